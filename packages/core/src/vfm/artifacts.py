@@ -1,0 +1,201 @@
+"""What stages hand to one another: typed folders on disk, the only way from one stage to the next.
+
+`artifact.json` holds the facts (the fields below), files beside it the bulk: safetensors, parquet, npy. Never pickle.
+This module is light: reading the bulk is the work of `vfm.data` and `vfm.models`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, PrivateAttr, ValidationError
+
+from vfm.config import Config, UserError, error_lines
+
+FACTS_FILE = "artifact.json"
+
+
+class Artifact(Config):
+    """A typed folder: its fields are the facts, `path` is where it lies."""
+
+    types: ClassVar[dict[str, type[Artifact]]] = {}
+    _path: Path = PrivateAttr(default=Path())
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        other = Artifact.types.setdefault(cls.__name__, cls)
+        if other.__module__ != cls.__module__:
+            raise TypeError(
+                f"two artifact types are named {cls.__name__}: in {other.__module__} and in {cls.__module__}"
+            )
+        Artifact.types[cls.__name__] = cls
+
+    @property
+    def path(self) -> Path:
+        """The folder of the artifact."""
+        return self._path
+
+    @classmethod
+    def create(cls, directory: Path, **facts: Any) -> Self:
+        """Writes the facts into `directory` and returns the artifact. The bulk is the caller's to write."""
+        artifact = cls(**facts)
+        artifact._path = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        record = {"type": cls.__name__, **artifact.model_dump(mode="json")}
+        (directory / FACTS_FILE).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return artifact
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Self:
+        """Reads an artifact of this type (or of a subtype) back.
+
+        Raises:
+            UserError: the folder holds no artifact, one of another type, or one of a package that is not installed.
+        """
+        directory = Path(directory)
+        try:
+            record = json.loads((directory / FACTS_FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{directory}: no artifact here ({FACTS_FILE} is missing)") from None
+        except ValueError as error:
+            raise UserError(f"{directory / FACTS_FILE}: not readable as JSON: {error}") from None
+        name = record.pop("type", None)
+        found = Artifact.types.get(name)
+        if found is None:
+            raise UserError(
+                f"{directory}: artifact type {name!r} is not known; the package that makes it is not installed"
+            )
+        if not issubclass(found, cls):
+            raise UserError(f"{directory}: a {cls.__name__} is wanted, this is a {name}")
+        try:
+            artifact = found(**record)
+        except ValidationError as error:
+            where, line = error_lines(error, found)[0]
+            raise UserError(f"{directory / FACTS_FILE}: {'.'.join(map(str, where))}: {line}") from None
+        artifact._path = directory
+        return artifact
+
+    def reference(self, base: Path) -> str:
+        """This artifact's address for the facts of another one in `base`: relative within a store, else absolute."""
+        same_store = self.path.resolve().parent == base.resolve().parent
+        return f"../{self.path.name}" if same_store else str(self.path.resolve())
+
+    def linked(self, address: str) -> Path:
+        """The folder that an address made by `reference` leads to, seen from this artifact."""
+        return self.path / address if address.startswith("../") else Path(address)
+
+
+class ImageDataset(Artifact):
+    """Images that can be read at random by an index over shards. Images stay where the user has them."""
+
+    num_samples: int = Field(ge=0)
+    bad_samples: dict[str, int] = Field(default={}, description="samples left out when indexing, by reason")
+
+
+class PairDataset(ImageDataset):
+    """Images with captions, several an image and in several languages perhaps."""
+
+    languages: list[str] = Field(default=["en"], description="keys of the captions, the first is the default")
+
+
+class Pool(PairDataset):
+    """Raw image-text pairs: an index over shards (path, size, fingerprint, number of samples)."""
+
+
+class CuratedSubset(PairDataset):
+    """A view of a Pool: the kept pairs and texts, with the probability of each. No image is copied."""
+
+    pool: str = Field(description="address of the Pool")
+
+
+class LabeledDataset(ImageDataset):
+    """Images with one class label each, the class names and prompt templates with a `{}`."""
+
+    class_names: list[str]
+    templates: list[str] = ["a photo of a {}."]
+
+
+class ChoiceDataset(Artifact):
+    """Images x statements with the right pairing, grouped by pattern (MMVP, Winoground, made pairs)."""
+
+    num_pairs: int = Field(ge=0)
+    patterns: list[str]
+
+
+class Metadata(Artifact):
+    """The list of entries that captions are matched against; an entry's id is its place in the list."""
+
+    num_entries: int = Field(ge=1)
+    sha256: str = Field(description="hash of the ordered entries")
+
+
+class Matches(Artifact):
+    """Entry ids of each text of a pool, and texts matched by each entry: any t can be tried without matching again."""
+
+    pool: str = Field(description="address of the Pool")
+    metadata: str = Field(description="address of the Metadata")
+    num_texts: int = Field(ge=0)
+    num_matched: int = Field(ge=0)
+
+
+class VisionCheckpoint(Artifact):
+    """A vision encoder in timm's layout (`config.json`, `model.safetensors`), with or without a head."""
+
+    architecture: str = Field(description="timm name")
+    image_size: int
+    width: int = Field(description="channels of the patch tokens")
+    num_classes: int = 0
+
+
+class ClipCheckpoint(Artifact):
+    """A CLIP model in open_clip's layout (`open_clip_config.json`, `open_clip_model.safetensors`)."""
+
+    model: str = Field(description="open_clip name, or what the model was made from")
+    image_size: int
+    embed_dim: int
+    context_length: int
+
+
+class GeneratorCheckpoint(Artifact):
+    """A diffusion model in diffusers' layout, and what conditions it."""
+
+    sample_size: int
+    condition_width: int = Field(description="channels of the cross-attention context")
+    prediction: Literal["epsilon", "v", "flow"]
+
+
+class Metric(Config):
+    """One measured number with its uncertainty."""
+
+    name: str
+    value: float
+    unit: str = Field(default="share", description="share (0 to 1), or what the value counts")
+    n: int = Field(description="number of independent items behind the value")
+    low: float = Field(description="lower end of the 95 % interval")
+    high: float
+    model: str = Field(default="", description="name of the judged model's stage")
+    chance: float | None = Field(default=None, description="expected value of a blind guess")
+
+
+class Comparison(Config):
+    """A model against the first one on the same items: the paired test."""
+
+    metric: str
+    model: str
+    baseline: str
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    test: str = Field(description="exact McNemar, or paired bootstrap")
+
+
+class Report(Artifact):
+    """What an evaluation found: metrics with n and interval, paired tests; predictions lie beside as parquet."""
+
+    task: str
+    dataset: str
+    metrics: list[Metric]
+    comparisons: list[Comparison] = []
