@@ -1,1 +1,43 @@
-"""See README."""
+"""The shared mathematics of vfm, in plain torch: masks, token operations and the losses of EVA, CLIP and DIVA."""
+
+from vfm_kernels.contrastive import info_nce, siglip_loss
+from vfm_kernels.cosine import masked_cosine_loss, token_cosine
+from vfm_kernels.diffusion import (
+    DiffusionKind,
+    TimeDistribution,
+    add_noise,
+    denoising_error,
+    denoising_loss,
+    diffusion_target,
+    discrete_timesteps,
+    interpolate_noise,
+    sample_times,
+)
+from vfm_kernels.gather import gather_with_grad
+from vfm_kernels.masking import block_mask, block_mask_exact, random_mask
+from vfm_kernels.tokens import gather_tokens, mask_tokens, masked_index, patch_dropout_index, scatter_tokens
+
+__all__ = [
+    "DiffusionKind",
+    "TimeDistribution",
+    "add_noise",
+    "block_mask",
+    "block_mask_exact",
+    "denoising_error",
+    "denoising_loss",
+    "diffusion_target",
+    "discrete_timesteps",
+    "gather_tokens",
+    "gather_with_grad",
+    "info_nce",
+    "interpolate_noise",
+    "mask_tokens",
+    "masked_cosine_loss",
+    "masked_index",
+    "patch_dropout_index",
+    "random_mask",
+    "sample_times",
+    "scatter_tokens",
+    "siglip_loss",
+    "token_cosine",
+]

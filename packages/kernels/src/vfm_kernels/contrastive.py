@@ -1,0 +1,131 @@
+"""The two contrastive objectives of image-text training, each plain and in bounded memory, on one process or many.
+
+`logit_scale` is the factor itself, already exponentiated, as open_clip's models return it. Features come normalised.
+Logits are computed in fp32 whatever autocast says: in bf16 a logit of 100 has an error of 0.25.
+
+For many processes, pass what `gather_with_grad` returns and the rank: each process compares its own samples with all
+others (open_clip's `local_loss`), and the mean over processes is the loss of the one big batch.
+"""
+
+# n samples of this process, N of all processes, D width
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vfm_kernels.chunked import chunked_pair_loss, cross_entropy_rows, sigmoid_rows
+from vfm_kernels.precision import at_least_fp32
+
+
+def info_nce(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+    *,
+    all_image_features: Tensor | None = None,
+    all_text_features: Tensor | None = None,
+    rank: int = 0,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """CLIP's symmetric loss: each image picks its text among all texts, each text its image; ln N if they cannot.
+
+    Args:
+        image_features: (n, D), normalised.
+        text_features: (n, D), normalised.
+        logit_scale: factor of the cosines; scalar.
+        all_image_features: (N, D) of all processes, rank by rank; this process alone by default.
+        all_text_features: (N, D), given together with the images.
+        rank: of this process among them; its samples start at rank * n.
+        chunk_size: rows of logits held at once. The result and its gradients are those of the plain loss in memory
+            chunk_size x N instead of n x N; the gradient can be taken once (no second derivative).
+
+    Returns:
+        Scalar, fp32: the mean over this process's samples and both directions.
+
+    Raises:
+        ValueError: shapes, rank or chunk size that do not fit.
+
+    Source: Radford et al. 2021, CLIP (arXiv:2103.00020), Figure 3.
+    """
+    if (all_image_features is None) != (all_text_features is None):
+        raise ValueError("all_image_features and all_text_features must be given together")
+    image, text, scale = (
+        at_least_fp32(image_features),
+        at_least_fp32(text_features),
+        _scalar(logit_scale, image_features),
+    )
+    all_image = image if all_image_features is None else at_least_fp32(all_image_features)
+    all_text = text if all_text_features is None else at_least_fp32(all_text_features)
+    first = _first_positive(image, text, all_text, rank, chunk_size)
+
+    def direction(queries: Tensor, keys: Tensor) -> Tensor:
+        if chunk_size is not None:
+            total = chunked_pair_loss(
+                queries, keys, scale, torch.zeros_like(scale), cross_entropy_rows, first, chunk_size
+            )
+            return total / len(queries)
+        labels = torch.arange(first, first + len(queries), device=queries.device)
+        return F.cross_entropy(scale * queries @ keys.T, labels)
+
+    with torch.autocast(image.device.type, enabled=False):
+        return (direction(image, all_text) + direction(text, all_image)) / 2
+
+
+def siglip_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float,
+    *,
+    all_text_features: Tensor | None = None,
+    rank: int = 0,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """SigLIP's loss: every image-text pair is its own yes-or-no question, so no normalisation over the batch.
+
+    Args:
+        image_features: (n, D), normalised.
+        text_features: (n, D), normalised.
+        logit_scale: factor of the cosines; scalar.
+        logit_bias: added to every logit; the paper starts it at -10, as nearly all pairs are negatives.
+        all_text_features: (N, D) of all processes, rank by rank; this process alone by default.
+        rank: of this process among them; its samples start at rank * n.
+        chunk_size: rows of logits held at once, as in `info_nce`.
+
+    Returns:
+        Scalar, fp32: summed over the N texts, mean over this process's images.
+
+    Raises:
+        ValueError: shapes, rank or chunk size that do not fit.
+
+    Source: Zhai et al. 2023, Sigmoid Loss for Language Image Pre-Training (arXiv:2303.15343), Algorithm 1.
+    """
+    image, text = at_least_fp32(image_features), at_least_fp32(text_features)
+    scale, bias = _scalar(logit_scale, image), _scalar(logit_bias, image)
+    all_text = text if all_text_features is None else at_least_fp32(all_text_features)
+    first = _first_positive(image, text, all_text, rank, chunk_size)
+    with torch.autocast(image.device.type, enabled=False):
+        if chunk_size is not None:
+            return chunked_pair_loss(image, all_text, scale, bias, sigmoid_rows, first, chunk_size) / len(image)
+        logits = scale * image @ all_text.T + bias
+        signs = -torch.ones_like(logits)
+        signs.diagonal(first).fill_(1.0)
+        return -F.logsigmoid(signs * logits).sum() / len(image)
+
+
+def _scalar(value: Tensor | float, like: Tensor) -> Tensor:
+    return torch.as_tensor(value, device=like.device).to(at_least_fp32(like).dtype).reshape(())
+
+
+def _first_positive(image: Tensor, text: Tensor, all_text: Tensor, rank: int, chunk_size: int | None) -> int:
+    """Index among all samples of this process's first one, once shapes are known to fit."""
+    if image.shape != text.shape or image.ndim != 2:
+        raise ValueError(
+            f"image features {tuple(image.shape)} and text features {tuple(text.shape)} must both be (n, D)"
+        )
+    num_local, num_all = len(image), len(all_text)
+    if num_all % num_local or not 0 <= rank < num_all // num_local:
+        raise ValueError(f"rank {rank} with {num_local} samples has no place among {num_all} gathered ones")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1")
+    return rank * num_local

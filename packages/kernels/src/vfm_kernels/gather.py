@@ -1,0 +1,44 @@
+"""Features of every rank, with gradient: what a contrastive loss needs to see the batch of all processes as one."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def gather_with_grad(features: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """The features of all ranks, rank by rank; gradients flow back to the rank that made them.
+
+    Each rank receives the sum of what all ranks' losses say about its features. So when every rank takes the mean loss
+    over its own samples and gradients are averaged over ranks (as DDP does), parameters get the gradient of the one big
+    batch. Without a process group, or with one process, the features themselves are returned.
+
+    Args:
+        features: (n, ...), the same shape on every rank.
+        group: the processes to gather from; all of them by default.
+
+    Returns:
+        (world_size * n, ...).
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
+        return features
+    gathered: Tensor = _Gather.apply(features, group)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group, ctx.num_local = group, features.shape[0]
+        gathered = features.new_empty((dist.get_world_size(group) * features.shape[0], *features.shape[1:]))
+        dist.all_gather_into_tensor(gathered, features.contiguous(), group=group)
+        return gathered
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        local = grad.new_empty((ctx.num_local, *grad.shape[1:]))
+        dist.reduce_scatter_tensor(local, grad.contiguous(), group=ctx.group)  # sum over ranks
+        return local, None
