@@ -1,0 +1,1 @@
+"""The ruler: how every model is measured, whoever trained it."""

@@ -1,0 +1,111 @@
+"""Choosing the right statement or picture among near-identical ones: MMVP-VLM by its official rule, and any other.
+
+MMVP-VLM: Tong et al. 2024, Eyes Wide Shut (arXiv:2401.06209), rule read from the authors' `scripts/evaluate_vlm.py`.
+The general rule is Winoground's (Thrush et al. 2022, arXiv:2204.03162), which for one image is SugarCrepe's.
+"""
+
+# P pairs or items, S statements, I images
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+MMVP_PROMPT = "a photo of "
+MMVP_PATTERNS = (
+    "Orientation and Direction",
+    "Presence of Specific Features",
+    "State and Condition",
+    "Quantity and Count",
+    "Positional and Relational Context",
+    "Color and Appearance",
+    "Structural Characteristics",
+    "Texts",
+    "Viewpoint and Perspective",
+)
+MMVP_PAIRS_PER_PATTERN = 15
+
+
+@dataclass(frozen=True)
+class MmvpResult:
+    """Outcome for each pair.
+
+    probability: that the first image is meant, for both statements, (P, 2).
+    prediction: 1 or 2, the image each statement was given to, (P, 2).
+    truth: 1 or 2, (P, 2).
+    correct: both statements right, (P,).
+    """
+
+    probability: NDArray[np.float32]
+    prediction: NDArray[np.int64]
+    truth: NDArray[np.int64]
+    correct: NDArray[np.bool_]
+
+
+def mmvp_vlm(logits: NDArray[np.float32], question_ids: NDArray[np.int64]) -> MmvpResult:
+    """Judge pairs by the official MMVP-VLM rule: each statement picks one of the pair's two images.
+
+    A statement goes to image 1 if softmax over the two images gives it more than one half, else to image 2: so ties,
+    and NaN, go to image 2. An odd question id belongs to image 1, an even one to image 2. A pair counts only if both
+    of its statements are right: guessing scores 25 %, always the same answer 0 %. Image to text is not scored.
+
+    Args:
+        logits: of each statement for each image, with the model's own temperature, (P, 2 statements, 2 images).
+        question_ids: of both statements, (P, 2).
+    """
+    if logits.shape[1:] != (2, 2) or question_ids.shape != logits.shape[:2]:
+        raise ValueError(f"MMVP pairs are (P, 2, 2) logits and (P, 2) ids, got {logits.shape}, {question_ids.shape}")
+    probability = torch.from_numpy(np.asarray(logits, dtype=np.float32)).softmax(dim=-1)[..., 0].numpy()
+    prediction = np.where(probability > 0.5, 1, 2)
+    truth = np.where(question_ids % 2 == 1, 1, 2)
+    return MmvpResult(probability, prediction, truth, (prediction == truth).all(axis=1))
+
+
+def mmvp_patterns(num_pairs: int) -> list[str]:
+    """Pattern of each pair of the official set, which goes by *position* in the file, not by the file's Type column.
+
+    Raises:
+        ValueError: not the official 135 pairs, where position would say nothing.
+    """
+    if num_pairs != len(MMVP_PATTERNS) * MMVP_PAIRS_PER_PATTERN:
+        raise ValueError(f"patterns go by position only in the official set of 135 pairs, this one has {num_pairs}")
+    return [MMVP_PATTERNS[pair // MMVP_PAIRS_PER_PATTERN] for pair in range(num_pairs)]
+
+
+@dataclass(frozen=True)
+class ChoiceResult:
+    """Outcome for each item: `text` finds the statement of an image, `image` the image of a statement, `group` both.
+
+    An item with one image has no image to choose: its `image` outcome is True and says nothing.
+    """
+
+    text: NDArray[np.bool_]
+    image: NDArray[np.bool_]
+    group: NDArray[np.bool_]
+
+
+def choose(scores: NDArray[np.floating], right: NDArray[np.bool_]) -> ChoiceResult:
+    """Judge any caption choice: each image's right statement must beat all wrong ones, and the reverse.
+
+    Strictly: a tie, and a NaN, is wrong, so a model that cannot tell scores nothing.
+
+    Args:
+        scores: of each statement for each image, (P, S, I).
+        right: which statement belongs to which image, (S, I) for all items or (P, S, I).
+    """
+    matches = np.broadcast_to(right, scores.shape)
+    text = _beats_the_wrong(scores, matches, axis=1)
+    image = _beats_the_wrong(scores, matches, axis=2)
+    return ChoiceResult(text, image, text & image)
+
+
+def _beats_the_wrong(scores: NDArray[np.floating], matches: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
+    """Whether the best match along `axis` is above every other, for all the rest that have a match, (P,)."""
+    best_right = np.where(matches, scores, -np.inf).max(axis=axis)
+    best_wrong = np.where(matches, -np.inf, scores).max(axis=axis)
+    asked = matches.any(axis=axis)  # SugarCrepe's wrong statement belongs to no image: nothing is asked of it
+    won: NDArray[np.bool_] = ((best_right > best_wrong) | ~asked).all(axis=1)
+    return won

@@ -1,0 +1,91 @@
+"""Scores with their intervals, and whether a model is really better than another on the same items."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm.artifacts import Comparison, Metric
+from vfm.eval.statistics import bootstrap_interval, mcnemar_exact, paired_bootstrap, stratified_mean, wilson_interval
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which items a model got right by one metric: what scores and paired tests are made of.
+
+    Args:
+        metric: its name, such as `acc1`.
+        correct: right or wrong, (N,).
+        groups: the image of each item, (N,), where an image has several captions and so items are not independent.
+        classes: the class of each item, (N,), where the score is the mean over classes.
+        chance: share that a blind guess gets right.
+    """
+
+    metric: str
+    correct: NDArray[np.bool_]
+    groups: NDArray[np.int64] | None = None
+    classes: NDArray[np.int64] | None = None
+    chance: float | None = None
+
+    @property
+    def num_independent(self) -> int:
+        """Items, or images where an image has several items."""
+        return len(self.correct) if self.groups is None else len(np.unique(self.groups))
+
+    @property
+    def independent(self) -> bool:
+        """Whether the score is a plain share of independent items."""
+        return self.classes is None and self.num_independent == len(self.correct)
+
+    @property
+    def value(self) -> float:
+        """Share right, 0 to 1."""
+        return stratified_mean(self.correct, self.classes)
+
+    def interval(self, seed: int = 0) -> tuple[float, float]:
+        """95 % interval: Wilson's for independent items, else a bootstrap over images or within classes."""
+        # Where all items are alike a bootstrap has no spread and would claim certainty; Wilson's interval does not.
+        if self.independent or self.correct.all() or not self.correct.any():
+            return wilson_interval(round(self.value * self.num_independent), self.num_independent)
+        return bootstrap_interval(self.correct, self.groups, strata=self.classes, seed=seed)
+
+
+def score(verdict: Verdict, *, model: str = "", seed: int = 0) -> Metric:
+    """The score of a verdict as a share with n (independent items) and its 95 % interval."""
+    low, high = verdict.interval(seed)
+    return Metric(
+        name=verdict.metric,
+        value=verdict.value,
+        n=verdict.num_independent,
+        low=low,
+        high=high,
+        model=model,
+        chance=verdict.chance,
+    )
+
+
+def compare(first: Verdict, second: Verdict, *, baseline: str, model: str, seed: int = 0) -> Comparison:
+    """Second minus first on the same items, as a share, with the interval of a paired bootstrap and a p-value.
+
+    The p-value is exact McNemar's for independent items. McNemar would take captions of one image for as many pieces
+    of evidence, so with several captions an image, and for means over classes, it is the paired bootstrap's.
+
+    Raises:
+        ValueError: the verdicts are not of the same metric and items.
+    """
+    if first.metric != second.metric:
+        raise ValueError(f"only equal metrics can be compared, got {first.metric} and {second.metric}")
+    found = paired_bootstrap(first.correct, second.correct, first.groups, strata=first.classes, seed=seed)
+    exact = mcnemar_exact(first.correct, second.correct).p_value if first.independent else None
+    return Comparison(
+        metric=first.metric,
+        model=model,
+        baseline=baseline,
+        difference=found.difference,
+        low=found.low,
+        high=found.high,
+        p_value=found.p_value if exact is None else exact,
+        test="paired bootstrap" if exact is None else "exact McNemar",
+    )

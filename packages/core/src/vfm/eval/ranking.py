@@ -1,0 +1,67 @@
+"""Rank of the best right item for each query in bounded memory: what zero-shot and retrieval both count hits with."""
+
+# N queries, M items, D width
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+MAX_SCORES = 16_000_000  # scores held at once: 64 MB in fp32, and as much again twice while ranks are counted
+
+
+def tie_width(width: int) -> float:
+    """How far apart two fp32 cosines of `width` terms must be to differ: closer ones tie.
+
+    The order of summation in a dot product depends on the device, the library and the block, and moves the result by
+    about eps * sqrt(width); without this the ranks of duplicates, and of a collapsed model, would be left to it.
+    """
+    return float(torch.finfo(torch.float32).eps * math.sqrt(width))
+
+
+def row_blocks(num_rows: int, num_columns: int, max_scores: int = MAX_SCORES) -> Iterator[slice]:
+    """Slices of rows whose (rows, num_columns) block of scores holds at most `max_scores` numbers, or one row."""
+    rows = max(1, max_scores // max(1, num_columns))
+    return (slice(start, min(start + rows, num_rows)) for start in range(0, num_rows, rows))
+
+
+def best_ranks(
+    queries: Tensor, items: Tensor, query_groups: Tensor, item_groups: Tensor, *, max_scores: int = MAX_SCORES
+) -> NDArray[np.int64]:
+    """How many wrong items score at least as high as the best right one, for each query: 0 is a hit at 1.
+
+    An item is right for a query if both have the same group. Ties count against the query, so a model whose features
+    all collapsed onto one point scores nothing; a query with a NaN score is ranked last. The (N, M) score matrix is
+    never held: memory is a few times `max_scores` numbers.
+
+    Args:
+        queries: unit vectors, (N, D).
+        items: unit vectors, (M, D), on the same device.
+        query_groups: (N,) integers.
+        item_groups: (M,) integers.
+
+    Raises:
+        ValueError: a query has no right item.
+    """
+    missing = ~torch.isin(query_groups, item_groups)
+    if bool(missing.any()):
+        raise ValueError(f"{int(missing.sum())} queries have no right item, the first is {int(missing.nonzero()[0])}")
+    ranks, tie = np.empty(len(queries), dtype=np.int64), tie_width(queries.shape[1])
+    for block in row_blocks(len(queries), len(items), max_scores):
+        scores = queries[block] @ items.T  # (rows, M)
+        right = query_groups[block, None] == item_groups[None]
+        best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
+        # "Not lower" and not "at least": a NaN on either side counts against the query.
+        count = (~(scores < best - tie)).logical_and_(~right).sum(dim=1)
+        ranks[block] = torch.where(best[:, 0].isnan(), len(items), count).cpu().numpy()
+    return ranks
+
+
+def hits_at(ranks: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
+    """Which queries have a right item among their first `k`."""
+    return ranks < k

@@ -1,0 +1,123 @@
+"""MMVP-VLM by the official rule, and general caption choice."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from vfm.eval.choices import MMVP_PATTERNS, choose, mmvp_patterns, mmvp_vlm
+
+IDS = np.arange(1, 271).reshape(135, 2)
+FINITE = st.floats(-40, 40, width=32) | st.sampled_from([0.0, 25.0])
+
+
+def official(logits: np.ndarray, question_ids: np.ndarray) -> tuple[list[bool], dict[str, float]]:
+    """The authors' script, restated line by line for ready logits."""
+    pair_accuracies = dict.fromkeys(MMVP_PATTERNS, 0.0)
+    num_pairs, right = 0, []
+    for (text1, text2), (qid1, qid2) in zip(torch.from_numpy(logits), question_ids, strict=True):
+        probs1, probs2 = text1[None].softmax(dim=-1).numpy(), text2[None].softmax(dim=-1).numpy()
+        pred1 = "img1" if probs1[0][0] > 0.5 else "img2"
+        pred2 = "img1" if probs2[0][0] > 0.5 else "img2"
+        gt1 = "img1" if qid1 % 2 == 1 else "img2"
+        gt2 = "img1" if qid2 % 2 == 1 else "img2"
+        right.append(pred1 == gt1 and pred2 == gt2)
+        if right[-1]:
+            pair_accuracies[MMVP_PATTERNS[num_pairs // 15]] += 1
+        num_pairs += 1
+    return right, {c: n / (num_pairs // len(MMVP_PATTERNS)) * 100 for c, n in pair_accuracies.items()}
+
+
+@given(logits=hnp.arrays(np.float32, (135, 2, 2), elements=FINITE), swap=hnp.arrays(np.bool_, 135))
+@settings(max_examples=50, deadline=None)
+def test_pairs_are_judged_as_by_the_authors_script(logits: np.ndarray, swap: np.ndarray) -> None:
+    ids = np.where(swap[:, None], IDS[:, ::-1], IDS)  # the file may list the even id first
+    result = mmvp_vlm(logits, ids)
+    right, by_pattern = official(logits, ids)
+    assert result.correct.tolist() == right
+    patterns = np.array(mmvp_patterns(135))
+    for pattern, accuracy in by_pattern.items():
+        assert 100 * result.correct[patterns == pattern].mean() == pytest.approx(accuracy)
+    # Nine patterns of 15: the mean over patterns, which DIVA prints, is the pair accuracy.
+    assert 100 * result.correct.mean() == pytest.approx(np.mean(list(by_pattern.values())))
+
+
+def test_a_perfect_model_gets_all_and_an_inverted_one_nothing() -> None:
+    perfect = np.tile(np.eye(2, dtype=np.float32) * 20, (135, 1, 1))
+    assert mmvp_vlm(perfect, IDS).correct.all()
+    assert not mmvp_vlm(-perfect, IDS).correct.any()
+
+
+def test_guessing_gets_a_quarter_of_the_pairs() -> None:
+    logits = np.random.default_rng(0).normal(size=(40_000, 2, 2)).astype(np.float32)
+    ids = np.arange(1, 80_001).reshape(-1, 2)
+    assert mmvp_vlm(logits, ids).correct.mean() == pytest.approx(0.25, abs=0.01)
+
+
+@pytest.mark.parametrize("image", [0, 1])
+def test_the_same_answer_to_everything_gets_nothing(image: int) -> None:
+    logits = np.zeros((135, 2, 2), np.float32)
+    logits[:, :, image] = 5
+    assert not mmvp_vlm(logits, IDS).correct.any()
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_ties_and_nan_go_to_the_second_image(value: float) -> None:
+    result = mmvp_vlm(np.full((135, 2, 2), value, np.float32), IDS)
+    assert (result.prediction == 2).all()
+    assert not result.correct.any()
+
+
+def test_one_right_statement_of_two_is_no_pair() -> None:
+    half = np.array([[[9, 0], [9, 0]]], np.float32)  # both statements to image 1
+    result = mmvp_vlm(half, IDS[:1])
+    assert (result.prediction == result.truth).tolist() == [[True, False]]
+    assert result.correct.tolist() == [False]
+
+
+def test_patterns_go_by_position_and_only_in_the_official_set() -> None:
+    patterns = mmvp_patterns(135)
+    assert [patterns.count(p) for p in MMVP_PATTERNS] == [15] * 9
+    assert (patterns[14], patterns[15]) == MMVP_PATTERNS[:2]
+    with pytest.raises(ValueError, match="135 pairs, this one has 90"):
+        mmvp_patterns(90)
+
+
+def test_mmvp_refuses_items_that_are_no_pairs() -> None:
+    with pytest.raises(ValueError, match="MMVP pairs"):
+        mmvp_vlm(np.zeros((3, 2, 1), np.float32), IDS[:3])
+
+
+def naive_choice(scores: np.ndarray, right: np.ndarray) -> tuple[bool, bool]:
+    """Winoground's definition by loops: every right statement's rivals must lose."""
+
+    def wins(scores: np.ndarray, right: np.ndarray) -> bool:
+        rivals = [r for r in range(len(right)) if not right[r]]
+        return any(right[j] and all(scores[j] > scores[r] for r in rivals) for j in range(len(right)))
+
+    return (
+        all(wins(scores[:, i], right[:, i]) for i in range(scores.shape[1])),
+        all(wins(scores[s], right[s]) for s in range(scores.shape[0])),
+    )
+
+
+@given(scores=hnp.arrays(np.float64, (6, 2, 2), elements=st.integers(-3, 3).map(float) | st.just(np.nan)))
+@settings(max_examples=80, deadline=None)
+def test_choice_equals_winogrounds_definition(scores: np.ndarray) -> None:
+    result = choose(scores, np.eye(2, dtype=bool))
+    for p in range(6):
+        assert (result.text[p], result.image[p]) == naive_choice(scores[p], np.eye(2, dtype=bool))
+    assert (result.group == (result.text & result.image)).all()
+
+
+def test_choice_of_one_image_is_sugarcrepes_and_wants_a_strict_win() -> None:
+    scores = np.array([[[0.3], [0.2]], [[0.2], [0.3]], [[0.2], [0.2]], [[np.nan], [0.1]]])
+    result = choose(scores, np.array([[True], [False]]))
+    assert result.group.tolist() == [True, False, False, False]
+
+
+def test_choice_takes_any_of_several_right_statements() -> None:
+    right = np.array([[True], [True], [False]])
+    scores = np.array([[[0.1], [0.9], [0.5]], [[0.1], [0.2], [0.5]]])
+    assert choose(scores, right).text.tolist() == [True, False]

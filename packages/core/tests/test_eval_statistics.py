@@ -1,0 +1,203 @@
+"""Intervals and tests against scipy, printed tables and brute force."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from vfm.eval.compare import Verdict, compare, score
+from vfm.eval.statistics import (
+    bootstrap_interval,
+    mcnemar_exact,
+    paired_bootstrap,
+    t_interval,
+    wilson_interval,
+)
+
+
+@given(n=st.integers(1, 5000), share=st.floats(0, 1))
+@settings(max_examples=60, deadline=None)
+def test_wilson_equals_scipy(n: int, share: float) -> None:
+    successes = round(n * share)
+    expected = stats.binomtest(successes, n).proportion_ci(0.95, method="wilson")
+    np.testing.assert_allclose(wilson_interval(successes, n), (expected.low, expected.high), atol=1e-12)
+
+
+def test_wilson_stays_honest_at_the_ends() -> None:
+    low, high = wilson_interval(0, 135)
+    assert low == 0
+    assert high == pytest.approx(0.0277, abs=1e-4)  # 3.84 / (135 + 3.84)
+    assert wilson_interval(135, 135)[0] == pytest.approx(1 - high)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(1, 0), (3, 2), (-1, 2)])
+def test_wilson_refuses_what_is_no_proportion(successes: int, n: int) -> None:
+    with pytest.raises(ValueError, match="proportion"):
+        wilson_interval(successes, n)
+
+
+def test_mcnemar_equals_the_values_printed_for_diva() -> None:
+    """26 -> 35 of 135 pairs: p lies between 0.004 (9 wins, no loss) and 0.12 (18 to 9)."""
+    clean = mcnemar_exact([0] * 9 + [1] * 26, [1] * 9 + [1] * 26)
+    mixed = mcnemar_exact([0] * 18 + [1] * 9, [1] * 18 + [0] * 9)
+    assert (clean.wins, clean.losses, clean.p_value) == (9, 0, pytest.approx(0.00390625))
+    assert (mixed.wins, mixed.losses) == (18, 9)
+    assert mixed.p_value == pytest.approx(0.1221, abs=1e-4)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=80))
+@settings(max_examples=60, deadline=None)
+def test_mcnemar_equals_scipys_sign_test_both_ways_round(pairs: list[tuple[bool, bool]]) -> None:
+    first, second = np.array(pairs).T
+    forward, backward = mcnemar_exact(first, second), mcnemar_exact(second, first)
+    discordant = forward.wins + forward.losses
+    expected = stats.binomtest(forward.wins, discordant).pvalue if discordant else 1.0
+    assert forward.p_value == pytest.approx(expected) == backward.p_value
+    assert (forward.wins, forward.losses) == (backward.losses, backward.wins)
+
+
+def naive_bootstrap(values: np.ndarray, groups: np.ndarray, num_resamples: int, seed: int) -> tuple[float, float]:
+    generator = np.random.default_rng(seed)
+    members = [values[groups == g] for g in np.unique(groups)]
+    means = [
+        np.concatenate([members[i] for i in generator.integers(len(members), size=len(members))]).mean()
+        for _ in range(num_resamples)
+    ]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_drawing_kinds_of_groups_equals_drawing_groups(binary: bool) -> None:
+    generator = np.random.default_rng(3)
+    groups = np.sort(generator.integers(0, 120, size=500))
+    chance = generator.beta(0.5, 0.5, size=120)[groups]  # captions of one image succeed together
+    values = (generator.random(500) < chance).astype(float) if binary else chance + 0.1 * generator.normal(size=500)
+    fast = bootstrap_interval(values, groups, num_resamples=4000)
+    slow = naive_bootstrap(values, groups, 4000, seed=1)
+    np.testing.assert_allclose(fast, slow, atol=0.01)
+
+
+def test_groups_widen_the_interval_when_captions_succeed_together() -> None:
+    per_image = np.random.default_rng(0).integers(0, 2, size=200)
+    captions, images = np.repeat(per_image, 5), np.repeat(np.arange(200), 5)
+    alone, together = bootstrap_interval(captions), bootstrap_interval(captions, images)
+    assert (together[1] - together[0]) == pytest.approx(np.sqrt(5) * (alone[1] - alone[0]), rel=0.1)
+
+
+def test_bootstrap_is_near_wilson_for_independent_items_and_repeats_by_seed() -> None:
+    values = np.arange(1000) < 300
+    np.testing.assert_allclose(bootstrap_interval(values, seed=4), wilson_interval(300, 1000), atol=0.003)
+    lengths = np.random.default_rng(0).normal(size=50)
+    assert bootstrap_interval(lengths, seed=4) == bootstrap_interval(lengths, seed=4)
+    assert bootstrap_interval(lengths, seed=4) != bootstrap_interval(lengths, seed=5)
+
+
+def test_bootstrap_in_chunks_keeps_every_resample(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(size=300)
+    whole = bootstrap_interval(values, num_resamples=1001)
+    monkeypatch.setattr("vfm.eval.statistics.MAX_DRAWS", 300 * 7)
+    np.testing.assert_allclose(bootstrap_interval(values, num_resamples=1001), whole)
+
+
+def test_interval_covers_the_truth_about_95_times_of_100() -> None:
+    generator = np.random.default_rng(7)
+    covered = 0
+    for trial in range(300):
+        chance = generator.beta(3, 3, size=80)  # true mean 0.5
+        hits = generator.random((80, 5)) < chance[:, None]
+        low, high = bootstrap_interval(hits.ravel(), np.repeat(np.arange(80), 5), num_resamples=500, seed=trial)
+        covered += low <= 0.5 <= high
+    assert 0.90 <= covered / 300 <= 0.985
+
+
+def test_paired_bootstrap_sees_a_small_but_steady_gain_that_unpaired_intervals_hide() -> None:
+    generator = np.random.default_rng(1)
+    first = generator.normal(0, 1, size=300)
+    second = first + 0.1 + 0.05 * generator.normal(size=300)
+    found = paired_bootstrap(first, second)
+    assert found.low > 0.09
+    assert found.p_value < 0.001
+    assert bootstrap_interval(first)[1] > bootstrap_interval(second)[0]
+
+
+def test_paired_bootstrap_of_a_model_with_itself_finds_nothing() -> None:
+    values = np.random.default_rng(1).normal(size=50)
+    assert paired_bootstrap(values, values) == paired_bootstrap(values, values)
+    assert paired_bootstrap(values, values).p_value == 1
+    assert (paired_bootstrap(values, values).low, paired_bootstrap(values, values).high) == (0, 0)
+
+
+def test_paired_bootstrap_p_is_uniform_enough_when_nothing_differs() -> None:
+    generator = np.random.default_rng(2)
+    ps = [paired_bootstrap(*generator.normal(size=(2, 60)), num_resamples=400).p_value for _ in range(300)]
+    assert 0.02 <= np.mean(np.array(ps) < 0.05) <= 0.09
+
+
+def test_paired_tests_refuse_unequal_lists() -> None:
+    for test in (mcnemar_exact, paired_bootstrap):
+        with pytest.raises(ValueError, match="same items"):
+            test([1, 0], [1])
+
+
+def test_t_interval_equals_scipy_and_the_table() -> None:
+    values = [17.8, 24.2, 21.0]
+    mean, low, high = t_interval(values)
+    expected = stats.t.interval(0.95, df=2, loc=np.mean(values), scale=stats.sem(values))
+    assert (low, high) == pytest.approx(expected)
+    assert (high - mean) == pytest.approx(4.3027 * stats.sem(values), rel=1e-4)  # t table, 2 degrees of freedom
+
+
+def test_t_interval_refuses_one_seed() -> None:
+    with pytest.raises(ValueError, match="two or more seeds"):
+        t_interval([1.0])
+
+
+def test_mean_per_class_takes_its_spread_from_within_the_classes() -> None:
+    labels = np.repeat([0, 1], [1000, 10])
+    correct = np.concatenate([np.ones(1000, bool), np.arange(10) < 5])
+    found = score(Verdict("mean_per_class_recall", correct, classes=labels))
+    assert found.value == pytest.approx(0.75)
+    # All the spread is the small class's: a half of its binomial standard deviation.
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * 0.5 * np.sqrt(0.25 / 10), rel=0.15)
+
+
+def test_a_perfect_score_on_few_images_claims_no_certainty() -> None:
+    images = np.repeat(np.arange(10), 5)
+    found = score(Verdict("image_retrieval_recall@10", np.ones(50, bool), images), model="clip")
+    assert (found.value, found.high, found.n, found.model) == (1, 1, 10, "clip")
+    assert found.low == wilson_interval(10, 10)[0]
+
+
+def test_scores_take_wilson_for_items_and_bootstrap_for_captions() -> None:
+    hits = np.arange(100) % 3 == 0
+    alone = score(Verdict("acc1", hits, chance=0.1))
+    assert (alone.low, alone.high) == wilson_interval(34, 100)
+    assert alone == score(Verdict("acc1", hits, np.arange(100), chance=0.1))
+    shared = score(Verdict("acc1", hits, np.arange(100) // 5))
+    assert (shared.low, shared.high) == bootstrap_interval(hits, np.arange(100) // 5)
+    assert (alone.n, shared.n) == (100, 20)
+
+
+def test_captions_of_one_image_are_not_counted_as_independent_evidence() -> None:
+    """Two images flip, five captions each: McNemar would see ten independent wins (p = 0.002)."""
+    images = np.repeat(np.arange(40), 5)
+    before, after = np.zeros(200, bool), images < 2
+    items = compare(Verdict("r", before), Verdict("r", after), baseline="clip", model="diva")
+    grouped = compare(Verdict("r", before, images), Verdict("r", after, images), baseline="clip", model="diva")
+    assert (items.test, grouped.test) == ("exact McNemar", "paired bootstrap")
+    assert items.p_value < 0.01 < 0.1 < grouped.p_value
+    assert items.difference == grouped.difference == pytest.approx(0.05)
+    assert (items.model, items.baseline) == ("diva", "clip")
+
+
+def test_comparison_of_class_means_weighs_classes_not_items() -> None:
+    labels = np.repeat([0, 1], [90, 10])
+    before, after = np.zeros(100, bool), labels == 1
+    found = compare(Verdict("m", before, classes=labels), Verdict("m", after, classes=labels), baseline="a", model="b")
+    assert found.difference == found.low == found.high == pytest.approx(0.5)
+
+
+def test_comparing_different_metrics_is_refused() -> None:
+    with pytest.raises(ValueError, match="acc1 and acc5"):
+        compare(Verdict("acc1", np.ones(2, bool)), Verdict("acc5", np.ones(2, bool)), baseline="a", model="b")
