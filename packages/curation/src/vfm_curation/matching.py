@@ -1,0 +1,115 @@
+"""Which metadata entries a caption contains: MetaCLIP's exact matching.
+
+An entry matches where it stands in the text between two spaces, after seven ASCII marks have been set apart and tabs
+and line ends turned into spaces. Nothing else is cleaned: case counts, quotes and brackets stick to their words, and a
+comma followed by a space leaves two spaces, so that no entry of several words reaches across it.
+
+`match_plain` says just that. `Matcher` gives the same answer from a trie over tokens: a text split at single spaces,
+empty tokens kept, holds an entry exactly where the entry's own pieces are consecutive tokens of it. It is the
+time of the text that counts, not the number of entries.
+
+Source: Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671), section 3.2 and Algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from vfm.config import UserError
+
+MARKS = ",.;:?!`"
+BLANKS = "\t\n\r"
+
+
+def spacing(text: str) -> str:
+    """The text as matching sees it: a space at both ends and around each of `,.;:?!` and the backtick."""
+    text = f" {text} "
+    for mark in MARKS:
+        text = text.replace(mark, f" {mark} ")
+    for blank in BLANKS:
+        text = text.replace(blank, " ")
+    return text
+
+
+def tokenize(text: str) -> list[str]:
+    """Tokens of a text, empty ones kept: two spaces in a row have an empty token between them."""
+    return spacing(text).split(" ")[1:-1]
+
+
+def match_plain(text: str, entries: Iterable[str]) -> list[int]:
+    """Ids of the entries in a text, by the definition: one substring test an entry. The twin of `Matcher.match`."""
+    spaced = spacing(text)
+    return [index for index, entry in enumerate(entries) if f" {entry} " in spaced]
+
+
+class _Node:
+    """A run of tokens with which an entry begins: the entry that ends here (-1: none) and the tokens that go on."""
+
+    __slots__ = ("children", "entry")
+
+    def __init__(self) -> None:
+        self.entry = -1
+        self.children: dict[str, _Node] = {}
+
+
+class Matcher:
+    """Finds all entries in a text by walking a trie of tokens; overlapping and nested entries are all found.
+
+    Args:
+        entries: the metadata; an entry's id is its place here.
+
+    Raises:
+        UserError: there are no entries, or one stands twice (its id would be ambiguous).
+    """
+
+    def __init__(self, entries: Sequence[str]) -> None:
+        if not entries:
+            raise UserError("the metadata holds no entries: there is nothing to match against")
+        self.num_entries = len(entries)
+        self._root = _Node()
+        for index, entry in enumerate(entries):
+            node = self._root
+            for token in entry.split(" "):
+                node = node.children.setdefault(token, _Node())
+            if node.entry >= 0:
+                raise UserError(f"metadata entry {entry!r} stands twice, at {node.entry} and at {index}")
+            node.entry = index
+
+    def match(self, text: str) -> list[int]:
+        """Ids of the entries in a text, ascending, each once however often it occurs."""
+        tokens = tokenize(text)
+        starts = self._root.children
+        found: set[int] = set()
+        for start, token in enumerate(tokens, 1):
+            node = starts.get(token)
+            while node is not None:
+                if node.entry >= 0:
+                    found.add(node.entry)
+                if not node.children or start == len(tokens):
+                    break
+                node = node.children.get(tokens[start])
+                start += 1
+        return sorted(found)
+
+
+def dead_reason(entry: str) -> str | None:
+    """Why no text can ever contain this entry, or None where one can.
+
+    Texts are split at marks and blanks, entries are not: `U.S.` waits for a token that no text has.
+    """
+    pieces = entry.split(" ")
+    if any(blank in entry for blank in BLANKS):
+        return "holds a tab or a line end"
+    for piece in pieces:
+        glued = next((mark for mark in MARKS if mark in piece and piece != mark), None)
+        if glued:
+            return f"{glued!r} is glued to letters or to another mark; texts are split there"
+    if any(left and left in MARKS and right and right in MARKS for left, right in zip(pieces, pieces[1:], strict=False)):
+        return "two marks with one space between; texts have two there"
+    return None
+
+
+def dead_entries(entries: Iterable[str]) -> dict[int, str]:
+    """The entries that can never match, as id -> reason."""
+    reasons = ((index, dead_reason(entry)) for index, entry in enumerate(entries))
+    return {index: reason for index, reason in reasons if reason}
