@@ -1,0 +1,102 @@
+"""Scenes drawn at random from a world: a long tail of shapes in colours, attributes, and the nuisance nobody tells."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from vfm.data.shapes.scene import ATTRIBUTES, DIRECTED, RGB, Attribute, Colour, Nuisance, Scene, Shape, Wave
+from vfm.data.shapes.world import World
+
+SURFACE: tuple[Attribute, ...] = ("texture", "structure", "state")
+"""What can be odd about a surface. A scene has one such oddity at most, or small objects could not be read."""
+NUM_WAVES = 2
+
+
+def generator(seed: int, *place: int) -> np.random.Generator:
+    """The random numbers of one place in the world, independent of those of every other place."""
+    return np.random.default_rng((seed, *place))
+
+
+@cache
+def combination_probabilities(num_combinations: int, zipf: float) -> NDArray[np.float64]:
+    """Chance of each combination of a shape and a colour in the pool: k ** -zipf for the k-th commonest.
+
+    Which one is the k-th commonest is a fixed shuffling and no matter of a seed, so that pools of several seeds have
+    the same head and the same tail.
+
+    Returns:
+        (num_combinations,) in the order of `World.combinations`, sums to 1.
+    """
+    rank = np.random.default_rng(0).permutation(num_combinations) + 1
+    weight = rank.astype(np.float64) ** -zipf
+    return np.asarray(weight / weight.sum())
+
+
+@cache
+def _cumulative(num_combinations: int, zipf: float) -> NDArray[np.float64]:
+    return np.cumsum(combination_probabilities(num_combinations, zipf))
+
+
+def sample_combination(world: World, rng: np.random.Generator) -> tuple[Shape, Colour]:
+    """A shape and a colour by the world's Zipf law."""
+    num_combinations = len(world.shapes) * len(world.colours)
+    index = int(np.searchsorted(_cumulative(num_combinations, world.zipf), rng.random(), side="right"))
+    shape, colour = divmod(min(index, num_combinations - 1), len(world.colours))
+    return world.shapes[shape], world.colours[colour]
+
+
+def sample_scene(world: World, rng: np.random.Generator, *, combination: tuple[Shape, Colour] | None = None) -> Scene:
+    """A scene of the world.
+
+    Values are uniform, with two exceptions: half of the scenes have nothing beside the objects, and no more than one of
+    the texture, structure and state is other than ordinary.
+
+    Args:
+        combination: its shape and colour; by default they come by the world's Zipf law.
+    """
+    shape, colour = combination or sample_combination(world, rng)
+    odd = [name for name in SURFACE if name in world.attributes]
+    odd_one = (*odd, None)[int(rng.random() * (len(odd) + 1))]
+    attributes: dict[str, Any] = {}
+    for name, place in zip(ATTRIBUTES, rng.random(len(ATTRIBUTES)).tolist(), strict=True):
+        values = world.values(name)
+        if name in SURFACE:
+            values = values[1:] if name == odd_one else values[:1]
+        elif name == "presence":
+            values = values[:1] if place < 0.5 else values[1:] or values
+            place = 2 * place % 1
+        attributes[name] = values[int(place * len(values))]
+    if shape not in DIRECTED:
+        attributes["orientation"] = None
+    return Scene(shape, colour, **attributes, nuisance=sample_nuisance(world, rng))
+
+
+def sample_nuisance(world: World, rng: np.random.Generator) -> Nuisance:
+    """Jitter of place, tilt, size and colour, always the same; a background as varied as the world says."""
+    jitter = rng.uniform(-1, 1, 7).tolist()
+    return Nuisance(
+        shift=(0.015 * jitter[0], 0.015 * jitter[1]),
+        angle=7 * jitter[2],
+        scale=1 + 0.06 * jitter[3],
+        tint=(0.05 * jitter[4], 0.05 * jitter[5], 0.05 * jitter[6]),
+        corner=int(4 * rng.random()),
+        ground=_ground(world.variety, rng.uniform(-1, 1, 4).tolist()),
+        waves=_waves(world.variety, rng.uniform(-1, 1, (NUM_WAVES, 6)).tolist()) if world.variety else (),
+    )
+
+
+def _ground(variety: float, place: list[float]) -> RGB:
+    """A grey that strays with the variety in lightness and hue; middling, so that all colours stand out."""
+    red, green, blue = (0.52 + variety * (0.12 * place[0] + 0.10 * part) for part in place[1:])
+    return red, green, blue
+
+
+def _waves(variety: float, places: list[list[float]]) -> tuple[Wave, ...]:
+    """Waves of up to three cycles a picture, faint enough that no colour drowns in them."""
+    return tuple(
+        Wave(3 * x, 3 * y, phase, (0.09 * variety * red, 0.09 * variety * green, 0.09 * variety * blue))
+        for x, y, phase, red, green, blue in places
+    )
