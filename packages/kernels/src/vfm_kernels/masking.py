@@ -89,7 +89,7 @@ class _Blocks:
     def __init__(self, seed: int, grid: Grid, min_block: int) -> None:
         self.rows, self.columns = grid
         self.min_block = min_block
-        # Philox: any two keys give independent streams. Only `random` is called: NumPy keeps its values across versions.
+        # Philox: any two keys give independent streams. Only `random` is called: NumPy versions agree on its values.
         self._generator = np.random.Generator(np.random.Philox(key=seed))
         self._uniforms: list[float] = []
 

@@ -1,0 +1,78 @@
+"""EVA's loss against loops and against the released expression."""
+
+import pytest
+import torch
+from vfm_kernels import block_mask, masked_cosine_loss, token_cosine
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(4, 64, 12), torch.randn(4, 64, 12), block_mask(range(4), (8, 8), 26)
+
+
+def test_the_loss_equals_a_loop_over_masked_tokens(batch):
+    prediction, target, mask = batch
+    cosines = [
+        float(prediction[b, n] @ target[b, n] / (prediction[b, n].norm() * target[b, n].norm()))
+        for b in range(4)
+        for n in range(64)
+        if mask[b, n]
+    ]
+    assert masked_cosine_loss(prediction, target, mask).item() == pytest.approx(-sum(cosines) / len(cosines), abs=1e-6)
+
+
+def test_loss_and_gradient_equal_evas_own_expression_on_selected_tokens(batch):
+    prediction, target, mask = batch
+    ours, theirs = (prediction.clone().requires_grad_() for _ in range(2))
+    loss = masked_cosine_loss(ours, target, mask)
+    reference = -torch.nn.CosineSimilarity(dim=-1)(theirs[mask].float(), target[mask].float()).mean()
+    loss.backward()
+    reference.backward()
+    torch.testing.assert_close(loss, reference, atol=1e-7, rtol=0)
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-7, rtol=0)
+    torch.testing.assert_close(masked_cosine_loss(prediction[mask], target[mask]), loss.detach(), atol=1e-7, rtol=0)
+
+
+def test_the_gradient_is_exact_and_stays_out_of_unmasked_tokens(batch):
+    prediction, target, mask = (tensor[:1, :8] for tensor in batch)
+    mask = mask.clone()
+    mask[0, :3] = True
+    mask[0, 3:5] = False
+    prediction = prediction.double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda p: masked_cosine_loss(p, target.double(), mask), (prediction,))
+    masked_cosine_loss(prediction, target, mask).backward()
+    assert not prediction.grad[~mask].any()
+    assert prediction.grad[mask].any(dim=-1).all()
+
+
+def test_the_loss_ignores_scale_and_is_minus_one_when_perfect(batch):
+    _, target, mask = batch
+    assert masked_cosine_loss(7 * target, target, mask).item() == pytest.approx(-1, abs=1e-6)
+    assert masked_cosine_loss(-target, target, mask).item() == pytest.approx(1, abs=1e-6)
+
+
+def test_a_batch_without_masked_tokens_has_zero_loss_and_gradient(batch):
+    prediction, target, mask = batch
+    prediction.requires_grad_()
+    loss = masked_cosine_loss(prediction, target, torch.zeros_like(mask))
+    loss.backward()
+    assert loss.item() == 0
+    assert not prediction.grad.any()
+
+
+def test_half_precision_features_are_compared_in_fp32_under_autocast(batch):
+    prediction, target, _ = batch
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cosine = token_cosine(prediction.bfloat16(), target.bfloat16())
+    assert cosine.dtype == torch.float32
+    exact = token_cosine(prediction.bfloat16().double(), target.bfloat16().double())
+    torch.testing.assert_close(cosine.double(), exact, atol=1e-6, rtol=0)
+
+
+def test_shapes_that_do_not_fit_are_refused(batch):
+    prediction, target, mask = batch
+    with pytest.raises(ValueError, match="target"):
+        masked_cosine_loss(prediction, target[:, :-1], mask)
+    with pytest.raises(ValueError, match="bool_mask"):
+        masked_cosine_loss(prediction, target, mask[:, :-1])

@@ -1,0 +1,172 @@
+"""Masks: EVA's published statistics, exact counts, and independence of a sample's mask from its batch."""
+
+import math
+from collections import Counter
+from time import perf_counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vfm_kernels import block_mask, block_mask_exact, random_mask
+
+EVA_GRID, EVA_COUNT, NUM_MASKS = (16, 16), 105, 20_000
+ALL = pytest.mark.parametrize("draw", [block_mask, block_mask_exact, random_mask])
+
+
+@pytest.fixture(scope="module")
+def eva_masks() -> torch.Tensor:
+    return block_mask(range(NUM_MASKS), EVA_GRID, EVA_COUNT)
+
+
+def test_block_mask_equals_the_released_algorithm_on_arrays():
+    """The same uniforms given to a transcription of BEiT's loop over a NumPy grid make the same masks."""
+    for seed in range(200):
+        expected = released_block_mask(seed, *EVA_GRID, EVA_COUNT, min_block=16)
+        assert torch.equal(block_mask([seed], EVA_GRID, EVA_COUNT)[0], torch.from_numpy(expected.reshape(-1)))
+
+
+def released_block_mask(seed: int, rows: int, columns: int, num_masked: int, min_block: int) -> np.ndarray:
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    stream = (value for _ in range(1000) for value in generator.random(64).tolist()[::-1])
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * next(stream)
+
+    mask = np.zeros((rows, columns), dtype=bool)
+    while mask.sum() < num_masked:
+        most, delta = num_masked - mask.sum(), 0
+        for _ in range(10):
+            area = uniform(min_block, most)
+            aspect = math.exp(uniform(math.log(0.3), math.log(1 / 0.3)))
+            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if w < columns and h < rows:
+                top, left = int(uniform(0, rows - h + 1)), int(uniform(0, columns - w + 1))
+                overlap = mask[top : top + h, left : left + w].sum()
+                if 0 < h * w - overlap <= most:
+                    mask[top : top + h, left : left + w] = True
+                    delta = h * w - overlap
+                    break
+        if delta == 0:
+            break
+    return mask
+
+
+def test_block_counts_have_the_statistics_of_the_released_code(eva_masks):
+    counts = eva_masks.sum(dim=1)
+    assert counts.float().mean().item() == pytest.approx(104.45, abs=0.04)
+    shares = Counter(counts.tolist())
+    for count, share in {105: 0.653, 104: 0.243, 103: 0.056, 102: 0.027, 101: 0.007}.items():
+        assert shares[count] / NUM_MASKS == pytest.approx(share, abs=0.015), count
+    assert counts.max() == EVA_COUNT
+    assert counts.min() >= 85
+
+
+@pytest.mark.parametrize("draw", [block_mask, block_mask_exact])
+def test_blocks_cover_the_centre_often_and_the_corners_rarely(draw):
+    share = draw(range(NUM_MASKS), EVA_GRID, EVA_COUNT).double().mean(dim=0).view(EVA_GRID)
+    assert share.max().item() == pytest.approx(0.752, abs=0.015)
+    corners = share[[0, 0, -1, -1], [0, -1, 0, -1]]
+    assert corners.mean().item() == pytest.approx(0.037, abs=0.006)
+    assert share.min().item() == pytest.approx(corners.min().item(), abs=0.01)
+
+
+def test_exact_masks_keep_the_spatial_prior_and_only_add_to_evas(eva_masks):
+    exact = block_mask_exact(range(NUM_MASKS), EVA_GRID, EVA_COUNT)
+    assert not (eva_masks & ~exact).any()
+    assert (exact.sum(dim=1) == EVA_COUNT).all()
+    drift = exact.double().mean(dim=0) - eva_masks.double().mean(dim=0)
+    assert drift.abs().max() < 0.006  # 0.55 patches are added over 256 places, 0.002 on average
+
+
+@given(
+    rows=st.integers(2, 20), columns=st.integers(2, 20), ratio=st.floats(0, 1), seed=st.integers(-(2**63), 2**64 - 1)
+)
+@settings(max_examples=150, deadline=None)
+def test_counts_are_exact_for_every_grid_and_ratio(rows, columns, ratio, seed):
+    num_masked = round(ratio * rows * columns)
+    for draw in (block_mask_exact, random_mask):
+        mask = draw([seed, seed ^ 1], (rows, columns), num_masked)
+        assert mask.shape == (2, rows * columns)
+        assert mask.dtype == torch.bool
+        assert mask.sum(dim=1).tolist() == [num_masked, num_masked]
+    assert block_mask([seed], (rows, columns), num_masked).sum() <= num_masked
+
+
+def test_a_full_exact_mask_ends_though_blocks_never_reach_the_whole_grid():
+    assert block_mask_exact(range(20), EVA_GRID, 256).all()
+    assert not block_mask_exact(range(20), EVA_GRID, 0).any()
+
+
+@ALL
+def test_a_samples_mask_does_not_depend_on_its_batch(draw):
+    together = draw([7, 8, 9, 10], EVA_GRID, EVA_COUNT)
+    assert torch.equal(together[2], draw([9], EVA_GRID, EVA_COUNT)[0])
+    assert torch.equal(together.flip(0), draw(np.array([10, 9, 8, 7]), EVA_GRID, EVA_COUNT))
+    assert torch.equal(together, draw(torch.tensor([7, 8, 9, 10]), EVA_GRID, EVA_COUNT))
+
+
+@ALL
+def test_neighbouring_seeds_make_unrelated_masks(draw):
+    masks = draw(range(2000), EVA_GRID, EVA_COUNT).double()
+    centred = masks - masks.mean(dim=0)
+    neighbours = (centred[:-1] * centred[1:]).sum(dim=1) / centred.square().sum(dim=1)[:-1]
+    assert abs(neighbours.mean().item()) < 0.02
+    assert len({tuple(mask.tolist()) for mask in masks}) > 1950  # some are one block of 7 x 15, hence alike by chance
+
+
+def test_smaller_grids_get_proportionately_small_blocks():
+    share = block_mask(range(4000), (8, 8), 26).double()
+    assert share.sum(dim=1).mean() > 25.5
+    centre, corner = share.mean(dim=0).view(8, 8)[3:5, 3:5].mean(), share.mean(dim=0)[0]
+    assert centre > 0.6
+    assert corner < 0.2
+    assert torch.equal(block_mask(range(50), (8, 8), 26), block_mask(range(50), (8, 8), 26, min_block=4))
+
+
+def test_blocks_are_blocks():
+    """Masked patches touch one another far more than in a uniform mask of the same count."""
+
+    def neighbours(mask: torch.Tensor) -> float:
+        grid = mask.view(-1, *EVA_GRID).float()
+        return ((grid[:, 1:] * grid[:, :-1]).mean() + (grid[:, :, 1:] * grid[:, :, :-1]).mean()).item()
+
+    uniform = neighbours(random_mask(range(500), EVA_GRID, EVA_COUNT))
+    assert uniform == pytest.approx(2 * 105 / 256 * 104 / 255, abs=0.01)
+    assert neighbours(block_mask_exact(range(500), EVA_GRID, EVA_COUNT)) > 1.8 * uniform
+
+
+def test_random_masks_are_uniform():
+    share = random_mask(range(NUM_MASKS), EVA_GRID, EVA_COUNT).double().mean(dim=0)
+    deviation = math.sqrt(105 / 256 * 151 / 256 / NUM_MASKS)
+    assert (share - 105 / 256).abs().max() < 5 * deviation
+
+
+@ALL
+def test_a_mask_costs_less_than_200_microseconds(draw):
+    draw(range(100), EVA_GRID, EVA_COUNT)
+    fastest = math.inf
+    for _ in range(3):  # the best of three, as the machine may be busy
+        start = perf_counter()
+        draw(range(500), EVA_GRID, EVA_COUNT)
+        fastest = min(fastest, perf_counter() - start)
+    assert fastest / 500 < 200e-6
+
+
+@ALL
+def test_impossible_masks_are_refused_by_name(draw):
+    with pytest.raises(ValueError, match=r"grid is \(1, 16\)"):
+        draw([0], (1, 16), 4)
+    with pytest.raises(ValueError, match="num_masked is 257"):
+        draw([0], EVA_GRID, 257)
+
+
+def test_impossible_block_sizes_are_refused():
+    with pytest.raises(ValueError, match="min_block is 0"):
+        block_mask([0], EVA_GRID, 4, min_block=0)
+
+
+@ALL
+def test_an_empty_batch_is_a_batch(draw):
+    assert draw([], EVA_GRID, EVA_COUNT).shape == (0, 256)
