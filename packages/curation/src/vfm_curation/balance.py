@@ -71,17 +71,18 @@ def text_key(uid: str, language: str, text_index: int) -> int:
 
 
 def uniform(keys: Keys, seed: int) -> Floats:
-    """A number in [0, 1) for each key, by splitmix64 of key and seed: the same wherever and in whatever order.
-
-    Source: Steele, Lea, Flood 2014, Fast Splittable Pseudorandom Number Generators (the finaliser).
-    """
+    """A number in [0, 1) for each key, by splitmix64 of key and seed: the same wherever and in whatever order."""
     with np.errstate(over="ignore"):
-        start = _mix(np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64))
-        mixed = _mix(keys.astype(np.uint64) ^ start)
+        start = splitmix64(np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64))
+        mixed = splitmix64(keys.astype(np.uint64) ^ start)
     return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _mix(state: Keys) -> Keys:
+def splitmix64(state: Keys) -> Keys:
+    """One output of the generator at each state: a mixing of 64 bits that leaves no pattern.
+
+    Source: Steele, Lea, Flood 2014, Fast Splittable Pseudorandom Number Generators.
+    """
     state = state + np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
