@@ -165,7 +165,7 @@ class Context:
         """Tells the listeners something (`vfm.events` lists the types and what each carries)."""
         self.send(Event(type, self.stage, data))
 
-    def progress(self, done: int, total: int, unit: str = "steps", **shown: Any) -> None:
+    def progress(self, done: int, total: int, unit: str = "steps", /, **shown: Any) -> None:
         """Tells how far the stage is; the console makes a bar with rate and ETA of it."""
         self.emit("progress", done=done, total=total, unit=unit, shown=shown)
 

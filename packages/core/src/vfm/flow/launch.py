@@ -1,0 +1,191 @@
+"""Runs one step: in this process, or under torchrun when the stage wants several processes.
+
+A step's work folder holds `step.json`: all that `vfm step DIR` needs, so a scheduler can start it on other machines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+from vfm.artifacts import Artifact, Report
+from vfm.config import UserError
+from vfm.events import Event
+from vfm.flow.plan import Step
+from vfm.flow.store import Slot
+from vfm.interfaces import Training
+from vfm.stage import Context, Stage, refs
+
+STEP_FILE = "step.json"
+Send = Callable[[Event], None]
+
+
+def write_step(step: Step) -> Path:
+    """Prepares the work folder of a step and returns it."""
+    step.slot.begin()
+    record = {
+        "stage": step.stage.model_dump(mode="json"),
+        "identity": step.identity,
+        "inputs": step.inputs,
+        "folders": {ref: str(path.resolve()) for ref, path in step.folders.items()},
+        "fingerprints": step.fingerprints,
+        "slot": {"root": str(step.slot.root.resolve()), "name": step.slot.name},
+    }
+    (step.slot.work / STEP_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return step.slot.work
+
+
+def torchrun_command(step: Step, work: Path) -> list[str]:
+    """The command that runs a prepared step in several processes of this machine."""
+    processes = step.stage.runtime.processes
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [*launcher, "-m", "vfm", "step", str(work), "--events", "json"]
+
+
+def execute(step: Step, send: Send, lock_descriptor: int) -> None:
+    """Runs a step whose lock is held, and publishes its artifact."""
+    work = write_step(step)
+    if step.stage.runtime.processes > 1 and isinstance(step.stage, Training):
+        _run_children(torchrun_command(step, work), step, send, lock_descriptor)
+    else:
+        run_step(StepFile.load(work, type(step.stage)), send)
+
+
+def _run_children(command: list[str], step: Step, send: Send, lock_descriptor: int) -> None:
+    # The children inherit the lock: should this process be killed, they still hold it until they end.
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // step.stage.runtime.processes)), **os.environ}
+    errors = step.slot.work / "torchrun.log"
+    with errors.open("wb") as log:
+        child = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, pass_fds=[lock_descriptor]
+        )
+        assert child.stdout
+        failure = None
+        for line in child.stdout:
+            if not line.startswith("{"):
+                continue
+            event = Event.from_json(line)
+            if event.type == "run_failed":
+                failure = event.data["message"]
+            else:
+                send(event)
+    if child.wait() != 0:
+        if failure:
+            raise UserError(failure)
+        tail = errors.read_text(errors="replace").strip().splitlines()[-15:]
+        raise RuntimeError(f"{step.stage.name}: a training process failed:\n" + "\n".join(tail))
+
+
+@dataclass(frozen=True)
+class StepFile:
+    """What `step.json` says."""
+
+    stage: Stage
+    identity: str
+    inputs: dict[str, str]
+    folders: dict[str, Path]
+    fingerprints: dict[str, str]
+    slot: Slot
+
+    @classmethod
+    def load(cls, work: Path, kind: type[Stage] | Mapping[str, type[Stage]]) -> StepFile:
+        """Reads a work folder; `kind` is the stage's type, or all types by kind."""
+        try:
+            record = json.loads((work / STEP_FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{work}: not a prepared step ({STEP_FILE} is missing)") from None
+        stage_type = kind if isinstance(kind, type) else kind[record["stage"]["kind"]]
+        return cls(
+            stage=stage_type(**record["stage"]),
+            identity=record["identity"],
+            inputs=record["inputs"],
+            folders={ref: Path(path) for ref, path in record["folders"].items()},
+            fingerprints=record["fingerprints"],
+            slot=Slot(Path(record["slot"]["root"]), record["slot"]["name"]),
+        )
+
+
+def run_step(step: StepFile, send: Send) -> None:
+    """Runs a stage and, in the first process, publishes what it made."""
+    stage, slot = step.stage, step.slot
+    first = int(os.environ.get("RANK", "0")) == 0
+    notes = _Notes()
+
+    def tell(event: Event) -> None:
+        notes.take(event)
+        if first:
+            send(event)
+
+    context = Context(stage.name, slot.part, slot.work, step.folders, tell)
+    begun = time.time()
+    artifact = stage.run(context)
+    if not isinstance(artifact, type(stage).makes):
+        raise TypeError(f"{stage.kind} should make a {type(stage).makes.__name__}, made {type(artifact).__name__}")
+    if first:
+        slot.publish(_manifest(step, artifact, context, notes, time.time() - begun))
+
+
+class _Notes:
+    """What the manifest keeps of the events of a stage: the last numbers and the warnings."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, float] = {}
+        self.warnings: list[str] = []
+
+    def take(self, event: Event) -> None:
+        if event.type == "metrics":
+            self.numbers.update(event.data["values"])
+        elif event.type == "warning":
+            self.warnings.append(event.data["message"])
+
+
+def _manifest(step: StepFile, artifact: Artifact, context: Context, notes: _Notes, seconds: float) -> dict[str, Any]:
+    if isinstance(artifact, Report):
+        notes.numbers = {f"{metric.model} {metric.name}".strip(): metric.value for metric in artifact.metrics}
+    names = {ref for _, ref in refs(step.stage)}
+    return {
+        "kind": step.stage.kind,
+        "name": step.stage.name,
+        "version": step.stage.version,
+        "identity": step.identity,
+        "config": step.stage.model_dump(mode="json", exclude={"name", "kind", "runtime"}),
+        "runtime": step.stage.runtime.model_dump(),
+        "inputs": {name: step.inputs[name] for name in sorted(names)},
+        "sources": step.fingerprints,
+        "seed": getattr(step.stage, "seed", None),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "seconds": round(seconds, 2),
+        "numbers": notes.numbers,
+        "bad_samples": dict(sorted(context.bad.items())),
+        "warnings": notes.warnings,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "python": platform.python_version(),
+        "versions": library_versions(),
+        "commit": _commit(),
+    }
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of vfm's packages and of the libraries that results hang on."""
+    wanted = {"torch", "torchvision", "timm", "open-clip-torch", "diffusers", "numpy", "pillow", "pyarrow"}
+    found = {dist.metadata["Name"]: dist.version for dist in distributions() if dist.metadata["Name"]}
+    return {name: version for name, version in sorted(found.items()) if name in wanted or name.startswith("vfm-")}
+
+
+def _commit() -> str | None:
+    """The commit of vfm's own source where it runs from a checkout."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "log", "-1", "--format=%H", "--", str(here)]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        return None

@@ -1,0 +1,168 @@
+"""The listeners of vfm itself: the console, JSON lines (always on) and TensorBoard. A plugin may bring more."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from vfm.events import Event
+from vfm.hookspecs import hookimpl
+
+
+class RateColumn(ProgressColumn):
+    """Units a second."""
+
+    def render(self, task: Task) -> Text:
+        """The rate over the last seconds, or over all where the task has ended."""
+        speed = task.finished_speed or task.speed
+        return Text(f"{number(speed)} {task.fields['unit']}/s" if speed else "", style="cyan")
+
+
+def number(value: Any) -> str:
+    """A number as people like to read it: three significant digits, thousands apart."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return str(value)
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) < 0.01 or abs(value) >= 100 else f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+class ConsoleListener:
+    """Progress bars with rate and ETA on a terminal; a plain line now and then elsewhere."""
+
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        self.console = console
+        self.quiet = quiet
+        self.bars: Progress | None = None
+        self.bar: TaskID | None = None
+        self.last_line = 0.0
+
+    @hookimpl
+    def vfm_event(self, event: Event) -> None:
+        """Shows what is worth showing."""
+        show = getattr(self, f"on_{event.type}", None)
+        if show:
+            show(event.stage, event.data)
+
+    def on_stage_started(self, stage: str, data: dict[str, Any]) -> None:
+        """Opens the stage's bar."""
+        again = " (goes on where it stopped)" if data["status"] == "resume" else ""
+        self.say(f"[bold]{stage}[/] [dim]{data['kind']}{again}[/]")
+        if self.console.is_terminal and not self.quiet:
+            columns = (
+                SpinnerColumn(),
+                TextColumn("  {task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                RateColumn(),
+            )
+            times = (
+                TimeElapsedColumn(),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                TextColumn("[dim]{task.fields[shown]}[/]"),
+            )
+            self.bars = Progress(*columns, *times, console=self.console, transient=True, speed_estimate_period=10)
+            self.bars.start()
+
+    def on_progress(self, stage: str, data: dict[str, Any]) -> None:
+        """Moves the bar."""
+        shown = "  ".join(f"{key} {number(value)}" for key, value in data["shown"].items())
+        if self.bars:
+            if self.bar is None:
+                self.bar = self.bars.add_task(stage, total=data["total"], unit=data["unit"], shown=shown)
+            self.bars.update(
+                self.bar, completed=data["done"], total=data["total"], unit=data["unit"], shown=shown, refresh=True
+            )
+        elif time.time() - self.last_line > 10:
+            self.last_line = time.time()
+            self.say(f"  {stage} {data['done']:,}/{data['total']:,} {data['unit']}  {shown}")
+
+    def on_stage_finished(self, stage: str, data: dict[str, Any]) -> None:
+        """Closes the bar and says what came of the stage."""
+        self.close()
+        if data["cached"]:
+            self.say(f"[green]✓[/] [bold]{stage}[/] [dim]{data['id']}, cached[/]")
+            return
+        worth = [(key, value) for key, value in data["numbers"].items() if not key.startswith("sys/")][:4]
+        numbers = "  ".join(f"{key} {number(value)}" for key, value in worth)
+        self.say(f"[green]✓[/] [bold]{stage}[/] {data['seconds']:.1f} s [dim]{data['id']}[/]  {numbers}")
+
+    def on_log(self, stage: str, data: dict[str, Any]) -> None:
+        """A line."""
+        self.say(f"  [dim]{stage or ''}[/] {data['message']}")
+
+    def on_warning(self, stage: str, data: dict[str, Any]) -> None:
+        """A line that stands out."""
+        self.say(f"  [yellow]![/] {stage or ''}: {data['message']}")
+
+    def say(self, line: str) -> None:
+        """Prints a line, unless the user asked for quiet."""
+        if not self.quiet:
+            self.console.print(line, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Takes the bar away."""
+        if self.bars:
+            self.bars.stop()
+        self.bars = self.bar = None
+
+
+class JsonLinesListener:
+    """Appends every event to a file, one JSON object a line."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.stream = path.open("a", encoding="utf-8", buffering=1)
+
+    @hookimpl
+    def vfm_event(self, event: Event) -> None:
+        """Writes the line."""
+        self.stream.write(event.to_json() + "\n")
+
+
+class PipeListener:
+    """Events as JSON lines on standard output: how the processes of a step tell the run that started them."""
+
+    @hookimpl
+    def vfm_event(self, event: Event) -> None:
+        """Writes the line."""
+        sys.stdout.write(event.to_json() + "\n")
+        sys.stdout.flush()
+
+
+class TensorBoardListener:
+    """Metrics as TensorBoard scalars, a folder for each stage."""
+
+    def __init__(self, directory: Path) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self.make_writer = lambda stage: SummaryWriter(str(directory / stage))
+        self.writers: dict[str, SummaryWriter] = {}
+
+    @hookimpl
+    def vfm_event(self, event: Event) -> None:
+        """Writes the scalars of a `metrics` event."""
+        if event.type != "metrics" or event.stage is None:
+            return
+        writer = self.writers.get(event.stage) or self.writers.setdefault(event.stage, self.make_writer(event.stage))
+        for name, value in event.data["values"].items():
+            writer.add_scalar(name, value, event.data["step"])
+        writer.flush()

@@ -1,0 +1,257 @@
+"""A recipe: an ordered list of stages, read from YAML, checked as a whole, and refused with one line per mistake."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, create_model
+
+from vfm.artifacts import FACTS_FILE, Artifact
+from vfm.config import Config, UserError, did_you_mean, error_lines
+from vfm.flow import yaml_lines
+from vfm.flow.yaml_lines import KeyPath
+from vfm.plugins import unknown_kind
+from vfm.stage import Ref, Runtime, Stage, refs
+
+SHIPPED = Path(__file__).parent.parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe: every stage is valid and every input is wired to something of the right type."""
+
+    name: str
+    description: str
+    stages: tuple[Stage, ...]
+    text: str = ""
+
+
+class _TopLevel(Config):
+    """The keys of a recipe file."""
+
+    description: str = ""
+    runtime: dict[str, Any] = Field(default={}, description="for all stages that do not say otherwise")
+    seeds: list[int] = Field(
+        default=[], description="run what draws random numbers, and what builds on it, once per seed"
+    )
+    stages: list[dict[str, Any]] = Field(min_length=1)
+
+
+@dataclass
+class _Draft:
+    """A recipe between text and checked stages: raw values, where each stands, and the mistakes found so far."""
+
+    file: str
+    lines: dict[KeyPath, int]
+    overridden: dict[KeyPath, str] = field(default_factory=dict)
+    mistakes: list[tuple[int, str]] = field(default_factory=list)
+
+    def mistake(self, path: KeyPath, key: str, message: str) -> None:
+        """Notes a mistake at the nearest line that is known for `path`."""
+        place = path
+        while place and place not in self.lines and place not in self.overridden:
+            place = place[:-1]
+        if place in self.overridden:
+            self.mistakes.append((1 << 30, f"--set {self.overridden[place]}: {key}: {message}"))
+        else:
+            line = self.lines.get(place, 1)
+            self.mistakes.append(
+                (line, f"{self.file}:{line}: {key}: {message}" if key else f"{self.file}:{line}: {message}")
+            )
+
+    def raise_if_any(self) -> None:
+        if self.mistakes:
+            raise UserError("\n".join(message for _, message in sorted(self.mistakes, key=lambda pair: pair[0])))
+
+
+def load_recipe(source: str, known: Mapping[str, type[Stage]], overrides: Sequence[str] = ()) -> Recipe:
+    """Reads and checks a recipe.
+
+    Args:
+        source: path of a YAML file, or the name of a recipe that ships with vfm.
+        known: stage types by kind.
+        overrides: `name.field=value` each, the value in YAML.
+
+    Raises:
+        UserError: one line for each mistake: file and line, dotted key, what is allowed.
+    """
+    path = find_recipe(source)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem)
+    return parse_recipe(text, known, overrides, name=name, where=path.name)
+
+
+def find_recipe(source: str) -> Path:
+    """The file of a recipe given by path or by the name of one that ships."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for file in SHIPPED.glob("*.yaml")}
+    if source in shipped:
+        return shipped[source]
+    raise UserError(f"no recipe {source!r}: neither a file nor one that ships{did_you_mean(source, shipped)}")
+
+
+def parse_recipe(
+    text: str, known: Mapping[str, type[Stage]], overrides: Sequence[str] = (), *, name: str, where: str
+) -> Recipe:
+    """`load_recipe` for a text at hand; `where` stands for the file in messages."""
+    raw, lines = yaml_lines.parse(text, where)
+    draft = _Draft(where, lines)
+    if not isinstance(raw, dict):
+        raise UserError(f"{where}:1: a recipe is a mapping with the key 'stages'")
+    _apply_overrides(raw, overrides, draft)
+    try:
+        top = _TopLevel(**raw)
+    except ValidationError as error:
+        for place, message in error_lines(error, _TopLevel):
+            draft.mistake(place, ".".join(map(str, place)), message)
+        draft.raise_if_any()
+        raise
+    stages = [stage for index, item in enumerate(top.stages) if (stage := _stage(item, index, top, known, draft))]
+    draft.raise_if_any()
+    _check_wiring(stages, draft)
+    draft.raise_if_any()
+    return Recipe(name, top.description.strip(), tuple(_per_seed(stages, top.seeds)), text)
+
+
+def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str], draft: _Draft) -> None:
+    listed = raw.get("stages")
+    stages = listed if isinstance(listed, list) else []
+    names = {item.get("name"): index for index, item in enumerate(stages) if isinstance(item, dict)}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        head, *rest = key.split(".")
+        if not equals or not head:
+            raise UserError(f"--set {text}: should be NAME.FIELD=VALUE")
+        if head in names and rest:
+            target, path = stages[names[head]], cast("KeyPath", ("stages", names[head]))
+        elif head in {"runtime", "seeds", "description"}:
+            target, path, rest = raw, (), [head, *rest]
+        elif head in names:
+            raise UserError(f"--set {text}: say which field of '{head}': --set {head}.FIELD=VALUE")
+        else:
+            raise UserError(f"--set {text}: no stage is named '{head}'{did_you_mean(head, map(str, names))}")
+        for part in rest[:-1]:
+            target = target.setdefault(part, {})
+            if not isinstance(target, dict):
+                raise UserError(f"--set {text}: '{part}' is not a mapping with fields")
+        target[rest[-1]] = yaml_lines.parse_value(value, f"--set {text}")
+        draft.overridden[(*path, *rest)] = text
+
+
+def _stage(
+    item: dict[str, Any], index: int, top: _TopLevel, known: Mapping[str, type[Stage]], draft: _Draft
+) -> Stage | None:
+    place: KeyPath = ("stages", index)
+    label = str(item.get("name") or f"stages[{index}]")
+    kind = item.get("kind")
+    if not isinstance(kind, str) or kind not in known:
+        message = "is required (which kind of stage this is)" if kind is None else unknown_kind(str(kind), dict(known))
+        draft.mistake((*place, "kind"), f"{label}.kind", message)
+        return None
+    if top.runtime:
+        own = item.get("runtime") or {}
+        item = {**item, "runtime": {**top.runtime, **own} if isinstance(own, dict) else own}
+    try:
+        return known[kind](**item)
+    except ValidationError as error:
+        for location, message in error_lines(error, known[kind]):
+            inherited = location[:1] == ("runtime",) and (*place, "runtime") not in draft.lines
+            path = location if inherited else (*place, *location)
+            draft.mistake(path, _dotted(label, location), message)
+        return None
+
+
+def _dotted(label: str, location: Iterable[str | int]) -> str:
+    return label + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+
+
+def _check_wiring(stages: Sequence[Stage], draft: _Draft) -> None:
+    """Every input is an earlier stage, or a saved artifact, of a type that fits."""
+    names = [stage.name for stage in stages]
+    made: dict[str, type[Artifact]] = {}
+    for index, stage in enumerate(stages):
+        place: KeyPath = ("stages", index)
+        for key, ref in refs(stage):
+            message = _mis_wired(ref, made, names)
+            if message:
+                path: KeyPath = tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", key))
+                draft.mistake((*place, *path), f"{stage.name}.{key}", message)
+        if stage.name in made:
+            draft.mistake((*place, "name"), f"{stage.name}.name", "another stage has this name already")
+        made[stage.name] = stage.makes
+
+
+def _mis_wired(ref: Ref[Any], made: Mapping[str, type[Artifact]], names: Sequence[str]) -> str | None:
+    if ref in made:
+        return None if ref.accepts(made[ref]) else f"wants a {ref.wanted}; '{ref}' makes a {made[ref].__name__}"
+    if ref in names:
+        return f"'{ref}' comes later; a stage can only use earlier ones"
+    if (Path(ref) / FACTS_FILE).is_file():
+        found = type(Artifact.load(ref))
+        return None if ref.accepts(found) else f"wants a {ref.wanted}; {ref} holds a {found.__name__}"
+    return f"no earlier stage and no saved artifact is named '{ref}'{did_you_mean(ref, made)}"
+
+
+def _per_seed(stages: Sequence[Stage], seeds: Sequence[int]) -> list[Stage]:
+    """A stage that draws random numbers, with no seed given, stands once per seed; so does all that builds on it."""
+    if not seeds:
+        return list(stages)
+    spread: set[str] = set()
+    result: list[Stage] = []
+    for stage in stages:
+        draws = "seed" in type(stage).model_fields and "seed" not in stage.model_fields_set
+        if not draws and not any(ref in spread for _, ref in refs(stage)):
+            result.append(stage)
+            continue
+        spread.add(stage.name)
+        for seed in seeds:
+            changed: dict[str, Any] = {"name": f"{stage.name}@{seed}"} | ({"seed": seed} if draws else {})
+            renamed = cast("Stage", _renamed(stage, {name: f"{name}@{seed}" for name in spread}))
+            result.append(renamed.model_copy(update=changed))
+    return result
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """The value with every ref to a name in `names` replaced."""
+    if isinstance(value, Ref):
+        ref: Ref[Any] = Ref(names.get(value, value))
+        ref.target = value.target
+        return ref
+    if isinstance(value, BaseModel):
+        fields = {key: getattr(value, key) for key in type(value).model_fields}
+        return value.model_copy(update={key: _renamed(item, names) for key, item in fields.items()})
+    if isinstance(value, (list, tuple)):
+        return type(value)(_renamed(item, names) for item in value)
+    if isinstance(value, dict):
+        return {key: _renamed(item, names) for key, item in value.items()}
+    return value
+
+
+def json_schema(known: Mapping[str, type[Stage]]) -> dict[str, Any]:
+    """JSON Schema of a recipe made of the installed stages, for editors."""
+    union: Any = Annotated[_union(tuple(known.values())), Field(discriminator="kind")]
+    model = create_model(
+        "Recipe",
+        __config__={"extra": "forbid"},
+        description=(str, ""),
+        runtime=(Runtime, Runtime()),
+        seeds=(list[int], []),
+        stages=(list[union], ...),
+    )
+    return TypeAdapter(model).json_schema()
+
+
+def _union(types: tuple[type[Stage], ...]) -> Any:
+    result: Any = types[0]
+    for kind in types[1:]:
+        result = result | kind
+    return result

@@ -1,0 +1,135 @@
+"""`vfm run`: preflight, then each missing step, then the links and the report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vfm.config import UserError
+from vfm.events import Event
+from vfm.flow.launch import Send, execute
+from vfm.flow.plan import Step
+from vfm.flow.recipe import Recipe
+from vfm.flow.store import MANIFEST_FILE, Store
+from vfm.stage import Preflight
+
+LINKS = "artifacts"
+RUN_FILE = "run.json"
+EVENTS_FILE = "events.jsonl"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left: its folder, and the steps in order."""
+
+    directory: Path
+    steps: tuple[Step, ...]
+    seconds: float
+
+
+def run(recipe: Recipe, steps: Sequence[Step], store: Store, send: Send, *, fresh: bool = False) -> Outcome:
+    """Runs what is missing of a plan.
+
+    Args:
+        recipe: the checked recipe.
+        steps: its plan.
+        store: where artifacts go.
+        send: told every event.
+        fresh: make everything again, also what is there.
+
+    Raises:
+        UserError: something does not fit, is missing, or went wrong in a way that the user can mend.
+    """
+    begun = time.time()
+    directory = prepare_run_directory(recipe, store)
+    overview = [{"name": s.stage.name, "kind": s.stage.kind, "id": s.slot.name, "status": s.status} for s in steps]
+    send(Event("run_started", None, {"recipe": recipe.name, "directory": str(directory), "stages": overview}))
+    if fresh:
+        for step in steps:
+            step.slot.discard()
+    preflight(steps)
+    for step in steps:
+        run_one(step, send)
+        _link(directory, step)
+    outcome = Outcome(directory, tuple(steps), time.time() - begun)
+    _write_run_file(recipe, outcome, begun)
+    return outcome
+
+
+def preflight(steps: Sequence[Step]) -> None:
+    """Lets every stage that will run check what can be known beforehand. All complaints are told at once."""
+    stages = {step.stage.name: step.stage for step in steps}
+    complaints = []
+    for step in steps:
+        if step.status == "cached":
+            continue
+        known = {ref: folder for ref, folder in step.folders.items() if folder.is_dir()}
+        try:
+            step.stage.preflight(Preflight(stages, known))
+        except UserError as error:
+            complaints.append(f"{step.stage.name}: {error}")
+    if complaints:
+        raise UserError("\n".join(complaints))
+
+
+def run_one(step: Step, send: Send) -> None:
+    """Runs one step unless its artifact is there, under its lock."""
+    name, kind, slot = step.stage.name, step.stage.kind, step.slot
+    begun = time.time()
+    if step.status != "cached":
+        with slot.lock(lambda message: send(Event("log", name, {"message": message}))) as descriptor:
+            status = step.status  # another run may have finished it while this one waited
+            if status != "cached":
+                about = {"kind": kind, "id": slot.name, "status": status, "directory": str(slot.work)}
+                send(Event("stage_started", name, about))
+                execute(step, send, descriptor)
+                seconds = round(time.time() - begun, 2)
+                send(_finished(step, seconds=seconds, cached=False))
+                return
+    send(_finished(step, seconds=0.0, cached=True))
+
+
+def _finished(step: Step, **data: Any) -> Event:
+    manifest = read_manifest(step.slot.artifact)
+    about = {"kind": step.stage.kind, "id": step.slot.name, "numbers": manifest["numbers"]}
+    return Event("stage_finished", step.stage.name, {**about, **data})
+
+
+def read_manifest(artifact: Path) -> dict[str, Any]:
+    """The manifest of a published artifact."""
+    manifest: dict[str, Any] = json.loads((artifact / MANIFEST_FILE).read_text(encoding="utf-8"))
+    return manifest
+
+
+def prepare_run_directory(recipe: Recipe, store: Store) -> Path:
+    """The folder of a recipe's run, with no links yet."""
+    directory = store.run_directory(recipe.name)
+    shutil.rmtree(directory / LINKS, ignore_errors=True)
+    (directory / LINKS).mkdir(parents=True)
+    return directory
+
+
+def _link(directory: Path, step: Step) -> None:
+    link = directory / LINKS / step.stage.name
+    link.unlink(missing_ok=True)
+    link.symlink_to(Path("../../..") / step.slot.name)
+
+
+def _write_run_file(recipe: Recipe, outcome: Outcome, begun: float) -> None:
+    """Keeps what the report needs to know of this run, so that it can be drawn again later."""
+    record = {
+        "recipe": recipe.name,
+        "description": recipe.description,
+        "text": recipe.text,
+        "command": " ".join(["vfm", *sys.argv[1:]]),
+        "started": begun,
+        "seconds": round(outcome.seconds, 2),
+        "stages": [step.stage.name for step in outcome.steps],
+    }
+    (outcome.directory / RUN_FILE).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

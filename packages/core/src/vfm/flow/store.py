@@ -1,0 +1,158 @@
+"""Where artifacts lie: one readable folder each, published by one rename, guarded by a lock that names its holder.
+
+store/
+  clip.train-3f2a91c0/            a published artifact: facts, bulk, panels/, manifest.json
+  .clip.train-3f2a91c0.part/      the same while it is being made; renamed when whole
+  .clip.train-3f2a91c0.work/      checkpoints and partial results; kept through a crash, removed after publishing
+  .clip.train-3f2a91c0.lock       who is making it
+  runs/quickstart/                links from stage names to artifacts, events.jsonl, report.html
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MANIFEST_FILE = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of one artifact in a store."""
+
+    root: Path
+    name: str
+
+    @property
+    def artifact(self) -> Path:
+        """The published folder."""
+        return self.root / self.name
+
+    @property
+    def part(self) -> Path:
+        """The folder while it is being made."""
+        return self.root / f".{self.name}.part"
+
+    @property
+    def work(self) -> Path:
+        """Checkpoints and partial results."""
+        return self.root / f".{self.name}.work"
+
+    @property
+    def lock_file(self) -> Path:
+        """The lock."""
+        return self.root / f".{self.name}.lock"
+
+    @property
+    def status(self) -> str:
+        """`cached`, `resume` or `new`."""
+        if self.artifact.is_dir():
+            return "cached"
+        return "resume" if self.work.is_dir() and any(self.work.iterdir()) else "new"
+
+    def begin(self) -> None:
+        """Makes the work folder, and an empty one for the artifact."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.part, ignore_errors=True)
+        self.part.mkdir()
+
+    def publish(self, manifest: dict[str, Any]) -> None:
+        """Writes the manifest and makes the artifact visible by one rename. A crash never looks finished."""
+        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+        (self.part / MANIFEST_FILE).write_text(text, encoding="utf-8")
+        self.part.rename(self.artifact)
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Removes the artifact and all that is left of its making."""
+        for folder in (self.artifact, self.part, self.work):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def lock(self, on_wait: Callable[[str], None]) -> Iterator[int]:
+        """Holds the lock, waiting for another holder; `on_wait` is told who that is. Yields the lock's descriptor.
+
+        The lock is the kernel's (flock): it falls with the process that holds it, so a dead holder's is free at once.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            told = ""
+            while not _try_lock(descriptor):
+                holder = _holder(descriptor)
+                if holder != told:
+                    on_wait(f"waiting for {self.name}: {holder}")
+                    told = holder
+                time.sleep(0.2)
+            if left := os.pread(descriptor, 400, 0).decode(errors="replace"):
+                on_wait(f"taking over {self.name}, which was {left} and is gone")
+            _write_holder(descriptor)
+            yield descriptor
+            os.ftruncate(descriptor, 0)
+        finally:
+            os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _write_holder(descriptor: int) -> None:
+    who = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"held by {who}".encode(), 0)
+
+
+def _holder(descriptor: int) -> str:
+    return os.pread(descriptor, 400, 0).decode(errors="replace") or "held by another process"
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of artifacts and runs."""
+
+    root: Path
+
+    def slot(self, kind: str, identity: str) -> Slot:
+        """The place of the artifact with this identity (hex digits)."""
+        return Slot(self.root, f"{kind}-{identity[:8]}")
+
+    def run_directory(self, recipe: str) -> Path:
+        """Where a recipe's links, events and report lie."""
+        return self.root / "runs" / recipe
+
+    def artifacts(self) -> list[Path]:
+        """The published artifacts."""
+        return sorted(path.parent for path in self.root.glob(f"*/{MANIFEST_FILE}"))
+
+    def unlinked(self) -> list[Slot]:
+        """Slots (published, or left over from a crash) that no run links to and nobody is making."""
+        linked = {link.resolve().name for link in self.root.glob("runs/*/artifacts/*") if link.is_symlink()}
+        left = {
+            path.name[1:].rpartition(".")[0] for path in self.root.glob(".*.*") if path.suffix in {".part", ".work"}
+        }
+        names = ({path.name for path in self.artifacts()} - linked) | (left - linked)
+        return [slot for name in sorted(names) if not _held(slot := Slot(self.root, name))]
+
+
+def _held(slot: Slot) -> bool:
+    if not slot.lock_file.exists():
+        return False
+    descriptor = os.open(slot.lock_file, os.O_RDWR)
+    try:
+        return not _try_lock(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,68 @@
+"""Finds what is installed: loads the plugins behind the entry points `vfm`, and lists the stages they bring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.metadata import entry_points
+from typing import cast
+
+import pluggy
+
+from vfm import builtin, hookspecs
+from vfm.config import UserError, did_you_mean
+from vfm.stage import Stage
+
+PACKAGES = {"curation": "vfm-curation", "eva": "vfm-eva", "clip": "vfm-clip", "diva": "vfm-diva"}
+
+
+def load_plugins() -> pluggy.PluginManager:
+    """The plugin manager with the built-ins and every installed plugin.
+
+    Raises:
+        UserError: a plugin cannot be imported, implements a hook that does not exist, or has a name that is taken.
+    """
+    manager = pluggy.PluginManager("vfm")
+    manager.add_hookspecs(hookspecs)
+    manager.register(builtin, "core")
+    for entry in entry_points(group="vfm"):
+        origin = f"plugin {entry.name!r} of {entry.dist.name if entry.dist else 'an unknown package'}"
+        try:
+            manager.register(entry.load(), entry.name)
+            manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            raise UserError(f"{origin}: {str(error).splitlines()[-1]}") from error
+        except Exception as error:
+            raise UserError(f"{origin} cannot be loaded: {type(error).__name__}: {error}") from error
+    return manager
+
+
+def origin_of(manager: pluggy.PluginManager, name: str) -> str:
+    """The distribution and version that a plugin comes from."""
+    for entry in entry_points(group="vfm"):
+        if entry.name == name and entry.dist:
+            return f"{entry.dist.name} {entry.dist.version}"
+    return "vfm-core"
+
+
+def stage_types(manager: pluggy.PluginManager) -> dict[str, type[Stage]]:
+    """Every stage type by its kind.
+
+    Raises:
+        UserError: two plugins bring the same kind.
+    """
+    found: dict[str, tuple[str, type[Stage]]] = {}
+    for implementation in manager.hook.vfm_stages.get_hookimpls():
+        for stage in cast("Iterable[type[Stage]]", implementation.function()):
+            kind, plugin = stage.kind_name(), implementation.plugin_name
+            if kind in found and found[kind][1] is not stage:
+                raise UserError(f"stage kind {kind!r} comes from two plugins: {found[kind][0]} and {plugin}")
+            found[kind] = (plugin, stage)
+    return {kind: stage for kind, (_, stage) in sorted(found.items())}
+
+
+def unknown_kind(kind: str, known: dict[str, type[Stage]]) -> str:
+    """What to say of a kind that no installed plugin brings."""
+    package = PACKAGES.get(kind.partition(".")[0])
+    if package and not any(other.partition(".")[0] == kind.partition(".")[0] for other in known):
+        return f"stage kind {kind!r} needs a package that is not installed: pip install {package}"
+    return f"unknown stage kind {kind!r}{did_you_mean(kind, known)}"
