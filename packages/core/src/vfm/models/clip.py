@@ -1,0 +1,300 @@
+"""CLIP models: open_clip builds them, and a ClipCheckpoint is a folder that open_clip itself loads by `local-dir:`."""
+
+# N items, B batch, S side of the image, L context length, D joint width
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import open_clip
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vfm.artifacts import ClipCheckpoint
+from vfm.config import UserError, did_you_mean
+from vfm.models import presets  # registers the small architectures
+from vfm.models.preprocess import Preprocess
+from vfm.models.weights import save_state_dict
+
+CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
+Item = TypeVar("Item")
+
+
+@dataclass
+class ClipModel:
+    """An open_clip model with what is needed to use it: its configuration, its way with images, its tokenizer."""
+
+    module: nn.Module
+    config: dict[str, Any]  # open_clip's `model_cfg`
+    preprocess: Preprocess
+    name: str = "custom"
+    folder: Path | None = None  # where it was loaded from: a Hugging Face tokenizer may lie there
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the joint space."""
+        return int(self.config["embed_dim"])
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of a text."""
+        return int(self.config["text_cfg"].get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.module.parameters()).device
+
+    def to(self, device: str | torch.device) -> ClipModel:
+        """Moves the weights, and returns itself."""
+        self.module.to(device)
+        return self
+
+    @cached_property
+    def tokenizer(self) -> Callable[..., Tensor]:
+        """open_clip's tokenizer of this model."""
+        text = self.config["text_cfg"]
+        options = {"context_length": self.context_length, **(text.get("tokenizer_kwargs") or {})}
+        if not (name := text.get("hf_tokenizer_name")):
+            return open_clip.SimpleTokenizer(**options)  # type: ignore[no-any-return]
+        source = self.folder if self.folder and (self.folder / "tokenizer_config.json").is_file() else name
+        try:
+            return open_clip.tokenizer.HFTokenizer(  # type: ignore[no-any-return]
+                str(source), tokenizer_mode=text.get("tokenizer_mode"), **options
+            )
+        except ImportError:
+            raise UserError(
+                f"{self.name}: its tokenizer {name!r} needs transformers: pip install transformers"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{self.name}: its tokenizer {name!r} is not there: {str(error).splitlines()[0]}") from None
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids, (N, L); a longer text is cut, its end token kept."""
+        return self.tokenizer(list(texts))
+
+    def pixels(self, batch: NDArray[np.uint8] | Tensor) -> Tensor:
+        """Normalised input from uint8 (B, 3, S, S) or (B, S, S, 3), on the batch's device."""
+        return self.preprocess.pixels(batch)
+
+    def encode_images(self, images: Sequence[Image.Image | NDArray[np.uint8]], batch_size: int = 256) -> Tensor:
+        """Image embeddings of unit length, float32 (N, D) on the CPU.
+
+        Args:
+            images: PIL images or uint8 (H, W, 3) arrays of any size.
+        """
+        encode: Callable[..., Tensor] = self.module.encode_image  # type: ignore[assignment]
+
+        def embed(chunk: Sequence[Image.Image | NDArray[np.uint8]]) -> Tensor:
+            pixels = np.stack([self.preprocess.fit(image) for image in chunk])
+            return encode(self.pixels(torch.from_numpy(pixels).to(self.device)))
+
+        return self._encode(images, batch_size, embed)
+
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Text embeddings of unit length, float32 (N, D) on the CPU."""
+        encode: Callable[..., Tensor] = self.module.encode_text  # type: ignore[assignment]
+        return self._encode(texts, batch_size, lambda chunk: encode(self.tokenize(chunk).to(self.device)))
+
+    def _encode(self, items: Sequence[Item], batch_size: int, embed: Callable[[Sequence[Item]], Tensor]) -> Tensor:
+        with evaluating(self.module), torch.inference_mode():
+            parts = [
+                F.normalize(embed(items[start : start + batch_size]).float(), dim=-1).cpu()
+                for start in range(0, len(items), batch_size)
+            ]
+        # Cloned outside inference mode, so that the result may take part in a later backward pass.
+        return torch.cat(parts).clone() if parts else torch.zeros(0, self.embed_dim)
+
+
+def build_clip(
+    model: str | Mapping[str, Any],
+    *,
+    image_size: int | None = None,
+    context_length: int | None = None,
+    seed: int | None = None,
+    device: str | torch.device = "cpu",
+    **overrides: Any,
+) -> ClipModel:
+    """A CLIP model with random weights.
+
+    Args:
+        model: an open_clip name (`vfm.models.presets` adds small ones); `hf-hub:` or `local-dir:` (the configuration of
+            that model, not its weights); or a custom model as a mapping in open_clip's form (`embed_dim`, `vision_cfg`,
+            `text_cfg`, ...), where `vision_cfg` may name any timm encoder as `timm_model_name`.
+        image_size: side of the input in pixels; default: the configuration's.
+        context_length: tokens of a text; default: the configuration's.
+        seed: draws the initial weights from this seed and leaves torch's generator as it was.
+        overrides: other keys of the configuration (`init_logit_scale`, `init_logit_bias`, `quick_gelu`, ...).
+
+    Raises:
+        UserError: the name or a key of the configuration is not known, or the image size does not fit the patches.
+    """
+    name = model if isinstance(model, str) else "custom"
+    config = deepcopy({**(clip_config(model) if isinstance(model, str) else model), **overrides})
+    _check_keys(config, name)
+    if image_size is not None:
+        config["vision_cfg"]["image_size"] = image_size
+    if context_length is not None:
+        config["text_cfg"]["context_length"] = context_length
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        module = _construct(config, name)
+    _set_image_size(module, config["vision_cfg"], name)
+    preprocess = Preprocess.from_open_clip({}, config["vision_cfg"].get("image_size", 224))
+    return ClipModel(module.to(device), config, preprocess, name)
+
+
+def load_clip(checkpoint: ClipCheckpoint | str | Path, device: str | torch.device = "cpu") -> ClipModel:
+    """The model of a checkpoint folder, in evaluation mode.
+
+    Args:
+        checkpoint: the artifact, or any folder in open_clip's layout.
+
+    Raises:
+        UserError: the folder is not in open_clip's layout, or its weights do not fit its configuration.
+    """
+    folder = checkpoint.path if isinstance(checkpoint, ClipCheckpoint) else Path(checkpoint)
+    record = read_config(folder)
+    model = build_clip(record["model_cfg"])
+    model.name = checkpoint.model if isinstance(checkpoint, ClipCheckpoint) else folder.name
+    model.preprocess = Preprocess.from_open_clip(record.get("preprocess_cfg", {}), model.preprocess.image_size)
+    model.folder = folder
+    load_weights(model, weights_file(folder))
+    model.module.eval()
+    return model.to(device)
+
+
+def save_clip(model: ClipModel, directory: Path) -> ClipCheckpoint:
+    """Writes a model in open_clip's layout (`open_clip_config.json`, `open_clip_model.safetensors`)."""
+    directory.mkdir(parents=True, exist_ok=True)
+    facts = model.preprocess.model_dump(include={"mean", "std", "interpolation", "resize_mode"})
+    record = {"model_cfg": model.config, "preprocess_cfg": facts}
+    (directory / CONFIG_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    save_state_dict(model.module.state_dict(), directory / WEIGHTS_FILE)
+    if model.config["text_cfg"].get("hf_tokenizer_name"):
+        model.tokenizer.save_pretrained(directory)  # type: ignore[attr-defined]
+    return ClipCheckpoint.create(
+        directory,
+        model=model.name,
+        image_size=model.preprocess.image_size,
+        embed_dim=model.embed_dim,
+        context_length=model.context_length,
+    )
+
+
+def clip_config(name: str) -> dict[str, Any]:
+    """open_clip's configuration of a name.
+
+    Raises:
+        UserError: open_clip does not know it, or it cannot be fetched.
+    """
+    try:
+        config = open_clip.get_model_config(name.replace("/", "-") if ":" not in name else name)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"CLIP model {name!r}: {str(error).splitlines()[0]}") from None
+    if config is None:
+        raise UserError(
+            f"CLIP model {name!r} is not one that open_clip knows{did_you_mean(name, open_clip.list_models())}"
+        )
+    return dict(config)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of `open_clip_config.json`."""
+    file = folder / CONFIG_FILE
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no CLIP checkpoint here ({CONFIG_FILE} is missing)") from None
+    except ValueError as error:
+        raise UserError(f"{file}: not readable as JSON: {error}") from None
+    if not isinstance(record, dict) or "model_cfg" not in record:
+        raise UserError(f"{file}: has no 'model_cfg'")
+    return record
+
+
+def weights_file(folder: Path) -> Path:
+    """The weights in a folder of open_clip's layout: ours, or under the names that the hub uses."""
+    names = [WEIGHTS_FILE, *(f"open_clip_pytorch_model.{end}" for end in ("safetensors", "bin"))]
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{folder}: no weights here (looked for {', '.join(names)})")
+
+
+def load_weights(model: ClipModel, file: Path) -> None:
+    """Loads a whole state dict, strictly, through open_clip's own loader (which knows the older layouts)."""
+    try:
+        open_clip.load_checkpoint(model.module, str(file), strict=True, weights_only=True)
+    except Exception as error:  # torch, safetensors and pickle each have their own
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UserError(f"{file}: does not fit {model.name}: {' '.join(lines[:2])[:300]}") from None
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, the former mode of every part after."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def _check_keys(config: Mapping[str, Any], name: str) -> None:
+    for key in ("embed_dim", "vision_cfg", "text_cfg"):
+        if key not in config:
+            raise UserError(f"CLIP model {name!r}: its configuration needs {key!r}")
+    for part, known in (("vision_cfg", open_clip.CLIPVisionCfg), ("text_cfg", open_clip.CLIPTextCfg)):
+        fields = {field.name for field in dataclasses.fields(known)}
+        for key in config[part]:
+            if key not in fields:
+                raise UserError(f"CLIP model {name!r}: {part}.{key}: unknown key{did_you_mean(key, fields)}")
+
+
+def _construct(config: Mapping[str, Any], name: str) -> nn.Module:
+    """What open_clip's factory does with a configuration; that function takes a name only, not a configuration."""
+    arguments = deepcopy(dict(config))
+    custom_text = arguments.pop("custom_text", False) or "hf_model_name" in arguments["text_cfg"]
+    kind = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
+    if custom_text and "multimodal_cfg" in arguments:
+        kind = open_clip.CoCa
+    for part, key in (("vision_cfg", "timm_model_pretrained"), ("text_cfg", "hf_model_pretrained")):
+        arguments[part][key] = False  # weights come from a checkpoint or from training, never on the side
+    try:
+        module: nn.Module = kind(**arguments)
+    except (TypeError, AssertionError, RuntimeError, ImportError) as error:
+        raise UserError(f"CLIP model {name!r}: {str(error).splitlines()[0] if str(error) else error!r}") from None
+    return module
+
+
+def _set_image_size(module: nn.Module, vision: Mapping[str, Any], name: str) -> None:
+    """Checks the size against the patches, and brings a timm encoder to it (open_clip builds it at its own size)."""
+    size, visual = vision.get("image_size", 224), module.visual
+    if not isinstance(size, int):
+        raise UserError(f"CLIP model {name!r}: image_size {size} is not one number; only square images are read")
+    trunk = getattr(visual, "trunk", None)
+    embed = getattr(trunk, "patch_embed", None)
+    patch = getattr(embed, "patch_size", None) if trunk is not None else getattr(visual, "patch_size", None)
+    if patch and size % patch[0]:
+        raise UserError(f"CLIP model {name!r}: image_size {size} is not a multiple of its patch size {patch[0]}")
+    if getattr(embed, "img_size", None) not in (None, (size, size)):
+        visual.set_input_size(size)  # type: ignore[union-attr,operator]
+
+
+__all__ = ["ClipModel", "build_clip", "load_clip", "presets", "save_clip"]

@@ -1,0 +1,102 @@
+"""Architectures small enough for a laptop, in the field's own registries: import this and timm and open_clip know them.
+
+Vision encoders (timm): `eva02_*` have EVA-02's blocks (SwiGLU, rotary and learned positions), `vit_*` are plain ViTs.
+Pico and nano follow EVA-02 Ti/S (fused qkv, no norm inside the MLP), mini follows B/L (separate q, k, v; sub-LN); the
+`clip` variant has EVA-CLIP's second norm, inside the attention.
+
+    pico  width  64, depth 2, 2 heads      nano  width 128, depth 4, 4 heads      mini  width 192, depth 6, 3 heads
+
+CLIP models (open_clip, `configs/*.json`): `ViT-*` with open_clip's own vision tower, `EVA02-*` with the timm encoder of
+the same name, as EVA-CLIP has it (class token, the encoder's head as projection, text tower of its own).
+
+Source: Fang et al. 2023, EVA-02 (arXiv:2303.11331) for the blocks; the sizes are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.eva import Eva
+from timm.models.eva import checkpoint_filter_fn as eva_filter
+from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter
+from torch import nn
+
+_PICO = {"embed_dim": 64, "depth": 2, "num_heads": 2}
+_NANO = {"embed_dim": 128, "depth": 4, "num_heads": 4}
+_MINI = {"embed_dim": 192, "depth": 6, "num_heads": 3}
+_EVA02 = {"mlp_ratio": 4 * 2 / 3, "swiglu_mlp": True, "use_rot_pos_emb": True}
+_SUB_LN = {"qkv_fused": False, "scale_mlp": True}
+
+_ENCODERS: dict[str, dict[str, Any]] = {
+    "eva02_pico_patch8_32": {"img_size": 32, "patch_size": 8, **_PICO, **_EVA02},
+    "eva02_nano_patch4_32": {"img_size": 32, "patch_size": 4, **_NANO, **_EVA02},
+    "eva02_nano_patch8_64": {"img_size": 64, "patch_size": 8, **_NANO, **_EVA02},
+    "eva02_mini_patch14_112": {"img_size": 112, "patch_size": 14, **_MINI, **_EVA02, **_SUB_LN},
+    "eva02_mini_patch16_clip_128": {
+        "img_size": 128,
+        "patch_size": 16,
+        **_MINI,
+        **_EVA02,
+        **_SUB_LN,
+        "scale_attn_inner": True,
+        "global_pool": "token",
+    },
+    "vit_pico_patch8_32": {"img_size": 32, "patch_size": 8, **_PICO},
+    "vit_nano_patch4_32": {"img_size": 32, "patch_size": 4, **_NANO},
+    "vit_nano_patch8_64": {"img_size": 64, "patch_size": 8, **_NANO},
+    "vit_mini_patch14_112": {"img_size": 112, "patch_size": 14, **_MINI},
+}
+
+
+def _default_cfg(image_size: int) -> dict[str, Any]:
+    """What timm records of a model without weights: the statistics of CLIP, whose features EVA learns to predict."""
+    return {
+        "num_classes": 0,
+        "input_size": (3, image_size, image_size),
+        "pool_size": None,
+        "crop_pct": 1.0,
+        "interpolation": "bicubic",
+        "fixed_input_size": True,
+        "mean": open_clip.OPENAI_DATASET_MEAN,
+        "std": open_clip.OPENAI_DATASET_STD,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+    }
+
+
+# timm's `register_model` looks for the records under this name in the module of the entry point.
+default_cfgs = generate_default_cfgs({name: _default_cfg(size["img_size"]) for name, size in _ENCODERS.items()})
+
+
+def _entry_point(name: str, arguments: dict[str, Any]) -> Callable[..., nn.Module]:
+    """The function that timm calls to build `name`; its keyword arguments override the preset's."""
+    if name.startswith("eva02"):
+        model_class, keys, grid = Eva, eva_filter, arguments["img_size"] // arguments["patch_size"]
+        arguments = {"ref_feat_shape": (grid, grid), **arguments}
+    else:
+        model_class, keys = VisionTransformer, vit_filter
+
+    def build(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        model: nn.Module = build_model_with_cfg(
+            model_class,
+            name,
+            pretrained,
+            pretrained_filter_fn=keys,
+            feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
+            **{"num_classes": 0, **arguments, **kwargs},
+        )
+        return model
+
+    build.__name__ = build.__qualname__ = name
+    return build
+
+
+for _name, _arguments in _ENCODERS.items():
+    register_model(_entry_point(_name, _arguments))
+
+open_clip.add_model_config(Path(__file__).parent / "configs")

@@ -1,0 +1,127 @@
+"""Vision encoders: timm builds them, and a VisionCheckpoint is a folder that timm itself loads by `local-dir:`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from timm.data import resolve_model_data_config
+from timm.models import get_model_input_config
+from timm.models._hub import save_config_for_hf
+from torch import nn
+
+from vfm.artifacts import VisionCheckpoint
+from vfm.config import UserError, did_you_mean
+from vfm.models import presets  # registers the small architectures
+from vfm.models.preprocess import Preprocess
+from vfm.models.weights import save_state_dict
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
+
+def build_vision(
+    model: str | Mapping[str, Any],
+    *,
+    image_size: int | None = None,
+    num_classes: int | None = None,
+    pretrained: bool = False,
+    seed: int | None = None,
+    **arguments: Any,
+) -> nn.Module:
+    """A vision encoder by timm name (`vfm.models.presets` adds small ones), with or without timm's weights.
+
+    Args:
+        model: a timm name, with `timm/`, `hf-hub:` or `local-dir:` before it perhaps; or a custom encoder as a mapping
+            of `architecture` (a timm name) and the arguments that differ, such as `{"architecture":
+            "eva02_nano_patch4_32", "depth": 6}`.
+        image_size: side of the input in pixels; default: the architecture's own.
+        num_classes: outputs of the head, 0 for none; default: the architecture's own.
+        pretrained: load the weights that timm lists for the name.
+        seed: draws the initial weights from this seed and leaves torch's generator as it was.
+        arguments: what timm's model takes (`drop_path_rate`, `global_pool`, ...).
+
+    Raises:
+        UserError: the name is not known, an argument does not fit, or the weights cannot be fetched.
+    """
+    if isinstance(model, Mapping):
+        name, arguments = model.get("architecture", ""), {**model, **arguments}
+        arguments.pop("architecture", None)
+    else:
+        name = model
+    name = name.removeprefix("timm/")
+    if ":" not in name and not timm.is_model(name.split(".")[0]):
+        raise UserError(f"vision model {name!r} is not one that timm knows{did_you_mean(name, timm.list_models())}")
+    given = {"img_size": image_size, "num_classes": num_classes, **arguments}
+    given = {key: value for key, value in given.items() if value is not None}
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        return _create(name, pretrained, given)
+
+
+def load_vision(
+    checkpoint: VisionCheckpoint | str | Path,
+    *,
+    image_size: int | None = None,
+    num_classes: int | None = None,
+    device: str | torch.device = "cpu",
+    **arguments: Any,
+) -> nn.Module:
+    """The encoder of a checkpoint folder; at another size its position embeddings are resampled, as timm does.
+
+    Args:
+        checkpoint: the artifact, or any folder in timm's layout.
+        num_classes: another number than the checkpoint's gives a new head.
+        arguments: what timm's model takes and what differs from the checkpoint (`drop_path_rate`, `global_pool`, ...).
+
+    Raises:
+        UserError: the folder is not in timm's layout, or its weights do not fit.
+    """
+    folder = checkpoint.path if isinstance(checkpoint, VisionCheckpoint) else Path(checkpoint)
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(f"{folder}: no vision checkpoint here ({CONFIG_FILE} is missing)")
+    model = build_vision(
+        f"local-dir:{folder}", image_size=image_size, num_classes=num_classes, pretrained=True, **arguments
+    )
+    return model.to(device)
+
+
+def save_vision(model: nn.Module, directory: Path) -> VisionCheckpoint:
+    """Writes an encoder in timm's layout (`config.json` with its `model_args`, `model.safetensors`)."""
+    directory.mkdir(parents=True, exist_ok=True)
+    save_config_for_hf(model, directory / CONFIG_FILE)
+    save_state_dict(model.state_dict(), directory / WEIGHTS_FILE)
+    config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+    return VisionCheckpoint.create(
+        directory,
+        architecture=config["architecture"],
+        image_size=vision_preprocess(model).image_size,
+        width=config["num_features"],
+        num_classes=config["num_classes"],
+    )
+
+
+def vision_preprocess(model: nn.Module) -> Preprocess:
+    """How a timm encoder wants its images, at the size that it has now."""
+    size = get_model_input_config(model)["input_size"]
+    return Preprocess.from_timm({**resolve_model_data_config(model), "input_size": size})
+
+
+def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
+    """timm's `create_model`, with its many ways to fail told in one line."""
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
+    except TypeError as error:
+        raise UserError(f"vision model {name!r}: {error}") from None
+    except (RuntimeError, ValueError, AssertionError, OSError, KeyError, SafetensorError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UserError(f"vision model {name!r}: {' '.join(lines[:3]) or type(error).__name__}") from None
+    return model
+
+
+__all__ = ["build_vision", "load_vision", "presets", "save_vision", "vision_preprocess"]

@@ -1,0 +1,178 @@
+"""CLIP models: what open_clip reads of ours must be what we wrote, and images must be seen as the peers see them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from numpy.typing import NDArray
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torch.nn import functional as F
+from vfm.artifacts import ClipCheckpoint
+from vfm.config import UserError
+from vfm.models import ClipModel, Preprocess, build_clip, load_clip, save_clip
+
+TINY = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 24, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+TEXTS = ["a red square", "two blue circles"]
+
+
+def pictures(num: int = 3, seed: int = 0) -> list[NDArray[np.uint8]]:
+    draw = np.random.default_rng(seed)
+    return [draw.integers(0, 256, (40 + 3 * i, 57 - i, 3), dtype=np.uint8) for i in range(num)]
+
+
+@pytest.mark.parametrize("name", ["ViT-Pico-8-32", "EVA02-Pico-8-32"])
+def test_open_clip_itself_loads_a_saved_model_with_equal_features(name: str, tmp_path: Path) -> None:
+    model = build_clip(name, seed=1)
+    save_clip(model, tmp_path)
+    peer, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
+    tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(TEXTS)
+    peer.eval()
+    with torch.no_grad():
+        images = torch.stack([transform(Image.fromarray(picture)) for picture in pictures()])
+        image_features, text_features = (
+            peer.encode_image(images, normalize=True),
+            peer.encode_text(tokens, normalize=True),
+        )
+    torch.testing.assert_close(model.encode_images(pictures()), image_features)
+    torch.testing.assert_close(model.encode_texts(TEXTS), text_features)
+
+
+@pytest.mark.parametrize("model", ["ViT-Pico-8-32", "EVA02-Pico-8-32", TINY])
+def test_save_and_load_keep_every_weight_and_fact(model: str | dict[str, object], tmp_path: Path) -> None:
+    built = build_clip(model, seed=2, init_logit_scale=1.5)
+    built.preprocess = built.preprocess.model_copy(update={"mean": (0.5, 0.5, 0.5), "resize_mode": "squash"})
+    checkpoint = save_clip(built, tmp_path)
+    loaded = load_clip(ClipCheckpoint.load(tmp_path))
+    assert (loaded.preprocess, loaded.config, loaded.name) == (built.preprocess, built.config, built.name)
+    assert (checkpoint.embed_dim, checkpoint.context_length) == (loaded.embed_dim, loaded.context_length)
+    for (key, ours), theirs in zip(built.module.state_dict().items(), loaded.module.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), key
+
+
+def test_a_timm_tower_at_another_size_comes_back_at_that_size(tmp_path: Path) -> None:
+    model = build_clip("EVA02-Pico-8-32", image_size=48, seed=0)
+    assert model.preprocess.image_size == 48
+    checkpoint = save_clip(model, tmp_path)
+    assert checkpoint.image_size == 48
+    assert torch.equal(load_clip(checkpoint).encode_images(pictures()), model.encode_images(pictures()))
+
+
+def test_embeddings_have_unit_length_whatever_the_batch_size_and_leave_training_mode_on() -> None:
+    model = build_clip(TINY, seed=0)
+    model.module.train()
+    whole, one_by_one = model.encode_images(pictures(5)), model.encode_images(pictures(5), batch_size=1)
+    assert whole.dtype == torch.float32
+    torch.testing.assert_close(whole.norm(dim=1), torch.ones(5))
+    torch.testing.assert_close(whole, one_by_one)
+    torch.testing.assert_close(model.encode_texts(TEXTS), model.encode_texts(TEXTS, batch_size=1))
+    assert model.module.training
+    assert model.encode_texts([]).shape == (0, 16)
+
+
+def test_a_seed_gives_the_same_weights_and_leaves_torchs_generator_alone() -> None:
+    before = torch.get_rng_state()
+    first, second, third = (build_clip(TINY, seed=seed).module.state_dict() for seed in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first["visual.conv1.weight"], second["visual.conv1.weight"])
+    assert not torch.equal(first["visual.conv1.weight"], third["visual.conv1.weight"])
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 40), (41, 77), (33, 20), (20, 99)])
+@pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_images_are_seen_as_open_clip_sees_them(size: tuple[int, int], resize_mode: str, interpolation: str) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    ours = Preprocess(image_size=32, resize_mode=resize_mode, interpolation=interpolation)
+    peer = image_transform_v2(
+        PreprocessCfg(size=32, resize_mode=resize_mode, interpolation=interpolation), is_train=False
+    )
+    torch.testing.assert_close(ours.pixels(ours.fit(image)[None])[0], peer(image), atol=1e-6, rtol=1e-6)
+
+
+def test_both_layouts_of_a_batch_give_the_same_pixels_and_another_type_is_refused() -> None:
+    preprocess = Preprocess(image_size=8)
+    batch = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
+    assert torch.equal(preprocess.pixels(batch), preprocess.pixels(batch.permute(0, 3, 1, 2).numpy()))
+    with pytest.raises(ValueError, match="uint8 batch"):
+        preprocess.pixels(batch.float())
+
+
+def test_grey_and_transparent_images_are_read_as_rgb() -> None:
+    model = build_clip(TINY, seed=0)
+    grey = Image.fromarray(pictures(1)[0]).convert("L")
+    features = model.encode_images([grey, grey.convert("RGB"), grey.convert("RGBA"), grey.convert("P")])
+    torch.testing.assert_close(features, features[:1].expand(4, -1))
+
+
+def test_a_long_text_is_cut_and_keeps_its_end_token() -> None:
+    tokens = build_clip(TINY, seed=0).tokenize(["word " * 50, "short"])
+    assert tokens.shape == (2, 12)
+    assert tokens[0, -1] == tokens.max() == 49407
+
+
+def test_embeddings_can_take_part_in_a_backward_pass() -> None:
+    features = build_clip(TINY, seed=0).encode_texts(TEXTS)
+    weight = torch.ones(16, requires_grad=True)
+    F.normalize(features * weight, dim=1).sum().backward()
+    assert weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "message"),
+    [
+        ("ViT-Nano-4-23", {}, "did you mean 'ViT-Nano-4-32'"),
+        ("ViT-Pico-8-32", {"image_size": 33}, "not a multiple of its patch size 8"),
+        ("EVA02-Pico-8-32", {"image_size": 33}, "not a multiple of its patch size 8"),
+        ({**TINY, "vision_cfg": {"widht": 3}}, {}, "vision_cfg.widht: unknown key; did you mean 'width'"),
+        ({**TINY, "vision_cfg": {"timm_model_name": "eva02_nano"}}, {}, "eva02_nano"),
+        ({"embed_dim": 3, "vision_cfg": {}}, {}, "needs 'text_cfg'"),
+        (TINY, {"quick_glu": True}, "quick_glu"),
+        ("local-dir:nowhere", {}, "nowhere"),
+    ],
+)
+def test_a_mistaken_configuration_is_told_in_one_line(
+    model: object, arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        build_clip(model, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_or_foreign_folder_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"open_clip_config\.json is missing"):
+        load_clip(tmp_path)
+    save_clip(build_clip(TINY, seed=0), tmp_path)
+    weights = tmp_path / "open_clip_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"open_clip_model\.safetensors") as caught:
+        load_clip(tmp_path)
+    assert "\n" not in str(caught.value)
+    weights.unlink()
+    with pytest.raises(UserError, match="no weights here"):
+        load_clip(tmp_path)
+
+
+def test_weights_of_another_width_are_refused(tmp_path: Path) -> None:
+    save_clip(build_clip(TINY, seed=0), tmp_path)
+    wider = build_clip({**TINY, "embed_dim": 24}, seed=0)
+    save_clip(wider, tmp_path / "wider")
+    (tmp_path / "wider" / "open_clip_model.safetensors").write_bytes(
+        (tmp_path / "open_clip_model.safetensors").read_bytes()
+    )
+    with pytest.raises(UserError, match="does not fit"):
+        load_clip(tmp_path / "wider")
+
+
+def test_the_wrapper_moves_and_names_itself() -> None:
+    model = build_clip("ViT-Pico-8-32", seed=0)
+    assert isinstance(model.to("cpu"), ClipModel)
+    assert (model.name, model.device.type) == ("ViT-Pico-8-32", "cpu")
