@@ -1,0 +1,172 @@
+"""What a training needs to go on after a crash exactly as if there had been none.
+
+    step-00000120/
+        model.safetensors             the task's weights and buffers; frozen models are not in it
+        state/optimizer.safetensors   `name.key` of each parameter's optimiser state
+        state/ema.safetensors         averaged weights, where there are any
+        meta.json                     step and the loop's counters
+
+A folder is written under another name and renamed when it is whole. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vfm.interfaces import CheckpointPolicy
+
+KEPT = 2  # the newest, and one more in case the newest cannot be read back
+TENSOR_FILES = {
+    "model": "model.safetensors",
+    "optimizer": "state/optimizer.safetensors",
+    "ema": "state/ema.safetensors",
+}
+
+
+class PreemptedError(RuntimeError):
+    """The training was told to stop (SIGTERM) and has saved a checkpoint; the next run goes on from there."""
+
+
+@dataclass
+class Snapshot:
+    """A training after `step` optimiser steps."""
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]  # by the names in TENSOR_FILES
+    facts: dict[str, Any]  # JSON
+
+
+def model_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Weights and buffers by name; of tied ones (the same tensor under several names) the first name only."""
+    seen: set[int] = set()
+    tensors = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        if id(value) not in seen:
+            seen.add(id(value))
+            tensors[name] = value.detach()
+    return tensors
+
+
+def load_model(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Loads what `model_tensors` gave, into all names of tied weights; every key must match."""
+    first: dict[int, str] = {}
+    state = module.state_dict(keep_vars=True)
+    names = {name: first.setdefault(id(value), name) for name, value in state.items()}
+    module.load_state_dict({name: tensors[key] for name, key in names.items() if key in tensors}, strict=True)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
+    """The optimiser's state as `parameter/key`, by the parameters' names."""
+    names = {id(param): name for name, param in module.named_parameters()}
+    return {
+        f"{names[id(param)]}/{key}": value
+        for param, state in optimizer.state.items()
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Loads what `optimizer_tensors` gave; rates and decays are the plan's and stay as they are."""
+    names = {id(param): name for name, param in module.named_parameters()}
+    order = [names[id(param)] for group in optimizer.param_groups for param in group["params"]]
+    state: dict[str, dict[str, Tensor]] = {}
+    for full_name, value in tensors.items():
+        name, _, key = full_name.rpartition("/")
+        state.setdefault(name, {})[key] = value
+    by_index = {index: state[name] for index, name in enumerate(order) if name in state}
+    optimizer.load_state_dict({"state": by_index, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+class Checkpoints:
+    """The `step-*` folders of a training."""
+
+    def __init__(self, folder: Path, policy: CheckpointPolicy, warn: Callable[[str], None]) -> None:
+        self.folder, self.policy, self.warn = folder, policy, warn
+        self.saved_at = time.monotonic()
+
+    def due_by_step(self, step: int) -> bool:
+        """Whether `every_steps` asks for a checkpoint after this step."""
+        return self.policy.every_steps is not None and step % self.policy.every_steps == 0
+
+    def due_by_time(self) -> bool:
+        """Whether the last checkpoint of this run is `every_minutes` old."""
+        return time.monotonic() - self.saved_at >= self.policy.every_minutes * 60
+
+    def found(self) -> list[Path]:
+        """The checkpoints, oldest first."""
+        return sorted(self.folder.glob("step-[0-9]*"))
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Writes a checkpoint under another name, renames it, and drops those that are not kept any more."""
+        target = self.folder / f"step-{snapshot.step:08d}"
+        self._discard_unfinished()
+        unfinished = self.folder / f"unfinished-{target.name}"
+        (unfinished / "state").mkdir(parents=True)
+        for name, tensors in snapshot.tensors.items():
+            whole = {key: value.detach().contiguous() for key, value in tensors.items()}
+            save_file(whole, unfinished / TENSOR_FILES[name])
+        facts = {"step": snapshot.step, **snapshot.facts}
+        (unfinished / "meta.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)  # one that could not be read back
+        unfinished.rename(target)
+        for old in self.found()[:-KEPT]:
+            shutil.rmtree(old)
+        self.saved_at = time.monotonic()
+
+    def latest(self) -> Snapshot | None:
+        """The newest checkpoint that can be read; one that cannot is reported and passed over."""
+        for folder in reversed(self.found()):
+            try:
+                return self._read(folder)
+            except (OSError, ValueError, KeyError, SafetensorError) as error:
+                self.warn(f"{folder}: the checkpoint cannot be read ({error}); going back to the one before")
+        return None
+
+    def _read(self, folder: Path) -> Snapshot:
+        facts = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        tensors = {name: load_file(folder / file) for name, file in TENSOR_FILES.items() if (folder / file).exists()}
+        missing = {"model", "optimizer"} - set(tensors)
+        if missing:
+            raise ValueError(f"no {' and no '.join(sorted(missing))} in it")
+        return Snapshot(facts.pop("step"), tensors, facts)
+
+    def _discard_unfinished(self) -> None:
+        for leftover in self.folder.glob("unfinished-*"):
+            shutil.rmtree(leftover)
+
+
+@contextmanager
+def termination() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets instead of ending the process, so that a checkpoint can be saved first.
+
+    Python delivers signals to the main thread; in another one the event is never set.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.set()
+
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,144 @@
+"""The numbers of a training: summed on the device, read every `log_every` steps, kept as lines and drawn as curves.
+
+`metrics.jsonl` holds only what the configuration determines, so that a resumed training's file is the unbroken one's,
+byte for byte. Speed, waiting and memory go out with the `metrics` event alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vfm.interfaces import Training
+from vfm.panels import LinesPanel, Series
+from vfm.stage import Context
+from vfm.train.dist import World
+
+METRICS_FILE = "metrics.jsonl"
+MAX_POINTS = 2000  # of a drawn curve
+
+
+class Curves:
+    """Means over the steps since the last log line."""
+
+    def __init__(self, ctx: Context, plan: Training, world: World) -> None:
+        self.ctx, self.plan, self.world = ctx, plan, world
+        self.file = ctx.work / METRICS_FILE
+        self.names: list[str] = []
+        self.totals: Tensor | None = None
+        self.count = 0
+        self._since = time.perf_counter()
+        self._steps = 0
+        self.waited = 0.0  # seconds without data since the last log line
+
+    def add(self, names: list[str], values: Tensor) -> None:
+        """Takes in one step's metrics, without looking at them."""
+        if self.names and self.names != names:
+            raise ValueError(f"metrics must have the same names in every step; were {self.names}, are {names}")
+        self.names = names
+        self.totals = values.clone() if self.totals is None else self.totals + values
+        self.count += 1
+        self._steps += 1
+
+    def write(self, step: int, lr: float) -> None:
+        """Reads the means, appends a line, and tells the listeners."""
+        assert self.totals is not None
+        means = (self.totals / self.count).tolist()
+        values = {
+            _key(name): value if math.isfinite(value) else None for name, value in zip(self.names, means, strict=True)
+        }
+        values["train/lr"] = lr
+        samples = step * self.plan.global_batch_size
+        speed = self._speed()
+        self.totals, self.count = None, 0
+        if not self.world.is_main:
+            return
+        line = {"step": step, "samples": samples, "split": "train", **values}
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.ctx.emit("metrics", step=step, samples=samples, values={**values, **speed})
+        shown = {"loss": values["train/loss"], "lr": lr, "samples_per_second": speed["train/samples_per_second"]}
+        self.ctx.progress(step, self.plan.num_steps, **shown)
+
+    def _speed(self) -> dict[str, float]:
+        now = time.perf_counter()
+        seconds, self._since = max(now - self._since, 1e-9), now
+        waited, self.waited = self.waited, 0.0
+        steps, self._steps = self._steps, 0
+        return {
+            "train/samples_per_second": round(steps * self.plan.global_batch_size / seconds, 2),
+            "train/data_wait_pct": round(100 * waited / seconds, 1),
+            "sys/mem_gib": round(memory_gib(self.world.device), 3),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """What goes into a checkpoint: the sums since the last line, and how long the file is."""
+        totals = None if self.totals is None else self.totals.tolist()
+        size = self.file.stat().st_size if self.file.exists() else 0
+        return {"names": self.names, "totals": totals, "count": self.count, "file_bytes": size}
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Goes back to a checkpoint's state (None: to the beginning); later lines are cut off."""
+        if self.world.is_main:
+            self.file.touch()
+            os.truncate(self.file, state["file_bytes"] if state else 0)
+        if state:
+            totals = state["totals"]
+            self.names, self.count = state["names"], state["count"]
+            self.totals = None if totals is None else torch.tensor(totals, device=self.world.device)
+        self._since, self._steps, self.waited = time.perf_counter(), 0, 0.0
+
+    def finish(self) -> None:
+        """Copies the lines into the artifact and leaves the curves as panels."""
+        self.ctx.directory.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.file, self.ctx.directory / METRICS_FILE)
+        for panel in training_panels(self.file):
+            self.ctx.panel(panel)
+
+
+def training_panels(file: Path) -> list[LinesPanel]:
+    """Loss, gradient norm and learning rate over steps, from a `metrics.jsonl`."""
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = rows[:: -(-len(rows) // MAX_POINTS) or 1]
+    losses = [name for name in (rows[0] if rows else {}) if name.rpartition("/")[2].endswith("loss")]
+    charts = [
+        ("Training loss", 10, losses, "Mean over the steps between two points."),
+        ("Gradient norm", 11, ["train/grad_norm"], "Before clipping. A steady climb or spikes precede divergence."),
+        ("Learning rate", 12, ["train/lr"], ""),
+    ]
+    return [
+        LinesPanel(
+            title=title,
+            order=order,
+            note=note,
+            x_label="step",
+            y_label=title.lower(),
+            series=[
+                Series(name=name.removeprefix("train/"), x=[row["step"] for row in rows], y=[row[name] for row in rows])
+                for name in names
+            ],
+        )
+        for title, order, names, note in charts
+    ]
+
+
+def memory_gib(device: torch.device) -> float:
+    """The most memory used so far: on a CUDA device there, else by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def _key(name: str) -> str:
+    return name if "/" in name else f"train/{name}"

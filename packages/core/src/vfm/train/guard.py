@@ -1,0 +1,119 @@
+"""What stops a training: a loss or gradient that is not finite, and too many samples that cannot be read."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vfm.config import UserError
+from vfm.eval.statistics import wilson_interval
+from vfm.interfaces import Training
+from vfm.stage import Context
+from vfm.train.dist import World
+from vfm.train.task import Batch
+
+NAMED = 8  # samples that a message names; the rest are in a file
+
+
+class FiniteGuard:
+    """Keeps a NaN or infinity out of the weights without asking the device.
+
+    `found_inf` is handed to the fused optimiser, which leaves weights and state alone where it is 1. It stays 1 from
+    the first such step on, so that the weights are the last good ones whenever the host comes to look.
+    """
+
+    def __init__(self, ctx: Context, world: World) -> None:
+        self.ctx, self.world = ctx, world
+        self.found_inf = torch.zeros((), device=world.device)
+        self.first = torch.full((), -1, dtype=torch.long, device=world.device)
+        self.unread: dict[int, list[tuple[list[str], Tensor]]] = {}
+
+    def check(self, step: int, values: Sequence[Tensor], losses: list[tuple[list[str], Tensor]]) -> Tensor:
+        """The flag for the optimiser, from what all processes agree on; `losses` (keys, loss) tell whose it was."""
+        finite = torch.stack([torch.isfinite(value) for value in values]).all()
+        self.first = torch.where((self.found_inf == 0) & ~finite, torch.full_like(self.first, step), self.first)
+        self.found_inf = torch.maximum(self.found_inf, (~finite).float())
+        self.unread[step] = losses
+        return self.found_inf
+
+    def read(self) -> None:
+        """Looks at the flag.
+
+        Raises:
+            UserError: a step since the last look was not finite; it and later ones were not taken.
+        """
+        step = int(self.first)
+        if step < 0:
+            self.unread.clear()
+            return
+        losses = self.unread[step]
+        guilty = [key for keys, loss in losses if not torch.isfinite(loss) for key in keys]
+        rows = self.world.gather((guilty, [key for keys, _ in losses for key in keys]))
+        bad_loss = any(guilty for guilty, _ in rows)
+        keys = list(dict.fromkeys(key for guilty, every in rows for key in (guilty if bad_loss else every)))
+        what = "the loss" if bad_loss else "the gradient"
+        where = ", ".join(keys[:NAMED])
+        if len(keys) > NAMED:
+            file = self.ctx.work / f"not-finite-{step + 1:08d}.json"
+            where += f" and {len(keys) - NAMED} more, listed in {file}"
+            if self.world.is_main:
+                file.write_text(json.dumps({"step": step + 1, "keys": keys}) + "\n", encoding="utf-8")
+        raise UserError(
+            f"{self.ctx.stage}: {what} is not finite at step {step + 1}; stopped before it was taken, the weights are"
+            f" those of step {step}; a lower lr or grad_clip_norm may help; samples: {where}"
+        )
+
+
+class SkippedSamples:
+    """Counts the samples that could not be read, over all processes, and stops where they are too many."""
+
+    def __init__(self, ctx: Context, plan: Training, world: World) -> None:
+        self.ctx, self.plan, self.world = ctx, plan, world
+        self.counts: Counter[str] = Counter()
+        self.pending: list[tuple[str, str]] = []
+
+    def take(self, micro_batches: Sequence[Batch]) -> None:
+        """Notes the `bad` samples of a step."""
+        for batch in micro_batches:
+            self.pending += batch.get("bad", [])
+
+    def report(self, step: int) -> None:
+        """Tells and counts what was noted since the last report, in all processes alike.
+
+        Before the last step, the share must exceed `max_bad_fraction` beyond chance: a single bad sample among the
+        first eight is no reason to stop a training.
+
+        Raises:
+            UserError: too many.
+        """
+        found = [item for items in self.world.gather(self.pending) for item in items]
+        self.pending = []
+        for reason, where in found:
+            self.counts[reason] += 1
+            if self.world.is_main:
+                self.ctx.skip(reason, where)
+        if not found:
+            return
+        bad, good = self.counts.total(), step * self.plan.global_batch_size
+        last = step >= self.plan.num_steps
+        share = bad / (bad + good) if last else wilson_interval(bad, bad + good)[0]
+        if share > self.plan.max_bad_fraction:
+            reasons = ", ".join(f"{reason} ({count})" for reason, count in self.counts.most_common(3))
+            raise UserError(
+                f"{self.ctx.stage}: {bad} of {bad + good} samples could not be read: {reasons}; more than"
+                f" max_bad_fraction: {self.plan.max_bad_fraction}; the last is {found[-1][1]} ({found[-1][0]})"
+            )
+
+    def state(self) -> dict[str, Any]:
+        """What goes into a checkpoint."""
+        return dict(self.counts)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes back to a checkpoint's counts."""
+        self.counts = Counter(state)
+        self.ctx.bad.update(state)

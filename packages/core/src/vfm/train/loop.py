@@ -1,0 +1,232 @@
+"""The one training loop: any `Task`, on one device or several, exact to the bit when it goes on after a crash."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from vfm.config import UserError
+from vfm.interfaces import Training
+from vfm.stage import Context, Runtime
+from vfm.train.checkpoint import (
+    Checkpoints,
+    PreemptedError,
+    Snapshot,
+    load_model,
+    load_optimizer,
+    model_tensors,
+    optimizer_tensors,
+    termination,
+)
+from vfm.train.curves import Curves
+from vfm.train.dist import World, distributed, reproducible, seed_everything
+from vfm.train.guard import FiniteGuard, SkippedSamples
+from vfm.train.optim import Ema, build_optimizer, lr_at, set_lr
+from vfm.train.task import Batch, Metrics, Task
+
+
+class Data(Protocol):
+    """Where batches come from."""
+
+    def steps(
+        self, start_step: int, num_steps: int, *, rank: int, world_size: int, micro_batch_size: int
+    ) -> Iterator[list[Batch]]:
+        """The steps `start_step` to `num_steps - 1`, each as this process' micro-batches.
+
+        What a step holds depends on its number alone, so that it is the same wherever the iteration starts.
+        """
+
+
+def fit(task: Task, data: Data, plan: Training, ctx: Context, runtime: Runtime) -> None:
+    """Trains the task in place, from the checkpoints in `ctx.work` where there are any.
+
+    Writes `metrics.jsonl` and panels into `ctx.directory`, checkpoints into `ctx.work`. With `ema_decay` the task's
+    weights are the averaged ones afterwards.
+
+    Raises:
+        UserError: the plan does not fit the processes, a loss is not finite, or too many samples cannot be read.
+        PreemptedError: SIGTERM came; a checkpoint is saved.
+    """
+    with distributed(runtime) as world, reproducible(world.device), termination() as stop:
+        _Loop(task, data, plan, ctx, world, stop).run()
+
+
+class _Loop:
+    def __init__(
+        self, task: Task, data: Data, plan: Training, ctx: Context, world: World, stop: threading.Event
+    ) -> None:
+        self.task, self.data, self.plan, self.ctx, self.world, self.stop = task, data, plan, ctx, world, stop
+        self.micro_batch_size = _micro_batch_size(plan, world)
+        ctx.work.mkdir(parents=True, exist_ok=True)
+        task.to(world.device).train()
+        self.optimizer = build_optimizer(task, plan)
+        self.trained = [param for group in self.optimizer.param_groups for param in group["params"]]
+        self.ema = Ema(task, plan.ema_decay) if plan.ema_decay else None
+        self.curves = Curves(ctx, plan, world)
+        self.guard = FiniteGuard(ctx, world)
+        self.skipped = SkippedSamples(ctx, plan, world)
+        self.checkpoints = Checkpoints(ctx.work, plan.checkpoint, ctx.warn)
+        self.done = self._resume()
+        self.ddp = self._wrap() if world.size > 1 else None
+
+    def run(self) -> None:
+        """All steps that are left."""
+        steps = iter(
+            self.data.steps(
+                self.done,
+                self.plan.num_steps,
+                rank=self.world.rank,
+                world_size=self.world.size,
+                micro_batch_size=self.micro_batch_size,
+            )
+        )
+        try:
+            while self.done < self.plan.num_steps:
+                self._advance(self._next(steps))
+        finally:
+            if close := getattr(steps, "close", None):
+                close()
+        if self.ema:
+            self.ema.copy_to_weights()
+        if self.world.is_main:
+            self.curves.finish()
+        self.world.barrier()
+
+    def _next(self, steps: Iterator[list[Batch]]) -> list[Batch]:
+        started = time.perf_counter()
+        micro_batches = next(steps, None)
+        self.curves.waited += time.perf_counter() - started
+        if micro_batches is None:
+            raise UserError(f"{self.ctx.stage}: the data ends after step {self.done} of {self.plan.num_steps}")
+        self.skipped.take(micro_batches)
+        return [_to_device(batch, self.world.device) for batch in micro_batches]
+
+    def _advance(self, micro_batches: Sequence[Batch]) -> None:
+        """One optimiser step and what follows from it.
+
+        The host looks at the device only every `log_every` steps, where a checkpoint is due, and on the CPU, where it
+        costs nothing. Whether SIGTERM came or the time is up for a checkpoint is agreed on by all processes.
+        """
+        alone = self.world.size == 1
+        wishes = [float(self.stop.is_set()), float(self.checkpoints.due_by_time() and self.world.is_main)]
+        step, done = self.done, self.done + 1
+        log = done % self.plan.log_every == 0 or done == self.plan.num_steps
+        save = done == self.plan.num_steps or self.checkpoints.due_by_step(done)
+        look = log or save or self.world.device.type == "cpu" or (alone and any(wishes))
+        lr = lr_at(step, self.plan)
+        set_lr(self.optimizer, lr)
+        agreed = self._optimize(step, micro_batches, wishes)
+        if look:
+            self.guard.read()
+        self.task.after_step()
+        if self.ema:
+            self.ema.update()
+        self.done = done
+        if log:
+            self.curves.write(done, lr)
+        stop, due = (value > 0 for value in agreed.tolist()) if look else (False, False)
+        save = save or stop or due
+        if log or save:
+            self.skipped.report(done)
+        if save:
+            self._save()
+        if stop and done < self.plan.num_steps:
+            raise PreemptedError(
+                f"{self.ctx.stage}: stopped by SIGTERM after step {done}; the next run goes on from there"
+            )
+
+    def _optimize(self, step: int, micro_batches: Sequence[Batch], wishes: list[float]) -> Tensor:
+        """Gradients, clipping and the optimiser's step; gives the wishes of all processes (their mean)."""
+        losses: list[tuple[list[str], Tensor]] = []
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics = self._gradients(step, micro_batches, losses)
+        grads = [param.grad for param in self.trained if param.grad is not None]
+        grad_norm = get_total_norm(grads).float()
+        if self.plan.grad_clip_norm:
+            clip_grads_with_norm_(self.trained, self.plan.grad_clip_norm, grad_norm)
+        names = sorted(metrics)
+        local = torch.stack([metrics[name].detach().float() for name in names])
+        shared = self.world.mean(torch.cat([local, local.new_tensor(wishes)]))
+        values = shared[: len(names)]
+        found_inf = self.guard.check(step, [values[names.index("loss")], grad_norm], losses)
+        self.optimizer.grad_scale, self.optimizer.found_inf = None, found_inf  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.curves.add([*names, "grad_norm"], torch.cat([values, grad_norm[None]]))
+        return shared[len(names) :]
+
+    def _gradients(self, step: int, micro_batches: Sequence[Batch], losses: list[tuple[list[str], Tensor]]) -> Metrics:
+        module: nn.Module = self.ddp or self.task
+        bf16 = self.plan.precision == "amp_bf16"
+
+        def reseed(index: int) -> None:
+            if self.ddp:  # what DDP's no_sync() sets: gradients travel once a step, with the last micro-batch
+                self.ddp.require_backward_grad_sync = index == len(micro_batches) - 1
+            seed_everything(self.plan.seed, step, index, self.world.rank)
+
+        def call(batch: Batch) -> tuple[Tensor, Metrics]:
+            with torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=bf16):
+                loss, metrics = module(batch)
+            losses.append((batch["keys"], loss.detach()))
+            return loss, metrics
+
+        return self.task.accumulate(call, micro_batches, torch.autograd.backward, reseed)
+
+    def _wrap(self) -> DistributedDataParallel:
+        device = self.world.device
+        ids = [device.index] if device.type == "cuda" else None
+        return DistributedDataParallel(self.task, device_ids=ids, gradient_as_bucket_view=True)
+
+    def _save(self) -> None:
+        if self.world.is_main:
+            tensors = {
+                "model": model_tensors(self.task),
+                "optimizer": optimizer_tensors(self.optimizer, self.task),
+                **({"ema": self.ema.average} if self.ema else {}),
+            }
+            facts: dict[str, Any] = {"curves": self.curves.state(), "skipped": self.skipped.state()}
+            self.checkpoints.save(Snapshot(self.done, tensors, facts))
+        self.world.barrier()
+
+    def _resume(self) -> int:
+        snapshot = self.checkpoints.latest()
+        if snapshot is None:
+            self.curves.restore(None)
+            return 0
+        load_model(self.task, snapshot.tensors["model"])
+        load_optimizer(self.optimizer, self.task, snapshot.tensors["optimizer"])
+        if self.ema:
+            self.ema.load(snapshot.tensors["ema"])
+        self.curves.restore(snapshot.facts["curves"])
+        self.skipped.restore(snapshot.facts["skipped"])
+        if self.world.is_main:
+            self.ctx.log(f"goes on after step {snapshot.step} of {self.plan.num_steps}")
+        return snapshot.step
+
+
+def _micro_batch_size(plan: Training, world: World) -> int:
+    """Samples of a forward pass in this process.
+
+    Raises:
+        UserError: the global batch cannot be shared out evenly.
+    """
+    if plan.global_batch_size % world.size:
+        raise UserError(
+            f"{plan.name}: global_batch_size {plan.global_batch_size} cannot be shared by {world.size} processes;"
+            f" make it a multiple of {world.size}"
+        )
+    share = plan.global_batch_size // world.size
+    return min(plan.micro_batch_size or share, share)
+
+
+def _to_device(batch: Batch, device: torch.device) -> Batch:
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }

@@ -1,0 +1,82 @@
+"""The optimiser, its learning-rate schedule, and the running average of the weights."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from vfm.interfaces import Training
+from vfm.train.task import Task
+
+
+def lr_at(step: int, plan: Training) -> float:
+    """The learning rate of optimiser step `step` (the first is 0), before a group's `lr_scale`.
+
+    Rises linearly over `warmup_steps`, `lr` being reached at the last of them; then stays, or falls along half a cosine
+    from `lr` towards `min_lr`, which it would reach at step `num_steps`: open_clip's schedule.
+    """
+    if step < plan.warmup_steps:
+        return plan.lr * (step + 1) / plan.warmup_steps
+    if plan.schedule == "constant":
+        return plan.lr
+    done = (step - plan.warmup_steps) / max(1, plan.num_steps - plan.warmup_steps)
+    return plan.min_lr + (plan.lr - plan.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def build_optimizer(task: Task, plan: Training) -> torch.optim.Optimizer:
+    """The plan's optimiser over the task's parameter groups.
+
+    The fused kernels are used on every device: they take a `found_inf` flag and then leave weights and state alone,
+    which is how a NaN is kept out without asking the device first.
+    """
+    groups = [
+        {
+            "params": group.params,
+            "lr_scale": group.lr_scale,
+            "weight_decay": plan.weight_decay if group.weight_decay is None else group.weight_decay,
+        }
+        for group in task.parameter_groups()
+    ]
+    grouped = {id(param) for group in groups for param in group["params"]}  # type: ignore[attr-defined]
+    left_out = [name for name, param in task.named_parameters() if param.requires_grad and id(param) not in grouped]
+    if left_out:
+        raise ValueError(f"{type(task).__name__}.parameter_groups() leaves out {', '.join(left_out[:5])}")
+    if plan.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=plan.lr, momentum=plan.momentum, fused=True)
+    return torch.optim.AdamW(groups, lr=plan.lr, betas=plan.betas, eps=plan.eps, fused=True)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Sets the scheduled rate, times each group's scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+
+
+class Ema:
+    """The exponential moving average of the trained weights: `average = decay * average + (1 - decay) * weights`.
+
+    It begins at the weights before the first step.
+    """
+
+    def __init__(self, task: nn.Module, decay: float) -> None:
+        self.weights: dict[str, nn.Parameter] = {n: p for n, p in task.named_parameters() if p.requires_grad}
+        self.average: dict[str, Tensor] = {name: param.detach().clone() for name, param in self.weights.items()}
+        self._lerp = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+
+    def update(self) -> None:
+        """Takes the weights of one more step in."""
+        self._lerp(list(self.average.values()), [p.detach() for p in self.weights.values()], 0)
+
+    def load(self, average: dict[str, Tensor]) -> None:
+        """Goes back to a checkpoint's average."""
+        for name, value in self.average.items():
+            value.copy_(average[name])
+
+    @torch.no_grad()
+    def copy_to_weights(self) -> None:
+        """Makes the average the weights."""
+        for name, param in self.weights.items():
+            param.copy_(self.average[name])
