@@ -1,0 +1,15 @@
+# Shortcuts for people who work on vfm. The README's two commands need no make.
+.PHONY: test check format packages
+
+test: ## all that CI runs
+	uv run pytest -n 2
+
+check: ## style, types, architecture
+	uv run ruff format --check . && uv run ruff check . && uv run mypy && uv run lint-imports
+
+format:
+	uv run ruff format . && uv run ruff check --fix .
+
+packages: ## every package's own tests, alone in an environment of its own
+	for package in core kernels curation eva clip diva; do \
+		uv run --isolated --package vfm-$$package pytest packages/$$package || exit 1; done

@@ -1,0 +1,39 @@
+"""The rules of the house: format, lint, types, the walls between packages, and words that do not belong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("ruff", "format", "--check", "."),
+        ("ruff", "check", "."),
+        ("mypy",),
+        ("lint-imports",),
+    ],
+    ids=lambda command: " ".join(command),
+)
+def test_tool_has_no_complaint(command: tuple[str, ...]) -> None:
+    program = Path(sys.executable).with_name(command[0])
+    done = subprocess.run([program, *command[1:]], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+def test_no_module_is_named_utils() -> None:
+    forbidden = {"utils", "helpers", "misc", "common"}
+    assert [path for path in ROOT.glob("packages/*/src/**/*.py") if path.stem in forbidden] == []
+
+
+def test_every_package_is_typed_and_has_a_readme_and_a_licence() -> None:
+    for package in sorted((ROOT / "packages").iterdir()):
+        assert list(package.glob("src/*/py.typed")), package
+        assert len((package / "README.md").read_text().splitlines()) > 5, package
+        assert (package / "LICENSE").is_file(), package
