@@ -1,0 +1,39 @@
+"""Data: what lies in a user's files, by an index over shards, and its way into a training step.
+
+`transforms` and `loader` use torch; all the rest does without. Names are loaded when first used, so that a recipe can be
+planned without numpy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vfm.data.index import BadRow, Shard, read_index, write_index
+    from vfm.data.sample import REASONS, BadSample, Sample, uid_of
+    from vfm.data.source import Source, open_dataset
+    from vfm.data.spec import DatasetSpec
+    from vfm.data.subset import SUBSET_FILE, subset_schema
+    from vfm.data.webdataset import write_tar
+
+_HOMES = {
+    "index": ("BadRow", "Shard", "read_index", "write_index"),
+    "sample": ("REASONS", "BadSample", "Sample", "uid_of"),
+    "source": ("Source", "open_dataset"),
+    "spec": ("DatasetSpec",),
+    "subset": ("SUBSET_FILE", "subset_schema"),
+    "webdataset": ("write_tar",),
+}
+
+__all__ = [
+    "REASONS", "SUBSET_FILE", "BadRow", "BadSample", "DatasetSpec", "Sample", "Shard", "Source", "open_dataset",
+    "read_index", "subset_schema", "uid_of", "write_index", "write_tar",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,80 @@
+"""Where the texts of a sample stand (`texts: {en: json.en, de: json.de}`), and reading them with care."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from vfm.data.sample import BadSample
+
+MAX_CAPTION_BYTES = 64 << 10
+
+
+def decode_text(data: bytes, where: str) -> str:
+    """Bytes as UTF-8 text.
+
+    Raises:
+        BadSample: too long, or another encoding.
+    """
+    if len(data) > MAX_CAPTION_BYTES:
+        raise BadSample("caption_too_long", where)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise BadSample("wrong_encoding", where) from None
+
+
+def decode_json(data: bytes, where: str) -> dict[str, Any]:
+    """A member `json` of a sample.
+
+    Raises:
+        BadSample: not UTF-8, or not a JSON object.
+    """
+    try:
+        record = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise BadSample("wrong_encoding", where) from None
+    except (ValueError, RecursionError):
+        raise BadSample("broken_json", where) from None
+    if not isinstance(record, dict):
+        raise BadSample("broken_json", where)
+    return record
+
+
+def clean_captions(value: object, where: str) -> list[str]:
+    """The captions of a field that holds one, a list of them or nothing: stripped, empty ones left out.
+
+    Raises:
+        BadSample: one is longer than 64 KiB, or holds what is no text (half a surrogate pair).
+    """
+    values = value if isinstance(value, list) else [value]
+    captions = [text for item in values if isinstance(item, str) and (text := item.strip())]
+    for caption in captions:
+        try:
+            too_long = len(caption) > MAX_CAPTION_BYTES or len(caption.encode()) > MAX_CAPTION_BYTES
+        except UnicodeEncodeError:
+            raise BadSample("wrong_encoding", where) from None
+        if too_long:
+            raise BadSample("caption_too_long", where)
+    return captions
+
+
+def field_of(record: Mapping[str, Any], dotted: str) -> object:
+    """The value at a dotted key of a JSON record (`meta.caption.en`), None where there is none."""
+    value: Any = record
+    for part in dotted.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def require_captions(texts: dict[str, list[str]], where: str) -> dict[str, list[str]]:
+    """The languages that have a caption.
+
+    Raises:
+        BadSample: none has.
+    """
+    found = {language: captions for language, captions in texts.items() if captions}
+    if not found:
+        raise BadSample("missing_caption", where)
+    return found

@@ -1,0 +1,169 @@
+"""Where data lies: brace patterns and lists of paths, local or remote, and reading a stretch of bytes of one file.
+
+Local files are read with plain system calls; `s3://`, `gs://`, `http://`, `memory://` and the like go through fsspec.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, cast
+
+from vfm.config import UserError
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+def is_remote(path: str) -> bool:
+    """Whether the path is an address for fsspec."""
+    return "://" in path
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """All paths of a brace pattern: `{000..009}.tar`, `{a,b}/{0..3}.tar`; as bash expands it.
+
+    Raises:
+        UserError: a range that runs backwards.
+    """
+    match = _BRACES.search(pattern)
+    if not match:
+        return [pattern]
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    return [head + part + rest for part in _alternatives(match[1], pattern) for rest in expand_braces(tail)]
+
+
+def _alternatives(inside: str, pattern: str) -> list[str]:
+    span = _RANGE.fullmatch(inside)
+    if not span:
+        return inside.split(",")
+    first, last = span[1], span[2]
+    if int(first) > int(last):
+        raise UserError(f"{pattern}: the range {{{inside}}} runs backwards")
+    width = len(first) if first.startswith("0") else 0
+    return [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
+
+
+def expand_paths(path: str | Sequence[str]) -> list[str]:
+    """Every path that the user means: a path, a list, a brace pattern, a `*` pattern, several joined by `::`.
+
+    A brace pattern names its files: a missing one is an error. Wildcards name what is there, in sorted order.
+
+    Raises:
+        UserError: a pattern that fits nothing.
+    """
+    parts = [path] if isinstance(path, str) else list(path)
+    found: list[str] = []
+    for pattern in (one for part in parts for one in part.split("::")):
+        for name in expand_braces(pattern):
+            hits = _wildcards(name) if any(sign in name for sign in "*?") else [name]
+            if not hits:
+                raise UserError(f"{name}: no such file")
+            found += hits
+    return found
+
+
+def _wildcards(name: str) -> list[str]:
+    if not is_remote(name):
+        return sorted(glob.glob(os.path.expanduser(name)))
+    filesystem, inside = _filesystem(name)
+    return sorted(filesystem.unstrip_protocol(hit) for hit in filesystem.glob(inside))
+
+
+def _filesystem(path: str) -> tuple[Any, str]:
+    import fsspec
+
+    try:
+        return cast("tuple[Any, str]", fsspec.core.url_to_fs(path))
+    except ImportError as error:
+        raise UserError(f"{path}: {error}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not an address that fsspec knows: {error}") from None
+
+
+def is_directory(path: str) -> bool:
+    """Whether a folder lies at the path."""
+    if not is_remote(path):
+        return os.path.isdir(path)
+    filesystem, inside = _filesystem(path)
+    return bool(filesystem.isdir(inside))
+
+
+def exists(path: str) -> bool:
+    """Whether anything lies at the path."""
+    if not is_remote(path):
+        return os.path.exists(path)
+    filesystem, inside = _filesystem(path)
+    return bool(filesystem.exists(inside))
+
+
+def size_and_time(path: str) -> tuple[int, int]:
+    """Size in bytes and modification time in ns (0 for remote files, which not always have one).
+
+    Raises:
+        UserError: nothing is there, or it must not be read.
+    """
+    try:
+        if not is_remote(path):
+            status = os.stat(path)
+            return status.st_size, status.st_mtime_ns
+        filesystem, inside = _filesystem(path)
+        return int(filesystem.size(inside)), 0
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except PermissionError:
+        raise UserError(f"{path}: no permission to read") from None
+
+
+def read_bytes(path: str, start: int = 0, stop: int | None = None) -> bytes:
+    """Bytes `start` to `stop` of a file, fewer where it ends before. One request where it is remote.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+    """
+    if is_remote(path):
+        filesystem, inside = _filesystem(path)
+        return bytes(filesystem.cat_file(inside, start=start, end=stop))
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        return file.read() if stop is None else file.read(stop - start)
+
+
+def open_binary(path: str) -> IO[bytes]:
+    """A seekable stream of the file."""
+    if not is_remote(path):
+        return open(path, "rb")
+    filesystem, inside = _filesystem(path)
+    return cast("IO[bytes]", filesystem.open(inside, "rb"))
+
+
+def walk(folder: str) -> Iterator[str]:
+    """Paths of all files below a folder, relative to it, with forward slashes, in sorted order."""
+    if is_remote(folder):
+        filesystem, inside = _filesystem(folder)
+        yield from sorted(str(PurePosixPath(name).relative_to(inside)) for name in filesystem.find(inside))
+        return
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        yield from ((Path(root) / name).relative_to(folder).as_posix() for name in sorted(names))
+
+
+def is_inside(relative: str) -> bool:
+    """Whether a path stays within the folder that it starts from."""
+    path = PurePosixPath(relative.replace("\\", "/"))
+    depth = 0
+    for part in path.parts:
+        depth += -1 if part == ".." else 1
+        if depth < 0:
+            return False
+    return not path.is_absolute()
+
+
+def join_inside(root: str, relative: str) -> str | None:
+    """`root/relative`, or None where that leaves the root. An absolute path is inside the root `/`."""
+    if root == "/":
+        return relative
+    return f"{root.rstrip('/')}/{relative}" if is_inside(relative) else None

@@ -1,0 +1,102 @@
+"""Shards of the format `files`: lists of image files, with the texts and labels that were found for them.
+
+What a folder, a table or a class folder says is written down once, as parquet in the artifact; the images stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from vfm.data import files
+from vfm.data.captions import require_captions
+from vfm.data.index import Shard
+from vfm.data.sample import BadSample, Sample, uid_of
+from vfm.data.spec import DatasetSpec
+
+ROWS_PER_SHARD = 10_000
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    """One image file and what is known of it. `problem` is what made it unusable, told again whenever it is read."""
+
+    key: str
+    image: str
+    texts: dict[str, list[str]] = field(default_factory=dict)
+    label: int | None = None
+    problem: BadSample | None = None
+
+
+def write_image_lists(directory: Path, entries: Iterable[ImageEntry], spec: DatasetSpec) -> list[Shard]:
+    """Writes entries as shards `images-00000.parquet`, ... of 10,000 each."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    directory.mkdir(parents=True, exist_ok=True)
+    shards = []
+    for number, rows in enumerate(_chunks(entries)):
+        columns = {
+            "key": pa.array([row.key for row in rows], pa.string()),
+            "image": pa.array([row.image for row in rows], pa.string()),
+            "label": pa.array([row.label for row in rows], pa.int32()),
+            "reason": pa.array([row.problem and row.problem.reason for row in rows], pa.string()),
+        }
+        for language in spec.texts:
+            columns[f"texts.{language}"] = pa.array(
+                [row.texts.get(language, []) for row in rows], pa.list_(pa.string())
+            )
+        path = directory / f"images-{number:05d}.parquet"
+        pq.write_table(pa.table(columns), path)
+        shards.append(Shard.of(path, len(rows), format="files"))
+    return shards
+
+
+def _chunks(entries: Iterable[ImageEntry]) -> Iterator[list[ImageEntry]]:
+    iterator = iter(entries)
+    while chunk := list(islice(iterator, ROWS_PER_SHARD)):
+        yield chunk
+
+
+class ImageListShard:
+    """One list of image files."""
+
+    def __init__(self, path: str, spec: DatasetSpec) -> None:
+        """Reads the list; the images are opened one by one, when asked for."""
+        import pyarrow.parquet as pq
+
+        self.path, self.spec = path, spec
+        self.table = pq.read_table(path)
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def key(self, row: int) -> str:
+        """The name of a row's sample."""
+        return str(self.table["key"][row].as_py())
+
+    def read(self, row: int, *, with_image: bool = True) -> Sample:
+        """The sample of a row.
+
+        Raises:
+            BadSample: the image file is gone, or the sample lacked something when it was listed.
+        """
+        key, image, reason = (self.table[name][row].as_py() for name in ("key", "image", "reason"))
+        if reason:
+            raise BadSample(reason, image)
+        texts = {language: self.table[f"texts.{language}"][row].as_py() for language in self.spec.texts}
+        if self.spec.texts:
+            texts = require_captions(texts, image)
+        label = self.table["label"][row].as_py()
+        if self.spec.label_key and label is None:
+            raise BadSample("missing_label", image)
+        return Sample(key, uid_of(key), _read_image(image) if with_image else b"", texts, label)
+
+
+def _read_image(path: str) -> bytes:
+    try:
+        return files.read_bytes(path)
+    except OSError:
+        raise BadSample("missing_image", path) from None

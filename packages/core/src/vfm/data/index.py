@@ -1,0 +1,188 @@
+"""The index of a data set: which shards it has, and how many samples each. Images stay where they are.
+
+An `ImageDataset` artifact's folder holds
+
+    shards.parquet      path (absolute, remote, or relative to the folder), format, size in bytes, mtime in ns,
+                        num_samples
+    index.json          what to take of each sample (`DatasetSpec`)
+    bad_samples.parquet shard, row, reason, where: found when the shards were read for the index, and left out;
+                        row is -1 where a shard breaks off and nobody knows how much is lost
+    offsets/            what a scan of a tar found, kept when the tar is first opened
+    images-*.parquet    shards of the format `files`: a list of image files with their texts and labels
+
+`row` counts the samples of a shard, bad ones too. Formats: `tar`, `files`, `parquet` (image bytes in a column).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm.config import UserError
+from vfm.data import files
+from vfm.data.sample import Sample
+from vfm.data.spec import DatasetSpec
+
+Format = Literal["tar", "files", "parquet"]
+SHARDS_FILE, SPEC_FILE, BAD_FILE = "shards.parquet", "index.json", "bad_samples.parquet"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file that holds samples, as it was when it was indexed; `num_samples` counts bad ones too."""
+
+    path: str
+    format: Format
+    size: int
+    mtime: int
+    num_samples: int
+
+    @classmethod
+    def of(cls, path: str | Path, num_samples: int, *, format: Format = "tar") -> Shard:  # noqa: A002
+        """The shard at a path, with its present size and time."""
+        size, mtime = files.size_and_time(str(path))
+        return cls(str(path), format, size, mtime, num_samples)
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A sample that was found to be bad when it was indexed."""
+
+    shard: int
+    row: int
+    reason: str
+    where: str
+
+
+class ShardReader(Protocol):
+    """Random access to the samples of one shard."""
+
+    def __len__(self) -> int: ...
+
+    def key(self, row: int) -> str:
+        """The name of a row's sample."""
+        ...
+
+    def read(self, row: int, *, with_image: bool = True) -> Sample:
+        """The sample of a row; raises BadSample where it cannot be used."""
+        ...
+
+
+@dataclass(frozen=True)
+class Index:
+    """What `write_index` wrote, read back."""
+
+    directory: Path
+    shards: list[Shard]
+    spec: DatasetSpec
+    bad_rows: dict[int, NDArray[np.int64]]  # shard -> rows left out
+
+    def open(self, shard: int) -> ShardReader:
+        """A reader of one shard.
+
+        Raises:
+            UserError: the shard is gone, or not the file that was indexed.
+        """
+        entry = self.shards[shard]
+        path = entry.path if files.is_remote(entry.path) else str(self.directory / entry.path)
+        size, _ = files.size_and_time(path)
+        if size != entry.size:
+            raise UserError(f"{path}: changed since it was indexed ({entry.size} bytes then, {size} now); run it again")
+        cache = self.directory / "offsets" / f"{shard:06d}.parquet"
+        return open_shard(path, entry.format, self.spec, size=size, cache=cache)
+
+    def rows(self, shard: int) -> NDArray[np.int64]:
+        """The good rows of a shard."""
+        rows = np.arange(self.shards[shard].num_samples)
+        return np.delete(rows, self.bad_rows[shard]) if shard in self.bad_rows else rows
+
+    def shard_sizes(self) -> NDArray[np.int64]:
+        """Good samples of each shard."""
+        return np.array(
+            [entry.num_samples - len(self.bad_rows.get(i, ())) for i, entry in enumerate(self.shards)], dtype=np.int64
+        )
+
+
+def open_shard(
+    path: str,
+    format: Format,  # noqa: A002
+    spec: DatasetSpec,
+    *,
+    size: int,
+    cache: Path | None = None,
+) -> ShardReader:
+    """A reader of a shard of any format."""
+    if format == "tar":
+        from vfm.data.webdataset import TarShard
+
+        return TarShard(path, size, spec, cache)
+    if format == "files":
+        from vfm.data.image_list import ImageListShard
+
+        return ImageListShard(path, spec)
+    from vfm.data.parquet import ParquetShard
+
+    return ParquetShard(path, spec)
+
+
+def write_index(directory: Path, shards: Sequence[Shard], spec: DatasetSpec, *, bad_rows: Iterable[BadRow] = ()) -> int:
+    """Writes the index of these shards into an artifact's folder. Shards inside it are addressed relative to it.
+
+    Returns:
+        Number of samples that can be used.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    directory.mkdir(parents=True, exist_ok=True)
+    bad = list(bad_rows)
+    columns = {
+        "path": pa.array([_address(shard.path, directory) for shard in shards], pa.string()),
+        "format": pa.array([shard.format for shard in shards], pa.string()),
+        "size": pa.array([shard.size for shard in shards], pa.int64()),
+        "mtime": pa.array([shard.mtime for shard in shards], pa.int64()),
+        "num_samples": pa.array([shard.num_samples for shard in shards], pa.int64()),
+    }
+    pq.write_table(pa.table(columns), directory / SHARDS_FILE)
+    (directory / SPEC_FILE).write_text(spec.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    if bad:
+        rows = [{"shard": one.shard, "row": one.row, "reason": one.reason, "where": one.where} for one in bad]
+        pq.write_table(pa.Table.from_pylist(rows), directory / BAD_FILE)
+    return sum(shard.num_samples for shard in shards) - sum(one.row >= 0 for one in bad)
+
+
+def _address(path: str, directory: Path) -> str:
+    if files.is_remote(path):
+        return path
+    absolute = Path(path).resolve()
+    inside = absolute.is_relative_to(directory.resolve())
+    return str(absolute.relative_to(directory.resolve()) if inside else absolute)
+
+
+def read_index(directory: Path) -> Index:
+    """The index of an artifact's folder.
+
+    Raises:
+        UserError: there is none, or one that this version cannot read.
+    """
+    import pyarrow.parquet as pq
+
+    if not (directory / SHARDS_FILE).is_file():
+        raise UserError(f"{directory}: {SHARDS_FILE} is missing; this is no data set of images")
+    shards = [Shard(**row) for row in pq.read_table(directory / SHARDS_FILE).to_pylist()]
+    unknown = {shard.format for shard in shards} - set(get_args(Format))
+    if unknown:
+        raise UserError(f"{directory / SHARDS_FILE}: format {unknown.pop()!r} is not one of {get_args(Format)}")
+    spec = DatasetSpec.model_validate_json((directory / SPEC_FILE).read_bytes())
+    bad: dict[int, list[int]] = {}
+    if (directory / BAD_FILE).is_file():
+        table = pq.read_table(directory / BAD_FILE, columns=["shard", "row"])
+        for row in table.to_pylist():
+            if row["row"] >= 0:
+                bad.setdefault(row["shard"], []).append(row["row"])
+    return Index(directory, shards, spec, {shard: np.array(rows) for shard, rows in bad.items()})

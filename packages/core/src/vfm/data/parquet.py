@@ -1,0 +1,129 @@
+"""Parquet with the image's bytes in a column: img2dataset's output, Hugging Face data sets, CLIP tables.
+
+A parquet file is read a row group at a time, and one sample costs a row group where the group is not in memory: small
+row groups (a hundred images or so) read well at random, large ones do not.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from vfm.config import UserError
+from vfm.data import files
+from vfm.data.captions import clean_captions, field_of, require_captions
+from vfm.data.sample import BadSample, Sample, uid_of
+from vfm.data.spec import DatasetSpec
+
+IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "img")
+GROUPS_IN_MEMORY = 4
+
+
+class ParquetShard:
+    """One parquet file with image bytes."""
+
+    def __init__(self, path: str, spec: DatasetSpec) -> None:
+        """Reads the file's footer.
+
+        Raises:
+            UserError: it is no parquet file, or lacks a column that the spec names.
+        """
+        self.path, self.spec = path, spec
+        self.file = open_parquet(path)
+        names = self.file.schema_arrow.names
+        self.image = image_column(names, spec.image_key, path)
+        self.sources = [*spec.texts.values(), *([spec.label_key] if spec.label_key else [])]
+        roots = {source.partition(".")[0] for source in self.sources}
+        if missing := sorted(roots - set(names)):
+            raise UserError(f"{path}: no column '{missing[0]}'; the columns are {', '.join(names)}")
+        self.texts_only = sorted(roots | ({"key", "uid"} & set(names)))
+        metadata = self.file.metadata
+        self.ends = np.cumsum([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)])
+        self._group = lru_cache(GROUPS_IN_MEMORY)(self._read_group)
+
+    def __len__(self) -> int:
+        return int(self.file.metadata.num_rows)
+
+    def key(self, row: int) -> str:
+        """The `key` column's value, else the file's name and the row."""
+        group, place = self._locate(row)
+        table = self._group(group, False)
+        if "key" in table.column_names and (key := table["key"][place].as_py()) is not None:
+            return str(key)
+        name = self.path.rpartition("/")[2].removesuffix(".parquet")
+        return f"{name}/{row:08d}"
+
+    def read(self, row: int, *, with_image: bool = True) -> Sample:
+        """The sample of a row.
+
+        Raises:
+            BadSample: no image, no caption or no label stands there.
+        """
+        where = f"{self.path}: row {row}"
+        group, place = self._locate(row)
+        table = self._group(group, with_image)
+        record = {name: table[name][place] for name in table.column_names}
+        values = {name: _value(scalar, where) for name, scalar in record.items()}
+        texts = {lang: clean_captions(field_of(values, source), where) for lang, source in self.spec.texts.items()}
+        if self.spec.texts:
+            texts = require_captions(texts, where)
+        label = self.spec.label_of(field_of(values, self.spec.label_key), where) if self.spec.label_key else None
+        key, uid = self.key(row), values.get("uid")
+        image = _image_bytes(values[self.image], where) if with_image else b""
+        return Sample(key, uid if isinstance(uid, str) and uid else uid_of(key), image, texts, label)
+
+    def _locate(self, row: int) -> tuple[int, int]:
+        group = int(np.searchsorted(self.ends, row, side="right"))
+        return group, row - (int(self.ends[group - 1]) if group else 0)
+
+    def _read_group(self, group: int, with_image: bool) -> Any:
+        columns = [*self.texts_only, *([self.image] if with_image and self.image not in self.texts_only else [])]
+        return self.file.read_row_group(group, columns=columns)
+
+
+def open_parquet(path: str) -> Any:
+    """The parquet file at a path.
+
+    Raises:
+        UserError: it is none.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(files.open_binary(path))
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path}: not readable as parquet: {error}") from None
+
+
+def image_column(names: list[str], wanted: str | None, path: str) -> str:
+    """The column that holds the image.
+
+    Raises:
+        UserError: there is none.
+    """
+    candidates = [wanted] if wanted else list(IMAGE_COLUMNS)
+    found = next((name for name in candidates if name in names), None)
+    if found is None:
+        raise UserError(
+            f"{path}: no image column '{wanted or 'image'}' (image_key); the columns are {', '.join(names)}"
+        )
+    return found
+
+
+def _value(scalar: Any, where: str) -> object:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        raise BadSample("wrong_encoding", where) from None
+
+
+def _image_bytes(value: object, where: str) -> bytes:
+    """Bytes of a binary column, or of Hugging Face's `{bytes, path}`."""
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    if not isinstance(value, bytes) or not value:
+        raise BadSample("missing_image", where)
+    return value

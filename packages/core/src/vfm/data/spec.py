@@ -1,0 +1,37 @@
+"""Where the parts of a sample stand in its shard; kept as `index.json` beside the index of shards."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from vfm.config import Config
+from vfm.data.sample import BadSample
+
+
+class DatasetSpec(Config):
+    """What to take of each sample."""
+
+    image_key: str | None = Field(
+        None, description="tar: the image's extensions, `jpg,png`; tables: the column of the image"
+    )
+    texts: dict[str, str] = Field(
+        default={}, description="language: where its captions stand, `txt`, `txt.lines`, `json.FIELD` or a column"
+    )
+    label_key: str | None = Field(None, description="where the class stands: `cls`, `json.FIELD` or a column")
+    class_names: list[str] = Field(default=[], description="in the order of the labels")
+
+    def label_of(self, value: object, where: str) -> int:
+        """The number of a class, from its number or its name.
+
+        Raises:
+            BadSample: neither.
+        """
+        if isinstance(value, str) and value in self.class_names:
+            return self.class_names.index(value)
+        try:
+            label = int(value)  # type: ignore[call-overload]
+        except (TypeError, ValueError):
+            raise BadSample("missing_label", where) from None
+        if label < 0 or (self.class_names and label >= len(self.class_names)):
+            raise BadSample("missing_label", where)
+        return int(label)

@@ -1,0 +1,246 @@
+"""WebDataset tars, read at random: a shard is scanned once for the places of its members, then each sample is one read.
+
+A sample is the members that share a name up to the first dot of the file name (`a/000.jpg`, `a/000.txt`). Nothing is
+extracted and nothing unpickled; names are labels, never paths. Rows count the samples of a tar in order of appearance,
+bad ones too, so that a row's number is a property of the tar.
+
+Source: the WebDataset format, github.com/webdataset/webdataset; img2dataset's output.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm.config import UserError
+from vfm.data import captions, files
+from vfm.data.sample import BadSample, Sample, uid_of
+from vfm.data.spec import DatasetSpec
+
+# N samples of a tar, S slots (image, txt, json, ...) of a sample
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm")
+BLOCK = 512
+MAX_GAP = 64 << 10  # bytes read in vain to spare a second read
+
+
+class TarShard:
+    """One tar: keys, and for each sample the place of each member that the spec asks for."""
+
+    def __init__(self, path: str, size: int, spec: DatasetSpec, cache: Path | None = None) -> None:
+        """Opens the tar at `path` of `size` bytes; `cache` is a parquet file that keeps what the scan found."""
+        self.path, self.size, self.spec = path, size, spec
+        self.slots = _slots(spec)
+        scan = _load(cache, self.slots) if cache and cache.is_file() else None
+        if scan is None:
+            scan = _scan(path, self.slots, spec)
+            if cache:
+                _save(cache, scan, self.slots)
+        self.keys, self.places, self.complete = scan.keys, scan.places, scan.complete
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def key(self, row: int) -> str:
+        """The name of a row's sample."""
+        return self.keys[row] if row < len(self.keys) else f"row {row}"
+
+    def where(self, row: int) -> str:
+        """The sample's address for people."""
+        return f"{self.path}:{self.key(row)}"
+
+    def read(self, row: int, *, with_image: bool = True) -> Sample:
+        """The sample of a row, in one read; without its image where only the texts are wanted.
+
+        Raises:
+            BadSample: it is cut off, lacks its image or every caption, or a text is not readable.
+        """
+        where = self.where(row)
+        if row >= len(self.keys):
+            raise BadSample("truncated_shard", where)
+        key = self.keys[row]
+        if not files.is_inside(key):
+            raise BadSample("unsafe_path", where)
+        if self.places[row, 0, 0] < 0:
+            raise BadSample("missing_image", where)
+        members = self._members(row, self.slots if with_image else self.slots[1:], where)
+        record = captions.decode_json(members["json"], where) if "json" in members else {}
+        texts = {language: self._texts(source, members, record, where) for language, source in self.spec.texts.items()}
+        if self.spec.texts:
+            texts = captions.require_captions(texts, where)
+        uid = record.get("uid")
+        return Sample(
+            key=key,
+            uid=uid if isinstance(uid, str) and uid else uid_of(key),
+            image=members.get("image", b""),
+            texts=texts,
+            label=self._label(members, record, where),
+        )
+
+    def _members(self, row: int, slots: list[str], where: str) -> dict[str, bytes]:
+        spans = {
+            name: (offset, offset + size)
+            for name, (offset, size) in zip(self.slots, self.places[row].tolist(), strict=True)
+            if offset >= 0 and name in slots
+        }
+        if not spans:
+            return {}
+        first, last = min(start for start, _ in spans.values()), max(stop for _, stop in spans.values())
+        if last > self.size:
+            raise BadSample("truncated_shard", where)
+        # Members mostly lie side by side: one read, so one request of a remote store. Not where a tar is unsorted.
+        if last - first > MAX_GAP + sum(stop - start for start, stop in spans.values()):
+            return {name: files.read_bytes(self.path, *span) for name, span in spans.items()}
+        data = files.read_bytes(self.path, first, last)
+        return {name: data[start - first : stop - first] for name, (start, stop) in spans.items()}
+
+    def _texts(self, source: str, members: dict[str, bytes], record: Mapping[str, Any], where: str) -> list[str]:
+        if source.startswith("json."):
+            return captions.clean_captions(captions.field_of(record, source.removeprefix("json.")), where)
+        extension, _, rest = source.partition(".")
+        text = captions.decode_text(members.get(extension, b""), where)
+        return captions.clean_captions(text.splitlines() if rest == "lines" else text, where)
+
+    def _label(self, members: dict[str, bytes], record: Mapping[str, Any], where: str) -> int | None:
+        source = self.spec.label_key
+        if source is None:
+            return None
+        if source.startswith("json."):
+            value = captions.field_of(record, source.removeprefix("json."))
+        else:
+            value = captions.decode_text(members.get(source, b""), where).strip()
+        return self.spec.label_of(value, where)
+
+
+def _slots(spec: DatasetSpec) -> list[str]:
+    """Members to find of each sample; `json` always, since it may hold a uid."""
+    sources = [*spec.texts.values(), *([spec.label_key] if spec.label_key else [])]
+    return ["image", *sorted({"json", *(source.partition(".")[0] for source in sources)})]
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """What a tar holds: keys, the (offset, size) of each slot, -1 where there is no such member, and if it is whole."""
+
+    keys: list[str]
+    places: NDArray[np.int64]  # (N, S, 2)
+    complete: bool
+
+
+def _scan(path: str, slots: list[str], spec: DatasetSpec) -> _Scan:
+    slot_of = {name: index for index, name in enumerate(slots) if index}
+    extensions = spec.image_key.split(",") if spec.image_key else IMAGE_EXTENSIONS
+    slot_of |= {extension.strip().lower(): 0 for extension in extensions}
+    rows: dict[str, list[tuple[int, int]]] = {}
+    with files.open_binary(path) as stream:
+        members = _Members(stream, path)
+        for member in members:
+            folder, _, name = member.name.rpartition("/")
+            stem, _, extension = name.partition(".")
+            slot = slot_of.get(extension.lower())
+            if slot is None or not stem or not member.isreg():
+                continue
+            key = f"{folder}/{stem}" if folder else stem
+            row = rows.setdefault(key.removeprefix("./"), [(-1, -1)] * len(slots))
+            if row[slot][0] < 0:
+                row[slot] = (member.offset_data, member.size)
+    places = np.array(list(rows.values()), dtype=np.int64).reshape(len(rows), len(slots), 2)
+    return _Scan(list(rows), places, members.complete)
+
+
+class _Members:
+    """The members of a tar up to its end, or to where it breaks off; then `complete` tells which it was."""
+
+    def __init__(self, stream: IO[bytes], path: str) -> None:
+        self.stream, self.path = stream, path
+        self.complete = False
+
+    def __iter__(self) -> Iterator[tarfile.TarInfo]:
+        try:
+            with tarfile.open(fileobj=self.stream, mode="r:", encoding="utf-8", errors="backslashreplace") as tar:
+                while (member := tar.next()) is not None:
+                    tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
+                    yield member
+                # tarfile takes a broken header for the end, so the end's mark is looked for: a block of zeros.
+                self.stream.seek(tar.offset)
+                self.complete = self.stream.read(BLOCK) == bytes(BLOCK)
+        except tarfile.ReadError as error:
+            self._explain(error)
+
+    def _explain(self, error: tarfile.ReadError) -> None:
+        self.stream.seek(0)
+        head = self.stream.read(BLOCK)
+        if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+            raise UserError(f"{self.path}: a compressed tar cannot be read at random; unpack it to a plain .tar")
+        if len(head) == BLOCK and head[257:262] != b"ustar":
+            raise UserError(f"{self.path}: not a tar: {error}")
+
+
+def _load(cache: Path, slots: list[str]) -> _Scan:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(cache)
+    columns = [[table[f"{slot}.{part}"].to_numpy() for part in ("offset", "size")] for slot in slots]
+    places = np.array(columns, dtype=np.int64).transpose(2, 0, 1)
+    return _Scan(table["key"].to_pylist(), places, table.schema.metadata[b"complete"] == b"true")
+
+
+def _save(cache: Path, scan: _Scan, slots: list[str]) -> None:
+    """Best effort: on a read-only store the scan is simply made again."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, Any] = {"key": pa.array(scan.keys, pa.string())}
+    for index, slot in enumerate(slots):
+        columns |= {f"{slot}.offset": scan.places[:, index, 0], f"{slot}.size": scan.places[:, index, 1]}
+    table = pa.table(columns, metadata={"complete": str(scan.complete).lower()})
+    part = cache.with_name(f"{cache.name}.{os.getpid()}.part")
+    try:
+        cache.parent.mkdir(exist_ok=True)
+        pq.write_table(table, part)
+        os.replace(part, cache)
+    except OSError:
+        part.unlink(missing_ok=True)
+
+
+def sidecar_count(path: str) -> int | None:
+    """Samples of a tar as img2dataset tells them beside it: `00000_stats.json`, or the rows of `00000.parquet`."""
+    stem = path.removesuffix(".tar")
+    if files.exists(f"{stem}_stats.json"):
+        count = json.loads(files.read_bytes(f"{stem}_stats.json")).get("successes")
+        if isinstance(count, int):
+            return count
+    if files.exists(f"{stem}.parquet"):
+        import pyarrow.parquet as pq
+
+        with files.open_binary(f"{stem}.parquet") as stream:
+            parquet = pq.ParquetFile(stream)
+            if "status" in parquet.schema_arrow.names:
+                return int(parquet.read(["status"])["status"].to_pylist().count("success"))
+    return None
+
+
+def write_tar(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
+    """Writes samples, each a key and its members by extension, as a WebDataset tar; same samples, same bytes.
+
+    Returns:
+        How many there were.
+    """
+    count = 0
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for key, members in samples:
+            for extension, data in members.items():
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+            count += 1
+    return count
