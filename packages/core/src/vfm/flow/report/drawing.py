@@ -1,0 +1,143 @@
+"""From the panels that a stage left to what the report's page shows: curves, bars on a scale, pictures in the file."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+from PIL import Image
+from pydantic import ValidationError
+
+from vfm.flow.report import charts
+from vfm.flow.report.scale import Scale
+from vfm.panels import BarsPanel, ImagesPanel, LinesPanel, Panel, Picture, TablePanel, load_panels
+
+MAX_PICTURE_BYTES = 40_000  # larger files are made anew at twice the size they are shown at
+MAX_CAPTION = 240
+MAX_ROWS = 200
+
+
+@dataclass(frozen=True)
+class Curves:
+    """An `<svg>`, and for the key above it (name, colour, dash) of each curve that carries no name itself."""
+
+    svg: str
+    key: list[tuple[str, str, str]]
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Rows of (label, value, low, high), the scale they share, and the places of zero and of the reference on it."""
+
+    rows: list[tuple[str, float, float | None, float | None]]
+    scale: Scale
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns as (name, whether it holds numbers) and rows as long as the columns; rows past the limit are counted."""
+
+    columns: list[tuple[str, bool]]
+    rows: list[list[str | float | int | None]]
+    num_left_out: int
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Pictures as (data URL or nothing, caption, title, whether its pixels should stay sharp)."""
+
+    pictures: list[tuple[str, str, str, bool]]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A panel with what the page needs to show it, or the problem that kept it from being drawn."""
+
+    panel: Panel | None
+    content: Curves | Bars | Table | Sheet | None = None
+    problem: str = ""
+
+
+def draw_panels(directory: Path, salt: str) -> Iterator[Drawing]:
+    """The panels of an artifact, drawn. A bad panel becomes a drawing that tells the problem.
+
+    Args:
+        directory: the artifact's folder.
+        salt: makes ids inside the drawings unique on the page.
+    """
+    try:
+        panels = load_panels(directory)
+    except (ValidationError, OSError) as error:
+        yield Drawing(None, problem=f"the panels of this stage cannot be read: {_first_line(error)}")
+        return
+    for index, panel in enumerate(panels):
+        try:
+            yield Drawing(panel, _content(panel, directory, f"{salt}-{index}"))
+        except ValueError as error:
+            yield Drawing(panel, problem=f"this panel cannot be drawn: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _content(panel: Panel, directory: Path, salt: str) -> Curves | Bars | Table | Sheet | None:
+    match panel:
+        case LinesPanel():
+            key = [(series.name, charts.color(i), charts.dash(i)) for i, series in enumerate(panel.series)]
+            named = len(key) <= 1 or charts.labels_fit(panel)
+            return Curves(charts.lines_svg(panel, salt), [] if named else key)
+        case BarsPanel():
+            return _bars(panel)
+        case TablePanel():
+            return _table(panel)
+        case ImagesPanel():
+            return Sheet([_picture(picture, directory, panel.width) for picture in panel.pictures])
+        case _:
+            return None
+
+
+def _bars(panel: BarsPanel) -> Bars:
+    none = [None] * len(panel.values)
+    rows = list(zip(panel.labels, panel.values, panel.low or none, panel.high or none, strict=True))
+    return Bars(rows, Scale.of([*panel.values, *(panel.low or ()), *(panel.high or ()), panel.reference]))
+
+
+def _table(panel: TablePanel) -> Table:
+    width = len(panel.columns)
+    rows = [[*row, *[None] * width][:width] for row in panel.rows]
+    columns = []
+    for name, cells in zip_longest(panel.columns, zip(*rows, strict=True), fillvalue=()):
+        known = [cell for cell in cells if cell is not None]
+        columns.append((str(name), bool(known) and all(isinstance(cell, (int, float)) for cell in known)))
+    return Table(columns, rows[:MAX_ROWS], max(0, len(rows) - MAX_ROWS))
+
+
+def _picture(picture: Picture, directory: Path, width: int) -> tuple[str, str, str, bool]:
+    caption = picture.caption if len(picture.caption) <= MAX_CAPTION else picture.caption[:MAX_CAPTION] + "\u2026"
+    file = (directory / picture.file).resolve()
+    if not file.is_relative_to(directory.resolve()):
+        return "", caption, f"{picture.file} is outside the artifact's folder", False
+    try:
+        with Image.open(file, formats=["PNG", "JPEG"]) as image:
+            sharp = 2 * image.width <= width  # made worlds and masks: enlarged pixels, not a blur
+            data, kind = file.read_bytes(), str(image.format).lower()
+            if len(data) > MAX_PICTURE_BYTES and image.width > 2 * width:
+                data, kind = _smaller(image, 2 * width), "jpeg"
+            else:
+                image.load()
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        return "", caption, f"{picture.file} cannot be shown: {_first_line(error)}", False
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}", caption, picture.file, sharp
+
+
+def _smaller(image: Image.Image, width: int) -> bytes:
+    image = image.convert("RGB")
+    image.thumbnail((width, 4 * width))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()

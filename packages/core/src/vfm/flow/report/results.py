@@ -1,0 +1,113 @@
+"""What evaluations found, as tables of one shape: a metric with a row for each model, of one run or over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vfm.artifacts import Artifact, Comparison, Report
+from vfm.config import UserError
+from vfm.flow.report import wording
+from vfm.flow.report.scale import Scale
+from vfm.flow.report.summary import RunSummary, StageEntry
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model's value of a metric; the values of all seeds where it is a mean, the paired test where there is one."""
+
+    model: str
+    value: float
+    low: float
+    high: float
+    values: Sequence[float] = ()
+    comparison: Comparison | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A metric with a row for each model that was judged by it."""
+
+    metric: str
+    unit: str
+    n: int | None
+    chance: float | None
+    rows: list[Row]
+
+    @property
+    def facts(self) -> list[str]:
+        """What belongs beside the metric's name: how many items it is of, and what a blind guess gives."""
+        count = [] if self.n is None else [f"n = {wording.number(self.n)}"]
+        return count + ([] if self.chance is None else [f"chance {wording.quantity(self.chance, self.unit)}"])
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """What one evaluation found, or the evaluations of one name over seeds."""
+
+    title: str
+    subtitle: str
+    anchor: str
+    results: list[Result]
+    num_headline: int = 6
+
+    @property
+    def headline(self) -> list[Result]:
+        """The results for the top of the page."""
+        return self.results[: self.num_headline]
+
+    @property
+    def further(self) -> list[Result]:
+        """The results for the stage's own section."""
+        return self.results[self.num_headline :]
+
+    @property
+    def against(self) -> str:
+        """What the paired tests compare with, in words."""
+        baselines = {row.comparison.baseline for result in self.results for row in result.rows if row.comparison}
+        return f"Against {baselines.pop()}" if len(baselines) == 1 else "Difference" if baselines else ""
+
+    @property
+    def tests(self) -> set[str]:
+        """The names of the paired tests."""
+        return {row.comparison.test for result in self.results for row in result.rows if row.comparison}
+
+    def scale(self, unit: str) -> Scale:
+        """One scale for all values of a unit, so that they can be compared by eye down the whole table."""
+        rows = [row for result in self.results if result.unit == unit for row in result.rows]
+        chances = [result.chance for result in self.results if result.unit == unit]
+        return Scale.of([*chances, *(value for row in rows for value in (row.low, row.high, *row.values))])
+
+
+def report_table(entry: StageEntry, seeded: set[str]) -> ResultTable | None:
+    """The metrics of a stage that made a Report; in the headline, a table over seeds may stand for it."""
+    try:
+        report = Artifact.load(entry.directory)
+    except UserError:  # of a package that is not installed, or gone: the rest of the run is still worth a page
+        return None
+    if not isinstance(report, Report):
+        return None
+    compared = {(c.metric, c.model): c for c in report.comparisons}
+    results: dict[str, Result] = {}
+    for m in report.metrics:
+        result = results.setdefault(m.name, Result(m.name, m.unit, m.n, m.chance, []))
+        result.rows.append(Row(m.model, m.value, m.low, m.high, comparison=compared.get((m.name, m.model))))
+    num_headline = 0 if entry.base_name in seeded else ResultTable.num_headline
+    subtitle = f"{report.task} on {report.dataset}"
+    return ResultTable(entry.name, subtitle, entry.anchor, list(results.values()), num_headline)
+
+
+def seed_tables(run: RunSummary) -> dict[str, ResultTable]:
+    """The summaries over seeds as one table for each name of a report."""
+    tables: dict[str, ResultTable] = {}
+    results: dict[tuple[str, str], Result] = {}
+    for s in run.seeds:
+        first = next((entry.anchor for entry in run.stages if entry.base_name == s.report), "results")
+        table = tables.setdefault(
+            s.report, ResultTable(s.report, f"mean over {len(s.values)} seeds, 95 % t-interval", first, [])
+        )
+        if (s.report, s.metric) not in results:
+            results[s.report, s.metric] = Result(s.metric, s.unit, None, s.chance, [])
+            table.results.append(results[s.report, s.metric])
+        results[s.report, s.metric].rows.append(Row(s.model, s.mean, s.low, s.high, s.values))
+    return tables

@@ -1,0 +1,26 @@
+"""Where values lie on the strips of the report: bars, intervals, the time line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Places values on a strip: percent of its width, with room at both ends for a dot."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Scale:
+        """The scale from zero (or below, where a value is) to the largest of the finite values."""
+        finite = [value for value in values if value is not None and math.isfinite(value)]
+        low, high = min([0.0, *finite]), max([0.0, *finite])
+        return cls(low, high if high > low else low + 1.0)
+
+    def __call__(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low)
+        return round(1 + 98 * min(1.0, max(0.0, share)), 2) if math.isfinite(share) else 1.0

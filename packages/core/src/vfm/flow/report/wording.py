@@ -1,0 +1,65 @@
+"""How the report writes numbers: units, intervals, differences, p-values and durations as people read them."""
+
+from __future__ import annotations
+
+import math
+
+MINUS, NO_BREAK, DASH = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}", "\N{EN DASH}"
+PERCENT_UNITS = {"share": 100.0, "%": 1.0}
+
+
+def number(value: object) -> str:
+    """A cell of a table: whole numbers with separators, others with four digits, a dash for nothing."""
+    if value is None:
+        return DASH
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, int) or (value.is_integer() and 1e3 <= abs(value) < 1e15):
+        text = f"{value:,.0f}"
+    elif not math.isfinite(value) or value == 0 or 1e-3 <= abs(value) < 1e4:
+        text = f"{value:.4g}"
+    elif abs(value) < 1e15:
+        text = f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.2e}"
+    else:
+        text = f"{value:.3e}"
+    return text.replace("-", MINUS)
+
+
+def quantity(value: float, unit: str = "") -> str:
+    """A measured value with its unit; shares are written as percent."""
+    if unit in PERCENT_UNITS:
+        return f"{value * PERCENT_UNITS[unit]:.1f}{NO_BREAK}%".replace("-", MINUS)
+    return f"{number(float(value))}{NO_BREAK}{unit}".rstrip(NO_BREAK)
+
+
+def interval(low: float, high: float, unit: str = "") -> str:
+    """The two ends of an interval, the unit said once."""
+    if unit in PERCENT_UNITS:
+        factor = PERCENT_UNITS[unit]
+        return f"{low * factor:.1f} {DASH} {high * factor:.1f}{NO_BREAK}%".replace("-", MINUS)
+    return f"{number(float(low))} {DASH} {quantity(high, unit)}"
+
+
+def change(value: float, unit: str = "") -> str:
+    """A difference with its sign; of percentages, in percentage points."""
+    if unit in PERCENT_UNITS:
+        return f"{value * PERCENT_UNITS[unit]:+.1f}".replace("-", MINUS)
+    return ("+" if value >= 0 else "") + number(float(value))
+
+
+def p_value(value: float) -> str:
+    """A p-value with its sign of relation, as `= 0.03` or `< 0.001`."""
+    return f"= {value:.2g}" if value >= 0.001 else "< 0.001"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `0.4 s`, `12 s`, `4 min 05 s` or `2 h 05 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f}{NO_BREAK}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest}{NO_BREAK}s"
+    hours, minutes = divmod(minutes, 60)
+    if hours == 0:
+        return f"{minutes}{NO_BREAK}min {rest:02d}{NO_BREAK}s"
+    return f"{hours}{NO_BREAK}h {minutes:02d}{NO_BREAK}min"
