@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch.nn import functional as F
+
 from vfm.artifacts import ClipCheckpoint
 from vfm.config import UserError
 from vfm.models import ClipModel, Preprocess, build_clip, load_clip, save_clip

@@ -10,6 +10,7 @@ import timm
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
+
 from vfm.artifacts import VisionCheckpoint
 from vfm.config import UserError
 from vfm.models import build_vision, load_vision, presets, save_vision, vision_preprocess
