@@ -1,6 +1,6 @@
 """Data: what lies in a user's files, by an index over shards, and its way into a training step.
 
-`transforms` and `loader` use torch; all the rest does without. Names are loaded when first used, so that a recipe can be
+`transforms` and `loader` use torch; all the rest does without. Names are loaded when first used, so a recipe can be
 planned without numpy.
 """
 

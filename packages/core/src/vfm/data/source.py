@@ -76,6 +76,11 @@ class Source:
         shard, row = self.locate(index)
         return self._open(shard).key(row)
 
+    def where(self, index: int) -> str:
+        """The address of a sample for people: its shard and its key."""
+        shard, row = self.locate(index)
+        return f"{self.index.shards[shard].path}:{self._open(shard).key(row)}"
+
     @property
     def keys(self) -> list[str]:
         """The names of all samples; opens every shard."""

@@ -1,0 +1,103 @@
+"""From an image's bytes to pixels of the wanted size, guarded: the header is judged before pixels are decoded."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from vfm.data.sample import BadSample
+
+MAX_PIXELS = 64_000_000  # a larger picture is a mistake or an attack: decoded, it would take hundreds of MB
+MAX_SIDE_RATIO = 100  # beyond it no crop shows anything
+
+ResizeMode = Literal["squash", "crop"]
+
+
+def open_image(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The image behind the bytes with its header read and its pixels not yet decoded.
+
+    Raises:
+        BadSample: no image, or one of more than `max_pixels`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours, and an error
+            image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError:
+        raise BadSample("image_too_large", where) from None
+    except Exception:  # each of Pillow's format plugins raises what it likes on broken bytes
+        raise BadSample("unreadable_image", where) from None
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BadSample("image_too_large", where)
+    if min(width, height) < 1 or max(width, height) > MAX_SIDE_RATIO * min(width, height):
+        raise BadSample("unreadable_image", where)
+    return image
+
+
+def decode_image(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The bytes as an RGB image; what is transparent becomes white, 16-bit greys become 8-bit.
+
+    Raises:
+        BadSample: no image, a broken one, or one of more than `max_pixels`.
+    """
+    image = open_image(data, where, max_pixels=max_pixels)
+    try:
+        image.load()
+        if image.mode == "RGB" and "transparency" not in image.info:
+            return image
+        if image.mode.startswith("I;16"):
+            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        if image.has_transparency_data:
+            rgba = image.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        return image.convert("RGB")
+    except Exception:  # as above: a truncated or damaged image may fail in any way
+        raise BadSample("unreadable_image", where) from None
+
+
+def resize(image: Image.Image, size: int, mode: ResizeMode) -> Image.Image:
+    """The image as a square of `size` pixels, bicubic with antialiasing, as torchvision rounds it.
+
+    Args:
+        image: RGB.
+        size: side in pixels.
+        mode: `squash` both sides, or bring the shorter one to `size` and `crop` the centre.
+    """
+    if mode == "squash":
+        return image.resize((size, size), Image.Resampling.BICUBIC)
+    width, height = image.size
+    short = min(width, height)
+    width, height = int(size * width / short), int(size * height / short)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+
+
+def random_box(
+    width: int, height: int, rng: np.random.Generator, *, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """A random part of an image: area uniform in `scale` of the whole, aspect log-uniform in `ratio`.
+
+    Falls back to the largest centre part of an allowed aspect where ten draws do not fit.
+
+    Returns:
+        (left, top, right, bottom).
+
+    Source: Szegedy et al. 2015 (arXiv:1409.4842), as torchvision's RandomResizedCrop does it.
+    """
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    w, h = min(width, round(height * aspect)), min(height, round(width / aspect))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h

@@ -1,0 +1,223 @@
+"""Batches for a training loop and for an evaluation: the same ones whatever the number of workers and processes."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vfm.config import UserError
+from vfm.data.order import SampleOrder
+from vfm.data.sample import BadSample, Sample
+from vfm.data.source import Source
+
+Batch = dict[str, Any]
+"""Stacked tensors by name; `keys`, one a sample; `bad`, the (reason, where) of each sample that was passed over."""
+
+Make = Callable[[Sample, int], dict[str, Tensor]]
+"""What a task takes of a sample: tensors, random parts drawn from the seed. Raises BadSample; picklable for workers."""
+
+MAX_TRIES = 1000
+
+
+def sample_seed(seed: int, step: int, index: int) -> int:
+    """The seed of what is random about a sample in a step: 63 bits, the same in every process."""
+    digest = hashlib.blake2b(struct.pack("<qqq", seed, step, index), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Optimiser steps of samples in `SampleOrder`. A step's batch depends on its number alone.
+
+    A sample that cannot be used is replaced by one that its number leads to, and told in the batch's `bad`.
+
+    source: where samples come from.
+    make: what a task takes of each.
+    global_batch_size: samples a step, over all processes.
+    shuffle_shards: shards whose samples are shuffled together.
+    workers: processes that read and decode; 0 does it in this one.
+    max_bad_fraction: the share of bad samples that is put up with. So many bad ones in a row that this share makes it
+        next to impossible (1 in 10^9) stop the run; counting them over the run is the training loop's.
+    """
+
+    source: Source
+    make: Make
+    seed: int = field(default=0, kw_only=True)
+    global_batch_size: int = field(kw_only=True)
+    shuffle_shards: int = field(default=1000, kw_only=True)
+    workers: int = field(default=0, kw_only=True)
+    max_bad_fraction: float = field(default=0.05, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not len(self.source):
+            raise UserError(f"{self.source.directory}: the data set has no samples to train on")
+
+    def steps(
+        self,
+        start_step: int,
+        num_steps: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        micro_batch_size: int | None = None,
+    ) -> Iterator[list[Batch]]:
+        """The steps `start_step` to `num_steps - 1`, each as the list of this rank's micro-batches.
+
+        Ranks take contiguous parts of the global batch, and micro-batches contiguous parts of those.
+
+        Raises:
+            UserError: the batch does not divide, or too many samples in a row cannot be used.
+        """
+        share, rest = divmod(self.global_batch_size, world_size)
+        if rest:
+            raise UserError(f"global_batch_size {self.global_batch_size} does not divide by {world_size} processes")
+        micro = min(micro_batch_size or share, share)
+        per_step = math.ceil(share / micro)
+        reader = _Reader(self.source, self.make, self.seed, _tries(self.max_bad_fraction))
+        plan = _Plan(self, range(start_step, num_steps), rank * share, share, micro)
+        pending: list[Batch] = []
+        for batch in _read(reader, plan, self.workers):
+            pending.append(batch)
+            if len(pending) == per_step:
+                yield pending
+                pending = []
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be read, one micro-batch after another: (step, sample numbers). Lazy: an epoch may be long."""
+
+    data: TrainingData
+    steps: range
+    first: int  # this rank's place in the global batch
+    share: int
+    micro: int
+
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+        data = self.data
+        order = SampleOrder(data.source.shard_sizes, seed=data.seed, shuffle_shards=data.shuffle_shards)
+        for step in self.steps:
+            start = step * data.global_batch_size + self.first
+            for place in range(start, start + self.share, self.micro):
+                yield step, order(place, min(place + self.micro, start + self.share)).tolist()
+
+
+class _Reader(Dataset[Batch]):
+    """Reads a planned micro-batch, in whatever process it is asked to."""
+
+    def __init__(self, source: Source, make: Make, seed: int, tries: int) -> None:
+        self.source, self.make, self.seed, self.tries = source, make, seed, tries
+
+    def __getitem__(self, planned: tuple[int, list[int]]) -> Batch:
+        step, indices = planned
+        bad: list[tuple[str, str]] = []
+        made = []
+        for index in indices:
+            found = self._replaced(step, index, bad)
+            if found is None:  # an exception would lose its type on the way from a worker
+                return {"failure": f"{bad[-1][1]}: {bad[-1][0]}; so are the {self.tries} samples tried in its place"}
+            made.append(found)
+        return _stack(made, bad)
+
+    def _replaced(self, step: int, index: int, bad: list[tuple[str, str]]) -> tuple[str, dict[str, Tensor]] | None:
+        for attempt in range(self.tries + 1):
+            try:
+                return _make(self.source, self.make, index, sample_seed(self.seed, step, index))
+            except BadSample as error:
+                bad.append((error.reason, error.where))
+                index = sample_seed(self.seed, -1 - attempt, index) % len(self.source)
+        return None
+
+
+def _tries(max_bad_fraction: float) -> int:
+    """Replacements to try in a row, so that a share of `max_bad_fraction` uses them up with a chance below 10^-9."""
+    if max_bad_fraction <= 0:
+        return 0
+    return MAX_TRIES if max_bad_fraction >= 0.97 else math.ceil(math.log(1e-9) / math.log(max_bad_fraction))
+
+
+def _make(source: Source, make: Make, index: int, seed: int) -> tuple[str, dict[str, Tensor]]:
+    sample = source[index]
+    try:
+        return sample.key, make(sample, seed)
+    except BadSample as bad:
+        raise BadSample(bad.reason, source.where(index)) from None
+
+
+def _stack(made: Sequence[tuple[str, dict[str, Tensor]]], bad: list[tuple[str, str]]) -> Batch:
+    rows = [tensors for _, tensors in made]
+    batch: Batch = {name: torch.stack([row[name] for row in rows]) for name in (rows[0] if rows else {})}
+    return batch | {"keys": [key for key, _ in made], "bad": bad}
+
+
+def _read(reader: Dataset[Batch], plan: Iterable[Any], workers: int) -> Iterator[Batch]:
+    """The planned batches in their order, from this process or from workers.
+
+    Raises:
+        UserError: a reader gave up.
+    """
+    loader: DataLoader[Batch] = DataLoader(
+        reader,
+        batch_size=None,
+        sampler=plan,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        multiprocessing_context="spawn" if workers else None,
+        pin_memory=workers > 0 and torch.cuda.is_available(),
+        generator=torch.Generator(),  # else the loader would draw from, and so shift, the global generator
+    )
+    for batch in loader:
+        if "failure" in batch:
+            raise UserError(batch["failure"])
+        yield batch
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class _EvalReader(Dataset[Batch]):
+    """Reads a range of samples, passing over those that cannot be used."""
+
+    def __init__(self, source: Source, make: Make) -> None:
+        self.source, self.make = source, make
+
+    def __getitem__(self, planned: range) -> Batch:
+        bad: list[tuple[str, str]] = []
+        made = []
+        for index in planned:
+            try:
+                made.append(_make(self.source, self.make, index, sample_seed(0, 0, index)))
+            except BadSample as error:
+                bad.append((error.reason, error.where))
+        return _stack(made, bad)
+
+
+def eval_batches(source: Source, make: Make, batch_size: int, *, workers: int = 0) -> Iterator[Batch]:
+    """All samples of a source once, in order; those that cannot be used are passed over and told in `bad`.
+
+    Raises:
+        UserError: not one sample can be used.
+    """
+    plan = [range(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]
+    held: Batch | None = None  # given out one step late, so that it can carry what was bad after it
+    bad: list[tuple[str, str]] = []
+    for batch in _read(_EvalReader(source, make), plan, workers):
+        bad += batch["bad"]
+        if batch["keys"]:
+            if held:
+                yield held
+            held, bad = batch | {"bad": bad}, []
+    if held is None:
+        what = f"; the first is {bad[0][1]}: {bad[0][0]}" if bad else ""
+        raise UserError(f"{source.directory}: no sample can be used{what}")
+    held["bad"] += bad
+    yield held

@@ -1,0 +1,72 @@
+"""From a sample's bytes to the tensor of a training step; what is random is drawn from the sample's own seed."""
+
+# B batch, S side of the square image
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vfm.data.images import MAX_PIXELS, ResizeMode, decode_image, random_box, resize
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """Bytes to uint8 (3, S, S): resized, or a random part of the image where `scale` is given.
+
+    size: side of the square, in pixels.
+    mode: `squash` both sides, or bring the shorter one to `size` and `crop` the centre.
+    scale: smallest and largest share of the area that a random crop keeps; None crops nothing at random.
+    ratio: narrowest and widest aspect of a random crop.
+    flip: chance of a left-right flip; 0 where captions speak of left and right.
+    """
+
+    size: int
+    mode: ResizeMode = "squash"
+    scale: tuple[float, float] | None = None
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.0
+    max_pixels: int = MAX_PIXELS
+
+    def __call__(self, data: bytes, seed: int, where: str = "") -> Tensor:
+        """The image at the wanted size, the same for the same bytes and seed.
+
+        Raises:
+            BadSample: the bytes are no image, or one of more than `max_pixels`; `where` names it.
+        """
+        return to_tensor(self.apply(decode_image(data, where, max_pixels=self.max_pixels), seed))
+
+    def apply(self, image: Image.Image, seed: int) -> Image.Image:
+        """The same for an RGB image that is decoded already."""
+        rng = np.random.default_rng(seed)
+        if self.scale:
+            box = random_box(*image.size, rng, scale=self.scale, ratio=self.ratio)
+            image = resize(image.crop(box), self.size, "squash")
+        else:
+            image = resize(image, self.size, self.mode)
+        if self.flip and rng.random() < self.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return image
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """An RGB image as uint8 (3, H, W)."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 images as float32 input of a model, on the device where they are: bytes travel, floats do not.
+
+    Args:
+        images: uint8 (B, 3, S, S).
+        mean: of each channel, for values in [0, 1].
+        std: of each channel.
+    """
+    shape = (1, 3, 1, 1)
+    scale = torch.tensor(std, device=images.device).view(shape) * 255
+    return (images.float() - torch.tensor(mean, device=images.device).view(shape) * 255) / scale
