@@ -1,1 +1,43 @@
-"""See README."""
+"""MetaCLIP data curation: match texts against metadata, count, and balance the long tail. Needs no torch.
+
+Names are imported when they are first used, so that a plan, which only asks which stages there are, stays quick.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vfm_curation.balance import (
+        count_ids,
+        cumulative_share,
+        keep_probability,
+        kept,
+        t_for_tail_share,
+        t_for_target_size,
+        tail_share,
+        text_key,
+        text_probability,
+        uniform,
+    )
+    from vfm_curation.matching import Matcher, dead_entries, match_plain, spacing, tokenize
+    from vfm_curation.metadata import Vocabulary, entries_sha256, load_entries, read_entries, wordnet_entries
+    from vfm_curation.shards import read_shards
+    from vfm_curation.subset import expected_size
+
+_MODULES = ("balance", "matching", "metadata", "shards", "subset")
+
+__all__ = [
+    "Matcher", "Vocabulary", "count_ids", "cumulative_share", "dead_entries", "entries_sha256", "expected_size",
+    "keep_probability", "kept", "load_entries", "match_plain", "read_entries", "read_shards", "spacing",
+    "t_for_tail_share", "t_for_target_size", "tail_share", "text_key", "text_probability", "tokenize", "uniform",
+    "wordnet_entries",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for module in _MODULES:
+            found = vars(importlib.import_module(f"vfm_curation.{module}"))
+            if name in found:
+                return found[name]
+    raise AttributeError(f"module 'vfm_curation' has no attribute {name!r}")

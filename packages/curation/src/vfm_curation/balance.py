@@ -153,4 +153,5 @@ def t_for_tail_share(counts: Integers, share: float) -> float:
 
 def cumulative_share(counts: Integers) -> Floats:
     """Share of all matches that the k commonest entries hold, for k = 1 to num_entries; the head/tail curve."""
-    return np.cumsum(np.sort(counts)[::-1]) / max(1, counts.sum())
+    share: Floats = np.cumsum(np.sort(counts)[::-1]) / max(1, counts.sum())
+    return share

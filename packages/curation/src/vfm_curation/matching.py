@@ -13,6 +13,7 @@ Source: Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671), section 3.2 a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 from vfm.config import UserError
@@ -104,7 +105,8 @@ def dead_reason(entry: str) -> str | None:
         glued = next((mark for mark in MARKS if mark in piece and piece != mark), None)
         if glued:
             return f"{glued!r} is glued to letters or to another mark; texts are split there"
-    if any(left and left in MARKS and right and right in MARKS for left, right in zip(pieces, pieces[1:], strict=False)):
+    marks = [piece != "" and piece in MARKS for piece in pieces]
+    if any(left and right for left, right in itertools.pairwise(marks)):
         return "two marks with one space between; texts have two there"
     return None
 

@@ -11,17 +11,23 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
 import math
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vfm.artifacts import Metadata
 from vfm.config import UserError
 from vfm_curation.matching import tokenize
 
+ENTRIES_FILE = "entries.parquet"
 WORDNET_FILES = ("data.noun", "data.verb", "data.adj", "data.adv")
 NUMBERS = tuple(str(number) for number in range(100))
 
@@ -46,7 +52,7 @@ class Vocabulary:
         words = list(filter(None, tokens))
         self.num_words += len(words)
         self.unigrams.update(words)
-        self.bigrams.update(pair for pair in zip(tokens, tokens[1:], strict=False) if all(pair))
+        self.bigrams.update(pair for pair in itertools.pairwise(tokens) if all(pair))
 
     def pmi(self, first: str, second: str) -> float:
         """Pointwise mutual information of a pair in bits: log2(count(ab) * N / (count(a) * count(b)))."""
@@ -68,13 +74,14 @@ class Vocabulary:
         return [pair for _, pair in sorted(strength)]
 
     def entries(
-        self, size: int, *, min_count: int = 5, bigram_min_count: int = 5, bigram_share: float = 0.3
+        self, size: int | None = None, *, min_count: int = 5, bigram_min_count: int = 5, bigram_share: float = 0.3
     ) -> dict[str, str]:
-        """At most `size` entries as entry -> source ("unigram" or "bigram"), in their frozen order.
+        """Entries as entry -> source, "unigram" or "bigram", in their frozen order: all that qualify or the best `size`.
 
-        Where one kind has too few for its share, the other fills up.
+        Of `size` entries `bigram_share` are pairs; where one kind has too few for its share, the other fills up.
         """
         words, pairs = self.top_unigrams(min_count), self.top_bigrams(bigram_min_count)
+        size = len(words) + len(pairs) if size is None else size
         num_pairs = min(len(pairs), max(round(size * bigram_share), size - len(words)))
         sources = dict.fromkeys(words[: size - num_pairs], "unigram")
         return sources | dict.fromkeys(pairs[:num_pairs], "bigram")
@@ -84,8 +91,8 @@ def read_entries(path: str | Path, *, column: str | None = None) -> dict[str, st
     """Entries of a file or a WordNet folder as entry -> source, in the file's order.
 
     Args:
-        path: `.txt` (one entry a line), `.json` (a list of strings, as MetaCLIP's metadata.json), `.csv` or `.tsv`, or a
-            folder with WordNet's `data.noun`, `data.verb`, `data.adj` and `data.adv`.
+        path: `.txt` (one entry a line), `.json` (a list of strings, as MetaCLIP's metadata.json), `.csv`, `.tsv`, or
+            a folder with WordNet's `data.noun`, `data.verb`, `data.adj` and `data.adv`.
         column: of a csv or tsv with a header line; default: the first column of a file without one.
 
     Raises:
@@ -156,3 +163,15 @@ def usable(entry: str) -> bool:
 def entries_sha256(entries: Iterable[str]) -> str:
     """Hash of the ordered entries: SHA-256 of their JSON list."""
     return hashlib.sha256(json.dumps(list(entries)).encode()).hexdigest()
+
+
+def save_entries(directory: Path, sources: Mapping[str, str]) -> None:
+    """Writes the entries, in order and with the source of each, as the bulk of a `Metadata` artifact."""
+    table = pa.table({"entry": list(sources), "source": list(sources.values())})
+    pq.write_table(table, directory / ENTRIES_FILE, compression="zstd")
+
+
+def load_entries(metadata: Metadata) -> list[str]:
+    """The entries of an artifact; an entry's id is its place here."""
+    entries: list[str] = pq.read_table(metadata.path / ENTRIES_FILE)["entry"].to_pylist()
+    return entries

@@ -1,0 +1,166 @@
+"""Matching a pool shard by shard. One shard is one task: a shard's number in, one parquet file out.
+
+A file is written under a temporary name and renamed when it is whole, so that a file that is there is finished: after
+a crash only the missing ones are made. What is true of a shard as a whole lies in its file's metadata.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import multiprocessing
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from vfm.artifacts import Metadata, Pool
+from vfm.data import Source, open_dataset
+from vfm_curation.matching import Matcher
+from vfm_curation.metadata import load_entries
+
+FOLDER = "shards"
+SUMMARY_KEY = b"vfm.summary"
+NUM_BAD_SHOWN = 20
+OnBad = Callable[[str, str], None]  # told (reason, where) of a sample that cannot be used
+
+
+@dataclass(frozen=True)
+class MatchJob:
+    """What all shards of a match share; small, so that it can be sent to any process."""
+
+    pool: Path
+    metadata: Path
+    languages: tuple[str, ...]
+    folder: Path
+
+    def file(self, shard: int) -> Path:
+        """Where a shard's matches lie, once they are whole."""
+        return self.folder / f"{shard:06d}.parquet"
+
+
+@dataclass
+class ShardSummary:
+    """What a shard held: texts of the wanted languages, those matched, (text, entry) pairs; bad samples by reason."""
+
+    num_texts: int = 0
+    num_matched: int = 0
+    num_pairs: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+    bad_shown: list[tuple[str, str]] = field(default_factory=list)  # (reason, where) of the first ones
+
+    def skip(self, reason: str, where: str) -> None:
+        """Counts a bad sample."""
+        self.bad[reason] += 1
+        if len(self.bad_shown) < NUM_BAD_SHOWN:
+            self.bad_shown.append((reason, where))
+
+    def add(self, other: ShardSummary) -> None:
+        """Adds another shard's texts."""
+        self.num_texts += other.num_texts
+        self.num_matched += other.num_matched
+        self.num_pairs += other.num_pairs
+
+    @classmethod
+    def of(cls, file: Path) -> ShardSummary:
+        """The summary in a finished file."""
+        record = json.loads(pq.read_schema(file).metadata[SUMMARY_KEY])
+        shown = [(reason, where) for reason, where in record.pop("bad_shown")]
+        return cls(bad=Counter(record.pop("bad")), bad_shown=shown, **record)
+
+
+@functools.lru_cache(maxsize=1)
+def _tools(pool: Path, metadata: Path) -> tuple[Source, Matcher]:
+    """The pool and the matcher, made once in each process."""
+    return open_dataset(Pool.load(pool)), Matcher(load_entries(Metadata.load(metadata)))
+
+
+def match_shard(job: MatchJob, shard: int) -> ShardSummary:
+    """Matches the texts of one shard and leaves its file; a finished file is not made again.
+
+    The file has one row for each matched text: shard, row, uid, language, text_index, and ids, the entries in it.
+    """
+    file = job.file(shard)
+    if file.exists():
+        return ShardSummary.of(file)
+    source, matcher = _tools(job.pool, job.metadata)
+    summary = ShardSummary()
+    texts = texts_in(source, shard, job.languages, on_bad=summary.skip)
+    ids = ragged_ids(matcher.match(text.as_py()) for text in texts["text"])
+    matched = pc.greater(pc.list_value_length(ids), 0)
+    summary.num_texts, summary.num_matched, summary.num_pairs = (
+        len(texts),
+        pc.sum(matched).as_py() or 0,
+        len(ids.values),
+    )
+    table = texts.drop_columns("text").add_column(0, "shard", pa.array(np.full(len(texts), shard, np.int32)))
+    table = table.append_column("ids", ids).filter(matched)
+    part = file.with_suffix(".part")
+    pq.write_table(table.replace_schema_metadata({SUMMARY_KEY: json.dumps(vars(summary))}), part, compression="zstd")
+    part.rename(file)
+    return summary
+
+
+def texts_in(source: Source, shard: int, languages: Sequence[str], *, on_bad: OnBad | None = None) -> pa.Table:
+    """The texts of a shard that are in one of the languages; columns as in `Source.texts_of_shard`."""
+    texts = source.texts_of_shard(shard, on_bad=on_bad)
+    return texts.filter(pc.is_in(texts["language"], pa.array(languages, pa.string())))
+
+
+def ragged_ids(lists: Iterable[Sequence[int]]) -> pa.ListArray:
+    """Lists of ids as one Arrow array, without keeping a Python object for each."""
+    values, offsets = array("i"), array("i", [0])
+    for ids in lists:
+        values.extend(ids)
+        offsets.append(len(values))
+    return pa.ListArray.from_arrays(np.frombuffer(offsets, np.int32), np.frombuffer(values, np.int32))
+
+
+def match_shards(job: MatchJob, shards: Sequence[int], workers: int) -> Iterator[ShardSummary]:
+    """Matches shards, in this process or in `workers` others, and yields each one's summary as it is finished."""
+    try:
+        if workers < 2:
+            yield from (match_shard(job, shard) for shard in shards)
+            return
+        # Spawned, not forked: a fork of a process with running threads may hang.
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            for done in as_completed([pool.submit(match_shard, job, shard) for shard in shards]):
+                yield done.result()
+    finally:
+        _tools.cache_clear()
+
+
+@dataclass(frozen=True)
+class ShardMatches:
+    """The matched texts of one shard: the columns of its file, and all entry ids with the offsets of each text's."""
+
+    table: pa.Table  # shard, row, uid, language, text_index
+    ids: NDArray[np.int32]
+    offsets: NDArray[np.int64]  # text i has ids[offsets[i]:offsets[i + 1]]
+
+    def ids_of(self, text: int) -> list[int]:
+        """The entries in one text."""
+        ids: list[int] = self.ids[self.offsets[text] : self.offsets[text + 1]].tolist()
+        return ids
+
+
+def num_shards(directory: Path) -> int:
+    """Number of shards of a `Matches` artifact."""
+    return sum(1 for _ in (directory / FOLDER).glob("*.parquet"))
+
+
+def read_shards(directory: Path, *, only_ids: bool = False) -> Iterator[ShardMatches]:
+    """The files of a `Matches` artifact, in the order of the shards."""
+    for file in sorted((directory / FOLDER).glob("*.parquet")):
+        table = pq.read_table(file, columns=["ids"] if only_ids else None)
+        lists = table["ids"].combine_chunks()
+        offsets = lists.offsets.to_numpy().astype(np.int64)
+        yield ShardMatches(table.drop_columns("ids"), lists.values.to_numpy(), offsets)
