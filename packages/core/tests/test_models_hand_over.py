@@ -1,0 +1,144 @@
+"""The hand-over must lose no key: each is taken, renamed, resized, new or dropped, or it is an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vfm.artifacts import VisionCheckpoint
+from vfm.config import UserError
+from vfm.models import build_clip, build_vision, save_vision
+from vfm.models.clip import ClipModel
+from vfm.models.hand_over import KeyReport, hand_over, resize_patch_kernel
+
+TEXT = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+
+
+def encoder(name: str = "eva02_pico_patch8_32", seed: int = 5, **arguments: object) -> nn.Module:
+    """An encoder in which no two tensors are equal, so that a swapped key would show."""
+    model = build_vision(name, seed=seed, **arguments).eval()
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.data.normal_(0.0, 0.3, generator=generator)
+    return model
+
+
+def clip(timm_name: str = "eva02_pico_patch8_32", pool: str = "token", proj: str | None = None) -> ClipModel:
+    size = int(timm_name.rsplit("_", 1)[1])
+    vision = {"image_size": size, "timm_model_name": timm_name, "timm_pool": pool, "timm_proj": proj}
+    model = build_clip({"embed_dim": 24, "vision_cfg": vision, "text_cfg": TEXT, "custom_text": True}, seed=0)
+    model.module.eval()
+    return model
+
+
+def accounted(report: KeyReport) -> tuple[set[str], set[str]]:
+    """Keys of the source and keys of the tower that the report speaks of."""
+    source = {*report.taken, *report.renamed, *report.resized, *report.dropped}
+    target = {*report.taken, *report.renamed.values(), *report.resized, *report.new}
+    return source, target
+
+
+def test_the_tower_sees_what_the_encoder_saw(tmp_path: Path) -> None:
+    vision, model = encoder(global_pool="token", num_classes=0), clip()
+    save_vision(vision, tmp_path)
+    report = hand_over(VisionCheckpoint.load(tmp_path), model)
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model.module.visual.trunk.forward_features(images), vision.forward_features(images))
+    assert set(report.new) == {"head.weight", "head.bias"}
+    assert (report.renamed, report.resized, report.dropped) == ({}, {}, {})
+
+
+@pytest.mark.parametrize(("source_pool", "tower_pool"), [("token", "avg"), ("avg", "token")])
+def test_the_final_norm_is_renamed_when_pooling_moves_to_its_other_side(source_pool: str, tower_pool: str) -> None:
+    vision, model = encoder(global_pool=source_pool), clip(pool=tower_pool)
+    report = hand_over(vision.state_dict(), model)
+    old, new = ("norm", "fc_norm") if source_pool == "token" else ("fc_norm", "norm")
+    assert report.renamed == {f"{old}.weight": f"{new}.weight", f"{old}.bias": f"{new}.bias"}
+    trunk = model.module.visual.trunk
+    assert torch.equal(getattr(trunk, new).weight, getattr(vision, old).weight)
+
+
+@pytest.mark.parametrize("proj", [None, "linear"])
+def test_every_key_of_both_sides_is_accounted_for(proj: str | None) -> None:
+    vision, model = encoder(global_pool="token", num_classes=7), clip(proj=proj)
+    source = {**vision.state_dict(), "mask_token": torch.zeros(1, 1, 64), "lm_head.weight": torch.zeros(9, 64)}
+    report = hand_over(source, model)
+    told_source, told_target = accounted(report)
+    assert told_source == set(source)
+    visual = model.module.visual
+    outside = {f"visual.{key}" for key in visual.state_dict() if not key.startswith("trunk.")}
+    assert told_target == set(visual.trunk.state_dict()) | outside
+    assert set(report.dropped) == {"head.weight", "head.bias", "mask_token", "lm_head.weight"}
+    assert report.panel().rows[0] == ["taken", f"{len(report.taken)} keys", "as they were"]
+    assert len(report.panel().rows) == 1 + len(report.renamed) + len(report.new) + len(report.dropped)
+    assert report.summary.startswith(f"{len(report.taken)} taken, {len(report.renamed)} renamed, 0 resized, ")
+
+
+def test_patch_14_goes_to_16_with_positions_and_the_clip_norm_is_new() -> None:
+    vision = encoder("eva02_mini_patch14_112", global_pool="token")
+    model = clip("eva02_mini_patch16_clip_128")
+    report = hand_over(vision.state_dict(), model)
+    assert report.resized == {"patch_embed.proj.weight": "[192, 3, 14, 14] to [192, 3, 16, 16]"}
+    assert {key for key in report.new if "attn.norm" in key} == {
+        f"blocks.{i}.attn.norm.{part}" for i in range(6) for part in ("weight", "bias")
+    }
+
+
+def test_positions_follow_the_grid_as_timms_own_loader_resizes_them(tmp_path: Path) -> None:
+    vision = encoder(global_pool="token", image_size=64)
+    save_vision(vision, tmp_path)
+    model = clip()
+    report = hand_over(VisionCheckpoint.load(tmp_path), model)
+    peer = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=32, global_pool="token")
+    torch.testing.assert_close(model.module.visual.trunk.pos_embed, peer.pos_embed)
+    assert report.resized == {"pos_embed": "[1, 65, 64] to [1, 17, 64]"}
+
+
+def test_a_pinv_kernel_answers_an_enlarged_patch_as_the_old_one_answered_the_patch() -> None:
+    kernel = torch.randn(5, 3, 14, 14)
+    patch = torch.randn(3, 3, 14, 14)
+    enlarged = F.interpolate(patch, size=(16, 16), mode="bicubic", antialias=True)
+    answer = torch.einsum("bchw,dchw->bd", patch, kernel)
+    pinv, bicubic = (
+        torch.einsum("bchw,dchw->bd", enlarged, resize_patch_kernel(kernel, (16, 16), how))
+        for how in ("pinv", "bicubic")
+    )
+    torch.testing.assert_close(pinv, answer, atol=1e-2, rtol=1e-3)
+    assert (bicubic - answer).abs().max() > (pinv - answer).abs().max()
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (lambda: encoder(depth=3), r"the encoder has blocks\.2\."),
+        (lambda: encoder(depth=1), r"its vision tower has blocks\.1\..*, the encoder has not"),
+        (
+            lambda: encoder(embed_dim=32),
+            r"cls_token of the encoder is \(1, 1, 32\), its vision tower wants \(1, 1, 64\)",
+        ),
+        (lambda: encoder(scale_mlp=True), r"the encoder has blocks\.0\.mlp\.fc1_g"),
+        (lambda: encoder("vit_pico_patch8_32"), "its vision tower has not"),
+    ],
+)
+def test_another_miss_is_an_error_and_loads_nothing(source: object, message: str) -> None:
+    model = clip()
+    before = {key: value.clone() for key, value in model.module.state_dict().items()}
+    with pytest.raises(UserError, match=message):
+        hand_over(source().state_dict(), model)
+    assert all(torch.equal(value, before[key]) for key, value in model.module.state_dict().items())
+
+
+def test_an_encoder_with_both_norms_does_not_overwrite_one_with_the_other() -> None:
+    vision = encoder(global_pool="avg", use_post_transformer_norm=True)
+    with pytest.raises(UserError, match=r"fc_norm\.weight"):
+        hand_over(vision.state_dict(), clip())
+
+
+def test_open_clips_own_tower_is_refused() -> None:
+    with pytest.raises(UserError, match="open_clip's own"):
+        hand_over(encoder().state_dict(), build_clip("ViT-Pico-8-32", seed=0))
