@@ -79,7 +79,7 @@ def write_report(run: RunSummary, path: Path) -> None:
         wording=wording,
     )
     partial = path.with_name(path.name + ".part")
-    partial.write_text(page, encoding="utf-8")
+    partial.write_text(page, encoding="utf-8", errors="replace")  # a path may hold what is no text
     partial.replace(path)
 
 

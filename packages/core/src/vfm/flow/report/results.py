@@ -62,8 +62,10 @@ class ResultTable:
         return self.results[self.num_headline :]
 
     @property
-    def against(self) -> str:
-        """What the paired tests compare with, in words."""
+    def beside(self) -> str:
+        """Heads the last column: what the paired tests compare with, or the values of the seeds."""
+        if any(row.values for result in self.results for row in result.rows):
+            return "Each seed"
         baselines = {row.comparison.baseline for result in self.results for row in result.rows if row.comparison}
         return f"Against {baselines.pop()}" if len(baselines) == 1 else "Difference" if baselines else ""
 

@@ -49,7 +49,7 @@ def change(value: float, unit: str = "") -> str:
 
 def p_value(value: float) -> str:
     """A p-value with its sign of relation, as `= 0.03` or `< 0.001`."""
-    return f"= {value:.2g}" if value >= 0.001 else "< 0.001"
+    return f"={NO_BREAK}{value:.2g}" if value >= 0.001 else f"<{NO_BREAK}0.001"
 
 
 def duration(seconds: float) -> str:
