@@ -17,7 +17,7 @@ from vfm.interfaces import Training
 from vfm.stage import Context, Runtime
 from vfm.train.checkpoint import (
     Checkpoints,
-    PreemptedError,
+    Preempted,
     Snapshot,
     load_model,
     load_optimizer,
@@ -52,7 +52,7 @@ def fit(task: Task, data: Data, plan: Training, ctx: Context, runtime: Runtime) 
 
     Raises:
         UserError: the plan does not fit the processes, a loss is not finite, or too many samples cannot be read.
-        PreemptedError: SIGTERM came; a checkpoint is saved.
+        Preempted: SIGTERM came; a checkpoint is saved.
     """
     with distributed(runtime) as world, reproducible(world.device), termination() as stop:
         _Loop(task, data, plan, ctx, world, stop).run()
@@ -138,7 +138,7 @@ class _Loop:
         if save:
             self._save()
         if stop and done < self.plan.num_steps:
-            raise PreemptedError(
+            raise Preempted(
                 f"{self.ctx.stage}: stopped by SIGTERM after step {done}; the next run goes on from there"
             )
 

@@ -32,6 +32,7 @@ def build_optimizer(task: Task, plan: Training) -> torch.optim.Optimizer:
     The fused kernels are used on every device: they take a `found_inf` flag and then leave weights and state alone,
     which is how a NaN is kept out without asking the device first.
     """
+    _check_groups(task)
     groups = [
         {
             "params": group.params,
@@ -40,13 +41,19 @@ def build_optimizer(task: Task, plan: Training) -> torch.optim.Optimizer:
         }
         for group in task.parameter_groups()
     ]
-    grouped = {id(param) for group in groups for param in group["params"]}  # type: ignore[attr-defined]
-    left_out = [name for name, param in task.named_parameters() if param.requires_grad and id(param) not in grouped]
-    if left_out:
-        raise ValueError(f"{type(task).__name__}.parameter_groups() leaves out {', '.join(left_out[:5])}")
     if plan.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=plan.lr, momentum=plan.momentum, fused=True)
     return torch.optim.AdamW(groups, lr=plan.lr, betas=plan.betas, eps=plan.eps, fused=True)
+
+
+def _check_groups(task: Task) -> None:
+    """A parameter that a task forgets would silently stay as it is; one that it does not own would not be saved."""
+    owned = {id(param): name for name, param in task.named_parameters() if param.requires_grad}
+    grouped = {id(param) for group in task.parameter_groups() for param in group.params}
+    if left_out := [name for key, name in owned.items() if key not in grouped]:
+        raise ValueError(f"{type(task).__name__}.parameter_groups() leaves out {', '.join(left_out[:5])}")
+    if grouped - set(owned):
+        raise ValueError(f"{type(task).__name__}.parameter_groups() holds parameters that are not the task's own")
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -1,0 +1,154 @@
+"""Schedules against their formulas, the average against its closed form, and every option of the plan at work."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from train_toy import Regression, Samples, plan, train
+from vfm import UserError
+from vfm.train import Ema, ParamGroup, build_optimizer, lr_at
+from vfm.train.optim import set_lr
+
+
+def test_cosine_has_open_clips_values():
+    p = plan(steps=10, lr=1.0, warmup_steps=2)
+    expected = [0.5, 1.0] + [0.5 * (1 + math.cos(math.pi * i / 8)) for i in range(8)]
+    assert [lr_at(step, p) for step in range(10)] == pytest.approx(expected)
+
+
+def test_constant_stays_after_the_warm_up_and_cosine_keeps_min_lr():
+    constant = plan(steps=10, lr=1.0, warmup_steps=4, schedule="constant")
+    assert [lr_at(step, constant) for step in range(10)] == [0.25, 0.5, 0.75] + [1.0] * 7
+    assert lr_at(10, plan(steps=10, lr=1.0, min_lr=0.1)) == pytest.approx(0.1)
+
+
+@given(steps=st.integers(1, 500), warmup=st.integers(0, 600), share=st.floats(0, 1))
+def test_the_rate_stays_between_min_lr_and_lr_after_the_warm_up(steps, warmup, share):
+    p = plan(steps=steps, warmup_steps=warmup, lr=0.5, min_lr=0.5 * share)
+    rates = [lr_at(step, p) for step in range(steps)]
+    assert all(0.5 * share - 1e-12 <= rate <= 0.5 for rate in rates[warmup:])
+    assert all(0 < rate <= 0.5 for rate in rates)
+
+
+def test_ema_is_its_closed_form():
+    task, decay = Regression(), 0.75
+    ema = Ema(task, decay)
+    history = [task.net[0].weight.detach().clone()]
+    for step in range(6):
+        with torch.no_grad():
+            task.net[0].weight.add_(torch.randn(16, 4, generator=torch.Generator().manual_seed(step)))
+        ema.update()
+        history.append(task.net[0].weight.detach().clone())
+    closed = decay**6 * history[0] + sum((1 - decay) * decay ** (6 - i) * history[i] for i in range(1, 7))
+    torch.testing.assert_close(ema.average["net.0.weight"], closed)
+
+
+def test_fit_ends_with_the_average_of_the_weights_it_went_through(tmp_path):
+    visited = []
+
+    class Watched(Regression):
+        def after_step(self):
+            visited.append(self.net[0].weight.detach().clone())
+
+    task = Watched()
+    average = task.net[0].weight.detach().clone()
+    train(tmp_path, plan(ema_decay=0.8), task=task)
+    for weights in visited:
+        average = 0.8 * average + 0.2 * weights
+    torch.testing.assert_close(task.net[0].weight.detach(), average)
+
+
+def test_lr_scale_and_weight_decay_of_a_group_reach_the_optimizer():
+    class Scaled(Regression):
+        def parameter_groups(self):
+            return [
+                ParamGroup(list(self.net[0].parameters()), lr_scale=0.5, weight_decay=0.3),
+                ParamGroup(list(self.net[-1].parameters())),
+            ]
+
+    optimizer = build_optimizer(Scaled(), plan(weight_decay=0.01))
+    set_lr(optimizer, 0.2)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.01]
+
+
+OPTIONS = {
+    "steps": 6,
+    "global_batch_size": 4,
+    "optimizer": "sgd",
+    "lr": 0.01,
+    "weight_decay": 0.5,
+    "betas": (0.5, 0.6),
+    "eps": 0.1,
+    "schedule": "constant",
+    "warmup_steps": 7,
+    "min_lr": 0.04,
+    "grad_clip_norm": 0.01,
+    "ema_decay": 0.5,
+    "precision": "amp_bf16",
+    "seed": 1,
+}
+
+
+def final_weights(folder, **changes):
+    task, *_ = train(folder, plan(**changes), task=Regression(dropout=0.1))
+    return torch.cat([param.detach().flatten() for param in task.parameters()])
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_each_option_changes_the_result(tmp_path, option):
+    usual = final_weights(tmp_path / "usual")
+    assert torch.equal(usual, final_weights(tmp_path / "again"))
+    assert not torch.equal(usual, final_weights(tmp_path / "changed", **{option: OPTIONS[option]}))
+
+
+def test_momentum_changes_sgd(tmp_path):
+    slow, fast = (final_weights(tmp_path / str(m), optimizer="sgd", momentum=m) for m in (0.0, 0.9))
+    assert not torch.equal(slow, fast)
+
+
+def test_samples_seen_sets_the_number_of_steps(tmp_path):
+    _, _, events = train(tmp_path, plan(steps=None, samples_seen=48))
+    assert [event.data["step"] for event in events if event.type == "metrics"] == [4, 6]
+
+
+def test_micro_batches_do_not_change_the_weights_beyond_rounding(tmp_path):
+    whole, parts = (
+        train(tmp_path / str(size), plan(micro_batch_size=size, grad_clip_norm=0.1))[0] for size in (None, 2)
+    )
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_gradient_is_clipped_to_the_norm_and_logged_before(tmp_path):
+    """With plain SGD and lr 1 a step is as long as the clipped gradient."""
+    task = Regression()
+    before = [param.detach().clone() for param in task.parameters()]
+    settings = {"steps": 1, "optimizer": "sgd", "momentum": 0.0, "lr": 1.0, "warmup_steps": 0, "weight_decay": 0.0}
+    train(tmp_path, plan(**settings, grad_clip_norm=0.02), task=task)
+    moved = [(a - b).detach() for a, b in zip(task.parameters(), before, strict=True)]
+    assert float(torch.cat([d.flatten() for d in moved]).norm()) == pytest.approx(0.02, rel=1e-3)
+    line = json.loads((tmp_path / "part" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert line["train/grad_norm"] > 0.02
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
+    from vfm.train.dist import World
+    from vfm.train.loop import _micro_batch_size
+
+    with pytest.raises(UserError, match="global_batch_size 8 cannot be shared by 3 processes"):
+        _micro_batch_size(plan(), World(torch.device("cpu"), 0, 3))
+
+
+def test_bf16_losses_stay_near_the_fp32_ones(tmp_path):
+    def last_loss(precision):
+        train(tmp_path / precision, plan(precision=precision, steps=40, log_every=40), data=Samples())
+        return json.loads((tmp_path / precision / "part" / "metrics.jsonl").read_text())["train/loss"]
+
+    assert last_loss("amp_bf16") == pytest.approx(last_loss("fp32"), rel=0.05)

@@ -1,0 +1,115 @@
+"""A task's defaults: what is decayed, what is frozen, and how micro-batches add up."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from train_toy import Regression, Samples, plan, train
+from vfm.train import Frozen, ParamGroup, Task, build_optimizer
+from vfm.train.checkpoint import model_tensors
+
+
+class Probe(Task):
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = Frozen(nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)))
+        self.head = nn.Linear(3, 1)
+        self.logit_scale = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, batch):
+        return (self.logit_scale * self.head(self.teacher(batch["x"])) - batch["y"]).square().mean(), {}
+
+
+class Vision(Task):
+    def __init__(self) -> None:
+        super().__init__()
+        self.vit = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=0)
+
+    def forward(self, batch):
+        raise AssertionError
+
+
+def test_biases_norms_scalars_and_what_timm_names_are_not_decayed():
+    task = Vision()
+    decayed, plain = task.parameter_groups()
+    names = {id(param): name for name, param in task.named_parameters()}
+    assert "vit.pos_embed" in {names[id(param)] for param in plain.params}
+    assert "vit.cls_token" in {names[id(param)] for param in plain.params}
+    assert all(param.ndim > 1 for param in decayed.params)
+    assert (decayed.weight_decay, plain.weight_decay) == (None, 0.0)
+    assert len(decayed.params) + len(plain.params) == len(names)
+
+
+def test_a_frozen_model_moves_along_but_is_neither_saved_nor_trained(tmp_path):
+    task = Probe()
+    before = [param.clone() for param in task.teacher.module.parameters()]
+    assert set(model_tensors(task)) == {"head.weight", "head.bias", "logit_scale"}
+    assert task.double().teacher.module[0].weight.dtype == torch.float64
+    task.float().train()
+    train(tmp_path, plan(), task=task)
+    assert not task.teacher.module.training
+    assert all(torch.equal(a, b) for a, b in zip(before, task.teacher.module.parameters(), strict=True))
+
+
+def test_gradients_flow_through_a_frozen_model_to_its_input():
+    held = Frozen(nn.Linear(2, 1))
+    x = torch.ones(1, 2, requires_grad=True)
+    held(x).sum().backward()
+    assert x.grad is not None
+    assert held.module.weight.grad is None
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 4, 8])
+def test_accumulated_gradients_are_those_of_the_big_batch_also_for_uneven_parts(micro_batch_size):
+    grads, losses = [], []
+    for size in (8, micro_batch_size):
+        task = Regression().double()
+        (micro,) = Samples().steps(0, 1, rank=0, world_size=1, micro_batch_size=size)
+        micro = [{name: v.double() if torch.is_tensor(v) else v for name, v in batch.items()} for batch in micro]
+        metrics = task.accumulate(task, micro, torch.autograd.backward, lambda index: None)
+        grads.append([param.grad for param in task.parameters()])
+        losses.append(metrics["loss"])
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=0)
+
+
+class Cached(Regression):
+    """As cached contrastive features do it: everything without gradient first, then each micro-batch again."""
+
+    def accumulate(self, call, micro_batches, backward, reseed):
+        with torch.no_grad():
+            first = []
+            for index, batch in enumerate(micro_batches):
+                reseed(index)
+                first.append(call(batch)[0])
+        again = []
+        for index, batch in enumerate(micro_batches):
+            reseed(index)
+            again.append(call(batch)[0])
+            backward(again[-1] / len(micro_batches))
+        assert torch.equal(torch.stack(first), torch.stack(again).detach())
+        return {"loss": torch.stack(first).mean(), "guess": first[0]}
+
+
+def test_micro_batches_can_be_replayed_with_the_same_dropout(tmp_path):
+    replayed, *_ = train(tmp_path / "a", plan(micro_batch_size=2), task=Cached(dropout=0.5))
+    straight, *_ = train(tmp_path / "b", plan(micro_batch_size=2), task=Regression(dropout=0.5))
+    assert all(torch.allclose(a, b) for a, b in zip(replayed.parameters(), straight.parameters(), strict=True))
+
+
+def test_parameters_that_the_groups_forget_or_do_not_own_are_refused():
+    class Forgetful(Regression):
+        def parameter_groups(self):
+            return [ParamGroup(list(self.net[0].parameters()))]
+
+    class Greedy(Probe):
+        def parameter_groups(self):
+            return [ParamGroup([*self.parameters(), *self.teacher.module.parameters()])]
+
+    with pytest.raises(ValueError, match=r"Forgetful.*leaves out net"):
+        build_optimizer(Forgetful(), plan())
+    with pytest.raises(ValueError, match="not the task's own"):
+        build_optimizer(Greedy(), plan())

@@ -1,0 +1,119 @@
+"""A small training for the tests of the loop; as a script it trains into a folder, to be killed or to be one rank."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vfm import Artifact, Context, Event, Runtime
+from vfm.interfaces import Training
+from vfm.train import Batch, Task, fit
+
+
+class Plan(Training):
+    kind: Literal["toy.train"] = "toy.train"
+    name: str = "toy"
+
+    def run(self, ctx: Context) -> Artifact:
+        raise AssertionError("the tests call fit themselves")
+
+
+def plan(**changes: Any) -> Plan:
+    settings = {"steps": 12, "global_batch_size": 8, "lr": 0.05, "log_every": 4, "warmup_steps": 2}
+    return Plan(**{**settings, **changes})
+
+
+class Regression(Task):
+    """Learns the sum of its inputs, with dropout and batch norm where asked."""
+
+    def __init__(self, dropout: float = 0.0, norm: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        middle = [nn.BatchNorm1d(16)] if norm else []
+        self.net = nn.Sequential(nn.Linear(4, 16), *middle, nn.GELU(), nn.Dropout(dropout), nn.Linear(16, 1))
+        self.clamped = 0
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        guess = self.net(batch["x"])
+        return F.mse_loss(guess, batch["y"]), {"guess": guess.mean()}
+
+    def after_step(self) -> None:
+        self.clamped += 1
+
+
+@dataclass
+class Samples:
+    """Sample i of step s is a function of (s, i). `nan` = (step, sample), `bad` and `stop` by step."""
+
+    size: int = 8
+    nan: tuple[int, int] | None = None
+    bad: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
+    stop: int | None = None
+    pause: float = 0.0
+    closed: bool = False
+
+    def steps(
+        self, start_step: int, num_steps: int, *, rank: int, world_size: int, micro_batch_size: int
+    ) -> Iterator[list[Batch]]:
+        share = self.size // world_size
+        try:
+            for step in range(start_step, num_steps):
+                if step == self.stop:
+                    raise KeyboardInterrupt
+                time.sleep(self.pause)
+                batch = self.batch(step, range(rank * share, (rank + 1) * share))
+                cuts = range(0, share, micro_batch_size)
+                micro = [{name: value[i : i + micro_batch_size] for name, value in batch.items()} for i in cuts]
+                if rank == 0:
+                    micro[0]["bad"] = self.bad.get(step, [])
+                yield micro
+        finally:
+            self.closed = True
+
+    def batch(self, step: int, samples: range) -> Batch:
+        x = torch.randn(self.size, 4, generator=torch.Generator().manual_seed(step))
+        y = x.sum(1, keepdim=True)
+        if self.nan and self.nan[0] == step:
+            x[self.nan[1]] = float("nan")
+        keys = [f"step{step}-sample{i}" for i in samples]
+        return {"x": x[samples.start : samples.stop], "y": y[samples.start : samples.stop], "keys": keys}
+
+
+def train(folder: Path, plan: Plan, *, task: Task | None = None, data: Any = None) -> tuple[Any, Context, list[Event]]:
+    """One training in `folder`; gives the task, what the context counted and what was told."""
+    events: list[Event] = []
+    task = task or Regression()
+    ctx = Context(plan.name, folder / "part", folder / "work", {}, events.append)
+    fit(task, data or Samples(plan.global_batch_size), plan, ctx, Runtime(device="cpu"))
+    return task, ctx, events
+
+
+KILLED = {
+    "steps": 40,
+    "micro_batch_size": 4,
+    "ema_decay": 0.9,
+    "grad_clip_norm": 1.0,
+    "checkpoint": {"every_steps": 3},
+}
+BAD = {step: [("truncated", f"shard.tar:{step}")] for step in range(0, 40, 5)}
+
+
+def killed_plan() -> Plan:
+    return plan(**KILLED, max_bad_fraction=0.5)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1] == "slowly":
+        train(Path(sys.argv[2]), killed_plan(), task=Regression(0.2, norm=True), data=Samples(bad=BAD, pause=0.02))
+    else:
+        data = Samples(nan=(7, 6)) if sys.argv[1] == "nan" else None
+        train(Path(sys.argv[2]), Plan.model_validate_json(sys.argv[3]), data=data)
