@@ -29,14 +29,27 @@ class ImageEntry:
     label: int | None = None
     problem: BadSample | None = None
 
+    def read(self, spec: DatasetSpec, *, with_image: bool = True) -> Sample:
+        """The sample.
 
-def write_image_lists(directory: Path, entries: Iterable[ImageEntry], spec: DatasetSpec) -> list[Shard]:
-    """Writes entries as shards `images-00000.parquet`, ... of 10,000 each."""
+        Raises:
+            BadSample: the image file is gone, or the sample lacked something when it was listed.
+        """
+        if self.problem:
+            raise self.problem
+        texts = require_captions(self.texts, self.image) if spec.texts else {}
+        if spec.label_key and self.label is None:
+            raise BadSample("missing_label", self.image)
+        image = _read_image(self.image) if with_image else b""
+        return Sample(self.key, uid_of(self.key), image, texts, self.label)
+
+
+def write_image_lists(directory: Path, entries: Iterable[ImageEntry], spec: DatasetSpec) -> Iterator[Shard]:
+    """Writes entries as shards `images-00000.parquet`, ... of 10,000 each, and yields each when it is written."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     directory.mkdir(parents=True, exist_ok=True)
-    shards = []
     for number, rows in enumerate(_chunks(entries)):
         columns = {
             "key": pa.array([row.key for row in rows], pa.string()),
@@ -50,8 +63,7 @@ def write_image_lists(directory: Path, entries: Iterable[ImageEntry], spec: Data
             )
         path = directory / f"images-{number:05d}.parquet"
         pq.write_table(pa.table(columns), path)
-        shards.append(Shard.of(path, len(rows), format="files"))
-    return shards
+        yield Shard.of(path, len(rows), format="files")
 
 
 def _chunks(entries: Iterable[ImageEntry]) -> Iterator[list[ImageEntry]]:
@@ -83,16 +95,10 @@ class ImageListShard:
         Raises:
             BadSample: the image file is gone, or the sample lacked something when it was listed.
         """
-        key, image, reason = (self.table[name][row].as_py() for name in ("key", "image", "reason"))
-        if reason:
-            raise BadSample(reason, image)
+        key, image, label, reason = (self.table[name][row].as_py() for name in ("key", "image", "label", "reason"))
         texts = {language: self.table[f"texts.{language}"][row].as_py() for language in self.spec.texts}
-        if self.spec.texts:
-            texts = require_captions(texts, image)
-        label = self.table["label"][row].as_py()
-        if self.spec.label_key and label is None:
-            raise BadSample("missing_label", image)
-        return Sample(key, uid_of(key), _read_image(image) if with_image else b"", texts, label)
+        entry = ImageEntry(key, image, texts, label, BadSample(reason, image) if reason else None)
+        return entry.read(self.spec, with_image=with_image)
 
 
 def _read_image(path: str) -> bytes:

@@ -30,19 +30,25 @@ from vfm.data.spec import DatasetSpec
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm")
 BLOCK = 512
+MAX_ROWS = 1 << 31
 MAX_GAP = 64 << 10  # bytes read in vain to spare a second read
 
 
 class TarShard:
     """One tar: keys, and for each sample the place of each member that the spec asks for."""
 
-    def __init__(self, path: str, size: int, spec: DatasetSpec, cache: Path | None = None) -> None:
-        """Opens the tar at `path` of `size` bytes; `cache` is a parquet file that keeps what the scan found."""
+    def __init__(
+        self, path: str, size: int, spec: DatasetSpec, cache: Path | None = None, limit: int = MAX_ROWS
+    ) -> None:
+        """Opens the tar at `path` of `size` bytes; `cache` is a parquet file that keeps what the scan found.
+
+        With a `limit` the scan ends after so many samples.
+        """
         self.path, self.size, self.spec = path, size, spec
         self.slots = _slots(spec)
         scan = _load(cache, self.slots) if cache and cache.is_file() else None
         if scan is None:
-            scan = _scan(path, self.slots, spec)
+            scan = _scan(path, self.slots, spec, limit)
             if cache:
                 _save(cache, scan, self.slots)
         self.keys, self.places, self.complete = scan.keys, scan.places, scan.complete
@@ -136,7 +142,7 @@ class _Scan:
     complete: bool
 
 
-def _scan(path: str, slots: list[str], spec: DatasetSpec) -> _Scan:
+def _scan(path: str, slots: list[str], spec: DatasetSpec, limit: int) -> _Scan:
     slot_of = {name: index for index, name in enumerate(slots) if index}
     extensions = spec.image_key.split(",") if spec.image_key else IMAGE_EXTENSIONS
     slot_of |= {extension.strip().lower(): 0 for extension in extensions}
@@ -153,6 +159,9 @@ def _scan(path: str, slots: list[str], spec: DatasetSpec) -> _Scan:
             row = rows.setdefault(key.removeprefix("./"), [(-1, -1)] * len(slots))
             if row[slot][0] < 0:
                 row[slot] = (member.offset_data, member.size)
+            if len(rows) > limit:
+                rows.popitem()
+                break
     places = np.array(list(rows.values()), dtype=np.int64).reshape(len(rows), len(slots), 2)
     return _Scan(list(rows), places, members.complete)
 

@@ -1,0 +1,115 @@
+"""Readers of caption-choice benchmarks as their authors lay them out: MMVP-VLM's folder, and items in JSON lines.
+
+Source: Tong et al. 2024, Eyes Wide Shut? (arXiv:2401.06209); the layout is that of its `scripts/evaluate_vlm.py`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vfm.config import UserError
+from vfm.data import files
+from vfm.data.choices import Choice
+from vfm.data.images import decode_image
+from vfm.data.sample import BadSample
+
+QUESTIONS_FILE = "Questions.csv"
+IMAGE_ROOTS = ("MLLM_VLM Images", "MLLM_VLM_Images", "MMVP_VLM_Images")  # the authors', DIVA's, and some READMEs'
+
+OnBad = Callable[[str, str], None]
+
+
+def read_choices(path: str, on_bad: OnBad) -> Iterator[Choice]:
+    """Items of an MMVP-VLM folder or of a `.jsonl` file; those with a bad image are told to `on_bad` and left out.
+
+    Raises:
+        UserError: the path is neither.
+    """
+    if path.endswith(".jsonl"):
+        return _read_jsonl(path, on_bad)
+    return _read_mmvp(Path(path), on_bad)
+
+
+def _read_mmvp(folder: Path, on_bad: OnBad) -> Iterator[Choice]:
+    """Pairs of `Questions.csv`, whose rows are taken two at a time; an odd question id belongs to the first image."""
+    questions, root = _questions(folder / QUESTIONS_FILE), _image_root(folder)
+    patterns = _patterns(questions)
+    for pair, pattern in enumerate(patterns):
+        rows = questions[2 * pair : 2 * pair + 2]
+        try:
+            images = [_image(root, f"{kind}/{number}.jpg") for number, kind, _ in rows]
+        except BadSample as bad:
+            on_bad(bad.reason, bad.where)
+            continue
+        truth = [0 if int(number) % 2 else 1 for number, _, _ in rows]
+        yield Choice("-".join(number for number, _, _ in rows), pattern, images, [row[2] for row in rows], truth)
+
+
+def _questions(path: Path) -> list[list[str]]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; the folder of MMVP-VLM holds {QUESTIONS_FILE} and a folder of images")
+    try:
+        rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8") from None
+    rows = [[cell.strip() for cell in row] for row in rows[1:] if row]
+    for line, row in enumerate(rows, start=2):
+        if len(row) != 3 or not row[0].isdigit():
+            raise UserError(f"{path}: line {line}: three columns are wanted (question id, type, statement), not {row}")
+    if len(rows) % 2 or not rows:
+        raise UserError(f"{path}: {len(rows)} questions; they come in pairs")
+    return rows
+
+
+def _patterns(questions: list[list[str]]) -> list[str]:
+    """The pattern of each pair: by place in the official set, as its authors count, else the file's own."""
+    from vfm.eval.choices import MMVP_PAIRS_PER_PATTERN, MMVP_PATTERNS, mmvp_patterns
+
+    pairs = len(questions) // 2
+    if pairs == len(MMVP_PATTERNS) * MMVP_PAIRS_PER_PATTERN:
+        return mmvp_patterns(pairs)
+    return [kind for _, kind, _ in questions[::2]]
+
+
+def _image_root(folder: Path) -> Path:
+    root = next((folder / name for name in IMAGE_ROOTS if (folder / name).is_dir()), None)
+    if root is None:
+        raise UserError(f"{folder}: no folder of images here; one of {', '.join(map(repr, IMAGE_ROOTS))} is wanted")
+    return root
+
+
+def _read_jsonl(path: str, on_bad: OnBad) -> Iterator[Choice]:
+    """Lines of `{"images": [paths], "statements": [...], "truth": [...], "pattern": ..., "key": ...}`."""
+    file = Path(path)
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}: line {number}"
+        try:
+            item: dict[str, Any] = json.loads(line)
+            images = [_image(file.parent, name) for name in item["images"]]
+            yield Choice(
+                str(item.get("key", number)), item.get("pattern", ""), images, item["statements"], item["truth"]
+            )
+        except BadSample as bad:
+            on_bad(bad.reason, bad.where)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{where}: images, statements and truth are wanted: {error}") from None
+
+
+def _image(root: Path, name: str) -> bytes:
+    """The bytes of an image that can be decoded."""
+    path = files.join_inside(str(root), name)
+    if path is None:
+        raise BadSample("unsafe_path", name)
+    try:
+        data = files.read_bytes(path)
+    except OSError:
+        raise BadSample("missing_image", path) from None
+    decode_image(data, path)
+    return data

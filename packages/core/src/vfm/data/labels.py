@@ -1,0 +1,61 @@
+"""Names of the classes of a labelled set: from a file beside it, from the data set's own schema, or from its labels."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from vfm.config import UserError
+from vfm.data import files
+from vfm.data.captions import field_of
+from vfm.data.folder import class_folders
+from vfm.data.layout import Layout
+from vfm.data.parquet import open_parquet
+from vfm.data.table import table_values
+
+CLASS_NAMES_FILE, TEMPLATES_FILE = "classnames.txt", "zeroshot_classification_templates.txt"  # CLIP_benchmark's
+
+
+def find_class_names(layout: Layout, label_key: str | None) -> list[str]:
+    """The names in the order of the labels.
+
+    Raises:
+        UserError: nothing tells them.
+    """
+    path = layout.paths[0]
+    if layout.kind == "folder":
+        return class_folders(path)[0]
+    if lines := lines_beside(layout, CLASS_NAMES_FILE):
+        return lines
+    if layout.kind in ("table", "parquet") and label_key:
+        names = _from_schema(path, label_key) if path.endswith(".parquet") else []
+        return names or _from_values(layout, label_key)
+    raise UserError(f"{path}: no {CLASS_NAMES_FILE} beside it; give class_names, in the order of the labels")
+
+
+def lines_beside(layout: Layout, name: str) -> list[str]:
+    """Lines of a file in the data's folder or the one above, CLIP_benchmark's layout; none where there is no file."""
+    folder = layout.paths[0].rpartition("/")[0] or "."
+    for place in (folder, folder.rpartition("/")[0] or "."):
+        if files.exists(f"{place}/{name}"):
+            text = files.read_bytes(f"{place}/{name}").decode("utf-8")
+            return [line.strip() for line in text.splitlines() if line.strip()]
+    return []
+
+
+def _from_schema(path: str, label_key: str) -> list[str]:
+    """Names that Hugging Face's `datasets` writes into the schema."""
+    metadata = open_parquet(path).schema_arrow.metadata or {}
+    record: Any = json.loads(metadata.get(b"huggingface", b"{}"))
+    names = field_of(record, f"info.features.{label_key}.names")
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _from_values(layout: Layout, label_key: str) -> list[str]:
+    values = {value for path in layout.paths for value in table_values(path, label_key)}
+    words = {str(value) for value in values if value is not None}
+    if not words or all(word.isdigit() for word in words):
+        raise UserError(
+            f"{layout.paths[0]}: the labels in '{label_key}' are numbers; give class_names, in the order of the labels"
+        )
+    return sorted(words)

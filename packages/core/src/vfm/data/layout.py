@@ -1,0 +1,133 @@
+"""What a user's path leads to: tars, a folder of images, a table of paths, or parquet with image bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vfm.config import UserError
+from vfm.data import files
+from vfm.data.folder import caption_folder, class_folders, image_names
+from vfm.data.image_list import ImageEntry, write_image_lists
+from vfm.data.index import Shard
+from vfm.data.parquet import IMAGE_COLUMNS, open_parquet
+from vfm.data.spec import DatasetSpec
+from vfm.data.table import CAPTION_COLUMNS, TABLE_EXTENSIONS, find_column, table_columns, table_entries
+from vfm.data.webdataset import sidecar_count
+
+Kind = Literal["webdataset", "folder", "table", "parquet"]
+METADATA_STEMS = ("metadata", "captions", "annotations", "labels")
+LABEL_COLUMNS = ("label", "cls", "class", "category", "target")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The files behind a path and their kind."""
+
+    kind: Kind
+    paths: list[str]
+    image_root: str
+
+    @property
+    def num_shards(self) -> int | None:
+        """Number of shards, where they are the user's own files."""
+        return len(self.paths) if self.kind in ("webdataset", "parquet") else None
+
+    def with_defaults(self, spec: DatasetSpec, *, labels: bool) -> DatasetSpec:
+        """The spec with what the user left open: where the captions (or the labels) stand."""
+        if (spec.label_key if labels else spec.texts) or (labels and self.kind == "folder"):
+            return spec
+        if self.kind in ("webdataset", "folder"):
+            return spec.model_copy(update={"label_key": "cls"} if labels else {"texts": {"en": "txt"}})
+        path = self.paths[0]
+        if labels:
+            return spec.model_copy(
+                update={"label_key": find_column(table_columns(path), None, LABEL_COLUMNS, "label_key", path)}
+            )
+        return spec.model_copy(
+            update={"texts": {"en": find_column(table_columns(path), None, CAPTION_COLUMNS, "texts", path)}}
+        )
+
+    def shards(self, directory: Path, spec: DatasetSpec) -> Iterator[tuple[Shard, bool]]:
+        """The shards, and of each whether its number of samples was known without reading it (else it is 0)."""
+        if self.kind == "webdataset":
+            for path in self.paths:
+                count = sidecar_count(path)
+                yield Shard.of(path, count or 0), count is not None
+        elif self.kind == "parquet":
+            for path in self.paths:
+                yield Shard.of(path, open_parquet(path).metadata.num_rows, format="parquet"), True
+        else:
+            yield from ((shard, False) for shard in write_image_lists(directory, self.entries(spec), spec))
+
+    def entries(self, spec: DatasetSpec) -> Iterator[ImageEntry]:
+        """What a folder or a table lists."""
+        for path in self.paths:
+            if self.kind == "table":
+                yield from table_entries(path, self.image_root or path.rpartition("/")[0] or ".", spec)
+            elif spec.texts:
+                yield from caption_folder(path, spec)
+            else:
+                yield from class_folders(path)[1]
+
+
+def find_layout(path: str | Sequence[str], kind: Kind | Literal["auto"], image_root: str | None) -> Layout:
+    """The layout that the user named, or the one that the files look like.
+
+    Raises:
+        UserError: nothing is there, or nothing that can be read.
+    """
+    paths = files.expand_paths(path)
+    for one in paths:
+        if not files.exists(one):
+            raise UserError(f"{one}: no such file or folder")
+    if len(paths) == 1 and files.is_directory(paths[0]) and kind != "folder":
+        paths = _inside(paths[0], kind)
+    if kind == "auto":
+        kind = _guess(paths)
+    if kind != "folder" and (folders := [one for one in paths if files.is_directory(one)]):
+        raise UserError(f"{folders[0]}: is a folder; files of the format {kind} are wanted")
+    return Layout(kind, paths, image_root or "")
+
+
+def _inside(folder: str, kind: Kind | Literal["auto"]) -> list[str]:
+    """The tars, the table or the parquet files that lie in a folder, else the folder itself."""
+    root = folder.rstrip("/")
+    names = [name for name in files.walk(folder) if "/" not in name]
+    tars = [f"{root}/{name}" for name in names if name.endswith(".tar")]
+    if tars and kind in ("auto", "webdataset"):
+        return tars
+    tables = [f"{root}/{stem}.{end}" for stem in METADATA_STEMS for end in TABLE_EXTENSIONS if f"{stem}.{end}" in names]
+    if tables and kind in ("auto", "table"):
+        return tables[:1]
+    parquets = [f"{root}/{name}" for name in names if name.endswith(".parquet")]
+    return parquets if parquets and kind in ("auto", "parquet") else [folder]
+
+
+def _guess(paths: Sequence[str]) -> Kind:
+    first = paths[0]
+    if files.is_directory(first):
+        image_names(first)  # tells where there is nothing to read
+        return "folder"
+    extension = first.rpartition(".")[2].lower()
+    if extension == "parquet":
+        return "parquet" if _holds_bytes(first) else "table"
+    if extension in TABLE_EXTENSIONS:
+        return "table"
+    if extension in ("tar", "gz", "tgz"):
+        return "webdataset"
+    raise UserError(f"{first}: not one of the formats: .tar, a folder of images, .{', .'.join(TABLE_EXTENSIONS)}")
+
+
+def _holds_bytes(path: str) -> bool:
+    import pyarrow as pa
+
+    schema = open_parquet(path).schema_arrow
+    return any(
+        pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind)
+        for name in IMAGE_COLUMNS
+        if name in schema.names
+        for kind in [schema.field(name).type]
+    )

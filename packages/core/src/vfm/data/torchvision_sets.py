@@ -1,0 +1,85 @@
+"""torchvision's data sets by name, from a local copy: what lies in image files is listed, the rest is packed as PNG.
+
+The few sets that lie in pickles (CIFAR) are opened by torchvision alone, after it has checked the files' MD5 sums.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vfm.config import UserError, did_you_mean
+from vfm.data.image_list import ImageEntry, write_image_lists
+from vfm.data.index import Shard
+from vfm.data.spec import DatasetSpec
+
+ROWS_PER_GROUP = 128
+ROWS_PER_SHARD = 10_000
+PACKED = DatasetSpec(image_key="image", label_key="label")
+
+
+def open_torchvision(name: str, root: str, split: str) -> Any:
+    """The data set as torchvision reads it from `root`; nothing is downloaded.
+
+    Raises:
+        UserError: torchvision has no such set, no such split, or its files are not there.
+    """
+    import torchvision.datasets as sets
+
+    kind: Any = getattr(sets, name, None)
+    if not (inspect.isclass(kind) and issubclass(kind, sets.VisionDataset)):
+        known = [key for key in dir(sets) if key[:1].isupper()]
+        raise UserError(f"torchvision has no data set '{name}'{did_you_mean(name, known)}")
+    accepted = inspect.signature(kind).parameters
+    arguments: dict[str, Any] = {"download": False} if "download" in accepted else {}
+    if "split" in accepted:
+        arguments["split"] = split
+    elif "train" in accepted:
+        arguments["train"] = split == "train"
+    try:
+        return kind(root, **arguments)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise UserError(f"{root}: torchvision cannot read {name} there: {' '.join(str(error).split())}") from None
+
+
+def torchvision_classes(dataset: Any, name: str) -> list[str]:
+    """Class names of a data set, the first of each where it has several (ImageNet).
+
+    Raises:
+        UserError: it has none.
+    """
+    classes = getattr(dataset, "classes", None)
+    if not classes:
+        raise UserError(f"torchvision's {name} tells no class names; give class_names, in the order of the labels")
+    return [one[0] if isinstance(one, tuple) else str(one) for one in classes]
+
+
+def torchvision_shards(dataset: Any, directory: Path) -> Iterator[Shard]:
+    """The set's shards: lists where it has image files (`samples`), else parquet with PNG bytes, in `directory`."""
+    if listed := getattr(dataset, "samples", None):
+        entries = (ImageEntry(Path(path).stem, str(Path(path).resolve()), label=label) for path, label in listed)
+        yield from write_image_lists(directory, entries, PACKED)
+        return
+    for start in range(0, len(dataset), ROWS_PER_SHARD):
+        yield _pack(dataset, range(start, min(start + ROWS_PER_SHARD, len(dataset))), directory)
+
+
+def _pack(dataset: Any, rows: range, directory: Path) -> Shard:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema({"key": pa.string(), "image": pa.binary(), "label": pa.int32()})
+    path = directory / f"packed-{rows.start // ROWS_PER_SHARD:05d}.parquet"
+    with pq.ParquetWriter(path, schema) as writer:
+        for start in range(rows.start, rows.stop, ROWS_PER_GROUP):
+            group = []
+            for row in range(start, min(start + ROWS_PER_GROUP, rows.stop)):
+                image, label = dataset[row]
+                buffer = io.BytesIO()
+                image.save(buffer, "PNG")
+                group.append({"key": f"{row:08d}", "image": buffer.getvalue(), "label": int(label)})
+            writer.write_table(pa.Table.from_pylist(group, schema))
+    return Shard.of(path, len(rows), format="parquet")
