@@ -1,0 +1,14 @@
+"""What this package brings to vfm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import vfm
+from vfm_eva.stage import EvaPretrain
+
+
+@vfm.hookimpl
+def vfm_stages() -> Iterable[type[vfm.Stage]]:
+    """EVA pre-training."""
+    return [EvaPretrain]
