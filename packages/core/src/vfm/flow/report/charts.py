@@ -115,8 +115,6 @@ def _axes(axes: Axes, panel: LinesPanel) -> None:
         axis.set_major_formatter(FuncFormatter(compact))
     axes.set_xlabel(panel.x_label, loc="right")
     axes.autoscale_view()  # labels are placed by the final limits, not when the figure is drawn
-    if not ys:
-        axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", color=MUTED)
 
 
 def _direct_labels(axes: Axes, panel: LinesPanel) -> None:
@@ -127,12 +125,12 @@ def _direct_labels(axes: Axes, panel: LinesPanel) -> None:
         if known:
             place = axes.transAxes.inverted().transform(axes.transData.transform(known[-1]))[1]
             ends.append((float(place) if math.isfinite(place) else 0.0, index, series.name))
-    heights = _apart([place for place, _, _ in sorted(ends)])
+    heights = apart([place for place, _, _ in sorted(ends)])
     for height, (_, index, name) in zip(heights, sorted(ends), strict=True):
         axes.text(1.015, height, name, transform=axes.transAxes, color=color(index), va="center", fontweight="bold")
 
 
-def _apart(places: list[float]) -> list[float]:
+def apart(places: list[float]) -> list[float]:
     """Ascending places moved up as little as keeps `LABEL_GAP` between them, then down where they leave the top."""
     for index in range(1, len(places)):
         places[index] = max(places[index], places[index - 1] + LABEL_GAP)

@@ -86,16 +86,17 @@ def _first_line(error: Exception) -> str:
 
 
 def _content(panel: Panel, directory: Path, salt: str) -> Curves | Bars | Table | Sheet | None:
+    """What the page shows of a panel; None for words, and where there is nothing to show."""
     match panel:
-        case LinesPanel():
+        case LinesPanel() if any(value is not None for series in panel.series for value in series.y):
             key = [(series.name, charts.color(i), charts.dash(i)) for i, series in enumerate(panel.series)]
-            named = len(key) <= 1 or charts.labels_fit(panel)
+            named = len(key) == 1 or charts.labels_fit(panel)
             return Curves(charts.lines_svg(panel, salt), [] if named else key)
-        case BarsPanel():
+        case BarsPanel() if panel.values:
             return _bars(panel)
-        case TablePanel():
+        case TablePanel() if panel.rows:
             return _table(panel)
-        case ImagesPanel():
+        case ImagesPanel() if panel.pictures:
             return Sheet([_picture(picture, directory, panel.width) for picture in panel.pictures])
         case _:
             return None
@@ -130,8 +131,10 @@ def _picture(picture: Picture, directory: Path, width: int) -> tuple[str, str, s
                 data, kind = _smaller(image, 2 * width), "jpeg"
             else:
                 image.load()
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        return "", caption, f"{picture.file} cannot be shown: {_first_line(error)}", False
+    except FileNotFoundError:
+        return "", caption, f"{picture.file} is missing", False
+    except (OSError, SyntaxError, Image.DecompressionBombError):
+        return "", caption, f"{picture.file} is no readable PNG or JPEG", False
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}", caption, picture.file, sharp
 
 

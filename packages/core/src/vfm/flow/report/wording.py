@@ -53,7 +53,9 @@ def p_value(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as `0.4 s`, `12 s`, `4 min 05 s` or `2 h 05 min`."""
+    """Seconds as `< 0.1 s`, `0.4 s`, `12 s`, `4 min 05 s` or `2 h 05 min`."""
+    if seconds < 0.05:
+        return f"<{NO_BREAK}0.1{NO_BREAK}s"
     if seconds < 9.95:
         return f"{seconds:.1f}{NO_BREAK}s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,0 +1,138 @@
+"""What the report is drawn with: colours, curves, strips and the wording of numbers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vfm.flow.report import wording
+from vfm.flow.report.scale import Scale
+from vfm.panels import LinesPanel, Series
+
+charts = pytest.importorskip("vfm.flow.report.charts", exc_type=ImportError)
+
+finite = st.floats(-1e9, 1e9)
+
+# What a reader sees of linear RGB (Machado, Oliveira and Fernandes 2009, severity 1).
+VISIONS = {
+    "full": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+}
+
+
+def linear(color: str) -> np.ndarray:
+    channels = np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    return np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb: np.ndarray) -> np.ndarray:
+    """CIE L*a*b* of linear sRGB under D65."""
+    matrix = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(np.clip(matrix @ rgb / matrix.sum(1), 1e-6, None))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("color", [*charts.PALETTE, charts.INK, charts.MUTED])
+def test_text_in_every_colour_reads_on_white(color: str) -> None:
+    luminance = linear(color) @ [0.2126, 0.7152, 0.0722]
+    assert 1.05 / (luminance + 0.05) >= 4.5  # WCAG 2.2, level AA
+
+
+@pytest.mark.parametrize("vision", VISIONS)
+def test_colour_blind_readers_tell_the_first_curves_apart(vision: str) -> None:
+    seen = [lab(np.clip(VISIONS[vision] @ linear(color), 0, 1)) for color in charts.PALETTE[: charts.MAX_DIRECT_LABELS]]
+    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 10
+    assert len(set(charts.DASHES)) == len(charts.PALETTE)  # the dashes carry the rest
+
+
+def chart(*series: Series, **more: bool) -> str:
+    return str(
+        charts.lines_svg(LinesPanel(title="t", series=[*series], x_label="step", y_label="loss", **more), "salt")
+    )
+
+
+def curve(svg: str, color: str) -> str:
+    """The path data of the curve in a colour."""
+    (data,) = re.findall(rf'<path d="([^"]*)" clip-path="[^"]*" style="fill: none; stroke: {color}', svg)
+    return str(data)
+
+
+def test_a_gap_in_the_values_breaks_the_curve() -> None:
+    whole, gap = [1.0, 2.0, 3.0, 2.0, 1.0] * 4, [1.0, None, 3.0, 2.0, 1.0] * 4
+    x = [float(i) for i in range(20)]
+    assert curve(chart(Series(name="a", x=x, y=whole)), charts.color(0)).count("M") == 1
+    assert curve(chart(Series(name="a", x=x, y=gap)), charts.color(0)).count("M") > 1
+
+
+def test_a_long_training_stays_a_small_drawing() -> None:
+    steps = 200_000
+    noise = np.random.default_rng(0).standard_normal(steps)
+    assert len(chart(Series(name="a", x=range(steps), y=noise.tolist()))) < 100_000
+
+
+def test_words_in_a_chart_stay_words() -> None:
+    svg = chart(*(Series(name=name, x=[1, 2], y=[1, 2]) for name in ("$x_1$", "_a", "<b>&")))
+    assert re.findall(r">(\$x_1\$|_a|&lt;b&gt;&amp;)</text>", svg) == ["$x_1$", "_a", "&lt;b&gt;&amp;"]
+    assert "http" not in svg
+
+
+def test_a_log_axis_counts_in_decades_and_needs_a_positive_value() -> None:
+    decades = chart(Series(name="a", x=[1, 10, 1e5], y=[1, 10, 1e5]), x_log=True, y_log=True)
+    assert {"1", "100", "10k"} <= set(re.findall(r">([\d.k]+)</text>", decades))
+    assert "</svg>" in chart(Series(name="a", x=[0, 1], y=[-1.0, 0.0]), y_log=True)
+
+
+@given(st.lists(st.floats(0, 1), max_size=charts.MAX_DIRECT_LABELS))
+def test_names_at_the_ends_of_curves_never_overlap(places: list[float]) -> None:
+    moved = charts.apart(sorted(places))
+    assert all(b - a >= charts.LABEL_GAP - 1e-9 for a, b in itertools.pairwise(moved))
+    assert all(place <= 1 + 1e-9 for place in moved)
+
+
+@given(st.lists(finite, min_size=1), finite, finite)
+def test_a_strip_keeps_order_and_stays_on_the_page(values: list[float], a: float, b: float) -> None:
+    scale = Scale.of(values)
+    assert 0 <= scale(min(a, b)) <= scale(max(a, b)) <= 100
+    assert scale(min(values)) <= scale(0.0) or min(values) > 0
+
+
+def test_a_strip_survives_what_is_not_finite() -> None:
+    scale = Scale.of([math.nan, math.inf, None, 2.0])
+    assert (scale.low, scale.high) == (0.0, 2.0)
+    assert 0 <= scale(math.nan) <= 100
+    assert 0 <= scale(math.inf) <= 100
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), ("word", "word"), (True, "True"), (1234567, "1,234,567"), (6033.0, "6,033"), (-3, "−3"), (0.0, "0"),
+     (0.12345, "0.1235"), (12345.6, "12,346"), (1.5e-7, "1.50e−07"), (2.5e20, "2.500e+20"), (math.nan, "nan")],
+)  # fmt: skip
+def test_cells_are_written_as_people_read_them(value: object, text: str) -> None:
+    assert wording.number(value) == text
+
+
+def test_shares_and_percentages_say_the_same() -> None:
+    assert wording.quantity(0.613, "share") == wording.quantity(61.3, "%") == "61.3\N{NO-BREAK SPACE}%"
+    assert (
+        wording.interval(0.58, 0.643, "share") == wording.interval(58.0, 64.3, "%") == "58.0 – 64.3\N{NO-BREAK SPACE}%"
+    )
+    assert wording.change(-0.012, "share") == wording.change(-1.2, "%") == "−1.2"
+    assert wording.quantity(-3.0, "nats") == "−3\N{NO-BREAK SPACE}nats"
+    assert wording.change(2.5, "nats") == "+2.5"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "< 0.1 s"), (0.4, "0.4 s"), (9.96, "10 s"), (59.7, "1 min 00 s"), (245, "4 min 05 s"),
+     (3599.6, "1 h 00 min"), (7530, "2 h 05 min")],
+)  # fmt: skip
+def test_durations_carry_into_the_next_unit(seconds: float, text: str) -> None:
+    assert wording.duration(seconds).replace("\N{NO-BREAK SPACE}", " ") == text
