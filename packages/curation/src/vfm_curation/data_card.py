@@ -53,9 +53,9 @@ class DataCard:
         tail = self.matched < self.t
         before, after = (counts[tail].sum() / max(1, counts.sum()) for counts in (self.matched, self.kept))
         note = (
-            f"Share of all matches that the commonest entries hold. The tail, entries with fewer than t = {self.t:g} texts,"
-            f" holds {before:.1%} before and {after:.1%} after. {(self.matched == 0).sum():,} of {len(tail):,} entries"
-            " match nothing."
+            f"Share of all matches that the commonest entries hold. The tail, entries with fewer than t = {self.t:g}"
+            f" texts, holds {before:.1%} before and {after:.1%} after. {(self.matched == 0).sum():,} of"
+            f" {len(tail):,} entries match nothing."
         )
         series = [_curve("before balancing", self.matched), _curve("after balancing", self.kept)]
         return LinesPanel(

@@ -76,7 +76,7 @@ class Vocabulary:
     def entries(
         self, size: int | None = None, *, min_count: int = 5, bigram_min_count: int = 5, bigram_share: float = 0.3
     ) -> dict[str, str]:
-        """Entries as entry -> source, "unigram" or "bigram", in their frozen order: all that qualify or the best `size`.
+        """Entries as entry -> source, "unigram" or "bigram", in their order: all that qualify, or the best `size`.
 
         Of `size` entries `bigram_share` are pairs; where one kind has too few for its share, the other fills up.
         """

@@ -44,7 +44,7 @@ class MatchJob:
 
     def file(self, shard: int) -> Path:
         """Where a shard's matches lie, once they are whole."""
-        return self.folder / f"{shard:06d}.parquet"
+        return self.folder / f"{shard:08d}.parquet"
 
 
 @dataclass

@@ -146,11 +146,11 @@ class MatchTexts(Stage):
                 f"{self.name}: none of the {total.num_texts} texts of '{self.pool}' ({', '.join(languages)}) holds any"
                 f" of the {metadata.num_entries} entries of '{self.metadata}'; case counts, and only whole words match"
             )
-        job.folder.rename(ctx.directory / FOLDER)
-        counts = count_ids((shard.ids for shard in read_shards(ctx.directory, only_ids=True)), metadata.num_entries)
+        counts = count_ids((shard.ids for shard in read_shards(ctx.work, only_ids=True)), metadata.num_entries)
         np.save(ctx.directory / COUNTS_FILE, counts)
         values = {"curation/num_texts": total.num_texts, "curation/num_matched": total.num_matched}
         ctx.emit("metrics", step=1, samples=total.num_texts, values=values)
+        job.folder.rename(ctx.directory / FOLDER)  # last: a crash before it loses no shard
         return Matches.create(
             ctx.directory,
             pool=pool.reference(ctx.directory),

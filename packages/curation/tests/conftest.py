@@ -1,0 +1,54 @@
+"""A pool of tars made in the test's folder, and a stage run as the machinery runs it."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vfm import Artifact, Context, Event, Pool, Stage
+from vfm.data import DatasetSpec, Shard, write_index, write_tar
+
+Texts = Mapping[str, list[str]]  # language -> captions
+MakePool = Callable[..., Pool]
+RunStage = Callable[..., Any]
+
+
+@pytest.fixture
+def make_pool(tmp_path: Path) -> MakePool:
+    """Makes a Pool of (uid, texts) samples in tars of `shard_size` samples, in the order given."""
+
+    def make(name: str, samples: Iterable[tuple[str, Texts]], *, shard_size: int = 40) -> Pool:
+        samples, folder = list(samples), tmp_path / "store" / name
+        folder.mkdir(parents=True)
+        shards = []
+        for start in range(0, len(samples), shard_size):
+            tar = tmp_path / f"{name}-{start:06d}.tar"
+            part = samples[start : start + shard_size]
+            members = [(f"{i:06d}", {"jpg": b"\xff", "json": _record(*sample)}) for i, sample in enumerate(part)]
+            shards.append(Shard.of(tar, write_tar(tar, members)))
+        languages = list(dict.fromkeys(language for _, texts in samples for language in texts))
+        spec = DatasetSpec(texts={language: f"json.{language}" for language in languages})
+        return Pool.create(folder, num_samples=write_index(folder, shards, spec), languages=languages)
+
+    return make
+
+
+def _record(uid: str, texts: Texts) -> bytes:
+    return json.dumps({"uid": uid, **texts}).encode()
+
+
+@pytest.fixture
+def run_stage(tmp_path: Path) -> RunStage:
+    """Runs a stage in the test's store; inputs by the names that its refs carry. Gives the artifact."""
+
+    def run(stage: Stage, *, send: Callable[[Event], None] = lambda event: None, **inputs: Artifact) -> Artifact:
+        directory, work = tmp_path / "store" / stage.name, tmp_path / "work" / stage.name
+        shutil.rmtree(directory, ignore_errors=True)  # what a crash left, as the store does
+        directory.mkdir(parents=True)
+        work.mkdir(parents=True, exist_ok=True)
+        return stage.run(Context(stage.name, directory, work, {ref: a.path for ref, a in inputs.items()}, send))
+
+    return run
