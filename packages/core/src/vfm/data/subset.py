@@ -68,7 +68,7 @@ class SubsetView:
     def _read_shard(self, shard: int) -> dict[int, dict[str, list[int]]]:
         import pyarrow.parquet as pq
 
-        table = pq.read_table(self.file, ["row", "language", "text_index"], filters=[("shard", "==", shard)])
+        table = pq.read_table(self.file, columns=["row", "language", "text_index"], filters=[("shard", "==", shard)])
         kept: dict[int, dict[str, list[int]]] = {}
         for row, language, place in zip(*(column.to_pylist() for column in table.columns), strict=True):
             kept.setdefault(row, {}).setdefault(language, []).append(place)
