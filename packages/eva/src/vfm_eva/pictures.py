@@ -25,7 +25,7 @@ GAP = 4  # pixels between the three pictures of one sample
 
 
 def cosine_sheet(task: EvaTask, source: Source, make: MakeMasked, directory: Path) -> ImagesPanel:
-    """Writes a sheet of pictures into `directory`, each as it is, masked, and as its map of cosines, and returns its panel."""
+    """Writes pictures into `directory`, each as it is, masked, and as its map of cosines; returns their panel."""
     batch = next(iter(eval_batches(source, make, min(NUM_PICTURES, len(source)))))
     task.eval()
     device = task.mask_token.device
@@ -40,8 +40,8 @@ def cosine_sheet(task: EvaTask, source: Source, make: MakeMasked, directory: Pat
         masked = cosines[index][bool_mask[index]].mean().item()
         pictures.append(Picture(file=f"pictures/cosine-{index}.png", caption=f"{key}: {masked:.2f} on masked patches"))
     note = (
-        "Each picture as the student's data, with its mask, and the cosine between prediction and target for every patch: "
-        "dark 0, bright 1."
+        "Each picture as the student meets it, with its mask, and the cosine between prediction and target "
+        "for every patch: dark 0, bright 1."
     )
     return ImagesPanel(title="What was hidden and how well it was guessed", note=note, pictures=pictures, width=330)
 
