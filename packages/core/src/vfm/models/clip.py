@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,12 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfm.artifacts import ClipCheckpoint
-from vfm.config import UserError, did_you_mean
-from vfm.models import presets  # registers the small architectures
+from vfm.config import UserError
+from vfm.models.clip_config import CONFIG_FILE, WEIGHTS_FILE, check_keys, clip_config, read_config, weights_file
 from vfm.models.preprocess import Preprocess
 from vfm.models.weights import save_state_dict
 
-CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 Item = TypeVar("Item")
 
 
@@ -143,7 +141,7 @@ def build_clip(
     """
     name = model if isinstance(model, str) else "custom"
     config = deepcopy({**(clip_config(model) if isinstance(model, str) else model), **overrides})
-    _check_keys(config, name)
+    check_keys(config, name)
     if image_size is not None:
         config["vision_cfg"]["image_size"] = image_size
     if context_length is not None:
@@ -195,46 +193,6 @@ def save_clip(model: ClipModel, directory: Path) -> ClipCheckpoint:
     )
 
 
-def clip_config(name: str) -> dict[str, Any]:
-    """open_clip's configuration of a name.
-
-    Raises:
-        UserError: open_clip does not know it, or it cannot be fetched.
-    """
-    try:
-        config = open_clip.get_model_config(name.replace("/", "-") if ":" not in name else name)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"CLIP model {name!r}: {str(error).splitlines()[0]}") from None
-    if config is None:
-        raise UserError(
-            f"CLIP model {name!r} is not one that open_clip knows{did_you_mean(name, open_clip.list_models())}"
-        )
-    return dict(config)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The content of `open_clip_config.json`."""
-    file = folder / CONFIG_FILE
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder}: no CLIP checkpoint here ({CONFIG_FILE} is missing)") from None
-    except ValueError as error:
-        raise UserError(f"{file}: not readable as JSON: {error}") from None
-    if not isinstance(record, dict) or "model_cfg" not in record:
-        raise UserError(f"{file}: has no 'model_cfg'")
-    return record
-
-
-def weights_file(folder: Path) -> Path:
-    """The weights in a folder of open_clip's layout: ours, or under the names that the hub uses."""
-    names = [WEIGHTS_FILE, *(f"open_clip_pytorch_model.{end}" for end in ("safetensors", "bin"))]
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(f"{folder}: no weights here (looked for {', '.join(names)})")
-
-
 def load_weights(model: ClipModel, file: Path) -> None:
     """Loads a whole state dict, strictly, through open_clip's own loader (which knows the older layouts)."""
     try:
@@ -254,17 +212,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
-
-
-def _check_keys(config: Mapping[str, Any], name: str) -> None:
-    for key in ("embed_dim", "vision_cfg", "text_cfg"):
-        if key not in config:
-            raise UserError(f"CLIP model {name!r}: its configuration needs {key!r}")
-    for part, known in (("vision_cfg", open_clip.CLIPVisionCfg), ("text_cfg", open_clip.CLIPTextCfg)):
-        fields = {field.name for field in dataclasses.fields(known)}
-        for key in config[part]:
-            if key not in fields:
-                raise UserError(f"CLIP model {name!r}: {part}.{key}: unknown key{did_you_mean(key, fields)}")
 
 
 def _construct(config: Mapping[str, Any], name: str) -> nn.Module:
@@ -295,6 +242,3 @@ def _set_image_size(module: nn.Module, vision: Mapping[str, Any], name: str) -> 
         raise UserError(f"CLIP model {name!r}: image_size {size} is not a multiple of its patch size {patch[0]}")
     if getattr(embed, "img_size", None) not in (None, (size, size)):
         visual.set_input_size(size)  # type: ignore[union-attr,operator]
-
-
-__all__ = ["ClipModel", "build_clip", "load_clip", "presets", "save_clip"]

@@ -1,7 +1,7 @@
 """The hand-over: a pre-trained vision encoder goes into the vision tower of a CLIP model, every key accounted for.
 
 Both sides are timm's layout, so most keys carry over. What differs is said by rules: the final norm stands before or
-after pooling (`norm`, `fc_norm`), position embeddings and patch kernels follow the grid, the head is the CLIP projection
+after pooling (`norm`, `fc_norm`), positions and patch kernels follow the grid, the head is the CLIP projection
 and new, and so is EVA-CLIP's norm inside the attention. Any other miss is an error.
 
 Source: Sun et al. 2023, EVA-CLIP (arXiv:2303.15389), section 2; the rules are those of its released trainer.

@@ -1,0 +1,75 @@
+"""A CLIP model's configuration in open_clip's form: by name, from a folder, and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import open_clip
+
+from vfm.config import UserError, did_you_mean
+from vfm.models import presets  # registers the small architectures
+
+CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
+
+
+def clip_config(name: str) -> dict[str, Any]:
+    """open_clip's configuration of a name.
+
+    Raises:
+        UserError: open_clip does not know it, or it cannot be fetched.
+    """
+    try:
+        config = open_clip.get_model_config(name.replace("/", "-") if ":" not in name else name)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"CLIP model {name!r}: {str(error).splitlines()[0]}") from None
+    if config is None:
+        raise UserError(
+            f"CLIP model {name!r} is not one that open_clip knows{did_you_mean(name, open_clip.list_models())}"
+        )
+    return dict(config)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of `open_clip_config.json`."""
+    file = folder / CONFIG_FILE
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no CLIP checkpoint here ({CONFIG_FILE} is missing)") from None
+    except ValueError as error:
+        raise UserError(f"{file}: not readable as JSON: {error}") from None
+    if not isinstance(record, dict) or "model_cfg" not in record:
+        raise UserError(f"{file}: has no 'model_cfg'")
+    return record
+
+
+def weights_file(folder: Path) -> Path:
+    """The weights in a folder of open_clip's layout: ours, or under the names that the hub uses."""
+    names = [WEIGHTS_FILE, *(f"open_clip_pytorch_model.{end}" for end in ("safetensors", "bin"))]
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{folder}: no weights here (looked for {', '.join(names)})")
+
+
+def check_keys(config: Mapping[str, Any], name: str) -> None:
+    """Refuses a configuration with missing parts or with keys that open_clip does not know.
+
+    Raises:
+        UserError: the first such key.
+    """
+    for key in ("embed_dim", "vision_cfg", "text_cfg"):
+        if key not in config:
+            raise UserError(f"CLIP model {name!r}: its configuration needs {key!r}")
+    for part, known in (("vision_cfg", open_clip.CLIPVisionCfg), ("text_cfg", open_clip.CLIPTextCfg)):
+        fields = {field.name for field in dataclasses.fields(known)}
+        for key in config[part]:
+            if key not in fields:
+                raise UserError(f"CLIP model {name!r}: {part}.{key}: unknown key{did_you_mean(key, fields)}")
+
+
+__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "check_keys", "clip_config", "presets", "read_config", "weights_file"]

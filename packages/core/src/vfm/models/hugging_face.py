@@ -1,0 +1,280 @@
+"""CLIP models in Hugging Face's layout (`CLIPModel`) and back: the same tensors under other names.
+
+Only architectures that `CLIPModel` can hold are written: open_clip's own ViT tower with a class token, and its causal
+text tower. `transformers` itself is not needed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from open_clip.transformer import VisionTransformer
+from torch import Tensor
+
+from vfm.config import UserError
+from vfm.models.clip import ClipModel, build_clip
+from vfm.models.preprocess import Preprocess
+from vfm.models.weights import load_state_dict, save_state_dict
+
+CONFIG_FILE, WEIGHTS_FILES = "config.json", ("model.safetensors", "pytorch_model.bin")
+PROCESSOR_FILE = "preprocessor_config.json"
+START_OF_TEXT, END_OF_TEXT = 49406, 49407
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+# open_clip's name and Hugging Face's, outside the blocks.
+_NAMES = {
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",  # their spelling
+    "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
+    "visual.ln_post.weight": "vision_model.post_layernorm.weight",
+    "visual.ln_post.bias": "vision_model.post_layernorm.bias",
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+    "logit_scale": "logit_scale",
+}
+_TRANSPOSED = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
+_BLOCKS = {
+    "visual.transformer.resblocks.": "vision_model.encoder.layers.",
+    "transformer.resblocks.": "text_model.encoder.layers.",
+}
+_PARTS = {
+    "ln_1.": "layer_norm1.",
+    "ln_2.": "layer_norm2.",
+    "mlp.c_fc.": "mlp.fc1.",
+    "mlp.c_proj.": "mlp.fc2.",
+    "attn.out_proj.": "self_attn.out_proj.",
+}
+_RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
+_QKV = ("self_attn.q_proj.", "self_attn.k_proj.", "self_attn.v_proj.")
+
+
+def why_not_hugging_face(model: ClipModel) -> list[str]:
+    """What keeps a model from being a `CLIPModel`; nothing if it can be one."""
+    vision, text, reasons = model.config["vision_cfg"], model.config["text_cfg"], []
+    if not isinstance(model.module.visual, VisionTransformer):
+        reasons.append("its vision tower is not open_clip's ViT")
+    if model.config.get("init_logit_bias") is not None:
+        reasons.append("it has a logit bias")
+    if model.preprocess.resize_mode == "longest":
+        reasons.append("its images are padded")
+    usual = {"pool_type": ("tok", "argmax"), "pos_embed_type": ("learnable",), "proj_type": ("linear",)}
+    harmless = {"layers", "width", "head_width", "heads", "mlp_ratio", "patch_size", "image_size", "patch_dropout"}
+    harmless |= {"context_length", "vocab_size", "hf_tokenizer_name", "tokenizer_kwargs", "output_tokens"}
+    for part, config in (("vision_cfg", vision), ("text_cfg", text)):
+        for key, value in config.items():
+            if value and key not in harmless and not key.startswith("timm") and value not in usual.get(key, ()):
+                reasons.append(f"{part}.{key} is {value!r}")
+    return reasons
+
+
+def to_hugging_face(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """open_clip's tensors under Hugging Face's names; the fused qkv is cut in three.
+
+    Raises:
+        UserError: a key has no counterpart.
+    """
+    out: dict[str, Tensor] = {}
+    for name, tensor in state_dict.items():
+        key = name.removeprefix("text.")
+        if key in _NAMES:
+            out[_NAMES[key]] = tensor
+        elif key in _TRANSPOSED:
+            out[_TRANSPOSED[key]] = tensor.T
+        elif (block := _block(key, _BLOCKS)) is None:
+            raise UserError(f"{name} has no counterpart in Hugging Face's CLIPModel")
+        elif ".attn.in_proj_" in key:
+            stem, kind = block.split("attn.in_proj_")
+            out.update({f"{stem}{part}{kind}": third for part, third in zip(_QKV, tensor.chunk(3), strict=True)})
+        else:
+            out[_part(block, _PARTS)] = tensor
+    return out
+
+
+def from_hugging_face(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Hugging Face's tensors under open_clip's names, the inverse of `to_hugging_face`.
+
+    Raises:
+        UserError: a key has no counterpart.
+    """
+    names, transposed, blocks, parts = (_inverse(rules) for rules in (_NAMES, _TRANSPOSED, _BLOCKS, _PARTS))
+    out: dict[str, Tensor] = {}
+    for key, tensor in state_dict.items():
+        if key in names:
+            out[names[key]] = tensor
+        elif key in transposed:
+            out[transposed[key]] = tensor.T
+        elif key.endswith("position_ids"):  # 0, 1, 2, ...: older releases saved them
+            continue
+        elif (block := _block(key, blocks)) is None:
+            raise UserError(f"{key} has no counterpart in open_clip's CLIP")
+        elif _QKV[0] in block:
+            stem, kind = block.split(_QKV[0])
+            thirds = [state_dict[key.replace(_QKV[0], part)] for part in _QKV]
+            out[f"{stem}attn.in_proj_{kind}"] = torch.cat(thirds)
+        elif not any(part in block for part in _QKV):
+            out[_part(block, parts)] = tensor
+    return out
+
+
+def save_hugging_face(model: ClipModel, directory: Path) -> None:
+    """Writes `config.json`, `preprocessor_config.json` and `model.safetensors` of a `CLIPModel`.
+
+    Raises:
+        UserError: the architecture is not theirs; the line says why and names the formats that fit.
+    """
+    if reasons := why_not_hugging_face(model):
+        raise UserError(f"{model.name}: not a Hugging Face CLIPModel: {', '.join(reasons)}; open_clip's layout fits it")
+    tensors = to_hugging_face(model.module.state_dict())
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, record in ((CONFIG_FILE, _config(model)), (PROCESSOR_FILE, _processor(model.preprocess))):
+        (directory / name).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    save_state_dict(tensors, directory / WEIGHTS_FILES[0])
+
+
+def load_hugging_face(folder: Path) -> ClipModel:
+    """The model of a folder in the layout of `CLIPModel`.
+
+    Raises:
+        UserError: the folder holds another kind of model, or its weights do not fit its configuration.
+    """
+    record = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    if record.get("model_type") != "clip":
+        raise UserError(f"{folder}: a Hugging Face model of type {record.get('model_type')!r}; only 'clip' is read")
+    weights = next((folder / name for name in WEIGHTS_FILES if (folder / name).is_file()), None)
+    if weights is None:
+        raise UserError(f"{folder}: no weights here (looked for {', '.join(WEIGHTS_FILES)})")
+    model = build_clip(_model_cfg(record))
+    model.name = folder.name
+    try:
+        model.module.load_state_dict(from_hugging_face(load_state_dict(weights)))
+    except (RuntimeError, KeyError) as error:
+        raise UserError(f"{weights}: does not fit its {CONFIG_FILE}: {' '.join(str(error).split())[:300]}") from None
+    if (processor := folder / PROCESSOR_FILE).is_file():
+        model.preprocess = _preprocess(json.loads(processor.read_text(encoding="utf-8")), model.preprocess.image_size)
+    model.module.eval()
+    return model
+
+
+def _config(model: ClipModel) -> dict[str, Any]:
+    """`config.json` of the model."""
+    vision, text = model.config["vision_cfg"], model.config["text_cfg"]
+    width, text_width = vision.get("width", 768), text.get("width", 512)
+    shared = {
+        "hidden_act": "quick_gelu" if model.config.get("quick_gelu") else "gelu",
+        "layer_norm_eps": 1e-5,
+        "projection_dim": model.embed_dim,
+    }
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": model.embed_dim,
+        "logit_scale_init_value": 2.6592,
+        "text_config": {
+            "model_type": "clip_text_model",
+            "hidden_size": text_width,
+            "intermediate_size": int(text_width * text.get("mlp_ratio", 4.0)),
+            "num_attention_heads": text.get("heads", 8),
+            "num_hidden_layers": text.get("layers", 12),
+            "max_position_embeddings": model.context_length,
+            "vocab_size": text.get("vocab_size", 49408),
+            "bos_token_id": START_OF_TEXT,
+            "eos_token_id": END_OF_TEXT,
+            **shared,
+        },
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": width,
+            "intermediate_size": int(width * vision.get("mlp_ratio", 4.0)),
+            "num_attention_heads": width // vision.get("head_width", 64),
+            "num_hidden_layers": vision.get("layers", 12),
+            "image_size": vision.get("image_size", 224),
+            "patch_size": vision.get("patch_size", 16),
+            **shared,
+        },
+    }
+
+
+def _model_cfg(record: Mapping[str, Any]) -> dict[str, Any]:
+    """open_clip's configuration of a `config.json`, whose missing values are those of `CLIPConfig`."""
+    text, vision = record.get("text_config") or {}, record.get("vision_config") or {}
+    act, text_act = (part.get("hidden_act", "quick_gelu") for part in (vision, text))
+    if act not in ("quick_gelu", "gelu") or text_act != act:
+        raise UserError(f"hidden_act is {act!r} and {text_act!r}: open_clip has quick_gelu or gelu, in both towers")
+    width, text_width = vision.get("hidden_size", 768), text.get("hidden_size", 512)
+    return {
+        "embed_dim": record.get("projection_dim", 512),
+        "quick_gelu": act == "quick_gelu",
+        "vision_cfg": {
+            "image_size": vision.get("image_size", 224),
+            "patch_size": vision.get("patch_size", 32),
+            "width": width,
+            "layers": vision.get("num_hidden_layers", 12),
+            "head_width": width // vision.get("num_attention_heads", 12),
+            "mlp_ratio": vision.get("intermediate_size", 3072) / width,
+        },
+        "text_cfg": {
+            "context_length": text.get("max_position_embeddings", 77),
+            "vocab_size": text.get("vocab_size", 49408),
+            "width": text_width,
+            "heads": text.get("num_attention_heads", 8),
+            "layers": text.get("num_hidden_layers", 12),
+            "mlp_ratio": text.get("intermediate_size", 2048) / text_width,
+        },
+    }
+
+
+def _processor(preprocess: Preprocess) -> dict[str, Any]:
+    """`preprocessor_config.json` of CLIPImageProcessor."""
+    side = preprocess.image_size
+    squash = preprocess.resize_mode == "squash"
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": side, "width": side} if squash else {"shortest_edge": side},
+        "resample": _RESAMPLE[preprocess.interpolation],
+        "do_center_crop": not squash,
+        "crop_size": {"height": side, "width": side},
+        "do_normalize": True,
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
+    }
+
+
+def _preprocess(facts: Mapping[str, Any], image_size: int) -> Preprocess:
+    """The facts of a `preprocessor_config.json`; what it leaves out is OpenAI CLIP's."""
+    size = facts.get("size")
+    squash = facts.get("do_center_crop") is False and isinstance(size, dict) and "height" in size
+    cfg = {
+        "mean": facts.get("image_mean"),
+        "std": facts.get("image_std"),
+        "interpolation": _inverse(_RESAMPLE).get(facts.get("resample", 3), "bicubic"),
+        "resize_mode": "squash" if squash else "shortest",
+    }
+    return Preprocess.from_open_clip(cfg, image_size)
+
+
+def _block(key: str, prefixes: Mapping[str, str]) -> str | None:
+    """A block's key with its beginning renamed; None for a key outside the blocks."""
+    return next((new + key.removeprefix(old) for old, new in prefixes.items() if key.startswith(old)), None)
+
+
+def _part(block: str, parts: Mapping[str, str]) -> str:
+    for old, new in parts.items():
+        if old in block:
+            return block.replace(old, new)
+    raise UserError(f"{block} has no counterpart")
+
+
+def _inverse(rules: Mapping[K, V]) -> dict[V, K]:
+    return {new: old for old, new in rules.items()}
