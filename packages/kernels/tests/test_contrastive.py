@@ -158,8 +158,10 @@ def test_inputs_that_do_not_fit_are_refused():
     image, text = features(4, 8)
     with pytest.raises(ValueError, match="given together"):
         info_nce(image, text, SCALE, all_text_features=text)
-    with pytest.raises(ValueError, match="must both be"):
+    with pytest.raises(ValueError, match="both must be"):
         info_nce(image, text[:3], SCALE)
+    with pytest.raises(ValueError, match="both must be"):
+        info_nce(image[:0], text[:0], SCALE)
     with pytest.raises(ValueError, match="rank 1"):
         siglip_loss(image, text, SCALE, BIAS, rank=1)
     with pytest.raises(ValueError, match="chunk_size is 0"):

@@ -119,10 +119,8 @@ def _scalar(value: Tensor | float, like: Tensor) -> Tensor:
 
 def _first_positive(image: Tensor, text: Tensor, all_text: Tensor, rank: int, chunk_size: int | None) -> int:
     """Index among all samples of this process's first one, once shapes are known to fit."""
-    if image.shape != text.shape or image.ndim != 2:
-        raise ValueError(
-            f"image features {tuple(image.shape)} and text features {tuple(text.shape)} must both be (n, D)"
-        )
+    if image.shape != text.shape or image.ndim != 2 or len(image) == 0:
+        raise ValueError(f"image features {tuple(image.shape)}, text features {tuple(text.shape)}; both must be (n, D)")
     num_local, num_all = len(image), len(all_text)
     if num_all % num_local or not 0 <= rank < num_all // num_local:
         raise ValueError(f"rank {rank} with {num_local} samples has no place among {num_all} gathered ones")
