@@ -69,11 +69,16 @@ def expand_paths(path: str | Sequence[str]) -> list[str]:
 def _wildcards(name: str) -> list[str]:
     if not is_remote(name):
         return sorted(glob.glob(os.path.expanduser(name)))
-    filesystem, inside = _filesystem(name)
-    return sorted(filesystem.unstrip_protocol(hit) for hit in filesystem.glob(inside))
+    store, inside = filesystem(name)
+    return sorted(store.unstrip_protocol(hit) for hit in store.glob(inside))
 
 
-def _filesystem(path: str) -> tuple[Any, str]:
+def filesystem(path: str) -> tuple[Any, str]:
+    """The fsspec store of a remote address, and the path in it.
+
+    Raises:
+        UserError: no such protocol, or its package is not installed.
+    """
     import fsspec
 
     try:
@@ -88,16 +93,16 @@ def is_directory(path: str) -> bool:
     """Whether a folder lies at the path."""
     if not is_remote(path):
         return os.path.isdir(path)
-    filesystem, inside = _filesystem(path)
-    return bool(filesystem.isdir(inside))
+    store, inside = filesystem(path)
+    return bool(store.isdir(inside))
 
 
 def exists(path: str) -> bool:
     """Whether anything lies at the path."""
     if not is_remote(path):
         return os.path.exists(path)
-    filesystem, inside = _filesystem(path)
-    return bool(filesystem.exists(inside))
+    store, inside = filesystem(path)
+    return bool(store.exists(inside))
 
 
 def size_and_time(path: str) -> tuple[int, int]:
@@ -110,8 +115,8 @@ def size_and_time(path: str) -> tuple[int, int]:
         if not is_remote(path):
             status = os.stat(path)
             return status.st_size, status.st_mtime_ns
-        filesystem, inside = _filesystem(path)
-        return int(filesystem.size(inside)), 0
+        store, inside = filesystem(path)
+        return int(store.size(inside)), 0
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except PermissionError:
@@ -125,8 +130,8 @@ def read_bytes(path: str, start: int = 0, stop: int | None = None) -> bytes:
         FileNotFoundError: nothing is there.
     """
     if is_remote(path):
-        filesystem, inside = _filesystem(path)
-        return bytes(filesystem.cat_file(inside, start=start, end=stop))
+        store, inside = filesystem(path)
+        return bytes(store.cat_file(inside, start=start, end=stop))
     with open(path, "rb", buffering=0) as file:
         file.seek(start)
         return file.read() if stop is None else file.read(stop - start)
@@ -136,15 +141,15 @@ def open_binary(path: str) -> IO[bytes]:
     """A seekable stream of the file."""
     if not is_remote(path):
         return open(path, "rb")
-    filesystem, inside = _filesystem(path)
-    return cast("IO[bytes]", filesystem.open(inside, "rb"))
+    store, inside = filesystem(path)
+    return cast("IO[bytes]", store.open(inside, "rb"))
 
 
 def walk(folder: str) -> Iterator[str]:
     """Paths of all files below a folder, relative to it, with forward slashes, in sorted order."""
     if is_remote(folder):
-        filesystem, inside = _filesystem(folder)
-        yield from sorted(str(PurePosixPath(name).relative_to(inside)) for name in filesystem.find(inside))
+        store, inside = filesystem(folder)
+        yield from sorted(str(PurePosixPath(name).relative_to(inside)) for name in store.find(inside))
         return
     for root, folders, names in os.walk(folder):
         folders.sort()

@@ -15,7 +15,7 @@ from vfm.data.index import BadRow, Shard, ShardReader, open_shard, write_index
 from vfm.data.layout import Layout
 from vfm.data.sample import BadSample, Sample
 from vfm.data.spec import DatasetSpec
-from vfm.data.webdataset import TarShard
+from vfm.data.webdataset import MAX_ROWS, TarShard
 from vfm.stage import Context
 
 ENOUGH_TO_JUDGE = 1000  # samples before a share of bad ones means anything
@@ -141,9 +141,10 @@ def _first_reads(layout: Layout, spec: DatasetSpec) -> Iterator[Callable[[], Sam
         yield from (partial(entry.read, spec) for entry in islice(layout.entries(spec), PEEK))
         return
     path = layout.paths[0]
-    reader: ShardReader
-    if layout.kind == "webdataset":
-        reader = TarShard(path, Shard.of(path, 0).size, spec, limit=PEEK)
+    readers: Iterable[ShardReader]
+    if layout.kind == "webdataset":  # the whole tar only where its beginning does not do, as where it is not sorted
+        readers = (TarShard(path, Shard.of(path, 0).size, spec, limit=limit) for limit in (PEEK, MAX_ROWS))
     else:
-        reader = open_shard(path, "parquet", spec, size=0)
-    yield from (partial(reader.read, row) for row in range(min(PEEK, len(reader))))
+        readers = [open_shard(path, "parquet", spec, size=0)]
+    for reader in readers:
+        yield from (partial(reader.read, row) for row in range(min(PEEK, len(reader))))

@@ -93,7 +93,10 @@ def open_parquet(path: str) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(files.open_binary(path))
+        if not files.is_remote(path):
+            return pq.ParquetFile(path)
+        filesystem, inside = files.filesystem(path)
+        return pq.ParquetFile(inside, filesystem=filesystem)
     except pa.ArrowInvalid as error:
         raise UserError(f"{path}: not readable as parquet: {error}") from None
 

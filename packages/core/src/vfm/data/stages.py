@@ -184,10 +184,8 @@ class ChoiceFiles(Stage):
         dataset = write_choices(ctx.directory, read_choices(self.path, ctx.skip))
         bad = ctx.bad.total()
         if bad > self.max_bad_fraction * (dataset.num_pairs + bad) or not dataset.num_pairs:
-            reasons = ", ".join(f"{reason} ({count})" for reason, count in ctx.bad.items())
-            raise UserError(
-                f"{self.name}: {bad} of {dataset.num_pairs + bad} items in {self.path} are bad: {reasons or 'none left'}"
-            )
+            reasons = ", ".join(f"{reason} ({count})" for reason, count in ctx.bad.items()) or "there are none"
+            raise UserError(f"{self.name}: {bad} of {dataset.num_pairs + bad} items in {self.path} are bad: {reasons}")
         return dataset
 
     def preflight(self, ctx: Preflight) -> None:

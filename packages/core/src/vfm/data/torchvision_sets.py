@@ -29,10 +29,10 @@ def open_torchvision(name: str, root: str, split: str) -> Any:
     """
     import torchvision.datasets as sets
 
-    kind: Any = getattr(sets, name, None)
-    if not (inspect.isclass(kind) and issubclass(kind, sets.VisionDataset)):
-        known = [key for key in dir(sets) if key[:1].isupper()]
+    known: dict[str, Any] = {key: kind for key, kind in vars(sets).items() if inspect.isclass(kind)}
+    if name not in known:
         raise UserError(f"torchvision has no data set '{name}'{did_you_mean(name, known)}")
+    kind = known[name]
     accepted = inspect.signature(kind).parameters
     arguments: dict[str, Any] = {"download": False} if "download" in accepted else {}
     if "split" in accepted:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from vfm.config import UserError
 from vfm.data import captions, files
+from vfm.data.parquet import open_parquet
 from vfm.data.sample import BadSample, Sample, uid_of
 from vfm.data.spec import DatasetSpec
 
@@ -229,10 +230,7 @@ def sidecar_count(path: str) -> int | None:
         if isinstance(count, int):
             return count
     if files.exists(f"{stem}.parquet"):
-        import pyarrow.parquet as pq
-
-        with files.open_binary(f"{stem}.parquet") as stream:
-            parquet = pq.ParquetFile(stream)
+        with open_parquet(f"{stem}.parquet") as parquet:
             if "status" in parquet.schema_arrow.names:
                 return int(parquet.read(["status"])["status"].to_pylist().count("success"))
     return None

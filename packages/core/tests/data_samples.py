@@ -1,0 +1,79 @@
+"""Small made samples for the tests of `vfm.data`."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from vfm.artifacts import Pool
+from vfm.data import DatasetSpec, Sample, Shard, write_index, write_tar
+from vfm.stage import Context
+
+EN = DatasetSpec(texts={"en": "txt"})
+
+
+def picture(number: int, size: tuple[int, int] = (24, 16)) -> Image.Image:
+    """A picture that differs from every other number's."""
+    rng = np.random.default_rng(number)
+    return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+def encoded(number: int, kind: str = "PNG", size: tuple[int, int] = (24, 16)) -> bytes:
+    """The picture's bytes."""
+    buffer = io.BytesIO()
+    picture(number, size).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def bomb(width: int = 40_000, height: int = 40_000) -> bytes:
+    """A PNG of a few bytes whose header promises a huge picture."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = b"\x89PNG\r\n\x1a\n"
+    for name, data in ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(64))), (b"IEND", b"")):
+        body += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    return body
+
+
+def members(number: int, **changes: bytes | None) -> dict[str, bytes]:
+    """Members of a good sample of a tar; a change to None leaves one out."""
+    good = {"png": encoded(number), "txt": f"caption {number}".encode(), **changes}
+    return {name: data for name, data in good.items() if data is not None}
+
+
+def make_pool(directory: Path, sizes: list[int], *, broken: dict[int, dict[str, bytes | None]] | None = None) -> Pool:
+    """A pool of tars with so many samples each; `broken` changes members of samples by their number."""
+    shards, number = [], 0
+    directory.mkdir(parents=True, exist_ok=True)
+    for index, size in enumerate(sizes):
+        path = directory / f"{index:03d}.tar"
+        rows = [(f"{n:06d}", members(n, **(broken or {}).get(n, {}))) for n in range(number, number + size)]
+        write_tar(path, rows)
+        shards.append(Shard.of(path, size))
+        number += size
+    return Pool.create(directory, num_samples=write_index(directory, shards, EN))
+
+
+def json_member(**fields: Any) -> bytes:
+    """A `json` member."""
+    return json.dumps(fields, ensure_ascii=False).encode()
+
+
+def number_of(sample: Sample, seed: int) -> dict[str, torch.Tensor]:
+    """A `make` that workers can import: the sample's number, what was drawn for it, and its first pixel."""
+    from vfm.data.transforms import ImageTransform
+
+    image = ImageTransform(8, scale=(0.5, 1.0), flip=0.5)(sample.image, seed)
+    return {"number": torch.tensor(int(sample.key)), "seed": torch.tensor(seed), "image": image}
+
+
+def context(directory: Path, stage: str = "pool") -> Context:
+    """A stage's context without a store."""
+    directory.mkdir(parents=True, exist_ok=True)
+    return Context(stage=stage, directory=directory, work=directory.with_name(directory.name + ".work"), inputs={})

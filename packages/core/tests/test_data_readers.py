@@ -1,0 +1,289 @@
+"""Every format of pairs gives back what was put in, through the stage that indexes it and the Source that reads it."""
+
+import csv
+import json
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from data_samples import context, encoded, json_member, make_pool, members
+from vfm.config import UserError
+from vfm.data import Source, open_dataset, uid_of, write_tar
+from vfm.data.stages import Labeled, Pairs
+from vfm.panels import load_panels
+
+SHARED = Path(__file__).parents[4] / "shared" / "data"
+
+
+def index(tmp_path, path, **fields) -> Source:
+    stage = Pairs(kind="data.pairs", name="pool", path=path, **fields)
+    assert list(stage.sources())
+    stage.preflight(None)
+    return open_dataset(stage.run(context(tmp_path / "artifact")))
+
+
+def contents(source: Source) -> list[tuple[bytes, dict]]:
+    return [(source[i].image, source[i].texts) for i in range(len(source))]
+
+
+EXPECTED = [(encoded(n), {"en": [f"caption {n}"]}) for n in range(6)]
+
+
+def test_tars_by_list_brace_pattern_and_folder_are_the_same_pool(tmp_path):
+    make_pool(tmp_path / "t", [4, 2])
+    for number, path in enumerate([f"{tmp_path}/t/{{000..001}}.tar", [f"{tmp_path}/t/*.tar"], f"{tmp_path}/t"]):
+        source = index(tmp_path / str(number), path)
+        assert contents(source) == EXPECTED
+        assert source.shard_sizes.tolist() == [4, 2]
+        assert source.keys == [f"{n:06d}" for n in range(6)]
+
+
+def test_several_captions_in_several_languages_come_from_json(tmp_path):
+    rows = [
+        ("a", members(0, json=json_member(en=["one", " two "], meta={"de": "eins"}, uid="u-1"))),
+        ("b", members(1, json=json_member(en=[], meta={"de": ["zwei", ""]}))),
+    ]
+    write_tar(tmp_path / "x.tar", rows)
+    source = index(tmp_path, f"{tmp_path}/x.tar", texts={"en": "json.en", "de": "json.meta.de"})
+    assert [source[i].texts for i in range(2)] == [{"en": ["one", "two"], "de": ["eins"]}, {"de": ["zwei"]}]
+    assert [source[i].uid for i in range(2)] == ["u-1", uid_of("b")]
+    texts = source.texts_of_shard(0).to_pylist()
+    assert [(t["row"], t["language"], t["text_index"], t["text"]) for t in texts] == [
+        (0, "en", 0, "one"), (0, "en", 1, "two"), (0, "de", 0, "eins"), (1, "de", 0, "zwei"),
+    ]  # fmt: skip
+
+
+def test_lines_of_a_text_file_are_captions_where_the_spec_says_so(tmp_path):
+    write_tar(tmp_path / "x.tar", [("a", members(0, txt=b"one\ntwo\n"))])
+    assert index(tmp_path, f"{tmp_path}/x.tar", texts={"en": "txt.lines"})[0].texts == {"en": ["one", "two"]}
+
+
+def test_a_uid_outlives_resharding(tmp_path):
+    make_pool(tmp_path / "one", [6])
+    make_pool(tmp_path / "three", [2, 2, 2])
+    uids = [
+        [source[i].uid for i in range(6)]
+        for source in (index(tmp_path / name, f"{tmp_path}/{name}") for name in ("one", "three"))
+    ]
+    assert uids[0] == uids[1]
+    assert all(len(uid) == 32 and int(uid, 16) >= 0 for uid in uids[0])
+
+
+def test_counts_beside_a_tar_are_believed_and_the_tar_is_not_read(tmp_path):
+    make_pool(tmp_path / "t", [12, 3])
+    (tmp_path / "t/000_stats.json").write_text(json.dumps({"count": 15, "successes": 12}))
+    statuses = ["success", "failed_to_download", "success", "success"]
+    pq.write_table(pa.table({"status": statuses}), tmp_path / "t/001.parquet")
+    source = index(tmp_path, f"{tmp_path}/t")
+    assert not (tmp_path / "artifact" / "offsets" / "000001.parquet").exists()
+    assert source.shard_sizes.tolist() == [12, 3]
+    assert contents(source)[:6] == EXPECTED
+    assert (tmp_path / "artifact" / "offsets" / "000001.parquet").is_file(), "the scan is kept when it is made"
+    assert contents(Source(source.directory)) == contents(source)
+
+
+def test_remote_tars_are_read_through_fsspec(tmp_path):
+    make_pool(tmp_path / "t", [4, 2])
+    for name in ("000", "001"):
+        with fsspec.open(f"memory://readers/{name}.tar", "wb") as stream:
+            stream.write((tmp_path / f"t/{name}.tar").read_bytes())
+    assert contents(index(tmp_path, "memory://readers/{000..001}.tar")) == EXPECTED
+    assert contents(index(tmp_path / "folder", "memory://readers")) == EXPECTED
+
+
+def test_an_unsorted_tar_is_read_like_a_sorted_one(tmp_path):
+    import io
+    import tarfile
+
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for extension in ("png", "txt"):
+            for n in range(200):
+                data = members(n)[extension]
+                info = tarfile.TarInfo(f"./{n:06d}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    source = index(tmp_path, f"{tmp_path}/x.tar")
+    assert contents(source) == [(encoded(n), {"en": [f"caption {n}"]}) for n in range(200)]
+
+
+def make_images(folder: Path) -> Path:
+    (folder / "sub").mkdir(parents=True)
+    for n in range(6):
+        (folder / f"sub/{n}.png").write_bytes(encoded(n))
+    return folder
+
+
+def test_a_folder_of_images_takes_captions_from_texts_of_the_same_name(tmp_path):
+    folder = make_images(tmp_path / "images")
+    for n in range(6):
+        (folder / f"sub/{n}.txt").write_text(f"caption {n}\n")
+    source = index(tmp_path, str(folder))
+    assert contents(source) == EXPECTED
+    assert source.keys == [f"sub/{n}" for n in range(6)]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+def test_a_table_of_image_paths_and_captions(tmp_path, kind):
+    folder = make_images(tmp_path / "images")
+    rows = [{"image": f"sub/{n}.png", "caption": f"caption {n}"} for n in range(6)]
+    table = folder / f"captions.{kind}"
+    if kind == "jsonl":
+        table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), table)
+    else:
+        with table.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, ["image", "caption"], delimiter="\t" if kind == "tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    assert contents(index(tmp_path / "a", str(table))) == EXPECTED
+    assert contents(index(tmp_path / "b", str(folder))) == EXPECTED, "captions.* in a folder is its table"
+
+
+def test_rows_of_one_image_are_one_sample_and_columns_are_languages(tmp_path):
+    folder = make_images(tmp_path / "images")
+    (tmp_path / "t.csv").write_text(
+        'img,en,de\nsub/0.png,"one, with a comma",eins\nsub/0.png,two,\nsub/1.png,three,drei\n', encoding="utf-8"
+    )
+    source = index(tmp_path, f"{tmp_path}/t.csv", image_root=str(folder), texts={"en": "en", "de": "de"})
+    assert [source[i].texts for i in range(2)] == [
+        {"en": ["one, with a comma", "two"], "de": ["eins"]},
+        {"en": ["three"], "de": ["drei"]},
+    ]
+
+
+def test_parquet_with_image_bytes_plain_and_as_hugging_face_writes_it(tmp_path):
+    captions = [f"caption {n}" for n in range(6)]
+    plain = pa.table({"jpg": [encoded(n) for n in range(6)], "caption": captions})
+    nested = pa.table({"image": [{"bytes": encoded(n), "path": None} for n in range(6)], "text": captions})
+    for name, table in (("plain", plain), ("nested", nested)):
+        pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=2)
+        assert contents(index(tmp_path / name, f"{tmp_path}/{name}.parquet")) == EXPECTED
+
+
+def test_num_samples_takes_the_first_good_ones(tmp_path):
+    make_pool(tmp_path / "t", [4, 4], broken={1: {"txt": None}})
+    source = index(tmp_path, f"{tmp_path}/t", num_samples=5, max_bad_fraction=0.5)
+    assert source.keys == ["000000", "000002", "000003", "000004", "000005"]
+    assert len(index(tmp_path / "more", f"{tmp_path}/t", num_samples=100, max_bad_fraction=0.5)) == 7
+
+
+def label(tmp_path, path, **fields):
+    stage = Labeled(kind="data.labeled", name="val", path=str(path), **fields)
+    stage.preflight(None)
+    dataset = stage.run(context(tmp_path / "artifact"))
+    source = open_dataset(dataset)
+    return dataset, [(source[i].image, source[i].label) for i in range(len(source))]
+
+
+def test_an_image_folder_of_classes(tmp_path):
+    for n, name in enumerate(["dog", "cat", "dog"]):
+        (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name / f"{n}.png").write_bytes(encoded(n))
+    dataset, samples = label(tmp_path, tmp_path / "data")
+    assert dataset.class_names == ["cat", "dog"]
+    assert dataset.templates == ["a photo of a {}."]
+    assert samples == [(encoded(1), 0), (encoded(0), 1), (encoded(2), 1)]
+
+
+def test_tars_with_cls_in_clip_benchmarks_layout(tmp_path):
+    (tmp_path / "wds/test").mkdir(parents=True)
+    rows = [(f"s{n}", members(n, txt=None, cls=str(n % 2).encode())) for n in range(4)]
+    write_tar(tmp_path / "wds/test/0.tar", rows)
+    (tmp_path / "wds/classnames.txt").write_text("cat\ndog\n")
+    (tmp_path / "wds/zeroshot_classification_templates.txt").write_text("a {c}.\nthe {c}.\n")
+    dataset, samples = label(tmp_path, tmp_path / "wds/test/0.tar")
+    assert (dataset.class_names, dataset.templates) == (["cat", "dog"], ["a {}.", "the {}."])
+    assert samples == [(encoded(n), n % 2) for n in range(4)]
+
+
+def test_labels_of_tables_are_names_and_of_hugging_face_parquet_numbers_with_names_in_the_schema(tmp_path):
+    folder = make_images(tmp_path / "images")
+    (folder / "labels.csv").write_text("image,label\nsub/0.png,dog\nsub/1.png,cat\n")
+    dataset, samples = label(tmp_path / "a", folder / "labels.csv")
+    assert dataset.class_names == ["cat", "dog"]
+    assert samples == [(encoded(0), 1), (encoded(1), 0)]
+    schema = {"info": {"features": {"label": {"names": ["x", "y"], "_type": "ClassLabel"}}}}
+    table = pa.table({"image": [encoded(0), encoded(1)], "label": [1, 0]}, metadata={"huggingface": json.dumps(schema)})
+    pq.write_table(table, tmp_path / "hf.parquet")
+    dataset, samples = label(tmp_path / "b", tmp_path / "hf.parquet")
+    assert dataset.class_names == ["x", "y"]
+    assert samples == [(encoded(0), 1), (encoded(1), 0)]
+
+
+def test_a_torchvision_data_set_by_name(tmp_path):
+    import struct
+
+    import numpy as np
+
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 28, 28), dtype=np.uint8)
+    labels = (np.arange(300) % 10).astype(np.uint8)
+    (raw / "t10k-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, 300, 28, 28) + pixels.tobytes())
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, 300) + labels.tobytes())
+    for split in ("train-images-idx3", "train-labels-idx1"):
+        (raw / f"{split}-ubyte").write_bytes(b"")
+    from vfm.data.images import decode_image
+
+    dataset, samples = label(tmp_path, tmp_path, torchvision="FashionMNIST")
+    assert dataset.class_names[:2] == ["T-shirt/top", "Trouser"]
+    assert [number for _, number in samples] == labels.tolist()
+    assert np.array_equal(np.asarray(decode_image(samples[7][0], ""))[..., 0], pixels[7])
+    with pytest.raises(UserError, match="did you mean 'FashionMNIST'"):
+        label(tmp_path / "x", tmp_path, torchvision="FashonMNIST")
+    with pytest.raises(UserError, match="torchvision cannot read CIFAR10 there"):
+        label(tmp_path / "x", tmp_path, torchvision="CIFAR10")
+
+
+def test_a_stage_leaves_pictures_with_captions_and_its_shards_to_look_at(tmp_path):
+    make_pool(tmp_path / "t", [3])
+    source = index(tmp_path, f"{tmp_path}/t")
+    panels = {panel.title: panel for panel in load_panels(source.directory)}
+    assert [picture.caption for picture in panels["First samples"].pictures] == [f"caption {n}" for n in range(3)]
+    assert all((source.directory / picture.file).is_file() for picture in panels["First samples"].pictures)
+    assert panels["Shards"].rows[0][2] == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "none.tar", "no such file"),
+        (lambda folder: folder, "no images here"),
+        (lambda folder: folder / "x.tar.gz", "compressed tar"),
+        (lambda folder: folder / "x.tar", "not a tar"),
+        (lambda folder: folder / "x.doc", "not one of the formats"),
+        (lambda folder: folder / "x.csv", "no column 'caption' .texts.; the columns are a, b"),
+        (lambda folder: folder / "x.parquet", "not readable as parquet"),
+    ],
+)
+def test_what_cannot_be_read_is_told_in_one_line(tmp_path, make, message):
+    import gzip
+
+    (tmp_path / "x.tar.gz").write_bytes(gzip.compress(bytes(2048)))
+    (tmp_path / "x.tar").write_bytes(b"something else" * 100)
+    (tmp_path / "x.doc").touch()
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 no")
+    if (path := make(tmp_path)) == tmp_path:
+        path = tmp_path / "empty"
+        path.mkdir()
+    with pytest.raises(UserError, match=message) as caught:
+        index(tmp_path / "out", str(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="real pictures are not here")
+@pytest.mark.parametrize(("name", "count"), [("flickr8k-train", 5999), ("flickr8k-dev", 1000)])
+def test_flickr8k_has_its_samples_in_five_languages(tmp_path, name, count):
+    languages = ["en", "de", "fr", "cs", "ar"]
+    source = index(tmp_path, f"{SHARED}/{name}.tar", texts={code: f"json.{code}" for code in languages})
+    assert len(source) == count
+    first = source[0]
+    assert len(first.texts["en"]) == 5
+    texts = source.texts_of_shard(0)
+    assert set(texts["language"].to_pylist()) == set(languages)
+    assert texts["text"].to_pylist()[:5] == first.texts["en"]
+    assert len(set(source.keys)) == count
