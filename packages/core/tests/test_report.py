@@ -232,9 +232,7 @@ def test_bad_samples_are_counted_by_reason_with_their_places(run: RunSummary, tm
 def test_means_over_seeds_stand_in_the_headline_for_their_reports(run: RunSummary, tmp_path: Path) -> None:
     judged = run.stages[2]
     stages = [*run.stages[:2], *(replace(judged, name=f"zero_shot@{seed}") for seed in (0, 1))]
-    seeds = [
-        SeedSummary("zero_shot", "acc1", model, "%", [60.0, 62.0], 61.0, 48.3, 73.7, 10.0) for model in ("clip", "diva")
-    ]
+    seeds = [SeedSummary("zero_shot", model, "acc1", (0.60, 0.62), 0.61, 0.483, 0.737) for model in ("clip", "diva")]
     page = written(replace(run, stages=stages, seeds=seeds), tmp_path / "report.html")
     headline = Elements(page[page.index('id="results"') : page.index('id="stages"')]).words
     assert "mean over 2 seeds" in headline

@@ -1,6 +1,8 @@
 """The report of a run: one HTML file, drawn from what the stages left on disk."""
 
+from vfm.flow.report.gather import report_of_run, summary_of_run
 from vfm.flow.report.page import write_report
-from vfm.flow.report.summary import RunSummary, SeedSummary, StageEntry
+from vfm.flow.report.summary import RunSummary, StageEntry
+from vfm.flow.results import SeedSummary
 
-__all__ = ["RunSummary", "SeedSummary", "StageEntry", "write_report"]
+__all__ = ["RunSummary", "SeedSummary", "StageEntry", "report_of_run", "summary_of_run", "write_report"]

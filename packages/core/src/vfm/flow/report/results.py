@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vfm.artifacts import Artifact, Comparison, Report
 from vfm.config import UserError
@@ -100,16 +100,18 @@ def report_table(entry: StageEntry, seeded: set[str]) -> ResultTable | None:
 
 
 def seed_tables(run: RunSummary) -> dict[str, ResultTable]:
-    """The summaries over seeds as one table for each name of a report."""
+    """The summaries over seeds as one table for each name of a report; unit and chance are those of the reports."""
     tables: dict[str, ResultTable] = {}
-    results: dict[tuple[str, str], Result] = {}
     for s in run.seeds:
-        first = next((entry.anchor for entry in run.stages if entry.base_name == s.report), "results")
-        table = tables.setdefault(
-            s.report, ResultTable(s.report, f"mean over {len(s.values)} seeds, 95 % t-interval", first, [])
-        )
-        if (s.report, s.metric) not in results:
-            results[s.report, s.metric] = Result(s.metric, s.unit, None, s.chance, [])
-            table.results.append(results[s.report, s.metric])
-        results[s.report, s.metric].rows.append(Row(s.model, s.mean, s.low, s.high, s.values))
+        entry = next(entry for entry in run.stages if entry.base_name == s.report)
+        subtitle = f"mean over {len(s.values)} seeds, 95 % t-interval"
+        table = tables.setdefault(s.report, ResultTable(s.report, subtitle, entry.anchor, []))
+        result = next((result for result in table.results if result.metric == s.metric), None)
+        if result is None:
+            single = report_table(entry, set())
+            known = {one.metric: one for one in single.results} if single else {}
+            like = known.get(s.metric, Result(s.metric, "", None, None, []))
+            result = replace(like, n=None, rows=[])
+            table.results.append(result)
+        result.rows.append(Row(s.model, s.mean, s.low, s.high, s.values))
     return tables

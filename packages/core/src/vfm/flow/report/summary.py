@@ -8,6 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from vfm.flow.results import SeedSummary
+
 SHOWN_ELSEWHERE = {"kind", "name", "config", "inputs", "warnings", "bad_samples"}  # keys of a manifest
 
 
@@ -39,21 +41,6 @@ class StageEntry:
     def provenance(self) -> dict[str, Any]:
         """What the manifest says and the page does not show elsewhere: sources, seed, versions, commit, ..."""
         return {key: value for key, value in self.manifest.items() if key not in SHOWN_ELSEWHERE}
-
-
-@dataclass(frozen=True)
-class SeedSummary:
-    """A metric of the reports of one name over seeds: all values, their mean and its 95 % t-interval."""
-
-    report: str
-    metric: str
-    model: str
-    unit: str
-    values: Sequence[float]
-    mean: float
-    low: float
-    high: float
-    chance: float | None = None
 
 
 @dataclass(frozen=True)
