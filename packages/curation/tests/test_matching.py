@@ -21,7 +21,7 @@ hostile = st.lists(st.sampled_from(ALPHABET), max_size=14).map("".join)
 hostile_entries = st.lists(st.lists(st.sampled_from(ALPHABET), max_size=5).map("".join), min_size=1, unique=True)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(hostile, hostile_entries)
 @example("a  b", ["a b", "a", "", "a  b"])
 @example("", ["", " "])
@@ -87,13 +87,13 @@ def witness(entry: str) -> str:
     return "".join(itertools.chain.from_iterable(zip(pieces, [*gaps, ""], strict=True)))
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(st.lists(st.sampled_from(ALPHABET), min_size=1, max_size=6).map("".join))
 def test_entries_called_alive_have_a_text_that_they_match(entry: str) -> None:
     assert (dead_reason(entry) is None) == (match_plain(witness(entry), [entry]) == [0])
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(hostile, hostile_entries)
 def test_dead_entries_never_match(text: str, entries: list[str]) -> None:
     assert not set(match_plain(text, entries)) & set(dead_entries(entries))

@@ -1,15 +1,28 @@
-"""The example of the README runs and says what it should."""
+"""What the README shows works as it stands."""
 
 import re
 from pathlib import Path
 
 import pytest
 
+from vfm import builtin
+from vfm.flow.recipe import load_recipe
+from vfm_curation.plugin import vfm_stages
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
 
 def test_python_example_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(code, {})
     kept, expected = map(float, re.findall(r"[\d.]+", capsys.readouterr().out))
     assert abs(kept - expected) < 25
     assert 0 < kept < 200
+
+
+def test_recipe_of_the_readme_is_well_wired(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "curate.yaml").write_text(text, encoding="utf-8")
+    known = {stage.kind_name(): stage for stage in [*builtin.vfm_stages(), *vfm_stages()]}
+    recipe = load_recipe(str(tmp_path / "curate.yaml"), known)
+    assert [stage.name for stage in recipe.stages] == ["pool", "entries", "matches", "curated"]

@@ -60,7 +60,7 @@ class DataCard:
         series = [_curve("before balancing", self.matched), _curve("after balancing", self.kept)]
         return LinesPanel(
             title="Head and tail", note=note, order=20, series=series,
-            x_label="entries, commonest first", y_label="share of matches", x_log=True,
+            x_label="entries, commonest first", y_label="cumulative share of matches", x_log=True,
         )  # fmt: skip
 
     def _top_entries(self) -> Panel:
