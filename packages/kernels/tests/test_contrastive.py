@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from vfm_kernels import info_nce, siglip_loss
 
 SCALE, BIAS = 14.3, -3.0

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from vfm_kernels import block_mask, masked_cosine_loss, token_cosine
 
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from vfm_kernels import (
     add_noise,
     denoising_error,

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from vfm_kernels import gather_with_grad
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")

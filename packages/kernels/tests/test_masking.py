@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from vfm_kernels import block_mask, block_mask_exact, random_mask
 
 EVA_GRID, EVA_COUNT, NUM_MASKS = (16, 16), 105, 20_000

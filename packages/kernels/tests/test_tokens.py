@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from vfm_kernels import (
     block_mask_exact,
     gather_tokens,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+
 from vfm_kernels import gather_with_grad, info_nce, siglip_loss
 
 

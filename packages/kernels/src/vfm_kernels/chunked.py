@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # (logits (c, N), key that is right for the first row) -> summed loss, its gradient with respect to the logits (c, N).
-# The right key of each further row is the next one.
+# The right key of each further row is the next one. The logits may be overwritten.
 RowLoss = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
@@ -57,12 +57,13 @@ def cross_entropy_rows(logits: Tensor, first_positive: int) -> tuple[Tensor, Ten
 
 
 def sigmoid_rows(logits: Tensor, first_positive: int) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy of every pair; the gradient is probability less one for the right keys."""
+    """Binary cross-entropy of every pair; the gradient is the chance of a wrong answer, negative for right keys."""
+    # The logits of the right keys change sign, rather than softplus(x) - x being taken: it would cancel for sure pairs.
+    # logsigmoid, as torch's softplus becomes linear above 20, which costs 2e-9 per pair.
+    logits.diagonal(first_positive).neg_()
     grad = logits.sigmoid()
-    grad.diagonal(first_positive).sub_(1.0)
-    # softplus(x) is the loss of a negative, softplus(-x) = softplus(x) - x that of a positive. It is written as
-    # logsigmoid because torch's softplus becomes linear above 20, which costs 2e-9 per pair.
-    return -F.logsigmoid(-logits).sum() - logits.diagonal(first_positive).sum(), grad
+    grad.diagonal(first_positive).neg_()
+    return -F.logsigmoid(-logits).sum(), grad
 
 
 class _ChunkedPairLoss(torch.autograd.Function):
