@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+
 from vfm.eval.knn import knn_votes
 from vfm.eval.linear_probe import fit_linear_probe, split_validation
 from vfm.eval.ranking import hits_at

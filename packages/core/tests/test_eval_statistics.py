@@ -5,10 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+
 from vfm.eval.compare import Verdict, compare, score
 from vfm.eval.statistics import (
     bootstrap_interval,
     mcnemar_exact,
+    mean_per_class_interval,
     paired_bootstrap,
     t_interval,
     wilson_interval,
@@ -142,10 +144,10 @@ def test_paired_tests_refuse_unequal_lists() -> None:
 
 def test_t_interval_equals_scipy_and_the_table() -> None:
     values = [17.8, 24.2, 21.0]
-    mean, low, high = t_interval(values)
+    low, high = t_interval(values)
     expected = stats.t.interval(0.95, df=2, loc=np.mean(values), scale=stats.sem(values))
     assert (low, high) == pytest.approx(expected)
-    assert (high - mean) == pytest.approx(4.3027 * stats.sem(values), rel=1e-4)  # t table, 2 degrees of freedom
+    assert (high - low) / 2 == pytest.approx(4.3027 * stats.sem(values), rel=1e-4)  # t table, 2 degrees of freedom
 
 
 def test_t_interval_refuses_one_seed() -> None:
@@ -153,13 +155,26 @@ def test_t_interval_refuses_one_seed() -> None:
         t_interval([1.0])
 
 
-def test_mean_per_class_takes_its_spread_from_within_the_classes() -> None:
+def test_mean_per_class_of_one_class_is_wilsons_interval() -> None:
+    assert mean_per_class_interval([1, 1, 0, 1], [4, 4, 4, 4]) == pytest.approx(wilson_interval(3, 4))
+
+
+def test_mean_per_class_weighs_a_small_class_like_a_large_one() -> None:
     labels = np.repeat([0, 1], [1000, 10])
     correct = np.concatenate([np.ones(1000, bool), np.arange(10) < 5])
     found = score(Verdict("mean_per_class_recall", correct, classes=labels))
+    low, high = wilson_interval(5, 10)
     assert found.value == pytest.approx(0.75)
-    # All the spread is the small class's: a half of its binomial standard deviation.
-    assert (found.high - found.low) / 2 == pytest.approx(1.96 * 0.5 * np.sqrt(0.25 / 10), rel=0.15)
+    assert found.high - found.low == pytest.approx((high - low) / 2, rel=0.01)
+
+
+def test_mean_per_class_interval_covers_the_truth_with_few_images_a_class() -> None:
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(20), 4)
+    chances = generator.beta(0.4, 0.4, size=20)  # most classes nearly always right or wrong
+    intervals = [mean_per_class_interval(generator.random(80) < chances[labels], labels) for _ in range(500)]
+    covered = np.mean([low <= chances.mean() <= high for low, high in intervals])
+    assert covered >= 0.94
 
 
 def test_a_perfect_score_on_few_images_claims_no_certainty() -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 MMVP_PROMPT = "a photo of "
@@ -31,37 +30,39 @@ MMVP_PAIRS_PER_PATTERN = 15
 
 @dataclass(frozen=True)
 class MmvpResult:
-    """Outcome for each pair.
+    """Outcome for each pair; images are counted 0 and 1 here.
 
     probability: that the first image is meant, for both statements, (P, 2).
-    prediction: 1 or 2, the image each statement was given to, (P, 2).
-    truth: 1 or 2, (P, 2).
+    prediction: the image each statement was given to, (P, 2).
+    right: whether that is its image, (P, 2).
     correct: both statements right, (P,).
     """
 
     probability: NDArray[np.float32]
     prediction: NDArray[np.int64]
-    truth: NDArray[np.int64]
+    right: NDArray[np.bool_]
     correct: NDArray[np.bool_]
 
 
-def mmvp_vlm(logits: NDArray[np.float32], question_ids: NDArray[np.int64]) -> MmvpResult:
+def mmvp_vlm(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> MmvpResult:
     """Judge pairs by the official MMVP-VLM rule: each statement picks one of the pair's two images.
 
-    A statement goes to image 1 if softmax over the two images gives it more than one half, else to image 2: so ties,
-    and NaN, go to image 2. An odd question id belongs to image 1, an even one to image 2. A pair counts only if both
-    of its statements are right: guessing scores 25 %, always the same answer 0 %. Image to text is not scored.
+    A statement goes to the first image if softmax over the two images gives it more than one half, else to the second:
+    so ties, and NaN, go to the second. A pair counts only if both of its statements are right: guessing scores 25 %,
+    always the same answer 0 %. Image to text is not scored.
 
     Args:
         logits: of each statement for each image, with the model's own temperature, (P, 2 statements, 2 images).
-        question_ids: of both statements, (P, 2).
+        truth: the image that each statement belongs to, 0 (an odd question id) or 1 (an even one), (P, 2).
     """
-    if logits.shape[1:] != (2, 2) or question_ids.shape != logits.shape[:2]:
-        raise ValueError(f"MMVP pairs are (P, 2, 2) logits and (P, 2) ids, got {logits.shape}, {question_ids.shape}")
+    import torch  # here: whoever only reads MMVP's folder takes the patterns from this module and needs no torch
+
+    if logits.shape[1:] != (2, 2) or truth.shape != logits.shape[:2]:
+        raise ValueError(f"MMVP pairs are (P, 2, 2) logits and (P, 2) truths, got {logits.shape} and {truth.shape}")
     probability = torch.from_numpy(np.asarray(logits, dtype=np.float32)).softmax(dim=-1)[..., 0].numpy()
-    prediction = np.where(probability > 0.5, 1, 2)
-    truth = np.where(question_ids % 2 == 1, 1, 2)
-    return MmvpResult(probability, prediction, truth, (prediction == truth).all(axis=1))
+    prediction = np.where(probability > 0.5, 0, 1)
+    right = prediction == truth
+    return MmvpResult(probability, prediction, right, right.all(axis=1))
 
 
 def mmvp_patterns(num_pairs: int) -> list[str]:

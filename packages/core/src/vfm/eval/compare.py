@@ -8,7 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfm.artifacts import Comparison, Metric
-from vfm.eval.statistics import bootstrap_interval, mcnemar_exact, paired_bootstrap, stratified_mean, wilson_interval
+from vfm.eval.statistics import (
+    bootstrap_interval,
+    mcnemar_exact,
+    mean_per_class_interval,
+    paired_bootstrap,
+    stratified_mean,
+    wilson_interval,
+)
 
 
 @dataclass(frozen=True)
@@ -45,11 +52,13 @@ class Verdict:
         return stratified_mean(self.correct, self.classes)
 
     def interval(self, seed: int = 0) -> tuple[float, float]:
-        """95 % interval: Wilson's for independent items, else a bootstrap over images or within classes."""
+        """95 % interval: Wilson's for independent items and, combined, for means over classes; else a bootstrap."""
+        if self.classes is not None:
+            return mean_per_class_interval(self.correct, self.classes)
         # Where all items are alike a bootstrap has no spread and would claim certainty; Wilson's interval does not.
         if self.independent or self.correct.all() or not self.correct.any():
             return wilson_interval(round(self.value * self.num_independent), self.num_independent)
-        return bootstrap_interval(self.correct, self.groups, strata=self.classes, seed=seed)
+        return bootstrap_interval(self.correct, self.groups, seed=seed)
 
 
 def score(verdict: Verdict, *, model: str = "", seed: int = 0) -> Metric:

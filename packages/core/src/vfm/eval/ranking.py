@@ -65,3 +65,13 @@ def best_ranks(
 def hits_at(ranks: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
     """Which queries have a right item among their first `k`."""
     return ranks < k
+
+
+def label_ranks(scores: Tensor, labels: Tensor) -> NDArray[np.int64]:
+    """How many other classes score at least as high as the true one, from scores (N, C) that are there already.
+
+    As in `best_ranks`, ties count against the model and an image with a NaN for its own class is ranked last.
+    """
+    own = scores.gather(1, labels[:, None])  # (N, 1)
+    count = (~(scores < own)).sum(dim=1) - 1
+    return torch.where(own[:, 0].isnan(), scores.shape[1], count).cpu().numpy()

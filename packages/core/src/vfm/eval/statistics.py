@@ -33,11 +33,30 @@ def wilson_interval(successes: int, n: int, *, confidence: float = CONFIDENCE) -
     return (float(centre - half) if successes else 0.0), (float(centre + half) if successes < n else 1.0)
 
 
+def mean_per_class_interval(correct: ArrayLike, classes: ArrayLike, *, confidence: float = CONFIDENCE) -> Interval:
+    """Interval of the mean over classes of each class's share of right items, (N,) each; the classes are given.
+
+    Wilson's intervals of the classes, combined by their distances from the shares. A bootstrap within the classes would
+    see no spread in a class that is all right or all wrong, which with few images a class is most of them.
+
+    Source: Zou, Huang and Zhang 2009, A note on confidence interval estimation for a linear function of binomial
+    proportions (MOVER).
+    """
+    hits = np.asarray(correct, dtype=bool)
+    _, inverse, sizes = np.unique(np.asarray(classes), return_inverse=True, return_counts=True)
+    right = np.bincount(inverse, weights=hits, minlength=len(sizes)).astype(int)
+    intervals = [wilson_interval(int(x), int(n), confidence=confidence) for x, n in zip(right, sizes, strict=True)]
+    low, high = np.array(intervals).T
+    share = right / sizes
+    below = np.sqrt(np.sum((share - low) ** 2)) / len(sizes)
+    above = np.sqrt(np.sum((high - share) ** 2)) / len(sizes)
+    return float(share.mean() - below), float(share.mean() + above)
+
+
 def bootstrap_interval(
     values: ArrayLike,
     groups: ArrayLike | None = None,
     *,
-    strata: ArrayLike | None = None,
     confidence: float = CONFIDENCE,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
@@ -47,19 +66,17 @@ def bootstrap_interval(
     Args:
         values: one number an item, (N,).
         groups: the image (or other cluster) of each item, (N,); None where items are independent.
-        strata: the class of each item, (N,), for the mean over classes of each class's mean; items are drawn within
-            their class, since the classes are the data set's and not a sample of classes.
         confidence: of the interval.
         num_resamples: draws; 10,000 leave an error of about 1 % of the interval's width.
         seed: of the draws.
 
     Source: Efron 1979; for clusters Davison and Hinkley 1997, section 3.8.
     """
-    return _percentiles(_resampled_means(values, groups, strata, num_resamples=num_resamples, seed=seed), confidence)
+    return _percentiles(_resampled_means(values, groups, None, num_resamples=num_resamples, seed=seed), confidence)
 
 
-def t_interval(values: ArrayLike, *, confidence: float = CONFIDENCE) -> tuple[float, float, float]:
-    """Mean over seeds and Student's interval of it: (mean, low, high).
+def t_interval(values: ArrayLike, *, confidence: float = CONFIDENCE) -> Interval:
+    """Student's interval of the mean over seeds.
 
     Raises:
         ValueError: fewer than two values; one seed says nothing of the spread.
@@ -69,7 +86,7 @@ def t_interval(values: ArrayLike, *, confidence: float = CONFIDENCE) -> tuple[fl
         raise ValueError(f"a t-interval needs two or more seeds, got {sample.size}")
     mean = float(sample.mean())
     half = float(stats.t.ppf(0.5 + confidence / 2, sample.size - 1) * sample.std(ddof=1) / np.sqrt(sample.size))
-    return mean, mean - half, mean + half
+    return mean - half, mean + half
 
 
 @dataclass(frozen=True)
@@ -115,7 +132,10 @@ def paired_bootstrap(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> Difference:
-    """Difference of two models judged on the same items, (N,) each; groups and strata as in `bootstrap_interval`.
+    """Difference of two models judged on the same items, (N,) each; groups as in `bootstrap_interval`.
+
+    With `strata`, the class of each item, (N,), it is the difference of the means over classes of each class's mean;
+    items are then drawn within their class, since the classes are the data set's and not a sample of classes.
 
     The p-value is twice the smaller share of resamples on one side of zero, counted with one extra resample, so it
     is never below 2 / (num_resamples + 1).

@@ -1,0 +1,137 @@
+"""Caption choice: MMVP-VLM's pairs by the official rule, and items of any shape (Winoground, SugarCrepe)."""
+
+# P items, S statements, I images
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm.artifacts import ChoiceDataset
+from vfm.config import UserError
+from vfm.data.choices import Choice
+from vfm.eval.choices import choose, mmvp_vlm
+from vfm.eval.compare import Verdict
+from vfm.eval.encode import Reading, TextImageEncoder
+from vfm.eval.judgement import Judgement, data_hash
+from vfm.eval.judges.choice_panels import flip_panels, pattern_panel
+from vfm.eval.judges.choice_scores import Scored, score_choices
+from vfm.eval.statistics import stratified_mean
+from vfm.stage import Context
+
+
+def judge_mmvp_vlm(
+    ctx: Context,
+    models: Mapping[str, TextImageEncoder],
+    data: ChoiceDataset,
+    *,
+    prompt: str,
+    reading: Reading = Reading(),  # noqa: B008 (frozen)
+) -> tuple[str, dict[str, Judgement]]:
+    """Judge models on pairs by the official MMVP-VLM rule (`vfm.eval.choices.mmvp_vlm`).
+
+    Returns:
+        The hash of the data and a judgement for each model.
+
+    Raises:
+        UserError: an item is not two images and two statements.
+    """
+
+    def check(item: Choice) -> None:
+        if (len(item.images), len(item.statements)) != (2, 2) or min(item.truth) < 0:
+            shape = f"{len(item.images)} images and {len(item.statements)} statements"
+            raise UserError(
+                f"item {item.key} has {shape}; MMVP-VLM judges pairs of two and two, eval.choices judges any"
+            )
+
+    scored = score_choices(ctx, models, data, prompt, reading, check)
+    truth = np.array([item.truth for item in scored.items])
+    judgements, rights = {}, {}
+    for name in models:
+        result = mmvp_vlm(np.stack(scored.logits[name]), truth)
+        # Both statements of a pair share its images: for the single statements the pairs are the independent items.
+        single = Verdict("statement_accuracy", result.right.ravel(), np.repeat(np.arange(len(truth)), 2), chance=0.5)
+        verdicts = [*_by_pattern("pair_accuracy", result.correct, scored, chance=0.25), single]
+        columns: dict[str, object] = {"key": scored.keys, "pattern": [item.pattern for item in scored.items]}
+        for side in (0, 1):
+            columns |= {
+                f"truth_{side + 1}": truth[:, side] + 1,
+                f"predicted_{side + 1}": result.prediction[:, side] + 1,
+            }
+            columns[f"probability_{side + 1}"] = result.probability[:, side]
+        columns["correct"] = result.correct
+        details = {"mean_over_patterns": stratified_mean(result.correct, scored.patterns), "prompt": prompt}
+        judgements[name], rights[name] = Judgement(verdicts, {"pairs": columns}, details), result.right
+    pattern_panel(ctx, scored, {name: j.verdicts[0].correct for name, j in judgements.items()})
+    flip_panels(ctx, scored, rights)
+    return data_hash(data, scored.keys), judgements
+
+
+def judge_choices(
+    ctx: Context,
+    models: Mapping[str, TextImageEncoder],
+    data: ChoiceDataset,
+    *,
+    prompt: str,
+    reading: Reading = Reading(),  # noqa: B008 (frozen)
+) -> tuple[str, dict[str, Judgement]]:
+    """Judge models on items of any shape by Winoground's rule (`vfm.eval.choices.choose`).
+
+    Returns:
+        The hash of the data and a judgement for each model.
+    """
+    scored = score_choices(ctx, models, data, prompt, reading)
+    rights = [np.array(item.truth)[:, None] == np.arange(len(item.images)) for item in scored.items]  # (S, I) each
+    chances = _chances(rights)
+    judgements, statement_right = {}, {}
+    for name in models:
+        results = [choose(scores[None], right) for scores, right in zip(scored.logits[name], rights, strict=True)]
+        text, image, group = (
+            np.array([getattr(result, part)[0] for result in results]) for part in ("text", "image", "group")
+        )
+        verdicts = _by_pattern("acc", group, scored, chance=chances["acc"])
+        verdicts += [Verdict("text_acc", text, chance=chances["text_acc"])]
+        if any(len(item.images) > 1 for item in scored.items):
+            verdicts += [Verdict("image_acc", image, chance=chances["image_acc"])]
+        columns = {
+            "key": scored.keys,
+            "pattern": [item.pattern for item in scored.items],
+            "text": text,
+            "image": image,
+            "correct": group,
+        }
+        judgements[name] = Judgement(verdicts, {"items": columns}, {"prompt": prompt})
+        statement_right[name] = group[:, None]
+    pattern_panel(ctx, scored, {name: j.verdicts[0].correct for name, j in judgements.items()})
+    flip_panels(ctx, scored, statement_right)
+    return data_hash(data, scored.keys), judgements
+
+
+def _by_pattern(metric: str, correct: NDArray[np.bool_], scored: Scored, *, chance: float | None) -> list[Verdict]:
+    """The share right of all items, and of each pattern's where there are several."""
+    verdicts = [Verdict(metric, correct, chance=chance)]
+    if len(scored.names) > 1:
+        for number, name in enumerate(scored.names):
+            verdicts.append(Verdict(f"{metric}/{name}", correct[scored.patterns == number], chance=chance))
+    return verdicts
+
+
+def _chances(rights: Sequence[NDArray[np.bool_]]) -> dict[str, float | None]:
+    """What random scores would get, the mean over the items: text, image, and group where it has a closed form.
+
+    Each image's best statement is a right one with chance (right / all); the images' draws are independent. For the
+    group of two images and two statements it is 1/6 (Winoground): one diagonal must hold the two highest scores.
+    """
+    text, image, group = [], [], []
+    for right in rights:
+        text.append(float(np.prod([share for share in right.mean(axis=0) if share > 0])))
+        image.append(float(np.prod([share for share in right.mean(axis=1) if share > 0])))
+        group.append(text[-1] if right.shape[1] == 1 else 1 / 6 if right.shape == (2, 2) else None)
+    known = [chance for chance in group if chance is not None]
+    return {
+        "text_acc": float(np.mean(text)),
+        "image_acc": float(np.mean(image)),
+        "acc": float(np.mean(known)) if len(known) == len(group) else None,
+    }

@@ -1,0 +1,280 @@
+"""The ruler's stages, `eval.*`: configurations alone; what judges the models is imported when a stage runs."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, field_validator
+
+from vfm.artifacts import ChoiceDataset, ClipCheckpoint, LabeledDataset, PairDataset, Report, VisionCheckpoint
+from vfm.config import UserError, did_you_mean
+from vfm.interfaces import Evaluation
+from vfm.stage import Context, Preflight, Ref
+
+if TYPE_CHECKING:
+    from vfm.eval.encode import Reading
+    from vfm.eval.judgement import Judgement, Subject
+
+
+class ModelEvaluation(Evaluation):
+    """What all evaluations share: encode a data set with each model, in fp32, judge all on the same items, report."""
+
+    data: Ref[Any]
+    micro_batch_size: int = Field(64, ge=1, description="images a forward pass")
+    max_bad_fraction: float = Field(
+        0.05, ge=0, le=1, description="stop when more samples than this share cannot be read"
+    )
+
+    @abstractmethod
+    def judge(self, ctx: Context, models: Mapping[str, Any]) -> tuple[Subject, dict[str, Judgement]]:
+        """Judge loaded models (`vfm.eval.encode.load_encoder`) by name, all on the same items. Leaves its panels."""
+
+    def run(self, ctx: Context) -> Report:
+        """Load the models, judge them; write scores, paired tests, predictions and panels."""
+        from vfm.eval.encode import load_encoder
+        from vfm.eval.judgement import write_report
+        from vfm.train.dist import resolve_device
+
+        checkpoints = {str(ref): ctx.load(ref) for ref in self.models}
+        device = resolve_device(self.runtime)
+        subject, judgements = self.judge(ctx, {name: load_encoder(c, device) for name, c in checkpoints.items()})
+        return write_report(ctx, subject, judgements, checkpoints)
+
+    def preflight(self, ctx: Preflight) -> None:
+        """Refuses a model that is named twice: its paired test would compare it with itself."""
+        names = [str(ref) for ref in self.models]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise UserError(f"models: {twice[0]!r} is named more than once")
+        data = ctx.artifact(self.data)
+        if data is not None:
+            self.check_data(data)
+
+    def check_data(self, data: Any) -> None:
+        """Checks what the data set's facts tell, before anything runs where it is there already."""
+
+    def _subject(self, task: str, data_sha256: str, language: str = "en") -> Subject:
+        from vfm.eval.judgement import Subject
+
+        # A stage's name, or the last part of a path.
+        return Subject(task, str(self.data).rstrip("/").rpartition("/")[2], data_sha256, language)
+
+    def _reading(self) -> Reading:
+        from vfm.eval.encode import Reading
+
+        return Reading(self.micro_batch_size, self.max_bad_fraction, max(1, self.runtime.workers))
+
+
+class ZeroShot(ModelEvaluation):
+    """Zero-shot classification: top-1, top-5 and mean per class recall.
+
+    The classes are written with the data set's prompt templates, or with `templates`, and ensembled.
+    """
+
+    kind: Literal["eval.zero_shot"]
+    data: Ref[LabeledDataset]
+    templates: list[str] | None = Field(
+        None, min_length=1, description="prompts with a {} for the class name; default: the data set's"
+    )
+
+    @field_validator("templates")
+    @classmethod
+    def _have_a_place(cls, templates: list[str] | None) -> list[str] | None:
+        for template in templates or ():
+            if "{}" not in template and "{c}" not in template:
+                raise ValueError(f"template {template!r} has no place for the class name; write {{}} in it")
+        return templates
+
+    def check_data(self, data: LabeledDataset) -> None:
+        """Refuses class names that cannot be told apart."""
+        check_class_names(data.class_names, str(self.data))
+
+    def judge(self, ctx: Context, models: Mapping[str, Any]) -> tuple[Subject, dict[str, Judgement]]:
+        """By `vfm.eval.judges.zero_shot`."""
+        from vfm.eval.judges.zero_shot import judge_zero_shot
+
+        data = ctx.load(self.data)
+        self.check_data(data)
+        sha256, found = judge_zero_shot(ctx, models, data, templates=self.templates, reading=self._reading())
+        return self._subject("zeroshot_classification", sha256), found
+
+
+class Retrieval(ModelEvaluation):
+    """Recall at k, images to captions and captions to images; any of an image's captions counts."""
+
+    kind: Literal["eval.retrieval"]
+    data: Ref[PairDataset]
+    recall_k: list[int] = Field([1, 5, 10], min_length=1, description="k of recall@k")
+    language: str | None = Field(None, description="key of the captions; default: the data set's first language")
+
+    @field_validator("recall_k")
+    @classmethod
+    def _counted_from_one(cls, recall_k: list[int]) -> list[int]:
+        if min(recall_k) < 1:
+            raise ValueError(f"{min(recall_k)} is no k; they count from 1")
+        return sorted(set(recall_k))
+
+    def check_data(self, data: PairDataset) -> None:
+        """Refuses a language that the data set does not have."""
+        if self.language not in (None, *data.languages):
+            hint = did_you_mean(str(self.language), data.languages)
+            raise UserError(f"language: {self.data} has no captions in {self.language!r}{hint}")
+
+    def judge(self, ctx: Context, models: Mapping[str, Any]) -> tuple[Subject, dict[str, Judgement]]:
+        """By `vfm.eval.judges.retrieval`."""
+        from vfm.eval.judges.retrieval import judge_retrieval
+
+        data = ctx.load(self.data)
+        self.check_data(data)
+        language = self.language or data.languages[0]
+        sha256, found = judge_retrieval(
+            ctx, models, data, language=language, recall_k=self.recall_k, reading=self._reading()
+        )
+        return self._subject("zeroshot_retrieval", sha256, language), found
+
+
+class FeatureEvaluation(ModelEvaluation):
+    """An evaluation of image features alone, with training images of the same classes: any vision encoder fits."""
+
+    # Wider than Evaluation's: what has no text tower can be judged here too.
+    models: list[Ref[ClipCheckpoint | VisionCheckpoint]] = Field(min_length=1)  # type: ignore[assignment]
+    train: Ref[LabeledDataset]
+    data: Ref[LabeledDataset]
+
+    def preflight(self, ctx: Preflight) -> None:
+        """Checks that both sets have the same classes, where they are there already."""
+        super().preflight(ctx)
+        train, data = ctx.artifact(self.train), ctx.artifact(self.data)
+        if train and data:
+            self.check_classes(train, data)
+
+    def check_classes(self, train: LabeledDataset, data: LabeledDataset) -> None:
+        """Refuses two sets of different classes.
+
+        Raises:
+            UserError: the class names differ, or cannot be told apart.
+        """
+        check_class_names(data.class_names, str(self.data))
+        if train.class_names != data.class_names:
+            one, other = _first_difference(train.class_names, data.class_names)
+            raise UserError(f"{self.train} and {self.data} differ in their classes: {one!r} here is {other!r} there")
+
+
+class LinearProbe(FeatureEvaluation):
+    """Logistic regression on frozen features; its L2 penalty is chosen on a part of the training images."""
+
+    kind: Literal["eval.linear_probe"]
+    validation_fraction: float = Field(0.2, gt=0, lt=1, description="of each class, held out to choose the penalty")
+    penalties: list[float] = Field(
+        [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0],
+        min_length=1,
+        description="L2 weights beside the mean loss, on standardised features",
+    )
+    max_iter: int = Field(1000, ge=1, description="steps of L-BFGS")
+    seed: int = Field(0, description="of the split into training and validation")
+
+    @field_validator("penalties")
+    @classmethod
+    def _positive(cls, penalties: list[float]) -> list[float]:
+        if min(penalties) <= 0:
+            raise ValueError(f"{min(penalties)} is no penalty; they are positive")
+        return penalties
+
+    def judge(self, ctx: Context, models: Mapping[str, Any]) -> tuple[Subject, dict[str, Judgement]]:
+        """By `vfm.eval.judges.probes`."""
+        from vfm.eval.judges.probes import judge_linear_probe
+
+        train, data = ctx.load(self.train), ctx.load(self.data)
+        self.check_classes(train, data)
+        sha256, found = judge_linear_probe(
+            ctx,
+            models,
+            train,
+            data,
+            validation_fraction=self.validation_fraction,
+            penalties=self.penalties,
+            max_iter=self.max_iter,
+            seed=self.seed,
+            reading=self._reading(),
+        )
+        return self._subject("linear_probe", sha256), found
+
+
+class Knn(FeatureEvaluation):
+    """Weighted nearest neighbours on frozen features, as DINO measures them."""
+
+    kind: Literal["eval.knn"]
+    k: int = Field(20, ge=1, description="neighbours that vote")
+    temperature: float = Field(0.07, gt=0, description="a vote weighs exp(cosine / temperature)")
+
+    def judge(self, ctx: Context, models: Mapping[str, Any]) -> tuple[Subject, dict[str, Judgement]]:
+        """By `vfm.eval.judges.probes`."""
+        from vfm.eval.judges.probes import judge_knn
+
+        train, data = ctx.load(self.train), ctx.load(self.data)
+        self.check_classes(train, data)
+        sha256, found = judge_knn(
+            ctx, models, train, data, k=self.k, temperature=self.temperature, reading=self._reading()
+        )
+        return self._subject("knn", sha256), found
+
+
+class MmvpVlm(ModelEvaluation):
+    """MMVP-VLM by its official rule: each statement picks one of two images, a pair counts if both are right."""
+
+    kind: Literal["eval.mmvp_vlm"]
+    data: Ref[ChoiceDataset]
+    prompt: str = Field("a photo of ", description="before each statement; the authors' is the default")
+
+    def judge(self, ctx: Context, models: Mapping[str, Any]) -> tuple[Subject, dict[str, Judgement]]:
+        """By `vfm.eval.judges.choices`."""
+        from vfm.eval.judges.choices import judge_mmvp_vlm
+
+        data = ctx.load(self.data)
+        sha256, found = judge_mmvp_vlm(ctx, models, data, prompt=self.prompt, reading=self._reading())
+        return self._subject("mmvp_vlm", sha256), found
+
+
+class Choices(ModelEvaluation):
+    """Caption choice of any shape by Winoground's rule: for one image SugarCrepe's; ties count against the model."""
+
+    kind: Literal["eval.choices"]
+    data: Ref[ChoiceDataset]
+    prompt: str = Field("", description="before each statement")
+
+    def judge(self, ctx: Context, models: Mapping[str, Any]) -> tuple[Subject, dict[str, Judgement]]:
+        """By `vfm.eval.judges.choices`."""
+        from vfm.eval.judges.choices import judge_choices
+
+        data = ctx.load(self.data)
+        sha256, found = judge_choices(ctx, models, data, prompt=self.prompt, reading=self._reading())
+        return self._subject("image_caption_selection", sha256), found
+
+
+def eval_stages() -> Iterable[type[Evaluation]]:
+    """The ruler's stage types, for core's own hook."""
+    return [ZeroShot, Retrieval, LinearProbe, Knn, MmvpVlm, Choices]
+
+
+def check_class_names(names: list[str], where: str) -> None:
+    """Refuses class names that cannot be told apart.
+
+    Raises:
+        UserError: fewer than two classes, an empty name, or one name for two classes.
+    """
+    if len(names) < 2:
+        raise UserError(f"{where} has {len(names)} classes; two or more are needed")
+    for label, name in enumerate(names):
+        if not name.strip():
+            raise UserError(f"{where}: class {label} has an empty name")
+        if names.index(name) != label:
+            raise UserError(f"{where}: classes {names.index(name)} and {label} are both named {name!r}")
+
+
+def _first_difference(one: list[str], other: list[str]) -> tuple[str, str]:
+    for a, b in zip([*one, "(none)"], [*other, "(none)"], strict=False):
+        if a != b:
+            return a, b
+    return one[-1], "(none)"

@@ -1,0 +1,389 @@
+"""The evaluation stages: right pairing from file to score, equality with open_clip's own loop, honest reports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pyarrow.parquet as pq
+import pytest
+import timm
+import torch
+from PIL import Image
+from pydantic import ValidationError
+
+from eval_world import (
+    NAMES,
+    ColourModel,
+    labeled,
+    pairs,
+    pool,
+    run_in,
+    sugarcrepe,
+    tiny_clip,
+)
+from vfm.artifacts import Artifact, Report
+from vfm.config import UserError
+from vfm.data import open_dataset
+from vfm.data.images import decode_image
+from vfm.eval.judges.choices import judge_choices, judge_mmvp_vlm
+from vfm.eval.judges.probes import judge_knn, judge_linear_probe
+from vfm.eval.judges.retrieval import judge_retrieval
+from vfm.eval.judges.zero_shot import judge_zero_shot
+from vfm.eval.stages import Choices, Knn, LinearProbe, MmvpVlm, Retrieval, ZeroShot, eval_stages
+from vfm.models import build_vision, save_vision
+from vfm.panels import ImagesPanel, TablePanel, load_panels
+from vfm.stage import Preflight
+
+ORACLES = {"right": ColourModel(), "wrong": ColourModel(-1.0)}
+
+
+def shares(judgements: dict, model: str) -> dict[str, float]:
+    return {verdict.metric: verdict.value for verdict in judgements[model].verdicts}
+
+
+def metric(report: Report, name: str, model: str) -> float:
+    return next(m.value for m in report.metrics if (m.name, m.model) == (name, model))
+
+
+def test_a_model_that_knows_the_classes_gets_all_and_its_opposite_none(tmp_path: Path) -> None:
+    run = run_in(tmp_path / "out")
+    _, found = judge_zero_shot(run.ctx, ORACLES, labeled(tmp_path / "data"))
+    assert set(shares(found, "right").values()) == {1.0}
+    assert shares(found, "wrong")["acc1"] == 0
+    assert found["right"].predictions["images"]["predicted"].tolist() == [n % 7 for n in range(42)]
+
+
+def test_a_model_that_knows_the_pictures_finds_every_caption_both_ways(tmp_path: Path) -> None:
+    run = run_in(tmp_path / "out")
+    _, found = judge_retrieval(run.ctx, ORACLES, pool(tmp_path / "data"))
+    assert set(shares(found, "right").values()) == {1.0}
+    assert shares(found, "wrong")["image_retrieval_recall@1"] == 0
+    verdicts = {verdict.metric: verdict for verdict in found["right"].verdicts}
+    assert len(verdicts["image_retrieval_recall@1"].correct) == 13  # one image has one caption, six have two
+    assert verdicts["image_retrieval_recall@1"].num_independent == 7
+    assert verdicts["image_retrieval_recall@5"].chance == pytest.approx(5 / 7)
+
+
+def test_chance_of_text_retrieval_is_what_random_models_get(tmp_path: Path) -> None:
+    from vfm.eval.judges.retrieval import recall_verdicts
+    from vfm.eval.retrieval import retrieval_ranks
+
+    image_of_text = np.repeat(np.arange(12), [1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4])
+    torch.manual_seed(0)
+    found = []
+    for _ in range(400):
+        ranks = retrieval_ranks(torch.randn(12, 24), torch.randn(30, 24), torch.from_numpy(image_of_text))
+        found.append({v.metric: (v.value, v.chance) for v in recall_verdicts(ranks, image_of_text, [1, 5, 30])})
+    for name in found[0]:
+        values, chances = zip(*(one[name] for one in found), strict=True)
+        assert np.mean(values) == pytest.approx(chances[0], abs=0.02), name
+
+
+def test_pairs_are_paired_rightly_whatever_the_order_of_statements(tmp_path: Path) -> None:
+    run = run_in(tmp_path / "out")
+    _, found = judge_mmvp_vlm(run.ctx, ORACLES, pairs(tmp_path / "data"), prompt="a photo of ")
+    assert shares(found, "right") == {
+        "pair_accuracy": 1.0,
+        "pair_accuracy/colour": 1.0,
+        "pair_accuracy/tone": 1.0,
+        "statement_accuracy": 1.0,
+    }
+    assert set(shares(found, "wrong").values()) == {0.0}
+    flips = next(panel for panel in load_panels(tmp_path / "out") if isinstance(panel, ImagesPanel))
+    assert "0 won and 6 lost" in flips.note
+    assert "“it is red” · right → wrong" in flips.pictures[0].caption
+
+
+def test_mmvp_refuses_items_that_are_no_pairs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="item 0 has 1 images and 2 statements"):
+        judge_mmvp_vlm(run_in(tmp_path / "out").ctx, ORACLES, sugarcrepe(tmp_path / "data"), prompt="")
+
+
+@pytest.mark.parametrize(("make", "chance"), [(pairs, 1 / 6), (sugarcrepe, 1 / 2)])
+def test_caption_choice_of_both_shapes(make: object, chance: float, tmp_path: Path) -> None:
+    run = run_in(tmp_path / "out")
+    _, found = judge_choices(run.ctx, ORACLES, make(tmp_path / "data"), prompt="")  # type: ignore[operator]
+    main = found["right"].verdicts[0]
+    assert (main.metric, main.value, main.chance) == ("acc", 1.0, pytest.approx(chance))
+    assert found["wrong"].verdicts[0].value == 0
+    assert ("image_acc" in shares(found, "right")) == (make is pairs)
+
+
+def test_features_that_separate_the_classes_are_found_by_probe_and_neighbours(tmp_path: Path) -> None:
+    train, test = labeled(tmp_path / "train", 70), labeled(tmp_path / "test", 21)
+    run = run_in(tmp_path / "out")
+    _, probed = judge_linear_probe(run.ctx, ORACLES, train, test)
+    _, neighbours = judge_knn(run.ctx, ORACLES, train, test, k=5)
+    for name in ORACLES:  # a probe has no use for names: the opposite of each colour separates as well
+        assert shares(probed, name)["lp_acc1"] == 1
+        assert shares(neighbours, name)["knn_acc1"] == 1
+
+
+def test_bad_images_are_skipped_counted_and_told_for_all_models_alike(tmp_path: Path) -> None:
+    run = run_in(tmp_path / "out")
+    _, found = judge_zero_shot(run.ctx, ORACLES, labeled(tmp_path / "data", 42, broken=[3, 40]))
+    keys = found["right"].predictions["images"]["key"]
+    assert len(keys) == 40
+    assert keys == found["wrong"].predictions["images"]["key"]
+    assert shares(found, "right")["acc1"] == 1  # labels did not slip
+    assert run.bad == {"unreadable_image": 2}
+    assert sum(event.type == "bad_sample" for event in run.events) == 2
+
+
+def test_too_many_bad_images_stop_the_evaluation(tmp_path: Path) -> None:
+    run = run_in(tmp_path / "out")
+    with pytest.raises(UserError, match=r"3 of 42 samples cannot be used \(max_bad_fraction is 0.05\): 3 unreadable"):
+        judge_zero_shot(run.ctx, ORACLES, labeled(tmp_path / "data", 42, broken=[3, 4, 40]))
+
+
+def test_one_caption_for_all_is_refused(tmp_path: Path) -> None:
+    from eval_world import _write, png
+    from vfm.artifacts import Pool
+    from vfm.data import DatasetSpec
+
+    rows = [(str(n), {"png": png(NAMES[n]), "txt": b"a red thing"}) for n in range(4)]
+    size = _write(tmp_path / "data", rows, DatasetSpec(texts={"en": "txt"}))
+    data = Pool.create(tmp_path / "data", num_samples=size)
+    with pytest.raises(UserError, match="all captions are 'a red thing'"):
+        judge_retrieval(run_in(tmp_path / "out").ctx, ORACLES, data)
+
+
+def test_zero_shot_equals_open_clips_own_classifier_and_accuracy(tmp_path: Path) -> None:
+    from open_clip_train.zero_shot import accuracy
+
+    data, clip = labeled(tmp_path / "data"), tiny_clip(tmp_path / "clip", 3)
+    run = run_in(tmp_path / "out", val=data, clip=clip)
+    report = ZeroShot(kind="eval.zero_shot", name="z", models=["clip"], data="val", micro_batch_size=5).run(run.ctx)
+
+    peer, _, transform = open_clip.create_model_and_transforms(f"local-dir:{clip.path}")
+    peer.eval()
+    templates = [lambda c, t=t: t.format(c) for t in data.templates]
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{clip.path}")
+    classifier = open_clip.build_zero_shot_classifier(peer, tokenizer, data.class_names, templates)
+    samples = list(open_dataset(data))
+    images = torch.stack([transform(decode_image(sample.image, sample.key)) for sample in samples])
+    labels = torch.tensor([sample.label for sample in samples])
+    with torch.no_grad():
+        logits = peer.encode_image(images, normalize=True) @ classifier
+    top1, top5 = accuracy(logits, labels, topk=(1, 5))
+    assert 0 < top5 < 42
+    assert (metric(report, "acc1", "clip"), metric(report, "acc5", "clip")) == (top1 / 42, top5 / 42)
+
+
+def test_mmvp_equals_the_official_script_on_a_real_model(tmp_path: Path) -> None:
+    data, clip = pairs(tmp_path / "data", 12), tiny_clip(tmp_path / "clip", 5)
+    run = run_in(tmp_path / "out", pairs=data, clip=clip)
+    MmvpVlm(kind="eval.mmvp_vlm", name="m", models=["clip"], data="pairs", micro_batch_size=5).run(run.ctx)
+    table = pq.read_table(tmp_path / "out/predictions/pairs.parquet").to_pylist()
+
+    from vfm.data.choices import load_choices
+
+    peer, _, transform = open_clip.create_model_and_transforms(f"local-dir:{clip.path}")
+    peer.eval()
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{clip.path}")
+    for item, row in zip(load_choices(data), table, strict=True):
+        images = torch.stack([transform(decode_image(image, "")) for image in item.images])
+        for side, statement in enumerate(item.statements, start=1):
+            with torch.no_grad():
+                features = peer.encode_image(images, normalize=True)
+                text = peer.encode_text(tokenizer(["a photo of " + statement]), normalize=True)
+                probability = (peer.logit_scale.exp() * text @ features.T).softmax(dim=-1)[0, 0].item()
+            assert row[f"probability_{side}"] == pytest.approx(probability, abs=1e-5)
+            assert row[f"predicted_{side}"] == (1 if probability > 0.5 else 2)
+
+
+def evaluate_all(directory: Path) -> dict[str, Report]:
+    """Every evaluation of two tiny models, once."""
+    inputs: dict[str, Artifact] = {
+        "clip": tiny_clip(directory / "clip", 1),
+        "diva": tiny_clip(directory / "diva", 2),
+        "val": labeled(directory / "val"),
+        "train": labeled(directory / "train", 70),
+        "pool": pool(directory / "pool"),
+        "pairs": pairs(directory / "pairs"),
+    }
+    common = {"models": ["clip", "diva"]}
+    stages = [
+        ZeroShot(kind="eval.zero_shot", name="zero_shot", data="val", **common),
+        Retrieval(kind="eval.retrieval", name="retrieval", data="pool", **common),
+        LinearProbe(kind="eval.linear_probe", name="probe", train="train", data="val", penalties=[0.01, 1.0], **common),
+        Knn(kind="eval.knn", name="knn", train="train", data="val", **common),
+        MmvpVlm(kind="eval.mmvp_vlm", name="mmvp", data="pairs", **common),
+        Choices(kind="eval.choices", name="choices", data="pairs", **common),
+    ]
+    return {stage.name: stage.run(run_in(directory / stage.name, **inputs).ctx) for stage in stages}
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Report]]:
+    directory = tmp_path_factory.mktemp("everything")
+    return directory, evaluate_all(directory)
+
+
+def test_every_score_has_n_and_an_interval_that_holds_it(everything: tuple[Path, dict[str, Report]]) -> None:
+    for report in everything[1].values():
+        assert {m.model for m in report.metrics} == {"clip", "diva"}
+        for m in report.metrics:
+            assert m.n > 0
+            assert 0 <= m.low <= m.value <= m.high <= 1
+            assert m.low < m.high
+            assert m.chance is not None
+        assert len(report.comparisons) == len(report.metrics) / 2
+        for c in report.comparisons:
+            assert (c.baseline, c.model) == ("clip", "diva")
+            assert c.low <= c.difference <= c.high
+            assert 0 < c.p_value <= 1
+            values = {m.model: m.value for m in report.metrics if m.name == c.metric}
+            assert c.difference == pytest.approx(values["diva"] - values["clip"])
+
+
+def test_scores_can_be_counted_again_from_the_predictions(everything: tuple[Path, dict[str, Report]]) -> None:
+    directory, reports = everything
+    for name, table, column, metric_name in [
+        ("zero_shot", "images", "rank", "acc1"),
+        ("probe", "images", "rank", "lp_acc1"),
+        ("knn", "images", "rank", "knn_acc1"),
+        ("retrieval", "image_retrieval", "rank", "image_retrieval_recall@1"),
+        ("retrieval", "text_retrieval", "rank", "text_retrieval_recall@1"),
+        ("mmvp", "pairs", "correct", "pair_accuracy"),
+        ("choices", "items", "correct", "acc"),
+    ]:
+        frame = pq.read_table(directory / name / "predictions" / f"{table}.parquet").to_pydict()
+        for model in ("clip", "diva"):
+            values = np.array([v for v, m in zip(frame[column], frame["model"], strict=True) if m == model])
+            hits = values == 0 if column == "rank" else values
+            assert hits.mean() == pytest.approx(metric(reports[name], metric_name, model)), (name, model)
+
+
+def test_result_files_are_a_superset_of_clip_benchmarks(everything: tuple[Path, dict[str, Report]]) -> None:
+    directory, reports = everything
+    result = json.loads((directory / "zero_shot/results/val_diva_zeroshot_classification.json").read_text())
+    assert {"dataset", "model", "pretrained", "task", "metrics", "language"} <= result.keys()
+    assert result["metrics"].keys() == {"acc1", "acc5", "mean_per_class_recall"} == result["ci95"].keys()
+    assert result["metrics"]["acc1"] == metric(reports["zero_shot"], "acc1", "diva")
+    assert (result["dataset"], result["pretrained"], result["language"], result["n"]) == ("val", "diva", "en", 42)
+    other = json.loads((directory / "zero_shot/results/val_clip_zeroshot_classification.json").read_text())
+    assert result["data_sha256"] == other["data_sha256"]
+    assert result["checkpoint_sha256"] != other["checkpoint_sha256"]
+    retrieval = json.loads((directory / "retrieval/results/pool_clip_zeroshot_retrieval.json").read_text())
+    assert {f"{way}_retrieval_recall@{k}" for way in ("image", "text") for k in (1, 5, 10)} == retrieval[
+        "metrics"
+    ].keys()
+
+
+def test_every_evaluation_leaves_panels_whose_pictures_exist(everything: tuple[Path, dict[str, Report]]) -> None:
+    directory, reports = everything
+    for name in reports:
+        panels = load_panels(directory / name)
+        scores = next(panel for panel in panels if isinstance(panel, TablePanel) and panel.title == "Scores")
+        assert len(scores.rows) == len(reports[name].metrics)
+        assert all(len(row) == len(scores.columns) for row in scores.rows)
+        for panel in panels:
+            for picture in panel.pictures if isinstance(panel, ImagesPanel) else ():
+                with Image.open(directory / name / picture.file) as image:
+                    assert max(image.size) <= 160
+    titles = [panel.title for panel in load_panels(directory / "retrieval")]
+    assert "Captions that find their image (diva)" in titles
+    assert "Captions that miss their image (diva)" in titles
+
+
+def test_the_same_evaluation_again_is_equal_bit_for_bit(
+    everything: tuple[Path, dict[str, Report]], tmp_path: Path
+) -> None:
+    directory, reports = everything
+    evaluate_all(tmp_path)
+    for name in reports:
+        files = sorted(p.relative_to(directory) for p in (directory / name).rglob("*") if p.is_file())
+        assert len(files) > 4
+        for file in files:
+            assert (directory / file).read_bytes() == (tmp_path / file).read_bytes(), file
+
+
+def test_probe_takes_a_vision_encoder_with_timms_own_pooled_features(tmp_path: Path) -> None:
+    from vfm.eval.encode import load_encoder
+
+    checkpoint = save_vision(build_vision("vit_pico_patch8_32", seed=0), tmp_path / "vit")
+    pictures = [Image.fromarray(np.random.default_rng(n).integers(0, 256, (40, 50, 3), np.uint8)) for n in range(3)]
+    ours = load_encoder(checkpoint, torch.device("cpu")).encode_images(pictures, 2)
+    peer = timm.create_model(f"local-dir:{checkpoint.path}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(peer))
+    with torch.no_grad():
+        features = peer.forward_head(
+            peer.forward_features(torch.stack([transform(p) for p in pictures])), pre_logits=True
+        )
+    torch.testing.assert_close(ours, torch.nn.functional.normalize(features, dim=-1), atol=1e-5, rtol=0)
+    run = run_in(
+        tmp_path / "out", vit=checkpoint, train=labeled(tmp_path / "train", 70), val=labeled(tmp_path / "val", 21)
+    )
+    report = Knn(kind="eval.knn", name="k", models=["vit"], train="train", data="val").run(run.ctx)
+    assert metric(report, "knn_acc1", "vit") > 0.9  # plain colours: even random features tell them apart
+
+
+def test_stages_are_known_without_torch() -> None:
+    code = "import sys, vfm.eval.stages as s; assert len(list(s.eval_stages())) == 6; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert len({stage.kind_name() for stage in eval_stages()}) == 6
+
+
+def test_a_model_named_twice_is_refused() -> None:
+    stage = ZeroShot(kind="eval.zero_shot", name="z", models=["clip", "clip"], data="val")
+    with pytest.raises(UserError, match="'clip' is named more than once"):
+        stage.preflight(Preflight({}, {}))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["cat"], "has 1 classes"),
+        (["cat", " "], "class 1 has an empty name"),
+        (["cat", "dog", "cat"], "classes 0 and 2 are both named 'cat'"),
+    ],
+)
+def test_class_names_that_cannot_be_told_apart_are_refused_before_the_run(
+    names: list[str], message: str, tmp_path: Path
+) -> None:
+    from vfm.artifacts import LabeledDataset
+
+    LabeledDataset.create(tmp_path, num_samples=1, class_names=names)
+    stage = ZeroShot(kind="eval.zero_shot", name="z", models=["clip"], data="val")
+    with pytest.raises(UserError, match=message):
+        stage.preflight(Preflight({}, {"val": tmp_path}))
+
+
+def test_a_language_that_is_not_there_is_refused_with_a_hint(tmp_path: Path) -> None:
+    stage = Retrieval(kind="eval.retrieval", name="r", models=["clip"], data="pool", language="fr")
+    with pytest.raises(UserError, match="pool has no captions in 'fr'; known: de, en"):
+        stage.preflight(Preflight({}, {"pool": pool(tmp_path).path}))
+
+
+def test_retrieval_judges_the_language_that_is_asked_for(tmp_path: Path) -> None:
+    run = run_in(tmp_path / "out", pool=pool(tmp_path / "data"), clip=tiny_clip(tmp_path / "clip", 0))
+    Retrieval(kind="eval.retrieval", name="r", models=["clip"], data="pool", language="de", recall_k=[1]).run(run.ctx)
+    texts = pq.read_table(tmp_path / "out/predictions/image_retrieval.parquet")["text"].to_pylist()
+    assert texts == [f"{name} auf deutsch" for name in NAMES]
+
+
+def test_probe_refuses_sets_of_different_classes(tmp_path: Path) -> None:
+    train, val = labeled(tmp_path / "train", classes=5), labeled(tmp_path / "val")
+    stage = Knn(kind="eval.knn", name="k", models=["clip"], train="train", data="val")
+    with pytest.raises(UserError, match=r"train and val differ in their classes: '\(none\)' here is 'magenta' there"):
+        stage.preflight(Preflight({}, {"train": train.path, "val": val.path}))
+
+
+@pytest.mark.parametrize(
+    ("stage", "fields", "message"),
+    [
+        (ZeroShot, {"kind": "eval.zero_shot", "templates": ["a photo"]}, "no place for the class name"),
+        (Retrieval, {"kind": "eval.retrieval", "recall_k": [0]}, "count from 1"),
+        (LinearProbe, {"kind": "eval.linear_probe", "train": "t", "penalties": [0.0]}, "they are positive"),
+        (ZeroShot, {"kind": "eval.zero_shot", "models": []}, "at least 1 item"),
+    ],
+)
+def test_wrong_settings_are_refused(stage: type, fields: dict, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        stage(**{"name": "x", "models": ["clip"], "data": "val", **fields})
