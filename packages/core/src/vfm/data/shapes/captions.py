@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 import numpy as np
+
 from vfm.data.shapes.languages import LANGUAGES, LEXICONS, Language
 from vfm.data.shapes.scene import ATTRIBUTES, Attribute, Colour, Pattern, Scene, Shape, Value
 from vfm.data.shapes.world import World

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from vfm.data.shapes.scene import Shape
 
 Floats = NDArray[np.floating[Any]]
@@ -86,7 +87,7 @@ def outline(shape: Shape) -> NDArray[np.float64]:
         case "heart":
             return _heart()
         case "arrow":
-            return _mirrored((0.0, -1.0), (0.9, -0.05), (0.32, -0.05), (0.32, 0.95))
+            return _mirrored((0.0, -1.0), (0.95, 0.0), (0.36, 0.0), (0.36, 0.95))
         case "cross":
             return _mirrored((0.34, -0.95), (0.34, -0.34), (0.95, -0.34), (0.95, 0.34), (0.34, 0.34), (0.34, 0.95))
         case "moon":
@@ -96,7 +97,7 @@ def outline(shape: Shape) -> NDArray[np.float64]:
         case "mushroom":
             return _mushroom()
         case "hourglass":
-            return _mirrored((0.85, -0.95), (0.17, 0.0), (0.85, 0.95))
+            return _mirrored((0.78, -0.9), (0.22, 0.0), (0.78, 0.9))
 
 
 def signed_distance(x: Floats, y: Floats, vertices: NDArray[np.float64]) -> Floats:

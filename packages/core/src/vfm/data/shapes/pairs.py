@@ -6,13 +6,15 @@ viewpoint, which the made world does not have, and with size and texture.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+
 from vfm.data.shapes.captions import statement
-from vfm.data.shapes.sampling import SURFACE, sample_scene
-from vfm.data.shapes.scene import DIRECTED, VALUES, Pattern, Scene, Value
+from vfm.data.shapes.sampling import SURFACE, Stream, generator, sample_scene
+from vfm.data.shapes.scene import DIRECTED, PATTERNS, VALUES, Pattern, Scene, Value
 from vfm.data.shapes.world import World
 
 
@@ -23,6 +25,13 @@ class Pair:
     pattern: Pattern
     scenes: tuple[Scene, Scene]
     statements: tuple[str, str]
+
+
+def make_pairs(world: World, seed: int, pattern: Pattern, count: int) -> Iterator[Pair]:
+    """Pairs 0 to `count` of a pattern; each depends on the seed, the pattern and its number alone."""
+    place = PATTERNS.index(pattern)
+    for index in range(count):
+        yield sample_pair(world, generator(seed, Stream.PAIRS, place, index), pattern)
 
 
 def sample_pair(world: World, rng: np.random.Generator, pattern: Pattern) -> Pair:

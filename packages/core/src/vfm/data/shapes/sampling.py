@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
 from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from vfm.data.shapes.scene import ATTRIBUTES, DIRECTED, RGB, Attribute, Colour, Nuisance, Scene, Shape, Wave
 from vfm.data.shapes.world import World
 
 SURFACE: tuple[Attribute, ...] = ("texture", "structure", "state")
 """What can be odd about a surface. A scene has one such oddity at most, or small objects could not be read."""
 NUM_WAVES = 2
+
+
+class Stream(IntEnum):
+    """Independent sources of random numbers. Captions have their own: other shares leave the pictures as they are."""
+
+    POOL = 0
+    CAPTIONS = 1
+    CLASSES = 2
+    PAIRS = 3
 
 
 def generator(seed: int, *place: int) -> np.random.Generator:

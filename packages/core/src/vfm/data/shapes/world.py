@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import Field, model_validator
+
 from vfm.config import Config
 from vfm.data.shapes.languages import Language
 from vfm.data.shapes.scene import (

@@ -9,6 +9,7 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
+
 from vfm.data.shapes.outline import Floats, distance_table
 from vfm.data.shapes.scene import RGB, Colour, Nuisance, Orientation, Position, Scene, Texture
 
@@ -35,13 +36,13 @@ CORNERS = ((0.11, 0.11), (0.89, 0.11), (0.11, 0.89), (0.89, 0.89))
 # leave the corners to the dot.
 GROUPS: dict[int, tuple[float, tuple[tuple[float, float], ...]]] = {
     1: (0.265, ((0.0, 0.0),)),
-    2: (0.155, ((-0.125, -0.105), (0.125, 0.105))),
-    3: (0.138, ((0.0, -0.155), (-0.145, 0.105), (0.145, 0.105))),
-    4: (0.135, ((-0.142, -0.142), (0.142, -0.142), (-0.142, 0.142), (0.142, 0.142))),
+    2: (0.138, ((-0.135, -0.110), (0.135, 0.110))),
+    3: (0.125, ((0.0, -0.152), (-0.150, 0.116), (0.150, 0.116))),
+    4: (0.124, ((-0.145, -0.145), (0.145, -0.145), (-0.145, 0.145), (0.145, 0.145))),
 }
 REACH = 1.35
 """No object, whole or broken, reaches farther from its centre than this, in radii."""
-SMALL = 0.6
+SMALL = 0.65
 """Radius of a small object by that of a big one."""
 
 
@@ -124,17 +125,17 @@ def _object_coordinates(
 def _coverage(scene: Scene, x: Floats, y: Floats, pixel: float) -> Floats:
     """How much of each pixel the objects cover, in [0, 1]: (S, S)."""
     table = distance_table(scene.shape)
+    core_x, core_y, depth = table.core
     gap: Floats | None = None
     if scene.state == "broken":
         x, y, gap = _split(x, y, max(0.13, 0.8 * pixel))
     distance = table(x, y)
     if scene.structure == "outline":
-        half_width = max(0.09, 0.6 * pixel)
+        half_width = min(max(0.09, 0.6 * pixel), 0.25 * depth)
         distance = np.abs(distance + half_width) - half_width
     elif scene.structure == "hole":
-        hole_x, hole_y, depth = table.core
-        hole = min(max(0.56 * depth, 1.3 * pixel), 0.75 * depth)
-        distance = np.maximum(distance, hole - np.hypot(x - hole_x, y - hole_y))
+        hole = min(max(0.56 * depth, 1.3 * pixel), 0.8 * depth)
+        distance = np.maximum(distance, hole - np.hypot(x - core_x, y - core_y))
     if gap is not None:
         distance = np.maximum(distance, gap)
     return _share(-distance / pixel)

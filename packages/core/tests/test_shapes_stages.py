@@ -1,0 +1,128 @@
+"""The made world's stages: artifacts that read back, and the same bytes whatever the workers and the crashes."""
+
+import io
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from vfm.artifacts import Artifact, LabeledDataset, Pool
+from vfm.data import open_dataset
+from vfm.data.choices import load_choices
+from vfm.data.shapes import World, class_names, make_pairs, render_labeled, render_shard
+from vfm.data.shapes.stages import ShapesChoices, ShapesClasses, ShapesPool
+from vfm.panels import load_panels
+from vfm.stage import Context, Stage
+
+SMALL = World(image_size=32, shapes=("star", "moon"), colours=("red", "blue", "white"))
+
+
+def make(stage: Stage, folder: Path) -> Artifact:
+    directory, work = folder / "artifact", folder / "work"
+    directory.mkdir(parents=True)
+    work.mkdir(exist_ok=True)
+    stage.run(Context(stage.name, directory, work, {}))
+    return Artifact.load(directory)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of an artifact but the scan that is kept when a tar is first opened."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "offsets" not in path.parts
+    }
+
+
+def pool_stage(**changes: object) -> ShapesPool:
+    settings = {"kind": "shapes.pool", "name": "pool", "num_samples": 50, "samples_per_shard": 20, "world": SMALL}
+    return ShapesPool.model_validate(settings | changes)
+
+
+def test_a_pool_reads_back_what_was_made(tmp_path: Path) -> None:
+    world = SMALL.model_copy(update={"languages": ("en", "de"), "captions_per_image": 2})
+    pool = make(pool_stage(world=world, seed=7), tmp_path)
+    assert isinstance(pool, Pool)
+    assert (pool.num_samples, pool.languages) == (50, ["en", "de"])
+    source = open_dataset(pool)
+    assert source.shard_sizes.tolist() == [20, 20, 10]
+    for index, made in enumerate(render_shard(world, 7, 0, 50)):
+        sample = source[index]
+        assert (sample.key, sample.image, sample.texts) == (made.key, made.image, made.texts)
+    assert {panel.title for panel in load_panels(pool.path)} >= {"First samples", "Head and tail of the made world"}
+
+
+def test_a_pool_is_the_same_bytes_with_workers_and_after_a_crash(tmp_path: Path) -> None:
+    plain = contents(make(pool_stage(), tmp_path / "plain").path)
+    parallel = make(pool_stage(runtime={"workers": 2}), tmp_path / "parallel")
+    assert contents(parallel.path) == plain
+
+    work = tmp_path / "crashed" / "work"  # one tar whole, another cut short when the process died
+    work.mkdir(parents=True)
+    (work / "00001.tar").write_bytes(plain["00001.tar"])
+    (work / "00002.part").write_bytes(plain["00002.tar"][:1000])
+    assert contents(make(pool_stage(), tmp_path / "crashed").path) == plain
+
+
+def test_the_cut_into_shards_changes_no_sample(tmp_path: Path) -> None:
+    one, other = (open_dataset(make(pool_stage(samples_per_shard=size), tmp_path / str(size))) for size in (7, 50))
+    assert [one[index] for index in range(50)] == [other[index] for index in range(50)]
+
+
+def test_a_labelled_set_reads_back_with_names_and_prompts(tmp_path: Path) -> None:
+    stage = ShapesClasses(kind="shapes.classes", name="val", num_samples=12, world=SMALL, seed=3)
+    dataset = make(stage, tmp_path)
+    assert isinstance(dataset, LabeledDataset)
+    assert dataset.class_names == class_names(SMALL) == [
+        "red star", "blue star", "white star", "red moon", "blue moon", "white moon"
+    ]  # fmt: skip
+    assert all("{}" in template for template in dataset.templates)
+    source = open_dataset(dataset)
+    assert [source[index].label for index in range(12)] == [0, 1, 2, 3, 4, 5] * 2
+    assert [source[index].image for index in range(12)] == [made.image for made in render_labeled(SMALL, 3, 0, 12)]
+
+
+def test_choices_read_back_pattern_by_pattern(tmp_path: Path) -> None:
+    stage = ShapesChoices(kind="shapes.choices", name="pairs", world=SMALL, pairs_per_pattern=4, seed=5)
+    dataset = make(stage, tmp_path)
+    choices = list(load_choices(dataset))
+    assert dataset.patterns == list(SMALL.patterns)
+    assert Counter(choice.pattern for choice in choices) == dict.fromkeys(SMALL.patterns, 4)
+    for pattern in SMALL.patterns:
+        made = [pair.statements for pair in make_pairs(SMALL, 5, pattern, 4)]
+        assert [tuple(choice.statements) for choice in choices if choice.pattern == pattern] == made
+    for choice in choices:
+        first, second = (np.asarray(Image.open(io.BytesIO(image))) for image in choice.images)
+        assert first.shape == (32, 32, 3)
+        assert (first != second).any()
+        assert choice.truth == [0, 1]
+    (panel,) = load_panels(dataset.path)
+    assert all((dataset.path / picture.file).is_file() for picture in panel.pictures)
+    assert len(panel.pictures) == 2 * 2 * len(SMALL.patterns)
+
+
+def test_pairs_of_a_pattern_do_not_depend_on_the_other_patterns(tmp_path: Path) -> None:
+    def statements(name: str, **settings: object) -> list[list[str]]:
+        stage = ShapesChoices(kind="shapes.choices", name="pairs", world=SMALL, pairs_per_pattern=3, **settings)
+        return [one.statements for one in load_choices(make(stage, tmp_path / name)) if one.pattern == "count"]
+
+    assert statements("all") == statements("alone", patterns=("count",))
+
+
+def test_pairs_that_the_world_cannot_show_are_refused_before_the_run() -> None:
+    round_world = World(shapes=("circle",))
+    with pytest.raises(ValidationError, match="cannot show pairs that differ in orientation; it can in presence"):
+        ShapesChoices(kind="shapes.choices", name="pairs", world=round_world, patterns=("orientation",))
+    with pytest.raises(ValidationError, match="nothing varies in this world"):
+        ShapesChoices(kind="shapes.choices", name="pairs", world=World(attributes=(), colours=("red",)))
+
+
+def test_planning_with_the_made_world_imports_no_numpy() -> None:
+    code = "import sys, vfm.data.shapes.stages; sys.exit(sorted({'numpy', 'PIL', 'torch'} & set(sys.modules)) or 0)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
