@@ -1,56 +1,99 @@
-"""Two processes on gloo do what one does."""
+"""Two processes on gloo do what one does, stop together, and go on together."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import train_toy
-from train_toy import Plan, plan, train
+from train_toy import BAD, Samples, plan, train
 from vfm.train import seed_everything
 
-
-def torchrun(mode: str, folder: Path, settings: Plan, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [sys.executable, *launcher, train_toy.__file__, mode, str(folder), settings.model_dump_json()]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+COMMON = {"log_every": 1, "grad_clip_norm": 0.5, "ema_decay": 0.9, "max_bad_fraction": 0.5}
 
 
-def lines(folder: Path) -> list[dict[str, float]]:
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    return plan(**COMMON, **changes).model_dump(mode="json")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    """What two processes leave of several trainings; one pair of processes for all, since starting them is slow."""
+    root = tmp_path_factory.mktemp("two")
+    jobs = [
+        {"folder": "whole", "plan": settings()},
+        {"folder": "micro", "plan": settings(micro_batch_size=2)},
+        {"folder": "nan", "plan": settings(), "nan": [7, 6]},
+        {"folder": "unbroken", "plan": settings(), "dropout": 0.3},
+        {"folder": "cut", "plan": settings(), "dropout": 0.3, "terminated_rank": 1},
+        {"folder": "cut", "plan": settings(), "dropout": 0.3},
+    ]
+    jobs = [{**job, "folder": str(root / job["folder"])} for job in jobs]
+    command = [sys.executable, train_toy.__file__, "jobs", json.dumps(jobs)]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    children = [
+        subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for child in children:
+        _, stderr = child.communicate(timeout=240)
+        assert child.returncode == 0, stderr
+    return root
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "part" / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("micro_batch_size", [None, 2])
-def test_two_processes_give_the_losses_of_one(tmp_path, micro_batch_size):
-    settings = plan(log_every=1, micro_batch_size=micro_batch_size, grad_clip_norm=0.5, ema_decay=0.9)
-    done = torchrun("plain", tmp_path / "two", settings)
-    assert done.returncode == 0, done.stderr
-    train(tmp_path / "one", settings)
-    for one, two in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
-        assert one.pop("split") == two.pop("split") == "train"
-        assert two == pytest.approx(one, rel=1e-5, abs=1e-6)
-    a, b = (load_file(tmp_path / n / "work" / "step-00000012" / "model.safetensors") for n in ("one", "two"))
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize(("name", "micro_batch_size"), [("whole", None), ("micro", 2)])
+def test_two_processes_give_the_losses_and_weights_of_one(tmp_path, two, name, micro_batch_size):
+    alone = plan(**COMMON, micro_batch_size=micro_batch_size)
+    train(tmp_path, alone, data=Samples(bad={2: BAD[5]}))
+    for ours, theirs in zip(lines(tmp_path), lines(two / name), strict=True):
+        assert ours.pop("split") == theirs.pop("split") == "train"
+        assert theirs == pytest.approx(ours, rel=1e-5, abs=1e-6)
+    for file in ("model.safetensors", "state/ema.safetensors", "state/optimizer.safetensors"):
+        a, b = (load_file(folder / "work" / "step-00000012" / file) for folder in (tmp_path, two / name))
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_a_nan_in_the_second_process_stops_both_and_is_named(tmp_path):
-    done = torchrun("nan", tmp_path, plan())
-    assert done.returncode != 0
-    assert "the loss is not finite at step 8" in done.stderr
-    assert "samples: step7-sample4, step7-sample5, step7-sample6, step7-sample7" in done.stderr
+def test_a_nan_in_the_second_process_stops_both_with_the_same_words(two):
+    first, second = ((two / "nan" / f"stopped-{rank}.txt").read_text() for rank in range(2))
+    assert first == second
+    assert first.startswith("toy: the loss is not finite at step 8;")
+    assert first.endswith("samples: step7-sample4, step7-sample5, step7-sample6, step7-sample7")
+
+
+def test_sigterm_to_one_process_stops_both_at_a_checkpoint_and_they_go_on_exactly(two):
+    first, second = ((two / "cut" / f"stopped-{rank}.txt").read_text() for rank in range(2))
+    assert first == second
+    assert "stopped by SIGTERM after step 6" in first
+    for file in ("part/metrics.jsonl", "work/step-00000012/model.safetensors", "work/step-00000012/meta.json"):
+        assert (two / "cut" / file).read_bytes() == (two / "unbroken" / file).read_bytes()
+
+
+def test_bad_samples_of_any_process_are_counted(two):
+    meta = json.loads((two / "whole" / "work" / "step-00000012" / "meta.json").read_text())
+    assert meta["skipped"] == {"truncated": 1}
 
 
 def test_draws_differ_by_step_micro_batch_and_rank_and_repeat():
-    def draw(*where):
+    def draw(*where: int) -> float:
         seed_everything(*where)
         return float(torch.rand(()))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -82,15 +84,20 @@ def wait_for(condition, seconds: float = 60.0) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_kill_9_at_a_random_moment_and_the_next_run_ends_as_the_unbroken_one(tmp_path, seed, unbroken):
-    child = start(tmp_path)
-    try:
-        wait_for(lambda: any((tmp_path / "work").glob("step-*")))
-        time.sleep(random.Random(seed).uniform(0, 0.6))
-    finally:
-        child.kill()
-        child.wait()
+def newest(folder: Path) -> str:
+    return max((path.name for path in (folder / "work").glob("step-*")), default="")
+
+
+def test_kill_9_at_random_moments_and_the_next_run_ends_as_the_unbroken_one(tmp_path, unbroken):
+    for seed in range(2):
+        before = newest(tmp_path)
+        child = start(tmp_path)
+        try:
+            wait_for(lambda known=before: newest(tmp_path) > known)
+            time.sleep(random.Random(seed).uniform(0, 0.3))
+        finally:
+            child.kill()
+        assert child.wait() == -signal.SIGKILL
     bad, _ = go(tmp_path)
     assert_same(tmp_path, bad, unbroken)
 
@@ -164,6 +171,27 @@ def test_a_checkpoint_holds_plain_safetensors_and_json(tmp_path):
         f"{name}/{key}" for name, _ in task.named_parameters() for key in ("step", "exp_avg", "exp_avg_sq")
     }
     assert json.loads((folder / "meta.json").read_text())["step"] == 12
+
+
+def test_a_full_disk_is_an_os_error_and_the_checkpoints_before_stay_whole(tmp_path, unbroken):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)  # stands for the disk: no file may grow beyond 300 bytes
+
+    class Filling(Samples):
+        def batch(self, step, samples):
+            if step == 11:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
+            return super().batch(step, samples)
+
+    try:
+        with pytest.raises(OSError) as raised:
+            train(tmp_path, plan(checkpoint={"every_steps": 4}), data=Filling())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert raised.value.errno == errno.EFBIG
+    kept = sorted(path.name for path in (tmp_path / "work").iterdir())
+    assert kept == ["metrics.jsonl", "step-00000004", "step-00000008"]
+    train(tmp_path, plan(checkpoint={"every_steps": 4}))
+    assert (tmp_path / "part" / "metrics.jsonl").exists()
 
 
 def test_tied_weights_are_saved_once_and_come_back_tied():

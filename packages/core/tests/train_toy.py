@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -13,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vfm import Artifact, Context, Event, Runtime
+from vfm import Artifact, Context, Event, Runtime, UserError
 from vfm.interfaces import Training
-from vfm.train import Batch, Task, fit
+from vfm.train import Batch, Task, distributed, fit
 
 
 class Plan(Training):
@@ -51,12 +54,13 @@ class Regression(Task):
 
 @dataclass
 class Samples:
-    """Sample i of step s is a function of (s, i). `nan` = (step, sample), `bad` and `stop` by step."""
+    """Sample i of step s is a function of (s, i). `nan` = (step, sample); the rest by step."""
 
     size: int = 8
     nan: tuple[int, int] | None = None
     bad: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
     stop: int | None = None
+    terminate: int | None = None
     pause: float = 0.0
     closed: bool = False
 
@@ -68,11 +72,13 @@ class Samples:
             for step in range(start_step, num_steps):
                 if step == self.stop:
                     raise KeyboardInterrupt
+                if step == self.terminate:
+                    os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(self.pause)
                 batch = self.batch(step, range(rank * share, (rank + 1) * share))
                 cuts = range(0, share, micro_batch_size)
                 micro = [{name: value[i : i + micro_batch_size] for name, value in batch.items()} for i in cuts]
-                if rank == 0:
+                if rank == world_size - 1:
                     micro[0]["bad"] = self.bad.get(step, [])
                 yield micro
         finally:
@@ -110,10 +116,24 @@ def killed_plan() -> Plan:
     return plan(**KILLED, max_bad_fraction=0.5)
 
 
+def child(jobs: list[dict[str, Any]]) -> None:
+    """Several trainings one after another in one process group; what stopped one is left in `stopped-RANK.txt`."""
+    with distributed(Runtime(device="cpu")) as world:
+        for job in jobs:
+            folder = Path(job["folder"])
+            data = Samples(nan=job.get("nan"), bad={2: BAD[5]})
+            if job.get("terminated_rank") == world.rank:
+                data.terminate = 5
+            try:
+                train(folder, Plan(**job["plan"]), task=Regression(job.get("dropout", 0.0)), data=data)
+            except (UserError, SystemExit) as error:
+                (folder / f"stopped-{world.rank}.txt").write_text(str(error))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "slowly":
-        train(Path(sys.argv[2]), killed_plan(), task=Regression(0.2, norm=True), data=Samples(bad=BAD, pause=0.02))
+        slow = Samples(bad=BAD, pause=0.05)
+        train(Path(sys.argv[2]), killed_plan(), task=Regression(0.2, norm=True), data=slow)
     else:
-        data = Samples(nan=(7, 6)) if sys.argv[1] == "nan" else None
-        train(Path(sys.argv[2]), Plan.model_validate_json(sys.argv[3]), data=data)
+        child(json.loads(sys.argv[2]))

@@ -12,6 +12,8 @@ A folder is written under another name and renamed when it is whole. Nothing is 
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import signal
 import threading
@@ -103,6 +105,17 @@ def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors:
     optimizer.load_state_dict({"state": by_index, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """Writes a safetensors file. A full disk is told as the `OSError` that it is, which safetensors does not do."""
+    try:
+        save_file({name: value.detach().contiguous() for name, value in tensors.items()}, file)
+    except SafetensorError as error:
+        if found := re.search(r"os error (\d+)", str(error)):
+            code = int(found[1])
+            raise OSError(code, os.strerror(code), str(file)) from None
+        raise
+
+
 class Checkpoints:
     """The `step-*` folders of a training."""
 
@@ -127,12 +140,11 @@ class Checkpoints:
         target = self.folder / f"step-{snapshot.step:08d}"
         self._discard_unfinished()
         unfinished = self.folder / f"unfinished-{target.name}"
-        (unfinished / "state").mkdir(parents=True)
-        for name, tensors in snapshot.tensors.items():
-            whole = {key: value.detach().contiguous() for key, value in tensors.items()}
-            save_file(whole, unfinished / TENSOR_FILES[name])
-        facts = {"step": snapshot.step, **snapshot.facts}
-        (unfinished / "meta.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+        try:
+            self._write(snapshot, unfinished)
+        except OSError:  # a full disk: what was written is of no use and in the way
+            self._discard_unfinished()
+            raise
         shutil.rmtree(target, ignore_errors=True)  # one that could not be read back
         unfinished.rename(target)
         for old in self.found()[:-KEPT]:
@@ -147,6 +159,13 @@ class Checkpoints:
             except (OSError, ValueError, KeyError, SafetensorError) as error:
                 self.warn(f"{folder}: the checkpoint cannot be read ({error}); going back to the one before")
         return None
+
+    def _write(self, snapshot: Snapshot, folder: Path) -> None:
+        (folder / "state").mkdir(parents=True)
+        for name, tensors in snapshot.tensors.items():
+            save_tensors(tensors, folder / TENSOR_FILES[name])
+        facts = {"step": snapshot.step, **snapshot.facts}
+        (folder / "meta.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
     def _read(self, folder: Path) -> Snapshot:
         facts = json.loads((folder / "meta.json").read_text(encoding="utf-8"))

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from vfm.config import UserError
-from vfm.eval.statistics import wilson_interval
+from vfm.data.loader import Batch
 from vfm.interfaces import Training
 from vfm.stage import Context
 from vfm.train.dist import World
-from vfm.train.task import Batch
 
 NAMED = 8  # samples that a message names; the rest are in a file
 
@@ -99,6 +98,8 @@ class SkippedSamples:
                 self.ctx.skip(reason, where)
         if not found:
             return
+        from vfm.eval.statistics import wilson_interval  # brings scipy, two seconds that most trainings can do without
+
         bad, good = self.counts.total(), step * self.plan.global_batch_size
         last = step >= self.plan.num_steps
         share = bad / (bad + good) if last else wilson_interval(bad, bad + good)[0]

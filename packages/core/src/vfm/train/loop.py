@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from vfm.config import UserError
+from vfm.data.loader import Batch
 from vfm.interfaces import Training
 from vfm.stage import Context, Runtime
 from vfm.train.checkpoint import (
@@ -29,7 +30,7 @@ from vfm.train.curves import Curves
 from vfm.train.dist import World, distributed, reproducible, seed_everything
 from vfm.train.guard import FiniteGuard, SkippedSamples
 from vfm.train.optim import Ema, build_optimizer, lr_at, set_lr
-from vfm.train.task import Batch, Metrics, Task
+from vfm.train.task import Metrics, Task
 
 
 class Data(Protocol):
@@ -47,11 +48,12 @@ class Data(Protocol):
 def fit(task: Task, data: Data, plan: Training, ctx: Context, runtime: Runtime) -> None:
     """Trains the task in place, from the checkpoints in `ctx.work` where there are any.
 
-    Writes `metrics.jsonl` and panels into `ctx.directory`, checkpoints into `ctx.work`. With `ema_decay` the task's
-    weights are the averaged ones afterwards.
+    Writes `metrics.jsonl` and panels into `ctx.directory`, checkpoints into `ctx.work` (a stage that trains twice gives
+    each training a folder of its own). With `ema_decay` the task's weights are the averaged ones afterwards.
 
     Raises:
         UserError: the plan does not fit the processes, a loss is not finite, or too many samples cannot be read.
+        OSError: a file cannot be written, e.g. the disk is full; the checkpoints before are whole.
         Preempted: SIGTERM came; a checkpoint is saved.
     """
     with distributed(runtime) as world, reproducible(world.device), termination() as stop:
@@ -138,9 +140,7 @@ class _Loop:
         if save:
             self._save()
         if stop and done < self.plan.num_steps:
-            raise Preempted(
-                f"{self.ctx.stage}: stopped by SIGTERM after step {done}; the next run goes on from there"
-            )
+            raise Preempted(f"{self.ctx.stage}: stopped by SIGTERM after step {done}; the next run goes on from there")
 
     def _optimize(self, step: int, micro_batches: Sequence[Batch], wishes: list[float]) -> Tensor:
         """Gradients, clipping and the optimiser's step; gives the wishes of all processes (their mean)."""

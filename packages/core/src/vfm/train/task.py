@@ -11,9 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from torch import Tensor, nn
 
 from vfm.artifacts import Artifact
-
-Batch = dict[str, Any]
-"""One micro-batch: tensors by name, `keys` (one a sample), perhaps `bad` ((reason, where) of each skipped)."""
+from vfm.data.loader import Batch
 
 Metrics = dict[str, Tensor]
 """Scalars on the device by name: `accuracy` is logged as `train/accuracy`, a name with a `/` as it is."""
