@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+
 from vfm.artifacts import Pool
 from vfm.data import DatasetSpec, Sample, Shard, write_index, write_tar
 from vfm.stage import Context

@@ -4,6 +4,7 @@ import fsspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vfm.config import UserError
 from vfm.data import files
 

@@ -8,6 +8,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from data_samples import context, encoded, json_member, make_pool, members
 from vfm.config import UserError
 from vfm.data import Source, open_dataset, uid_of, write_tar

@@ -74,6 +74,14 @@ class TarShard:
         where = self.where(row)
         if row >= len(self.keys):
             raise BadSample("truncated_shard", where)
+        try:
+            return self._read(row, where, with_image)
+        except BadSample as bad:
+            if row == len(self.keys) - 1 and not self.complete and bad.reason.startswith("missing_"):
+                raise BadSample("truncated_shard", where) from None
+            raise
+
+    def _read(self, row: int, where: str, with_image: bool) -> Sample:
         key = self.keys[row]
         if not files.is_inside(key):
             raise BadSample("unsafe_path", where)
