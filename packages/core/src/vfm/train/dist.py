@@ -88,7 +88,8 @@ def distributed(runtime: Runtime) -> Iterator[World]:
         torch.cuda.set_device(device)
     opened = size > 1 and not dist.is_initialized()
     if opened:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size)
+        backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+        dist.init_process_group(backend, rank=rank, world_size=size, device_id=bound)
     try:
         yield World(device, rank, size)
     finally:
