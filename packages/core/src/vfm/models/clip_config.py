@@ -14,6 +14,8 @@ from vfm.config import UserError, did_you_mean
 from vfm.models import presets  # registers the small architectures
 
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
+# Ours, and the names that the hub uses.
+WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 def clip_config(name: str) -> dict[str, Any]:
@@ -48,12 +50,15 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def weights_file(folder: Path) -> Path:
-    """The weights in a folder of open_clip's layout: ours, or under the names that the hub uses."""
-    names = [WEIGHTS_FILE, *(f"open_clip_pytorch_model.{end}" for end in ("safetensors", "bin"))]
-    for name in names:
+    """The weights in a folder of open_clip's layout.
+
+    Raises:
+        UserError: there are none.
+    """
+    for name in WEIGHTS_FILES:
         if (folder / name).is_file():
             return folder / name
-    raise UserError(f"{folder}: no weights here (looked for {', '.join(names)})")
+    raise UserError(f"{folder}: no weights here (looked for {', '.join(WEIGHTS_FILES)})")
 
 
 def check_keys(config: Mapping[str, Any], name: str) -> None:
@@ -72,4 +77,13 @@ def check_keys(config: Mapping[str, Any], name: str) -> None:
                 raise UserError(f"CLIP model {name!r}: {part}.{key}: unknown key{did_you_mean(key, fields)}")
 
 
-__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "check_keys", "clip_config", "presets", "read_config", "weights_file"]
+__all__ = [
+    "CONFIG_FILE",
+    "WEIGHTS_FILE",
+    "WEIGHTS_FILES",
+    "check_keys",
+    "clip_config",
+    "presets",
+    "read_config",
+    "weights_file",
+]

@@ -85,9 +85,10 @@ def load_vision(
     folder = checkpoint.path if isinstance(checkpoint, VisionCheckpoint) else Path(checkpoint)
     if not (folder / CONFIG_FILE).is_file():
         raise UserError(f"{folder}: no vision checkpoint here ({CONFIG_FILE} is missing)")
-    model = build_vision(
-        f"local-dir:{folder}", image_size=image_size, num_classes=num_classes, pretrained=True, **arguments
-    )
+    model = build_vision(f"local-dir:{folder}", image_size=image_size, pretrained=True, **arguments)
+    if num_classes not in (None, model.num_classes):
+        # Afterwards, since timm stops to mind missing weights where it builds another head.
+        model.reset_classifier(num_classes)  # type: ignore[operator]
     return model.to(device)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
+import open_clip
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -28,8 +31,8 @@ def load_state_dict(file: str | Path, *, ema: bool = True) -> dict[str, Tensor]:
     """The tensors of a checkpoint file, whatever training wrapped around them.
 
     Args:
-        file: `.safetensors`, or a `torch.save` file (read with `weights_only`, so that nothing in it can run), also
-            OpenAI's TorchScript archives.
+        file: `.safetensors`, or a `torch.save` file (read with `weights_only`, so that nothing in it can run).
+            TorchScript archives hold a program and are refused, but for those that OpenAI published (known by hash).
         ema: take `model_ema` rather than `model` where the file holds both.
 
     Raises:
@@ -42,8 +45,9 @@ def load_state_dict(file: str | Path, *, ema: bool = True) -> dict[str, Tensor]:
         content: Any = load_file(file) if file.suffix == ".safetensors" else _load_pickle(file)
     except UnpicklingError:
         raise UserError(f"{file}: holds more than tensors, so it is not read; save its state dict alone") from None
-    except (SafetensorError, RuntimeError, EOFError, KeyError) as error:
-        raise UserError(f"{file}: not readable as a checkpoint: {str(error).splitlines()[0]}") from None
+    except (SafetensorError, RuntimeError, EOFError, KeyError, OSError) as error:
+        line = (str(error).strip() or "it ends too early").splitlines()[0]
+        raise UserError(f"{file}: not readable as a checkpoint: {line}") from None
     tensors = {key: value for key, value in _unwrap(content, ema).items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{file}: no tensors in it")
@@ -53,15 +57,32 @@ def load_state_dict(file: str | Path, *, ema: bool = True) -> dict[str, Tensor]:
 
 
 def _load_pickle(file: Path) -> Any:
-    try:
+    if not _is_torchscript(file):
         return torch.load(file, map_location="cpu", weights_only=True)
-    except RuntimeError as error:
-        if "TorchScript" not in str(error):
-            raise
-    # OpenAI published its models as TorchScript archives; their code is compiled, not run, by being loaded.
+    if _sha256(file) not in _published_by_openai():
+        raise UserError(f"{file}: a TorchScript archive, which is a program; save its state dict alone")
     script = torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call]
-    sizes = ("input_resolution", "context_length", "vocab_size")
-    return {key: value for key, value in script.state_dict().items() if key not in sizes}
+    return dict(script.state_dict())
+
+
+def _is_torchscript(file: Path) -> bool:
+    """Whether the file is an archive with a program's constants in it, as torch itself tells it."""
+    try:
+        with ZipFile(file) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except BadZipFile:
+        return False
+
+
+def _published_by_openai() -> set[str]:
+    """Hashes of the archives that OpenAI published; they stand in the addresses that open_clip lists."""
+    urls = (open_clip.get_pretrained_url(name, "openai") for name in open_clip.list_openai_models())
+    return {url.split("/")[-2] for url in urls if url.count("/") > 1}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _unwrap(content: Any, ema: bool) -> dict[str, Any]:

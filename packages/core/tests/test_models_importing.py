@@ -1,0 +1,292 @@
+"""Pretrained models from outside: what is read must be what was there, and a wrong activation is never loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import open_clip
+import pytest
+import torch
+from torch import nn
+
+from vfm.artifacts import Artifact, ClipCheckpoint, VisionCheckpoint
+from vfm.config import UserError
+from vfm.models import ClipModel, build_clip, build_vision, load_clip, load_vision, save_clip, save_vision
+from vfm.models.hugging_face import save_hugging_face
+from vfm.models.importing import check_clip_source, check_vision_source, import_clip, import_vision
+from vfm.models.stages import ImportClip, ImportVision
+from vfm.models.weights import load_state_dict, save_state_dict
+from vfm.stage import Context
+
+NAME = "ViT-Pico-8-32"
+PICTURES = [np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)]
+
+
+@pytest.fixture(scope="module")
+def clip() -> ClipModel:
+    model = build_clip(NAME, seed=7)
+    model.module.eval()
+    return model
+
+
+def same(ours: ClipModel, theirs: ClipModel) -> bool:
+    return torch.equal(ours.encode_images(PICTURES), theirs.encode_images(PICTURES)) and torch.equal(
+        ours.encode_texts(["a red square"]), theirs.encode_texts(["a red square"])
+    )
+
+
+def torchscript_archive(model: ClipModel, file: Path) -> Path:
+    """What OpenAI published: a program that holds the model's sizes beside its weights."""
+    root = nn.Module()
+    for name, value in model.module.state_dict().items():
+        *path, last = name.split(".")
+        home = root
+        for part in path:
+            if part not in dict(home.named_children()):
+                home.add_module(part, nn.Module())
+            home = home.get_submodule(part)
+        home.register_buffer(last, value)
+    for name, value in (("input_resolution", 32), ("context_length", 24), ("vocab_size", 49408)):
+        root.register_buffer(name, torch.tensor(value))
+    torch.jit.script(root).save(str(file))
+    return file
+
+
+@pytest.mark.parametrize("write", [save_clip, save_hugging_face], ids=["open_clip layout", "hugging face layout"])
+@pytest.mark.parametrize("prefix", ["", "local-dir:"])
+def test_a_folder_is_read_in_either_layout(
+    write: Callable[..., object], prefix: str, clip: ClipModel, tmp_path: Path
+) -> None:
+    write(clip, tmp_path)
+    assert same(import_clip(f"{prefix}{tmp_path}"), clip)
+
+
+@pytest.mark.parametrize("wrap", ["plain", "state_dict", "module.", "ema", "safetensors"])
+def test_a_file_is_read_whatever_wraps_the_weights(wrap: str, clip: ClipModel, tmp_path: Path) -> None:
+    weights = clip.module.state_dict()
+    worse = {key: torch.zeros_like(value) for key, value in weights.items()}
+    file = tmp_path / ("w.safetensors" if wrap == "safetensors" else "w.pt")
+    content = {
+        "plain": weights,
+        "state_dict": {"epoch": 3, "state_dict": weights},
+        "module.": {"state_dict": {f"module.{key}": value for key, value in weights.items()}},
+        "ema": {"model": worse, "model_ema": weights},
+        "safetensors": weights,
+    }[wrap]
+    save_state_dict(weights, file) if wrap == "safetensors" else torch.save(content, file)
+    assert same(import_clip(NAME, str(file)), clip)
+
+
+def test_the_raw_weights_can_be_had_beside_the_averaged_ones(tmp_path: Path) -> None:
+    torch.save({"model": {"w": torch.zeros(2)}, "model_ema": {"w": torch.ones(2)}}, tmp_path / "w.pt")
+    assert load_state_dict(tmp_path / "w.pt")["w"].tolist() == [1, 1]
+    assert load_state_dict(tmp_path / "w.pt", ema=False)["w"].tolist() == [0, 0]
+
+
+def test_weights_of_openai_are_never_loaded_into_a_gelu_model(clip: ClipModel, tmp_path: Path) -> None:
+    torch.save({**clip.module.state_dict(), "input_resolution": torch.tensor(32)}, tmp_path / "openai.pt")
+    with pytest.raises(UserError, match="trained with QuickGELU"):
+        import_clip(NAME, str(tmp_path / "openai.pt"))
+    quick = {**clip.config, "quick_gelu": True}
+    loaded = import_clip(quick, str(tmp_path / "openai.pt"))
+    assert torch.equal(loaded.module.visual.proj, clip.module.visual.proj)
+    assert not same(loaded, clip)  # the same weights mean something else
+
+
+def test_a_torchscript_archive_is_read_only_if_openai_published_it(
+    clip: ClipModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = torchscript_archive(clip, tmp_path / "openai.pt")
+    with pytest.raises(UserError, match="a TorchScript archive, which is a program"):
+        load_state_dict(file)
+    url = f"https://example.org/{hashlib.sha256(file.read_bytes()).hexdigest()}/openai.pt"
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, NAME, {"openai": {"url": url}})
+    loaded = import_clip({**clip.config, "quick_gelu": True}, str(file))
+    assert torch.equal(loaded.module.visual.proj, clip.module.visual.proj)
+    with pytest.raises(UserError, match="trained with QuickGELU"):
+        import_clip(NAME, str(file))
+
+
+@pytest.mark.parametrize("quick_gelu", [True, False])
+def test_the_tag_decides_about_quickgelu(
+    quick_gelu: bool, clip: ClipModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "tag.safetensors"
+    save_state_dict(clip.module.state_dict(), file)
+    facts = {"file": str(file), "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "quick_gelu": quick_gelu}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, NAME, {"tagged": facts})
+    model = import_clip(NAME, "tagged")
+    assert model.config.get("quick_gelu", False) is quick_gelu
+    assert model.preprocess.mean == (0.1, 0.2, 0.3)
+    assert model.name == f"{NAME}/tagged"
+    model.preprocess = clip.preprocess
+    assert same(model, clip) is not quick_gelu
+    save_clip(model, tmp_path / "saved")
+    assert load_clip(tmp_path / "saved").config.get("quick_gelu", False) is quick_gelu
+
+
+def test_open_clip_marks_the_tags_of_openai_and_metaclip_as_quickgelu() -> None:
+    """The fact that imports rest on: were a tag unmarked, its weights would be loaded into a GELU model."""
+    marked = ("openai", "metaclip_400m", "metaclip_fullcc")
+    tags = [(name, tag) for name, tag in open_clip.list_pretrained() if tag in marked]
+    assert len(tags) > 20
+    assert all(open_clip.get_pretrained_cfg(name, tag)["quick_gelu"] for name, tag in tags)
+
+
+def hub_folder(cache: Path, repo: str) -> Path:
+    """The place of a model in the hub's cache."""
+    model = cache / f"models--{repo.replace('/', '--')}"
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text("abc")
+    return model / "snapshots" / "abc"
+
+
+@pytest.mark.parametrize("write", [save_clip, save_hugging_face], ids=["open_clip layout", "hugging face layout"])
+def test_a_model_of_the_hub_comes_from_the_cache_without_a_network(
+    write: Callable[..., object], clip: ClipModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    write(clip, hub_folder(tmp_path, "org/model"))
+    model = import_clip("hf-hub:org/model")
+    assert model.name == "hf-hub:org/model"
+    assert same(model, clip)
+    with pytest.raises(UserError, match="hf-hub:org/other: cannot be fetched") as caught:
+        import_clip("hf-hub:org/other")
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_cannot_be_fetched_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="ViT-B-32 laion2b_s34b_b79k: weights are not on this machine") as caught:
+        import_clip("ViT-B-32", "laion2b_s34b_b79k")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="vit_tiny_patch16_224") as caught:
+        import_vision("vit_tiny_patch16_224")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "pretrained", "message"),
+    [
+        ("ViT-B-33", "openai", "did you mean 'ViT-B-3"),
+        ("ViT-B-32", "opnai", "did you mean 'openai'"),
+        ("ViT-B-32", None, r"pretrained is required for 'ViT-B-32'; tags of open_clip: openai, "),
+        (NAME, None, "open_clip lists no tag for it"),
+        (NAME, "none.safetensors", "no such checkpoint file"),
+        ("local-dir:nowhere", None, "no such folder"),
+        ("hf-hub:a/b", "openai", "leave pretrained out"),
+    ],
+)
+def test_a_mistaken_clip_source_is_told_before_anything_is_fetched(
+    source: str, pretrained: str | None, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        check_clip_source(source, pretrained)
+
+
+@pytest.mark.parametrize(
+    ("source", "pretrained", "message"),
+    [
+        ("vit_bse_patch16_224", None, "did you mean 'vit_base_patch16_224'"),
+        ("vit_pico_patch8_32", None, "timm lists no weights"),
+        ("vit_pico_patch8_32", "none.pt", "no such checkpoint file"),
+    ],
+)
+def test_a_mistaken_vision_source_is_told_before_anything_is_fetched(
+    source: str, pretrained: str | None, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        check_vision_source(source, pretrained)
+
+
+@pytest.mark.parametrize("num_classes", [0, 5])
+def test_a_vision_encoder_comes_from_a_folder_and_from_a_file(num_classes: int, tmp_path: Path) -> None:
+    model = build_vision("eva02_pico_patch8_32", num_classes=num_classes, seed=3).eval()
+    save_vision(model, tmp_path)
+    images = torch.randn(1, 3, 32, 32)
+    assert torch.equal(import_vision(str(tmp_path))(images), model(images))
+    file = str(tmp_path / "model.safetensors")
+    assert torch.equal(import_vision("eva02_pico_patch8_32", file)(images), model(images))
+
+
+def test_official_eva_pretraining_weights_are_read_by_timms_rules(tmp_path: Path) -> None:
+    model = build_vision("eva02_pico_patch8_32", seed=3).eval()  # pooled by average: its final norm is fc_norm
+    official = {
+        "mask_token": torch.zeros(1, 1, 64),
+        "lm_head.weight": torch.zeros(8, 64),
+        "lm_head.bias": torch.zeros(8),
+    }
+    names = {
+        "fc_norm.": "norm.",
+        "mlp.fc1_g.": "mlp.w1.",
+        "mlp.fc1_x.": "mlp.w2.",
+        "mlp.fc2.": "mlp.w3.",
+        "mlp.fc1.": "mlp.w12.",
+    }
+    for key, value in model.state_dict().items():
+        for ours, theirs in names.items():
+            key = key.replace(ours, theirs)
+        official[key] = value
+    official["rope.freqs_cos"] = torch.zeros(16, 32)
+    torch.save({"model": official}, tmp_path / "eva02_Ti_pt.pt")
+    loaded = import_vision("eva02_pico_patch8_32", str(tmp_path / "eva02_Ti_pt.pt"))
+    images = torch.randn(1, 3, 32, 32)
+    assert torch.equal(loaded(images), model(images))
+
+
+def test_weights_of_another_architecture_are_one_line(tmp_path: Path, clip: ClipModel) -> None:
+    save_vision(build_vision("vit_pico_patch8_32", seed=0), tmp_path)
+    with pytest.raises(UserError, match="does not fit") as caught:
+        import_vision("eva02_pico_patch8_32", str(tmp_path / "model.safetensors"))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="does not fit") as caught:
+        import_clip(NAME, str(tmp_path / "model.safetensors"))
+    assert "\n" not in str(caught.value)
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[object, ...]:
+        return exec, ("raise SystemExit('ran')",)
+
+
+@pytest.mark.parametrize("content", ["pickle", "noise", "empty", "no tensors", "truncated"])
+def test_a_harmful_or_damaged_file_is_refused_in_one_line_and_nothing_runs(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "w.pt"
+    torch.save({"pickle": Harmful(), "no tensors": {"epoch": 3}}.get(content, {"w": torch.zeros(1000)}), file)
+    if content in ("noise", "empty"):
+        file.write_bytes(b"noise" * 50 if content == "noise" else b"")
+    if content == "truncated":
+        file.write_bytes(file.read_bytes()[:-500])
+    with pytest.raises(UserError, match=r"w\.pt") as caught:
+        load_state_dict(file)
+    assert "\n" not in str(caught.value)
+
+
+def run(stage: ImportClip | ImportVision, folder: Path) -> Artifact:
+    artifact = stage.run(Context(stage.name, folder / "out", folder / "work", {}))
+    return Artifact.load(artifact.path)
+
+
+def test_the_stages_leave_checkpoints_and_name_their_local_sources(clip: ClipModel, tmp_path: Path) -> None:
+    save_clip(clip, tmp_path / "clip")
+    stage = ImportClip(kind="models.clip", name="clip", source=str(tmp_path / "clip"))
+    assert list(stage.sources()) == [str(tmp_path / "clip")]
+    made = run(stage, tmp_path / "a")
+    assert isinstance(made, ClipCheckpoint)
+    assert same(load_clip(made), clip)
+
+    encoder = build_vision("vit_pico_patch8_32", seed=0)
+    file = save_vision(encoder, tmp_path / "vision").path / "model.safetensors"
+    vision = ImportVision(kind="models.vision", name="v", source="vit_pico_patch8_32", pretrained=str(file))
+    assert list(vision.sources()) == [str(file)]
+    made = run(vision, tmp_path / "b")
+    assert isinstance(made, VisionCheckpoint)
+    assert torch.equal(load_vision(made).pos_embed, encoder.pos_embed)
+    assert json.loads((made.path / "config.json").read_text())["architecture"] == "vit_pico_patch8_32"
