@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfm.config import UserError
 from vfm.models import ClipModel, build_clip
-from vfm.models.hugging_face import from_hugging_face, load_hugging_face, save_hugging_face, to_hugging_face
+from vfm.models.hugging_face import _mlp_ratio, from_hugging_face, load_hugging_face, save_hugging_face, to_hugging_face
 
 TINY = {
     "embed_dim": 24,
@@ -89,6 +91,12 @@ def test_the_round_trip_is_exact(quick_gelu: bool, tmp_path: Path) -> None:
     assert loaded.preprocess == model.preprocess
     picture = [np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)]
     assert torch.equal(loaded.encode_images(picture), model.encode_images(picture))
+
+
+@given(width=st.integers(8, 2048), ratio=st.floats(1, 6))
+def test_no_hidden_width_is_lost_to_rounding(width: int, ratio: float) -> None:
+    hidden = int(width * ratio)
+    assert int(width * _mlp_ratio(hidden, width)) == hidden
 
 
 def test_the_renaming_loses_no_key_and_its_inverse_gives_them_back() -> None:

@@ -16,7 +16,7 @@ from vfm.config import UserError
 from vfm.models import build_vision, load_vision, presets, save_vision, vision_preprocess
 
 
-@pytest.mark.parametrize("name", list(presets._ENCODERS))
+@pytest.mark.parametrize("name", list(presets.ENCODERS))
 def test_every_preset_reads_images_of_its_own_size(name: str) -> None:
     model = build_vision(name, seed=0)
     size = vision_preprocess(model).image_size

@@ -220,7 +220,7 @@ def _model_cfg(record: Mapping[str, Any]) -> dict[str, Any]:
             "width": width,
             "layers": vision.get("num_hidden_layers", 12),
             "head_width": width // vision.get("num_attention_heads", 12),
-            "mlp_ratio": vision.get("intermediate_size", 3072) / width,
+            "mlp_ratio": _mlp_ratio(vision.get("intermediate_size", 3072), width),
         },
         "text_cfg": {
             "context_length": text.get("max_position_embeddings", 77),
@@ -228,9 +228,15 @@ def _model_cfg(record: Mapping[str, Any]) -> dict[str, Any]:
             "width": text_width,
             "heads": text.get("num_attention_heads", 8),
             "layers": text.get("num_hidden_layers", 12),
-            "mlp_ratio": text.get("intermediate_size", 2048) / text_width,
+            "mlp_ratio": _mlp_ratio(text.get("intermediate_size", 2048), text_width),
         },
     }
+
+
+def _mlp_ratio(hidden: int, width: int) -> float:
+    """The ratio of which open_clip makes `hidden` again: it cuts `width * ratio` off, which may lose one."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
 
 
 def _processor(preprocess: Preprocess) -> dict[str, Any]:

@@ -32,7 +32,7 @@ _MINI = {"embed_dim": 192, "depth": 6, "num_heads": 3}
 _EVA02 = {"mlp_ratio": 4 * 2 / 3, "swiglu_mlp": True, "use_rot_pos_emb": True}
 _SUB_LN = {"qkv_fused": False, "scale_mlp": True}
 
-_ENCODERS: dict[str, dict[str, Any]] = {
+ENCODERS: dict[str, dict[str, Any]] = {
     "eva02_pico_patch8_32": {"img_size": 32, "patch_size": 8, **_PICO, **_EVA02},
     "eva02_nano_patch4_32": {"img_size": 32, "patch_size": 4, **_NANO, **_EVA02},
     "eva02_nano_patch8_64": {"img_size": 64, "patch_size": 8, **_NANO, **_EVA02},
@@ -70,7 +70,7 @@ def _default_cfg(image_size: int) -> dict[str, Any]:
 
 
 # timm's `register_model` looks for the records under this name in the module of the entry point.
-default_cfgs = generate_default_cfgs({name: _default_cfg(size["img_size"]) for name, size in _ENCODERS.items()})
+default_cfgs = generate_default_cfgs({name: _default_cfg(size["img_size"]) for name, size in ENCODERS.items()})
 
 
 def _entry_point(name: str, arguments: dict[str, Any]) -> Callable[..., nn.Module]:
@@ -96,7 +96,7 @@ def _entry_point(name: str, arguments: dict[str, Any]) -> Callable[..., nn.Modul
     return build
 
 
-for _name, _arguments in _ENCODERS.items():
+for _name, _arguments in ENCODERS.items():
     register_model(_entry_point(_name, _arguments))
 
 open_clip.add_model_config(Path(__file__).parent / "configs")

@@ -89,3 +89,6 @@ def _local(source: str | dict[str, Any], pretrained: str | None) -> list[str]:
     """Files and folders of this machine among a stage's names."""
     names = [source.removeprefix("local-dir:")] if isinstance(source, str) else []
     return [name for name in (*names, pretrained) if name and Path(name).exists()]
+
+
+STAGES = (ImportClip, ImportVision, ImportGenerator)
