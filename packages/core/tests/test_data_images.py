@@ -5,11 +5,11 @@ import io
 import numpy as np
 import pytest
 import torch
-from data_samples import encoded, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from data_samples import encoded, picture
 from vfm.data import BadSample
 from vfm.data.images import decode_image, random_box, resize
 from vfm.data.transforms import ImageTransform, normalize, to_tensor

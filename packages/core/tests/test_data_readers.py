@@ -109,6 +109,11 @@ def test_an_unsorted_tar_is_read_like_a_sorted_one(tmp_path):
     assert contents(source) == [(encoded(n), {"en": [f"caption {n}"]}) for n in range(200)]
 
 
+def test_without_verifying_tars_are_counted_and_bad_samples_stay_for_the_training_to_find(tmp_path):
+    make_pool(tmp_path / "t", [3], broken={1: {"txt": None}})
+    assert len(index(tmp_path, f"{tmp_path}/t", verify=False)) == 3
+
+
 def make_images(folder: Path) -> Path:
     (folder / "sub").mkdir(parents=True)
     for n in range(6):

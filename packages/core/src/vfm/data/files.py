@@ -58,7 +58,7 @@ def expand_paths(path: str | Sequence[str]) -> list[str]:
     parts = [path] if isinstance(path, str) else list(path)
     found: list[str] = []
     for pattern in (one for part in parts for one in part.split("::")):
-        for name in expand_braces(pattern):
+        for name in expand_braces(os.path.expanduser(pattern)):
             hits = _wildcards(name) if any(sign in name for sign in "*?") else [name]
             if not hits:
                 raise UserError(f"{name}: no such file")
@@ -68,7 +68,7 @@ def expand_paths(path: str | Sequence[str]) -> list[str]:
 
 def _wildcards(name: str) -> list[str]:
     if not is_remote(name):
-        return sorted(glob.glob(os.path.expanduser(name)))
+        return sorted(glob.glob(name))
     store, inside = filesystem(name)
     return sorted(store.unstrip_protocol(hit) for hit in store.glob(inside))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,10 +82,9 @@ class TrainingData:
             raise UserError(f"global_batch_size {self.global_batch_size} does not divide by {world_size} processes")
         micro = min(micro_batch_size or share, share)
         per_step = math.ceil(share / micro)
-        reader = _Reader(self.source, self.make, self.seed, _tries(self.max_bad_fraction))
         plan = _Plan(self, range(start_step, num_steps), rank * share, share, micro)
         pending: list[Batch] = []
-        for batch in _read(reader, plan, self.workers):
+        for batch in _read(_TrainingReader(self), plan, self.workers):
             pending.append(batch)
             if len(pending) == per_step:
                 yield pending
@@ -113,28 +113,63 @@ class _Plan:
 class _Reader(Dataset[Batch]):
     """Reads a planned micro-batch, in whatever process it is asked to."""
 
-    def __init__(self, source: Source, make: Make, seed: int, tries: int) -> None:
-        self.source, self.make, self.seed, self.tries = source, make, seed, tries
+    def __init__(self, source: Source, make: Make) -> None:
+        self.source, self.make = source, make
 
-    def __getitem__(self, planned: tuple[int, list[int]]) -> Batch:
+    def __getitem__(self, planned: Any) -> Batch:
+        try:
+            return self.read(planned)
+        except UserError as error:  # an exception would not come whole out of a worker
+            return {"failure": str(error)}
+
+    @abstractmethod
+    def read(self, planned: Any) -> Batch:
+        """The batch of what is planned."""
+
+    def made(self, index: int, seed: int) -> tuple[str, dict[str, Tensor]]:
+        """A sample's key and tensors; raises BadSample."""
+        sample = self.source[index]
+        try:
+            return sample.key, self.make(sample, seed)
+        except BadSample as bad:
+            raise BadSample(bad.reason, self.source.where(index)) from None
+
+
+class _TrainingReader(_Reader):
+    """Replaces what cannot be used."""
+
+    def __init__(self, data: TrainingData) -> None:
+        super().__init__(data.source, data.make)
+        self.seed, self.tries = data.seed, _tries(data.max_bad_fraction)
+
+    def read(self, planned: tuple[int, list[int]]) -> Batch:
         step, indices = planned
         bad: list[tuple[str, str]] = []
-        made = []
-        for index in indices:
-            found = self._replaced(step, index, bad)
-            if found is None:  # an exception would lose its type on the way from a worker
-                return {"failure": f"{bad[-1][1]}: {bad[-1][0]}; so are the {self.tries} samples tried in its place"}
-            made.append(found)
-        return _stack(made, bad)
+        return _stack([self._replaced(step, index, bad) for index in indices], bad)
 
-    def _replaced(self, step: int, index: int, bad: list[tuple[str, str]]) -> tuple[str, dict[str, Tensor]] | None:
+    def _replaced(self, step: int, index: int, bad: list[tuple[str, str]]) -> tuple[str, dict[str, Tensor]]:
         for attempt in range(self.tries + 1):
             try:
-                return _make(self.source, self.make, index, sample_seed(self.seed, step, index))
+                return self.made(index, sample_seed(self.seed, step, index))
             except BadSample as error:
                 bad.append((error.reason, error.where))
                 index = sample_seed(self.seed, -1 - attempt, index) % len(self.source)
-        return None
+        reason, where = bad[-1]
+        raise UserError(f"{where}: {reason}; so are the {self.tries} samples tried before it in the same place")
+
+
+class _EvalReader(_Reader):
+    """Passes over what cannot be used."""
+
+    def read(self, planned: range) -> Batch:
+        bad: list[tuple[str, str]] = []
+        made = []
+        for index in planned:
+            try:
+                made.append(self.made(index, sample_seed(0, 0, index)))
+            except BadSample as error:
+                bad.append((error.reason, error.where))
+        return _stack(made, bad)
 
 
 def _tries(max_bad_fraction: float) -> int:
@@ -142,14 +177,6 @@ def _tries(max_bad_fraction: float) -> int:
     if max_bad_fraction <= 0:
         return 0
     return MAX_TRIES if max_bad_fraction >= 0.97 else math.ceil(math.log(1e-9) / math.log(max_bad_fraction))
-
-
-def _make(source: Source, make: Make, index: int, seed: int) -> tuple[str, dict[str, Tensor]]:
-    sample = source[index]
-    try:
-        return sample.key, make(sample, seed)
-    except BadSample as bad:
-        raise BadSample(bad.reason, source.where(index)) from None
 
 
 def _stack(made: Sequence[tuple[str, dict[str, Tensor]]], bad: list[tuple[str, str]]) -> Batch:
@@ -162,7 +189,7 @@ def _read(reader: Dataset[Batch], plan: Iterable[Any], workers: int) -> Iterator
     """The planned batches in their order, from this process or from workers.
 
     Raises:
-        UserError: a reader gave up.
+        UserError: what a reader told.
     """
     loader: DataLoader[Batch] = DataLoader(
         reader,
@@ -182,23 +209,6 @@ def _read(reader: Dataset[Batch], plan: Iterable[Any], workers: int) -> Iterator
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-class _EvalReader(Dataset[Batch]):
-    """Reads a range of samples, passing over those that cannot be used."""
-
-    def __init__(self, source: Source, make: Make) -> None:
-        self.source, self.make = source, make
-
-    def __getitem__(self, planned: range) -> Batch:
-        bad: list[tuple[str, str]] = []
-        made = []
-        for index in planned:
-            try:
-                made.append(_make(self.source, self.make, index, sample_seed(0, 0, index)))
-            except BadSample as error:
-                bad.append((error.reason, error.where))
-        return _stack(made, bad)
 
 
 def eval_batches(source: Source, make: Make, batch_size: int, *, workers: int = 0) -> Iterator[Batch]:

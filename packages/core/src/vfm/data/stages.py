@@ -33,6 +33,9 @@ class ImageFiles(Stage):
     )
     num_samples: int | None = Field(None, ge=1, description="take the first so many; default: all")
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="stop when more samples than this share are bad")
+    verify: bool = Field(
+        True, description="read shards that have no count beside them through, to leave bad samples out; false: count"
+    )
 
     def sources(self) -> Iterable[str]:
         """The files behind `path`."""
@@ -63,7 +66,7 @@ class Pairs(ImageFiles):
 
         layout = self.layout()
         spec = self._spec(layout)
-        indexing = Indexing(ctx, spec, self.max_bad_fraction, self.num_samples)
+        indexing = Indexing(ctx, spec, self.max_bad_fraction, self.num_samples, self.verify)
         count = indexing.run(ctx.directory, layout.shards(ctx.directory, spec), layout.num_shards)
         pool = Pool.create(
             ctx.directory, num_samples=count, bad_samples=dict(indexing.counts), languages=list(spec.texts)
@@ -117,7 +120,7 @@ class Labeled(ImageFiles):
         from vfm.data.report import leave_panels
 
         spec, shards, num_shards, templates = self._parts(ctx)
-        indexing = Indexing(ctx, spec, self.max_bad_fraction, self.num_samples)
+        indexing = Indexing(ctx, spec, self.max_bad_fraction, self.num_samples, self.verify)
         count = indexing.run(ctx.directory, shards, num_shards)
         dataset = LabeledDataset.create(
             ctx.directory,

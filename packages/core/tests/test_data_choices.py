@@ -1,0 +1,113 @@
+"""Caption-choice data: MMVP-VLM as its authors lay it out, items in JSON lines, and what is written is read back."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_samples import context, encoded
+from vfm.artifacts import ChoiceDataset
+from vfm.config import UserError
+from vfm.data.choices import Choice, load_choices, write_choices
+from vfm.data.stages import ChoiceFiles
+
+
+@given(
+    st.lists(
+        st.builds(
+            Choice,
+            key=st.text(st.characters(codec="utf-8"), max_size=5),
+            pattern=st.sampled_from(["colour", "count"]),
+            images=st.just([b"a", b"b"]),
+            statements=st.just(["one", "zwei"]),
+            truth=st.lists(st.integers(-1, 1), min_size=2, max_size=2),
+        ),
+        max_size=150,
+    )
+)
+def test_items_come_back_as_they_were_written(tmp_path_factory, choices):
+    directory = tmp_path_factory.mktemp("choices")
+    write_choices(directory, iter(choices))
+    dataset = ChoiceDataset.load(directory)
+    assert list(load_choices(dataset)) == choices
+    assert dataset.num_pairs == len(choices)
+    assert dataset.patterns == list(dict.fromkeys(choice.pattern for choice in choices))
+
+
+def test_a_truth_that_fits_no_image_is_refused():
+    with pytest.raises(ValueError, match="does not fit 1 images and 2 statements"):
+        Choice("a", "p", [b"x"], ["one", "two"], [0, 1])
+
+
+def mmvp(folder, *, root="MLLM_VLM Images", pairs=3):
+    kinds = ["Quantity and Count", "Color and Appearance"]
+    lines = ["Question ID,Type,Statement"]
+    for number in range(1, 2 * pairs + 1):
+        kind = kinds[(number - 1) // 2 % 2]
+        lines.append(f'{number},{kind},"Statement, number {number}"')
+        (folder / root / kind).mkdir(parents=True, exist_ok=True)
+        (folder / root / kind / f"{number}.jpg").write_bytes(encoded(number, "JPEG"))
+    (folder / "Questions.csv").write_text("\ufeff" + "\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def load(tmp_path, path, **fields):
+    stage = ChoiceFiles(kind="data.choices", name="mmvp", path=str(path), **fields)
+    stage.preflight(None)
+    ctx = context(tmp_path / "artifact", "mmvp")
+    return ctx, list(load_choices(stage.run(ctx)))
+
+
+@pytest.mark.parametrize("root", ["MLLM_VLM Images", "MLLM_VLM_Images", "MMVP_VLM_Images"])
+def test_mmvp_rows_come_in_pairs_and_odd_questions_belong_to_the_first_image(tmp_path, root):
+    _, choices = load(tmp_path, mmvp(tmp_path / "mmvp", root=root))
+    assert [choice.key for choice in choices] == ["1-2", "3-4", "5-6"]
+    assert choices[1] == Choice(
+        "3-4", "Color and Appearance", [encoded(3, "JPEG"), encoded(4, "JPEG")],
+        ["Statement, number 3", "Statement, number 4"], [0, 1],
+    )  # fmt: skip
+
+
+def test_patterns_of_the_official_135_pairs_go_by_place_even_where_one_is_lost(tmp_path):
+    folder = mmvp(tmp_path / "mmvp", pairs=135)
+    (folder / "MLLM_VLM Images" / "Quantity and Count" / "1.jpg").write_bytes(b"broken")
+    ctx, choices = load(tmp_path, folder, max_bad_fraction=0.1)
+    assert ctx.bad == {"unreadable_image": 1}
+    assert choices[0].key == "3-4"
+    assert choices[0].pattern == choices[13].pattern == "Orientation and Direction"
+    assert choices[14].pattern != choices[13].pattern
+    assert choices[-1].pattern == "Viewpoint and Perspective"
+
+
+def test_a_bad_item_of_a_benchmark_stops_unless_allowed(tmp_path):
+    folder = mmvp(tmp_path / "mmvp")
+    (folder / "MLLM_VLM Images" / "Quantity and Count" / "6.jpg").unlink()
+    with pytest.raises(UserError, match=r"mmvp: 1 of 3 items .* are bad: missing_image \(1\)"):
+        load(tmp_path, folder)
+
+
+def test_items_in_json_lines_may_have_one_image_and_a_wrong_statement(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(1))
+    item = {"images": ["a.png"], "statements": ["right", "wrong"], "truth": [0, -1], "pattern": "swap"}
+    outside = {**item, "images": ["../a.png"]}
+    (tmp_path / "items.jsonl").write_text(json.dumps(item) + "\n\n" + json.dumps(outside) + "\n")
+    ctx, choices = load(tmp_path, tmp_path / "items.jsonl", max_bad_fraction=0.5)
+    assert choices == [Choice("1", "swap", [encoded(1)], ["right", "wrong"], [0, -1])]
+    assert ctx.bad == {"unsafe_path": 1}
+
+
+@pytest.mark.parametrize(
+    ("questions", "message"),
+    [
+        (None, "no such file; the folder of MMVP-VLM holds Questions.csv"),
+        ("id,type,statement\n1,A,one\n", "1 questions; they come in pairs"),
+        ("id,type,statement\n1,A\n", "line 2: three columns are wanted"),
+        ("id,type,statement\n1,A,x\n2,A,y\n", "no folder of images here"),
+    ],
+)
+def test_what_is_no_mmvp_folder_is_told_in_one_line(tmp_path, questions, message):
+    if questions:
+        (tmp_path / "Questions.csv").write_text(questions)
+    with pytest.raises(UserError, match=message):
+        load(tmp_path / "out", tmp_path)

@@ -1,0 +1,98 @@
+"""A curated subset shows the kept samples and texts of its pool, and nothing else."""
+
+import pickle
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_samples import json_member, members
+from vfm.artifacts import CuratedSubset, Pool
+from vfm.config import UserError
+from vfm.data import SUBSET_FILE, BadRow, DatasetSpec, Shard, open_dataset, subset_schema, write_index, write_tar
+
+SPEC = DatasetSpec(texts={"en": "json.en", "de": "json.de"})
+SIZES = [4, 0, 3, 5]
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    """Samples with two English captions and one German one each; sample (2, 1) was found to be bad."""
+    directory = tmp_path_factory.mktemp("store") / "pool"
+    directory.mkdir()
+    shards = []
+    for shard, size in enumerate(SIZES):
+        path = directory / f"{shard}.tar"
+        texts = {
+            f"{shard}-{row}": {"en": [f"a{shard}{row}", f"b{shard}{row}"], "de": f"c{shard}{row}"}
+            for row in range(size)
+        }
+        write_tar(path, [(key, members(0, json=json_member(**fields))) for key, fields in texts.items()])
+        shards.append(Shard.of(path, size))
+    bad = [BadRow(2, 1, "missing_caption", "here")]
+    return Pool.create(
+        directory, num_samples=write_index(directory, shards, SPEC, bad_rows=bad), languages=["en", "de"]
+    )
+
+
+def subset_of(pool, directory, rows):
+    directory.mkdir(parents=True, exist_ok=True)
+    columns = [*zip(*rows, strict=True)] if rows else [()] * 6
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, subset_schema(), strict=True)]
+    pq.write_table(pa.table(arrays, schema=subset_schema()), directory / SUBSET_FILE, row_group_size=3)
+    subset = CuratedSubset(pool=pool.reference(directory), num_samples=len({row[:2] for row in rows}))
+    return CuratedSubset.create(directory, **subset.model_dump())
+
+
+def every_text(pool):
+    source = open_dataset(pool)
+    return [
+        (shard, row["row"], row["uid"], row["language"], row["text_index"], 0.5)
+        for shard in range(len(SIZES))
+        for row in source.texts_of_shard(shard).to_pylist()
+    ]
+
+
+def test_a_pool_leaves_out_the_rows_that_are_known_to_be_bad(pool):
+    source = open_dataset(pool)
+    assert source.shard_sizes.tolist() == [4, 0, 2, 5]
+    assert source.keys[4:6] == ["2-0", "2-2"]
+    assert len(every_text(pool)) == 3 * 11
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.data())
+def test_kept_texts_come_out_as_they_went_in_whatever_was_kept(pool, tmp_path_factory, data):
+    texts = every_text(pool)
+    kept = data.draw(
+        st.lists(st.sampled_from(texts), unique=True, min_size=1).map(lambda rows: sorted(rows, key=texts.index))
+    )
+    subset = subset_of(pool, tmp_path_factory.mktemp("store") / "subset", kept)
+    source = open_dataset(subset)
+    assert len(source) == subset.num_samples == len({row[:2] for row in kept})
+    told = [
+        (shard, row["row"], row["uid"], row["language"], row["text_index"], 0.5)
+        for shard in range(len(SIZES))
+        for row in source.texts_of_shard(shard).to_pylist()
+    ]
+    assert told == kept
+    seen = [text for i in range(len(source)) for texts in source[i].texts.values() for text in texts]
+    name = {"en": "ab", "de": "c"}
+    assert seen == [f"{name[language][place]}{shard}{row}" for shard, row, _, language, place, _ in kept]
+
+
+def test_a_source_travels_to_another_process(pool, tmp_path):
+    source = open_dataset(subset_of(pool, tmp_path / "subset", every_text(pool)[:7]))
+    other = pickle.loads(pickle.dumps(source))
+    assert [other[i] for i in range(len(other))] == [source[i] for i in range(len(source))]
+    assert other.where(0).endswith("0.tar:0-0")
+
+
+def test_an_unsorted_or_missing_subset_is_refused(pool, tmp_path):
+    with pytest.raises(UserError, match="not sorted by shard and row"):
+        open_dataset(subset_of(pool, tmp_path / "subset", every_text(pool)[::-1]))
+    (tmp_path / "subset" / SUBSET_FILE).unlink()
+    with pytest.raises(UserError, match="this is no curated subset"):
+        open_dataset(CuratedSubset.load(tmp_path / "subset"))
