@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_samples import context, encoded
@@ -13,6 +13,7 @@ from vfm.data.choices import Choice, load_choices, write_choices
 from vfm.data.stages import ChoiceFiles
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.builds(

@@ -2,7 +2,7 @@
 
 import fsspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vfm.config import UserError
@@ -52,6 +52,7 @@ def test_a_missing_file_and_an_unknown_protocol_are_one_line_for_the_user(tmp_pa
         files.exists("nosuch://bucket/key")
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["..", "a", "b.jpg", "."]), min_size=1, max_size=6))
 def test_a_joined_path_never_leaves_its_root(parts):
     import os

@@ -30,6 +30,7 @@ def test_crop_and_squash_equal_torchvisions_transforms(width, height, size):
     assert np.array_equal(np.asarray(resize(image, size, "squash")), np.asarray(squash(image)))
 
 
+@settings(deadline=None)
 @given(SIDES, SIDES, st.integers(0, 1000))
 def test_a_random_box_lies_inside_with_the_wanted_area_and_aspect(width, height, seed):
     scale, ratio = (0.2, 0.9), (3 / 4, 4 / 3)

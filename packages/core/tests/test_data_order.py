@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vfm.data.order import SampleOrder
@@ -12,6 +12,7 @@ WINDOWS = st.integers(1, 15)
 SEEDS = st.integers(0, 2**31)
 
 
+@settings(deadline=None)
 @given(SIZES, WINDOWS, SEEDS, st.integers(0, 3))
 def test_every_epoch_is_a_permutation(sizes, window, seed, epoch):
     order = SampleOrder(sizes, seed=seed, shuffle_shards=window)
@@ -19,6 +20,7 @@ def test_every_epoch_is_a_permutation(sizes, window, seed, epoch):
     assert sorted(order(epoch * n, (epoch + 1) * n)) == list(range(n))
 
 
+@settings(deadline=None)
 @given(SIZES, WINDOWS, SEEDS, st.integers(0, 100), st.integers(0, 100))
 def test_a_stream_entered_anywhere_is_the_tail_of_the_whole_one(sizes, window, seed, start, length):
     whole = SampleOrder(sizes, seed=seed, shuffle_shards=window)(0, start + length)
@@ -26,6 +28,7 @@ def test_a_stream_entered_anywhere_is_the_tail_of_the_whole_one(sizes, window, s
     assert entered.tolist() == whole[start:].tolist()
 
 
+@settings(deadline=None)
 @given(SIZES, WINDOWS, SEEDS, st.lists(st.integers(0, 60), min_size=1, max_size=8))
 def test_pieces_asked_for_in_any_sequence_are_pieces_of_one_stream(sizes, window, seed, places):
     order = SampleOrder(sizes, seed=seed, shuffle_shards=window)
@@ -34,6 +37,7 @@ def test_pieces_asked_for_in_any_sequence_are_pieces_of_one_stream(sizes, window
         assert order(place, place + 7).tolist() == whole[place : place + 7].tolist()
 
 
+@settings(deadline=None)
 @given(SIZES, WINDOWS, SEEDS)
 def test_a_window_holds_the_samples_of_its_shards_and_of_no_other(sizes, window, seed):
     order = SampleOrder(sizes, seed=seed, shuffle_shards=window)

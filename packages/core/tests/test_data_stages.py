@@ -27,7 +27,7 @@ def test_a_missing_path_is_answered_with_how_to_give_it(kind):
         kind(kind=kind.kind_name(), name="pool")
     [(where, line)] = error_lines(caught.value, kind)
     assert where == ("path",)
-    assert "--set NAME.path=" in line
+    assert "--set 'NAME.path=" in line
 
 
 def test_sources_are_the_files_behind_the_path_so_that_a_changed_one_means_a_new_id(tmp_path):

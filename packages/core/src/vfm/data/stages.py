@@ -22,7 +22,7 @@ class ImageFiles(Stage):
 
     path: str | list[str] = Field(
         description="your data: tars as `{000..009}.tar`, a list or a folder of them, a folder of images, a table"
-        " (csv, tsv, jsonl, parquet), local or remote; set it with --set NAME.path=..."
+        " (csv, tsv, jsonl, parquet), local or remote; set it with --set 'NAME.path=...'"
     )
     format: Literal["auto", "webdataset", "folder", "table", "parquet"] = "auto"
     image_key: str | None = Field(
@@ -171,7 +171,7 @@ class ChoiceFiles(Stage):
 
     kind: Literal["data.choices"]
     path: str = Field(
-        description="folder of MMVP-VLM (Questions.csv and its images), or a .jsonl; set it with --set NAME.path=..."
+        description="folder of MMVP-VLM (Questions.csv and its images), or a .jsonl; set it with --set 'NAME.path=...'"
     )
     max_bad_fraction: float = Field(0.0, ge=0, le=1, description="stop when more items than this share are bad")
 
