@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from vfm.artifacts import ClipCheckpoint
 from vfm.config import UserError
-from vfm.models import ClipModel, Preprocess, build_clip, load_clip, save_clip
+from vfm.models import ClipModel, Preprocess, build_clip, load_clip, presets, save_clip
+from vfm.models.patch_features import vision_tower
 
 TINY = {
     "embed_dim": 16,
@@ -177,3 +178,16 @@ def test_the_wrapper_moves_and_names_itself() -> None:
     model = build_clip("ViT-Pico-8-32", seed=0)
     assert isinstance(model.to("cpu"), ClipModel)
     assert (model.name, model.device.type) == ("ViT-Pico-8-32", "cpu")
+
+
+@pytest.mark.parametrize(
+    "name", sorted(file.stem for file in (Path(presets.__file__).parent / "configs").glob("*.json"))
+)
+def test_every_clip_preset_is_what_its_name_says(name: str) -> None:
+    model = build_clip(name, seed=0)
+    family, _, patch, image = name.split("-")
+    tower = vision_tower(model)
+    assert tower.grid == (int(image) // int(patch), int(image) // int(patch))
+    assert model.preprocess.image_size == int(image)
+    assert hasattr(model.module.visual, "trunk") == (family == "EVA02")
+    assert model.encode_images(pictures(1)).shape == model.encode_texts(TEXTS[:1]).shape

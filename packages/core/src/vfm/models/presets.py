@@ -32,25 +32,34 @@ _MINI = {"embed_dim": 192, "depth": 6, "num_heads": 3}
 _EVA02 = {"mlp_ratio": 4 * 2 / 3, "swiglu_mlp": True, "use_rot_pos_emb": True}
 _SUB_LN = {"qkv_fused": False, "scale_mlp": True}
 
-ENCODERS: dict[str, dict[str, Any]] = {
-    "eva02_pico_patch8_32": {"img_size": 32, "patch_size": 8, **_PICO, **_EVA02},
-    "eva02_nano_patch4_32": {"img_size": 32, "patch_size": 4, **_NANO, **_EVA02},
-    "eva02_nano_patch8_64": {"img_size": 64, "patch_size": 8, **_NANO, **_EVA02},
-    "eva02_mini_patch14_112": {"img_size": 112, "patch_size": 14, **_MINI, **_EVA02, **_SUB_LN},
-    "eva02_mini_patch16_clip_128": {
-        "img_size": 128,
-        "patch_size": 16,
-        **_MINI,
-        **_EVA02,
-        **_SUB_LN,
-        "scale_attn_inner": True,
-        "global_pool": "token",
-    },
-    "vit_pico_patch8_32": {"img_size": 32, "patch_size": 8, **_PICO},
-    "vit_nano_patch4_32": {"img_size": 32, "patch_size": 4, **_NANO},
-    "vit_nano_patch8_64": {"img_size": 64, "patch_size": 8, **_NANO},
-    "vit_mini_patch14_112": {"img_size": 112, "patch_size": 14, **_MINI},
-}
+_SIZES: dict[str, dict[str, int]] = {"pico": _PICO, "nano": _NANO, "mini": _MINI}
+# (size, patch, image) of the plain and the EVA-02 encoders; fewer patches are cheaper in proportion.
+_GRIDS = [
+    ("pico", 8, 32),  # 16 patches
+    ("pico", 8, 64),  # 64
+    ("nano", 8, 32),  # 16
+    ("nano", 4, 32),  # 64
+    ("nano", 8, 48),  # 36
+    ("nano", 16, 64),  # 16
+    ("nano", 8, 64),  # 64
+    ("mini", 14, 112),  # 64
+]
+
+
+def _encoders() -> dict[str, dict[str, Any]]:
+    """The arguments of every preset, by timm name."""
+    encoders: dict[str, dict[str, Any]] = {}
+    for size, patch, image in _GRIDS:
+        arguments = {"img_size": image, "patch_size": patch, **_SIZES[size]}
+        sub_ln = _SUB_LN if size == "mini" else {}
+        encoders[f"eva02_{size}_patch{patch}_{image}"] = {**arguments, **_EVA02, **sub_ln}
+        encoders[f"vit_{size}_patch{patch}_{image}"] = arguments
+    clip = {"img_size": 128, "patch_size": 16, "scale_attn_inner": True, "global_pool": "token"}
+    encoders["eva02_mini_patch16_clip_128"] = {**_MINI, **_EVA02, **_SUB_LN, **clip}
+    return encoders
+
+
+ENCODERS = _encoders()
 
 
 def _default_cfg(image_size: int) -> dict[str, Any]:
