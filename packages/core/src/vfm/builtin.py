@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from vfm.data import stages as data
+from vfm.data.shapes import stages as shapes
+from vfm.eval.stages import eval_stages
 from vfm.hookspecs import hookimpl
+from vfm.models import stages as models
 from vfm.stage import Stage
 
 
 @hookimpl
 def vfm_stages() -> Iterable[type[Stage]]:
     """Data of the user, the made world, pretrained models, and the ruler."""
-    return []
+    return [*data.STAGES, *shapes.STAGES, *eval_stages()]

@@ -111,8 +111,11 @@ def run(
         raise
     finally:
         listener.close()
-    page = report.report_of_run(outcome.directory)
-    send(Event("run_finished", None, {"seconds": round(outcome.seconds, 2), "report": str(page)}))
+    try:
+        page = str(report.report_of_run(outcome.directory))
+    except UserError as error:  # the results are there: a page that cannot be drawn does not make the run fail
+        page = f"not drawn ({error})"
+    send(Event("run_finished", None, {"seconds": round(outcome.seconds, 2), "report": page}))
     if not quiet:
         _show_results(outcome.directory)
         console.print(f"{outcome.seconds:.0f} s   report: {page}", highlight=False, soft_wrap=True)

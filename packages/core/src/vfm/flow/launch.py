@@ -117,7 +117,11 @@ class StepFile:
 def run_step(step: StepFile, send: Send) -> None:
     """Runs a stage and, in the first process, publishes what it made."""
     stage, slot = step.stage, step.slot
-    first = int(os.environ.get("RANK", "0")) == 0
+    rank = int(os.environ.get("RANK", "0"))
+    first = rank == 0
+    # Other processes write what the first one publishes into a folder that is thrown away with the work folder.
+    directory = slot.part if first else slot.work / f"rank-{rank}"
+    directory.mkdir(exist_ok=True)
     notes = _Notes()
 
     def tell(event: Event) -> None:
@@ -125,7 +129,7 @@ def run_step(step: StepFile, send: Send) -> None:
         if first:
             send(event)
 
-    context = Context(stage.name, slot.part, slot.work, step.folders, tell)
+    context = Context(stage.name, directory, slot.work, step.folders, tell)
     begun = time.time()
     artifact = stage.run(context)
     if not isinstance(artifact, type(stage).makes):

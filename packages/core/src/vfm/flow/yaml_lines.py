@@ -11,6 +11,7 @@ import yaml
 from vfm.config import UserError
 
 KeyPath = tuple[str | int, ...]
+MAX_DEPTH = 32
 
 
 class _Loader(yaml.SafeLoader):
@@ -69,6 +70,8 @@ def parse_value(text: str, where: str) -> Any:
 def _collect(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int]) -> None:
     if node is None:
         return
+    if len(path) > MAX_DEPTH:
+        raise UserError(f"line {node.start_mark.line + 1}: nested too deeply; an alias may contain itself")
     lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
