@@ -15,4 +15,4 @@ from vfm.stage import Stage
 @hookimpl
 def vfm_stages() -> Iterable[type[Stage]]:
     """Data of the user, the made world, pretrained models, and the ruler."""
-    return [*data.STAGES, *shapes.STAGES, *eval_stages()]
+    return [*data.STAGES, *shapes.STAGES, *models.STAGES, *eval_stages()]
