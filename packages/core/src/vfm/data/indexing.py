@@ -15,7 +15,8 @@ from vfm.data.index import BadRow, Shard, ShardReader, open_shard, write_index
 from vfm.data.layout import Layout
 from vfm.data.sample import BadSample, Sample
 from vfm.data.spec import DatasetSpec
-from vfm.data.webdataset import MAX_ROWS, TarShard
+from vfm.data.tar_scan import MAX_ROWS
+from vfm.data.webdataset import TarShard
 from vfm.stage import Context
 
 ENOUGH_TO_JUDGE = 1000  # samples before a share of bad ones means anything

@@ -11,27 +11,18 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from vfm.config import UserError
 from vfm.data import captions, files
 from vfm.data.parquet import open_parquet
 from vfm.data.sample import BadSample, Sample, uid_of
 from vfm.data.spec import DatasetSpec
-
-# N samples of a tar, S slots (image, txt, json, ...) of a sample
+from vfm.data.tar_scan import MAX_ROWS, load_scan, save_scan, scan_tar
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm")
-BLOCK = 512
-MAX_ROWS = 1 << 31
 MAX_GAP = 64 << 10  # bytes read in vain to spare a second read
 
 
@@ -47,11 +38,12 @@ class TarShard:
         """
         self.path, self.size, self.spec = path, size, spec
         self.slots = _slots(spec)
-        scan = _load(cache, self.slots) if cache and cache.is_file() else None
+        scan = load_scan(cache, self.slots) if cache and cache.is_file() else None
         if scan is None:
-            scan = _scan(path, self.slots, spec, limit)
+            extensions = spec.image_key.split(",") if spec.image_key else IMAGE_EXTENSIONS
+            scan = scan_tar(path, self.slots, extensions, limit)
             if cache:
-                _save(cache, scan, self.slots)
+                save_scan(cache, scan, self.slots)
         self.keys, self.places, self.complete = scan.keys, scan.places, scan.complete
 
     def __len__(self) -> int:
@@ -140,94 +132,6 @@ def _slots(spec: DatasetSpec) -> list[str]:
     """Members to find of each sample; `json` always, since it may hold a uid."""
     sources = [*spec.texts.values(), *([spec.label_key] if spec.label_key else [])]
     return ["image", *sorted({"json", *(source.partition(".")[0] for source in sources)})]
-
-
-@dataclass(frozen=True)
-class _Scan:
-    """What a tar holds: keys, the (offset, size) of each slot, -1 where there is no such member, and if it is whole."""
-
-    keys: list[str]
-    places: NDArray[np.int64]  # (N, S, 2)
-    complete: bool
-
-
-def _scan(path: str, slots: list[str], spec: DatasetSpec, limit: int) -> _Scan:
-    slot_of = {name: index for index, name in enumerate(slots) if index}
-    extensions = spec.image_key.split(",") if spec.image_key else IMAGE_EXTENSIONS
-    slot_of |= {extension.strip().lower(): 0 for extension in extensions}
-    rows: dict[str, list[tuple[int, int]]] = {}
-    with files.open_binary(path) as stream:
-        members = _Members(stream, path)
-        for member in members:
-            folder, _, name = member.name.rpartition("/")
-            stem, _, extension = name.partition(".")
-            slot = slot_of.get(extension.lower())
-            if slot is None or not stem or not member.isreg():
-                continue
-            key = f"{folder}/{stem}" if folder else stem
-            row = rows.setdefault(key.removeprefix("./"), [(-1, -1)] * len(slots))
-            if row[slot][0] < 0:
-                row[slot] = (member.offset_data, member.size)
-            if len(rows) > limit:
-                rows.popitem()
-                break
-    places = np.array(list(rows.values()), dtype=np.int64).reshape(len(rows), len(slots), 2)
-    return _Scan(list(rows), places, members.complete)
-
-
-class _Members:
-    """The members of a tar up to its end, or to where it breaks off; then `complete` tells which it was."""
-
-    def __init__(self, stream: IO[bytes], path: str) -> None:
-        self.stream, self.path = stream, path
-        self.complete = False
-
-    def __iter__(self) -> Iterator[tarfile.TarInfo]:
-        try:
-            with tarfile.open(fileobj=self.stream, mode="r:", encoding="utf-8", errors="backslashreplace") as tar:
-                while (member := tar.next()) is not None:
-                    tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
-                    yield member
-                # tarfile takes a broken header for the end, so the end's mark is looked for: a block of zeros.
-                self.stream.seek(tar.offset)
-                self.complete = self.stream.read(BLOCK) == bytes(BLOCK)
-        except tarfile.ReadError as error:
-            self._explain(error)
-
-    def _explain(self, error: tarfile.ReadError) -> None:
-        self.stream.seek(0)
-        head = self.stream.read(BLOCK)
-        if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
-            raise UserError(f"{self.path}: a compressed tar cannot be read at random; unpack it to a plain .tar")
-        if len(head) == BLOCK and head[257:262] != b"ustar":
-            raise UserError(f"{self.path}: not a tar: {error}")
-
-
-def _load(cache: Path, slots: list[str]) -> _Scan:
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(cache)
-    columns = [[table[f"{slot}.{part}"].to_numpy() for part in ("offset", "size")] for slot in slots]
-    places = np.array(columns, dtype=np.int64).transpose(2, 0, 1)
-    return _Scan(table["key"].to_pylist(), places, table.schema.metadata[b"complete"] == b"true")
-
-
-def _save(cache: Path, scan: _Scan, slots: list[str]) -> None:
-    """Best effort: on a read-only store the scan is simply made again."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns: dict[str, Any] = {"key": pa.array(scan.keys, pa.string())}
-    for index, slot in enumerate(slots):
-        columns |= {f"{slot}.offset": scan.places[:, index, 0], f"{slot}.size": scan.places[:, index, 1]}
-    table = pa.table(columns, metadata={"complete": str(scan.complete).lower()})
-    part = cache.with_name(f"{cache.name}.{os.getpid()}.part")
-    try:
-        cache.parent.mkdir(exist_ok=True)
-        pq.write_table(table, part)
-        os.replace(part, cache)
-    except OSError:
-        part.unlink(missing_ok=True)
 
 
 def sidecar_count(path: str) -> int | None:
