@@ -75,6 +75,12 @@ def logit_scale(model: TextImageEncoder) -> float:
     return float(log_scale.detach().exp())
 
 
+def encode_texts(model: TextImageEncoder, texts: Sequence[str], batch_size: int) -> Tensor:
+    """Unit vectors, (M, D); a text that occurs often (web captions do) is encoded once."""
+    places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    return model.encode_texts(list(places), batch_size)[torch.tensor([places[text] for text in texts])]
+
+
 @dataclass(frozen=True)
 class Encoded:
     """The usable samples of a data set, in its order, and what each model made of their images.

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from vfm.artifacts import Artifact, Comparison, Metric, Report
 from vfm.eval.compare import Verdict, compare, score
-from vfm.panels import BarsPanel, TablePanel
+from vfm.panels import TablePanel
 from vfm.stage import Context
 
 Columns = Mapping[str, Any]  # one array or list a column, all of one length
@@ -85,7 +85,6 @@ def write_report(
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     ctx.panel(score_table(metrics, comparisons))
-    ctx.panel(score_bars(metrics))
     return Report.create(
         ctx.directory, task=subject.task, dataset=subject.dataset, metrics=metrics, comparisons=comparisons
     )
@@ -105,21 +104,6 @@ def score_table(metrics: Sequence[Metric], comparisons: Sequence[Comparison]) ->
     if comparisons:
         columns += ["difference", "95 % interval of it", "p", "test"]
     return TablePanel(title="Scores", note=note, order=10, columns=columns, rows=rows)
-
-
-def score_bars(metrics: Sequence[Metric]) -> BarsPanel:
-    """The main metric of each model with its interval, and chance as a line."""
-    main = [m for m in metrics if m.name == metrics[0].name]
-    return BarsPanel(
-        title=f"Main score: {main[0].name}",
-        order=20,
-        labels=[m.model for m in main],
-        values=[_percent(m.value) for m in main],
-        low=[_percent(m.low) for m in main],
-        high=[_percent(m.high) for m in main],
-        reference=None if main[0].chance is None else _percent(main[0].chance),
-        x_label="%",
-    )
 
 
 def _against_the_first(judgements: Mapping[str, Judgement]) -> list[Comparison]:

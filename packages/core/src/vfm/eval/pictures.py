@@ -10,7 +10,8 @@ from PIL import Image
 
 from vfm.panels import ImagesPanel, Picture
 
-SIDE = 160  # pixels of the longer side, at most
+SIDE = 256  # pixels of the longer side on disk, at most
+WIDTH = 128  # CSS pixels on the page: six in a row
 
 
 @dataclass(frozen=True)
@@ -34,4 +35,4 @@ def images_panel(
         file = folder / f"{slug}-{number:02d}.jpg"
         small.save(file, quality=88)
         pictures.append(Picture(file=str(file.relative_to(directory)), caption=item.caption))
-    return ImagesPanel(title=title, note=note, order=order, pictures=pictures, width=SIDE)
+    return ImagesPanel(title=title, note=note, order=order, pictures=pictures, width=WIDTH)

@@ -167,18 +167,18 @@ class LinearProbe(FeatureEvaluation):
 
     kind: Literal["eval.linear_probe"]
     validation_fraction: float = Field(0.2, gt=0, lt=1, description="of each class, held out to choose the penalty")
-    penalties: list[float] = Field(
-        [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0],
+    penalties: list[float] | None = Field(
+        None,
         min_length=1,
-        description="L2 weights beside the mean loss, on standardised features",
+        description="L2 weights beside the mean loss, on standardised features; default: powers of ten, 1e-6 to 100",
     )
     max_iter: int = Field(1000, ge=1, description="steps of L-BFGS")
     seed: int = Field(0, description="of the split into training and validation")
 
     @field_validator("penalties")
     @classmethod
-    def _positive(cls, penalties: list[float]) -> list[float]:
-        if min(penalties) <= 0:
+    def _positive(cls, penalties: list[float] | None) -> list[float] | None:
+        if penalties and min(penalties) <= 0:
             raise ValueError(f"{min(penalties)} is no penalty; they are positive")
         return penalties
 

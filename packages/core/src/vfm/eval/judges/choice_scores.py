@@ -18,7 +18,7 @@ from vfm.config import UserError
 from vfm.data import BadSample
 from vfm.data.choices import Choice, load_choices
 from vfm.data.images import decode_image
-from vfm.eval.encode import Reading, TextImageEncoder, logit_scale
+from vfm.eval.encode import Reading, TextImageEncoder, encode_texts, logit_scale
 from vfm.stage import Context
 
 Scores = NDArray[np.float32]
@@ -89,7 +89,7 @@ def _score_chunk(
     if not chunk:
         return []
     images = model.encode_images([image for _, pictures in chunk for image in pictures], batch_size)
-    texts = model.encode_texts([prompt + text for item, _ in chunk for text in item.statements], batch_size)
+    texts = encode_texts(model, [prompt + text for item, _ in chunk for text in item.statements], batch_size)
     scale = logit_scale(model)
     by_text = _split(texts, [len(item.statements) for item, _ in chunk])
     by_image = _split(images, [len(pictures) for _, pictures in chunk])

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,17 +53,17 @@ def judge_mmvp_vlm(
         result = mmvp_vlm(np.stack(scored.logits[name]), truth)
         # Both statements of a pair share its images: for the single statements the pairs are the independent items.
         single = Verdict("statement_accuracy", result.right.ravel(), np.repeat(np.arange(len(truth)), 2), chance=0.5)
-        verdicts = [*_by_pattern("pair_accuracy", result.correct, scored, chance=0.25), single]
+        pairs = Verdict("pair_accuracy", result.correct, chance=0.25)
+        parts = _by_pattern("pair_accuracy", result.correct, scored, np.full(len(truth), 0.25))
         columns: dict[str, object] = {"key": scored.keys, "pattern": [item.pattern for item in scored.items]}
         for side in (0, 1):
-            columns |= {
-                f"truth_{side + 1}": truth[:, side] + 1,
-                f"predicted_{side + 1}": result.prediction[:, side] + 1,
-            }
+            columns[f"truth_{side + 1}"] = truth[:, side] + 1
+            columns[f"predicted_{side + 1}"] = result.prediction[:, side] + 1
             columns[f"probability_{side + 1}"] = result.probability[:, side]
         columns["correct"] = result.correct
         details = {"mean_over_patterns": stratified_mean(result.correct, scored.patterns), "prompt": prompt}
-        judgements[name], rights[name] = Judgement(verdicts, {"pairs": columns}, details), result.right
+        judgements[name] = Judgement([pairs, single, *parts], {"pairs": columns}, details)
+        rights[name] = result.right
     pattern_panel(ctx, scored, {name: j.verdicts[0].correct for name, j in judgements.items()})
     flip_panels(ctx, scored, rights)
     return data_hash(data, scored.keys), judgements
@@ -84,17 +84,20 @@ def judge_choices(
     """
     scored = score_choices(ctx, models, data, prompt, reading)
     rights = [np.array(item.truth)[:, None] == np.arange(len(item.images)) for item in scored.items]  # (S, I) each
-    chances = _chances(rights)
-    judgements, statement_right = {}, {}
+    text_chance, image_chance, group_chance = np.array([_chances(right) for right in rights]).T
+    judgements, group_right = {}, {}
     for name in models:
         results = [choose(scores[None], right) for scores, right in zip(scored.logits[name], rights, strict=True)]
         text, image, group = (
             np.array([getattr(result, part)[0] for result in results]) for part in ("text", "image", "group")
         )
-        verdicts = _by_pattern("acc", group, scored, chance=chances["acc"])
-        verdicts += [Verdict("text_acc", text, chance=chances["text_acc"])]
+        verdicts = [
+            Verdict("acc", group, chance=_mean(group_chance)),
+            Verdict("text_acc", text, chance=_mean(text_chance)),
+        ]
         if any(len(item.images) > 1 for item in scored.items):
-            verdicts += [Verdict("image_acc", image, chance=chances["image_acc"])]
+            verdicts.append(Verdict("image_acc", image, chance=_mean(image_chance)))
+        verdicts += _by_pattern("acc", group, scored, group_chance)
         columns = {
             "key": scored.keys,
             "pattern": [item.pattern for item in scored.items],
@@ -103,35 +106,32 @@ def judge_choices(
             "correct": group,
         }
         judgements[name] = Judgement(verdicts, {"items": columns}, {"prompt": prompt})
-        statement_right[name] = group[:, None]
+        group_right[name] = group[:, None]
     pattern_panel(ctx, scored, {name: j.verdicts[0].correct for name, j in judgements.items()})
-    flip_panels(ctx, scored, statement_right)
+    flip_panels(ctx, scored, group_right)
     return data_hash(data, scored.keys), judgements
 
 
-def _by_pattern(metric: str, correct: NDArray[np.bool_], scored: Scored, *, chance: float | None) -> list[Verdict]:
-    """The share right of all items, and of each pattern's where there are several."""
-    verdicts = [Verdict(metric, correct, chance=chance)]
-    if len(scored.names) > 1:
-        for number, name in enumerate(scored.names):
-            verdicts.append(Verdict(f"{metric}/{name}", correct[scored.patterns == number], chance=chance))
-    return verdicts
+def _by_pattern(metric: str, correct: NDArray[np.bool_], scored: Scored, chance: NDArray[np.float64]) -> list[Verdict]:
+    """The share right of each pattern's items, where there are several patterns; `chance` is each item's, (P,)."""
+    if len(scored.names) < 2:
+        return []
+    members = [(name, scored.patterns == number) for number, name in enumerate(scored.names)]
+    return [Verdict(f"{metric}/{name}", correct[those], chance=_mean(chance[those])) for name, those in members]
 
 
-def _chances(rights: Sequence[NDArray[np.bool_]]) -> dict[str, float | None]:
-    """What random scores would get, the mean over the items: text, image, and group where it has a closed form.
+def _chances(right: NDArray[np.bool_]) -> tuple[float, float, float]:
+    """What random scores get on an item (S, I): text, image, and group, which is NaN where it has no closed form.
 
     Each image's best statement is a right one with chance (right / all); the images' draws are independent. For the
     group of two images and two statements it is 1/6 (Winoground): one diagonal must hold the two highest scores.
     """
-    text, image, group = [], [], []
-    for right in rights:
-        text.append(float(np.prod([share for share in right.mean(axis=0) if share > 0])))
-        image.append(float(np.prod([share for share in right.mean(axis=1) if share > 0])))
-        group.append(text[-1] if right.shape[1] == 1 else 1 / 6 if right.shape == (2, 2) else None)
-    known = [chance for chance in group if chance is not None]
-    return {
-        "text_acc": float(np.mean(text)),
-        "image_acc": float(np.mean(image)),
-        "acc": float(np.mean(known)) if len(known) == len(group) else None,
-    }
+    text = float(np.prod([share for share in right.mean(axis=0) if share > 0]))
+    image = float(np.prod([share for share in right.mean(axis=1) if share > 0]))
+    group = text if right.shape[1] == 1 else 1 / 6 if right.shape == (2, 2) else np.nan
+    return text, image, group
+
+
+def _mean(chances: NDArray[np.float64]) -> float | None:
+    """The mean chance, None where one is not known."""
+    return None if np.isnan(chances).any() else float(chances.mean())

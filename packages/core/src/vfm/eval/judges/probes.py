@@ -28,7 +28,7 @@ def judge_linear_probe(
     data: LabeledDataset,
     *,
     validation_fraction: float = 0.2,
-    penalties: Sequence[float] = PENALTIES,
+    penalties: Sequence[float] | None = None,
     max_iter: int = 1000,
     seed: int = 0,
     reading: Reading = Reading(),  # noqa: B008 (frozen)
@@ -47,7 +47,7 @@ def judge_linear_probe(
         probe = fit_linear_probe(
             (features[fitted], known_labels[fitted]),
             (features[held_out], known_labels[held_out]),
-            penalties=tuple(penalties),
+            penalties=tuple(penalties or PENALTIES),
             max_iter=max_iter,
         )
         if not probe.converged:

@@ -19,7 +19,7 @@ from vfm.config import UserError
 from vfm.data import BadSample, Sample, Source, open_dataset
 from vfm.data.images import decode_image
 from vfm.eval.compare import Verdict
-from vfm.eval.encode import Encoded, Reading, TextImageEncoder, encode_dataset
+from vfm.eval.encode import Encoded, Reading, TextImageEncoder, encode_dataset, encode_texts
 from vfm.eval.judgement import Judgement, data_hash
 from vfm.eval.pictures import Shown, images_panel
 from vfm.eval.ranking import hits_at
@@ -59,7 +59,7 @@ def judge_retrieval(
         raise UserError(f"all captions are {captions.texts[0]!r}: retrieval by them says nothing")
     judgements = {}
     for name, model in models.items():
-        text_features = model.encode_texts(captions.texts, reading.batch_size)
+        text_features = encode_texts(model, captions.texts, reading.batch_size)
         ranks = retrieval_ranks(images.features[name], text_features, torch.from_numpy(captions.image))
         verdicts = recall_verdicts(ranks, captions.image, recall_k)
         judgements[name] = Judgement(verdicts, _predictions(images, captions, ranks), _rank_facts(ranks))
@@ -142,7 +142,7 @@ class _Examples:
         lost_ones = [self._captioned(image) for image in lost]
         folder, others = ctx.directory, "Each caption's own image, then the image that came first instead."
         return [
-            images_panel(folder, "found", f"Captions that find their image ({model})", found, order=50),
+            images_panel(folder, "found", f"Captions that find their image best ({model})", found, order=50),
             images_panel(folder, "missed", f"Captions that miss their image ({model})", missed, note=others, order=51),
             images_panel(folder, "lost", f"Images that miss their captions ({model})", lost_ones, order=52),
         ]
