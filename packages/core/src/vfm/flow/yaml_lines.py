@@ -63,8 +63,14 @@ def parse(text: str, where: str) -> tuple[Any, dict[KeyPath, int]]:
 
 
 def parse_value(text: str, where: str) -> Any:
-    """A value given on the command line, read as YAML: `5e-4` is a float, `null` is none, `[a, b]` is a list."""
-    return parse(text, where)[0]
+    """A value given on the command line, read as YAML: `5e-4` is a float, `null` is none, `[a, b]` is a list.
+
+    What is no YAML is a string, such as the brace pattern `{000..009}.tar`.
+    """
+    try:
+        return parse(text, where)[0]
+    except UserError:
+        return text
 
 
 def _collect(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int]) -> None:
