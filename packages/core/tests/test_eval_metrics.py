@@ -1,5 +1,8 @@
 """Zero-shot, retrieval, probe and neighbours against plain twins, and at the edges."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -232,3 +235,19 @@ def test_validation_split_is_by_class_disjoint_and_repeatable() -> None:
     assert sorted([*train, *validation]) == list(range(73))
     assert (split_validation(labels, 0.2, seed=1)[1] == validation).all()
     assert (split_validation(labels, 0.2, seed=2)[1] != validation).any()
+
+
+def test_retrieval_never_holds_the_score_matrix() -> None:
+    """3,000 x 60,000 scores are 720 MB in fp32; blocks of 4 million scores must stay far below that."""
+    code = """
+import resource, torch
+from vfm.eval.retrieval import retrieval_ranks
+images, texts = torch.randn(3000, 8), torch.randn(60000, 8)
+owner = torch.arange(3000).repeat_interleave(20)
+retrieval_ranks(images[:50], texts[:1000], owner[:1000], max_scores=4000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+retrieval_ranks(images, texts, owner, max_scores=4_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    grown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert int(grown) / 1024 < 200  # MB
