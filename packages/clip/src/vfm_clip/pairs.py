@@ -8,20 +8,38 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
+from vfm.data.images import decode_image
 from vfm.data.sample import BadSample, Sample
-from vfm.data.transforms import ImageTransform
+from vfm.data.transforms import to_tensor
+from vfm.models.preprocess import Preprocess
+
+_CAPTION_STREAM = 1  # sets the draw of a sample's caption apart from that of its crop
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """The picture as an evaluation sees it: by the model's own rule, nothing drawn."""
+
+    preprocess: Preprocess
+
+    def __call__(self, data: bytes, seed: int, where: str = "") -> Tensor:
+        """The image as uint8 (3, S, S); raises BadSample."""
+        return to_tensor(Image.fromarray(self.preprocess.fit(decode_image(data, where))))
 
 
 @dataclass(frozen=True)
 class MakePair:
-    """Makes `images` (3, S, S) uint8 and `tokens` (L,) of a sample.
+    """Makes `images` (3, S, S) uint8 and `tokens` (L,) of a sample; crop and caption are drawn from its own seed.
 
-    Several captions: one is drawn from the sample's own seed, so every epoch sees another one.
+    transform: an `ImageTransform`, or an `EvalTransform`.
+    tokenize: the model's tokenizer.
+    language: which of the captions.
     """
 
-    transform: ImageTransform
+    transform: Callable[[bytes, int, str], Tensor]
     tokenize: Callable[[list[str]], Tensor]
     language: str
 
@@ -31,8 +49,16 @@ class MakePair:
         Raises:
             BadSample: it has no caption in the language, or its picture cannot be read.
         """
+        tokens = self.tokenize([self.caption(sample, seed)])[0]
+        return {"images": self.transform(sample.image, seed, sample.key), "tokens": tokens}
+
+    def caption(self, sample: Sample, seed: int) -> str:
+        """One of the sample's captions; all are equally likely each time.
+
+        Raises:
+            BadSample: it has none in the language.
+        """
         captions = sample.texts.get(self.language)
         if not captions:
             raise BadSample("missing_caption", f"{sample.key} ({self.language})")
-        caption = captions[np.random.default_rng([seed, 1]).integers(len(captions))]
-        return {"images": self.transform(sample.image, seed, sample.key), "tokens": self.tokenize([caption])[0]}
+        return captions[np.random.default_rng([seed, _CAPTION_STREAM]).integers(len(captions))]

@@ -6,18 +6,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from vfm.artifacts import ClipCheckpoint, VisionCheckpoint
+from vfm.artifacts import ClipCheckpoint, PairDataset, VisionCheckpoint
 from vfm.config import UserError
 from vfm.interfaces import ClipTraining
 from vfm.stage import Context, Preflight, Ref
 
 if TYPE_CHECKING:
+    from vfm.data.loader import TrainingData
     from vfm.models.clip import ClipModel
-    from vfm.models.hand_over import KeyReport
+    from vfm_clip.pairs import MakePair
+    from vfm_clip.task import ClipTask
 
 
 class ClipTrain(ClipTraining):
-    """Trains a CLIP model on pairs, from scratch, from a CLIP checkpoint, or with a pre-trained vision tower."""
+    """Trains a CLIP model on pairs: from scratch, from a CLIP checkpoint, or with a pre-trained vision tower."""
 
     kind: Literal["clip.train"] = "clip.train"
     model: str | dict[str, Any] = Field(
@@ -26,93 +28,148 @@ class ClipTrain(ClipTraining):
     image_size: int | None = Field(None, ge=1, description="pixels; default: the model's own")
     language: str | None = Field(None, description="which captions; default: the data's first language")
     init: Ref[ClipCheckpoint] | None = Field(None, description="start from this CLIP model instead of from scratch")
-    init_vision: Ref[VisionCheckpoint] | None = Field(None, description="start the vision tower from this encoder")
-    lock_image: bool = Field(False, description="keep the vision tower as it starts (LiT)")
+    init_vision: Ref[VisionCheckpoint] | None = Field(
+        None, description="start the vision tower from this encoder; the model's tower must be of its kind"
+    )
+    lock_image: bool = Field(
+        False, description="keep the vision tower as it starts (LiT); what init_vision leaves new in it is trained"
+    )
     lock_text: bool = Field(False, description="keep the text tower as it starts")
-    logit_scale_init: float = Field(1 / 0.07, gt=0, description="inverse temperature at the start")
-    logit_scale_max: float = Field(100.0, ge=1, description="largest inverse temperature")
+    logit_scale_init: float | None = Field(
+        None, ge=1, description="inverse temperature at the start; default: the model's own, 1/0.07 from scratch"
+    )
+    logit_scale_max: float = Field(100.0, ge=1, description="largest inverse temperature; the smallest is 1")
     lock_logit_scale: bool = Field(False, description="keep the temperature as it starts")
-    crop_scale: tuple[float, float] | None = Field((0.9, 1.0), description="share of the area a random crop keeps")
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    weight_decay: float = Field(0.2, ge=0)
+    loss_chunk_size: int | None = Field(
+        None, ge=1, description="rows of logits held at once, where all of them do not fit; the result is the same"
+    )
+    crop_scale: tuple[float, float] | None = Field(
+        (0.9, 1.0), description="share of the area a random crop keeps; null: as in evaluation, nothing random"
+    )
+    crop_ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="narrowest and widest aspect of a random crop")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with momentum")
+    weight_decay: float = Field(
+        0.2, ge=0, description="for matrices; gains, biases, positions and class tokens have none"
+    )
 
     @model_validator(mode="after")
-    def _something_to_train(self) -> ClipTrain:
+    def _fits_together(self) -> ClipTrain:
         if self.lock_image and self.lock_text:
             raise ValueError("lock_image and lock_text leave nothing to train")
-        if self.init and "model" in self.model_fields_set:
-            raise ValueError("init brings its own architecture: leave model out")
+        if self.lock_image and not (self.init or self.init_vision):
+            raise ValueError("lock_image would keep random weights: give init or init_vision")
+        if self.lock_text and not self.init:
+            raise ValueError("lock_text would keep random weights: give init")
+        if self.init and (given := {"model", "image_size"} & self.model_fields_set):
+            raise ValueError(f"init brings its own architecture: leave {' and '.join(sorted(given))} out")
+        if self.logit_scale_init and self.logit_scale_init > self.logit_scale_max:
+            raise ValueError(f"logit_scale_init {self.logit_scale_init:g} is above its max, {self.logit_scale_max:g}")
+        if self.crop_scale and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale {list(self.crop_scale)} must be two shares, the smaller one first")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ValueError(f"crop_ratio {list(self.crop_ratio)} must be two aspects, the narrower one first")
         return self
 
     def preflight(self, ctx: Preflight) -> None:
-        """The architecture exists, the tower's weights fit it, and the batch is not larger than the data."""
-        data = ctx.artifact(self.data)
-        if data and data.num_samples < self.global_batch_size:
-            raise UserError(
-                f"global_batch_size {self.global_batch_size} is more than the {data.num_samples} pairs of '{self.data}'"
-            )
-        if data and self.language and self.language not in data.languages:
-            raise UserError(f"language {self.language!r} is not in '{self.data}'; it has {', '.join(data.languages)}")
-        if self.init is None:
-            clip = self._build()
-            vision = ctx.artifact(self.init_vision) if self.init_vision else None
-            if vision:
-                self._take_vision(vision, clip)
+        """The data suit the batch, the model exists, and its vision tower takes the encoder that is to come."""
+        from vfm.models.clip_config import read_config
+        from vfm_clip.preflight import blueprint, check_vision, find_encoder
+
+        if data := ctx.artifact(self.data):
+            self._check_data(data)
+        start = ctx.artifact(self.init) if self.init else None
+        if self.init and not start:
+            return
+        clip = blueprint(read_config(start.path)["model_cfg"] if start else self.model, self.image_size)
+        if start:
+            clip.name, clip.folder = start.model, start.path
+        clip.tokenize(["its tokenizer is there"])
+        self._task(clip)
+        encoder = find_encoder(ctx, self.init_vision) if self.init_vision else None
+        if encoder:
+            check_vision(clip, encoder, f"{self.init_vision}")
 
     def run(self, ctx: Context) -> ClipCheckpoint:
         """Builds, trains and saves the model."""
-        from vfm.data.images import ResizeMode
+        from vfm.train import fit, is_main
+        from vfm_clip.panels import seen_panel, temperature_panel
+
+        pairs = ctx.load(self.data)
+        self._check_data(pairs)
+        clip = self._model(ctx)
+        task = self._task(clip)
+        data, make = self._training_data(pairs, clip)
+        if is_main():
+            ctx.panel(seen_panel(data, make, ctx.directory))
+        fit(task, data, self, ctx, self.runtime)
+        if is_main():
+            ctx.panel(temperature_panel(ctx.directory / "metrics.jsonl", self.logit_scale_max))
+        return task.export(ctx.directory)
+
+    def _check_data(self, data: PairDataset) -> None:
+        if data.num_samples < self.global_batch_size:
+            raise UserError(
+                f"global_batch_size {self.global_batch_size} is more than the {data.num_samples} pairs of '{self.data}'"
+            )
+        if self.language and self.language not in data.languages:
+            raise UserError(f"language {self.language!r} is not in '{self.data}'; it has {', '.join(data.languages)}")
+
+    def _model(self, ctx: Context) -> ClipModel:
+        """The model as it starts, with what is locked."""
+        import math
+
+        from vfm.models.clip import build_clip, load_clip
+        from vfm.models.hand_over import hand_over
+        from vfm_clip.locking import lock_towers, new_weights
+
+        if self.init:
+            clip = load_clip(ctx.load(self.init))
+        else:
+            clip = build_clip(self.model, image_size=self.image_size, seed=self.seed)
+        parts: Any = clip.module
+        if self.logit_scale_init:
+            parts.logit_scale.data.fill_(math.log(self.logit_scale_init))
+        if self.grad_checkpointing:
+            parts.set_grad_checkpointing()
+        new: set[str] = set()
+        if self.init_vision:
+            report = hand_over(ctx.load(self.init_vision), clip)
+            ctx.log(f"vision tower from '{self.init_vision}': {report.summary}")
+            ctx.panel(report.panel())
+            new = new_weights(report)
+        lock_towers(clip, image=self.lock_image, text=self.lock_text, new=new)
+        return clip
+
+    def _task(self, clip: ClipModel) -> ClipTask:
+        from vfm_clip.task import ClipTask
+
+        return ClipTask(
+            clip,
+            logit_scale_max=self.logit_scale_max,
+            train_logit_scale=not self.lock_logit_scale,
+            loss_chunk_size=self.loss_chunk_size,
+        )
+
+    def _training_data(self, pairs: PairDataset, clip: ClipModel) -> tuple[TrainingData, MakePair]:
         from vfm.data.loader import TrainingData
         from vfm.data.source import open_dataset
         from vfm.data.transforms import ImageTransform
-        from vfm.models.clip import load_clip
-        from vfm.train import fit
-        from vfm_clip.pairs import MakePair
-        from vfm_clip.task import ClipTask
+        from vfm_clip.pairs import EvalTransform, MakePair
 
-        pairs = ctx.load(self.data)
-        clip = load_clip(ctx.load(self.init)) if self.init else self._build()
-        if self.init_vision:
-            report = self._take_vision(ctx.load(self.init_vision), clip)
-            ctx.log(f"vision tower from '{self.init_vision}': {report.summary}")
-            ctx.panel(report.panel())
-        self._lock(clip)
         facts = clip.preprocess
-        mode: ResizeMode = "squash" if facts.resize_mode == "squash" else "crop"
-        transform = ImageTransform(facts.image_size, mode, scale=self.crop_scale, ratio=(0.95, 1.05))
+        transform = (
+            ImageTransform(facts.image_size, scale=self.crop_scale, ratio=self.crop_ratio)
+            if self.crop_scale
+            else EvalTransform(facts)
+        )
+        make = MakePair(transform, clip.tokenizer, self.language or pairs.languages[0])
         data = TrainingData(
             open_dataset(pairs),
-            MakePair(transform, clip.tokenizer, self.language or pairs.languages[0]),
+            make,
             seed=self.seed,
             global_batch_size=self.global_batch_size,
             shuffle_shards=self.shuffle_shards,
             workers=self.runtime.workers,
             max_bad_fraction=self.max_bad_fraction,
         )
-        task = ClipTask(clip, logit_scale_max=self.logit_scale_max, train_logit_scale=not self.lock_logit_scale)
-        fit(task, data, self, ctx, self.runtime)
-        return task.export(ctx.directory)
-
-    def _build(self) -> ClipModel:
-        import math
-
-        from vfm.models.clip import build_clip
-
-        clip = build_clip(
-            self.model, image_size=self.image_size, seed=self.seed, init_logit_scale=math.log(self.logit_scale_init)
-        )
-        if self.grad_checkpointing:
-            clip.module.set_grad_checkpointing()  # type: ignore[operator]
-        return clip
-
-    def _take_vision(self, vision: VisionCheckpoint, clip: ClipModel) -> KeyReport:
-        from vfm.models.hand_over import hand_over
-
-        return hand_over(vision, clip)
-
-    def _lock(self, clip: ClipModel) -> None:
-        vision = {id(parameter) for parameter in clip.module.visual.parameters()}  # type: ignore[union-attr]
-        for name, parameter in clip.module.named_parameters():
-            temperature = name in ("logit_scale", "logit_bias")
-            locked = not temperature and (self.lock_image if id(parameter) in vision else self.lock_text)
-            parameter.requires_grad_(not locked)
+        return data, make

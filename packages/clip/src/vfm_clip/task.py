@@ -1,6 +1,6 @@
 """Contrastive training of a CLIP model as a task for `vfm.train.fit`; its accumulation has the big batch's gradient."""
 
-# n samples of this process, N of all processes, D width of the joint space
+# n samples of this process, D width of the joint space
 
 from __future__ import annotations
 
@@ -8,42 +8,61 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from vfm.artifacts import ClipCheckpoint
+from vfm.config import UserError
 from vfm.models.clip import ClipModel, save_clip
 from vfm.train import Batch, Call, Metrics, Task
 from vfm_kernels import gather_with_grad, info_nce
 
 
 @dataclass(frozen=True)
-class _FeatureGradients:
-    """What the loss says about the features of one micro-batch, and about the temperature (in the last one only)."""
+class FeatureGradients:
+    """What the loss of a whole step says about one micro-batch: the gradients of its features, its share of another."""
 
-    image: Tensor
-    text: Tensor
-    logit_scale: Tensor
+    image: Tensor  # (n, D)
+    text: Tensor  # (n, D)
+    logit_scale: Tensor  # scalar
 
 
 class ClipTask(Task):
     """CLIP's symmetric InfoNCE over the batch of all processes.
 
+    What is trained is what takes a gradient when the task is made (`vfm_clip.locking.lock_towers`).
+
     Args:
         clip: the model; its `logit_scale` parameter is the logarithm of the temperature's inverse.
-        logit_scale_max: the temperature's inverse is kept at or below this (the paper: 100).
-        train_logit_scale: False keeps it where it starts.
+        logit_scale_max: the temperature's inverse is kept between 1 and this (the paper: 100).
+        train_logit_scale: False keeps it exactly where it starts.
+        loss_chunk_size: rows of logits held at once, for batches whose logits do not fit; the result is the same.
+
+    Raises:
+        UserError: the model is more than two towers (CoCa's captioner would stay untrained).
 
     Source: Radford et al. 2021, CLIP (arXiv:2103.00020); accumulation: Gao et al. 2021 (arXiv:2101.06983).
     """
 
-    def __init__(self, clip: ClipModel, *, logit_scale_max: float = 100.0, train_logit_scale: bool = True) -> None:
+    def __init__(
+        self,
+        clip: ClipModel,
+        *,
+        logit_scale_max: float = 100.0,
+        train_logit_scale: bool = True,
+        loss_chunk_size: int | None = None,
+    ) -> None:
         super().__init__()
+        if "multimodal_cfg" in clip.config:
+            raise UserError(f"{clip.name} writes captions too (CoCa), which a contrastive loss alone would not train")
         self.model, self.module = clip, clip.module
-        self.max_log_scale = math.log(logit_scale_max)
+        self.max_log_scale, self.loss_chunk_size = math.log(logit_scale_max), loss_chunk_size
         self.log_scale.requires_grad_(train_logit_scale)
+        if isinstance(bias := getattr(self.module, "logit_bias", None), nn.Parameter):
+            bias.requires_grad_(False)  # SigLIP's; a softmax over the batch does not see it
 
     @property
     def log_scale(self) -> nn.Parameter:
@@ -52,20 +71,34 @@ class ClipTask(Task):
         assert isinstance(parameter, nn.Parameter)
         return parameter
 
+    @property
+    def logit_scale(self) -> Tensor:
+        """The temperature's inverse, a scalar."""
+        return self.log_scale.exp().reshape(())
+
+    def train(self, mode: bool = True) -> ClipTask:
+        """As always, but what is locked stays in evaluation mode: no drop path in it, no new batch statistics."""
+        super().train(mode)
+        for part in self.module.modules():
+            weights = list(part.parameters())
+            if weights and not any(weight.requires_grad for weight in weights):
+                part.eval()
+        return self
+
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The loss of this process' samples against those of all.
 
-        A batch that carries `mode` is part of an accumulated step: "features" only encodes, and a
-        `_FeatureGradients` makes the loss whose gradient is this micro-batch's share of the whole step's.
+        A step of several micro-batches comes here twice for each (`accumulate`): with `only_features` for its features
+        alone, then with its `gradients` for a loss that has just those.
         """
         image, text = self._encode(batch)
-        mode = batch.get("mode")
-        if mode == "features":
-            return image.sum() * 0, {"image_features": image, "text_features": text}
-        if isinstance(mode, _FeatureGradients):
-            surrogate = (image * mode.image).sum() + (text * mode.text).sum()
-            return surrogate + self.log_scale.exp() * mode.logit_scale, {}
-        return self._loss(image, text, self.log_scale.exp())
+        if "only_features" in batch:
+            # Not finite where the features are not, so that the loop can tell whose fault a NaN is.
+            return (image.sum() + text.sum()) * 0, {"image": image, "text": text}
+        if "gradients" in batch:
+            grad: FeatureGradients = batch["gradients"]
+            return (image * grad.image).sum() + (text * grad.text).sum() + self.logit_scale * grad.logit_scale, {}
+        return self._loss(image, text, self.logit_scale)
 
     def accumulate(
         self,
@@ -80,31 +113,22 @@ class ClipTask(Task):
         """
         if len(micro_batches) == 1:
             return super().accumulate(call, micro_batches, backward, reseed)
-        images, texts = self._features(call, micro_batches, reseed)
-        image, text = (torch.cat(parts).requires_grad_() for parts in (images, texts))
-        scale = self.log_scale.detach().exp().requires_grad_()
-        with torch.enable_grad():
-            loss, metrics = self._loss(image, text, scale)
-        image_grad, text_grad, scale_grad = torch.autograd.grad(loss, [image, text, scale])
-        sizes = [len(part) for part in images]
-        shares = zip(torch.split(image_grad, sizes), torch.split(text_grad, sizes), strict=True)
-        for index, (batch, (of_image, of_text)) in enumerate(zip(micro_batches, shares, strict=True)):
+        features = []
+        with torch.no_grad():
+            for index, batch in enumerate(micro_batches):
+                reseed(index)
+                features.append(call({**batch, "only_features": True})[1])
+        gradients, metrics = self._feature_gradients([f["image"] for f in features], [f["text"] for f in features])
+        for index, (batch, grad) in enumerate(zip(micro_batches, gradients, strict=True)):
             reseed(index)
-            last = index == len(micro_batches) - 1
-            gradients = _FeatureGradients(of_image, of_text, scale_grad * float(last))
-            backward(call({**batch, "mode": gradients})[0])
-        return {name: value.detach() for name, value in {**metrics, "loss": loss}.items()}
+            backward(call({**batch, "gradients": grad})[0])
+        return metrics
 
     def after_step(self) -> None:
-        """Keeps the temperature's inverse between 1 and its largest value."""
-        with torch.no_grad():
-            self.log_scale.clamp_(0, self.max_log_scale)
-
-    def no_weight_decay(self) -> set[str]:
-        """Positions, class token and temperature are not decayed."""
-        names = {"positional_embedding", "class_embedding", "pos_embed", "cls_token", "logit_scale"}
-        matching = {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in names}
-        return super().no_weight_decay() | matching
+        """Keeps a trained temperature's inverse between 1 and its largest value."""
+        if self.log_scale.requires_grad:
+            with torch.no_grad():
+                self.log_scale.clamp_(0, self.max_log_scale)
 
     def export(self, directory: Path) -> ClipCheckpoint:
         """The model in open_clip's layout."""
@@ -112,25 +136,31 @@ class ClipTask(Task):
 
     def _encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Features of unit length, (n, D) each."""
-        pixels = self.model.pixels(batch["images"])
-        image = self.module.encode_image(pixels, normalize=True)  # type: ignore[operator]
-        return image, self.module.encode_text(batch["tokens"], normalize=True)  # type: ignore[operator]
+        towers: Any = self.module
+        image: Tensor = towers.encode_image(self.model.pixels(batch["images"]), normalize=True)
+        return image, towers.encode_text(batch["tokens"], normalize=True)
 
-    def _features(
-        self, call: Call, micro_batches: Sequence[Batch], reseed: Callable[[int], None]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        images, texts = [], []
-        with torch.no_grad():
-            for index, batch in enumerate(micro_batches):
-                reseed(index)
-                _, features = call({**batch, "mode": "features"})
-                images.append(features["image_features"])
-                texts.append(features["text_features"])
-        return images, texts
+    def _feature_gradients(
+        self, images: Sequence[Tensor], texts: Sequence[Tensor]
+    ) -> tuple[list[FeatureGradients], Metrics]:
+        """What the whole step's loss says about each micro-batch, and the step's metrics."""
+        image, text = torch.cat(list(images)).requires_grad_(), torch.cat(list(texts)).requires_grad_()
+        scale = self.logit_scale.detach().requires_grad_()
+        loss, metrics = self._loss(image, text, scale)
+        of_image, of_text, of_scale = torch.autograd.grad(loss, [image, text, scale])
+        sizes = [len(part) for part in images]
+        shares = zip(torch.split(of_image, sizes), torch.split(of_text, sizes), strict=True)
+        gradients = [FeatureGradients(*share, of_scale / len(sizes)) for share in shares]
+        return gradients, {**metrics, "loss": loss.detach()}
 
     def _loss(self, image: Tensor, text: Tensor, logit_scale: Tensor) -> tuple[Tensor, Metrics]:
-        rank = dist.get_rank() if dist.is_initialized() else 0
-        images, texts = gather_with_grad(image), gather_with_grad(text)
-        loss = info_nce(image, text, logit_scale, rank=rank, all_image_features=images, all_text_features=texts)
-        metrics = {"contrastive_loss": loss, "logit_scale": logit_scale}
-        return loss, {name: value.detach() for name, value in metrics.items()}
+        loss = info_nce(
+            image,
+            text,
+            logit_scale,
+            all_image_features=gather_with_grad(image),
+            all_text_features=gather_with_grad(text),
+            rank=dist.get_rank() if dist.is_initialized() else 0,
+            chunk_size=self.loss_chunk_size,
+        )
+        return loss, {"contrastive_loss": loss.detach(), "logit_scale": logit_scale.detach()}

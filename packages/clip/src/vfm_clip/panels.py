@@ -1,0 +1,55 @@
+"""What a CLIP training shows beside its curves: pictures as the model met them, and its temperature."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from PIL import Image
+
+from vfm.data.loader import TrainingData, sample_seed
+from vfm.data.order import SampleOrder
+from vfm.data.sample import BadSample
+from vfm.eval.pictures import Shown, images_panel
+from vfm.panels import ImagesPanel, LinesPanel, Series
+from vfm_clip.pairs import MakePair
+
+NUM_PICTURES = 16
+MAX_CAPTION = 160  # letters shown
+
+
+def seen_panel(data: TrainingData, make: MakePair, directory: Path) -> ImagesPanel:
+    """A sheet of the first step's samples, each cropped and captioned as the model met it."""
+    shown = list(islice(_first_samples(data, make), NUM_PICTURES))
+    note = f"The first {len(shown)} samples of the first step, after augmentation, with the caption drawn for each."
+    return images_panel(directory, "seen", "What the model saw", shown, order=5, note=note)
+
+
+def temperature_panel(metrics: Path, limit: float) -> LinesPanel:
+    """The temperature's inverse over steps, from a `metrics.jsonl`."""
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    series = Series(name="logit_scale", x=[row["step"] for row in rows], y=[row["train/logit_scale"] for row in rows])
+    return LinesPanel(
+        title="Inverse temperature",
+        note=f"Logits are cosines times this. It is kept between 1 and {limit:g}; resting there, it wants more.",
+        order=13,
+        series=[series],
+        x_label="step",
+        y_label="logit scale",
+    )
+
+
+def _first_samples(data: TrainingData, make: MakePair) -> Iterator[Shown]:
+    """Samples of step 0 in the training's own order; bad ones are passed over, the training tells them."""
+    order = SampleOrder(data.source.shard_sizes, seed=data.seed, shuffle_shards=data.shuffle_shards)
+    for index in order(0, data.global_batch_size).tolist():
+        seed = sample_seed(data.seed, 0, index)
+        try:
+            sample = data.source[index]
+            caption = make.caption(sample, seed)
+            pixels = make.transform(sample.image, seed, sample.key).permute(1, 2, 0).numpy()
+        except BadSample:
+            continue
+        yield Shown(Image.fromarray(pixels), caption if len(caption) <= MAX_CAPTION else caption[:MAX_CAPTION] + "…")
