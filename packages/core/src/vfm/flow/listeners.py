@@ -22,6 +22,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from vfm.config import UserError
 from vfm.events import Event
 from vfm.hookspecs import hookimpl
 
@@ -152,9 +153,12 @@ class TensorBoardListener:
     """Metrics as TensorBoard scalars, a folder for each stage."""
 
     def __init__(self, directory: Path) -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        self.make_writer = lambda stage: SummaryWriter(str(directory / stage))
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter
+        except ImportError:
+            raise UserError("--tensorboard needs a package: pip install 'vfm-core[torch,tensorboard]'") from None
+        self.directory = directory
+        self.new_writer: type[SummaryWriter] = SummaryWriter
         self.writers: dict[str, SummaryWriter] = {}
 
     @hookimpl
@@ -162,7 +166,9 @@ class TensorBoardListener:
         """Writes the scalars of a `metrics` event."""
         if event.type != "metrics" or event.stage is None:
             return
-        writer = self.writers.get(event.stage) or self.writers.setdefault(event.stage, self.make_writer(event.stage))
+        if event.stage not in self.writers:
+            self.writers[event.stage] = self.new_writer(str(self.directory / event.stage))  # type: ignore[no-untyped-call]
+        writer: Any = self.writers[event.stage]
         for name, value in event.data["values"].items():
             writer.add_scalar(name, value, event.data["step"])
         writer.flush()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,12 +21,22 @@ from vfm.config import UserError
 
 
 def save_state_dict(state_dict: Mapping[str, Tensor], file: Path) -> None:
-    """Writes tensors as safetensors. Copies make them contiguous and unshared, as the format demands."""
+    """Writes tensors as safetensors. Copies make them contiguous and unshared, as the format demands.
+
+    Raises:
+        OSError: a full disk, told as what it is, which safetensors itself does not do.
+    """
     tensors = {
         key: value.detach().to("cpu").clone(memory_format=torch.contiguous_format) for key, value in state_dict.items()
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, file, metadata={"format": "pt"})
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        if found := re.search(r"os error (\d+)", str(error)):
+            code = int(found[1])
+            raise OSError(code, os.strerror(code), str(file)) from None
+        raise
 
 
 def load_state_dict(file: str | Path, *, ema: bool = True) -> dict[str, Tensor]:

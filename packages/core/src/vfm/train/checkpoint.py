@@ -12,8 +12,6 @@ A folder is written under another name and renamed when it is whole. Nothing is 
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
 import signal
 import threading
@@ -27,10 +25,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vfm.interfaces import CheckpointPolicy
+from vfm.models.weights import save_state_dict
 
 KEPT = 2  # the newest, and one more in case the newest cannot be read back
 TENSOR_FILES = {
@@ -105,17 +104,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors:
     optimizer.load_state_dict({"state": by_index, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    """Writes a safetensors file. A full disk is told as the `OSError` that it is, which safetensors does not do."""
-    try:
-        save_file({name: value.detach().contiguous() for name, value in tensors.items()}, file)
-    except SafetensorError as error:
-        if found := re.search(r"os error (\d+)", str(error)):
-            code = int(found[1])
-            raise OSError(code, os.strerror(code), str(file)) from None
-        raise
-
-
 class Checkpoints:
     """The `step-*` folders of a training."""
 
@@ -163,7 +151,7 @@ class Checkpoints:
     def _write(self, snapshot: Snapshot, folder: Path) -> None:
         (folder / "state").mkdir(parents=True)
         for name, tensors in snapshot.tensors.items():
-            save_tensors(tensors, folder / TENSOR_FILES[name])
+            save_state_dict(tensors, folder / TENSOR_FILES[name])
         facts = {"step": snapshot.step, **snapshot.facts}
         (folder / "meta.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
