@@ -87,7 +87,7 @@ class ClipTrain(ClipTraining):
         self._task(clip)
         encoder = find_encoder(ctx, self.init_vision) if self.init_vision else None
         if encoder:
-            check_vision(clip, encoder, f"{self.init_vision}")
+            check_vision(clip, encoder, str(self.init_vision))
 
     def run(self, ctx: Context) -> ClipCheckpoint:
         """Builds, trains and saves the model."""

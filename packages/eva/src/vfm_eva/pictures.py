@@ -19,55 +19,54 @@ from vfm.panels import ImagesPanel, Picture
 from vfm_eva.images import MakeMasked
 from vfm_eva.task import EvaTask
 
-NUM_PICTURES = 8
+NUM_PICTURES = 9
+SIDE = 96  # pixels of one part at least, so that small pictures can be seen
+GAP = 8  # between the three parts of a picture: 3 x 96 + 2 x 8 is the width on the page, three in a row
 GREY = 128
-GAP = 4  # pixels between the three pictures of one sample
 
 
 def cosine_sheet(task: EvaTask, source: Source, make: MakeMasked, directory: Path) -> ImagesPanel:
     """Writes pictures into `directory`, each as it is, masked, and as its map of cosines; returns their panel."""
     batch = next(iter(eval_batches(source, make, min(NUM_PICTURES, len(source)))))
-    task.eval()
     device = task.mask_token.device
-    images, bool_mask = batch["images"].to(device), batch["bool_mask"].to(device)
-    cosines = task.cosine_map(images, bool_mask)
+    on_device = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
+    cosines = task.eval().cosine_map(on_device).cpu()
+    low, high = np.floor(10 * cosines.min().item()) / 10, np.ceil(10 * cosines.max().item()) / 10
     folder = directory / "pictures"
     folder.mkdir(exist_ok=True)
     pictures = []
-    for index, key in enumerate(batch["keys"]):
-        triple = sample_triple(images[index].cpu(), bool_mask[index].cpu(), cosines[index].cpu(), task.grid)
-        Image.fromarray(triple).save(folder / f"cosine-{index}.png")
-        masked = cosines[index][bool_mask[index]].mean().item()
-        pictures.append(Picture(file=f"pictures/cosine-{index}.png", caption=f"{key}: {masked:.2f} on masked patches"))
+    for number, (image, bool_mask, cosine) in enumerate(zip(batch["images"], batch["bool_mask"], cosines, strict=True)):
+        file = f"cosine-{number}.png"
+        Image.fromarray(triptych(image, bool_mask, (cosine - low) / (high - low), task.grid)).save(folder / file)
+        pictures.append(Picture(file=f"pictures/{file}", caption=f"cosine {cosine[bool_mask].mean():.2f} where masked"))
     note = (
-        "Each picture as the student meets it, with its mask, and the cosine between prediction and target "
-        "for every patch: dark 0, bright 1."
+        "Each picture as the student meets it, with its mask, and the cosine between prediction and target of every "
+        f"patch: {low:.1f} is black, {high:.1f} is pale yellow."
     )
-    return ImagesPanel(title="What was hidden and how well it was guessed", note=note, pictures=pictures, width=330)
+    title = "What was hidden and how well it was guessed"
+    return ImagesPanel(title=title, note=note, pictures=pictures, width=3 * SIDE + 2 * GAP)
 
 
-def sample_triple(image: Tensor, bool_mask: Tensor, cosine: Tensor, grid: tuple[int, int]) -> NDArray[np.uint8]:
-    """Image, masked image and cosine map side by side.
+def triptych(image: Tensor, bool_mask: Tensor, heat: Tensor, grid: tuple[int, int]) -> NDArray[np.uint8]:
+    """Image, masked image and heat map side by side.
 
     Args:
         image: (3, S, S) uint8.
         bool_mask: (N,), True = masked.
-        cosine: (N,), in [-1, 1].
+        heat: (N,), in [0, 1].
+        grid: rows and columns of the N patches.
 
     Returns:
-        (S', 3 S' + 2 GAP, 3) uint8, where S' is at least 96 pixels so that small pictures can be seen.
+        (S', 3 S' + 2 GAP, 3) uint8, where S' is a multiple of S and at least `SIDE`.
     """
     picture = image.permute(1, 2, 0).numpy()
     side = picture.shape[0]
     hidden = _on_pixels(bool_mask.float(), grid, side) > 0.5
     masked = np.where(hidden[..., None], GREY, picture).astype(np.uint8)
-    heat = colormaps["magma"](_on_pixels(cosine.clamp(0, 1), grid, side))[..., :3]
-    factor = -(-96 // side)
-    parts = [
-        np.kron(part, np.ones((factor, factor, 1), np.uint8))
-        for part in (picture, masked, (heat * 255).astype(np.uint8))
-    ]
+    colours = (255 * colormaps["magma"](_on_pixels(heat, grid, side))[..., :3]).astype(np.uint8)
+    factor = -(-SIDE // side)
     gap = np.full((side * factor, GAP, 3), 255, np.uint8)
+    parts = [np.kron(part, np.ones((factor, factor, 1), np.uint8)) for part in (picture, masked, colours)]
     return np.concatenate([parts[0], gap, parts[1], gap, parts[2]], axis=1)
 
 

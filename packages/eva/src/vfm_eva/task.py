@@ -1,16 +1,16 @@
 """Masked feature modelling: the student sees mask tokens and predicts the teacher's features behind them."""
 
-# B batch, N patches, D student width, T target width, S side of the image
+# B batch, N patches, K masked patches at most, D student width, T target width, S side of the image
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,21 +21,34 @@ from vfm.models.patch_features import feature_width, grid_size, patch_features
 from vfm.models.preprocess import Preprocess
 from vfm.models.vision import save_vision, vision_preprocess
 from vfm.train import Batch, Frozen, Metrics, Task
-from vfm_kernels import mask_tokens, masked_cosine_loss, token_cosine
+from vfm_kernels import gather_tokens, mask_tokens, masked_cosine_loss, masked_index, token_cosine
 
 
-@dataclass(frozen=True)
-class Teacher:
+class Teacher(Frozen[nn.Module]):
     """A frozen encoder and which of its features are the target.
 
     EVA's choice, kept as default: the last layer, projected into the joint space, no whitening and no layer average.
+
+    Args:
+        model: a CLIP model or a timm encoder.
+        preprocess: how it wants its images.
+        layer: block whose tokens are taken, from 0; negative counts from the end.
+        projected: through the projection into the joint space, else the final norm alone.
+        normalize: to unit length.
     """
 
-    model: ClipModel | nn.Module
-    preprocess: Preprocess
-    layer: int = -1
-    projected: bool = True
-    normalize: bool = False
+    def __init__(
+        self,
+        model: ClipModel | nn.Module,
+        preprocess: Preprocess,
+        *,
+        layer: int = -1,
+        projected: bool = True,
+        normalize: bool = False,
+    ) -> None:
+        super().__init__(model.module if isinstance(model, ClipModel) else model)
+        self.model, self.preprocess = model, preprocess
+        self.layer, self.projected, self.normalize = layer, projected, normalize
 
     @property
     def width(self) -> int:
@@ -44,11 +57,16 @@ class Teacher:
 
     @torch.no_grad()
     def target(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Target features on the student's grid, (B, N, T), from uint8 images (B, 3, S, S) of the student's size."""
+        """Target features on the student's grid, (B, N, T), from uint8 images (B, 3, S', S') of the teacher's size.
+
+        Raises:
+            UserError: images of another size, no such layer, or no projection of patches.
+        """
         size = self.preprocess.image_size
-        if images.shape[-1] != size:
-            resized = F.interpolate(images.float(), size=(size, size), mode="bicubic", antialias=True)
-            images = resized.round().clamp(0, 255).to(torch.uint8)
+        if images.shape[-2:] != (size, size):
+            raise UserError(
+                f"the teacher wants images of {size} pixels, these have {images.shape[-1]}; give it `teacher_images`"
+            )
         features = patch_features(
             self.model,
             self.preprocess.pixels(images),
@@ -63,41 +81,53 @@ def to_grid(features: Tensor, source: tuple[int, int], grid: tuple[int, int]) ->
     """Patch features (B, N, T) brought bilinearly from one grid to another; unchanged where the grids are equal."""
     if source == grid:
         return features
-    planes = features.transpose(1, 2).reshape(len(features), -1, *source)
+    planes = features.transpose(1, 2).reshape(len(features), -1, *source)  # (B, T, rows, columns)
     return F.interpolate(planes.float(), size=grid, mode="bilinear", antialias=True).flatten(2).transpose(1, 2)
 
 
 class EvaTask(Task):
     """EVA's pre-training: all tokens go through the encoder, the loss is on the masked ones alone.
 
+    A batch holds `images` (B, 3, S, S) uint8, `bool_mask` (B, N) with True = masked and, for a teacher of another
+    size, `teacher_images` (B, 3, S', S') uint8. Shapes are static and nothing waits for the device, whatever the masks.
+
     Args:
         student: a timm vision transformer (`Eva` or `VisionTransformer`) of fixed image size, without a head.
         teacher: gives the target; held frozen, outside what is trained and saved.
+        num_masked: the most patches that a mask hides (K): so many go through the head, those that the mask does not
+            hide count for nothing. What a mask hides beyond it is left out of the loss. Default: all patches.
+        seed: draws the mask token and the head.
+
+    Raises:
+        UserError: the student cannot be masked, `num_masked` leaves nothing, or the teacher has no such target.
 
     Source: Fang et al. 2022, EVA (arXiv:2211.07636), section 2.1: negative cosine between the prediction and the CLIP
-    feature of each masked patch, in fp32.
+    feature of each masked patch, in fp32. It departs in one point: the mask token is not decayed.
     """
 
-    def __init__(self, student: nn.Module, teacher: Teacher) -> None:
+    def __init__(self, student: nn.Module, teacher: Teacher, *, num_masked: int | None = None, seed: int = 0) -> None:
         super().__init__()
+        self.grid = student_grid(student, num_masked)
+        self.num_masked = num_masked or self.grid[0] * self.grid[1]
         self.student, self.teacher = student, teacher
-        model = teacher.model
-        self.frozen_teacher = Frozen(model.module if isinstance(model, ClipModel) else model)
         self.preprocess = vision_preprocess(student)
-        self.grid = grid_size(student)
         width: Any = student.num_features
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.mask_token = nn.Parameter(torch.zeros(width))  # a vector, so that it is not decayed
         self.head = nn.Linear(width, teacher.width)
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        generator = torch.Generator().manual_seed(seed + 1)  # the student may well be drawn from `seed`
+        nn.init.trunc_normal_(self.mask_token, std=0.02, generator=generator)
+        nn.init.trunc_normal_(self.head.weight, std=0.02, generator=generator)
         nn.init.zeros_(self.head.bias)
+        if pooling := getattr(student, "attn_pool", None):  # patches never meet it, and DDP would wait for its gradient
+            pooling.requires_grad_(False)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """The loss of `images` (B, 3, S, S) uint8 under `bool_mask` (B, N), True = masked."""
+        """The loss of a batch, and the share of the patches that is masked."""
         bool_mask = batch["bool_mask"]
-        target = self.teacher.target(batch["images"], self.grid)
-        prediction = self.head(self.student_tokens(batch["images"], bool_mask)[bool_mask])
-        loss = masked_cosine_loss(prediction, target[bool_mask])
+        index = masked_index(bool_mask, self.num_masked)  # (B, K)
+        prediction = self.head(gather_tokens(self.student_tokens(batch["images"], bool_mask), index))
+        target = gather_tokens(self.target(batch), index)
+        loss = masked_cosine_loss(prediction, target, bool_mask.gather(1, index))
         return loss, {"masked_share": bool_mask.float().mean()}
 
     def student_tokens(self, images: Tensor, bool_mask: Tensor) -> Tensor:
@@ -108,11 +138,15 @@ class EvaTask(Task):
         patch_tokens: Tensor = student.fc_norm(tokens[:, student.num_prefix_tokens :])
         return patch_tokens
 
+    def target(self, batch: Batch) -> Tensor:
+        """What the teacher says of every patch, (B, N, T)."""
+        return self.teacher.target(batch["teacher_images" if "teacher_images" in batch else "images"], self.grid)
+
     @torch.no_grad()
-    def cosine_map(self, images: Tensor, bool_mask: Tensor) -> Tensor:
+    def cosine_map(self, batch: Batch) -> Tensor:
         """How well each patch's feature is predicted, (B, N) cosines, masked or not."""
-        prediction = self.head(self.student_tokens(images, bool_mask))
-        return token_cosine(prediction, self.teacher.target(images, self.grid))
+        prediction = self.head(self.student_tokens(batch["images"], batch["bool_mask"]))
+        return token_cosine(prediction, self.target(batch))
 
     def export(self, directory: Path) -> VisionCheckpoint:
         """The student in timm's layout; mask token and head were for pre-training only."""
@@ -133,15 +167,20 @@ def _masked(patch_embed: nn.Module, mask_token: Tensor, bool_mask: Tensor) -> It
         handle.remove()
 
 
-def check_fit(student: nn.Module, teacher: Teacher, num_masked: int) -> None:
-    """Refuses what cannot work before anything is trained.
+def student_grid(student: nn.Module, num_masked: int | None = None) -> tuple[int, int]:
+    """Rows and columns of a student's patches, once it is known that they can be masked.
 
     Raises:
-        UserError: either is no vision transformer, the teacher has no such target, or the mask leaves nothing.
+        UserError: it is no vision transformer, its patches overlap or are dropped, or `num_masked` leaves nothing.
     """
     rows, columns = grid_size(student)
-    feature_width(teacher.model, projected=teacher.projected)
-    if not 0 < num_masked < rows * columns:
+    name = type(student).__name__
+    if not isinstance(student.patch_embed, PatchEmbed):  # a convolutional stem sees beyond the patch
+        raise UserError(f"{name}: its patches overlap, so what is masked would show; a plain patch embedding is wanted")
+    if not isinstance(getattr(student, "patch_drop", None), nn.Identity | None):
+        raise UserError(f"{name}: patch_drop_rate drops patches that are to be predicted; leave it at 0")
+    if num_masked is not None and not 0 < num_masked < rows * columns:
         raise UserError(
             f"mask_ratio masks {num_masked} of the student's {rows} x {columns} patches; some must be masked, some seen"
         )
+    return rows, columns

@@ -52,7 +52,7 @@ class ImageFiles(Stage):
 class Pairs(ImageFiles):
     """Your own image-text pairs, several captions an image and in several languages perhaps."""
 
-    kind: Literal["data.pairs"]
+    kind: Literal["data.pairs"] = "data.pairs"
     texts: dict[str, str] = Field(
         default={},
         description="language: where its captions stand: `txt`, `txt.lines`, `json.FIELD` or a column;"
@@ -88,7 +88,7 @@ class Pairs(ImageFiles):
 class Labeled(ImageFiles):
     """Your own labelled images: class folders, tars with `cls`, tables, or a torchvision data set by name."""
 
-    kind: Literal["data.labeled"]
+    kind: Literal["data.labeled"] = "data.labeled"
     torchvision: str | None = Field(
         None, description="name of a torchvision data set (FashionMNIST, EuroSAT, ...) whose files lie at `path`"
     )
@@ -169,7 +169,7 @@ class Labeled(ImageFiles):
 class ChoiceFiles(Stage):
     """A caption-choice benchmark: MMVP-VLM's folder, or items of images, statements and truth in JSON lines."""
 
-    kind: Literal["data.choices"]
+    kind: Literal["data.choices"] = "data.choices"
     path: str = Field(
         description="folder of MMVP-VLM (Questions.csv and its images), or a .jsonl; set it with --set 'NAME.path=...'"
     )

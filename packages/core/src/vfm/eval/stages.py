@@ -73,7 +73,7 @@ class ZeroShot(ModelEvaluation):
     The classes are written with the data set's prompt templates, or with `templates`, and ensembled.
     """
 
-    kind: Literal["eval.zero_shot"]
+    kind: Literal["eval.zero_shot"] = "eval.zero_shot"
     data: Ref[LabeledDataset]
     templates: list[str] | None = Field(
         None, min_length=1, description="prompts with a {} for the class name; default: the data set's"
@@ -104,7 +104,7 @@ class ZeroShot(ModelEvaluation):
 class Retrieval(ModelEvaluation):
     """Recall at k, images to captions and captions to images; any of an image's captions counts."""
 
-    kind: Literal["eval.retrieval"]
+    kind: Literal["eval.retrieval"] = "eval.retrieval"
     data: Ref[PairDataset]
     recall_k: list[int] = Field([1, 5, 10], min_length=1, description="k of recall@k")
     language: str | None = Field(None, description="key of the captions; default: the data set's first language")
@@ -165,7 +165,7 @@ class FeatureEvaluation(ModelEvaluation):
 class LinearProbe(FeatureEvaluation):
     """Logistic regression on frozen features; its L2 penalty is chosen on a part of the training images."""
 
-    kind: Literal["eval.linear_probe"]
+    kind: Literal["eval.linear_probe"] = "eval.linear_probe"
     validation_fraction: float = Field(0.2, gt=0, lt=1, description="of each class, held out to choose the penalty")
     penalties: list[float] | None = Field(
         None,
@@ -205,7 +205,7 @@ class LinearProbe(FeatureEvaluation):
 class Knn(FeatureEvaluation):
     """Weighted nearest neighbours on frozen features, as DINO measures them."""
 
-    kind: Literal["eval.knn"]
+    kind: Literal["eval.knn"] = "eval.knn"
     k: int = Field(20, ge=1, description="neighbours that vote")
     temperature: float = Field(0.07, gt=0, description="a vote weighs exp(cosine / temperature)")
 
@@ -224,7 +224,7 @@ class Knn(FeatureEvaluation):
 class MmvpVlm(ModelEvaluation):
     """MMVP-VLM by its official rule: each statement picks one of two images, a pair counts if both are right."""
 
-    kind: Literal["eval.mmvp_vlm"]
+    kind: Literal["eval.mmvp_vlm"] = "eval.mmvp_vlm"
     data: Ref[ChoiceDataset]
     prompt: str = Field("a photo of ", description="before each statement; the authors' is the default")
 
@@ -240,7 +240,7 @@ class MmvpVlm(ModelEvaluation):
 class Choices(ModelEvaluation):
     """Caption choice of any shape by Winoground's rule: for one image SugarCrepe's; ties count against the model."""
 
-    kind: Literal["eval.choices"]
+    kind: Literal["eval.choices"] = "eval.choices"
     data: Ref[ChoiceDataset]
     prompt: str = Field("", description="before each statement")
 

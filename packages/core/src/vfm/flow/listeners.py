@@ -167,7 +167,7 @@ class TensorBoardListener:
         if event.type != "metrics" or event.stage is None:
             return
         if event.stage not in self.writers:
-            self.writers[event.stage] = self.new_writer(str(self.directory / event.stage))  # type: ignore[no-untyped-call]
+            self.writers[event.stage] = self.new_writer(str(self.directory / event.stage))
         writer: Any = self.writers[event.stage]
         for name, value in event.data["values"].items():
             writer.add_scalar(name, value, event.data["step"])

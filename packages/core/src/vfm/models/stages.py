@@ -15,7 +15,7 @@ from vfm.stage import Context, Preflight, Stage
 class ImportClip(Stage):
     """A pretrained CLIP model."""
 
-    kind: Literal["models.clip"]
+    kind: Literal["models.clip"] = "models.clip"
     source: str | dict[str, Any] = Field(
         description="open_clip name or configuration (with pretrained), hf-hub:org/model, or a folder in the layout of "
         "open_clip or Hugging Face"
@@ -43,7 +43,7 @@ class ImportClip(Stage):
 class ImportVision(Stage):
     """A pretrained vision encoder."""
 
-    kind: Literal["models.vision"]
+    kind: Literal["models.vision"] = "models.vision"
     source: str | dict[str, Any] = Field(
         description="timm name with a tag perhaps, hf-hub:org/model, or a folder in timm's layout; with pretrained the "
         "architecture"
@@ -71,7 +71,7 @@ class ImportVision(Stage):
 class ImportGenerator(Stage):
     """A pretrained diffusion model."""
 
-    kind: Literal["models.generator"]
+    kind: Literal["models.generator"] = "models.generator"
     source: str = Field(description="a folder in diffusers' layout, or hf-hub:org/model")
 
     def sources(self) -> Iterable[str]:

@@ -59,7 +59,7 @@ class MadeImages(Stage):
 class ShapesPool(MadeImages):
     """Pictures of shapes with web-like captions: a long tail, attributes told now and then, noise, other languages."""
 
-    kind: Literal["shapes.pool"]
+    kind: Literal["shapes.pool"] = "shapes.pool"
 
     def run(self, ctx: Context) -> Pool:
         """Draws the pictures and writes them as WebDataset tars."""
@@ -77,7 +77,7 @@ class ShapesPool(MadeImages):
 class ShapesClasses(MadeImages):
     """A labelled set: every shape in every colour, equally often, with class names and prompts."""
 
-    kind: Literal["shapes.classes"]
+    kind: Literal["shapes.classes"] = "shapes.classes"
     num_samples: int = Field(2400, ge=1)
 
     def run(self, ctx: Context) -> LabeledDataset:
@@ -99,7 +99,7 @@ class ShapesClasses(MadeImages):
 class ShapesChoices(Stage):
     """Pairs as in MMVP: two pictures that differ in one attribute, and one statement for each."""
 
-    kind: Literal["shapes.choices"]
+    kind: Literal["shapes.choices"] = "shapes.choices"
     world: World = World()
     patterns: tuple[Pattern, ...] | None = Field(
         None,
