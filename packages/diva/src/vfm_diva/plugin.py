@@ -1,0 +1,14 @@
+"""What this package brings to vfm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import vfm
+from vfm_diva.stage import DivaPrior, DivaTune
+
+
+@vfm.hookimpl
+def vfm_stages() -> Iterable[type[vfm.Stage]]:
+    """The diffusion prior, and the feedback through it."""
+    return [DivaPrior, DivaTune]
