@@ -171,14 +171,18 @@ def student_grid(student: nn.Module, num_masked: int | None = None) -> tuple[int
     """Rows and columns of a student's patches, once it is known that they can be masked.
 
     Raises:
-        UserError: it is no vision transformer, its patches overlap or are dropped, or `num_masked` leaves nothing.
+        UserError: it is no vision transformer, its patches overlap, are dropped or do not fill its images, or `num_masked` leaves nothing.
     """
     rows, columns = grid_size(student)
-    name = type(student).__name__
-    if not isinstance(student.patch_embed, PatchEmbed):  # a convolutional stem sees beyond the patch
+    name, embed = type(student).__name__, student.patch_embed
+    if not isinstance(embed, PatchEmbed):  # a convolutional stem sees beyond the patch
         raise UserError(f"{name}: its patches overlap, so what is masked would show; a plain patch embedding is wanted")
     if not isinstance(getattr(student, "patch_drop", None), nn.Identity | None):
         raise UserError(f"{name}: patch_drop_rate drops patches that are to be predicted; leave it at 0")
+    if any(side % patch for side, patch in zip(embed.img_size, embed.patch_size, strict=True)):
+        raise UserError(
+            f"{name}: {embed.img_size[0]} pixels are not a multiple of its patch size {embed.patch_size[0]}"
+        )
     if num_masked is not None and not 0 < num_masked < rows * columns:
         raise UserError(
             f"mask_ratio masks {num_masked} of the student's {rows} x {columns} patches; some must be masked, some seen"

@@ -1,0 +1,99 @@
+"""A pre-training small enough for tests; as a script it is one of several processes that train together."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vfm.artifacts import Artifact, ClipCheckpoint, Pool, VisionCheckpoint
+from vfm.data.shapes.stages import ShapesPool
+from vfm.events import Event
+from vfm.models import build_clip, build_vision, save_clip
+from vfm.stage import Context
+from vfm_eva import EvaPretrain, EvaTask, Teacher
+from vfm_kernels import block_mask
+
+STUDENT = "eva02_pico_patch8_32"  # 4 x 4 patches
+NUM_MASKED = 7
+
+
+def make_pool(folder: Path, num_samples: int = 200) -> Pool:
+    """Pictures of shapes, 64 pixels, so that crops at several sizes differ."""
+    stage = ShapesPool(kind="shapes.pool", name="pool", num_samples=num_samples)
+    return stage.run(context(folder))
+
+
+def make_teacher(folder: Path, model: str | dict[str, Any] = "ViT-Pico-8-32") -> ClipCheckpoint:
+    """A CLIP model with random weights whose patches follow the picture, as a fresh model's hardly do."""
+    clip = build_clip(model, seed=0)
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in clip.module.visual.named_parameters():
+        if name.endswith("bias") or "embedding" in name:  # what is the same for all pictures
+            nn.init.zeros_(parameter)
+        elif parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.2, generator=generator)
+    return save_clip(clip, folder)
+
+
+def make_task(
+    teacher: Teacher, student: str = STUDENT, num_masked: int | None = NUM_MASKED, **arguments: Any
+) -> EvaTask:
+    """A task away from the fresh model's zeros and ones, where a forgotten norm or bias would not show."""
+    task = EvaTask(build_vision(student, num_classes=0, seed=0, **arguments), teacher, num_masked=num_masked)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in task.parameters():
+        nn.init.normal_(parameter, std=0.2, generator=generator)
+    return task.eval()
+
+
+def random_batch(masks: Callable[..., Tensor] = block_mask, size: int = 32, grid: int = 4) -> dict[str, Any]:
+    """Four pictures of noise under masks."""
+    images = torch.randint(0, 256, (4, 3, size, size), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    bool_mask = masks(range(4), (grid, grid), NUM_MASKED)
+    return {"images": images, "bool_mask": bool_mask, "keys": list("abcd"), "bad": []}
+
+
+def stage(**changes: Any) -> EvaPretrain:
+    """A configuration that trains in a second."""
+    settings = {
+        "name": "eva",
+        "data": "pool",
+        "teacher": "teacher",
+        "model": STUDENT,
+        "steps": 6,
+        "global_batch_size": 8,
+        "log_every": 1,
+        "runtime": {"device": "cpu"},
+    }
+    return EvaPretrain.model_validate(settings | changes)
+
+
+def context(folder: Path, send: Callable[[Event], None] = lambda event: None, **inputs: Artifact) -> Context:
+    """Folders and inputs of a stage."""
+    (folder / "artifact").mkdir(parents=True, exist_ok=True)
+    (folder / "work").mkdir(exist_ok=True)
+    paths = {name: artifact.path for name, artifact in inputs.items()}
+    return Context("eva", folder / "artifact", folder / "work", paths, send)
+
+
+def losses(folder: Path) -> list[float]:
+    """The loss of every step of a stage that ran in `folder`."""
+    lines = (folder / "artifact" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["train/loss"] for line in lines]
+
+
+def run(folder: Path, settings: dict[str, Any], **inputs: Artifact) -> VisionCheckpoint:
+    """Runs the stage in `folder`."""
+    return stage(**settings).run(context(folder, **inputs))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    root, pool_folder, teacher_folder, settings = sys.argv[1:]
+    run(Path(root), json.loads(settings), pool=Pool.load(pool_folder), teacher=ClipCheckpoint.load(teacher_folder))

@@ -1,0 +1,54 @@
+"""A sample's crop and mask are its own, and a teacher of another size sees the same part of the picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from vfm.data.loader import TrainingData
+from vfm.data.source import open_dataset
+from vfm.data.transforms import ImageTransform
+from vfm_eva import MakeMasked
+from vfm_eva.images import MASKS
+
+CROP = ImageTransform(32, scale=(0.2, 1.0), flip=0.5)
+
+
+def batches(pool: Any, make: MakeMasked, **sizes: int) -> dict[str, torch.Tensor]:
+    """The third step's tensors, whatever parts it comes in."""
+    data = TrainingData(open_dataset(pool), make, global_batch_size=8)
+    world_size = sizes.pop("world_size", 1)
+    parts = [
+        part for rank in range(world_size) for part in next(data.steps(2, 3, rank=rank, world_size=world_size, **sizes))
+    ]
+    return {name: torch.cat([part[name] for part in parts]) for name in ("images", "bool_mask")}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_masks_do_not_depend_on_batch_rank_or_micro_batch(pool, mask):
+    make = MakeMasked(CROP, (4, 4), 7, mask)
+    whole = batches(pool, make)
+    assert len({tuple(row) for row in whole["bool_mask"].tolist()}) > 1
+    assert (whole["bool_mask"].sum(1) <= 7).all()
+    for sizes in ({"micro_batch_size": 2}, {"micro_batch_size": 3}, {"world_size": 2}):
+        parts = batches(pool, make, **sizes)
+        assert all(torch.equal(parts[name], whole[name]) for name in whole)
+
+
+def test_a_teacher_of_another_size_sees_the_same_part_of_the_picture(pool):
+    source = open_dataset(pool)
+    make = MakeMasked(CROP, (4, 4), 7, teacher_size=48)
+    for index in range(20):
+        sample = source[index]
+        made = make(sample, index)
+        teacher = ImageTransform(48, scale=(0.2, 1.0), flip=0.5)
+        assert torch.equal(made["teacher_images"], teacher(sample.image, index))
+        small = torch.nn.functional.interpolate(made["teacher_images"][None].float(), 32, mode="area")[0]
+        assert (small - made["images"].float()).abs().mean() < 12  # of 255
+
+
+def test_a_teacher_of_the_same_size_costs_no_second_picture(pool):
+    sample = open_dataset(pool)[0]
+    assert set(MakeMasked(CROP, (4, 4), 7, teacher_size=32)(sample, 0)) == {"images", "bool_mask"}

@@ -1,0 +1,212 @@
+"""The stage: what it refuses, that it learns, goes on after a crash, and what becomes of its encoder."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+import eva_toy
+from eva_toy import STUDENT, context, losses, make_teacher, run, stage
+from vfm import UserError
+from vfm.artifacts import Artifact, Pool, VisionCheckpoint
+from vfm.data.loader import TrainingData
+from vfm.data.source import open_dataset
+from vfm.data.transforms import ImageTransform
+from vfm.events import Event
+from vfm.models import build_clip, build_vision, load_clip, load_vision, save_vision
+from vfm.models.hand_over import hand_over
+from vfm.stage import Preflight
+from vfm.train import fit
+from vfm_eva import EvaPretrain, MakeMasked, Teacher
+
+
+def preflight(config: EvaPretrain, teacher: Artifact | None = None) -> None:
+    config.preflight(Preflight({}, {"teacher": teacher.path} if teacher else {}))
+
+
+def encoder_teacher(folder: Path, name: str = "vit_pico_patch8_32", **arguments: Any) -> VisionCheckpoint:
+    return save_vision(build_vision(name, seed=0, **arguments), folder)
+
+
+def test_preflight_passes_what_will_run(teacher):
+    for changes in [{}, {"mask": "random"}, {"target": {"layer": 0}}, {"grad_checkpointing": True, "drop_path": 0.1}]:
+        preflight(stage(**changes), teacher)
+
+
+def test_preflight_builds_a_giant_without_its_weights(teacher):
+    preflight(stage(model="eva_giant_patch14_224"), teacher)  # a billion parameters would take 4 GB and half a minute
+
+
+def test_preflight_knows_a_teacher_that_is_not_there_yet_by_name_alone():
+    class NotOurs(EvaPretrain):
+        """A teacher from a stage of which this package knows nothing."""
+
+    config = stage()
+    config.preflight(Preflight({"teacher": NotOurs(name="teacher", data="pool", teacher="other", steps=1)}, {}))
+    with pytest.raises(UserError, match="mask_ratio masks 0"):
+        preflight(stage(mask_ratio=0.01))
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"mask_ratio": 0.01}, "mask_ratio masks 0 of the student's 4 x 4 patches"),
+        ({"mask_ratio": 0.99}, "mask_ratio masks 16 of the student's 4 x 4 patches"),
+        ({"model": "eva02_pico_patch8_23"}, "did you mean"),
+        ({"model": "resnet18"}, "ResNet has no patch tokens"),
+        ({"model": {"architecture": STUDENT, "deph": 3}}, "deph"),
+        ({"model": {"architecture": STUDENT, "patch_drop_rate": 0.5}}, "patch_drop_rate"),
+        ({"image_size": 36}, "36 pixels are not a multiple of its patch size 8"),
+        ({"target": {"layer": 9}}, "layer 9 is not one of its 2 blocks"),
+    ],
+)
+def test_what_cannot_work_is_one_line_before_anything_runs(teacher, changes, line):
+    with pytest.raises(UserError, match=line) as caught:
+        preflight(stage(**changes), teacher)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_encoder_has_no_projected_patches_and_preflight_says_what_to_set(tmp_path):
+    encoder = encoder_teacher(tmp_path)
+    with pytest.raises(UserError, match="set projected: false") as caught:
+        preflight(stage(), encoder)
+    assert "\n" not in str(caught.value)
+    preflight(stage(target={"projected": False}), encoder)
+
+
+def test_a_teacher_without_patches_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no patch tokens"):
+        preflight(stage(target={"projected": False}), encoder_teacher(tmp_path, "resnet18", num_classes=0))
+
+
+@pytest.mark.parametrize("scale", [[0.5, 0.2], [0.0, 1.0], [0.5, 1.5]])
+def test_impossible_crops_are_refused(scale):
+    with pytest.raises(ValidationError):
+        stage(crop_scale=scale)
+
+
+def test_every_field_of_the_stage_says_what_it_is():
+    own = set(EvaPretrain.model_fields) - {"kind"}
+    inherited = set(EvaPretrain.__mro__[1].model_fields) - set(EvaPretrain.__annotations__)
+    assert [name for name in own - inherited if not EvaPretrain.model_fields[name].description] == []
+
+
+def step_data(pool: Pool, size: int, grid: tuple[int, int], num_masked: int, batch: int) -> TrainingData:
+    make = MakeMasked(ImageTransform(size, scale=(0.2, 1.0)), grid, num_masked)
+    return TrainingData(open_dataset(pool), make, global_batch_size=batch)
+
+
+def best_constant_loss(pool: Pool, teacher: Teacher, grid: tuple[int, int]) -> float:
+    """The loss of guessing, for each place in the grid, the one direction that is nearest to all targets."""
+    (batch,) = next(step_data(pool, teacher.preprocess.image_size, grid, 1, batch=200).steps(0, 1))
+    features = F.normalize(teacher.target(batch["images"], grid), dim=-1)
+    return -features.mean(dim=0).norm(dim=-1).mean().item()
+
+
+def test_a_toy_run_learns_more_than_what_all_pictures_share(tmp_path, pool, teacher):
+    settings = {"steps": 60, "global_batch_size": 32, "lr": 5e-3, "warmup_steps": 5}
+    run(tmp_path, settings, pool=pool, teacher=teacher)
+    curve = losses(tmp_path)
+    constant = best_constant_loss(pool, stage()._teacher(teacher), (4, 4))
+    assert abs(curve[0]) < 0.2
+    assert -0.65 < constant < -0.55
+    assert sum(curve[-10:]) / 10 < constant - 0.05
+
+
+def test_the_teacher_is_bitwise_what_it_was(tmp_path, pool, teacher):
+    before = {file.name: file.read_bytes() for file in teacher.path.iterdir()}
+    weights = {name: value.clone() for name, value in load_clip(teacher).module.state_dict().items()}
+    config, ctx = stage(), context(tmp_path, pool=pool, teacher=teacher)
+    held = config._teacher(teacher)
+    task = config._task(config._student(), held)
+    fit(task, step_data(pool, 32, task.grid, task.num_masked, batch=8), config, ctx, config.runtime)
+    assert all(torch.equal(value, weights[name]) for name, value in held.module.state_dict().items())
+    assert {file.name: file.read_bytes() for file in teacher.path.iterdir()} == before
+    saved = load_file(next((tmp_path / "work").glob("step-*")) / "model.safetensors")
+    assert {name.split(".")[0] for name in saved} == {"student", "head", "mask_token"}
+
+
+@pytest.mark.parametrize("cut", [2, 5])
+def test_a_run_cut_short_ends_as_the_unbroken_one(tmp_path, pool, teacher, cut):
+    settings = {"steps": 8, "checkpoint": {"every_steps": 3}, "drop_path": 0.2, "ema_decay": 0.9}
+    run(tmp_path / "whole", settings, pool=pool, teacher=teacher)
+
+    def stop(event: Event) -> None:
+        if event.type == "metrics" and event.data["step"] == cut:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage(**settings).run(context(tmp_path / "cut", stop, pool=pool, teacher=teacher))
+    torch.manual_seed(5)  # another process, another state
+    run(tmp_path / "cut", settings, pool=pool, teacher=teacher)
+    files = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole" / "artifact").rglob("*.*")]
+    assert {file.suffix for file in files} == {".json", ".jsonl", ".png", ".safetensors"}
+    for file in files:
+        assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+
+
+def test_two_processes_give_the_losses_of_one(tmp_path, pool, teacher):
+    settings = {"mask": "block_exact", "micro_batch_size": 2}
+    run(tmp_path / "one", settings, pool=pool, teacher=teacher)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    children = []
+    for rank in range(2):  # each into a folder of its own, with checkpoints in the first one's, as the flow does it
+        arguments = [str(tmp_path / f"two-{rank}"), str(pool.path), str(teacher.path), json.dumps(settings)]
+        environment = {**os.environ, **shared, "RANK": str(rank)}
+        command = [sys.executable, eva_toy.__file__, *arguments]
+        children.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    for child in children:
+        _, stderr = child.communicate(timeout=120)
+        assert child.returncode == 0, stderr
+    assert losses(tmp_path / "two-0") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    one, two = (load_file(tmp_path / name / "artifact" / "model.safetensors") for name in ("one", "two-0"))
+    torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("student", [STUDENT, "vit_pico_patch8_32"])
+def test_a_teacher_of_another_size_and_grid_teaches(tmp_path, pool, student):
+    large = make_teacher(tmp_path / "teacher", "ViT-Pico-8-64")
+    settings = {"model": student, "steps": 3}
+    preflight(stage(**settings), large)
+    run(tmp_path / "run", settings, pool=pool, teacher=large)
+    assert len(losses(tmp_path / "run")) == 3
+
+
+def test_an_encoder_teaches_by_its_final_norm(tmp_path, pool):
+    encoder = encoder_teacher(tmp_path / "teacher")
+    run(tmp_path / "run", {"target": {"projected": False}, "steps": 3}, pool=pool, teacher=encoder)
+    assert len(losses(tmp_path / "run")) == 3
+
+
+def test_the_result_is_timms_and_goes_into_a_clip_model(tmp_path, pool, teacher):
+    made = run(tmp_path, {"drop_path": 0.1}, pool=pool, teacher=teacher)
+    assert (made.architecture, made.image_size, made.width, made.num_classes) == (STUDENT, 32, 64, 0)
+    encoder = load_vision(VisionCheckpoint.load(made.path)).eval()
+    timms = timm.create_model(f"local-dir:{made.path}", pretrained=True).eval()
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    features = encoder.forward_features(pixels)
+    assert torch.equal(timms.forward_features(pixels), features)
+    model = build_clip("EVA02-Pico-8-32", seed=1)
+    report = hand_over(made, model)
+    assert not report.dropped
+    assert all("head" in key or "attn.norm" in key for key in report.new)
+    tokens = model.module.visual.trunk.eval().forward_features(pixels)
+    torch.testing.assert_close(model.module.visual.trunk.fc_norm(tokens), encoder.fc_norm(features))
+    trained = load_file(tmp_path / "artifact" / "model.safetensors")
+    fresh = build_vision(STUDENT, num_classes=0, seed=0).state_dict()
+    assert not torch.equal(trained["patch_embed.proj.weight"], fresh["patch_embed.proj.weight"])
