@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vfm.data.loader import Make, TrainingData
     from vfm_diva.generator import Generator
     from vfm_diva.prior_task import PriorTask
+    from vfm_diva.samples import MakeConditioned
     from vfm_diva.tune_task import TuneTask
 
 
@@ -58,7 +59,6 @@ class DivaPrior(Training):
     layers_per_block: int = Field(1, ge=1)
     prediction: Literal["epsilon", "v", "flow"] = "v"
     timesteps: Timesteps = Timesteps()
-    flip: float = Field(0.0, ge=0, le=1, description="chance of a left-right flip; 0 where captions speak of sides")
     ema_decay: float | None = Field(0.99, gt=0, lt=1)
     lr: float = Field(1e-3, ge=0)
     weight_decay: float = Field(0.0, ge=0)
@@ -101,7 +101,7 @@ class DivaPrior(Training):
         fit(task, _training_data(self, pairs, make), self, ctx, self.runtime)
         if is_main():
             ctx.panel(felt_condition(task, source, make))
-            ctx.panel(drawn_from_captions(task, source, self.language or pairs.languages[0], ctx.directory))
+            ctx.panel(drawn_from_captions(task, source, make, ctx.directory))
         return task.export(ctx.directory)
 
     def _generator(self, clip: ClipCheckpoint, latents: GeneratorCheckpoint | None) -> Generator:
@@ -130,16 +130,15 @@ class DivaPrior(Training):
             generator.denoiser.unet.enable_gradient_checkpointing()
         return PriorTask(load_clip(clip), generator, condition_noise=self.condition_noise)
 
-    def _make(self, task: PriorTask, language: str) -> Make:
+    def _make(self, task: PriorTask, language: str) -> MakeConditioned:
         from vfm.data.transforms import ImageTransform
-        from vfm_diva.samples import MakeConditioned, MakeNoisy
+        from vfm_diva.samples import MakeConditioned, MakeNoisy, MakeViews
 
         generator = task.generator
-        transform = ImageTransform(generator.image_size, "crop", flip=self.flip)
+        transform = ImageTransform(generator.image_size, "crop")
         noisy = MakeNoisy(transform, generator.noise_shape, 1, **self.timesteps.model_dump())
         return MakeConditioned(
-            noisy,
-            task.clip.preprocess,
+            MakeViews(noisy, task.clip.preprocess),
             task.clip.tokenizer,
             language,
             embed_dim=task.clip.embed_dim,

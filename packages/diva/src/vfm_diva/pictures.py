@@ -1,0 +1,166 @@
+"""What the stages leave to look at: whether a prior feels its condition, and what it draws before and after tuning."""
+
+# B batch, D width of the joint space, S side of the picture
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vfm.data.loader import Batch, Make, eval_batches
+from vfm.data.sample import BadSample
+from vfm.data.source import Source
+from vfm.models.clip import evaluating
+from vfm.panels import ImagesPanel, Picture, TablePanel
+from vfm.train import Task
+from vfm_diva.prior_task import PriorTask
+from vfm_diva.samples import MakeConditioned
+from vfm_diva.sampling import draw
+from vfm_diva.tune_task import TuneTask
+
+NUM_JUDGED, JUDGE_BATCH_SIZE = 512, 128
+NUM_DRAWN = 8
+SHOWN_SIDE = 96  # pixels that a picture is at least shown at
+GAP = 4  # pixels between pictures side by side
+
+
+@torch.no_grad()
+def felt_condition(task: PriorTask, source: Source, make: Make) -> TablePanel:
+    """How much the loss rises where the condition is another picture's, or none.
+
+    A prior that does not feel its condition has nothing to teach.
+    """
+    rows: list[list[str | float | int | None]] = []
+    for name, is_text in (("caption's embedding", True), ("image's embedding", False)):
+        own, other, empty = condition_losses(task, _judged(source, make, task), is_text=is_text)
+        rows.append([name, round(own, 4), round(other, 4), round(empty, 4), round(100 * (other / own - 1), 1)])
+    count = min(NUM_JUDGED, len(source))
+    return TablePanel(
+        title="What the prior feels of its condition",
+        note=f"Denoising loss on {count} pictures with the same noise, told their own condition, that of another "
+        "picture, or none.",
+        order=20,
+        columns=["told", "own", "another's", "none", "rise with another's, %"],
+        rows=rows,
+    )
+
+
+@torch.no_grad()
+def condition_losses(task: PriorTask, batches: Iterator[Batch], *, is_text: bool) -> tuple[float, float, float]:
+    """Mean losses with the own condition, that of the next picture in the batch, and none."""
+    sums, count = torch.zeros(3), 0
+    with evaluating(task):
+        for batch in batches:
+            batch = {**batch, "is_text": torch.full_like(batch["is_text"], is_text)}
+            embeds = task.embeds(batch)
+            contexts = [
+                task.condition_map(embeds),
+                task.condition_map(embeds.roll(1, dims=0)),
+                task.condition_map.empty(len(embeds)),
+            ]
+            sums += torch.stack([task.errors(batch, context).sum().cpu() for context in contexts])
+            count += len(embeds)
+    own, other, empty = (sums / count).tolist()
+    return own, other, empty
+
+
+@torch.no_grad()
+def drawn_from_captions(task: PriorTask, source: Source, make: MakeConditioned, directory: Path) -> ImagesPanel:
+    """Writes pictures into `directory`: each of the data beside what the prior draws of its first caption."""
+    pictures, captions = _captioned(source, make)
+    with evaluating(task):
+        device = task.condition_map.gap.device
+        context = task.condition_map(task.clip.encode_texts(captions).to(device))
+        drawn = draw(task.generator, context, empty=task.condition_map.empty(len(context)))
+    note = "Left the picture of the data, right what the prior draws when it is told the caption's embedding."
+    return _sheet("Drawn from captions", note, [pictures, drawn], captions, directory)
+
+
+@torch.no_grad()
+def before_and_after(task: TuneTask, source: Source, make: Make) -> TablePanel:
+    """The prior's loss told the embedding by the tower before and after, of the own picture and of another one."""
+    sums, count = torch.zeros(4), 0
+    with evaluating(task):
+        for batch in _judged(source, make, task):
+            pixels = task.clip.pixels(batch["images"])
+            old, new = (task.context(task.tokens(pixels, old=is_old)) for is_old in (True, False))
+            contexts = [old, new, old.roll(1, dims=0), new.roll(1, dims=0)]
+            sums += torch.stack([task.errors(batch, context).sum().cpu() for context in contexts])
+            count += len(pixels)
+    own_old, own_new, other_old, other_new = (round(value, 4) for value in (sums / count).tolist())
+    return TablePanel(
+        title="What the generator learns from the embedding",
+        note=f"Denoising loss on {count} pictures with the same noise. The first row is what was trained; the gap to "
+        "the second is how much a picture's own embedding says of it.",
+        order=20,
+        columns=["told", "before", "after"],
+        rows=[["the picture's own embedding", own_old, own_new], ["another picture's", other_old, other_new]],
+    )
+
+
+@torch.no_grad()
+def drawn_from_images(task: TuneTask, source: Source, make: Make, directory: Path) -> ImagesPanel:
+    """Writes pictures into `directory`: the data's, and the generator's from its embedding before and after."""
+    batch = next(_judged(source, make, task))
+    pictures, keys = batch["pictures"][:NUM_DRAWN], batch["keys"][:NUM_DRAWN]
+    with evaluating(task):
+        pixels = task.clip.pixels(batch["images"][:NUM_DRAWN])
+        contexts = [task.context(task.tokens(pixels, old=is_old)) for is_old in (True, False)]
+        drawn = [draw(task.generator, context, image_size=task.image_size) for context in contexts]
+    note = "The picture, then what the generator draws of its embedding before and after tuning, from the same noise."
+    return _sheet("Drawn from embeddings", note, [pictures, *drawn], keys, directory)
+
+
+def _judged(source: Source, make: Make, task: Task) -> Iterator[Batch]:
+    """The first pictures of the data on the task's device, noised as at any evaluation."""
+    device = next(task.parameters()).device
+    for batch in islice(eval_batches(source, make, JUDGE_BATCH_SIZE), NUM_JUDGED // JUDGE_BATCH_SIZE):
+        yield {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
+def _captioned(source: Source, make: MakeConditioned) -> tuple[Tensor, list[str]]:
+    """The first pictures (B, 3, S, S) uint8 that can be used, and their first captions."""
+    pictures, captions = [], []
+    for index in range(len(source)):
+        try:
+            sample = source[index]
+            picture = make(sample, seed=index)["pictures"]
+        except BadSample:
+            continue
+        pictures.append(picture)
+        captions.append(sample.texts[make.language][0])
+        if len(captions) == NUM_DRAWN:
+            break
+    return torch.stack(pictures), captions
+
+
+def _sheet(title: str, note: str, columns: list[Tensor], captions: list[str], directory: Path) -> ImagesPanel:
+    """Saves one PNG a row, its columns (B, 3, S, S) uint8 side by side, and returns the panel."""
+    folder = directory / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    slug = title.lower().replace(" ", "-")
+    pictures = []
+    for index, caption in enumerate(captions):
+        file = f"pictures/{slug}-{index}.png"
+        Image.fromarray(_side_by_side([column[index] for column in columns])).save(directory / file)
+        pictures.append(Picture(file=file, caption=caption))
+    width = 100 * len(columns)
+    return ImagesPanel(title=title, note=note, order=30, pictures=pictures, width=width)
+
+
+def _side_by_side(images: list[Tensor]) -> NDArray[np.uint8]:
+    """(3, S, S) images in a row, enlarged by whole pixels, with white between them."""
+    arrays = [image.cpu().permute(1, 2, 0).numpy() for image in images]
+    side = arrays[0].shape[0]
+    factor = -(-SHOWN_SIDE // side)
+    large = [np.kron(array, np.ones((factor, factor, 1), np.uint8)) for array in arrays]
+    gap = np.full((side * factor, GAP, 3), 255, np.uint8)
+    parts = [part for array in large for part in (array, gap)]
+    return np.concatenate(parts[:-1], axis=1)

@@ -1,0 +1,95 @@
+"""The training of a prior: a diffusion model that is told an embedding in CLIP's joint space, of picture or text."""
+
+# B batch, D width of the joint space, S and G sides of the images, L context length, K context tokens, W their width
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vfm.artifacts import GeneratorCheckpoint
+from vfm.data.loader import Make, eval_batches
+from vfm.data.source import Source
+from vfm.models.clip import ClipModel
+from vfm.train import Batch, Frozen, Metrics, Task
+from vfm_diva.generator import Generator
+
+GAP_BATCHES, GAP_BATCH_SIZE = 8, 256
+
+
+class PriorTask(Task):
+    """Denoises pictures, told the embedding of a caption or of the picture itself.
+
+    Args:
+        clip: gives the embeddings, frozen.
+        generator: what is trained: its UNet and its condition map.
+        condition_noise: of the embedding, relative to its root mean square: what the prior sees in training must cover
+            what it meets when the tower moves.
+
+    Source: Ramesh et al. 2022, un-CLIP (arXiv:2204.06125), section 2.1, for images as conditions.
+    """
+
+    def __init__(self, clip: ClipModel, generator: Generator, *, condition_noise: float = 0.4) -> None:
+        super().__init__()
+        assert generator.condition_map is not None
+        self.clip, self.generator, self.condition_noise = clip, generator, condition_noise
+        self.denoiser, self.condition_map = generator.denoiser, generator.condition_map
+        self.frozen_clip, self.space = Frozen(clip.module), Frozen(generator.space)
+        self.condition_map.remember_space(clip)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """The mean denoising error of a batch of `MakeConditioned`."""
+        noise = self.condition_noise * batch["condition_noise"]
+        context = self.condition_map(self.embeds(batch), noise=noise, is_empty=batch["is_empty"])
+        error = self.errors(batch, context)
+        return error.mean(), {}
+
+    def errors(self, batch: Batch, context: Tensor) -> Tensor:
+        """The error of each sample at its first time, (B,), told `context` (B, K, W)."""
+        x0 = self.space(batch["pictures"])
+        error: Tensor = self.denoiser(x0, batch["noise"][:, 0], batch["times"][:, 0], context)
+        return error
+
+    @torch.no_grad()
+    def embeds(self, batch: Batch) -> Tensor:
+        """The condition of each sample on the texts' side of the joint space, (B, D): its caption's, or its own."""
+        is_text = batch["is_text"]
+        embeds = torch.zeros(len(is_text), self.clip.embed_dim, device=is_text.device)
+        if is_text.any():
+            embeds[is_text] = self.text_embeds(batch["tokens"][is_text])
+        if not is_text.all():
+            embeds[~is_text] = self.condition_map.toward_text(self.image_embeds(batch["images"][~is_text]))
+        return embeds
+
+    def text_embeds(self, tokens: Tensor) -> Tensor:
+        """Embeddings of captions (B, L), unit length, (B, D)."""
+        module: Any = self.frozen_clip.module
+        embeds: Tensor = module.encode_text(tokens, normalize=True)
+        return embeds.float()
+
+    def image_embeds(self, images: Tensor) -> Tensor:
+        """Embeddings of uint8 images (B, 3, S, S), unit length, (B, D)."""
+        module: Any = self.frozen_clip.module
+        embeds: Tensor = module.encode_image(self.clip.pixels(images), normalize=True)
+        return embeds.float()
+
+    def export(self, directory: Path) -> GeneratorCheckpoint:
+        """The generator in diffusers' layout, the condition map beside it."""
+        return self.generator.save(directory)
+
+
+@torch.no_grad()
+def mean_gap(task: PriorTask, source: Source, make: Make) -> Tensor:
+    """The modality gap, (D,): the mean text embedding minus the mean image embedding of the first samples.
+
+    Args:
+        make: a `MakeConditioned`.
+    """
+    batches = list(islice(eval_batches(source, make, GAP_BATCH_SIZE), GAP_BATCHES))
+    texts = torch.cat([task.text_embeds(batch["tokens"]) for batch in batches])
+    images = torch.cat([task.image_embeds(batch["images"]) for batch in batches])
+    return texts.mean(dim=0) - images.mean(dim=0)
