@@ -29,7 +29,7 @@ from vfm.plugins import load_plugins, origin_of, stage_types
 app = typer.Typer(
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None
 )
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)  # a log file has no width of its own
 errors = Console(stderr=True)
 
 RecipeArgument = Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that ships with vfm.")]
@@ -51,6 +51,8 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             errors.print("\nstopped; the same command goes on where this one stopped")
             raise typer.Exit(130) from None
+        except BrokenPipeError:
+            raise  # the reader of our output has left (`vfm schema | head`): typer ends quietly
         except (UserError, OSError) as error:
             if options.get("debug"):
                 raise
@@ -122,7 +124,21 @@ def run(
 
 
 def _sender(manager: pluggy.PluginManager) -> Callable[[Event], None]:
-    return lambda event: manager.hook.vfm_event(event=event)
+    """Tells all listeners. Ours may stop a run (a full disk); a plugin's that fails is told so and heard no more."""
+    own = {"console", "json lines", "tensorboard", "listener"}
+
+    def send(event: Event) -> None:
+        for hook in list(manager.hook.vfm_event.get_hookimpls()):
+            try:
+                hook.function(*(event for _ in hook.argnames))
+            except Exception as error:
+                if hook.plugin_name in own:
+                    raise
+                manager.unregister(name=hook.plugin_name)
+                failure = f"its listener failed and is heard no more: {type(error).__name__}: {error}"
+                send(Event("warning", None, {"message": f"plugin {hook.plugin_name!r}: {failure}"}))
+
+    return send
 
 
 def _prepare(recipe: Recipe, steps: list[Step], name: str, send: Callable[[Event], None], store: Store) -> None:
@@ -132,6 +148,8 @@ def _prepare(recipe: Recipe, steps: list[Step], name: str, send: Callable[[Event
     index = next((i for i, step in enumerate(steps) if step.stage.name == name), None)
     if index is None:
         raise UserError(f"--prepare {name}: no stage has this name; stages: {', '.join(s.stage.name for s in steps)}")
+    if steps[index].status == "cached":
+        raise UserError(f"--prepare {name}: {steps[index].slot.name} is there already; --fresh is for making it again")
     runner.run(recipe, steps[:index], store, send)
     work = launch.write_step(steps[index])
     console.print(f"prepared; on every node: torchrun ... -m vfm step {work}", highlight=False, soft_wrap=True)
@@ -296,15 +314,13 @@ def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Remove artifacts that no run links to, and what crashed runs left."""
+    """Remove artifacts that no run links to, and what was left of making them."""
     slots = Store(store).unlinked()
     for slot in slots:
-        folders = [path for path in (slot.artifact, slot.part, slot.work) if path.is_dir()]
-        size = sum(file.stat().st_size for path in folders for file in path.rglob("*") if file.is_file())
-        console.print(f"{'would remove' if dry_run else 'removed'} {slot.name} ({size / 1e6:,.1f} MB)", highlight=False)
+        size = sum(file.stat().st_size for path in slot.folders for file in path.rglob("*") if file.is_file())
         if not dry_run:
             slot.discard()
-            slot.lock_file.unlink(missing_ok=True)
+        console.print(f"{'would remove' if dry_run else 'removed'} {slot.name} ({size / 1e6:,.1f} MB)", highlight=False)
     if not slots:
         console.print("nothing to remove: every artifact belongs to a run")
 

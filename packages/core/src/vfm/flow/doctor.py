@@ -54,6 +54,8 @@ def _report_parts() -> Finding:
 
 
 def _writable(store: Path) -> Finding:
+    if store.exists() and not store.is_dir():
+        return False, "store", f"{store}: is a file, not a folder"
     place = next(folder for folder in (store.absolute(), *store.absolute().parents) if folder.is_dir())
     try:
         with tempfile.NamedTemporaryFile(dir=place):

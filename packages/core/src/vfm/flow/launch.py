@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from vfm.interfaces import Training
 from vfm.stage import Context, Stage, refs
 
 STEP_FILE = "step.json"
+NOTES_FILE = "notes.json"
 Send = Callable[[Event], None]
 
 
@@ -68,21 +70,32 @@ def _run_children(command: list[str], step: Step, send: Send, lock_descriptor: i
         child = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, pass_fds=[lock_descriptor]
         )
-        assert child.stdout
-        failure = None
-        for line in child.stdout:
-            if not line.startswith("{"):
-                continue
-            event = Event.from_json(line)
-            if event.type == "run_failed":
-                failure = event.data["message"]
-            else:
-                send(event)
+        try:
+            failure = _listen(child, send)
+        except BaseException:
+            child.terminate()  # torchrun ends its processes; none is left without a parent
+            child.wait()
+            raise
     if child.wait() != 0:
         if failure:
             raise UserError(failure)
         tail = errors.read_text(errors="replace").strip().splitlines()[-15:]
         raise RuntimeError(f"{step.stage.name}: a training process failed:\n" + "\n".join(tail))
+
+
+def _listen(child: subprocess.Popen[str], send: Send) -> str | None:
+    """Passes a child's events on until it ends; gives the message of its failure."""
+    assert child.stdout
+    failure = None
+    for line in child.stdout:
+        if not line.startswith("{"):
+            continue
+        event = Event.from_json(line)
+        if event.type == "run_failed":
+            failure = str(event.data["message"])
+        else:
+            send(event)
+    return failure
 
 
 @dataclass(frozen=True)
@@ -121,12 +134,13 @@ def run_step(step: StepFile, send: Send) -> None:
     first = rank == 0
     # Other processes write what the first one publishes into a folder that is thrown away with the work folder.
     directory = slot.part if first else slot.work / f"rank-{rank}"
-    directory.mkdir(exist_ok=True)
-    notes = _Notes()
+    shutil.rmtree(directory, ignore_errors=True)  # of an attempt that was killed
+    directory.mkdir()
+    notes = _Notes(slot.work / NOTES_FILE)
 
     def tell(event: Event) -> None:
-        notes.take(event)
         if first:
+            notes.take(event)
             send(event)
 
     context = Context(stage.name, directory, slot.work, step.folders, tell)
@@ -139,17 +153,28 @@ def run_step(step: StepFile, send: Send) -> None:
 
 
 class _Notes:
-    """What the manifest keeps of the events of a stage: the last numbers and the warnings."""
+    """What the manifest keeps of the events of a stage: the last numbers and the warnings.
 
-    def __init__(self) -> None:
+    Kept in a file: what was told before a crash is not told again after it.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
         self.numbers: dict[str, float] = {}
         self.warnings: list[str] = []
+        if file.is_file():
+            self.numbers, self.warnings = json.loads(file.read_text(encoding="utf-8"))
 
     def take(self, event: Event) -> None:
         if event.type == "metrics":
             self.numbers.update(event.data["values"])
-        elif event.type == "warning":
+        elif event.type == "warning" and event.data["message"] not in self.warnings:
             self.warnings.append(event.data["message"])
+        else:
+            return
+        part = self.file.with_suffix(".part")
+        part.write_text(json.dumps([self.numbers, self.warnings]), encoding="utf-8")
+        part.replace(self.file)
 
 
 def _manifest(step: StepFile, artifact: Artifact, context: Context, notes: _Notes, seconds: float) -> dict[str, Any]:

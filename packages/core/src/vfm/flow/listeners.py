@@ -42,7 +42,7 @@ def number(value: Any) -> str:
         return str(value)
     if isinstance(value, int) or abs(value) >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.3g}" if abs(value) < 0.01 or abs(value) >= 100 else f"{value:.3f}".rstrip("0").rstrip(".")
+    return f"{value:.2g}" if abs(value) < 0.001 else f"{value:.3f}".rstrip("0").rstrip(".")
 
 
 class ConsoleListener:

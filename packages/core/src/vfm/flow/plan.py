@@ -77,7 +77,10 @@ def saved_identity(folder: Path) -> str:
     """The identity of a saved artifact outside this recipe: its manifest's, else a hash of its files' sizes."""
     manifest = folder / MANIFEST_FILE
     if manifest.is_file():
-        return str(json.loads(manifest.read_text(encoding="utf-8"))["identity"])
+        try:
+            return str(json.loads(manifest.read_text(encoding="utf-8"))["identity"])
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{manifest}: not a manifest of vfm's") from None
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     listing = [(str(path.relative_to(folder)), path.stat().st_size) for path in files]
     facts = (folder / FACTS_FILE).read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError, create_model
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, create_model, field_validator
 
 from vfm.artifacts import FACTS_FILE, Artifact
 from vfm.config import Config, UserError, did_you_mean, error_lines
@@ -35,10 +35,17 @@ class _TopLevel(Config):
 
     description: str = ""
     runtime: dict[str, Any] = Field(default={}, description="for all stages that do not say otherwise")
-    seeds: list[int] = Field(
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
         default=[], description="run what draws random numbers, and what builds on it, once per seed"
     )
     stages: list[dict[str, Any]] = Field(min_length=1)
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"{seeds} names a seed twice")
+        return seeds
 
 
 @dataclass
@@ -112,7 +119,7 @@ def parse_recipe(
         top = _TopLevel(**raw)
     except ValidationError as error:
         for place, message in error_lines(error, _TopLevel):
-            draft.mistake(place, ".".join(map(str, place)), message)
+            draft.mistake(place, _dotted("", place).lstrip("."), message)
         draft.raise_if_any()
         raise
     stages = [stage for index, item in enumerate(top.stages) if (stage := _stage(item, index, top, known, draft))]
@@ -125,7 +132,7 @@ def parse_recipe(
 def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str], draft: _Draft) -> None:
     listed = raw.get("stages")
     stages = listed if isinstance(listed, list) else []
-    names = {item.get("name"): index for index, item in enumerate(stages) if isinstance(item, dict)}
+    names = {str(item.get("name")): index for index, item in enumerate(stages) if isinstance(item, dict)}
     for text in overrides:
         key, equals, value = text.partition("=")
         head, *rest = key.split(".")
@@ -138,7 +145,7 @@ def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str], draft: _Draf
         elif head in names:
             raise UserError(f"--set {text}: say which field of '{head}': --set {head}.FIELD=VALUE")
         else:
-            raise UserError(f"--set {text}: no stage is named '{head}'{did_you_mean(head, map(str, names))}")
+            raise UserError(f"--set {text}: no stage is named '{head}'{did_you_mean(head, names)}")
         for part in rest[:-1]:
             target = target.setdefault(part, {})
             if not isinstance(target, dict):
@@ -151,7 +158,8 @@ def _stage(
     item: dict[str, Any], index: int, top: _TopLevel, known: Mapping[str, type[Stage]], draft: _Draft
 ) -> Stage | None:
     place: KeyPath = ("stages", index)
-    label = str(item.get("name") or f"stages[{index}]")
+    name = item.get("name")
+    label = name if isinstance(name, str) and name else f"stages[{index}]"
     kind = item.get("kind")
     if not isinstance(kind, str) or kind not in known:
         message = "is required (which kind of stage this is)" if kind is None else unknown_kind(str(kind), dict(known))

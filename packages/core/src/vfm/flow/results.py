@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
@@ -12,12 +13,13 @@ from rich.table import Table
 
 from vfm.artifacts import FACTS_FILE, Artifact, Comparison, Metric, Report
 from vfm.flow.listeners import number
-from vfm.flow.run import LINKS
+from vfm.flow.run import LINKS, RUN_FILE
 
 
 def reports(directory: Path) -> dict[str, Report]:
-    """The reports of a run by stage name, in the order of the run's stages."""
-    links = sorted((directory / LINKS).iterdir(), key=lambda link: link.lstat().st_mtime_ns)
+    """The reports of a finished run by stage name, in the order of its stages."""
+    record = json.loads((directory / RUN_FILE).read_text(encoding="utf-8"))
+    links = [directory / LINKS / name for name in record["stages"]]
     found = {link.name: Artifact.load(link) for link in links if (link / FACTS_FILE).is_file()}
     return {name: artifact for name, artifact in found.items() if isinstance(artifact, Report)}
 
@@ -72,29 +74,33 @@ def result_tables(directory: Path) -> Iterator[Table]:
 
 
 def _metrics_table(name: str, report: Report) -> Table:
-    title = f"{name}: {report.task} on {report.dataset}"
-    table = Table(
-        "model",
-        "metric",
-        "value",
-        "95 % interval",
-        "n",
-        "chance",
-        "against the first",
-        title=title,
-        title_justify="left",
-    )
-    tests = {(test.metric, test.model): test for test in report.comparisons}
+    """The main metrics of a report, a column for each model; those of single patterns (`metric/...`) are on the page."""
+    table = Table(title=f"{name}: {report.task} on {report.dataset}", title_justify="left")
+    models = list(dict.fromkeys(metric.model for metric in report.metrics))
+    for column in ("metric", "n", "chance", *models):
+        table.add_column(column, no_wrap=True, justify="right" if column in ("n", "chance") else "left")
+    rows: dict[str, dict[str, Metric]] = defaultdict(dict)
     for metric in report.metrics:
-        chance = number(metric.chance) if metric.chance is not None else ""
-        test = _test(tests.get((metric.name, metric.model)))
-        table.add_row(metric.model, metric.name, number(metric.value), _interval(metric), f"{metric.n:,}", chance, test)
+        if "/" not in metric.name:
+            rows[metric.name][metric.model] = metric
+    tests = {(test.metric, test.model): test for test in report.comparisons}
+    for metric_name, by_model in rows.items():
+        first = next(iter(by_model.values()))
+        cells = [
+            _cell(by_model[model], tests.get((metric_name, model))) if model in by_model else "" for model in models
+        ]
+        table.add_row(metric_name, f"{first.n:,}", "" if first.chance is None else number(first.chance), *cells)
     return table
+
+
+def _cell(metric: Metric, test: Comparison | None) -> str:
+    value = f"[bold]{number(metric.value)}[/] ({_interval(metric)})"
+    return f"{value}\n[dim]{_test(test)}[/]" if test else value
 
 
 def _interval(scored: Metric | SeedSummary) -> str:
     return f"{number(scored.low)} to {number(scored.high)}"
 
 
-def _test(test: Comparison | None) -> str:
-    return f"{test.difference:+.3f}, p = {number(test.p_value)} ({test.test})" if test else ""
+def _test(test: Comparison) -> str:
+    return f"{test.difference:+.3f}, p = {number(test.p_value)}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,16 +48,15 @@ def run(recipe: Recipe, steps: Sequence[Step], store: Store, send: Send, *, fres
         UserError: something does not fit, is missing, or went wrong in a way that the user can mend.
     """
     begun = time.time()
-    directory = prepare_run_directory(recipe, store)
+    directory = prepare_run_directory(recipe, steps, store)
     overview = [{"name": s.stage.name, "kind": s.stage.kind, "id": s.slot.name, "status": s.status} for s in steps]
     send(Event("run_started", None, {"recipe": recipe.name, "directory": str(directory), "stages": overview}))
     if fresh:
         for step in steps:
-            step.slot.discard()
+            step.slot.discard(_wait(step, send))
     preflight(steps)
     for step in steps:
         run_one(step, send)
-        _link(directory, step)
     outcome = Outcome(directory, tuple(steps), time.time() - begun)
     _write_run_file(recipe, outcome, begun)
     return outcome
@@ -83,7 +83,7 @@ def run_one(step: Step, send: Send) -> None:
     name, kind, slot = step.stage.name, step.stage.kind, step.slot
     begun = time.time()
     if step.status != "cached":
-        with slot.lock(lambda message: send(Event("log", name, {"message": message}))) as descriptor:
+        with slot.lock(_wait(step, send)) as descriptor:
             status = step.status  # another run may have finished it while this one waited
             if status != "cached":
                 about = {"kind": kind, "id": slot.name, "status": status, "directory": str(slot.work)}
@@ -92,7 +92,12 @@ def run_one(step: Step, send: Send) -> None:
                 seconds = round(time.time() - begun, 2)
                 send(_finished(step, seconds=seconds, cached=False))
                 return
+    shutil.rmtree(slot.work, ignore_errors=True)  # of a run that was killed between publishing and tidying up
     send(_finished(step, seconds=0.0, cached=True))
+
+
+def _wait(step: Step, send: Send) -> Callable[[str], None]:
+    return lambda message: send(Event("log", step.stage.name, {"message": message}))
 
 
 def _finished(step: Step, **data: Any) -> Event:
@@ -107,18 +112,23 @@ def read_manifest(artifact: Path) -> dict[str, Any]:
     return manifest
 
 
-def prepare_run_directory(recipe: Recipe, store: Store) -> Path:
-    """The folder of a recipe's run, with no links yet."""
+def prepare_run_directory(recipe: Recipe, steps: Sequence[Step], store: Store) -> Path:
+    """The folder of a recipe's run, with a link for each stage; it leads nowhere until the artifact is published.
+
+    The links stand from the start, so that `vfm clean` keeps what an interrupted run has made so far.
+    """
     directory = store.run_directory(recipe.name)
-    shutil.rmtree(directory / LINKS, ignore_errors=True)
-    (directory / LINKS).mkdir(parents=True)
+    links = directory / LINKS
+    links.mkdir(parents=True, exist_ok=True)
+    for step in steps:
+        temporary = directory / f".link-{os.getpid()}"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(Path("../../..") / step.slot.name)
+        temporary.replace(links / step.stage.name)  # at once: another run of the same recipe may do the same
+    for link in links.iterdir():
+        if link.name not in {step.stage.name for step in steps}:
+            link.unlink(missing_ok=True)
     return directory
-
-
-def _link(directory: Path, step: Step) -> None:
-    link = directory / LINKS / step.stage.name
-    link.unlink(missing_ok=True)
-    link.symlink_to(Path("../../..") / step.slot.name)
 
 
 def _write_run_file(recipe: Recipe, outcome: Outcome, begun: float) -> None:

@@ -72,10 +72,17 @@ class Slot:
         self.part.rename(self.artifact)
         shutil.rmtree(self.work, ignore_errors=True)
 
-    def discard(self) -> None:
-        """Removes the artifact and all that is left of its making."""
-        for folder in (self.artifact, self.part, self.work):
-            shutil.rmtree(folder, ignore_errors=True)
+    @property
+    def folders(self) -> list[Path]:
+        """What there is: the artifact, and what is left of its making."""
+        return [folder for folder in (self.artifact, self.part, self.work) if folder.is_dir()]
+
+    def discard(self, on_wait: Callable[[str], None] = lambda message: None) -> None:
+        """Removes the artifact and all that is left of its making, under its lock."""
+        with self.lock(on_wait):
+            for folder in self.folders:
+                shutil.rmtree(folder)
+            self.lock_file.unlink()
 
     @contextmanager
     def lock(self, on_wait: Callable[[str], None]) -> Iterator[int]:
@@ -84,22 +91,35 @@ class Slot:
         The lock is the kernel's (flock): it falls with the process that holds it, so a dead holder's is free at once.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = self._acquire(on_wait)
         try:
-            told = ""
-            while not _try_lock(descriptor):
-                holder = _holder(descriptor)
-                if holder != told:
-                    on_wait(f"waiting for {self.name}: {holder}")
-                    told = holder
-                time.sleep(0.2)
             if left := os.pread(descriptor, 400, 0).decode(errors="replace"):
                 on_wait(f"taking over {self.name}, which was {left} and is gone")
             _write_holder(descriptor)
             yield descriptor
-            os.ftruncate(descriptor, 0)
         finally:
+            os.ftruncate(descriptor, 0)
             os.close(descriptor)
+
+    def _acquire(self, on_wait: Callable[[str], None]) -> int:
+        told = ""
+        while True:
+            descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o644)
+            if _try_lock(descriptor) and self._is_lock_file(descriptor):
+                return descriptor
+            holder = _holder(descriptor)
+            os.close(descriptor)
+            if holder != told:
+                on_wait(f"waiting for {self.name}: {holder}")
+                told = holder
+            time.sleep(0.2)
+
+    def _is_lock_file(self, descriptor: int) -> bool:
+        """Whether the locked file is still the one that others would lock; `discard` removes it."""
+        try:
+            return os.path.samestat(os.fstat(descriptor), self.lock_file.stat())
+        except FileNotFoundError:
+            return False
 
 
 def _try_lock(descriptor: int) -> bool:

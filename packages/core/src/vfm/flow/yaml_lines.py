@@ -12,17 +12,24 @@ from vfm.config import UserError
 
 KeyPath = tuple[str | int, ...]
 MAX_DEPTH = 32
+MAX_VALUES = 100_000  # a few lines of aliases can stand for billions
+TEXT_TAG = "tag:yaml.org,2002:str"
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads `1e-4` as a number and refuses a key that stands twice."""
+    """SafeLoader that reads `1e-4` as a number, takes every key as text, and refuses one that stands twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
             seen.add(key.value)
+        self.flatten_mapping(node)
+        for key, _ in node.value:
+            key.tag = TEXT_TAG
         return super().construct_mapping(node, deep)
 
 
@@ -57,8 +64,10 @@ def parse(text: str, where: str) -> tuple[Any, dict[KeyPath, int]]:
         raise UserError(f"{where}:{line}: not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError(f"{where}: nested too deeply") from None
     lines: dict[KeyPath, int] = {}
-    _collect(node, (), lines)
+    _collect(node, (), lines, where)
     return value, lines
 
 
@@ -73,16 +82,18 @@ def parse_value(text: str, where: str) -> Any:
         return text
 
 
-def _collect(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int]) -> None:
+def _collect(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int], where: str) -> None:
     if node is None:
         return
     if len(path) > MAX_DEPTH:
-        raise UserError(f"line {node.start_mark.line + 1}: nested too deeply; an alias may contain itself")
+        raise UserError(f"{where}:{node.start_mark.line + 1}: nested too deeply; an alias may contain itself")
+    if len(lines) > MAX_VALUES:
+        raise UserError(f"{where}:{node.start_mark.line + 1}: more than {MAX_VALUES} values; aliases may multiply them")
     lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             lines[(*path, key.value)] = key.start_mark.line + 1
-            _collect(value, (*path, key.value), lines)
+            _collect(value, (*path, key.value), lines, where)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            _collect(item, (*path, index), lines)
+            _collect(item, (*path, index), lines, where)

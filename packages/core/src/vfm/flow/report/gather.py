@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from vfm.config import UserError
 from vfm.events import Event
 from vfm.flow.report.page import write_report
 from vfm.flow.report.summary import RunSummary, StageEntry
@@ -25,7 +26,7 @@ def report_of_run(directory: Path) -> Path:
     """Draws the report of a finished run into its folder and returns the page's path.
 
     Raises:
-        UserError: the run has artifacts of packages that are not installed, or jinja2 or matplotlib is missing.
+        UserError: an artifact is missing or of a package that is not installed, or jinja2 or matplotlib is missing.
     """
     page = directory / REPORT_FILE
     write_report(summary_of_run(directory), page)
@@ -37,6 +38,8 @@ def summary_of_run(directory: Path) -> RunSummary:
     record = json.loads((directory / RUN_FILE).read_text(encoding="utf-8"))
     story = Story.read(directory / EVENTS_FILE)
     folders = {name: (directory / LINKS / name).resolve() for name in record["stages"]}
+    if missing := [name for name, folder in folders.items() if not folder.is_dir()]:
+        raise UserError(f"{directory}: no artifact of {', '.join(missing)}; run {record['recipe']} to its end first")
     manifests = {name: read_manifest(folder) for name, folder in folders.items()}
     names = {manifest["identity"]: name for name, manifest in manifests.items()}
     stages = []
