@@ -51,6 +51,10 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             errors.print("\nstopped; the same command goes on where this one stopped")
             raise typer.Exit(130) from None
+        except SystemExit as stop:
+            if str(stop) != str(stop.code):  # a training that was told to stop says where it goes on
+                errors.print(escape(str(stop)), highlight=False, soft_wrap=True)
+            raise
         except BrokenPipeError:
             raise  # the reader of our output has left (`vfm schema | head`): typer ends quietly
         except (UserError, OSError) as error:
@@ -149,7 +153,7 @@ def _prepare(recipe: Recipe, steps: list[Step], name: str, send: Callable[[Event
     if index is None:
         raise UserError(f"--prepare {name}: no stage has this name; stages: {', '.join(s.stage.name for s in steps)}")
     if steps[index].status == "cached":
-        raise UserError(f"--prepare {name}: {steps[index].slot.name} is there already; --fresh is for making it again")
+        raise UserError(f"--prepare {name}: {steps[index].slot.name} is there already, nothing is left to prepare")
     runner.run(recipe, steps[:index], store, send)
     work = launch.write_step(steps[index])
     console.print(f"prepared; on every node: torchrun ... -m vfm step {work}", highlight=False, soft_wrap=True)

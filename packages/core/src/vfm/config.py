@@ -32,6 +32,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(known)}" if 0 < len(known) <= 30 else ""
 
 
+KEY_ERRORS = {"extra_forbidden", "missing"}  # where the location ends in a key as the user wrote it
+
+
 def error_lines(error: ValidationError, model: type[BaseModel]) -> list[tuple[tuple[str | int, ...], str]]:
     """Pydantic's errors as (location, one line), without the noise of unions.
 
@@ -40,7 +43,10 @@ def error_lines(error: ValidationError, model: type[BaseModel]) -> list[tuple[tu
     """
     lines: dict[tuple[str | int, ...], str] = {}
     for details in error.errors(include_url=False):
-        location = tuple(part for part in details["loc"] if not _is_branch(part))
+        whole = details["loc"]
+        num_keys = 1 if details["type"] in KEY_ERRORS else 0
+        above, last = whole[: len(whole) - num_keys], whole[len(whole) - num_keys :]
+        location = (*(part for part in above if not _is_branch(part)), *last)
         lines[location] = _sentence(details, location, model)
     return list(lines.items())
 
@@ -67,8 +73,8 @@ def _sentence(details: ErrorDetails, location: tuple[str | int, ...], model: typ
         return f"{given!r} is not allowed; choose from {allowed.replace(' or ', ', ')}"
     if kind == "value_error":
         return str(context["error"])
-    message = details["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-    return f"{_short(given)} is wrong: should be {message}"
+    message = details["msg"].removeprefix("Input ").replace("should be a valid ", "should be ")
+    return f"{_short(given)} is wrong: {message[0].lower()}{message[1:]}"
 
 
 def _short(value: object) -> str:

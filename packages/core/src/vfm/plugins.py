@@ -52,8 +52,15 @@ def stage_types(manager: pluggy.PluginManager) -> dict[str, type[Stage]]:
     """
     found: dict[str, tuple[str, type[Stage]]] = {}
     for implementation in manager.hook.vfm_stages.get_hookimpls():
-        for stage in cast("Iterable[type[Stage]]", implementation.function()):
-            kind, plugin = stage.kind_name(), implementation.plugin_name
+        plugin = implementation.plugin_name
+        try:
+            kinds = [(stage.kind_name(), stage) for stage in cast("Iterable[type[Stage]]", implementation.function())]
+        except Exception as error:
+            raise UserError(
+                f"plugin {plugin!r}: vfm_stages must give stage types, each with its kind as a Literal:"
+                f" {type(error).__name__}: {error}"
+            ) from error
+        for kind, stage in kinds:
             if kind in found and found[kind][1] is not stage:
                 raise UserError(f"stage kind {kind!r} comes from two plugins: {found[kind][0]} and {plugin}")
             found[kind] = (plugin, stage)
