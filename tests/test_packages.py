@@ -14,7 +14,8 @@ SHOW_PREFIX = "import sys; print(sys.prefix)"
 
 
 def uv(*arguments: str, package: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV" and not key.startswith("PYTEST")}
+    inherited = {"VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE"}
+    environment = {k: v for k, v in os.environ.items() if k not in inherited and not k.startswith("PYTEST")}
     command = ["uv", "run", "--isolated", "--package", package, *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
 
