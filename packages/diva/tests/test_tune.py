@@ -1,0 +1,207 @@
+"""Diffusion feedback: the vision tower moves and nothing else does, the same however the batch is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from diva_toy import batch_of, context, cut, make_clip, make_prior, make_stable_diffusion, same, tune_plan, weights
+from vfm.artifacts import ClipCheckpoint, GeneratorCheckpoint, Pool
+from vfm.data.loader import Batch
+from vfm.data.transforms import ImageTransform
+from vfm.models.clip import load_clip
+from vfm.train import fit
+from vfm_diva.anchor import CosineAnchor, SimilarityAnchor, make_anchor
+from vfm_diva.generator import load_generator
+from vfm_diva.samples import MakeNoisy, MakeViews
+from vfm_diva.tune_task import TuneTask
+
+
+def make_task(clip: ClipCheckpoint, generator: GeneratorCheckpoint, anchor: str = "none", **changes: Any) -> TuneTask:
+    model = load_clip(clip)
+    return TuneTask(model, load_generator(generator), make_anchor(anchor, model, prompts=["red", "blue"]), **changes)
+
+
+def batch_for(task: TuneTask, pool: Pool, num_times: int = 2, size: int = 16) -> Batch:
+    shape = task.generator.noise_shape_at(task.image_size)
+    noisy = MakeNoisy(ImageTransform(task.image_size, "crop", scale=(0.8, 1.0)), shape, num_times)
+    return batch_of(pool, MakeViews(noisy, task.clip.preprocess), size)
+
+
+class Fixed:
+    """The same batch in every step."""
+
+    def __init__(self, batch: Batch, stop: int | None = None) -> None:
+        self.batch, self.stop = batch, stop
+
+    def steps(self, start_step: int, num_steps: int, *, micro_batch_size: int, **how: int) -> Iterator[list[Batch]]:
+        for step in range(start_step, num_steps):
+            if step == self.stop:
+                raise KeyboardInterrupt
+            yield list(cut(self.batch, micro_batch_size))
+
+
+def train(task: TuneTask, batch: Batch, folder: Path, *, stop: int | None = None, **changes: Any) -> None:
+    plan = tune_plan(**changes)
+    fit(task, Fixed(batch, stop), plan, context(plan, folder), plan.runtime)
+
+
+def gradients(task: TuneTask, micro_batches: list[Batch]) -> dict[str, Tensor]:
+    task.zero_grad()
+    metrics = task.accumulate(task, micro_batches, torch.autograd.backward, torch.manual_seed)
+    named = {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
+    return named | {"loss": metrics["loss"]}
+
+
+@pytest.mark.parametrize("num_times", [1, 2, 4])
+@pytest.mark.parametrize("anchor", ["none", "cosine", "similarity"])
+def test_micro_batches_have_the_gradient_of_the_whole_batch(
+    num_times: int, anchor: str, clip: ClipCheckpoint, prior: GeneratorCheckpoint, pool: Pool
+) -> None:
+    task = make_task(clip, prior, anchor)
+    with torch.no_grad():  # away from the start, where the anchors have no gradient
+        for parameter in task.visual.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    batch = batch_for(task, pool, num_times)
+    whole, parts = gradients(task, [batch]), gradients(task, list(cut(batch, 4)))
+    torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-4)
+    assert max(value.abs().max() for value in whole.values()) > 1e-4
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_the_vision_tower_moves_and_nothing_else(
+    optimizer: str, clip: ClipCheckpoint, prior: GeneratorCheckpoint, pool: Pool, tmp_path: Path
+) -> None:
+    task = make_task(clip, prior, "cosine")
+    module, generator = task.clip.module, task.generator
+    held = (generator.denoiser, generator.condition_map, task.old_visual.module)
+    before, frozen = weights(module), [weights(part) for part in held]
+    train(task, batch_for(task, pool), tmp_path, optimizer=optimizer, micro_batch_size=4)
+    after = weights(module)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if name.startswith("visual.")}
+    assert all(same(old, weights(part)) for old, part in zip(frozen, held, strict=True))
+    assert not any(p.grad is not None for part in held for p in part.parameters())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_learning_rate_0_gives_the_source_model_back_bit_for_bit(
+    optimizer: str, clip: ClipCheckpoint, prior: GeneratorCheckpoint, pool: Pool, tmp_path: Path
+) -> None:
+    task = make_task(clip, prior, "similarity")
+    train(task, batch_for(task, pool), tmp_path, lr=0.0, optimizer=optimizer, weight_decay=0.1)
+    made = task.export(tmp_path / "made")
+    assert same(weights(load_clip(clip).module), weights(load_clip(made).module))
+    files = [folder.path / "open_clip_model.safetensors" for folder in (clip, made)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_feedback_lowers_what_it_is_trained_on(
+    clip: ClipCheckpoint, prior: GeneratorCheckpoint, pool: Pool, tmp_path: Path
+) -> None:
+    task = make_task(clip, prior)
+    batch = batch_for(task, pool)
+    before = task(batch)[0].item()
+    train(task, batch, tmp_path, steps=20)
+    assert task(batch)[0].item() < before
+
+
+def test_a_tower_cut_in_training_ends_as_the_unbroken_one(
+    clip: ClipCheckpoint, stable_diffusion: GeneratorCheckpoint, pool: Pool, tmp_path: Path
+) -> None:
+    def go(folder: Path, stop: int | None = None) -> dict[str, Tensor]:
+        task = make_task(clip, stable_diffusion, "cosine", linear_adapter=True)
+        train(task, batch_for(task, pool), folder, stop=stop, steps=5, checkpoint={"every_steps": 2})
+        return weights(task)
+
+    unbroken = go(tmp_path / "unbroken")
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "cut", stop=3)
+    assert same(unbroken, go(tmp_path / "cut"))
+    assert {"adapter.linear.weight", "visual.proj"} <= unbroken.keys()
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("with_patches", [False, True])
+def test_a_generator_like_stable_diffusion_teaches_through_an_adapter(
+    prediction: str, with_patches: bool, clip: ClipCheckpoint, pool: Pool, tmp_path: Path
+) -> None:
+    generator = make_stable_diffusion(tmp_path, prediction=prediction)
+    task = make_task(clip, generator, linear_adapter=True, with_patches=with_patches)
+    assert task.image_size == 16  # 8 x 8 latents of a VAE that halves once
+    assert task.adapter is not None
+    batch = batch_for(task, pool)
+    tokens = task.context(task.tokens(task.clip.pixels(batch["images"])))
+    assert tokens.shape == (16, 1 + 4 * with_patches, 24)
+    held = (task.generator.denoiser, task.generator.space)
+    before, frozen = weights(task), [weights(part) for part in held]
+    train(task, batch, tmp_path, steps=10)
+    after = weights(task)
+    assert all(
+        not torch.equal(before[f"adapter.linear.{name}"], after[f"adapter.linear.{name}"])
+        for name in ("weight", "bias")
+    )
+    assert not torch.equal(before["visual.conv1.weight"], after["visual.conv1.weight"])
+    assert all(same(old, weights(part)) for old, part in zip(frozen, held, strict=True))
+
+
+def test_the_image_is_encoded_once_for_all_its_times(
+    clip: ClipCheckpoint, prior: GeneratorCheckpoint, pool: Pool
+) -> None:
+    task = make_task(clip, prior)
+    passes: dict[str, list[int]] = {"visual": [], "unet": []}
+    task.visual.register_forward_hook(lambda module, inputs, output: passes["visual"].append(len(inputs[0])))
+    task.generator.denoiser.unet.register_forward_hook(
+        lambda module, inputs, output: passes["unet"].append(len(inputs[0]))
+    )
+    task(batch_for(task, pool, num_times=4))
+    assert passes == {"visual": [16], "unet": [64]}
+
+
+def test_only_a_condition_that_is_attended_to_gives_a_gradient(
+    clip: ClipCheckpoint, prior: GeneratorCheckpoint, pool: Pool
+) -> None:
+    task = make_task(clip, prior)
+    batch = batch_for(task, pool)
+    assert gradients(task, [batch])["visual.proj"].abs().max() > 0
+    for name, module in task.generator.denoiser.unet.named_modules():
+        if name.endswith("attn2"):
+            torch.nn.init.zeros_(module.to_out[0].weight)
+    assert gradients(task, [batch])["visual.proj"].abs().max() == 0
+
+
+def test_anchors_cost_nothing_at_the_start_and_hold_what_they_are_for() -> None:
+    old = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0, 1.0]]), dim=-1)
+    aside = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0, -1.0]]), dim=-1)  # the same seen along x
+    cosine, along_x = CosineAnchor(0.5), SimilarityAnchor(2.0, torch.tensor([[1.0, 0.0, 0.0]]))
+    assert cosine(old, old).abs() < 1e-6
+    assert along_x(old, old) == 0
+    assert cosine(aside, old) == pytest.approx(0.5)
+    assert along_x(aside, old) == pytest.approx(0)
+    assert along_x(-old, old) == pytest.approx(2 * 2)
+
+
+def test_what_does_not_fit_is_refused_in_one_line(
+    clip: ClipCheckpoint, prior: GeneratorCheckpoint, stable_diffusion: GeneratorCheckpoint, tmp_path: Path
+) -> None:
+    def refusal(clip: ClipCheckpoint, generator: GeneratorCheckpoint, **changes: Any) -> str:
+        with pytest.raises(ValueError) as caught:
+            make_task(clip, generator, **changes)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "width 24, the embeddings of custom 32): set adapter: linear" in refusal(clip, stable_diffusion)
+    assert "image_size 18 is not a multiple of 4" in refusal(clip, stable_diffusion, image_size=18, linear_adapter=True)
+    resnet = {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32, "patch_size": None}
+    patchless = make_clip(tmp_path / "resnet", **resnet)
+    words = refusal(patchless, stable_diffusion, linear_adapter=True, with_patches=True)
+    assert "no patch tokens" in words
+    assert "cosine of one text" in refusal(make_clip(tmp_path / "other", seed=1), prior)
+    wide = make_clip(tmp_path / "wide")
+    narrow = make_prior(tmp_path / "narrow", wide).path / "condition"
+    assert narrow.is_dir()
