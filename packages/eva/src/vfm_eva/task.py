@@ -171,7 +171,8 @@ def student_grid(student: nn.Module, num_masked: int | None = None) -> tuple[int
     """Rows and columns of a student's patches, once it is known that they can be masked.
 
     Raises:
-        UserError: it is no vision transformer, its patches overlap, are dropped or do not fill its images, or `num_masked` leaves nothing.
+        UserError: it is no vision transformer, its patches overlap, are dropped or do not fill the image, or the mask
+            leaves nothing.
     """
     rows, columns = grid_size(student)
     name, embed = type(student).__name__, student.patch_embed

@@ -1,0 +1,44 @@
+"""The sheet of pictures shows what was masked and how each patch was guessed."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+
+from eva_toy import run
+from vfm.panels import ImagesPanel, load_panels
+from vfm_eva.pictures import GAP, GREY, SIDE, triptych
+
+
+def test_a_triptych_has_picture_mask_and_heat_in_their_places():
+    image = torch.arange(3 * 32 * 32, dtype=torch.int64).remainder(251).to(torch.uint8).view(3, 32, 32)
+    bool_mask = torch.zeros(16, dtype=torch.bool)
+    bool_mask[1] = True  # first row, second column
+    heat = torch.zeros(16)
+    heat[4] = 1.0  # second row, first column
+    drawn = triptych(image, bool_mask, heat, (4, 4))
+    assert drawn.shape == (SIDE, 3 * SIDE + 2 * GAP, 3)
+    left, middle, right = (drawn[:, start : start + SIDE] for start in (0, SIDE + GAP, 2 * (SIDE + GAP)))
+    assert np.array_equal(left[::3, ::3], image.permute(1, 2, 0).numpy())
+    assert (middle[:24, 24:48] == GREY).all()
+    seen = np.ones((SIDE, SIDE), bool)
+    seen[:24, 24:48] = False
+    assert np.array_equal(middle[seen], left[seen])
+    bright = right.sum(axis=2) > 500
+    assert bright[24:48, :24].all()
+    assert bright.sum() == 24 * 24
+    assert (drawn[:, SIDE : SIDE + GAP] == 255).all()
+
+
+def test_a_run_leaves_a_sheet_of_which_three_fit_in_a_row(tmp_path, pool, teacher):
+    made = run(tmp_path, {"steps": 2}, pool=pool, teacher=teacher)
+    (sheet,) = (panel for panel in load_panels(made.path) if isinstance(panel, ImagesPanel))
+    assert 3 * sheet.width + 2 * 16 <= 944
+    assert len(sheet.pictures) == 9
+    for picture in sheet.pictures:
+        with Image.open(made.path / picture.file) as drawn:
+            assert drawn.size == (3 * SIDE + 2 * GAP, SIDE)
+        cosine = float(picture.caption.split()[1])
+        assert -1 <= cosine <= 1
+        assert len(picture.caption) <= 25
