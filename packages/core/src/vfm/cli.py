@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,42 +102,50 @@ def run(
 
     manager, loaded, steps = _plan(recipe, store, set)
     directory = Store(store).run_directory(loaded.name)
-    listener = ConsoleListener(console, quiet=quiet)
-    manager.register(listener, "console")
-    manager.register(JsonLinesListener(directory / runner.EVENTS_FILE), "json lines")
-    if tensorboard:
-        manager.register(TensorBoardListener(directory / "tensorboard"), "tensorboard")
-    send = _sender(manager)
-    try:
-        if prepare:
-            _prepare(loaded, steps, prepare, send, Store(store))
-            return
-        outcome = runner.run(loaded, steps, Store(store), send, fresh=fresh)
-    except BaseException as error:
-        send(Event("run_failed", None, {"message": str(error) or type(error).__name__}))
-        raise
-    finally:
-        listener.close()
-    try:
-        page = str(report.report_of_run(outcome.directory))
-    except UserError as error:  # the results are there: a page that cannot be drawn does not make the run fail
-        page = f"not drawn ({error})"
-    send(Event("run_finished", None, {"seconds": round(outcome.seconds, 2), "report": page}))
+    with ExitStack() as opened:
+        send = _sender(manager, _listeners(directory, opened, quiet=quiet, tensorboard=tensorboard))
+        try:
+            if prepare:
+                _prepare(loaded, steps, prepare, send, Store(store))
+                return
+            outcome = runner.run(loaded, steps, Store(store), send, fresh=fresh)
+        except BaseException as error:
+            with suppress(OSError):  # on a full disk, what went wrong is worth more than that it cannot be noted
+                send(Event("run_failed", None, {"message": str(error) or type(error).__name__}))
+            raise
+        try:
+            page = str(report.report_of_run(outcome.directory))
+        except UserError as error:  # the results are there: a page that cannot be drawn does not make the run fail
+            page = f"not drawn ({error})"
+        send(Event("run_finished", None, {"seconds": round(outcome.seconds, 2), "report": page}))
     if not quiet:
         _show_results(outcome.directory)
         console.print(f"{outcome.seconds:.0f} s   report: {page}", highlight=False, soft_wrap=True)
 
 
-def _sender(manager: pluggy.PluginManager) -> Callable[[Event], None]:
-    """Tells all listeners. Ours may stop a run (a full disk); a plugin's that fails is told so and heard no more."""
-    own = {"console", "json lines", "tensorboard", "listener"}
+def _listeners(directory: Path, opened: ExitStack, *, quiet: bool, tensorboard: bool) -> list[Any]:
+    """The listeners of a run, closed with `opened`."""
+    from vfm.flow.run import EVENTS_FILE
+
+    listeners: list[Any] = [ConsoleListener(console, quiet=quiet), JsonLinesListener(directory / EVENTS_FILE)]
+    if tensorboard:
+        listeners.append(TensorBoardListener(directory / "tensorboard"))
+    for listener in listeners:
+        opened.callback(listener.close)
+    return listeners
+
+
+def _sender(manager: pluggy.PluginManager, own: list[Any]) -> Callable[[Event], None]:
+    """Tells all listeners. Ours may stop a run (a full disk); one of a plugin that fails is heard no more."""
+    for listener in own:
+        manager.register(listener)
 
     def send(event: Event) -> None:
         for hook in list(manager.hook.vfm_event.get_hookimpls()):
             try:
                 hook.function(*(event for _ in hook.argnames))
             except Exception as error:
-                if hook.plugin_name in own:
+                if hook.plugin in own:
                     raise
                 manager.unregister(name=hook.plugin_name)
                 failure = f"its listener failed and is heard no more: {type(error).__name__}: {error}"
@@ -154,7 +163,7 @@ def _prepare(recipe: Recipe, steps: list[Step], name: str, send: Callable[[Event
         raise UserError(f"--prepare {name}: no stage has this name; stages: {', '.join(s.stage.name for s in steps)}")
     if steps[index].status == "cached":
         raise UserError(f"--prepare {name}: {steps[index].slot.name} is there already, nothing is left to prepare")
-    runner.run(recipe, steps[:index], store, send)
+    runner.run(recipe, steps, store, send, before=steps[index])
     work = launch.write_step(steps[index])
     console.print(f"prepared; on every node: torchrun ... -m vfm step {work}", highlight=False, soft_wrap=True)
 
@@ -193,8 +202,7 @@ def step(
     from vfm.flow.launch import StepFile, run_step
 
     manager = load_plugins()
-    manager.register(PipeListener() if events == "json" else ConsoleListener(console), "listener")
-    send = _sender(manager)
+    send = _sender(manager, [PipeListener() if events == "json" else ConsoleListener(console)])
     loaded = StepFile.load(directory, stage_types(manager))
     begun = time.time()
     try:

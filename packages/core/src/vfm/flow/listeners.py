@@ -131,12 +131,18 @@ class JsonLinesListener:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.stream = path.open("a", encoding="utf-8", buffering=1)
+        self.stream = path.open(
+            "ab", buffering=0
+        )  # whole lines: several runs may append, and a full disk keeps none back
 
     @hookimpl
     def vfm_event(self, event: Event) -> None:
         """Writes the line."""
-        self.stream.write(event.to_json() + "\n")
+        self.stream.write(f"{event.to_json()}\n".encode())
+
+    def close(self) -> None:
+        """Closes the file."""
+        self.stream.close()
 
 
 class PipeListener:
@@ -172,3 +178,8 @@ class TensorBoardListener:
         for name, value in event.data["values"].items():
             writer.add_scalar(name, value, event.data["step"])
         writer.flush()
+
+    def close(self) -> None:
+        """Closes the files."""
+        for writer in self.writers.values():
+            writer.close()

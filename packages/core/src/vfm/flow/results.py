@@ -74,7 +74,7 @@ def result_tables(directory: Path) -> Iterator[Table]:
 
 
 def _metrics_table(name: str, report: Report) -> Table:
-    """The main metrics of a report, a column for each model; those of single patterns (`m/...`) are on the page."""
+    """The main metrics of a report, a column a model; those of single patterns (`m/...`) are on the page."""
     table = Table(title=f"{name}: {report.task} on {report.dataset}", title_justify="left")
     models = list(dict.fromkeys(metric.model for metric in report.metrics))
     for column in ("metric", "n", "chance", *models):

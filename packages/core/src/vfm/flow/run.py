@@ -34,7 +34,9 @@ class Outcome:
     seconds: float
 
 
-def run(recipe: Recipe, steps: Sequence[Step], store: Store, send: Send, *, fresh: bool = False) -> Outcome:
+def run(
+    recipe: Recipe, steps: Sequence[Step], store: Store, send: Send, *, fresh: bool = False, before: Step | None = None
+) -> Outcome:
     """Runs what is missing of a plan.
 
     Args:
@@ -43,6 +45,7 @@ def run(recipe: Recipe, steps: Sequence[Step], store: Store, send: Send, *, fres
         store: where artifacts go.
         send: told every event.
         fresh: make everything again, also what is there.
+        before: stop before this step of the plan.
 
     Raises:
         UserError: something does not fit, is missing, or went wrong in a way that the user can mend.
@@ -56,6 +59,8 @@ def run(recipe: Recipe, steps: Sequence[Step], store: Store, send: Send, *, fres
             step.slot.discard(_wait(step, send))
     preflight(steps)
     for step in steps:
+        if step is before:
+            return Outcome(directory, tuple(steps), time.time() - begun)
         run_one(step, send)
     outcome = Outcome(directory, tuple(steps), time.time() - begun)
     _write_run_file(recipe, outcome, begun)

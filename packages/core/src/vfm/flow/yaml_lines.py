@@ -68,7 +68,14 @@ def parse(text: str, where: str) -> tuple[Any, dict[KeyPath, int]]:
         raise UserError(f"{where}: nested too deeply") from None
     lines: dict[KeyPath, int] = {}
     _collect(node, (), lines, where)
-    return value, lines
+    return _apart(value), lines
+
+
+def _apart(value: Any) -> Any:
+    """A copy in which nothing is shared: a value behind an alias can be changed in one place alone."""
+    if isinstance(value, dict):
+        return {key: _apart(item) for key, item in value.items()}
+    return [_apart(item) for item in value] if isinstance(value, list) else value
 
 
 def parse_value(text: str, where: str) -> Any:

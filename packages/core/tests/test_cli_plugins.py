@@ -1,0 +1,121 @@
+"""Plugins that are broken are named with their package and what is wrong; listeners cannot change a run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from cli_world import Outcome, install, run_alone
+
+STAGE = """\
+from typing import Literal
+import vfm
+class Made(vfm.Artifact):
+    "Nothing much."
+class Make(vfm.Stage):
+    "Makes nothing much."
+    kind: Literal["{kind}"] = "{kind}"
+    def run(self, ctx: vfm.Context) -> Made:
+        return Made.create(ctx.directory)
+@vfm.hookimpl
+def vfm_stages():
+    return [Make]
+"""
+
+
+def with_plugin(tmp_path: Path, *words: str, **sources: str) -> Outcome:
+    """A command, with plugins whose modules have these sources."""
+    site = tmp_path / "site"
+    for name, source in sources.items():
+        install(site, name, f"{name}_module")
+        (site / f"{name}_module.py").write_text(source)
+    return run_alone(*words, cwd=tmp_path, path=site)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("import nowhere_to_be_found\n", "No module named 'nowhere_to_be_found'"),
+        ("def broken(:\n", "SyntaxError"),
+        ("import vfm\n@vfm.hookimpl\ndef vfm_stage():\n    return []\n", "vfm_stage"),
+        ("import vfm\n@vfm.hookimpl\ndef vfm_stages(extra):\n    return []\n", "extra"),
+        ("import vfm\n@vfm.hookimpl\ndef vfm_stages():\n    return [int]\n", "vfm_stages must give stage types"),
+        ("import vfm\n@vfm.hookimpl\ndef vfm_stages():\n    return 1 / 0\n", "ZeroDivisionError"),
+        ("import vfm\n@vfm.hookimpl\ndef vfm_stages():\n    pass\n", "vfm_stages must give stage types"),
+        (STAGE.format(kind="x.y").replace(" -> Made", ""), "must be annotated as returning"),
+        (STAGE.format(kind="x.y").replace("-> Made", "-> int"), "must be annotated as returning"),
+        (STAGE.format(kind="x.y").replace('Literal["x.y"]', "str"), "Literal"),
+    ],
+    ids=[
+        "module that does not import",
+        "syntax error",
+        "mistyped hook",
+        "hook with an unknown argument",
+        "not a stage",
+        "hook that fails",
+        "hook that gives nothing",
+        "stage that does not say what it makes",
+        "stage that makes no artifact",
+        "kind that is no literal",
+    ],
+)
+def test_broken_plugin_is_named_in_one_line(source, said, tmp_path):
+    done = with_plugin(tmp_path, "stages", odd=source)
+    assert done.code == 2
+    (line,) = done.errors
+    assert "'odd'" in line
+    assert said in line
+
+
+def test_kind_that_two_plugins_bring_is_refused_with_both_names(tmp_path):
+    one = STAGE.format(kind="x.y")
+    done = with_plugin(tmp_path, "stages", one=one, two=one.replace("Made", "Other"))
+    assert done.code == 2
+    (line,) = done.errors
+    assert re.fullmatch("error: stage kind 'x.y' comes from two plugins: (one and two|two and one)", line)
+
+
+def test_artifact_type_that_two_plugins_bring_is_refused_with_both_modules(tmp_path):
+    one = STAGE.format(kind="x.y")
+    done = with_plugin(tmp_path, "stages", one=one, two=one.replace("x.y", "x.z"))
+    assert done.code == 2
+    (line,) = done.errors
+    assert "two artifact types are named Made: in " in line
+    assert {"one_module", "two_module"} <= set(line.split())
+
+
+def test_builtin_kind_cannot_be_taken_over(tmp_path):
+    (line,) = with_plugin(tmp_path, "stages", thief=STAGE.format(kind="shapes.pool")).errors
+    assert line == "error: stage kind 'shapes.pool' comes from two plugins: core and thief"
+
+
+LISTENER = """\
+import vfm
+@vfm.hookimpl
+def vfm_event(event):
+    with open("told.txt", "a") as file:
+        file.write(event.type + "\\n")
+    {then}
+"""
+
+
+def run_with_listener(tmp_path: Path, then: str) -> Outcome:
+    (tmp_path / "r.yaml").write_text("stages:\n  - {kind: x.y, name: made}\n")
+    ears = LISTENER.format(then=then)
+    return with_plugin(tmp_path, "run", "r.yaml", stages=STAGE.format(kind="x.y"), ears=ears)
+
+
+def test_listener_of_a_plugin_is_told_everything(tmp_path):
+    assert run_with_listener(tmp_path, "pass").code == 0
+    told = (tmp_path / "told.txt").read_text().split()
+    assert told == ["run_started", "stage_started", "stage_finished", "run_finished"]
+
+
+def test_listener_that_fails_stops_nothing_and_is_heard_no_more(tmp_path):
+    done = run_with_listener(tmp_path, "1 / 0")
+    assert done.code == 0
+    assert "plugin 'ears': its listener failed and is heard no more: ZeroDivisionError" in done.out
+    assert (tmp_path / "told.txt").read_text().split() == ["run_started"]
+    assert (tmp_path / "store/runs/r/artifacts/made/artifact.json").is_file()

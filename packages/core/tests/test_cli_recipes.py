@@ -1,0 +1,138 @@
+"""Whatever stands in a recipe is accepted or refused in words, and the schema tells editors what is accepted."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import toy_plugin
+import vfm
+from cli_world import RECIPE, run_here, toys
+from vfm.flow.recipe import json_schema, parse_recipe
+from vfm.plugins import load_plugins, stage_types
+
+__all__ = ["toys"]
+KNOWN = {stage.kind_name(): stage for stage in toy_plugin.vfm_stages()}
+
+
+def complaint(text: str, *overrides: str) -> str:
+    with pytest.raises(vfm.UserError) as caught:
+        parse_recipe(text, KNOWN, overrides, name="r", where="r.yaml")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "r.yaml:1: a recipe is a mapping with the key 'stages'"),
+        ("stages:\n", "r.yaml:1: stages: None is wrong"),
+        ("stages: []\n", "r.yaml:1: stages: [] is wrong"),
+        ("stages: [3]\n", "r.yaml:1: stages[0]: 3 is wrong: should be dictionary"),
+        ("stages:\n  - {kind: toy.draw, name: a, Count: 3}\n", "r.yaml:2: a.Count: unknown key; did you mean 'count'?"),
+        ("stages:\n  - {kind: toy.draw, name: a, 1: 3}\n", "r.yaml:2: a.1: unknown key"),
+        ("stages:\n  - {kind: toy.draw, name: a, my-key: 3}\n", "r.yaml:2: a.my-key: unknown key"),
+        ("stages:\n  - {kind: toy.draw, name: [a]}\n", "r.yaml:2: stages[0].name: ['a'] is wrong"),
+        ("stages:\n  - {kind: toy.draw, name: a b}\n", "r.yaml:2: a b.name: 'a b' is wrong"),
+        ("stages:\n  - {kind: [toy.draw], name: a}\n", "r.yaml:2: a.kind: unknown stage kind"),
+        ("stages:\n  - {name: a}\n", "r.yaml:2: a.kind: is required"),
+        ("stages:\n  - {[a]: b}\n", "r.yaml:2: not valid YAML: a key must be a word"),
+        ("null: 3\nstages: [{kind: toy.draw, name: a}]\n", "r.yaml:1: null: unknown key"),
+        ("seeds: [1, 1]\nstages: [{kind: toy.draw, name: a}]\n", "r.yaml:1: seeds: [1, 1] names a seed twice"),
+        ("seeds: [-1]\nstages: [{kind: toy.draw, name: a}]\n", "r.yaml:1: seeds[0]: -1 is wrong"),
+        ("[" * 5000, "r.yaml: nested too deeply"),
+        ("a: &a [*a]\nstages: *a\n", "nested too deeply; an alias may contain itself"),
+    ],
+)
+def test_odd_recipe_is_refused_in_one_line(text, said):
+    line = complaint(text)
+    assert said in line
+    assert "\n" not in line
+
+
+def test_aliases_that_multiply_are_refused_in_no_time():
+    bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+    bomb += "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12))
+    assert "aliases may multiply them" in complaint(bomb)
+
+
+def test_merged_defaults_are_overridden_and_keys_are_text():
+    text = "stages:\n  - &base {kind: toy.draw, name: a, count: 2}\n  - {<<: *base, name: b, seed: 4}\n"
+    a, b = parse_recipe(text, KNOWN, name="r", where="r.yaml").stages
+    assert (a.name, b.name, a.count, b.count, b.seed) == ("a", "b", 2, 2, 4)
+
+
+def test_override_behind_an_alias_changes_one_stage_alone():
+    text = RECIPE.replace("[a, b]}", "[a], part: &part {weight: 1}}")
+    text += "  - {kind: toy.add, name: other, inputs: [a], part: *part}\n"
+    stages = parse_recipe(text, KNOWN, ["sum.part.weight=2"], name="r", where="r.yaml").stages
+    assert [stage.part.weight for stage in stages[2:]] == [2, 1]
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates()
+keys = st.sampled_from(["kind", "name", "seed", "inputs", "part", "runtime", "stages", "Big", "x-y", ""]) | scalars
+values = st.recursive(
+    scalars | st.sampled_from(["a", "b", "toy.draw", "toy.add"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def refusal(text: str, overrides: list[str]) -> str:
+    """What is said against a recipe; nothing where it is fine."""
+    try:
+        parse_recipe(text, KNOWN, overrides, name="r", where="r.yaml")
+    except vfm.UserError as error:
+        return str(error)
+    return ""
+
+
+places = st.sampled_from(["top", "stage", "field", "nested"])
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(place=places, key=keys, value=values, override=st.text(max_size=12))
+def test_any_value_in_any_place_is_accepted_or_refused_in_words(place, key, value, override):
+    recipe: dict[Any, Any] = yaml.safe_load(RECIPE)
+    target: Any = {
+        "top": recipe,
+        "stage": recipe["stages"][0],
+        "field": recipe["stages"][2],
+        "nested": recipe["stages"][2].setdefault("part", {}),
+    }[place]
+    target[key] = value
+    for overrides in ([], [f"a.{override}"], [f"{override}=1"], [f"a.count={override}"]):
+        assert re.match(r"r\.yaml:\d+: |--set |$", refusal(yaml.safe_dump(recipe), overrides))
+
+
+def schema_of(kind: str, schema: dict[str, Any]) -> dict[str, Any]:
+    reference = schema["properties"]["stages"]["items"]["discriminator"]["mapping"][kind]
+    found: dict[str, Any] = schema["$defs"][reference.removeprefix("#/$defs/")]
+    return found
+
+
+def test_schema_is_json_and_knows_every_kind_and_field(toys):
+    schema = json.loads(run_here("schema").out)
+    known = stage_types(load_plugins())
+    assert set(schema["properties"]) == {"description", "runtime", "seeds", "stages"}
+    assert (schema["additionalProperties"], schema["required"]) == (False, ["stages"])
+    assert set(schema["properties"]["stages"]["items"]["discriminator"]["mapping"]) == set(known)
+    for kind, stage in known.items():
+        about = schema_of(kind, schema)
+        assert about["additionalProperties"] is False
+        assert set(about["properties"]) == set(stage.model_fields), kind
+        assert about["properties"]["kind"]["const"] == kind
+        required = {name for name, field in stage.model_fields.items() if field.is_required()}
+        assert set(about.get("required", [])) == required
+
+
+def test_every_reference_in_the_schema_leads_somewhere():
+    schema = json_schema(stage_types(load_plugins()))
+    references = set(re.findall(r'"\$ref": "#/\$defs/([^"]+)"', json.dumps(schema)))
+    assert references
+    assert references <= set(schema["$defs"])
