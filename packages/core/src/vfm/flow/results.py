@@ -39,8 +39,6 @@ class SeedSummary:
 
 def over_seeds(found: dict[str, Report]) -> list[SeedSummary]:
     """Metrics of reports of one name (`zero_shot@0`, `zero_shot@1`, ...), summarised."""
-    from vfm.eval.statistics import t_interval
-
     values: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for name, report in found.items():
         if "@" not in name:
@@ -50,6 +48,8 @@ def over_seeds(found: dict[str, Report]) -> list[SeedSummary]:
     summaries = []
     for (report_name, model, metric_name), numbers in values.items():
         if len(numbers) > 1:
+            from vfm.eval.statistics import t_interval  # needs scipy, which a box that only curates does not have
+
             low, high = t_interval(numbers)
             mean = statistics.fmean(numbers)
             summaries.append(SeedSummary(report_name, model, metric_name, tuple(numbers), mean, low, high))
