@@ -120,7 +120,7 @@ def build_generator(
             layers_per_block=layers_per_block,
             cross_attention_dim=condition_width,
             attention_head_dim=8,
-            norm_num_groups=8,
+            norm_num_groups=4,
         )
         condition_map = ConditionMap(embed_dim, num_tokens, condition_width)
     if prediction == "flow":

@@ -25,7 +25,7 @@ from vfm_diva.samples import MakeConditioned
 from vfm_diva.sampling import draw
 from vfm_diva.tune_task import TuneTask
 
-NUM_JUDGED, JUDGE_BATCH_SIZE = 512, 128
+NUM_JUDGED, JUDGE_BATCH_SIZE = 256, 128
 NUM_DRAWN = 8
 SHOWN_SIDE = 96  # pixels that a picture is at least shown at
 GAP = 4  # pixels between pictures side by side

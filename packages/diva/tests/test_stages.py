@@ -1,0 +1,153 @@
+"""The stages as a recipe runs them: what they leave, and what they refuse before anything runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from diva_toy import make_clip, make_prior, prior_plan, run, same, tune_plan, weights
+from vfm.artifacts import Artifact, ClipCheckpoint, GeneratorCheckpoint, Pool
+from vfm.config import UserError
+from vfm.flow.recipe import load_recipe
+from vfm.models.clip import load_clip
+from vfm.panels import ImagesPanel, TablePanel, load_panels
+from vfm.stage import Preflight, Stage
+from vfm_diva import DivaPrior, DivaTune
+from vfm_diva.condition import ConditionMap
+from vfm_diva.generator import load_generator
+
+
+@pytest.mark.parametrize("condition", ["text", "image", "both"])
+def test_a_prior_and_the_feedback_through_it_run_as_stages(
+    condition: str, clip: ClipCheckpoint, pool: Pool, tmp_path: Path
+) -> None:
+    plan = prior_plan(condition=condition, samples_seen=50, steps=None)
+    prior: GeneratorCheckpoint = run(plan, tmp_path / "prior", clip=clip, pool=pool)
+    gap = ConditionMap.load(prior.path / "condition").gap
+    assert (gap.abs().max() > 0) == (condition != "image")
+    tuned: ClipCheckpoint = run(tune_plan(), tmp_path / "tuned", clip=clip, pool=pool, prior=prior)
+    before, after = weights(load_clip(clip).module), weights(load_clip(Artifact.load(tuned.path)).module)
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {
+        name for name in before if name.startswith("visual.")
+    }
+    assert not list(tuned.path.rglob("*unet*"))
+    for artifact, columns in ((prior, 2), (tuned, 3)):
+        panels = load_panels(artifact.path)
+        (table,) = [panel for panel in panels if isinstance(panel, TablePanel)]
+        assert all(isinstance(cell, float) and cell > 0 for row in table.rows for cell in row[1:4])
+        (sheet,) = [panel for panel in panels if isinstance(panel, ImagesPanel)]
+        with Image.open(artifact.path / sheet.pictures[0].file) as picture:
+            assert picture.size == (96 * columns + 4 * (columns - 1), 96)
+
+
+def test_the_same_seed_gives_the_same_prior_and_another_seed_another(
+    clip: ClipCheckpoint, pool: Pool, tmp_path: Path
+) -> None:
+    made = [
+        weights(load_generator(run(prior_plan(seed=seed), tmp_path / str(i), clip=clip, pool=pool)).denoiser)
+        for i, seed in enumerate((0, 0, 1))
+    ]
+    assert same(made[0], made[1])
+    assert not same(made[0], made[2])
+
+
+def test_a_prior_in_latents_brings_its_vae_along(
+    clip: ClipCheckpoint, pool: Pool, stable_diffusion: GeneratorCheckpoint, tmp_path: Path
+) -> None:
+    plan = prior_plan(latents="sd", image_size=16, steps=2)
+    prior: GeneratorCheckpoint = run(plan, tmp_path / "prior", clip=clip, pool=pool, sd=stable_diffusion)
+    generator = load_generator(prior)
+    assert (prior.sample_size, generator.image_size, generator.noise_shape) == (8, 16, (4, 8, 8))
+    assert same(weights(generator.space), weights(load_generator(stable_diffusion).space))
+    run(tune_plan(steps=2), tmp_path / "tuned", clip=clip, pool=pool, prior=prior)
+
+
+def known(**artifacts: Artifact) -> Preflight:
+    return Preflight({}, {name: artifact.path for name, artifact in artifacts.items()})
+
+
+def refusal(stage: Stage, **artifacts: Artifact) -> str:
+    with pytest.raises(UserError) as caught:
+        stage.preflight(known(**artifacts))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_does_not_fit_is_said_before_anything_runs(
+    clip: ClipCheckpoint, prior: GeneratorCheckpoint, stable_diffusion: GeneratorCheckpoint, pool: Pool, tmp_path: Path
+) -> None:
+    tune_plan().preflight(known())
+    tune_plan().preflight(known(clip=clip, prior=prior))
+    prior_plan().preflight(known(clip=clip, pool=pool))
+    assert "set adapter: linear" in refusal(tune_plan(), clip=clip, prior=stable_diffusion)
+    resnet = make_clip(tmp_path / "resnet", layers=[1, 1, 1, 1], width=8, image_size=32, patch_size=None)
+    patches = tune_plan(condition="embedding_and_patches", adapter="linear")
+    assert "no patch tokens" in refusal(patches, clip=resnet, prior=stable_diffusion)
+    assert "language 'de' is not in 'pool'; it has en" in refusal(prior_plan(language="de"), pool=pool)
+    latents = prior_plan(latents="sd", image_size=18)
+    assert "image_size 18 is not a multiple of 4" in refusal(latents, clip=clip, sd=stable_diffusion)
+    assert "no VAE here" in refusal(prior_plan(latents="sd"), clip=clip, sd=prior)
+
+
+def edited(prior: GeneratorCheckpoint, part: str, **changes: Any) -> None:
+    file = prior.path / part / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def test_generators_of_another_build_are_refused(clip: ClipCheckpoint, tmp_path: Path) -> None:
+    second = make_prior(tmp_path / "second", clip)
+    edited(second, "unet", class_embed_type="identity")
+    assert "wants a second condition (class_embed_type)" in refusal(tune_plan(), clip=clip, prior=second)
+    inpainting = make_prior(tmp_path / "inpainting", clip)
+    (inpainting.path / "vae").mkdir()
+    edited_vae = inpainting.path / "vae" / "config.json"
+    edited_vae.write_text(json.dumps({"_class_name": "AutoencoderTiny"}))
+    assert "the VAE is of kind AutoencoderTiny" in refusal(tune_plan(), clip=clip, prior=inpainting)
+    transformer = make_prior(tmp_path / "transformer", clip)
+    (transformer.path / "unet").rename(transformer.path / "transformer")
+    assert "its denoiser is a transformer" in refusal(tune_plan(), clip=clip, prior=transformer)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"block_out_channels": (8, 12)}, "multiples of 8; 12 is not"),
+        ({"attention_levels": 3}, "attention_levels 3 is more than the 2 levels"),
+        ({"image_size": 9}, "image_size 9 cannot be halved 1 times"),
+    ],
+)
+def test_a_unet_that_cannot_be_built_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        prior_plan(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"anchor": "similarity"}, "go together"),
+        ({"anchor_prompts": ["a circle"]}, "go together"),
+        ({"condition": "embedding_and_patches"}, "needs adapter: linear"),
+    ],
+)
+def test_settings_that_contradict_one_another_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        tune_plan(**changes)
+
+
+def test_the_kinds_are_known_to_recipes(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        "stages:\n"
+        "  - {kind: models.clip, name: clip, source: ViT-B-32, pretrained: openai}\n"
+        "  - {kind: shapes.pool, name: pool}\n"
+        "  - {kind: diva.prior, name: prior, clip: clip, data: pool, steps: 10}\n"
+        "  - {kind: diva.tune, name: diva, clip: clip, generator: prior, data: pool, steps: 10}\n"
+    )
+    from vfm.plugins import load_plugins, stage_types
+
+    recipe = load_recipe(str(tmp_path / "recipe.yaml"), stage_types(load_plugins()))
+    assert [type(stage) for stage in recipe.stages[2:]] == [DivaPrior, DivaTune]
