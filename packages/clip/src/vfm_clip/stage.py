@@ -48,6 +48,10 @@ class ClipTrain(ClipTraining):
     )
     crop_ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="narrowest and widest aspect of a random crop")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with momentum")
+    lr: float = Field(5e-4, ge=0, description="at its peak")
+    warmup_steps: int = Field(
+        100, ge=0, description="steps over which lr rises; without any, features may collapse at once (loss at ln N)"
+    )
     weight_decay: float = Field(
         0.2, ge=0, description="for matrices; gains, biases, positions and class tokens have none"
     )
@@ -120,12 +124,13 @@ class ClipTrain(ClipTraining):
 
         from vfm.models.clip import build_clip, load_clip
         from vfm.models.hand_over import hand_over
-        from vfm_clip.locking import lock_towers, new_weights
+        from vfm_clip.towers import lock_towers, new_weights, start_projection
 
         if self.init:
             clip = load_clip(ctx.load(self.init))
         else:
             clip = build_clip(self.model, image_size=self.image_size, seed=self.seed)
+            start_projection(clip, self.seed)
         parts: Any = clip.module
         if self.logit_scale_init:
             parts.logit_scale.data.fill_(math.log(self.logit_scale_init))

@@ -33,7 +33,7 @@ class FeatureGradients:
 class ClipTask(Task):
     """CLIP's symmetric InfoNCE over the batch of all processes.
 
-    What is trained is what takes a gradient when the task is made (`vfm_clip.locking.lock_towers`).
+    What is trained is what takes a gradient when the task is made (`vfm_clip.towers.lock_towers`).
 
     Args:
         clip: the model; its `logit_scale` parameter is the logarithm of the temperature's inverse.

@@ -1,0 +1,189 @@
+"""Tiny models, made pairs and trainings for the tests; as a script it is one of several processes of a training."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vfm import Artifact, ClipCheckpoint, Context, Event, Pool, Runtime
+from vfm.data import DatasetSpec, Shard, write_index, write_tar
+from vfm.models import ClipModel, build_clip
+from vfm.train import Batch, distributed, fit, seed_everything
+from vfm_clip import ClipTrain
+from vfm_clip.task import ClipTask
+from vfm_clip.towers import start_projection
+
+SIDE = 16
+TEXT = {"context_length": 8, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+VIT: dict[str, Any] = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": SIDE, "layers": 2, "width": 32, "head_width": 16, "patch_size": 4},
+    "text_cfg": TEXT,
+}
+EVA: dict[str, Any] = {
+    "embed_dim": 24,
+    "vision_cfg": {
+        "image_size": 32,
+        "timm_model_name": "eva02_pico_patch8_32",
+        "timm_pool": "token",
+        "timm_proj": None,
+    },
+    "text_cfg": TEXT,
+    "custom_text": True,
+}
+COLOURS = ["red", "lime", "blue", "yellow", "cyan", "magenta", "black", "white"]
+
+
+def noisy(config: dict[str, Any]) -> dict[str, Any]:
+    """The model with patch dropout, and drop path where its vision tower has one."""
+    noise = {"patch_dropout": 0.5, **({"timm_drop_path": 0.4} if "timm_model_name" in config["vision_cfg"] else {})}
+    return {**config, "vision_cfg": {**config["vision_cfg"], **noise}}
+
+
+@dataclass
+class Random:
+    """Random pictures and tokens; sample i of step s is a function of (s, i). Of which processes take even parts."""
+
+    config: dict[str, Any]
+    size: int
+
+    def steps(
+        self, start_step: int, num_steps: int, *, rank: int = 0, world_size: int = 1, micro_batch_size: int
+    ) -> Iterator[list[Batch]]:
+        share = self.size // world_size
+        for step in range(start_step, num_steps):
+            batch = self.batch(step)
+            cuts = range(rank * share, (rank + 1) * share, micro_batch_size)
+            stops = [min(start + micro_batch_size, (rank + 1) * share) for start in cuts]
+            yield [{k: v[start:stop] for k, v in batch.items()} for start, stop in zip(cuts, stops, strict=True)]
+
+    def batch(self, step: int) -> Batch:
+        side, length = self.config["vision_cfg"]["image_size"], TEXT["context_length"]
+        draw = torch.Generator().manual_seed(step)
+        images = torch.randint(0, 256, (self.size, 3, side, side), generator=draw, dtype=torch.uint8)
+        tokens = torch.randint(1, 49000, (self.size, length), generator=draw)
+        tokens[:, -1] = 49407  # the end of the text, where open_clip reads its features
+        return {"images": images, "tokens": tokens, "keys": [f"{step}-{i}" for i in range(self.size)]}
+
+
+def tiny_task(config: dict[str, Any], **options: Any) -> ClipTask:
+    """A task over a model with random weights."""
+    clip = build_clip(config, seed=0)
+    start_projection(clip)
+    return ClipTask(clip, **options)
+
+
+def plan(**changes: Any) -> ClipTrain:
+    """One step, after which its gradients remain to be looked at."""
+    settings = {"name": "clip", "data": "pool", "model": VIT, "steps": 1, "global_batch_size": 12, "log_every": 1}
+    return ClipTrain(**{**settings, "runtime": {"device": "cpu"}, **changes})
+
+
+def train(folder: Path, plan: ClipTrain, task: ClipTask, data: Any = None) -> list[Event]:
+    """`fit` in a folder; gives what was told."""
+    events: list[Event] = []
+    ctx = Context(plan.name, folder / "part", folder / "work", {}, events.append)
+    config = task.model.config
+    fit(task, data or Random(config, plan.global_batch_size), plan, ctx, Runtime(device="cpu"))
+    return events
+
+
+def gradients(task: ClipTask) -> dict[str, Tensor]:
+    """What the last backward pass left."""
+    return {name: p.grad.clone() for name, p in task.module.named_parameters() if p.grad is not None}
+
+
+def twin_gradients(config: dict[str, Any], micro_batch_size: int, world_size: int = 1) -> dict[str, Tensor]:
+    """The plain twin of a step: one graph over all micro-batches of all processes, each under its own seed.
+
+    The loss is written out here, so that it shares nothing with what is tested.
+    """
+    task = tiny_task(config).train()
+    size = plan().global_batch_size
+    images, texts = [], []
+    for rank in range(world_size):
+        parts = next(
+            Random(config, size).steps(0, 1, rank=rank, world_size=world_size, micro_batch_size=micro_batch_size)
+        )
+        for index, batch in enumerate(parts):
+            seed_everything(0, 0, index, rank)
+            images.append(task.module.encode_image(task.model.pixels(batch["images"]), normalize=True))
+            texts.append(task.module.encode_text(batch["tokens"], normalize=True))
+    logits = task.module.logit_scale.exp() * torch.cat(images) @ torch.cat(texts).T
+    loss = -(logits.log_softmax(1).diagonal() + logits.log_softmax(0).diagonal()).mean() / 2
+    loss.backward()
+    return gradients(task)
+
+
+def halves(top: str, bottom: str) -> bytes:
+    """A picture of two colours, one above the other."""
+    image = Image.new("RGB", (24, 24), top)
+    ImageDraw.Draw(image).rectangle((0, 12, 24, 24), bottom)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def make_pool(directory: Path, captions: Mapping[str, Mapping[str, list[str]]] | None = None) -> Pool:
+    """One picture for each two colours, `red on lime.png` and so on, with captions by language; in two tars.
+
+    Args:
+        captions: by key; default for each `a picture of red on lime` in English.
+    """
+    keys = [f"{top} on {bottom}" for top in COLOURS for bottom in COLOURS if top != bottom]
+    texts = captions or {key: {"en": [f"a picture of {key}"]} for key in keys}
+    samples = [
+        (key.replace(" ", "_"), {"png": halves(*key.split(" on ")), "json": json.dumps(texts[key]).encode()})
+        for key in keys
+        if key in texts
+    ]
+    directory.mkdir(parents=True, exist_ok=True)
+    shards = []
+    for number, part in enumerate((samples[::2], samples[1::2])):
+        path = directory / f"{number}.tar"
+        shards.append(Shard.of(path, write_tar(path, part)))
+    languages = sorted({language for text in texts.values() for language in text}, reverse=True)  # en before de
+    spec = DatasetSpec(texts={language: f"json.{language}" for language in languages})
+    return Pool.create(directory, num_samples=write_index(directory, shards, spec), languages=languages)
+
+
+def run_stage(
+    stage: ClipTrain, root: Path, *, send: Callable[[Event], None] = lambda event: None, **inputs: Artifact
+) -> tuple[ClipCheckpoint, Context]:
+    """Runs the stage as the machinery does; inputs by the names that its refs carry."""
+    directory = root / "part"
+    directory.mkdir(parents=True, exist_ok=True)
+    folders = {ref: artifact.path for ref, artifact in inputs.items()}
+    ctx = Context(stage.name, directory, root / "work", folders, send)
+    return stage.run(ctx), ctx
+
+
+def copied(clip: ClipModel) -> ClipModel:
+    """The same model with weights of its own."""
+    return ClipModel(deepcopy(clip.module), clip.config, clip.preprocess, clip.name)
+
+
+def main(jobs: list[dict[str, Any]]) -> None:
+    """One step of each job in one process group; the first process keeps the gradients."""
+    with distributed(Runtime(device="cpu")) as world:
+        for job in jobs:
+            task, folder = tiny_task(job["config"]), Path(job["folder"])
+            train(folder, plan(micro_batch_size=job["micro_batch_size"]), task)
+            if world.is_main:
+                save_file(gradients(task), folder / "gradients.safetensors")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,8 @@
+"""The made samples and trainings, as a module that tests and child processes can import by name."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

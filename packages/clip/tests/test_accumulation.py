@@ -1,0 +1,127 @@
+"""Micro-batches must give the gradient of the big batch, in one process and in two, whatever is drawn on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import clip_world
+from clip_world import EVA, VIT, Random, gradients, noisy, plan, tiny_task, train, twin_gradients
+from vfm import UserError
+from vfm_clip.task import ClipTask
+
+MODELS = {"vit": VIT, "eva": EVA, "noisy_vit": noisy(VIT), "noisy_eva": noisy(EVA)}
+
+
+def one_step(folder: Path, config: dict[str, Any], task: ClipTask | None = None, **changes: Any) -> ClipTask:
+    task = task or tiny_task(config)
+    train(folder, plan(**changes), task)
+    return task
+
+
+def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    """Equal to 1e-6, of the largest entry where that is above 1."""
+    assert ours.keys() == theirs.keys()
+    for name, grad in theirs.items():
+        largest = grad.abs().max().item()
+        assert largest > 0, name
+        torch.testing.assert_close(ours[name], grad, atol=1e-6 * max(1.0, largest), rtol=0, msg=lambda m, n=name: n + m)
+
+
+@pytest.mark.parametrize("micro_batch_size", [3, 5])  # 5 leaves a smaller one
+@pytest.mark.parametrize("name", MODELS)
+def test_micro_batches_have_the_gradient_of_one_graph_over_all(
+    tmp_path: Path, name: str, micro_batch_size: int
+) -> None:
+    ours = one_step(tmp_path, MODELS[name], micro_batch_size=micro_batch_size)
+    assert_same(gradients(ours), twin_gradients(MODELS[name], micro_batch_size))
+
+
+@pytest.mark.parametrize("name", ["vit", "eva"])
+def test_micro_batches_have_the_gradient_and_the_loss_of_the_big_batch(tmp_path: Path, name: str) -> None:
+    small = one_step(tmp_path / "small", MODELS[name], micro_batch_size=3)
+    big = one_step(tmp_path / "big", MODELS[name])
+    assert_same(gradients(small), gradients(big))
+    small_line, big_line = (
+        json.loads((tmp_path / folder / "part" / "metrics.jsonl").read_text()) for folder in ("small", "big")
+    )
+    assert small_line.pop("split") == big_line.pop("split") == "train"
+    assert small_line == pytest.approx(big_line, rel=1e-6)
+
+
+def test_noise_is_drawn_and_not_the_same_in_every_micro_batch() -> None:
+    config = noisy(EVA)
+    calm, noise = twin_gradients(EVA, 3), twin_gradients(config, 3)
+    assert not torch.allclose(calm["text.text_projection"], noise["text.text_projection"], atol=1e-4)
+    task = tiny_task(config).train()
+    batch = Random(config, 4).batch(0)
+    first, second = (task({**batch, "only_features": True})[1]["image"] for _ in range(2))
+    assert not torch.allclose(first, second, atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{"grad_checkpointing": True}, {"loss_chunk_size": 5}])
+@pytest.mark.parametrize("micro_batch_size", [None, 4])
+def test_what_saves_memory_changes_no_gradient(
+    tmp_path: Path, changes: dict[str, Any], micro_batch_size: int | None
+) -> None:
+    saving = tiny_task(noisy(EVA), loss_chunk_size=changes.get("loss_chunk_size"))
+    if changes.get("grad_checkpointing"):
+        saving.module.set_grad_checkpointing()
+    one_step(tmp_path / "saving", EVA, saving, micro_batch_size=micro_batch_size)
+    plain = one_step(tmp_path / "plain", noisy(EVA), micro_batch_size=micro_batch_size)
+    assert_same(gradients(saving), gradients(plain))
+
+
+def test_a_nan_stops_the_step_and_names_its_micro_batch_first(tmp_path: Path) -> None:
+    task = tiny_task(VIT)
+    data = Random(VIT, 12)
+    guilty = int(data.batch(0)["tokens"][7, 0])
+    with torch.no_grad():
+        task.module.token_embedding.weight[guilty] = float("nan")
+    with pytest.raises(UserError, match=r"the loss is not finite at step 1;.*samples: 0-6, 0-7, 0-8"):
+        train(tmp_path, plan(micro_batch_size=3), task, data)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The gradients of two processes; one pair of processes for all trainings, since starting them is slow."""
+    root = tmp_path_factory.mktemp("two")
+    jobs = [
+        {"config": config, "micro_batch_size": size, "folder": str(root / f"{name}-{size}")}
+        for name, config in MODELS.items()
+        for size in (2, 4, None)
+    ]
+    command = [sys.executable, clip_world.__file__, json.dumps(jobs)]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    children = [
+        subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for child in children:
+        _, stderr = child.communicate(timeout=240)
+        assert child.returncode == 0, stderr
+    return root
+
+
+@pytest.mark.parametrize("micro_batch_size", [2, 4, None])
+@pytest.mark.parametrize("name", MODELS)
+def test_two_processes_have_the_gradient_of_one_graph_over_both(
+    two: Path, name: str, micro_batch_size: int | None
+) -> None:
+    ours = load_file(two / f"{name}-{micro_batch_size}" / "gradients.safetensors")
+    assert_same(ours, twin_gradients(MODELS[name], micro_batch_size or 6, world_size=2))

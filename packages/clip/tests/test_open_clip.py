@@ -1,0 +1,101 @@
+"""Training must be open_clip's, step by step, and what comes out must be open_clip's to load."""
+
+from __future__ import annotations
+
+import json
+import math
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from open_clip.loss import ClipLoss
+from open_clip_train.scheduler import cosine_lr
+from PIL import Image
+from torch import nn
+from torchvision.transforms.functional import normalize
+
+from clip_world import EVA, VIT, Random, make_pool, plan, run_stage, tiny_task, train
+from vfm.models import load_clip
+from vfm_clip import ClipTrain
+
+SETTINGS = {"steps": 12, "warmup_steps": 4, "lr": 2e-3, "weight_decay": 0.2, "log_every": 1}
+
+
+def groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """What is decayed and what is not, by the word of open_clip, and of timm for its encoders."""
+    exempt = set(model.no_weight_decay())
+    if trunk := getattr(model.visual, "trunk", None):
+        exempt |= {f"visual.trunk.{name}" for name in trunk.no_weight_decay()}
+    decayed = [p for name, p in model.named_parameters() if p.ndim > 1 and name not in exempt]
+    plain = [p for name, p in model.named_parameters() if p.ndim < 2 or name in exempt]
+    return decayed, plain
+
+
+def open_clip_losses(model: nn.Module, data: Random, plan: ClipTrain) -> tuple[list[float], list[float]]:
+    """The losses and temperatures of open_clip_train's loop in fp32: its loss, schedule, optimiser and clamp."""
+    decayed, plain = groups(model)
+    parts: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+    settings = {"betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": plan.weight_decay}
+    optimizer = torch.optim.AdamW(parts, lr=plan.lr, **settings)
+    schedule, criterion = cosine_lr(optimizer, plan.lr, plan.warmup_steps, plan.num_steps), ClipLoss()
+    losses, scales = [], []
+    model.train()
+    for step in range(plan.num_steps):
+        batch = data.batch(step)
+        images = normalize(batch["images"] / 255, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+        schedule(step)
+        optimizer.zero_grad()
+        image, text, scale = model(images, batch["tokens"])
+        loss = criterion(image, text, scale)
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, math.log(100))
+        losses.append(loss.item())
+        scales.append(scale.item())
+    return losses, scales
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 5])
+@pytest.mark.parametrize("config", [VIT, EVA], ids=["vit", "eva"])
+def test_losses_and_temperatures_are_those_of_open_clips_loop(
+    tmp_path: Path, config: dict[str, Any], micro_batch_size: int | None
+) -> None:
+    task, settings = tiny_task(config), plan(**SETTINGS, micro_batch_size=micro_batch_size)
+    with torch.no_grad():
+        task.log_scale.fill_(math.log(99.9))  # so that the clamp is met
+    peer, data = deepcopy(task.module), Random(config, settings.global_batch_size)
+    train(tmp_path, settings, task, data)
+    losses, scales = open_clip_losses(peer, data, settings)
+    rows = [json.loads(line) for line in (tmp_path / "part" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["train/loss"] for row in rows] == pytest.approx(losses, rel=2e-5)
+    assert [row["train/logit_scale"] for row in rows] == pytest.approx(scales, rel=1e-6)
+    assert losses[-1] != pytest.approx(losses[0], rel=0.05)  # something was learnt, or unlearnt
+
+
+@pytest.mark.parametrize("config", [VIT, EVA], ids=["vit", "eva"])
+def test_what_is_not_decayed_is_what_open_clip_and_timm_say(config: dict[str, Any]) -> None:
+    task = tiny_task(config)
+    ours = [{id(p) for p in group.params} for group in task.parameter_groups()]
+    assert ours == [{id(p) for p in group} for group in groups(task.module)]
+
+
+def test_a_trained_checkpoint_loads_in_open_clip_with_equal_features(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path / "pool")
+    stage = plan(steps=3, global_batch_size=16, model=EVA)
+    checkpoint, _ = run_stage(stage, tmp_path, pool=pool)
+    peer, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{checkpoint.path}")
+    peer.eval()
+    pictures = [np.random.default_rng(i).integers(0, 256, (40, 50, 3), dtype=np.uint8) for i in range(3)]
+    texts = ["red on lime", "black on white"]
+    with torch.no_grad():
+        theirs = peer.encode_image(torch.stack([preprocess(Image.fromarray(p)) for p in pictures]), normalize=True)
+        theirs_text = peer.encode_text(open_clip.get_tokenizer(f"local-dir:{checkpoint.path}")(texts), normalize=True)
+    ours = load_clip(checkpoint)
+    torch.testing.assert_close(ours.encode_images(pictures), theirs)
+    torch.testing.assert_close(ours.encode_texts(texts), theirs_text)
+    assert (checkpoint.embed_dim, checkpoint.image_size, checkpoint.context_length) == (24, 32, 8)

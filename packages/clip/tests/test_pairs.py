@@ -1,0 +1,91 @@
+"""What a step is given: the picture by the model's rule, one of the captions, and the same in every process."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clip_world import EVA, VIT, halves, make_pool
+from vfm.data import BadSample, Sample, open_dataset
+from vfm.data.loader import TrainingData
+from vfm.data.transforms import ImageTransform
+from vfm.models import Preprocess, build_clip
+from vfm_clip.pairs import EvalTransform, MakePair
+
+TOKENIZER = build_clip(VIT, seed=0).tokenizer
+
+
+def sample(*captions: str, language: str = "en") -> Sample:
+    return Sample("key", "uid", halves("red", "blue"), {language: list(captions)} if captions else {})
+
+
+def make(transform: object = None, language: str = "en") -> MakePair:
+    return MakePair(transform or ImageTransform(16), TOKENIZER, language)  # type: ignore[arg-type]
+
+
+def test_every_caption_has_its_turn_and_a_seed_always_the_same_one() -> None:
+    made, many = make(), sample("one", "two", "three")
+    drawn = [made.caption(many, seed) for seed in range(300)]
+    assert drawn == [made.caption(many, seed) for seed in range(300)]
+    assert all(70 < drawn.count(caption) < 130 for caption in ("one", "two", "three"))
+
+
+def test_epochs_show_other_captions_and_a_rerun_shows_them_again(tmp_path: Path) -> None:
+    captions = {f"{top} on blue": {"en": [f"{top} {i}" for i in range(4)]} for top in ("red", "lime", "cyan", "white")}
+    pool = make_pool(tmp_path, captions)
+
+    def epochs() -> list[dict[str, tuple[int, ...]]]:
+        data = TrainingData(open_dataset(pool), make(), seed=3, global_batch_size=4)
+        return [
+            {key: tuple(row.tolist()) for key, row in zip(batch["keys"], batch["tokens"], strict=True)}
+            for (batch,) in data.steps(0, 12)
+        ]
+
+    seen = epochs()
+    assert seen == epochs()
+    for key in seen[0]:
+        assert len({epoch[key] for epoch in seen}) == 4
+
+
+def test_the_draw_of_the_caption_does_not_follow_the_crop() -> None:
+    transform, many = ImageTransform(16, scale=(0.3, 1.0)), sample("one", "two")
+    made = make(transform)
+    crops = {made.caption(many, seed): made(many, seed)["images"] for seed in range(20)}
+    one, two = sample("one"), sample("two")
+    for seed in range(20):
+        assert torch.equal(made(one, seed)["images"], made(two, seed)["images"])
+    assert set(crops) == {"one", "two"}
+
+
+def test_a_caption_of_another_language_is_missing() -> None:
+    for without in (sample(), sample("eins", language="de"), Sample("key", "uid", b"", {"en": []})):
+        with pytest.raises(BadSample, match="missing_caption"):
+            make()(without, 0)
+    assert make(language="de").caption(sample("eins", language="de"), 0) == "eins"
+
+
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+def test_without_a_crop_the_picture_is_seen_as_in_an_evaluation(mode: str) -> None:
+    facts = Preprocess(image_size=16, resize_mode=mode)
+    picture = Image.open(io.BytesIO(halves("red", "blue"))).resize((24, 40))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    seen = EvalTransform(facts)(buffer.getvalue(), 0)
+    assert np.array_equal(seen.permute(1, 2, 0).numpy(), facts.fit(picture))
+    with pytest.raises(BadSample, match="unreadable_image"):
+        EvalTransform(facts)(b"no picture", 0)
+
+
+@pytest.mark.parametrize("config", [VIT, EVA], ids=["vit", "eva"])
+def test_workers_can_be_sent_what_makes_pairs(config: dict[str, object]) -> None:
+    clip = build_clip(config, seed=0)
+    made = MakePair(EvalTransform(clip.preprocess), clip.tokenizer, "en")
+    first, second = made(sample("one"), 1), pickle.loads(pickle.dumps(made))(sample("one"), 1)
+    assert torch.equal(first["tokens"], second["tokens"])
+    assert torch.equal(first["images"], second["images"])
