@@ -87,7 +87,8 @@ def tiny_task(config: dict[str, Any], **options: Any) -> ClipTask:
 def plan(**changes: Any) -> ClipTrain:
     """One step, after which its gradients remain to be looked at."""
     settings = {"name": "clip", "data": "pool", "model": VIT, "steps": 1, "global_batch_size": 12, "log_every": 1}
-    return ClipTrain(**{**settings, "runtime": {"device": "cpu"}, **changes})
+    given = {**settings, "runtime": {"device": "cpu"}, **changes}
+    return ClipTrain(**{name: value for name, value in given.items() if value is not None})
 
 
 def train(folder: Path, plan: ClipTrain, task: ClipTask, data: Any = None) -> list[Event]:

@@ -1,0 +1,220 @@
+"""The stage from a pool to a checkpoint: it learns, keeps what is locked, goes on after a cut, shows what it saw."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from clip_world import COLOURS, EVA, VIT, halves, make_pool, plan, run_stage, tiny_task, train
+from vfm import ClipCheckpoint, Context, Event, UserError, VisionCheckpoint
+from vfm.data import open_dataset
+from vfm.eval.retrieval import retrieval_ranks
+from vfm.models import build_clip, build_vision, load_clip, save_clip, save_vision
+from vfm.panels import load_panels
+from vfm_clip import ClipTrain
+from vfm_clip.towers import lock_towers
+
+RESNET: dict[str, Any] = {
+    **VIT,
+    "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "head_width": 64},
+}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "open_clip_model.safetensors")
+
+
+def parts(state: dict[str, torch.Tensor], vision: bool) -> dict[str, torch.Tensor]:
+    """The weights of a tower; the temperature belongs to none."""
+    return {k: v for k, v in state.items() if k.startswith("visual.") == vision and not k.startswith("logit_")}
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    assert first.keys() == second.keys()
+    return all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def test_a_toy_run_learns_to_find_its_own_pairs(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path / "pool")
+    stage = plan(steps=80, global_batch_size=32, micro_batch_size=16, warmup_steps=20, lr=3e-3, log_every=20)
+    checkpoint, _ = run_stage(stage, tmp_path, pool=pool)
+    model = load_clip(checkpoint)
+    pairs = [(top, bottom) for top in COLOURS for bottom in COLOURS if top != bottom]
+    pictures = [Image.open(io.BytesIO(halves(*pair))) for pair in pairs]
+    texts = model.encode_texts([f"a picture of {top} on {bottom}" for top, bottom in pairs])
+    ranks = retrieval_ranks(model.encode_images(pictures), texts, torch.arange(len(pairs)))
+    for found in (ranks.text_retrieval, ranks.image_retrieval):
+        assert (found < 1).mean() > 0.5  # chance: 1 of 56
+    rows = [json.loads(line) for line in (checkpoint.path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["train/loss"] < math.log(32) / 2
+
+
+def test_captions_missing_in_the_language_are_counted_and_passed_over(tmp_path: Path) -> None:
+    captions = {f"{top} on black": {"en": ["a picture"], "de": ["ein Bild"]} for top in COLOURS if top != "black"}
+    captions["red on black"] = {"de": ["ein Bild"]}
+    pool = make_pool(tmp_path / "pool", captions)
+    settings = {"steps": 2, "global_batch_size": 7, "max_bad_fraction": 0.5}
+    told: list[Event] = []
+    _, english = run_stage(plan(**settings), tmp_path / "en", send=told.append, pool=pool)
+    bad = [event.data for event in told if event.type == "bad_sample"]
+    assert english.bad == {"missing_caption": len(bad)}
+    assert len(bad) >= 2  # once an epoch, and again where it is drawn to replace itself
+    assert all(item["where"].endswith("red_on_black") for item in bad)
+    checkpoint, german = run_stage(plan(**settings, language="de"), tmp_path / "de", pool=pool)
+    assert not german.bad
+    (seen,) = (panel for panel in load_panels(checkpoint.path) if panel.title == "What the model saw")
+    assert {picture.caption for picture in seen.pictures} == {"ein Bild"}
+    with pytest.raises(UserError, match="language 'fr' is not in 'pool'; it has en, de"):
+        run_stage(plan(**settings, language="fr"), tmp_path / "fr", pool=pool)
+    with pytest.raises(UserError, match="global_batch_size 8 is more than the 7 pairs of 'pool'"):
+        run_stage(plan(**{**settings, "global_batch_size": 8}), tmp_path / "many", pool=pool)
+
+
+@pytest.mark.parametrize(
+    ("locked", "config"), [("image", VIT), ("image", EVA), ("image", RESNET), ("text", VIT), ("text", EVA)]
+)
+def test_a_locked_tower_stays_as_it_is_to_the_bit_and_the_other_is_trained(
+    tmp_path: Path, locked: str, config: dict[str, Any]
+) -> None:
+    start = build_clip(config, seed=5)
+    save_clip(start, tmp_path / "start")
+    before = {key: value.clone() for key, value in start.module.state_dict().items()}
+    task = tiny_task(config)
+    pool = make_pool(tmp_path / "pool")
+    stage = plan(model=None, init="start", steps=2, micro_batch_size=4, **{f"lock_{locked}": True})
+    checkpoint, _ = run_stage(stage, tmp_path, pool=pool, start=ClipCheckpoint.load(tmp_path / "start"))
+    after = weights(checkpoint.path)
+    assert same(parts(before, vision=True), parts(after, vision=True)) == (locked == "image")
+    assert same(parts(before, vision=False), parts(after, vision=False)) == (locked == "text")
+    assert not torch.equal(before["logit_scale"], after["logit_scale"])
+    lock_towers(task.model, image=locked == "image", text=locked == "text")
+    assert task.train().module.visual.training == (locked == "text")
+
+
+def test_a_handed_over_tower_sees_what_the_encoder_saw_and_locked_only_its_projection_is_trained(
+    tmp_path: Path,
+) -> None:
+    encoder = build_vision("eva02_pico_patch8_32", num_classes=0, global_pool="token", seed=9).eval()
+    vision = save_vision(encoder, tmp_path / "eva")
+    stage = plan(model=EVA, init_vision="eva", lock_image=True, steps=3, lr=0.01, warmup_steps=0)
+    pool = make_pool(tmp_path / "pool")
+    images = torch.randn(4, 3, 32, 32)
+    told: list[Event] = []
+    start = stage._model(Context("clip", tmp_path / "part", tmp_path / "work", {"eva": vision.path}, told.append))
+    start.module.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(start.module.visual.trunk.forward_features(images), encoder.forward_features(images))
+    assert "vision tower from 'eva'" in told[0].data["message"]
+
+    checkpoint, _ = run_stage(stage, tmp_path, pool=pool, eva=VisionCheckpoint.load(vision.path))
+    before, after = start.module.state_dict(), weights(checkpoint.path)
+    changed = {key for key in after if key.startswith("visual.") and not torch.equal(before[key], after[key])}
+    assert changed == {"visual.trunk.head.weight", "visual.trunk.head.bias"}
+    assert any(panel.title == "Weights handed over" for panel in load_panels(checkpoint.path))
+
+
+def test_the_temperature_starts_rises_to_its_limit_and_stays_there(tmp_path: Path) -> None:
+    for name, changes, expected in [
+        ("limit", {"logit_scale_init": 19.9, "logit_scale_max": 20, "lr": 0.05}, 20.0),
+        ("locked", {"logit_scale_init": 50, "lock_logit_scale": True, "lr": 0.05}, 50.0),
+        ("own", {"lr": 0.0}, 1 / 0.07),
+    ]:
+        stage = plan(**changes, steps=6, warmup_steps=0)
+        pool = make_pool(tmp_path / name / "pool")
+        checkpoint, _ = run_stage(stage, tmp_path / name, pool=pool)
+        rows = [json.loads(line) for line in (checkpoint.path / "metrics.jsonl").read_text().splitlines()]
+        assert weights(checkpoint.path)["logit_scale"].exp().item() <= expected * (1 + 1e-6)
+        assert max(row["train/logit_scale"] for row in rows) == pytest.approx(expected, rel=0.02)
+        assert (rows[0]["train/logit_scale"] == rows[-1]["train/logit_scale"]) == (name != "limit")
+
+
+def test_a_cold_temperature_does_not_fall_below_one(tmp_path: Path) -> None:
+    task = tiny_task(VIT)
+    with torch.no_grad():
+        task.log_scale.fill_(-3.0)
+    task.after_step()
+    assert task.log_scale.item() == 0.0
+
+
+def test_siglips_bias_is_left_alone(tmp_path: Path) -> None:
+    task = tiny_task({**VIT, "init_logit_bias": -10.0})
+    train(tmp_path, plan(steps=2, micro_batch_size=4), task)
+    assert task.module.logit_bias.item() == -10.0
+
+
+def test_a_cut_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path / "pool")
+    stage = plan(
+        model={**EVA, "vision_cfg": {**EVA["vision_cfg"], "timm_drop_path": 0.3, "patch_dropout": 0.25}},
+        steps=7,
+        global_batch_size=16,
+        micro_batch_size=8,
+        ema_decay=0.9,
+        checkpoint={"every_steps": 3},
+    )
+
+    def cut(event: Event) -> None:
+        if event.type == "metrics" and event.data["step"] == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(stage, tmp_path / "cut", send=cut, pool=pool)
+    told: list[Event] = []
+    again, _ = run_stage(stage, tmp_path / "cut", send=told.append, pool=pool)
+    unbroken, _ = run_stage(stage, tmp_path / "unbroken", pool=pool)
+    assert [event.data["step"] for event in told if event.type == "metrics"] == [4, 5, 6, 7]
+    for file in ("open_clip_model.safetensors", "metrics.jsonl", "open_clip_config.json"):
+        assert (again.path / file).read_bytes() == (unbroken.path / file).read_bytes()
+
+
+def test_the_report_is_left_what_the_model_saw_and_its_temperature(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path / "pool")
+    stage = plan(steps=3, global_batch_size=20, seed=4)
+    checkpoint, _ = run_stage(stage, tmp_path, pool=pool)
+    panels = load_panels(checkpoint.path)
+    titles = [panel.title for panel in panels]
+    assert titles == ["What the model saw", "Training loss", "Gradient norm", "Learning rate", "Inverse temperature"]
+    assert len(panels[0].pictures) == 16
+    data, _ = stage._training_data(pool, load_clip(checkpoint))
+    (first,) = next(data.steps(0, 1))
+    source = open_dataset(pool)
+    captions = dict(zip(source.keys, (source[i].texts["en"][0] for i in range(len(source))), strict=True))
+    for picture, key, pixels in zip(panels[0].pictures, first["keys"], first["images"], strict=False):
+        assert picture.caption == captions[key]
+        with Image.open(checkpoint.path / picture.file) as shown:
+            seen = torch.frombuffer(bytearray(shown.tobytes()), dtype=torch.uint8).view(16, 16, 3).permute(2, 0, 1)
+        assert (seen.float() - pixels.float()).abs().mean() < 12  # JPEG
+    assert panels[4].series[0].y[0] == pytest.approx(1 / 0.07, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lock_image": True, "lock_text": True, "init": "x"}, "leave nothing to train"),
+        ({"lock_image": True}, "lock_image would keep random weights: give init or init_vision"),
+        ({"lock_text": True}, "lock_text would keep random weights: give init"),
+        ({"init": "x", "model": "ViT-Nano-4-32", "image_size": 8}, "leave image_size and model out"),
+        ({"logit_scale_init": 200}, "logit_scale_init 200 is above its max, 100"),
+        ({"crop_scale": (1.0, 0.5)}, "crop_scale"),
+        ({"crop_ratio": (0, 1)}, "crop_ratio"),
+        ({"loss_chunk_size": 0}, "loss_chunk_size"),
+    ],
+)
+def test_settings_that_contradict_one_another_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        ClipTrain(**{"name": "clip", "data": "pool", "steps": 1, **changes})
+
+
+def test_every_own_setting_says_what_it_is() -> None:
+    for name in ClipTrain.__annotations__.keys() & ClipTrain.model_fields.keys() - {"kind"}:
+        assert ClipTrain.model_fields[name].description, name
+    assert ClipTrain.model_fields["kind"].default == ClipTrain.kind_name() == "clip.train"
