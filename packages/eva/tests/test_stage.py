@@ -97,6 +97,11 @@ def test_impossible_crops_are_refused(scale):
         stage(crop_scale=scale)
 
 
+def test_the_plugin_is_loaded_without_torch():
+    code = "import sys, vfm_eva.plugin; list(vfm_eva.plugin.vfm_stages()); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_every_field_of_the_stage_says_what_it_is():
     own = set(EvaPretrain.model_fields) - {"kind"}
     inherited = set(EvaPretrain.__mro__[1].model_fields) - set(EvaPretrain.__annotations__)

@@ -7,11 +7,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from vfm.data.loader import eval_batches
 from vfm.data.source import Source
@@ -22,7 +22,7 @@ from vfm_eva.task import EvaTask
 NUM_PICTURES = 9
 SIDE = 96  # pixels of one part at least, so that small pictures can be seen
 GAP = 8  # between the three parts of a picture: 3 x 96 + 2 x 8 is the width on the page, three in a row
-GREY = 128
+STRIPES = (215, 245)  # greys in turn
 
 
 def cosine_sheet(task: EvaTask, source: Source, make: MakeMasked, directory: Path) -> ImagesPanel:
@@ -31,7 +31,8 @@ def cosine_sheet(task: EvaTask, source: Source, make: MakeMasked, directory: Pat
     device = task.mask_token.device
     on_device = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
     cosines = task.eval().cosine_map(on_device).cpu()
-    low, high = np.floor(10 * cosines.min().item()) / 10, np.ceil(10 * cosines.max().item()) / 10
+    low = np.floor(10 * cosines.min().item()) / 10
+    high = max(np.ceil(10 * cosines.max().item()) / 10, low + 0.1)
     folder = directory / "pictures"
     folder.mkdir(exist_ok=True)
     pictures = []
@@ -40,7 +41,7 @@ def cosine_sheet(task: EvaTask, source: Source, make: MakeMasked, directory: Pat
         Image.fromarray(triptych(image, bool_mask, (cosine - low) / (high - low), task.grid)).save(folder / file)
         pictures.append(Picture(file=f"pictures/{file}", caption=f"cosine {cosine[bool_mask].mean():.2f} where masked"))
     note = (
-        "Each picture as the student meets it, with its mask, and the cosine between prediction and target of every "
+        "Each picture as the student meets it, with its mask striped, and the cosine between prediction and target of every "
         f"patch: {low:.1f} is black, {high:.1f} is pale yellow."
     )
     title = "What was hidden and how well it was guessed"
@@ -59,17 +60,22 @@ def triptych(image: Tensor, bool_mask: Tensor, heat: Tensor, grid: tuple[int, in
     Returns:
         (S', 3 S' + 2 GAP, 3) uint8, where S' is a multiple of S and at least `SIDE`.
     """
-    picture = image.permute(1, 2, 0).numpy()
-    side = picture.shape[0]
-    hidden = _on_pixels(bool_mask.float(), grid, side) > 0.5
-    masked = np.where(hidden[..., None], GREY, picture).astype(np.uint8)
+    factor = -(-SIDE // image.shape[-1])
+    picture = image.permute(1, 2, 0).numpy().repeat(factor, axis=0).repeat(factor, axis=1)
+    side = len(picture)
+    hidden = _on_pixels(bool_mask, grid, side) > 0.5
+    masked = np.where(hidden[..., None], _stripes(side), picture)
     colours = (255 * colormaps["magma"](_on_pixels(heat, grid, side))[..., :3]).astype(np.uint8)
-    factor = -(-SIDE // side)
-    gap = np.full((side * factor, GAP, 3), 255, np.uint8)
-    parts = [np.kron(part, np.ones((factor, factor, 1), np.uint8)) for part in (picture, masked, colours)]
-    return np.concatenate([parts[0], gap, parts[1], gap, parts[2]], axis=1)
+    gap = np.full((side, GAP, 3), 255, np.uint8)
+    return np.concatenate([picture, gap, masked, gap, colours], axis=1)
+
+
+def _stripes(side: int) -> NDArray[np.uint8]:
+    """Fills masked patches, (S', S', 1): no picture looks like it, a plain grey may be a picture's own."""
+    diagonal = np.add.outer(np.arange(side), np.arange(side)) * SIDE // side
+    return np.where(diagonal // 3 % 2, *STRIPES).astype(np.uint8)[..., None]
 
 
 def _on_pixels(values: Tensor, grid: tuple[int, int], side: int) -> NDArray[np.float32]:
     plane = values.float().reshape(1, 1, *grid)
-    return torch.nn.functional.interpolate(plane, size=(side, side), mode="nearest")[0, 0].numpy()
+    return F.interpolate(plane, size=(side, side), mode="nearest")[0, 0].numpy()
