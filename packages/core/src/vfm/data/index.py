@@ -141,11 +141,14 @@ def write_index(directory: Path, shards: Sequence[Shard], spec: DatasetSpec, *, 
 
     directory.mkdir(parents=True, exist_ok=True)
     bad = list(bad_rows)
+    addresses = [_address(shard.path, directory) for shard in shards]
+    inside = [not files.is_remote(address) and not Path(address).is_absolute() for address in addresses]
     columns = {
-        "path": pa.array([_address(shard.path, directory) for shard in shards], pa.string()),
+        "path": pa.array(addresses, pa.string()),
         "format": pa.array([shard.format for shard in shards], pa.string()),
         "size": pa.array([shard.size for shard in shards], pa.int64()),
-        "mtime": pa.array([shard.mtime for shard in shards], pa.int64()),
+        # What is made here has no time, so that the same data make the same index whenever they are made.
+        "mtime": pa.array([0 if here else s.mtime for s, here in zip(shards, inside, strict=True)], pa.int64()),
         "num_samples": pa.array([shard.num_samples for shard in shards], pa.int64()),
     }
     pq.write_table(pa.table(columns), directory / SHARDS_FILE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -52,8 +51,7 @@ class MadeImages(Stage):
             made.append((path, stop - start))
             ctx.progress(stop, self.num_samples, "samples")
         shards = [Shard.of(path.rename(ctx.directory / path.name), count) for path, count in made]
-        # Without their times, the same world makes the same index whenever it is made.
-        return write_index(ctx.directory, [replace(shard, mtime=0) for shard in shards], spec)
+        return write_index(ctx.directory, shards, spec)
 
 
 class ShapesPool(MadeImages):
