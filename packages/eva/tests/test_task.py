@@ -96,6 +96,16 @@ def test_pixels_under_the_mask_do_not_reach_the_student_and_seen_ones_do(clip_te
     assert (changed != before).any(dim=-1).all()
 
 
+def test_bf16_computes_the_loss_in_fp32(clip_teacher):
+    task, batch = make_task(clip_teacher), random_batch()
+    full, _ = task(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, _ = task(batch)
+    assert loss.dtype == torch.float32
+    assert loss != full
+    assert loss.item() == pytest.approx(full.item(), abs=0.02)
+
+
 def test_a_masked_patch_knows_its_position(clip_teacher):
     task, batch = make_task(clip_teacher), random_batch()
     tokens = task.student_tokens(batch["images"], batch["bool_mask"])

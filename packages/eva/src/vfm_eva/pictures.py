@@ -41,8 +41,8 @@ def cosine_sheet(task: EvaTask, source: Source, make: MakeMasked, directory: Pat
         Image.fromarray(triptych(image, bool_mask, (cosine - low) / (high - low), task.grid)).save(folder / file)
         pictures.append(Picture(file=f"pictures/{file}", caption=f"cosine {cosine[bool_mask].mean():.2f} where masked"))
     note = (
-        "Each picture as the student meets it, with its mask striped, and the cosine between prediction and target of every "
-        f"patch: {low:.1f} is black, {high:.1f} is pale yellow."
+        "Each picture as the student meets it, its mask in stripes, and the cosine between prediction and target of "
+        f"every patch: {low:.1f} is black, {high:.1f} is pale yellow."
     )
     title = "What was hidden and how well it was guessed"
     return ImagesPanel(title=title, note=note, pictures=pictures, width=3 * SIDE + 2 * GAP)
