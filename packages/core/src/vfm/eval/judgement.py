@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 
 from vfm.artifacts import Artifact, Comparison, Metric, Report
 from vfm.eval.compare import Verdict, compare, score
-from vfm.panels import TablePanel
 from vfm.stage import Context
 
 Columns = Mapping[str, Any]  # one array or list a column, all of one length
@@ -84,26 +83,9 @@ def write_report(
         file = ctx.directory / "results" / f"{subject.dataset}_{name}_{subject.task}.json"
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    ctx.panel(score_table(metrics, comparisons))
     return Report.create(
         ctx.directory, task=subject.task, dataset=subject.dataset, metrics=metrics, comparisons=comparisons
     )
-
-
-def score_table(metrics: Sequence[Metric], comparisons: Sequence[Comparison]) -> TablePanel:
-    """Before and after: a row for each metric and model, in per cent, with the paired test against the first model."""
-    tests = {(c.metric, c.model): c for c in comparisons}
-    columns = ["metric", "model", "%", "95 % interval", "n", "chance"]
-    rows: list[list[str | float | int | None]] = []
-    for m in sorted(metrics, key=lambda m: [other.name for other in metrics].index(m.name)):
-        chance = None if m.chance is None else _percent(m.chance)
-        rows.append([m.name, m.model, _percent(m.value), f"{_percent(m.low)} to {_percent(m.high)}", m.n, chance])
-        rows[-1] += _test_cells(tests.get((m.name, m.model))) if comparisons else []
-    baseline = comparisons[0].baseline if comparisons else ""
-    note = f"Differences are against {baseline}, on the same items." if comparisons else ""
-    if comparisons:
-        columns += ["difference", "95 % interval of it", "p", "test"]
-    return TablePanel(title="Scores", note=note, order=10, columns=columns, rows=rows)
 
 
 def _against_the_first(judgements: Mapping[str, Judgement]) -> list[Comparison]:
@@ -154,14 +136,3 @@ def _result(
         "data_sha256": subject.data_sha256,
         **judgement.details,
     }
-
-
-def _percent(share: float) -> float:
-    return round(100 * share, 1)
-
-
-def _test_cells(comparison: Comparison | None) -> list[str | float | int | None]:
-    if comparison is None:
-        return [None, None, None, None]
-    interval = f"{_percent(comparison.low):+} to {_percent(comparison.high):+}"
-    return [f"{_percent(comparison.difference):+}", interval, float(f"{comparison.p_value:.2g}"), comparison.test]

@@ -37,14 +37,14 @@ class ModelEvaluation(Evaluation):
         from vfm.eval.judgement import write_report
         from vfm.train.dist import resolve_device
 
-        checkpoints = {str(ref): ctx.load(ref) for ref in self.models}
+        checkpoints = {short_name(ref): ctx.load(ref) for ref in self.models}
         device = resolve_device(self.runtime)
         subject, judgements = self.judge(ctx, {name: load_encoder(c, device) for name, c in checkpoints.items()})
         return write_report(ctx, subject, judgements, checkpoints)
 
     def preflight(self, ctx: Preflight) -> None:
         """Refuses a model that is named twice: its paired test would compare it with itself."""
-        names = [str(ref) for ref in self.models]
+        names = [short_name(ref) for ref in self.models]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise UserError(f"models: {twice[0]!r} is named more than once")
@@ -58,8 +58,7 @@ class ModelEvaluation(Evaluation):
     def _subject(self, task: str, data_sha256: str, language: str = "en") -> Subject:
         from vfm.eval.judgement import Subject
 
-        # A stage's name, or the last part of a path.
-        return Subject(task, str(self.data).rstrip("/").rpartition("/")[2], data_sha256, language)
+        return Subject(task, short_name(self.data), data_sha256, language)
 
     def _reading(self) -> Reading:
         from vfm.eval.encode import Reading
@@ -256,6 +255,11 @@ class Choices(ModelEvaluation):
 def eval_stages() -> Iterable[type[Evaluation]]:
     """The ruler's stage types, for core's own hook."""
     return [ZeroShot, Retrieval, LinearProbe, Knn, MmvpVlm, Choices]
+
+
+def short_name(ref: str) -> str:
+    """What an input is called in results: a stage's name, or the last part of a path."""
+    return ref.rstrip("/").rpartition("/")[2]
 
 
 def check_class_names(names: list[str], where: str) -> None:

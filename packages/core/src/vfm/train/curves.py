@@ -107,29 +107,30 @@ class Curves:
 
 
 def training_panels(file: Path) -> list[LinesPanel]:
-    """Loss, gradient norm and learning rate over steps, from a `metrics.jsonl`."""
+    """Loss, gradient norm, learning rate and what else a task measures, over steps, from a `metrics.jsonl`."""
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     rows = rows[:: -(-len(rows) // MAX_POINTS) or 1]
-    losses = [name for name in (rows[0] if rows else {}) if name.rpartition("/")[2].endswith("loss")]
+    names = [name for name in (rows[0] if rows else {}) if name not in ("step", "samples", "split")]
+    losses = [name for name in names if name.rpartition("/")[2].endswith("loss")]
+    rest = [name for name in names if name not in (*losses, "train/grad_norm", "train/lr")]
     charts = [
         ("Training loss", 10, losses, "Mean over the steps between two points."),
         ("Gradient norm", 11, ["train/grad_norm"], "Before clipping. A steady climb or spikes precede divergence."),
         ("Learning rate", 12, ["train/lr"], ""),
+        *((name.removeprefix("train/").replace("_", " ").capitalize(), 13, [name], "") for name in rest),
     ]
-    return [
-        LinesPanel(
-            title=title,
-            order=order,
-            note=note,
-            x_label="step",
-            y_label=title.lower(),
-            series=[
-                Series(name=name.removeprefix("train/"), x=[row["step"] for row in rows], y=[row[name] for row in rows])
-                for name in names
-            ],
-        )
-        for title, order, names, note in charts
-    ]
+    return [_chart(rows, *chart) for chart in charts]
+
+
+def _chart(rows: list[dict[str, Any]], title: str, order: int, names: list[str], note: str) -> LinesPanel:
+    curves = {name: [row[name] for row in rows] for name in names}
+    # A loss of one part is logged twice, as the whole and as the part: one curve is enough.
+    distinct = {
+        name: y for name, y in curves.items() if y not in [curves[other] for other in names[: names.index(name)]]
+    }
+    steps = [row["step"] for row in rows]
+    series = [Series(name=name.removeprefix("train/"), x=steps, y=y) for name, y in distinct.items()]
+    return LinesPanel(title=title, order=order, note=note, x_label="step", y_label=title.lower(), series=series)
 
 
 def memory_gib(device: torch.device) -> float:
