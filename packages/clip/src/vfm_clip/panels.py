@@ -1,8 +1,7 @@
-"""What a CLIP training shows beside its curves: pictures as the model met them, and its temperature."""
+"""What a CLIP training shows beside its curves: pictures as the model met them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -13,7 +12,7 @@ from vfm.data.loader import TrainingData, sample_seed
 from vfm.data.order import SampleOrder
 from vfm.data.sample import BadSample
 from vfm.eval.pictures import Shown, images_panel
-from vfm.panels import ImagesPanel, LinesPanel, Series
+from vfm.panels import ImagesPanel
 from vfm_clip.pairs import MakePair
 
 NUM_PICTURES = 16
@@ -25,20 +24,6 @@ def seen_panel(data: TrainingData, make: MakePair, directory: Path) -> ImagesPan
     shown = list(islice(_first_samples(data, make), NUM_PICTURES))
     note = f"The first {len(shown)} samples of the first step, after augmentation, with the caption drawn for each."
     return images_panel(directory, "seen", "What the model saw", shown, order=5, note=note)
-
-
-def temperature_panel(metrics: Path, limit: float) -> LinesPanel:
-    """The temperature's inverse over steps, from a `metrics.jsonl`."""
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    series = Series(name="logit_scale", x=[row["step"] for row in rows], y=[row["train/logit_scale"] for row in rows])
-    return LinesPanel(
-        title="Inverse temperature",
-        note=f"Logits are cosines times this. It is kept between 1 and {limit:g}; resting there, it wants more.",
-        order=13,
-        series=[series],
-        x_label="step",
-        y_label="logit scale",
-    )
 
 
 def _first_samples(data: TrainingData, make: MakePair) -> Iterator[Shown]:

@@ -96,7 +96,7 @@ class ClipTrain(ClipTraining):
     def run(self, ctx: Context) -> ClipCheckpoint:
         """Builds, trains and saves the model."""
         from vfm.train import fit, is_main
-        from vfm_clip.panels import seen_panel, temperature_panel
+        from vfm_clip.panels import seen_panel
 
         pairs = ctx.load(self.data)
         self._check_data(pairs)
@@ -106,8 +106,6 @@ class ClipTrain(ClipTraining):
         if is_main():
             ctx.panel(seen_panel(data, make, ctx.directory))
         fit(task, data, self, ctx, self.runtime)
-        if is_main():
-            ctx.panel(temperature_panel(ctx.directory / "metrics.jsonl", self.logit_scale_max))
         return task.export(ctx.directory)
 
     def _check_data(self, data: PairDataset) -> None:
