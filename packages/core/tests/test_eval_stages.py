@@ -280,10 +280,9 @@ def test_every_evaluation_leaves_panels_whose_pictures_exist(everything: tuple[P
     directory, reports = everything
     for name in reports:
         panels = load_panels(directory / name)
-        scores = next(panel for panel in panels if isinstance(panel, TablePanel) and panel.title == "Scores")
-        assert len(scores.rows) == len(reports[name].metrics)
-        assert all(len(row) == len(scores.columns) for row in scores.rows)
         for panel in panels:
+            if isinstance(panel, TablePanel):
+                assert all(len(row) == len(panel.columns) for row in panel.rows)
             for picture in panel.pictures if isinstance(panel, ImagesPanel) else ():
                 with Image.open(directory / name / picture.file) as image:
                     assert max(image.size) <= 256
