@@ -39,6 +39,23 @@ def test_run_ends_with_results_and_a_second_run_is_all_cached(toys):
     assert (toys / "store/runs/r/report.html").stat().st_size > 1000
 
 
+def test_run_that_finds_everything_as_it_was_leaves_the_page_as_it_was(toys):
+    run_here("run", "r.yaml")
+    page, run_file = Path("store/runs/r/report.html"), Path("store/runs/r/run.json")
+    drawn, written = page.stat().st_mtime_ns, run_file.read_bytes()
+    assert run_here("run", "r.yaml").code == 0
+    assert (page.stat().st_mtime_ns, run_file.read_bytes()) == (drawn, written)
+    page.unlink()
+    run_here("run", "r.yaml")
+    assert page.exists()
+    Path("r.yaml").write_text("description: Other words.\n" + RECIPE)
+    run_here("run", "r.yaml")
+    assert "Other words." in page.read_text()
+    written = run_file.read_bytes()
+    run_here("run", "r.yaml", "--fresh")
+    assert run_file.read_bytes() != written
+
+
 def test_quiet_run_says_nothing(toys):
     assert run_here("run", "r.yaml", "--quiet").out == ""
 

@@ -114,7 +114,7 @@ def run(
                 send(Event("run_failed", None, {"message": str(error) or type(error).__name__}))
             raise
         try:
-            page = str(report.report_of_run(outcome.directory))
+            page = str(report.current_report(outcome.directory))
         except UserError as error:  # the results are there: a page that cannot be drawn does not make the run fail
             page = f"not drawn ({error})"
         send(Event("run_finished", None, {"seconds": round(outcome.seconds, 2), "report": page}))

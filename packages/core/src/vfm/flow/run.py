@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -58,12 +59,13 @@ def run(
         for step in steps:
             step.slot.discard(_wait(step, send))
     preflight(steps)
+    made = False
     for step in steps:
         if step is before:
             return Outcome(directory, tuple(steps), time.time() - begun)
-        run_one(step, send)
+        made |= run_one(step, send)
     outcome = Outcome(directory, tuple(steps), time.time() - begun)
-    _write_run_file(recipe, outcome, begun)
+    _write_run_file(recipe, outcome, begun, made=made)
     return outcome
 
 
@@ -83,8 +85,8 @@ def preflight(steps: Sequence[Step]) -> None:
         raise UserError("\n".join(complaints))
 
 
-def run_one(step: Step, send: Send) -> None:
-    """Runs one step unless its artifact is there, under its lock."""
+def run_one(step: Step, send: Send) -> bool:
+    """Runs one step unless its artifact is there, under its lock; gives whether it ran."""
     name, kind, slot = step.stage.name, step.stage.kind, step.slot
     begun = time.time()
     if step.status != "cached":
@@ -96,9 +98,10 @@ def run_one(step: Step, send: Send) -> None:
                 execute(step, send, descriptor)
                 seconds = round(time.time() - begun, 2)
                 send(_finished(step, seconds=seconds, cached=False))
-                return
+                return True
     shutil.rmtree(slot.work, ignore_errors=True)  # of a run that was killed between publishing and tidying up
     send(_finished(step, seconds=0.0, cached=True))
+    return False
 
 
 def _wait(step: Step, send: Send) -> Callable[[str], None]:
@@ -136,15 +139,24 @@ def prepare_run_directory(recipe: Recipe, steps: Sequence[Step], store: Store) -
     return directory
 
 
-def _write_run_file(recipe: Recipe, outcome: Outcome, begun: float) -> None:
-    """Keeps what the report needs to know of this run, so that it can be drawn again later."""
-    record = {
+def _write_run_file(recipe: Recipe, outcome: Outcome, begun: float, *, made: bool) -> None:
+    """Keeps what the report needs to know of this run, so that it can be drawn again later.
+
+    A run that found everything as the last one left it leaves that one's file, and with it the page, as they are.
+    """
+    what = {
         "recipe": recipe.name,
         "description": recipe.description,
         "text": recipe.text,
-        "command": " ".join(["vfm", *sys.argv[1:]]),
-        "started": begun,
-        "seconds": round(outcome.seconds, 2),
         "stages": [step.stage.name for step in outcome.steps],
+        "artifacts": [step.slot.name for step in outcome.steps],
     }
-    (outcome.directory / RUN_FILE).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    file = outcome.directory / RUN_FILE
+    if not made and file.is_file():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if all(before.get(key) == value for key, value in what.items()):
+            return
+    how = {"command": shlex.join(["vfm", *sys.argv[1:]]), "started": begun, "seconds": round(outcome.seconds, 2)}
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps({**what, **how}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(file)

@@ -33,6 +33,14 @@ def report_of_run(directory: Path) -> Path:
     return page
 
 
+def current_report(directory: Path) -> Path:
+    """The page of a finished run, drawn only where the run has made something since."""
+    page, run_file = directory / REPORT_FILE, directory / RUN_FILE
+    if page.is_file() and page.stat().st_mtime_ns >= run_file.stat().st_mtime_ns:
+        return page
+    return report_of_run(directory)
+
+
 def summary_of_run(directory: Path) -> RunSummary:
     """What the folder of a finished run tells."""
     record = json.loads((directory / RUN_FILE).read_text(encoding="utf-8"))
