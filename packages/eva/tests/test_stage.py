@@ -170,7 +170,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path, pool, teacher):
         port = str(probe.getsockname()[1])
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     children = []
-    for rank in range(2):  # each into a folder of its own, with checkpoints in the first one's, as the flow does it
+    for rank in range(2):  # each writes its artifact into a folder of its own, as the flow has it
         arguments = [str(tmp_path / f"two-{rank}"), str(pool.path), str(teacher.path), json.dumps(settings)]
         environment = {**os.environ, **shared, "RANK": str(rank)}
         command = [sys.executable, eva_toy.__file__, *arguments]
