@@ -25,7 +25,7 @@ from vfm.flow.listeners import ConsoleListener, JsonLinesListener, PipeListener,
 from vfm.flow.plan import Step, make_plan
 from vfm.flow.recipe import SHIPPED, Recipe, json_schema, load_recipe
 from vfm.flow.store import Store
-from vfm.plugins import load_plugins, origin_of, stage_types
+from vfm.plugins import extra_of, load_plugins, origin_of, stage_types
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None
@@ -58,19 +58,23 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
             raise
         except BrokenPipeError:
             raise  # the reader of our output has left (`vfm schema | head`): typer ends quietly
-        except (UserError, OSError) as error:
-            if options.get("debug"):
+        except (UserError, OSError, ModuleNotFoundError) as error:
+            if options.get("debug") or not (lines := _lines(error)):
                 raise
-            for line in _lines(error):
+            for line in lines:
                 errors.print(f"[red]error:[/] {escape(line)}", highlight=False, soft_wrap=True)
             raise typer.Exit(2) from None
 
     return app.command()(command)
 
 
-def _lines(error: UserError | OSError) -> list[str]:
+def _lines(error: UserError | OSError | ModuleNotFoundError) -> list[str]:
+    """What to say of a mistake; nothing where it is ours."""
     if isinstance(error, UserError):
         return str(error).splitlines()
+    if isinstance(error, ModuleNotFoundError):
+        extra = extra_of(error.name or "")
+        return [f"this needs {error.name}: pip install 'vfm-core[{extra}]'"] if extra else []
     where = f"{error.filename}: " if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return [f"{where}no space left on the disk; finished artifacts are whole, free some space and run again"]

@@ -12,6 +12,11 @@ from vfm import builtin, hookspecs
 from vfm.config import UserError, did_you_mean
 from vfm.stage import Stage
 
+EXTRAS = {
+    "torch": "huggingface_hub open_clip safetensors scipy sklearn timm torch torchvision",
+    "report": "jinja2 matplotlib",
+    "tensorboard": "tensorboard",
+}
 PACKAGES = {"curation": "vfm-curation", "eva": "vfm-eva", "clip": "vfm-clip", "diva": "vfm-diva"}
 
 
@@ -65,6 +70,12 @@ def stage_types(manager: pluggy.PluginManager) -> dict[str, type[Stage]]:
                 raise UserError(f"stage kind {kind!r} comes from two plugins: {found[kind][0]} and {plugin}")
             found[kind] = (plugin, stage)
     return {kind: stage for kind, (_, stage) in sorted(found.items())}
+
+
+def extra_of(module: str) -> str | None:
+    """The extra of vfm-core that brings a module, where one does."""
+    top = module.partition(".")[0]
+    return next((extra for extra, modules in EXTRAS.items() if top in modules.split()), None)
 
 
 def unknown_kind(kind: str, known: dict[str, type[Stage]]) -> str:
