@@ -1,5 +1,5 @@
 # Shortcuts for people who work on vfm. The README's two commands need no make.
-.PHONY: test check format packages
+.PHONY: test check format packages kill-test
 
 test: ## all that CI runs
 	uv run pytest -n 2
@@ -13,3 +13,6 @@ format:
 packages: ## every package's own tests, alone in an environment of its own
 	for package in core kernels curation eva clip diva; do \
 		uv run --isolated --package vfm-$$package pytest packages/$$package || exit 1; done
+
+kill-test: ## twenty random kills of a recipe with every kind of stage
+	VFM_NUM_KILLS=20 uv run pytest tests/test_kill_and_resume.py -s

@@ -1,0 +1,157 @@
+"""What README and docs say works: commands are run, examples executed, recipes checked, links followed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+import small
+from outside import ROOT, checked, install
+from vfm.plugins import load_plugins, stage_types
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLE = ROOT / "examples/plugin"
+
+AS_IT_STANDS = "{}"
+SMALL_QUICKSTART = "{} " + " ".join(f"--set '{setting}'" for setting in small.QUICKSTART)
+SMALL_PAIRS = "{} " + " ".join(f"--set '{setting}'" for setting in small.PAIRS)
+COLLECT = (
+    f"cd {ROOT} && uv run pytest --collect-only -q"  # the command is what runs this test: only that it finds tests
+)
+
+# How each command of the documents is run; one that is not here fails. Later commands find what earlier ones have made:
+# a changed number of steps has one training run again.
+COMMANDS = {
+    "pip install uv && uv run vfm run quickstart": SMALL_QUICKSTART,
+    "uv run pytest -n 2": COLLECT,
+    "uv run vfm run pairs --set pool.path=TRAIN.tar --set val.path=VAL.tar": SMALL_PAIRS,
+    "uv run vfm init my.yaml": AS_IT_STANDS,
+    "uv run vfm stages clip.train": AS_IT_STANDS,
+    "uv run vfm plan quickstart": AS_IT_STANDS,
+    "uv run vfm schema": AS_IT_STANDS,
+    "uv run vfm doctor": AS_IT_STANDS,
+    "uv run vfm run quickstart --set runtime.processes=2": f"{SMALL_QUICKSTART} --set diva.steps=3",
+    "uv run vfm run quickstart --prepare clip": f"{SMALL_QUICKSTART} --set clip.steps=3",
+    "pip install ./examples/plugin": AS_IT_STANDS,
+    "vfm plugins": AS_IT_STANDS,
+    "vfm run examples/plugin/recipe.yaml": AS_IT_STANDS,
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced part of a document."""
+
+    document: Path
+    line: int
+    language: str
+    text: str
+
+    @property
+    def place(self) -> str:
+        """Where it stands, for people."""
+        return f"{self.document.name}:{self.line}"
+
+
+def blocks(document: Path, language: str) -> list[Block]:
+    text = document.read_text(encoding="utf-8")
+    return [
+        Block(document, text[: found.start()].count("\n") + 1, language, found[1])
+        for found in re.finditer(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    ]
+
+
+def all_blocks(language: str) -> list[Block]:
+    return [block for document in DOCUMENTS for block in blocks(document, language)]
+
+
+def commands(block: Block) -> list[str]:
+    """The commands of a block: its lines, those that end in a backslash joined, comments left out."""
+    lines = block.text.replace("\\\n", " ").splitlines()
+    return [" ".join(line.split("  #")[0].split()) for line in lines if line.strip() and not line.startswith("#")]
+
+
+def test_every_command_has_a_rule_and_every_rule_a_command() -> None:
+    found = {command: block.place for block in all_blocks("sh") for command in commands(block)}
+    assert {command: place for command, place in found.items() if command not in COMMANDS} == {}
+    assert sorted(set(COMMANDS) - set(found)) == []
+
+
+def test_no_command_hides_in_a_fence_of_another_kind() -> None:
+    languages = {match for document in DOCUMENTS for match in re.findall(r"^```(\w*)$", document.read_text(), re.M)}
+    assert languages <= {"", "sh", "python", "yaml", "toml"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_commands_run(document: Path, wheels: Path, tmp_path: Path) -> None:
+    """In order, in one folder, where `uv run` is this environment, and `pip install` fills one of its own."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    wanted = [command for block in blocks(document, "sh") for command in commands(block)]
+    programs = Path(sys.executable).parent
+    if any(command.startswith("pip install ./") for command in wanted):
+        programs = install(tmp_path / "box", wheels, "vfm-core[report]").python.parent
+    elif "uv run vfm run pairs --set pool.path=TRAIN.tar --set val.path=VAL.tar" in wanted:
+        _made_pairs(tmp_path, {"TRAIN.tar": 0, "VAL.tar": 1})
+    shims = (
+        'uv() { shift; "$@"; }\n'
+        f'pip() {{ [ "$2" = uv ] || command uv pip "$1" -q -p {programs}/python --find-links {wheels} "${{@:2}}"; }}\n'
+    )
+    for command in wanted:
+        script = shims + COMMANDS[command].replace("{}", command, 1)
+        environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+
+
+def _made_pairs(folder: Path, seeds: dict[str, int]) -> None:
+    """Tars of pictures and captions, as the user's own."""
+    for name, seed in seeds.items():
+        recipe = f"stages:\n  - {{kind: shapes.pool, name: pool, num_samples: 150, seed: {seed}}}\n"
+        (folder / "made.yaml").write_text(recipe)
+        command = [sys.executable, "-m", "vfm", "run", "made.yaml", "--store", "made", "--quiet"]
+        checked(subprocess.run(command, cwd=folder, capture_output=True, text=True))
+        shutil.copy(folder / "made/runs/made/artifacts/pool/00000.tar", folder / name)
+
+
+EXECUTED = [block for block in all_blocks("python") if "@vfm.hookimpl" not in block.text]
+
+
+@pytest.mark.parametrize("block", EXECUTED, ids=lambda block: block.place)
+def test_python_example_runs(block: Block, tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-W", "ignore::FutureWarning", "-c"]
+    checked(subprocess.run([*command, block.text], cwd=tmp_path, env=environment, capture_output=True, text=True))
+
+
+@pytest.mark.parametrize("file", ["vfm_words.py", "pyproject.toml", "recipe.yaml"])
+def test_documented_plugin_is_the_one_that_is_installed(file: str) -> None:
+    text = (ROOT / "docs/plugins.md").read_text(encoding="utf-8")
+    assert f"```\n{(EXAMPLE / file).read_text(encoding='utf-8')}```" in re.sub(r"```\w+\n", "```\n", text)
+
+
+RECIPES = [block for block in all_blocks("yaml") if "words.count" not in block.text]
+
+
+@pytest.mark.parametrize("block", RECIPES, ids=lambda block: block.place)
+def test_recipe_is_well_formed(block: Block) -> None:
+    """Kinds, keys and values are right, each stage by itself: files and artifacts that it names are the reader's."""
+    known = stage_types(load_plugins())
+    for stage in yaml.safe_load(block.text)["stages"]:
+        known[stage["kind"]].model_validate(stage)
+
+
+@pytest.mark.parametrize(
+    "document", [*DOCUMENTS, *sorted(ROOT.glob("packages/*/README.md"))], ids=lambda d: str(d.parent.name)
+)
+def test_links_lead_to_files_that_are_there(document: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert [link for link in links if not (document.parent / link).exists()] == []

@@ -1,0 +1,172 @@
+"""Kill -9 at any moment, then run again, two at once: the result is bit for bit that of a run that nothing befell."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from outside import ROOT, call, checked
+
+RECIPES = Path(__file__).parent / "recipes"
+NUM_KILLS = int(os.environ.get("VFM_NUM_KILLS", "4"))
+VFM = (sys.executable, "-m", "vfm")
+
+# What may differ between two runs that did the same: when, how long, how fast, how much memory; and nothing else.
+TIMES = {"finished", "seconds"}
+SPEED = {"train/samples_per_second", "train/data_wait_pct", "sys/mem_gib"}
+
+
+def run(folder: Path, store: str, recipe: Path = RECIPES / "every_stage.yaml") -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*VFM, "run", str(recipe), "--store", store, "--quiet"]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, out[-2000:] + err[-4000:]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to work in, with `outside/`: tars (one sample broken), class folders, choices, and three models."""
+    folder = tmp_path_factory.mktemp("kill")
+    finish(run(folder, "made", RECIPES / "from_outside.yaml"))
+    made, outside = folder / "made/runs/from_outside/artifacts", folder / "outside"
+    outside.mkdir()
+    for name, source in {"photos": "photos", "clip": "openai", "vision": "encoder", "generator": "stable"}.items():
+        shutil.copytree((made / source).resolve(), outside / name)
+    with tarfile.open(outside / "photos/00000.tar") as tar:
+        members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    keys = [name.removesuffix(".jpg") for name in members if name.endswith(".jpg")]
+    _class_folders(outside / "folders", members, keys)
+    statements, truths = ["a red circle", "a blue star"], [[0, -1], [-1, 0]] * 4
+    lines = [
+        {"images": [f"folders/{'ab'[index % 2]}/{key}.jpg"], "statements": statements, "truth": truth}
+        for index, (key, truth) in enumerate(zip(keys, truths, strict=False))
+    ]
+    (outside / "choices.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    _break_a_sample(outside / "photos/00000.tar", keys[3])
+    return folder
+
+
+def _class_folders(folder: Path, members: dict[str, bytes], keys: list[str]) -> None:
+    for index, key in enumerate(keys):
+        place = folder / "ab"[index % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{key}.jpg").write_bytes(members[f"{key}.jpg"])
+
+
+def _break_a_sample(tar: Path, key: str) -> None:
+    """Spoils an image in a tar, so that bad samples and their counts take part."""
+    with tarfile.open(tar) as opened:
+        start = opened.getmember(f"{key}.jpg").offset_data
+    with tar.open("r+b") as file:
+        file.seek(start)
+        file.write(b"no picture")
+
+
+@dataclass(frozen=True)
+class Unbroken:
+    """What a run that nothing befell leaves, and how long it took."""
+
+    contents: dict[str, Any]
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def unbroken(folder: Path) -> Unbroken:
+    begun = time.monotonic()
+    finish(run(folder, "unbroken"))
+    return Unbroken(contents(folder / "unbroken"), time.monotonic() - begun)
+
+
+def contents(store: Path) -> dict[str, Any]:
+    """Every file of every artifact, byte for byte; of manifests all but times and speed."""
+    files = sorted(path for path in store.glob("*-*/**/*") if path.is_file())
+    return {
+        str(path.relative_to(store)): _manifest(path) if path.name == "manifest.json" else path.read_bytes()
+        for path in files
+    }
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    record = json.loads(path.read_text())
+    record["numbers"] = {name: value for name, value in record["numbers"].items() if name not in SPEED}
+    return {key: value for key, value in record.items() if key not in TIMES}
+
+
+def kill_at_random(folder: Path, count: int, seconds: float, chance: random.Random) -> Iterator[str]:
+    """Kills runs of a store at random moments, up to `seconds` after their start.
+
+    Gives a store when a run on it ended before its kill; the next kills fall on a new one. The last is given as it is.
+    """
+    number = 0
+    while count:
+        process = run(folder, f"killed-{number}")
+        try:
+            process.wait(chance.uniform(0, seconds))
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.communicate()
+            count -= 1
+            continue
+        finish(process)
+        yield f"killed-{number}"
+        number += 1
+    yield f"killed-{number}"
+
+
+def finish_together(folder: Path, store: str) -> None:
+    """Two runs at once on one store: they wait for one another's stages, and both end well."""
+    both = [run(folder, store), run(folder, store)]
+    for process in both:
+        finish(process)
+
+
+def test_every_kind_of_stage_is_in_the_recipe() -> None:
+    listed = checked(call(*VFM, "stages", cwd=ROOT)).stdout
+    kinds = {line.split()[0] for line in listed.splitlines() if line[1:2].strip()} - {"kind"}
+    assert {"shapes.pool", "data.pairs", "clip.train", "eval.knn"} <= kinds
+    used = {stage["kind"] for stage in yaml.safe_load((RECIPES / "every_stage.yaml").read_text())["stages"]}
+    assert kinds == used
+
+
+def test_runs_killed_at_random_moments_and_finished_by_two_at_once_are_bit_identical(
+    folder: Path, unbroken: Unbroken
+) -> None:
+    seed = int(os.environ.get("VFM_KILL_SEED", time.time()))
+    print(f"VFM_KILL_SEED={seed}")
+    for store in kill_at_random(folder, NUM_KILLS, 0.8 * unbroken.seconds, random.Random(seed)):
+        finish_together(folder, store)
+        found = contents(folder / store)
+        assert sorted(found) == sorted(unbroken.contents)
+        assert [name for name, content in unbroken.contents.items() if found[name] != content] == []
+        assert [path.name for path in (folder / store).iterdir() if path.suffix in {".part", ".work"}] == []
+        assert (folder / store / "runs/every_stage/report.html").is_file()
+        shutil.rmtree(folder / store)
+
+
+def test_two_runs_from_nothing_make_every_stage_once(folder: Path, unbroken: Unbroken) -> None:
+    finish_together(folder, "shared")
+    assert contents(folder / "shared") == unbroken.contents
+    events = [json.loads(line) for line in (folder / "shared/runs/every_stage/events.jsonl").read_text().splitlines()]
+    made = [event["stage"] for event in events if event["type"] == "stage_started"]
+    assert sorted(made) == sorted(set(made))
+    assert any("waiting for" in event["message"] for event in events if event["type"] == "log")
