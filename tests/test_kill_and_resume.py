@@ -163,10 +163,29 @@ def test_runs_killed_at_random_moments_and_finished_by_two_at_once_are_bit_ident
         shutil.rmtree(folder / store)
 
 
-def test_two_runs_from_nothing_make_every_stage_once(folder: Path, unbroken: Unbroken) -> None:
-    finish_together(folder, "shared")
-    assert contents(folder / "shared") == unbroken.contents
-    events = [json.loads(line) for line in (folder / "shared/runs/every_stage/events.jsonl").read_text().splitlines()]
-    made = [event["stage"] for event in events if event["type"] == "stage_started"]
-    assert sorted(made) == sorted(set(made))
-    assert any("waiting for" in event["message"] for event in events if event["type"] == "log")
+TWO_PROCESSES = """\
+stages:
+  - {kind: shapes.pool, name: pool, num_samples: 120, world: {image_size: 32}}
+  - kind: clip.train
+    name: clip
+    model: ViT-Pico-8-32
+    data: pool
+    steps: 30
+    global_batch_size: 32
+    checkpoint: {every_steps: 3}
+    runtime: {processes: 2}
+"""
+
+
+@pytest.mark.skipif(NUM_KILLS < 10, reason="long; make kill-test runs it")
+def test_killed_parent_of_two_training_processes_leaves_no_orphans_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(TWO_PROCESSES)
+    finish(run(tmp_path, "unbroken", tmp_path / "r.yaml"))
+    process = run(tmp_path, "killed", tmp_path / "r.yaml")
+    while process.poll() is None and not list(tmp_path.glob("killed/.clip.train-*.work/step-*6")):
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    finish(run(tmp_path, "killed", tmp_path / "r.yaml"))
+    assert contents(tmp_path / "killed") == contents(tmp_path / "unbroken")
+    assert str(tmp_path) not in checked(call("ps", "-eo", "args", cwd=tmp_path)).stdout
