@@ -108,6 +108,20 @@ def test_fresh_run_beside_another_one_waits_for_it(site):
     assert "waiting for toy.add" in out
 
 
+def test_step_of_a_scheduler_waits_for_whoever_makes_the_same(site):
+    work = Path(run_here("run", "r.yaml", "--prepare", "sum").out.split()[-1])
+    slot = Slot(site / "store", work.name[1:].removesuffix(".work"))
+    environment = {**os.environ, "PYTHONPATH": str(site / "site"), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "vfm", "step", str(work)]
+    with slot.lock(lambda message: None):
+        step = subprocess.Popen(command, cwd=site, env=environment, stdout=subprocess.PIPE, text=True)
+        assert f"held by process {os.getpid()}" in step.stdout.readline()
+        assert not slot.artifact.exists()
+    step.communicate(timeout=60)
+    assert step.returncode == 0
+    assert slot.artifact.exists()
+
+
 def test_lock_that_was_cleaned_away_does_not_let_two_in(tmp_path):
     slot = Slot(tmp_path, "toy.draw-00000000")
     with slot.lock(lambda message: None):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
-from functools import wraps
+from contextlib import ExitStack, nullcontext, suppress
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -209,14 +210,24 @@ def step(
     send = _sender(manager, [PipeListener() if events == "json" else ConsoleListener(console)])
     loaded = StepFile.load(directory, stage_types(manager))
     begun = time.time()
+    # Started by `vfm run` (json), that run holds the lock; by a scheduler, the first process takes it.
+    alone = events != "json" and os.environ.get("RANK", "0") == "0"
+    wait = partial(_tell, send, loaded.stage.name)
     try:
-        run_step(loaded, send)
+        with loaded.slot.lock(wait) if alone else nullcontext():
+            if alone and loaded.slot.status == "cached":
+                raise UserError(f"{loaded.slot.name} is there already: another run made it")
+            run_step(loaded, send)
     except (UserError, OSError) as error:
         if events == "json":
             send(Event("run_failed", loaded.stage.name, {"message": "\n".join(_lines(error))}))
         raise
     if events != "json":
         console.print(f"{loaded.slot.name} after {time.time() - begun:.0f} s", highlight=False)
+
+
+def _tell(send: Callable[[Event], None], stage: str, message: str) -> None:
+    send(Event("log", stage, {"message": message}))
 
 
 @verb
