@@ -22,7 +22,7 @@ from rich.table import Table
 
 from vfm.config import UserError
 from vfm.events import Event
-from vfm.flow.listeners import ConsoleListener, JsonLinesListener, PipeListener, TensorBoardListener
+from vfm.flow.listeners import ConsoleListener, JsonLinesListener, PipeListener, TensorBoardListener, sender
 from vfm.flow.plan import Step, make_plan
 from vfm.flow.recipe import SHIPPED, Recipe, json_schema, load_recipe
 from vfm.flow.store import Store
@@ -108,7 +108,7 @@ def run(
     manager, loaded, steps = _plan(recipe, store, set)
     directory = Store(store).run_directory(loaded.name)
     with ExitStack() as opened:
-        send = _sender(manager, _listeners(directory, opened, quiet=quiet, tensorboard=tensorboard))
+        send = sender(manager, _listeners(directory, opened, quiet=quiet, tensorboard=tensorboard))
         try:
             if prepare:
                 _prepare(loaded, steps, prepare, send, Store(store))
@@ -138,25 +138,6 @@ def _listeners(directory: Path, opened: ExitStack, *, quiet: bool, tensorboard: 
     for listener in listeners:
         opened.callback(listener.close)
     return listeners
-
-
-def _sender(manager: pluggy.PluginManager, own: list[Any]) -> Callable[[Event], None]:
-    """Tells all listeners. Ours may stop a run (a full disk); one of a plugin that fails is heard no more."""
-    for listener in own:
-        manager.register(listener)
-
-    def send(event: Event) -> None:
-        for hook in list(manager.hook.vfm_event.get_hookimpls()):
-            try:
-                hook.function(*(event for _ in hook.argnames))
-            except Exception as error:
-                if hook.plugin in own:
-                    raise
-                manager.unregister(name=hook.plugin_name)
-                failure = f"its listener failed and is heard no more: {type(error).__name__}: {error}"
-                send(Event("warning", None, {"message": f"plugin {hook.plugin_name!r}: {failure}"}))
-
-    return send
 
 
 def _prepare(recipe: Recipe, steps: list[Step], name: str, send: Callable[[Event], None], store: Store) -> None:
@@ -207,7 +188,7 @@ def step(
     from vfm.flow.launch import StepFile, run_step
 
     manager = load_plugins()
-    send = _sender(manager, [PipeListener() if events == "json" else ConsoleListener(console)])
+    send = sender(manager, [PipeListener() if events == "json" else ConsoleListener(console)])
     loaded = StepFile.load(directory, stage_types(manager))
     begun = time.time()
     # Started by `vfm run` (json), that run holds the lock; by a scheduler, the first process takes it.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pluggy
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -183,3 +185,22 @@ class TensorBoardListener:
         """Closes the files."""
         for writer in self.writers.values():
             writer.close()
+
+
+def sender(manager: pluggy.PluginManager, own: Sequence[Any]) -> Callable[[Event], None]:
+    """Tells all listeners. Ours may stop a run (a full disk); one of a plugin that fails is heard no more."""
+    for listener in own:
+        manager.register(listener)
+
+    def send(event: Event) -> None:
+        for hook in list(manager.hook.vfm_event.get_hookimpls()):
+            try:
+                hook.function(*(event for _ in hook.argnames))
+            except Exception as error:
+                if hook.plugin in own:
+                    raise
+                manager.unregister(name=hook.plugin_name)
+                failure = f"its listener failed and is heard no more: {type(error).__name__}: {error}"
+                send(Event("warning", None, {"message": f"plugin {hook.plugin_name!r}: {failure}"}))
+
+    return send
