@@ -86,7 +86,8 @@ def test_pixels_reach_both_ends_of_the_range_and_come_back() -> None:
     space = PixelSpace()
     samples = space(every)
     assert (samples.min(), samples.max()) == (-1, 1)
-    assert torch.equal(space.decode(samples), every)
+    for scale in (1.0, 5.7):
+        assert torch.equal(PixelSpace(scale).decode(samples * scale), every)
 
 
 def test_latents_are_the_posterior_mean_shifted_and_scaled() -> None:

@@ -21,7 +21,7 @@ from vfm.train import fit
 from vfm_diva.condition import ConditionMap
 from vfm_diva.generator import build_generator, load_generator
 from vfm_diva.pictures import condition_losses
-from vfm_diva.prior_task import PriorTask, mean_gap
+from vfm_diva.prior_task import PriorTask, measure
 from vfm_diva.samples import MakeConditioned, MakeNoisy, MakeViews
 from vfm_kernels.diffusion import DiffusionKind
 
@@ -112,12 +112,15 @@ def test_a_prior_cut_in_training_ends_as_the_unbroken_one(clip: ClipCheckpoint, 
     assert unbroken["condition_map.gap"].unique().tolist() == [0.25]
 
 
-def test_the_gap_brings_mean_images_onto_mean_texts(clip: ClipCheckpoint, pool: Pool) -> None:
+def test_what_is_measured_makes_pixels_spread_1_and_brings_mean_images_onto_mean_texts(
+    clip: ClipCheckpoint, pool: Pool
+) -> None:
     task = make_task(clip)
     source, make = open_dataset(pool), make_samples(task)
-    task.condition_map.gap.copy_(mean_gap(task, source, make))
+    measure(task, source, make)
     (batch,) = eval_batches(source, make, 96)
     with torch.no_grad():
+        assert task.space(batch["pictures"]).square().mean() == pytest.approx(1, abs=1e-4)
         images = task.condition_map.toward_text(task.image_embeds(batch["images"]))
         torch.testing.assert_close(images.mean(0), task.text_embeds(batch["tokens"]).mean(0), atol=1e-5, rtol=0)
 
@@ -145,12 +148,14 @@ def test_a_saved_prior_is_what_diffusers_reads_and_what_it_was(clip: ClipCheckpo
     for kind, scheduler in (("v", "DDIMScheduler"), ("flow", "FlowMatchEulerDiscreteScheduler")):
         task = make_task(clip, prediction=kind)
         task.condition_map.gap.normal_()
+        task.generator.space.scale = 2.5
         made = Artifact.load(task.export(tmp_path / kind).path)
         assert isinstance(made, GeneratorCheckpoint)
         assert (made.sample_size, made.condition_width, made.prediction) == (8, 16, kind)
         again = load_generator(made)
         assert same(weights(task.denoiser), weights(again.denoiser))
         assert same(weights(task.condition_map), weights(again.condition_map))
+        assert again.space.scale == 2.5
         assert torch.equal(task.denoiser.alphas_cumprod, again.denoiser.alphas_cumprod)
         assert type(again.scheduler).__name__ == scheduler
         theirs = diffusers.UNet2DConditionModel.from_pretrained(made.path / "unet", low_cpu_mem_usage=False)

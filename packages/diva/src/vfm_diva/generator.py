@@ -1,6 +1,7 @@
 """Generators on disk and in memory: diffusers' layout, and a condition map beside it for those trained here.
 
 unet/  scheduler/  vae/ where it works in latents    as diffusers writes and reads them
+pixels/config.json                                   the scale of the pixels, where it works in them
 condition/config.json, model.safetensors             the map from CLIP's joint space (`ConditionMap`)
 """
 
@@ -24,6 +25,7 @@ from vfm_diva.denoiser import Denoiser, LatentSpace, PixelSpace
 from vfm_kernels.diffusion import DiffusionKind
 
 CONDITION = "condition"
+PIXELS_FILE = Path("pixels", "config.json")
 NUM_TRAIN_TIMESTEPS = 1000
 # Stable Diffusion's schedule.
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -75,6 +77,9 @@ class Generator:
         self.scheduler.save_pretrained(directory / "scheduler")
         if isinstance(self.space, LatentSpace):
             self.space.vae.save_pretrained(directory / "vae")
+        else:
+            (directory / PIXELS_FILE).parent.mkdir(exist_ok=True)
+            (directory / PIXELS_FILE).write_text(json.dumps({"scaling_factor": self.space.scale}) + "\n")
         if self.condition_map:
             self.condition_map.save(directory / CONDITION)
         return GeneratorCheckpoint.create(
@@ -91,7 +96,7 @@ def build_generator(
     embed_dim: int,
     num_tokens: int = 4,
     condition_width: int = 64,
-    block_out_channels: tuple[int, ...] = (32, 64, 64),
+    block_out_channels: tuple[int, ...] = (16, 32, 64),
     attention_levels: int = 1,
     layers_per_block: int = 1,
     prediction: DiffusionKind = "v",
@@ -147,13 +152,10 @@ def load_generator(checkpoint: GeneratorCheckpoint) -> Generator:
     """
     folder = checkpoint.path
     unet = _load_unet(folder)
-    vae = folder / "vae"
-    space = LatentSpace(_load_vae(vae)) if vae.is_dir() else PixelSpace()
+    space = _load_space(folder)
     if unet.config.in_channels != space.channels:
-        raise UserError(
-            f"{folder}: its UNet takes {unet.config.in_channels} channels; "
-            + (f"its VAE makes {space.channels}" if vae.is_dir() else "without a vae/ it would get 3")
-        )
+        what = "its VAE makes" if isinstance(space, LatentSpace) else "without a vae/ it would get"
+        raise UserError(f"{folder}: its UNet takes {unet.config.in_channels} channels; {what} {space.channels}")
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
     kind = FlowMatchEulerDiscreteScheduler if checkpoint.prediction == "flow" else DDIMScheduler
     scheduler = kind.from_config(config)
@@ -172,6 +174,14 @@ def _load_unet(folder: Path) -> Any:
         if unet.config.get(key):
             raise UserError(f"{folder}: its UNet wants a second condition ({key}); diva gives cross attention alone")
     return unet
+
+
+def _load_space(folder: Path) -> PixelSpace:
+    if (folder / "vae").is_dir():
+        return LatentSpace(_load_vae(folder / "vae"))
+    if (folder / PIXELS_FILE).is_file():
+        return PixelSpace(json.loads((folder / PIXELS_FILE).read_text())["scaling_factor"])
+    return PixelSpace()
 
 
 def _load_vae(folder: Path) -> nn.Module:

@@ -16,9 +16,10 @@ from vfm.data.loader import Make, eval_batches
 from vfm.data.source import Source
 from vfm.models.clip import ClipModel
 from vfm.train import Batch, Frozen, Metrics, Task
+from vfm_diva.denoiser import LatentSpace, unit_range
 from vfm_diva.generator import Generator
 
-GAP_BATCHES, GAP_BATCH_SIZE = 8, 256
+MEASURED_BATCHES, MEASURE_BATCH_SIZE = 8, 256
 
 
 class PriorTask(Task):
@@ -83,13 +84,21 @@ class PriorTask(Task):
 
 
 @torch.no_grad()
-def mean_gap(task: PriorTask, source: Source, make: Make) -> Tensor:
-    """The modality gap, (D,): the mean text embedding minus the mean image embedding of the first samples.
+def measure(task: PriorTask, source: Source, make: Make, *, with_gap: bool = True) -> None:
+    """Sets what is measured on the first samples before training: the scale of the pixels and the modality gap.
+
+    The scale makes the root mean square of the data 1 (latents have their VAE's scale). The gap is the mean text
+    embedding minus the mean image embedding.
 
     Args:
         make: a `MakeConditioned`.
+        with_gap: False leaves the gap at 0, for a prior that is told images alone.
     """
-    batches = list(islice(eval_batches(source, make, GAP_BATCH_SIZE), GAP_BATCHES))
-    texts = torch.cat([task.text_embeds(batch["tokens"]) for batch in batches])
-    images = torch.cat([task.image_embeds(batch["images"]) for batch in batches])
-    return texts.mean(dim=0) - images.mean(dim=0)
+    batches = list(islice(eval_batches(source, make, MEASURE_BATCH_SIZE), MEASURED_BATCHES))
+    if not isinstance(task.generator.space, LatentSpace):
+        squares = torch.stack([unit_range(batch["pictures"]).square().mean() for batch in batches])
+        task.generator.space.scale = 1 / max(squares.mean().sqrt().item(), 1e-3)
+    if with_gap:
+        texts = torch.cat([task.text_embeds(batch["tokens"]) for batch in batches])
+        images = torch.cat([task.image_embeds(batch["images"]) for batch in batches])
+        task.condition_map.gap.copy_(texts.mean(dim=0) - images.mean(dim=0))

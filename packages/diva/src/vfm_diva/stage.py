@@ -25,7 +25,7 @@ class Timesteps(Config):
     distribution: Literal["uniform", "logit_normal", "stratified"] = Field(
         "logit_normal", description="uniform (DIVA), sigmoid of a normal (GenHancer), or uniform in equal parts"
     )
-    mean: float = Field(1.5, description="of the normal; above 0 prefers noisy times, where the condition matters")
+    mean: float = Field(0.5, description="of the normal; above 0 prefers noisy times, where the condition matters")
     std: float = Field(1.2, gt=0, description="of the normal")
     shift: float = Field(1.0, gt=0, description="above 1 moves all times towards noise, as large pictures need")
 
@@ -53,7 +53,7 @@ class DivaPrior(Training):
     num_tokens: int = Field(4, ge=1, description="context tokens that the embedding is mapped to")
     condition_width: int = Field(64, ge=1, description="channels of the context tokens")
     block_out_channels: tuple[int, ...] = Field(
-        (32, 64, 64), min_length=1, description="channels of the UNet's levels, multiples of 8; the last ones attend"
+        (16, 32, 64), min_length=1, description="channels of the UNet's levels, multiples of 8; the last ones attend"
     )
     attention_levels: int = Field(1, ge=1, description="how many of the last levels attend to the condition")
     layers_per_block: int = Field(1, ge=1)
@@ -90,14 +90,13 @@ class DivaPrior(Training):
         from vfm.data.source import open_dataset
         from vfm.train import fit, is_main
         from vfm_diva.pictures import drawn_from_captions, felt_condition
-        from vfm_diva.prior_task import mean_gap
+        from vfm_diva.prior_task import measure
 
         pairs = ctx.load(self.data)
         task = self._task(ctx)
         source = open_dataset(pairs)
         make = self._make(task, self.language or pairs.languages[0])
-        if self.condition != "image":
-            task.condition_map.gap.copy_(mean_gap(task, source, make))
+        measure(task, source, make, with_gap=self.condition != "image")
         fit(task, _training_data(self, pairs, make), self, ctx, self.runtime)
         if is_main():
             ctx.panel(felt_condition(task, source, make))
@@ -167,7 +166,7 @@ class DivaTune(ClipPostTraining):
         None, ge=8, description="side of the pictures that are denoised, in pixels; default: the generator's own"
     )
     num_timesteps: int = Field(2, ge=1, description="times at which each image is denoised in a step, in one pass")
-    timesteps: Timesteps = Timesteps()
+    timesteps: Timesteps = Timesteps(mean=1.5)
     anchor: Literal["none", "cosine", "similarity"] = Field(
         "cosine",
         description="what keeps the tower near its old self: the embedding's direction, or its similarities to "
