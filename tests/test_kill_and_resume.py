@@ -153,7 +153,7 @@ def test_runs_killed_at_random_moments_and_finished_by_two_at_once_are_bit_ident
 ) -> None:
     seed = int(os.environ.get("VFM_KILL_SEED", time.time()))
     print(f"VFM_KILL_SEED={seed}")
-    for store in kill_at_random(folder, NUM_KILLS, 0.8 * unbroken.seconds, random.Random(seed)):
+    for store in kill_at_random(folder, NUM_KILLS, 0.6 * unbroken.seconds, random.Random(seed)):
         finish_together(folder, store)
         found = contents(folder / store)
         assert sorted(found) == sorted(unbroken.contents)
