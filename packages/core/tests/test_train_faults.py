@@ -149,7 +149,7 @@ def test_lines_hold_no_clock_and_panels_show_the_curves(tmp_path):
     line = json.loads((tmp_path / "part" / "metrics.jsonl").read_text().splitlines()[0])
     assert set(line) == {"step", "samples", "split", "train/loss", "train/guess", "train/grad_norm", "train/lr"}
     panels = load_panels(tmp_path / "part")
-    assert [panel.title for panel in panels] == ["Training loss", "Gradient norm", "Learning rate"]
+    assert [panel.title for panel in panels] == ["Training loss", "Gradient norm", "Learning rate", "Guess"]
     assert panels[0].series[0].x == [4, 8, 12]
 
 

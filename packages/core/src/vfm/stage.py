@@ -57,7 +57,14 @@ class Runtime(Config):
         "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: CUDA where there is one, else CPU"
     )
     processes: int = Field(1, ge=1, description="training processes on this machine, started with torchrun")
-    workers: int = Field(0, ge=0, description="processes that read and decode samples, for each training process")
+    workers: int = Field(
+        0, ge=0, description="processes that read and decode samples, for each training process; 0: a thread does"
+    )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads to compute with; default: one a core. Small models on a busy machine want 1",
+    )
 
 
 class Stage(Config):

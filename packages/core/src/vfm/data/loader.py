@@ -6,7 +6,9 @@ import hashlib
 import math
 import struct
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +28,7 @@ Make = Callable[[Sample, int], dict[str, Tensor]]
 """What a task takes of a sample: tensors, random parts drawn from the seed. Raises BadSample; picklable for workers."""
 
 MAX_TRIES = 1000
+READ_AHEAD = 2  # micro-batches
 
 
 def sample_seed(seed: int, step: int, index: int) -> int:
@@ -201,10 +204,20 @@ def _read(reader: Dataset[Batch], plan: Iterable[Any], workers: int) -> Iterator
         pin_memory=workers > 0 and torch.cuda.is_available(),
         generator=torch.Generator(),  # else the loader would draw from, and so shift, the global generator
     )
-    for batch in loader:
+    for batch in loader if workers else _ahead(loader):
         if "failure" in batch:
             raise UserError(batch["failure"])
         yield batch
+
+
+def _ahead(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The same batches, read in a thread while the caller computes: decoding and torch both let go of Python's lock."""
+    remaining = iter(batches)
+    with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
+        coming = deque(thread.submit(next, remaining, None) for _ in range(READ_AHEAD))
+        while (batch := coming.popleft().result()) is not None:
+            coming.append(thread.submit(next, remaining, None))
+            yield batch
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -56,11 +56,13 @@ def is_main() -> bool:
 
 
 def resolve_device(runtime: Runtime) -> torch.device:
-    """The device of this process.
+    """The device of this process; the CPU threads that the runtime grants are set on the way.
 
     Raises:
         UserError: the device is not there.
     """
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
     kind, _, index = runtime.device.partition(":")
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
