@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 import toy_plugin
 import vfm
 from vfm.flow.plan import make_plan

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import toy_plugin
-import vfm
 from hypothesis import given
 from hypothesis import strategies as st
+
+import toy_plugin
+import vfm
 from vfm.flow import yaml_lines
 from vfm.flow.recipe import Recipe, parse_recipe
 
