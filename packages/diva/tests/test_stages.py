@@ -67,6 +67,18 @@ def test_a_prior_in_latents_brings_its_vae_along(
     run(tune_plan(steps=2), tmp_path / "tuned", clip=clip, pool=pool, prior=prior)
 
 
+def test_bf16_and_checkpointing_train_in_latents_and_pixels(
+    clip: ClipCheckpoint, pool: Pool, stable_diffusion: GeneratorCheckpoint, tmp_path: Path
+) -> None:
+    how = {"precision": "amp_bf16", "grad_checkpointing": True, "steps": 2}
+    prior = run(prior_plan(**how), tmp_path / "prior", clip=clip, pool=pool)
+    for name, generator, changes in (("own", prior, {}), ("sd", stable_diffusion, {"adapter": "linear"})):
+        tuned = run(tune_plan(**how, **changes), tmp_path / name, clip=clip, pool=pool, prior=generator)
+        before, after = (load_clip(model).module.state_dict()["visual.proj"] for model in (clip, tuned))
+        assert after.isfinite().all()
+        assert not torch.equal(before, after)
+
+
 def known(**artifacts: Artifact) -> Preflight:
     return Preflight({}, {name: artifact.path for name, artifact in artifacts.items()})
 

@@ -109,7 +109,7 @@ class LatentSpace(PixelSpace):
     def forward(self, pictures: Tensor) -> Tensor:
         """uint8 (B, 3, S, S) to latents (B, C, S/8, S/8) where the VAE halves three times."""
         mean: Tensor = self.vae.encode(unit_range(pictures)).latent_dist.mean
-        return (mean - self.shift) * self.scale
+        return (mean.float() - self.shift) * self.scale
 
     @torch.no_grad()
     def decode(self, samples: Tensor) -> Tensor:
