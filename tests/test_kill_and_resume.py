@@ -12,7 +12,6 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,19 +81,11 @@ def _break_a_sample(tar: Path, key: str) -> None:
         file.write(b"no picture")
 
 
-@dataclass(frozen=True)
-class Unbroken:
-    """What a run that nothing befell leaves, and how long it took."""
-
-    contents: dict[str, Any]
-    seconds: float
-
-
 @pytest.fixture(scope="module")
-def unbroken(folder: Path) -> Unbroken:
-    begun = time.monotonic()
+def unbroken(folder: Path) -> dict[str, Any]:
+    """What a run that nothing befell leaves."""
     finish(run(folder, "unbroken"))
-    return Unbroken(contents(folder / "unbroken"), time.monotonic() - begun)
+    return contents(folder / "unbroken")
 
 
 def contents(store: Path) -> dict[str, Any]:
@@ -112,23 +103,33 @@ def _manifest(path: Path) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in TIMES}
 
 
-def kill_at_random(folder: Path, count: int, seconds: float, chance: random.Random) -> Iterator[str]:
-    """Kills runs of a store at random moments, up to `seconds` after their start.
+def num_events(store: Path) -> int:
+    """How much has happened on a store, which does not hang on how busy the machine is."""
+    file = store / "runs/every_stage/events.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def kill_at_random(folder: Path, count: int, chance: random.Random) -> Iterator[str]:
+    """Kills runs of a store at random moments: after a random number of events, and a little later.
 
     Gives a store when a run on it ended before its kill; the next kills fall on a new one. The last is given as it is.
     """
-    number = 0
+    most, number = num_events(folder / "unbroken") // 3, 0
     while count:
-        process = run(folder, f"killed-{number}")
+        store = folder / f"killed-{number}"
+        wanted, delay = num_events(store) + chance.randrange(most), chance.uniform(0, 0.5)
+        process = run(folder, store.name)
+        while process.poll() is None and num_events(store) < wanted:
+            time.sleep(0.01)
         try:
-            process.wait(chance.uniform(0, seconds))
+            process.wait(delay)
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
             process.communicate()
             count -= 1
             continue
         finish(process)
-        yield f"killed-{number}"
+        yield store.name
         number += 1
     yield f"killed-{number}"
 
@@ -149,15 +150,15 @@ def test_every_kind_of_stage_is_in_the_recipe() -> None:
 
 
 def test_runs_killed_at_random_moments_and_finished_by_two_at_once_are_bit_identical(
-    folder: Path, unbroken: Unbroken
+    folder: Path, unbroken: dict[str, Any]
 ) -> None:
     seed = int(os.environ.get("VFM_KILL_SEED", time.time()))
     print(f"VFM_KILL_SEED={seed}")
-    for store in kill_at_random(folder, NUM_KILLS, 0.6 * unbroken.seconds, random.Random(seed)):
+    for store in kill_at_random(folder, NUM_KILLS, random.Random(seed)):
         finish_together(folder, store)
         found = contents(folder / store)
-        assert sorted(found) == sorted(unbroken.contents)
-        assert [name for name, content in unbroken.contents.items() if found[name] != content] == []
+        assert sorted(found) == sorted(unbroken)
+        assert [name for name, content in unbroken.items() if found[name] != content] == []
         assert [path.name for path in (folder / store).iterdir() if path.suffix in {".part", ".work"}] == []
         assert (folder / store / "runs/every_stage/report.html").is_file()
         shutil.rmtree(folder / store)
