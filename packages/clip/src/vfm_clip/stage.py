@@ -166,13 +166,4 @@ class ClipTrain(ClipTraining):
             else EvalTransform(facts)
         )
         make = MakePair(transform, clip.tokenizer, self.language or pairs.languages[0])
-        data = TrainingData(
-            open_dataset(pairs),
-            make,
-            seed=self.seed,
-            global_batch_size=self.global_batch_size,
-            shuffle_shards=self.shuffle_shards,
-            workers=self.runtime.workers,
-            max_bad_fraction=self.max_bad_fraction,
-        )
-        return data, make
+        return TrainingData.of(self, open_dataset(pairs), make), make

@@ -240,12 +240,4 @@ def _training_data(plan: Training, data: ImageDataset, make: Make) -> TrainingDa
     from vfm.data.loader import TrainingData
     from vfm.data.source import open_dataset
 
-    return TrainingData(
-        open_dataset(data),
-        make,
-        seed=plan.seed,
-        global_batch_size=plan.global_batch_size,
-        shuffle_shards=plan.shuffle_shards,
-        workers=plan.runtime.workers,
-        max_bad_fraction=plan.max_bad_fraction,
-    )
+    return TrainingData.of(plan, open_dataset(data), make)

@@ -89,15 +89,7 @@ class EvaPretrain(VisionPretraining):
         teacher_size = task.teacher.preprocess.image_size
         make = MakeMasked(transform, task.grid, task.num_masked, self.mask, teacher_size)
         source = open_dataset(ctx.load(self.data))
-        data = TrainingData(
-            source,
-            make,
-            seed=self.seed,
-            global_batch_size=self.global_batch_size,
-            shuffle_shards=self.shuffle_shards,
-            workers=self.runtime.workers,
-            max_bad_fraction=self.max_bad_fraction,
-        )
+        data = TrainingData.of(self, source, make)
         fit(task, data, self, ctx, self.runtime)
         if is_main():
             ctx.panel(cosine_sheet(task, source, make, ctx.directory))

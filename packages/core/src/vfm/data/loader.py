@@ -20,6 +20,7 @@ from vfm.config import UserError
 from vfm.data.order import SampleOrder
 from vfm.data.sample import BadSample, Sample
 from vfm.data.source import Source
+from vfm.interfaces import Training
 
 Batch = dict[str, Any]
 """Stacked tensors by name; `keys`, one a sample; `bad`, the (reason, where) of each sample that was passed over."""
@@ -59,6 +60,19 @@ class TrainingData:
     shuffle_shards: int = field(default=1000, kw_only=True)
     workers: int = field(default=0, kw_only=True)
     max_bad_fraction: float = field(default=0.05, kw_only=True)
+
+    @classmethod
+    def of(cls, plan: Training, source: Source, make: Make) -> TrainingData:
+        """The data of a training as its plan wants it read."""
+        return cls(
+            source,
+            make,
+            seed=plan.seed,
+            global_batch_size=plan.global_batch_size,
+            shuffle_shards=plan.shuffle_shards,
+            workers=plan.runtime.workers,
+            max_bad_fraction=plan.max_bad_fraction,
+        )
 
     def __post_init__(self) -> None:
         if not len(self.source):
