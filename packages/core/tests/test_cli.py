@@ -201,7 +201,15 @@ def test_interrupted_run_says_that_it_goes_on_and_does(toys):
     site = _site(toys)
     words = [sys.executable, "-m", "vfm", "run", "r.yaml", "--set", "sum.pause=0.2"]
     environment = {**os.environ, "PYTHONPATH": str(site)}
-    process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A job in the background ignores Ctrl-C, and hands that down: this process must not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     for line in process.stdout:
         if line.startswith("  sum 1/6"):
             break
