@@ -60,7 +60,7 @@ class DivaPrior(Training):
     prediction: Literal["epsilon", "v", "flow"] = "v"
     timesteps: Timesteps = Timesteps()
     ema_decay: float | None = Field(0.99, gt=0, lt=1)
-    lr: float = Field(1e-3, ge=0)
+    lr: float = Field(2e-3, ge=0)
     weight_decay: float = Field(0.0, ge=0)
     warmup_steps: int = Field(20, ge=0)
     grad_clip_norm: float | None = Field(1.0, gt=0)
