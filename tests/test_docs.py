@@ -31,8 +31,12 @@ COLLECT = (
 # a changed number of steps has one training run again.
 COMMANDS = {
     "pip install uv && uv run vfm run quickstart": SMALL_QUICKSTART,
+    "uv run vfm run quickstart": SMALL_QUICKSTART,
     "uv run pytest -n 2": COLLECT,
     "uv run vfm run pairs --set pool.path=TRAIN.tar --set val.path=VAL.tar": SMALL_PAIRS,
+    "uv run vfm run pairs --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
+    " --set 'pool.texts={en: json.en}' --set 'val.texts={en: json.en}' --set runtime.threads=1": SMALL_PAIRS,
+    "make kill-test": f"cd {ROOT} && make -n kill-test",  # the test itself runs beside this one, with fewer kills
     "uv run vfm init my.yaml": AS_IT_STANDS,
     "uv run vfm stages clip.train": AS_IT_STANDS,
     "uv run vfm plan quickstart": AS_IT_STANDS,
@@ -98,8 +102,8 @@ def test_commands_run(document: Path, wheels: Path, tmp_path: Path) -> None:
     programs = Path(sys.executable).parent
     if any(command.startswith("pip install ./") for command in wanted):
         programs = install(tmp_path / "box", wheels, "vfm-core[report]").python.parent
-    elif "uv run vfm run pairs --set pool.path=TRAIN.tar --set val.path=VAL.tar" in wanted:
-        _made_pairs(tmp_path, {"TRAIN.tar": 0, "VAL.tar": 1})
+    elif any("vfm run pairs" in command for command in wanted):
+        _made_pairs(tmp_path, {"TRAIN.tar": 0, "VAL.tar": 1, "flickr8k-train.tar": 0, "flickr8k-dev.tar": 1})
     shims = (
         'uv() { shift; "$@"; }\n'
         f'pip() {{ [ "$2" = uv ] || command uv pip "$1" -q -p {programs}/python --find-links {wheels} "${{@:2}}"; }}\n'
