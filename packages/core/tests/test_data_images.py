@@ -12,7 +12,8 @@ from PIL import Image
 from data_samples import encoded, picture
 from vfm.data import BadSample
 from vfm.data.images import decode_image, random_box, resize
-from vfm.data.transforms import ImageTransform, normalize, to_tensor
+from vfm.data.transforms import ImageTransform, to_tensor
+from vfm.models.preprocess import Preprocess
 
 SIDES = st.integers(5, 60)
 
@@ -70,7 +71,8 @@ def test_normalising_bytes_equals_normalising_floats():
     batch = torch.stack([to_tensor(picture(n)) for n in range(3)])
     mean, std = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
     expected = (batch.double() / 255 - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
-    torch.testing.assert_close(normalize(batch, mean, std).double(), expected, atol=2e-6, rtol=1e-6)
+    pixels = Preprocess(image_size=batch.shape[-1], mean=mean, std=std).pixels(batch)
+    torch.testing.assert_close(pixels.double(), expected, atol=2e-6, rtol=1e-6)
 
 
 def _bytes(image: Image.Image, kind: str = "PNG", **options) -> bytes:

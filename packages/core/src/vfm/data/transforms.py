@@ -1,10 +1,9 @@
 """From a sample's bytes to the tensor of a training step; what is random is drawn from the sample's own seed."""
 
-# B batch, S side of the square image
+# S side of the square image
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,16 +56,3 @@ class ImageTransform:
 def to_tensor(image: Image.Image) -> Tensor:
     """An RGB image as uint8 (3, H, W)."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-
-
-def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 images as float32 input of a model, on the device where they are: bytes travel, floats do not.
-
-    Args:
-        images: uint8 (B, 3, S, S).
-        mean: of each channel, for values in [0, 1].
-        std: of each channel.
-    """
-    shape = (1, 3, 1, 1)
-    scale = torch.tensor(std, device=images.device).view(shape) * 255
-    return (images.float() - torch.tensor(mean, device=images.device).view(shape) * 255) / scale
