@@ -1,0 +1,119 @@
+"""Verbs that look at things: stages, plugins, show, schema, report, doctor."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from vfm.cli.command import DEFAULT_STORE, DebugOption, StoreOption, console, show_results, verb
+from vfm.config import UserError
+from vfm.flow.recipe import json_schema
+from vfm.flow.store import Store
+from vfm.plugins import load_plugins, origin_of, stage_types, unknown_kind
+
+
+@verb
+def stages(
+    kind: Annotated[str | None, typer.Argument(help="Show the fields of this kind.")] = None, debug: DebugOption = False
+) -> None:
+    """List the stages that are installed, or the fields of one."""
+    known = stage_types(load_plugins())
+    if kind is None:
+        table = Table("kind", "makes", "what it is for", box=None)
+        for name, stage in known.items():
+            table.add_row(name, stage.makes.__name__, (stage.__doc__ or "").strip().splitlines()[0])
+        console.print(table)
+        return
+    if kind not in known:
+        raise UserError(unknown_kind(kind, known))
+    table = Table("field", "type", "default", "meaning", box=None)
+    for name, field in known[kind].model_fields.items():
+        default = "required" if field.is_required() else escape(str(field.get_default(call_default_factory=True)))
+        table.add_row(name, escape(_type_name(field.annotation)), default, escape(field.description or ""))
+    console.print(f"{kind}: {(known[kind].__doc__ or '').strip()}\n", highlight=False)
+    console.print(table)
+
+
+def _type_name(annotation: Any) -> str:
+    name = (
+        annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
+    )
+    return re.sub(r"\b(typing|pathlib|vfm)(\.\w+)*\.", "", name).replace("NoneType", "None")
+
+
+@verb
+def plugins(debug: DebugOption = False) -> None:
+    """List the installed plugins and what each brings."""
+    manager = load_plugins()
+    table = Table("plugin", "package", "hooks", "stages", box=None)
+    for name, plugin in manager.list_name_plugin():
+        if plugin is None:
+            continue
+        hooks = [caller.name for caller in manager.get_hookcallers(plugin) or []]
+        kinds = [stage.kind_name() for stage in getattr(plugin, "vfm_stages", list)()]
+        table.add_row(name, origin_of(manager, name), ", ".join(hooks), ", ".join(kinds))
+    console.print(table)
+
+
+@verb
+def show(artifact: Annotated[Path, typer.Argument(help="An artifact's folder.")], debug: DebugOption = False) -> None:
+    """Show an artifact: its facts, where it comes from, its files."""
+    from vfm.artifacts import Artifact
+    from vfm.flow.store import MANIFEST_FILE
+
+    stage_types(load_plugins())
+    found = Artifact.load(artifact)
+    console.print(f"[bold]{type(found).__name__}[/] {artifact.resolve()}", highlight=False)
+    console.print_json(found.model_dump_json())
+    manifest = artifact / MANIFEST_FILE
+    if manifest.is_file():
+        console.print_json(manifest.read_text(encoding="utf-8"))
+    for file in sorted(path for path in artifact.resolve().rglob("*") if path.is_file()):
+        console.print(f"{file.stat().st_size:>14,}  {file.relative_to(artifact.resolve())}", highlight=False)
+
+
+@verb
+def schema(debug: DebugOption = False) -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    typer.echo(json.dumps(json_schema(stage_types(load_plugins())), indent=1))
+
+
+@verb
+def report(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or the folder of a run.")],
+    store: StoreOption = DEFAULT_STORE,
+    debug: DebugOption = False,
+) -> None:
+    """Draw the report of a run again, and show its results."""
+    from vfm.flow.report import report_of_run
+    from vfm.flow.run import RUN_FILE
+
+    stage_types(load_plugins())
+    directory = Path(recipe) if (Path(recipe) / RUN_FILE).is_file() else Store(store).run_directory(Path(recipe).stem)
+    if not (directory / RUN_FILE).is_file():
+        runs = sorted(path.parent.name for path in (store / "runs").glob(f"*/{RUN_FILE}"))
+        raise UserError(f"no finished run {recipe!r} in {store}; there are: {', '.join(runs) or 'none'}")
+    page = report_of_run(directory)
+    show_results(directory)
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+@verb
+def doctor(store: StoreOption = DEFAULT_STORE, debug: DebugOption = False) -> None:
+    """Check this machine: packages, devices, disk, permission to write."""
+    from vfm.flow.doctor import findings
+
+    failed = False
+    for fine, what, detail in findings(store):
+        failed |= not fine
+        console.print(
+            f"{'[green]✓[/]' if fine else '[red]✗[/]'} {what:<12} {escape(detail)}", highlight=False, soft_wrap=True
+        )
+    if failed:
+        raise typer.Exit(2)
