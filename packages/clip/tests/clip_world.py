@@ -22,7 +22,6 @@ from vfm.models import ClipModel, build_clip
 from vfm.train import Batch, distributed, fit, seed_everything
 from vfm_clip import ClipTrain
 from vfm_clip.task import ClipTask
-from vfm_clip.towers import start_projection
 
 SIDE = 16
 TEXT = {"context_length": 8, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
@@ -79,9 +78,7 @@ class Random:
 
 def tiny_task(config: dict[str, Any], **options: Any) -> ClipTask:
     """A task over a model with random weights."""
-    clip = build_clip(config, seed=0)
-    start_projection(clip)
-    return ClipTask(clip, **options)
+    return ClipTask(build_clip(config, seed=0), **options)
 
 
 def plan(**changes: Any) -> ClipTrain:

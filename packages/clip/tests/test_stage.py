@@ -21,7 +21,7 @@ from vfm.eval.retrieval import retrieval_ranks
 from vfm.models import build_clip, build_vision, load_clip, save_clip, save_vision
 from vfm.panels import load_panels
 from vfm_clip import ClipTrain
-from vfm_clip.towers import lock_towers, start_projection
+from vfm_clip.towers import lock_towers
 
 RESNET: dict[str, Any] = {
     **VIT,
@@ -121,16 +121,6 @@ def test_a_handed_over_tower_sees_what_the_encoder_saw_and_locked_only_its_proje
     changed = {key for key in after if key.startswith("visual.") and not torch.equal(before[key], after[key])}
     assert changed == {"visual.trunk.head.weight", "visual.trunk.head.bias"}
     assert any(panel.title == "Weights handed over" for panel in load_panels(checkpoint.path))
-
-
-def test_a_projection_from_scratch_starts_as_large_as_open_clips() -> None:
-    model, untouched = build_clip("EVA02-Pico-8-32", seed=0), build_clip("ViT-Pico-8-32", seed=0)
-    before = {key: value.clone() for key, value in untouched.module.state_dict().items()}
-    start_projection(model, seed=1)
-    start_projection(untouched, seed=1)
-    assert model.module.visual.trunk.head.weight.std().item() == pytest.approx(64**-0.5, rel=0.05)
-    assert untouched.module.visual.proj.std().item() == pytest.approx(64**-0.5, rel=0.05)
-    assert same(untouched.module.state_dict(), before)
 
 
 def test_the_temperature_starts_rises_to_its_limit_and_stays_there(tmp_path: Path) -> None:

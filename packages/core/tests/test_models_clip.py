@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from vfm.artifacts import ClipCheckpoint
 from vfm.config import UserError
 from vfm.models import ClipModel, Preprocess, build_clip, load_clip, presets, save_clip
+from vfm.models.clip import why_not_open_clip
 from vfm.models.patch_features import vision_tower
 
 TINY = {
@@ -60,12 +61,44 @@ def test_save_and_load_keep_every_weight_and_fact(model: str | dict[str, object]
         assert torch.equal(ours, theirs), key
 
 
-def test_a_timm_tower_at_another_size_comes_back_at_that_size(tmp_path: Path) -> None:
-    model = build_clip("EVA02-Pico-8-32", image_size=48, seed=0)
-    assert model.preprocess.image_size == 48
+@pytest.mark.parametrize(
+    ("encoder", "size", "equal"),
+    [
+        ("vit_pico_patch8_32", 32, True),
+        ("vit_pico_patch8_32", 64, True),
+        ("vit_pico_patch8_32", 48, False),  # timm has none of this size
+        ("eva02_pico_patch8_32", 64, False),  # has one, with other rotary positions
+        ("eva02_nano_patch8_64", 48, False),
+        ("resnet10t", 96, True),  # of any size
+    ],
+)
+def test_a_timm_tower_at_another_size_comes_back_at_that_size_in_open_clip_too_where_timm_has_its_equal(
+    encoder: str, size: int, equal: bool, tmp_path: Path
+) -> None:
+    pooled = {"timm_pool": "avg", "timm_proj": "linear"} if encoder == "resnet10t" else {"timm_pool": "token"}
+    vision = {"image_size": 32, "timm_model_name": encoder, "timm_proj": None, **pooled}
+    model = build_clip({**TINY, "vision_cfg": vision, "custom_text": True}, image_size=size, seed=0)
     checkpoint = save_clip(model, tmp_path)
-    assert checkpoint.image_size == 48
-    assert torch.equal(load_clip(checkpoint).encode_images(pictures()), model.encode_images(pictures()))
+    assert checkpoint.image_size == model.preprocess.image_size == size
+    features = model.encode_images(pictures())
+    assert torch.equal(load_clip(checkpoint).encode_images(pictures()), features)
+    assert (why_not_open_clip(model) == "") == equal
+    if not equal:
+        assert f"{encoder} at the size of its name only" in why_not_open_clip(model)
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            open_clip.create_model(f"local-dir:{tmp_path}")
+        return
+    peer, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
+    with torch.no_grad():
+        images = torch.stack([transform(Image.fromarray(picture)) for picture in pictures()])
+        torch.testing.assert_close(peer.eval().encode_image(images, normalize=True), features)
+
+
+def test_a_timm_projection_starts_as_large_as_open_clips_own() -> None:
+    timm_tower, own_tower = (build_clip(f"{family}-Pico-8-32", seed=0).module.visual for family in ("EVA02", "ViT"))
+    assert timm_tower.trunk.head.weight.std().item() == pytest.approx(64**-0.5, rel=0.05)
+    assert own_tower.proj.std().item() == pytest.approx(64**-0.5, rel=0.05)
+    assert not timm_tower.trunk.head.bias.any()
 
 
 def test_embeddings_have_unit_length_whatever_the_batch_size_and_leave_training_mode_on() -> None:

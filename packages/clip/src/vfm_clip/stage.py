@@ -95,6 +95,7 @@ class ClipTrain(ClipTraining):
 
     def run(self, ctx: Context) -> ClipCheckpoint:
         """Builds, trains and saves the model."""
+        from vfm.models.clip import why_not_open_clip
         from vfm.train import fit, is_main
         from vfm_clip.panels import seen_panel
 
@@ -106,6 +107,8 @@ class ClipTrain(ClipTraining):
         if is_main():
             ctx.panel(seen_panel(data, make, ctx.directory))
         fit(task, data, self, ctx, self.runtime)
+        if is_main() and (why := why_not_open_clip(clip)):
+            ctx.warn(why)
         return task.export(ctx.directory)
 
     def _check_data(self, data: PairDataset) -> None:
@@ -122,13 +125,12 @@ class ClipTrain(ClipTraining):
 
         from vfm.models.clip import build_clip, load_clip
         from vfm.models.hand_over import hand_over
-        from vfm_clip.towers import lock_towers, new_weights, start_projection
+        from vfm_clip.towers import lock_towers, new_weights
 
         if self.init:
             clip = load_clip(ctx.load(self.init))
         else:
             clip = build_clip(self.model, image_size=self.image_size, seed=self.seed)
-            start_projection(clip, self.seed)
         parts: Any = clip.module
         if self.logit_scale_init:
             parts.logit_scale.data.fill_(math.log(self.logit_scale_init))

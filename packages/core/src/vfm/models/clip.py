@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from vfm.artifacts import ClipCheckpoint
 from vfm.config import UserError
 from vfm.models.clip_config import CONFIG_FILE, WEIGHTS_FILE, check_keys, clip_config, read_config, weights_file
+from vfm.models.clip_module import build_module, plain_config
 from vfm.models.preprocess import Preprocess
 from vfm.models.weights import save_state_dict
 
@@ -149,8 +150,7 @@ def build_clip(
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        module = _construct(config, name)
-    _set_image_size(module, config["vision_cfg"], name)
+        module = build_module(config, name)
     preprocess = Preprocess.from_open_clip({}, config["vision_cfg"].get("image_size", 224))
     return ClipModel(module.to(device), config, preprocess, name)
 
@@ -176,10 +176,14 @@ def load_clip(checkpoint: ClipCheckpoint | str | Path, device: str | torch.devic
 
 
 def save_clip(model: ClipModel, directory: Path) -> ClipCheckpoint:
-    """Writes a model in open_clip's layout (`open_clip_config.json`, `open_clip_model.safetensors`)."""
+    """Writes a model in open_clip's layout (`open_clip_config.json`, `open_clip_model.safetensors`).
+
+    What is written, `load_clip` reads; open_clip by itself too, but for what `why_not_open_clip` says.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     facts = model.preprocess.model_dump(include={"mean", "std", "interpolation", "resize_mode"})
-    record = {"model_cfg": model.config, "preprocess_cfg": facts}
+    plain = plain_config(model.module, model.config, model.name)
+    record = {"model_cfg": plain or model.config, "preprocess_cfg": facts}
     (directory / CONFIG_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     save_state_dict(model.module.state_dict(), directory / WEIGHTS_FILE)
     if model.config["text_cfg"].get("hf_tokenizer_name"):
@@ -190,6 +194,17 @@ def save_clip(model: ClipModel, directory: Path) -> ClipCheckpoint:
         image_size=model.preprocess.image_size,
         embed_dim=model.embed_dim,
         context_length=model.context_length,
+    )
+
+
+def why_not_open_clip(model: ClipModel) -> str:
+    """What keeps open_clip by itself from loading what `save_clip` writes, as a line for the user; mostly nothing."""
+    if plain_config(model.module, model.config, model.name):
+        return ""
+    encoder, size = model.config["vision_cfg"]["timm_model_name"], model.preprocess.image_size
+    return (
+        f"{model.name}: vfm loads this checkpoint, open_clip by itself does not: it builds {encoder} at the size of its"
+        f" name only, and timm has no equal one of {size} pixels"
     )
 
 
@@ -212,33 +227,3 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
-
-
-def _construct(config: Mapping[str, Any], name: str) -> nn.Module:
-    """What open_clip's factory does with a configuration; that function takes a name only, not a configuration."""
-    arguments = deepcopy(dict(config))
-    custom_text = arguments.pop("custom_text", False) or "hf_model_name" in arguments["text_cfg"]
-    kind = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
-    if custom_text and "multimodal_cfg" in arguments:
-        kind = open_clip.CoCa
-    for part, key in (("vision_cfg", "timm_model_pretrained"), ("text_cfg", "hf_model_pretrained")):
-        arguments[part][key] = False  # weights come from a checkpoint or from training, never on the side
-    try:
-        module: nn.Module = kind(**arguments)
-    except (TypeError, AssertionError, RuntimeError, ImportError) as error:
-        raise UserError(f"CLIP model {name!r}: {str(error).splitlines()[0] if str(error) else error!r}") from None
-    return module
-
-
-def _set_image_size(module: nn.Module, vision: Mapping[str, Any], name: str) -> None:
-    """Checks the size against the patches, and brings a timm encoder to it (open_clip builds it at its own size)."""
-    size, visual = vision.get("image_size", 224), module.visual
-    if not isinstance(size, int):
-        raise UserError(f"CLIP model {name!r}: image_size {size} is not one number; only square images are read")
-    trunk = getattr(visual, "trunk", None)
-    embed = getattr(trunk, "patch_embed", None)
-    patch = getattr(embed, "patch_size", None) if trunk is not None else getattr(visual, "patch_size", None)
-    if patch and size % patch[0]:
-        raise UserError(f"CLIP model {name!r}: image_size {size} is not a multiple of its patch size {patch[0]}")
-    if getattr(embed, "img_size", None) not in (None, (size, size)):
-        visual.set_input_size(size)  # type: ignore[union-attr,operator]
