@@ -55,6 +55,29 @@ def test_odd_recipe_is_refused_in_one_line(text, said):
     assert "\n" not in line
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("a.count=x\ny", r"--set a.count=x\ny: a.count: 'x y' is wrong: should be integer"),
+        ("a.count=x\u2028\r\x1b", r"--set a.count=x\u2028\r\x1b: a.count: "),
+        ("a.co\nunt=3", r"--set a.co\nunt=3: a.co\nunt: unknown key; did you mean 'count'?"),
+        ("a\nb", r"--set a\nb: should be NAME.FIELD=VALUE"),
+        ("a\nb.count=3", r"--set a\nb.count=3: no stage is named 'a\nb'"),
+        ("a.count.x\n.y=3", r"--set a.count.x\n.y=3: 'count' is not a mapping with fields"),
+    ],
+)
+def test_newline_in_an_override_is_spelled_out_and_the_mistake_stays_one_line(override, said):
+    (line,) = complaint(RECIPE, override).splitlines()
+    assert line.startswith(said)
+
+
+def test_newline_in_a_key_or_a_name_of_a_recipe_is_spelled_out():
+    text = 'stages:\n  - {kind: toy.draw, name: "a\\nb", "x\\ny": 3}\n'
+    name, key = complaint(text).splitlines()
+    assert name.startswith(r"r.yaml:2: a\nb.name: 'a\nb' is wrong")
+    assert key.startswith(r"r.yaml:2: a\nb.x\ny: unknown key")
+
+
 def test_aliases_that_multiply_are_refused_in_no_time():
     bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
     bomb += "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12))
@@ -107,7 +130,8 @@ def test_any_value_in_any_place_is_accepted_or_refused_in_words(place, key, valu
     }[place]
     target[key] = value
     for overrides in ([], [f"a.{override}"], [f"{override}=1"], [f"a.count={override}"]):
-        assert re.match(r"r\.yaml:\d+: |--set |$", refusal(yaml.safe_dump(recipe), overrides))
+        for line in refusal(yaml.safe_dump(recipe), overrides).splitlines():
+            assert re.match(r"r\.yaml:\d+: |--set ", line)
 
 
 def schema_of(kind: str, schema: dict[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,8 @@ class _Draft:
 
     def raise_if_any(self) -> None:
         if self.mistakes:
-            raise UserError("\n".join(message for _, message in sorted(self.mistakes, key=lambda pair: pair[0])))
+            ordered = sorted(self.mistakes, key=lambda pair: pair[0])
+            raise UserError("\n".join(yaml_lines.one_line(message) for _, message in ordered))
 
 
 def load_recipe(source: str, known: Mapping[str, type[Stage]], overrides: Sequence[str] = ()) -> Recipe:
@@ -137,21 +138,25 @@ def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str], draft: _Draf
         key, equals, value = text.partition("=")
         head, *rest = key.split(".")
         if not equals or not head:
-            raise UserError(f"--set {text}: should be NAME.FIELD=VALUE")
+            raise _refused(text, "should be NAME.FIELD=VALUE")
         if head in names and rest:
             target, path = stages[names[head]], cast("KeyPath", ("stages", names[head]))
         elif head in {"runtime", "seeds", "description"}:
             target, path, rest = raw, (), [head, *rest]
         elif head in names:
-            raise UserError(f"--set {text}: say which field of '{head}': --set {head}.FIELD=VALUE")
+            raise _refused(text, f"say which field of '{head}': --set {head}.FIELD=VALUE")
         else:
-            raise UserError(f"--set {text}: no stage is named '{head}'{did_you_mean(head, names)}")
+            raise _refused(text, f"no stage is named '{head}'{did_you_mean(head, names)}")
         for part in rest[:-1]:
             target = target.setdefault(part, {})
             if not isinstance(target, dict):
-                raise UserError(f"--set {text}: '{part}' is not a mapping with fields")
+                raise _refused(text, f"'{part}' is not a mapping with fields")
         target[rest[-1]] = yaml_lines.parse_value(value, f"--set {text}")
         draft.overridden[(*path, *rest)] = text
+
+
+def _refused(override: str, message: str) -> UserError:
+    return UserError(yaml_lines.one_line(f"--set {override}: {message}"))
 
 
 def _stage(

@@ -89,6 +89,11 @@ def parse_value(text: str, where: str) -> Any:
         return text
 
 
+def one_line(text: str) -> str:
+    """The text with what would break or hide a line spelled out: a newline is shown as `\\n`."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 def _collect(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int], where: str) -> None:
     if node is None:
         return
