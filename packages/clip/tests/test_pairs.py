@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clip_world import EVA, VIT, halves, make_pool
+from clip_world import EVA, VIT, halves, make_pool, plan
 from vfm.data import BadSample, Sample, open_dataset
 from vfm.data.loader import TrainingData
 from vfm.data.transforms import ImageTransform
@@ -80,6 +80,18 @@ def test_without_a_crop_the_picture_is_seen_as_in_an_evaluation(mode: str) -> No
     assert np.array_equal(seen.permute(1, 2, 0).numpy(), facts.fit(picture))
     with pytest.raises(BadSample, match="unreadable_image"):
         EvalTransform(facts)(b"no picture", 0)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_random_crops_are_resized_by_the_models_rule(tmp_path: Path, interpolation: str) -> None:
+    clip = build_clip(VIT, seed=0)
+    clip.preprocess = clip.preprocess.model_copy(update={"interpolation": interpolation})
+    pool = make_pool(tmp_path / "pool")
+    stage = plan(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
+    _, made = stage._training_data(pool, clip)
+    one = open_dataset(pool)[0]
+    seen = made(one, 0)["images"].permute(1, 2, 0).numpy()
+    assert np.array_equal(seen, clip.preprocess.fit(Image.open(io.BytesIO(one.image))))
 
 
 @pytest.mark.parametrize("config", [VIT, EVA], ids=["vit", "eva"])

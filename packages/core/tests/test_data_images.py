@@ -19,16 +19,26 @@ SIDES = st.integers(5, 60)
 
 
 @settings(deadline=None, max_examples=30)
-@given(SIDES, SIDES, st.integers(4, 48))
-def test_crop_and_squash_equal_torchvisions_transforms(width, height, size):
+@given(SIDES, SIDES, st.integers(4, 48), st.sampled_from(["bicubic", "bilinear"]))
+def test_crop_and_squash_equal_torchvisions_transforms(width, height, size, interpolation):
     from torchvision.transforms import CenterCrop, Compose, Resize
     from torchvision.transforms.functional import InterpolationMode
 
-    image = picture(1, (width, height))
-    peer = Compose([Resize(size, InterpolationMode.BICUBIC), CenterCrop(size)])
-    assert np.array_equal(np.asarray(resize(image, size, "crop")), np.asarray(peer(image)))
-    squash = Resize((size, size), InterpolationMode.BICUBIC)
-    assert np.array_equal(np.asarray(resize(image, size, "squash")), np.asarray(squash(image)))
+    image, kind = picture(1, (width, height)), InterpolationMode(interpolation)
+    peers = {"crop": Compose([Resize(size, kind), CenterCrop(size)]), "squash": Resize((size, size), kind)}
+    for mode, peer in peers.items():
+        assert np.array_equal(np.asarray(resize(image, size, mode, interpolation)), np.asarray(peer(image)))
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_a_training_resizes_as_the_model_is_evaluated(interpolation):
+    data = encoded(3, size=(60, 40))
+    facts = Preprocess(image_size=16, interpolation=interpolation)
+    transform = ImageTransform(16, "crop", interpolation=interpolation)
+    assert np.array_equal(transform(data, 0).permute(1, 2, 0).numpy(), facts.fit(decode_image(data, "")))
+    whole = ImageTransform(16, scale=(1.0, 1.0), ratio=(1.5, 1.5), interpolation=interpolation)
+    squashed = Preprocess(image_size=16, interpolation=interpolation, resize_mode="squash")
+    assert np.array_equal(whole(data, 0).permute(1, 2, 0).numpy(), squashed.fit(decode_image(data, "")))
 
 
 @settings(deadline=None)

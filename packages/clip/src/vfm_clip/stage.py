@@ -163,7 +163,9 @@ class ClipTrain(ClipTraining):
 
         facts = clip.preprocess
         transform = (
-            ImageTransform(facts.image_size, scale=self.crop_scale, ratio=self.crop_ratio)
+            ImageTransform(
+                facts.image_size, scale=self.crop_scale, ratio=self.crop_ratio, interpolation=facts.interpolation
+            )
             if self.crop_scale
             else EvalTransform(facts)
         )

@@ -16,6 +16,12 @@ MAX_PIXELS = 64_000_000  # a larger picture is a mistake or an attack: decoded, 
 MAX_SIDE_RATIO = 100  # beyond it no crop shows anything
 
 ResizeMode = Literal["squash", "crop"]
+Interpolation = Literal["bicubic", "bilinear"]
+FILTERS: dict[Interpolation, Image.Resampling] = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+}
+"""Pillow's filters; all of them smooth what they shrink."""
 
 
 def open_image(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -61,8 +67,8 @@ def decode_image(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> Im
         raise BadSample("unreadable_image", where) from None
 
 
-def resize(image: Image.Image, size: int, mode: ResizeMode) -> Image.Image:
-    """The image as a square of `size` pixels, bicubic with antialiasing, as torchvision rounds it.
+def resize(image: Image.Image, size: int, mode: ResizeMode, interpolation: Interpolation = "bicubic") -> Image.Image:
+    """The image as a square of `size` pixels, with antialiasing, as torchvision rounds it.
 
     Args:
         image: RGB.
@@ -70,12 +76,12 @@ def resize(image: Image.Image, size: int, mode: ResizeMode) -> Image.Image:
         mode: `squash` both sides, or bring the shorter one to `size` and `crop` the centre.
     """
     if mode == "squash":
-        return image.resize((size, size), Image.Resampling.BICUBIC)
+        return image.resize((size, size), FILTERS[interpolation])
     width, height = image.size
     short = min(width, height)
     width, height = int(size * width / short), int(size * height / short)
     left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+    return image.resize((width, height), FILTERS[interpolation]).crop((left, top, left + size, top + size))
 
 
 def random_box(

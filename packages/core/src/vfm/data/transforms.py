@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vfm.data.images import MAX_PIXELS, ResizeMode, decode_image, random_box, resize
+from vfm.data.images import MAX_PIXELS, Interpolation, ResizeMode, decode_image, random_box, resize
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class ImageTransform:
     scale: smallest and largest share of the area that a random crop keeps; None crops nothing at random.
     ratio: narrowest and widest aspect of a random crop.
     flip: chance of a left-right flip; 0 where captions speak of left and right.
+    interpolation: of the model that the images are for (`Preprocess.interpolation`).
     """
 
     size: int
@@ -30,6 +31,7 @@ class ImageTransform:
     scale: tuple[float, float] | None = None
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.0
+    interpolation: Interpolation = "bicubic"
     max_pixels: int = MAX_PIXELS
 
     def __call__(self, data: bytes, seed: int, where: str = "") -> Tensor:
@@ -45,9 +47,9 @@ class ImageTransform:
         rng = np.random.default_rng(seed)
         if self.scale:
             box = random_box(*image.size, rng, scale=self.scale, ratio=self.ratio)
-            image = resize(image.crop(box), self.size, "squash")
+            image = resize(image.crop(box), self.size, "squash", self.interpolation)
         else:
-            image = resize(image, self.size, self.mode)
+            image = resize(image, self.size, self.mode, self.interpolation)
         if self.flip and rng.random() < self.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return image

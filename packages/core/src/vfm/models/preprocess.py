@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vfm.config import Config
+from vfm.data.images import FILTERS, Interpolation
 
 Triple = tuple[float, float, float]
 
@@ -24,7 +25,7 @@ class Preprocess(Config):
     image_size: int = Field(ge=1, description="side of the square input, in pixels")
     mean: Triple = (0.48145466, 0.4578275, 0.40821073)
     std: Triple = (0.26862954, 0.26130258, 0.27577711)
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    interpolation: Interpolation = "bicubic"
     resize_mode: Literal["shortest", "longest", "squash"] = Field(
         "shortest", description="which side becomes image_size: shortest (the rest is cropped), longest (padded), both"
     )
@@ -43,7 +44,7 @@ class Preprocess(Config):
         side = self.image_size
         if picture.size == (side, side) and self.crop_pct == 1.0:
             return np.array(picture.convert("RGB"))
-        resized = picture.convert("RGB").resize(self._resized(*picture.size), _FILTERS[self.interpolation])
+        resized = picture.convert("RGB").resize(self._resized(*picture.size), FILTERS[self.interpolation])
         canvas = Image.new("RGB", (side, side), self.pad_color)
         width, height = resized.size
         canvas.paste(resized, (_offset(side, width), _offset(side, height)))
@@ -104,6 +105,3 @@ class Preprocess(Config):
 def _offset(side: int, length: int) -> int:
     """Where a resized side begins on the canvas. The peers round a half pixel one way for a crop, another for a pad."""
     return -round((length - side) / 2.0) if length > side else (side - length) // 2
-
-
-_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
