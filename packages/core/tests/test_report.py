@@ -250,18 +250,23 @@ def test_a_bad_panel_costs_only_itself(run: RunSummary, tmp_path: Path) -> None:
     ImagesPanel(title="Lost pictures", pictures=[Picture(file=file, caption="kept words") for file in files]).save(
         directory
     )
-    LinesPanel(title="Torn curve", series=[Series(name="a", x=[1, 2], y=[1])], x_label="", y_label="").save(directory)
-    BarsPanel(title="Torn bars", labels=["a"], values=[1, 2]).save(directory)
+    curves = LinesPanel(title="Curve", series=[Series(name="a", x=[1, 2], y=[1, 2])], x_label="", y_label="")
+    torn = json.loads(curves.model_dump_json())
+    torn["series"][0]["y"] = [1]
+    (directory / "panels/60-torn.json").write_text(json.dumps(torn))
     (run.stages[2].directory / "panels/00-broken.json").write_text("{")
+    (run.stages[2].directory / "panels/01-locked.json").mkdir()
     text = Elements(written(run, tmp_path / "report.html")).text
     assert text.count("kept words") == 4
     assert "../secret.png is outside the artifact's folder" in text
     assert "gone.png is missing" in text
     for file in ("torn.png", "artifact.json"):
         assert f"{file} is no readable PNG or JPEG" in text
-    assert text.count("this panel cannot be drawn") == 2
-    assert "series 'a' has 2 x and 1 y" in text
-    assert "the panels of this stage cannot be read" in text
+    assert text.count("this panel cannot be drawn") == 3
+    assert "60-torn.json: series.0: series 'a' has 2 x, 1 y; they should be equally many" in text
+    assert "00-broken.json: b'{' is wrong: invalid JSON" in text
+    assert "01-locked.json: Is a directory" in text
+    assert "What was asked" in text
     assert "acc1" in text
 
 

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from vfm.config import error_lines
 from vfm.flow.report import wording
 from vfm.flow.report.scale import Scale
-from vfm.panels import LinesPanel, Series
+from vfm.panels import BarsPanel, LinesPanel, Series, TablePanel
 
 charts = pytest.importorskip("vfm.flow.report.charts", exc_type=ImportError)
 
@@ -136,3 +138,22 @@ def test_shares_and_percentages_say_the_same() -> None:
 )  # fmt: skip
 def test_durations_carry_into_the_next_unit(seconds: float, text: str) -> None:
     assert wording.duration(seconds).replace("\N{NO-BREAK SPACE}", " ") == text
+
+
+@pytest.mark.parametrize(
+    ("panel", "fields", "said"),
+    [
+        (Series, {"x": [1, 2], "y": [1]}, "series 'a' has 2 x, 1 y; they should be equally many"),
+        (Series, {"x": [1], "y": [1], "low": [0], "high": []}, "series 'a' has 1 x, 1 y, 1 low, 0 high"),
+        (BarsPanel, {"labels": ["b"], "values": []}, "panel 'a' has 1 labels, 0 values"),
+        (BarsPanel, {"labels": ["b"], "values": [1], "low": [0, 0]}, "panel 'a' has 1 labels, 1 values, 2 low"),
+        (TablePanel, {"columns": ["b"], "rows": [[1], [1, 2]]}, "table 'a' has 1 columns, a row with 2 cells"),
+    ],
+)
+def test_panel_whose_parts_do_not_match_is_refused_in_one_line(panel, fields, said) -> None:
+    titled = {"name" if panel is Series else "title": "a"}
+    with pytest.raises(ValidationError) as caught:
+        panel(**titled, **fields)
+    ((_, line),) = error_lines(caught.value, panel)
+    assert line.startswith(said)
+    assert "\n" not in line

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from vfm.config import Config
+from vfm.config import Config, UserError, error_lines
 
 
 class _Titled(Config):
@@ -24,12 +25,26 @@ class _Titled(Config):
         (folder / f"{self.order:02d}-{slug}.json").write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
+def _check_lengths(what: str, **parts: Sequence[object] | None) -> None:
+    lengths = {name: len(part) for name, part in parts.items() if part is not None}
+    if len(set(lengths.values())) > 1:
+        counts = ", ".join(f"{length} {name}" for name, length in lengths.items())
+        raise ValueError(f"{what} has {counts}; they should be equally many")
+
+
 class TablePanel(_Titled):
-    """Rows and columns; numbers are right-aligned."""
+    """Rows and columns; numbers are right-aligned. A row may be shorter than the columns, not longer."""
 
     type: Literal["table"] = "table"
     columns: list[str]
     rows: list[list[str | float | int | None]]
+
+    @model_validator(mode="after")
+    def _rows_fit(self) -> Self:
+        for row in self.rows:
+            if len(row) > len(self.columns):
+                raise ValueError(f"table '{self.title}' has {len(self.columns)} columns, a row with {len(row)} cells")
+        return self
 
 
 class Series(Config):
@@ -40,6 +55,11 @@ class Series(Config):
     y: list[float | None]
     low: list[float] | None = None
     high: list[float] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        _check_lengths(f"series '{self.name}'", x=self.x, y=self.y, low=self.low, high=self.high)
+        return self
 
 
 class LinesPanel(_Titled):
@@ -63,6 +83,11 @@ class BarsPanel(_Titled):
     high: list[float] | None = None
     reference: float | None = None
     x_label: str = ""
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        _check_lengths(f"panel '{self.title}'", labels=self.labels, values=self.values, low=self.low, high=self.high)
+        return self
 
 
 class Picture(Config):
@@ -91,6 +116,31 @@ Panel = TablePanel | LinesPanel | BarsPanel | ImagesPanel | TextPanel
 _ADAPTER: TypeAdapter[Panel] = TypeAdapter(Annotated[Panel, Field(discriminator="type")])
 
 
+def panel_files(directory: Path) -> list[Path]:
+    """The files of an artifact's panels, in their order."""
+    return sorted((directory / "panels").glob("*.json"))
+
+
+def load_panel(file: Path) -> Panel:
+    """Reads a panel back.
+
+    Raises:
+        UserError: the file cannot be read, or holds no panel; one line says why.
+    """
+    try:
+        return _ADAPTER.validate_json(file.read_bytes())
+    except OSError as error:
+        raise UserError(f"{file.name}: {error.strerror}") from None
+    except ValidationError as error:
+        location, line = error_lines(error, _Titled)[0]
+        place = ".".join(map(str, location[1:]))  # the first part is the panel's type
+        raise UserError(": ".join(part for part in (file.name, place, line) if part)) from None
+
+
 def load_panels(directory: Path) -> list[Panel]:
-    """The panels of an artifact, in their order."""
-    return [_ADAPTER.validate_json(file.read_bytes()) for file in sorted((directory / "panels").glob("*.json"))]
+    """The panels of an artifact, in their order.
+
+    Raises:
+        UserError: one of them cannot be read.
+    """
+    return [load_panel(file) for file in panel_files(directory)]

@@ -66,9 +66,6 @@ def lines_svg(panel: LinesPanel, salt: str) -> str:
     Args:
         panel: what to draw; gaps (`None`) stay gaps, an empty series draws nothing.
         salt: makes the ids inside unique on the page.
-
-    Raises:
-        ValueError: `x` and `y` of a series differ in length.
     """
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}), warnings.catch_warnings():
         # Matplotlib measures text with its own font, which lacks many scripts; the reader's browser has them.
@@ -86,8 +83,6 @@ def lines_svg(panel: LinesPanel, salt: str) -> str:
 
 
 def _draw(axes: Axes, series: Series, index: int) -> None:
-    if len(series.x) != len(series.y):
-        raise ValueError(f"series '{series.name}' has {len(series.x)} x and {len(series.y)} y")
     y = [math.nan if value is None else value for value in series.y]
     style = (0, [float(part) for part in dash(index).split()]) if dash(index) else "-"
     marker = "o" if len(series.x) <= 12 else ""

@@ -10,11 +10,10 @@ from itertools import zip_longest
 from pathlib import Path
 
 from PIL import Image
-from pydantic import ValidationError
 
 from vfm.flow.report import charts
 from vfm.flow.report.scale import Scale
-from vfm.panels import BarsPanel, ImagesPanel, LinesPanel, Panel, Picture, TablePanel, load_panels
+from vfm.panels import BarsPanel, ImagesPanel, LinesPanel, Panel, Picture, TablePanel, load_panel, panel_files
 
 MAX_PICTURE_BYTES = 40_000  # larger files are made anew at twice the size they are shown at
 MAX_CAPTION = 240
@@ -69,20 +68,14 @@ def draw_panels(directory: Path, salt: str) -> Iterator[Drawing]:
         directory: the artifact's folder.
         salt: makes ids inside the drawings unique on the page.
     """
-    try:
-        panels = load_panels(directory)
-    except (ValidationError, OSError) as error:
-        yield Drawing(None, problem=f"the panels of this stage cannot be read: {_first_line(error)}")
-        return
-    for index, panel in enumerate(panels):
+    for index, file in enumerate(panel_files(directory)):
+        panel, content, problem = None, None, ""
         try:
-            yield Drawing(panel, _content(panel, directory, f"{salt}-{index}"))
+            panel = load_panel(file)
+            content = _content(panel, directory, f"{salt}-{index}")
         except ValueError as error:
-            yield Drawing(panel, problem=f"this panel cannot be drawn: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+            problem = f"this panel cannot be drawn: {str(error).splitlines()[0]}"
+        yield Drawing(panel, content, problem)
 
 
 def _content(panel: Panel, directory: Path, salt: str) -> Curves | Bars | Table | Sheet | None:
