@@ -380,7 +380,6 @@ def test_probe_refuses_sets_of_different_classes(tmp_path: Path) -> None:
         (ZeroShot, {"kind": "eval.zero_shot", "templates": ["a photo"]}, "no place for the class name"),
         (Retrieval, {"kind": "eval.retrieval", "recall_k": [0]}, "count from 1"),
         (LinearProbe, {"kind": "eval.linear_probe", "train": "t", "penalties": [0.0]}, "they are positive"),
-        (ZeroShot, {"kind": "eval.zero_shot", "models": []}, "at least 1 item"),
     ],
 )
 def test_wrong_settings_are_refused(stage: type, fields: dict, message: str) -> None:

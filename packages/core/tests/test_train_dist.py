@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import train_toy
-from train_toy import BAD, Samples, plan, train
+from train_toy import BAD, Probe, Samples, plan, train
 from vfm.train import seed_everything
 
 COMMON = {"log_every": 1, "grad_clip_norm": 0.5, "ema_decay": 0.9, "max_bad_fraction": 0.5}
@@ -40,6 +40,7 @@ def two(tmp_path_factory) -> Path:
         {"folder": "micro", "plan": settings(micro_batch_size=2)},
         {"folder": "nan", "plan": settings(), "nan": [7, 6]},
         {"folder": "unbroken", "plan": settings(), "dropout": 0.3},
+        {"folder": "judged", "plan": settings(evals=[Probe(name="probe")], eval_every=5), "dropout": 0.3},
         {"folder": "cut", "plan": settings(), "dropout": 0.3, "terminated_rank": 1},
         {"folder": "cut", "plan": settings(), "dropout": 0.3},
     ]
@@ -87,9 +88,17 @@ def test_sigterm_to_one_process_stops_both_at_a_checkpoint_and_they_go_on_exactl
         assert (two / "cut" / file).read_bytes() == (two / "unbroken" / file).read_bytes()
 
 
+def test_evals_are_made_once_and_disturb_neither_process(two):
+    judged = lines(two / "judged")
+    assert [line["step"] for line in judged if line["split"] == "val"] == [5, 10, 12]
+    assert [line for line in judged if line["split"] == "train"] == lines(two / "unbroken")
+    file = "work/step-00000012/model.safetensors"
+    assert (two / "judged" / file).read_bytes() == (two / "unbroken" / file).read_bytes()
+
+
 def test_bad_samples_of_any_process_are_counted(two):
     meta = json.loads((two / "whole" / "work" / "step-00000012" / "meta.json").read_text())
-    assert meta["skipped"] == {"truncated": 1}
+    assert meta["skipped"] == {"reads": 1, "samples": [list(BAD[5][0])]}
 
 
 def test_draws_differ_by_step_micro_batch_and_rank_and_repeat():

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vfm import Artifact, Context, Event, Runtime, UserError
-from vfm.interfaces import Training
+from vfm import Artifact, Context, Event, Ref, Report, Runtime, UserError
+from vfm.interfaces import Evaluation, Training
 from vfm.train import Batch, Task, distributed, fit
 
 
@@ -27,6 +27,26 @@ class Plan(Training):
 
     def run(self, ctx: Context) -> Artifact:
         raise AssertionError("the tests call fit themselves")
+
+
+class Probe(Evaluation):
+    """Says what a toy network answers."""
+
+    kind: Literal["eval.probe"] = "eval.probe"
+    models: list[Ref[Artifact]] = []
+    at: float = 1.0
+
+    def run(self, ctx: Context) -> Report:
+        raise AssertionError("only judged in training here")
+
+    def scores(self, ctx: Context, encoder: Any) -> dict[str, float]:
+        (ctx.directory / "scratch.txt").write_text("of no interest")
+        ctx.skip("truncated", "shard.tar:7")
+        ctx.warn(f"at {self.at}")
+        assert not encoder.training
+        with torch.no_grad():
+            answer = float(encoder(torch.full((1, 4), self.at)))
+        return {"answer": answer, "answer/half": answer / 2}
 
 
 def plan(**changes: Any) -> Plan:
@@ -50,6 +70,9 @@ class Regression(Task):
 
     def after_step(self) -> None:
         self.clamped += 1
+
+    def encoder(self) -> Any:
+        return self.net
 
 
 @dataclass
@@ -109,7 +132,8 @@ KILLED = {
     "grad_clip_norm": 1.0,
     "checkpoint": {"every_steps": 3},
 }
-BAD = {step: [("truncated", f"shard.tar:{step}")] for step in range(0, 40, 5)}
+BAD = {step: [("truncated", f"shard.tar:{step % 25}")] for step in range(0, 40, 5)}
+NUM_BAD = 5  # three of them are met twice
 
 
 def killed_plan() -> Plan:
@@ -125,7 +149,8 @@ def child(jobs: list[dict[str, Any]]) -> None:
             if job.get("terminated_rank") == world.rank:
                 data.terminate = 5
             try:
-                train(folder, Plan(**job["plan"]), task=Regression(job.get("dropout", 0.0)), data=data)
+                plan = Plan.model_validate(job["plan"], context={"eval.probe": Probe})
+                train(folder, plan, task=Regression(job.get("dropout", 0.0)), data=data)
             except (UserError, SystemExit) as error:
                 (folder / f"stopped-{world.rank}.txt").write_text(str(error))
 

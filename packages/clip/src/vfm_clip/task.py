@@ -130,6 +130,10 @@ class ClipTask(Task):
             with torch.no_grad():
                 self.log_scale.clamp_(0, self.max_log_scale)
 
+    def encoder(self) -> ClipModel:
+        """The model in training."""
+        return self.model
+
     def export(self, directory: Path) -> ClipCheckpoint:
         """The model in open_clip's layout."""
         return save_clip(self.model, directory)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 
 class UserError(ValueError):
@@ -32,7 +32,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(known)}" if 0 < len(known) <= 30 else ""
 
 
-KEY_ERRORS = {"extra_forbidden", "missing"}  # where the location ends in a key as the user wrote it
+TOLD = "told"  # the type of an error whose sentence is made already
+KEY_ERRORS = {"extra_forbidden", "missing", TOLD}  # where the location ends in a key as the user wrote it
 
 
 def error_lines(error: ValidationError, model: type[BaseModel]) -> list[tuple[tuple[str | int, ...], str]]:
@@ -49,6 +50,15 @@ def error_lines(error: ValidationError, model: type[BaseModel]) -> list[tuple[tu
         location = (*(part for part in above if not _is_branch(part)), *last)
         lines[location] = _sentence(details, location, model)
     return list(lines.items())
+
+
+def readable(error: ValidationError, model: type[BaseModel]) -> ValidationError:
+    """The error with its lines spelled out, for a part whose type is only known while the whole is validated."""
+    told = [
+        InitErrorDetails(type=PydanticCustomError(TOLD, "{line}", {"line": line}), loc=location, input=None)
+        for location, line in error_lines(error, model)
+    ]
+    return ValidationError.from_exception_data(error.title, told)
 
 
 def _is_branch(part: str | int) -> bool:
@@ -73,6 +83,8 @@ def _sentence(details: ErrorDetails, location: tuple[str | int, ...], model: typ
         return f"{given!r} is not allowed; choose from {allowed.replace(' or ', ', ')}"
     if kind == "value_error":
         return str(context["error"])
+    if kind == TOLD:
+        return str(context["line"])
     message = details["msg"].removeprefix("Input ").replace("should be a valid ", "should be ")
     return f"{_short(given)} is wrong: {message[0].lower()}{message[1:]}"
 

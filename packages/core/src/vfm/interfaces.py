@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
 
 from vfm.artifacts import ClipCheckpoint, CuratedSubset, ImageDataset, Matches, PairDataset, Report, VisionCheckpoint
-from vfm.config import Config
-from vfm.stage import Context, Ref, Stage
+from vfm.config import Config, did_you_mean, readable
+from vfm.stage import Context, Ref, Runtime, Stage
 
 
 class Curation(Stage):
@@ -20,6 +30,49 @@ class Curation(Stage):
 
     @abstractmethod
     def run(self, ctx: Context) -> CuratedSubset: ...
+
+
+class Evaluation(Stage):
+    """Judges models on one data set, all on the same items; each is compared with the first by a paired test."""
+
+    models: list[Ref[ClipCheckpoint]] = Field([], description="whom to judge; left out in a training's `evals`")
+
+    @abstractmethod
+    def run(self, ctx: Context) -> Report: ...
+
+    def scores(self, ctx: Context, encoder: Any) -> dict[str, float]:
+        """What `encoder`, a model in training (`Task.encoder`), gets by each metric; for a training's `evals`."""
+        raise NotImplementedError(f"{self.kind} judges no model in training")
+
+    @property
+    def log_prefix(self) -> str:
+        """What its metrics' names begin with in a training's log: nothing, unless it was given a name."""
+        return "" if self.name == _verb(self.kind) else f"{self.name}/"
+
+
+def _verb(kind: str) -> str:
+    return kind.rpartition(".")[2]
+
+
+def _of_its_kind(value: Any, info: ValidationInfo) -> Any:
+    """The evaluation that a mapping describes; the installed kinds are in the validation's context."""
+    if not isinstance(value, Mapping):
+        return value
+    kinds = {kind: stage for kind, stage in (info.context or {}).items() if issubclass(stage, Evaluation)}
+    kind = str(value.get("kind"))
+    if kind not in kinds:
+        raise ValueError(f"{kind!r} is no kind of evaluation{did_you_mean(kind, kinds)}")
+    try:
+        return kinds[kind].model_validate({"name": _verb(kind), **value}, context=info.context)
+    except ValidationError as error:
+        raise readable(error, kinds[kind]) from None
+
+
+AnyEvaluation = Annotated[
+    SerializeAsAny[Evaluation],
+    BeforeValidator(_of_its_kind),
+    WithJsonSchema({"type": "object", "properties": {"kind": {"type": "string"}}, "required": ["kind"]}),
+]
 
 
 class CheckpointPolicy(Config):
@@ -38,33 +91,56 @@ class Training(Stage):
     micro_batch_size: int | None = Field(
         None, ge=1, description="samples a forward pass of one process; default: no accumulation"
     )
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float = Field(1e-3, ge=0)
-    weight_decay: float = Field(0.05, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = Field(1e-6, gt=0)
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="how gradients become steps")
+    lr: float = Field(1e-3, ge=0, description="peak learning rate")
+    weight_decay: float = Field(0.05, ge=0, description="decoupled; biases, norms and other vectors are spared")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="decay of AdamW's two averages")
+    eps: float = Field(1e-6, gt=0, description="added to AdamW's denominator")
     momentum: float = Field(0.9, ge=0, lt=1, description="for sgd")
-    schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_steps: int = Field(0, ge=0)
-    min_lr: float = Field(0.0, ge=0)
-    grad_clip_norm: float | None = Field(None, gt=0)
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate after the warm-up")
+    warmup_steps: int = Field(0, ge=0, description="steps in which the learning rate rises linearly to lr")
+    min_lr: float = Field(0.0, ge=0, description="where the cosine schedule ends")
+    grad_clip_norm: float | None = Field(None, gt=0, description="largest gradient norm; default: no clipping")
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="average the weights; the average is what is exported"
     )
-    precision: Literal["fp32", "amp_bf16"] = "fp32"
-    grad_checkpointing: bool = False
+    precision: Literal["fp32", "amp_bf16"] = Field("fp32", description="of the forward pass; weights stay in fp32")
+    grad_checkpointing: bool = Field(False, description="compute activations twice instead of keeping them")
     shuffle_shards: int = Field(1000, ge=1, description="shards whose samples are shuffled together")
     max_bad_fraction: float = Field(
         0.05, ge=0, le=1, description="stop when more samples than this share cannot be read"
     )
     log_every: int = Field(10, ge=1, description="steps between reads of the metrics")
-    checkpoint: CheckpointPolicy = CheckpointPolicy()
-    seed: int = 0
+    checkpoint: CheckpointPolicy = Field(CheckpointPolicy(), description="when to save what a resume needs")
+    evals: list[AnyEvaluation] = Field([], description="evaluations, without `models`, of the model in training")
+    eval_every: int | None = Field(None, ge=1, description="steps between evaluations; default: after the last alone")
+    seed: int = Field(0, description="of all random draws")
 
     @model_validator(mode="after")
     def _one_length(self) -> Training:
         if (self.steps is None) == (self.samples_seen is None):
             raise ValueError("give exactly one of steps and samples_seen")
+        return self
+
+    @model_validator(mode="after")
+    def _evals_fit(self) -> Training:
+        names = [evaluation.name for evaluation in self.evals]
+        for number, evaluation in enumerate(self.evals):
+            (wanted,) = get_args(type(evaluation).model_fields["models"].annotation)
+            model = TypeAdapter(wanted).validate_python(self.kind)
+            if evaluation.models or evaluation.runtime != Runtime():
+                complaint = "leave models and runtime out: the model in training is judged, where it is trained"
+            elif type(evaluation).scores is Evaluation.scores:
+                complaint = f"{evaluation.kind} judges no model in training"
+            elif not model.accepts(self.makes):
+                complaint = f"{evaluation.kind} judges a {model.wanted}; {self.kind} makes a {self.makes.__name__}"
+            elif evaluation.name in names[:number]:
+                complaint = f"another one is called {evaluation.name!r} already: give it a name of its own"
+            else:
+                continue
+            raise ValueError(f"evals[{number}]: {complaint}")
+        if self.eval_every and not self.evals:
+            raise ValueError("eval_every says when, evals what to judge: give both")
         return self
 
     @property
@@ -99,12 +175,3 @@ class ClipPostTraining(Training):
 
     @abstractmethod
     def run(self, ctx: Context) -> ClipCheckpoint: ...
-
-
-class Evaluation(Stage):
-    """Judges models on one data set, all on the same items; each is compared with the first by a paired test."""
-
-    models: list[Ref[ClipCheckpoint]] = Field(min_length=1)
-
-    @abstractmethod
-    def run(self, ctx: Context) -> Report: ...

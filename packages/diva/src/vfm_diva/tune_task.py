@@ -125,6 +125,10 @@ class TuneTask(Task):
         super().train(False)
         return self
 
+    def encoder(self) -> ClipModel:
+        """The CLIP model in training."""
+        return self.clip
+
     def export(self, directory: Path) -> ClipCheckpoint:
         """The CLIP model with its tuned tower, in open_clip's layout; nothing of the generator is in it."""
         return save_clip(self.clip, directory)

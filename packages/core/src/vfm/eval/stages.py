@@ -42,6 +42,11 @@ class ModelEvaluation(Evaluation):
         subject, judgements = self.judge(ctx, {name: load_encoder(c, device) for name, c in checkpoints.items()})
         return write_report(ctx, subject, judgements, checkpoints)
 
+    def scores(self, ctx: Context, encoder: Any) -> dict[str, float]:
+        """The values of all metrics, without intervals."""
+        _, judgements = self.judge(ctx, {"model": encoder})
+        return {verdict.metric: verdict.value for verdict in judgements["model"].verdicts}
+
     def preflight(self, ctx: Preflight) -> None:
         """Refuses a model that is named twice: its paired test would compare it with itself."""
         names = [short_name(ref) for ref in self.models]
@@ -138,7 +143,9 @@ class FeatureEvaluation(ModelEvaluation):
     """An evaluation of image features alone, with training images of the same classes: any vision encoder fits."""
 
     # Wider than Evaluation's: what has no text tower can be judged here too.
-    models: list[Ref[ClipCheckpoint | VisionCheckpoint]] = Field(min_length=1)  # type: ignore[assignment]
+    models: list[Ref[ClipCheckpoint | VisionCheckpoint]] = Field(  # type: ignore[assignment]
+        [], description="whom to judge; left out in a training's `evals`"
+    )
     train: Ref[LabeledDataset]
     data: Ref[LabeledDataset]
 

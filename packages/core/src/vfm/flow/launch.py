@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from vfm.events import Event
 from vfm.flow.plan import Step
 from vfm.flow.store import Slot
 from vfm.interfaces import Training
+from vfm.plugins import unknown_kind
 from vfm.stage import Context, Stage, refs
 
 STEP_FILE = "step.json"
@@ -38,7 +38,7 @@ def write_step(step: Step) -> Path:
         "stage": step.stage.model_dump(mode="json"),
         "identity": step.identity,
         "inputs": step.inputs,
-        "folders": {ref: str(path.resolve()) for ref, path in step.folders.items()},
+        "folders": {ref: str(path) for ref, path in step.folders.items()},
         "fingerprints": step.fingerprints,
         "slot": {"root": str(step.slot.root.resolve()), "name": step.slot.name},
     }
@@ -59,7 +59,7 @@ def execute(step: Step, send: Send, lock_descriptor: int) -> None:
     if step.stage.runtime.processes > 1 and isinstance(step.stage, Training):
         _run_children(torchrun_command(step, work), step, send, lock_descriptor)
     else:
-        run_step(StepFile.load(work, type(step.stage)), send)
+        run_step(step, send)
 
 
 def _run_children(command: list[str], step: Step, send: Send, lock_descriptor: int) -> None:
@@ -98,36 +98,26 @@ def _listen(child: subprocess.Popen[str], send: Send) -> str | None:
     return failure
 
 
-@dataclass(frozen=True)
-class StepFile:
-    """What `step.json` says."""
-
-    stage: Stage
-    identity: str
-    inputs: dict[str, str]
-    folders: dict[str, Path]
-    fingerprints: dict[str, str]
-    slot: Slot
-
-    @classmethod
-    def load(cls, work: Path, kind: type[Stage] | Mapping[str, type[Stage]]) -> StepFile:
-        """Reads a work folder; `kind` is the stage's type, or all types by kind."""
-        try:
-            record = json.loads((work / STEP_FILE).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"{work}: not a prepared step ({STEP_FILE} is missing)") from None
-        stage_type = kind if isinstance(kind, type) else kind[record["stage"]["kind"]]
-        return cls(
-            stage=stage_type(**record["stage"]),
-            identity=record["identity"],
-            inputs=record["inputs"],
-            folders={ref: Path(path) for ref, path in record["folders"].items()},
-            fingerprints=record["fingerprints"],
-            slot=Slot(Path(record["slot"]["root"]), record["slot"]["name"]),
-        )
+def read_step(work: Path, known: Mapping[str, type[Stage]]) -> Step:
+    """Reads a work folder back; `known` holds the stage types by kind."""
+    try:
+        record = json.loads((work / STEP_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{work}: not a prepared step ({STEP_FILE} is missing)") from None
+    kind = record["stage"]["kind"]
+    if kind not in known:
+        raise UserError(f"{work}: {unknown_kind(kind, dict(known))}")
+    return Step(
+        stage=known[kind].model_validate(record["stage"], context=known),
+        identity=record["identity"],
+        inputs=record["inputs"],
+        folders={ref: Path(path) for ref, path in record["folders"].items()},
+        fingerprints=record["fingerprints"],
+        slot=Slot(Path(record["slot"]["root"]), record["slot"]["name"]),
+    )
 
 
-def run_step(step: StepFile, send: Send) -> None:
+def run_step(step: Step, send: Send) -> None:
     """Runs a stage and, in the first process, publishes what it made."""
     stage, slot = step.stage, step.slot
     rank = int(os.environ.get("RANK", "0"))
@@ -177,7 +167,7 @@ class _Notes:
         part.replace(self.file)
 
 
-def _manifest(step: StepFile, artifact: Artifact, context: Context, notes: _Notes, seconds: float) -> dict[str, Any]:
+def _manifest(step: Step, artifact: Artifact, context: Context, notes: _Notes, seconds: float) -> dict[str, Any]:
     if isinstance(artifact, Report):
         notes.numbers = {f"{metric.model} {metric.name}".strip(): metric.value for metric in artifact.metrics}
     names = {ref for _, ref in refs(step.stage)}

@@ -49,7 +49,7 @@ def make_plan(recipe: Recipe, store: Store) -> list[Step]:
         for _, ref in refs(stage):
             earlier = steps.get(ref)
             inputs[ref] = earlier.identity if earlier else saved_identity(Path(ref))
-            folders[ref] = earlier.slot.artifact if earlier else Path(ref).resolve()
+            folders[ref] = (earlier.slot.artifact if earlier else Path(ref)).resolve()
         fingerprints = {path: fingerprint(path) for path in stage.sources()}
         identity = _identity(stage, inputs, fingerprints)
         slot = store.slot(stage.kind, identity)

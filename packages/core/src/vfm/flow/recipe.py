@@ -14,6 +14,7 @@ from vfm.artifacts import FACTS_FILE, Artifact
 from vfm.config import Config, UserError, did_you_mean, error_lines
 from vfm.flow import yaml_lines
 from vfm.flow.yaml_lines import KeyPath
+from vfm.interfaces import Evaluation
 from vfm.plugins import unknown_kind
 from vfm.stage import Ref, Runtime, Stage, refs
 
@@ -174,7 +175,7 @@ def _stage(
         own = item.get("runtime") or {}
         item = {**item, "runtime": {**top.runtime, **own} if isinstance(own, dict) else own}
     try:
-        return known[kind](**item)
+        return known[kind].model_validate(item, context=known)
     except ValidationError as error:
         for location, message in error_lines(error, known[kind]):
             inherited = location[:1] == ("runtime",) and (*place, "runtime") not in draft.lines
@@ -198,6 +199,8 @@ def _check_wiring(stages: Sequence[Stage], draft: _Draft) -> None:
             if message:
                 path: KeyPath = tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", key))
                 draft.mistake((*place, *path), f"{stage.name}.{key}", message)
+        if isinstance(stage, Evaluation) and not stage.models:
+            draft.mistake((*place, "models"), f"{stage.name}.models", "is required (whom to judge)")
         if stage.name in made:
             draft.mistake((*place, "name"), f"{stage.name}.name", "another stage has this name already")
         made[stage.name] = stage.makes

@@ -19,6 +19,7 @@ from vfm.flow.launch import Send, execute
 from vfm.flow.plan import Step
 from vfm.flow.recipe import Recipe
 from vfm.flow.store import MANIFEST_FILE, Store
+from vfm.interfaces import Training
 from vfm.stage import Preflight
 
 LINKS = "artifacts"
@@ -77,10 +78,12 @@ def preflight(steps: Sequence[Step]) -> None:
         if step.status == "cached":
             continue
         known = {ref: folder for ref, folder in step.folders.items() if folder.is_dir()}
-        try:
-            step.stage.preflight(Preflight(stages, known))
-        except UserError as error:
-            complaints.append(f"{step.stage.name}: {error}")
+        evals = step.stage.evals if isinstance(step.stage, Training) else []
+        for prefix, stage in [("", step.stage), *((f"evals.{e.name}: ", e) for e in evals)]:
+            try:
+                stage.preflight(Preflight(stages, known))
+            except UserError as error:
+                complaints.append(f"{step.stage.name}: {prefix}{error}")
     if complaints:
         raise UserError("\n".join(complaints))
 

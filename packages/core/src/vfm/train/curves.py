@@ -13,13 +13,14 @@ import resource
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vfm.interfaces import Training
+from vfm.interfaces import Evaluation, Training
 from vfm.panels import LinesPanel, Series
 from vfm.stage import Context
 from vfm.train.dist import World
@@ -37,9 +38,8 @@ class Curves:
         self.names: list[str] = []
         self.totals: Tensor | None = None
         self.count = 0
-        self._since = time.perf_counter()
-        self._steps = 0
         self.waited = 0.0  # seconds without data since the last log line
+        self.restart_clock()
 
     def add(self, names: list[str], values: Tensor) -> None:
         """Takes in one step's metrics, without looking at them."""
@@ -63,12 +63,25 @@ class Curves:
         self.totals, self.count = None, 0
         if not self.world.is_main:
             return
-        line = {"step": step, "samples": samples, "split": "train", **values}
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self._append({"step": step, "samples": samples, "split": "train", **values})
         self.ctx.emit("metrics", step=step, samples=samples, values={**values, **speed})
         shown = {"loss": values["train/loss"], "lr": lr, "samples_per_second": speed["train/samples_per_second"]}
         self.ctx.progress(step, self.plan.num_steps, **shown)
+
+    def write_scores(self, step: int, evaluation: Evaluation, scores: Mapping[str, float]) -> None:
+        """Appends what an evaluation measured after `step`, and tells the listeners."""
+        samples = step * self.plan.global_batch_size
+        values = {f"val/{evaluation.log_prefix}{metric}": value for metric, value in scores.items()}
+        self._append({"step": step, "samples": samples, "split": "val", "eval": evaluation.name, **values})
+        self.ctx.emit("metrics", step=step, samples=samples, values=values)
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def restart_clock(self) -> None:
+        """Speed is measured from now on: what came before was no training."""
+        self._since, self._steps, self.waited = time.perf_counter(), 0, 0.0
 
     def _speed(self) -> dict[str, float]:
         now = time.perf_counter()
@@ -96,7 +109,7 @@ class Curves:
             totals = state["totals"]
             self.names, self.count = state["names"], state["count"]
             self.totals = None if totals is None else torch.tensor(totals, device=self.world.device)
-        self._since, self._steps, self.waited = time.perf_counter(), 0, 0.0
+        self.restart_clock()
 
     def finish(self) -> None:
         """Copies the lines into the artifact and leaves the curves as panels."""
@@ -107,10 +120,11 @@ class Curves:
 
 
 def training_panels(file: Path) -> list[LinesPanel]:
-    """Loss, gradient norm, learning rate and what else a task measures, over steps, from a `metrics.jsonl`."""
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    """Loss, gradient norm, learning rate, what else a task measures, and evaluations, from a `metrics.jsonl`."""
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = [line for line in lines if line["split"] == "train"]
     rows = rows[:: -(-len(rows) // MAX_POINTS) or 1]
-    names = [name for name in (rows[0] if rows else {}) if name not in ("step", "samples", "split")]
+    names = _values(rows)
     losses = [name for name in names if name.rpartition("/")[2].endswith("loss")]
     rest = [name for name in names if name not in (*losses, "train/grad_norm", "train/lr")]
     charts = [
@@ -119,7 +133,24 @@ def training_panels(file: Path) -> list[LinesPanel]:
         ("Learning rate", 12, ["train/lr"], ""),
         *((name.removeprefix("train/").replace("_", " ").capitalize(), 13, [name], "") for name in rest),
     ]
-    return [_chart(rows, *chart) for chart in charts]
+    return [*(_chart(rows, *chart) for chart in charts), *_score_charts(lines)]
+
+
+def _score_charts(lines: list[dict[str, Any]]) -> list[LinesPanel]:
+    """One chart an evaluation; the parts of its scores (a pattern's, a class's) are in the file alone."""
+    by_eval: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        if line["split"] == "val":
+            by_eval.setdefault(line["eval"], []).append(line)
+    charts = []
+    for name, rows in by_eval.items():
+        scores = [score for score in _values(rows) if score.rpartition("/")[0] not in rows[0]]
+        charts.append(_chart(rows, f"During training: {name.replace('_', ' ')}", 14, scores, ""))
+    return charts
+
+
+def _values(rows: list[dict[str, Any]]) -> list[str]:
+    return [name for name in (rows[0] if rows else {}) if "/" in name]
 
 
 def _chart(rows: list[dict[str, Any]], title: str, order: int, names: list[str], note: str) -> LinesPanel:
@@ -129,7 +160,9 @@ def _chart(rows: list[dict[str, Any]], title: str, order: int, names: list[str],
         name: y for name, y in curves.items() if y not in [curves[other] for other in names[: names.index(name)]]
     }
     steps = [row["step"] for row in rows]
-    series = [Series(name=name.removeprefix("train/"), x=steps, y=y) for name, y in distinct.items()]
+    series = [
+        Series(name=name.removeprefix("train/").removeprefix("val/"), x=steps, y=y) for name, y in distinct.items()
+    ]
     return LinesPanel(title=title, order=order, note=note, x_label="step", y_label=title.lower(), series=series)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -28,6 +29,7 @@ from vfm.train.checkpoint import (
 )
 from vfm.train.curves import Curves
 from vfm.train.dist import World, distributed, reproducible, seed_everything
+from vfm.train.evals import Evals
 from vfm.train.guard import FiniteGuard, SkippedSamples
 from vfm.train.optim import Ema, build_optimizer, lr_at, set_lr
 from vfm.train.task import Metrics, Task
@@ -72,6 +74,7 @@ class _Loop:
         self.trained = [param for group in self.optimizer.param_groups for param in group["params"]]
         self.ema = Ema(task, plan.ema_decay) if plan.ema_decay else None
         self.curves = Curves(ctx, plan, world)
+        self.evals = Evals(plan, ctx)
         self.guard = FiniteGuard(ctx, world)
         self.skipped = SkippedSamples(ctx, plan, world)
         self.checkpoints = Checkpoints(ctx.work, plan.checkpoint, ctx.warn)
@@ -121,7 +124,8 @@ class _Loop:
         step, done = self.done, self.done + 1
         log = done % self.plan.log_every == 0 or done == self.plan.num_steps
         save = done == self.plan.num_steps or self.checkpoints.due_by_step(done)
-        look = log or save or self.world.device.type == "cpu" or (alone and any(wishes))
+        judge = self.evals.due(done)
+        look = log or save or judge or self.world.device.type == "cpu" or (alone and any(wishes))
         lr = lr_at(step, self.plan)
         set_lr(self.optimizer, lr)
         agreed = self._optimize(step, micro_batches, wishes)
@@ -133,6 +137,8 @@ class _Loop:
         self.done = done
         if log:
             self.curves.write(done, lr)
+        if judge:
+            self._judge()
         stop, due = (value > 0 for value in agreed.tolist()) if look else (False, False)
         save = save or stop or due
         if log or save:
@@ -141,6 +147,17 @@ class _Loop:
             self._save()
         if stop and done < self.plan.num_steps:
             raise Preempted(f"{self.ctx.stage}: stopped by SIGTERM after step {done}; the next run goes on from there")
+
+    def _judge(self) -> None:
+        """The evaluations, in the first process while the others wait; of the averaged weights where there are any."""
+        if self.world.is_main:
+            self.task.eval()
+            with self.ema.as_weights() if self.ema else nullcontext():
+                for evaluation, scores in self.evals.judge(self.task.encoder()):
+                    self.curves.write_scores(self.done, evaluation, scores)
+            self.task.train()
+        self.world.barrier()
+        self.curves.restart_clock()
 
     def _optimize(self, step: int, micro_batches: Sequence[Batch], wishes: list[float]) -> Tensor:
         """Gradients, clipping and the optimiser's step; gives the wishes of all processes (their mean)."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -82,8 +84,22 @@ class Ema:
         for name, value in self.average.items():
             value.copy_(average[name])
 
-    @torch.no_grad()
+    @contextmanager
+    def as_weights(self) -> Iterator[None]:
+        """The average as the weights for a while; afterwards they are what they were, bit for bit."""
+        weights = {name: param.detach().clone() for name, param in self.weights.items()}
+        self.copy_to_weights()
+        try:
+            yield
+        finally:
+            _copy(weights, self.weights)
+
     def copy_to_weights(self) -> None:
         """Makes the average the weights."""
-        for name, param in self.weights.items():
-            param.copy_(self.average[name])
+        _copy(self.average, self.weights)
+
+
+@torch.no_grad()
+def _copy(values: dict[str, Tensor], params: dict[str, nn.Parameter]) -> None:
+    for name, param in params.items():
+        param.copy_(values[name])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vfm.artifacts import Artifact
 from vfm.data.loader import Batch
+from vfm.eval.encode import ImageEncoder
 
 Metrics = dict[str, Tensor]
 """Scalars on the device by name: `accuracy` is logged as `train/accuracy`, a name with a `/` as it is."""
@@ -126,6 +127,10 @@ class Task(nn.Module):
         plain = [param for name, param in trained if not (param.ndim > 1 and name not in exempt)]
         groups = [ParamGroup(decayed), ParamGroup(plain, weight_decay=0.0)]
         return [group for group in groups if group.params]
+
+    def encoder(self) -> ImageEncoder:
+        """The model in training as a training's `evals` judge it; they put it into evaluation mode and back."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what there is to judge")
 
     def export(self, directory: Path) -> Artifact:
         """Writes the trained model as an artifact. With `ema_decay` the weights are the averaged ones after `fit`."""

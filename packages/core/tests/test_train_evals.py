@@ -1,0 +1,161 @@
+"""A training's `evals`: what a recipe may say, and that they change nothing of the training, cut or not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from train_toy import Plan, Probe, Regression, Samples, plan, train
+from vfm import ClipCheckpoint, Context, Report, UserError
+from vfm.flow.plan import make_plan
+from vfm.flow.recipe import parse_recipe
+from vfm.flow.store import Store
+from vfm.interfaces import Evaluation, Training
+from vfm.plugins import load_plugins, stage_types
+from vfm.stage import refs
+from vfm.train.checkpoint import model_tensors
+
+
+class ClipPlan(Training):
+    """A training of a CLIP model, for the recipes here."""
+
+    kind: Literal["toy.clip"] = "toy.clip"
+
+    def run(self, ctx: Context) -> ClipCheckpoint:
+        raise AssertionError("only planned here")
+
+
+def judged_plan(**changes: Any) -> Plan:
+    evals = [Probe(name="probe"), Probe(name="far", at=3.0)]
+    settings = {"steps": 12, "ema_decay": 0.5, "eval_every": 5, "evals": evals, "checkpoint": {"every_steps": 3}}
+    return plan(**{**settings, **changes})
+
+
+def lines(folder: Path, split: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (folder / "part" / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in found if line["split"] == split]
+
+
+def test_evals_leave_the_training_as_it_is_bit_for_bit(tmp_path):
+    with_evals, ctx, events = train(tmp_path / "with", judged_plan(), task=Regression(dropout=0.2, norm=True))
+    without, _, _ = train(
+        tmp_path / "without", judged_plan(evals=[], eval_every=None), task=Regression(dropout=0.2, norm=True)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(with_evals.parameters(), without.parameters(), strict=True))
+    assert lines(tmp_path / "with", "train") == lines(tmp_path / "without", "train")
+    judged = lines(tmp_path / "with", "val")
+    assert [(line["step"], line["eval"]) for line in judged] == [(s, e) for s in (5, 10, 12) for e in ("probe", "far")]
+    with_evals.eval()
+    with torch.no_grad():
+        exported = float(with_evals.net(torch.ones(1, 4)))  # the averaged weights, as fit leaves them
+    assert judged[-2]["val/answer"] == exported
+    assert set(judged[-1]) >= {"val/far/answer", "val/far/answer/half"}
+    assert not ctx.bad, "an evaluation's bad samples are not the training's"
+    assert {event.data["message"] for event in events if event.type == "warning"} == {"at 1.0", "at 3.0"}
+    assert not (tmp_path / "with" / "work" / "evals").exists()
+
+
+@pytest.mark.parametrize("step", [4, 5, 6, 10, 11])
+def test_a_cut_beside_an_evaluation_changes_nothing(tmp_path, step):
+    train(tmp_path / "whole", judged_plan(), task=Regression(dropout=0.2))
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", judged_plan(), task=Regression(dropout=0.2), data=Samples(stop=step))
+    resumed, _, _ = train(tmp_path / "cut", judged_plan(), task=Regression(dropout=0.2))
+    files = [(tmp_path / which / "part" / "metrics.jsonl").read_bytes() for which in ("whole", "cut")]
+    assert files[0] == files[1]
+    assert model_tensors(resumed).keys() == model_tensors(Regression()).keys()
+
+
+def test_the_curves_have_a_chart_for_each_evaluation(tmp_path):
+    train(tmp_path, judged_plan(), task=Regression())
+    charts = [json.loads(file.read_text()) for file in (tmp_path / "part" / "panels").glob("*.json")]
+    (far,) = [chart for chart in charts if chart["title"] == "During training: far"]
+    assert [series["name"] for series in far["series"]] == ["far/answer"], "parts are in the file alone"
+    assert far["series"][0]["x"] == [5, 10, 12]
+
+
+RECIPE = """
+stages:
+  - {kind: shapes.pool, name: pool, num_samples: 20}
+  - {kind: shapes.classes, name: val, num_samples: 20}
+  - kind: toy.clip
+    name: clip
+    steps: 10
+    EVALS
+"""
+
+
+def parsed(evals: str, kind: str = "toy.clip") -> Any:
+    known = {**stage_types(load_plugins()), "toy.clip": ClipPlan, "toy.train": Plan}
+    return parse_recipe(RECIPE.replace("EVALS", evals).replace("toy.clip", kind), known, name="r", where="r.yaml")
+
+
+def test_evals_are_wired_and_their_settings_are_part_of_the_identity(tmp_path):
+    def identity(evals: str) -> str:
+        return make_plan(parsed(evals), Store(tmp_path))[-1].identity
+
+    recipe = parsed("evals: [{kind: eval.retrieval, data: pool, recall_k: [1]}, {kind: eval.zero_shot, data: val}]")
+    stage = recipe.stages[-1]
+    assert [(key, str(ref)) for key, ref in refs(stage)] == [("evals[0].data", "pool"), ("evals[1].data", "val")]
+    assert [evaluation.log_prefix for evaluation in stage.evals] == ["", ""]
+    again = ClipPlan.model_validate(json.loads(stage.model_dump_json()), context=stage_types(load_plugins()))
+    assert again == stage
+    one = identity("evals: [{kind: eval.retrieval, data: pool, recall_k: [1]}]")
+    assert one == identity("evals: [{kind: eval.retrieval, name: retrieval, data: pool, recall_k: [1]}]")
+    assert one != identity("evals: [{kind: eval.retrieval, data: pool, recall_k: [5]}]")
+
+
+@pytest.mark.parametrize(
+    ("evals", "message"),
+    [
+        (
+            "evals: [{kind: eval.retrieval, data: pool, recal_k: [1]}]",
+            "r.yaml:8: clip.evals[0].recal_k: unknown key; did you mean 'recall_k'?",
+        ),
+        ("evals: [{kind: eval.retrieval}]", "r.yaml:8: clip.evals[0].data: is required"),
+        (
+            "evals: [{kind: eval.retrievel, data: pool}]",
+            "r.yaml:8: clip.evals[0]: 'eval.retrievel' is no kind of evaluation; did you mean 'eval.retrieval'?",
+        ),
+        (
+            "evals: [{kind: eval.retrieval, data: val}]",
+            "r.yaml:8: clip.evals[0].data: wants a PairDataset; 'val' makes a LabeledDataset",
+        ),
+        ("evals: [{kind: eval.retrieval, data: pool, models: [clip]}]", "evals[0]: leave models and runtime out"),
+        ("eval_every: 5", "eval_every says when, evals what to judge: give both"),
+        (
+            "evals: [{kind: eval.zero_shot, data: val}, {kind: eval.zero_shot, data: val, templates: ['{}']}]",
+            "evals[1]: another one is called 'zero_shot' already",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_told_with_its_line(evals, message):
+    with pytest.raises(UserError) as error:
+        parsed(evals)
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_an_evaluation_of_texts_is_refused_where_no_clip_model_is_made():
+    with pytest.raises(UserError, match=r"eval\.zero_shot judges a ClipCheckpoint; toy\.train makes a Artifact"):
+        parsed("evals: [{kind: eval.zero_shot, data: val}]", kind="toy.train")
+
+
+def test_an_evaluation_of_its_own_still_needs_models():
+    with pytest.raises(UserError, match=r"score\.models: is required"):
+        parsed("evals: []\n  - {kind: eval.zero_shot, name: score, data: val}")
+
+
+def test_an_evaluation_that_judges_nothing_in_training_is_refused():
+    class Mute(Evaluation):
+        kind: Literal["eval.mute"] = "eval.mute"
+
+        def run(self, ctx: Context) -> Report:
+            raise AssertionError
+
+    with pytest.raises(ValueError, match=r"eval\.mute judges no model in training"):
+        ClipPlan(name="clip", steps=1, evals=[Mute(name="mute")])
