@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError, create_model, field_validator
+from pydantic import Field, TypeAdapter, ValidationError, create_model, field_validator
 
 from vfm.artifacts import FACTS_FILE, Artifact
 from vfm.config import Config, UserError, did_you_mean, error_lines
 from vfm.flow import yaml_lines
+from vfm.flow.seeds import per_seed
 from vfm.flow.yaml_lines import KeyPath
 from vfm.interfaces import Evaluation
 from vfm.plugins import unknown_kind
@@ -128,7 +129,7 @@ def parse_recipe(
     draft.raise_if_any()
     _check_wiring(stages, draft)
     draft.raise_if_any()
-    return Recipe(name, top.description.strip(), tuple(_per_seed(stages, top.seeds)), text)
+    return Recipe(name, top.description.strip(), tuple(per_seed(stages, top.seeds)), text)
 
 
 def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str], draft: _Draft) -> None:
@@ -215,41 +216,6 @@ def _mis_wired(ref: Ref[Any], made: Mapping[str, type[Artifact]], names: Sequenc
         found = type(Artifact.load(ref))
         return None if ref.accepts(found) else f"wants a {ref.wanted}; {ref} holds a {found.__name__}"
     return f"no earlier stage and no saved artifact is named '{ref}'{did_you_mean(ref, made)}"
-
-
-def _per_seed(stages: Sequence[Stage], seeds: Sequence[int]) -> list[Stage]:
-    """A stage that draws random numbers, with no seed given, stands once per seed; so does all that builds on it."""
-    if not seeds:
-        return list(stages)
-    spread: set[str] = set()
-    result: list[Stage] = []
-    for stage in stages:
-        draws = "seed" in type(stage).model_fields and "seed" not in stage.model_fields_set
-        if not draws and not any(ref in spread for _, ref in refs(stage)):
-            result.append(stage)
-            continue
-        spread.add(stage.name)
-        for seed in seeds:
-            changed: dict[str, Any] = {"name": f"{stage.name}@{seed}"} | ({"seed": seed} if draws else {})
-            renamed = cast("Stage", _renamed(stage, {name: f"{name}@{seed}" for name in spread}))
-            result.append(renamed.model_copy(update=changed))
-    return result
-
-
-def _renamed(value: Any, names: Mapping[str, str]) -> Any:
-    """The value with every ref to a name in `names` replaced."""
-    if isinstance(value, Ref):
-        ref: Ref[Any] = Ref(names.get(value, value))
-        ref.target = value.target
-        return ref
-    if isinstance(value, BaseModel):
-        fields = {key: getattr(value, key) for key in type(value).model_fields}
-        return value.model_copy(update={key: _renamed(item, names) for key, item in fields.items()})
-    if isinstance(value, (list, tuple)):
-        return type(value)(_renamed(item, names) for item in value)
-    if isinstance(value, dict):
-        return {key: _renamed(item, names) for key, item in value.items()}
-    return value
 
 
 def json_schema(known: Mapping[str, type[Stage]]) -> dict[str, Any]:

@@ -1,0 +1,45 @@
+"""`seeds` of a recipe: the stages that stand once per seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from pydantic import BaseModel
+
+from vfm.stage import Ref, Stage, refs
+
+
+def per_seed(stages: Sequence[Stage], seeds: Sequence[int]) -> list[Stage]:
+    """A stage that draws random numbers, with no seed given, stands once per seed; so does all that builds on it."""
+    if not seeds:
+        return list(stages)
+    spread: set[str] = set()
+    result: list[Stage] = []
+    for stage in stages:
+        draws = "seed" in type(stage).model_fields and "seed" not in stage.model_fields_set
+        if not draws and not any(ref in spread for _, ref in refs(stage)):
+            result.append(stage)
+            continue
+        spread.add(stage.name)
+        for seed in seeds:
+            changed: dict[str, Any] = {"name": f"{stage.name}@{seed}"} | ({"seed": seed} if draws else {})
+            renamed = cast("Stage", _renamed(stage, {name: f"{name}@{seed}" for name in spread}))
+            result.append(renamed.model_copy(update=changed))
+    return result
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """The value with every ref to a name in `names` replaced."""
+    if isinstance(value, Ref):
+        ref: Ref[Any] = Ref(names.get(value, value))
+        ref.target = value.target
+        return ref
+    if isinstance(value, BaseModel):
+        fields = {key: getattr(value, key) for key in type(value).model_fields}
+        return value.model_copy(update={key: _renamed(item, names) for key, item in fields.items()})
+    if isinstance(value, (list, tuple)):
+        return type(value)(_renamed(item, names) for item in value)
+    if isinstance(value, dict):
+        return {key: _renamed(item, names) for key, item in value.items()}
+    return value
