@@ -86,12 +86,21 @@ def test_bad_samples_are_counted_by_reason_and_told(tmp_path):
     assert told[0] == {"reason": "truncated", "where": "a.tar:3"}
 
 
+def test_a_bad_sample_is_told_and_counted_once_in_a_training_of_many_epochs_and_each_read_of_it_is_judged(tmp_path):
+    bad = {step: [("truncated", "a.tar:3")] for step in range(0, 12, 2)}
+    _, ctx, events = train(tmp_path / "told", plan(max_bad_fraction=0.1), data=Samples(bad=bad))
+    assert dict(ctx.bad) == {"truncated": 1}
+    assert [event.data["where"] for event in events if event.type == "bad_sample"] == ["a.tar:3"]
+    with pytest.raises(UserError, match=r"6 of 102 reads failed, of 1 samples: truncated \(1\)"):
+        train(tmp_path / "judged", plan(max_bad_fraction=0.05), data=Samples(bad=bad))
+
+
 def test_too_many_bad_samples_stop_the_training_in_one_line(tmp_path):
     bad = {step: [("truncated", f"shard.tar:{step}.{i}") for i in range(6)] for step in range(12)}
     with pytest.raises(UserError) as raised:
         train(tmp_path, plan(), data=Samples(bad=bad))
     assert str(raised.value) == (
-        "toy: 24 of 56 samples could not be read: truncated (24); more than max_bad_fraction: 0.05;"
+        "toy: 24 of 56 reads failed, of 24 samples: truncated (24); more than max_bad_fraction: 0.05;"
         " the last is shard.tar:3.5 (truncated)"
     )
 
@@ -99,7 +108,7 @@ def test_too_many_bad_samples_stop_the_training_in_one_line(tmp_path):
 def test_one_bad_sample_among_the_first_does_not_stop_but_the_whole_share_counts_at_the_end(tmp_path):
     train(tmp_path / "few", plan(log_every=1), data=Samples(bad={0: [("truncated", "a.tar:0")]}))
     spread = {step: [("truncated", f"a.tar:{step}")] for step in range(12)}
-    with pytest.raises(UserError, match="12 of 108 samples"):
+    with pytest.raises(UserError, match="12 of 108 reads failed, of 12 samples"):
         train(tmp_path / "many", plan(steps=12, log_every=12), data=Samples(bad=spread))
 
 

@@ -69,11 +69,15 @@ class FiniteGuard:
 
 
 class SkippedSamples:
-    """Counts the samples that could not be read, over all processes, and stops where they are too many."""
+    """Counts the samples that could not be read, over all processes, and stops where they are too many.
+
+    A sample is told and counted once, however often it is met; the share that is put up with is one of all reads.
+    """
 
     def __init__(self, ctx: Context, plan: Training, world: World) -> None:
         self.ctx, self.plan, self.world = ctx, plan, world
-        self.counts: Counter[str] = Counter()
+        self.reads = 0  # that failed
+        self.samples: dict[tuple[str, str], None] = {}  # (reason, where) in the order they were met
         self.pending: list[tuple[str, str]] = []
 
     def take(self, micro_batches: Sequence[Batch]) -> None:
@@ -92,29 +96,35 @@ class SkippedSamples:
         """
         found = [item for items in self.world.gather(self.pending) for item in items]
         self.pending = []
-        for reason, where in found:
-            self.counts[reason] += 1
-            if self.world.is_main:
-                self.ctx.skip(reason, where)
+        for sample in found:
+            if sample not in self.samples and self.world.is_main:
+                self.ctx.skip(*sample)
+            self.samples[sample] = None
+        self.reads += len(found)
         if not found:
             return
         from vfm.eval.statistics import wilson_interval  # brings scipy, two seconds that most trainings can do without
 
-        bad, good = self.counts.total(), step * self.plan.global_batch_size
+        reads = self.reads + step * self.plan.global_batch_size
         last = step >= self.plan.num_steps
-        share = bad / (bad + good) if last else wilson_interval(bad, bad + good)[0]
+        share = self.reads / reads if last else wilson_interval(self.reads, reads)[0]
         if share > self.plan.max_bad_fraction:
-            reasons = ", ".join(f"{reason} ({count})" for reason, count in self.counts.most_common(3))
+            reasons = ", ".join(f"{reason} ({count})" for reason, count in self._counts().most_common(3))
+            reason, where = found[-1]
             raise UserError(
-                f"{self.ctx.stage}: {bad} of {bad + good} samples could not be read: {reasons}; more than"
-                f" max_bad_fraction: {self.plan.max_bad_fraction}; the last is {found[-1][1]} ({found[-1][0]})"
+                f"{self.ctx.stage}: {self.reads} of {reads} reads failed, of {len(self.samples)} samples: {reasons};"
+                f" more than max_bad_fraction: {self.plan.max_bad_fraction}; the last is {where} ({reason})"
             )
 
     def state(self) -> dict[str, Any]:
         """What goes into a checkpoint."""
-        return dict(self.counts)
+        return {"reads": self.reads, "samples": list(self.samples)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes back to a checkpoint's counts."""
-        self.counts = Counter(state)
-        self.ctx.bad.update(state)
+        """Goes back to what a checkpoint knew."""
+        self.reads = state["reads"]
+        self.samples = dict.fromkeys((reason, where) for reason, where in state["samples"])
+        self.ctx.bad.update(self._counts())
+
+    def _counts(self) -> Counter[str]:
+        return Counter(reason for reason, _ in self.samples)
