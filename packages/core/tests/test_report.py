@@ -358,8 +358,15 @@ def test_a_phone_needs_no_sideways_scrolling(run: RunSummary, tmp_path: Path, br
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     browser.get((tmp_path / "report.html").as_uri())
     width = browser.execute_script("return document.documentElement.scrollWidth")
+    links = browser.execute_script("return [...document.querySelectorAll('nav a')].map(a => a.offsetTop)")
+    above = (
+        "return [...document.querySelectorAll('summary .head')].map(h => h.parentElement.offsetHeight - h.offsetHeight)"
+    )
+    heights = browser.execute_script(above)
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert width == 390
+    assert links[:4] == [links[0]] * 4  # sections and stages flow in one row
+    assert max(heights) < 10  # the triangle has no line of its own
 
 
 def test_a_link_to_a_folded_artifact_unfolds_it(run: RunSummary, tmp_path: Path, browser: Any) -> None:

@@ -38,7 +38,8 @@ class Result:
     def facts(self) -> list[str]:
         """What belongs beside the metric's name: how many items it is of, and what a blind guess gives."""
         count = [] if self.n is None else [f"n = {wording.number(self.n)}"]
-        return count + ([] if self.chance is None else [f"chance {wording.quantity(self.chance, self.unit)}"])
+        guess = [] if self.chance is None else [f"chance {wording.quantity(self.chance, self.unit)}"]
+        return [fact.replace(" ", wording.NO_BREAK) for fact in count + guess]
 
 
 @dataclass(frozen=True)
