@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vfm.data.source import Source, open_dataset
     from vfm.data.spec import DatasetSpec
     from vfm.data.subset import SUBSET_FILE, subset_schema
-    from vfm.data.webdataset import write_tar
+    from vfm.data.tar_write import write_tar
 
 _HOMES = {
     "index": ("BadRow", "Shard", "read_index", "write_index"),
@@ -23,7 +23,7 @@ _HOMES = {
     "source": ("Source", "open_dataset"),
     "spec": ("DatasetSpec",),
     "subset": ("SUBSET_FILE", "subset_schema"),
-    "webdataset": ("write_tar",),
+    "tar_write": ("write_tar",),
 }
 
 __all__ = [

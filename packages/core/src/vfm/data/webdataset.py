@@ -9,10 +9,8 @@ Source: the WebDataset format, github.com/webdataset/webdataset; img2dataset's o
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,20 +144,3 @@ def sidecar_count(path: str) -> int | None:
             if "status" in parquet.schema_arrow.names:
                 return int(parquet.read(["status"])["status"].to_pylist().count("success"))
     return None
-
-
-def write_tar(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
-    """Writes samples, each a key and its members by extension, as a WebDataset tar; same samples, same bytes.
-
-    Returns:
-        How many there were.
-    """
-    count = 0
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for key, members in samples:
-            for extension, data in members.items():
-                info = tarfile.TarInfo(f"{key}.{extension}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-            count += 1
-    return count

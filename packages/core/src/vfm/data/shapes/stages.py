@@ -156,7 +156,7 @@ def _map(function: Callable[..., Path], tasks: Sequence[tuple[object, ...]], wor
 
 def _make_shard(path: Path, render: Render, world: World, seed: int, start: int, stop: int) -> Path:
     """Writes a tar where there is none yet, and returns its path; it appears by a rename, whole or not at all."""
-    from vfm.data.webdataset import write_tar
+    from vfm.data.tar_write import write_tar
 
     if not path.exists():
         part = path.with_suffix(".part")
