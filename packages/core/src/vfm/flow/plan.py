@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 from collections.abc import Mapping
@@ -12,11 +11,10 @@ from typing import Any
 
 from vfm.artifacts import FACTS_FILE
 from vfm.config import UserError
+from vfm.flow.fingerprints import remembered
 from vfm.flow.recipe import Recipe
 from vfm.flow.store import MANIFEST_FILE, Slot, Store
 from vfm.stage import Ref, Stage, refs
-
-MEBIBYTE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -43,17 +41,18 @@ def make_plan(recipe: Recipe, store: Store) -> list[Step]:
     fingerprints of outside files. Equal identities mean equal results, so a published artifact is never made again.
     """
     steps: dict[str, Step] = {}
-    for stage in recipe.stages:
-        inputs: dict[str, str] = {}
-        folders: dict[str, Path] = {}
-        for _, ref in refs(stage):
-            earlier = steps.get(ref)
-            inputs[ref] = earlier.identity if earlier else saved_identity(Path(ref))
-            folders[ref] = (earlier.slot.artifact if earlier else Path(ref)).resolve()
-        fingerprints = {path: fingerprint(path) for path in stage.sources()}
-        identity = _identity(stage, inputs, fingerprints)
-        slot = store.slot(stage.kind, identity)
-        steps[stage.name] = Step(stage, identity, inputs, folders, fingerprints, slot)
+    with remembered(store.root) as fingerprint:
+        for stage in recipe.stages:
+            inputs: dict[str, str] = {}
+            folders: dict[str, Path] = {}
+            for _, ref in refs(stage):
+                earlier = steps.get(ref)
+                inputs[ref] = earlier.identity if earlier else saved_identity(Path(ref))
+                folders[ref] = (earlier.slot.artifact if earlier else Path(ref)).resolve()
+            fingerprints = {path: fingerprint(path) for path in stage.sources()}
+            identity = _identity(stage, inputs, fingerprints)
+            slot = store.slot(stage.kind, identity)
+            steps[stage.name] = Step(stage, identity, inputs, folders, fingerprints, slot)
     return list(steps.values())
 
 
@@ -85,35 +84,3 @@ def saved_identity(folder: Path) -> str:
     listing = [(str(path.relative_to(folder)), path.stat().st_size) for path in files]
     facts = (folder / FACTS_FILE).read_text(encoding="utf-8")
     return hashlib.sha256(json.dumps([listing, facts]).encode()).hexdigest()[:32]
-
-
-def fingerprint(path: str) -> str:
-    """Tells whether an outside file changed: path, size, modification time, first and last MiB.
-
-    A folder is told by the paths, sizes and times of its files; a remote address (`s3://...`) by itself.
-
-    Raises:
-        UserError: nothing is there.
-    """
-    if "://" in path:
-        return hashlib.sha256(path.encode()).hexdigest()[:16]
-    file = Path(path)
-    try:
-        if file.is_dir():
-            listing = [(name, (stat := Path(name).stat()).st_size, stat.st_mtime_ns) for name in _files_below(file)]
-            return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
-        stat = file.stat()
-        digest = hashlib.sha256(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(MEBIBYTE))
-            stream.seek(max(0, stat.st_size - MEBIBYTE))
-            digest.update(stream.read(MEBIBYTE))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file or folder") from None
-    except PermissionError:
-        raise UserError(f"{path}: no permission to read") from None
-    return digest.hexdigest()[:16]
-
-
-def _files_below(folder: Path) -> list[str]:
-    return sorted(name for name in glob.glob(f"{glob.escape(str(folder))}/**", recursive=True) if Path(name).is_file())

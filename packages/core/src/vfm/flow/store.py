@@ -5,6 +5,7 @@ store/
   .clip.train-3f2a91c0.part/      the same while it is being made; renamed when whole
   .clip.train-3f2a91c0.work/      checkpoints and partial results; kept through a crash, removed after publishing
   .clip.train-3f2a91c0.lock       who is making it
+  .fingerprints.json              of outside files, so that a plan need not read them again
   runs/quickstart/                links from stage names to artifacts, events.jsonl, report.html
 """
 
