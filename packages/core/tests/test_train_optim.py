@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from train_toy import Regression, Samples, plan, train
 from vfm import UserError
@@ -43,10 +44,25 @@ def test_ema_is_its_closed_form():
     for step in range(6):
         with torch.no_grad():
             task.net[0].weight.add_(torch.randn(16, 4, generator=torch.Generator().manual_seed(step)))
-        ema.update()
+        ema.update(step)
         history.append(task.net[0].weight.detach().clone())
-    closed = decay**6 * history[0] + sum((1 - decay) * decay ** (6 - i) * history[i] for i in range(1, 7))
+    decays = [min(decay, (1 + step) / (10 + step)) for step in range(6)]
+    shares = [(1 - d) * math.prod(decays[step + 1 :]) for step, d in enumerate(decays)]
+    closed = math.prod(decays) * history[0] + sum(s * h for s, h in zip(shares, history[1:], strict=True))
     torch.testing.assert_close(ema.average["net.0.weight"], closed)
+
+
+@pytest.mark.parametrize(("num_steps", "decay"), [(100, 0.99), (1000, 0.999), (300, 0.9999)])
+def test_a_short_training_does_not_export_its_random_start(num_steps, decay):
+    share = math.prod(min(decay, (1 + step) / (10 + step)) for step in range(num_steps))
+    task = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(task.weight)
+    ema = Ema(task, decay)
+    nn.init.zeros_(task.weight)
+    for step in range(num_steps):
+        ema.update(step)
+    assert float(ema.average["weight"]) == pytest.approx(share, rel=1e-3)
+    assert share < 1e-3
 
 
 def test_fit_ends_with_the_average_of_the_weights_it_went_through(tmp_path):
@@ -59,8 +75,9 @@ def test_fit_ends_with_the_average_of_the_weights_it_went_through(tmp_path):
     task = Watched()
     average = task.net[0].weight.detach().clone()
     train(tmp_path, plan(ema_decay=0.8), task=task)
-    for weights in visited:
-        average = 0.8 * average + 0.2 * weights
+    for step, weights in enumerate(visited):
+        decay = min(0.8, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weights
     torch.testing.assert_close(task.net[0].weight.detach(), average)
 
 

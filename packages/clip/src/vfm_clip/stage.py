@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from vfm.artifacts import ClipCheckpoint, PairDataset, VisionCheckpoint
 from vfm.config import UserError
-from vfm.interfaces import ClipTraining
+from vfm.interfaces import ClipTraining, CropScale
 from vfm.stage import Context, Preflight, Ref
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class ClipTrain(ClipTraining):
     loss_chunk_size: int | None = Field(
         None, ge=1, description="rows of logits held at once, where all of them do not fit; the result is the same"
     )
-    crop_scale: tuple[float, float] | None = Field(
+    crop_scale: CropScale | None = Field(
         (0.9, 1.0), description="share of the area a random crop keeps; null: as in evaluation, nothing random"
     )
     crop_ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="narrowest and widest aspect of a random crop")
@@ -68,8 +68,6 @@ class ClipTrain(ClipTraining):
             raise ValueError(f"init brings its own architecture: leave {' and '.join(sorted(given))} out")
         if self.logit_scale_init and self.logit_scale_init > self.logit_scale_max:
             raise ValueError(f"logit_scale_init {self.logit_scale_init:g} is above its max, {self.logit_scale_max:g}")
-        if self.crop_scale and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ValueError(f"crop_scale {list(self.crop_scale)} must be two shares, the smaller one first")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(f"crop_ratio {list(self.crop_ratio)} must be two aspects, the narrower one first")
         return self
@@ -129,6 +127,10 @@ class ClipTrain(ClipTraining):
 
         if self.init:
             clip = load_clip(ctx.load(self.init))
+            if getattr(clip.module, "logit_bias", None) is not None:
+                ctx.warn(
+                    f"'{self.init}' was trained with SigLIP's sigmoid loss; here the softmax over the batch takes over"
+                )
         else:
             clip = build_clip(self.model, image_size=self.image_size, seed=self.seed)
         parts: Any = clip.module

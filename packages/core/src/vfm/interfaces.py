@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     SerializeAsAny,
@@ -19,14 +20,27 @@ from pydantic import (
 
 from vfm.artifacts import ClipCheckpoint, CuratedSubset, ImageDataset, Matches, PairDataset, Report, VisionCheckpoint
 from vfm.config import Config, did_you_mean, readable
-from vfm.stage import Context, Ref, Runtime, Stage
+from vfm.stage import Context, Ref, Runtime, Seed, Stage
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+def _from_small_to_large(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"{list(pair)} should go from small to large")
+    return pair
+
+
+CropScale = Annotated[tuple[Share, Share], AfterValidator(_from_small_to_large)]
+"""Smallest and largest share of an image's area that a random crop keeps."""
 
 
 class Curation(Stage):
     """Chooses pairs of a pool, from what its texts matched."""
 
-    matches: Ref[Matches]
-    seed: int = 0
+    matches: Ref[Matches] = Field(description="the pool's texts with the entries in each")
+    seed: Seed = Field(0, description="of the draws that keep or drop a text")
 
     @abstractmethod
     def run(self, ctx: Context) -> CuratedSubset: ...
@@ -78,8 +92,8 @@ AnyEvaluation = Annotated[
 class CheckpointPolicy(Config):
     """When a training saves what it needs to go on after a crash. Resuming is exact wherever the cut falls."""
 
-    every_steps: int | None = Field(None, ge=1)
-    every_minutes: float = Field(5.0, gt=0)
+    every_steps: int | None = Field(None, ge=1, description="steps between checkpoints")
+    every_minutes: float = Field(5.0, gt=0, description="a checkpoint at the latest after so long")
 
 
 class Training(Stage):
@@ -94,7 +108,7 @@ class Training(Stage):
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="how gradients become steps")
     lr: float = Field(1e-3, ge=0, description="peak learning rate")
     weight_decay: float = Field(0.05, ge=0, description="decoupled; biases, norms and other vectors are spared")
-    betas: tuple[float, float] = Field((0.9, 0.98), description="decay of AdamW's two averages")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.98), description="decay of AdamW's two averages")
     eps: float = Field(1e-6, gt=0, description="added to AdamW's denominator")
     momentum: float = Field(0.9, ge=0, lt=1, description="for sgd")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate after the warm-up")
@@ -114,12 +128,18 @@ class Training(Stage):
     checkpoint: CheckpointPolicy = Field(CheckpointPolicy(), description="when to save what a resume needs")
     evals: list[AnyEvaluation] = Field([], description="evaluations, without `models`, of the model in training")
     eval_every: int | None = Field(None, ge=1, description="steps between evaluations; default: after the last alone")
-    seed: int = Field(0, description="of all random draws")
+    seed: Seed = Field(0, description="of all random draws")
 
     @model_validator(mode="after")
     def _one_length(self) -> Training:
         if (self.steps is None) == (self.samples_seen is None):
             raise ValueError("give exactly one of steps and samples_seen")
+        return self
+
+    @model_validator(mode="after")
+    def _falling_rate(self) -> Training:
+        if self.schedule == "cosine" and self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr:g} is above lr, {self.lr:g}")
         return self
 
     @model_validator(mode="after")
@@ -152,7 +172,7 @@ class Training(Stage):
 class VisionPretraining(Training):
     """Trains a vision encoder from images."""
 
-    data: Ref[ImageDataset]
+    data: Ref[ImageDataset] = Field(description="the images to learn from")
 
     @abstractmethod
     def run(self, ctx: Context) -> VisionCheckpoint: ...
@@ -161,7 +181,7 @@ class VisionPretraining(Training):
 class ClipTraining(Training):
     """Trains a CLIP model from pairs."""
 
-    data: Ref[PairDataset]
+    data: Ref[PairDataset] = Field(description="the pairs to learn from")
 
     @abstractmethod
     def run(self, ctx: Context) -> ClipCheckpoint: ...
@@ -170,8 +190,8 @@ class ClipTraining(Training):
 class ClipPostTraining(Training):
     """Improves a trained CLIP model, from images alone."""
 
-    clip: Ref[ClipCheckpoint]
-    data: Ref[ImageDataset]
+    clip: Ref[ClipCheckpoint] = Field(description="the model to improve")
+    data: Ref[ImageDataset] = Field(description="the images to learn from")
 
     @abstractmethod
     def run(self, ctx: Context) -> ClipCheckpoint: ...

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Any, ClassVar, Generic, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args
 
-from pydantic import BaseModel, Field, GetCoreSchemaHandler
+from pydantic import BaseModel, Field, GetCoreSchemaHandler, model_validator
 from pydantic_core import core_schema
 
 from vfm.artifacts import Artifact
@@ -50,8 +50,15 @@ class Ref(str, Generic[A]):
         return " or ".join(kind.__name__ for kind in types)
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
 class Runtime(Config):
-    """How a stage runs, never what it makes: nothing here changes a result beyond floating-point rounding."""
+    """How a stage runs, never what it makes: what belongs to a sample (place, crop, mask, caption) hangs on none of it.
+
+    What is left is rounding and, with several `processes`, what torch draws within a model (dropout, drop path) and
+    what is taken over a process' share of the batch (batch norm's statistics, a mean over masked tokens).
+    """
 
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: CUDA where there is one, else CPU"
@@ -65,6 +72,12 @@ class Runtime(Config):
         ge=1,
         description="CPU threads to compute with; default: one a core. Small models on a busy machine want 1",
     )
+
+    @model_validator(mode="after")
+    def _one_device_each(self) -> Runtime:
+        if self.processes > 1 and ":" in self.device:
+            raise ValueError(f"{self.processes} processes cannot share {self.device}; write cuda: each takes its own")
+        return self
 
 
 class Stage(Config):

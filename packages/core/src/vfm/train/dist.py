@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from vfm.config import UserError
 from vfm.stage import Runtime
+
+PATIENCE = timedelta(hours=2)  # how long processes wait for the first one, which may be judging the model (`evals`)
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def distributed(runtime: Runtime) -> Iterator[World]:
     opened = size > 1 and not dist.is_initialized()
     if opened:
         backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-        dist.init_process_group(backend, rank=rank, world_size=size, device_id=bound)
+        dist.init_process_group(backend, rank=rank, world_size=size, device_id=bound, timeout=PATIENCE)
     try:
         yield World(device, rank, size)
     finally:

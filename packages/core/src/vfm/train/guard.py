@@ -50,9 +50,11 @@ class FiniteGuard:
         if step < 0:
             self.unread.clear()
             return
-        losses = self.unread[step]
-        guilty = [key for keys, loss in losses if not torch.isfinite(loss) for key in keys]
-        rows = self.world.gather((guilty, [key for keys, _ in losses for key in keys]))
+        losses: dict[tuple[str, ...], Tensor] = {}
+        for names, loss in self.unread[step]:  # a replayed micro-batch comes again, with what the others made of it
+            losses.setdefault(tuple(names), loss)
+        guilty = [key for names, loss in losses.items() if not torch.isfinite(loss) for key in names]
+        rows = self.world.gather((guilty, [key for names in losses for key in names]))
         bad_loss = any(guilty for guilty, _ in rows)
         keys = list(dict.fromkeys(key for guilty, every in rows for key in (guilty if bad_loss else every)))
         what = "the loss" if bad_loss else "the gradient"

@@ -133,7 +133,7 @@ class _Loop:
             self.guard.read()
         self.task.after_step()
         if self.ema:
-            self.ema.update()
+            self.ema.update(step)
         self.done = done
         if log:
             self.curves.write(done, lr)

@@ -67,17 +67,20 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 class Ema:
     """The exponential moving average of the trained weights: `average = decay * average + (1 - decay) * weights`.
 
-    It begins at the weights before the first step.
+    It begins at the weights before the first step and forgets them soon: after s steps the decay is at most
+    (1 + s) / (10 + s), TensorFlow's rule. Without it 120 steps with a decay of 0.99 would export an average that is
+    30 % random initialisation.
     """
 
     def __init__(self, task: nn.Module, decay: float) -> None:
         self.weights: dict[str, nn.Parameter] = {n: p for n, p in task.named_parameters() if p.requires_grad}
         self.average: dict[str, Tensor] = {name: param.detach().clone() for name, param in self.weights.items()}
-        self._lerp = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        self.decay = decay
 
-    def update(self) -> None:
-        """Takes the weights of one more step in."""
-        self._lerp(list(self.average.values()), [p.detach() for p in self.weights.values()], 0)
+    def update(self, step: int) -> None:
+        """Takes the weights after optimiser step `step` (the first is 0) in."""
+        take_in = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))  # type: ignore[no-untyped-call]
+        take_in(list(self.average.values()), [p.detach() for p in self.weights.values()], 0)
 
     def load(self, average: dict[str, Tensor]) -> None:
         """Goes back to a checkpoint's average."""
