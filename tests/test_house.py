@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
+
+from vfm import Stage
+from vfm.plugins import load_plugins, stage_types
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,3 +43,25 @@ def test_every_package_is_typed_and_has_a_readme_and_a_licence() -> None:
         assert list(package.glob("src/*/py.typed")), package
         assert len((package / "README.md").read_text().splitlines()) > 5, package
         assert (package / "LICENSE").is_file(), package
+
+
+def parts_of(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The configurations within a field's type."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from parts_of(part)
+
+
+def undescribed(model: type[BaseModel], where: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if name != "kind" and not field.description:
+            yield f"{where}.{name}"
+        for part in parts_of(field.annotation):
+            if not issubclass(part, Stage):
+                yield from undescribed(part, f"{where}.{name}")
+
+
+@pytest.mark.parametrize("kind", stage_types(load_plugins()).items(), ids=lambda item: item[0])
+def test_every_setting_of_every_stage_says_what_it_is_for(kind: tuple[str, type[Stage]]) -> None:
+    assert sorted(set(undescribed(kind[1], kind[0]))) == []

@@ -7,12 +7,13 @@ This module is light: reading the bulk is the work of `vfm.data` and `vfm.models
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, PrivateAttr, ValidationError
 
-from vfm.config import Config, UserError, error_lines
+from vfm.config import Config, UserError, did_you_mean, error_lines
 
 FACTS_FILE = "artifact.json"
 
@@ -90,7 +91,7 @@ class Artifact(Config):
 class ImageDataset(Artifact):
     """Images that can be read at random by an index over shards. Images stay where the user has them."""
 
-    num_samples: int = Field(ge=0)
+    num_samples: int = Field(ge=0, description="images that can be read")
     bad_samples: dict[str, int] = Field(default={}, description="samples left out when indexing, by reason")
 
 
@@ -98,6 +99,17 @@ class PairDataset(ImageDataset):
     """Images with captions, several an image and in several languages perhaps."""
 
     languages: list[str] = Field(default=["en"], description="keys of the captions, the first is the default")
+
+    def check_languages(self, languages: Iterable[str | None]) -> None:
+        """Refuses a language that has no captions here; None stands for the default one.
+
+        Raises:
+            UserError: one line with what there is.
+        """
+        for language in languages:
+            if language not in (None, *self.languages):
+                hint = did_you_mean(str(language), self.languages)
+                raise UserError(f"{self.path.name} has no captions in {language!r}{hint}")
 
 
 class Pool(PairDataset):
@@ -113,21 +125,21 @@ class CuratedSubset(PairDataset):
 class LabeledDataset(ImageDataset):
     """Images with one class label each, the class names and prompt templates with a `{}`."""
 
-    class_names: list[str]
-    templates: list[str] = ["a photo of a {}."]
+    class_names: list[str] = Field(description="by label")
+    templates: list[str] = Field(["a photo of a {}."], description="prompts with a {} for the class name")
 
 
 class ChoiceDataset(Artifact):
     """Images x statements with the right pairing, grouped by pattern (MMVP, Winoground, made pairs)."""
 
-    num_pairs: int = Field(ge=0)
-    patterns: list[str]
+    num_pairs: int = Field(ge=0, description="items")
+    patterns: list[str] = Field(description="what the items test, in the order in which they occur")
 
 
 class Metadata(Artifact):
     """The list of entries that captions are matched against; an entry's id is its place in the list."""
 
-    num_entries: int = Field(ge=1)
+    num_entries: int = Field(ge=1, description="entries in the list")
     sha256: str = Field(description="hash of the ordered entries")
 
 
@@ -136,34 +148,50 @@ class Matches(Artifact):
 
     pool: str = Field(description="address of the Pool")
     metadata: str = Field(description="address of the Metadata")
-    num_texts: int = Field(ge=0)
-    num_matched: int = Field(ge=0)
+    num_texts: int = Field(ge=0, description="texts that were looked at")
+    num_matched: int = Field(ge=0, description="texts with an entry")
 
 
 class VisionCheckpoint(Artifact):
     """A vision encoder in timm's layout (`config.json`, `model.safetensors`), with or without a head."""
 
     architecture: str = Field(description="timm name")
-    image_size: int
+    image_size: int = Field(description="pixels a side")
     width: int = Field(description="channels of the patch tokens")
-    num_classes: int = 0
+    num_classes: int = Field(0, description="outputs of the head; 0: there is none")
 
 
 class ClipCheckpoint(Artifact):
     """A CLIP model in open_clip's layout (`open_clip_config.json`, `open_clip_model.safetensors`)."""
 
     model: str = Field(description="open_clip name, or what the model was made from")
-    image_size: int
-    embed_dim: int
-    context_length: int
+    image_size: int = Field(description="pixels a side")
+    embed_dim: int = Field(description="width of the joint space")
+    context_length: int = Field(description="tokens of a text")
 
 
 class GeneratorCheckpoint(Artifact):
     """A diffusion model in diffusers' layout, and what conditions it."""
 
-    sample_size: int
+    sample_size: int = Field(description="of what is denoised, a side: pixels or latents")
     condition_width: int = Field(description="channels of the cross-attention context")
-    prediction: Literal["epsilon", "v", "flow"]
+    prediction: Literal["epsilon", "v", "flow"] = Field(description="what the model says of the noise")
+
+
+class SampleCache(Artifact):
+    """Tensors by (sample, crop), in the order of a data set, all from one producer: a teacher's features, latents."""
+
+    data: str = Field(description="address of the data set")
+    producer: str = Field(description="what made the tensors: the address of a model, and how it was asked")
+    num_samples: int = Field(ge=0, description="of the data set, those without tensors included")
+    num_crops: int = Field(ge=1, description="crops of each sample")
+    shape: tuple[int, ...] = Field(description="of one tensor")
+    dtype: Literal["fp16", "fp32"] = Field(description="how the tensors are stored")
+    samples_per_shard: int = Field(ge=1, description="samples of a file")
+    crop_scale: tuple[float, float] = Field(description="share of the area that a random crop keeps")
+    flip: float = Field(description="chance of a left-right flip")
+    seed: int = Field(description="with the numbers of crop and sample it draws the crop")
+    bad_samples: dict[str, int] = Field(default={}, description="samples without tensors, by reason")
 
 
 class Metric(Config):

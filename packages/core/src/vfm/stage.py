@@ -89,7 +89,7 @@ class Stage(Config):
 
     kind: str
     name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*(@\d+)?$", description="how later stages refer to this one")
-    runtime: Runtime = Runtime()
+    runtime: Runtime = Field(Runtime(), description="how it runs: device, processes, workers, threads")
 
     version: ClassVar[int] = 1
     makes: ClassVar[type[Artifact]] = Artifact

@@ -118,8 +118,8 @@ class MatchTexts(Stage):
     """Finds the entries in each text of a pool, and counts the texts of each entry."""
 
     kind: Literal["curation.match"] = "curation.match"
-    pool: Ref[Pool]
-    metadata: Ref[Metadata]
+    pool: Ref[Pool] = Field(description="whose texts are matched")
+    metadata: Ref[Metadata] = Field(description="the entries to look for")
     languages: list[str] | None = Field(None, min_length=1, description="texts to match; default: the pool's first")
 
     def preflight(self, ctx: Preflight) -> None:

@@ -24,7 +24,9 @@ class ImageFiles(Stage):
         description="your data: tars as `{000..009}.tar`, a list or a folder of them, a folder of images, a table"
         " (csv, tsv, jsonl, parquet), local or remote; set it with --set 'NAME.path=...'"
     )
-    format: Literal["auto", "webdataset", "folder", "table", "parquet"] = "auto"
+    format: Literal["auto", "webdataset", "folder", "table", "parquet"] = Field(
+        "auto", description="of the path; auto: by the names of its files"
+    )
     image_key: str | None = Field(
         None, description="tars: the image's extensions, `jpg,png`; tables: the column of the image or its path"
     )

@@ -12,7 +12,7 @@ from vfm.artifacts import ChoiceDataset, LabeledDataset, Pool
 from vfm.data.shapes.scene import Pattern
 from vfm.data.shapes.world import World
 from vfm.data.spec import DatasetSpec
-from vfm.stage import Context, Stage
+from vfm.stage import Context, Seed, Stage
 
 if TYPE_CHECKING:
     from vfm.data.choices import Choice
@@ -26,10 +26,10 @@ PAIRS_SHOWN = 2  # of each pattern
 class MadeImages(Stage):
     """What makes pictures: a world, a seed, and tars inside the artifact's folder."""
 
-    world: World = World()
-    num_samples: int = Field(20_000, ge=1)
+    world: World = Field(World(), description="what its pictures and captions are like")
+    num_samples: int = Field(20_000, ge=1, description="pictures to make")
     samples_per_shard: int = Field(1000, ge=1, description="samples in a tar; no sample depends on it")
-    seed: int = Field(0, ge=0)
+    seed: Seed = Field(0, description="with the number of a sample it draws the sample")
 
     def write_shards(self, ctx: Context, render: Render, spec: DatasetSpec) -> int:
         """Writes the tars and their index, with `runtime.workers` processes where there are several.
@@ -76,7 +76,7 @@ class ShapesClasses(MadeImages):
     """A labelled set: every shape in every colour, equally often, with class names and prompts."""
 
     kind: Literal["shapes.classes"] = "shapes.classes"
-    num_samples: int = Field(2400, ge=1)
+    num_samples: int = Field(2400, ge=1, description="pictures to make")
 
     def run(self, ctx: Context) -> LabeledDataset:
         """Draws the pictures, class by class in turn."""
@@ -98,14 +98,14 @@ class ShapesChoices(Stage):
     """Pairs as in MMVP: two pictures that differ in one attribute, and one statement for each."""
 
     kind: Literal["shapes.choices"] = "shapes.choices"
-    world: World = World()
+    world: World = Field(World(), description="what its pictures and captions are like")
     patterns: tuple[Pattern, ...] | None = Field(
         None,
         min_length=1,
         description="what a pair may differ in; default: all that the world can show",
     )
-    pairs_per_pattern: int = Field(100, ge=1)
-    seed: int = Field(0, ge=0)
+    pairs_per_pattern: int = Field(100, ge=1, description="pairs that differ in it")
+    seed: Seed = Field(0, description="with the number of a sample it draws the sample")
 
     @model_validator(mode="after")
     def _possible(self) -> ShapesChoices:
