@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from vfm.config import UserError
 from vfm.models import ClipModel, build_clip
-from vfm.models.hugging_face import _mlp_ratio, from_hugging_face, load_hugging_face, save_hugging_face, to_hugging_face
+from vfm.models.hugging_face import from_hugging_face, load_hugging_face, save_hugging_face, to_hugging_face
+from vfm.models.hugging_face_config import mlp_ratio
 
 TINY = {
     "embed_dim": 24,
@@ -96,7 +97,7 @@ def test_the_round_trip_is_exact(quick_gelu: bool, tmp_path: Path) -> None:
 @given(width=st.integers(8, 2048), ratio=st.floats(1, 6))
 def test_no_hidden_width_is_lost_to_rounding(width: int, ratio: float) -> None:
     hidden = int(width * ratio)
-    assert int(width * _mlp_ratio(hidden, width)) == hidden
+    assert int(width * mlp_ratio(hidden, width)) == hidden
 
 
 def test_the_renaming_loses_no_key_and_its_inverse_gives_them_back() -> None:

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 
 from vfm.artifacts import GeneratorCheckpoint
 from vfm.config import UserError
+from vfm.models.sources import HUB, fetched, local_folder
 
-HUB = "hf-hub:"
 DENOISERS = ("unet", "transformer")
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
 Prediction = Literal["epsilon", "v", "flow"]
@@ -74,17 +74,12 @@ def denoiser(folder: Path) -> str:
 
 
 def _folder(source: str) -> Path:
-    folder = Path(source.removeprefix("local-dir:"))
-    if folder.is_dir():
+    if folder := local_folder(source):
         return folder
     if not source.startswith(HUB):
         raise UserError(f"{source}: no such folder; a model of the hub is named hf-hub:org/model")
-    try:
-        patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
-        return Path(snapshot_download(source.removeprefix(HUB), allow_patterns=patterns, ignore_patterns=["*.fp16.*"]))
-    except Exception as error:  # the network fails in many ways
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{source}: not on this machine and cannot be fetched: {line[:200]}") from None
+    wanted = {"allow_patterns": ["*.json", "*.txt", "*.model", "*.safetensors"], "ignore_patterns": ["*.fp16.*"]}
+    return Path(fetched(source, lambda: snapshot_download(source.removeprefix(HUB), **wanted)))
 
 
 def _check_weights(folder: Path) -> None:

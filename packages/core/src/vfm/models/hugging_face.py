@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from open_clip.transformer import VisionTransformer
@@ -17,12 +17,11 @@ from torch import Tensor
 
 from vfm.config import UserError
 from vfm.models.clip import ClipModel, build_clip
-from vfm.models.preprocess import Preprocess
+from vfm.models.hugging_face_config import hugging_face_config, open_clip_config, processor_config, read_processor
 from vfm.models.weights import load_state_dict, save_state_dict
 
 CONFIG_FILE, WEIGHTS_FILES = "config.json", ("model.safetensors", "pytorch_model.bin")
 PROCESSOR_FILE = "preprocessor_config.json"
-START_OF_TEXT, END_OF_TEXT = 49406, 49407
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -54,7 +53,6 @@ _PARTS = {
     "mlp.c_proj.": "mlp.fc2.",
     "attn.out_proj.": "self_attn.out_proj.",
 }
-_RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
 _QKV = ("self_attn.q_proj.", "self_attn.k_proj.", "self_attn.v_proj.")
 
 
@@ -136,7 +134,10 @@ def save_hugging_face(model: ClipModel, directory: Path) -> None:
         raise UserError(f"{model.name}: not a Hugging Face CLIPModel: {', '.join(reasons)}; open_clip's layout fits it")
     tensors = to_hugging_face(model.module.state_dict())
     directory.mkdir(parents=True, exist_ok=True)
-    for name, record in ((CONFIG_FILE, _config(model)), (PROCESSOR_FILE, _processor(model.preprocess))):
+    for name, record in (
+        (CONFIG_FILE, hugging_face_config(model)),
+        (PROCESSOR_FILE, processor_config(model.preprocess)),
+    ):
         (directory / name).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     save_state_dict(tensors, directory / WEIGHTS_FILES[0])
 
@@ -153,121 +154,18 @@ def load_hugging_face(folder: Path) -> ClipModel:
     weights = next((folder / name for name in WEIGHTS_FILES if (folder / name).is_file()), None)
     if weights is None:
         raise UserError(f"{folder}: no weights here (looked for {', '.join(WEIGHTS_FILES)})")
-    model = build_clip(_model_cfg(record))
+    model = build_clip(open_clip_config(record))
     model.name = folder.name
     try:
         model.module.load_state_dict(from_hugging_face(load_state_dict(weights)))
     except (RuntimeError, KeyError) as error:
         raise UserError(f"{weights}: does not fit its {CONFIG_FILE}: {' '.join(str(error).split())[:300]}") from None
     if (processor := folder / PROCESSOR_FILE).is_file():
-        model.preprocess = _preprocess(json.loads(processor.read_text(encoding="utf-8")), model.preprocess.image_size)
+        model.preprocess = read_processor(
+            json.loads(processor.read_text(encoding="utf-8")), model.preprocess.image_size
+        )
     model.module.eval()
     return model
-
-
-def _config(model: ClipModel) -> dict[str, Any]:
-    """`config.json` of the model."""
-    vision, text = model.config["vision_cfg"], model.config["text_cfg"]
-    width, text_width = vision.get("width", 768), text.get("width", 512)
-    shared = {
-        "hidden_act": "quick_gelu" if model.config.get("quick_gelu") else "gelu",
-        "layer_norm_eps": 1e-5,
-        "projection_dim": model.embed_dim,
-    }
-    return {
-        "architectures": ["CLIPModel"],
-        "model_type": "clip",
-        "projection_dim": model.embed_dim,
-        "logit_scale_init_value": 2.6592,
-        "text_config": {
-            "model_type": "clip_text_model",
-            "hidden_size": text_width,
-            "intermediate_size": int(text_width * text.get("mlp_ratio", 4.0)),
-            "num_attention_heads": text.get("heads", 8),
-            "num_hidden_layers": text.get("layers", 12),
-            "max_position_embeddings": model.context_length,
-            "vocab_size": text.get("vocab_size", 49408),
-            "bos_token_id": START_OF_TEXT,
-            "eos_token_id": END_OF_TEXT,
-            **shared,
-        },
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            "hidden_size": width,
-            "intermediate_size": int(width * vision.get("mlp_ratio", 4.0)),
-            "num_attention_heads": width // vision.get("head_width", 64),
-            "num_hidden_layers": vision.get("layers", 12),
-            "image_size": vision.get("image_size", 224),
-            "patch_size": vision.get("patch_size", 16),
-            **shared,
-        },
-    }
-
-
-def _model_cfg(record: Mapping[str, Any]) -> dict[str, Any]:
-    """open_clip's configuration of a `config.json`, whose missing values are those of `CLIPConfig`."""
-    text, vision = record.get("text_config") or {}, record.get("vision_config") or {}
-    act, text_act = (part.get("hidden_act", "quick_gelu") for part in (vision, text))
-    if act not in ("quick_gelu", "gelu") or text_act != act:
-        raise UserError(f"hidden_act is {act!r} and {text_act!r}: open_clip has quick_gelu or gelu, in both towers")
-    width, text_width = vision.get("hidden_size", 768), text.get("hidden_size", 512)
-    return {
-        "embed_dim": record.get("projection_dim", 512),
-        "quick_gelu": act == "quick_gelu",
-        "vision_cfg": {
-            "image_size": vision.get("image_size", 224),
-            "patch_size": vision.get("patch_size", 32),
-            "width": width,
-            "layers": vision.get("num_hidden_layers", 12),
-            "head_width": width // vision.get("num_attention_heads", 12),
-            "mlp_ratio": _mlp_ratio(vision.get("intermediate_size", 3072), width),
-        },
-        "text_cfg": {
-            "context_length": text.get("max_position_embeddings", 77),
-            "vocab_size": text.get("vocab_size", 49408),
-            "width": text_width,
-            "heads": text.get("num_attention_heads", 8),
-            "layers": text.get("num_hidden_layers", 12),
-            "mlp_ratio": _mlp_ratio(text.get("intermediate_size", 2048), text_width),
-        },
-    }
-
-
-def _mlp_ratio(hidden: int, width: int) -> float:
-    """The ratio of which open_clip makes `hidden` again: it cuts `width * ratio` off, which may lose one."""
-    ratio = hidden / width
-    return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
-
-
-def _processor(preprocess: Preprocess) -> dict[str, Any]:
-    """`preprocessor_config.json` of CLIPImageProcessor."""
-    side = preprocess.image_size
-    squash = preprocess.resize_mode == "squash"
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"height": side, "width": side} if squash else {"shortest_edge": side},
-        "resample": _RESAMPLE[preprocess.interpolation],
-        "do_center_crop": not squash,
-        "crop_size": {"height": side, "width": side},
-        "do_normalize": True,
-        "image_mean": list(preprocess.mean),
-        "image_std": list(preprocess.std),
-    }
-
-
-def _preprocess(facts: Mapping[str, Any], image_size: int) -> Preprocess:
-    """The facts of a `preprocessor_config.json`; what it leaves out is OpenAI CLIP's."""
-    size = facts.get("size")
-    squash = facts.get("do_center_crop") is False and isinstance(size, dict) and "height" in size
-    cfg = {
-        "mean": facts.get("image_mean"),
-        "std": facts.get("image_std"),
-        "interpolation": _inverse(_RESAMPLE).get(facts.get("resample", 3), "bicubic"),
-        "resize_mode": "squash" if squash else "shortest",
-    }
-    return Preprocess.from_open_clip(cfg, image_size)
 
 
 def _block(key: str, prefixes: Mapping[str, str]) -> str | None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any
 
 import open_clip
 import timm
@@ -17,11 +17,10 @@ from vfm.config import UserError, did_you_mean
 from vfm.models import clip_config, hugging_face
 from vfm.models.clip import ClipModel, build_clip, load_clip, load_weights
 from vfm.models.preprocess import Preprocess
+from vfm.models.sources import FOLDER, HUB, fetched, first_line, local_folder
 from vfm.models.vision import build_vision
 from vfm.models.weights import load_state_dict, save_state_dict
 
-Made = TypeVar("Made")
-HUB, FOLDER = "hf-hub:", "local-dir:"
 # What OpenAI's archives hold beside the weights; nobody else's do.
 OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
 
@@ -72,18 +71,6 @@ def import_vision(source: str | Mapping[str, Any], pretrained: str | None = None
     return build_vision(f"{FOLDER}{folder}" if folder else source, pretrained=True).eval()
 
 
-def local_folder(source: str) -> Path | None:
-    """The folder that a source names, by `local-dir:` or by its path.
-
-    Raises:
-        UserError: `local-dir:` names none.
-    """
-    folder = Path(source.removeprefix(FOLDER))
-    if source.startswith(FOLDER) and not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    return folder if folder.is_dir() else None
-
-
 def check_clip_source(source: str | Mapping[str, Any], pretrained: str | None) -> None:
     """What can be known of a CLIP model's source before its weights are fetched: names, tags, files.
 
@@ -127,7 +114,7 @@ def check_vision_source(source: str | Mapping[str, Any], pretrained: str | None)
 def _clip_by_tag(name: str, tag: str) -> ClipModel:
     """open_clip's weights of a tag, with QuickGELU where the tag says that they were trained with it."""
     facts = _tag_facts(name, tag)
-    file = Path(_fetched(f"{name} {tag}", lambda: open_clip.download_pretrained(facts)))
+    file = Path(fetched(f"{name} {tag}", lambda: open_clip.download_pretrained(facts)))
     config = clip_config.clip_config(name)
     model = build_clip({**config, "quick_gelu": True} if facts.get("quick_gelu") else config)
     model.name = f"{name}/{tag}"
@@ -200,7 +187,7 @@ def _clip_from_hub(repo: str) -> ClipModel:
         model = _clip_folder(folder)
         model.name = f"{HUB}{repo}"
         return model
-    raise UserError(f"{HUB}{repo}: cannot be fetched: {_first_line(errors[-1])}")
+    raise UserError(f"{HUB}{repo}: cannot be fetched: {first_line(errors[-1])}")
 
 
 def _vision_from_file(source: str | Mapping[str, Any], file: Path) -> nn.Module:
@@ -226,20 +213,6 @@ def _is_file_name(pretrained: str) -> bool:
 def _check_file(name: str) -> None:
     if not Path(name).is_file():
         raise UserError(f"{name}: no such checkpoint file")
-
-
-def _fetched(what: str, fetch: Callable[[], Made]) -> Made:
-    """What `fetch` returns, or one line: weights come from the network, which fails in many ways."""
-    try:
-        return fetch()
-    except Exception as error:
-        raise UserError(
-            f"{what}: weights are not on this machine and cannot be fetched: {_first_line(error)}"
-        ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _tags(source: str | Mapping[str, Any]) -> str:

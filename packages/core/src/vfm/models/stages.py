@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from vfm.artifacts import ClipCheckpoint, GeneratorCheckpoint, VisionCheckpoint
+from vfm.models.sources import FOLDER
 from vfm.stage import Context, Preflight, Stage
 
 
@@ -87,7 +88,7 @@ class ImportGenerator(Stage):
 
 def _local(source: str | dict[str, Any], pretrained: str | None) -> list[str]:
     """Files and folders of this machine among a stage's names."""
-    names = [source.removeprefix("local-dir:")] if isinstance(source, str) else []
+    names = [source.removeprefix(FOLDER)] if isinstance(source, str) else []
     return [name for name in (*names, pretrained) if name and Path(name).exists()]
 
 
