@@ -39,16 +39,16 @@ def test_masks_do_not_depend_on_batch_rank_or_micro_batch(pool, mask):
 
 def test_a_teacher_of_another_size_sees_the_same_part_of_the_picture(pool):
     source = open_dataset(pool)
-    make = MakeMasked(CROP, (4, 4), 7, teacher_size=48)
+    teacher = ImageTransform(48, scale=(0.2, 1.0), flip=0.5, interpolation="bilinear")
+    make = MakeMasked(CROP, (4, 4), 7, teacher=teacher)
     for index in range(20):
         sample = source[index]
         made = make(sample, index)
-        teacher = ImageTransform(48, scale=(0.2, 1.0), flip=0.5)
         assert torch.equal(made["teacher_images"], teacher(sample.image, index))
         small = torch.nn.functional.interpolate(made["teacher_images"][None].float(), 32, mode="area")[0]
         assert (small - made["images"].float()).abs().mean() < 12  # of 255
 
 
-def test_a_teacher_of_the_same_size_costs_no_second_picture(pool):
+def test_a_teacher_of_the_same_ways_costs_no_second_picture(pool):
     sample = open_dataset(pool)[0]
-    assert set(MakeMasked(CROP, (4, 4), 7, teacher_size=32)(sample, 0)) == {"images", "bool_mask"}
+    assert set(MakeMasked(CROP, (4, 4), 7, teacher=CROP)(sample, 0)) == {"images", "bool_mask"}

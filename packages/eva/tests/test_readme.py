@@ -19,9 +19,14 @@ def test_python_example_of_the_readme_learns(capsys):
     assert 0.3 < cosine < 1
 
 
-def test_recipe_of_the_readme_is_well_wired(tmp_path):
-    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    (tmp_path / "eva.yaml").write_text(text, encoding="utf-8")
+def test_recipes_of_the_readme_are_well_wired(tmp_path):
+    whole, cached = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    without = "".join(
+        line for line in whole.splitlines(keepends=True) if "eva" not in line and "samples_seen" not in line
+    )
+    (tmp_path / "eva.yaml").write_text(whole, encoding="utf-8")
+    (tmp_path / "cached.yaml").write_text(without + cached, encoding="utf-8")
     known = {stage.kind_name(): stage for stage in [*builtin.vfm_stages(), *vfm_stages()]}
-    recipe = load_recipe(str(tmp_path / "eva.yaml"), known)
-    assert [stage.name for stage in recipe.stages] == ["pool", "teacher", "eva"]
+    for file, names in {"eva": ["pool", "teacher", "eva"], "cached": ["pool", "teacher", "targets", "eva"]}.items():
+        recipe = load_recipe(str(tmp_path / f"{file}.yaml"), known)
+        assert [stage.name for stage in recipe.stages] == names

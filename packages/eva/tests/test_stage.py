@@ -124,7 +124,7 @@ def test_a_toy_run_learns_more_than_what_all_pictures_share(tmp_path, pool, teac
     settings = {"steps": 60, "global_batch_size": 32, "lr": 5e-3, "warmup_steps": 5}
     run(tmp_path, settings, pool=pool, teacher=teacher)
     curve = losses(tmp_path)
-    constant = best_constant_loss(pool, stage()._teacher(teacher), (4, 4))
+    constant = best_constant_loss(pool, stage().target.teacher(teacher), (4, 4))
     assert abs(curve[0]) < 0.2
     assert -0.65 < constant < -0.55
     assert sum(curve[-10:]) / 10 < constant - 0.05
@@ -134,7 +134,7 @@ def test_the_teacher_is_bitwise_what_it_was(tmp_path, pool, teacher):
     before = {file.name: file.read_bytes() for file in teacher.path.iterdir()}
     weights = {name: value.clone() for name, value in load_clip(teacher).module.state_dict().items()}
     config, ctx = stage(), context(tmp_path, pool=pool, teacher=teacher)
-    held = config._teacher(teacher)
+    held = config.target.teacher(teacher)
     task = config._task(config._student(), held)
     fit(task, step_data(pool, 32, task.grid, task.num_masked, batch=8), config, ctx, config.runtime)
     assert all(torch.equal(value, weights[name]) for name, value in held.module.state_dict().items())

@@ -1,4 +1,4 @@
-"""EVA pre-training for vfm: masked feature modelling as a library, and the stage `eva.pretrain`.
+"""EVA pre-training for vfm: masked feature modelling as a library, and the stages `eva.targets` and `eva.pretrain`.
 
 Names that need torch are loaded when first used, so that a recipe can be planned without it.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vfm_eva.stage import EvaPretrain, Target
+from vfm_eva.stage import EvaPretrain
+from vfm_eva.targets import EvaTargets, Target
 
 if TYPE_CHECKING:
     from vfm_eva.images import MakeMasked
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 _HOMES = {"MakeMasked": "images", "EvaTask": "task", "Teacher": "task"}
 
-__all__ = ["EvaPretrain", "EvaTask", "MakeMasked", "Target", "Teacher"]
+__all__ = ["EvaPretrain", "EvaTargets", "EvaTask", "MakeMasked", "Target", "Teacher"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
+from vfm.artifacts import SampleCache
 from vfm.data.images import decode_image
+from vfm.data.loader import SampleSeed, sample_seed
 from vfm.data.sample import Sample
+from vfm.data.sample_cache import CachedTensors
 from vfm.data.transforms import ImageTransform, to_tensor
+from vfm.models.preprocess import Preprocess
+from vfm_eva.targets import Crops
 from vfm_kernels import block_mask, block_mask_exact, random_mask
 
 MaskKind = Literal["block", "block_exact", "random"]
 MASKS = {"block": block_mask, "block_exact": block_mask_exact, "random": random_mask}
+
+
+def crop_transform(crops: Crops | SampleCache, preprocess: Preprocess) -> ImageTransform:
+    """The way to random crops at a model's size, resized as it wants them; their boxes are the same for all models."""
+    size, interpolation = preprocess.image_size, preprocess.interpolation
+    return ImageTransform(size, scale=crops.crop_scale, flip=crops.flip, interpolation=interpolation)
 
 
 @dataclass(frozen=True)
@@ -27,24 +39,64 @@ class MakeMasked:
     grid: rows and columns of the student's patches.
     num_masked: patches to mask; `block` masks may have a few less.
     mask: which of `MASKS`.
-    teacher_size: side of the teacher's pictures; default: the student's.
+    teacher: the teacher's way with a picture, the same crops; default: the student's.
     """
 
     transform: ImageTransform
     grid: tuple[int, int]
     num_masked: int
     mask: MaskKind = "block"
-    teacher_size: int | None = None
+    teacher: ImageTransform | None = None
 
-    def __call__(self, sample: Sample, seed: int) -> dict[str, Tensor]:
-        """The tensors of one sample; raises BadSample."""
+    def __call__(self, sample: Sample, seed: int, crop_seed: int | None = None) -> dict[str, Tensor]:
+        """The tensors of one sample, its crop from a seed of its own where one is given; raises BadSample."""
         image = decode_image(sample.image, sample.key, max_pixels=self.transform.max_pixels)
+        crop_seed = seed if crop_seed is None else crop_seed
         tensors = {
-            "images": to_tensor(self.transform.apply(image, seed)),
+            "images": to_tensor(self.transform.apply(image, crop_seed)),
             # The same seed as the crop's: the masks' generator (Philox) is another one, so its draws are too.
             "bool_mask": MASKS[self.mask]([seed], self.grid, self.num_masked)[0],
         }
-        if self.teacher_size not in (None, self.transform.size):
-            larger = replace(self.transform, size=self.teacher_size)
-            tensors["teacher_images"] = to_tensor(larger.apply(image, seed))
+        if self.teacher and self.teacher != self.transform:
+            tensors["teacher_images"] = to_tensor(self.teacher.apply(image, crop_seed))
         return tensors
+
+
+@dataclass(frozen=True)
+class MakeCrops:
+    """Makes `images` (C, 3, S', S') uint8 of a sample, the crops that a cache of targets holds, and its number `index`.
+
+    transform: the teacher's way with a picture.
+    num_crops: C.
+    seed: with the numbers of crop and sample it draws the crop.
+    """
+
+    transform: ImageTransform
+    num_crops: int
+    seed: int
+
+    def __call__(self, sample: Sample, seed: SampleSeed) -> dict[str, Tensor]:
+        """The tensors of one sample; raises BadSample."""
+        image = decode_image(sample.image, sample.key, max_pixels=self.transform.max_pixels)
+        seeds = (sample_seed(self.seed, crop, seed.index) for crop in range(self.num_crops))
+        crops = [to_tensor(self.transform.apply(image, crop_seed)) for crop_seed in seeds]
+        return {"images": torch.stack(crops), "index": torch.tensor(seed.index)}
+
+
+@dataclass(frozen=True)
+class MakeWithTargets:
+    """Makes what `make` makes, of the epoch's crop among those in the cache, and the crop's `targets` (N, T).
+
+    The epoch is the one in which the step begins.
+    """
+
+    make: MakeMasked
+    tensors: CachedTensors
+    global_batch_size: int
+
+    def __call__(self, sample: Sample, seed: SampleSeed) -> dict[str, Tensor]:
+        """The tensors of one sample; raises BadSample."""
+        cache = self.tensors.cache
+        crop = seed.step * self.global_batch_size // cache.num_samples % cache.num_crops
+        targets = torch.from_numpy(self.tensors[seed.index, crop]).flatten(0, 1)
+        return {**self.make(sample, seed, sample_seed(cache.seed, crop, seed.index)), "targets": targets}

@@ -13,10 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from vfm.data.loader import eval_batches
+from vfm.data.loader import Make, eval_batches
 from vfm.data.source import Source
 from vfm.panels import ImagesPanel, Picture
-from vfm_eva.images import MakeMasked
 from vfm_eva.task import EvaTask
 
 NUM_PICTURES = 9
@@ -25,7 +24,7 @@ GAP = 8  # between the three parts of a picture: 3 x 96 + 2 x 8 is the width on 
 STRIPES = (215, 245)  # greys in turn
 
 
-def cosine_sheet(task: EvaTask, source: Source, make: MakeMasked, directory: Path) -> ImagesPanel:
+def cosine_sheet(task: EvaTask, source: Source, make: Make, directory: Path) -> ImagesPanel:
     """Writes pictures into `directory`, each as it is, masked, and as its map of cosines; returns their panel."""
     batch = next(iter(eval_batches(source, make, min(NUM_PICTURES, len(source)))))
     device = task.mask_token.device

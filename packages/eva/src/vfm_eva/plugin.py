@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 import vfm
 from vfm_eva.stage import EvaPretrain
+from vfm_eva.targets import EvaTargets
 
 
 @vfm.hookimpl
 def vfm_stages() -> Iterable[type[vfm.Stage]]:
-    """EVA pre-training."""
-    return [EvaPretrain]
+    """EVA pre-training, and its targets computed beforehand."""
+    return [EvaTargets, EvaPretrain]

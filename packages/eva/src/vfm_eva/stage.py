@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from vfm.artifacts import ClipCheckpoint, VisionCheckpoint
-from vfm.config import Config
+from vfm.artifacts import ClipCheckpoint, ImageDataset, SampleCache, VisionCheckpoint
+from vfm.config import UserError
 from vfm.interfaces import VisionPretraining
 from vfm.stage import Context, Preflight, Ref
+from vfm_eva.targets import Crops, EvaTargets, Target
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from vfm.data.loader import Make
     from vfm_eva.task import EvaTask, Teacher
 
-Share = Annotated[float, Field(gt=0, le=1)]
 
-
-class Target(Config):
-    """Which of the teacher's features are predicted."""
-
-    layer: int = Field(-1, description="block, from 0; negative counts from the end")
-    projected: bool = Field(
-        True, description="through the projection into the joint space; false: the final norm alone"
-    )
-    normalize: bool = Field(False, description="to unit length, before another grid's features are interpolated")
-
-
-class EvaPretrain(VisionPretraining):
+class EvaPretrain(VisionPretraining, Crops):
     """Pre-trains a vision transformer by masked feature modelling, images only (EVA, arXiv:2211.07636)."""
 
     kind: Literal["eva.pretrain"] = "eva.pretrain"
@@ -38,7 +28,12 @@ class EvaPretrain(VisionPretraining):
         description="timm name of an Eva or a plain ViT; or a mapping of architecture and the arguments that differ",
     )
     image_size: int | None = Field(None, ge=1, description="pixels; default: the model's own")
-    teacher: Ref[ClipCheckpoint | VisionCheckpoint] = Field(description="the encoder whose features are the target")
+    teacher: Ref[ClipCheckpoint | VisionCheckpoint] | None = Field(
+        None, description="the encoder whose features are the target; give this or targets"
+    )
+    targets: Ref[SampleCache] | None = Field(
+        None, description="its features and their crops, kept by eva.targets: the teacher is not run"
+    )
     target: Target = Field(Target(), description="which of the teacher's features")
     mask: Literal["block", "block_exact", "random"] = Field(
         "block",
@@ -46,56 +41,88 @@ class EvaPretrain(VisionPretraining):
     )
     mask_ratio: float = Field(105 / 256, gt=0, lt=1, description="share of the patches that is masked; block: at most")
     drop_path: float = Field(0.0, ge=0, lt=1, description="chance to skip the last block; falls to 0 at the first")
-    crop_scale: tuple[Share, Share] = Field((0.2, 1.0), description="share of the area a random crop keeps")
-    flip: float = Field(0.5, ge=0, le=1, description="chance of a left-right flip")
     lr: float = Field(1.5e-3, ge=0, description="peak learning rate")
     min_lr: float = Field(1e-5, ge=0, description="where the cosine schedule ends")
     grad_clip_norm: float | None = Field(3.0, gt=0, description="largest gradient norm; null clips nothing")
 
     @model_validator(mode="after")
-    def _crops(self) -> EvaPretrain:
-        if self.crop_scale[0] > self.crop_scale[1]:
-            raise ValueError(f"crop_scale {list(self.crop_scale)} is from small to large")
+    def _one_source(self) -> EvaPretrain:
+        if (self.teacher is None) == (self.targets is None):
+            raise ValueError("give exactly one of teacher and targets")
+        fields = EvaPretrain.model_fields
+        set_here = [name for name in ("target", "crop_scale", "flip") if getattr(self, name) != fields[name].default]
+        if self.targets and set_here:
+            raise ValueError(f"{set_here[0]} is fixed in {self.targets!r}; set it where the targets are made")
         return self
 
     def preflight(self, ctx: Preflight) -> None:
-        """The student exists and can be masked; a teacher that is there already has the target."""
+        """The student exists and can be masked; a teacher that is there already has the target; targets fit."""
         import torch
 
         from vfm_eva.task import student_grid
 
         with torch.device("meta"):  # shapes without weights: a giant costs nothing
             student = self._student()
-        rows, columns = student_grid(student, self._num_masked(student))
-        teacher = ctx.artifact(self.teacher)
-        if teacher:
-            task = self._task(student, self._teacher(teacher)).to("meta")
-            sizes = {"images": task.preprocess.image_size, "teacher_images": task.teacher.preprocess.image_size}
+        grid = student_grid(student, self._num_masked(student))
+        if self.targets:
+            self._check_targets(ctx, self.targets, grid)
+        elif self.teacher and (checkpoint := ctx.artifact(self.teacher)):
+            teacher = self.target.teacher(checkpoint)
+            task = self._task(student, teacher).to("meta")
+            sizes = {"images": task.preprocess.image_size, "teacher_images": teacher.preprocess.image_size}
             images = {name: torch.zeros(1, 3, size, size, dtype=torch.uint8) for name, size in sizes.items()}
-            batch = {**images, "bool_mask": torch.zeros(1, rows * columns, dtype=torch.bool)}
+            batch = {**images, "bool_mask": torch.zeros(1, grid[0] * grid[1], dtype=torch.bool)}
             task({name: value.to("meta") for name, value in batch.items()})
 
     def run(self, ctx: Context) -> VisionCheckpoint:
         """Trains the student and shows what it learned to see."""
         from vfm.data.loader import TrainingData
         from vfm.data.source import open_dataset
-        from vfm.data.transforms import ImageTransform
         from vfm.train import fit, is_main
-        from vfm_eva.images import MakeMasked
         from vfm_eva.pictures import cosine_sheet
 
-        task = self._task(self._student(), self._teacher(ctx.load(self.teacher)))
-        transform = ImageTransform(task.preprocess.image_size, scale=self.crop_scale, flip=self.flip)
-        teacher_size = task.teacher.preprocess.image_size
-        make = MakeMasked(transform, task.grid, task.num_masked, self.mask, teacher_size)
-        source = open_dataset(ctx.load(self.data))
-        data = TrainingData.of(self, source, make)
-        fit(task, data, self, ctx, self.runtime)
+        data = ctx.load(self.data)
+        task, make = self._from_cache(ctx, data) if self.targets else self._from_teacher(ctx)
+        source = open_dataset(data)
+        fit(task, TrainingData.of(self, source, make), self, ctx, self.runtime)
         if is_main():
             ctx.panel(cosine_sheet(task, source, make, ctx.directory))
         return task.export(ctx.directory)
 
-    def _task(self, student: nn.Module, teacher: Teacher) -> EvaTask:
+    def _from_teacher(self, ctx: Context) -> tuple[EvaTask, Make]:
+        from vfm_eva.images import MakeMasked, crop_transform
+
+        assert self.teacher
+        teacher = self.target.teacher(ctx.load(self.teacher))
+        task = self._task(self._student(), teacher)
+        transforms = [crop_transform(self, model.preprocess) for model in (task, teacher)]
+        return task, MakeMasked(transforms[0], task.grid, task.num_masked, self.mask, teacher=transforms[1])
+
+    def _from_cache(self, ctx: Context, data: ImageDataset) -> tuple[EvaTask, Make]:
+        from vfm.data.sample_cache import CachedTensors
+        from vfm_eva.images import MakeMasked, MakeWithTargets, crop_transform
+
+        assert self.targets
+        cache = ctx.load(self.targets)
+        task = self._task(self._student(), cache.shape[-1])
+        _check_grid(cache.shape[:-1], task.grid)
+        _check_data(cache, data)
+        make = MakeMasked(crop_transform(cache, task.preprocess), task.grid, task.num_masked, self.mask)
+        return task, MakeWithTargets(make, CachedTensors(cache), self.global_batch_size)
+
+    def _check_targets(self, ctx: Preflight, targets: Ref[SampleCache], grid: tuple[int, int]) -> None:
+        """What is known of them: the facts where they are there, else the stage that will make them."""
+        cache, data, maker = ctx.artifact(targets), ctx.artifact(self.data), ctx.stage(targets)
+        if cache:
+            _check_grid(cache.shape[:-1], grid)
+            if data:
+                _check_data(cache, data)
+        elif isinstance(maker, EvaTargets):
+            _check_grid(maker.grid, grid)
+            if maker.data != self.data:
+                raise UserError(f"targets {targets!r} are made from {maker.data!r}, not from data {self.data!r}")
+
+    def _task(self, student: nn.Module, teacher: Teacher | int) -> EvaTask:
         from vfm_eva.task import EvaTask
 
         return EvaTask(student, teacher, num_masked=self._num_masked(student), seed=self.seed)
@@ -110,20 +137,24 @@ class EvaPretrain(VisionPretraining):
             model.set_grad_checkpointing()  # type: ignore[operator]
         return model
 
-    def _teacher(self, checkpoint: ClipCheckpoint | VisionCheckpoint) -> Teacher:
-        from vfm.models.clip import load_clip
-        from vfm.models.vision import load_vision, vision_preprocess
-        from vfm_eva.task import Teacher
-
-        target = self.target.model_dump()
-        if isinstance(checkpoint, ClipCheckpoint):
-            clip = load_clip(checkpoint)
-            return Teacher(clip, clip.preprocess, **target)
-        encoder = load_vision(checkpoint)
-        return Teacher(encoder, vision_preprocess(encoder), **target)
-
     def _num_masked(self, student: nn.Module) -> int:
         from vfm.models.patch_features import grid_size
 
         rows, columns = grid_size(student)
         return round(self.mask_ratio * rows * columns)
+
+
+def _check_grid(found: tuple[int, ...], grid: tuple[int, int]) -> None:
+    if found != grid:
+        sides = " x ".join(map(str, found))
+        raise UserError(
+            f"the targets are for {sides} patches, the student has {grid[0]} x {grid[1]}; "
+            f"set grid: {list(grid)} where the targets are made"
+        )
+
+
+def _check_data(cache: SampleCache, data: ImageDataset) -> None:
+    """The cache's rows are those of this very data set."""
+    made_from = cache.linked(cache.data).resolve()
+    if made_from != data.path.resolve():
+        raise UserError(f"the targets were made from {made_from}, data is {data.path.resolve()}; it must be the same")

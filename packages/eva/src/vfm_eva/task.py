@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from vfm.artifacts import VisionCheckpoint
 from vfm.config import UserError
+from vfm.eval.encode import PooledVision
 from vfm.models.clip import ClipModel
 from vfm.models.patch_features import feature_width, grid_size, patch_features
 from vfm.models.preprocess import Preprocess
@@ -89,11 +90,13 @@ class EvaTask(Task):
     """EVA's pre-training: all tokens go through the encoder, the loss is on the masked ones alone.
 
     A batch holds `images` (B, 3, S, S) uint8, `bool_mask` (B, N) with True = masked and, for a teacher of another
-    size, `teacher_images` (B, 3, S', S') uint8. Shapes are static and nothing waits for the device, whatever the masks.
+    size, `teacher_images` (B, 3, S', S') uint8; where there is no teacher, `targets` (B, N, T). Shapes are static and
+    nothing waits for the device, whatever the masks.
 
     Args:
         student: a timm vision transformer (`Eva` or `VisionTransformer`) of fixed image size, without a head.
-        teacher: gives the target; held frozen, outside what is trained and saved.
+        teacher: gives the target; held frozen, outside what is trained and saved. Or the width T of the `targets` that
+            come with the batches.
         num_masked: the most patches that a mask hides (K): so many go through the head, those that the mask does not
             hide count for nothing. What a mask hides beyond it is left out of the loss. Default: all patches.
         seed: draws the mask token and the head.
@@ -105,7 +108,9 @@ class EvaTask(Task):
     feature of each masked patch, in fp32. It departs in one point: the mask token is not decayed.
     """
 
-    def __init__(self, student: nn.Module, teacher: Teacher, *, num_masked: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, student: nn.Module, teacher: Teacher | int, *, num_masked: int | None = None, seed: int = 0
+    ) -> None:
         super().__init__()
         self.grid = student_grid(student, num_masked)
         self.num_masked = num_masked or self.grid[0] * self.grid[1]
@@ -113,7 +118,7 @@ class EvaTask(Task):
         self.preprocess = vision_preprocess(student)
         width: Any = student.num_features
         self.mask_token = nn.Parameter(torch.zeros(width))  # a vector, so that it is not decayed
-        self.head = nn.Linear(width, teacher.width)
+        self.head = nn.Linear(width, teacher if isinstance(teacher, int) else teacher.width)
         generator = torch.Generator().manual_seed(seed + 1)  # the student may well be drawn from `seed`
         nn.init.trunc_normal_(self.mask_token, std=0.02, generator=generator)
         nn.init.trunc_normal_(self.head.weight, std=0.02, generator=generator)
@@ -140,6 +145,9 @@ class EvaTask(Task):
 
     def target(self, batch: Batch) -> Tensor:
         """What the teacher says of every patch, (B, N, T)."""
+        if isinstance(self.teacher, int):
+            targets: Tensor = batch["targets"]
+            return targets
         return self.teacher.target(batch["teacher_images" if "teacher_images" in batch else "images"], self.grid)
 
     @torch.no_grad()
@@ -147,6 +155,10 @@ class EvaTask(Task):
         """How well each patch's feature is predicted, (B, N) cosines, masked or not."""
         prediction = self.head(self.student_tokens(batch["images"], batch["bool_mask"]))
         return token_cosine(prediction, self.target(batch))
+
+    def encoder(self) -> PooledVision:
+        """The student with its pooled features."""
+        return PooledVision(self.student, self.preprocess)
 
     def export(self, directory: Path) -> VisionCheckpoint:
         """The student in timm's layout; mask token and head were for pre-training only."""

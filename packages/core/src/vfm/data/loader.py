@@ -25,17 +25,27 @@ from vfm.interfaces import Training
 Batch = dict[str, Any]
 """Stacked tensors by name; `keys`, one a sample; `bad`, the (reason, where) of each sample that was passed over."""
 
-Make = Callable[[Sample, int], dict[str, Tensor]]
-"""What a task takes of a sample: tensors, random parts drawn from the seed. Raises BadSample; picklable for workers."""
-
 MAX_TRIES = 1000
 READ_AHEAD = 2  # micro-batches
 
 
-def sample_seed(seed: int, step: int, index: int) -> int:
+class SampleSeed(int):
+    """The seed of what is random about a sample in a step; it still knows both, for what is looked up, not drawn."""
+
+    step: int
+    index: int
+
+
+Make = Callable[[Sample, SampleSeed], dict[str, Tensor]]
+"""What a task takes of a sample: tensors, random parts drawn from the seed. Raises BadSample; picklable for workers."""
+
+
+def sample_seed(seed: int, step: int, index: int) -> SampleSeed:
     """The seed of what is random about a sample in a step: 63 bits, the same in every process."""
     digest = hashlib.blake2b(struct.pack("<qqq", seed, step, index), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    drawn = SampleSeed(int.from_bytes(digest, "little") >> 1)
+    drawn.step, drawn.index = step, index
+    return drawn
 
 
 @dataclass(frozen=True)
@@ -143,7 +153,7 @@ class _Reader(Dataset[Batch]):
     def read(self, planned: Any) -> Batch:
         """The batch of what is planned."""
 
-    def made(self, index: int, seed: int) -> tuple[str, dict[str, Tensor]]:
+    def made(self, index: int, seed: SampleSeed) -> tuple[str, dict[str, Tensor]]:
         """A sample's key and tensors; raises BadSample."""
         sample = self.source[index]
         try:
@@ -238,6 +248,11 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
+def ordered_batches(source: Source, make: Make, plan: Iterable[range], *, workers: int = 0) -> Iterator[Batch]:
+    """A batch of each range of samples, in order; those that cannot be used are passed over and told in its `bad`."""
+    return _read(_EvalReader(source, make), plan, workers)
+
+
 def eval_batches(source: Source, make: Make, batch_size: int, *, workers: int = 0) -> Iterator[Batch]:
     """All samples of a source once, in order; those that cannot be used are passed over and told in `bad`.
 
@@ -247,7 +262,7 @@ def eval_batches(source: Source, make: Make, batch_size: int, *, workers: int = 
     plan = [range(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]
     held: Batch | None = None  # given out one step late, so that it can carry what was bad after it
     bad: list[tuple[str, str]] = []
-    for batch in _read(_EvalReader(source, make), plan, workers):
+    for batch in ordered_batches(source, make, plan, workers=workers):
         bad += batch["bad"]
         if batch["keys"]:
             if held:

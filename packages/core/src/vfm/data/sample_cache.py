@@ -1,0 +1,205 @@
+"""Tensors by (sample, crop) on disk, read at random: what an expensive model says, asked once instead of every epoch.
+
+00000.npy       (rows, num_crops, *shape), the samples of a shard in the data set's order, mapped into memory when read
+00000.bad.json  the rows among them that hold zeros because the sample cannot be used: [row, reason, where]
+"""
+
+# R rows, C crops
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm.artifacts import SampleCache
+from vfm.config import UserError
+from vfm.data.sample import BadSample
+
+FOLDER = "tensors"
+SHARD_BYTES = 128 * 2**20
+OPEN_SHARDS = 1024
+DTYPES = {"fp16": np.float16, "fp32": np.float32}
+
+Bad = tuple[int, str, str]
+"""A row of a shard without tensors, the reason, and where the sample lies."""
+
+
+class CacheWriter:
+    """Writes a cache's shards one after another. A shard that is there is whole, and it is kept.
+
+    So after a crash the writing goes on with the shard that was not finished. Memory is that of one shard.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        num_samples: int,
+        num_crops: int,
+        shape: tuple[int, ...],
+        dtype: Literal["fp16", "fp32"],
+        samples_per_shard: int | None = None,
+    ) -> None:
+        """Takes up what is in `folder`.
+
+        Args:
+            folder: of the shards; `publish` moves it.
+            num_samples: of the data set.
+            num_crops: tensors of a sample.
+            shape: of one tensor.
+            dtype: what is stored.
+            samples_per_shard: default: so many that a shard has about 128 MiB.
+        """
+        self.folder, self.num_samples, self.num_crops, self.shape = folder, num_samples, num_crops, shape
+        self.dtype: Literal["fp16", "fp32"] = dtype
+        row_bytes = num_crops * math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
+        self.samples_per_shard = samples_per_shard or max(1, SHARD_BYTES // row_bytes)
+        self.bad: list[tuple[str, str]] = []  # (reason, where) in the whole shards
+        self.done = 0  # samples in the whole shards
+        folder.mkdir(parents=True, exist_ok=True)
+        while self.done < num_samples and _file(folder, self._shard).is_file():
+            self._finish(_read_bad(folder, self._shard))
+        self._begin()
+
+    def plan(self, batch_size: int) -> list[range]:
+        """The samples that are still to come, in batches that do not reach across shards."""
+        ends = [*range(self.done, self.num_samples, self.samples_per_shard), self.num_samples]
+        return [
+            range(start, min(start + batch_size, end))
+            for begin, end in pairwise(ends)
+            for start in range(begin, end, batch_size)
+        ]
+
+    def write(
+        self, samples: range, tensors: Mapping[int, NDArray[np.floating[Any]]], bad: Iterable[tuple[str, str]]
+    ) -> None:
+        """Takes the next of the planned batches.
+
+        Args:
+            samples: the batch as it was planned.
+            tensors: (C, *shape) of each sample that can be used.
+            bad: reason and place of each of the others, in their order.
+
+        Raises:
+            UserError: a tensor does not fit the dtype, or holds what is no number.
+        """
+        for index, tensor in tensors.items():
+            with np.errstate(over="ignore"):
+                row = tensor.astype(DTYPES[self.dtype])
+            if not np.isfinite(row).all():
+                raise UserError(f"sample {index}: numbers up to {np.abs(tensor).max():.3g} do not fit {self.dtype}")
+            self._rows[index - self.done] = row
+        missing = [index for index in samples if index not in tensors]
+        self._bad += [(index - self.done, *told) for index, told in zip(missing, bad, strict=True)]
+        if samples.stop == self.done + self._num_rows:
+            self._save()
+
+    @property
+    def _shard(self) -> int:
+        return self.done // self.samples_per_shard
+
+    @property
+    def _num_rows(self) -> int:
+        return min(self.samples_per_shard, self.num_samples - self.done)
+
+    def _begin(self) -> None:
+        self._rows: NDArray[Any] = np.zeros((self._num_rows, self.num_crops, *self.shape), DTYPES[self.dtype])
+        self._bad: list[Bad] = []
+
+    def _save(self) -> None:
+        file = _file(self.folder, self._shard)
+        _bad_file(self.folder, self._shard).write_text(json.dumps(self._bad) + "\n", encoding="utf-8")
+        part = file.with_suffix(".part")
+        with part.open("wb") as opened:
+            np.save(opened, self._rows, allow_pickle=False)
+        part.rename(file)  # last: with it the shard is whole
+        self._finish(self._bad)
+        self._begin()
+
+    def _finish(self, bad: Iterable[Bad]) -> None:
+        self.bad += [(reason, where) for _, reason, where in bad]
+        self.done += self._num_rows
+
+    def publish(self, directory: Path, **facts: Any) -> SampleCache:
+        """Writes the facts, of which the caller gives those about producer and crops, and moves the shards to them."""
+        cache = SampleCache.create(
+            directory,
+            num_samples=self.num_samples,
+            num_crops=self.num_crops,
+            shape=self.shape,
+            dtype=self.dtype,
+            samples_per_shard=self.samples_per_shard,
+            bad_samples=dict(sorted(Counter(reason for reason, _ in self.bad).items())),
+            **facts,
+        )
+        self.folder.rename(directory / FOLDER)  # last: a crash before it loses no shard
+        return cache
+
+
+class CachedTensors:
+    """The tensors of a cache, by the numbers of sample and crop. It can be sent to worker processes."""
+
+    def __init__(self, cache: SampleCache) -> None:
+        """Opens nothing yet."""
+        self.cache, self.folder = cache, cache.path.resolve() / FOLDER
+        self._open = lru_cache(OPEN_SHARDS)(self._open_shard)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.cache.path.resolve(),)
+
+    def __len__(self) -> int:
+        return self.cache.num_samples
+
+    def __getitem__(self, place: tuple[int, int]) -> NDArray[Any]:
+        """A copy of the tensor of (sample, crop).
+
+        Raises:
+            BadSample: the sample could not be used when the cache was made.
+            IndexError: there is no such sample or crop.
+            UserError: a shard is missing or damaged.
+        """
+        index, crop = place
+        if not (0 <= index < len(self) and 0 <= crop < self.cache.num_crops):
+            raise IndexError(f"sample {index} of {len(self)}, crop {crop} of {self.cache.num_crops}")
+        shard, row = divmod(index, self.cache.samples_per_shard)
+        rows, bad = self._open(shard)
+        if row in bad:
+            raise BadSample(*bad[row])
+        return np.array(rows[row, crop])
+
+    def _open_shard(self, shard: int) -> tuple[NDArray[Any], dict[int, tuple[Any, str]]]:
+        cache, file = self.cache, _file(self.folder, shard)
+        num_rows = min(cache.samples_per_shard, cache.num_samples - shard * cache.samples_per_shard)
+        try:
+            rows = np.load(file, mmap_mode="r", allow_pickle=False)
+            bad = {row: (reason, where) for row, reason, where in _read_bad(self.folder, shard)}
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file}: not readable: {error}; make the cache again") from None
+        if (rows.shape, rows.dtype) != ((num_rows, cache.num_crops, *cache.shape), DTYPES[cache.dtype]):
+            raise UserError(f"{file}: holds {rows.dtype} {rows.shape}, not what the cache's facts say")
+        return rows, bad
+
+
+def _reopen(directory: Path) -> CachedTensors:
+    return CachedTensors(SampleCache.load(directory))
+
+
+def _file(folder: Path, shard: int) -> Path:
+    return folder / f"{shard:05d}.npy"
+
+
+def _bad_file(folder: Path, shard: int) -> Path:
+    return folder / f"{shard:05d}.bad.json"
+
+
+def _read_bad(folder: Path, shard: int) -> list[Bad]:
+    return [(row, reason, where) for row, reason, where in json.loads(_bad_file(folder, shard).read_text("utf-8"))]

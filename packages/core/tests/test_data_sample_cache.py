@@ -1,0 +1,149 @@
+"""Cached tensors come back as they were written, whatever the shards, and a crash costs no more than one of them."""
+
+from __future__ import annotations
+
+import pickle
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from vfm.artifacts import SampleCache
+from vfm.config import UserError
+from vfm.data.loader import sample_seed
+from vfm.data.sample import BadSample
+from vfm.data.sample_cache import FOLDER, SHARD_BYTES, CachedTensors, CacheWriter
+
+FACTS = {"data": "../pool", "producer": "a test", "crop_scale": (0.2, 1.0), "flip": 0.5, "seed": 0}
+
+
+def writer(folder: Path, **changes: Any) -> CacheWriter:
+    settings: dict[str, Any] = {"num_samples": 10, "num_crops": 2, "shape": (3,), "dtype": "fp32"}
+    return CacheWriter(folder / "work", **{"samples_per_shard": 4, **settings, **changes})
+
+
+def tensor(index: int, target: CacheWriter) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(index).normal(size=(target.num_crops, *target.shape)).astype(np.float32)
+
+
+def fill(target: CacheWriter, plan: Iterable[range], bad: set[int]) -> None:
+    for samples in plan:
+        tensors = {index: tensor(index, target) for index in samples if index not in bad}
+        target.write(samples, tensors, [("unreadable_image", f"tar:{index}") for index in samples if index in bad])
+
+
+def publish(target: CacheWriter, folder: Path) -> CachedTensors:
+    (folder / "artifact").mkdir()
+    return CachedTensors(SampleCache.load(target.publish(folder / "artifact", **FACTS).path))
+
+
+@given(
+    num_samples=st.integers(1, 12),
+    num_crops=st.integers(1, 3),
+    shape=st.sampled_from([(1,), (2, 3), (2, 2, 4)]),
+    samples_per_shard=st.integers(1, 13),
+    batch_size=st.integers(1, 5),
+    cut=st.integers(0, 12),
+    bad=st.sets(st.integers(0, 11)),
+)
+@example(num_samples=5, num_crops=2, shape=(2, 3), samples_per_shard=3, batch_size=2, cut=1, bad={1})
+def test_what_was_written_before_and_after_a_crash_is_read_back(cut: int, batch_size: int, bad: set[int], **sizes: Any):
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        first = writer(folder, **sizes)
+        fill(first, first.plan(batch_size)[:cut], bad)
+        second = writer(folder, **sizes)
+        assert second.done == first.done
+        fill(second, second.plan(batch_size), bad)
+        missing = sorted(bad & set(range(second.num_samples)))
+        assert second.bad == [("unreadable_image", f"tar:{index}") for index in missing]
+        tensors = pickle.loads(pickle.dumps(publish(second, folder)))
+        assert len(tensors) == second.num_samples
+        assert tensors.cache.bad_samples == ({"unreadable_image": len(missing)} if missing else {})
+        for index in range(second.num_samples):
+            for crop in range(second.num_crops):
+                if index in bad:
+                    with pytest.raises(BadSample, match=f"tar:{index}: unreadable_image"):
+                        tensors[index, crop]
+                else:
+                    assert np.array_equal(tensors[index, crop], tensor(index, second)[crop])
+
+
+def test_shards_that_are_whole_are_not_written_again(tmp_path):
+    first = writer(tmp_path)
+    fill(first, first.plan(3)[:3], bad={1})  # one shard of four, and half of the next
+    (tmp_path / "work" / "00001.part").write_bytes(b"half of it")
+    stamp = (tmp_path / "work" / "00000.npy").stat().st_mtime_ns
+    second = writer(tmp_path)
+    assert [(batch.start, batch.stop) for batch in second.plan(3)] == [(4, 7), (7, 8), (8, 10)]
+    fill(second, second.plan(3), bad={1})
+    publish(second, tmp_path)
+    files = sorted((tmp_path / "artifact" / FOLDER).iterdir())
+    assert [file.name for file in files] == [f"0000{shard}.{end}" for shard in range(3) for end in ("bad.json", "npy")]
+    assert files[1].stat().st_mtime_ns == stamp
+
+
+def test_a_cache_of_half_precision_holds_rounded_numbers(tmp_path):
+    half = writer(tmp_path, dtype="fp16")
+    fill(half, half.plan(4), bad=set())
+    found = publish(half, tmp_path)[7, 1]
+    assert found.dtype == np.float16
+    assert np.array_equal(found, tensor(7, half)[1].astype(np.float16))
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("fp16", 1e5), ("fp16", np.nan), ("fp32", np.inf)])
+def test_what_does_not_fit_is_refused(tmp_path, dtype, value):
+    target = writer(tmp_path, dtype=dtype)
+    with pytest.raises(UserError, match=rf"sample 1: .* do not fit {dtype}"):
+        target.write(range(2), {0: np.ones((2, 3)), 1: np.full((2, 3), value)}, [])
+
+
+def test_a_place_that_is_not_there_is_refused(tmp_path):
+    target = writer(tmp_path)
+    fill(target, target.plan(4), bad=set())
+    tensors = publish(target, tmp_path)
+    for place in [(10, 0), (-1, 0), (0, 2), (0, -1)]:
+        with pytest.raises(IndexError):
+            tensors[place]
+
+
+def _cut_off(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def _exchange(file: Path) -> None:
+    np.save(file, np.zeros((4, 2, 5), np.float32))
+
+
+def _pickle(file: Path) -> None:
+    with file.open("wb") as opened:
+        np.save(opened, np.array([{}], dtype=object), allow_pickle=True)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, _cut_off, _exchange, _pickle])
+def test_a_damaged_shard_is_one_line(tmp_path, damage):
+    target = writer(tmp_path)
+    fill(target, target.plan(4), bad=set())
+    tensors = publish(target, tmp_path)
+    damage(tmp_path / "artifact" / FOLDER / "00001.npy")
+    assert tensors[0, 0].shape == (3,)
+    with pytest.raises(UserError, match=r"00001\.npy") as caught:
+        tensors[5, 0]
+    assert "\n" not in str(caught.value)
+
+
+def test_a_shard_stays_small_where_nothing_is_said_of_it(tmp_path):
+    target = writer(tmp_path, num_samples=3, shape=(14, 14, 768), samples_per_shard=None, dtype="fp16")
+    row = 2 * 14 * 14 * 768 * 2
+    assert SHARD_BYTES - row < target.samples_per_shard * row <= SHARD_BYTES
+
+
+def test_a_samples_seed_knows_its_step_and_number():
+    seed = sample_seed(1, 2, 3)
+    assert (seed.step, seed.index) == (2, 3)
+    assert np.random.default_rng(seed).random() == np.random.default_rng(int(seed)).random()

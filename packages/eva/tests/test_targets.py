@@ -1,0 +1,220 @@
+"""Targets from the cache train as the teacher itself does, and their making goes on after a crash."""
+
+from __future__ import annotations
+
+import tarfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from eva_toy import STUDENT, context, losses, make_pool, make_teacher, run, stage
+from vfm import UserError
+from vfm.artifacts import ClipCheckpoint, Pool, SampleCache
+from vfm.data.loader import TrainingData, sample_seed
+from vfm.data.sample_cache import FOLDER, CachedTensors
+from vfm.data.source import open_dataset
+from vfm.data.transforms import ImageTransform
+from vfm.events import Event
+from vfm.stage import Preflight
+from vfm_eva import EvaTargets, MakeMasked, Target
+from vfm_eva.images import MakeWithTargets
+
+CACHED = {"teacher": None, "targets": "targets"}
+
+
+def targets_stage(**changes: Any) -> EvaTargets:
+    settings = {
+        "name": "targets",
+        "data": "pool",
+        "teacher": "teacher",
+        "grid": [4, 4],
+        "dtype": "fp32",
+        "micro_batch_size": 8,
+        "runtime": {"device": "cpu"},
+    }
+    return EvaTargets.model_validate(settings | changes)
+
+
+def make_targets(folder: Path, pool: Pool, teacher: ClipCheckpoint, **changes: Any) -> SampleCache:
+    return targets_stage(**changes).run(context(folder, pool=pool, teacher=teacher))
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory) -> Pool:
+    """So few that a step is an epoch: then the crops of a step are also those of a number of a crop."""
+    return make_pool(tmp_path_factory.mktemp("eight"), num_samples=8)
+
+
+@pytest.mark.parametrize("teacher_model", ["ViT-Pico-8-32", "ViT-Pico-8-64"])
+@pytest.mark.parametrize("target", [{}, {"layer": 0, "projected": False}, {"normalize": True}])
+def test_training_from_the_cache_is_training_with_the_teacher(tmp_path, eight, teacher_model, target):
+    teacher = make_teacher(tmp_path / "teacher", teacher_model)
+    crops = {"crop_scale": [0.3, 0.9], "flip": 0.4, "target": target, "seed": 5}
+    settings = {"steps": 6, "global_batch_size": 8, "drop_path": 0.2, "seed": 5}
+    run(tmp_path / "live", settings | crops, pool=eight, teacher=teacher)
+    cache = make_targets(tmp_path / "targets", eight, teacher, num_crops=6, **crops)
+    run(tmp_path / "cached", settings | CACHED, pool=eight, targets=cache)
+    live, cached = losses(tmp_path / "live"), losses(tmp_path / "cached")
+    assert len(set(live)) == 6
+    assert cached == pytest.approx(live, abs=1e-6)
+
+
+def test_a_cache_of_half_precision_trains_nearly_the_same(tmp_path, eight, teacher):
+    settings = {"steps": 6, "global_batch_size": 8}
+    run(tmp_path / "live", settings, pool=eight, teacher=teacher)
+    cache = make_targets(tmp_path / "targets", eight, teacher, num_crops=6, dtype="fp16")
+    run(tmp_path / "cached", settings | CACHED, pool=eight, targets=cache)
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "live"), abs=2e-3)
+
+
+def test_epochs_take_the_crops_in_turn_and_masks_stay_new(tmp_path, eight, teacher):
+    cache = make_targets(tmp_path, eight, teacher, num_crops=2, seed=3)
+    held = Target().teacher(teacher)
+    make = MakeMasked(ImageTransform(32, scale=cache.crop_scale, flip=cache.flip), (4, 4), 7)
+    data = TrainingData(open_dataset(eight), MakeWithTargets(make, CachedTensors(cache), 8), global_batch_size=8)
+    epochs = []
+    for (batch,) in data.steps(0, 4):
+        torch.testing.assert_close(held.target(batch["images"], (4, 4)), batch["targets"])
+        epochs.append({key: (batch["images"][row], batch["bool_mask"][row]) for row, key in enumerate(batch["keys"])})
+    for key, (images, bool_mask) in epochs[0].items():
+        assert torch.equal(images, epochs[2][key][0])
+        assert torch.equal(epochs[1][key][0], epochs[3][key][0])
+        assert not torch.equal(images, epochs[1][key][0])
+        assert not torch.equal(bool_mask, epochs[2][key][1])
+
+
+def test_an_epoch_that_ends_within_a_step_changes_the_crop_with_the_next_step(tmp_path, eight, teacher):
+    cache = make_targets(tmp_path, eight, teacher, num_crops=2)
+    make = MakeWithTargets(MakeMasked(ImageTransform(32), (4, 4), 7), CachedTensors(cache), global_batch_size=6)
+    sample, tensors = open_dataset(eight)[5], CachedTensors(cache)
+    crops = []
+    for step in range(6):  # they begin at samples 0, 6, 12, 18, 24, 30 of epochs of 8
+        targets = make(sample, sample_seed(0, step, 5))["targets"].numpy()
+        crops.append([np.array_equal(targets, tensors[5, crop].reshape(16, -1)) for crop in (0, 1)].index(True))
+    assert crops == [0, 0, 1, 0, 1, 1]
+
+
+def _spoil(pool: Pool, number: int) -> None:
+    """Breaks an image of a pool that is indexed already."""
+    tar, name = next(pool.path.rglob("*.tar")), f"{open_dataset(pool).key(number)}.jpg"
+    with tarfile.open(tar) as opened:
+        start = next(one for one in opened if one.name == name).offset_data
+    with tar.open("r+b") as file:
+        file.seek(start)
+        file.write(b"no picture")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_making_cut_short_ends_as_the_unbroken_one(tmp_path, teacher, workers):
+    pool = make_pool(tmp_path / "pool", num_samples=60)
+    for number in (3, 30, 31, 32, 33, 59):  # 30 to 33 are a whole batch
+        _spoil(pool, number)
+    settings = {"num_crops": 2, "samples_per_shard": 25, "max_bad_fraction": 0.2}
+    bad: dict[str, Counter[str]] = {}
+
+    def make(name: str, stop_at: int | None = None, **runtime: Any) -> SampleCache:
+        def stop(event: Event) -> None:
+            if event.type == "progress" and event.data["done"] == stop_at:
+                raise KeyboardInterrupt
+
+        ctx = context(tmp_path / name, stop, pool=pool, teacher=teacher)
+        bad[name] = ctx.bad
+        return targets_stage(**settings, runtime={"device": "cpu", **runtime}).run(ctx)
+
+    whole = make("whole")
+    with pytest.raises(KeyboardInterrupt):
+        make("cut", stop_at=37)
+    assert [file.name for file in (tmp_path / "cut/work" / FOLDER).glob("*.npy")] == ["00000.npy"]
+    again = make("cut", workers=workers)
+    assert whole.bad_samples == bad["whole"] == bad["cut"] == {"unreadable_image": 6}
+    files = sorted(path.relative_to(whole.path) for path in whole.path.rglob("*.*"))
+    assert files == sorted(path.relative_to(again.path) for path in again.path.rglob("*.*"))
+    assert len(files) == 7
+    for file in files:
+        assert (again.path / file).read_bytes() == (whole.path / file).read_bytes(), file
+
+
+def test_a_sample_without_targets_is_replaced_and_told(tmp_path, teacher):
+    pool = make_pool(tmp_path / "pool", num_samples=8)
+    picture = open_dataset(pool)[2].image[:10]
+    _spoil(pool, 2)
+    cache = make_targets(tmp_path / "targets", pool, teacher, max_bad_fraction=0.2)
+    (tar,) = pool.path.rglob("*.tar")
+    tar.write_bytes(tar.read_bytes().replace(b"no picture", picture))  # it can be read again; it has no targets still
+    make = MakeWithTargets(MakeMasked(ImageTransform(32), (4, 4), 7), CachedTensors(cache), global_batch_size=8)
+    source = open_dataset(pool)
+    ((batch,),) = TrainingData(source, make, global_batch_size=8, max_bad_fraction=0.9).steps(0, 1)
+    assert batch["bad"] == [("unreadable_image", source.where(2))]
+    assert len(batch["keys"]) == 8
+
+
+def test_too_many_bad_samples_stop_the_making(tmp_path, teacher):
+    pool = make_pool(tmp_path / "pool", num_samples=8)
+    _spoil(pool, 6)
+    with pytest.raises(UserError, match=r"1 of 8 samples are bad: unreadable_image \(1\); more than max_bad_fraction"):
+        make_targets(tmp_path / "targets", pool, teacher)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"teacher": None}, "give exactly one of teacher and targets"),
+        ({"targets": "targets"}, "give exactly one of teacher and targets"),
+        ({**CACHED, "flip": 0.0}, "flip is fixed in 'targets'; set it where the targets are made"),
+        ({**CACHED, "target": {"layer": 3}}, "target is fixed in 'targets'"),
+    ],
+)
+def test_teacher_and_targets_exclude_one_another(changes, line):
+    with pytest.raises(ValidationError, match=line):
+        stage(**changes)
+
+
+def test_targets_that_do_not_fit_are_one_line_before_anything_runs_and_when_it_runs(tmp_path, eight, pool, teacher):
+    cache = make_targets(tmp_path / "targets", eight, teacher)
+    small = stage(**CACHED, image_size=16)
+    here = {"targets": cache.path, "pool": eight.path}
+    stage(**CACHED).preflight(Preflight({}, here))
+    large = r"targets are for 4 x 4 patches, the student has 2 x 2; set grid: \[2, 2\]"
+    other = "targets were made from .* it must be the same"
+    for config, known, line in [(small, here, large), (stage(**CACHED), here | {"pool": pool.path}, other)]:
+        with pytest.raises(UserError, match=line):
+            config.preflight(Preflight({}, known))
+        inputs = {"targets": cache, "pool": Pool.load(known["pool"])}
+        with pytest.raises(UserError, match=line):
+            config.run(context(tmp_path / "run", **inputs))
+
+
+def test_targets_that_are_to_be_made_must_fit_too():
+    def preflight(maker: EvaTargets, **changes: Any) -> None:
+        stage(**CACHED, **changes).preflight(Preflight({"targets": maker}, {}))
+
+    preflight(targets_stage())
+    preflight(targets_stage(), model="vit_pico_patch8_32")
+    with pytest.raises(UserError, match="for 8 x 4 patches, the student has 4 x 4"):
+        preflight(targets_stage(grid=[8, 4]))
+    with pytest.raises(UserError, match="'targets' are made from 'another', not from data 'pool'"):
+        preflight(targets_stage(data="another"))
+
+
+def test_preflight_of_targets_asks_a_teacher_that_is_there(teacher):
+    known = Preflight({}, {"teacher": teacher.path})
+    targets_stage().preflight(known)
+    with pytest.raises(UserError, match="layer 9 is not one of its 2 blocks"):
+        targets_stage(target={"layer": 9}).preflight(known)
+
+
+def test_a_cache_serves_a_student_of_another_size_with_as_many_patches(tmp_path, eight, teacher):
+    cache = make_targets(tmp_path / "targets", eight, teacher)
+    settings = {"model": {"architecture": STUDENT, "patch_size": 16}, "image_size": 64, "steps": 2}
+    run(tmp_path / "run", settings | CACHED, pool=eight, targets=cache)
+    assert len(losses(tmp_path / "run")) == 2
+
+
+def test_every_field_of_the_stage_says_what_it_is():
+    own = set(EvaTargets.__annotations__) - {"kind"}
+    assert [name for name in own if not EvaTargets.model_fields[name].description] == []
