@@ -130,7 +130,7 @@ def test_more_samples_a_step_than_pairs_and_a_language_that_is_not_there_are_ref
     assert "global_batch_size 57 is more than the 56 pairs of 'pool'" in misfit(
         stage(global_batch_size=57), pool=tmp_path
     )
-    assert misfit(stage(language="fr"), pool=tmp_path) == "language 'fr' is not in 'pool'; it has en"
+    assert misfit(stage(language="fr"), pool=tmp_path) == "pool has no captions in 'fr'; known: en"
     check(stage(), pool=tmp_path)
 
 

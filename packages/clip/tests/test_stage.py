@@ -73,7 +73,7 @@ def test_captions_missing_in_the_language_are_counted_and_passed_over(tmp_path: 
     assert not german.bad
     (seen,) = (panel for panel in load_panels(checkpoint.path) if panel.title == "What the model saw")
     assert {picture.caption for picture in seen.pictures} == {"ein Bild"}
-    with pytest.raises(UserError, match="language 'fr' is not in 'pool'; it has en, de"):
+    with pytest.raises(UserError, match="pool has no captions in 'fr'; known: de, en"):
         run_stage(plan(**settings, language="fr"), tmp_path / "fr", pool=pool)
     with pytest.raises(UserError, match="global_batch_size 8 is more than the 7 pairs of 'pool'"):
         run_stage(plan(**{**settings, "global_batch_size": 8}), tmp_path / "many", pool=pool)

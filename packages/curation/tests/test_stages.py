@@ -192,7 +192,7 @@ def test_texts_of_other_languages_are_left_alone(make_pool: Any, run_stage: Any,
         assert {one for shard in read_shards(matches.path) for one in shard.table["language"].to_pylist()} == wanted
         subset = run_stage(MetaclipBalance(name=f"s{stage.name}", matches="x", t=1000), x=matches)
         assert subset.languages == [language for language in ("en", "de") if language in wanted]
-    with pytest.raises(UserError, match="the pool has no 'fr'; known: de, en"):
+    with pytest.raises(UserError, match="p has no captions in 'fr'; known: de, en"):
         run_stage(MatchTexts(name="fr", pool="p", metadata="m", languages=["fr"]), p=pool, m=metadata)
 
 

@@ -114,8 +114,7 @@ class ClipTrain(ClipTraining):
             raise UserError(
                 f"global_batch_size {self.global_batch_size} is more than the {data.num_samples} pairs of '{self.data}'"
             )
-        if self.language and self.language not in data.languages:
-            raise UserError(f"language {self.language!r} is not in '{self.data}'; it has {', '.join(data.languages)}")
+        data.check_languages([self.language], self.data)
 
     def _model(self, ctx: Context) -> ClipModel:
         """The model as it starts, with what is locked."""

@@ -100,8 +100,8 @@ class PairDataset(ImageDataset):
 
     languages: list[str] = Field(default=["en"], description="keys of the captions, the first is the default")
 
-    def check_languages(self, languages: Iterable[str | None]) -> None:
-        """Refuses a language that has no captions here; None stands for the default one.
+    def check_languages(self, languages: Iterable[str | None], name: str) -> None:
+        """Refuses a language that has no captions here; None stands for the default one. `name` is ours.
 
         Raises:
             UserError: one line with what there is.
@@ -109,7 +109,7 @@ class PairDataset(ImageDataset):
         for language in languages:
             if language not in (None, *self.languages):
                 hint = did_you_mean(str(language), self.languages)
-                raise UserError(f"{self.path.name} has no captions in {language!r}{hint}")
+                raise UserError(f"{name} has no captions in {language!r}{hint}")
 
 
 class Pool(PairDataset):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from vfm.artifacts import CuratedSubset, Matches, Metadata, Pool
-from vfm.config import UserError, did_you_mean
+from vfm.config import UserError
 from vfm.interfaces import Curation
 from vfm.stage import Context, Preflight, Ref, Stage
 
@@ -61,7 +61,7 @@ class BuildMetadata(Stage):
             self._from_file(self.path)
         pool = self.captions and ctx.artifact(self.captions)
         if pool:
-            wanted_languages(pool, self.languages)
+            wanted_languages(pool, self.languages, str(self.captions))
 
     def run(self, ctx: Context) -> Metadata:
         """Writes `entries.parquet`: entry and source, in their frozen order."""
@@ -93,7 +93,7 @@ class BuildMetadata(Stage):
         from vfm_curation.shards import texts_in
 
         pool = ctx.load(captions)
-        languages = wanted_languages(pool, self.languages)
+        languages = wanted_languages(pool, self.languages, captions)
         source, vocabulary = open_dataset(pool), Vocabulary()
         num_shards = len(source.shard_sizes)
         for shard in range(num_shards):
@@ -126,7 +126,7 @@ class MatchTexts(Stage):
         """The pool has the languages."""
         pool = ctx.artifact(self.pool)
         if pool:
-            wanted_languages(pool, self.languages)
+            wanted_languages(pool, self.languages, self.pool)
 
     def run(self, ctx: Context) -> Matches:
         """Writes one parquet file a shard (matched texts only) and `counts.npy`, texts by entry."""
@@ -137,7 +137,7 @@ class MatchTexts(Stage):
         from vfm_curation.shards import FOLDER, MatchJob, read_shards
 
         pool, metadata = ctx.load(self.pool), ctx.load(self.metadata)
-        languages = tuple(wanted_languages(pool, self.languages))
+        languages = tuple(wanted_languages(pool, self.languages, self.pool))
         job = MatchJob(pool.path, metadata.path, languages, ctx.work / FOLDER)
         job.folder.mkdir(exist_ok=True)
         total = self._match(ctx, job, len(open_dataset(pool).shard_sizes))
@@ -270,13 +270,11 @@ class MetaclipBalance(Curation):
         return examples_panel(balance_shard(shard, card.probability, self.seed), texts, card.entries, card.matched)
 
 
-def wanted_languages(pool: Pool, languages: Sequence[str] | None) -> list[str]:
+def wanted_languages(pool: Pool, languages: Sequence[str] | None, name: str) -> list[str]:
     """The languages to work on: those given, else the pool's first.
 
     Raises:
         UserError: the pool has no texts in one of them.
     """
-    for language in languages or ():
-        if language not in pool.languages:
-            raise UserError(f"languages: the pool has no {language!r}{did_you_mean(language, pool.languages)}")
+    pool.check_languages(languages or (), name)
     return list(languages or pool.languages[:1])
