@@ -112,3 +112,11 @@ def test_what_is_no_mmvp_folder_is_told_in_one_line(tmp_path, questions, message
         (tmp_path / "Questions.csv").write_text(questions)
     with pytest.raises(UserError, match=message):
         load(tmp_path / "out", tmp_path)
+
+
+def test_json_lines_that_are_not_there_or_no_utf_8_are_told_in_one_line(tmp_path):
+    for content, message in ((None, "no such file"), (b"\xff\xfe", "not UTF-8")):
+        if content:
+            (tmp_path / "items.jsonl").write_bytes(content)
+        with pytest.raises(UserError, match=rf"items\.jsonl: {message}"):
+            load(tmp_path / "out", tmp_path / "items.jsonl")

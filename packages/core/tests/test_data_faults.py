@@ -160,12 +160,13 @@ def test_faults_of_tables_and_folders(tmp_path):
         b"none.png,no image",
         b"bomb.png,boom",
         b",no path",
+        b",nor here",
     ]
     (folder / "t.csv").write_bytes(b"image,caption\n" + b"\n".join(rows) + b"\n")
     ctx, pool, source = indexed(tmp_path, f"{folder}/t.csv", max_bad_fraction=1.0)
     assert source.keys == ["0.png"]
     assert pool.bad_samples == ctx.bad == {
-        "missing_caption": 1, "caption_too_long": 1, "wrong_encoding": 1, "unsafe_path": 1, "missing_image": 2,
+        "missing_caption": 1, "caption_too_long": 1, "wrong_encoding": 1, "unsafe_path": 1, "missing_image": 3,
         "image_too_large": 1,
     }  # fmt: skip
     (folder / "0.txt").write_text("good")
@@ -175,18 +176,25 @@ def test_faults_of_tables_and_folders(tmp_path):
     assert ctx.bad == {"wrong_encoding": 1, "missing_caption": 2}
 
 
+def test_a_table_without_rows_has_no_samples(tmp_path):
+    (tmp_path / "t.csv").write_text("image,caption\n")
+    with pytest.raises(UserError, match=r"there are no samples$"):
+        indexed(tmp_path, f"{tmp_path}/t.csv")
+
+
 def test_faults_of_json_lines(tmp_path):
     (tmp_path / "0.png").write_bytes(encoded(0))
     lines = [
-        b'{"image": "0.png", "caption": "good"}',
         b"{broken",
-        b'{"image": "0.png", "caption": "half \\ud83d pair"}',
+        b'{"image": "0.png", "caption": "good"}',
         b"[1]",
+        b"2",  # not one sample with the line before
+        b'{"image": "0.png", "caption": "half \\ud83d pair"}',
     ]
     (tmp_path / "t.jsonl").write_bytes(b"\n".join(lines))
     ctx, _, source = indexed(tmp_path, f"{tmp_path}/t.jsonl", max_bad_fraction=1.0)
     assert len(source) == 1
-    assert ctx.bad == {"broken_json": 2, "wrong_encoding": 1}
+    assert ctx.bad == {"broken_json": 3, "wrong_encoding": 1}
 
 
 def test_faults_of_parquet_are_told_when_a_row_is_read(tmp_path):

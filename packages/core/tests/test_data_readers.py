@@ -11,7 +11,7 @@ import pytest
 
 from data_samples import context, encoded, json_member, make_pool, members
 from vfm.config import UserError
-from vfm.data import Source, open_dataset, uid_of, write_tar
+from vfm.data import BadSample, DatasetSpec, Source, open_dataset, uid_of, write_tar
 from vfm.data.stages import Labeled, Pairs
 from vfm.panels import load_panels
 
@@ -83,6 +83,14 @@ def test_counts_beside_a_tar_are_believed_and_the_tar_is_not_read(tmp_path):
     assert contents(source)[:6] == EXPECTED
     assert (tmp_path / "artifact" / "offsets" / "000001.parquet").is_file(), "the scan is kept when it is made"
     assert contents(Source(source.directory)) == contents(source)
+
+
+@pytest.mark.parametrize("stats", ["{broken", "[12]", '{"count": 12}', '{"successes": "many"}'])
+def test_a_count_that_cannot_be_read_is_none_and_the_tar_is_read_through(tmp_path, stats):
+    make_pool(tmp_path / "t", [12])
+    (tmp_path / "t/000_stats.json").write_text(stats)
+    assert index(tmp_path, f"{tmp_path}/t").shard_sizes.tolist() == [12]
+    assert (tmp_path / "artifact" / "offsets" / "000000.parquet").is_file()
 
 
 def test_remote_tars_are_read_through_fsspec(tmp_path):
@@ -219,6 +227,23 @@ def test_labels_of_tables_are_names_and_of_hugging_face_parquet_numbers_with_nam
     assert samples == [(encoded(0), 1), (encoded(1), 0)]
 
 
+@pytest.mark.parametrize(("value", "number"), [("cat", 0), ("1", 1), (1.0, 1), (1.5, None), (2, None), (None, None)])
+def test_a_label_is_a_name_or_a_whole_number_of_a_class(value, number):
+    spec = DatasetSpec(label_key="label", class_names=["cat", "dog"])
+    if number is not None:
+        assert spec.label_of(value, "here") == number
+        return
+    with pytest.raises(BadSample, match="here: missing_label"):
+        spec.label_of(value, "here")
+
+
+def test_class_names_in_another_encoding_are_told(tmp_path):
+    write_tar(tmp_path / "0.tar", [("a", members(0, cls=b"0"))])
+    (tmp_path / "classnames.txt").write_bytes("Füchse\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"classnames\.txt: not UTF-8"):
+        label(tmp_path / "out", tmp_path / "0.tar")
+
+
 def test_a_torchvision_data_set_by_name(tmp_path):
     import struct
 
@@ -263,6 +288,9 @@ def test_a_stage_leaves_pictures_with_captions_and_its_shards_to_look_at(tmp_pat
         (lambda folder: folder / "x.doc", "not one of the formats"),
         (lambda folder: folder / "x.csv", "no column 'caption' .texts.; the columns are a, b"),
         (lambda folder: folder / "x.parquet", "not readable as parquet"),
+        (lambda folder: folder / "nothing.csv", r"nothing\.csv: the table is empty"),
+        (lambda folder: folder / "nothing.jsonl", r"nothing\.jsonl: the table is empty"),
+        (lambda folder: folder / "head.csv", "none of the first samples can be used"),
     ],
 )
 def test_what_cannot_be_read_is_told_in_one_line(tmp_path, make, message):
@@ -273,6 +301,9 @@ def test_what_cannot_be_read_is_told_in_one_line(tmp_path, make, message):
     (tmp_path / "x.doc").touch()
     (tmp_path / "x.csv").write_text("a,b\n1,2\n")
     (tmp_path / "x.parquet").write_bytes(b"PAR1 no")
+    (tmp_path / "nothing.csv").touch()
+    (tmp_path / "nothing.jsonl").touch()
+    (tmp_path / "head.csv").write_text("image,caption\n")
     if (path := make(tmp_path)) == tmp_path:
         path = tmp_path / "empty"
         path.mkdir()

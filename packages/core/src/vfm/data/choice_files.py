@@ -53,11 +53,8 @@ def _read_mmvp(folder: Path, on_bad: OnBad) -> Iterator[Choice]:
 def _questions(path: Path) -> list[list[str]]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; the folder of MMVP-VLM holds {QUESTIONS_FILE} and a folder of images")
-    try:
-        rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8") from None
-    rows = [[cell.strip() for cell in row] for row in rows[1:] if row]
+    lines = list(csv.reader(io.StringIO(files.read_text(str(path)))))
+    rows = [[cell.strip() for cell in row] for row in lines[1:] if row]
     for line, row in enumerate(rows, start=2):
         if len(row) != 3 or not row[0].isdigit():
             raise UserError(f"{path}: line {line}: three columns are wanted (question id, type, statement), not {row}")
@@ -85,14 +82,13 @@ def _image_root(folder: Path) -> Path:
 
 def _read_jsonl(path: str, on_bad: OnBad) -> Iterator[Choice]:
     """Lines of `{"images": [paths], "statements": [...], "truth": [...], "pattern": ..., "key": ...}`."""
-    file = Path(path)
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(files.read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}: line {number}"
         try:
             item: dict[str, Any] = json.loads(line)
-            images = [_image(file.parent, name) for name in item["images"]]
+            images = [_image(Path(path).parent, name) for name in item["images"]]
             yield Choice(
                 str(item.get("key", number)), item.get("pattern", ""), images, item["statements"], item["truth"]
             )

@@ -137,6 +137,20 @@ def read_bytes(path: str, start: int = 0, stop: int | None = None) -> bytes:
         return file.read() if stop is None else file.read(stop - start)
 
 
+def read_text(path: str) -> str:
+    """A whole file of UTF-8, without the mark that some programs begin it with.
+
+    Raises:
+        UserError: nothing is there, or it is another encoding.
+    """
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8") from None
+
+
 def open_binary(path: str) -> IO[bytes]:
     """A seekable stream of the file."""
     if not is_remote(path):

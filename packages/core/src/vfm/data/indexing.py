@@ -59,9 +59,8 @@ class Indexing:
                 break
         self._judge(1)
         if not self.good:
-            raise UserError(
-                f"{self.ctx.stage}: there are no samples in {', '.join(one.path for one in self.shards[:3])}"
-            )
+            paths = ", ".join(shard.path for shard in self.shards[:3])
+            raise UserError(f"{self.ctx.stage}: there are no samples{' in ' if paths else ''}{paths}")
         return write_index(directory, self.shards, self.spec, bad_rows=self.bad)
 
     @property

@@ -38,8 +38,8 @@ def lines_beside(layout: Layout, name: str) -> list[str]:
     folder = layout.paths[0].rpartition("/")[0] or "."
     for place in (folder, folder.rpartition("/")[0] or "."):
         if files.exists(f"{place}/{name}"):
-            text = files.read_bytes(f"{place}/{name}").decode("utf-8")
-            return [line.strip() for line in text.splitlines() if line.strip()]
+            lines = files.read_text(f"{place}/{name}").splitlines()
+            return [line.strip() for line in lines if line.strip()]
     return []
 
 

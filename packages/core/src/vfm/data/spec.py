@@ -32,6 +32,8 @@ class DatasetSpec(Config):
             label = int(value)  # type: ignore[call-overload]
         except (TypeError, ValueError):
             raise BadSample("missing_label", where) from None
+        if isinstance(value, float) and value != label:
+            raise BadSample("missing_label", where)
         if label < 0 or (self.class_names and label >= len(self.class_names)):
             raise BadSample("missing_label", where)
         return int(label)

@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 
 def table_columns(path: str) -> list[str]:
-    """Names of a table's columns: the header's, the first line's keys, the schema's.
+    """Names of a table's columns: the header's, the keys of the first line that can be read, the schema's.
 
     Raises:
         UserError: the table is empty, or not one of the formats.
@@ -37,10 +37,14 @@ def table_columns(path: str) -> list[str]:
     if kind not in TABLE_EXTENSIONS:
         raise UserError(f"{path}: a table ends in {', '.join(TABLE_EXTENSIONS)}")
     if kind == "jsonl":
-        return list(next(_rows(path), {}))
-    with files.open_binary(path) as stream:
-        header = stream.readline().decode("utf-8-sig", "replace").strip("\r\n")
-    return next(csv.reader([header], dialect=_RawTabs if kind == "tsv" else csv.excel), [])
+        columns = list(next((row for row in _rows(path) if PROBLEM not in row), {}))
+    else:
+        with files.open_binary(path) as stream:
+            header = stream.readline().decode("utf-8-sig", "replace").strip("\r\n")
+        columns = next(csv.reader([header], dialect=_dialect(path)), [])
+    if not columns:
+        raise UserError(f"{path}: the table is empty")
+    return columns
 
 
 def find_column(columns: list[str], wanted: str | None, known: tuple[str, ...], what: str, path: str) -> str:
@@ -74,7 +78,8 @@ def table_entries(path: str, image_root: str, spec: DatasetSpec) -> Iterator[Ima
     image_column = find_column(columns, spec.image_key, PATH_COLUMNS, "image_key", path)
     for source in [*spec.texts.values(), *([spec.label_key] if spec.label_key else [])]:
         find_column(columns, source.partition(".")[0], (), "texts or label_key", path)
-    for name, rows in groupby(_rows(path), key=lambda row: row.get(image_column)):
+    # What has no image, or cannot be read, is a sample of its own: no two of it are the same.
+    for name, rows in groupby(_rows(path), key=lambda row: row.get(image_column) or object()):
         yield _entry(name, list(rows), image_root, spec, path)
 
 
@@ -147,10 +152,14 @@ class _RawTabs(csv.excel_tab):
     quoting = csv.QUOTE_NONE
 
 
+def _dialect(path: str) -> type[csv.Dialect]:
+    return _RawTabs if path.lower().endswith(".tsv") else csv.excel
+
+
 def _delimited_rows(text: io.TextIOWrapper, path: str) -> Iterator[Row]:
     csv.field_size_limit(1 << 30)  # an overlong caption is one bad sample, not the end of the table
     try:
-        for row in csv.DictReader(text, dialect=_RawTabs if path.lower().endswith(".tsv") else csv.excel):
+        for row in csv.DictReader(text, dialect=_dialect(path)):
             yield {name: value for name, value in row.items() if name is not None}
     except csv.Error as error:
         raise UserError(f"{path}: not readable: {error}") from None

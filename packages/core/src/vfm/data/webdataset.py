@@ -133,10 +133,16 @@ def _slots(spec: DatasetSpec) -> list[str]:
 
 
 def sidecar_count(path: str) -> int | None:
-    """Samples of a tar as img2dataset tells them beside it: `00000_stats.json`, or the rows of `00000.parquet`."""
+    """Samples of a tar as img2dataset tells them beside it: `00000_stats.json`, or the rows of `00000.parquet`.
+
+    None where nothing that can be read tells them.
+    """
     stem = path.removesuffix(".tar")
     if files.exists(f"{stem}_stats.json"):
-        count = json.loads(files.read_bytes(f"{stem}_stats.json")).get("successes")
+        try:
+            count = json.loads(files.read_bytes(f"{stem}_stats.json"))["successes"]
+        except (ValueError, LookupError, TypeError):
+            count = None
         if isinstance(count, int):
             return count
     if files.exists(f"{stem}.parquet"):
