@@ -39,6 +39,18 @@ def test_clip_and_the_generator_see_the_same_part_of_a_picture(seed: int) -> Non
     assert not torch.equal(made["images"], views()(sample(), seed + 1)["images"])
 
 
+@pytest.mark.parametrize("scale", [None, (1.0, 1.0)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_clip_sees_pictures_resized_by_its_own_rule(scale: tuple[float, float] | None, interpolation: str) -> None:
+    preprocess = Preprocess(image_size=16, interpolation=interpolation)
+    noisy = MakeNoisy(ImageTransform(8, "crop", scale=scale, ratio=(1.0, 1.0)), (3, 8, 8))
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(noise).save(data, "PNG")
+    seen = MakeViews(noisy, preprocess)(Sample("a", "a", data.getvalue()), 0)["images"]
+    assert np.array_equal(seen.permute(1, 2, 0).numpy(), preprocess.fit(noise))
+
+
 def test_without_a_crop_clip_sees_what_it_sees_at_evaluation() -> None:
     preprocess = Preprocess(image_size=16)
     noise = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)

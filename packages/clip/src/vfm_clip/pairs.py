@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from vfm.data.images import decode_image
@@ -27,7 +26,7 @@ class EvalTransform:
 
     def __call__(self, data: bytes, seed: int, where: str = "") -> Tensor:
         """The image as uint8 (3, S, S); raises BadSample."""
-        return to_tensor(Image.fromarray(self.preprocess.fit(decode_image(data, where))))
+        return to_tensor(self.preprocess.fit(decode_image(data, where)))
 
 
 @dataclass(frozen=True)

@@ -73,11 +73,12 @@ class MakeViews:
             BadSample: its picture cannot be read.
         """
         image = decode_image(sample.image, sample.key)
-        transform = self.noisy.transform
+        transform, facts = self.noisy.transform, self.preprocess
         if transform.scale:
-            view = to_tensor(replace(transform, size=self.preprocess.image_size).apply(image, seed))
+            transform = replace(transform, size=facts.image_size, interpolation=facts.interpolation)
+            view = to_tensor(transform.apply(image, seed))
         else:
-            view = torch.from_numpy(self.preprocess.fit(image)).permute(2, 0, 1)
+            view = to_tensor(facts.fit(image))
         return {"images": view, **self.noisy(image, seed)}
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -55,6 +56,6 @@ class ImageTransform:
         return image
 
 
-def to_tensor(image: Image.Image) -> Tensor:
-    """An RGB image as uint8 (3, H, W)."""
+def to_tensor(image: Image.Image | NDArray[np.uint8]) -> Tensor:
+    """An RGB image, or the (H, W, 3) pixels of one, as uint8 (3, H, W)."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
