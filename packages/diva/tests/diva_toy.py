@@ -16,11 +16,14 @@ from vfm.data.loader import Batch, TrainingData
 from vfm.data.shapes.stages import ShapesPool
 from vfm.data.shapes.world import World
 from vfm.data.source import open_dataset
+from vfm.data.transforms import ImageTransform
 from vfm.models.clip import ClipModel, build_clip, load_clip, save_clip
 from vfm.models.generator import import_generator
 from vfm_diva import DivaPrior, DivaTune
 from vfm_diva.condition import ConditionMap
 from vfm_diva.generator import Generator, build_generator, load_generator
+from vfm_diva.prior_task import PriorTask
+from vfm_diva.samples import MakeConditioned, MakeNoisy, MakeViews
 
 CLIP = {
     "embed_dim": 32,
@@ -104,6 +107,17 @@ def tune_plan(**changes: Any) -> DivaTune:
         runtime=Runtime(device="cpu"),
         **{**settings, **changes},
     )
+
+
+def prior_task(checkpoint: ClipCheckpoint, **changes: Any) -> PriorTask:
+    clip = load_clip(checkpoint)
+    return PriorTask(clip, build_generator(embed_dim=clip.embed_dim, **{**UNET, **changes}))
+
+
+def make_samples(task: PriorTask, text_share: float = 0.5) -> MakeConditioned:
+    views = MakeViews(MakeNoisy(ImageTransform(8, "crop"), (3, 8, 8)), task.clip.preprocess)
+    tokenize, width = task.clip.tokenizer, task.clip.embed_dim
+    return MakeConditioned(views, tokenize, "en", embed_dim=width, text_share=text_share, empty_share=0.08)
 
 
 def batch_of(pool: Pool, make: Any, size: int = 16) -> Batch:

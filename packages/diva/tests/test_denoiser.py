@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vfm_diva.denoiser import Denoiser, LatentSpace, PixelSpace, error_over_times
+from vfm_diva.denoiser import Denoiser, error_over_times
 from vfm_diva.generator import build_generator
+from vfm_diva.space import LatentSpace, PixelSpace
 from vfm_kernels import diffusion_target, discrete_timesteps
 from vfm_kernels.diffusion import DiffusionKind
 
@@ -86,8 +87,10 @@ def test_pixels_reach_both_ends_of_the_range_and_come_back() -> None:
     space = PixelSpace()
     samples = space(every)
     assert (samples.min(), samples.max()) == (-1, 1)
-    for scale in (1.0, 5.7):
-        assert torch.equal(PixelSpace(scale).decode(samples * scale), every)
+    for rms in (1.0, 0.2):
+        space.adapt(rms)
+        torch.testing.assert_close(space(every), samples / rms)
+        assert torch.equal(space.decode(samples / rms), every)
 
 
 def test_latents_are_the_posterior_mean_shifted_and_scaled() -> None:
@@ -99,6 +102,8 @@ def test_latents_are_the_posterior_mean_shifted_and_scaled() -> None:
     space = LatentSpace(vae)
     pictures = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     latents = space(pictures)
+    space.adapt(0.2)  # the VAE knows better
+    assert torch.equal(space(pictures), latents)
     assert latents.shape == (2, space.channels, 8 // space.downscale, 8 // space.downscale)
     with torch.no_grad():
         mean = vae.encode(pictures / 127.5 - 1).latent_dist.mode()

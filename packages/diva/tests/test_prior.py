@@ -4,37 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import diffusers
 import pytest
 import torch
 from torch import Tensor
 
-from diva_toy import UNET, batch_of, context, cut, make_clip, prior_plan, same, weights
+from diva_toy import batch_of, context, cut, make_clip, make_samples, prior_plan, prior_task, same, weights
 from vfm.artifacts import Artifact, ClipCheckpoint, GeneratorCheckpoint, Pool
-from vfm.data.loader import Batch, eval_batches
+from vfm.data.loader import Batch, TrainingData, eval_batches
 from vfm.data.source import open_dataset
-from vfm.data.transforms import ImageTransform
 from vfm.models.clip import load_clip
 from vfm.train import fit
 from vfm_diva.condition import ConditionMap
-from vfm_diva.generator import build_generator, load_generator
+from vfm_diva.generator import load_generator
 from vfm_diva.pictures import condition_losses
 from vfm_diva.prior_task import PriorTask, measure
-from vfm_diva.samples import MakeConditioned, MakeNoisy, MakeViews
 from vfm_kernels.diffusion import DiffusionKind
-
-
-def make_task(checkpoint: ClipCheckpoint, **changes: Any) -> PriorTask:
-    clip = load_clip(checkpoint)
-    return PriorTask(clip, build_generator(embed_dim=clip.embed_dim, **{**UNET, **changes}))
-
-
-def make_samples(task: PriorTask, text_share: float = 0.5) -> MakeConditioned:
-    views = MakeViews(MakeNoisy(ImageTransform(8, "crop"), (3, 8, 8)), task.clip.preprocess)
-    tokenize, width = task.clip.tokenizer, task.clip.embed_dim
-    return MakeConditioned(views, tokenize, "en", embed_dim=width, text_share=text_share, empty_share=0.08)
 
 
 def gradients(task: PriorTask, micro_batches: list[Batch]) -> dict[str, Tensor]:
@@ -48,7 +35,7 @@ def gradients(task: PriorTask, micro_batches: list[Batch]) -> dict[str, Tensor]:
 def test_micro_batches_have_the_gradient_of_the_whole_batch(
     kind: DiffusionKind, clip: ClipCheckpoint, pool: Pool
 ) -> None:
-    task = make_task(clip, prediction=kind)
+    task = prior_task(clip, prediction=kind)
     batch = batch_of(pool, make_samples(task))
     whole, parts = gradients(task, [batch]), gradients(task, list(cut(batch, 4)))
     torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-4)
@@ -82,7 +69,7 @@ def flat_colours(task: PriorTask, pool: Pool) -> Batch:
 def test_a_trained_prior_feels_whose_condition_it_is_told(
     kind: DiffusionKind, clip: ClipCheckpoint, pool: Pool, tmp_path: Path
 ) -> None:
-    task = make_task(clip, prediction=kind)
+    task = prior_task(clip, prediction=kind)
     task.condition_noise = 0.0
     frozen, batch = weights(task.clip.module), flat_colours(task, pool)
     before, *_ = condition_losses(task, iter([batch]), is_text=False)
@@ -99,7 +86,7 @@ def test_a_prior_cut_in_training_ends_as_the_unbroken_one(clip: ClipCheckpoint, 
     plan = prior_plan(steps=6, checkpoint={"every_steps": 2}, ema_decay=0.5)
 
     def go(folder: Path, stop: int | None = None) -> dict[str, Tensor]:
-        task = make_task(clip)
+        task = prior_task(clip)
         task.condition_map.gap.fill_(0.25)
         batch = batch_of(pool, make_samples(task))
         fit(task, OnePicture(batch, stop), plan, context(plan, folder), plan.runtime)
@@ -115,9 +102,9 @@ def test_a_prior_cut_in_training_ends_as_the_unbroken_one(clip: ClipCheckpoint, 
 def test_what_is_measured_makes_pixels_spread_1_and_brings_mean_images_onto_mean_texts(
     clip: ClipCheckpoint, pool: Pool
 ) -> None:
-    task = make_task(clip)
+    task = prior_task(clip)
     source, make = open_dataset(pool), make_samples(task)
-    measure(task, source, make)
+    measure(task, TrainingData(source, make, global_batch_size=16))
     (batch,) = eval_batches(source, make, 96)
     with torch.no_grad():
         assert task.space(batch["pictures"]).square().mean() == pytest.approx(1, abs=1e-4)
@@ -126,7 +113,7 @@ def test_what_is_measured_makes_pixels_spread_1_and_brings_mean_images_onto_mean
 
 
 def test_each_sample_is_told_what_was_drawn_for_it(clip: ClipCheckpoint, pool: Pool) -> None:
-    task = make_task(clip)
+    task = prior_task(clip)
     batch = batch_of(pool, make_samples(task))
     embeds, is_text = task.embeds(batch), batch["is_text"]
     assert 0 < is_text.sum() < len(is_text)
@@ -146,7 +133,7 @@ def test_a_withheld_condition_is_the_same_for_every_sample() -> None:
 
 def test_a_saved_prior_is_what_diffusers_reads_and_what_it_was(clip: ClipCheckpoint, tmp_path: Path) -> None:
     for kind, scheduler in (("v", "DDIMScheduler"), ("flow", "FlowMatchEulerDiscreteScheduler")):
-        task = make_task(clip, prediction=kind)
+        task = prior_task(clip, prediction=kind)
         task.condition_map.gap.normal_()
         task.generator.space.scale = 2.5
         made = Artifact.load(task.export(tmp_path / kind).path)
@@ -163,7 +150,7 @@ def test_a_saved_prior_is_what_diffusers_reads_and_what_it_was(clip: ClipCheckpo
 
 
 def test_another_clip_model_is_refused_though_it_has_the_same_width(clip: ClipCheckpoint, tmp_path: Path) -> None:
-    task = make_task(clip)
+    task = prior_task(clip)
     task.condition_map.check_space(load_clip(clip))
     with pytest.raises(ValueError, match="trained over another CLIP model than custom: the cosine"):
         task.condition_map.check_space(load_clip(make_clip(tmp_path / "other", seed=1)))

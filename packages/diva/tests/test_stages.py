@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
-from diva_toy import make_clip, make_prior, prior_plan, run, same, tune_plan, weights
+from diva_toy import CLIP, make_clip, make_prior, prior_plan, run, same, tune_plan, weights
 from vfm.artifacts import Artifact, ClipCheckpoint, GeneratorCheckpoint, Pool
 from vfm.config import UserError
 from vfm.flow.recipe import load_recipe
-from vfm.models.clip import load_clip
+from vfm.models.clip import build_clip, load_clip, save_clip
 from vfm.panels import ImagesPanel, TablePanel, load_panels
 from vfm.stage import Preflight, Stage
 from vfm_diva import DivaPrior, DivaTune
 from vfm_diva.condition import ConditionMap
 from vfm_diva.generator import load_generator
+from vfm_diva.timesteps import Timesteps
 
 
 @pytest.mark.parametrize("condition", ["text", "image", "both"])
@@ -100,10 +102,42 @@ def test_what_does_not_fit_is_said_before_anything_runs(
     resnet = make_clip(tmp_path / "resnet", layers=[1, 1, 1, 1], width=8, image_size=32, patch_size=None)
     patches = tune_plan(condition="embedding_and_patches", adapter="linear")
     assert "no patch tokens" in refusal(patches, clip=resnet, prior=stable_diffusion)
-    assert "language 'de' is not in 'pool'; it has en" in refusal(prior_plan(language="de"), pool=pool)
+    assert "pool has no captions in 'de'; known: en" in refusal(prior_plan(language="de"), pool=pool)
     latents = prior_plan(latents="sd", image_size=18)
     assert "image_size 18 is not a multiple of 4" in refusal(latents, clip=clip, sd=stable_diffusion)
     assert "no VAE here" in refusal(prior_plan(latents="sd"), clip=clip, sd=prior)
+
+
+def without_weights(artifact: Artifact, folder: Path) -> Artifact:
+    """A copy of a checkpoint that holds its configurations alone."""
+    shutil.copytree(artifact.path, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    return Artifact.load(folder)
+
+
+def test_no_weights_are_read_before_anything_runs(
+    clip: ClipCheckpoint, prior: GeneratorCheckpoint, stable_diffusion: GeneratorCheckpoint, tmp_path: Path
+) -> None:
+    light_clip, light_prior, light_sd = (
+        without_weights(artifact, tmp_path / str(number))
+        for number, artifact in enumerate((clip, prior, stable_diffusion))
+    )
+    tune_plan().preflight(known(clip=light_clip, prior=light_prior))
+    patches = tune_plan(condition="embedding_and_patches", adapter="linear")
+    patches.preflight(known(clip=light_clip, prior=light_sd))
+    prior_plan(latents="sd", image_size=16).preflight(known(clip=light_clip, sd=light_sd))
+    assert "image_size 17 is not a multiple of 2" in refusal(tune_plan(image_size=17), clip=clip, prior=light_prior)
+
+
+def test_a_prior_over_another_model_of_the_same_width_is_refused_when_it_runs(
+    clip: ClipCheckpoint, pool: Pool, tmp_path: Path
+) -> None:
+    wide = save_clip(build_clip({**CLIP, "embed_dim": 48}), tmp_path / "wide")
+    of_wide = make_prior(tmp_path / "of_wide", wide)
+    assert "takes embeddings of width 48; custom makes 32" in refusal(tune_plan(), clip=clip, prior=of_wide)
+    prior = make_prior(tmp_path / "prior", make_clip(tmp_path / "other", seed=1))
+    tune_plan().preflight(known(clip=clip, prior=prior))
+    with pytest.raises(UserError, match="trained over another CLIP model than custom: the cosine"):
+        run(tune_plan(), tmp_path / "tuned", clip=clip, pool=pool, prior=prior)
 
 
 def edited(prior: GeneratorCheckpoint, part: str, **changes: Any) -> None:
@@ -120,6 +154,9 @@ def test_generators_of_another_build_are_refused(clip: ClipCheckpoint, tmp_path:
     edited_vae = inpainting.path / "vae" / "config.json"
     edited_vae.write_text(json.dumps({"_class_name": "AutoencoderTiny"}))
     assert "the VAE is of kind AutoencoderTiny" in refusal(tune_plan(), clip=clip, prior=inpainting)
+    nine = make_prior(tmp_path / "nine", clip)
+    edited(nine, "unet", in_channels=9)
+    assert "its UNet takes 9 channels; pixels have 3" in refusal(tune_plan(), clip=clip, prior=nine)
     transformer = make_prior(tmp_path / "transformer", clip)
     (transformer.path / "unet").rename(transformer.path / "transformer")
     assert "its denoiser is a transformer" in refusal(tune_plan(), clip=clip, prior=transformer)
@@ -131,9 +168,10 @@ def test_generators_of_another_build_are_refused(clip: ClipCheckpoint, tmp_path:
         ({"block_out_channels": (8, 12)}, "multiples of 8; 12 is not"),
         ({"attention_levels": 3}, "attention_levels 3 is more than the 2 levels"),
         ({"image_size": 9}, "image_size 9 cannot be halved 1 times"),
+        ({"timesteps": Timesteps(distribution="stratified")}, "each has one time here; use uniform"),
     ],
 )
-def test_a_unet_that_cannot_be_built_is_refused(changes: dict[str, Any], words: str) -> None:
+def test_a_prior_that_cannot_be_made_is_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         prior_plan(**changes)
 
@@ -144,6 +182,9 @@ def test_a_unet_that_cannot_be_built_is_refused(changes: dict[str, Any], words: 
         ({"anchor": "similarity"}, "go together"),
         ({"anchor_prompts": ["a circle"]}, "go together"),
         ({"condition": "embedding_and_patches"}, "needs adapter: linear"),
+        ({"crop_scale": (-1, 5)}, "crop_scale"),
+        ({"crop_scale": (1.0, 0.5)}, "crop_scale"),
+        ({"timesteps": Timesteps(distribution="stratified"), "num_timesteps": 1}, "each has one time here"),
     ],
 )
 def test_settings_that_contradict_one_another_are_refused(changes: dict[str, Any], words: str) -> None:

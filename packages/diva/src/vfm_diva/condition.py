@@ -83,11 +83,11 @@ class ConditionMap(nn.Module):
         """Notes whose joint space this is."""
         self.probe.copy_(clip.encode_texts([PROBE])[0])
 
-    def check_space(self, clip: ClipModel) -> None:
-        """Refuses a CLIP model with another joint space, which would be nonsense of the right width.
+    def check_width(self, clip: ClipModel) -> None:
+        """Refuses a CLIP model whose joint space has another width; looks at no weights.
 
         Raises:
-            UserError: the width or the embedding of the probe differs.
+            UserError: the width differs.
         """
         width = self.facts["embed_dim"]
         if clip.embed_dim != width:
@@ -95,6 +95,13 @@ class ConditionMap(nn.Module):
                 f"the generator's condition map takes embeddings of width {width}; {clip.name} makes {clip.embed_dim}: "
                 f"train a diva.prior over this CLIP model"
             )
+
+    def check_space(self, clip: ClipModel) -> None:
+        """Refuses a CLIP model with another joint space, which would be nonsense of the right width.
+
+        Raises:
+            UserError: the embedding of the probe differs.
+        """
         cosine = float(self.probe.cpu() @ clip.encode_texts([PROBE])[0])
         if cosine < SAME_SPACE:
             raise UserError(
@@ -108,9 +115,13 @@ class ConditionMap(nn.Module):
         (directory / CONFIG_FILE).write_text(json.dumps(self.facts, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, directory: Path) -> ConditionMap:
-        """Reads a map back."""
-        condition_map = cls(**json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8")))
+    def load(cls, directory: Path, *, weights: bool = True) -> ConditionMap:
+        """Reads a map back; without weights it lies on the meta device."""
+        facts = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+        if not weights:
+            with torch.device("meta"):
+                return cls(**facts)
+        condition_map = cls(**facts)
         condition_map.load_state_dict(load_file(directory / WEIGHTS_FILE))
         return condition_map
 

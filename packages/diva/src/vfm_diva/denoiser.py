@@ -1,12 +1,11 @@
-"""What generators are made of: a UNet with its noise schedule and objective, and the space in which it denoises."""
+"""What a generator learns: a UNet with its noise schedule and its objective."""
 
-# B batch, C channels, h side of the denoised sample, S side of the picture, K context tokens, W their width
+# B batch, C channels, h side of the denoised sample, K context tokens, W their width, N times
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vfm_kernels import add_noise, denoising_error, discrete_timesteps, interpolate_noise
@@ -69,59 +68,3 @@ def error_over_times(denoiser: Denoiser, x0: Tensor, noise: Tensor, times: Tenso
         context.repeat_interleave(num_times, dim=0),
     )
     return error.view(times.shape).mean(dim=1)
-
-
-class PixelSpace(nn.Module):
-    """Denoises pixels themselves, from [-1, 1] times `scale`.
-
-    The scale is what `scaling_factor` is for a VAE: it brings the data to a spread of about 1, which noise schedules
-    are made for. Without it, pictures of a plain ground with little on it drown in noise at nearly every time.
-    """
-
-    channels = 3
-    downscale = 1
-
-    def __init__(self, scale: float = 1.0) -> None:
-        super().__init__()
-        self.scale = scale
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        """uint8 (B, 3, S, S) to float32; black is -scale and white scale."""
-        return unit_range(pictures) * self.scale
-
-    def decode(self, samples: Tensor) -> Tensor:
-        """The way back, to uint8."""
-        return to_uint8(samples / self.scale)
-
-
-class LatentSpace(PixelSpace):
-    """Denoises the latents of a diffusers `AutoencoderKL`: its posterior's mean, shifted and scaled as it says."""
-
-    def __init__(self, vae: nn.Module) -> None:
-        config: Any = vae.config
-        super().__init__(float(config.scaling_factor))
-        self.vae: Any = vae.requires_grad_(False).eval()
-        self.channels: int = config.latent_channels
-        self.downscale: int = 2 ** (len(config.block_out_channels) - 1)
-        self.shift = float(getattr(config, "shift_factor", None) or 0.0)
-
-    @torch.no_grad()
-    def forward(self, pictures: Tensor) -> Tensor:
-        """uint8 (B, 3, S, S) to latents (B, C, S/8, S/8) where the VAE halves three times."""
-        mean: Tensor = self.vae.encode(unit_range(pictures)).latent_dist.mean
-        return (mean.float() - self.shift) * self.scale
-
-    @torch.no_grad()
-    def decode(self, samples: Tensor) -> Tensor:
-        """Latents to uint8 pictures."""
-        return to_uint8(self.vae.decode(samples / self.scale + self.shift).sample)
-
-
-def unit_range(pictures: Tensor) -> Tensor:
-    """uint8 as float32 in [-1, 1]: black is -1 and white 1."""
-    return pictures.float() / 127.5 - 1
-
-
-def to_uint8(samples: Tensor) -> Tensor:
-    """[-1, 1] as uint8."""
-    return ((samples.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
-from torch import nn
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
 
 from vfm.artifacts import GeneratorCheckpoint
 from vfm.config import UserError
 from vfm_diva.condition import ConditionMap
-from vfm_diva.denoiser import Denoiser, LatentSpace, PixelSpace
+from vfm_diva.denoiser import Denoiser
+from vfm_diva.space import PixelSpace, Space, load_part, load_space
 from vfm_kernels.diffusion import DiffusionKind
 
 CONDITION = "condition"
-PIXELS_FILE = Path("pixels", "config.json")
 NUM_TRAIN_TIMESTEPS = 1000
 # Stable Diffusion's schedule.
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -37,7 +36,7 @@ class Generator:
     """A diffusion model in parts: what denoises, where, by which schedule, and told what."""
 
     denoiser: Denoiser
-    space: PixelSpace
+    space: Space
     scheduler: Any  # diffusers' DDIM, or Euler for flow
     condition_map: ConditionMap | None
     sample_size: int  # h
@@ -75,11 +74,7 @@ class Generator:
         """Writes the parts and returns the artifact."""
         self.denoiser.unet.save_pretrained(directory / "unet")
         self.scheduler.save_pretrained(directory / "scheduler")
-        if isinstance(self.space, LatentSpace):
-            self.space.vae.save_pretrained(directory / "vae")
-        else:
-            (directory / PIXELS_FILE).parent.mkdir(exist_ok=True)
-            (directory / PIXELS_FILE).write_text(json.dumps({"scaling_factor": self.space.scale}) + "\n")
+        self.space.save(directory)
         if self.condition_map:
             self.condition_map.save(directory / CONDITION)
         return GeneratorCheckpoint.create(
@@ -100,7 +95,7 @@ def build_generator(
     attention_levels: int = 1,
     layers_per_block: int = 1,
     prediction: DiffusionKind = "v",
-    vae_folder: Path | None = None,
+    space: Space | None = None,
     seed: int = 0,
 ) -> Generator:
     """A small generator with random weights, conditioned on a joint space of width `embed_dim`.
@@ -108,10 +103,13 @@ def build_generator(
     The first levels of the UNet only convolve and the last `attention_levels` attend, since attention at full
     resolution costs most and a context that speaks of the whole picture needs it least.
 
+    Args:
+        space: where it denoises; None is pixels.
+
     Raises:
         UserError: the size does not fit the levels.
     """
-    space = LatentSpace(_load_vae(vae_folder)) if vae_folder else PixelSpace()
+    space = space or PixelSpace()
     plain = len(block_out_channels) - attention_levels
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -144,55 +142,40 @@ def build_generator(
     return generator
 
 
-def load_generator(checkpoint: GeneratorCheckpoint) -> Generator:
+def load_generator(checkpoint: GeneratorCheckpoint, *, weights: bool = True) -> Generator:
     """The parts of a checkpoint: one of `diva.prior`, or a text-to-image model with a UNet.
+
+    Args:
+        checkpoint: in diffusers' layout.
+        weights: False reads the configurations alone; the parts lie on the meta device.
 
     Raises:
         UserError: the denoiser is no UNet with cross attention alone, or its VAE is missing or of another kind.
     """
     folder = checkpoint.path
-    unet = _load_unet(folder)
-    space = _load_space(folder)
+    unet = _load_unet(folder, weights=weights)
+    space = load_space(folder, weights=weights)
     if unet.config.in_channels != space.channels:
-        what = "its VAE makes" if isinstance(space, LatentSpace) else "without a vae/ it would get"
-        raise UserError(f"{folder}: its UNet takes {unet.config.in_channels} channels; {what} {space.channels}")
+        raise UserError(
+            f"{folder}: its UNet takes {unet.config.in_channels} channels; {space.name} have {space.channels}"
+        )
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
     kind = FlowMatchEulerDiscreteScheduler if checkpoint.prediction == "flow" else DDIMScheduler
     scheduler = kind.from_config(config)
     denoiser = Denoiser(unet, checkpoint.prediction, _alphas_cumprod(scheduler))
     condition = folder / CONDITION
-    condition_map = ConditionMap.load(condition) if condition.is_dir() else None
+    condition_map = ConditionMap.load(condition, weights=weights) if condition.is_dir() else None
     return Generator(denoiser, space, scheduler, condition_map, checkpoint.sample_size)
 
 
-def _load_unet(folder: Path) -> Any:
+def _load_unet(folder: Path, *, weights: bool) -> Any:
     if not (folder / "unet").is_dir():
         raise UserError(f"{folder}: its denoiser is a transformer; diva takes a UNet with cross attention")
-    unet: Any = UNet2DConditionModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
-    extra = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
-    for key in extra:
-        if unet.config.get(key):
+    config = UNet2DConditionModel.load_config(folder / "unet")
+    for key in ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type"):
+        if config.get(key):
             raise UserError(f"{folder}: its UNet wants a second condition ({key}); diva gives cross attention alone")
-    return unet
-
-
-def _load_space(folder: Path) -> PixelSpace:
-    if (folder / "vae").is_dir():
-        return LatentSpace(_load_vae(folder / "vae"))
-    if (folder / PIXELS_FILE).is_file():
-        return PixelSpace(json.loads((folder / PIXELS_FILE).read_text())["scaling_factor"])
-    return PixelSpace()
-
-
-def _load_vae(folder: Path) -> nn.Module:
-    file = folder / "config.json"
-    if not file.is_file():
-        raise UserError(f"{folder}: no VAE here")
-    name = json.loads(file.read_text(encoding="utf-8")).get("_class_name")
-    if name != "AutoencoderKL":
-        raise UserError(f"{folder}: the VAE is of kind {name}; AutoencoderKL is wanted")
-    vae: nn.Module = AutoencoderKL.from_pretrained(folder, low_cpu_mem_usage=False)
-    return vae
+    return load_part(UNet2DConditionModel, folder / "unet", weights=weights)
 
 
 def _alphas_cumprod(scheduler: Any) -> torch.Tensor:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
@@ -14,34 +14,32 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vfm.data.loader import Batch, Make, eval_batches
-from vfm.data.sample import BadSample
-from vfm.data.source import Source
+from vfm.data.loader import Batch, TrainingData
 from vfm.models.clip import evaluating
 from vfm.panels import ImagesPanel, Picture, TablePanel
-from vfm.train import Task
+from vfm_diva.excerpt import excerpt, usable
 from vfm_diva.prior_task import PriorTask
-from vfm_diva.samples import MakeConditioned
 from vfm_diva.sampling import draw
 from vfm_diva.tune_task import TuneTask
 
-NUM_JUDGED, JUDGE_BATCH_SIZE = 256, 128
+NUM_BATCHES, BATCH_SIZE = 2, 128
 NUM_DRAWN = 8
 SHOWN_SIDE = 96  # pixels that a picture is at least shown at
 GAP = 4  # pixels between pictures side by side
 
 
 @torch.no_grad()
-def felt_condition(task: PriorTask, source: Source, make: Make) -> TablePanel:
+def felt_condition(task: PriorTask, data: TrainingData) -> TablePanel:
     """How much the loss rises where the condition is another picture's, or none.
 
     A prior that does not feel its condition has nothing to teach.
     """
+    batches = list(excerpt(data, task, num_batches=NUM_BATCHES, batch_size=BATCH_SIZE))
+    count = sum(len(batch["keys"]) for batch in batches)
     rows: list[list[str | float | int | None]] = []
     for name, is_text in (("caption's embedding", True), ("image's embedding", False)):
-        own, other, empty = condition_losses(task, _judged(source, make, task), is_text=is_text)
+        own, other, empty = condition_losses(task, batches, is_text=is_text)
         rows.append([name, round(own, 4), round(other, 4), round(empty, 4), round(100 * (other / own - 1), 1)])
-    count = min(NUM_JUDGED, len(source))
     return TablePanel(
         title="What the prior feels of its condition",
         note=f"Denoising loss on {count} pictures with the same noise, told their own condition, that of another "
@@ -53,7 +51,7 @@ def felt_condition(task: PriorTask, source: Source, make: Make) -> TablePanel:
 
 
 @torch.no_grad()
-def condition_losses(task: PriorTask, batches: Iterator[Batch], *, is_text: bool) -> tuple[float, float, float]:
+def condition_losses(task: PriorTask, batches: Iterable[Batch], *, is_text: bool) -> tuple[float, float, float]:
     """Mean losses with the own condition, that of the next picture in the batch, and none."""
     sums, count = torch.zeros(3), 0
     with evaluating(task):
@@ -72,9 +70,11 @@ def condition_losses(task: PriorTask, batches: Iterator[Batch], *, is_text: bool
 
 
 @torch.no_grad()
-def drawn_from_captions(task: PriorTask, source: Source, make: MakeConditioned, directory: Path) -> ImagesPanel:
+def drawn_from_captions(task: PriorTask, data: TrainingData, language: str, directory: Path) -> ImagesPanel:
     """Writes pictures into `directory`: each of the data beside what the prior draws of its first caption."""
-    pictures, captions = _captioned(source, make)
+    shown = list(islice(usable(data), NUM_DRAWN))
+    pictures = torch.stack([made["pictures"] for _, made in shown])
+    captions = [sample.texts[language][0] for sample, _ in shown]
     with evaluating(task):
         device = task.condition_map.gap.device
         context = task.condition_map(task.clip.encode_texts(captions).to(device))
@@ -84,11 +84,11 @@ def drawn_from_captions(task: PriorTask, source: Source, make: MakeConditioned, 
 
 
 @torch.no_grad()
-def before_and_after(task: TuneTask, source: Source, make: Make) -> TablePanel:
+def before_and_after(task: TuneTask, data: TrainingData) -> TablePanel:
     """The prior's loss told the embedding by the tower before and after, of the own picture and of another one."""
     sums, count = torch.zeros(4), 0
     with evaluating(task):
-        for batch in _judged(source, make, task):
+        for batch in excerpt(data, task, num_batches=NUM_BATCHES, batch_size=BATCH_SIZE):
             pixels = task.clip.pixels(batch["images"])
             old, new = (task.context(task.tokens(pixels, old=is_old)) for is_old in (True, False))
             contexts = [old, new, old.roll(1, dims=0), new.roll(1, dims=0)]
@@ -106,39 +106,15 @@ def before_and_after(task: TuneTask, source: Source, make: Make) -> TablePanel:
 
 
 @torch.no_grad()
-def drawn_from_images(task: TuneTask, source: Source, make: Make, directory: Path) -> ImagesPanel:
+def drawn_from_images(task: TuneTask, data: TrainingData, directory: Path) -> ImagesPanel:
     """Writes pictures into `directory`: the data's, and the generator's from its embedding before and after."""
-    batch = next(_judged(source, make, task))
-    pictures, keys = batch["pictures"][:NUM_DRAWN], batch["keys"][:NUM_DRAWN]
+    (batch,) = excerpt(data, task, num_batches=1, batch_size=NUM_DRAWN)
     with evaluating(task):
-        pixels = task.clip.pixels(batch["images"][:NUM_DRAWN])
+        pixels = task.clip.pixels(batch["images"])
         contexts = [task.context(task.tokens(pixels, old=is_old)) for is_old in (True, False)]
         drawn = [draw(task.generator, context, image_size=task.image_size) for context in contexts]
     note = "The picture, then what the generator draws of its embedding before and after tuning, from the same noise."
-    return _sheet("Drawn from embeddings", note, [pictures, *drawn], keys, directory)
-
-
-def _judged(source: Source, make: Make, task: Task) -> Iterator[Batch]:
-    """The first pictures of the data on the task's device, noised as at any evaluation."""
-    device = next(task.parameters()).device
-    for batch in islice(eval_batches(source, make, JUDGE_BATCH_SIZE), NUM_JUDGED // JUDGE_BATCH_SIZE):
-        yield {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-
-
-def _captioned(source: Source, make: MakeConditioned) -> tuple[Tensor, list[str]]:
-    """The first pictures (B, 3, S, S) uint8 that can be used, and their first captions."""
-    pictures, captions = [], []
-    for index in range(len(source)):
-        try:
-            sample = source[index]
-            picture = make(sample, seed=index)["pictures"]
-        except BadSample:
-            continue
-        pictures.append(picture)
-        captions.append(sample.texts[make.language][0])
-        if len(captions) == NUM_DRAWN:
-            break
-    return torch.stack(pictures), captions
+    return _sheet("Drawn from embeddings", note, [batch["pictures"], *drawn], batch["keys"], directory)
 
 
 def _sheet(title: str, note: str, columns: list[Tensor], captions: list[str], directory: Path) -> ImagesPanel:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import vfm
-from vfm_diva.stage import DivaPrior, DivaTune
+from vfm_diva.prior_stage import DivaPrior
+from vfm_diva.tune_stage import DivaTune
 
 
 @vfm.hookimpl

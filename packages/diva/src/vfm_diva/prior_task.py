@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,12 @@ import torch
 from torch import Tensor
 
 from vfm.artifacts import GeneratorCheckpoint
-from vfm.data.loader import Make, eval_batches
-from vfm.data.source import Source
+from vfm.data.loader import TrainingData
 from vfm.models.clip import ClipModel
 from vfm.train import Batch, Frozen, Metrics, Task
-from vfm_diva.denoiser import LatentSpace, unit_range
+from vfm_diva.excerpt import excerpt
 from vfm_diva.generator import Generator
+from vfm_diva.space import unit_range
 
 MEASURED_BATCHES, MEASURE_BATCH_SIZE = 8, 256
 
@@ -84,21 +83,22 @@ class PriorTask(Task):
 
 
 @torch.no_grad()
-def measure(task: PriorTask, source: Source, make: Make, *, with_gap: bool = True) -> None:
-    """Sets what is measured on the first samples before training: the scale of the pixels and the modality gap.
+def measure(task: PriorTask, data: TrainingData, *, with_gap: bool = True) -> None:
+    """Sets what is measured on some samples before training: the space's scale and the modality gap.
 
-    The scale makes the root mean square of the data 1 (latents have their VAE's scale). The gap is the mean text
-    embedding minus the mean image embedding.
+    The gap is the mean text embedding minus the mean image embedding.
 
     Args:
-        make: a `MakeConditioned`.
+        task: where it will be trained; changed in place.
+        data: makes samples by `MakeConditioned`.
         with_gap: False leaves the gap at 0, for a prior that is told images alone.
     """
-    batches = list(islice(eval_batches(source, make, MEASURE_BATCH_SIZE), MEASURED_BATCHES))
-    if not isinstance(task.generator.space, LatentSpace):
-        squares = torch.stack([unit_range(batch["pictures"]).square().mean() for batch in batches])
-        task.generator.space.scale = 1 / max(squares.mean().sqrt().item(), 1e-3)
+    squares, gaps = [], []
+    for batch in excerpt(data, task, num_batches=MEASURED_BATCHES, batch_size=MEASURE_BATCH_SIZE):
+        squares.append(unit_range(batch["pictures"]).square().mean())
+        if with_gap:
+            texts, images = task.text_embeds(batch["tokens"]), task.image_embeds(batch["images"])
+            gaps.append(texts.mean(dim=0) - images.mean(dim=0))
+    task.generator.space.adapt(torch.stack(squares).mean().sqrt().item())
     if with_gap:
-        texts = torch.cat([task.text_embeds(batch["tokens"]) for batch in batches])
-        images = torch.cat([task.image_embeds(batch["images"]) for batch in batches])
-        task.condition_map.gap.copy_(texts.mean(dim=0) - images.mean(dim=0))
+        task.condition_map.gap.copy_(torch.stack(gaps).mean(dim=0))

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from vfm.artifacts import ClipCheckpoint
 from vfm.config import UserError
-from vfm.models.clip import ClipModel, save_clip
+from vfm.models.clip import ClipModel, build_clip, save_clip
+from vfm.models.clip_config import read_config
 from vfm.models.patch_features import cls_and_patch_tokens, feature_width
 from vfm.train import Batch, Frozen, Metrics, Task
 from vfm_diva.anchor import CosineAnchor, SimilarityAnchor
@@ -60,16 +61,18 @@ class TuneTask(Task):
         super().__init__()
         self.clip, self.generator, self.with_patches = clip, generator, with_patches
         self.image_size = image_size or generator.image_size
-        generator.noise_shape_at(self.image_size)
-        if with_patches:
-            feature_width(clip)  # raises where there are no projected patches
+        check_fit(clip, generator, with_patches=with_patches, linear_adapter=linear_adapter, image_size=image_size)
         visual = clip.module.visual
         assert isinstance(visual, nn.Module)
         self.visual, self.old_visual = visual, Frozen(deepcopy(visual))
         self.anchor = anchor
         self.denoiser, self.space = Frozen(generator.denoiser), Frozen(generator.space)
         self.adapter = _new_adapter(clip, generator, seed) if linear_adapter else None
-        self.condition_map = None if linear_adapter else _own_map(clip, generator)
+        self.condition_map: Frozen[ConditionMap] | None = None
+        if not linear_adapter:
+            assert generator.condition_map is not None
+            generator.condition_map.check_space(clip)
+            self.condition_map = Frozen(generator.condition_map)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The loss of a batch of `MakeViews`: denoising error plus anchor."""
@@ -114,12 +117,6 @@ class TuneTask(Task):
         x0 = self.space(batch["pictures"])
         return error_over_times(self.denoiser.module, x0, batch["noise"], batch["times"], context)
 
-    def no_weight_decay(self) -> set[str]:
-        """Positions and class token are not decayed."""
-        names = {"positional_embedding", "class_embedding", "pos_embed", "cls_token"}
-        matching = {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in names}
-        return super().no_weight_decay() | matching
-
     def train(self, mode: bool = True) -> TuneTask:
         """Keeps evaluation mode, so that dropout and batch statistics are those the tower was judged with."""
         super().train(False)
@@ -134,6 +131,40 @@ class TuneTask(Task):
         return save_clip(self.clip, directory)
 
 
+def blueprint(checkpoint: ClipCheckpoint) -> ClipModel:
+    """A checkpoint's model on the meta device: its configuration alone is read."""
+    with torch.device("meta"):
+        model = build_clip(read_config(checkpoint.path)["model_cfg"], device="meta")
+    model.name = checkpoint.model
+    return model
+
+
+def check_fit(
+    clip: ClipModel,
+    generator: Generator,
+    *,
+    with_patches: bool = False,
+    linear_adapter: bool = False,
+    image_size: int | None = None,
+) -> None:
+    """Refuses parts of which a `TuneTask` cannot be made. Looks at no weights, so they may lie on the meta device.
+
+    Raises:
+        UserError: widths or sizes do not fit, or the CLIP model has no patch tokens and they are asked for.
+    """
+    generator.noise_shape_at(image_size or generator.image_size)
+    if with_patches:
+        feature_width(clip)  # raises where there are no projected patches
+    if linear_adapter:
+        return
+    if generator.condition_map is None:
+        raise UserError(
+            f"the generator has no condition map from a CLIP's joint space (its context has width "
+            f"{generator.condition_width}, the embeddings of {clip.name} {clip.embed_dim}): set adapter: linear"
+        )
+    generator.condition_map.check_width(clip)
+
+
 def _embed(visual: Any, pixels: Tensor) -> Tensor:
     """The image embedding before the L2 norm, (B, D); CoCa's tower gives its tokens besides."""
     features = visual(pixels)
@@ -145,13 +176,3 @@ def _new_adapter(clip: ClipModel, generator: Generator, seed: int) -> LinearAdap
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LinearAdapter(clip.embed_dim, generator.condition_width)
-
-
-def _own_map(clip: ClipModel, generator: Generator) -> Frozen[ConditionMap]:
-    if generator.condition_map is None:
-        raise UserError(
-            f"the generator has no condition map from a CLIP's joint space (its context has width "
-            f"{generator.condition_width}, the embeddings of {clip.name} {clip.embed_dim}): set adapter: linear"
-        )
-    generator.condition_map.check_space(clip)
-    return Frozen(generator.condition_map)

@@ -1,0 +1,166 @@
+"""Where a generator denoises: in pixels, or in the latents of a VAE."""
+
+# B batch, C channels, h side of the denoised sample, S side of the picture
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from vfm.config import UserError
+
+PIXELS_FILE = Path("pixels", "config.json")
+VAE = "vae"
+
+
+class Space(nn.Module):
+    """The way from pictures to what is denoised, and back.
+
+    name: for people.
+    channels: C.
+    downscale: S / h.
+    """
+
+    name: str
+    channels: int
+    downscale: int
+
+    @abstractmethod
+    def forward(self, pictures: Tensor) -> Tensor:
+        """uint8 (B, 3, S, S) to float32 samples (B, C, h, h)."""
+
+    @abstractmethod
+    def decode(self, samples: Tensor) -> Tensor:
+        """The way back, to uint8."""
+
+    @abstractmethod
+    def adapt(self, rms: float) -> None:
+        """Learns, before training, the root mean square of the data in [-1, 1]."""
+
+    @abstractmethod
+    def save(self, directory: Path) -> None:
+        """Writes what `load_space` reads."""
+
+
+class PixelSpace(Space):
+    """Pixels themselves, from [-1, 1] times `scale`.
+
+    The scale is what `scaling_factor` is for a VAE: it brings the data to a spread of about 1, which noise schedules
+    are made for. Without it, pictures of a plain ground with little on it drown in noise at nearly every time.
+    """
+
+    name, channels, downscale = "pixels", 3, 1
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Black is -scale and white scale."""
+        return unit_range(pictures) * self.scale
+
+    def decode(self, samples: Tensor) -> Tensor:
+        """The way back, to uint8."""
+        return to_uint8(samples / self.scale)
+
+    def adapt(self, rms: float) -> None:
+        """Sets the scale at which the root mean square is 1."""
+        self.scale = 1 / max(rms, 1e-3)
+
+    def save(self, directory: Path) -> None:
+        """Writes the scale."""
+        file = directory / PIXELS_FILE
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({"scaling_factor": self.scale}) + "\n", encoding="utf-8")
+
+
+class LatentSpace(Space):
+    """The latents of a diffusers `AutoencoderKL`: its posterior's mean, shifted and scaled as it says."""
+
+    name = "the latents of its VAE"
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        config: Any = vae.config
+        self.vae: Any = vae.requires_grad_(False).eval()
+        self.channels = config.latent_channels
+        self.downscale = 2 ** (len(config.block_out_channels) - 1)
+        self.scale = float(config.scaling_factor)
+        self.shift = float(getattr(config, "shift_factor", None) or 0.0)
+
+    @torch.no_grad()
+    def forward(self, pictures: Tensor) -> Tensor:
+        """uint8 (B, 3, S, S) to latents (B, C, S/8, S/8) where the VAE halves three times."""
+        mean: Tensor = self.vae.encode(unit_range(pictures)).latent_dist.mean
+        return (mean.float() - self.shift) * self.scale
+
+    @torch.no_grad()
+    def decode(self, samples: Tensor) -> Tensor:
+        """Latents to uint8 pictures."""
+        return to_uint8(self.vae.decode(samples / self.scale + self.shift).sample)
+
+    def adapt(self, rms: float) -> None:
+        """Changes nothing: the VAE says its scale itself."""
+
+    def save(self, directory: Path) -> None:
+        """Writes the VAE, as diffusers does."""
+        self.vae.save_pretrained(directory / VAE)
+
+
+def load_space(folder: Path, *, weights: bool = True) -> Space:
+    """The space of a generator's folder: that of its VAE, or pixels where it has none.
+
+    Args:
+        folder: in diffusers' layout.
+        weights: False reads the configuration alone; the VAE lies on the meta device.
+
+    Raises:
+        UserError: as `load_latents`.
+    """
+    if (folder / VAE).is_dir():
+        return load_latents(folder, weights=weights)
+    file = folder / PIXELS_FILE
+    return (
+        PixelSpace(json.loads(file.read_text(encoding="utf-8"))["scaling_factor"]) if file.is_file() else PixelSpace()
+    )
+
+
+def load_latents(folder: Path, *, weights: bool = True) -> LatentSpace:
+    """The latents of the VAE in a generator's folder.
+
+    Raises:
+        UserError: there is no VAE, or one of another kind.
+    """
+    file = folder / VAE / "config.json"
+    if not file.is_file():
+        raise UserError(f"{folder / VAE}: no VAE here")
+    name = json.loads(file.read_text(encoding="utf-8")).get("_class_name")
+    if name != AutoencoderKL.__name__:
+        raise UserError(f"{folder / VAE}: the VAE is of kind {name}; AutoencoderKL is wanted")
+    return LatentSpace(load_part(AutoencoderKL, folder / VAE, weights=weights))
+
+
+def load_part(kind: Any, folder: Path, *, weights: bool) -> nn.Module:
+    """A model of diffusers from its folder; without weights it lies on the meta device and costs nothing."""
+    if weights:
+        whole: nn.Module = kind.from_pretrained(folder, low_cpu_mem_usage=False)
+        return whole
+    with torch.device("meta"):
+        shapes: nn.Module = kind.from_config(kind.load_config(folder))
+    return shapes
+
+
+def unit_range(pictures: Tensor) -> Tensor:
+    """uint8 as float32 in [-1, 1]: black is -1 and white 1."""
+    return pictures.float() / 127.5 - 1
+
+
+def to_uint8(samples: Tensor) -> Tensor:
+    """[-1, 1] as uint8."""
+    return ((samples.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
