@@ -293,7 +293,8 @@ def test_doctor_is_content_here_and_names_a_store_that_cannot_be(toys):
     assert run_here("doctor").code == 0
     done = run_here("doctor", "--store", "r.yaml")
     assert done.code == 2
-    assert "✗ store        r.yaml: is a file, not a folder" in done.out
+    assert f"✗ store        {toys}/r.yaml: is a file, not a folder" in done.out
+    assert f"{toys}/r.yaml: is a file" in run_here("doctor", "--store", "r.yaml/store").out
 
 
 def test_stages_lists_kinds_and_tells_the_fields_of_one(toys):

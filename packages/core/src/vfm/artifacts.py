@@ -58,11 +58,13 @@ class Artifact(Config):
         directory = Path(directory)
         try:
             record = json.loads((directory / FACTS_FILE).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{directory}: no artifact here ({FACTS_FILE} is missing)") from None
         except ValueError as error:
             raise UserError(f"{directory / FACTS_FILE}: not readable as JSON: {error}") from None
-        name = record.pop("type", None)
+        name = record.pop("type", None) if isinstance(record, dict) else None
+        if not isinstance(name, str):
+            raise UserError(f"{directory / FACTS_FILE}: not the facts of an artifact")
         found = Artifact.types.get(name)
         if found is None:
             raise UserError(

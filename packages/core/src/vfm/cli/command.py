@@ -27,7 +27,7 @@ console = Console(width=None if sys.stdout.isatty() else 120)  # a log file has 
 errors = Console(stderr=True)
 
 RecipeArgument = Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that ships with vfm.")]
-StoreOption = Annotated[Path, typer.Option("--store", help="Folder of artifacts and runs.")]
+StoreOption = Annotated[Path, typer.Option("--store", readable=False, help="Folder of artifacts and runs.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME.FIELD=VALUE", help="Override a field of a stage.")
 ]
@@ -68,7 +68,8 @@ def lines_of(error: UserError | OSError | ModuleNotFoundError) -> list[str]:
     if isinstance(error, ModuleNotFoundError):
         extra = extra_of(error.name or "")
         return [f"this needs {error.name}: pip install 'vfm-core[{extra}]'"] if extra else []
-    where = f"{error.filename}: " if error.filename else ""
+    name = error.filename2 or error.filename  # of a renaming the new name, of a link its own
+    where = f"{name}: " if name else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return [f"{where}no space left on the disk; finished artifacts are whole, free some space and run again"]
     return [f"{where}{error.strerror or error}"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from vfm.cli.command import DEFAULT_STORE, DebugOption, StoreOption, console, verb
 from vfm.config import UserError
@@ -21,6 +23,8 @@ def clean(
     debug: DebugOption = False,
 ) -> None:
     """Remove artifacts that no run links to, and what was left of making them."""
+    if not store.is_dir():
+        raise UserError(f"{store}: no such folder; --store says where artifacts and runs are")
     slots = Store(store).unlinked()
     for slot in slots:
         size = sum(file.stat().st_size for path in slot.folders for file in path.rglob("*") if file.is_file())
@@ -33,7 +37,7 @@ def clean(
 
 @verb
 def init(
-    path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("recipe.yaml"),
+    path: Annotated[Path, typer.Argument(readable=False, help="The file to write.")] = Path("recipe.yaml"),
     like: Annotated[str, typer.Option(help="The shipped recipe to start from.")] = "pairs",
     debug: DebugOption = False,
 ) -> None:
@@ -42,4 +46,5 @@ def init(
         raise UserError(f"{path} is there already; give another name, or remove it first")
     shutil.copyfile(find_recipe(like), path)
     known = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
-    console.print(f"wrote {path} (from '{like}'; there are: {known}); run it with: vfm run {path}", highlight=False)
+    told = f"wrote {path} (from '{like}'; there are: {known}); run it with: vfm run {shlex.quote(str(path))}"
+    console.print(escape(told), highlight=False, soft_wrap=True)

@@ -11,10 +11,11 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from vfm.artifacts import Artifact
 from vfm.cli.command import DEFAULT_STORE, DebugOption, StoreOption, console, show_results, verb
 from vfm.config import UserError
 from vfm.flow.recipe import json_schema
-from vfm.flow.store import Store
+from vfm.flow.store import MANIFEST_FILE, Store, read_record
 from vfm.plugins import load_plugins, origin_of, stage_types, unknown_kind
 
 
@@ -62,20 +63,20 @@ def plugins(debug: DebugOption = False) -> None:
 
 
 @verb
-def show(artifact: Annotated[Path, typer.Argument(help="An artifact's folder.")], debug: DebugOption = False) -> None:
+def show(
+    artifact: Annotated[Path, typer.Argument(readable=False, help="An artifact's folder.")], debug: DebugOption = False
+) -> None:
     """Show an artifact: its facts, where it comes from, its files."""
-    from vfm.artifacts import Artifact
-    from vfm.flow.store import MANIFEST_FILE
-
     stage_types(load_plugins())
-    found = Artifact.load(artifact)
-    console.print(f"[bold]{type(found).__name__}[/] {artifact.resolve()}", highlight=False)
+    found, folder = Artifact.load(artifact), artifact.resolve()
+    manifest = read_record(folder / MANIFEST_FILE) if (folder / MANIFEST_FILE).is_file() else None
+    console.print(f"[bold]{type(found).__name__}[/] {escape(str(folder))}", highlight=False, soft_wrap=True)
     console.print_json(found.model_dump_json())
-    manifest = artifact / MANIFEST_FILE
-    if manifest.is_file():
-        console.print_json(manifest.read_text(encoding="utf-8"))
-    for file in sorted(path for path in artifact.resolve().rglob("*") if path.is_file()):
-        console.print(f"{file.stat().st_size:>14,}  {file.relative_to(artifact.resolve())}", highlight=False)
+    if manifest is not None:
+        console.print_json(data=manifest)
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = escape(str(file.relative_to(folder)))
+        console.print(f"{file.stat().st_size:>14,}  {name}", highlight=False, soft_wrap=True)
 
 
 @verb

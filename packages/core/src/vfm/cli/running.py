@@ -125,7 +125,7 @@ def plan(
 
 @verb
 def step(
-    directory: Annotated[Path, typer.Argument(help="A prepared work folder (`vfm run --prepare`).")],
+    directory: Annotated[Path, typer.Argument(readable=False, help="A prepared work folder (`vfm run --prepare`).")],
     events: Annotated[str, typer.Option(help="text, or json: events as JSON lines on standard output.")] = "text",
     debug: DebugOption = False,
 ) -> None:

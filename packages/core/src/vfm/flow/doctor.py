@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vfm.config import UserError
 from vfm.flow.launch import library_versions
+from vfm.flow.yaml_lines import one_line
 from vfm.plugins import load_plugins, stage_types
 
 Finding = tuple[bool, str, str]
@@ -31,15 +32,17 @@ def _plugins() -> Finding:
     try:
         known = stage_types(load_plugins())
     except UserError as error:
-        return False, "plugins", str(error)
+        return False, "plugins", one_line(str(error))
     return True, "plugins", f"{len(known)} stages of {len({kind.partition('.')[0] for kind in known})} domains"
 
 
 def _device() -> Finding:
     if not find_spec("torch"):
         return True, "device", "torch is not installed: curation works, training needs pip install 'vfm-core[torch]'"
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # a library of the system is missing
+        return False, "device", f"torch cannot be loaded: {one_line(str(error))}"
     if torch.cuda.is_available():
         cards = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         return True, "device", f"CUDA {torch.version.cuda}: {', '.join(cards)}"
@@ -54,9 +57,9 @@ def _report_parts() -> Finding:
 
 
 def _writable(store: Path) -> Finding:
-    if store.exists() and not store.is_dir():
-        return False, "store", f"{store}: is a file, not a folder"
-    place = next(folder for folder in (store.absolute(), *store.absolute().parents) if folder.is_dir())
+    place = next(path for path in (store.absolute(), *store.absolute().parents) if os.path.lexists(path))
+    if not place.is_dir():
+        return False, "store", f"{place}: is a file, not a folder"
     try:
         with tempfile.NamedTemporaryFile(dir=place):
             pass

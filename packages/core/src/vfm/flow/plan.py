@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from vfm.artifacts import FACTS_FILE
-from vfm.config import UserError
 from vfm.flow.fingerprints import remembered
 from vfm.flow.recipe import Recipe
-from vfm.flow.store import MANIFEST_FILE, Slot, Store
+from vfm.flow.store import MANIFEST_FILE, Slot, Store, read_record
 from vfm.stage import Ref, Stage, refs
 
 
@@ -76,10 +75,7 @@ def saved_identity(folder: Path) -> str:
     """The identity of a saved artifact outside this recipe: its manifest's, else a hash of its files' sizes."""
     manifest = folder / MANIFEST_FILE
     if manifest.is_file():
-        try:
-            return str(json.loads(manifest.read_text(encoding="utf-8"))["identity"])
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{manifest}: not a manifest of vfm's") from None
+        return str(read_record(manifest, "identity")["identity"])
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     listing = [(str(path.relative_to(folder)), path.stat().st_size) for path in files]
     facts = (folder / FACTS_FILE).read_text(encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
@@ -14,12 +13,12 @@ from rich.table import Table
 from vfm.artifacts import FACTS_FILE, Artifact, Comparison, Metric, Report
 from vfm.flow.listeners import number
 from vfm.flow.run import LINKS, RUN_FILE
+from vfm.flow.store import read_record
 
 
 def reports(directory: Path) -> dict[str, Report]:
     """The reports of a finished run by stage name, in the order of its stages."""
-    record = json.loads((directory / RUN_FILE).read_text(encoding="utf-8"))
-    links = [directory / LINKS / name for name in record["stages"]]
+    links = [directory / LINKS / name for name in read_record(directory / RUN_FILE, "stages")["stages"]]
     found = {link.name: Artifact.load(link) for link in links if (link / FACTS_FILE).is_file()}
     return {name: artifact for name, artifact in found.items() if isinstance(artifact, Report)}
 

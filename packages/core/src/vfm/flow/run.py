@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from vfm.events import Event
 from vfm.flow.launch import Send, execute
 from vfm.flow.plan import Step
 from vfm.flow.recipe import Recipe
-from vfm.flow.store import MANIFEST_FILE, Store
+from vfm.flow.store import MANIFEST_FILE, Store, read_record
 from vfm.interfaces import Training
 from vfm.stage import Preflight
 
@@ -119,8 +120,7 @@ def _finished(step: Step, **data: Any) -> Event:
 
 def read_manifest(artifact: Path) -> dict[str, Any]:
     """The manifest of a published artifact."""
-    manifest: dict[str, Any] = json.loads((artifact / MANIFEST_FILE).read_text(encoding="utf-8"))
-    return manifest
+    return read_record(artifact / MANIFEST_FILE, "kind", "identity", "inputs", "numbers", "finished")
 
 
 def prepare_run_directory(recipe: Recipe, steps: Sequence[Step], store: Store) -> Path:
@@ -156,9 +156,10 @@ def _write_run_file(recipe: Recipe, outcome: Outcome, begun: float, *, made: boo
     }
     file = outcome.directory / RUN_FILE
     if not made and file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        if all(before.get(key) == value for key, value in what.items()):
-            return
+        with suppress(UserError):  # a damaged file is written anew
+            before = read_record(file)
+            if all(before.get(key) == value for key, value in what.items()):
+                return
     how = {"command": shlex.join(["vfm", *sys.argv[1:]]), "started": begun, "seconds": round(outcome.seconds, 2)}
     part = file.with_suffix(".part")
     part.write_text(json.dumps({**what, **how}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -23,7 +24,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vfm.artifacts import FACTS_FILE
+from vfm.config import UserError
+
 MANIFEST_FILE = "manifest.json"
+SLOT_NAME = re.compile(r"[\w.-]+-[0-9a-f]{8}")  # what is named otherwise is not ours to remove
+
+
+def read_record(file: Path, *keys: str) -> dict[str, Any]:
+    """A JSON object that vfm wrote: a manifest, the file of a run.
+
+    Raises:
+        UserError: it is damaged, or lacks one of `keys`.
+    """
+    try:
+        record = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{file}: not readable as JSON: {error}") from None
+    if not (isinstance(record, dict) and set(keys) <= set(record)):
+        raise UserError(f"{file}: not a {file.name} of vfm's")
+    return record
 
 
 @dataclass(frozen=True)
@@ -157,16 +177,25 @@ class Store:
 
     def artifacts(self) -> list[Path]:
         """The published artifacts."""
-        return sorted(path.parent for path in self.root.glob(f"*/{MANIFEST_FILE}"))
+        folders = (path.parent for path in self.root.glob(f"*/{MANIFEST_FILE}"))
+        return sorted(path for path in folders if SLOT_NAME.fullmatch(path.name) and (path / FACTS_FILE).is_file())
 
     def unlinked(self) -> list[Slot]:
         """Slots (published, or left over from a crash) that no run links to and nobody is making."""
-        linked = {link.resolve().name for link in self.root.glob("runs/*/artifacts/*") if link.is_symlink()}
-        left = {
-            path.name[1:].rpartition(".")[0] for path in self.root.glob(".*.*") if path.suffix in {".part", ".work"}
-        }
-        names = ({path.name for path in self.artifacts()} - linked) | (left - linked)
+        links = [link for run in _inside(self.root / "runs") for link in _inside(run / "artifacts")]
+        linked = {link.readlink().name for link in links if link.is_symlink()}
+        half_made = [path for path in self.root.glob(".*.*") if path.suffix in {".part", ".work"} and path.is_dir()]
+        left = {path.stem[1:] for path in half_made if SLOT_NAME.fullmatch(path.stem[1:])}
+        names = ({path.name for path in self.artifacts()} | left) - linked
         return [slot for name in sorted(names) if not _held(slot := Slot(self.root, name))]
+
+
+def _inside(folder: Path) -> list[Path]:
+    """What lies in a folder. One that cannot be read is an error, so that nothing is removed for links unseen."""
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _held(slot: Slot) -> bool:

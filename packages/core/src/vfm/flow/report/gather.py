@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from vfm.flow.report.page import write_report
 from vfm.flow.report.summary import RunSummary, StageEntry
 from vfm.flow.results import over_seeds, reports
 from vfm.flow.run import EVENTS_FILE, LINKS, RUN_FILE, read_manifest
+from vfm.flow.store import read_record
 
 REPORT_FILE = "report.html"
 MAX_EXAMPLES = 3
@@ -43,7 +43,9 @@ def current_report(directory: Path) -> Path:
 
 def summary_of_run(directory: Path) -> RunSummary:
     """What the folder of a finished run tells."""
-    record = json.loads((directory / RUN_FILE).read_text(encoding="utf-8"))
+    record = read_record(
+        directory / RUN_FILE, "recipe", "description", "text", "stages", "command", "started", "seconds"
+    )
     story = Story.read(directory / EVENTS_FILE)
     folders = {name: (directory / LINKS / name).resolve() for name in record["stages"]}
     if missing := [name for name, folder in folders.items() if not folder.is_dir()]:
@@ -117,7 +119,7 @@ def _events(file: Path) -> Iterator[Event]:
                 continue
             try:
                 event = Event.from_json(line)
-            except ValueError:
+            except (ValueError, KeyError):
                 continue
             if event.type in TOLD:
                 yield event
