@@ -15,11 +15,13 @@ from vfm import Event, Pool, UserError
 from vfm.data import open_dataset
 from vfm.panels import load_panels
 from vfm_curation.balance import text_key, uniform
+from vfm_curation.balance_stage import MetaclipBalance
+from vfm_curation.match_stage import MatchTexts
 from vfm_curation.matching import match_plain
 from vfm_curation.metadata import load_entries
+from vfm_curation.metadata_stage import BuildMetadata
 from vfm_curation.plugin import vfm_stages
 from vfm_curation.shards import FOLDER, read_shards
-from vfm_curation.stages import BuildMetadata, MatchTexts, MetaclipBalance
 
 NOUNS = ["dog", "cat", "red car", "lighthouse", "okapi", "church", "piano", "glacier", "U.S."]
 

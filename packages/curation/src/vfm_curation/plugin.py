@@ -3,7 +3,9 @@
 from collections.abc import Iterable
 
 from vfm import Stage, hookimpl
-from vfm_curation.stages import BuildMetadata, MatchTexts, MetaclipBalance
+from vfm_curation.balance_stage import MetaclipBalance
+from vfm_curation.match_stage import MatchTexts
+from vfm_curation.metadata_stage import BuildMetadata
 
 
 @hookimpl

@@ -1,0 +1,79 @@
+"""The stage `curation.match`: the entries in each text of a pool, and the texts of each entry."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from vfm.artifacts import Matches, Metadata, Pool
+from vfm.config import UserError
+from vfm.stage import Context, Preflight, Ref, Stage
+
+if TYPE_CHECKING:
+    from vfm_curation.shards import MatchJob, ShardSummary
+
+COUNTS_FILE = "counts.npy"
+
+
+class MatchTexts(Stage):
+    """Finds the entries in each text of a pool, and counts the texts of each entry."""
+
+    kind: Literal["curation.match"] = "curation.match"
+    pool: Ref[Pool] = Field(description="whose texts are matched")
+    metadata: Ref[Metadata] = Field(description="the entries to look for")
+    languages: list[str] | None = Field(None, min_length=1, description="texts to match; default: the pool's first")
+
+    def preflight(self, ctx: Preflight) -> None:
+        """The pool has the languages."""
+        pool = ctx.artifact(self.pool)
+        if pool:
+            pool.check_languages(self.languages or (), self.pool)
+
+    def run(self, ctx: Context) -> Matches:
+        """Writes one parquet file a shard (matched texts only) and `counts.npy`, texts by entry."""
+        import numpy as np
+
+        from vfm.data import open_dataset
+        from vfm_curation.balance import count_ids
+        from vfm_curation.shards import FOLDER, MatchJob, read_shards
+
+        pool, metadata = ctx.load(self.pool), ctx.load(self.metadata)
+        pool.check_languages(self.languages or (), self.pool)
+        languages = tuple(self.languages or pool.languages[:1])
+        job = MatchJob(pool.path, metadata.path, languages, ctx.work / FOLDER)
+        job.folder.mkdir(exist_ok=True)
+        total = self._match(ctx, job, len(open_dataset(pool).shard_sizes))
+        if not total.num_matched:
+            raise UserError(
+                f"{self.name}: none of the {total.num_texts} texts of '{self.pool}' ({', '.join(languages)}) holds any"
+                f" of the {metadata.num_entries} entries of '{self.metadata}'; case counts, and only whole words match"
+            )
+        counts = count_ids((shard.ids for shard in read_shards(ctx.work, only_ids=True)), metadata.num_entries)
+        np.save(ctx.directory / COUNTS_FILE, counts)
+        values = {"curation/num_texts": total.num_texts, "curation/num_matched": total.num_matched}
+        ctx.emit("metrics", step=1, samples=total.num_texts, values=values)
+        job.folder.rename(ctx.directory / FOLDER)  # last: a crash before it loses no shard
+        return Matches.create(
+            ctx.directory,
+            pool=pool.reference(ctx.directory),
+            metadata=metadata.reference(ctx.directory),
+            num_texts=total.num_texts,
+            num_matched=total.num_matched,
+        )
+
+    def _match(self, ctx: Context, job: MatchJob, num_shards: int) -> ShardSummary:
+        from vfm_curation.shards import ShardSummary, match_shards
+
+        total, begun = ShardSummary(), time.monotonic()
+        for done, summary in enumerate(match_shards(job, range(num_shards), self.runtime.workers), 1):
+            total.add(summary)
+            for reason, where in summary.bad_shown:
+                ctx.skip(reason, where)
+            ctx.bad.update(summary.bad - Counter(reason for reason, _ in summary.bad_shown))
+            rate = round(total.num_texts / max(1e-9, time.monotonic() - begun))
+            per_text = round(total.num_pairs / max(1, total.num_texts), 2)
+            ctx.progress(done, num_shards, unit="shards", texts_per_second=rate, matches_per_text=per_text)
+        return total
