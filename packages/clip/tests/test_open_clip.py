@@ -19,6 +19,7 @@ from torch import nn
 from torchvision.transforms.functional import normalize
 
 from clip_world import EVA, VIT, Random, make_pool, plan, run_stage, tiny_task, train
+from vfm import Event
 from vfm.models import load_clip
 from vfm_clip import ClipTrain
 
@@ -99,3 +100,13 @@ def test_a_trained_checkpoint_loads_in_open_clip_with_equal_features(tmp_path: P
     torch.testing.assert_close(ours.encode_images(pictures), theirs)
     torch.testing.assert_close(ours.encode_texts(texts), theirs_text)
     assert (checkpoint.embed_dim, checkpoint.image_size, checkpoint.context_length) == (24, 32, 8)
+
+
+@pytest.mark.parametrize(("size", "plain"), [(32, True), (48, False)])
+def test_a_tower_that_open_clip_alone_cannot_build_is_told_once(tmp_path: Path, size: int, plain: bool) -> None:
+    told: list[Event] = []
+    stage = plan(model=EVA, image_size=size, steps=1)
+    run_stage(stage, tmp_path, send=told.append, pool=make_pool(tmp_path / "pool"))
+    warnings = [event.data["message"] for event in told if event.type == "warning"]
+    assert len(warnings) == (not plain)
+    assert all("vfm loads this checkpoint, open_clip by itself does not" in warning for warning in warnings)

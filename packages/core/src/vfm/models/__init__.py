@@ -15,31 +15,19 @@ if TYPE_CHECKING:
     from vfm.models.vision import build_vision, load_vision, save_vision, vision_preprocess
 
 _HOMES = {
-    "ClipModel": "clip",
-    "build_clip": "clip",
-    "load_clip": "clip",
-    "save_clip": "clip",
-    "Preprocess": "preprocess",
-    "build_vision": "vision",
-    "load_vision": "vision",
-    "save_vision": "vision",
-    "vision_preprocess": "vision",
+    "clip": ("ClipModel", "build_clip", "load_clip", "save_clip"),
+    "preprocess": ("Preprocess",),
+    "vision": ("build_vision", "load_vision", "save_vision", "vision_preprocess"),
 }
 
 __all__ = [
-    "ClipModel",
-    "Preprocess",
-    "build_clip",
-    "build_vision",
-    "load_clip",
-    "load_vision",
-    "save_clip",
-    "save_vision",
+    "ClipModel", "Preprocess", "build_clip", "build_vision", "load_clip", "load_vision", "save_clip", "save_vision",
     "vision_preprocess",
-]
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -31,8 +31,8 @@ class World(Config):
     """What pictures and captions of the made world look like. The same world and seed make the same bytes."""
 
     image_size: int = Field(64, ge=16, le=1024, description="pixels along a side")
-    shapes: tuple[Shape, ...] = Field(SHAPES, min_length=1, description="commonest first")
-    colours: tuple[Colour, ...] = Field(COLOURS, min_length=1, description="commonest first")
+    shapes: tuple[Shape, ...] = Field(SHAPES, min_length=1, description="what shapes there are")
+    colours: tuple[Colour, ...] = Field(COLOURS, min_length=1, description="what colours there are")
     attributes: tuple[Attribute, ...] = Field(
         ATTRIBUTES, description="what varies from scene to scene; the others keep their ordinary value and are not told"
     )
