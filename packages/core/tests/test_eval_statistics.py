@@ -1,4 +1,4 @@
-"""Intervals and tests against scipy, printed tables and brute force."""
+"""Intervals against scipy, printed tables and brute force."""
 
 import numpy as np
 import pytest
@@ -6,12 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from vfm.eval.compare import Verdict, compare, score
+from vfm.eval.compare import Verdict, score
 from vfm.eval.statistics import (
     bootstrap_interval,
-    mcnemar_exact,
+    effective_size,
     mean_per_class_interval,
-    paired_bootstrap,
     t_interval,
     wilson_interval,
 )
@@ -36,26 +35,6 @@ def test_wilson_stays_honest_at_the_ends() -> None:
 def test_wilson_refuses_what_is_no_proportion(successes: int, n: int) -> None:
     with pytest.raises(ValueError, match="proportion"):
         wilson_interval(successes, n)
-
-
-def test_mcnemar_equals_the_values_printed_for_diva() -> None:
-    """26 -> 35 of 135 pairs: p lies between 0.004 (9 wins, no loss) and 0.12 (18 to 9)."""
-    clean = mcnemar_exact([0] * 9 + [1] * 26, [1] * 9 + [1] * 26)
-    mixed = mcnemar_exact([0] * 18 + [1] * 9, [1] * 18 + [0] * 9)
-    assert (clean.wins, clean.losses, clean.p_value) == (9, 0, pytest.approx(0.00390625))
-    assert (mixed.wins, mixed.losses) == (18, 9)
-    assert mixed.p_value == pytest.approx(0.1221, abs=1e-4)
-
-
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=80))
-@settings(max_examples=60, deadline=None)
-def test_mcnemar_equals_scipys_sign_test_both_ways_round(pairs: list[tuple[bool, bool]]) -> None:
-    first, second = np.array(pairs).T
-    forward, backward = mcnemar_exact(first, second), mcnemar_exact(second, first)
-    discordant = forward.wins + forward.losses
-    expected = stats.binomtest(forward.wins, discordant).pvalue if discordant else 1.0
-    assert forward.p_value == pytest.approx(expected) == backward.p_value
-    assert (forward.wins, forward.losses) == (backward.losses, backward.wins)
 
 
 def naive_bootstrap(values: np.ndarray, groups: np.ndarray, num_resamples: int, seed: int) -> tuple[float, float]:
@@ -113,35 +92,6 @@ def test_interval_covers_the_truth_about_95_times_of_100() -> None:
     assert 0.90 <= covered / 300 <= 0.985
 
 
-def test_paired_bootstrap_sees_a_small_but_steady_gain_that_unpaired_intervals_hide() -> None:
-    generator = np.random.default_rng(1)
-    first = generator.normal(0, 1, size=300)
-    second = first + 0.1 + 0.05 * generator.normal(size=300)
-    found = paired_bootstrap(first, second)
-    assert found.low > 0.09
-    assert found.p_value < 0.001
-    assert bootstrap_interval(first)[1] > bootstrap_interval(second)[0]
-
-
-def test_paired_bootstrap_of_a_model_with_itself_finds_nothing() -> None:
-    values = np.random.default_rng(1).normal(size=50)
-    assert paired_bootstrap(values, values) == paired_bootstrap(values, values)
-    assert paired_bootstrap(values, values).p_value == 1
-    assert (paired_bootstrap(values, values).low, paired_bootstrap(values, values).high) == (0, 0)
-
-
-def test_paired_bootstrap_p_is_uniform_enough_when_nothing_differs() -> None:
-    generator = np.random.default_rng(2)
-    ps = [paired_bootstrap(*generator.normal(size=(2, 60)), num_resamples=400).p_value for _ in range(300)]
-    assert 0.02 <= np.mean(np.array(ps) < 0.05) <= 0.09
-
-
-def test_paired_tests_refuse_unequal_lists() -> None:
-    for test in (mcnemar_exact, paired_bootstrap):
-        with pytest.raises(ValueError, match="same items"):
-            test([1, 0], [1])
-
-
 def test_t_interval_equals_scipy_and_the_table() -> None:
     values = [17.8, 24.2, 21.0]
     low, high = t_interval(values)
@@ -165,7 +115,7 @@ def test_mean_per_class_weighs_a_small_class_like_a_large_one() -> None:
     found = score(Verdict("mean_per_class_recall", correct, classes=labels))
     low, high = wilson_interval(5, 10)
     assert found.value == pytest.approx(0.75)
-    assert found.high - found.low == pytest.approx((high - low) / 2, rel=0.01)
+    assert found.high - found.low == pytest.approx((high - low) / 2, rel=0.25)  # of all items alike: a fifth
 
 
 def test_mean_per_class_interval_covers_the_truth_with_few_images_a_class() -> None:
@@ -175,6 +125,32 @@ def test_mean_per_class_interval_covers_the_truth_with_few_images_a_class() -> N
     intervals = [mean_per_class_interval(generator.random(80) < chances[labels], labels) for _ in range(500)]
     covered = np.mean([low <= chances.mean() <= high for low, high in intervals])
     assert covered >= 0.94
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_mean_per_class_interval_covers_the_truth_with_one_or_two_images_a_class(images: int) -> None:
+    """Classes that are all half known, where each class's own spread says least: MOVER alone covers 75 to 80 %."""
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(40), images)
+    intervals = [mean_per_class_interval(generator.random(40 * images) < 0.5, labels) for _ in range(400)]
+    assert np.mean([low <= 0.5 <= high for low, high in intervals]) >= 0.92
+
+
+def test_effective_size_is_n_for_independent_items_and_the_images_where_captions_agree() -> None:
+    hits = np.random.default_rng(0).integers(0, 2, size=200)
+    assert effective_size(hits) == pytest.approx(200)
+    assert effective_size(hits, np.arange(200)) == pytest.approx(200)
+    assert effective_size(np.repeat(hits, 5), np.repeat(np.arange(200), 5)) == pytest.approx(200)
+    assert effective_size(np.ones(1000), np.repeat(np.arange(200), 5)) == pytest.approx(200)
+
+
+def test_effective_size_is_the_spread_of_one_item_over_that_of_the_mean() -> None:
+    """Ten classes of 40: half always right, half never. The mean of the classes then hardly varies; drawn freely it
+    would, as that of 400 items."""
+    generator = np.random.default_rng(0)
+    chances, labels = np.repeat([0.9, 0.1], 5), np.repeat(np.arange(10), 40)
+    sizes = [effective_size(generator.random(400) < chances[labels], strata=labels) for _ in range(200)]
+    assert np.mean(sizes) == pytest.approx(0.25 / (0.09 / 400), rel=0.1)
 
 
 def test_a_perfect_score_on_few_images_claims_no_certainty() -> None:
@@ -192,27 +168,3 @@ def test_scores_take_wilson_for_items_and_bootstrap_for_captions() -> None:
     shared = score(Verdict("acc1", hits, np.arange(100) // 5))
     assert (shared.low, shared.high) == bootstrap_interval(hits, np.arange(100) // 5)
     assert (alone.n, shared.n) == (100, 20)
-
-
-def test_captions_of_one_image_are_not_counted_as_independent_evidence() -> None:
-    """Two images flip, five captions each: McNemar would see ten independent wins (p = 0.002)."""
-    images = np.repeat(np.arange(40), 5)
-    before, after = np.zeros(200, bool), images < 2
-    items = compare(Verdict("r", before), Verdict("r", after), baseline="clip", model="diva")
-    grouped = compare(Verdict("r", before, images), Verdict("r", after, images), baseline="clip", model="diva")
-    assert (items.test, grouped.test) == ("exact McNemar", "paired bootstrap")
-    assert items.p_value < 0.01 < 0.1 < grouped.p_value
-    assert items.difference == grouped.difference == pytest.approx(0.05)
-    assert (items.model, items.baseline) == ("diva", "clip")
-
-
-def test_comparison_of_class_means_weighs_classes_not_items() -> None:
-    labels = np.repeat([0, 1], [90, 10])
-    before, after = np.zeros(100, bool), labels == 1
-    found = compare(Verdict("m", before, classes=labels), Verdict("m", after, classes=labels), baseline="a", model="b")
-    assert found.difference == found.low == found.high == pytest.approx(0.5)
-
-
-def test_comparing_different_metrics_is_refused() -> None:
-    with pytest.raises(ValueError, match="acc1 and acc5"):
-        compare(Verdict("acc1", np.ones(2, bool)), Verdict("acc5", np.ones(2, bool)), baseline="a", model="b")

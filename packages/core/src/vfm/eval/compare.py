@@ -8,14 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfm.artifacts import Comparison, Metric
-from vfm.eval.statistics import (
-    bootstrap_interval,
-    mcnemar_exact,
-    mean_per_class_interval,
-    paired_bootstrap,
-    stratified_mean,
-    wilson_interval,
-)
+from vfm.eval.paired import mcnemar_exact, newcombe_interval, sign_flip_p
+from vfm.eval.statistics import bootstrap_interval, mean_per_class_interval, stratified_mean, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,7 @@ class Verdict:
         return stratified_mean(self.correct, self.classes)
 
     def interval(self, seed: int = 0) -> tuple[float, float]:
-        """95 % interval: Wilson's for independent items and, combined, for means over classes; else a bootstrap."""
+        """95 % interval: Wilson's for independent items and, adapted, for means over classes; else a bootstrap."""
         if self.classes is not None:
             return mean_per_class_interval(self.correct, self.classes)
         # Where all items are alike a bootstrap has no spread and would claim certainty; Wilson's interval does not.
@@ -76,25 +70,27 @@ def score(verdict: Verdict, *, model: str = "", seed: int = 0) -> Metric:
 
 
 def compare(first: Verdict, second: Verdict, *, baseline: str, model: str, seed: int = 0) -> Comparison:
-    """Second minus first on the same items, as a share, with the interval of a paired bootstrap and a p-value.
+    """Second minus first on the same items, as a share, with Newcombe's paired interval and a p-value.
 
     The p-value is exact McNemar's for independent items. McNemar would take captions of one image for as many pieces
-    of evidence, so with several captions an image, and for means over classes, it is the paired bootstrap's.
+    of evidence, and all classes' images for equally heavy: with several captions an image, and for means over classes,
+    it is that of sign flips, of whole images or of items that weigh as their class wants it.
 
     Raises:
         ValueError: the verdicts are not of the same metric and items.
     """
     if first.metric != second.metric:
         raise ValueError(f"only equal metrics can be compared, got {first.metric} and {second.metric}")
-    found = paired_bootstrap(first.correct, second.correct, first.groups, strata=first.classes, seed=seed)
-    exact = mcnemar_exact(first.correct, second.correct).p_value if first.independent else None
+    before, after, groups, classes = first.correct, second.correct, first.groups, first.classes
+    low, high = newcombe_interval(before, after, groups, strata=classes)
+    exact = mcnemar_exact(before, after).p_value if first.independent else None
     return Comparison(
         metric=first.metric,
         model=model,
         baseline=baseline,
-        difference=found.difference,
-        low=found.low,
-        high=found.high,
-        p_value=found.p_value if exact is None else exact,
-        test="paired bootstrap" if exact is None else "exact McNemar",
+        difference=second.value - first.value,
+        low=low,
+        high=high,
+        p_value=sign_flip_p(before, after, groups, strata=classes, seed=seed) if exact is None else exact,
+        test="sign flips" if exact is None else "exact McNemar",
     )
