@@ -75,7 +75,7 @@ def labeled(directory: Path, num_samples: int = 42, *, broken: Sequence[int] = (
     rows = [(f"{n:04d}", {"png": image, "cls": str(n % classes).encode()}) for n, image in enumerate(images)]
     return LabeledDataset.create(
         directory,
-        num_samples=_write(directory, rows, spec),
+        num_samples=write_rows(directory, rows, spec),
         class_names=spec.class_names,
         templates=["a {} picture", "it is {} ."],
     )
@@ -95,7 +95,7 @@ def pool(directory: Path, *, num_samples: int = 7, captions: int = 2) -> Pool:
         )
         for n in range(num_samples)
     ]
-    return Pool.create(directory, num_samples=_write(directory, rows, spec), languages=["en", "de"])
+    return Pool.create(directory, num_samples=write_rows(directory, rows, spec), languages=["en", "de"])
 
 
 def pairs(directory: Path, num_pairs: int = 6) -> ChoiceDataset:
@@ -142,7 +142,7 @@ def run_in(directory: Path, **inputs: Artifact) -> Run:
     return Run(Context("judge", directory, directory / "work", paths, events.append), events)
 
 
-def _write(directory: Path, rows: list[tuple[str, dict[str, bytes]]], spec: DatasetSpec) -> int:
+def write_rows(directory: Path, rows: list[tuple[str, dict[str, bytes]]], spec: DatasetSpec) -> int:
     directory.mkdir(parents=True, exist_ok=True)
     write_tar(directory / "0.tar", rows)
     return write_index(directory, [Shard.of(directory / "0.tar", len(rows))], spec)

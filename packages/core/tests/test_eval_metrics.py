@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from vfm.config import UserError
 from vfm.eval.knn import knn_votes
 from vfm.eval.linear_probe import fit_linear_probe, split_validation
 from vfm.eval.ranking import hits_at
@@ -109,7 +110,7 @@ def test_ensemble_is_the_normalised_mean_of_normalised_prompts() -> None:
 
 def test_templates_of_both_spellings_fill_class_by_class() -> None:
     assert fill_templates(["cat", "dog"], ["a {}.", "one {c}!"]) == ["a cat.", "one cat!", "a dog.", "one dog!"]
-    with pytest.raises(ValueError, match="has no place for the class name"):
+    with pytest.raises(UserError, match=r"template 'a photo' has no \{\} for the class name"):
         fill_templates(["cat"], ["a photo"])
 
 
@@ -220,7 +221,7 @@ def test_probe_survives_constant_columns_and_unseen_classes() -> None:
 
 
 def test_probe_refuses_one_class() -> None:
-    with pytest.raises(ValueError, match="two or more classes"):
+    with pytest.raises(UserError, match="two or more classes"):
         fit_linear_probe((np.ones((3, 2)), np.zeros(3, int)), (np.ones((3, 2)), np.zeros(3, int)))
 
 
@@ -229,12 +230,17 @@ def test_probe_says_when_it_did_not_converge() -> None:
 
 
 def test_validation_split_is_by_class_disjoint_and_repeatable() -> None:
-    labels = np.repeat([0, 1, 2], [50, 20, 3])
+    labels = np.repeat([0, 1, 2, 3, 4], [50, 20, 3, 2, 1])
     train, validation = split_validation(labels, 0.2, seed=1)
-    assert np.bincount(labels[validation], minlength=3).tolist() == [10, 4, 0]
-    assert sorted([*train, *validation]) == list(range(73))
+    assert np.bincount(labels[validation], minlength=5).tolist() == [10, 4, 1, 1, 0]
+    assert sorted([*train, *validation]) == list(range(76))
     assert (split_validation(labels, 0.2, seed=1)[1] == validation).all()
     assert (split_validation(labels, 0.2, seed=2)[1] != validation).any()
+
+
+def test_a_split_that_can_hold_nothing_out_is_refused() -> None:
+    with pytest.raises(UserError, match=r"validation_fraction: nothing can be held out .* class 3 and all others"):
+        split_validation(np.array([3, 1, 2]), 0.9, seed=0)
 
 
 def test_retrieval_never_holds_the_score_matrix() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +23,20 @@ from eval_world import (
     ColourModel,
     labeled,
     pairs,
+    png,
     pool,
     run_in,
     sugarcrepe,
     tiny_clip,
+    write_rows,
 )
-from vfm.artifacts import Artifact, Report
+from vfm.artifacts import Artifact, LabeledDataset, Pool, Report
 from vfm.config import UserError
-from vfm.data import open_dataset
+from vfm.data import DatasetSpec, open_dataset
+from vfm.data.choices import load_choices, write_choices
 from vfm.data.images import decode_image
+from vfm.data.stages import Labeled
+from vfm.eval.encode import Reading
 from vfm.eval.judges.choices import judge_choices, judge_mmvp_vlm
 from vfm.eval.judges.probes import judge_knn, judge_linear_probe
 from vfm.eval.judges.retrieval import judge_retrieval
@@ -141,13 +148,113 @@ def test_too_many_bad_images_stop_the_evaluation(tmp_path: Path) -> None:
         judge_zero_shot(run.ctx, ORACLES, labeled(tmp_path / "data", 42, broken=[3, 4, 40]))
 
 
-def test_one_caption_for_all_is_refused(tmp_path: Path) -> None:
-    from eval_world import _write, png
-    from vfm.artifacts import Pool
-    from vfm.data import DatasetSpec
+@pytest.mark.parametrize("judge", [judge_mmvp_vlm, judge_choices])
+def test_too_many_bad_items_stop_a_caption_choice(judge: Callable, tmp_path: Path) -> None:
+    items = list(load_choices(pairs(tmp_path / "data")))
+    items[2] = replace(items[2], images=[b"no image", items[2].images[1]])
+    data = write_choices(tmp_path / "broken", items)
+    run = run_in(tmp_path / "borne")
+    _, found = judge(run.ctx, ORACLES, data, prompt="", reading=Reading(max_bad_fraction=0.2))
+    assert len(found["right"].verdicts[0].correct) == 5
+    assert run.bad == {"unreadable_image": 1}
+    with pytest.raises(
+        UserError, match=r"1 of 6 items cannot be used \(max_bad_fraction is 0.05\): 1 unreadable_image"
+    ):
+        judge(run_in(tmp_path / "out").ctx, ORACLES, data, prompt="")
 
+
+def test_a_data_set_is_stopped_by_its_own_bad_samples_alone(tmp_path: Path) -> None:
+    train, test = labeled(tmp_path / "train", 70, broken=[1]), labeled(tmp_path / "test", 14, broken=[0])
+    with pytest.raises(UserError, match=r"1 of 14 samples cannot be used .*: 1 unreadable_image$"):
+        judge_knn(run_in(tmp_path / "out").ctx, ORACLES, train, test)
+
+
+def test_the_hash_of_the_data_tells_its_words_labels_and_pictures_but_not_how_it_was_read(tmp_path: Path) -> None:
+    def judged(name: str, change: dict[str, bytes], size: int = 64) -> str:
+        rows = []
+        for n in range(4):
+            parts = {"png": png(NAMES[n]), "txt": NAMES[n].encode(), "cls": str(n).encode()}
+            rows.append((str(n), parts | (change if n == 2 else {})))
+        spec = DatasetSpec(texts={"en": "txt"}, label_key="cls", class_names=NAMES)
+        (tmp_path / name).mkdir()
+        data = LabeledDataset.create(
+            tmp_path / name,
+            num_samples=write_rows(tmp_path / name, rows, spec),
+            class_names=NAMES,
+            templates=["a {} ."],
+        )
+        return judge_zero_shot(run_in(tmp_path / f"{name}-out").ctx, ORACLES, data, reading=Reading(size))[0]
+
+    same = {judged("one", {}), judged("again", {}), judged("small", {}, 1), judged("uneven", {}, 3)}
+    others = {judged("text", {"txt": b"red"}), judged("label", {"cls": b"5"}), judged("image", {"png": png("red", 9)})}
+    assert len(same) == 1
+    assert len(same | others) == 4
+
+
+def test_the_hash_of_choices_tells_their_statements_truth_and_pictures(tmp_path: Path) -> None:
+    items = list(load_choices(pairs(tmp_path / "data")))
+    changes: list[dict] = [
+        {},
+        {"statements": ["it is red", "it is red"]},
+        {"truth": [1, 0]},
+        {"images": items[0].images[::-1]},
+    ]
+    found = []
+    for n, change in enumerate(changes):
+        data = write_choices(tmp_path / f"{n}", [replace(items[0], **change), *items[1:]])
+        for size in (64, 4):
+            run = run_in(tmp_path / f"{n}-{size}")
+            found.append(judge_choices(run.ctx, ORACLES, data, prompt="", reading=Reading(size))[0])
+    assert found[::2] == found[1::2]
+    assert len(set(found)) == 4
+
+
+def test_a_probe_on_few_images_a_class_holds_one_of_each_out(tmp_path: Path) -> None:
+    train, test = labeled(tmp_path / "train", 28), labeled(tmp_path / "test", 14)
+    _, found = judge_linear_probe(run_in(tmp_path / "out").ctx, ORACLES, train, test, validation_fraction=0.2)
+    assert shares(found, "right")["lp_acc1"] == 1
+    assert set(found["right"].details["validation_accuracy"].values()) <= {n / 7 for n in range(8)}  # of seven images
+
+
+def test_a_probe_on_one_image_a_class_is_refused_before_the_test_images_are_encoded(tmp_path: Path) -> None:
+    train, test = labeled(tmp_path / "train", 7), labeled(tmp_path / "test", 14)
+    run = run_in(tmp_path / "out")
+    with pytest.raises(UserError, match="validation_fraction: nothing can be held out"):
+        judge_linear_probe(run.ctx, ORACLES, train, test)
+    assert [event.data["total"] for event in run.events if event.type == "progress"] == [7]
+
+
+def test_a_template_file_without_a_place_for_the_name_is_refused_when_the_data_set_is_made(tmp_path: Path) -> None:
+    for n in range(2):
+        (tmp_path / f"data/{n}").mkdir(parents=True)
+        (tmp_path / f"data/{n}/a.png").write_bytes(png(NAMES[n]))
+    (tmp_path / "zeroshot_classification_templates.txt").write_text("a {c}.\na photo\n")
+    stage = Labeled(name="val", path=f"{tmp_path}/data")
+    message = r"^zeroshot_classification_templates.txt: template 'a photo' has no \{\} for the class name$"
+    with pytest.raises(UserError, match=message):
+        stage.run(run_in(tmp_path / "out").ctx)
+    with pytest.raises(UserError, match=message):
+        stage.preflight(Preflight({}, {}))
+
+
+def test_every_input_of_an_evaluation_is_described() -> None:
+    for stage in eval_stages():
+        assert all(field.description for name, field in stage.model_fields.items() if name in ("data", "train"))
+
+
+def test_pictures_of_a_retrieval_are_the_last_models(tmp_path: Path) -> None:
+    for last, shown in (("right", "rank 1"), ("wrong", "rank 7")):
+        models = {name: ORACLES[name] for name in sorted(ORACLES, key=lambda name: name == last)}
+        judge_retrieval(run_in(tmp_path / last).ctx, models, pool(tmp_path / f"{last}-data"))
+        [sheet] = [panel for panel in load_panels(tmp_path / last) if panel.title.startswith("Captions that find")]
+        assert isinstance(sheet, ImagesPanel)
+        assert sheet.title.endswith(f"({last})")
+        assert any(shown in picture.caption for picture in sheet.pictures)
+
+
+def test_one_caption_for_all_is_refused(tmp_path: Path) -> None:
     rows = [(str(n), {"png": png(NAMES[n]), "txt": b"a red thing"}) for n in range(4)]
-    size = _write(tmp_path / "data", rows, DatasetSpec(texts={"en": "txt"}))
+    size = write_rows(tmp_path / "data", rows, DatasetSpec(texts={"en": "txt"}))
     data = Pool.create(tmp_path / "data", num_samples=size)
     with pytest.raises(UserError, match="all captions are 'a red thing'"):
         judge_retrieval(run_in(tmp_path / "out").ctx, ORACLES, data)
@@ -180,8 +287,6 @@ def test_mmvp_equals_the_official_script_on_a_real_model(tmp_path: Path) -> None
     run = run_in(tmp_path / "out", pairs=data, clip=clip)
     MmvpVlm(kind="eval.mmvp_vlm", name="m", models=["clip"], data="pairs", micro_batch_size=5).run(run.ctx)
     table = pq.read_table(tmp_path / "out/predictions/pairs.parquet").to_pylist()
-
-    from vfm.data.choices import load_choices
 
     peer, _, transform = open_clip.create_model_and_transforms(f"local-dir:{clip.path}")
     peer.eval()
@@ -346,8 +451,6 @@ def test_a_model_named_twice_is_refused() -> None:
 def test_class_names_that_cannot_be_told_apart_are_refused_before_the_run(
     names: list[str], message: str, tmp_path: Path
 ) -> None:
-    from vfm.artifacts import LabeledDataset
-
     LabeledDataset.create(tmp_path, num_samples=1, class_names=names)
     stage = ZeroShot(kind="eval.zero_shot", name="z", models=["clip"], data="val")
     with pytest.raises(UserError, match=message):
@@ -377,7 +480,7 @@ def test_probe_refuses_sets_of_different_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stage", "fields", "message"),
     [
-        (ZeroShot, {"kind": "eval.zero_shot", "templates": ["a photo"]}, "no place for the class name"),
+        (ZeroShot, {"kind": "eval.zero_shot", "templates": ["a photo"]}, "for the class name"),
         (Retrieval, {"kind": "eval.retrieval", "recall_k": [0]}, "count from 1"),
         (LinearProbe, {"kind": "eval.linear_probe", "train": "t", "penalties": [0.0]}, "they are positive"),
     ],

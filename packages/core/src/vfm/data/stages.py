@@ -11,6 +11,7 @@ from vfm.artifacts import ChoiceDataset, LabeledDataset, Pool
 from vfm.config import UserError
 from vfm.data import files
 from vfm.data.spec import DatasetSpec
+from vfm.data.templates import check_templates
 from vfm.stage import Context, Preflight, Stage
 
 if TYPE_CHECKING:
@@ -106,9 +107,7 @@ class Labeled(ImageFiles):
     @field_validator("templates")
     @classmethod
     def _have_a_place(cls, templates: list[str]) -> list[str]:
-        if missing := [template for template in templates if "{}" not in template]:
-            raise ValueError(f"{missing[0]!r} has no {{}} for the class name")
-        return templates
+        return check_templates(templates)
 
     @model_validator(mode="after")
     def _one_place(self) -> Labeled:
@@ -135,7 +134,7 @@ class Labeled(ImageFiles):
         return dataset
 
     def preflight(self, ctx: Preflight) -> None:
-        """Decodes a sample, or opens the torchvision data set."""
+        """Decodes a sample and reads the templates, or opens the torchvision data set."""
         if self.torchvision:
             from vfm.data.torchvision_sets import open_torchvision
 
@@ -144,11 +143,11 @@ class Labeled(ImageFiles):
         from vfm.data.indexing import first_sample
 
         layout = self.layout()
+        self._templates(layout)
         first_sample(layout, self._spec(layout))
 
     def _parts(self, ctx: Context) -> tuple[DatasetSpec, Any, int | None, list[str]]:
         from vfm.data import torchvision_sets
-        from vfm.data.labels import TEMPLATES_FILE, lines_beside
 
         if self.torchvision:
             dataset = torchvision_sets.open_torchvision(self.torchvision, str(self.path), self.split)
@@ -158,8 +157,12 @@ class Labeled(ImageFiles):
             return spec, shards, None, self.templates
         layout = self.layout()
         spec = self._spec(layout)
-        templates = self.templates or [line.replace("{c}", "{}") for line in lines_beside(layout, TEMPLATES_FILE)]
-        return spec, layout.shards(ctx.directory, spec), layout.num_shards, templates
+        return spec, layout.shards(ctx.directory, spec), layout.num_shards, self._templates(layout)
+
+    def _templates(self, layout: Layout) -> list[str]:
+        from vfm.data.labels import TEMPLATES_FILE, lines_beside
+
+        return self.templates or check_templates(lines_beside(layout, TEMPLATES_FILE), TEMPLATES_FILE)
 
     def _spec(self, layout: Layout) -> DatasetSpec:
         from vfm.data.labels import find_class_names

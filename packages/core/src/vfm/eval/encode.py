@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from vfm.artifacts import Artifact, ClipCheckpoint, VisionCheckpoint
 from vfm.config import UserError
 from vfm.data import BadSample, Sample, Source
 from vfm.data.images import decode_image
+from vfm.eval.fingerprint import item_digest
 from vfm.models import Preprocess, load_clip, load_vision, vision_preprocess
 from vfm.stage import Context
 
@@ -87,11 +89,13 @@ class Encoded:
 
     numbers: each sample's place in the data set, to read its picture again.
     samples: without their images.
+    digests: of each sample, images included (`fingerprint.item_digest`).
     features: by the model's name, (N, D).
     """
 
     numbers: list[int]
     samples: list[Sample]
+    digests: list[bytes]
     features: dict[str, Tensor]
 
     @property
@@ -107,6 +111,17 @@ class Reading:
     batch_size: int = 64
     max_bad_fraction: float = 0.05
     threads: int = 1
+
+    def check_bad(self, bad: Counter[str], total: int, items: str = "samples") -> None:
+        """Stops where the bad ones of a data set, counted by reason, are too large a share of it.
+
+        Raises:
+            UserError: more than `max_bad_fraction`, or all.
+        """
+        if bad.total() > self.max_bad_fraction * total or bad.total() == total:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(bad.items())) or "it is empty"
+            limit = f"max_bad_fraction is {self.max_bad_fraction}"
+            raise UserError(f"{bad.total()} of {total} {items} cannot be used ({limit}): {reasons}")
 
 
 def encode_dataset(
@@ -131,33 +146,33 @@ def encode_dataset(
     """
     numbers: list[int] = []
     samples: list[Sample] = []
+    digests: list[bytes] = []
     features: dict[str, list[Tensor]] = {name: [] for name in encoders}
-    seen = num_bad = 0
+    told: Counter[str] = Counter()
+    seen = 0
     for batch in _decoded_batches(source, reading, check):
         good = [(number, *item) for number, item in batch if not isinstance(item, BadSample)]
         for bad in (item for _, item in batch if isinstance(item, BadSample)):
-            num_bad += 1
+            told[bad.reason] += 1
             ctx.skip(bad.reason, bad.where)
-        numbers += [number for number, _, _ in good]
-        samples += [replace(sample, image=b"") for _, sample, _ in good]
+        numbers += [number for number, *_ in good]
+        samples += [replace(sample, image=b"") for _, sample, *_ in good]
+        digests += [digest for *_, digest in good]
         for name, encoder in encoders.items() if good else ():
-            features[name].append(encoder.encode_images([image for _, _, image in good], reading.batch_size))
+            features[name].append(encoder.encode_images([image for _, _, image, _ in good], reading.batch_size))
         seen += len(batch)
         ctx.progress(seen, len(source), "images")
-    if num_bad > reading.max_bad_fraction * len(source) or not samples:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(ctx.bad.items()))
-        limit = f"max_bad_fraction is {reading.max_bad_fraction}"
-        raise UserError(f"{num_bad} of {len(source)} samples cannot be used ({limit}): {reasons}")
-    return Encoded(numbers, samples, {name: torch.cat(parts) for name, parts in features.items()})
+    reading.check_bad(told, len(source))
+    return Encoded(numbers, samples, digests, {name: torch.cat(parts) for name, parts in features.items()})
 
 
-Decoded = tuple[Sample, Image.Image] | BadSample
+Decoded = tuple[Sample, Image.Image, bytes] | BadSample
 
 
 def _decoded_batches(
     source: Source, reading: Reading, check: Callable[[Sample], None]
 ) -> Iterator[list[tuple[int, Decoded]]]:
-    """Batches of (number, sample and picture); the next batch is decoded while the caller works on this one."""
+    """Batches of (number, sample, picture and digest); the next batch is decoded while the caller works on this one."""
 
     def submit(number: int) -> Future[Decoded] | BadSample:
         try:
@@ -183,6 +198,7 @@ def _decoded_batches(
 
 def _decode(sample: Sample) -> Decoded:
     try:
-        return sample, decode_image(sample.image, sample.key)
+        image = decode_image(sample.image, sample.key)
+        return sample, image, item_digest([sample.key, sample.texts, sample.label], [sample.image])
     except BadSample as bad:
         return bad

@@ -44,14 +44,6 @@ class Subject:
     language: str = "en"
 
 
-def data_hash(dataset: Artifact, keys: Sequence[str]) -> str:
-    """Pins the items behind a number: the data set's facts and the keys of the items that were really judged."""
-    digest = hashlib.sha256(dataset.model_dump_json().encode())
-    for key in keys:
-        digest.update(b"\0" + key.encode())
-    return digest.hexdigest()
-
-
 def checkpoint_hash(checkpoint: Artifact) -> str:
     """sha256 over the safetensors files of a checkpoint, in the order of their names."""
     digest = hashlib.sha256()

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
+from vfm.config import UserError
+
 Features = NDArray[np.floating]
 Labels = NDArray[np.integer]
 
@@ -62,11 +64,11 @@ def fit_linear_probe(
         max_iter: L-BFGS steps.
 
     Raises:
-        ValueError: fewer than two classes in `train`.
+        UserError: fewer than two classes in `train`.
     """
     features, labels = np.asarray(train[0], dtype=np.float64), np.asarray(train[1])
     if len(np.unique(labels)) < 2:
-        raise ValueError("a linear probe needs images of two or more classes to train on")
+        raise UserError("a linear probe needs images of two or more classes to train on")
     mean, spread = features.mean(axis=0), features.std(axis=0)
     scale = np.where(spread > 0, spread, 1.0)
     x, held_out = (features - mean) / scale, (validation[0] - mean) / scale
@@ -83,13 +85,24 @@ def fit_linear_probe(
 
 
 def split_validation(labels: Labels, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices of training and validation images: of each class the share `fraction` (rounded down) is held out."""
+    """Indices of training and validation images: of each class the share `fraction` (rounded down) is held out.
+
+    It is one image at least, where a class has two or more; the one image of a class is kept for training.
+
+    Raises:
+        UserError: no class has a second image.
+    """
     generator = np.random.default_rng(seed)
     held_out = []
     for label in np.unique(labels):
         members = generator.permutation(np.flatnonzero(labels == label))
-        held_out.append(members[: int(len(members) * fraction)])
+        held_out.append(members[: max(int(len(members) * fraction), int(len(members) > 1))])
     validation = np.sort(np.concatenate(held_out))
+    if not len(validation):
+        raise UserError(
+            f"validation_fraction: nothing can be held out to choose the penalty, class {labels[0]} and all others have"
+            " one training image; two or more of a class are needed"
+        )
     return np.setdiff1d(np.arange(len(labels)), validation), validation
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from vfm.artifacts import ChoiceDataset, ClipCheckpoint, LabeledDataset, PairDataset, Report, VisionCheckpoint
-from vfm.config import UserError, did_you_mean
+from vfm.config import UserError
+from vfm.data.templates import check_templates
 from vfm.interfaces import Evaluation
 from vfm.stage import Context, Preflight, Ref
 
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
 class ModelEvaluation(Evaluation):
     """What all evaluations share: encode a data set with each model, in fp32, judge all on the same items, report."""
 
-    data: Ref[Any]
+    data: Ref[Any] = Field(description="what to judge on")
     micro_batch_size: int = Field(64, ge=1, description="images a forward pass")
     max_bad_fraction: float = Field(
-        0.05, ge=0, le=1, description="stop when more samples than this share cannot be read"
+        0.05, ge=0, le=1, description="stop when more samples or items than this share cannot be read"
     )
 
     @abstractmethod
@@ -78,7 +79,7 @@ class ZeroShot(ModelEvaluation):
     """
 
     kind: Literal["eval.zero_shot"] = "eval.zero_shot"
-    data: Ref[LabeledDataset]
+    data: Ref[LabeledDataset] = Field(description="labelled images; their class names are the answers")
     templates: list[str] | None = Field(
         None, min_length=1, description="prompts with a {} for the class name; default: the data set's"
     )
@@ -86,10 +87,7 @@ class ZeroShot(ModelEvaluation):
     @field_validator("templates")
     @classmethod
     def _have_a_place(cls, templates: list[str] | None) -> list[str] | None:
-        for template in templates or ():
-            if "{}" not in template and "{c}" not in template:
-                raise ValueError(f"template {template!r} has no place for the class name; write {{}} in it")
-        return templates
+        return templates and check_templates(templates)
 
     def check_data(self, data: LabeledDataset) -> None:
         """Refuses class names that cannot be told apart."""
@@ -109,7 +107,7 @@ class Retrieval(ModelEvaluation):
     """Recall at k, images to captions and captions to images; any of an image's captions counts."""
 
     kind: Literal["eval.retrieval"] = "eval.retrieval"
-    data: Ref[PairDataset]
+    data: Ref[PairDataset] = Field(description="images with captions to find one another")
     recall_k: list[int] = Field([1, 5, 10], min_length=1, description="k of recall@k")
     language: str | None = Field(None, description="key of the captions; default: the data set's first language")
 
@@ -122,9 +120,7 @@ class Retrieval(ModelEvaluation):
 
     def check_data(self, data: PairDataset) -> None:
         """Refuses a language that the data set does not have."""
-        if self.language not in (None, *data.languages):
-            hint = did_you_mean(str(self.language), data.languages)
-            raise UserError(f"language: {self.data} has no captions in {self.language!r}{hint}")
+        data.check_languages([self.language], self.data)
 
     def judge(self, ctx: Context, models: Mapping[str, Any]) -> tuple[Subject, dict[str, Judgement]]:
         """By `vfm.eval.judges.retrieval`."""
@@ -146,8 +142,8 @@ class FeatureEvaluation(ModelEvaluation):
     models: list[Ref[ClipCheckpoint | VisionCheckpoint]] = Field(  # type: ignore[assignment]
         [], description="whom to judge; left out in a training's `evals`"
     )
-    train: Ref[LabeledDataset]
-    data: Ref[LabeledDataset]
+    train: Ref[LabeledDataset] = Field(description="labelled images to learn from; its classes are those of `data`")
+    data: Ref[LabeledDataset] = Field(description="labelled images to judge on")
 
     def preflight(self, ctx: Preflight) -> None:
         """Checks that both sets have the same classes, where they are there already."""
@@ -231,7 +227,7 @@ class MmvpVlm(ModelEvaluation):
     """MMVP-VLM by its official rule: each statement picks one of two images, a pair counts if both are right."""
 
     kind: Literal["eval.mmvp_vlm"] = "eval.mmvp_vlm"
-    data: Ref[ChoiceDataset]
+    data: Ref[ChoiceDataset] = Field(description="pairs of two images and two statements")
     prompt: str = Field("a photo of ", description="before each statement; the authors' is the default")
 
     def judge(self, ctx: Context, models: Mapping[str, Any]) -> tuple[Subject, dict[str, Judgement]]:
@@ -247,7 +243,7 @@ class Choices(ModelEvaluation):
     """Caption choice of any shape by Winoground's rule: for one image SugarCrepe's; ties count against the model."""
 
     kind: Literal["eval.choices"] = "eval.choices"
-    data: Ref[ChoiceDataset]
+    data: Ref[ChoiceDataset] = Field(description="items of images and statements, of any shape")
     prompt: str = Field("", description="before each statement")
 
     def judge(self, ctx: Context, models: Mapping[str, Any]) -> tuple[Subject, dict[str, Judgement]]:

@@ -16,21 +16,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from vfm.data.templates import check_templates
 from vfm.eval.ranking import MAX_SCORES, best_ranks, row_blocks
 
 
 def fill_templates(class_names: Sequence[str], templates: Sequence[str]) -> list[str]:
     """Every class name in every template, class by class: C x T prompts.
 
-    A template holds one `{}` or `{c}` (CLIP_benchmark's spelling).
+    A template holds a `{}` or `{c}` (CLIP_benchmark's spelling).
 
     Raises:
-        ValueError: a template has no place for the class name.
+        UserError: a template has no place for the class name.
     """
-    for template in templates:
-        if "{}" not in template and "{c}" not in template:
-            raise ValueError(f"template {template!r} has no place for the class name: write {{}} or {{c}} in it")
-    return [t.replace("{c}", name).replace("{}", name) for name in class_names for t in templates]
+    spelled = check_templates(templates)
+    return [template.replace("{}", name) for name in class_names for template in spelled]
 
 
 def ensemble_templates(template_features: Tensor) -> Tensor:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -14,11 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from vfm.artifacts import ChoiceDataset
-from vfm.config import UserError
 from vfm.data import BadSample
 from vfm.data.choices import Choice, load_choices
 from vfm.data.images import decode_image
 from vfm.eval.encode import Reading, TextImageEncoder, encode_texts, logit_scale
+from vfm.eval.fingerprint import item_digest
 from vfm.stage import Context
 
 Scores = NDArray[np.float32]
@@ -26,9 +27,13 @@ Scores = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Scored:
-    """The usable items, and by model the logits of each item's statements for its images, (S, I) each."""
+    """The usable items, and by model the logits of each item's statements for its images, (S, I) each.
+
+    digests: of each item, images included (`fingerprint.item_digest`).
+    """
 
     items: list[Choice]
+    digests: list[bytes]
     logits: dict[str, list[Scores]]
 
     @property
@@ -60,9 +65,11 @@ def score_choices(
     Items with a bad image are skipped, counted and told.
 
     Raises:
-        UserError: no usable item, or whatever `check` says of one.
+        UserError: too many bad items, or whatever `check` says of one.
     """
     items: list[Choice] = []
+    digests: list[bytes] = []
+    told: Counter[str] = Counter()
     logits: dict[str, list[Scores]] = {name: [] for name in models}
     chunk: list[tuple[Choice, list[Image.Image]]] = []
     for seen, item in enumerate(load_choices(data), start=1):
@@ -70,16 +77,21 @@ def score_choices(
         try:
             chunk.append((item, [decode_image(image, item.key) for image in item.images]))
         except BadSample as bad:
+            told[bad.reason] += 1
             ctx.skip(bad.reason, bad.where)
         if len(chunk) == reading.batch_size or seen == data.num_pairs:
             items += [item for item, _ in chunk]
+            digests += [_digest(item) for item, _ in chunk]
             for name, model in models.items():
                 logits[name] += _score_chunk(model, chunk, prompt, reading.batch_size)
             chunk = []
             ctx.progress(seen, data.num_pairs, "items")
-    if not items:
-        raise UserError(f"none of the {data.num_pairs} items can be used")
-    return Scored(items, logits)
+    reading.check_bad(told, data.num_pairs, "items")
+    return Scored(items, digests, logits)
+
+
+def _digest(item: Choice) -> bytes:
+    return item_digest([item.key, item.pattern, item.statements, item.truth], item.images)
 
 
 def _score_chunk(

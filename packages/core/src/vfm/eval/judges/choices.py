@@ -15,7 +15,8 @@ from vfm.data.choices import Choice
 from vfm.eval.choices import choose, mmvp_vlm
 from vfm.eval.compare import Verdict
 from vfm.eval.encode import Reading, TextImageEncoder
-from vfm.eval.judgement import Judgement, data_hash
+from vfm.eval.fingerprint import data_hash
+from vfm.eval.judgement import Judgement
 from vfm.eval.judges.choice_panels import flip_panels, pattern_panel
 from vfm.eval.judges.choice_scores import Scored, score_choices
 from vfm.eval.statistics import stratified_mean
@@ -66,7 +67,7 @@ def judge_mmvp_vlm(
         rights[name] = result.right
     pattern_panel(ctx, scored, {name: j.verdicts[0].correct for name, j in judgements.items()})
     flip_panels(ctx, scored, rights)
-    return data_hash(data, scored.keys), judgements
+    return data_hash(data, scored.digests), judgements
 
 
 def judge_choices(
@@ -109,7 +110,7 @@ def judge_choices(
         group_right[name] = group[:, None]
     pattern_panel(ctx, scored, {name: j.verdicts[0].correct for name, j in judgements.items()})
     flip_panels(ctx, scored, group_right)
-    return data_hash(data, scored.keys), judgements
+    return data_hash(data, scored.digests), judgements
 
 
 def _by_pattern(metric: str, correct: NDArray[np.bool_], scored: Scored, chance: NDArray[np.float64]) -> list[Verdict]:

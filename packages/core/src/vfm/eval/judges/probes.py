@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from vfm.artifacts import LabeledDataset
 from vfm.eval.encode import ImageEncoder, Reading
-from vfm.eval.judgement import Judgement, data_hash
+from vfm.eval.fingerprint import data_hash
+from vfm.eval.judgement import Judgement
 from vfm.eval.judges.zero_shot import class_verdicts, encode_labeled, hardest_classes, labels_of
 from vfm.eval.knn import knn_votes
 from vfm.eval.linear_probe import PENALTIES, fit_linear_probe, split_validation
@@ -37,10 +38,15 @@ def judge_linear_probe(
 
     Returns:
         The hash of the test data and a judgement for each model.
+
+    Raises:
+        UserError: no class has an image to hold out.
     """
-    known, test = encode_labeled(ctx, models, train, reading), encode_labeled(ctx, models, data, reading)
-    known_labels, labels = labels_of(known), labels_of(test)
+    known = encode_labeled(ctx, models, train, reading)
+    known_labels = labels_of(known)
     fitted, held_out = split_validation(known_labels, validation_fraction, seed)
+    test = encode_labeled(ctx, models, data, reading)
+    labels, train_hash = labels_of(test), data_hash(train, known.digests)
     judgements, curves = {}, []
     for name in models:
         features = known.features[name].numpy()
@@ -54,7 +60,11 @@ def judge_linear_probe(
             ctx.warn(f"{name}: L-BFGS did not converge in {max_iter} steps; raise max_iter")
         scores = probe.scores(test.features[name].numpy(), len(data.class_names))
         tried = sorted(probe.validation_accuracy.items())
-        details = {"penalty": probe.penalty, "validation_accuracy": {str(p): a for p, a in tried}}
+        details = {
+            "penalty": probe.penalty,
+            "validation_accuracy": {str(p): a for p, a in tried},
+            "train_sha256": train_hash,
+        }
         judgements[name] = _judgement(scores, labels, test.keys, "lp_", details)
         curves.append(Series(name=name, x=[p for p, _ in tried], y=[100 * a for _, a in tried]))
     ctx.panel(hardest_classes(data.class_names, labels, judgements))
@@ -67,7 +77,7 @@ def judge_linear_probe(
             x_log=True,
         )
     )
-    return data_hash(data, test.keys), judgements
+    return data_hash(data, test.digests), judgements
 
 
 def judge_knn(
@@ -87,6 +97,7 @@ def judge_knn(
     """
     known, test = encode_labeled(ctx, models, train, reading), encode_labeled(ctx, models, data, reading)
     known_labels, labels = torch.from_numpy(labels_of(known)), labels_of(test)
+    details = {"k": k, "temperature": temperature, "train_sha256": data_hash(train, known.digests)}
     judgements = {}
     for name in models:
         votes = knn_votes(
@@ -97,9 +108,9 @@ def judge_knn(
             k=k,
             temperature=temperature,
         )
-        judgements[name] = _judgement(votes.numpy(), labels, test.keys, "knn_", {"k": k, "temperature": temperature})
+        judgements[name] = _judgement(votes.numpy(), labels, test.keys, "knn_", details)
     ctx.panel(hardest_classes(data.class_names, labels, judgements))
-    return data_hash(data, test.keys), judgements
+    return data_hash(data, test.digests), judgements
 
 
 def _judgement(

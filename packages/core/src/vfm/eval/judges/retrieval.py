@@ -20,7 +20,8 @@ from vfm.data import BadSample, Sample, Source, open_dataset
 from vfm.data.images import decode_image
 from vfm.eval.compare import Verdict
 from vfm.eval.encode import Encoded, Reading, TextImageEncoder, encode_dataset, encode_texts
-from vfm.eval.judgement import Judgement, data_hash
+from vfm.eval.fingerprint import data_hash
+from vfm.eval.judgement import Judgement
 from vfm.eval.pictures import Shown, images_panel
 from vfm.eval.ranking import hits_at
 from vfm.eval.retrieval import RetrievalRanks, nearest, retrieval_ranks
@@ -57,16 +58,17 @@ def judge_retrieval(
     captions = Captions.of(images, language)
     if len(images.samples) > 1 and len(set(captions.texts)) == 1:
         raise UserError(f"all captions are {captions.texts[0]!r}: retrieval by them says nothing")
+    last = list(models)[-1]  # the one that the others lead to: its pictures are shown
     judgements = {}
     for name, model in models.items():
-        text_features = encode_texts(model, captions.texts, reading.batch_size)
-        ranks = retrieval_ranks(images.features[name], text_features, torch.from_numpy(captions.image))
+        texts = encode_texts(model, captions.texts, reading.batch_size)
+        ranks = retrieval_ranks(images.features[name], texts, torch.from_numpy(captions.image))
         verdicts = recall_verdicts(ranks, captions.image, recall_k)
         judgements[name] = Judgement(verdicts, _predictions(images, captions, ranks), _rank_facts(ranks))
-    # Of the last model, the one that the others lead to: its features are still in `text_features`.
-    for panel in _Examples(source, images, captions, images.features[name], text_features, ranks).sheets(ctx, name):
-        ctx.panel(panel)
-    return data_hash(data, images.keys), judgements
+        if name == last:
+            for panel in _Examples(source, images, captions, images.features[name], texts, ranks).sheets(ctx, name):
+                ctx.panel(panel)
+    return data_hash(data, images.digests), judgements
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from vfm.artifacts import LabeledDataset
 from vfm.data import BadSample, Sample, open_dataset
 from vfm.eval.compare import Verdict
 from vfm.eval.encode import Encoded, ImageEncoder, Reading, TextImageEncoder, encode_dataset
-from vfm.eval.judgement import Judgement, data_hash
+from vfm.eval.fingerprint import data_hash
+from vfm.eval.judgement import Judgement
 from vfm.eval.ranking import hits_at
 from vfm.eval.zero_shot import ensemble_templates, fill_templates, predicted_classes, true_class_ranks
 from vfm.panels import TablePanel
@@ -49,7 +50,7 @@ def judge_zero_shot(
         verdicts = class_verdicts(hits_at(ranks, 1), hits_at(ranks, 5), labels, len(names))
         judgements[name] = Judgement(verdicts, {"images": columns}, {"templates": list(templates)})
     ctx.panel(hardest_classes(names, labels, judgements))
-    return data_hash(data, images.keys), judgements
+    return data_hash(data, images.digests), judgements
 
 
 def encode_labeled(ctx: Context, models: Mapping[str, ImageEncoder], data: LabeledDataset, reading: Reading) -> Encoded:

@@ -1,0 +1,26 @@
+"""What pins the data behind a number: one hash over the items that were really judged, words and images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from vfm.artifacts import Artifact
+
+
+def item_digest(facts: Any, images: Sequence[bytes]) -> bytes:
+    """sha256 of one item: its facts (key, texts, label: whatever JSON can say) and its images as they lie on disk."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for image in images:
+        digest.update(hashlib.sha256(image).digest())
+    return digest.digest()
+
+
+def data_hash(dataset: Artifact, digests: Iterable[bytes]) -> str:
+    """sha256 of a data set's own facts and of its judged items, in their order."""
+    digest = hashlib.sha256(dataset.model_dump_json().encode())
+    for item in digests:
+        digest.update(item)
+    return digest.hexdigest()
