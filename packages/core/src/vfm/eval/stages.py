@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 class ModelEvaluation(Evaluation):
     """What all evaluations share: encode a data set with each model, in fp32, judge all on the same items, report."""
+
+    version: ClassVar[int] = 2  # since paired tests by sign flips, and data_sha256 over the data itself
 
     data: Ref[Any] = Field(description="what to judge on")
     micro_batch_size: int = Field(64, ge=1, description="images a forward pass")
