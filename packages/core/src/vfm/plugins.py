@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, requires
 from typing import cast
 
 import pluggy
@@ -12,11 +13,7 @@ from vfm import builtin, hookspecs
 from vfm.config import UserError, did_you_mean
 from vfm.stage import Stage
 
-EXTRAS = {
-    "torch": "huggingface_hub open_clip safetensors scipy sklearn timm torch torchvision",
-    "report": "jinja2 matplotlib",
-    "tensorboard": "tensorboard",
-}
+IMPORTED_AS = {"open_clip": "open-clip-torch", "sklearn": "scikit-learn"}  # where the package has another name
 PACKAGES = {"curation": "vfm-curation", "eva": "vfm-eva", "clip": "vfm-clip", "diva": "vfm-diva"}
 
 
@@ -73,9 +70,16 @@ def stage_types(manager: pluggy.PluginManager) -> dict[str, type[Stage]]:
 
 
 def extra_of(module: str) -> str | None:
-    """The extra of vfm-core that brings a module, where one does."""
+    """What to install for a module that is missing, such as `vfm-core[torch]`: the extra of an installed package."""
     top = module.partition(".")[0]
-    return next((extra for extra, modules in EXTRAS.items() if top in modules.split()), None)
+    wanted = IMPORTED_AS.get(top, top.replace("_", "-"))
+    plugins = {entry.dist.name for entry in entry_points(group="vfm") if entry.dist}
+    for package in ("vfm-core", *sorted(plugins)):
+        for requirement in requires(package) or ():
+            found = re.match(rf"{re.escape(wanted)}\b[^;]*; *extra == ['\"](.+)['\"]", requirement)
+            if found:
+                return f"{package}[{found[1]}]"
+    return None
 
 
 def unknown_kind(kind: str, known: dict[str, type[Stage]]) -> str:

@@ -66,8 +66,8 @@ def lines_of(error: UserError | OSError | ModuleNotFoundError) -> list[str]:
     if isinstance(error, UserError):
         return str(error).splitlines()
     if isinstance(error, ModuleNotFoundError):
-        extra = extra_of(error.name or "")
-        return [f"this needs {error.name}: pip install 'vfm-core[{extra}]'"] if extra else []
+        needed = extra_of(error.name or "")
+        return [f"this needs {error.name}: pip install '{needed}'"] if needed else []
     name = error.filename2 or error.filename  # of a renaming the new name, of a link its own
     where = f"{name}: " if name else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
