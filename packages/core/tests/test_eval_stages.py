@@ -31,17 +31,19 @@ from eval_world import (
     write_rows,
 )
 from vfm.artifacts import Artifact, LabeledDataset, Pool, Report
+from vfm.builtin import EVALUATIONS
 from vfm.config import UserError
 from vfm.data import DatasetSpec, open_dataset
 from vfm.data.choices import load_choices, write_choices
 from vfm.data.images import decode_image
 from vfm.data.stages import Labeled
 from vfm.eval.encode import Reading
+from vfm.eval.feature_stages import Knn, LinearProbe
 from vfm.eval.judges.choices import judge_choices, judge_mmvp_vlm
 from vfm.eval.judges.probes import judge_knn, judge_linear_probe
 from vfm.eval.judges.retrieval import judge_retrieval
 from vfm.eval.judges.zero_shot import judge_zero_shot
-from vfm.eval.stages import Choices, Knn, LinearProbe, MmvpVlm, Retrieval, ZeroShot, eval_stages
+from vfm.eval.stages import Choices, MmvpVlm, Retrieval, ZeroShot
 from vfm.models import build_vision, save_vision
 from vfm.panels import ImagesPanel, TablePanel, load_panels
 from vfm.stage import Preflight
@@ -238,7 +240,7 @@ def test_a_template_file_without_a_place_for_the_name_is_refused_when_the_data_s
 
 
 def test_every_input_of_an_evaluation_is_described() -> None:
-    for stage in eval_stages():
+    for stage in EVALUATIONS:
         assert all(field.description for name, field in stage.model_fields.items() if name in ("data", "train"))
 
 
@@ -429,9 +431,9 @@ def test_probe_takes_a_vision_encoder_with_timms_own_pooled_features(tmp_path: P
 
 
 def test_stages_are_known_without_torch() -> None:
-    code = "import sys, vfm.eval.stages as s; assert len(list(s.eval_stages())) == 6; sys.exit('torch' in sys.modules)"
+    code = "import sys, vfm.builtin as b; assert len(b.EVALUATIONS) == 6; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert len({stage.kind_name() for stage in eval_stages()}) == 6
+    assert len({stage.kind_name() for stage in EVALUATIONS}) == 6
 
 
 def test_a_model_named_twice_is_refused() -> None:

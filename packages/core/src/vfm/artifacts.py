@@ -139,10 +139,11 @@ class ChoiceDataset(Artifact):
 
 
 class Metadata(Artifact):
-    """The list of entries that captions are matched against; an entry's id is its place in the list."""
+    """The entries that captions are matched against; an entry's id is its place, one numbering over all languages."""
 
     num_entries: int = Field(ge=1, description="entries in the list")
-    sha256: str = Field(description="hash of the ordered entries")
+    sha256: str = Field(description="hash of the ordered entries and their languages")
+    languages: list[str] = Field(default=[""], description="languages with entries; '' has those for texts of any")
 
 
 class Matches(Artifact):
@@ -219,7 +220,7 @@ class Comparison(Config):
     low: float
     high: float
     p_value: float
-    test: str = Field(description="exact McNemar, or paired bootstrap")
+    test: str = Field(description="exact McNemar, or sign flips")
 
 
 class Report(Artifact):
