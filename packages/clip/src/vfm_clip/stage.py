@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 class ClipTrain(ClipTraining):
     """Trains a CLIP model on pairs: from scratch, from a CLIP checkpoint, or with a pre-trained vision tower."""
+
+    version: ClassVar[int] = 2  # since a timm projection is drawn with the model, and crops follow its interpolation
 
     kind: Literal["clip.train"] = "clip.train"
     model: str | dict[str, Any] = Field(
