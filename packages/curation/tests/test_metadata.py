@@ -1,5 +1,6 @@
 """Metadata: frozen order, counts and PMI by the book, files of every kind, WordNet's golden number."""
 
+import hashlib
 import json
 import math
 import random
@@ -11,7 +12,7 @@ import pytest
 
 from vfm.config import UserError
 from vfm_curation.matching import Matcher
-from vfm_curation.metadata import Vocabulary, entries_sha256, read_entries, wordnet_entries
+from vfm_curation.metadata import EntryList, Vocabulary, entries_sha256, read_entries, wordnet_entries
 
 WORDNET = Path("/usr/share/wordnet")  # where Debian's wordnet-base puts it
 
@@ -50,7 +51,8 @@ def test_order_is_by_count_then_text_whatever_the_order_of_captions() -> None:
 def test_entries_do_not_change_with_the_hash_seed_of_python() -> None:
     code = (
         "from vfm_curation.metadata import Vocabulary, entries_sha256\n"
-        f"print(entries_sha256(Vocabulary({CAPTIONS!r}).entries(9, min_count=1, bigram_min_count=1)))"
+        f"entries = Vocabulary({CAPTIONS!r}).entries(9, min_count=1, bigram_min_count=1)\n"
+        "print(entries_sha256(('en', *pair) for pair in entries.items()))"
     )
     command = [sys.executable, "-c", code]
     hashes = {subprocess.check_output(command, env={"PYTHONHASHSEED": seed}) for seed in ("1", "2")}
@@ -79,7 +81,9 @@ def test_size_is_kept_and_one_kind_fills_up_for_the_other() -> None:
 )
 def test_files_of_every_kind_keep_their_order(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
-    assert list(read_entries(tmp_path / name)) == ["red fox", "cat", "()"]
+    entries = EntryList()
+    entries.add(read_entries(tmp_path / name))
+    assert list(entries) == [("", entry, name) for entry in ("red fox", "cat", "()")]
 
 
 def test_a_column_is_found_by_its_name(tmp_path: Path) -> None:
@@ -131,6 +135,8 @@ def test_wordnet_gives_the_papers_86654_entries() -> None:
     assert len(read_entries(WORDNET)) == 86_654
 
 
-def test_the_hash_names_the_order_too() -> None:
-    assert entries_sha256(["a", "b"]) != entries_sha256(["b", "a"])
-    assert entries_sha256(["a", "b"]) == "3554d2b8a1e34099053865de8576d1460b807430ec8c6b85315c9607ba93d308"
+def test_the_hash_names_order_and_languages() -> None:
+    rows = [("en", "a", "x"), ("en", "b", "x")]
+    others = [rows[::-1], [("en", "a", "x"), ("de", "b", "x")], rows[:1]]
+    assert entries_sha256(rows) not in map(entries_sha256, others)
+    assert entries_sha256(rows) == hashlib.sha256(b'["en", "a"]\n["en", "b"]\n').hexdigest()

@@ -205,7 +205,7 @@ def test_metadata_from_captions_is_frozen_and_sized(make_pool: Any, run_stage: A
     stage = BuildMetadata(name="entries", captions="p", size=12, min_count=2, bigram_min_count=2)
     metadata = run_stage(stage, p=pool)
     other = run_stage(stage.model_copy(update={"name": "other"}), p=make_pool("other_pool", shuffled, shard_size=7))
-    entries = load_entries(metadata)
+    entries = load_entries(metadata)["entry"].to_pylist()
     assert metadata.num_entries == len(entries) == 12
     assert {"dog", "the", "red car"} <= set(entries)
     assert metadata.sha256 == other.sha256

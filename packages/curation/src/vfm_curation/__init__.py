@@ -20,17 +20,25 @@ if TYPE_CHECKING:
         uniform,
     )
     from vfm_curation.matching import Matcher, dead_entries, match_plain, spacing, tokenize
-    from vfm_curation.metadata import Vocabulary, entries_sha256, load_entries, read_entries, wordnet_entries
+    from vfm_curation.metadata import (
+        EntryList,
+        Vocabulary,
+        entries_sha256,
+        ids_for,
+        load_entries,
+        read_entries,
+        wordnet_entries,
+    )
     from vfm_curation.shards import read_shards
     from vfm_curation.subset import expected_size
 
 _MODULES = ("balance", "matching", "metadata", "shards", "subset")
 
 __all__ = [
-    "Matcher", "Vocabulary", "count_ids", "cumulative_share", "dead_entries", "entries_sha256", "expected_size",
-    "keep_probability", "kept", "load_entries", "match_plain", "read_entries", "read_shards", "spacing",
-    "t_for_tail_share", "t_for_target_size", "tail_share", "text_key", "text_probability", "tokenize", "uniform",
-    "wordnet_entries",
+    "EntryList", "Matcher", "Vocabulary", "count_ids", "cumulative_share", "dead_entries", "entries_sha256",
+    "expected_size", "ids_for", "keep_probability", "kept", "load_entries", "match_plain", "read_entries",
+    "read_shards", "spacing", "t_for_tail_share", "t_for_target_size", "tail_share", "text_key", "text_probability",
+    "tokenize", "uniform", "wordnet_entries",
 ]  # fmt: skip
 
 

@@ -55,7 +55,7 @@ class MetaclipBalance(Curation):
 
         matches = ctx.load(self.matches)
         pool = Pool.load(matches.linked(matches.pool))
-        entries = load_entries(Metadata.load(matches.linked(matches.metadata)))
+        entries = load_entries(Metadata.load(matches.linked(matches.metadata)))["entry"].to_pylist()
         counts = np.load(matches.path / COUNTS_FILE)
         t = self._solve_t(matches, counts)
         probability = keep_probability(counts, t)

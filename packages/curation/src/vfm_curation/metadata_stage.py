@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -28,6 +28,8 @@ class BuildMetadata(Stage):
     bigram_share: float = Field(0.3, ge=0, le=1, description="from captions: share of pairs, strongest PMI first")
     languages: list[str] | None = Field(None, min_length=1, description="of the captions; default: the pool's first")
 
+    version: ClassVar[int] = 2
+
     @model_validator(mode="after")
     def _one_source(self) -> BuildMetadata:
         if (self.captions is None) == (self.path is None):
@@ -47,28 +49,31 @@ class BuildMetadata(Stage):
             pool.check_languages(self.languages or (), str(self.captions))
 
     def run(self, ctx: Context) -> Metadata:
-        """Writes `entries.parquet`: entry and source, in their frozen order."""
-        from vfm_curation.data_card import metadata_panels
+        """Writes `entries.parquet`: language, entry and source, in their frozen order."""
         from vfm_curation.matching import dead_entries
-        from vfm_curation.metadata import entries_sha256, save_entries
+        from vfm_curation.metadata import EntryList, entries_sha256, save_entries
+        from vfm_curation.metadata.panels import metadata_panels
 
-        sources = self._from_captions(ctx, self.captions) if self.captions else self._from_file(str(self.path))
-        save_entries(ctx.directory, sources)
-        dead = dead_entries(sources)
-        for panel in metadata_panels(sources, dead):
+        entries = EntryList(self.size)
+        entries.add(self._from_captions(ctx, self.captions) if self.captions else self._from_file(str(self.path)))
+        rows = list(entries)
+        if not rows:
+            raise UserError(f"{self.path}: holds no entries (empty lines and lone punctuation marks do not count)")
+        save_entries(ctx.directory, rows)
+        dead = dead_entries(entry for _, entry, _ in rows)
+        for panel in metadata_panels(rows, dead):
             ctx.panel(panel)
         if dead:
-            ctx.warn(f"{len(dead)} of {len(sources)} entries can never match; the panel 'Dead entries' says why")
-        ctx.emit("metrics", step=1, samples=len(sources), values={"curation/num_entries": len(sources)})
-        return Metadata.create(ctx.directory, num_entries=len(sources), sha256=entries_sha256(sources))
+            ctx.warn(f"{len(dead)} of {len(rows)} entries can never match; the panel 'Dead entries' says why")
+        ctx.emit("metrics", step=1, samples=len(rows), values={"curation/num_entries": len(rows)})
+        return Metadata.create(
+            ctx.directory, num_entries=len(rows), sha256=entries_sha256(rows), languages=entries.languages
+        )
 
     def _from_file(self, path: str) -> dict[str, str]:
         from vfm_curation.metadata import read_entries
 
-        sources = read_entries(path, column=self.column)
-        if not sources:
-            raise UserError(f"{path}: holds no entries (empty lines and lone punctuation marks do not count)")
-        return dict(list(sources.items())[: self.size])
+        return read_entries(path, column=self.column)
 
     def _from_captions(self, ctx: Context, captions: Ref[Pool]) -> dict[str, str]:
         from vfm.data import open_dataset

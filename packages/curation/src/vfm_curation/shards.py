@@ -80,7 +80,7 @@ class ShardSummary:
 @functools.lru_cache(maxsize=1)
 def _tools(pool: Path, metadata: Path) -> tuple[Source, Matcher]:
     """The pool and the matcher, made once in each process."""
-    return open_dataset(Pool.load(pool)), Matcher(load_entries(Metadata.load(metadata)))
+    return open_dataset(Pool.load(pool)), Matcher(load_entries(Metadata.load(metadata))["entry"].to_pylist())
 
 
 def match_shard(job: MatchJob, shard: int) -> ShardSummary:

@@ -1,0 +1,118 @@
+"""The entry list itself: merged from sources in a frozen order, named by a hash, kept as one Parquet file.
+
+An entry's id is its row, one numbering over all languages. An entry of language "" is for texts of any language.
+
+Source: Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671), section 3.1; Chuang et al. 2025, MetaCLIP 2
+(arXiv:2507.22062) for a list a language.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import string
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from vfm.artifacts import Metadata
+
+ENTRIES_FILE = "entries.parquet"
+SHARED = ""  # the language of entries that are for texts of any language
+MAX_LENGTH = 256  # characters; no caption holds a longer entry, and the paper of MetaCLIP 2 drops them too
+BATCH = 1 << 20  # rows of a row group
+Row = tuple[str, str, str]  # language, entry, source
+
+
+class EntryList:
+    """Merges sources in the order in which they come: where two hold an entry, the first one keeps it.
+
+    Args:
+        size: at most this many entries of each language; None: all.
+    """
+
+    def __init__(self, size: int | None = None) -> None:
+        self.size = size
+        self.left_out: Counter[tuple[str, str]] = Counter()  # (source, reason) -> entries
+        self._sources: dict[str, dict[str, str]] = {}
+
+    def add(self, entries: Mapping[str, str], language: str = SHARED) -> None:
+        """Adds entries (entry -> source) of one language, as far as they are usable, new and within the size."""
+        sources, shared = self._sources.setdefault(language, {}), self._sources.get(SHARED, {})
+        for entry, source in entries.items():
+            reason = unusable_reason(entry)
+            if reason is None and (entry in sources or entry in shared):
+                reason = "in an earlier source"
+            elif reason is None and self.size is not None and len(sources) >= self.size:
+                reason = "beyond the size"
+            if reason:
+                self.left_out[source, reason] += 1
+            else:
+                sources[entry] = source
+
+    def __len__(self) -> int:
+        return sum(map(len, self._sources.values()))
+
+    def __iter__(self) -> Iterator[Row]:
+        """Rows by id: the languages in the order in which they came, entries in that of their sources."""
+        for language, sources in self._sources.items():
+            yield from ((language, entry, source) for entry, source in sources.items())
+
+    @property
+    def languages(self) -> list[str]:
+        """Languages that have an entry."""
+        return [language for language, sources in self._sources.items() if sources]
+
+
+def unusable_reason(entry: str) -> str | None:
+    """Why a string is left out of every list, or None where it may be an entry."""
+    if not entry:
+        return "empty"
+    if len(entry) == 1 and entry in string.punctuation:
+        return "lone punctuation"
+    return f"longer than {MAX_LENGTH} characters" if len(entry) > MAX_LENGTH else None
+
+
+def entries_sha256(rows: Iterable[Row]) -> str:
+    """Hash of the ordered entries and their languages: SHA-256 over a JSON line `[language, entry]` for each."""
+    digest = hashlib.sha256()
+    for language, entry, _ in rows:
+        digest.update(f"{json.dumps([language, entry])}\n".encode())
+    return digest.hexdigest()
+
+
+def save_entries(directory: Path, rows: Iterable[Row]) -> None:
+    """Writes the entries as the bulk of a `Metadata` artifact: language, entry, source; the row is the id."""
+    schema = pa.schema([(name, pa.string()) for name in ("language", "entry", "source")])
+    with pq.ParquetWriter(directory / ENTRIES_FILE, schema, compression="zstd") as writer:
+        for batch in _batches(rows):
+            writer.write_table(pa.table(list(zip(*batch, strict=True)), schema=schema))
+
+
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    batch: list[Row] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def load_entries(metadata: Metadata) -> pa.Table:
+    """The entries of an artifact: columns language, entry, source (strings); an entry's id is its row."""
+    return pq.read_table(metadata.path / ENTRIES_FILE)
+
+
+def ids_for(entries: pa.Table, language: str) -> NDArray[np.int64]:
+    """Ids of the entries that a text of this language is matched against: the shared ones and the language's own."""
+    chosen = pc.is_in(entries["language"], pa.array([SHARED, language]))
+    ids: NDArray[np.int64] = np.flatnonzero(chosen.to_numpy())
+    return ids
