@@ -67,6 +67,20 @@ def test_a_model_that_knows_the_classes_gets_all_and_its_opposite_none(tmp_path:
     assert found["right"].predictions["images"]["predicted"].tolist() == [n % 7 for n in range(42)]
 
 
+def test_groups_of_classes_are_judged_each_by_itself_among_all_answers(tmp_path: Path) -> None:
+    data = labeled(tmp_path / "data").model_copy(update={"class_groups": {"head": [0, 1, 2, 3], "tail": [4, 5, 6]}})
+    data._path = tmp_path / "data"
+    run = run_in(tmp_path / "out")
+    _, found = judge_zero_shot(run.ctx, ORACLES, data)
+    for judgement in found.values():
+        verdicts = {verdict.metric: verdict for verdict in judgement.verdicts}
+        labels = judgement.predictions["images"]["label"]
+        assert len(verdicts["acc1/tail"].correct) == np.isin(labels, [4, 5, 6]).sum()
+        assert verdicts["acc1/tail"].chance == pytest.approx(1 / 7)
+        parts = np.concatenate([verdicts["acc1/head"].correct, verdicts["acc1/tail"].correct])
+        assert parts.mean() == verdicts["acc1"].value
+
+
 def test_a_model_that_knows_the_pictures_finds_every_caption_both_ways(tmp_path: Path) -> None:
     run = run_in(tmp_path / "out")
     _, found = judge_retrieval(run.ctx, ORACLES, pool(tmp_path / "data"))

@@ -15,6 +15,7 @@ from vfm.artifacts import Artifact, LabeledDataset, Pool
 from vfm.data import open_dataset
 from vfm.data.choices import load_choices
 from vfm.data.shapes import World, class_names, make_pairs, render_labeled, render_shard
+from vfm.data.shapes.sampling import generator, sample_scene
 from vfm.data.shapes.stages import ShapesChoices, ShapesClasses, ShapesPool
 from vfm.panels import load_panels
 from vfm.stage import Context, Stage
@@ -37,6 +38,17 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and "offsets" not in path.parts
     }
+
+
+def test_groups_of_classes_go_by_how_common_they_are_in_a_pool(tmp_path: Path) -> None:
+    world = SMALL.model_copy(update={"zipf": 1.5})
+    stage = ShapesClasses(kind="shapes.classes", name="val", num_samples=12, world=world)
+    made = make(stage, tmp_path)
+    assert isinstance(made, LabeledDataset)
+    assert sorted(label for group in made.class_groups.values() for label in group) == list(range(6))
+    scenes = Counter((s.shape, s.colour) for s in (sample_scene(world, generator(3, i)) for i in range(600)))
+    counts = {name: sum(scenes[world.combinations[c]] for c in group) for name, group in made.class_groups.items()}
+    assert counts["head"] > counts["middle"] > counts["tail"]
 
 
 def pool_stage(**changes: object) -> ShapesPool:

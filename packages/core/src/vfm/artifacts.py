@@ -129,6 +129,7 @@ class LabeledDataset(ImageDataset):
 
     class_names: list[str] = Field(description="by label")
     templates: list[str] = Field(["a photo of a {}."], description="prompts with a {} for the class name")
+    class_groups: dict[str, list[int]] = Field({}, description="labels of classes judged together: head, middle, tail")
 
 
 class ChoiceDataset(Artifact):

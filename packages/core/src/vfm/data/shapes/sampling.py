@@ -46,6 +46,13 @@ def combination_probabilities(num_combinations: int, zipf: float) -> NDArray[np.
     return np.asarray(weight / weight.sum())
 
 
+def class_groups(world: World) -> dict[str, list[int]]:
+    """The classes by how common they are in a pool: `head`, `middle` and `tail`, a third of them each."""
+    chances = combination_probabilities(len(world.combinations), world.zipf)
+    thirds = np.array_split(np.argsort(-chances, kind="stable"), 3)
+    return {name: sorted(map(int, third)) for name, third in zip(("head", "middle", "tail"), thirds, strict=True)}
+
+
 @cache
 def _cumulative(num_combinations: int, zipf: float) -> NDArray[np.float64]:
     return np.cumsum(combination_probabilities(num_combinations, zipf))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -76,6 +76,7 @@ class ShapesClasses(MadeImages):
     """A labelled set: every shape in every colour, equally often, with class names and prompts."""
 
     kind: Literal["shapes.classes"] = "shapes.classes"
+    version: ClassVar[int] = 2
     num_samples: int = Field(2400, ge=1, description="pictures to make")
 
     def run(self, ctx: Context) -> LabeledDataset:
@@ -83,12 +84,17 @@ class ShapesClasses(MadeImages):
         from vfm.data.report import leave_panels
         from vfm.data.shapes.captions import CLASS_TEMPLATES
         from vfm.data.shapes.render import class_names, render_labeled
+        from vfm.data.shapes.sampling import class_groups
 
         names = class_names(self.world)
         spec = DatasetSpec(label_key="json.label", class_names=names)
         count = self.write_shards(ctx, render_labeled, spec)
         dataset = LabeledDataset.create(
-            ctx.directory, num_samples=count, class_names=names, templates=list(CLASS_TEMPLATES)
+            ctx.directory,
+            num_samples=count,
+            class_names=names,
+            templates=list(CLASS_TEMPLATES),
+            class_groups=class_groups(self.world) if self.world.zipf else {},
         )
         leave_panels(ctx, dataset)
         return dataset

@@ -48,6 +48,7 @@ def judge_zero_shot(
         predicted = predicted_classes(images.features[name], classifier)
         columns = {"key": images.keys, "label": labels, "predicted": predicted, "rank": ranks}
         verdicts = class_verdicts(hits_at(ranks, 1), hits_at(ranks, 5), labels, len(names))
+        verdicts += group_verdicts(hits_at(ranks, 1), labels, data)
         judgements[name] = Judgement(verdicts, {"images": columns}, {"templates": list(templates)})
     ctx.panel(hardest_classes(names, labels, judgements))
     return data_hash(data, images.digests), judgements
@@ -77,6 +78,16 @@ def class_verdicts(
         verdicts.append(Verdict(f"{prefix}acc5", top5, chance=5 / num_classes))
     verdicts.append(Verdict(f"{prefix}mean_per_class_recall", top1, classes=labels, chance=1 / num_classes))
     return verdicts
+
+
+def group_verdicts(top1: NDArray[np.bool_], labels: NDArray[np.int64], data: LabeledDataset) -> list[Verdict]:
+    """Top-1 of the images of each group of classes (the tail, say); all classes may be answered."""
+    groups = [(group, np.isin(labels, members)) for group, members in data.class_groups.items()]
+    return [
+        Verdict(f"acc1/{group}", top1[those], chance=1 / len(data.class_names))
+        for group, those in groups
+        if those.any()
+    ]
 
 
 def hardest_classes(names: Sequence[str], labels: NDArray[np.int64], judgements: Mapping[str, Judgement]) -> TablePanel:
