@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,15 @@ import train_toy
 from train_toy import BAD, NUM_BAD, Regression, Samples, killed_plan, plan, train
 from vfm.train import Preempted
 from vfm.train.checkpoint import load_model, model_tensors
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """As the killed processes have: two threads add up in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def go(folder: Path, **data) -> tuple[dict[str, int], list]:

@@ -19,6 +19,18 @@ from vfm.data.images import decode_image
 from vfm.data.sample import BadSample
 
 QUESTIONS_FILE = "Questions.csv"
+MMVP_PATTERNS = (
+    "Orientation and Direction",
+    "Presence of Specific Features",
+    "State and Condition",
+    "Quantity and Count",
+    "Positional and Relational Context",
+    "Color and Appearance",
+    "Structural Characteristics",
+    "Texts",
+    "Viewpoint and Perspective",
+)
+MMVP_PAIRS_PER_PATTERN = 15
 IMAGE_ROOTS = ("MLLM_VLM Images", "MLLM_VLM_Images", "MMVP_VLM_Images")  # the authors', DIVA's, and some READMEs'
 
 OnBad = Callable[[str, str], None]
@@ -63,10 +75,19 @@ def _questions(path: Path) -> list[list[str]]:
     return rows
 
 
+def mmvp_patterns(num_pairs: int) -> list[str]:
+    """Pattern of each pair of the official set, which goes by *position* in the file, not by the file's Type column.
+
+    Raises:
+        ValueError: not the official 135 pairs, where position would say nothing.
+    """
+    if num_pairs != len(MMVP_PATTERNS) * MMVP_PAIRS_PER_PATTERN:
+        raise ValueError(f"patterns go by position only in the official set of 135 pairs, this one has {num_pairs}")
+    return [MMVP_PATTERNS[pair // MMVP_PAIRS_PER_PATTERN] for pair in range(num_pairs)]
+
+
 def _patterns(questions: list[list[str]]) -> list[str]:
     """The pattern of each pair: by place in the official set, as its authors count, else the file's own."""
-    from vfm.eval.choices import MMVP_PAIRS_PER_PATTERN, MMVP_PATTERNS, mmvp_patterns
-
     pairs = len(questions) // 2
     if pairs == len(MMVP_PATTERNS) * MMVP_PAIRS_PER_PATTERN:
         return mmvp_patterns(pairs)

@@ -11,21 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-
-MMVP_PROMPT = "a photo of "
-MMVP_PATTERNS = (
-    "Orientation and Direction",
-    "Presence of Specific Features",
-    "State and Condition",
-    "Quantity and Count",
-    "Positional and Relational Context",
-    "Color and Appearance",
-    "Structural Characteristics",
-    "Texts",
-    "Viewpoint and Perspective",
-)
-MMVP_PAIRS_PER_PATTERN = 15
 
 
 @dataclass(frozen=True)
@@ -55,25 +42,12 @@ def mmvp_vlm(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> MmvpResul
         logits: of each statement for each image, with the model's own temperature, (P, 2 statements, 2 images).
         truth: the image that each statement belongs to, 0 (an odd question id) or 1 (an even one), (P, 2).
     """
-    import torch  # here: whoever only reads MMVP's folder takes the patterns from this module and needs no torch
-
     if logits.shape[1:] != (2, 2) or truth.shape != logits.shape[:2]:
         raise ValueError(f"MMVP pairs are (P, 2, 2) logits and (P, 2) truths, got {logits.shape} and {truth.shape}")
     probability = torch.from_numpy(np.asarray(logits, dtype=np.float32)).softmax(dim=-1)[..., 0].numpy()
     prediction = np.where(probability > 0.5, 0, 1)
     right = prediction == truth
     return MmvpResult(probability, prediction, right, right.all(axis=1))
-
-
-def mmvp_patterns(num_pairs: int) -> list[str]:
-    """Pattern of each pair of the official set, which goes by *position* in the file, not by the file's Type column.
-
-    Raises:
-        ValueError: not the official 135 pairs, where position would say nothing.
-    """
-    if num_pairs != len(MMVP_PATTERNS) * MMVP_PAIRS_PER_PATTERN:
-        raise ValueError(f"patterns go by position only in the official set of 135 pairs, this one has {num_pairs}")
-    return [MMVP_PATTERNS[pair // MMVP_PAIRS_PER_PATTERN] for pair in range(num_pairs)]
 
 
 @dataclass(frozen=True)

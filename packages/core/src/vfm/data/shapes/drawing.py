@@ -1,6 +1,6 @@
 """Scenes to pixels: anti-aliased drawing by signed distances, the same picture at any size.
 
-One core draws about 5,000 pictures of 64 pixels a second; with captions, JPEG and tar it makes about 2,100 samples.
+One core draws about 5,000 pictures of 64 pixels a second; with captions, JPEG and tar it makes 1,400 to 2,100 samples.
 """
 
 # S picture size in pixels
