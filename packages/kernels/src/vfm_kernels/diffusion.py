@@ -85,28 +85,7 @@ def diffusion_target(kind: DiffusionKind, x0: Tensor, noise: Tensor, alpha_bar: 
 def denoising_error(
     kind: DiffusionKind, prediction: Tensor, x0: Tensor, noise: Tensor, alpha_bar: Tensor | None = None
 ) -> Tensor:
-    """Mean squared error of each sample in fp32, (B,): the loss before its mean, for curves over timesteps.
-
-    Arguments are those of `denoising_loss`.
-    """
-    target = diffusion_target(kind, x0, noise, alpha_bar)
-    if prediction.shape != target.shape:
-        raise ValueError(
-            f"prediction is {tuple(prediction.shape)}, its target {tuple(target.shape)}; they must be equal"
-        )
-    return (at_least_fp32(prediction) - at_least_fp32(target)).square().flatten(1).mean(dim=1)
-
-
-def denoising_loss(
-    kind: DiffusionKind,
-    prediction: Tensor,
-    x0: Tensor,
-    noise: Tensor,
-    alpha_bar: Tensor | None = None,
-    *,
-    weight: Tensor | None = None,
-) -> Tensor:
-    """Mean squared error between what the denoiser predicts and the target of its kind; 0 for a perfect one.
+    """Mean squared error between what the denoiser predicts and the target of its kind, of each sample.
 
     Args:
         kind: see `diffusion_target`.
@@ -114,16 +93,19 @@ def denoising_loss(
         x0: clean data or latents, like `prediction`.
         noise: what was added to it.
         alpha_bar: (B,); needed by `v` alone.
-        weight: of each sample, (B,), such as min-SNR's; 1 by default.
 
     Returns:
-        Scalar, fp32.
+        (B,) in fp32: the loss before its mean, so that samples can be weighed (min-SNR) and drawn over timesteps.
 
     Raises:
         ValueError: shapes that do not fit, and those of `diffusion_target`.
     """
-    error = denoising_error(kind, prediction, x0, noise, alpha_bar)
-    return error.mean() if weight is None else (error * weight).mean()
+    target = diffusion_target(kind, x0, noise, alpha_bar)
+    if prediction.shape != target.shape:
+        raise ValueError(
+            f"prediction is {tuple(prediction.shape)}, its target {tuple(target.shape)}; they must be equal"
+        )
+    return (at_least_fp32(prediction) - at_least_fp32(target)).square().flatten(1).mean(dim=1)
 
 
 def sample_times(
