@@ -133,7 +133,9 @@ def test_killed_match_redoes_only_unfinished_shards(make_pool: Any, run_stage: A
     folder = pool.path.parents[1] / "work" / "matches" / FOLDER
     finished = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
     assert len(finished) == 2
-    (folder / "00000002.part").write_bytes(b"half a file")
+    parts = folder.with_name(f"{FOLDER}.parts")
+    parts.mkdir(exist_ok=True)
+    (parts / "00000002.parquet.0").write_bytes(b"half a file")
     matches = run_stage(stage, p=pool, m=metadata)
     after = {file.name: file.stat().st_mtime_ns for file in (matches.path / FOLDER).iterdir()}
     assert after | finished == after

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, Field, GetCoreSchemaHandler, model_validator
 from pydantic_core import core_schema
@@ -71,6 +71,14 @@ class Runtime(Config):
         None,
         ge=1,
         description="CPU threads to compute with; default: one a core. Small models on a busy machine want 1",
+    )
+    engine: Literal["local", "ray"] = Field(
+        "local", description="what runs the shards of curation: `workers` processes of this machine, or tasks of Ray"
+    )
+    ray_address: str | None = Field(
+        None,
+        description="the Ray cluster: auto for the one that `ray start` left running here, or HOST:PORT;"
+        " default: one of this stage's own, with `workers` CPUs (0: all)",
     )
 
     @model_validator(mode="after")

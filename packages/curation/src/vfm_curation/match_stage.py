@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -65,15 +63,12 @@ class MatchTexts(Stage):
         )
 
     def _match(self, ctx: Context, job: MatchJob, num_shards: int) -> ShardSummary:
+        from vfm_curation.engine import told
         from vfm_curation.shards import ShardSummary, match_shards
 
-        total, begun = ShardSummary(), time.monotonic()
-        for done, summary in enumerate(match_shards(job, range(num_shards), self.runtime.workers), 1):
+        total = ShardSummary()
+        summaries = match_shards(job, range(num_shards), self.runtime)
+        per_text = lambda: round(total.num_pairs / max(1, total.num_texts), 2)  # noqa: E731
+        for summary in told(ctx, summaries, num_shards, matches_per_text=per_text):
             total.add(summary)
-            for reason, where in summary.bad_shown:
-                ctx.skip(reason, where)
-            ctx.bad.update(summary.bad - Counter(reason for reason, _ in summary.bad_shown))
-            rate = round(total.num_texts / max(1e-9, time.monotonic() - begun))
-            per_text = round(total.num_pairs / max(1, total.num_texts), 2)
-            ctx.progress(done, num_shards, unit="shards", texts_per_second=rate, matches_per_text=per_text)
         return total

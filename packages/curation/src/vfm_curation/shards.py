@@ -7,14 +7,12 @@ a crash only the missing ones are made. What is true of a shard as a whole lies 
 from __future__ import annotations
 
 import functools
-import json
-import multiprocessing
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,12 +22,15 @@ from numpy.typing import NDArray
 
 from vfm.artifacts import Metadata, Pool
 from vfm.data import Source, open_dataset
+from vfm.stage import Runtime
+from vfm_curation.engine import run_shards
 from vfm_curation.matching import Matcher
 from vfm_curation.metadata import load_entries
+from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 
 FOLDER = "shards"
-SUMMARY_KEY = b"vfm.summary"
 NUM_BAD_SHOWN = 20
+SEMANTICS = "metaclip 1"  # raised where the same text and entries give other matches
 OnBad = Callable[[str, str], None]  # told (reason, where) of a sample that cannot be used
 
 
@@ -70,17 +71,17 @@ class ShardSummary:
         self.num_pairs += other.num_pairs
 
     @classmethod
-    def of(cls, file: Path) -> ShardSummary:
-        """The summary in a finished file."""
-        record = json.loads(pq.read_schema(file).metadata[SUMMARY_KEY])
+    def of(cls, record: dict[str, Any]) -> ShardSummary:
+        """What a finished file says of itself."""
         shown = [(reason, where) for reason, where in record.pop("bad_shown")]
         return cls(bad=Counter(record.pop("bad")), bad_shown=shown, **record)
 
 
 @functools.lru_cache(maxsize=1)
-def _tools(pool: Path, metadata: Path) -> tuple[Source, Matcher]:
-    """The pool and the matcher, made once in each process."""
-    return open_dataset(Pool.load(pool)), Matcher(load_entries(Metadata.load(metadata))["entry"].to_pylist())
+def _tools(pool: Path, metadata: Path) -> tuple[Source, Matcher, str]:
+    """The pool, the matcher and the hash of its entries, made once in each process."""
+    entries = Metadata.load(metadata)
+    return open_dataset(Pool.load(pool)), Matcher(load_entries(entries)["entry"].to_pylist()), entries.sha256
 
 
 def match_shard(job: MatchJob, shard: int) -> ShardSummary:
@@ -88,10 +89,11 @@ def match_shard(job: MatchJob, shard: int) -> ShardSummary:
 
     The file has one row for each matched text: shard, row, uid, language, text_index, and ids, the entries in it.
     """
+    source, matcher, sha256 = _tools(job.pool, job.metadata)
+    made = made_from(asdict(source.index.shards[shard]), sha256, job.languages, SEMANTICS)
     file = job.file(shard)
-    if file.exists():
-        return ShardSummary.of(file)
-    source, matcher = _tools(job.pool, job.metadata)
+    if record := finished_summary(file, made):
+        return ShardSummary.of(record)
     summary = ShardSummary()
     texts = texts_in(source, shard, job.languages, on_bad=summary.skip)
     ids = ragged_ids(matcher.match(text.as_py()) for text in texts["text"])
@@ -103,9 +105,7 @@ def match_shard(job: MatchJob, shard: int) -> ShardSummary:
     )
     table = texts.drop_columns("text").add_column(0, "shard", pa.array(np.full(len(texts), shard, np.int32)))
     table = table.append_column("ids", ids).filter(matched)
-    part = file.with_suffix(".part")
-    pq.write_table(table.replace_schema_metadata({SUMMARY_KEY: json.dumps(vars(summary))}), part, compression="zstd")
-    part.rename(file)
+    write_shard_file(file, table, made, vars(summary))
     return summary
 
 
@@ -124,18 +124,9 @@ def ragged_ids(lists: Iterable[Sequence[int]]) -> pa.ListArray:
     return pa.ListArray.from_arrays(np.frombuffer(offsets, np.int32), np.frombuffer(values, np.int32))
 
 
-def match_shards(job: MatchJob, shards: Sequence[int], workers: int) -> Iterator[ShardSummary]:
-    """Matches shards, in this process or in `workers` others, and yields each one's summary as it is finished."""
-    try:
-        if workers < 2:
-            yield from (match_shard(job, shard) for shard in shards)
-            return
-        # Spawned, not forked: a fork of a process with running threads may hang.
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            for done in as_completed([pool.submit(match_shard, job, shard) for shard in shards]):
-                yield done.result()
-    finally:
-        _tools.cache_clear()
+def match_shards(job: MatchJob, shards: Sequence[int], runtime: Runtime) -> Iterator[ShardSummary]:
+    """Matches shards where `runtime` says, and yields each one's summary as it is finished."""
+    return run_shards(match_shard, job, shards, runtime)
 
 
 @dataclass(frozen=True)
