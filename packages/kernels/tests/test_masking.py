@@ -2,6 +2,8 @@
 
 import math
 from collections import Counter
+from collections.abc import Iterator
+from itertools import count
 from time import perf_counter
 
 import numpy as np
@@ -21,47 +23,73 @@ def eva_masks() -> torch.Tensor:
     return block_mask(range(NUM_MASKS), EVA_GRID, EVA_COUNT)
 
 
-def test_block_mask_equals_the_released_algorithm_on_arrays():
-    """The same uniforms given to a transcription of BEiT's loop over a NumPy grid make the same masks."""
-    for seed in range(200):
-        expected = released_block_mask(seed, *EVA_GRID, EVA_COUNT, min_block=16)
-        assert torch.equal(block_mask([seed], EVA_GRID, EVA_COUNT)[0], torch.from_numpy(expected.reshape(-1)))
+def uniforms(seed: int) -> Iterator[list[float]]:
+    """The five uniforms of each attempt of a sample: SplitMix64 on Python's integers."""
+
+    def mixed(word: int) -> int:
+        word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        word = (word ^ (word >> 27)) * 0x94D049BB133111EB % 2**64
+        return word ^ (word >> 31)
+
+    key = mixed(seed % 2**64)
+    for attempt in count():
+        numbers = range(5 * attempt + 1, 5 * attempt + 6)
+        yield [(mixed((key + number * 0x9E3779B97F4A7C15) % 2**64) >> 11) / 2**53 for number in numbers]
 
 
-def released_block_mask(seed: int, rows: int, columns: int, num_masked: int, min_block: int) -> np.ndarray:
-    generator = np.random.Generator(np.random.Philox(key=seed))
-    stream = (value for _ in range(1000) for value in generator.random(64).tolist()[::-1])
-
-    def uniform(low: float, high: float) -> float:
-        return low + (high - low) * next(stream)
-
+def released_block_mask(seed: int, rows: int, columns: int, num_masked: int, *, exact: bool = False) -> torch.Tensor:
+    """The plain twin: BEiT's loop for one image on a NumPy grid, and what `block_mask_exact` adds where it stops."""
+    min_block, stream = max(1, round(rows * columns / 16)), uniforms(seed)
     mask = np.zeros((rows, columns), dtype=bool)
+
+    def draw(most: int) -> tuple[np.ndarray, float]:
+        of_area, of_aspect, of_top, of_left, coin = next(stream)
+        area = min_block + (most - min_block) * of_area
+        aspect = math.exp(math.log(0.3) + (math.log(1 / 0.3) - math.log(0.3)) * of_aspect)
+        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        block = np.zeros_like(mask)
+        if w < columns and h < rows:
+            top, left = int(of_top * (rows - h + 1)), int(of_left * (columns - w + 1))
+            block[top : top + h, left : left + w] = True
+        return block & ~mask, coin
+
     while mask.sum() < num_masked:
-        most, delta = num_masked - mask.sum(), 0
+        delta = 0
         for _ in range(10):
-            area = uniform(min_block, most)
-            aspect = math.exp(uniform(math.log(0.3), math.log(1 / 0.3)))
-            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            if w < columns and h < rows:
-                top, left = int(uniform(0, rows - h + 1)), int(uniform(0, columns - w + 1))
-                overlap = mask[top : top + h, left : left + w].sum()
-                if 0 < h * w - overlap <= most:
-                    mask[top : top + h, left : left + w] = True
-                    delta = h * w - overlap
-                    break
+            new, _ = draw(num_masked - mask.sum())
+            if 0 < new.sum() <= num_masked - mask.sum():
+                mask, delta = mask | new, new.sum()
+                break
         if delta == 0:
             break
-    return mask
+    while exact and (missing := int(num_masked - mask.sum())):
+        for _ in range(10):
+            new, coin = draw(missing)
+            if new.any():
+                break
+        else:
+            new = ~mask
+        places = np.flatnonzero(new)
+        mask.flat[places[-missing:] if coin < 0.5 else places[:missing]] = True
+    return torch.from_numpy(mask.reshape(-1))
+
+
+@pytest.mark.parametrize(("rows", "columns", "num_masked"), [(*EVA_GRID, EVA_COUNT), (7, 5, 30), (4, 4, 7), (2, 9, 17)])
+def test_masks_in_lock_step_are_those_of_the_released_algorithm_on_one_image(rows, columns, num_masked):
+    seeds = [*range(300), -1, -(2**63), 2**64 - 1]
+    for draw, exact in [(block_mask, False), (block_mask_exact, True)]:
+        expected = [released_block_mask(seed, rows, columns, num_masked, exact=exact) for seed in seeds]
+        assert torch.equal(draw(seeds, (rows, columns), num_masked), torch.stack(expected))
 
 
 def test_block_counts_have_the_statistics_of_the_released_code(eva_masks):
     counts = eva_masks.sum(dim=1)
     assert counts.float().mean().item() == pytest.approx(104.45, abs=0.04)
     shares = Counter(counts.tolist())
-    for count, share in {105: 0.653, 104: 0.243, 103: 0.056, 102: 0.027, 101: 0.007}.items():
-        assert shares[count] / NUM_MASKS == pytest.approx(share, abs=0.015), count
+    for size, share in {105: 0.653, 104: 0.243, 103: 0.056, 102: 0.027, 101: 0.007}.items():
+        assert shares[size] / NUM_MASKS == pytest.approx(share, abs=0.015), size
     assert counts.max() == EVA_COUNT
-    assert counts.min() >= 85
+    assert 85 <= counts.min() <= 94
 
 
 @pytest.mark.parametrize("draw", [block_mask, block_mask_exact])
@@ -145,14 +173,14 @@ def test_random_masks_are_uniform():
 
 
 @ALL
-def test_a_mask_costs_less_than_200_microseconds(draw):
+def test_a_mask_costs_less_than_20_microseconds(draw):
     draw(range(100), EVA_GRID, EVA_COUNT)
     fastest = math.inf
-    for _ in range(3):  # the best of three, as the machine may be busy
+    for _ in range(5):  # the best of five, as the machine may be busy
         start = perf_counter()
-        draw(range(500), EVA_GRID, EVA_COUNT)
+        draw(range(1024), EVA_GRID, EVA_COUNT)
         fastest = min(fastest, perf_counter() - start)
-    assert fastest / 500 < 200e-6
+    assert fastest / 1024 < 20e-6
 
 
 @ALL
