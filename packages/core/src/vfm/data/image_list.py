@@ -7,14 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vfm.data import files
 from vfm.data.captions import require_captions
 from vfm.data.index import Shard
 from vfm.data.sample import BadSample, Sample, uid_of
 from vfm.data.spec import DatasetSpec
+from vfm.data.texts import OnBad, Rows, texts_by_column, texts_by_sample, uids_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 ROWS_PER_SHARD = 10_000
 
@@ -99,6 +105,15 @@ class ImageListShard:
         texts = {language: self.table[f"texts.{language}"][row].as_py() for language in self.spec.texts}
         entry = ImageEntry(key, image, texts, label, BadSample(reason, image) if reason else None)
         return entry.read(self.spec, with_image=with_image)
+
+    def texts(self, rows: Rows, on_bad: OnBad) -> pa.Table:
+        """The texts of rows, ascending, as `texts_schema` says; what was bad when it was listed has none."""
+        read = partial(self.read, with_image=False)
+        if not self.spec.texts or self.spec.label_key:
+            return texts_by_sample(read, rows, on_bad)
+        table = self.table.take(rows)
+        columns = {language: table[f"texts.{language}"].combine_chunks() for language in self.spec.texts}
+        return texts_by_column(read, rows, columns, columns, lambda good: uids_of(table["key"].filter(good)), on_bad)
 
 
 def _read_image(path: str) -> bytes:

@@ -6,19 +6,23 @@ row groups (a hundred images or so) read well at random, large ones do not.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vfm.config import UserError
 from vfm.data import files
 from vfm.data.captions import clean_captions, field_of, require_captions
 from vfm.data.sample import BadSample, Sample, uid_of
 from vfm.data.spec import DatasetSpec
+from vfm.data.texts import OnBad, Rows, is_plain, is_text, texts_by_column, texts_by_sample, texts_schema, uids_of
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "img")
 GROUPS_IN_MEMORY = 4
+ROWS_AT_A_TIME = 1 << 18  # of a row group, for their texts
 
 
 class ParquetShard:
@@ -52,8 +56,7 @@ class ParquetShard:
         table = self._group(group, False)
         if "key" in table.column_names and (key := table["key"][place].as_py()) is not None:
             return str(key)
-        name = self.path.rpartition("/")[2].removesuffix(".parquet")
-        return f"{name}/{row:08d}"
+        return self._name(row)
 
     def read(self, row: int, *, with_image: bool = True) -> Sample:
         """The sample of a row.
@@ -73,6 +76,53 @@ class ParquetShard:
         key, uid = self.key(row), values.get("uid")
         image = _image_bytes(values[self.image], where) if with_image else b""
         return Sample(key, uid if isinstance(uid, str) and uid else uid_of(key), image, texts, label)
+
+    def texts(self, rows: Rows, on_bad: OnBad) -> Any:
+        """The texts of rows, ascending, as `texts_schema` says: a column at a time where their types are plain."""
+        import pyarrow as pa
+
+        read = partial(self.read, with_image=False)
+        wanted = [name for name in self.texts_only if name != "url"]
+        if not self.spec.texts or self.spec.label_key or not self._has_plain(wanted):
+            return texts_by_sample(read, rows, on_bad)
+        parts = [texts_schema().empty_table()]
+        for group, end in enumerate(self.ends.tolist()):
+            begin = end - self.file.metadata.row_group(group).num_rows
+            inside = rows[(begin <= rows) & (rows < end)]
+            table = self.file.read_row_group(group, columns=wanted) if len(inside) else None
+            for first in range(0, len(inside), ROWS_AT_A_TIME):
+                some = inside[first : first + ROWS_AT_A_TIME]
+                places = some - begin
+                whole = places[-1] - places[0] + 1 == len(some)
+                part = table.slice(places[0], len(some)) if whole else table.take(places)
+                columns = {name: part[name].combine_chunks() for name in wanted}
+                texts = {language: columns[source] for language, source in self.spec.texts.items()}
+                parts.append(texts_by_column(read, some, texts, columns, partial(self._uids, columns, some), on_bad))
+        return pa.concat_tables(parts)
+
+    def _has_plain(self, names: Sequence[str]) -> bool:
+        schema = self.file.schema_arrow
+        return set(self.spec.texts.values()) <= set(names) and all(is_plain(schema.field(name).type) for name in names)
+
+    def _uids(self, columns: Mapping[str, Any], rows: Rows, good: NDArray[np.bool_]) -> Any:
+        """The uids of the rows in a mask: the column `uid`, or made from the keys where it has none."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        given = columns["uid"].filter(pa.array(good)) if "uid" in columns else pa.nulls(int(good.sum()))
+        given = given.cast(pa.string()) if is_text(given.type) else pa.nulls(len(given), pa.string())
+        given = pc.if_else(pc.equal(given, ""), None, given)
+        if not given.null_count:
+            return given
+        lacking = good.nonzero()[0][given.is_null().to_numpy(zero_copy_only=False)]
+        keys = columns["key"].take(lacking).to_pylist() if "key" in columns else [None] * len(lacking)
+        rows = rows[lacking].tolist()
+        names = [self._name(row) if key is None else str(key) for row, key in zip(rows, keys, strict=True)]
+        return pc.replace_with_mask(given, given.is_null(), uids_of(names))
+
+    def _name(self, row: int) -> str:
+        name = self.path.rpartition("/")[2].removesuffix(".parquet")
+        return f"{name}/{row:08d}"
 
     def _locate(self, row: int) -> tuple[int, int]:
         group = int(np.searchsorted(self.ends, row, side="right"))

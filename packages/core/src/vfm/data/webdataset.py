@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from vfm.data.parquet import open_parquet
 from vfm.data.sample import BadSample, Sample, uid_of
 from vfm.data.spec import DatasetSpec
 from vfm.data.tar_scan import MAX_ROWS, load_scan, save_scan, scan_tar
+from vfm.data.texts import OnBad, Rows, texts_by_sample
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm")
 MAX_GAP = 64 << 10  # bytes read in vain to spare a second read
@@ -70,6 +72,10 @@ class TarShard:
             if row == len(self.keys) - 1 and not self.complete and bad.reason.startswith("missing_"):
                 raise BadSample("truncated_shard", where) from None
             raise
+
+    def texts(self, rows: Rows, on_bad: OnBad) -> Any:
+        """The texts of rows, ascending, as `texts_schema` says."""
+        return texts_by_sample(partial(self.read, with_image=False), rows, on_bad)
 
     def _read(self, row: int, where: str, with_image: bool) -> Sample:
         key = self.keys[row]

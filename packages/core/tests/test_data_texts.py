@@ -1,0 +1,111 @@
+"""The texts of a shard a column at a time: equal to reading sample by sample, bad samples by reason included."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vfm.data import DatasetSpec
+from vfm.data.image_list import ImageEntry, ImageListShard, write_image_lists
+from vfm.data.parquet import ParquetShard
+from vfm.data.sample import BadSample
+from vfm.data.texts import texts_by_sample
+
+LONG, LONG_IN_BYTES = b"x" * 65_537, "é".encode() * 32_769
+PIECES = [b"a dog", b" \t", "\u3000猫\x85".encode(), b"", b"\xff", b"\xed\xa0\x80", LONG, LONG_IN_BYTES, b"\x00"]
+TEXT = st.none() | st.lists(st.sampled_from(PIECES), max_size=2).map(b"".join)
+KINDS = [pa.string(), pa.large_string(), pa.list_(pa.string()), pa.large_list(pa.large_string())]
+
+
+def column(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """A column of a type from bytes, UTF-8 or not, as writers that do not check leave it."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        flat = column([item for value in values for item in value or []], kind.value_type)
+        ends = np.cumsum([0, *(len(value or []) for value in values)])
+        offsets = pa.array([None if v is None else e for v, e in zip([*values, []], ends, strict=True)])
+        wide = pa.types.is_large_list(kind)
+        return (pa.LargeListArray if wide else pa.ListArray).from_arrays(
+            offsets.cast(pa.int64() if wide else pa.int32()), flat
+        )
+    large = pa.types.is_large_string(kind)
+    plain = pa.array(values, pa.large_binary() if large else pa.binary())
+    return pa.Array.from_buffers(kind, len(plain), plain.buffers())
+
+
+@st.composite
+def tables(draw: Any) -> tuple[pa.Table, dict[str, str], int]:
+    """A table with images, captions in up to two columns, perhaps keys and uids; where captions stand; rows a group."""
+    num_rows = draw(st.integers(1, 12))
+    columns = {"image": pa.array([b"\xff"] * num_rows)}
+    languages = draw(st.sampled_from([["en"], ["en", "de"]]))
+    for language in languages:
+        kind = draw(st.sampled_from(KINDS))
+        values = st.none() | st.lists(TEXT, max_size=3) if pa.types.is_nested(kind) else TEXT
+        columns[language] = column(draw(st.lists(values, min_size=num_rows, max_size=num_rows)), kind)
+    for name in draw(st.sets(st.sampled_from(["key", "uid"]))):
+        if draw(st.booleans()):
+            columns[name] = pa.array(
+                draw(st.lists(st.none() | st.integers(0, 99), min_size=num_rows, max_size=num_rows))
+            )
+        else:
+            columns[name] = column(draw(st.lists(TEXT, min_size=num_rows, max_size=num_rows)), pa.string())
+    return pa.table(columns), {language: language for language in languages}, draw(st.integers(1, 12))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(made=tables(), data=st.data())
+def test_columns_of_parquet_give_the_texts_of_its_samples(tmp_path: Path, made: Any, data: Any) -> None:
+    table, texts, rows_a_group = made
+    path = tmp_path / "shard.parquet"
+    pq.write_table(table, path, row_group_size=rows_a_group)
+    shard = ParquetShard(str(path), DatasetSpec(texts=texts))
+    rows = np.array(sorted(data.draw(st.sets(st.integers(0, len(table) - 1)))), dtype=np.int64)
+    bad: list[tuple[str, str]] = []
+    bad_by_sample: list[tuple[str, str]] = []
+    found = shard.texts(rows, lambda *told: bad.append(told))
+    expected = texts_by_sample(partial(shard.read, with_image=False), rows, lambda *told: bad_by_sample.append(told))
+    assert found.equals(expected)
+    assert bad == bad_by_sample
+
+
+@pytest.mark.parametrize(
+    "texts", [{"en": "meta.en"}, {"en": "words"}], ids=["a field of a struct", "a dictionary of strings"]
+)
+def test_columns_of_other_types_are_read_by_sample(tmp_path: Path, texts: dict[str, str]) -> None:
+    columns = {
+        "image": [b"\xff"] * 3,
+        "meta": [{"en": "a dog"}, {"en": None}, None],
+        "words": pa.array(["a dog", None, " "]).dictionary_encode(),
+    }
+    path = tmp_path / "shard.parquet"
+    pq.write_table(pa.table(columns), path)
+    bad: list[str] = []
+    found = ParquetShard(str(path), DatasetSpec(texts=texts)).texts(np.arange(3), lambda why, _: bad.append(why))
+    assert found["text"].to_pylist() == ["a dog"]
+    assert bad == ["missing_caption"] * 2
+
+
+def test_a_list_of_images_gives_the_texts_of_its_samples(tmp_path: Path) -> None:
+    entries = [
+        ImageEntry("a", "a.jpg", {"en": ["one", "two"], "de": ["eins"]}),
+        ImageEntry("b", "b.jpg", problem=BadSample("unsafe_path", "b.jpg")),
+        ImageEntry("c", "c.jpg", {"de": ["drei"]}),
+        ImageEntry("d", "d.jpg"),
+    ]
+    spec = DatasetSpec(texts={"en": "txt", "de": "json.de"})
+    (made,) = write_image_lists(tmp_path, entries, spec)
+    shard = ImageListShard(made.path, spec)
+    bad: list[tuple[str, str]] = []
+    found = shard.texts(np.array([0, 1, 2, 3]), lambda *told: bad.append(told))
+    expected = texts_by_sample(partial(shard.read, with_image=False), np.arange(4), lambda *told: None)
+    assert found.equals(expected)
+    assert found["text_index"].to_pylist() == [0, 1, 0, 0]
+    assert bad == [("unsafe_path", "b.jpg"), ("missing_caption", "d.jpg")]
