@@ -1,43 +1,111 @@
 """Metadata: frozen order, counts and PMI by the book, files of every kind, WordNet's golden number."""
 
 import hashlib
+import itertools
 import json
 import math
 import random
 import subprocess
 import sys
+import tempfile
+from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vfm.config import UserError
 from vfm_curation.matching import Matcher
-from vfm_curation.metadata import EntryList, Vocabulary, entries_sha256, read_entries, wordnet_entries
+from vfm_curation.metadata import (
+    EntryList,
+    Vocabulary,
+    entries_sha256,
+    ids_for,
+    lint,
+    read_entries,
+    read_lists,
+    wordnet_entries,
+)
+from vfm_curation.metadata.counting import SpillingCounter
 
 WORDNET = Path("/usr/share/wordnet")  # where Debian's wordnet-base puts it
 
 CAPTIONS = ["a red fox, asleep", "a red fox jumps", "the red car - fast!", "A red fox (again)", "a  red car"]
 
 
+def counted(counter: SpillingCounter) -> dict[str, int]:
+    return {row["key"]: row["count"] for table in counter.tables() for row in table.to_pylist()}
+
+
 def test_words_and_pairs_are_counted_as_the_matcher_finds_them() -> None:
     vocabulary = Vocabulary(CAPTIONS)
-    assert vocabulary.unigrams["red"] == 5
-    assert vocabulary.unigrams["a"] == 3
-    assert vocabulary.unigrams["A"] == 1
-    assert not {",", "", "-", "!"} & set(vocabulary.unigrams)
-    assert vocabulary.bigrams["red", "fox"] == 3
-    assert vocabulary.bigrams["fox", "asleep"] == 0  # the comma stands between
-    assert vocabulary.bigrams["a", "red"] == 2  # not across the double space
-    pairs = [" ".join(pair) for pair in vocabulary.bigrams]
-    matcher = Matcher(pairs)
-    for index, pair in enumerate(vocabulary.bigrams):
-        assert sum(index in matcher.match(caption) for caption in CAPTIONS) == vocabulary.bigrams[pair]
+    words, pairs = counted(vocabulary.words), counted(vocabulary.pairs)
+    assert words == {
+        "a": 3,
+        "red": 5,
+        "fox": 3,
+        "asleep": 1,
+        "jumps": 1,
+        "the": 1,
+        "car": 2,
+        "fast": 1,
+        "A": 1,
+        "(again)": 1,
+    }
+    assert "fox asleep" not in pairs  # the comma stands between
+    assert pairs["a red"] == 2  # not across the double space
+    matcher = Matcher(list(pairs))
+    for index, (pair, count) in enumerate(pairs.items()):
+        assert sum(index in matcher.match(caption) for caption in CAPTIONS) == count, pair
 
 
 def test_pmi_by_hand() -> None:
-    vocabulary = Vocabulary(["new york", "new york", "new car", "a car"])
-    assert vocabulary.pmi("new", "york") == pytest.approx(math.log2((2 / 8) / ((3 / 8) * (2 / 8))))
-    assert vocabulary.top_bigrams(min_count=2) == ["new york"]
+    captions = ["new york", "new york", "new car", "a car"]
+    vocabulary = Vocabulary(captions)
+    pmi = math.log2((2 / 8) / ((3 / 8) * (2 / 8)))
+    assert vocabulary.top_pairs(min_count=2) == ["new york"]
+    assert vocabulary.top_pairs(min_pmi=pmi - 1e-6) == ["a car", "new york"]
+    assert vocabulary.top_pairs(min_pmi=pmi + 1e-6) == ["a car"]
+
+
+def test_score_by_hand() -> None:
+    """Pairs a b (three times), c d, e f, a d: a rare pair has the higher PMI, the common one the higher score."""
+    vocabulary = Vocabulary(["a b"] * 3 + ["c d", "e f", "a d"])
+    count = {"a b": (3, 4, 3), "c d": (1, 1, 2), "e f": (1, 1, 1), "a d": (1, 4, 2)}
+    pmi = {pair: math.log2(both * 12 / (first * second)) for pair, (both, first, second) in count.items()}
+    base = sorted(pmi.values())[1]  # 30 % of four
+    score = {pair: (count[pair][0] + 1) ** 0.7 * (pmi[pair] - base) for pair in pmi}
+    assert vocabulary.top_pairs() == ["e f", "c d", "a b", "a d"]
+    ranked = sorted((pair for pair in score if score[pair] > 1e-3), key=lambda pair: -score[pair])
+    assert [pair for pair in vocabulary.top_pairs(rank="score") if score[pair] > 1e-3] == ranked
+    assert vocabulary.top_pairs(rank="score", limit=1) == ranked[:1]
+
+
+words = st.text("ab", min_size=1, max_size=3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(words, max_size=6).map(" ".join), max_size=12))
+def test_counts_spilled_to_disk_equal_those_in_memory(texts: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        spilled = Vocabulary(texts, folder=Path(folder), max_counted=2)
+        plain = Vocabulary(texts)
+        assert counted(spilled.words) == Counter(itertools.chain.from_iterable(map(str.split, texts)))
+        assert counted(spilled.pairs) == counted(plain.pairs)
+        assert spilled.top_pairs() == plain.top_pairs()
+        assert spilled.top_pairs(rank="score", limit=3) == plain.top_pairs(rank="score", limit=3)
+        assert spilled.entries(5, min_count=1, bigram_min_count=1) == plain.entries(5, min_count=1, bigram_min_count=1)
+
+
+def test_top_strings_by_count_share_and_limit() -> None:
+    counter = SpillingCounter()
+    counter.add({"a": 1, "c": 5, "b": 5, "d": 3})
+    assert counter.top() == ["b", "c", "d", "a"]
+    assert counter.top(3) == ["b", "c", "d"]
+    assert counter.top(share=0.5) == counter.top(limit=2) == ["b", "c"]
+    assert counter.top(limit=0) == []
 
 
 def test_order_is_by_count_then_text_whatever_the_order_of_captions() -> None:
@@ -133,6 +201,67 @@ def test_wordnet_names_are_cut_at_the_dot_and_freed_of_marks(tmp_path: Path) -> 
 @pytest.mark.skipif(not (WORDNET / "data.noun").exists(), reason="Debian's wordnet-base is not installed")
 def test_wordnet_gives_the_papers_86654_entries() -> None:
     assert len(read_entries(WORDNET)) == 86_654
+
+
+def test_an_open_wordnet_of_another_language_gives_its_words(tmp_path: Path) -> None:
+    text = "# Wolf\tfra\turl\tfree\n1-n\tfra:lemma\tdans l'eau\n1-n\tfra:def\tnon\n2-n\tlemma\tBout_de_pain\n"
+    (tmp_path / "wn.tab").write_text(text, encoding="utf-8")
+    assert list(wordnet_entries(tmp_path / "wn.tab", numbers=False)) == ["dans l'eau", "Bout de pain"]
+    (tmp_path / "wn.tab").write_text("lemma\n", encoding="utf-8")
+    with pytest.raises(UserError, match="no file of WordNet"):
+        wordnet_entries(tmp_path / "wn.tab")
+
+
+def test_lists_by_language_and_with_sources(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"0": "", "cat": "w", "New York": "b", "x": "mine"}), encoding="utf-8")
+    sources = {"0": "number", "cat": "wordnet", "New York": "wikipedia bigram", "x": "mine"}
+    assert read_lists(path, language="en") == {"en": sources}
+    path.write_text(json.dumps({"en": ["cat"], "de": {"Katze": "t"}}), encoding="utf-8")
+    assert read_lists(path) == {"en": {"cat": "a.json"}, "de": {"Katze": "wikipedia title"}}
+    with pytest.raises(UserError, match="has a list for each of en, de"):
+        read_entries(path)
+    folder = tmp_path / "lists"
+    folder.mkdir()
+    (folder / "fr.json").write_text('["chat"]', encoding="utf-8")
+    (folder / "cs.json").write_text('["kočka"]', encoding="utf-8")
+    assert read_lists(folder) == {"cs": {"kočka": "cs.json"}, "fr": {"chat": "fr.json"}}
+
+
+def test_merged_in_order_the_first_source_wins_up_to_the_size() -> None:
+    entries = EntryList(size=3)
+    entries.add({"cat": "one", "!": "one", "x" * 257: "one", "dog": "one"})
+    entries.add({"dog": "two", "owl": "two", "fox": "two"})
+    entries.add({"cat": "two", "Hund": "two", "，": "two"}, "de")
+    assert list(entries) == [("", "cat", "one"), ("", "dog", "one"), ("", "owl", "two"), ("de", "Hund", "two")]
+    assert entries.languages == ["", "de"]
+    assert entries.num_beyond == 1
+    assert [(row[1], reason) for row, reason in entries.left_out] == [
+        ("!", "lone punctuation"),
+        ("x" * 257, "longer than 256 characters"),
+        ("dog", "also in an earlier source: one"),
+        ("cat", "also in an earlier source: one"),
+        ("，", "lone punctuation"),
+    ]
+
+
+def test_a_text_is_matched_against_the_shared_entries_and_its_languages() -> None:
+    languages = ["", "en", "de", "", "en"]
+    assert ids_for(pa.table({"language": languages}), "en").tolist() == [0, 1, 3, 4]
+    assert ids_for(pa.table({"language": languages}), "fr").tolist() == [0, 3]
+
+
+def test_lint_tells_dead_left_out_and_odd_entries() -> None:
+    entries = EntryList()
+    entries.add({"chat": "a", "chat ": "a", "!": "a"}, "fr")
+    entries.add({"chat": "b", "U.S.": "b", "--": "b"})
+    assert [(one.language, one.entry, one.source, one.verdict) for one in lint(entries)] == [
+        ("", "U.S.", "b", "dead"),
+        ("fr", "!", "a", "left out"),
+        ("fr", "chat", "a", "odd"),  # stands for any language too
+        ("fr", "chat ", "a", "odd"),
+        ("", "--", "b", "odd"),
+    ]
 
 
 def test_the_hash_names_order_and_languages() -> None:

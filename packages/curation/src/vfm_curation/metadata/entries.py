@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import string
-from collections import Counter
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -39,22 +39,22 @@ class EntryList:
 
     def __init__(self, size: int | None = None) -> None:
         self.size = size
-        self.left_out: Counter[tuple[str, str]] = Counter()  # (source, reason) -> entries
+        self.left_out: list[tuple[Row, str]] = []  # and why; without those beyond the size
+        self.num_beyond = 0
         self._sources: dict[str, dict[str, str]] = {}
 
     def add(self, entries: Mapping[str, str], language: str = SHARED) -> None:
         """Adds entries (entry -> source) of one language, as far as they are usable, new and within the size."""
-        sources, shared = self._sources.setdefault(language, {}), self._sources.get(SHARED, {})
+        own, shared = self._sources.setdefault(language, {}), self._sources.get(SHARED, {})
         for entry, source in entries.items():
-            reason = unusable_reason(entry)
-            if reason is None and (entry in sources or entry in shared):
-                reason = "in an earlier source"
-            elif reason is None and self.size is not None and len(sources) >= self.size:
-                reason = "beyond the size"
+            earlier = own.get(entry) or shared.get(entry)
+            reason = unusable_reason(entry) or (f"also in an earlier source: {earlier}" if earlier else None)
             if reason:
-                self.left_out[source, reason] += 1
+                self.left_out.append(((language, entry, source), reason))
+            elif self.size is not None and len(own) >= self.size:
+                self.num_beyond += 1
             else:
-                sources[entry] = source
+                own[entry] = source
 
     def __len__(self) -> int:
         return sum(map(len, self._sources.values()))
@@ -71,10 +71,13 @@ class EntryList:
 
 
 def unusable_reason(entry: str) -> str | None:
-    """Why a string is left out of every list, or None where it may be an entry."""
+    """Why a string is left out of every list, or None where it may be an entry.
+
+    The papers leave out what is empty, one ASCII mark alone, a full-width mark alone, longer than 256 characters.
+    """
     if not entry:
         return "empty"
-    if len(entry) == 1 and entry in string.punctuation:
+    if len(entry) == 1 and (entry in string.punctuation or unicodedata.category(entry).startswith("P")):
         return "lone punctuation"
     return f"longer than {MAX_LENGTH} characters" if len(entry) > MAX_LENGTH else None
 

@@ -1,4 +1,4 @@
-"""Entries from a list that the user has: text, JSON, csv or tsv, or WordNet's folder."""
+"""Entries from a list that the user has: text, JSON, csv or tsv, or a folder."""
 
 from __future__ import annotations
 
@@ -7,41 +7,97 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from vfm.config import UserError
-from vfm_curation.metadata.wordnet import wordnet_entries
+from vfm_curation.metadata.entries import SHARED
+from vfm_curation.metadata.wordnet import WORDNET_FILES, wordnet_entries
+
+# What MetaCLIP 2's lists call their sources.
+TAGS = {"": "number", "w": "wordnet", "u": "wikipedia unigram", "b": "wikipedia bigram", "t": "wikipedia title"}
 
 
 def read_entries(path: str | Path, *, column: str | None = None) -> dict[str, str]:
-    """Entries of a file or a WordNet folder as entry -> source, in the file's order.
+    """Entries of a file that is for texts of any language, or of a WordNet folder, as entry -> source, in its order.
 
     Args:
-        path: `.txt` (one entry a line), `.json` (a list of strings, as MetaCLIP's metadata.json), `.csv`, `.tsv`, or
-            a folder with WordNet's `data.noun`, `data.verb`, `data.adj` and `data.adv`.
+        path: as for `read_lists`.
+        column: as for `read_lists`.
+
+    Raises:
+        UserError: the file is missing, of another kind, or not what its name says, or has a list a language.
+    """
+    lists = read_lists(path, column=column)
+    if set(lists) - {SHARED}:
+        raise UserError(f"{path}: has a list for each of {', '.join(lists)}; `read_lists` reads those")
+    return lists.get(SHARED, {})
+
+
+def read_lists(path: str | Path, *, column: str | None = None, language: str = SHARED) -> dict[str, dict[str, str]]:
+    """Lists of entries by language, each as entry -> source, in the file's order. Empty lines are no entries.
+
+    Args:
+        path: `.txt` (one entry a line); `.csv`, `.tsv`; `.json`: a list of strings as MetaCLIP's metadata.json, a
+            mapping of entries to sources as MetaCLIP 2's, or a mapping of languages to either; or a folder: WordNet's
+            with `data.noun`, `data.verb`, `data.adj` and `data.adv`, else one of `LANGUAGE.json`.
         column: of a csv or tsv with a header line; default: the first column of a file without one.
+        language: of a file that names none.
 
     Raises:
         UserError: the file is missing, of another kind, or not what its name says.
     """
     path = Path(path)
+    if path.is_dir():
+        return _read_folder(path, language)
     try:
-        if path.is_dir():
-            return wordnet_entries(path)
-        found = list(_read_file(path, column))
+        if path.suffix == ".json":
+            found = _read_json(path, language)
+        else:
+            found = {language: dict.fromkeys(_read_lines(path, column), path.name)}
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no such file") from None
     except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not readable as {path.suffix[1:]} in UTF-8: {error}") from None
-    return dict.fromkeys(filter(None, found), path.name)
+    for entries in found.values():
+        entries.pop("", None)
+    return found
 
 
-def _read_file(path: Path, column: str | None) -> Iterator[str]:
-    if path.suffix == ".json":
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
-            raise UserError(f"{path}: should hold a JSON list of strings")
-        yield from entries
-    elif path.suffix == ".txt":
+def _read_folder(folder: Path, language: str) -> dict[str, dict[str, str]]:
+    files = sorted(folder.glob("*.json"))
+    if not files or (folder / WORDNET_FILES[0]).exists():
+        return {language: wordnet_entries(folder)}
+    found: dict[str, dict[str, str]] = {}
+    for file in files:
+        found |= read_lists(file, language=file.stem)
+    return found
+
+
+def _read_json(path: Path, language: str) -> dict[str, dict[str, str]]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    entries = _entries_of(content, path.name)
+    if entries is not None:
+        return {language: entries}
+    lists = {key: _entries_of(value, path.name) for key, value in content.items()} if isinstance(content, dict) else {}
+    found = {key: entries for key, entries in lists.items() if entries is not None}
+    if not found or len(found) < len(lists):
+        raise UserError(
+            f"{path}: should hold a JSON list of strings, a mapping of entries to sources, or of languages to either"
+        )
+    return found
+
+
+def _entries_of(content: Any, name: str) -> dict[str, str] | None:
+    """A list of strings or a mapping of entries to sources; None where it is neither."""
+    if isinstance(content, list) and all(isinstance(entry, str) for entry in content):
+        return dict.fromkeys(content, name)
+    if isinstance(content, dict) and content and all(isinstance(source, str) for source in content.values()):
+        return {entry: TAGS.get(source, str(source)) for entry, source in content.items()}
+    return None
+
+
+def _read_lines(path: Path, column: str | None) -> Iterator[str]:
+    if path.suffix == ".txt":
         yield from re.split(r"\r?\n", path.read_text(encoding="utf-8"))
     elif path.suffix in (".csv", ".tsv"):
         yield from _read_table(path, column)

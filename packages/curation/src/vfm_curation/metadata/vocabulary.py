@@ -1,60 +1,98 @@
-"""Entries from captions: their words by count, their pairs of words by pointwise mutual information.
+"""Entries from texts: their words by count, their pairs of words by pointwise mutual information (PMI).
 
-Source: Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671), section 3.1 for the ranking, appendix A.7 for
-metadata from the captions themselves.
+Sources: Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671), section 3.1 for counts and PMI, appendix A.7 for
+metadata from the captions themselves; Chuang et al. 2025, MetaCLIP 2 (arXiv:2507.22062), appendix, for `score`.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
-import string
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal
 
-from vfm_curation.matching import tokenize
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from vfm_curation.metadata.counting import MAX_COUNTED, SpillingCounter, by_strength, strongest
+from vfm_curation.metadata.tokenizers import Tokenizer, caption_words
+
+PairRank = Literal["pmi", "score"]
+ABOVE_CHANCE = 1e-9  # bits of PMI
+SCORE_QUANTILE = 0.3
+SCORE_POWER = 0.7
+PMI_BINS = np.linspace(-128, 128, (1 << 18) + 1)  # bits; a bin is a thousandth of one
+Floats = NDArray[np.float64]
 
 
 class Vocabulary:
-    """Counts the words of captions and the pairs of neighbouring words, as the matcher would find them.
+    """Counts the words of texts and the pairs of neighbouring words. A pair reaches across no "" of the tokenizer.
 
-    A word is a token that is more than marks and ASCII punctuation. A pair reaches across no mark and no double space,
-    since an entry of two words would not match there.
+    Args:
+        texts: to count right away.
+        tokenizer: splits texts; the default finds what the matcher would find in captions.
+        folder: where counts go that memory does not hold; None: everything stays in memory.
+        max_counted: distinct words, and distinct pairs, in memory.
     """
 
-    def __init__(self, captions: Iterable[str] = ()) -> None:
-        self.unigrams: Counter[str] = Counter()
-        self.bigrams: Counter[tuple[str, str]] = Counter()
+    def __init__(
+        self,
+        texts: Iterable[str] = (),
+        *,
+        tokenizer: Tokenizer = Tokenizer(caption_words),  # noqa: B008 - frozen
+        folder: Path | None = None,
+        max_counted: int = MAX_COUNTED,
+    ) -> None:
+        self.tokenizer = tokenizer
         self.num_words = 0
-        for caption in captions:
-            self.add(caption)
+        self.words = SpillingCounter(folder and folder / "words", max_counted=max_counted)
+        self.pairs = SpillingCounter(folder and folder / "pairs", max_counted=max_counted)
+        for text in texts:
+            self.add(text)
 
-    def add(self, caption: str) -> None:
-        """Counts one caption."""
-        tokens = [token if token.strip(string.punctuation) else "" for token in tokenize(caption)]
-        words = list(filter(None, tokens))
-        self.num_words += len(words)
-        self.unigrams.update(words)
-        self.bigrams.update(pair for pair in itertools.pairwise(tokens) if all(pair))
+    def add(self, text: str) -> None:
+        """Counts one text."""
+        self.add_counts(*count_words(self.tokenizer(text)))
 
-    def pmi(self, first: str, second: str) -> float:
-        """Pointwise mutual information of a pair in bits: log2(count(ab) * N / (count(a) * count(b)))."""
-        by_chance = self.unigrams[first] * self.unigrams[second] / self.num_words
-        return math.log2(self.bigrams[first, second] / by_chance)
+    def add_counts(self, words: Mapping[str, int], pairs: Mapping[str, int]) -> None:
+        """Counts what `count_words` has counted."""
+        self.num_words += sum(words.values())
+        self.words.add(words)
+        self.pairs.add(pairs)
 
-    def top_unigrams(self, min_count: int) -> list[str]:
-        """Words seen at least `min_count` times, commonest first."""
-        common = [(-count, word) for word, count in self.unigrams.items() if count >= min_count]
-        return [word for _, word in sorted(common)]
+    def top_words(self, min_count: int = 1, *, share: float = 1.0, limit: int | None = None) -> list[str]:
+        """Words seen at least `min_count` times, commonest first; see `SpillingCounter.top`."""
+        return self.words.top(min_count, share=share, limit=limit)
 
-    def top_bigrams(self, min_count: int) -> list[str]:
-        """Pairs seen at least `min_count` times and more often than by chance, strongest PMI first.
+    def top_pairs(
+        self, min_count: int = 1, *, rank: PairRank = "pmi", min_pmi: float = ABOVE_CHANCE, limit: int | None = None
+    ) -> list[str]:
+        """Pairs as entries, strongest first, ties by the text.
 
-        The minimum count matters: PMI alone is highest for pairs seen once.
+        Args:
+            min_count: occurrences that a pair needs. PMI alone is highest for pairs seen once.
+            rank: `pmi`: log2(count(ab) * N / (count(a) * count(b))), N being the number of words; `score`: MetaCLIP
+                2's (count + 1)^0.7 * (PMI - the 0.3 quantile of PMI over all distinct pairs), where positive.
+            min_pmi: PMI in bits that a pair needs; of `pmi` alone.
+            limit: at most this many.
         """
-        seen = [pair for pair, count in self.bigrams.items() if count >= min_count]
-        strength = [(-pmi, " ".join(pair)) for pair in seen if (pmi := self.pmi(*pair)) > 0]
-        return [pair for _, pair in sorted(strength)]
+        base = self._pmi_quantile(SCORE_QUANTILE) if rank == "score" else 0.0
+        parts = []
+        for table, pmi in self._pairs_with_pmi():
+            counts = table["count"].to_numpy()
+            if rank == "score":
+                value = np.round((counts + 1.0) ** SCORE_POWER * (pmi - base), 9)
+                good = value > 0
+            else:
+                value, good = pmi, pmi >= min_pmi
+            chosen = pa.array(good & (counts >= min_count))
+            part = table.append_column("value", pa.array(value)).filter(chosen)
+            parts.append(part.take(by_strength(part, "value", limit)))
+        pairs = strongest(pa.concat_tables(parts), "value", limit)
+        return [pair.replace(" ", self.tokenizer.joiner) for pair in pairs]
 
     def entries(
         self, size: int | None = None, *, min_count: int = 5, bigram_min_count: int = 5, bigram_share: float = 0.3
@@ -63,8 +101,30 @@ class Vocabulary:
 
         Of `size` entries `bigram_share` are pairs; where one kind has too few for its share, the other fills up.
         """
-        words, pairs = self.top_unigrams(min_count), self.top_bigrams(bigram_min_count)
+        words, pairs = self.top_words(min_count, limit=size), self.top_pairs(bigram_min_count, limit=size)
         size = len(words) + len(pairs) if size is None else size
         num_pairs = min(len(pairs), max(round(size * bigram_share), size - len(words)))
         sources = dict.fromkeys(words[: size - num_pairs], "unigram")
         return sources | dict.fromkeys(pairs[:num_pairs], "bigram")
+
+    def _pairs_with_pmi(self) -> Iterator[tuple[pa.Table, Floats]]:
+        """Each table of pairs with the PMI of each, to 1e-9 bits: the last digit of a logarithm shall order nothing."""
+        known = pa.concat_tables(self.words.tables()).combine_chunks()
+        counts = known["count"].to_numpy()
+        for table in self.pairs.tables():
+            halves = pc.list_flatten(pc.split_pattern(table["key"], " ")).combine_chunks()
+            both = counts[pc.index_in(halves, known["key"]).to_numpy().reshape(-1, 2)].astype(np.float64)
+            yield table, np.round(np.log2(table["count"].to_numpy() * (self.num_words / both[:, 0]) / both[:, 1]), 9)
+
+    def _pmi_quantile(self, share: float) -> float:
+        """A quantile of PMI over all distinct pairs, to a thousandth of a bit."""
+        histogram = np.zeros(len(PMI_BINS) - 1, dtype=np.int64)
+        for _, pmi in self._pairs_with_pmi():
+            histogram += np.histogram(pmi, PMI_BINS)[0]
+        return float(PMI_BINS[np.searchsorted(np.cumsum(histogram), share * histogram.sum())])
+
+
+def count_words(words: list[str]) -> tuple[Counter[str], Counter[str]]:
+    """Counts words and neighbouring pairs ("a b") of a tokenized text, in which "" stands for a break."""
+    pairs = Counter(" ".join(pair) for pair in itertools.pairwise(words) if all(pair))
+    return Counter(filter(None, words)), pairs

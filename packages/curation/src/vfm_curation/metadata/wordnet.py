@@ -6,25 +6,54 @@ Source: Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671), section 3.1, 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from vfm.config import UserError
 
 WORDNET_FILES = ("data.noun", "data.verb", "data.adj", "data.adv")
 NUMBERS = tuple(str(number) for number in range(100))
 
 
-def wordnet_entries(folder: Path) -> dict[str, str]:
+def wordnet_entries(path: Path, *, numbers: bool = True) -> dict[str, str]:
     """WordNet's synset names with the numbers "0" to "99", as in the paper: 86,654 entries from WordNet 3.0.
 
-    A synset is named by its first word in lower case, cut at the first dot, `_` turned into a space.
+    A synset is named by its first word in lower case, cut at the first dot, `_` turned into a space. Of a wordnet of
+    another language all words are taken, as they stand.
+
+    Args:
+        path: folder with WordNet's database files, or a `.tab` file of the Open Multilingual Wordnet.
+        numbers: whether the numbers come first.
+
+    Raises:
+        UserError: a file is missing, or is none of WordNet's.
     """
-    sources = dict.fromkeys(NUMBERS, "number")
-    for name in WORDNET_FILES:
-        with (folder / name).open(encoding="utf-8") as lines:
-            for line in lines:
-                if line.startswith(" "):  # the licence
-                    continue
-                word = re.sub(r"\((a|p|ip)\)$", "", line.split(" ", 5)[4])  # where an adjective may stand
-                entry = word.lower().split(".")[0].replace("_", " ")
-                if entry:  # not of `.22 caliber`
-                    sources.setdefault(entry, "wordnet")
+    sources = dict.fromkeys(NUMBERS, "number") if numbers else {}
+    files = [path] if path.suffix == ".tab" else [path / name for name in WORDNET_FILES]
+    words = _words_of_tab if path.suffix == ".tab" else _names_of_synsets
+    for file in files:
+        try:
+            with file.open(encoding="utf-8") as lines:
+                for word in words(lines):
+                    sources.setdefault(word, "wordnet")
+        except FileNotFoundError:
+            raise UserError(f"{file}: no such file") from None
+        except (UnicodeDecodeError, IndexError) as error:
+            raise UserError(f"{file}: no file of WordNet: {error}") from None
+    sources.pop("", None)  # of `.22 caliber`
     return sources
+
+
+def _names_of_synsets(lines: Iterable[str]) -> Iterator[str]:
+    for line in lines:
+        if not line.startswith(" "):  # the licence
+            word = re.sub(r"\((a|p|ip)\)$", "", line.split(" ", 5)[4])  # where an adjective may stand
+            yield word.lower().split(".")[0].replace("_", " ")
+
+
+def _words_of_tab(lines: Iterable[str]) -> Iterator[str]:
+    """Of lines such as `00001740-n TAB fra:lemma TAB entité`; others define or give examples."""
+    for line in lines:
+        columns = line.rstrip("\n").split("\t")
+        if not line.startswith("#") and columns[1].rpartition(":")[2] == "lemma":
+            yield columns[2].replace("_", " ")

@@ -1,0 +1,102 @@
+"""Counting strings when there are more of them than memory holds.
+
+A `Counter` that grows too large goes to disk as one file, its rows in buckets by a hash of the string; at the end each
+bucket is added up by itself. Nothing is pruned, so the counts are exact: the pairs of words that a high PMI favours are
+the rarest ones, which any pruning would lose first.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+NUM_BUCKETS = 64
+MAX_COUNTED = 2_000_000  # distinct strings in memory, some 0.3 GB
+SCHEMA = pa.schema([("key", pa.large_string()), ("count", pa.int64())])
+
+
+class SpillingCounter:
+    """Counts strings; those that were counted are read back as tables.
+
+    Args:
+        folder: where counts go that memory does not hold, made empty first; None: everything stays in memory.
+        max_counted: distinct strings in memory.
+    """
+
+    def __init__(self, folder: Path | None = None, *, max_counted: int = MAX_COUNTED) -> None:
+        self.folder, self.max_counted = folder, max_counted
+        self._counts: Counter[str] = Counter()
+        self._files: list[Path] = []
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+
+    def add(self, counts: Iterable[str] | Mapping[str, int]) -> None:
+        """Counts each string once, or as often as the mapping says."""
+        self._counts.update(counts)
+        if self.folder and len(self._counts) > self.max_counted:
+            self._spill(self.folder)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """All counts as tables of key and count, a bucket each; a key stands in one row of one table."""
+        if not self._files:
+            yield _table(self._counts.items())
+            return
+        if self.folder and self._counts:
+            self._spill(self.folder)
+        for bucket in range(NUM_BUCKETS):
+            parts = pa.concat_tables([pq.ParquetFile(file).read_row_group(bucket) for file in self._files])
+            summed = parts.group_by("key").aggregate([("count", "sum")])
+            yield summed.rename_columns(["key", "count"]).cast(SCHEMA)
+
+    def top(self, min_count: int = 1, *, share: float = 1.0, limit: int | None = None) -> list[str]:
+        """Strings counted at least `min_count` times, most often first, ties by the string itself.
+
+        Args:
+            min_count: how often a string must have been counted.
+            share: at most this share of all distinct strings.
+            limit: at most this many.
+        """
+        num_distinct, parts = 0, []
+        for table in self.tables():
+            num_distinct += len(table)
+            parts.append(table.filter(pc.greater_equal(table["count"], min_count)))
+        most = math.ceil(share * num_distinct)
+        return strongest(pa.concat_tables(parts), "count", most if limit is None else min(most, limit))
+
+    def _spill(self, folder: Path) -> None:
+        buckets: list[list[tuple[str, int]]] = [[] for _ in range(NUM_BUCKETS)]
+        for item in self._counts.items():
+            buckets[crc32(item[0].encode()) % NUM_BUCKETS].append(item)
+        file = folder / f"{len(self._files):06d}.parquet"
+        with pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
+            for bucket in buckets:
+                writer.write_table(_table(bucket), row_group_size=max(1, len(bucket)))  # one row group, also if empty
+        self._files.append(file)
+        self._counts.clear()
+
+
+def strongest(table: pa.Table, column: str, limit: int | None) -> list[str]:
+    """Keys of a table, those with the highest value of a column first, ties by the key; at most `limit`."""
+    strings: list[str] = table["key"].take(by_strength(table, column, limit)).to_pylist()
+    return strings
+
+
+def by_strength(table: pa.Table, column: str, limit: int | None) -> pa.Array:
+    """The rows in that order."""
+    return pc.sort_indices(table, [(column, "descending"), ("key", "ascending")])[:limit]
+
+
+def _table(items: Iterable[tuple[str, int]]) -> pa.Table:
+    pairs = list(items)
+    counts = np.fromiter((count for _, count in pairs), np.int64, count=len(pairs))
+    return pa.table([pa.array([key for key, _ in pairs], pa.large_string()), counts], schema=SCHEMA)
