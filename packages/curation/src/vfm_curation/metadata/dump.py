@@ -61,6 +61,8 @@ def articles(path: Path, on_read: OnRead | None = None) -> Iterator[str]:
                 if event == "start" or _local(element) != "page":
                     continue
                 parts = {_local(part): part for part in element.iter()}
+                if "ns" not in parts:
+                    raise UserError(f"{path}: a page without <ns>; dumps before MediaWiki's format 0.6 are not read")
                 if parts["ns"].text == ARTICLES and "redirect" not in parts and "text" in parts:
                     yield parts["text"].text or ""
                 root.clear()

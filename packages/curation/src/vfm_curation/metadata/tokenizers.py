@@ -22,8 +22,10 @@ BREAK = ""
 
 # Languages whose words `auto` does not look for at spaces: Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan.
 NO_SPACE_LANGUAGES = frozenset(
-    ["zh", "zh_classical", "zh_yue", "yue", "wuu", "gan", "lzh", "cdo", "hak", "nan", "ja", "ryu", "th", "lo", "km"]
-    + ["my", "mnw", "shn", "bo", "dz"]
+    {
+        *("zh", "zh_classical", "zh_yue", "yue", "wuu", "gan", "lzh", "cdo", "hak", "nan"),
+        *("ja", "ryu", "th", "lo", "km", "my", "mnw", "shn", "bo", "dz"),
+    }
 )
 # CJK radicals, kana, ideographs; Thai, Lao, Tibetan; Burmese; Khmer; ideographs beyond the first plane.
 _NO_SPACE = re.compile(

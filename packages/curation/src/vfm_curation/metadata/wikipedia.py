@@ -97,11 +97,15 @@ class Corpus:
 def plain_text(wikitext: str) -> str:
     """An article's text without templates, references, files and categories, links as their labels."""
     import mwparserfromhell
+    from mwparserfromhell.nodes import Tag, Wikilink
 
     code = mwparserfromhell.parse(wikitext)
-    for link in code.filter_wikilinks():
-        if re.match(r"[^:\s]+:\S", str(link.title)):  # File:, Category:, de:, in whatever language
-            link.text = ""
+    for node in code.filter(forcetype=(Tag, Wikilink)):
+        if isinstance(node, Tag):
+            if str(node.tag).lower() == "ref":
+                node.contents = ""
+        elif re.match(r"[^:\s]+:\S", str(node.title)):  # File:, Category:, de:, in whatever language
+            node.text = ""
     return str(code.strip_code())
 
 
