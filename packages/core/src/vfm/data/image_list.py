@@ -47,7 +47,7 @@ class ImageEntry:
         if spec.label_key and self.label is None:
             raise BadSample("missing_label", self.image)
         image = _read_image(self.image) if with_image else b""
-        return Sample(self.key, uid_of(self.key), image, texts, self.label)
+        return Sample(self.key, uid_of(self.key), image, texts, self.label, self.image)
 
 
 def write_image_lists(directory: Path, entries: Iterable[ImageEntry], spec: DatasetSpec) -> Iterator[Shard]:

@@ -42,7 +42,7 @@ class ParquetShard:
         roots = {source.partition(".")[0] for source in self.sources}
         if missing := sorted(roots - set(names)):
             raise UserError(f"{path}: no column '{missing[0]}'; the columns are {', '.join(names)}")
-        self.texts_only = sorted(roots | ({"key", "uid"} & set(names)))
+        self.texts_only = sorted(roots | ({"key", "uid", "url"} & set(names)))
         metadata = self.file.metadata
         self.ends = np.cumsum([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)])
         self._group = lru_cache(GROUPS_IN_MEMORY)(self._read_group)
@@ -73,9 +73,10 @@ class ParquetShard:
         if self.spec.texts:
             texts = require_captions(texts, where)
         label = self.spec.label_of(field_of(values, self.spec.label_key), where) if self.spec.label_key else None
-        key, uid = self.key(row), values.get("uid")
+        key, uid, url = self.key(row), values.get("uid"), values.get("url")
         image = _image_bytes(values[self.image], where) if with_image else b""
-        return Sample(key, uid if isinstance(uid, str) and uid else uid_of(key), image, texts, label)
+        uid = uid if isinstance(uid, str) and uid else uid_of(key)
+        return Sample(key, uid, image, texts, label, url if isinstance(url, str) and url else None)
 
     def texts(self, rows: Rows, on_bad: OnBad) -> Any:
         """The texts of rows, ascending, as `texts_schema` says: a column at a time where their types are plain."""

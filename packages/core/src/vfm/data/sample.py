@@ -36,13 +36,14 @@ class BadSample(Exception):  # noqa: N818 (a fact about the data, counted and sk
 
 @dataclass(frozen=True)
 class Sample:
-    """An image as it lies on disk (encoded), its texts by language, and its class where it has one."""
+    """An image as it lies on disk (encoded), its texts by language, and its class and address where it has them."""
 
     key: str
     uid: str
     image: bytes
     texts: dict[str, list[str]] = field(default_factory=dict)
     label: int | None = None
+    url: str | None = None
 
 
 def uid_of(key: str) -> str:

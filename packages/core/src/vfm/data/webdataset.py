@@ -88,13 +88,14 @@ class TarShard:
         texts = {language: self._texts(source, members, record, where) for language, source in self.spec.texts.items()}
         if self.spec.texts:
             texts = captions.require_captions(texts, where)
-        uid = record.get("uid")
+        uid, url = record.get("uid"), record.get("url")
         return Sample(
             key=key,
             uid=uid if isinstance(uid, str) and uid else uid_of(key),
             image=members.get("image", b""),
             texts=texts,
             label=self._label(members, record, where),
+            url=url if isinstance(url, str) and url else None,
         )
 
     def _members(self, row: int, slots: list[str], where: str) -> dict[str, bytes]:
