@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pyarrow.compute as pc
+
 from vfm.artifacts import PairDataset
 from vfm.data import open_dataset
 from vfm.stage import Context
@@ -36,9 +38,9 @@ def count_captions(
     num_shards, num_texts = len(source.shard_sizes), 0
     for shard in range(num_shards):
         texts = source.texts_of_shard(shard, on_bad=ctx.skip)
-        for language, text in zip(texts["language"].to_pylist(), texts["text"].to_pylist(), strict=True):
-            if language in found:
-                found[language].add(text)
-                num_texts += 1
+        for language, vocabulary in found.items():
+            own = texts["text"].filter(pc.equal(texts["language"], language))
+            vocabulary.add(own.to_pylist())
+            num_texts += len(own)
         ctx.progress(shard + 1, num_shards, "shards", texts=num_texts)
     return found

@@ -18,9 +18,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vfm_curation.metadata.counting import MAX_COUNTED, SpillingCounter, by_strength, strongest
-from vfm_curation.metadata.tokenizers import Tokenizer, caption_words
+from vfm_curation.metadata.tokenizers import BREAK, Tokenizer, caption_words
 
 PairRank = Literal["pmi", "score"]
+TEXTS_AT_ONCE = 10_000
 ABOVE_CHANCE = 1e-9  # bits of PMI
 SCORE_QUANTILE = 0.3
 SCORE_POWER = 0.7
@@ -50,12 +51,13 @@ class Vocabulary:
         self.num_words = 0
         self.words = SpillingCounter(folder and folder / "words", max_counted=max_counted)
         self.pairs = SpillingCounter(folder and folder / "pairs", max_counted=max_counted)
-        for text in texts:
-            self.add(text)
+        self.add(texts)
 
-    def add(self, text: str) -> None:
-        """Counts one text."""
-        self.add_counts(*count_words(self.tokenizer(text)))
+    def add(self, texts: Iterable[str]) -> None:
+        """Counts texts, however many there are."""
+        texts = iter(texts)
+        while some := list(itertools.islice(texts, TEXTS_AT_ONCE)):
+            self.add_counts(*count_words(map(self.tokenizer, some)))
 
     def add_counts(self, words: Mapping[str, int], pairs: Mapping[str, int]) -> None:
         """Counts what `count_words` has counted."""
@@ -124,7 +126,8 @@ class Vocabulary:
         return float(PMI_BINS[np.searchsorted(np.cumsum(histogram), share * histogram.sum())])
 
 
-def count_words(words: list[str]) -> tuple[Counter[str], Counter[str]]:
-    """Counts words and neighbouring pairs ("a b") of a tokenized text, in which "" stands for a break."""
-    pairs = Counter(" ".join(pair) for pair in itertools.pairwise(words) if all(pair))
+def count_words(texts: Iterable[list[str]]) -> tuple[Counter[str], Counter[str]]:
+    """Counts the words and the neighbouring pairs ("a b") of tokenized texts, in which "" stands for a break."""
+    words = [word for text in texts for word in (*text, BREAK)]
+    pairs = Counter(f"{first} {second}" for first, second in itertools.pairwise(words) if first and second)
     return Counter(filter(None, words)), pairs

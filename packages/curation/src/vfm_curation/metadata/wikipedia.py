@@ -80,18 +80,14 @@ class Corpus:
 
     def count_texts(self, texts: list[str | bytes]) -> TextCounts:
         """Counts some texts: articles' wikitext, or lines of plain text as bytes."""
-        split = find_tokenizer(self.tokenizer, self.language, prose=True).split
-        words, pairs, bad = Counter[str](), Counter[str](), list[str]()
+        split = find_tokenizer(self.tokenizer, self.language, prose=True)
+        plain, bad = [], []
         for text in texts:
             try:
-                plain = plain_text(text) if isinstance(text, str) else text.decode()
+                plain.append(plain_text(text) if isinstance(text, str) else text.decode())
             except UnicodeDecodeError:
                 bad.append("invalid_utf8")
-                continue
-            more_words, more_pairs = count_words(split(plain))
-            words.update(more_words)
-            pairs.update(more_pairs)
-        return TextCounts(words, pairs, len(texts), bad)
+        return TextCounts(*count_words(map(split, plain)), num_texts=len(texts), bad=bad)
 
 
 def plain_text(wikitext: str) -> str:
