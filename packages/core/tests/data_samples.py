@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from vfm.artifacts import Pool
-from vfm.data import DatasetSpec, Sample, Shard, write_index, write_tar
+from vfm.data import DatasetSpec, Sample, Shard, text_key, write_index, write_tar
+from vfm.data.images import decode_image
 from vfm.stage import Context
 
 EN = DatasetSpec(texts={"en": "txt"})
@@ -78,3 +79,10 @@ def context(directory: Path, stage: str = "pool") -> Context:
     """A stage's context without a store."""
     directory.mkdir(parents=True, exist_ok=True)
     return Context(stage=stage, directory=directory, work=directory.with_name(directory.name + ".work"), inputs={})
+
+
+def drawn_texts(sample: Sample, seed: int) -> dict[str, torch.Tensor]:
+    """A picklable `make` of the loader that tells a sample's texts by a number, and needs its picture to be one."""
+    decode_image(sample.image, sample.key)
+    texts = sorted(text for texts in sample.texts.values() for text in texts)
+    return {"texts": torch.tensor(text_key("\0".join(texts), "", len(texts)) >> 1), "seed": torch.tensor(seed)}

@@ -39,7 +39,7 @@ def pool(tmp_path_factory):
 
 def subset_of(pool, directory, rows):
     directory.mkdir(parents=True, exist_ok=True)
-    columns = [*zip(*rows, strict=True)] if rows else [()] * 6
+    columns = [*zip(*((*row, True) for row in rows), strict=True)] if rows else [()] * 7
     arrays = [pa.array(column, field.type) for column, field in zip(columns, subset_schema(), strict=True)]
     pq.write_table(pa.table(arrays, schema=subset_schema()), directory / SUBSET_FILE, row_group_size=3)
     subset = CuratedSubset(pool=pool.reference(directory), num_samples=len({row[:2] for row in rows}))

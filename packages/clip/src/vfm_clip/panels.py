@@ -9,7 +9,6 @@ from pathlib import Path
 from PIL import Image
 
 from vfm.data.loader import TrainingData, sample_seed
-from vfm.data.order import SampleOrder
 from vfm.data.sample import BadSample
 from vfm.eval.pictures import Shown, images_panel
 from vfm.panels import ImagesPanel
@@ -28,11 +27,10 @@ def seen_panel(data: TrainingData, make: MakePair, directory: Path) -> ImagesPan
 
 def _first_samples(data: TrainingData, make: MakePair) -> Iterator[Shown]:
     """Samples of step 0 in the training's own order; bad ones are passed over, the training tells them."""
-    order = SampleOrder(data.source.shard_sizes, seed=data.seed, shuffle_shards=data.shuffle_shards)
-    for index in order(0, data.global_batch_size).tolist():
+    for epoch, index in data.order().of_epochs(0, data.global_batch_size):
         seed = sample_seed(data.seed, 0, index)
         try:
-            sample = data.source[index]
+            sample = data.source.sample(index, epoch)
             caption = make.caption(sample, seed)
             pixels = make.transform(sample.image, seed, sample.key).permute(1, 2, 0).numpy()
         except BadSample:

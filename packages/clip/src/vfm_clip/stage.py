@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class ClipTrain(ClipTraining):
     """Trains a CLIP model on pairs: from scratch, from a CLIP checkpoint, or with a pre-trained vision tower."""
 
-    version: ClassVar[int] = 2  # since a timm projection is drawn with the model, and crops follow its interpolation
+    version: ClassVar[int] = 3  # since the order of shards and that within the first window are two draws
 
     kind: Literal["clip.train"] = "clip.train"
     model: str | dict[str, Any] = Field(
@@ -29,6 +29,11 @@ class ClipTrain(ClipTraining):
     )
     image_size: int | None = Field(None, ge=1, description="pixels; default: the model's own")
     language: str | None = Field(None, description="which captions; default: the data's first language")
+    sampler: Literal["shuffled", "balanced"] = Field(
+        "shuffled",
+        description="balanced: each epoch draws anew which texts of a curated subset it uses, by their probabilities;"
+        " shuffled: every epoch has all samples",
+    )
     init: Ref[ClipCheckpoint] | None = Field(None, description="start from this CLIP model instead of from scratch")
     init_vision: Ref[VisionCheckpoint] | None = Field(
         None, description="start the vision tower from this encoder; the model's tower must be of its kind"
@@ -117,6 +122,10 @@ class ClipTrain(ClipTraining):
                 f"global_batch_size {self.global_batch_size} is more than the {data.num_samples} pairs of '{self.data}'"
             )
         data.check_languages([self.language], self.data)
+        if self.sampler == "balanced":
+            from vfm.data.source import check_balanced
+
+            check_balanced(data)
 
     def _model(self, ctx: Context) -> ClipModel:
         """The model as it starts, with what is locked."""
@@ -160,7 +169,7 @@ class ClipTrain(ClipTraining):
 
     def _training_data(self, pairs: PairDataset, clip: ClipModel) -> tuple[TrainingData, MakePair]:
         from vfm.data.loader import TrainingData
-        from vfm.data.source import open_dataset
+        from vfm.data.source import open_balanced, open_dataset
         from vfm.data.transforms import ImageTransform
         from vfm_clip.pairs import EvalTransform, MakePair
 
@@ -172,5 +181,8 @@ class ClipTrain(ClipTraining):
             if self.crop_scale
             else EvalTransform(facts)
         )
-        make = MakePair(transform, clip.tokenizer, self.language or pairs.languages[0])
-        return TrainingData.of(self, open_dataset(pairs), make), make
+        language = self.language or pairs.languages[0]
+        balanced = self.sampler == "balanced"
+        source = open_balanced(pairs, seed=self.seed, language=language) if balanced else open_dataset(pairs)
+        make = MakePair(transform, clip.tokenizer, language)
+        return TrainingData.of(self, source, make), make

@@ -122,6 +122,10 @@ class CuratedSubset(PairDataset):
     """A view of a Pool: the kept pairs and texts, with the probability of each. No image is copied."""
 
     pool: str = Field(description="address of the Pool")
+    matches: str | None = Field(None, description="address of the Matches that were balanced; None: a filter's subset")
+    texts: Literal["every", "one_per_image"] = Field(
+        "every", description="whether each text is drawn by itself, or one text of each image is chosen first"
+    )
 
 
 class LabeledDataset(ImageDataset):
@@ -190,7 +194,8 @@ class SampleCache(Artifact):
     num_samples: int = Field(ge=0, description="of the data set, those without tensors included")
     num_crops: int = Field(ge=1, description="crops of each sample")
     shape: tuple[int, ...] = Field(description="of one tensor")
-    dtype: Literal["fp16", "fp32"] = Field(description="how the tensors are stored")
+    dtype: Literal["int8", "fp16", "fp32"] = Field(description="how the tensors are stored")
+    basis: str = Field("", description="file of a PCA whose coordinates the tensors are; empty: they are what was said")
     samples_per_shard: int = Field(ge=1, description="samples of a file")
     crop_scale: tuple[float, float] = Field(description="share of the area that a random crop keeps")
     flip: float = Field(description="chance of a left-right flip")

@@ -8,7 +8,6 @@ from dataclasses import replace
 from torch import Tensor
 
 from vfm.data.loader import Batch, TrainingData, sample_seed
-from vfm.data.order import SampleOrder
 from vfm.data.sample import BadSample, Sample
 from vfm.train import Task
 
@@ -31,7 +30,7 @@ def excerpt(data: TrainingData, task: Task, *, num_batches: int, batch_size: int
 
 def usable(data: TrainingData) -> Iterator[tuple[Sample, dict[str, Tensor]]]:
     """The samples that can be used, in the same order, each with what the training makes of it."""
-    order = SampleOrder(data.source.shard_sizes, seed=data.seed, shuffle_shards=data.shuffle_shards)
+    order = data.order()
     for place in range(len(data.source)):
         index = int(order(place, place + 1)[0])
         try:

@@ -10,25 +10,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vfm.data.draws import drawn, text_key, text_keys, uniform
     from vfm.data.index import BadRow, Shard, read_index, write_index
     from vfm.data.sample import REASONS, BadSample, Sample, uid_of
-    from vfm.data.source import Source, open_dataset
+    from vfm.data.source import Source, open_balanced, open_dataset
     from vfm.data.spec import DatasetSpec
     from vfm.data.subset import SUBSET_FILE, subset_schema
     from vfm.data.tar_write import write_tar
 
 _HOMES = {
+    "draws": ("drawn", "text_key", "text_keys", "uniform"),
     "index": ("BadRow", "Shard", "read_index", "write_index"),
     "sample": ("REASONS", "BadSample", "Sample", "uid_of"),
-    "source": ("Source", "open_dataset"),
+    "source": ("Source", "open_balanced", "open_dataset"),
     "spec": ("DatasetSpec",),
     "subset": ("SUBSET_FILE", "subset_schema"),
     "tar_write": ("write_tar",),
 }
 
 __all__ = [
-    "REASONS", "SUBSET_FILE", "BadRow", "BadSample", "DatasetSpec", "Sample", "Shard", "Source", "open_dataset",
-    "read_index", "subset_schema", "uid_of", "write_index", "write_tar",
+    "REASONS", "SUBSET_FILE", "BadRow", "BadSample", "DatasetSpec", "Sample", "Shard", "Source", "drawn",
+    "open_balanced", "open_dataset", "read_index", "subset_schema", "text_key", "text_keys", "uid_of", "uniform",
+    "write_index", "write_tar",
 ]  # fmt: skip
 
 

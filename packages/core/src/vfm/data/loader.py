@@ -88,6 +88,10 @@ class TrainingData:
         if not len(self.source):
             raise UserError(f"{self.source.directory}: the data set has no samples to train on")
 
+    def order(self) -> SampleOrder:
+        """The stream of samples that the steps take."""
+        return SampleOrder(self.source.epochs, seed=self.seed, shuffle_shards=self.shuffle_shards)
+
     def steps(
         self,
         start_step: int,
@@ -118,9 +122,12 @@ class TrainingData:
                 pending = []
 
 
+Planned = tuple[int, list[tuple[int, int]]]
+
+
 @dataclass(frozen=True)
 class _Plan:
-    """What is to be read, one micro-batch after another: (step, sample numbers). Lazy: an epoch may be long."""
+    """What is to be read, one micro-batch after another: the step, and (epoch, sample number) of each sample. Lazy."""
 
     data: TrainingData
     steps: range
@@ -128,13 +135,12 @@ class _Plan:
     share: int
     micro: int
 
-    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        data = self.data
-        order = SampleOrder(data.source.shard_sizes, seed=data.seed, shuffle_shards=data.shuffle_shards)
+    def __iter__(self) -> Iterator[Planned]:
+        order = self.data.order()
         for step in self.steps:
-            start = step * data.global_batch_size + self.first
+            start = step * self.data.global_batch_size + self.first
             for place in range(start, start + self.share, self.micro):
-                yield step, order(place, min(place + self.micro, start + self.share)).tolist()
+                yield step, order.of_epochs(place, min(place + self.micro, start + self.share))
 
 
 class _Reader(Dataset[Batch]):
@@ -153,9 +159,9 @@ class _Reader(Dataset[Batch]):
     def read(self, planned: Any) -> Batch:
         """The batch of what is planned."""
 
-    def made(self, index: int, seed: SampleSeed) -> tuple[str, dict[str, Tensor]]:
-        """A sample's key and tensors; raises BadSample."""
-        sample = self.source[index]
+    def made(self, index: int, seed: SampleSeed, epoch: int = 0) -> tuple[str, dict[str, Tensor]]:
+        """A sample's key and tensors, as an epoch has it; raises BadSample."""
+        sample = self.source.sample(index, epoch)
         try:
             return sample.key, self.make(sample, seed)
         except BadSample as bad:
@@ -169,18 +175,18 @@ class _TrainingReader(_Reader):
         super().__init__(data.source, data.make)
         self.seed, self.tries = data.seed, _tries(data.max_bad_fraction)
 
-    def read(self, planned: tuple[int, list[int]]) -> Batch:
-        step, indices = planned
+    def read(self, planned: Planned) -> Batch:
+        step, samples = planned
         bad: list[tuple[str, str]] = []
-        return _stack([self._replaced(step, index, bad) for index in indices], bad)
+        return _stack([self._replaced(step, epoch, index, bad) for epoch, index in samples], bad)
 
-    def _replaced(self, step: int, index: int, bad: list[tuple[str, str]]) -> tuple[str, dict[str, Tensor]]:
+    def _replaced(self, step: int, epoch: int, index: int, bad: list[tuple[str, str]]) -> tuple[str, dict[str, Tensor]]:
         for attempt in range(self.tries + 1):
             try:
-                return self.made(index, sample_seed(self.seed, step, index))
+                return self.made(index, sample_seed(self.seed, step, index), epoch)
             except BadSample as error:
                 bad.append((error.reason, error.where))
-                index = sample_seed(self.seed, -1 - attempt, index) % len(self.source)
+                index = self.source.epochs.sample(epoch, sample_seed(self.seed, -1 - attempt, index))
         reason, where = bad[-1]
         raise UserError(f"{where}: {reason}; so are the {self.tries} samples tried before it in the same place")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,9 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfm.artifacts import CuratedSubset, ImageDataset, Pool
+from vfm.config import UserError
+from vfm.data.balanced import BalancedEpochs
 from vfm.data.index import read_index
-from vfm.data.sample import BadSample, Sample
-from vfm.data.subset import SubsetView
+from vfm.data.order import Epochs, SameEpochs
+from vfm.data.sample import Sample
+from vfm.data.subset import Draw, ShardTexts, SubsetView
 
 OPEN_SHARDS = 1024  # shards whose offsets stay in memory, about half a MB each with 10,000 samples
 
@@ -31,25 +34,59 @@ def open_dataset(artifact: ImageDataset) -> Source:
     return Source(artifact.path.resolve())
 
 
+def open_balanced(artifact: ImageDataset, *, seed: int, language: str | None = None) -> Source:
+    """The samples of a curated subset whose texts each epoch draws anew, by their stored probabilities.
+
+    Args:
+        artifact: the subset.
+        seed: of the draws, together with the epoch.
+        language: draw from the texts of this one alone.
+
+    Raises:
+        UserError: the data are no curated subset, so there are no probabilities.
+    """
+    check_balanced(artifact)
+    assert isinstance(artifact, CuratedSubset)
+    pool = Pool.load(artifact.linked(artifact.pool))
+    draw = Draw(seed, language, one_per_image=artifact.texts == "one_per_image")
+    return Source(pool.path.resolve(), artifact.path.resolve(), draw)
+
+
+def check_balanced(artifact: ImageDataset) -> None:
+    """Refuses data without probabilities.
+
+    Raises:
+        UserError: they are no curated subset.
+    """
+    if not isinstance(artifact, CuratedSubset):
+        kind = type(artifact).__name__
+        raise UserError(f"sampler: balanced draws by a CuratedSubset's probabilities; {artifact.path} is a {kind}")
+
+
 class Source:
     """The good samples of a data set, numbered shard by shard.
 
     `shard_sizes` holds the number of samples of each shard: with it an order can be made without reading anything.
-    A Source can be sent to worker processes: they read the index anew.
+    `epochs` says which samples a training's epochs have. A Source can be sent to worker processes: they read the index
+    anew.
     """
 
-    def __init__(self, directory: Path, subset: Path | None = None) -> None:
-        """Opens the index in `directory`, and looks at it through the curated `subset` where one is given."""
-        self.directory, self.subset = directory, subset
+    def __init__(self, directory: Path, subset: Path | None = None, draw: Draw | None = None) -> None:
+        """Opens the index in `directory`, and looks at it through the curated `subset` where one is given.
+
+        With a `draw` the samples are all that have a text which an epoch may draw.
+        """
+        self.directory, self.subset, self.draw = directory, subset, draw
         self.index = read_index(directory)
-        self.view = SubsetView(subset, len(self.index.shards)) if subset else None
+        self.view = SubsetView(subset, len(self.index.shards), draw) if subset else None
         self.shard_sizes: NDArray[np.int64] = self.view.shard_sizes if self.view else self.index.shard_sizes()
+        self.epochs: Epochs = BalancedEpochs(self.view) if self.view and draw else SameEpochs(self.shard_sizes)
         self._ends = np.cumsum(self.shard_sizes)
         self._open = lru_cache(OPEN_SHARDS)(self.index.open)
         self._rows = lru_cache(OPEN_SHARDS)(self.view.rows if self.view else self.index.rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Source, (self.directory, self.subset)
+        return Source, (self.directory, self.subset, self.draw)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -62,6 +99,14 @@ class Source:
             IndexError: there is no such number.
         """
         return self._read(*self.locate(index))
+
+    def sample(self, index: int, epoch: int) -> Sample:
+        """The sample with the texts that an epoch uses: all, or those that it draws.
+
+        Raises:
+            BadSample: it cannot be used; take another.
+        """
+        return self._read(*self.locate(index), epoch)
 
     def locate(self, index: int) -> tuple[int, int]:
         """The (shard, row) of a sample."""
@@ -100,28 +145,28 @@ class Source:
             on_bad: told (reason, where) of each sample that cannot be used, such as `ctx.skip`.
 
         Returns:
-            pyarrow Table: row int32, uid string, language string, text_index int32 (place among the sample's texts of
-            that language), text string; in the order of rows, of the spec's languages, of text_index.
+            pyarrow Table of `texts_schema`: row, uid, language, text_index (place among the sample's texts of that
+            language), text; in the order of rows, of the spec's languages, of text_index.
         """
-        import pyarrow as pa
+        texts = self._open(shard).texts(self._rows(shard), on_bad or (lambda reason, where: None))
+        return _narrowed(texts, self.view.shard(shard)) if self.view else texts
 
-        rows: list[tuple[int, str, str, int, str]] = []
-        for row in self._rows(shard).tolist():
-            try:
-                sample = self._read(shard, row, with_image=False)
-            except BadSample as bad:
-                if on_bad:
-                    on_bad(bad.reason, bad.where)
-                continue
-            places = self.view.texts(shard, row) if self.view else None
-            for language, texts in sample.texts.items():
-                indices = places[language] if places else range(len(texts))
-                rows += [(row, sample.uid, language, *pair) for pair in zip(indices, texts, strict=True)]
-        columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) if rows else [()] * 5
-        kinds = [pa.int32(), pa.string(), pa.string(), pa.int32(), pa.string()]
-        names = ["row", "uid", "language", "text_index", "text"]
-        return pa.table([pa.array(column, kind) for column, kind in zip(columns, kinds, strict=True)], names=names)
-
-    def _read(self, shard: int, row: int, *, with_image: bool = True) -> Sample:
+    def _read(self, shard: int, row: int, epoch: int | None = None, *, with_image: bool = True) -> Sample:
         sample = self._open(shard).read(row, with_image=with_image)
-        return replace(sample, texts=self.view.narrow(sample, shard, row)) if self.view else sample
+        return replace(sample, texts=self.view.narrow(sample, shard, row, epoch)) if self.view else sample
+
+
+def _narrowed(texts: Any, view: ShardTexts) -> Any:
+    """Those texts of a shard that a view shows."""
+    import pyarrow as pa
+
+    shown = pa.table(
+        {
+            "row": view.rows,
+            "language": pa.array(view.languages, pa.string()).take(view.language),
+            "text_index": view.text_index,
+        }
+    )
+    places = texts.append_column("place", pa.array(np.arange(len(texts))))
+    found = places.join(shown, keys=shown.column_names, join_type="left semi")
+    return texts.take(found["place"].sort())

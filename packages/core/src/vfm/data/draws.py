@@ -1,0 +1,141 @@
+"""Chance by identity: a text's name as 64 bits, and numbers drawn from it and a seed.
+
+Whatever is drawn this way depends on neither order nor shards, workers, processes or machines: it is a function of the
+text's own uid, language and place. Texts are hashed eight bytes a step, many at a time, about 20 million a second.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Keys = NDArray[np.uint64]
+Floats = NDArray[np.float64]
+MASK = 0xFFFFFFFFFFFFFFFF
+BLOCK = 1 << 14  # texts hashed together: what they need stays in the processor's cache
+_CHOICE = MASK  # no seed or epoch: sets the draw of one text an image apart from whether that text is used
+
+
+def text_keys(uids: pa.Array, languages: pa.Array, text_index: pa.Array) -> Keys:
+    """The keys of many texts, (num_texts,); equal to `text_key` of each.
+
+    Args:
+        uids: names of the samples, strings.
+        languages: keys of the captions, strings, few different ones.
+        text_index: place among the sample's captions of that language.
+    """
+    codes = _combined(languages).dictionary_encode()
+    named = hash_strings(codes.dictionary)[codes.indices.to_numpy(zero_copy_only=False)]
+    places = _combined(text_index).to_numpy(zero_copy_only=False).astype(np.uint64)
+    keys = hash_strings(uids)
+    for first in range(0, len(keys), BLOCK):
+        part = slice(first, first + BLOCK)
+        keys[part] = splitmix64(splitmix64(splitmix64(keys[part]) ^ named[part]) ^ places[part])
+    return keys
+
+
+def text_key(uid: str, language: str, text_index: int) -> int:
+    """The plain twin of `text_keys` for one text: 64 bits of its sample's uid, its language and its place there."""
+    return _mixed(_mixed(_mixed(_hash_plain(uid)) ^ _hash_plain(language)) ^ text_index)
+
+
+def hash_strings(strings: pa.Array) -> Keys:
+    """A hash of each string's UTF-8 bytes, (num_strings,): its length mixed, then eight bytes after eight mixed in."""
+    column = _combined(strings)
+    hashes = np.empty(len(column), dtype=np.uint64)
+    if not len(column):
+        return hashes
+    _, offset_buffer, text_buffer = column.buffers()
+    offsets = np.frombuffer(offset_buffer, np.int32)[column.offset : column.offset + len(column) + 1].astype(np.int64)
+    size = int(offsets[-1] - offsets[0])
+    data = np.zeros(size + 8, dtype=np.uint8)  # so that the last string can be read by whole words
+    if size:
+        data[:size] = np.frombuffer(text_buffer, np.uint8)[offsets[0] : offsets[-1]]
+    words: Keys = np.ndarray((size + 1,), "<u8", data, strides=(1,))  # the word that begins at each byte
+    starts, lengths = offsets[:-1] - offsets[0], np.diff(offsets)
+    for first in range(0, len(hashes), BLOCK):
+        part = slice(first, first + BLOCK)
+        hashes[part] = _hash_block(words, starts[part], lengths[part])
+    return hashes
+
+
+def _hash_block(words: Keys, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Keys:
+    state = splitmix64(lengths.astype(np.uint64))
+    for place in range(0, int(lengths.max()), 8):
+        left = lengths - place
+        if (left >= 8).all():
+            state = splitmix64(state ^ words[starts + place])
+            continue
+        some = left > 0
+        unused = ((8 - np.minimum(left[some], 8)) * 8).astype(np.uint64)
+        state[some] = splitmix64(state[some] ^ (words[starts[some] + place] & (np.uint64(MASK) >> unused)))
+    return state
+
+
+def _hash_plain(string: str) -> int:
+    data = string.encode()
+    state = _mixed(len(data))
+    for place in range(0, len(data), 8):
+        state = _mixed(state ^ int.from_bytes(data[place : place + 8], "little"))
+    return state
+
+
+def splitmix64(state: Keys) -> Keys:
+    """One output of the generator at each state: a mixing of 64 bits that leaves no pattern.
+
+    Source: Steele, Lea, Flood 2014, Fast Splittable Pseudorandom Number Generators.
+    """
+    state = state + np.uint64(0x9E3779B97F4A7C15)
+    state ^= state >> np.uint64(30)
+    state *= np.uint64(0xBF58476D1CE4E5B9)
+    state ^= state >> np.uint64(27)
+    state *= np.uint64(0x94D049BB133111EB)
+    state ^= state >> np.uint64(31)
+    return state
+
+
+def _mixed(state: int) -> int:
+    """The plain twin of `splitmix64`."""
+    state = (state + 0x9E3779B97F4A7C15) & MASK
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & MASK
+    return state ^ (state >> 31)
+
+
+def uniform(keys: Keys, *seed: int) -> Floats:
+    """A number in [0, 1) for each key, (num_keys,), by splitmix64 of the key and of a seed of one or more numbers."""
+    start = 0
+    for number in seed:
+        start = _mixed(start ^ (number & MASK))
+    numbers = np.empty(len(keys))
+    for first in range(0, len(keys), BLOCK):
+        part = slice(first, first + BLOCK)
+        numbers[part] = (splitmix64(keys[part] ^ np.uint64(start)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return numbers
+
+
+def drawn(keys: Keys, probability: NDArray[Any], *seed: int, images: NDArray[Any] | None = None) -> NDArray[np.bool_]:
+    """Which texts are used, (num_texts,). A probability of 1 always is, one of 0 never.
+
+    Args:
+        keys: the texts' keys, (num_texts,).
+        probability: the chance of each, (num_texts,).
+        seed: one or more numbers that name the draw, such as (seed, epoch).
+        images: the image of each text, those of one side by side, (num_texts,): first one text of each image is chosen,
+            all with the same chance, and then used or not by its own probability (MetaCLIP 2). None: every text.
+    """
+    used: NDArray[np.bool_] = uniform(keys, *seed) < probability
+    if images is not None and len(keys):
+        firsts = np.flatnonzero(np.diff(images, prepend=images[0] - 1))
+        lots = uniform(keys, *seed, _CHOICE)
+        used &= lots == np.repeat(np.minimum.reduceat(lots, firsts), np.diff(firsts, append=len(keys)))
+    return used
+
+
+def _combined(column: Any) -> Any:
+    return column.combine_chunks() if hasattr(column, "combine_chunks") else column
