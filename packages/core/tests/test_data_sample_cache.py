@@ -17,7 +17,7 @@ from vfm.artifacts import SampleCache
 from vfm.config import UserError
 from vfm.data.loader import sample_seed
 from vfm.data.sample import BadSample
-from vfm.data.sample_cache import FOLDER, SHARD_BYTES, CachedTensors, CacheWriter
+from vfm.data.sample_cache import FOLDER, SHARD_BYTES, CachedTensors, CacheWriter, decode, encode
 
 FACTS = {"data": "../pool", "producer": "a test", "crop_scale": (0.2, 1.0), "flip": 0.5, "seed": 0}
 
@@ -96,10 +96,41 @@ def test_a_cache_of_half_precision_holds_rounded_numbers(tmp_path):
     assert np.array_equal(found, tensor(7, half)[1].astype(np.float16))
 
 
-@pytest.mark.parametrize(("dtype", "value"), [("fp16", 1e5), ("fp16", np.nan), ("fp32", np.inf)])
-def test_what_does_not_fit_is_refused(tmp_path, dtype, value):
+def test_a_cache_of_bytes_holds_every_number_to_half_a_step_of_its_vector(tmp_path):
+    small = writer(tmp_path, dtype="int8", shape=(2, 2, 5))
+    fill(small, small.plan(4), bad=set())
+    tensors = publish(small, tmp_path)
+    assert np.load(tmp_path / "artifact" / FOLDER / "00000.npy").shape == (4, 2, 2, 2, 9)
+    found, exact = tensors[7, 1], tensor(7, small)[1]
+    assert found.dtype == np.float32
+    step = np.abs(exact).max(axis=-1, keepdims=True) / 127
+    assert (np.abs(found - exact) <= 0.501 * step).all()
+    assert not np.array_equal(found, exact)
+
+
+@given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=6))
+def test_bytes_keep_zeros_signs_and_the_largest_number(numbers):
+    vector = np.array([numbers, [0.0] * len(numbers)], np.float32)
+    found = decode(encode(vector, "int8"))
+    largest = np.abs(vector[0]).max()
+    assert not found[1].any()
+    assert (np.sign(found[0]) * np.sign(vector[0]) >= 0).all()
+    if largest > 1e-30:
+        assert np.abs(found[0]).max() == pytest.approx(largest, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "line"),
+    [
+        ("fp16", 1e5, "numbers up to 1e.05 do not fit fp16"),
+        ("fp16", np.nan, "not finite"),
+        ("fp32", np.inf, "not finite"),
+        ("int8", np.nan, "not finite"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path, dtype, value, line):
     target = writer(tmp_path, dtype=dtype)
-    with pytest.raises(UserError, match=rf"sample 1: .* do not fit {dtype}"):
+    with pytest.raises(UserError, match=f"sample 1: .*{line}"):
         target.write(range(2), {0: np.ones((2, 3)), 1: np.full((2, 3), value)}, [])
 
 

@@ -10,37 +10,39 @@ import torch
 from vfm.data.loader import TrainingData
 from vfm.data.source import open_dataset
 from vfm.data.transforms import ImageTransform
-from vfm_eva import MakeMasked
-from vfm_eva.images import MASKS
+from vfm_eva import MakeViews, MaskedData, Masks
+from vfm_eva.masks import MASKS
 
 CROP = ImageTransform(32, scale=(0.2, 1.0), flip=0.5)
 
 
-def batches(pool: Any, make: MakeMasked, **sizes: int) -> dict[str, torch.Tensor]:
+def batches(pool: Any, masks: Masks, **sizes: int) -> dict[str, torch.Tensor]:
     """The third step's tensors, whatever parts it comes in."""
-    data = TrainingData(open_dataset(pool), make, global_batch_size=8)
-    world_size = sizes.pop("world_size", 1)
+    data = MaskedData(TrainingData(open_dataset(pool), MakeViews(CROP), global_batch_size=8), masks)
+    world_size, micro = sizes.pop("world_size", 1), sizes.pop("micro_batch_size", 8)
     parts = [
-        part for rank in range(world_size) for part in next(data.steps(2, 3, rank=rank, world_size=world_size, **sizes))
+        part
+        for rank in range(world_size)
+        for part in next(data.steps(2, 3, rank=rank, world_size=world_size, micro_batch_size=micro))
     ]
     return {name: torch.cat([part[name] for part in parts]) for name in ("images", "bool_mask")}
 
 
 @pytest.mark.parametrize("mask", MASKS)
 def test_masks_do_not_depend_on_batch_rank_or_micro_batch(pool, mask):
-    make = MakeMasked(CROP, (4, 4), 7, mask)
-    whole = batches(pool, make)
+    masks = Masks(mask, (4, 4), 7)
+    whole = batches(pool, masks)
     assert len({tuple(row) for row in whole["bool_mask"].tolist()}) > 1
     assert (whole["bool_mask"].sum(1) <= 7).all()
     for sizes in ({"micro_batch_size": 2}, {"micro_batch_size": 3}, {"world_size": 2}):
-        parts = batches(pool, make, **sizes)
+        parts = batches(pool, masks, **sizes)
         assert all(torch.equal(parts[name], whole[name]) for name in whole)
 
 
 def test_a_teacher_of_another_size_sees_the_same_part_of_the_picture(pool):
     source = open_dataset(pool)
     teacher = ImageTransform(48, scale=(0.2, 1.0), flip=0.5, interpolation="bilinear")
-    make = MakeMasked(CROP, (4, 4), 7, teacher=teacher)
+    make = MakeViews(CROP, teacher)
     for index in range(20):
         sample = source[index]
         made = make(sample, index)
@@ -51,4 +53,4 @@ def test_a_teacher_of_another_size_sees_the_same_part_of_the_picture(pool):
 
 def test_a_teacher_of_the_same_ways_costs_no_second_picture(pool):
     sample = open_dataset(pool)[0]
-    assert set(MakeMasked(CROP, (4, 4), 7, teacher=CROP)(sample, 0)) == {"images", "bool_mask"}
+    assert set(MakeViews(CROP, CROP)(sample, 0)) == {"images", "mask_seed"}

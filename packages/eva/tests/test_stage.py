@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +14,6 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-import eva_toy
 from eva_toy import STUDENT, context, losses, make_teacher, run, stage
 from vfm import UserError
 from vfm.artifacts import Artifact, Pool, VisionCheckpoint
@@ -29,7 +25,7 @@ from vfm.models import build_clip, build_vision, load_clip, load_vision, save_vi
 from vfm.models.hand_over import hand_over
 from vfm.stage import Preflight
 from vfm.train import fit
-from vfm_eva import EvaPretrain, MakeMasked, Teacher
+from vfm_eva import EvaPretrain, MakeViews, MaskedData, Masks, Teacher
 
 
 def preflight(config: EvaPretrain, teacher: Artifact | None = None) -> None:
@@ -69,6 +65,9 @@ def test_preflight_knows_a_teacher_that_is_not_there_yet_by_name_alone():
         ({"model": {"architecture": STUDENT, "deph": 3}}, "deph"),
         ({"model": {"architecture": STUDENT, "patch_drop_rate": 0.5}}, "patch_drop_rate"),
         ({"image_size": 36}, "36 pixels are not a multiple of its patch size 8"),
+        ({"image_size": 4}, "4 pixels"),
+        ({"model": "vit_pico_patch8_32", "image_size": 4}, "4 pixels"),
+        ({"image_size": 8}, "8 pixels hold 1 x 1 patches of 8 pixels; masks need at least 2 x 2"),
         ({"target": {"layer": 9}}, "layer 9 is not one of its 2 blocks"),
     ],
 )
@@ -91,6 +90,12 @@ def test_a_teacher_without_patches_is_refused(tmp_path):
         preflight(stage(target={"projected": False}), encoder_teacher(tmp_path, "resnet18", num_classes=0))
 
 
+def test_a_teacher_of_another_family_is_one_line(tmp_path, pool):
+    with pytest.raises(UserError, match=r"teacher wants a ClipCheckpoint or VisionCheckpoint; .* is a Pool") as caught:
+        run(tmp_path, {}, pool=pool, teacher=pool)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("scale", [[0.5, 0.2], [0.0, 1.0], [0.5, 1.5]])
 def test_impossible_crops_are_refused(scale):
     with pytest.raises(ValidationError):
@@ -108,14 +113,16 @@ def test_every_field_of_the_stage_says_what_it_is():
     assert [name for name in own - inherited if not EvaPretrain.model_fields[name].description] == []
 
 
-def step_data(pool: Pool, size: int, grid: tuple[int, int], num_masked: int, batch: int) -> TrainingData:
-    make = MakeMasked(ImageTransform(size, scale=(0.2, 1.0)), grid, num_masked)
-    return TrainingData(open_dataset(pool), make, global_batch_size=batch)
+def step_data(pool: Pool, size: int, grid: tuple[int, int], num_masked: int, batch: int) -> MaskedData:
+    make = MakeViews(ImageTransform(size, scale=(0.2, 1.0)))
+    return MaskedData(TrainingData(open_dataset(pool), make, global_batch_size=batch), Masks("block", grid, num_masked))
 
 
 def best_constant_loss(pool: Pool, teacher: Teacher, grid: tuple[int, int]) -> float:
     """The loss of guessing, for each place in the grid, the one direction that is nearest to all targets."""
-    (batch,) = next(step_data(pool, teacher.preprocess.image_size, grid, 1, batch=200).steps(0, 1))
+    (batch,) = next(
+        step_data(pool, teacher.preprocess.image_size, grid, 1, batch=200).steps(0, 1, micro_batch_size=200)
+    )
     features = F.normalize(teacher.target(batch["images"], grid), dim=-1)
     return -features.mean(dim=0).norm(dim=-1).mean().item()
 
@@ -160,27 +167,6 @@ def test_a_run_cut_short_ends_as_the_unbroken_one(tmp_path, pool, teacher, cut):
     assert {file.suffix for file in files} == {".json", ".jsonl", ".png", ".safetensors"}
     for file in files:
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
-
-
-def test_two_processes_give_the_losses_of_one(tmp_path, pool, teacher):
-    settings = {"mask": "block_exact", "micro_batch_size": 2}
-    run(tmp_path / "one", settings, pool=pool, teacher=teacher)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    children = []
-    for rank in range(2):  # each writes its artifact into a folder of its own, as the flow has it
-        arguments = [str(tmp_path / f"two-{rank}"), str(pool.path), str(teacher.path), json.dumps(settings)]
-        environment = {**os.environ, **shared, "RANK": str(rank)}
-        command = [sys.executable, eva_toy.__file__, *arguments]
-        children.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    for child in children:
-        _, stderr = child.communicate(timeout=120)
-        assert child.returncode == 0, stderr
-    assert losses(tmp_path / "two-0") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
-    one, two = (load_file(tmp_path / name / "artifact" / "model.safetensors") for name in ("one", "two-0"))
-    torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("student", [STUDENT, "vit_pico_patch8_32"])

@@ -20,8 +20,9 @@ from vfm.data.sample_cache import FOLDER, CachedTensors
 from vfm.data.source import open_dataset
 from vfm.data.transforms import ImageTransform
 from vfm.events import Event
+from vfm.models import load_clip, save_clip
 from vfm.stage import Preflight
-from vfm_eva import EvaTargets, MakeMasked, Target
+from vfm_eva import EvaTargets, MakeViews, MaskedData, Masks, Pca, StoredTargets, Target
 from vfm_eva.images import MakeWithTargets
 
 CACHED = {"teacher": None, "targets": "targets"}
@@ -72,13 +73,95 @@ def test_a_cache_of_half_precision_trains_nearly_the_same(tmp_path, eight, teach
     assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "live"), abs=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("changes", "least"),
+    [({"dtype": "int8"}, 0.9995), ({"components": 32}, 0.9), ({"dtype": "int8", "components": 64}, 0.9995)],
+)
+def test_targets_in_fewer_bytes_stay_near_the_exact_ones(tmp_path, pool, teacher, changes, least):
+    exact = CachedTensors(make_targets(tmp_path / "exact", pool, teacher))
+    small = make_targets(tmp_path / "small", pool, teacher, **changes)
+    assert small.shape == (4, 4, changes.get("components", 64))
+    stored = CachedTensors(small)
+    pca = Pca.load(small.path) if "components" in changes else None
+    assert small.basis == ("pca.safetensors" if pca else "")
+    cosines = []
+    for index in range(len(exact)):
+        batch = {"targets": torch.from_numpy(stored[index, 0]).flatten(0, 1)}
+        found = StoredTargets(64, pca).of(batch, (4, 4))
+        wanted = torch.from_numpy(exact[index, 0]).flatten(0, 1)
+        cosines.append(torch.cosine_similarity(found, wanted, dim=-1))
+    assert least < torch.cat(cosines).mean() < 1 - 1e-7
+
+
+def test_training_from_few_bytes_is_nearly_training_with_the_teacher(tmp_path, eight, teacher):
+    settings = {"steps": 6, "global_batch_size": 8}
+    run(tmp_path / "live", settings, pool=eight, teacher=teacher)
+    cache = make_targets(tmp_path / "targets", eight, teacher, num_crops=6, dtype="int8", components=60)
+    run(tmp_path / "cached", settings | CACHED, pool=eight, targets=cache)
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "live"), abs=3e-3)
+
+
+def test_a_pca_is_the_textbooks_and_all_components_keep_everything():
+    features = torch.randn(500, 12, generator=torch.Generator().manual_seed(0)) @ torch.diag(torch.arange(12.0)) + 3
+    pca = Pca.fit(features.view(5, 10, 10, 12), 4)
+    centred = features - features.mean(0)
+    _, singular, directions = torch.linalg.svd(centred, full_matrices=False)
+    torch.testing.assert_close((pca.components @ directions[:4].T).abs(), torch.eye(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(pca.kept, singular[:4].square().sum() / singular.square().sum())
+    nearest = centred @ directions[:4].T @ directions[:4] + features.mean(0)
+    torch.testing.assert_close(pca(pca.coordinates(features)), nearest, atol=1e-4, rtol=0)
+    whole = Pca.fit([features], 12)
+    torch.testing.assert_close(whole(whole.coordinates(features)), features, atol=1e-4, rtol=0)
+    with pytest.raises(UserError, match="a PCA of 12 components wants as many patches; there are 5"):
+        Pca.fit([features[:5]], 12)
+
+
+def test_a_making_with_a_pca_cut_short_ends_as_the_unbroken_one(tmp_path, pool, teacher):
+    settings = {"components": 16, "dtype": "int8", "samples_per_shard": 64, "pca_images": 20}
+    whole = make_targets(tmp_path / "whole", pool, teacher, **settings)
+
+    def stop(event: Event) -> None:
+        if event.type == "progress" and event.data["done"] > 100:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        targets_stage(**settings).run(context(tmp_path / "cut", stop, pool=pool, teacher=teacher))
+    again = make_targets(tmp_path / "cut", pool, teacher, **settings)
+    files = sorted(path.relative_to(whole.path) for path in whole.path.rglob("*.*"))
+    assert files == sorted(path.relative_to(again.path) for path in again.path.rglob("*.*"))
+    for file in files:
+        assert (again.path / file).read_bytes() == (whole.path / file).read_bytes(), file
+
+
+def test_more_components_than_channels_are_refused_before_anything_runs(tmp_path, pool, teacher):
+    config = targets_stage(components=65)
+    line = "components is 65; the teacher's features have 64 channels"
+    with pytest.raises(UserError, match=line):
+        config.preflight(Preflight({}, {"teacher": teacher.path}))
+    with pytest.raises(UserError, match=line):
+        config.run(context(tmp_path, pool=pool, teacher=teacher))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_teacher_with_weights_that_are_no_numbers_is_one_line_before_anything_runs(tmp_path, teacher, number):
+    clip = load_clip(teacher)
+    clip.module.visual.ln_post.bias.data[3] = number
+    broken = save_clip(clip, tmp_path)
+    known = Preflight({}, {"teacher": broken.path})
+    for config in (stage(), targets_stage()):
+        with pytest.raises(UserError, match=r"visual\.ln_post\.bias holds NaN or infinity") as caught:
+            config.preflight(known)
+        assert "\n" not in str(caught.value)
+
+
 def test_epochs_take_the_crops_in_turn_and_masks_stay_new(tmp_path, eight, teacher):
     cache = make_targets(tmp_path, eight, teacher, num_crops=2, seed=3)
     held = Target().teacher(teacher)
-    make = MakeMasked(ImageTransform(32, scale=cache.crop_scale, flip=cache.flip), (4, 4), 7)
-    data = TrainingData(open_dataset(eight), MakeWithTargets(make, CachedTensors(cache), 8), global_batch_size=8)
+    make = MakeViews(ImageTransform(32, scale=cache.crop_scale, flip=cache.flip))
+    plain = TrainingData(open_dataset(eight), MakeWithTargets(make, CachedTensors(cache), 8), global_batch_size=8)
+    data = MaskedData(plain, Masks("block", (4, 4), 7))
     epochs = []
-    for (batch,) in data.steps(0, 4):
+    for (batch,) in data.steps(0, 4, micro_batch_size=8):
         torch.testing.assert_close(held.target(batch["images"], (4, 4)), batch["targets"])
         epochs.append({key: (batch["images"][row], batch["bool_mask"][row]) for row, key in enumerate(batch["keys"])})
     for key, (images, bool_mask) in epochs[0].items():
@@ -90,7 +173,7 @@ def test_epochs_take_the_crops_in_turn_and_masks_stay_new(tmp_path, eight, teach
 
 def test_an_epoch_that_ends_within_a_step_changes_the_crop_with_the_next_step(tmp_path, eight, teacher):
     cache = make_targets(tmp_path, eight, teacher, num_crops=2)
-    make = MakeWithTargets(MakeMasked(ImageTransform(32), (4, 4), 7), CachedTensors(cache), global_batch_size=6)
+    make = MakeWithTargets(MakeViews(ImageTransform(32)), CachedTensors(cache), global_batch_size=6)
     sample, tensors = open_dataset(eight)[5], CachedTensors(cache)
     crops = []
     for step in range(6):  # they begin at samples 0, 6, 12, 18, 24, 30 of epochs of 8
@@ -146,7 +229,7 @@ def test_a_sample_without_targets_is_replaced_and_told(tmp_path, teacher):
     cache = make_targets(tmp_path / "targets", pool, teacher, max_bad_fraction=0.2)
     (tar,) = pool.path.rglob("*.tar")
     tar.write_bytes(tar.read_bytes().replace(b"no picture", picture))  # it can be read again; it has no targets still
-    make = MakeWithTargets(MakeMasked(ImageTransform(32), (4, 4), 7), CachedTensors(cache), global_batch_size=8)
+    make = MakeWithTargets(MakeViews(ImageTransform(32)), CachedTensors(cache), global_batch_size=8)
     source = open_dataset(pool)
     ((batch,),) = TrainingData(source, make, global_batch_size=8, max_bad_fraction=0.9).steps(0, 1)
     assert batch["bad"] == [("unreadable_image", source.where(2))]

@@ -16,7 +16,7 @@ from vfm.models import build_clip, build_vision, load_clip
 from vfm.models.vision import vision_preprocess
 from vfm.train import build_optimizer
 from vfm_eva import EvaTask, Teacher
-from vfm_eva.task import to_grid
+from vfm_eva.teacher import to_grid
 from vfm_kernels import block_mask, block_mask_exact, random_mask
 
 MASKS = [block_mask, block_mask_exact, random_mask]
@@ -200,7 +200,7 @@ def test_a_teacher_of_another_size_wants_images_of_its_own():
     with pytest.raises(UserError, match="wants images of 64 pixels, these have 32"):
         task(batch)
     flat = torch.full((4, 3, 64, 64), 100, dtype=torch.uint8)
-    target = task.target(batch | {"teacher_images": flat})
+    target = task.teacher.of(batch | {"teacher_images": flat}, task.grid)
     assert target.shape == (4, 16, 64)
     assert torch.isfinite(task(batch | {"teacher_images": flat})[0])
 

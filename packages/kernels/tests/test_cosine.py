@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vfm_kernels import block_mask, masked_cosine_loss, token_cosine
+from vfm_kernels import block_mask, masked_cosine_loss, resultant_length, token_cosine
 
 
 @pytest.fixture
@@ -77,3 +77,25 @@ def test_shapes_that_do_not_fit_are_refused(batch):
         masked_cosine_loss(prediction, target[:, :-1], mask)
     with pytest.raises(ValueError, match="bool_mask"):
         masked_cosine_loss(prediction, target, mask[:, :-1])
+
+
+def test_the_resultant_length_is_what_the_best_constant_guess_reaches(batch):
+    _, target, mask = batch
+    target = target + 2 * torch.randn(12)
+    length = resultant_length(target, mask)
+    best = torch.nn.functional.normalize(target[mask], dim=-1).mean(dim=0)
+    torch.testing.assert_close(-masked_cosine_loss(best.expand_as(target[mask]), target[mask]), length)
+    for guess in torch.randn(50, 12):
+        assert -masked_cosine_loss(guess.expand_as(target[mask]), target[mask]) <= length
+    unit = torch.nn.functional.normalize(target[mask], dim=-1)
+    torch.testing.assert_close((unit @ unit.T).mean(), length**2)
+    torch.testing.assert_close(resultant_length(target[mask]), length)
+
+
+def test_features_that_are_all_alike_have_resultant_length_one(batch):
+    prediction, _, mask = batch
+    assert resultant_length(prediction[:1, :1].expand(4, 64, -1) * torch.rand(4, 64, 1), mask).item() == pytest.approx(
+        1
+    )
+    assert resultant_length(prediction, mask).item() < 0.3
+    assert resultant_length(prediction, torch.zeros_like(mask)).item() == 0

@@ -12,12 +12,30 @@ from vfm_eva.stage import EvaPretrain
 from vfm_eva.targets import EvaTargets, Target
 
 if TYPE_CHECKING:
-    from vfm_eva.images import MakeMasked
-    from vfm_eva.task import EvaTask, Teacher
+    from vfm_eva.decoder import Decoder
+    from vfm_eva.images import MakeViews
+    from vfm_eva.init import init_weights
+    from vfm_eva.masks import MaskedData, Masks
+    from vfm_eva.pca import Pca
+    from vfm_eva.task import EvaTask
+    from vfm_eva.teacher import StoredTargets, Teacher
 
-_HOMES = {"MakeMasked": "images", "EvaTask": "task", "Teacher": "task"}
+_HOMES = {
+    "Decoder": "decoder",
+    "EvaTask": "task",
+    "MakeViews": "images",
+    "MaskedData": "masks",
+    "Masks": "masks",
+    "Pca": "pca",
+    "StoredTargets": "teacher",
+    "Teacher": "teacher",
+    "init_weights": "init",
+}
 
-__all__ = ["EvaPretrain", "EvaTargets", "EvaTask", "MakeMasked", "Target", "Teacher"]
+__all__ = [
+    "Decoder", "EvaPretrain", "EvaTargets", "EvaTask", "MakeViews", "MaskedData", "Masks", "Pca", "StoredTargets",
+    "Target", "Teacher", "init_weights",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

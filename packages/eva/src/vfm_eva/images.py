@@ -1,9 +1,8 @@
-"""From a sample to what a masked step takes: its picture at the student's and the teacher's size, and its own mask."""
+"""From a sample to what a masked step takes: its picture at the student's and the teacher's size."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,10 +15,6 @@ from vfm.data.sample_cache import CachedTensors
 from vfm.data.transforms import ImageTransform, to_tensor
 from vfm.models.preprocess import Preprocess
 from vfm_eva.targets import Crops
-from vfm_kernels import block_mask, block_mask_exact, random_mask
-
-MaskKind = Literal["block", "block_exact", "random"]
-MASKS = {"block": block_mask, "block_exact": block_mask_exact, "random": random_mask}
 
 
 def crop_transform(crops: Crops | SampleCache, preprocess: Preprocess) -> ImageTransform:
@@ -29,34 +24,25 @@ def crop_transform(crops: Crops | SampleCache, preprocess: Preprocess) -> ImageT
 
 
 @dataclass(frozen=True)
-class MakeMasked:
-    """Makes `images` (3, S, S) uint8 and `bool_mask` (N,) of a sample; crop and mask are drawn from its own seed.
+class MakeViews:
+    """Makes `images` (3, S, S) uint8 and `mask_seed` of a sample; its crop is drawn from that seed, and so is its mask.
 
     A teacher of another size gets the same part of the picture as `teacher_images` (3, S', S'): one box, cut out of the
     original and resized twice, as in EVA.
 
     transform: the student's way with a picture.
-    grid: rows and columns of the student's patches.
-    num_masked: patches to mask; `block` masks may have a few less.
-    mask: which of `MASKS`.
     teacher: the teacher's way with a picture, the same crops; default: the student's.
     """
 
     transform: ImageTransform
-    grid: tuple[int, int]
-    num_masked: int
-    mask: MaskKind = "block"
     teacher: ImageTransform | None = None
 
     def __call__(self, sample: Sample, seed: int, crop_seed: int | None = None) -> dict[str, Tensor]:
         """The tensors of one sample, its crop from a seed of its own where one is given; raises BadSample."""
         image = decode_image(sample.image, sample.key, max_pixels=self.transform.max_pixels)
         crop_seed = seed if crop_seed is None else crop_seed
-        tensors = {
-            "images": to_tensor(self.transform.apply(image, crop_seed)),
-            # The same seed as the crop's: the masks' generator (Philox) is another one, so its draws are too.
-            "bool_mask": MASKS[self.mask]([seed], self.grid, self.num_masked)[0],
-        }
+        # One seed for crop and mask: they hash it each in their own way.
+        tensors = {"images": to_tensor(self.transform.apply(image, crop_seed)), "mask_seed": torch.tensor(int(seed))}
         if self.teacher and self.teacher != self.transform:
             tensors["teacher_images"] = to_tensor(self.teacher.apply(image, crop_seed))
         return tensors
@@ -90,7 +76,7 @@ class MakeWithTargets:
     The epoch is the one in which the step begins.
     """
 
-    make: MakeMasked
+    make: MakeViews
     tensors: CachedTensors
     global_batch_size: int
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from vfm.data.loader import Make, eval_batches
 from vfm.data.source import Source
 from vfm.panels import ImagesPanel, Picture
+from vfm_eva.masks import Masks
 from vfm_eva.task import EvaTask
 
 NUM_PICTURES = 9
@@ -24,9 +25,9 @@ GAP = 8  # between the three parts of a picture: 3 x 96 + 2 x 8 is the width on 
 STRIPES = (215, 245)  # greys in turn
 
 
-def cosine_sheet(task: EvaTask, source: Source, make: Make, directory: Path) -> ImagesPanel:
+def cosine_sheet(task: EvaTask, source: Source, make: Make, masks: Masks, directory: Path) -> ImagesPanel:
     """Writes pictures into `directory`, each as it is, masked, and as its map of cosines; returns their panel."""
-    batch = next(iter(eval_batches(source, make, min(NUM_PICTURES, len(source)))))
+    (batch,) = masks.added([next(iter(eval_batches(source, make, min(NUM_PICTURES, len(source)))))])
     device = task.mask_token.device
     on_device = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
     cosines = task.eval().cosine_map(on_device).cpu()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from vfm.artifacts import ClipCheckpoint, ImageDataset, SampleCache, VisionCheckpoint
-from vfm.config import UserError
+from vfm.config import Config, UserError
 from vfm.interfaces import VisionPretraining
 from vfm.stage import Context, Preflight, Ref
 from vfm_eva.targets import Crops, EvaTargets, Target
@@ -16,11 +17,29 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vfm.data.loader import Make
-    from vfm_eva.task import EvaTask, Teacher
+    from vfm_eva.decoder import Decoder
+    from vfm_eva.task import EvaTask
+    from vfm_eva.teacher import StoredTargets, Teacher
+
+
+class DecoderSize(Config):
+    """What predicts the masked patches where the encoder sees visible ones alone."""
+
+    width: int = Field(512, ge=4, multiple_of=4, description="channels")
+    depth: int = Field(4, ge=1, description="blocks")
+    num_heads: int = Field(16, ge=1, description="of each block; they divide width")
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> DecoderSize:
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} does not divide by num_heads {self.num_heads}")
+        return self
 
 
 class EvaPretrain(VisionPretraining, Crops):
     """Pre-trains a vision transformer by masked feature modelling, images only (EVA, arXiv:2211.07636)."""
+
+    version: ClassVar[int] = 2  # since masks are drawn in lock-step and every masked patch of a step weighs the same
 
     kind: Literal["eva.pretrain"] = "eva.pretrain"
     model: str | dict[str, Any] = Field(
@@ -40,6 +59,18 @@ class EvaPretrain(VisionPretraining, Crops):
         description="block: EVA's rectangles; block_exact: the same with an exact count; random: single patches",
     )
     mask_ratio: float = Field(105 / 256, gt=0, lt=1, description="share of the patches that is masked; block: at most")
+    encode: Literal["all", "visible"] = Field(
+        "all",
+        description="all: every patch goes through the encoder, masked ones as a mask token (EVA); visible: visible"
+        " patches alone do, and a decoder predicts the others (EVA-L, MAE)",
+    )
+    decoder: DecoderSize = Field(DecoderSize(), description="for encode: visible")
+    init: Literal["timm", "eva01", "eva02", "mae"] = Field(
+        "timm", description="how weights are drawn: as timm does, or as the code of EVA, of EVA-02, of EVA-L does"
+    )
+    patch_embed_grad: float = Field(
+        1.0, gt=0, le=1, description="share of its gradient that the patch embedding takes; EVA-02 has 0.1"
+    )
     drop_path: float = Field(0.0, ge=0, lt=1, description="chance to skip the last block; falls to 0 at the first")
     lr: float = Field(1.5e-3, ge=0, description="peak learning rate")
     min_lr: float = Field(1e-5, ge=0, description="where the cosine schedule ends")
@@ -55,11 +86,19 @@ class EvaPretrain(VisionPretraining, Crops):
             raise ValueError(f"{set_here[0]} is fixed in {self.targets!r}; set it where the targets are made")
         return self
 
+    @model_validator(mode="after")
+    def _decodable(self) -> EvaPretrain:
+        if self.encode == "visible" and self.mask == "block":
+            raise ValueError("encode: visible wants masks of equal count; set mask to random or block_exact")
+        if self.encode == "all" and self.decoder != DecoderSize():
+            raise ValueError("decoder is for encode: visible")
+        return self
+
     def preflight(self, ctx: Preflight) -> None:
         """The student exists and can be masked; a teacher that is there already has the target; targets fit."""
         import torch
 
-        from vfm_eva.task import student_grid
+        from vfm_eva.student import student_grid
 
         with torch.device("meta"):  # shapes without weights: a giant costs nothing
             student = self._student()
@@ -79,35 +118,42 @@ class EvaPretrain(VisionPretraining, Crops):
         from vfm.data.loader import TrainingData
         from vfm.data.source import open_dataset
         from vfm.train import fit, is_main
+        from vfm_eva.alarm import Alarm
+        from vfm_eva.init import init_weights
+        from vfm_eva.masks import MaskedData, Masks
         from vfm_eva.pictures import cosine_sheet
 
         data = ctx.load(self.data)
         task, make = self._from_cache(ctx, data) if self.targets else self._from_teacher(ctx)
-        source = open_dataset(data)
-        fit(task, TrainingData.of(self, source, make), self, ctx, self.runtime)
+        init_weights(task, self.init, self.seed)
+        source, masks = open_dataset(data), Masks(self.mask, task.grid, task.num_masked)
+        batches = MaskedData(TrainingData.of(self, source, make), masks)
+        fit(task, batches, self, replace(ctx, send=Alarm(ctx, self)), self.runtime)
         if is_main():
-            ctx.panel(cosine_sheet(task, source, make, ctx.directory))
+            ctx.panel(cosine_sheet(task, source, make, masks, ctx.directory))
         return task.export(ctx.directory)
 
     def _from_teacher(self, ctx: Context) -> tuple[EvaTask, Make]:
-        from vfm_eva.images import MakeMasked, crop_transform
+        from vfm_eva.images import MakeViews, crop_transform
 
         assert self.teacher
         teacher = self.target.teacher(ctx.load(self.teacher))
         task = self._task(self._student(), teacher)
-        transforms = [crop_transform(self, model.preprocess) for model in (task, teacher)]
-        return task, MakeMasked(transforms[0], task.grid, task.num_masked, self.mask, teacher=transforms[1])
+        return task, MakeViews(*(crop_transform(self, model.preprocess) for model in (task, teacher)))
 
     def _from_cache(self, ctx: Context, data: ImageDataset) -> tuple[EvaTask, Make]:
         from vfm.data.sample_cache import CachedTensors
-        from vfm_eva.images import MakeMasked, MakeWithTargets, crop_transform
+        from vfm_eva.images import MakeViews, MakeWithTargets, crop_transform
+        from vfm_eva.pca import Pca
+        from vfm_eva.teacher import StoredTargets
 
         assert self.targets
         cache = ctx.load(self.targets)
-        task = self._task(self._student(), cache.shape[-1])
+        pca = Pca.load(cache.path) if cache.basis else None
+        task = self._task(self._student(), StoredTargets(len(pca.mean) if pca else cache.shape[-1], pca))
         _check_grid(cache.shape[:-1], task.grid)
         _check_data(cache, data)
-        make = MakeMasked(crop_transform(cache, task.preprocess), task.grid, task.num_masked, self.mask)
+        make = MakeViews(crop_transform(cache, task.preprocess))
         return task, MakeWithTargets(make, CachedTensors(cache), self.global_batch_size)
 
     def _check_targets(self, ctx: Preflight, targets: Ref[SampleCache], grid: tuple[int, int]) -> None:
@@ -122,10 +168,29 @@ class EvaPretrain(VisionPretraining, Crops):
             if maker.data != self.data:
                 raise UserError(f"targets {targets!r} are made from {maker.data!r}, not from data {self.data!r}")
 
-    def _task(self, student: nn.Module, teacher: Teacher | int) -> EvaTask:
+    def _task(self, student: nn.Module, teacher: Teacher | StoredTargets) -> EvaTask:
         from vfm_eva.task import EvaTask
 
-        return EvaTask(student, teacher, num_masked=self._num_masked(student), seed=self.seed)
+        return EvaTask(
+            student,
+            teacher,
+            num_masked=self._num_masked(student),
+            decoder=self._decoder(student) if self.encode == "visible" else None,
+            patch_embed_grad=self.patch_embed_grad,
+            seed=self.seed,
+        )
+
+    def _decoder(self, student: Any) -> Decoder:
+        import torch
+
+        from vfm_eva.decoder import Decoder
+        from vfm_eva.student import student_grid
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed + 2)
+            return Decoder(
+                student.num_features, student_grid(student), student.num_prefix_tokens, **self.decoder.model_dump()
+            )
 
     def _student(self) -> nn.Module:
         from vfm.models.vision import build_vision

@@ -1,7 +1,7 @@
 """The shared mathematics of vfm, in plain torch: masks, token operations and the losses of EVA, CLIP and DIVA."""
 
 from vfm_kernels.contrastive import info_nce, siglip_loss
-from vfm_kernels.cosine import masked_cosine_loss, token_cosine
+from vfm_kernels.cosine import masked_cosine_loss, resultant_length, token_cosine
 from vfm_kernels.diffusion import (
     DiffusionKind,
     TimeDistribution,
@@ -34,6 +34,7 @@ __all__ = [
     "masked_index",
     "patch_dropout_index",
     "random_mask",
+    "resultant_length",
     "sample_times",
     "scatter_tokens",
     "siglip_loss",

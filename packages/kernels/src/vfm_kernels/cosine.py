@@ -52,3 +52,24 @@ def masked_cosine_loss(prediction: Tensor, target: Tensor, bool_mask: Tensor | N
         return -cosine.mean()
     masked = bool_mask.bool()
     return -torch.where(masked, cosine, 0.0).sum() / masked.sum().clamp(min=1)
+
+
+def resultant_length(features: Tensor, bool_mask: Tensor | None = None) -> Tensor:
+    """How far features point the same way: the length of their unit vectors' mean, 1 where all are alike.
+
+    It is the mean cosine that the best constant guess has with them; its square is their mean mutual cosine.
+
+    Args:
+        features: (B, N, D) with `bool_mask`; or (..., D) without.
+        bool_mask: (B, N), True = counted; a mask that counts nothing gives 0.
+
+    Returns:
+        Scalar, fp32 (fp64 for fp64).
+
+    Source: Mardia and Jupp 2000, Directional Statistics, section 9.2.
+    """
+    unit = F.normalize(at_least_fp32(features), dim=-1).flatten(0, -2)
+    if bool_mask is None:
+        return unit.mean(dim=0).norm()
+    weights = bool_mask.flatten().to(unit.dtype)
+    return (weights @ unit).norm() / weights.sum().clamp(min=1)

@@ -148,7 +148,8 @@ def _span(start: NDArray[np.float64], length: NDArray[np.float64], size: int) ->
 
 
 def _count(mask: Bools) -> Ints:
-    return np.count_nonzero(mask, axis=1)
+    count: Ints = np.count_nonzero(mask, axis=1)
+    return count
 
 
 def _first(mask: Bools, count: Ints, from_top: Bools) -> Bools:

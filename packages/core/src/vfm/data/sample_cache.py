@@ -1,6 +1,7 @@
 """Tensors by (sample, crop) on disk, read at random: what an expensive model says, asked once instead of every epoch.
 
-00000.npy       (rows, num_crops, *shape), the samples of a shard in the data set's order, mapped into memory when read
+00000.npy       (rows, num_crops, *shape), the samples of a shard in the data set's order, mapped into memory when read;
+                in int8 the last axis is four bytes longer: behind each vector stands the fp32 number its steps are worth
 00000.bad.json  the rows among them that hold zeros because the sample cannot be used: [row, reason, where]
 """
 
@@ -27,7 +28,10 @@ from vfm.data.sample import BadSample
 FOLDER = "tensors"
 SHARD_BYTES = 128 * 2**20
 OPEN_SHARDS = 1024
-DTYPES = {"fp16": np.float16, "fp32": np.float32}
+DTYPES = {"int8": np.int8, "fp16": np.float16, "fp32": np.float32}
+SCALE_BYTES = 4  # of an int8 vector
+
+Dtype = Literal["int8", "fp16", "fp32"]
 
 Bad = tuple[int, str, str]
 """A row of a shard without tensors, the reason, and where the sample lies."""
@@ -46,7 +50,7 @@ class CacheWriter:
         num_samples: int,
         num_crops: int,
         shape: tuple[int, ...],
-        dtype: Literal["fp16", "fp32"],
+        dtype: Dtype,
         samples_per_shard: int | None = None,
     ) -> None:
         """Takes up what is in `folder`.
@@ -56,12 +60,12 @@ class CacheWriter:
             num_samples: of the data set.
             num_crops: tensors of a sample.
             shape: of one tensor.
-            dtype: what is stored.
+            dtype: what is stored; int8 rounds each vector to 255 steps, as far apart as its largest number asks for.
             samples_per_shard: default: so many that a shard has about 128 MiB.
         """
         self.folder, self.num_samples, self.num_crops, self.shape = folder, num_samples, num_crops, shape
-        self.dtype: Literal["fp16", "fp32"] = dtype
-        row_bytes = num_crops * math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
+        self.dtype: Dtype = dtype
+        row_bytes = num_crops * math.prod(_stored(shape, dtype)) * np.dtype(DTYPES[dtype]).itemsize
         self.samples_per_shard = samples_per_shard or max(1, SHARD_BYTES // row_bytes)
         self.bad: list[tuple[str, str]] = []  # (reason, where) in the whole shards
         self.done = 0  # samples in the whole shards
@@ -90,11 +94,12 @@ class CacheWriter:
             bad: reason and place of each of the others, in their order.
 
         Raises:
-            UserError: a tensor does not fit the dtype, or holds what is no number.
+            UserError: a tensor does not fit the dtype, or is not finite.
         """
         for index, tensor in tensors.items():
-            with np.errstate(over="ignore"):
-                row = tensor.astype(DTYPES[self.dtype])
+            if not np.isfinite(tensor).all():
+                raise UserError(f"sample {index}: what the producer says of it is not finite (NaN or infinity)")
+            row = encode(tensor, self.dtype)
             if not np.isfinite(row).all():
                 raise UserError(f"sample {index}: numbers up to {np.abs(tensor).max():.3g} do not fit {self.dtype}")
             self._rows[index - self.done] = row
@@ -112,7 +117,9 @@ class CacheWriter:
         return min(self.samples_per_shard, self.num_samples - self.done)
 
     def _begin(self) -> None:
-        self._rows: NDArray[Any] = np.zeros((self._num_rows, self.num_crops, *self.shape), DTYPES[self.dtype])
+        self._rows: NDArray[Any] = np.zeros(
+            (self._num_rows, self.num_crops, *_stored(self.shape, self.dtype)), DTYPES[self.dtype]
+        )
         self._bad: list[Bad] = []
 
     def _save(self) -> None:
@@ -160,7 +167,7 @@ class CachedTensors:
         return self.cache.num_samples
 
     def __getitem__(self, place: tuple[int, int]) -> NDArray[Any]:
-        """A copy of the tensor of (sample, crop).
+        """A copy of the tensor of (sample, crop); of one in int8, the fp32 numbers that it stands for.
 
         Raises:
             BadSample: the sample could not be used when the cache was made.
@@ -174,7 +181,7 @@ class CachedTensors:
         rows, bad = self._open(shard)
         if row in bad:
             raise BadSample(*bad[row])
-        return np.array(rows[row, crop])
+        return decode(np.array(rows[row, crop]))
 
     def _open_shard(self, shard: int) -> tuple[NDArray[Any], dict[int, tuple[Any, str]]]:
         cache, file = self.cache, _file(self.folder, shard)
@@ -184,9 +191,32 @@ class CachedTensors:
             bad = {row: (reason, where) for row, reason, where in _read_bad(self.folder, shard)}
         except (OSError, ValueError) as error:
             raise UserError(f"{file}: not readable: {error}; make the cache again") from None
-        if (rows.shape, rows.dtype) != ((num_rows, cache.num_crops, *cache.shape), DTYPES[cache.dtype]):
+        shape = (num_rows, cache.num_crops, *_stored(cache.shape, cache.dtype))
+        if (rows.shape, rows.dtype) != (shape, DTYPES[cache.dtype]):
             raise UserError(f"{file}: holds {rows.dtype} {rows.shape}, not what the cache's facts say")
         return rows, bad
+
+
+def encode(tensor: NDArray[np.floating[Any]], dtype: Dtype) -> NDArray[Any]:
+    """What is stored of a tensor. Rounding to int8 costs a vector at most half a step in each number."""
+    with np.errstate(over="ignore"):
+        if dtype != "int8":
+            return tensor.astype(DTYPES[dtype])
+    step = np.abs(tensor).max(axis=-1, keepdims=True).astype(np.float32) / 127
+    steps = np.rint(tensor / np.where(step > 0, step, 1)).clip(-127, 127).astype(np.int8)
+    return np.concatenate([steps, step.view(np.int8)], axis=-1)
+
+
+def decode(stored: NDArray[Any]) -> NDArray[Any]:
+    """The tensor that `encode` stored."""
+    if stored.dtype != np.int8:
+        return stored
+    step = np.ascontiguousarray(stored[..., -SCALE_BYTES:]).view(np.float32)
+    return stored[..., :-SCALE_BYTES].astype(np.float32) * step
+
+
+def _stored(shape: tuple[int, ...], dtype: Dtype) -> tuple[int, ...]:
+    return (*shape[:-1], shape[-1] + SCALE_BYTES) if dtype == "int8" else shape
 
 
 def _reopen(directory: Path) -> CachedTensors:

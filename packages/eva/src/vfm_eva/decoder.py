@@ -1,0 +1,67 @@
+"""EVA-L's light decoder: it predicts what is masked from what the encoder made of the visible patches."""
+
+# B batch, N patches, V visible patches, P prefix tokens, D student width, W decoder width
+
+from __future__ import annotations
+
+import torch
+from timm.layers import build_sincos2d_pos_embed
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from vfm_kernels import scatter_tokens
+
+
+class Decoder(nn.Module):
+    """A small transformer over all places: encoded tokens where a patch was seen, mask tokens elsewhere.
+
+    Args:
+        student_width: D.
+        grid: rows and columns of the patches.
+        num_prefix_tokens: P, class and register tokens of the student.
+        width: W, a multiple of 4 (sine-cosine positions) and of `num_heads`.
+        depth: blocks.
+        num_heads: heads of each.
+
+    Source: He et al. 2021, MAE (arXiv:2111.06377), section 3; EVA-L's decoder is 512 wide, 4 deep, with 16 heads.
+    """
+
+    def __init__(
+        self,
+        student_width: int,
+        grid: tuple[int, int],
+        num_prefix_tokens: int,
+        *,
+        width: int,
+        depth: int,
+        num_heads: int,
+    ) -> None:
+        super().__init__()
+        self.width, self.num_patches, self.num_prefix_tokens = width, grid[0] * grid[1], num_prefix_tokens
+        self.embed = nn.Linear(student_width, width)
+        self.blocks = nn.ModuleList([Block(width, num_heads, qkv_bias=True) for _ in range(depth)])
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.pos_embed = nn.Parameter(sincos_positions(grid, width, num_prefix_tokens), requires_grad=False)
+
+    def forward(self, tokens: Tensor, index: Tensor, mask_token: Tensor) -> Tensor:
+        """Decoded tokens of all patches, (B, N, W).
+
+        Args:
+            tokens: (B, P + V, D), what the encoder made of the visible patches.
+            index: (B, V), which patches these are.
+            mask_token: (W,).
+        """
+        tokens = self.embed(tokens)
+        prefix, visible = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
+        patches = scatter_tokens(visible, index, self.num_patches, fill=mask_token)
+        tokens = torch.cat([prefix, patches], dim=1) + self.pos_embed
+        for block in self.blocks:
+            tokens = block(tokens)
+        decoded: Tensor = self.norm(tokens[:, self.num_prefix_tokens :])
+        return decoded
+
+
+def sincos_positions(grid: tuple[int, int], width: int, num_prefix_tokens: int) -> Tensor:
+    """Fixed position embeddings, (1, P + N, W), zero for prefix tokens (MAE)."""
+    positions = build_sincos2d_pos_embed(list(grid), width)
+    return torch.cat([positions.new_zeros(num_prefix_tokens, width), positions])[None]

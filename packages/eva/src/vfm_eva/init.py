@@ -1,0 +1,116 @@
+"""How weights are drawn before the first step, as the papers drew them; timm's own way is what it builds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.init import normal_, trunc_normal_, xavier_normal_, xavier_uniform_, zeros_
+
+from vfm_eva.decoder import sincos_positions
+from vfm_eva.task import EvaTask
+
+Init = Literal["timm", "eva01", "eva02", "mae"]
+
+
+def init_weights(task: EvaTask, init: Init, seed: int) -> None:
+    """Draws the weights of student, head, mask token and decoder anew; `timm` leaves them as they are.
+
+    init:
+        eva01: every linear and the patch embedding from a normal of std 0.015 cut off at one std (so their std is
+            0.0081), as positions, class and mask token; what a block adds is divided by sqrt(2 * its number).
+        eva02: linears by Xavier's normal, the patch embedding by Xavier's uniform law as a linear; positions, class
+            and mask token with std 0.02, cut off at one std. With sub-LN (a norm inside the MLP) the MLP's
+            matrices, the value and the output projection are multiplied by sqrt(ln(2 * depth)).
+        mae: linears and the patch embedding by Xavier's uniform law, class and mask token with std 0.02, fixed
+            sine-cosine positions. For EVA-L.
+
+    Sources: Fang et al. 2022 (arXiv:2211.07636), 2023 (arXiv:2303.11331) and their code; Wang et al. 2022, Foundation
+    Transformers (arXiv:2210.06423), for sub-LN; He et al. 2021, MAE (arXiv:2111.06377).
+    """
+    with torch.no_grad():
+        if init != "timm":
+            _INITS[init](task, torch.Generator().manual_seed(seed))
+
+
+def _eva01(task: EvaTask, generator: Generator) -> None:
+    _draw_linears(task, lambda weight: _cut_normal(weight, 0.015, generator))
+    _cut_normal(_patch_weight(task), 0.015, generator)
+    zeros_(_embed(task).bias)
+    for tokens in _tokens(task):
+        _cut_normal(tokens, 0.015, generator)
+    for number, block in enumerate(_blocks(task), start=1):
+        block.attn.proj.weight.div_(math.sqrt(2 * number))
+        block.mlp.fc2.weight.div_(math.sqrt(2 * number))
+
+
+def _eva02(task: EvaTask, generator: Generator) -> None:
+    _draw_linears(task, lambda weight: xavier_normal_(weight, generator=generator))
+    xavier_uniform_(_patch_weight(task), generator=generator)
+    for tokens in _tokens(task):
+        _cut_normal(tokens, 0.02, generator)
+    blocks = _blocks(task)
+    for block in blocks:
+        if isinstance(getattr(block.mlp, "norm", None), nn.LayerNorm):
+            for weight in _outside_attention(block):
+                weight.mul_(math.sqrt(math.log(2 * len(blocks))))
+
+
+def _mae(task: EvaTask, generator: Generator) -> None:
+    _draw_linears(task, lambda weight: xavier_uniform_(weight, generator=generator))
+    xavier_uniform_(_patch_weight(task), generator=generator)
+    for tokens in _tokens(task):
+        normal_(tokens, std=0.02, generator=generator)
+    student: Any = task.student
+    positions = sincos_positions(task.grid, student.embed_dim, student.num_prefix_tokens)
+    student.pos_embed.copy_(positions[:, -student.pos_embed.shape[1] :])
+    student.pos_embed.requires_grad_(False)
+
+
+_INITS: dict[str, Callable[[EvaTask, Generator], None]] = {"eva01": _eva01, "eva02": _eva02, "mae": _mae}
+
+
+def _draw_linears(task: EvaTask, draw: Callable[[Tensor], Tensor]) -> None:
+    for module in task.modules():
+        if isinstance(module, nn.Linear):
+            draw(module.weight)
+            if module.bias is not None:
+                zeros_(module.bias)
+
+
+def _outside_attention(block: Any) -> Iterator[Tensor]:
+    """The matrices of a block that do not make queries or keys."""
+    yield from (module.weight for module in block.mlp.modules() if isinstance(module, nn.Linear))
+    yield block.attn.proj.weight
+    if getattr(block.attn, "v_proj", None) is not None:
+        yield block.attn.v_proj.weight
+    else:
+        yield block.attn.qkv.weight[-block.attn.qkv.in_features :]
+
+
+def _tokens(task: EvaTask) -> Iterator[Tensor]:
+    names = ("pos_embed", "cls_token", "reg_token")
+    yield from (value for name in names if (value := getattr(task.student, name, None)) is not None)
+    yield task.mask_token
+
+
+def _embed(task: EvaTask) -> Any:
+    student: Any = task.student
+    return student.patch_embed.proj
+
+
+def _patch_weight(task: EvaTask) -> Tensor:
+    weight: Tensor = _embed(task).weight
+    return weight.view(len(weight), -1)
+
+
+def _blocks(task: EvaTask) -> Any:
+    student: Any = task.student
+    return student.blocks
+
+
+def _cut_normal(tensor: Tensor, std: float, generator: Generator) -> Tensor:
+    return trunc_normal_(tensor, std=std, a=-std, b=std, generator=generator)

@@ -1,0 +1,97 @@
+"""Asking a teacher about all crops of a data set, and writing down what it says."""
+
+# C crops of a sample, T target width, n components
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vfm.artifacts import ImageDataset
+from vfm.config import UserError
+from vfm.data.indexing import ENOUGH_TO_JUDGE
+from vfm.data.loader import Batch, ordered_batches
+from vfm.data.sample_cache import CacheWriter
+from vfm.data.source import open_dataset
+from vfm.stage import Context
+from vfm.train import resolve_device
+from vfm_eva.images import MakeCrops, crop_transform
+from vfm_eva.pca import FILE, Pca
+from vfm_eva.targets import EvaTargets
+from vfm_eva.teacher import Teacher
+
+
+class Asking:
+    """One stage's teacher on its device, and the crops that it is asked about."""
+
+    def __init__(self, plan: EvaTargets, ctx: Context, teacher: Teacher, data: ImageDataset) -> None:
+        self.plan, self.ctx, self.teacher, self.source = plan, ctx, teacher, open_dataset(data)
+        self.device = resolve_device(plan.runtime)
+        teacher.module.to(self.device)
+        self.make = MakeCrops(crop_transform(plan, teacher.preprocess), plan.num_crops, plan.seed)
+        self.batch_size = max(1, plan.micro_batch_size // plan.num_crops)  # samples
+
+    def fill(self, writer: CacheWriter, pca: Pca | None) -> None:
+        """Writes down what the teacher says of all samples that are still to come.
+
+        Raises:
+            UserError: too many samples are bad, or a feature is not finite.
+        """
+        plan = writer.plan(self.batch_size)
+        for told in writer.bad:  # before a crash
+            self.ctx.skip(*told)
+        pca = pca.to(self.device) if pca else None
+        for samples, batch in zip(plan, self._batches(plan), strict=True):
+            tensors = {}
+            if batch["keys"]:
+                features = self._features(batch)
+                kept = pca.coordinates(features) if pca else features
+                rows = kept.float().cpu().reshape(-1, self.plan.num_crops, *writer.shape).numpy()
+                tensors = dict(zip(batch["index"].tolist(), rows, strict=True))
+            for told in batch["bad"]:
+                self.ctx.skip(*told)
+            self._judge(samples.stop)
+            writer.write(samples, tensors, batch["bad"])
+            self.ctx.progress(samples.stop, len(self.source), "images")
+
+    def pca(self) -> Pca:
+        """Of the features of some images; the one that is in the work folder already, where there is one.
+
+        Raises:
+            UserError: fewer patches than components.
+        """
+        if (self.ctx.work / FILE).is_file():
+            return Pca.load(self.ctx.work)
+        chosen = np.random.default_rng(self.plan.seed).permutation(len(self.source))[: self.plan.pca_images]
+        components = self.plan.components or 0
+        batches = self._batches([range(index, index + 1) for index in sorted(chosen.tolist())])
+        pca = Pca.fit((self._features(batch) for batch in batches if batch["keys"]), components)
+        pca.save(self.ctx.work)
+        self.ctx.log(f"{components} components keep {pca.kept:.1%} of the variance of {len(chosen)} images' features")
+        return pca
+
+    def _batches(self, plan: list[range]) -> Iterator[Batch]:
+        return ordered_batches(self.source, self.make, plan, workers=self.plan.runtime.workers)
+
+    def _features(self, batch: Batch) -> Tensor:
+        """(samples * C, N, T)."""
+        crops, bf16 = batch["images"].flatten(0, 1), self.plan.precision == "amp_bf16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
+            parts = [
+                self.teacher.target(part.to(self.device), self.plan.grid)
+                for part in crops.split(self.plan.micro_batch_size)
+            ]
+        return torch.cat(parts)
+
+    def _judge(self, seen: int) -> None:
+        num_bad = self.ctx.bad.total()
+        enough = seen >= ENOUGH_TO_JUDGE or seen == len(self.source)
+        if num_bad > self.plan.max_bad_fraction * seen and enough:
+            reasons = ", ".join(f"{reason} ({count})" for reason, count in self.ctx.bad.most_common(3))
+            raise UserError(
+                f"{self.plan.name}: {num_bad} of {seen} samples are bad: {reasons}; more than max_bad_fraction:"
+                f" {self.plan.max_bad_fraction}"
+            )
