@@ -27,8 +27,8 @@ class BuildMetadata(CaptionSettings, Stage):
     merge: list[AnySource] | None = Field(
         None,
         min_length=1,
-        description="sources of entries in their order, each {type: captions, list, numbers, pageviews, wikipedia or"
-        " wordnet, ...}; an entry belongs to the first that has it",
+        description="sources of entries in their order, each {type: captions, list, numbers, pageviews, wikipedia,"
+        " wordnet or words, ...}; an entry belongs to the first that has it",
     )
     size: int | None = Field(
         None, ge=1, description="at most this many entries of each language; default: all that qualify"

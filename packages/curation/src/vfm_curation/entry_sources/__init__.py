@@ -10,11 +10,12 @@ from pydantic import BeforeValidator, Field, ValidationError
 from vfm.config import did_you_mean, readable
 from vfm_curation.entry_sources.base import EntrySource
 from vfm_curation.entry_sources.captions import Captions, CaptionSettings
-from vfm_curation.entry_sources.lists import Lists, Numbers, WordNet
+from vfm_curation.entry_sources.lists import Lists, Numbers, WordNet, Words
 from vfm_curation.entry_sources.wikipedia import Pageviews, Wikipedia
 
 __all__ = [
     "AnySource", "CaptionSettings", "Captions", "EntrySource", "Lists", "Numbers", "Pageviews", "Wikipedia", "WordNet",
+    "Words",
 ]  # fmt: skip
 
 TYPES: dict[str, type[EntrySource]] = {
@@ -24,6 +25,7 @@ TYPES: dict[str, type[EntrySource]] = {
     "pageviews": Pageviews,
     "wikipedia": Wikipedia,
     "wordnet": WordNet,
+    "words": Words,
 }
 
 
@@ -41,7 +43,7 @@ def _of_its_type(value: Any) -> Any:
 
 
 AnySource = Annotated[
-    Captions | Lists | Numbers | Pageviews | Wikipedia | WordNet,
+    Captions | Lists | Numbers | Pageviews | Wikipedia | WordNet | Words,
     Field(discriminator="type"),
     BeforeValidator(_of_its_type),
 ]

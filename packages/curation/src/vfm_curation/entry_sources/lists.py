@@ -41,11 +41,30 @@ class WordNet(EntrySource):
         """The folder or file."""
         return [self.path]
 
+    def preflight(self, ctx: Preflight) -> None:
+        """The files are WordNet's."""
+        self._read()
+
     def entries(self, ctx: Context, workers: int) -> Iterator[Entries]:
         """Numbers, then names in the order of the files."""
+        yield self.language, self._read()
+
+    def _read(self) -> dict[str, str]:
         from vfm_curation.metadata.wordnet import wordnet_entries
 
-        yield self.language, wordnet_entries(Path(self.path), numbers=self.numbers)
+        return wordnet_entries(Path(self.path), numbers=self.numbers)
+
+
+class Words(EntrySource):
+    """Entries written in the recipe itself."""
+
+    type: Literal["words"] = Field(description="entries written here")
+    words: list[str] = Field(min_length=1, description="the entries, strongest first")
+    language: str = LANGUAGE
+
+    def entries(self, ctx: Context, workers: int) -> Iterator[Entries]:
+        """The entries as they stand."""
+        yield self.language, dict.fromkeys(self.words, "recipe")
 
 
 class Lists(EntrySource):
