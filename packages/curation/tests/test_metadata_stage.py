@@ -2,17 +2,20 @@
 
 import bz2
 import random
+import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from pydantic import ValidationError
 
-from vfm import CuratedSubset, Event, UserError
+from vfm import CuratedSubset, Event, Preflight, UserError
 from vfm.config import error_lines
 from vfm.data import SUBSET_FILE, subset_schema
 from vfm.panels import load_panels
@@ -146,6 +149,27 @@ def test_a_threshold_that_no_pair_can_reach_is_told(run_stage: Any, wiki: Path) 
     assert warning.startswith("no pair of words has a PMI of 30 bits; 48 words can reach 5.6:")
     progress = [event.data for event in events if event.type == "progress"]
     assert progress[-1]["shown"]["pages"] == 12
+
+
+def test_sources_of_the_readme_are_valid() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"\n\n((?:    .*\n)*    - kind: curation\.metadata\n(?:    .*\n)+)", readme)
+    (stage,) = yaml.safe_load(textwrap.dedent(block))
+    assert {part.type for part in BuildMetadata(**stage).parts} == {"wordnet", "wikipedia", "pageviews", "captions"}
+
+
+def test_entries_may_stand_in_the_recipe(run_stage: Any) -> None:
+    merge = [{"type": "words", "words": ["Katze", "!", "Hund"], "language": "de"}]
+    assert rows(run_stage(BuildMetadata(name="entries", merge=merge))) == [
+        ("de", "Katze", "recipe"),
+        ("de", "Hund", "recipe"),
+    ]
+
+
+def test_a_folder_without_wordnet_is_told_before_anything_runs(tmp_path: Path) -> None:
+    stage = BuildMetadata(name="entries", merge=[{"type": "wordnet", "path": str(tmp_path)}])
+    with pytest.raises(UserError, match=r"data\.noun: no such file"):
+        stage.preflight(Preflight({}, {}))
 
 
 def test_sources_that_hold_nothing_are_told(run_stage: Any, tmp_path: Path) -> None:
