@@ -18,16 +18,29 @@ RunStage = Callable[..., Any]
 
 @pytest.fixture
 def make_pool(tmp_path: Path) -> MakePool:
-    """Makes a Pool of (uid, texts) samples in tars of `shard_size` samples, in the order given."""
+    """Makes a Pool of (uid, texts) samples in tars of `shard_size` samples, in the order given.
 
-    def make(name: str, samples: Iterable[tuple[str, Texts]], *, shard_size: int = 40) -> Pool:
+    `images` has files by uid, and `urls` addresses; the others have a file that is no picture, and no address.
+    """
+
+    def make(
+        name: str,
+        samples: Iterable[tuple[str, Texts]],
+        *,
+        shard_size: int = 40,
+        images: Mapping[str, bytes] | None = None,
+        urls: Mapping[str, str] | None = None,
+    ) -> Pool:
         samples, folder = list(samples), tmp_path / "store" / name
         folder.mkdir(parents=True)
         shards = []
         for start in range(0, len(samples), shard_size):
             tar = tmp_path / f"{name}-{start:06d}.tar"
             part = samples[start : start + shard_size]
-            members = [(f"{i:06d}", {"jpg": b"\xff", "json": _record(*sample)}) for i, sample in enumerate(part)]
+            members = [
+                (f"{i:06d}", {"jpg": (images or {}).get(uid, b"\xff"), "json": _record(uid, texts, urls or {})})
+                for i, (uid, texts) in enumerate(part)
+            ]
             shards.append(Shard.of(tar, write_tar(tar, members)))
         languages = list(dict.fromkeys(language for _, texts in samples for language in texts))
         spec = DatasetSpec(texts={language: f"json.{language}" for language in languages})
@@ -36,8 +49,8 @@ def make_pool(tmp_path: Path) -> MakePool:
     return make
 
 
-def _record(uid: str, texts: Texts) -> bytes:
-    return json.dumps({"uid": uid, **texts}).encode()
+def _record(uid: str, texts: Texts, urls: Mapping[str, str]) -> bytes:
+    return json.dumps({"uid": uid, "url": urls.get(uid), **texts}).encode()
 
 
 @pytest.fixture

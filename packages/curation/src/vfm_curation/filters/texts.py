@@ -1,0 +1,97 @@
+"""Measuring the texts of a pool: one shard is one task, a parquet file with a row for each text."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vfm.artifacts import Artifact, CuratedSubset, ImageDataset
+from vfm.data import SUBSET_FILE, Source, open_dataset
+from vfm_curation.engine import Summary
+from vfm_curation.filters.standing import shard_file
+from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
+
+TEXT_COLUMNS = frozenset({"text", "detected"})  # what is measured only where a filter asks for it
+IDENTITY = ["shard", "row", "uid", "language", "text_index"]
+VERSION = 1  # raised where the same shard is measured otherwise
+
+
+@dataclass(frozen=True)
+class TextJob:
+    """What the tasks over a pool's texts share."""
+
+    dataset: Path
+    folder: Path
+    columns: frozenset[str]
+
+
+@functools.lru_cache(maxsize=4)
+def opened(dataset: Path) -> Source:
+    """The samples of an artifact, opened once in each process."""
+    return open_dataset(ImageDataset.load(dataset))
+
+
+def measure_texts(job: TextJob, shard: int) -> Summary:
+    """Leaves the shard's texts: identity, probability, `characters`, `words` and the further columns of the job.
+
+    `text` stands for `text_high` and `text_low`, 128 bits of a hash; `detected` also for `detected_score`.
+    """
+    source, file = opened(job.dataset), shard_file(job.folder, shard)
+    made = made_from(asdict(source.index.shards[shard]), sorted(job.columns), VERSION)
+    if record := finished_summary(file, made):
+        return Summary.of(record)
+    summary = Summary()
+    table = source.texts_of_shard(shard, on_bad=summary.skip)
+    table = table.sort_by([(name, "ascending") for name in ("row", "language", "text_index")])
+    texts = table["text"].to_pylist()
+    columns = {
+        "shard": pa.array(np.full(len(texts), shard, dtype=np.int32)),
+        **{name: table[name] for name in IDENTITY[1:]},
+        "probability": _probabilities(job.dataset, shard, table),
+        "characters": pa.array([len(text) for text in texts], pa.int32()),
+        "words": pa.array([len(text.split()) for text in texts], pa.int32()),
+    }
+    if "text" in job.columns:
+        hashes = [digest("text", text.encode("utf-8", "surrogatepass")) for text in texts]
+        table = pa.Table.from_pylist(hashes, pa.schema(digest_columns("text")))
+        columns |= {name: table[name] for name in table.column_names}
+    if "detected" in job.columns:
+        from vfm_curation.language import detect
+
+        codes, scores = detect(texts)
+        columns |= {"detected": pa.array(codes, pa.string()), "detected_score": pa.array(scores, pa.float32())}
+    summary.num_texts = len(texts)
+    write_shard_file(file, pa.table(columns), made, vars(summary))
+    return summary
+
+
+def digest(name: str, value: bytes | None) -> dict[str, int | None]:
+    """128 bits of blake2b of a value as two halves, `NAME_high` and `NAME_low`; of nothing, nothing."""
+    if value is None:
+        return dict.fromkeys(digest_columns(name))
+    found = hashlib.blake2b(value, digest_size=16).digest()
+    return {f"{name}_high": int.from_bytes(found[:8], "big"), f"{name}_low": int.from_bytes(found[8:], "big")}
+
+
+def digest_columns(name: str) -> dict[str, pa.DataType]:
+    """The columns of `digest`."""
+    return {f"{name}_{half}": pa.uint64() for half in ("high", "low")}
+
+
+def _probabilities(dataset: Path, shard: int, texts: pa.Table) -> pa.Array:
+    """The chance of each text, as the subset has it; 1 in a pool."""
+    if not isinstance(Artifact.load(dataset), CuratedSubset):
+        return pa.array(np.ones(len(texts), dtype=np.float32))
+    keys = ["row", "language", "text_index"]
+    subset = pq.read_table(
+        dataset / SUBSET_FILE, columns=[*keys, "probability"], filters=[("shard", "==", shard)]
+    ).to_pydict()
+    chances = dict(zip(zip(*(subset[key] for key in keys), strict=True), subset["probability"], strict=True))
+    rows = zip(*(texts[key].to_pylist() for key in keys), strict=True)
+    return pa.array([chances[row] for row in rows], pa.float32())

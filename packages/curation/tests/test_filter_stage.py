@@ -1,0 +1,376 @@
+"""`curation.filter` over pools on disk: each filter by a plain twin, whatever the shards; bad images, kills, chains."""
+
+import hashlib
+import io
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from vfm import Artifact, Context, Event, Pool, Preflight, UserError
+from vfm.data import open_dataset
+from vfm.panels import load_panels
+from vfm_curation.balance_stage import MetaclipBalance
+from vfm_curation.filter_stage import FilterPool
+from vfm_curation.filters import buckets
+from vfm_curation.filters.phash import phash
+from vfm_curation.match_stage import MatchTexts
+from vfm_curation.metadata_stage import BuildMetadata
+
+Samples = list[tuple[str, dict[str, list[str]]]]
+
+
+def jpeg(seed: int, size: tuple[int, int] = (64, 48), quality: int = 90) -> bytes:
+    """A picture with structure; the same seed in another size or quality looks the same."""
+    coarse = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    coarse.resize((256, 192), Image.Resampling.BICUBIC).resize(size).save(buffer, format="JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+WORDS = ["a", "dog", "red", "house", "in", "snow", "the"]
+
+
+def world(number: int = 90, seed: int = 0) -> tuple[Samples, dict[str, bytes], dict[str, str]]:
+    """Samples of one to three captions with many repetitions: of texts, files, addresses, pictures."""
+    rng = random.Random(seed)
+    samples: Samples = []
+    images, urls = {}, {}
+    for i in range(number):
+        uid = hashlib.blake2b(f"{seed} {i}".encode(), digest_size=8).hexdigest()
+        texts = {"en": [" ".join(rng.choices(WORDS, k=rng.randint(1, 5))) for _ in range(rng.randint(1, 3))]}
+        if rng.random() < 0.4:
+            texts["de"] = [" ".join(rng.choices(WORDS, k=rng.randint(1, 5)))]
+        samples.append((uid, texts))
+        images[uid] = jpeg(rng.randrange(number // 2), rng.choice([(64, 48), (48, 36)]), rng.choice([60, 90]))
+        if rng.random() < 0.9:
+            urls[uid] = f"http://x.org/{rng.randrange(number // 2)}.jpg"
+    return samples, images, urls
+
+
+def run(run_stage: Any, pool: Any, filters: list[dict[str, Any]], name: str = "filtered", **options: Any) -> Any:
+    send = options.pop("send", lambda event: None)
+    inputs = options.pop("inputs", {})
+    return run_stage(FilterPool(name=name, pool="p", filters=filters, **options), send=send, p=pool, **inputs)
+
+
+def verdicts(subset: Artifact) -> dict[tuple[str, str, int], str]:
+    rows = pq.read_table(subset.path / "verdicts.parquet").to_pylist()
+    return {(row["uid"], row["language"], row["text_index"]): row["reason"] for row in rows}
+
+
+def passed(subset: Artifact) -> set[tuple[str, str, int]]:
+    rows = pq.read_table(subset.path / "subset.parquet").to_pylist()
+    return {(row["uid"], row["language"], row["text_index"]) for row in rows}
+
+
+def texts_of(samples: Samples) -> dict[tuple[str, str, int], str]:
+    return {(uid, lang, k): t for uid, texts in samples for lang, given in texts.items() for k, t in enumerate(given)}
+
+
+def whole_images(samples: Samples, uids: Iterable[str]) -> set[tuple[str, str, int]]:
+    wanted = set(uids)
+    return {place for place in texts_of(samples) if place[0] in wanted}
+
+
+def first_uids(values: Mapping[str, Any]) -> set[str]:
+    """Of the uids with equal values the smallest."""
+    first: dict[Any, str] = {}
+    for uid in sorted(values):
+        first.setdefault(values[uid], uid)
+    return set(first.values())
+
+
+def test_length_keeps_what_a_plain_twin_keeps(make_pool: Any, run_stage: Any) -> None:
+    samples, _, _ = world()
+    for number, (options, keeps) in enumerate(
+        [
+            ({}, lambda text: len(text) > 5 and len(text.split()) > 2),
+            ({"min_words": 0, "min_characters": 0, "max_words": 2}, lambda text: len(text.split()) <= 2),
+            ({"min_words": 1, "min_characters": 4, "max_characters": 9}, lambda text: 4 <= len(text) <= 9),
+        ]
+    ):
+        pool = make_pool(f"pool{number}", samples)
+        subset = run(run_stage, pool, [{"type": "caption_length", **options}], f"f{number}")
+        expected = {place for place, text in texts_of(samples).items() if keeps(text)}
+        assert passed(subset) == expected
+        assert 0 < len(expected) < len(texts_of(samples))
+
+
+def test_size_keeps_what_a_plain_twin_keeps_without_decoding(make_pool: Any, run_stage: Any) -> None:
+    samples, images, _ = world()
+    sizes = [(40, 40), (39, 40), (120, 40), (40, 120), (121, 40), (40, 121), (300, 90)]
+    images = {uid: jpeg(i, sizes[i % len(sizes)]) for i, uid in enumerate(images)}
+    images[samples[0][0]] = images[samples[0][0]][:700]  # the header is whole: the pixels could not be decoded
+    with pytest.raises(OSError, match="truncated"):
+        Image.open(io.BytesIO(images[samples[0][0]])).load()
+    subset = run(run_stage, make_pool("p", samples, images=images), [{"type": "image_size", "min_side": 40}])
+    good = [uid for i, uid in enumerate(images) if i % len(sizes) in (0, 2, 3)]
+    assert passed(subset) == whole_images(samples, good)
+    assert set(verdicts(subset).values()) == {"", "image_size"}
+
+
+@pytest.fixture(params=["one bucket", "many buckets"])
+def bucket_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "many buckets":
+        monkeypatch.setattr(buckets, "ROWS_PER_BUCKET", 11)
+        monkeypatch.setattr(buckets, "ROWS_IN_MEMORY", 25)
+
+
+@pytest.mark.usefixtures("bucket_size")
+@pytest.mark.parametrize("of", ["url", "text", "image", "phash"])
+def test_duplicates_are_those_of_a_dictionary_whatever_the_shards(make_pool: Any, run_stage: Any, of: str) -> None:
+    samples, images, urls = world()
+    texts = texts_of(samples)
+    if of == "text":
+        first: dict[str, tuple[str, str, int]] = {}
+        for place in sorted(texts):
+            first.setdefault(texts[place], place)
+        expected = set(first.values())
+    elif of == "url":
+        expected = whole_images(samples, first_uids(urls) | (set(images) - set(urls)))
+    elif of == "image":
+        expected = whole_images(samples, first_uids(images))
+    else:
+        hashes = {uid: phash(Image.open(io.BytesIO(image))) for uid, image in images.items()}
+        near = {a for a in hashes for b in hashes if b < a and (hashes[a] ^ hashes[b]).bit_count() <= 4}
+        expected = whole_images(samples, set(hashes) - near)
+    assert 0.2 < len(expected) / len(texts) < 0.95
+    one = {"type": "near_duplicates"} if of == "phash" else {"type": "duplicates", "of": of}
+    shuffled = random.Random(3).sample(samples, len(samples))
+    for name, ordered, size in (("one", samples, 1000), ("small", samples, 7), ("shuffled", shuffled, 13)):
+        pool = make_pool(name, ordered, shard_size=size, images=images, urls=urls)
+        subset = run(run_stage, pool, [one], f"f{name}")
+        assert passed(subset) == expected
+        reason = "near_duplicates" if of == "phash" else f"duplicate_{of}"
+        assert {reason} == set(verdicts(subset).values()) - {""}
+
+
+def test_each_text_has_the_reason_of_the_first_filter_it_failed(make_pool: Any, run_stage: Any) -> None:
+    samples, images, urls = world()
+    pool = make_pool("pool", samples, shard_size=20, images=images, urls=urls)
+    filters = [{"type": "duplicates", "of": "url"}, {"type": "caption_length"}, {"type": "duplicates", "of": "text"}]
+    subset = run(run_stage, pool, filters)
+    texts = texts_of(samples)
+    by_url = whole_images(samples, first_uids(urls) | (set(images) - set(urls)))
+    long_enough = {place for place in by_url if len(texts[place]) > 5 and len(texts[place].split()) > 2}
+    first: dict[str, tuple[str, str, int]] = {}
+    for place in sorted(long_enough):
+        first.setdefault(texts[place], place)
+    expected = {
+        place: "duplicate_url"
+        if place not in by_url
+        else "caption_length"
+        if place not in long_enough
+        else "duplicate_text"
+        if place not in first.values()
+        else ""
+        for place in texts
+    }
+    assert verdicts(subset) == expected
+    assert passed(subset) == {place for place, reason in expected.items() if not reason}
+
+    funnel, seconds, examples = load_panels(subset.path)
+    counts = Counter(expected.values())
+    left = len(texts)
+    assert funnel.labels == ["texts", "readable images", "duplicate_url", "caption_length", "duplicate_text"]
+    for value, reason in zip(funnel.values, [None, None, *funnel.labels[2:]], strict=True):
+        left -= counts[reason] if reason else 0
+        assert value == left
+    assert [row[1] for row in seconds.rows] == funnel.values
+    assert {row[0] for row in examples.rows} == set(funnel.labels[2:])
+    for reason, number, language, text, uid in examples.rows:
+        assert counts[reason] == number
+        assert any(
+            expected[place] == reason for place in texts if place[:2] == (uid, language) and texts[place] == text
+        )
+
+    view = open_dataset(subset)
+    assert len(view) == subset.num_samples
+    read = {
+        (view[i].uid, language, text)
+        for i in range(len(view))
+        for language in view[i].texts
+        for text in view[i].texts[language]
+    }
+    assert read == {(uid, language, texts[uid, language, k]) for uid, language, k in passed(subset)}
+
+
+def test_bad_images_are_skipped_and_counted_by_reason(make_pool: Any, run_stage: Any) -> None:
+    samples, images, _ = world(40)
+    uids = [uid for uid, _ in samples]
+    images[uids[3]] = b"no picture"
+    images[uids[4]] = images[uids[4]][:300]
+    samples[5] = (uids[5], {"en": []})
+    pool = make_pool("pool", samples, shard_size=11, images=images)
+    events: list[Event] = []
+    subset = run(run_stage, pool, [{"type": "near_duplicates", "max_distance": 0}], send=events.append)
+    found = verdicts(subset)
+    assert {uid for (uid, *_), reason in found.items() if reason == "unreadable_image"} == {uids[3], uids[4]}
+    told = Counter(event.data["reason"] for event in events if event.type == "bad_sample")
+    assert told == {"unreadable_image": 2, "missing_caption": 1}
+    assert uids[5] not in {uid for uid, *_ in found}
+
+
+class KilledError(Exception):
+    """The process dies here."""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file() and "seconds" not in path.name]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def where(event: Event) -> tuple[str | None, int]:
+    """How far a filtering is: what is being done, and of how many shards."""
+    return event.data["shown"].get("filter"), event.data["done"]
+
+
+def test_killed_filter_goes_on_and_ends_as_if_nothing_had_happened(make_pool: Any, run_stage: Any) -> None:
+    samples, images, urls = world()
+    pool = make_pool("pool", samples, shard_size=20, images=images, urls=urls)
+    filters = [
+        {"type": "caption_length", "min_words": 2, "min_characters": 3},
+        {"type": "duplicates", "of": "image"},
+        {"type": "near_duplicates"},
+        {"type": "duplicates", "of": "text"},
+    ]
+    events: list[Event] = []
+    unbroken = run(run_stage, pool, filters, "unbroken", send=events.append)
+    moments = [event for event in events if event.type == "progress"]
+    times: dict[str, int] = {}
+    work = pool.path.parents[1] / "work" / "filtered"
+    for moment in moments:  # a kill at every shard of every pass, all in one work folder
+
+        def kill(event: Event, last: Event = moment) -> None:
+            if event.type == "progress" and where(event) == where(last):
+                raise KilledError
+
+        with pytest.raises(KilledError):
+            run(run_stage, pool, filters, send=kill)
+        measured = {
+            str(f): f.stat().st_mtime_ns for name in ("texts", "images") for f in work.glob(f"{name}/*.parquet")
+        }
+        assert measured | times == measured  # what was whole is not made again
+        times = measured
+    subset = run(run_stage, pool, filters)
+    assert contents(subset.path) == contents(unbroken.path)
+
+
+def test_several_processes_make_the_same_files(make_pool: Any, run_stage: Any) -> None:
+    samples, images, urls = world()
+    pool = make_pool("pool", samples, shard_size=20, images=images, urls=urls)
+    filters = [{"type": "caption_length", "min_words": 2}, {"type": "near_duplicates"}]
+    one = run(run_stage, pool, filters, "one")
+    two = run(run_stage, pool, filters, "two", runtime={"workers": 2})
+    assert contents(one.path) == contents(two.path)
+
+
+def test_subset_keeps_its_probabilities_and_only_its_kept_texts_are_judged(
+    make_pool: Any, run_stage: Any, tmp_path: Path
+) -> None:
+    rng = random.Random(0)
+    samples = [(f"u{i:03d}", {"en": [f"the {rng.choice(WORDS)} {i}" for _ in range(2)]}) for i in range(150)]
+    (tmp_path / "entries.txt").write_text("\n".join(WORDS))
+    pool = make_pool("pool", samples)
+    metadata = run_stage(BuildMetadata(name="entries", path=str(tmp_path / "entries.txt")))
+    matches = run_stage(MatchTexts(name="matches", pool="p", metadata="m"), p=pool, m=metadata)
+    balanced = run_stage(MetaclipBalance(name="balanced", matches="x", t=20), x=matches)
+    subset = run(run_stage, balanced, [{"type": "caption_length", "min_characters": 9, "min_words": 3}])
+    before = {
+        (row["uid"], row["text_index"]): row["probability"]
+        for row in pq.read_table(balanced.path / "subset.parquet").to_pylist()
+        if row["kept"]
+    }
+    rows = pq.read_table(subset.path / "subset.parquet").to_pylist()
+    texts = texts_of(samples)
+    assert {(row["uid"], row["text_index"]): row["probability"] for row in rows} == {
+        place: probability for place, probability in before.items() if len(texts[place[0], "en", place[1]]) >= 9
+    }
+    assert all(row["kept"] for row in rows)
+    assert {(uid, k) for uid, _, k in verdicts(subset)} == set(before)
+    assert Pool.load(subset.linked(subset.pool)).path.resolve() == pool.path.resolve()
+
+
+def test_languages_are_those_that_fasttext_finds(make_pool: Any, run_stage: Any) -> None:
+    language = pytest.importorskip("vfm_curation.language")
+    english = ["a dog runs through the deep snow", "two people are walking along the beach"]
+    german = ["ein Hund rennt durch den tiefen Schnee", "zwei Leute gehen am Strand spazieren"]
+    samples = [
+        (f"u{i}", {"en": [text], "de": [other]}) for i, (text, other) in enumerate(zip(english, german, strict=True))
+    ]
+    samples += [
+        (f"w{i}", {"en": [other], "de": [text]}) for i, (text, other) in enumerate(zip(english, german, strict=True))
+    ]
+    subset = run(run_stage, make_pool("p", samples), [{"type": "language"}])
+    assert passed(subset) == {(f"u{i}", name, 0) for i in range(2) for name in ("en", "de")}
+    codes, scores = language.detect(english + german)
+    assert list(codes) == ["en", "en", "de", "de"]
+    middle = float(np.sort(scores)[2])
+    subset = run(
+        run_stage, make_pool("q", samples), [{"type": "language", "languages": ["en", "de"], "min_score": middle}], "f"
+    )
+    sure = {text for text, score in zip(english + german, scores, strict=True) if score >= np.float32(middle)}
+    assert passed(subset) == {place for place, text in texts_of(samples).items() if text in sure}
+
+
+def test_nothing_that_passes_is_told_in_one_line(make_pool: Any, run_stage: Any) -> None:
+    samples, images, _ = world(20)
+    pool = make_pool("pool", samples, images=images)
+    total = len(texts_of(samples))
+    with pytest.raises(UserError, match=rf"no text of 'p' passes all filters: {total} caption_length"):
+        run(run_stage, pool, [{"type": "caption_length", "min_words": 99}])
+    with pytest.raises(UserError, match="duplicates of url: no sample tells its URL"):
+        run(run_stage, pool, [{"type": "duplicates", "of": "url"}], "urls")
+
+
+@pytest.mark.parametrize(
+    ("filters", "complaint"),
+    [
+        ([], "at least 1 item"),
+        ([{"type": "caption_lenght"}], "caption_length"),
+        ([{"type": "caption_length", "min_words": 5, "max_words": 4}], "at least 5 and at most 4 words"),
+        ([{"type": "image_size", "max_aspect": 0.5}], "greater than or equal to 1"),
+        ([{"type": "near_duplicates", "max_distance": 30}], "less than or equal to 10"),
+        ([{"type": "clip_score", "clip": "c"}], "exactly one of min_score, max_score, top_fraction, bottom_fraction"),
+        ([{"type": "clip_score", "clip": "c", "top_fraction": 1.5}], "less than 1"),
+        ([{"type": "decontaminate", "against": ["e"], "clip": "c"}], "clip and min_cosine belong together"),
+    ],
+)
+def test_configurations_that_make_no_sense_are_refused(filters: list[Any], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        FilterPool(name="f", pool="p", filters=filters)
+
+
+def test_preflight_tells_every_mistake_in_a_line(tmp_path: Path) -> None:
+    filters = [
+        {"type": "clip_score", "clip": "c", "min_score": 28},
+        {"type": "decontaminate", "against": ["p"]},
+        {"type": "linear_score", "clip": "c", "head": str(tmp_path / "none.safetensors"), "max_score": 0.5},
+    ]
+    stage = FilterPool(name="f", pool="p", filters=filters)
+    with pytest.raises(UserError) as told:
+        stage.preflight(Preflight({}, {}))
+    lines = str(told.value).splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"filters[{i}] {one['type']}" for i, one in enumerate(filters)]
+    assert ["no cosine" in lines[0], "itself" in lines[1], "no such file" in lines[2]] == [True] * 3
+    assert list(stage.sources()) == [str(tmp_path / "none.safetensors")]
+
+
+def test_a_context_counts_bad_samples_beyond_those_shown(make_pool: Any) -> None:
+    samples, images, _ = world(60)
+    images = {uid: b"?" if number < 40 else image for number, (uid, image) in enumerate(images.items())}
+    pool = make_pool("pool", samples, shard_size=1000, images=images)
+    folders = [pool.path.parent / name for name in ("out", "work")]
+    for folder in folders:
+        folder.mkdir()
+    context = Context("f", *folders, {"p": pool.path})
+    FilterPool(name="f", pool="p", filters=[{"type": "image_size", "min_side": 1}]).run(context)
+    assert context.bad == {"unreadable_image": 40}
