@@ -1,12 +1,14 @@
 """Balancing: the paper's probabilities, the closed form, the draw, and the search for t."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vfm.config import UserError
+from vfm.data import drawn, text_keys
 from vfm_curation import balance
 
 counts_arrays = hnp.arrays(np.int64, st.integers(1, 30), elements=st.integers(0, 10**12))
@@ -15,6 +17,11 @@ counts_arrays = hnp.arrays(np.int64, st.integers(1, 30), elements=st.integers(0,
 def ragged(lists: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     offsets = np.cumsum([0, *map(len, lists)])
     return np.array([i for ids in lists for i in ids], dtype=np.int32), offsets
+
+
+def keys_of(num_texts: int) -> np.ndarray:
+    uids, languages = pa.array(map(str, range(num_texts))), pa.array(["en"] * num_texts)
+    return text_keys(uids, languages, pa.array(np.zeros(num_texts, np.int32)))
 
 
 def random_pool(num_texts: int, num_entries: int, seed: int = 0) -> list[list[int]]:
@@ -65,8 +72,7 @@ def test_closed_form_agrees_with_the_papers_loop_of_draws() -> None:
 
 def test_realised_size_is_the_expected_one_within_four_sigma_for_many_seeds() -> None:
     chance = np.random.default_rng(0).random(20_000)
-    keys = np.array([balance.text_key(str(i), "en", 0) for i in range(20_000)], dtype=np.uint64)
-    sizes = [balance.kept(chance, keys, seed).sum() for seed in range(50)]
+    sizes = [drawn(keys_of(20_000), chance, seed).sum() for seed in range(50)]
     sigma = np.sqrt((chance * (1 - chance)).sum())
     assert max(abs(size - chance.sum()) for size in sizes) < 4 * sigma
     assert 0.6 * sigma < np.std(sizes) < 1.5 * sigma  # seeds are independent draws, not copies
@@ -75,36 +81,12 @@ def test_realised_size_is_the_expected_one_within_four_sigma_for_many_seeds() ->
 def test_head_entries_keep_t_texts_on_average_and_tail_entries_all() -> None:
     lists = [[0]] * 9000 + [[1]] * 40
     ids, offsets = ragged(lists)
-    keys = np.array([balance.text_key(str(i), "en", 0) for i in range(len(lists))], dtype=np.uint64)
+    keys = keys_of(len(lists))
     chance = balance.text_probability(ids, offsets, balance.keep_probability(balance.count_ids([ids], 2), 100))
-    kept = [balance.count_ids([ids[balance.kept(chance, keys, seed)]], 2) for seed in range(30)]
+    kept = [balance.count_ids([ids[drawn(keys, chance, seed)]], 2) for seed in range(30)]
     head, tail = np.array(kept).T
     assert (tail == 40).all()
     assert abs(head.mean() - 100) < 4 * 10 / np.sqrt(30)
-
-
-def test_the_draw_is_uniform_and_known_forever() -> None:
-    keys = np.array([balance.text_key(f"sample{i}", "en", 0) for i in range(50_000)], dtype=np.uint64)
-    draws = balance.uniform(keys, seed=0)
-    histogram = np.histogram(draws, bins=50, range=(0, 1))[0]
-    assert ((histogram - 1000) ** 2 / 1000).sum() < 110  # chi-square, 49 degrees of freedom, p about 1e-6
-    assert balance.text_key("sample0", "en", 0) == 996463939162529336
-    assert draws[:2].tolist() == [0.30175431922412865, 0.4342060915504703]
-
-
-def test_splitmix64_gives_the_published_sequence() -> None:
-    state, outputs = np.array([1234567], dtype=np.uint64), []
-    for _ in range(3):
-        outputs.append(int(balance.splitmix64(state)[0]))
-        state = state + np.uint64(0x9E3779B97F4A7C15)
-    assert outputs == [6457827717110365317, 3203168211198807973, 9817491932198370423]
-
-
-def test_every_part_of_a_texts_identity_and_the_seed_change_its_draw() -> None:
-    names = [("a", "en", 0), ("b", "en", 0), ("a", "de", 0), ("a", "en", 1)]
-    keys = np.array([balance.text_key(*name) for name in names], dtype=np.uint64)
-    draws = [value for seed in (0, 1, -1, 2**64 - 2) for value in balance.uniform(keys, seed).tolist()]
-    assert len(set(draws)) == 16
 
 
 @pytest.mark.parametrize("target", [1, 60, 500, 1999, 2000])
@@ -115,13 +97,23 @@ def test_t_for_target_size_gives_the_target_as_expected_size(target: int) -> Non
     def expected_size(t: float) -> float:
         return float(balance.text_probability(ids, offsets, balance.keep_probability(counts, t)).sum())
 
-    t = balance.t_for_target_size(expected_size, target, int(counts.max()))
+    asked = []
+    t = balance.t_for_target_size(lambda t: asked.append(t) or expected_size(t), target, counts)
     assert abs(expected_size(t) - target) <= 0.5
+    assert len(asked) <= 12  # each is a pass over the matches
 
 
 def test_a_target_beyond_the_matched_texts_is_refused_with_their_number() -> None:
     with pytest.raises(UserError, match="target_size 11 is not possible: 10 texts matched"):
-        balance.t_for_target_size(lambda t: min(t, 10.0), 11, 100)
+        balance.t_for_target_size(lambda t: min(t, 10.0), 11, np.array([100]))
+
+
+def test_a_size_that_jumps_over_the_target_gives_the_t_behind_the_jump() -> None:
+    counts = np.array([1000])
+    t = balance.t_for_target_size(lambda t: 100.0 + t if t < 77 else 900.0, 500, counts)
+    assert t == pytest.approx(77, rel=1e-6)
+    with pytest.raises(UserError, match="target_size 50 is not possible: no t keeps fewer than 10"):
+        balance.t_for_target_size(lambda t: 100.0 + t, 50, counts)
 
 
 @pytest.mark.parametrize("t", [20, 100, 500])

@@ -12,9 +12,8 @@ import pytest
 from pydantic import ValidationError
 
 from vfm import Event, Pool, UserError
-from vfm.data import open_dataset
+from vfm.data import open_dataset, text_key, uniform
 from vfm.panels import load_panels
-from vfm_curation.balance import text_key, uniform
 from vfm_curation.balance_stage import MetaclipBalance
 from vfm_curation.match_stage import MatchTexts
 from vfm_curation.matching import match_plain
@@ -52,7 +51,7 @@ def curate(run_stage: Any, pool: Pool, entry_file: Path, *, prefix: str = "", wo
 
 
 def identities(subset: Any) -> list[tuple[str, str, int]]:
-    table = pq.read_table(subset.path / "subset.parquet")
+    table = pq.read_table(subset.path / "subset.parquet", filters=[("kept", "==", True)])
     return sorted(zip(*(table[name].to_pylist() for name in ("uid", "language", "text_index")), strict=True))
 
 
@@ -80,7 +79,7 @@ def test_chain_keeps_exactly_the_texts_of_a_plain_twin(make_pool: Any, run_stage
     ]
     table = pq.read_table(subset.path / "subset.parquet")
     stored = {(row["uid"], row["text_index"]): row["probability"] for row in table.to_pylist()}
-    assert stored == {name: pytest.approx(chance[name], abs=1e-6) for name in stored}
+    assert stored == {name: pytest.approx(p, abs=1e-6) for name, p in chance.items() if p}
 
 
 def test_subset_is_read_back_as_a_view_of_the_pool(make_pool: Any, run_stage: Any, entry_file: Path) -> None:
@@ -269,24 +268,40 @@ def test_configurations_that_make_no_sense_are_refused(build: Any, complaint: st
 
 def test_panels_show_funnel_curve_entries_and_examples(make_pool: Any, run_stage: Any, entry_file: Path) -> None:
     subset = curate(run_stage, make_pool("pool", samples()), entry_file, t=20)
-    funnel, curve, top, examples = load_panels(subset.path)
+    funnel, steps, curve, choices, languages, top, examples = load_panels(subset.path)
     num_texts = sum(len(texts["en"]) for _, texts in samples())
     assert funnel.labels == ["texts", "matched", "kept"]
     assert num_texts == funnel.values[0] > funnel.values[1] > funnel.values[2] == len(identities(subset))
-    before, after = curve.series
+    assert [row[:2] for row in steps.rows] == [
+        [name, int(n)] for name, n in zip(funnel.labels, funnel.values, strict=True)
+    ]
+    before, after, *others = curve.series
+    assert [one.name for one in others] == ["t / 10", "t / 3", "t × 3", "t × 10"]
+    sizes = [row[4] for row in choices.rows]
+    assert sizes == sorted(sizes)
+    assert abs(sizes[2] - funnel.values[2]) < 4 * sizes[2] ** 0.5
+    assert languages.rows[0][:3] == ["any", len(NOUNS) + 1, 20]
+    assert languages.rows[1][0] == "en"
     assert before.y[-1] == after.y[-1] == pytest.approx(1)
     assert before.y[0] > after.y[0]  # the commonest entry has lost share
     assert top.rows[0][0] == "dog"
     texts = {text for _, captions in samples() for text in captions["en"]}
-    assert {row[1] for row in examples.rows} == {"kept", "dropped", "no entry"}
-    assert all(row[0] in texts for row in examples.rows)
+    assert {row[2] for row in examples.rows} == {"kept", "dropped", "no entry"}
+    assert all(row[1] in texts for row in examples.rows)
     bars, dead = load_panels(subset.path.parent / "entries")
     assert bars.values == [len(NOUNS) + 1]
     assert dead.rows[0][0] == "U.S."
 
 
-def test_plugin_brings_its_three_stages_and_no_torch() -> None:
-    assert {stage.kind_name() for stage in vfm_stages()} == {"curation.metadata", "curation.match", "curation.balance"}
+def test_plugin_brings_its_stages_and_no_torch() -> None:
+    assert {stage.kind_name() for stage in vfm_stages()} == {
+        "curation.extract",
+        "curation.retry",
+        "curation.filter",
+        "curation.metadata",
+        "curation.match",
+        "curation.balance",
+    }
     code = (
         "import sys, vfm_curation.plugin; assert not {'torch', 'numpy', 'pyarrow'} & set(sys.modules)\n"
         "import vfm_curation as c; [getattr(c, name) for name in c.__all__]; assert 'torch' not in sys.modules"

@@ -11,13 +11,10 @@ if TYPE_CHECKING:
         count_ids,
         cumulative_share,
         keep_probability,
-        kept,
         t_for_tail_share,
         t_for_target_size,
         tail_share,
-        text_key,
         text_probability,
-        uniform,
     )
     from vfm_curation.matching import Matcher, dead_entries, match_plain, spacing, tokenize
     from vfm_curation.metadata import (
@@ -31,14 +28,15 @@ if TYPE_CHECKING:
     )
     from vfm_curation.shards import read_shards
     from vfm_curation.subset import expected_size
+    from vfm_curation.thresholds import EntryLanguages, by_reference, by_tail_share
 
-_MODULES = ("balance", "matching", "metadata", "shards", "subset")
+_MODULES = ("balance", "matching", "metadata", "shards", "subset", "thresholds")
 
 __all__ = [
-    "EntryList", "Matcher", "Vocabulary", "count_ids", "cumulative_share", "dead_entries", "entries_sha256",
-    "expected_size", "ids_for", "keep_probability", "kept", "load_entries", "match_plain", "read_entries",
-    "read_shards", "spacing", "t_for_tail_share", "t_for_target_size", "tail_share", "text_key", "text_probability",
-    "tokenize", "uniform", "wordnet_entries",
+    "EntryLanguages", "EntryList", "Matcher", "Vocabulary", "by_reference", "by_tail_share", "count_ids",
+    "cumulative_share", "dead_entries", "entries_sha256", "expected_size", "ids_for", "keep_probability",
+    "load_entries", "match_plain", "read_entries", "read_shards", "spacing", "t_for_tail_share", "t_for_target_size",
+    "tail_share", "text_probability", "tokenize", "wordnet_entries",
 ]  # fmt: skip
 
 

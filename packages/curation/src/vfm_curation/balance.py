@@ -1,15 +1,14 @@
-"""Balancing: how likely each text is kept, which texts that keeps, and the `t` that gives a wanted size.
+"""Balancing: how likely each text is kept, and the `t` that gives a wanted size or tail.
 
-All of it is pure: arrays in, arrays out. Whether a text is kept is a function of its own identity and the seed
-alone, so neither the order of texts nor shards, workers or machines change the curated set.
+All of it is pure: arrays in, arrays out. The draw itself is `vfm.data.drawn`, by the text's own identity and the seed.
 
 Source: Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671), section 3.4 and Algorithm 1; the closed form and the
-tail share: Chuang et al. 2025, MetaCLIP 2 (arXiv:2507.22062). The released code draws without a seed; we hash.
+tail share: Chuang et al. 2025, MetaCLIP 2 (arXiv:2507.22062).
 """
 
 from __future__ import annotations
 
-import hashlib
+import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -19,17 +18,18 @@ from vfm.config import UserError
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
-Keys = NDArray[np.uint64]
+BLOCK = 1 << 14  # texts whose chances are computed together: what they need stays in the processor's cache
 
 
-def keep_probability(counts: Integers, t: float) -> Floats:
+def keep_probability(counts: Integers, t: float | Floats) -> Floats:
     """Chance that a text is kept, for each metadata entry it matches.
 
     Entries matched at most `t` times keep all their texts; commoner ones keep `t` on average by their own draw.
 
     Args:
         counts: texts matched by each entry, (num_entries,).
-        t: texts per entry above which an entry is "head"; 20_000 for 400M pairs, 170_000 for 2.5B.
+        t: texts per entry above which an entry is "head"; 20_000 for 400M pairs, 170_000 for 2.5B. One for all, or
+            one for each entry, (num_entries,), where languages have their own.
 
     Returns:
         min(1, t / count), (num_entries,), each in (0, 1]; 1 for an entry that nothing matched.
@@ -39,9 +39,10 @@ def keep_probability(counts: Integers, t: float) -> Floats:
 
     Source: Xu et al. 2023, Algorithm 1.
     """
-    if not t > 0:
-        raise UserError(f"t must be positive, not {t}")
-    return t / np.maximum(counts.astype(np.float64), t)
+    if not np.all(t > 0):
+        raise UserError(f"t must be positive, not {np.min(t)}")
+    probability: Floats = t / np.maximum(counts.astype(np.float64), t)
+    return probability
 
 
 def text_probability(ids: NDArray[np.integer], offsets: Integers, entry_probability: Floats) -> Floats:
@@ -55,43 +56,16 @@ def text_probability(ids: NDArray[np.integer], offsets: Integers, entry_probabil
     Returns:
         1 - prod(1 - p), (num_texts,), each in [0, 1]; 0 for a text without entries.
     """
-    starts, ends = offsets[:-1], offsets[1:]
-    matched = starts < ends
-    missed = np.ones(len(starts))
-    if matched.any():
-        # reduceat gives an empty segment the value of its neighbour: only segments with ids may be passed.
-        missed[matched] = np.multiply.reduceat(1.0 - entry_probability[ids[: offsets[-1]]], starts[matched])
+    entry_missed, missed = 1.0 - entry_probability, np.ones(len(offsets) - 1)
+    for first in range(0, len(missed), BLOCK):
+        part = offsets[first : first + BLOCK + 1]
+        starts = part[:-1] - part[0]
+        matched = part[:-1] < part[1:]
+        if matched.any():
+            # reduceat gives an empty segment the value of its neighbour: only segments with ids may be passed.
+            drawn = entry_missed[ids[part[0] : part[-1]]]
+            missed[first : first + BLOCK][matched] = np.multiply.reduceat(drawn, starts[matched])
     return 1.0 - missed
-
-
-def text_key(uid: str, language: str, text_index: int) -> int:
-    """A text's identity as 64 bits: blake2b of its sample's uid, language and place among the sample's captions."""
-    name = f"{uid}\0{language}\0{text_index}".encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
-
-
-def uniform(keys: Keys, seed: int) -> Floats:
-    """A number in [0, 1) for each key, by splitmix64 of key and seed: the same wherever and in whatever order."""
-    with np.errstate(over="ignore"):
-        start = splitmix64(np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64))
-        mixed = splitmix64(keys.astype(np.uint64) ^ start)
-    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def splitmix64(state: Keys) -> Keys:
-    """One output of the generator at each state: a mixing of 64 bits that leaves no pattern.
-
-    Source: Steele, Lea, Flood 2014, Fast Splittable Pseudorandom Number Generators.
-    """
-    state = state + np.uint64(0x9E3779B97F4A7C15)
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
-
-
-def kept(probability: Floats, keys: Keys, seed: int) -> NDArray[np.bool_]:
-    """Which texts are kept. A probability of 1 always keeps, one of 0 never does."""
-    return uniform(keys, seed) < probability
 
 
 def count_ids(batches: Iterable[NDArray[np.integer]], num_entries: int) -> Integers:
@@ -102,35 +76,57 @@ def count_ids(batches: Iterable[NDArray[np.integer]], num_entries: int) -> Integ
     return counts
 
 
-def t_for_target_size(expected_size: Callable[[float], float], target_size: int, max_count: int) -> float:
-    """The smallest `t`, to within half a text, whose expected number of kept texts is `target_size`.
+def t_for_target_size(expected_size: Callable[[float], float], target_size: int, counts: Integers) -> float:
+    """A `t` whose expected number of kept texts is `target_size`, to within half a text.
 
-    The expected size, the sum of `text_probability`, is known before any draw and grows with `t`, so bisection finds
-    it exactly. (The sum of min(count, t) over entries is not the size: texts match several entries.)
+    The expected size, the sum of `text_probability`, is known before any draw and grows with `t`: a secant method with
+    a bracket (Illinois) finds it in about ten evaluations, each a pass over the matches. (The sum of min(count, t) over
+    entries is not the size: texts match several entries.)
 
     Args:
-        expected_size: expected number of kept texts at a given `t`.
+        expected_size: expected number of kept texts at a given `t`. Where it jumps over the target, as it may where
+            further languages follow `t` step by step, the `t` behind the jump is found.
         target_size: wanted number of texts.
-        max_count: the count of the commonest entry; from there on every matched text is kept.
+        counts: texts matched by each entry; from the largest count on every matched text is kept.
 
     Raises:
-        UserError: the pool has fewer matched texts than that.
+        UserError: the pool has fewer matched texts than that, or no `t` keeps so few.
     """
-    available = expected_size(float(max_count))
-    if not 0 < target_size <= available:
-        raise UserError(f"target_size {target_size} is not possible: {available:.0f} texts matched; choose 1 to that")
-    low, high = 0.0, float(max_count)
-    while high - low > 1e-9 * high:
-        middle = (low + high) / 2
-        size = expected_size(middle)
-        if abs(size - target_size) < 0.5 and target_size < available:
+    high = float(max(1, counts.max()))
+    low = min(
+        1.0, target_size / max(1, int(np.count_nonzero(counts)))
+    )  # an entry keeps t texts on average, at the most
+    above, below = expected_size(high) - target_size, expected_size(low) - target_size
+    if not target_size > 0 or above <= -0.5:
+        most = above + target_size
+        raise UserError(f"target_size {target_size} is not possible: {most:.0f} texts matched; choose 1 to that")
+    if below >= 0.5:
+        raise UserError(f"target_size {target_size} is not possible: no t keeps fewer than {below + target_size:.0f}")
+    if above < 0.5 or below > -0.5:
+        return high if above < 0.5 else low
+    last = 0
+    for step in range(1, 200):
+        share = 0.5 if step % 4 == 0 else below / (below - above)  # a halving now and then, should the secant stick
+        middle = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+        gap = expected_size(middle) - target_size
+        if abs(gap) < 0.5:
             return middle
-        low, high = (middle, high) if size < target_size else (low, middle)
+        side = 1 if gap > 0 else -1
+        if side > 0:
+            high, above, below = middle, gap, below / 2 if last == side else below
+        else:
+            low, below, above = middle, gap, above / 2 if last == side else above
+        last = side
+        if high - low <= 1e-9 * high:
+            break
     return high
 
 
-def tail_share(counts: Integers, t: float) -> float:
-    """Share of all matches that fall on entries matched fewer than `t` times; about 6 % in the paper's sets."""
+def tail_share(counts: Integers, t: float | Floats) -> float:
+    """Share of all matches that fall on entries matched fewer than `t` times; about 6 % in the paper's sets.
+
+    `t` is one for all entries or one for each, (num_entries,).
+    """
     return float(counts[counts < t].sum() / max(1, counts.sum()))
 
 
@@ -151,7 +147,7 @@ def t_for_tail_share(counts: Integers, share: float) -> float:
     return float(matched[np.abs(cumulative - share).argmin()])
 
 
-def cumulative_share(counts: Integers) -> Floats:
+def cumulative_share(counts: Integers | Floats) -> Floats:
     """Share of all matches that the k commonest entries hold, for k = 1 to num_entries; the head/tail curve."""
     share: Floats = np.cumsum(np.sort(counts)[::-1]) / max(1, counts.sum())
     return share

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vfm.data import SUBSET_FILE, subset_schema
-from vfm_curation.balance import Floats, Integers, count_ids, kept, text_key, text_probability
+from vfm.data import SUBSET_FILE, drawn, subset_schema, text_keys
+from vfm_curation.balance import Floats, Integers, count_ids, text_probability
 from vfm_curation.shards import ShardMatches, read_shards
+
+Texts = Literal["every", "one_per_image"]
 
 
 @dataclass(frozen=True)
@@ -27,58 +31,98 @@ class BalancedShard:
 
     @cached_property
     def table(self) -> pa.Table:
-        """The kept texts as rows of `subset.parquet`: sorted, with the chance of each."""
-        chance = pa.array(self.probability.astype(np.float32))
-        table = self.matches.table.append_column("probability", chance).filter(pa.array(self.kept))
-        order = [(name, "ascending") for name in ("shard", "row", "language", "text_index")]
-        return table.select(subset_schema().names).cast(subset_schema()).sort_by(order)
+        """The rows of `subset.parquet`: sorted, kept or not, with the chance of each."""
+        table = self.matches.table.append_column("probability", pa.array(self.probability.astype(np.float32)))
+        table = table.append_column("kept", pa.array(self.kept)).select(subset_schema().names).cast(subset_schema())
+        if len(table["language"].unique()) < 2:
+            return table  # as matching left it: by row and text
+        return table.sort_by([(name, "ascending") for name in ("row", "language", "text_index")])
 
     def kept_counts(self, num_entries: int) -> Integers:
         """Kept texts with each entry, (num_entries,)."""
         return count_ids([self.matches.ids[np.repeat(self.kept, np.diff(self.matches.offsets))]], num_entries)
 
 
-def balance_shard(matches: ShardMatches, entry_probability: Floats, seed: int) -> BalancedShard:
+def balance_shard(matches: ShardMatches, entry_probability: Floats, seed: int, texts: Texts = "every") -> BalancedShard:
     """Draws for each text of a shard, from its own identity and the seed."""
     probability = text_probability(matches.ids, matches.offsets, entry_probability)
-    names = zip(*(matches.table[column].to_pylist() for column in ("uid", "language", "text_index")), strict=True)
-    keys = np.fromiter((text_key(*name) for name in names), np.uint64, count=len(matches.table))
-    return BalancedShard(matches, probability, kept(probability, keys, seed))
+    keys = text_keys(*(matches.table[column] for column in ("uid", "language", "text_index")))
+    images = matches.table["row"].to_numpy() if texts == "one_per_image" else None
+    return BalancedShard(matches, probability, drawn(keys, probability, seed, images=images))
 
 
-def expected_size(directory: Path, entry_probability: Floats) -> float:
+@dataclass(frozen=True)
+class Expectation:
+    """What a balancing is expected to keep: texts, and texts with each entry, (num_entries,)."""
+
+    size: float
+    counts: Floats
+
+
+def expected_size(directory: Path, entry_probability: Floats, texts: Texts = "every") -> float:
     """Expected number of kept texts of a `Matches` artifact: the sum of their chances, before any draw.
 
     The sum is exact to 2^-32 a text and the same in any order, unlike one of floats: `t` is solved from it, and so the
     kept set would otherwise hang on the cut of the shards.
     """
     total = 0
-    for shard in read_shards(directory, only_ids=True):
-        probability = text_probability(shard.ids, shard.offsets, entry_probability)
-        total += int(np.rint(probability * 2.0**32).astype(np.int64).sum())
+    for shard in read_shards(directory, only_ids=texts == "every"):
+        total += _in_units(_chances(shard, entry_probability, texts))
     return total / 2.0**32
+
+
+def expectations(directory: Path, entry_probabilities: Sequence[Floats], texts: Texts = "every") -> list[Expectation]:
+    """What several choices would keep, in one pass over the matches."""
+    totals, counts = [0] * len(entry_probabilities), [np.zeros(len(one)) for one in entry_probabilities]
+    for shard in read_shards(directory, only_ids=texts == "every"):
+        for i, entry_probability in enumerate(entry_probabilities):
+            chances = _chances(shard, entry_probability, texts)
+            totals[i] += _in_units(chances)
+            weights = np.repeat(chances, np.diff(shard.offsets))
+            counts[i] += np.bincount(shard.ids, weights, minlength=len(entry_probability))
+    return [Expectation(total / 2.0**32, one) for total, one in zip(totals, counts, strict=True)]
+
+
+def _chances(shard: ShardMatches, entry_probability: Floats, texts: Texts) -> Floats:
+    """The chance of each text that it is kept, with that of being its image's text where one is chosen first."""
+    chances = text_probability(shard.ids, shard.offsets, entry_probability)
+    if texts == "one_per_image":
+        _, image, sizes = np.unique(shard.table["row"].to_numpy(), return_inverse=True, return_counts=True)
+        chances /= sizes[image]
+    return chances
+
+
+def _in_units(chances: Floats) -> int:
+    return int(np.rint(chances * 2.0**32).astype(np.int64).sum())
 
 
 @dataclass
 class SubsetTotals:
-    """What a subset holds: kept texts with each entry, texts, images, languages."""
+    """What a subset holds: kept texts with each entry, kept texts and images, matched and kept texts by language."""
 
     counts: Integers
     num_texts: int = 0
     num_samples: int = 0
-    languages: set[str] = field(default_factory=set)
+    matched: Counter[str] = field(default_factory=Counter)
+    kept: Counter[str] = field(default_factory=Counter)
 
 
 def write_subset(directory: Path, shards: Iterable[BalancedShard], num_entries: int) -> SubsetTotals:
-    """Writes `subset.parquet` as `vfm.data` reads it, a row group for each shard that keeps a text."""
+    """Writes `subset.parquet` as `vfm.data` reads it, a row group for each shard that has a matched text."""
     totals = SubsetTotals(np.zeros(num_entries, dtype=np.int64))
     with pq.ParquetWriter(directory / SUBSET_FILE, subset_schema(), compression="zstd") as writer:
         for shard in shards:
             if not len(shard.table):
                 continue
             writer.write_table(shard.table)
+            kept = shard.table.filter(shard.table["kept"])
             totals.counts += shard.kept_counts(num_entries)
-            totals.num_texts += len(shard.table)
-            totals.num_samples += len(shard.table["row"].unique())
-            totals.languages.update(shard.table["language"].unique().to_pylist())
+            totals.num_texts += len(kept)
+            totals.num_samples += len(kept["row"].unique())
+            totals.matched.update(_by_language(shard.table))
+            totals.kept.update(_by_language(kept))
     return totals
+
+
+def _by_language(table: pa.Table) -> dict[str, int]:
+    return {one["values"]: one["counts"] for one in table["language"].value_counts().to_pylist()}

@@ -1,0 +1,197 @@
+"""The data card to look at: funnel, head and tail, thresholds, languages, top and lost entries, examples by decile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import product
+
+import numpy as np
+import pyarrow as pa
+
+from vfm.panels import BarsPanel, LinesPanel, Panel, Series, TablePanel
+from vfm_curation.balance import Floats, Integers, cumulative_share, tail_share
+from vfm_curation.data_card import DataCard
+from vfm_curation.subset import BalancedShard
+
+NUM_POINTS = 200  # of a curve
+NUM_SHOWN = 20
+NUM_DECILES = 10
+EXAMPLES_A_DECILE = 2  # one that was kept and one that was dropped
+LONGEST = 120  # characters of an example
+Row = list[str | float | int | None]
+
+
+def panels(card: DataCard) -> list[Panel]:
+    """All but the examples, which need the texts."""
+    shown = [_funnel(card), _seconds(card), _head_and_tail(card), _choices(card), _languages(card), _top(card)]
+    return [*shown, *([_lost(card)] if (_lost_ids(card)).size else [])]
+
+
+def _funnel(card: DataCard) -> Panel:
+    labels, values = [step.name for step in card.funnel], [float(step.texts) for step in card.funnel]
+    note = f"Kept are {values[-1] / values[0]:.1%} of all texts, {values[-1] / values[1]:.1%} of the matched ones."
+    return BarsPanel(title="Curation funnel", note=note, order=10, labels=labels, values=values, x_label="texts")
+
+
+def _seconds(card: DataCard) -> Panel:
+    """The same as numbers, with the time; in a file of its own, which alone is another one each time it is made."""
+    rows: list[Row] = [[step.name, step.texts, step.seconds and round(step.seconds, 2)] for step in card.funnel]
+    note = f"Texts left after each step. The kept ones are of {card.made.num_samples:,} images."
+    columns = ["step", "texts", "seconds"]
+    return TablePanel(title="Curation steps", note=note, order=11, columns=columns, rows=rows)
+
+
+def _head_and_tail(card: DataCard) -> Panel:
+    t = card.languages.t_of_entries(card.thresholds)
+    note = (
+        f"Share of all matches that the commonest entries hold. The tail, entries with fewer than t texts, holds"
+        f" {tail_share(card.matched, t):.1%} before and {_share_of(card.kept, card.matched < t):.1%} after."
+        f" {(card.matched == 0).sum():,} of {len(t):,} entries match nothing. Dropped texts are dropped at random, so"
+        " other t are expectations."
+    )
+    series = [_curve("before balancing", card.matched), _curve("after balancing", card.kept)]
+    series += [_curve(_times(one.factor), one.expected.counts) for one in card.choices if one.factor != 1]
+    return LinesPanel(
+        title="Head and tail", note=note, order=20, series=series,
+        x_label="entries, commonest first", y_label="cumulative share of matches", x_log=True,
+    )  # fmt: skip
+
+
+def _curve(name: str, counts: Integers | Floats) -> Series:
+    share = cumulative_share(counts)
+    ranks = np.unique(np.geomspace(1, len(counts), NUM_POINTS).round().astype(np.int64))
+    return Series(name=name, x=ranks.astype(float).tolist(), y=share[ranks - 1].round(6).tolist())
+
+
+def _times(factor: float) -> str:
+    return "t" if factor == 1 else f"t × {factor:g}" if factor > 1 else f"t / {1 / factor:g}"
+
+
+def _choices(card: DataCard) -> Panel:
+    rows: list[Row] = []
+    for one in card.choices:
+        counts, size = one.expected.counts, round(one.expected.size)
+        named = ", ".join(f"{_language(name)}{t * one.factor:.5g}" for name, t in card.thresholds.items())
+        top = float(counts.max() / max(1.0, counts.sum()))
+        rows.append([_times(one.factor), named, round(one.tail_share, 4), one.num_head, size, round(top, 4)])
+    return TablePanel(
+        title="Other choices of t", order=21,
+        note="What larger and smaller t would keep: expected before any draw, exact but for the draw's own chance.",
+        columns=["", "t", "tail share of matches", "head entries", "expected texts", "share of the top entry"],
+        rows=rows,
+    )  # fmt: skip
+
+
+def _language(name: str) -> str:
+    return f"{name} " if name else ""
+
+
+def _languages(card: DataCard) -> Panel:
+    """Entries, thresholds and matches by the entries' language, texts by their own."""
+    rows: list[Row] = []
+    for language in dict.fromkeys([*card.languages.names, *card.made.matched]):
+        row: Row = [language or "any"]
+        if language in card.languages.names:
+            counts, t = card.languages.of(card.matched, language), card.thresholds[language]
+            head = int((counts > t).sum())
+            row += [len(counts), float(f"{t:.6g}"), head, round(tail_share(counts, t), 4)]
+        else:
+            row += [None] * 4
+        if language in card.made.matched:
+            matched, kept = card.made.matched[language], card.made.kept[language]
+            row += [matched, kept, round(kept / matched, 4)]
+        rows.append(row)
+    return TablePanel(
+        title="Languages", order=22,
+        note="Tail share: of the matches with a language's entries, those in entries with fewer than its t texts.",
+        columns=["language", "entries", "t", "head entries", "tail share", "matched texts", "kept texts", "share kept"],
+        rows=rows,
+    )  # fmt: skip
+
+
+def _top(card: DataCard) -> Panel:
+    rows: list[Row] = [
+        [card.entry(i), int(card.matched[i]), int(card.kept[i]), round(float(card.probability[i]), 4)]
+        for i in np.argsort(-card.matched, kind="stable")[:NUM_SHOWN].tolist()
+    ]
+    note = "Texts with each entry before and after. t is no cap: a text is also kept for its rarer entries."
+    columns = ["entry", "before", "after", "own probability"]
+    return TablePanel(title="Commonest entries", note=note, order=30, columns=columns, rows=rows)
+
+
+def _lost_ids(card: DataCard) -> Integers:
+    return np.flatnonzero((card.matched > 0) & (card.kept == 0))
+
+
+def _lost(card: DataCard) -> Panel:
+    lost = _lost_ids(card)
+    by_count = lost[np.argsort(-card.matched[lost], kind="stable")]
+    rows: list[Row] = [[card.entry(i), int(card.matched[i])] for i in by_count[:NUM_SHOWN].tolist()]
+    note = f"{len(lost):,} entries had a match and kept none; the ones with most texts first. A larger t keeps them."
+    return TablePanel(title="Lost entries", note=note, order=31, columns=["entry", "before"], rows=rows)
+
+
+def _share_of(counts: Integers, chosen: np.ndarray) -> float:
+    return float(counts[chosen].sum() / max(1, counts.sum()))
+
+
+def deciles(matched: Integers) -> Integers:
+    """Of each entry, the tenth of all matches that it lies in when entries stand commonest first: 0 head, 9 tail."""
+    order = np.argsort(-matched, kind="stable")
+    before = np.cumsum(matched[order]) - matched[order]
+    found = np.empty(len(matched), dtype=np.int64)
+    found[order] = np.minimum(NUM_DECILES - 1, NUM_DECILES * before // max(1, int(matched.sum())))
+    return found
+
+
+def examples(card: DataCard, shards: Iterable[tuple[BalancedShard, pa.Table]]) -> Panel:
+    """Texts of each decile from head to tail, by the rarest of their entries, and how they fared.
+
+    Args:
+        card: with the counts.
+        shards: balanced ones, each with all its texts; read until every decile has its examples.
+    """
+    decile, rows = deciles(card.matched), [list[Row]() for _ in range(NUM_DECILES + 1)]
+    for shard, texts in shards:
+        _add_examples(card, decile, rows, shard, texts)
+        if all(len(found) >= EXAMPLES_A_DECILE for found in rows):
+            break
+    return TablePanel(
+        title="Examples", order=40,
+        note="By a text's rarest entry: tenth 1 has the commonest entries with a tenth of all matches, 10 the rarest.",
+        columns=["tenth", "text", "outcome", "probability", "rarest entry", "its texts"],
+        rows=[row for found in rows for row in found],
+    )  # fmt: skip
+
+
+def _add_examples(
+    card: DataCard, decile: Integers, rows: Sequence[list[Row]], shard: BalancedShard, texts: pa.Table
+) -> None:
+    names = ("row", "language", "text_index")
+    captions = dict(zip(_rows(texts, names), texts["text"].to_pylist(), strict=True))
+    identities = _rows(shard.matches.table, names)
+    tenths = np.maximum.reduceat(decile[shard.matches.ids], shard.matches.offsets[:-1])  # of the rarest entry
+    for tenth, outcome in product(range(NUM_DECILES), ("kept", "dropped")):
+        found = np.flatnonzero((tenths == tenth) & (shard.kept == (outcome == "kept")))
+        if len(found) and outcome not in {row[2] for row in rows[tenth]}:
+            text = int(found[0])
+            rarest = min(shard.matches.ids_of(text), key=lambda entry: card.matched[entry])
+            chance = round(float(shard.probability[text]), 4)
+            caption, entry, its_texts = (
+                _short(captions[identities[text]]),
+                card.entry(rarest),
+                int(card.matched[rarest]),
+            )
+            rows[tenth].append([tenth + 1, caption, outcome, chance, entry, its_texts])
+    matched = set(identities)
+    unmatched = (caption for identity, caption in captions.items() if identity not in matched)
+    for caption, _ in zip(unmatched, range(EXAMPLES_A_DECILE - len(rows[-1])), strict=False):
+        rows[-1].append([None, _short(caption), "no entry", 0.0, None, None])
+
+
+def _rows(table: pa.Table, names: Sequence[str]) -> list[tuple[int | str, ...]]:
+    return list(zip(*(table[name].to_pylist() for name in names), strict=True))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
