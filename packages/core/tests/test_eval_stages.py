@@ -445,9 +445,9 @@ def test_probe_takes_a_vision_encoder_with_timms_own_pooled_features(tmp_path: P
 
 
 def test_stages_are_known_without_torch() -> None:
-    code = "import sys, vfm.builtin as b; assert len(b.EVALUATIONS) == 6; sys.exit('torch' in sys.modules)"
+    code = "import sys, vfm.builtin as b; assert len(b.EVALUATIONS) == 8; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert len({stage.kind_name() for stage in EVALUATIONS}) == 6
+    assert len({stage.kind_name() for stage in EVALUATIONS}) == 8
 
 
 def test_a_model_named_twice_is_refused() -> None:
@@ -498,7 +498,7 @@ def test_probe_refuses_sets_of_different_classes(tmp_path: Path) -> None:
     [
         (ZeroShot, {"kind": "eval.zero_shot", "templates": ["a photo"]}, "for the class name"),
         (Retrieval, {"kind": "eval.retrieval", "recall_k": [0]}, "count from 1"),
-        (LinearProbe, {"kind": "eval.linear_probe", "train": "t", "penalties": [0.0]}, "they are positive"),
+        (LinearProbe, {"kind": "eval.linear_probe", "train": "t", "penalties": [0.0]}, "greater than 0"),
     ],
 )
 def test_wrong_settings_are_refused(stage: type, fields: dict, message: str) -> None:

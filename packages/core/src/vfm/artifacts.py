@@ -118,6 +118,10 @@ class Pool(PairDataset):
     """Raw image-text pairs: an index over shards (path, size, fingerprint, number of samples)."""
 
 
+class LinkTable(Pool):
+    """Addresses of images with their texts: a pool to curate before anything is downloaded. No image can be read."""
+
+
 class CuratedSubset(PairDataset):
     """A view of a Pool: the kept pairs and texts, with the probability of each. No image is copied."""
 
@@ -134,6 +138,15 @@ class LabeledDataset(ImageDataset):
     class_names: list[str] = Field(description="by label")
     templates: list[str] = Field(["a photo of a {}."], description="prompts with a {} for the class name")
     class_groups: dict[str, list[int]] = Field({}, description="labels of classes judged together: head, middle, tail")
+
+
+class TaggedImages(Artifact):
+    """Which of a list of labels each image of a data set has, several perhaps: `tags.parquet`, a row an image."""
+
+    data: str = Field(description="address of the data set")
+    num_samples: int = Field(ge=0, description="images of the data set")
+    class_names: list[str] = Field(description="the labels")
+    num_images: list[int] = Field(description="images that have each label")
 
 
 class ChoiceDataset(Artifact):

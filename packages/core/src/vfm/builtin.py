@@ -6,16 +6,17 @@ from collections.abc import Iterable
 
 from vfm.data import stages as data
 from vfm.data.shapes import stages as shapes
-from vfm.eval.feature_stages import Knn, LinearProbe
+from vfm.data.tag_stage import CaptionLabels
+from vfm.eval.feature_stages import AttentiveProbe, Classify, Knn, LinearProbe
 from vfm.eval.stages import Choices, MmvpVlm, Retrieval, ZeroShot
 from vfm.hookspecs import hookimpl
 from vfm.models import stages as models
 from vfm.stage import Stage
 
-EVALUATIONS = (ZeroShot, Retrieval, LinearProbe, Knn, MmvpVlm, Choices)
+EVALUATIONS = (ZeroShot, Retrieval, Classify, LinearProbe, AttentiveProbe, Knn, MmvpVlm, Choices)
 
 
 @hookimpl
 def vfm_stages() -> Iterable[type[Stage]]:
     """Data of the user, the made world, pretrained models, and the ruler."""
-    return [*data.STAGES, *shapes.STAGES, *models.STAGES, *EVALUATIONS]
+    return [*data.STAGES, CaptionLabels, *shapes.STAGES, *models.STAGES, *EVALUATIONS]

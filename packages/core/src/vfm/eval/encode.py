@@ -44,21 +44,32 @@ class TextImageEncoder(ImageEncoder, Protocol):
 
 @dataclass(frozen=True)
 class PooledVision:
-    """The pooled features of a timm encoder, before its head."""
+    """A timm encoder: its pooled features before the head, and what its head says."""
 
     module: nn.Module
     preprocess: Preprocess
 
     def encode_images(self, images: Sequence[Image.Image], batch_size: int = 256) -> Tensor:
         """Unit vectors, float32 (N, D) on the CPU."""
+
+        def embed(pixels: Tensor) -> Tensor:
+            tokens = self.module.forward_features(pixels)  # type: ignore[operator]
+            pooled: Tensor = self.module.forward_head(tokens, pre_logits=True)  # type: ignore[operator]
+            return F.normalize(pooled.float(), dim=-1)
+
+        return self._each(images, batch_size, embed)
+
+    def logits(self, images: Sequence[Image.Image], batch_size: int = 256) -> Tensor:
+        """What the model's own head says, float32 (N, C) on the CPU."""
+        return self._each(images, batch_size, lambda pixels: self.module(pixels).float())
+
+    def _each(self, images: Sequence[Image.Image], batch_size: int, see: Callable[[Tensor], Tensor]) -> Tensor:
         device = next(self.module.parameters()).device
         parts = []
         with torch.inference_mode():
             for start in range(0, len(images), batch_size):
                 fitted = [torch.from_numpy(self.preprocess.fit(image)) for image in images[start : start + batch_size]]
-                tokens = self.module.forward_features(self.preprocess.pixels(torch.stack(fitted).to(device)))  # type: ignore[operator]
-                pooled: Tensor = self.module.forward_head(tokens, pre_logits=True)  # type: ignore[operator]
-                parts.append(F.normalize(pooled.float(), dim=-1).cpu())
+                parts.append(see(self.preprocess.pixels(torch.stack(fitted).to(device))).cpu())
         return torch.cat(parts).clone()
 
 

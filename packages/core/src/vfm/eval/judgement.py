@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vfm.artifacts import Artifact, Comparison, Metric, Report
-from vfm.eval.compare import Verdict, compare, score
+from vfm.eval.compare import Scored, compare, score
 from vfm.stage import Context
 
 Columns = Mapping[str, Any]  # one array or list a column, all of one length
@@ -24,12 +24,12 @@ Columns = Mapping[str, Any]  # one array or list a column, all of one length
 class Judgement:
     """What one model did on the items of a data set.
 
-    verdicts: right or wrong by each metric; the first is the main one.
+    verdicts: how it did by each metric; the first is the main one.
     predictions: tables by name, a row an item; they are kept as parquet.
     details: what else belongs in the result file (the chosen penalty, the prompts).
     """
 
-    verdicts: Sequence[Verdict]
+    verdicts: Sequence[Scored]
     predictions: Mapping[str, Columns]
     details: Mapping[str, Any] = field(default_factory=dict)
 

@@ -31,7 +31,8 @@ def knn_votes(
 
     Args:
         train_features: (N, D), normalised or not.
-        train_labels: (N,) integers in 0..num_classes-1.
+        train_labels: (N,) integers in 0..num_classes-1; or which labels an image has, (N, C) bool: a neighbour then
+            votes for each of its own.
         test_features: (Q, D).
         num_classes: C.
         k: neighbours that vote; all of them where there are fewer.
@@ -46,5 +47,8 @@ def knn_votes(
         cosines, neighbours = (test[block] @ train.T).topk(k, dim=1)  # (rows, k)
         # Relative to the nearest, so that exp cannot overflow at a small temperature; votes scale by one factor.
         weights = ((cosines - cosines[:, :1]) / temperature).exp()
-        votes[block].scatter_add_(1, train_labels[neighbours], weights)
+        if train_labels.ndim == 2:
+            votes[block] = (weights[..., None] * train_labels[neighbours]).sum(dim=1)
+        else:
+            votes[block].scatter_add_(1, train_labels[neighbours], weights)
     return votes

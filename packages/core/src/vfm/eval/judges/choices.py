@@ -65,7 +65,7 @@ def judge_mmvp_vlm(
         details = {"mean_over_patterns": stratified_mean(result.correct, scored.patterns), "prompt": prompt}
         judgements[name] = Judgement([pairs, single, *parts], {"pairs": columns}, details)
         rights[name] = result.right
-    pattern_panel(ctx, scored, {name: j.verdicts[0].correct for name, j in judgements.items()})
+    pattern_panel(ctx, scored, {name: j.predictions["pairs"]["correct"] for name, j in judgements.items()})
     flip_panels(ctx, scored, rights)
     return data_hash(data, scored.digests), judgements
 
@@ -108,7 +108,7 @@ def judge_choices(
         }
         judgements[name] = Judgement(verdicts, {"items": columns}, {"prompt": prompt})
         group_right[name] = group[:, None]
-    pattern_panel(ctx, scored, {name: j.verdicts[0].correct for name, j in judgements.items()})
+    pattern_panel(ctx, scored, {name: j.predictions["items"]["correct"] for name, j in judgements.items()})
     flip_panels(ctx, scored, group_right)
     return data_hash(data, scored.digests), judgements
 

@@ -6,18 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
 from vfm.artifacts import LabeledDataset
 from vfm.eval.encode import ImageEncoder, Reading
 from vfm.eval.fingerprint import data_hash
 from vfm.eval.judgement import Judgement
-from vfm.eval.judges.zero_shot import class_verdicts, encode_labeled, hardest_classes, labels_of
+from vfm.eval.judges.answers import Answered, encode_answered, hardest, judged
 from vfm.eval.knn import knn_votes
 from vfm.eval.linear_probe import PENALTIES, fit_linear_probe, split_validation
-from vfm.eval.ranking import hits_at, label_ranks
 from vfm.panels import LinesPanel, Series
 from vfm.stage import Context
 
@@ -42,11 +37,11 @@ def judge_linear_probe(
     Raises:
         UserError: no class has an image to hold out.
     """
-    known = encode_labeled(ctx, models, train, reading)
-    known_labels = labels_of(known)
+    known, known_answers = encode_answered(ctx, models, train, reading)
+    known_labels = known_answers.numpy()
     fitted, held_out = split_validation(known_labels, validation_fraction, seed)
-    test = encode_labeled(ctx, models, data, reading)
-    labels, train_hash = labels_of(test), data_hash(train, known.digests)
+    test, answers = encode_answered(ctx, models, data, reading)
+    train_hash = data_hash(train, known.digests)
     judgements, curves = {}, []
     for name in models:
         features = known.features[name].numpy()
@@ -65,9 +60,9 @@ def judge_linear_probe(
             "validation_accuracy": {str(p): a for p, a in tried},
             "train_sha256": train_hash,
         }
-        judgements[name] = _judgement(scores, labels, test.keys, "lp_", details)
+        judgements[name] = judged(scores, answers, test.keys, data, "lp_", details)
         curves.append(Series(name=name, x=[p for p, _ in tried], y=[100 * a for _, a in tried]))
-    ctx.panel(hardest_classes(data.class_names, labels, judgements))
+    ctx.panel(hardest(data, answers, judgements))
     ctx.panel(
         LinesPanel(
             title="Penalty chosen on validation",
@@ -83,20 +78,20 @@ def judge_linear_probe(
 def judge_knn(
     ctx: Context,
     models: Mapping[str, ImageEncoder],
-    train: LabeledDataset,
-    data: LabeledDataset,
+    train: Answered,
+    data: Answered,
     *,
     k: int = 20,
     temperature: float = 0.07,
     reading: Reading = Reading(),  # noqa: B008 (frozen)
 ) -> tuple[str, dict[str, Judgement]]:
-    """Judge features by their nearest training images.
+    """Judge features by their nearest training images, which vote for their class or for each of their labels.
 
     Returns:
         The hash of the test data and a judgement for each model.
     """
-    known, test = encode_labeled(ctx, models, train, reading), encode_labeled(ctx, models, data, reading)
-    known_labels, labels = torch.from_numpy(labels_of(known)), labels_of(test)
+    known, known_labels = encode_answered(ctx, models, train, reading)
+    test, answers = encode_answered(ctx, models, data, reading)
     details = {"k": k, "temperature": temperature, "train_sha256": data_hash(train, known.digests)}
     judgements = {}
     for name in models:
@@ -108,16 +103,6 @@ def judge_knn(
             k=k,
             temperature=temperature,
         )
-        judgements[name] = _judgement(votes.numpy(), labels, test.keys, "knn_", details)
-    ctx.panel(hardest_classes(data.class_names, labels, judgements))
+        judgements[name] = judged(votes.numpy(), answers, test.keys, data, "knn_", details)
+    ctx.panel(hardest(data, answers, judgements))
     return data_hash(data, test.digests), judgements
-
-
-def _judgement(
-    scores: NDArray[np.floating], labels: NDArray[np.int64], keys: list[str], prefix: str, details: Mapping[str, object]
-) -> Judgement:
-    """From each class's score for each image, (Q, C)."""
-    ranks = label_ranks(torch.from_numpy(scores), torch.from_numpy(labels))
-    verdicts = class_verdicts(hits_at(ranks, 1), hits_at(ranks, 5), labels, scores.shape[1], prefix=prefix)
-    columns = {"key": keys, "label": labels, "predicted": scores.argmax(axis=1), "rank": ranks}
-    return Judgement(verdicts, {"images": columns}, details)

@@ -80,11 +80,13 @@ def class_verdicts(
     return verdicts
 
 
-def group_verdicts(top1: NDArray[np.bool_], labels: NDArray[np.int64], data: LabeledDataset) -> list[Verdict]:
+def group_verdicts(
+    top1: NDArray[np.bool_], labels: NDArray[np.int64], data: LabeledDataset, *, prefix: str = ""
+) -> list[Verdict]:
     """Top-1 of the images of each group of classes (the tail, say); all classes may be answered."""
     groups = [(group, np.isin(labels, members)) for group, members in data.class_groups.items()]
     return [
-        Verdict(f"acc1/{group}", top1[those], chance=1 / len(data.class_names))
+        Verdict(f"{prefix}acc1/{group}", top1[those], chance=1 / len(data.class_names))
         for group, those in groups
         if those.any()
     ]
@@ -93,10 +95,8 @@ def group_verdicts(top1: NDArray[np.bool_], labels: NDArray[np.int64], data: Lab
 def hardest_classes(names: Sequence[str], labels: NDArray[np.int64], judgements: Mapping[str, Judgement]) -> TablePanel:
     """The classes that the last model knows worst, beside the other models."""
     present = np.unique(labels)
-    recall = {
-        model: np.array([100 * j.verdicts[0].correct[labels == c].mean() for c in present])
-        for model, j in judgements.items()
-    }
+    hits = {model: hits_at(np.asarray(j.predictions["images"]["rank"]), 1) for model, j in judgements.items()}
+    recall = {model: np.array([100 * hit[labels == c].mean() for c in present]) for model, hit in hits.items()}
     worst = np.argsort(list(recall.values())[-1], kind="stable")[:HARDEST]
     rows: list[list[str | float | int | None]] = []
     for i in worst:

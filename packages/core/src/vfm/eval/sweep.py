@@ -1,0 +1,172 @@
+"""Probes trained by gradient steps on frozen features: a head for each learning rate, all on the same batches.
+
+Source: EVA's linear probe (Fang et al. 2022, arXiv:2211.07636) has the head, batch norm without affine part and a
+linear layer, LARS or SGD without weight decay; that the best of many rates is chosen on a validation split is
+DINOv2's way (Oquab et al. 2023, arXiv:2304.07193). Features are computed once: nothing is augmented.
+"""
+
+# N images, D width, C classes
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from timm.optim import Lars
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vfm.eval.average_precision import average_precisions
+
+Solver = Literal["sgd", "lars", "adamw"]
+Rows = NDArray[np.int64]
+
+LRS: dict[Solver, tuple[float, ...]] = {
+    "sgd": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
+    "lars": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
+    "adamw": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+}
+
+
+class LinearHead(nn.Module):
+    """Batch norm without affine part, then a linear layer drawn with std 0.01."""
+
+    def __init__(self, width: int, num_classes: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
+        self.linear = nn.Linear(width, num_classes)
+        nn.init.normal_(self.linear.weight, std=0.01, generator=generator)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, D) to (B, C)."""
+        scores: Tensor = self.linear(self.norm(features))
+        return scores
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How heads are trained: the rate of each, epochs, images a step; the rate rises over a tenth, then falls."""
+
+    solver: Solver
+    lrs: tuple[float, ...]
+    epochs: int = 30
+    batch_size: int = 256
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Swept:
+    """The head of the best rate, trained anew on all training images, and how good each rate was on validation."""
+
+    head: nn.Module
+    lr: float
+    validation: dict[float, float]
+
+
+def sweep(
+    make_head: Callable[[torch.Generator], nn.Module],
+    features: Tensor,
+    answers: Tensor,
+    split: tuple[Rows, Rows],
+    schedule: Schedule,
+    device: torch.device,
+) -> Swept:
+    """Train a head for each rate on the first part of `split`, keep the rate that is best on the second, train on both.
+
+    Of equally good rates the smallest is kept.
+
+    Args:
+        make_head: draws a head from a generator.
+        features: (N, ...), perhaps a memory map of a file: rows are taken batch by batch.
+        answers: the class of each image, (N,), or which labels it has, (N, C) bool.
+        split: places of the images to train on, and of those to choose by.
+    """
+    heads = [make_head(torch.Generator().manual_seed(schedule.seed)).to(device) for _ in schedule.lrs]
+    train_heads(heads, schedule.lrs, features, answers, split[0], schedule)
+    held_out = answers[torch.from_numpy(split[1])]
+    validation = {
+        lr: quality(head_scores(head, features, split[1]), held_out)
+        for lr, head in zip(schedule.lrs, heads, strict=True)
+    }
+    best = max(sorted(validation), key=validation.__getitem__)
+    final = make_head(torch.Generator().manual_seed(schedule.seed)).to(device)
+    train_heads([final], [best], features, answers, np.sort(np.concatenate(split)), schedule)
+    return Swept(final, best, validation)
+
+
+def train_heads(
+    heads: Sequence[nn.Module],
+    lrs: Sequence[float],
+    features: Tensor,
+    answers: Tensor,
+    rows: Rows,
+    schedule: Schedule,
+) -> None:
+    """Train each head at its own rate, in place; all see the same batches, and none hears of the others."""
+    optimizers = [_optimizer(schedule.solver, head) for head in heads]
+    device = next(heads[0].parameters()).device
+    generator = np.random.default_rng(schedule.seed)
+    per_epoch = math.ceil(len(rows) / schedule.batch_size)
+    for step in range(schedule.epochs * per_epoch):
+        if step % per_epoch == 0:
+            order = generator.permutation(rows)
+        batch = torch.from_numpy(np.sort(order[step % per_epoch :: per_epoch]))  # equal parts: none of one image alone
+        x, y = features[batch].to(device).float(), answers[batch].to(device)
+        loss = torch.stack([objective(head(x), y) for head in heads]).sum()  # each head's gradient is its own
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        factor = _rate(step, schedule.epochs * per_epoch)
+        for optimizer, lr in zip(optimizers, lrs, strict=True):
+            optimizer.param_groups[0]["lr"] = lr * factor
+            optimizer.step()
+
+
+@torch.no_grad()
+def head_scores(head: nn.Module, features: Tensor, rows: Rows, batch_size: int = 1024) -> NDArray[np.float32]:
+    """The head's score of each class for some images, (len(rows), C)."""
+    head.eval()
+    device = next(head.parameters()).device
+    parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    scores: NDArray[np.float32] = torch.cat(
+        [head(features[torch.from_numpy(part)].to(device).float()).float().cpu() for part in parts]
+    ).numpy()
+    return scores
+
+
+def objective(scores: Tensor, answers: Tensor) -> Tensor:
+    """Cross-entropy where an image has one class, (B,), else of each label by itself, (B, C)."""
+    if answers.ndim == 1:
+        return F.cross_entropy(scores, answers)
+    return F.binary_cross_entropy_with_logits(scores, answers.float())
+
+
+def quality(scores: NDArray[np.floating], answers: Tensor) -> float:
+    """Share right where an image has one class, else mean average precision."""
+    if answers.ndim == 1:
+        return float(np.mean(scores.argmax(axis=1) == answers.numpy()))
+    found = average_precisions(scores, answers.numpy())
+    return float(np.nanmean(found)) if not np.isnan(found).all() else 0.0
+
+
+def _optimizer(solver: Solver, head: nn.Module) -> torch.optim.Optimizer:
+    kinds: dict[Solver, Callable[[Any], torch.optim.Optimizer]] = {
+        "sgd": lambda params: torch.optim.SGD(params, lr=0.0, momentum=0.9),
+        "lars": lambda params: Lars(params, lr=0.0, momentum=0.9),
+        "adamw": lambda params: torch.optim.AdamW(params, lr=0.0, weight_decay=0.0),
+    }
+    return kinds[solver](head.parameters())
+
+
+def _rate(step: int, num_steps: int) -> float:
+    """Share of the peak rate: linear over the first tenth, then half a cosine to 0."""
+    warmup = max(1, num_steps // 10)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))

@@ -1,0 +1,352 @@
+"""Probes by gradient, several labels an image, and a classifier's own head: against peers, twins and what is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
+from torch import nn
+from torch.nn import functional as F
+
+from eval_world import COLOURS, NAMES, ColourModel, labeled, png, pool, run_in, tiny_clip, write_rows
+from vfm.artifacts import LabeledDataset, Pool, Report, TaggedImages, VisionCheckpoint
+from vfm.config import UserError
+from vfm.data import DatasetSpec
+from vfm.data.tag_stage import CaptionLabels
+from vfm.data.tags import Listed, Nouns, read_tags
+from vfm.eval.attentive_probe import AttentiveHead, TokenFile, patch_tokens
+from vfm.eval.average_precision import RankingVerdict, average_precisions
+from vfm.eval.compare import compare, score
+from vfm.eval.encode import PooledVision, load_encoder
+from vfm.eval.feature_stages import AttentiveProbe, Classify, Knn, LinearProbe
+from vfm.eval.judges.classify import columns_of
+from vfm.eval.knn import knn_votes
+from vfm.eval.sweep import LinearHead, Schedule, head_scores, sweep, train_heads
+from vfm.models import build_vision, load_vision, save_vision, vision_preprocess
+from vfm.models.class_names import class_names_of, set_class_names
+
+CPU = torch.device("cpu")
+ORACLES = {"right": ColourModel(), "wrong": ColourModel(-1.0)}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000))
+def test_average_precision_is_scikit_learns_with_ties_and_weights(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(2, 40))
+    scores = rng.integers(0, 6, (n, 3)).astype(float)  # many ties
+    positives = rng.random((n, 3)) < 0.4
+    positives[0] = True
+    weights = rng.integers(0, 4, (2, n))
+    weights[:, 0] = 1
+    found, weighed = average_precisions(scores, positives), average_precisions(scores, positives, weights)
+    for c in range(3):
+        assert found[c] == pytest.approx(average_precision_score(positives[:, c], scores[:, c]))
+        for r in range(2):
+            peer = average_precision_score(positives[:, c], scores[:, c], sample_weight=weights[r])
+            assert weighed[r, c] == pytest.approx(peer)
+
+
+def test_a_nan_stands_last_and_a_label_without_images_counts_for_nothing() -> None:
+    scores = np.array([[np.nan, 1.0], [0.5, 2.0], [0.1, 3.0]])
+    positives = np.array([[True, False], [True, False], [False, False]])
+    assert average_precisions(scores, positives)[0] == pytest.approx((1 + 2 / 3) / 2)
+    assert RankingVerdict("map", scores, positives).value == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_the_bootstrap_covers_what_it_should() -> None:
+    """95 % intervals of a known mAP, estimated from ever new images."""
+    rng = np.random.default_rng(0)
+
+    def drawn(n: int) -> RankingVerdict:
+        positives = rng.random((n, 4)) < 0.3
+        return RankingVerdict("map", positives + rng.normal(size=(n, 4)), positives)
+
+    truth = drawn(200_000).value
+    inside = [low < truth < high for low, high in (drawn(150).interval(seed) for seed in range(40))]
+    assert 33 <= sum(inside) <= 40
+
+
+def test_a_better_ranking_is_told_from_a_worse_one_and_from_itself() -> None:
+    rng = np.random.default_rng(1)
+    positives = rng.random((300, 5)) < 0.3
+    good = RankingVerdict("map", positives + rng.normal(size=(300, 5)), positives)
+    bad = RankingVerdict("map", 0.2 * positives + rng.normal(size=(300, 5)), positives)
+    gain = compare(bad, good, baseline="bad", model="good")
+    assert gain.difference > 0
+    assert gain.low > 0
+    assert gain.p_value < 0.01
+    assert gain.test == "paired bootstrap"
+    assert compare(good, good, baseline="a", model="b").p_value == 1.0
+    metric = score(good, model="good")
+    assert metric.low < metric.value < metric.high
+    assert (metric.n, metric.chance) == (300, pytest.approx(positives.mean(axis=0).mean()))
+
+
+def test_heads_that_are_trained_together_are_what_each_is_alone() -> None:
+    features, answers = torch.randn(60, 8), torch.randint(0, 3, (60,))
+    rows = np.arange(60)
+    schedule = Schedule("sgd", (0.01, 0.3), epochs=3, batch_size=16)
+    heads = [LinearHead(8, 3, torch.Generator().manual_seed(0)) for _ in schedule.lrs]
+    train_heads(heads, schedule.lrs, features, answers, rows, schedule)
+    for lr, together in zip(schedule.lrs, heads, strict=True):
+        alone = LinearHead(8, 3, torch.Generator().manual_seed(0))
+        train_heads([alone], [lr], features, answers, rows, schedule)
+        assert torch.equal(alone.linear.weight, together.linear.weight)
+
+
+@pytest.mark.parametrize("solver", ["sgd", "lars", "adamw"])
+@pytest.mark.parametrize("several", [False, True])
+def test_a_sweep_finds_what_is_linear_and_keeps_the_best_rate(solver: str, several: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(400, 6, generator=generator)
+    truth = features @ torch.randn(6, 4, generator=generator)
+    answers = truth > 0 if several else truth.argmax(dim=1)
+    rates = {"sgd": (1e-9, 0.3), "lars": (1e-9, 10.0), "adamw": (1e-9, 1e-1)}[solver]
+    schedule = Schedule(solver, rates, epochs=20, batch_size=50)  # type: ignore[arg-type]
+    split = (np.arange(300), np.arange(300, 400))
+    found = sweep(lambda g: LinearHead(6, 4, g), features, answers, split, schedule, CPU)
+    assert found.lr == rates[1]
+    assert found.validation[rates[1]] > 0.9
+    scores = head_scores(found.head, features, np.arange(400))
+    again = sweep(lambda g: LinearHead(6, 4, g), features, answers, split, schedule, CPU)
+    assert np.array_equal(scores, head_scores(again.head, features, np.arange(400)))
+
+
+def test_the_attentive_head_is_torchs_own_attention() -> None:
+    head = AttentiveHead(16, 5, torch.Generator().manual_seed(0), num_heads=4)
+    peer = nn.MultiheadAttention(16, 4, batch_first=True)
+    tokens = torch.randn(3, 7, 16)
+    with torch.no_grad():
+        nn.init.normal_(head.values.bias)
+        nn.init.normal_(head.out.bias)
+        peer.in_proj_weight.copy_(torch.cat([torch.eye(16), head.keys.weight, head.values.weight]))
+        peer.in_proj_bias.copy_(torch.cat([torch.zeros(32), head.values.bias]))
+        peer.out_proj.load_state_dict(head.out.state_dict())
+        x = F.layer_norm(tokens, (16,))
+        seen, _ = peer(head.query.expand(3, 1, -1), x, x)
+        assert torch.allclose(head(tokens), head.linear(seen[:, 0]), atol=1e-5)
+
+
+def test_the_number_of_heads_divides_the_width() -> None:
+    assert AttentiveHead(192, 2, torch.Generator()).num_heads == 3
+    assert AttentiveHead(100, 2, torch.Generator(), num_heads=8).num_heads == 5
+
+
+def test_tokens_in_a_file_are_the_models_and_a_full_file_is_told(tmp_path: Path) -> None:
+    encoder = load_encoder(tiny_clip(tmp_path / "clip", 0), CPU)
+    images = [data.image for data in map(_picture, range(5))]
+    file = TokenFile(encoder, tmp_path / "tokens", 10_000)
+    assert file.encode_images(images[:3], 2).shape == (3, 0)
+    file.encode_images(images[3:], 2)
+    assert torch.equal(file.tokens(), patch_tokens(encoder, images).half())
+    with pytest.raises(UserError, match="raise max_cache_gib"):
+        TokenFile(encoder, tmp_path / "small", 100).encode_images(images)
+
+
+class _picture:  # noqa: N801
+    def __init__(self, n: int) -> None:
+        from vfm.data.images import decode_image
+
+        self.image = decode_image(png(NAMES[n], n), "x")
+
+
+def tagged(folder: Path, num_samples: int, seed: int, like: TaggedImages | None = None) -> TaggedImages:
+    """Pictures in one of seven colours, and which of red, green and blue it has."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for n in range(num_samples):
+        name = NAMES[int(rng.integers(7))]
+        words = [word for word, part in zip(("reds", "green", "blue"), COLOURS[name], strict=True) if part]
+        rows.append((f"{n:04d}", {"png": png(name, seed * 1000 + n + 1), "txt": f"It has {' '.join(words)}.".encode()}))
+    data = Pool.create(folder / "pool", num_samples=write_rows(folder / "pool", rows, DatasetSpec(texts={"en": "txt"})))
+    inputs = {"pool": data, **({"like": like} if like else {})}
+    words = ["red", "green", "blue", "mauve"]
+    stage = CaptionLabels(name="tags", data="pool", words=words, like="like" if like else None)
+    return stage.run(run_in(folder / "tags", **inputs).ctx)
+
+
+@pytest.fixture(scope="module")
+def tags(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TaggedImages]:
+    train = tagged(tmp_path_factory.mktemp("train"), 90, seed=0)
+    return {"train": train, "data": tagged(tmp_path_factory.mktemp("data"), 40, seed=1, like=train)}
+
+
+def test_captions_become_labels_that_are_read_back(tags: dict[str, TaggedImages]) -> None:
+    train = tags["train"]
+    assert set(train.class_names) == {"red", "green", "blue"}, "no caption says mauve"
+    found = read_tags(train)
+    assert found.shape == (90, 3)
+    assert found.sum(axis=0).tolist() == train.num_images
+    assert train.num_images == sorted(train.num_images, reverse=True)
+
+
+def test_labels_of_another_set_are_taken_whatever_is_common(tmp_path: Path, tags: dict[str, TaggedImages]) -> None:
+    data = pool(tmp_path / "pool")
+    stage = CaptionLabels(name="tags", data="pool", words=["red", "number"], like="train", language="en")
+    found = stage.run(run_in(tmp_path / "out", pool=data, train=tags["train"]).ctx)
+    assert found.class_names == tags["train"].class_names
+    assert found.num_images[found.class_names.index("red")] == 1
+    with pytest.raises(UserError, match="2 are needed"):
+        CaptionLabels(name="t", data="pool", words=["red", "mauve"]).run(run_in(tmp_path / "o", pool=data).ctx)
+
+
+def test_nouns_are_told_by_wordnets_counts_and_brought_to_the_singular(tmp_path: Path) -> None:
+    (tmp_path / "index.noun").write_text("  1 licence\ndog n 1\nwhite n 3\nman n 1\nbox n 1\ncity n 1\nin n 1\n")
+    (tmp_path / "noun.exc").write_text("men man\nwolves wolf\n")
+    (tmp_path / "cntlist.rev").write_text(
+        "dog%1:05:00:: 1 42\ndog%2:38:00:: 1 2\nwhite%1:07:00:: 1 10\nwhite%3:00:01:: 1 60\n"
+        "man%1:18:00:: 1 90\nbox%1:06:00:: 1 9\ncity%1:15:00:: 1 9\nrun%2:38:00:: 1 99\n"
+    )
+    noun = Nouns(tmp_path)
+    words = ("dog", "dogs", "white", "men", "boxes", "cities", "in", "runs", "wolves", "mans")
+    assert [noun(word) for word in words] == ["dog", "dog", None, "man", "box", "city", None, None, None, "man"]
+    (tmp_path / "index.noun").unlink()
+    with pytest.raises(UserError, match=r"index\.noun"):
+        Nouns(tmp_path)
+    listed = Listed(["Bus", "dog"])
+    assert [listed(word) for word in ("buses", "dogs", "dog", "doge")] == ["Bus", "dog", "dog", None]
+
+
+def run_stage(stage: object, folder: Path, encoders: dict, **inputs: object) -> dict:
+    _, found = stage.judge(run_in(folder, **inputs).ctx, encoders)  # type: ignore[attr-defined]
+    return found
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        LinearProbe(name="p", train="train", data="data", solver="sgd"),
+        Knn(name="k", train="train", data="data", k=5),
+    ],
+)
+def test_several_labels_are_found_by_probe_and_neighbours(stage: object, tmp_path: Path, tags: dict) -> None:
+    found = run_stage(stage, tmp_path / "out", ORACLES, **tags)
+    assert list((tmp_path / "out/panels").glob("*average-precision*"))
+    for judgement in found.values():
+        (verdict,) = judgement.verdicts
+        assert verdict.metric.endswith("_map")
+        assert verdict.value > 0.99
+
+
+def test_one_class_and_several_labels_are_not_mixed(tmp_path: Path, tags: dict) -> None:
+    one = labeled(tmp_path / "one")
+    stage = Knn(name="k", train="train", data="data")
+    with pytest.raises(UserError, match="both must be of one kind"):
+        run_stage(stage, tmp_path / "out", ORACLES, train=tags["train"], data=one)
+    lbfgs = LinearProbe(name="p", train="train", data="data")
+    with pytest.raises(UserError, match="set solver: sgd"):
+        run_stage(lbfgs, tmp_path / "out", ORACLES, **tags)
+
+
+def test_neighbours_vote_for_a_class_as_for_the_one_label_that_it_is() -> None:
+    train, test, labels = torch.randn(30, 4), torch.randn(9, 4), torch.randint(0, 3, (30,))
+    votes = knn_votes(train, labels, test, num_classes=3, k=4)
+    assert torch.allclose(votes, knn_votes(train, F.one_hot(labels, 3).bool(), test, num_classes=3, k=4))
+
+
+def test_an_attentive_probe_reads_patches_and_cleans_up(tmp_path: Path, tags: dict) -> None:
+    models = {"clip": tiny_clip(tmp_path / "clip", 0)}
+    run = run_in(tmp_path / "out", **models, **tags)
+    stage = AttentiveProbe(name="a", models=["clip"], train="train", data="data", epochs=15, train_batch_size=16)
+    report = stage.run(run.ctx)
+    (metric,) = report.metrics
+    assert metric.name == "ap_map"
+    assert metric.value > 0.9 > (metric.chance or 1)
+    assert not (run.ctx.work / "tokens").exists()
+
+
+def test_probes_of_one_class_have_the_usual_metrics(tmp_path: Path) -> None:
+    inputs = {"train": labeled(tmp_path / "train", 70), "data": labeled(tmp_path / "data", 21)}
+    stage = LinearProbe(name="p", train="train", data="data", solver="lars", epochs=40, train_batch_size=32)
+    found = run_stage(stage, tmp_path / "out", ORACLES, **inputs)
+    assert {v.metric: v.value for v in found["right"].verdicts}["lp_acc1"] == 1
+    assert found["right"].details["lr"] in stage_rates(found["right"].details)
+
+
+def stage_rates(details: dict) -> list[float]:
+    return [float(lr) for lr in details["validation"]]
+
+
+def classifier(folder: Path, names: list[str] | None) -> VisionCheckpoint:
+    model = build_vision("vit_pico_patch8_32", num_classes=7, seed=0)
+    nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))
+    if names:
+        set_class_names(model, names)
+    return save_vision(model, folder)
+
+
+def test_class_names_are_kept_in_timms_own_place(tmp_path: Path) -> None:
+    model = load_vision(classifier(tmp_path, NAMES))
+    assert class_names_of(model) == NAMES
+    save_vision(model, tmp_path / "again")
+    assert class_names_of(load_vision(tmp_path / "again")) == NAMES
+    assert class_names_of(load_vision(tmp_path, num_classes=3)) == []
+    assert class_names_of(build_vision("vit_pico_patch8_32", num_classes=7)) == []
+
+
+def test_a_head_is_judged_by_names_also_on_some_of_its_classes(tmp_path: Path) -> None:
+    """The same images: once under the head's own order, once with four classes, named in the data's order."""
+    data = labeled(tmp_path / "data", 28)
+    named = classifier(tmp_path / "named", NAMES[::-1])
+    encoder = load_encoder(named, CPU)
+    assert isinstance(encoder, PooledVision)
+    images = [_picture_of(n) for n in range(28)]
+    logits = encoder.logits(images)[:, list(range(6, -1, -1))]
+    found = run_stage(Classify(name="c", data="data"), tmp_path / "out", {"m": encoder}, data=data)
+    assert found["m"].predictions["images"]["predicted"].tolist() == logits.argmax(dim=1).tolist()
+    few = labeled(tmp_path / "few", 28, classes=4)
+    found = run_stage(Classify(name="c", data="data"), tmp_path / "out2", {"m": encoder}, data=few)
+    logits = encoder.logits([_picture_of(n, 4) for n in range(28)])[:, [6, 5, 4, 3]]
+    assert found["m"].predictions["images"]["predicted"].tolist() == logits.argmax(dim=1).tolist()
+
+
+def _picture_of(n: int, classes: int = 7) -> object:
+    from vfm.data.images import decode_image
+
+    return decode_image(png(NAMES[n % classes], n + 1), "x")
+
+
+def test_a_classifiers_report_compares_two_and_refuses_what_has_no_head(tmp_path: Path) -> None:
+    inputs = {"a": classifier(tmp_path / "a", None), "b": classifier(tmp_path / "b", NAMES[::-1])}
+    data = labeled(tmp_path / "data", 28)
+    run = run_in(tmp_path / "out", data=data, **inputs)
+    report: Report = Classify(name="c", models=["a", "b"], data="data").run(run.ctx)
+    assert {m.name for m in report.metrics} == {"acc1", "acc5", "mean_per_class_recall"}
+    assert len(report.comparisons) == 3
+    headless = save_vision(build_vision("vit_pico_patch8_32", seed=0), tmp_path / "headless")
+    with pytest.raises(UserError, match="m: it has no classification head"):
+        run_stage(Classify(name="c", data="data"), tmp_path / "o", {"m": load_encoder(headless, CPU)}, data=data)
+    clip = load_encoder(tiny_clip(tmp_path / "clip", 0), CPU)
+    with pytest.raises(UserError, match="no classification head"):
+        run_stage(Classify(name="c", data="data"), tmp_path / "o", {"m": clip}, data=data)
+
+
+@pytest.mark.parametrize(
+    ("names", "count", "wanted", "line"),
+    [
+        ([], 3, ["a", "b"], "3 outputs without names, the data have 2 classes; give class_names"),
+        (["a", "b"], 3, ["a", "b"], "2 class_names for a head of 3 outputs"),
+        (["cat", "dog", "cow"], 3, ["cat", "dogg"], "knows no class 'dogg'; did you mean 'dog'"),
+    ],
+)
+def test_classes_that_do_not_fit_a_head_are_told(names: list, count: int, wanted: list, line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        columns_of(names, count, wanted, "m")
+
+
+def test_timms_imagenet_order_is_given_by_names(tmp_path: Path) -> None:
+    """A head without names, as timm's own, on a set of some of its classes: the recipe names the outputs."""
+    model = load_encoder(classifier(tmp_path / "m", None), CPU)
+    data: LabeledDataset = labeled(tmp_path / "data", 12, classes=4)
+    stage = Classify(name="c", data="data", class_names=NAMES[::-1])
+    named = load_encoder(classifier(tmp_path / "n", NAMES[::-1]), CPU)
+    found = run_stage(stage, tmp_path / "out", {"m": model, "n": named}, data=data)
+    ranks = [found[name].predictions["images"]["rank"].tolist() for name in ("m", "n")]
+    assert ranks[0] == ranks[1]
+    assert vision_preprocess(model.module).image_size == 32  # type: ignore[attr-defined]
