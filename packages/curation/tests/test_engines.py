@@ -15,7 +15,6 @@ HERE = str(Path(__file__).parent)
 sys.path.insert(0, HERE)
 
 import shard_tasks  # noqa: E402
-
 from vfm import Runtime, UserError  # noqa: E402
 from vfm_curation.engine import MAX_LOSSES, run_shards  # noqa: E402
 
@@ -66,9 +65,9 @@ def test_shard_that_kills_each_worker_is_named_in_the_end(runtime: Runtime, tmp_
 
 
 def test_error_names_the_shard(runtime: Runtime, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^shard 3: pool.tar: no such file$"):
+    with pytest.raises(UserError, match=r"^shard 3: pool\.tar: no such file$"):
         list(run_shards(shard_tasks.faulty, tmp_path, range(1, 4), runtime))
-    with pytest.raises(RuntimeError, match="^shard 5: KeyError: 'oops'$"):
+    with pytest.raises(RuntimeError, match=r"^shard 5: KeyError: 'oops'$"):
         list(run_shards(shard_tasks.faulty, tmp_path, range(4, 8), runtime))
     assert (tmp_path / "4.txt").read_text() == "16"
 

@@ -14,12 +14,13 @@ import signal
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from multiprocessing.connection import wait as wait_for_any
-from typing import Any, Protocol, TypeVar
+from typing import Any, Self, TypeVar
 
 from vfm.config import UserError
 from vfm.stage import Context, Runtime
@@ -30,6 +31,7 @@ Task = Callable[[J, int], S]
 Submit = Callable[[int], "Future[S]"]
 
 MAX_LOSSES = 3  # times that a shard may lose its worker and is tried again
+NUM_BAD_SHOWN = 20  # bad samples of a shard that are told one by one
 RAY_QUEUE = 4096  # tasks handed to Ray at a time: enough for a cluster that grows to see that there is work
 
 
@@ -156,12 +158,25 @@ def _lost(shards: Iterable[int]) -> UserError:
     )
 
 
-class Summary(Protocol):
+@dataclass
+class Summary:
     """What a task over texts tells of its shard."""
 
-    num_texts: int
-    bad: Counter[str]  # bad samples by reason
-    bad_shown: list[tuple[str, str]]  # (reason, where) of the first of them
+    num_texts: int = 0
+    bad: Counter[str] = field(default_factory=Counter)  # bad samples by reason
+    bad_shown: list[tuple[str, str]] = field(default_factory=list)  # (reason, where) of the first of them
+
+    def skip(self, reason: str, where: str) -> None:
+        """Counts a bad sample."""
+        self.bad[reason] += 1
+        if len(self.bad_shown) < NUM_BAD_SHOWN:
+            self.bad_shown.append((reason, where))
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Self:
+        """What `vars` gave, after its way through JSON."""
+        shown = [(reason, where) for reason, where in record["bad_shown"]]
+        return cls(**{**record, "bad": Counter(record["bad"]), "bad_shown": shown})
 
 
 T = TypeVar("T", bound=Summary)

@@ -24,13 +24,15 @@ def made_from(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def write_shard_file(file: Path, table: pa.Table, source: str, summary: Mapping[str, Any]) -> None:
+def write_shard_file(
+    file: Path, table: pa.Table, source: str, summary: Mapping[str, Any], *, rows_a_group: int | None = None
+) -> None:
     """Writes a table with its summary (what JSON can hold); `source` is what `made_from` says of its input."""
     import pyarrow.parquet as pq
 
     facts = {MADE_FROM_KEY: source, SUMMARY_KEY: json.dumps(summary)}
     with whole_file(file) as part:
-        pq.write_table(table.replace_schema_metadata(facts), part, compression="zstd")
+        pq.write_table(table.replace_schema_metadata(facts), part, row_group_size=rows_a_group, compression="zstd")
 
 
 def finished_summary(file: Path, source: str | None = None) -> dict[str, Any] | None:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import functools
 from array import array
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,13 +21,12 @@ from numpy.typing import NDArray
 from vfm.artifacts import Metadata, Pool
 from vfm.data import Source, open_dataset
 from vfm.stage import Runtime
-from vfm_curation.engine import run_shards
+from vfm_curation.engine import Summary, run_shards
 from vfm_curation.matching import Matcher
 from vfm_curation.metadata import load_entries
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 
 FOLDER = "shards"
-NUM_BAD_SHOWN = 20
 SEMANTICS = "metaclip 1"  # raised where the same text and entries give other matches
 OnBad = Callable[[str, str], None]  # told (reason, where) of a sample that cannot be used
 
@@ -49,32 +46,17 @@ class MatchJob:
 
 
 @dataclass
-class ShardSummary:
+class ShardSummary(Summary):
     """What a shard held: texts of the wanted languages, those matched, (text, entry) pairs; bad samples by reason."""
 
-    num_texts: int = 0
     num_matched: int = 0
     num_pairs: int = 0
-    bad: Counter[str] = field(default_factory=Counter)
-    bad_shown: list[tuple[str, str]] = field(default_factory=list)  # (reason, where) of the first ones
-
-    def skip(self, reason: str, where: str) -> None:
-        """Counts a bad sample."""
-        self.bad[reason] += 1
-        if len(self.bad_shown) < NUM_BAD_SHOWN:
-            self.bad_shown.append((reason, where))
 
     def add(self, other: ShardSummary) -> None:
         """Adds another shard's texts."""
         self.num_texts += other.num_texts
         self.num_matched += other.num_matched
         self.num_pairs += other.num_pairs
-
-    @classmethod
-    def of(cls, record: dict[str, Any]) -> ShardSummary:
-        """What a finished file says of itself."""
-        shown = [(reason, where) for reason, where in record.pop("bad_shown")]
-        return cls(bad=Counter(record.pop("bad")), bad_shown=shown, **record)
 
 
 @functools.lru_cache(maxsize=1)

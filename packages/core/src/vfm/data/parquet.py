@@ -26,7 +26,7 @@ ROWS_AT_A_TIME = 1 << 18  # of a row group, for their texts
 
 
 class ParquetShard:
-    """One parquet file with image bytes."""
+    """One parquet file with image bytes, or with captions alone where the spec says so: then no image can be read."""
 
     def __init__(self, path: str, spec: DatasetSpec) -> None:
         """Reads the file's footer.
@@ -37,7 +37,7 @@ class ParquetShard:
         self.path, self.spec = path, spec
         self.file = open_parquet(path)
         names = self.file.schema_arrow.names
-        self.image = image_column(names, spec.image_key, path)
+        self.image = image_column(names, spec.image_key, path) if spec.images else None
         self.sources = [*spec.texts.values(), *([spec.label_key] if spec.label_key else [])]
         roots = {source.partition(".")[0] for source in self.sources}
         if missing := sorted(roots - set(names)):
@@ -74,7 +74,7 @@ class ParquetShard:
             texts = require_captions(texts, where)
         label = self.spec.label_of(field_of(values, self.spec.label_key), where) if self.spec.label_key else None
         key, uid, url = self.key(row), values.get("uid"), values.get("url")
-        image = _image_bytes(values[self.image], where) if with_image else b""
+        image = _image_bytes(values[self.image] if self.image else None, where) if with_image else b""
         uid = uid if isinstance(uid, str) and uid else uid_of(key)
         return Sample(key, uid, image, texts, label, url if isinstance(url, str) and url else None)
 
@@ -90,12 +90,12 @@ class ParquetShard:
         for group, end in enumerate(self.ends.tolist()):
             begin = end - self.file.metadata.row_group(group).num_rows
             inside = rows[(begin <= rows) & (rows < end)]
-            table = self.file.read_row_group(group, columns=wanted) if len(inside) else None
+            if not len(inside):
+                continue
+            table = self.file.read_row_group(group, columns=wanted)
             for first in range(0, len(inside), ROWS_AT_A_TIME):
                 some = inside[first : first + ROWS_AT_A_TIME]
-                places = some - begin
-                whole = places[-1] - places[0] + 1 == len(some)
-                part = table.slice(places[0], len(some)) if whole else table.take(places)
+                part = table.take(some - begin) if len(some) < len(table) else table
                 columns = {name: part[name].combine_chunks() for name in wanted}
                 texts = {language: columns[source] for language, source in self.spec.texts.items()}
                 parts.append(texts_by_column(read, some, texts, columns, partial(self._uids, columns, some), on_bad))
@@ -130,7 +130,8 @@ class ParquetShard:
         return group, row - (int(self.ends[group - 1]) if group else 0)
 
     def _read_group(self, group: int, with_image: bool) -> Any:
-        columns = [*self.texts_only, *([self.image] if with_image and self.image not in self.texts_only else [])]
+        image = [self.image] if with_image and self.image and self.image not in self.texts_only else []
+        columns = [*self.texts_only, *image]
         return self.file.read_row_group(group, columns=columns)
 
 

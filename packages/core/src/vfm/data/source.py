@@ -167,6 +167,6 @@ def _narrowed(texts: Any, view: ShardTexts) -> Any:
             "text_index": view.text_index,
         }
     )
-    places = texts.append_column("place", pa.array(np.arange(len(texts))))
+    places = texts.select(shown.column_names).append_column("place", pa.array(np.arange(len(texts))))
     found = places.join(shown, keys=shown.column_names, join_type="left semi")
     return texts.take(found["place"].sort())

@@ -14,6 +14,7 @@ class DatasetSpec(Config):
     image_key: str | None = Field(
         None, description="tar: the image's extensions, `jpg,png`; tables: the column of the image"
     )
+    images: bool = Field(True, description="false: parquet of captions alone, whose images nobody has")
     texts: dict[str, str] = Field(
         default={}, description="language: where its captions stand, `txt`, `txt.lines`, `json.FIELD` or a column"
     )

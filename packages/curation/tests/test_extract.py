@@ -1,0 +1,290 @@
+"""Links from crawl files made by hand: addresses, texts, what is broken; the table as a pool; failed downloads."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vfm import UserError
+from vfm.artifacts import LinkTable
+from vfm.data import BadSample, open_dataset
+from vfm_curation.balance_stage import MetaclipBalance
+from vfm_curation.extract_links import links_of_page, links_of_wat, resolve, url_hash
+from vfm_curation.extract_records import read_records
+from vfm_curation.extract_stage import ExtractLinks
+from vfm_curation.match_stage import MatchTexts
+from vfm_curation.metadata_stage import BuildMetadata
+from vfm_curation.retry_stage import RetryLinks
+
+PAGE = "https://example.org/dogs/page.html"
+
+
+def record(kind: str, content_type: str, content: bytes, page: str = PAGE) -> bytes:
+    """One WARC record."""
+    head = (
+        f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Target-URI: {page}\r\nWARC-Date: 2024-05-01T00:00:00Z\r\n"
+        f"WARC-Record-ID: <urn:uuid:{hash((page, content)) & 0xFFFF:08d}>\r\nContent-Type: {content_type}\r\n"
+        f"Content-Length: {len(content)}\r\n\r\n"
+    )
+    return head.encode() + content + b"\r\n\r\n"
+
+
+def said(links: list[dict[str, Any]], page: str = PAGE, base: str | None = None) -> dict[str, Any]:
+    """What a WAT file says of a page."""
+    html = {"Links": links, **({"Head": {"Base": base}} if base else {})}
+    return {
+        "Envelope": {
+            "WARC-Header-Metadata": {"WARC-Type": "response", "WARC-Target-URI": page},
+            "Payload-Metadata": {"HTTP-Response-Metadata": {"HTML-Metadata": html}},
+        }
+    }
+
+
+def image(url: str, **texts: str) -> dict[str, Any]:
+    return {"path": "IMG@/src", "url": url, **{name.replace("_", "-"): text for name, text in texts.items()}}
+
+
+def wat(links: list[dict[str, Any]], page: str = PAGE) -> bytes:
+    return record("metadata", "application/json", json.dumps(said(links, page)).encode(), page)
+
+
+def warc(body: bytes, page: str = PAGE, headers: str = "Content-Type: text/html") -> bytes:
+    http = f"HTTP/1.1 200 OK\r\n{headers}\r\n\r\n".encode() + body
+    return record("response", "application/http; msgtype=response", http, page)
+
+
+def found(links: Any) -> list[tuple[str, int, str]]:
+    return [(link.url, link.field, link.text) for link in links]
+
+
+def no_bad(reason: str, where: str) -> None:
+    raise AssertionError(f"{where}: {reason}")
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("a.jpg", "https://example.org/dogs/a.jpg"),
+        ("/a.jpg", "https://example.org/a.jpg"),
+        ("../a.jpg?w=1#top", "https://example.org/a.jpg?w=1"),
+        ("//cdn.example.org/a.jpg", "https://cdn.example.org/a.jpg"),
+        (" HTTP://Example.org/a b.jpg\n", "HTTP://Example.org/a b.jpg"),
+        ("a\n.jpg", "https://example.org/dogs/a.jpg"),
+        ("data:image/gif;base64,R0lGODlhAQABAAAAACw=", None),
+        ("javascript:void(0)", None),
+        ("", None),
+        ("#top", None),
+        ("http://", None),
+        ("//[broken", None),
+        ("\ud800.jpg", None),
+    ],
+)
+def test_addresses_are_resolved_as_browsers_do(address: str, expected: str | None) -> None:
+    assert resolve(PAGE, address) == expected
+
+
+def test_url_hash_is_the_first_24_digits_of_sha224() -> None:
+    assert url_hash("abc") == "23097d223405d8228642a477"  # FIPS 180-4's example
+
+
+def test_wat_and_page_give_the_same_links() -> None:
+    body = (
+        "<html><head><base href='/pets/'></head><body><IMG SRC='a.jpg' alt='A dog &amp; a cat\r\n\n by the sea '"
+        " title='Dogs'><img src=b.jpg data-image-title='okapi'><img src=c.jpg alt=''><img alt='no address'>"
+        "<a href=d.jpg title='a link'>x</a><img src='data:,' alt='inline'></body></html>"
+    )
+    links = [
+        image("a.jpg", alt="A dog & a cat\r\n\n by the sea ", title="Dogs"),
+        image("b.jpg", data_image_title="okapi"),
+        image("c.jpg", alt=""),
+        {"path": "IMG@/src", "alt": "no address"},
+        {"path": "A@/href", "url": "d.jpg", "title": "a link"},
+        {"path": "IMG@/srcset", "url": "e.jpg 2x", "alt": "sizes"},
+        image("data:,", alt="inline"),
+        "not even a record",
+    ]
+    expected = [
+        ("https://example.org/pets/a.jpg", 0, "A dog & a cat  by the sea"),
+        ("https://example.org/pets/a.jpg", 1, "Dogs"),
+        ("https://example.org/pets/b.jpg", 2, "okapi"),
+    ]
+    assert found(links_of_page(body.encode(), PAGE, None, no_bad)) == expected
+    assert found(links_of_wat(said(links, base="/pets/"), no_bad)) == expected
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [{}, {"Envelope": 3}, said("none"), said([{"path": "IMG@/src", "url": 3, "alt": "x"}])],  # type: ignore[arg-type]
+)
+def test_records_of_another_make_hold_nothing(strange: dict[str, Any]) -> None:
+    assert found(links_of_wat(strange, no_bad)) == []
+
+
+@pytest.mark.parametrize("base", ["http://[broken", "data:,", ""])
+def test_base_that_leads_nowhere_is_none(base: str) -> None:
+    expected = [("https://example.org/dogs/a.jpg", 0, "a dog")]
+    page = f"<base href='{base}'><img src=a.jpg alt='a dog'>".encode()
+    assert found(links_of_page(page, PAGE, None, no_bad)) == expected
+    assert found(links_of_wat(said([image("a.jpg", alt="a dog")], base=base), no_bad)) == expected
+
+
+def test_old_wat_files_are_decoded_on_request() -> None:
+    links = said([image("a.jpg?x=1&amp;y=2", alt="&quot;dog&quot;")])
+    assert found(links_of_wat(links, no_bad)) == [("https://example.org/dogs/a.jpg?x=1&amp;y=2", 0, "&quot;dog&quot;")]
+    assert found(links_of_wat(links, no_bad, unescape=True)) == [("https://example.org/dogs/a.jpg?x=1&y=2", 0, '"dog"')]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "charset", "meta"),
+    [("utf-8", None, ""), ("iso-8859-2", "ISO-8859-2", ""), ("windows-1251", None, "<meta charset=windows-1251>")],
+)
+def test_encoding_is_told_by_http_or_the_page(encoding: str, charset: str | None, meta: str) -> None:
+    word = "pies żółty" if "8859" in encoding else "собака и кот" if "1251" in encoding else "猫とねこ"
+    body = f"<html>{meta}<img src=a.jpg alt='{word}'>".encode(encoding)
+    assert [text for _, _, text in found(links_of_page(body, PAGE, charset, no_bad))] == [word]
+
+
+def test_texts_that_cannot_be_used_are_told() -> None:
+    told: list[tuple[str, str]] = []
+    links = said([image("a.jpg", alt="x" * 70_000, title="fine"), image("b.jpg", alt="half \ud800 a pair")])
+    assert [text for _, _, text in found(links_of_wat(links, lambda *bad: told.append(bad)))] == ["fine"]
+    assert told == [("caption_too_long", PAGE), ("wrong_encoding", PAGE)]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), seed=st.integers(0, 2**16), compressed=st.booleans())
+def test_a_broken_record_costs_itself_alone(tmp_path: Path, data: Any, seed: int, compressed: bool) -> None:
+    rng = random.Random(seed)
+    pages = [f"https://example.org/{i}" for i in range(8)]
+    parts = [wat([image("a.jpg", alt=rng.randbytes(rng.randint(1, 200)).hex())], page) for page in pages]
+    if compressed:
+        parts = [gzip.compress(part, mtime=0) for part in parts]
+    broken = data.draw(st.integers(0, 7))
+    part = bytearray(parts[broken])
+    place = data.draw(st.integers(0, len(part) - 1))
+    fault = data.draw(st.sampled_from(["flip", "cut", "drop", "garbage", "end of file"]))
+    if fault == "flip":
+        part[place] ^= 1 << data.draw(st.integers(0, 7))
+    elif fault == "garbage":
+        part[:] = rng.randbytes(len(part))
+    else:
+        del part[place : place + 9 if fault == "drop" else len(part)]
+    rest = [] if fault == "end of file" else parts[broken + 1 :]
+    path = tmp_path / ("crawl.wat.gz" if compressed else "crawl.wat")
+    path.write_bytes(b"".join([*parts[:broken], part, *rest]))
+    told: list[tuple[str, str]] = []
+    seen = {
+        record.headers.get("WARC-Target-URI") for record, _ in read_records(str(path), lambda *bad: told.append(bad))
+    }
+    assert {*pages[:broken], *pages[broken + 1 : broken + 1 + len(rest)]} <= seen
+    assert len(told) <= 1
+    assert all(reason == "broken_record" for reason, _ in told)
+
+
+def crawl(tmp_path: Path) -> list[str]:
+    """A WAT and a WARC file with one address in both, a broken member and a broken record."""
+    first = [
+        record("warcinfo", "application/warc-fields", b"software: test"),
+        wat([image("a.jpg", alt="a dog", title="pets"), image("b.jpg", alt="a cat")]),
+        wat([image("/dogs/a.jpg", alt="a dog"), image("c.jpg", alt="the okapi")], "https://example.org/x/y"),
+        record("metadata", "application/json", b"{broken"),
+        wat([image("lost.jpg", alt="lost")]),
+        wat([image("d.jpg", alt="a lighthouse")]),
+    ]
+    second = [
+        warc(b"<img src=a.jpg alt='another dog'><img src=a.jpg alt='a dog'>"),
+        warc(b"<img src=e.jpg alt='no page'>", headers="Content-Type: image/svg+xml"),
+        warc(
+            gzip.compress(b"<img src=f.jpg alt='packed'>"), headers="Content-Type: text/html\r\nContent-Encoding: gzip"
+        ),
+    ]
+    members = [gzip.compress(part) for part in first]
+    members[4] = members[4][:40]
+    paths = [tmp_path / "0.warc.wat.gz", tmp_path / "1.warc.gz"]
+    paths[0].write_bytes(b"".join(members))
+    paths[1].write_bytes(b"".join(gzip.compress(part) for part in second))
+    return [str(path) for path in paths]
+
+
+def table_of(links: LinkTable) -> list[dict[str, Any]]:
+    return [row for part in sorted((links.path / "links").iterdir()) for row in pq.read_table(part).to_pylist()]
+
+
+def test_links_of_all_files_are_merged_and_sorted(run_stage: Any, tmp_path: Path) -> None:
+    paths, events = crawl(tmp_path), []
+    links = run_stage(ExtractLinks(name="links", path=paths, buckets=3), send=events.append)
+    rows = table_of(links)
+    by_name = {row["url"].rpartition("/")[2]: row for row in rows}
+    assert sorted(by_name) == ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "f.jpg"]
+    assert by_name["a.jpg"]["texts"] == ["a dog", "another dog", "pets"]  # alt before title
+    assert by_name["a.jpg"]["caption"] == "a dog"
+    assert by_name["c.jpg"]["url"] == "https://example.org/x/c.jpg"
+    assert [row["uid"] for row in rows] == sorted(url_hash(row["url"]) for row in rows)
+    assert links.num_samples == 5
+    reasons = [event.data["reason"] for event in events if event.type == "bad_sample"]
+    assert sorted(reasons) == ["broken_json", "broken_record"]
+    for other in ({"path": paths[::-1], "buckets": 1}, {"path": paths, "buckets": 7, "runtime": {"workers": 2}}):
+        again = run_stage(ExtractLinks(name=f"links{other['buckets']}", **other))
+        assert table_of(again) == rows
+
+
+def test_link_table_is_a_pool_to_curate(run_stage: Any, tmp_path: Path) -> None:
+    links = run_stage(ExtractLinks(name="links", path=crawl(tmp_path), buckets=2))
+    source = open_dataset(links)
+    with pytest.raises(BadSample, match="missing_image"):
+        source[0]
+    entries = tmp_path / "entries.txt"
+    entries.write_text("dog\nokapi\n")
+    metadata = run_stage(BuildMetadata(name="entries", path=str(entries)))
+    matches = run_stage(MatchTexts(name="matches", pool="p", metadata="m"), p=links, m=metadata)
+    assert matches.num_texts == 7
+    assert matches.num_matched == 3
+    subset = run_stage(MetaclipBalance(name="curated", matches="x", t=10), x=matches)
+    kept = open_dataset(subset)
+    texts = [text for shard in range(2) for text in kept.texts_of_shard(shard)["text"].to_pylist()]
+    assert sorted(texts) == ["a dog", "another dog", "the okapi"]
+
+
+def test_files_are_taken_from_a_list_of_paths(run_stage: Any, tmp_path: Path) -> None:
+    crawl(tmp_path)
+    listed = tmp_path / "wat.paths.gz"
+    listed.write_bytes(gzip.compress(b"0.warc.wat.gz\n1.warc.gz\n"))
+    stage = ExtractLinks(name="links", path=str(listed), root=f"{tmp_path}/", num_files=1)
+    assert {row["url"].rpartition("/")[2] for row in table_of(run_stage(stage))} == {"a.jpg", "b.jpg", "c.jpg", "d.jpg"}
+
+
+def test_files_without_images_are_told(run_stage: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty.warc.gz").write_bytes(b"")
+    with pytest.raises(UserError, match="links: no image with a text in 1 files"):
+        run_stage(ExtractLinks(name="links", path=str(tmp_path / "empty.warc.gz")))
+
+
+def test_failed_downloads_are_listed_to_try_again(run_stage: Any, tmp_path: Path) -> None:
+    rows = [
+        ("https://a/1.jpg", "success", None, ["a dog"]),
+        ("https://a/2.jpg", "failed_to_download", "HTTP Error 404: Not Found", ["a cat"]),
+        ("https://a/3.jpg", "failed_to_download", "<urlopen error timed out>", ["a cat", "pets"]),
+        ("https://a/4.jpg", "failed_to_resize", None, ["okapi"]),
+        ("https://a/5.jpg", None, None, None),
+    ]
+    columns = dict(zip(("url", "status", "error_message", "texts"), map(list, zip(*rows, strict=True)), strict=True))
+    columns["caption"] = [texts[0] if texts else None for texts in columns["texts"]]
+    pq.write_table(pa.table(columns), tmp_path / "00000.parquet")
+    links = run_stage(RetryLinks(name="again", path=str(tmp_path / "*.parquet")))
+    assert [(row["url"], row["caption"], row["texts"]) for row in table_of(links)] == [
+        ("https://a/3.jpg", "a cat", ["a cat", "pets"]),
+        ("https://a/4.jpg", "okapi", ["okapi"]),
+        ("https://a/5.jpg", None, []),
+    ]
+    pq.write_table(pa.table({"url": ["x"]}), tmp_path / "00000.parquet")
+    with pytest.raises(UserError, match="no column 'status'; img2dataset's output is wanted"):
+        run_stage(RetryLinks(name="other", path=str(tmp_path / "*.parquet")))
