@@ -14,7 +14,8 @@ from vfm.artifacts import VisionCheckpoint
 from vfm.config import UserError
 from vfm.models import build_clip, build_vision, save_vision
 from vfm.models.clip import ClipModel
-from vfm.models.hand_over import KeyReport, hand_over, resize_patch_kernel
+from vfm.models.fitting import KeyReport, resize_patch_kernel
+from vfm.models.hand_over import hand_over
 
 TEXT = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 

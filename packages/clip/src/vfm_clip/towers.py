@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from vfm.models.clip import ClipModel
-from vfm.models.hand_over import KeyReport
+from vfm.models.fitting import KeyReport
 
 
 def lock_towers(clip: ClipModel, *, image: bool = False, text: bool = False, new: Collection[str] = ()) -> None:

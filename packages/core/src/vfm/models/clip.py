@@ -155,6 +155,19 @@ def build_clip(
     return ClipModel(module.to(device), config, preprocess, name)
 
 
+def blueprint(model: str | Mapping[str, Any] | ClipCheckpoint, image_size: int | None = None) -> ClipModel:
+    """A CLIP model on the meta device: shapes without weights, so a model of any size costs neither memory nor time.
+
+    Args:
+        model: as `build_clip`; or a checkpoint, of which the configuration alone is read.
+    """
+    config = read_config(model.path)["model_cfg"] if isinstance(model, ClipCheckpoint) else model
+    with torch.device("meta"):
+        made = build_clip(config, image_size=image_size, device="meta")
+    made.name = model.model if isinstance(model, ClipCheckpoint) else made.name
+    return made
+
+
 def load_clip(checkpoint: ClipCheckpoint | str | Path, device: str | torch.device = "cpu") -> ClipModel:
     """The model of a checkpoint folder, in evaluation mode.
 

@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import open_clip
 import timm
 from huggingface_hub import hf_hub_download
-from torch import Tensor, nn
+from torch import nn
 
 from vfm.config import UserError, did_you_mean
 from vfm.models import clip_config, hugging_face
-from vfm.models.clip import ClipModel, build_clip, load_clip, load_weights
+from vfm.models.clip import ClipModel, load_clip
+from vfm.models.eva_import import Reading
+from vfm.models.from_file import clip_from_file, vision_from_file
 from vfm.models.preprocess import Preprocess
 from vfm.models.sources import FOLDER, HUB, fetched, first_line, local_folder
 from vfm.models.vision import build_vision
-from vfm.models.weights import load_state_dict, save_state_dict
 
-# What OpenAI's archives hold beside the weights; nobody else's do.
-OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
+WHOLE = Reading()
 
 
-def import_clip(source: str | Mapping[str, Any], pretrained: str | None = None) -> ClipModel:
+def import_clip(source: str | Mapping[str, Any], pretrained: str | None = None, reading: Reading = WHOLE) -> ClipModel:
     """A CLIP model with its weights, in evaluation mode.
 
     Args:
-        source: an open_clip name or configuration, with `pretrained`; or `hf-hub:org/model`, `local-dir:folder` or a
-            folder, in open_clip's or Hugging Face's layout, without.
-        pretrained: a tag of open_clip's for the name, or a file: safetensors, or a `torch.save` file of open_clip's or
-            OpenAI's, read with `weights_only`.
+        source: an open_clip name or configuration, with `pretrained`; or without it `hf-hub:org/model`,
+            `local-dir:folder` or a folder, in open_clip's or Hugging Face's layout, or a file of EVA-CLIP's.
+        pretrained: a tag of open_clip's for the name, or a file: safetensors, or a `torch.save` file of open_clip's,
+            OpenAI's or EVA-CLIP's, read with `weights_only`.
+        reading: how a file is read.
 
     Raises:
         UserError: unknown names, weights that are not there or do not fit, or weights trained with QuickGELU for a
@@ -42,41 +41,50 @@ def import_clip(source: str | Mapping[str, Any], pretrained: str | None = None) 
         return _clip_folder(folder)
     if isinstance(source, str) and source.startswith(HUB):
         return _clip_from_hub(source.removeprefix(HUB))
-    check_clip_source(source, pretrained)
+    check_clip_source(source, pretrained, reading)
+    if file := _bare_file(source, pretrained):
+        return clip_from_file(None, file, reading)
     assert pretrained
     if isinstance(source, str) and not _is_file_name(pretrained):
         return _clip_by_tag(source, pretrained)
-    model = build_clip(source)
-    model.name = f"{model.name}/{Path(pretrained).stem}"
-    _load_clip_file(model, Path(pretrained))
-    return model
+    return clip_from_file(source, Path(pretrained), reading)
 
 
-def import_vision(source: str | Mapping[str, Any], pretrained: str | None = None) -> nn.Module:
+def import_vision(
+    source: str | Mapping[str, Any], pretrained: str | None = None, reading: Reading = WHOLE
+) -> nn.Module:
     """A timm encoder with its weights, in evaluation mode.
 
     Args:
         source: a timm name, perhaps with a tag (`vit_base_patch16_224.augreg_in21k`); `hf-hub:org/model`,
-            `local-dir:folder` or a folder in timm's layout; with `pretrained` the architecture, also as a mapping.
-        pretrained: a file of weights for that architecture in any layout that timm's own filter reads (official EVA
-            among them). Its head is kept where it has one.
+            `local-dir:folder` or a folder in timm's layout; a file of EVA's; with `pretrained` the architecture, also
+            as a mapping.
+        pretrained: a file of weights for that architecture: of EVA's in any of its layouts (of EVA-CLIP's the vision
+            tower), or in any layout that timm's own filter reads. Its head is kept where it has one.
+        reading: how a file is read.
 
     Raises:
         UserError: unknown names, or weights that are not there or do not fit.
     """
     check_vision_source(source, pretrained)
+    if file := _bare_file(source, pretrained):
+        return vision_from_file(None, file, reading)
     if pretrained:
-        return _vision_from_file(source, Path(pretrained)).eval()
+        return vision_from_file(source, Path(pretrained), reading)
     folder = local_folder(source) if isinstance(source, str) else None
     return build_vision(f"{FOLDER}{folder}" if folder else source, pretrained=True).eval()
 
 
-def check_clip_source(source: str | Mapping[str, Any], pretrained: str | None) -> None:
+def check_clip_source(source: str | Mapping[str, Any], pretrained: str | None, reading: Reading = WHOLE) -> None:
     """What can be known of a CLIP model's source before its weights are fetched: names, tags, files.
 
     Raises:
         UserError: as `import_clip`.
     """
+    if reading.part != "both" and not (pretrained and _is_file_name(pretrained)):
+        raise UserError(f"models.clip: part: {reading.part} takes a tower from a file; name that file as pretrained")
+    if _bare_file(source, pretrained):
+        return
     if isinstance(source, str) and (local_folder(source) or source.startswith(HUB)):
         if pretrained:
             raise UserError(f"models.clip: {source!r} brings its own weights; leave pretrained out")
@@ -101,7 +109,7 @@ def check_vision_source(source: str | Mapping[str, Any], pretrained: str | None)
     """
     name = source.removeprefix("timm/") if isinstance(source, str) else str(source.get("architecture"))
     outside = isinstance(source, str) and (local_folder(source) or source.startswith(HUB))
-    if outside and not pretrained:
+    if (outside and not pretrained) or _bare_file(source, pretrained):
         return
     if outside or not timm.is_model(name.split(".")[0]):
         raise UserError(f"models.vision: {name!r} is no architecture of timm{did_you_mean(name, timm.list_models())}")
@@ -116,10 +124,9 @@ def _clip_by_tag(name: str, tag: str) -> ClipModel:
     facts = _tag_facts(name, tag)
     file = Path(fetched(f"{name} {tag}", lambda: open_clip.download_pretrained(facts)))
     config = clip_config.clip_config(name)
-    model = build_clip({**config, "quick_gelu": True} if facts.get("quick_gelu") else config)
+    model = clip_from_file({**config, "quick_gelu": True} if facts.get("quick_gelu") else config, file, WHOLE)
     model.name = f"{name}/{tag}"
     model.preprocess = Preprocess.from_open_clip(facts, model.preprocess.image_size)
-    _load_clip_file(model, file)
     return model
 
 
@@ -131,26 +138,6 @@ def _tag_facts(name: str, tag: str) -> dict[str, Any]:
         known = open_clip.list_pretrained_tags_by_model(name)
         raise UserError(f"models.clip: {tag!r} is no tag of {name!r}{did_you_mean(tag, known)}")
     return dict(facts)
-
-
-def _load_clip_file(model: ClipModel, file: Path) -> None:
-    """Loads a whole model's weights, whatever wraps them, with open_clip's own conversions, strictly."""
-    if file.suffix in (".npz", ".npy"):  # big_vision's, which open_clip reads itself
-        load_weights(model, file)
-        model.module.eval()
-        return
-    tensors = load_state_dict(file)
-    if any(key in tensors for key in OPENAI_SIZES):
-        if not model.config.get("quick_gelu"):
-            raise UserError(
-                f"{file}: OpenAI's weights were trained with QuickGELU, {model.name} has GELU; "
-                "choose a model with it, such as ViT-B-32-quickgelu"
-            )
-        tensors = {key: value for key, value in tensors.items() if key not in OPENAI_SIZES}
-    with TemporaryDirectory() as folder:  # open_clip's loader takes a file
-        save_state_dict(tensors, Path(folder) / file.with_suffix(".safetensors").name)
-        load_weights(model, Path(folder) / file.with_suffix(".safetensors").name)
-    model.module.eval()
 
 
 def _clip_folder(folder: Path) -> ClipModel:
@@ -190,19 +177,10 @@ def _clip_from_hub(repo: str) -> ClipModel:
     raise UserError(f"{HUB}{repo}: cannot be fetched: {first_line(errors[-1])}")
 
 
-def _vision_from_file(source: str | Mapping[str, Any], file: Path) -> nn.Module:
-    """Weights of a file in an architecture, through the filter that timm keeps beside the architecture, strictly."""
-    tensors = load_state_dict(file)
-    head = next((tensors[key] for key in ("head.weight", "visual.head.weight") if key in tensors), None)
-    num_classes = 0 if head is None or "mask_token" in tensors else len(head)
-    model = build_vision(source, num_classes=num_classes)
-    module = sys.modules[type(model).__module__]
-    fit: Callable[..., dict[str, Tensor]] = getattr(module, "checkpoint_filter_fn", lambda tensors, model: tensors)
-    try:
-        model.load_state_dict(fit(tensors, model))
-    except (RuntimeError, KeyError) as error:
-        raise UserError(f"{file}: does not fit {source!r}: {' '.join(str(error).split())[:300]}") from None
-    return model
+def _bare_file(source: str | Mapping[str, Any], pretrained: str | None) -> Path | None:
+    """The file that a source names by itself."""
+    file = Path(source) if isinstance(source, str) and not pretrained else None
+    return file if file and file.is_file() else None
 
 
 def _is_file_name(pretrained: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import re
@@ -70,7 +71,8 @@ def load_state_dict(file: str | Path, *, ema: bool = True) -> dict[str, Tensor]:
 
 def _load_pickle(file: Path) -> Any:
     if not _is_torchscript(file):
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the `args` that official trainers save beside
+            return torch.load(file, map_location="cpu", weights_only=True)
     if _sha256(file) not in _published_by_openai():
         raise UserError(f"{file}: a TorchScript archive, which is a program; save its state dict alone")
     script = torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call]
