@@ -1,0 +1,71 @@
+"""What is said of a training's curves, against loops and by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eval_world import tiny_clip
+from vfm import Context, UserError
+from vfm.eval.curves import Trail, loss_spikes, samples_to_reach
+from vfm.eval.curves_stage import Curves
+from vfm.panels import load_panels
+
+
+@given(st.lists(st.floats(0, 10), max_size=60), st.integers(3, 9), st.floats(0.5, 5))
+def test_spikes_equal_a_loop(loss, window, num_mads):
+    expected = []
+    for step in range(window, len(loss)):
+        before = np.array(loss[step - window : step])
+        median = np.median(before)
+        expected.append(loss[step] > median + num_mads * np.median(abs(before - median)))
+    assert loss_spikes(loss, window=window, num_mads=num_mads).tolist() == expected
+
+
+def test_a_planted_spike_is_found_and_hides_no_other():
+    loss = 2 + 0.1 * np.sin(np.arange(200))
+    loss[[120, 122, 124]] = 9.0
+    assert (np.flatnonzero(loss_spikes(loss)) + 51).tolist() == [120, 122, 124]
+
+
+@pytest.mark.parametrize(("goal", "samples"), [(0.1, 100), (0.2, 200), (0.25, 250), (0.3, 300), (0.31, None)])
+def test_samples_to_reach_a_score(goal, samples):
+    assert samples_to_reach([(100, 0.1), (200, 0.2), (300, 0.3)], goal) == (samples and pytest.approx(samples))
+
+
+def trained(folder: Path, scores: list[float], loss: float = 1.0) -> Path:
+    checkpoint = tiny_clip(folder, 0)
+    lines: list[dict[str, object]] = []
+    for step in range(1, 81):
+        lines.append({"step": step, "samples": 8 * step, "split": "train", "train/loss": 9.0 if step == 70 else loss})
+        if step % 20 == 0:
+            value = scores[step // 20 - 1]
+            lines.append({"step": step, "samples": 8 * step, "split": "val", "eval": "zero_shot", "val/acc1": value})
+    (checkpoint.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return checkpoint.path
+
+
+def test_the_stage_compares_trainings_with_the_first(tmp_path):
+    inputs = {"slow": trained(tmp_path / "slow", [0.1, 0.2, 0.3, 0.4]), "fast": trained(tmp_path / "fast", [0.4] * 4)}
+    ctx = Context("curves", tmp_path / "out", tmp_path / "work", inputs)
+    report = Curves(name="curves", models=list(inputs)).run(ctx)
+    found = {(m.model, m.name): m.value for m in report.metrics}
+    assert found["slow", "samples_to_reach"] == 640
+    assert found["fast", "samples_to_reach"] == 160
+    assert found["slow", "loss_spikes"] == pytest.approx(1 / 29)
+    assert {panel.title for panel in load_panels(tmp_path / "out")} == {"Losses", "Scores"}
+    assert Trail.read(inputs["slow"] / "metrics.jsonl").steps == list(range(1, 81))
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path):
+    inputs = {"a": trained(tmp_path / "a", [0.1, 0.2, 0.3, 0.4]), "b": tiny_clip(tmp_path / "b", 1).path}
+    ctx = Context("curves", tmp_path / "out", tmp_path / "work", inputs)
+    with pytest.raises(UserError, match=r"a did not measure val/acc; did you mean 'val/acc1'\?"):
+        Curves(name="c", models=["a"], score="val/acc").run(ctx)
+    with pytest.raises(UserError, match=r"b: has no metrics\.jsonl"):
+        Curves(name="c", models=["a", "b"]).run(ctx)
