@@ -1,6 +1,11 @@
-"""Shard tasks by each engine: the same files, workers that are lost, errors that name the shard, a clean end."""
+"""Shard tasks by each engine: the same files, workers that are lost, errors that name the shard, a clean end.
 
+And a whole curation by each: the same kept set, also with the shards in another order and after a kill in pass 1.
+"""
+
+import hashlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -9,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 HERE = str(Path(__file__).parent)
@@ -16,7 +23,11 @@ sys.path.insert(0, HERE)
 
 import shard_tasks  # noqa: E402
 from vfm import Runtime, UserError  # noqa: E402
+from vfm_curation.balance_stage import MetaclipBalance  # noqa: E402
 from vfm_curation.engine import MAX_LOSSES, run_shards  # noqa: E402
+from vfm_curation.match_stage import MatchTexts  # noqa: E402
+from vfm_curation.metadata_stage import BuildMetadata  # noqa: E402
+from vfm_curation.shard_files import finished_summary, made_from, write_shard_file  # noqa: E402
 
 LOCAL, PROCESSES = Runtime(), Runtime(workers=2)
 RAY = Runtime(engine="ray", workers=2)
@@ -116,3 +127,93 @@ def _await(condition: Any, seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+WORDS = ["dog", "cat", "red car", "lighthouse", "okapi", "church", "glacier"]
+
+
+def samples(number: int = 400) -> list[tuple[str, dict[str, list[str]]]]:
+    rng = random.Random(0)
+    weights = [1 / rank for rank in range(1, len(WORDS) + 1)]
+    drawn = [rng.choices(WORDS, weights, k=rng.randint(1, 2)) for _ in range(number)]
+    return [(f"uid{i}", {"en": [f"a {word} and {i}" for word in words]}) for i, words in enumerate(drawn)]
+
+
+@pytest.fixture
+def curate(make_pool: Any, run_stage: Any, tmp_path: Path) -> Any:
+    """Curates the samples in an order; gives the kept texts' SHA-1, and the matches."""
+    entries = tmp_path / "entries.txt"
+    entries.write_text("\n".join(WORDS))
+    metadata = run_stage(BuildMetadata(name="entries", path=str(entries)))
+
+    def run(name: str, runtime: Runtime, pool: Any) -> tuple[str, Any]:
+        match = MatchTexts(name=f"matches-{name}", pool="p", metadata="m", runtime=runtime)
+        matches = run_stage(match, p=pool, m=metadata)
+        subset = run_stage(MetaclipBalance(name=f"curated-{name}", matches="x", target_size=150), x=matches)
+        rows = pq.read_table(subset.path / "subset.parquet", filters=[("kept", "==", True)]).to_pylist()
+        kept = sorted((row["uid"], row["language"], row["text_index"]) for row in rows)
+        assert 100 < len(kept) < 200
+        return hashlib.sha1(repr(kept).encode()).hexdigest(), matches
+
+    return run
+
+
+def files_of(matches: Any) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in (matches.path / "shards").iterdir()}
+
+
+def test_kept_set_is_the_same_by_every_engine_and_after_a_kill(
+    make_pool: Any, curate: Any, ray_cluster: Any, tmp_path: Path
+) -> None:
+    pool = make_pool("pool", samples(), shard_size=30)
+    kept, matches = curate("local", LOCAL, pool)
+    expected = files_of(matches)
+    assert len(expected) == 14
+    for name, runtime in (("processes", PROCESSES), ("ray", RAY)):
+        again, matches = curate(name, runtime, pool)
+        assert again == kept
+        assert files_of(matches) == expected
+
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    store, work = tmp_path / "store", tmp_path / "work/matches-killed"
+    work.mkdir()
+    command = [sys.executable, script, store / "matches-killed", work, pool.path, store / "entries"]
+    assert subprocess.run(command).returncode == -signal.SIGKILL
+    finished = {file.name: file.stat().st_mtime_ns for file in (work / "shards").iterdir()}
+    assert 3 <= len(finished) < 14
+    again, matches = curate("killed", PROCESSES, pool)
+    assert again == kept
+    assert files_of(matches) == expected
+    times = {file.name: file.stat().st_mtime_ns for file in (matches.path / "shards").iterdir()}
+    assert times | finished == times  # what was finished is not done again
+
+    other, _ = curate("order", PROCESSES, make_pool("other", samples()[::-1], shard_size=47))
+    assert other == kept
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from vfm import Context, Runtime
+from vfm_curation.match_stage import MatchTexts
+
+def kill(event):
+    if event.type == "progress" and event.data["done"] == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    directory, work, pool, metadata = map(Path, sys.argv[1:])
+    directory.mkdir()
+    stage = MatchTexts(name="matches-killed", pool="p", metadata="m", runtime=Runtime(workers=2))
+    stage.run(Context("matches-killed", directory, work, {"p": pool, "m": metadata}, kill))
+"""
+
+
+def test_a_file_made_from_something_else_is_not_taken_for_finished(tmp_path: Path) -> None:
+    file = tmp_path / "a/0.parquet"
+    file.parent.mkdir()
+    write_shard_file(file, pa.table({"x": [1]}), made_from("shard", 1), {"num_texts": 3})
+    assert finished_summary(file, made_from("shard", 1)) == {"num_texts": 3}
+    assert finished_summary(file, made_from("shard", 2)) is None
+    assert finished_summary(tmp_path / "a/1.parquet", made_from("shard", 1)) is None
