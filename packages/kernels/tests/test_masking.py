@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from itertools import count
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 import pytest
@@ -176,10 +176,10 @@ def test_random_masks_are_uniform():
 def test_a_mask_costs_less_than_20_microseconds(draw):
     draw(range(100), EVA_GRID, EVA_COUNT)
     fastest = math.inf
-    for _ in range(5):  # the best of five, as the machine may be busy
-        start = perf_counter()
+    for _ in range(5):  # of this process alone: the machine may be busy
+        start = process_time()
         draw(range(1024), EVA_GRID, EVA_COUNT)
-        fastest = min(fastest, perf_counter() - start)
+        fastest = min(fastest, process_time() - start)
     assert fastest / 1024 < 20e-6
 
 
