@@ -14,7 +14,7 @@ from vfm.data.image_list import ImageEntry, write_image_lists
 from vfm.data.index import Shard
 from vfm.data.parquet import IMAGE_COLUMNS, open_parquet
 from vfm.data.spec import DatasetSpec
-from vfm.data.table import CAPTION_COLUMNS, TABLE_EXTENSIONS, find_column, table_columns, table_entries
+from vfm.data.table import CAPTION_COLUMNS, TABLE_EXTENSIONS, find_column, table_columns, table_entries, table_kind
 from vfm.data.webdataset import sidecar_count
 
 Kind = Literal["webdataset", "folder", "table", "parquet"]
@@ -111,14 +111,16 @@ def _guess(paths: Sequence[str]) -> Kind:
     if files.is_directory(first):
         image_names(first)  # tells where there is nothing to read
         return "folder"
-    extension = first.rpartition(".")[2].lower()
+    extension = table_kind(first)
     if extension == "parquet":
         return "parquet" if _holds_bytes(first) else "table"
     if extension in TABLE_EXTENSIONS:
         return "table"
-    if extension in ("tar", "gz", "tgz"):
+    if extension in ("tar", "tgz"):
         return "webdataset"
-    raise UserError(f"{first}: not one of the formats: .tar, a folder of images, .{', .'.join(TABLE_EXTENSIONS)}")
+    raise UserError(
+        f"{first}: not one of the formats: .tar, a folder of images, .{', .'.join(TABLE_EXTENSIONS)} (or .gz)"
+    )
 
 
 def _holds_bytes(path: str) -> bool:

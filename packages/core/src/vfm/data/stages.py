@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -15,6 +15,7 @@ from vfm.data.templates import check_templates
 from vfm.stage import Context, Preflight, Stage
 
 if TYPE_CHECKING:
+    from vfm.data.index import Shard
     from vfm.data.layout import Layout
 
 
@@ -61,16 +62,34 @@ class Pairs(ImageFiles):
         description="language: where its captions stand: `txt`, `txt.lines`, `json.FIELD` or a column;"
         " default: en from `txt`, or from the table's caption column",
     )
+    images: bool = Field(
+        True,
+        description="false: a table of captions alone (csv, tsv, jsonl, also .gz, parquet), to be curated; columns"
+        " `uid` and `url` are carried along, and nothing can be trained on it",
+    )
+    columns: list[str] | None = Field(
+        None, min_length=1, description="with images: false, names of a csv's or tsv's columns where it has no header"
+    )
+
+    @model_validator(mode="after")
+    def _columns_of_captions(self) -> Pairs:
+        if self.columns and self.images:
+            raise ValueError("columns names those of a table of captions alone: set images: false")
+        return self
 
     def run(self, ctx: Context) -> Pool:
         """Indexes the shards; those that have no count beside them are read through, bad samples left out."""
         from vfm.data.indexing import Indexing
         from vfm.data.report import leave_panels
 
-        layout = self.layout()
-        spec = self._spec(layout)
+        if self.images:
+            layout = self.layout()
+            spec, num_shards = self._spec(layout), layout.num_shards
+            shards = layout.shards(ctx.directory, spec)
+        else:
+            spec, shards, num_shards = self._captions(ctx)
         indexing = Indexing(ctx, spec, self.max_bad_fraction, self.num_samples, self.verify)
-        count = indexing.run(ctx.directory, layout.shards(ctx.directory, spec), layout.num_shards)
+        count = indexing.run(ctx.directory, shards, num_shards)
         pool = Pool.create(
             ctx.directory, num_samples=count, bad_samples=dict(indexing.counts), languages=list(spec.texts)
         )
@@ -78,7 +97,10 @@ class Pairs(ImageFiles):
         return pool
 
     def preflight(self, ctx: Preflight) -> None:
-        """Decodes a sample."""
+        """Decodes a sample; of captions alone it finds the columns."""
+        if not self.images:
+            self._captions_at()
+            return
         from vfm.data.indexing import first_sample
 
         layout = self.layout()
@@ -86,6 +108,22 @@ class Pairs(ImageFiles):
 
     def _spec(self, layout: Layout) -> DatasetSpec:
         return layout.with_defaults(DatasetSpec(image_key=self.image_key, texts=self.texts), labels=False)
+
+    def _captions_at(self) -> tuple[list[str], DatasetSpec]:
+        """The tables of captions, and where those stand in them."""
+        from vfm.data.caption_tables import caption_spec
+
+        paths = files.expand_paths(self.path)
+        for path in paths:
+            files.size_and_time(path)  # tells what is not there
+        return paths, caption_spec(paths, self.texts, self.columns)
+
+    def _captions(self, ctx: Context) -> tuple[DatasetSpec, Iterator[tuple[Shard, bool]], int | None]:
+        from vfm.data.caption_tables import caption_shards
+
+        paths, spec = self._captions_at()
+        spec, shards = caption_shards(ctx.directory, paths, spec, self.columns)
+        return spec, shards, None
 
 
 class Labeled(ImageFiles):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import groupby
-from typing import Any
+from typing import IO, Any, cast
 
 from vfm.config import UserError
 from vfm.data import files
@@ -25,21 +28,26 @@ PROBLEM = ""  # no column has this name
 Row = dict[str, Any]
 
 
+def table_kind(path: str) -> str:
+    """The extension that tells a table's format, without the `.gz` of a packed one."""
+    return path.lower().removesuffix(".gz").rpartition(".")[2]
+
+
 def table_columns(path: str) -> list[str]:
     """Names of a table's columns: the header's, the keys of the first line that can be read, the schema's.
 
     Raises:
         UserError: the table is empty, or not one of the formats.
     """
-    kind = path.rpartition(".")[2].lower()
+    kind = table_kind(path)
     if kind == "parquet":
         return list(open_parquet(path).schema_arrow.names)
     if kind not in TABLE_EXTENSIONS:
         raise UserError(f"{path}: a table ends in {', '.join(TABLE_EXTENSIONS)}")
     if kind == "jsonl":
-        columns = list(next((row for row in _rows(path) if PROBLEM not in row), {}))
+        columns = list(next((row for row in table_rows(path) if PROBLEM not in row), {}))
     else:
-        with files.open_binary(path) as stream:
+        with _open(path) as stream:
             header = stream.readline().decode("utf-8-sig", "replace").strip("\r\n")
         columns = next(csv.reader([header], dialect=_dialect(path)), [])
     if not columns:
@@ -61,11 +69,11 @@ def find_column(columns: list[str], wanted: str | None, known: tuple[str, ...], 
 
 def table_values(path: str, column: str) -> Iterator[object]:
     """The values of one column."""
-    if path.lower().endswith(".parquet"):
+    if table_kind(path) == "parquet":
         for batch in open_parquet(path).iter_batches(columns=[column]):
             yield from batch[column].to_pylist()
     else:
-        yield from (row.get(column) for row in _rows(path))
+        yield from (row.get(column) for row in table_rows(path))
 
 
 def table_entries(path: str, image_root: str, spec: DatasetSpec) -> Iterator[ImageEntry]:
@@ -79,7 +87,7 @@ def table_entries(path: str, image_root: str, spec: DatasetSpec) -> Iterator[Ima
     for source in [*spec.texts.values(), *([spec.label_key] if spec.label_key else [])]:
         find_column(columns, source.partition(".")[0], (), "texts or label_key", path)
     # What has no image, or cannot be read, is a sample of its own: no two of it are the same.
-    for name, rows in groupby(_rows(path), key=lambda row: row.get(image_column) or object()):
+    for name, rows in groupby(table_rows(path), key=lambda row: row.get(image_column) or object()):
         yield _entry(name, list(rows), image_root, spec, path)
 
 
@@ -112,16 +120,26 @@ def _checked(value: object, where: str) -> object:
     return value
 
 
-def _rows(path: str) -> Iterator[Row]:
-    """The rows; of one that cannot be read, its problem alone (under the key PROBLEM)."""
-    kind = path.rpartition(".")[2].lower()
+def table_rows(path: str, columns: list[str] | None = None) -> Iterator[Row]:
+    """The rows; of one that cannot be read, its problem alone (under the key PROBLEM).
+
+    `columns` are the names of a csv's or tsv's columns where it has no header.
+    """
+    kind = table_kind(path)
     if kind == "parquet":
         for batch in open_parquet(path).iter_batches(10_000):
             yield from _parquet_rows(batch, path)
         return
-    with files.open_binary(path) as stream:
+    with _open(path) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        yield from _json_rows(text, path) if kind == "jsonl" else _delimited_rows(text, path)
+        yield from _json_rows(text, path) if kind == "jsonl" else _delimited_rows(text, path, columns)
+
+
+@contextmanager
+def _open(path: str) -> Iterator[IO[bytes]]:
+    """The table's bytes, unpacked."""
+    with files.open_binary(path) as stream:
+        yield cast("IO[bytes]", gzip.GzipFile(fileobj=stream)) if path.lower().endswith(".gz") else stream
 
 
 def _parquet_rows(batch: Any, path: str) -> Iterator[Row]:
@@ -153,13 +171,13 @@ class _RawTabs(csv.excel_tab):
 
 
 def _dialect(path: str) -> type[csv.Dialect]:
-    return _RawTabs if path.lower().endswith(".tsv") else csv.excel
+    return _RawTabs if table_kind(path) == "tsv" else csv.excel
 
 
-def _delimited_rows(text: io.TextIOWrapper, path: str) -> Iterator[Row]:
+def _delimited_rows(text: io.TextIOWrapper, path: str, columns: list[str] | None) -> Iterator[Row]:
     csv.field_size_limit(1 << 30)  # an overlong caption is one bad sample, not the end of the table
     try:
-        for row in csv.DictReader(text, dialect=_dialect(path)):
+        for row in csv.DictReader(text, columns, dialect=_dialect(path)):
             yield {name: value for name, value in row.items() if name is not None}
-    except csv.Error as error:
+    except (csv.Error, OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not readable: {error}") from None

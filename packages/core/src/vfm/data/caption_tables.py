@@ -1,0 +1,85 @@
+"""Captions without images: tables to curate before anything is downloaded, or for their texts alone.
+
+A csv, tsv or jsonl table (packed by gzip perhaps) is written down once as shards of parquet; parquet is taken as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, islice
+from pathlib import Path
+from typing import Any
+
+from vfm.data.captions import field_of
+from vfm.data.index import Shard
+from vfm.data.parquet import open_parquet
+from vfm.data.spec import DatasetSpec
+from vfm.data.table import CAPTION_COLUMNS, Row, find_column, table_columns, table_kind, table_rows
+
+ROWS_PER_SHARD = 100_000
+NAMES = ("uid", "url")  # carried along where the table has them
+
+
+def caption_spec(paths: Sequence[str], texts: dict[str, str], columns: list[str] | None) -> DatasetSpec:
+    """Where the captions stand in a user's tables, which all have the same columns.
+
+    Args:
+        paths: the tables.
+        texts: language: column; empty: English in the first column that is called as captions mostly are.
+        columns: names of the columns where there is no header.
+
+    Raises:
+        UserError: no such column.
+    """
+    path = paths[0]
+    found = columns or table_columns(path)
+    texts = texts or {"en": find_column(found, None, CAPTION_COLUMNS, "texts", path)}
+    for source in texts.values():
+        find_column(found, source.partition(".")[0], (), "texts", path)
+    return DatasetSpec(texts=texts, images=False)
+
+
+def caption_shards(
+    directory: Path, paths: Sequence[str], spec: DatasetSpec, columns: list[str] | None
+) -> tuple[DatasetSpec, Iterator[tuple[Shard, bool]]]:
+    """The shards of the tables, as `Indexing.run` takes them, and where the captions stand in those."""
+    if table_kind(paths[0]) == "parquet":
+        shards = (Shard.of(path, open_parquet(path).metadata.num_rows, format="parquet") for path in paths)
+        return spec, ((shard, True) for shard in shards)
+    rows = (row for path in paths for row in table_rows(path, columns))
+    stored = spec.model_copy(update={"texts": {language: f"texts_{language}" for language in spec.texts}})
+    return stored, ((shard, True) for shard in _write_shards(directory, rows, spec))
+
+
+def _write_shards(directory: Path, rows: Iterator[Row], spec: DatasetSpec) -> Iterator[Shard]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    directory.mkdir(parents=True, exist_ok=True)
+    number = 0
+    while part := list(islice(rows, ROWS_PER_SHARD)):
+        columns = {f"texts_{name}": [field_of(row, source) for row in part] for name, source in spec.texts.items()}
+        columns |= {name: [row.get(name) for row in part] for name in NAMES if name in part[0]}
+        table = {name: _lists(values) if name not in NAMES else _strings(values) for name, values in columns.items()}
+        path = directory / f"captions-{number:05d}.parquet"
+        pq.write_table(pa.table(table), path, compression="zstd")
+        yield Shard.of(path, len(part), format="parquet")
+        number += 1
+
+
+def _lists(values: list[object]) -> Any:
+    """The captions of each row, one or a list of them."""
+    import pyarrow as pa
+
+    found = [value if isinstance(value, list) else [value] for value in values]
+    offsets = pa.array(accumulate(map(len, found), initial=0), pa.int32())
+    return pa.ListArray.from_arrays(offsets, _strings([text for texts in found for text in texts]))
+
+
+def _strings(values: list[object]) -> Any:
+    """Texts as they stand, also what is no UTF-8: reading tells it."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    raw = [value.encode("utf-8", "surrogatepass") if isinstance(value, str) else None for value in values]
+    return pc.cast(pa.array(raw, pa.binary()), options=pc.CastOptions(pa.string(), allow_invalid_utf8=True))

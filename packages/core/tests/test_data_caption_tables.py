@@ -1,0 +1,84 @@
+"""Tables of captions without images: read as they stand, bad rows told, and no image to be had."""
+
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import ValidationError
+
+from data_samples import context
+from vfm.config import UserError
+from vfm.data import BadSample, open_dataset
+from vfm.data.stages import Pairs
+from vfm.stage import Preflight
+
+
+def pool_of(tmp_path, path, **settings):
+    stage = Pairs(name="pool", path=str(path), images=False, **settings)
+    stage.preflight(Preflight({}, {}))
+    return stage.run(context(tmp_path / "store", "pool"))
+
+
+def texts_of(pool, on_bad=None):
+    source = open_dataset(pool)
+    return [row for shard in range(len(source.shard_sizes)) for row in source.texts_of_shard(shard, on_bad).to_pylist()]
+
+
+TSV = b'flickr\tA "quoted" dog\ncoco\t  a cat \ncoco\t\nweb\t\xff\xfe broken\nweb\tein Hund\n'
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_table_without_header_is_read_with_the_names_given(tmp_path, packed):
+    path = tmp_path / ("captions.tsv.gz" if packed else "captions.tsv")
+    path.write_bytes(gzip.compress(TSV) if packed else TSV)
+    pool = pool_of(tmp_path, path, columns=["source", "caption"])
+    bad = []
+    rows = texts_of(pool, lambda reason, where: bad.append(reason))
+    assert [row["text"] for row in rows] == ['A "quoted" dog', "a cat", "ein Hund"]
+    assert [row["row"] for row in rows] == [0, 1, 4]
+    assert len({row["uid"] for row in rows}) == 3
+    assert bad == ["missing_caption", "wrong_encoding"]
+    with pytest.raises(BadSample, match="missing_image"):
+        open_dataset(pool)[0]
+
+
+def test_languages_uids_and_urls_come_along(tmp_path):
+    rows = [
+        {"uid": f"{i:032x}", "url": f"http://x/{i}.jpg", "meta": {"en": [f"one {i}", "two"], "de": f"eins {i}"}}
+        for i in range(5)
+    ]
+    path = tmp_path / "captions.jsonl"
+    path.write_text("\n".join(map(json.dumps, [*rows, {"meta": {}}])))
+    pool = pool_of(tmp_path, path, texts={"en": "meta.en", "de": "meta.de"})
+    assert pool.languages == ["en", "de"]
+    found = texts_of(pool)
+    assert len(found) == 15
+    assert found[3] == {"row": 1, "uid": f"{1:032x}", "language": "en", "text_index": 0, "text": "one 1"}
+    shard = open_dataset(pool).index.open(0)
+    assert shard.read(2, with_image=False).url == "http://x/2.jpg"
+
+
+def test_parquet_is_taken_where_it_lies(tmp_path):
+    for number in range(3):
+        table = {"uid": [f"{number}-{i}" for i in range(4)], "text": [f"text {number} {i}" for i in range(4)]}
+        pq.write_table(pa.table(table), tmp_path / f"{number}.parquet")
+    pool = pool_of(tmp_path, tmp_path / "{0..2}.parquet")
+    assert [row["uid"] for row in texts_of(pool)] == [f"{number}-{i}" for number in range(3) for i in range(4)]
+    assert [one.path for one in open_dataset(pool).index.shards] == [str(tmp_path / f"{n}.parquet") for n in range(3)]
+    assert not list(pool.path.glob("captions-*"))
+
+
+def test_what_cannot_be_read_is_told_in_a_line(tmp_path):
+    path = tmp_path / "captions.tsv.gz"
+    path.write_bytes(gzip.compress(TSV)[:-20])
+    with pytest.raises(UserError, match=r"captions\.tsv\.gz: not readable: "):
+        pool_of(tmp_path, path, columns=["source", "caption"])
+    path.write_bytes(gzip.compress(TSV))
+    with pytest.raises(UserError, match=r"no column 'caption' \(texts\); the columns are flickr, A "):
+        pool_of(tmp_path, path)
+    with pytest.raises(UserError, match="no such file"):
+        pool_of(tmp_path, tmp_path / "none.tsv")
+    with pytest.raises(ValidationError, match="set images: false"):
+        Pairs(name="pool", path=str(path), columns=["a"])
