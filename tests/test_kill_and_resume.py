@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -62,7 +64,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     (outside / "choices.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     _break_a_sample(outside / "photos/00000.tar", keys[3])
+    _crawl(outside)
     return folder
+
+
+def _crawl(folder: Path) -> None:
+    """What a crawl says of two pages, and what came of a download."""
+    for number in range(2):
+        links = [{"path": "IMG@/src", "url": f"{number}.jpg", "alt": "a red circle"}]
+        envelope = {
+            "WARC-Header-Metadata": {"WARC-Target-URI": "https://example.org/"},
+            "Payload-Metadata": {"HTTP-Response-Metadata": {"HTML-Metadata": {"Links": links}}},
+        }
+        said = json.dumps({"Envelope": envelope})
+        head = f"WARC/1.0\r\nWARC-Type: metadata\r\nContent-Type: application/json\r\nContent-Length: {len(said)}"
+        with (folder / "crawl.warc.wat").open("a", newline="") as file:
+            file.write(f"{head}\r\n\r\n{said}\r\n\r\n")
+    url, caption = ["https://example.org/0.jpg"], ["a red circle"]
+    outcome = {"url": url, "caption": caption, "status": ["failed_to_download"], "error_message": ["timed out"]}
+    pq.write_table(pa.table(outcome), folder / "downloads.parquet")
 
 
 def _class_folders(folder: Path, members: dict[str, bytes], keys: list[str]) -> None:

@@ -125,15 +125,15 @@ def merge_bucket(job: ExtractJob, number: int) -> BucketSummary:
     before those of `title` before those of `data-image-title`, and else in alphabetical order.
     """
     file = job.bucket(number)
-    sources = [job.links(source) for source in range(len(_paths(job.paths)))]
-    made = made_from([str(source) for source in sources], number, job.num_buckets, RULES)
+    paths = _paths(job.paths)
+    made = made_from(paths, number, job.num_buckets, job.unescape, RULES)
     if record := finished_summary(file, made):
         return BucketSummary.of(record)
     low, high = (f"{round(2**32 * place / job.num_buckets):09x}"[1:] for place in (number, number + 1))
     inside = pc.field("uid") >= low
     if number + 1 < job.num_buckets:
         inside &= pc.field("uid") < high
-    links = pa.concat_tables(pq.read_table(source, filters=inside, schema=LINKS) for source in sources)
+    links = pa.concat_tables(pq.read_table(job.links(file), filters=inside, schema=LINKS) for file in range(len(paths)))
     table = merged(links)
     summary = BucketSummary(num_links=len(table), num_texts=len(table["texts"].combine_chunks().values))
     write_shard_file(file, table, made, vars(summary), rows_a_group=ROWS_A_GROUP)
