@@ -3,14 +3,16 @@
 import hashlib
 import io
 import random
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 from pydantic import ValidationError
 
@@ -19,8 +21,9 @@ from vfm.data import open_dataset
 from vfm.panels import load_panels
 from vfm_curation.balance_stage import MetaclipBalance
 from vfm_curation.filter_stage import FilterPool
-from vfm_curation.filters import buckets
+from vfm_curation.filters import AnyFilter, buckets
 from vfm_curation.filters.phash import phash
+from vfm_curation.language import detect
 from vfm_curation.match_stage import MatchTexts
 from vfm_curation.metadata_stage import BuildMetadata
 
@@ -300,7 +303,6 @@ def test_subset_keeps_its_probabilities_and_only_its_kept_texts_are_judged(
 
 
 def test_languages_are_those_that_fasttext_finds(make_pool: Any, run_stage: Any) -> None:
-    language = pytest.importorskip("vfm_curation.language")
     english = ["a dog runs through the deep snow", "two people are walking along the beach"]
     german = ["ein Hund rennt durch den tiefen Schnee", "zwei Leute gehen am Strand spazieren"]
     samples = [
@@ -311,7 +313,7 @@ def test_languages_are_those_that_fasttext_finds(make_pool: Any, run_stage: Any)
     ]
     subset = run(run_stage, make_pool("p", samples), [{"type": "language"}])
     assert passed(subset) == {(f"u{i}", name, 0) for i in range(2) for name in ("en", "de")}
-    codes, scores = language.detect(english + german)
+    codes, scores = detect(english + german)
     assert list(codes) == ["en", "en", "de", "de"]
     middle = float(np.sort(scores)[2])
     subset = run(
@@ -347,6 +349,14 @@ def test_nothing_that_passes_is_told_in_one_line(make_pool: Any, run_stage: Any)
 def test_configurations_that_make_no_sense_are_refused(filters: list[Any], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
         FilterPool(name="f", pool="p", filters=filters)
+
+
+def test_filters_of_the_readme_are_valid() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    block = readme[readme.index("    - kind: curation.filter") :].partition("\n\n")[0]
+    (stage,) = yaml.safe_load(textwrap.dedent(block))
+    kinds = {one.type for one in FilterPool.model_validate(stage).filters}
+    assert kinds == {branch.model_fields["type"].default for branch in get_args(get_args(AnyFilter)[0])}
 
 
 def test_preflight_tells_every_mistake_in_a_line(tmp_path: Path) -> None:

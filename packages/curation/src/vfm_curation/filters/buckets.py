@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-ROWS_PER_BUCKET = 1 << 20
+ROWS_PER_BUCKET = 1 << 18
 ROWS_IN_MEMORY = 1 << 18  # rows that wait for their bucket's file
 
 

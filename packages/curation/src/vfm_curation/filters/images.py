@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from vfm.data.images import decode_image, open_image
 from vfm_curation.engine import Summary
 from vfm_curation.filters.phash import phash
 from vfm_curation.filters.standing import Standing, shard_file
-from vfm_curation.filters.texts import VERSION, digest, digest_columns, opened
+from vfm_curation.filters.texts import VERSION, digest, halves, opened
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 
 IMAGE_COLUMNS = frozenset({"image", "url", "phash"})  # what is measured only where a filter asks for it
@@ -63,7 +63,7 @@ def measure_images(job: ImageJob, shard: int) -> Summary:
             summary.skip(bad.reason, bad.where)
             found.append({"row": row, "bad": bad.reason})
     summary.num_texts = len(found)
-    write_shard_file(file, pa.Table.from_pylist(found, _schema(job.columns)), made, vars(summary))
+    write_shard_file(file, _table(found, job.columns), made, vars(summary))
     return summary
 
 
@@ -78,16 +78,18 @@ def measure(sample: Sample | BadSample, columns: frozenset[str], shard: str) -> 
     picture = (decode_image if "phash" in columns else open_image)(sample.image, f"{shard}:{sample.key}")
     values: dict[str, Any] = {"width": picture.width, "height": picture.height}
     if "image" in columns:
-        values |= digest("image", sample.image)
-    if "url" in columns:
-        values |= digest("url", sample.url and sample.url.encode("utf-8", "surrogatepass"))  # type: ignore[arg-type]
+        values["image"] = digest(sample.image)
+    if "url" in columns and sample.url:
+        values["url"] = digest(sample.url.encode("utf-8", "surrogatepass"))
     if "phash" in columns:
         values["phash"] = phash(picture)
     return values
 
 
-def _schema(columns: frozenset[str]) -> pa.Schema:
-    fields = {"row": pa.int32(), "bad": pa.string(), "width": pa.int32(), "height": pa.int32()}
-    for name in sorted(columns):
-        fields |= {"phash": pa.uint64()} if name == "phash" else digest_columns(name)
-    return pa.schema(fields)
+def _table(found: Sequence[dict[str, Any]], columns: frozenset[str]) -> pa.Table:
+    kinds = {"row": pa.int32(), "bad": pa.string(), "width": pa.int32(), "height": pa.int32()}
+    kinds |= {"phash": pa.uint64()} if "phash" in columns else {}
+    made = {name: pa.array([one.get(name) for one in found], kind) for name, kind in kinds.items()}
+    for name in sorted(columns & {"image", "url"}):
+        made |= halves(name, [one.get(name) for one in found])
+    return pa.table(made)

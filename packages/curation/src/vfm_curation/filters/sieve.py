@@ -112,8 +112,7 @@ class Sieve:
     def hashes_of(self, dataset: Ref[ImageDataset]) -> NDArray[np.uint64]:
         """Perceptual hashes of all usable images of another data set."""
         folder, path = self._folder(f"against-{_slug(dataset)}"), self._path(dataset)
-        count = len(opened(path).shard_sizes)
-        self._tasks(measure_images, ImageJob(path, folder, None, frozenset({"phash"})), count)
+        count = self._measure_all(dataset, measure_images, ImageJob(path, folder, None, frozenset({"phash"})))
         tables = [pq.read_table(shard_file(folder, shard), columns=["phash"]) for shard in range(count)]
         hashes: NDArray[np.uint64] = pa.concat_tables(tables)["phash"].drop_null().to_numpy()
         return hashes
@@ -123,8 +122,9 @@ class Sieve:
         from vfm_curation.filters import embed
 
         folder, path = self._folder(f"against-{_slug(dataset)}-{_slug(clip)}"), self._path(dataset)
-        count = len(opened(path).shard_sizes)
-        self._ask(embed.embed_images, embed.ClipJob(path, folder, None, self._path(clip), runtime=self.runtime), count)
+        job = embed.ClipJob(path, folder, None, self._path(clip), runtime=self.runtime)
+        count = self._measure_all(dataset, embed.embed_images, job)
+        embed.loaded.cache_clear()
         return np.concatenate([embed.read_embeddings(folder, shard)[1] for shard in range(count)])
 
     def verdicts(self) -> Iterator[tuple[pa.Table, Codes]]:
@@ -181,6 +181,14 @@ class Sieve:
     def _tasks(self, task: Callable[[Any, int], Summary], job: Any, num_shards: int) -> None:
         for _ in told(self.ctx, run_shards(task, job, range(num_shards), self.runtime), num_shards):
             pass
+
+    def _measure_all(self, dataset: Ref[ImageDataset], task: Callable[[Any, int], Summary], job: Any) -> int:
+        """A task over another data set, whose bad images are none of the pool's. Gives its number of shards."""
+        count = len(opened(job.dataset).shard_sizes)
+        num_bad = sum(summary.bad.total() for summary in run_shards(task, job, range(count), self.runtime))
+        if num_bad:
+            self.ctx.log(f"{num_bad} images of '{dataset}' cannot be read and take no part")
+        return count
 
     def _ask(self, task: Callable[[Any, int], Summary], job: Any, num_shards: int) -> None:
         """Tasks that hold a model, which is let go after them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -58,9 +59,7 @@ def measure_texts(job: TextJob, shard: int) -> Summary:
         "words": pa.array([len(text.split()) for text in texts], pa.int32()),
     }
     if "text" in job.columns:
-        hashes = [digest("text", text.encode("utf-8", "surrogatepass")) for text in texts]
-        table = pa.Table.from_pylist(hashes, pa.schema(digest_columns("text")))
-        columns |= {name: table[name] for name in table.column_names}
+        columns |= halves("text", [digest(text.encode()) for text in texts])
     if "detected" in job.columns:
         from vfm_curation.language import detect
 
@@ -71,17 +70,17 @@ def measure_texts(job: TextJob, shard: int) -> Summary:
     return summary
 
 
-def digest(name: str, value: bytes | None) -> dict[str, int | None]:
-    """128 bits of blake2b of a value as two halves, `NAME_high` and `NAME_low`; of nothing, nothing."""
-    if value is None:
-        return dict.fromkeys(digest_columns(name))
-    found = hashlib.blake2b(value, digest_size=16).digest()
-    return {f"{name}_high": int.from_bytes(found[:8], "big"), f"{name}_low": int.from_bytes(found[8:], "big")}
+def digest(value: bytes) -> bytes:
+    """128 bits that stand for a value: equal ones are equal, and so are no others."""
+    return hashlib.blake2b(value, digest_size=16).digest()
 
 
-def digest_columns(name: str) -> dict[str, pa.DataType]:
-    """The columns of `digest`."""
-    return {f"{name}_{half}": pa.uint64() for half in ("high", "low")}
+def halves(name: str, digests: Sequence[bytes | None]) -> dict[str, pa.Array]:
+    """Digests as two columns of 64 bits, `NAME_high` and `NAME_low`, null where there is none."""
+    missing = np.array([one is None for one in digests], dtype=np.bool_)
+    numbers = np.frombuffer(b"".join(one or bytes(16) for one in digests), dtype=">u8").reshape(-1, 2)
+    columns = zip(("high", "low"), numbers.astype(np.uint64).T, strict=True)
+    return {f"{name}_{half}": pa.array(column, mask=missing) for half, column in columns}
 
 
 def _probabilities(dataset: Path, shard: int, texts: pa.Table) -> pa.Array:
