@@ -28,6 +28,7 @@ VFM = (sys.executable, "-m", "vfm")
 
 # What may differ between two runs that did the same: when, how long, how fast, how much memory; and nothing else.
 TIMES = {"finished", "seconds"}
+PANELS_OF_TIMES = "*-seconds.json"
 SPEED = {"train/samples_per_second", "train/data_wait_pct", "sys/mem_gib"}
 
 
@@ -109,8 +110,8 @@ def unbroken(folder: Path) -> dict[str, Any]:
 
 
 def contents(store: Path) -> dict[str, Any]:
-    """Every file of every artifact, byte for byte; of manifests all but times and speed."""
-    files = sorted(path for path in store.glob("*-*/**/*") if path.is_file())
+    """Every file of every artifact, byte for byte; all but times and speed."""
+    files = sorted(path for path in store.glob("*-*/**/*") if path.is_file() and not path.match(PANELS_OF_TIMES))
     return {
         str(path.relative_to(store)): _manifest(path) if path.name == "manifest.json" else path.read_bytes()
         for path in files
