@@ -75,7 +75,7 @@ class DataCard:
                 for name, counts in (("matched", self.matched), ("kept", self.kept)):
                     found = dict(zip(entries, counts[ids].tolist(), strict=True))
                     file.write(f"{',' if name == 'kept' else ''}\n {json.dumps(name)}: ")
-                    json.dump(found, file, ensure_ascii=False)
+                    file.write(json.dumps(found, ensure_ascii=False))  # dump would go value by value, in Python
                 file.write("\n}")
             file.write("\n}\n")
 
