@@ -145,7 +145,7 @@ def peak_mib() -> float:
 
 
 def marginal(results: list[dict[str, float]]) -> dict[str, float]:
-    """Captions a second of each pass and of both, from the smallest pool to the largest: what is done once falls out."""
+    """Captions a second of each pass and of both, from the smallest pool to the largest, without what is done once."""
     first, last = results[0], results[-1]
     captions = last["captions"] - first["captions"]
     seconds = {name: last[f"{name}_seconds"] - first[f"{name}_seconds"] for name in ("match", "balance")}
