@@ -1,0 +1,111 @@
+"""The matchers of a metadata's languages, made once in a folder from which every process takes what it needs.
+
+Texts of a language are matched against the shared entries (language "") and that language's own. Entries of languages
+that write no spaces have an automaton, all others a table of token runs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from vfm_curation.automaton import Automaton
+from vfm_curation.matching import FIXED_BLANKS, FIXED_MARKS, Semantics
+from vfm_curation.metadata.entries import SHARED
+from vfm_curation.metadata.tokenizers import NO_SPACE_LANGUAGES
+from vfm_curation.token_table import TokenTable
+
+FACTS_FILE = "matchers.json"
+
+
+def has_spaces(language: str) -> bool:
+    """Whether a language writes spaces between words: all but Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan."""
+    return language not in NO_SPACE_LANGUAGES
+
+
+class Matchers:
+    """Matches texts of several languages, each against its entries.
+
+    Args:
+        folder: made by `Matchers.build`; a language's matcher is read at its first text.
+        verify: compare the bytes of what a table's keys found; an automaton needs none of it.
+    """
+
+    def __init__(self, folder: Path, *, verify: bool = False) -> None:
+        facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+        self.languages: list[str] = facts["languages"]
+        self._folder, self._verify = folder, verify
+        self._semantics: Semantics = facts["semantics"]
+        self._loaded: dict[str, TokenTable | Automaton] = {}
+
+    @classmethod
+    def build(
+        cls, folder: Path, entries: pa.Table, *, semantics: Semantics, languages: Iterable[str] | None = None
+    ) -> None:
+        """Makes the matchers of the shared entries and of those languages that have entries; default: of all.
+
+        Args:
+            folder: where they are kept; FACTS_FILE is written last.
+            entries: columns language and entry; an entry's id is its row.
+            semantics: how texts are cut.
+            languages: of the texts.
+
+        Raises:
+            UserError: an entry stands twice in a language.
+        """
+        made = entries["language"].unique().to_pylist()
+        if languages is not None:
+            made = [language for language in made if language in {SHARED, *languages}]
+        for number, language in enumerate(made):
+            ids = np.flatnonzero(pc.equal(entries["language"], language).to_numpy())
+            own = entries["entry"].take(ids).to_pylist()
+            if has_spaces(language):
+                TokenTable.build(own, ids).save(folder / str(number))
+            else:
+                Automaton.build(own, ids, semantics=semantics).save(folder / str(number))
+        folder.mkdir(parents=True, exist_ok=True)
+        facts = {"semantics": semantics, "languages": made}
+        (folder / FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
+
+    def match(self, texts: pa.ChunkedArray, languages: pa.ChunkedArray) -> pa.ListArray:
+        """Ids of the entries in each text, list<int32>, ascending and each once, given the language of each text."""
+        places = np.arange(len(texts))
+        parts = [(places, self._match(texts, SHARED))] if SHARED in self.languages else []
+        for language in languages.unique().to_pylist():
+            if language != SHARED and language in self.languages:
+                chosen = pc.equal(languages, language)
+                parts.append((places[chosen.to_numpy()], self._match(texts.filter(chosen), language)))
+        return _merged(parts, len(texts))
+
+    def _match(self, texts: pa.ChunkedArray, language: str) -> pa.ListArray:
+        if language not in self._loaded:
+            folder = self._folder / str(self.languages.index(language))
+            self._loaded[language] = TokenTable.load(folder) if has_spaces(language) else Automaton.load(folder)
+        matcher = self._loaded[language]
+        if isinstance(matcher, Automaton):
+            return matcher.match(texts)
+        return matcher.match(set_apart(texts) if self._semantics == "fixed" else texts, verify=self._verify)
+
+
+def set_apart(texts: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    """Texts with spaces around what only `semantics: fixed` splits at; the rest is `TokenTable`'s own."""
+    texts = pc.replace_substring_regex(texts, f"([{re.escape(FIXED_MARKS)}])", r" \1 ")
+    return pc.replace_substring_regex(texts, f"[{FIXED_BLANKS}]", " ")
+
+
+def _merged(parts: Sequence[tuple[NDArray[np.int64], pa.ListArray]], num_texts: int) -> pa.ListArray:
+    """The ids of each text from parts, each of some texts: (places of its texts, their ids)."""
+    if len(parts) == 1 and len(parts[0][0]) == num_texts:
+        return parts[0][1]
+    numbers = [np.repeat(places, np.diff(ids.offsets.to_numpy())) for places, ids in parts]
+    texts = np.concatenate([np.zeros(0, np.int64), *numbers])
+    values = np.concatenate([np.zeros(0, np.int32), *(ids.values.to_numpy() for _, ids in parts)])
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(texts, minlength=num_texts))]).astype(np.int32)
+    return pa.ListArray.from_arrays(offsets, values[np.lexsort((values, texts))])

