@@ -33,7 +33,7 @@ _NEW = {"head.": "new, for these classes", "fc_norm.": "new, after the mean over
 
 
 class Classifier(Task):
-    """Cross-entropy of a timm classifier, with layer decay; a batch holds `images` (B, 3, S, S) uint8 and `labels` (B,).
+    """Cross-entropy of a timm classifier, with layer decay. A batch has `images` (B, 3, S, S) uint8 and `labels` (B,).
 
     Args:
         model: a vision transformer of timm's with a head.
@@ -68,7 +68,7 @@ class Classifier(Task):
             embed.requires_grad_(False)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """The loss of a batch, and the share of its images that are right (of mixed ones: by the first of each pair)."""
+        """The loss of a batch, and the share of images that are right (of mixed ones: by the first of the two)."""
         pixels, labels = self.preprocess.pixels(batch["images"]), batch["labels"]
         targets, smoothing = labels, self.label_smoothing
         if self.mix:
@@ -103,7 +103,10 @@ class Classifier(Task):
 
 
 def layer_of(name: str, depth: int) -> int:
-    """The layer of a parameter: 0 for what stands before the blocks, b + 1 for block b, depth + 1 for all the rest."""
+    """The layer of a parameter: 0 for what stands before the blocks, b + 1 for block b, depth + 1 for all the rest.
+
+    The rest is head and final norm, by EVA's code; timm counts a norm before pooling among the last block.
+    """
     if name.startswith(BEFORE_THE_BLOCKS):
         return 0
     block = re.match(r"blocks\.(\d+)\.", name)
@@ -126,7 +129,7 @@ def build_classifier(checkpoint: VisionCheckpoint, class_names: Sequence[str], p
     )
     vision_tower(model)
     side, patch = vision_preprocess(model).image_size, model.patch_embed.patch_size[0]  # type: ignore[union-attr, index]
-    if side % patch:  # type: ignore[operator]
+    if side % patch:
         raise UserError(f"image_size: {side} pixels are not a multiple of the encoder's patch size {patch}")
     set_class_names(model, class_names)
     model.pretrained_cfg = {**model.pretrained_cfg, "crop_pct": plan.crop_pct}  # type: ignore[dict-item, assignment]

@@ -1,0 +1,170 @@
+"""What an encoder's patches say, for people: the main directions of their features as colours, and where it looks.
+
+Source: the colouring by principal components is that of Oquab et al. 2023, DINOv2 (arXiv:2304.07193), figure 1.
+"""
+
+# B images, N patches, D width, S side of the image
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from vfm.config import UserError
+from vfm.data import BadSample, Source
+from vfm.data.images import decode_image
+from vfm.models.clip import ClipModel, evaluating
+from vfm.models.patch_features import cls_and_patch_tokens, patch_features, vision_tower
+from vfm.panels import ImagesPanel, Picture
+
+SIDE = 96  # pixels of one part at least
+GAP = 8  # between the parts
+NUM_PICTURES = 9
+CUT = (0.02, 0.98)  # quantiles that become the ends of a colour
+
+
+@dataclass(frozen=True)
+class View:
+    """One image as the model meets it, and its two maps, uint8 (S', S', 3) each."""
+
+    image: NDArray[np.uint8]
+    components: NDArray[np.uint8]
+    attention: NDArray[np.uint8]
+
+    def sheet(self) -> NDArray[np.uint8]:
+        """The three side by side."""
+        gap = np.full((len(self.image), GAP, 3), 255, np.uint8)
+        return np.concatenate([self.image, gap, self.components, gap, self.attention], axis=1)
+
+
+def component_colours(features: Tensor) -> Tensor:
+    """The first three principal components of patches as red, green and blue.
+
+    All images share their components, so one colour means one thing in all of them. The sign of each is chosen so that
+    its largest weight is positive.
+
+    Args:
+        features: (B, N, D).
+
+    Returns:
+        (B, N, 3), 0 to 1; where there are fewer than three directions the rest is 0.5.
+    """
+    flat = features.flatten(0, 1).double()
+    centred = flat - flat.mean(dim=0)
+    _, spread, axes = torch.linalg.svd(centred, full_matrices=False)
+    colours = torch.full((len(flat), 3), 0.5, dtype=torch.float64)
+    for channel in range(min(3, len(spread))):
+        if spread[channel] <= 1e-6 * spread[0] or spread[0] == 0:
+            break
+        axis = axes[channel] * axes[channel][axes[channel].abs().argmax()].sign()
+        colours[:, channel] = _stretched(centred @ axis)
+    return colours.float().view(*features.shape[:2], 3)
+
+
+def attention_maps(image_features: Tensor, patch_tokens: Tensor) -> Tensor:
+    """How near each patch comes to what the model says of the whole image: their cosine, stretched to 0..1 an image.
+
+    It is no layer's attention, which fused kernels do not give out, but answers the same question for any pooling.
+
+    Args:
+        image_features: (B, D).
+        patch_tokens: (B, N, D), in the same space.
+
+    Returns:
+        (B, N).
+    """
+    cosines = F.cosine_similarity(patch_tokens.double(), image_features.double()[:, None], dim=-1)
+    return torch.stack([_stretched(row) for row in cosines]).float()
+
+
+@torch.no_grad()
+def semantic_views(encoder: Any, images: Sequence[Image.Image]) -> list[View]:
+    """The maps of a few images, which share their colours.
+
+    Args:
+        encoder: a `ClipModel` or `PooledVision`.
+        images: RGB, of any size.
+
+    Raises:
+        UserError: the encoder has no patch tokens.
+    """
+    model = encoder if isinstance(encoder, ClipModel) else encoder.module
+    tower = vision_tower(model)
+    device = next(encoder.module.parameters()).device
+    fitted = [torch.from_numpy(encoder.preprocess.fit(image)) for image in images]
+    pixels = encoder.preprocess.pixels(torch.stack(fitted).to(device))
+    with evaluating(encoder.module):
+        features = patch_features(model, pixels, projected=False).float().cpu()
+        whole, patches = _whole_and_parts(model, pixels, features, projected=bool(tower.project) and model is encoder)
+    colours = component_colours(features)
+    heat = attention_maps(whole.float().cpu(), patches.float().cpu())
+    magma = colormaps["magma"]
+    views = []
+    for picture, colour, warmth in zip(fitted, colours, heat, strict=True):
+        factor = -(-SIDE // len(picture))
+        shown = picture.numpy().repeat(factor, axis=0).repeat(factor, axis=1)
+        maps = ((255 * colour.numpy()).round(), (255 * magma(warmth.numpy())[:, :3]).round())
+        views.append(View(shown, *(_on_pixels(flat.astype(np.uint8), tower.grid, len(shown)) for flat in maps)))
+    return views
+
+
+def pca_sheet(encoder: Any, source: Source, directory: Path, *, num_pictures: int = NUM_PICTURES) -> ImagesPanel:
+    """Writes the first usable pictures of a data set with their maps into `directory/pictures`; returns their panel."""
+    shown = list(_first(source, num_pictures))
+    folder = directory / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = []
+    for number, view in enumerate(semantic_views(encoder, [image for _, image in shown]) if shown else []):
+        file = f"pictures/semantic-{number}.png"
+        Image.fromarray(view.sheet()).save(directory / file)
+        pictures.append(Picture(file=file, caption=shown[number][0]))
+    note = (
+        "Each picture as the model meets it; its patches coloured by the first three principal components of their "
+        "features, which all pictures share; and how near each patch comes to what the model says of the whole picture."
+    )
+    return ImagesPanel(title="What the patches say", note=note, order=45, pictures=pictures, width=3 * SIDE + 2 * GAP)
+
+
+def _first(source: Source, num_pictures: int) -> Iterator[tuple[str, Image.Image]]:
+    found = (decoded for number in range(len(source)) if (decoded := _decoded(source, number)))
+    return islice(found, num_pictures)
+
+
+def _decoded(source: Source, number: int) -> tuple[str, Image.Image] | None:
+    try:
+        sample = source[number]
+        return sample.key, decode_image(sample.image, sample.key)
+    except BadSample:
+        return None
+
+
+def _whole_and_parts(model: Any, pixels: Tensor, features: Tensor, *, projected: bool) -> tuple[Tensor, Tensor]:
+    """The image's feature and its patches' in one space; of a model whose pooling has another, the patches' mean."""
+    try:
+        return cls_and_patch_tokens(model, pixels, projected=projected)
+    except UserError:
+        return features.mean(dim=1), features
+
+
+def _stretched(values: Tensor) -> Tensor:
+    low, high = torch.quantile(values, torch.tensor(CUT, dtype=values.dtype))
+    stretched: Tensor = ((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    return stretched
+
+
+def _on_pixels(flat: NDArray[np.uint8], grid: tuple[int, int], side: int) -> NDArray[np.uint8]:
+    """Values of patches, (N, 3), as an image (side, side, 3), each patch in one colour."""
+    rows, columns = (np.arange(side) * count // side for count in grid)
+    shown: NDArray[np.uint8] = flat.reshape(*grid, 3)[rows[:, None], columns]
+    return shown
