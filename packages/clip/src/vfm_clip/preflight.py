@@ -16,12 +16,10 @@ from torch import Tensor
 
 from vfm.artifacts import VisionCheckpoint
 from vfm.config import UserError
-from vfm.models.clip import ClipModel, build_clip
+from vfm.models.clip import ClipModel, blueprint
 from vfm.models.hand_over import hand_over
 from vfm.models.vision import WEIGHTS_FILE, build_vision
 from vfm.stage import Preflight, Ref
-
-Architecture = str | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -30,16 +28,6 @@ class Encoder:
 
     architecture: str
     shapes: dict[str, Tensor]
-
-
-def blueprint(model: Architecture, image_size: int | None = None) -> ClipModel:
-    """A CLIP model on the meta device.
-
-    Raises:
-        UserError: as `build_clip`.
-    """
-    with torch.device("meta"):
-        return build_clip(model, image_size=image_size, device="meta")
 
 
 def find_encoder(ctx: Preflight, ref: Ref[VisionCheckpoint]) -> Encoder | None:

@@ -81,17 +81,15 @@ class ClipTrain(ClipTraining):
 
     def preflight(self, ctx: Preflight) -> None:
         """The data suit the batch, the model exists, and its vision tower takes the encoder that is to come."""
-        from vfm.models.clip_config import read_config
-        from vfm_clip.preflight import blueprint, check_vision, find_encoder
+        from vfm.models.clip import blueprint
+        from vfm_clip.preflight import check_vision, find_encoder
 
         if data := ctx.artifact(self.data):
             self._check_data(data)
         start = ctx.artifact(self.init) if self.init else None
         if self.init and not start:
             return
-        clip = blueprint(read_config(start.path)["model_cfg"] if start else self.model, self.image_size)
-        if start:
-            clip.name, clip.folder = start.model, start.path
+        clip = blueprint(start or self.model, self.image_size)
         clip.tokenize(["its tokenizer is there"])
         self._task(clip)
         encoder = find_encoder(ctx, self.init_vision) if self.init_vision else None

@@ -66,8 +66,9 @@ class DivaTune(ClipPostTraining):
         """
         clip, generator = ctx.artifact(self.clip), ctx.artifact(self.generator)
         if clip and generator:
+            from vfm.models.clip import blueprint
             from vfm_diva.generator import load_generator
-            from vfm_diva.tune_task import blueprint, check_fit
+            from vfm_diva.tune_task import check_fit
 
             check_fit(blueprint(clip), load_generator(generator, weights=False), **self._how)
 
@@ -76,6 +77,7 @@ class DivaTune(ClipPostTraining):
         from vfm.data.loader import TrainingData
         from vfm.data.source import open_dataset
         from vfm.data.transforms import ImageTransform
+        from vfm.models.clip import why_not_open_clip
         from vfm.train import fit, is_main
         from vfm_diva.pictures import before_and_after, drawn_from_images
         from vfm_diva.samples import MakeNoisy, MakeViews
@@ -89,6 +91,8 @@ class DivaTune(ClipPostTraining):
         if is_main():
             ctx.panel(before_and_after(task, data))
             ctx.panel(drawn_from_images(task, data, ctx.directory))
+            if why := why_not_open_clip(task.clip):
+                ctx.warn(why)
         return task.export(ctx.directory)
 
     @property

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 
 from vfm.artifacts import ClipCheckpoint
 from vfm.config import UserError
-from vfm.models.clip import ClipModel, build_clip, save_clip
-from vfm.models.clip_config import read_config
+from vfm.models.clip import ClipModel, save_clip
 from vfm.models.patch_features import cls_and_patch_tokens, feature_width
 from vfm.train import Batch, Frozen, Metrics, Task
 from vfm_diva.anchor import CosineAnchor, SimilarityAnchor
@@ -129,14 +128,6 @@ class TuneTask(Task):
     def export(self, directory: Path) -> ClipCheckpoint:
         """The CLIP model with its tuned tower, in open_clip's layout; nothing of the generator is in it."""
         return save_clip(self.clip, directory)
-
-
-def blueprint(checkpoint: ClipCheckpoint) -> ClipModel:
-    """A checkpoint's model on the meta device: its configuration alone is read."""
-    with torch.device("meta"):
-        model = build_clip(read_config(checkpoint.path)["model_cfg"], device="meta")
-    model.name = checkpoint.model
-    return model
 
 
 def check_fit(

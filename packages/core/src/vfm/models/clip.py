@@ -164,7 +164,8 @@ def blueprint(model: str | Mapping[str, Any] | ClipCheckpoint, image_size: int |
     config = read_config(model.path)["model_cfg"] if isinstance(model, ClipCheckpoint) else model
     with torch.device("meta"):
         made = build_clip(config, image_size=image_size, device="meta")
-    made.name = model.model if isinstance(model, ClipCheckpoint) else made.name
+    if isinstance(model, ClipCheckpoint):
+        made.name, made.folder = model.model, model.path
     return made
 
 
