@@ -161,7 +161,7 @@ def encode_dataset(
     features: dict[str, list[Tensor]] = {name: [] for name in encoders}
     told: Counter[str] = Counter()
     seen = 0
-    for batch in _decoded_batches(source, reading, check):
+    for batch in decoded_batches(source, reading, check):
         good = [(number, *item) for number, item in batch if not isinstance(item, BadSample)]
         for bad in (item for _, item in batch if isinstance(item, BadSample)):
             told[bad.reason] += 1
@@ -180,7 +180,7 @@ def encode_dataset(
 Decoded = tuple[Sample, Image.Image, bytes] | BadSample
 
 
-def _decoded_batches(
+def decoded_batches(
     source: Source, reading: Reading, check: Callable[[Sample], None]
 ) -> Iterator[list[tuple[int, Decoded]]]:
     """Batches of (number, sample, picture and digest); the next batch is decoded while the caller works on this one."""

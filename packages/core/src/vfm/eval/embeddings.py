@@ -1,0 +1,199 @@
+"""Embeddings of a data set in a file: written batch by batch, so of any number of images, and read back to search.
+
+    FILE.parquet   key, text (the first caption or the class, where there is one), embedding (list of D floats); the
+                   model's name in the schema's metadata
+    FILE.npy       (N, D) float32, and beside it FILE.keys.txt with a key a line
+
+A file appears when it is whole.
+"""
+
+# N images, D width
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Protocol, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vfm.config import UserError
+from vfm.data import BadSample, Sample, Source
+from vfm.eval.encode import ImageEncoder, Reading, decoded_batches
+from vfm.stage import Context
+
+MODEL = b"vfm.model"  # in the schema's metadata
+SUFFIXES = (".parquet", ".npy")
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """A file read back: `keys`, `texts` (empty where there are none), and unit `vectors` (N, D)."""
+
+    keys: list[str]
+    texts: list[str]
+    vectors: Tensor
+    model: str = ""
+
+
+class Writer(Protocol):
+    """Takes batches; the file appears when the `with` block ends well."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def write(self, keys: list[str], texts: list[str | None], vectors: NDArray[np.float32]) -> None:
+        """Appends a batch."""
+        ...
+
+
+def embed_dataset(
+    ctx: Context, source: Source, encoder: ImageEncoder, writer: Writer, reading: Reading
+) -> Counter[str]:
+    """Writes the embeddings of all images that can be read, in order; the others are told and counted by reason.
+
+    Raises:
+        UserError: too many cannot be read, or all.
+    """
+    bad: Counter[str] = Counter()
+    seen = 0
+    for batch in decoded_batches(source, reading, lambda sample: None):
+        good = [item for _, item in batch if not isinstance(item, BadSample)]
+        for item in (item for _, item in batch if isinstance(item, BadSample)):
+            bad[item.reason] += 1
+            ctx.skip(item.reason, item.where)
+        if good:
+            vectors = encoder.encode_images([image for _, image, _ in good], reading.batch_size).numpy()
+            samples = [sample for sample, *_ in good]
+            writer.write([s.key for s in samples], [_text(s, source.class_names) for s in samples], vectors)
+        seen += len(batch)
+        ctx.progress(seen, len(source), "images")
+    reading.check_bad(bad, len(source))
+    return bad
+
+
+def _text(sample: Sample, class_names: Sequence[str]) -> str | None:
+    if texts := next(iter(sample.texts.values()), None):
+        return texts[0]
+    return class_names[sample.label] if sample.label is not None and class_names else None
+
+
+def open_writer(file: Path, model: str) -> Writer:
+    """The writer for a file's suffix.
+
+    Raises:
+        UserError: it is neither .parquet nor .npy.
+    """
+    if file.suffix == ".parquet":
+        return ParquetWriter(file, model)
+    if file.suffix == ".npy":
+        return NpyWriter(file)
+    raise UserError(f"{file}: embeddings are written as {' or '.join(SUFFIXES)}")
+
+
+class ParquetWriter:
+    """Writes a row group a batch."""
+
+    def __init__(self, file: Path, model: str) -> None:
+        self.file, self.part, self.model = file, file.with_name(file.name + ".part"), model
+        self.writer: Any = None
+
+    def __enter__(self) -> Self:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def write(self, keys: list[str], texts: list[str | None], vectors: NDArray[np.float32]) -> None:
+        """Appends a batch."""
+        flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
+        columns = {
+            "key": pa.array(keys, pa.string()),
+            "text": pa.array(texts, pa.string()),
+            "embedding": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
+        }
+        table = pa.table(columns).replace_schema_metadata({MODEL: self.model.encode()})
+        if self.writer is None:
+            self.writer = pq.ParquetWriter(self.part, table.schema)
+        self.writer.write_table(table)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.writer is not None:
+            self.writer.close()
+            self.part.unlink() if kind else self.part.replace(self.file)
+
+
+class NpyWriter:
+    """Writes rows behind a header, which is written again when their number is known: numpy leaves it room to grow."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.part = file, file.with_name(file.name + ".part")
+        self.rows, self.keys = 0, file.with_suffix(".keys.txt")
+        self.stream: IO[bytes]
+        self.names: IO[str]
+
+    def __enter__(self) -> Self:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.stream = self.part.open("wb+")
+        self.names = self.keys.with_name(self.keys.name + ".part").open("w", encoding="utf-8")
+        return self
+
+    def write(self, keys: list[str], texts: list[str | None], vectors: NDArray[np.float32]) -> None:
+        """Appends a batch."""
+        if not self.rows:
+            self._header(vectors.shape[1])
+        self.rows, self.width = self.rows + len(vectors), vectors.shape[1]
+        self.stream.write(np.ascontiguousarray(vectors, dtype=np.float32).tobytes())
+        self.names.writelines(f"{key}\n" for key in keys)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.rows and not kind:
+            self.stream.seek(0)
+            self._header(self.width)
+        for stream, target in ((self.stream, self.file), (self.names, self.keys)):
+            stream.close()
+            part = Path(stream.name)
+            part.unlink() if kind or not self.rows else part.replace(target)
+
+    def _header(self, width: int) -> None:
+        facts = {"descr": "<f4", "fortran_order": False, "shape": (self.rows, width)}
+        npy.write_array_header_1_0(self.stream, facts)  # type: ignore[no-untyped-call]
+
+
+def read_embeddings(file: Path) -> Embeddings:
+    """A file that `vfm embed` has written.
+
+    Raises:
+        UserError: it is not there, or not one.
+    """
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; make one with vfm embed")
+    try:
+        if file.suffix == ".parquet":
+            table = pq.read_table(file)
+            flat = table["embedding"].combine_chunks().flatten().to_numpy()
+            texts = [text or "" for text in table["text"].to_pylist()]
+            vectors = torch.from_numpy(flat.reshape(len(table), -1).copy())
+            model = (table.schema.metadata or {}).get(MODEL, b"").decode()
+            return Embeddings(table["key"].to_pylist(), texts, vectors, model)
+        vectors = torch.from_numpy(np.load(file, allow_pickle=False))
+        keys = file.with_suffix(".keys.txt").read_text(encoding="utf-8").splitlines()
+        if vectors.ndim != 2 or len(keys) != len(vectors):
+            raise ValueError(f"{len(keys)} keys for an array of {tuple(vectors.shape)}")
+    except (pa.ArrowInvalid, KeyError, ValueError, OSError) as error:
+        raise UserError(f"{file}: not embeddings as vfm embed writes them: {str(error).splitlines()[0]}") from None
+    return Embeddings(keys, [""] * len(keys), vectors)

@@ -1,0 +1,186 @@
+"""`vfm embed`, `predict` and `view`: as a user runs them, on artifacts, folders and tars; a mistake is one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from cli_world import run_here
+from eval_world import NAMES, labeled, png, pool, run_in, tiny_clip
+from vfm.artifacts import Artifact
+from vfm.config import UserError
+from vfm.data import open_dataset
+from vfm.data.images import decode_image
+from vfm.eval.embeddings import NpyWriter, ParquetWriter, read_embeddings
+from vfm.eval.encode import Reading, encode_dataset, load_encoder
+from vfm.models import build_vision, load_clip, save_vision
+from vfm.models.class_names import set_class_names
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP model, a classifier, an encoder without a head, labelled images, pairs, and a flat folder of images."""
+    here = tmp_path_factory.mktemp("world")
+    tiny_clip(here / "clip", 0)
+    model = build_vision("vit_pico_patch8_32", num_classes=7, seed=0)
+    nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))
+    set_class_names(model, NAMES)
+    save_vision(model, here / "classifier")
+    save_vision(build_vision("vit_pico_patch8_32", seed=0), here / "encoder")
+    labeled(here / "labeled", 21, broken=[3])
+    pool(here / "pool")
+    (here / "flat").mkdir()
+    for n, name in enumerate(NAMES):
+        (here / "flat" / f"{name}.png").write_bytes(png(name, n + 1))
+    return here
+
+
+@pytest.mark.parametrize("model", ["clip", "classifier", "encoder"])
+@pytest.mark.parametrize("suffix", [".parquet", ".npy"])
+def test_embeddings_are_the_encoders_in_order_without_the_bad(
+    world: Path, tmp_path: Path, model: str, suffix: str
+) -> None:
+    out = tmp_path / f"e{suffix}"
+    done = run_here(
+        "embed", world / model, world / "labeled", "--out", out, "--batch-size", "4", "--max-bad-fraction", "0.1"
+    )
+    assert done.code == 0, done.err
+    assert "20 embeddings; skipped: 1 unreadable_image" in done.out
+    encoder = load_encoder(Artifact.load(world / model), torch.device("cpu"))
+    source = open_dataset(Artifact.load(world / "labeled"))
+    peer = encode_dataset(run_in(tmp_path / "ctx").ctx, source, {"m": encoder}, Reading(4, 0.1))
+    found = read_embeddings(out)
+    assert found.keys == peer.keys
+    assert torch.equal(found.vectors, peer.features["m"])
+    assert {file.name for file in tmp_path.glob("e*")} == {out.name} | ({"e.keys.txt"} if suffix == ".npy" else set())
+    if suffix == ".npy":
+        assert np.load(out).shape == found.vectors.shape
+    else:
+        assert found.texts[:3] == NAMES[:3], "a class is what a labelled image says"
+        assert found.model == str(world / model)
+
+
+def test_folders_and_tars_need_no_captions(world: Path, tmp_path: Path) -> None:
+    for data in (world / "flat", world / "labeled" / "0.tar"):
+        out = tmp_path / f"{data.stem}.parquet"
+        done = run_here("embed", world / "clip", data, "--out", out, "--max-bad-fraction", "0.1")
+        assert done.code == 0, done.err
+    assert read_embeddings(tmp_path / "flat.parquet").keys == sorted(f"{name}.png" for name in NAMES)
+    captions = tmp_path / "pool.parquet"
+    assert run_here("embed", world / "clip", world / "pool", "--out", captions).code == 0
+    assert pq.read_table(captions)["text"][2].as_py().startswith("blue number")
+
+
+def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    for writer in (ParquetWriter(tmp_path / "a.parquet", "m"), NpyWriter(tmp_path / "a.npy")):
+        with pytest.raises(ValueError, match="lengths"), writer:  # noqa: PT012 (what fails is the block)
+            writer.write(["a"], [None], np.zeros((1, 3), np.float32))
+            raise ValueError("lengths")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_npy_of_many_batches_is_numpys(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(1234, 5)).astype(np.float32)
+    with NpyWriter(tmp_path / "a.npy") as writer:
+        for start in range(0, 1234, 100):
+            part = rows[start : start + 100]
+            writer.write([str(n) for n in range(len(part))], [None] * len(part), part)
+    assert np.array_equal(np.load(tmp_path / "a.npy", mmap_mode="r"), rows)
+
+
+def shown(out: str) -> list[tuple[float, str]]:
+    lines = [line.split(maxsplit=1) for line in out.splitlines() if line.startswith("  ")]
+    return [(float(share), words) for share, words in lines]
+
+
+def test_a_clip_model_chooses_among_names_as_zero_shot_does(world: Path, tmp_path: Path) -> None:
+    image = world / "flat" / "red.png"
+    done = run_here("predict", world / "clip", image, "--classes", ",".join(NAMES), "--top", "3")
+    clip = load_clip(world / "clip")
+    texts = clip.encode_texts([f"a photo of a {name}." for name in NAMES])
+    logits = clip.module.logit_scale.exp() * clip.encode_images([decode_image(image.read_bytes(), "x")]) @ texts.T
+    best = logits.softmax(dim=-1)[0].topk(3)
+    assert done.out.splitlines()[0] == str(image)
+    assert [words for _, words in shown(done.out)] == [NAMES[i] for i in best.indices.tolist()]
+    assert [share for share, _ in shown(done.out)] == pytest.approx(best.values.tolist(), abs=6e-4)
+    (tmp_path / "names.txt").write_text("\n".join(NAMES) + "\n")
+    again = run_here("predict", world / "clip", image, "--classes", tmp_path / "names.txt", "--top", "3")
+    assert again.out == done.out
+
+
+def test_a_classifier_says_its_own_classes(world: Path) -> None:
+    done = run_here("predict", world / "classifier", world / "flat" / "red.png", world / "flat" / "blue.png")
+    assert len(shown(done.out)) == 10
+    model = load_encoder(Artifact.load(world / "classifier"), torch.device("cpu"))
+    shares = model.logits([decode_image((world / "flat" / "red.png").read_bytes(), "x")]).softmax(dim=-1)[0]
+    best = shares.topk(5)
+    assert [words for _, words in shown(done.out)[:5]] == [NAMES[i] for i in best.indices.tolist()]
+    assert [share for share, _ in shown(done.out)[:5]] == pytest.approx(best.values.tolist(), abs=6e-4)
+
+
+def test_the_nearest_of_an_index_is_the_picture_itself(world: Path, tmp_path: Path) -> None:
+    index = tmp_path / "i.parquet"
+    assert run_here("embed", world / "clip", world / "flat", "--out", index).code == 0
+    done = run_here("predict", world / "clip", world / "flat" / "green.png", "--index", index, "--top", "2")
+    assert shown(done.out)[0] == (pytest.approx(1.0), "green.png")
+    wrong = run_here("predict", world / "encoder", world / "flat" / "green.png", "--index", index)
+    assert wrong.code == 2
+    assert "have 16 channels, those of" in wrong.errors[0]
+
+
+def test_views_are_png_files_one_a_picture(world: Path, tmp_path: Path) -> None:
+    for model in ("clip", "classifier"):
+        images = [world / "flat" / "red.png", world / "flat" / "blue.png"]
+        done = run_here("view", world / model, *images, "--out", tmp_path / model)
+        assert done.code == 0, done.err
+        for name in ("red", "blue"):
+            with Image.open(tmp_path / model / f"{name}.png") as image:
+                assert image.size == (3 * 96 + 16, 96)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["embed", "{}/clip", "{}/flat", "--out", "x.csv"], "x.csv: embeddings are written as .parquet or .npy"),
+        (["embed", "{}/clip", "{}/nothing", "--out", "x.npy"], "nothing: no such file or folder"),
+        (["embed", "{}/clip", "{}/clip", "--out", "x.npy"], "a ImageDataset is wanted, this is a ClipCheckpoint"),
+        (["embed", "{}/labeled", "{}/flat", "--out", "x.npy"], "a LabeledDataset; a model is wanted"),
+        (["embed", "{}/clip", "{}/flat", "--out", "x.npy", "--device", "gpu"], "--device gpu: choose from auto"),
+        (["predict", "{}/clip", "{}/flat/red.png"], "give --classes, or --index"),
+        (["predict", "{}/clip", "{}/flat/rd.png", "--classes", "a,b"], "rd.png: no such image"),
+        (["predict", "{}/clip", "{}/clip/artifact.json", "--classes", "a,b"], "artifact.json: unreadable image"),
+        (["predict", "{}/clip", "{}/flat/red.png", "--classes", "a"], "two or more names are needed"),
+        (["predict", "{}/clip", "{}/flat/red.png", "--classes", "no.txt"], "no.txt: no such file of classes"),
+        (["predict", "{}/encoder", "{}/flat/red.png"], "it has no classification head; give --index"),
+        (["predict", "{}/classifier", "{}/flat/red.png", "--classes", "a,b"], "2 class_names for a head of 7 outputs"),
+        (
+            ["predict", "{}/clip", "{}/flat/red.png", "--index", "no.npy"],
+            "no.npy: no such file; make one with vfm embed",
+        ),
+        (["predict", "{}/clip", "{}/flat/red.png", "--index", "{}/clip/artifact.json"], "not embeddings as vfm embed"),
+        (["predict", "vit_picoo_patch8_32", "{}/flat/red.png"], "did you mean 'vit_pico_patch8_32'"),
+        (["view", "ViT-Pico-8-32", "{}/flat/red.png", "--out", "o"], "pretrained is required"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], line: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run_here(*(word.format(world) for word in words))
+    assert done.code == 2, done.out
+    assert len(done.errors) == 1
+    assert line in done.errors[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_npy_is_told(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((3, 2), np.float32))
+    (tmp_path / "a.keys.txt").write_text("one\n")
+    with pytest.raises(UserError, match="1 keys for an array of"):
+        read_embeddings(tmp_path / "a.npy")
