@@ -220,6 +220,13 @@ def test_augmentation_is_timms_drawn_from_the_sample_alone(tmp_path: Path, train
         plain(Sample("a", "a", sample.image), 0)
 
 
+def test_the_largest_magnitude_goes_through_all_operations(train: LabeledDataset) -> None:
+    """timm's posterize with no bits left ends a training in Pillow's ValueError."""
+    make = MakeLabeled.of(vision_preprocess(build_vision(ENCODERS[0])), (1.0, 1.0), 0.0, "rand-m10-n15-p1.0-inc1")
+    sample = Sample("a", "a", _png(np.full((32, 32, 3), 200, np.uint8)), label=0)
+    assert [make(sample, seed)["images"].shape for seed in range(20)] == [(3, 32, 32)] * 20
+
+
 def _png(pixels: np.ndarray) -> bytes:
     import io
 

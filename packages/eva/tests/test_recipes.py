@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from vfm import builtin
 from vfm.flow.recipe import load_recipe
-from vfm.stage import Preflight
+from vfm.stage import Preflight, Stage
 from vfm_eva import EvaPretrain
 from vfm_eva.plugin import vfm_stages
 
@@ -26,13 +24,16 @@ PAPERS = {
 }
 
 
+def stages(name: str, *overrides: str) -> tuple[Stage, ...]:
+    known = {stage.kind_name(): stage for stage in [*builtin.vfm_stages(), *vfm_stages()]}
+    return load_recipe(name, known, overrides).stages
+
+
 @pytest.mark.parametrize("name", PAPERS)
 def test_values_are_the_papers(name, tmp_path):
     millions, epochs, images, batch, lr, drop_path, beta, source = PAPERS[name]
-    known = {stage.kind_name(): stage for stage in [*builtin.vfm_stages(), *vfm_stages()]}
     (tmp_path / "a.tar").touch()
-    recipe = load_recipe(name, known, [f"data.path={Path(tmp_path / 'a.tar')}"])
-    _, teacher, stage = recipe.stages
+    _, teacher, stage = stages(name, f"data.path={tmp_path / 'a.tar'}")
     assert isinstance(stage, EvaPretrain)
     assert teacher.source == source
     assert (stage.global_batch_size, stage.lr, stage.drop_path, stage.betas) == (batch, lr, drop_path, (0.9, beta))

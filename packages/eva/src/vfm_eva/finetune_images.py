@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import RLock
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.auto_augment import rand_augment_transform
+from timm.data.auto_augment import posterize, rand_augment_transform
 from torch import Tensor
 
 from vfm.config import UserError
@@ -83,8 +84,18 @@ def _augmentation(
 ) -> Callable[[Image.Image], Image.Image]:
     """RandAugment as timm's own training sets it up."""
     settings = {"translate_const": int(size * 0.45), "img_mean": mean, "interpolation": FILTERS[interpolation]}
-    augment: Callable[[Image.Image], Image.Image] = rand_augment_transform(words, settings)
-    return augment
+    augment: Any = rand_augment_transform(words, settings)
+    for operation in augment.ops:
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = _posterize
+    made: Callable[[Image.Image], Image.Image] = augment
+    return made
+
+
+def _posterize(image: Image.Image, bits: int, **settings: Any) -> Image.Image:
+    """timm's, which at the largest magnitude asks for no bits at all: Pillow refuses that now, and it was black."""
+    posterized: Image.Image = posterize(image, max(1, bits), **settings)
+    return posterized
 
 
 def check_rand_augment(words: str | None) -> None:

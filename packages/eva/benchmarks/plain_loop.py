@@ -1,0 +1,63 @@
+"""The peer: EVA's pre-training as one writes it by hand on timm and open_clip, without vfm."""
+
+# B batch, N patches, D student width, T target width
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Batch = dict[str, Any]
+Pixels = Callable[[Tensor], Tensor]
+
+
+class PlainLoop:
+    """Student, mask token and head with AdamW; the teacher is an open_clip vision transformer.
+
+    Args:
+        student: a timm `Eva`.
+        head: from D to T.
+        mask_token: (D,).
+        visual: the teacher's `visual`.
+        pixels: makes model inputs of uint8 images, for the student and for the teacher.
+    """
+
+    def __init__(
+        self, student: Any, head: nn.Linear, mask_token: nn.Parameter, visual: Any, pixels: tuple[Pixels, Pixels]
+    ) -> None:
+        self.student, self.head, self.mask_token, self.visual, self.pixels = student, head, mask_token, visual, pixels
+        named = [*student.named_parameters(), *head.named_parameters(), ("mask_token", mask_token)]
+        plain = {*student.no_weight_decay()}
+        decayed = [param for name, param in named if param.ndim > 1 and name not in plain]
+        others = [param for name, param in named if not (param.ndim > 1 and name not in plain)]
+        self.params = [*decayed, *others]
+        groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), eps=1e-6, fused=True)
+
+    def run(self, batches: Iterable[Batch]) -> Iterator[float]:
+        """One optimiser step a batch; gives the losses."""
+        for batch in batches:
+            loss = self.loss(batch)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.params, 3.0)
+            self.optimizer.step()
+            yield loss.item()
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The negative cosine on masked patches."""
+        images, bool_mask, student = batch["images"], batch["bool_mask"], self.student
+        with torch.no_grad():
+            _, patch_tokens = self.visual(self.pixels[1](batch.get("teacher_images", images)))
+            target = (patch_tokens @ self.visual.proj)[bool_mask]
+        tokens = student.patch_embed(self.pixels[0](images))
+        tokens = torch.where(bool_mask[..., None], self.mask_token, tokens)
+        tokens, rope = student._pos_embed(tokens)
+        for block in student.blocks:
+            tokens = block(tokens, rope=rope)
+        tokens = student.fc_norm(student.norm(tokens))[:, student.num_prefix_tokens :]
+        return -F.cosine_similarity(self.head(tokens[bool_mask]).float(), target.float(), dim=-1).mean()

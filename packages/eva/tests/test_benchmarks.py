@@ -1,0 +1,47 @@
+"""The benchmarks run as their README says, and what they compare is the same mathematics."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def run(name: str, folder: Path, *arguments: str) -> dict[str, Any]:
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *arguments, "--out", str(folder / "found")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "found.md").read_text(encoding="utf-8") == done.stdout
+    return json.loads((folder / "found.json").read_text(encoding="utf-8"))
+
+
+def test_mask_statistics_stand_beside_the_released_ones(tmp_path):
+    found = run("mask_statistics", tmp_path, "--masks", "5000")
+    for name, released in found["released"].items():
+        if name != "smallest count":
+            assert found["block"][name] == pytest.approx(released, abs=0.03), name
+    assert found["block_exact"]["smallest count"] == 105
+    assert found["block_exact"]["centre masked"] == pytest.approx(0.752, abs=0.03)
+
+
+def test_the_step_is_compared_with_the_same_mathematics(tmp_path):
+    found = run("pretrain", tmp_path, "--quick")
+    assert found["step"]["losses apart, at most"] < 1e-5
+    assert 0 < found["step"]["teacher's share"] < 1
+    cached = found["cached"]
+    assert cached["fp16"]["cosine to exact"] > 0.99999
+    assert cached["int8"]["cosine to exact"] > 0.999
+    assert cached["int8"]["bytes an image"] < 0.3 * cached["fp32"]["bytes an image"]
+    assert cached["int8"]["loss on exact targets"] == pytest.approx(cached["fp32"]["loss on exact targets"], abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["masks", "pretrain"])
+def test_kept_results_are_whole(name):
+    assert (BENCHMARKS / "results" / f"{name}.md").is_file()
+    assert json.loads((BENCHMARKS / "results" / f"{name}.json").read_text(encoding="utf-8"))
