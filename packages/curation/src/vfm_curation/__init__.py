@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vfm_curation.automaton import Automaton
     from vfm_curation.balance import (
         count_ids,
         cumulative_share,
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
         tail_share,
         text_probability,
     )
+    from vfm_curation.language import detect_languages
+    from vfm_curation.matchers import Matchers
     from vfm_curation.matching import Matcher, dead_entries, match_plain, spacing, tokenize
     from vfm_curation.metadata import (
         EntryList,
@@ -29,14 +32,19 @@ if TYPE_CHECKING:
     from vfm_curation.shards import read_shards
     from vfm_curation.subset import expected_size
     from vfm_curation.thresholds import EntryLanguages, by_reference, by_tail_share
+    from vfm_curation.token_table import TokenTable
 
-_MODULES = ("balance", "matching", "metadata", "shards", "subset", "thresholds")
+_MODULES = (
+    "automaton", "balance", "language", "matchers", "matching", "metadata", "shards", "subset", "thresholds",
+    "token_table",
+)  # fmt: skip
 
 __all__ = [
-    "EntryLanguages", "EntryList", "Matcher", "Vocabulary", "by_reference", "by_tail_share", "count_ids",
-    "cumulative_share", "dead_entries", "entries_sha256", "expected_size", "ids_for", "keep_probability",
-    "load_entries", "match_plain", "read_entries", "read_shards", "spacing", "t_for_tail_share", "t_for_target_size",
-    "tail_share", "text_probability", "tokenize", "wordnet_entries",
+    "Automaton", "EntryLanguages", "EntryList", "Matcher", "Matchers", "TokenTable", "Vocabulary", "by_reference",
+    "by_tail_share", "count_ids", "cumulative_share", "dead_entries", "detect_languages", "entries_sha256",
+    "expected_size", "ids_for", "keep_probability", "load_entries", "match_plain", "read_entries", "read_shards",
+    "spacing", "t_for_tail_share", "t_for_target_size", "tail_share", "text_probability", "tokenize",
+    "wordnet_entries",
 ]  # fmt: skip
 
 

