@@ -297,6 +297,7 @@ def test_plugin_brings_its_stages_and_no_torch() -> None:
     assert {stage.kind_name() for stage in vfm_stages()} == {
         "curation.extract",
         "curation.retry",
+        "curation.export",
         "curation.filter",
         "curation.metadata",
         "curation.match",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from vfm.artifacts import ClipCheckpoint, PairDataset, VisionCheckpoint
+from vfm.artifacts import ClipCheckpoint, CuratedSubset, PairDataset, VisionCheckpoint
 from vfm.config import UserError
 from vfm.interfaces import ClipTraining, CropScale
 from vfm.stage import Context, Preflight, Ref
@@ -86,6 +86,9 @@ class ClipTrain(ClipTraining):
 
         if data := ctx.artifact(self.data):
             self._check_data(data)
+        made = ctx.stage(self.data)
+        if self.sampler == "balanced" and made and not issubclass(made.makes, CuratedSubset):
+            raise UserError(f"sampler: balanced draws by a CuratedSubset's probabilities; '{self.data}' has none")
         start = ctx.artifact(self.init) if self.init else None
         if self.init and not start:
             return

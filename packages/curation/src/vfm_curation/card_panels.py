@@ -38,7 +38,7 @@ def _seconds(card: DataCard) -> Panel:
     rows: list[Row] = [[step.name, step.texts, step.seconds and round(step.seconds, 2)] for step in card.funnel]
     note = f"Texts left after each step. The kept ones are of {card.made.num_samples:,} images."
     columns = ["step", "texts", "seconds"]
-    return TablePanel(title="Curation steps", note=note, order=11, columns=columns, rows=rows)
+    return TablePanel(title="Curation seconds", note=note, order=11, columns=columns, rows=rows)
 
 
 def _head_and_tail(card: DataCard) -> Panel:

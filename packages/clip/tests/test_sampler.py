@@ -1,0 +1,82 @@
+"""`sampler: balanced`: epochs of a curated subset drawn anew, in the stage; and data that have no probabilities."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clip_world import make_pool, plan, run_stage
+from vfm import CuratedSubset, Event, Pool, UserError
+from vfm.data import SUBSET_FILE, open_balanced, open_dataset, subset_schema
+from vfm.data.order import SampleOrder
+from vfm.data.stages import Pairs
+from vfm.stage import Preflight
+
+
+def make_subset(pool: Pool, directory: Path) -> CuratedSubset:
+    """All texts of the pool; every second one is certain, the others come once in five epochs."""
+    source = open_dataset(pool)
+    tables = []
+    for shard in range(len(source.shard_sizes)):
+        texts = source.texts_of_shard(shard)
+        number = len(texts)
+        columns = {
+            "shard": np.full(number, shard), **{name: texts[name] for name in texts.column_names if name != "text"},
+            "probability": np.where(np.arange(number) % 2, 1.0, 0.2), "kept": np.ones(number, bool),
+        }  # fmt: skip
+        tables.append(pa.table(columns).select(subset_schema().names).cast(subset_schema()))
+    directory.mkdir()
+    pq.write_table(pa.concat_tables(tables), directory / SUBSET_FILE)
+    return CuratedSubset.create(directory, num_samples=len(source), pool=pool.reference(directory))
+
+
+def test_epochs_are_those_of_the_draws_and_a_cut_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    subset = make_subset(make_pool(tmp_path / "pool"), tmp_path / "subset")
+    changes = {"steps": 12, "global_batch_size": 16, "checkpoint": {"every_steps": 1}, "ema_decay": None}
+    stage = plan(sampler="balanced", data="pool", **changes)
+    whole, _ = run_stage(stage, tmp_path / "whole", pool=subset)
+
+    class CutError(Exception):
+        pass
+
+    def cut(event: Event) -> None:
+        if event.type == "metrics" and event.data["step"] == 7:
+            raise CutError
+
+    with pytest.raises(CutError):
+        run_stage(stage, tmp_path / "cut", send=cut, pool=subset)
+    again, _ = run_stage(stage, tmp_path / "cut", pool=subset)
+    weights = [(made.path / "open_clip_model.safetensors").read_bytes() for made in (whole, again)]
+    assert weights[0] == weights[1]
+    shuffled, _ = run_stage(plan(**changes), tmp_path / "shuffled", pool=subset)
+    assert (shuffled.path / "open_clip_model.safetensors").read_bytes() != weights[0]
+
+
+def test_the_stage_draws_its_own_language_by_its_own_seed(tmp_path: Path) -> None:
+    subset = make_subset(make_pool(tmp_path / "pool"), tmp_path / "subset")
+    stage = plan(sampler="balanced", seed=4, global_batch_size=16)
+    from vfm.models import build_clip
+
+    data, _ = stage._training_data(subset, build_clip(stage.model, seed=0))
+    source = open_balanced(subset, seed=4, language="en")
+    order = SampleOrder(source.epochs, seed=4, shuffle_shards=1000)
+    assert data.order().of_epochs(0, 200) == order.of_epochs(0, 200)
+    sizes = [int(source.epochs.sizes(epoch).sum()) for epoch in range(4)]
+    assert all(28 <= size < 56 for size in sizes)  # 28 certain ones, and a fifth of the others
+
+
+def test_data_without_probabilities_are_refused_before_the_run(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path / "pool")
+    stage = plan(sampler="balanced")
+    with pytest.raises(
+        UserError, match=r"sampler: balanced draws by a CuratedSubset's probabilities; .*pool is a Pool"
+    ):
+        stage.preflight(Preflight({}, {"pool": pool.path}))
+    with pytest.raises(UserError, match="'pool' has none"):
+        stage.preflight(Preflight({"pool": Pairs(name="pool", path="x")}, {}))
+    with pytest.raises(UserError, match="pool is a Pool"):
+        run_stage(stage, tmp_path, pool=pool)

@@ -1,0 +1,86 @@
+"""Tars of what was kept alone: images byte for byte, kept texts, in a seeded order. One tar is one task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from vfm.artifacts import CuratedSubset
+from vfm.data import BadSample, Sample, open_dataset, write_tar
+from vfm.data.images import open_image
+from vfm.data.order import SampleOrder
+from vfm.data.source import Source
+from vfm_curation.engine import Summary
+from vfm_curation.shard_files import whole_file
+
+TARS_FOLDER = "tars"
+Member = tuple[str, Mapping[str, bytes]]
+
+
+@dataclass(frozen=True)
+class TarsJob:
+    """What all tars of an export share."""
+
+    subset: Path
+    folder: Path
+    samples_per_shard: int
+    shuffle_shards: int
+    seed: int
+
+    def file(self, shard: int) -> Path:
+        """Where a tar lies, once it is whole."""
+        return self.folder / f"{shard:05d}.tar"
+
+
+@dataclass
+class TarSummary(Summary):
+    """What a tar holds; kept beside it while the stage runs, so that a finished one is not written again."""
+
+    shard: int = 0
+    num_samples: int = 0
+
+
+@lru_cache(maxsize=1)
+def _opened(job: TarsJob) -> tuple[Source, SampleOrder]:
+    source = open_dataset(CuratedSubset.load(job.subset))
+    return source, SampleOrder(source.epochs, seed=job.seed, shuffle_shards=job.shuffle_shards)
+
+
+def write_shard(job: TarsJob, shard: int) -> TarSummary:
+    """Writes the samples of one tar; a picture that nobody can read is left out and told."""
+    told = job.folder.parent / f"{job.folder.name}.told" / f"{shard:05d}.json"
+    if told.is_file():
+        return TarSummary.of(json.loads(told.read_text(encoding="utf-8")))
+    source, order = _opened(job)
+    start = shard * job.samples_per_shard
+    places = order(start, min(start + job.samples_per_shard, len(source))).tolist()
+    summary = TarSummary(shard=shard)
+    with whole_file(job.file(shard)) as part:
+        summary.num_samples = write_tar(part, _members(source, places, shard, summary))
+    told.parent.mkdir(exist_ok=True)
+    with whole_file(told) as part:
+        part.write_text(json.dumps(vars(summary)), encoding="utf-8")
+    return summary
+
+
+def _members(source: Source, places: list[int], shard: int, summary: TarSummary) -> Iterator[Member]:
+    """Keys as img2dataset makes them, the tar's number before the sample's; the uid stays in the json."""
+    for number, index in enumerate(places):
+        try:
+            sample = source[index]
+            kind = str(open_image(sample.image, source.where(index)).format).lower()
+        except BadSample as bad:
+            summary.skip(bad.reason, bad.where)
+            continue
+        summary.num_texts += sum(map(len, sample.texts.values()))
+        first = next(texts[0] for texts in sample.texts.values())
+        extension = "jpg" if kind == "jpeg" else kind
+        yield f"{shard:05d}{number:06d}", {extension: sample.image, "txt": first.encode(), "json": _record(sample)}
+
+
+def _record(sample: Sample) -> bytes:
+    facts = {"uid": sample.uid, "key": sample.key, **({"url": sample.url} if sample.url else {})}
+    return json.dumps({**facts, **sample.texts}, ensure_ascii=False).encode()
