@@ -256,7 +256,7 @@ def test_an_attentive_probe_reads_patches_and_cleans_up(tmp_path: Path, tags: di
     stage = AttentiveProbe(name="a", models=["clip"], train="train", data="data", epochs=15, train_batch_size=16)
     report = stage.run(run.ctx)
     (metric,) = report.metrics
-    assert metric.name == "ap_map"
+    assert metric.name == "attn_map"
     assert metric.value > 0.9 > (metric.chance or 1)
     assert not (run.ctx.work / "tokens").exists()
 

@@ -75,7 +75,7 @@ def judge_trained_probe(
                 "validation": {str(lr): found for lr, found in swept.validation.items()},
                 "train_sha256": data_hash(train, known.digests),
             }
-            prefix = "lp_" if settings.probe == "linear" else "ap_"
+            prefix = "lp_" if settings.probe == "linear" else "attn_"
             judgements[name] = judged(scores, answers, test.keys, data, prefix, details)
             tried = sorted(swept.validation.items())
             curves.append(Series(name=name, x=[lr for lr, _ in tried], y=[100 * found for _, found in tried]))
