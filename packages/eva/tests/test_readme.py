@@ -20,13 +20,19 @@ def test_python_example_of_the_readme_learns(capsys):
 
 
 def test_recipes_of_the_readme_are_well_wired(tmp_path):
-    whole, cached = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    whole, cached, tuned = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     without = "".join(
         line for line in whole.splitlines(keepends=True) if "eva" not in line and "samples_seen" not in line
     )
     (tmp_path / "eva.yaml").write_text(whole, encoding="utf-8")
     (tmp_path / "cached.yaml").write_text(without + cached, encoding="utf-8")
+    (tmp_path / "tuned.yaml").write_text(whole + tuned, encoding="utf-8")
     known = {stage.kind_name(): stage for stage in [*builtin.vfm_stages(), *vfm_stages()]}
-    for file, names in {"eva": ["pool", "teacher", "eva"], "cached": ["pool", "teacher", "targets", "eva"]}.items():
+    wanted = {
+        "eva": ["pool", "teacher", "eva"],
+        "cached": ["pool", "teacher", "targets", "eva"],
+        "tuned": ["pool", "teacher", "eva", "train", "val", "sketch", "classifier", "robust"],
+    }
+    for file, names in wanted.items():
         recipe = load_recipe(str(tmp_path / f"{file}.yaml"), known)
         assert [stage.name for stage in recipe.stages] == names
