@@ -17,6 +17,7 @@ from vfm_curation.balance import tail_share
 from vfm_curation.balance_stage import MetaclipBalance
 from vfm_curation.match_stage import MatchTexts
 from vfm_curation.metadata.entries import entries_sha256, save_entries
+from vfm_curation.shards import read_shards
 from vfm_curation.thresholds import EntryLanguages, by_reference, by_tail_share, given
 
 WORDS = {
@@ -174,7 +175,8 @@ def test_the_data_card_counts_entries_before_and_after_by_language(run_stage: An
     assert sum(row["kept"] for row in rows) == sum(row["kept"] for row in subset_rows(subset))  # one entry a text
     languages = next(panel for panel in load_panels(subset.path) if panel.title == "Languages").rows
     assert [row[0] for row in languages] == list(WORDS)
-    assert sum(row[6] for row in languages if len(row) > 6) == subset_kept(subset)
+    assert [row[5:7] for row in languages] == [[600, 600], [300, 300], [300, 300], [300, 0]]
+    assert sum(row[7] for row in languages) == subset_kept(subset)
 
 
 def subset_kept(subset: Any) -> int:
@@ -232,3 +234,17 @@ def test_a_reference_without_entries_is_told_before_the_run(run_stage: Any, matc
     stage = MetaclipBalance(name="b", matches="x", t=5, reference_language="es")
     with pytest.raises(UserError, match="reference_language: the metadata has no entries of 'es'"):
         stage.preflight(Preflight({}, {"x": matches.path}))
+
+
+def test_matches_of_a_subset_are_balanced_as_a_view_of_its_pool(make_pool: Any, run_stage: Any, matches: Any) -> None:
+    first = curated(run_stage, matches, t=100)
+    stage = MatchTexts(name="again", pool="p", metadata="m", languages=["en", "de"])
+    metadata = Metadata.load(matches.linked(matches.metadata))
+    again = run_stage(stage, p=first, m=metadata)
+    second = run_stage(MetaclipBalance(name="second", matches="x", t=20), x=again)
+    kept = {(row["uid"], row["language"], row["text_index"]) for row in subset_rows(first) if row["kept"]}
+    rows = subset_rows(second)
+    assert {(row["uid"], row["language"], row["text_index"]) for row in rows} <= kept
+    assert second.linked(second.pool).resolve() == first.linked(first.pool).resolve()
+    assert len(open_dataset(second)) == second.num_samples
+    assert sum(1 for shard in read_shards(again.path) for _ in range(len(shard.table))) == len(rows)

@@ -82,6 +82,7 @@ class MetaclipBalance(Curation):
         from vfm_curation.card_panels import panels
         from vfm_curation.data_card import DataCard
         from vfm_curation.metadata import load_entries
+        from vfm_curation.shards import texts_by_language
         from vfm_curation.subset import expected_size, write_subset
 
         begun = time.monotonic()
@@ -101,7 +102,8 @@ class MetaclipBalance(Curation):
         ctx.log(f"{made.num_texts:,} texts of {made.num_samples:,} images are kept")
         funnel = _funnel(matches, made, time.monotonic() - begun)
         choices = self._choices(matches, counts, t)
-        card = DataCard(entries, languages, counts, probability, thresholds, made, funnel, choices)
+        texts_of = texts_by_language(matches.path)
+        card = DataCard(entries, languages, counts, probability, thresholds, made, funnel, choices, texts_of)
         card.save(ctx.directory)
         for panel in [*panels(card), self._examples(matches, pairs, card)]:
             ctx.panel(panel)
@@ -112,7 +114,7 @@ class MetaclipBalance(Curation):
         return CuratedSubset.create(
             ctx.directory,
             num_samples=made.num_samples,
-            languages=[language for language in pairs.languages if made.kept[language]],
+            languages=[language for language in pairs.languages if language in made.keys],
             pool=_pool(pairs).reference(ctx.directory),
             matches=matches.reference(ctx.directory),
             texts=self.texts,
@@ -177,7 +179,7 @@ class MetaclipBalance(Curation):
         shown = (
             (
                 balance_shard(shard, card.probability, self.seed, self.texts),
-                texts_in(source, shard.table["shard"][0].as_py(), list(card.made.matched)),
+                texts_in(source, shard.table["shard"][0].as_py(), shard.table["language"].unique().to_pylist()),
             )
             for shard in islice(found, MAX_SHARDS_FOR_EXAMPLES)
         )

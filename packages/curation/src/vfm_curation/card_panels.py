@@ -89,7 +89,7 @@ def _language(name: str) -> str:
 def _languages(card: DataCard) -> Panel:
     """Entries, thresholds and matches by the entries' language, texts by their own."""
     rows: list[Row] = []
-    for language in dict.fromkeys([*card.languages.names, *card.made.matched]):
+    for language in dict.fromkeys([*card.languages.names, *sorted(card.texts_of)]):
         row: Row = [language or "any"]
         if language in card.languages.names:
             counts, t = card.languages.of(card.matched, language), card.thresholds[language]
@@ -97,14 +97,14 @@ def _languages(card: DataCard) -> Panel:
             row += [len(counts), float(f"{t:.6g}"), head, round(tail_share(counts, t), 4)]
         else:
             row += [None] * 4
-        if language in card.made.matched:
-            matched, kept = card.made.matched[language], card.made.kept[language]
-            row += [matched, kept, round(kept / matched, 4)]
+        if texts := card.texts_of.get(language):
+            kept = card.made.kept[language]
+            row += [texts, card.made.matched[language], kept, round(kept / texts, 4)]
         rows.append(row)
     return TablePanel(
         title="Languages", order=22,
         note="Tail share: of the matches with a language's entries, those in entries with fewer than its t texts.",
-        columns=["language", "entries", "t", "head entries", "tail share", "matched texts", "kept texts", "share kept"],
+        columns=["language", "entries", "t", "head entries", "tail share", "texts", "matched", "kept", "share kept"],
         rows=rows,
     )  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,7 @@ class DataCard:
     made: SubsetTotals
     funnel: Sequence[FunnelStep]
     choices: Sequence[WhatIf]
+    texts_of: Mapping[str, int]  # language -> texts that were looked at
 
     @property
     def kept(self) -> Integers:

@@ -7,8 +7,9 @@ a crash only the missing ones are made. What is true of a shard as a whole lies 
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from vfm_curation.matching import Semantics
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 
 FOLDER = "shards"
-RULES_VERSION = 2  # raised where the same text and entries give other matches
+RULES_VERSION = 3  # raised where the same text and entries give other matches
 OnBad = Callable[[str, str], None]  # told (reason, where) of a sample that cannot be used
 
 
@@ -61,6 +62,7 @@ class ShardSummary(Summary):
 
     num_matched: int = 0
     num_pairs: int = 0
+    texts_of: dict[str, int] = field(default_factory=dict)  # by language, the detected one where it is
 
     def add(self, other: ShardSummary) -> None:
         """Adds another shard's texts."""
@@ -90,10 +92,11 @@ def match_shard(job: MatchJob, shard: int) -> ShardSummary:
     texts = texts_in(source, shard, job.languages, on_bad=summary.skip)
     if job.detect_language:
         texts = texts.append_column("detected", detected(texts["text"], matchers.languages))
-    ids = matchers.match(texts["text"], texts["detected" if job.detect_language else "language"])
+    languages = texts["detected" if job.detect_language else "language"]
+    ids = matchers.match(texts["text"], languages)
     matched = pc.greater(pc.list_value_length(ids), 0)
     summary.num_texts, summary.num_matched = len(texts), pc.sum(matched).as_py() or 0
-    summary.num_pairs = len(ids.values)
+    summary.num_pairs, summary.texts_of = len(ids.values), count_of_each(languages)
     table = texts.drop_columns("text").add_column(0, "shard", pa.array(np.full(len(texts), shard, np.int32)))
     table = table.append_column("ids", ids).filter(matched)
     write_shard_file(file, table, made, vars(summary))
@@ -106,6 +109,11 @@ def texts_in(source: Source, shard: int, languages: Sequence[str], *, on_bad: On
     return texts.filter(pc.is_in(texts["language"], pa.array(languages, pa.string())))
 
 
+def count_of_each(languages: pa.ChunkedArray) -> dict[str, int]:
+    """How often each value stands in a column."""
+    return {one["values"]: one["counts"] for one in languages.value_counts().to_pylist()}
+
+
 def match_shards(job: MatchJob, shards: Sequence[int], runtime: Runtime) -> Iterator[ShardSummary]:
     """Matches shards where `runtime` says, and yields each one's summary as it is finished."""
     return run_shards(match_shard, job, shards, runtime)
@@ -115,7 +123,7 @@ def match_shards(job: MatchJob, shards: Sequence[int], runtime: Runtime) -> Iter
 class ShardMatches:
     """The matched texts of one shard: the columns of its file, and all entry ids with the offsets of each text's."""
 
-    table: pa.Table  # shard, row, uid, language, text_index
+    table: pa.Table  # shard, row, uid, language, text_index, perhaps detected
     ids: NDArray[np.int32]
     offsets: NDArray[np.int64]  # text i has ids[offsets[i]:offsets[i + 1]]
 
@@ -124,10 +132,23 @@ class ShardMatches:
         ids: list[int] = self.ids[self.offsets[text] : self.offsets[text + 1]].tolist()
         return ids
 
+    @property
+    def languages(self) -> pa.ChunkedArray:
+        """The language of each text: the detected one where it is."""
+        return self.table["detected" if "detected" in self.table.column_names else "language"]
+
 
 def num_shards(directory: Path) -> int:
     """Number of shards of a `Matches` artifact."""
     return sum(1 for _ in (directory / FOLDER).glob("*.parquet"))
+
+
+def texts_by_language(directory: Path) -> Counter[str]:
+    """Texts of each language that were looked at for a `Matches` artifact."""
+    found = Counter[str]()
+    for file in sorted((directory / FOLDER).glob("*.parquet")):
+        found.update((finished_summary(file) or {}).get("texts_of", {}))
+    return found
 
 
 def read_shards(directory: Path, *, only_ids: bool = False) -> Iterator[ShardMatches]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vfm.data import SUBSET_FILE, drawn, subset_schema, text_keys
 from vfm_curation.balance import Floats, Integers, count_ids, text_probability
-from vfm_curation.shards import ShardMatches, read_shards
+from vfm_curation.shards import ShardMatches, count_of_each, read_shards
 
 Texts = Literal["every", "one_per_image"]
 
@@ -98,11 +98,15 @@ def _in_units(chances: Floats) -> int:
 
 @dataclass
 class SubsetTotals:
-    """What a subset holds: kept texts with each entry, kept texts and images, matched and kept texts by language."""
+    """What a subset holds: kept texts with each entry, kept texts and images, keys of the kept captions.
+
+    Matched and kept texts are also counted by language: the detected one where it is, else the captions' key.
+    """
 
     counts: Integers
     num_texts: int = 0
     num_samples: int = 0
+    keys: set[str] = field(default_factory=set)
     matched: Counter[str] = field(default_factory=Counter)
     kept: Counter[str] = field(default_factory=Counter)
 
@@ -119,10 +123,7 @@ def write_subset(directory: Path, shards: Iterable[BalancedShard], num_entries: 
             totals.counts += shard.kept_counts(num_entries)
             totals.num_texts += len(kept)
             totals.num_samples += len(kept["row"].unique())
-            totals.matched.update(_by_language(shard.table))
-            totals.kept.update(_by_language(kept))
+            totals.keys.update(kept["language"].unique().to_pylist())
+            totals.matched.update(count_of_each(shard.matches.languages))
+            totals.kept.update(count_of_each(shard.matches.languages.filter(pa.array(shard.kept))))
     return totals
-
-
-def _by_language(table: pa.Table) -> dict[str, int]:
-    return {one["values"]: one["counts"] for one in table["language"].value_counts().to_pylist()}
