@@ -213,3 +213,36 @@ def test_images_of_evaluation_sets_fall_by_hash_or_by_cosine(
     by_both = run(run_stage, pool, {**one, "clip": "c", "min_cosine": limit}, "both", e=evaluation, c=clip)
     assert passed_images(by_both) == passed_images(by_hash) - near
     assert near - {uid for i, uid in enumerate(uids) if i // 2 < 10}  # some that the hash alone lets pass
+
+
+def test_shards_in_which_nothing_stands_are_no_trouble(
+    run_stage: Any, make_pool: Any, clip: ClipCheckpoint, images: dict[str, bytes], evaluation: Any, tmp_path: Path
+) -> None:
+    """The first shard has no captions, the second only short ones, the third no pictures."""
+    save_file({"weight": np.ones(clip.embed_dim, dtype=np.float32)}, tmp_path / "head.safetensors")
+    made = [(f"x{i}", {"en": []}) for i in range(5)] + [(f"y{i}", {"en": ["dog"]}) for i in range(5)]
+    made += [(f"z{i}", {"en": [f"a long text {i}"]}) for i in range(5)] + [
+        (uid, {"en": [f"a picture {uid}"]}) for uid in images
+    ]
+    urls = {uid: f"http://x.org/{uid}" for uid, _ in made}
+    pool = make_pool("holes", made, shard_size=5, images=images, urls=urls)
+    fraction = {"clip": "c", "top_fraction": 0.9}
+    filters = [
+        {"type": "caption_length"},
+        {"type": "duplicates", "of": "text"},
+        {"type": "duplicates", "of": "url"},
+        {"type": "duplicates", "of": "image"},
+        {"type": "near_duplicates"},
+        {"type": "semantic_duplicates", "clip": "c", "min_cosine": 1.0},
+        {"type": "clip_score", **fraction},
+        {"type": "linear_score", **fraction, "head": str(tmp_path / "head.safetensors")},
+        {"type": "decontaminate", "against": ["e"], "clip": "c", "min_cosine": 1.0},
+    ]
+    stage = FilterPool(name="all", pool="p", filters=filters)
+    subset = run_stage(stage, p=pool, c=clip, e=evaluation)
+    verdicts = pq.read_table(subset.path / "verdicts.parquet").to_pydict()
+    reasons = dict(zip(verdicts["uid"], verdicts["reason"], strict=True))
+    assert {reasons[f"y{i}"] for i in range(5)} == {"caption_length"}
+    assert {reasons[f"z{i}"] for i in range(5)} == {"unreadable_image"}
+    assert "x0" not in reasons
+    assert 0 < subset.num_samples < NUMBER

@@ -265,6 +265,7 @@ def test_killed_filter_goes_on_and_ends_as_if_nothing_had_happened(make_pool: An
         times = measured
     subset = run(run_stage, pool, filters)
     assert contents(subset.path) == contents(unbroken.path)
+    assert {path.name for path in work.parent.iterdir()} == {"filtered", "unbroken"}  # nothing is left beside
 
 
 def test_several_processes_make_the_same_files(make_pool: Any, run_stage: Any) -> None:

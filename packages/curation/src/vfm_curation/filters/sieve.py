@@ -1,7 +1,7 @@
 """A pool on its way through filters: what was measured and what still stands lies on disk, memory holds one shard.
 
 The work folder has `texts/`, `images/`, `embeddings-CLIP/`, `scores-CLIP/` (a file a shard each, measured by tasks) and
-`NN-NAME/` with the codes of a shard's texts after each pass, which `NN-NAME.json` says to be whole. So after a crash
+`NN-NAME/` with the codes of a shard's texts after each pass, which its `pass.json` says to be whole. So after a crash
 only unfinished shards are measured, and only the unfinished pass is done again.
 """
 
@@ -158,7 +158,7 @@ class Sieve:
     def _pass(self, name: str, unit: Unit, verdicts: Iterator[Codes]) -> None:
         """Gives each standing unit the code of its verdict, shard by shard; a pass that is whole is not done again."""
         folder = self._folder(f"{len(self.passes):02d}-{name.replace(' ', '-')}")
-        record = folder.with_suffix(".json")
+        record = folder / "pass.json"
         if not record.exists():
             shutil.rmtree(self.scratch, ignore_errors=True)
             num_texts, num_images = 0, 0

@@ -1,0 +1,41 @@
+"""Filters before matching and balancing, on the made world with planted duplicates."""
+
+import random
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from vfm.data import open_dataset
+from vfm.data.shapes.stages import ShapesPool
+from vfm.data.shapes.world import World
+from vfm_curation.balance_stage import MetaclipBalance
+from vfm_curation.filter_stage import FilterPool
+from vfm_curation.match_stage import MatchTexts
+from vfm_curation.metadata_stage import BuildMetadata
+
+
+def test_made_world_with_planted_duplicates_is_filtered_matched_and_balanced(make_pool: Any, run_stage: Any) -> None:
+    made = run_stage(ShapesPool(name="made", num_samples=120, world=World(image_size=48)))
+    source = open_dataset(made)
+    originals = [source[i] for i in range(len(source))]
+    samples = [(f"1-{s.uid}", s.texts) for s in originals]
+    images = {f"1-{s.uid}": s.image for s in originals}
+    planted = {f"2-{s.uid}": s for s in originals[::4]}
+    samples += [(uid, s.texts) for uid, s in planted.items()]
+    images |= {uid: s.image for uid, s in planted.items()}
+    random.Random(0).shuffle(samples)
+    pool = make_pool("pool", samples, shard_size=31, images=images)
+    one = {"type": "duplicates", "of": "image"}
+    filtered = run_stage(FilterPool(name="filtered", pool="p", filters=[one]), p=pool)
+    kept = set(pq.read_table(filtered.path / "subset.parquet")["uid"].to_pylist())
+    assert kept == set(images) - set(planted)
+
+    metadata = run_stage(BuildMetadata(name="entries", captions="p", min_count=2), p=filtered)
+    matches = run_stage(MatchTexts(name="matches", pool="p", metadata="m"), p=filtered, m=metadata)
+    assert matches.num_texts == sum(len(texts["en"]) for uid, texts in samples if uid in kept)
+    balanced = run_stage(MetaclipBalance(name="balanced", matches="x", t=20), x=matches)
+    rows = pq.read_table(balanced.path / "subset.parquet").to_pylist()
+    assert {row["uid"] for row in rows} <= kept
+    view = open_dataset(balanced)
+    texts = dict(samples)
+    assert all(set(view[i].texts["en"]) <= set(texts[view[i].uid]["en"]) for i in range(len(view)))
