@@ -11,7 +11,7 @@ from vfm.data.draws import BLOCK, drawn, hash_strings, splitmix64, text_key, tex
 NAMES = st.text(max_size=40).filter(lambda text: not any(0xD800 <= ord(sign) < 0xE000 for sign in text))
 TEXTS = st.lists(st.tuples(NAMES, st.sampled_from(["en", "de", "", "中文"]), st.integers(0, 2**31 - 1)), max_size=30)
 
-KNOWN = [9759481587696180810, 9201672900829559900, 11026137960831776399, 0.5234661569225529, 0.9265050531553519]
+KNOWN = [16824041194480671490, 9949362263674750433, 11951394255234749543, 0.9683267082330943, 0.2064617031667576]
 
 
 def keys_of(texts):

@@ -18,6 +18,7 @@ Keys = NDArray[np.uint64]
 Floats = NDArray[np.float64]
 MASK = 0xFFFFFFFFFFFFFFFF
 BLOCK = 1 << 14  # texts hashed together: what they need stays in the processor's cache
+_LANGUAGE, _PLACE = 0xD1342543DE82EF95, 0x2545F4914F6CDD1D  # odd: they set language and place apart from the uid
 _CHOICE = MASK  # no seed or epoch: sets the draw of one text an image apart from whether that text is used
 
 
@@ -30,18 +31,18 @@ def text_keys(uids: pa.Array, languages: pa.Array, text_index: pa.Array) -> Keys
         text_index: place among the sample's captions of that language.
     """
     codes = _combined(languages).dictionary_encode()
-    named = hash_strings(codes.dictionary)[codes.indices.to_numpy(zero_copy_only=False)]
-    places = _combined(text_index).to_numpy(zero_copy_only=False).astype(np.uint64)
+    named, codes = hash_strings(codes.dictionary) * np.uint64(_LANGUAGE), codes.indices.to_numpy(zero_copy_only=False)
+    places = _combined(text_index).to_numpy(zero_copy_only=False)
     keys = hash_strings(uids)
     for first in range(0, len(keys), BLOCK):
         part = slice(first, first + BLOCK)
-        keys[part] = splitmix64(splitmix64(splitmix64(keys[part]) ^ named[part]) ^ places[part])
+        keys[part] = splitmix64(keys[part] ^ (named[codes[part]] + places[part].astype(np.uint64) * np.uint64(_PLACE)))
     return keys
 
 
 def text_key(uid: str, language: str, text_index: int) -> int:
     """The plain twin of `text_keys` for one text: 64 bits of its sample's uid, its language and its place there."""
-    return _mixed(_mixed(_mixed(_hash_plain(uid)) ^ _hash_plain(language)) ^ text_index)
+    return _mixed(_hash_plain(uid) ^ ((_hash_plain(language) * _LANGUAGE + text_index * _PLACE) & MASK))
 
 
 def hash_strings(strings: pa.Array) -> Keys:

@@ -1,0 +1,84 @@
+"""How fast balancing is, by part and end to end: python balancing.py
+
+Made matches: lengths of alt-texts' lists of entries (3.5 on average, as in the paper's pool), entries by Zipf's law,
+uids of 32 hexadecimal digits. One core; CPU seconds of this process.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vfm.data import drawn, text_keys
+from vfm_curation.balance import count_ids, keep_probability, t_for_target_size, text_probability
+from vfm_curation.shards import FOLDER, read_shards
+from vfm_curation.subset import balance_shard, expected_size, write_subset
+
+NUM_TEXTS, NUM_ENTRIES, NUM_SHARDS, T = 1_000_000, 500_000, 10, 200
+
+
+def make_matches(directory: Path) -> None:
+    """Files as `curation.match` leaves them."""
+    rng = np.random.default_rng(0)
+    (directory / FOLDER).mkdir()
+    for shard in range(NUM_SHARDS):
+        number = NUM_TEXTS // NUM_SHARDS
+        lengths = 1 + rng.poisson(2.5, number)
+        ids = (rng.zipf(1.2, lengths.sum()) % NUM_ENTRIES).astype(np.int32)
+        table = {
+            "shard": np.full(number, shard, np.int32), "row": np.arange(number, dtype=np.int32),
+            "uid": [rng.bytes(16).hex() for _ in range(number)], "language": ["en"] * number,
+            "text_index": np.zeros(number, np.int32),
+            "ids": pa.ListArray.from_arrays(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), ids),
+        }  # fmt: skip
+        pq.write_table(pa.table(table), directory / FOLDER / f"{shard:08d}.parquet", compression="zstd")
+
+
+def rate(name: str, run: Callable[[], object], num_texts: int = NUM_TEXTS) -> None:
+    """The best of three."""
+    seconds = []
+    for _ in range(3):
+        begun = time.process_time()
+        run()
+        seconds.append(time.process_time() - begun)
+    print(f"| {name} | {num_texts / min(seconds) / 1e6:.1f} |", flush=True)
+
+
+def main() -> None:
+    """Prints the table."""
+    pa.set_cpu_count(1)
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder)
+        make_matches(directory)
+        shards = list(read_shards(directory))
+        counts = count_ids((shard.ids for shard in shards), NUM_ENTRIES)
+        entry_probability = keep_probability(counts, T)
+        shard, number = shards[0], NUM_TEXTS // NUM_SHARDS
+        names = [shard.table[name] for name in ("uid", "language", "text_index")]
+        chances, keys = text_probability(shard.ids, shard.offsets, entry_probability), text_keys(*names)
+        print("| part | M texts / CPU second |\n|---|---|")
+        rate("text_probability", lambda: text_probability(shard.ids, shard.offsets, entry_probability), number)
+        rate("text_keys", lambda: text_keys(*names), number)
+        rate("drawn", lambda: drawn(keys, chances, 0), number)
+        rate("all three", lambda: [balance_shard(one, entry_probability, 0) for one in shards])
+        rate("expected_size from parquet", lambda: expected_size(directory, entry_probability))
+
+        def end_to_end() -> None:
+            balanced = (balance_shard(one, entry_probability, 0) for one in read_shards(directory))
+            write_subset(directory, balanced, NUM_ENTRIES)
+
+        rate("balancing from parquet to parquet", end_to_end)
+
+        def solve() -> float:
+            size = lambda t: expected_size(directory, keep_probability(counts, t))  # noqa: E731
+            return t_for_target_size(size, NUM_TEXTS // 4, counts)
+
+        rate("solving t for a target size", solve)
+
+
+if __name__ == "__main__":
+    main()
