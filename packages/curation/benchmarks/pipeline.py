@@ -121,6 +121,7 @@ def measure(store: Path) -> dict[str, float]:
         "matched": matches.num_matched,
         "setup_seconds": first - clock.begun,
         "match_captions_per_second": texts_after_first / (last - first),
+        "match_peak_mib": peak_mib(),
     }
     begun = time.process_time()
     t = max(20, matches.num_texts // 10_000)

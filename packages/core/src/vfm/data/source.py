@@ -148,8 +148,11 @@ class Source:
             pyarrow Table of `texts_schema`: row, uid, language, text_index (place among the sample's texts of that
             language), text; in the order of rows, of the spec's languages, of text_index.
         """
-        texts = self._open(shard).texts(self._rows(shard), on_bad or (lambda reason, where: None))
-        return _narrowed(texts, self.view.shard(shard)) if self.view else texts
+        # Nothing of it is kept: who streams comes by once, and the shards' rows and keys would add up.
+        shown = self.view.read(shard) if self.view else None
+        rows = shown.samples if shown else self.index.rows(shard)
+        texts = self.index.open(shard).texts(rows, on_bad or (lambda reason, where: None))
+        return _narrowed(texts, shown) if shown else texts
 
     def _read(self, shard: int, row: int, epoch: int | None = None, *, with_image: bool = True) -> Sample:
         sample = self._open(shard).read(row, with_image=with_image)
