@@ -198,14 +198,20 @@ def test_labels_of_another_set_are_taken_whatever_is_common(tmp_path: Path, tags
 
 def test_nouns_are_told_by_wordnets_counts_and_brought_to_the_singular(tmp_path: Path) -> None:
     (tmp_path / "index.noun").write_text("  1 licence\ndog n 1\nwhite n 3\nman n 1\nbox n 1\ncity n 1\nin n 1\n")
+    with (tmp_path / "index.noun").open("a") as file:
+        file.writelines(f"{word} n 1\n" for word in ("while", "sitting", "playing", "building"))
+    (tmp_path / "verb.exc").write_text("sitting sit\n")
     (tmp_path / "noun.exc").write_text("men man\nwolves wolf\n")
     (tmp_path / "cntlist.rev").write_text(
         "dog%1:05:00:: 1 42\ndog%2:38:00:: 1 2\nwhite%1:07:00:: 1 10\nwhite%3:00:01:: 1 60\n"
         "man%1:18:00:: 1 90\nbox%1:06:00:: 1 9\ncity%1:15:00:: 1 9\nrun%2:38:00:: 1 99\n"
+        "while%1:28:00:: 1 23\nsitting%1:04:00:: 1 2\nsit%2:35:00:: 1 185\nplaying%1:04:00:: 1 12\n"
+        "play%2:33:00:: 1 246\nbuilding%1:06:00:: 1 52\nbuild%2:36:00:: 1 139\n"
     )
     noun = Nouns(tmp_path)
     words = ("dog", "dogs", "white", "men", "boxes", "cities", "in", "runs", "wolves", "mans")
     assert [noun(word) for word in words] == ["dog", "dog", None, "man", "box", "city", None, None, None, "man"]
+    assert [noun(word) for word in ("while", "sitting", "playing", "buildings")] == [None, None, None, "building"]
     (tmp_path / "index.noun").unlink()
     with pytest.raises(UserError, match=r"index\.noun"):
         Nouns(tmp_path)

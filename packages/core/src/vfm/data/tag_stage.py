@@ -22,7 +22,7 @@ class CaptionLabels(Stage):
     language: str | None = Field(None, description="key of the captions; default: the data set's first language")
     num_labels: int = Field(20, ge=1, description="so many of the commonest words, by images")
     wordnet: str | None = Field(
-        None, description="folder of WordNet's files (index.noun, noun.exc, cntlist.rev): nouns, in the singular"
+        None, description="folder of WordNet's index.noun, noun.exc, verb.exc and cntlist.rev: nouns, in the singular"
     )
     words: list[str] = Field([], description="words to choose from, in place of WordNet's nouns")
     like: Ref[TaggedImages] | None = Field(
