@@ -1,0 +1,166 @@
+"""CLIP models with SigLIP's architecture in Hugging Face's layout (`SiglipModel`): the same tensors under other names.
+
+That is a timm ViT without a class token, pooled by attention, and a text tower that sees both ways and ends in a linear
+layer, with a bias on the logits. `transformers` itself is not needed.
+
+Source: Zhai et al. 2023, SigLIP (arXiv:2303.15343); the names are those of transformers' `SiglipModel`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip.timm_model import TimmModel
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from vfm.config import UserError
+from vfm.models.clip import ClipModel
+from vfm.models.hugging_face import CONFIG_FILE, PROCESSOR_FILE, WEIGHTS_FILES
+from vfm.models.hugging_face_config import processor_config
+from vfm.models.weights import save_state_dict
+
+_NAMES = (
+    (r"visual\.trunk\.patch_embed\.proj\.", "vision_model.embeddings.patch_embedding."),
+    (r"visual\.trunk\.pos_embed$", "vision_model.embeddings.position_embedding.weight"),
+    (r"visual\.trunk\.norm\.", "vision_model.post_layernorm."),
+    (r"visual\.trunk\.attn_pool\.latent$", "vision_model.head.probe"),
+    (r"visual\.trunk\.attn_pool\.proj\.", "vision_model.head.attention.out_proj."),
+    (r"visual\.trunk\.attn_pool\.norm\.", "vision_model.head.layernorm."),
+    (r"visual\.trunk\.attn_pool\.mlp\.", "vision_model.head.mlp."),
+    (r"visual\.trunk\.blocks\.", "vision_model.encoder.layers."),
+    (r"text\.token_embedding\.", "text_model.embeddings.token_embedding."),
+    (r"text\.positional_embedding$", "text_model.embeddings.position_embedding.weight"),
+    (r"text\.ln_final\.", "text_model.final_layer_norm."),
+    (r"text\.text_projection\.", "text_model.head."),
+    (r"text\.transformer\.resblocks\.", "text_model.encoder.layers."),
+)
+_PARTS = (
+    (r"(?<=\d\.)(norm|ln_)(?=[12]\.)", "layer_norm"),
+    (r"(?<=\d\.)attn\.(out_)?proj\.", "self_attn.out_proj."),
+    (r"(?<=\d\.)mlp\.c_fc\.", "mlp.fc1."),
+    (r"(?<=\d\.)mlp\.c_proj\.", "mlp.fc2."),
+)
+_QKV = re.compile(r"(?<=\d\.)attn\.(qkv\.|in_proj_)")
+
+
+def why_not_siglip(model: ClipModel) -> list[str]:
+    """What keeps a model from being a `SiglipModel`; nothing if it can be one."""
+    visual, text = model.module.visual, model.config["text_cfg"]
+    if not isinstance(visual, TimmModel) or not isinstance(visual.trunk, VisionTransformer):
+        return ["its vision tower is not timm's ViT"]
+    trunk: Any = visual.trunk
+    reasons = []
+    if trunk.global_pool != "map" or trunk.num_prefix_tokens or len(visual.head):
+        reasons.append("its vision tower is not pooled by attention alone")
+    if getattr(model.module, "logit_bias", None) is None:
+        reasons.append("it has no logit bias")
+    wanted = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
+    reasons += [f"text_cfg.{key} is not {value}" for key, value in wanted.items() if text.get(key) != value]
+    if model.preprocess.resize_mode == "longest":
+        reasons.append("its images are padded")
+    if model.embed_dim != trunk.embed_dim:
+        reasons.append("its joint space is not as wide as its vision tower")
+    if not reasons and _activation(trunk.attn_pool.mlp.act) != _activation(trunk.blocks[0].mlp.act):
+        reasons.append("its pooling has another activation than its blocks")
+    try:
+        if not reasons:
+            to_siglip(model.module.state_dict())
+    except UserError as error:
+        reasons.append(str(error))
+    return reasons
+
+
+def to_siglip(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """open_clip's tensors under Hugging Face's names; fused projections of the blocks are cut, of the pooling joined.
+
+    Raises:
+        UserError: a key has no counterpart.
+    """
+    out: dict[str, Tensor] = {}
+    for key, tensor in state_dict.items():
+        if key in ("logit_scale", "logit_bias"):
+            out[key] = tensor.reshape(1)
+        elif key.startswith(pool := "visual.trunk.attn_pool.q."):
+            kind = key.removeprefix(pool)
+            joined = torch.cat([tensor, state_dict[f"visual.trunk.attn_pool.kv.{kind}"]])
+            out[f"vision_model.head.attention.in_proj_{kind}"] = joined
+        elif not key.startswith("visual.trunk.attn_pool.kv."):
+            name = _named(key)
+            if found := _QKV.search(name):
+                start, kind = name[: found.start()], name[found.end() :]
+                thirds = zip("qkv", tensor.chunk(3), strict=True)
+                out.update({f"{start}self_attn.{part}_proj.{kind}": third for part, third in thirds})
+            else:
+                out[name] = tensor[0] if key == "visual.trunk.pos_embed" else tensor
+    return out
+
+
+def siglip_config(model: ClipModel) -> dict[str, Any]:
+    """`config.json` of the model."""
+    trunk: Any = model.module.visual.trunk  # type: ignore[union-attr]
+    tower: Any = model.module.text
+    text, block = model.config["text_cfg"], tower.transformer.resblocks[0]
+    return {
+        "architectures": ["SiglipModel"],
+        "model_type": "siglip",
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": trunk.embed_dim,
+            "intermediate_size": trunk.blocks[0].mlp.fc1.out_features,
+            "num_hidden_layers": len(trunk.blocks),
+            "num_attention_heads": trunk.blocks[0].attn.num_heads,
+            "image_size": model.preprocess.image_size,
+            "patch_size": trunk.patch_embed.patch_size[0],
+            "hidden_act": _activation(trunk.blocks[0].mlp.act),
+            "layer_norm_eps": trunk.norm.eps,
+        },
+        "text_config": {
+            "model_type": "siglip_text_model",
+            "hidden_size": tower.width,
+            "intermediate_size": block.mlp.c_fc.out_features,
+            "num_hidden_layers": len(tower.transformer.resblocks),
+            "num_attention_heads": block.attn.num_heads,
+            "max_position_embeddings": model.context_length,
+            "vocab_size": text.get("vocab_size", 49408),
+            "projection_size": model.embed_dim,
+            "hidden_act": _activation(block.mlp.gelu),
+            "layer_norm_eps": tower.ln_final.eps,
+        },
+    }
+
+
+def save_siglip(model: ClipModel, directory: Path) -> None:
+    """Writes `config.json`, `preprocessor_config.json` and `model.safetensors` of a `SiglipModel`.
+
+    Raises:
+        UserError: the architecture is not theirs.
+    """
+    if reasons := why_not_siglip(model):
+        raise UserError(f"{model.name}: not a Hugging Face SiglipModel: {', '.join(reasons)}")
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, record in ((CONFIG_FILE, siglip_config(model)), (PROCESSOR_FILE, processor_config(model.preprocess))):
+        (directory / name).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    save_state_dict(to_siglip(model.module.state_dict()), directory / WEIGHTS_FILES[0])
+
+
+def _named(key: str) -> str:
+    """A key under its new name, a block's parts included but for its fused projection."""
+    for old, new in _NAMES:
+        name, found = re.subn(f"^{old}", new, key)
+        if found:
+            for part, its in _PARTS:
+                name = re.sub(part, its, name)
+            return name
+    raise UserError(f"{key} has no counterpart in Hugging Face's SiglipModel")
+
+
+def _activation(act: nn.Module) -> str:
+    """Hugging Face's name of a GELU, exact or by tanh."""
+    by_tanh = getattr(act, "approximate", "none") == "tanh" or type(act).__name__ == "GELUTanh"
+    return "gelu_pytorch_tanh" if by_tanh else "gelu"
