@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 import small
 from outside import ROOT, checked, install
@@ -26,6 +27,12 @@ SMALL_PAIRS = "{} " + " ".join(f"--set '{setting}'" for setting in small.PAIRS)
 COLLECT = (
     f"cd {ROOT} && uv run pytest --collect-only -q"  # the command is what runs this test: only that it finds tests
 )
+PLANNED = (  # the recipe of docs/scaling.md, over files that the reader has: nothing of that size is run here
+    f"grep -A9 '^stages:' {ROOT}/docs/scaling.md | sed '/^```/,$d' > crawl.yaml"
+    """ && gzip < /dev/null > wat.paths.gz && echo '["dog"]' > metadata.json"""
+    """ && set -- {} && shift 2 && vfm plan "$@" """
+)
+NOT_HERE = ": {}"  # starts or stops a cluster
 
 # How each command of the documents is run; one that is not here fails. Later commands find what earlier ones have made:
 # a changed number of steps has one training run again.
@@ -37,6 +44,12 @@ COMMANDS = {
     "uv run vfm run pairs --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
     " --set 'pool.texts={en: json.en}' --set 'val.texts={en: json.en}' --set runtime.threads=1": SMALL_PAIRS,
     "make kill-test": f"cd {ROOT} && make -n kill-test",  # the test itself runs beside this one, with fewer kills
+    "uv run vfm run curate --set pool.path=TRAIN.tar": "{} --set 'pool.texts={en: json.en}' --set entries.min_count=2",
+    "uv run vfm embed store/runs/quickstart/artifacts/clip TRAIN.tar --out embeddings.parquet": AS_IT_STANDS,
+    'uv run vfm predict store/runs/quickstart/artifacts/clip photo.jpg --classes "red star,blue circle"': AS_IT_STANDS,
+    "uv run vfm predict store/runs/quickstart/artifacts/clip photo.jpg --index embeddings.parquet": AS_IT_STANDS,
+    "uv run vfm view store/runs/quickstart/artifacts/eva photo.jpg --out maps": AS_IT_STANDS,
+    "uv run vfm export store/runs/quickstart/artifacts/clip --format onnx --out clip-onnx": AS_IT_STANDS,
     "uv run vfm init my.yaml": AS_IT_STANDS,
     "uv run vfm stages clip.train": AS_IT_STANDS,
     "uv run vfm plan quickstart": AS_IT_STANDS,
@@ -47,6 +60,11 @@ COMMANDS = {
     "pip install ./examples/plugin": AS_IT_STANDS,
     "vfm plugins": AS_IT_STANDS,
     "vfm run examples/plugin/recipe.yaml": AS_IT_STANDS,
+    "vfm run crawl.yaml --set runtime.workers=16": PLANNED,
+    "ray start --head --port=6379": NOT_HERE,
+    "ray start --address=FIRST:6379": NOT_HERE,
+    "vfm run crawl.yaml --set runtime.engine=ray --set runtime.ray_address=auto": PLANNED,
+    "ray stop": NOT_HERE,
 }
 
 
@@ -104,6 +122,7 @@ def test_commands_run(document: Path, wheels: Path, tmp_path: Path) -> None:
         programs = install(tmp_path / "box", wheels, "vfm-core[report]").python.parent
     elif any("vfm run pairs" in command for command in wanted):
         _made_pairs(tmp_path, {"TRAIN.tar": 0, "VAL.tar": 1, "flickr8k-train.tar": 0, "flickr8k-dev.tar": 1})
+    Image.new("RGB", (80, 60), "red").save(tmp_path / "photo.jpg")
     shims = (
         'uv() { shift; "$@"; }\n'
         f'pip() {{ [ "$2" = uv ] || command uv pip "$1" -q -p {programs}/python --find-links {wheels} "${{@:2}}"; }}\n'
