@@ -184,3 +184,25 @@ def test_a_damaged_npy_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.keys.txt").write_text("one\n")
     with pytest.raises(UserError, match="1 keys for an array of"):
         read_embeddings(tmp_path / "a.npy")
+
+
+def test_a_model_is_told_by_its_folder_its_file_or_its_name(world: Path, tmp_path: Path) -> None:
+    """What is no artifact: folders in the two layouts, files of weights by their keys, names of either registry."""
+    from vfm.cli.opening import _is_encoder
+    from vfm.models.weights import save_state_dict
+
+    for name in ("clip", "encoder"):
+        (tmp_path / name).mkdir()
+        for file in (world / name).glob("*"):
+            if file.name != "artifact.json":
+                (tmp_path / name / file.name).write_bytes(file.read_bytes())
+        done = run_here("view", tmp_path / name, world / "flat" / "red.png", "--out", tmp_path / "views")
+        assert done.code == 0, done.err
+    for key, encoder in {"visual.pos_embed": False, "module.blocks.0.norm1.weight": True}.items():
+        save_state_dict({key: torch.zeros(1)}, tmp_path / "w.safetensors")
+        assert _is_encoder(str(tmp_path / "w.safetensors")) == encoder
+    assert [_is_encoder(name) for name in ("vit_pico_patch8_32", "timm/resnet18.a1_in1k", "ViT-B/32")] == [
+        True,
+        True,
+        False,
+    ]

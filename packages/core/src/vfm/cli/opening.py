@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,46 +47,48 @@ def open_model(source: str, pretrained: str | None, device: torch.device) -> Any
         if not isinstance(artifact, ClipCheckpoint | VisionCheckpoint):
             raise UserError(f"{source}: a {type(artifact).__name__}; a model is wanted")
         return load_encoder(artifact, device)
-    if _is_encoder(source, pretrained):
+    if _is_encoder(source):
         module = import_vision(source, pretrained).to(device)
         return PooledVision(module, vision_preprocess(module))
     return import_clip(source, pretrained).to(device)
 
 
-def _is_encoder(source: str, pretrained: str | None) -> bool:
+def _is_encoder(source: str) -> bool:
     """Whether a source is a timm encoder rather than a CLIP model."""
     import open_clip
     import timm
 
     from vfm.models import presets  # noqa: F401  (registers the small architectures)
     from vfm.models.clip_config import CONFIG_FILE
-    from vfm.models.importing import check_clip_source
     from vfm.models.sources import HUB, local_folder
+    from vfm.models.weights import load_state_dict
 
     if folder := local_folder(source):
         return not (folder / CONFIG_FILE).is_file() and '"architecture"' in _text(folder / "config.json")
     if source.startswith(HUB):
-        from huggingface_hub import file_exists
-
-        from vfm.models.sources import fetched
-
-        return not fetched(source, lambda: file_exists(source.removeprefix(HUB), CONFIG_FILE)) and "timm/" in source
+        return _encoder_on_hub(source.removeprefix(HUB), CONFIG_FILE)
     if timm.is_model(source.removeprefix("timm/").split(".")[0]):
         return True
     if Path(source).is_file():
-        return not _reads(lambda: check_clip_source(source, pretrained))
+        return not any(key.startswith(("visual.", "text")) for key in load_state_dict(source))
     known = [*open_clip.list_models(), *timm.list_models()]
     if source.replace("/", "-") not in known:
         raise UserError(f"{source}: no folder or file, and no model of open_clip or timm{did_you_mean(source, known)}")
     return False
 
 
-def _reads(check: Callable[[], None]) -> bool:
+def _encoder_on_hub(repo: str, clip_config: str) -> bool:
+    """Whether a repository holds timm's layout and not open_clip's; where it cannot be seen, import_clip says why."""
+    from huggingface_hub import hf_hub_download
+
     try:
-        check()
-    except UserError:
-        return False
-    return True
+        hf_hub_download(repo, clip_config)
+    except Exception:  # not there, or no network: each has errors of its own
+        try:
+            return '"architecture"' in _text(Path(hf_hub_download(repo, "config.json")))
+        except Exception:
+            return False
+    return False
 
 
 def _text(file: Path) -> str:
