@@ -34,6 +34,17 @@ def test_slices_chunks_and_blocks_hash_as_the_whole():
     assert (hash_strings(pa.chunked_array([uids[:5], [], uids[5:]])) == whole).all()
 
 
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 24, 31, 32])
+def test_strings_of_one_length_hash_as_among_others(length):
+    strings = [f"{i:03d}" * 11 for i in range(50)]
+    even = pa.array([string[:length] for string in strings])
+    among = hash_strings(pa.array([*even.to_pylist(), "another, and longer than they are"]))[:-1]
+    assert hash_strings(even).tolist() == among.tolist()
+    assert [text_key(string, "en", 1) for string in even.to_pylist()] == keys_of(
+        [(s, "en", 1) for s in even.to_pylist()]
+    ).tolist()
+
+
 def test_keys_are_known_forever():
     assert text_key("", "", 0) == KNOWN[0]
     assert text_key("sample0", "en", 0) == KNOWN[1]

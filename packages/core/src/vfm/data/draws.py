@@ -67,10 +67,14 @@ def hash_strings(strings: pa.Array) -> Keys:
 
 def _hash_block(words: Keys, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Keys:
     state = splitmix64(lengths.astype(np.uint64))
-    for place in range(0, int(lengths.max()), 8):
+    longest = int(lengths.max())
+    even = (
+        longest == lengths.min()
+    )  # as uids mostly are: then their words lie at equal distances, and none is looked up
+    for place in range(0, longest, 8):
         left = lengths - place
-        if (left >= 8).all():
-            state = splitmix64(state ^ words[starts + place])
+        if even and longest - place >= 8:
+            state = splitmix64(state ^ words[starts[0] + place :: longest][: len(starts)])
             continue
         some = left > 0
         unused = ((8 - np.minimum(left[some], 8)) * 8).astype(np.uint64)
