@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
+FEW_VALUES = ["shard", "language", "detected", "text_index", "field"]  # worth a dictionary, unlike uids and texts
 SUMMARY_KEY, MADE_FROM_KEY = b"vfm.summary", b"vfm.made_from"
 
 
@@ -32,7 +33,13 @@ def write_shard_file(
 
     facts = {MADE_FROM_KEY: source, SUMMARY_KEY: json.dumps(summary)}
     with whole_file(file) as part:
-        pq.write_table(table.replace_schema_metadata(facts), part, row_group_size=rows_a_group, compression="zstd")
+        pq.write_table(
+            table.replace_schema_metadata(facts),
+            part,
+            row_group_size=rows_a_group,
+            compression="zstd",
+            use_dictionary=FEW_VALUES,
+        )
 
 
 def finished_summary(file: Path, source: str | None = None) -> dict[str, Any] | None:
