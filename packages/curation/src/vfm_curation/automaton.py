@@ -67,7 +67,7 @@ class Automaton:
     """
 
     def __init__(self, machine: Any, ids: NDArray[np.int32], semantics: Semantics) -> None:
-        self._machine, self._ids, self.semantics = machine, ids, semantics
+        self._machine, self._ids, self.semantics = machine, ids.tolist(), semantics
 
     @classmethod
     def build(
@@ -102,7 +102,7 @@ class Automaton:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / AUTOMATON_FILE).write_bytes(self._machine.serialize())
         (folder / FACTS_FILE).write_text(self.semantics, encoding="utf-8")
-        np.save(folder / IDS_FILE, self._ids)
+        np.save(folder / IDS_FILE, np.array(self._ids, np.int32))
 
     @classmethod
     def load(cls, folder: Path) -> Automaton:
@@ -113,16 +113,14 @@ class Automaton:
 
     def match(self, texts: pa.Array | pa.ChunkedArray) -> pa.ListArray:
         """Ids of the entries in each text, list<int32>, ascending, each once however often it occurs."""
-        return ragged_ids(self._ids_in(text or "") for text in texts.to_pylist())
+        return _ragged(self._ids_in(text or "") for text in texts.to_pylist())
 
     def _ids_in(self, text: str) -> list[int]:
         found = self._machine.find_overlapping(spacing(text, self.semantics).encode())
-        places = {entry for _, _, entry in found}
-        ids: list[int] = np.sort(self._ids[list(places)]).tolist() if places else []
-        return ids
+        return sorted({self._ids[entry] for _, _, entry in found})
 
 
-def ragged_ids(lists: Iterable[Sequence[int]]) -> pa.ListArray:
+def _ragged(lists: Iterable[Sequence[int]]) -> pa.ListArray:
     """Lists of ids as one Arrow array, without keeping a Python object for each."""
     values, offsets = array("i"), array("i", [0])
     for ids in lists:
