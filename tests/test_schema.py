@@ -29,7 +29,9 @@ def accepts(value: Any, schema: dict[str, Any]) -> bool:
     if "$ref" in schema:
         return accepts(value, SCHEMA["$defs"][schema["$ref"].removeprefix("#/$defs/")])
     if "discriminator" in schema:
-        reference = schema["discriminator"]["mapping"].get(value.get("kind")) if isinstance(value, dict) else None
+        told_by = schema["discriminator"]
+        name = value.get(told_by["propertyName"]) if isinstance(value, dict) else None
+        reference = told_by["mapping"].get(name)
         return bool(reference) and accepts(value, {"$ref": reference})
     if branches := schema.get("anyOf") or schema.get("oneOf"):
         return any(accepts(value, branch) for branch in branches)
