@@ -122,10 +122,6 @@ class LinkTable(Pool):
     """Addresses of images with their texts: a pool to curate before anything is downloaded. No image can be read."""
 
 
-class LinkTable(Pool):
-    """Addresses of images with their texts: a pool to curate before anything is downloaded. No image can be read."""
-
-
 class CuratedSubset(PairDataset):
     """A view of a Pool: the kept pairs and texts, with the probability of each. No image is copied."""
 
