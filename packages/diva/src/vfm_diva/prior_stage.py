@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,7 @@ class DivaPrior(Training):
     """
 
     kind: Literal["diva.prior"] = "diva.prior"
+    version: ClassVar[int] = 2  # since averaged weights forget their random start
     clip: Ref[ClipCheckpoint] = Field(description="the CLIP model whose joint space conditions the prior")
     data: Ref[PairDataset] = Field(description="the pairs to learn from")
     latents: Ref[GeneratorCheckpoint] | None = Field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -22,6 +22,7 @@ class DivaTune(ClipPostTraining):
     """
 
     kind: Literal["diva.tune"] = "diva.tune"
+    version: ClassVar[int] = 2  # since the order of shards and that within the first window are two draws
     generator: Ref[GeneratorCheckpoint] = Field(description="a diva.prior, or a pretrained one (models.generator)")
     condition: Literal["embedding", "embedding_and_patches"] = Field(
         "embedding", description="what the generator is told: the image's embedding, or its patches' too (DIVA)"
