@@ -1,7 +1,7 @@
 """Tensors by (sample, crop) on disk, read at random: what an expensive model says, asked once instead of every epoch.
 
-00000.npy       (rows, num_crops, *shape), the samples of a shard in the data set's order, mapped into memory when read;
-                in int8 the last axis is four bytes longer: behind each vector stands the fp32 number its steps are worth
+00000.npy       (rows, num_crops, *shape), a shard's samples in the data set's order, mapped into memory when read;
+                in int8 the last axis is four bytes longer: behind each vector stands what its steps are worth in fp32
 00000.bad.json  the rows among them that hold zeros because the sample cannot be used: [row, reason, where]
 """
 
