@@ -45,7 +45,7 @@ class Bench:
 
     def __init__(self, root: Path, pool: ImageDataset, teacher: ClipCheckpoint, *, quick: bool) -> None:
         self.root, self.pool, self.teacher = root, pool, teacher
-        self.steps, self.rounds, self.batch = (6, 2, 8) if quick else (10, 5, 32)
+        self.steps, self.rounds, self.batch = (6, 2, 8) if quick else (12, 4, 32)
         self.learning_steps = 12 if quick else 60
         self.numbers = itertools.count()
 

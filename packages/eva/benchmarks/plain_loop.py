@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,15 +38,14 @@ class PlainLoop:
         groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), eps=1e-6, fused=True)
 
-    def run(self, batches: Iterable[Batch]) -> Iterator[float]:
-        """One optimiser step a batch; gives the losses."""
-        for batch in batches:
-            loss = self.loss(batch)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.params, 3.0)
-            self.optimizer.step()
-            yield loss.item()
+    def step(self, batch: Batch) -> float:
+        """One optimiser step; gives the loss."""
+        loss = self.loss(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.params, 3.0)
+        self.optimizer.step()
+        return loss.item()
 
     def loss(self, batch: Batch) -> Tensor:
         """The negative cosine on masked patches."""

@@ -31,7 +31,7 @@ def tables(result: dict[str, Any]) -> str:
     step, cached = result["step"], result["cached"]
     columns = list(cached["fp32"])
     lines = [f"{result['machine']}; {result['models']}", "", "| a step | |", "|---|---|"]
-    lines += [f"| {name} | {value:.3g} |" for name, value in step.items()]
+    lines += [f"| {name} | {value:#.3g} |" for name, value in step.items()]
     lines += ["", "| targets | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, row in cached.items():
         cells = [_cell(column, row.get(column)) for column in columns]

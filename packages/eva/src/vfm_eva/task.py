@@ -86,8 +86,9 @@ class EvaTask(Task):
         """
         bool_mask = batch["bool_mask"]
         index = masked_index(bool_mask, self.num_masked)  # (B, K)
-        prediction = self.head(gather_tokens(self.student_tokens(batch["images"], bool_mask), index))
+        # The teacher first: what it needs on the way is free again before the student's activations are kept.
         target = gather_tokens(self.teacher.of(batch, self.grid), index)
+        prediction = self.head(gather_tokens(self.student_tokens(batch["images"], bool_mask), index))
         counted = bool_mask.gather(1, index)
         loss = masked_cosine_loss(prediction, target, counted)
         return loss, {
