@@ -57,7 +57,7 @@ class Runtime(Config):
     """How a stage runs, never what it makes: what belongs to a sample (place, crop, mask, caption) hangs on none of it.
 
     What is left is rounding and, with several `processes`, what torch draws within a model (dropout, drop path) and
-    what is taken over a process' share of the batch (batch norm's statistics, a mean over masked tokens).
+    what is taken over a process' share of the batch (batch norm's statistics).
     """
 
     device: str = Field(

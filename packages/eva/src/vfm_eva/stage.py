@@ -117,6 +117,7 @@ class EvaPretrain(VisionPretraining, Crops):
         """Trains the student and shows what it learned to see."""
         from vfm.data.loader import TrainingData
         from vfm.data.source import open_dataset
+        from vfm.eval.semantic import pca_sheet
         from vfm.train import fit, is_main
         from vfm_eva.alarm import Alarm
         from vfm_eva.init import init_weights
@@ -131,6 +132,7 @@ class EvaPretrain(VisionPretraining, Crops):
         fit(task, batches, self, replace(ctx, send=Alarm(ctx, self)), self.runtime)
         if is_main():
             ctx.panel(cosine_sheet(task, source, make, masks, ctx.directory))
+            ctx.panel(pca_sheet(task.encoder(), source, ctx.directory))
         return task.export(ctx.directory)
 
     def _from_teacher(self, ctx: Context) -> tuple[EvaTask, Make]:
