@@ -17,7 +17,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from vfm import Artifact, Context, Event, Pool, Preflight, UserError
-from vfm.data import open_dataset
+from vfm.data import open_balanced, open_dataset
 from vfm.panels import load_panels
 from vfm_curation.balance_stage import MetaclipBalance
 from vfm_curation.filter_stage import FilterPool
@@ -72,6 +72,10 @@ def verdicts(subset: Artifact) -> dict[tuple[str, str, int], str]:
 def passed(subset: Artifact) -> set[tuple[str, str, int]]:
     rows = pq.read_table(subset.path / "subset.parquet").to_pylist()
     return {(row["uid"], row["language"], row["text_index"]) for row in rows}
+
+
+def rows_of(subset: Artifact) -> list[dict[str, Any]]:
+    return pq.read_table(subset.path / "subset.parquet").to_pylist()
 
 
 def texts_of(samples: Samples) -> dict[tuple[str, str, int], str]:
@@ -277,7 +281,7 @@ def test_several_processes_make_the_same_files(make_pool: Any, run_stage: Any) -
     assert contents(one.path) == contents(two.path)
 
 
-def test_subset_keeps_its_probabilities_and_only_its_kept_texts_are_judged(
+def test_of_a_balanced_subset_the_kept_texts_are_judged_and_are_not_drawn_again(
     make_pool: Any, run_stage: Any, tmp_path: Path
 ) -> None:
     rng = random.Random(0)
@@ -288,17 +292,15 @@ def test_subset_keeps_its_probabilities_and_only_its_kept_texts_are_judged(
     matches = run_stage(MatchTexts(name="matches", pool="p", metadata="m"), p=pool, m=metadata)
     balanced = run_stage(MetaclipBalance(name="balanced", matches="x", t=20), x=matches)
     subset = run(run_stage, balanced, [{"type": "caption_length", "min_characters": 9, "min_words": 3}])
-    before = {
-        (row["uid"], row["text_index"]): row["probability"]
-        for row in pq.read_table(balanced.path / "subset.parquet").to_pylist()
-        if row["kept"]
+    before = {(row["uid"], row["text_index"]): row["probability"] for row in rows_of(balanced) if row["kept"]}
+    assert min(before.values()) < 0.9
+    texts, rows = texts_of(samples), rows_of(subset)
+    assert {(row["uid"], row["text_index"]) for row in rows} == {
+        place for place in before if len(texts[place[0], "en", place[1]]) >= 9
     }
-    rows = pq.read_table(subset.path / "subset.parquet").to_pylist()
-    texts = texts_of(samples)
-    assert {(row["uid"], row["text_index"]): row["probability"] for row in rows} == {
-        place: probability for place, probability in before.items() if len(texts[place[0], "en", place[1]]) >= 9
-    }
-    assert all(row["kept"] for row in rows)
+    assert {(row["kept"], row["probability"]) for row in rows} == {(True, 1.0)}
+    drawn = open_balanced(subset, seed=3)
+    assert len(drawn) == len(open_dataset(subset)) == drawn.epochs.sizes(0).sum()
     assert {(uid, k) for uid, _, k in verdicts(subset)} == set(before)
     assert Pool.load(subset.linked(subset.pool)).path.resolve() == pool.path.resolve()
 

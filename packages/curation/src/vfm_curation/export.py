@@ -23,13 +23,13 @@ from vfm.artifacts import CuratedSubset, Matches, Metadata
 from vfm.data import SUBSET_FILE, BadSample, Source, open_dataset, uid_of
 from vfm.data.parquet import ParquetShard
 from vfm_curation.engine import Summary
+from vfm_curation.filters.standing import VERDICTS_FILE
 from vfm_curation.link_table import table_schema
 from vfm_curation.metadata import load_entries
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 from vfm_curation.shards import FOLDER
 
 PAIRS_FILE, UIDS_FILE, LINKS_FOLDER = "pairs.parquet", "uids.npy", "links"
-VERDICTS_FILE = "verdicts.parquet"
 UID_DTYPE = np.dtype("u8,u8")
 TEXT_ORDER = [("row", "ascending"), ("language", "ascending"), ("text_index", "ascending")]
 BALANCED = "balanced"  # the reason of a text that matched, and lost the draw
@@ -80,16 +80,10 @@ def _matched_pairs(subset: CuratedSubset) -> Iterator[pa.Table]:
 
 
 def _judged_pairs(subset: CuratedSubset) -> Iterator[pa.Table]:
-    """What a filter says: of each text whether it passed and why not; one that fell has the chance 0."""
-    standing = by_shard(subset.path / SUBSET_FILE, ["shard", "probability"])
-    shard, chances = next(standing, (-1, None))
-    for number, table in by_shard(subset.path / VERDICTS_FILE):
-        kept = pc.equal(table["reason"], "").to_numpy()
-        probability = np.zeros(len(table), dtype=np.float32)
-        if number == shard and chances is not None:
-            probability[kept] = chances["probability"].to_numpy()
-            shard, chances = next(standing, (-1, None))
-        table = table.append_column("kept", pa.array(kept)).append_column("probability", pa.array(probability))
+    """What a filter says: of each text whether it passed and why not; its chance is 1 or 0."""
+    for _, table in by_shard(subset.path / VERDICTS_FILE):
+        kept = pc.equal(table["reason"], "")
+        table = table.append_column("kept", kept).append_column("probability", kept.cast(pa.float32()))
         yield table.append_column("entries", pa.nulls(len(table), pa.list_(pa.string())))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib.util import find_spec
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -22,6 +22,8 @@ class FilterPool(Stage):
     filters: list[AnyFilter] = Field(
         min_length=1, max_length=200, description="applied in this order, each to what the ones before it let pass"
     )
+
+    version: ClassVar[int] = 2
 
     def sources(self) -> Iterable[str]:
         """Heads of linear scores."""

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from vfm.data import SUBSET_FILE, subset_schema
 from vfm.panels import BarsPanel, Panel, TablePanel
 from vfm_curation.filters.sieve import Pass, Sieve
+from vfm_curation.filters.standing import VERDICTS_FILE
 from vfm_curation.filters.texts import IDENTITY, opened
 
-VERDICTS_FILE = "verdicts.parquet"
 NUM_EXAMPLES = 5  # of each reason
 LONGEST = 120  # characters of an example
 
@@ -36,7 +36,9 @@ class Outcome:
 def write_outcome(sieve: Sieve, directory: Path) -> Outcome:
     """Writes `subset.parquet` and `verdicts.parquet`, a row group a shard.
 
-    The latter has shard, row, uid, language, text_index and `reason` of every text: '' of what passed.
+    What passes is kept for certain: of a balanced subset only the kept texts were judged, and whoever draws by the
+    probabilities must not draw these a second time. `verdicts.parquet` has shard, row, uid, language, text_index and
+    `reason` of every text: '' of what passed.
     """
     outcome, subset = Outcome(), subset_schema()
     verdicts = pa.schema([*(subset.field(name) for name in IDENTITY), ("reason", pa.string())])
@@ -51,7 +53,9 @@ def write_outcome(sieve: Sieve, directory: Path) -> Outcome:
             _count(outcome, table)
             standing = table.filter(pa.array(codes == 0))
             if len(standing):
-                standing = standing.append_column("kept", pa.array(np.ones(len(standing), dtype=np.bool_)))
+                certain = {"probability": np.ones(len(standing), np.float32), "kept": np.ones(len(standing), np.bool_)}
+                for name, values in certain.items():
+                    standing = standing.append_column(name, pa.array(values))
                 kept.write_table(standing.select(subset.names).cast(subset))
     return outcome
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from vfm_curation.shard_files import whole_file
 
 Codes = NDArray[np.uint8]
+VERDICTS_FILE = "verdicts.parquet"  # of a filtering: every text with its reason
 
 
 def shard_file(folder: Path, shard: int, suffix: str = "parquet") -> Path:

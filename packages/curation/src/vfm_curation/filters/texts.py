@@ -10,17 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from vfm.artifacts import Artifact, CuratedSubset, ImageDataset
-from vfm.data import SUBSET_FILE, Source, open_dataset
+from vfm.artifacts import ImageDataset
+from vfm.data import Source, open_dataset
 from vfm_curation.engine import Summary
 from vfm_curation.filters.standing import shard_file
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 
 TEXT_COLUMNS = frozenset({"text", "detected"})  # what is measured only where a filter asks for it
 IDENTITY = ["shard", "row", "uid", "language", "text_index"]
-VERSION = 1  # raised where the same shard is measured otherwise
+VERSION = 2  # raised where the same shard is measured otherwise
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ def opened(dataset: Path) -> Source:
 
 
 def measure_texts(job: TextJob, shard: int) -> Summary:
-    """Leaves the shard's texts: identity, probability, `characters`, `words` and the further columns of the job.
+    """Leaves the shard's texts: identity, `characters`, `words` and the further columns of the job.
 
     `text` stands for `text_high` and `text_low`, 128 bits of a hash; `detected` also for `detected_score`.
     """
@@ -54,7 +53,6 @@ def measure_texts(job: TextJob, shard: int) -> Summary:
     columns = {
         "shard": pa.array(np.full(len(texts), shard, dtype=np.int32)),
         **{name: table[name] for name in IDENTITY[1:]},
-        "probability": _probabilities(job.dataset, shard, table),
         "characters": pa.array([len(text) for text in texts], pa.int32()),
         "words": pa.array([len(text.split()) for text in texts], pa.int32()),
     }
@@ -81,16 +79,3 @@ def halves(name: str, digests: Sequence[bytes | None]) -> dict[str, pa.Array]:
     numbers = np.frombuffer(b"".join(one or bytes(16) for one in digests), dtype=">u8").reshape(-1, 2)
     columns = zip(("high", "low"), numbers.astype(np.uint64).T, strict=True)
     return {f"{name}_{half}": pa.array(column, mask=missing) for half, column in columns}
-
-
-def _probabilities(dataset: Path, shard: int, texts: pa.Table) -> pa.Array:
-    """The chance of each text, as the subset has it; 1 in a pool."""
-    if not isinstance(Artifact.load(dataset), CuratedSubset):
-        return pa.array(np.ones(len(texts), dtype=np.float32))
-    keys = ["row", "language", "text_index"]
-    subset = pq.read_table(
-        dataset / SUBSET_FILE, columns=[*keys, "probability"], filters=[("shard", "==", shard)]
-    ).to_pydict()
-    chances = dict(zip(zip(*(subset[key] for key in keys), strict=True), subset["probability"], strict=True))
-    rows = zip(*(texts[key].to_pylist() for key in keys), strict=True)
-    return pa.array([chances[row] for row in rows], pa.float32())
