@@ -186,6 +186,14 @@ def test_captions_become_labels_that_are_read_back(tags: dict[str, TaggedImages]
     assert train.num_images == sorted(train.num_images, reverse=True)
 
 
+def test_words_equally_common_become_labels_by_the_alphabet(tmp_path: Path) -> None:
+    words = [f"word{letter}" for letter in "hbgcdaef"]
+    folder, rows = tmp_path / "pool", [("0", {"png": png(NAMES[0], 1), "txt": " ".join(words).encode()})]
+    data = Pool.create(folder, num_samples=write_rows(folder, rows, DatasetSpec(texts={"en": "txt"})))
+    stage = CaptionLabels(name="tags", data="pool", words=words, num_labels=4)
+    assert stage.run(run_in(tmp_path / "tags", pool=data).ctx).class_names == sorted(words)[:4]
+
+
 def test_labels_of_another_set_are_taken_whatever_is_common(tmp_path: Path, tags: dict[str, TaggedImages]) -> None:
     data = pool(tmp_path / "pool")
     stage = CaptionLabels(name="tags", data="pool", words=["red", "number"], like="train", language="en")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -28,6 +28,8 @@ class CaptionLabels(Stage):
     like: Ref[TaggedImages] | None = Field(
         None, description="take the labels of these, whatever is common here: for the images to judge on"
     )
+
+    version: ClassVar[int] = 2
 
     @model_validator(mode="after")
     def _one_list(self) -> CaptionLabels:
@@ -63,7 +65,8 @@ class CaptionLabels(Stage):
                     said[places[shard, text["row"]]].update(word for word in found if word)
             ctx.progress(shard + 1, len(source.shard_sizes), "shards")
         counts = Counter(word for words in said for word in words)
-        names = like.class_names if like else [word for word, _ in counts.most_common(self.num_labels)]
+        commonest = sorted(counts, key=lambda word: (-counts[word], word))  # sets have no order to fall back on
+        names = like.class_names if like else commonest[: self.num_labels]
         if len(names) < 2:
             raise UserError(
                 f"{self.name}: {len(names)} of the words occur in the captions of {self.data}; 2 are needed"
