@@ -283,3 +283,9 @@ def test_preflight_passes_what_will_run_and_tells_what_cannot(tmp_path: Path, tr
     assert "\n" not in str(caught.value)
     with pytest.raises(ValidationError, match="make the micro-batches even"):
         stage(mixup=0.8, micro_batch_size=3)
+    with pytest.raises(ValidationError, match="make the micro-batches even, 2 or more"):
+        stage(mixup=0.8, global_batch_size=4, runtime={"processes": 8})
+    with pytest.raises(ValidationError, match="should go from small to large"):
+        stage(crop_scale=[1.0, 0.08])
+    with pytest.raises(ValidationError, match="greater than 0"):
+        stage(crop_scale=[0.0, 1.0])

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from vfm.artifacts import LabeledDataset, VisionCheckpoint
 from vfm.eval.stages import check_class_names
-from vfm.interfaces import Training
+from vfm.interfaces import CropScale, Decay, Training
 from vfm.stage import Context, Preflight, Ref
 from vfm_eva.targets import Crops
 
 if TYPE_CHECKING:
     from vfm_eva.finetune_task import Classifier
-
-Chance = Annotated[float, Field(ge=0, le=1)]
 
 
 class EvaFinetune(Training, Crops):
@@ -41,7 +39,7 @@ class EvaFinetune(Training, Crops):
     head_init_scale: float = Field(0.001, gt=0, description="a new head's weights are drawn with 0.02 times this")
     drop_path: float = Field(0.1, ge=0, lt=1, description="chance to skip the last block; falls to 0 at the first")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target that all classes have alike")
-    crop_scale: tuple[Chance, Chance] = Field((0.08, 1.0), description="share of the area a random crop keeps")
+    crop_scale: CropScale = Field((0.08, 1.0), description="share of the area a random crop keeps")
     rand_augment: str | None = Field(
         "rand-m9-mstd0.5-inc1", description="timm's RandAugment in timm's words; null augments nothing"
     )
@@ -49,9 +47,7 @@ class EvaFinetune(Training, Crops):
     cutmix: float = Field(0.0, ge=0, description="alpha of CutMix; with mixup one of the two is drawn for each batch")
     crop_pct: float = Field(1.0, gt=0, le=1, description="share of the resized image that the evaluation's crop keeps")
     lr: float = Field(1e-4, ge=0, description="peak learning rate, of the head")
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.9, 0.999), description="decay of AdamW's two averages"
-    )
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="decay of AdamW's two averages")
     eps: float = Field(1e-8, gt=0, description="added to AdamW's denominator")
     ema_decay: float | None = Field(
         0.9999, gt=0, lt=1, description="average the weights; the average is what is exported; null: no average"
@@ -62,8 +58,8 @@ class EvaFinetune(Training, Crops):
         if self.mixup or self.cutmix:
             share = self.global_batch_size // self.runtime.processes
             micro = min(self.micro_batch_size or share, share)
-            if micro % 2 or share % micro % 2:
-                raise ValueError("mixup and cutmix mix images in pairs: make the micro-batches even")
+            if not micro or micro % 2 or share % micro % 2:
+                raise ValueError("mixup and cutmix mix images in pairs: make the micro-batches even, 2 or more")
         return self
 
     def preflight(self, ctx: Preflight) -> None:

@@ -9,7 +9,7 @@ from pydantic import Field
 from vfm.artifacts import ClipCheckpoint, ImageDataset, SampleCache, VisionCheckpoint
 from vfm.config import Config, UserError
 from vfm.interfaces import CropScale
-from vfm.stage import Context, Preflight, Ref, Stage
+from vfm.stage import Context, Preflight, Ref, Seed, Stage
 
 if TYPE_CHECKING:
     from vfm_eva.teacher import Teacher
@@ -75,7 +75,7 @@ class EvaTargets(Stage, Crops):
         None, ge=1, description="samples of a file, the most that a crash costs; default: about 128 MiB"
     )
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="stop when more samples than this share are bad")
-    seed: int = Field(0, description="draws the crops")
+    seed: Seed = Field(0, description="draws the crops")
 
     def preflight(self, ctx: Preflight) -> None:
         """A teacher that is there already has the target, and as many channels as components are wanted."""
