@@ -79,9 +79,14 @@ class RankingVerdict:
 
     @property
     def chance(self) -> float:
-        """What scores without any knowledge get in the long run: the share of images that have a label, on average."""
-        shares = self.positives.mean(axis=0)
-        return float(shares[shares > 0].mean())
+        """What scores without any knowledge get on average, the mean over the labels that occur.
+
+        It is more than the share R / N of images that have a label: an image that has it counts itself where it stands.
+        At place i that is 1, and (R - 1) / (N - 1) for each of the i - 1 before it; the mean over all places is exact.
+        """
+        n, right = len(self.positives), self.positives.sum(axis=0)
+        own = np.mean(1 / np.arange(1, n + 1))
+        return float(np.mean(own + (right[right > 0] - 1) / max(1, n - 1) * (1 - own)))
 
     @property
     def value(self) -> float:
@@ -89,8 +94,8 @@ class RankingVerdict:
         return float(np.nanmean(average_precisions(self.scores, self.positives)))
 
     def interval(self, seed: int = 0) -> tuple[float, float]:
-        """Percentile bootstrap over images, 95 %."""
-        low, high = np.quantile(self._resampled(seed), [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
+        """Percentile bootstrap over images, 95 %, moved to lie about the value."""
+        low, high = np.quantile(self._resampled(seed), [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2]).clip(0, 1)
         return float(low), float(high)
 
     def difference(self, baseline: RankingVerdict, seed: int = 0) -> Difference:
@@ -103,9 +108,14 @@ class RankingVerdict:
         return Difference(float(low), float(high), min(1.0, 2 * (1 + beyond) / (1 + len(gaps))), "paired bootstrap")
 
     def _resampled(self, seed: int) -> NDArray[np.float64]:
-        """The mean of each resample, (R,); kept, since interval and tests want the same."""
+        """The mean of each resample, (R,); kept, since interval and tests want the same.
+
+        They are moved to lie about the value: an image that is drawn twice stands beside its own copy, so precision is
+        too high in every resample, and the more so the rarer a label is.
+        """
         if seed not in self._drawn:
-            self._drawn[seed] = self._draw(seed)
+            drawn = self._draw(seed)
+            self._drawn[seed] = drawn - drawn.mean() + self.value
         return self._drawn[seed]
 
     @cached_property

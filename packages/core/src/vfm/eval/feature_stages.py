@@ -10,7 +10,7 @@ from pydantic import Field
 from vfm.artifacts import ClipCheckpoint, LabeledDataset, TaggedImages, VisionCheckpoint
 from vfm.config import UserError
 from vfm.eval.stages import ModelEvaluation, check_class_names
-from vfm.stage import Context, Preflight, Ref
+from vfm.stage import Context, Preflight, Ref, Seed
 
 if TYPE_CHECKING:
     from vfm.eval.judgement import Judgement, Subject
@@ -23,7 +23,7 @@ Positive = Annotated[float, Field(gt=0)]
 class FeatureEvaluation(ModelEvaluation):
     """An evaluation of image features alone, with training images of the same classes: any vision encoder fits."""
 
-    version: ClassVar[int] = 3  # since groups of classes are judged each by itself too
+    version: ClassVar[int] = 4  # since LARS adapts its rates, and average precision has an unbiased chance and interval
 
     # Wider than Evaluation's: what has no text tower can be judged here too.
     models: list[Ref[ClipCheckpoint | VisionCheckpoint]] = Field(  # type: ignore[assignment]
@@ -86,8 +86,8 @@ class LinearProbe(FeatureEvaluation):
         None, min_length=1, description="learning rates of sgd or lars; default: 0.003 to 1, or 0.1 to 30"
     )
     epochs: int = Field(30, ge=1, description="of sgd and lars")
-    train_batch_size: int = Field(256, ge=1, description="images a step of sgd and lars")
-    seed: int = Field(0, ge=0, description="of the split into training and validation, and of sgd's draws")
+    train_batch_size: int = Field(256, ge=2, description="images a step of sgd and lars")
+    seed: Seed = Field(0, description="of the split into training and validation, and of sgd's draws")
 
     def check_classes(self, train: LabeledDataset | TaggedImages, data: LabeledDataset | TaggedImages) -> None:
         """Also refuses several labels an image where the solver takes one."""
@@ -129,11 +129,11 @@ class AttentiveProbe(FeatureEvaluation):
         None, min_length=1, description="learning rates to try, of AdamW; default: 1e-4 to 1e-2"
     )
     epochs: int = Field(20, ge=1, description="of training")
-    train_batch_size: int = Field(128, ge=1, description="images a step")
+    train_batch_size: int = Field(128, ge=2, description="images a step")
     max_cache_gib: float = Field(
         20.0, gt=0, description="disk that a model's patch tokens of one data set may take while it is judged"
     )
-    seed: int = Field(0, ge=0, description="of the split and of all draws")
+    seed: Seed = Field(0, description="of the split and of all draws")
 
     def judge(self, ctx: Context, models: Mapping[str, Any]) -> tuple[Subject, dict[str, Judgement]]:
         """By `vfm.eval.judges.trained_probes`."""

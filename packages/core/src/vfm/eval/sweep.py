@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -112,11 +112,11 @@ def train_heads(
     optimizers = [_optimizer(schedule.solver, head) for head in heads]
     device = next(heads[0].parameters()).device
     generator = np.random.default_rng(schedule.seed)
-    per_epoch = math.ceil(len(rows) / schedule.batch_size)
+    per_epoch = max(1, min(math.ceil(len(rows) / schedule.batch_size), len(rows) // 2))  # batch norm wants two images
     for step in range(schedule.epochs * per_epoch):
         if step % per_epoch == 0:
             order = generator.permutation(rows)
-        batch = torch.from_numpy(np.sort(order[step % per_epoch :: per_epoch]))  # equal parts: none of one image alone
+        batch = torch.from_numpy(np.sort(order[step % per_epoch :: per_epoch]))  # equal parts
         x, y = features[batch].to(device).float(), answers[batch].to(device)
         loss = torch.stack([objective(head(x), y) for head in heads]).sum()  # each head's gradient is its own
         for optimizer in optimizers:
@@ -124,7 +124,8 @@ def train_heads(
         loss.backward()  # type: ignore[no-untyped-call]
         factor = _rate(step, schedule.epochs * per_epoch)
         for optimizer, lr in zip(optimizers, lrs, strict=True):
-            optimizer.param_groups[0]["lr"] = lr * factor
+            for group in optimizer.param_groups:
+                group["lr"] = lr * factor
             optimizer.step()
 
 
@@ -156,12 +157,22 @@ def quality(scores: NDArray[np.floating], answers: Tensor) -> float:
 
 
 def _optimizer(solver: Solver, head: nn.Module) -> torch.optim.Optimizer:
-    kinds: dict[Solver, Callable[[Any], torch.optim.Optimizer]] = {
+    kinds: dict[Solver, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
         "sgd": lambda params: torch.optim.SGD(params, lr=0.0, momentum=0.9),
-        "lars": lambda params: Lars(params, lr=0.0, momentum=0.9),
+        "lars": _lars,
         "adamw": lambda params: torch.optim.AdamW(params, lr=0.0, weight_decay=0.0),
     }
-    return kinds[solver](head.parameters())
+    return kinds[solver](list(head.parameters()))
+
+
+def _lars(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Matrices step by lr * 0.001 * |w| / |g| * g, biases as in SGD; untold, timm adapts what is decayed alone."""
+    groups = [
+        {"params": [p for p in params if p.ndim > 1], "always_adapt": True},
+        {"params": [p for p in params if p.ndim <= 1]},
+    ]
+    optimizer: torch.optim.Optimizer = Lars(groups, lr=0.0, momentum=0.9)
+    return optimizer
 
 
 def _rate(step: int, num_steps: int) -> float:
