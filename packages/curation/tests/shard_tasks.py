@@ -36,6 +36,12 @@ def deadly(folder: Path, shard: int) -> int:
     return square(folder, shard)
 
 
+def deadly_after_a_while(folder: Path, shard: int) -> int:
+    """Shard 3 kills its worker while the others are at work."""
+    time.sleep(0.5 if shard == 3 else 0.7)
+    return deadly(folder, shard)
+
+
 def faulty(folder: Path, shard: int) -> int:
     """Shard 3 is the user's mistake, shard 5 is ours."""
     if shard == 3:

@@ -69,16 +69,19 @@ def _run_task(function: Task[J, S], job: J, shard: int) -> S:
 
 def _run_in_processes(task: Callable[[int], S], waiting: deque[int], num_workers: int) -> Iterator[S]:
     losses: Counter[int] = Counter()
+    suspects: deque[int] = deque()  # lost twice: one at a time, so that what kills a worker takes no other shard along
     spawn = multiprocessing.get_context("spawn")  # a fork of a process with running threads may hang
-    while waiting:
+    while waiting or suspects:
+        now, most = (suspects, 1) if suspects else (waiting, 2 * num_workers)
         running: dict[Future[S], int] = {}
         with ProcessPoolExecutor(num_workers, mp_context=spawn, initializer=_end_with_parent) as executor:
             try:
-                yield from _stream(lambda shard: executor.submit(task, shard), waiting, running, 2 * num_workers)
+                yield from _stream(lambda shard: executor.submit(task, shard), now, running, most)
             except BrokenProcessPool:  # a worker was killed, and all that were running have fallen with it
                 losses.update(running.values())
-                waiting.extendleft(reversed(running.values()))
-                if max(losses.values()) > MAX_LOSSES:
+                for shard in reversed(running.values()):
+                    (suspects if losses[shard] > 1 else waiting).appendleft(shard)
+                if max(losses.values(), default=0) > MAX_LOSSES:
                     raise _lost(shard for shard, count in losses.items() if count > MAX_LOSSES) from None
             except BaseException:
                 executor.shutdown(wait=False, cancel_futures=True)
