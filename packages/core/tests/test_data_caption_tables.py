@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from data_samples import context
 from vfm.config import UserError
-from vfm.data import BadSample, open_dataset
+from vfm.data import BadSample, open_dataset, uid_of
 from vfm.data.stages import Pairs
 from vfm.stage import Preflight
 
@@ -60,6 +60,32 @@ def test_languages_uids_and_urls_come_along(tmp_path):
     assert shard.read(2, with_image=False).url == "http://x/2.jpg"
 
 
+def test_uids_and_urls_that_the_first_row_lacks_come_along_and_numbers_are_uids(tmp_path):
+    rows = [{"text": "zero"}, {"text": "one", "uid": 17, "url": "http://x/1.jpg"}, {"text": "two", "uid": "u2"}]
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pool = pool_of(tmp_path, tmp_path / "captions.jsonl")
+    assert [row["uid"] for row in texts_of(pool)][1:] == ["17", "u2"]
+    shard = open_dataset(pool).index.open(0)
+    assert [shard.read(row, with_image=False).url for row in range(3)] == [None, "http://x/1.jpg", None]
+
+    pq.write_table(pa.table({"uid": [3, None, 5], "text": ["a", "b", "c"]}), tmp_path / "numbers.parquet")
+    pool = pool_of(tmp_path / "parquet", tmp_path / "numbers.parquet")
+    by_column, shard = [row["uid"] for row in texts_of(pool)], open_dataset(pool).index.open(0)
+    assert by_column == [shard.read(row, with_image=False).uid for row in range(3)]
+    assert by_column[::2] == ["3", "5"]
+
+
+def test_files_of_one_name_in_two_folders_have_uids_of_their_own(tmp_path):
+    for name in ("a1/0", "a2/0", "a2/1"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"text": ["same", "same"]}), tmp_path / f"{name}.parquet")
+    uids = [row["uid"] for row in texts_of(pool_of(tmp_path, tmp_path / "a*/*.parquet"))]
+    assert len(set(uids)) == 6
+    assert uids[:2] == [uid_of("a1/0/00000000"), uid_of("a1/0/00000001")]
+    one_folder = [row["uid"] for row in texts_of(pool_of(tmp_path / "one", tmp_path / "a2/*.parquet"))]
+    assert one_folder[2:] == [uid_of("1/00000000"), uid_of("1/00000001")]
+
+
 def test_parquet_is_taken_where_it_lies(tmp_path):
     for number in range(3):
         table = {"uid": [f"{number}-{i}" for i in range(4)], "text": [f"text {number} {i}" for i in range(4)]}
@@ -68,6 +94,14 @@ def test_parquet_is_taken_where_it_lies(tmp_path):
     assert [row["uid"] for row in texts_of(pool)] == [f"{number}-{i}" for number in range(3) for i in range(4)]
     assert [one.path for one in open_dataset(pool).index.shards] == [str(tmp_path / f"{n}.parquet") for n in range(3)]
     assert not list(pool.path.glob("captions-*"))
+
+
+def test_a_line_nested_too_deep_is_one_bad_row(tmp_path):
+    (tmp_path / "captions.jsonl").write_text('{"text": "a dog"}\n{"text": ' + "[" * 200_000 + "\n" + '{"text": "b"}\n')
+    bad = []
+    found = texts_of(pool_of(tmp_path, tmp_path / "captions.jsonl"), lambda reason, where: bad.append(reason))
+    assert [row["text"] for row in found] == ["a dog", "b"]
+    assert len(bad) == 1
 
 
 def test_what_cannot_be_read_is_told_in_a_line(tmp_path):
@@ -80,5 +114,18 @@ def test_what_cannot_be_read_is_told_in_a_line(tmp_path):
         pool_of(tmp_path, path)
     with pytest.raises(UserError, match="no such file"):
         pool_of(tmp_path, tmp_path / "none.tsv")
+    for name, begin in (("captions.jsonl.gz", b""), ("captions.csv.gz", b"text\n")):
+        whole = gzip.compress(begin + b'{"text": "a dog"}\n' * 5000)
+        for broken in (whole[:-20], whole[:30] + b"?" * 9 + whole[39:], b"no gzip"):
+            (tmp_path / name).write_bytes(broken)
+            with pytest.raises(UserError, match=rf"{name}: not readable: "):
+                pool_of(tmp_path, tmp_path / name)
+    pq.write_table(pa.table({"text": ["a dog"] * 9}), tmp_path / "0.parquet")
+    footed = bytearray((tmp_path / "0.parquet").read_bytes())
+    footed[-60:-8] = b"?" * 52
+    (tmp_path / "0.parquet").write_bytes(footed)
+    with pytest.raises(UserError, match=r"0\.parquet: not readable as parquet: ") as told:
+        pool_of(tmp_path, tmp_path / "0.parquet")
+    assert "\n" not in str(told.value)
     with pytest.raises(ValidationError, match="set images: false"):
         Pairs(name="pool", path=str(path), columns=["a"])

@@ -13,6 +13,7 @@ from typing import Any
 from vfm.data.captions import field_of
 from vfm.data.index import Shard
 from vfm.data.parquet import open_parquet
+from vfm.data.sample import given_uid
 from vfm.data.spec import DatasetSpec
 from vfm.data.table import CAPTION_COLUMNS, Row, find_column, table_columns, table_kind, table_rows
 
@@ -59,7 +60,8 @@ def _write_shards(directory: Path, rows: Iterator[Row], spec: DatasetSpec) -> It
     number = 0
     while part := list(islice(rows, ROWS_PER_SHARD)):
         columns = {f"texts_{name}": [field_of(row, source) for row in part] for name, source in spec.texts.items()}
-        columns |= {name: [row.get(name) for row in part] for name in NAMES if name in part[0]}
+        columns |= {name: [row.get(name) for row in part] for name in NAMES if any(name in row for row in part)}
+        columns |= {"uid": list(map(given_uid, columns["uid"]))} if "uid" in columns else {}
         table = {name: _lists(values) if name not in NAMES else _strings(values) for name, values in columns.items()}
         path = directory / f"captions-{number:05d}.parquet"
         pq.write_table(pa.table(table), path, compression="zstd")

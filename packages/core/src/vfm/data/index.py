@@ -15,8 +15,10 @@ An `ImageDataset` artifact's folder holds
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -99,7 +101,13 @@ class Index:
         if size != entry.size:
             raise UserError(f"{path}: changed since it was indexed ({entry.size} bytes then, {size} now); run it again")
         cache = self.directory / "offsets" / f"{shard:06d}.parquet"
-        return open_shard(path, entry.format, self.spec, size=size, cache=cache)
+        name = entry.path.removeprefix(self._folder)
+        return open_shard(path, entry.format, self.spec, size=size, cache=cache, name=name)
+
+    @cached_property
+    def _folder(self) -> str:
+        """What the paths of all shards begin with, up to a slash: files of one name in two folders differ behind it."""
+        return os.path.commonprefix([shard.path for shard in self.shards]).rpartition("/")[0] + "/"  # noqa: RUF071
 
     def rows(self, shard: int) -> NDArray[np.int64]:
         """The good rows of a shard."""
@@ -120,8 +128,9 @@ def open_shard(
     *,
     size: int,
     cache: Path | None = None,
+    name: str | None = None,
 ) -> ShardReader:
-    """A reader of a shard of any format."""
+    """A reader of a shard of any format; `name` tells a parquet file from the others of its data set."""
     if format == "tar":
         from vfm.data.webdataset import TarShard
 
@@ -132,7 +141,7 @@ def open_shard(
         return ImageListShard(path, spec)
     from vfm.data.parquet import ParquetShard
 
-    return ParquetShard(path, spec)
+    return ParquetShard(path, spec, name)
 
 
 def write_index(directory: Path, shards: Sequence[Shard], spec: DatasetSpec, *, bad_rows: Iterable[BadRow] = ()) -> int:

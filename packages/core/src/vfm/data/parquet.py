@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vfm.config import UserError
 from vfm.data import files
 from vfm.data.captions import clean_captions, field_of, require_captions
-from vfm.data.sample import BadSample, Sample, uid_of
+from vfm.data.sample import BadSample, Sample, given_uid, uid_of
 from vfm.data.spec import DatasetSpec
 from vfm.data.texts import OnBad, Rows, is_plain, is_text, texts_by_column, texts_by_sample, texts_schema, uids_of
 
@@ -28,13 +28,19 @@ ROWS_AT_A_TIME = 1 << 18  # of a row group, for their texts
 class ParquetShard:
     """One parquet file with image bytes, or with captions alone where the spec says so: then no image can be read."""
 
-    def __init__(self, path: str, spec: DatasetSpec) -> None:
+    def __init__(self, path: str, spec: DatasetSpec, name: str | None = None) -> None:
         """Reads the file's footer.
+
+        Args:
+            path: of the file.
+            spec: what to take of a row.
+            name: what tells the file from the others of its data set; default: its own name.
 
         Raises:
             UserError: it is no parquet file, or lacks a column that the spec names.
         """
         self.path, self.spec = path, spec
+        self.name = (name or path.rpartition("/")[2]).removesuffix(".parquet")
         self.file = open_parquet(path)
         names = self.file.schema_arrow.names
         self.image = image_column(names, spec.image_key, path) if spec.images else None
@@ -73,9 +79,9 @@ class ParquetShard:
         if self.spec.texts:
             texts = require_captions(texts, where)
         label = self.spec.label_of(field_of(values, self.spec.label_key), where) if self.spec.label_key else None
-        key, uid, url = self.key(row), values.get("uid"), values.get("url")
+        key, url = self.key(row), values.get("url")
         image = _image_bytes(values[self.image] if self.image else None, where) if with_image else b""
-        uid = uid if isinstance(uid, str) and uid else uid_of(key)
+        uid = given_uid(values.get("uid")) or uid_of(key)
         return Sample(key, uid, image, texts, label, url if isinstance(url, str) and url else None)
 
     def texts(self, rows: Rows, on_bad: OnBad) -> Any:
@@ -111,7 +117,8 @@ class ParquetShard:
         import pyarrow.compute as pc
 
         given = columns["uid"].filter(pa.array(good)) if "uid" in columns else pa.nulls(int(good.sum()))
-        given = given.cast(pa.string()) if is_text(given.type) else pa.nulls(len(given), pa.string())
+        named = is_text(given.type) or pa.types.is_integer(given.type)
+        given = given.cast(pa.string()) if named else pa.nulls(len(given), pa.string())
         given = pc.if_else(pc.equal(given, ""), None, given)
         if not given.null_count:
             return given
@@ -122,8 +129,7 @@ class ParquetShard:
         return pc.replace_with_mask(given, given.is_null(), uids_of(names))
 
     def _name(self, row: int) -> str:
-        name = self.path.rpartition("/")[2].removesuffix(".parquet")
-        return f"{name}/{row:08d}"
+        return f"{self.name}/{row:08d}"
 
     def _locate(self, row: int) -> tuple[int, int]:
         group = int(np.searchsorted(self.ends, row, side="right"))
@@ -149,8 +155,10 @@ def open_parquet(path: str) -> Any:
             return pq.ParquetFile(path)
         filesystem, inside = files.filesystem(path)
         return pq.ParquetFile(inside, filesystem=filesystem)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: not readable as parquet: {error}") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        if getattr(error, "errno", None) is not None:  # the system's: nothing is known of the file
+            raise
+        raise UserError(f"{path}: not readable as parquet: {' '.join(str(error).split())}") from None
 
 
 def image_column(names: list[str], wanted: str | None, path: str) -> str:

@@ -46,6 +46,12 @@ class Sample:
     url: str | None = None
 
 
+def given_uid(value: object) -> str | None:
+    """The uid as data give it, a text or a whole number; None where they give none."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return str(value) or None if whole or isinstance(value, str) else None
+
+
 def uid_of(key: str) -> str:
     """32 hex digits that name a sample by its key, so that they outlive re-sharding."""
     return hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()

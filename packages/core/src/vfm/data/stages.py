@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -70,6 +70,8 @@ class Pairs(ImageFiles):
     columns: list[str] | None = Field(
         None, min_length=1, description="with images: false, names of a csv's or tsv's columns where it has no header"
     )
+
+    version: ClassVar[int] = 2
 
     @model_validator(mode="after")
     def _columns_of_captions(self) -> Pairs:

@@ -137,9 +137,16 @@ def table_rows(path: str, columns: list[str] | None = None) -> Iterator[Row]:
 
 @contextmanager
 def _open(path: str) -> Iterator[IO[bytes]]:
-    """The table's bytes, unpacked."""
-    with files.open_binary(path) as stream:
-        yield cast("IO[bytes]", gzip.GzipFile(fileobj=stream)) if path.lower().endswith(".gz") else stream
+    """The table's bytes, unpacked.
+
+    Raises:
+        UserError: they cannot be read, or a reader of them finds that they are no table.
+    """
+    try:
+        with files.open_binary(path) as stream:
+            yield cast("IO[bytes]", gzip.GzipFile(fileobj=stream)) if path.lower().endswith(".gz") else stream
+    except (csv.Error, OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: not readable: {error}") from None
 
 
 def _parquet_rows(batch: Any, path: str) -> Iterator[Row]:
@@ -159,7 +166,7 @@ def _json_rows(text: io.TextIOWrapper, path: str) -> Iterator[Row]:
             continue
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         yield row if isinstance(row, dict) else {PROBLEM: BadSample("broken_json", f"{path}: line {number}")}
 
@@ -176,8 +183,5 @@ def _dialect(path: str) -> type[csv.Dialect]:
 
 def _delimited_rows(text: io.TextIOWrapper, path: str, columns: list[str] | None) -> Iterator[Row]:
     csv.field_size_limit(1 << 30)  # an overlong caption is one bad sample, not the end of the table
-    try:
-        for row in csv.DictReader(text, columns, dialect=_dialect(path)):
-            yield {name: value for name, value in row.items() if name is not None}
-    except (csv.Error, OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: not readable: {error}") from None
+    for row in csv.DictReader(text, columns, dialect=_dialect(path)):
+        yield {name: value for name, value in row.items() if name is not None}

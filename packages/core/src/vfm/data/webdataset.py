@@ -17,7 +17,7 @@ from typing import Any
 
 from vfm.data import captions, files
 from vfm.data.parquet import open_parquet
-from vfm.data.sample import BadSample, Sample, uid_of
+from vfm.data.sample import BadSample, Sample, given_uid, uid_of
 from vfm.data.spec import DatasetSpec
 from vfm.data.tar_scan import MAX_ROWS, load_scan, save_scan, scan_tar
 from vfm.data.texts import OnBad, Rows, texts_by_sample
@@ -88,10 +88,10 @@ class TarShard:
         texts = {language: self._texts(source, members, record, where) for language, source in self.spec.texts.items()}
         if self.spec.texts:
             texts = captions.require_captions(texts, where)
-        uid, url = record.get("uid"), record.get("url")
+        url = record.get("url")
         return Sample(
             key=key,
-            uid=uid if isinstance(uid, str) and uid else uid_of(key),
+            uid=given_uid(record.get("uid")) or uid_of(key),
             image=members.get("image", b""),
             texts=texts,
             label=self._label(members, record, where),
