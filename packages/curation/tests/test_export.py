@@ -133,6 +133,26 @@ def test_tars_hold_the_kept_texts_and_the_very_bytes_of_the_images(run_stage: An
     assert record["url"] == f"http://x/{[uid_at(i) for i in range(NUMBER)].index(record['uid'])}.jpg"
 
 
+def test_pictures_that_no_reader_of_tars_knows_are_told_and_those_of_cameras_stay(
+    make_pool: Any, run_stage: Any, tmp_path: Path
+) -> None:
+    formats = ["JPEG", "MPO", "ICO", "GIF"]
+    files = []
+    for kind in formats:
+        buffer = io.BytesIO()
+        more = {"save_all": True, "append_images": [Image.new("RGB", (16, 16), "red")]} if kind == "MPO" else {}
+        Image.new("RGB", (16, 16)).save(buffer, kind, **more)
+        files.append(buffer.getvalue())
+    pool = make_pool(
+        "pool", [(kind, {"en": ["a dog"]}) for kind in formats], images=dict(zip(formats, files, strict=True))
+    )
+    out = export(run_stage, curate(run_stage, pool, tmp_path, ["en"]), tars=True)
+    source = open_dataset(out)
+    found = {sample.uid: sample.image for sample in map(source.__getitem__, range(len(source)))}
+    assert found == {kind: file for kind, file in zip(formats, files, strict=True) if kind != "ICO"}
+    assert out.bad_samples == {"unreadable_image": 1}
+
+
 def test_tars_are_the_same_bytes_again_and_after_a_kill(run_stage: Any, subset: Any) -> None:
     class KilledError(Exception):
         pass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -32,6 +32,8 @@ class ExportSubset(Stage):
     samples_per_shard: int = Field(10_000, ge=1, description="samples of a tar")
     shuffle_shards: int = Field(100, ge=1, description="shards of the pool whose samples are shuffled together in tars")
     seed: Seed = Field(0, description="of the tars' order")
+
+    version: ClassVar[int] = 2
 
     @model_validator(mode="after")
     def _something(self) -> ExportSubset:

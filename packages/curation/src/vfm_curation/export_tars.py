@@ -13,11 +13,13 @@ from vfm.data import BadSample, Sample, open_dataset, write_tar
 from vfm.data.images import open_image
 from vfm.data.order import SampleOrder
 from vfm.data.source import Source
+from vfm.data.webdataset import IMAGE_EXTENSIONS
 from vfm_curation.engine import Summary
 from vfm_curation.shard_files import whole_file
 
 TARS_FOLDER = "tars"
 Member = tuple[str, Mapping[str, bytes]]
+JPEG = {"jpeg": "jpg", "mpo": "jpg"}  # an MPO, as cameras make them, begins with a whole JPEG
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,14 @@ def _members(source: Source, places: list[int], shard: int, summary: TarSummary)
         try:
             sample = source[index]
             kind = str(open_image(sample.image, source.where(index)).format).lower()
+            extension = JPEG.get(kind, kind)
+            if extension not in IMAGE_EXTENSIONS:  # readers would take it for a caption without an image
+                raise BadSample("unreadable_image", source.where(index))
         except BadSample as bad:
             summary.skip(bad.reason, bad.where)
             continue
         summary.num_texts += sum(map(len, sample.texts.values()))
         first = next(texts[0] for texts in sample.texts.values())
-        extension = "jpg" if kind == "jpeg" else kind
         yield f"{shard:05d}{number:06d}", {extension: sample.image, "txt": first.encode(), "json": _record(sample)}
 
 
