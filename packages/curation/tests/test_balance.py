@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 from vfm.config import UserError
 from vfm.data import drawn, text_keys
 from vfm_curation import balance
+from vfm_curation.thresholds import EntryLanguages, by_reference
 
 counts_arrays = hnp.arrays(np.int64, st.integers(1, 30), elements=st.integers(0, 10**12))
 
@@ -101,6 +102,17 @@ def test_t_for_target_size_gives_the_target_as_expected_size(target: int) -> Non
     t = balance.t_for_target_size(lambda t: asked.append(t) or expected_size(t), target, counts)
     assert abs(expected_size(t) - target) <= 0.5
     assert len(asked) <= 12  # each is a pass over the matches
+
+
+def test_all_matched_texts_may_be_the_target_where_languages_follow_a_reference() -> None:
+    languages, counts = EntryLanguages(["en", "de"], np.array([0, 1, 1])), np.array([1000, 10, 500])
+
+    def expected_size(t: float) -> float:  # a text an entry
+        of_entries = languages.t_of_entries(by_reference(languages, counts, t, "en"))
+        return float((counts * balance.keep_probability(counts, of_entries)).sum())
+
+    for target in (1400, 1510):
+        assert expected_size(balance.t_for_target_size(expected_size, target, counts)) >= target - 0.5
 
 
 def test_a_target_beyond_the_matched_texts_is_refused_with_their_number() -> None:

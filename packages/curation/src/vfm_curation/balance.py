@@ -87,12 +87,13 @@ def t_for_target_size(expected_size: Callable[[float], float], target_size: int,
         expected_size: expected number of kept texts at a given `t`. Where it jumps over the target, as it may where
             further languages follow `t` step by step, the `t` behind the jump is found.
         target_size: wanted number of texts.
-        counts: texts matched by each entry; from the largest count on every matched text is kept.
+        counts: texts matched by each entry; above the largest count every matched text is kept. (At the count itself
+            it is outside the tail, and languages that follow that tail's share drop texts.)
 
     Raises:
         UserError: the pool has fewer matched texts than that, or no `t` keeps so few.
     """
-    high = float(max(1, counts.max()))
+    high = float(max(1, counts.max())) + 1.0
     low = min(
         1.0, target_size / max(1, int(np.count_nonzero(counts)))
     )  # an entry keeps t texts on average, at the most

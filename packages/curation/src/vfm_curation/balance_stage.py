@@ -29,7 +29,7 @@ MAX_SHARDS_FOR_EXAMPLES = 8
 class MetaclipBalance(Curation):
     """Keeps all texts of rare entries and about `t` of each common one."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     kind: Literal["curation.balance"] = "curation.balance"
     t: Positive | dict[str, Positive] | None = Field(
         None,
