@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vfm_curation.language import OTHER, detect_languages, detected, language_map
-from vfm_curation.matchers import Matchers, has_spaces
+from vfm_curation.matchers import Matchers
 from vfm_curation.matching import match_plain
+from vfm_curation.metadata.tokenizers import find_tokenizer, writes_spaces
 
 TEXTS = {
     "en": "two dogs are running through the grass in the park",
@@ -77,8 +78,8 @@ def test_each_text_meets_the_shared_entries_and_its_languages(
     found = Matchers(folder, verify=True).match(values, languages)
     expected = []
     for language, text in texts:
-        spaced = [e if o in ("", language) and has_spaces(o) else None for o, e in rows]
-        joined = [e if o == language and not has_spaces(o) else None for o, e in rows]
+        spaced = [e if o in ("", language) and writes_spaces(o) else None for o, e in rows]
+        joined = [e if o == language and not writes_spaces(o) else None for o, e in rows]
         ids = [i for i, e in enumerate(spaced) if e is not None and match_plain(text, [e], semantics)]
         ids += [
             i for i, e in enumerate(joined)
@@ -87,6 +88,19 @@ def test_each_text_meets_the_shared_entries_and_its_languages(
         expected.append(sorted(ids))
     assert found.to_pylist() == expected
     assert found.type == pa.list_(pa.int32())
+
+
+@pytest.mark.parametrize("code", ["zh", "zh-classical", "zh-CN", "zh_min_nan", "zh-hant", "zh_yue", "ja-JP", "my_MM"])
+def test_a_code_with_region_or_script_is_its_languages(tmp_path: Path, code: str) -> None:
+    assert not writes_spaces(code)
+    assert find_tokenizer("auto", code, prose=False).joiner == ""
+    entries = pa.table({"language": [code], "entry": ["猫"]})
+    Matchers.build(tmp_path, entries, semantics="metaclip")
+    assert Matchers(tmp_path).match(pa.chunked_array([["黑猫在睡"]]), pa.chunked_array([[code]])).to_pylist() == [[0]]
+
+
+def test_codes_that_only_begin_alike_write_spaces() -> None:
+    assert all(map(writes_spaces, ["", "en", "en-GB", "kmr", "mya", "tha_x"]))
 
 
 def test_only_the_languages_of_the_texts_are_built(tmp_path: Path) -> None:

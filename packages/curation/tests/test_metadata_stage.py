@@ -20,6 +20,7 @@ from vfm.config import error_lines
 from vfm.data import SUBSET_FILE, subset_schema
 from vfm.panels import load_panels
 from vfm.stage import refs
+from vfm_curation.match_stage import MatchTexts
 from vfm_curation.metadata import load_entries
 from vfm_curation.metadata_stage import BuildMetadata
 
@@ -110,6 +111,14 @@ def test_captions_in_several_languages_give_each_its_own_entries(run_stage: Any,
     assert long.sha256 == both.sha256 != shared.sha256
     with pytest.raises(UserError, match="p has no captions in 'fr'"):
         run_stage(BuildMetadata(name="fr", languages=["fr"], **settings), p=pool)
+
+
+def test_entries_of_a_language_without_spaces_are_its_own_and_match(run_stage: Any, make_pool: Any) -> None:
+    pool = make_pool("pool", [(str(i), {"zh": ["黑猫在睡觉", "白猫"]}) for i in range(9)])
+    metadata = run_stage(BuildMetadata(name="entries", captions="p"), p=pool)
+    assert metadata.languages == ["zh"]
+    matches = run_stage(MatchTexts(name="matches", pool="p", metadata="m"), p=pool, m=metadata)
+    assert matches.num_matched == matches.num_texts == 18
 
 
 def test_entries_of_a_curated_subset_come_from_its_kept_texts(run_stage: Any, make_pool: Any, tmp_path: Path) -> None:

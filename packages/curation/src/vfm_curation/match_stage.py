@@ -35,7 +35,7 @@ class MatchTexts(Stage):
         False, description="compare bytes where keys are equal: at half the rate, without 0.01 false in 10^10 texts"
     )
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def preflight(self, ctx: Preflight) -> None:
         """The pool has the languages, the metadata have entries for them, what detects languages is installed."""

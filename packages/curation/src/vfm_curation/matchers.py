@@ -19,15 +19,10 @@ from numpy.typing import NDArray
 from vfm_curation.automaton import Automaton
 from vfm_curation.matching import FIXED_BLANKS, FIXED_MARKS, Semantics
 from vfm_curation.metadata.entries import SHARED
-from vfm_curation.metadata.tokenizers import NO_SPACE_LANGUAGES
+from vfm_curation.metadata.tokenizers import writes_spaces
 from vfm_curation.token_table import TokenTable
 
 FACTS_FILE = "matchers.json"
-
-
-def has_spaces(language: str) -> bool:
-    """Whether a language writes spaces between words: all but Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan."""
-    return language not in NO_SPACE_LANGUAGES
 
 
 class Matchers:
@@ -66,7 +61,7 @@ class Matchers:
         for number, language in enumerate(made):
             ids = np.flatnonzero(pc.equal(entries["language"], language).to_numpy())
             own = entries["entry"].take(ids).to_pylist()
-            if has_spaces(language):
+            if writes_spaces(language):
                 TokenTable.build(own, ids).save(folder / str(number))
             else:
                 Automaton.build(own, ids, semantics=semantics).save(folder / str(number))
@@ -87,7 +82,7 @@ class Matchers:
     def _match(self, texts: pa.ChunkedArray, language: str) -> pa.ListArray:
         if language not in self._loaded:
             folder = self._folder / str(self.languages.index(language))
-            self._loaded[language] = TokenTable.load(folder) if has_spaces(language) else Automaton.load(folder)
+            self._loaded[language] = TokenTable.load(folder) if writes_spaces(language) else Automaton.load(folder)
         matcher = self._loaded[language]
         if isinstance(matcher, Automaton):
             return matcher.match(texts)

@@ -34,7 +34,7 @@ class BuildMetadata(CaptionSettings, Stage):
         None, ge=1, description="at most this many entries of each language; default: all that qualify"
     )
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     @model_validator(mode="after")
     def _one_source(self) -> BuildMetadata:

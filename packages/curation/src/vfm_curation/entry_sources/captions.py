@@ -23,7 +23,7 @@ class CaptionSettings(Config):
         None,
         min_length=1,
         description="from captions: entries for each of these, from its captions; default: entries for any language,"
-        " from the captions in the pool's first",
+        " from the captions in the pool's first (for that one alone where it writes no spaces)",
     )
     tokenizer: TokenizerName = TOKENIZER
 
@@ -44,6 +44,7 @@ class Captions(CaptionSettings, EntrySource):
     def entries(self, ctx: Context, workers: int) -> Iterator[Entries]:
         """Words by count, then pairs by PMI."""
         from vfm_curation.metadata.captions import count_captions
+        from vfm_curation.metadata.tokenizers import writes_spaces
 
         pool = ctx.load(self.pool)
         pool.check_languages(self.languages or (), self.pool)
@@ -66,4 +67,4 @@ class Captions(CaptionSettings, EntrySource):
         for language, entries in lists.items():
             if not entries:
                 ctx.warn(f"no word stands {self.min_count} times in the captions in {language!r}: it has no entries")
-            yield (language if self.languages else ""), entries
+            yield (language if self.languages or not writes_spaces(language) else ""), entries

@@ -20,10 +20,10 @@ from vfm_curation.matching import tokenize
 Split = Callable[[str], list[str]]
 BREAK = ""
 
-# Languages whose words `auto` does not look for at spaces: Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan.
+# Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan and their like, whatever follows: zh-classical, zh_CN, my_MM.
 NO_SPACE_LANGUAGES = frozenset(
     {
-        *("zh", "zh_classical", "zh_yue", "yue", "wuu", "gan", "lzh", "cdo", "hak", "nan"),
+        *("zh", "yue", "wuu", "gan", "lzh", "cdo", "hak", "nan"),
         *("ja", "ryu", "th", "lo", "km", "my", "mnw", "shn", "bo", "dz"),
     }
 )
@@ -45,6 +45,11 @@ class Tokenizer:
         return self.split(text)
 
 
+def writes_spaces(language: str) -> bool:
+    """Whether a language, by its code with or without region and script, writes spaces between words."""
+    return re.split("[-_]", language.lower())[0] not in NO_SPACE_LANGUAGES
+
+
 def find_tokenizer(name: TokenizerName, language: str, *, prose: bool) -> Tokenizer:
     """The tokenizer of a name; `auto` takes characters in languages without spaces, words in all others.
 
@@ -57,7 +62,7 @@ def find_tokenizer(name: TokenizerName, language: str, *, prose: bool) -> Tokeni
         ModuleNotFoundError: icu without the extra of that name.
     """
     if name == "auto":
-        name = "characters" if language in NO_SPACE_LANGUAGES else "words"
+        name = "words" if writes_spaces(language) else "characters"
     if name == "words":
         return Tokenizer(prose_words if prose else caption_words)
     if name == "characters":
