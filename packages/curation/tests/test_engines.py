@@ -75,6 +75,13 @@ def test_shard_that_kills_each_worker_is_named_in_the_end(runtime: Runtime, tmp_
     assert len((tmp_path / "kills").read_text()) == MAX_LOSSES + 1
 
 
+def test_shards_beside_one_that_kills_are_not_blamed(tmp_path: Path) -> None:
+    summaries = []
+    with pytest.raises(UserError, match=r"^shard 3: the worker was killed 4 times"):
+        summaries.extend(run_shards(shard_tasks.deadly_after_a_while, tmp_path, range(2, 6), PROCESSES))
+    assert len((tmp_path / "kills").read_text()) == MAX_LOSSES + 1
+
+
 def test_error_names_the_shard(runtime: Runtime, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^shard 3: pool\.tar: no such file$"):
         list(run_shards(shard_tasks.faulty, tmp_path, range(1, 4), runtime))
@@ -217,3 +224,14 @@ def test_a_file_made_from_something_else_is_not_taken_for_finished(tmp_path: Pat
     assert finished_summary(file, made_from("shard", 1)) == {"num_texts": 3}
     assert finished_summary(file, made_from("shard", 2)) is None
     assert finished_summary(tmp_path / "a/1.parquet", made_from("shard", 1)) is None
+
+
+@pytest.mark.parametrize("fault", ["cut", "empty", "footer"])
+def test_a_file_that_cannot_be_read_is_made_again(tmp_path: Path, fault: str) -> None:
+    file = tmp_path / "a/0.parquet"
+    file.parent.mkdir()
+    write_shard_file(file, pa.table({"x": [1]}), made_from("shard", 1), {"num_texts": 3})
+    whole = file.read_bytes()
+    broken = {"cut": whole[:-9], "empty": b"", "footer": whole[:-108] + b"\xff" * 100 + whole[-8:]}
+    file.write_bytes(broken[fault])
+    assert finished_summary(file, made_from("shard", 1)) is None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import random
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,14 @@ from vfm import UserError
 from vfm.artifacts import LinkTable
 from vfm.data import BadSample, open_dataset
 from vfm_curation.balance_stage import MetaclipBalance
-from vfm_curation.extract_links import links_of_page, links_of_wat, resolve, url_hash
+from vfm_curation.extract import LINKS, ExtractJob, extract_file, in_buckets
+from vfm_curation.extract_links import Link, links_of_page, links_of_wat, resolve, url_hash
 from vfm_curation.extract_records import read_records
 from vfm_curation.extract_stage import ExtractLinks
 from vfm_curation.match_stage import MatchTexts
 from vfm_curation.metadata_stage import BuildMetadata
 from vfm_curation.retry_stage import RetryLinks
+from vfm_curation.shard_files import finished_summary, read_batch, write_batches
 
 PAGE = "https://example.org/dogs/page.html"
 
@@ -129,6 +133,13 @@ def test_records_of_another_make_hold_nothing(strange: dict[str, Any]) -> None:
     assert found(links_of_wat(strange, no_bad)) == []
 
 
+@pytest.mark.parametrize(("status", "number"), [("200", 1), ("404", 0), ("301", 0)])
+def test_pages_of_errors_hold_nothing(status: str, number: int) -> None:
+    page = said([image("a.jpg", alt="a dog")])
+    page["Envelope"]["Payload-Metadata"]["HTTP-Response-Metadata"]["Response-Message"] = {"Status": status}
+    assert len(found(links_of_wat(page, no_bad))) == number
+
+
 @pytest.mark.parametrize("base", ["http://[broken", "data:,", ""])
 def test_base_that_leads_nowhere_is_none(base: str) -> None:
     expected = [("https://example.org/dogs/a.jpg", 0, "a dog")]
@@ -190,6 +201,23 @@ def test_a_broken_record_costs_itself_alone(tmp_path: Path, data: Any, seed: int
     assert all(reason == "broken_record" for reason, _ in told)
 
 
+@pytest.mark.parametrize("error", [TimeoutError("timed out"), ConnectionResetError(), OSError(5, "I/O error")])
+def test_a_file_that_cannot_be_read_on_is_no_broken_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    class Falls(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell() > 100_000:
+                raise error
+            return super().read(size)
+
+    texts = random.Random(0).randbytes(400_000).hex()
+    parts = [gzip.compress(wat([image("a.jpg", alt=texts[i : i + 4000])])) for i in range(0, len(texts), 4000)]
+    monkeypatch.setattr("vfm.data.files.open_binary", lambda path: Falls(b"".join(parts)))
+    with pytest.raises(UserError, match=r"^https://crawl/0\.warc\.wat\.gz: cannot be read: "):
+        list(read_records("https://crawl/0.warc.wat.gz", no_bad))
+
+
 def crawl(tmp_path: Path) -> list[str]:
     """A WAT and a WARC file with one address in both, a broken member and a broken record."""
     first = [
@@ -237,6 +265,24 @@ def test_links_of_all_files_are_merged_and_sorted(run_stage: Any, tmp_path: Path
         assert table_of(again) == rows
 
 
+@settings(max_examples=30, deadline=None)
+@given(names=st.lists(st.integers(0, 10**6), unique=True), num_buckets=st.integers(1, 40))
+def test_buckets_are_the_ranges_of_uids_and_any_is_read_alone(names: list[int], num_buckets: int) -> None:
+    links = [Link(f"https://a/{name}.jpg", 0, "a dog") for name in names]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "links/0.arrow"
+        file.parent.mkdir()
+        write_batches(file, in_buckets(links, num_buckets), LINKS, "made", {"num_texts": len(links)})
+        assert finished_summary(file, "made") == {"num_texts": len(links)}
+        assert finished_summary(file, "other") is None
+        for bucket in range(num_buckets):
+            low, high = (round(2**32 * place / num_buckets) for place in (bucket, bucket + 1))
+            inside = [link.url for link in links if low <= int(url_hash(link.url)[:8], 16) < high]
+            assert read_batch(file, bucket)["url"].to_pylist() == sorted(inside, key=url_hash)
+        file.write_bytes(file.read_bytes()[:-30])
+        assert finished_summary(file, "made") is None
+
+
 def test_link_table_is_a_pool_to_curate(run_stage: Any, tmp_path: Path) -> None:
     links = run_stage(ExtractLinks(name="links", path=crawl(tmp_path), buckets=2))
     source = open_dataset(links)
@@ -262,6 +308,37 @@ def test_files_are_taken_from_a_list_of_paths(run_stage: Any, tmp_path: Path) ->
     assert {row["url"].rpartition("/")[2] for row in table_of(run_stage(stage))} == {"a.jpg", "b.jpg", "c.jpg", "d.jpg"}
 
 
+def test_files_that_a_list_names_are_part_of_the_identity_and_made_anew(run_stage: Any, tmp_path: Path) -> None:
+    first, second = crawl(tmp_path)
+    listed = tmp_path / "wat.paths"
+    listed.write_text(f"0.warc.wat.gz\n{second}\nhttps://elsewhere/2.warc.gz\n")  # one is absolute
+    stage = ExtractLinks(name="links", path=str(listed), root=str(tmp_path))
+    assert list(stage.sources()) == [str(listed), first, second]
+    stage = stage.model_copy(update={"num_files": 2})
+    before = table_of(run_stage(stage))
+
+    work = tmp_path / "again"
+    work.mkdir()
+    (work / "links").mkdir()
+    job = ExtractJob(work / "paths.txt", "", work / "links", work / "table", 2, unescape=False)
+    job.paths.write_text(first)
+    num_texts = extract_file(job, 0).num_texts
+    assert 0 < num_texts < len(before) + 4
+    Path(first).write_bytes(b"")
+    assert extract_file(job, 0).num_texts == 0
+
+
+def test_root_that_nothing_can_read_is_told_before_the_run(tmp_path: Path) -> None:
+    listed = tmp_path / "wat.paths"
+    listed.write_text("0.warc.wat.gz\n")
+    with pytest.raises(UserError, match="nowhere://x/: not an address that fsspec knows"):
+        ExtractLinks(name="links", path=str(listed), root="nowhere://x/").preflight(None)  # type: ignore[arg-type]
+    ExtractLinks(name="links", path=str(listed)).preflight(None)  # type: ignore[arg-type]
+    listed.with_suffix(".paths.gz").write_bytes(b"no gzip")
+    with pytest.raises(UserError, match=r"wat\.paths\.gz: not a readable list of paths"):
+        list(ExtractLinks(name="links", path=str(listed.with_suffix(".paths.gz"))).sources())
+
+
 def test_files_without_images_are_told(run_stage: Any, tmp_path: Path) -> None:
     (tmp_path / "empty.warc.gz").write_bytes(b"")
     with pytest.raises(UserError, match="links: no image with a text in 1 files"):
@@ -285,6 +362,8 @@ def test_failed_downloads_are_listed_to_try_again(run_stage: Any, tmp_path: Path
         ("https://a/4.jpg", "okapi", ["okapi"]),
         ("https://a/5.jpg", None, []),
     ]
+    with pytest.raises(UserError, match=r"hopeless: not a regular expression of RE2's: \(\?=x"):
+        RetryLinks(name="x", path=str(tmp_path / "*.parquet"), hopeless="(?=x").preflight(None)  # type: ignore[arg-type]
     pq.write_table(pa.table({"url": ["x"]}), tmp_path / "00000.parquet")
     with pytest.raises(UserError, match="no column 'status'; img2dataset's output is wanted"):
         run_stage(RetryLinks(name="other", path=str(tmp_path / "*.parquet")))

@@ -63,7 +63,7 @@ def resolve(base: str, address: str) -> str | None:
 
 
 def links_of_wat(record: Mapping[str, Any], on_bad: OnBad, *, unescape: bool = False) -> Iterator[Link]:
-    """The images with texts of one page, from its record in a WAT file.
+    """The images with texts of one page, from its record in a WAT file; none of a page of errors.
 
     Args:
         record: the JSON of the record.
@@ -72,7 +72,7 @@ def links_of_wat(record: Mapping[str, Any], on_bad: OnBad, *, unescape: bool = F
     """
     page = field_of(record, TARGET)
     links = field_of(record, LINKS)
-    if not isinstance(page, str) or not isinstance(links, list):
+    if not isinstance(page, str) or not isinstance(links, list) or field_of(record, STATUS) not in (None, "200"):
         return
     decoded = html.unescape if unescape else str
     base = field_of(record, BASE)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import os
+import zlib
 from collections.abc import Iterable
 from typing import Literal
 
@@ -33,23 +35,32 @@ class ExtractLinks(Stage):
     )
 
     def sources(self) -> Iterable[str]:
-        """The files, or the list that names them."""
-        return files.expand_paths(self.path)
+        """The files, the lists that name them, and the files that local lists name, as far as these are local."""
+        given = files.expand_paths(self.path)
+        lists = [path for path in given if path.endswith(LISTS) and not files.is_remote(path)]
+        named = [path for listed in lists for path in self._listed(listed)]
+        return [*given, *(path for path in named[: self.num_files] if not files.is_remote(path))]
 
     def preflight(self, ctx: Preflight) -> None:
-        """The files are there, as far as they are local."""
-        for path in files.expand_paths(self.path):
+        """The files are there, as far as they are local, and what reads the others is installed."""
+        paths = files.expand_paths(self.path)
+        for path in paths:
             if not files.is_remote(path) and not files.exists(path):
                 raise UserError(f"{path}: no such file")
+        roots = [self.root] if any(path.endswith(LISTS) for path in paths) else []
+        if remote := next(filter(files.is_remote, [*paths, *roots]), None):
+            files.filesystem(remote)
 
     def run(self, ctx: Context) -> LinkTable:
         """Writes `links/00000.parquet`, ...: uid, url, caption, texts; sorted by uid, which is the URL's hash."""
         from vfm_curation.engine import run_shards, told
-        from vfm_curation.extract import ExtractJob, extract_file, merge_bucket
+        from vfm_curation.extract import ExtractJob, extract_file, fingerprint, merge_bucket
         from vfm_curation.link_table import publish_links
+        from vfm_curation.shard_files import made_from
 
         paths = self._files()
-        job = ExtractJob(ctx.work / "paths.txt", ctx.work / "files", ctx.work / "table", self.buckets, self.unescape)
+        listed, source = ctx.work / "paths.txt", made_from(*map(fingerprint, paths))
+        job = ExtractJob(listed, source, ctx.work / "files", ctx.work / "table", self.buckets, self.unescape)
         job.paths.write_text("\n".join(paths), encoding="utf-8")
         for folder in (job.work, job.folder):
             folder.mkdir(exist_ok=True)
@@ -74,6 +85,12 @@ class ExtractLinks(Stage):
         return found[: self.num_files]
 
     def _listed(self, path: str) -> list[str]:
-        data = files.read_bytes(path)
-        lines = (gzip.decompress(data) if path.endswith(".gz") else data).decode("utf-8").split()
-        return [line if files.is_remote(line) else f"{self.root.rstrip('/')}/{line}" for line in lines]
+        try:
+            data = files.read_bytes(path)
+            lines = (gzip.decompress(data) if path.endswith(".gz") else data).decode("utf-8").split()
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file") from None
+        except (EOFError, OSError, ValueError, zlib.error) as error:
+            raise UserError(f"{path}: not a readable list of paths: {error}") from None
+        own = (files.is_remote(line) or os.path.isabs(line) for line in lines)
+        return [line if alone else f"{self.root.rstrip('/')}/{line}" for line, alone in zip(lines, own, strict=True)]

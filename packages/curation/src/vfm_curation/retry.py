@@ -40,6 +40,18 @@ class RetrySummary(Summary):
     outcomes: dict[str, int] = field(default_factory=dict)
 
 
+def check_expression(expression: str) -> None:
+    """Tells whether Arrow (RE2) can match a regular expression: it knows no look-ahead and no back-reference.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        pc.match_substring_regex(pa.array([""]), expression)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"hopeless: not a regular expression of RE2's: {expression}: {error}") from None
+
+
 def open_outcomes(path: str) -> Any:
     """The parquet file that img2dataset left of a shard.
 

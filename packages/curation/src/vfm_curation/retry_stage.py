@@ -31,9 +31,10 @@ class RetryLinks(Stage):
         return files.expand_paths(self.path)
 
     def preflight(self, ctx: Preflight) -> None:
-        """The files are what img2dataset leaves."""
-        from vfm_curation.retry import open_outcomes
+        """The files are what img2dataset leaves, and the expression is one."""
+        from vfm_curation.retry import check_expression, open_outcomes
 
+        check_expression(self.hopeless)
         for path in files.expand_paths(self.path)[:1]:
             open_outcomes(path)
 
