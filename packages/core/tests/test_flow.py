@@ -13,7 +13,9 @@ import pytest
 
 import toy_plugin
 import vfm
-from vfm.flow.plan import make_plan
+from vfm.flow.fingerprints import remembered
+from vfm.flow.launch import _ended_by_sigterm
+from vfm.flow.plan import make_plan, saved_identity
 from vfm.flow.recipe import parse_recipe
 from vfm.flow.run import read_manifest, run
 from vfm.flow.store import Slot, Store
@@ -121,7 +123,9 @@ def test_fresh_makes_everything_again(tmp_path):
 CHILD = """
 import sys; sys.path.insert(0, {here!r})
 import toy_plugin
-from vfm.flow.plan import make_plan
+from vfm.flow.fingerprints import remembered
+from vfm.flow.launch import _ended_by_sigterm
+from vfm.flow.plan import make_plan, saved_identity
 from vfm.flow.recipe import parse_recipe
 from vfm.flow.run import run
 from vfm.flow.store import Store
@@ -189,6 +193,11 @@ def test_crash_between_writing_and_renaming_never_looks_finished(tmp_path):
     assert json.loads((slot.artifact / "manifest.json").read_text()) == {"identity": "x"}
 
 
+def test_places_of_artifacts_are_absolute_for_tasks_in_other_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Store(Path("store")).slot("toy.draw", "0" * 64).work == tmp_path / "store/.toy.draw-00000000.work"
+
+
 def test_clean_keeps_what_a_run_links_and_what_is_being_made(tmp_path):
     go(TEXT, tmp_path)
     changed = TEXT.replace("count: 40", "count: 4")
@@ -199,3 +208,25 @@ def test_clean_keeps_what_a_run_links_and_what_is_being_made(tmp_path):
     assert len(loose) == 2
     with next(iter(store.unlinked())).lock(lambda message: None):
         assert len(store.unlinked()) == 1
+
+
+def test_a_saved_artifact_without_a_manifest_is_told_by_its_contents(tmp_path: Path) -> None:
+    folder = tmp_path / "numbers"
+    toy_plugin.Numbers.create(folder, values=[1])
+    bulk = folder / "bulk.bin"
+
+    def identity(content: bytes) -> str:
+        bulk.write_bytes(content)
+        with remembered(tmp_path / "store") as fingerprint:
+            return saved_identity(folder, fingerprint)
+
+    assert identity(b"seed 0") != identity(b"seed 1")
+
+
+def test_sigterm_ends_the_training_processes_and_is_told() -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], text=True) as child:
+        with _ended_by_sigterm(child) as stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert child.wait(timeout=20) == -signal.SIGTERM
+        assert stopped.is_set()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -168,8 +168,8 @@ class Store:
     root: Path
 
     def slot(self, kind: str, identity: str) -> Slot:
-        """The place of the artifact with this identity (hex digits)."""
-        return Slot(self.root, f"{kind}-{identity[:8]}")
+        """The place of the artifact with this identity (hex digits); absolute, as tasks in other folders need it."""
+        return Slot(self.root.absolute(), f"{kind}-{identity[:8]}")
 
     def run_directory(self, recipe: str) -> Path:
         """Where a recipe's links, events and report lie."""
