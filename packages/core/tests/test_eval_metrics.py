@@ -239,7 +239,7 @@ def test_validation_split_is_by_class_disjoint_and_repeatable() -> None:
 
 
 def test_a_split_that_can_hold_nothing_out_is_refused() -> None:
-    with pytest.raises(UserError, match=r"validation_fraction: nothing can be held out .* class 3 and all others"):
+    with pytest.raises(UserError, match=r"validation_fraction: nothing can be held out .* each class has one"):
         split_validation(np.array([3, 1, 2]), 0.9, seed=0)
 
 

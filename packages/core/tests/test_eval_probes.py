@@ -31,6 +31,7 @@ from vfm.eval.knn import knn_votes
 from vfm.eval.sweep import LinearHead, Schedule, head_scores, sweep, train_heads
 from vfm.models import build_vision, load_vision, save_vision, vision_preprocess
 from vfm.models.class_names import class_names_of, set_class_names
+from vfm.stage import Preflight
 
 CPU = torch.device("cpu")
 ORACLES = {"right": ColourModel(), "wrong": ColourModel(-1.0)}
@@ -305,6 +306,13 @@ def test_one_class_and_several_labels_are_not_mixed(tmp_path: Path, tags: dict) 
     lbfgs = LinearProbe(name="p", train="train", data="data")
     with pytest.raises(UserError, match="set solver: sgd"):
         run_stage(lbfgs, tmp_path / "out", ORACLES, **tags)
+
+
+def test_tags_that_are_yet_to_be_made_are_refused_before_anything_runs() -> None:
+    made = {name: CaptionLabels(name=name, data="pool", words=["red", "blue"]) for name in ("train", "data")}
+    with pytest.raises(UserError, match="train has several labels an image, solver lbfgs takes one; set solver: sgd"):
+        LinearProbe(name="p", train="train", data="data").preflight(Preflight(made, {}))
+    LinearProbe(name="p", train="train", data="data", solver="sgd").preflight(Preflight(made, {}))
 
 
 def test_neighbours_vote_for_a_class_as_for_the_one_label_that_it_is() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from vfm.artifacts import ClipCheckpoint, LabeledDataset, TaggedImages, VisionCheckpoint
+from vfm.artifacts import Artifact, ClipCheckpoint, LabeledDataset, TaggedImages, VisionCheckpoint
 from vfm.config import UserError
 from vfm.eval.stages import ModelEvaluation, check_class_names
 from vfm.stage import Context, Preflight, Ref, Seed
@@ -35,11 +35,23 @@ class FeatureEvaluation(ModelEvaluation):
     data: Ref[LabeledDataset | TaggedImages] = Field(description="images to judge on")
 
     def preflight(self, ctx: Preflight) -> None:
-        """Checks that both sets have the same classes, where they are there already."""
+        """Checks that both sets are of one kind, and have the same classes where they are there already."""
         super().preflight(ctx)
         train, data = ctx.artifact(self.train), ctx.artifact(self.data)
         if train and data:
             self.check_classes(train, data)
+        elif (one := _kind(ctx, self.train)) and (other := _kind(ctx, self.data)):
+            self.check_kinds(one, other)
+
+    def check_kinds(self, train: type[Artifact], data: type[Artifact]) -> None:
+        """Refuses a class for each image here and several labels there.
+
+        Raises:
+            UserError: as it says.
+        """
+        if train is not data:
+            kinds = f"{self.train} is a {train.__name__}, {self.data} a {data.__name__}"
+            raise UserError(f"{kinds}; both must be of one kind")
 
     def check_classes(self, train: LabeledDataset | TaggedImages, data: LabeledDataset | TaggedImages) -> None:
         """Refuses two sets of different classes.
@@ -47,9 +59,7 @@ class FeatureEvaluation(ModelEvaluation):
         Raises:
             UserError: the class names differ, cannot be told apart, or are of one image one here and several there.
         """
-        if type(train) is not type(data):
-            kinds = f"{self.train} is a {type(train).__name__}, {self.data} a {type(data).__name__}"
-            raise UserError(f"{kinds}; both must be of one kind")
+        self.check_kinds(type(train), type(data))
         check_class_names(data.class_names, str(self.data))
         if train.class_names != data.class_names:
             one, other = _first_difference(train.class_names, data.class_names)
@@ -89,10 +99,10 @@ class LinearProbe(FeatureEvaluation):
     train_batch_size: int = Field(256, ge=2, description="images a step of sgd and lars")
     seed: Seed = Field(0, description="of the split into training and validation, and of sgd's draws")
 
-    def check_classes(self, train: LabeledDataset | TaggedImages, data: LabeledDataset | TaggedImages) -> None:
+    def check_kinds(self, train: type[Artifact], data: type[Artifact]) -> None:
         """Also refuses several labels an image where the solver takes one."""
-        super().check_classes(train, data)
-        if self.solver == "lbfgs" and isinstance(train, TaggedImages):
+        super().check_kinds(train, data)
+        if self.solver == "lbfgs" and issubclass(train, TaggedImages):
             raise UserError(f"{self.train} has several labels an image, solver lbfgs takes one; set solver: sgd")
 
     def judge(self, ctx: Context, models: Mapping[str, Any]) -> tuple[Subject, dict[str, Judgement]]:
@@ -189,6 +199,12 @@ class Classify(ModelEvaluation):
         self.check_data(data)
         sha256, found = judge_classify(ctx, models, data, class_names=self.class_names, reading=self._reading())
         return self._subject("classification", sha256), found
+
+
+def _kind(ctx: Preflight, ref: Ref[Any]) -> type[Artifact] | None:
+    """What an input is, or will be once its stage has run."""
+    found, maker = ctx.artifact(ref), ctx.stage(ref)
+    return type(found) if found else maker.makes if maker else None
 
 
 def _settings(

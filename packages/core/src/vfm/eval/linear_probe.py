@@ -100,8 +100,8 @@ def split_validation(labels: Labels, fraction: float, seed: int) -> tuple[NDArra
     validation = np.sort(np.concatenate(held_out))
     if not len(validation):
         raise UserError(
-            f"validation_fraction: nothing can be held out to choose the penalty, class {labels[0]} and all others have"
-            " one training image; two or more of a class are needed"
+            "validation_fraction: nothing can be held out to choose by: each class has one training image;"
+            " two or more of a class are needed"
         )
     return np.setdiff1d(np.arange(len(labels)), validation), validation
 
