@@ -115,6 +115,7 @@ def test_the_renaming_loses_no_key_and_its_inverse_gives_them_back() -> None:
         (lambda: build_clip("EVA02-Pico-8-32", seed=0), "not open_clip's ViT"),
         (lambda: tiny(vision_cfg={**TINY["vision_cfg"], "pool_type": "avg"}), "vision_cfg.pool_type is 'avg'"),
         (lambda: tiny(init_logit_bias=-10.0), "logit bias"),
+        (lambda: tiny(text_cfg={**TINY["text_cfg"], "vocab_size": 50000}), "text_cfg.vocab_size is 50000"),
         (lambda: tiny(text_cfg={**TINY["text_cfg"], "no_causal_mask": True}), "text_cfg.no_causal_mask is True"),
     ],
 )

@@ -17,7 +17,13 @@ from torch import Tensor
 
 from vfm.config import UserError
 from vfm.models.clip import ClipModel, build_clip
-from vfm.models.hugging_face_config import hugging_face_config, open_clip_config, processor_config, read_processor
+from vfm.models.hugging_face_config import (
+    VOCAB_SIZE,
+    hugging_face_config,
+    open_clip_config,
+    processor_config,
+    read_processor,
+)
 from vfm.models.weights import load_state_dict, save_state_dict
 
 CONFIG_FILE, WEIGHTS_FILES = "config.json", ("model.safetensors", "pytorch_model.bin")
@@ -65,9 +71,14 @@ def why_not_hugging_face(model: ClipModel) -> list[str]:
         reasons.append("it has a logit bias")
     if model.preprocess.resize_mode == "longest":
         reasons.append("its images are padded")
-    usual = {"pool_type": ("tok", "argmax"), "pos_embed_type": ("learnable",), "proj_type": ("linear",)}
+    usual: dict[str, tuple[object, ...]] = {
+        "pool_type": ("tok", "argmax"),
+        "pos_embed_type": ("learnable",),
+        "proj_type": ("linear",),
+        "vocab_size": (VOCAB_SIZE,),  # CLIPModel pools at the end token of CLIP's own tokenizer
+    }
     harmless = {"layers", "width", "head_width", "heads", "mlp_ratio", "patch_size", "image_size", "patch_dropout"}
-    harmless |= {"context_length", "vocab_size", "hf_tokenizer_name", "tokenizer_kwargs", "output_tokens"}
+    harmless |= {"context_length", "hf_tokenizer_name", "tokenizer_kwargs", "output_tokens"}
     for part, config in (("vision_cfg", vision), ("text_cfg", text)):
         for key, value in config.items():
             if value and key not in harmless and not key.startswith("timm") and value not in usual.get(key, ()):

@@ -9,7 +9,7 @@ from vfm.config import UserError
 from vfm.models.clip import ClipModel
 from vfm.models.preprocess import Preprocess
 
-START_OF_TEXT, END_OF_TEXT = 49406, 49407
+VOCAB_SIZE, START_OF_TEXT, END_OF_TEXT = 49408, 49406, 49407  # of CLIP's own tokenizer
 RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
 
 
@@ -34,7 +34,7 @@ def hugging_face_config(model: ClipModel) -> dict[str, Any]:
             "num_attention_heads": text.get("heads", 8),
             "num_hidden_layers": text.get("layers", 12),
             "max_position_embeddings": model.context_length,
-            "vocab_size": text.get("vocab_size", 49408),
+            "vocab_size": text.get("vocab_size", VOCAB_SIZE),
             "bos_token_id": START_OF_TEXT,
             "eos_token_id": END_OF_TEXT,
             **shared,
@@ -72,7 +72,7 @@ def open_clip_config(record: Mapping[str, Any]) -> dict[str, Any]:
         },
         "text_cfg": {
             "context_length": text.get("max_position_embeddings", 77),
-            "vocab_size": text.get("vocab_size", 49408),
+            "vocab_size": text.get("vocab_size", VOCAB_SIZE),
             "width": text_width,
             "heads": text.get("num_attention_heads", 8),
             "layers": text.get("num_hidden_layers", 12),
