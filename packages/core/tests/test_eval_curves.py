@@ -15,6 +15,7 @@ from vfm import Context, UserError
 from vfm.eval.curves import Trail, loss_spikes, samples_to_reach
 from vfm.eval.curves_stage import Curves
 from vfm.panels import load_panels
+from vfm.stage import Preflight
 
 
 @given(st.lists(st.floats(0, 10), max_size=60), st.integers(3, 9), st.floats(0.5, 5))
@@ -69,3 +70,19 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
         Curves(name="c", models=["a"], score="val/acc").run(ctx)
     with pytest.raises(UserError, match=r"b: has no metrics\.jsonl"):
         Curves(name="c", models=["a", "b"]).run(ctx)
+
+
+def test_two_trainings_of_one_name_are_refused_before_anything_runs():
+    with pytest.raises(UserError, match="models: 'clip' is named more than once"):
+        Curves(name="c", models=["one/clip", "two/clip"]).preflight(Preflight({}, {}))
+
+
+def test_spikes_are_told_only_where_every_step_was_logged(tmp_path):
+    """Means over several steps flatten a spike: their share is not that of a training logged step by step."""
+    folder, told = trained(tmp_path / "a", [0.1, 0.2, 0.3, 0.4]), []
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] % 2 == 0))
+    ctx = Context("curves", tmp_path / "out", tmp_path / "work", {"a": folder}, told.append)
+    report = Curves(name="c", models=["a"], window=5).run(ctx)
+    assert [metric.name for metric in report.metrics] == ["samples_to_reach"]
+    assert "train with log_every: 1" in told[0].data["message"]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from vfm.artifacts import ClipCheckpoint, Report, VisionCheckpoint
 from vfm.config import UserError, did_you_mean
+from vfm.eval.stages import check_named_once, short_name
 from vfm.interfaces import Evaluation
-from vfm.stage import Context, Ref
+from vfm.stage import Context, Preflight, Ref
 
 if TYPE_CHECKING:
     from vfm.artifacts import Metric
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 class Curves(Evaluation):
     """Compares trainings by their curves: loss spikes, and the samples each took to the first one's final score."""
+
+    version: ClassVar[int] = 2  # since spikes are told of single steps alone
 
     kind: Literal["eval.curves"] = "eval.curves"
     models: list[Ref[ClipCheckpoint | VisionCheckpoint]] = Field(  # type: ignore[assignment]
@@ -30,10 +33,13 @@ class Curves(Evaluation):
     window: int = Field(51, ge=3, description="steps before, with which a step's loss is compared; wants log_every: 1")
     num_mads: float = Field(3.0, gt=0, description="median absolute deviations above the median that make a spike")
 
+    def preflight(self, ctx: Preflight) -> None:
+        """Refuses a training that is named twice: its curves would take the other's place."""
+        check_named_once(self.models)
+
     def run(self, ctx: Context) -> Report:
         """Reads each training's `metrics.jsonl`; leaves its curves over one another."""
         from vfm.eval.curves import Trail
-        from vfm.eval.stages import short_name
         from vfm.train.curves import METRICS_FILE
 
         trails = {}
@@ -43,7 +49,7 @@ class Curves(Evaluation):
                 raise UserError(f"{ref}: has no {METRICS_FILE}; it was not trained here")
             trails[short_name(ref)] = Trail.read(file)
         score = self._score(next(iter(trails.values())))
-        metrics = [metric for name, trail in trails.items() for metric in self._spikes(name, trail)]
+        metrics = [metric for name, trail in trails.items() for metric in self._spikes(ctx, name, trail)]
         if score:
             goal = next(iter(trails.values())).scores[score][-1][1]
             metrics += self._samples(trails, score, goal)
@@ -58,12 +64,15 @@ class Curves(Evaluation):
             )
         return self.score or next(iter(first.scores), None)
 
-    def _spikes(self, name: str, trail: Trail) -> list[Metric]:
-        """The share of the steps that are spikes; nothing for a training that is no longer than the window."""
+    def _spikes(self, ctx: Context, name: str, trail: Trail) -> list[Metric]:
+        """The share of the steps that are spikes; nothing where the window is longer, or not every step was logged."""
         from vfm.artifacts import Metric
         from vfm.eval.curves import loss_spikes
         from vfm.eval.statistics import wilson_interval
 
+        if trail.steps != list(range(1, len(trail.steps) + 1)):
+            ctx.warn(f"{name}: no loss_spikes: means over several steps hide them; train with log_every: 1")
+            return []
         spikes = loss_spikes(trail.loss, window=self.window, num_mads=self.num_mads)
         if not len(spikes):
             return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -52,10 +52,7 @@ class ModelEvaluation(Evaluation):
 
     def preflight(self, ctx: Preflight) -> None:
         """Refuses a model that is named twice: its paired test would compare it with itself."""
-        names = [short_name(ref) for ref in self.models]
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            raise UserError(f"models: {twice[0]!r} is named more than once")
+        check_named_once(self.models)
         data = ctx.artifact(self.data)
         if data is not None:
             self.check_data(data)
@@ -172,6 +169,18 @@ class Choices(ModelEvaluation):
 def short_name(ref: str) -> str:
     """What an input is called in results: a stage's name, or the last part of a path."""
     return ref.rstrip("/").rpartition("/")[2]
+
+
+def check_named_once(models: Sequence[str]) -> None:
+    """Refuses models that results could not tell apart.
+
+    Raises:
+        UserError: two have one name.
+    """
+    names = [short_name(ref) for ref in models]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"models: {twice[0]!r} is named more than once")
 
 
 def check_class_names(names: list[str], where: str) -> None:
