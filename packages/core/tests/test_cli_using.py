@@ -63,7 +63,7 @@ def test_embeddings_are_the_encoders_in_order_without_the_bad(
         assert np.load(out).shape == found.vectors.shape
     else:
         assert found.texts[:3] == NAMES[:3], "a class is what a labelled image says"
-        assert found.model == str(world / model)
+        assert found.model == str((world / model).resolve())
 
 
 def test_folders_and_tars_need_no_captions(world: Path, tmp_path: Path) -> None:
@@ -129,6 +129,11 @@ def test_the_nearest_of_an_index_is_the_picture_itself(world: Path, tmp_path: Pa
     assert run_here("embed", world / "clip", world / "flat", "--out", index).code == 0
     done = run_here("predict", world / "clip", world / "flat" / "green.png", "--index", index, "--top", "2")
     assert shown(done.out)[0] == (pytest.approx(1.0), "green.png")
+    assert not done.err
+    tiny_clip(tmp_path / "other", 1)
+    other = run_here("predict", tmp_path / "other", world / "flat" / "green.png", "--index", index)
+    assert other.code == 0
+    assert f"i.parquet: {(world / 'clip').resolve()} made it, not {(tmp_path / 'other').resolve()};" in other.errors[0]
     wrong = run_here("predict", world / "encoder", world / "flat" / "green.png", "--index", index)
     assert wrong.code == 2
     assert "have 16 channels, those of" in wrong.errors[0]
@@ -164,6 +169,7 @@ def test_views_are_png_files_one_a_picture(world: Path, tmp_path: Path) -> None:
             "no.npy: no such file; make one with vfm embed",
         ),
         (["predict", "{}/clip", "{}/flat/red.png", "--index", "{}/clip/artifact.json"], "not embeddings as vfm embed"),
+        (["predict", "{}/clip", "{}/flat/red.png", "--classes", "a,b", "--index", "i"], "give one of them"),
         (["predict", "vit_picoo_patch8_32", "{}/flat/red.png"], "did you mean 'vit_pico_patch8_32'"),
         (["view", "ViT-Pico-8-32", "{}/flat/red.png", "--out", "o"], "pretrained is required"),
     ],
@@ -200,8 +206,11 @@ def test_a_model_is_told_by_its_folder_its_file_or_its_name(world: Path, tmp_pat
         assert done.code == 0, done.err
     for key, encoder in {"visual.pos_embed": False, "module.blocks.0.norm1.weight": True}.items():
         save_state_dict({key: torch.zeros(1)}, tmp_path / "w.safetensors")
-        assert _is_encoder(str(tmp_path / "w.safetensors")) == encoder
-    assert [_is_encoder(name) for name in ("vit_pico_patch8_32", "timm/resnet18.a1_in1k", "ViT-B/32")] == [
+        assert _is_encoder(str(tmp_path / "w.safetensors"), None) == encoder
+    assert _is_encoder("convnext_base", None), "a name of both registries is timm's without a tag of open_clip's"
+    assert _is_encoder("convnext_base", str(tmp_path / "w.safetensors"))
+    assert not _is_encoder("convnext_base", "laion400m_s13b_b51k")
+    assert [_is_encoder(name, None) for name in ("vit_pico_patch8_32", "timm/resnet18.a1_in1k", "ViT-B/32")] == [
         True,
         True,
         False,

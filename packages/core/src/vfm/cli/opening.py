@@ -47,14 +47,20 @@ def open_model(source: str, pretrained: str | None, device: torch.device) -> Any
         if not isinstance(artifact, ClipCheckpoint | VisionCheckpoint):
             raise UserError(f"{source}: a {type(artifact).__name__}; a model is wanted")
         return load_encoder(artifact, device)
-    if _is_encoder(source):
+    if _is_encoder(source, pretrained):
         module = import_vision(source, pretrained).to(device)
         return PooledVision(module, vision_preprocess(module))
     return import_clip(source, pretrained).to(device)
 
 
-def _is_encoder(source: str) -> bool:
-    """Whether a source is a timm encoder rather than a CLIP model."""
+def full_name(source: str, pretrained: str | None) -> str:
+    """What tells a model from others, wherever one stands: its name and tag, paths resolved."""
+    given = (part for part in (source, pretrained) if part)
+    return " ".join(str(Path(part).resolve()) if Path(part).exists() else part for part in given)
+
+
+def _is_encoder(source: str, pretrained: str | None) -> bool:
+    """Whether a source is a timm encoder rather than a CLIP model; a name of both is what its tag is of."""
     import open_clip
     import timm
 
@@ -67,6 +73,8 @@ def _is_encoder(source: str) -> bool:
         return not (folder / CONFIG_FILE).is_file() and '"architecture"' in _text(folder / "config.json")
     if source.startswith(HUB):
         return _encoder_on_hub(source.removeprefix(HUB), CONFIG_FILE)
+    if pretrained and open_clip.get_pretrained_cfg(source.replace("/", "-"), pretrained):
+        return False
     if timm.is_model(source.removeprefix("timm/").split(".")[0]):
         return True
     if Path(source).is_file():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from vfm.cli.command import DebugOption, console, verb
+from vfm.cli.command import DebugOption, console, errors, verb
 from vfm.config import UserError
 from vfm.flow.listeners import ConsoleListener
 from vfm.stage import Context
@@ -42,11 +42,11 @@ def embed(
     debug: DebugOption = False,
 ) -> None:
     """Write the embeddings of a data set's images, unit vectors in order, to Parquet or npy."""
-    from vfm.cli.opening import open_device, open_images, open_model
+    from vfm.cli.opening import full_name, open_device, open_images, open_model
     from vfm.eval.embeddings import embed_dataset, open_writer
     from vfm.eval.encode import Reading
 
-    writer = open_writer(out, model)
+    writer = open_writer(out, full_name(model, pretrained))
     with TemporaryDirectory() as folder:
         source = open_images(data, Path(folder))
         encoder = open_model(model, pretrained, open_device(device))
@@ -75,13 +75,15 @@ def predict(
     debug: DebugOption = False,
 ) -> None:
     """Say what is on pictures: the likeliest names, or the nearest pictures of an index."""
-    from vfm.cli.opening import open_device, open_model, open_pictures, read_classes
+    from vfm.cli.opening import full_name, open_device, open_model, open_pictures, read_classes
 
+    if classes and index:
+        raise UserError("--classes are names to choose from, --index holds pictures to find: give one of them")
     names = read_classes(classes) if classes else []
     pictures = open_pictures(images)
     encoder = open_model(model, pretrained, open_device(device))
     if index:
-        words, scores = _neighbours(encoder, model, pictures, index)
+        words, scores = _neighbours(encoder, full_name(model, pretrained), pictures, index)
     else:
         words, scores = _classes(encoder, model, pictures, names, template)
     for file, row in zip(images, scores, strict=True):
@@ -128,6 +130,12 @@ def _neighbours(encoder: Any, model: str, pictures: list[Any], index: Path) -> t
         raise UserError(
             f"{index}: its embeddings{made} have {known.vectors.shape[1]} channels, those of {model} {found.shape[1]};"
             " make them with the same model"
+        )
+    if known.model and known.model != model:
+        errors.print(
+            escape(f"{index}: {known.model} made it, not {model}; if they differ, how near pictures are means nothing"),
+            highlight=False,
+            soft_wrap=True,
         )
     words = [f"{key}  {text}".rstrip() for key, text in zip(known.keys, known.texts, strict=True)]
     return words, found @ normalize(known.vectors, dim=-1).T

@@ -1,7 +1,7 @@
 """Embeddings of a data set in a file: written batch by batch, so of any number of images, and read back to search.
 
     FILE.parquet   key, text (the first caption or the class, where there is one), embedding (list of D floats); the
-                   model's name in the schema's metadata
+                   model's full name in the schema's metadata
     FILE.npy       (N, D) float32, and beside it FILE.keys.txt with a key a line
 
 A file appears when it is whole.
