@@ -123,9 +123,7 @@ def test_fresh_makes_everything_again(tmp_path):
 CHILD = """
 import sys; sys.path.insert(0, {here!r})
 import toy_plugin
-from vfm.flow.fingerprints import remembered
-from vfm.flow.launch import _ended_by_sigterm
-from vfm.flow.plan import make_plan, saved_identity
+from vfm.flow.plan import make_plan
 from vfm.flow.recipe import parse_recipe
 from vfm.flow.run import run
 from vfm.flow.store import Store

@@ -11,6 +11,7 @@ import torch
 
 from train_toy import Plan, Probe, Regression, Samples, plan, train
 from vfm import ClipCheckpoint, Context, Report, UserError
+from vfm.eval.stages import ZeroShot
 from vfm.flow.plan import make_plan
 from vfm.flow.recipe import parse_recipe
 from vfm.flow.store import Store
@@ -159,3 +160,14 @@ def test_an_evaluation_that_judges_nothing_in_training_is_refused():
 
     with pytest.raises(ValueError, match=r"eval\.mute judges no model in training"):
         ClipPlan(name="clip", steps=1, evals=[Mute(name="mute")])
+
+
+def test_another_version_of_an_evaluation_makes_the_training_anew_and_when_it_saves_does_not(tmp_path, monkeypatch):
+    def identity(settings: str) -> str:
+        return make_plan(parsed(settings), Store(tmp_path))[-1].identity
+
+    evals = "evals: [{kind: eval.zero_shot, data: val}]"
+    before = identity(evals)
+    assert identity(f"{evals}\n    checkpoint: {{every_steps: 3}}") == before
+    monkeypatch.setattr(ZeroShot, "version", 99)
+    assert identity(evals) != before

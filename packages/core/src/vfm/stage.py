@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import typing
 from abc import abstractmethod
 from collections import Counter
@@ -150,6 +151,20 @@ def _refs_in(value: object, key: str) -> Iterator[tuple[str, Ref[Any]]]:
     elif isinstance(value, Mapping):
         for name, item in value.items():
             yield from _refs_in(item, f"{key}.{name}")
+
+
+class Preempted(SystemExit):
+    """The training was told to stop (SIGTERM) and has saved a checkpoint; the next run goes on from there.
+
+    Left alone it ends the process with code 143, as the signal would have done.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(128 + signal.SIGTERM)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 @dataclass

@@ -63,7 +63,7 @@ def run(
         send = sender(manager, _listeners(directory, opened, quiet=quiet, tensorboard=tensorboard))
         try:
             if prepare:
-                _prepare(loaded, steps, prepare, send, Store(store))
+                _prepare(loaded, steps, prepare, send, Store(store), fresh=fresh)
                 return
             outcome = runner.run(loaded, steps, Store(store), send, fresh=fresh)
         except BaseException as error:
@@ -92,17 +92,20 @@ def _listeners(directory: Path, opened: ExitStack, *, quiet: bool, tensorboard: 
     return listeners
 
 
-def _prepare(recipe: Recipe, steps: list[Step], name: str, send: Callable[[Event], None], store: Store) -> None:
+def _prepare(
+    recipe: Recipe, steps: list[Step], name: str, send: Callable[[Event], None], store: Store, *, fresh: bool
+) -> None:
     from vfm.flow import launch
     from vfm.flow import run as runner
 
-    index = next((i for i, step in enumerate(steps) if step.stage.name == name), None)
-    if index is None:
+    wanted = next((step for step in steps if step.stage.name == name), None)
+    if wanted is None:
         raise UserError(f"--prepare {name}: no stage has this name; stages: {', '.join(s.stage.name for s in steps)}")
-    if steps[index].status == "cached":
-        raise UserError(f"--prepare {name}: {steps[index].slot.name} is there already, nothing is left to prepare")
-    runner.run(recipe, steps, store, send, before=steps[index])
-    work = launch.write_step(steps[index])
+    if wanted.status == "cached" and not fresh:
+        raise UserError(f"--prepare {name}: {wanted.slot.name} is there already, nothing is left to prepare")
+    runner.run(recipe, steps, store, send, fresh=fresh, before=wanted)
+    with wanted.slot.lock(partial(_tell, send, name)):  # whoever is making it now must not lose what it has
+        work = launch.write_step(wanted)
     console.print(f"prepared; on every node: torchrun ... -m vfm step {work}", highlight=False, soft_wrap=True)
 
 

@@ -9,12 +9,17 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import distributions
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from vfm.artifacts import Artifact, Report
@@ -24,7 +29,7 @@ from vfm.flow.plan import Step
 from vfm.flow.store import Slot
 from vfm.interfaces import Training
 from vfm.plugins import unknown_kind
-from vfm.stage import Context, Stage, refs
+from vfm.stage import Context, Preempted, Stage, refs
 
 STEP_FILE = "step.json"
 NOTES_FILE = "notes.json"
@@ -70,17 +75,40 @@ def _run_children(command: list[str], step: Step, send: Send, lock_descriptor: i
         child = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, pass_fds=[lock_descriptor]
         )
-        try:
-            failure = _listen(child, send)
-        except BaseException:
-            child.terminate()  # torchrun ends its processes; none is left without a parent
+        with _ended_by_sigterm(child) as stopped:
+            try:
+                failure = _listen(child, send)
+            except BaseException:
+                child.terminate()  # torchrun ends its processes; none is left without a parent
+                child.wait()
+                raise
             child.wait()
-            raise
-    if child.wait() != 0:
+    if stopped.is_set():
+        raise Preempted(f"{step.stage.name}: stopped by SIGTERM; the next run goes on from its last checkpoint")
+    if child.returncode != 0:
         if failure:
             raise UserError(failure)
         tail = errors.read_text(errors="replace").strip().splitlines()[-15:]
         raise RuntimeError(f"{step.stage.name}: a training process failed:\n" + "\n".join(tail))
+
+
+@contextmanager
+def _ended_by_sigterm(child: subprocess.Popen[str]) -> Iterator[threading.Event]:
+    """Passes SIGTERM on to torchrun, whose processes save a checkpoint, and tells whether it came."""
+    stopped = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopped.set()
+        child.terminate()
+
+    if threading.current_thread() is not threading.main_thread():  # only that one is told of signals
+        yield stopped
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _listen(child: subprocess.Popen[str], send: Send) -> str | None:
@@ -120,26 +148,24 @@ def read_step(work: Path, known: Mapping[str, type[Stage]]) -> Step:
 def run_step(step: Step, send: Send) -> None:
     """Runs a stage and, in the first process, publishes what it made."""
     stage, slot = step.stage, step.slot
-    rank = int(os.environ.get("RANK", "0"))
-    first = rank == 0
-    # Other processes write what the first one publishes into a folder that is thrown away with the work folder.
-    directory = slot.part if first else slot.work / f"rank-{rank}"
-    shutil.rmtree(directory, ignore_errors=True)  # of an attempt that was killed
-    directory.mkdir()
+    if rank := int(os.environ.get("RANK", "0")):  # what the first one publishes, others write where it is thrown away
+        with tempfile.TemporaryDirectory(prefix=f"vfm-rank-{rank}-") as thrown_away:
+            stage.run(Context(stage.name, Path(thrown_away), slot.work, step.folders))
+        return
+    shutil.rmtree(slot.part, ignore_errors=True)  # of an attempt that was killed
+    slot.part.mkdir()
     notes = _Notes(slot.work / NOTES_FILE)
 
     def tell(event: Event) -> None:
-        if first:
-            notes.take(event)
-            send(event)
+        notes.take(event)
+        send(event)
 
-    context = Context(stage.name, directory, slot.work, step.folders, tell)
+    context = Context(stage.name, slot.part, slot.work, step.folders, tell)
     begun = time.time()
     artifact = stage.run(context)
     if not isinstance(artifact, type(stage).makes):
         raise TypeError(f"{stage.kind} should make a {type(stage).makes.__name__}, made {type(artifact).__name__}")
-    if first:
-        slot.publish(_manifest(step, artifact, context, notes, time.time() - begun))
+    slot.publish(_manifest(step, artifact, context, notes, time.time() - begun))
 
 
 class _Notes:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vfm.artifacts import FACTS_FILE
 from vfm.flow.fingerprints import remembered
 from vfm.flow.recipe import Recipe
 from vfm.flow.store import MANIFEST_FILE, Slot, Store, read_record
+from vfm.interfaces import Training
 from vfm.stage import Ref, Stage, refs
 
 
@@ -46,7 +46,7 @@ def make_plan(recipe: Recipe, store: Store) -> list[Step]:
             folders: dict[str, Path] = {}
             for _, ref in refs(stage):
                 earlier = steps.get(ref)
-                inputs[ref] = earlier.identity if earlier else saved_identity(Path(ref))
+                inputs[ref] = earlier.identity if earlier else saved_identity(Path(ref), fingerprint)
                 folders[ref] = (earlier.slot.artifact if earlier else Path(ref)).resolve()
             fingerprints = {path: fingerprint(path) for path in stage.sources()}
             identity = _identity(stage, inputs, fingerprints)
@@ -56,8 +56,12 @@ def make_plan(recipe: Recipe, store: Store) -> list[Step]:
 
 
 def _identity(stage: Stage, inputs: Mapping[str, str], fingerprints: Mapping[str, str]) -> str:
-    config = _with_identities(stage.model_dump(exclude={"name", "runtime", "kind"}), inputs)
-    record = {"kind": stage.kind, "version": stage.version, "config": config, "sources": sorted(fingerprints.values())}
+    spared = {"name", "runtime", "kind"}
+    record = {"kind": stage.kind, "version": stage.version, "sources": sorted(fingerprints.values())}
+    if isinstance(stage, Training):
+        spared.add("checkpoint")  # resuming is exact: when it saves changes nothing
+        record["evals"] = [evaluation.version for evaluation in stage.evals]
+    record["config"] = _with_identities(stage.model_dump(exclude=spared), inputs)
     return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
@@ -71,12 +75,11 @@ def _with_identities(value: Any, inputs: Mapping[str, str]) -> Any:
     return value
 
 
-def saved_identity(folder: Path) -> str:
-    """The identity of a saved artifact outside this recipe: its manifest's, else a hash of its files' sizes."""
+def saved_identity(folder: Path, fingerprint: Callable[[str], str]) -> str:
+    """The identity of a saved artifact outside this recipe: its manifest's, else a hash of its files' fingerprints."""
     manifest = folder / MANIFEST_FILE
     if manifest.is_file():
         return str(read_record(manifest, "identity")["identity"])
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    listing = [(str(path.relative_to(folder)), path.stat().st_size) for path in files]
-    facts = (folder / FACTS_FILE).read_text(encoding="utf-8")
-    return hashlib.sha256(json.dumps([listing, facts]).encode()).hexdigest()[:32]
+    listing = [(str(path.relative_to(folder)), fingerprint(str(path))) for path in files]
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:32]

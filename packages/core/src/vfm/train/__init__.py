@@ -1,7 +1,7 @@
 """The one training loop: a method writes a `Task`, `fit` trains it."""
 
 from vfm.data.loader import Batch
-from vfm.train.checkpoint import Preempted
+from vfm.stage import Preempted
 from vfm.train.dist import World, distributed, is_main, resolve_device, seed_everything
 from vfm.train.loop import Data, fit
 from vfm.train.optim import Ema, build_optimizer, lr_at

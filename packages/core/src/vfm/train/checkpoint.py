@@ -39,20 +39,6 @@ TENSOR_FILES = {
 }
 
 
-class Preempted(SystemExit):
-    """The training was told to stop (SIGTERM) and has saved a checkpoint; the next run goes on from there.
-
-    Left alone it ends the process with code 143, as the signal would have done.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(128 + signal.SIGTERM)
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
-
-
 @dataclass
 class Snapshot:
     """A training after `step` optimiser steps."""

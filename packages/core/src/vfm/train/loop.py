@@ -16,10 +16,9 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from vfm.config import UserError
 from vfm.data.loader import Batch
 from vfm.interfaces import Training
-from vfm.stage import Context, Runtime
+from vfm.stage import Context, Preempted, Runtime
 from vfm.train.checkpoint import (
     Checkpoints,
-    Preempted,
     Snapshot,
     load_model,
     load_optimizer,
