@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import random
 import textwrap
 from collections import Counter
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 
 from vfm import Artifact, Context, Event, Pool, Preflight, UserError
 from vfm.data import open_balanced, open_dataset
+from vfm.data.stages import Pairs
 from vfm.panels import load_panels
 from vfm_curation.balance_stage import MetaclipBalance
 from vfm_curation.filter_stage import FilterPool
@@ -360,6 +362,24 @@ def test_filters_of_the_readme_are_valid() -> None:
     (stage,) = yaml.safe_load(textwrap.dedent(block))
     kinds = {one.type for one in FilterPool.model_validate(stage).filters}
     assert kinds == {branch.model_fields["type"].default for branch in get_args(get_args(AnyFilter)[0])}
+
+
+def test_links_are_freed_of_equal_addresses_before_anything_is_downloaded(run_stage: Any, tmp_path: Path) -> None:
+    samples, _, urls = world()
+    rows = [{"uid": uid, "url": urls.get(uid), "text": texts["en"]} for uid, texts in samples]
+    (tmp_path / "pool.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    stage = Pairs(name="p", path=str(tmp_path / "pool.jsonl"), images=False)
+    pool = run_stage(stage)
+    subset = run(run_stage, pool, [{"type": "duplicates", "of": "url"}, {"type": "duplicates", "of": "text"}])
+    by_url = first_uids(urls) | {uid for uid, _ in samples if uid not in urls}
+    assert {uid for (uid, *_), reason in verdicts(subset).items() if reason != "duplicate_url"} == by_url
+    assert set(verdicts(subset).values()) == {"", "duplicate_url", "duplicate_text"}
+
+    blind = FilterPool(name="f", pool="p", filters=[{"type": "duplicates", "of": "url"}, {"type": "image_size"}])
+    with pytest.raises(UserError, match=r"^filters\[1\] image_size: looks at images, and 'p' has texts alone$"):
+        blind.preflight(Preflight({"p": stage}, {}))
+    with pytest.raises(UserError, match="image_size: looks at images, and 'p' has texts alone"):
+        run_stage(blind, p=pool)
 
 
 def test_preflight_tells_every_mistake_in_a_line(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from vfm.artifacts import CuratedSubset, Matches, Metadata
-from vfm.data import SUBSET_FILE, BadSample, Source, open_dataset, uid_of
-from vfm.data.parquet import ParquetShard
+from vfm.data import SUBSET_FILE, Source, open_dataset, uid_of
+from vfm_curation.addresses import urls_of_rows
 from vfm_curation.engine import Summary
 from vfm_curation.filters.standing import VERDICTS_FILE
 from vfm_curation.link_table import table_schema
@@ -148,7 +148,7 @@ def write_links(job: LinksJob, shard: int) -> LinksSummary:
     table = pa.table(
         {
             "uid": texts["uid"].take(pa.array(firsts)),
-            "url": _urls(source, shard, rows[firsts]),
+            "url": urls_of_rows(source, shard, rows[firsts]),
             "caption": captions.take(pa.array(firsts)),
             "texts": pa.ListArray.from_arrays(offsets, captions),
         },
@@ -159,19 +159,3 @@ def write_links(job: LinksJob, shard: int) -> LinksSummary:
     summary.num_without = len(table) - len(found)
     write_shard_file(file, found, made, vars(summary))
     return summary
-
-
-def _urls(source: Source, shard: int, rows: NDArray[np.int32]) -> pa.Array:
-    """The addresses of a shard's rows, null where there is none."""
-    reader = source.index.open(shard)
-    if isinstance(reader, ParquetShard):
-        if "url" not in reader.file.schema_arrow.names:
-            return pa.nulls(len(rows), pa.string())
-        return reader.file.read(columns=["url"])["url"].combine_chunks().take(pa.array(rows))
-    urls: list[str | None] = []
-    for row in rows.tolist():
-        try:
-            urls.append(reader.read(row, with_image=False).url)
-        except BadSample:
-            urls.append(None)
-    return pa.array(urls, pa.string())

@@ -37,27 +37,31 @@ class FilterPool(Stage):
             complaints = list(one.complaints(ctx, self.pool))
             if one.package and not find_spec(one.package[0]):
                 complaints.append(f"needs {one.package[0]}: pip install 'vfm-curation[{one.package[1]}]'")
-            if one.measures and only_texts:
-                complaints.append(f"looks at images, and '{self.pool}' has addresses and texts alone")
+            if one.sees_images and only_texts:
+                complaints.append(f"looks at images, and '{self.pool}' has texts alone")
             lines += [f"filters[{number}] {one.type}: {line}" for line in complaints]
         if lines:
             raise UserError("\n".join(lines))
 
     def _only_texts(self, ctx: Preflight) -> bool:
-        """Whether the images of the pool have not been downloaded, as far as that is known."""
+        """Whether nobody has the images of the pool, as far as that is known."""
         from vfm.data import open_dataset
 
         if pool := ctx.artifact(self.pool):
             return not open_dataset(pool).index.spec.images
         stage = ctx.stage(self.pool)
-        return stage is not None and issubclass(stage.makes, LinkTable)
+        return stage is not None and (issubclass(stage.makes, LinkTable) or getattr(stage, "images", True) is False)
 
     def run(self, ctx: Context) -> CuratedSubset:
         """Writes `subset.parquet`, what passes, and `verdicts.parquet`, every text with its reason."""
+        from vfm.data import open_dataset
         from vfm_curation.filters.report import panels, write_outcome
         from vfm_curation.filters.sieve import Sieve
 
         dataset = ctx.load(self.pool)
+        seeing = [one.reason for one in self.filters if one.sees_images]
+        if seeing and not open_dataset(dataset).index.spec.images:
+            raise UserError(f"{self.name}: {', '.join(seeing)}: looks at images, and '{self.pool}' has texts alone")
         sieve = Sieve(ctx, self.pool, self.filters, self.runtime)
         sieve.run()
         outcome = write_outcome(sieve, ctx.directory)

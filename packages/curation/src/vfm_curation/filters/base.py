@@ -39,6 +39,11 @@ class Filter(Config):
         return self.type
 
     @property
+    def sees_images(self) -> bool:
+        """Whether it needs the images themselves, so that a pool of texts and addresses will not do."""
+        return bool(self.measures)
+
+    @property
     def columns(self) -> frozenset[str]:
         """What must be measured of texts and images beyond length: `texts.TEXT_COLUMNS` and `images.IMAGE_COLUMNS`."""
         return frozenset()

@@ -43,6 +43,11 @@ class Duplicates(Filter):
         return () if self.of == "text" else ("images",)
 
     @property
+    def sees_images(self) -> bool:
+        """An address is known without its image."""
+        return self.of == "image"
+
+    @property
     def columns(self) -> frozenset[str]:
         """The hash."""
         return frozenset({self.of})

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from vfm.data import BadSample, Sample
 from vfm.data.images import decode_image, open_image
+from vfm_curation.addresses import urls_of_rows
 from vfm_curation.engine import Summary
 from vfm_curation.filters.phash import phash
 from vfm_curation.filters.standing import Standing, shard_file
@@ -48,23 +49,36 @@ def measure_images(job: ImageJob, shard: int) -> Summary:
     """Leaves of each image: row, `bad` (the reason where it cannot be used), `width` and `height` from its header.
 
     And the further columns of the job: `image` and `url` stand for two halves of a hash of the file and of the address
-    each; `phash` decodes the picture.
+    each; `phash` decodes the picture. Of images that nobody has, the address is all.
     """
     file, entry = shard_file(job.folder, shard), opened(job.dataset).index.shards[shard]
     made = made_from(asdict(entry), sorted(job.columns), VERSION)
     if record := finished_summary(file, made):
         return Summary.of(record)
     summary = Summary()
-    found = []
-    for row, sample in standing_samples(job.dataset, job.standing, shard):
-        try:
-            found.append({"row": row, **measure(sample, job.columns, entry.path)})
-        except BadSample as bad:
-            summary.skip(bad.reason, bad.where)
-            found.append({"row": row, "bad": bad.reason})
+    pictures = opened(job.dataset).index.spec.images
+    found = list(_pictures(job, shard, summary) if pictures else _addresses(job, shard))
     summary.num_texts = len(found)
     write_shard_file(file, _table(found, job.columns), made, vars(summary))
     return summary
+
+
+def _pictures(job: ImageJob, shard: int, summary: Summary) -> Iterator[dict[str, Any]]:
+    path = opened(job.dataset).index.shards[shard].path
+    for row, sample in standing_samples(job.dataset, job.standing, shard):
+        try:
+            yield {"row": row, **measure(sample, job.columns, path)}
+        except BadSample as bad:
+            summary.skip(bad.reason, bad.where)
+            yield {"row": row, "bad": bad.reason}
+
+
+def _addresses(job: ImageJob, shard: int) -> Iterator[dict[str, Any]]:
+    source = opened(job.dataset)
+    rows = job.standing.rows(shard) if job.standing else source.index.rows(shard)
+    urls = urls_of_rows(source, shard, rows).cast(pa.binary()).to_pylist()  # bytes: some are no UTF-8
+    for row, url in zip(rows.tolist(), urls, strict=True):
+        yield {"row": row, "url": digest(url) if url else None}
 
 
 def measure(sample: Sample | BadSample, columns: frozenset[str], shard: str) -> dict[str, Any]:

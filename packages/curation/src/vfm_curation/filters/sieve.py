@@ -137,7 +137,8 @@ class Sieve:
         if measure == "images":
             folder, columns = self._folder("images"), self.columns & IMAGE_COLUMNS
             self._tasks(measure_images, ImageJob(self.dataset, folder, self.standing, columns), self.num_shards)
-            self._pass("readable images", "image", self._bad(folder))
+            if opened(self.dataset).index.spec.images:
+                self._pass("readable images", "image", self._bad(folder))
             return
         from vfm_curation.filters import embed
 
