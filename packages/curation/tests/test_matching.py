@@ -3,13 +3,24 @@
 import gzip
 import itertools
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vfm.config import UserError
-from vfm_curation.matching import MARKS, Matcher, dead_entries, dead_reason, match_plain, spacing
+from vfm_curation.matching import (
+    FIXED_BLANKS,
+    FIXED_MARKS,
+    MARKS,
+    Matcher,
+    Semantics,
+    dead_entries,
+    dead_reason,
+    match_plain,
+    spacing,
+)
 from vfm_curation.metadata import Vocabulary
 
 CAPTIONS = Path(__file__).parents[4] / "shared" / "data" / "captions_en.tsv.gz"
@@ -80,23 +91,29 @@ def test_nested_and_overlapping_entries_all_match_each_once() -> None:
     assert Matcher(entries).match("new york city new york city hall") == [0, 1, 2, 3, 4]
 
 
-def witness(entry: str) -> str:
+def witness(entry: str, semantics: Semantics) -> str:
     """The text that most readily becomes the entry: no space written where spacing sets one."""
     pieces = entry.split(" ")
-    gaps = ["" if left in [*MARKS] or right in [*MARKS] else " " for left, right in itertools.pairwise(pieces)]
+    marks = [*MARKS] if semantics == "metaclip" else [*MARKS, *FIXED_MARKS]
+    gaps = ["" if left in marks or right in marks else " " for left, right in itertools.pairwise(pieces)]
     return "".join(itertools.chain.from_iterable(zip(pieces, [*gaps, ""], strict=True)))
 
 
+@pytest.mark.parametrize("semantics", get_args(Semantics))
 @settings(max_examples=400, deadline=None)
-@given(st.lists(st.sampled_from(ALPHABET), min_size=1, max_size=6).map("".join))
-def test_entries_called_alive_have_a_text_that_they_match(entry: str) -> None:
-    assert (dead_reason(entry) is None) == (match_plain(witness(entry), [entry]) == [0])
+@given(
+    entry=st.lists(st.sampled_from([*ALPHABET, *FIXED_MARKS[-4:], *FIXED_BLANKS]), min_size=1, max_size=6).map("".join)
+)
+def test_entries_called_alive_have_a_text_that_they_match(semantics: Semantics, entry: str) -> None:
+    found = match_plain(witness(entry, semantics), [entry], semantics)
+    assert (dead_reason(entry, semantics) is None) == (found == [0])
 
 
+@pytest.mark.parametrize("semantics", get_args(Semantics))
 @settings(max_examples=400, deadline=None)
-@given(hostile, hostile_entries)
-def test_dead_entries_never_match(text: str, entries: list[str]) -> None:
-    assert not set(match_plain(text, entries)) & set(dead_entries(entries))
+@given(text=hostile, entries=hostile_entries)
+def test_dead_entries_never_match(semantics: Semantics, text: str, entries: list[str]) -> None:
+    assert not set(match_plain(text, entries, semantics)) & set(dead_entries(entries, semantics))
 
 
 def test_an_entry_that_stands_twice_is_refused() -> None:

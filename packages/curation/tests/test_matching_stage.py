@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from vfm import UserError
+from vfm import Event, UserError
 from vfm.artifacts import Metadata
 from vfm_curation.match_stage import COUNTS_FILE, MatchTexts
 from vfm_curation.metadata import EntryList, entries_sha256, save_entries
+from vfm_curation.metadata_stage import BuildMetadata
 from vfm_curation.shards import read_shards
 
 ENTRIES = {
@@ -100,3 +101,20 @@ def test_languages_without_entries_are_told_in_one_line(run_stage: Any, make_poo
     french = Metadata.create(folder, num_entries=1, sha256=entries_sha256(entries), languages=["fr"])
     with pytest.raises(UserError, match="'m' has entries in fr; the texts are in en"):
         matched(run_stage, make_pool, french)
+
+
+def test_entries_that_die_by_fixed_semantics_are_told(make_pool: Any, run_stage: Any, tmp_path: Path) -> None:
+    entries = tmp_path / "entries.txt"
+    entries.write_text('cat\n5" disk\n\u201cred\u201d\nU.S.\n', encoding="utf-8")
+    pool = make_pool("pool", [("u0", {"en": ["a cat"]})])
+    metadata = run_stage(BuildMetadata(name="entries", path=str(entries)))
+    told: dict[str, list[str]] = {"metaclip": [], "fixed": []}
+    for semantics, lines in told.items():
+
+        def note(event: Event, lines: list[str] = lines) -> None:
+            lines += [event.data["message"]] if event.type == "warning" else []
+
+        run_stage(MatchTexts(name="m", pool="p", metadata="e", semantics=semantics), send=note, p=pool, e=metadata)
+    assert not told["metaclip"]
+    (line,) = told["fixed"]
+    assert line.startswith("semantics: fixed leaves 2 entries that can never match, such as '5\" disk': ")

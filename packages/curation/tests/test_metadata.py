@@ -162,6 +162,22 @@ def test_a_column_is_found_by_its_name(tmp_path: Path) -> None:
         read_entries(path, column="word")
 
 
+def test_a_mark_of_byte_order_is_no_part_of_the_first_entry(tmp_path: Path) -> None:
+    for name, text in (("a.txt", "cat\ndog\n"), ("a.json", '["cat", "dog"]'), ("a.csv", "cat,1\ndog,2\n")):
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        assert list(read_entries(tmp_path / name)) == ["cat", "dog"]
+
+
+def test_half_a_character_is_left_out_and_told(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('["cat", "\\ud83d smile"]', encoding="utf-8")
+    entries = EntryList()
+    entries.add(read_entries(tmp_path / "a.json"))
+    assert [entry for _, entry, _ in entries] == ["cat"]
+    assert [(one.entry, one.verdict, one.reason) for one in lint(entries)] == [
+        ("? smile", "left out", "half a character")
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [

@@ -12,6 +12,8 @@ from vfm.config import UserError
 from vfm.stage import Context, Preflight, Ref, Stage
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from vfm_curation.shards import MatchJob, ShardSummary
 
 COUNTS_FILE = "counts.npy"
@@ -69,7 +71,10 @@ class MatchTexts(Stage):
         pool.check_languages(self.languages or (), self.pool)
         languages, matchers = self._check_entries(pool, metadata), ctx.work / "matchers"
         built = None if self.detect_language else languages
-        Matchers.build(matchers, load_entries(metadata), semantics=self.semantics, languages=built)
+        entries = load_entries(metadata)
+        if self.semantics == "fixed":
+            _warn_of_dead(ctx, entries["entry"])
+        Matchers.build(matchers, entries, semantics=self.semantics, languages=built)
         rules = self.semantics, self.verify, self.detect_language
         job = MatchJob(pool.path, matchers, metadata.sha256, languages, ctx.work / FOLDER, *rules)
         job.folder.mkdir(exist_ok=True)
@@ -102,3 +107,20 @@ class MatchTexts(Stage):
         for summary in told(ctx, summaries, num_shards, matches_per_text=per_text):
             total.add(summary)
         return total
+
+
+def _warn_of_dead(ctx: Context, entries: pa.ChunkedArray) -> None:
+    """Tells of the entries that die by `fixed` alone: `curation.metadata` knows those of the papers' matching."""
+    import re
+
+    import pyarrow.compute as pc
+
+    from vfm_curation.matching import FIXED_BLANKS, FIXED_MARKS, dead_entries
+
+    marked = entries.filter(pc.match_substring_regex(entries, f"[{re.escape(FIXED_MARKS)}{FIXED_BLANKS}]")).to_pylist()
+    reasons = dead_entries(marked, "fixed")
+    if reasons:
+        first, reason = next(iter(reasons.items()))
+        ctx.warn(
+            f"semantics: fixed leaves {len(reasons)} entries that can never match, such as {marked[first]!r}: {reason}"
+        )

@@ -119,25 +119,27 @@ class Matcher:
         return sorted(found)
 
 
-def dead_reason(entry: str) -> str | None:
+def dead_reason(entry: str, semantics: Semantics = "metaclip") -> str | None:
     """Why no text can ever contain this entry, or None where one can.
 
     Texts are split at marks and blanks, entries are not: `U.S.` waits for a token that no text has.
     """
-    pieces = entry.split(" ")
+    pieces, marks = entry.split(" "), MARKS if semantics == "metaclip" else MARKS + FIXED_MARKS
     if any(blank in entry for blank in BLANKS):
         return "holds a tab or a line end"
+    if semantics == "fixed" and any(blank in entry for blank in FIXED_BLANKS):
+        return "holds a no-break or an ideographic space; texts have a plain one there"
     for piece in pieces:
-        glued = next((mark for mark in MARKS if mark in piece and piece != mark), None)
+        glued = next((mark for mark in marks if mark in piece and piece != mark), None)
         if glued:
             return f"{glued!r} is glued to letters or to another mark; texts are split there"
-    marks = [piece != "" and piece in MARKS for piece in pieces]
-    if any(left and right for left, right in itertools.pairwise(marks)):
+    apart = [piece != "" and piece in marks for piece in pieces]
+    if any(left and right for left, right in itertools.pairwise(apart)):
         return "two marks with one space between; texts have two there"
     return None
 
 
-def dead_entries(entries: Iterable[str]) -> dict[int, str]:
+def dead_entries(entries: Iterable[str], semantics: Semantics = "metaclip") -> dict[int, str]:
     """The entries that can never match, as id -> reason."""
-    reasons = ((index, dead_reason(entry)) for index, entry in enumerate(entries))
+    reasons = ((index, dead_reason(entry, semantics)) for index, entry in enumerate(entries))
     return {index: reason for index, reason in reasons if reason}

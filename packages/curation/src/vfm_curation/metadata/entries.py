@@ -50,7 +50,8 @@ class EntryList:
             earlier = own.get(entry) or shared.get(entry)
             reason = unusable_reason(entry) or (f"also in an earlier source: {earlier}" if earlier else None)
             if reason:
-                self.left_out.append(((language, entry, source), reason))
+                shown = entry.encode("utf-8", "replace").decode()  # half a character cannot be written down
+                self.left_out.append(((language, shown, source), reason))
             elif self.size is not None and len(own) >= self.size:
                 self.num_beyond += 1
             else:
@@ -73,10 +74,13 @@ class EntryList:
 def unusable_reason(entry: str) -> str | None:
     """Why a string is left out of every list, or None where it may be an entry.
 
-    The papers leave out what is empty, one ASCII mark alone, a full-width mark alone, longer than 256 characters.
+    The papers leave out what is empty, one ASCII mark alone, a full-width mark alone, longer than 256 characters. JSON
+    may hold half a character (a surrogate alone), which no text in UTF-8 has.
     """
     if not entry:
         return "empty"
+    if any("\ud800" <= sign <= "\udfff" for sign in entry):
+        return "half a character"
     if len(entry) == 1 and (entry in string.punctuation or unicodedata.category(entry).startswith("P")):
         return "lone punctuation"
     return f"longer than {MAX_LENGTH} characters" if len(entry) > MAX_LENGTH else None

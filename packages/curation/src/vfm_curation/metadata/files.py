@@ -74,7 +74,7 @@ def _read_folder(folder: Path, language: str) -> dict[str, dict[str, str]]:
 
 
 def _read_json(path: Path, language: str) -> dict[str, dict[str, str]]:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(path.read_text(encoding="utf-8-sig"))
     entries = _entries_of(content, path.name)
     if entries is not None:
         return {language: entries}
@@ -98,7 +98,7 @@ def _entries_of(content: Any, name: str) -> dict[str, str] | None:
 
 def _read_lines(path: Path, column: str | None) -> Iterator[str]:
     if path.suffix == ".txt":
-        yield from re.split(r"\r?\n", path.read_text(encoding="utf-8"))
+        yield from re.split(r"\r?\n", path.read_text(encoding="utf-8-sig"))
     elif path.suffix in (".csv", ".tsv"):
         yield from _read_table(path, column)
     else:
@@ -106,7 +106,7 @@ def _read_lines(path: Path, column: str | None) -> Iterator[str]:
 
 
 def _read_table(path: Path, column: str | None) -> Iterator[str]:
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
         place = 0
         if column is not None:
