@@ -39,6 +39,7 @@ from vfm.data.images import decode_image
 from vfm.data.stages import Labeled
 from vfm.eval.encode import Reading
 from vfm.eval.feature_stages import Knn, LinearProbe
+from vfm.eval.judgement import checkpoint_hash
 from vfm.eval.judges.choices import judge_choices, judge_mmvp_vlm
 from vfm.eval.judges.probes import judge_knn, judge_linear_probe
 from vfm.eval.judges.retrieval import judge_retrieval
@@ -381,6 +382,16 @@ def test_scores_can_be_counted_again_from_the_predictions(everything: tuple[Path
             assert hits.mean() == pytest.approx(metric(reports[name], metric_name, model)), (name, model)
 
 
+def test_a_checkpoints_hash_tells_the_same_weights_used_otherwise(tmp_path: Path) -> None:
+    """How images are normalised changes every answer."""
+    checkpoint = tiny_clip(tmp_path, 0)
+    before, file = checkpoint_hash(checkpoint), tmp_path / "open_clip_config.json"
+    (tmp_path / "manifest.json").write_text("{}")  # it tells times: another hour is no other model
+    assert checkpoint_hash(checkpoint) == before
+    file.write_text(file.read_text().replace('"mean"', '"means"'))
+    assert checkpoint_hash(checkpoint) != before
+
+
 def test_result_files_are_a_superset_of_clip_benchmarks(everything: tuple[Path, dict[str, Report]]) -> None:
     directory, reports = everything
     result = json.loads((directory / "zero_shot/results/val_diva_zeroshot_classification.json").read_text())
@@ -445,9 +456,9 @@ def test_probe_takes_a_vision_encoder_with_timms_own_pooled_features(tmp_path: P
 
 
 def test_stages_are_known_without_torch() -> None:
-    code = "import sys, vfm.builtin as b; assert len(b.EVALUATIONS) == 8; sys.exit('torch' in sys.modules)"
+    code = "import sys, vfm.builtin as b; assert len(b.EVALUATIONS) == 9; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert len({stage.kind_name() for stage in EVALUATIONS}) == 8
+    assert len({stage.kind_name() for stage in EVALUATIONS}) == 9
 
 
 def test_a_model_named_twice_is_refused() -> None:

@@ -45,11 +45,12 @@ class Subject:
 
 
 def checkpoint_hash(checkpoint: Artifact) -> str:
-    """sha256 over the safetensors files of a checkpoint, in the order of their names."""
+    """sha256 over what makes a checkpoint's answers: its weights and how they are used, in the order of their names."""
     digest = hashlib.sha256()
-    for file in sorted(checkpoint.path.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    for pattern in ("*.safetensors", "*config.json"):
+        for file in sorted(checkpoint.path.glob(pattern)):
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
 
 

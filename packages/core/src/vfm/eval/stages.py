@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class ModelEvaluation(Evaluation):
     """What all evaluations share: encode a data set with each model, in fp32, judge all on the same items, report."""
 
-    version: ClassVar[int] = 2  # since paired tests by sign flips, and data_sha256 over the data itself
+    version: ClassVar[int] = 3  # since checkpoint_sha256 covers the configuration too
 
     data: Ref[Any] = Field(description="what to judge on")
     micro_batch_size: int = Field(64, ge=1, description="images a forward pass")
