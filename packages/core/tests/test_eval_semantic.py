@@ -14,7 +14,7 @@ from eval_world import labeled, tiny_clip
 from vfm.config import UserError
 from vfm.data import open_dataset
 from vfm.eval.encode import PooledVision, load_encoder
-from vfm.eval.semantic import attention_maps, component_colours, pca_sheet, semantic_views
+from vfm.eval.semantic import component_colours, pca_sheet, semantic_views, similarity_maps
 from vfm.models import build_vision, vision_preprocess
 
 CPU = torch.device("cpu")
@@ -40,10 +40,10 @@ def test_colours_do_not_hang_on_a_sign_and_few_directions_leave_grey() -> None:
     assert torch.allclose(component_colours(features + 5), colours, atol=1e-5)
 
 
-def test_attention_is_highest_where_the_patch_says_what_the_image_says() -> None:
+def test_similarity_is_highest_where_the_patch_says_what_the_image_says() -> None:
     patches = torch.randn(2, 16, 8)
     whole = torch.stack([patches[0, 3], patches[1, 7]])
-    assert attention_maps(whole, patches).argmax(dim=1).tolist() == [3, 7]
+    assert similarity_maps(whole, patches).argmax(dim=1).tolist() == [3, 7]
 
 
 def test_maps_lie_where_their_patches_do(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_maps_lie_where_their_patches_do(tmp_path: Path) -> None:
     pixels = np.zeros((16, 16, 3), np.uint8)
     pixels[:, 8:] = 255
     (view,) = semantic_views(encoder, [Image.fromarray(pixels)])
-    assert view.image.shape == view.components.shape == view.attention.shape == (96, 96, 3)
+    assert view.image.shape == view.components.shape == view.similarity.shape == (96, 96, 3)
     assert view.sheet().shape == (96, 3 * 96 + 16, 3)
     left, right = view.components[:48, :48], view.components[:48, 48:]
     assert (left == left[0, 0]).all()

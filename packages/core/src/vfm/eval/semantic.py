@@ -1,4 +1,4 @@
-"""What an encoder's patches say, for people: the main directions of their features as colours, and where it looks.
+"""What an encoder's patches say, for people: the main directions of their features as colours, and how like the whole.
 
 Source: the colouring by principal components is that of Oquab et al. 2023, DINOv2 (arXiv:2304.07193), figure 1.
 """
@@ -40,12 +40,12 @@ class View:
 
     image: NDArray[np.uint8]
     components: NDArray[np.uint8]
-    attention: NDArray[np.uint8]
+    similarity: NDArray[np.uint8]
 
     def sheet(self) -> NDArray[np.uint8]:
         """The three side by side."""
         gap = np.full((len(self.image), GAP, 3), 255, np.uint8)
-        return np.concatenate([self.image, gap, self.components, gap, self.attention], axis=1)
+        return np.concatenate([self.image, gap, self.components, gap, self.similarity], axis=1)
 
 
 def component_colours(features: Tensor) -> Tensor:
@@ -72,10 +72,10 @@ def component_colours(features: Tensor) -> Tensor:
     return colours.float().view(*features.shape[:2], 3)
 
 
-def attention_maps(image_features: Tensor, patch_tokens: Tensor) -> Tensor:
+def similarity_maps(image_features: Tensor, patch_tokens: Tensor) -> Tensor:
     """How near each patch comes to what the model says of the whole image: their cosine, stretched to 0..1 an image.
 
-    It is no layer's attention, which fused kernels do not give out, but answers the same question for any pooling.
+    It is no attention: a patch is like the whole, whether or not a layer looked at it. So it is there for any pooling.
 
     Args:
         image_features: (B, D).
@@ -108,7 +108,7 @@ def semantic_views(encoder: Any, images: Sequence[Image.Image]) -> list[View]:
         features = patch_features(model, pixels, projected=False).float().cpu()
         whole, patches = _whole_and_parts(model, pixels, features, projected=bool(tower.project) and model is encoder)
     colours = component_colours(features)
-    heat = attention_maps(whole.float().cpu(), patches.float().cpu())
+    heat = similarity_maps(whole.float().cpu(), patches.float().cpu())
     magma = colormaps["magma"]
     views = []
     for picture, colour, warmth in zip(fitted, colours, heat, strict=True):
