@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,24 @@ def test_each_ailment_is_told_once(tmp_path, lines, line):
     (message,) = told(tmp_path, lines)
     assert line in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("cut", [1, 2, 4])
+def test_a_resumed_training_goes_on_with_what_was_seen_and_told(tmp_path, cut):
+    """The lines before the cut are in the file; those after it say what they would have said without one."""
+    lines = [(-0.75, -0.6, 0.5), (-0.74, -0.6, 0.5), (-0.63, -0.6, 0.5), (-0.62, -0.6, 0.5), (-0.62, -0.6, 0.5)]
+    whole: list[Event] = []
+    alarm = Alarm(context(tmp_path, whole.append), stage(steps=500))
+    for number, (loss, constant, mutual) in enumerate(lines):
+        if number == cut:
+            alarm = Alarm(context(tmp_path, whole.append), stage(steps=500))
+        values = {"train/loss": loss, "train/constant_loss": constant, "train/mutual_cosine": mutual}
+        step = 110 + 10 * number
+        with (tmp_path / "work" / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, "split": "train", **values}) + "\n")
+        alarm(Event("metrics", "eva", {"step": step, "values": values}))
+    (message,) = [event.data["message"] for event in whole if event.type == "warning"]
+    assert "step 130: the loss has turned" in message
 
 
 def test_a_healthy_curve_is_left_in_peace(tmp_path):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from vfm.events import Event
 from vfm.interfaces import Training
 from vfm.stage import Context
+from vfm.train.curves import METRICS_FILE
 
 GRACE = (100, 5000)  # steps after the warm-up, at least and at most, in which a loss may lie anywhere
 GRACE_SHARE = 0.2  # of the steps, between these bounds
@@ -25,7 +28,7 @@ class Alarm:
     """
 
     def __init__(self, ctx: Context, plan: Training) -> None:
-        self.ctx, self.told = ctx, set[str]()
+        self.ctx, self.told, self.caught_up = ctx, set[str](), False
         least, most = GRACE
         self.grace = plan.warmup_steps + max(least, min(most, round(GRACE_SHARE * plan.num_steps)))
         self.best_gain = 0.0
@@ -34,9 +37,24 @@ class Alarm:
         """Passes the event on, and looks at it where it is a line of the training's numbers."""
         self.ctx.send(event)
         if event.type == "metrics" and "train/constant_loss" in event.data["values"]:
-            self._look(event.data["step"], event.data["values"])
+            step = event.data["step"]
+            if not self.caught_up:
+                self._catch_up(step)
+            for what, message in self._look(step, event.data["values"]):
+                if what not in self.told:
+                    self.told.add(what)
+                    self.ctx.warn(message)
 
-    def _look(self, step: int, values: Mapping[str, float | None]) -> None:
+    def _catch_up(self, step: int) -> None:
+        """Looks at what a run that was interrupted logged before `step`: what it gave rise to was told then."""
+        self.caught_up = True
+        file = self.ctx.work / METRICS_FILE
+        for line in map(json.loads, file.read_text(encoding="utf-8").splitlines() if file.is_file() else ()):
+            if line["split"] == "train" and line["step"] < step:
+                self.told.update(what for what, _ in self._look(line["step"], line))
+
+    def _look(self, step: int, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """What ails the training at a step, by name and in words: one thing at most."""
         loss, constant = values["train/loss"], values["train/constant_loss"]
         mutual = values["train/mutual_cosine"]
         if step <= self.grace or loss is None or constant is None or mutual is None:
@@ -44,31 +62,26 @@ class Alarm:
         variety, wanted = 1 - mutual, 1 - constant**2
         gain = (constant - loss) / max(1 + constant, 1e-6)
         if wanted < 1e-3:
-            self._tell(
+            yield (
                 "alike",
                 f"the targets are all alike (mutual cosine {constant**2:.4f}): there is nothing to learn from them",
             )
         elif variety < LEAST_VARIETY * wanted:
-            self._tell(
+            yield (
                 "collapse",
                 f"step {step}: predictions have collapsed: their mutual cosine is {mutual:.3f}, that of the targets"
                 f" {constant**2:.3f}; a lower lr, a longer warm-up or less weight decay may help",
             )
         elif gain < LEAST_GAIN:
-            self._tell(
+            yield (
                 "constant",
                 f"step {step}: the loss, {loss:.3f}, is no better than that of a constant guess, {constant:.3f}:"
                 " nothing of the pictures is learned; try another lr, or look at mask_ratio and crops",
             )
         elif gain < KEPT_GAIN * self.best_gain:
-            self._tell(
+            yield (
                 "turned",
                 f"step {step}: the loss has turned: it is at {loss:.3f}, the constant guess at {constant:.3f}, and half"
                 " of the best lead is lost; EVA's curves only fall. A lower lr or grad_clip_norm may help",
             )
         self.best_gain = max(self.best_gain, gain)
-
-    def _tell(self, what: str, message: str) -> None:
-        if what not in self.told:
-            self.told.add(what)
-            self.ctx.warn(message)

@@ -154,7 +154,10 @@ def take_weights(checkpoint: VisionCheckpoint, model: nn.Module) -> KeyReport:
         UserError: a key is missing, unknown or of another shape.
     """
     weights, report = load_state_dict(checkpoint.path / WEIGHTS_FILE), KeyReport()
-    names = class_names_of(build_vision(f"local-dir:{checkpoint.path}")) if checkpoint.num_classes else []
+    names: list[str] = []
+    if checkpoint.num_classes:
+        with torch.device("meta"):  # its configuration alone is read
+            names = class_names_of(build_vision(f"local-dir:{checkpoint.path}"))
     dropped = {key: "its pooling is not the classifier's" for key in weights if key.startswith("attn_pool.")}
     if not names or names != class_names_of(model):
         dropped |= {key: "a head for other classes" for key in weights if key.startswith("head.")}

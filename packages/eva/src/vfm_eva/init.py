@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn.init import normal_, trunc_normal_, xavier_normal_, xavier_uniform_, zeros_
 
 from vfm_eva.decoder import sincos_positions
+from vfm_eva.stage import Init
 from vfm_eva.task import EvaTask
-
-Init = Literal["timm", "eva01", "eva02", "mae"]
 
 
 def init_weights(task: EvaTask, init: Init, seed: int) -> None:

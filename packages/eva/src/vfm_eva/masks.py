@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from vfm.data.loader import Batch
 from vfm.train import Data
+from vfm_eva.stage import MaskKind
 from vfm_kernels import block_mask, block_mask_exact, random_mask
 
-MaskKind = Literal["block", "block_exact", "random"]
 MASKS = {"block": block_mask, "block_exact": block_mask_exact, "random": random_mask}
 
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from vfm_eva.teacher import StoredTargets, Teacher
 
 
+MaskKind = Literal["block", "block_exact", "random"]
+Init = Literal["timm", "eva01", "eva02", "mae"]
+
+
 class DecoderSize(Config):
     """What predicts the masked patches where the encoder sees visible ones alone."""
 
@@ -54,7 +58,7 @@ class EvaPretrain(VisionPretraining, Crops):
         None, description="its features and their crops, kept by eva.targets: the teacher is not run"
     )
     target: Target = Field(Target(), description="which of the teacher's features")
-    mask: Literal["block", "block_exact", "random"] = Field(
+    mask: MaskKind = Field(
         "block",
         description="block: EVA's rectangles; block_exact: the same with an exact count; random: single patches",
     )
@@ -65,7 +69,7 @@ class EvaPretrain(VisionPretraining, Crops):
         " patches alone do, and a decoder predicts the others (EVA-L, MAE)",
     )
     decoder: DecoderSize = Field(DecoderSize(), description="for encode: visible")
-    init: Literal["timm", "eva01", "eva02", "mae"] = Field(
+    init: Init = Field(
         "timm", description="how weights are drawn: as timm does, or as the code of EVA, of EVA-02, of EVA-L does"
     )
     patch_embed_grad: float = Field(
