@@ -130,7 +130,7 @@ def test_size_keeps_what_a_plain_twin_keeps_without_decoding(make_pool: Any, run
 def bucket_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "many buckets":
         monkeypatch.setattr(buckets, "ROWS_PER_BUCKET", 11)
-        monkeypatch.setattr(buckets, "ROWS_IN_MEMORY", 25)
+        monkeypatch.setattr(buckets, "BYTES_IN_MEMORY", 1000)
 
 
 @pytest.mark.usefixtures("bucket_size")

@@ -11,13 +11,13 @@ import pyarrow as pa
 from vfm.panels import BarsPanel, LinesPanel, Panel, Series, TablePanel
 from vfm_curation.balance import Floats, Integers, cumulative_share, tail_share
 from vfm_curation.data_card import DataCard
+from vfm_curation.example_texts import shortened
 from vfm_curation.subset import BalancedShard
 
 NUM_POINTS = 200  # of a curve
 NUM_SHOWN = 20
 NUM_DECILES = 10
 EXAMPLES_A_DECILE = 2  # one that was kept and one that was dropped
-LONGEST = 120  # characters of an example
 Row = list[str | float | int | None]
 
 
@@ -178,7 +178,7 @@ def _add_examples(
             rarest = min(shard.matches.ids_of(text), key=lambda entry: card.matched[entry])
             chance = round(float(shard.probability[text]), 4)
             caption, entry, its_texts = (
-                _short(captions[identities[text]]),
+                shortened(captions[identities[text]]),
                 card.entry(rarest),
                 int(card.matched[rarest]),
             )
@@ -186,12 +186,8 @@ def _add_examples(
     matched = set(identities)
     unmatched = (caption for identity, caption in captions.items() if identity not in matched)
     for caption, _ in zip(unmatched, range(EXAMPLES_A_DECILE - len(rows[-1])), strict=False):
-        rows[-1].append([None, _short(caption), "no entry", 0.0, None, None])
+        rows[-1].append([None, shortened(caption), "no entry", 0.0, None, None])
 
 
 def _rows(table: pa.Table, names: Sequence[str]) -> list[tuple[int | str, ...]]:
     return list(zip(*(table[name].to_pylist() for name in names), strict=True))
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."

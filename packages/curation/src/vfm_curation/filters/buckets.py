@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 ROWS_PER_BUCKET = 1 << 18
-ROWS_IN_MEMORY = 1 << 18  # rows that wait for their bucket's file
+BYTES_IN_MEMORY = 1 << 26  # of rows that wait for their bucket's file; a row may hold an embedding
 
 
 def num_buckets(num_rows: int) -> int:
@@ -30,13 +30,13 @@ class Buckets:
         folder.mkdir(parents=True)
         self.folder, self.number = folder, number
         self._waiting: list[pa.Table] = []
-        self._num_waiting = 0
+        self._bytes_waiting = 0
 
     def add(self, table: pa.Table, bucket: NDArray[np.integer]) -> None:
         """Puts each row of a table into its bucket, 0 to number - 1."""
         self._waiting.append(table.append_column("bucket", pa.array(bucket.astype(np.int64))))
-        self._num_waiting += len(table)
-        if self._num_waiting > ROWS_IN_MEMORY:
+        self._bytes_waiting += self._waiting[-1].nbytes
+        if self._bytes_waiting > BYTES_IN_MEMORY:
             self._flush()
 
     def read(self, bucket: int) -> pa.Table | None:
@@ -58,7 +58,7 @@ class Buckets:
                 yield table
 
     def _flush(self) -> None:
-        if not self._num_waiting:
+        if not self._bytes_waiting:
             return
         table = pa.concat_tables(self._waiting).sort_by("bucket")
         buckets, starts = np.unique(table["bucket"].to_numpy(), return_index=True)
@@ -66,7 +66,7 @@ class Buckets:
         for bucket, start, end in zip(buckets, starts, [*starts[1:], len(table)], strict=True):
             with open(self.folder / str(bucket), "ab") as file, pa.ipc.new_stream(file, table.schema) as stream:
                 stream.write_table(table.slice(start, end - start))
-        self._waiting, self._num_waiting = [], 0
+        self._waiting, self._bytes_waiting = [], 0
 
 
 class Fallen:

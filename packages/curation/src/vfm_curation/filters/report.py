@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 
 from vfm.data import SUBSET_FILE, subset_schema
 from vfm.panels import BarsPanel, Panel, TablePanel
+from vfm_curation.example_texts import shortened
 from vfm_curation.filters.sieve import Pass, Sieve
 from vfm_curation.filters.standing import VERDICTS_FILE
 from vfm_curation.filters.texts import IDENTITY, opened
 
 NUM_EXAMPLES = 5  # of each reason
-LONGEST = 120  # characters of an example
 
 
 @dataclass
@@ -106,12 +106,8 @@ def _examples(sieve: Sieve, outcome: Outcome) -> Panel:
     rows: list[list[str | float | int | None]] = []
     for shard, place, reason in places:
         text = next(one for one in texts_of(shard) if [one["row"], one["language"], one["text_index"]] == place)
-        rows.append([reason, outcome.fallen[reason], text["language"], _short(text["text"]), text["uid"]])
+        rows.append([reason, outcome.fallen[reason], text["language"], shortened(text["text"]), text["uid"]])
     return TablePanel(
         title="What the filters dropped", note="The first texts that fell by each reason.", order=30,
         columns=["reason", "texts in all", "language", "text", "uid"], rows=sorted(rows, key=lambda row: str(row[0])),
     )  # fmt: skip
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
