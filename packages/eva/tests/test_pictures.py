@@ -33,7 +33,8 @@ def test_a_triptych_has_picture_mask_and_heat_in_their_places():
 
 def test_a_run_leaves_a_sheet_of_which_three_fit_in_a_row(tmp_path, pool, teacher):
     made = run(tmp_path, {"steps": 2}, pool=pool, teacher=teacher)
-    (sheet,) = (panel for panel in load_panels(made.path) if isinstance(panel, ImagesPanel))
+    (sheet,) = (panel for panel in load_panels(made.path) if panel.title.startswith("What was hidden"))
+    assert isinstance(sheet, ImagesPanel)
     assert 3 * sheet.width + 2 * 16 <= 944
     assert len(sheet.pictures) == 9
     for picture in sheet.pictures:
