@@ -91,12 +91,13 @@ def test_error_names_the_shard(runtime: Runtime, tmp_path: Path) -> None:
 
 
 SCRIPT = """
-import shard_tasks, sys
+import shard_tasks, signal, sys
 from pathlib import Path
 from vfm import Runtime
 from vfm_curation.engine import run_shards
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is started deaf to it
     list(run_shards(shard_tasks.slow, Path(sys.argv[1]), range(8), Runtime(workers=2)))
 """
 
