@@ -47,9 +47,15 @@ def test_each_ailment_is_told_once(tmp_path, lines, line):
 
 
 @pytest.mark.parametrize("cut", [1, 2, 4])
-def test_a_resumed_training_goes_on_with_what_was_seen_and_told(tmp_path, cut):
+@pytest.mark.parametrize(
+    ("lines", "line"),
+    [
+        ([(-0.75, -0.6, 0.5)] * 2 + [(-0.63, -0.6, 0.5)] * 3, "step 130: the loss has turned"),
+        ([(-0.6, -0.6, 0.99)] * 5, "step 110: predictions have collapsed"),
+    ],
+)
+def test_a_resumed_training_goes_on_with_what_was_seen_and_told(tmp_path, lines, line, cut):
     """The lines before the cut are in the file; those after it say what they would have said without one."""
-    lines = [(-0.75, -0.6, 0.5), (-0.74, -0.6, 0.5), (-0.63, -0.6, 0.5), (-0.62, -0.6, 0.5), (-0.62, -0.6, 0.5)]
     whole: list[Event] = []
     alarm = Alarm(context(tmp_path, whole.append), stage(steps=500))
     for number, (loss, constant, mutual) in enumerate(lines):
@@ -61,7 +67,7 @@ def test_a_resumed_training_goes_on_with_what_was_seen_and_told(tmp_path, cut):
             file.write(json.dumps({"step": step, "split": "train", **values}) + "\n")
         alarm(Event("metrics", "eva", {"step": step, "values": values}))
     (message,) = [event.data["message"] for event in whole if event.type == "warning"]
-    assert "step 130: the loss has turned" in message
+    assert line in message
 
 
 def test_a_healthy_curve_is_left_in_peace(tmp_path):
