@@ -301,3 +301,9 @@ def test_a_cache_serves_a_student_of_another_size_with_as_many_patches(tmp_path,
 def test_every_field_of_the_stage_says_what_it_is():
     own = set(EvaTargets.__annotations__) - {"kind"}
     assert [name for name in own if not EvaTargets.model_fields[name].description] == []
+
+
+def test_a_seed_below_zero_is_refused() -> None:
+    settings = {"name": "targets", "data": "pool", "teacher": "teacher", "grid": [4, 4]}
+    with pytest.raises(ValidationError, match="greater than or equal to 0"):
+        EvaTargets.model_validate({**settings, "seed": -1})
