@@ -27,6 +27,9 @@ SMALL_PAIRS = "{} " + " ".join(f"--set '{setting}'" for setting in small.PAIRS)
 COLLECT = (
     f"cd {ROOT} && uv run pytest --collect-only -q"  # the command is what runs this test: only that it finds tests
 )
+SMALL_CLAIM = "{} --set seeds=[0,1] --set pool.num_samples=300 --set val.num_samples=72" + "".join(
+    f" --set {name}.steps=2 --set {name}.warmup_steps=0" for name in ("raw", "matched", "balanced")
+)
 PLANNED = (  # the recipe of docs/scaling.md, over files that the reader has: nothing of that size is run here
     f"grep -A9 '^stages:' {ROOT}/docs/scaling.md | sed '/^```/,$d' > crawl.yaml"
     """ && gzip < /dev/null > wat.paths.gz && echo '["dog"]' > metadata.json"""
@@ -43,6 +46,7 @@ COMMANDS = {
     "uv run vfm run pairs --set pool.path=TRAIN.tar --set val.path=VAL.tar": SMALL_PAIRS,
     "uv run vfm run pairs --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
     " --set 'pool.texts={en: json.en}' --set 'val.texts={en: json.en}' --set runtime.threads=1": SMALL_PAIRS,
+    "uv run vfm run metaclip_claim": SMALL_CLAIM,
     "make kill-test": f"cd {ROOT} && make -n kill-test",  # the test itself runs beside this one, with fewer kills
     "uv run vfm run curate --set pool.path=TRAIN.tar": "{} --set 'pool.texts={en: json.en}' --set entries.min_count=2",
     "uv run vfm embed store/runs/quickstart/artifacts/clip TRAIN.tar --out embeddings.parquet": AS_IT_STANDS,
