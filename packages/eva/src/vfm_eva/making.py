@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from vfm.artifacts import ImageDataset
-from vfm.config import UserError
-from vfm.data.indexing import ENOUGH_TO_JUDGE
+from vfm.data.indexing import ENOUGH_TO_JUDGE, check_bad
 from vfm.data.loader import Batch, ordered_batches
 from vfm.data.sample_cache import CacheWriter
 from vfm.data.source import open_dataset
@@ -87,11 +86,5 @@ class Asking:
         return torch.cat(parts)
 
     def _judge(self, seen: int) -> None:
-        num_bad = self.ctx.bad.total()
-        enough = seen >= ENOUGH_TO_JUDGE or seen == len(self.source)
-        if num_bad > self.plan.max_bad_fraction * seen and enough:
-            reasons = ", ".join(f"{reason} ({count})" for reason, count in self.ctx.bad.most_common(3))
-            raise UserError(
-                f"{self.plan.name}: {num_bad} of {seen} samples are bad: {reasons}; more than max_bad_fraction:"
-                f" {self.plan.max_bad_fraction}"
-            )
+        if seen >= ENOUGH_TO_JUDGE or seen == len(self.source):
+            check_bad(self.plan.name, self.ctx.bad, seen, self.plan.max_bad_fraction)

@@ -15,13 +15,11 @@ from torch.nn import functional as F
 
 from vfm.data.loader import Make, eval_batches
 from vfm.data.source import Source
+from vfm.eval.semantic import GAP, NUM_PICTURES, SIDE, magnified, side_by_side
 from vfm.panels import ImagesPanel, Picture
 from vfm_eva.masks import Masks
 from vfm_eva.task import EvaTask
 
-NUM_PICTURES = 9
-SIDE = 96  # pixels of one part at least, so that small pictures can be seen
-GAP = 8  # between the three parts of a picture: 3 x 96 + 2 x 8 is the width on the page, three in a row
 STRIPES = (215, 245)  # greys in turn
 
 
@@ -60,14 +58,12 @@ def triptych(image: Tensor, bool_mask: Tensor, heat: Tensor, grid: tuple[int, in
     Returns:
         (S', 3 S' + 2 GAP, 3) uint8, where S' is a multiple of S and at least `SIDE`.
     """
-    factor = -(-SIDE // image.shape[-1])
-    picture = image.permute(1, 2, 0).numpy().repeat(factor, axis=0).repeat(factor, axis=1)
+    picture = magnified(image.permute(1, 2, 0).numpy())
     side = len(picture)
     hidden = _on_pixels(bool_mask, grid, side) > 0.5
     masked = np.where(hidden[..., None], _stripes(side), picture)
     colours = (255 * colormaps["magma"](_on_pixels(heat, grid, side))[..., :3]).astype(np.uint8)
-    gap = np.full((side, GAP, 3), 255, np.uint8)
-    return np.concatenate([picture, gap, masked, gap, colours], axis=1)
+    return side_by_side(picture, masked, colours)
 
 
 def _stripes(side: int) -> NDArray[np.uint8]:

@@ -86,12 +86,23 @@ class Indexing:
 
     def _judge(self, enough: int) -> None:
         seen = self.good + len(self.bad)
-        if self.bad and seen >= enough and len(self.bad) > self.max_bad_fraction * seen:
-            reasons = ", ".join(f"{reason} ({count})" for reason, count in self.counts.most_common(3))
-            raise UserError(
-                f"{self.ctx.stage}: {len(self.bad)} of {seen} samples are bad: {reasons}; more than max_bad_fraction:"
-                f" {self.max_bad_fraction}; the first is {self.bad[0].where} ({self.bad[0].reason})"
-            )
+        if self.bad and seen >= enough:
+            first = f"; the first is {self.bad[0].where} ({self.bad[0].reason})"
+            check_bad(self.ctx.stage, self.counts, seen, self.max_bad_fraction, first)
+
+
+def check_bad(stage: str, bad: Counter[str], seen: int, max_bad_fraction: float, more: str = "") -> None:
+    """Stops a stage where more than a share of the samples it has seen are bad, counted by reason.
+
+    Raises:
+        UserError: they are; the line ends with `more`.
+    """
+    if bad.total() > max_bad_fraction * seen:
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in bad.most_common(3))
+        raise UserError(
+            f"{stage}: {bad.total()} of {seen} samples are bad: {reasons}; more than max_bad_fraction:"
+            f" {max_bad_fraction}{more}"
+        )
 
 
 def _verify(reader: ShardReader, number: int, path: str) -> Iterator[BadRow]:

@@ -112,7 +112,5 @@ def patch_tokens(encoder: Any, images: Sequence[Image.Image]) -> Tensor:
         UserError: the encoder has no patch tokens.
     """
     device = next(encoder.module.parameters()).device
-    pixels = encoder.preprocess.pixels(
-        torch.stack([torch.from_numpy(encoder.preprocess.fit(i)) for i in images]).to(device)
-    )
+    pixels = encoder.preprocess.inputs(images, device)
     return patch_features(encoder if isinstance(encoder, ClipModel) else encoder.module, pixels, projected=False)

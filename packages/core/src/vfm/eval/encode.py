@@ -68,8 +68,7 @@ class PooledVision:
         parts = []
         with torch.inference_mode():
             for start in range(0, len(images), batch_size):
-                fitted = [torch.from_numpy(self.preprocess.fit(image)) for image in images[start : start + batch_size]]
-                parts.append(see(self.preprocess.pixels(torch.stack(fitted).to(device))).cpu())
+                parts.append(see(self.preprocess.inputs(images[start : start + batch_size], device)).cpu())
         return torch.cat(parts).clone()
 
 

@@ -29,7 +29,7 @@ from vfm.models.patch_features import cls_and_patch_tokens, patch_features, visi
 from vfm.panels import ImagesPanel, Picture
 
 SIDE = 96  # pixels of one part at least
-GAP = 8  # between the parts
+GAP = 8  # between the parts: 3 x 96 + 2 x 8 is the width on the page, three in a row
 NUM_PICTURES = 9
 CUT = (0.02, 0.98)  # quantiles that become the ends of a colour
 
@@ -44,8 +44,19 @@ class View:
 
     def sheet(self) -> NDArray[np.uint8]:
         """The three side by side."""
-        gap = np.full((len(self.image), GAP, 3), 255, np.uint8)
-        return np.concatenate([self.image, gap, self.components, gap, self.similarity], axis=1)
+        return side_by_side(self.image, self.components, self.similarity)
+
+
+def magnified(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture (S, S, 3) by a whole factor, so that it has `SIDE` pixels at least and small ones can be seen."""
+    factor = -(-SIDE // len(picture))
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def side_by_side(*parts: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Parts of one picture, (S', S', 3) each, with a white gap between them."""
+    gap = np.full((len(parts[0]), GAP, 3), 255, np.uint8)
+    return np.concatenate([piece for part in parts for piece in (gap, part)][1:], axis=1)
 
 
 def component_colours(features: Tensor) -> Tensor:
@@ -112,8 +123,7 @@ def semantic_views(encoder: Any, images: Sequence[Image.Image]) -> list[View]:
     magma = colormaps["magma"]
     views = []
     for picture, colour, warmth in zip(fitted, colours, heat, strict=True):
-        factor = -(-SIDE // len(picture))
-        shown = picture.numpy().repeat(factor, axis=0).repeat(factor, axis=1)
+        shown = magnified(picture.numpy())
         maps = ((255 * colour.numpy()).round(), (255 * magma(warmth.numpy())[:, :3]).round())
         views.append(View(shown, *(_on_pixels(flat.astype(np.uint8), tower.grid, len(shown)) for flat in maps)))
     return views

@@ -97,8 +97,7 @@ class ClipModel:
         encode: Callable[..., Tensor] = self.module.encode_image  # type: ignore[assignment]
 
         def embed(chunk: Sequence[Image.Image | NDArray[np.uint8]]) -> Tensor:
-            pixels = np.stack([self.preprocess.fit(image) for image in chunk])
-            return encode(self.pixels(torch.from_numpy(pixels).to(self.device)))
+            return encode(self.preprocess.inputs(chunk, self.device))
 
         return self._encode(images, batch_size, embed)
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -68,6 +69,10 @@ class Preprocess(Config):
             images = images.permute(0, 3, 1, 2)
         mean, std = (torch.tensor(value, device=images.device).view(3, 1, 1) for value in (self.mean, self.std))
         return images.float().div_(255.0).sub_(mean).div_(std).contiguous()
+
+    def inputs(self, images: Sequence[Image.Image | NDArray[np.uint8]], device: torch.device) -> Tensor:
+        """Pictures of any size as the model's input, float32 (B, 3, S, S) on the device."""
+        return self.pixels(torch.from_numpy(np.stack([self.fit(image) for image in images])).to(device))
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height before the crop, rounded as torchvision (shortest) and timm (longest) round."""
