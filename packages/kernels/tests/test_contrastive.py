@@ -1,4 +1,4 @@
-"""InfoNCE and SigLIP: loops, open_clip's own losses, closed-form facts, and plain = chunked = per process."""
+"""InfoNCE, SigLIP, distillation: loops, open_clip's losses, closed-form facts, plain = chunked = per process."""
 
 import math
 from functools import partial
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vfm_kernels import info_nce, siglip_loss
+from vfm_kernels import info_nce, siglip_loss, similarity_distillation
 
 SCALE, BIAS = 14.3, -3.0
 LOSSES = pytest.mark.parametrize("loss", [info_nce, partial(siglip_loss, logit_bias=BIAS)], ids=["info_nce", "siglip"])
@@ -56,6 +56,45 @@ def test_losses_and_gradients_equal_open_clips():
     assert_equal(gradients(info_nce, *inputs), gradients(loss.ClipLoss(), *inputs), 1e-7)
     inputs = (*inputs, torch.tensor(BIAS))
     assert_equal(gradients(siglip_loss, *inputs), gradients(loss.SigLipLoss(), *inputs), 1e-6)
+
+
+def distillation(image, text, scale, chunk_size=None) -> torch.Tensor:
+    """From a teacher of another width and temperature."""
+    return similarity_distillation((image, text), features(len(image), 5, seed=7), scale, 6.0, chunk_size=chunk_size)
+
+
+def test_distillation_and_its_gradients_are_open_clips_and_the_teacher_gets_none():
+    loss = pytest.importorskip("open_clip.loss")
+    teacher = [part.requires_grad_() for part in features(33, 5, seed=7)]
+
+    def theirs(image, text, scale):
+        return loss.DistillClipLoss()(image, text, scale, *teacher, torch.tensor(6.0))[1]
+
+    inputs = (*features(33, 16), torch.tensor(SCALE))
+    assert_equal(gradients(distillation, *inputs), gradients(theirs, *inputs), 1e-6)
+    similarity_distillation((inputs[0].requires_grad_(), inputs[1]), teacher, SCALE, 6.0).backward()
+    assert [part.grad for part in teacher] == [None, None]
+
+
+@given(num=st.integers(1, 20), chunk_size=st.integers(1, 24), seed=st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_chunks_change_nothing_of_the_distillation(num, chunk_size, seed):
+    inputs = (*features(num, 8, seed), torch.tensor(SCALE))
+    assert_equal(gradients(distillation, *inputs, chunk_size=chunk_size), gradients(distillation, *inputs), 2e-6)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_the_mean_over_processes_is_the_distillation_of_the_big_batch(chunk_size):
+    student, teacher = features(12, 8), features(12, 5, seed=7)
+    parts = [
+        similarity_distillation(
+            tuple(part[rows] for part in student), tuple(part[rows] for part in teacher), SCALE, 6.0,
+            all_student=student, all_teacher=teacher, chunk_size=chunk_size,
+        )
+        for rows in (slice(0, 4), slice(4, 8), slice(8, 12))
+    ]  # fmt: skip
+    whole = similarity_distillation(student, teacher, SCALE, 6.0)
+    torch.testing.assert_close(torch.stack(parts).mean(), whole, atol=1e-6, rtol=0)
 
 
 def assert_equal(actual, expected, tolerance: float) -> None:
@@ -110,7 +149,7 @@ def test_chunks_pass_gradcheck(loss):
     assert torch.autograd.gradcheck(lambda i, t, s: 2 * loss(i, t, s, chunk_size=2), (*inputs, scale))
 
 
-@LOSSES
+@pytest.mark.parametrize("loss", [info_nce, partial(siglip_loss, logit_bias=BIAS), distillation])
 def test_chunks_bound_what_is_kept_for_the_backward(loss):
     """No saved tensor is as large as the logits: n x N is 16 times n x D here."""
     image, text = (tensor.requires_grad_() for tensor in features(128, 8))
@@ -165,5 +204,9 @@ def test_inputs_that_do_not_fit_are_refused():
         info_nce(image[:0], text[:0], SCALE)
     with pytest.raises(ValueError, match="rank 1"):
         siglip_loss(image, text, SCALE, BIAS, rank=1)
+    with pytest.raises(ValueError, match="given together"):
+        similarity_distillation((image, text), (image, text), SCALE, SCALE, all_student=(image, text))
+    with pytest.raises(ValueError, match="the teacher has 3 of 3 samples"):
+        similarity_distillation((image, text), (image[:3], text[:3]), SCALE, SCALE)
     with pytest.raises(ValueError, match="chunk_size is 0"):
         siglip_loss(image, text, SCALE, BIAS, chunk_size=0)

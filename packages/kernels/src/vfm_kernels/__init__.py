@@ -1,6 +1,6 @@
 """The shared mathematics of vfm, in plain torch: masks, token operations and the losses of EVA, CLIP and DIVA."""
 
-from vfm_kernels.contrastive import info_nce, siglip_loss
+from vfm_kernels.contrastive import info_nce, siglip_loss, similarity_distillation
 from vfm_kernels.cosine import masked_cosine_loss, resultant_length, token_cosine
 from vfm_kernels.diffusion import (
     DiffusionKind,
@@ -38,5 +38,6 @@ __all__ = [
     "sample_times",
     "scatter_tokens",
     "siglip_loss",
+    "similarity_distillation",
     "token_cosine",
 ]

@@ -36,7 +36,7 @@ def chunked_pair_loss(
         keys: (N, D).
         scale: scalar.
         bias: scalar.
-        row_loss: `cross_entropy_rows` or `sigmoid_rows`.
+        row_loss: `cross_entropy_rows`, `sigmoid_rows`, or what `soft_cross_entropy_rows` gives.
         first_positive: the key that belongs to query 0.
         chunk_size: rows held at once.
 
@@ -64,6 +64,20 @@ def sigmoid_rows(logits: Tensor, first_positive: int) -> tuple[Tensor, Tensor]:
     grad = logits.sigmoid()
     grad.diagonal(first_positive).neg_()
     return -F.logsigmoid(-logits).sum(), grad
+
+
+def soft_cross_entropy_rows(wanted: Callable[[slice], Tensor]) -> RowLoss:
+    """Cross-entropy of each row with a distribution over all keys; the gradient is what is too much of each.
+
+    Args:
+        wanted: the distributions of some rows, (c, N); `first_positive` 0 makes these rows the first ones.
+    """
+
+    def row_loss(logits: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        targets = wanted(slice(first, first + len(logits)))
+        return F.cross_entropy(logits, targets, reduction="sum"), logits.softmax(dim=1) - targets
+
+    return row_loss
 
 
 class _ChunkedPairLoss(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""The two contrastive objectives of image-text training, each plain and in bounded memory, on one process or many.
+"""The contrastive objectives of image-text training, each plain and in bounded memory, on one process or many.
 
 `logit_scale` is the factor itself, already exponentiated, as open_clip's models return it. Features come normalised.
 Logits are computed in fp32 whatever autocast says: in bf16 a logit of 100 has an error of 0.25.
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vfm_kernels.chunked import chunked_pair_loss, cross_entropy_rows, sigmoid_rows
+from vfm_kernels.chunked import chunked_pair_loss, cross_entropy_rows, sigmoid_rows, soft_cross_entropy_rows
 from vfm_kernels.precision import at_least_fp32
 
 
@@ -69,6 +69,61 @@ def info_nce(
 
     with torch.autocast(image.device.type, enabled=False):
         return (direction(image, all_text) + direction(text, all_image)) / 2
+
+
+def similarity_distillation(
+    student: tuple[Tensor, Tensor],
+    teacher: tuple[Tensor, Tensor],
+    logit_scale: Tensor | float,
+    teacher_logit_scale: Tensor | float,
+    *,
+    all_student: tuple[Tensor, Tensor] | None = None,
+    all_teacher: tuple[Tensor, Tensor] | None = None,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """A student's choice among all texts, and among all images, drawn to a teacher's: cross-entropy, both directions.
+
+    The teacher's features may be of any width; no gradient goes to them.
+
+    Args:
+        student: image and text features, (n, D) each, normalised.
+        teacher: its features of the same samples, (n, E) each, normalised.
+        logit_scale: factor of the student's cosines; scalar.
+        teacher_logit_scale: factor of the teacher's.
+        all_student: the features of all processes, (N, D) each; this process alone by default.
+        all_teacher: the same of the teacher, (N, E) each; given together with the student's.
+        chunk_size: rows of logits held at once, as in `info_nce`.
+
+    Returns:
+        Scalar, fp32: the mean over this process's samples and both directions.
+
+    Raises:
+        ValueError: shapes or a chunk size that do not fit.
+
+    Source: Hinton et al. 2015 (arXiv:1503.02531), over the rows of CLIP's logits as in open_clip.
+    """
+    if (all_student is None) != (all_teacher is None):
+        raise ValueError("all_student and all_teacher must be given together")
+    ours, theirs = [at_least_fp32(part) for part in student], [at_least_fp32(part.detach()) for part in teacher]
+    all_ours = [at_least_fp32(part) for part in all_student or student]
+    all_theirs = [at_least_fp32(part.detach()) for part in all_teacher or teacher]
+    scale, their_scale = _scalar(logit_scale, ours[0]), _scalar(teacher_logit_scale, theirs[0]).detach()
+    _first_positive(ours[0], ours[1], all_ours[1], 0, chunk_size)
+    if [len(part) for part in (*theirs, *all_theirs)] != [len(part) for part in (*ours, *all_ours)]:
+        raise ValueError(f"the teacher has {len(theirs[0])} of {len(all_theirs[0])} samples; the student has others")
+
+    def direction(queries: Tensor, keys: Tensor, their_queries: Tensor, their_keys: Tensor) -> Tensor:
+        def wanted(rows: slice) -> Tensor:
+            return (their_scale * their_queries[rows] @ their_keys.T).softmax(dim=1)
+
+        if chunk_size is not None:
+            zero, rows = torch.zeros_like(scale), soft_cross_entropy_rows(wanted)
+            return chunked_pair_loss(queries, keys, scale, zero, rows, 0, chunk_size) / len(queries)
+        return F.cross_entropy(scale * queries @ keys.T, wanted(slice(None)))
+
+    with torch.autocast(ours[0].device.type, enabled=False):
+        of_images = direction(ours[0], all_ours[1], theirs[0], all_theirs[1])
+        return (of_images + direction(ours[1], all_ours[0], theirs[1], all_theirs[0])) / 2
 
 
 def siglip_loss(
