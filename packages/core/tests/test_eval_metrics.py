@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from vfm.config import UserError
 from vfm.eval.knn import knn_votes
 from vfm.eval.linear_probe import fit_linear_probe, split_validation
-from vfm.eval.ranking import hits_at
+from vfm.eval.ranking import best_ranks, hits_at
 from vfm.eval.retrieval import nearest, retrieval_ranks
 from vfm.eval.statistics import stratified_mean
 from vfm.eval.zero_shot import (
@@ -60,6 +60,27 @@ def test_retrieval_in_blocks_equals_the_whole_matrix_ties_and_captions_included(
         assert hits_at(ranks.image_retrieval, k).tolist() == naive_hits(scores.T.tolist(), right.T.tolist(), k)
 
 
+@given(
+    num_images=st.integers(1, 12),
+    extra_texts=st.lists(st.integers(0, 11), max_size=20),
+    seed=st.integers(0, 10_000),
+    max_scores=st.integers(1, 400),
+    broken=st.integers(0, 3),
+)
+@settings(max_examples=80, deadline=None)
+def test_retrieval_both_ways_at_once_equals_each_way_alone(
+    num_images: int, extra_texts: list[int], seed: int, max_scores: int, broken: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    image_of_text = torch.tensor([*range(num_images), *(i % num_images for i in extra_texts)])
+    images = F.normalize(torch.randn(num_images, 6, generator=generator), dim=-1)
+    texts = F.normalize(images[image_of_text] + torch.randn(len(image_of_text), 6, generator=generator), dim=-1)
+    texts[torch.randint(len(texts), (broken,), generator=generator)] = torch.nan
+    ranks, numbers = retrieval_ranks(images, texts, image_of_text, max_scores=max_scores), torch.arange(num_images)
+    assert (ranks.text_retrieval == best_ranks(images, texts, numbers, image_of_text)).all()
+    assert (ranks.image_retrieval == best_ranks(texts, images, image_of_text, numbers)).all()
+
+
 def test_retrieval_equals_clip_benchmarks_any_hit_recall_on_continuous_scores() -> None:
     torch.manual_seed(0)
     images, image_of_text = torch.randn(60, 16), torch.arange(60).repeat_interleave(5)
@@ -91,7 +112,7 @@ def test_nan_features_are_ranked_last() -> None:
 
 
 def test_retrieval_refuses_an_image_without_a_text() -> None:
-    with pytest.raises(ValueError, match="1 queries have no right item, the first is 1"):
+    with pytest.raises(ValueError, match="1 images have no text, the first is 1"):
         retrieval_ranks(torch.eye(3), torch.eye(3), torch.tensor([0, 2, 2]))
 
 

@@ -24,7 +24,7 @@ from vfm.eval.fingerprint import data_hash
 from vfm.eval.judgement import Judgement
 from vfm.eval.pictures import Shown, images_panel
 from vfm.eval.ranking import hits_at
-from vfm.eval.retrieval import RetrievalRanks, nearest, retrieval_ranks
+from vfm.eval.retrieval import RetrievalRanks, nearest, own_cosines, retrieval_ranks
 from vfm.panels import ImagesPanel
 from vfm.stage import Context
 
@@ -134,8 +134,8 @@ class _Examples:
 
     def sheets(self, ctx: Context, model: str) -> list[ImagesPanel]:
         """Captions that find their image, captions that miss it, images that miss their captions."""
-        own = self.image_features[self.captions.image]
-        cosine = (own * self.text_features).sum(dim=1).numpy()
+        image_of_text = torch.from_numpy(self.captions.image)
+        cosine = own_cosines(self.image_features, self.text_features, image_of_text).numpy()
         by_rank = np.lexsort((-cosine, self.ranks.image_retrieval))  # best first
         best, worst = _one_an_image(by_rank, self.captions.image), _one_an_image(by_rank[::-1], self.captions.image)
         lost = np.argsort(-self.ranks.text_retrieval, kind="stable")[:SHOWN]
