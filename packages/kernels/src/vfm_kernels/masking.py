@@ -2,16 +2,17 @@
 
 Each mask is a pure function of its own integer seed, so a sample keeps its mask whatever batch, worker or rank it falls
 in. All three functions share one signature: `(seeds, grid, num_masked) -> bool_mask`, True = masked, on the CPU. All
-masks of a batch are drawn in lock-step, one attempt of each at a time: give them many seeds at once.
+masks of a batch are drawn in lock-step, one block of each at a time: give them many seeds at once.
 
 Source: the block-wise algorithm of BEiT (Bao et al. 2021, arXiv:2106.08254, Algorithm 1) with EVA's parameters
 (Fang et al. 2022, arXiv:2211.07636): 105 of 16 x 16 patches, blocks of at least 16, ten attempts per block.
 """
 
-# B batch, A those still at work, N = rows * columns patches, row by row
+# B batch, A those still at work, T attempts at one block, N = rows * columns patches, row by row
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +23,13 @@ Seeds = Sequence[int] | np.ndarray | Tensor
 Grid = tuple[int, int]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
+Words = NDArray[np.uint64]
 
 ATTEMPTS_PER_BLOCK = 10
 LOG_MAX_ASPECT = math.log(1 / 0.3)  # height / width is log-uniform between 0.3 and its inverse
-UNIFORMS_PER_ATTEMPT = 5  # area, aspect, top, left, and from which end the last block of an exact mask is cut
+UNIFORMS_PER_ATTEMPT = 5  # area, aspect, top, left, and the coin
+COIN = 4  # its number: from which end the last block of an exact mask is cut
+PART = 256  # masks drawn at once: what is known of them stays in a core's cache
 
 
 def block_mask(seeds: Seeds, grid: Grid, num_masked: int, *, min_block: int | None = None) -> Tensor:
@@ -45,9 +49,7 @@ def block_mask(seeds: Seeds, grid: Grid, num_masked: int, *, min_block: int | No
     Raises:
         ValueError: a grid, count or block size outside of these bounds.
     """
-    masks = _Masks(seeds, grid, num_masked, _checked_min_block(grid, num_masked, min_block))
-    masks.cover()
-    return torch.from_numpy(masks.bool_mask)
+    return _drawn(seeds, grid, num_masked, min_block, exact=False)
 
 
 def block_mask_exact(seeds: Seeds, grid: Grid, num_masked: int, *, min_block: int | None = None) -> Tensor:
@@ -59,10 +61,7 @@ def block_mask_exact(seeds: Seeds, grid: Grid, num_masked: int, *, min_block: in
 
     Arguments, result and errors are those of `block_mask`.
     """
-    masks = _Masks(seeds, grid, num_masked, _checked_min_block(grid, num_masked, min_block))
-    masks.cover()
-    masks.fill()
-    return torch.from_numpy(masks.bool_mask)
+    return _drawn(seeds, grid, num_masked, min_block, exact=True)
 
 
 def random_mask(seeds: Seeds, grid: Grid, num_masked: int) -> Tensor:
@@ -79,87 +78,122 @@ def random_mask(seeds: Seeds, grid: Grid, num_masked: int) -> Tensor:
     return torch.from_numpy(mask)
 
 
-class _Masks:
-    """The masks of a batch in the making. Attempts are numbered; the seed alone fixes what each of them draws."""
+def _drawn(seeds: Seeds, grid: Grid, num_masked: int, min_block: int | None, *, exact: bool) -> Tensor:
+    _check(grid, num_masked)
+    min_block, keys = _min_block(grid, min_block), _keys(seeds)
+    bool_mask = np.zeros((len(keys), grid[0] * grid[1]), dtype=bool)
+    for start in range(0, len(keys), PART):
+        masks = _Masks(keys[start : start + PART], grid, num_masked, min_block, bool_mask[start : start + PART])
+        masks.cover()
+        if exact:
+            masks.fill()
+    return torch.from_numpy(bool_mask)
 
-    def __init__(self, seeds: Seeds, grid: Grid, num_masked: int, min_block: int) -> None:
-        self.keys, self.grid, self.min_block = _keys(seeds), grid, min_block
-        self.bool_mask: Bools = np.zeros((len(self.keys), grid[0] * grid[1]), dtype=bool)
-        self.missing: Ints = np.full(len(self.keys), num_masked)
-        self.attempts: Ints = np.zeros(len(self.keys), dtype=np.int64)
+
+class _Masks:
+    """Masks in the making, in `bool_mask` (B, N). Attempts are numbered; the seed alone fixes what each draws."""
+
+    def __init__(self, keys: Words, grid: Grid, num_masked: int, min_block: int, bool_mask: Bools) -> None:
+        self.keys, self.grid, self.min_block, self.bool_mask = keys, grid, min_block, bool_mask
+        self.missing: Ints = np.full(len(keys), num_masked)
+        self.attempts: Ints = np.zeros(len(keys), dtype=np.int64)
+        self.down = np.tri(grid[0] + 1, grid[0], -1, dtype=np.float32)  # sums of what lies above
+        self.right = np.tri(grid[1] + 1, grid[1], -1, dtype=np.float32).T.copy()  # and to the left
 
     def cover(self) -> None:
         """EVA's algorithm: a block is taken if it masks something new and not too much."""
         active = np.flatnonzero(self.missing)
-        failures = np.zeros(len(active), dtype=np.int64)
         while len(active):
-            new, _ = self._attempt(active)
-            count = _count(new)
-            missing = self.missing[active]
-            taken = (count > 0) & (count <= missing)
-            self._take(active[taken], new[taken], count[taken])
-            failures = np.where(taken, 0, failures + 1)
-            going_on = (missing > np.where(taken, count, 0)) & (failures < ATTEMPTS_PER_BLOCK)
-            active, failures = active[going_on], failures[going_on]
+            masks, missing = self.bool_mask[active], self.missing[active]
+            blocks = self._attempts(active)
+            count = self._free_in(blocks, masks)
+            taken, which = self._chosen(active, (count > 0) & (count <= missing[:, None]))
+            self.bool_mask[active] = masks | (self._patches(blocks[which]) & taken[:, None])
+            self.missing[active] = missing = missing - taken * count[which[1:]]
+            active = active[taken & (missing > 0)]
 
     def fill(self) -> None:
         """Brings every mask to its count: blocks of the same law, the last of them cut."""
         active = np.flatnonzero(self.missing)
-        failures = np.zeros(len(active), dtype=np.int64)
         while len(active):
-            new, from_top = self._attempt(active)
-            failures = np.where(new.any(axis=1), 0, failures + 1)
-            new |= (failures == ATTEMPTS_PER_BLOCK)[:, None] & ~self.bool_mask[active]
-            new = _first(new, self.missing[active], from_top)
-            self._take(active, new, _count(new))
-            going_on = self.missing[active] > 0
-            active, failures = active[going_on], failures[going_on]
+            masks, missing = self.bool_mask[active], self.missing[active]
+            blocks = self._attempts(active)
+            found, which = self._chosen(active, self._free_in(blocks, masks) > 0)
+            free = (self._patches(blocks[which]) | ~found[:, None]) & ~masks
+            coin = _uniforms(self.keys[active], self.attempts[active] - 1, COIN)
+            new = _first(free, missing, from_top=coin < 0.5)
+            self.bool_mask[active] = masks | new
+            self.missing[active] = missing = missing - np.count_nonzero(new, axis=1)
+            active = active[missing > 0]
 
-    def _take(self, which: Ints, new: Bools, count: Ints) -> None:
-        self.bool_mask[which] |= new
-        self.missing[which] -= count
+    def _attempts(self, active: Ints) -> Ints:
+        """The next ten attempts at a block of each active mask: while none is taken, the mask stays as it is.
 
-    def _attempt(self, active: Ints) -> tuple[Bools, Bools]:
-        """The free patches that one more block of each active mask covers, (A, N), and a coin for each, (A,).
+        A block as high or as wide as the grid has no patches: EVA rejects it.
 
-        A block as high or as wide as the grid covers none: EVA rejects it.
+        Returns:
+            top, height, left, width, (4, A, T).
         """
         rows, columns = self.grid
-        first = self.attempts[active, None] * UNIFORMS_PER_ATTEMPT
-        words = _hash(self.keys[active, None], (first + np.arange(UNIFORMS_PER_ATTEMPT)).astype(np.uint64))
-        of_area, of_aspect, of_top, of_left, coin = ((words >> np.uint64(11)) * 2.0**-53).T
-        self.attempts[active] += 1
+        attempts = self.attempts[active, None] + np.arange(ATTEMPTS_PER_BLOCK)
+        numbers = np.arange(COIN)[:, None, None]
+        of_area, of_aspect, of_top, of_left = _uniforms(self.keys[active, None], attempts, numbers)
         # As in `random.uniform`, the bounds of the area may be crossed: below `min_block` patches to go, larger blocks
         # are still drawn, and count if most of their patches are masked already.
-        area = self.min_block + (self.missing[active] - self.min_block) * of_area
+        area = self.min_block + (self.missing[active, None] - self.min_block) * of_area
         aspect = np.exp(LOG_MAX_ASPECT * (2 * of_aspect - 1))
         height, width = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
-        height[(height >= rows) | (width >= columns)] = 0
-        of_rows = _span(np.floor(of_top * (rows - height + 1)), height, rows)
-        of_columns = _span(np.floor(of_left * (columns - width + 1)), width, columns)
-        block = (of_rows[:, :, None] & of_columns[:, None, :]).reshape(len(active), -1)
-        return block & ~self.bool_mask[active], coin < 0.5
+        fits = (height < rows) & (width < columns)
+        height, width = height * fits, width * fits
+        return np.array([of_top * (rows - height + 1), height, of_left * (columns - width + 1), width]).astype(np.int64)
+
+    def _free_in(self, blocks: Ints, masks: Bools) -> Ints:
+        """Patches of each block that are not masked yet, (A, T): four looks into a table of the masked ones before."""
+        (rows, columns), (top, height, left, width) = self.grid, blocks
+        planes = masks.reshape(-1, rows, columns).astype(np.float32)
+        table = (self.down @ (planes @ self.right)).ravel()  # (A, rows + 1, columns + 1)
+        corner = np.arange(0, table.size, (rows + 1) * (columns + 1))[:, None] + (top * (columns + 1) + left)
+        below = corner + height * (columns + 1)
+        masked = table[below + width] - table[below] - table[corner + width] + table[corner]
+        free: Ints = height * width - masked.astype(np.int64)
+        return free
+
+    def _chosen(self, active: Ints, usable: Bools) -> tuple[Bools, tuple[Any, ...]]:
+        """Of each mask's attempts (A, T): whether one is usable, and the place of the first such, else of the last."""
+        found = usable.any(axis=1)
+        which = np.where(found, usable.argmax(axis=1), ATTEMPTS_PER_BLOCK - 1)
+        self.attempts[active] += which + 1
+        return found, (slice(None), np.arange(len(which)), which)
+
+    def _patches(self, block: Ints) -> Bools:
+        """The patches, (A, N), of a block each, (4, A)."""
+        (rows, columns), (top, height, left, width) = self.grid, block[..., None]
+        of_rows, of_columns = _span(top, height, rows), _span(left, width, columns)
+        return of_rows.repeat(columns, axis=1) & np.tile(of_columns, rows)
 
 
-def _span(start: NDArray[np.float64], length: NDArray[np.float64], size: int) -> Bools:
-    """Which of `size` places lie within a span of each row, (A, size)."""
+def _uniforms(keys: Words, attempts: Ints, number: Ints | int) -> NDArray[np.float64]:
+    """So numbered among the uniforms of a key's attempts."""
+    words = _hash(keys, (attempts * UNIFORMS_PER_ATTEMPT + number).astype(np.uint64))
+    uniforms: NDArray[np.float64] = (words >> np.uint64(11)) * 2.0**-53
+    return uniforms
+
+
+def _span(start: Ints, length: Ints, size: int) -> Bools:
+    """Which of `size` places lie within the span of each row, (A, 1): (A, size)."""
     places = np.arange(size)
-    return (places >= start[:, None]) & (places < (start + length)[:, None])
+    within: Bools = (places >= start) & (places < start + length)
+    return within
 
 
-def _count(mask: Bools) -> Ints:
-    count: Ints = np.count_nonzero(mask, axis=1)
-    return count
-
-
-def _first(mask: Bools, count: Ints, from_top: Bools) -> Bools:
+def _first(mask: Bools, count: Ints, *, from_top: Bools) -> Bools:
     """At most `count` of each mask's patches: the last where it is cut from the top, else the first."""
     rank = np.cumsum(mask, axis=1)
     beyond = np.where(from_top, rank[:, -1] - count, 0)[:, None]
     return mask & (rank > beyond) & (rank <= np.where(from_top, rank[:, -1], count)[:, None])
 
 
-def _keys(seeds: Seeds) -> NDArray[np.uint64]:
+def _keys(seeds: Seeds) -> Words:
     """Neighbouring seeds lead to unrelated keys. Negative seeds are legal: hashes kept in int64 tensors have a sign."""
     if isinstance(seeds, Tensor):
         seeds = seeds.cpu().numpy()
@@ -167,12 +201,12 @@ def _keys(seeds: Seeds) -> NDArray[np.uint64]:
     return _mixed(values.astype(np.uint64))
 
 
-def _hash(key: NDArray[np.uint64], number: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _hash(key: Words, number: Words) -> Words:
     """The random word of a number in a key's stream: SplitMix64 (Steele et al. 2014), which can begin anywhere."""
     return _mixed(key + (number + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
 
 
-def _mixed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _mixed(words: Words) -> Words:
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return words ^ (words >> np.uint64(31))
@@ -185,8 +219,7 @@ def _check(grid: Grid, num_masked: int) -> None:
         raise ValueError(f"num_masked is {num_masked}; a grid of {grid} allows 0 to {grid[0] * grid[1]}")
 
 
-def _checked_min_block(grid: Grid, num_masked: int, min_block: int | None) -> int:
-    _check(grid, num_masked)
+def _min_block(grid: Grid, min_block: int | None) -> int:
     num_patches = grid[0] * grid[1]
     if min_block is None:
         return max(1, round(num_patches * 16 / 256))
