@@ -160,7 +160,7 @@ class _Masks:
 
     def _chosen(self, active: Ints, usable: Bools) -> tuple[Bools, tuple[Any, ...]]:
         """Of each mask's attempts (A, T): whether one is usable, and the place of the first such, else of the last."""
-        found = usable.any(axis=1)
+        found: Bools = np.logical_or.reduce(usable, axis=1)
         which = np.where(found, usable.argmax(axis=1), ATTEMPTS_PER_BLOCK - 1)
         self.attempts[active] += which + 1
         return found, (slice(None), np.arange(len(which)), which)
@@ -172,10 +172,10 @@ class _Masks:
         return of_rows.repeat(columns, axis=1) & np.tile(of_columns, rows)
 
 
-def _uniforms(keys: Words, attempts: Ints, number: Ints | int) -> NDArray[np.float64]:
+def _uniforms(keys: Words, attempts: Ints, number: Ints | int) -> NDArray[np.floating[Any]]:
     """So numbered among the uniforms of a key's attempts."""
     words = _hash(keys, (attempts * UNIFORMS_PER_ATTEMPT + number).astype(np.uint64))
-    uniforms: NDArray[np.float64] = (words >> np.uint64(11)) * 2.0**-53
+    uniforms: NDArray[np.floating[Any]] = (words >> np.uint64(11)) * 2.0**-53
     return uniforms
 
 
