@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from train_toy import Regression, Samples, plan, train
+from vfm import UserError
 from vfm.train import Frozen, ParamGroup, Task, build_optimizer
 from vfm.train.checkpoint import model_tensors
 
@@ -113,3 +114,17 @@ def test_parameters_that_the_groups_forget_or_do_not_own_are_refused():
         build_optimizer(Forgetful(), plan())
     with pytest.raises(ValueError, match="not the task's own"):
         build_optimizer(Greedy(), plan())
+
+
+def test_before_each_step_a_task_is_told_its_number_also_after_a_cut(tmp_path):
+    class Counting(Regression):
+        def before_step(self, step):
+            told.append(step)
+
+    told: list[int] = []
+    settings = plan(steps=8, checkpoint={"every_steps": 3})
+    with pytest.raises(UserError):
+        train(tmp_path, settings, task=Counting(), data=Samples(nan=(4, 0)))
+    assert told == [0, 1, 2, 3, 4]
+    train(tmp_path, settings, task=Counting())
+    assert told[5:] == [3, 4, 5, 6, 7]

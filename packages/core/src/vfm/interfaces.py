@@ -105,11 +105,13 @@ class Training(Stage):
     micro_batch_size: int | None = Field(
         None, ge=1, description="samples a forward pass of one process; default: no accumulation"
     )
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="how gradients become steps")
+    optimizer: Literal["adamw", "sgd", "lamb"] = Field(
+        "adamw", description="how gradients become steps; lamb for batches of tens of thousands"
+    )
     lr: float = Field(1e-3, ge=0, description="peak learning rate")
     weight_decay: float = Field(0.05, ge=0, description="decoupled; biases, norms and other vectors are spared")
-    betas: tuple[Decay, Decay] = Field((0.9, 0.98), description="decay of AdamW's two averages")
-    eps: float = Field(1e-6, gt=0, description="added to AdamW's denominator")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.98), description="decay of the two averages of adamw and lamb")
+    eps: float = Field(1e-6, gt=0, description="added to their denominator")
     momentum: float = Field(0.9, ge=0, lt=1, description="for sgd")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate after the warm-up")
     warmup_steps: int = Field(0, ge=0, description="steps in which the learning rate rises linearly to lr")

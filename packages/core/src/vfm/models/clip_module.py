@@ -10,9 +10,12 @@ import open_clip
 import timm
 import torch
 from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+from timm.layers import PatchDropout
 from torch import nn
 
 from vfm.config import UserError
+from vfm.models.sources import first_line
 
 
 def build_module(config: Mapping[str, Any], name: str) -> nn.Module:
@@ -21,9 +24,12 @@ def build_module(config: Mapping[str, Any], name: str) -> nn.Module:
     Raises:
         UserError: the configuration does not fit together, or the image size does not fit the patches.
     """
+    _check_noise(config["vision_cfg"], name)
     module = _construct(config, name)
     _set_image_size(module, config["vision_cfg"], name)
     _start_projection(module)
+    if isinstance(visual := module.visual, VisionTransformer) and (share := config["vision_cfg"].get("patch_dropout")):
+        visual.patch_dropout = PatchDropout(share)  # open_clip's draws on the CPU and waits for the device
     return module
 
 
@@ -66,9 +72,18 @@ def _construct(config: Mapping[str, Any], name: str) -> nn.Module:
         arguments[part][key] = False  # weights come from a checkpoint or from training, never on the side
     try:
         module: nn.Module = kind(**arguments)
-    except (TypeError, AssertionError, RuntimeError, ImportError) as error:
-        raise UserError(f"CLIP model {name!r}: {str(error).splitlines()[0] if str(error) else error!r}") from None
+    except (TypeError, ValueError, AssertionError, RuntimeError, ImportError, OSError) as error:
+        raise UserError(f"CLIP model {name!r}: {first_line(error)}") from None
     return module
+
+
+def _check_noise(vision: Mapping[str, Any], name: str) -> None:
+    """Refuses drop path and patch dropout that open_clip would pass over in silence."""
+    timm_tower = bool(vision.get("timm_model_name"))
+    if vision.get("timm_drop_path") and not timm_tower:
+        raise UserError(f"CLIP model {name!r}: drop_path is for timm's encoders; open_clip's own tower has none")
+    if vision.get("patch_dropout") and not timm_tower and isinstance(vision.get("layers"), list | tuple):
+        raise UserError(f"CLIP model {name!r}: patch_dropout is for vision transformers; its tower is a ResNet")
 
 
 def _set_image_size(module: nn.Module, vision: Mapping[str, Any], name: str) -> None:
@@ -79,7 +94,7 @@ def _set_image_size(module: nn.Module, vision: Mapping[str, Any], name: str) -> 
     trunk = getattr(visual, "trunk", None)
     embed = getattr(trunk, "patch_embed", None)
     patch = getattr(embed, "patch_size", None) if trunk is not None else getattr(visual, "patch_size", None)
-    if patch and size % patch[0]:
+    if patch and size % patch[0] and size != _timm_size(vision.get("timm_model_name")):  # SigLIP's 384 leaves 6 pixels
         raise UserError(f"CLIP model {name!r}: image_size {size} is not a multiple of its patch size {patch[0]}")
     if getattr(embed, "img_size", None) not in (None, (size, size)):
         visual.set_input_size(size)  # type: ignore[union-attr,operator]

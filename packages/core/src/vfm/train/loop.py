@@ -162,6 +162,7 @@ class _Loop:
         """Gradients, clipping and the optimiser's step; gives the wishes of all processes (their mean)."""
         losses: list[tuple[list[str], Tensor]] = []
         self.optimizer.zero_grad(set_to_none=True)
+        self.task.before_step(step)
         metrics = self._gradients(step, micro_batches, losses)
         grads = [param.grad for param in self.trained if param.grad is not None]
         grad_norm = get_total_norm(grads).float()

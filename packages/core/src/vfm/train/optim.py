@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vfm.interfaces import Training
+from vfm.train.lamb import Lamb
 from vfm.train.task import Task
 
 
@@ -31,8 +32,8 @@ def lr_at(step: int, plan: Training) -> float:
 def build_optimizer(task: Task, plan: Training) -> torch.optim.Optimizer:
     """The plan's optimiser over the task's parameter groups.
 
-    The fused kernels are used on every device: they take a `found_inf` flag and then leave weights and state alone,
-    which is how a NaN is kept out without asking the device first.
+    Adam and SGD are torch's fused kernels on every device: they take a `found_inf` flag and then leave weights and
+    state alone, which is how a NaN is kept out without asking the device first; `Lamb` does so too.
     """
     _check_groups(task)
     groups = [
@@ -45,6 +46,8 @@ def build_optimizer(task: Task, plan: Training) -> torch.optim.Optimizer:
     ]
     if plan.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=plan.lr, momentum=plan.momentum, fused=True)
+    if plan.optimizer == "lamb":
+        return Lamb(groups, plan.lr, betas=plan.betas, eps=plan.eps)
     return torch.optim.AdamW(groups, lr=plan.lr, betas=plan.betas, eps=plan.eps, fused=True)
 
 

@@ -106,6 +106,10 @@ class Task(nn.Module):
                 totals[name] = totals[name] + part if name in totals else part
         return totals
 
+    def before_step(self, step: int) -> None:
+        """Called before each optimiser step with its number (the first is 0), e.g. to end a noise before the end."""
+        return
+
     def after_step(self) -> None:
         """Called after each optimiser step, e.g. to clamp a temperature."""
         return
