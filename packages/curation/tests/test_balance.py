@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -51,12 +51,49 @@ def test_t_that_is_not_positive_is_refused(t: float) -> None:
         balance.keep_probability(np.array([1]), t)
 
 
+@settings(deadline=None)  # the first call compiles
 @given(st.lists(st.lists(st.integers(0, 9), unique=True, max_size=6), max_size=12))
 def test_closed_form_equals_the_product_over_entries_also_for_texts_without_any(lists: list[list[int]]) -> None:
     entry_probability = np.linspace(0.05, 1.0, 10)
     ids, offsets = ragged(lists)
     plain = [1 - np.prod([1 - entry_probability[i] for i in ids]) for ids in lists]
     np.testing.assert_allclose(balance.text_probability(ids, offsets, entry_probability), plain, atol=1e-12)
+
+
+def test_closed_form_equals_numpys_products_bit_for_bit_for_one_choice_and_for_several() -> None:
+    ids, offsets = ragged(random_pool(3000, 50))
+    choices = np.random.default_rng(0).random((50, 3))
+    plain = np.stack([1 - np.multiply.reduceat(1 - one[ids], offsets[:-1]) for one in choices.T], axis=1)
+    assert (balance.text_probability(ids, offsets, choices) == plain).all()
+    for choice, one in enumerate(choices.T):
+        assert (balance.text_probability(ids.astype(np.int64), offsets, one) == plain[:, choice]).all()
+
+
+def test_each_texts_weights_go_to_its_entries() -> None:
+    ids, offsets = ragged(random_pool(500, 20))
+    weights = np.random.default_rng(1).random((500, 2))
+    totals = np.ones((20, 2))
+    balance.add_to_entries(totals, ids, offsets, weights)
+    for choice in range(2):
+        wanted = 1 + np.bincount(ids, np.repeat(weights[:, choice], np.diff(offsets)), minlength=20)
+        np.testing.assert_allclose(totals[:, choice], wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("ids", "offsets", "said"),
+    [
+        ([0, 5], [0, 2], "entry ids from 0 to 5, of 5 entries"),
+        ([-1, 4], [0, 2], "entry ids from -1 to 4, of 5"),
+        ([0, 1], [0, 3], "offsets from 0 to 3 into 2 entry ids"),
+        ([0, 1], [-1, 2], "offsets from -1 to 2"),
+    ],
+)
+def test_what_points_at_nothing_is_refused(ids: list[int], offsets: list[int], said: str) -> None:
+    lists = np.array(ids), np.array(offsets)
+    with pytest.raises(UserError, match=said):
+        balance.text_probability(*lists, np.ones(5))
+    with pytest.raises(UserError, match=said):
+        balance.add_to_entries(np.zeros((5, 1)), *lists, np.ones((1, 1)))
 
 
 def test_closed_form_agrees_with_the_papers_loop_of_draws() -> None:

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfm.config import UserError
+from vfm_curation.simd import compiled
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
-BLOCK = 1 << 14  # texts whose chances are computed together: what they need stays in the processor's cache
+Ids = NDArray[np.integer]
 
 
 def keep_probability(counts: Integers, t: float | Floats) -> Floats:
@@ -45,30 +46,67 @@ def keep_probability(counts: Integers, t: float | Floats) -> Floats:
     return probability
 
 
-def text_probability(ids: NDArray[np.integer], offsets: Integers, entry_probability: Floats) -> Floats:
+def text_probability(ids: Ids, offsets: Integers, entry_probability: Floats) -> Floats:
     """Chance that a text is kept when each of its entries draws for itself and any success keeps it.
 
     Args:
         ids: entry ids of all texts, one text after the other, (num_ids,).
         offsets: text i has `ids[offsets[i]:offsets[i + 1]]`, (num_texts + 1,).
-        entry_probability: (num_entries,).
+        entry_probability: (num_entries,), or (num_entries, K) for K choices at once.
 
     Returns:
-        1 - prod(1 - p), (num_texts,), each in [0, 1]; 0 for a text without entries.
+        1 - prod(1 - p), (num_texts,) or (num_texts, K), each in [0, 1]; 0 for a text without entries.
+
+    Raises:
+        UserError: an id or an offset points at nothing.
     """
-    entry_missed, missed = 1.0 - entry_probability, np.ones(len(offsets) - 1)
-    for first in range(0, len(missed), BLOCK):
-        part = offsets[first : first + BLOCK + 1]
-        starts = part[:-1] - part[0]
-        matched = part[:-1] < part[1:]
-        if matched.any():
-            # reduceat gives an empty segment the value of its neighbour: only segments with ids may be passed.
-            drawn = entry_missed[ids[part[0] : part[-1]]]
-            missed[first : first + BLOCK][matched] = np.multiply.reduceat(drawn, starts[matched])
-    return 1.0 - missed
+    _check_lists(ids, offsets, len(entry_probability))
+    missed = np.ascontiguousarray(1.0 - entry_probability.reshape(len(entry_probability), -1))
+    return _chances(ids, offsets, missed).reshape(-1, *entry_probability.shape[1:])
 
 
-def count_ids(batches: Iterable[NDArray[np.integer]], num_entries: int) -> Integers:
+def add_to_entries(totals: Floats, ids: Ids, offsets: Integers, weights: Floats) -> None:
+    """Adds each text's weights, (num_texts, K), to the totals of its entries, (num_entries, K), in place.
+
+    Raises:
+        UserError: an id or an offset points at nothing.
+    """
+    _check_lists(ids, offsets, len(totals))
+    _scatter(totals, ids, offsets, weights)
+
+
+def _check_lists(ids: Ids, offsets: Integers, num_entries: int) -> None:
+    """Compiled loops read what they are pointed at, unasked."""
+    if offsets.min() < 0 or offsets.max() > len(ids):
+        raise UserError(f"offsets from {offsets.min()} to {offsets.max()} into {len(ids)} entry ids")
+    if len(ids) and not 0 <= ids.min() <= ids.max() < num_entries:
+        raise UserError(f"entry ids from {ids.min()} to {ids.max()}, of {num_entries} entries")
+
+
+@compiled
+def _chances(ids: Ids, offsets: Integers, entry_missed: Floats) -> Floats:
+    num_choices = entry_missed.shape[1]
+    chances = np.empty((len(offsets) - 1, num_choices))
+    for text in range(len(chances)):
+        for choice in range(num_choices):
+            chances[text, choice] = 1.0
+        for place in range(offsets[text], offsets[text + 1]):
+            for choice in range(num_choices):
+                chances[text, choice] *= entry_missed[ids[place], choice]
+        for choice in range(num_choices):
+            chances[text, choice] = 1.0 - chances[text, choice]
+    return chances
+
+
+@compiled
+def _scatter(totals: Floats, ids: Ids, offsets: Integers, weights: Floats) -> None:
+    for text in range(len(weights)):
+        for place in range(offsets[text], offsets[text + 1]):
+            for choice in range(totals.shape[1]):
+                totals[ids[place], choice] += weights[text, choice]
+
+
+def count_ids(batches: Iterable[Ids], num_entries: int) -> Integers:
     """Texts matched by each entry, (num_entries,), from the ids of many texts; a text names an entry at most once."""
     counts = np.zeros(num_entries, dtype=np.int64)
     for ids in batches:

@@ -83,7 +83,7 @@ class MetaclipBalance(Curation):
         from vfm_curation.data_card import DataCard
         from vfm_curation.metadata import load_entries
         from vfm_curation.shards import texts_by_language
-        from vfm_curation.subset import expected_size, write_subset
+        from vfm_curation.subset import write_subset
 
         begun = time.monotonic()
         matches = ctx.load(self.matches)
@@ -92,16 +92,16 @@ class MetaclipBalance(Curation):
         languages, counts = _languages(entries), np.load(matches.path / COUNTS_FILE).astype(np.int64)
         thresholds = self._thresholds(matches, languages, counts)
         t = languages.t_of_entries(thresholds)
-        probability = keep_probability(counts, t)
-        expected = expected_size(matches.path, probability, self.texts)
+        choices = self._choices(matches, counts, t)
+        expected = next(one.expected.size for one in choices if one.factor == 1)
         named = ", ".join(f"t{f' of {name}' if name else ''} = {value:g}" for name, value in thresholds.items())
         ctx.log(f"{named}: {expected:,.0f} of {matches.num_matched:,} matched texts are expected to be kept")
+        probability = keep_probability(counts, t)
         made = write_subset(ctx.directory, self._shards(ctx, matches, probability), len(entries))
         if not made.num_texts:
             raise UserError(f"{self.name}: {named} keeps none of {matches.num_matched} matched texts; raise t")
         ctx.log(f"{made.num_texts:,} texts of {made.num_samples:,} images are kept")
         funnel = _funnel(matches, made, time.monotonic() - begun)
-        choices = self._choices(matches, counts, t)
         texts_of = texts_by_language(matches.path)
         card = DataCard(entries, languages, counts, probability, thresholds, made, funnel, choices, texts_of)
         card.save(ctx.directory)

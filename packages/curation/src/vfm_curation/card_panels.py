@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import product
+from itertools import islice, product
 
 import numpy as np
 import pyarrow as pa
@@ -167,9 +167,6 @@ def examples(card: DataCard, shards: Iterable[tuple[BalancedShard, pa.Table]]) -
 def _add_examples(
     card: DataCard, decile: Integers, rows: Sequence[list[Row]], shard: BalancedShard, texts: pa.Table
 ) -> None:
-    names = ("row", "language", "text_index")
-    captions = dict(zip(_rows(texts, names), texts["text"].to_pylist(), strict=True))
-    identities = _rows(shard.matches.table, names)
     tenths = np.maximum.reduceat(decile[shard.matches.ids], shard.matches.offsets[:-1])  # of the rarest entry
     for tenth, outcome in product(range(NUM_DECILES), ("kept", "dropped")):
         found = np.flatnonzero((tenths == tenth) & (shard.kept == (outcome == "kept")))
@@ -177,17 +174,22 @@ def _add_examples(
             text = int(found[0])
             rarest = min(shard.matches.ids_of(text), key=lambda entry: card.matched[entry])
             chance = round(float(shard.probability[text]), 4)
-            caption, entry, its_texts = (
-                shortened(captions[identities[text]]),
-                card.entry(rarest),
-                int(card.matched[rarest]),
-            )
-            rows[tenth].append([tenth + 1, caption, outcome, chance, entry, its_texts])
-    matched = set(identities)
-    unmatched = (caption for identity, caption in captions.items() if identity not in matched)
-    for caption, _ in zip(unmatched, range(EXAMPLES_A_DECILE - len(rows[-1])), strict=False):
-        rows[-1].append([None, shortened(caption), "no entry", 0.0, None, None])
+            caption = _caption(texts, *_identities(shard.matches.table.slice(text, 1)))
+            rows[tenth].append([tenth + 1, caption, outcome, chance, card.entry(rarest), int(card.matched[rarest])])
+    if wanted := EXAMPLES_A_DECILE - len(rows[-1]):
+        matched = set(_identities(shard.matches.table))
+        unmatched = (identity for identity in _identities(texts) if identity not in matched)
+        for identity in islice(unmatched, wanted):
+            rows[-1].append([None, _caption(texts, identity), "no entry", 0.0, None, None])
 
 
-def _rows(table: pa.Table, names: Sequence[str]) -> list[tuple[int | str, ...]]:
-    return list(zip(*(table[name].to_pylist() for name in names), strict=True))
+def _identities(table: pa.Table) -> list[tuple[int, str, int]]:
+    """The (row, language, text_index) of each text."""
+    return list(zip(*(table[name].to_pylist() for name in ("row", "language", "text_index")), strict=True))
+
+
+def _caption(texts: pa.Table, identity: tuple[int, str, int]) -> str:
+    """A text of a shard, whose texts stand in the order of rows; shortened."""
+    first, stop = np.searchsorted(texts["row"].to_numpy(), [identity[0], identity[0] + 1]).tolist()
+    its_image = texts.slice(first, stop - first)
+    return shortened(its_image["text"][_identities(its_image).index(identity)].as_py())

@@ -154,7 +154,8 @@ def texts_by_language(directory: Path) -> Counter[str]:
 def read_shards(directory: Path, *, only_ids: bool = False) -> Iterator[ShardMatches]:
     """The files of a `Matches` artifact, in the order of the shards."""
     for file in sorted((directory / FOLDER).glob("*.parquet")):
-        table = pq.read_table(file, columns=["ids"] if only_ids else None)
+        with pq.ParquetFile(file, read_dictionary=["language"]) as parquet:
+            table = parquet.read(["ids"] if only_ids else None)
         lists = table["ids"].combine_chunks()
         offsets = lists.offsets.to_numpy().astype(np.int64)
         yield ShardMatches(table.drop_columns("ids"), lists.values.to_numpy(), offsets)

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vfm.data import SUBSET_FILE, drawn, subset_schema, text_keys
-from vfm_curation.balance import Floats, Integers, count_ids, text_probability
+from vfm_curation.balance import Floats, Integers, add_to_entries, count_ids, text_probability
+from vfm_curation.shard_files import FEW_VALUES
 from vfm_curation.shards import ShardMatches, count_of_each, read_shards
 
 Texts = Literal["every", "one_per_image"]
@@ -34,7 +35,7 @@ class BalancedShard:
         """The rows of `subset.parquet`: sorted, kept or not, with the chance of each."""
         table = self.matches.table.append_column("probability", pa.array(self.probability.astype(np.float32)))
         table = table.append_column("kept", pa.array(self.kept)).select(subset_schema().names).cast(subset_schema())
-        if len(table["language"].unique()) < 2:
+        if len(self.matches.table["language"].unique()) < 2:
             return table  # as matching left it: by row and text
         return table.sort_by([(name, "ascending") for name in ("row", "language", "text_index")])
 
@@ -67,20 +68,19 @@ def expected_size(directory: Path, entry_probability: Floats, texts: Texts = "ev
     """
     total = 0
     for shard in read_shards(directory, only_ids=texts == "every"):
-        total += _in_units(_chances(shard, entry_probability, texts))
+        total += int(_in_units(_chances(shard, entry_probability, texts)))
     return total / 2.0**32
 
 
 def expectations(directory: Path, entry_probabilities: Sequence[Floats], texts: Texts = "every") -> list[Expectation]:
     """What several choices would keep, in one pass over the matches."""
-    totals, counts = [0] * len(entry_probabilities), [np.zeros(len(one)) for one in entry_probabilities]
+    choices = np.stack(entry_probabilities, axis=1)
+    totals, counts = [0] * choices.shape[1], np.zeros_like(choices)
     for shard in read_shards(directory, only_ids=texts == "every"):
-        for i, entry_probability in enumerate(entry_probabilities):
-            chances = _chances(shard, entry_probability, texts)
-            totals[i] += _in_units(chances)
-            weights = np.repeat(chances, np.diff(shard.offsets))
-            counts[i] += np.bincount(shard.ids, weights, minlength=len(entry_probability))
-    return [Expectation(total / 2.0**32, one) for total, one in zip(totals, counts, strict=True)]
+        chances = _chances(shard, choices, texts)
+        totals = [total + units for total, units in zip(totals, _in_units(chances).tolist(), strict=True)]
+        add_to_entries(counts, shard.ids, shard.offsets, chances)
+    return [Expectation(total / 2.0**32, counts[:, choice]) for choice, total in enumerate(totals)]
 
 
 def _chances(shard: ShardMatches, entry_probability: Floats, texts: Texts) -> Floats:
@@ -88,12 +88,15 @@ def _chances(shard: ShardMatches, entry_probability: Floats, texts: Texts) -> Fl
     chances = text_probability(shard.ids, shard.offsets, entry_probability)
     if texts == "one_per_image":
         _, image, sizes = np.unique(shard.table["row"].to_numpy(), return_inverse=True, return_counts=True)
-        chances /= sizes[image]
+        by_choice = chances.T  # the same numbers, texts last, for one choice or several
+        by_choice /= sizes[image]
     return chances
 
 
-def _in_units(chances: Floats) -> int:
-    return int(np.rint(chances * 2.0**32).astype(np.int64).sum())
+def _in_units(chances: Floats) -> NDArray[np.int64]:
+    """The sum over the texts of a shard, in units of 2^-32: of one choice, or of each."""
+    units: NDArray[np.int64] = np.rint(chances * 2.0**32).astype(np.int64).sum(axis=0)
+    return units
 
 
 @dataclass
@@ -114,12 +117,14 @@ class SubsetTotals:
 def write_subset(directory: Path, shards: Iterable[BalancedShard], num_entries: int) -> SubsetTotals:
     """Writes `subset.parquet` as `vfm.data` reads it, a row group for each shard that has a matched text."""
     totals = SubsetTotals(np.zeros(num_entries, dtype=np.int64))
-    with pq.ParquetWriter(directory / SUBSET_FILE, subset_schema(), compression="zstd") as writer:
+    with pq.ParquetWriter(
+        directory / SUBSET_FILE, subset_schema(), compression="zstd", use_dictionary=FEW_VALUES
+    ) as writer:
         for shard in shards:
-            if not len(shard.table):
+            if not len(shard.kept):
                 continue
             writer.write_table(shard.table)
-            kept = shard.table.filter(shard.table["kept"])
+            kept = shard.matches.table.select(["row", "language"]).filter(pa.array(shard.kept))
             totals.counts += shard.kept_counts(num_entries)
             totals.num_texts += len(kept)
             totals.num_samples += len(kept["row"].unique())
