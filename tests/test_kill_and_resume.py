@@ -21,8 +21,10 @@ import pytest
 import yaml
 
 from outside import ROOT, call, checked
+from vfm.data import write_tar
 
 RECIPES = Path(__file__).parent / "recipes"
+HAS_RED = b'{"has": ["red"]}'
 NUM_KILLS = int(os.environ.get("VFM_NUM_KILLS", "4"))
 VFM = (sys.executable, "-m", "vfm")
 
@@ -58,6 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
     keys = [name.removesuffix(".jpg") for name in members if name.endswith(".jpg")]
     _class_folders(outside / "folders", members, keys)
+    write_tar(outside / "marked.tar", [(key, {"jpg": members[f"{key}.jpg"], "json": HAS_RED}) for key in keys[:8]])
     statements, truths = ["a red circle", "a blue star"], [[0, -1], [-1, 0]] * 4
     lines = [
         {"images": [f"folders/{'ab'[index % 2]}/{key}.jpg"], "statements": statements, "truth": truth}

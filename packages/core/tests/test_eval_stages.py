@@ -36,7 +36,7 @@ from vfm.config import UserError
 from vfm.data import DatasetSpec, open_dataset
 from vfm.data.choices import load_choices, write_choices
 from vfm.data.images import decode_image
-from vfm.data.stages import Labeled
+from vfm.data.labeled_stages import Labeled
 from vfm.eval.encode import Reading
 from vfm.eval.feature_stages import Knn, LinearProbe
 from vfm.eval.judgement import checkpoint_hash

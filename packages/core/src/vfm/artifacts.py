@@ -87,7 +87,7 @@ class Artifact(Config):
 
     def linked(self, address: str) -> Path:
         """The folder that an address made by `reference` leads to, seen from this artifact."""
-        return self.path / address if address.startswith("../") else Path(address)
+        return self.path / address  # an absolute one stays what it is
 
 
 class ImageDataset(Artifact):
@@ -146,6 +146,7 @@ class TaggedImages(Artifact):
     data: str = Field(description="address of the data set")
     num_samples: int = Field(ge=0, description="images of the data set")
     class_names: list[str] = Field(description="the labels")
+    templates: list[str] = Field(["a photo of a {}."], description="prompts with a {} for the label")
     num_images: list[int] = Field(description="images that have each label")
 
 

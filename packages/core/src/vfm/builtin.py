@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vfm.data import stages as data
+from vfm.data import labeled_stages, stages
 from vfm.data.shapes import stages as shapes
 from vfm.data.tag_stage import CaptionLabels
 from vfm.eval.curves_stage import Curves
@@ -20,4 +20,4 @@ EVALUATIONS = (ZeroShot, Retrieval, Classify, LinearProbe, AttentiveProbe, Knn, 
 @hookimpl
 def vfm_stages() -> Iterable[type[Stage]]:
     """Data of the user, the made world, pretrained models, and the ruler."""
-    return [*data.STAGES, CaptionLabels, *shapes.STAGES, *models.STAGES, *EVALUATIONS]
+    return [*stages.STAGES, *labeled_stages.STAGES, CaptionLabels, *shapes.STAGES, *models.STAGES, *EVALUATIONS]

@@ -1,4 +1,4 @@
-"""Where the texts of a sample stand (`texts: {en: json.en, de: json.de}`), and reading them with care."""
+"""Where the texts of a sample stand (`texts: {en: json.en, de: txt.de}`), and reading them with care."""
 
 from __future__ import annotations
 
@@ -58,6 +58,27 @@ def clean_captions(value: object, where: str) -> list[str]:
         if too_long:
             raise BadSample("caption_too_long", where)
     return captions
+
+
+def captions_in(data: bytes, part: str, where: str) -> list[str]:
+    """The captions of a text file: the whole of it, or `part` of it.
+
+    Args:
+        data: the file.
+        part: `lines`: one a line; `first`: the first line; another word: what stands behind `WORD=` in a line.
+
+    Raises:
+        BadSample: as `decode_text` and `clean_captions`.
+    """
+    text = decode_text(data, where)
+    if not part:
+        return clean_captions(text, where)
+    lines = text.splitlines()
+    if part == "first":
+        lines = lines[:1]
+    elif part != "lines":
+        lines = [line.removeprefix(f"{part}=") for line in lines if line.startswith(f"{part}=")]
+    return clean_captions(lines, where)
 
 
 def field_of(record: Mapping[str, Any], dotted: str) -> object:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from vfm.config import UserError
 from vfm.data import files
-from vfm.data.captions import clean_captions, decode_json, decode_text, field_of, require_captions
+from vfm.data.captions import captions_in, clean_captions, decode_json, field_of, require_captions
 from vfm.data.image_list import ImageEntry
 from vfm.data.sample import BadSample
 from vfm.data.spec import DatasetSpec
@@ -51,8 +51,7 @@ def _captions(image: str, source: str) -> list[str]:
         return []
     if extension == "json":
         return clean_captions(field_of(decode_json(data, path), rest), path)
-    text = decode_text(data, path)
-    return clean_captions(text.splitlines() if rest == "lines" else text, path)
+    return captions_in(data, rest, path)
 
 
 def class_folders(folder: str) -> tuple[list[str], list[ImageEntry]]:

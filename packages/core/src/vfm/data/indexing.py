@@ -57,6 +57,7 @@ class Indexing:
             self._judge(ENOUGH_TO_JUDGE)
             if self.num_samples and self.good >= self.num_samples:
                 break
+        self.check_labels()
         self._judge(1)
         if not self.good:
             paths = ", ".join(shard.path for shard in self.shards[:3])
@@ -67,6 +68,18 @@ class Indexing:
     def counts(self) -> Counter[str]:
         """Bad samples by reason."""
         return Counter(row.reason for row in self.bad)
+
+    def check_labels(self) -> None:
+        """Stops where a label is none of the classes: however few, the list is of other data.
+
+        Raises:
+            UserError: one line with the first of them.
+        """
+        if unknown := [row for row in self.bad if row.reason == "unknown_label"]:
+            raise UserError(
+                f"{self.ctx.stage}: {len(unknown)} labels do not fit the {len(self.spec.class_names)} class names; the"
+                f" first is {unknown[0].where}; mend class_names, or classnames.txt beside the data"
+            )
 
     def _add(self, shard: Shard, counted: bool, directory: Path) -> None:
         bad: list[BadRow] = []

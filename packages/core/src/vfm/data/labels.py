@@ -6,14 +6,12 @@ import json
 from typing import Any
 
 from vfm.config import UserError
-from vfm.data import files
+from vfm.data.benchmark_folder import CLASS_NAMES_FILE, lines_beside
 from vfm.data.captions import field_of
 from vfm.data.folder import class_folders
 from vfm.data.layout import Layout
 from vfm.data.parquet import open_parquet
 from vfm.data.table import table_values
-
-CLASS_NAMES_FILE, TEMPLATES_FILE = "classnames.txt", "zeroshot_classification_templates.txt"  # CLIP_benchmark's
 
 
 def find_class_names(layout: Layout, label_key: str | None) -> list[str]:
@@ -25,22 +23,14 @@ def find_class_names(layout: Layout, label_key: str | None) -> list[str]:
     path = layout.paths[0]
     if layout.kind == "folder":
         return class_folders(path)[0]
-    if lines := lines_beside(layout, CLASS_NAMES_FILE):
-        return lines
+    if names := lines_beside(path, CLASS_NAMES_FILE):
+        if "" in names:
+            raise UserError(f"{CLASS_NAMES_FILE} beside {path}: class {names.index('')} has an empty name")
+        return names
     if layout.kind in ("table", "parquet") and label_key:
         names = _from_schema(path, label_key) if path.endswith(".parquet") else []
         return names or _from_values(layout, label_key)
     raise UserError(f"{path}: no {CLASS_NAMES_FILE} beside it; give class_names, in the order of the labels")
-
-
-def lines_beside(layout: Layout, name: str) -> list[str]:
-    """Lines of a file in the data's folder or the one above, CLIP_benchmark's layout; none where there is no file."""
-    folder = layout.paths[0].rpartition("/")[0] or "."
-    for place in (folder, folder.rpartition("/")[0] or "."):
-        if files.exists(f"{place}/{name}"):
-            lines = files.read_text(f"{place}/{name}").splitlines()
-            return [line.strip() for line in lines if line.strip()]
-    return []
 
 
 def _from_schema(path: str, label_key: str) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from vfm.config import UserError
 from vfm.data import files
+from vfm.data.benchmark_folder import benchmark_shards, type_beside
 from vfm.data.folder import caption_folder, class_folders, image_names
 from vfm.data.image_list import ImageEntry, write_image_lists
 from vfm.data.index import Shard
@@ -39,9 +40,10 @@ class Layout:
         """The spec with what the user left open: where the captions (or the labels) stand."""
         if (spec.label_key if labels else spec.texts) or (labels and self.kind == "folder"):
             return spec
-        if self.kind in ("webdataset", "folder"):
-            return spec.model_copy(update={"label_key": "cls"} if labels else {"texts": {"en": "txt"}})
         path = self.paths[0]
+        if self.kind in ("webdataset", "folder"):
+            captions = "txt.lines" if self.kind == "webdataset" and type_beside(path) == "retrieval" else "txt"
+            return spec.model_copy(update={"label_key": "cls"} if labels else {"texts": {"en": captions}})
         if labels:
             return spec.model_copy(
                 update={"label_key": find_column(table_columns(path), None, LABEL_COLUMNS, "label_key", path)}
@@ -73,8 +75,10 @@ class Layout:
                 yield from class_folders(path)[1]
 
 
-def find_layout(path: str | Sequence[str], kind: Kind | Literal["auto"], image_root: str | None) -> Layout:
-    """The layout that the user named, or the one that the files look like.
+def find_layout(
+    path: str | Sequence[str], kind: Kind | Literal["auto"], image_root: str | None, split: str = "test"
+) -> Layout:
+    """The layout that the user named, or the one that the files look like; `split` of a folder of CLIP_benchmark's.
 
     Raises:
         UserError: nothing is there, or nothing that can be read.
@@ -84,7 +88,7 @@ def find_layout(path: str | Sequence[str], kind: Kind | Literal["auto"], image_r
         if not files.exists(one):
             raise UserError(f"{one}: no such file or folder")
     if len(paths) == 1 and files.is_directory(paths[0]) and kind != "folder":
-        paths = _inside(paths[0], kind)
+        paths = _inside(paths[0], kind, split)
     if kind == "auto":
         kind = _guess(paths)
     if kind != "folder" and (folders := [one for one in paths if files.is_directory(one)]):
@@ -92,9 +96,11 @@ def find_layout(path: str | Sequence[str], kind: Kind | Literal["auto"], image_r
     return Layout(kind, paths, image_root or "")
 
 
-def _inside(folder: str, kind: Kind | Literal["auto"]) -> list[str]:
+def _inside(folder: str, kind: Kind | Literal["auto"], split: str) -> list[str]:
     """The tars, the table or the parquet files that lie in a folder, else the folder itself."""
     root = folder.rstrip("/")
+    if kind in ("auto", "webdataset") and (shards := benchmark_shards(root, split)):
+        return shards
     names = [name for name in files.walk(folder) if "/" not in name]
     tars = [f"{root}/{name}" for name in names if name.endswith(".tar")]
     if tars and kind in ("auto", "webdataset"):

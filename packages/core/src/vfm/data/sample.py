@@ -11,6 +11,7 @@ Reason = Literal[
     "missing_image",
     "missing_caption",
     "missing_label",
+    "unknown_label",
     "caption_too_long",
     "wrong_encoding",
     "broken_json",
@@ -36,7 +37,7 @@ class BadSample(Exception):  # noqa: N818 (a fact about the data, counted and sk
 
 @dataclass(frozen=True)
 class Sample:
-    """An image as it lies on disk (encoded), its texts by language, and its class and address where it has them."""
+    """An image as it lies on disk (encoded), its texts by language, its class, address and labels where it has them."""
 
     key: str
     uid: str
@@ -44,6 +45,7 @@ class Sample:
     texts: dict[str, list[str]] = field(default_factory=dict)
     label: int | None = None
     url: str | None = None
+    labels: tuple[int, ...] | None = None
 
 
 def given_uid(value: object) -> str | None:

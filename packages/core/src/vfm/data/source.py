@@ -116,6 +116,14 @@ class Source:
         place = index - int(self._ends[shard] - self.shard_sizes[shard])
         return shard, int(self._rows(shard)[place])
 
+    def facts(self, index: int) -> Sample:
+        """The sample of a number without its image.
+
+        Raises:
+            BadSample: it cannot be used.
+        """
+        return self._read(*self.locate(index), with_image=False)
+
     def key(self, index: int) -> str:
         """The name of a sample, without reading it."""
         shard, row = self.locate(index)

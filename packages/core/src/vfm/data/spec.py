@@ -16,16 +16,19 @@ class DatasetSpec(Config):
     )
     images: bool = Field(True, description="false: parquet of captions alone, whose images nobody has")
     texts: dict[str, str] = Field(
-        default={}, description="language: where its captions stand, `txt`, `txt.lines`, `json.FIELD` or a column"
+        default={}, description="language: where its captions stand, `txt`, `txt.PART`, `json.FIELD` or a column"
     )
     label_key: str | None = Field(None, description="where the class stands: `cls`, `json.FIELD` or a column")
+    labels_key: str | None = Field(
+        None, description="tar: where several labels of an image stand, `npy` (which it has) or `json.FIELD` (a list)"
+    )
     class_names: list[str] = Field(default=[], description="in the order of the labels")
 
     def label_of(self, value: object, where: str) -> int:
         """The number of a class, from its number or its name.
 
         Raises:
-            BadSample: neither.
+            BadSample: neither, or none of the classes.
         """
         if isinstance(value, str) and value in self.class_names:
             return self.class_names.index(value)
@@ -36,5 +39,5 @@ class DatasetSpec(Config):
         if isinstance(value, float) and value != label:
             raise BadSample("missing_label", where)
         if label < 0 or (self.class_names and label >= len(self.class_names)):
-            raise BadSample("missing_label", where)
+            raise BadSample("unknown_label", f"{where} (label {label} of {len(self.class_names)} classes)")
         return int(label)

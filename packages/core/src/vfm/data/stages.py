@@ -1,17 +1,16 @@
-"""The stages by which a user's own files enter a recipe: pairs, labelled images, choices."""
+"""The stages by which a user's own files enter a recipe: pairs, choices; labelled images are in `labeled_stages`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from vfm.artifacts import ChoiceDataset, LabeledDataset, Pool
+from vfm.artifacts import ChoiceDataset, Pool
 from vfm.config import UserError
 from vfm.data import files
 from vfm.data.spec import DatasetSpec
-from vfm.data.templates import check_templates
 from vfm.stage import Context, Preflight, Stage
 
 if TYPE_CHECKING:
@@ -23,8 +22,8 @@ class ImageFiles(Stage):
     """What all stages share that index a user's images. The images stay where they are."""
 
     path: str | list[str] = Field(
-        description="your data: tars as `{000..009}.tar`, a list or a folder of them, a folder of images, a table"
-        " (csv, tsv, jsonl, parquet), local or remote; set it with --set 'NAME.path=...'"
+        description="your data: tars as `{000..009}.tar`, a list or a folder of them, a folder of images, a folder of"
+        " CLIP_benchmark's, a table (csv, tsv, jsonl, parquet), local or remote; set it with --set 'NAME.path=...'"
     )
     format: Literal["auto", "webdataset", "folder", "table", "parquet"] = Field(
         "auto", description="of the path; auto: by the names of its files"
@@ -59,8 +58,9 @@ class Pairs(ImageFiles):
     kind: Literal["data.pairs"] = "data.pairs"
     texts: dict[str, str] = Field(
         default={},
-        description="language: where its captions stand: `txt`, `txt.lines`, `json.FIELD` or a column;"
-        " default: en from `txt`, or from the table's caption column",
+        description="language: where its captions stand: `txt`, `txt.lines` (one a line), `txt.first` (the first line),"
+        " `txt.WORD` (lines `WORD=...`), `json.FIELD` or a column; default: en from `txt` (`txt.lines` in a retrieval"
+        " folder of CLIP_benchmark's), or from the table's caption column",
     )
     images: bool = Field(
         True,
@@ -128,89 +128,6 @@ class Pairs(ImageFiles):
         return spec, shards, None
 
 
-class Labeled(ImageFiles):
-    """Your own labelled images: class folders, tars with `cls`, tables, or a torchvision data set by name."""
-
-    kind: Literal["data.labeled"] = "data.labeled"
-    torchvision: str | None = Field(
-        None, description="name of a torchvision data set (FashionMNIST, EuroSAT, ...) whose files lie at `path`"
-    )
-    split: str = Field("test", description="of the torchvision data set")
-    label_key: str | None = Field(
-        None, description="where the class stands: `cls`, `json.FIELD` or a column; class folders need none"
-    )
-    class_names: list[str] = Field(
-        default=[], description="in the order of the labels; default: the folders', the table's, or classnames.txt"
-    )
-    templates: list[str] = Field(default=[], description="prompts with a `{}`; default: `a photo of a {}.`")
-
-    @field_validator("templates")
-    @classmethod
-    def _have_a_place(cls, templates: list[str]) -> list[str]:
-        return check_templates(templates)
-
-    @model_validator(mode="after")
-    def _one_place(self) -> Labeled:
-        if self.torchvision and not isinstance(self.path, str):
-            raise ValueError("path must be one folder where torchvision is given")
-        return self
-
-    def run(self, ctx: Context) -> LabeledDataset:
-        """Indexes the images and their labels."""
-        from vfm.data.indexing import Indexing
-        from vfm.data.report import leave_panels
-
-        spec, shards, num_shards, templates = self._parts(ctx)
-        indexing = Indexing(ctx, spec, self.max_bad_fraction, self.num_samples, self.verify)
-        count = indexing.run(ctx.directory, shards, num_shards)
-        dataset = LabeledDataset.create(
-            ctx.directory,
-            num_samples=count,
-            bad_samples=dict(indexing.counts),
-            class_names=spec.class_names,
-            **({"templates": templates} if templates else {}),
-        )
-        leave_panels(ctx, dataset, indexing.bad)
-        return dataset
-
-    def preflight(self, ctx: Preflight) -> None:
-        """Decodes a sample and reads the templates, or opens the torchvision data set."""
-        if self.torchvision:
-            from vfm.data.torchvision_sets import open_torchvision
-
-            open_torchvision(self.torchvision, str(self.path), self.split)
-            return
-        from vfm.data.indexing import first_sample
-
-        layout = self.layout()
-        self._templates(layout)
-        first_sample(layout, self._spec(layout))
-
-    def _parts(self, ctx: Context) -> tuple[DatasetSpec, Any, int | None, list[str]]:
-        from vfm.data import torchvision_sets
-
-        if self.torchvision:
-            dataset = torchvision_sets.open_torchvision(self.torchvision, str(self.path), self.split)
-            names = self.class_names or torchvision_sets.torchvision_classes(dataset, self.torchvision)
-            spec = torchvision_sets.PACKED.model_copy(update={"class_names": names})
-            shards = ((shard, True) for shard in torchvision_sets.torchvision_shards(dataset, ctx.directory))
-            return spec, shards, None, self.templates
-        layout = self.layout()
-        spec = self._spec(layout)
-        return spec, layout.shards(ctx.directory, spec), layout.num_shards, self._templates(layout)
-
-    def _templates(self, layout: Layout) -> list[str]:
-        from vfm.data.labels import TEMPLATES_FILE, lines_beside
-
-        return self.templates or check_templates(lines_beside(layout, TEMPLATES_FILE), TEMPLATES_FILE)
-
-    def _spec(self, layout: Layout) -> DatasetSpec:
-        from vfm.data.labels import find_class_names
-
-        spec = layout.with_defaults(DatasetSpec(image_key=self.image_key, label_key=self.label_key), labels=True)
-        return spec.model_copy(update={"class_names": self.class_names or find_class_names(layout, spec.label_key)})
-
-
 class ChoiceFiles(Stage):
     """A caption-choice benchmark: MMVP-VLM's folder, or items of images, statements and truth in JSON lines."""
 
@@ -245,4 +162,4 @@ class ChoiceFiles(Stage):
             raise UserError(f"{self.name}: no item in {self.path} can be used{f': {bad[0]}' if bad else ''}")
 
 
-STAGES: list[type[Stage]] = [Pairs, Labeled, ChoiceFiles]
+STAGES: list[type[Stage]] = [Pairs, ChoiceFiles]

@@ -63,6 +63,11 @@ def torchvision_shards(dataset: Any, directory: Path) -> Iterator[Shard]:
         entries = (ImageEntry(Path(path).stem, str(Path(path).resolve()), label=label) for path, label in listed)
         yield from write_image_lists(directory, entries, PACKED)
         return
+    yield from pack_shards(dataset, directory)
+
+
+def pack_shards(dataset: Any, directory: Path) -> Iterator[Shard]:
+    """Parquet shards with PNG bytes, in `directory`, of a sequence of (PIL image, label)."""
     for start in range(0, len(dataset), ROWS_PER_SHARD):
         yield _pack(dataset, range(start, min(start + ROWS_PER_SHARD, len(dataset))), directory)
 

@@ -9,11 +9,14 @@ Source: the WebDataset format, github.com/webdataset/webdataset; img2dataset's o
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vfm.data import captions, files
 from vfm.data.parquet import open_parquet
@@ -95,6 +98,7 @@ class TarShard:
             image=members.get("image", b""),
             texts=texts,
             label=self._label(members, record, where),
+            labels=self._labels(members, record, where),
             url=url if isinstance(url, str) and url else None,
         )
 
@@ -119,8 +123,7 @@ class TarShard:
         if source.startswith("json."):
             return captions.clean_captions(captions.field_of(record, source.removeprefix("json.")), where)
         extension, _, rest = source.partition(".")
-        text = captions.decode_text(members.get(extension, b""), where)
-        return captions.clean_captions(text.splitlines() if rest == "lines" else text, where)
+        return captions.captions_in(members.get(extension, b""), rest, where)
 
     def _label(self, members: dict[str, bytes], record: Mapping[str, Any], where: str) -> int | None:
         source = self.spec.label_key
@@ -132,10 +135,33 @@ class TarShard:
             value = captions.decode_text(members.get(source, b""), where).strip()
         return self.spec.label_of(value, where)
 
+    def _labels(self, members: dict[str, bytes], record: Mapping[str, Any], where: str) -> tuple[int, ...] | None:
+        source = self.spec.labels_key
+        if source is None:
+            return None
+        if source.startswith("json."):
+            listed = captions.field_of(record, source.removeprefix("json."))
+        else:
+            listed = _places(members.get(source, b""), len(self.spec.class_names), where)
+        if not isinstance(listed, list):
+            raise BadSample("missing_label", where)
+        return tuple(sorted({self.spec.label_of(value, where) for value in listed}))
+
+
+def _places(data: bytes, num_classes: int, where: str) -> list[int]:
+    """The labels of an array that says of each whether the image has it, (C,)."""
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, OSError, EOFError):
+        raise BadSample("missing_label", where) from None
+    if array.ndim != 1 or (num_classes and len(array) != num_classes):
+        raise BadSample("unknown_label", f"{where} (an array of {array.shape} for {num_classes} classes)")
+    return [int(place) for place in np.flatnonzero(array > 0)]
+
 
 def _slots(spec: DatasetSpec) -> list[str]:
     """Members to find of each sample; `json` always, since it may hold a uid."""
-    sources = [*spec.texts.values(), *([spec.label_key] if spec.label_key else [])]
+    sources = [*spec.texts.values(), *(key for key in (spec.label_key, spec.labels_key) if key)]
     return ["image", *sorted({"json", *(source.partition(".")[0] for source in sources)})]
 
 
