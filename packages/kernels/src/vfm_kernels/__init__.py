@@ -12,12 +12,16 @@ from vfm_kernels.diffusion import (
     interpolate_noise,
     sample_times,
 )
+from vfm_kernels.dispatch import Kernels, not_supported_reasons, use_kernels
 from vfm_kernels.gather import gather_with_grad
 from vfm_kernels.masking import block_mask, block_mask_exact, random_mask
+from vfm_kernels.rope import rope_2d
+from vfm_kernels.swiglu import swiglu_subln
 from vfm_kernels.tokens import gather_tokens, mask_tokens, masked_index, patch_dropout_index, scatter_tokens
 
 __all__ = [
     "DiffusionKind",
+    "Kernels",
     "TimeDistribution",
     "add_noise",
     "block_mask",
@@ -32,12 +36,16 @@ __all__ = [
     "mask_tokens",
     "masked_cosine_loss",
     "masked_index",
+    "not_supported_reasons",
     "patch_dropout_index",
     "random_mask",
     "resultant_length",
+    "rope_2d",
     "sample_times",
     "scatter_tokens",
     "siglip_loss",
     "similarity_distillation",
+    "swiglu_subln",
     "token_cosine",
+    "use_kernels",
 ]

@@ -1,0 +1,198 @@
+"""SwiGLU with its sub-LayerNorm (EVA-02), over the true width of a padded hidden layer."""
+
+# R rows (tokens), W true width, P width of the buffer
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vfm_kernels.dispatch import fused, runs_triton
+from vfm_kernels.launch import block_of, launch, persistent_programs, settings
+from vfm_kernels.library import define, differentiate
+from vfm_kernels.precision import at_least_fp32
+
+
+def swiglu_subln(gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
+    """`layer_norm(silu(gate) * value)` over the first W columns; the columns beyond are zero in the result.
+
+    With the width of the norm's weight as W, linear layers may be padded to what tensor cores like (2730 to 2752) and
+    the model computes what it did: `pad_swiglu`. Without padding it is timm's `SwiGLU` between its linear layers.
+
+    Args:
+        gate: (..., P); its columns from W on count for nothing.
+        value: (..., P).
+        weight: (W,), W <= P, any float dtype.
+        bias: (W,).
+        eps: added to the variance.
+
+    Returns:
+        (..., P) in the dtype of `gate`; statistics are fp32 (fp64 for fp64).
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    Source: Fang et al. 2023, EVA-02 (arXiv:2303.11331), section 2.1; Shazeer 2020, GLU variants (arXiv:2002.05202).
+    """
+    if gate.shape != value.shape or weight.shape != bias.shape or len(weight) > gate.shape[-1]:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (gate, value, weight, bias))
+        raise ValueError(f"gate, value, weight, bias are {shapes}; they must be (..., P), (..., P), (W,), (W,), W <= P")
+    if not fused(gate):
+        return swiglu_subln_plain(gate, value, weight, bias, eps)
+    rows = (tensor.flatten(0, -2) for tensor in (gate, value))
+    out, _, _ = torch.ops.vfm_kernels.swiglu_subln(*rows, weight, bias, eps)
+    normed: Tensor = out.view(gate.shape)
+    return normed
+
+
+def swiglu_subln_plain(gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """The plain twin."""
+    width = len(weight)
+    hidden = at_least_fp32(F.silu(at_least_fp32(gate[..., :width])) * value[..., :width])
+    with torch.autocast(gate.device.type, enabled=False):
+        normed = F.layer_norm(hidden, (width,), at_least_fp32(weight), at_least_fp32(bias), eps)
+    return F.pad(normed.to(gate.dtype), (0, gate.shape[-1] - width))
+
+
+def _run(gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    if runs_triton(gate):
+        return _launch_forward(gate, value, weight, bias, eps)
+    hidden = _hidden(gate, value, len(weight))
+    variance, mean = torch.var_mean(hidden, dim=-1, correction=0)
+    return swiglu_subln_plain(gate, value, weight, bias, eps), mean, (variance + eps).rsqrt()
+
+
+def _run_backward(
+    d_out: Tensor, gate: Tensor, value: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of gate, value, weight and bias, in closed form."""
+    if runs_triton(gate):
+        return _launch_backward(d_out, gate, value, weight, mean, rstd)
+    width, padding = len(weight), gate.shape[-1] - len(weight)
+    g, v, dy = (at_least_fp32(tensor[:, :width]) for tensor in (gate, value, d_out))
+    sigmoid = g.sigmoid()
+    normed = (g * sigmoid * v - mean[:, None]) * rstd[:, None]
+    d_normed = dy * weight
+    along = (d_normed * normed).mean(dim=1, keepdim=True)
+    d_hidden = (d_normed - d_normed.mean(dim=1, keepdim=True) - normed * along) * rstd[:, None]
+    d_gate = F.pad(d_hidden * v * sigmoid * (1 + g * (1 - sigmoid)), (0, padding)).to(gate.dtype)
+    d_value = F.pad(d_hidden * g * sigmoid, (0, padding)).to(gate.dtype)
+    return d_gate, d_value, (dy * normed).sum(dim=0).to(weight.dtype), dy.sum(dim=0).to(weight.dtype)
+
+
+def _hidden(gate: Tensor, value: Tensor, width: int) -> Tensor:
+    return F.silu(at_least_fp32(gate[:, :width])) * at_least_fp32(value[:, :width])
+
+
+def _launch_forward(
+    gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    from vfm_kernels.triton.swiglu import swiglu_subln_forward_kernel
+
+    gate, value = _with_adjacent_columns(gate), _with_adjacent_columns(value)
+    out, mean, rstd = _fake(gate, value, weight, bias, eps)
+    num_rows, padded_width = gate.shape
+    chosen = settings("swiglu_subln_forward", len(weight), gate.device)
+    grid = (persistent_programs(num_rows, chosen.pop("programs_per_multiprocessor"), gate.device),)
+    launch(
+        swiglu_subln_forward_kernel,
+        grid,
+        gate.device,
+        gate,
+        value,
+        weight.contiguous(),
+        bias.contiguous(),
+        out,
+        mean,
+        rstd,
+        num_rows,
+        len(weight),
+        padded_width,
+        gate.stride(0),
+        value.stride(0),
+        eps,
+        BLOCK=block_of(padded_width),
+        **chosen,
+    )
+    return out, mean, rstd
+
+
+def _launch_backward(
+    d_out: Tensor, gate: Tensor, value: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from vfm_kernels.triton.swiglu import swiglu_subln_backward_kernel
+
+    d_out, gate, value = (_with_adjacent_columns(tensor) for tensor in (d_out, gate, value))
+    num_rows, padded_width = gate.shape
+    d_gate, d_value = (torch.empty_like(gate, memory_format=torch.contiguous_format) for _ in range(2))
+    chosen = settings("swiglu_subln_backward", len(weight), gate.device)
+    programs = persistent_programs(num_rows, chosen.pop("programs_per_multiprocessor"), gate.device)
+    d_weights, d_biases = (torch.empty(programs, padded_width, device=gate.device) for _ in range(2))
+    launch(
+        swiglu_subln_backward_kernel,
+        (programs,),
+        gate.device,
+        d_out,
+        gate,
+        value,
+        weight.contiguous(),
+        mean,
+        rstd,
+        d_gate,
+        d_value,
+        d_weights,
+        d_biases,
+        num_rows,
+        len(weight),
+        padded_width,
+        d_out.stride(0),
+        gate.stride(0),
+        value.stride(0),
+        BLOCK=block_of(padded_width),
+        **chosen,
+    )
+    d_weight, d_bias = (each.sum(dim=0)[: len(weight)].to(weight.dtype) for each in (d_weights, d_biases))
+    return d_gate, d_value, d_weight.contiguous(), d_bias.contiguous()
+
+
+def _with_adjacent_columns(rows: Tensor) -> Tensor:
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
+
+
+def _fake(gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    statistics = torch.promote_types(gate.dtype, torch.float32)
+    mean, rstd = (torch.empty(len(gate), dtype=statistics, device=gate.device) for _ in range(2))
+    return torch.empty_like(gate, memory_format=torch.contiguous_format), mean, rstd
+
+
+def _fake_backward(
+    d_out: Tensor, gate: Tensor, value: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    d_gate, d_value = (torch.empty_like(gate, memory_format=torch.contiguous_format) for _ in range(2))
+    return d_gate, d_value, weight.new_empty(len(weight)), weight.new_empty(len(weight))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    gate, value, weight, _, _ = inputs
+    _, mean, rstd = output
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.save_for_backward(gate, value, weight, mean, rstd)
+
+
+def _backward(ctx: Any, d_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    return *torch.ops.vfm_kernels.swiglu_subln_backward(d_out, *ctx.saved_tensors), None
+
+
+_NAME = define(
+    "swiglu_subln(Tensor gate, Tensor value, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor, Tensor)",
+    _run,
+    _fake,
+)
+define(
+    "swiglu_subln_backward(Tensor d_out, Tensor gate, Tensor value, Tensor weight, Tensor mean, Tensor rstd)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _run_backward,
+    _fake_backward,
+)
+differentiate(_NAME, _backward, _keep)

@@ -1,0 +1,18 @@
+"""SwiGLU with its norm at EVA-02's widths: B 2048, and L padded from 2730 to 2752."""
+
+import torch
+
+from vfm_kernels import swiglu
+
+
+def run(width: int, padded: int) -> None:
+    gate, value, d_out = (torch.empty(65792, padded, dtype=torch.bfloat16, device="meta") for _ in range(3))
+    weight, bias = torch.empty(width, device="meta"), torch.empty(width, device="meta")
+    _, mean, rstd = swiglu._run(gate, value, weight, bias, 1e-6)
+    swiglu._run_backward(d_out, gate, value, weight, mean, rstd)
+
+
+CASES = {
+    "EVA-02-B": ("swiglu_subln_backward", 2048, lambda: run(2048, 2048)),
+    "EVA-02-L": ("swiglu_subln_backward", 2730, lambda: run(2730, 2752)),
+}

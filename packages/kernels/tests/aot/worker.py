@@ -1,0 +1,106 @@
+"""Compiles what an op launches, for GPUs that are not here: `python worker.py FILE.py` prints one JSON line per kernel.
+
+FILE.py has `CASES`: name -> (op in the table, width, function that runs the op). The functions get meta tensors of real
+shapes; the launch is caught with all its arguments, specialised as the JIT would, and compiled with Triton's own ptxas.
+"""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
+from triton.compiler import ASTSource
+from triton.compiler import compile as compile_kernel
+from triton.runtime.jit import JITFunction
+
+from vfm_kernels import dispatch, launch
+
+TYPES = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.bool: "*i1",
+    torch.uint8: "*u8",
+}
+OPTIONS = ("num_warps", "num_stages", "maxnreg")
+
+
+def specialised(value: Any) -> tuple[str, Any]:
+    """An argument's type, and what the compiler may know of it: a constant, or that 16 divides it."""
+    if isinstance(value, torch.Tensor):
+        return TYPES[value.dtype], 16
+    if value is None or (type(value) is int and value == 1):
+        return "constexpr", value
+    if isinstance(value, bool):
+        return "i1", None
+    if isinstance(value, float):
+        return "fp32", None
+    return ("i32" if abs(value) < 2**31 else "i64"), 16 if value % 16 == 0 else None
+
+
+def compiled(function: JITFunction, arguments: dict[str, Any], capability: int) -> dict[str, Any]:
+    """Registers, spills, shared memory and instructions of a caught launch."""
+    options = {name: arguments.pop(name) for name in OPTIONS if name in arguments}
+    signature, constants, attributes = {}, {}, {}
+    for index, parameter in enumerate(function.params):
+        value = arguments[parameter.name]
+        kind, known = ("constexpr", value) if parameter.is_constexpr else specialised(value)
+        signature[parameter.name] = kind
+        if kind == "constexpr":
+            constants[parameter.name] = known
+        elif known:
+            attributes[(index,)] = [["tt.divisibility", known]]
+    source = ASTSource(function, signature, constexprs=constants, attrs=attributes)
+    kernel = compile_kernel(source, target=GPUTarget("cuda", capability, 32), options=options)
+    ptx = kernel.asm["ptx"]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "k.ptx").write_text(ptx)
+        arch = f"--gpu-name={sm_arch_from_capability(capability)}"
+        command = [get_ptxas(capability).path, "-v", arch, f"{folder}/k.ptx", "-o", f"{folder}/k.o"]
+        log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return {
+        "registers": int(re.search(r"Used (\d+) registers", log)[1]),
+        "spills": int(re.search(r"(\d+) bytes spill stores", log)[1]),
+        "shared_bytes": kernel.metadata.shared,
+        "wgmma": ptx.count("wgmma.mma_async"),
+        "mma_sync": ptx.count("mma.sync"),
+        "cp_async": len(re.findall(r"cp\.async\.c[ag]", ptx)) + ptx.count("cp.async.bulk.tensor"),
+        "wide_accesses": len(re.findall(r"(?:ld|st)\.global\S*\.v4\.b32", ptx)),
+    }
+
+
+def main(file: str) -> None:
+    spec = importlib.util.spec_from_file_location("cases", file)
+    cases = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(cases)
+    caught: list[tuple[JITFunction, dict[str, Any]]] = []
+
+    def catch(self: JITFunction, *arguments: Any, grid: Any, warmup: bool, **constants: Any) -> None:
+        caught.append((self, dict(zip(self.arg_names, arguments, strict=False)) | constants))
+
+    JITFunction.run = catch
+    dispatch._reasons_of_device = lambda device: ()
+    for architecture, capability in (("sm80", 80), ("sm90", 90)):
+        launch.architecture = lambda device, name=architecture: name
+        for name, (op, width, run) in cases.CASES.items():
+            caught.clear()
+            run()
+            for function, arguments in caught:
+                row = launch.table_row(op, width, architecture)
+                limits = {key: row[key] for key in launch.LIMITS}
+                facts = compiled(function, arguments, capability)
+                about = {"case": name, "kernel": function.__name__, "architecture": architecture, "limits": limits}
+                print(json.dumps(about | facts), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

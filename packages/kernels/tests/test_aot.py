@@ -1,0 +1,36 @@
+"""Every kernel compiles for Ampere and Hopper, at real shapes, within what the table of settings promises."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent / "aot"
+TENSOR_CORES = {"pair_log_sum_exp_kernel"}  # kernels with matrix products
+ALL_SHARED_BYTES = {"sm80": 163 * 1024, "sm90": 227 * 1024}
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("cases_*.py")), ids=lambda file: file.stem.removeprefix("cases_"))
+def test_kernels_compile_within_their_limits(file: Path) -> None:
+    pytest.importorskip("triton")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, str(FOLDER / "worker.py"), str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-6000:]
+    kernels = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {kernel["architecture"] for kernel in kernels} == {"sm80", "sm90"}
+    for facts in kernels:
+        print(facts)
+        assert facts["spills"] == 0, facts
+        assert facts["registers"] <= facts["limits"]["registers"], facts
+        assert facts["shared_bytes"] <= facts["limits"]["shared_bytes"] <= ALL_SHARED_BYTES[facts["architecture"]], (
+            facts
+        )
+        assert facts["wide_accesses"] > 0, f"no access of 16 bytes: {facts}"
+        if facts["kernel"] in TENSOR_CORES:
+            hopper = facts["architecture"] == "sm90"
+            assert (facts["wgmma"] > 0, facts["mma_sync"] > 0) == (hopper, not hopper), facts
+            assert facts["cp_async"] > 0, facts

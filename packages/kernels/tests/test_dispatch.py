@@ -1,0 +1,45 @@
+"""Which implementation is taken, and that a machine without Triton has them all."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from vfm_kernels import not_supported_reasons, swiglu_subln, use_kernels
+
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None
+import torch, vfm_kernels
+row, one = torch.randn(2, 4), torch.ones(4)
+vfm_kernels.swiglu_subln(row, row, one, one)
+torch.ops.vfm_kernels.swiglu_subln(row, row, one, one, 1e-6)
+assert vfm_kernels.not_supported_reasons(row) == ["triton is not installed"]
+"""
+
+
+def test_without_triton_the_plain_forms_work():
+    subprocess.run([sys.executable, "-c", WITHOUT_TRITON], check=True)
+
+
+def test_a_cpu_cannot_be_forced_and_is_told_why():
+    row, one = torch.randn(2, 4), torch.ones(4)
+    with use_kernels("triton"), pytest.raises(ValueError, match="cannot run here"):
+        swiglu_subln(row, row, one, one)
+    with use_kernels("reference"):
+        reference = swiglu_subln(row, row, one, one)
+    assert torch.equal(reference, swiglu_subln(row, row, one, one))
+    assert "torch.float64 is not supported" in not_supported_reasons(row.double())
+
+
+def test_a_mistyped_choice_is_refused():
+    with pytest.raises(ValueError, match="one of auto, reference, triton"), use_kernels("fast"):
+        pass
+
+
+def test_on_a_cpu_auto_is_a_plain_graph_that_torch_compiles_whole():
+    row, one = torch.randn(2, 4, requires_grad=True), torch.ones(4)
+    compiled = torch.compile(swiglu_subln, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(row, row, one, one), swiglu_subln(row, row, one, one))
+    assert "vfm_kernels" not in str(swiglu_subln(row, row, one, one).grad_fn)

@@ -1,0 +1,22 @@
+"""Runs each file of `interpreter/` in a process of its own: Triton decides at its import whether it interprets."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FILES = sorted((Path(__file__).parent / "interpreter").glob("test_*.py"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_kernels_agree_with_their_plain_twins_in_the_interpreter(file: Path, request: pytest.FixtureRequest) -> None:
+    pytest.importorskip("triton")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
+    environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    marks = request.config.getoption("markexpr") or "not slow"
+    command = [sys.executable, "-m", "pytest", str(file), "-p", "no:cacheprovider", "-m", marks, "--durations=5"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=request.config.rootpath)
+    assert done.returncode in (0, 5), done.stdout[-6000:] + done.stderr[-2000:]
+    print(done.stdout[-3000:])
