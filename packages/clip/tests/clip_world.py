@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
@@ -21,6 +24,7 @@ from vfm.data import DatasetSpec, Shard, write_index, write_tar
 from vfm.models import ClipModel, build_clip
 from vfm.train import Batch, distributed, fit, seed_everything
 from vfm_clip import ClipTrain
+from vfm_clip.losses import Distillation, InfoNce, Siglip
 from vfm_clip.task import ClipTask
 
 SIDE = 16
@@ -76,9 +80,26 @@ class Random:
         return {"images": images, "tokens": tokens, "keys": [f"{step}-{i}" for i in range(self.size)]}
 
 
-def tiny_task(config: dict[str, Any], **options: Any) -> ClipTask:
-    """A task over a model with random weights."""
-    return ClipTask(build_clip(config, seed=0), **options)
+LOSSES: dict[str, Any] = {
+    "info_nce": InfoNce(),
+    "siglip": Siglip(),
+    "distillation": Distillation(teacher="teacher", weight=0.5),  # type: ignore[arg-type]
+}
+
+
+def tiny_task(config: dict[str, Any], loss: str = "info_nce", **options: Any) -> ClipTask:
+    """A task over a model with random weights, which learns from another one where its loss is distillation."""
+    if loss == "siglip":
+        config = {**config, "init_logit_bias": -5.0}
+    if loss == "distillation":
+        options["teacher"] = tiny_teacher(config)
+    return ClipTask(build_clip(config, seed=0), loss=LOSSES[loss], **options)
+
+
+def tiny_teacher(config: dict[str, Any]) -> ClipModel:
+    """Another model for the same pixels and tokens, of another width and temperature."""
+    vision = {**VIT["vision_cfg"], "image_size": config["vision_cfg"]["image_size"], "patch_size": 8}
+    return build_clip({**VIT, "embed_dim": 12, "vision_cfg": vision, "init_logit_scale": 2.0}, seed=7)
 
 
 def plan(**changes: Any) -> ClipTrain:
@@ -97,17 +118,28 @@ def train(folder: Path, plan: ClipTrain, task: ClipTask, data: Any = None) -> li
     return events
 
 
+def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    """Equal to 1e-6, of the largest entry where that is above 1."""
+    assert ours.keys() == theirs.keys()
+    for name, grad in theirs.items():
+        largest = grad.abs().max().item()
+        assert largest > 0, name
+        torch.testing.assert_close(ours[name], grad, atol=1e-6 * max(1.0, largest), rtol=0, msg=lambda m, n=name: n + m)
+
+
 def gradients(task: ClipTask) -> dict[str, Tensor]:
     """What the last backward pass left."""
     return {name: p.grad.clone() for name, p in task.module.named_parameters() if p.grad is not None}
 
 
-def twin_gradients(config: dict[str, Any], micro_batch_size: int, world_size: int = 1) -> dict[str, Tensor]:
+def twin_gradients(
+    config: dict[str, Any], micro_batch_size: int, world_size: int = 1, loss: str = "info_nce"
+) -> dict[str, Tensor]:
     """The plain twin of a step: one graph over all micro-batches of all processes, each under its own seed.
 
-    The loss is written out here, so that it shares nothing with what is tested.
+    The losses are written out here, so that they share nothing with what is tested.
     """
-    task = tiny_task(config).train()
+    task = tiny_task(config, loss).train()
     size = plan().global_batch_size
     images, texts = [], []
     for rank in range(world_size):
@@ -119,8 +151,20 @@ def twin_gradients(config: dict[str, Any], micro_batch_size: int, world_size: in
             images.append(task.module.encode_image(task.model.pixels(batch["images"]), normalize=True))
             texts.append(task.module.encode_text(batch["tokens"], normalize=True))
     logits = task.module.logit_scale.exp() * torch.cat(images) @ torch.cat(texts).T
-    loss = -(logits.log_softmax(1).diagonal() + logits.log_softmax(0).diagonal()).mean() / 2
-    loss.backward()
+    if loss == "siglip":
+        signs = 2 * torch.eye(size) - 1
+        total = (-(signs * (logits + task.module.logit_bias))).exp().log1p().sum() / size
+    else:
+        total = -(logits.log_softmax(1).diagonal() + logits.log_softmax(0).diagonal()).mean() / 2
+    if loss == "distillation":
+        teacher, batch = tiny_teacher(config), Random(config, size).batch(0)
+        with torch.no_grad():
+            image, text, scale = teacher.module.eval()(teacher.pixels(batch["images"]), batch["tokens"])
+            wanted = scale * image @ text.T
+        of_images = -(wanted.softmax(1) * logits.log_softmax(1)).sum() / size
+        of_texts = -(wanted.softmax(0) * logits.log_softmax(0)).sum() / size
+        total = total + 0.5 * (of_images + of_texts) / 2
+    total.backward()
     return gradients(task)
 
 
@@ -172,11 +216,29 @@ def copied(clip: ClipModel) -> ClipModel:
     return ClipModel(deepcopy(clip.module), clip.config, clip.preprocess, clip.name)
 
 
+def in_processes(world_size: int, root: Path, jobs: list[dict[str, Any]]) -> None:
+    """One step of each job in a process group of its own; starting it is slow, so that one serves all jobs."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    placed = [{**job, "folder": str(root / job["folder"])} for job in jobs]
+    command = [sys.executable, __file__, json.dumps(placed)]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world_size), "OMP_NUM_THREADS": "1"}
+    children = [
+        subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(world_size)
+    ]
+    for child in children:
+        _, stderr = child.communicate(timeout=240)
+        assert child.returncode == 0, stderr
+
+
 def main(jobs: list[dict[str, Any]]) -> None:
     """One step of each job in one process group; the first process keeps the gradients."""
     with distributed(Runtime(device="cpu")) as world:
         for job in jobs:
-            task, folder = tiny_task(job["config"]), Path(job["folder"])
+            task, folder = tiny_task(job["config"], job.get("loss", "info_nce")), Path(job["folder"])
+            task.loss_chunk_size = job.get("loss_chunk_size")
             train(folder, plan(micro_batch_size=job["micro_batch_size"]), task)
             if world.is_main:
                 save_file(gradients(task), folder / "gradients.safetensors")

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import clip_world
-from clip_world import EVA, VIT, Random, gradients, noisy, plan, tiny_task, train, twin_gradients
+from clip_world import (
+    EVA,
+    VIT,
+    Random,
+    assert_same,
+    gradients,
+    in_processes,
+    noisy,
+    plan,
+    tiny_task,
+    train,
+    twin_gradients,
+)
 from vfm import UserError
 from vfm_clip.task import ClipTask
 
@@ -26,15 +33,6 @@ def one_step(folder: Path, config: dict[str, Any], task: ClipTask | None = None,
     task = task or tiny_task(config)
     train(folder, plan(**changes), task)
     return task
-
-
-def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
-    """Equal to 1e-6, of the largest entry where that is above 1."""
-    assert ours.keys() == theirs.keys()
-    for name, grad in theirs.items():
-        largest = grad.abs().max().item()
-        assert largest > 0, name
-        torch.testing.assert_close(ours[name], grad, atol=1e-6 * max(1.0, largest), rtol=0, msg=lambda m, n=name: n + m)
 
 
 @pytest.mark.parametrize("micro_batch_size", [3, 5])  # 5 leaves a smaller one
@@ -91,30 +89,16 @@ def test_a_nan_stops_the_step_and_names_its_micro_batch_alone(tmp_path: Path) ->
         train(tmp_path, plan(micro_batch_size=3), task, data)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The gradients of two processes; one pair of processes for all trainings, since starting them is slow."""
+    """The gradients of two processes, of all models."""
     root = tmp_path_factory.mktemp("two")
     jobs = [
-        {"config": config, "micro_batch_size": size, "folder": str(root / f"{name}-{size}")}
+        {"config": config, "micro_batch_size": size, "folder": f"{name}-{size}"}
         for name, config in MODELS.items()
         for size in (2, 4, None)
     ]
-    command = [sys.executable, clip_world.__file__, json.dumps(jobs)]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    children = [
-        subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    for child in children:
-        _, stderr = child.communicate(timeout=240)
-        assert child.returncode == 0, stderr
+    in_processes(2, root, jobs)
     return root
 
 

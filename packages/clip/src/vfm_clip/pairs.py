@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from vfm.data.images import decode_image
@@ -31,7 +33,7 @@ class EvalTransform:
 
 @dataclass(frozen=True)
 class MakePair:
-    """Makes `images` (3, S, S) uint8 and `tokens` (L,) of a sample; crop and caption are drawn from its own seed.
+    """Makes `images` (3, S, S) uint8, `tokens` (L,) and `uid` () of a sample; crop and caption from its own seed.
 
     transform: an `ImageTransform`, or an `EvalTransform`.
     tokenize: the model's tokenizer.
@@ -49,7 +51,8 @@ class MakePair:
             BadSample: it has no caption in the language, or its picture cannot be read.
         """
         tokens = self.tokenize([self.caption(sample, seed)])[0]
-        return {"images": self.transform(sample.image, seed, sample.key), "tokens": tokens}
+        image = self.transform(sample.image, seed, sample.key)
+        return {"images": image, "tokens": tokens, "uid": torch.tensor(_number(sample.uid))}
 
     def caption(self, sample: Sample, seed: int) -> str:
         """One of the sample's captions; all are equally likely each time.
@@ -61,3 +64,8 @@ class MakePair:
         if not captions:
             raise BadSample("missing_caption", f"{sample.key} ({self.language})")
         return captions[np.random.default_rng([seed, _CAPTION_STREAM]).integers(len(captions))]
+
+
+def _number(uid: str) -> int:
+    """63 bits of a name, by which samples are told apart on any device."""
+    return int.from_bytes(hashlib.blake2b(uid.encode(), digest_size=8).digest()) >> 1

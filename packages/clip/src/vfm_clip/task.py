@@ -6,37 +6,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from vfm.artifacts import ClipCheckpoint
 from vfm.config import UserError
 from vfm.models.clip import ClipModel, save_clip
-from vfm.train import Batch, Call, Metrics, Task
-from vfm_kernels import gather_with_grad, info_nce
-
-
-@dataclass(frozen=True)
-class FeatureGradients:
-    """What the loss of a whole step says about one micro-batch: the gradients of its features, its share of another."""
-
-    image: Tensor  # (n, D)
-    text: Tensor  # (n, D)
-    logit_scale: Tensor  # scalar
+from vfm.train import Batch, Call, Frozen, Metrics, Task
+from vfm_clip.losses import Features, InfoNce, Siglip
+from vfm_clip.spread import repeats, spread
 
 
 class ClipTask(Task):
-    """CLIP's symmetric InfoNCE over the batch of all processes.
+    """A contrastive loss over the batch of all processes.
 
     What is trained is what takes a gradient when the task is made (`vfm_clip.towers.lock_towers`).
 
     Args:
         clip: the model; its `logit_scale` parameter is the logarithm of the temperature's inverse.
+        loss: which one; SigLIP's wants a model with a `logit_bias`.
+        teacher: the model that `Distillation` learns from; it is not trained.
         logit_scale_max: the temperature's inverse is kept between 1 and this (the paper: 100).
         train_logit_scale: False keeps it exactly where it starts.
         loss_chunk_size: rows of logits held at once, for batches whose logits do not fit; the result is the same.
@@ -51,6 +43,8 @@ class ClipTask(Task):
         self,
         clip: ClipModel,
         *,
+        loss: InfoNce | Siglip = InfoNce(),  # noqa: B008 (frozen)
+        teacher: ClipModel | None = None,
         logit_scale_max: float = 100.0,
         train_logit_scale: bool = True,
         loss_chunk_size: int | None = None,
@@ -58,11 +52,12 @@ class ClipTask(Task):
         super().__init__()
         if "multimodal_cfg" in clip.config:
             raise UserError(f"{clip.name} writes captions too (CoCa), which a contrastive loss alone would not train")
-        self.model, self.module = clip, clip.module
+        self.model, self.module, self.loss = clip, clip.module, loss
+        self.teacher, self.frozen_teacher = teacher, Frozen(teacher.module) if teacher else None
         self.max_log_scale, self.loss_chunk_size = math.log(logit_scale_max), loss_chunk_size
         self.log_scale.requires_grad_(train_logit_scale)
-        if isinstance(bias := getattr(self.module, "logit_bias", None), nn.Parameter):
-            bias.requires_grad_(False)  # SigLIP's; a softmax over the batch does not see it
+        if (bias := self.logit_bias) is not None:
+            bias.requires_grad_(isinstance(loss, Siglip))  # a softmax over the batch does not see it
 
     @property
     def log_scale(self) -> nn.Parameter:
@@ -75,6 +70,12 @@ class ClipTask(Task):
     def logit_scale(self) -> Tensor:
         """The temperature's inverse, a scalar."""
         return self.log_scale.exp().reshape(())
+
+    @property
+    def logit_bias(self) -> nn.Parameter | None:
+        """SigLIP's, where the model has one."""
+        bias = getattr(self.module, "logit_bias", None)
+        return bias if isinstance(bias, nn.Parameter) else None
 
     def train(self, mode: bool = True) -> ClipTask:
         """As always, but what is locked stays in evaluation mode: no drop path in it, no new batch statistics."""
@@ -89,16 +90,17 @@ class ClipTask(Task):
         """The loss of this process' samples against those of all.
 
         A step of several micro-batches comes here twice for each (`accumulate`): with `only_features` for its features
-        alone, then with its `gradients` for a loss that has just those.
+        alone, then with their `gradients` for a loss that has just those.
         """
-        image, text = self._encode(batch)
+        image, text = _encode(self.model, batch)
+        if "gradients" in batch:
+            inputs = {"image": image, "text": text, **self._scalars()}
+            return torch.stack([(inputs[name] * grad).sum() for name, grad in batch["gradients"].items()]).sum(), {}
+        taught = self._taught(batch)
         if "only_features" in batch:
             # Not finite where the features are not, so that the loop can tell whose fault a NaN is.
-            return (image.sum() + text.sum()) * 0, {"image": image, "text": text}
-        if "gradients" in batch:
-            grad: FeatureGradients = batch["gradients"]
-            return (image * grad.image).sum() + (text * grad.text).sum() + self.logit_scale * grad.logit_scale, {}
-        return self._loss(image, text, self.logit_scale)
+            return (image.sum() + text.sum()) * 0, {"image": image, "text": text, **taught}
+        return self._loss({"image": image, "text": text, **self._scalars()}, taught)
 
     def accumulate(
         self,
@@ -109,20 +111,22 @@ class ClipTask(Task):
     ) -> Metrics:
         """The gradient of the whole batch in the memory of a micro-batch: encode all, take the loss, replay each.
 
-        Each micro-batch is encoded twice, with the same random draws, so dropout and drop path do not disturb it.
+        Each micro-batch is encoded twice, with the same random draws, so dropout and drop path do not disturb it; a
+        teacher encodes it once.
         """
         if len(micro_batches) == 1:
-            return super().accumulate(call, micro_batches, backward, reseed)
-        features = []
-        with torch.no_grad():
-            for index, batch in enumerate(micro_batches):
+            metrics = super().accumulate(call, micro_batches, backward, reseed)
+        else:
+            parts = []
+            with torch.no_grad():
+                for index, batch in enumerate(micro_batches):
+                    reseed(index)
+                    parts.append(call({**batch, "only_features": True})[1])
+            gradients, metrics = self._gradients(parts)
+            for index, (batch, shares) in enumerate(zip(micro_batches, gradients, strict=True)):
                 reseed(index)
-                features.append(call({**batch, "only_features": True})[1])
-        gradients, metrics = self._feature_gradients([f["image"] for f in features], [f["text"] for f in features])
-        for index, (batch, grad) in enumerate(zip(micro_batches, gradients, strict=True)):
-            reseed(index)
-            backward(call({**batch, "gradients": grad})[0])
-        return metrics
+                backward(call({**batch, "gradients": shares})[0])
+        return {**metrics, **repeats(micro_batches)}
 
     def after_step(self) -> None:
         """Keeps a trained temperature's inverse between 1 and its largest value."""
@@ -138,33 +142,46 @@ class ClipTask(Task):
         """The model in open_clip's layout."""
         return save_clip(self.model, directory)
 
-    def _encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Features of unit length, (n, D) each."""
-        towers: Any = self.module
-        image: Tensor = towers.encode_image(self.model.pixels(batch["images"]), normalize=True)
-        return image, towers.encode_text(batch["tokens"], normalize=True)
+    def _scalars(self) -> dict[str, Tensor]:
+        """What makes logits of cosines."""
+        bias = self.logit_bias if isinstance(self.loss, Siglip) else None
+        return {"logit_scale": self.logit_scale, **({} if bias is None else {"logit_bias": bias.reshape(())})}
 
-    def _feature_gradients(
-        self, images: Sequence[Tensor], texts: Sequence[Tensor]
-    ) -> tuple[list[FeatureGradients], Metrics]:
-        """What the whole step's loss says about each micro-batch, and the step's metrics."""
-        image, text = torch.cat(list(images)).requires_grad_(), torch.cat(list(texts)).requires_grad_()
-        scale = self.logit_scale.detach().requires_grad_()
-        loss, metrics = self._loss(image, text, scale)
-        of_image, of_text, of_scale = torch.autograd.grad(loss, [image, text, scale])
-        sizes = [len(part) for part in images]
-        shares = zip(torch.split(of_image, sizes), torch.split(of_text, sizes), strict=True)
-        gradients = [FeatureGradients(*share, of_scale / len(sizes)) for share in shares]
-        return gradients, {**metrics, "loss": loss.detach()}
+    @torch.no_grad()
+    def _taught(self, batch: Batch) -> Metrics:
+        """What the teacher makes of the same samples, where there is one."""
+        if not self.teacher:
+            return {}
+        image, text = _encode(self.teacher, batch)
+        return {"teacher_image": image, "teacher_text": text}
 
-    def _loss(self, image: Tensor, text: Tensor, logit_scale: Tensor) -> tuple[Tensor, Metrics]:
-        loss = info_nce(
-            image,
-            text,
-            logit_scale,
-            all_image_features=gather_with_grad(image),
-            all_text_features=gather_with_grad(text),
-            rank=dist.get_rank() if dist.is_initialized() else 0,
-            chunk_size=self.loss_chunk_size,
-        )
-        return loss, {"contrastive_loss": loss.detach(), "logit_scale": logit_scale.detach()}
+    def _gradients(self, parts: Sequence[Metrics]) -> tuple[list[Metrics], Metrics]:
+        """What the whole step's loss says about each micro-batch's features and share of the scalars; its metrics."""
+        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        inputs = {"image": joined.pop("image"), "text": joined.pop("text"), **self._scalars()}
+        inputs = {name: value.detach().requires_grad_() for name, value in inputs.items()}
+        loss, metrics = self._loss(inputs, joined)
+        grads = torch.autograd.grad(loss, list(inputs.values()))
+        sizes = [len(part["image"]) for part in parts]
+        cut = [torch.split(grad, sizes) if grad.ndim else [grad / len(sizes)] * len(sizes) for grad in grads]
+        shares = [dict(zip(inputs, share, strict=True)) for share in zip(*cut, strict=True)]
+        return shares, {**metrics, "loss": loss.detach()}
+
+    def _loss(self, inputs: Metrics, taught: Metrics) -> tuple[Tensor, Metrics]:
+        teacher = None
+        if self.teacher:
+            scale: Any = self.teacher.module.logit_scale
+            teacher = Features(taught["teacher_image"], taught["teacher_text"], scale.detach().exp().reshape(()))
+        loss, metrics = self.loss.of(Features(**inputs, teacher=teacher), self.loss_chunk_size)
+        return loss, {
+            **metrics,
+            "logit_scale": inputs["logit_scale"].detach(),
+            **spread(inputs["image"], inputs["text"]),
+        }
+
+
+def _encode(clip: ClipModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Features of unit length, (n, D) each."""
+    towers: Any = clip.module
+    image: Tensor = towers.encode_image(clip.pixels(batch["images"]), normalize=True)
+    return image, towers.encode_text(batch["tokens"], normalize=True)

@@ -1,0 +1,81 @@
+"""Every loss has the big batch's gradient in micro-batches, in chunks and in four processes, whatever is drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clip_world import (
+    EVA,
+    LOSSES,
+    Random,
+    assert_same,
+    gradients,
+    in_processes,
+    noisy,
+    plan,
+    tiny_task,
+    tiny_teacher,
+    train,
+    twin_gradients,
+)
+
+NOISY = noisy(EVA)  # patch dropout and drop path
+FOUR = [(2, None), (None, None), (2, 5)]  # (micro_batch_size, loss_chunk_size)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(("micro_batch_size", "loss_chunk_size"), [(5, None), (5, 4), (12, 4)])
+def test_micro_batches_and_chunks_have_the_gradient_of_one_graph_over_all(
+    tmp_path: Path, loss: str, micro_batch_size: int, loss_chunk_size: int | None
+) -> None:
+    task = tiny_task(NOISY, loss, loss_chunk_size=loss_chunk_size)
+    train(tmp_path, plan(micro_batch_size=micro_batch_size), task)
+    assert_same(gradients(task), twin_gradients(NOISY, micro_batch_size, loss=loss))
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The gradients of four processes, of all losses."""
+    root = tmp_path_factory.mktemp("four")
+    jobs = [
+        {"config": NOISY, "loss": loss, "folder": f"{loss}-{size}-{chunk}"}
+        | {"micro_batch_size": size, "loss_chunk_size": chunk}
+        for loss in LOSSES
+        for size, chunk in FOUR
+    ]
+    in_processes(4, root, jobs)
+    return root
+
+
+@pytest.mark.parametrize(("micro_batch_size", "loss_chunk_size"), FOUR)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_four_processes_have_the_gradient_of_one_graph_over_all(
+    four: Path, loss: str, micro_batch_size: int | None, loss_chunk_size: int | None
+) -> None:
+    ours = load_file(four / f"{loss}-{micro_batch_size}-{loss_chunk_size}" / "gradients.safetensors")
+    assert_same(ours, twin_gradients(NOISY, micro_batch_size or 3, world_size=4, loss=loss))
+
+
+def test_a_teacher_is_in_no_checkpoint_and_stays_as_it_is(tmp_path: Path) -> None:
+    task = tiny_task(EVA, "distillation")
+    assert task.teacher
+    assert len(task.state_dict()) == len(tiny_task(EVA).state_dict())
+    train(tmp_path, plan(steps=2, micro_batch_size=4), task)
+    before = tiny_teacher(EVA).module.state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in task.teacher.module.state_dict().items())
+    assert not any(p.requires_grad or p.grad is not None for p in task.teacher.module.parameters())
+
+
+def test_a_student_of_itself_at_a_small_step_keeps_its_own_choice() -> None:
+    """Cross-entropy with one's own distribution has no gradient but that of the pairs."""
+    task, alone = tiny_task(EVA, "distillation"), tiny_task(EVA)
+    task.teacher = alone.model
+    batch = Random(EVA, 6).batch(0)
+    for each in (task, alone):
+        each.eval()
+        each(batch)[0].backward()
+    assert_same(gradients(task), gradients(alone))
