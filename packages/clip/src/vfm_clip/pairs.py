@@ -63,6 +63,8 @@ class MakePair:
         captions = sample.texts.get(self.language)
         if not captions:
             raise BadSample("missing_caption", f"{sample.key} ({self.language})")
+        if len(captions) == 1:
+            return captions[0]  # as most have one, and drawing takes time
         return captions[np.random.default_rng([seed, _CAPTION_STREAM]).integers(len(captions))]
 
 

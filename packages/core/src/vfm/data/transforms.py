@@ -58,4 +58,8 @@ class ImageTransform:
 
 def to_tensor(image: Image.Image | NDArray[np.uint8]) -> Tensor:
     """An RGB image, or the (H, W, 3) pixels of one, as uint8 (3, H, W)."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    if isinstance(image, Image.Image):
+        # Pillow puts a line's colours one after another in passing, and whole lines are then what is copied.
+        rows = np.frombuffer(image.tobytes("raw", "RGB;L"), np.uint8).reshape(image.height, 3, image.width)
+        return torch.from_numpy(rows.transpose(1, 0, 2).copy())
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
