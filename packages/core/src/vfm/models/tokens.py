@@ -1,4 +1,4 @@
-"""Captions as tokens, faster: the same as open_clip's tokenizer, which works a word's pieces out each time it is seen."""
+"""Captions as tokens, faster: what open_clip's tokenizer makes, with the pieces of each word worked out once."""
 
 # N texts, L context length
 
