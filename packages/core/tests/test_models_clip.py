@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import pytest
+import timm
 import torch
 from numpy.typing import NDArray
 from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from vfm.artifacts import ClipCheckpoint
 from vfm.config import UserError
-from vfm.models import ClipModel, Preprocess, build_clip, load_clip, presets, save_clip
+from vfm.models import ClipModel, Preprocess, build_clip, load_clip, presets, save_clip, save_vision
 from vfm.models.clip import why_not_open_clip
 from vfm.models.patch_features import vision_tower
 
@@ -92,6 +93,41 @@ def test_a_timm_tower_at_another_size_comes_back_at_that_size_in_open_clip_too_w
     with torch.no_grad():
         images = torch.stack([transform(Image.fromarray(picture)) for picture in pictures()])
         torch.testing.assert_close(peer.eval().encode_image(images, normalize=True), features)
+
+
+@pytest.mark.parametrize("name", ["ViT-Pico-8-32", "EVA02-Pico-8-32"])
+def test_a_checkpoint_at_another_size_sees_what_open_clips_or_timms_own_resized_model_sees(
+    name: str, tmp_path: Path
+) -> None:
+    built = build_clip(name, seed=3)
+    checkpoint = save_clip(built, tmp_path / "small")
+    model = load_clip(checkpoint, image_size=64)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        if name.startswith("ViT"):
+            peer = open_clip.create_model(f"local-dir:{tmp_path / 'small'}", force_image_size=64).eval().visual
+        else:  # positions resampled, rotary ones of the larger grid on the smaller one's scale
+            trunk = built.module.visual.trunk
+            save_vision(trunk, tmp_path / "trunk")
+            peer = timm.create_model(f"local-dir:{tmp_path / 'trunk'}", pretrained=True, img_size=64).eval()
+        torch.testing.assert_close(model.module.visual(images), peer(images))
+    assert model.preprocess.image_size == model.config["vision_cfg"]["image_size"] == 64
+    again = load_clip(save_clip(model, tmp_path / "large"))
+    assert torch.equal(again.encode_images(pictures()), model.encode_images(pictures()))
+    with pytest.raises(UserError, match="not a multiple of its patch size 8"):
+        load_clip(checkpoint, image_size=60)
+
+
+def test_noise_of_a_training_is_in_the_module_and_not_in_what_is_saved(tmp_path: Path) -> None:
+    noise = {"patch_dropout": 0.5, "timm_drop_path": 0.1}
+    plain, noisy = (build_clip("EVA02-Pico-8-32", seed=3, noise=given) for given in (None, noise))
+    assert noisy.config == plain.config
+    assert torch.equal(noisy.encode_images(pictures()), plain.encode_images(pictures()))
+    loaded = load_clip(save_clip(noisy, tmp_path), noise=noise)
+    images = torch.randn(2, 3, 32, 32)
+    for model, quiet in ((plain, True), (noisy, False), (loaded, False), (load_clip(tmp_path), True)):
+        visual = model.module.visual.train()
+        assert torch.equal(visual(images), visual(images)) == quiet
 
 
 def test_a_timm_projection_starts_as_large_as_open_clips_own() -> None:

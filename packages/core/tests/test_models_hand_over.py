@@ -143,3 +143,11 @@ def test_an_encoder_with_both_norms_does_not_overwrite_one_with_the_other() -> N
 def test_open_clips_own_tower_is_refused() -> None:
     with pytest.raises(UserError, match="open_clip's own"):
         hand_over(encoder().state_dict(), build_clip("ViT-Pico-8-32", seed=0))
+
+
+def test_an_encoder_with_another_activation_is_refused_though_every_shape_fits(tmp_path: Path) -> None:
+    checkpoint = save_vision(encoder("vit_pico_patch8_32"), tmp_path)
+    hand_over(checkpoint, clip("vit_pico_patch8_32"))
+    renamed = checkpoint.model_copy(update={"architecture": "vit_pico_patch8_clip_quickgelu_32"})
+    with pytest.raises(UserError, match="was trained with QuickGELU, the tower vit_pico_patch8_32 has GELU"):
+        hand_over(renamed, clip("vit_pico_patch8_32"))

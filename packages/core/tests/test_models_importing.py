@@ -98,6 +98,15 @@ def test_weights_of_openai_are_never_loaded_into_a_gelu_model(clip: ClipModel, t
     assert not same(loaded, clip)  # the same weights mean something else
 
 
+def test_a_file_of_metaclips_is_known_by_its_name(clip: ClipModel, tmp_path: Path) -> None:
+    torch.save(clip.module.state_dict(), tmp_path / "b32_400m.pt")
+    with pytest.raises(UserError, match=r"b32_400m's weights were trained with QuickGELU.*ViT-B-32-quickgelu"):
+        import_clip(NAME, str(tmp_path / "b32_400m.pt"))
+    import_clip({**clip.config, "quick_gelu": True}, str(tmp_path / "b32_400m.pt"))
+    (tmp_path / "b32_400m.pt").rename(tmp_path / "mine.pt")
+    assert same(import_clip(NAME, str(tmp_path / "mine.pt")), clip)
+
+
 def test_a_torchscript_archive_is_read_only_if_openai_published_it(
     clip: ClipModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

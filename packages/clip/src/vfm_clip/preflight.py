@@ -17,7 +17,7 @@ from torch import Tensor
 from vfm.artifacts import VisionCheckpoint
 from vfm.config import UserError
 from vfm.models.clip import ClipModel, blueprint
-from vfm.models.hand_over import hand_over
+from vfm.models.hand_over import check_activation, hand_over
 from vfm.models.vision import WEIGHTS_FILE, build_vision
 from vfm.stage import Preflight, Ref
 
@@ -60,6 +60,7 @@ def check_vision(clip: ClipModel, encoder: Encoder, ref: str) -> None:
     """
     try:
         hand_over(encoder.shapes, clip)
+        check_activation(encoder.architecture, clip)
     except UserError as error:
         fitting = [name for name in models_with_tower(encoder.architecture) if _fits(name, encoder)]
         hint = f"model: {' or '.join(fitting)} can" if fitting else str(error).removeprefix(f"{clip.name}: ")
@@ -77,7 +78,9 @@ def models_with_tower(architecture: str) -> list[str]:
 
 def _fits(model: str, encoder: Encoder) -> bool:
     try:
-        hand_over(encoder.shapes, blueprint(model))
+        clip = blueprint(model)
+        hand_over(encoder.shapes, clip)
+        check_activation(encoder.architecture, clip)
     except UserError:
         return False
     return True

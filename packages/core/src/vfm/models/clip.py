@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from vfm.artifacts import ClipCheckpoint
 from vfm.config import UserError
 from vfm.models.clip_config import CONFIG_FILE, WEIGHTS_FILE, check_keys, clip_config, read_config, weights_file
-from vfm.models.clip_module import build_module, plain_config
+from vfm.models.clip_module import build_module, load_weights, plain_config, set_image_size
 from vfm.models.preprocess import Preprocess
 from vfm.models.weights import save_state_dict
 
@@ -123,6 +123,7 @@ def build_clip(
     context_length: int | None = None,
     seed: int | None = None,
     device: str | torch.device = "cpu",
+    noise: Mapping[str, float] | None = None,
     **overrides: Any,
 ) -> ClipModel:
     """A CLIP model with random weights.
@@ -134,6 +135,8 @@ def build_clip(
         image_size: side of the input in pixels; default: the configuration's.
         context_length: tokens of a text; default: the configuration's.
         seed: draws the initial weights from this seed and leaves torch's generator as it was.
+        noise: keys of `vision_cfg` for a training alone (`patch_dropout`, `timm_drop_path`): the module has them,
+            the configuration, which is saved, has not.
         overrides: other keys of the configuration (`init_logit_scale`, `init_logit_bias`, `quick_gelu`, ...).
 
     Raises:
@@ -149,7 +152,7 @@ def build_clip(
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        module = build_module(config, name)
+        module = build_module({**config, "vision_cfg": {**config["vision_cfg"], **(noise or {})}}, name)
     preprocess = Preprocess.from_open_clip({}, config["vision_cfg"].get("image_size", 224))
     return ClipModel(module.to(device), config, preprocess, name)
 
@@ -168,22 +171,36 @@ def blueprint(model: str | Mapping[str, Any] | ClipCheckpoint, image_size: int |
     return made
 
 
-def load_clip(checkpoint: ClipCheckpoint | str | Path, device: str | torch.device = "cpu") -> ClipModel:
+def load_clip(
+    checkpoint: ClipCheckpoint | str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    image_size: int | None = None,
+    noise: Mapping[str, float] | None = None,
+) -> ClipModel:
     """The model of a checkpoint folder, in evaluation mode.
 
     Args:
         checkpoint: the artifact, or any folder in open_clip's layout.
+        image_size: side of the input in pixels; at another than the checkpoint's its learned positions are resampled as
+            open_clip does, or timm where the vision tower is timm's, and rotary ones follow the grid.
+        noise: as `build_clip`.
 
     Raises:
-        UserError: the folder is not in open_clip's layout, or its weights do not fit its configuration.
+        UserError: the folder is not in open_clip's layout, or its weights do not fit its configuration or the size.
     """
     folder = checkpoint.path if isinstance(checkpoint, ClipCheckpoint) else Path(checkpoint)
     record = read_config(folder)
-    model = build_clip(record["model_cfg"])
+    of_timm = bool(record["model_cfg"]["vision_cfg"].get("timm_model_name"))  # resampled when its weights are there
+    model = build_clip(record["model_cfg"], image_size=None if of_timm else image_size, noise=noise)
     model.name = checkpoint.model if isinstance(checkpoint, ClipCheckpoint) else folder.name
-    model.preprocess = Preprocess.from_open_clip(record.get("preprocess_cfg", {}), model.preprocess.image_size)
     model.folder = folder
-    load_weights(model, weights_file(folder))
+    load_weights(model.module, weights_file(folder), model.name)
+    vision = model.config["vision_cfg"]
+    if of_timm and image_size:
+        vision["image_size"] = image_size
+        set_image_size(model.module, vision, model.name)
+    model.preprocess = Preprocess.from_open_clip(record.get("preprocess_cfg", {}), vision.get("image_size", 224))
     model.module.eval()
     return model.to(device)
 
@@ -219,15 +236,6 @@ def why_not_open_clip(model: ClipModel) -> str:
         f"{model.name}: vfm loads this checkpoint, open_clip by itself does not: it builds {encoder} at the size of its"
         f" name only, and timm has no equal one of {size} pixels"
     )
-
-
-def load_weights(model: ClipModel, file: Path) -> None:
-    """Loads a whole state dict, strictly, through open_clip's own loader (which knows the older layouts)."""
-    try:
-        open_clip.load_checkpoint(model.module, str(file), strict=True, weights_only=True)
-    except Exception as error:  # torch, safetensors and pickle each have their own
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise UserError(f"{file}: does not fit {model.name}: {' '.join(lines[:2])[:300]}") from None
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -26,11 +27,44 @@ def build_module(config: Mapping[str, Any], name: str) -> nn.Module:
     """
     _check_noise(config["vision_cfg"], name)
     module = _construct(config, name)
-    _set_image_size(module, config["vision_cfg"], name)
+    set_image_size(module, config["vision_cfg"], name)
     _start_projection(module)
     if isinstance(visual := module.visual, VisionTransformer) and (share := config["vision_cfg"].get("patch_dropout")):
         visual.patch_dropout = PatchDropout(share)  # open_clip's draws on the CPU and waits for the device
     return module
+
+
+def set_image_size(module: nn.Module, vision: Mapping[str, Any], name: str) -> None:
+    """Checks the size against the patches, and brings a timm encoder to it (open_clip builds it at its own size).
+
+    Its learned positions are resampled, its rotary ones made anew.
+
+    Raises:
+        UserError: the size does not fit.
+    """
+    size, visual = vision.get("image_size", 224), module.visual
+    if not isinstance(size, int):
+        raise UserError(f"CLIP model {name!r}: image_size {size} is not one number; only square images are read")
+    trunk = getattr(visual, "trunk", None)
+    embed = getattr(trunk, "patch_embed", None)
+    patch = getattr(embed, "patch_size", None) if trunk is not None else getattr(visual, "patch_size", None)
+    if patch and size % patch[0] and size != _timm_size(vision.get("timm_model_name")):  # SigLIP's 384 leaves 6 pixels
+        raise UserError(f"CLIP model {name!r}: image_size {size} is not a multiple of its patch size {patch[0]}")
+    if getattr(embed, "img_size", None) not in (None, (size, size)):
+        visual.set_input_size(size)  # type: ignore[union-attr,operator]
+
+
+def load_weights(module: nn.Module, file: Path, name: str) -> None:
+    """Loads a whole state dict, strictly, through open_clip's own loader (which knows the older layouts).
+
+    Raises:
+        UserError: it cannot be read, or does not fit.
+    """
+    try:
+        open_clip.load_checkpoint(module, str(file), strict=True, weights_only=True)
+    except Exception as error:  # torch, safetensors and pickle each have their own
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UserError(f"{file}: does not fit {name}: {' '.join(lines[:2])[:300]}") from None
 
 
 def plain_config(module: nn.Module, config: Mapping[str, Any], name: str) -> dict[str, Any] | None:
@@ -84,20 +118,6 @@ def _check_noise(vision: Mapping[str, Any], name: str) -> None:
         raise UserError(f"CLIP model {name!r}: drop_path is for timm's encoders; open_clip's own tower has none")
     if vision.get("patch_dropout") and not timm_tower and isinstance(vision.get("layers"), list | tuple):
         raise UserError(f"CLIP model {name!r}: patch_dropout is for vision transformers; its tower is a ResNet")
-
-
-def _set_image_size(module: nn.Module, vision: Mapping[str, Any], name: str) -> None:
-    """Checks the size against the patches, and brings a timm encoder to it (open_clip builds it at its own size)."""
-    size, visual = vision.get("image_size", 224), module.visual
-    if not isinstance(size, int):
-        raise UserError(f"CLIP model {name!r}: image_size {size} is not one number; only square images are read")
-    trunk = getattr(visual, "trunk", None)
-    embed = getattr(trunk, "patch_embed", None)
-    patch = getattr(embed, "patch_size", None) if trunk is not None else getattr(visual, "patch_size", None)
-    if patch and size % patch[0] and size != _timm_size(vision.get("timm_model_name")):  # SigLIP's 384 leaves 6 pixels
-        raise UserError(f"CLIP model {name!r}: image_size {size} is not a multiple of its patch size {patch[0]}")
-    if getattr(embed, "img_size", None) not in (None, (size, size)):
-        visual.set_input_size(size)  # type: ignore[union-attr,operator]
 
 
 def _start_projection(module: nn.Module) -> None:

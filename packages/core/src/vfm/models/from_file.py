@@ -8,11 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import open_clip
 from torch import Tensor, nn
 
 from vfm.config import UserError
 from vfm.models import clip_config, eva_import
-from vfm.models.clip import ClipModel, build_clip, load_weights
+from vfm.models.clip import ClipModel, build_clip
+from vfm.models.clip_module import load_weights
 from vfm.models.eva_import import Reading
 from vfm.models.vision import build_vision
 from vfm.models.weights import load_state_dict, save_state_dict
@@ -33,7 +35,7 @@ def clip_from_file(source: str | Mapping[str, Any] | None, file: Path, reading: 
     """
     if source is not None and file.suffix in NUMPY:  # which open_clip reads itself
         model = build_clip(source)
-        load_weights(model, file)
+        load_weights(model.module, file, model.name)
     else:
         tensors = load_state_dict(file, ema=reading.ema)
         source = eva_import.clip_architecture(tensors, str(file)) if source is None else source
@@ -78,17 +80,24 @@ def _clip_with(
     config = clip_config.clip_config(source) if isinstance(source, str) else source
     model = build_clip({**config, "custom_text": True} if ours else config, seed=0)
     model.name = source if isinstance(source, str) else model.name
-    if any(key in tensors for key in OPENAI_SIZES):
-        if not model.config.get("quick_gelu"):
-            raise UserError(
-                f"{file}: OpenAI's weights were trained with QuickGELU, {model.name} has GELU; "
-                "choose a model with it, such as ViT-B-32-quickgelu"
-            )
-        tensors = {key: value for key, value in tensors.items() if key not in OPENAI_SIZES}
+    of_openai = any(key in tensors for key in OPENAI_SIZES)
+    if (of_openai or file.name in _published_with_quick_gelu()) and not model.config.get("quick_gelu"):
+        raise UserError(
+            f"{file}: {'OpenAI' if of_openai else file.stem}'s weights were trained with QuickGELU, {model.name} has"
+            " GELU; choose a model with it, such as ViT-B-32-quickgelu"
+        )
+    tensors = {key: value for key, value in tensors.items() if key not in OPENAI_SIZES}
     if ours:
         eva_import.load_eva_clip(tensors, model, str(file), reading)
         return model
     with TemporaryDirectory() as folder:  # open_clip's loader takes a file
-        save_state_dict(tensors, Path(folder) / file.with_suffix(".safetensors").name)
-        load_weights(model, Path(folder) / file.with_suffix(".safetensors").name)
+        copy = Path(folder) / file.with_suffix(".safetensors").name
+        save_state_dict(tensors, copy)
+        load_weights(model.module, copy, model.name)
     return model
+
+
+def _published_with_quick_gelu() -> set[str]:
+    """Names of the files, of MetaCLIP's for one, that open_clip lists as trained with QuickGELU."""
+    facts = [open_clip.get_pretrained_cfg(name, tag) for name, tag in open_clip.list_pretrained()]
+    return {Path(fact["url"]).name for fact in facts if fact.get("quick_gelu") and fact.get("url")}

@@ -50,9 +50,12 @@ def hand_over(
         What became of every key, of the checkpoint and of the tower.
 
     Raises:
-        UserError: the tower is not a timm encoder, or a key is missing, unknown or of another shape; nothing is loaded.
+        UserError: the tower is not a timm encoder, it has another activation than the encoder was trained with, or a
+            key is missing, unknown or of another shape; nothing is loaded.
     """
     visual, report = timm_tower(clip), KeyReport()
+    if isinstance(vision, VisionCheckpoint):
+        check_activation(vision.architecture, clip)
     fit(_read(vision), visual.trunk, Rules(_DROPPED, _NEW, patch_resize=patch_resize, where=clip.name), report)
     report.new.update({f"visual.head.{key}": "the CLIP projection" for key in visual.head.state_dict()})
     return report
@@ -70,6 +73,22 @@ def timm_tower(clip: ClipModel) -> TimmModel:
             "a timm encoder, such as EVA02-Nano-4-32"
         )
     return clip.module.visual
+
+
+def check_activation(architecture: str, clip: ClipModel) -> None:
+    """Refuses an encoder with QuickGELU for a tower with GELU, and the other way round: no shape tells them apart.
+
+    Raises:
+        UserError: they differ.
+    """
+    tower = str(clip.config["vision_cfg"]["timm_model_name"])
+    if ("quickgelu" in architecture) != ("quickgelu" in tower):
+        names = {True: "QuickGELU", False: "GELU"}
+        trained = "quickgelu" in architecture
+        raise UserError(
+            f"{clip.name}: the encoder {architecture} was trained with {names[trained]}, the tower {tower} has"
+            f" {names[not trained]}"
+        )
 
 
 def _read(vision: VisionCheckpoint | Path | Mapping[str, Tensor]) -> dict[str, Tensor]:
