@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,11 +62,11 @@ def text_probability(ids: Ids, offsets: Integers, entry_probability: Floats) -> 
         UserError: an id or an offset points at nothing.
     """
     _check_lists(ids, offsets, len(entry_probability))
-    missed = np.ascontiguousarray(1.0 - entry_probability.reshape(len(entry_probability), -1))
-    return _chances(ids, offsets, missed).reshape(-1, *entry_probability.shape[1:])
+    choices = np.ascontiguousarray(entry_probability.reshape(len(entry_probability), -1))
+    return _chances(ids, offsets, choices).reshape(-1, *entry_probability.shape[1:])
 
 
-def add_to_entries(totals: Floats, ids: Ids, offsets: Integers, weights: Floats) -> None:
+def add_to_entries(totals: NDArray[Any], ids: Ids, offsets: Integers, weights: NDArray[Any]) -> None:
     """Adds each text's weights, (num_texts, K), to the totals of its entries, (num_entries, K), in place.
 
     Raises:
@@ -84,22 +85,22 @@ def _check_lists(ids: Ids, offsets: Integers, num_entries: int) -> None:
 
 
 @compiled
-def _chances(ids: Ids, offsets: Integers, entry_missed: Floats) -> Floats:
-    num_choices = entry_missed.shape[1]
+def _chances(ids: Ids, offsets: Integers, entry_probability: Floats) -> Floats:
+    num_choices = entry_probability.shape[1]
     chances = np.empty((len(offsets) - 1, num_choices))
     for text in range(len(chances)):
         for choice in range(num_choices):
             chances[text, choice] = 1.0
         for place in range(offsets[text], offsets[text + 1]):
             for choice in range(num_choices):
-                chances[text, choice] *= entry_missed[ids[place], choice]
+                chances[text, choice] *= 1.0 - entry_probability[ids[place], choice]
         for choice in range(num_choices):
             chances[text, choice] = 1.0 - chances[text, choice]
     return chances
 
 
 @compiled
-def _scatter(totals: Floats, ids: Ids, offsets: Integers, weights: Floats) -> None:
+def _scatter(totals: NDArray[Any], ids: Ids, offsets: Integers, weights: NDArray[Any]) -> None:
     for text in range(len(weights)):
         for place in range(offsets[text], offsets[text + 1]):
             for choice in range(totals.shape[1]):

@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vfm.data import SUBSET_FILE, drawn, subset_schema, text_keys
-from vfm_curation.balance import Floats, Integers, add_to_entries, count_ids, text_probability
+from vfm_curation.balance import Floats, Integers, add_to_entries, text_probability
 from vfm_curation.shard_files import FEW_VALUES
 from vfm_curation.shards import ShardMatches, count_of_each, read_shards
+from vfm_curation.simd import compiled
 
 Texts = Literal["every", "one_per_image"]
 
@@ -38,10 +39,6 @@ class BalancedShard:
         if len(self.matches.table["language"].unique()) < 2:
             return table  # as matching left it: by row and text
         return table.sort_by([(name, "ascending") for name in ("row", "language", "text_index")])
-
-    def kept_counts(self, num_entries: int) -> Integers:
-        """Kept texts with each entry, (num_entries,)."""
-        return count_ids([self.matches.ids[np.repeat(self.kept, np.diff(self.matches.offsets))]], num_entries)
 
 
 def balance_shard(matches: ShardMatches, entry_probability: Floats, seed: int, texts: Texts = "every") -> BalancedShard:
@@ -68,7 +65,7 @@ def expected_size(directory: Path, entry_probability: Floats, texts: Texts = "ev
     """
     total = 0
     for shard in read_shards(directory, only_ids=texts == "every"):
-        total += int(_in_units(_chances(shard, entry_probability, texts)))
+        total += int(_in_units(_chances(shard, entry_probability[:, None], texts))[0])
     return total / 2.0**32
 
 
@@ -83,19 +80,31 @@ def expectations(directory: Path, entry_probabilities: Sequence[Floats], texts: 
     return [Expectation(total / 2.0**32, counts[:, choice]) for choice, total in enumerate(totals)]
 
 
-def _chances(shard: ShardMatches, entry_probability: Floats, texts: Texts) -> Floats:
-    """The chance of each text that it is kept, with that of being its image's text where one is chosen first."""
-    chances = text_probability(shard.ids, shard.offsets, entry_probability)
+def _chances(shard: ShardMatches, choices: Floats, texts: Texts) -> Floats:
+    """The chance of each text that it is kept, with that of being its image's text where one is chosen first.
+
+    Args:
+        shard: the texts.
+        choices: a probability of each entry by each choice, (num_entries, K).
+        texts: how they are drawn.
+
+    Returns:
+        (num_texts, K).
+    """
+    chances = text_probability(shard.ids, shard.offsets, choices)
     if texts == "one_per_image":
         _, image, sizes = np.unique(shard.table["row"].to_numpy(), return_inverse=True, return_counts=True)
-        by_choice = chances.T  # the same numbers, texts last, for one choice or several
-        by_choice /= sizes[image]
+        chances /= sizes[image][:, None]
     return chances
 
 
-def _in_units(chances: Floats) -> NDArray[np.int64]:
-    """The sum over the texts of a shard, in units of 2^-32: of one choice, or of each."""
-    units: NDArray[np.int64] = np.rint(chances * 2.0**32).astype(np.int64).sum(axis=0)
+@compiled
+def _in_units(chances: Floats) -> Integers:
+    """The sum of each choice's chances, (num_texts, K), in units of 2^-32, (K,)."""
+    units = np.zeros(chances.shape[1], np.int64)
+    for text in range(len(chances)):
+        for choice in range(len(units)):
+            units[choice] += np.int64(np.rint(chances[text, choice] * 2.0**32))
     return units
 
 
@@ -125,7 +134,7 @@ def write_subset(directory: Path, shards: Iterable[BalancedShard], num_entries: 
                 continue
             writer.write_table(shard.table)
             kept = shard.matches.table.select(["row", "language"]).filter(pa.array(shard.kept))
-            totals.counts += shard.kept_counts(num_entries)
+            add_to_entries(totals.counts[:, None], shard.matches.ids, shard.matches.offsets, shard.kept[:, None])
             totals.num_texts += len(kept)
             totals.num_samples += len(kept["row"].unique())
             totals.keys.update(kept["language"].unique().to_pylist())
