@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -47,8 +48,16 @@ class MaskedData:
     def steps(
         self, start_step: int, num_steps: int, *, rank: int = 0, world_size: int = 1, micro_batch_size: int
     ) -> Iterator[list[Batch]]:
-        """Those of `data`; what a mask is hangs on (seed, step, sample) alone."""
+        """Those of `data`; what a mask is hangs on (seed, step, sample) alone.
+
+        The masks of a step are drawn in a thread while the one before is computed, so nobody waits for them.
+        """
         steps = self.data.steps(
             start_step, num_steps, rank=rank, world_size=world_size, micro_batch_size=micro_batch_size
         )
-        yield from map(self.masks.added, steps)
+        masked = map(self.masks.added, steps)
+        with ThreadPoolExecutor(1, thread_name_prefix="masks") as thread:
+            coming = thread.submit(next, masked, None)
+            while (step := coming.result()) is not None:
+                coming = thread.submit(next, masked, None)
+                yield step
