@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from vfm.artifacts import ChoiceDataset, LabeledDataset, PairDataset, Report
+from vfm.artifacts import ChoiceDataset, LabeledDataset, PairDataset, Report, TaggedImages
 from vfm.config import UserError
 from vfm.data.templates import check_templates
 from vfm.interfaces import Evaluation
@@ -72,15 +72,24 @@ class ModelEvaluation(Evaluation):
 
 
 class ZeroShot(ModelEvaluation):
-    """Zero-shot classification: top-1, top-5 and mean per class recall.
+    """Zero-shot classification: top-1, top-5 and mean per class recall; mean average precision of several labels.
 
     The classes are written with the data set's prompt templates, or with `templates`, and ensembled.
     """
 
     kind: Literal["eval.zero_shot"] = "eval.zero_shot"
-    data: Ref[LabeledDataset] = Field(description="labelled images; their class names are the answers")
+    data: Ref[LabeledDataset | TaggedImages] = Field(
+        description="images with a class or several labels each; their class names are the answers"
+    )
     templates: list[str] | None = Field(
         None, min_length=1, description="prompts with a {} for the class name; default: the data set's"
+    )
+    class_names: list[str] | None = Field(
+        None, description="how the classes are written, by label: in another language, say; default: the data set's"
+    )
+    language: str = Field("en", description="of the class names and templates, for the results")
+    answers: Literal["all", "present"] = Field(
+        "all", description="present: only classes that have images, as ImageNet-A's and -R's 200 among 1,000 names"
     )
 
     @field_validator("templates")
@@ -88,18 +97,21 @@ class ZeroShot(ModelEvaluation):
     def _have_a_place(cls, templates: list[str] | None) -> list[str] | None:
         return templates and check_templates(templates)
 
-    def check_data(self, data: LabeledDataset) -> None:
-        """Refuses class names that cannot be told apart."""
-        check_class_names(data.class_names, str(self.data))
+    def check_data(self, data: LabeledDataset | TaggedImages) -> None:
+        """Refuses class names that cannot be told apart, or are not as many as the labels."""
+        check_class_names(self.class_names or data.class_names, str(self.data))
+        if self.class_names and len(self.class_names) != len(data.class_names):
+            raise UserError(f"{len(self.class_names)} class_names; {self.data} has {len(data.class_names)} classes")
 
     def judge(self, ctx: Context, models: Mapping[str, Any]) -> tuple[Subject, dict[str, Judgement]]:
         """By `vfm.eval.judges.zero_shot`."""
-        from vfm.eval.judges.zero_shot import judge_zero_shot
+        from vfm.eval.judges.zero_shot import Wording, judge_zero_shot
 
         data = ctx.load(self.data)
         self.check_data(data)
-        sha256, found = judge_zero_shot(ctx, models, data, templates=self.templates, reading=self._reading())
-        return self._subject("zeroshot_classification", sha256), found
+        wording = Wording(self.templates, self.class_names, self.answers == "present")
+        sha256, found = judge_zero_shot(ctx, models, data, wording=wording, reading=self._reading())
+        return self._subject("zeroshot_classification", sha256, self.language), found
 
 
 class Retrieval(ModelEvaluation):
