@@ -1,5 +1,6 @@
 """The shared mathematics of vfm, in plain torch: masks, token operations and the losses of EVA, CLIP and DIVA."""
 
+from vfm_kernels.add_layer_norm import add_layer_norm
 from vfm_kernels.contrastive import info_nce, siglip_loss, similarity_distillation
 from vfm_kernels.cosine import masked_cosine_loss, resultant_length, token_cosine
 from vfm_kernels.diffusion import (
@@ -23,6 +24,7 @@ __all__ = [
     "DiffusionKind",
     "Kernels",
     "TimeDistribution",
+    "add_layer_norm",
     "add_noise",
     "block_mask",
     "block_mask_exact",

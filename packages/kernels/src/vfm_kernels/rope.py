@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vfm_kernels.dispatch import fused, runs_triton
-from vfm_kernels.launch import block_of, launch, settings
 from vfm_kernels.library import define
 
 
@@ -119,7 +118,10 @@ def _run_in_place(
     heads: Tensor, sin: Tensor, cos: Tensor, num_rotated: int, num_prefix_tokens: int, positions: Tensor | None
 ) -> None:
     if runs_triton(heads):
-        _launch(heads, heads, sin, cos, num_rotated, num_prefix_tokens, positions, num_heads=num_rotated, inverse=False)
+        from vfm_kernels.launch.rope import rotate_into
+
+        queries_and_keys = heads[:, :, :num_rotated]
+        rotate_into(queries_and_keys, queries_and_keys, sin, cos, num_rotated, num_prefix_tokens, positions)
     else:
         heads.copy_(rotate(heads, sin, cos, num_rotated, num_prefix_tokens, positions))
 
@@ -129,55 +131,12 @@ def _run_inverse(
 ) -> Tensor:
     if not runs_triton(grad):
         return rotate(grad, sin, cos, num_rotated, num_prefix_tokens, positions, inverse=True)
+    from vfm_kernels.launch.rope import rotate_into
+
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
     back = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
-    _launch(grad, back, sin, cos, num_rotated, num_prefix_tokens, positions, num_heads=grad.shape[2], inverse=True)
+    rotate_into(back, grad, sin, cos, num_rotated, num_prefix_tokens, positions, inverse=True)
     return back
-
-
-def _launch(
-    source: Tensor,
-    target: Tensor,
-    sin: Tensor,
-    cos: Tensor,
-    num_rotated: int,
-    num_prefix_tokens: int,
-    positions: Tensor | None,
-    *,
-    num_heads: int,
-    inverse: bool,
-) -> None:
-    from vfm_kernels.triton.rope import rope_kernel
-
-    batch, num_tokens, _, width = source.shape
-    if positions is not None:
-        positions = positions.contiguous()
-    chosen = settings("rope_2d", width, source.device)
-    grid = (-(-num_tokens // chosen["BLOCK_TOKENS"]), -(-num_heads // chosen["BLOCK_HEADS"]), batch)
-    strides = (*source.stride()[:3], *target.stride()[:3])
-    launch(
-        rope_kernel,
-        grid,
-        source.device,
-        source,
-        target,
-        sin,
-        cos,
-        positions,
-        num_tokens,
-        num_heads,
-        num_rotated,
-        num_prefix_tokens,
-        *strides,
-        *sin.stride(),
-        num_tokens,
-        HAS_POSITIONS=positions is not None,
-        INVERSE=inverse,
-        PAIRS=width // 2,
-        BLOCK_PAIRS=block_of(width // 2),
-        ALIGN=8 if all(stride % 8 == 0 for stride in strides) else 1,
-        **chosen,
-    )
 
 
 define(

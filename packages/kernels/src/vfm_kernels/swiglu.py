@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vfm_kernels.dispatch import fused, runs_triton
-from vfm_kernels.launch import block_of, launch, persistent_programs, settings
 from vfm_kernels.library import define, differentiate
 from vfm_kernels.precision import at_least_fp32
 
@@ -57,7 +56,9 @@ def swiglu_subln_plain(gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor
 
 def _run(gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     if runs_triton(gate):
-        return _launch_forward(gate, value, weight, bias, eps)
+        from vfm_kernels.launch import swiglu
+
+        return swiglu.forward(gate, value, weight, bias, eps)
     hidden = _hidden(gate, value, len(weight))
     variance, mean = torch.var_mean(hidden, dim=-1, correction=0)
     return swiglu_subln_plain(gate, value, weight, bias, eps), mean, (variance + eps).rsqrt()
@@ -68,7 +69,9 @@ def _run_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of gate, value, weight and bias, in closed form."""
     if runs_triton(gate):
-        return _launch_backward(d_out, gate, value, weight, mean, rstd)
+        from vfm_kernels.launch import swiglu
+
+        return swiglu.backward(d_out, gate, value, weight, mean, rstd)
     width, padding = len(weight), gate.shape[-1] - len(weight)
     g, v, dy = (at_least_fp32(tensor[:, :width]) for tensor in (gate, value, d_out))
     sigmoid = g.sigmoid()
@@ -85,88 +88,15 @@ def _hidden(gate: Tensor, value: Tensor, width: int) -> Tensor:
     return F.silu(at_least_fp32(gate[:, :width])) * at_least_fp32(value[:, :width])
 
 
-def _launch_forward(
+def forward_buffers(
     gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from vfm_kernels.triton.swiglu import swiglu_subln_forward_kernel
-
-    gate, value = _with_adjacent_columns(gate), _with_adjacent_columns(value)
-    out, mean, rstd = _fake(gate, value, weight, bias, eps)
-    num_rows, padded_width = gate.shape
-    chosen = settings("swiglu_subln_forward", len(weight), gate.device)
-    grid = (persistent_programs(num_rows, chosen.pop("programs_per_multiprocessor"), gate.device),)
-    launch(
-        swiglu_subln_forward_kernel,
-        grid,
-        gate.device,
-        gate,
-        value,
-        weight.contiguous(),
-        bias.contiguous(),
-        out,
-        mean,
-        rstd,
-        num_rows,
-        len(weight),
-        padded_width,
-        gate.stride(0),
-        value.stride(0),
-        eps,
-        BLOCK=block_of(padded_width),
-        **chosen,
-    )
-    return out, mean, rstd
-
-
-def _launch_backward(
-    d_out: Tensor, gate: Tensor, value: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from vfm_kernels.triton.swiglu import swiglu_subln_backward_kernel
-
-    d_out, gate, value = (_with_adjacent_columns(tensor) for tensor in (d_out, gate, value))
-    num_rows, padded_width = gate.shape
-    d_gate, d_value = (torch.empty_like(gate, memory_format=torch.contiguous_format) for _ in range(2))
-    chosen = settings("swiglu_subln_backward", len(weight), gate.device)
-    programs = persistent_programs(num_rows, chosen.pop("programs_per_multiprocessor"), gate.device)
-    d_weights, d_biases = (torch.empty(programs, padded_width, device=gate.device) for _ in range(2))
-    launch(
-        swiglu_subln_backward_kernel,
-        (programs,),
-        gate.device,
-        d_out,
-        gate,
-        value,
-        weight.contiguous(),
-        mean,
-        rstd,
-        d_gate,
-        d_value,
-        d_weights,
-        d_biases,
-        num_rows,
-        len(weight),
-        padded_width,
-        d_out.stride(0),
-        gate.stride(0),
-        value.stride(0),
-        BLOCK=block_of(padded_width),
-        **chosen,
-    )
-    d_weight, d_bias = (each.sum(dim=0)[: len(weight)].to(weight.dtype) for each in (d_weights, d_biases))
-    return d_gate, d_value, d_weight.contiguous(), d_bias.contiguous()
-
-
-def _with_adjacent_columns(rows: Tensor) -> Tensor:
-    return rows if rows.stride(-1) == 1 else rows.contiguous()
-
-
-def _fake(gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     statistics = torch.promote_types(gate.dtype, torch.float32)
     mean, rstd = (torch.empty(len(gate), dtype=statistics, device=gate.device) for _ in range(2))
     return torch.empty_like(gate, memory_format=torch.contiguous_format), mean, rstd
 
 
-def _fake_backward(
+def backward_buffers(
     d_out: Tensor, gate: Tensor, value: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     d_gate, d_value = (torch.empty_like(gate, memory_format=torch.contiguous_format) for _ in range(2))
@@ -187,12 +117,12 @@ def _backward(ctx: Any, d_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
 _NAME = define(
     "swiglu_subln(Tensor gate, Tensor value, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor, Tensor)",
     _run,
-    _fake,
+    forward_buffers,
 )
 define(
     "swiglu_subln_backward(Tensor d_out, Tensor gate, Tensor value, Tensor weight, Tensor mean, Tensor rstd)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _run_backward,
-    _fake_backward,
+    backward_buffers,
 )
 differentiate(_NAME, _backward, _keep)

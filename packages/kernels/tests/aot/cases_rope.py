@@ -2,15 +2,15 @@
 
 import torch
 
-from vfm_kernels import rope
+from vfm_kernels.launch.rope import rotate_into
 
 
 def run(width: int, num_heads: int) -> None:
     qkv = torch.empty(256, 257, 3 * num_heads, width, dtype=torch.bfloat16, device="meta")
     sin, cos = (torch.empty(256, width // 2, device="meta").expand(256, -1, -1) for _ in range(2))
     positions = torch.empty(256, 257, dtype=torch.int64, device="meta")
-    rope._run_in_place(qkv, sin, cos, 2 * num_heads, 1, None)
-    rope._run_inverse(qkv, sin, cos, 2 * num_heads, 1, positions)
+    rotate_into(qkv, qkv, sin, cos, 2 * num_heads, 1, None)
+    rotate_into(qkv, qkv, sin, cos, 2 * num_heads, 1, positions, inverse=True)
 
 
 CASES = {

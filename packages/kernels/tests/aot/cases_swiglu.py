@@ -2,14 +2,14 @@
 
 import torch
 
-from vfm_kernels import swiglu
+from vfm_kernels.launch import swiglu
 
 
 def run(width: int, padded: int) -> None:
     gate, value, d_out = (torch.empty(65792, padded, dtype=torch.bfloat16, device="meta") for _ in range(3))
     weight, bias = torch.empty(width, device="meta"), torch.empty(width, device="meta")
-    _, mean, rstd = swiglu._run(gate, value, weight, bias, 1e-6)
-    swiglu._run_backward(d_out, gate, value, weight, mean, rstd)
+    _, mean, rstd = swiglu.forward(gate, value, weight, bias, 1e-6)
+    swiglu.backward(d_out, gate, value, weight, mean, rstd)
 
 
 CASES = {

@@ -20,7 +20,7 @@ from triton.compiler import ASTSource
 from triton.compiler import compile as compile_kernel
 from triton.runtime.jit import JITFunction
 
-from vfm_kernels import dispatch, launch
+from vfm_kernels import launch
 
 TYPES = {
     torch.float32: "*fp32",
@@ -88,7 +88,6 @@ def main(file: str) -> None:
         caught.append((self, dict(zip(self.arg_names, arguments, strict=False)) | constants))
 
     JITFunction.run = catch
-    dispatch._reasons_of_device = lambda device: ()
     for architecture, capability in (("sm80", 80), ("sm90", 90)):
         launch.architecture = lambda device, name=architecture: name
         for name, (op, width, run) in cases.CASES.items():

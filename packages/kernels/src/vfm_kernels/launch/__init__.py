@@ -1,4 +1,4 @@
-"""How a kernel is launched: with the settings checked in for its architecture, on the device of its tensors.
+"""How kernels are launched, one file for each op: with settings checked in for the architecture, where the tensors lie.
 
 The settings are a static table, `tuning/sm80.json` and `tuning/sm90.json`: op -> width -> blocks and warps, beside the
 registers and shared memory that the ahead-of-time test holds the compiled kernel to. Nothing is tuned on import.
@@ -11,8 +11,8 @@ from importlib import resources
 from typing import Any
 
 import torch
+from torch import Tensor
 
-ARCHITECTURES = ("sm80", "sm90")
 LIMITS = ("registers", "shared_bytes")  # what a row promises, beside what it sets
 
 Row = dict[str, int]
@@ -55,6 +55,11 @@ def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *arguments:
 def block_of(width: int) -> int:
     """The power of two that holds a row: Triton's blocks are no other."""
     return 1 << max(width - 1, 0).bit_length()
+
+
+def with_adjacent_columns(rows: Tensor) -> Tensor:
+    """Rows as a kernel reads them: any distance between rows, none between columns."""
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
 @cache
