@@ -178,6 +178,17 @@ def test_a_teacher_of_another_size_and_grid_teaches(tmp_path, pool, student):
     assert len(losses(tmp_path / "run")) == 3
 
 
+def test_the_teachers_precision_is_the_students_on_a_cpu_unless_it_is_set(tmp_path, pool, teacher):
+    assert stage()._teacher_in_bf16() is None
+    assert stage(teacher_precision="fp32")._teacher_in_bf16() is False
+    found = {}
+    for precision in ("auto", "fp32", "bf16"):
+        run(tmp_path / precision, {"steps": 3, "teacher_precision": precision}, pool=pool, teacher=teacher)
+        found[precision] = losses(tmp_path / precision)
+    assert found["auto"] == found["fp32"] != found["bf16"]
+    assert found["bf16"] == pytest.approx(found["fp32"], abs=5e-3)
+
+
 def test_an_encoder_teaches_by_its_final_norm(tmp_path, pool):
     encoder = encoder_teacher(tmp_path / "teacher")
     run(tmp_path / "run", {"target": {"projected": False}, "steps": 3}, pool=pool, teacher=encoder)

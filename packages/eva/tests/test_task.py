@@ -106,6 +106,39 @@ def test_bf16_computes_the_loss_in_fp32(clip_teacher):
     assert loss.item() == pytest.approx(full.item(), abs=0.02)
 
 
+@pytest.mark.parametrize("model", ["ViT-Pico-8-32", "EVA02-Pico-8-32", STUDENT])
+def test_a_teacher_kept_in_bf16_says_what_autocast_makes_of_one_in_fp32(model):
+    def fresh(bf16: bool | None) -> Teacher:
+        if model == STUDENT:
+            encoder = build_vision(model, num_classes=0, seed=0)
+            return Teacher(encoder, vision_preprocess(encoder), projected=False, bf16=bf16)
+        clip = build_clip(model, seed=0)
+        return Teacher(clip, clip.preprocess, bf16=bf16)
+
+    images = random_batch()["images"]
+    full, kept = fresh(None).target(images, (4, 4)), fresh(True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = fresh(None).target(images, (4, 4))
+        assert torch.equal(fresh(False).target(images, (4, 4)), full)
+    if model == "ViT-Pico-8-32":  # under a CPU's autocast torch's own attention leaves fp32 weights as they are
+        assert F.cosine_similarity(kept.target(images, (4, 4)).float(), cast.float(), dim=-1).min() > 0.9995
+    else:
+        assert torch.equal(kept.target(images, (4, 4)), cast)
+    assert not torch.equal(cast.float(), full)
+    assert kept.width == full.shape[-1]
+    kinds = {type(part).__name__: part.weight.dtype for part in kept.module.modules() if hasattr(part, "weight")}
+    assert {kinds["Linear"], kinds["Conv2d"], kinds["LayerNorm"]} == {torch.bfloat16, torch.float32}
+    assert kinds["LayerNorm"] == torch.float32
+
+
+def test_a_student_in_fp32_learns_from_a_teacher_in_bf16():
+    clip = build_clip("ViT-Pico-8-32", seed=0)
+    task = make_task(Teacher(clip, clip.preprocess, bf16=True)).train()
+    loss, _ = task(random_batch())
+    loss.backward()
+    assert all(param.grad is not None and param.grad.dtype == torch.float32 for param in task.parameters())
+
+
 def test_a_masked_patch_knows_its_position(clip_teacher):
     task, batch = make_task(clip_teacher), random_batch()
     tokens = task.student_tokens(batch["images"], batch["bool_mask"])

@@ -77,13 +77,8 @@ class Asking:
 
     def _features(self, batch: Batch) -> Tensor:
         """(samples * C, N, T)."""
-        crops, bf16 = batch["images"].flatten(0, 1), self.plan.precision == "amp_bf16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-            parts = [
-                self.teacher.target(part.to(self.device), self.plan.grid)
-                for part in crops.split(self.plan.micro_batch_size)
-            ]
-        return torch.cat(parts)
+        crops = batch["images"].flatten(0, 1).split(self.plan.micro_batch_size)
+        return torch.cat([self.teacher.target(part.to(self.device), self.plan.grid) for part in crops])
 
     def _judge(self, seen: int) -> None:
         if seen >= ENOUGH_TO_JUDGE or seen == len(self.source):

@@ -58,6 +58,11 @@ class EvaPretrain(VisionPretraining, Crops):
         None, description="its features and their crops, kept by eva.targets: the teacher is not run"
     )
     target: Target = Field(Target(), description="which of the teacher's features")
+    teacher_precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="what the teacher computes in; bf16 keeps its matrices so, too; auto: bf16 on a GPU, else as the"
+        " student's precision has it",
+    )
     mask: MaskKind = Field(
         "block",
         description="block: EVA's rectangles; block_exact: the same with an exact count; random: single patches",
@@ -85,7 +90,11 @@ class EvaPretrain(VisionPretraining, Crops):
         if (self.teacher is None) == (self.targets is None):
             raise ValueError("give exactly one of teacher and targets")
         fields = EvaPretrain.model_fields
-        set_here = [name for name in ("target", "crop_scale", "flip") if getattr(self, name) != fields[name].default]
+        set_here = [
+            name
+            for name in ("target", "teacher_precision", "crop_scale", "flip")
+            if getattr(self, name) != fields[name].default
+        ]
         if self.targets and set_here:
             raise ValueError(f"{set_here[0]} is fixed in {self.targets!r}; set it where the targets are made")
         return self
@@ -143,9 +152,16 @@ class EvaPretrain(VisionPretraining, Crops):
         from vfm_eva.images import MakeViews, crop_transform
 
         assert self.teacher
-        teacher = self.target.teacher(ctx.load(self.teacher))
+        teacher = self.target.teacher(ctx.load(self.teacher), bf16=self._teacher_in_bf16())
         task = self._task(self._student(), teacher)
         return task, MakeViews(*(crop_transform(self, model.preprocess) for model in (task, teacher)))
+
+    def _teacher_in_bf16(self) -> bool | None:
+        from vfm.train import resolve_device
+
+        if self.teacher_precision == "auto":
+            return True if resolve_device(self.runtime).type == "cuda" else None
+        return self.teacher_precision == "bf16"
 
     def _from_cache(self, ctx: Context, data: ImageDataset) -> tuple[EvaTask, Make]:
         from vfm.data.sample_cache import CachedTensors

@@ -26,8 +26,8 @@ class Target(Config):
     )
     normalize: bool = Field(False, description="to unit length, before another grid's features are interpolated")
 
-    def teacher(self, checkpoint: ClipCheckpoint | VisionCheckpoint) -> Teacher:
-        """The encoder of a checkpoint as the teacher that gives these features.
+    def teacher(self, checkpoint: ClipCheckpoint | VisionCheckpoint, *, bf16: bool | None = None) -> Teacher:
+        """The encoder of a checkpoint as the teacher that gives these features, in bf16 or not (see `Teacher`).
 
         Raises:
             UserError: its weights do not fit, or hold what is no number.
@@ -38,10 +38,10 @@ class Target(Config):
 
         if isinstance(checkpoint, ClipCheckpoint):
             clip = load_clip(checkpoint)
-            teacher = Teacher(clip, clip.preprocess, **self.model_dump())
+            teacher = Teacher(clip, clip.preprocess, **self.model_dump(), bf16=bf16)
         else:
             encoder = load_vision(checkpoint)
-            teacher = Teacher(encoder, vision_preprocess(encoder), **self.model_dump())
+            teacher = Teacher(encoder, vision_preprocess(encoder), **self.model_dump(), bf16=bf16)
         for name, weight in teacher.module.named_parameters():
             if not weight.isfinite().all():
                 raise UserError(f"{checkpoint.path}: {name} holds NaN or infinity; so would every target")
@@ -107,7 +107,7 @@ class EvaTargets(Stage, Crops):
         from vfm_eva.pca import FILE
 
         data, checkpoint = ctx.load(self.data), ctx.load(self.teacher)
-        teacher = self.target.teacher(checkpoint)
+        teacher = self.target.teacher(checkpoint, bf16=self.precision == "amp_bf16")
         self.check_components(teacher)
         asking = Asking(self, ctx, teacher, data)
         pca = asking.pca() if self.components else None

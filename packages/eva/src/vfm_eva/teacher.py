@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,6 +15,8 @@ from vfm.models.clip import ClipModel
 from vfm.models.patch_features import feature_width, grid_size, patch_features
 from vfm.models.preprocess import Preprocess
 from vfm.train import Batch, Frozen
+
+MATRICES = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)  # what autocast multiplies in bf16; norms stay in fp32
 
 
 class Teacher(Frozen[nn.Module]):
@@ -26,6 +30,8 @@ class Teacher(Frozen[nn.Module]):
         layer: block whose tokens are taken, from 0; negative counts from the end.
         projected: through the projection into the joint space, else the final norm alone.
         normalize: to unit length.
+        bf16: its matrices are kept and multiplied in bf16, as autocast has it, but not cast anew in every step; false:
+            fp32, whatever the student's autocast. Default: fp32 weights, and the caller's autocast.
     """
 
     def __init__(
@@ -36,21 +42,26 @@ class Teacher(Frozen[nn.Module]):
         layer: int = -1,
         projected: bool = True,
         normalize: bool = False,
+        bf16: bool | None = None,
     ) -> None:
         super().__init__(model.module if isinstance(model, ClipModel) else model)
         self.model, self.preprocess = model, preprocess
-        self.layer, self.projected, self.normalize = layer, projected, normalize
+        self.layer, self.projected, self.normalize, self.bf16 = layer, projected, normalize, bf16
+        if bf16:
+            for part in self.module.modules():
+                if isinstance(part, MATRICES):
+                    part.bfloat16()
 
     @property
     def width(self) -> int:
         """Channels of the target."""
-        return feature_width(self.model, projected=self.projected)
+        with self._precision(next(self.module.parameters()).device):
+            return feature_width(self.model, projected=self.projected)
 
     def of(self, batch: Batch, grid: tuple[int, int]) -> Tensor:
         """The target of a training's batch, (B, N, T), from `teacher_images` where it has them, else from `images`."""
         return self.target(batch["teacher_images" if "teacher_images" in batch else "images"], grid)
 
-    @torch.no_grad()
     def target(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """Target features on the student's grid, (B, N, T), from uint8 images (B, 3, S', S') of the teacher's size.
 
@@ -62,14 +73,21 @@ class Teacher(Frozen[nn.Module]):
             raise UserError(
                 f"the teacher wants images of {size} pixels, these have {images.shape[-1]}; give it `teacher_images`"
             )
-        features = patch_features(
-            self.model,
-            self.preprocess.pixels(images),
-            layer=self.layer,
-            projected=self.projected,
-            normalize=self.normalize,
-        )
-        return to_grid(features, grid_size(self.model), grid)
+        with torch.inference_mode(), self._precision(images.device):
+            features = patch_features(
+                self.model,
+                self.preprocess.pixels(images),
+                layer=self.layer,
+                projected=self.projected,
+                normalize=self.normalize,
+            )
+            target = to_grid(features, grid_size(self.model), grid)
+        return target.clone()  # an ordinary tensor: a backward pass takes none of inference mode
+
+    def _precision(self, device: torch.device) -> AbstractContextManager[object]:
+        if self.bf16 is None:
+            return nullcontext()
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
 
 class StoredTargets(Frozen[nn.Module]):
