@@ -26,6 +26,7 @@ from vfm.config import UserError
 from vfm.models.clip_config import CONFIG_FILE, WEIGHTS_FILE, check_keys, clip_config, read_config, weights_file
 from vfm.models.clip_module import build_module, load_weights, plain_config, set_image_size
 from vfm.models.preprocess import Preprocess
+from vfm.models.tokens import WordTokenizer
 from vfm.models.weights import save_state_dict
 
 Item = TypeVar("Item")
@@ -63,11 +64,11 @@ class ClipModel:
 
     @cached_property
     def tokenizer(self) -> Callable[..., Tensor]:
-        """open_clip's tokenizer of this model."""
+        """open_clip's tokenizer of this model, or what makes the same faster."""
         text = self.config["text_cfg"]
         options = {"context_length": self.context_length, **(text.get("tokenizer_kwargs") or {})}
         if not (name := text.get("hf_tokenizer_name")):
-            return open_clip.SimpleTokenizer(**options)  # type: ignore[no-any-return]
+            return WordTokenizer(open_clip.SimpleTokenizer(**options))
         source = self.folder if self.folder and (self.folder / "tokenizer_config.json").is_file() else name
         try:
             return open_clip.tokenizer.HFTokenizer(  # type: ignore[no-any-return]
@@ -157,7 +158,11 @@ def build_clip(
     return ClipModel(module.to(device), config, preprocess, name)
 
 
-def blueprint(model: str | Mapping[str, Any] | ClipCheckpoint, image_size: int | None = None) -> ClipModel:
+def blueprint(
+    model: str | Mapping[str, Any] | ClipCheckpoint,
+    image_size: int | None = None,
+    noise: Mapping[str, float] | None = None,
+) -> ClipModel:
     """A CLIP model on the meta device: shapes without weights, so a model of any size costs neither memory nor time.
 
     Args:
@@ -165,7 +170,7 @@ def blueprint(model: str | Mapping[str, Any] | ClipCheckpoint, image_size: int |
     """
     config = read_config(model.path)["model_cfg"] if isinstance(model, ClipCheckpoint) else model
     with torch.device("meta"):
-        made = build_clip(config, image_size=image_size, device="meta")
+        made = build_clip(config, image_size=image_size, noise=noise, device="meta")
     if isinstance(model, ClipCheckpoint):
         made.name, made.folder = model.model, model.path
     return made
