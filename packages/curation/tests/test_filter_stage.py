@@ -23,7 +23,7 @@ from vfm.data.stages import Pairs
 from vfm.panels import load_panels
 from vfm_curation.balance_stage import MetaclipBalance
 from vfm_curation.filter_stage import FilterPool
-from vfm_curation.filters import AnyFilter, buckets
+from vfm_curation.filters import AnyFilter, buckets, near_duplicates
 from vfm_curation.filters.phash import phash
 from vfm_curation.language import detect
 from vfm_curation.match_stage import MatchTexts
@@ -226,6 +226,25 @@ def test_bad_images_are_skipped_and_counted_by_reason(make_pool: Any, run_stage:
     told = Counter(event.data["reason"] for event in events if event.type == "bad_sample")
     assert told == {"unreadable_image": 2, "missing_caption": 1}
     assert uids[5] not in {uid for uid, *_ in found}
+
+
+def test_a_distance_that_costs_much_is_told(make_pool: Any, run_stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples, images, _ = world(12)
+    pool = make_pool("pool", samples, images=images)
+
+    def warnings(distance: int) -> list[str]:
+        events: list[Event] = []
+        run(
+            run_stage, pool, [{"type": "near_duplicates", "max_distance": distance}], f"d{distance}", send=events.append
+        )
+        return [event.data["message"] for event in events if event.type == "warning"]
+
+    assert warnings(10) == []  # so few images are in few groups
+    monkeypatch.setattr(near_duplicates, "MANY_ROWS", 5)
+    assert warnings(4) == []
+    assert warnings(9) == [
+        "near_duplicates: with max_distance 9 each of 12 images is written and sorted 10 times, with 4 5 times"
+    ]
 
 
 class KilledError(Exception):

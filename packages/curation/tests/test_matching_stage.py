@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from vfm import Event, UserError
-from vfm.artifacts import Metadata
+from vfm.artifacts import Metadata, Pool
+from vfm.data import DatasetSpec, Shard, write_index
 from vfm_curation.match_stage import COUNTS_FILE, MatchTexts
 from vfm_curation.metadata import EntryList, entries_sha256, save_entries
 from vfm_curation.metadata_stage import BuildMetadata
@@ -118,3 +120,22 @@ def test_entries_that_die_by_fixed_semantics_are_told(make_pool: Any, run_stage:
     assert not told["metaclip"]
     (line,) = told["fixed"]
     assert line.startswith("semantics: fixed leaves 2 entries that can never match, such as '5\" disk': ")
+
+
+def test_a_row_group_that_was_damaged_later_is_told_in_one_line(
+    run_stage: Any, metadata: Metadata, tmp_path: Path
+) -> None:
+    file, folder = tmp_path / "captions.parquet", tmp_path / "store/pool"
+    folder.mkdir(parents=True)
+    pq.write_table(
+        pa.table({"uid": list("abcd"), "caption": ["a dog"] * 4}), file, row_group_size=2, compression="zstd"
+    )
+    spec = DatasetSpec(images=False, texts={"en": "caption"})
+    pool = Pool.create(folder, num_samples=write_index(folder, [Shard.of(file, 4, format="parquet")], spec))
+    column, content = pq.ParquetFile(file).metadata.row_group(1).column(1), bytearray(file.read_bytes())
+    first = column.dictionary_page_offset or column.data_page_offset
+    content[first : first + column.total_compressed_size] = bytes(column.total_compressed_size)
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"shard 0: .*captions\.parquet: damaged, write it anew") as told:
+        run_stage(MatchTexts(name="damaged", pool="p", metadata="m"), p=pool, m=metadata)
+    assert "\n" not in str(told.value)

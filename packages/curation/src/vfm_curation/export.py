@@ -26,6 +26,7 @@ from vfm_curation.engine import Summary
 from vfm_curation.filters.standing import VERDICTS_FILE
 from vfm_curation.link_table import table_schema
 from vfm_curation.metadata import load_entries
+from vfm_curation.pool_texts import texts_of
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 from vfm_curation.shards import FOLDER
 
@@ -140,7 +141,7 @@ def write_links(job: LinksJob, shard: int) -> LinksSummary:
     if record := finished_summary(file, made):
         return LinksSummary.of(record)
     summary = LinksSummary()
-    texts = source.texts_of_shard(shard, on_bad=summary.skip)
+    texts = texts_of(source, shard, on_bad=summary.skip)
     rows = texts["row"].to_numpy()
     firsts = np.flatnonzero(np.diff(rows, prepend=-1))
     offsets = pa.array(np.append(firsts, len(rows)), pa.int32())

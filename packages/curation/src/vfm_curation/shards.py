@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,11 @@ from vfm_curation.engine import Summary, run_shards
 from vfm_curation.language import detected
 from vfm_curation.matchers import Matchers
 from vfm_curation.matching import Semantics
+from vfm_curation.pool_texts import OnBad, texts_of
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 
 FOLDER = "shards"
 RULES_VERSION = 3  # raised where the same text and entries give other matches
-OnBad = Callable[[str, str], None]  # told (reason, where) of a sample that cannot be used
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def match_shard(job: MatchJob, shard: int) -> ShardSummary:
 
 
 def texts_in(source: Source, shard: int, languages: Sequence[str], *, on_bad: OnBad | None = None) -> pa.Table:
-    """The texts of a shard that are in one of the languages; columns as in `Source.texts_of_shard`."""
-    texts = source.texts_of_shard(shard, on_bad=on_bad)
+    """The texts of a shard that are in one of the languages; columns as in `texts_of`."""
+    texts = texts_of(source, shard, on_bad=on_bad)
     return texts.filter(pc.is_in(texts["language"], pa.array(languages, pa.string())))
 
 

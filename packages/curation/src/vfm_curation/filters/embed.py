@@ -26,6 +26,7 @@ from vfm_curation.engine import Summary
 from vfm_curation.filters.images import standing_samples
 from vfm_curation.filters.standing import Standing, save_array, shard_file
 from vfm_curation.filters.texts import IDENTITY, VERSION, opened
+from vfm_curation.pool_texts import texts_of
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 
 NAME = IDENTITY[1:]  # of a text within its shard
@@ -102,7 +103,7 @@ def score_texts(job: ClipJob, shard: int) -> Summary:
     assert job.standing
     places = job.standing.places(shard)
     identity = pq.read_table(shard_file(job.standing.texts, shard), columns=IDENTITY).take(places)
-    texts = opened(job.dataset).texts_of_shard(shard)
+    texts = texts_of(opened(job.dataset), shard)
     named = dict(
         zip(zip(*(texts[name].to_pylist() for name in NAME), strict=True), texts["text"].to_pylist(), strict=True)
     )

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from vfm_curation.filters.base import Bools
     from vfm_curation.filters.sieve import Sieve
 
+MANY_ROWS = 100  # of an image, from which on the user is told what the distance costs
+
 
 class NearDuplicates(Filter):
     """Drops an image whose 64-bit perceptual hash is near that of an image with a smaller uid.
@@ -45,6 +47,11 @@ class NearDuplicates(Filter):
 
         num_images = sieve.num_units("image")
         number, masks = num_buckets(num_images), block_masks(self.max_distance, num_images)
+        if len(masks) > MANY_ROWS:
+            sieve.ctx.warn(
+                f"near_duplicates: with max_distance {self.max_distance} each of {num_images} images is written and"
+                f" sorted {len(masks)} times, with 4 {len(block_masks(4, num_images))} times"
+            )
         fallen = Fallen(sieve.scratch / "fallen", number, sieve.num_shards)
         equal = Buckets(sieve.scratch / "equal", number)
         for table in sieve.images():

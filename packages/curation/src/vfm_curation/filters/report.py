@@ -18,6 +18,7 @@ from vfm_curation.example_texts import shortened
 from vfm_curation.filters.sieve import Pass, Sieve
 from vfm_curation.filters.standing import VERDICTS_FILE
 from vfm_curation.filters.texts import IDENTITY, opened
+from vfm_curation.pool_texts import texts_of
 
 NUM_EXAMPLES = 5  # of each reason
 
@@ -101,11 +102,11 @@ def _passes(passes: Sequence[Pass]) -> Panel:
 
 def _examples(sieve: Sieve, outcome: Outcome) -> Panel:
     source = opened(sieve.dataset)
-    texts_of = functools.lru_cache(1)(lambda shard: source.texts_of_shard(shard).to_pylist())
+    rows_of = functools.lru_cache(1)(lambda shard: texts_of(source, shard).to_pylist())
     places = sorted((shard, place, reason) for reason, found in outcome.examples.items() for shard, *place in found)
     rows: list[list[str | float | int | None]] = []
     for shard, place, reason in places:
-        text = next(one for one in texts_of(shard) if [one["row"], one["language"], one["text_index"]] == place)
+        text = next(one for one in rows_of(shard) if [one["row"], one["language"], one["text_index"]] == place)
         rows.append([reason, outcome.fallen[reason], text["language"], shortened(text["text"]), text["uid"]])
     return TablePanel(
         title="What the filters dropped", note="The first texts that fell by each reason.", order=30,

@@ -15,6 +15,7 @@ from vfm.artifacts import ImageDataset
 from vfm.data import Source, open_dataset
 from vfm_curation.engine import Summary
 from vfm_curation.filters.standing import shard_file
+from vfm_curation.pool_texts import texts_of
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 
 TEXT_COLUMNS = frozenset({"text", "detected"})  # what is measured only where a filter asks for it
@@ -47,7 +48,7 @@ def measure_texts(job: TextJob, shard: int) -> Summary:
     if record := finished_summary(file, made):
         return Summary.of(record)
     summary = Summary()
-    table = source.texts_of_shard(shard, on_bad=summary.skip)
+    table = texts_of(source, shard, on_bad=summary.skip)
     table = table.sort_by([(name, "ascending") for name in ("row", "language", "text_index")])
     texts = table["text"].to_pylist()
     columns = {

@@ -13,6 +13,7 @@ from vfm_curation.entry_sources.base import TokenizerName
 from vfm_curation.metadata.counting import MAX_COUNTED
 from vfm_curation.metadata.tokenizers import find_tokenizer
 from vfm_curation.metadata.vocabulary import Vocabulary
+from vfm_curation.pool_texts import texts_of
 
 
 def count_captions(
@@ -37,7 +38,7 @@ def count_captions(
     source = open_dataset(pool)
     num_shards, num_texts = len(source.shard_sizes), 0
     for shard in range(num_shards):
-        texts = source.texts_of_shard(shard, on_bad=ctx.skip)
+        texts = texts_of(source, shard, on_bad=ctx.skip)
         for language, vocabulary in found.items():
             own = texts["text"].filter(pc.equal(texts["language"], language))
             vocabulary.add(own.to_pylist())
