@@ -15,6 +15,8 @@ from vfm_kernels import (
     scatter_tokens,
 )
 
+OPS = torch.ops.vfm_kernels
+
 
 def test_masked_patches_become_the_mask_token_and_others_stay():
     tokens, token = torch.randn(3, 16, 5), torch.randn(1, 1, 5)
@@ -92,3 +94,46 @@ def test_masked_index_selects_as_boolean_indexing_does():
     tokens = torch.randn(5, 64, 7)
     selected = gather_tokens(tokens, masked_index(mask, 26))
     assert torch.equal(selected.flatten(0, 1), tokens[mask])
+
+
+def test_cls_comes_first_and_positions_are_added_last():
+    patches, token, cls_token, positions = torch.randn(2, 4, 3), torch.randn(3), torch.randn(1, 1, 3), torch.randn(5, 3)
+    mask = torch.tensor([[True, False, False, True]] * 2)
+    result = mask_tokens(patches, token, mask, cls_token=cls_token, pos_embed=positions)
+    expected = torch.cat([cls_token.expand(2, 1, 3), mask_tokens(patches, token, mask)], dim=1) + positions
+    torch.testing.assert_close(result, expected)
+    with pytest.raises(ValueError, match="pos_embed"):
+        mask_tokens(patches, token, mask, cls_token=cls_token, pos_embed=positions[1:])
+
+
+@pytest.mark.parametrize("with_cls", [True, False])
+def test_the_closed_form_gradient_of_masking_is_that_of_the_plain_form(agrees, with_cls):
+    mask = torch.rand(2, 6) < 0.5
+    leaves = [torch.randn(2, 6, 4), torch.randn(4), torch.randn(6 + with_cls, 4)] + [torch.randn(4)] * with_cls
+    agrees(
+        lambda x, token, positions, cls_token=None: OPS.mask_tokens(x, token, mask, cls_token, positions),
+        lambda x, token, positions, cls_token=None: mask_tokens(
+            x, token, mask, cls_token=cls_token, pos_embed=positions
+        ),
+        leaves,
+    )
+
+
+def test_the_closed_form_gradients_of_gather_and_scatter_are_those_of_the_plain_forms(agrees):
+    index = torch.tensor([[3, 0, 1], [1, 2, 4]])
+    agrees(lambda x: OPS.gather_tokens(x, index), lambda x: gather_tokens(x, index), [torch.randn(2, 5, 7)])
+    agrees(
+        lambda x, fill: OPS.scatter_tokens(x, index, 5, fill.expand(2, 5, 7)),
+        lambda x, fill: scatter_tokens(x, index, 5, fill),
+        [torch.randn(2, 3, 7), torch.randn(7)],
+    )
+
+
+def test_meta_tensors_have_shapes_forward_and_backward():
+    tokens, token = (torch.randn(shape, device="meta", requires_grad=True) for shape in ((2, 6, 4), (4,)))
+    mask, index = torch.empty(2, 6, dtype=torch.bool, device="meta"), torch.empty(2, 3, dtype=torch.long, device="meta")
+    kept = OPS.gather_tokens(OPS.mask_tokens(tokens, token, mask, token, None), index)
+    OPS.scatter_tokens(kept, index, 9, None).sum().backward()
+    assert kept.shape == (2, 3, 4)
+    assert tokens.grad.shape == tokens.shape
+    assert token.grad.shape == token.shape

@@ -14,11 +14,12 @@ from vfm_kernels.diffusion import (
     sample_times,
 )
 from vfm_kernels.dispatch import Kernels, not_supported_reasons, use_kernels
+from vfm_kernels.embedding import mask_tokens
 from vfm_kernels.gather import gather_with_grad
 from vfm_kernels.masking import block_mask, block_mask_exact, random_mask
 from vfm_kernels.rope import rope_2d
 from vfm_kernels.swiglu import swiglu_subln
-from vfm_kernels.tokens import gather_tokens, mask_tokens, masked_index, patch_dropout_index, scatter_tokens
+from vfm_kernels.tokens import gather_tokens, masked_index, patch_dropout_index, scatter_tokens
 
 __all__ = [
     "DiffusionKind",

@@ -1,29 +1,14 @@
-"""Moving tokens: mask tokens in, dropped tokens out and back; all with static shapes and without host sync."""
+"""Moving tokens: dropped tokens out and back, masked ones apart; all with static shapes and without host sync."""
 
 # B batch, N tokens, K kept tokens, D width
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-
-def mask_tokens(patch_tokens: Tensor, mask_token: Tensor, bool_mask: Tensor) -> Tensor:
-    """Put the learned mask token where patches are hidden from the student (EVA, BEiT, SimMIM).
-
-    Args:
-        patch_tokens: (B, N, D), without CLS and before position embeddings.
-        mask_token: D values in any shape, such as (1, 1, D); cast to the tokens' dtype.
-        bool_mask: (B, N), True = masked.
-
-    Returns:
-        (B, N, D).
-
-    Raises:
-        ValueError: shapes that do not fit.
-    """
-    if bool_mask.shape != patch_tokens.shape[:2]:
-        raise ValueError(f"bool_mask is {tuple(bool_mask.shape)}; patch_tokens {tuple(patch_tokens.shape)} need (B, N)")
-    token = mask_token.reshape(1, 1, patch_tokens.shape[-1]).to(patch_tokens.dtype)
-    return torch.where(bool_mask.bool().unsqueeze(-1), token, patch_tokens)
+from vfm_kernels.dispatch import fused, runs_triton
+from vfm_kernels.library import define, differentiate
 
 
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
@@ -36,7 +21,10 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
     Returns:
         (B, K, D).
     """
-    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+    if not fused(tokens):
+        return tokens.gather(1, _rows(index, tokens))
+    gathered: Tensor = torch.ops.vfm_kernels.gather_tokens(tokens, index)
+    return gathered
 
 
 def scatter_tokens(tokens: Tensor, index: Tensor, num_tokens: int, fill: Tensor | None = None) -> Tensor:
@@ -52,8 +40,12 @@ def scatter_tokens(tokens: Tensor, index: Tensor, num_tokens: int, fill: Tensor 
         (B, N, D).
     """
     shape = (tokens.shape[0], num_tokens, tokens.shape[-1])
-    base = tokens.new_zeros(shape) if fill is None else fill.to(tokens.dtype).expand(shape)
-    return base.scatter(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]), tokens)
+    fill = None if fill is None else fill.to(tokens.dtype).expand(shape)
+    if not fused(tokens):
+        base = tokens.new_zeros(shape) if fill is None else fill
+        return base.scatter(1, _rows(index, tokens), tokens)
+    scattered: Tensor = torch.ops.vfm_kernels.scatter_tokens(tokens, index, num_tokens, fill)
+    return scattered
 
 
 def patch_dropout_index(
@@ -111,3 +103,67 @@ def masked_index(bool_mask: Tensor, num_masked: int) -> Tensor:
         (B, K) int64.
     """
     return bool_mask.bool().sort(dim=1, descending=True, stable=True).indices[:, :num_masked]
+
+
+def _rows(index: Tensor, tokens: Tensor) -> Tensor:
+    """The index for every channel, (B, K, D)."""
+    return index.long().unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
+
+
+def _run_gather(tokens: Tensor, index: Tensor) -> Tensor:
+    if runs_triton(tokens):
+        from vfm_kernels.launch import tokens as on_device
+
+        return on_device.gather(tokens, index)
+    return tokens.gather(1, _rows(index, tokens))
+
+
+def _run_scatter(tokens: Tensor, index: Tensor, num_tokens: int, fill: Tensor | None) -> Tensor:
+    """Where the index names a place twice, as gathering may, the sum is put there: gathering's gradient."""
+    if runs_triton(tokens):
+        from vfm_kernels.launch import tokens as on_device
+
+        return on_device.scatter(tokens, index, num_tokens, fill)
+    rows = _rows(index, tokens)
+    base = tokens.new_zeros(len(tokens), num_tokens, tokens.shape[-1]) if fill is None else fill.scatter(1, rows, 0.0)
+    return base.scatter_add(1, rows, tokens)
+
+
+def _keep_gather(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    tokens, index = inputs
+    ctx.save_for_backward(index)
+    ctx.num_tokens = tokens.shape[1]
+
+
+def _backward_gather(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    (index,) = ctx.saved_tensors
+    return torch.ops.vfm_kernels.scatter_tokens(grad, index, ctx.num_tokens, None), None
+
+
+def _keep_scatter(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, index, _, fill = inputs
+    ctx.save_for_backward(index)
+    ctx.has_fill = fill is not None
+
+
+def _backward_scatter(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (index,) = ctx.saved_tensors
+    d_fill = None
+    if ctx.has_fill:
+        taken = torch.zeros(grad.shape[:2], dtype=torch.bool, device=grad.device).scatter(1, index.long(), True)
+        d_fill = grad.masked_fill(taken.unsqueeze(-1), 0.0)
+    return torch.ops.vfm_kernels.gather_tokens(grad, index), None, None, d_fill
+
+
+_GATHER = define(
+    "gather_tokens(Tensor tokens, Tensor index) -> Tensor",
+    _run_gather,
+    lambda tokens, index: tokens.new_empty(*index.shape, tokens.shape[-1]),
+)
+_SCATTER = define(
+    "scatter_tokens(Tensor tokens, Tensor index, SymInt num_tokens, Tensor? fill) -> Tensor",
+    _run_scatter,
+    lambda tokens, index, num_tokens, fill: tokens.new_empty(len(tokens), num_tokens, tokens.shape[-1]),
+)
+differentiate(_GATHER, _backward_gather, _keep_gather)
+differentiate(_SCATTER, _backward_scatter, _keep_scatter)
