@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -89,6 +89,29 @@ AnyEvaluation = Annotated[
 ]
 
 
+def check_evals(evals: Sequence[Evaluation], maker: Stage) -> None:
+    """Refuses evaluations that cannot judge what a stage makes on its way to it.
+
+    Raises:
+        ValueError: the first such one.
+    """
+    names = [evaluation.name for evaluation in evals]
+    for number, evaluation in enumerate(evals):
+        (wanted,) = get_args(type(evaluation).model_fields["models"].annotation)
+        model = TypeAdapter(wanted).validate_python(maker.kind)
+        if evaluation.models or evaluation.runtime != Runtime():
+            complaint = "leave models and runtime out: the model in training is judged, where it is trained"
+        elif type(evaluation).scores is Evaluation.scores:
+            complaint = f"{evaluation.kind} judges no model in training"
+        elif not model.accepts(maker.makes):
+            complaint = f"{evaluation.kind} judges a {model.wanted}; {maker.kind} makes a {maker.makes.__name__}"
+        elif evaluation.name in names[:number]:
+            complaint = f"another one is called {evaluation.name!r} already: give it a name of its own"
+        else:
+            continue
+        raise ValueError(f"evals[{number}]: {complaint}")
+
+
 class CheckpointPolicy(Config):
     """When a training saves what it needs to go on after a crash. Resuming is exact wherever the cut falls."""
 
@@ -130,6 +153,11 @@ class Training(Stage):
     checkpoint: CheckpointPolicy = Field(CheckpointPolicy(), description="when to save what a resume needs")
     evals: list[AnyEvaluation] = Field([], description="evaluations, without `models`, of the model in training")
     eval_every: int | None = Field(None, ge=1, description="steps between evaluations; default: after the last alone")
+    keep_best: str | None = Field(
+        None,
+        description="a score of the `evals`, such as val/image_retrieval_recall@1: the weights that had the highest are"
+        " exported, which is told; default: the last weights",
+    )
     seed: Seed = Field(0, description="of all random draws")
 
     @model_validator(mode="after")
@@ -146,23 +174,11 @@ class Training(Stage):
 
     @model_validator(mode="after")
     def _evals_fit(self) -> Training:
-        names = [evaluation.name for evaluation in self.evals]
-        for number, evaluation in enumerate(self.evals):
-            (wanted,) = get_args(type(evaluation).model_fields["models"].annotation)
-            model = TypeAdapter(wanted).validate_python(self.kind)
-            if evaluation.models or evaluation.runtime != Runtime():
-                complaint = "leave models and runtime out: the model in training is judged, where it is trained"
-            elif type(evaluation).scores is Evaluation.scores:
-                complaint = f"{evaluation.kind} judges no model in training"
-            elif not model.accepts(self.makes):
-                complaint = f"{evaluation.kind} judges a {model.wanted}; {self.kind} makes a {self.makes.__name__}"
-            elif evaluation.name in names[:number]:
-                complaint = f"another one is called {evaluation.name!r} already: give it a name of its own"
-            else:
-                continue
-            raise ValueError(f"evals[{number}]: {complaint}")
+        check_evals(self.evals, self)
         if self.eval_every and not self.evals:
             raise ValueError("eval_every says when, evals what to judge: give both")
+        if self.keep_best and not self.eval_every:
+            raise ValueError("keep_best chooses among weights: evals and eval_every say which are judged")
         return self
 
     @property
@@ -180,10 +196,24 @@ class VisionPretraining(Training):
     def run(self, ctx: Context) -> VisionCheckpoint: ...
 
 
+class Portion(Config):
+    """One of several data sets that a training mixes."""
+
+    data: Ref[PairDataset] = Field(description="the pairs to learn from")
+    weight: float = Field(1.0, gt=0, description="its share of the samples, against the weights of the others")
+
+
 class ClipTraining(Training):
     """Trains a CLIP model from pairs."""
 
-    data: Ref[PairDataset] = Field(description="the pairs to learn from")
+    data: Ref[PairDataset] | Annotated[list[Portion], Field(min_length=1)] = Field(
+        description="the pairs to learn from; or several data sets with their weights, mixed in every batch"
+    )
+
+    @property
+    def portions(self) -> list[Portion]:
+        """The data sets: one, or those of a mixture."""
+        return self.data if isinstance(self.data, list) else [Portion(data=self.data)]
 
     @abstractmethod
     def run(self, ctx: Context) -> ClipCheckpoint: ...

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vfm.data.draws import drawn, text_key, text_keys, uniform
     from vfm.data.index import BadRow, Shard, read_index, write_index
+    from vfm.data.mixture import Mixture
     from vfm.data.sample import REASONS, BadSample, Sample, uid_of
     from vfm.data.source import Source, open_balanced, open_dataset
     from vfm.data.spec import DatasetSpec
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "draws": ("drawn", "text_key", "text_keys", "uniform"),
     "index": ("BadRow", "Shard", "read_index", "write_index"),
+    "mixture": ("Mixture",),
     "sample": ("REASONS", "BadSample", "Sample", "uid_of"),
     "source": ("Source", "open_balanced", "open_dataset"),
     "spec": ("DatasetSpec",),
@@ -29,7 +31,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "REASONS", "SUBSET_FILE", "BadRow", "BadSample", "DatasetSpec", "Sample", "Shard", "Source", "drawn",
+    "REASONS", "SUBSET_FILE", "BadRow", "BadSample", "DatasetSpec", "Mixture", "Sample", "Shard", "Source", "drawn",
     "open_balanced", "open_dataset", "read_index", "subset_schema", "text_key", "text_keys", "uid_of", "uniform",
     "write_index", "write_tar",
 ]  # fmt: skip

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vfm.config import UserError
-from vfm.data.order import SampleOrder
+from vfm.data.mixture import Mixture
+from vfm.data.order import Order
 from vfm.data.sample import BadSample, Sample
 from vfm.data.source import Source
 from vfm.interfaces import Training
@@ -50,7 +51,7 @@ def sample_seed(seed: int, step: int, index: int) -> SampleSeed:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Optimiser steps of samples in `SampleOrder`. A step's batch depends on its number alone.
+    """Optimiser steps of samples in their source's order. A step's batch depends on its number alone.
 
     A sample that cannot be used is replaced by one that its number leads to, and told in the batch's `bad`.
 
@@ -63,7 +64,7 @@ class TrainingData:
         next to impossible (1 in 10^9) stop the run; counting them over the run is the training loop's.
     """
 
-    source: Source
+    source: Source | Mixture
     make: Make
     seed: int = field(default=0, kw_only=True)
     global_batch_size: int = field(kw_only=True)
@@ -72,7 +73,7 @@ class TrainingData:
     max_bad_fraction: float = field(default=0.05, kw_only=True)
 
     @classmethod
-    def of(cls, plan: Training, source: Source, make: Make) -> TrainingData:
+    def of(cls, plan: Training, source: Source | Mixture, make: Make) -> TrainingData:
         """The data of a training as its plan wants it read."""
         return cls(
             source,
@@ -88,9 +89,9 @@ class TrainingData:
         if not len(self.source):
             raise UserError(f"{self.source.directory}: the data set has no samples to train on")
 
-    def order(self) -> SampleOrder:
+    def order(self) -> Order:
         """The stream of samples that the steps take."""
-        return SampleOrder(self.source.epochs, seed=self.seed, shuffle_shards=self.shuffle_shards)
+        return self.source.order(seed=self.seed, shuffle_shards=self.shuffle_shards)
 
     def steps(
         self,
@@ -146,7 +147,7 @@ class _Plan:
 class _Reader(Dataset[Batch]):
     """Reads a planned micro-batch, in whatever process it is asked to."""
 
-    def __init__(self, source: Source, make: Make) -> None:
+    def __init__(self, source: Source | Mixture, make: Make) -> None:
         self.source, self.make = source, make
 
     def __getitem__(self, planned: Any) -> Batch:
@@ -186,7 +187,7 @@ class _TrainingReader(_Reader):
                 return self.made(index, sample_seed(self.seed, step, index), epoch)
             except BadSample as error:
                 bad.append((error.reason, error.where))
-                index = self.source.epochs.sample(epoch, sample_seed(self.seed, -1 - attempt, index))
+                index = self.source.another(epoch, index, sample_seed(self.seed, -1 - attempt, index))
         reason, where = bad[-1]
         raise UserError(f"{where}: {reason}; so are the {self.tries} samples tried before it in the same place")
 

@@ -36,6 +36,18 @@ class Epochs(Protocol):
         ...
 
 
+class Order(Protocol):
+    """An endless stream of sample numbers, which can be entered anywhere."""
+
+    def __call__(self, start: int, stop: int) -> Integers:
+        """The sample numbers at places `start` to `stop` of the stream."""
+        ...
+
+    def of_epochs(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """The same, each as (epoch, sample number)."""
+        ...
+
+
 class SameEpochs:
     """Every epoch has all samples, numbered shard by shard."""
 

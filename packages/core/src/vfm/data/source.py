@@ -15,7 +15,7 @@ from vfm.artifacts import CuratedSubset, ImageDataset, Pool
 from vfm.config import UserError
 from vfm.data.balanced import BalancedEpochs
 from vfm.data.index import read_index
-from vfm.data.order import Epochs, SameEpochs
+from vfm.data.order import Epochs, SameEpochs, SampleOrder
 from vfm.data.sample import Sample
 from vfm.data.subset import Draw, ShardTexts, SubsetView
 
@@ -123,6 +123,14 @@ class Source:
             BadSample: it cannot be used.
         """
         return self._read(*self.locate(index), with_image=False)
+
+    def order(self, *, seed: int, shuffle_shards: int) -> SampleOrder:
+        """The endless stream of sample numbers that a training takes."""
+        return SampleOrder(self.epochs, seed=seed, shuffle_shards=shuffle_shards)
+
+    def another(self, epoch: int, index: int, number: int) -> int:
+        """A sample of the epoch that any number leads to, in the place of one that cannot be used."""
+        return self.epochs.sample(epoch, number)
 
     def key(self, index: int) -> str:
         """The name of a sample, without reading it."""

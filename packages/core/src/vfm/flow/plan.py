@@ -60,7 +60,8 @@ def _identity(stage: Stage, inputs: Mapping[str, str], fingerprints: Mapping[str
     record = {"kind": stage.kind, "version": stage.version, "sources": sorted(fingerprints.values())}
     if isinstance(stage, Training):
         spared.add("checkpoint")  # resuming is exact: when it saves changes nothing
-        record["evals"] = [evaluation.version for evaluation in stage.evals]
+    if evals := getattr(stage, "evals", None):
+        record["evals"] = [evaluation.version for evaluation in evals]
     record["config"] = _with_identities(stage.model_dump(exclude=spared), inputs)
     return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:32]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from vfm.artifacts import ClipCheckpoint, GeneratorCheckpoint, VisionCheckpoint
+from vfm.models.interpolate_stage import Interpolate
 from vfm.models.sources import FOLDER
 from vfm.stage import Context, Preflight, Stage
 
@@ -132,4 +133,4 @@ def _local(source: str | dict[str, Any], pretrained: str | None) -> list[str]:
     return [name for name in (*names, pretrained) if name and Path(name).exists()]
 
 
-STAGES = (ImportClip, ImportVision, ImportGenerator)
+STAGES = (ImportClip, ImportVision, ImportGenerator, Interpolate)

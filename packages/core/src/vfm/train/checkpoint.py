@@ -4,6 +4,7 @@
         model.safetensors             the task's weights and buffers; frozen models are not in it
         state/optimizer.safetensors   `name.key` of each parameter's optimiser state
         state/ema.safetensors         averaged weights, where there are any
+        state/best.safetensors        the weights that an evaluation liked best, where that is asked for
         meta.json                     step and the loop's counters
 
 A folder is written under another name and renamed when it is whole. Nothing is pickled.
@@ -36,6 +37,7 @@ TENSOR_FILES = {
     "model": "model.safetensors",
     "optimizer": "state/optimizer.safetensors",
     "ema": "state/ema.safetensors",
+    "best": "state/best.safetensors",
 }
 
 

@@ -68,12 +68,13 @@ class Curves:
         shown = {"loss": values["train/loss"], "lr": lr, "samples_per_second": speed["train/samples_per_second"]}
         self.ctx.progress(step, self.plan.num_steps, **shown)
 
-    def write_scores(self, step: int, evaluation: Evaluation, scores: Mapping[str, float]) -> None:
-        """Appends what an evaluation measured after `step`, and tells the listeners."""
+    def write_scores(self, step: int, evaluation: Evaluation, scores: Mapping[str, float]) -> dict[str, float]:
+        """Appends what an evaluation measured after `step`, tells the listeners, and gives it by the log's names."""
         samples = step * self.plan.global_batch_size
         values = {f"val/{evaluation.log_prefix}{metric}": value for metric, value in scores.items()}
         self._append({"step": step, "samples": samples, "split": "val", "eval": evaluation.name, **values})
         self.ctx.emit("metrics", step=step, samples=samples, values=values)
+        return values
 
     def _append(self, line: Mapping[str, Any]) -> None:
         with self.file.open("a", encoding="utf-8") as file:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vfm.config import UserError
+from vfm.interfaces import Training
 from vfm.stage import Runtime
 
 PATIENCE = timedelta(hours=2)  # how long processes wait for the first one, which may be judging the model (`evals`)
@@ -51,6 +52,21 @@ class World:
         """Waits for the other processes."""
         if self.size > 1:
             dist.barrier()
+
+
+def micro_batch_size(plan: Training, world: World) -> int:
+    """Samples of a forward pass of a process.
+
+    Raises:
+        UserError: the global batch cannot be shared out evenly.
+    """
+    if plan.global_batch_size % world.size:
+        raise UserError(
+            f"{plan.name}: global_batch_size {plan.global_batch_size} cannot be shared by {world.size} processes;"
+            f" make it a multiple of {world.size}"
+        )
+    share = plan.global_batch_size // world.size
+    return min(plan.micro_batch_size or share, share)
 
 
 def is_main() -> bool:

@@ -1,10 +1,10 @@
-"""A training's `evals`: the ruler's own stages judge the model while it is trained."""
+"""`evals` of a stage: the ruler's own stages judge a model while it is trained, or on its way to another."""
 
 from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from vfm.eval.encode import ImageEncoder
@@ -28,15 +28,25 @@ class Evals:
         return bool(self.plan.evals) and (step % every == 0 or step == self.plan.num_steps)
 
     def judge(self, encoder: ImageEncoder) -> Iterator[tuple[Evaluation, dict[str, float]]]:
-        """Each evaluation with its scores. Pictures and tables are for evaluations that are stages of their own."""
-        ctx = replace(self.ctx, directory=self.ctx.work / "evals", send=self._tell, bad=Counter())
-        for evaluation in self.plan.evals:
-            shutil.rmtree(ctx.directory, ignore_errors=True)
-            ctx.directory.mkdir()
-            yield evaluation, evaluation.scores(ctx, encoder)
-        shutil.rmtree(ctx.directory)
+        """Each evaluation with its scores."""
+        return judge(self.ctx, self.plan.evals, encoder)
 
-    def _tell(self, event: Event) -> None:
-        """Warnings alone: the bar and the counts of bad samples are the training's."""
+
+def judge(
+    ctx: Context, evals: Sequence[Evaluation], encoder: ImageEncoder
+) -> Iterator[tuple[Evaluation, dict[str, float]]]:
+    """Each evaluation with a model's scores. Pictures and tables are for evaluations that are stages of their own.
+
+    Of what they tell, warnings alone are passed on: the bar and the counts of bad samples are the stage's around them.
+    """
+
+    def tell(event: Event) -> None:
         if event.type == "warning":
-            self.ctx.send(event)
+            ctx.send(event)
+
+    quiet = replace(ctx, directory=ctx.work / "evals", send=tell, bad=Counter())
+    for evaluation in evals:
+        shutil.rmtree(quiet.directory, ignore_errors=True)
+        quiet.directory.mkdir(parents=True)
+        yield evaluation, evaluation.scores(quiet, encoder)
+    shutil.rmtree(quiet.directory)

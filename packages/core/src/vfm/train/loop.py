@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from vfm.config import UserError
 from vfm.data.loader import Batch
 from vfm.interfaces import Training
 from vfm.stage import Context, Preempted, Runtime
+from vfm.train.best import Best
 from vfm.train.checkpoint import (
     Checkpoints,
     Snapshot,
@@ -27,7 +28,7 @@ from vfm.train.checkpoint import (
     termination,
 )
 from vfm.train.curves import Curves
-from vfm.train.dist import World, distributed, reproducible, seed_everything
+from vfm.train.dist import World, distributed, micro_batch_size, reproducible, seed_everything
 from vfm.train.evals import Evals
 from vfm.train.guard import FiniteGuard, SkippedSamples
 from vfm.train.optim import Ema, build_optimizer, lr_at, set_lr
@@ -50,7 +51,8 @@ def fit(task: Task, data: Data, plan: Training, ctx: Context, runtime: Runtime) 
     """Trains the task in place, from the checkpoints in `ctx.work` where there are any.
 
     Writes `metrics.jsonl` and panels into `ctx.directory`, checkpoints into `ctx.work` (a stage that trains twice gives
-    each training a folder of its own). With `ema_decay` the task's weights are the averaged ones afterwards.
+    each training a folder of its own). With `ema_decay` the task's weights are the averaged ones afterwards; with
+    `keep_best` they are, in the first process, those that scored highest.
 
     Raises:
         UserError: the plan does not fit the processes, a loss is not finite, or too many samples cannot be read.
@@ -66,14 +68,14 @@ class _Loop:
         self, task: Task, data: Data, plan: Training, ctx: Context, world: World, stop: threading.Event
     ) -> None:
         self.task, self.data, self.plan, self.ctx, self.world, self.stop = task, data, plan, ctx, world, stop
-        self.micro_batch_size = _micro_batch_size(plan, world)
+        self.micro_batch_size = micro_batch_size(plan, world)
         ctx.work.mkdir(parents=True, exist_ok=True)
         task.to(world.device).train()
         self.optimizer = build_optimizer(task, plan)
         self.trained = [param for group in self.optimizer.param_groups for param in group["params"]]
         self.ema = Ema(task, plan.ema_decay) if plan.ema_decay else None
         self.curves = Curves(ctx, plan, world)
-        self.evals = Evals(plan, ctx)
+        self.evals, self.best = Evals(plan, ctx), Best(plan, ctx)
         self.guard = FiniteGuard(ctx, world)
         self.skipped = SkippedSamples(ctx, plan, world)
         self.checkpoints = Checkpoints(ctx.work, plan.checkpoint, ctx.warn)
@@ -100,6 +102,7 @@ class _Loop:
         if self.ema:
             self.ema.copy_to_weights()
         if self.world.is_main:
+            self.best.hand_back(self.task)
             self.curves.finish()
         self.world.barrier()
 
@@ -152,8 +155,10 @@ class _Loop:
         if self.world.is_main:
             self.task.eval()
             with self.ema.as_weights() if self.ema else nullcontext():
+                found: dict[str, float] = {}
                 for evaluation, scores in self.evals.judge(self.task.encoder()):
-                    self.curves.write_scores(self.done, evaluation, scores)
+                    found |= self.curves.write_scores(self.done, evaluation, scores)
+                self.best.offer(self.done, found, self.task)
             self.task.train()
         self.world.barrier()
         self.curves.restart_clock()
@@ -206,8 +211,9 @@ class _Loop:
                 "model": model_tensors(self.task),
                 "optimizer": optimizer_tensors(self.optimizer, self.task),
                 **({"ema": self.ema.average} if self.ema else {}),
+                **({"best": self.best.tensors} if self.best.tensors else {}),
             }
-            facts: dict[str, Any] = {"curves": self.curves.state(), "skipped": self.skipped.state()}
+            facts = {"curves": self.curves.state(), "skipped": self.skipped.state(), "best": self.best.state()}
             self.checkpoints.save(Snapshot(self.done, tensors, facts))
         self.world.barrier()
 
@@ -222,24 +228,10 @@ class _Loop:
             self.ema.load(snapshot.tensors["ema"])
         self.curves.restore(snapshot.facts["curves"])
         self.skipped.restore(snapshot.facts["skipped"])
+        self.best.restore(snapshot.facts["best"], snapshot.tensors.get("best", {}))
         if self.world.is_main:
             self.ctx.log(f"goes on after step {snapshot.step} of {self.plan.num_steps}")
         return snapshot.step
-
-
-def _micro_batch_size(plan: Training, world: World) -> int:
-    """Samples of a forward pass in this process.
-
-    Raises:
-        UserError: the global batch cannot be shared out evenly.
-    """
-    if plan.global_batch_size % world.size:
-        raise UserError(
-            f"{plan.name}: global_batch_size {plan.global_batch_size} cannot be shared by {world.size} processes;"
-            f" make it a multiple of {world.size}"
-        )
-    share = plan.global_batch_size // world.size
-    return min(plan.micro_batch_size or share, share)
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:

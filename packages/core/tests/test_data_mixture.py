@@ -1,0 +1,98 @@
+"""Several sources by weight: shares as asked, each source's own order, and a late entry that changes nothing."""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_samples import make_pool, number_of
+from vfm.config import UserError
+from vfm.data import Mixture, open_dataset
+from vfm.data.loader import TrainingData
+from vfm.data.mixture import BLOCK, turns_of
+
+SIZES = ([7, 5], [9], [3, 3, 3])
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Mixture:
+    root = tmp_path_factory.mktemp("mixture")
+    return Mixture([open_dataset(make_pool(root / str(n), sizes)) for n, sizes in enumerate(SIZES)], [4, 3, 1])
+
+
+def part(number: int) -> int:
+    return (number >= 12) + (number >= 21)
+
+
+def test_each_source_has_its_share_whatever_its_size(mixture: Mixture) -> None:
+    order = mixture.order(seed=0, shuffle_shards=2)
+    for start in (0, BLOCK, 7 * BLOCK):
+        counts = Counter(part(number) for number in order(start, start + BLOCK).tolist())
+        assert [counts[n] for n in range(3)] == mixture.turns.tolist() == [2048, 1536, 512]
+    assert Counter(part(number) for number in order(0, 200).tolist())[0] == pytest.approx(100, abs=25)
+
+
+def test_each_source_comes_in_its_own_order_epoch_after_epoch(mixture: Mixture) -> None:
+    mixed = mixture.order(seed=5, shuffle_shards=1).of_epochs(0, 300)
+    for number, source in enumerate(mixture.sources):
+        own = [(epoch, index - int(mixture.starts[number])) for epoch, index in mixed if part(index) == number]
+        assert own == source.order(seed=5, shuffle_shards=1).of_epochs(0, len(own))
+
+
+@given(start=st.integers(0, 3 * BLOCK), length=st.integers(0, 40))
+@settings(max_examples=30, deadline=None)
+def test_the_stream_can_be_entered_anywhere(mixture: Mixture, start: int, length: int) -> None:
+    order = mixture.order(seed=1, shuffle_shards=2)
+    middle = start + length // 2
+    whole = order.of_epochs(start, start + length)
+    assert whole == order.of_epochs(start, middle) + order.of_epochs(middle, start + length)
+    assert whole == mixture.order(seed=1, shuffle_shards=2).of_epochs(start, start + length)
+
+
+def test_numbers_lead_to_the_samples_of_their_source_in_every_process(mixture: Mixture) -> None:
+    again = pickle.loads(pickle.dumps(mixture))
+    for number in (0, 11, 12, 20, 21, 29):
+        source = mixture.sources[part(number)]
+        inside = number - int(mixture.starts[part(number)])
+        assert mixture[number].key == again.sample(number, 3).key == source[inside].key
+        assert mixture.where(number) == source.where(inside)
+    with pytest.raises(IndexError):
+        mixture[30]
+
+
+def test_a_bad_sample_is_replaced_by_one_of_its_own_source(tmp_path: Path) -> None:
+    broken = {n: {"png": None} for n in range(4)}
+    pools = [make_pool(tmp_path / "a", [6], broken=broken), make_pool(tmp_path / "b", [50])]
+    data = TrainingData(
+        Mixture([open_dataset(pool) for pool in pools], [1, 1]), number_of, global_batch_size=64, max_bad_fraction=0.9
+    )
+    ((batch,),) = data.steps(0, 1)
+    places = data.order()(0, 64).tolist()
+    taken = [str(key) for key in batch["keys"]]
+    assert batch["bad"]
+    for place, key in zip(places, taken, strict=True):
+        if place < 6:
+            assert key in {"000004", "000005"}
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=6))
+def test_turns_fill_a_block_and_are_as_near_to_the_weights_as_whole_numbers_get(weights: list[float]) -> None:
+    turns = turns_of(weights)
+    assert turns.sum() == BLOCK
+    assert all(
+        abs(turn - BLOCK * weight / sum(weights)) < 1 + 1e-9 for turn, weight in zip(turns, weights, strict=True)
+    )
+
+
+def test_what_would_never_be_seen_is_refused(tmp_path: Path) -> None:
+    sources = [open_dataset(make_pool(tmp_path / name, [2])) for name in ("a", "b")]
+    with pytest.raises(UserError, match="b: its weight is below 1 in 4096 of all weights"):
+        Mixture(sources, [1e6, 1])
+    empty = open_dataset(make_pool(tmp_path / "c", []))
+    with pytest.raises(UserError, match="c: the data set has no samples to train on"):
+        Mixture([sources[0], empty], [1, 1])
