@@ -48,7 +48,9 @@ class Step(Bench):
     def measure(self) -> dict[str, float]:
         """Milliseconds of a step, ours and the plain loop's, on the same batches from the same weights."""
         device = "cuda" if CUDA else "cpu"
-        config = pretrain(self.rounds * self.steps, self.batch, log_every=self.rounds * self.steps - 1)
+        config = pretrain(
+            self.rounds * self.steps, self.batch, log_every=self.rounds * self.steps - 1, teacher_precision="fp32"
+        )
         task = self.task(config)
         plain, losses = self._plain(copy.deepcopy(task).to(device)), list[float]()
         task.teacher.module.to(device)

@@ -1,10 +1,11 @@
-"""What the student saw and how well it guessed: pictures, their masks, and the cosine of every patch."""
+"""What the student saw, how well it guessed and where it looks: pictures, masks, cosines and attention of patches."""
 
 # B batch, N patches, S side of the image
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -13,10 +14,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from vfm.data.loader import Make, eval_batches
+from vfm.data.loader import Batch, Make, eval_batches
 from vfm.data.source import Source
 from vfm.eval.semantic import GAP, NUM_PICTURES, SIDE, magnified, side_by_side
 from vfm.panels import ImagesPanel, Picture
+from vfm_eva.attention import attention_maps, attention_weights
 from vfm_eva.masks import Masks
 from vfm_eva.task import EvaTask
 
@@ -25,25 +27,48 @@ STRIPES = (215, 245)  # greys in turn
 
 def cosine_sheet(task: EvaTask, source: Source, make: Make, masks: Masks, directory: Path) -> ImagesPanel:
     """Writes pictures into `directory`, each as it is, masked, and as its map of cosines; returns their panel."""
-    (batch,) = masks.added([next(iter(eval_batches(source, make, min(NUM_PICTURES, len(source)))))])
+    (batch,) = masks.added([_first(source, make)])
     device = task.mask_token.device
     on_device = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
     cosines = task.eval().cosine_map(on_device).cpu()
     low = np.floor(10 * cosines.min().item()) / 10
     high = max(np.ceil(10 * cosines.max().item()) / 10, low + 0.1)
-    folder = directory / "pictures"
-    folder.mkdir(exist_ok=True)
     pictures = []
     for number, (image, bool_mask, cosine) in enumerate(zip(batch["images"], batch["bool_mask"], cosines, strict=True)):
-        file = f"cosine-{number}.png"
-        Image.fromarray(triptych(image, bool_mask, (cosine - low) / (high - low), task.grid)).save(folder / file)
-        pictures.append(Picture(file=f"pictures/{file}", caption=f"cosine {cosine[bool_mask].mean():.2f} where masked"))
+        drawn = triptych(image, bool_mask, (cosine - low) / (high - low), task.grid)
+        caption = f"cosine {cosine[bool_mask].mean():.2f} where masked"
+        pictures.append(Picture(file=_saved(drawn, directory, f"cosine-{number}"), caption=caption))
     note = (
         "Each picture as the student meets it, its mask in stripes, and the cosine between prediction and target of "
         f"every patch: {low:.1f} is black, {high:.1f} is pale yellow."
     )
     title = "What was hidden and how well it was guessed"
     return ImagesPanel(title=title, note=note, pictures=pictures, width=3 * SIDE + 2 * GAP)
+
+
+def attention_sheet(task: EvaTask, source: Source, make: Make, directory: Path) -> ImagesPanel:
+    """Writes pictures into `directory`, each with the attention of the student's last block; returns their panel.
+
+    Raises:
+        UserError: the student's attention cannot be seen.
+    """
+    student: Any = task.eval().student
+    images = _first(source, make)["images"]
+    weights = attention_weights(student, task.preprocess.pixels(images.to(task.mask_token.device))).float().cpu()
+    maps = attention_maps(weights, student.num_prefix_tokens)
+    pictures = []
+    for number, image in enumerate(images):
+        picture = magnified(image.permute(1, 2, 0).numpy())
+        heats = [_heat(rows[number] / rows[number].max(), task.grid, len(picture)) for rows in maps.values()]
+        file = _saved(side_by_side(picture, *heats), directory, f"attention-{number}")
+        most = next(iter(maps.values()))[number].max() * weights.shape[-1]
+        pictures.append(Picture(file=file, caption=f"most: {most:.1f} times an equal share"))
+    note = (
+        f"Each picture as the student meets it, unmasked, and what its last block takes of each patch, mean of "
+        f"{weights.shape[1]} heads: {', and '.join(maps)}. Black is nothing, pale yellow the most in the picture."
+    )
+    width = (1 + len(maps)) * SIDE + len(maps) * GAP
+    return ImagesPanel(title="Where the last block looks", note=note, order=55, pictures=pictures, width=width)
 
 
 def triptych(image: Tensor, bool_mask: Tensor, heat: Tensor, grid: tuple[int, int]) -> NDArray[np.uint8]:
@@ -62,8 +87,25 @@ def triptych(image: Tensor, bool_mask: Tensor, heat: Tensor, grid: tuple[int, in
     side = len(picture)
     hidden = _on_pixels(bool_mask, grid, side) > 0.5
     masked = np.where(hidden[..., None], _stripes(side), picture)
-    colours = (255 * colormaps["magma"](_on_pixels(heat, grid, side))[..., :3]).astype(np.uint8)
-    return side_by_side(picture, masked, colours)
+    return side_by_side(picture, masked, _heat(heat, grid, side))
+
+
+def _first(source: Source, make: Make) -> Batch:
+    return next(iter(eval_batches(source, make, min(NUM_PICTURES, len(source)))))
+
+
+def _saved(drawn: NDArray[np.uint8], directory: Path, name: str) -> str:
+    """The place of a picture in a panel, once it is written."""
+    file = f"pictures/{name}.png"
+    (directory / file).parent.mkdir(exist_ok=True)
+    Image.fromarray(drawn).save(directory / file)
+    return file
+
+
+def _heat(values: Tensor, grid: tuple[int, int], side: int) -> NDArray[np.uint8]:
+    """Values of patches, (N,), in [0, 1], as an image (side, side, 3)."""
+    colours: NDArray[np.uint8] = (255 * colormaps["magma"](_on_pixels(values, grid, side))[..., :3]).astype(np.uint8)
+    return colours
 
 
 def _stripes(side: int) -> NDArray[np.uint8]:

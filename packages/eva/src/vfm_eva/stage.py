@@ -135,7 +135,7 @@ class EvaPretrain(VisionPretraining, Crops):
         from vfm_eva.alarm import Alarm
         from vfm_eva.init import init_weights
         from vfm_eva.masks import MaskedData, Masks
-        from vfm_eva.pictures import cosine_sheet
+        from vfm_eva.pictures import attention_sheet, cosine_sheet
 
         data = ctx.load(self.data)
         task, make = self._from_cache(ctx, data) if self.targets else self._from_teacher(ctx)
@@ -146,6 +146,10 @@ class EvaPretrain(VisionPretraining, Crops):
         if is_main():
             ctx.panel(cosine_sheet(task, source, make, masks, ctx.directory))
             ctx.panel(pca_sheet(task.encoder(), source, ctx.directory))
+            try:
+                ctx.panel(attention_sheet(task, source, make, ctx.directory))
+            except UserError as why:  # the encoder is none the worse for it
+                ctx.warn(str(why))
         return task.export(ctx.directory)
 
     def _from_teacher(self, ctx: Context) -> tuple[EvaTask, Make]:
