@@ -99,3 +99,22 @@ def test_features_that_are_all_alike_have_resultant_length_one(batch):
     )
     assert resultant_length(prediction, mask).item() < 0.3
     assert resultant_length(prediction, torch.zeros_like(mask)).item() == 0
+
+
+@pytest.mark.parametrize("with_mask", [True, False])
+def test_the_closed_form_gradient_is_that_of_the_plain_form(agrees, batch, with_mask):
+    prediction, target, mask = (tensor.flatten(0, 1) for tensor in batch)
+    mask = mask if with_mask else None
+    op = torch.ops.vfm_kernels.masked_cosine_loss.default
+    agrees(
+        lambda p: op(p, target.to(p.dtype), mask)[0],
+        lambda p: masked_cosine_loss(p, target.to(p.dtype), mask),
+        [prediction],
+    )
+    torch.library.opcheck(op, (prediction.requires_grad_(), target, mask))
+
+
+def test_meta_tensors_have_shapes_forward_and_backward():
+    prediction, target = (torch.randn(6, 4, device="meta") for _ in range(2))
+    torch.ops.vfm_kernels.masked_cosine_loss(prediction.requires_grad_(), target, None)[0].backward()
+    assert prediction.grad.shape == (6, 4)

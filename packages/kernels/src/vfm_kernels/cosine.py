@@ -2,11 +2,17 @@
 
 # B batch, N tokens, D width
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vfm_kernels.dispatch import fused, runs_triton
+from vfm_kernels.library import define, differentiate
 from vfm_kernels.precision import at_least_fp32
+
+EPS = 1e-8  # shorter features are taken to be this long, as in torch's cosine
 
 
 def token_cosine(prediction: Tensor, target: Tensor) -> Tensor:
@@ -25,7 +31,8 @@ def token_cosine(prediction: Tensor, target: Tensor) -> Tensor:
 def masked_cosine_loss(prediction: Tensor, target: Tensor, bool_mask: Tensor | None = None) -> Tensor:
     """Negative mean cosine over the masked tokens of the batch; -1 is perfect, 0 what an untrained head gives.
 
-    Every masked token weighs the same, so samples with more masked tokens weigh more, as in EVA.
+    Every masked token weighs the same, so samples with more masked tokens weigh more, as in EVA. On GPUs the gradient
+    is computed with the loss, in one pass over masked tokens; a target that wants a gradient takes the plain form.
 
     Args:
         prediction: (B, N, D) with `bool_mask`; or the masked tokens alone, (..., D), without.
@@ -47,11 +54,12 @@ def masked_cosine_loss(prediction: Tensor, target: Tensor, bool_mask: Tensor | N
         raise ValueError(
             f"bool_mask is {tuple(bool_mask.shape)}; features {tuple(prediction.shape)} need all but the last"
         )
-    cosine = token_cosine(prediction, target)
-    if bool_mask is None:
-        return -cosine.mean()
-    masked = bool_mask.bool()
-    return -torch.where(masked, cosine, 0.0).sum() / masked.sum().clamp(min=1)
+    masked = None if bool_mask is None else bool_mask.bool()
+    if target.requires_grad or not fused(prediction, target):
+        return _mean(token_cosine(prediction, target), masked)
+    rows = (prediction.reshape(-1, prediction.shape[-1]), target.reshape(-1, target.shape[-1]))
+    loss: Tensor = torch.ops.vfm_kernels.masked_cosine_loss(*rows, None if masked is None else masked.flatten())[0]
+    return loss
 
 
 def resultant_length(features: Tensor, bool_mask: Tensor | None = None) -> Tensor:
@@ -72,3 +80,62 @@ def resultant_length(features: Tensor, bool_mask: Tensor | None = None) -> Tenso
     weights = unit.new_ones(len(unit)) if bool_mask is None else bool_mask.flatten().to(unit.dtype)
     length: Tensor = torch.linalg.vector_norm(weights @ unit) / weights.sum().clamp(min=1)
     return length
+
+
+def _mean(cosine: Tensor, masked: Tensor | None) -> Tensor:
+    """The loss, of the cosine of each token."""
+    if masked is None:
+        return -cosine.mean()
+    return -torch.where(masked, cosine, 0.0).sum() / masked.sum().clamp(min=1)
+
+
+def _run(prediction: Tensor, target: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss; of each token, d cosine / d prediction (R, D); and the factor that makes it the loss's gradient."""
+    if runs_triton(prediction, target):
+        from vfm_kernels.launch.cosine import cosine_and_gradient
+
+        cosine, d_prediction = cosine_and_gradient(prediction, target, masked, EPS)
+    else:
+        p, t = at_least_fp32(prediction), F.normalize(at_least_fp32(target), dim=-1, eps=EPS)
+        length = torch.linalg.vector_norm(p, dim=-1, keepdim=True)
+        inverse = 1 / length.clamp(min=EPS)
+        along = (p * t).sum(dim=-1, keepdim=True) * inverse  # (R, 1)
+        d_prediction = (t - torch.where(length > EPS, along * inverse, 0.0) * p) * inverse
+        if masked is not None:
+            d_prediction = d_prediction.masked_fill(~masked[:, None], 0.0)
+        cosine, d_prediction = along[:, 0], d_prediction.to(prediction.dtype)
+    # The factor stays apart: with it, gradients of fp16 features would be too small for fp16 before the loss is scaled.
+    count = cosine.new_tensor(len(cosine)) if masked is None else masked.sum().clamp(min=1).to(cosine.dtype)
+    return _mean(cosine, masked), d_prediction, -1 / count
+
+
+def _run_scale(source: Tensor, factor: Tensor) -> Tensor:
+    if runs_triton(source):
+        from vfm_kernels.launch.cosine import scale
+
+        return scale(source, factor)
+    return (at_least_fp32(source) * factor).to(source.dtype)
+
+
+def _fake(prediction: Tensor, target: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
+    scalars = (prediction.new_empty((), dtype=dtype) for _ in range(2))
+    return next(scalars), prediction.new_empty(prediction.shape), next(scalars)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _, d_prediction, factor = output
+    ctx.mark_non_differentiable(d_prediction, factor)
+    ctx.save_for_backward(d_prediction, factor)
+
+
+def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:
+    d_prediction, factor = ctx.saved_tensors
+    return torch.ops.vfm_kernels.scale(d_prediction, grad * factor), None, None
+
+
+_NAME = define(
+    "masked_cosine_loss(Tensor prediction, Tensor target, Tensor? masked) -> (Tensor, Tensor, Tensor)", _run, _fake
+)
+define("scale(Tensor source, Tensor factor) -> Tensor", _run_scale, lambda source, factor: torch.empty_like(source))
+differentiate(_NAME, _backward, _keep)
