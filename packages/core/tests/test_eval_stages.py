@@ -39,7 +39,7 @@ from vfm.data.images import decode_image
 from vfm.data.labeled_stages import Labeled
 from vfm.eval.encode import Reading
 from vfm.eval.feature_stages import Knn, LinearProbe
-from vfm.eval.judgement import checkpoint_hash
+from vfm.eval.fingerprint import checkpoint_hash
 from vfm.eval.judges.choices import judge_choices, judge_mmvp_vlm
 from vfm.eval.judges.probes import judge_knn, judge_linear_probe
 from vfm.eval.judges.retrieval import judge_retrieval

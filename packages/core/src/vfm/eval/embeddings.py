@@ -28,7 +28,8 @@ from torch import Tensor
 
 from vfm.config import UserError
 from vfm.data import BadSample, Sample, Source
-from vfm.eval.encode import ImageEncoder, Reading, decoded_batches
+from vfm.eval.decoding import decoded_batches
+from vfm.eval.encode import ImageEncoder, Reading
 from vfm.stage import Context
 
 MODEL = b"vfm.model"  # in the schema's metadata

@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Literal, Protocol
 
 import torch
 from PIL import Image
@@ -18,10 +18,14 @@ from torch.nn import functional as F
 from vfm.artifacts import Artifact, ClipCheckpoint, VisionCheckpoint
 from vfm.config import UserError
 from vfm.data import BadSample, Sample, Source
-from vfm.data.images import decode_image
-from vfm.eval.fingerprint import item_digest
-from vfm.models import Preprocess, load_clip, load_vision, vision_preprocess
+from vfm.eval.decoding import decoded_batches
+from vfm.eval.fingerprint import checkpoint_hash
+from vfm.eval.kept_features import KeptFeatures
+from vfm.models import ClipModel, Preprocess, load_clip, load_vision, vision_preprocess
 from vfm.stage import Context
+
+FEATURES_VERSION = 1  # raised by hand when a checkpoint's features of a picture change
+ResizeMode = Literal["shortest", "longest", "squash"]
 
 
 class ImageEncoder(Protocol):
@@ -48,6 +52,7 @@ class PooledVision:
 
     module: nn.Module
     preprocess: Preprocess
+    features_key: str = ""  # as `LoadedClip`
 
     def encode_images(self, images: Sequence[Image.Image], batch_size: int = 256) -> Tensor:
         """Unit vectors, float32 (N, D) on the CPU."""
@@ -72,13 +77,41 @@ class PooledVision:
         return torch.cat(parts).clone()
 
 
-def load_encoder(checkpoint: Artifact, device: torch.device) -> ImageEncoder:
-    """The model of a ClipCheckpoint or a VisionCheckpoint, in evaluation mode."""
+@dataclass
+class LoadedClip(ClipModel):
+    """A CLIP model as its checkpoint says; `features_key` tells its image features from any others' (empty: no key)."""
+
+    features_key: str = ""
+
+
+def load_encoder(
+    checkpoint: Artifact, device: torch.device, resize_mode: ResizeMode | None = None
+) -> LoadedClip | PooledVision:
+    """The model of a ClipCheckpoint or a VisionCheckpoint, in evaluation mode.
+
+    Args:
+        checkpoint: the artifact.
+        device: where the model goes.
+        resize_mode: how pictures that are not square come to its size; default: the checkpoint's own way.
+    """
     if isinstance(checkpoint, ClipCheckpoint):
-        return load_clip(checkpoint, device)
+        clip = load_clip(checkpoint, device)
+        preprocess = _resizing(clip.preprocess, resize_mode)
+        parts = {part.name: getattr(clip, part.name) for part in fields(clip)}
+        return LoadedClip(**{**parts, "preprocess": preprocess}, features_key=_key(checkpoint, preprocess))
     assert isinstance(checkpoint, VisionCheckpoint), checkpoint
     module = load_vision(checkpoint, device=device).eval()
-    return PooledVision(module, vision_preprocess(module))
+    preprocess = _resizing(vision_preprocess(module), resize_mode)
+    return PooledVision(module, preprocess, _key(checkpoint, preprocess))
+
+
+def _resizing(preprocess: Preprocess, resize_mode: ResizeMode | None) -> Preprocess:
+    return preprocess.model_copy(update={"resize_mode": resize_mode}) if resize_mode else preprocess
+
+
+def _key(checkpoint: Artifact, preprocess: Preprocess) -> str:
+    facts = f"{FEATURES_VERSION} {checkpoint_hash(checkpoint)} {preprocess.model_dump_json()}"
+    return hashlib.sha256(facts.encode()).hexdigest()[:32]
 
 
 def logit_scale(model: TextImageEncoder) -> float:
@@ -144,6 +177,8 @@ def encode_dataset(
 ) -> Encoded:
     """Encode all images of a data set; bad samples are skipped, counted and told.
 
+    What all models know from an earlier evaluation (`kept_features`) is read instead of made.
+
     Args:
         ctx: is told of progress and of bad samples.
         source: the data set.
@@ -154,61 +189,41 @@ def encode_dataset(
     Raises:
         UserError: too many bad samples, or no good one.
     """
-    numbers: list[int] = []
-    samples: list[Sample] = []
-    digests: list[bytes] = []
-    features: dict[str, list[Tensor]] = {name: [] for name in encoders}
+    kept = {name: KeptFeatures.of(source, getattr(encoder, "features_key", "")) for name, encoder in encoders.items()}
+    knows = {name: set(one.numbers.tolist()) for name, one in kept.items()}
+    known = set.intersection(*knows.values()) if knows else set()
+    first = next(iter(kept.values()), KeptFeatures())
+    found: dict[int, tuple[Sample, bytes]] = {}
     told: Counter[str] = Counter()
-    seen = 0
-    for batch in decoded_batches(source, reading, check):
+
+    def skip(bad: BadSample) -> None:
+        told[bad.reason] += 1
+        ctx.skip(bad.reason, bad.where)
+
+    for number in sorted(known):
+        try:
+            check(sample := source.facts(number))
+            found[number] = (sample, first.digest(number))
+        except BadSample as problem:
+            skip(problem)
+    made: dict[str, list[tuple[list[int], Tensor]]] = {name: [] for name in encoders}
+    missing = [number for number in range(len(source)) if number not in known]
+    seen = len(known)
+    for batch in decoded_batches(source, reading, check, missing):
         good = [(number, *item) for number, item in batch if not isinstance(item, BadSample)]
         for bad in (item for _, item in batch if isinstance(item, BadSample)):
-            told[bad.reason] += 1
-            ctx.skip(bad.reason, bad.where)
-        numbers += [number for number, *_ in good]
-        samples += [replace(sample, image=b"") for _, sample, *_ in good]
-        digests += [digest for *_, digest in good]
-        for name, encoder in encoders.items() if good else ():
-            features[name].append(encoder.encode_images([image for _, _, image, _ in good], reading.batch_size))
+            skip(bad)
+        found |= {number: (replace(sample, image=b""), digest) for number, sample, _, digest in good}
+        for name, encoder in encoders.items():
+            if new := {number: image for number, _, image, _ in good if number not in knows[name]}:
+                made[name].append((list(new), encoder.encode_images(list(new.values()), reading.batch_size)))
         seen += len(batch)
         ctx.progress(seen, len(source), "images")
     reading.check_bad(told, len(source))
-    return Encoded(numbers, samples, digests, {name: torch.cat(parts) for name, parts in features.items()})
-
-
-Decoded = tuple[Sample, Image.Image, bytes] | BadSample
-
-
-def decoded_batches(
-    source: Source, reading: Reading, check: Callable[[Sample], None]
-) -> Iterator[list[tuple[int, Decoded]]]:
-    """Batches of (number, sample, picture and digest); the next batch is decoded while the caller works on this one."""
-
-    def submit(number: int) -> Future[Decoded] | BadSample:
-        try:
-            sample = source[number]  # read here, in one thread: readers share file handles
-            check(sample)
-        except BadSample as bad:
-            return bad
-        return pool.submit(_decode, sample)
-
-    def results(pending: Sequence[tuple[int, Future[Decoded] | BadSample]]) -> list[tuple[int, Decoded]]:
-        return [(number, item.result() if isinstance(item, Future) else item) for number, item in pending]
-
-    with ThreadPoolExecutor(max(1, reading.threads)) as pool:
-        waiting: list[tuple[int, Future[Decoded] | BadSample]] = []
-        for start in range(0, len(source), reading.batch_size):
-            submitted = [(n, submit(n)) for n in range(start, min(start + reading.batch_size, len(source)))]
-            if waiting:
-                yield results(waiting)
-            waiting = submitted
-        if waiting:
-            yield results(waiting)
-
-
-def _decode(sample: Sample) -> Decoded:
-    try:
-        image = decode_image(sample.image, sample.key)
-        return sample, image, item_digest([sample.key, sample.texts, sample.label], [sample.image])
-    except BadSample as bad:
-        return bad
+    for name, parts in made.items():
+        if parts:
+            new_numbers = [number for part, _ in parts for number in part]
+            kept[name].update(new_numbers, [found[n][1] for n in new_numbers], torch.cat([part for _, part in parts]))
+    numbers = sorted(found)
+    features = {name: one.rows(numbers) for name, one in kept.items()}
+    return Encoded(numbers, [found[n][0] for n in numbers], [found[n][1] for n in numbers], features)

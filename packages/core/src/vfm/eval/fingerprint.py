@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from vfm.artifacts import Artifact
@@ -24,3 +26,20 @@ def data_hash(dataset: Artifact, digests: Iterable[bytes]) -> str:
     for item in digests:
         digest.update(item)
     return digest.hexdigest()
+
+
+def checkpoint_hash(checkpoint: Artifact) -> str:
+    """sha256 over what makes a checkpoint's answers: its weights and how they are used, in the order of their names."""
+    digest = hashlib.sha256()
+    for pattern in ("*.safetensors", "*config.json"):
+        for file in sorted(checkpoint.path.glob(pattern)):
+            status = file.stat()
+            digest.update(_file_hash(file, status.st_size, status.st_mtime_ns))
+    return digest.hexdigest()
+
+
+@lru_cache(1024)
+def _file_hash(file: Path, size: int, mtime: int) -> bytes:
+    """sha256 of a file, made once as long as it is the same: evaluations of a run ask for it again and again."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()

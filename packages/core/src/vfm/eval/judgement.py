@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 
 from vfm.artifacts import Artifact, Comparison, Metric, Report
 from vfm.eval.compare import Scored, compare, score
+from vfm.eval.fingerprint import checkpoint_hash
 from vfm.stage import Context
 
 Columns = Mapping[str, Any]  # one array or list a column, all of one length
@@ -36,22 +36,13 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is said of the data and the task in every result: names, language, and hashes that pin the numbers."""
+    """What is said of data and task in every result: names, a hash that pins the numbers, language, resizing."""
 
     task: str
     dataset: str
     data_sha256: str
     language: str = "en"
-
-
-def checkpoint_hash(checkpoint: Artifact) -> str:
-    """sha256 over what makes a checkpoint's answers: its weights and how they are used, in the order of their names."""
-    digest = hashlib.sha256()
-    for pattern in ("*.safetensors", "*config.json"):
-        for file in sorted(checkpoint.path.glob(pattern)):
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+    resize_mode: str | None = None  # None: each model's own
 
 
 def write_report(
@@ -124,6 +115,7 @@ def _result(
         "ci95": {m.name: [m.low, m.high] for m in metrics},
         "name": name,
         "precision": "fp32",
+        "resize_mode": subject.resize_mode or "model",
         "vfm_version": version("vfm-core"),
         "checkpoint_sha256": checkpoint_hash(checkpoint),
         "data_sha256": subject.data_sha256,

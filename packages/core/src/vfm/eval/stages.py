@@ -30,6 +30,12 @@ class ModelEvaluation(Evaluation):
         0.05, ge=0, le=1, description="stop when more samples or items than this share cannot be read"
     )
 
+    resize_mode: Literal["shortest", "longest", "squash"] | None = Field(
+        None,
+        description="how pictures that are not square come to a model's size: shortest (centre crop), longest (padded),"
+        " squash; default: as each model was trained",
+    )
+
     @abstractmethod
     def judge(self, ctx: Context, models: Mapping[str, Any]) -> tuple[Subject, dict[str, Judgement]]:
         """Judge loaded models (`vfm.eval.encode.load_encoder`) by name, all on the same items. Leaves its panels."""
@@ -42,7 +48,8 @@ class ModelEvaluation(Evaluation):
 
         checkpoints = {short_name(ref): ctx.load(ref) for ref in self.models}
         device = resolve_device(self.runtime)
-        subject, judgements = self.judge(ctx, {name: load_encoder(c, device) for name, c in checkpoints.items()})
+        encoders = {name: load_encoder(one, device, self.resize_mode) for name, one in checkpoints.items()}
+        subject, judgements = self.judge(ctx, encoders)
         return write_report(ctx, subject, judgements, checkpoints)
 
     def scores(self, ctx: Context, encoder: Any) -> dict[str, float]:
@@ -63,7 +70,7 @@ class ModelEvaluation(Evaluation):
     def _subject(self, task: str, data_sha256: str, language: str = "en") -> Subject:
         from vfm.eval.judgement import Subject
 
-        return Subject(task, short_name(self.data), data_sha256, language)
+        return Subject(task, short_name(self.data), data_sha256, language, self.resize_mode)
 
     def _reading(self) -> Reading:
         from vfm.eval.encode import Reading

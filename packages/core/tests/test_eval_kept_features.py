@@ -1,0 +1,94 @@
+"""What one evaluation has encoded, the next reads: equal numbers, no picture decoded twice, never another model's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from eval_world import labeled, pool, run_in, tiny_clip
+from vfm.artifacts import ClipCheckpoint, ImageDataset
+from vfm.data import BadSample, Sample, open_dataset
+from vfm.eval.encode import Encoded, Reading, encode_dataset, load_encoder
+from vfm.eval.kept_features import FOLDER, PUBLISHED
+from vfm.eval.stages import ZeroShot
+from vfm.models import load_clip
+
+CPU = torch.device("cpu")
+
+
+def published(data: ImageDataset) -> ImageDataset:
+    """As a run leaves a data set in the store."""
+    (data.path / PUBLISHED).write_text("{}")
+    return data
+
+
+def encode(data: ImageDataset, *clips: ClipCheckpoint, language: str | None = None) -> Encoded:
+    def check(sample: Sample) -> None:
+        if language and not sample.texts.get(language):
+            raise BadSample("missing_caption", sample.key)
+
+    encoders = {f"m{n}": load_encoder(clip, CPU) for n, clip in enumerate(clips)}
+    return encode_dataset(run_in(data.path / "work").ctx, open_dataset(data), encoders, Reading(4, 0.9), check=check)
+
+
+def spoil(data: ImageDataset) -> None:
+    """Breaks every picture where it lies, and nothing else: whoever decodes one now is told of it."""
+    tar = data.path / "0.tar"
+    tar.write_bytes(tar.read_bytes().replace(b"\x89PNG", b"spoi"))
+
+
+def test_the_next_evaluation_reads_what_the_first_has_made(tmp_path: Path) -> None:
+    data, clip = published(labeled(tmp_path / "data", broken=[3])), tiny_clip(tmp_path / "clip", 0)
+    first = encode(data, clip)
+    spoil(data)
+    again = encode(data, clip)
+    assert torch.equal(first.features["m0"], again.features["m0"])
+    assert (first.numbers, first.samples, first.digests) == (again.numbers, again.samples, again.digests)
+    assert 3 not in again.numbers
+
+
+def test_another_model_and_another_way_with_images_are_encoded_anew(tmp_path: Path) -> None:
+    data, clip = published(labeled(tmp_path / "data")), tiny_clip(tmp_path / "clip", 0)
+    encode(data, clip)
+    both = encode(data, clip, tiny_clip(tmp_path / "other", 1))
+    assert not torch.equal(both.features["m0"], both.features["m1"])
+    assert torch.equal(
+        both.features["m1"], encode(labeled(tmp_path / "plain"), tiny_clip(tmp_path / "o", 1)).features["m0"]
+    )
+    keys = {load_encoder(clip, CPU, mode).features_key for mode in (None, "shortest", "squash", "longest")}
+    assert len(keys) == 3  # its own is shortest
+    spoil(data)
+    with pytest.raises(ValueError, match="cannot be used"):
+        encode(data, tiny_clip(tmp_path / "third", 2))
+
+
+def test_what_an_evaluation_left_out_the_next_one_adds(tmp_path: Path) -> None:
+    data, clip = published(pool(tmp_path / "data")), tiny_clip(tmp_path / "clip", 0)
+    tar = data.path / "0.tar"
+    tar.write_bytes(tar.read_bytes().replace(b'{"de": "red auf deutsch"}', b'{"xx": "red auf deutsch"}'))
+    german, all_of_them = encode(data, clip, language="de"), encode(data, clip)
+    assert (len(german.numbers), len(all_of_them.numbers)) == (6, 7)
+    plain = encode(pool(tmp_path / "plain"), clip)
+    torch.testing.assert_close(all_of_them.features["m0"], plain.features["m0"])
+    assert encode(data, clip, language="de").numbers == german.numbers
+
+
+def test_nothing_is_kept_of_data_that_may_change_or_by_a_model_in_training(tmp_path: Path) -> None:
+    data, clip = labeled(tmp_path / "data"), tiny_clip(tmp_path / "clip", 0)
+    encode(data, clip)
+    assert not (data.path / FOLDER).exists()
+    stage = ZeroShot(kind="eval.zero_shot", name="z", models=[], data="data")
+    stage.scores(run_in(tmp_path / "out", data=published(data)).ctx, load_clip(clip))
+    assert not (data.path / FOLDER).exists()
+
+
+def test_a_torn_file_is_made_again(tmp_path: Path) -> None:
+    data, clip = published(labeled(tmp_path / "data")), tiny_clip(tmp_path / "clip", 0)
+    first = encode(data, clip)
+    [file] = (data.path / FOLDER).iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert torch.equal(encode(data, clip).features["m0"], first.features["m0"])
+    assert file.read_bytes() == whole
