@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-# Largest relative error (Frobenius), beside the rule that ours is at most twice the plain form's in the same dtype.
+# Largest relative error (Frobenius), where the plain form is not worse itself (a sum that nearly cancels).
 RELATIVE_ERROR = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 # Triton's interpreter truncates where it should round to bf16, which doubles the error.
 TRUNCATION = {torch.bfloat16: 2.0 if os.environ.get("TRITON_INTERPRET") == "1" else 1.0}
@@ -79,5 +79,5 @@ def hold_to_the_rule(ours: Tensor, eager: Tensor, exact: Tensor, dtype: torch.dt
     rounding = max(rounding, 2 * torch.finfo(ours.dtype).eps * exact.abs().max().item())  # the plain form may be lucky
     error, allowed = ((t.double() - exact).abs().max().item() for t in (ours, eager))
     assert error <= slack * (2 * allowed + rounding), f"result {number}: error {error}, the plain form's {allowed}"
-    relative = ((ours.double() - exact).norm() / exact.norm().clamp(min=1e-12)).item()
-    assert relative <= slack * RELATIVE_ERROR[dtype], f"result {number}: relative error {relative}"
+    relative, plain = (((t.double() - exact).norm() / exact.norm().clamp(min=1e-12)).item() for t in (ours, eager))
+    assert relative <= slack * max(RELATIVE_ERROR[dtype], 3 * plain), f"result {number}: relative error {relative}"

@@ -17,6 +17,7 @@ from vfm_kernels.dispatch import Kernels, not_supported_reasons, use_kernels
 from vfm_kernels.embedding import mask_tokens
 from vfm_kernels.gather import gather_with_grad
 from vfm_kernels.masking import block_mask, block_mask_exact, random_mask
+from vfm_kernels.pairs import pair_log_sum_exp
 from vfm_kernels.rope import rope_2d
 from vfm_kernels.swiglu import swiglu_subln
 from vfm_kernels.tokens import gather_tokens, masked_index, patch_dropout_index, scatter_tokens
@@ -40,6 +41,7 @@ __all__ = [
     "masked_cosine_loss",
     "masked_index",
     "not_supported_reasons",
+    "pair_log_sum_exp",
     "patch_dropout_index",
     "random_mask",
     "resultant_length",
