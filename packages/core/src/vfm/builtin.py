@@ -9,12 +9,13 @@ from vfm.data.shapes import stages as shapes
 from vfm.data.tag_stage import CaptionLabels
 from vfm.eval.curves_stage import Curves
 from vfm.eval.feature_stages import AttentiveProbe, Classify, Knn, LinearProbe
+from vfm.eval.few_shot_stage import FewShot
 from vfm.eval.stages import Choices, MmvpVlm, Retrieval, ZeroShot
 from vfm.hookspecs import hookimpl
 from vfm.models import stages as models
 from vfm.stage import Stage
 
-EVALUATIONS = (ZeroShot, Retrieval, Classify, LinearProbe, AttentiveProbe, Knn, MmvpVlm, Choices, Curves)
+EVALUATIONS = (ZeroShot, Retrieval, Classify, LinearProbe, AttentiveProbe, FewShot, Knn, MmvpVlm, Choices, Curves)
 
 
 @hookimpl

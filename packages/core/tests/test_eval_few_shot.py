@@ -1,0 +1,100 @@
+"""Few-shot classification: scikit-learn's answer from nothing, the words' answer where nothing may move."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+
+from eval_world import ColourModel, labeled, run_in
+from vfm.config import UserError
+from vfm.eval.few_shot import draw_shots, fit_few_shot
+from vfm.eval.few_shot_stage import FewShot
+from vfm.eval.judges.few_shot import FewShotSettings, judge_few_shot
+
+ORACLES = {"right": ColourModel(), "wrong": ColourModel(-1.0)}
+
+
+def images(seed: int, size: int, classes: int = 4, width: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.arange(size) % classes)
+    features = rng.normal(size=(size, width)) + np.eye(classes, width)[labels]
+    return features / np.linalg.norm(features, axis=1, keepdims=True), labels
+
+
+@pytest.mark.parametrize("penalty", [0.02, 0.5])
+def test_from_nothing_it_is_scikit_learns_logistic_regression(penalty: float) -> None:
+    x, labels = images(0, 40)
+    peer = LogisticRegression(C=4 / (penalty * len(x)), fit_intercept=False, tol=1e-9, max_iter=10_000).fit(x, labels)
+    found = fit_few_shot(x, labels, np.zeros((4, 6)), penalty=penalty)
+    np.testing.assert_allclose(found - found.mean(axis=0), peer.coef_ - peer.coef_.mean(axis=0), atol=1e-4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([0.05, 0.3, 2.0]))
+def test_at_the_answer_no_direction_is_better_and_weights_moved_no_further_than_said(seed: int, penalty: float) -> None:
+    x, labels = images(seed, 24)
+    start = 3 * np.random.default_rng(seed).normal(size=(4, 6))
+    found = fit_few_shot(x, labels, start, penalty=penalty)
+
+    def loss(weights: np.ndarray) -> float:
+        scores = x @ weights.T
+        logs = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+        return float(-logs[np.arange(24), labels].mean() + penalty / 8 * np.square(weights - start).sum())
+
+    for direction in np.random.default_rng(seed + 1).normal(size=(5, 4, 6)):
+        assert loss(found) <= loss(found + 1e-3 * direction) + 1e-9
+    assert np.linalg.norm(found - start, axis=1).mean() <= 2 / penalty
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(1, 8), st.integers(0, 99))
+def test_shots_are_so_many_of_each_class_or_all_and_repeatable(labels: list[int], shots: int, seed: int) -> None:
+    given_labels = np.array(labels)
+    some = draw_shots(given_labels, shots, seed)
+    assert len(set(some.tolist())) == len(some)
+    for label in set(labels):
+        assert (given_labels[some] == label).sum() == min(shots, labels.count(label))
+    assert (some == draw_shots(given_labels, shots, seed)).all()
+
+
+def judged(folder: Path, *, words: bool, penalty: float = 0.1, draws: int = 2) -> dict:
+    train, test = labeled(folder / "train", 70), labeled(folder / "test", 21)
+    settings = FewShotSettings([1, 4], draws, words, penalty)
+    return judge_few_shot(run_in(folder / "out").ctx, ORACLES, train, test, settings)[1]
+
+
+def test_few_images_are_enough_where_features_separate_the_classes(tmp_path: Path) -> None:
+    for judgement in judged(tmp_path, words=False).values():
+        assert {v.metric: v.value for v in judgement.verdicts} == {"fs1_acc1": 1, "fs4_acc1": 1}
+        assert judgement.verdicts[0].num_independent == 21  # two draws of the same images are no more evidence
+        columns = judgement.predictions["images"]
+        right = np.array(columns["predicted"]) == np.array(columns["label"])
+        assert right[np.array(columns["shots"]) == 4].mean() == 1
+        assert len(columns["key"]) == 2 * 2 * 21
+
+
+def test_words_decide_where_nothing_may_move_and_images_where_it_may(tmp_path: Path) -> None:
+    held = judged(tmp_path / "held", words=True, penalty=1e6)
+    assert [held[name].verdicts[0].value for name in ORACLES] == [1, 0]  # as zero-shot
+    free = judged(tmp_path / "free", words=True, penalty=1e-3)
+    assert free["wrong"].verdicts[1].value == 1
+
+
+def test_what_cannot_be_drawn_or_started_from_is_told(tmp_path: Path) -> None:
+    train, test = labeled(tmp_path / "train", 5, classes=7), labeled(tmp_path / "test", 21)
+    run = run_in(tmp_path / "out")
+    with pytest.raises(UserError, match="class 'magenta' has no training image"):
+        judge_few_shot(run.ctx, ORACLES, train, test, FewShotSettings([1], 1, False, 0.1))
+
+    class Blind:
+        encode_images = ColourModel().encode_images
+
+    with pytest.raises(UserError, match="blind: it has no text tower to start from"):
+        judge_few_shot(run.ctx, {"blind": Blind()}, train, test, FewShotSettings([1], 1, True, 0.1))  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match="0 images a class are none"):
+        FewShot(kind="eval.few_shot", name="f", train="a", data="b", shots=[0])
