@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from vfm.config import UserError
 from vfm.models import build_clip, build_vision
 from vfm.models.clip import ClipModel
+from vfm.models.image_tokens import image_tokens
 from vfm.models.patch_features import cls_and_patch_tokens, feature_width, grid_size, patch_features
 
 TEXT = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
@@ -56,6 +57,26 @@ def test_the_image_token_is_what_the_model_itself_makes_of_the_image(vision: dic
     assert patches.shape == (2, 16, 24)
     assert torch.equal(patches, patch_features(model, images()))
     assert feature_width(model) == 24
+
+
+@pytest.mark.parametrize("vision", TOWERS.values(), ids=TOWERS)
+def test_one_pass_says_all_of_an_image(vision: dict[str, object]) -> None:
+    model = clip_with(vision)
+    image = image_tokens(model, images())
+    torch.testing.assert_close(image.embeds, model.module.encode_image(images()))
+    assert torch.equal(image.patches, patch_features(model, images()))
+    assert image.whole is image.embeds
+    before = cls_and_patch_tokens(model, images(), projected=False)[0]
+    torch.testing.assert_close(image.feature, before)
+
+
+def test_where_patches_are_not_projected_the_image_stands_beside_them_as_it_was_pooled() -> None:
+    pooled_by_attention = {"image_size": 32, "timm_model_name": "vit_pico_patch8_32", "timm_pool": "map"}
+    model = clip_with({**pooled_by_attention, "timm_proj": "linear"})
+    image = image_tokens(model, images())
+    torch.testing.assert_close(image.embeds, model.module.encode_image(images()))
+    assert (image.embeds.shape[1], image.whole.shape[1], image.patches.shape[2]) == (24, 64, 64)
+    assert image.whole is image.feature
 
 
 def test_projected_patches_of_open_clip_are_the_towers_own_tokens_projected() -> None:

@@ -20,7 +20,7 @@ from vfm.data.transforms import ImageTransform
 from vfm.models.clip import ClipModel, build_clip, load_clip, save_clip
 from vfm.models.generator import import_generator
 from vfm_diva import DivaPrior, DivaTune
-from vfm_diva.condition import ConditionMap
+from vfm_diva.condition_map import ConditionMap
 from vfm_diva.generator import Generator, build_generator, load_generator
 from vfm_diva.prior_task import PriorTask
 from vfm_diva.samples import MakeConditioned, MakeNoisy, MakeViews

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vfm_diva.denoiser import Denoiser, error_over_times
 from vfm_diva.generator import build_generator
 from vfm_diva.space import LatentSpace, PixelSpace
+from vfm_diva.told import Told
 from vfm_kernels import diffusion_target, discrete_timesteps
 from vfm_kernels.diffusion import DiffusionKind
 
@@ -39,7 +40,7 @@ def test_only_the_target_of_its_own_kind_costs_nothing(kind: DiffusionKind, pred
     x0, noise = torch.randn(2, 5, 3, 4, 4, generator=draws)
     times = torch.rand(5, generator=draws)
     denoiser = Denoiser(Oracle(predicted, x0, noise, times), kind, ALPHAS)
-    error = denoiser(x0, noise, times, torch.zeros(5, 1, 8))
+    error = denoiser(x0, noise, times, Told(torch.zeros(5, 1, 8)))
     assert error.shape == (5,)
     assert (error.max() < 1e-10) if kind == predicted else (error.mean() > 0.1)
 
@@ -56,7 +57,9 @@ class Echo(nn.Module):
 def test_time_0_is_the_clean_picture_and_time_1_the_noise(kind: DiffusionKind) -> None:
     x0, noise = torch.randn(2, 2, 3, 4, 4)
     echo = Echo()
-    Denoiser(echo, kind, torch.linspace(1, 0, 1000))(x0, noise, torch.tensor([0.0, 1 - 2**-24]), torch.zeros(2, 1, 8))
+    Denoiser(echo, kind, torch.linspace(1, 0, 1000))(
+        x0, noise, torch.tensor([0.0, 1 - 2**-24]), Told(torch.zeros(2, 1, 8))
+    )
     torch.testing.assert_close(echo.noisy, torch.stack([x0[0], noise[1]]), atol=1e-5, rtol=0)
     assert echo.timesteps[0] == 0
     assert 999 <= echo.timesteps[1] <= 1000
@@ -72,9 +75,9 @@ def test_times_in_one_pass_cost_what_they_cost_one_after_another(kind: Diffusion
     for batched in (True, False):
         context = torch.randn(3, 4, 64, generator=torch.Generator().manual_seed(2)).requires_grad_()
         if batched:
-            error = error_over_times(generator.denoiser, x0, noise, times, context)
+            error = error_over_times(generator.denoiser, x0, noise, times, Told(context))
         else:
-            parts = [generator.denoiser(x0, noise[:, n], times[:, n], context) for n in range(4)]
+            parts = [generator.denoiser(x0, noise[:, n], times[:, n], Told(context)) for n in range(4)]
             error = torch.stack(parts).mean(dim=0)
         (gradient,) = torch.autograd.grad(error.mean(), context)
         gradients.append((error.detach(), gradient))

@@ -17,7 +17,7 @@ from vfm.data.loader import Batch, TrainingData, eval_batches
 from vfm.data.source import open_dataset
 from vfm.models.clip import load_clip
 from vfm.train import fit
-from vfm_diva.condition import ConditionMap
+from vfm_diva.condition_map import ConditionMap
 from vfm_diva.generator import load_generator
 from vfm_diva.pictures import condition_losses
 from vfm_diva.prior_task import PriorTask, measure
@@ -126,8 +126,9 @@ def test_each_sample_is_told_what_was_drawn_for_it(clip: ClipCheckpoint, pool: P
 def test_a_withheld_condition_is_the_same_for_every_sample() -> None:
     condition_map = ConditionMap(8, 2, 4)
     embeds = torch.randn(3, 8)
-    tokens = condition_map(embeds, noise=torch.randn(3, 8), is_empty=torch.tensor([True, False, True]))
-    assert torch.equal(tokens[[0, 2]], condition_map.empty(2))
+    is_empty = torch.tensor([True, False, True])
+    tokens = condition_map(embeds, noise=torch.randn(3, 8), is_empty=is_empty).tokens
+    assert torch.equal(tokens[[0, 2]], condition_map.empty(2).tokens)
     assert not torch.equal(tokens[1], tokens[0])
 
 
@@ -146,7 +147,7 @@ def test_a_saved_prior_is_what_diffusers_reads_and_what_it_was(clip: ClipCheckpo
         assert torch.equal(task.denoiser.alphas_cumprod, again.denoiser.alphas_cumprod)
         assert type(again.scheduler).__name__ == scheduler
         theirs = diffusers.UNet2DConditionModel.from_pretrained(made.path / "unet", low_cpu_mem_usage=False)
-        assert same(weights(task.denoiser.unet), weights(theirs))
+        assert same(weights(task.denoiser.network), weights(theirs))
 
 
 def test_another_clip_model_is_refused_though_it_has_the_same_width(clip: ClipCheckpoint, tmp_path: Path) -> None:

@@ -19,9 +19,8 @@ from vfm.models.clip import build_clip, load_clip, save_clip
 from vfm.panels import ImagesPanel, TablePanel, load_panels
 from vfm.stage import Preflight, Stage
 from vfm_diva import DivaPrior, DivaTune
-from vfm_diva.condition import ConditionMap
+from vfm_diva.condition_map import ConditionMap
 from vfm_diva.generator import load_generator
-from vfm_diva.timesteps import Timesteps
 
 
 @pytest.mark.parametrize("condition", ["text", "image", "both"])
@@ -74,7 +73,7 @@ def test_bf16_and_checkpointing_train_in_latents_and_pixels(
 ) -> None:
     how = {"precision": "amp_bf16", "grad_checkpointing": True, "steps": 2}
     prior = run(prior_plan(**how), tmp_path / "prior", clip=clip, pool=pool)
-    for name, generator, changes in (("own", prior, {}), ("sd", stable_diffusion, {"adapter": "linear"})):
+    for name, generator, changes in (("own", prior, {}), ("sd", stable_diffusion, {"adapter": {"type": "linear"}})):
         tuned = run(tune_plan(**how, **changes), tmp_path / name, clip=clip, pool=pool, prior=generator)
         before, after = (load_clip(model).module.state_dict()["visual.proj"] for model in (clip, tuned))
         assert after.isfinite().all()
@@ -98,9 +97,9 @@ def test_what_does_not_fit_is_said_before_anything_runs(
     tune_plan().preflight(known())
     tune_plan().preflight(known(clip=clip, prior=prior))
     prior_plan().preflight(known(clip=clip, pool=pool))
-    assert "set adapter: linear" in refusal(tune_plan(), clip=clip, prior=stable_diffusion)
+    assert "set adapter.type: linear" in refusal(tune_plan(), clip=clip, prior=stable_diffusion)
     resnet = make_clip(tmp_path / "resnet", layers=[1, 1, 1, 1], width=8, image_size=32, patch_size=None)
-    patches = tune_plan(condition="embedding_and_patches", adapter="linear")
+    patches = tune_plan(condition={"type": "patches"}, adapter={"type": "linear"})
     assert "no patch tokens" in refusal(patches, clip=resnet, prior=stable_diffusion)
     assert "pool has no captions in 'de'; known: en" in refusal(prior_plan(language="de"), pool=pool)
     latents = prior_plan(latents="sd", image_size=18)
@@ -122,7 +121,7 @@ def test_no_weights_are_read_before_anything_runs(
         for number, artifact in enumerate((clip, prior, stable_diffusion))
     )
     tune_plan().preflight(known(clip=light_clip, prior=light_prior))
-    patches = tune_plan(condition="embedding_and_patches", adapter="linear")
+    patches = tune_plan(condition={"type": "patches"}, adapter={"type": "linear"})
     patches.preflight(known(clip=light_clip, prior=light_sd))
     prior_plan(latents="sd", image_size=16).preflight(known(clip=light_clip, sd=light_sd))
     assert "image_size 17 is not a multiple of 2" in refusal(tune_plan(image_size=17), clip=clip, prior=light_prior)
@@ -148,7 +147,9 @@ def edited(prior: GeneratorCheckpoint, part: str, **changes: Any) -> None:
 def test_generators_of_another_build_are_refused(clip: ClipCheckpoint, tmp_path: Path) -> None:
     second = make_prior(tmp_path / "second", clip)
     edited(second, "unet", class_embed_type="identity")
-    assert "wants a second condition (class_embed_type)" in refusal(tune_plan(), clip=clip, prior=second)
+    assert "wants a condition that diva does not give (class_embed_type identity)" in refusal(
+        tune_plan(), clip=clip, prior=second
+    )
     inpainting = make_prior(tmp_path / "inpainting", clip)
     (inpainting.path / "vae").mkdir()
     edited_vae = inpainting.path / "vae" / "config.json"
@@ -156,10 +157,10 @@ def test_generators_of_another_build_are_refused(clip: ClipCheckpoint, tmp_path:
     assert "the VAE is of kind AutoencoderTiny" in refusal(tune_plan(), clip=clip, prior=inpainting)
     nine = make_prior(tmp_path / "nine", clip)
     edited(nine, "unet", in_channels=9)
-    assert "its UNet takes 9 channels; pixels have 3" in refusal(tune_plan(), clip=clip, prior=nine)
-    transformer = make_prior(tmp_path / "transformer", clip)
-    (transformer.path / "unet").rename(transformer.path / "transformer")
-    assert "its denoiser is a transformer" in refusal(tune_plan(), clip=clip, prior=transformer)
+    assert "its denoiser takes 9 channels; pixels have 3" in refusal(tune_plan(), clip=clip, prior=nine)
+    other = make_prior(tmp_path / "other", clip)
+    edited(other, "unet", _class_name="PixArtTransformer2DModel")
+    assert "its denoiser is of kind PixArtTransformer2DModel" in refusal(tune_plan(), clip=clip, prior=other)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ def test_generators_of_another_build_are_refused(clip: ClipCheckpoint, tmp_path:
         ({"block_out_channels": (8, 12)}, "multiples of 8; 12 is not"),
         ({"attention_levels": 3}, "attention_levels 3 is more than the 2 levels"),
         ({"image_size": 9}, "image_size 9 cannot be halved 1 times"),
-        ({"timesteps": Timesteps(distribution="stratified")}, "each has one time here; use uniform"),
+        ({"timesteps": {"type": "stratified"}}, "each has one time here; use uniform"),
     ],
 )
 def test_a_prior_that_cannot_be_made_is_refused(changes: dict[str, Any], words: str) -> None:
@@ -179,12 +180,12 @@ def test_a_prior_that_cannot_be_made_is_refused(changes: dict[str, Any], words: 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"anchor": "similarity"}, "go together"),
-        ({"anchor_prompts": ["a circle"]}, "go together"),
-        ({"condition": "embedding_and_patches"}, "needs adapter: linear"),
+        ({"anchor": {"type": "relational"}}, "prompts"),
+        ({"anchor": {"type": "l2_sp"}, "update": {"type": "lora"}}, "which lora does not train"),
+        ({"adapter": {"type": "mlp", "joint": False}}, "leaves the adapter random; give first_steps"),
         ({"crop_scale": (-1, 5)}, "crop_scale"),
         ({"crop_scale": (1.0, 0.5)}, "crop_scale"),
-        ({"timesteps": Timesteps(distribution="stratified"), "num_timesteps": 1}, "each has one time here"),
+        ({"timesteps": {"type": "stratified"}, "num_timesteps": 1}, "each has one time here"),
     ],
 )
 def test_settings_that_contradict_one_another_are_refused(changes: dict[str, Any], words: str) -> None:

@@ -10,21 +10,29 @@ import pytest
 import torch
 from torch import Tensor
 
-from diva_toy import batch_of, context, cut, make_clip, make_prior, make_stable_diffusion, same, tune_plan, weights
+from diva_toy import batch_of, context, cut, make_clip, make_stable_diffusion, same, tune_plan, weights
 from vfm.artifacts import ClipCheckpoint, GeneratorCheckpoint, Pool
 from vfm.data.loader import Batch
 from vfm.data.transforms import ImageTransform
 from vfm.models.clip import load_clip
 from vfm.train import fit
-from vfm_diva.anchor import CosineAnchor, SimilarityAnchor, make_anchor
+from vfm_diva.anchor import CosineAnchor, L2SpAnchor, RelationalAnchor
+from vfm_diva.feedback import Feedback
 from vfm_diva.generator import load_generator
 from vfm_diva.samples import MakeNoisy, MakeViews
 from vfm_diva.tune_task import TuneTask
 
+ANCHORS: dict[str, Any] = {
+    "none": {"type": "none"},
+    "cosine": {"type": "cosine"},
+    "relational": {"type": "relational", "prompts": ["red", "blue"]},
+    "l2_sp": {"type": "l2_sp"},
+}
+LINEAR = {"type": "linear"}
 
-def make_task(clip: ClipCheckpoint, generator: GeneratorCheckpoint, anchor: str = "none", **changes: Any) -> TuneTask:
-    model = load_clip(clip)
-    return TuneTask(model, load_generator(generator), make_anchor(anchor, model, prompts=["red", "blue"]), **changes)
+
+def make_task(clip: ClipCheckpoint, generator: GeneratorCheckpoint, anchor: str = "none", **parts: Any) -> TuneTask:
+    return TuneTask(load_clip(clip), load_generator(generator), Feedback(anchor=ANCHORS[anchor], **parts))
 
 
 def batch_for(task: TuneTask, pool: Pool, num_times: int = 2, size: int = 16) -> Batch:
@@ -59,7 +67,7 @@ def gradients(task: TuneTask, micro_batches: list[Batch]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("num_times", [1, 2, 4])
-@pytest.mark.parametrize("anchor", ["none", "cosine", "similarity"])
+@pytest.mark.parametrize("anchor", ANCHORS)
 def test_micro_batches_have_the_gradient_of_the_whole_batch(
     num_times: int, anchor: str, clip: ClipCheckpoint, prior: GeneratorCheckpoint, pool: Pool
 ) -> None:
@@ -93,7 +101,7 @@ def test_the_vision_tower_moves_and_nothing_else(
 def test_learning_rate_0_gives_the_source_model_back_bit_for_bit(
     optimizer: str, clip: ClipCheckpoint, prior: GeneratorCheckpoint, pool: Pool, tmp_path: Path
 ) -> None:
-    task = make_task(clip, prior, "similarity")
+    task = make_task(clip, prior, "relational")
     train(task, batch_for(task, pool), tmp_path, lr=0.0, optimizer=optimizer, weight_decay=0.1)
     made = task.export(tmp_path / "made")
     assert same(weights(load_clip(clip).module), weights(load_clip(made).module))
@@ -115,7 +123,7 @@ def test_a_tower_cut_in_training_ends_as_the_unbroken_one(
     clip: ClipCheckpoint, stable_diffusion: GeneratorCheckpoint, pool: Pool, tmp_path: Path
 ) -> None:
     def go(folder: Path, stop: int | None = None) -> dict[str, Tensor]:
-        task = make_task(clip, stable_diffusion, "cosine", linear_adapter=True)
+        task = make_task(clip, stable_diffusion, "cosine", adapter=LINEAR)
         train(task, batch_for(task, pool), folder, stop=stop, steps=5, checkpoint={"every_steps": 2})
         return weights(task)
 
@@ -123,27 +131,25 @@ def test_a_tower_cut_in_training_ends_as_the_unbroken_one(
     with pytest.raises(KeyboardInterrupt):
         go(tmp_path / "cut", stop=3)
     assert same(unbroken, go(tmp_path / "cut"))
-    assert {"adapter.linear.weight", "visual.proj"} <= unbroken.keys()
+    assert {"conditioner.adapter.tokens.weight", "visual.proj"} <= unbroken.keys()
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("with_patches", [False, True])
+@pytest.mark.parametrize(("condition", "count"), [({"type": "embedding"}, 1), ({"type": "patches"}, 5)])
 def test_a_generator_like_stable_diffusion_teaches_through_an_adapter(
-    prediction: str, with_patches: bool, clip: ClipCheckpoint, pool: Pool, tmp_path: Path
+    prediction: str, condition: dict[str, Any], count: int, clip: ClipCheckpoint, pool: Pool, tmp_path: Path
 ) -> None:
     generator = make_stable_diffusion(tmp_path, prediction=prediction)
-    task = make_task(clip, generator, linear_adapter=True, with_patches=with_patches)
+    task = make_task(clip, generator, adapter=LINEAR, condition=condition)
     assert task.image_size == 16  # 8 x 8 latents of a VAE that halves once
-    assert task.adapter is not None
     batch = batch_for(task, pool)
-    tokens = task.context(task.tokens(task.clip.pixels(batch["images"])))
-    assert tokens.shape == (16, 1 + 4 * with_patches, 24)
+    assert task.told(batch).tokens.shape == (16, count, 24)
     held = (task.generator.denoiser, task.generator.space)
     before, frozen = weights(task), [weights(part) for part in held]
     train(task, batch, tmp_path, steps=10)
     after = weights(task)
     assert all(
-        not torch.equal(before[f"adapter.linear.{name}"], after[f"adapter.linear.{name}"])
+        not torch.equal(before[f"conditioner.adapter.tokens.{name}"], after[f"conditioner.adapter.tokens.{name}"])
         for name in ("weight", "bias")
     )
     assert not torch.equal(before["visual.conv1.weight"], after["visual.conv1.weight"])
@@ -156,7 +162,7 @@ def test_the_image_is_encoded_once_for_all_its_times(
     task = make_task(clip, prior)
     passes: dict[str, list[int]] = {"visual": [], "unet": []}
     task.visual.register_forward_hook(lambda module, inputs, output: passes["visual"].append(len(inputs[0])))
-    task.generator.denoiser.unet.register_forward_hook(
+    task.generator.denoiser.network.register_forward_hook(
         lambda module, inputs, output: passes["unet"].append(len(inputs[0]))
     )
     task(batch_for(task, pool, num_times=4))
@@ -169,21 +175,34 @@ def test_only_a_condition_that_is_attended_to_gives_a_gradient(
     task = make_task(clip, prior)
     batch = batch_for(task, pool)
     assert gradients(task, [batch])["visual.proj"].abs().max() > 0
-    for name, module in task.generator.denoiser.unet.named_modules():
+    for name, module in task.generator.denoiser.network.named_modules():
         if name.endswith("attn2"):
             torch.nn.init.zeros_(module.to_out[0].weight)
     assert gradients(task, [batch])["visual.proj"].abs().max() == 0
 
 
-def test_anchors_cost_nothing_at_the_start_and_hold_what_they_are_for() -> None:
-    old = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0, 1.0]]), dim=-1)
-    aside = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0, -1.0]]), dim=-1)  # the same seen along x
-    cosine, along_x = CosineAnchor(0.5), SimilarityAnchor(2.0, torch.tensor([[1.0, 0.0, 0.0]]))
-    assert cosine(old, old).abs() < 1e-6
-    assert along_x(old, old) == 0
-    assert cosine(aside, old) == pytest.approx(0.5)
-    assert along_x(aside, old) == pytest.approx(0)
-    assert along_x(-old, old) == pytest.approx(2 * 2)
+def test_anchors_cost_nothing_at_the_start_and_hold_what_they_are_for(clip: ClipCheckpoint) -> None:
+    model = load_clip(clip)
+    red, blue = model.encode_texts(["red", "blue"])
+    aside = red - 2 * (red @ blue) * blue  # mirrored: the same but for its similarity to blue
+    cosine, to_red = CosineAnchor(weight=0.5), RelationalAnchor(prompts=["red"], weight=2.0)
+    of_cosine, of_red = cosine.of_embeds(model), to_red.of_embeds(model)
+    assert of_cosine(red, red).abs() < 1e-6
+    assert of_red(blue, blue) == 0
+    assert of_cosine(aside, red) == pytest.approx(0.5 * (1 - float(aside @ red)))
+    assert of_red(-red, red) == pytest.approx(2 * 2**2)
+    beside = blue - (blue @ red) * red
+    assert of_red(red + beside, red) == pytest.approx(0, abs=1e-9)
+
+
+def test_l2_sp_is_half_the_squared_distance_of_what_is_trained(clip: ClipCheckpoint) -> None:
+    visual, old = (load_clip(clip).module.visual for _ in range(2))
+    visual.conv1.weight.requires_grad_(False)
+    with torch.no_grad():
+        visual.conv1.weight.add_(5.0)
+        visual.proj.add_(0.1)
+    loss = L2SpAnchor(weight=0.5).of_weights(visual, old)
+    assert loss.item() == pytest.approx(0.5 * 0.5 * 0.01 * visual.proj.numel(), rel=1e-4)
 
 
 def test_what_does_not_fit_is_refused_in_one_line(
@@ -195,13 +214,10 @@ def test_what_does_not_fit_is_refused_in_one_line(
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    assert "width 24, the embeddings of custom 32): set adapter: linear" in refusal(clip, stable_diffusion)
-    assert "image_size 18 is not a multiple of 4" in refusal(clip, stable_diffusion, image_size=18, linear_adapter=True)
+    assert "width 24, the tokens of custom 32): set adapter.type: linear" in refusal(clip, stable_diffusion)
+    assert "image_size 18 is not a multiple of 4" in refusal(clip, stable_diffusion, image_size=18, adapter=LINEAR)
     resnet = {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32, "patch_size": None}
     patchless = make_clip(tmp_path / "resnet", **resnet)
-    words = refusal(patchless, stable_diffusion, linear_adapter=True, with_patches=True)
+    words = refusal(patchless, stable_diffusion, adapter=LINEAR, condition={"type": "patches"})
     assert "no patch tokens" in words
     assert "cosine of one text" in refusal(make_clip(tmp_path / "other", seed=1), prior)
-    wide = make_clip(tmp_path / "wide")
-    narrow = make_prior(tmp_path / "narrow", wide).path / "condition"
-    assert narrow.is_dir()

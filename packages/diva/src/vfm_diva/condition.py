@@ -1,139 +1,148 @@
-"""What a generator is told of a picture: from CLIP's joint space to the context of the cross attention."""
+"""What of an image the generator is told: which of the tower's tokens."""
 
-# B batch, D width of the joint space, T tokens of an image, K context tokens, W their width
+# B batch, N patches, T tokens, D width of the joint space, E width of the tokens
 
 from __future__ import annotations
 
-import json
-import math
-from pathlib import Path
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.nn import functional as F
+from pydantic import Field
 
-from vfm.config import UserError
-from vfm.models.clip import ClipModel
-from vfm.models.weights import save_state_dict
+from vfm.config import Config
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-PROBE = "a photo of a thing"
-SAME_SPACE = 0.99  # cosine of the probe's embeddings; a text tower that was not trained further gives 1
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from vfm.models.clip import ClipModel
 
 
-def unit_rms(embeds: Tensor) -> Tensor:
-    """Embeddings whose channels have a root mean square of 1: a scale at which a linear layer starts well."""
-    return F.normalize(embeds.float(), dim=-1) * math.sqrt(embeds.shape[-1])
+@dataclass(frozen=True)
+class Seen:
+    """What the tower makes of images: their embeddings before the L2 norm, (B, D), and what is told, (B, T, E)."""
+
+    embeds: Tensor
+    tokens: Tensor
 
 
-class ConditionMap(nn.Module):
-    """A linear map from CLIP's joint space to a few context tokens, trained with the generator.
+class _Condition(Config):
+    def num_draws(self, clip: ClipModel) -> int:
+        """Random numbers that an image's tokens hang on; 0 where none are drawn."""
+        return 0
 
-    It is made for text embeddings. CLIP's image embeddings lie apart from them by a nearly constant vector, the
-    modality gap (arXiv:2203.02053), which `toward_text` adds. The weights remember the space by one text's embedding.
 
-    Args:
-        embed_dim: D.
-        num_tokens: K.
-        width: W.
-    """
+class Embedding(_Condition):
+    """The image's embedding in the joint space as one token; any CLIP model has it (un2CLIP)."""
 
-    gap: Tensor
-    probe: Tensor
+    type: Literal["embedding"] = Field("embedding", description="the image's embedding in the joint space (un2CLIP)")
 
-    def __init__(self, embed_dim: int, num_tokens: int, width: int) -> None:
-        super().__init__()
-        self.facts = {"embed_dim": embed_dim, "num_tokens": num_tokens, "width": width}
-        self.linear = nn.Linear(embed_dim, num_tokens * width)
-        self.register_buffer("gap", torch.zeros(embed_dim))
-        self.register_buffer("probe", torch.zeros(embed_dim))
+    def width(self, clip: ClipModel) -> int:
+        """E; looks at no weights."""
+        return clip.embed_dim
 
-    def forward(self, embeds: Tensor, *, noise: Tensor | None = None, is_empty: Tensor | None = None) -> Tensor:
-        """Context tokens of text-like embeddings.
+    def see(self, visual: nn.Module, pixels: Tensor, draws: Tensor | None = None) -> Seen:
+        """The tower's tokens of normalised images, (B, 3, S, S)."""
+        embeds = embed(visual, pixels)
+        return Seen(embeds, embeds[:, None])
+
+
+class Cls(_Condition):
+    """The image's feature before the projection: the class token, or what the model pools instead (GenHancer)."""
+
+    type: Literal["cls"] = Field("cls", description="the class token, or the pooled feature, before the projection")
+
+    def width(self, clip: ClipModel) -> int:
+        """E; looks at no weights."""
+        from vfm.models.patch_features import vision_tower
+
+        return vision_tower(clip).width
+
+    def see(self, visual: nn.Module, pixels: Tensor, draws: Tensor | None = None) -> Seen:
+        """The tower's tokens of normalised images, (B, 3, S, S)."""
+        from vfm.models.image_tokens import image_tokens
+
+        image = image_tokens(visual, pixels)
+        return Seen(image.embeds, image.feature[:, None])
+
+
+class _WithPatches(_Condition):
+    """The image's own token and its patches', through the projection where the model has one for patches (DIVA)."""
+
+    def width(self, clip: ClipModel) -> int:
+        """E; looks at no weights."""
+        from vfm.models.patch_features import feature_width, vision_tower
+
+        return feature_width(clip, projected=vision_tower(clip).project is not None)
+
+
+class Patches(_WithPatches):
+    """The image's token and a share of its patches', drawn anew for each image and step, none twice (DIVA)."""
+
+    type: Literal["patches"] = Field("patches", description="the image's token and a share of its patches' (DIVA)")
+    share: float = Field(
+        1.0, ge=0, le=1, description="of the patches; drawn from the sample's seed without replacement, then in order"
+    )
+
+    def num_draws(self, clip: ClipModel) -> int:
+        """N where a share of the patches is drawn."""
+        from vfm.models.patch_features import grid_size
+
+        rows, columns = grid_size(clip)
+        return rows * columns if self.share < 1 else 0
+
+    def see(self, visual: nn.Module, pixels: Tensor, draws: Tensor | None = None) -> Seen:
+        """The tower's tokens of normalised images, (B, 3, S, S).
 
         Args:
-            embeds: (B, D), of any scale.
-            noise: added at the scale where channels have a root mean square of 1, (B, D).
-            is_empty: samples whose condition is withheld, (B,) bool.
-
-        Returns:
-            (B, K, W).
+            draws: a random number of each patch, (B, N): those with the largest are told; needed by a share below 1.
         """
-        embeds = unit_rms(embeds)
-        if noise is not None:
-            embeds = embeds + noise
-        if is_empty is not None:
-            embeds = embeds.masked_fill(is_empty[:, None], 0.0)
-        tokens: Tensor = self.linear(embeds)
-        return tokens.view(-1, self.facts["num_tokens"], self.facts["width"])
+        import torch
 
-    def toward_text(self, image_embeds: Tensor) -> Tensor:
-        """Image embeddings of unit length moved to where texts lie, (B, D)."""
-        return F.normalize(image_embeds.float(), dim=-1) + self.gap
+        from vfm.models.image_tokens import image_tokens
 
-    def empty(self, num_samples: int) -> Tensor:
-        """The context of samples without a condition, (B, K, W)."""
-        nothing = self.gap.new_ones(num_samples, len(self.gap))
-        tokens: Tensor = self(nothing, is_empty=torch.ones(num_samples, dtype=torch.bool, device=self.gap.device))
-        return tokens
-
-    def remember_space(self, clip: ClipModel) -> None:
-        """Notes whose joint space this is."""
-        self.probe.copy_(clip.encode_texts([PROBE])[0])
-
-    def check_width(self, clip: ClipModel) -> None:
-        """Refuses a CLIP model whose joint space has another width; looks at no weights.
-
-        Raises:
-            UserError: the width differs.
-        """
-        width = self.facts["embed_dim"]
-        if clip.embed_dim != width:
-            raise UserError(
-                f"the generator's condition map takes embeddings of width {width}; {clip.name} makes {clip.embed_dim}: "
-                f"train a diva.prior over this CLIP model"
-            )
-
-    def check_space(self, clip: ClipModel) -> None:
-        """Refuses a CLIP model with another joint space, which would be nonsense of the right width.
-
-        Raises:
-            UserError: the embedding of the probe differs.
-        """
-        cosine = float(self.probe.cpu() @ clip.encode_texts([PROBE])[0])
-        if cosine < SAME_SPACE:
-            raise UserError(
-                f"the generator was trained over another CLIP model than {clip.name}: the cosine of one text's "
-                f"embeddings is {cosine:.2f}, not 1; train a diva.prior over this one"
-            )
-
-    def save(self, directory: Path) -> None:
-        """Writes the map: its facts as JSON, its weights as safetensors."""
-        save_state_dict(self.state_dict(), directory / WEIGHTS_FILE)
-        (directory / CONFIG_FILE).write_text(json.dumps(self.facts, indent=1) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, directory: Path, *, weights: bool = True) -> ConditionMap:
-        """Reads a map back; without weights it lies on the meta device."""
-        facts = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
-        if not weights:
-            with torch.device("meta"):
-                return cls(**facts)
-        condition_map = cls(**facts)
-        condition_map.load_state_dict(load_file(directory / WEIGHTS_FILE))
-        return condition_map
+        image = image_tokens(visual, pixels)
+        patches = image.patches
+        count = round(self.share * patches.shape[1])
+        if count < patches.shape[1]:
+            assert draws is not None
+            chosen = draws.topk(count, dim=1).indices.sort(dim=1).values
+            patches = patches.gather(1, chosen[..., None].expand(-1, -1, patches.shape[-1]))
+        return Seen(image.embeds, torch.cat([image.whole[:, None], patches], dim=1))
 
 
-class LinearAdapter(nn.Module):
-    """One linear layer for every token of an image, in place of the text states a generator was trained on (DIVA)."""
+class PooledPatches(_WithPatches):
+    """The image's token and its patches', averaged over squares of the grid, row by row."""
 
-    def __init__(self, embed_dim: int, width: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(embed_dim, width)
+    type: Literal["pooled_patches"] = Field(
+        "pooled_patches", description="the image's token and its patches' averaged over squares of the grid"
+    )
+    window: int = Field(2, ge=1, description="patches a side of a square; squares at the far edges may be smaller")
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, T, D) to (B, T, W); each token is brought to a root mean square of 1 before."""
-        context: Tensor = self.linear(unit_rms(tokens))
-        return context
+    def see(self, visual: nn.Module, pixels: Tensor, draws: Tensor | None = None) -> Seen:
+        """The tower's tokens of normalised images, (B, 3, S, S)."""
+        import torch
+
+        from vfm.models.image_tokens import image_tokens
+        from vfm.models.patch_features import grid_size
+
+        image = image_tokens(visual, pixels)
+        pooled = pool_squares(image.patches, grid_size(visual), self.window)
+        return Seen(image.embeds, torch.cat([image.whole[:, None], pooled], dim=1))
+
+
+AnyCondition = Annotated[Embedding | Cls | Patches | PooledPatches, Field(discriminator="type")]
+
+
+def pool_squares(patches: Tensor, grid: tuple[int, int], window: int) -> Tensor:
+    """Means over squares of `window` x `window` patches, (B, N', E), of patches row by row, (B, N, E)."""
+    from torch.nn import functional as F
+
+    plane = patches.transpose(1, 2).reshape(len(patches), -1, *grid)
+    return F.avg_pool2d(plane, window, ceil_mode=True, count_include_pad=False).flatten(2).transpose(1, 2)
+
+
+def embed(visual: Any, pixels: Tensor) -> Tensor:
+    """The image embedding before the L2 norm, (B, D); CoCa's tower gives its tokens besides."""
+    features = visual(pixels)
+    embeds: Tensor = features[0] if isinstance(features, tuple) else features
+    return embeds

@@ -1,6 +1,6 @@
 """Generators on disk and in memory: diffusers' layout, and a condition map beside it for those trained here.
 
-unet/  scheduler/  vae/ where it works in latents    as diffusers writes and reads them
+unet/ or transformer/  scheduler/  vae/ where it works in latents    as diffusers writes and reads them
 pixels/config.json                                   the scale of the pixels, where it works in them
 condition/config.json, model.safetensors             the map from CLIP's joint space (`ConditionMap`)
 """
@@ -19,9 +19,11 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DCond
 
 from vfm.artifacts import GeneratorCheckpoint
 from vfm.config import UserError
-from vfm_diva.condition import ConditionMap
+from vfm.models.generator import denoiser as denoiser_folder
+from vfm_diva.condition_map import ConditionMap
 from vfm_diva.denoiser import Denoiser
-from vfm_diva.space import PixelSpace, Space, load_part, load_space
+from vfm_diva.networks import KINDS, Wants, wants
+from vfm_diva.space import PixelSpace, Space, check_scale, load_part, load_space
 from vfm_kernels.diffusion import DiffusionKind
 
 CONDITION = "condition"
@@ -40,6 +42,7 @@ class Generator:
     scheduler: Any  # diffusers' DDIM, or Euler for flow
     condition_map: ConditionMap | None
     sample_size: int  # h
+    folder: Path | None = None  # where it was loaded from: its text encoder may lie there
 
     @property
     def image_size(self) -> int:
@@ -47,10 +50,9 @@ class Generator:
         return self.sample_size * self.space.downscale
 
     @property
-    def condition_width(self) -> int:
-        """Channels of the context."""
-        width: int = self.denoiser.unet.config.cross_attention_dim
-        return width
+    def wants(self) -> Wants:
+        """What its denoiser is to be told."""
+        return wants(self.denoiser.network)
 
     @property
     def noise_shape(self) -> tuple[int, int, int]:
@@ -61,10 +63,9 @@ class Generator:
         """(C, h, h) for pictures of another size.
 
         Raises:
-            UserError: the VAE and the UNet cannot halve this size as often as they do.
+            UserError: the VAE and the network cannot halve this size as often as they do.
         """
-        halvings = len(self.denoiser.unet.config.block_out_channels) - 1
-        multiple = self.space.downscale * 2**halvings
+        multiple = self.space.downscale * self.wants.multiple
         if image_size % multiple:
             raise UserError(f"image_size {image_size} is not a multiple of {multiple}, as the generator needs")
         side = image_size // self.space.downscale
@@ -72,7 +73,9 @@ class Generator:
 
     def save(self, directory: Path) -> GeneratorCheckpoint:
         """Writes the parts and returns the artifact."""
-        self.denoiser.unet.save_pretrained(directory / "unet")
+        network = self.denoiser.network
+        is_unet = isinstance(network, UNet2DConditionModel)
+        network.save_pretrained(directory / ("unet" if is_unet else "transformer"))
         self.scheduler.save_pretrained(directory / "scheduler")
         self.space.save(directory)
         if self.condition_map:
@@ -80,7 +83,7 @@ class Generator:
         return GeneratorCheckpoint.create(
             directory,
             sample_size=self.sample_size,
-            condition_width=self.condition_width,
+            condition_width=self.wants.context_width,
             prediction=self.denoiser.prediction,
         )
 
@@ -143,39 +146,44 @@ def build_generator(
 
 
 def load_generator(checkpoint: GeneratorCheckpoint, *, weights: bool = True) -> Generator:
-    """The parts of a checkpoint: one of `diva.prior`, or a text-to-image model with a UNet.
+    """The parts of a checkpoint: one of `diva.prior`, or a pretrained text-to-image model.
 
     Args:
         checkpoint: in diffusers' layout.
         weights: False reads the configurations alone; the parts lie on the meta device.
 
     Raises:
-        UserError: the denoiser is no UNet with cross attention alone, or its VAE is missing or of another kind.
+        UserError: the denoiser is of a kind that is not known here, or its VAE is missing, of another kind or another
+            scale.
     """
     folder = checkpoint.path
-    unet = _load_unet(folder, weights=weights)
+    network = _load_network(folder, weights=weights)
     space = load_space(folder, weights=weights)
-    if unet.config.in_channels != space.channels:
-        raise UserError(
-            f"{folder}: its UNet takes {unet.config.in_channels} channels; {space.name} have {space.channels}"
-        )
-    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    kind = FlowMatchEulerDiscreteScheduler if checkpoint.prediction == "flow" else DDIMScheduler
-    scheduler = kind.from_config(config)
-    denoiser = Denoiser(unet, checkpoint.prediction, _alphas_cumprod(scheduler))
     condition = folder / CONDITION
+    try:
+        channels = wants(network).channels
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
+    if channels != space.channels:
+        raise UserError(f"{folder}: its denoiser takes {channels} channels; {space.name} have {space.channels}")
+    if not condition.is_dir():  # a prior trained here may work in anybody's latents
+        check_scale(space, network, folder)
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    if checkpoint.prediction == "flow":
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(config, use_dynamic_shifting=False)
+    else:
+        scheduler = DDIMScheduler.from_config(config)
+    denoiser = Denoiser(network, checkpoint.prediction, _alphas_cumprod(scheduler))
     condition_map = ConditionMap.load(condition, weights=weights) if condition.is_dir() else None
-    return Generator(denoiser, space, scheduler, condition_map, checkpoint.sample_size)
+    return Generator(denoiser, space, scheduler, condition_map, checkpoint.sample_size, folder)
 
 
-def _load_unet(folder: Path, *, weights: bool) -> Any:
-    if not (folder / "unet").is_dir():
-        raise UserError(f"{folder}: its denoiser is a transformer; diva takes a UNet with cross attention")
-    config = UNet2DConditionModel.load_config(folder / "unet")
-    for key in ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type"):
-        if config.get(key):
-            raise UserError(f"{folder}: its UNet wants a second condition ({key}); diva gives cross attention alone")
-    return load_part(UNet2DConditionModel, folder / "unet", weights=weights)
+def _load_network(folder: Path, *, weights: bool) -> Any:
+    part = folder / denoiser_folder(folder)
+    name = json.loads((part / "config.json").read_text(encoding="utf-8")).get("_class_name")
+    if name not in KINDS:
+        raise UserError(f"{folder}: its denoiser is of kind {name}; diva takes {', '.join(KINDS)}")
+    return load_part(KINDS[name], part, weights=weights)
 
 
 def _alphas_cumprod(scheduler: Any) -> torch.Tensor:

@@ -58,15 +58,11 @@ def condition_losses(task: PriorTask, batches: Iterable[Batch], *, is_text: bool
         for batch in batches:
             batch = {**batch, "is_text": torch.full_like(batch["is_text"], is_text)}
             embeds = task.embeds(batch)
-            contexts = [
-                task.condition_map(embeds),
-                task.condition_map(embeds.roll(1, dims=0)),
-                task.condition_map.empty(len(embeds)),
-            ]
-            sums += torch.stack([task.errors(batch, context).sum().cpu() for context in contexts])
+            own, none = task.condition_map(embeds), task.condition_map.empty(len(embeds))
+            sums += torch.stack([task.errors(batch, told).sum().cpu() for told in (own, own.of_another(), none)])
             count += len(embeds)
-    own, other, empty = (sums / count).tolist()
-    return own, other, empty
+    with_own, with_other, with_none = (sums / count).tolist()
+    return with_own, with_other, with_none
 
 
 @torch.no_grad()
@@ -77,8 +73,8 @@ def drawn_from_captions(task: PriorTask, data: TrainingData, language: str, dire
     captions = [sample.texts[language][0] for sample, _ in shown]
     with evaluating(task):
         device = task.condition_map.gap.device
-        context = task.condition_map(task.clip.encode_texts(captions).to(device))
-        drawn = draw(task.generator, context, empty=task.condition_map.empty(len(context)))
+        told = task.condition_map(task.clip.encode_texts(captions).to(device))
+        drawn = draw(task.generator, told, empty=task.condition_map.empty(len(told)))
     note = "Left the picture of the data, right what the prior draws when it is told the caption's embedding."
     return _sheet("Drawn from captions", note, [pictures, drawn], captions, directory)
 
@@ -89,11 +85,10 @@ def before_and_after(task: TuneTask, data: TrainingData) -> TablePanel:
     sums, count = torch.zeros(4), 0
     with evaluating(task):
         for batch in excerpt(data, task, num_batches=NUM_BATCHES, batch_size=BATCH_SIZE):
-            pixels = task.clip.pixels(batch["images"])
-            old, new = (task.context(task.tokens(pixels, old=is_old)) for is_old in (True, False))
-            contexts = [old, new, old.roll(1, dims=0), new.roll(1, dims=0)]
-            sums += torch.stack([task.errors(batch, context).sum().cpu() for context in contexts])
-            count += len(pixels)
+            old, new = (task.told(batch, old=is_old) for is_old in (True, False))
+            told = [old, new, old.of_another(), new.of_another()]
+            sums += torch.stack([task.errors(batch, each).sum().cpu() for each in told])
+            count += len(old)
     own_old, own_new, other_old, other_new = (round(value, 4) for value in (sums / count).tolist())
     return TablePanel(
         title="What the generator learns from the embedding",
@@ -110,9 +105,8 @@ def drawn_from_images(task: TuneTask, data: TrainingData, directory: Path) -> Im
     """Writes pictures into `directory`: the data's, and the generator's from its embedding before and after."""
     (batch,) = excerpt(data, task, num_batches=1, batch_size=NUM_DRAWN)
     with evaluating(task):
-        pixels = task.clip.pixels(batch["images"])
-        contexts = [task.context(task.tokens(pixels, old=is_old)) for is_old in (True, False)]
-        drawn = [draw(task.generator, context, image_size=task.image_size) for context in contexts]
+        told = [task.told(batch, old=is_old) for is_old in (True, False)]
+        drawn = [draw(task.generator, each, image_size=task.image_size) for each in told]
     note = "The picture, then what the generator draws of its embedding before and after tuning, from the same noise."
     return _sheet("Drawn from embeddings", note, [batch["pictures"], *drawn], batch["keys"], directory)
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from vfm.artifacts import ClipCheckpoint, GeneratorCheckpoint, PairDataset
 from vfm.interfaces import Training
 from vfm.stage import Context, Preflight, Ref
-from vfm_diva.timesteps import Timesteps
+from vfm_diva.timesteps import AnyTimesteps, LogitNormal
 
 if TYPE_CHECKING:
     from vfm_diva.generator import Generator
@@ -48,7 +48,7 @@ class DivaPrior(Training):
     prediction: Literal["epsilon", "v", "flow"] = Field(
         "v", description="what the UNet learns: noise, velocity, or the velocity of the straight path to noise"
     )
-    timesteps: Timesteps = Field(Timesteps(), description="at which times pictures are noised, one time each")
+    timesteps: AnyTimesteps = Field(LogitNormal(), description="at which times pictures are noised, one time each")
     ema_decay: float | None = Field(
         0.99, gt=0, lt=1, description="average the weights; the average is what is exported; null: the last ones are"
     )
@@ -130,7 +130,7 @@ class DivaPrior(Training):
         clip = ctx.load(self.clip)
         generator = self._generator(clip, ctx.load(self.latents) if self.latents else None)
         if self.grad_checkpointing:
-            generator.denoiser.unet.enable_gradient_checkpointing()
+            generator.denoiser.network.enable_gradient_checkpointing()
         return PriorTask(load_clip(clip), generator, condition_noise=self.condition_noise)
 
     def _make(self, task: PriorTask, language: str) -> MakeConditioned:
@@ -139,7 +139,7 @@ class DivaPrior(Training):
 
         generator = task.generator
         transform = ImageTransform(generator.image_size, "crop")
-        noisy = MakeNoisy(transform, generator.noise_shape, 1, **self.timesteps.model_dump())
+        noisy = MakeNoisy(transform, generator.noise_shape, 1, **self.timesteps.facts())
         return MakeConditioned(
             MakeViews(noisy, task.clip.preprocess),
             task.clip.tokenizer,

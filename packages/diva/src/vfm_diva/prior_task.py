@@ -1,6 +1,6 @@
 """The training of a prior: a diffusion model that is told an embedding in CLIP's joint space, of picture or text."""
 
-# B batch, D width of the joint space, S and G sides of the images, L context length, K context tokens, W their width
+# B batch, D width of the joint space, S and G sides of the images, L context length
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from vfm.train import Batch, Frozen, Metrics, Task
 from vfm_diva.excerpt import excerpt
 from vfm_diva.generator import Generator
 from vfm_diva.space import unit_range
+from vfm_diva.told import Told
 
 MEASURED_BATCHES, MEASURE_BATCH_SIZE = 8, 256
 
@@ -44,14 +45,14 @@ class PriorTask(Task):
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The mean denoising error of a batch of `MakeConditioned`."""
         noise = self.condition_noise * batch["condition_noise"]
-        context = self.condition_map(self.embeds(batch), noise=noise, is_empty=batch["is_empty"])
-        error = self.errors(batch, context)
+        told = self.condition_map(self.embeds(batch), noise=noise, is_empty=batch["is_empty"])
+        error = self.errors(batch, told)
         return error.mean(), {}
 
-    def errors(self, batch: Batch, context: Tensor) -> Tensor:
-        """The error of each sample at its first time, (B,), told `context` (B, K, W)."""
+    def errors(self, batch: Batch, told: Told) -> Tensor:
+        """The error of each sample at its first time, (B,)."""
         x0 = self.space(batch["pictures"])
-        error: Tensor = self.denoiser(x0, batch["noise"][:, 0], batch["times"][:, 0], context)
+        error: Tensor = self.denoiser(x0, batch["noise"][:, 0], batch["times"][:, 0], told)
         return error
 
     @torch.no_grad()

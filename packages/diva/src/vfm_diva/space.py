@@ -146,6 +146,29 @@ def load_latents(folder: Path, *, weights: bool = True) -> LatentSpace:
     return LatentSpace(load_part(AutoencoderKL, folder / VAE, weights=weights))
 
 
+SCALES = {"Stable Diffusion": 0.18215, "SDXL": 0.13025, "SD3": 1.5305, "Flux": 0.3611}
+
+
+def check_scale(space: Space, network: Any, folder: Path) -> None:
+    """Refuses a pretrained denoiser beside the VAE of another family, whose latents have another spread.
+
+    Nothing else would say so: SD's VAE has the shape of SDXL's. A scale that is nobody's passes: it may be their own.
+
+    Raises:
+        UserError: as it says.
+    """
+    family = {"SD3Transformer2DModel": "SD3", "FluxTransformer2DModel": "Flux"}.get(type(network).__name__)
+    if family is None:
+        family = "SDXL" if network.config.addition_embed_type == "text_time" else "Stable Diffusion"
+    if not isinstance(space, LatentSpace) or space.scale == SCALES[family]:
+        return
+    if other := [name for name, scale in SCALES.items() if scale == space.scale]:
+        raise UserError(
+            f"{folder / VAE}: scaling_factor {space.scale} is that of {other[0]}; the denoiser is of {family}'s kind "
+            f"({SCALES[family]})"
+        )
+
+
 def load_part(kind: Any, folder: Path, *, weights: bool) -> nn.Module:
     """A model of diffusers from its folder; without weights it lies on the meta device and costs nothing."""
     if weights:

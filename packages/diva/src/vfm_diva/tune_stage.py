@@ -2,92 +2,89 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
-from vfm.artifacts import ClipCheckpoint, GeneratorCheckpoint
+from vfm.artifacts import ClipCheckpoint, GeneratorCheckpoint, ImageDataset
+from vfm.config import UserError
 from vfm.interfaces import ClipPostTraining, CropScale
 from vfm.stage import Context, Preflight, Ref
-from vfm_diva.timesteps import Timesteps
+from vfm_diva.adapter import NoAdapter
+from vfm_diva.feedback import Feedback
+from vfm_diva.presets import Preset, with_preset
+from vfm_diva.timesteps import AnyTimesteps, LogitNormal
 
 if TYPE_CHECKING:
+    from vfm.data.loader import TrainingData
     from vfm_diva.tune_task import TuneTask
 
+TRIED = 8  # pictures of which one must be readable before anything runs
 
-class DivaTune(ClipPostTraining):
+
+class DivaTune(ClipPostTraining, Feedback):
     """Sharpens a CLIP's vision tower: a frozen diffusion model must be able to denoise a picture from its embedding.
 
     Images only; the text tower and the generator stay as they are. Source: DIVA (arXiv:2407.20171).
     """
 
     kind: Literal["diva.tune"] = "diva.tune"
-    version: ClassVar[int] = 2  # since the order of shards and that within the first window are two draws
+    version: ClassVar[int] = 3  # since its parts are configurations of their own
+    preset: Preset = Field(
+        "recommended", description="where settings that are not given come from; diva-paper: the paper's released code"
+    )
     generator: Ref[GeneratorCheckpoint] = Field(description="a diva.prior, or a pretrained one (models.generator)")
-    condition: Literal["embedding", "embedding_and_patches"] = Field(
-        "embedding", description="what the generator is told: the image's embedding, or its patches' too (DIVA)"
-    )
-    adapter: Literal["none", "linear"] = Field(
-        "none",
-        description="none: the generator's own condition map; linear: a new map for every token, trained along, "
-        "for a generator that was trained on other text states",
-    )
-    image_size: int | None = Field(
-        None, ge=8, description="side of the pictures that are denoised, in pixels; default: the generator's own"
-    )
     num_timesteps: int = Field(2, ge=1, description="times at which each image is denoised in a step, in one pass")
-    timesteps: Timesteps = Field(Timesteps(mean=1.5), description="at which times pictures are noised")
-    anchor: Literal["none", "cosine", "similarity"] = Field(
-        "cosine",
-        description="what keeps the tower near its old self: the embedding's direction, or its similarities to "
-        "anchor_prompts",
-    )
-    anchor_weight: float | None = Field(None, ge=0, description="default: 0.3 for cosine, 10 for similarity")
-    anchor_prompts: list[str] = Field([], description="texts whose similarities to each image are to be kept")
+    timesteps: AnyTimesteps = Field(LogitNormal(mean=1.5), description="at which times pictures are noised")
     crop_scale: CropScale | None = Field(
         (0.9, 1.0), description="share of the area a random crop keeps; null: as in evaluation, nothing random"
+    )
+    crop_ratio: tuple[PositiveFloat, PositiveFloat] = Field(
+        (0.95, 1.05), description="narrowest and widest aspect of a random crop"
     )
     lr: float = Field(1e-4, ge=0, description="peak learning rate")
     weight_decay: float = Field(0.0, ge=0, description="decoupled; biases, norms and other vectors are spared")
     grad_clip_norm: float | None = Field(1.0, gt=0, description="largest gradient norm; null clips nothing")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_first(cls, given: Any) -> Any:
+        return with_preset(given) if isinstance(given, dict) else given
+
     @model_validator(mode="after")
-    def _consistent(self) -> DivaTune:
-        if (self.anchor == "similarity") != bool(self.anchor_prompts):
-            raise ValueError("anchor: similarity and anchor_prompts go together; one is given without the other")
-        if self.condition == "embedding_and_patches" and self.adapter == "none":
-            raise ValueError("condition: embedding_and_patches needs adapter: linear; a condition map takes embeddings")
+    def _times_fit(self) -> DivaTune:
         self.timesteps.check_for(self.num_timesteps)
         return self
 
     def preflight(self, ctx: Preflight) -> None:
-        """Widths fit, and the CLIP model has the tokens that are asked for, where both models are there already.
+        """Widths fit, the CLIP model has the tokens that are asked for, and a picture can be read, where all is there.
 
         Configurations alone are read. Whether the generator was trained over this very model shows in `run`.
         """
-        clip, generator = ctx.artifact(self.clip), ctx.artifact(self.generator)
+        clip, generator, data = ctx.artifact(self.clip), ctx.artifact(self.generator), ctx.artifact(self.data)
+        if data:
+            check_readable(data)
         if clip and generator:
             from vfm.models.clip import blueprint
+            from vfm_diva.fitting import check_fit, needs_prompt
             from vfm_diva.generator import load_generator
-            from vfm_diva.tune_task import check_fit
+            from vfm_diva.prompt import check_encoder
 
-            check_fit(blueprint(clip), load_generator(generator, weights=False), **self._how)
+            model, parts = blueprint(clip), load_generator(generator, weights=False)
+            check_fit(model, parts, self)
+            if needs_prompt(model, parts, self):
+                check_encoder(generator.path)
 
     def run(self, ctx: Context) -> ClipCheckpoint:
         """Trains the vision tower, and shows what the prior draws of its embeddings before and after."""
-        from vfm.data.loader import TrainingData
-        from vfm.data.source import open_dataset
-        from vfm.data.transforms import ImageTransform
         from vfm.models.clip import why_not_open_clip
         from vfm.train import fit, is_main
         from vfm_diva.pictures import before_and_after, drawn_from_images
-        from vfm_diva.samples import MakeNoisy, MakeViews
 
         task = self._task(ctx.load(self.clip), ctx.load(self.generator))
-        transform = ImageTransform(task.image_size, "crop", scale=self.crop_scale, ratio=(0.95, 1.05))
-        shape = task.generator.noise_shape_at(task.image_size)
-        noisy = MakeNoisy(transform, shape, self.num_timesteps, **self.timesteps.model_dump())
-        data = TrainingData.of(self, open_dataset(ctx.load(self.data)), MakeViews(noisy, task.clip.preprocess))
+        data = self._data(ctx.load(self.data), task)
+        self._train_adapter(ctx, task, data)
         fit(task, data, self, ctx, self.runtime)
         if is_main():
             ctx.panel(before_and_after(task, data))
@@ -96,24 +93,68 @@ class DivaTune(ClipPostTraining):
                 ctx.warn(why)
         return task.export(ctx.directory)
 
-    @property
-    def _how(self) -> dict[str, Any]:
-        return {
-            "with_patches": self.condition == "embedding_and_patches",
-            "linear_adapter": self.adapter == "linear",
-            "image_size": self.image_size,
+    def _train_adapter(self, ctx: Context, task: TuneTask, data: TrainingData) -> None:
+        """The first stage, where there is one; its curves lie in the folder `adapter`."""
+        from vfm.train import fit
+
+        if isinstance(self.adapter, NoAdapter) or not self.adapter.first_steps:
+            return
+        changes: dict[str, Any] = {
+            "steps": self.adapter.first_steps,
+            "samples_seen": None,
+            "lr": self.adapter.first_lr,
+            "evals": [],
         }
+        plan = self.model_copy(update=changes)
+        apart = replace(ctx, directory=ctx.directory / "adapter", work=ctx.work / "adapter")
+        with task.adapter_alone():
+            fit(task, data, plan, apart, self.runtime)
+
+    def _data(self, images: ImageDataset, task: TuneTask) -> TrainingData:
+        from vfm.data.loader import TrainingData
+        from vfm.data.source import open_dataset
+        from vfm.data.transforms import ImageTransform
+        from vfm_diva.samples import MakeNoisy, MakeViews
+        from vfm_diva.tune_samples import MakeDrawn
+
+        transform = ImageTransform(task.image_size, "crop", scale=self.crop_scale, ratio=self.crop_ratio)
+        shape = task.generator.noise_shape_at(task.image_size)
+        noisy = MakeNoisy(transform, shape, self.num_timesteps, **self.timesteps.facts())
+        views, draws = MakeViews(noisy, task.clip.preprocess), self.condition.num_draws(task.clip)
+        return TrainingData.of(self, open_dataset(images), MakeDrawn(views, draws) if draws else views)
 
     def _task(self, clip: ClipCheckpoint, generator: GeneratorCheckpoint) -> TuneTask:
         from vfm.models.clip import load_clip
-        from vfm_diva.anchor import make_anchor
+        from vfm_diva.fitting import needs_prompt
         from vfm_diva.generator import load_generator
+        from vfm_diva.prompt import encode_prompt
         from vfm_diva.tune_task import TuneTask
 
-        model = load_clip(clip)
-        parts = load_generator(generator)
+        model, parts = load_clip(clip), load_generator(generator)
         if self.grad_checkpointing:
             model.module.set_grad_checkpointing()  # type: ignore[operator]
-            parts.denoiser.unet.enable_gradient_checkpointing()
-        anchor = make_anchor(self.anchor, model, weight=self.anchor_weight, prompts=self.anchor_prompts)
-        return TuneTask(model, parts, anchor, seed=self.seed, **self._how)
+            parts.denoiser.network.enable_gradient_checkpointing()
+        prompt = encode_prompt(generator.path, self.prompt) if needs_prompt(model, parts, self) else None
+        return TuneTask(model, parts, self, prompt=prompt, seed=self.seed)
+
+
+def check_readable(data: ImageDataset) -> None:
+    """Refuses a data set of whose first few pictures not one can be read.
+
+    Raises:
+        UserError: it names the first.
+    """
+    from vfm.data.images import decode_image
+    from vfm.data.sample import BadSample
+    from vfm.data.source import open_dataset
+
+    source = open_dataset(data)
+    bad: list[str] = []
+    for index in range(min(TRIED, len(source))):
+        try:
+            decode_image(source[index].image, source.where(index))
+            return
+        except BadSample as error:
+            bad.append(f"{error.where} ({error.reason})")
+    if bad:
+        raise UserError(f"{data.path}: none of the first {len(bad)} pictures can be read: {bad[0]}")

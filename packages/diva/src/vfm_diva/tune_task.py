@@ -1,26 +1,37 @@
 """Diffusion feedback: a CLIP's vision tower learns to say what a frozen diffusion model needs to denoise."""
 
-# B batch, D width of the joint space, S side of CLIP's image, G of the generator's, N times, T tokens, W their width
+# B batch, D width of the joint space, S side of CLIP's image, N times
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfm.artifacts import ClipCheckpoint
-from vfm.config import UserError
 from vfm.models.clip import ClipModel, save_clip
-from vfm.models.patch_features import cls_and_patch_tokens, feature_width
-from vfm.train import Batch, Frozen, Metrics, Task
-from vfm_diva.anchor import CosineAnchor, SimilarityAnchor
-from vfm_diva.condition import ConditionMap, LinearAdapter
+from vfm.models.patch_features import vision_tower
+from vfm.train import Batch, Frozen, Metrics, ParamGroup, Task
+from vfm.train.task import Call
+from vfm_diva.adapter import NoAdapter
+from vfm_diva.anchor import L2SpAnchor, NoAnchor
+from vfm_diva.conditioner import Conditioner
 from vfm_diva.denoiser import error_over_times
+from vfm_diva.divergence import LOOK_EVERY, DivergenceWatch
+from vfm_diva.feedback import Feedback
 from vfm_diva.generator import Generator
+from vfm_diva.low_rank import LowRank
+from vfm_diva.reach import freeze_unreached
+from vfm_diva.told import Told
+from vfm_diva.update import LastBlocks, Lora
+
+DEFAULTS = Feedback()
 
 
 class TuneTask(Task):
@@ -31,90 +42,130 @@ class TuneTask(Task):
 
     Args:
         clip: the model whose vision tower is trained in place.
-        generator: told the image through its condition map, or through a linear adapter.
-        anchor: what keeps the tower near its old self; None lets it go.
-        with_patches: the projected patch tokens are told besides the embedding.
-        linear_adapter: a new linear layer makes the context, trained along.
-        image_size: side of the denoised pictures; None is the generator's own.
-        seed: draws the adapter's first weights.
+        generator: told the image, frozen.
+        how: what it is told, what is trained, and what holds it.
+        prompt: text states of `how.prompt` (`encode_prompt`), where they are needed.
+        seed: draws the first weights of adapter and LoRA.
 
     Raises:
         UserError: widths or sizes do not fit, the generator belongs to another CLIP model, or the CLIP model has no
             patch tokens and they are asked for.
 
-    Source: Wang et al. 2024, DIVA (arXiv:2407.20171), whose visual tokens were added to a constant prompt's text
-    states; here they replace them, as in un2CLIP (arXiv:2505.24517) and GenHancer (arXiv:2503.19480).
+    Source: Wang et al. 2024, DIVA (arXiv:2407.20171).
     """
 
     def __init__(
         self,
         clip: ClipModel,
         generator: Generator,
-        anchor: CosineAnchor | SimilarityAnchor | None,
+        how: Feedback = DEFAULTS,
         *,
-        with_patches: bool = False,
-        linear_adapter: bool = False,
-        image_size: int | None = None,
+        prompt: Told | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.clip, self.generator, self.with_patches = clip, generator, with_patches
-        self.image_size = image_size or generator.image_size
-        check_fit(clip, generator, with_patches=with_patches, linear_adapter=linear_adapter, image_size=image_size)
-        visual = clip.module.visual
-        assert isinstance(visual, nn.Module)
-        self.visual, self.old_visual = visual, Frozen(deepcopy(visual))
-        self.anchor = anchor
+        self.clip, self.generator, self.condition, self.anchor = clip, generator, how.condition, how.anchor
+        self.image_size = how.image_size or generator.image_size
+        self.visual = cast("nn.Module", clip.module.visual)
+        self.conditioner = Conditioner(clip, generator, how, prompt=prompt, seed=seed)
+        self.old_visual = Frozen(deepcopy(self.visual))
         self.denoiser, self.space = Frozen(generator.denoiser), Frozen(generator.space)
-        self.adapter = _new_adapter(clip, generator, seed) if linear_adapter else None
-        self.condition_map: Frozen[ConditionMap] | None = None
-        if not linear_adapter:
-            assert generator.condition_map is not None
-            generator.condition_map.check_space(clip)
-            self.condition_map = Frozen(generator.condition_map)
+        self.anchor_of_embeds = None if isinstance(how.anchor, NoAnchor | L2SpAnchor) else how.anchor.of_embeds(clip)
+        update, start, self.low_rank = how.update, None, None
+        if isinstance(update, Lora):
+            self.low_rank = LowRank(self.visual, rank=update.rank, alpha=update.alpha, seed=seed)
+        elif isinstance(update, LastBlocks):
+            start = vision_tower(self.visual).blocks[-update.blocks]
+        freeze_unreached(self, self._probe, start=start)
+        self.adapter_lr_scale = 1.0
+        self._first: list[nn.Parameter] = []  # what a first stage trains
+        if not isinstance(how.adapter, NoAdapter):
+            self.adapter_lr_scale = how.adapter.lr_scale
+            self._first = [param for param in self.conditioner.parameters() if param.requires_grad]
+            _train(self._first, how.adapter.joint)
+        self.watch = DivergenceWatch(how.max_loss_rise) if how.max_loss_rise else None
+        self._steps = 0
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """The loss of a batch of `MakeViews`: denoising error plus anchor."""
+        """The loss of a batch of `MakeViews` (`MakeDrawn` where patches are drawn): denoising error plus anchor."""
         pixels = self.clip.pixels(batch["images"])
-        tokens = self.tokens(pixels)
-        denoising = self.errors(batch, self.context(tokens)).mean()
+        seen = self.condition.see(self.visual, pixels, batch.get("patch_draws"))
+        denoising = self.errors(batch, self.conditioner(seen)).mean()
         metrics = {"denoising_loss": denoising.detach()}
-        if self.anchor is None:
+        if isinstance(self.anchor, L2SpAnchor):
+            loss = self.anchor.of_weights(self.visual, self.old_visual.module)
+            return denoising + loss, metrics | {"anchor_loss": loss.detach()}
+        if self.anchor_of_embeds is None:
             return denoising, metrics
-        embeds = F.normalize(tokens[:, 0].float(), dim=-1)
+        embeds = F.normalize(seen.embeds.float(), dim=-1)
         with torch.no_grad():
-            old_embeds = F.normalize(_embed(self.old_visual, pixels).float(), dim=-1)
-        anchor = self.anchor(embeds, old_embeds).mean()
+            old = self.condition.see(self.old_visual.module, pixels, batch.get("patch_draws"))
+            old_embeds = F.normalize(old.embeds.float(), dim=-1)
+        loss = self.anchor_of_embeds(embeds, old_embeds).mean()
         cosine = (embeds * old_embeds).sum(dim=-1).mean()
-        return denoising + anchor, metrics | {"anchor_loss": anchor.detach(), "cosine_to_old": cosine.detach()}
+        return denoising + loss, metrics | {"anchor_loss": loss.detach(), "cosine_to_old": cosine.detach()}
 
-    def tokens(self, pixels: Tensor, *, old: bool = False) -> Tensor:
-        """What is told of images: the embedding, then the patches' where they are asked for, (B, T, D).
-
-        Args:
-            pixels: CLIP's normalised input, (B, 3, S, S).
-            old: by the tower as it was before.
-        """
+    def told(self, batch: Batch, *, old: bool = False) -> Told:
+        """What the generator is told of a batch's images, by the tower as it is or as it was before."""
         visual = self.old_visual.module if old else self.visual
-        if not self.with_patches:
-            return _embed(visual, pixels)[:, None]
-        embeds, patches = cls_and_patch_tokens(visual, pixels)
-        return torch.cat([embeds[:, None], patches], dim=1)
+        seen = self.condition.see(visual, self.clip.pixels(batch["images"]), batch.get("patch_draws"))
+        told: Told = self.conditioner(seen)
+        return told
 
-    def context(self, tokens: Tensor) -> Tensor:
-        """The generator's context of tokens (B, T, D): (B, K, W)."""
-        if self.adapter is not None:
-            context: Tensor = self.adapter(tokens)
-            return context
-        assert self.condition_map is not None
-        condition_map = self.condition_map.module
-        mapped: Tensor = condition_map(condition_map.toward_text(tokens[:, 0]))
-        return mapped
-
-    def errors(self, batch: Batch, context: Tensor) -> Tensor:
-        """The denoising error of each image, mean over its times, (B,), told `context`."""
+    def errors(self, batch: Batch, told: Told) -> Tensor:
+        """The denoising error of each image, mean over its times, (B,)."""
         x0 = self.space(batch["pictures"])
-        return error_over_times(self.denoiser.module, x0, batch["noise"], batch["times"], context)
+        return error_over_times(self.denoiser.module, x0, batch["noise"], batch["times"], told)
+
+    def accumulate(
+        self,
+        call: Call,
+        micro_batches: Sequence[Batch],
+        backward: Callable[[Tensor], None],
+        reseed: Callable[[int], None],
+    ) -> Metrics:
+        """The mean over samples; the watch takes note."""
+        metrics = super().accumulate(call, micro_batches, backward, reseed)
+        if self.watch:
+            self.watch.add(metrics["denoising_loss"])
+        return metrics
+
+    def after_step(self) -> None:
+        """Keeps the weights under LoRA's changes as they were, and stops where the loss rises for good."""
+        if self.low_rank:
+            self.low_rank.restore(self.old_visual.module)
+        self._steps += 1
+        if self.watch and (self.watch.recent.device.type == "cpu" or self._steps % LOOK_EVERY == 0):
+            self.watch.check()
+
+    @contextmanager
+    def adapter_alone(self) -> Iterator[None]:
+        """Inside, the adapter alone is trained, at the scheduled rate; CLIP is frozen."""
+        tower = [param for param in self.visual.parameters() if param.requires_grad]
+        joint = [param.requires_grad for param in self._first]
+        scale, self.adapter_lr_scale = self.adapter_lr_scale, 1.0
+        _train(tower, False)
+        _train(self._first, True)
+        try:
+            yield
+        finally:
+            _train(tower, True)
+            for param, trained in zip(self._first, joint, strict=True):
+                param.requires_grad_(trained)
+            self.adapter_lr_scale = scale
+            if self.watch:
+                self.watch.forget()
+
+    def parameter_groups(self) -> list[ParamGroup]:
+        """The tower's and the adapter's, each with its rate."""
+        own = {id(param) for param in self.conditioner.parameters()}
+        groups = []
+        for group in super().parameter_groups():
+            for of_adapter in (False, True):
+                params = [param for param in group.params if (id(param) in own) == of_adapter]
+                scale = self.adapter_lr_scale if of_adapter else 1.0
+                groups.append(ParamGroup(params, scale, group.weight_decay))
+        return [group for group in groups if group.params]
 
     def train(self, mode: bool = True) -> TuneTask:
         """Keeps evaluation mode, so that dropout and batch statistics are those the tower was judged with."""
@@ -126,44 +177,26 @@ class TuneTask(Task):
         return self.clip
 
     def export(self, directory: Path) -> ClipCheckpoint:
-        """The CLIP model with its tuned tower, in open_clip's layout; nothing of the generator is in it."""
+        """The CLIP model with its tuned tower, in open_clip's layout; nothing of the generator is in it.
+
+        LoRA's changes are merged, so the training is over.
+        """
+        if self.low_rank:
+            self.low_rank.merge(self.old_visual.module)
+            self.low_rank = None
         return save_clip(self.clip, directory)
 
-
-def check_fit(
-    clip: ClipModel,
-    generator: Generator,
-    *,
-    with_patches: bool = False,
-    linear_adapter: bool = False,
-    image_size: int | None = None,
-) -> None:
-    """Refuses parts of which a `TuneTask` cannot be made. Looks at no weights, so they may lie on the meta device.
-
-    Raises:
-        UserError: widths or sizes do not fit, or the CLIP model has no patch tokens and they are asked for.
-    """
-    generator.noise_shape_at(image_size or generator.image_size)
-    if with_patches:
-        feature_width(clip)  # raises where there are no projected patches
-    if linear_adapter:
-        return
-    if generator.condition_map is None:
-        raise UserError(
-            f"the generator has no condition map from a CLIP's joint space (its context has width "
-            f"{generator.condition_width}, the embeddings of {clip.name} {clip.embed_dim}): set adapter: linear"
-        )
-    generator.condition_map.check_width(clip)
+    def _probe(self) -> list[Tensor]:
+        """What the loss is made of, of one black image."""
+        size = self.clip.preprocess.image_size
+        black = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.clip.device)
+        draws = torch.zeros(1, self.condition.num_draws(self.clip), device=self.clip.device)
+        seen = self.condition.see(self.visual, self.clip.pixels(black), draws)
+        told = self.conditioner(seen)
+        anchored = [seen.embeds] if self.anchor_of_embeds else []
+        return [told.tokens, *([] if told.pooled is None else [told.pooled]), *anchored]
 
 
-def _embed(visual: Any, pixels: Tensor) -> Tensor:
-    """The image embedding before the L2 norm, (B, D); CoCa's tower gives its tokens besides."""
-    features = visual(pixels)
-    embeds: Tensor = features[0] if isinstance(features, tuple) else features
-    return embeds
-
-
-def _new_adapter(clip: ClipModel, generator: Generator, seed: int) -> LinearAdapter:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LinearAdapter(clip.embed_dim, generator.condition_width)
+def _train(params: Sequence[nn.Parameter], trained: bool) -> None:
+    for param in params:
+        param.requires_grad_(trained)

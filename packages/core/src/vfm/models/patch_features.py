@@ -10,7 +10,7 @@ Sources: EVA (arXiv:2211.07636), section 2.1, for the target; DIVA (arXiv:2407.2
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,15 +40,21 @@ class Tower:
 
     visual: nn.Module
     name: str
-    depth: int
+    blocks: Sequence[nn.Module]
     width: int
     patch_size: tuple[int, int]
     image_size: tuple[int, int]
     read: Callable[[Tensor, int], Tokens]  # pixels and a block's index
     norm: Map  # the final norm, as each token would meet it on its way to the projection
     pool: Callable[[Tokens], Tensor]  # (B, D) image feature before the projection, of the last block's tokens
-    project: Map | None  # D -> joint width
+    embed: Map  # the image feature's way into the joint space
+    project: Map | None  # the patches' way, D -> joint width
     why_no_projection: str = ""
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -77,7 +83,7 @@ def patch_features(
     """
     tower = vision_tower(model)
     project = _projection(tower, projected)
-    features = project(tower.norm(_read(tower, pixels, layer).patches))
+    features = project(tower.norm(read_tokens(tower, pixels, layer).patches))
     return F.normalize(features, dim=-1) if normalize else features
 
 
@@ -97,7 +103,7 @@ def cls_and_patch_tokens(
     """
     tower = vision_tower(model)
     project = _projection(tower, projected)
-    tokens = _read(tower, pixels, -1)
+    tokens = read_tokens(tower, pixels, -1)
     return project(tower.pool(tokens)), project(tower.norm(tokens.patches))
 
 
@@ -156,26 +162,28 @@ def _open_clip_tower(visual: OpenClipViT, name: str) -> Tower:
             return norm(tokens.patches.mean(dim=1))
         return norm(tokens.patches).mean(dim=1)
 
-    projection = None if visual.attn_pool is not None or visual.proj is None else visual.proj
+    projection = visual.proj
+    embed: Map = nn.Identity() if projection is None else lambda x: x @ projection
     return Tower(
         visual,
         name,
-        depth=len(visual.transformer.resblocks),
+        blocks=visual.transformer.resblocks,
         width=visual.conv1.out_channels,
         patch_size=visual.patch_size,
         image_size=visual.image_size,
         read=read,
         norm=norm,
         pool=pool,
-        project=None if projection is None else lambda x: x @ projection,
+        embed=embed,
+        project=None if visual.attn_pool is not None or projection is None else embed,
         why_no_projection=why,
     )
 
 
 def _timm_tower(trunk: Any, head: nn.Module, name: str) -> Tower:
     parts = [part for part in (trunk.head, *head.children()) if not isinstance(part, nn.Identity | nn.Dropout)]
-    why = "it has no projection"
-    if getattr(trunk, "attn_pool", None) is not None or "pool" in dict(head.named_children()):
+    embed, why, pools_outside = nn.Sequential(*parts), "it has no projection", "pool" in dict(head.named_children())
+    if getattr(trunk, "attn_pool", None) is not None or pools_outside:
         parts, why = [], "its pooling head projects the image, not the patches"
 
     def read(pixels: Tensor, layer: int) -> Tokens:
@@ -187,6 +195,8 @@ def _timm_tower(trunk: Any, head: nn.Module, name: str) -> Tower:
         return Tokens(prefix, patches)
 
     def pool(tokens: Tokens) -> Tensor:
+        if pools_outside:
+            raise UserError(f"{name}: its pooling head gives no image feature of the patches' width")
         whole = trunk.norm(torch.cat([tokens.prefix, tokens.patches], dim=1))
         pooled: Tensor = trunk.forward_head(whole, pre_logits=True)
         return pooled
@@ -194,19 +204,21 @@ def _timm_tower(trunk: Any, head: nn.Module, name: str) -> Tower:
     return Tower(
         trunk,
         name,
-        depth=len(trunk.blocks),
+        blocks=trunk.blocks,
         width=trunk.num_features,
         patch_size=trunk.patch_embed.patch_size,
         image_size=trunk.patch_embed.img_size,
         read=read,
         norm=nn.Sequential(trunk.norm, trunk.fc_norm),
         pool=pool,
-        project=nn.Sequential(*parts) if parts else None,
+        embed=embed,
+        project=embed if parts else None,
         why_no_projection=why,
     )
 
 
-def _read(tower: Tower, pixels: Tensor, layer: int) -> Tokens:
+def read_tokens(tower: Tower, pixels: Tensor, layer: int) -> Tokens:
+    """The tokens of a block, the last by -1; patches that were dropped are an error."""
     index = layer + tower.depth if layer < 0 else layer
     if not 0 <= index < tower.depth:
         raise UserError(f"{tower.name}: layer {layer} is not one of its {tower.depth} blocks")
