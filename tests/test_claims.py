@@ -10,22 +10,40 @@ import pytest
 
 import small
 from outside import checked
+from vfm.data.shapes.stages import ShapesPool
+from vfm.stage import Context
 
 TRAININGS = {
     "metaclip_claim": ["raw", "matched", "balanced"],
     "eva_claim": [
         "teacher", "eva", "from_eva", "from_scratch", "from_scratch_longer", "from_scratch_hot", "from_eva_hot",
     ],
+    "eva_claim_pairs": ["teacher", "eva", "from_eva", "from_scratch", "from_scratch_longer"],
 }  # fmt: skip
-DATA = ["seeds=[0, 1]", "pool.num_samples=300", "pool.samples_per_shard=100", "val.num_samples=72"]
-SCORES = {"metaclip_claim": "acc1/tail", "eva_claim": "samples_to_reach"}
+MADE = ["pool.num_samples=300", "pool.samples_per_shard=100", "val.num_samples=72"]
+SCORES = {
+    "metaclip_claim": "acc1/tail",
+    "eva_claim": "samples_to_reach",
+    "eva_claim_pairs": "image_retrieval_recall@10",
+}
+
+
+def pairs(folder: Path) -> list[str]:
+    """Settings for a recipe that wants the user's own pairs."""
+    for name in ("artifact", "work"):
+        (folder / name).mkdir(parents=True)
+    pool = ShapesPool(kind="shapes.pool", name="pool", num_samples=150)
+    tar = pool.run(Context("pool", folder / "artifact", folder / "work", {})).path / "00000.tar"
+    return [f"pool.path={tar}", f"val.path={tar}"]
 
 
 @pytest.mark.parametrize("recipe", TRAININGS)
 def test_claim_runs_at_two_steps_and_ends_in_a_table_over_seeds(recipe: str, tmp_path: Path) -> None:
     short = [f"{name}.{key}" for name in TRAININGS[recipe] for key in ("steps=2", "warmup_steps=0")]
-    command = [sys.executable, "-m", "vfm", "run", recipe, "--store", str(tmp_path), *small.words([*DATA, *short])]
+    data = pairs(tmp_path / "own") if recipe == "eva_claim_pairs" else MADE
+    settings = small.words(["seeds=[0, 1]", *data, *short])
+    command = [sys.executable, "-m", "vfm", "run", recipe, "--store", str(tmp_path / "store"), *settings]
     done = checked(subprocess.run(command, capture_output=True, text=True))
     assert "over seeds" in done.stdout
     assert SCORES[recipe] in done.stdout
-    assert (tmp_path / "runs" / recipe / "report.html").is_file()
+    assert (tmp_path / "store" / "runs" / recipe / "report.html").is_file()
