@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from vfm import Context, UserError
+from vfm import Context, Event, UserError
+from vfm_curation.engine import in_order
 from vfm_curation.metadata import Corpus, Vocabulary
 from vfm_curation.metadata.counting import SpillingCounter
 from vfm_curation.metadata.dump import articles
 from vfm_curation.metadata.pageviews import views_of_hour
 from vfm_curation.metadata.tokenizers import caption_words, characters, find_tokenizer, icu_words, prose_words
-from vfm_curation.metadata.wikipedia import in_order, plain_text
+from vfm_curation.metadata.wikipedia import plain_text
 
 PAGE = "<page><title>{title}</title><ns>{ns}</ns>{redirect}<revision><text>{text}</text></revision></page>\n"
 DUMP = '<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/"><siteinfo/>\n{pages}</mediawiki>'
@@ -105,6 +106,51 @@ def test_lines_that_are_no_utf8_are_counted_and_left_out(tmp_path: Path) -> None
     Corpus((tmp_path / "a.txt",), wikitext=False).count(vocabulary, ctx)
     assert counted(vocabulary.words) == {"red": 2, "fox": 1}
     assert ctx.bad == {"invalid_utf8": 1}
+
+
+class KilledError(Exception):
+    """The process dies here."""
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_count_goes_on_behind_what_is_on_disk_and_ends_with_the_same_counts(
+    tmp_path: Path, workers: int
+) -> None:
+    files = (tmp_path / "a.txt", tmp_path / "b.txt")
+    files[0].write_bytes(b"red fox\n\xff\n" * 150)
+    files[1].write_bytes(b"".join(f"red fox {i}\n".encode() for i in range(900)))
+    corpus = Corpus(files, wikitext=False)
+
+    def count(folder: str, die_at: int | None = None) -> tuple[object, ...]:
+        events: list[Event] = []
+
+        def send(event: Event) -> None:
+            events.append(event)
+            if die_at and event.type == "progress" and event.data["shown"]["pages"] >= die_at:
+                raise KilledError
+
+        ctx = Context("entries", tmp_path, tmp_path, {}, send)
+        vocabulary = Vocabulary(folder=tmp_path / folder / corpus.made, max_counted=250, resume=True)
+        corpus.count(vocabulary, ctx, workers)
+        first.append(next(event.data["shown"]["pages"] for event in events if event.type == "progress"))
+        return vocabulary.num_words, counted(vocabulary.words), counted(vocabulary.pairs), ctx.bad
+
+    first: list[int] = []
+    whole = count("whole")
+    with pytest.raises(KilledError):
+        count("killed", die_at=900)
+    assert count("killed") == whole
+    assert first == [200, 900]  # the first 700 stood on disk, and were not counted again
+    assert whole[3] == {"invalid_utf8": 150}
+
+
+def test_counts_of_other_files_are_not_gone_on_from(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"red fox\n")
+    before = Corpus((file,), wikitext=False).made
+    assert Corpus((file,), wikitext=False, language="de").made != before
+    file.write_bytes(b"red fox, again\n")
+    assert Corpus((file,), wikitext=False).made != before
 
 
 def test_items_come_back_in_order_from_any_number_of_processes() -> None:

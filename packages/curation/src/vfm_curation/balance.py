@@ -86,16 +86,13 @@ def _check_lists(ids: Ids, offsets: Integers, num_entries: int) -> None:
 
 @compiled
 def _chances(ids: Ids, offsets: Integers, entry_probability: Floats) -> Floats:
-    num_choices = entry_probability.shape[1]
-    chances = np.empty((len(offsets) - 1, num_choices))
-    for text in range(len(chances)):
-        for choice in range(num_choices):
-            chances[text, choice] = 1.0
-        for place in range(offsets[text], offsets[text + 1]):
-            for choice in range(num_choices):
-                chances[text, choice] *= 1.0 - entry_probability[ids[place], choice]
-        for choice in range(num_choices):
-            chances[text, choice] = 1.0 - chances[text, choice]
+    chances = np.empty((len(offsets) - 1, entry_probability.shape[1]))
+    for text in range(chances.shape[0]):
+        for choice in range(chances.shape[1]):
+            missed = 1.0
+            for place in range(offsets[text], offsets[text + 1]):
+                missed *= 1.0 - entry_probability[ids[place], choice]
+            chances[text, choice] = 1.0 - missed
     return chances
 
 

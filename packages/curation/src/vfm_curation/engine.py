@@ -27,11 +27,13 @@ from vfm.stage import Context, Runtime
 
 J = TypeVar("J")
 S = TypeVar("S")
+T = TypeVar("T")
 Task = Callable[[J, int], S]
 Submit = Callable[[int], "Future[S]"]
 
 MAX_LOSSES = 3  # times that a shard may lose its worker and is tried again
 NUM_BAD_SHOWN = 20  # bad samples of a shard that are told one by one
+_SPAWN = multiprocessing.get_context("spawn")  # a fork of a process with running threads may hang
 RAY_QUEUE = 4096  # tasks handed to Ray at a time: enough for a cluster that grows to see that there is work
 
 
@@ -57,6 +59,29 @@ def run_shards(function: Task[J, S], job: J, shards: Iterable[int], runtime: Run
         yield from map(task, waiting)
 
 
+def in_order(function: Callable[[T], S], items: Iterable[T], workers: int) -> Iterator[S]:
+    """`map` over processes of this machine, in the order of the items, which are taken as they are needed.
+
+    For what comes in one stream and cannot be told by a number, as the articles of a dump.
+
+    Args:
+        function: of a module, or a method of what can be sent.
+        items: sent to the processes; two for each are under way.
+        workers: processes; fewer than two: this one.
+    """
+    if workers < 2:
+        yield from map(function, items)
+        return
+    with ProcessPoolExecutor(workers, mp_context=_SPAWN, initializer=_end_with_parent) as executor:
+        waiting = deque[Future[S]]()
+        for item in items:
+            waiting.append(executor.submit(function, item))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
 def _run_task(function: Task[J, S], job: J, shard: int) -> S:
     """The task, whose errors name the shard. It runs where the task does."""
     try:
@@ -70,11 +95,10 @@ def _run_task(function: Task[J, S], job: J, shard: int) -> S:
 def _run_in_processes(task: Callable[[int], S], waiting: deque[int], num_workers: int) -> Iterator[S]:
     losses: Counter[int] = Counter()
     suspects: deque[int] = deque()  # lost twice: one at a time, so that what kills a worker takes no other shard along
-    spawn = multiprocessing.get_context("spawn")  # a fork of a process with running threads may hang
     while waiting or suspects:
         now, most = (suspects, 1) if suspects else (waiting, 2 * num_workers)
         running: dict[Future[S], int] = {}
-        with ProcessPoolExecutor(num_workers, mp_context=spawn, initializer=_end_with_parent) as executor:
+        with ProcessPoolExecutor(num_workers, mp_context=_SPAWN, initializer=_end_with_parent) as executor:
             try:
                 yield from _stream(lambda shard: executor.submit(task, shard), now, running, most)
             except BrokenProcessPool:  # a worker was killed, and all that were running have fallen with it
@@ -182,10 +206,10 @@ class Summary:
         return cls(**{**record, "bad": Counter(record["bad"]), "bad_shown": shown})
 
 
-T = TypeVar("T", bound=Summary)
+B = TypeVar("B", bound=Summary)
 
 
-def told(ctx: Context, summaries: Iterable[T], num_shards: int, **shown: Callable[[], Any]) -> Iterator[T]:
+def told(ctx: Context, summaries: Iterable[B], num_shards: int, **shown: Callable[[], Any]) -> Iterator[B]:
     """Passes summaries on, and tells the listeners of shards, texts a second, the time left, and bad samples.
 
     Args:

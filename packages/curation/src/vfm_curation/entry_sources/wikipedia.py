@@ -65,8 +65,8 @@ class Wikipedia(EntrySource):
         from vfm_curation.metadata.wikipedia import Corpus
 
         tokenizer = find_tokenizer(self.tokenizer, self.language, prose=True)
-        vocabulary = Vocabulary(tokenizer=tokenizer, folder=ctx.work / "counts")
         corpus = Corpus(tuple(map(Path, self.files())), bool(self.dump), self.language, self.tokenizer)
+        vocabulary = Vocabulary(tokenizer=tokenizer, folder=ctx.work / "counts" / corpus.made, resume=True)
         corpus.count(vocabulary, ctx, workers)
         words = vocabulary.top_words(self.unigram_min_count, share=self.unigram_share, limit=self.max_unigrams)
         pairs = vocabulary.top_pairs(
@@ -104,7 +104,7 @@ class Pageviews(EntrySource):
         from vfm_curation.metadata.counting import SpillingCounter
         from vfm_curation.metadata.pageviews import views_of_hour
 
-        views, files = SpillingCounter(ctx.work / "counts"), list(self.files())
+        views, files = SpillingCounter(ctx.work / "views"), list(self.files())
         for done, file in enumerate(files, 1):
             hour = views_of_hour(Path(file), self.domain, mobile=self.mobile, on_bad=ctx.skip)
             views.add({title: count for title, count in hour.items() if count >= self.min_hourly_views})

@@ -8,7 +8,6 @@ the rarest ones, which any pruning would lose first.
 from __future__ import annotations
 
 import math
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -28,33 +27,36 @@ class SpillingCounter:
     """Counts strings; those that were counted are read back as tables.
 
     Args:
-        folder: where counts go that memory does not hold, made empty first; None: everything stays in memory.
+        folder: where counts go that memory does not hold; None: everything stays in memory.
         max_counted: distinct strings in memory.
+        num_files: of the files that an earlier counter left in the folder, how many count; the others are removed.
     """
 
-    def __init__(self, folder: Path | None = None, *, max_counted: int = MAX_COUNTED) -> None:
+    def __init__(self, folder: Path | None = None, *, max_counted: int = MAX_COUNTED, num_files: int = 0) -> None:
         self.folder, self.max_counted = folder, max_counted
         self._counts: Counter[str] = Counter()
-        self._files: list[Path] = []
+        self.files: list[Path] = []
         if folder:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            left = sorted(folder.iterdir())
+            self.files = left[:num_files]
+            for file in left[num_files:]:
+                file.unlink()
 
     def add(self, counts: Iterable[str] | Mapping[str, int]) -> None:
         """Counts each string once, or as often as the mapping says."""
         self._counts.update(counts)
-        if self.folder and len(self._counts) > self.max_counted:
-            self._spill(self.folder)
+        if len(self._counts) > self.max_counted:
+            self.spill()
 
     def tables(self) -> Iterator[pa.Table]:
         """All counts as tables of key and count, a bucket each; a key stands in one row of one table."""
-        if not self._files:
+        if not self.files:
             yield _table(self._counts.items())
             return
-        if self.folder and self._counts:
-            self._spill(self.folder)
+        self.spill()
         for bucket in range(NUM_BUCKETS):
-            parts = pa.concat_tables([pq.ParquetFile(file).read_row_group(bucket) for file in self._files])
+            parts = pa.concat_tables([pq.ParquetFile(file).read_row_group(bucket) for file in self.files])
             summed = parts.group_by("key").aggregate([("count", "sum")])
             yield summed.rename_columns(["key", "count"]).cast(SCHEMA)
 
@@ -73,15 +75,18 @@ class SpillingCounter:
         most = math.ceil(share * num_distinct)
         return strongest(pa.concat_tables(parts), "count", most if limit is None else min(most, limit))
 
-    def _spill(self, folder: Path) -> None:
+    def spill(self) -> None:
+        """Brings what memory holds to disk, where there is a folder."""
+        if not self.folder or not self._counts:
+            return
         buckets: list[list[tuple[str, int]]] = [[] for _ in range(NUM_BUCKETS)]
         for item in self._counts.items():
             buckets[crc32(item[0].encode()) % NUM_BUCKETS].append(item)
-        file = folder / f"{len(self._files):06d}.parquet"
+        file = self.folder / f"{len(self.files):06d}.parquet"
         with pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
             for bucket in buckets:
                 writer.write_table(_table(bucket), row_group_size=max(1, len(bucket)))  # one row group, also if empty
-        self._files.append(file)
+        self.files.append(file)
         self._counts.clear()
 
 

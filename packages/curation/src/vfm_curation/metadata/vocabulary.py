@@ -7,10 +7,11 @@ metadata from the captions themselves; Chuang et al. 2025, MetaCLIP 2 (arXiv:250
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +20,11 @@ from numpy.typing import NDArray
 
 from vfm_curation.metadata.counting import MAX_COUNTED, SpillingCounter, by_strength, strongest
 from vfm_curation.metadata.tokenizers import BREAK, Tokenizer, caption_words
+from vfm_curation.shard_files import whole_file
 
 PairRank = Literal["pmi", "score"]
 TEXTS_AT_ONCE = 10_000
+STATE_FILE = "state.json"
 ABOVE_CHANCE = 1e-9  # bits of PMI
 SCORE_QUANTILE = 0.3
 SCORE_POWER = 0.7
@@ -37,6 +40,7 @@ class Vocabulary:
         tokenizer: splits texts; the default finds what the matcher would find in captions.
         folder: where counts go that memory does not hold; None: everything stays in memory.
         max_counted: distinct words, and distinct pairs, in memory.
+        resume: take up what `save` has left in the folder; `progress` is what was said of it. Else it is made empty.
     """
 
     def __init__(
@@ -46,11 +50,16 @@ class Vocabulary:
         tokenizer: Tokenizer = Tokenizer(caption_words),  # noqa: B008 - frozen
         folder: Path | None = None,
         max_counted: int = MAX_COUNTED,
+        resume: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
-        self.num_words = 0
-        self.words = SpillingCounter(folder and folder / "words", max_counted=max_counted)
-        self.pairs = SpillingCounter(folder and folder / "pairs", max_counted=max_counted)
+        state = _state(folder, resume)
+        self.folder, self.num_words = folder, state["num_words"]
+        self.progress: dict[str, Any] = state["progress"]
+        self.words, self.pairs = (
+            SpillingCounter(folder and folder / name, max_counted=max_counted, num_files=state[name])
+            for name in ("words", "pairs")
+        )
         self.add(texts)
 
     def add(self, texts: Iterable[str]) -> None:
@@ -64,6 +73,20 @@ class Vocabulary:
         self.num_words += sum(words.values())
         self.words.add(words)
         self.pairs.add(pairs)
+
+    @property
+    def num_files(self) -> int:
+        """How many files counts have gone to."""
+        return len(self.words.files) + len(self.pairs.files)
+
+    def save(self, progress: Mapping[str, Any]) -> None:
+        """Brings all counts to the folder, with what the caller wants to know of them (what JSON can hold)."""
+        assert self.folder
+        self.words.spill()
+        self.pairs.spill()
+        files = {"words": len(self.words.files), "pairs": len(self.pairs.files)}
+        with whole_file(self.folder / STATE_FILE) as part:
+            part.write_text(json.dumps({"num_words": self.num_words, "progress": progress, **files}), encoding="utf-8")
 
     def top_words(self, min_count: int = 1, *, share: float = 1.0, limit: int | None = None) -> list[str]:
         """Words seen at least `min_count` times, commonest first; see `SpillingCounter.top`."""
@@ -124,6 +147,17 @@ class Vocabulary:
         for _, pmi in self._pairs_with_pmi():
             histogram += np.histogram(pmi, PMI_BINS)[0]
         return float(PMI_BINS[np.searchsorted(np.cumsum(histogram), share * histogram.sum())])
+
+
+def _state(folder: Path | None, resume: bool) -> dict[str, Any]:
+    """What `Vocabulary.save` has left in a folder; of nothing counted where it has not, or is not wanted."""
+    file = folder and folder / STATE_FILE
+    if file and file.exists() and resume:
+        state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return state
+    if file:
+        file.unlink(missing_ok=True)
+    return {"num_words": 0, "progress": {}, "words": 0, "pairs": 0}
 
 
 def count_words(texts: Iterable[list[str]]) -> tuple[Counter[str], Counter[str]]:

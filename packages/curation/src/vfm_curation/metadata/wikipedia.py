@@ -6,27 +6,27 @@ Source: Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671), section 3.1; 
 
 from __future__ import annotations
 
-import multiprocessing
 import re
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 from vfm.stage import Context
+from vfm_curation.engine import in_order
 from vfm_curation.entry_sources.base import TokenizerName
 from vfm_curation.metadata.dump import OnRead, articles, unpacked
 from vfm_curation.metadata.tokenizers import find_tokenizer
 from vfm_curation.metadata.vocabulary import Vocabulary, count_words
+from vfm_curation.shard_files import made_from
 
 TEXTS_A_TASK = 200  # articles or lines
 MEGABYTE = 1e6
+VERSION = 1  # raised where the same files give other counts
 T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,16 @@ class TextCounts:
     bad: list[str]
 
 
+@dataclass
+class Progress:
+    """How far a corpus has been counted: texts of the file at hand, whose number that is, and of all files."""
+
+    file: int = 0
+    texts: int = 0
+    num_texts: int = 0
+    bad: dict[str, int] = field(default_factory=dict)  # texts that could not be read, by reason
+
+
 @dataclass(frozen=True)
 class Corpus:
     """Files of running text in one language, unpacked as they are read where they end in `.bz2` or `.gz`."""
@@ -48,19 +58,30 @@ class Corpus:
     language: str = ""
     tokenizer: TokenizerName = "auto"
 
+    @property
+    def made(self) -> str:
+        """The name of what its counts are made from."""
+        stats = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in self.files]
+        return made_from(stats, self.wikitext, self.language, self.tokenizer, VERSION)
+
     def count(self, vocabulary: Vocabulary, ctx: Context, workers: int = 0) -> None:
         """Counts all texts. Whatever the number of processes, the counts are the same.
 
+        Whenever counts go to disk the progress does too: a vocabulary that resumes goes on from there, and what was
+        counted is only read over, not stripped and split again.
+
         Args:
-            vocabulary: gets the counts.
+            vocabulary: gets the counts; one that resumes needs a folder for this corpus alone, named `made` or so.
             ctx: told the progress and the texts that cannot be read.
             workers: processes that strip and split; less than 2: this one.
 
         Raises:
             UserError: a file ends early, or is not what its name says.
         """
-        total, done, num_texts, begun = sum(file.stat().st_size for file in self.files), 0, 0, time.monotonic()
-        for file in self.files:
+        at, begun = Progress(**vocabulary.progress), time.monotonic()
+        sizes, before, on_disk = [file.stat().st_size for file in self.files], at.num_texts, vocabulary.num_files
+        ctx.bad.update(at.bad)
+        for file in self.files[at.file :]:
             read = 0
 
             def on_read(place: int) -> None:
@@ -68,15 +89,20 @@ class Corpus:
                 read = place
 
             texts: Iterator[str | bytes] = articles(file, on_read) if self.wikitext else lines(file, on_read)
-            for counts in in_order(self.count_texts, _tasks(texts), workers):
+            for counts in in_order(self.count_texts, _tasks(islice(texts, at.texts, None)), workers):
                 vocabulary.add_counts(counts.words, counts.pairs)
-                num_texts += counts.num_texts
+                at.texts, at.num_texts = at.texts + counts.num_texts, at.num_texts + counts.num_texts
                 for reason in counts.bad:
                     ctx.skip(reason, str(file))
-                rate = round(num_texts / max(1e-9, time.monotonic() - begun), 1)
-                shown = {"pages": num_texts, "pages_per_second": rate, "words": vocabulary.num_words}
-                ctx.progress(round((done + read) / MEGABYTE), round(total / MEGABYTE), "MB", **shown)
-            done += file.stat().st_size
+                    at.bad[reason] = at.bad.get(reason, 0) + 1
+                if vocabulary.num_files > on_disk:
+                    vocabulary.save(vars(at))
+                    on_disk = vocabulary.num_files
+                rate = round((at.num_texts - before) / max(1e-9, time.monotonic() - begun), 1)
+                shown = {"pages": at.num_texts, "pages_per_second": rate, "words": vocabulary.num_words}
+                done = sum(sizes[: at.file]) + read
+                ctx.progress(round(done / MEGABYTE), round(sum(sizes) / MEGABYTE), "MB", **shown)
+            at.file, at.texts = at.file + 1, 0
 
     def count_texts(self, texts: list[str | bytes]) -> TextCounts:
         """Counts some texts: articles' wikitext, or lines of plain text as bytes."""
@@ -118,19 +144,3 @@ def lines(file: Path, on_read: OnRead | None = None) -> Iterator[bytes]:
 def _tasks(texts: Iterator[T]) -> Iterator[list[T]]:
     while task := list(islice(texts, TEXTS_A_TASK)):
         yield task
-
-
-def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """`map` over processes, in the order of the items, with two items a process under way."""
-    if workers < 2:
-        yield from map(function, items)
-        return
-    # Spawned, not forked: a fork of a process with running threads may hang.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting = deque[Future[R]]()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
