@@ -22,6 +22,7 @@ from vfm.eval.stages import Retrieval
 from vfm.models import build_clip, build_vision, load_clip, save_clip, save_vision
 from vfm.panels import load_panels
 from vfm_clip import ClipTrain
+from vfm_clip.tower_training import TowerTraining
 from vfm_clip.towers import lock_towers
 
 RESNET: dict[str, Any] = {
@@ -200,8 +201,13 @@ def test_the_report_is_left_what_the_model_saw_before_the_curves(tmp_path: Path)
     [
         ({"lock_image": True, "lock_text": True, "init": "x"}, "leave nothing to train"),
         ({"lock_image": True}, "lock_image would keep random weights: give init or init_vision"),
-        ({"lock_text": True}, "lock_text would keep random weights: give init"),
-        ({"init": "x", "model": "ViT-Nano-4-32", "image_size": 8}, "leave image_size and model out"),
+        ({"lock_text": True, "init_vision": "x"}, "lock_text would keep random weights: give init or init_text"),
+        ({"lock_image_unlocked_groups": 2}, "unlocks a part of what lock_image locks"),
+        ({"lock_text_unlocked_layers": 2}, "unlocks a part of what lock_text locks"),
+        ({"init": "x", "model": "ViT-Nano-4-32"}, "leave model out"),
+        ({"unmasked_steps": 1}, "unmasked_steps says when patch_dropout is over: give both"),
+        ({"unmasked_steps": 2, "patch_dropout": 0.5}, "unmasked_steps 2 are more than the 1 of the training"),
+        ({"lr": 0, "image_lr": 1e-4}, "follow the schedule of lr, which must be above 0"),
         ({"logit_scale_init": 200}, "logit_scale_init 200 is above its max, 100"),
         ({"crop_scale": (1.0, 0.5)}, "crop_scale"),
         ({"crop_ratio": (0, 1)}, "crop_ratio"),
@@ -214,7 +220,8 @@ def test_settings_that_contradict_one_another_are_refused(changes: dict[str, Any
 
 
 def test_every_own_setting_says_what_it_is() -> None:
-    for name in ClipTrain.__annotations__.keys() & ClipTrain.model_fields.keys() - {"kind"}:
+    own = ClipTrain.__annotations__.keys() | TowerTraining.__annotations__.keys()
+    for name in own & ClipTrain.model_fields.keys() - {"kind"}:
         assert ClipTrain.model_fields[name].description, name
     assert ClipTrain.model_fields["kind"].default == ClipTrain.kind_name() == "clip.train"
 

@@ -14,12 +14,16 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from vfm.artifacts import VisionCheckpoint
+from vfm.artifacts import ClipCheckpoint, VisionCheckpoint
 from vfm.config import UserError
 from vfm.models.clip import ClipModel, blueprint
+from vfm.models.clip_config import clip_config, read_config
 from vfm.models.hand_over import check_activation, hand_over
 from vfm.models.vision import WEIGHTS_FILE, build_vision
 from vfm.stage import Preflight, Ref
+from vfm_clip.text_tower import check_text
+from vfm_clip.tower_training import TowerTraining
+from vfm_clip.towers import lock_towers
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,52 @@ class Encoder:
 
     architecture: str
     shapes: dict[str, Tensor]
+
+
+def check_towers(plan: TowerTraining, ctx: Preflight) -> ClipModel | None:
+    """The model of a plan as a blueprint, its towers compared with what they are to start from.
+
+    None where it starts from a checkpoint that is not there yet.
+
+    Raises:
+        UserError: a name is not known, or a tower does not take what is to come.
+    """
+    start = ctx.artifact(plan.init) if plan.init else None
+    if plan.init and not start:
+        return None
+    clip = blueprint(start or plan.model, plan.image_size, noise=plan.noise)
+    if plan.init_vision and (encoder := find_encoder(ctx, plan.init_vision)):
+        check_vision(clip, encoder, str(plan.init_vision))
+    if plan.init_text and (config := find_config(ctx, plan.init_text)):
+        check_text(config, clip, str(plan.init_text))
+    lock_towers(
+        clip,
+        image=plan.lock_image,
+        text=plan.lock_text,
+        image_unlocked=plan.lock_image_unlocked_groups,
+        text_unlocked=plan.lock_text_unlocked_layers,
+    )
+    return clip
+
+
+def find_config(ctx: Preflight, ref: Ref[ClipCheckpoint]) -> Mapping[str, Any] | None:
+    """open_clip's configuration of the model that a ref will bring; None where that shows only when its stage has run.
+
+    It is the artifact's, or else what the stage that makes it says in a field `model` or `source`.
+    """
+    if checkpoint := ctx.artifact(ref):
+        config: Mapping[str, Any] = read_config(checkpoint.path)["model_cfg"]
+        return config
+    stage = ctx.stage(ref)
+    if start := getattr(stage, "init", None):
+        return find_config(ctx, start)
+    model: Any = getattr(stage, "model", None) or getattr(stage, "source", None)
+    if isinstance(model, Mapping) or not isinstance(model, str) or ":" in model:  # the latter is read when it runs
+        return model if isinstance(model, Mapping) else None
+    try:
+        return clip_config(model)
+    except UserError:  # a folder or file, or a mistake that the stage's own preflight tells
+        return None
 
 
 def find_encoder(ctx: Preflight, ref: Ref[VisionCheckpoint]) -> Encoder | None:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from vfm.artifacts import ClipCheckpoint, CuratedSubset, PairDataset, VisionCheckpoint
+from vfm.artifacts import ClipCheckpoint, CuratedSubset, PairDataset
 from vfm.config import UserError
-from vfm.interfaces import ClipTraining, CropScale
-from vfm.stage import Context, Preflight, Ref
+from vfm.interfaces import CropScale
+from vfm.stage import Context, Preflight
+from vfm_clip.tower_training import TowerTraining
 
 if TYPE_CHECKING:
     from vfm.data.loader import TrainingData
@@ -18,30 +19,18 @@ if TYPE_CHECKING:
     from vfm_clip.task import ClipTask
 
 
-class ClipTrain(ClipTraining):
-    """Trains a CLIP model on pairs: from scratch, from a CLIP checkpoint, or with a pre-trained vision tower."""
+class ClipTrain(TowerTraining):
+    """Trains a CLIP model on pairs: from scratch, from a CLIP checkpoint, or with pre-trained towers."""
 
-    version: ClassVar[int] = 3  # since the order of shards and that within the first window are two draws
+    version: ClassVar[int] = 4  # since patch dropout draws on the device
 
     kind: Literal["clip.train"] = "clip.train"
-    model: str | dict[str, Any] = Field(
-        "ViT-Nano-4-32", description="an open_clip name (vfm adds small ones), or a configuration in its form"
-    )
-    image_size: int | None = Field(None, ge=1, description="pixels; default: the model's own")
     language: str | None = Field(None, description="which captions; default: the data's first language")
     sampler: Literal["shuffled", "balanced"] = Field(
         "shuffled",
         description="balanced: each epoch draws anew which texts of a curated subset it uses, by their probabilities;"
         " shuffled: every epoch has all samples",
     )
-    init: Ref[ClipCheckpoint] | None = Field(None, description="start from this CLIP model instead of from scratch")
-    init_vision: Ref[VisionCheckpoint] | None = Field(
-        None, description="start the vision tower from this encoder; the model's tower must be of its kind"
-    )
-    lock_image: bool = Field(
-        False, description="keep the vision tower as it starts (LiT); what init_vision leaves new in it is trained"
-    )
-    lock_text: bool = Field(False, description="keep the text tower as it starts")
     logit_scale_init: float | None = Field(
         None, ge=1, description="inverse temperature at the start; default: the model's own, 1/0.07 from scratch"
     )
@@ -54,7 +43,9 @@ class ClipTrain(ClipTraining):
         (0.9, 1.0), description="share of the area a random crop keeps; null: as in evaluation, nothing random"
     )
     crop_ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="narrowest and widest aspect of a random crop")
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with momentum")
+    optimizer: Literal["adamw", "sgd", "lamb"] = Field(
+        "adamw", description="AdamW; LAMB for batches of tens of thousands (EVA-CLIP); SGD with momentum"
+    )
     lr: float = Field(5e-4, ge=0, description="at its peak")
     warmup_steps: int = Field(
         100, ge=0, description="steps over which lr rises; without any, features may collapse at once (loss at ln N)"
@@ -65,14 +56,6 @@ class ClipTrain(ClipTraining):
 
     @model_validator(mode="after")
     def _fits_together(self) -> ClipTrain:
-        if self.lock_image and self.lock_text:
-            raise ValueError("lock_image and lock_text leave nothing to train")
-        if self.lock_image and not (self.init or self.init_vision):
-            raise ValueError("lock_image would keep random weights: give init or init_vision")
-        if self.lock_text and not self.init:
-            raise ValueError("lock_text would keep random weights: give init")
-        if self.init and (given := {"model", "image_size"} & self.model_fields_set):
-            raise ValueError(f"init brings its own architecture: leave {' and '.join(sorted(given))} out")
         if self.logit_scale_init and self.logit_scale_init > self.logit_scale_max:
             raise ValueError(f"logit_scale_init {self.logit_scale_init:g} is above its max, {self.logit_scale_max:g}")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
@@ -80,24 +63,17 @@ class ClipTrain(ClipTraining):
         return self
 
     def preflight(self, ctx: Preflight) -> None:
-        """The data suit the batch, the model exists, and its vision tower takes the encoder that is to come."""
-        from vfm.models.clip import blueprint
-        from vfm_clip.preflight import check_vision, find_encoder
+        """The data suit the batch, the model exists, and its towers take what is to come."""
+        from vfm_clip.preflight import check_towers
 
         if data := ctx.artifact(self.data):
             self._check_data(data)
         made = ctx.stage(self.data)
         if self.sampler == "balanced" and made and not issubclass(made.makes, CuratedSubset):
             raise UserError(f"sampler: balanced draws by a CuratedSubset's probabilities; '{self.data}' has none")
-        start = ctx.artifact(self.init) if self.init else None
-        if self.init and not start:
-            return
-        clip = blueprint(start or self.model, self.image_size)
-        clip.tokenize(["its tokenizer is there"])
-        self._task(clip)
-        encoder = find_encoder(ctx, self.init_vision) if self.init_vision else None
-        if encoder:
-            check_vision(clip, encoder, str(self.init_vision))
+        if clip := check_towers(self, ctx):
+            clip.tokenize(["its tokenizer is there"])
+            self._task(clip)
 
     def run(self, ctx: Context) -> ClipCheckpoint:
         """Builds, trains and saves the model."""
@@ -132,30 +108,16 @@ class ClipTrain(ClipTraining):
         """The model as it starts, with what is locked."""
         import math
 
-        from vfm.models.clip import build_clip, load_clip
-        from vfm.models.hand_over import hand_over
-        from vfm_clip.towers import lock_towers, new_weights
+        from vfm_clip.start import starting_model
 
-        if self.init:
-            clip = load_clip(ctx.load(self.init))
-            if getattr(clip.module, "logit_bias", None) is not None:
-                ctx.warn(
-                    f"'{self.init}' was trained with SigLIP's sigmoid loss; here the softmax over the batch takes over"
-                )
-        else:
-            clip = build_clip(self.model, image_size=self.image_size, seed=self.seed)
+        clip = starting_model(self, ctx)
         parts: Any = clip.module
+        if self.init and getattr(parts, "logit_bias", None) is not None:
+            ctx.warn(
+                f"'{self.init}' was trained with SigLIP's sigmoid loss; here the softmax over the batch takes over"
+            )
         if self.logit_scale_init:
             parts.logit_scale.data.fill_(math.log(self.logit_scale_init))
-        if self.grad_checkpointing:
-            parts.set_grad_checkpointing()
-        new: set[str] = set()
-        if self.init_vision:
-            report = hand_over(ctx.load(self.init_vision), clip)
-            ctx.log(f"vision tower from '{self.init_vision}': {report.summary}")
-            ctx.panel(report.panel())
-            new = new_weights(report)
-        lock_towers(clip, image=self.lock_image, text=self.lock_text, new=new)
         return clip
 
     def _task(self, clip: ClipModel) -> ClipTask:
@@ -166,6 +128,9 @@ class ClipTrain(ClipTraining):
             logit_scale_max=self.logit_scale_max,
             train_logit_scale=not self.lock_logit_scale,
             loss_chunk_size=self.loss_chunk_size,
+            unmasked_from=self.num_steps - self.unmasked_steps,
+            image=self.image_rates,
+            text=self.text_rates,
         )
 
     def _training_data(self, pairs: PairDataset, clip: ClipModel) -> tuple[TrainingData, MakePair]:

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from vfm.artifacts import ClipCheckpoint
 from vfm.config import UserError
 from vfm.models.clip import ClipModel, save_clip
-from vfm.train import Batch, Call, Frozen, Metrics, Task
+from vfm.train import Batch, Call, Frozen, Metrics, ParamGroup, Task
+from vfm_clip.groups import Rates, parameter_groups
 from vfm_clip.losses import Features, InfoNce, Siglip
 from vfm_clip.spread import repeats, spread
+from vfm_clip.towers import patch_dropouts
 
 
 class ClipTask(Task):
@@ -32,6 +34,9 @@ class ClipTask(Task):
         logit_scale_max: the temperature's inverse is kept between 1 and this (the paper: 100).
         train_logit_scale: False keeps it exactly where it starts.
         loss_chunk_size: rows of logits held at once, for batches whose logits do not fit; the result is the same.
+        image: how fast the vision tower learns.
+        text: how fast the text tower learns.
+        unmasked_from: the step from which patch dropout is over.
 
     Raises:
         UserError: the model is more than two towers (CoCa's captioner would stay untrained).
@@ -48,6 +53,9 @@ class ClipTask(Task):
         logit_scale_max: float = 100.0,
         train_logit_scale: bool = True,
         loss_chunk_size: int | None = None,
+        image: Rates = Rates(),  # noqa: B008 (frozen)
+        text: Rates = Rates(),  # noqa: B008 (frozen)
+        unmasked_from: int | None = None,
     ) -> None:
         super().__init__()
         if "multimodal_cfg" in clip.config:
@@ -55,6 +63,7 @@ class ClipTask(Task):
         self.model, self.module, self.loss = clip, clip.module, loss
         self.teacher, self.frozen_teacher = teacher, Frozen(teacher.module) if teacher else None
         self.max_log_scale, self.loss_chunk_size = math.log(logit_scale_max), loss_chunk_size
+        self.image, self.text, self.unmasked_from = image, text, unmasked_from
         self.log_scale.requires_grad_(train_logit_scale)
         if (bias := self.logit_bias) is not None:
             bias.requires_grad_(isinstance(loss, Siglip))  # a softmax over the batch does not see it
@@ -127,6 +136,17 @@ class ClipTask(Task):
                 reseed(index)
                 backward(call({**batch, "gradients": shares})[0])
         return {**metrics, **repeats(micro_batches)}
+
+    def parameter_groups(self) -> list[ParamGroup]:
+        """By tower and layer, where they learn at rates of their own."""
+        exempt = {name.removeprefix("module.") for name in self.no_weight_decay()}
+        return parameter_groups(self.model, exempt, self.image, self.text)
+
+    def before_step(self, step: int) -> None:
+        """Ends patch dropout where the last, unmasked stretch begins."""
+        if self.unmasked_from is not None and step >= self.unmasked_from:
+            for part in patch_dropouts(self.module):
+                part.prob = 0.0
 
     def after_step(self) -> None:
         """Keeps a trained temperature's inverse between 1 and its largest value."""
