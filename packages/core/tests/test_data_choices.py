@@ -120,3 +120,100 @@ def test_json_lines_that_are_not_there_or_no_utf_8_are_told_in_one_line(tmp_path
             (tmp_path / "items.jsonl").write_bytes(content)
         with pytest.raises(UserError, match=rf"items\.jsonl: {message}"):
             load(tmp_path / "out", tmp_path / "items.jsonl")
+
+
+def sugarcrepe(folder, **records):
+    """Subsets as they are published, and COCO's pictures."""
+    (folder / "val2017").mkdir(parents=True)
+    for number in (1, 2):
+        (folder / "val2017" / f"{number:012d}.jpg").write_bytes(encoded(number, "JPEG"))
+    item = {"filename": "000000000001.jpg", "caption": "a dog", "negative_caption": "a cat"}
+    subsets = {
+        "add_obj": {"0": item, "7": {**item, "filename": "000000000002.jpg"}},
+        "swap_att": {"3": item},
+        **records,
+    }
+    for name, content in subsets.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_sugarcrepes_subsets_are_patterns_and_its_pictures_cocos(tmp_path):
+    folder = sugarcrepe(tmp_path / "crepe")
+    _, choices = load(tmp_path, folder, image_root=str(folder / "val2017"))
+    assert [(choice.key, choice.pattern) for choice in choices] == [
+        ("add_obj/0", "add_obj"),
+        ("add_obj/7", "add_obj"),
+        ("swap_att/3", "swap_att"),
+    ]
+    assert choices[1].images == [encoded(2, "JPEG")]
+    assert (choices[0].statements, choices[0].truth) == (["a dog", "a cat"], [0, -1])
+    _, one = load(tmp_path / "one", folder / "swap_att.json", image_root=str(folder / "val2017"))
+    assert one == choices[2:]
+
+
+@pytest.mark.parametrize(
+    ("records", "root", "message"),
+    [
+        ({}, None, "COCO's; give their folder"),
+        ({"add_att": [1]}, "val2017", "add_att.json: SugarCrepe's form is wanted"),
+        (
+            {"add_att": {"5": {"filename": "1.jpg", "caption": "a"}}},
+            "val2017",
+            "add_att.json: item 5: filename, caption",
+        ),
+        (
+            {"add_att": {"5": {"filename": "1.jpg", "caption": "a", "negative_caption": "b"}}},
+            "val2017",
+            "missing_image",
+        ),
+    ],
+)
+def test_what_is_not_sugarcrepes_is_told_in_one_line(tmp_path, records, root, message):
+    folder = sugarcrepe(tmp_path / "crepe", **records)
+    with pytest.raises(UserError, match=message):
+        load(tmp_path, folder, image_root=root and str(folder / root))
+
+
+WINOGROUND = [
+    {
+        "id": number,
+        "image_0": f"ex_{number}_img_0",
+        "image_1": f"ex_{number}_img_1",
+        "caption_0": "an old person kisses a young person",
+        "caption_1": "a young person kisses an old person",
+        "collapsed_tag": "Relation",
+    }
+    for number in (4, 9)
+]
+PICTURES = {f"ex_{number}_img_{side}": encoded(10 * number + side) for number in (4, 9) for side in (0, 1)}
+
+
+def test_winoground_is_read_from_json_lines_and_from_the_hubs_parquet_alike(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "images").mkdir()
+    for name, data in PICTURES.items():
+        (tmp_path / "images" / f"{name}.png").write_bytes(data)
+    (tmp_path / "examples.jsonl").write_text("\n".join(map(json.dumps, WINOGROUND)))
+    inside = [
+        row | {side: {"bytes": PICTURES[row[side]], "path": row[side]} for side in ("image_0", "image_1")}
+        for row in WINOGROUND
+    ]
+    pq.write_table(pa.Table.from_pylist(inside), tmp_path / "test.parquet")
+    _, lines = load(tmp_path / "lines", tmp_path / "examples.jsonl")
+    _, table = load(tmp_path / "table", tmp_path / "test.parquet")
+    assert lines == table
+    assert lines[1] == Choice(
+        "9", "Relation", [encoded(90), encoded(91)], [WINOGROUND[1]["caption_0"], WINOGROUND[1]["caption_1"]], [0, 1]
+    )
+
+
+def test_winoground_without_a_caption_or_a_picture_is_told(tmp_path):
+    (tmp_path / "examples.jsonl").write_text(json.dumps({**WINOGROUND[0], "caption_1": ""}))
+    with pytest.raises(UserError, match="item 4: no caption_1"):
+        load(tmp_path / "one", tmp_path / "examples.jsonl")
+    (tmp_path / "examples.jsonl").write_text(json.dumps(WINOGROUND[0]))
+    with pytest.raises(UserError, match="missing_image"):
+        load(tmp_path / "two", tmp_path / "examples.jsonl")

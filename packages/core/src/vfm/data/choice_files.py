@@ -1,4 +1,4 @@
-"""Readers of caption-choice benchmarks as their authors lay them out: MMVP-VLM's folder, and items in JSON lines.
+"""Readers of caption-choice benchmarks as their authors lay them out: MMVP-VLM's folder, items in JSON lines, others.
 
 Source: Tong et al. 2024, Eyes Wide Shut? (arXiv:2401.06209); the layout is that of its `scripts/evaluate_vlm.py`.
 """
@@ -8,14 +8,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from vfm.config import UserError
 from vfm.data import files
+from vfm.data.choice_formats import OnBad, is_winoground, read_image, read_sugarcrepe, read_winoground
 from vfm.data.choices import Choice
-from vfm.data.images import decode_image
 from vfm.data.sample import BadSample
 
 QUESTIONS_FILE = "Questions.csv"
@@ -33,17 +33,27 @@ MMVP_PATTERNS = (
 MMVP_PAIRS_PER_PATTERN = 15
 IMAGE_ROOTS = ("MLLM_VLM Images", "MLLM_VLM_Images", "MMVP_VLM_Images")  # the authors', DIVA's, and some READMEs'
 
-OnBad = Callable[[str, str], None]
 
+def read_choices(path: str, on_bad: OnBad, image_root: str | None = None) -> Iterator[Choice]:
+    """Items of a benchmark; those with a bad image are told to `on_bad` and left out.
 
-def read_choices(path: str, on_bad: OnBad) -> Iterator[Choice]:
-    """Items of an MMVP-VLM folder or of a `.jsonl` file; those with a bad image are told to `on_bad` and left out.
+    Args:
+        path: MMVP-VLM's folder; SugarCrepe's JSON file, or a folder of them; Winoground's `examples.jsonl` or its
+            parquet; or items of our own in JSON lines.
+        on_bad: takes a reason and a place.
+        image_root: the folder of SugarCrepe's or Winoground's pictures.
 
     Raises:
-        UserError: the path is neither.
+        UserError: the path is none of these.
     """
     if path.endswith(".jsonl"):
-        return _read_jsonl(path, on_bad)
+        return read_winoground(Path(path), image_root, on_bad) if is_winoground(path) else _read_jsonl(path, on_bad)
+    if path.endswith(".parquet"):
+        return read_winoground(Path(path), image_root, on_bad)
+    if path.endswith(".json"):
+        return read_sugarcrepe([Path(path)], image_root, on_bad)
+    if subsets := [] if (Path(path) / QUESTIONS_FILE).is_file() else sorted(Path(path).glob("*.json")):
+        return read_sugarcrepe(subsets, image_root, on_bad)
     return _read_mmvp(Path(path), on_bad)
 
 
@@ -54,7 +64,7 @@ def _read_mmvp(folder: Path, on_bad: OnBad) -> Iterator[Choice]:
     for pair, pattern in enumerate(patterns):
         rows = questions[2 * pair : 2 * pair + 2]
         try:
-            images = [_image(root, f"{kind}/{number}.jpg") for number, kind, _ in rows]
+            images = [read_image(str(root), f"{kind}/{number}.jpg") for number, kind, _ in rows]
         except BadSample as bad:
             on_bad(bad.reason, bad.where)
             continue
@@ -109,7 +119,7 @@ def _read_jsonl(path: str, on_bad: OnBad) -> Iterator[Choice]:
         where = f"{path}: line {number}"
         try:
             item: dict[str, Any] = json.loads(line)
-            images = [_image(Path(path).parent, name) for name in item["images"]]
+            images = [read_image(str(Path(path).parent), name) for name in item["images"]]
             yield Choice(
                 str(item.get("key", number)), item.get("pattern", ""), images, item["statements"], item["truth"]
             )
@@ -117,16 +127,3 @@ def _read_jsonl(path: str, on_bad: OnBad) -> Iterator[Choice]:
             on_bad(bad.reason, bad.where)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{where}: images, statements and truth are wanted: {error}") from None
-
-
-def _image(root: Path, name: str) -> bytes:
-    """The bytes of an image that can be decoded."""
-    path = files.join_inside(str(root), name)
-    if path is None:
-        raise BadSample("unsafe_path", name)
-    try:
-        data = files.read_bytes(path)
-    except OSError:
-        raise BadSample("missing_image", path) from None
-    decode_image(data, path)
-    return data

@@ -129,24 +129,28 @@ class Pairs(ImageFiles):
 
 
 class ChoiceFiles(Stage):
-    """A caption-choice benchmark: MMVP-VLM's folder, or items of images, statements and truth in JSON lines."""
+    """A caption-choice benchmark: MMVP-VLM, SugarCrepe, Winoground, or items of images, statements and truth."""
 
     kind: Literal["data.choices"] = "data.choices"
     path: str = Field(
-        description="folder of MMVP-VLM (Questions.csv and its images), or a .jsonl; set it with --set 'NAME.path=...'"
+        description="folder of MMVP-VLM (Questions.csv and its images); SugarCrepe's .json or a folder of them;"
+        " Winoground's examples.jsonl or .parquet; a .jsonl of your own; set it with --set 'NAME.path=...'"
+    )
+    image_root: str | None = Field(
+        None, description="folder of the pictures: COCO's val2017 for SugarCrepe; Winoground's default: `images` beside"
     )
     max_bad_fraction: float = Field(0.0, ge=0, le=1, description="stop when more items than this share are bad")
 
     def sources(self) -> Iterable[str]:
-        """The folder or the file."""
-        return [self.path]
+        """The folder or the file, and where its pictures are."""
+        return [self.path, *([self.image_root] if self.image_root else [])]
 
     def run(self, ctx: Context) -> ChoiceDataset:
         """Copies the items, images included, into one small file."""
         from vfm.data.choice_files import read_choices
         from vfm.data.choices import write_choices
 
-        dataset = write_choices(ctx.directory, read_choices(self.path, ctx.skip))
+        dataset = write_choices(ctx.directory, read_choices(self.path, ctx.skip, self.image_root))
         bad = ctx.bad.total()
         if bad > self.max_bad_fraction * (dataset.num_pairs + bad) or not dataset.num_pairs:
             reasons = ", ".join(f"{reason} ({count})" for reason, count in ctx.bad.items()) or "there are none"
@@ -158,7 +162,7 @@ class ChoiceFiles(Stage):
         from vfm.data.choice_files import read_choices
 
         bad: list[tuple[str, str]] = []
-        if next(read_choices(self.path, lambda *told: bad.append(told)), None) is None:
+        if next(read_choices(self.path, lambda *told: bad.append(told), self.image_root), None) is None:
             raise UserError(f"{self.name}: no item in {self.path} can be used{f': {bad[0]}' if bad else ''}")
 
 
