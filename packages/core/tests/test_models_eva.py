@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vfm.config import UserError
 from vfm.models import build_clip, build_vision
-from vfm.models.eva_import import Reading
+from vfm.models.eva_import import Reading, clip_architecture
 from vfm.models.eva_layouts import to_official
 from vfm.models.fitting import KeyReport
 from vfm.models.importing import import_clip, import_vision
@@ -333,3 +333,14 @@ def test_the_stages_read_official_files_and_show_what_became_of_every_key(tmp_pa
     encoder = ImportVision(name="vision", source=file).run(Context("vision", tmp_path / "v", tmp_path / "work", {}))
     assert (encoder.architecture, encoder.num_classes) == ("eva02_mini_patch16_clip_128", 192)
     assert list((tmp_path / "v" / "panels").iterdir())
+
+
+@pytest.mark.parametrize(("width", "size"), [(4096, "8B"), (5120, "18B")])
+def test_the_models_that_no_registry_has_are_told_by_name(width: int, size: str) -> None:
+    line = f"neither timm nor open_clip has the architecture of EVA-CLIP-{size} "
+    for name in (f"EVA-CLIP-{size}", f"hf-hub:BAAI/EVA-CLIP-{size}-448", f"eva_clip_{size.lower()}_psz14"):
+        with pytest.raises(UserError, match=line):
+            build_clip(name)
+    shapes = {"visual.patch_embed.proj.weight": (width, 3, 14, 14), "visual.pos_embed": (1, 257, width)}
+    with pytest.raises(UserError, match=f"file.pt: {line}"):
+        clip_architecture({key: torch.empty(shape, device="meta") for key, shape in shapes.items()}, "file.pt")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,25 @@ CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensor
 WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 
 
+_TOO_NEW = re.compile(r"EVA.?CLIP.?(8B|18B)", re.IGNORECASE)
+
+
+def too_new(where: str, size: str) -> UserError:
+    """What there is to say of the two EVA-CLIP models that nobody's registry has, asked for by a name or a file."""
+    return UserError(
+        f"{where}: neither timm nor open_clip has the architecture of EVA-CLIP-{size.upper()} (RMSNorm, no biases in"
+        " attention); the largest that loads is EVA02-E-14-plus"
+    )
+
+
 def clip_config(name: str) -> dict[str, Any]:
     """open_clip's configuration of a name.
 
     Raises:
         UserError: open_clip does not know it, or it cannot be fetched.
     """
+    if found := _TOO_NEW.search(name):
+        raise too_new(name, found[1])
     try:
         config = open_clip.get_model_config(name.replace("/", "-") if ":" not in name else name)
     except (OSError, RuntimeError, ValueError) as error:

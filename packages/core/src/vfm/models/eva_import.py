@@ -20,6 +20,7 @@ from torch import nn
 
 from vfm.config import UserError
 from vfm.models.clip import ClipModel, blueprint
+from vfm.models.clip_config import too_new
 from vfm.models.eva_layouts import PRE_TRAINING, ROPE, VISUAL, Tensors, layout_of, to_timm
 from vfm.models.fitting import TRUNK, KeyReport, PatchResize, Rules, fit
 from vfm.models.vision import build_vision
@@ -150,6 +151,8 @@ def _of_its_size(tensors: Tensors, names: Iterable[str], where: str) -> list[str
         raise UserError(
             f"{where}: not one of EVA's checkpoints; name the architecture as source, the file as pretrained"
         )
+    if size := {4096: "8B", 5120: "18B"}.get(positions.shape[-1]):
+        raise too_new(where, size)
     patch = kernel.shape[-1]
     side = patch * isqrt(positions.shape[1] - 1)
     return [name for name in names if re.search(rf"patch{patch}_(clip_)?{side}$", name)]
