@@ -1,0 +1,116 @@
+"""A text tower from another model, and a model at another size: nothing is lost, nothing taken for another thing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from clip_world import EVA, SIDE, TEXT, VIT, make_pool, plan, run_stage
+from vfm import ClipCheckpoint, Context, Event, UserError
+from vfm.models import ClipModel, build_clip, load_clip, save_clip
+from vfm.models.stages import ImportClip
+from vfm.stage import Preflight
+from vfm_clip import ClipTrain
+
+TEXTS = ["a red square", "two blue circles"]
+
+
+def donor(folder: Path, config: dict[str, Any] = VIT, **changes: Any) -> ClipCheckpoint:
+    return save_clip(build_clip({**config, **changes}, seed=7), folder)
+
+
+def started(stage: ClipTrain, **inputs: ClipCheckpoint) -> tuple[ClipModel, list[str]]:
+    """The model before its first step, and what was told."""
+    told: list[Event] = []
+    folders = {name: each.path for name, each in inputs.items()}
+    clip = stage._model(Context("clip", Path("part"), Path("work"), folders, told.append))
+    clip.module.eval()
+    return clip, [event.data["message"] for event in told if "message" in event.data]
+
+
+def test_a_text_tower_says_what_it_said_in_its_own_model(tmp_path: Path) -> None:
+    checkpoint = donor(tmp_path)  # its text tower lies at the top, that of the new model in `text.`
+    clip, told = started(plan(model=EVA, init_text="donor"), donor=checkpoint)
+    torch.testing.assert_close(clip.encode_texts(TEXTS), load_clip(checkpoint).encode_texts(TEXTS))
+    assert any(line == "text tower from 'donor': 17 taken, 0 renamed, 0 resized, 0 new, 0 dropped" for line in told)
+    untouched = build_clip(EVA, seed=0).module.visual.state_dict()
+    assert all(torch.equal(value, untouched[key]) for key, value in clip.module.visual.state_dict().items())
+
+
+@pytest.mark.parametrize("config", [VIT, EVA], ids=["together", "apart"])
+def test_a_joint_space_of_another_width_leaves_the_projection_new_and_locked_it_alone_is_trained(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    checkpoint = donor(tmp_path / "donor", embed_dim=20)
+    stage = plan(model=config, init_text="donor", lock_text=True, steps=2, lr=0.01, warmup_steps=0)
+    start, _ = started(stage, donor=checkpoint)
+    trained, _ = run_stage(stage, tmp_path, pool=make_pool(tmp_path / "pool"), donor=checkpoint)
+    before, after = start.module.state_dict(), load_clip(trained).module.state_dict()
+    changed = {key for key in after if not key.startswith("visual.") and not torch.equal(before[key], after[key])}
+    assert {key.removeprefix("text.") for key in changed} == {"text_projection", "logit_scale"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"heads": 4}, "text_cfg.heads is 4 there, 2 here"),  # no shape tells
+        ({"pool_type": "last"}, "text_cfg.pool_type is 'last' there, 'argmax' here"),
+        ({"context_length": 16}, "text_cfg.context_length is 16 there, 8 here"),
+        ({"hf_tokenizer_name": "facebook/xlm-v-base"}, "hf_tokenizer_name is 'facebook/xlm-v-base' there, None here"),
+    ],
+)
+def test_a_text_tower_of_another_kind_is_refused_before_anything_runs(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    other = {**VIT, "text_cfg": {**TEXT, **change}}
+    coming = ImportClip(name="donor", source=other, pretrained="weights.pt")
+    stage = ClipTrain(name="clip", data="pool", steps=1, model=EVA, init_text="donor")
+    with pytest.raises(UserError, match=message):
+        stage.preflight(Preflight({"donor": coming}, {}))
+    if "hf_tokenizer_name" not in change:
+        checkpoint = donor(tmp_path, other)
+        for case in (
+            lambda: stage.preflight(Preflight({}, {"donor": tmp_path})),
+            lambda: started(stage, donor=checkpoint),
+        ):
+            with pytest.raises(UserError, match=message):
+                case()
+    stage.preflight(Preflight({"donor": coming.model_copy(update={"source": "hf-hub:someone/something"})}, {}))
+
+
+def test_a_model_gets_the_activation_that_its_text_tower_was_trained_with(tmp_path: Path) -> None:
+    quick = donor(tmp_path / "quick", quick_gelu=True)
+    clip, told = started(plan(model=EVA, init_text="donor"), donor=quick)
+    torch.testing.assert_close(clip.encode_texts(TEXTS), load_clip(quick).encode_texts(TEXTS))
+    assert any("'donor' was trained with QuickGELU: the model is built with it" in line for line in told)
+    assert load_clip(save_clip(clip, tmp_path / "saved")).config["quick_gelu"] is True
+    gelu = donor(tmp_path / "gelu")
+    plain, told = started(plan(model={**EVA, "quick_gelu": True}, init_text="donor"), donor=gelu)
+    torch.testing.assert_close(plain.encode_texts(TEXTS), load_clip(gelu).encode_texts(TEXTS))
+    assert any("was trained with GELU" in line for line in told)
+    with pytest.raises(UserError, match="it was trained with QuickGELU, the model has GELU"):
+        started(plan(model=None, init="start", init_text="donor"), donor=quick, start=gelu)
+
+
+@pytest.mark.parametrize("config", [VIT, EVA], ids=["open_clip", "timm"])
+def test_a_second_training_goes_on_at_a_larger_size(tmp_path: Path, config: dict[str, Any]) -> None:
+    own = config["vision_cfg"]["image_size"]
+    small = donor(tmp_path / "small", config)
+    stage = plan(model=None, init="small", image_size=2 * own, steps=1, global_batch_size=8)
+    _, told = started(stage, small=small)
+    assert f"'small' goes on at {2 * own} pixels in place of {own}: its positions are resampled" in told
+    large, _ = run_stage(stage, tmp_path, pool=make_pool(tmp_path / "pool"), small=small)
+    assert large.image_size == 2 * own == load_clip(large).preprocess.image_size
+    bad = ClipTrain(name="clip", data="pool", steps=1, init="small", image_size=2 * SIDE + 1)
+    with pytest.raises(UserError, match="not a multiple of its patch size"):
+        bad.preflight(Preflight({}, {"small": small.path}))
+
+
+def test_more_unlocked_groups_than_there_are_is_told_before_anything_runs(tmp_path: Path) -> None:
+    small = donor(tmp_path)
+    stage = ClipTrain(name="c", data="p", steps=1, init="small", lock_image=True, lock_image_unlocked_groups=9)
+    with pytest.raises(UserError, match="9 unlocked groups leave no lock on its 4"):
+        stage.preflight(Preflight({}, {"small": small.path}))

@@ -1,0 +1,163 @@
+"""Locks, rates and noise of the towers: open_clip's groups, timm's layer decay; what is locked changes no bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from timm.optim import param_groups_layer_decay
+
+from clip_world import EVA, VIT, make_pool, plan, run_stage, tiny_task, train
+from vfm import ClipCheckpoint, Event, UserError
+from vfm.models import build_clip, save_clip
+from vfm.train import build_optimizer
+from vfm_clip.groups import Rates, tower_groups
+from vfm_clip.towers import lock_towers, patch_dropouts
+
+PROJECTED: dict[str, Any] = {
+    **EVA,
+    "vision_cfg": {**EVA["vision_cfg"], "timm_model_name": "vit_pico_patch8_32", "timm_proj": "linear"},
+}
+MODELS = {"open_clip": VIT, "timm": EVA, "timm_with_projection": PROJECTED}
+
+
+def learning(module: torch.nn.Module) -> set[str]:
+    return {name for name, weight in module.named_parameters() if weight.requires_grad}
+
+
+@pytest.mark.parametrize("unlocked", [0, 1, 2])
+@pytest.mark.parametrize("name", MODELS)
+def test_what_a_lock_leaves_free_is_what_open_clips_own_lock_leaves(name: str, unlocked: int) -> None:
+    ours, theirs = (build_clip(MODELS[name], seed=0) for _ in range(2))
+    lock_towers(ours, image=True, image_unlocked=unlocked)
+    theirs.module.lock_image_tower(unlocked_groups=unlocked)
+    expected = learning(theirs.module)
+    if name == "timm_with_projection" and not unlocked:  # open_clip locks the encoder alone; ours is the whole tower
+        expected -= {"visual.head.proj.weight"}
+    assert learning(ours.module) == expected
+    assert "text_projection" in {key.removeprefix("text.") for key in expected}
+
+
+@pytest.mark.parametrize("unlocked", [0, 1, 2])
+@pytest.mark.parametrize("config", [VIT, EVA], ids=["together", "apart"])
+def test_a_text_towers_lock_is_open_clips_too(config: dict[str, Any], unlocked: int) -> None:
+    ours, theirs = (build_clip(config, seed=0) for _ in range(2))
+    lock_towers(ours, text=True, text_unlocked=unlocked)
+    theirs.module.lock_text_tower(unlocked_layers=unlocked)
+    assert learning(ours.module) == learning(theirs.module)
+
+
+def test_every_weight_of_a_tower_is_in_one_group_and_too_many_unlocked_ones_are_refused() -> None:
+    for config in MODELS.values():
+        clip = build_clip(config, seed=0)
+        names = [name for tower in ("image", "text") for group in tower_groups(clip, tower) for name in group]
+        assert sorted([*names, "logit_scale"]) == sorted(dict(clip.module.named_parameters()))
+    with pytest.raises(UserError, match=r"4 unlocked groups leave no lock on its 4 \(image tower\)"):
+        lock_towers(build_clip(VIT), image=True, image_unlocked=4)
+
+
+@pytest.mark.parametrize(("tower", "config"), [("image", VIT), ("image", EVA), ("text", EVA)])
+def test_a_partly_locked_tower_learns_in_its_free_groups_alone(
+    tmp_path: Path, tower: str, config: dict[str, Any]
+) -> None:
+    start = build_clip(config, seed=5)
+    save_clip(start, tmp_path / "start")
+    before = {key: value.clone() for key, value in start.module.state_dict().items()}
+    count = "lock_image_unlocked_groups" if tower == "image" else "lock_text_unlocked_layers"
+    changes = {f"lock_{tower}": True, count: 2, "steps": 2, "ema_decay": 0.5, "lr": 0.01, "weight_decay": 0.5}
+    stage = plan(model=None, init="start", **changes)
+    checkpoint, _ = run_stage(
+        stage, tmp_path, pool=make_pool(tmp_path / "pool"), start=ClipCheckpoint.load(tmp_path / "start")
+    )
+    after = load_file(checkpoint.path / "open_clip_model.safetensors")
+    groups = tower_groups(start, tower)
+    same = [all(torch.equal(before[name], after[name]) for name in group) for group in groups]
+    assert same == [True] * (len(groups) - 2) + [False] * 2
+
+
+@pytest.mark.parametrize("decay", [0.75, 1.0])
+def test_layer_decay_of_a_timm_encoder_is_timms(decay: float) -> None:
+    task = tiny_task(EVA, image=Rates(0.4, decay))
+    trunk = task.module.visual.trunk
+    peer = param_groups_layer_decay(trunk, 0.2, trunk.no_weight_decay(), layer_decay=decay)
+    expected = {id(p): (0.4 * g["lr_scale"], g["weight_decay"] > 0) for g in peer for p in g["params"]}
+    ours = {id(p): (g.lr_scale, g.weight_decay is None) for g in task.parameter_groups() for p in g.params}
+    for key, (scale, decayed) in expected.items():
+        assert ours[key] == (pytest.approx(scale), decayed)
+
+
+def test_towers_learn_at_rates_of_their_own_with_evas_decay_and_the_temperature_at_the_trainings() -> None:
+    """EVA's rule: layer i of L blocks has decay ** (L + 1 - i), 0 being what stands before the blocks."""
+    settings = {"lr": 1e-3, "image_lr": 4e-4, "text_lr": 4e-5, "image_layer_decay": 0.5, "text_layer_decay": 0.25}
+    stage = plan(model=EVA, **settings, weight_decay=0.1, image_weight_decay=0.3, optimizer="lamb")
+    task = stage._task(build_clip(EVA, seed=0))
+    optimizer = build_optimizer(task, stage)
+    names = {id(weight): name for name, weight in task.module.named_parameters()}
+    found = {
+        names[id(weight)]: (1e-3 * group["lr_scale"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for weight in group["params"]
+    }
+    for name, (lr, decay) in {
+        "logit_scale": (1e-3, 0.0),
+        "visual.trunk.pos_embed": (4e-4 * 0.5**3, 0.0),
+        "visual.trunk.patch_embed.proj.weight": (4e-4 * 0.5**3, 0.3),
+        "visual.trunk.blocks.0.mlp.fc2.weight": (4e-4 * 0.5**2, 0.3),
+        "visual.trunk.blocks.1.norm1.weight": (4e-4 * 0.5, 0.0),
+        "visual.trunk.head.weight": (4e-4, 0.3),
+        "visual.trunk.head.bias": (4e-4, 0.0),
+        "text.token_embedding.weight": (4e-5 * 0.25**2, 0.1),
+        "text.positional_embedding": (4e-5 * 0.25**2, 0.0),
+        "text.transformer.resblocks.0.mlp.c_fc.weight": (4e-5 * 0.25, 0.1),
+        "text.text_projection": (4e-5, 0.1),
+    }.items():
+        assert found[name] == (pytest.approx(lr), pytest.approx(decay)), name
+    assert found.keys() == dict(task.module.named_parameters()).keys()
+
+
+def test_the_last_steps_see_all_patches_also_after_a_cut(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path / "pool")
+    noise = {"patch_dropout": 0.5, "drop_path": 0.3, "unmasked_steps": 3}
+    stage = plan(model=EVA, steps=7, micro_batch_size=6, optimizer="lamb", checkpoint={"every_steps": 3}, **noise)
+
+    def cut(at: int) -> Any:
+        def stop(event: Event) -> None:
+            if event.type == "metrics" and event.data["step"] == at:
+                raise KeyboardInterrupt
+
+        return stop
+
+    unbroken, _ = run_stage(stage, tmp_path / "unbroken", pool=pool)
+    for at in (4, 7):  # the next run starts before the stretch, and within it
+        with pytest.raises(KeyboardInterrupt):
+            run_stage(stage, tmp_path / f"cut{at}", send=cut(at), pool=pool)
+        again, _ = run_stage(stage, tmp_path / f"cut{at}", pool=pool)
+        for file in ("open_clip_model.safetensors", "metrics.jsonl"):
+            assert (again.path / file).read_bytes() == (unbroken.path / file).read_bytes()
+    masked, _ = run_stage(stage.model_copy(update={"unmasked_steps": 0}), tmp_path / "masked", pool=pool)
+    rows, other = ((each.path / "metrics.jsonl").read_text().splitlines() for each in (unbroken, masked))
+    assert [a == b for a, b in zip(rows, other, strict=True)] == [True] * 4 + [False] * 3
+
+
+def test_patches_are_left_out_up_to_the_stretch_and_never_in_evaluation(tmp_path: Path) -> None:
+    seen = []
+
+    class Watched(type(tiny_task(VIT))):  # type: ignore[misc]
+        def forward(self, batch: Any) -> Any:
+            seen.append([part.prob for part in patch_dropouts(self.module)])
+            return super().forward(batch)
+
+    clip = build_clip(VIT, seed=0, noise={"patch_dropout": 0.5})
+    train(tmp_path, plan(steps=4), Watched(clip, unmasked_from=3))
+    assert seen == [[0.5]] * 3 + [[0.0]]
+    clip = build_clip(VIT, seed=0, noise={"patch_dropout": 0.5})
+    visual: Any = clip.module.visual
+    lengths: list[int] = []
+    visual.transformer.register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[0].shape[1]))
+    images = torch.randn(2, 3, 16, 16)
+    visual.train()(images)
+    visual.eval()(images)
+    assert lengths == [1 + 8, 1 + 16]
