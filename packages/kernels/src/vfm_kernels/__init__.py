@@ -1,5 +1,6 @@
 """The shared mathematics of vfm, in plain torch: masks, token operations and the losses of EVA, CLIP and DIVA."""
 
+from vfm_kernels.accelerate import Acceleration, accelerate
 from vfm_kernels.add_layer_norm import add_layer_norm
 from vfm_kernels.contrastive import info_nce, siglip_loss, similarity_distillation
 from vfm_kernels.cosine import masked_cosine_loss, resultant_length, token_cosine
@@ -14,18 +15,22 @@ from vfm_kernels.diffusion import (
     sample_times,
 )
 from vfm_kernels.dispatch import Kernels, not_supported_reasons, use_kernels
+from vfm_kernels.drop_path import residual_of_subset
 from vfm_kernels.embedding import mask_tokens
 from vfm_kernels.gather import gather_with_grad
 from vfm_kernels.masking import block_mask, block_mask_exact, random_mask
+from vfm_kernels.padding import pad_patch_embed, pad_swiglu
 from vfm_kernels.pairs import pair_log_sum_exp
 from vfm_kernels.rope import rope_2d
 from vfm_kernels.swiglu import swiglu_subln
 from vfm_kernels.tokens import gather_tokens, masked_index, patch_dropout_index, scatter_tokens
 
 __all__ = [
+    "Acceleration",
     "DiffusionKind",
     "Kernels",
     "TimeDistribution",
+    "accelerate",
     "add_layer_norm",
     "add_noise",
     "block_mask",
@@ -41,9 +46,12 @@ __all__ = [
     "masked_cosine_loss",
     "masked_index",
     "not_supported_reasons",
+    "pad_patch_embed",
+    "pad_swiglu",
     "pair_log_sum_exp",
     "patch_dropout_index",
     "random_mask",
+    "residual_of_subset",
     "resultant_length",
     "rope_2d",
     "sample_times",

@@ -187,12 +187,13 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _backward(ctx: Any, d_summed: Tensor, d_normed: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors  # once: activation checkpointing allows no more
     d_residual, d_branch, d_weight, d_bias, d_scale = torch.ops.vfm_kernels.add_layer_norm_backward(
-        d_summed, d_normed, *ctx.saved_tensors
+        d_summed, d_normed, *saved
     )
     if not d_branch.shape[0]:
         d_branch = d_residual
-    has_scale = ctx.saved_tensors[3] is not None
+    has_scale = saved[3] is not None
     return d_residual.to(ctx.residual_dtype), d_branch, d_weight, d_bias, d_scale if has_scale else None, None, None
 
 

@@ -1,0 +1,88 @@
+"""Puts our ops into a model of timm or open_clip, by its classes' own forward, and takes them out again."""
+
+import importlib.util
+from dataclasses import dataclass, field
+from types import ModuleType, TracebackType
+from typing import Self
+
+from torch import nn
+
+from vfm_kernels.dispatch import fused
+
+
+@dataclass
+class Acceleration:
+    """What `accelerate` replaced. As a context, or by `undo`, the model is made what it was.
+
+    Attributes:
+        replaced: name of a layer -> the op it now takes.
+        kept: name of a layer of a known class -> why it was left alone.
+    """
+
+    replaced: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+    _before: list[tuple[nn.Module, type[nn.Module]]] = field(default_factory=list, repr=False)
+
+    def undo(self) -> None:
+        """Gives every layer its own forward back."""
+        while self._before:
+            layer, before = self._before.pop()
+            layer.__class__ = before
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.undo()
+
+    def __str__(self) -> str:
+        if not self.replaced:
+            return "kernels: the libraries' own forward"
+        counts = {op: list(self.replaced.values()).count(op) for op in sorted(set(self.replaced.values()))}
+        return "kernels: " + ", ".join(f"{op} in {count} layers" for op, count in counts.items())
+
+
+def accelerate(model: nn.Module) -> Acceleration:
+    """Lets RoPE, SwiGLU and residual sums of a model's layers run in one kernel each, where kernels run.
+
+    A layer becomes one of a subclass of its class with another forward. Its parameters, hooks and names, and so
+    optimisers, checkpoints, DDP and copies, see no difference; hooks on a block's second norm alone no longer fire.
+    What is taken follows `use_kernels` and the model's device: on a CPU `auto` replaces nothing and costs nothing.
+
+    Args:
+        model: holds layers of timm (`Eva`, `VisionTransformer`) or open_clip, on its device.
+
+    Returns:
+        What was replaced, what was not and why; it undoes itself as a context.
+
+    Raises:
+        ValueError: kernels are to be taken and cannot run here, or the model has no layer that could take one.
+    """
+    done = Acceleration()
+    if not fused(*list(model.parameters())[:1]):
+        return done
+    for library in _libraries():
+        for name, layer in model.named_modules():
+            if type(layer) not in library.FUSED:
+                continue
+            if (reason := library.reason_against(layer, model)) is not None:
+                done.kept[name] = reason
+                continue
+            before = type(layer)
+            layer.__class__, done.replaced[name] = library.FUSED[before]
+            done._before.append((layer, before))
+    if not done.replaced:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in done.kept.items())
+        raise ValueError(f"{type(model).__name__} has no layer that takes a kernel ({reasons or 'none is known'})")
+    return done
+
+
+def _libraries() -> list[ModuleType]:
+    """Our layers for the model libraries that are installed."""
+    found = []
+    for library in ("timm", "open_clip"):
+        if importlib.util.find_spec(library) is not None:
+            found.append(importlib.import_module(f"vfm_kernels.{library}_layers"))
+    return found

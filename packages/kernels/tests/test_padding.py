@@ -1,0 +1,88 @@
+"""Padded weights: the same model, its checkpoints bit for bit, and zeros that stay zeros."""
+
+import copy
+import io
+
+import pytest
+import torch
+
+from vfm_kernels import pad_patch_embed, pad_swiglu
+
+timm = pytest.importorskip("timm")
+
+
+def eva(**arguments):
+    """A tiny EVA-02 with SwiGLU and sub-LN of 42 hidden channels, and patches of 6 x 6 x 3 = 108 values."""
+    torch.manual_seed(0)
+    model = timm.models.eva.Eva(
+        img_size=12, patch_size=6, embed_dim=16, depth=2, num_heads=2, mlp_ratio=42 / 16, swiglu_mlp=True,
+        scale_mlp=True, use_rot_pos_emb=True, num_classes=3, qkv_fused=False, **arguments,
+    )  # fmt: skip
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def padded_eva():
+    model = eva()
+    assert pad_swiglu(model) == ["blocks.0.mlp", "blocks.1.mlp"]
+    assert pad_patch_embed(model) == ["patch_embed"]
+    return model
+
+
+def test_outputs_and_gradients_are_those_of_the_model_as_it_was():
+    plain, padded, images = eva(), padded_eva(), torch.randn(2, 3, 12, 12)
+    assert padded.blocks[0].mlp.fc2.weight.shape == (16, 64)
+    assert padded.patch_embed.proj.weight.shape == (16, 112)
+    torch.testing.assert_close(padded(images), plain(images), rtol=1e-6, atol=1e-6)
+    for model in (plain, padded):
+        model(images).square().sum().backward()
+    gradients = {name: p.grad for name, p in plain.named_parameters()}
+    for name, parameter in padded.named_parameters():
+        ours, theirs = parameter.grad, gradients[name].flatten(1) if gradients[name].ndim == 4 else gradients[name]
+        torch.testing.assert_close(ours[tuple(map(slice, theirs.shape))], theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_checkpoints_are_bitwise_those_of_the_unpadded_model():
+    plain, padded = eva(), padded_eva()
+    files = [io.BytesIO(), io.BytesIO()]
+    for model, file in zip((plain, padded), files, strict=True):
+        torch.save(model.state_dict(), file)
+    assert files[0].getvalue() == files[1].getvalue()
+    other = eva()
+    torch.nn.init.normal_(other.blocks[1].mlp.fc1_g.weight)
+    padded.load_state_dict(other.state_dict())
+    plain.load_state_dict(padded.state_dict())
+    assert torch.equal(plain.blocks[1].mlp.fc1_g.weight, other.blocks[1].mlp.fc1_g.weight)
+    assert not padded.blocks[1].mlp.fc1_g.weight[42:].any()
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9)])
+def test_padding_stays_zero_and_training_is_the_same(make):
+    plain, padded, images = eva(), padded_eva(), torch.randn(4, 3, 12, 12)
+    for model in (plain, padded):
+        optimizer = make(model.parameters(), lr=1e-3)
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(images).square().mean().backward()
+            optimizer.step()
+    for block in padded.blocks:
+        assert not block.mlp.fc1_g.weight[42:].any()
+        assert not block.mlp.fc1_x.bias[42:].any()
+        assert not block.mlp.fc2.weight[:, 42:].any()
+    assert not padded.patch_embed.proj.weight[:, 108:].any()
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(padded.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_copy_is_padded_too_and_widths_that_fit_are_left_alone():
+    twin = copy.deepcopy(padded_eva())
+    assert twin.state_dict()["blocks.0.mlp.fc2.weight"].shape == (16, 42)
+    assert pad_swiglu(eva(), multiple=42) == []
+
+
+def test_a_model_without_such_layers_is_refused():
+    with pytest.raises(ValueError, match="no SwiGLU"):
+        pad_swiglu(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="no patch embedding"):
+        pad_patch_embed(torch.nn.Linear(2, 2))
