@@ -159,13 +159,20 @@ class MmvpVlm(ModelEvaluation):
     kind: Literal["eval.mmvp_vlm"] = "eval.mmvp_vlm"
     data: Ref[ChoiceDataset] = Field(description="pairs of two images and two statements")
     prompt: str = Field("a photo of ", description="before each statement; the authors' is the default")
+    diva_scoring: bool = Field(
+        False,
+        description="judge all models by DIVA's own rule too, the class token plus the mean of the patches: its authors"
+        " compared their models by that rule with others by the official one",
+    )
 
     def judge(self, ctx: Context, models: Mapping[str, Any]) -> tuple[Subject, dict[str, Judgement]]:
         """By `vfm.eval.judges.choices`."""
         from vfm.eval.judges.choices import judge_mmvp_vlm
 
         data = ctx.load(self.data)
-        sha256, found = judge_mmvp_vlm(ctx, models, data, prompt=self.prompt, reading=self._reading())
+        sha256, found = judge_mmvp_vlm(
+            ctx, models, data, prompt=self.prompt, diva_scoring=self.diva_scoring, reading=self._reading()
+        )
         return self._subject("mmvp_vlm", sha256), found
 
 

@@ -19,7 +19,9 @@ from vfm.eval.fingerprint import data_hash
 from vfm.eval.judgement import Judgement
 from vfm.eval.judges.choice_panels import flip_panels, pattern_panel
 from vfm.eval.judges.choice_scores import Scored, score_choices
+from vfm.eval.judges.class_and_patches import ClassAndPatches
 from vfm.eval.statistics import stratified_mean
+from vfm.models import ClipModel
 from vfm.stage import Context
 
 
@@ -29,15 +31,19 @@ def judge_mmvp_vlm(
     data: ChoiceDataset,
     *,
     prompt: str,
+    diva_scoring: bool = False,
     reading: Reading = Reading(),  # noqa: B008 (frozen)
 ) -> tuple[str, dict[str, Judgement]]:
     """Judge models on pairs by the official MMVP-VLM rule (`vfm.eval.choices.mmvp_vlm`).
+
+    With `diva_scoring` all of them are judged by DIVA's image feature too (`ClassAndPatches`), as `diva_pair_accuracy`:
+    its authors compared theirs by that rule with others by the official one.
 
     Returns:
         The hash of the data and a judgement for each model.
 
     Raises:
-        UserError: an item is not two images and two statements.
+        UserError: an item is not two images and two statements, or DIVA's scoring is wanted of what has no patches.
     """
 
     def check(item: Choice) -> None:
@@ -47,7 +53,8 @@ def judge_mmvp_vlm(
                 f"item {item.key} has {shape}; MMVP-VLM judges pairs of two and two, eval.choices judges any"
             )
 
-    scored = score_choices(ctx, models, data, prompt, reading, check)
+    others = {_by_diva(name): ClassAndPatches(_clip(name, model)) for name, model in models.items() if diva_scoring}
+    scored = score_choices(ctx, {**models, **others}, data, prompt, reading, check)
     truth = np.array([item.truth for item in scored.items])
     judgements, rights = {}, {}
     for name in models:
@@ -63,7 +70,12 @@ def judge_mmvp_vlm(
             columns[f"probability_{side + 1}"] = result.probability[:, side]
         columns["correct"] = result.correct
         details = {"mean_over_patterns": stratified_mean(result.correct, scored.patterns), "prompt": prompt}
-        judgements[name] = Judgement([pairs, single, *parts], {"pairs": columns}, details)
+        verdicts = [pairs, single, *parts]
+        if diva_scoring:
+            correct = mmvp_vlm(np.stack(scored.logits[_by_diva(name)]), truth).correct
+            verdicts.append(Verdict("diva_pair_accuracy", correct, chance=0.25))
+            columns["diva_correct"] = correct
+        judgements[name] = Judgement(verdicts, {"pairs": columns}, details)
         rights[name] = result.right
     pattern_panel(ctx, scored, {name: j.predictions["pairs"]["correct"] for name, j in judgements.items()})
     flip_panels(ctx, scored, rights)
@@ -119,6 +131,17 @@ def _by_pattern(metric: str, correct: NDArray[np.bool_], scored: Scored, chance:
         return []
     members = [(name, scored.patterns == number) for number, name in enumerate(scored.names)]
     return [Verdict(f"{metric}/{name}", correct[those], chance=_mean(chance[those])) for name, those in members]
+
+
+def _by_diva(name: str) -> str:
+    """What a model is called where its images are described in DIVA's way."""
+    return f"{name}, DIVA's scoring"
+
+
+def _clip(name: str, model: TextImageEncoder) -> ClipModel:
+    if not isinstance(model, ClipModel):
+        raise UserError(f"{name}: diva_scoring wants a CLIP model's patches")
+    return model
 
 
 def _chances(right: NDArray[np.bool_]) -> tuple[float, float, float]:
