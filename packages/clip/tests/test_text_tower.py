@@ -22,18 +22,19 @@ def donor(folder: Path, config: dict[str, Any] = VIT, **changes: Any) -> ClipChe
     return save_clip(build_clip({**config, **changes}, seed=7), folder)
 
 
-def started(stage: ClipTrain, **inputs: ClipCheckpoint) -> tuple[ClipModel, list[str]]:
+def started(stage: ClipTrain, root: Path, **inputs: ClipCheckpoint) -> tuple[ClipModel, list[str]]:
     """The model before its first step, and what was told."""
     told: list[Event] = []
+    (root / "part").mkdir(exist_ok=True)
     folders = {name: each.path for name, each in inputs.items()}
-    clip = stage._model(Context("clip", Path("part"), Path("work"), folders, told.append))
+    clip = stage._model(Context("clip", root / "part", root / "work", folders, told.append))
     clip.module.eval()
     return clip, [event.data["message"] for event in told if "message" in event.data]
 
 
 def test_a_text_tower_says_what_it_said_in_its_own_model(tmp_path: Path) -> None:
     checkpoint = donor(tmp_path)  # its text tower lies at the top, that of the new model in `text.`
-    clip, told = started(plan(model=EVA, init_text="donor"), donor=checkpoint)
+    clip, told = started(plan(model=EVA, init_text="donor"), tmp_path, donor=checkpoint)
     torch.testing.assert_close(clip.encode_texts(TEXTS), load_clip(checkpoint).encode_texts(TEXTS))
     assert any(line == "text tower from 'donor': 17 taken, 0 renamed, 0 resized, 0 new, 0 dropped" for line in told)
     untouched = build_clip(EVA, seed=0).module.visual.state_dict()
@@ -46,7 +47,7 @@ def test_a_joint_space_of_another_width_leaves_the_projection_new_and_locked_it_
 ) -> None:
     checkpoint = donor(tmp_path / "donor", embed_dim=20)
     stage = plan(model=config, init_text="donor", lock_text=True, steps=2, lr=0.01, warmup_steps=0)
-    start, _ = started(stage, donor=checkpoint)
+    start, _ = started(stage, tmp_path, donor=checkpoint)
     trained, _ = run_stage(stage, tmp_path, pool=make_pool(tmp_path / "pool"), donor=checkpoint)
     before, after = start.module.state_dict(), load_clip(trained).module.state_dict()
     changed = {key for key in after if not key.startswith("visual.") and not torch.equal(before[key], after[key])}
@@ -74,7 +75,7 @@ def test_a_text_tower_of_another_kind_is_refused_before_anything_runs(
         checkpoint = donor(tmp_path, other)
         for case in (
             lambda: stage.preflight(Preflight({}, {"donor": tmp_path})),
-            lambda: started(stage, donor=checkpoint),
+            lambda: started(stage, tmp_path, donor=checkpoint),
         ):
             with pytest.raises(UserError, match=message):
                 case()
@@ -83,16 +84,16 @@ def test_a_text_tower_of_another_kind_is_refused_before_anything_runs(
 
 def test_a_model_gets_the_activation_that_its_text_tower_was_trained_with(tmp_path: Path) -> None:
     quick = donor(tmp_path / "quick", quick_gelu=True)
-    clip, told = started(plan(model=EVA, init_text="donor"), donor=quick)
+    clip, told = started(plan(model=EVA, init_text="donor"), tmp_path, donor=quick)
     torch.testing.assert_close(clip.encode_texts(TEXTS), load_clip(quick).encode_texts(TEXTS))
     assert any("'donor' was trained with QuickGELU: the model is built with it" in line for line in told)
     assert load_clip(save_clip(clip, tmp_path / "saved")).config["quick_gelu"] is True
     gelu = donor(tmp_path / "gelu")
-    plain, told = started(plan(model={**EVA, "quick_gelu": True}, init_text="donor"), donor=gelu)
+    plain, told = started(plan(model={**EVA, "quick_gelu": True}, init_text="donor"), tmp_path, donor=gelu)
     torch.testing.assert_close(plain.encode_texts(TEXTS), load_clip(gelu).encode_texts(TEXTS))
     assert any("was trained with GELU" in line for line in told)
     with pytest.raises(UserError, match="it was trained with QuickGELU, the model has GELU"):
-        started(plan(model=None, init="start", init_text="donor"), donor=quick, start=gelu)
+        started(plan(model=None, init="start", init_text="donor"), tmp_path, donor=quick, start=gelu)
 
 
 @pytest.mark.parametrize("config", [VIT, EVA], ids=["open_clip", "timm"])
@@ -100,7 +101,7 @@ def test_a_second_training_goes_on_at_a_larger_size(tmp_path: Path, config: dict
     own = config["vision_cfg"]["image_size"]
     small = donor(tmp_path / "small", config)
     stage = plan(model=None, init="small", image_size=2 * own, steps=1, global_batch_size=8)
-    _, told = started(stage, small=small)
+    _, told = started(stage, tmp_path, small=small)
     assert f"'small' goes on at {2 * own} pixels in place of {own}: its positions are resampled" in told
     large, _ = run_stage(stage, tmp_path, pool=make_pool(tmp_path / "pool"), small=small)
     assert large.image_size == 2 * own == load_clip(large).preprocess.image_size
