@@ -11,6 +11,7 @@ import torch
 
 from vfm.artifacts import Artifact, ClipCheckpoint, ImageDataset
 from vfm.data.loader import Batch
+from vfm.data.shapes.stages import ShapesPool
 from vfm.stage import Context
 from vfm_eva import EvaPretrain
 
@@ -30,6 +31,12 @@ def context(folder: Path, **inputs: Artifact) -> Context:
     (folder / "artifact").mkdir(parents=True)
     (folder / "work").mkdir()
     return Context("eva", folder / "artifact", folder / "work", {name: made.path for name, made in inputs.items()})
+
+
+def make_pool(folder: Path, num_samples: int) -> ImageDataset:
+    """Pictures of shapes."""
+    stage = ShapesPool.model_validate({"name": "pool", "num_samples": num_samples, "world": {"image_size": 64}})
+    return stage.run(context(folder))
 
 
 def pretrain(steps: int, batch: int, **changes: Any) -> EvaPretrain:

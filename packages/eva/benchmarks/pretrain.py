@@ -17,12 +17,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from bench import CUDA, STUDENT, TEACHER, context
+from bench import CUDA, STUDENT, TEACHER, make_pool
 from cached import Cached
 from step import Step
 
 from vfm.artifacts import ClipCheckpoint, ImageDataset
-from vfm.data.shapes.stages import ShapesPool
 from vfm.models import build_clip, save_clip
 
 
@@ -56,7 +55,9 @@ def main() -> None:
     torch.set_num_threads(1)
     with TemporaryDirectory() as folder:
         root = Path(folder)
-        pool = ImageDataset.load(options.data) if options.data else _pool(root / "pool", 64 if options.quick else 256)
+        pool = (
+            ImageDataset.load(options.data) if options.data else make_pool(root / "pool", 64 if options.quick else 256)
+        )
         name = TEACHER if not options.quick else "ViT-Pico-8-64"
         teacher = (
             ClipCheckpoint.load(options.teacher) if options.teacher else save_clip(build_clip(name, seed=0), root / "t")
@@ -74,11 +75,6 @@ def main() -> None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         options.out.with_suffix(".md").write_text(tables(result) + "\n", encoding="utf-8")
-
-
-def _pool(folder: Path, num_samples: int) -> ImageDataset:
-    stage = ShapesPool.model_validate({"name": "pool", "num_samples": num_samples, "world": {"image_size": 64}})
-    return stage.run(context(folder))
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ class Step(Bench):
         }
 
     def _plain(self, task: Any) -> PlainLoop:
-        visual = task.teacher.module.visual
+        visual = task.teacher.module
         visual.output_tokens = True
         pixels = (task.preprocess.pixels, task.teacher.preprocess.pixels)
         return PlainLoop(task.student.train(), task.head, task.mask_token, visual, pixels)

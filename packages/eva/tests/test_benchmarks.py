@@ -41,7 +41,18 @@ def test_the_step_is_compared_with_the_same_mathematics(tmp_path):
     assert cached["int8"]["loss on exact targets"] == pytest.approx(cached["fp32"]["loss on exact targets"], abs=0.01)
 
 
-@pytest.mark.parametrize("name", ["masks", "pretrain"])
+def test_memory_is_measured_by_case_and_counted_by_recipe(tmp_path):
+    found = run("memory", tmp_path, "--quick")
+    least = found["measured"].pop("nothing but imports")
+    assert all(least < size < 4 * 2**30 for size in found["measured"].values())
+    row = found["counted"]["eva_02_ti"]
+    assert row["weights"] == row["gradients"] == row["optimizer"] / 2
+    assert row["weights"] / 4 == pytest.approx(5.7e6, rel=0.02)
+    # What enters a block is 100 pictures of 257 tokens of 192 channels in fp32, 20 MB; there are 12 blocks.
+    assert 237e6 < row["activations with grad_checkpointing"] < row["activations"] / 2
+
+
+@pytest.mark.parametrize("name", ["masks", "memory", "pretrain"])
 def test_kept_results_are_whole(name):
     assert (BENCHMARKS / "results" / f"{name}.md").is_file()
     assert json.loads((BENCHMARKS / "results" / f"{name}.json").read_text(encoding="utf-8"))

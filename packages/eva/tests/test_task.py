@@ -40,7 +40,7 @@ def restated_loss(task: EvaTask, images: Tensor, bool_mask: Tensor) -> Tensor:
         tokens = block(tokens, **rope)
     tokens = student.fc_norm(student.norm(tokens))[:, 1:]
     prediction = task.head(tokens[bool_mask])
-    visual: Any = task.teacher.module.visual
+    visual: Any = task.teacher.module
     visual.output_tokens = True  # open_clip's own: all patch tokens after the final norm
     _, patch_tokens = visual(task.teacher.preprocess.pixels(images))
     target = (patch_tokens @ visual.proj)[bool_mask]

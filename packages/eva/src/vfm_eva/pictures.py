@@ -14,15 +14,27 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from vfm.config import UserError
 from vfm.data.loader import Batch, Make, eval_batches
 from vfm.data.source import Source
-from vfm.eval.semantic import GAP, NUM_PICTURES, SIDE, magnified, side_by_side
+from vfm.eval.semantic import GAP, NUM_PICTURES, SIDE, magnified, pca_sheet, side_by_side
 from vfm.panels import ImagesPanel, Picture
+from vfm.stage import Context
 from vfm_eva.attention import attention_maps, attention_weights
 from vfm_eva.masks import Masks
 from vfm_eva.task import EvaTask
 
 STRIPES = (215, 245)  # greys in turn
+
+
+def show(task: EvaTask, source: Source, make: Make, masks: Masks, ctx: Context) -> None:
+    """Leaves the sheets of a training that is done: what it guessed, what its patches say, and where it looks."""
+    ctx.panel(cosine_sheet(task, source, make, masks, ctx.directory))
+    ctx.panel(pca_sheet(task.encoder(), source, ctx.directory))
+    try:
+        ctx.panel(attention_sheet(task, source, make, ctx.directory))
+    except UserError as why:  # the encoder is none the worse for it
+        ctx.warn(str(why))
 
 
 def cosine_sheet(task: EvaTask, source: Source, make: Make, masks: Masks, directory: Path) -> ImagesPanel:

@@ -130,12 +130,11 @@ class EvaPretrain(VisionPretraining, Crops):
         """Trains the student and shows what it learned to see."""
         from vfm.data.loader import TrainingData
         from vfm.data.source import open_dataset
-        from vfm.eval.semantic import pca_sheet
         from vfm.train import fit, is_main
         from vfm_eva.alarm import Alarm
         from vfm_eva.init import init_weights
         from vfm_eva.masks import MaskedData, Masks
-        from vfm_eva.pictures import attention_sheet, cosine_sheet
+        from vfm_eva.pictures import show
 
         data = ctx.load(self.data)
         task, make = self._from_cache(ctx, data) if self.targets else self._from_teacher(ctx)
@@ -144,12 +143,7 @@ class EvaPretrain(VisionPretraining, Crops):
         batches = MaskedData(TrainingData.of(self, source, make), masks)
         fit(task, batches, self, replace(ctx, send=Alarm(ctx, self)), self.runtime)
         if is_main():
-            ctx.panel(cosine_sheet(task, source, make, masks, ctx.directory))
-            ctx.panel(pca_sheet(task.encoder(), source, ctx.directory))
-            try:
-                ctx.panel(attention_sheet(task, source, make, ctx.directory))
-            except UserError as why:  # the encoder is none the worse for it
-                ctx.warn(str(why))
+            show(task, source, make, masks, ctx)
         return task.export(ctx.directory)
 
     def _from_teacher(self, ctx: Context) -> tuple[EvaTask, Make]:

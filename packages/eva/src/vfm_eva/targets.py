@@ -42,7 +42,8 @@ class Target(Config):
         else:
             encoder = load_vision(checkpoint)
             teacher = Teacher(encoder, vision_preprocess(encoder), **self.model_dump(), bf16=bf16)
-        for name, weight in teacher.module.named_parameters():
+        prefix = "visual" if isinstance(checkpoint, ClipCheckpoint) else ""
+        for name, weight in teacher.module.named_parameters(prefix):
             if not weight.isfinite().all():
                 raise UserError(f"{checkpoint.path}: {name} holds NaN or infinity; so would every target")
         return teacher

@@ -44,7 +44,8 @@ class Teacher(Frozen[nn.Module]):
         normalize: bool = False,
         bf16: bool | None = None,
     ) -> None:
-        super().__init__(model.module if isinstance(model, ClipModel) else model)
+        whole = model.module if isinstance(model, ClipModel) else model
+        super().__init__(getattr(whole, "visual", whole))  # a text tower takes no room on the device
         self.model, self.preprocess = model, preprocess
         self.layer, self.projected, self.normalize, self.bf16 = layer, projected, normalize, bf16
         if bf16:

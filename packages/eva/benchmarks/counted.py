@@ -1,0 +1,125 @@
+"""The bytes of the papers' trainings, counted on tensors that have shapes and no contents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+
+from vfm import builtin
+from vfm.flow.recipe import load_recipe
+from vfm.models.clip import blueprint
+from vfm_eva import EvaPretrain, StoredTargets, Teacher
+from vfm_eva.plugin import vfm_stages
+
+RECIPES = ["eva_02_ti", "eva_02_s", "eva_02_b", "eva_02_l", "eva_l", "eva_g"]
+
+
+def counted(recipe: str) -> dict[str, int]:
+    """What one process holds: weights, gradients and AdamW's averages in fp32, the teacher's matrices in bf16.
+
+    Activations are what autograd keeps of a micro-batch, with attention fused, and the weights that autocast casts to
+    bf16; with grad_checkpointing what it keeps at the peak, when the largest block is computed again. Left out: the
+    teacher's own activations (they are free again before the student's are kept), a backward pass' own temporaries,
+    what the allocator leaves unused, and CUDA itself.
+    """
+    source, stage = _stages(recipe)
+    clip = blueprint(source)
+    teacher = Teacher(clip, clip.preprocess, bf16=True)
+    with torch.device("meta"):
+        plain = stage.model_copy(update={"grad_checkpointing": False})
+        task: Any = plain._task(plain._student(), StoredTargets(clip.embed_dim))
+    trained = sum(parameter.nbytes for parameter in task.parameters() if parameter.requires_grad)
+    micro_batch = stage.micro_batch_size or stage.global_batch_size
+    kept, with_checkpointing = _activations(task, micro_batch, clip.embed_dim)
+    rows = {
+        "micro-batch": micro_batch,
+        "weights": sum(parameter.nbytes for parameter in task.parameters()),
+        "gradients": trained,
+        "optimizer": 2 * trained,
+        "teacher": sum(parameter.nbytes for parameter in teacher.module.parameters()),
+        "activations": kept,
+        "activations with grad_checkpointing": with_checkpointing,
+    }
+    own = with_checkpointing if stage.grad_checkpointing else kept
+    return rows | {"sum, as the recipe has it": sum(list(rows.values())[1:5]) + own}
+
+
+def _stages(recipe: str) -> tuple[str, EvaPretrain]:
+    """The teacher's architecture and the training."""
+    known = {stage.kind_name(): stage for stage in [*builtin.vfm_stages(), *vfm_stages()]}
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "a.tar"
+        file.touch()
+        _, teacher, stage = load_recipe(recipe, known, [f"data.path={file}"]).stages
+    assert isinstance(stage, EvaPretrain)
+    return teacher.source, stage  # type: ignore[attr-defined]
+
+
+def _activations(task: Any, micro_batch: int, width: int) -> tuple[int, int]:
+    """Bytes that a backward pass needs, kept all or computed again block by block."""
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    size, num_patches = task.preprocess.image_size, task.grid[0] * task.grid[1]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        task = task.to_empty(device="cpu").train()
+        batch = {
+            "images": torch.zeros(micro_batch, 3, size, size, dtype=torch.uint8),
+            "bool_mask": torch.zeros(micro_batch, num_patches, dtype=torch.bool),
+            "targets": torch.zeros(micro_batch, num_patches, width, dtype=torch.bfloat16),
+        }
+        precision = torch.autocast("cpu", dtype=torch.bfloat16)
+        with _Kept(task) as kept, _by_block(task.student.blocks, kept) as blocks, precision:
+            task(batch)
+    inside, inputs = sum(block for block, _ in blocks), sum(entered for _, entered in blocks)
+    return kept.bytes, kept.bytes - inside + inputs + max(block for block, _ in blocks)
+
+
+class _Kept(saved_tensors_hooks):
+    """Counts what autograd saves, every storage once and parameters not at all."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(self._pack, lambda tensor: tensor)
+        self.seen: dict[int, Tensor] = {_storage(parameter): parameter for parameter in module.parameters()}
+        self.bytes = 0
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in self.seen:
+            self.seen[_storage(tensor)] = tensor  # held, so that no other takes its place
+            self.bytes += tensor.untyped_storage().nbytes()
+        return tensor
+
+    def __enter__(self) -> _Kept:  # type: ignore[override]
+        super().__enter__()
+        return self
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+@contextmanager
+def _by_block(blocks: nn.ModuleList, kept: _Kept) -> Iterator[list[tuple[int, int]]]:
+    """Bytes kept inside each block, and those of what it was given."""
+    found: list[tuple[int, int]] = []
+    before: list[int] = []
+
+    def enter(module: nn.Module, inputs: Any) -> None:
+        before.append(kept.bytes)
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+        found.append((kept.bytes - before.pop(), inputs[0].nbytes))
+
+    handles = [block.register_forward_pre_hook(enter) for block in blocks]
+    handles += [block.register_forward_hook(leave) for block in blocks]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()

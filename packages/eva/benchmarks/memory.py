@@ -1,0 +1,119 @@
+"""What a pre-training needs of memory: measured on this CPU at a small size, and counted for the papers' recipes.
+
+    python packages/eva/benchmarks/memory.py [--quick] [--out packages/eva/benchmarks/results/memory]
+
+Each measured case is a process of its own; its number is the most resident memory that Linux saw, from reading the data
+to the pictures of the report. What is counted runs on tensors without contents (`counted.py`): no such training ran.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from bench import TEACHER, context, make_pool, pretrain
+from counted import RECIPES, counted
+
+from vfm.artifacts import ClipCheckpoint, Pool, SampleCache
+from vfm.models import build_clip, save_clip
+from vfm_eva import EvaTargets
+
+STUDENT = "eva02_mini_patch14_112"
+CACHED = {"teacher": None, "targets": "targets"}
+VISIBLE = {"encode": "visible", "mask": "random", "mask_ratio": 0.75, "decoder": {"width": 96, "num_heads": 3}}
+CASES: dict[str, dict[str, Any] | None] = {
+    "nothing but imports": None,
+    "teacher at hand": {},
+    "teacher at hand, grad_checkpointing": {"grad_checkpointing": True},
+    "cached targets": CACHED,
+    "cached targets, grad_checkpointing": {**CACHED, "grad_checkpointing": True},
+    "visible patches alone (EVA-L), teacher at hand": VISIBLE,
+    "visible patches alone (EVA-L), cached targets": VISIBLE | CACHED,
+}
+QUICK = ["nothing but imports", "teacher at hand", "cached targets"]
+LENGTH = {False: (2, 128), True: (1, 8)}  # steps, and pictures in each; the second for tests
+GIB = 2**30
+
+
+def measured(names: list[str], *, quick: bool) -> dict[str, float]:
+    """The most resident bytes of each case's process."""
+    with TemporaryDirectory() as folder:
+        root = Path(folder)
+        pool = make_pool(root / "pool", 64 if quick else 256)
+        teacher = save_clip(build_clip(TEACHER, seed=0), root / "teacher")
+        stage = EvaTargets.model_validate(
+            {"name": "targets", "data": "pool", "teacher": "teacher", "grid": [8, 8], "runtime": {"threads": 1}}
+        )
+        targets = stage.run(context(root / "targets", pool=pool, teacher=teacher))
+        paths = [str(made.path) for made in (pool, teacher, targets)]
+        found = {}
+        for name in names:
+            command = [sys.executable, __file__, "--case", name, str(root / f"case-{len(found)}"), *paths]
+            done = subprocess.run(command + ["--quick"] * quick, stdout=subprocess.PIPE, text=True, check=True)
+            found[name] = float(done.stdout)
+    return found
+
+
+def run_case(name: str, folder: str, pool: str, teacher: str, targets: str, *, quick: bool) -> int:
+    """Runs one case in this process; gives the most bytes it had in memory."""
+    torch.set_num_threads(1)
+    if (changes := CASES[name]) is not None:
+        inputs = {
+            "pool": Pool.load(pool),
+            "teacher": ClipCheckpoint.load(teacher),
+            "targets": SampleCache.load(targets),
+        }
+        pretrain(*LENGTH[quick], model=STUDENT, **changes).run(context(Path(folder), **inputs))
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def tables(result: dict[str, Any]) -> str:
+    """As markdown."""
+    lines = [f"{result['machine']}; {result['models']}", "", "| measured | GiB | above imports |", "|---|---|---|"]
+    least = result["measured"]["nothing but imports"]
+    lines += [
+        f"| {name} | {size / GIB:.2f} | {(size - least) / GIB:.2f} |" for name, size in result["measured"].items()
+    ]
+    columns = list(next(iter(result["counted"].values())))
+    lines += ["", "Computed, not run; GiB a process:", "", "| recipe | " + " | ".join(columns) + " |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for name, row in result["counted"].items():
+        cells = [f"{value:,}" if column == "micro-batch" else f"{value / GIB:.2f}" for column, value in row.items()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few cases of one small step; the numbers mean nothing")
+    parser.add_argument("--case", nargs=5, help=argparse.SUPPRESS)  # one measured process
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if options.case:
+        print(run_case(*options.case, quick=options.quick))
+        return
+    steps, batch = LENGTH[options.quick]
+    result = {
+        "machine": f"{platform.machine()} CPU, one thread, {steps} steps of {batch} pictures",
+        "models": f"student {STUDENT}, teacher {TEACHER}, torch {torch.__version__}",
+        "measured": measured(QUICK if options.quick else list(CASES), quick=options.quick),
+        "counted": {name: counted(name) for name in (RECIPES[:1] if options.quick else RECIPES)},
+    }
+    print(tables(result))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        options.out.with_suffix(".md").write_text(tables(result) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
