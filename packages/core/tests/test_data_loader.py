@@ -6,7 +6,8 @@ import torch
 from data_samples import make_pool, number_of
 from vfm.config import UserError
 from vfm.data import open_dataset
-from vfm.data.loader import TrainingData, eval_batches, sample_seed
+from vfm.data.eval_loader import eval_batches
+from vfm.data.loader import TrainingData, sample_seed
 
 SIZES = [7, 5, 8, 4]
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from diva_toy import batch_of, context, cut, make_clip, make_samples, prior_plan, prior_task, same, weights
 from vfm.artifacts import Artifact, ClipCheckpoint, GeneratorCheckpoint, Pool
-from vfm.data.loader import Batch, TrainingData, eval_batches
+from vfm.data.eval_loader import eval_batches
+from vfm.data.loader import Batch, TrainingData
 from vfm.data.source import open_dataset
 from vfm.models.clip import load_clip
 from vfm.train import fit

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from vfm.artifacts import ImageDataset
+from vfm.data.eval_loader import ordered_batches
 from vfm.data.indexing import ENOUGH_TO_JUDGE, check_bad
-from vfm.data.loader import Batch, ordered_batches
+from vfm.data.loader import Batch
 from vfm.data.sample_cache import CacheWriter
 from vfm.data.source import open_dataset
 from vfm.stage import Context

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vfm.config import UserError
-from vfm.data.loader import Batch, Make, eval_batches
+from vfm.data.eval_loader import eval_batches
+from vfm.data.loader import Batch, Make
 from vfm.data.source import Source
 from vfm.eval.semantic import GAP, NUM_PICTURES, SIDE, magnified, pca_sheet, side_by_side
 from vfm.panels import ImagesPanel, Picture

@@ -1,4 +1,4 @@
-"""Batches for a training loop and for an evaluation: the same ones whatever the number of workers and processes."""
+"""Batches for a training loop, the same ones whatever the number of workers and processes; `eval_loader` has others."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class TrainingData:
         per_step = math.ceil(share / micro)
         plan = _Plan(self, range(start_step, num_steps), rank * share, share, micro)
         pending: list[Batch] = []
-        for batch in _read(_TrainingReader(self), plan, self.workers):
+        for batch in read_batches(_TrainingReader(self), plan, self.workers):
             pending.append(batch)
             if len(pending) == per_step:
                 yield pending
@@ -144,7 +144,7 @@ class _Plan:
                 yield step, order.of_epochs(place, min(place + self.micro, start + self.share))
 
 
-class _Reader(Dataset[Batch]):
+class Reader(Dataset[Batch]):
     """Reads a planned micro-batch, in whatever process it is asked to."""
 
     def __init__(self, source: Source | Mixture, make: Make) -> None:
@@ -169,7 +169,7 @@ class _Reader(Dataset[Batch]):
             raise BadSample(bad.reason, self.source.where(index)) from None
 
 
-class _TrainingReader(_Reader):
+class _TrainingReader(Reader):
     """Replaces what cannot be used."""
 
     def __init__(self, data: TrainingData) -> None:
@@ -179,7 +179,7 @@ class _TrainingReader(_Reader):
     def read(self, planned: Planned) -> Batch:
         step, samples = planned
         bad: list[tuple[str, str]] = []
-        return _stack([self._replaced(step, epoch, index, bad) for epoch, index in samples], bad)
+        return stack([self._replaced(step, epoch, index, bad) for epoch, index in samples], bad)
 
     def _replaced(self, step: int, epoch: int, index: int, bad: list[tuple[str, str]]) -> tuple[str, dict[str, Tensor]]:
         for attempt in range(self.tries + 1):
@@ -192,20 +192,6 @@ class _TrainingReader(_Reader):
         raise UserError(f"{where}: {reason}; so are the {self.tries} samples tried before it in the same place")
 
 
-class _EvalReader(_Reader):
-    """Passes over what cannot be used."""
-
-    def read(self, planned: range) -> Batch:
-        bad: list[tuple[str, str]] = []
-        made = []
-        for index in planned:
-            try:
-                made.append(self.made(index, sample_seed(0, 0, index)))
-            except BadSample as error:
-                bad.append((error.reason, error.where))
-        return _stack(made, bad)
-
-
 def _tries(max_bad_fraction: float) -> int:
     """Replacements to try in a row, so that a share of `max_bad_fraction` uses them up with a chance below 10^-9."""
     if max_bad_fraction <= 0:
@@ -213,13 +199,14 @@ def _tries(max_bad_fraction: float) -> int:
     return MAX_TRIES if max_bad_fraction >= 0.97 else math.ceil(math.log(1e-9) / math.log(max_bad_fraction))
 
 
-def _stack(made: Sequence[tuple[str, dict[str, Tensor]]], bad: list[tuple[str, str]]) -> Batch:
+def stack(made: Sequence[tuple[str, dict[str, Tensor]]], bad: list[tuple[str, str]]) -> Batch:
+    """The batch of samples, each with its key, and of what was passed over."""
     rows = [tensors for _, tensors in made]
     batch: Batch = {name: torch.stack([row[name] for row in rows]) for name in (rows[0] if rows else {})}
     return batch | {"keys": [key for key, _ in made], "bad": bad}
 
 
-def _read(reader: Dataset[Batch], plan: Iterable[Any], workers: int) -> Iterator[Batch]:
+def read_batches(reader: Dataset[Batch], plan: Iterable[Any], workers: int) -> Iterator[Batch]:
     """The planned batches in their order, from this process or from workers.
 
     Raises:
@@ -253,30 +240,3 @@ def _ahead(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-def ordered_batches(source: Source, make: Make, plan: Iterable[range], *, workers: int = 0) -> Iterator[Batch]:
-    """A batch of each range of samples, in order; those that cannot be used are passed over and told in its `bad`."""
-    return _read(_EvalReader(source, make), plan, workers)
-
-
-def eval_batches(source: Source, make: Make, batch_size: int, *, workers: int = 0) -> Iterator[Batch]:
-    """All samples of a source once, in order; those that cannot be used are passed over and told in `bad`.
-
-    Raises:
-        UserError: not one sample can be used.
-    """
-    plan = [range(start, min(start + batch_size, len(source))) for start in range(0, len(source), batch_size)]
-    held: Batch | None = None  # given out one step late, so that it can carry what was bad after it
-    bad: list[tuple[str, str]] = []
-    for batch in ordered_batches(source, make, plan, workers=workers):
-        bad += batch["bad"]
-        if batch["keys"]:
-            if held:
-                yield held
-            held, bad = batch | {"bad": bad}, []
-    if held is None:
-        what = f"; the first is {bad[0][1]}: {bad[0][0]}" if bad else ""
-        raise UserError(f"{source.directory}: no sample can be used{what}")
-    held["bad"] += bad
-    yield held
