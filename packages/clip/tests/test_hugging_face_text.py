@@ -1,0 +1,85 @@
+"""Text towers and tokenizers of Hugging Face, as multilingual models have them: built, locked, trained, read again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clip_world import VIT, make_pool, plan, run_stage
+from vfm import UserError
+from vfm.models import build_clip, load_clip, save_clip
+from vfm.models.clip import blueprint
+from vfm_clip.groups import tower_groups
+from vfm_clip.towers import lock_towers
+
+transformers = pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
+
+SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]  # in XLM-R's order
+WORDS = ["a", "picture", "of", "on", "red", "blue", "ein", "Bild"]
+SIZES = {
+    "xlm-roberta": {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32},
+    "mt5": {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 3, "num_heads": 2},
+}
+
+
+def configuration(folder: Path, kind: str) -> dict[str, Any]:
+    """A model with a text tower and a tokenizer that lie in a folder, as they would lie in one of the hub's."""
+    vocabulary = {word: index for index, word in enumerate(SPECIAL + WORDS)}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    ends = [("<s>", 0), ("</s>", 2)]
+    words.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    names = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>"}
+    special = {f"{name}_token": token for name, token in names.items()}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
+    config = transformers.AutoConfig.for_model(kind, vocab_size=len(vocabulary), pad_token_id=1, **SIZES[kind])
+    config.save_pretrained(folder)
+    text = {"hf_model_name": str(folder), "hf_tokenizer_name": str(folder), "hf_proj_type": "mlp"}
+    return {**VIT, "text_cfg": {**text, "hf_pooler_type": "mean_pooler", "context_length": 8}}
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_a_text_tower_is_built_saved_and_read_with_its_tokenizer(kind: str, tmp_path: Path) -> None:
+    config = configuration(tmp_path / "text", kind)
+    model = build_clip(config, seed=0)
+    assert model.tokenize(["ein Bild"]).tolist() == [[0, 10, 11, 2, 1, 1, 1, 1]]
+    assert model.tokenize(["a picture of red on blue on red"])[0, -1] == 2  # cut, its end token kept
+    again = load_clip(save_clip(model, tmp_path / "saved"))
+    assert (tmp_path / "saved" / "tokenizer.json").is_file()
+    assert torch.equal(again.encode_texts(["ein Bild"]), model.encode_texts(["ein Bild"]))
+    assert all(weight.is_meta for weight in blueprint(config).module.parameters())
+
+
+@pytest.mark.parametrize("unlocked", [1, 2, 3])
+@pytest.mark.parametrize("kind", SIZES)
+def test_what_a_lock_leaves_free_is_what_open_clips_lock_leaves(kind: str, unlocked: int, tmp_path: Path) -> None:
+    ours, theirs = (build_clip(configuration(tmp_path, kind), seed=0) for _ in range(2))
+    lock_towers(ours, text=True, text_unlocked=unlocked)
+    theirs.module.lock_text_tower(unlocked_layers=unlocked)
+    for (name, weight), peer in zip(ours.module.named_parameters(), theirs.module.parameters(), strict=True):
+        assert weight.requires_grad == peer.requires_grad, name
+    assert len(tower_groups(ours, "text")) == 4  # embeddings and three blocks
+    lock_towers(ours, text=True)
+    assert not any(weight.requires_grad for weight in ours.module.text.parameters())
+
+
+def test_it_is_trained_in_micro_batches_with_layer_decay_and_only_a_tower_of_its_kind_is_put_into_it(
+    tmp_path: Path,
+) -> None:
+    config = configuration(tmp_path / "text", "xlm-roberta")
+    donor = save_clip(build_clip(config, seed=3), tmp_path / "donor")
+    locks = {"lock_text": True, "lock_text_unlocked_layers": 1, "text_layer_decay": 0.5}
+    stage = plan(model=config, init_text="donor", steps=2, micro_batch_size=6, **locks)
+    trained, _ = run_stage(stage, tmp_path, pool=make_pool(tmp_path / "pool"), donor=donor)
+    before, after = (load_file(each.path / "open_clip_model.safetensors") for each in (donor, trained))
+    same = {name for name in before if name.startswith("text.") and torch.equal(before[name], after[name])}
+    assert "text.transformer.embeddings.word_embeddings.weight" in same
+    assert "text.transformer.encoder.layer.1.output.dense.weight" in same
+    assert not same & {"text.transformer.encoder.layer.2.output.dense.weight", "text.proj.0.weight"}
+    with pytest.raises(UserError, match="cannot take the text tower of init_text 'donor': text_cfg"):
+        run_stage(plan(model=VIT, init_text="donor"), tmp_path / "other", pool=make_pool(tmp_path / "p"), donor=donor)
