@@ -1,0 +1,85 @@
+"""Zero-shot with classes written otherwise, on a part of the classes, and of several labels an image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eval_world import NAMES, ColourModel, labeled, run_in, tiny_clip
+from vfm.artifacts import TaggedImages
+from vfm.config import UserError
+from vfm.data.tags import TAGS_FILE, write_tags
+from vfm.eval.encode import Reading
+from vfm.eval.judges.zero_shot import Wording, judge_zero_shot
+from vfm.eval.stages import ZeroShot
+from vfm.models import load_clip
+
+ORACLE = {"right": ColourModel()}
+
+
+def test_only_classes_with_images_are_answers_where_that_is_asked_for(tmp_path: Path) -> None:
+    """ImageNet-A's and -R's images are of 200 of a thousand names; the others must not be in the way."""
+    data = labeled(tmp_path / "data", 3)  # of red, green and blue; seven names
+    wrong = {"wrong": ColourModel(-1.0)}
+    _, among_all = judge_zero_shot(run_in(tmp_path / "all").ctx, wrong, data)
+    _, among_some = judge_zero_shot(run_in(tmp_path / "some").ctx, wrong, data, wording=Wording(present=True))
+    assert among_all["wrong"].predictions["images"]["predicted"].tolist() == [4, 5, 3]  # the opposite colours
+    assert set(among_some["wrong"].predictions["images"]["predicted"].tolist()) <= {0, 1, 2}
+    verdicts = {verdict.metric: verdict for verdict in among_some["wrong"].verdicts}
+    assert verdicts["acc1"].chance == pytest.approx(1 / 3)
+    assert "acc5" not in verdicts  # of three answers it says nothing
+
+
+def test_labels_keep_their_numbers_where_the_first_classes_have_no_images(tmp_path: Path) -> None:
+    data = labeled(tmp_path / "data", 7, broken=[0, 1, 2])
+    run = run_in(tmp_path / "out")
+    reading = Reading(max_bad_fraction=0.5)
+    _, found = judge_zero_shot(run.ctx, ORACLE, data, wording=Wording(present=True), reading=reading)
+    columns = found["right"].predictions["images"]
+    assert columns["predicted"].tolist() == columns["label"].tolist() == [3, 4, 5, 6]
+
+
+def test_classes_may_be_written_otherwise_and_the_result_says_how(tmp_path: Path) -> None:
+    data, clip = labeled(tmp_path / "data", 14), tiny_clip(tmp_path / "clip", 0)
+    names = ["rosso", "verde", "blu", "giallo", "ciano", "magenta", "bianco"]
+    stage = ZeroShot(
+        kind="eval.zero_shot", name="z", models=["clip"], data="d", language="it", class_names=names, templates=["{}"]
+    )
+    report = stage.run(run_in(tmp_path / "out", d=data, clip=clip).ctx)
+    (file,) = (tmp_path / "out" / "results").glob("*.json")
+    assert '"language": "it"' in file.read_text()
+    assert '"giallo"' in file.read_text()
+    swapped = [names[(n + 1) % 7] for n in range(7)]
+    other = stage.model_copy(update={"class_names": swapped})
+    models = {"clip": load_clip(clip.path)}
+    predictions = [one.judge(run_in(tmp_path / f"{n}", d=data).ctx, models) for n, one in enumerate((stage, other))]
+    first, second = (found["clip"].predictions["images"]["predicted"] for _, found in predictions)
+    assert ((second + 1) % 7 == first).all()  # the names moved, the pictures did not
+    assert report.metrics[0].n == 14
+
+
+def test_names_that_do_not_fit_the_labels_are_refused(tmp_path: Path) -> None:
+    data = labeled(tmp_path / "data", 7)
+    stage = ZeroShot(kind="eval.zero_shot", name="z", data="d", class_names=["one", "two"])
+    with pytest.raises(UserError, match="2 class_names; d has 7 classes"):
+        stage.check_data(data)
+    with pytest.raises(UserError, match="2 class_names for a data set of 7 classes"):
+        judge_zero_shot(run_in(tmp_path / "out").ctx, ORACLE, data, wording=Wording(class_names=["one", "two"]))
+    one = labeled(tmp_path / "one", 1)
+    with pytest.raises(UserError, match="all images are of one class"):
+        judge_zero_shot(run_in(tmp_path / "more").ctx, ORACLE, one, wording=Wording(present=True))
+
+
+def test_several_labels_are_ranked_each_by_itself(tmp_path: Path) -> None:
+    data, folder = labeled(tmp_path / "data", 14), tmp_path / "tags"
+    folder.mkdir()
+    write_tags(folder / TAGS_FILE, [[n % 7] for n in range(14)])
+    facts = {"num_samples": 14, "class_names": NAMES, "templates": ["a {} one"], "num_images": [2] * 7}
+    tags = TaggedImages.create(folder, data=str(data.path), **facts)
+    _, found = judge_zero_shot(run_in(tmp_path / "out").ctx, {**ORACLE, "wrong": ColourModel(-1.0)}, tags)
+    values = {name: {v.metric: v.value for v in judgement.verdicts} for name, judgement in found.items()}
+    assert values["right"] == {"mean_average_precision": 1.0}
+    assert values["wrong"]["mean_average_precision"] < 0.3
+    assert np.stack(found["right"].predictions["images"]["scores"]).shape == (14, 7)
