@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from open_clip.loss import ClipLoss
+from open_clip.loss import ClipLoss, DistillClipLoss, SigLipLoss
 from open_clip_train.scheduler import cosine_lr
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torchvision.transforms.functional import normalize
 
 from clip_world import EVA, VIT, Random, make_pool, plan, run_stage, tiny_task, train
@@ -36,13 +37,30 @@ def groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     return decayed, plain
 
 
-def open_clip_losses(model: nn.Module, data: Random, plan: ClipTrain) -> tuple[list[float], list[float]]:
+def criterion(loss: str, teacher: nn.Module | None) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
+    """A model's loss as open_clip_train takes it: of what the model gives, the sum of what its loss gives."""
+    losses = {"info_nce": ClipLoss(), "siglip": SigLipLoss(), "distillation": DistillClipLoss()}
+
+    def total(model: nn.Module, images: Tensor, tokens: Tensor) -> Tensor:
+        given = model(images, tokens)
+        if teacher:
+            with torch.no_grad():
+                given = (*given, *teacher(images, tokens))
+        parts = losses[loss](*given)
+        return parts[0] + 0.5 * parts[1] if isinstance(parts, tuple) else parts  # the weight of ours in LOSSES
+
+    return total
+
+
+def open_clip_losses(
+    model: nn.Module, data: Random, plan: ClipTrain, loss_of: Callable[[nn.Module, Tensor, Tensor], Tensor]
+) -> tuple[list[float], list[float]]:
     """The losses and temperatures of open_clip_train's loop in fp32: its loss, schedule, optimiser and clamp."""
     decayed, plain = groups(model)
     parts: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
     settings = {"betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": plan.weight_decay}
     optimizer = torch.optim.AdamW(parts, lr=plan.lr, **settings)
-    schedule, criterion = cosine_lr(optimizer, plan.lr, plan.warmup_steps, plan.num_steps), ClipLoss()
+    schedule = cosine_lr(optimizer, plan.lr, plan.warmup_steps, plan.num_steps)
     losses, scales = [], []
     model.train()
     for step in range(plan.num_steps):
@@ -50,32 +68,36 @@ def open_clip_losses(model: nn.Module, data: Random, plan: ClipTrain) -> tuple[l
         images = normalize(batch["images"] / 255, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
         schedule(step)
         optimizer.zero_grad()
-        image, text, scale = model(images, batch["tokens"])
-        loss = criterion(image, text, scale)
+        scales.append(model.logit_scale.exp().item())
+        loss = loss_of(model, images, batch["tokens"])
         loss.backward()
         optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
         losses.append(loss.item())
-        scales.append(scale.item())
     return losses, scales
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 5])
-@pytest.mark.parametrize("config", [VIT, EVA], ids=["vit", "eva"])
+@pytest.mark.parametrize(
+    ("config", "loss"), [(VIT, "info_nce"), (EVA, "info_nce"), (VIT, "siglip"), (EVA, "distillation")]
+)
 def test_losses_and_temperatures_are_those_of_open_clips_loop(
-    tmp_path: Path, config: dict[str, Any], micro_batch_size: int | None
+    tmp_path: Path, config: dict[str, Any], loss: str, micro_batch_size: int | None
 ) -> None:
-    task, settings = tiny_task(config), plan(**SETTINGS, micro_batch_size=micro_batch_size)
+    task, settings = tiny_task(config, loss), plan(**SETTINGS, micro_batch_size=micro_batch_size)
     with torch.no_grad():
-        task.log_scale.fill_(math.log(99.9))  # so that the clamp is met
+        task.log_scale.fill_(math.log(99.9 if loss == "info_nce" else 10))  # so that the clamp is met
     peer, data = deepcopy(task.module), Random(config, settings.global_batch_size)
+    loss_of = criterion(loss, task.teacher.module if task.teacher else None)
     train(tmp_path, settings, task, data)
-    losses, scales = open_clip_losses(peer, data, settings)
+    losses, scales = open_clip_losses(peer, data, settings, loss_of)
     rows = [json.loads(line) for line in (tmp_path / "part" / "metrics.jsonl").read_text().splitlines()]
     assert [row["train/loss"] for row in rows] == pytest.approx(losses, rel=2e-5)
     assert [row["train/logit_scale"] for row in rows] == pytest.approx(scales, rel=1e-6)
     assert losses[-1] != pytest.approx(losses[0], rel=0.05)  # something was learnt, or unlearnt
+    if loss == "siglip":
+        assert rows[-1]["train/logit_bias"] != rows[0]["train/logit_bias"]
 
 
 @pytest.mark.parametrize("config", [VIT, EVA], ids=["vit", "eva"])

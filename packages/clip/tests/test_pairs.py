@@ -16,6 +16,7 @@ from vfm.data import BadSample, Sample, open_dataset
 from vfm.data.loader import TrainingData
 from vfm.data.transforms import ImageTransform
 from vfm.models import Preprocess, build_clip
+from vfm_clip.data import training_data
 from vfm_clip.pairs import EvalTransform, MakePair
 
 TOKENIZER = build_clip(VIT, seed=0).tokenizer
@@ -26,7 +27,7 @@ def sample(*captions: str, language: str = "en") -> Sample:
 
 
 def make(transform: object = None, language: str = "en") -> MakePair:
-    return MakePair(transform or ImageTransform(16), TOKENIZER, language)  # type: ignore[arg-type]
+    return MakePair(transform or ImageTransform(16), TOKENIZER, {language: 1.0})  # type: ignore[arg-type]
 
 
 def test_every_caption_has_its_turn_and_a_seed_always_the_same_one() -> None:
@@ -70,6 +71,21 @@ def test_a_caption_of_another_language_is_missing() -> None:
     assert make(language="de").caption(sample("eins", language="de"), 0) == "eins"
 
 
+def test_captions_of_two_sources_are_drawn_by_their_chances_and_what_is_missing_comes_from_the_other() -> None:
+    made = MakePair(ImageTransform(16), TOKENIZER, {"alt": 3.0, "synthetic": 1.0})
+    both = Sample("key", "uid", b"", {"alt": ["a", "b"], "synthetic": ["c"], "de": ["d"]})
+    drawn = [made.caption(both, seed) for seed in range(800)]
+    counts = {caption: drawn.count(caption) for caption in "abcd"}
+    assert counts == {
+        "a": pytest.approx(300, abs=50), "b": pytest.approx(300, abs=50), "c": pytest.approx(200, abs=45), "d": 0,
+    }  # fmt: skip
+    assert drawn == [made.caption(both, seed) for seed in range(800)]
+    lone = Sample("key", "uid", b"", {"synthetic": ["c"]})
+    assert {made.caption(lone, seed) for seed in range(20)} == {"c"}
+    with pytest.raises(BadSample, match=r"missing_caption"):
+        made.caption(sample("one"), 0)
+
+
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
 def test_without_a_crop_the_picture_is_seen_as_in_an_evaluation(mode: str) -> None:
     facts = Preprocess(image_size=16, resize_mode=mode)
@@ -88,7 +104,7 @@ def test_random_crops_are_resized_by_the_models_rule(tmp_path: Path, interpolati
     clip.preprocess = clip.preprocess.model_copy(update={"interpolation": interpolation})
     pool = make_pool(tmp_path / "pool")
     stage = plan(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
-    _, made = stage._training_data(pool, clip)
+    _, made = training_data(stage, [pool], clip)
     one = open_dataset(pool)[0]
     seen = made(one, 0)["images"].permute(1, 2, 0).numpy()
     assert np.array_equal(seen, clip.preprocess.fit(Image.open(io.BytesIO(one.image))))
@@ -97,7 +113,7 @@ def test_random_crops_are_resized_by_the_models_rule(tmp_path: Path, interpolati
 @pytest.mark.parametrize("config", [VIT, EVA], ids=["vit", "eva"])
 def test_workers_can_be_sent_what_makes_pairs(config: dict[str, object]) -> None:
     clip = build_clip(config, seed=0)
-    made = MakePair(EvalTransform(clip.preprocess), clip.tokenizer, "en")
+    made = MakePair(EvalTransform(clip.preprocess), clip.tokenizer, {"en": 1.0})
     first, second = made(sample("one"), 1), pickle.loads(pickle.dumps(made))(sample("one"), 1)
     assert torch.equal(first["tokens"], second["tokens"])
     assert torch.equal(first["images"], second["images"])

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from pydantic import ValidationError
 
-from clip_world import EVA, VIT, make_pool
-from vfm import Context, UserError, VisionCheckpoint
+from clip_world import COLOURS, EVA, VIT, make_pool
+from vfm import Context, Pool, UserError, VisionCheckpoint
+from vfm.data.stages import Pairs
 from vfm.interfaces import VisionPretraining
 from vfm.models import build_clip, build_vision, save_clip, save_vision
 from vfm.models.stages import ImportVision
@@ -132,6 +134,69 @@ def test_more_samples_a_step_than_pairs_and_a_language_that_is_not_there_are_ref
     )
     assert misfit(stage(language="fr"), pool=tmp_path) == "pool has no captions in 'fr'; known: en"
     check(stage(), pool=tmp_path)
+
+
+def test_data_that_teach_nothing_are_refused(tmp_path: Path) -> None:
+    """One caption for all, none at all, and captions without pictures."""
+    alike = {f"{top} on blue": {"en": ["a picture "], "de": [f"{top} auf blau"]} for top in COLOURS if top != "blue"}
+    make_pool(tmp_path / "alike", alike)
+    line = misfit(stage(global_batch_size=4), pool=tmp_path / "alike")
+    assert line == "all 7 captions of 'pool' are 'a picture': no picture can be told by its own"
+    check(stage(global_batch_size=4, language="de"), pool=tmp_path / "alike")
+    check(stage(global_batch_size=4, language={"en": 1, "de": 1}), pool=tmp_path / "alike")
+    silent = make_pool(tmp_path / "silent", {key: {"en": [], "de": texts["de"]} for key, texts in alike.items()})
+    assert "'pool' has no caption in 'en' in its first shards" in misfit(
+        stage(global_batch_size=4, language="en"), pool=silent.path
+    )
+    none = Pool.create(tmp_path / "silent", num_samples=7, languages=[])
+    assert "'pool' has no captions; data.pairs' `texts` says" in misfit(stage(global_batch_size=4), pool=none.path)
+
+
+def test_captions_without_pictures_are_refused_planned_or_made(tmp_path: Path) -> None:
+    (tmp_path / "texts.csv").write_text("caption\n" + "".join(f"text {i}\n" for i in range(20)))
+    pairs = Pairs(name="pool", path=str(tmp_path / "texts.csv"), images=False)
+    assert misfit(stage(), pairs) == "'pool' will have captions alone, no pictures: there is nothing to train on"
+    (tmp_path / "pool").mkdir()
+    pairs.run(Context("pool", tmp_path / "pool", tmp_path / "work", {}))
+    line = "'pool' has captions alone, no pictures: there is nothing to train on"
+    assert misfit(stage(), pool=tmp_path / "pool") == line
+    assert misfit(stage(data=[{"data": "good"}, {"data": "pool"}]), pool=tmp_path / "pool") == line
+
+
+def test_a_mixture_is_checked_part_by_part(tmp_path: Path) -> None:
+    make_pool(tmp_path / "a")
+    make_pool(tmp_path / "b", {f"{top} on black": {"de": [top]} for top in COLOURS if top != "black"})
+    both = stage(data=[{"data": "a", "weight": 3}, {"data": "b"}], global_batch_size=60)
+    folders = {name: tmp_path / name for name in "ab"}
+    assert misfit(both.model_copy(update={"language": "en"}), **folders) == "b has no captions in 'en'; known: de"
+    check(both.model_copy(update={"language": {"en": 1, "de": 1}}), **folders)
+    many = both.model_copy(update={"language": {"en": 1, "de": 1}, "global_batch_size": 64})
+    assert misfit(many, **folders) == "global_batch_size 64 is more than the 63 pairs of 'a', 'b'"
+    check(many, a=tmp_path / "a")  # the other's size is not known yet
+    line = misfit(both.model_copy(update={"language": {"fr": 1, "cs": 1}}), **folders)
+    assert line == "a has captions in none of 'fr', 'cs'; known: en"
+    with pytest.raises(ValidationError, match="data: 'a' is named twice; its weight says"):
+        stage(data=[{"data": "a"}, {"data": "a"}])
+
+
+def test_a_tokenizer_of_another_model_and_a_context_longer_than_the_models_are_refused() -> None:
+    small = {**VIT, "text_cfg": {**VIT["text_cfg"], "vocab_size": 1000}}
+    line = misfit(stage(model=small))
+    assert line.startswith(
+        "custom: its tokenizer makes token 49407, its text tower knows 1000: the tokenizer is another"
+    )
+    long = {**VIT, "text_cfg": {**VIT["text_cfg"], "tokenizer_kwargs": {"context_length": 16}}}
+    assert "its tokenizer makes 16 tokens of a text, its text tower has 8 positions" in misfit(stage(model=long))
+
+
+def test_a_teacher_that_sees_something_else_is_refused(tmp_path: Path) -> None:
+    loss = {"type": "distillation", "teacher": "teacher"}
+    save_clip(build_clip(VIT, seed=0), tmp_path / "alike")
+    check(stage(model=VIT, loss=loss), teacher=tmp_path / "alike")
+    line = misfit(stage(model=EVA, loss=loss), teacher=tmp_path / "alike")
+    assert line == "custom cannot teach custom: it sees 16 pixels a side, the student 32"
+    save_clip(build_clip({**VIT, "text_cfg": {**VIT["text_cfg"], "context_length": 12}}), tmp_path / "long")
+    assert "it reads 12 tokens, the student 8" in misfit(stage(model=VIT, loss=loss), teacher=tmp_path / "long")
 
 
 def test_names_that_no_one_knows_and_models_of_more_than_two_towers_are_refused() -> None:

@@ -15,6 +15,7 @@ from vfm.data import SUBSET_FILE, open_balanced, open_dataset, subset_schema
 from vfm.data.order import SampleOrder
 from vfm.data.stages import Pairs
 from vfm.stage import Preflight
+from vfm_clip.data import training_data
 
 
 def make_subset(pool: Pool, directory: Path) -> CuratedSubset:
@@ -61,7 +62,7 @@ def test_the_stage_draws_its_own_language_by_its_own_seed(tmp_path: Path) -> Non
     stage = plan(sampler="balanced", seed=4, global_batch_size=16)
     from vfm.models import build_clip
 
-    data, _ = stage._training_data(subset, build_clip(stage.model, seed=0))
+    data, _ = training_data(stage, [subset], build_clip(stage.model, seed=0))
     source = open_balanced(subset, seed=4, language="en")
     order = SampleOrder(source.epochs, seed=4, shuffle_shards=1000)
     assert data.order().of_epochs(0, 200) == order.of_epochs(0, 200)

@@ -22,6 +22,7 @@ from vfm.eval.stages import Retrieval
 from vfm.models import build_clip, build_vision, load_clip, save_clip, save_vision
 from vfm.panels import load_panels
 from vfm_clip import ClipTrain
+from vfm_clip.data import training_data
 from vfm_clip.tower_training import TowerTraining
 from vfm_clip.towers import lock_towers
 
@@ -185,7 +186,7 @@ def test_the_report_is_left_what_the_model_saw_before_the_curves(tmp_path: Path)
     panels = load_panels(checkpoint.path)
     assert [panel.title for panel in panels][:2] == ["What the model saw", "Training loss"]
     assert len(panels[0].pictures) == 16
-    data, _ = stage._training_data(pool, load_clip(checkpoint))
+    data, _ = training_data(stage, [pool], load_clip(checkpoint))
     (first,) = next(data.steps(0, 1))
     source = open_dataset(pool)
     captions = dict(zip(source.keys, (source[i].texts["en"][0] for i in range(len(source))), strict=True))

@@ -14,8 +14,11 @@ from vfm.config import Config
 from vfm.stage import Ref
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
+    from vfm.models.clip import ClipModel
     from vfm.train import Metrics
 
 SIGLIP_BIAS, SIGLIP_SCALE = -10.0, 10.0  # where the paper starts
@@ -36,6 +39,11 @@ class InfoNce(Config):
     """CLIP's: each image picks its text among all texts, each text its image."""
 
     type: Literal["info_nce"] = "info_nce"
+
+    def prepare(self, clip: ClipModel, warn: Callable[[str], None]) -> None:
+        """Tells of what the model has learned and this loss passes over."""
+        if getattr(clip.module, "logit_bias", None) is not None:
+            warn(f"{clip.name} was trained with SigLIP's sigmoid loss; here the softmax over the batch takes over")
 
     def of(self, features: Features, chunk_size: int | None) -> tuple[Tensor, Metrics]:
         """The loss of this process' samples against those of all, and its parts; plain, or by chunks of the logits."""
@@ -90,6 +98,21 @@ class Siglip(Config):
         description=f"added to every logit at the start; default: the model's own; one without is given"
         f" {SIGLIP_BIAS:g}, with {SIGLIP_SCALE:g} as inverse temperature",
     )
+
+    def prepare(self, clip: ClipModel, warn: Callable[[str], None]) -> None:
+        """Gives the model what makes logits, where it has none yet: a bias, and a temperature that goes with it."""
+        import math
+
+        import torch
+
+        module, given = clip.module, self.logit_bias_init
+        if getattr(module, "logit_bias", None) is None:
+            given = SIGLIP_BIAS if given is None else given
+            module.logit_bias = torch.nn.Parameter(torch.tensor(given))
+            module.logit_scale.data.fill_(math.log(SIGLIP_SCALE))  # type: ignore[operator]
+            clip.config["init_logit_bias"] = given  # by which open_clip knows that there is one
+        elif given is not None:
+            module.logit_bias.data.fill_(given)  # type: ignore[operator]
 
     def of(self, features: Features, chunk_size: int | None) -> tuple[Tensor, Metrics]:
         """The loss of this process' images with the texts of all; plain, or by chunks of the logits."""

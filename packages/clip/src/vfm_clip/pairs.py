@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,35 +37,41 @@ class MakePair:
 
     transform: an `ImageTransform`, or an `EvalTransform`.
     tokenize: the model's tokenizer.
-    language: which of the captions.
+    chances: the languages that captions are drawn from, each with its weight; a sample without any in one has its
+        caption from the others.
     """
 
     transform: Callable[[bytes, int, str], Tensor]
     tokenize: Callable[[list[str]], Tensor]
-    language: str
+    chances: Mapping[str, float]
 
     def __call__(self, sample: Sample, seed: int) -> dict[str, Tensor]:
         """The tensors of one sample.
 
         Raises:
-            BadSample: it has no caption in the language, or its picture cannot be read.
+            BadSample: it has no caption in these languages, or its picture cannot be read.
         """
         tokens = self.tokenize([self.caption(sample, seed)])[0]
         image = self.transform(sample.image, seed, sample.key)
         return {"images": image, "tokens": tokens, "uid": torch.tensor(_number(sample.uid))}
 
     def caption(self, sample: Sample, seed: int) -> str:
-        """One of the sample's captions; all are equally likely each time.
+        """One of the sample's captions: of a drawn language, where all are equally likely each time.
 
         Raises:
-            BadSample: it has none in the language.
+            BadSample: it has none in these languages.
         """
-        captions = sample.texts.get(self.language)
-        if not captions:
-            raise BadSample("missing_caption", f"{sample.key} ({self.language})")
-        if len(captions) == 1:
+        there = [language for language in self.chances if sample.texts.get(language)]
+        if not there:
+            raise BadSample("missing_caption", f"{sample.key} ({', '.join(self.chances)})")
+        captions = sample.texts[there[0]]
+        if len(there) == len(captions) == 1:
             return captions[0]  # as most have one, and drawing takes time
-        return captions[np.random.default_rng([seed, _CAPTION_STREAM]).integers(len(captions))]
+        draw = np.random.default_rng([seed, _CAPTION_STREAM])
+        if len(there) > 1:
+            weights = np.array([self.chances[language] for language in there])
+            captions = sample.texts[there[int(draw.choice(len(there), p=weights / weights.sum()))]]
+        return captions[draw.integers(len(captions))]
 
 
 def _number(uid: str) -> int:

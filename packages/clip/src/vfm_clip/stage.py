@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from vfm.artifacts import ClipCheckpoint, CuratedSubset, PairDataset
-from vfm.config import UserError
+from vfm.artifacts import ClipCheckpoint
 from vfm.interfaces import CropScale
 from vfm.stage import Context, Preflight
+from vfm_clip.losses import AnyLoss, Distillation, InfoNce
 from vfm_clip.tower_training import TowerTraining
 
 if TYPE_CHECKING:
-    from vfm.data.loader import TrainingData
     from vfm.models.clip import ClipModel
-    from vfm_clip.pairs import MakePair
     from vfm_clip.task import ClipTask
+
+Chances = Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)]
 
 
 class ClipTrain(TowerTraining):
@@ -25,7 +26,11 @@ class ClipTrain(TowerTraining):
     version: ClassVar[int] = 4  # since patch dropout draws on the device
 
     kind: Literal["clip.train"] = "clip.train"
-    language: str | None = Field(None, description="which captions; default: the data's first language")
+    language: str | Chances | None = Field(
+        None,
+        description="which captions, by language or source; several by weight, as {alt: 3, synthetic: 1}; default: the"
+        " data's first",
+    )
     sampler: Literal["shuffled", "balanced"] = Field(
         "shuffled",
         description="balanced: each epoch draws anew which texts of a curated subset it uses, by their probabilities;"
@@ -36,6 +41,7 @@ class ClipTrain(TowerTraining):
     )
     logit_scale_max: float = Field(100.0, ge=1, description="largest inverse temperature; the smallest is 1")
     lock_logit_scale: bool = Field(False, description="keep the temperature as it starts")
+    loss: AnyLoss = Field(InfoNce(), description="what is minimised, over the batch of all processes")
     loss_chunk_size: int | None = Field(
         None, ge=1, description="rows of logits held at once, where all of them do not fit; the result is the same"
     )
@@ -58,51 +64,47 @@ class ClipTrain(TowerTraining):
     def _fits_together(self) -> ClipTrain:
         if self.logit_scale_init and self.logit_scale_init > self.logit_scale_max:
             raise ValueError(f"logit_scale_init {self.logit_scale_init:g} is above its max, {self.logit_scale_max:g}")
+        if self.sampler == "balanced" and isinstance(self.language, dict):
+            raise ValueError("sampler: balanced draws texts by their own probabilities: name one language")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(f"crop_ratio {list(self.crop_ratio)} must be two aspects, the narrower one first")
         return self
 
     def preflight(self, ctx: Preflight) -> None:
         """The data suit the batch, the model exists, and its towers take what is to come."""
+        from vfm.models.clip import blueprint
+        from vfm_clip.data import check_datasets, check_makers
         from vfm_clip.preflight import check_towers
+        from vfm_clip.tokens import check_teacher, check_tokenizer
 
-        if data := ctx.artifact(self.data):
-            self._check_data(data)
-        made = ctx.stage(self.data)
-        if self.sampler == "balanced" and made and not issubclass(made.makes, CuratedSubset):
-            raise UserError(f"sampler: balanced draws by a CuratedSubset's probabilities; '{self.data}' has none")
+        check_makers(self, ctx)
+        found = {str(each.data): ctx.artifact(each.data) for each in self.portions}
+        check_datasets(self, {name: data for name, data in found.items() if data})
         if clip := check_towers(self, ctx):
-            clip.tokenize(["its tokenizer is there"])
+            check_tokenizer(clip)
             self._task(clip)
+            if isinstance(self.loss, Distillation) and (teacher := ctx.artifact(self.loss.teacher)):
+                check_teacher(clip, blueprint(teacher))
 
     def run(self, ctx: Context) -> ClipCheckpoint:
         """Builds, trains and saves the model."""
         from vfm.models.clip import why_not_open_clip
         from vfm.train import fit, is_main
+        from vfm_clip.data import check_datasets, training_data
+        from vfm_clip.diagnosis import Diagnosis
         from vfm_clip.panels import seen_panel
 
-        pairs = ctx.load(self.data)
-        self._check_data(pairs)
+        datasets = {str(each.data): ctx.load(each.data) for each in self.portions}
+        check_datasets(self, datasets)
         clip = self._model(ctx)
-        task = self._task(clip)
-        data, make = self._training_data(pairs, clip)
+        task = self._task(clip, self._teacher(ctx, clip))
+        data, make = training_data(self, list(datasets.values()), clip)
         if is_main():
             ctx.panel(seen_panel(data, make, ctx.directory))
-        fit(task, data, self, ctx, self.runtime)
+        fit(task, data, self, replace(ctx, send=Diagnosis(ctx, self)), self.runtime)
         if is_main() and (why := why_not_open_clip(clip)):
             ctx.warn(why)
         return task.export(ctx.directory)
-
-    def _check_data(self, data: PairDataset) -> None:
-        if data.num_samples < self.global_batch_size:
-            raise UserError(
-                f"global_batch_size {self.global_batch_size} is more than the {data.num_samples} pairs of '{self.data}'"
-            )
-        data.check_languages([self.language], self.data)
-        if self.sampler == "balanced":
-            from vfm.data.source import check_balanced
-
-            check_balanced(data)
 
     def _model(self, ctx: Context) -> ClipModel:
         """The model as it starts, with what is locked."""
@@ -112,19 +114,29 @@ class ClipTrain(TowerTraining):
 
         clip = starting_model(self, ctx)
         parts: Any = clip.module
-        if self.init and getattr(parts, "logit_bias", None) is not None:
-            ctx.warn(
-                f"'{self.init}' was trained with SigLIP's sigmoid loss; here the softmax over the batch takes over"
-            )
+        self.loss.prepare(clip, ctx.warn)
         if self.logit_scale_init:
             parts.logit_scale.data.fill_(math.log(self.logit_scale_init))
         return clip
 
-    def _task(self, clip: ClipModel) -> ClipTask:
+    def _teacher(self, ctx: Context, clip: ClipModel) -> ClipModel | None:
+        """The model that a distillation learns from."""
+        if not isinstance(self.loss, Distillation):
+            return None
+        from vfm.models.clip import load_clip
+        from vfm_clip.tokens import check_teacher
+
+        teacher = load_clip(ctx.load(self.loss.teacher))
+        check_teacher(clip, teacher)
+        return teacher
+
+    def _task(self, clip: ClipModel, teacher: ClipModel | None = None) -> ClipTask:
         from vfm_clip.task import ClipTask
 
         return ClipTask(
             clip,
+            loss=self.loss,
+            teacher=teacher,
             logit_scale_max=self.logit_scale_max,
             train_logit_scale=not self.lock_logit_scale,
             loss_chunk_size=self.loss_chunk_size,
@@ -132,23 +144,3 @@ class ClipTrain(TowerTraining):
             image=self.image_rates,
             text=self.text_rates,
         )
-
-    def _training_data(self, pairs: PairDataset, clip: ClipModel) -> tuple[TrainingData, MakePair]:
-        from vfm.data.loader import TrainingData
-        from vfm.data.source import open_balanced, open_dataset
-        from vfm.data.transforms import ImageTransform
-        from vfm_clip.pairs import EvalTransform, MakePair
-
-        facts = clip.preprocess
-        transform = (
-            ImageTransform(
-                facts.image_size, scale=self.crop_scale, ratio=self.crop_ratio, interpolation=facts.interpolation
-            )
-            if self.crop_scale
-            else EvalTransform(facts)
-        )
-        language = self.language or pairs.languages[0]
-        balanced = self.sampler == "balanced"
-        source = open_balanced(pairs, seed=self.seed, language=language) if balanced else open_dataset(pairs)
-        make = MakePair(transform, clip.tokenizer, language)
-        return TrainingData.of(self, source, make), make

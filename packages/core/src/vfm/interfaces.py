@@ -215,6 +215,13 @@ class ClipTraining(Training):
         """The data sets: one, or those of a mixture."""
         return self.data if isinstance(self.data, list) else [Portion(data=self.data)]
 
+    @model_validator(mode="after")
+    def _each_once(self) -> ClipTraining:
+        names = [portion.data for portion in self.portions]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"data: '{twice[0]}' is named twice; its weight says how much of it there should be")
+        return self
+
     @abstractmethod
     def run(self, ctx: Context) -> ClipCheckpoint: ...
 

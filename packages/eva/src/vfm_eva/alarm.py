@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vfm.events import Event
 from vfm.interfaces import Training
 from vfm.stage import Context
-from vfm.train.curves import METRICS_FILE
+from vfm.train import alarm
 
 GRACE = (100, 5000)  # steps after the warm-up, at least and at most, in which a loss may lie anywhere
 GRACE_SHARE = 0.2  # of the steps, between these bounds
@@ -18,8 +16,8 @@ LEAST_VARIETY = 0.1  # of the targets' own
 KEPT_GAIN = 0.5  # of the best gain so far
 
 
-class Alarm:
-    """Stands between a training and its listeners: `replace(ctx, send=Alarm(ctx, plan))`.
+class Alarm(alarm.Alarm):
+    """Compares a pre-training with what a guess that knows no picture gets.
 
     The yardstick is the constant guess: `-R`, where R is the length of the targets' mean direction, is the best loss
     that knows nothing of the picture. EVA-01's published curve is below -0.65 after the first of 150 epochs and falls
@@ -28,33 +26,13 @@ class Alarm:
     """
 
     def __init__(self, ctx: Context, plan: Training) -> None:
-        self.ctx, self.told, self.caught_up = ctx, set[str](), False
+        super().__init__(ctx)
         least, most = GRACE
         self.grace = plan.warmup_steps + max(least, min(most, round(GRACE_SHARE * plan.num_steps)))
         self.best_gain = 0.0
 
-    def __call__(self, event: Event) -> None:
-        """Passes the event on, and looks at it where it is a line of the training's numbers."""
-        self.ctx.send(event)
-        if event.type == "metrics" and "train/constant_loss" in event.data["values"]:
-            step = event.data["step"]
-            if not self.caught_up:
-                self._catch_up(step)
-            for what, message in self._look(step, event.data["values"]):
-                if what not in self.told:
-                    self.told.add(what)
-                    self.ctx.warn(message)
-
-    def _catch_up(self, step: int) -> None:
-        """Looks at what a run that was interrupted logged before `step`: what it gave rise to was told then."""
-        self.caught_up = True
-        file = self.ctx.work / METRICS_FILE
-        for line in map(json.loads, file.read_text(encoding="utf-8").splitlines() if file.is_file() else ()):
-            if line["split"] == "train" and line["step"] < step:
-                self.told.update(what for what, _ in self._look(line["step"], line))
-
-    def _look(self, step: int, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """What ails the training at a step, by name and in words: one thing at most."""
+    def look(self, step: int, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """One thing at most."""
         loss, constant = values["train/loss"], values["train/constant_loss"]
         mutual = values["train/mutual_cosine"]
         if step <= self.grace or loss is None or constant is None or mutual is None:
