@@ -139,7 +139,7 @@ def test_a_toy_run_learns_more_than_what_all_pictures_share(tmp_path, pool, teac
 
 def test_the_teacher_is_bitwise_what_it_was(tmp_path, pool, teacher):
     before = {file.name: file.read_bytes() for file in teacher.path.iterdir()}
-    weights = {name: value.clone() for name, value in load_clip(teacher).module.state_dict().items()}
+    weights = {name: value.clone() for name, value in load_clip(teacher).module.visual.state_dict().items()}
     config, ctx = stage(), context(tmp_path, pool=pool, teacher=teacher)
     held = config.target.teacher(teacher)
     task = config._task(config._student(), held)
