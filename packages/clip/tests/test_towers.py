@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from timm.optim import param_groups_layer_decay
 
-from clip_world import EVA, VIT, make_pool, plan, run_stage, tiny_task, train
+from clip_world import EVA, VIT, Random, gradients, make_pool, plan, run_stage, tiny_task, train
 from vfm import ClipCheckpoint, Event, UserError
 from vfm.models import build_clip, save_clip
 from vfm.train import build_optimizer
@@ -161,3 +161,20 @@ def test_patches_are_left_out_up_to_the_stretch_and_never_in_evaluation(tmp_path
     visual.train()(images)
     visual.eval()(images)
     assert lengths == [1 + 8, 1 + 16]
+
+
+@pytest.mark.parametrize("config", [VIT, EVA], ids=["open_clip", "timm"])
+def test_free_groups_of_locked_towers_have_their_gradients_with_checkpointed_activations_too(
+    config: dict[str, Any],
+) -> None:
+    found = []
+    for saving in (False, True):
+        task = tiny_task(config)
+        lock_towers(task.model, image=True, text=True, image_unlocked=2, text_unlocked=2)
+        task.module.set_grad_checkpointing(saving)
+        task.train()(Random(config, 6).batch(0))[0].backward()
+        found.append(gradients(task))
+    assert found[0].keys() == found[1].keys() == learning(task.module)
+    assert all(grad.any() for name, grad in found[1].items() if not name.endswith("attn.in_proj_bias"))
+    for name, grad in found[0].items():
+        torch.testing.assert_close(found[1][name], grad)
