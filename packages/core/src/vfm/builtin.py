@@ -11,11 +11,24 @@ from vfm.eval.curves_stage import Curves
 from vfm.eval.feature_stages import AttentiveProbe, Classify, Knn, LinearProbe
 from vfm.eval.few_shot_stage import FewShot
 from vfm.eval.stages import Choices, MmvpVlm, Retrieval, ZeroShot
+from vfm.eval.summary_stage import Summary
 from vfm.hookspecs import hookimpl
 from vfm.models import stages as models
 from vfm.stage import Stage
 
-EVALUATIONS = (ZeroShot, Retrieval, Classify, LinearProbe, AttentiveProbe, FewShot, Knn, MmvpVlm, Choices, Curves)
+EVALUATIONS = (
+    ZeroShot,
+    Retrieval,
+    Classify,
+    LinearProbe,
+    AttentiveProbe,
+    FewShot,
+    Knn,
+    MmvpVlm,
+    Choices,
+    Curves,
+    Summary,
+)
 
 
 @hookimpl

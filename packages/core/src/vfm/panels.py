@@ -16,6 +16,7 @@ class _Titled(Config):
     title: str
     note: str = Field("", description="one or two sentences under the title: what to see here")
     order: int = Field(50, description="place among the panels of a stage, smallest first")
+    front: bool = Field(False, description="shown at the top of the page, before all results")
 
     def save(self, directory: Path) -> None:
         """Writes the panel into the artifact's folder."""

@@ -10,7 +10,7 @@ import sys
 from vfm.cli.command import app
 
 # isort: off
-from vfm.cli import running, using, exporting, looking, keeping  # noqa: F401  (in the order of `vfm --help`)
+from vfm.cli import running, judging, using, exporting, looking, keeping  # noqa: F401  (in the order of `vfm --help`)
 # isort: on
 
 __all__ = ["app", "main"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from vfm.artifacts import FACTS_FILE, Artifact, ClipCheckpoint, ImageDataset, VisionCheckpoint
-from vfm.config import UserError, did_you_mean
+from vfm.config import UserError
 from vfm.data import DatasetSpec, Source, open_dataset
 from vfm.stage import Context, Runtime
 
@@ -40,6 +40,7 @@ def open_model(source: str, pretrained: str | None, device: torch.device) -> Any
     """
     from vfm.eval.encode import PooledVision, load_encoder
     from vfm.models.importing import import_clip, import_vision
+    from vfm.models.kinds import is_encoder
     from vfm.models.vision import vision_preprocess
 
     if (Path(source) / FACTS_FILE).is_file():
@@ -47,7 +48,7 @@ def open_model(source: str, pretrained: str | None, device: torch.device) -> Any
         if not isinstance(artifact, ClipCheckpoint | VisionCheckpoint):
             raise UserError(f"{source}: a {type(artifact).__name__}; a model is wanted")
         return load_encoder(artifact, device)
-    if _is_encoder(source, pretrained):
+    if is_encoder(source, pretrained):
         module = import_vision(source, pretrained).to(device)
         return PooledVision(module, vision_preprocess(module))
     return import_clip(source, pretrained).to(device)
@@ -57,50 +58,6 @@ def full_name(source: str, pretrained: str | None) -> str:
     """What tells a model from others, wherever one stands: its name and tag, paths resolved."""
     given = (part for part in (source, pretrained) if part)
     return " ".join(str(Path(part).resolve()) if Path(part).exists() else part for part in given)
-
-
-def _is_encoder(source: str, pretrained: str | None) -> bool:
-    """Whether a source is a timm encoder rather than a CLIP model; a name of both is what its tag is of."""
-    import open_clip
-    import timm
-
-    from vfm.models import presets  # noqa: F401  (registers the small architectures)
-    from vfm.models.clip_config import CONFIG_FILE
-    from vfm.models.sources import HUB, local_folder
-    from vfm.models.weights import load_state_dict
-
-    if folder := local_folder(source):
-        return not (folder / CONFIG_FILE).is_file() and '"architecture"' in _text(folder / "config.json")
-    if source.startswith(HUB):
-        return _encoder_on_hub(source.removeprefix(HUB), CONFIG_FILE)
-    if pretrained and open_clip.get_pretrained_cfg(source.replace("/", "-"), pretrained):
-        return False
-    if timm.is_model(source.removeprefix("timm/").split(".")[0]):
-        return True
-    if Path(source).is_file():
-        return not any(key.startswith(("visual.", "text")) for key in load_state_dict(source))
-    known = [*open_clip.list_models(), *timm.list_models()]
-    if source.replace("/", "-") not in known:
-        raise UserError(f"{source}: no folder or file, and no model of open_clip or timm{did_you_mean(source, known)}")
-    return False
-
-
-def _encoder_on_hub(repo: str, clip_config: str) -> bool:
-    """Whether a repository holds timm's layout and not open_clip's; where it cannot be seen, import_clip says why."""
-    from huggingface_hub import hf_hub_download
-
-    try:
-        hf_hub_download(repo, clip_config)
-    except Exception:  # not there, or no network: each has errors of its own
-        try:
-            return '"architecture"' in _text(Path(hf_hub_download(repo, "config.json")))
-        except Exception:
-            return False
-    return False
-
-
-def _text(file: Path) -> str:
-    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def open_images(data: str, folder: Path) -> Source:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +31,7 @@ from vfm.events import Event
 from vfm.flow.listeners import ConsoleListener, JsonLinesListener, PipeListener, TensorBoardListener, sender
 from vfm.flow.plan import Step, make_plan
 from vfm.flow.recipe import Recipe, load_recipe
+from vfm.flow.run import Outcome
 from vfm.flow.store import Store
 from vfm.plugins import load_plugins, stage_types
 
@@ -54,18 +56,38 @@ def run(
     debug: DebugOption = False,
 ) -> None:
     """Run a recipe: what is there already is not made again, what was interrupted goes on."""
+    manager, loaded, steps = _plan(recipe, store, set)
+    outcome = perform(
+        manager, loaded, steps, Store(store), fresh=fresh, prepare=prepare, tensorboard=tensorboard, quiet=quiet
+    )
+    if outcome and not quiet:
+        show_results(outcome.directory)
+        tell_outcome(outcome)
+
+
+def perform(
+    manager: pluggy.PluginManager,
+    recipe: Recipe,
+    steps: list[Step],
+    store: Store,
+    *,
+    fresh: bool = False,
+    prepare: str | None = None,
+    tensorboard: bool = False,
+    quiet: bool = False,
+) -> Outcome | None:
+    """Runs a planned recipe with its listeners, and draws its page; None where it was only prepared."""
     from vfm.flow import report
     from vfm.flow import run as runner
 
-    manager, loaded, steps = _plan(recipe, store, set)
-    directory = Store(store).run_directory(loaded.name)
+    directory = store.run_directory(recipe.name)
     with ExitStack() as opened:
         send = sender(manager, _listeners(directory, opened, quiet=quiet, tensorboard=tensorboard))
         try:
             if prepare:
-                _prepare(loaded, steps, prepare, send, Store(store), fresh=fresh)
-                return
-            outcome = runner.run(loaded, steps, Store(store), send, fresh=fresh)
+                _prepare(recipe, steps, prepare, send, store, fresh=fresh)
+                return None
+            outcome = runner.run(recipe, steps, store, send, fresh=fresh)
         except BaseException as error:
             with suppress(OSError):  # on a full disk, what went wrong is worth more than that it cannot be noted
                 send(Event("run_failed", None, {"message": str(error) or type(error).__name__}))
@@ -75,9 +97,12 @@ def run(
         except UserError as error:  # the results are there: a page that cannot be drawn does not make the run fail
             page = f"not drawn ({error})"
         send(Event("run_finished", None, {"seconds": round(outcome.seconds, 2), "report": page}))
-    if not quiet:
-        show_results(outcome.directory)
-        console.print(f"{outcome.seconds:.0f} s   report: {page}", highlight=False, soft_wrap=True)
+    return replace(outcome, page=page)
+
+
+def tell_outcome(outcome: Outcome) -> None:
+    """The line under a run's results."""
+    console.print(f"{outcome.seconds:.0f} s   report: {outcome.page}", highlight=False, soft_wrap=True)
 
 
 def _listeners(directory: Path, opened: ExitStack, *, quiet: bool, tensorboard: bool) -> list[Any]:

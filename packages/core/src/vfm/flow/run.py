@@ -30,11 +30,12 @@ EVENTS_FILE = "events.jsonl"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left: its folder, and the steps in order."""
+    """What a run left: its folder, the steps in order, and where its page is once it is drawn."""
 
     directory: Path
     steps: tuple[Step, ...]
     seconds: float
+    page: str = ""
 
 
 def run(

@@ -60,6 +60,11 @@ class Drawing:
     content: Curves | Bars | Table | Sheet | None = None
     problem: str = ""
 
+    @property
+    def front(self) -> bool:
+        """Whether it belongs to the top of the page."""
+        return self.panel is not None and self.panel.front
+
 
 def draw_panels(directory: Path, salt: str) -> Iterator[Drawing]:
     """The panels of an artifact, drawn. A bad panel becomes a drawing that tells the problem.

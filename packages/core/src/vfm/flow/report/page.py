@@ -58,8 +58,10 @@ def write_report(run: RunSummary, path: Path) -> None:
     tables = {entry.name: table for entry in run.stages if (table := report_table(entry, set(over_seeds)))}
     headline = [table for table in [*over_seeds.values(), *tables.values()] if table.headline]
     bases = [entry.base_name for entry in run.stages]
+    drawn = {entry.name: list(draw_panels(entry.directory, entry.anchor)) for entry in run.stages}
+    front = [drawing for drawings in drawn.values() for drawing in drawings if drawing.front]
     sections = [
-        Section(entry, tables.get(entry.name), list(draw_panels(entry.directory, entry.anchor)), base in bases[:index])
+        Section(entry, tables.get(entry.name), [d for d in drawn[entry.name] if not d.front], base in bases[:index])
         for index, (entry, base) in enumerate(zip(run.stages, bases, strict=True))
     ]
     shown = {section.entry.name: section.entry.anchor for section in sections if section.filled}
@@ -70,6 +72,7 @@ def write_report(run: RunSummary, path: Path) -> None:
         run=run,
         headline=headline,
         tests=sorted({test for table in headline for test in table.tests}),
+        front=front,
         sections=[section for section in sections if section.filled],
         anchors={entry.name: shown.get(entry.name, f"made-{entry.anchor}") for entry in run.stages},
         bad=[(entry, *item) for entry in run.stages for item in entry.manifest.get("bad_samples", {}).items()],

@@ -1,0 +1,156 @@
+"""`vfm eval`: the recipe that it writes, the results that it leaves, and one line for what does not fit."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cli_world import run_here
+from eval_world import NAMES, png, tiny_clip
+from test_data_benchmark import classes, folder
+from vfm.data import write_tar
+from vfm.models import build_vision, save_vision
+
+TASKS = "zero_shot,knn"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two CLIP models, an encoder, a root with data sets of suites, tars and class folders."""
+    world = tmp_path_factory.mktemp("judged")
+    for seed, name in enumerate(("old", "new")):
+        tiny_clip(world / name, seed)
+    save_vision(build_vision("vit_pico_patch8_32", seed=0, num_classes=0), world / "encoder")
+    for name in ("wds_imagenetv2", "wds_vtab-dtd_test"):
+        classes(world / "root" / name, [n % 7 for n in range(14)])
+        classes(world / "root" / name, [n % 7 for n in range(28)], split="train")
+    captions = [f"a {name} one\nthe {name}".encode() for name in NAMES]
+    folder(world / "root/wds_flickr30k", "txt", captions, dataset_type="retrieval")
+    for number, name in enumerate(NAMES * 2):
+        place = world / "photos/test" / name
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.png").write_bytes(png(name, number + 1))
+    rows = [(name, {"png": png(name), "json": json.dumps({"en": name, "de": f"{name}!"}).encode()}) for name in NAMES]
+    write_tar(world / "pairs.tar", rows)
+    return world
+
+
+@pytest.fixture
+def here(world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(world)
+    return world
+
+
+def recipe_of(*words: str) -> dict[str, dict[str, object]]:
+    """The stages of the recipe that a command writes, by name."""
+    done = run_here("eval", *words, "--dry-run")
+    assert done.code == 0, done.err
+    return {stage["name"]: stage for stage in yaml.safe_load(done.out)["stages"]}
+
+
+def test_a_suite_judges_what_is_there_and_names_what_is_not(here: Path) -> None:
+    done = run_here("eval", "old", "new", "--suite", "diva29", "--root", "root", "--quiet", "--name", "suite")
+    assert done.code == 0, done.err
+    results = here / "store/runs/suite/results"
+    record = json.loads((results / "imagenetv2-zero_shot_new.json").read_text())
+    assert {"dataset", "model", "pretrained", "task", "metrics", "language"} <= set(record)  # clip_benchmark's own
+    assert record["n"] == 14
+    assert len(record["checkpoint_sha256"]) == len(record["data_sha256"]) == 64
+    assert record["seconds"] >= 0
+    assert set(record["ci95"]) == set(record["metrics"]) >= {"acc1", "mean_per_class_recall"}
+    with (results / "results.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert list(rows[0]) == sorted(rows[0])
+    assert {(row["dataset"], row["name"]) for row in rows} == {
+        (name, model) for name in ("imagenetv2", "vtab-dtd", "flickr30k") for model in ("old", "new")
+    }
+    summary = json.loads((here / "store/runs/suite/artifacts/summary/artifact.json").read_text())
+    names = {metric["name"] for metric in summary["metrics"]}
+    assert names == {
+        "mean of classification: 2 of 27 sets",
+        "mean of retrieval: 1 of 2 sets",
+        "mean of all groups: 3 of 29 sets",
+    }
+    [gain] = [test for test in summary["comparisons"] if "27" in test["metric"]]
+    assert (gain["model"], gain["baseline"]) == ("new", "old")
+    page = (here / "store/runs/suite/report.html").read_text()
+    assert page.index("All data sets") < page.index("Left out") < page.index('id="results"')
+    assert "hf download clip-benchmark/wds_vtab-cifar10" in page
+    again = run_here("run", here / "store/runs/suite/recipe.yaml", "--quiet")  # what a user could have written
+    assert again.code == 0, again.err
+
+
+def test_a_second_model_is_judged_without_judging_the_first_anew(here: Path) -> None:
+    words = ("--data", "photos", "--store", "shared", "--quiet")
+    assert run_here("eval", "old", *words).code == 0
+    [kept] = list((here / "shared").glob("data.labeled-*/features/*.npz"))
+    written = kept.stat().st_mtime_ns
+    assert run_here("eval", "old", "new", *words).code == 0
+    assert kept.stat().st_mtime_ns == written
+    assert len(list((here / "shared").glob("data.labeled-*/features/*.npz"))) == 2
+
+
+def test_models_and_data_become_the_stages_that_bring_them_in(here: Path) -> None:
+    stages = recipe_of("before=old", "ViT-B-32,openai", "encoder", "--data", "photos", "--data", "de=pairs.tar")
+    assert stages["before"] == {"kind": "models.clip", "name": "before", "source": "old"}
+    assert stages["ViT-B-32-openai"]["pretrained"] == "openai"
+    assert stages["photos"] == {"kind": "data.labeled", "name": "photos", "path": "photos/test"}
+    assert stages["de"]["kind"] == "data.pairs"
+    assert stages["photos-zero_shot"]["models"] == ["before", "ViT-B-32-openai"]  # the encoder has no text tower
+    assert [gap["title"] for gap in stages["summary"]["missing"]] == ["photos, zero_shot", "de, retrieval"]  # type: ignore[index, attr-defined]
+
+
+def test_probes_learn_from_the_split_beside_or_from_what_is_named(here: Path) -> None:
+    stages = recipe_of("encoder", "--suite", "diva29", "--root", "root", "--tasks", "knn,linear_probe")
+    assert stages["imagenetv2-train"]["split"] == "train"
+    assert stages["vtab-dtd-knn"]["train"] == "vtab-dtd-train"
+    stages = recipe_of("encoder", "--data", "photos", "--train", "root/wds_imagenetv2", "--tasks", "knn")
+    assert stages["photos-train"]["path"] == "root/wds_imagenetv2"
+
+
+def test_languages_and_ways_to_resize_are_tasks_of_their_own(here: Path) -> None:
+    texts = "pairs.texts={en: json.en, de: json.de}"
+    done = run_here(
+        "eval", "old", "--data", "pairs.tar", "--language", "en", "--language", "de", "--set", texts, "--quiet",
+        "--resize", "model,squash", "--name", "ways",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    files = {file.stem: json.loads(file.read_text()) for file in Path("store/runs/ways/results").glob("*.json")}
+    assert set(files) == {f"pairs-retrieval-{end}_old" for end in ("de", "de-squash", "en", "en-squash")}
+    assert files["pairs-retrieval-de-squash_old"]["language"] == "de"
+    assert files["pairs-retrieval-de-squash_old"]["resize_mode"] == "squash"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["old"], "nothing to judge on: give --data PATH, or --suite NAME --root DIR"),
+        (["old", "--suite", "diva30"], "no suite 'diva30': neither a file nor one that ships; did you mean 'diva29'?"),
+        (["old", "--data", "imagenetv3"], "no such path, and no data set of a suite; did you mean 'imagenetv2'?"),
+        (["old", "--data", "mnist", "--root", "root"], "mnist: no wds_mnist (or mnist) under root; get it: hf"),
+        (["old", "--data", "photos", "--tasks", "zeroshot"], "--tasks: no task 'zeroshot'; did you mean 'zero_shot'?"),
+        (["old", "--data", "photos", "--tasks", "retrieval"], "photos is a LabeledDataset: retrieval wants captions"),
+        (["old", "--data", "photos", "--tasks", "knn"], "knn wants images to learn from"),
+        (["encoder", "--data", "photos"], "encoder is a VisionCheckpoint, with no text tower: it cannot do zero_shot"),
+        (["ViT-B-31,openai", "--data", "photos"], "did you mean 'ViT-B-32'?"),
+        (["old", "old", "--data", "photos"], "two of the models and data sets are called 'old'"),
+        (["old", "--data", "photos", "--resize", "crop"], "--resize: no way 'crop'; known: longest, model"),
+        (["photos", "--data", "photos"], "photos"),
+        (["old", "--suite", "diva29", "--root", "photos"], "ImageNet-1K: no wds_imagenet1k (or imagenet1k) under"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_one_line(here: Path, words: list[str], line: str) -> None:
+    done = run_here("eval", *words)
+    assert done.code == 2
+    assert line in done.err
+
+
+def test_a_suite_of_ones_own_is_told_its_mistakes(here: Path) -> None:
+    (here / "mine.yaml").write_text("description: mine\nsets:\n  - {name: a, folder: x}\n")
+    done = run_here("eval", "old", "--suite", "mine.yaml")
+    assert done.code == 2
+    assert "mine.yaml: sets.0.folder: unknown key" in done.err

@@ -1,0 +1,96 @@
+"""Means over data sets: their interval is that of resampling all sets at once, and they say what they are of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from eval_world import run_in
+from vfm.artifacts import Comparison, Metric, Report
+from vfm.config import UserError
+from vfm.eval.compare import Verdict, compare, score
+from vfm.eval.summary import Estimate, mean_over, score_of
+from vfm.eval.summary_stage import LeftOut, SummarisedReport, Summary
+from vfm.panels import TablePanel, load_panels
+
+
+def report(directory: Path, seed: int, n: int, **rates: float) -> Report:
+    """Models that are right so often, on the same items; two metrics of it."""
+    draws = np.random.default_rng(seed).random(n)
+    verdicts = {name: Verdict("acc1", draws < rate) for name, rate in rates.items()}
+    (first, base), *others = verdicts.items()
+    metrics = [score(verdict, model=name) for name, verdict in verdicts.items()]
+    metrics += [metric.model_copy(update={"name": "acc5", "value": 1.0, "low": 1.0, "high": 1.0}) for metric in metrics]
+    tests = [compare(base, verdict, baseline=first, model=name) for name, verdict in others]
+    return Report.create(
+        directory, task="zeroshot_classification", dataset=directory.name, metrics=metrics, comparisons=tests
+    )
+
+
+def test_the_interval_of_a_mean_is_that_of_resampling_every_set(tmp_path: Path) -> None:
+    sizes, rates = (400, 900, 150), (0.3, 0.6, 0.8)
+    reports = [report(tmp_path / str(k), k, n, a=rate) for k, (n, rate) in enumerate(zip(sizes, rates, strict=True))]
+    [mean], _ = mean_over([score_of(one, []) for one in reports], "mean")
+    values = [one.metrics[0].value for one in reports]
+    assert mean.value == pytest.approx(np.mean(values))
+    rng = np.random.default_rng(0)
+    drawn = np.mean([rng.binomial(n, v, 20_000) / n for n, v in zip(sizes, values, strict=True)], axis=0)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert (mean.low, mean.high) == pytest.approx((low, high), abs=0.003)
+
+
+def test_a_gain_has_the_two_sided_p_value_of_its_errors() -> None:
+    gain = Estimate.apart([Estimate(0.03, 0.01, 0.05), Estimate(0.01, -0.01, 0.03)])
+    error = 0.04 / (2 * norm.ppf(0.975)) / np.sqrt(2)
+    assert gain.value == pytest.approx(0.02)
+    assert gain.p_value == pytest.approx(2 * norm.sf(0.02 / error), rel=1e-4)
+    assert Estimate(0.0, 0.0, 0.0).p_value == 1.0
+
+
+def test_several_metrics_of_one_report_err_together(tmp_path: Path) -> None:
+    one = report(tmp_path / "r", 0, 100, a=0.5, b=0.6)
+    both = score_of(one, ["acc1", "acc5"])
+    acc1 = one.metrics[0]
+    assert both.values["a"].value == pytest.approx((acc1.value + 1) / 2)
+    assert both.values["a"].high - both.values["a"].low == pytest.approx((acc1.high - acc1.low) / 2)
+    assert score_of(one, []).p_values["b"] == one.comparisons[0].p_value
+
+
+def summary(tmp_path: Path, **fields: object) -> tuple[Report, list[TablePanel]]:
+    reports = {name: report(tmp_path / name, k, 200, a=0.5, b=0.6) for k, name in enumerate(("one", "two", "three"))}
+    reports["alone"] = report(tmp_path / "alone", 9, 50, a=0.5)
+    run = run_in(tmp_path / "out", **reports)
+    made = Summary(kind="eval.summary", name="all", **fields).run(run.ctx)  # type: ignore[arg-type]
+    return made, [panel for panel in load_panels(tmp_path / "out") if isinstance(panel, TablePanel)]
+
+
+def row(name: str, group: str = "", **more: object) -> SummarisedReport:
+    return SummarisedReport.model_validate({"report": name, "group": group, **more})
+
+
+def test_means_say_how_many_of_how_many_and_leave_nothing_out_in_silence(tmp_path: Path) -> None:
+    gap = LeftOut(title="four", group="x", why="not here")
+    scores = [row("one", "x"), row("two", "x"), row("three", "y"), row("alone")]
+    made, [table, left_out] = summary(tmp_path, scores=scores, missing=[gap])
+    names = list(dict.fromkeys(metric.name for metric in made.metrics))
+    assert names == ["mean of x: 2 of 3 sets", "mean of y: 1 of 1 sets", "mean of all groups: 3 of 4 sets"]
+    assert [len(line) for line in table.rows] == [len(table.columns)] * 7
+    assert table.rows[3][-2:] == ["–", "–"]  # who was not judged has no number, and no gain
+    assert left_out.rows == [["four", "x", "not here"]]
+    assert table.front
+    assert left_out.front
+    assert all(isinstance(test, Comparison) and test.baseline == "a" for test in made.comparisons)
+
+
+def test_a_metric_that_the_report_has_not_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="one has no metric 'acc2'; did you mean 'acc"):
+        summary(tmp_path, scores=[row("one", metrics=["acc2"])])
+
+
+def test_metrics_of_a_group_are_metrics(tmp_path: Path) -> None:
+    made, _ = summary(tmp_path, scores=[row("one", "x"), row("alone", "x")])
+    assert [metric.model for metric in made.metrics] == ["a"]  # b was not judged on all of them
+    assert isinstance(made.metrics[0], Metric)
