@@ -3,21 +3,49 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import diffusers
 import torch
 from diffusers.pipelines.stable_diffusion import StableUnCLIPImageNormalizer
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from vfm.artifacts import ClipCheckpoint, GeneratorCheckpoint
 from vfm.models.clip import build_clip, save_clip
 from vfm.models.generator import import_generator
 
 WIDTH = 64  # of every joint space, so that one un-CLIP suits them all
+
+
+def register_siglip() -> str:
+    """The name under which timm builds a tiny SigLIP encoder: no class token, pooled by attention."""
+    name = "vit_diva_test_siglip_32"
+    size = {"input_size": (3, 32, 32), "num_classes": 0, "fixed_input_size": True, "first_conv": "patch_embed.proj"}
+    own = {"img_size": 32, "patch_size": 8, "embed_dim": WIDTH, "depth": 2, "num_heads": 2, "class_token": False}
+    home = ModuleType("siglip_of_divas_tests")
+    home.default_cfgs = generate_default_cfgs({name: {**size, "classifier": "head"}})  # type: ignore[attr-defined]
+
+    def build(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        model: nn.Module = build_model_with_cfg(
+            VisionTransformer, name, pretrained, **{**own, "global_pool": "map", **kwargs}
+        )
+        return model
+
+    build.__name__, build.__module__ = name, home.__name__
+    sys.modules[home.__name__] = home
+    register_model(build)
+    return name
+
+
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 NATIVE = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
-SIGLIP_TEXT = {**TEXT, "no_causal_mask": True, "pool_type": "last", "proj_bias": True}
+SIGLIP_TEXT = {**TEXT, "no_causal_mask": True, "pool_type": "last", "proj_bias": True, "norm_kwargs": {"eps": 1e-6}}
+SIGLIP_TEXT |= {"act_kwargs": {"approximate": "tanh"}}
 CLIPS: dict[str, dict[str, Any]] = {
     "openai": {"vision_cfg": NATIVE, "text_cfg": TEXT, "quick_gelu": True},
     "openai_sized": {  # its loader takes heads of 64 channels for granted
@@ -33,7 +61,7 @@ CLIPS: dict[str, dict[str, Any]] = {
     "siglip": {
         "vision_cfg": {
             "image_size": 32,
-            "timm_model_name": "vit_pico_patch8_32",
+            "timm_model_name": register_siglip(),
             "timm_pool": "map",
             "timm_proj": "none",
         },
@@ -87,7 +115,7 @@ def family_clip(name: str, folder: Path) -> ClipCheckpoint:
     model = build_clip({"embed_dim": WIDTH, **CLIPS[name]}, seed=0)
     for parameter in model.module.parameters():  # away from heads and biases that begin at zero
         if parameter.ndim == 1:
-            torch.nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=0.02)
+            nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=0.02)
     if name in STATISTICS:
         mean, std = STATISTICS[name]
         model.preprocess = model.preprocess.model_copy(update={"mean": mean, "std": std})
@@ -125,6 +153,15 @@ def family_generator(name: str, folder: Path, *, scale: float | None = None) -> 
     return import_generator(str(source), folder / "generator")
 
 
+OTHER_PARTS = {
+    "StableDiffusionPipeline": ("vae", "scheduler", "safety_checker", "feature_extractor"),
+    "StableDiffusionXLPipeline": ("vae", "scheduler"),
+    "StableUnCLIPImg2ImgPipeline": (
+        "vae", "scheduler", "feature_extractor", "image_encoder", "image_normalizer", "image_noising_scheduler"
+    ),
+}  # fmt: skip
+
+
 def add_text_encoder(folder: Path, pipeline: str, *, second: bool = False) -> None:
     """Puts tiny text encoders of CLIP's kind, and the index that names the pipeline, into a generator's folder."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -154,5 +191,5 @@ def add_text_encoder(folder: Path, pipeline: str, *, second: bool = False) -> No
         tokenizer.save_pretrained(folder / f"tokenizer{suffix}")
         index[f"text_encoder{suffix}"] = ["transformers", kind.__name__]
         index[f"tokenizer{suffix}"] = ["transformers", "CLIPTokenizer"]
-    index |= {name: ["diffusers", "none"] for name in ("vae", "scheduler")}
+    index |= {name: ["diffusers", "none"] for name in OTHER_PARTS[pipeline]}
     (folder / "model_index.json").write_text(json.dumps(index))

@@ -30,7 +30,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "sdxl": {"condition": {"type": "patches"}, "combine": "concatenate", "adapter": {"type": "mlp"}},
     "unclip": {"condition": {"type": "embedding"}, "update": {"type": "lora", "rank": 2}},
     "sd3": {"condition": {"type": "cls"}, "adapter": {"type": "mlp"}, "update": {"type": "last_blocks", "blocks": 1}},
-    "flux": {"condition": {"type": "embedding"}, "combine": "add", "adapter": {"type": "linear"}},
+    "flux": {"condition": {"type": "embedding"}, "combine": "add", "adapter": {"type": "linear"}, "image_size": 16},
 }
 
 
@@ -65,7 +65,7 @@ def a_batch(task: TuneTask, size: int = 4) -> Batch:
         "keys": [str(number) for number in range(size)],
         "images": picture(task.clip.preprocess.image_size),
         "pictures": picture(task.image_size),
-        "noise": torch.randn(size, 2, *task.generator.noise_shape, generator=draws),
+        "noise": torch.randn(size, 2, *task.generator.noise_shape_at(task.image_size), generator=draws),
         "times": torch.rand(size, 2, generator=draws),
         "patch_draws": torch.rand(size, 16, generator=draws)[:, : task.condition.num_draws(task.clip)],
     }

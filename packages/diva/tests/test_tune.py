@@ -119,11 +119,12 @@ def test_the_feedback_lowers_what_it_is_trained_on(
     assert task(batch)[0].item() < before
 
 
+@pytest.mark.parametrize("update", [{"type": "tower"}, {"type": "lora", "rank": 2}], ids=lambda part: part["type"])
 def test_a_tower_cut_in_training_ends_as_the_unbroken_one(
-    clip: ClipCheckpoint, stable_diffusion: GeneratorCheckpoint, pool: Pool, tmp_path: Path
+    update: dict[str, Any], clip: ClipCheckpoint, stable_diffusion: GeneratorCheckpoint, pool: Pool, tmp_path: Path
 ) -> None:
     def go(folder: Path, stop: int | None = None) -> dict[str, Tensor]:
-        task = make_task(clip, stable_diffusion, "cosine", adapter=LINEAR)
+        task = make_task(clip, stable_diffusion, "cosine", adapter=LINEAR, update=update)
         train(task, batch_for(task, pool), folder, stop=stop, steps=5, checkpoint={"every_steps": 2})
         return weights(task)
 

@@ -1,17 +1,48 @@
 """LoRA in a vision tower, through peft: added before training, merged after it.
 
+peft changes linear layers that are called. Two attentions do not call theirs: torch's own, of open_clip's towers, and
+timm's EVA. Both are brought to it here for as long as the training takes. (peft has a wrapper for torch's attention; it
+adds the output projection's change twice and its gradient once, as `test_low_rank` would show.)
+
 Source: Hu et al. 2021, LoRA (arXiv:2106.09685).
 """
 
+# B batch, N tokens, D width, H heads
+
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TypeVar
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vfm.config import UserError
 from vfm.models.patch_features import vision_tower
 
-BIAS_APART = "qkv_bias_separate"  # a timm attention's switch
+M = TypeVar("M", bound=nn.Module)
+BIAS_APART = "qkv_bias_separate"  # the switch by which timm's EVA calls its fused projection and adds the bias after
+
+
+class CalledAttention(nn.Module):
+    """torch's self-attention, its projections linear layers that are called; the weights are those of `attention`."""
+
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
+        super().__init__()
+        width, self.num_heads = attention.embed_dim, attention.num_heads
+        with torch.device("meta"):
+            self.in_proj, self.out_proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.in_proj.weight, self.in_proj.bias = attention.in_proj_weight, attention.in_proj_bias
+        self.out_proj.weight, self.out_proj.bias = attention.out_proj.weight, attention.out_proj.bias
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
+    ) -> tuple[Tensor, None]:
+        """Tokens (B, N, D) that attend to themselves, and no weights: open_clip's blocks ask for none."""
+        q, k, v = self.in_proj(query).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, N, D / H)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2)), None
 
 
 class LowRank:
@@ -34,40 +65,36 @@ class LowRank:
         except ImportError:
             raise UserError("update: {type: lora} needs peft: pip install 'vfm-diva[lora]'") from None
         self.visual = visual
-        # EVA's fused projection adds its bias by hand and never calls the layer, unless it is told to add it after.
         self.fused = [part for part in visual.modules() if getattr(part, BIAS_APART, None) is False]
+        self.uncalled = {name: part for name, part in visual.named_modules() if isinstance(part, nn.MultiheadAttention)}
         for part in self.fused:
             setattr(part, BIAS_APART, True)
+        for name, attention in self.uncalled.items():
+            self._put(name, CalledAttention(attention))
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=linear_layers(visual))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = LoraModel(visual, config, "default")
         self.model.eval()
 
-    @torch.no_grad()
-    def restore(self, old: nn.Module) -> None:
-        """Makes the weights below the changes those of the tower as it was, bit for bit.
-
-        peft adds a change to an attention's weights before it is called and takes it off afterwards, which rounds.
-        """
-        values = old.state_dict()
-        for name, value in self.visual.state_dict().items():
-            if "lora_" not in name:
-                value.copy_(values[name.replace(".base_layer", "")])
-
-    def merge(self, old: nn.Module) -> None:
+    def merge(self) -> None:
         """Makes the tower a plain one again: its old weights plus the changes."""
-        self.restore(old)
         self.model.merge_and_unload()
         for part in self.fused:
             setattr(part, BIAS_APART, False)
+        for name, attention in self.uncalled.items():  # it shares the weights that were merged into
+            self._put(name, attention)
+
+    def _put(self, name: str, part: nn.Module) -> None:
+        parent, _, own = name.rpartition(".")
+        setattr(self.visual.get_submodule(parent), own, part)
 
 
 def linear_layers(visual: nn.Module) -> list[str]:
-    """Names of the linear layers in a tower's blocks; torch's own attention counts as one, with both of its."""
+    """Names of the linear layers in a tower's blocks."""
+    return [name for name, _ in _in_blocks(visual, nn.Linear)]
+
+
+def _in_blocks(visual: nn.Module, kind: type[M]) -> Iterator[tuple[str, M]]:
     inside = {id(part) for block in vision_tower(visual).blocks for part in block.modules()}
-    whole = [
-        name for name, part in visual.named_modules() if id(part) in inside and isinstance(part, nn.MultiheadAttention)
-    ]
-    single = [name for name, part in visual.named_modules() if id(part) in inside and isinstance(part, nn.Linear)]
-    return whole + [name for name in single if name.rpartition(".")[0] not in whole]
+    yield from ((name, part) for name, part in visual.named_modules() if id(part) in inside and isinstance(part, kind))

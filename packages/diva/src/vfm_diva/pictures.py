@@ -80,11 +80,18 @@ def drawn_from_captions(task: PriorTask, data: TrainingData, language: str, dire
 
 
 @torch.no_grad()
-def before_and_after(task: TuneTask, data: TrainingData) -> TablePanel:
-    """The prior's loss told the embedding by the tower before and after, of the own picture and of another one."""
+def before_and_after(task: TuneTask, data: TrainingData, *, batch_size: int = BATCH_SIZE) -> TablePanel:
+    """The prior's loss told the embedding by the tower before and after, of the own picture and of another one.
+
+    Args:
+        task: trained.
+        data: its data.
+        batch_size: pictures that are denoised at once; a training's micro-batch fits the device.
+    """
     sums, count = torch.zeros(4), 0
+    size = min(batch_size, BATCH_SIZE)
     with evaluating(task):
-        for batch in excerpt(data, task, num_batches=NUM_BATCHES, batch_size=BATCH_SIZE):
+        for batch in excerpt(data, task, num_batches=NUM_BATCHES * BATCH_SIZE // size, batch_size=size):
             old, new = (task.told(batch, old=is_old) for is_old in (True, False))
             told = [old, new, old.of_another(), new.of_another()]
             sums += torch.stack([task.errors(batch, each).sum().cpu() for each in told])

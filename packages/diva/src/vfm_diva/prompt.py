@@ -62,7 +62,7 @@ def encode_prompt(folder: Path, text: str) -> Told:
     }
     states, *rest = pipeline.encode_prompt(**{name: value for name, value in wanted.items() if name in known})
     vectors = [value for value in rest if isinstance(value, Tensor) and value.ndim == 2 and len(value) == 1]
-    return Told(states, vectors[0] if vectors else None)
+    return Told(states, vectors[0] if vectors else None).map(Tensor.float)
 
 
 def combined(image: Told, prompt: Told | None, how: Combine) -> Told:

@@ -87,7 +87,8 @@ class DivaTune(ClipPostTraining, Feedback):
         self._train_adapter(ctx, task, data)
         fit(task, data, self, ctx, self.runtime)
         if is_main():
-            ctx.panel(before_and_after(task, data))
+            at_once = max(2, self.micro_batch_size or self.global_batch_size)  # two: one is told what the other is
+            ctx.panel(before_and_after(task, data, batch_size=at_once))
             ctx.panel(drawn_from_images(task, data, ctx.directory))
             if why := why_not_open_clip(task.clip):
                 ctx.warn(why)

@@ -131,9 +131,7 @@ class TuneTask(Task):
         return metrics
 
     def after_step(self) -> None:
-        """Keeps the weights under LoRA's changes as they were, and stops where the loss rises for good."""
-        if self.low_rank:
-            self.low_rank.restore(self.old_visual.module)
+        """Stops where the loss rises for good."""
         self._steps += 1
         if self.watch and (self.watch.recent.device.type == "cpu" or self._steps % LOOK_EVERY == 0):
             self.watch.check()
@@ -182,7 +180,7 @@ class TuneTask(Task):
         LoRA's changes are merged, so the training is over.
         """
         if self.low_rank:
-            self.low_rank.merge(self.old_visual.module)
+            self.low_rank.merge()
             self.low_rank = None
         return save_clip(self.clip, directory)
 
