@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
 import torch
 
+from vfm import UserError
 from vfm.data.loader import TrainingData
 from vfm.data.source import open_dataset
 from vfm.data.transforms import ImageTransform
@@ -37,6 +39,18 @@ def test_masks_do_not_depend_on_batch_rank_or_micro_batch(pool, mask):
     for sizes in ({"micro_batch_size": 2}, {"micro_batch_size": 3}, {"world_size": 2}):
         parts = batches(pool, masks, **sizes)
         assert all(torch.equal(parts[name], whole[name]) for name in whole)
+
+
+def test_the_thread_that_draws_masks_passes_errors_on_and_ends_with_the_steps(pool):
+    data = MaskedData(TrainingData(open_dataset(pool), MakeViews(CROP), global_batch_size=8), Masks("block", (4, 4), 7))
+    steps = data.steps(0, 50, micro_batch_size=8)
+    next(steps)
+    assert any(thread.name.startswith("masks") for thread in threading.enumerate())
+    steps.close()
+    assert not any(thread.name.startswith(("masks", "loader")) for thread in threading.enumerate())
+    assert len(list(data.steps(0, 3, micro_batch_size=8))) == 3
+    with pytest.raises(UserError, match="global_batch_size 8 does not divide by 3 processes"):
+        next(data.steps(0, 3, world_size=3, micro_batch_size=8))
 
 
 def test_a_teacher_of_another_size_sees_the_same_part_of_the_picture(pool):
