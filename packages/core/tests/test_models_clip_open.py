@@ -60,6 +60,16 @@ def test_a_text_model_that_is_not_here_is_told_in_one_line(tmp_path: Path) -> No
     assert "\n" not in str(caught.value)
 
 
+def test_a_tokenizer_that_is_not_here_is_told_in_one_line(tmp_path: Path) -> None:
+    text = {**TEXT, "hf_tokenizer_name": str(tmp_path / "nowhere")}
+    clip = blueprint({"embed_dim": 16, "vision_cfg": VIT, "text_cfg": text})
+    with pytest.raises(
+        UserError, match=r"custom: its tokenizer .*nowhere' (is not there|needs transformers): "
+    ) as caught:
+        clip.tokenize(["a picture"])
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("vision", [VIT, TIMM_VIT, EVA], ids=["open_clip", "timm", "eva"])
 def test_patch_dropout_keeps_the_class_token_and_each_patch_its_position(vision: dict[str, Any]) -> None:
     """Of patches left out no trace remains: the class token is what it is where nobody may look at them."""

@@ -22,11 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfm.artifacts import ClipCheckpoint
-from vfm.config import UserError
 from vfm.models.clip_config import CONFIG_FILE, WEIGHTS_FILE, check_keys, clip_config, read_config, weights_file
 from vfm.models.clip_module import build_module, load_weights, plain_config, set_image_size
 from vfm.models.preprocess import Preprocess
-from vfm.models.tokens import WordTokenizer
+from vfm.models.tokens import build_tokenizer
 from vfm.models.weights import save_state_dict
 
 Item = TypeVar("Item")
@@ -65,21 +64,7 @@ class ClipModel:
     @cached_property
     def tokenizer(self) -> Callable[..., Tensor]:
         """open_clip's tokenizer of this model, or what makes the same faster."""
-        text = self.config["text_cfg"]
-        options = {"context_length": self.context_length, **(text.get("tokenizer_kwargs") or {})}
-        if not (name := text.get("hf_tokenizer_name")):
-            return WordTokenizer(open_clip.SimpleTokenizer(**options))
-        source = self.folder if self.folder and (self.folder / "tokenizer_config.json").is_file() else name
-        try:
-            return open_clip.tokenizer.HFTokenizer(  # type: ignore[no-any-return]
-                str(source), tokenizer_mode=text.get("tokenizer_mode"), **options
-            )
-        except ImportError:
-            raise UserError(
-                f"{self.name}: its tokenizer {name!r} needs transformers: pip install transformers"
-            ) from None
-        except OSError as error:
-            raise UserError(f"{self.name}: its tokenizer {name!r} is not there: {str(error).splitlines()[0]}") from None
+        return build_tokenizer(self.config["text_cfg"], self.context_length, self.name, self.folder)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Token ids, (N, L); a longer text is cut, its end token kept."""

@@ -1,15 +1,20 @@
-"""Captions as tokens, faster: what open_clip's tokenizer makes, with the pieces of each word worked out once."""
+"""Captions as tokens: the tokenizer of a text tower, and CLIP's own with the pieces of each word worked out once."""
 
 # N texts, L context length
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import torch
 from torch import Tensor
+
+from vfm.config import UserError
+from vfm.models.sources import first_line
 
 
 class WordTokenizer:
@@ -39,3 +44,32 @@ class WordTokenizer:
         spelled = "".join(self.tokenizer.byte_encoder[byte] for byte in word.encode())
         found = self.words[word] = [self.tokenizer.encoder[piece] for piece in self.tokenizer.bpe(spelled).split(" ")]
         return found
+
+
+def build_tokenizer(
+    text: Mapping[str, Any], context_length: int, model: str, folder: Path | None
+) -> Callable[..., Tensor]:
+    """The tokenizer of a text tower: CLIP's own, or one of Hugging Face's.
+
+    Args:
+        text: open_clip's `text_cfg`.
+        context_length: tokens of a text.
+        model: the model's name, for messages.
+        folder: where the model was loaded from; a Hugging Face tokenizer saved there comes before that of the hub.
+
+    Raises:
+        UserError: it is not there, or transformers is not installed.
+    """
+    options = {"context_length": context_length, **(text.get("tokenizer_kwargs") or {})}
+    if not (name := text.get("hf_tokenizer_name")):
+        return WordTokenizer(open_clip.SimpleTokenizer(**options))
+    source = folder if folder and (folder / "tokenizer_config.json").is_file() else name
+    try:
+        made: Callable[..., Tensor] = open_clip.tokenizer.HFTokenizer(
+            str(source), tokenizer_mode=text.get("tokenizer_mode"), **options
+        )
+    except ImportError as error:
+        raise UserError(f"{model}: its tokenizer {name!r} needs transformers: {first_line(error)}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{model}: its tokenizer {name!r} is not there: {first_line(error)}") from None
+    return made
