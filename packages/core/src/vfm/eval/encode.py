@@ -123,7 +123,8 @@ def logit_scale(model: TextImageEncoder) -> float:
 def encode_texts(model: TextImageEncoder, texts: Sequence[str], batch_size: int) -> Tensor:
     """Unit vectors, (M, D); a text that occurs often (web captions do) is encoded once."""
     places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-    return model.encode_texts(list(places), batch_size)[torch.tensor([places[text] for text in texts])]
+    features = model.encode_texts(list(places), batch_size)
+    return features if len(places) == len(texts) else features[torch.tensor([places[text] for text in texts])]
 
 
 @dataclass(frozen=True)

@@ -93,13 +93,14 @@ class ClipModel:
         return self._encode(texts, batch_size, lambda chunk: encode(self.tokenize(chunk).to(self.device)))
 
     def _encode(self, items: Sequence[Item], batch_size: int, embed: Callable[[Sequence[Item]], Tensor]) -> Tensor:
+        # Written in place, since to put parts together would take twice the memory; and not made in inference mode, so
+        # that the result may take part in a later backward pass.
+        embeddings = torch.empty(len(items), self.embed_dim)
         with evaluating(self.module), torch.inference_mode():
-            parts = [
-                F.normalize(embed(items[start : start + batch_size]).float(), dim=-1).cpu()
-                for start in range(0, len(items), batch_size)
-            ]
-        # Cloned outside inference mode, so that the result may take part in a later backward pass.
-        return torch.cat(parts).clone() if parts else torch.zeros(0, self.embed_dim)
+            for start in range(0, len(items), batch_size):
+                some = slice(start, start + batch_size)
+                embeddings[some] = F.normalize(embed(items[some]).float(), dim=-1)
+        return embeddings
 
 
 def build_clip(
