@@ -194,7 +194,7 @@ def test_a_damaged_npy_is_told(tmp_path: Path) -> None:
 
 def test_a_model_is_told_by_its_folder_its_file_or_its_name(world: Path, tmp_path: Path) -> None:
     """What is no artifact: folders in the two layouts, files of weights by their keys, names of either registry."""
-    from vfm.cli.opening import _is_encoder
+    from vfm.models.kinds import is_encoder
     from vfm.models.weights import save_state_dict
 
     for name in ("clip", "encoder"):
@@ -206,11 +206,11 @@ def test_a_model_is_told_by_its_folder_its_file_or_its_name(world: Path, tmp_pat
         assert done.code == 0, done.err
     for key, encoder in {"visual.pos_embed": False, "module.blocks.0.norm1.weight": True}.items():
         save_state_dict({key: torch.zeros(1)}, tmp_path / "w.safetensors")
-        assert _is_encoder(str(tmp_path / "w.safetensors"), None) == encoder
-    assert _is_encoder("convnext_base", None), "a name of both registries is timm's without a tag of open_clip's"
-    assert _is_encoder("convnext_base", str(tmp_path / "w.safetensors"))
-    assert not _is_encoder("convnext_base", "laion400m_s13b_b51k")
-    assert [_is_encoder(name, None) for name in ("vit_pico_patch8_32", "timm/resnet18.a1_in1k", "ViT-B/32")] == [
+        assert is_encoder(str(tmp_path / "w.safetensors"), None) == encoder
+    assert is_encoder("convnext_base", None), "a name of both registries is timm's without a tag of open_clip's"
+    assert is_encoder("convnext_base", str(tmp_path / "w.safetensors"))
+    assert not is_encoder("convnext_base", "laion400m_s13b_b51k")
+    assert [is_encoder(name, None) for name in ("vit_pico_patch8_32", "timm/resnet18.a1_in1k", "ViT-B/32")] == [
         True,
         True,
         False,
