@@ -72,8 +72,10 @@ class L2SpAnchor(Config):
     def of_weights(self, visual: nn.Module, old_visual: nn.Module) -> Tensor:
         """The loss of a tower beside its old self, a scalar."""
         old = dict(old_visual.named_parameters())
-        trained = [(param, old[name]) for name, param in visual.named_parameters() if param.requires_grad]
-        total: Tensor = sum((param - start).square().sum() for param, start in trained)  # type: ignore[assignment]
+        total = next(iter(old.values())).new_zeros(())
+        for name, param in visual.named_parameters():
+            if param.requires_grad:
+                total = total + (param - old[name]).square().sum()
         return total * (0.5 * self.weight)
 
 

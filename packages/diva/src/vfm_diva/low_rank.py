@@ -1,8 +1,8 @@
 """LoRA in a vision tower, through peft: added before training, merged after it.
 
 peft changes linear layers that are called. Two attentions do not call theirs: torch's own, of open_clip's towers, and
-timm's EVA. Both are brought to it here for as long as the training takes. (peft has a wrapper for torch's attention; it
-adds the output projection's change twice and its gradient once, as `test_low_rank` would show.)
+timm's EVA. Both are brought to it here for as long as the training takes. (peft 0.21's own wrapper of torch's attention
+adds the output projection's change twice and counts it once in the gradient.)
 
 Source: Hu et al. 2021, LoRA (arXiv:2106.09685).
 """
