@@ -84,14 +84,15 @@ def main() -> None:
         print(json.dumps(measure(*options.case)))
         return
     cases = QUICK_CASES if options.quick else CASES + (FULL_CASES if options.full else ())
-    results = []
-    for case in cases:
+    options.out.mkdir(parents=True, exist_ok=True)
+    results: list[dict[str, float]] = []
+    for case in cases:  # what is measured is kept at once: the last cases take long
         command = [sys.executable, __file__, "--case", *map(str, case)]
         results.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
-        print(table(results[-1:], f"{platform.machine()} CPU"), flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "retrieval.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (options.out / "retrieval.md").write_text(table(results, f"{platform.machine()} CPU"), encoding="utf-8")
+        found = table(results, f"{platform.machine()} CPU")
+        (options.out / "retrieval.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        (options.out / "retrieval.md").write_text(found, encoding="utf-8")
+        print(found, flush=True)
 
 
 if __name__ == "__main__":

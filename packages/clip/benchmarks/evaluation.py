@@ -1,0 +1,186 @@
+"""Evaluation against clip_benchmark: python packages/clip/benchmarks/evaluation.py
+
+The same model, tars and prompts, through the whole of both: reading, encoding, scoring; ours with intervals, hashes and
+predictions, as its stages have them. Three pieces of work: zero-shot classification of a set once; of the same set with
+four wordings (languages, template sets), which here share the image features; retrieval with five captions an image.
+What is compared runs in turn, in one process; the scores of both stand in the result. Two minutes; `--quick`: seconds.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import open_clip
+import torch
+from bench import WORDS, caption, context, in_turn, machine, options, photograph, ratio, write
+from clip_benchmark.datasets.builder import build_wds_dataset, image_captions_collate_fn
+from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
+
+from vfm.artifacts import Artifact, ClipCheckpoint
+from vfm.data import write_tar
+from vfm.data.labeled_stages import Labeled
+from vfm.data.stages import Pairs
+from vfm.eval.encode import load_encoder
+from vfm.eval.stages import Retrieval, ZeroShot
+from vfm.models import build_clip, save_clip
+
+BATCH, CLASSES = 64, [f"{colour} {thing}" for colour in WORDS[4:6] for thing in WORDS[8:18]]
+WORDINGS = [
+    [f"{start} {{}}{end}" for start in ("a photo of a", "a picture of the", "one") for end in ends]
+    for ends in ((".", " outside.", " at night."), (", small", ", large"), ("!", " and more"), (" again",))
+]
+RECALL_K = [1, 5, 10]
+
+
+def made_set(folder: Path, num_samples: int, side: int, *, captions: bool) -> Path:
+    """A folder of CLIP_benchmark's: a class an image, or five captions."""
+    (folder / "test").mkdir(parents=True)
+
+    def row(n: int) -> tuple[str, dict[str, bytes]]:
+        label = "\n".join(caption(5 * n + c) for c in range(5)).encode() if captions else str(n % len(CLASSES)).encode()
+        return f"{n:06d}", {"jpg": photograph(n, side), "txt" if captions else "cls": label}
+
+    write_tar(folder / "test" / "0.tar", map(row, range(num_samples)))
+    (folder / "test" / "nshards.txt").write_text("1")
+    (folder / "classnames.txt").write_text("\n".join(CLASSES))
+    (folder / "zeroshot_classification_templates.txt").write_text("a {c}")
+    (folder / "dataset_type.txt").write_text("retrieval" if captions else "classification")
+    return folder
+
+
+class Peer:
+    """clip_benchmark's way: open_clip's model, transform and tokenizer, its reader and its metrics."""
+
+    def __init__(self, checkpoint: ClipCheckpoint, device: str) -> None:
+        self.device = device
+        self.model, _, self.transform = open_clip.create_model_and_transforms(f"local-dir:{checkpoint.path}")
+        self.model.eval().to(device)
+        self.tokenizer = open_clip.get_tokenizer(f"local-dir:{checkpoint.path}")
+
+    def loader(self, folder: Path, **how: Any) -> Any:
+        """As its command makes one of a WebDataset folder."""
+        dataset = build_wds_dataset("made", self.transform, data_dir=str(folder))
+        loader = torch.utils.data.DataLoader(dataset.batched(BATCH, **how), batch_size=None, num_workers=0)
+        loader.dataset.classes = CLASSES
+        return loader
+
+    def classify(self, folder: Path, templates: list[str]) -> dict[str, float]:
+        """Zero-shot classification."""
+        spelled = [template.replace("{}", "{c}") for template in templates]
+        return zeroshot_classification.evaluate(
+            self.model, self.loader(folder), self.tokenizer, CLASSES, spelled, self.device, amp=False
+        )
+
+    def retrieve(self, folder: Path) -> dict[str, float]:
+        """Retrieval both ways."""
+        loader = self.loader(folder, collation_fn=image_captions_collate_fn)
+        return zeroshot_retrieval.evaluate(
+            self.model, loader, self.tokenizer, self.device, amp=False, recall_k_list=RECALL_K
+        )
+
+
+class Ours:
+    """The stages, with the model loaded."""
+
+    def __init__(self, root: Path, checkpoint: ClipCheckpoint, device: str) -> None:
+        self.root, self.rounds = root, itertools.count()
+        self.encoder = load_encoder(checkpoint, torch.device(device))
+
+    def index(self, stage: Any) -> Artifact:
+        """A data set as it lies in a store, where features may be kept."""
+        made = stage.run(context(self.root / f"data{next(self.rounds)}"))
+        (made.path / "manifest.json").write_text("{}")
+        return made
+
+    def judge(self, data: Artifact, *stages: Any) -> list[dict[str, float]]:
+        """The scores of stages on one data set, whose image features are not known yet."""
+        self.encoder.features_key = f"round{next(self.rounds)}"
+        return [self._scores(stage, data) for stage in stages]
+
+    def _scores(self, stage: Any, data: Artifact) -> dict[str, float]:
+        from vfm.eval.compare import score
+
+        ctx = context(self.root / f"run{next(self.rounds)}", data=data)
+        _, judgements = stage.judge(ctx, {"clip": self.encoder})
+        return {metric.name: metric.value for metric in map(score, judgements["clip"].verdicts)}
+
+
+def zero_shot(templates: list[str]) -> ZeroShot:
+    """The stage with these templates."""
+    return ZeroShot.model_validate(
+        {"kind": "eval.zero_shot", "name": "z", "data": "data", "templates": templates, "micro_batch_size": BATCH}
+    )
+
+
+def measure(root: Path, model: str, *, quick: bool) -> dict[str, dict[str, float]]:
+    """Seconds of each piece of work by both, their ratio, and how far apart their scores are."""
+    num_samples, rounds = (128, 1) if quick else (640, 5)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    checkpoint = save_clip(build_clip(model, seed=0), root / "clip")
+    peer, ours = Peer(checkpoint, device), Ours(root, checkpoint, device)
+    labeled = made_set(root / "labeled", num_samples, 128, captions=False)
+    pairs = made_set(root / "pairs", num_samples, 128, captions=True)
+    classes = ours.index(Labeled.model_validate({"name": "d", "path": str(labeled)}))
+    pool = ours.index(Pairs.model_validate({"name": "d", "path": str(pairs)}))
+    retrieval = Retrieval.model_validate(
+        {"kind": "eval.retrieval", "name": "r", "data": "data", "recall_k": RECALL_K, "micro_batch_size": BATCH}
+    )
+    work: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+        "zero-shot": (
+            lambda: ours.judge(classes, zero_shot(WORDINGS[0])),
+            lambda: [peer.classify(labeled, WORDINGS[0])],
+        ),
+        "zero-shot, four wordings": (
+            lambda: ours.judge(classes, *map(zero_shot, WORDINGS)),
+            lambda: [peer.classify(labeled, wording) for wording in WORDINGS],
+        ),
+        "retrieval": (lambda: ours.judge(pool, retrieval), lambda: [peer.retrieve(pairs)]),
+    }
+    found = {}
+    for name, (vfm, clip_benchmark) in work.items():
+        apart = [
+            abs(mine[metric] - theirs[metric])
+            for mine, theirs in zip(vfm(), clip_benchmark(), strict=True)
+            for metric in mine.keys() & theirs.keys()
+        ]
+        seconds = in_turn({"vfm": vfm, "clip_benchmark": clip_benchmark}, rounds)
+        clock = "wall" if device == "cuda" else "cpu"
+        one, other = seconds["vfm"], seconds["clip_benchmark"]
+        found[name] = {
+            "vfm, s": statistics.median(one[clock]),
+            "clip_benchmark, s": statistics.median(other[clock]),
+            "clip_benchmark / vfm": ratio(other[clock], one[clock]),
+            "clip_benchmark / vfm, wall": ratio(other["wall"], one["wall"]),
+            "scores compared": len(apart),
+            "most apart": max(apart),
+        }
+    return found
+
+
+def main() -> None:
+    """The command."""
+    parser = options(__doc__)
+    parser.add_argument("--model", default="ViT-Mini-14-112", help="open_clip name; random weights")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    with TemporaryDirectory() as folder:
+        model = "ViT-Nano-8-32" if chosen.quick else chosen.model
+        found = measure(Path(folder), model, quick=chosen.quick)
+    columns = list(next(iter(found.values())))
+    lines = ["| | " + " | ".join(columns) + " |", "|---" + "|---:" * len(columns) + "|"]
+    lines += [f"| {name} | " + " | ".join(f"{row[c]:.3g}" for c in columns) + " |" for name, row in found.items()]
+    write(
+        chosen.out,
+        "evaluation",
+        {"machine": machine(), "model": model, **found},
+        "\n".join([*lines, "", f"{model}; {machine()}"]),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""The loader alone against open_clip's webdataset pipeline: python packages/clip/benchmarks/loader.py
+
+Both read the same tar, decode each JPEG, take a random crop of 0.9 to 1 of its area to the model's size (bicubic), and
+tokenise the caption, all in one process. What is compared runs in turn, round after round; seconds are those of the
+process. open_clip's samples come out normalised in fp32, ours as uint8, which the device normalises: a row tells that
+too, with the largest difference of a pixel between the two. Two minutes; `--quick` takes seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import statistics
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import open_clip
+import torch
+from bench import in_turn, machine, made_pairs, options, photograph, pool_of, ratio, write
+from open_clip.transform import image_transform
+from open_clip_train.data import get_wds_dataset
+from PIL import Image
+
+from vfm.data.loader import TrainingData
+from vfm.data.source import open_dataset
+from vfm.data.transforms import ImageTransform
+from vfm.models.preprocess import Preprocess
+from vfm.models.tokens import WordTokenizer
+from vfm_clip.pairs import MakePair
+
+CASES = {"128-px JPEG to 112": (128, 112), "500-px JPEG to 224": (500, 224)}  # side of the file, of the input
+BATCH = 64
+
+
+def peer_data(tar: Path, size: int, batch_size: int, model: str = "ViT-B-32") -> Any:
+    """open_clip's own training data without end, read in this process."""
+    args = argparse.Namespace(
+        train_data=str(tar),
+        train_num_samples=1_000_000,
+        train_data_upsampling_factors=None,
+        dataset_resampled=True,
+        batch_size=batch_size,
+        workers=0,
+        world_size=1,
+        seed=0,
+    )
+    transform, tokenizer = image_transform(size, is_train=True), open_clip.get_tokenizer(model)
+    return get_wds_dataset(args, transform, True, tokenizer=tokenizer).dataloader
+
+
+def pixels_apart(side: int, size: int) -> float:
+    """The largest difference of a picture through both when nothing is drawn: crops of the whole, normalised."""
+    data, facts = photograph(0, side), Preprocess(image_size=size)
+    ours = facts.pixels(ImageTransform(size, scale=(1.0, 1.0), ratio=(4 / 3, 4 / 3))(data, 0)[None])[0]
+    peer = image_transform(size, is_train=True, aug_cfg={"scale": (1.0, 1.0)})
+    crop = peer.transforms[0]
+    crop.ratio = (4 / 3, 4 / 3)
+    return float((ours - peer(Image.open(io.BytesIO(data)).convert("RGB"))).abs().max())
+
+
+def measure(folder: Path, side: int, size: int, *, quick: bool) -> dict[str, float]:
+    """Milliseconds of the process a sample."""
+    num_samples, batches, rounds = (128, 1, 1) if quick else (2048, 4, 7)
+    tar = made_pairs(folder / "tars", num_samples, side)
+    make = MakePair(
+        ImageTransform(size, scale=(0.9, 1.0)), WordTokenizer(open_clip.get_tokenizer("ViT-B-32")), {"en": 1.0}
+    )
+    data = TrainingData(open_dataset(pool_of(tar, folder / "pool")), make, global_batch_size=BATCH)
+    peer, facts = iter(peer_data(tar, size, BATCH)), Preprocess(image_size=size)
+    numbers = itertools.count(0, batches)
+
+    def ours(*, normalised: bool = False) -> None:
+        start = next(numbers)
+        for (batch,) in data.steps(start, start + batches):
+            if normalised:
+                facts.pixels(batch["images"])
+
+    def theirs() -> None:
+        for _ in range(batches):
+            next(peer)
+
+    rows = {"open_clip": theirs, "vfm": ours, "vfm, normalised here": lambda: ours(normalised=True)}
+    seconds = in_turn(rows, rounds)
+    each = {name: 1e3 * statistics.median(s["cpu"]) / (batches * BATCH) for name, s in seconds.items()}
+    peers = seconds["open_clip"]["cpu"]
+    return {
+        **{f"{name}, ms": value for name, value in each.items()},
+        "open_clip / vfm": ratio(peers, seconds["vfm"]["cpu"]),
+        "open_clip / vfm, normalised here": ratio(peers, seconds["vfm, normalised here"]["cpu"]),
+        "largest difference of a pixel": pixels_apart(side, size),
+    }
+
+
+def main() -> None:
+    """The command."""
+    chosen = options(__doc__).parse_args()
+    torch.set_num_threads(1)
+    with TemporaryDirectory() as folder:
+        found = {
+            name: measure(Path(folder) / str(sides[0]), *sides, quick=chosen.quick) for name, sides in CASES.items()
+        }
+    columns = list(next(iter(found.values())))
+    lines = ["| a sample | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {name} | " + " | ".join(f"{row[c]:.3g}" for c in columns) + " |" for name, row in found.items()]
+    write(chosen.out, "loader", {"machine": machine(), **found}, "\n".join([*lines, "", machine()]))
+
+
+if __name__ == "__main__":
+    main()
