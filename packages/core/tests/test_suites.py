@@ -1,0 +1,73 @@
+"""The suites that ship: whole lists, sets that can be found in every layout that people have, names that exist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torchvision.datasets
+
+from test_data_benchmark import classes
+from vfm.data.benchmark_names import names_and_templates
+from vfm.flow.evaluation.suites import SHIPPED, find_sets, load_suite
+from vfm.plugins import load_plugins, stage_types
+
+KNOWN = stage_types(load_plugins())
+SUITES = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_every_set_of_a_suite_has_a_name_of_its_own_a_task_that_exists_and_a_place_to_get_it(name: str) -> None:
+    suite = load_suite(name)
+    assert len({one.name for one in suite.sets}) == len(suite.sets)
+    for one in suite.sets:
+        scores = suite.scores if one.scores is None else one.scores
+        assert all(f"eval.{task}" in KNOWN for task in scores), one.name
+        assert one.get or suite.hub or one.not_measured or one.data == {"kind": "data.digits"}, one.name
+
+
+def test_the_lists_are_as_long_as_their_papers_say() -> None:
+    diva, datacomp = load_suite("diva29"), load_suite("datacomp38")
+    assert [sum(one.group == group for one in diva.sets) for group in ("classification", "retrieval")] == [27, 2]
+    assert len(datacomp.sets) == 38
+    assert sum(bool(one.not_measured) for one in datacomp.sets) == 5
+
+
+def test_what_torchvision_keeps_is_named_as_torchvision_and_clip_benchmark_name_it() -> None:
+    pytest.importorskip("clip_benchmark")
+    for one in (one for suite in SUITES for one in load_suite(suite).sets if one.torchvision):
+        assert one.torchvision
+        assert hasattr(torchvision.datasets, one.torchvision.name)
+        assert names_and_templates(one.name.rpartition("/")[2])[1]
+
+
+@pytest.mark.parametrize("place", ["wds_country211", "wds_country211_test", "country211"])
+def test_a_folder_of_tars_is_found_by_any_of_its_names(tmp_path: Path, place: str) -> None:
+    classes(tmp_path / place)
+    [found], missing = find_sets(load_suite("diva29"), str(tmp_path), KNOWN)
+    assert found.data.stage == {"kind": "data.labeled", "name": "country211", "path": f"{tmp_path}/{place}"}
+    assert (found.title, found.scores) == ("Country211", {"zero_shot": ["acc1"]})
+    assert len(missing) == 28
+
+
+def test_what_torchvision_made_is_read_by_torchvision(tmp_path: Path) -> None:
+    for folder in ("MNIST/raw", "country211/test/AD"):
+        (tmp_path / folder).mkdir(parents=True)
+    found, _ = find_sets(load_suite("diva29"), f"{tmp_path}", KNOWN)
+    stages = {one.data.name: one.data.stage for one in found}
+    assert stages["mnist"] == {
+        "kind": "data.labeled",
+        "name": "mnist",
+        "torchvision": "MNIST",
+        "path": str(tmp_path),
+        "names_of": "mnist",
+    }
+    assert stages["country211"] is not None
+    assert stages["country211"]["torchvision"] == "Country211"
+    assert [one.train.stage["split"] for one in found if one.train and one.train.stage] == ["train", "train"]
+
+
+def test_the_five_small_sets_are_found_where_their_packages_are(tmp_path: Path) -> None:
+    found, missing = find_sets(load_suite("small"), str(tmp_path), KNOWN)
+    assert {one.data.name for one in found} | {gap.title for gap in missing} >= {"digits", "Flickr8k"}
+    assert all("get it: " in gap.why for gap in missing)
