@@ -1,4 +1,4 @@
-"""SwiGLU with its norm at EVA-02's widths: B 2048, and L padded from 2730 to 2752."""
+"""SwiGLU with its norm at EVA-02's widths: S 1024, B 2048, and L padded from 2730 to 2752."""
 
 import torch
 
@@ -13,6 +13,7 @@ def run(width: int, padded: int) -> None:
 
 
 CASES = {
+    "EVA-02-S": ("swiglu_subln_backward", 1024, lambda: run(1024, 1024)),
     "EVA-02-B": ("swiglu_subln_backward", 2048, lambda: run(2048, 2048)),
     "EVA-02-L": ("swiglu_subln_backward", 2730, lambda: run(2730, 2752)),
 }

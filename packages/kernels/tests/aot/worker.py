@@ -95,9 +95,8 @@ def main(file: str) -> None:
             run()
             for function, arguments in caught:
                 row = launch.table_row(op, width, architecture)
-                limits = {key: row[key] for key in launch.LIMITS}
                 facts = compiled(function, arguments, capability)
-                about = {"case": name, "kernel": function.__name__, "architecture": architecture, "limits": limits}
+                about = {"case": name, "kernel": function.__name__, "architecture": architecture, "row": row}
                 print(json.dumps(about | facts), flush=True)
 
 

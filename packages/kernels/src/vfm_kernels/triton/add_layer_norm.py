@@ -26,6 +26,7 @@ def add_layer_norm_forward_kernel(
     HAS_SCALE: tl.constexpr,
     HAS_DROP: tl.constexpr,
     BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Each program walks over rows, so that parameters are read once; a dropped sample's branch is not read at all."""
     columns = tl.arange(0, BLOCK)
@@ -34,7 +35,7 @@ def add_layer_norm_forward_kernel(
     b = tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
     if HAS_SCALE:
         scale = tl.load(layer_scale + columns, mask=inside, other=0.0).to(tl.float32)
-    for row in range(tl.program_id(0).to(tl.int64), num_rows, tl.num_programs(0)):
+    for row in tl.range(tl.program_id(0).to(tl.int64), num_rows, tl.num_programs(0), num_stages=STAGES):
         x = tl.load(residual + row * residual_row + columns, mask=inside, other=0.0).to(tl.float32)
         if HAS_DROP:
             kept = tl.load(drop_scale + row // rows_per_sample).to(tl.float32)
@@ -82,6 +83,7 @@ def add_layer_norm_backward_kernel(
     HAS_DROP: tl.constexpr,
     WRITE_BRANCH: tl.constexpr,
     BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """A program's sums for weight, bias and layer scale are one row each of `d_weights`, `d_biases`, `d_scales`."""
     columns = tl.arange(0, BLOCK)
@@ -92,7 +94,7 @@ def add_layer_norm_backward_kernel(
     if HAS_SCALE:
         scale = tl.load(layer_scale + columns, mask=inside, other=0.0).to(tl.float32)
         d_scale = tl.zeros((BLOCK,), tl.float32)
-    for row in range(tl.program_id(0).to(tl.int64), num_rows, tl.num_programs(0)):
+    for row in tl.range(tl.program_id(0).to(tl.int64), num_rows, tl.num_programs(0), num_stages=STAGES):
         dy = tl.load(d_normed + row * d_normed_row + columns, mask=inside, other=0.0).to(tl.float32)
         x = tl.load(summed + row * width + columns, mask=inside, other=0.0).to(tl.float32)
         dx = tl.load(d_summed + row * d_summed_row + columns, mask=inside, other=0.0).to(tl.float32)

@@ -21,6 +21,7 @@ def swiglu_subln_forward_kernel(
     value_row,
     eps,
     BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Each program walks over rows, so that weight and bias are read once; what lies beyond the width becomes zero."""
     columns = tl.arange(0, BLOCK)
@@ -28,7 +29,7 @@ def swiglu_subln_forward_kernel(
     inside, stored = columns < width, columns < padded_width
     w = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
     b = tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
-    for row in range(tl.program_id(0).to(tl.int64), num_rows, tl.num_programs(0)):
+    for row in tl.range(tl.program_id(0).to(tl.int64), num_rows, tl.num_programs(0), num_stages=STAGES):
         g = tl.load(gate + row * gate_row + columns, mask=stored, other=0.0).to(tl.float32)
         v = tl.load(value + row * value_row + columns, mask=stored, other=0.0).to(tl.float32)
         hidden = tl.where(inside, g * tl.sigmoid(g) * v, 0.0)
@@ -60,6 +61,7 @@ def swiglu_subln_backward_kernel(
     gate_row,
     value_row,
     BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """The hidden row is computed anew; a program's sums for weight and bias are one row of `d_weights`, `d_biases`."""
     columns = tl.arange(0, BLOCK)
@@ -67,7 +69,7 @@ def swiglu_subln_backward_kernel(
     w = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
     d_weight = tl.zeros((BLOCK,), tl.float32)
     d_bias = tl.zeros((BLOCK,), tl.float32)
-    for row in range(tl.program_id(0).to(tl.int64), num_rows, tl.num_programs(0)):
+    for row in tl.range(tl.program_id(0).to(tl.int64), num_rows, tl.num_programs(0), num_stages=STAGES):
         dy = tl.load(d_out + row * d_out_row + columns, mask=stored, other=0.0).to(tl.float32)
         g = tl.load(gate + row * gate_row + columns, mask=stored, other=0.0).to(tl.float32)
         v = tl.load(value + row * value_row + columns, mask=stored, other=0.0).to(tl.float32)
