@@ -119,6 +119,8 @@ def test_languages_and_ways_to_resize_are_tasks_of_their_own(here: Path) -> None
         "--resize", "model,squash", "--name", "ways",
     )  # fmt: skip
     assert done.code == 0, done.err
+    stages = recipe_of("old", "--data", "photos", "--data", "pairs.tar", "--language", "de")
+    assert ("language" in stages["photos-zero_shot"], stages["pairs-retrieval-de"]["language"]) == (False, "de")
     files = {file.stem: json.loads(file.read_text()) for file in Path("store/runs/ways/results").glob("*.json")}
     assert set(files) == {f"pairs-retrieval-{end}_old" for end in ("de", "de-squash", "en", "en-squash")}
     assert files["pairs-retrieval-de-squash_old"]["language"] == "de"

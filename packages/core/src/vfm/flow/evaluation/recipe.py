@@ -86,7 +86,8 @@ def _evaluations(plan: Plan, one: JudgedSet, task: str) -> Iterator[Fields]:
     fields: Fields = {"models": [model.ref for model in fitting], "data": one.data.ref}
     if "train" in kind.model_fields and one.train:
         fields["train"] = one.train.ref
-    languages = (plan.languages or one.languages) if "language" in kind.model_fields else ()
+    captions = "language" in kind.model_fields and _target(kind, "data").accepts(PairDataset)
+    languages = (plan.languages or one.languages) if captions else ()
     for language in languages or (None,):
         for mode in plan.resize_modes:
             more = {"language": language, "resize_mode": mode}
