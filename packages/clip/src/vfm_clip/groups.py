@@ -84,7 +84,7 @@ def parameter_groups(clip: ClipModel, exempt: Collection[str], image: Rates, tex
             lr_scale, decay = rates.get(name, (1.0, None))
             key = (lr_scale, decay if parameter.ndim > 1 and name not in exempt else 0.0)
             groups.setdefault(key, ParamGroup([], *key)).params.append(parameter)
-    return list(groups.values())
+    return sorted(groups.values(), key=lambda group: group.weight_decay == 0.0)  # as a task's own groups: decayed first
 
 
 def _of_timm(visual: TimmModel, names: list[str]) -> list[list[str]]:
