@@ -220,12 +220,12 @@ class SampleCache(Artifact):
 class Metric(Config):
     """One measured number with its uncertainty."""
 
-    name: str
-    value: float
+    name: str = Field(description="such as acc1")
+    value: float = Field(description="in its unit")
     unit: str = Field(default="share", description="share (0 to 1), or what the value counts")
     n: int = Field(description="number of independent items behind the value")
     low: float = Field(description="lower end of the 95 % interval")
-    high: float
+    high: float = Field(description="upper end")
     model: str = Field(default="", description="name of the judged model's stage")
     chance: float | None = Field(default=None, description="expected value of a blind guess")
 
@@ -233,20 +233,20 @@ class Metric(Config):
 class Comparison(Config):
     """A model against the first one on the same items: the paired test."""
 
-    metric: str
-    model: str
-    baseline: str
-    difference: float
-    low: float
-    high: float
-    p_value: float
+    metric: str = Field(description="by which they are compared")
+    model: str = Field(description="who is compared")
+    baseline: str = Field(description="with whom: the first model")
+    difference: float = Field(description="the model's value minus the baseline's")
+    low: float = Field(description="lower end of the 95 % interval of the difference")
+    high: float = Field(description="upper end")
+    p_value: float = Field(description="two-sided")
     test: str = Field(description="exact McNemar, or sign flips")
 
 
 class Report(Artifact):
     """What an evaluation found: metrics with n and interval, paired tests; predictions lie beside as parquet."""
 
-    task: str
-    dataset: str
-    metrics: list[Metric]
-    comparisons: list[Comparison] = []
+    task: str = Field(description="as results call it, such as zeroshot_classification")
+    dataset: str = Field(description="name of the data set's stage")
+    metrics: list[Metric] = Field(description="of each model by each metric")
+    comparisons: list[Comparison] = Field([], description="of each later model with the first")

@@ -83,7 +83,7 @@ def _evaluations(plan: Plan, one: JudgedSet, task: str) -> Iterator[Fields]:
             plan.left_out.append(Missing(_title(one, task), "", why))
     if not fitting:
         return
-    fields: Fields = {"models": [model.ref for model in fitting], "data": one.data.ref}
+    fields: Fields = {"models": [model.ref for model in fitting], "data": one.data.ref, **one.settings}
     if "train" in kind.model_fields and one.train:
         fields["train"] = one.train.ref
     captions = "language" in kind.model_fields and _target(kind, "data").accepts(PairDataset)

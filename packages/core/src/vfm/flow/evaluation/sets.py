@@ -22,6 +22,7 @@ class JudgedSet:
     train: images to learn from, for probes and neighbours.
     languages: of the captions, a task in each; none: the first.
     scores: by task the metrics whose mean is its score; none: every task that fits, by its main metric.
+    settings: fields of its evaluations.
     """
 
     data: Part
@@ -30,6 +31,7 @@ class JudgedSet:
     title: str = ""
     group: str = ""
     scores: Mapping[str, list[str]] = field(default_factory=dict)
+    settings: Fields = field(default_factory=dict)
 
 
 def set_at(word: str, known: Mapping[str, type[Stage]], train: str | None = None) -> JudgedSet:

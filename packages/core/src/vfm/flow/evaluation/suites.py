@@ -39,6 +39,7 @@ class SuiteSet(Config):
     )
     train: dict[str, Any] | None = Field(None, description="fields that differ for the images to learn from")
     languages: list[str] = Field([], description="of the captions, a task in each; default: the first")
+    settings: dict[str, Any] = Field({}, description="fields of its evaluations, such as max_bad_fraction")
     torchvision: InTorchvision | None = Field(None, description="where torchvision keeps it, if not in a folder")
     get: str = Field("", description="where to get it")
     not_measured: str = Field("", description="why vfm cannot give the suite's score of it")
@@ -99,9 +100,8 @@ def find_sets(suite: Suite, root: str, known: Mapping[str, type[Stage]]) -> tupl
             name, (fields, train) = stage_name(one.name.replace("/", "-")), found
             learn = data_part(f"{name}-train", train, known) if train else None
             scores = suite.scores if one.scores is None else one.scores
-            judged.append(
-                JudgedSet(data_part(name, fields, known), learn, tuple(one.languages), title, one.group, scores)
-            )
+            data = data_part(name, fields, known)
+            judged.append(JudgedSet(data, learn, tuple(one.languages), title, one.group, scores, one.settings))
         else:
             where = one.data["path"] if one.data and "path" in one.data else f"{one.folders[0]} (or {one.folders[-1]})"
             missing.append(Missing(title, one.group, f"no {where} under {root}{_how_to_get(one, suite.hub)}"))
