@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 FILES = sorted((Path(__file__).parent / "interpreter").glob("test_*.py"))
+FILES = [file for file in FILES if file.stem != "test_wide"]  # real shapes, by make
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -15,8 +16,7 @@ def test_kernels_agree_with_their_plain_twins_in_the_interpreter(file: Path, req
     pytest.importorskip("triton")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
     environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    marks = request.config.getoption("markexpr") or "not slow"
-    command = [sys.executable, "-m", "pytest", str(file), "-p", "no:cacheprovider", "-m", marks, "--durations=5"]
+    command = [sys.executable, "-m", "pytest", str(file), "-p", "no:cacheprovider", "-m", "not slow", "--durations=5"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=request.config.rootpath)
-    assert done.returncode in (0, 5), done.stdout[-6000:] + done.stderr[-2000:]
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     print(done.stdout[-3000:])

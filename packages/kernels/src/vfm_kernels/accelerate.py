@@ -15,7 +15,7 @@ class Acceleration:
     """What `accelerate` replaced. As a context, or by `undo`, the model is made what it was.
 
     Attributes:
-        replaced: name of a layer -> the op it now takes.
+        replaced: name of a layer -> the op it takes.
         kept: name of a layer of a known class -> why it was left alone.
     """
 
@@ -64,7 +64,10 @@ def accelerate(model: nn.Module) -> Acceleration:
     if not fused(*list(model.parameters())[:1]):
         return done
     for library in _libraries():
+        ours = dict(library.FUSED.values())
         for name, layer in model.named_modules():
+            if type(layer) in ours:  # widened by `pad_swiglu`, or replaced before
+                done.replaced[name] = ours[type(layer)]
             if type(layer) not in library.FUSED:
                 continue
             if (reason := library.reason_against(layer, model)) is not None:
