@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from eval_world import ColourModel, labeled, run_in
+from eval_world import ColourModel, labeled, run_in, tiny_clip
 from vfm.config import UserError
 from vfm.eval.few_shot import draw_shots, fit_few_shot
 from vfm.eval.few_shot_stage import FewShot
@@ -83,6 +84,28 @@ def test_words_decide_where_nothing_may_move_and_images_where_it_may(tmp_path: P
     assert [held[name].verdicts[0].value for name in ORACLES] == [1, 0]  # as zero-shot
     free = judged(tmp_path / "free", words=True, penalty=1e-3)
     assert free["wrong"].verdicts[1].value == 1
+
+
+def test_the_stage_reports_each_number_of_shots_and_how_far_the_draws_differ(tmp_path: Path) -> None:
+    train, test, clip = labeled(tmp_path / "train", 21), labeled(tmp_path / "test", 14), tiny_clip(tmp_path / "clip", 0)
+    run = run_in(tmp_path / "out", train=train, test=test, clip=clip)
+    stage = FewShot(
+        kind="eval.few_shot",
+        name="f",
+        models=["clip"],
+        train="train",
+        data="test",
+        shots=[2, 1],
+        draws=2,
+        start="zero_shot",
+    )
+    report = stage.run(run.ctx)
+    assert [m.name for m in report.metrics] == ["fs1_acc1", "fs2_acc1"]
+    (file,) = (tmp_path / "out" / "results").glob("*.json")
+    result = json.loads(file.read_text())
+    for name, metric in (("1", report.metrics[0]), ("2", report.metrics[1])):
+        assert np.mean(result["by_draw"][name]) == pytest.approx(metric.value)
+        assert (metric.n, metric.chance) == (14, pytest.approx(1 / 7))
 
 
 def test_what_cannot_be_drawn_or_started_from_is_told(tmp_path: Path) -> None:
