@@ -22,6 +22,17 @@ def test_the_closed_form_gradient_is_that_of_the_plain_form(agrees, columns, mon
     )
 
 
+def test_autocast_makes_nothing_coarser():
+    queries, keys, scale = torch.randn(5, 4, requires_grad=True), torch.randn(9, 4), torch.tensor(1.3)
+    rows = OPS.pair_log_sum_exp(queries, keys, scale, False)[0]
+    gradient = torch.autograd.grad(rows.sum(), queries)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(pair_log_sum_exp(queries, keys, scale)[0], rows)
+        again = OPS.pair_log_sum_exp(queries, keys, scale, False)[0]
+        assert torch.equal(again, rows)
+        assert torch.equal(torch.autograd.grad(again.sum(), queries)[0], gradient)
+
+
 @pytest.mark.parametrize("name", ["cross_entropy_rows", "sigmoid_rows"])
 def test_rows_in_place_are_their_twins(name):
     logits = torch.randn(3, 7)

@@ -51,9 +51,14 @@ def pair_log_sum_exp(
     if fused(queries, keys):
         rows, of_columns, *_ = torch.ops.vfm_kernels.pair_log_sum_exp(queries, keys, scale, columns)
         return rows, of_columns if columns else None
-    with torch.autocast(queries.device.type, enabled=False):
-        logits = scale * at_least_fp32(queries) @ at_least_fp32(keys).T
+    logits = _logits(queries, keys, scale)
     return logits.logsumexp(dim=1), logits.logsumexp(dim=0) if columns else None
+
+
+def _logits(queries: Tensor, keys: Tensor, scale: Tensor) -> Tensor:
+    """(n, N) in fp32 whatever autocast says: in bf16 a logit of 100 has an error of 0.25."""
+    with torch.autocast(queries.device.type, enabled=False):
+        return scale * at_least_fp32(queries) @ at_least_fp32(keys).T
 
 
 def _run(queries: Tensor, keys: Tensor, scale: Tensor, columns: bool) -> tuple[Tensor, Tensor]:
@@ -61,7 +66,7 @@ def _run(queries: Tensor, keys: Tensor, scale: Tensor, columns: bool) -> tuple[T
         from vfm_kernels.launch import pairs
 
         return pairs.log_sum_exp(queries, keys, scale, columns)
-    logits = scale * at_least_fp32(queries) @ at_least_fp32(keys).T
+    logits = _logits(queries, keys, scale)
     return logits.logsumexp(dim=1), logits.logsumexp(dim=0) if columns else logits.new_empty(0)
 
 
@@ -80,14 +85,15 @@ def _run_backward(
     chunk_size = max(1, CHUNK_LOGITS // len(k))
     for start in range(0, len(q), chunk_size):
         chunk = slice(start, start + chunk_size)
-        cosine = q[chunk] @ k.T  # (c, N)
-        d_logits = (cosine * scale - rows[chunk, None]).exp_() * d_rows[chunk, None]
-        if len(columns):
-            d_logits += (cosine * scale - columns).exp_() * d_columns
-        d_scale += (d_logits * cosine).sum()
-        d_logits *= scale
-        d_q[chunk] = d_logits @ k
-        d_k.addmm_(d_logits.T, q[chunk])
+        with torch.autocast(q.device.type, enabled=False):
+            cosine = q[chunk] @ k.T  # (c, N)
+            d_logits = (cosine * scale - rows[chunk, None]).exp_() * d_rows[chunk, None]
+            if len(columns):
+                d_logits += (cosine * scale - columns).exp_() * d_columns
+            d_scale += (d_logits * cosine).sum()
+            d_logits *= scale
+            d_q[chunk] = d_logits @ k
+            d_k.addmm_(d_logits.T, q[chunk])
     return d_q.to(queries.dtype), d_k.to(keys.dtype), d_scale
 
 
