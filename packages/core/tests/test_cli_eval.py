@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -125,6 +127,18 @@ def test_languages_and_ways_to_resize_are_tasks_of_their_own(here: Path) -> None
     assert set(files) == {f"pairs-retrieval-{end}_old" for end in ("de", "de-squash", "en", "en-squash")}
     assert files["pairs-retrieval-de-squash_old"]["language"] == "de"
     assert files["pairs-retrieval-de-squash_old"]["resize_mode"] == "squash"
+
+
+def test_several_labels_an_image_are_judged_by_mean_average_precision(here: Path) -> None:
+    arrays = []
+    for number in range(6):
+        np.save(buffer := io.BytesIO(), np.eye(3, dtype=int)[number % 3] | np.eye(3, dtype=int)[0])
+        arrays.append(buffer.getvalue())
+    folder(here / "wds_tags", "npy", arrays, classnames="red\ngreen\nblue\n", dataset_type="multilabel")
+    done = run_here("eval", "old", "--data", "wds_tags", "--name", "tags", "--quiet")
+    assert done.code == 0, done.err
+    record = json.loads((here / "store/runs/tags/results/wds_tags-zero_shot_old.json").read_text())
+    assert "mean_average_precision" in record["metrics"]
 
 
 @pytest.mark.parametrize(
