@@ -1,7 +1,8 @@
 """The shared mathematics of vfm, in plain torch: masks, token operations and the losses of EVA, CLIP and DIVA."""
 
-from vfm_kernels.accelerate import Acceleration, accelerate
+from vfm_kernels.accelerate import Acceleration, accelerate, subset_drop_path
 from vfm_kernels.add_layer_norm import add_layer_norm
+from vfm_kernels.attention import attention, attention_packed
 from vfm_kernels.contrastive import info_nce, siglip_loss, similarity_distillation
 from vfm_kernels.cosine import masked_cosine_loss, resultant_length, token_cosine
 from vfm_kernels.diffusion import (
@@ -17,6 +18,7 @@ from vfm_kernels.diffusion import (
 from vfm_kernels.dispatch import Kernels, not_supported_reasons, use_kernels
 from vfm_kernels.drop_path import residual_of_subset
 from vfm_kernels.embedding import mask_tokens
+from vfm_kernels.explain import explain
 from vfm_kernels.gather import gather_with_grad
 from vfm_kernels.masking import block_mask, block_mask_exact, random_mask
 from vfm_kernels.padding import pad_patch_embed, pad_swiglu
@@ -33,11 +35,14 @@ __all__ = [
     "accelerate",
     "add_layer_norm",
     "add_noise",
+    "attention",
+    "attention_packed",
     "block_mask",
     "block_mask_exact",
     "denoising_error",
     "diffusion_target",
     "discrete_timesteps",
+    "explain",
     "gather_tokens",
     "gather_with_grad",
     "info_nce",
@@ -58,6 +63,7 @@ __all__ = [
     "scatter_tokens",
     "siglip_loss",
     "similarity_distillation",
+    "subset_drop_path",
     "swiglu_subln",
     "token_cosine",
     "use_kernels",

@@ -12,7 +12,7 @@ from vfm_kernels.dispatch import fused
 
 @dataclass
 class Acceleration:
-    """What `accelerate` replaced. As a context, or by `undo`, the model is made what it was.
+    """What `accelerate` or `subset_drop_path` replaced. As a context, or by `undo`, the model is made what it was.
 
     Attributes:
         replaced: name of a layer -> the op it takes.
@@ -22,6 +22,12 @@ class Acceleration:
     replaced: dict[str, str] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
     _before: list[tuple[nn.Module, type[nn.Module]]] = field(default_factory=list, repr=False)
+
+    def replace(self, name: str, layer: nn.Module, wanted: type[nn.Module], op: str) -> None:
+        """Gives a layer the forward of a subclass of its class."""
+        self._before.append((layer, type(layer)))
+        self.replaced[name] = op
+        layer.__class__ = wanted
 
     def undo(self) -> None:
         """Gives every layer its own forward back."""
@@ -73,12 +79,30 @@ def accelerate(model: nn.Module) -> Acceleration:
             if (reason := library.reason_against(layer, model)) is not None:
                 done.kept[name] = reason
                 continue
-            before = type(layer)
-            layer.__class__, done.replaced[name] = library.FUSED[before]
-            done._before.append((layer, before))
+            done.replace(name, layer, *library.FUSED[type(layer)])
     if not done.replaced:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in done.kept.items())
         raise ValueError(f"{type(model).__name__} has no layer that takes a kernel ({reasons or 'none is known'})")
+    return done
+
+
+def subset_drop_path(model: nn.Module) -> Acceleration:
+    """Lets timm's blocks drop paths by running each branch on part of the batch, on any device (`residual_of_subset`).
+
+    The share of the branches that is dropped is saved, forward and backward. Opt in to it: the law is a little other
+    than drop path's, and such a block keeps the rest of its forward, so `accelerate` leaves its sums alone.
+
+    Raises:
+        ValueError: the model has no block of timm's with a drop path rate above 0.
+    """
+    from vfm_kernels.timm_layers import SUBSET
+
+    done = Acceleration()
+    for name, layer in model.named_modules():
+        if type(layer) in SUBSET and getattr(layer.drop_path1, "drop_prob", 0) > 0:
+            done.replace(name, layer, SUBSET[type(layer)], "residual_of_subset")
+    if not done.replaced:
+        raise ValueError(f"{type(model).__name__} has no block with drop path")
     return done
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 def residual_of_subset(
     x: Tensor,
-    branch: Callable[[Tensor], Tensor],
+    branch: Callable[[Tensor, Tensor], Tensor],
     drop_rate: float,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -19,7 +19,7 @@ def residual_of_subset(
 
     Args:
         x: (B, ..., D).
-        branch: (K, ..., D) to (K, ..., D); norm, attention or MLP, layer scale.
+        branch: the kept samples (K, ..., D) and their indices (K,) to (K, ..., D): norm, attention or MLP, layer scale.
         drop_rate: share of the samples that is dropped, in [0, 1).
         generator: on the CPU or the device of `x`; torch's global one by default.
 
@@ -36,7 +36,7 @@ def residual_of_subset(
     batch = len(x)
     kept = max(1, round(batch * (1 - drop_rate)))
     if kept == batch:
-        return x + branch(x).to(x.dtype)
+        return x + branch(x, torch.arange(batch, device=x.device)).to(x.dtype)
     device = x.device if generator is None else generator.device
     index = torch.randperm(batch, generator=generator, device=device)[:kept].to(x.device)
-    return x.index_add(0, index, branch(x[index]).to(x.dtype), alpha=batch / kept)
+    return x.index_add(0, index, branch(x[index], index).to(x.dtype), alpha=batch / kept)

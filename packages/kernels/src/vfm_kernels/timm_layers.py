@@ -12,6 +12,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vfm_kernels.add_layer_norm import add_layer_norm
+from vfm_kernels.drop_path import residual_of_subset
 from vfm_kernels.rope import rope_2d
 from vfm_kernels.swiglu import swiglu_subln
 
@@ -78,6 +79,52 @@ class FusedBlock(Block):  # type: ignore[misc]
         x, normed = sum_and_norm(x, branch, self.norm2, getattr(self.ls1, "gamma", None), self.drop_path1)
         summed: Tensor = x + self.drop_path2(self.ls2(self.mlp(normed)))
         return summed
+
+
+class SubsetEvaBlock(EvaBlock):  # type: ignore[misc]
+    """Drop path by part of the batch, in training."""
+
+    def forward(
+        self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        if not self.training:
+            return super().forward(x, rope=rope, attn_mask=attn_mask, is_causal=is_causal)  # type: ignore[no-any-return]
+
+        def attention(kept: Tensor, index: Tensor) -> Tensor:
+            of_kept = {"rope": _of(rope, index, len(x)), "attn_mask": _of(attn_mask, index, len(x))}
+            branch: Tensor = self.attn(self.norm1(kept), is_causal=is_causal, **of_kept)
+            return branch if self.gamma_1 is None else self.gamma_1 * branch
+
+        def mlp(kept: Tensor, _: Tensor) -> Tensor:
+            branch: Tensor = self.mlp(self.norm2(kept))
+            return branch if self.gamma_2 is None else self.gamma_2 * branch
+
+        x = residual_of_subset(x, attention, self.drop_path1.drop_prob)
+        return residual_of_subset(x, mlp, self.drop_path2.drop_prob)
+
+
+class SubsetBlock(Block):  # type: ignore[misc]
+    """Drop path by part of the batch, in training."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        if not self.training:
+            return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)  # type: ignore[no-any-return]
+
+        def attention(kept: Tensor, index: Tensor) -> Tensor:
+            of_kept = _of(attn_mask, index, len(x))
+            branch: Tensor = self.ls1(self.attn(self.norm1(kept), attn_mask=of_kept, is_causal=is_causal))
+            return branch
+
+        x = residual_of_subset(x, attention, self.drop_path1.drop_prob)
+        return residual_of_subset(x, lambda kept, _: self.ls2(self.mlp(self.norm2(kept))), self.drop_path2.drop_prob)
+
+
+SUBSET: dict[type[nn.Module], type[nn.Module]] = {EvaBlock: SubsetEvaBlock, Block: SubsetBlock}
+
+
+def _of(tensor: Tensor | None, index: Tensor, batch: int) -> Tensor | None:
+    """Angles or masks of some samples, where they have a sample's dimension at all."""
+    return tensor[index] if tensor is not None and tensor.ndim == 4 and len(tensor) == batch else tensor
 
 
 def sum_and_norm(
