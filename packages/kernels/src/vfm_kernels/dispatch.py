@@ -7,6 +7,7 @@ is spent. `reference` never takes a kernel. `triton` takes it or raises, with ev
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Literal, get_args
 
 import torch
@@ -34,6 +35,11 @@ def use_kernels(choice: Kernels) -> Iterator[None]:
         yield
     finally:
         _choice = before
+
+
+def choice_in_force() -> Kernels:
+    """What `use_kernels` was given last, for ops with more than two implementations."""
+    return _choice
 
 
 def fused(*tensors: Tensor) -> bool:
@@ -65,6 +71,12 @@ def runs_triton(*tensors: Tensor) -> bool:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _reasons_of_device(device: torch.device) -> tuple[str, ...]:
+    return _found_once(device)
+
+
+@cache
+def _found_once(device: torch.device) -> tuple[str, ...]:
+    """Asked by every call of every op, and always the same in a process."""
     if importlib.util.find_spec("triton") is None:
         return ("triton is not installed",)
     if device.type == "cuda":

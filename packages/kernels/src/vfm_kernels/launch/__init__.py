@@ -23,8 +23,9 @@ def settings(op: str, width: int, device: torch.device) -> Row:
     return {name: value for name, value in table_row(op, width, architecture(device)).items() if name not in LIMITS}
 
 
+@cache
 def table_row(op: str, width: int, architecture: str) -> Row:
-    """The settings with their limits."""
+    """The settings with their limits; not to be changed."""
     rows = _table(architecture)[op]
     widths = sorted(map(int, rows))
     return rows[str(next((each for each in widths if each >= width), widths[-1]))]
