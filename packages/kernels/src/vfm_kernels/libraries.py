@@ -1,0 +1,110 @@
+"""How each backend of attention is called: q, k, v (B, N, H, D) and a pattern to (B, N, H, D)."""
+
+import importlib.util
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vfm_kernels.attention_plain import attention_plain, seen
+from vfm_kernels.pattern import Pattern
+from vfm_kernels.rope import rope_2d
+
+
+@cache
+def installed(module: str) -> bool:
+    """Whether a module could be imported; it is not."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that it would lie in
+        return False
+
+
+def cudnn_version() -> int | None:
+    """Of the cuDNN that torch came with: 91501 is 9.15.1."""
+    return torch.backends.cudnn.version()
+
+
+def run_triton_short(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    mixed: Tensor = torch.ops.vfm_kernels.attention(q, k, v, *pattern, True)[0]
+    return mixed
+
+
+def run_triton_stream(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    mixed: Tensor = torch.ops.vfm_kernels.attention(q, k, v, *pattern, False)[0]
+    return mixed
+
+
+def run_fa4(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    from flash_attn import cute  # type: ignore[import-not-found]
+
+    return _flash_attention(cute, q, k, v, pattern)
+
+
+def run_fa3(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    import flash_attn_interface  # type: ignore[import-not-found]
+
+    # By itself it may split the keys of a head among programs, which made it several times slower at 1000 tokens.
+    return _flash_attention(flash_attn_interface, q, k, v, pattern, num_splits=1)
+
+
+def run_sdpa(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    q, k = _turned(q, pattern), _turned(k, pattern)
+    mask = None if pattern.cu_seqlens is None else seen(q, pattern)
+    q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
+    causal = pattern.causal and mask is None
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=pattern.scale)
+    return mixed.transpose(1, 2)
+
+
+def run_sdpa_cudnn(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return run_sdpa(q, k, v, pattern)
+
+
+def run_sdpa_flash(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return run_sdpa(q, k, v, pattern)
+
+
+def run_sdpa_efficient(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+        return run_sdpa(q, k, v, pattern)
+
+
+def run_xformers(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    from xformers import ops  # type: ignore[import-not-found]
+
+    bias = ops.LowerTriangularMask() if pattern.causal else None
+    q, k = _turned(q, pattern), _turned(k, pattern)
+    mixed: Tensor = ops.memory_efficient_attention(q, k, v, attn_bias=bias, scale=pattern.scale)
+    return mixed
+
+
+def run_eager(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    return attention_plain(q, k, v, pattern)[0]
+
+
+def _flash_attention(module: Any, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, **options: Any) -> Tensor:
+    q, k = _turned(q, pattern), _turned(k, pattern)
+    options |= {"softmax_scale": pattern.scale, "causal": pattern.causal}
+    if pattern.cu_seqlens is None:
+        mixed = module.flash_attn_func(q, k, v, **options)
+    else:
+        ends = {f"cu_seqlens_{side}": pattern.cu_seqlens for side in "qk"}
+        longest = {f"max_seqlen_{side}": pattern.max_seqlen for side in "qk"}
+        rows = (heads.squeeze(0) for heads in (q, k, v))
+        mixed = module.flash_attn_varlen_func(*rows, **ends, **longest, **options)
+    first: Tensor = mixed[0] if isinstance(mixed, tuple) else mixed  # some versions return the log-sum-exp too
+    return first.view(q.shape)
+
+
+def _turned(heads: Tensor, pattern: Pattern) -> Tensor:
+    """Queries or keys as the scores see them, in a buffer of their own if they are turned at all."""
+    if pattern.sin is None or pattern.cos is None:
+        return heads
+    options = {"num_prefix_tokens": pattern.num_prefix_tokens, "positions": pattern.positions}
+    return rope_2d(heads.clone(), pattern.sin, pattern.cos, **options)  # type: ignore[arg-type]

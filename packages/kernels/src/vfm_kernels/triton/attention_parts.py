@@ -1,0 +1,69 @@
+"""What the kernels of attention share: which tokens a program sees, rows of heads, products over a split width, RoPE.
+
+A head of 72, 80 or 88 channels lies in two parts, 64 and 16 or 32 wide: padded to 128, the next power of two, a third of
+the products and of the shared memory would be for nothing. Functions of both parts take `WIDTH_2 = 0` for heads with one.
+"""
+# mypy: ignore-errors
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def sequence(cu_seqlens, sample, num_tokens, VARLEN: tl.constexpr):
+    """Batch index, first token and length of a sample: of a batch, or of one long row of sequences."""
+    if VARLEN:
+        first = tl.load(cu_seqlens + sample).to(tl.int32)
+        batch, length = sample * 0, tl.load(cu_seqlens + sample + 1).to(tl.int32) - first
+    else:
+        batch, first, length = sample, sample * 0, num_tokens
+    return batch.to(tl.int64), first.to(tl.int64), length
+
+
+@triton.jit
+def head_at(heads, batch, first, head, of_batch, of_token, of_head):
+    """Where the first token of a sample lies in (B, N, H, D)."""
+    return heads + batch * of_batch + first * of_token + head * of_head
+
+
+@triton.jit
+def load_rows(
+    at, rows, of_row, length, FROM: tl.constexpr, PART: tl.constexpr, WIDTH: tl.constexpr, UPCAST: tl.constexpr
+):
+    """Channels [FROM, FROM + PART) of rows; zero beyond the length and the width."""
+    channels = FROM + tl.arange(0, PART)
+    inside = (rows < length)[:, None] & (channels < WIDTH)[None, :]
+    x = tl.load(at + rows[:, None] * of_row + channels[None, :], mask=inside, other=0.0)
+    return x.to(tl.float32) if UPCAST else x  # the interpreter cannot multiply bf16
+
+
+@triton.jit
+def store_rows(at, x, rows, of_row, length, FROM: tl.constexpr, PART: tl.constexpr, WIDTH: tl.constexpr):
+    """The inverse of `load_rows`: padding is left out."""
+    channels = FROM + tl.arange(0, PART)
+    inside = (rows < length)[:, None] & (channels < WIDTH)[None, :]
+    tl.store(at + rows[:, None] * of_row + channels[None, :], x.to(at.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def table_rows(positions, batch, tokens, num_tokens, num_prefix_tokens, HAS_POSITIONS: tl.constexpr):
+    """Each token's row of the table of angles; negative for none."""
+    if HAS_POSITIONS:
+        return tl.load(positions + batch * num_tokens + tokens, mask=tokens < num_tokens, other=-1).to(tl.int32)
+    else:
+        return tl.where(tokens < num_tokens, tokens - num_prefix_tokens, -1)
+
+
+@triton.jit
+def turned(x, rows, sin, cos, of_row, of_pair, FROM: tl.constexpr, WIDTH: tl.constexpr, INVERSE: tl.constexpr):
+    """Rows with each pair (x0, x1) as (x0 cos - x1 sin, x1 cos + x0 sin), or turned back, in fp32."""
+    PAIRS: tl.constexpr = x.shape[1] // 2
+    pairs = FROM // 2 + tl.arange(0, PAIRS)
+    placed = (rows >= 0)[:, None] & (pairs < WIDTH // 2)[None, :]
+    angle = rows[:, None] * of_row + pairs[None, :] * of_pair
+    s = tl.load(sin + angle, mask=placed, other=0.0).to(tl.float32)
+    c = tl.load(cos + angle, mask=placed, other=1.0).to(tl.float32)
+    if INVERSE:
+        s = -s
+    x0, x1 = tl.split(tl.reshape(x.to(tl.float32), (x.shape[0], PAIRS, 2)))
+    return tl.reshape(tl.join(x0 * c - x1 * s, x1 * c + x0 * s), x.shape)
