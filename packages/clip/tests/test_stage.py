@@ -185,6 +185,8 @@ def test_the_report_is_left_what_the_model_saw_before_the_curves(tmp_path: Path)
     checkpoint, _ = run_stage(stage, tmp_path, pool=pool)
     panels = load_panels(checkpoint.path)
     assert [panel.title for panel in panels][:2] == ["What the model saw", "Training loss"]
+    (cosines,) = [panel for panel in panels if panel.title == "Mutual cosine"]
+    assert [series.name for series in cosines.series] == ["mutual_cosine/image", "mutual_cosine/text"]
     assert len(panels[0].pictures) == 16
     data, _ = training_data(stage, [pool], load_clip(checkpoint))
     (first,) = next(data.steps(0, 1))

@@ -30,10 +30,13 @@ class Diagnosis(Alarm):
         self.plan = plan
         least, most = GRACE
         self.grace = plan.warmup_steps + max(least, min(most, round(GRACE_SHARE * plan.num_steps)))
+        self.first_scale: float | None = None
 
     def look(self, step: int, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """What ails the training: of the data at once, of what is learned after a time of grace."""
         given = {name: value for name, value in values.items() if value is not None}
+        if self.first_scale is None:
+            self.first_scale = given.get("train/logit_scale")
         yield from self._repeated(step, given)
         if step > self.grace:
             yield from self._flat(step, given)
@@ -68,9 +71,9 @@ class Diagnosis(Alarm):
 
     def _at_limit(self, step: int, values: Mapping[str, float]) -> Iterator[tuple[str, str]]:
         scale, most = values.get("train/logit_scale"), self.plan.logit_scale_max
-        if scale is None or self.plan.lock_logit_scale:
+        if scale is None or self.first_scale is None or self.plan.lock_logit_scale:
             return
-        if scale >= most * (1 - AT_LIMIT):
+        if scale >= most * (1 - AT_LIMIT) > self.first_scale:  # a pretrained model may come with it
             yield (
                 "highest temperature",
                 f"step {step} of {self.plan.num_steps}: the inverse temperature is at its limit, {most:g}. Long"

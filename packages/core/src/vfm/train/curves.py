@@ -132,7 +132,7 @@ def training_panels(file: Path) -> list[LinesPanel]:
         ("Training loss", 10, losses, "Mean over the steps between two points."),
         ("Gradient norm", 11, ["train/grad_norm"], "Before clipping. A steady climb or spikes precede divergence."),
         ("Learning rate", 12, ["train/lr"], ""),
-        *((name.removeprefix("train/").replace("_", " ").capitalize(), 13, [name], "") for name in rest),
+        *((family.replace("_", " ").capitalize(), 13, parts, "") for family, parts in _families(rest).items()),
     ]
     return [*(_chart(rows, *chart) for chart in charts), *_score_charts(lines)]
 
@@ -152,6 +152,15 @@ def _score_charts(lines: list[dict[str, Any]]) -> list[LinesPanel]:
 
 def _values(rows: list[dict[str, Any]]) -> list[str]:
     return [name for name in (rows[0] if rows else {}) if "/" in name]
+
+
+def _families(names: list[str]) -> dict[str, list[str]]:
+    """Numbers that are drawn together: those of one name before the last `/` behind `train/`."""
+    families: dict[str, list[str]] = {}
+    for name in names:
+        above, _, last = name.removeprefix("train/").rpartition("/")
+        families.setdefault(above or last, []).append(name)
+    return families
 
 
 def _chart(rows: list[dict[str, Any]], title: str, order: int, names: list[str], note: str) -> LinesPanel:
