@@ -38,7 +38,7 @@ class Features:
 class InfoNce(Config):
     """CLIP's: each image picks its text among all texts, each text its image."""
 
-    type: Literal["info_nce"] = "info_nce"
+    type: Literal["info_nce"] = Field("info_nce", description="CLIP's softmax over all pairs")
 
     def prepare(self, clip: ClipModel, warn: Callable[[str], None]) -> None:
         """Tells of what the model has learned and this loss passes over."""
@@ -66,7 +66,9 @@ class InfoNce(Config):
 class Distillation(InfoNce):
     """CLIP's, and the same choice among all as a teacher makes it, softly: open_clip's sum of the two."""
 
-    type: Literal["distillation"] = "distillation"  # type: ignore[assignment]
+    type: Literal["distillation"] = Field(  # type: ignore[assignment]
+        "distillation", description="CLIP's, and a teacher's softer choice"
+    )
     teacher: Ref[ClipCheckpoint] = Field(description="the model to learn from; it sees the same pixels and tokens")
     weight: float = Field(1.0, gt=0, description="of the teacher's part; the pairs' own has 1")
 
@@ -92,7 +94,7 @@ class Distillation(InfoNce):
 class Siglip(Config):
     """SigLIP's: each image and each text are asked by themselves whether they belong together."""
 
-    type: Literal["siglip"] = "siglip"
+    type: Literal["siglip"] = Field("siglip", description="SigLIP's yes or no of every image with every text")
     logit_bias_init: float | None = Field(
         None,
         description=f"added to every logit at the start; default: the model's own; one without is given"
