@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent / "aot"
-TENSOR_CORES = {"pair_log_sum_exp_kernel"}  # kernels with matrix products
+TENSOR_CORES = {  # kernels with matrix products
+    "pair_log_sum_exp_kernel",
+    "attention_short_kernel",
+    "attention_stream_kernel",
+    "attention_backward_kernel",
+}
 ALL_REGISTERS = 65536
 ALL_SHARED_BYTES = {"sm80": 163 * 1024, "sm90": 227 * 1024}
 

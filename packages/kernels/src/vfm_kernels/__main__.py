@@ -1,10 +1,11 @@
-"""`python -m vfm_kernels explain --shape 8,257,16,88 --dtype bf16`: which backend would compute an attention, and why."""
+"""`python -m vfm_kernels explain --shape 8,257,16,88 --dtype bf16`: who would compute an attention, and why."""
 
 import argparse
 
 import torch
 
-from vfm_kernels.explain import told, without_device
+from vfm_kernels.explain import told
+from vfm_kernels.problem import without_device
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 

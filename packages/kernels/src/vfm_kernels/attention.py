@@ -11,7 +11,7 @@ from vfm_kernels import backends
 from vfm_kernels.attention_plain import attention_plain, attention_plain_backward
 from vfm_kernels.dispatch import runs_triton
 from vfm_kernels.library import define, differentiate
-from vfm_kernels.pattern import Pattern
+from vfm_kernels.pattern import SCHEMA, Pattern
 from vfm_kernels.precision import at_least_fp32
 
 
@@ -187,9 +187,9 @@ for _name, _heads, _gradients in (
     ("attention", "Tensor q, Tensor k, Tensor v", "(Tensor, Tensor, Tensor)"),
     ("attention_packed", "Tensor qkv", "Tensor"),
 ):
-    define(f"{_name}({_heads}, {Pattern.SCHEMA}, bool short) -> (Tensor, Tensor)", _run, _fake)
+    define(f"{_name}({_heads}, {SCHEMA}, bool short) -> (Tensor, Tensor)", _run, _fake)
     define(
-        f"{_name}_backward(Tensor d_out, Tensor out, Tensor lse, {_heads}, {Pattern.SCHEMA}) -> {_gradients}",
+        f"{_name}_backward(Tensor d_out, Tensor out, Tensor lse, {_heads}, {SCHEMA}) -> {_gradients}",
         _run_backward,
         _fake_backward,
     )

@@ -12,47 +12,15 @@ import torch
 from torch import Tensor
 
 from vfm_kernels import libraries
-from vfm_kernels.dispatch import Kernels, choice_in_force, not_supported_reasons
+from vfm_kernels.dispatch import Kernels, choice_in_force
 from vfm_kernels.pattern import Pattern
+from vfm_kernels.problem import Problem, problem_of
 
 HALF = (torch.float16, torch.bfloat16)
 SHORT_TOKENS = 272  # 256 and a tail of 16: scores of more keys do not fit in registers
 SHORT_WIDTH = 88
 WIDEST = 128
 CUDNN_WITHOUT_BUG = 91501  # older ones read beyond the end where 128 does not divide N (pytorch #169849)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """An attention as the backends judge it: sizes and the machine, no values.
-
-    Attributes:
-        shape: (B, N, H, D).
-        dtype: of queries, keys and values.
-        device: `cuda`, `cpu`, ...
-        capability: of the CUDA device, (0, 0) elsewhere.
-        no_kernels: why Triton's kernels cannot run on this device and dtype at all; empty if they can.
-        longest: tokens of the longest sequence.
-        causal: a token sees those before it.
-        varlen: sequences lie one behind the other.
-    """
-
-    shape: tuple[int, int, int, int]
-    dtype: torch.dtype
-    device: str
-    capability: tuple[int, int]
-    no_kernels: tuple[str, ...]
-    longest: int
-    causal: bool = False
-    varlen: bool = False
-
-    @property
-    def num_tokens(self) -> int:
-        return self.shape[1]
-
-    @property
-    def width(self) -> int:
-        return self.shape[3]
 
 
 @dataclass(frozen=True)
@@ -206,16 +174,8 @@ def choose(q: Tensor, pattern: Pattern, name: str | None) -> str:
         return "sdpa"  # torch's own path, reached without a look at the list
     batch, num_tokens, num_heads, width = map(int, q.shape)
     shape = (batch, num_tokens, num_heads, width, int(pattern.max_seqlen))
-    return _chosen(q.device, q.dtype, shape, pattern.causal, pattern.cu_seqlens is not None, name, choice)
-
-
-def problem_of(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], causal: bool, varlen: bool) -> Problem:
-    """Of (B, N, H, D, longest sequence) on a device that is here."""
-    no_kernels = tuple(not_supported_reasons(torch.empty(0, dtype=dtype, device=device)))
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
-    batch, num_tokens, num_heads, width, longest = shape
-    sizes = (batch, num_tokens, num_heads, width)
-    return Problem(sizes, dtype, device.type, capability, no_kernels, longest, causal, varlen)
+    chosen: str = _chosen(q.device, q.dtype, shape, pattern.causal, pattern.cu_seqlens is not None, name, choice)
+    return chosen
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from vfm_kernels.backends import BACKENDS, Problem, first_choice, problem_of
+from vfm_kernels.backends import BACKENDS, first_choice
 from vfm_kernels.dispatch import choice_in_force
 from vfm_kernels.pattern import Pattern
+from vfm_kernels.problem import Problem, problem_of
 
 
 def explain(q: Tensor, k: Tensor, v: Tensor, **pattern: Any) -> None:
@@ -58,13 +58,3 @@ def told(problem: Problem, here: bool = True) -> str:
 def _taken(problem: Problem) -> str | None:
     choice = choice_in_force()
     return "sdpa" if problem.device != "cuda" and choice != "triton" else first_choice(problem, choice)
-
-
-def without_device(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, capability: tuple[int, int], **kind: bool
-) -> Problem:
-    """A problem on a CUDA device that need not be here; Triton must be, as kernels are Python."""
-    from vfm_kernels.libraries import installed
-
-    no_kernels = () if installed("triton") else ("triton is not installed",)
-    return Problem(shape, dtype, "cuda", capability, no_kernels, shape[1], **kind)

@@ -2,11 +2,18 @@
 
 # B batch, N tokens, H heads, D width of a head, P positions of the table, S sequences of one long row
 
+import math
 from typing import NamedTuple
 
 from torch import Tensor
 
 from vfm_kernels.rope import rotate
+
+# Of the fields of `Pattern`, in their order.
+SCHEMA = (
+    "Tensor? sin, Tensor? cos, Tensor? positions, SymInt num_prefix_tokens, Tensor? cu_seqlens,"
+    " SymInt max_seqlen, bool causal, float scale"
+)
 
 
 class Pattern(NamedTuple):
@@ -20,11 +27,6 @@ class Pattern(NamedTuple):
     max_seqlen: int
     causal: bool
     scale: float
-
-    SCHEMA = (
-        "Tensor? sin, Tensor? cos, Tensor? positions, SymInt num_prefix_tokens, Tensor? cu_seqlens,"
-        " SymInt max_seqlen, bool causal, float scale"
-    )
 
     @classmethod
     def of(
@@ -68,7 +70,7 @@ class Pattern(NamedTuple):
         elif sin is not None or cos is not None:
             raise ValueError("sin and cos go together; one of them is missing")
         longest = num_tokens if max_seqlen is None or cu_seqlens is None else max_seqlen
-        scale = width**-0.5 if scale is None else scale
+        scale = 1 / math.sqrt(width) if scale is None else scale
         if scale <= 0:
             raise ValueError(f"scale is {scale}; it must be above 0")
         return cls(sin, cos, positions, num_prefix_tokens, cu_seqlens, longest, causal, scale)

@@ -14,7 +14,7 @@ from vfm_kernels.triton.attention_backward import attention_backward_kernel, att
 from vfm_kernels.triton.attention_short import attention_short_kernel
 from vfm_kernels.triton.attention_stream import attention_stream_kernel
 
-# EVA-02's width. In wider heads the angles would cost registers that are not there: they are turned by `rope_2d`'s kernel.
+# EVA-02's width. In wider heads angles would cost registers that are not there: `rope_2d`'s kernel turns those.
 WIDEST_TURNED = 64
 TAIL = 16  # keys beyond a power of two that the short kernel takes in a block of their own
 
@@ -95,7 +95,7 @@ def backward(
 
 def short_keys(num_tokens: int) -> tuple[int, bool]:
     """Keys in the block of the short kernel, and whether up to 16 more are left for its tail."""
-    whole = 1 << (num_tokens.bit_length() - 1)
+    whole = 1 << max(num_tokens.bit_length() - 1, 0)
     if whole >= TAIL and 0 < num_tokens - whole <= TAIL:
         return whole, True
     return max(block_of(num_tokens), TAIL), False

@@ -114,7 +114,8 @@ def attention_backward_kernel(
         sin, cos = sin + batch * table_batch, cos + batch * table_batch
         my_rows = table_rows(positions, batch, first + mine, num_tokens, num_prefix_tokens, HAS_POSITIONS)
 
-    # As keys. Scores are transposed, so that both gradients are products with the block's rows first.
+    # As keys. Scores are transposed, so that both gradients are products with the block's rows first. A row beyond the
+    # end may overflow; it is not stored, and no other row reads it.
     k1 = load_rows(k, mine, k_token, length, 0, WIDTH_1, WIDTH, UPCAST)
     v1 = load_rows(v, mine, v_token, length, 0, WIDTH_1, WIDTH, UPCAST)
     d_k1, d_v1 = tl.zeros((BLOCK, WIDTH_1), tl.float32), tl.zeros((BLOCK, WIDTH_1), tl.float32)
@@ -184,7 +185,8 @@ def attention_backward_kernel(
         seen = (keys < length)[None, :]
         if CAUSAL:
             seen = seen & (keys[None, :] <= mine[:, None])
-        p = tl.where(seen, tl.exp2(scores * (scale * LOG2_E) - my_lse[:, None]), 0.0)
+        # Padding scores 0, whose weight beside scores far below could overflow: it is left out before the power.
+        p = tl.exp2(tl.where(seen, scores * (scale * LOG2_E) - my_lse[:, None], float("-inf")))
         d_scores = (p * (d_p - my_delta[:, None])).to(key1.dtype)
         d_q1 = tl.dot(d_scores, key1, d_q1, input_precision=PRECISION)
         if WIDTH_2 > 0:

@@ -1,7 +1,7 @@
 """What the kernels of attention share: which tokens a program sees, rows of heads, products over a split width, RoPE.
 
-A head of 72, 80 or 88 channels lies in two parts, 64 and 16 or 32 wide: padded to 128, the next power of two, a third of
-the products and of the shared memory would be for nothing. Functions of both parts take `WIDTH_2 = 0` for heads with one.
+A head of 72, 80 or 88 channels lies in two parts, 64 and 16 or 32 wide: padded to 128, the next power of two, a third
+of the products and of the shared memory would be for nothing. `WIDTH_2` is 0 for a head in one part.
 """
 # mypy: ignore-errors
 

@@ -1,0 +1,58 @@
+"""An attention as its backends judge it: sizes and the machine, no values."""
+
+import importlib.util
+from dataclasses import dataclass
+
+import torch
+
+from vfm_kernels.dispatch import not_supported_reasons
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An attention as the backends judge it: sizes and the machine, no values.
+
+    Attributes:
+        shape: (B, N, H, D).
+        dtype: of queries, keys and values.
+        device: `cuda`, `cpu`, ...
+        capability: of the CUDA device, (0, 0) elsewhere.
+        no_kernels: why Triton's kernels cannot run on this device and dtype at all; empty if they can.
+        longest: tokens of the longest sequence.
+        causal: a token sees those before it.
+        varlen: sequences lie one behind the other.
+    """
+
+    shape: tuple[int, int, int, int]
+    dtype: torch.dtype
+    device: str
+    capability: tuple[int, int]
+    no_kernels: tuple[str, ...]
+    longest: int
+    causal: bool = False
+    varlen: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        return self.shape[1]
+
+    @property
+    def width(self) -> int:
+        return self.shape[3]
+
+
+def problem_of(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], causal: bool, varlen: bool) -> Problem:
+    """Of (B, N, H, D, longest sequence) on a device that is here."""
+    no_kernels = tuple(not_supported_reasons(torch.empty(0, dtype=dtype, device=device)))
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    batch, num_tokens, num_heads, width, longest = shape
+    sizes = (batch, num_tokens, num_heads, width)
+    return Problem(sizes, dtype, device.type, capability, no_kernels, longest, causal, varlen)
+
+
+def without_device(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, capability: tuple[int, int], **kind: bool
+) -> Problem:
+    """A problem on a CUDA device that need not be here; Triton must be, as kernels are Python."""
+    no_kernels = () if importlib.util.find_spec("triton") else ("triton is not installed",)
+    return Problem(shape, dtype, "cuda", capability, no_kernels, shape[1], **kind)

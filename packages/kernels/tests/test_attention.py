@@ -1,0 +1,117 @@
+"""Attention: the plain form against torch's own, and the op's closed-form gradient against autograd."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vfm_kernels import attention, attention_packed, rope_2d
+from vfm_kernels.attention_plain import attention_plain
+from vfm_kernels.pattern import Pattern
+
+OPS = torch.ops.vfm_kernels
+ENDS = torch.tensor([0, 2, 2, 7], dtype=torch.int32)
+
+
+def heads(*shape: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    return [torch.randn(shape, dtype=dtype) for _ in range(3)]
+
+
+def torchs(q: Tensor, k: Tensor, v: Tensor, **options) -> Tensor:
+    return F.scaled_dot_product_attention(*(each.transpose(1, 2) for each in (q, k, v)), **options).transpose(1, 2)
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_it_is_torchs_own(backend, causal):
+    inputs = heads(2, 5, 3, 8)
+    ours = attention(*inputs, causal=causal, scale=0.3, backend=backend)
+    torch.testing.assert_close(ours, torchs(*inputs, is_causal=causal, scale=0.3))
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_sequences_do_not_see_each_other(backend, causal):
+    inputs = heads(1, 7, 2, 8)
+    ours = attention(*inputs, cu_seqlens=ENDS, max_seqlen=5, causal=causal, backend=backend)
+    for start, end in ((0, 2), (2, 7)):
+        alone = torchs(*(each[:, start:end] for each in inputs), is_causal=causal)
+        torch.testing.assert_close(ours[:, start:end], alone)
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+def test_angles_turn_queries_and_keys_alone(backend):
+    q, k, v = (each.float() for each in heads(2, 5, 3, 8))
+    angles = torch.rand(4, 4)
+    tables = (angles.sin(), angles.cos())
+    ours = attention(q, k, v, sin=tables[0], cos=tables[1], num_prefix_tokens=1, backend=backend)
+    q, k = (rope_2d(each.clone(), *tables, num_prefix_tokens=1) for each in (q, k))
+    torch.testing.assert_close(ours, torchs(q, k, v))
+
+
+def kinds() -> dict[str, dict]:
+    angles = torch.rand(7, 4) * 6
+    turned = {"sin": angles.sin(), "cos": angles.cos(), "positions": torch.randint(-1, 7, (1, 7))}
+    return {"plain": {}, "causal": {"causal": True}, "turned": turned, "sequences": {"cu_seqlens": ENDS, **turned}}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", kinds())
+def test_the_closed_form_gradient_is_that_of_the_plain_form(agrees, kind, packed):
+    inputs, options = heads(1, 7, 2, 8, dtype=torch.float32), kinds()[kind]
+    pattern = Pattern.of(*inputs, **options)
+
+    def op(*x: Tensor) -> Tensor:
+        return (OPS.attention_packed if packed else OPS.attention)(*x, *pattern, False)[0]
+
+    def plain(*x: Tensor) -> Tensor:
+        q, k, v = x[0].unbind(2) if packed else x
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        tables = {name: options[name].to(dtype) for name in ("sin", "cos") if name in options}
+        return attention_plain(q, k, v, Pattern.of(q, k, v, **options | tables))[0]
+
+    agrees(op, plain, [torch.stack(inputs, dim=2)] if packed else inputs)
+    leaves = [leaf.requires_grad_() for leaf in ([torch.stack(inputs, dim=2)] if packed else inputs)]
+    torch.library.opcheck((OPS.attention_packed if packed else OPS.attention).default, (*leaves, *pattern, False))
+
+
+def test_packed_heads_are_the_three():
+    qkv = torch.randn(2, 5, 3, 2, 8)
+    assert torch.equal(attention_packed(qkv, causal=True), attention(*qkv.unbind(2), causal=True))
+
+
+def test_meta_tensors_have_shapes_forward_and_backward():
+    qkv = torch.randn(2, 5, 3, 2, 8, device="meta", requires_grad=True)
+    out, lse = OPS.attention_packed(qkv, *Pattern.of(*qkv.unbind(2)), False)
+    out.sum().backward()
+    assert (out.shape, lse.shape, qkv.grad.shape) == ((2, 5, 2, 8), (2, 2, 5), qkv.shape)
+
+
+def test_on_a_cpu_it_is_one_call_of_torch():
+    inputs = [each.requires_grad_() for each in heads(2, 5, 3, 8)]
+    assert torch.equal(attention(*inputs), torchs(*inputs))
+    compiled = torch.compile(attention, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(*inputs), torchs(*inputs))
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    q, k, v = heads(2, 5, 3, 8)
+    table = torch.rand(5, 4)
+    with pytest.raises(ValueError, match="all alike"):
+        attention(q, k[:, 1:], v)
+    with pytest.raises(ValueError, match="of one dtype"):
+        attention(q, k.float(), v)
+    with pytest.raises(ValueError, match="the batch is 2"):
+        attention(q, k, v, cu_seqlens=ENDS)
+    with pytest.raises(ValueError, match="one of them is missing"):
+        attention(q, k, v, sin=table)
+    with pytest.raises(ValueError, match="a table of 5 rows for 5 tokens, 1 of them without"):
+        attention(q, k, v, sin=table, cos=table, num_prefix_tokens=1)
+    with pytest.raises(ValueError, match="heads need"):
+        attention(q, k, v, sin=table[:, :3], cos=table[:, :3])
+    with pytest.raises(ValueError, match="positions are"):
+        attention(q, k, v, sin=table, cos=table, positions=torch.zeros(1, 5))
+    with pytest.raises(ValueError, match="above 0"):
+        attention(q, k, v, scale=-1.0)
+    with pytest.raises(ValueError, match="qkv is"):
+        attention_packed(q)
