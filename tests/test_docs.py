@@ -30,6 +30,9 @@ COLLECT = (
 SMALL_CLAIM = "{} --set seeds=[0,1] --set pool.num_samples=300 --set val.num_samples=72" + "".join(
     f" --set {name}.steps=2 --set {name}.warmup_steps=0" for name in ("raw", "matched", "balanced")
 )
+SMALL_EVA_TINY = "{} --set probe_train.num_samples=72 --set probe.num_samples=72" + "".join(
+    f" --set {name}.steps=2 --set {name}.warmup_steps=0" for name in ("teacher", "eva")
+)
 PLANNED = (  # the recipe of docs/scaling.md, over files that the reader has: nothing of that size is run here
     f"grep -A9 '^stages:' {ROOT}/docs/scaling.md | sed '/^```/,$d' > crawl.yaml"
     """ && gzip < /dev/null > wat.paths.gz && echo '["dog"]' > metadata.json"""
@@ -47,6 +50,10 @@ COMMANDS = {
     "uv run vfm run pairs --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
     " --set 'pool.texts={en: json.en}' --set 'val.texts={en: json.en}' --set runtime.threads=1": SMALL_PAIRS,
     "uv run vfm run metaclip_claim": SMALL_CLAIM,
+    "uv run vfm run eva_tiny --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
+    " --set 'pool.texts={en: json.en}' --set 'val.texts={en: json.en}' --set nouns.words=[]"
+    " --set nouns.wordnet=/usr/share/wordnet --set val_nouns.words=[]"
+    " --set val_nouns.wordnet=/usr/share/wordnet": SMALL_EVA_TINY,
     "make kill-test": f"cd {ROOT} && make -n kill-test",  # the test itself runs beside this one, with fewer kills
     "uv run vfm run curate --set pool.path=TRAIN.tar": "{} --set 'pool.texts={en: json.en}' --set entries.min_count=2",
     "uv run vfm embed store/runs/quickstart/artifacts/clip TRAIN.tar --out embeddings.parquet": AS_IT_STANDS,
