@@ -66,10 +66,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"images": [f"folders/{'ab'[index % 2]}/{key}.jpg"], "statements": statements, "truth": truth}
         for index, (key, truth) in enumerate(zip(keys, truths, strict=False))
     ]
+    _add_vae(outside / "generator")
     (outside / "choices.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     _break_a_sample(outside / "photos/00000.tar", keys[3])
     _crawl(outside)
     return folder
+
+
+def _add_vae(folder: Path) -> None:
+    """The generator now denoises latents, of which there are as many channels as of pixels."""
+    import diffusers
+
+    diffusers.AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=3,
+        norm_num_groups=4,
+    ).save_pretrained(folder / "vae")
 
 
 def _crawl(folder: Path) -> None:

@@ -111,7 +111,7 @@ def tune_plan(**changes: Any) -> DivaTune:
 
 def prior_task(checkpoint: ClipCheckpoint, **changes: Any) -> PriorTask:
     clip = load_clip(checkpoint)
-    return PriorTask(clip, build_generator(embed_dim=clip.embed_dim, **{**UNET, **changes}))
+    return PriorTask(clip, build_generator(**{"embed_dim": clip.embed_dim, **UNET, **changes}))
 
 
 def make_samples(task: PriorTask, text_share: float = 0.5) -> MakeConditioned:

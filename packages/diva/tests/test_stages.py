@@ -60,7 +60,7 @@ def test_the_same_seed_gives_the_same_prior_and_another_seed_another(
 def test_a_prior_in_latents_brings_its_vae_along(
     clip: ClipCheckpoint, pool: Pool, stable_diffusion: GeneratorCheckpoint, tmp_path: Path
 ) -> None:
-    plan = prior_plan(latents="sd", image_size=16, steps=2)
+    plan = prior_plan(vae="sd", image_size=16, steps=2)
     prior: GeneratorCheckpoint = run(plan, tmp_path / "prior", clip=clip, pool=pool, sd=stable_diffusion)
     generator = load_generator(prior)
     assert (prior.sample_size, generator.image_size, generator.noise_shape) == (8, 16, (4, 8, 8))
@@ -102,9 +102,9 @@ def test_what_does_not_fit_is_said_before_anything_runs(
     patches = tune_plan(condition={"type": "patches"}, adapter={"type": "linear"})
     assert "no patch tokens" in refusal(patches, clip=resnet, prior=stable_diffusion)
     assert "pool has no captions in 'de'; known: en" in refusal(prior_plan(language="de"), pool=pool)
-    latents = prior_plan(latents="sd", image_size=18)
-    assert "image_size 18 is not a multiple of 4" in refusal(latents, clip=clip, sd=stable_diffusion)
-    assert "no VAE here" in refusal(prior_plan(latents="sd"), clip=clip, sd=prior)
+    in_latents = prior_plan(vae="sd", image_size=18)
+    assert "image_size 18 is not a multiple of 4" in refusal(in_latents, clip=clip, sd=stable_diffusion)
+    assert "no VAE here" in refusal(prior_plan(vae="sd"), clip=clip, sd=prior)
 
 
 def without_weights(artifact: Artifact, folder: Path) -> Artifact:
@@ -123,7 +123,7 @@ def test_no_weights_are_read_before_anything_runs(
     tune_plan().preflight(known(clip=light_clip, prior=light_prior))
     patches = tune_plan(condition={"type": "patches"}, adapter={"type": "linear"})
     patches.preflight(known(clip=light_clip, prior=light_sd))
-    prior_plan(latents="sd", image_size=16).preflight(known(clip=light_clip, sd=light_sd))
+    prior_plan(vae="sd", image_size=16).preflight(known(clip=light_clip, sd=light_sd))
     assert "image_size 17 is not a multiple of 2" in refusal(tune_plan(image_size=17), clip=clip, prior=light_prior)
 
 
@@ -153,8 +153,8 @@ def test_generators_of_another_build_are_refused(clip: ClipCheckpoint, tmp_path:
     inpainting = make_prior(tmp_path / "inpainting", clip)
     (inpainting.path / "vae").mkdir()
     edited_vae = inpainting.path / "vae" / "config.json"
-    edited_vae.write_text(json.dumps({"_class_name": "AutoencoderTiny"}))
-    assert "the VAE is of kind AutoencoderTiny" in refusal(tune_plan(), clip=clip, prior=inpainting)
+    edited_vae.write_text(json.dumps({"_class_name": "VQModel"}))
+    assert "the VAE is of kind VQModel" in refusal(tune_plan(), clip=clip, prior=inpainting)
     nine = make_prior(tmp_path / "nine", clip)
     edited(nine, "unet", in_channels=9)
     assert "its denoiser takes 9 channels; pixels have 3" in refusal(tune_plan(), clip=clip, prior=nine)

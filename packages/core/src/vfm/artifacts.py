@@ -211,7 +211,10 @@ class SampleCache(Artifact):
     dtype: Literal["int8", "fp16", "fp32"] = Field(description="how the tensors are stored")
     basis: str = Field("", description="file of a PCA whose coordinates the tensors are; empty: they are what was said")
     samples_per_shard: int = Field(ge=1, description="samples of a file")
-    crop_scale: tuple[float, float] = Field(description="share of the area that a random crop keeps")
+    crop_scale: tuple[float, float] | None = Field(
+        description="share of the area that a random crop keeps; null: nothing is cropped at random"
+    )
+    crop_ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="narrowest and widest aspect of a random crop")
     flip: float = Field(description="chance of a left-right flip")
     seed: int = Field(description="with the numbers of crop and sample it draws the crop")
     bad_samples: dict[str, int] = Field(default={}, description="samples without tensors, by reason")

@@ -121,12 +121,21 @@ class ConditionMap(nn.Module):
         (directory / CONFIG_FILE).write_text(json.dumps(self.facts, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, directory: Path, *, weights: bool = True) -> ConditionMap:
-        """Reads a map back; without weights it lies on the meta device."""
-        facts = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+    def load(cls, directory: Path, *, weights: bool = True) -> ConditionMap | None:
+        """Reads a map back, or None where there is none; without weights it lies on the meta device."""
+        file = directory / CONFIG_FILE
+        facts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if not facts:
+            return None
         if not weights:
             with torch.device("meta"):
                 return cls(**facts)
         condition_map = cls(**facts)
         condition_map.load_state_dict(load_file(directory / WEIGHTS_FILE))
         return condition_map
+
+
+def mark_of_states(directory: Path) -> None:
+    """Writes that a prior trained here has no map: it is told the states of texts as they are."""
+    directory.mkdir(exist_ok=True)
+    (directory / CONFIG_FILE).write_text("{}\n", encoding="utf-8")

@@ -2,7 +2,8 @@
 
 unet/ or transformer/  scheduler/  vae/ where it works in latents    as diffusers writes and reads them
 pixels/config.json                                   the scale of the pixels, where it works in them
-condition/config.json, model.safetensors             the map from CLIP's joint space (`ConditionMap`)
+condition/config.json, model.safetensors             the map from CLIP's joint space (`ConditionMap`); for a prior that
+                                                     is told a text's states the configuration alone, which is empty
 """
 
 # C channels, h side of the denoised sample
@@ -20,7 +21,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DCond
 from vfm.artifacts import GeneratorCheckpoint
 from vfm.config import UserError
 from vfm.models.generator import denoiser as denoiser_folder
-from vfm_diva.condition_map import ConditionMap
+from vfm_diva.condition_map import ConditionMap, mark_of_states
 from vfm_diva.denoiser import Denoiser
 from vfm_diva.networks import KINDS, Wants, wants
 from vfm_diva.space import PixelSpace, Space, check_scale, load_part, load_space
@@ -80,6 +81,8 @@ class Generator:
         self.space.save(directory)
         if self.condition_map:
             self.condition_map.save(directory / CONDITION)
+        elif not self.folder:  # made here
+            mark_of_states(directory / CONDITION)
         return GeneratorCheckpoint.create(
             directory,
             sample_size=self.sample_size,
@@ -91,7 +94,7 @@ class Generator:
 def build_generator(
     *,
     image_size: int,
-    embed_dim: int,
+    embed_dim: int | None,
     num_tokens: int = 4,
     condition_width: int = 64,
     block_out_channels: tuple[int, ...] = (16, 32, 64),
@@ -101,12 +104,13 @@ def build_generator(
     space: Space | None = None,
     seed: int = 0,
 ) -> Generator:
-    """A small generator with random weights, conditioned on a joint space of width `embed_dim`.
+    """A small generator with random weights, conditioned on a joint space of width `embed_dim`, or on a text's states.
 
     The first levels of the UNet only convolve and the last `attention_levels` attend, since attention at full
     resolution costs most and a context that speaks of the whole picture needs it least.
 
     Args:
+        embed_dim: None is told states of width `condition_width`, and there is no condition map.
         space: where it denoises; None is pixels.
 
     Raises:
@@ -128,7 +132,7 @@ def build_generator(
             attention_head_dim=8,
             norm_num_groups=4,
         )
-        condition_map = ConditionMap(embed_dim, num_tokens, condition_width)
+        condition_map = ConditionMap(embed_dim, num_tokens, condition_width) if embed_dim else None
     if prediction == "flow":
         scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=NUM_TRAIN_TIMESTEPS)
     else:
@@ -174,7 +178,7 @@ def load_generator(checkpoint: GeneratorCheckpoint, *, weights: bool = True) -> 
     else:
         scheduler = DDIMScheduler.from_config(config)
     denoiser = Denoiser(network, checkpoint.prediction, _alphas_cumprod(scheduler))
-    condition_map = ConditionMap.load(condition, weights=weights) if condition.is_dir() else None
+    condition_map = ConditionMap.load(condition, weights=weights)
     return Generator(denoiser, space, scheduler, condition_map, checkpoint.sample_size, folder)
 
 

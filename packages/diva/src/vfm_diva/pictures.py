@@ -18,6 +18,7 @@ from vfm.data.loader import Batch, TrainingData
 from vfm.models.clip import evaluating
 from vfm.panels import ImagesPanel, Picture, TablePanel
 from vfm_diva.excerpt import excerpt, usable
+from vfm_diva.generator import Generator
 from vfm_diva.prior_task import PriorTask
 from vfm_diva.sampling import draw
 from vfm_diva.tune_task import TuneTask
@@ -37,7 +38,10 @@ def felt_condition(task: PriorTask, data: TrainingData) -> TablePanel:
     batches = list(excerpt(data, task, num_batches=NUM_BATCHES, batch_size=BATCH_SIZE))
     count = sum(len(batch["keys"]) for batch in batches)
     rows: list[list[str | float | int | None]] = []
-    for name, is_text in (("caption's embedding", True), ("image's embedding", False)):
+    told = (
+        {"caption's embedding": True, "image's embedding": False} if task.condition_map else {"caption's states": True}
+    )
+    for name, is_text in told.items():
         own, other, empty = condition_losses(task, batches, is_text=is_text)
         rows.append([name, round(own, 4), round(other, 4), round(empty, 4), round(100 * (other / own - 1), 1)])
     return TablePanel(
@@ -57,10 +61,11 @@ def condition_losses(task: PriorTask, batches: Iterable[Batch], *, is_text: bool
     with evaluating(task):
         for batch in batches:
             batch = {**batch, "is_text": torch.full_like(batch["is_text"], is_text)}
-            embeds = task.embeds(batch)
-            own, none = task.condition_map(embeds), task.condition_map.empty(len(embeds))
-            sums += torch.stack([task.errors(batch, told).sum().cpu() for told in (own, own.of_another(), none)])
-            count += len(embeds)
+            own = task.own(batch)
+            sums += torch.stack(
+                [task.errors(batch, told).sum().cpu() for told in (own, own.of_another(), task.nothing(own))]
+            )
+            count += len(own)
     with_own, with_other, with_none = (sums / count).tolist()
     return with_own, with_other, with_none
 
@@ -69,13 +74,12 @@ def condition_losses(task: PriorTask, batches: Iterable[Batch], *, is_text: bool
 def drawn_from_captions(task: PriorTask, data: TrainingData, language: str, directory: Path) -> ImagesPanel:
     """Writes pictures into `directory`: each of the data beside what the prior draws of its first caption."""
     shown = list(islice(usable(data), NUM_DRAWN))
-    pictures = torch.stack([made["pictures"] for _, made in shown])
+    pictures = _pictures(task.generator, {name: torch.stack([made[name] for _, made in shown]) for name in shown[0][1]})
     captions = [sample.texts[language][0] for sample, _ in shown]
     with evaluating(task):
-        device = task.condition_map.gap.device
-        told = task.condition_map(task.clip.encode_texts(captions).to(device))
-        drawn = draw(task.generator, told, empty=task.condition_map.empty(len(told)))
-    note = "Left the picture of the data, right what the prior draws when it is told the caption's embedding."
+        told = task.of_texts(captions)
+        drawn = draw(task.generator, told, empty=task.nothing(told))
+    note = "Left the picture of the data, right what the prior draws when it is told the caption."
     return _sheet("Drawn from captions", note, [pictures, drawn], captions, directory)
 
 
@@ -115,7 +119,17 @@ def drawn_from_images(task: TuneTask, data: TrainingData, directory: Path) -> Im
         told = [task.told(batch, old=is_old) for is_old in (True, False)]
         drawn = [draw(task.generator, each, image_size=task.image_size) for each in told]
     note = "The picture, then what the generator draws of its embedding before and after tuning, from the same noise."
-    return _sheet("Drawn from embeddings", note, [batch["pictures"], *drawn], batch["keys"], directory)
+    pictures = _pictures(task.generator, batch)
+    return _sheet("Drawn from embeddings", note, [pictures, *drawn], batch["keys"], directory)
+
+
+def _pictures(generator: Generator, batch: Batch) -> Tensor:
+    """A batch's pictures, or what the VAE makes of their kept latents."""
+    if "pictures" in batch:
+        pictures: Tensor = batch["pictures"]
+        return pictures
+    weight = next(generator.denoiser.parameters())
+    return generator.space.decode(batch["latents"].to(weight))
 
 
 def _sheet(title: str, note: str, columns: list[Tensor], captions: list[str], directory: Path) -> ImagesPanel:

@@ -16,9 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from vfm.data.images import decode_image
+from vfm.data.loader import SampleSeed
 from vfm.data.sample import BadSample, Sample
 from vfm.data.transforms import ImageTransform, to_tensor
 from vfm.models.preprocess import Preprocess
+from vfm_diva.latents import StoredLatents
 from vfm_kernels import sample_times
 from vfm_kernels.diffusion import TimeDistribution
 
@@ -28,7 +30,7 @@ _CONDITION_STREAM = 0x636F6E64
 
 @dataclass(frozen=True)
 class MakeNoisy:
-    """Makes `pictures` (3, G, G) uint8, `noise` (N, C, h, h) and `times` (N,) of a picture.
+    """Makes `pictures` (3, G, G) uint8 of a picture, and `noise` (N, C, h, h) and `times` (N,) for it.
 
     transform: brings it to the generator's size.
     noise_shape: (C, h, h).
@@ -46,9 +48,12 @@ class MakeNoisy:
 
     def __call__(self, image: Image.Image, seed: int) -> dict[str, Tensor]:
         """The tensors of one RGB picture."""
+        return {"pictures": to_tensor(self.transform.apply(image, seed)), **self.noise(seed)}
+
+    def noise(self, seed: int) -> dict[str, Tensor]:
+        """Those that no picture is needed for."""
         draws = torch.Generator().manual_seed(seed ^ _NOISE_STREAM)
         return {
-            "pictures": to_tensor(self.transform.apply(image, seed)),
             "noise": torch.randn(self.num_times, *self.noise_shape, generator=draws),
             "times": sample_times(
                 self.distribution, self.num_times, draws, mean=self.mean, std=self.std, shift=self.shift
@@ -61,25 +66,35 @@ class MakeViews:
     """Makes `images` (3, S, S) uint8 for CLIP besides what `MakeNoisy` makes: the same part of the same picture.
 
     Both are resized from the decoded picture with antialiasing, as CLIP's images are at evaluation.
+
+    noisy: the generator's way with a picture.
+    preprocess: CLIP's.
+    stored: makes `latents` (C, h, h) in place of `pictures`, of the crop that was kept; then `noisy` has its crops.
     """
 
     noisy: MakeNoisy
     preprocess: Preprocess
+    stored: StoredLatents | None = None
 
-    def __call__(self, sample: Sample, seed: int) -> dict[str, Tensor]:
+    def __call__(self, sample: Sample, seed: SampleSeed) -> dict[str, Tensor]:
         """The tensors of one sample.
 
         Raises:
-            BadSample: its picture cannot be read.
+            BadSample: its picture cannot be read, or could not when latents were kept.
         """
+        if self.stored:
+            crop_seed, latents = self.stored(seed)
+            image = decode_image(sample.image, sample.key)
+            return {"images": self._view(image, crop_seed), "latents": latents, **self.noisy.noise(seed)}
         image = decode_image(sample.image, sample.key)
+        return {"images": self._view(image, seed), **self.noisy(image, seed)}
+
+    def _view(self, image: Image.Image, seed: int) -> Tensor:
         transform, facts = self.noisy.transform, self.preprocess
-        if transform.scale:
-            transform = replace(transform, size=facts.image_size, interpolation=facts.interpolation)
-            view = to_tensor(transform.apply(image, seed))
-        else:
-            view = to_tensor(facts.fit(image))
-        return {"images": view, **self.noisy(image, seed)}
+        if not transform.scale:
+            return to_tensor(facts.fit(image))
+        transform = replace(transform, size=facts.image_size, interpolation=facts.interpolation)
+        return to_tensor(transform.apply(image, seed))
 
 
 @dataclass(frozen=True)
@@ -97,7 +112,7 @@ class MakeConditioned:
     text_share: float
     empty_share: float
 
-    def __call__(self, sample: Sample, seed: int) -> dict[str, Tensor]:
+    def __call__(self, sample: Sample, seed: SampleSeed) -> dict[str, Tensor]:
         """The tensors of one sample.
 
         Raises:

@@ -4,19 +4,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
 from vfm.config import UserError
+from vfm.train import Batch, Frozen
 
 PIXELS_FILE = Path("pixels", "config.json")
 VAE = "vae"
+VAES: dict[str, Any] = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderTiny)}
 
 
 class Space(nn.Module):
@@ -81,7 +84,7 @@ class PixelSpace(Space):
 
 
 class LatentSpace(Space):
-    """The latents of a diffusers `AutoencoderKL`: its posterior's mean, shifted and scaled as it says."""
+    """The latents of diffusers' `AutoencoderKL`, its posterior's mean, or `AutoencoderTiny`, shifted and scaled."""
 
     name = "the latents of its VAE"
 
@@ -90,14 +93,16 @@ class LatentSpace(Space):
         config: Any = vae.config
         self.vae: Any = vae.requires_grad_(False).eval()
         self.channels = config.latent_channels
-        self.downscale = 2 ** (len(config.block_out_channels) - 1)
+        levels = getattr(config, "encoder_block_out_channels", None) or config.block_out_channels
+        self.downscale = 2 ** (len(levels) - 1)
         self.scale = float(config.scaling_factor)
         self.shift = float(getattr(config, "shift_factor", None) or 0.0)
 
     @torch.no_grad()
     def forward(self, pictures: Tensor) -> Tensor:
         """uint8 (B, 3, S, S) to latents (B, C, S/8, S/8) where the VAE halves three times."""
-        mean: Tensor = self.vae.encode(unit_range(pictures)).latent_dist.mean
+        said = self.vae.encode(unit_range(pictures))
+        mean: Tensor = said.latents if hasattr(said, "latents") else said.latent_dist.mean
         return (mean.float() - self.shift) * self.scale
 
     @torch.no_grad()
@@ -111,6 +116,25 @@ class LatentSpace(Space):
     def save(self, directory: Path) -> None:
         """Writes the VAE, as diffusers does."""
         self.vae.save_pretrained(directory / VAE)
+
+    def key(self) -> str:
+        """What tells its latents from those of another VAE: a hash over its weights, its scale and its shift."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.vae.state_dict().items()):
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return json.dumps({"vae": digest.hexdigest()[:16], "scale": self.scale, "shift": self.shift})
+
+
+def as_latents(space: Space) -> LatentSpace:
+    """The space, where it is one of latents.
+
+    Raises:
+        UserError: it is one of pixels.
+    """
+    if not isinstance(space, LatentSpace):
+        raise UserError(f"the generator denoises {space.name}: there are no latents to keep")
+    return space
 
 
 def load_space(folder: Path, *, weights: bool = True) -> Space:
@@ -141,9 +165,15 @@ def load_latents(folder: Path, *, weights: bool = True) -> LatentSpace:
     if not file.is_file():
         raise UserError(f"{folder / VAE}: no VAE here")
     name = json.loads(file.read_text(encoding="utf-8")).get("_class_name")
-    if name != AutoencoderKL.__name__:
-        raise UserError(f"{folder / VAE}: the VAE is of kind {name}; AutoencoderKL is wanted")
-    return LatentSpace(load_part(AutoencoderKL, folder / VAE, weights=weights))
+    if name not in VAES:
+        raise UserError(f"{folder / VAE}: the VAE is of kind {name}; diva takes {', '.join(VAES)}")
+    return LatentSpace(load_part(VAES[name], folder / VAE, weights=weights))
+
+
+def clean(space: Frozen[Space], batch: Batch) -> Tensor:
+    """What a batch's pictures are before noise, (B, C, h, h): its kept `latents` where it has them."""
+    x0: Tensor = batch["latents"].float() if "latents" in batch else space(batch["pictures"])
+    return x0
 
 
 SCALES = {"Stable Diffusion": 0.18215, "SDXL": 0.13025, "SD3": 1.5305, "Flux": 0.3611}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vfm.data.loader import SampleSeed
 from vfm.data.sample import Sample
 from vfm_diva.samples import MakeViews
 
@@ -22,7 +23,7 @@ class MakeDrawn:
     views: MakeViews
     num_patches: int
 
-    def __call__(self, sample: Sample, seed: int) -> dict[str, Tensor]:
+    def __call__(self, sample: Sample, seed: SampleSeed) -> dict[str, Tensor]:
         """The tensors of one sample.
 
         Raises:

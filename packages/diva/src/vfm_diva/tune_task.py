@@ -28,6 +28,7 @@ from vfm_diva.feedback import Feedback
 from vfm_diva.generator import Generator
 from vfm_diva.low_rank import LowRank
 from vfm_diva.reach import freeze_unreached
+from vfm_diva.space import clean
 from vfm_diva.told import Told
 from vfm_diva.update import LastBlocks, Lora
 
@@ -65,6 +66,7 @@ class TuneTask(Task):
     ) -> None:
         super().__init__()
         self.clip, self.generator, self.condition, self.anchor = clip, generator, how.condition, how.anchor
+        self.control = how.control
         self.image_size = how.image_size or generator.image_size
         self.visual = cast("nn.Module", clip.module.visual)
         self.conditioner = Conditioner(clip, generator, how, prompt=prompt, seed=seed)
@@ -90,8 +92,11 @@ class TuneTask(Task):
         """The loss of a batch of `MakeViews` (`MakeDrawn` where patches are drawn): denoising error plus anchor."""
         pixels = self.clip.pixels(batch["images"])
         seen = self.condition.see(self.visual, pixels, batch.get("patch_draws"))
-        denoising = self.errors(batch, self.conditioner(seen)).mean()
+        told = self.conditioner(seen)
+        denoising = self.errors(batch, told.of_another() if self.control == "shuffled" else told).mean()
         metrics = {"denoising_loss": denoising.detach()}
+        if self.control == "anchor_only":
+            denoising = torch.zeros_like(denoising)
         if isinstance(self.anchor, L2SpAnchor):
             loss = self.anchor.of_weights(self.visual, self.old_visual.module)
             return denoising + loss, metrics | {"anchor_loss": loss.detach()}
@@ -114,7 +119,7 @@ class TuneTask(Task):
 
     def errors(self, batch: Batch, told: Told) -> Tensor:
         """The denoising error of each image, mean over its times, (B,)."""
-        x0 = self.space(batch["pictures"])
+        x0 = clean(self.space, batch)
         return error_over_times(self.denoiser.module, x0, batch["noise"], batch["times"], told)
 
     def accumulate(
@@ -190,6 +195,8 @@ class TuneTask(Task):
         black = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.clip.device)
         draws = torch.zeros(1, self.condition.num_draws(self.clip), device=self.clip.device)
         seen = self.condition.see(self.visual, self.clip.pixels(black), draws)
+        if self.control == "anchor_only":
+            return [seen.embeds]
         told = self.conditioner(seen)
         anchored = [seen.embeds] if self.anchor_of_embeds else []
         return [told.tokens, *([] if told.pooled is None else [told.pooled]), *anchored]

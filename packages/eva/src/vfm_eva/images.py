@@ -49,27 +49,6 @@ class MakeViews:
 
 
 @dataclass(frozen=True)
-class MakeCrops:
-    """Makes `images` (C, 3, S', S') uint8 of a sample, the crops that a cache of targets holds, and its number `index`.
-
-    transform: the teacher's way with a picture.
-    num_crops: C.
-    seed: with the numbers of crop and sample it draws the crop.
-    """
-
-    transform: ImageTransform
-    num_crops: int
-    seed: int
-
-    def __call__(self, sample: Sample, seed: SampleSeed) -> dict[str, Tensor]:
-        """The tensors of one sample; raises BadSample."""
-        image = decode_image(sample.image, sample.key, max_pixels=self.transform.max_pixels)
-        seeds = (sample_seed(self.seed, crop, seed.index) for crop in range(self.num_crops))
-        crops = [to_tensor(self.transform.apply(image, crop_seed)) for crop_seed in seeds]
-        return {"images": torch.stack(crops), "index": torch.tensor(seed.index)}
-
-
-@dataclass(frozen=True)
 class MakeWithTargets:
     """Makes what `make` makes, of the epoch's crop among those in the cache, and the crop's `targets` (N, T).
 
@@ -83,6 +62,6 @@ class MakeWithTargets:
     def __call__(self, sample: Sample, seed: SampleSeed) -> dict[str, Tensor]:
         """The tensors of one sample; raises BadSample."""
         cache = self.tensors.cache
-        crop = seed.step * self.global_batch_size // cache.num_samples % cache.num_crops
+        crop = self.tensors.crop_in(seed.step, self.global_batch_size)
         targets = torch.from_numpy(self.tensors[seed.index, crop]).flatten(0, 1)
         return {**self.make(sample, seed, sample_seed(cache.seed, crop, seed.index)), "targets": targets}

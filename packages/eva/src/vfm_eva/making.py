@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from vfm.artifacts import ImageDataset
+from vfm.data.cache_filling import MakeCrops, fill
 from vfm.data.eval_loader import ordered_batches
-from vfm.data.indexing import ENOUGH_TO_JUDGE, check_bad
 from vfm.data.loader import Batch
 from vfm.data.sample_cache import CacheWriter
 from vfm.data.source import open_dataset
 from vfm.stage import Context
 from vfm.train import resolve_device
-from vfm_eva.images import MakeCrops, crop_transform
+from vfm_eva.images import crop_transform
 from vfm_eva.pca import FILE, Pca
 from vfm_eva.targets import EvaTargets
 from vfm_eva.teacher import Teacher
@@ -40,22 +40,22 @@ class Asking:
         Raises:
             UserError: too many samples are bad, or a feature is not finite.
         """
-        plan = writer.plan(self.batch_size)
-        for told in writer.bad:  # before a crash
-            self.ctx.skip(*told)
         pca = pca.to(self.device) if pca else None
-        for samples, batch in zip(plan, self._batches(plan), strict=True):
-            tensors = {}
-            if batch["keys"]:
-                features = self._features(batch)
-                kept = pca.coordinates(features) if pca else features
-                rows = kept.float().cpu().reshape(-1, self.plan.num_crops, *writer.shape).numpy()
-                tensors = dict(zip(batch["index"].tolist(), rows, strict=True))
-            for told in batch["bad"]:
-                self.ctx.skip(*told)
-            self._judge(samples.stop)
-            writer.write(samples, tensors, batch["bad"])
-            self.ctx.progress(samples.stop, len(self.source), "images")
+
+        def ask(batch: Batch) -> Tensor:
+            features = self._features(batch)
+            return pca.coordinates(features) if pca else features
+
+        fill(
+            writer,
+            self.ctx,
+            self.source,
+            self.make,
+            ask,
+            batch_size=self.batch_size,
+            workers=self.plan.runtime.workers,
+            max_bad_fraction=self.plan.max_bad_fraction,
+        )
 
     def pca(self) -> Pca:
         """Of the features of some images; the one that is in the work folder already, where there is one.
@@ -80,7 +80,3 @@ class Asking:
         """(samples * C, N, T)."""
         crops = batch["images"].flatten(0, 1).split(self.plan.micro_batch_size)
         return torch.cat([self.teacher.target(part.to(self.device), self.plan.grid) for part in crops])
-
-    def _judge(self, seen: int) -> None:
-        if seen >= ENOUGH_TO_JUDGE or seen == len(self.source):
-            check_bad(self.plan.name, self.ctx.bad, seen, self.plan.max_bad_fraction)

@@ -166,6 +166,10 @@ class CachedTensors:
     def __len__(self) -> int:
         return self.cache.num_samples
 
+    def crop_in(self, step: int, global_batch_size: int) -> int:
+        """The crop whose turn it is in the epoch in which a training's step begins; epochs take them one by one."""
+        return step * global_batch_size // len(self) % self.cache.num_crops
+
     def __getitem__(self, place: tuple[int, int]) -> NDArray[Any]:
         """A copy of the tensor of (sample, crop); of one in int8, the fp32 numbers that it stands for.
 

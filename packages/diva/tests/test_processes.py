@@ -1,0 +1,85 @@
+"""Two processes on gloo tune as one does: each has its own half of the batch, and both end with the same tower."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from diva_toy import context, tune_plan, weights
+from vfm import Artifact, Runtime
+from vfm.artifacts import ClipCheckpoint, GeneratorCheckpoint, Pool
+from vfm.train import fit
+from vfm.train.dist import distributed
+
+PARTS: dict[str, Any] = {
+    "adapter": {"type": "linear"},
+    "condition": {"type": "patches", "share": 0.5},
+    "anchor": {"type": "relational", "prompts": ["red", "blue"]},
+    "global_batch_size": 16,
+    "steps": 3,
+    "optimizer": "sgd",
+    "lr": 0.1,
+    "log_every": 1,
+}
+
+
+def tune(folder: Path, inputs: dict[str, str], rank: int, num_processes: int) -> None:
+    """The trained part of the stage, of which each process keeps its tower and the samples that it saw."""
+    plan = tune_plan(**PARTS)
+    ctx = context(plan, folder, **{name: Artifact.load(path) for name, path in inputs.items()})
+    for each in (ctx.directory, ctx.work):
+        each.mkdir(parents=True, exist_ok=True)
+    task = plan._task(ctx.load(plan.clip), ctx.load(plan.generator))
+    data = plan._data(ctx, task)
+    fit(task, data, plan, ctx, plan.runtime)
+    save_file(weights(task.visual), folder / f"{rank}.safetensors")
+    seen = [batch["keys"] for step in data.steps(0, 3, rank=rank, world_size=num_processes) for batch in step]
+    (folder / f"{rank}.json").write_text(json.dumps(seen))
+
+
+@pytest.mark.slow
+def test_two_processes_tune_as_one(
+    clip: ClipCheckpoint, stable_diffusion: GeneratorCheckpoint, pool: Pool, tmp_path: Path
+) -> None:
+    inputs = {name: str(made.path) for name, made in (("clip", clip), ("prior", stable_diffusion), ("pool", pool))}
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, str(folders[1]), json.dumps(inputs)]
+    children = [
+        subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    tune(folders[0], inputs, 0, 1)
+    for child in children:
+        _, stderr = child.communicate(timeout=240)
+        assert child.returncode == 0, stderr
+    one, first, second = (load_file(file) for file in (folders[0] / "0.safetensors", *sorted(folders[1].glob("*.s*"))))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    torch.testing.assert_close(first, one, atol=1e-5, rtol=1e-4)
+    assert (one["proj"] - load_file(clip.path / "open_clip_model.safetensors")["visual.proj"]).abs().max() > 1e-4
+    whole, *halves = (
+        json.loads(file.read_text()) for file in (folders[0] / "0.json", *sorted(folders[1].glob("*.json")))
+    )
+    for step, ours, theirs in zip(whole, *halves, strict=True):
+        assert not {*ours} & {*theirs}
+        assert {*ours} | {*theirs} == {*step}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with distributed(Runtime(device="cpu")):
+        tune(Path(sys.argv[1]), json.loads(sys.argv[2]), int(os.environ["RANK"]), 2)
