@@ -14,7 +14,7 @@ from vfm.data.shapes.stages import ShapesClasses
 from vfm.data.shapes.world import World
 from vfm.eval.stages import ZeroShot
 from vfm.models import build_clip, load_clip, save_clip
-from vfm.models.interpolate_stage import Interpolate
+from vfm.models.interpolate_stage import Interpolate, _against
 from vfm.models.interpolation import interpolate
 from vfm.panels import load_panels
 
@@ -91,3 +91,17 @@ def test_the_stage_draws_the_curve_and_makes_the_model_of_its_alpha(tmp_path: Pa
     assert [series.x for series in chart.series] == [[0.0, 0.4, 1.0]] * len(chart.series)
     assert {"acc1", "acc5"} >= {series.name for series in chart.series} - {"mean_per_class_recall"}
     assert not (tmp_path / "work" / "evals").exists()
+
+
+def test_two_evaluations_are_shown_one_against_the_other() -> None:
+    found = {
+        "mmvp": [{"pair_acc": 0.2, "x": 1.0}, {"pair_acc": 0.3, "x": 1.0}],
+        "zero_shot": [{"acc1": 0.9}, {"acc1": 0.7}],
+        "retrieval": [{"recall": 0.5}, {"recall": 0.6}],
+    }
+    panel = _against(found)
+    assert panel.x_label == "mmvp pair acc"
+    assert [(series.name, series.x, series.y) for series in panel.series] == [
+        ("zero shot acc1", [0.2, 0.3], [0.9, 0.7]),
+        ("retrieval recall", [0.2, 0.3], [0.5, 0.6]),
+    ]

@@ -1,8 +1,10 @@
 """The made world's stages: artifacts that read back, and the same bytes whatever the workers and the crashes."""
 
 import io
+import json
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from vfm.data import open_dataset
 from vfm.data.choices import load_choices
 from vfm.data.shapes import World, class_names, make_pairs, render_labeled, render_shard
 from vfm.data.shapes.sampling import generator, sample_scene
+from vfm.data.shapes.scene import Scene
 from vfm.data.shapes.stages import ShapesChoices, ShapesClasses, ShapesPool
 from vfm.panels import load_panels
 from vfm.stage import Context, Stage
@@ -49,6 +52,31 @@ def test_groups_of_classes_go_by_how_common_they_are_in_a_pool(tmp_path: Path) -
     scenes = Counter((s.shape, s.colour) for s in (sample_scene(world, generator(3, i)) for i in range(600)))
     counts = {name: sum(scenes[world.combinations[c]] for c in group) for name, group in made.class_groups.items()}
     assert counts["head"] > counts["middle"] > counts["tail"]
+
+
+@pytest.mark.parametrize("label", ["count", "orientation", "colour", "structure"])
+def test_classes_can_be_the_values_of_one_attribute(label: str, tmp_path: Path) -> None:
+    stage = ShapesClasses(name="val", num_samples=24, label=label, world=SMALL)
+    made = make(stage, tmp_path)
+    assert isinstance(made, LabeledDataset)
+    values = SMALL.colours if label == "colour" else SMALL.values(label)
+    assert made.class_names == [str(value) for value in values]
+    source = open_dataset(made)
+    samples = [source[index] for index in range(24)]
+    assert [sample.label for sample in samples] == [index % len(values) for index in range(24)]
+    told = [scene.value(label) for scene in _scenes(made.path)]
+    assert told == [values[index % len(values)] for index in range(24)]
+
+
+def _scenes(folder: Path) -> list[Scene]:
+    with tarfile.open(folder / "00000.tar") as tar:
+        records = [json.loads(tar.extractfile(name).read()) for name in sorted(tar.getnames()) if name.endswith("json")]
+    return [Scene(**record["scene"]) for record in records]
+
+
+def test_classes_of_what_does_not_vary_are_refused() -> None:
+    with pytest.raises(ValidationError, match="cannot show pairs that differ in count"):
+        ShapesClasses(name="val", label="count", world=SMALL.model_copy(update={"attributes": ("size",)}))
 
 
 def pool_stage(**changes: object) -> ShapesPool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -78,3 +78,26 @@ class Interpolate(Stage):
             series = [Series(name=score, x=alphas, y=[scores[score] for scores in line]) for score in shown]
             title = f"Between two models: {name.replace('_', ' ')}"
             yield LinesPanel(title=title, note=note, order=order, series=series, x_label="alpha", y_label="score")
+        if len(found) > 1:
+            yield _against(found)
+
+
+def _against(found: Mapping[str, Sequence[Mapping[str, float]]]) -> LinesPanel:
+    """The first evaluation's first score beside that of each other one, a point for each model on the line."""
+    from vfm.panels import LinesPanel, Series
+
+    def first_score(name: str) -> tuple[str, list[float]]:
+        score = next(iter(found[name][0]))
+        return f"{name} {score}".replace("_", " "), [scores[score] for scores in found[name]]
+
+    base, *others = found
+    x_label, x = first_score(base)
+    shown = [first_score(name) for name in others]
+    return LinesPanel(
+        title="What is gained and what is kept",
+        note="Each point is one of the models between the two, in the order of alpha.",
+        order=9,
+        series=[Series(name=name, x=x, y=[*y]) for name, y in shown],
+        x_label=x_label,
+        y_label="score",
+    )

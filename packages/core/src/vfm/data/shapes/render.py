@@ -15,6 +15,7 @@ from PIL import Image
 from vfm.data.shapes.captions import Caption, sample_caption
 from vfm.data.shapes.drawing import draw
 from vfm.data.shapes.sampling import Stream, generator, sample_scene
+from vfm.data.shapes.scene import Pattern
 from vfm.data.shapes.world import World
 
 
@@ -80,6 +81,23 @@ def render_labeled(world: World, seed: int, start: int, stop: int) -> Iterator[M
         scene = sample_scene(world, generator(seed, Stream.CLASSES, index), combination=combinations[label])
         image = encode(draw(scene, world.image_size))
         yield MadeSample(f"{index:08d}", image, {"en": [names[label]]}, label, {"scene": scene.facts()})
+
+
+def render_values(pattern: Pattern, world: World, seed: int, start: int, stop: int) -> Iterator[MadeSample]:
+    """Samples of a labelled set whose classes are the values of one attribute, or the colours, in turn.
+
+    Shape and colour are else uniform; scenes are drawn until one has the value, as each would be in a pool.
+    """
+    values = world.colours if pattern == "colour" else world.values(pattern)
+    for index in range(start, stop):
+        label = index % len(values)
+        rng = generator(seed, Stream.VALUES, index)
+        scene = None
+        while scene is None or scene.value(pattern) != values[label]:
+            combination = world.combinations[int(rng.random() * len(world.combinations))]
+            scene = sample_scene(world, rng, combination=combination)
+        image = encode(draw(scene, world.image_size))
+        yield MadeSample(f"{index:08d}", image, {"en": [str(values[label])]}, label, {"scene": scene.facts()})
 
 
 def encode(pixels: NDArray[np.uint8]) -> bytes:

@@ -24,6 +24,7 @@ class Stream(IntEnum):
     CAPTIONS = 1
     CLASSES = 2
     PAIRS = 3
+    VALUES = 4
 
 
 def generator(seed: int, *place: int) -> np.random.Generator:

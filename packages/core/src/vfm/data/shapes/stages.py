@@ -73,28 +73,46 @@ class ShapesPool(MadeImages):
 
 
 class ShapesClasses(MadeImages):
-    """A labelled set: every shape in every colour, equally often, with class names and prompts."""
+    """A labelled set: every shape in every colour, equally often, with class names and prompts.
+
+    Or, to probe what features say of one attribute, the values of that attribute, equally often.
+    """
 
     kind: Literal["shapes.classes"] = "shapes.classes"
     version: ClassVar[int] = 2
     num_samples: int = Field(2400, ge=1, description="pictures to make")
+    label: Pattern | None = Field(
+        None, description="the classes are the values of this attribute, or the colours; default: shapes in colours"
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> ShapesClasses:
+        if self.label:
+            check_patterns(self.world, [self.label])
+        return self
 
     def run(self, ctx: Context) -> LabeledDataset:
         """Draws the pictures, class by class in turn."""
+        from functools import partial
+
         from vfm.data.report import leave_panels
         from vfm.data.shapes.captions import CLASS_TEMPLATES
-        from vfm.data.shapes.render import class_names, render_labeled
+        from vfm.data.shapes.render import class_names, render_labeled, render_values
         from vfm.data.shapes.sampling import class_groups
 
+        render: Render = render_labeled
         names = class_names(self.world)
+        if self.label:
+            values = self.world.colours if self.label == "colour" else self.world.values(self.label)
+            names, render = [str(value) for value in values], partial(render_values, self.label)
         spec = DatasetSpec(label_key="json.label", class_names=names)
-        count = self.write_shards(ctx, render_labeled, spec)
+        count = self.write_shards(ctx, render, spec)
         dataset = LabeledDataset.create(
             ctx.directory,
             num_samples=count,
             class_names=names,
-            templates=list(CLASS_TEMPLATES),
-            class_groups=class_groups(self.world) if self.world.zipf else {},
+            templates=["{}"] if self.label else list(CLASS_TEMPLATES),
+            class_groups=class_groups(self.world) if self.world.zipf and not self.label else {},
         )
         leave_panels(ctx, dataset)
         return dataset
@@ -115,11 +133,7 @@ class ShapesChoices(Stage):
 
     @model_validator(mode="after")
     def _possible(self) -> ShapesChoices:
-        for pattern in self.patterns or ():
-            if pattern not in self.world.patterns:
-                raise ValueError(
-                    f"the world cannot show pairs that differ in {pattern}; it can in {', '.join(self.world.patterns)}"
-                )
+        check_patterns(self.world, self.patterns or ())
         if not self.world.patterns:
             raise ValueError("nothing varies in this world: no attribute, and one colour alone")
         return self
@@ -141,6 +155,19 @@ class ShapesChoices(Stage):
             for number, pair in enumerate(make_pairs(self.world, self.seed, pattern, self.pairs_per_pattern)):
                 images = [encode(draw(scene, self.world.image_size)) for scene in pair.scenes]
                 yield Choice(f"{pattern}-{number:05d}", pattern, images, list(pair.statements), [0, 1])
+
+
+def check_patterns(world: World, patterns: Iterable[Pattern]) -> None:
+    """Refuses what does not vary in a world.
+
+    Raises:
+        ValueError: the first such pattern.
+    """
+    for pattern in patterns:
+        if pattern not in world.patterns:
+            raise ValueError(
+                f"the world cannot show pairs that differ in {pattern}; it can in {', '.join(world.patterns)}"
+            )
 
 
 def _cut(num_samples: int, size: int) -> list[tuple[int, int]]:
