@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from vfm_clip.groups import Rates, parameter_groups
 from vfm_clip.losses import Features, InfoNce, Siglip
 from vfm_clip.spread import repeats, spread
 from vfm_clip.towers import patch_dropouts
+from vfm_kernels import Kernels, accelerated
 
 
 class ClipTask(Task):
@@ -153,6 +155,10 @@ class ClipTask(Task):
         if self.log_scale.requires_grad:
             with torch.no_grad():
                 self.log_scale.clamp_(0, self.max_log_scale)
+
+    def kernels(self, choice: Kernels) -> AbstractContextManager[str]:
+        """In both towers, and in those of a teacher."""
+        return accelerated(choice, self, *(held.module for held in self.frozen()))
 
     def encoder(self) -> ClipModel:
         """The model in training."""

@@ -8,6 +8,7 @@ Types and what `data` carries:
     metrics         step, samples, values (flat {"train/loss": 0.7, ...})
     bad_sample      reason, where
     log, warning    message
+    kernels         running (what a training's layers take, in words)
     stage_finished  kind, id, seconds, cached, numbers (the last or headline values)
     run_finished    seconds, report
     run_failed      message

@@ -73,6 +73,11 @@ class Runtime(Config):
         ge=1,
         description="CPU threads to compute with; default: one a core. Small models on a busy machine want 1",
     )
+    kernels: Literal["auto", "reference", "triton"] = Field(
+        "auto",
+        description="of a training: auto takes fused Triton kernels on CUDA devices from Ampere on, where its model has"
+        " layers for them; reference: plain torch, their specification; triton: the kernels or an error",
+    )
     engine: Literal["local", "ray"] = Field(
         "local", description="what runs the shards of curation: `workers` processes of this machine, or tasks of Ray"
     )

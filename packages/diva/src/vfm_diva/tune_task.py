@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import cast
@@ -31,6 +31,7 @@ from vfm_diva.reach import freeze_unreached
 from vfm_diva.space import clean
 from vfm_diva.told import Told
 from vfm_diva.update import LastBlocks, Lora
+from vfm_kernels import Kernels, accelerated
 
 DEFAULTS = Feedback()
 
@@ -174,6 +175,10 @@ class TuneTask(Task):
         """Keeps evaluation mode, so that dropout and batch statistics are those the tower was judged with."""
         super().train(False)
         return self
+
+    def kernels(self, choice: Kernels) -> AbstractContextManager[str]:
+        """In the CLIP model, and in what it was at the start, so that the two stay comparable."""
+        return accelerated(choice, self, *(held.module for held in self.frozen()))
 
     def encoder(self) -> ClipModel:
         """The CLIP model in training."""

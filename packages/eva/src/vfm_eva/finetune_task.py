@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from vfm.models.vision import WEIGHTS_FILE, build_vision, save_vision, vision_pr
 from vfm.models.weights import load_state_dict
 from vfm.train import Batch, Metrics, ParamGroup, Task
 from vfm_eva.finetune_images import global_draws
+from vfm_kernels import Kernels, accelerated
 
 if TYPE_CHECKING:
     from vfm_eva.finetune import EvaFinetune
@@ -92,6 +94,10 @@ class Classifier(Task):
                 group = groups.setdefault((layer, decayed), ParamGroup([], scale, None if decayed else 0.0))
                 group.params.append(parameter)
         return list(groups.values())
+
+    def kernels(self, choice: Kernels) -> AbstractContextManager[str]:
+        """In the classifier."""
+        return accelerated(choice, self)
 
     def encoder(self) -> PooledVision:
         """The classifier, for evaluations of its features and of its head."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,15 @@ from vfm.train import Batch, Call, Metrics, Task
 from vfm_eva.decoder import Decoder
 from vfm_eva.student import masked, student_grid, visible_only
 from vfm_eva.teacher import StoredTargets, Teacher
-from vfm_kernels import gather_tokens, masked_cosine_loss, masked_index, resultant_length, token_cosine
+from vfm_kernels import (
+    Kernels,
+    accelerated,
+    gather_tokens,
+    masked_cosine_loss,
+    masked_index,
+    resultant_length,
+    token_cosine,
+)
 
 
 class EvaTask(Task):
@@ -148,6 +157,10 @@ class EvaTask(Task):
         """How well each patch's feature is predicted, (B, N) cosines, masked or not."""
         prediction = self.head(self.student_tokens(batch["images"], batch["bool_mask"]))
         return token_cosine(prediction, self.teacher.of(batch, self.grid))
+
+    def kernels(self, choice: Kernels) -> AbstractContextManager[str]:
+        """In student and teacher."""
+        return accelerated(choice, self, *(held.module for held in self.frozen()))
 
     def encoder(self) -> PooledVision:
         """The student with its pooled features."""

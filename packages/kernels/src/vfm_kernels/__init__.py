@@ -1,6 +1,6 @@
 """The shared mathematics of vfm, in plain torch: masks, token operations and the losses of EVA, CLIP and DIVA."""
 
-from vfm_kernels.accelerate import Acceleration, accelerate, subset_drop_path
+from vfm_kernels.accelerate import Acceleration, accelerate, accelerated, subset_drop_path
 from vfm_kernels.add_layer_norm import add_layer_norm
 from vfm_kernels.attention import attention, attention_packed
 from vfm_kernels.contrastive import info_nce, siglip_loss, similarity_distillation
@@ -33,6 +33,7 @@ __all__ = [
     "Kernels",
     "TimeDistribution",
     "accelerate",
+    "accelerated",
     "add_layer_norm",
     "add_noise",
     "attention",

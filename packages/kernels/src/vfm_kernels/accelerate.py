@@ -1,13 +1,15 @@
 """Puts our ops into a model of timm or open_clip, by its classes' own forward, and takes them out again."""
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType, TracebackType
 from typing import Self
 
 from torch import nn
 
-from vfm_kernels.dispatch import fused
+from vfm_kernels.dispatch import Kernels, fused, use_kernels
 
 
 @dataclass
@@ -84,6 +86,27 @@ def accelerate(model: nn.Module) -> Acceleration:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in done.kept.items())
         raise ValueError(f"{type(model).__name__} has no layer that takes a kernel ({reasons or 'none is known'})")
     return done
+
+
+@contextmanager
+def accelerated(choice: Kernels, *models: nn.Module) -> Iterator[str]:
+    """`use_kernels` and `accelerate` at once, for the time of a training; yields what runs, in words.
+
+    With `auto`, models without a layer that could take a kernel keep their forward.
+
+    Raises:
+        ValueError: `triton`, and it cannot run or no layer could take it.
+    """
+    together = nn.ModuleList(models)
+    with use_kernels(choice):
+        try:
+            done = accelerate(together)
+        except ValueError:
+            if choice == "triton":
+                raise
+            done = Acceleration()
+        with done:
+            yield str(done).removeprefix("kernels: ")
 
 
 def subset_drop_path(model: nn.Module) -> Acceleration:

@@ -178,10 +178,14 @@ class _Notes:
         self.file = file
         self.numbers: dict[str, float] = {}
         self.warnings: list[str] = []
+        self.kernels: str | None = None  # told by each training, a resumed one too
         if file.is_file():
             self.numbers, self.warnings = json.loads(file.read_text(encoding="utf-8"))
 
     def take(self, event: Event) -> None:
+        if event.type == "kernels":
+            self.kernels = event.data["running"]
+            return
         if event.type == "metrics":
             self.numbers.update(event.data["values"])
         elif event.type == "warning" and event.data["message"] not in self.warnings:
@@ -204,6 +208,7 @@ def _manifest(step: Step, artifact: Artifact, context: Context, notes: _Notes, s
         "identity": step.identity,
         "config": step.stage.model_dump(mode="json", exclude={"name", "kind", "runtime"}),
         "runtime": step.stage.runtime.model_dump(),
+        "kernels": notes.kernels,
         "inputs": {name: step.inputs[name] for name in sorted(names)},
         "sources": step.fingerprints,
         "seed": getattr(step.stage, "seed", None),

@@ -83,11 +83,19 @@ def preflight(steps: Sequence[Step]) -> None:
         evals = step.stage.evals if isinstance(step.stage, Training) else []
         for prefix, stage in [("", step.stage), *((f"evals.{e.name}: ", e) for e in evals)]:
             try:
+                if isinstance(stage, Training):
+                    _check_runtime(stage)
                 stage.preflight(Preflight(stages, known))
             except UserError as error:
                 complaints.append(f"{step.stage.name}: {prefix}{error}")
     if complaints:
         raise UserError("\n".join(complaints))
+
+
+def _check_runtime(stage: Training) -> None:
+    from vfm.train.kernels import check_kernels
+
+    check_kernels(stage.runtime)
 
 
 def run_one(step: Step, send: Send) -> bool:

@@ -31,6 +31,7 @@ from vfm.train.curves import Curves
 from vfm.train.dist import World, distributed, micro_batch_size, reproducible, seed_everything
 from vfm.train.evals import Evals
 from vfm.train.guard import FiniteGuard, SkippedSamples
+from vfm.train.kernels import chosen_kernels
 from vfm.train.optim import Ema, build_optimizer, lr_at, set_lr
 from vfm.train.task import Metrics, Task
 
@@ -60,7 +61,9 @@ def fit(task: Task, data: Data, plan: Training, ctx: Context, runtime: Runtime) 
         Preempted: SIGTERM came; a checkpoint is saved.
     """
     with distributed(runtime) as world, reproducible(world.device), termination() as stop:
-        _Loop(task, data, plan, ctx, world, stop).run()
+        task.to(world.device)
+        with chosen_kernels(task, runtime, ctx, world):
+            _Loop(task, data, plan, ctx, world, stop).run()
 
 
 class _Loop:
@@ -70,7 +73,7 @@ class _Loop:
         self.task, self.data, self.plan, self.ctx, self.world, self.stop = task, data, plan, ctx, world, stop
         self.micro_batch_size = micro_batch_size(plan, world)
         ctx.work.mkdir(parents=True, exist_ok=True)
-        task.to(world.device).train()
+        task.train()
         self.optimizer = build_optimizer(task, plan)
         self.trained = [param for group in self.optimizer.param_groups for param in group["params"]]
         self.ema = Ema(task, plan.ema_decay) if plan.ema_decay else None

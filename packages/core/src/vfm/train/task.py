@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -135,6 +136,18 @@ class Task(nn.Module):
     def encoder(self) -> ImageEncoder:
         """The model in training as a training's `evals` judge it; they put it into evaluation mode and back."""
         raise NotImplementedError(f"{type(self).__name__} does not say what there is to judge")
+
+    def kernels(self, choice: Literal["auto", "reference", "triton"]) -> AbstractContextManager[str]:
+        """Puts fused kernels into the models while they are trained, as `runtime.kernels` says; yields what runs.
+
+        Called on the device. Parameters, buffers and their names stay as they are. By default there are no kernels.
+
+        Raises:
+            ValueError: `triton`, and they cannot run; says why.
+        """
+        if choice == "triton":
+            raise ValueError(f"{type(self).__name__} has no kernels; use auto")
+        return nullcontext("none")
 
     def export(self, directory: Path) -> Artifact:
         """Writes the trained model as an artifact. With `ema_decay` the weights are the averaged ones after `fit`."""

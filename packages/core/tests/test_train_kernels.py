@@ -1,0 +1,76 @@
+"""`runtime.kernels` on its way to a task: refused early, in force while it trains, told, kept in the manifest."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Literal
+
+import pytest
+import torch
+
+from train_toy import Plan, Regression, Samples, plan, train
+from vfm import Artifact, Context, Runtime, UserError
+from vfm.flow.plan import make_plan
+from vfm.flow.recipe import parse_recipe
+from vfm.flow.run import read_manifest, run
+from vfm.flow.store import Store
+from vfm.train import fit
+
+
+class Fused(Regression):
+    """Takes its kernels while it is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside: list[bool] = []
+        self.choice = ""
+
+    @contextmanager
+    def kernels(self, choice):
+        self.choice = choice
+        yield "linear in 2 layers"
+        self.choice = ""
+
+    def forward(self, batch):
+        self.inside.append(self.choice == "auto")
+        return super().forward(batch)
+
+
+class TrainFused(Plan):
+    kind: Literal["toy.fused"] = "toy.fused"
+
+    def run(self, ctx: Context) -> Artifact:
+        fit(Fused(), Samples(self.global_batch_size), self, ctx, self.runtime)
+        return Artifact.create(ctx.directory)
+
+
+def test_kernels_are_in_force_during_the_training_alone_and_told(tmp_path):
+    task, _, events = train(tmp_path, plan(steps=3), task=Fused())
+    assert task.inside == [True] * 3
+    assert task.choice == ""
+    assert [event.data["running"] for event in events if event.type == "kernels"] == ["linear in 2 layers"]
+
+
+def test_what_ran_is_in_the_manifest_and_the_choice_in_no_identity(tmp_path):
+    toy = "{kind: toy.fused, name: toy, steps: 2, global_batch_size: 8, runtime: {device: cpu, kernels: %s}}"
+    text = f"stages:\n  - {toy}\n"
+
+    def planned(choice):
+        recipe = parse_recipe(text % choice, {"toy.fused": TrainFused}, (), name="r", where="r.yaml")
+        return recipe, make_plan(recipe, Store(tmp_path))
+
+    outcome = run(*planned("auto"), Store(tmp_path), lambda event: None)
+    manifest = read_manifest(outcome.steps[0].slot.artifact)
+    assert (manifest["kernels"], manifest["runtime"]["kernels"]) == ("linear in 2 layers", "auto")
+    assert planned("reference")[1][0].status == "cached"
+    outcome.steps[0].slot.discard()
+    with pytest.raises(UserError, match=r"toy: runtime\.kernels: triton needs a CUDA device, this runs on cpu"):
+        run(*planned("triton"), Store(tmp_path), lambda event: None)
+    assert not outcome.steps[0].slot.folders
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_a_task_without_kernels_says_so_where_they_are_forced(tmp_path):
+    ctx = Context("toy", tmp_path / "part", tmp_path / "work", {})
+    with pytest.raises(UserError, match=r"toy: runtime\.kernels: Regression has no kernels; use auto"):
+        fit(Regression(), Samples(), plan(), ctx, Runtime(device="cpu", kernels="triton"))
