@@ -1,0 +1,137 @@
+"""Results as CSV and as a page of tables; a page that says so, where nothing was measured."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from steps import Step
+from timing import Timing
+
+OURS = ("ours", "triton_short", "triton_stream")
+NOT_MEASURED = """# Kernels on a GPU
+
+**Not measured.** No figure of a kernel's speed is known: this page is made on a GPU, and there has been none so far.
+
+    python packages/kernels/benchmarks/run.py
+
+checks every implementation against float64, times the ops, the backends of attention and whole training steps, and
+writes its tables here. What is known without a GPU (numbers in Triton's interpreter; registers, spills, shared memory
+and instructions of what Triton compiles for sm_80 and sm_90) is checked by the tests.
+
+What it measures:
+
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One implementation of one op at one shape, forward or backward; without milliseconds, `said` is why."""
+
+    op: str
+    shape: str
+    direction: str
+    implementation: str
+    relative_error: float | None = None
+    milliseconds: float | None = None
+    low: float | None = None
+    high: float | None = None
+    num_bytes: float | None = None
+    flops: float | None = None
+    roofline_percent: float | None = None
+    peak_mib: float | None = None
+    said: str = ""
+
+    @classmethod
+    def of(
+        cls, where: tuple[str, str, str, str], error: float, timing: Timing, cost: tuple[float, float], floor: float
+    ) -> Row:
+        """Of a measurement: kernels' names are what is said of it."""
+        percent, peak = 100 * floor / timing.median, timing.peak_bytes / 2**20
+        times = (timing.median, timing.low, timing.high)
+        return cls(*where, error, *times, *cost, percent, peak, " ".join(timing.kernels))
+
+
+def write_not_measured(path: Path, measured: list[str]) -> None:
+    """The page without figures, and what they would be of."""
+    path.write_text(NOT_MEASURED + "".join(f"- {line}\n" for line in measured))
+
+
+def write(folder: Path, about: dict[str, str], rows: list[Row], steps: list[Step]) -> None:
+    """`kernels.csv`, `steps.csv` and `kernels.md`."""
+    _csv(folder / "kernels.csv", [asdict(row) for row in rows])
+    if steps:
+        told = [{"model": step.model, "way": step.way, "said": step.said} | _timing(step.timing) for step in steps]
+        _csv(folder / "steps.csv", told)
+    lines = ["# Kernels on a GPU", "", *(f"- {name}: {value}" for name, value in about.items()), ""]
+    lines += [
+        "Milliseconds are medians; roofline is the least time, by this card's own copy and matrix product, over it."
+    ]
+    for op in dict.fromkeys(row.op for row in rows):
+        lines += ["", f"## {op}", "", *_table([row for row in rows if row.op == op])]
+    lines += ["", "## Training steps", "", *(_steps(steps) if steps else ["None were run."])]
+    (folder / "kernels.md").write_text("\n".join(lines) + "\n")
+
+
+def _table(rows: list[Row]) -> list[str]:
+    head = ["shape", "direction", "implementation", "ms", "roofline", "MiB", "against best other", "error", "kernels"]
+    cells = []
+    for row in rows:
+        where = [row.shape, row.direction, row.implementation]
+        if row.milliseconds is not None:
+            numbers = [f"{row.milliseconds:.3f}", f"{row.roofline_percent:.0f} %", f"{row.peak_mib:.0f}"]
+            cells.append([*where, *numbers, _against(row, rows), _short(row.relative_error), row.said])
+        elif row.direction:
+            cells.append([*where, "", "", "", "", _short(row.relative_error), row.said])
+    refused: dict[str, list[str]] = {}
+    for row in rows:
+        if not row.direction:
+            refused.setdefault(f"{row.implementation} cannot: {row.said}", []).append(row.shape)
+    told = [f"- {reason} ({', '.join(shapes)})" for reason, shapes in refused.items()]
+    return [*_markdown(head, cells), *([""] if told else []), *told]
+
+
+def _against(row: Row, rows: list[Row]) -> str:
+    """How many times faster ours is than the best of the others."""
+    same = [other for other in rows if (other.shape, other.direction) == (row.shape, row.direction)]
+    others = [each.milliseconds for each in same if each.milliseconds is not None and each.implementation not in OURS]
+    if row.implementation not in OURS or row.milliseconds is None or not others:
+        return ""
+    return f"{min(others) / row.milliseconds:.2f}x"
+
+
+def _steps(steps: list[Step]) -> list[str]:
+    cells = []
+    for step in steps:
+        first = next((s.timing for s in steps if s.model == step.model and s.timing is not None), None)
+        if step.timing is None or first is None:
+            cells.append([step.model, step.way, "", "", "", step.said])
+            continue
+        ratio = f"{first.median / step.timing.median:.2f}x"
+        numbers = [f"{step.timing.median:.1f}", f"{step.timing.peak_bytes / 2**20:.0f}", ratio]
+        cells.append([step.model, step.way, *numbers, step.said])
+    return _markdown(["model", "way", "ms", "MiB", "against library", "what was replaced"], cells)
+
+
+def _markdown(head: list[str], cells: list[list[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *cells]
+    return ["| " + " | ".join(cell.replace("|", "/")[:160] for cell in line) + " |" for line in lines]
+
+
+def _short(error: float | None) -> str:
+    return "" if error is None else f"{error:.1e}"
+
+
+def _timing(timing: Timing | None) -> dict[str, float | None]:
+    if timing is None:
+        return {"milliseconds": None, "low": None, "high": None, "peak_mib": None}
+    times = {"milliseconds": timing.median, "low": timing.low, "high": timing.high}
+    return times | {"peak_mib": timing.peak_bytes / 2**20}
+
+
+def _csv(path: Path, rows: list[dict]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,249 @@
+"""What is measured: ops at the shapes of EVA, CLIP and SigLIP, all their implementations, and what each must move."""
+
+# B batch, N tokens, H heads, D width of a head, C channels, K kept tokens
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import vfm_kernels as vk
+from vfm_kernels.backends import BACKENDS
+from vfm_kernels.problem import problem_of
+
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The least that an op must do: bytes from and to memory, and floating point operations."""
+
+    num_bytes: float
+    flops: float = 0.0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One op at one shape.
+
+    Attributes:
+        op: its name.
+        shape: as the page shows it.
+        inputs: tensors that want a gradient.
+        plain: the specification, for float64 and for the error that is allowed.
+        implementations: name -> function of the inputs.
+        forward: what the op must do.
+        backward: what its gradient must do.
+        refused: name of a backend -> why it cannot.
+    """
+
+    op: str
+    shape: str
+    inputs: list[Tensor]
+    plain: Function
+    implementations: dict[str, Function]
+    forward: Cost
+    backward: Cost
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def under(choice: vk.Kernels, function: Function) -> Function:
+    def run(*inputs: Tensor) -> Any:
+        with vk.use_kernels(choice):
+            return function(*inputs)
+
+    return run
+
+
+def three_ways(function: Function, device: torch.device) -> dict[str, Function]:
+    """Ours, the library's plain ops, and those compiled."""
+    compiled = torch.compile(function, backend="inductor" if device.type == "cuda" else "eager")
+    return {
+        "ours": under("auto", function),
+        "torch": under("reference", function),
+        "torch.compile": under("reference", compiled),
+    }
+
+
+def random(device: torch.device, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.randn(shape, device=device).to(dtype)
+
+
+def attention(
+    device: torch.device, batch: int, tokens: int, heads: int, width: int, rope: bool = False, **kind: Any
+) -> Problem:
+    """Packed queries, keys and values; with `crops`, images of 257 and 37 tokens in one long row."""
+    options, label = dict(kind), "".join(f" {word}" for word, is_so in kind.items() if is_so)
+    if options.pop("crops", False):
+        lengths = torch.tensor([0, *([tokens] + [37] * 8) * batch]).cumsum(0).to(torch.int32)
+        options |= {"cu_seqlens": lengths.to(device), "max_seqlen": tokens}
+        batch, longest, tokens = 1, tokens, int(lengths[-1])
+    else:
+        longest = tokens
+    if rope:
+        angles = torch.rand(tokens - 1, width // 2, device=device)
+        options |= {"sin": angles.sin(), "cos": angles.cos(), "num_prefix_tokens": 1}
+    qkv = random(device, batch, tokens, 3, heads, width)
+    asked = problem_of(
+        device, qkv.dtype, (batch, tokens, heads, width, longest), kind.get("causal", False), "crops" in kind
+    )
+    implementations, refused = {}, {}
+    for backend in BACKENDS:
+        if reasons := backend.not_supported_reasons(asked):
+            refused[backend.name] = "; ".join(reasons)
+        else:
+            implementations[backend.name] = _attention_by(backend.name, options)
+    elements = batch * tokens * heads * width
+    ends = options.get("cu_seqlens")
+    squares = batch * tokens**2 if ends is None else int((ends.diff().double() ** 2).sum())
+    product = 2 * squares * heads * width / (2 if kind.get("causal") else 1)
+    sizes = ",".join(map(str, (batch, tokens, heads, width)))
+    return Problem(
+        "attention",
+        f"({sizes}){label}{' rope' if rope else ''}",
+        [qkv],
+        _attention_by("eager", options),
+        implementations,
+        Cost(8 * elements, 2 * product),
+        Cost(16 * elements, 5 * product),
+        refused,
+    )
+
+
+def _attention_by(name: str, options: dict[str, Any]) -> Function:
+    return lambda qkv: vk.attention_packed(qkv, backend=name, **options)
+
+
+def rope(device: torch.device, batch: int, tokens: int, heads: int, width: int) -> Problem:
+    """In place on queries and keys of packed heads."""
+    angles = torch.rand(tokens - 1, width // 2, device=device)
+    sin, cos = angles.sin(), angles.cos()
+
+    def turn(packed: Tensor) -> Tensor:
+        return vk.rope_2d(packed, sin, cos, num_rotated=2 * heads, num_prefix_tokens=1)
+
+    cost = Cost(8 * batch * tokens * heads * width)
+    inputs = [random(device, batch, tokens, 3 * heads, width)]
+    ways = three_ways(turn, device)
+    return Problem("rope_2d", f"({batch},{tokens},{heads},{width})", inputs, ways["torch"], ways, cost, cost)
+
+
+def swiglu(device: torch.device, rows: int, width: int, padded: int) -> Problem:
+    inputs = [random(device, rows, padded), random(device, rows, padded)]
+    inputs += [random(device, width, dtype=torch.float32) for _ in range(2)]
+    ways, hidden = three_ways(vk.swiglu_subln, device), rows * padded
+    label = f"({rows},{width} in {padded})"
+    return Problem("swiglu_subln", label, inputs, ways["torch"], ways, Cost(6 * hidden), Cost(10 * hidden))
+
+
+def add_layer_norm(device: torch.device, batch: int, tokens: int, channels: int, stream: torch.dtype) -> Problem:
+    inputs = [random(device, batch, tokens, channels, dtype=stream), random(device, batch, tokens, channels)]
+    inputs += [random(device, channels, dtype=torch.float32) for _ in range(2)]
+    ways, elements = three_ways(vk.add_layer_norm, device), batch * tokens * channels
+    forward, backward = (12, 18) if stream == torch.float32 else (8, 12)
+    label = f"({batch},{tokens},{channels}) {str(stream).removeprefix('torch.')} stream"
+    costs = (Cost(forward * elements), Cost(backward * elements))
+    return Problem("add_layer_norm", label, inputs, ways["torch"], ways, *costs)
+
+
+def mask_tokens(device: torch.device, batch: int, tokens: int, channels: int) -> Problem:
+    bool_mask = torch.rand(batch, tokens, device=device) < 0.41
+    cls_token, pos_embed = random(device, channels), random(device, tokens + 1, channels)
+
+    def function(patches: Tensor, mask_token: Tensor) -> Tensor:
+        return vk.mask_tokens(patches, mask_token, bool_mask, cls_token=cls_token, pos_embed=pos_embed)
+
+    ways, elements = three_ways(function, device), batch * tokens * channels
+    inputs = [random(device, batch, tokens, channels), random(device, channels)]
+    label = f"({batch},{tokens},{channels})"
+    return Problem("mask_tokens", label, inputs, ways["torch"], ways, Cost(3.2 * elements), Cost(4 * elements))
+
+
+def gather_tokens(device: torch.device, batch: int, tokens: int, kept: int, channels: int) -> Problem:
+    index = torch.rand(batch, tokens, device=device).argsort(dim=1)[:, :kept]
+    ways = three_ways(lambda x: vk.gather_tokens(x, index), device)
+    costs = (Cost(4 * batch * kept * channels), Cost(2 * batch * (kept + tokens) * channels))
+    label = f"({batch},{kept} of {tokens},{channels})"
+    return Problem("gather_tokens", label, [random(device, batch, tokens, channels)], ways["torch"], ways, *costs)
+
+
+def scatter_tokens(device: torch.device, batch: int, tokens: int, kept: int, channels: int) -> Problem:
+    index = torch.rand(batch, tokens, device=device).argsort(dim=1)[:, :kept]
+    ways = three_ways(lambda x: vk.scatter_tokens(x, index, tokens), device)
+    costs = (Cost(2 * batch * (kept + tokens) * channels), Cost(4 * batch * kept * channels))
+    label = f"({batch},{kept} of {tokens},{channels})"
+    return Problem("scatter_tokens", label, [random(device, batch, kept, channels)], ways["torch"], ways, *costs)
+
+
+def masked_cosine(device: torch.device, batch: int, tokens: int, channels: int) -> Problem:
+    bool_mask = torch.rand(batch, tokens, device=device) < 0.41
+    target = random(device, batch, tokens, channels)
+    ways = three_ways(lambda x: vk.masked_cosine_loss(x, target.to(x.dtype), bool_mask), device)
+    masked = 0.41 * batch * tokens * channels
+    costs = (Cost(6 * masked), Cost(4 * batch * tokens * channels))
+    label = f"({batch},{tokens},{channels})"
+    return Problem("masked_cosine_loss", label, [random(device, batch, tokens, channels)], ways["torch"], ways, *costs)
+
+
+def contrastive(device: torch.device, batch: int, channels: int, loss: str) -> Problem:
+    """The loss of one process; ours in chunks of 4096 rows, torch's with all logits at once."""
+    scale, more = 20.0, () if loss == "info_nce" else (-10.0,)
+    function = getattr(vk, loss)
+    inputs = [torch.nn.functional.normalize(random(device, batch, channels).float(), dim=1) for _ in range(2)]
+
+    def whole(image: Tensor, text: Tensor) -> Tensor:
+        return function(image, text, scale, *more)
+
+    def chunked(image: Tensor, text: Tensor) -> Tensor:
+        return function(image, text, scale, *more, chunk_size=4096)
+
+    ways = three_ways(whole, device) | {"ours": under("auto", chunked)}
+    product = 2 * batch**2 * channels
+    costs = (Cost(8 * batch * channels, product), Cost(16 * batch * channels, (3 if more == () else 2) * product))
+    return Problem(loss, f"({batch},{channels})", inputs, ways["torch"], ways, *costs)
+
+
+BF16, FP32 = torch.bfloat16, torch.float32
+# Builder, what it is asked for, and the smaller form on which numbers are compared.
+REAL: list[tuple[Callable[..., Problem], dict[str, Any], dict[str, Any]]] = [
+    *(
+        (attention, {"batch": batch, "tokens": tokens, "heads": heads, "width": width, **kind}, {"batch": 2})
+        for batch, tokens, heads, width, kind in [
+            (256, 257, 16, 64, {}),
+            (256, 257, 16, 64, {"rope": True}),
+            (256, 256, 16, 64, {}),
+            (256, 129, 16, 64, {}),
+            (256, 128, 16, 64, {}),
+            (256, 197, 16, 64, {}),
+            (128, 257, 16, 88, {}),
+            (128, 257, 16, 80, {}),
+            (128, 256, 16, 72, {}),
+            (64, 257, 16, 104, {}),
+            (64, 257, 16, 112, {}),
+            (16, 257, 40, 128, {}),
+            (128, 577, 16, 64, {}),
+            (64, 1025, 16, 64, {}),
+            (512, 77, 12, 64, {"causal": True}),
+            (64, 257, 16, 64, {"crops": True}),
+        ]
+    ),
+    (rope, {"batch": 256, "tokens": 257, "heads": 16, "width": 64}, {"batch": 2}),
+    (swiglu, {"rows": 65792, "width": 2730, "padded": 2752}, {"rows": 514}),
+    (swiglu, {"rows": 65792, "width": 2048, "padded": 2048}, {"rows": 514}),
+    (add_layer_norm, {"batch": 256, "tokens": 257, "channels": 1024, "stream": BF16}, {"batch": 2}),
+    (add_layer_norm, {"batch": 256, "tokens": 257, "channels": 1024, "stream": FP32}, {"batch": 2}),
+    (mask_tokens, {"batch": 256, "tokens": 256, "channels": 1024}, {"batch": 2}),
+    (gather_tokens, {"batch": 256, "tokens": 256, "kept": 64, "channels": 1024}, {"batch": 2}),
+    (scatter_tokens, {"batch": 256, "tokens": 256, "kept": 64, "channels": 1024}, {"batch": 2}),
+    (masked_cosine, {"batch": 256, "tokens": 256, "channels": 1024}, {"batch": 2}),
+    (contrastive, {"batch": 32768, "channels": 1024, "loss": "info_nce"}, {"batch": 512}),
+    (contrastive, {"batch": 32768, "channels": 1024, "loss": "siglip_loss"}, {"batch": 512}),
+]
+SMALL = {"batch": 2, "tokens": 17, "heads": 2, "width": 16, "channels": 32, "rows": 8, "padded": 32, "kept": 5}
+# The same list at sizes of a CPU, each once, by which the runner itself is tested.
+_SMALL = [(build, {name: SMALL.get(name, value) for name, value in asked.items()}, {}) for build, asked, _ in REAL]
+TINY = [entry for number, entry in enumerate(_SMALL) if entry not in _SMALL[:number]]

@@ -1,0 +1,110 @@
+"""Whole training steps of EVA-g, EVA02-L and CLIP-L/14, with the libraries' layers and with ours in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from checking import in_a_line
+from timing import Timing, measure
+from torch import Tensor, nn
+
+import vfm_kernels as vk
+
+Loss = Callable[[], Tensor]
+NAMES = ("EVA-g", "EVA02-L", "CLIP-L/14")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One way to train one model; `said` is what `accelerate` replaced, or why there is no timing."""
+
+    model: str
+    way: str
+    timing: Timing | None
+    said: str
+
+
+def measured_steps(device: torch.device, tiny: bool, repeats: int) -> Iterator[Step]:
+    """Forward, loss, backward and AdamW under bf16 autocast, four ways each."""
+    for name in NAMES:
+        for accelerated in (False, True):
+            for compiled in (False, True):
+                way = " + ".join(["ours" if accelerated else "library", *["torch.compile"] * compiled])
+                try:
+                    yield Step(name, way, *_step(name, device, tiny, accelerated, compiled, repeats))
+                except ImportError as error:
+                    yield Step(name, way, None, f"absent: {error.name} is not installed")
+                except torch.OutOfMemoryError as error:
+                    yield Step(name, way, None, in_a_line(error))
+
+
+def _step(
+    name: str, device: torch.device, tiny: bool, accelerated: bool, compiled: bool, repeats: int
+) -> tuple[Timing, str]:
+    torch.manual_seed(0)
+    model, loss = (_clip if name.startswith("CLIP") else _eva)(name, device, tiny)
+    with ExitStack() as stack:
+        said = ""
+        if accelerated:
+            if name == "EVA02-L":
+                vk.pad_swiglu(model)
+            said = str(stack.enter_context(vk.accelerate(model)))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
+        forward = torch.compile(loss, backend="inductor" if device.type == "cuda" else "eager") if compiled else loss
+
+        def train() -> None:
+            with torch.autocast(device.type, torch.bfloat16):
+                value = forward()
+            value.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return measure(train, device, repeats), said
+
+
+def _eva(name: str, device: torch.device, tiny: bool) -> tuple[nn.Module, Loss]:
+    import timm
+
+    large = name == "EVA02-L"
+    if tiny:
+        rotary = {"qkv_fused": False, "swiglu_mlp": True, "scale_mlp": True, "use_rot_pos_emb": True}
+        options = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "mlp_ratio": 2.625}
+        model, batch, size = timm.models.eva.Eva(**options, **(rotary if large else {})), 2, 16
+    else:
+        named = "eva02_large_patch14_224" if large else "eva_giant_patch14_224"
+        model, batch, size = timm.create_model(named), 64 if large else 32, 224
+    model.head = nn.Linear(model.embed_dim, 16 if tiny else 1024)
+    model = model.to(device).train()
+    images = torch.randn(batch, 3, size, size, device=device)
+    num_patches = model.patch_embed.num_patches
+    target = torch.randn(batch, num_patches, model.head.out_features, device=device)
+    bool_mask = torch.rand(batch, num_patches, device=device) < 0.41
+
+    def loss() -> Tensor:
+        patches = model.forward_features(images)[:, model.num_prefix_tokens :]
+        return vk.masked_cosine_loss(model.head(patches), target, bool_mask)
+
+    return model, loss
+
+
+def _clip(name: str, device: torch.device, tiny: bool) -> tuple[nn.Module, Loss]:
+    import open_clip
+
+    if tiny:
+        vision = {"layers": 1, "width": 64, "head_width": 16, "patch_size": 8, "image_size": 16}
+        text = {"context_length": 7, "vocab_size": 30, "width": 16, "heads": 2, "layers": 1}
+        model, batch = open_clip.CLIP(16, vision, text), 3
+    else:
+        model, batch = open_clip.create_model("ViT-L-14"), 128
+    model = model.to(device).train()
+    images = torch.randn(batch, 3, *model.visual.image_size, device=device)
+    texts = torch.randint(1, model.vocab_size, (batch, model.context_length), device=device)
+
+    def loss() -> Tensor:
+        image_features, text_features, logit_scale = model(images, texts)[:3]
+        return vk.info_nce(image_features, text_features, logit_scale)
+
+    return model, loss

@@ -1,0 +1,100 @@
+"""How long a function takes, in what memory and with which kernels; and what the card can do at best."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+Run = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds (median, 20th and 80th percentile), bytes that were allocated on top, and kernels in their order."""
+
+    median: float
+    low: float
+    high: float
+    peak_bytes: int
+    kernels: tuple[str, ...]
+
+
+def measure(run: Run, device: torch.device, repeats: int = 100) -> Timing:
+    """Runs it `repeats` times, on a GPU with what it reads out of the L2 cache before each."""
+    for _ in range(3):
+        run()
+    kernels = kernel_names(run, device)
+    peak = peak_bytes(run, device)
+    times = _on_gpu(run, device, repeats) if device.type == "cuda" else _on_cpu(run, repeats)
+    low, *_, high = statistics.quantiles(times, n=5)
+    return Timing(statistics.median(times), low, high, peak, kernels)
+
+
+def _on_gpu(run: Run, device: torch.device, repeats: int) -> list[float]:
+    cache = torch.empty(2 * torch.cuda.get_device_properties(device).L2_cache_size, dtype=torch.uint8, device=device)
+    events = [tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) for _ in range(repeats)]
+    for start, end in events:
+        cache.zero_()
+        start.record()
+        run()
+        end.record()
+    torch.cuda.synchronize(device)
+    return [start.elapsed_time(end) for start, end in events]
+
+
+def _on_cpu(run: Run, repeats: int) -> list[float]:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+def kernel_names(run: Run, device: torch.device) -> tuple[str, ...]:
+    """What ran: kernels on a GPU, torch's outermost ops on a CPU; each name once."""
+    activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
+    with profile(activities=[activity]) as profiled:
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    wanted = torch.autograd.DeviceType.CUDA if device.type == "cuda" else torch.autograd.DeviceType.CPU
+    events = [event for event in profiled.events() if event.device_type == wanted and event.cpu_parent is None]
+    return tuple(dict.fromkeys(event.name for event in events))
+
+
+def peak_bytes(run: Run, device: torch.device) -> int:
+    """Memory on top of what was held before; 0 on a CPU, where torch does not count it."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+@dataclass(frozen=True)
+class Roof:
+    """What a copy and a matrix product of bf16 reach: bytes (read and written) and operations a second."""
+
+    bytes_per_second: float
+    flops_per_second: float
+
+    def milliseconds(self, num_bytes: float, flops: float) -> float:
+        """The least time for this much work."""
+        return max(num_bytes / self.bytes_per_second, flops / self.flops_per_second) * 1e3
+
+
+def measured_roof(device: torch.device, size: int) -> Roof:
+    """By a copy of size x size numbers, and the product of two such matrices."""
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    copied, multiplied = measure(lambda: a.copy_(b), device, 30), measure(lambda: a @ b, device, 30)
+    return Roof(4 * size**2 / copied.median * 1e3, 2 * size**3 / multiplied.median * 1e3)

@@ -1,0 +1,89 @@
+"""The benchmark's runner, as far as a CPU can try it: sizes that mean nothing, and the page that says so."""
+
+import csv
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+MODULES = ("run", "problems", "checking", "timing", "steps", "page")
+
+
+def run(*arguments: str) -> str:
+    done = subprocess.run([sys.executable, FOLDER / "run.py", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.fixture
+def runner(monkeypatch):
+    """The runner's modules, which lie in no package."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    for name in MODULES:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield importlib.import_module("run")
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it is about machines without a GPU")
+def test_without_a_gpu_it_says_so_in_a_line_and_so_does_the_page(tmp_path):
+    assert run("--out", str(tmp_path)) == f"no CUDA device: nothing is measured, and {tmp_path}/kernels.md says so\n"
+    page = (tmp_path / "kernels.md").read_text()
+    assert "**Not measured.**" in page
+    if not (FOLDER / "results/kernels.csv").exists():
+        assert (FOLDER / "results/kernels.md").read_text() == page
+    (tmp_path / "kernels.csv").write_text("measured")
+    assert "stays as it is" in run("--out", str(tmp_path))
+
+
+@pytest.mark.slow
+def test_every_op_and_every_training_step_is_run_at_sizes_that_mean_nothing(tmp_path):
+    run("--tiny", "--repeats", "2", "--out", str(tmp_path))
+    rows = list(csv.DictReader((tmp_path / "kernels.csv").read_text().splitlines()))
+    timed = [row for row in rows if row["milliseconds"]]
+    assert {row["op"] for row in timed} == {
+        "attention", "rope_2d", "swiglu_subln", "add_layer_norm", "mask_tokens", "gather_tokens", "scatter_tokens",
+        "masked_cosine_loss", "info_nce", "siglip_loss",
+    }  # fmt: skip
+    assert all(float(row["milliseconds"]) > 0 and float(row["num_bytes"]) > 0 and row["said"] for row in timed)
+    assert not [row for row in rows if row["said"].startswith(("wrong", "failed"))]
+    assert {row["direction"] for row in timed} == {"forward", "backward"}
+    assert {row["implementation"] for row in timed} >= {"ours", "torch", "torch.compile", "sdpa", "eager"}
+    steps = list(csv.DictReader((tmp_path / "steps.csv").read_text().splitlines()))
+    assert len(steps) == 12
+    page = (tmp_path / "kernels.md").read_text()
+    assert "no figure here means anything" in page
+    assert "- triton_short cannot: device is cpu" in page
+    assert "xformers cannot: " in page
+
+
+def test_what_is_wrong_or_fails_is_told_and_not_timed(runner):
+    cpu = torch.device("cpu")
+    problem = runner.TINY[0][0](cpu, **runner.TINY[0][1])
+    right = problem.implementations["eager"]
+    problem.implementations.clear()
+    problem.implementations.update(triton_short=lambda qkv: right(qkv) * 1.1, fa3=lambda qkv: right(qkv.nothing))
+    errors, roof = runner.check(problem), runner.Roof(1e9, 1e9)
+    rows = [row for row in runner._rows(problem, errors, roof, cpu, 2) if row.direction]
+    assert [row.said.partition(":")[0] for row in rows] == ["wrong", "wrong", "failed", "failed"]
+    assert all(row.milliseconds is None for row in rows)
+
+
+def test_ours_is_compared_with_the_best_of_the_others_and_with_the_roofline(runner, tmp_path):
+    page = importlib.import_module("page")
+    timing = importlib.import_module("timing").Timing
+
+    def row(name: str, milliseconds: float):
+        where, times = ("attention", "(1)", "forward", name), timing(milliseconds, 1.0, 2.0, 2**21, ("kernel_name",))
+        return page.Row.of(where, 1e-3, times, (3e9, 1.0), runner.Roof(3e12, 1e12).milliseconds(3e9, 1.0))
+
+    rows = [row("triton_short", 2.0), row("fa3", 5.0), row("sdpa_flash", 4.0)]
+    page.write(tmp_path, {"card": "none"}, rows, [])
+    lines = (tmp_path / "kernels.md").read_text().splitlines()
+    assert "| (1) | forward | triton_short | 2.000 | 50 % | 2 | 2.00x | 1.0e-03 | kernel_name |" in lines
+    assert "| (1) | forward | fa3 | 5.000 | 20 % | 2 |  | 1.0e-03 | kernel_name |" in lines
