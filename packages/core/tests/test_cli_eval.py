@@ -114,6 +114,25 @@ def test_probes_learn_from_the_split_beside_or_from_what_is_named(here: Path) ->
     assert stages["photos-train"]["path"] == "root/wds_imagenetv2"
 
 
+def test_a_task_beside_the_suites_own_has_a_mean_that_lacks_what_the_suite_lacks(here: Path) -> None:
+    stages = recipe_of(
+        "old", "--suite", "diva29", "--root", "root", "--tasks", "zero_shot,knn", "--resize", "model,squash"
+    )
+    scores, missing = stages["summary"]["scores"], stages["summary"]["missing"]
+    assert isinstance(scores, list)
+    assert isinstance(missing, list)
+    ways = {score["report"]: (score["group"], score.get("way", "")) for score in scores}
+    assert ways["imagenetv2-zero_shot"] == ("classification", "")
+    assert ways["imagenetv2-zero_shot-squash"] == ("classification", "squash")
+    assert ways["vtab-dtd-knn-squash"] == ("classification", "knn, squash")
+    everywhere = [gap for gap in missing if gap["group"] == "classification" and "ways" not in gap]
+    assert len(everywhere) == 25
+    assert {tuple(gap["ways"]) for gap in missing if "ways" in gap} == {
+        ("zero_shot", "zero_shot, squash"),  # of Flickr30k
+        ("knn", "knn, squash"),
+    }
+
+
 def test_languages_and_ways_to_resize_are_tasks_of_their_own(here: Path) -> None:
     texts = "pairs.texts={en: json.en, de: json.de}"
     done = run_here(
@@ -150,6 +169,9 @@ def test_several_labels_an_image_are_judged_by_mean_average_precision(here: Path
         (["old", "--data", "mnist", "--root", "root"], "mnist: no wds_mnist (or mnist) under root; get it: hf"),
         (["old", "--data", "photos", "--tasks", "zeroshot"], "--tasks: no task 'zeroshot'; did you mean 'zero_shot'?"),
         (["old", "--data", "photos", "--tasks", "retrieval"], "photos is a LabeledDataset: retrieval wants captions"),
+        (["old", "--data", "photos", "--tasks", "curves"], "--tasks: no task 'curves'; known: "),
+        (["old", "--data", "summary=photos"], "'summary' is what the table of all results is called"),
+        (["old", "--data", "photos", "--tasks", "knn,knn", "--resize", "model,model"], "knn wants images"),
         (["old", "--data", "photos", "--tasks", "knn"], "knn wants images to learn from"),
         (["encoder", "--data", "photos"], "encoder is a VisionCheckpoint, with no text tower: it cannot do zero_shot"),
         (["ViT-B-31,openai", "--data", "photos"], "did you mean 'ViT-B-32'?"),

@@ -43,11 +43,27 @@ def test_the_interval_of_a_mean_is_that_of_resampling_every_set(tmp_path: Path) 
 
 
 def test_a_gain_has_the_two_sided_p_value_of_its_errors() -> None:
-    gain = Estimate.apart([Estimate(0.03, 0.01, 0.05), Estimate(0.01, -0.01, 0.03)])
+    gain = Estimate.over_sets([("a", Estimate(0.03, 0.01, 0.05)), ("b", Estimate(0.01, -0.01, 0.03))])
     error = 0.04 / (2 * norm.ppf(0.975)) / np.sqrt(2)
     assert gain.value == pytest.approx(0.02)
     assert gain.p_value == pytest.approx(2 * norm.sf(0.02 / error), rel=1e-4)
     assert Estimate(0.0, 0.0, 0.0).p_value == 1.0
+
+
+def test_no_interval_of_a_mean_leaves_what_a_share_can_be() -> None:
+    none, all_of_them = Estimate(0.0, 0.0, 0.2), Estimate(1.0, 0.8, 1.0)
+    assert Estimate.over_sets([("a", none), ("b", none)]).low == 0
+    assert Estimate.over_sets([("a", all_of_them), ("b", all_of_them)]).high == 1
+    lopsided = Estimate(0.1, -0.1, 0.12)  # what is towards zero decides
+    assert lopsided.p_value == pytest.approx(2 * norm.sf(norm.ppf(0.975) / 2), rel=1e-4)
+
+
+def test_what_is_of_one_data_set_is_one_piece_of_evidence(tmp_path: Path) -> None:
+    same = report(tmp_path / "r", 0, 400, a=0.5, b=0.6)
+    [once, _], [gain] = mean_over([score_of(same, [])], "mean")
+    [twice, _], [gains] = mean_over([score_of(same, []), score_of(same, [])], "mean")
+    assert (twice.low, twice.high, twice.n) == pytest.approx((once.low, once.high, once.n), abs=1e-3)
+    assert gains.p_value == pytest.approx(gain.p_value)
 
 
 def test_several_metrics_of_one_report_err_together(tmp_path: Path) -> None:
@@ -83,6 +99,34 @@ def test_means_say_how_many_of_how_many_and_leave_nothing_out_in_silence(tmp_pat
     assert table.front
     assert left_out.front
     assert all(isinstance(test, Comparison) and test.baseline == "a" for test in made.comparisons)
+
+
+def test_each_way_has_a_mean_of_its_own_with_all_that_it_lacks(tmp_path: Path) -> None:
+    missing = [
+        LeftOut(title="four", group="x", why="not here"),
+        LeftOut(title="two, knn", group="x", ways=["knn"], why="nothing to learn from"),
+    ]
+    scores = [row("one", "x"), row("two", "x"), row("three", "x", way="knn")]
+    made, _ = summary(tmp_path, scores=scores, missing=missing)
+    assert list(dict.fromkeys(metric.name for metric in made.metrics)) == [
+        "mean of x: 2 of 3 sets",
+        "mean of x, knn: 1 of 3 sets",
+    ]
+
+
+def test_a_gain_names_its_baseline_where_the_first_model_was_not_judged(tmp_path: Path) -> None:
+    reports = {
+        "words": report(tmp_path / "words", 1, 200, b=0.5, c=0.7),  # a has no text tower
+        "pictures": report(tmp_path / "pictures", 2, 200, a=0.5, b=0.6, c=0.7),
+    }
+    run = run_in(tmp_path / "out", **reports)
+    Summary(kind="eval.summary", name="all", scores=[row("words", "x"), row("pictures", "y")]).run(run.ctx)
+    table = next(panel for panel in load_panels(tmp_path / "out") if isinstance(panel, TablePanel))
+    assert table.columns[5:] == ["a", "b", "c", "b over a", "c over a"]
+    words, pictures, *_ = table.rows
+    assert words[5] == words[8] == "–"
+    assert " on b, p" in str(words[9])
+    assert " on " not in str(pictures[8:])
 
 
 def test_a_metric_that_the_report_has_not_is_told(tmp_path: Path) -> None:

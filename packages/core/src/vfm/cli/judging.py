@@ -72,14 +72,17 @@ def eval(  # noqa: A001
 
     manager = load_plugins()
     known = stage_types(manager)
-    modes = [mode.strip() for mode in resize.split(",")]
+    modes = _words(resize)
     if wrong := [mode for mode in modes if mode not in RESIZE_MODES]:
         raise UserError(f"--resize: no way {wrong[0]!r}{did_you_mean(wrong[0], RESIZE_MODES)}")
     plan = Plan(
-        [model_part(word) for word in models], known, language or (), [None if m == "model" else m for m in modes]
+        [model_part(word) for word in models],
+        known,
+        list(dict.fromkeys(language or ())),
+        [None if m == "model" else m for m in modes],
     )
     sets = _sets(plan, data or [], suite, root, train)
-    wanted = [task.strip() for task in tasks.split(",")] if tasks else []
+    wanted = _words(tasks or "")
     about = f"{', '.join(model.name for model in plan.models)} judged by vfm eval{f' on {suite}' if suite else ''}"
     text = evaluation_recipe(plan, sets, wanted, about)
     if dry_run:
@@ -95,6 +98,11 @@ def eval(  # noqa: A001
         _show_summary(outcome.directory)
         tell_outcome(outcome)
         console.print(escape(f"{count} results: {results}"), highlight=False, soft_wrap=True)
+
+
+def _words(listed: str) -> list[str]:
+    """Words between commas, each once."""
+    return list(dict.fromkeys(word.strip() for word in listed.split(",") if word.strip()))
 
 
 def _sets(plan: Plan, data: list[str], suite: str | None, root: str, train: str | None) -> list[JudgedSet]:

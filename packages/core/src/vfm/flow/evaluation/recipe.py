@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
 import yaml
@@ -46,7 +46,8 @@ def evaluation_recipe(plan: Plan, sets: Sequence[JudgedSet], tasks: Sequence[str
     Raises:
         UserError: an unknown task, a task that no set or no model fits, a name that two have.
     """
-    kinds = {kind.removeprefix("eval.") for kind, stage in plan.known.items() if issubclass(stage, Evaluation)}
+    judging = (one for one in plan.known.values() if issubclass(one, Evaluation) and "data" in one.model_fields)
+    kinds = {kind.kind_name().removeprefix("eval.") for kind in judging}
     for task in tasks:
         if task not in kinds:
             raise UserError(f"--tasks: no task {task!r}{did_you_mean(task, kinds)}")
@@ -63,7 +64,7 @@ def evaluation_recipe(plan: Plan, sets: Sequence[JudgedSet], tasks: Sequence[str
         raise UserError("\n".join(f"{gap.title}: {gap.why}" for gap in plan.left_out) or _no_task(sets))
     summary: Fields = {"kind": "eval.summary", "name": NAME, "scores": plan.scores}
     if plan.left_out:
-        summary["missing"] = [{"title": gap.title, "group": gap.group, "why": gap.why} for gap in plan.left_out]
+        summary["missing"] = [_set_fields(asdict(gap)) for gap in plan.left_out]
     plan.stages.append(summary)
     record = {"description": description, "stages": plan.stages}
     return yaml.dump(record, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
@@ -72,8 +73,17 @@ def evaluation_recipe(plan: Plan, sets: Sequence[JudgedSet], tasks: Sequence[str
 def _evaluations(plan: Plan, one: JudgedSet, task: str) -> Iterator[Fields]:
     """The stages of a task on a set, one a language and a way to resize; what does not fit is noted as left out."""
     kind = plan.known[f"eval.{task}"]
+    captions = "language" in kind.model_fields and _target(kind, "data").accepts(PairDataset)
+    languages = ((plan.languages or one.languages) if captions else ()) or (None,)
+    asked = [(language, mode) for language in languages for mode in plan.resize_modes]
+    # What sets two rows of a set apart, so that no mean takes the same pictures for two pieces of evidence.
+    beside = "" if task in one.scores or not one.scores else task
+    ways = [
+        ", ".join(part for part in (beside, language if len(languages) > 1 else None, mode) if part)
+        for language, mode in asked
+    ]
     if why := _misfit(one, kind):
-        plan.left_out.append(Missing(_title(one, task), one.group, why))
+        plan.left_out.append(Missing(_title(one, task), one.group, why, tuple(ways)))
         return
     fitting = [model for model in plan.models if _target(kind, "models").accepts(model.makes)]
     for model in plan.models:
@@ -86,18 +96,20 @@ def _evaluations(plan: Plan, one: JudgedSet, task: str) -> Iterator[Fields]:
     fields: Fields = {"models": [model.ref for model in fitting], "data": one.data.ref, **one.settings}
     if "train" in kind.model_fields and one.train:
         fields["train"] = one.train.ref
-    captions = "language" in kind.model_fields and _target(kind, "data").accepts(PairDataset)
-    languages = (plan.languages or one.languages) if captions else ()
-    for language in languages or (None,):
-        for mode in plan.resize_modes:
-            more = {"language": language, "resize_mode": mode}
-            name = "-".join(str(part) for part in (one.data.name.replace(".", "-"), task, language, mode) if part)
-            yield {"kind": f"eval.{task}", "name": name, **fields, **{k: v for k, v in more.items() if v}}
-            title = " ".join(part for part in (one.title or one.data.name, language, mode) if part)
-            metrics = one.scores.get(task, [])
-            group = one.group if task in one.scores or not one.group else f"{one.group}, {task}"
-            counted = {"title": title, "group": group, "metrics": metrics}
-            plan.scores.append({"report": name, **{key: value for key, value in counted.items() if value}})
+    for (language, mode), way in zip(asked, ways, strict=True):
+        more = {"language": language, "resize_mode": mode}
+        name = "-".join(str(part) for part in (one.data.name.replace(".", "-"), task, language, mode) if part)
+        yield {"kind": f"eval.{task}", "name": name, **fields, **_set_fields(more)}
+        title = " ".join(part for part in (one.title or one.data.name, language, mode) if part)
+        metrics = one.scores.get(task, [])
+        plan.scores.append(
+            {"report": name, **_set_fields({"title": title, "group": one.group, "way": way, "metrics": metrics})}
+        )
+
+
+def _set_fields(fields: Fields) -> Fields:
+    """Without those that say nothing."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items() if value}
 
 
 def _misfit(one: JudgedSet, kind: type[Stage]) -> str:
@@ -136,6 +148,8 @@ def _check_names(models: Sequence[Part], sets: Sequence[JudgedSet]) -> None:
     names = [part.name for part in (*models, *(one.data for one in sets))]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"two of the models and data sets are called {twice[0]!r}; give a name of its own: NAME=...")
+    if NAME in names:
+        raise UserError(f"{NAME!r} is what the table of all results is called; give another name: NAME=...")
 
 
 class _Plain(yaml.SafeDumper):

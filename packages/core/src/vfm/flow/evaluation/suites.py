@@ -63,11 +63,12 @@ class Suite(Config):
 
 @dataclass(frozen=True)
 class Missing:
-    """A data set, or a task of one, that is not judged, and why."""
+    """A data set, or a task of one, that is not judged, and why; `ways`: the means it would be in, none: each."""
 
     title: str
     group: str
     why: str
+    ways: tuple[str, ...] = ()
 
 
 def load_suite(source: str) -> Suite:
