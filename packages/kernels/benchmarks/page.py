@@ -6,10 +6,10 @@ import csv
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from problems import OURS
 from steps import Step
 from timing import Timing
 
-OURS = ("ours", "triton_short", "triton_stream")
 NOT_MEASURED = """# Kernels on a GPU
 
 **Not measured.** No figure of a kernel's speed is known: this page is made on a GPU, and there has been none so far.

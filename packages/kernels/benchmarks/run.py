@@ -23,8 +23,8 @@ except ModuleNotFoundError:  # run from the sources, nothing installed
     sys.path.insert(0, str(HERE.parent / "src"))
 
 from checking import Error, as_tuple, check, in_a_line  # noqa: E402
-from page import OURS, Row, write, write_not_measured  # noqa: E402
-from problems import REAL, TINY, Problem  # noqa: E402
+from page import Row, write, write_not_measured  # noqa: E402
+from problems import OURS, REAL, TINY, Problem  # noqa: E402
 from steps import NAMES, measured_steps  # noqa: E402
 from timing import Roof, Run, measure, measured_roof  # noqa: E402
 

@@ -74,6 +74,15 @@ def test_what_is_wrong_or_fails_is_told_and_not_timed(runner):
     assert all(row.milliseconds is None for row in rows)
 
 
+def test_ours_must_be_bit_equal_on_repeat(runner):
+    problem = runner.TINY[0][0](torch.device("cpu"), **runner.TINY[0][1])
+    right, noise = problem.implementations["eager"], iter([1.0, 1.0, 1.01])
+    problem.implementations["triton_stream"] = lambda qkv: right(qkv) * next(noise)
+    assert runner.check(problem)["triton_stream"].relative < 1e-2
+    problem.implementations["triton_stream"] = lambda qkv: right(qkv) * next(noise, 1.0)
+    assert runner.check(problem)["triton_stream"] == "failed: it is not bit-equal on repeat"
+
+
 def test_ours_is_compared_with_the_best_of_the_others_and_with_the_roofline(runner, tmp_path):
     page = importlib.import_module("page")
     timing = importlib.import_module("timing").Timing
