@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from eval_world import labeled, pool, run_in, tiny_clip
+from eval_world import NAMES, labeled, png, pool, run_in, tiny_clip
 from vfm.artifacts import ClipCheckpoint, ImageDataset
-from vfm.data import BadSample, Sample, open_dataset
+from vfm.data import BadSample, DatasetSpec, Sample, open_dataset, write_index
+from vfm.data.image_list import ImageEntry, write_image_lists
+from vfm.data.index import read_index
 from vfm.eval.encode import Encoded, Reading, encode_dataset, load_encoder
 from vfm.eval.kept_features import FOLDER, PUBLISHED
 from vfm.eval.stages import ZeroShot
@@ -34,9 +37,11 @@ def encode(data: ImageDataset, *clips: ClipCheckpoint, language: str | None = No
 
 
 def spoil(data: ImageDataset) -> None:
-    """Breaks every picture where it lies, and nothing else: whoever decodes one now is told of it."""
+    """Breaks every picture where it lies, unseen by size and time: whoever decodes one now is told of it."""
     tar = data.path / "0.tar"
+    status = tar.stat()
     tar.write_bytes(tar.read_bytes().replace(b"\x89PNG", b"spoi"))
+    os.utime(tar, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def test_the_next_evaluation_reads_what_the_first_has_made(tmp_path: Path) -> None:
@@ -62,6 +67,30 @@ def test_another_model_and_another_way_with_images_are_encoded_anew(tmp_path: Pa
     spoil(data)
     with pytest.raises(ValueError, match="cannot be used"):
         encode(data, tiny_clip(tmp_path / "third", 2))
+
+
+def test_pictures_that_changed_where_they_lie_are_encoded_anew(tmp_path: Path) -> None:
+    data, clip = published(labeled(tmp_path / "data")), tiny_clip(tmp_path / "clip", 0)
+    first = encode(data, clip)
+    other = labeled(tmp_path / "other", classes=6).path / "0.tar"  # of the same names, and as large
+    tar = data.path / "0.tar"
+    tar.write_bytes(other.read_bytes().ljust(tar.stat().st_size, b"\0")[: tar.stat().st_size])
+    again = encode(data, clip)
+    assert again.digests != first.digests
+    assert not torch.equal(again.features["m0"], first.features["m0"])
+
+
+def test_image_files_that_a_data_set_lists_are_told_apart_too(tmp_path: Path) -> None:
+    picture = tmp_path / "red.png"
+    picture.write_bytes(png("red"))
+    spec = DatasetSpec(label_key="label", class_names=NAMES)
+    shards = list(write_image_lists(tmp_path / "data", [ImageEntry("red", str(picture), label=0)], spec))
+    write_index(tmp_path / "data", shards, spec)
+    states = [read_index(tmp_path / "data").state()]
+    for change in (lambda: os.utime(picture, ns=(1, 1)), picture.unlink):
+        change()
+        states.append(read_index(tmp_path / "data").state())
+    assert len(set(states)) == 3
 
 
 def test_what_an_evaluation_left_out_the_next_one_adds(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ An `ImageDataset` artifact's folder holds
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -95,14 +96,30 @@ class Index:
         Raises:
             UserError: the shard is gone, or not the file that was indexed.
         """
-        entry = self.shards[shard]
-        path = entry.path if files.is_remote(entry.path) else str(self.directory / entry.path)
+        entry, path = self.shards[shard], self._path(shard)
         size, _ = files.size_and_time(path)
         if size != entry.size:
             raise UserError(f"{path}: changed since it was indexed ({entry.size} bytes then, {size} now); run it again")
         cache = self.directory / "offsets" / f"{shard:06d}.parquet"
         name = entry.path.removeprefix(self._folder)
         return open_shard(path, entry.format, self.spec, size=size, cache=cache, name=name)
+
+    def state(self) -> str:
+        """Tells whether the files behind the samples changed: sizes and times of shards, and of listed image files."""
+        digest = hashlib.sha256()
+        for shard, entry in enumerate(self.shards):
+            path = self._path(shard)
+            for file in (path, *(listed_images(path) if entry.format == "files" else ())):
+                try:
+                    facts = files.size_and_time(file)
+                except UserError:
+                    facts = (-1, 0)  # gone
+                digest.update(f"{file} {facts}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+    def _path(self, shard: int) -> str:
+        path = self.shards[shard].path
+        return path if files.is_remote(path) else str(self.directory / path)
 
     @cached_property
     def _folder(self) -> str:
@@ -119,6 +136,13 @@ class Index:
         return np.array(
             [entry.num_samples - len(self.bad_rows.get(i, ())) for i, entry in enumerate(self.shards)], dtype=np.int64
         )
+
+
+def listed_images(path: str) -> list[str]:
+    """The files that a shard of the format `files` lists."""
+    import pyarrow.parquet as pq
+
+    return list(pq.read_table(path, columns=["image"])["image"].to_pylist())
 
 
 def open_shard(

@@ -2,8 +2,9 @@
 
     DATA/features/<key>.npz   numbers (N,) of the samples, ascending; their digests (N, 32); unit vectors (N, D)
 
-A data set in the store never changes, and the key holds the weights and the way with images, so nothing there is ever
-out of date. Keeping is best effort: where nothing can be written, features are made again.
+The key holds the weights, the way with images, and sizes and times of the files where the pictures lie, since a data
+set in the store holds their places alone: nothing there is ever out of date. Keeping is best effort: where nothing can
+be written, features are made again.
 """
 
 # N images, D width
@@ -47,7 +48,7 @@ class KeptFeatures:
         folder = source.subset or source.directory
         if not key or not any((place / PUBLISHED).is_file() for place in (folder, folder.parent)):
             return cls()
-        file = folder / FOLDER / f"{key}.npz"
+        file = folder / FOLDER / f"{key}-{source.index.state()[:16]}.npz"
         # None there, or torn by a full disk: made again.
         with suppress(OSError, ValueError, KeyError, BadZipFile), file.open("rb") as stream:
             found = np.load(stream, allow_pickle=False)
