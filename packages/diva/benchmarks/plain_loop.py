@@ -1,0 +1,94 @@
+"""The peer: the tuning as the released code does its steps, written by hand on open_clip and diffusers, without vfm.
+
+Its waste is kept: two times one after another, CLIP encoded in each, text states and CLIP's own text tower in each, the
+VAE in every step, frozen weights in fp32. Its mistakes are not (the first time's gradient, pixels, resizing), so that
+both do the same mathematics and losses can be compared.
+"""
+
+# B batch, C channels, h side of latents, T tokens, N times
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Batch = dict[str, Any]
+
+
+class PlainLoop:
+    """One optimiser step after another.
+
+    Args:
+        clip: an open_clip `CLIP` with a plain vision transformer.
+        pixels: makes its input of uint8 images.
+        adapter: from the joint space to the context's width.
+        unet, vae, text: diffusers' and transformers', frozen.
+        prompt: token ids of the constant prompt, (1, 77).
+        alphas_cumprod: of the noise schedule.
+        share: of the patches that are told.
+    """
+
+    def __init__(
+        self,
+        clip: Any,
+        pixels: Callable[[Tensor], Tensor],
+        adapter: nn.Linear,
+        *,
+        unet: Any,
+        vae: Any,
+        text: Any,
+        prompt: Tensor,
+        alphas_cumprod: Tensor,
+        share: float,
+    ) -> None:
+        self.clip, self.pixels, self.adapter, self.unet, self.vae, self.text = clip, pixels, adapter, unet, vae, text
+        self.prompt, self.alphas_cumprod, self.share = prompt, alphas_cumprod, share
+        for frozen in (unet, vae, text):
+            frozen.requires_grad_(False)
+        clip.visual.output_tokens = True
+        self.params = [*clip.visual.parameters(), *adapter.parameters()]
+        self.optimizer = torch.optim.SGD(self.params, lr=1e-4, momentum=0.9)
+
+    def step(self, batch: Batch) -> float:
+        """One optimiser step; gives the loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.backward(batch)
+        nn.utils.clip_grad_norm_(self.params, 1.0)
+        self.optimizer.step()
+        return loss.item()
+
+    def backward(self, batch: Batch) -> Tensor:
+        """Adds up the gradients of all times, and gives the loss."""
+        with torch.no_grad():
+            x0 = self.vae.encode(batch["pictures"].float() / 127.5 - 1).latent_dist.mean
+            x0 = x0 * self.vae.config.scaling_factor
+        num_times, total = batch["times"].shape[1], x0.new_zeros(())
+        for time in range(num_times):
+            with torch.no_grad():
+                states = self.text(self.prompt).last_hidden_state
+                self.clip.encode_text(
+                    self.prompt[:, : self.clip.context_length]
+                )  # of the classifier that is left in the code
+            timesteps = (batch["times"][:, time] * len(self.alphas_cumprod)).long()
+            alpha = self.alphas_cumprod[timesteps][:, None, None, None]
+            noise = batch["noise"][:, time]
+            noisy = alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
+            context = self.adapter(self._tokens(batch))
+            context = context + (states if states.shape[1] == context.shape[1] else states.mean(dim=1, keepdim=True))
+            loss = F.mse_loss(self.unet(noisy, timesteps, context).sample, noise) / num_times
+            loss.backward()
+            total = total + loss.detach()
+        return total
+
+    def _tokens(self, batch: Batch) -> Tensor:
+        """The image's token and a share of its patches', (B, T, D), of unit scale."""
+        image, patches = self.clip.visual(self.pixels(batch["images"]))
+        count = round(self.share * patches.shape[1])
+        chosen = batch["patch_draws"].topk(count, dim=1).indices.sort(dim=1).values
+        patches = patches.gather(1, chosen[..., None].expand(-1, -1, patches.shape[-1])) @ self.clip.visual.proj
+        tokens = torch.cat([image[:, None], patches], dim=1)
+        return F.normalize(tokens, dim=-1) * tokens.shape[-1] ** 0.5
