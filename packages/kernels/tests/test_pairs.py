@@ -8,9 +8,10 @@ from vfm_kernels import chunked, pair_log_sum_exp, pairs
 OPS = torch.ops.vfm_kernels
 
 
+@pytest.mark.parametrize("at_once", [20, 1 << 20], ids=["two queries", "all"])
 @pytest.mark.parametrize("columns", [True, False])
-def test_the_closed_form_gradient_is_that_of_the_plain_form(agrees, columns, monkeypatch):
-    monkeypatch.setattr(pairs, "CHUNK_LOGITS", 20)  # two queries at once
+def test_the_closed_form_gradient_is_that_of_the_plain_form(agrees, columns, at_once, monkeypatch):
+    monkeypatch.setattr(pairs, "CHUNK_LOGITS", at_once)
 
     def wanted(outputs):
         return tuple(outputs) if columns else outputs[0]

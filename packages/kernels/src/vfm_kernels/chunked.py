@@ -1,8 +1,9 @@
 """Losses over all pairs of two sets, in memory of a few rows of logits: loss and gradients in one pass.
 
 A loss that is a sum over rows of logits needs only those rows to know its gradient with respect to them. So each chunk
-of rows is made, turned into loss and gradient, and forgotten; what is kept for the backward is as large as the inputs.
-This costs the same three matrix products as the plain loss with its backward, and nothing is computed twice.
+of rows is made, turned into loss and gradient (on GPUs where it lies, by one kernel), and forgotten; what is kept for
+the backward is as large as the inputs. This costs the same three matrix products as the plain loss with its backward,
+and nothing is computed twice.
 """
 
 # n queries, N keys, D width, c rows of a chunk
@@ -14,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from vfm_kernels.dispatch import fused
 
 # (logits (c, N), key that is right for the first row) -> summed loss, its gradient with respect to the logits (c, N).
 # The right key of each further row is the next one. The logits may be overwritten.
@@ -50,6 +53,8 @@ def chunked_pair_loss(
 
 def cross_entropy_rows(logits: Tensor, first_positive: int) -> tuple[Tensor, Tensor]:
     """Softmax cross-entropy of each row; the gradient is probabilities less one at the right key."""
+    if fused(logits):
+        return torch.ops.vfm_kernels.cross_entropy_rows_(logits, first_positive), logits
     labels = torch.arange(first_positive, first_positive + len(logits), device=logits.device)
     grad = logits.softmax(dim=1)
     grad.diagonal(first_positive).sub_(1.0)
@@ -58,6 +63,8 @@ def cross_entropy_rows(logits: Tensor, first_positive: int) -> tuple[Tensor, Ten
 
 def sigmoid_rows(logits: Tensor, first_positive: int) -> tuple[Tensor, Tensor]:
     """Binary cross-entropy of every pair; the gradient is the chance of a wrong answer, negative for right keys."""
+    if fused(logits):
+        return torch.ops.vfm_kernels.sigmoid_rows_(logits, first_positive), logits
     # The logits of the right keys change sign, rather than softplus(x) - x being taken: it would cancel for sure pairs.
     # logsigmoid, as torch's softplus becomes linear above 20, which costs 2e-9 per pair.
     logits.diagonal(first_positive).neg_()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vfm_kernels import info_nce, pair_log_sum_exp, use_kernels
+from vfm_kernels import info_nce, pair_log_sum_exp, pairs, siglip_loss, use_kernels
 from vfm_kernels.chunked import cross_entropy_rows, sigmoid_rows
 
 OPS = torch.ops.vfm_kernels
@@ -22,6 +22,33 @@ def plain(queries, keys, scale):
 def test_log_sum_exp_of_rows_and_columns(agrees, guarded, dtype):
     inputs = [guarded(unit(17, 40, dtype=dtype)), guarded(unit(130, 40, dtype=dtype)), torch.tensor(20.0)]
     agrees(lambda *x: pair_log_sum_exp(*x, columns=True), plain, inputs)
+
+
+@pytest.mark.parametrize("at_once", [1 << 20, 3000], ids=["one chunk", "chunks"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_at_a_scale_of_100_probabilities_still_add_up(agrees, guarded, dtype, at_once, monkeypatch):
+    """Normalised by the forward's sums they would not, and gradients be four times as far off as the plain form's."""
+    monkeypatch.setattr(pairs, "CHUNK_LOGITS", at_once)
+    scale = torch.tensor(100.0)
+    inputs = [guarded(unit(130, 128, dtype=dtype)), guarded(unit(130, 128, dtype=dtype))]
+    agrees(lambda q, k: pair_log_sum_exp(q, k, scale, columns=True), lambda q, k: plain(q, k, scale), inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_gradient_of_a_scale_of_100_is_as_near_as_the_plain_ones(dtype):
+    """A single number, a sum that cancels: of one draw's errors the smaller is luck, so they are taken over twelve."""
+    errors = []
+    for _ in range(12):
+        queries, keys = unit(64, 128, dtype=dtype), unit(64, 128, dtype=dtype)
+        weights, exact = torch.randn(2, 64), None
+        for form, wide in ((plain, True), (plain, False), (lambda *x: pair_log_sum_exp(*x, columns=True), False)):
+            scale = torch.tensor(100.0, requires_grad=True)
+            rows, columns = form(*((queries.double(), keys.double()) if wide else (queries, keys)), scale)
+            (gradient,) = torch.autograd.grad((rows * weights[0] + columns * weights[1]).sum(), scale)
+            exact = gradient if exact is None else exact
+            errors.append(float(gradient - exact))
+    _, allowed, error = torch.tensor(errors).view(12, 3).square().mean(dim=0).sqrt()
+    assert 0 < error <= 2 * allowed
 
 
 @pytest.mark.parametrize(("num_queries", "num_keys"), [(1, 1), (129, 63)])
@@ -62,6 +89,19 @@ def test_rows_of_logits_become_their_gradient(guarded, op, twin, num_rows, num_k
     torch.testing.assert_close(loss.double(), expected_loss, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=2e-6)
     torch.library.opcheck(op, (torch.randn(num_rows, num_keys), first), test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("scale", [20.0, 100.0])
+def test_losses_in_chunks_take_the_rows(agrees, guarded, scale):
+    inputs = [guarded(unit(7, 24)), guarded(unit(7, 24)), torch.tensor(scale)]
+
+    def plainly(loss):
+        with use_kernels("reference"):
+            return loss()
+
+    agrees(lambda *x: info_nce(*x, chunk_size=3), lambda *x: plainly(lambda: info_nce(*x)), inputs)
+    inputs.append(torch.tensor(-10.0))
+    agrees(lambda *x: siglip_loss(*x, chunk_size=3), lambda *x: plainly(lambda: siglip_loss(*x)), inputs)
 
 
 def test_torch_approves_of_the_op_and_compiles_it_whole():

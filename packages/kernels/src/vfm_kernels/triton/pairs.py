@@ -70,14 +70,15 @@ def cross_entropy_rows_kernel(logits, losses, num_keys, row_stride, first_positi
         before, largest = largest, tl.maximum(largest, x)
         total = total * tl.exp(before - largest) + tl.exp(x - largest)
     row_largest = tl.max(largest, axis=0)
-    log_sum = row_largest + tl.log(tl.sum(total * tl.exp(largest - row_largest), axis=0))
+    row_total = tl.sum(total * tl.exp(largest - row_largest), axis=0)
     positive = first_positive + row
-    tl.store(losses + row, log_sum - tl.load(at + positive).to(tl.float32))
+    tl.store(losses + row, tl.log(row_total) + (row_largest - tl.load(at + positive).to(tl.float32)))
     tl.debug_barrier()  # the right key's logit is read before it is overwritten
     for start in range(0, num_keys, BLOCK):
         inside = places < num_keys - start
         x = tl.load(at + start + places, mask=inside, other=0.0).to(tl.float32)
-        grad = tl.exp(x - log_sum) - tl.where(start + places == positive, 1.0, 0.0)
+        # Not exp(x - log_sum): a sum of 100 is rounded to 4e-6, and all probabilities with it.
+        grad = tl.exp(x - row_largest) / row_total - tl.where(start + places == positive, 1.0, 0.0)
         tl.store(at + start + places, grad.to(logits.dtype.element_ty), mask=inside)
 
 
@@ -93,7 +94,9 @@ def sigmoid_rows_kernel(logits, losses, num_keys, row_stride, first_positive, BL
         sign = tl.where(start + places == first_positive + row, -1.0, 1.0)
         x *= sign  # of a right key, so that softplus(x) is the loss of every pair
         small = tl.exp(-tl.abs(x))
-        total += tl.where(inside, tl.maximum(x, 0.0) + tl.log(1.0 + small), 0.0)
+        # log(1 + small) of the sure pairs, nearly all, is lost to rounding: its series has them.
+        rest = tl.where(small < 0.01, small * (1.0 - small * (0.5 - small / 3)), tl.log(1.0 + small))
+        total += tl.where(inside, tl.maximum(x, 0.0) + rest, 0.0)
         chance = tl.where(x >= 0, 1.0, small) / (1.0 + small)
         tl.store(at + start + places, (sign * chance).to(logits.dtype.element_ty), mask=inside)
     tl.store(losses + row, tl.sum(total, axis=0))
