@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from cli_world import run_here
-from eval_world import NAMES, png, tiny_clip
+from eval_world import NAMES, pairs, png, sugarcrepe, tiny_clip
 from test_data_benchmark import classes, folder
 from vfm.data import write_tar
 from vfm.models import build_vision, save_vision
@@ -111,7 +111,8 @@ def test_probes_learn_from_the_split_beside_or_from_what_is_named(here: Path) ->
     assert stages["imagenetv2-train"]["split"] == "train"
     assert stages["vtab-dtd-knn"]["train"] == "vtab-dtd-train"
     stages = recipe_of("encoder", "--data", "photos", "--train", "root/wds_imagenetv2", "--tasks", "knn")
-    assert stages["photos-train"]["path"] == "root/wds_imagenetv2"
+    learnt = stages[str(stages["photos-knn"]["train"])]
+    assert (learnt["path"], learnt["split"]) == ("root/wds_imagenetv2", "train")  # never what it is tested on
 
 
 def test_a_task_beside_the_suites_own_has_a_mean_that_lacks_what_the_suite_lacks(here: Path) -> None:
@@ -146,6 +147,31 @@ def test_languages_and_ways_to_resize_are_tasks_of_their_own(here: Path) -> None
     assert set(files) == {f"pairs-retrieval-{end}_old" for end in ("de", "de-squash", "en", "en-squash")}
     assert files["pairs-retrieval-de-squash_old"]["language"] == "de"
     assert files["pairs-retrieval-de-squash_old"]["resize_mode"] == "squash"
+
+
+def test_caption_choice_is_found_by_its_files_and_judged_by_its_own_rule(here: Path) -> None:
+    (here / "swap.json").write_text(json.dumps({"0": {"filename": "a", "caption": "b", "negative_caption": "c"}}))
+    (here / "sugarcrepe").mkdir(exist_ok=True)
+    (here / "sugarcrepe/add.json").write_text("{}")
+    line = {"image_0": "a", "image_1": "b", "caption_0": "c", "caption_1": "d"}
+    (here / "winoground.jsonl").write_text(json.dumps(line) + "\n")
+    (here / "own.jsonl").write_text('{"images": ["a.png"], "statements": ["a", "b"], "truth": [0, -1]}\n')
+    for path in ("swap.json", "sugarcrepe", "winoground.jsonl", "own.jsonl"):
+        stages = recipe_of("old", "--data", f"items={path}")
+        assert (stages["items"]["kind"], stages["items"]["path"]) == ("data.choices", path)
+        assert "items-choices" in stages
+    for place, made, task in (("crepe", sugarcrepe, "choices"), ("pairs", pairs, "mmvp_vlm")):
+        made(here / place)
+        assert f"mine-{task}" in recipe_of("old", "--data", f"mine={place}")
+
+
+def test_two_saved_sets_of_one_name_are_told_apart(here: Path) -> None:
+    for place in ("one", "two"):
+        sugarcrepe(here / place / "test")
+    stages = recipe_of("old", "--data", "first=one/test", "--data", "second=two/test")
+    assert stages["first-choices"]["data"] == "one/test"
+    scores = stages["summary"]["scores"]
+    assert [score["title"] for score in scores] == ["first", "second"]  # type: ignore[attr-defined]
 
 
 def test_several_labels_an_image_are_judged_by_mean_average_precision(here: Path) -> None:

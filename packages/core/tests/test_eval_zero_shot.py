@@ -32,6 +32,16 @@ def test_only_classes_with_images_are_answers_where_that_is_asked_for(tmp_path: 
     assert "acc5" not in verdicts  # of three answers it says nothing
 
 
+def test_classes_without_an_image_are_warned_of(tmp_path: Path) -> None:
+    data, whole = labeled(tmp_path / "data", 3), labeled(tmp_path / "whole", 7)
+    some, everything = run_in(tmp_path / "some", photos=data), run_in(tmp_path / "all", photos=whole)
+    judge_zero_shot(some.ctx, ORACLE, data)
+    judge_zero_shot(everything.ctx, ORACLE, whole)
+    told = [event.data["message"] for event in some.events if event.type == "warning"]
+    assert told == ["photos: 4 of 7 classes have no image: 'yellow', 'cyan', 'magenta', 'white'"]
+    assert not [event for event in everything.events if event.type == "warning"]
+
+
 def test_labels_keep_their_numbers_where_the_first_classes_have_no_images(tmp_path: Path) -> None:
     data = labeled(tmp_path / "data", 7, broken=[0, 1, 2])
     run = run_in(tmp_path / "out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -117,13 +118,13 @@ def _sets(plan: Plan, data: list[str], suite: str | None, root: str, train: str 
         raise UserError("--train goes with one --data; several have a folder `train` beside them each")
     sets = []
     for word in data:
-        _, place = split_name(word)
+        name, place = split_name(word)
         listed = None if files.exists(place) or "{" in place else set_of_suites(place, root, plan.known)
         if listed is None and "/" not in place and not files.exists(place):
             raise UserError(
                 f"--data {place}: no such path, and no data set of a suite{did_you_mean(place, set_names())}"
             )
-        sets.append(listed or set_at(word, plan.known, train))
+        sets.append(replace(listed, title=name or listed.title) if listed else set_at(word, plan.known, train))
     if suite:
         found, missing = find_sets(load_suite(suite), root, plan.known)
         plan.left_out += missing

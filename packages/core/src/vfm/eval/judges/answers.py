@@ -24,18 +24,36 @@ from vfm.stage import Context
 
 Answered = LabeledDataset | TaggedImages
 HARDEST = 12  # classes shown
+EMPTY_NAMED = 5  # classes without an image that a warning names
 
 
 def encode_answered(
     ctx: Context, models: Mapping[str, ImageEncoder], data: Answered, reading: Reading
 ) -> tuple[Encoded, Tensor]:
-    """Features of a set's images, and what is right for each: its class, (N,), or which labels it has, (N, C) bool."""
+    """Features of a set's images, and what is right for each: its class, (N,), or which labels it has, (N, C) bool.
+
+    Classes without any image are warned of.
+    """
     if isinstance(data, LabeledDataset):
         images = encode_labeled(ctx, models, data, reading)
-        return images, torch.from_numpy(labels_of(images))
-    source = open_dataset(ImageDataset.load(data.linked(data.data)))
-    images = encode_dataset(ctx, source, models, reading)
-    return images, torch.from_numpy(read_tags(data)[images.numbers])
+        answers = torch.from_numpy(labels_of(images))
+        present = torch.bincount(answers, minlength=len(data.class_names)) > 0
+    else:
+        images = encode_dataset(ctx, open_dataset(ImageDataset.load(data.linked(data.data))), models, reading)
+        answers = torch.from_numpy(read_tags(data)[images.numbers])
+        present = answers.any(dim=0)
+    if empty := [repr(name) for name, there in zip(data.class_names, present.tolist(), strict=True) if not there]:
+        ctx.warn(f"{_called(ctx, data)}: {len(empty)} of {len(data.class_names)} classes have no image: {_some(empty)}")
+    return images, answers
+
+
+def _called(ctx: Context, data: Answered) -> str:
+    """How the recipe names a data set."""
+    return next((name for name, path in ctx.inputs.items() if path == data.path), data.path.name)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:EMPTY_NAMED]) + (", ..." if len(names) > EMPTY_NAMED else "")
 
 
 def judged(

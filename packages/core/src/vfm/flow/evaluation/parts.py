@@ -22,16 +22,18 @@ class Part:
     ref: a stage's name, or the path of a saved artifact.
     makes: the artifact's type.
     stage: what brings it in; None: it is there.
+    called: the name that the user gave what is there.
     """
 
     ref: str
     makes: type[Artifact]
     stage: Fields | None = None
+    called: str = ""
 
     @property
     def name(self) -> str:
-        """How results call it."""
-        return self.ref.rstrip("/").rpartition("/")[2]
+        """How tables call it."""
+        return self.called or self.ref.rstrip("/").rpartition("/")[2]
 
 
 def split_name(word: str) -> tuple[str | None, str]:

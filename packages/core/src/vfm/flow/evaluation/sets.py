@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
+from vfm.artifacts import ChoiceDataset
 from vfm.config import UserError
 from vfm.data import files
 from vfm.flow.evaluation.parts import Fields, Part, data_part, saved, split_name, stage_name
@@ -13,6 +15,7 @@ from vfm.stage import Stage
 
 TESTS = ("test", "val", "validation")
 FOLDER_KINDS = {"multilabel": "data.tagged", "retrieval": "data.pairs"}
+CHOICES: Mapping[str, list[str]] = {"choices": []}
 
 
 @dataclass(frozen=True)
@@ -46,19 +49,36 @@ def set_at(word: str, known: Mapping[str, type[Stage]], train: str | None = None
         UserError: nothing is there that can be read.
     """
     name, path = split_name(word)
+    learn = _to_learn_from(train, known) if train else None
     if artifact := saved(path):
-        learn = set_at(train, known).data if train else None
-        return JudgedSet(Part(path, type(artifact)), learn)
+        scores = _choice_scores(artifact) if isinstance(artifact, ChoiceDataset) else {}
+        return JudgedSet(Part(path, type(artifact), called=name or ""), learn, scores=scores)
     fields, beside = fields_at(path)
     name = name or stage_name(Path(path.rstrip("/")).name.removesuffix(".tar"))
-    if train:
-        learn = Part(train, type(found)) if (found := saved(train)) else None
-        beside = None if learn else fields_at(train)[0]
-    else:
-        learn = None
-    if beside:
+    if learn is None and beside:
         learn = data_part(f"{name}-train", beside, known)
-    return JudgedSet(data_part(name, fields, known), learn)
+    scores = {} if fields["kind"] != "data.choices" or _is_mmvp(path) else CHOICES
+    return JudgedSet(data_part(name, fields, known), learn, scores=scores)
+
+
+def _to_learn_from(path: str, known: Mapping[str, type[Stage]]) -> Part:
+    """The training images that a user names: of a folder with splits its `train`, never its `test`."""
+    if found := saved(path):
+        return Part(path, type(found))
+    fields, beside = fields_at(path)
+    return data_part(f"{stage_name(Path(path.rstrip('/')).name.removesuffix('.tar'))}-train", beside or fields, known)
+
+
+def _is_mmvp(path: str) -> bool:
+    return files.exists(f"{path.rstrip('/')}/Questions.csv")
+
+
+def _choice_scores(data: ChoiceDataset) -> Mapping[str, list[str]]:
+    """MMVP-VLM's rule is of two images and two statements, each of which has its image; other items have another."""
+    from vfm.data.choices import load_choices
+
+    first = next(load_choices(data), None)
+    return {} if first and (len(first.images), sorted(first.truth)) == (2, [0, 1]) else CHOICES
 
 
 def fields_at(path: str) -> tuple[Fields, Fields | None]:
@@ -79,7 +99,7 @@ def fields_at(path: str) -> tuple[Fields, Fields | None]:
                 return {**fields, "path": f"{root}/{split}" if splits else path}, None
             train = {**fields, "split": "train"} if "train" in splits and split != "train" else None
             return {**fields, **({} if split == "test" else {"split": split})}, train
-        if files.exists(f"{root}/Questions.csv"):
+        if _is_mmvp(root):
             return {"kind": "data.choices", "path": path}, None
         if test := next((one for one in TESTS if files.is_directory(f"{root}/{one}")), None):
             train = _fields(f"{root}/train") if files.is_directory(f"{root}/train") else None
@@ -91,7 +111,7 @@ def _fields(path: str) -> Fields:
     from vfm.data.layout import LABEL_COLUMNS, find_layout
     from vfm.data.table import CAPTION_COLUMNS, table_columns
 
-    if path.endswith(".jsonl") and '"statements"' in files.read_bytes(path, 0, 1 << 16).decode(errors="replace"):
+    if _holds_choices(path):
         return {"kind": "data.choices", "path": path}
     layout = find_layout(path, "auto", None)
     first = layout.paths[0]
@@ -104,6 +124,22 @@ def _fields(path: str) -> Fields:
         captions = any(name in columns for name in CAPTION_COLUMNS)
         kind = "data.labeled" if not captions and any(name in columns for name in LABEL_COLUMNS) else "data.pairs"
     return {"kind": kind, "path": path}
+
+
+def _holds_choices(path: str) -> bool:
+    """Whether a path is of caption choice: SugarCrepe's JSON or a folder of it, Winoground's, items of one's own."""
+    from vfm.data.choice_formats import WINOGROUND
+    from vfm.data.table import table_columns
+
+    if path.endswith(".jsonl"):
+        first = files.read_bytes(path, 0, 1 << 16).decode(errors="replace").partition("\n")[0]
+        return '"statements"' in first or all(f'"{name}"' in first for name in WINOGROUND)
+    if path.endswith(".parquet"):
+        return set(WINOGROUND) <= set(table_columns(path))
+    if files.is_directory(path):
+        names = list(islice(files.walk(path), 8))
+        return bool(names) and all(name.endswith(".json") for name in names)
+    return path.endswith(".json")
 
 
 def _in_class_folders(folder: str) -> bool:
