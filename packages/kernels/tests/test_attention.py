@@ -101,6 +101,8 @@ def test_shapes_that_do_not_fit_are_refused():
         attention(q, k[:, 1:], v)
     with pytest.raises(ValueError, match="of one dtype"):
         attention(q, k.float(), v)
+    with pytest.raises(ValueError, match="on one device"):
+        attention(q, k, v.to("meta"))
     with pytest.raises(ValueError, match="the batch is 2"):
         attention(q, k, v, cu_seqlens=ENDS)
     with pytest.raises(ValueError, match="one of them is missing"):

@@ -62,6 +62,21 @@ def test_every_op_and_every_training_step_is_run_at_sizes_that_mean_nothing(tmp_
     assert "xformers cannot: " in page
 
 
+def test_real_problems_are_made_and_cost_what_the_papers_formulas_say(runner):
+    """EVA02-L's attention: 4 N^2 D operations and four tensors forward, 10 N^2 D and eight backward."""
+    problems = [build(torch.device("meta"), **asked) for build, asked, _ in runner.REAL]
+    smaller = [build(torch.device("meta"), **asked | changes) for build, asked, changes in runner.REAL]
+    assert all(small.inputs[0].numel() < real.inputs[0].numel() for small, real in zip(smaller, problems, strict=True))
+    heads = 256 * 16
+    assert problems[0].forward.flops == heads * 4 * 257**2 * 64
+    assert problems[0].backward.flops == heads * 10 * 257**2 * 64
+    assert problems[0].forward.num_bytes == heads * 257 * 64 * 4 * 2
+    assert problems[0].backward.num_bytes == heads * 257 * 64 * 8 * 2
+    causal, crops = problems[14].forward, problems[15].forward
+    assert causal.flops == 512 * 12 * 2 * 77**2 * 64
+    assert crops.flops == 64 * 16 * 4 * (257**2 + 8 * 37**2) * 64
+
+
 def test_what_is_wrong_or_fails_is_told_and_not_timed(runner):
     cpu = torch.device("cpu")
     problem = runner.TINY[0][0](cpu, **runner.TINY[0][1])

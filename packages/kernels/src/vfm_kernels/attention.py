@@ -136,7 +136,8 @@ def _run(*arguments: Any) -> tuple[Tensor, Tensor]:
         from vfm_kernels.launch import attention as launched
 
         return launched.forward(*heads, pattern, short=arguments[-1])
-    return attention_plain(*heads, pattern)
+    out, lse = attention_plain(*heads, pattern)
+    return out.contiguous(), lse
 
 
 def _fake(*arguments: Any) -> tuple[Tensor, Tensor]:

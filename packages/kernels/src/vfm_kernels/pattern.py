@@ -53,6 +53,8 @@ class Pattern(NamedTuple):
             raise ValueError(f"q, k, v are {shapes}; they must be (B, N, H, D), all alike")
         if q.dtype != k.dtype or q.dtype != v.dtype:
             raise ValueError(f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}; they must be of one dtype")
+        if q.device != k.device or q.device != v.device:
+            raise ValueError(f"q, k, v lie on {q.device}, {k.device}, {v.device}; they must lie on one device")
         batch, num_tokens, _, width = q.shape
         if cu_seqlens is not None and batch != 1:
             raise ValueError(f"cu_seqlens parts one long row, and the batch is {batch}; it must be 1")
