@@ -80,7 +80,8 @@ def _run_backward(
     """
     q, k = at_least_fp32(queries), at_least_fp32(keys)
     d_q, d_k, d_scale = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(scale)
-    chunks = list(zip(*(t.split(max(1, CHUNK_LOGITS // len(k))) for t in (q, d_rows, d_q)), strict=True))
+    chunk_size = max(1, CHUNK_LOGITS // len(k))
+    chunks = list(zip(*(torch.split(t, chunk_size) for t in (q, d_rows, d_q)), strict=True))
     alone = len(chunks) == 1
     with torch.autocast(q.device.type, enabled=False):
         if d_columns is not None and not alone:
