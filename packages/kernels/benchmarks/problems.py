@@ -82,9 +82,11 @@ def attention(
     device: torch.device, batch: int, tokens: int, heads: int, width: int, rope: bool = False, **kind: Any
 ) -> Problem:
     """Packed queries, keys and values; with `crops`, images of 257 and 37 tokens in one long row."""
+    squares = batch * tokens**2
     options, label = dict(kind), "".join(f" {word}" for word, is_so in kind.items() if is_so)
     if options.pop("crops", False):
-        lengths = torch.tensor([0, *([tokens] + [37] * 8) * batch]).cumsum(0).to(torch.int32)
+        each = [tokens, *[37] * 8] * batch
+        lengths, squares = torch.tensor([0, *each]).cumsum(0).to(torch.int32), sum(length**2 for length in each)
         options |= {"cu_seqlens": lengths.to(device), "max_seqlen": tokens}
         batch, longest, tokens = 1, tokens, int(lengths[-1])
     else:
@@ -103,8 +105,6 @@ def attention(
         else:
             implementations[backend.name] = _attention_by(backend.name, options)
     elements = batch * tokens * heads * width
-    ends = options.get("cu_seqlens")
-    squares = batch * tokens**2 if ends is None else int((ends.diff().double() ** 2).sum())
     product = 2 * squares * heads * width / (2 if kind.get("causal") else 1)
     sizes = ",".join(map(str, (batch, tokens, heads, width)))
     return Problem(
