@@ -18,7 +18,16 @@ def test_python_example_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_recipe_of_the_readme_is_well_wired(tmp_path: Path) -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
-    recipe = load_recipe(str(tmp_path / "recipe.yaml"), stage_types(load_plugins()))
-    assert [stage.name for stage in recipe.stages] == ["pool", "clip", "prior", "diva"]
+    first, latents, page = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    whole = f"{first}{page}  - {{kind: shapes.choices, name: pairs}}\n  - {{kind: shapes.classes, name: val}}\n"
+    own = "  - {kind: data.pairs, name: pool, path: pool.tar}\n  - {kind: models.clip, name: clip, source: ViT-B-32}\n"
+    for text, count in ((first, 4), (_in_order(whole), 10), (f"stages:\n{own}{latents}", 5)):
+        (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+        recipe = load_recipe(str(tmp_path / "recipe.yaml"), stage_types(load_plugins()))
+        assert len(recipe.stages) == count
+
+
+def _in_order(text: str) -> str:
+    """Data sets first, since a stage names earlier ones."""
+    head, *lines = text.splitlines(keepends=True)
+    return head + "".join(sorted(lines, key=lambda line: not line.startswith(("  - {kind: data", "  - {kind: shapes"))))
