@@ -37,11 +37,12 @@ def every(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [value for state in optimizer.state.values() for value in state.values()]
 
 
-@pytest.mark.parametrize("foreach", [True, False])
-def test_steps_are_timms(foreach):
+@pytest.mark.parametrize(("foreach", "beta1"), [(True, 0.9), (False, 0.9), (False, 0.0)])
+def test_steps_are_timms(foreach, beta1):
     ours, theirs = parameters(), parameters()
-    mine = Lamb(groups(ours), 0.02, **SETTINGS)
-    peer = TimmLamb(groups(theirs), lr=0.02, max_grad_norm=None, foreach=foreach, **SETTINGS)
+    settings = {**SETTINGS, "betas": (beta1, 0.999)}
+    mine = Lamb(groups(ours), 0.02, **settings)
+    peer = TimmLamb(groups(theirs), lr=0.02, max_grad_norm=None, foreach=foreach, **settings)
     for step in range(20):
         for made, optimizer in ((ours, mine), (theirs, peer)):
             gradients(step, made)

@@ -58,7 +58,7 @@ class Lamb(torch.optim.Optimizer):
 
 def _share(beta: float, count: Tensor) -> Tensor:
     """`1 - beta ** count`, what an average that began at zero has taken in; exact where beta is near 1."""
-    return -torch.expm1(count.clamp(min=1) * math.log(beta))
+    return -torch.expm1(count.clamp(min=1) * math.log(beta)) if beta else torch.ones_like(count)
 
 
 def _ratio(weights: Tensor, step: Tensor) -> Tensor:
