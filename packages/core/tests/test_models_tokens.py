@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vfm.models import tokens
 from vfm.models.tokens import WordTokenizer
 
 PEER = open_clip.SimpleTokenizer(context_length=16)
@@ -27,6 +28,16 @@ def test_words_marks_and_long_texts(text):
     for length in (None, 1, 7):
         assert torch.equal(OURS([text, text], length), PEER([text, text], length))
     assert torch.equal(pickle.loads(pickle.dumps(OURS))(text), PEER(text))
+
+
+def test_no_more_words_are_remembered_than_a_worker_can_hold(monkeypatch):
+    monkeypatch.setattr(tokens, "MAX_WORDS", 5)
+    ours = WordTokenizer(open_clip.SimpleTokenizer(context_length=16))
+    for number in range(40):
+        text = f"a photo of the {number}th <end_of_text> dog" + "gy" * number
+        assert torch.equal(ours(text), PEER(text))
+        assert len(ours.words) <= 5
+        assert len(ours.tokenizer.cache) <= 5 + len(ours.special)
 
 
 def test_a_tokenizer_that_shortens_by_chance_does_so_still():

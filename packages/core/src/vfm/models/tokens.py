@@ -16,6 +16,8 @@ from torch import Tensor
 from vfm.config import UserError
 from vfm.models.sources import first_line
 
+MAX_WORDS = 200_000  # remembered at once: a web's words would fill the memory of every worker
+
 
 class WordTokenizer:
     """open_clip's `SimpleTokenizer` with the tokens of each word remembered; it makes the same in half the time."""
@@ -23,6 +25,7 @@ class WordTokenizer:
     def __init__(self, tokenizer: Any) -> None:
         """Takes its words, its cleaning and its context length from an `open_clip.SimpleTokenizer`."""
         self.tokenizer, self.words = tokenizer, dict[str, list[int]]()
+        self.special = dict(tokenizer.cache)
 
     def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
         """Token ids, int64 (N, L); a longer text is cut, its end token kept, a shorter one filled up with zeros."""
@@ -41,6 +44,9 @@ class WordTokenizer:
         return torch.from_numpy(tokens)
 
     def _learn(self, word: str) -> list[int]:
+        if len(self.words) >= MAX_WORDS:
+            self.words.clear()
+            self.tokenizer.cache = dict(self.special)  # it remembers them too
         spelled = "".join(self.tokenizer.byte_encoder[byte] for byte in word.encode())
         found = self.words[word] = [self.tokenizer.encoder[piece] for piece in self.tokenizer.bpe(spelled).split(" ")]
         return found
