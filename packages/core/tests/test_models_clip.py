@@ -206,7 +206,9 @@ def test_embeddings_can_take_part_in_a_backward_pass() -> None:
         ({**TINY, "vision_cfg": {"widht": 3}}, {}, "vision_cfg.widht: unknown key; did you mean 'width'"),
         ({**TINY, "vision_cfg": {"timm_model_name": "eva02_nano"}}, {}, "eva02_nano"),
         ({"embed_dim": 3, "vision_cfg": {}}, {}, "needs 'text_cfg'"),
-        (TINY, {"quick_glu": True}, "quick_glu"),
+        (TINY, {"quick_glu": True}, "quick_glu: unknown key; did you mean 'quick_gelu'"),
+        ({**TINY, "text_cfg": {**TINY["text_cfg"], "layers": 0}}, {}, "CLIP model 'custom': "),
+        ({**TINY, "text_cfg": "small"}, {}, "text_cfg is 'small'; it should be a mapping"),
         ("local-dir:nowhere", {}, "nowhere"),
     ],
 )

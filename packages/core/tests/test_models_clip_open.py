@@ -120,7 +120,10 @@ def test_patch_dropout_draws_where_the_tokens_are() -> None:
     [
         ({**VIT, "timm_drop_path": 0.1}, "drop_path is for timm's encoders"),
         ({**VIT, "layers": [1, 1, 1, 1], "patch_dropout": 0.5}, "patch_dropout is for vision transformers"),
-        ({**EVA, "timm_model_name": "resnet10t", "timm_pool": "avg", "patch_dropout": 0.5}, "patch_drop_rate"),
+        (
+            {**EVA, "timm_model_name": "resnet10t", "timm_pool": "avg", "patch_dropout": 0.5},
+            "patch_dropout: its encoder resnet10t",
+        ),
     ],
 )
 def test_noise_that_a_tower_does_not_have_is_refused(vision: dict[str, Any], message: str) -> None:

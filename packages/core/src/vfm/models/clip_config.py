@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import re
 from collections.abc import Mapping
@@ -81,14 +82,23 @@ def check_keys(config: Mapping[str, Any], name: str) -> None:
     Raises:
         UserError: the first such key.
     """
+    what = f"CLIP model {name!r}"
     for key in ("embed_dim", "vision_cfg", "text_cfg"):
         if key not in config:
-            raise UserError(f"CLIP model {name!r}: its configuration needs {key!r}")
-    for part, known in (("vision_cfg", open_clip.CLIPVisionCfg), ("text_cfg", open_clip.CLIPTextCfg)):
-        fields = {field.name for field in dataclasses.fields(known)}
-        for key in config[part]:
-            if key not in fields:
-                raise UserError(f"CLIP model {name!r}: {part}.{key}: unknown key{did_you_mean(key, fields)}")
+            raise UserError(f"{what}: its configuration needs {key!r}")
+    known = {
+        *inspect.signature(open_clip.CLIP).parameters,
+        *inspect.signature(open_clip.CoCa).parameters,
+        "custom_text",
+    }
+    if other := next((key for key in config if key not in known), None):
+        raise UserError(f"{what}: {other}: unknown key{did_you_mean(other, known)}")
+    for part, kind in (("vision_cfg", open_clip.CLIPVisionCfg), ("text_cfg", open_clip.CLIPTextCfg)):
+        if not isinstance(config[part], Mapping):
+            raise UserError(f"{what}: {part} is {config[part]!r}; it should be a mapping of open_clip's keys to values")
+        fields = {field.name for field in dataclasses.fields(kind)}
+        if other := next((key for key in config[part] if key not in fields), None):
+            raise UserError(f"{what}: {part}.{other}: unknown key{did_you_mean(other, fields)}")
 
 
 __all__ = [

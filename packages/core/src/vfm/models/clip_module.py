@@ -106,8 +106,12 @@ def _construct(config: Mapping[str, Any], name: str) -> nn.Module:
         arguments[part][key] = False  # weights come from a checkpoint or from training, never on the side
     try:
         module: nn.Module = kind(**arguments)
-    except (TypeError, ValueError, AssertionError, RuntimeError, ImportError, OSError) as error:
-        raise UserError(f"CLIP model {name!r}: {first_line(error)}") from None
+    except (TypeError, ValueError, ArithmeticError, AssertionError, RuntimeError, ImportError, OSError) as error:
+        why = first_line(error)
+        for theirs, ours in (("patch_drop_rate", "patch_dropout"), ("drop_path_rate", "drop_path")):
+            if f"'{theirs}'" in why:
+                why = f"{ours}: its encoder {arguments['vision_cfg']['timm_model_name']} has none"
+        raise UserError(f"CLIP model {name!r}: {why}") from None
     return module
 
 
