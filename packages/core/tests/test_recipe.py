@@ -56,6 +56,7 @@ def test_good_recipe_is_parsed_with_nested_parts_and_yaml_floats():
         ),
         ("weight: 1e-1", "wieght: 1", "r.yaml:7: sum.part.wieght: unknown key; did you mean 'weight'?"),
         ("weight: 1e-1", "weight: -1", "r.yaml:7: sum.part.weight: -1 is wrong"),
+        ("{weight: 1e-1, extra: a}", "small", "r.yaml:7: sum.part: 'small' is wrong: should be a mapping of keys to"),
         ("name: b", "name: a", "r.yaml:3: a.name: another stage has this name already"),
         ("    inputs: [a, b]\n", "", "r.yaml:4: sum.inputs: is required"),
         ("count: 2}", "count: 2", "r.yaml:3: not valid YAML"),

@@ -40,7 +40,8 @@ def error_lines(error: ValidationError, model: type[BaseModel]) -> list[tuple[tu
     """Pydantic's errors as (location, one line), without the noise of unions.
 
     Of the errors that a union reports for one value, one per branch, only the last branch that is not
-    `None` is kept, since a value that fits no branch was most likely meant for that one.
+    `None` is kept, since a value that fits no branch was most likely meant for that one; and none of them where a
+    part of the value is told of, which was meant for the branch that has such a part.
     """
     lines: dict[tuple[str | int, ...], str] = {}
     for details in error.errors(include_url=False):
@@ -49,7 +50,8 @@ def error_lines(error: ValidationError, model: type[BaseModel]) -> list[tuple[tu
         above, last = whole[: len(whole) - num_keys], whole[len(whole) - num_keys :]
         location = (*(part for part in above if not _is_branch(part)), *last)
         lines[location] = _sentence(details, location, model)
-    return list(lines.items())
+    parts = {location[:end] for location in lines for end in range(len(location))}
+    return [(location, line) for location, line in lines.items() if location not in parts]
 
 
 def readable(error: ValidationError, model: type[BaseModel]) -> ValidationError:
@@ -83,6 +85,8 @@ def _sentence(details: ErrorDetails, location: tuple[str | int, ...], model: typ
         return f"{given!r} is not allowed; choose from {allowed.replace(' or ', ', ')}"
     if kind == "value_error":
         return str(context["error"])
+    if kind in ("model_type", "model_attributes_type"):
+        return f"{_short(given)} is wrong: should be a mapping of keys to values"
     if kind == TOLD:
         return str(context["line"])
     message = details["msg"].removeprefix("Input ").replace("should be a valid ", "should be ")
