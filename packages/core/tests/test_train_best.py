@@ -75,3 +75,8 @@ def test_a_score_that_is_not_measured_is_told_at_the_first_evaluation(tmp_path):
 def test_there_must_be_something_to_choose_among():
     with pytest.raises(ValidationError, match="keep_best chooses among weights: evals and eval_every say which"):
         plan(keep_best="val/near")
+
+
+def test_a_name_that_no_score_of_theirs_begins_with_is_refused_before_anything_runs():
+    with pytest.raises(ValidationError, match="keep_best: near is no score of the evals; theirs begin with val/"):
+        peaked(keep_best="near")

@@ -179,6 +179,11 @@ class Training(Stage):
             raise ValueError("eval_every says when, evals what to judge: give both")
         if self.keep_best and not self.eval_every:
             raise ValueError("keep_best chooses among weights: evals and eval_every say which are judged")
+        begin = tuple(f"val/{evaluation.log_prefix}" for evaluation in self.evals)
+        if self.keep_best and not self.keep_best.startswith(begin):
+            raise ValueError(
+                f"keep_best: {self.keep_best} is no score of the evals; theirs begin with {', '.join(begin)}"
+            )
         return self
 
     @property
@@ -200,7 +205,9 @@ class Portion(Config):
     """One of several data sets that a training mixes."""
 
     data: Ref[PairDataset] = Field(description="the pairs to learn from")
-    weight: float = Field(1.0, gt=0, description="its share of the samples, against the weights of the others")
+    weight: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="its share of the samples, against the weights of the others"
+    )
 
 
 class ClipTraining(Training):
