@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -51,6 +52,10 @@ def test_a_text_tower_is_built_saved_and_read_with_its_tokenizer(kind: str, tmp_
     assert model.tokenize(["a picture of red on blue on red"])[0, -1] == 2  # cut, its end token kept
     again = load_clip(save_clip(model, tmp_path / "saved"))
     assert (tmp_path / "saved" / "tokenizer.json").is_file()
+    peer = open_clip.create_model(f"local-dir:{tmp_path / 'saved'}").eval()
+    tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'saved'}")(["ein Bild"])
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode_texts(["ein Bild"]), peer.encode_text(tokens, normalize=True))
     assert torch.equal(again.encode_texts(["ein Bild"]), model.encode_texts(["ein Bild"]))
     assert all(weight.is_meta for weight in blueprint(config).module.parameters())
 

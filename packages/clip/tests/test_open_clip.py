@@ -21,9 +21,11 @@ from torchvision.transforms.functional import normalize
 
 from clip_world import EVA, VIT, Random, make_pool, plan, run_stage, tiny_task, train
 from vfm import Event
-from vfm.models import load_clip
+from vfm.models import build_clip, load_clip, save_clip
+from vfm.models.exporting import find_format
 from vfm_clip import ClipTrain
 
+TIMM_VIT = {**EVA, "vision_cfg": {**EVA["vision_cfg"], "timm_model_name": "vit_pico_patch8_32"}}
 SETTINGS = {"steps": 12, "warmup_steps": 4, "lr": 2e-3, "weight_decay": 0.2, "log_every": 1}
 
 
@@ -107,9 +109,18 @@ def test_what_is_not_decayed_is_what_open_clip_and_timm_say(config: dict[str, An
     assert ours == [{id(p) for p in group} for group in groups(task.module)]
 
 
-def test_a_trained_checkpoint_loads_in_open_clip_with_equal_features(tmp_path: Path) -> None:
+LEARNED: dict[str, dict[str, Any]] = {
+    "eva": {"model": EVA, "patch_dropout": 0.5, "drop_path": 0.2},
+    "siglip": {"loss": {"type": "siglip"}},
+    "larger": {"image_size": 32, "patch_dropout": 0.5},
+    "larger_timm": {"model": TIMM_VIT, "image_size": 64},
+}
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_trained_checkpoint_loads_in_open_clip_with_equal_features(tmp_path: Path, name: str) -> None:
     pool = make_pool(tmp_path / "pool")
-    stage = plan(steps=3, global_batch_size=16, model=EVA)
+    stage = plan(steps=3, global_batch_size=16, **LEARNED[name])
     checkpoint, _ = run_stage(stage, tmp_path, pool=pool)
     peer, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{checkpoint.path}")
     peer.eval()
@@ -121,7 +132,35 @@ def test_a_trained_checkpoint_loads_in_open_clip_with_equal_features(tmp_path: P
     ours = load_clip(checkpoint)
     torch.testing.assert_close(ours.encode_images(pictures), theirs)
     torch.testing.assert_close(ours.encode_texts(texts), theirs_text)
-    assert (checkpoint.embed_dim, checkpoint.image_size, checkpoint.context_length) == (24, 32, 8)
+    assert (peer.logit_bias is not None) == (name == "siglip")
+    for scalar in ("logit_scale", *(["logit_bias"] if name == "siglip" else [])):
+        assert torch.equal(getattr(peer, scalar), getattr(ours.module, scalar))
+    size = stage.image_size or ours.config["vision_cfg"]["image_size"]
+    assert (checkpoint.embed_dim, checkpoint.image_size, checkpoint.context_length) == (24, size, 8)
+
+
+@pytest.mark.parametrize("changes", [{"image_size": 32, "patch_dropout": 0.5}, {"quick_gelu": True}])
+def test_a_trained_checkpoint_exported_for_transformers_has_equal_features_there(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = {**VIT, "quick_gelu": changes.pop("quick_gelu", False)}
+    start = save_clip(build_clip(model, seed=4), tmp_path / "start")
+    stage = plan(model=None, init="start", steps=3, global_batch_size=16, **changes)
+    checkpoint, _ = run_stage(stage, tmp_path, pool=make_pool(tmp_path / "pool"), start=start)
+    ours = load_clip(checkpoint)
+    find_format("hf", ours, "clip").write(ours, tmp_path / "hf")
+    peer = transformers.CLIPModel.from_pretrained(tmp_path / "hf").eval()
+    assert peer.config.vision_config.image_size == checkpoint.image_size
+    draw = np.random.default_rng(0)
+    pixels = ours.pixels(draw.integers(0, 256, (3, checkpoint.image_size, checkpoint.image_size, 3), dtype=np.uint8))
+    tokens = ours.tokenize(["red on lime", "black on white"])
+    with torch.no_grad():
+        theirs = peer(pixel_values=pixels, input_ids=tokens)
+        image, text, scale = ours.module(pixels, tokens)
+    torch.testing.assert_close(theirs.image_embeds, image, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(theirs.text_embeds, text, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(theirs.logits_per_image, scale * image @ text.T, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("size", "plain"), [(32, True), (48, False)])

@@ -9,12 +9,14 @@ from typing import Any, Literal
 import pytest
 from pydantic import ValidationError
 
-from clip_world import COLOURS, EVA, VIT, make_pool
+from clip_world import COLOURS, EVA, VIT, halves, make_pool
 from vfm import Context, Pool, UserError, VisionCheckpoint
+from vfm.config import error_lines
+from vfm.data import DatasetSpec, Shard, write_index, write_tar
 from vfm.data.stages import Pairs
 from vfm.interfaces import VisionPretraining
 from vfm.models import build_clip, build_vision, save_clip, save_vision
-from vfm.models.stages import ImportVision
+from vfm.models.stages import ImportClip, ImportVision
 from vfm.stage import Preflight, Stage
 from vfm_clip import ClipTrain
 from vfm_clip.preflight import models_with_tower
@@ -145,11 +147,29 @@ def test_data_that_teach_nothing_are_refused(tmp_path: Path) -> None:
     check(stage(global_batch_size=4, language="de"), pool=tmp_path / "alike")
     check(stage(global_batch_size=4, language={"en": 1, "de": 1}), pool=tmp_path / "alike")
     silent = make_pool(tmp_path / "silent", {key: {"en": [], "de": texts["de"]} for key, texts in alike.items()})
-    assert "'pool' has no caption in 'en' in its first shards" in misfit(
-        stage(global_batch_size=4, language="en"), pool=silent.path
-    )
+    line = misfit(stage(global_batch_size=4, language="en"), pool=silent.path)
+    assert line == "'pool' has no caption in 'en'"
     none = Pool.create(tmp_path / "silent", num_samples=7, languages=[])
     assert "'pool' has no captions; data.pairs' `texts` says" in misfit(stage(global_batch_size=4), pool=none.path)
+
+
+def test_captions_are_looked_at_from_the_first_shard_to_the_last(tmp_path: Path) -> None:
+    """Sorted data, as class by class, are alike over many shards; but not over all."""
+    for name, last in (("sorted", "a cat"), ("alike", "a dog")):
+        shards = []
+        (tmp_path / name).mkdir()
+        for number in range(12):
+            caption = last if number == 11 else "a dog"
+            members = {"png": halves("red", "blue"), "txt": caption.encode()}
+            path = tmp_path / name / f"{number:02}.tar"
+            shards.append(Shard.of(path, write_tar(path, [(f"{number}-{i}", members) for i in range(2)])))
+        num_samples = write_index(tmp_path / name, shards, DatasetSpec(texts={"en": "txt"}))
+        Pool.create(tmp_path / name, num_samples=num_samples, languages=["en"])
+    check(stage(), pool=tmp_path / "sorted")
+    line = misfit(stage(), pool=tmp_path / "alike")
+    assert line == (
+        "all 16 captions of 'pool' in the 8 shards of 12 looked at are 'a dog': no picture can be told by its own"
+    )
 
 
 def test_captions_without_pictures_are_refused_planned_or_made(tmp_path: Path) -> None:
@@ -177,6 +197,12 @@ def test_a_mixture_is_checked_part_by_part(tmp_path: Path) -> None:
     assert line == "a has captions in none of 'fr', 'cs'; known: en"
     with pytest.raises(ValidationError, match="data: 'a' is named twice; its weight says"):
         stage(data=[{"data": "a"}, {"data": "a"}])
+    with pytest.raises(ValidationError) as caught:
+        stage(data=[{"data": "a", "weight": 0}])
+    with pytest.raises(ValidationError, match="finite"):
+        stage(data=[{"data": "a", "weight": float("inf")}])
+    told = [(("data", 0, "weight"), "0 is wrong: should be greater than 0")]
+    assert error_lines(caught.value, ClipTrain) == told  # and not that `data` should be a name
 
 
 def test_a_tokenizer_of_another_model_and_a_context_longer_than_the_models_are_refused() -> None:
@@ -197,6 +223,24 @@ def test_a_teacher_that_sees_something_else_is_refused(tmp_path: Path) -> None:
     assert line == "custom cannot teach custom: it sees 16 pixels a side, the student 32"
     save_clip(build_clip({**VIT, "text_cfg": {**VIT["text_cfg"], "context_length": 12}}), tmp_path / "long")
     assert "it reads 12 tokens, the student 8" in misfit(stage(model=VIT, loss=loss), teacher=tmp_path / "long")
+
+
+def test_a_start_and_a_teacher_that_are_to_be_fetched_are_checked_by_their_names() -> None:
+    """All that a download of theirs would end in is told before it."""
+    start = ImportClip(name="start", source="ViT-B-32", pretrained="openai")
+    check(stage(init="start"), start)
+    assert "drop_path is for timm's encoders" in misfit(stage(init="start", drop_path=0.1), start)
+    line = misfit(stage(init="start", lock_image=True, lock_image_unlocked_groups=20), start)
+    assert line == "start: 20 unlocked groups leave no lock on its 14 (image tower)"
+    assert "image_size 230 is not a multiple" in misfit(stage(init="start", image_size=230), start)
+    line = misfit(stage(init="start", init_vision="eva"), Pretrain(), start)
+    assert line.startswith("model start cannot take init_vision 'eva'")
+    loss = {"type": "distillation", "teacher": "start"}
+    line = misfit(stage(model="ViT-Pico-8-32", loss=loss), start)
+    assert line == "start cannot teach ViT-Pico-8-32: it sees 224 pixels a side, the student 32"
+    second = stage(name="second", init="start", image_size=256)
+    third = stage(name="third", init="second", loss={**loss, "teacher": "start"})
+    assert "it sees 224 pixels a side, the student 256" in misfit(third, start, second)
 
 
 def test_names_that_no_one_knows_and_models_of_more_than_two_towers_are_refused() -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from clip_world import COLOURS, EVA, VIT, halves, make_pool, plan, run_stage, tiny_task, train
@@ -21,9 +20,7 @@ from vfm.eval.retrieval import retrieval_ranks
 from vfm.eval.stages import Retrieval
 from vfm.models import build_clip, build_vision, load_clip, save_clip, save_vision
 from vfm.panels import load_panels
-from vfm_clip import ClipTrain
 from vfm_clip.data import training_data
-from vfm_clip.tower_training import TowerTraining
 from vfm_clip.towers import lock_towers
 
 RESNET: dict[str, Any] = {
@@ -62,8 +59,12 @@ def test_a_toy_run_learns_to_find_its_own_pairs(tmp_path: Path) -> None:
 
 
 def test_captions_missing_in_the_language_are_counted_and_passed_over(tmp_path: Path) -> None:
-    captions = {f"{top} on black": {"en": ["a picture"], "de": ["ein Bild"]} for top in COLOURS if top != "black"}
-    captions["red on black"] = {"de": ["ein Bild"]}
+    captions = {
+        f"{top} on black": {"en": [f"all {top}"], "de": ["ein Bild", f"ganz {top}"]}
+        for top in COLOURS
+        if top != "black"
+    }
+    captions["red on black"] = {"de": ["ein Bild", "ganz red"]}
     pool = make_pool(tmp_path / "pool", captions)
     settings = {"steps": 2, "global_batch_size": 7, "max_bad_fraction": 0.5}
     told: list[Event] = []
@@ -74,7 +75,7 @@ def test_captions_missing_in_the_language_are_counted_and_passed_over(tmp_path: 
     checkpoint, german = run_stage(plan(**settings, language="de"), tmp_path / "de", pool=pool)
     assert not german.bad
     (seen,) = (panel for panel in load_panels(checkpoint.path) if panel.title == "What the model saw")
-    assert {picture.caption for picture in seen.pictures} == {"ein Bild"}
+    assert {picture.caption for picture in seen.pictures} <= {"ein Bild", *(f"ganz {top}" for top in COLOURS)}
     with pytest.raises(UserError, match="pool has no captions in 'fr'; known: de, en"):
         run_stage(plan(**settings, language="fr"), tmp_path / "fr", pool=pool)
     with pytest.raises(UserError, match="global_batch_size 8 is more than the 7 pairs of 'pool'"):
@@ -197,36 +198,6 @@ def test_the_report_is_left_what_the_model_saw_before_the_curves(tmp_path: Path)
         with Image.open(checkpoint.path / picture.file) as shown:
             seen = torch.frombuffer(bytearray(shown.tobytes()), dtype=torch.uint8).view(16, 16, 3).permute(2, 0, 1)
         assert (seen.float() - pixels.float()).abs().mean() < 12  # JPEG
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"lock_image": True, "lock_text": True, "init": "x"}, "leave nothing to train"),
-        ({"lock_image": True}, "lock_image would keep random weights: give init or init_vision"),
-        ({"lock_text": True, "init_vision": "x"}, "lock_text would keep random weights: give init or init_text"),
-        ({"lock_image_unlocked_groups": 2}, "unlocks a part of what lock_image locks"),
-        ({"lock_text_unlocked_layers": 2}, "unlocks a part of what lock_text locks"),
-        ({"init": "x", "model": "ViT-Nano-4-32"}, "leave model out"),
-        ({"unmasked_steps": 1}, "unmasked_steps says when patch_dropout is over: give both"),
-        ({"unmasked_steps": 2, "patch_dropout": 0.5}, "unmasked_steps 2 are more than the 1 of the training"),
-        ({"lr": 0, "image_lr": 1e-4}, "follow the schedule of lr, which must be above 0"),
-        ({"logit_scale_init": 200}, "logit_scale_init 200 is above its max, 100"),
-        ({"crop_scale": (1.0, 0.5)}, "crop_scale"),
-        ({"crop_ratio": (0, 1)}, "crop_ratio"),
-        ({"loss_chunk_size": 0}, "loss_chunk_size"),
-    ],
-)
-def test_settings_that_contradict_one_another_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        ClipTrain(**{"name": "clip", "data": "pool", "steps": 1, **changes})
-
-
-def test_every_own_setting_says_what_it_is() -> None:
-    own = ClipTrain.__annotations__.keys() | TowerTraining.__annotations__.keys()
-    for name in own & ClipTrain.model_fields.keys() - {"kind"}:
-        assert ClipTrain.model_fields[name].description, name
-    assert ClipTrain.model_fields["kind"].default == ClipTrain.kind_name() == "clip.train"
 
 
 def test_evals_say_of_the_last_step_what_an_evaluation_says_of_the_checkpoint(tmp_path: Path) -> None:

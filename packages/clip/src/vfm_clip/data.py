@@ -112,13 +112,15 @@ def _languages(plan: ClipTrain, name: str, data: PairDataset) -> list[str]:
 
 
 def _check_captions(source: Source, languages: Sequence[str], name: str) -> None:
-    """Looks into the first shards until two captions differ."""
+    """Looks into a few shards, from the first to the last, until two captions differ."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     seen: set[str] = set()
     number = 0
-    for shard in np.flatnonzero(source.shard_sizes)[:SHARDS_LOOKED_AT].tolist():
+    shards = np.flatnonzero(source.shard_sizes)
+    looked_at = shards[np.unique(np.linspace(0, len(shards) - 1, SHARDS_LOOKED_AT, dtype=int))] if len(shards) else []
+    for shard in map(int, looked_at):
         texts = source.texts_of_shard(shard)
         texts = texts.filter(pc.is_in(texts["language"], value_set=pa.array(languages, pa.string())))["text"]
         number += len(texts)
@@ -127,7 +129,10 @@ def _check_captions(source: Source, languages: Sequence[str], name: str) -> None
             seen.update(text.strip() for text in pc.unique(texts).slice(0, 3).to_pylist())
         if len(seen) > 1:
             return
+    where = "" if len(looked_at) == len(shards) else f" in the {len(looked_at)} shards of {len(shards)} looked at"
     if not number:
-        raise UserError(f"'{name}' has no caption in {' or '.join(map(repr, languages))} in its first shards")
+        raise UserError(f"'{name}' has no caption in {' or '.join(map(repr, languages))}{where}")
     if number > 1:
-        raise UserError(f"all {number} captions of '{name}' are {seen.pop()!r}: no picture can be told by its own")
+        raise UserError(
+            f"all {number} captions of '{name}'{where} are {seen.pop()!r}: no picture can be told by its own"
+        )

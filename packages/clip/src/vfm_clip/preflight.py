@@ -20,7 +20,7 @@ from vfm.models.clip import ClipModel, blueprint
 from vfm.models.clip_config import clip_config, read_config
 from vfm.models.hand_over import check_activation, hand_over
 from vfm.models.vision import WEIGHTS_FILE, build_vision
-from vfm.stage import Preflight, Ref
+from vfm.stage import Preflight, Ref, Stage
 from vfm_clip.text_tower import check_text
 from vfm_clip.tower_training import TowerTraining
 from vfm_clip.towers import lock_towers
@@ -37,15 +37,17 @@ class Encoder:
 def check_towers(plan: TowerTraining, ctx: Preflight) -> ClipModel | None:
     """The model of a plan as a blueprint, its towers compared with what they are to start from.
 
-    None where it starts from a checkpoint that is not there yet.
+    None where it starts from a checkpoint of which nothing is known yet.
 
     Raises:
         UserError: a name is not known, or a tower does not take what is to come.
     """
-    start = ctx.artifact(plan.init) if plan.init else None
-    if plan.init and not start:
+    if plan.init:
+        found = find_clip(ctx, plan.init, plan.image_size, plan.noise)
+    else:
+        found = blueprint(plan.model, plan.image_size, noise=plan.noise)
+    if not (clip := found):
         return None
-    clip = blueprint(start or plan.model, plan.image_size, noise=plan.noise)
     if plan.init_vision and (encoder := find_encoder(ctx, plan.init_vision)):
         check_vision(clip, encoder, str(plan.init_vision))
     if plan.init_text and (config := find_config(ctx, plan.init_text)):
@@ -60,17 +62,38 @@ def check_towers(plan: TowerTraining, ctx: Preflight) -> ClipModel | None:
     return clip
 
 
+def find_clip(
+    ctx: Preflight,
+    ref: Ref[ClipCheckpoint],
+    image_size: int | None = None,
+    noise: Mapping[str, float] | None = None,
+) -> ClipModel | None:
+    """The model that a ref will bring, as a `blueprint`; None where that shows only when its stage has run."""
+    checkpoint = ctx.artifact(ref)
+    found = checkpoint or find_config(ctx, ref)
+    if not found:
+        return None
+    clip = blueprint(found, image_size, noise=noise)
+    clip.name = clip.name if checkpoint else str(ref)
+    return clip
+
+
 def find_config(ctx: Preflight, ref: Ref[ClipCheckpoint]) -> Mapping[str, Any] | None:
     """open_clip's configuration of the model that a ref will bring; None where that shows only when its stage has run.
 
-    It is the artifact's, or else what the stage that makes it says in a field `model` or `source`.
+    It is the artifact's, or else what the stage that makes it says in a field `model` or `source`, or that which it
+    starts from (`init`); with its `image_size`.
     """
     if checkpoint := ctx.artifact(ref):
         config: Mapping[str, Any] = read_config(checkpoint.path)["model_cfg"]
         return config
     stage = ctx.stage(ref)
-    if start := getattr(stage, "init", None):
-        return find_config(ctx, start)
+    start, size = getattr(stage, "init", None), getattr(stage, "image_size", None)
+    found = find_config(ctx, start) if start else _named_config(stage)
+    return {**found, "vision_cfg": {**found["vision_cfg"], "image_size": size}} if found and size else found
+
+
+def _named_config(stage: Stage | None) -> Mapping[str, Any] | None:
     model: Any = getattr(stage, "model", None) or getattr(stage, "source", None)
     if isinstance(model, Mapping) or not isinstance(model, str) or ":" in model:  # the latter is read when it runs
         return model if isinstance(model, Mapping) else None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vfm.models.clip import ClipModel
     from vfm_clip.task import ClipTask
 
-Chances = Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)]
+Chances = Annotated[dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=1)]
 
 
 class ClipTrain(TowerTraining):
@@ -68,13 +68,14 @@ class ClipTrain(TowerTraining):
             raise ValueError("sampler: balanced draws texts by their own probabilities: name one language")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(f"crop_ratio {list(self.crop_ratio)} must be two aspects, the narrower one first")
+        if self.crop_scale is None and "crop_ratio" in self.model_fields_set:
+            raise ValueError("crop_ratio is a random crop's, and crop_scale: null asks for none: leave crop_ratio out")
         return self
 
     def preflight(self, ctx: Preflight) -> None:
         """The data suit the batch, the model exists, and its towers take what is to come."""
-        from vfm.models.clip import blueprint
         from vfm_clip.data import check_datasets, check_makers
-        from vfm_clip.preflight import check_towers
+        from vfm_clip.preflight import check_towers, find_clip
         from vfm_clip.tokens import check_teacher, check_tokenizer
 
         check_makers(self, ctx)
@@ -83,8 +84,8 @@ class ClipTrain(TowerTraining):
         if clip := check_towers(self, ctx):
             check_tokenizer(clip)
             self._task(clip)
-            if isinstance(self.loss, Distillation) and (teacher := ctx.artifact(self.loss.teacher)):
-                check_teacher(clip, blueprint(teacher))
+            if isinstance(self.loss, Distillation) and (teacher := find_clip(ctx, self.loss.teacher)):
+                check_teacher(clip, teacher)
 
     def run(self, ctx: Context) -> ClipCheckpoint:
         """Builds, trains and saves the model."""

@@ -13,6 +13,12 @@ from vfm.stage import Ref
 if TYPE_CHECKING:
     from vfm_clip.groups import Rates
 
+# What does nothing where a whole tower is locked.
+_OF_LEARNING = {
+    "lock_image": ("patch_dropout", "drop_path", "image_lr", "image_layer_decay", "image_weight_decay"),
+    "lock_text": ("text_lr", "text_layer_decay", "text_weight_decay"),
+}
+
 
 class TowerTraining(ClipTraining):
     """The settings of the towers."""
@@ -61,7 +67,8 @@ class TowerTraining(ClipTraining):
     @model_validator(mode="after")
     def _towers_fit_together(self) -> TowerTraining:
         image_is_still = self.lock_image and not self.lock_image_unlocked_groups
-        if image_is_still and self.lock_text and not self.lock_text_unlocked_layers:
+        text_is_still = self.lock_text and not self.lock_text_unlocked_layers
+        if image_is_still and text_is_still:
             raise ValueError("lock_image and lock_text leave nothing to train")
         if self.lock_image and not (self.init or self.init_vision):
             raise ValueError("lock_image would keep random weights: give init or init_vision")
@@ -71,6 +78,13 @@ class TowerTraining(ClipTraining):
             raise ValueError("lock_image_unlocked_groups unlocks a part of what lock_image locks: give both")
         if self.lock_text_unlocked_layers and not self.lock_text:
             raise ValueError("lock_text_unlocked_layers unlocks a part of what lock_text locks: give both")
+        for lock, still in (
+            ("lock_image", image_is_still and not self.init_vision),  # which may leave a projection to be learned
+            ("lock_text", text_is_still and not self.init_text),
+        ):
+            for name in _OF_LEARNING[lock] if still else ():
+                if getattr(self, name) not in (None, 0, type(self).model_fields[name].default):
+                    raise ValueError(f"{lock} keeps the whole tower as it is: {name} would do nothing")
         if self.init and "model" in self.model_fields_set:
             raise ValueError("init brings its own architecture: leave model out")
         if self.unmasked_steps and not self.patch_dropout:
