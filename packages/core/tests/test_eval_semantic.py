@@ -53,7 +53,8 @@ def test_maps_lie_where_their_patches_do(tmp_path: Path) -> None:
     pixels[:, 8:] = 255
     (view,) = semantic_views(encoder, [Image.fromarray(pixels)])
     assert view.image.shape == view.components.shape == view.similarity.shape == (96, 96, 3)
-    assert view.sheet().shape == (96, 3 * 96 + 16, 3)
+    assert view.attention is not None
+    assert view.sheet().shape == (96, 4 * 96 + 24, 3)
     left, right = view.components[:48, :48], view.components[:48, 48:]
     assert (left == left[0, 0]).all()
     assert (right == right[0, 0]).all()
@@ -69,7 +70,7 @@ def test_a_sheet_has_pictures_that_can_be_read_and_tells_which(name: str, tmp_pa
     assert [picture.caption for picture in panel.pictures] == ["0001", "0002", "0004", "0005"]
     for picture in panel.pictures:
         with Image.open(tmp_path / "out" / picture.file) as image:
-            assert image.size == (3 * 96 + 16, 96)
+            assert image.size == (4 * 96 + 24, 96)
     assert model.training, "a model in training goes on as it was"
 
 

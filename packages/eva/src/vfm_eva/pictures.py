@@ -1,11 +1,10 @@
-"""What the student saw, how well it guessed and where it looks: pictures, masks, cosines and attention of patches."""
+"""What the student saw and how well it guessed: pictures, masks, cosines of patches."""
 
 # B batch, N patches, S side of the image
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -14,14 +13,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from vfm.config import UserError
 from vfm.data.eval_loader import eval_batches
 from vfm.data.loader import Batch, Make
 from vfm.data.source import Source
 from vfm.eval.semantic import GAP, NUM_PICTURES, SIDE, magnified, pca_sheet, side_by_side
 from vfm.panels import ImagesPanel, Picture
 from vfm.stage import Context
-from vfm_eva.attention import attention_maps, attention_weights
 from vfm_eva.masks import Masks
 from vfm_eva.task import EvaTask
 
@@ -29,13 +26,9 @@ STRIPES = (215, 245)  # greys in turn
 
 
 def show(task: EvaTask, source: Source, make: Make, masks: Masks, ctx: Context) -> None:
-    """Leaves the sheets of a training that is done: what it guessed, what its patches say, and where it looks."""
+    """Leaves the sheets of a training that is done: what it guessed, what its patches say and where it looks."""
     ctx.panel(cosine_sheet(task, source, make, masks, ctx.directory))
     ctx.panel(pca_sheet(task.encoder(), source, ctx.directory))
-    try:
-        ctx.panel(attention_sheet(task, source, make, ctx.directory))
-    except UserError as why:  # the encoder is none the worse for it
-        ctx.warn(str(why))
 
 
 def cosine_sheet(task: EvaTask, source: Source, make: Make, masks: Masks, directory: Path) -> ImagesPanel:
@@ -57,31 +50,6 @@ def cosine_sheet(task: EvaTask, source: Source, make: Make, masks: Masks, direct
     )
     title = "What was hidden and how well it was guessed"
     return ImagesPanel(title=title, note=note, pictures=pictures, width=3 * SIDE + 2 * GAP)
-
-
-def attention_sheet(task: EvaTask, source: Source, make: Make, directory: Path) -> ImagesPanel:
-    """Writes pictures into `directory`, each with the attention of the student's last block; returns their panel.
-
-    Raises:
-        UserError: the student's attention cannot be seen.
-    """
-    student: Any = task.eval().student
-    images = _first(source, make)["images"]
-    weights = attention_weights(student, task.preprocess.pixels(images.to(task.mask_token.device))).float().cpu()
-    maps = attention_maps(weights, student.num_prefix_tokens)
-    pictures = []
-    for number, image in enumerate(images):
-        picture = magnified(image.permute(1, 2, 0).numpy())
-        heats = [_heat(rows[number] / rows[number].max(), task.grid, len(picture)) for rows in maps.values()]
-        file = _saved(side_by_side(picture, *heats), directory, f"attention-{number}")
-        most = next(iter(maps.values()))[number].max() * weights.shape[-1]
-        pictures.append(Picture(file=file, caption=f"most: {most:.1f} times an equal share"))
-    note = (
-        f"Each picture as the student meets it, unmasked, and what its last block takes of each patch, mean of "
-        f"{weights.shape[1]} heads: {', and '.join(maps)}. Black is nothing, pale yellow the most in the picture."
-    )
-    width = (1 + len(maps)) * SIDE + len(maps) * GAP
-    return ImagesPanel(title="Where the last block looks", note=note, order=55, pictures=pictures, width=width)
 
 
 def triptych(image: Tensor, bool_mask: Tensor, heat: Tensor, grid: tuple[int, int]) -> NDArray[np.uint8]:

@@ -150,7 +150,7 @@ def view(
     device: DeviceOption = "auto",
     debug: DebugOption = False,
 ) -> None:
-    """Show what a model's patches say of pictures: features as colours, and how like the whole each is."""
+    """Show what a model's patches say of pictures: features as colours, how like the whole each is, and attention."""
     from PIL import Image
 
     from vfm.cli.opening import open_device, open_model, open_pictures

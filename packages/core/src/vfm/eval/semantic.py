@@ -1,4 +1,4 @@
-"""What an encoder's patches say, for people: the main directions of their features as colours, and how like the whole.
+"""What an encoder's patches say, for people: features as colours, how like the whole each is, and where it looks.
 
 Source: the colouring by principal components is that of Oquab et al. 2023, DINOv2 (arXiv:2304.07193), figure 1.
 """
@@ -24,27 +24,30 @@ from torch.nn import functional as F
 from vfm.config import UserError
 from vfm.data import BadSample, Source
 from vfm.data.images import decode_image
+from vfm.models.attention import attention_map, attention_weights
 from vfm.models.clip import ClipModel, evaluating
 from vfm.models.patch_features import cls_and_patch_tokens, patch_features, vision_tower
 from vfm.panels import ImagesPanel, Picture
 
 SIDE = 96  # pixels of one part at least
-GAP = 8  # between the parts: 3 x 96 + 2 x 8 is the width on the page, three in a row
+GAP = 8  # between the parts
 NUM_PICTURES = 9
 CUT = (0.02, 0.98)  # quantiles that become the ends of a colour
 
 
 @dataclass(frozen=True)
 class View:
-    """One image as the model meets it, and its two maps, uint8 (S', S', 3) each."""
+    """One image as the model meets it, and its maps, uint8 (S', S', 3) each."""
 
     image: NDArray[np.uint8]
     components: NDArray[np.uint8]
     similarity: NDArray[np.uint8]
+    attention: NDArray[np.uint8] | None  # None: the model's layers show none
 
     def sheet(self) -> NDArray[np.uint8]:
-        """The three side by side."""
-        return side_by_side(self.image, self.components, self.similarity)
+        """All side by side."""
+        parts = (self.image, self.components, self.similarity, self.attention)
+        return side_by_side(*(part for part in parts if part is not None))
 
 
 def magnified(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -118,14 +121,17 @@ def semantic_views(encoder: Any, images: Sequence[Image.Image]) -> list[View]:
     with evaluating(encoder.module):
         features = patch_features(model, pixels, projected=False).float().cpu()
         whole, patches = _whole_and_parts(model, pixels, features, projected=bool(tower.project) and model is encoder)
+        looks = _looks(model, pixels, features.shape[1])
     colours = component_colours(features)
-    heat = similarity_maps(whole.float().cpu(), patches.float().cpu())
+    heats = [similarity_maps(whole.float().cpu(), patches.float().cpu()), *looks]
     magma = colormaps["magma"]
     views = []
-    for picture, colour, warmth in zip(fitted, colours, heat, strict=True):
+    for number, picture in enumerate(fitted):
         shown = magnified(picture.numpy())
-        maps = ((255 * colour.numpy()).round(), (255 * magma(warmth.numpy())[:, :3]).round())
-        views.append(View(shown, *(_on_pixels(flat.astype(np.uint8), tower.grid, len(shown)) for flat in maps)))
+        maps = [colours[number].numpy(), *(magma(heat[number].numpy())[:, :3] for heat in heats)]
+        flat = [(255 * values).round().astype(np.uint8) for values in maps]
+        parts = [_on_pixels(values, tower.grid, len(shown)) for values in flat]
+        views.append(View(shown, parts[0], parts[1], parts[2] if looks else None))
     return views
 
 
@@ -135,15 +141,19 @@ def pca_sheet(encoder: Any, source: Source, directory: Path, *, num_pictures: in
     folder = directory / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
-    for number, view in enumerate(semantic_views(encoder, [image for _, image in shown]) if shown else []):
+    views = semantic_views(encoder, [image for _, image in shown]) if shown else []
+    for number, view in enumerate(views):
         file = f"pictures/semantic-{number}.png"
         Image.fromarray(view.sheet()).save(directory / file)
         pictures.append(Picture(file=file, caption=shown[number][0]))
     note = (
         "Each picture as the model meets it; its patches coloured by the first three principal components of their "
-        "features, which all pictures share; and how near each patch comes to what the model says of the whole picture."
+        "features, which all pictures share; how near each patch comes to what the model says of the whole picture"
     )
-    return ImagesPanel(title="What the patches say", note=note, order=45, pictures=pictures, width=3 * SIDE + 2 * GAP)
+    attends = bool(views) and views[0].attention is not None
+    note += "; and what the last block's class token looks at, or else the patches on average." if attends else "."
+    width = (3 + attends) * (SIDE + GAP) - GAP
+    return ImagesPanel(title="What the patches say", note=note, order=45, pictures=pictures, width=width)
 
 
 def _first(source: Source, num_pictures: int) -> Iterator[tuple[str, Image.Image]]:
@@ -165,6 +175,15 @@ def _whole_and_parts(model: Any, pixels: Tensor, features: Tensor, *, projected:
         return cls_and_patch_tokens(model, pixels, projected=projected)
     except UserError:
         return features.mean(dim=1), features
+
+
+def _looks(model: Any, pixels: Tensor, num_patches: int) -> list[Tensor]:
+    """The last block's attention, (B, N), each image's largest 1; nothing where the model's layers show none."""
+    try:
+        attention = attention_map(attention_weights(model, pixels), num_patches).float().cpu()
+    except UserError:
+        return []
+    return [attention / attention.amax(dim=1, keepdim=True).clamp(min=1e-12)]
 
 
 def _stretched(values: Tensor) -> Tensor:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 
-from eva_toy import STUDENT, run
 from vfm import UserError
-from vfm.eval.semantic import GAP, SIDE
-from vfm.models import build_vision
-from vfm.panels import ImagesPanel, load_panels
-from vfm_eva.attention import attention_maps, attention_weights
+from vfm.models import build_clip, build_vision
+from vfm.models.attention import attention_map, attention_weights
+
+STUDENT = "eva02_pico_patch8_32"  # 4 x 4 patches
 
 
 def drawn(name: str) -> Any:
@@ -74,15 +71,28 @@ def test_rotary_positions_are_in_them():
     assert weights[0, :, 1:, 1:].std() > 1e-3
 
 
-def test_maps_are_of_the_class_token_and_of_the_patches():
+def test_the_map_is_the_class_tokens_or_else_the_patches_mean():
     weights = torch.zeros(1, 2, 5, 5)
     weights[0, :, 0, 2] = torch.tensor([1.0, 0.5])
     weights[0, :, 1:, 4] = 1.0
-    of_class, of_patches = attention_maps(weights, 1).values()
-    assert of_class.tolist() == [[0, 0.75, 0, 0]]
-    assert of_patches.tolist() == [[0, 0, 0, 1]]
-    (alone,) = attention_maps(weights, 0).values()
-    assert alone.shape == (1, 5)
+    assert attention_map(weights, 4).tolist() == [[0, 0.75, 0, 0]]
+    assert attention_map(weights[..., 1:, 1:], 4).tolist() == [[0, 0, 0, 1]]
+
+
+def test_open_clips_own_tower_shows_what_its_layer_says(tmp_path):
+    clip = build_clip("ViT-Nano-8-32", seed=0)
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    attention = clip.module.visual.transformer.resblocks[-1].attn
+    seen: dict[str, Any] = {}
+    handle = attention.register_forward_hook(
+        lambda module, inputs, output: seen.update(given=inputs[0], output=output[0])
+    )
+    weights = attention_weights(clip, pixels)
+    handle.remove()
+    values = torch.nn.functional.linear(seen["given"], attention.in_proj_weight, attention.in_proj_bias).chunk(3, -1)[2]
+    values = values.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+    mixed = attention.out_proj((weights @ values).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(mixed, seen["output"], atol=1e-5, rtol=1e-4)
 
 
 def test_attention_of_another_kind_is_refused_in_one_line():
@@ -90,13 +100,3 @@ def test_attention_of_another_kind_is_refused_in_one_line():
     model.blocks[-1].attn = torch.nn.Identity()
     with pytest.raises(UserError, match="VisionTransformer: Identity shows no attention weights"):
         attention_weights(model, torch.zeros(1, 3, 256, 256))
-
-
-def test_a_run_leaves_a_sheet_of_attention(tmp_path, pool, teacher):
-    made = run(tmp_path, {"steps": 2}, pool=pool, teacher=teacher)
-    (sheet,) = (panel for panel in load_panels(made.path) if panel.title.startswith("Where the last block looks"))
-    assert isinstance(sheet, ImagesPanel)
-    assert len(sheet.pictures) == 9
-    with Image.open(made.path / sheet.pictures[0].file) as picture:
-        assert picture.size == (3 * SIDE + 2 * GAP, SIDE)
-        assert len(np.unique(np.asarray(picture)[:, -SIDE:].reshape(-1, 3), axis=0)) <= 16  # one colour a patch
