@@ -67,9 +67,28 @@ def test_a_cut_training_ends_with_the_same_weights(tmp_path, step):
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), cut.parameters(), strict=True))
 
 
-def test_a_score_that_is_not_measured_is_told_at_the_first_evaluation(tmp_path):
+class Origin(Probe):
+    """A score that is highest where the network answers 0, near which it starts."""
+
+    def scores(self, ctx: Context, encoder: Any) -> dict[str, float]:
+        with torch.no_grad():
+            return {"near": -abs(float(encoder(torch.ones(1, 4))))}
+
+
+def test_a_start_that_training_makes_worse_is_kept_cut_or_not(tmp_path):
+    settings = peaked(evals=[Origin(name="probe")])
+    start = {name: value.clone() for name, value in Regression().state_dict().items()}
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, settings, data=Samples(stop=7))
+    task, _, events = train(tmp_path, settings)
+    assert [line["step"] for line in judged(tmp_path)] == [0, 2, 4, 6, 8, 10, 12]
+    assert all(torch.equal(value, start[name]) for name, value in task.state_dict().items())
+    assert any("val/near is highest after step 0 of 12" in str(event.data) for event in events)
+
+
+def test_a_score_that_is_not_measured_is_told_before_the_first_step(tmp_path):
     with pytest.raises(UserError, match=r"toy: keep_best: the evals do not measure val/nera; did you mean 'val/near'"):
-        train(tmp_path, peaked(keep_best="val/nera"))
+        train(tmp_path, peaked(keep_best="val/nera"), data=Samples(stop=0))
 
 
 def test_there_must_be_something_to_choose_among():

@@ -155,8 +155,8 @@ class Training(Stage):
     eval_every: int | None = Field(None, ge=1, description="steps between evaluations; default: after the last alone")
     keep_best: str | None = Field(
         None,
-        description="a score of the `evals`, such as val/image_retrieval_recall@1: the weights that had the highest are"
-        " exported, which is told; default: the last weights",
+        description="a score of the `evals`, such as val/image_retrieval_recall@1, which then judge the start too: the"
+        " weights that had the highest are exported, which is told; default: the last weights",
     )
     seed: Seed = Field(0, description="of all random draws")
 

@@ -24,7 +24,7 @@ class Best:
         self.tensors: dict[str, Tensor] = {}
 
     def offer(self, step: int, scores: Mapping[str, float], module: nn.Module) -> None:
-        """Keeps the model as it was judged after `step`, if it scored higher than ever before.
+        """Keeps the model as it was judged after `step` (0: as it starts), if it scored higher than ever before.
 
         Args:
             step: optimiser steps so far.
@@ -40,7 +40,7 @@ class Best:
             hint = did_you_mean(self.metric, scores)
             raise UserError(f"{self.ctx.stage}: keep_best: the evals do not measure {self.metric}{hint}")
         self.scores[step] = scores[self.metric]
-        if not self.step or self.scores[step] > self.scores[self.step]:
+        if not self.tensors or self.scores[step] > self.scores[self.step]:
             self.step = step
             self.tensors = {name: value.to("cpu", copy=True) for name, value in model_tensors(module).items()}
 

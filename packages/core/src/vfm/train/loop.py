@@ -87,6 +87,8 @@ class _Loop:
 
     def run(self) -> None:
         """All steps that are left."""
+        if self.best.metric and not self.done:  # the start may be the best, and a score that is not there is told now
+            self._judge()
         steps = iter(
             self.data.steps(
                 self.done,
