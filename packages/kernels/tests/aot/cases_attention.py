@@ -38,6 +38,7 @@ CASES = {
     **cases("short", 64, 80, 88),
     **cases("short", 64, 88, rope=True),
     "short of 197": ("attention_short", 64, lambda: run(64, 197, "short")),
+    "short of 129": ("attention_short", 64, lambda: run(64, 129, "short")),
     **cases("stream", 64, 72, 88, 112, 128),
     **cases("stream", 64, causal=True),
     **cases("stream", 64, varlen=True),
