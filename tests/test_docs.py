@@ -30,6 +30,10 @@ COLLECT = (
 SMALL_CLAIM = "{} --set seeds=[0,1] --set pool.num_samples=300 --set val.num_samples=72" + "".join(
     f" --set {name}.steps=2 --set {name}.warmup_steps=0" for name in ("raw", "matched", "balanced")
 )
+SMALL_EVA_CLAIM = "{} --set seeds=[0,1] --set pool.num_samples=300 --set val.num_samples=72" + "".join(
+    f" --set {name}.steps=2 --set {name}.warmup_steps=0"
+    for name in "teacher eva from_eva from_scratch from_scratch_longer from_scratch_hot from_eva_hot".split()
+)
 SMALL_EVA_TINY = "{} --set probe_train.num_samples=72 --set probe.num_samples=72" + "".join(
     f" --set {name}.steps=2 --set {name}.warmup_steps=0" for name in ("teacher", "eva")
 )
@@ -54,6 +58,7 @@ COMMANDS = {
     " --set 'pool.texts={en: json.en}' --set 'val.texts={en: json.en}' --set nouns.words=[]"
     " --set nouns.wordnet=/usr/share/wordnet --set val_nouns.words=[]"
     " --set val_nouns.wordnet=/usr/share/wordnet": SMALL_EVA_TINY,
+    "uv run vfm run eva_claim": SMALL_EVA_CLAIM,
     "make kill-test": f"cd {ROOT} && make -n kill-test",  # the test itself runs beside this one, with fewer kills
     "uv run vfm run curate --set pool.path=TRAIN.tar": "{} --set 'pool.texts={en: json.en}' --set entries.min_count=2",
     "uv run vfm embed store/runs/quickstart/artifacts/clip TRAIN.tar --out embeddings.parquet": AS_IT_STANDS,
