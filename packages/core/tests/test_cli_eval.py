@@ -96,6 +96,18 @@ def test_a_second_model_is_judged_without_judging_the_first_anew(here: Path) -> 
     assert len(list((here / "shared").glob("data.labeled-*/features/*.npz"))) == 2
 
 
+def test_several_jobs_give_the_results_of_one(here: Path) -> None:
+    words = ("old", "new", "--data", "photos", "--data", "root/wds_imagenetv2", "--tasks", "zero_shot,knn")
+    found = []
+    for jobs in (1, 3):
+        done = run_here("eval", *words, "--store", f"jobs{jobs}", "--jobs", jobs, "--out", f"out{jobs}")
+        assert done.code == 0, done.err
+        records = {file.name: json.loads(file.read_text()) for file in Path(f"out{jobs}").glob("*.json")}
+        found.append({name: {**record, "seconds": None} for name, record in records.items()})
+    assert found[0] == found[1]
+    assert len(found[0]) == 6  # photos have nothing to learn from
+
+
 def test_models_and_data_become_the_stages_that_bring_them_in(here: Path) -> None:
     stages = recipe_of("before=old", "ViT-B-32,openai", "encoder", "--data", "photos", "--data", "de=pairs.tar")
     assert stages["before"] == {"kind": "models.clip", "name": "before", "source": "old"}

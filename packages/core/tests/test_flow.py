@@ -13,8 +13,8 @@ import pytest
 
 import toy_plugin
 import vfm
+from vfm.flow.children import _ended_by_sigterm
 from vfm.flow.fingerprints import remembered
-from vfm.flow.launch import _ended_by_sigterm
 from vfm.flow.plan import make_plan, saved_identity
 from vfm.flow.recipe import parse_recipe
 from vfm.flow.run import read_manifest, run

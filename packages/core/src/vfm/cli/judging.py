@@ -49,6 +49,10 @@ def eval(  # noqa: A001
     resize: Annotated[
         str, typer.Option(help="How pictures come to the model's size: model, shortest, longest, squash, or several.")
     ] = "model",
+    jobs: Annotated[
+        int,
+        typer.Option(min=1, help="Evaluations at a time, each in a process, on one of the GPUs where there are some."),
+    ] = 1,
     name: Annotated[str, typer.Option(help="Of the run, in the store.")] = "eval",
     out: Annotated[
         Path | None, typer.Option(readable=False, help="Folder for the results; default: results/ in the run's folder.")
@@ -90,7 +94,7 @@ def eval(  # noqa: A001
         typer.echo(text, nl=False)
         return
     recipe = parse_recipe(text, known, set or (), name=name, where="the recipe of vfm eval")
-    outcome = perform(manager, recipe, make_plan(recipe, Store(store)), Store(store), quiet=quiet)
+    outcome = perform(manager, recipe, make_plan(recipe, Store(store)), Store(store), quiet=quiet, jobs=jobs)
     assert outcome
     (outcome.directory / "recipe.yaml").write_text(text, encoding="utf-8")
     results = out or outcome.directory / "results"

@@ -75,6 +75,7 @@ def perform(
     prepare: str | None = None,
     tensorboard: bool = False,
     quiet: bool = False,
+    jobs: int = 1,
 ) -> Outcome | None:
     """Runs a planned recipe with its listeners, and draws its page; None where it was only prepared."""
     from vfm.flow import report
@@ -87,7 +88,7 @@ def perform(
             if prepare:
                 _prepare(recipe, steps, prepare, send, store, fresh=fresh)
                 return None
-            outcome = runner.run(recipe, steps, store, send, fresh=fresh)
+            outcome = runner.run(recipe, steps, store, send, fresh=fresh, jobs=jobs)
         except BaseException as error:
             with suppress(OSError):  # on a full disk, what went wrong is worth more than that it cannot be noted
                 send(Event("run_failed", None, {"message": str(error) or type(error).__name__}))

@@ -1,4 +1,4 @@
-"""Runs one step: in this process, or under torchrun when the stage wants several processes.
+"""Runs one step: in this process, in one of its own, or under torchrun when the stage wants several processes.
 
 A step's work folder holds `step.json`: all that `vfm step DIR` needs, so a scheduler can start it on other machines.
 """
@@ -9,31 +9,27 @@ import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import distributions
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from vfm.artifacts import Artifact, Report
 from vfm.config import UserError
 from vfm.events import Event
+from vfm.flow.children import Send, run_children
 from vfm.flow.plan import Step
 from vfm.flow.store import Slot
 from vfm.interfaces import Training
 from vfm.plugins import unknown_kind
-from vfm.stage import Context, Preempted, Stage, refs
+from vfm.stage import Context, Stage, refs
 
 STEP_FILE = "step.json"
 NOTES_FILE = "notes.json"
-Send = Callable[[Event], None]
 
 
 def write_step(step: Step) -> Path:
@@ -58,72 +54,25 @@ def torchrun_command(step: Step, work: Path) -> list[str]:
     return [*launcher, "-m", "vfm", "step", str(work), "--events", "json"]
 
 
-def execute(step: Step, send: Send, lock_descriptor: int) -> None:
-    """Runs a step whose lock is held, and publishes its artifact."""
+def execute(step: Step, send: Send, lock_descriptor: int, apart: Mapping[str, str] | None = None) -> None:
+    """Runs a step whose lock is held, and publishes its artifact.
+
+    Args:
+        step: the step.
+        send: told its events.
+        lock_descriptor: of the lock.
+        apart: more environment of a process of its own; None: in this one, unless it is a training of several.
+    """
     work = write_step(step)
-    if step.stage.runtime.processes > 1 and isinstance(step.stage, Training):
-        _run_children(torchrun_command(step, work), step, send, lock_descriptor)
+    processes = step.stage.runtime.processes
+    if processes > 1 and isinstance(step.stage, Training):
+        share = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)), **os.environ, **(apart or {})}
+        run_children(torchrun_command(step, work), share, step, send, lock_descriptor)
+    elif apart is not None:
+        command = [sys.executable, "-m", "vfm", "step", str(work), "--events", "json"]
+        run_children(command, {**os.environ, **apart}, step, send, lock_descriptor)
     else:
         run_step(step, send)
-
-
-def _run_children(command: list[str], step: Step, send: Send, lock_descriptor: int) -> None:
-    # The children inherit the lock: should this process be killed, they still hold it until they end.
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // step.stage.runtime.processes)), **os.environ}
-    errors = step.slot.work / "torchrun.log"
-    with errors.open("wb") as log:
-        child = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, pass_fds=[lock_descriptor]
-        )
-        with _ended_by_sigterm(child) as stopped:
-            try:
-                failure = _listen(child, send)
-            except BaseException:
-                child.terminate()  # torchrun ends its processes; none is left without a parent
-                child.wait()
-                raise
-            child.wait()
-    if stopped.is_set():
-        raise Preempted(f"{step.stage.name}: stopped by SIGTERM; the next run goes on from its last checkpoint")
-    if child.returncode != 0:
-        if failure:
-            raise UserError(failure)
-        tail = errors.read_text(errors="replace").strip().splitlines()[-15:]
-        raise RuntimeError(f"{step.stage.name}: a training process failed:\n" + "\n".join(tail))
-
-
-@contextmanager
-def _ended_by_sigterm(child: subprocess.Popen[str]) -> Iterator[threading.Event]:
-    """Passes SIGTERM on to torchrun, whose processes save a checkpoint, and tells whether it came."""
-    stopped = threading.Event()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        stopped.set()
-        child.terminate()
-
-    if threading.current_thread() is not threading.main_thread():  # only that one is told of signals
-        yield stopped
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield stopped
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _listen(child: subprocess.Popen[str], send: Send) -> str | None:
-    """Passes a child's events on until it ends; gives the message of its failure."""
-    assert child.stdout
-    failure = None
-    for line in child.stdout:
-        if not line.startswith("{"):
-            continue
-        event = Event.from_json(line)
-        if event.type == "run_failed":
-            failure = str(event.data["message"])
-        else:
-            send(event)
-    return failure
 
 
 def read_step(work: Path, known: Mapping[str, type[Stage]]) -> Step:

@@ -54,7 +54,8 @@ class ConsoleListener:
         self.console = console
         self.quiet = quiet
         self.bars: Progress | None = None
-        self.bar: TaskID | None = None
+        self.bar: dict[str, TaskID] = {}
+        self.running: set[str] = set()  # several at a time perhaps, whose bars are shown together
         self.last_line = 0.0
 
     @hookimpl
@@ -65,10 +66,11 @@ class ConsoleListener:
             show(event.stage, event.data)
 
     def on_stage_started(self, stage: str, data: dict[str, Any]) -> None:
-        """Opens the stage's bar."""
+        """Makes room for the stage's bar."""
+        self.running.add(stage)
         again = " (goes on where it stopped)" if data["status"] == "resume" else ""
         self.say(f"[bold]{stage}[/] [dim]{data['kind']}{again}[/]")
-        if self.console.is_terminal and not self.quiet:
+        if self.console.is_terminal and not self.quiet and not self.bars:
             columns = (
                 SpinnerColumn(),
                 TextColumn("  {task.description}"),
@@ -89,10 +91,15 @@ class ConsoleListener:
         """Moves the bar."""
         shown = "  ".join(f"{key} {number(value)}" for key, value in data["shown"].items())
         if self.bars:
-            if self.bar is None:
-                self.bar = self.bars.add_task(stage, total=data["total"], unit=data["unit"], shown=shown)
+            if stage not in self.bar:
+                self.bar[stage] = self.bars.add_task(stage, total=data["total"], unit=data["unit"], shown=shown)
             self.bars.update(
-                self.bar, completed=data["done"], total=data["total"], unit=data["unit"], shown=shown, refresh=True
+                self.bar[stage],
+                completed=data["done"],
+                total=data["total"],
+                unit=data["unit"],
+                shown=shown,
+                refresh=True,
             )
         elif time.time() - self.last_line > 10:
             self.last_line = time.time()
@@ -100,7 +107,11 @@ class ConsoleListener:
 
     def on_stage_finished(self, stage: str, data: dict[str, Any]) -> None:
         """Closes the bar and says what came of the stage."""
-        self.close()
+        self.running.discard(stage)
+        if self.bars and stage in self.bar:
+            self.bars.remove_task(self.bar.pop(stage))
+        if not self.running:
+            self.close()
         if data["cached"]:
             self.say(f"[green]✓[/] [bold]{stage}[/] [dim]{data['id']}, cached[/]")
             return
@@ -125,7 +136,8 @@ class ConsoleListener:
         """Takes the bar away."""
         if self.bars:
             self.bars.stop()
-        self.bars = self.bar = None
+        self.bars = None
+        self.bar.clear()
 
 
 class JsonLinesListener:

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,12 @@ from typing import Any
 
 from vfm.config import UserError
 from vfm.events import Event
-from vfm.flow.launch import Send, execute
+from vfm.flow.children import Send
+from vfm.flow.launch import execute
 from vfm.flow.plan import Step
 from vfm.flow.recipe import Recipe
 from vfm.flow.store import MANIFEST_FILE, Store, read_record
+from vfm.flow.together import run_together
 from vfm.interfaces import Training
 from vfm.stage import Preflight
 
@@ -39,7 +41,14 @@ class Outcome:
 
 
 def run(
-    recipe: Recipe, steps: Sequence[Step], store: Store, send: Send, *, fresh: bool = False, before: Step | None = None
+    recipe: Recipe,
+    steps: Sequence[Step],
+    store: Store,
+    send: Send,
+    *,
+    fresh: bool = False,
+    before: Step | None = None,
+    jobs: int = 1,
 ) -> Outcome:
     """Runs what is missing of a plan.
 
@@ -50,6 +59,7 @@ def run(
         send: told every event.
         fresh: make everything again, also what is there.
         before: stop before this step of the plan.
+        jobs: steps at a time, where more than one each in a process of its own.
 
     Raises:
         UserError: something does not fit, is missing, or went wrong in a way that the user can mend.
@@ -62,8 +72,8 @@ def run(
         for step in steps:
             step.slot.discard(_wait(step, send))
     preflight(steps)
-    made = False
-    for step in steps:
+    made = run_together(steps, run_one, send, jobs) if jobs > 1 else False
+    for step in steps if jobs == 1 else ():
         if step is before:
             return Outcome(directory, tuple(steps), time.time() - begun)
         made |= run_one(step, send)
@@ -98,8 +108,8 @@ def _check_runtime(stage: Training) -> None:
     check_kernels(stage.runtime)
 
 
-def run_one(step: Step, send: Send) -> bool:
-    """Runs one step unless its artifact is there, under its lock; gives whether it ran."""
+def run_one(step: Step, send: Send, apart: Mapping[str, str] | None = None) -> bool:
+    """Runs one step unless its artifact is there, under its lock; gives whether it ran. `apart` as in `execute`."""
     name, kind, slot = step.stage.name, step.stage.kind, step.slot
     begun = time.time()
     if step.status != "cached":
@@ -108,7 +118,7 @@ def run_one(step: Step, send: Send) -> bool:
             if status != "cached":
                 about = {"kind": kind, "id": slot.name, "status": status, "directory": str(slot.work)}
                 send(Event("stage_started", name, about))
-                execute(step, send, descriptor)
+                execute(step, send, descriptor, apart)
                 seconds = round(time.time() - begun, 2)
                 send(_finished(step, seconds=seconds, cached=False))
                 return True
