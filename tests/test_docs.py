@@ -30,9 +30,9 @@ COLLECT = (
 SMALL_CLAIM = "{} --set seeds=[0,1] --set pool.num_samples=300 --set val.num_samples=72" + "".join(
     f" --set {name}.steps=2 --set {name}.warmup_steps=0" for name in ("raw", "matched", "balanced")
 )
+EVA_CLAIM = ("teacher", "eva", "from_eva", "from_scratch", "from_scratch_longer", "from_scratch_hot", "from_eva_hot")
 SMALL_EVA_CLAIM = "{} --set seeds=[0,1] --set pool.num_samples=300 --set val.num_samples=72" + "".join(
-    f" --set {name}.steps=2 --set {name}.warmup_steps=0"
-    for name in "teacher eva from_eva from_scratch from_scratch_longer from_scratch_hot from_eva_hot".split()
+    f" --set {name}.steps=2 --set {name}.warmup_steps=0" for name in EVA_CLAIM
 )
 SMALL_EVA_TINY = "{} --set probe_train.num_samples=72 --set probe.num_samples=72" + "".join(
     f" --set {name}.steps=2 --set {name}.warmup_steps=0" for name in ("teacher", "eva")
