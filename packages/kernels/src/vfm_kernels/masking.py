@@ -1,8 +1,9 @@
 """Which patches the student does not see: EVA's block-wise masks, the same with an exact count, and uniform ones.
 
 Each mask is a pure function of its own integer seed, so a sample keeps its mask whatever batch, worker or rank it falls
-in. All three functions share one signature: `(seeds, grid, num_masked) -> bool_mask`, True = masked, on the CPU. All
-masks of a batch are drawn in lock-step, one block of each at a time: give them many seeds at once.
+in. All three functions share one signature: `(seeds, grid, num_masked) -> bool_mask`, True = masked, where the seeds
+are. All masks of a batch are drawn in lock-step, one block of each at a time: give them many seeds at once. Of seeds on
+a GPU block masks are drawn there, by a kernel, without a look at it from the host: the same masks.
 
 Source: the block-wise algorithm of BEiT (Bao et al. 2021, arXiv:2106.08254, Algorithm 1) with EVA's parameters
 (Fang et al. 2022, arXiv:2211.07636): 105 of 16 x 16 patches, blocks of at least 16, ten attempts per block.
@@ -11,7 +12,6 @@ Source: the block-wise algorithm of BEiT (Bao et al. 2021, arXiv:2106.08254, Alg
 # B batch, A those still at work, T attempts at one block, N = rows * columns patches, row by row
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Seeds = Sequence[int] | np.ndarray | Tensor
+from vfm_kernels.dispatch import fused, runs_triton
+from vfm_kernels.library import define
+from vfm_kernels.splitmix import Seeds, Words, keys_of, random_word
+
 Grid = tuple[int, int]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
-Words = NDArray[np.uint64]
 
 ATTEMPTS_PER_BLOCK = 10
 LOG_MAX_ASPECT = math.log(1 / 0.3)  # height / width is log-uniform between 0.3 and its inverse
@@ -44,7 +46,7 @@ def block_mask(seeds: Seeds, grid: Grid, num_masked: int, *, min_block: int | No
         min_block: area of the smallest block in patches; by default EVA's 16 of 256, in proportion to the grid.
 
     Returns:
-        bool_mask, (B, N), True = masked.
+        bool_mask, (B, N), True = masked; on the device of the seeds where these are a tensor.
 
     Raises:
         ValueError: a grid, count or block size outside of these bounds.
@@ -70,17 +72,28 @@ def random_mask(seeds: Seeds, grid: Grid, num_masked: int) -> Tensor:
     Arguments, result and errors are those of `block_mask`.
     """
     _check(grid, num_masked)
-    keys = _hash(_keys(seeds)[:, None], np.arange(grid[0] * grid[1], dtype=np.uint64))
+    keys = random_word(keys_of(seeds)[:, None], np.arange(grid[0] * grid[1], dtype=np.uint64))
     mask = np.zeros(keys.shape, dtype=bool)
     if num_masked:
         chosen = np.argpartition(keys, num_masked - 1, axis=1)[:, :num_masked]
         np.put_along_axis(mask, chosen, True, axis=1)
-    return torch.from_numpy(mask)
+    drawn = torch.from_numpy(mask)
+    return drawn.to(seeds.device) if isinstance(seeds, Tensor) else drawn
 
 
 def _drawn(seeds: Seeds, grid: Grid, num_masked: int, min_block: int | None, *, exact: bool) -> Tensor:
     _check(grid, num_masked)
-    min_block, keys = _min_block(grid, min_block), _keys(seeds)
+    min_block = _min_block(grid, min_block)
+    if isinstance(seeds, Tensor):
+        if runs_triton(seeds) and fused(seeds):  # seeds of a data loader lie on the CPU, whatever is forced
+            drawn: Tensor = torch.ops.vfm_kernels.block_mask(seeds.long(), *grid, num_masked, min_block, exact)
+            return drawn
+        return _plain(seeds, grid, num_masked, min_block, exact).to(seeds.device)
+    return _plain(seeds, grid, num_masked, min_block, exact)
+
+
+def _plain(seeds: Seeds, grid: Grid, num_masked: int, min_block: int, exact: bool) -> Tensor:
+    keys = keys_of(seeds)
     bool_mask = np.zeros((len(keys), grid[0] * grid[1]), dtype=bool)
     for start in range(0, len(keys), PART):
         masks = _Masks(keys[start : start + PART], grid, num_masked, min_block, bool_mask[start : start + PART])
@@ -174,7 +187,7 @@ class _Masks:
 
 def _uniforms(keys: Words, attempts: Ints, number: Ints | int) -> NDArray[np.floating[Any]]:
     """So numbered among the uniforms of a key's attempts."""
-    words = _hash(keys, (attempts * UNIFORMS_PER_ATTEMPT + number).astype(np.uint64))
+    words = random_word(keys, (attempts * UNIFORMS_PER_ATTEMPT + number).astype(np.uint64))
     uniforms: NDArray[np.floating[Any]] = (words >> np.uint64(11)) * 2.0**-53
     return uniforms
 
@@ -193,25 +206,6 @@ def _first(mask: Bools, count: Ints, *, from_top: Bools) -> Bools:
     return mask & (rank > beyond) & (rank <= np.where(from_top, rank[:, -1], count)[:, None])
 
 
-def _keys(seeds: Seeds) -> Words:
-    """Neighbouring seeds lead to unrelated keys. Negative seeds are legal: hashes kept in int64 tensors have a sign."""
-    if isinstance(seeds, Tensor):
-        seeds = seeds.cpu().numpy()
-    values = seeds if isinstance(seeds, np.ndarray) else np.array([int(seed) % 2**64 for seed in seeds], np.uint64)
-    return _mixed(values.astype(np.uint64))
-
-
-def _hash(key: Words, number: Words) -> Words:
-    """The random word of a number in a key's stream: SplitMix64 (Steele et al. 2014), which can begin anywhere."""
-    return _mixed(key + (number + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
-
-
-def _mixed(words: Words) -> Words:
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
-
-
 def _check(grid: Grid, num_masked: int) -> None:
     if min(grid) < 2:
         raise ValueError(f"grid is {grid}; masks need at least 2 rows and 2 columns of patches")
@@ -226,3 +220,18 @@ def _min_block(grid: Grid, min_block: int | None) -> int:
     if not 1 <= min_block <= num_patches:
         raise ValueError(f"min_block is {min_block}; a grid of {grid} allows 1 to {num_patches}")
     return min_block
+
+
+def _run(seeds: Tensor, rows: int, columns: int, num_masked: int, min_block: int, exact: bool) -> Tensor:
+    if runs_triton(seeds):
+        from vfm_kernels.launch import masking
+
+        return masking.block_mask(seeds, rows, columns, num_masked, min_block, exact)
+    return _plain(seeds, (rows, columns), num_masked, min_block, exact).to(seeds.device)
+
+
+define(
+    "block_mask(Tensor seeds, SymInt rows, SymInt columns, SymInt num_masked, SymInt min_block, bool exact) -> Tensor",
+    _run,
+    lambda seeds, rows, columns, *_: seeds.new_empty(len(seeds), rows * columns, dtype=torch.bool),
+)

@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from vfm_kernels import add_layer_norm, mask_tokens, masked_cosine_loss, pair_log_sum_exp, rope_2d, swiglu_subln
+from vfm_kernels import (
+    add_layer_norm,
+    block_mask,
+    block_mask_exact,
+    mask_tokens,
+    masked_cosine_loss,
+    pair_log_sum_exp,
+    rope_2d,
+    swiglu_subln,
+)
 from vfm_kernels import use_kernels as choose
 from vfm_kernels.rope import rotate
 
@@ -74,3 +83,9 @@ def test_pairs_of_a_batch_of_300(agrees, guarded, dtype):
 
     scale = torch.tensor(100.0)
     agrees(lambda q, k: both(q, k, scale), lambda q, k: reference(both)(q, k, scale), [*map(guarded, inputs)])
+
+
+def test_masks_of_eva():
+    seeds = torch.arange(12)
+    for draw in (block_mask, block_mask_exact):
+        assert torch.equal(draw(seeds, (16, 16), 105), reference(draw)(seeds, (16, 16), 105))
