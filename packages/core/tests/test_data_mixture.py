@@ -6,15 +6,19 @@ import pickle
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_samples import make_pool, number_of
+from data_samples import encoded, make_pool, number_of
 from vfm.config import UserError
 from vfm.data import Mixture, open_dataset
 from vfm.data.loader import TrainingData
 from vfm.data.mixture import BLOCK, turns_of
+from vfm.data.stages import Pairs
+from vfm.stage import Context
 
 SIZES = ([7, 5], [9], [3, 3, 3])
 
@@ -63,6 +67,22 @@ def test_numbers_lead_to_the_samples_of_their_source_in_every_process(mixture: M
         assert mixture.where(number) == source.where(inside)
     with pytest.raises(IndexError):
         mixture[30]
+
+
+def test_samples_of_one_key_are_told_apart_unless_the_data_say_that_they_are_one(tmp_path: Path) -> None:
+    rows = [{"key": "0", "uid": uid, "caption": "a dog", "image": encoded(0)} for uid in ("given", None)]
+    pools = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+        table = Pairs(name=name, path=str(tmp_path / f"{name}.parquet"))
+        pools.append(table.run(Context(name, tmp_path / name, tmp_path / "work", {})))
+    mixed = Mixture([open_dataset(pool) for pool in pools], [1, 1])
+    uids = [mixed[number].uid for number in range(4)]
+    assert uids == [mixed.sample(number, 2).uid for number in range(4)]
+    assert uids[0] == uids[2] == "given"
+    assert len(set(uids)) == 3
+    assert len({source[1].uid for source in mixed.sources}) == 1
 
 
 def test_a_bad_sample_is_replaced_by_one_of_its_own_source(tmp_path: Path) -> None:

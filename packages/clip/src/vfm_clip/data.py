@@ -76,8 +76,8 @@ def check_datasets(plan: ClipTrain, datasets: Mapping[str, PairDataset]) -> None
         source = open_dataset(data)
         if isinstance(data, LinkTable) or not source.index.spec.images:
             raise UserError(f"'{name}' has captions alone, no pictures: there is nothing to train on")
-        languages = _languages(plan, name, data)
-        _check_captions(source, languages, name)
+        first = datasets.get(str(plan.portions[0].data), data)  # whose language is the default for all
+        _check_captions(source, _languages(list(chances_of(plan, [first])), name, data), name)
     num_samples = sum(data.num_samples for data in datasets.values())
     if len(datasets) == len(plan.portions) and num_samples < plan.global_batch_size:
         names = ", ".join(f"'{name}'" for name in datasets)
@@ -100,15 +100,14 @@ def check_makers(plan: ClipTrain, ctx: Preflight) -> None:
             raise UserError(f"'{portion.data}' will have captions alone, no pictures: there is nothing to train on")
 
 
-def _languages(plan: ClipTrain, name: str, data: PairDataset) -> list[str]:
+def _languages(wanted: Sequence[str], name: str, data: PairDataset) -> list[str]:
     """The wanted languages that a data set has."""
-    if not isinstance(plan.language, Mapping):
-        data.check_languages([plan.language], name)
-        return [plan.language or data.languages[0]]
-    if found := [language for language in plan.language if language in data.languages]:
+    if found := [language for language in wanted if language in data.languages]:
         return found
-    wanted = ", ".join(repr(language) for language in plan.language)
-    raise UserError(f"{name} has captions in none of {wanted}{did_you_mean(next(iter(plan.language)), data.languages)}")
+    if len(wanted) == 1:
+        data.check_languages(wanted, name)
+    told = ", ".join(map(repr, wanted))
+    raise UserError(f"{name} has captions in none of {told}{did_you_mean(wanted[0], data.languages)}")
 
 
 def _check_captions(source: Source, languages: Sequence[str], name: str) -> None:

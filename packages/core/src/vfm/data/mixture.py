@@ -7,6 +7,7 @@ each has the same number of turns, in a drawn order, so that the stream can be e
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from vfm.config import UserError
 from vfm.data.order import Order
-from vfm.data.sample import Sample
+from vfm.data.sample import Sample, uid_of
 from vfm.data.source import Source
 
 BLOCK = 4096  # places; shares are kept to one in so many
@@ -50,12 +51,12 @@ class Mixture:
     def __getitem__(self, index: int) -> Sample:
         """The sample of a number; raises BadSample."""
         source, number = self._locate(index)
-        return source[number]
+        return self._named(source[number], index)
 
     def sample(self, index: int, epoch: int) -> Sample:
         """The sample as an epoch of its own source has it; raises BadSample."""
         source, number = self._locate(index)
-        return source.sample(number, epoch)
+        return self._named(source.sample(number, epoch), index)
 
     def where(self, index: int) -> str:
         """The address of a sample for people: its shard and its key."""
@@ -72,6 +73,12 @@ class Mixture:
         part = self._part(index)
         source, start = self.sources[part], int(self.starts[part])
         return start + source.another(epoch, index - start, number)
+
+    def _named(self, sample: Sample, index: int) -> Sample:
+        """The sample under a uid of its own, where it is made of its key: every crawl has a 000000."""
+        if sample.uid != uid_of(sample.key):
+            return sample
+        return replace(sample, uid=uid_of(f"{self._part(index)}/{sample.key}"))
 
     def _part(self, index: int) -> int:
         return int(np.searchsorted(self.starts, index, side="right")) - 1
