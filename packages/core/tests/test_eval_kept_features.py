@@ -14,7 +14,7 @@ from vfm.data import BadSample, DatasetSpec, Sample, open_dataset, write_index
 from vfm.data.image_list import ImageEntry, write_image_lists
 from vfm.data.index import read_index
 from vfm.eval.encode import Encoded, Reading, encode_dataset, load_encoder
-from vfm.eval.kept_features import FOLDER, PUBLISHED
+from vfm.eval.kept_features import FOLDER, PUBLISHED, KeptFeatures
 from vfm.eval.stages import ZeroShot
 from vfm.models import load_clip
 
@@ -121,3 +121,12 @@ def test_a_torn_file_is_made_again(tmp_path: Path) -> None:
     file.write_bytes(whole[: len(whole) // 2])
     assert torch.equal(encode(data, clip).features["m0"], first.features["m0"])
     assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize("width", [0, 3])
+def test_samples_are_taken_in_whatever_the_width(width: int) -> None:
+    kept = KeptFeatures()
+    kept.update([2, 0], [b"c" * 32, b"a" * 32], torch.arange(2 * width).view(2, width).float())
+    kept.update([1], [b"b" * 32], torch.full((1, width), 9.0))
+    assert kept.rows([0, 1, 2]).shape == (3, width)
+    assert kept.rows([1, 2]).tolist() == [[9.0] * width, list(range(width))]

@@ -60,7 +60,8 @@ class KeptFeatures:
         rows = np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), -1)
         everything = np.concatenate([self.numbers, np.array(numbers, np.int64)])
         order = np.argsort(everything)
-        self.vectors = np.concatenate([self.vectors.reshape(-1, vectors.shape[1]), vectors.numpy()])[order]
+        before = self.vectors.reshape(len(self.numbers), vectors.shape[1])  # a width of 0 where files hold the features
+        self.vectors = np.concatenate([before, vectors.numpy()])[order]
         self.numbers, self.digests = everything[order], np.concatenate([self.digests, rows])[order]
         if self.file:
             with suppress(OSError):
