@@ -108,6 +108,15 @@ def test_several_jobs_give_the_results_of_one(here: Path) -> None:
     assert len(found[0]) == 6  # photos have nothing to learn from
 
 
+def test_results_call_a_model_as_it_is_called_now(here: Path) -> None:
+    for name in ("first", "second"):
+        done = run_here("eval", f"{name}=old", "--data", f"{name}-photos=photos", "--store", "names", "--out", name)
+        assert done.code == 0, done.err
+        [record] = [json.loads(file.read_text()) for file in Path(name).glob("*.json")]
+        assert (record["name"], record["dataset"]) == (name, f"{name}-photos")
+    assert len(list((here / "names").glob("data.labeled-*/features/*.npz"))) == 1  # it was encoded once
+
+
 def test_models_and_data_become_the_stages_that_bring_them_in(here: Path) -> None:
     stages = recipe_of("before=old", "ViT-B-32,openai", "encoder", "--data", "photos", "--data", "de=pairs.tar")
     assert stages["before"] == {"kind": "models.clip", "name": "before", "source": "old"}

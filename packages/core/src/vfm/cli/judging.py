@@ -144,7 +144,9 @@ def _show_summary(directory: Path) -> None:
 
     for panel in load_panels(directory / LINKS / NAME):
         if isinstance(panel, TablePanel):
-            table = Table(*panel.columns, title=panel.title, caption=panel.note, title_justify="left", box=None)
+            table = Table(title=panel.title, caption=panel.note, title_justify="left", caption_justify="left", box=None)
+            for column in panel.columns:
+                table.add_column(column, overflow="fold")
             for row in panel.rows:
                 table.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
             console.print(table)

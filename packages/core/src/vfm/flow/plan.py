@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vfm.artifacts import Report
 from vfm.flow.fingerprints import remembered
 from vfm.flow.recipe import Recipe
 from vfm.flow.store import MANIFEST_FILE, Slot, Store, read_record
@@ -37,7 +38,8 @@ def make_plan(recipe: Recipe, store: Store) -> list[Step]:
     """The steps of a recipe in order.
 
     A step's identity hashes kind, version, configuration (without name and runtime), the identities of its inputs and
-    fingerprints of outside files. Equal identities mean equal results, so a published artifact is never made again.
+    fingerprints of outside files; a report's also the names of its inputs, by which it calls them. Equal identities
+    mean equal results, so a published artifact is never made again.
     """
     steps: dict[str, Step] = {}
     with remembered(store.root) as fingerprint:
@@ -57,11 +59,13 @@ def make_plan(recipe: Recipe, store: Store) -> list[Step]:
 
 def _identity(stage: Stage, inputs: Mapping[str, str], fingerprints: Mapping[str, str]) -> str:
     spared = {"name", "runtime", "kind"}
-    record = {"kind": stage.kind, "version": stage.version, "sources": sorted(fingerprints.values())}
+    record: dict[str, Any] = {"kind": stage.kind, "version": stage.version, "sources": sorted(fingerprints.values())}
     if isinstance(stage, Training):
         spared.add("checkpoint")  # resuming is exact: when it saves changes nothing
     if evals := getattr(stage, "evals", None):
         record["evals"] = [evaluation.version for evaluation in evals]
+    if issubclass(stage.makes, Report):
+        record["names"] = [ref.rstrip("/").rpartition("/")[2] for _, ref in refs(stage)]
     record["config"] = _with_identities(stage.model_dump(exclude=spared), inputs)
     return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
