@@ -1,11 +1,15 @@
-"""`runtime.kernels`: on a CPU `auto` is the library's own path, bit for bit, and no module is another than before."""
+"""`runtime.kernels`: on a CPU `auto` is the library's own path, to the bit and module; with kernels all is equal."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from clip_world import EVA, VIT, make_pool, plan, tiny_task
+from clip_world import EVA, VIT, Random, make_pool, plan, tiny_task
 from vfm import Context, UserError
 
 
@@ -38,3 +42,30 @@ def test_auto_trains_on_a_cpu_as_the_reference_does_bit_for_bit(tmp_path):
 def test_forced_kernels_are_refused_on_a_cpu(tmp_path):
     with pytest.raises(UserError, match=r"runtime\.kernels: .*need a CUDA device"):
         train(tmp_path, make_pool(tmp_path / "pool"), "triton")
+
+
+def test_with_kernels_the_gradients_are_the_references():
+    """In Triton's interpreter, which is chosen when Triton is imported: in a process of its own."""
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "add_layer_norm in 6 layers, rope_2d in 2 layers\n"
+
+
+def gradients(task, batch, choice):
+    task.zero_grad()
+    torch.manual_seed(0)
+    with task.kernels(choice) as running:
+        task(batch)[0].backward()
+    return running, {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
+
+
+if __name__ == "__main__":
+    task = tiny_task(EVA, "distillation", loss_chunk_size=2).train()
+    batch = Random(EVA, 3).batch(0)
+    (_, theirs), (running, ours) = (gradients(task, batch, choice) for choice in ("reference", "triton"))
+    assert ours.keys() == theirs.keys()
+    for name, grad in theirs.items():
+        torch.testing.assert_close(ours[name], grad, rtol=0, atol=1e-5 * grad.abs().max().item())
+    print(running)

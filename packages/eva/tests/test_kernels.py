@@ -1,11 +1,17 @@
-"""`runtime.kernels`: on a CPU `auto` is the library's own path, bit for bit, and no module is another than before."""
+"""`runtime.kernels`: on a CPU `auto` is the library's own path, to the bit and module; with kernels all is equal."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 
-from eva_toy import context, losses, make_task, stage
+from eva_toy import context, losses, make_task, make_teacher, random_batch, stage
 from vfm import UserError
 from vfm.models import build_vision
 from vfm_eva.finetune_task import Classifier
@@ -37,3 +43,32 @@ def test_forced_kernels_are_refused_on_a_cpu(tmp_path, pool, teacher):
     config = stage(runtime={"device": "cpu", "kernels": "triton"})
     with pytest.raises(UserError, match=r"runtime\.kernels: .*need a CUDA device"):
         config.run(context(tmp_path, pool=pool, teacher=teacher))
+
+
+def test_with_kernels_the_gradients_are_the_references():
+    """In Triton's interpreter, which is chosen when Triton is imported: in a process of its own."""
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "add_layer_norm in 4 layers, rope_2d in 2 layers\n"
+
+
+def gradients(task, batch, choice):
+    task.zero_grad()
+    torch.manual_seed(0)
+    with task.kernels(choice) as running:
+        task(batch)[0].backward()
+    return running, {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
+
+
+if __name__ == "__main__":
+    with TemporaryDirectory() as folder:
+        task = make_task(stage().target.teacher(make_teacher(Path(folder)))).train()
+    batch = {name: value[:1] for name, value in random_batch().items()}
+    batch["teacher_images"] = batch["images"]
+    (_, theirs), (running, ours) = (gradients(task, batch, choice) for choice in ("reference", "triton"))
+    assert ours.keys() == theirs.keys()
+    for name, grad in theirs.items():
+        torch.testing.assert_close(ours[name], grad, rtol=0, atol=1e-5 * grad.abs().max().item())
+    print(running)
