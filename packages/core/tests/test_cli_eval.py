@@ -217,6 +217,7 @@ def test_several_labels_an_image_are_judged_by_mean_average_precision(here: Path
         (["old", "--data", "photos", "--tasks", "zeroshot"], "--tasks: no task 'zeroshot'; did you mean 'zero_shot'?"),
         (["old", "--data", "photos", "--tasks", "retrieval"], "photos is a LabeledDataset: retrieval wants captions"),
         (["old", "--data", "photos", "--tasks", "curves"], "--tasks: no task 'curves'; known: "),
+        (["old", "--data", "pairs.tar"], "missing_caption; captions are looked for as en in txt: texts says where"),
         (["old", "--data", "summary=photos"], "'summary' is what the table of all results is called"),
         (["old", "--data", "photos", "--tasks", "knn,knn", "--resize", "model,model"], "knn wants images"),
         (["old", "--data", "photos", "--tasks", "knn"], "knn wants images to learn from"),

@@ -42,6 +42,18 @@ def test_classes_without_an_image_are_warned_of(tmp_path: Path) -> None:
     assert not [event for event in everything.events if event.type == "warning"]
 
 
+@pytest.mark.parametrize(("names", "warned"), [(NAMES, False), ([f"n0144076{n}" for n in range(7)], True)])
+def test_numbers_for_names_are_warned_of(
+    tmp_path: Path, names: list[str], warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vfm.eval.judges.zero_shot.NUM_DIGITS", 6)
+    data, run = labeled(tmp_path / "data", 7), run_in(tmp_path / "out")
+    model = {"clip": load_clip(tiny_clip(tmp_path / "clip", 0).path)}
+    judge_zero_shot(run.ctx, model, data, wording=Wording(class_names=names))
+    told = [event.data["message"] for event in run.events if event.type == "warning"]
+    assert [message.partition(",")[0] for message in told] == ["the classes are called 'n01440760'"] * warned
+
+
 def test_labels_keep_their_numbers_where_the_first_classes_have_no_images(tmp_path: Path) -> None:
     data = labeled(tmp_path / "data", 7, broken=[0, 1, 2])
     run = run_in(tmp_path / "out")

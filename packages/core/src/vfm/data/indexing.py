@@ -159,7 +159,10 @@ def first_sample(layout: Layout, spec: DatasetSpec) -> Sample:
             return sample
         except BadSample as bad:
             problem = problem or bad
-    raise UserError(f"{layout.paths[0]}: none of the first samples can be used" + (f": {problem}" if problem else ""))
+    places = ", ".join(f"{language} in {source}" for language, source in spec.texts.items())
+    where = f"; captions are looked for as {places}: texts says where they stand"
+    what = (f": {problem}" if problem else "") + (where if problem and problem.reason == "missing_caption" else "")
+    raise UserError(f"{layout.paths[0]}: none of the first samples can be used{what}")
 
 
 def _first_reads(layout: Layout, spec: DatasetSpec) -> Iterator[Callable[[], Sample]]:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from vfm.eval.judgement import Judgement
 from vfm.eval.judges.answers import Answered, encode_answered, hardest, judged, judged_ranks
 from vfm.eval.zero_shot import ensemble_templates, fill_templates, predicted_classes, true_class_ranks
 from vfm.stage import Context
+
+NUMBERED, NUM_DIGITS = re.compile(r"n?\d+"), 10  # WordNet's numbers as folders of ImageNet have them; digits are words
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,9 @@ def judge_zero_shot(
     names, templates = list(wording.class_names or data.class_names), list(wording.templates or data.templates)
     if len(names) != len(data.class_names):
         raise UserError(f"{len(names)} class_names for a data set of {len(data.class_names)} classes")
+    if len(names) > NUM_DIGITS and all(NUMBERED.fullmatch(name) for name in names):
+        how = "give class_names, or names_of where the data come in"
+        ctx.warn(f"the classes are called {names[0]!r}, {names[1]!r}, ..., which says nothing to a text tower: {how}")
     images, answers = encode_answered(ctx, models, data, reading)
     some = wording.present and isinstance(data, LabeledDataset)
     places = torch.unique(answers) if some else torch.arange(len(names))
