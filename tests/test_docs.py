@@ -66,6 +66,8 @@ COMMANDS = {
     "uv run vfm predict store/runs/quickstart/artifacts/clip photo.jpg --index embeddings.parquet": AS_IT_STANDS,
     "uv run vfm view store/runs/quickstart/artifacts/eva photo.jpg --out maps": AS_IT_STANDS,
     "uv run vfm export store/runs/quickstart/artifacts/clip --format onnx --out clip-onnx": AS_IT_STANDS,
+    "uv run vfm eval store/runs/quickstart/artifacts/clip store/runs/quickstart/artifacts/teacher"
+    " --data TRAIN.tar --tasks retrieval": AS_IT_STANDS,
     "uv run vfm init my.yaml": AS_IT_STANDS,
     "uv run vfm stages clip.train": AS_IT_STANDS,
     "uv run vfm plan quickstart": AS_IT_STANDS,
