@@ -82,22 +82,19 @@ def attention(
     device: torch.device, batch: int, tokens: int, heads: int, width: int, rope: bool = False, **kind: Any
 ) -> Problem:
     """Packed queries, keys and values; with `crops`, images of 257 and 37 tokens in one long row."""
-    squares = batch * tokens**2
+    squares, longest = batch * tokens**2, tokens
     options, label = dict(kind), "".join(f" {word}" for word, is_so in kind.items() if is_so)
     if options.pop("crops", False):
         each = [tokens, *[37] * 8] * batch
         lengths, squares = torch.tensor([0, *each]).cumsum(0).to(torch.int32), sum(length**2 for length in each)
         options |= {"cu_seqlens": lengths.to(device), "max_seqlen": tokens}
-        batch, longest, tokens = 1, tokens, int(lengths[-1])
-    else:
-        longest = tokens
+        batch, tokens = 1, int(lengths[-1])
     if rope:
         angles = torch.rand(tokens - 1, width // 2, device=device)
         options |= {"sin": angles.sin(), "cos": angles.cos(), "num_prefix_tokens": 1}
     qkv = random(device, batch, tokens, 3, heads, width)
-    asked = problem_of(
-        device, qkv.dtype, (batch, tokens, heads, width, longest), kind.get("causal", False), "crops" in kind
-    )
+    sizes, causal = (batch, tokens, heads, width), kind.get("causal", False)
+    asked = problem_of(device, qkv.dtype, (*sizes, longest), causal, "crops" in kind)
     implementations, refused = {}, {}
     for backend in BACKENDS:
         if reasons := backend.not_supported_reasons(asked):
@@ -105,11 +102,10 @@ def attention(
         else:
             implementations[backend.name] = _attention_by(backend.name, options)
     elements = batch * tokens * heads * width
-    product = 2 * squares * heads * width / (2 if kind.get("causal") else 1)
-    sizes = ",".join(map(str, (batch, tokens, heads, width)))
+    product = 2 * squares * heads * width / (2 if causal else 1)
     return Problem(
         "attention",
-        f"({sizes}){label}{' rope' if rope else ''}",
+        f"({','.join(map(str, sizes))}){label}{' rope' if rope else ''}",
         [qkv],
         _attention_by("eager", options),
         implementations,
