@@ -216,6 +216,8 @@ def test_several_labels_an_image_are_judged_by_mean_average_precision(here: Path
         (["old", "--data", "mnist", "--root", "root"], "mnist: no wds_mnist (or mnist) under root; get it: hf"),
         (["old", "--data", "photos", "--tasks", "zeroshot"], "--tasks: no task 'zeroshot'; did you mean 'zero_shot'?"),
         (["old", "--data", "photos", "--tasks", "retrieval"], "photos is a LabeledDataset: retrieval wants captions"),
+        (["old", "--data", "pairs.tar", "--tasks", "knn"], "pairs is a Pool: knn wants class labels"),
+        (["old", "--data", "photos", "--tasks", "choices"], "choices wants images with statements to choose from"),
         (["old", "--data", "photos", "--tasks", "curves"], "--tasks: no task 'curves'; known: "),
         (["old", "--data", "pairs.tar"], "missing_caption; captions are looked for as en in txt: texts says where"),
         (["old", "--data", "summary=photos"], "'summary' is what the table of all results is called"),

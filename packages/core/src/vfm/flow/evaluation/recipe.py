@@ -9,7 +9,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import TypeAdapter
 
-from vfm.artifacts import Artifact, ClipCheckpoint, LabeledDataset, PairDataset
+from vfm.artifacts import Artifact, ChoiceDataset, ClipCheckpoint, LabeledDataset, PairDataset
 from vfm.config import UserError, did_you_mean
 from vfm.flow.evaluation.parts import Fields, Part
 from vfm.flow.evaluation.sets import JudgedSet
@@ -18,6 +18,11 @@ from vfm.interfaces import Evaluation
 from vfm.stage import Ref, Stage
 
 DEFAULT_TASKS = ("zero_shot", "retrieval", "mmvp_vlm")  # what needs no training images, of each set what fits
+IN_WORDS: dict[type[Artifact], str] = {
+    PairDataset: "captions",
+    LabeledDataset: "class labels",
+    ChoiceDataset: "images with statements to choose from",
+}
 NAME = "summary"
 
 
@@ -116,7 +121,7 @@ def _misfit(one: JudgedSet, kind: type[Stage]) -> str:
     """Why a task cannot be done on a set; nothing where it can."""
     task, data = kind.kind_name().removeprefix("eval."), _target(kind, "data")
     if not data.accepts(one.data.makes):
-        lack = {PairDataset: "captions", LabeledDataset: "class labels"}.get(data.target, data.wanted)
+        lack = next((words for kind, words in IN_WORDS.items() if data.accepts(kind)), data.wanted)
         return f"{one.data.name} is a {one.data.makes.__name__}: {task} wants {lack}"
     if "train" in kind.model_fields and one.train is None:
         return f"{task} wants images to learn from: a folder `train` beside the data, or --train"
