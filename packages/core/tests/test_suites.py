@@ -8,7 +8,9 @@ import pytest
 import torchvision.datasets
 
 from test_data_benchmark import classes
+from vfm.config import UserError
 from vfm.data.benchmark_names import names_and_templates
+from vfm.data.torchvision_sets import open_torchvision
 from vfm.flow.evaluation.suites import SHIPPED, find_sets, load_suite
 from vfm.plugins import load_plugins, stage_types
 
@@ -39,6 +41,16 @@ def test_what_torchvision_keeps_is_named_as_torchvision_and_clip_benchmark_name_
         assert one.torchvision
         assert hasattr(torchvision.datasets, one.torchvision.name)
         assert names_and_templates(one.name.rpartition("/")[2])[1]
+
+
+def test_splits_are_called_as_torchvision_calls_them(tmp_path: Path) -> None:
+    """What it does not know is a mistake; what it knows and does not find is only missing."""
+    for one in (one for suite in SUITES for one in load_suite(suite).sets if one.torchvision):
+        assert one.torchvision
+        for split in ("test", one.torchvision.train):
+            with pytest.raises(UserError) as told:
+                open_torchvision(one.torchvision.name, str(tmp_path), split)
+            assert "Unknown value" not in str(told.value), one.name
 
 
 @pytest.mark.parametrize("place", ["wds_country211", "wds_country211_test", "country211"])

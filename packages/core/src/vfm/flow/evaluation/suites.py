@@ -25,6 +25,7 @@ class InTorchvision(Config):
 
     name: str = Field(description="of torchvision's class")
     folder: str = Field(description="what torchvision makes of it under the root")
+    train: str = Field("train", description="how it calls the images to learn from")
 
 
 class SuiteSet(Config):
@@ -152,7 +153,7 @@ def _fields(one: SuiteSet, root: str) -> tuple[Fields, Fields | None] | None:
     if one.torchvision and files.exists(f"{base}/{one.torchvision.folder}"):
         short = one.name.rpartition("/")[2]
         data = {"kind": "data.labeled", "torchvision": one.torchvision.name, "path": root, "names_of": short}
-        return data, {**data, "split": "train"}
+        return data, {**data, "split": one.torchvision.train}
     return None
 
 
