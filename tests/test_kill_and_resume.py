@@ -130,9 +130,14 @@ def contents(store: Path) -> dict[str, Any]:
     """Every file of every artifact, byte for byte; all but times and speed."""
     files = sorted(path for path in store.glob("*-*/**/*") if path.is_file() and not path.match(PANELS_OF_TIMES))
     return {
-        str(path.relative_to(store)): _manifest(path) if path.name == "manifest.json" else path.read_bytes()
+        _name(path.relative_to(store)): _manifest(path) if path.name == "manifest.json" else path.read_bytes()
         for path in files
     }
+
+
+def _name(path: Path) -> str:
+    """Kept features are called by their model and, behind it, by the times of the pictures' files."""
+    return str(path.with_name(path.name.rpartition("-")[0]) if path.parent.name == "features" else path)
 
 
 def _manifest(path: Path) -> dict[str, Any]:
