@@ -227,7 +227,8 @@ def test_several_labels_an_image_are_judged_by_mean_average_precision(here: Path
         (["ViT-B-31,openai", "--data", "photos"], "did you mean 'ViT-B-32'?"),
         (["old", "old", "--data", "photos"], "two of the models and data sets are called 'old'"),
         (["old", "--data", "photos", "--resize", "crop"], "--resize: no way 'crop'; known: longest, model"),
-        (["photos", "--data", "photos"], "photos"),
+        (["root", "--data", "photos"], "root: no CLIP model here (looked for open_clip_config.json and config.json)"),
+        (["old", "--data", "photos", "--set", "photos.class_names=[a, b]"], "2 class names for the 7 class folders"),
         (["old", "--suite", "diva29", "--root", "photos"], "ImageNet-1K: no wds_imagenet1k (or imagenet1k) under"),
     ],
 )  # fmt: skip

@@ -142,6 +142,10 @@ class Labeled(_Named):
 
         spec = layout.with_defaults(DatasetSpec(image_key=self.image_key, label_key=self.label_key), labels=True)
         names, _ = self._words(layout)
+        if names and layout.kind == "folder":  # whose labels are places among its folders, not written anywhere
+            own = find_class_names(layout, None)
+            if len(names) != len(own):
+                raise UserError(f"{len(names)} class names for the {len(own)} class folders of {layout.paths[0]}")
         return spec.model_copy(update={"class_names": names or find_class_names(layout, spec.label_key)})
 
 
