@@ -59,6 +59,8 @@ COMMANDS = {
     " --set nouns.wordnet=/usr/share/wordnet --set val_nouns.words=[]"
     " --set val_nouns.wordnet=/usr/share/wordnet": SMALL_EVA_TINY,
     "uv run vfm run eva_claim": SMALL_EVA_CLAIM,
+    "uv run vfm run clip_flickr --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
+    " --set runtime.threads=1": "{} --set clip.steps=2 --set clip.warmup_steps=0 --set clip.global_batch_size=16",
     "make kill-test": f"cd {ROOT} && make -n kill-test",  # the test itself runs beside this one, with fewer kills
     "uv run vfm run curate --set pool.path=TRAIN.tar": "{} --set 'pool.texts={en: json.en}' --set entries.min_count=2",
     "uv run vfm embed store/runs/quickstart/artifacts/clip TRAIN.tar --out embeddings.parquet": AS_IT_STANDS,
