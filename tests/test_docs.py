@@ -34,6 +34,10 @@ EVA_CLAIM = ("teacher", "eva", "from_eva", "from_scratch", "from_scratch_longer"
 SMALL_EVA_CLAIM = "{} --set seeds=[0,1] --set pool.num_samples=300 --set val.num_samples=72" + "".join(
     f" --set {name}.steps=2 --set {name}.warmup_steps=0" for name in EVA_CLAIM
 )
+SMALL_EVA_CLAIM_PAIRS = "{} --set seeds=[0,1]" + "".join(
+    f" --set {name}.steps=2 --set {name}.warmup_steps=0"
+    for name in ("teacher", "eva", "from_eva", "from_scratch", "from_scratch_longer")
+)
 SMALL_EVA_TINY = "{} --set probe_train.num_samples=72 --set probe.num_samples=72" + "".join(
     f" --set {name}.steps=2 --set {name}.warmup_steps=0" for name in ("teacher", "eva")
 )
@@ -59,6 +63,10 @@ COMMANDS = {
     " --set nouns.wordnet=/usr/share/wordnet --set val_nouns.words=[]"
     " --set val_nouns.wordnet=/usr/share/wordnet": SMALL_EVA_TINY,
     "uv run vfm run eva_claim": SMALL_EVA_CLAIM,
+    "uv run vfm run eva_claim_pairs --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
+    " --set 'pool.texts={en: json.en}' --set 'val.texts={en: json.en}'": SMALL_EVA_CLAIM_PAIRS,
+    "uv run vfm eval clip_flickr=store/runs/clip_flickr/artifacts/clip --suite small --root ."
+    " --name eval_small": AS_IT_STANDS,
     "uv run vfm run clip_flickr --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
     " --set runtime.threads=1": "{} --set clip.steps=2 --set clip.warmup_steps=0 --set clip.global_batch_size=16",
     "make kill-test": f"cd {ROOT} && make -n kill-test",  # the test itself runs beside this one, with fewer kills
