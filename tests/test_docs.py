@@ -66,7 +66,7 @@ COMMANDS = {
     "uv run vfm run eva_claim_pairs --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
     " --set 'pool.texts={en: json.en}' --set 'val.texts={en: json.en}'": SMALL_EVA_CLAIM_PAIRS,
     "uv run vfm eval clip_flickr=store/runs/clip_flickr/artifacts/clip --suite small --root ."
-    " --name eval_small": AS_IT_STANDS,
+    " --name eval_small": "{} --dry-run",
     "uv run vfm run clip_flickr --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
     " --set runtime.threads=1": "{} --set clip.steps=2 --set clip.warmup_steps=0 --set clip.global_batch_size=16",
     "make kill-test": f"cd {ROOT} && make -n kill-test",  # the test itself runs beside this one, with fewer kills
