@@ -50,7 +50,7 @@ def test_with_kernels_the_gradients_are_the_references():
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "add_layer_norm in 6 layers, rope_2d in 2 layers\n"
+    assert done.stdout == "add_layer_norm in 6 layers, attention in 2 layers\n"
 
 
 def gradients(task, batch, choice):

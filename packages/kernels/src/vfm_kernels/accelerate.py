@@ -53,7 +53,7 @@ class Acceleration:
 
 
 def accelerate(model: nn.Module) -> Acceleration:
-    """Lets RoPE, SwiGLU and residual sums of a model's layers run in one kernel each, where kernels run.
+    """Lets attention, SwiGLU and residual sums of a model's layers run in one kernel each, where kernels run.
 
     A layer becomes one of a subclass of its class with another forward. Its parameters, hooks and names, and so
     optimisers, checkpoints, DDP and copies, see no difference; hooks on a block's second norm alone no longer fire.

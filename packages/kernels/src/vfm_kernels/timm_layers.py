@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, LayerNorm, LayerNormFp32, SwiGLU
 from timm.models.eva import Eva, EvaAttention, EvaBlock
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
 from vfm_kernels.add_layer_norm import add_layer_norm
+from vfm_kernels.attention import attention, attention_packed
+from vfm_kernels.backends import HALF, WIDEST
 from vfm_kernels.drop_path import residual_of_subset
-from vfm_kernels.rope import rope_2d
 from vfm_kernels.swiglu import swiglu_subln
 
 
@@ -23,39 +24,49 @@ class FusedSwiGLU(SwiGLU):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         norm = self.norm
         hidden = swiglu_subln(self.fc1_g(x), self.fc1_x(x), norm.weight, norm.bias, norm.eps)
-        projected: Tensor = self.drop2(self.fc2(hidden))
-        return projected
+        result: Tensor = self.drop2(self.fc2(hidden))
+        return result
 
 
 class FusedEvaAttention(EvaAttention):  # type: ignore[misc]
-    """Queries and keys are rotated where the linear layer wrote them."""
+    """Attention in one pass over the heads where the linear layers wrote them, rotary positions and all."""
 
     def forward(
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        if rope is None:
+        if not is_plain(self, attn_mask):
             return super().forward(x, rope=rope, attn_mask=attn_mask, is_causal=is_causal)  # type: ignore[no-any-return]
-        # (N, 2 D), or (B, 1, N, 2 D) where patches were dropped; timm repeats each angle for both of a pair.
-        sin, cos = (half[..., ::2] for half in (rope if rope.ndim == 2 else rope.squeeze(1)).chunk(2, dim=-1))
-        turn = {"sin": sin, "cos": cos, "num_prefix_tokens": self.num_prefix_tokens}
+        pattern: dict[str, Any] = {"causal": is_causal}
+        if rope is not None:
+            # (N, 2 D), or (B, 1, N, 2 D) where patches were dropped; timm repeats each angle for both of a pair.
+            sin, cos = (half[..., ::2] for half in (rope if rope.ndim == 2 else rope.squeeze(1)).chunk(2, dim=-1))
+            pattern |= {"sin": sin, "cos": cos, "num_prefix_tokens": self.num_prefix_tokens}
         batch, num_tokens, _ = x.shape
-        gate = None if self.gate is None else self.gate(x).sigmoid()
         if self.qkv is not None:
             bias = None if self.q_bias is None else torch.cat((self.q_bias, self.k_bias, self.v_bias))
-            packed = F.linear(x, self.qkv.weight, bias).view(batch, num_tokens, 3 * self.num_heads, -1)
-            packed = rope_2d(packed, num_rotated=2 * self.num_heads, **turn)
-            q, k, v = (
-                packed.view(batch, num_tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-            )  # (B, H, N, D)
+            packed = F.linear(x, self.qkv.weight, bias).view(batch, num_tokens, 3, self.num_heads, -1)
+            mixed = attention_packed(packed, backend=backend_of(packed), **pattern)
         else:
             heads = (batch, num_tokens, self.num_heads, -1)
-            q, k = (rope_2d(layer(x).view(heads), **turn).transpose(1, 2) for layer in (self.q_proj, self.k_proj))
-            v = self.v_proj(x).view(heads).transpose(1, 2)
-        dropout = self.attn_drop.p if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout, is_causal=is_causal)
-        x = self.norm(x.transpose(1, 2).reshape(batch, num_tokens, -1))
-        projected: Tensor = self.proj_drop(self.proj(x if gate is None else x * gate))
-        return projected
+            q, k, v = (layer(x).view(heads) for layer in (self.q_proj, self.k_proj, self.v_proj))
+            mixed = attention(q, k, v, backend=backend_of(q), **pattern)
+        return projected(self, x, mixed)
+
+
+class FusedAttention(Attention):  # type: ignore[misc]
+    """Attention in one pass over the heads where the linear layer wrote them."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        if not is_plain(self, attn_mask):
+            return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)  # type: ignore[no-any-return]
+        batch, num_tokens, _ = x.shape
+        packed = self.qkv(x).view(batch, num_tokens, 3, self.num_heads, self.head_dim)
+        kind: dict[str, Any] = {"causal": is_causal, "backend": backend_of(packed)}
+        if isinstance(self.q_norm, nn.Identity):
+            return projected(self, x, attention_packed(packed, **kind))
+        q, k, v = packed.unbind(2)
+        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)  # under autocast a norm may give fp32
+        return projected(self, x, attention(q, k, v, **kind))
 
 
 class FusedEvaBlock(EvaBlock):  # type: ignore[misc]
@@ -90,7 +101,7 @@ class SubsetEvaBlock(EvaBlock):  # type: ignore[misc]
         if not self.training:
             return super().forward(x, rope=rope, attn_mask=attn_mask, is_causal=is_causal)  # type: ignore[no-any-return]
 
-        def attention(kept: Tensor, index: Tensor) -> Tensor:
+        def attend(kept: Tensor, index: Tensor) -> Tensor:
             of_kept = {"rope": _of(rope, index, len(x)), "attn_mask": _of(attn_mask, index, len(x))}
             branch: Tensor = self.attn(self.norm1(kept), is_causal=is_causal, **of_kept)
             return branch if self.gamma_1 is None else self.gamma_1 * branch
@@ -99,7 +110,7 @@ class SubsetEvaBlock(EvaBlock):  # type: ignore[misc]
             branch: Tensor = self.mlp(self.norm2(kept))
             return branch if self.gamma_2 is None else self.gamma_2 * branch
 
-        x = residual_of_subset(x, attention, self.drop_path1.drop_prob)
+        x = residual_of_subset(x, attend, self.drop_path1.drop_prob)
         return residual_of_subset(x, mlp, self.drop_path2.drop_prob)
 
 
@@ -110,12 +121,12 @@ class SubsetBlock(Block):  # type: ignore[misc]
         if not self.training:
             return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)  # type: ignore[no-any-return]
 
-        def attention(kept: Tensor, index: Tensor) -> Tensor:
+        def attend(kept: Tensor, index: Tensor) -> Tensor:
             of_kept = _of(attn_mask, index, len(x))
             branch: Tensor = self.ls1(self.attn(self.norm1(kept), attn_mask=of_kept, is_causal=is_causal))
             return branch
 
-        x = residual_of_subset(x, attention, self.drop_path1.drop_prob)
+        x = residual_of_subset(x, attend, self.drop_path1.drop_prob)
         return residual_of_subset(x, lambda kept, _: self.ls2(self.mlp(self.norm2(kept))), self.drop_path2.drop_prob)
 
 
@@ -125,6 +136,23 @@ SUBSET: dict[type[nn.Module], type[nn.Module]] = {EvaBlock: SubsetEvaBlock, Bloc
 def _of(tensor: Tensor | None, index: Tensor, batch: int) -> Tensor | None:
     """Angles or masks of some samples, where they have a sample's dimension at all."""
     return tensor[index] if tensor is not None and tensor.ndim == 4 and len(tensor) == batch else tensor
+
+
+def is_plain(layer: Any, attn_mask: Tensor | None) -> bool:
+    """Whether this call of an attention is one of ours: no mask, no dropout, and nobody asks to see the weights."""
+    return attn_mask is None and layer.fused_attn and not (layer.training and layer.attn_drop.p > 0)
+
+
+def backend_of(heads: Tensor) -> str | None:
+    """Torch's for fp32 on a GPU: our tiles are for half precision, and kernels that are forced would be refused."""
+    return "sdpa_efficient" if heads.device.type == "cuda" and heads.dtype not in HALF else None
+
+
+def projected(layer: Any, x: Tensor, mixed: Tensor) -> Tensor:
+    """What an attention of `x` does after its heads (B, N, H, D) are mixed: norm, gate, linear layer, dropout."""
+    mixed = layer.norm(mixed.flatten(2))
+    result: Tensor = layer.proj_drop(layer.proj(mixed if layer.gate is None else mixed * layer.gate(x).sigmoid()))
+    return result
 
 
 def sum_and_norm(
@@ -146,11 +174,10 @@ def is_layer_norm(norm: Any) -> bool:
     return known and isinstance(norm.weight, Tensor) and isinstance(norm.bias, Tensor)
 
 
-def rotated(model: nn.Module) -> set[nn.Module]:
-    """Attentions whose `Eva` gives them angles that all heads share."""
+def known_attentions(model: nn.Module) -> set[nn.Module]:
+    """Attentions whose `Eva` gives them no angles, or some that all heads share."""
     owners: list[Any] = [module for module in model.modules() if isinstance(module, Eva)]
-    owners = [owner for owner in owners if owner.rope is not None and not getattr(owner, "rope_mixed", False)]
-    return {block.attn for owner in owners for block in owner.blocks}
+    return {block.attn for owner in owners if not getattr(owner, "rope_mixed", False) for block in owner.blocks}
 
 
 def reason_against(module: Any, model: nn.Module) -> str | None:
@@ -160,21 +187,30 @@ def reason_against(module: Any, model: nn.Module) -> str | None:
             return "it has no layer norm"
         if module.drop1.p > 0 or not isinstance(module.act, nn.SiLU):
             return "it has dropout before the norm, or another activation"
-    elif isinstance(module, EvaAttention):
-        if module not in rotated(model):
-            return "its model gives it no rotary positions, or some for each head"
-        if module.rotate_half or module.qkv_bias_separate or not isinstance(module.q_norm, nn.Identity):
-            return "it rotates halves, adds the bias apart, or normalises queries"
-        if not module.fused_attn:
-            return "its fused attention is switched off"
+    elif isinstance(module, (Attention, EvaAttention)):
+        return _reason_against_attention(module, model)
     elif not is_layer_norm(module.norm2):
         return f"its second norm is {type(module.norm2).__name__}"
     return None
 
 
+def _reason_against_attention(module: Any, model: nn.Module) -> str | None:
+    if not module.fused_attn:
+        return "its fused attention is switched off"
+    if module.head_dim % 8 or module.head_dim > WIDEST:
+        return f"its heads are {module.head_dim} wide; they must be a multiple of 8, up to {WIDEST}"
+    if isinstance(module, EvaAttention):
+        if module not in known_attentions(model):
+            return "its model gives each head rotary positions of its own, or is none that is known"
+        if module.rotate_half or module.qkv_bias_separate or not isinstance(module.q_norm, nn.Identity):
+            return "it rotates halves, adds the bias apart, or normalises queries"
+    return None
+
+
 FUSED: dict[type[nn.Module], tuple[type[nn.Module], str]] = {
     SwiGLU: (FusedSwiGLU, "swiglu_subln"),
-    EvaAttention: (FusedEvaAttention, "rope_2d"),
+    Attention: (FusedAttention, "attention"),
+    EvaAttention: (FusedEvaAttention, "attention"),
     EvaBlock: (FusedEvaBlock, "add_layer_norm"),
     Block: (FusedBlock, "add_layer_norm"),
 }

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from vfm_kernels import accelerate, pad_swiglu
 
 timm = pytest.importorskip("timm")
-IMAGES = torch.randn(2, 3, 16, 16)
+IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+SLACK = {torch.float16: 1, torch.bfloat16: 2}  # the interpreter truncates where it should round to bf16
 
 
 def scrambled(model: nn.Module) -> nn.Module:
@@ -21,27 +22,37 @@ def scrambled(model: nn.Module) -> nn.Module:
 
 
 def eva(**arguments) -> nn.Module:
-    options = {"qkv_fused": False, "swiglu_mlp": True, "scale_mlp": True, "use_rot_pos_emb": True, "init_values": 0.5}
+    options = {
+        "embed_dim": 16,
+        "qkv_fused": False,
+        "swiglu_mlp": True,
+        "scale_mlp": True,
+        "use_rot_pos_emb": True,
+        "init_values": 0.5,
+    }
     return scrambled(
         timm.models.eva.Eva(
-            img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=3, mlp_ratio=2.625,
+            img_size=16, patch_size=8, depth=2, num_heads=2, num_classes=3, mlp_ratio=2.625,
             **(options | arguments),
         )
     )  # fmt: skip
 
 
-def vit() -> nn.Module:
-    return scrambled(
-        timm.models.VisionTransformer(
-            img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=3, init_values=0.5
-        )
-    )
+def eva_g() -> nn.Module:
+    """No angles, and heads of 24: the kernels pad them, as they do EVA-g's 88."""
+    plain = {"swiglu_mlp": False, "scale_mlp": False, "use_rot_pos_emb": False, "init_values": None}
+    return eva(qkv_fused=True, embed_dim=48, **plain)
 
 
-def gradients(model: nn.Module, images: Tensor, autocast: bool = False) -> dict[str, Tensor]:
+def vit(**arguments) -> nn.Module:
+    options = {"embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3, "init_values": 0.5}
+    return scrambled(timm.models.VisionTransformer(img_size=16, patch_size=8, **(options | arguments)))
+
+
+def gradients(model: nn.Module, images: Tensor, autocast: torch.dtype | None = None) -> dict[str, Tensor]:
     model.zero_grad()
     torch.manual_seed(1)  # drop path and patch dropout draw alike
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with torch.autocast("cpu", autocast, enabled=autocast is not None):
         logits = model(images)
     logits.float().square().sum().backward()
     found = {name.removeprefix("module.").replace("_orig_mod.", ""): p.grad for name, p in model.named_parameters()}
@@ -60,12 +71,14 @@ def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: f
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
-        (eva(), {"add_layer_norm": 2, "rope_2d": 2, "swiglu_subln": 2}),
-        (eva(qkv_fused=True, scale_attn_inner=True), {"add_layer_norm": 2, "rope_2d": 2, "swiglu_subln": 2}),
-        (eva(patch_drop_rate=0.5, drop_path_rate=0.4), {"add_layer_norm": 2, "rope_2d": 2, "swiglu_subln": 2}),
-        (vit(), {"add_layer_norm": 2}),
+        (eva(), {"add_layer_norm": 2, "attention": 2, "swiglu_subln": 2}),
+        (eva(qkv_fused=True, scale_attn_inner=True), {"add_layer_norm": 2, "attention": 2, "swiglu_subln": 2}),
+        (eva(patch_drop_rate=0.5, drop_path_rate=0.4), {"add_layer_norm": 2, "attention": 2, "swiglu_subln": 2}),
+        (eva_g(), {"add_layer_norm": 2, "attention": 2}),
+        (vit(), {"add_layer_norm": 2, "attention": 2}),
+        (vit(qk_norm=True, scale_attn_norm=True), {"add_layer_norm": 2, "attention": 2}),
     ],
-    ids=["EVA-02", "EVA-02 CLIP, packed", "EVA-02 with drops", "ViT"],
+    ids=["EVA-02", "EVA-02 CLIP, packed", "EVA-02 with drops", "EVA-g", "ViT", "ViT with norms"],
 )
 def test_logits_and_gradients_are_equal_and_undone(model, expected):
     theirs = gradients(model, IMAGES)
@@ -82,25 +95,33 @@ def test_it_holds_for_padded_weights_and_a_copy():
     theirs = gradients(model, IMAGES)
     pad_swiglu(model)
     assert (
-        str(accelerate(model)) == "kernels: add_layer_norm in 2 layers, rope_2d in 2 layers, swiglu_subln in 2 layers"
+        str(accelerate(model)) == "kernels: add_layer_norm in 2 layers, attention in 2 layers, swiglu_subln in 2 layers"
     )
     ours = gradients(copy.deepcopy(model), IMAGES)
     cut = {name: grad[tuple(map(slice, theirs[name].shape))] for name, grad in ours.items()}
     assert_same(cut, theirs)
 
 
-def test_it_holds_under_autocast():
-    model = eva()
-    exact, theirs = gradients(model, IMAGES), gradients(model, IMAGES, autocast=True)
+MODELS = pytest.mark.parametrize(
+    "make", [eva, eva_g, vit, lambda: vit(qk_norm=True)], ids=["EVA-02", "EVA-g", "ViT", "ViT with norms"]
+)
+
+
+@MODELS
+@pytest.mark.parametrize("dtype", SLACK, ids=str)
+def test_it_holds_under_autocast(make, dtype):
+    model = make()
+    exact, theirs = gradients(model, IMAGES), gradients(model, IMAGES, autocast=dtype)
     with accelerate(model):
-        ours = gradients(model, IMAGES, autocast=True)
+        ours = gradients(model, IMAGES, autocast=dtype)
     assert ours["logits"].dtype == theirs["logits"].dtype
     error, allowed = (sum((g[n].float() - exact[n]).norm() for n in exact) for g in (ours, theirs))
-    assert error <= 2 * allowed
+    assert error <= SLACK[dtype] * 2 * allowed
 
 
-def test_it_holds_with_activation_checkpointing_and_whole_graph_compilation():
-    model = eva()
+@MODELS
+def test_it_holds_with_activation_checkpointing_and_whole_graph_compilation(make):
+    model = make()
     theirs = gradients(model, IMAGES)
     with accelerate(model):
         assert_same(gradients(torch.compile(model, fullgraph=True, backend="aot_eager"), IMAGES), theirs)
@@ -134,10 +155,35 @@ def test_open_clips_blocks(custom):
 def test_what_is_left_alone_is_told():
     options = {"swiglu_mlp": False, "norm_layer": timm.layers.RmsNorm}
     with accelerate(eva(**options)) as done:
-        assert set(done.replaced.values()) == {"rope_2d"}
+        assert set(done.replaced.values()) == {"attention"}
         assert done.kept["blocks.1"] == "its second norm is RmsNorm"
-        assert str(done) == "kernels: rope_2d in 2 layers"
-    with pytest.raises(ValueError, match=r"blocks.0.attn: its model gives it no rotary positions"):
-        accelerate(eva(use_rot_pos_emb=False, **options))
+        assert str(done) == "kernels: attention in 2 layers"
+    with pytest.raises(ValueError, match=r"blocks.0.attn: its model gives each head rotary positions of its own"):
+        accelerate(eva(rope_type="mixed", **options))
+    with pytest.raises(ValueError, match=r"blocks.0.attn: its heads are 12 wide; they must be a multiple of 8"):
+        accelerate(eva(embed_dim=24, **options))
     with pytest.raises(ValueError, match="none is known"):
         accelerate(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("make", [lambda: eva(attn_drop_rate=0.5), lambda: vit(attn_drop_rate=0.5)])
+def test_attention_with_dropout_or_a_mask_or_seen_weights_is_the_librarys(make):
+    model, tokens = make(), torch.randn(2, 5, 16)
+    layer, mask = model.blocks[0].attn, torch.rand(5, 5) > 0.3
+    mask |= torch.eye(5, dtype=torch.bool)
+
+    def answers() -> list[Tensor]:
+        torch.manual_seed(2)
+        dropped = layer.train()(tokens)
+        masked = layer.eval()(tokens, attn_mask=mask)
+        causal = layer(tokens, is_causal=True)
+        layer.fused_attn = False
+        seen = layer(tokens)
+        layer.fused_attn = True
+        return [dropped, masked, seen, causal]
+
+    theirs = answers()
+    with accelerate(model):
+        *same, causal = answers()
+    assert all(torch.equal(o, t) for o, t in zip(same, theirs, strict=False))
+    torch.testing.assert_close(causal, theirs[-1], rtol=1e-4, atol=1e-5)
