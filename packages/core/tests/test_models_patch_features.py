@@ -72,7 +72,7 @@ def test_one_pass_says_all_of_an_image(vision: dict[str, object]) -> None:
 
 def test_where_patches_are_not_projected_the_image_stands_beside_them_as_it_was_pooled() -> None:
     pooled_by_attention = {"image_size": 32, "timm_model_name": "vit_pico_patch8_32", "timm_pool": "map"}
-    model = clip_with({**pooled_by_attention, "timm_proj": "linear"})
+    model = clip_with({**pooled_by_attention, "timm_proj": None})
     image = image_tokens(model, images())
     torch.testing.assert_close(image.embeds, model.module.encode_image(images()))
     assert (image.embeds.shape[1], image.whole.shape[1], image.patches.shape[2]) == (24, 64, 64)

@@ -156,11 +156,10 @@ def test_the_gradient_is_clipped_to_the_norm_and_logged_before(tmp_path):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
-    from vfm.train.dist import World
-    from vfm.train.loop import _micro_batch_size
+    from vfm.train.dist import World, micro_batch_size
 
     with pytest.raises(UserError, match="global_batch_size 8 cannot be shared by 3 processes"):
-        _micro_batch_size(plan(), World(torch.device("cpu"), 0, 3))
+        micro_batch_size(plan(), World(torch.device("cpu"), 0, 3))
 
 
 def test_bf16_losses_stay_near_the_fp32_ones(tmp_path):

@@ -23,4 +23,4 @@ class Scale:
 
     def __call__(self, value: float) -> float:
         share = (value - self.low) / (self.high - self.low)
-        return round(1 + 98 * min(1.0, max(0.0, share)), 2) if math.isfinite(share) else 1.0
+        return round(1 + 98 * min(1.0, max(0.0, share)), 2) if math.isfinite(value) else 1.0
