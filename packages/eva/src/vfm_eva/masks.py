@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 
-from vfm.data.loader import Batch
+from vfm.data.loader import Batch, read_ahead
 from vfm.train import Data
 from vfm_eva.stage import MaskKind
 from vfm_kernels import block_mask, block_mask_exact, random_mask
@@ -55,9 +54,4 @@ class MaskedData:
         steps = self.data.steps(
             start_step, num_steps, rank=rank, world_size=world_size, micro_batch_size=micro_batch_size
         )
-        masked = map(self.masks.added, steps)
-        with ThreadPoolExecutor(1, thread_name_prefix="masks") as thread:
-            coming = thread.submit(next, masked, None)
-            while (step := coming.result()) is not None:
-                coming = thread.submit(next, masked, None)
-                yield step
+        return read_ahead(map(self.masks.added, steps), 1, "masks")

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ Batch = dict[str, Any]
 
 MAX_TRIES = 1000
 READ_AHEAD = 2  # micro-batches
+T = TypeVar("T")
 
 
 class SampleSeed(int):
@@ -222,20 +223,23 @@ def read_batches(reader: Dataset[Batch], plan: Iterable[Any], workers: int) -> I
         pin_memory=workers > 0 and torch.cuda.is_available(),
         generator=torch.Generator(),  # else the loader would draw from, and so shift, the global generator
     )
-    for batch in loader if workers else _ahead(loader):
+    for batch in loader if workers else read_ahead(loader, READ_AHEAD, "loader"):
         if "failure" in batch:
             raise UserError(batch["failure"])
         yield batch
 
 
-def _ahead(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The same batches, read in a thread while the caller computes: decoding and torch both let go of Python's lock."""
-    remaining = iter(batches)
-    with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
-        coming = deque(thread.submit(next, remaining, None) for _ in range(READ_AHEAD))
-        while (batch := coming.popleft().result()) is not None:
+def read_ahead(items: Iterable[T], num_ahead: int, thread_name: str) -> Iterator[T]:
+    """The same items (none of them None), made in a thread while the caller computes, so many ahead of him.
+
+    Decoding and torch both let go of Python's lock.
+    """
+    remaining = iter(items)
+    with ThreadPoolExecutor(1, thread_name_prefix=thread_name) as thread:
+        coming = deque(thread.submit(next, remaining, None) for _ in range(num_ahead))
+        while (item := coming.popleft().result()) is not None:
             coming.append(thread.submit(next, remaining, None))
-            yield batch
+            yield item
 
 
 def _as_it_is(batch: Any) -> Any:
