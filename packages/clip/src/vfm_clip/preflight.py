@@ -23,7 +23,7 @@ from vfm.models.vision import WEIGHTS_FILE, build_vision
 from vfm.stage import Preflight, Ref, Stage
 from vfm_clip.text_tower import check_text
 from vfm_clip.tower_training import TowerTraining
-from vfm_clip.towers import lock_towers
+from vfm_clip.towers import lock_as_planned
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,7 @@ def check_towers(plan: TowerTraining, ctx: Preflight) -> ClipModel | None:
         check_vision(clip, encoder, str(plan.init_vision))
     if plan.init_text and (config := find_config(ctx, plan.init_text)):
         check_text(config, clip, str(plan.init_text))
-    lock_towers(
-        clip,
-        image=plan.lock_image,
-        text=plan.lock_text,
-        image_unlocked=plan.lock_image_unlocked_groups,
-        text_unlocked=plan.lock_text_unlocked_layers,
-    )
+    lock_as_planned(plan, clip)
     return clip
 
 

@@ -10,7 +10,7 @@ from vfm.models.hand_over import hand_over
 from vfm.stage import Context
 from vfm_clip.text_tower import activation, hand_over_text, text_names
 from vfm_clip.tower_training import TowerTraining
-from vfm_clip.towers import lock_towers, new_weights
+from vfm_clip.towers import lock_as_planned, new_weights
 
 
 def starting_model(plan: TowerTraining, ctx: Context) -> ClipModel:
@@ -34,14 +34,7 @@ def starting_model(plan: TowerTraining, ctx: Context) -> ClipModel:
         ctx.log(f"text tower from '{plan.init_text}': {report.summary}")
         ctx.panel(report.panel("Weights of the text tower"))
         new |= text_names(clip, report.new)
-    lock_towers(
-        clip,
-        image=plan.lock_image,
-        text=plan.lock_text,
-        image_unlocked=plan.lock_image_unlocked_groups,
-        text_unlocked=plan.lock_text_unlocked_layers,
-        new=new,
-    )
+    lock_as_planned(plan, clip, new)
     return clip
 
 

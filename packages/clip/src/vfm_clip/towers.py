@@ -11,6 +11,19 @@ from vfm.config import UserError
 from vfm.models.clip import ClipModel
 from vfm.models.fitting import KeyReport
 from vfm_clip.groups import Tower, tower_groups
+from vfm_clip.tower_training import TowerTraining
+
+
+def lock_as_planned(plan: TowerTraining, clip: ClipModel, new: Collection[str] = ()) -> None:
+    """`lock_towers` by a training's settings."""
+    lock_towers(
+        clip,
+        image=plan.lock_image,
+        text=plan.lock_text,
+        image_unlocked=plan.lock_image_unlocked_groups,
+        text_unlocked=plan.lock_text_unlocked_layers,
+        new=new,
+    )
 
 
 def lock_towers(
