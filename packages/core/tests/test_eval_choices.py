@@ -78,6 +78,19 @@ def test_one_right_statement_of_two_is_no_pair() -> None:
     assert result.correct.tolist() == [False]
 
 
+@given(
+    hnp.arrays(np.float32, (7, 2, 8), elements=st.floats(-1, 1, width=16)),
+    hnp.arrays(np.float32, (7, 2, 8), elements=st.floats(-1, 1, width=16)),
+)
+def test_aligned_is_the_sign_of_the_differences_product(images: np.ndarray, texts: np.ndarray) -> None:
+    logits = np.einsum("psd,pid->psi", texts.astype(np.float64), images.astype(np.float64))
+    expected = ((texts[:, 0] - texts[:, 1]) * (images[:, 0] - images[:, 1])).astype(np.float64).sum(axis=1)
+    sure = np.abs(expected) > 1e-3
+    result = mmvp_vlm(logits.astype(np.float32), TRUTH[:7])
+    assert np.array_equal(result.aligned[sure], (expected > 0)[sure])
+    assert (result.aligned | ~result.correct).all()
+
+
 def test_patterns_go_by_position_and_only_in_the_official_set() -> None:
     patterns = mmvp_patterns(135)
     assert [patterns.count(p) for p in MMVP_PATTERNS] == [15] * 9

@@ -116,6 +116,7 @@ def test_pairs_are_paired_rightly_whatever_the_order_of_statements(tmp_path: Pat
         "pair_accuracy/colour": 1.0,
         "pair_accuracy/tone": 1.0,
         "statement_accuracy": 1.0,
+        "aligned_pairs": 1.0,
     }
     assert set(shares(found, "wrong").values()) == {0.0}
     flips = next(panel for panel in load_panels(tmp_path / "out") if isinstance(panel, ImagesPanel))

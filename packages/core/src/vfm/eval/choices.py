@@ -23,12 +23,14 @@ class MmvpResult:
     prediction: the image each statement was given to, (P, 2).
     right: whether that is its image, (P, 2).
     correct: both statements right, (P,).
+    aligned: what tells the statements apart tells the images apart, though one of them may draw both statements, (P,).
     """
 
     probability: NDArray[np.float32]
     prediction: NDArray[np.int64]
     right: NDArray[np.bool_]
     correct: NDArray[np.bool_]
+    aligned: NDArray[np.bool_]
 
 
 def mmvp_vlm(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> MmvpResult:
@@ -37,6 +39,9 @@ def mmvp_vlm(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> MmvpResul
     A statement goes to the first image if softmax over the two images gives it more than one half, else to the second:
     so ties, and NaN, go to the second. A pair counts only if both of its statements are right: guessing scores 25 %,
     always the same answer 0 %. Image to text is not scored.
+
+    Beside the rule stands what it hides, a signal drowned by a preference for one image: `aligned` asks that the right
+    logits have a larger sum than the wrong ones, which for embeddings is (e0 - e1).(i0 - i1) > 0; guessing scores 50 %.
 
     Args:
         logits: of each statement for each image, with the model's own temperature, (P, 2 statements, 2 images).
@@ -47,7 +52,9 @@ def mmvp_vlm(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> MmvpResul
     probability = torch.from_numpy(np.asarray(logits, dtype=np.float32)).softmax(dim=-1)[..., 0].numpy()
     prediction = np.where(probability > 0.5, 0, 1)
     right = prediction == truth
-    return MmvpResult(probability, prediction, right, right.all(axis=1))
+    of_own = np.take_along_axis(np.asarray(logits, dtype=np.float64), truth[..., None], axis=-1)[..., 0]
+    aligned = 2 * of_own.sum(axis=1) > logits.sum(axis=(1, 2), dtype=np.float64)
+    return MmvpResult(probability, prediction, right, right.all(axis=1), aligned)
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ def judge_mmvp_vlm(
         # Both statements of a pair share its images: for the single statements the pairs are the independent items.
         single = Verdict("statement_accuracy", result.right.ravel(), np.repeat(np.arange(len(truth)), 2), chance=0.5)
         pairs = Verdict("pair_accuracy", result.correct, chance=0.25)
+        aligned = Verdict("aligned_pairs", result.aligned, chance=0.5)
         parts = _by_pattern("pair_accuracy", result.correct, scored, np.full(len(truth), 0.25))
         columns: dict[str, object] = {"key": scored.keys, "pattern": [item.pattern for item in scored.items]}
         for side in (0, 1):
@@ -70,7 +71,7 @@ def judge_mmvp_vlm(
             columns[f"probability_{side + 1}"] = result.probability[:, side]
         columns["correct"] = result.correct
         details = {"mean_over_patterns": stratified_mean(result.correct, scored.patterns), "prompt": prompt}
-        verdicts = [pairs, single, *parts]
+        verdicts = [pairs, single, aligned, *parts]
         if diva_scoring:
             correct = mmvp_vlm(np.stack(scored.logits[_by_diva(name)]), truth).correct
             verdicts.append(Verdict("diva_pair_accuracy", correct, chance=0.25))
