@@ -4,12 +4,12 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from vfm.eval.compare import Verdict, compare
-from vfm.eval.paired import mcnemar_exact, newcombe_interval, sign_flip_p
+from vfm.eval.paired import mcnemar_exact, newcombe_interval, paired_t, sign_flip_p
 from vfm.eval.statistics import stratified_mean
 
 
@@ -75,6 +75,9 @@ def naive_flips(first: np.ndarray, second: np.ndarray, strata: np.ndarray) -> fl
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 3)), min_size=1, max_size=9))
+@example(
+    [*[(False, False, 0)] * 5, (False, True, 0), (True, False, 1), (False, True, 1), (True, False, 0)]
+)  # a sum of 0
 @settings(max_examples=40, deadline=None)
 def test_sign_flips_equal_their_definition_and_without_classes_mcnemar(items: list[tuple[bool, bool, int]]) -> None:
     first, second, strata = (np.array(column) for column in zip(*items, strict=True))
@@ -93,6 +96,22 @@ def test_drawn_flips_equal_counted_ones(monkeypatch: pytest.MonkeyPatch) -> None
     assert 0.05 < counted < 0.9
     assert drawn == pytest.approx(counted, abs=0.01)
     assert drawn == sign_flip_p(first, second, strata=classes, num_draws=40_000)
+
+
+@given(st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=2, max_size=9))
+def test_seeds_are_compared_by_students_paired_test(seeds: list[tuple[float, float]]) -> None:
+    first, second = np.array(seeds).T
+    (low, high), p_value = paired_t(first, second)
+    if (second - first).std() > 1e-6:
+        expected = stats.ttest_rel(second, first)
+        assert p_value == pytest.approx(expected.pvalue)
+        assert (low, high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+        assert (low > 0 or high < 0) == (p_value < 0.05)
+
+
+def test_seeds_that_all_gain_alike_leave_no_doubt_and_equal_ones_no_claim() -> None:
+    assert paired_t([0.5, 0.25], [0.75, 0.5]) == ((0.25, 0.25), 0.0)
+    assert paired_t([0.5, 0.25], [0.5, 0.25]) == ((0.0, 0.0), 1.0)
 
 
 def test_paired_tests_refuse_unequal_lists() -> None:

@@ -21,7 +21,8 @@ from PIL import Image
 
 from vfm.artifacts import Artifact, Comparison, CuratedSubset, Metric, Pool, Report
 from vfm.config import UserError
-from vfm.flow.report import RunSummary, SeedSummary, StageEntry, write_report
+from vfm.flow.report import RunSummary, StageEntry, write_report
+from vfm.flow.results import over_seeds
 from vfm.panels import BarsPanel, ImagesPanel, LinesPanel, Picture, Series, TablePanel, TextPanel
 
 ODD = [
@@ -48,6 +49,15 @@ def entry(
     inputs = manifest.pop("inputs", {})
     full = {"kind": kind, "config": {"t": 40, "note": ODD[0]}, "seconds": 2.5, "commit": "8f3c1e7d", **manifest}
     return StageEntry(name, kind, f"{kind}-0123abcd", "new", 2.5, directory, inputs, full)
+
+
+def accuracies(directory: Path, **values: float) -> Report:
+    """A report of models' accuracies alone."""
+    metrics = [
+        Metric(name="acc1", model=model, value=value, n=100, low=value, high=value, unit="%")
+        for model, value in values.items()
+    ]
+    return Report.create(directory, task="zeroshot_classification", dataset="val", metrics=metrics)
 
 
 def save_every_panel(directory: Path) -> None:
@@ -232,11 +242,18 @@ def test_bad_samples_are_counted_by_reason_with_their_places(run: RunSummary, tm
 def test_means_over_seeds_stand_in_the_headline_for_their_reports(run: RunSummary, tmp_path: Path) -> None:
     judged = run.stages[2]
     stages = [*run.stages[:2], *(replace(judged, name=f"zero_shot@{seed}") for seed in (0, 1))]
-    seeds = [SeedSummary("zero_shot", model, "acc1", (0.60, 0.62), 0.61, 0.483, 0.737) for model in ("clip", "diva")]
+    reports = {
+        f"zero_shot@{seed}": accuracies(tmp_path / str(seed), clip=clip, diva=diva)
+        for seed, (clip, diva) in enumerate([(0.60, 0.63), (0.62, 0.64)])
+    }
+    seeds = over_seeds(reports)
     page = written(replace(run, stages=stages, seeds=seeds), tmp_path / "report.html")
     headline = Elements(page[page.index('id="results"') : page.index('id="stages"')]).words
     assert "mean over 2 seeds" in headline
     assert "clip 61.0 % 48.3 – 73.7 % 60.0 %, 62.0 %" in headline
+    assert "Against clip; each seed" in headline
+    assert "diva 63.5 % 57.1 – 69.9 % ≈ +2.5 [−3.9, +8.9], p = 0.13 against clip 63.0 %, 64.0 %" in headline
+    assert "paired t over seeds" in headline
     assert "zero_shot@1" not in headline
     assert "40.0 %" not in headline
     assert Elements(page).words.count("clip 40.0 %") == 2

@@ -234,7 +234,7 @@ class Metric(Config):
 
 
 class Comparison(Config):
-    """A model against the first one on the same items: the paired test."""
+    """A model against the first one on the same items, or over the same seeds: the paired test."""
 
     metric: str = Field(description="by which they are compared")
     model: str = Field(description="who is compared")
@@ -243,7 +243,7 @@ class Comparison(Config):
     low: float = Field(description="lower end of the 95 % interval of the difference")
     high: float = Field(description="upper end")
     p_value: float = Field(description="two-sided")
-    test: str = Field(description="exact McNemar, or sign flips")
+    test: str = Field(description="exact McNemar, sign flips, or paired t over seeds")
 
 
 class Report(Artifact):

@@ -15,6 +15,7 @@ from vfm.eval.statistics import (
     Units,
     effective_size,
     stratified_mean,
+    t_interval,
     wilson_interval,
 )
 
@@ -67,7 +68,7 @@ def sign_flip_p(
     a, b = _paired(first, second)
     effects = Units.of(b - a, groups, strata).effects
     sizes, counts = np.unique(np.abs(effects[effects != 0]), return_counts=True)
-    seen = abs(float(effects.sum())) * (1 - 1e-9)  # sums in another order may differ in the last bits
+    seen = abs(float(effects.sum())) - 1e-9 * float(np.abs(effects).sum())  # another order may differ in the last bits
     if np.prod(counts + 1.0) <= MAX_OUTCOMES:
         totals, chances = _all_flips(sizes, counts)
         return min(1.0, float(chances[np.abs(totals) >= seen].sum()))
@@ -118,6 +119,24 @@ def newcombe_interval(
         return float(np.sqrt(max(0.0, down**2 - 2 * correlation * down * up + up**2)))
 
     return q - p - distance(q - q_low, p_high - p), q - p + distance(p - p_low, q_high - q)
+
+
+def paired_t(first: ArrayLike, second: ArrayLike) -> tuple[Interval, float]:
+    """Interval and two-sided p of the mean of second minus first over the same seeds, (N,) each.
+
+    What a claim about a method needs: items show that one training differs from another, seeds that the next one will.
+
+    Raises:
+        ValueError: fewer than two seeds.
+
+    Source: Student 1908, the paired t-test.
+    """
+    a, b = _paired(first, second)
+    gaps = b - a
+    interval = t_interval(gaps)
+    if not gaps.std():
+        return interval, 0.0 if gaps.any() else 1.0
+    return interval, float(stats.ttest_1samp(gaps, 0.0).pvalue)
 
 
 def _paired(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -25,7 +25,7 @@ def reports(directory: Path) -> dict[str, Report]:
 
 @dataclass(frozen=True)
 class SeedSummary:
-    """One metric over the seeds of a recipe: all values, their mean and its t-interval."""
+    """One metric over the seeds of a recipe: all values, their mean and its t-interval, and the gap to the first model."""
 
     report: str
     model: str
@@ -34,25 +34,49 @@ class SeedSummary:
     mean: float
     low: float
     high: float
+    comparison: Comparison | None = None
 
 
 def over_seeds(found: dict[str, Report]) -> list[SeedSummary]:
     """Metrics of reports of one name (`zero_shot@0`, `zero_shot@1`, ...), summarised."""
-    values: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    values: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for name, report in found.items():
         if "@" not in name:
             continue
         for metric in report.metrics:
-            values[name.partition("@")[0], metric.model.partition("@")[0], metric.name].append(metric.value)
+            values[name.partition("@")[0], metric.name][metric.model.partition("@")[0]].append(metric.value)
     summaries = []
-    for (report_name, model, metric_name), numbers in values.items():
-        if len(numbers) > 1:
-            from vfm.eval.statistics import t_interval  # needs scipy, which a box that only curates does not have
+    for (report_name, metric_name), by_model in values.items():
+        first = next(iter(by_model))
+        for model, numbers in by_model.items():
+            if len(numbers) > 1:
+                from vfm.eval.statistics import t_interval  # needs scipy, which a box that only curates does not have
 
-            low, high = t_interval(numbers)
-            mean = statistics.fmean(numbers)
-            summaries.append(SeedSummary(report_name, model, metric_name, tuple(numbers), mean, low, high))
+                low, high = t_interval(numbers)
+                mean = statistics.fmean(numbers)
+                gap = _gap(metric_name, model, numbers, first, by_model[first])
+                summaries.append(SeedSummary(report_name, model, metric_name, tuple(numbers), mean, low, high, gap))
     return summaries
+
+
+def _gap(metric: str, model: str, numbers: list[float], first: str, of_first: list[float]) -> Comparison | None:
+    """A model against the first one over the same seeds."""
+    if model == first or len(numbers) != len(of_first):
+        return None
+    from vfm.eval.paired import paired_t
+
+    (low, high), p_value = paired_t(of_first, numbers)
+    difference = statistics.fmean(numbers) - statistics.fmean(of_first)
+    return Comparison(
+        metric=metric,
+        model=model,
+        baseline=first,
+        difference=difference,
+        low=low,
+        high=high,
+        p_value=p_value,
+        test="paired t over seeds",
+    )
 
 
 def result_tables(directory: Path) -> Iterator[Table]:
@@ -62,13 +86,13 @@ def result_tables(directory: Path) -> Iterator[Table]:
         yield _metrics_table(name, report)
     summaries = over_seeds(found)
     if summaries:
-        table = Table(
-            "report", "model", "metric", "mean", "95 % interval", "values", title="over seeds", title_justify="left"
-        )
+        heads = ("report", "model", "metric", "mean", "95 % interval", "against the first", "values")
+        table = Table(*heads, title="over seeds", title_justify="left")
         for summary in summaries:
             values = ", ".join(number(value) for value in summary.values)
-            row = (summary.report, summary.model, summary.metric, number(summary.mean), _interval(summary), values)
-            table.add_row(*row)
+            gap = _test(summary.comparison) if summary.comparison else ""
+            mean = (number(summary.mean), _interval(summary))
+            table.add_row(summary.report, summary.model, summary.metric, *mean, gap, values)
         yield table
 
 

@@ -14,7 +14,7 @@ from vfm.flow.report.summary import RunSummary, StageEntry
 
 @dataclass(frozen=True)
 class Row:
-    """One model's value of a metric; the values of all seeds where it is a mean, the paired test where there is one."""
+    """One model's value of a metric; the values of all seeds where it is a mean, the test against the first model."""
 
     model: str
     value: float
@@ -64,11 +64,12 @@ class ResultTable:
 
     @property
     def beside(self) -> str:
-        """Heads the last column: what the paired tests compare with, or the values of the seeds."""
-        if any(row.values for result in self.results for row in result.rows):
-            return "Each seed"
+        """Heads the last column: what the paired tests compare with, and the values of the seeds."""
         baselines = {row.comparison.baseline for result in self.results for row in result.rows if row.comparison}
-        return f"Against {baselines.pop()}" if len(baselines) == 1 else "Difference" if baselines else ""
+        tests = f"Against {baselines.pop()}" if len(baselines) == 1 else "Difference" if baselines else ""
+        if not any(row.values for result in self.results for row in result.rows):
+            return tests
+        return f"{tests}; each seed" if tests else "Each seed"
 
     @property
     def tests(self) -> set[str]:
@@ -114,5 +115,5 @@ def seed_tables(run: RunSummary) -> dict[str, ResultTable]:
             like = known.get(s.metric, Result(s.metric, "", None, None, []))
             result = replace(like, n=None, rows=[])
             table.results.append(result)
-        result.rows.append(Row(s.model, s.mean, s.low, s.high, s.values))
+        result.rows.append(Row(s.model, s.mean, s.low, s.high, s.values, s.comparison))
     return tables
