@@ -25,7 +25,7 @@ def reports(directory: Path) -> dict[str, Report]:
 
 @dataclass(frozen=True)
 class SeedSummary:
-    """One metric over the seeds of a recipe: all values, their mean and its t-interval, and the gap to the first model."""
+    """One metric over the seeds of a recipe: all values, their mean and its t-interval, the gap to the first model."""
 
     report: str
     model: str
