@@ -69,6 +69,16 @@ def test_what_ran_is_in_the_manifest_and_the_choice_in_no_identity(tmp_path):
     assert not outcome.steps[0].slot.folders
 
 
+def test_a_task_that_pads_nothing_says_so_where_it_is_asked_to(tmp_path):
+    events = []
+    ctx = Context("toy", tmp_path / "part", tmp_path / "work", {}, events.append)
+    ctx.directory.mkdir()
+    fit(Regression(), Samples(), plan(steps=1), ctx, Runtime(device="cpu", pad_widths=True))
+    told = "none; stored wider: nothing, Regression says not how"
+    assert [event.data["running"] for event in events if event.type == "kernels"] == [told]
+    assert f"kernels: {told}" in [event.data["message"] for event in events if event.type == "log"]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_a_task_without_kernels_says_so_where_they_are_forced(tmp_path):
     ctx = Context("toy", tmp_path / "part", tmp_path / "work", {})

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +94,23 @@ def losses(folder: Path) -> list[float]:
 def run(folder: Path, settings: dict[str, Any], **inputs: Artifact) -> VisionCheckpoint:
     """Runs the stage in `folder`."""
     return stage(**settings).run(context(folder, **inputs))
+
+
+def run_in_processes(root: Path, settings: dict[str, Any], pool: Artifact, teacher: Artifact) -> Path:
+    """Runs the stage in two processes, each in a folder of its own, as the flow has it; gives the first one's."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    children = []
+    for rank in range(2):
+        command = [sys.executable, __file__, f"{root}-{rank}", str(pool.path), str(teacher.path), json.dumps(settings)]
+        environment = {**os.environ, **shared, "RANK": str(rank)}
+        children.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    for child in children:
+        _, stderr = child.communicate(timeout=120)
+        assert child.returncode == 0, stderr
+    return Path(f"{root}-0")
 
 
 if __name__ == "__main__":

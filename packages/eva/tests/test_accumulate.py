@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -14,8 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-import eva_toy
-from eva_toy import losses, make_task, run
+from eva_toy import losses, make_task, run, run_in_processes
 from vfm.models import load_clip
 from vfm.train import Task
 from vfm_eva import EvaTask, Teacher
@@ -76,19 +70,7 @@ def test_a_micro_batch_and_a_step_that_mask_nothing_count_for_nothing(task):
 def test_two_processes_and_micro_batches_give_the_losses_of_one(tmp_path, pool, teacher, mask):
     settings = {"mask": mask, "mask_ratio": 0.6, "steps": 4, "global_batch_size": 12}
     run(tmp_path / "one", settings, pool=pool, teacher=teacher)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    children = []
-    for rank in range(2):  # each writes its artifact into a folder of its own, as the flow has it
-        arguments = [str(tmp_path / f"two-{rank}"), str(pool.path), str(teacher.path)]
-        command = [sys.executable, eva_toy.__file__, *arguments, json.dumps(settings | {"micro_batch_size": 2})]
-        environment = {**os.environ, **shared, "RANK": str(rank)}
-        children.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    for child in children:
-        _, stderr = child.communicate(timeout=120)
-        assert child.returncode == 0, stderr
-    assert losses(tmp_path / "two-0") == pytest.approx(losses(tmp_path / "one"), abs=1e-6)
-    one, two = (load_file(tmp_path / name / "artifact" / "model.safetensors") for name in ("one", "two-0"))
-    torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
+    two = run_in_processes(tmp_path / "two", settings | {"micro_batch_size": 2}, pool, teacher)
+    assert losses(two) == pytest.approx(losses(tmp_path / "one"), abs=1e-6)
+    ours, theirs = (load_file(root / "artifact" / "model.safetensors") for root in (two, tmp_path / "one"))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)

@@ -15,7 +15,7 @@ def test_on_a_cpu_the_model_is_left_alone(choice):
     with use_kernels(choice), accelerate(model) as done:
         assert done.replaced == {}
         assert [type(module) for module in model.modules()] == before
-        assert str(done) == "kernels: the libraries' own forward"
+        assert str(done) == "the libraries' own forward"
 
 
 def test_forced_kernels_that_cannot_run_are_an_error():

@@ -6,7 +6,7 @@ import io
 import pytest
 import torch
 
-from vfm_kernels import pad_patch_embed, pad_swiglu
+from vfm_kernels import pad_patch_embed, pad_swiglu, padded
 
 timm = pytest.importorskip("timm")
 
@@ -25,8 +25,8 @@ def eva(**arguments):
 
 def padded_eva():
     model = eva()
-    assert pad_swiglu(model) == ["blocks.0.mlp", "blocks.1.mlp"]
-    assert pad_patch_embed(model) == ["patch_embed"]
+    assert list(pad_swiglu(model).replaced) == ["blocks.0.mlp", "blocks.1.mlp"]
+    assert pad_patch_embed(model).replaced == {"patch_embed": "patch embedding of 108 as 112"}
     return model
 
 
@@ -78,7 +78,48 @@ def test_padding_stays_zero_and_training_is_the_same(make):
 def test_a_copy_is_padded_too_and_widths_that_fit_are_left_alone():
     twin = copy.deepcopy(padded_eva())
     assert twin.state_dict()["blocks.0.mlp.fc2.weight"].shape == (16, 42)
-    assert pad_swiglu(eva(), multiple=42) == []
+    assert not pad_swiglu(eva(), multiple=42).replaced
+
+
+def test_it_is_undone_and_parameters_stay_the_same_ones():
+    model, images = eva(), torch.randn(2, 3, 12, 12)
+    before, parameters = copy.deepcopy(model), list(model.parameters())
+    model.patch_embed.proj.weight.register_hook(lambda grad: grad * 0.5)  # as a task that trains it slowly has it
+    model(images).sum().backward()
+    halved = model.patch_embed.proj.weight.grad.flatten(1)
+    with padded(model) as told:
+        assert told == "SwiGLU of 42 as 64 in 2 layers, patch embedding of 108 as 112 in 1 layer"
+        model(images).sum().backward()
+        torch.testing.assert_close(model.patch_embed.proj.weight.grad[:, :108], halved, rtol=1e-5, atol=1e-5)
+    assert [type(module) for module in model.modules()] == [type(module) for module in before.modules()]
+    assert repr(model) == repr(before)
+    assert all(mine is its for mine, its in zip(model.parameters(), parameters, strict=True))
+    for name, parameter in before.named_parameters():
+        assert torch.equal(model.get_parameter(name), parameter)
+    assert not model.patch_embed.proj._state_dict_hooks
+    model(images).sum().backward()
+
+
+def test_open_clips_patch_embedding_is_padded_too():
+    transformer = pytest.importorskip("open_clip.transformer")
+    torch.manual_seed(0)
+    tower = transformer.VisionTransformer(12, 6, width=16, layers=1, heads=2, mlp_ratio=2, output_dim=4)
+    images, before = torch.randn(2, 3, 12, 12), copy.deepcopy(tower.state_dict())
+    theirs = tower(images)
+    with padded(tower) as told:
+        assert told == "patch embedding of 108 as 112 in 1 layer"
+        torch.testing.assert_close(tower(images), theirs, rtol=1e-6, atol=1e-6)
+        assert all(torch.equal(value, before[name]) for name, value in tower.state_dict().items())
+
+
+def test_layers_that_are_not_torchs_own_are_left_alone():
+    model = eva()
+    torch.nn.utils.parametrizations.weight_norm(model.blocks[1].mlp.fc2)
+    done = pad_swiglu(model)
+    assert list(done.replaced) == ["blocks.0.mlp"]
+    assert done.kept == {"blocks.1.mlp": "its linear layers are not torch's own"}
+    with padded(torch.nn.Linear(2, 2)) as told:
+        assert told == "nothing, no width needs it"
 
 
 def test_a_model_without_such_layers_is_refused():

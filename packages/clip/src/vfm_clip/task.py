@@ -21,7 +21,7 @@ from vfm_clip.groups import Rates, parameter_groups
 from vfm_clip.losses import Features, InfoNce, Siglip
 from vfm_clip.spread import repeats, spread
 from vfm_clip.towers import patch_dropouts
-from vfm_kernels import Kernels, accelerated
+from vfm_kernels import Kernels, accelerated, padded
 
 
 class ClipTask(Task):
@@ -159,6 +159,10 @@ class ClipTask(Task):
     def kernels(self, choice: Kernels) -> AbstractContextManager[str]:
         """In both towers, and in those of a teacher."""
         return accelerated(choice, self, *(held.module for held in self.frozen()))
+
+    def padded(self) -> AbstractContextManager[str]:
+        """In the model and its teacher."""
+        return padded(self, *(held.module for held in self.frozen()))
 
     def encoder(self) -> ClipModel:
         """The model in training."""

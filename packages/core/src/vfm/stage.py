@@ -78,6 +78,11 @@ class Runtime(Config):
         description="of a training: auto takes fused Triton kernels on CUDA devices from Ampere on, where its model has"
         " layers for them; reference: plain torch, their specification; triton: the kernels or an error",
     )
+    pad_widths: bool = Field(
+        False,
+        description="of a training: store SwiGLU and patch-embedding weights at widths that tensor cores like (2730 as"
+        " 2752, 588 as 592); checkpoints are those of the model as it was",
+    )
     engine: Literal["local", "ray"] = Field(
         "local", description="what runs the shards of curation: `workers` processes of this machine, or tasks of Ray"
     )

@@ -31,7 +31,7 @@ from vfm_diva.reach import freeze_unreached
 from vfm_diva.space import clean
 from vfm_diva.told import Told
 from vfm_diva.update import LastBlocks, Lora
-from vfm_kernels import Kernels, accelerated
+from vfm_kernels import Kernels, accelerated, padded
 
 DEFAULTS = Feedback()
 
@@ -179,6 +179,10 @@ class TuneTask(Task):
     def kernels(self, choice: Kernels) -> AbstractContextManager[str]:
         """In the CLIP model, and in what it was at the start, so that the two stay comparable."""
         return accelerated(choice, self, *(held.module for held in self.frozen()))
+
+    def padded(self) -> AbstractContextManager[str]:
+        """Alike in the CLIP model and in what it was at the start."""
+        return padded(self, *(held.module for held in self.frozen()))
 
     def encoder(self) -> ClipModel:
         """The CLIP model in training."""

@@ -25,7 +25,7 @@ from vfm.models.vision import WEIGHTS_FILE, build_vision, save_vision, vision_pr
 from vfm.models.weights import load_state_dict
 from vfm.train import Batch, Metrics, ParamGroup, Task
 from vfm_eva.finetune_images import global_draws
-from vfm_kernels import Kernels, accelerated
+from vfm_kernels import Kernels, accelerated, padded
 
 if TYPE_CHECKING:
     from vfm_eva.finetune import EvaFinetune
@@ -98,6 +98,10 @@ class Classifier(Task):
     def kernels(self, choice: Kernels) -> AbstractContextManager[str]:
         """In the classifier."""
         return accelerated(choice, self)
+
+    def padded(self) -> AbstractContextManager[str]:
+        """In the classifier."""
+        return padded(self)
 
     def encoder(self) -> PooledVision:
         """The classifier, for evaluations of its features and of its head."""

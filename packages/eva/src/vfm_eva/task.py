@@ -27,6 +27,7 @@ from vfm_kernels import (
     gather_tokens,
     masked_cosine_loss,
     masked_index,
+    padded,
     resultant_length,
     token_cosine,
 )
@@ -161,6 +162,10 @@ class EvaTask(Task):
     def kernels(self, choice: Kernels) -> AbstractContextManager[str]:
         """In student and teacher."""
         return accelerated(choice, self, *(held.module for held in self.frozen()))
+
+    def padded(self) -> AbstractContextManager[str]:
+        """In student and teacher."""
+        return padded(self, *(held.module for held in self.frozen()))
 
     def encoder(self) -> PooledVision:
         """The student with its pooled features."""

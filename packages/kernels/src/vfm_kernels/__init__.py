@@ -21,7 +21,7 @@ from vfm_kernels.embedding import mask_tokens
 from vfm_kernels.explain import explain
 from vfm_kernels.gather import gather_with_grad
 from vfm_kernels.masking import block_mask, block_mask_exact, random_mask
-from vfm_kernels.padding import pad_patch_embed, pad_swiglu
+from vfm_kernels.padding import pad_patch_embed, pad_swiglu, padded
 from vfm_kernels.pairs import pair_log_sum_exp
 from vfm_kernels.rope import rope_2d
 from vfm_kernels.swiglu import swiglu_subln
@@ -54,6 +54,7 @@ __all__ = [
     "not_supported_reasons",
     "pad_patch_embed",
     "pad_swiglu",
+    "padded",
     "pair_log_sum_exp",
     "patch_dropout_index",
     "random_mask",

@@ -1,11 +1,12 @@
 """Puts our ops into a model of timm or open_clip, by its classes' own forward, and takes them out again."""
 
 import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 from torch import nn
 
@@ -14,28 +15,30 @@ from vfm_kernels.dispatch import Kernels, fused, use_kernels
 
 @dataclass
 class Acceleration:
-    """What `accelerate` or `subset_drop_path` replaced. As a context, or by `undo`, the model is made what it was.
+    """What was done to a model's layers to make it faster. As a context, or by `undo`, the model is made what it was.
 
     Attributes:
-        replaced: name of a layer -> the op it takes.
+        replaced: name of a layer -> the op it takes, or how it is stored.
         kept: name of a layer of a known class -> why it was left alone.
     """
 
     replaced: dict[str, str] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
-    _before: list[tuple[nn.Module, type[nn.Module]]] = field(default_factory=list, repr=False)
+    _undo: ExitStack = field(default_factory=ExitStack, repr=False)
 
     def replace(self, name: str, layer: nn.Module, wanted: type[nn.Module], op: str) -> None:
         """Gives a layer the forward of a subclass of its class."""
-        self._before.append((layer, type(layer)))
+        self.on_undo(setattr, layer, "__class__", type(layer))
         self.replaced[name] = op
         layer.__class__ = wanted
 
+    def on_undo(self, call: Callable[..., Any], *arguments: Any) -> None:
+        """What takes a change back; the last change goes first."""
+        self._undo.callback(call, *arguments)
+
     def undo(self) -> None:
-        """Gives every layer its own forward back."""
-        while self._before:
-            layer, before = self._before.pop()
-            layer.__class__ = before
+        """Makes every layer what it was."""
+        self._undo.close()
 
     def __enter__(self) -> Self:
         return self
@@ -46,10 +49,9 @@ class Acceleration:
         self.undo()
 
     def __str__(self) -> str:
-        if not self.replaced:
-            return "kernels: the libraries' own forward"
-        counts = {op: list(self.replaced.values()).count(op) for op in sorted(set(self.replaced.values()))}
-        return "kernels: " + ", ".join(f"{op} in {count} layers" for op, count in counts.items())
+        counts = sorted(Counter(self.replaced.values()).items())
+        told = ", ".join(f"{op} in {count} layer{'s' * (count > 1)}" for op, count in counts)
+        return told or "the libraries' own forward"
 
 
 def accelerate(model: nn.Module) -> Acceleration:
@@ -71,7 +73,7 @@ def accelerate(model: nn.Module) -> Acceleration:
     done = Acceleration()
     if not fused(*list(model.parameters())[:1]):
         return done
-    for library in _libraries():
+    for library in model_libraries():
         ours = dict(library.FUSED.values())
         for name, layer in model.named_modules():
             if type(layer) in ours:  # widened by `pad_swiglu`, or replaced before
@@ -106,7 +108,7 @@ def accelerated(choice: Kernels, *models: nn.Module) -> Iterator[str]:
                 raise
             done = Acceleration()
         with done:
-            yield str(done).removeprefix("kernels: ")
+            yield str(done)
 
 
 def subset_drop_path(model: nn.Module) -> Acceleration:
@@ -129,7 +131,7 @@ def subset_drop_path(model: nn.Module) -> Acceleration:
     return done
 
 
-def _libraries() -> list[ModuleType]:
+def model_libraries() -> list[ModuleType]:
     """Our layers for the model libraries that are installed."""
     found = []
     for library in ("timm", "open_clip"):

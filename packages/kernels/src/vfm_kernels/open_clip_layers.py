@@ -1,11 +1,19 @@
 """open_clip's blocks with our ops in their forward: what they hold, and what their checkpoints hold, is open_clip's."""
 
+from collections.abc import Iterator
 from typing import Any
 
-from open_clip.transformer import CustomResidualAttentionBlock, LayerNorm, LayerNormFp32, ResidualAttentionBlock
+from open_clip.transformer import (
+    CustomResidualAttentionBlock,
+    LayerNorm,
+    LayerNormFp32,
+    ResidualAttentionBlock,
+    VisionTransformer,
+)
 from torch import Tensor, nn
 
 from vfm_kernels.add_layer_norm import add_layer_norm
+from vfm_kernels.timm_layers import is_of_patches
 
 
 class FusedResidualAttentionBlock(ResidualAttentionBlock):  # type: ignore[misc]
@@ -42,6 +50,13 @@ def reason_against(block: Any, model: nn.Module) -> str | None:
     if type(block.ln_2) not in (nn.LayerNorm, LayerNorm, LayerNormFp32):
         return f"its second norm is {type(block.ln_2).__name__}"
     return None
+
+
+def patch_projections(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
+    """Convolutions of patches that do not overlap, which are matrix products, by their towers' names."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, VisionTransformer) and is_of_patches(layer.conv1):
+            yield name, layer.conv1
 
 
 FUSED: dict[type[nn.Module], tuple[type[nn.Module], str]] = {

@@ -5,7 +5,8 @@ values of a 14 x 14 patch are not, so cuBLAS takes a kernel of an older generati
 since its gradients are zeros; state dicts have the true shapes, so checkpoints are those of the model as it was.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,19 +15,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vfm_kernels.accelerate import Acceleration, model_libraries
 
-def pad_swiglu(model: nn.Module, multiple: int = 64) -> list[str]:
+
+@contextmanager
+def padded(*models: nn.Module) -> Iterator[str]:
+    """`pad_swiglu` and `pad_patch_embed` at once, for the time of a training; yields what is stored wider, in words.
+
+    Models without such layers stay as they are.
+    """
+    together = nn.ModuleList(models)
+    with ExitStack() as stack:
+        done = []
+        for pad in (pad_swiglu, pad_patch_embed):
+            with suppress(ValueError):
+                done.append(stack.enter_context(pad(together)))
+        yield ", ".join(str(part) for part in done if part.replaced) or "nothing, no width needs it"
+
+
+def pad_swiglu(model: nn.Module, multiple: int = 64) -> Acceleration:
     """Widens the hidden layer of each timm `SwiGLU` with a norm to a multiple; outputs and gradients stay the same.
 
-    Call it before the optimiser is made, as parameters are new. Optimiser states have the padded shapes; state dicts of
-    the model are copies in the true ones.
+    Call it before the optimiser is made, whose states have the padded shapes. State dicts of the model are copies in
+    the true ones. Linear layers that are not torch's own (LoRA's) are left alone.
 
     Args:
         model: with timm's layers, such as an `Eva`.
         multiple: 64 fills the tiles of matrix products; 8 would be enough for 16-byte rows.
 
     Returns:
-        Names of the layers that were widened; none where all widths fit.
+        What was widened, which is nothing where all widths fit; it undoes itself as a context.
 
     Raises:
         ValueError: the model has no SwiGLU with a norm.
@@ -39,45 +57,46 @@ def pad_swiglu(model: nn.Module, multiple: int = 64) -> list[str]:
     layers = {name: layer for name, layer in layers.items() if reason_against(layer, model) is None}
     if not layers:
         raise ValueError(f"{type(model).__name__} has no SwiGLU with a norm, whose hidden layer could be padded")
-    widened = []
+    done = Acceleration()
     for name, layer in layers.items():
-        width = layer.fc1_g.out_features
-        padded = -(-width // multiple) * multiple
-        if padded == width:
+        ahead, back = (layer.fc1_g, layer.fc1_x), layer.fc2
+        if any(type(linear) is not nn.Linear for linear in (*ahead, back)):
+            done.kept[name] = "its linear layers are not torch's own"
             continue
-        for linear in (layer.fc1_g, layer.fc1_x):
-            _widen(linear, weight=(padded, linear.in_features), bias=(padded,))
-            linear.out_features = padded
-        _widen(layer.fc2, weight=(layer.fc2.out_features, padded))
-        layer.fc2.in_features = padded
-        layer.__class__ = FusedSwiGLU
-        widened.append(name)
-    return widened
+        width = back.in_features
+        wider = -(-width // multiple) * multiple
+        if wider == width:
+            continue
+        for linear in ahead:
+            _widen(done, linear, weight=(wider, linear.in_features), bias=(wider,))
+        _widen(done, back, weight=(back.out_features, wider))
+        for linear, side in ((ahead[0], "out_features"), (ahead[1], "out_features"), (back, "in_features")):
+            done.on_undo(setattr, linear, side, width)
+            setattr(linear, side, wider)
+        done.replace(name, layer, FusedSwiGLU, f"SwiGLU of {width} as {wider}")
+    return done
 
 
-def pad_patch_embed(model: nn.Module, multiple: int = 16) -> list[str]:
-    """Makes each timm `PatchEmbed` a matrix product over patches of a padded length; the result stays the same.
+def pad_patch_embed(model: nn.Module, multiple: int = 16) -> Acceleration:
+    """Makes each patch embedding a matrix product over patches of a padded length; the result stays the same.
 
-    Arguments, result and the time to call it are those of `pad_swiglu`.
+    It is known in timm's `PatchEmbed` and open_clip's `VisionTransformer`. Arguments, result and the time to call it
+    are those of `pad_swiglu`.
 
     Raises:
         ValueError: the model has no patch embedding of patches that do not overlap.
     """
-    from timm.layers import PatchEmbed
-
-    found = [(name, layer.proj) for name, layer in model.named_modules() if isinstance(layer, PatchEmbed)]
-    found = [(name, proj) for name, proj in found if proj.kernel_size == proj.stride and proj.groups == 1]
+    found = {name: proj for library in model_libraries() for name, proj in library.patch_projections(model)}
     if not found:
         raise ValueError(f"{type(model).__name__} has no patch embedding of patches that do not overlap")
-    widened = []
-    for name, proj in found:
+    done = Acceleration()
+    for name, proj in found.items():
         length = proj.weight[0].numel()
-        padded = -(-length // multiple) * multiple
-        if padded != length:
-            _widen(proj, weight=(proj.out_channels, padded))
-            proj.__class__ = PaddedPatchProjection
-            widened.append(name)
-    return widened
+        wider = -(-length // multiple) * multiple
+        if wider != length:
+            _widen(done, proj, weight=(proj.out_channels, wider))
+            done.replace(name, proj, PaddedPatchProjection, f"patch embedding of {length} as {wider}")
+    return done
 
 
 class PaddedPatchProjection(nn.Conv2d):
@@ -101,12 +120,16 @@ class _TrueShape:
     shape: tuple[int, ...]
     flat: tuple[int, ...]
 
+    def of(self, stored: Tensor) -> Tensor:
+        """A copy without the padding."""
+        return stored[tuple(map(slice, self.flat))].reshape(self.shape).clone()
+
 
 def _cut(true: _TrueShape, module: nn.Module, state_dict: dict[str, Tensor], prefix: str, metadata: Any) -> None:
     """The hook of `state_dict`."""
     stored = state_dict.get(prefix + true.name)
     if stored is not None:
-        state_dict[prefix + true.name] = stored[tuple(map(slice, true.flat))].reshape(true.shape).clone()
+        state_dict[prefix + true.name] = true.of(stored)
 
 
 def _restore(true: _TrueShape, module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -116,18 +139,29 @@ def _restore(true: _TrueShape, module: nn.Module, state_dict: dict[str, Tensor],
         state_dict[prefix + true.name] = _pad(given.reshape(true.flat), getattr(module, true.name).shape)
 
 
-def _widen(module: nn.Module, **stored: tuple[int, ...]) -> None:
-    """Stores parameters in wider shapes, zero beyond their own; a dimension more than stored is flattened."""
+def _widen(done: Acceleration, module: nn.Module, **stored: tuple[int, ...]) -> None:
+    """Stores parameters in wider shapes, zero beyond their own; a dimension more than stored is flattened.
+
+    They stay the same parameters, so hooks and groups that hold them see no difference.
+    """
     for name, shape in stored.items():
         parameter = getattr(module, name)
         if parameter is None:
             continue
-        flat = parameter.flatten(len(shape) - 1)
-        padded = nn.Parameter(_pad(flat.detach(), shape), requires_grad=parameter.requires_grad)
-        setattr(module, name, padded)
+        flat = parameter.data.flatten(len(shape) - 1)
         true = _TrueShape(name, tuple(parameter.shape), tuple(flat.shape))
-        module.register_state_dict_post_hook(partial(_cut, true))  # type: ignore[no-untyped-call]
-        module.register_load_state_dict_pre_hook(partial(_restore, true))  # type: ignore[no-untyped-call]
+        parameter.data, parameter.grad = _pad(flat, shape), None
+        done.on_undo(_narrow, parameter, true)
+        hooks: list[Any] = [
+            module.register_state_dict_post_hook(partial(_cut, true)),  # type: ignore[no-untyped-call]
+            module.register_load_state_dict_pre_hook(partial(_restore, true)),  # type: ignore[no-untyped-call]
+        ]
+        for hook in hooks:
+            done.on_undo(hook.remove)
+
+
+def _narrow(parameter: nn.Parameter, true: _TrueShape) -> None:
+    parameter.data, parameter.grad = true.of(parameter.data), None
 
 
 def _pad(tensor: Tensor, shape: Sequence[int]) -> Tensor:

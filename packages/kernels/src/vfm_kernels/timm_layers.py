@@ -2,11 +2,12 @@
 
 # B batch, N tokens, H heads, D width of a head
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, LayerNorm, LayerNormFp32, SwiGLU
+from timm.layers import DropPath, LayerNorm, LayerNormFp32, PatchEmbed, SwiGLU
 from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
@@ -205,6 +206,19 @@ def _reason_against_attention(module: Any, model: nn.Module) -> str | None:
         if module.rotate_half or module.qkv_bias_separate or not isinstance(module.q_norm, nn.Identity):
             return "it rotates halves, adds the bias apart, or normalises queries"
     return None
+
+
+def patch_projections(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
+    """Convolutions of patches that do not overlap, which are matrix products, by their layers' names."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, PatchEmbed) and is_of_patches(layer.proj):
+            yield name, layer.proj
+
+
+def is_of_patches(convolution: Any) -> bool:
+    """Whether a layer is a plain convolution of patches side by side."""
+    plain = type(convolution) is nn.Conv2d and convolution.groups == 1 and not any(convolution.padding)
+    return plain and convolution.kernel_size == convolution.stride
 
 
 FUSED: dict[type[nn.Module], tuple[type[nn.Module], str]] = {

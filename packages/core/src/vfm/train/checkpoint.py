@@ -17,7 +17,8 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,25 +70,67 @@ def load_model(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     module.load_state_dict({name: tensors[key] for name, key in names.items() if key in tensors}, strict=True)
 
 
+def as_saved(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What belongs to parameters, by their names, in the shapes of the module's state dict.
+
+    A layer may store a weight wider than its checkpoints do (`runtime.pad_widths`), and its own hooks alone know how;
+    an average of that weight is as wide. What has another shape, such as a count of steps, stays as it is.
+    """
+    params = dict(module.named_parameters())
+    shaped = {name: value for name, value in values.items() if value.shape == params[name].shape}
+    with _in_place_of_weights(module, shaped):
+        state = module.state_dict()
+    return {**values, **{name: state[name] for name in shaped}}
+
+
+def as_stored(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `as_saved` gave, in the parameters' shapes."""
+    params, state = dict(module.named_parameters()), module.state_dict()
+    wider = {
+        name: torch.zeros_like(params[name])
+        for name, value in values.items()
+        if value.shape == state[name].shape != params[name].shape
+    }
+    with _in_place_of_weights(module, wider):
+        module.load_state_dict({name: values[name] for name in wider}, strict=False)
+    return {**values, **wider}
+
+
+@contextmanager
+def _in_place_of_weights(module: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    params = {name: param for name, param in module.named_parameters() if name in values}
+    weights = {name: param.data for name, param in params.items()}
+    try:
+        for name, param in params.items():
+            param.data = values[name]
+        yield
+    finally:
+        for name, param in params.items():
+            param.data = weights[name]
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
     """The optimiser's state as `parameter/key`, by the parameters' names."""
-    names = {id(param): name for name, param in module.named_parameters()}
-    return {
-        f"{names[id(param)]}/{key}": value
-        for param, state in optimizer.state.items()
-        for key, value in state.items()
-        if isinstance(value, Tensor)
-    }
+    by_key: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, param in module.named_parameters():
+        for key, value in optimizer.state.get(param, {}).items():
+            if isinstance(value, Tensor):
+                by_key[key][name] = value
+    return {f"{name}/{key}": value for key in by_key for name, value in as_saved(module, by_key[key]).items()}
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Loads what `optimizer_tensors` gave; rates and decays are the plan's and stay as they are."""
     names = {id(param): name for name, param in module.named_parameters()}
     order = [names[id(param)] for group in optimizer.param_groups for param in group["params"]]
-    state: dict[str, dict[str, Tensor]] = {}
+    by_key: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for full_name, value in tensors.items():
         name, _, key = full_name.rpartition("/")
-        state.setdefault(name, {})[key] = value
+        by_key[key][name] = value
+    state: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, values in by_key.items():
+        for name, value in as_stored(module, values).items():
+            state[name][key] = value
     by_index = {index: state[name] for index, name in enumerate(order) if name in state}
     optimizer.load_state_dict({"state": by_index, "param_groups": optimizer.state_dict()["param_groups"]})
 

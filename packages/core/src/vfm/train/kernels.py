@@ -1,4 +1,4 @@
-"""Fused kernels for the time of a training: what `runtime.kernels` asks for is checked early, put in, and told."""
+"""What makes a training faster, for its time: `runtime.kernels` and `runtime.pad_widths`, checked early and told."""
 
 from __future__ import annotations
 
@@ -28,18 +28,21 @@ def check_kernels(runtime: Runtime) -> None:
 
 @contextmanager
 def chosen_kernels(task: Task, runtime: Runtime, ctx: Context, world: World) -> Iterator[None]:
-    """The task, on its device, with the kernels that the runtime asks for; what runs is told and kept in the manifest.
+    """The task, on its device, with the kernels and the widths that the runtime asks for.
+
+    What runs is told and kept in the manifest.
 
     Raises:
         UserError: `triton`, and they cannot run.
     """
     with ExitStack() as stack:
+        wider = f"; stored wider: {stack.enter_context(task.padded())}" if runtime.pad_widths else ""
         try:
-            running = stack.enter_context(task.kernels(runtime.kernels))
+            running = stack.enter_context(task.kernels(runtime.kernels)) + wider
         except ValueError as error:
             raise UserError(f"{ctx.stage}: runtime.kernels: {error}") from None
         if world.is_main:
             ctx.emit("kernels", running=running)
-            if world.device.type == "cuda":
+            if world.device.type == "cuda" or runtime.pad_widths:
                 ctx.log(f"kernels: {running}")
         yield

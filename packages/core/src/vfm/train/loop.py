@@ -21,6 +21,8 @@ from vfm.train.best import Best
 from vfm.train.checkpoint import (
     Checkpoints,
     Snapshot,
+    as_saved,
+    as_stored,
     load_model,
     load_optimizer,
     model_tensors,
@@ -215,7 +217,7 @@ class _Loop:
             tensors = {
                 "model": model_tensors(self.task),
                 "optimizer": optimizer_tensors(self.optimizer, self.task),
-                **({"ema": self.ema.average} if self.ema else {}),
+                **({"ema": as_saved(self.task, self.ema.average)} if self.ema else {}),
                 **({"best": self.best.tensors} if self.best.tensors else {}),
             }
             facts = {"curves": self.curves.state(), "skipped": self.skipped.state(), "best": self.best.state()}
@@ -230,7 +232,7 @@ class _Loop:
         load_model(self.task, snapshot.tensors["model"])
         load_optimizer(self.optimizer, self.task, snapshot.tensors["optimizer"])
         if self.ema:
-            self.ema.load(snapshot.tensors["ema"])
+            self.ema.load(as_stored(self.task, snapshot.tensors["ema"]))
         self.curves.restore(snapshot.facts["curves"])
         self.skipped.restore(snapshot.facts["skipped"])
         self.best.restore(snapshot.facts["best"], snapshot.tensors.get("best", {}))

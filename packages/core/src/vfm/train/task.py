@@ -149,6 +149,13 @@ class Task(nn.Module):
             raise ValueError(f"{type(self).__name__} has no kernels; use auto")
         return nullcontext("none")
 
+    def padded(self) -> AbstractContextManager[str]:
+        """Stores weights of the models wider while they are trained, as `runtime.pad_widths` asks; yields which.
+
+        Parameters stay the same ones, state dicts have the true shapes. By default nothing is padded.
+        """
+        return nullcontext(f"nothing, {type(self).__name__} says not how")
+
     def export(self, directory: Path) -> Artifact:
         """Writes the trained model as an artifact. With `ema_decay` the weights are the averaged ones after `fit`."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it is exported")

@@ -1,0 +1,40 @@
+"""`runtime.pad_widths`: the same training to rounding, of open_clip's own tower and of a timm one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from clip_world import EVA, VIT, make_pool, plan
+from vfm import Context
+
+TIMM = {"image_size": 112, "timm_model_name": "eva02_mini_patch14_112"}
+MODELS = {
+    "open_clip": VIT | {"vision_cfg": VIT["vision_cfg"] | {"image_size": 18, "patch_size": 6}},
+    "timm": EVA | {"vision_cfg": EVA["vision_cfg"] | TIMM},
+}
+
+
+@pytest.mark.parametrize(("name", "padded"), [("open_clip", "108 as 112"), ("timm", "588 as 592")])
+def test_weights_are_those_of_the_model_as_it_was(tmp_path, name, padded):
+    pool = make_pool(tmp_path / "pool")
+
+    def train(folder: Path, pad_widths: bool) -> tuple[dict[str, Tensor], list[Any]]:
+        events: list[Any] = []
+        ctx = Context("clip", folder / "artifact", folder / "work", {"pool": pool.path}, events.append)
+        ctx.directory.mkdir(parents=True)
+        runtime = {"device": "cpu", "pad_widths": pad_widths}
+        made = plan(model=MODELS[name], steps=3, micro_batch_size=6, runtime=runtime).run(ctx)
+        told = [event.data["running"] for event in events if event.type == "kernels"]
+        return load_file(made.path / "open_clip_model.safetensors"), told
+
+    (theirs, _), (ours, told) = train(tmp_path / "plain", False), train(tmp_path / "padded", True)
+    assert told == [f"the libraries' own forward; stored wider: patch embedding of {padded} in 1 layer"]
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key], value, rtol=0, atol=1e-6)
