@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from vfm.artifacts import Artifact
 from vfm.cli.command import DEFAULT_STORE, DebugOption, StoreOption, console, show_results, verb
+from vfm.cli.type_words import field_rows
 from vfm.config import UserError
 from vfm.flow.recipe import json_schema
 from vfm.flow.store import MANIFEST_FILE, Store, read_record
@@ -34,18 +34,10 @@ def stages(
     if kind not in known:
         raise UserError(unknown_kind(kind, known))
     table = Table("field", "type", "default", "meaning", box=None)
-    for name, field in known[kind].model_fields.items():
-        default = "required" if field.is_required() else escape(str(field.get_default(call_default_factory=True)))
-        table.add_row(name, escape(_type_name(field.annotation)), default, escape(field.description or ""))
+    for row in field_rows(known[kind]):
+        table.add_row(*map(escape, row))
     console.print(f"{kind}: {(known[kind].__doc__ or '').strip()}\n", highlight=False)
     console.print(table)
-
-
-def _type_name(annotation: Any) -> str:
-    name = (
-        annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
-    )
-    return re.sub(r"\b(typing|pathlib|vfm)(\.\w+)*\.", "", name).replace("NoneType", "None")
 
 
 @verb
