@@ -13,12 +13,23 @@ from vfm.models.tokens import WordTokenizer
 
 PEER = open_clip.SimpleTokenizer(context_length=16)
 OURS = WordTokenizer(PEER)
+PEERS = {
+    clean: open_clip.SimpleTokenizer(context_length=40, clean=clean)
+    for clean in ("lower", "canonicalize", "whitespace")
+}
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8"), max_size=60), max_size=5))
 @settings(max_examples=200, deadline=None)
 def test_any_text_becomes_open_clips_tokens(texts):
     assert torch.equal(OURS(texts), PEER(texts))
+
+
+@given(st.text(st.characters(max_codepoint=127), max_size=80), st.sampled_from(["lower", "canonicalize", "whitespace"]))
+@settings(max_examples=200, deadline=None)
+def test_plain_words_are_cleaned_each_by_itself(text, clean):
+    peer = PEERS[clean]
+    assert torch.equal(WordTokenizer(peer)([text, text]), peer([text, text]))
 
 
 @pytest.mark.parametrize(
