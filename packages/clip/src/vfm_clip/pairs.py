@@ -53,7 +53,7 @@ class MakePair:
         """
         tokens = self.tokenize([self.caption(sample, seed)])[0]
         image = self.transform(sample.image, seed, sample.key)
-        return {"images": image, "tokens": tokens, "uid": torch.tensor(_number(sample.uid))}
+        return {"images": image, "tokens": tokens, "uid": torch.full((), _number(sample.uid))}
 
     def caption(self, sample: Sample, seed: int) -> str:
         """One of the sample's captions: of a drawn language, where all are equally likely each time.

@@ -16,9 +16,9 @@ class _EvalReader(Reader):
     def read(self, planned: range) -> Batch:
         bad: list[tuple[str, str]] = []
         made = []
-        for index in planned:
+        for index, sample in zip(planned, self.samples([(0, index) for index in planned]), strict=True):
             try:
-                made.append(self.made(index, sample_seed(0, 0, index)))
+                made.append(self.made(index, sample_seed(0, 0, index), sample))
             except BadSample as error:
                 bad.append((error.reason, error.where))
         return stack(made, bad)

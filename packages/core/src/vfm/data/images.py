@@ -14,6 +14,8 @@ from vfm.data.sample import BadSample
 
 MAX_PIXELS = 64_000_000  # a larger picture is a mistake or an attack: decoded, it would take hundreds of MB
 MAX_SIDE_RATIO = 100  # beyond it no crop shows anything
+# The limit is an error of ours. Filtered once: to do so around each picture takes time, and is not safe in threads.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 ResizeMode = Literal["squash", "crop"]
 Interpolation = Literal["bicubic", "bilinear"]
@@ -31,10 +33,8 @@ def open_image(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> Imag
         BadSample: no image, or one of more than `max_pixels`.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours, and an error
-            image = Image.open(io.BytesIO(data))
-    except Image.DecompressionBombError:
+        image = Image.open(io.BytesIO(data))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadSample("image_too_large", where) from None
     except Exception:  # each of Pillow's format plugins raises what it likes on broken bytes
         raise BadSample("unreadable_image", where) from None

@@ -28,6 +28,7 @@ Batch = dict[str, Any]
 
 MAX_TRIES = 1000
 READ_AHEAD = 2  # micro-batches
+READ_TOGETHER = 64  # samples: the code that reads is then in the processor's cache, out of which decoding drives it
 T = TypeVar("T")
 
 
@@ -161,13 +162,25 @@ class Reader(Dataset[Batch]):
     def read(self, planned: Any) -> Batch:
         """The batch of what is planned."""
 
-    def made(self, index: int, seed: SampleSeed, epoch: int = 0) -> tuple[str, dict[str, Tensor]]:
-        """A sample's key and tensors, as an epoch has it; raises BadSample."""
-        sample = self.source.sample(index, epoch)
+    def samples(self, planned: Sequence[tuple[int, int]]) -> Iterator[Sample | BadSample]:
+        """The sample of each (epoch, sample number), or why it cannot be read; some at a time are read together."""
+        for start in range(0, len(planned), READ_TOGETHER):
+            yield from [self._sample(*place) for place in planned[start : start + READ_TOGETHER]]
+
+    def made(self, index: int, seed: SampleSeed, sample: Sample | BadSample) -> tuple[str, dict[str, Tensor]]:
+        """A sample's key and tensors; raises BadSample."""
+        if isinstance(sample, BadSample):
+            raise sample
         try:
             return sample.key, self.make(sample, seed)
         except BadSample as bad:
             raise BadSample(bad.reason, self.source.where(index)) from None
+
+    def _sample(self, epoch: int, index: int) -> Sample | BadSample:
+        try:
+            return self.source.sample(index, epoch)
+        except BadSample as bad:
+            return bad
 
 
 class _TrainingReader(Reader):
@@ -180,15 +193,19 @@ class _TrainingReader(Reader):
     def read(self, planned: Planned) -> Batch:
         step, samples = planned
         bad: list[tuple[str, str]] = []
-        return stack([self._replaced(step, epoch, index, bad) for epoch, index in samples], bad)
+        read = zip(samples, self.samples(samples), strict=True)
+        return stack([self._replaced(step, *place, sample, bad) for place, sample in read], bad)
 
-    def _replaced(self, step: int, epoch: int, index: int, bad: list[tuple[str, str]]) -> tuple[str, dict[str, Tensor]]:
+    def _replaced(
+        self, step: int, epoch: int, index: int, sample: Sample | BadSample, bad: list[tuple[str, str]]
+    ) -> tuple[str, dict[str, Tensor]]:
         for attempt in range(self.tries + 1):
             try:
-                return self.made(index, sample_seed(self.seed, step, index), epoch)
+                return self.made(index, sample_seed(self.seed, step, index), sample)
             except BadSample as error:
                 bad.append((error.reason, error.where))
                 index = self.source.another(epoch, index, sample_seed(self.seed, -1 - attempt, index))
+                sample = self._sample(epoch, index)
         reason, where = bad[-1]
         raise UserError(f"{where}: {reason}; so are the {self.tries} samples tried before it in the same place")
 
