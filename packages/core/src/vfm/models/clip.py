@@ -25,6 +25,7 @@ from vfm.artifacts import ClipCheckpoint
 from vfm.models.clip_config import CONFIG_FILE, WEIGHTS_FILE, check_keys, clip_config, read_config, weights_file
 from vfm.models.clip_module import build_module, load_weights, plain_config, set_image_size
 from vfm.models.preprocess import Preprocess
+from vfm.models.short_texts import encode_short
 from vfm.models.tokens import build_tokenizer
 from vfm.models.weights import save_state_dict
 
@@ -89,8 +90,11 @@ class ClipModel:
 
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Text embeddings of unit length, float32 (N, D) on the CPU."""
-        encode: Callable[..., Tensor] = self.module.encode_text  # type: ignore[assignment]
-        return self._encode(texts, batch_size, lambda chunk: encode(self.tokenize(chunk).to(self.device)))
+
+        def embed(chunk: Sequence[str]) -> Tensor:
+            return encode_short(self.module, self.tokenize(chunk), self.device)
+
+        return self._encode(texts, batch_size, embed)
 
     def _encode(self, items: Sequence[Item], batch_size: int, embed: Callable[[Sequence[Item]], Tensor]) -> Tensor:
         # Written in place, since to put parts together would take twice the memory; and not made in inference mode, so
