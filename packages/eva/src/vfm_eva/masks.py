@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from vfm.data.loader import Batch, read_ahead
+from vfm.data.ahead import read_ahead
+from vfm.data.loader import Batch
 from vfm.train import Data
 from vfm_eva.stage import MaskKind
 from vfm_kernels import block_mask, block_mask_exact, random_mask

@@ -6,17 +6,16 @@ import hashlib
 import math
 import struct
 from abc import abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vfm.config import UserError
+from vfm.data.ahead import read_ahead
 from vfm.data.mixture import Mixture
 from vfm.data.order import Order
 from vfm.data.sample import BadSample, Sample
@@ -29,7 +28,6 @@ Batch = dict[str, Any]
 MAX_TRIES = 1000
 READ_AHEAD = 2  # micro-batches
 READ_TOGETHER = 64  # samples: the code that reads is then in the processor's cache, out of which decoding drives it
-T = TypeVar("T")
 
 
 class SampleSeed(int):
@@ -244,19 +242,6 @@ def read_batches(reader: Dataset[Batch], plan: Iterable[Any], workers: int) -> I
         if "failure" in batch:
             raise UserError(batch["failure"])
         yield batch
-
-
-def read_ahead(items: Iterable[T], num_ahead: int, thread_name: str) -> Iterator[T]:
-    """The same items (none of them None), made in a thread while the caller computes, so many ahead of him.
-
-    Decoding and torch both let go of Python's lock.
-    """
-    remaining = iter(items)
-    with ThreadPoolExecutor(1, thread_name_prefix=thread_name) as thread:
-        coming = deque(thread.submit(next, remaining, None) for _ in range(num_ahead))
-        while (item := coming.popleft().result()) is not None:
-            coming.append(thread.submit(next, remaining, None))
-            yield item
 
 
 def _as_it_is(batch: Any) -> Any:
