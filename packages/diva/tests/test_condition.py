@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,14 @@ def test_the_prompts_states_are_its_text_encoders(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no model_index.json here, so it cannot encode the prompt"):
         encode_prompt(folder, "a photo of a .")
     add_text_encoder(folder, "StableDiffusionPipeline")
+    index = folder / "model_index.json"
+    whole = index.read_text()
+    index.write_text(json.dumps(json.loads(whole) | {"text_encoder_3": [None, None]}))
+    with pytest.raises(
+        UserError, match=r"model_index.json has no text_encoder_3, so the prompt's text states would lack"
+    ):
+        encode_prompt(folder, "a photo of a .")
+    index.write_text(whole)
     told = encode_prompt(folder, "a photo of a .")
     assert (told.tokens.shape, told.pooled) == ((1, 12, CONTEXT), None)
     tokenizer = transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer")

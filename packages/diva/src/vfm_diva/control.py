@@ -18,7 +18,8 @@ Control = Literal["shuffled", "random_prior", "anchor_only"]
 WORDS: dict[Control, str] = {
     "shuffled": "each picture was denoised from the tokens of another one of its batch",
     "random_prior": "the denoiser had random weights and had learned nothing",
-    "anchor_only": "the denoising error was left out of the loss, so the anchor alone trained the tower",
+    "anchor_only": "the denoising error was left out of the loss, so the anchor alone trained the tower, from its "
+    "minimum: what moves is rounding, which an adaptive optimiser enlarges",
 }
 
 

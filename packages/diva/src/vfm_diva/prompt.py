@@ -21,7 +21,7 @@ ENCODERS = ("text_encoder", "tokenizer")  # how the names of the parts begin
 
 
 def check_encoder(folder: Path) -> None:
-    """Refuses a generator's folder without a text encoder, or one that does not say how it is used.
+    """Refuses a generator's folder without a text encoder, or with one of several left out, or silent on their use.
 
     Raises:
         UserError: as it says.
@@ -29,6 +29,9 @@ def check_encoder(folder: Path) -> None:
     for file in (INDEX_FILE, f"{ENCODERS[0]}/config.json"):
         if not (folder / file).is_file():
             raise UserError(f"{folder}: no {file} here, so it cannot encode the prompt that combine or it asks for")
+    for name, part in json.loads((folder / INDEX_FILE).read_text(encoding="utf-8")).items():
+        if name.startswith(ENCODERS) and isinstance(part, list) and None in part:  # SD 3 saved without T5
+            raise UserError(f"{folder}: {INDEX_FILE} has no {name}, so the prompt's text states would lack its part")
 
 
 @torch.no_grad()

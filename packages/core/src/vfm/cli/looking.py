@@ -34,7 +34,7 @@ def stages(
     if kind not in known:
         raise UserError(unknown_kind(kind, known))
     table = Table("field", "type", "default", "meaning", box=None)
-    for row in field_rows(known[kind]):
+    for row in sorted(field_rows(known[kind]), key=lambda row: row[0].startswith("runtime")):  # last: all have it
         table.add_row(*map(escape, row))
     console.print(f"{kind}: {(known[kind].__doc__ or '').strip()}\n", highlight=False)
     console.print(table)
