@@ -200,6 +200,11 @@ def test_a_mistaken_clip_source_is_told_before_anything_is_fetched(
         check_clip_source(source, pretrained)
 
 
+def test_a_folder_without_a_clip_model_is_told_before_the_stage_runs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no CLIP model here"):
+        check_clip_source(f"local-dir:{tmp_path}", None)
+
+
 @pytest.mark.parametrize(
     ("source", "pretrained", "message"),
     [

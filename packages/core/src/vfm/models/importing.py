@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import timm
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 
 from vfm.config import UserError, did_you_mean
@@ -38,7 +39,7 @@ def import_clip(source: str | Mapping[str, Any], pretrained: str | None = None, 
             model without it.
     """
     if isinstance(source, str) and (folder := local_folder(source)):
-        return _clip_folder(folder)
+        return _loader_of(folder)(folder)
     if isinstance(source, str) and source.startswith(HUB):
         return _clip_from_hub(source.removeprefix(HUB))
     check_clip_source(source, pretrained, reading)
@@ -85,9 +86,11 @@ def check_clip_source(source: str | Mapping[str, Any], pretrained: str | None, r
         raise UserError(f"models.clip: part: {reading.part} takes a tower from a file; name that file as pretrained")
     if _bare_file(source, pretrained):
         return
-    if isinstance(source, str) and (local_folder(source) or source.startswith(HUB)):
+    if isinstance(source, str) and ((folder := local_folder(source)) or source.startswith(HUB)):
         if pretrained:
             raise UserError(f"models.clip: {source!r} brings its own weights; leave pretrained out")
+        if folder:
+            _loader_of(folder)
         return
     if isinstance(source, str):
         clip_config.clip_config(source)
@@ -140,11 +143,12 @@ def _tag_facts(name: str, tag: str) -> dict[str, Any]:
     return dict(facts)
 
 
-def _clip_folder(folder: Path) -> ClipModel:
+def _loader_of(folder: Path) -> Callable[[Path], ClipModel]:
+    """What loads the CLIP model of a folder, by its layout."""
     if (folder / clip_config.CONFIG_FILE).is_file():
-        return load_clip(folder)
+        return load_clip
     if (folder / hugging_face.CONFIG_FILE).is_file():
-        return hugging_face.load_hugging_face(folder)
+        return hugging_face.load_hugging_face
     raise UserError(
         f"{folder}: no CLIP model here (looked for {clip_config.CONFIG_FILE} and {hugging_face.CONFIG_FILE})"
     )
@@ -157,11 +161,13 @@ def _clip_from_hub(repo: str) -> ClipModel:
         hugging_face.CONFIG_FILE: (hugging_face.PROCESSOR_FILE, *hugging_face.WEIGHTS_FILES),
     }
     errors: list[Exception] = []
+    offline = False  # found out once: to ask again takes half a minute
     for config_file, other_files in layouts.items():
         try:
-            folder = Path(hf_hub_download(repo, config_file)).parent
+            folder = Path(hf_hub_download(repo, config_file, local_files_only=offline)).parent
         except Exception as error:  # not in this layout, or no network: the last error says which
             errors.append(error)
+            offline = isinstance(error, LocalEntryNotFoundError)
             continue
         for name in other_files:
             try:
@@ -171,7 +177,7 @@ def _clip_from_hub(repo: str) -> ClipModel:
                 continue
             if name != hugging_face.PROCESSOR_FILE:
                 break
-        model = _clip_folder(folder)
+        model = _loader_of(folder)(folder)
         model.name = f"{HUB}{repo}"
         return model
     raise UserError(f"{HUB}{repo}: cannot be fetched: {first_line(errors[-1])}")
