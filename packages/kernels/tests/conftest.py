@@ -1,6 +1,5 @@
 """The error rule that kernels are held to, and inputs whose neighbourhood is poisoned."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +9,13 @@ from torch import Tensor
 
 # Largest relative error (Frobenius), where the plain form is not worse itself (a sum that nearly cancels).
 RELATIVE_ERROR = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-# Triton's interpreter truncates where it should round to bf16, which doubles the error.
-TRUNCATION = {torch.bfloat16: 2.0 if os.environ.get("TRITON_INTERPRET") == "1" else 1.0}
 
 Function = Callable[..., Any]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Of torch 2.15's opcheck, which looks at gradients of tensors that keep none.
+    config.addinivalue_line("filterwarnings", "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -74,10 +76,9 @@ def hold_to_the_rule(ours: Tensor, eager: Tensor, exact: Tensor, dtype: torch.dt
     if exact.numel() == 0:
         return
     assert ours.isfinite().all(), f"result {number} has values that are no numbers"
-    slack = TRUNCATION.get(dtype, 1.0)
     rounding = 2 * (exact.to(ours.dtype) + 0.3 - 0.3 - exact.to(ours.dtype)).abs().max().item()
     rounding = max(rounding, 2 * torch.finfo(ours.dtype).eps * exact.abs().max().item())  # the plain form may be lucky
     error, allowed = ((t.double() - exact).abs().max().item() for t in (ours, eager))
-    assert error <= slack * (2 * allowed + rounding), f"result {number}: error {error}, the plain form's {allowed}"
+    assert error <= 2 * allowed + rounding, f"result {number}: error {error}, the plain form's {allowed}"
     relative, plain = (((t.double() - exact).norm() / exact.norm().clamp(min=1e-12)).item() for t in (ours, eager))
-    assert relative <= slack * max(RELATIVE_ERROR[dtype], 3 * plain), f"result {number}: relative error {relative}"
+    assert relative <= max(RELATIVE_ERROR[dtype], 3 * plain), f"result {number}: relative error {relative}"

@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +18,22 @@ def poisoned_outputs() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def rounded_to_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fp32 becomes bf16 by rounding to the nearest, as on a GPU; the interpreter cuts bits off, so errors double."""
+    from triton.language import bfloat16, float32
+    from triton.runtime import interpreter
+
+    convert = interpreter._convert_float
+
+    def round_or_convert(values: np.ndarray, source: Any, target: Any, mode: Any) -> np.ndarray:
+        if (source, target) == (float32, bfloat16):
+            return torch.tensor(values).bfloat16().view(torch.int16).numpy()
+        return convert(values, source, target, mode)
+
+    monkeypatch.setattr(interpreter, "_convert_float", round_or_convert)
 
 
 @pytest.fixture(autouse=True)

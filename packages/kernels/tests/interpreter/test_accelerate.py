@@ -10,7 +10,6 @@ from vfm_kernels import accelerate, pad_swiglu
 
 timm = pytest.importorskip("timm")
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-SLACK = {torch.float16: 1, torch.bfloat16: 2}  # the interpreter truncates where it should round to bf16
 
 
 def scrambled(model: nn.Module) -> nn.Module:
@@ -106,7 +105,7 @@ MODELS = pytest.mark.parametrize(
 
 
 @MODELS
-@pytest.mark.parametrize("dtype", SLACK, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_it_holds_under_autocast(make, dtype):
     model = make()
     exact, theirs = gradients(model, IMAGES), gradients(model, IMAGES, autocast=dtype)
@@ -114,7 +113,10 @@ def test_it_holds_under_autocast(make, dtype):
         ours = gradients(model, IMAGES, autocast=dtype)
     assert ours["logits"].dtype == theirs["logits"].dtype
     error, allowed = (sum((g[n].float() - exact[n]).norm() for n in exact) for g in (ours, theirs))
-    assert error <= SLACK[dtype] * 2 * allowed
+    # Over several draws of each model ours was 0.87 to 1.05 times the library's. Logits of one draw are off by more or
+    # by less, and all its gradients with them: 2.1 times for these norms, though no more than half a unit beyond twice.
+    rounding = torch.finfo(dtype).eps / 2 * sum(value.norm() for value in exact.values())
+    assert error <= 2 * allowed + rounding
 
 
 @MODELS

@@ -45,7 +45,7 @@ def block_mask_kernel(
     missing, tries, attempt, filling = nothing + num_masked, nothing, nothing, nothing
     while (missing > 0) & (filling <= EXACT):
         area = min_block + (missing - min_block) * uniform(key, attempt, 0)
-        aspect = tl.exp(LOG_MAX_ASPECT * (2 * uniform(key, attempt, 1) - 1))
+        aspect = tl.exp((2 * uniform(key, attempt, 1) - 1) * LOG_MAX_ASPECT)
         height, width = nearest(tl.sqrt(area * aspect)), nearest(tl.sqrt(area / aspect))
         fits = (height < rows) & (width < columns)
         top = (uniform(key, attempt, 2) * (rows - height + 1)).to(tl.int32)
