@@ -180,7 +180,7 @@ def _clip_from_hub(repo: str) -> ClipModel:
         model = _loader_of(folder)(folder)
         model.name = f"{HUB}{repo}"
         return model
-    raise UserError(f"{HUB}{repo}: cannot be fetched: {first_line(errors[-1])}")
+    raise UserError(f"{HUB}{repo}: cannot be fetched: {first_line(errors[0 if offline else -1])}")
 
 
 def _bare_file(source: str | Mapping[str, Any], pretrained: str | None) -> Path | None:
