@@ -1,4 +1,4 @@
-"""Every loss has the big batch's gradient in micro-batches, in chunks and in four processes, whatever is drawn."""
+"""Every loss has the big batch's gradient in micro-batches, in chunks, in two and in four processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from clip_world import (
 )
 
 NOISY = noisy(EVA)  # patch dropout and drop path
-FOUR = [(2, None), (None, None), (2, 5)]  # (micro_batch_size, loss_chunk_size)
+SIZES = [(2, None), (None, None), (2, 5)]  # (micro_batch_size, loss_chunk_size)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -37,27 +37,29 @@ def test_micro_batches_and_chunks_have_the_gradient_of_one_graph_over_all(
     assert_same(gradients(task), twin_gradients(NOISY, micro_batch_size, loss=loss))
 
 
-@pytest.fixture(scope="module")
-def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The gradients of four processes, of all losses."""
-    root = tmp_path_factory.mktemp("four")
+@pytest.fixture(scope="module", params=[2, 4])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
+    """So many processes, and the gradients that they have together, of all losses."""
+    world_size, root = request.param, tmp_path_factory.mktemp("made")
     jobs = [
         {"config": NOISY, "loss": loss, "folder": f"{loss}-{size}-{chunk}"}
         | {"micro_batch_size": size, "loss_chunk_size": chunk}
         for loss in LOSSES
-        for size, chunk in FOUR
+        for size, chunk in SIZES
     ]
-    in_processes(4, root, jobs)
-    return root
+    in_processes(world_size, root, jobs)
+    return world_size, root
 
 
-@pytest.mark.parametrize(("micro_batch_size", "loss_chunk_size"), FOUR)
+@pytest.mark.parametrize(("micro_batch_size", "loss_chunk_size"), SIZES)
 @pytest.mark.parametrize("loss", LOSSES)
-def test_four_processes_have_the_gradient_of_one_graph_over_all(
-    four: Path, loss: str, micro_batch_size: int | None, loss_chunk_size: int | None
+def test_processes_have_the_gradient_of_one_graph_over_all(
+    made: tuple[int, Path], loss: str, micro_batch_size: int | None, loss_chunk_size: int | None
 ) -> None:
-    ours = load_file(four / f"{loss}-{micro_batch_size}-{loss_chunk_size}" / "gradients.safetensors")
-    assert_same(ours, twin_gradients(NOISY, micro_batch_size or 3, world_size=4, loss=loss))
+    world_size, root = made
+    ours = load_file(root / f"{loss}-{micro_batch_size}-{loss_chunk_size}" / "gradients.safetensors")
+    share = 12 // world_size
+    assert_same(ours, twin_gradients(NOISY, micro_batch_size or share, world_size=world_size, loss=loss))
 
 
 def test_a_teacher_is_in_no_checkpoint_and_stays_as_it_is(tmp_path: Path) -> None:
