@@ -19,12 +19,29 @@ TRAININGS = {
         "teacher", "eva", "from_eva", "from_scratch", "from_scratch_longer", "from_scratch_hot", "from_eva_hot",
     ],
     "eva_claim_pairs": ["teacher", "eva", "from_eva", "from_scratch", "from_scratch_longer"],
+    "diva_tiny": ["taught", "clip", "prior", "feedback", "shuffled", "random_prior"],
+    "diva_tiny_varied": [
+        "taught", "clip", "prior", "feedback", "no_anchor", "prior_of_texts", "by_texts", "prior_of_taught",
+        "no_forgetting",
+    ],
 }  # fmt: skip
 MADE = ["pool.num_samples=300", "pool.samples_per_shard=100", "val.num_samples=72"]
+DETAILED = [
+    *MADE, "plain.num_samples=300", "told.num_samples=300", "val_pairs.num_samples=48", "pairs.pairs_per_pattern=4",
+    "felt.pairs_per_pattern=2", "taught.global_batch_size=16", "clip.global_batch_size=16",
+]  # fmt: skip
+PROBES = [
+    f"{attribute}_{part}.num_samples=60"
+    for attribute in ("orientation", "count", "position", "size", "colour", "structure")
+    for part in ("train", "test")
+]
+DATA = {"diva_tiny": [*DETAILED, *PROBES], "diva_tiny_varied": DETAILED}  # the others': MADE
 SCORES = {
     "metaclip_claim": "acc1/tail",
     "eva_claim": "samples_to_reach",
     "eva_claim_pairs": "image_retrieval_recall@10",
+    "diva_tiny": "pair_accuracy/orientation",
+    "diva_tiny_varied": "mmvp_without_forgetting",
 }
 
 
@@ -40,7 +57,7 @@ def pairs(folder: Path) -> list[str]:
 @pytest.mark.parametrize("recipe", TRAININGS)
 def test_claim_runs_at_two_steps_and_ends_in_a_table_over_seeds(recipe: str, tmp_path: Path) -> None:
     short = [f"{name}.{key}" for name in TRAININGS[recipe] for key in ("steps=2", "warmup_steps=0")]
-    data = pairs(tmp_path / "own") if recipe == "eva_claim_pairs" else MADE
+    data = pairs(tmp_path / "own") if recipe == "eva_claim_pairs" else DATA.get(recipe, MADE)
     settings = small.words(["seeds=[0, 1]", *data, *short])
     command = [sys.executable, "-m", "vfm", "run", recipe, "--store", str(tmp_path / "store"), *settings]
     done = checked(subprocess.run(command, capture_output=True, text=True))
