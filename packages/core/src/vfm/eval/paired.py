@@ -125,6 +125,7 @@ def paired_t(first: ArrayLike, second: ArrayLike) -> tuple[Interval, float]:
     """Interval and two-sided p of the mean of second minus first over the same seeds, (N,) each.
 
     What a claim about a method needs: items show that one training differs from another, seeds that the next one will.
+    Gaps that are all the same have no spread to judge by; their p is that of turned signs, 2 ** (1 - N).
 
     Raises:
         ValueError: fewer than two seeds.
@@ -134,8 +135,8 @@ def paired_t(first: ArrayLike, second: ArrayLike) -> tuple[Interval, float]:
     a, b = _paired(first, second)
     gaps = b - a
     interval = t_interval(gaps)
-    if not gaps.std():
-        return interval, 0.0 if gaps.any() else 1.0
+    if np.ptp(gaps) <= 1e-9 * np.abs(gaps).max():
+        return interval, 2.0 ** (1 - gaps.size) if gaps.any() else 1.0
     return interval, float(stats.ttest_1samp(gaps, 0.0).pvalue)
 
 
