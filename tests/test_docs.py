@@ -27,17 +27,7 @@ SMALL_PAIRS = "{} " + " ".join(f"--set '{setting}'" for setting in small.PAIRS)
 COLLECT = (
     f"cd {ROOT} && uv run pytest --collect-only -q"  # the command is what runs this test: only that it finds tests
 )
-SMALL_CLAIM = "{} --set seeds=[0,1] --set pool.num_samples=300 --set val.num_samples=72" + "".join(
-    f" --set {name}.steps=2 --set {name}.warmup_steps=0" for name in ("raw", "matched", "balanced")
-)
-EVA_CLAIM = ("teacher", "eva", "from_eva", "from_scratch", "from_scratch_longer", "from_scratch_hot", "from_eva_hot")
-SMALL_EVA_CLAIM = "{} --set seeds=[0,1] --set pool.num_samples=300 --set val.num_samples=72" + "".join(
-    f" --set {name}.steps=2 --set {name}.warmup_steps=0" for name in EVA_CLAIM
-)
-SMALL_EVA_CLAIM_PAIRS = "{} --set seeds=[0,1]" + "".join(
-    f" --set {name}.steps=2 --set {name}.warmup_steps=0"
-    for name in ("teacher", "eva", "from_eva", "from_scratch", "from_scratch_longer")
-)
+CLAIM = 'set -- {} && shift 4 && vfm plan "$@"'  # tests/test_claims.py runs them
 SMALL_EVA_TINY = "{} --set probe_train.num_samples=72 --set probe.num_samples=72" + "".join(
     f" --set {name}.steps=2 --set {name}.warmup_steps=0" for name in ("teacher", "eva")
 )
@@ -57,14 +47,16 @@ COMMANDS = {
     "uv run vfm run pairs --set pool.path=TRAIN.tar --set val.path=VAL.tar": SMALL_PAIRS,
     "uv run vfm run pairs --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
     " --set 'pool.texts={en: json.en}' --set 'val.texts={en: json.en}' --set runtime.threads=1": SMALL_PAIRS,
-    "uv run vfm run metaclip_claim": SMALL_CLAIM,
+    "uv run vfm run metaclip_claim": CLAIM,
     "uv run vfm run eva_tiny --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
     " --set 'pool.texts={en: json.en}' --set 'val.texts={en: json.en}' --set nouns.words=[]"
     " --set nouns.wordnet=/usr/share/wordnet --set val_nouns.words=[]"
     " --set val_nouns.wordnet=/usr/share/wordnet": SMALL_EVA_TINY,
-    "uv run vfm run eva_claim": SMALL_EVA_CLAIM,
+    "uv run vfm run eva_claim": CLAIM,
     "uv run vfm run eva_claim_pairs --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
-    " --set 'pool.texts={en: json.en}' --set 'val.texts={en: json.en}'": SMALL_EVA_CLAIM_PAIRS,
+    " --set 'pool.texts={en: json.en}' --set 'val.texts={en: json.en}'": CLAIM,
+    "uv run vfm run diva_tiny": CLAIM,
+    "uv run vfm run diva_tiny_varied": CLAIM,
     "uv run vfm eval clip_flickr=store/runs/clip_flickr/artifacts/clip --suite small --root ."
     " --name eval_small": "{} --dry-run",
     "uv run vfm run clip_flickr --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
