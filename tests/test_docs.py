@@ -61,6 +61,10 @@ COMMANDS = {
     " --name eval_small": "{} --dry-run",
     "uv run vfm run clip_flickr --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
     " --set runtime.threads=1": "{} --set clip.steps=2 --set clip.warmup_steps=0 --set clip.global_batch_size=16",
+    "uv run vfm run diva_flickr --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
+    " --set runtime.threads=1": "{}"
+    + "".join(f" --set {name}.steps=2 --set {name}.global_batch_size=16" for name in ("clip", "prior", "diva"))
+    + " --set clip.warmup_steps=0 --set prior.warmup_steps=0",
     "make kill-test": f"cd {ROOT} && make -n kill-test",  # the test itself runs beside this one, with fewer kills
     "uv run vfm run curate --set pool.path=TRAIN.tar": "{} --set 'pool.texts={en: json.en}' --set entries.min_count=2",
     "uv run vfm embed store/runs/quickstart/artifacts/clip TRAIN.tar --out embeddings.parquet": AS_IT_STANDS,
