@@ -239,6 +239,15 @@ def test_bad_samples_are_counted_by_reason_with_their_places(run: RunSummary, tm
     assert "No sample was left out." in written(clean, tmp_path / "clean.html")
 
 
+def test_models_that_lack_a_value_of_different_seeds_are_not_paired(tmp_path: Path) -> None:
+    of_seeds: list[dict[str, float]] = [{"clip": 0.6, "diva": 0.7}, {"clip": 0.5}, {"diva": 0.9}]
+    reports = {f"zero_shot@{seed}": accuracies(tmp_path / str(seed), **got) for seed, got in enumerate(of_seeds)}
+    assert [(found.model, found.values, found.comparison) for found in over_seeds(reports)] == [
+        ("clip", (0.6, 0.5), None),
+        ("diva", (0.7, 0.9), None),
+    ]
+
+
 def test_means_over_seeds_stand_in_the_headline_for_their_reports(run: RunSummary, tmp_path: Path) -> None:
     judged = run.stages[2]
     stages = [*run.stages[:2], *(replace(judged, name=f"zero_shot@{seed}") for seed in (0, 1))]

@@ -39,34 +39,38 @@ class SeedSummary:
 
 def over_seeds(found: dict[str, Report]) -> list[SeedSummary]:
     """Metrics of reports of one name (`zero_shot@0`, `zero_shot@1`, ...), summarised."""
-    values: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    values: dict[tuple[str, str], dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for name, report in found.items():
-        if "@" not in name:
+        stage, at, seed = name.partition("@")
+        if not at:
             continue
         for metric in report.metrics:
-            values[name.partition("@")[0], metric.name][metric.model.partition("@")[0]].append(metric.value)
+            values[stage, metric.name][metric.model.partition("@")[0]][seed] = metric.value
     summaries = []
     for (report_name, metric_name), by_model in values.items():
         first = next(iter(by_model))
-        for model, numbers in by_model.items():
-            if len(numbers) > 1:
+        for model, by_seed in by_model.items():
+            if len(by_seed) > 1:
                 from vfm.eval.statistics import t_interval  # needs scipy, which a box that only curates does not have
 
+                numbers = tuple(by_seed.values())
                 low, high = t_interval(numbers)
                 mean = statistics.fmean(numbers)
-                gap = _gap(metric_name, model, numbers, first, by_model[first])
-                summaries.append(SeedSummary(report_name, model, metric_name, tuple(numbers), mean, low, high, gap))
+                gap = _gap(metric_name, model, by_seed, first, by_model[first])
+                summaries.append(SeedSummary(report_name, model, metric_name, numbers, mean, low, high, gap))
     return summaries
 
 
-def _gap(metric: str, model: str, numbers: list[float], first: str, of_first: list[float]) -> Comparison | None:
-    """A model against the first one over the same seeds."""
-    if model == first or len(numbers) != len(of_first):
+def _gap(
+    metric: str, model: str, by_seed: dict[str, float], first: str, of_first: dict[str, float]
+) -> Comparison | None:
+    """A model against the first one over the same seeds; None where one has a value of a seed that the other lacks."""
+    if model == first or by_seed.keys() != of_first.keys():
         return None
     from vfm.eval.paired import paired_t
 
-    (low, high), p_value = paired_t(of_first, numbers)
-    difference = statistics.fmean(numbers) - statistics.fmean(of_first)
+    (low, high), p_value = paired_t([of_first[seed] for seed in by_seed], list(by_seed.values()))
+    difference = statistics.fmean(by_seed.values()) - statistics.fmean(of_first.values())
     return Comparison(
         metric=metric,
         model=model,
