@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from vfm.config import Config
 from vfm.stage import Ref, Stage
@@ -61,11 +62,8 @@ def type_words(annotation: Any) -> str:
 
 def value_words(value: Any) -> str:
     """A value as a recipe would have it, on one line."""
-    if isinstance(value, BaseModel):
-        value = value.model_dump(mode="json")
-    elif isinstance(value, tuple):
-        value = list(value)
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), sort_keys=False)
+    plain = to_jsonable_python(value)
+    text: str = yaml.safe_dump(plain, default_flow_style=True, width=float("inf"), sort_keys=False)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
