@@ -198,12 +198,13 @@ class _TrainingReader(Reader):
         self, step: int, epoch: int, index: int, sample: Sample | BadSample, bad: list[tuple[str, str]]
     ) -> tuple[str, dict[str, Tensor]]:
         for attempt in range(self.tries + 1):
+            if attempt:
+                index = self.source.another(epoch, index, sample_seed(self.seed, -attempt, index))
+                sample = self._sample(epoch, index)
             try:
                 return self.made(index, sample_seed(self.seed, step, index), sample)
             except BadSample as error:
                 bad.append((error.reason, error.where))
-                index = self.source.another(epoch, index, sample_seed(self.seed, -1 - attempt, index))
-                sample = self._sample(epoch, index)
         reason, where = bad[-1]
         raise UserError(f"{where}: {reason}; so are the {self.tries} samples tried before it in the same place")
 
