@@ -118,6 +118,8 @@ def test_layers_that_are_not_torchs_own_are_left_alone():
     done = pad_swiglu(model)
     assert list(done.replaced) == ["blocks.0.mlp"]
     assert done.kept == {"blocks.1.mlp": "its linear layers are not torch's own"}
+    with padded(model.blocks[1]) as told:
+        assert told == "nothing, its linear layers are not torch's own"
     with padded(torch.nn.Linear(2, 2)) as told:
         assert told == "nothing, no width needs it"
 

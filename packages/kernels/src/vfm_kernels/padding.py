@@ -30,7 +30,8 @@ def padded(*models: nn.Module) -> Iterator[str]:
         for pad in (pad_swiglu, pad_patch_embed):
             with suppress(ValueError):
                 done.append(stack.enter_context(pad(together)))
-        yield ", ".join(str(part) for part in done if part.replaced) or "nothing, no width needs it"
+        reasons = sorted({reason for part in done for reason in part.kept.values()}) or ["no width needs it"]
+        yield ", ".join(str(part) for part in done if part.replaced) or f"nothing, {'; '.join(reasons)}"
 
 
 def pad_swiglu(model: nn.Module, multiple: int = 64) -> Acceleration:
