@@ -156,6 +156,7 @@ class Retrieval(ModelEvaluation):
 class MmvpVlm(ModelEvaluation):
     """MMVP-VLM by its official rule: each statement picks one of two images, a pair counts if both are right."""
 
+    version: ClassVar[int] = 4  # since pairs are also judged by whether their differences are aligned
     kind: Literal["eval.mmvp_vlm"] = "eval.mmvp_vlm"
     data: Ref[ChoiceDataset] = Field(description="pairs of two images and two statements")
     prompt: str = Field("a photo of ", description="before each statement; the authors' is the default")
