@@ -110,7 +110,7 @@ def test_seeds_are_compared_by_students_paired_test(seeds: list[tuple[float, flo
 
 
 def test_seeds_that_all_gain_alike_have_the_p_of_turned_signs_and_equal_ones_no_claim() -> None:
-    assert paired_t([0.5, 0.25], [0.75, 0.5]) == ((0.25, 0.25), 0.5)
+    assert paired_t([0.5, 0.25], [0.75, 0.5]) == ((0.0, 0.25), 0.5)
     assert paired_t([0.037, 0.027, 0.045], [0.0395, 0.0295, 0.0475])[1] == 0.25
     assert paired_t([0.5, 0.25], [0.5, 0.25]) == ((0.0, 0.0), 1.0)
 

@@ -125,7 +125,8 @@ def paired_t(first: ArrayLike, second: ArrayLike) -> tuple[Interval, float]:
     """Interval and two-sided p of the mean of second minus first over the same seeds, (N,) each.
 
     What a claim about a method needs: items show that one training differs from another, seeds that the next one will.
-    Gaps that are all the same have no spread to judge by; their p is that of turned signs, 2 ** (1 - N).
+    Gaps that are all the same have no spread to judge by: their p is that of turned signs, 2 ** (1 - N), and their
+    interval reaches from zero to the gap.
 
     Raises:
         ValueError: fewer than two seeds.
@@ -133,11 +134,13 @@ def paired_t(first: ArrayLike, second: ArrayLike) -> tuple[Interval, float]:
     Source: Student 1908, the paired t-test.
     """
     a, b = _paired(first, second)
+    if a.size < 2:
+        raise ValueError(f"a test over seeds needs two or more, got {a.size}")
     gaps = b - a
-    interval = t_interval(gaps)
     if np.ptp(gaps) <= 1e-9 * np.abs(gaps).max():
-        return interval, 2.0 ** (1 - gaps.size) if gaps.any() else 1.0
-    return interval, float(stats.ttest_1samp(gaps, 0.0).pvalue)
+        gap = float(gaps.mean())
+        return (min(gap, 0.0), max(gap, 0.0)), 2.0 ** (1 - gaps.size) if gap else 1.0
+    return t_interval(gaps), float(stats.ttest_1samp(gaps, 0.0).pvalue)
 
 
 def _paired(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -165,7 +165,7 @@ def _clip_from_hub(repo: str) -> ClipModel:
     for config_file, other_files in layouts.items():
         try:
             folder = Path(hf_hub_download(repo, config_file, local_files_only=offline)).parent
-        except Exception as error:  # not in this layout, or no network: the last error says which
+        except Exception as error:  # not in this layout, or no network
             errors.append(error)
             offline = isinstance(error, LocalEntryNotFoundError)
             continue
@@ -180,7 +180,8 @@ def _clip_from_hub(repo: str) -> ClipModel:
         model = _loader_of(folder)(folder)
         model.name = f"{HUB}{repo}"
         return model
-    raise UserError(f"{HUB}{repo}: cannot be fetched: {first_line(errors[0 if offline else -1])}")
+    why = next((error for error in errors if isinstance(error, LocalEntryNotFoundError)), errors[-1])
+    raise UserError(f"{HUB}{repo}: cannot be fetched: {first_line(why)}")
 
 
 def _bare_file(source: str | Mapping[str, Any], pretrained: str | None) -> Path | None:

@@ -52,6 +52,8 @@ def judge_mmvp_vlm(
             raise UserError(
                 f"item {item.key} has {shape}; MMVP-VLM judges pairs of two and two, eval.choices judges any"
             )
+        if item.truth[0] == item.truth[1]:
+            raise UserError(f"item {item.key}: both statements are of one picture; MMVP-VLM wants one of each")
 
     others = {_by_diva(name): ClassAndPatches(_clip(name, model)) for name, model in models.items() if diva_scoring}
     scored = score_choices(ctx, {**models, **others}, data, prompt, reading, check)
