@@ -259,9 +259,9 @@ def test_means_over_seeds_stand_in_the_headline_for_their_reports(run: RunSummar
     page = written(replace(run, stages=stages, seeds=seeds), tmp_path / "report.html")
     headline = Elements(page[page.index('id="results"') : page.index('id="stages"')]).words
     assert "mean over 2 seeds" in headline
-    assert "clip 61.0 % 48.3 – 73.7 % 60.0 %, 62.0 %" in headline
+    assert "clip 61.0 % 48.3 – 73.7 % 60.0, 62.0 %" in headline
     assert "Against clip; each seed" in headline
-    assert "diva 63.5 % 57.1 – 69.9 % ≈ +2.5 [−3.9, +8.9], p = 0.13 against clip 63.0 %, 64.0 %" in headline
+    assert "diva 63.5 % 57.1 – 69.9 % ≈ +2.5 [−3.9, +8.9], p = 0.13 against clip 63.0, 64.0 %" in headline
     assert "paired t over seeds" in headline
     assert "zero_shot@1" not in headline
     assert "40.0 %" not in headline

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 MINUS, NO_BREAK, DASH = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}", "\N{EN DASH}"
 PERCENT_UNITS = {"share": 100.0, "%": 1.0}
@@ -27,17 +28,23 @@ def number(value: object) -> str:
 
 def quantity(value: float, unit: str = "") -> str:
     """A measured value with its unit; shares are written as percent."""
-    if unit in PERCENT_UNITS:
-        return f"{value * PERCENT_UNITS[unit]:.1f}{NO_BREAK}%".replace("-", MINUS)
-    return f"{number(float(value))}{NO_BREAK}{unit}".rstrip(NO_BREAK)
+    return f"{_bare(value, unit)}{NO_BREAK}{'%' if unit in PERCENT_UNITS else unit}".rstrip(NO_BREAK)
+
+
+def quantities(values: Sequence[float], unit: str = "") -> str:
+    """Several values, the unit said once."""
+    return ", ".join([*(_bare(value, unit) for value in values[:-1]), quantity(values[-1], unit)])
 
 
 def interval(low: float, high: float, unit: str = "") -> str:
     """The two ends of an interval, the unit said once."""
+    return f"{_bare(low, unit)} {DASH} {quantity(high, unit)}"
+
+
+def _bare(value: float, unit: str) -> str:
     if unit in PERCENT_UNITS:
-        factor = PERCENT_UNITS[unit]
-        return f"{low * factor:.1f} {DASH} {high * factor:.1f}{NO_BREAK}%".replace("-", MINUS)
-    return f"{number(float(low))} {DASH} {quantity(high, unit)}"
+        return f"{value * PERCENT_UNITS[unit]:.1f}".replace("-", MINUS)
+    return number(float(value))
 
 
 def change(value: float, unit: str = "") -> str:
