@@ -65,6 +65,12 @@ COMMANDS = {
     " --set runtime.threads=1": "{}"
     + "".join(f" --set {name}.steps=2 --set {name}.global_batch_size=16" for name in ("clip", "prior", "diva"))
     + " --set clip.warmup_steps=0 --set prior.warmup_steps=0",
+    "uv run vfm run clip_finetune --set start.source=store/runs/diva_flickr/artifacts/clip --set start.pretrained=null"
+    " --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar --set 'pool.texts={de: json.de}'"
+    " --set 'val.texts={de: json.de}' --set pool.max_bad_fraction=0.2 --set val.max_bad_fraction=0.2"
+    " --set general.path=/usr/share/tuxpaint/stamps --set locked.steps=150 --set unlocked.steps=150"
+    " --set locked.lr=5e-4 --set unlocked.lr=3e-4 --set runtime.threads=1": "mkdir -p photos/a photos/b"
+    f" && cp photo.jpg photos/a && cp photo.jpg photos/b && {CLAIM} --set general.path=photos",
     "make kill-test": f"cd {ROOT} && make -n kill-test",  # the test itself runs beside this one, with fewer kills
     "uv run vfm run curate --set pool.path=TRAIN.tar": "{} --set 'pool.texts={en: json.en}' --set entries.min_count=2",
     "uv run vfm embed store/runs/quickstart/artifacts/clip TRAIN.tar --out embeddings.parquet": AS_IT_STANDS,
