@@ -14,9 +14,7 @@ import pytest
 
 import vfm
 from cli_world import RECIPE, install, run_alone, run_here, toys
-from vfm.cli.type_words import field_rows, value_words
 from vfm.flow.recipe import SHIPPED
-from vfm.plugins import load_plugins, stage_types
 
 __all__ = ["toys"]
 HERE = Path(__file__).parent
@@ -306,26 +304,6 @@ def test_stages_lists_kinds_and_tells_the_fields_of_one(toys):
     fields = run_here("stages", "toy.read").out
     assert "the file; give it with --set" in fields
     assert "required" in fields
-
-
-@pytest.mark.parametrize(
-    ("kind", "row"),
-    [
-        ("clip.train", "crop_scale [float, float] | null [0.9, 1.0] share of the area"),
-        ("clip.train", "loss {type: info_nce | siglip | distillation} {type: info_nce} what"),
-        ("clip.train", "loss.teacher name of ClipCheckpoint required distillation: the model"),
-        ("clip.train", "data name of PairDataset | list of {data, weight} required"),
-        ("shapes.pool", "world mapping what its pictures"),
-        ("shapes.pool", "world.attribute_share_of mapping of count | position"),
-    ],
-)
-def test_fields_are_told_in_the_words_of_a_recipe(kind, row):
-    table = field_rows(stage_types(load_plugins())[kind])
-    assert any(" ".join(filter(None, cells)).startswith(row) for cells in table)
-
-
-def test_defaults_that_yaml_has_no_word_for_are_told_as_a_recipe_has_them():
-    assert value_words((Path("own/data"), float("inf"))) == "[own/data, .inf]"
 
 
 def test_plugins_names_the_package_of_each(toys):
