@@ -90,4 +90,4 @@ stages:
     assert mean.values == pytest.approx((0.15, 0.29, 0.43))
     page = report_of_run(directory).read_text().replace("\N{NO-BREAK SPACE}", " ")
     assert "mean over 3 seeds" in page
-    assert "15.0 %, 29.0 %, 43.0 %" in page.replace("\n", "")
+    assert "15.0, 29.0, 43.0 %" in page.replace("\n", "")
