@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -18,7 +17,16 @@ from pydantic import (
     model_validator,
 )
 
-from vfm.artifacts import ClipCheckpoint, CuratedSubset, ImageDataset, Matches, PairDataset, Report, VisionCheckpoint
+from vfm.artifacts import (
+    Artifact,
+    ClipCheckpoint,
+    CuratedSubset,
+    ImageDataset,
+    Matches,
+    PairDataset,
+    Report,
+    VisionCheckpoint,
+)
 from vfm.config import Config, did_you_mean, readable
 from vfm.stage import Context, Ref, Runtime, Seed, Stage
 
@@ -39,20 +47,18 @@ CropScale = Annotated[tuple[Share, Share], AfterValidator(_from_small_to_large)]
 class Curation(Stage):
     """Chooses pairs of a pool, from what its texts matched."""
 
+    makes: ClassVar[type[Artifact]] = CuratedSubset
+
     matches: Ref[Matches] = Field(description="the pool's texts with the entries in each")
     seed: Seed = Field(0, description="of the draws that keep or drop a text")
-
-    @abstractmethod
-    def run(self, ctx: Context) -> CuratedSubset: ...
 
 
 class Evaluation(Stage):
     """Judges models on one data set, all on the same items; each is compared with the first by a paired test."""
 
-    models: list[Ref[ClipCheckpoint]] = Field([], description="whom to judge; left out in a training's `evals`")
+    makes: ClassVar[type[Artifact]] = Report
 
-    @abstractmethod
-    def run(self, ctx: Context) -> Report: ...
+    models: list[Ref[ClipCheckpoint]] = Field([], description="whom to judge; left out in a training's `evals`")
 
     def scores(self, ctx: Context, encoder: Any) -> dict[str, float]:
         """What `encoder`, a model in training (`Task.encoder`), gets by each metric; for a training's `evals`."""
@@ -195,10 +201,9 @@ class Training(Stage):
 class VisionPretraining(Training):
     """Trains a vision encoder from images."""
 
-    data: Ref[ImageDataset] = Field(description="the images to learn from")
+    makes: ClassVar[type[Artifact]] = VisionCheckpoint
 
-    @abstractmethod
-    def run(self, ctx: Context) -> VisionCheckpoint: ...
+    data: Ref[ImageDataset] = Field(description="the images to learn from")
 
 
 class Portion(Config):
@@ -212,6 +217,8 @@ class Portion(Config):
 
 class ClipTraining(Training):
     """Trains a CLIP model from pairs."""
+
+    makes: ClassVar[type[Artifact]] = ClipCheckpoint
 
     data: Ref[PairDataset] | Annotated[list[Portion], Field(min_length=1)] = Field(
         description="the pairs to learn from; or several data sets with their weights, mixed in every batch"
@@ -229,15 +236,11 @@ class ClipTraining(Training):
             raise ValueError(f"data: '{twice[0]}' is named twice; its weight says how much of it there should be")
         return self
 
-    @abstractmethod
-    def run(self, ctx: Context) -> ClipCheckpoint: ...
-
 
 class ClipPostTraining(Training):
     """Improves a trained CLIP model, from images alone."""
 
+    makes: ClassVar[type[Artifact]] = ClipCheckpoint
+
     clip: Ref[ClipCheckpoint] = Field(description="the model to improve")
     data: Ref[ImageDataset] = Field(description="the images to learn from")
-
-    @abstractmethod
-    def run(self, ctx: Context) -> ClipCheckpoint: ...

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import signal
 import typing
-from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args
@@ -102,8 +102,13 @@ class Runtime(Config):
 class Stage(Config):
     """One step of a recipe. A plugin subclasses it, or better the interface that fits (`vfm.interfaces`).
 
-    Class rules, checked at definition: `kind` is a `Literal["domain.verb"]`, and `run` is annotated with the type of
-    artifact that it makes. `version` is raised by hand when the result for the same configuration changes.
+    The class holds no work. `work` and `checks` name functions as `"package.module:function"`; their modules are
+    imported when the stage runs, so that a configuration stays light and a module of work imports what it needs at its
+    top. A small plugin may override `run` and `preflight` instead.
+
+    Class rules, checked at definition: `kind` is a `Literal["domain.verb"]`; `makes` is the type of artifact, taken
+    from the annotation of `run` where a subclass overrides it. `version` is raised by hand when the result for the
+    same configuration changes.
     """
 
     kind: str
@@ -112,15 +117,18 @@ class Stage(Config):
 
     version: ClassVar[int] = 1
     makes: ClassVar[type[Artifact]] = Artifact
+    work: ClassVar[str] = ""  # (config, Context) -> artifact
+    checks: ClassVar[str] = ""  # (config, Preflight) -> None
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        if "run" not in cls.__dict__:
-            return
-        made = typing.get_type_hints(cls.run).get("return")
-        if not (isinstance(made, type) and issubclass(made, cls.makes)):
-            raise TypeError(f"{cls.__name__}.run must be annotated as returning a {cls.makes.__name__}, not {made}")
-        cls.makes = made
+        if "run" in cls.__dict__:
+            made = typing.get_type_hints(cls.run).get("return")
+            if not (isinstance(made, type) and issubclass(made, cls.makes)):
+                raise TypeError(f"expected {cls.__name__}.run to be annotated with a {cls.makes.__name__}, got {made}")
+            cls.makes = made
+        elif get_args(cls.model_fields["kind"].annotation) and not cls.work and cls.run is Stage.run:
+            raise TypeError(f"{cls.__name__} has a kind but no work: set `work`, or override `run`")
 
     @classmethod
     def kind_name(cls) -> str:
@@ -128,20 +136,30 @@ class Stage(Config):
         (name,) = get_args(cls.model_fields["kind"].annotation)
         return str(name)
 
-    @abstractmethod
     def run(self, ctx: Context) -> Artifact:
-        """Makes the artifact in `ctx.directory`. Heavy imports (torch) belong in here, not at the top of a plugin."""
+        """Make the artifact in `ctx.directory`, by the function that `work` names."""
+        made: Artifact = load_function(self.work)(self, ctx)
+        return made
 
     def sources(self) -> Iterable[str]:
         """Outside files that the result depends on. Their fingerprints enter the id: a changed file means a new id."""
         return ()
 
     def preflight(self, ctx: Preflight) -> None:
-        """Checks what can be known before anything runs: names exist, widths fit, one sample decodes.
+        """Check what can be known before anything runs: names exist, widths fit, one sample decodes.
 
         Raises:
-            UserError: one line that says what does not fit and how to mend it.
+            UserError: one line that says what does not fit and how to fix it.
         """
+        if self.checks:
+            load_function(self.checks)(self, ctx)
+
+
+def load_function(address: str) -> Callable[..., Any]:
+    """Import the function at `"package.module:function"`."""
+    module, _, name = address.partition(":")
+    function: Callable[..., Any] = getattr(import_module(module), name)
+    return function
 
 
 def refs(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, Ref[Any]]]:
