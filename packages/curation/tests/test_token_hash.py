@@ -156,14 +156,9 @@ def test_saved_tables_are_mapped_and_match_alike(tmp_path: Path) -> None:
     assert all(isinstance(table.base, np.memmap) for table in loaded.tables)
 
 
-def test_half_a_million_entries_take_little_memory_and_time() -> None:
-    import time
-
+def test_half_a_million_entries_take_little_memory() -> None:
     entries = [f"{'abcdefgh'[number % 8]}{number // 5} w{number % 5000}" for number in range(500_000)]
-    TokenTable.build(entries[:10])  # compiles
-    begun = time.process_time()
     table = TokenTable.build(entries)
-    assert time.process_time() - begun < 3
     assert table.nbytes < 100e6
     assert found(table, [entries[123_456], entries[499_999]]) == [[123_456], [499_999]]
 

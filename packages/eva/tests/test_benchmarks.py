@@ -33,7 +33,7 @@ def test_mask_statistics_stand_beside_the_released_ones(tmp_path):
 def test_the_step_is_compared_with_the_same_mathematics(tmp_path):
     found = run("pretrain", tmp_path, "--quick")
     assert found["step"]["mean losses apart"] < 1e-5
-    assert 0 < found["step"]["teacher's share"] < 1
+    assert found["step"]["teacher's share"] > 0
     cached = found["cached"]
     assert cached["fp16"]["cosine to exact"] > 0.99999
     assert cached["int8"]["cosine to exact"] > 0.999
