@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vfm import builtin
+from vfm import stages
 from vfm.flow.recipe import load_recipe
 from vfm_clip.plugin import vfm_stages
 
@@ -27,6 +27,6 @@ def test_python_example_of_the_readme_runs_and_learns(capsys: pytest.CaptureFixt
 def test_recipe_of_the_readme_is_well_wired(tmp_path: Path) -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     (tmp_path / "train.yaml").write_text(text, encoding="utf-8")
-    known = {stage.kind_name(): stage for stage in [*builtin.vfm_stages(), *vfm_stages()]}
+    known = {stage.kind_name(): stage for stage in [*stages.vfm_stages(), *vfm_stages()]}
     recipe = load_recipe(str(tmp_path / "train.yaml"), known)
     assert [stage.name for stage in recipe.stages] == ["pool", "eva", "clip"]

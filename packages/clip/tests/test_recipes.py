@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vfm import builtin
+from vfm import stages
 from vfm.flow.recipe import load_recipe
 from vfm.models.clip import ClipModel, blueprint
 from vfm.stage import Preflight, Stage
@@ -37,7 +37,7 @@ def stages(name: str, folder: Path) -> dict[str, Stage]:
     (folder / "a.tar").touch()
     (folder / "g.pt").touch()
     overrides = [f"data.path={folder / 'a.tar'}", *([f"eva.source={folder / 'g.pt'}"] if "g14" in name else [])]
-    known = {stage.kind_name(): stage for stage in [*builtin.vfm_stages(), *vfm_stages()]}
+    known = {stage.kind_name(): stage for stage in [*stages.vfm_stages(), *vfm_stages()]}
     return {stage.name: stage for stage in load_recipe(name, known, overrides).stages}
 
 

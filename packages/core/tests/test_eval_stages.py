@@ -31,7 +31,7 @@ from eval_world import (
     write_rows,
 )
 from vfm.artifacts import Artifact, LabeledDataset, Pool, Report
-from vfm.builtin import EVALUATIONS
+from vfm.stages import EVALUATIONS
 from vfm.config import UserError
 from vfm.data import DatasetSpec, open_dataset
 from vfm.data.choices import load_choices, write_choices
@@ -457,7 +457,7 @@ def test_probe_takes_a_vision_encoder_with_timms_own_pooled_features(tmp_path: P
 
 
 def test_stages_are_known_without_torch() -> None:
-    code = "import sys, vfm.builtin as b; assert len(b.EVALUATIONS) == 11; sys.exit('torch' in sys.modules)"
+    code = "import sys, vfm.stages as b; assert len(b.EVALUATIONS) == 11; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert len({stage.kind_name() for stage in EVALUATIONS}) == 11
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vfm import builtin
+from vfm import stages
 from vfm.flow.recipe import load_recipe
 from vfm_curation.plugin import vfm_stages
 
@@ -23,6 +23,6 @@ def test_python_example_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -
 def test_recipe_of_the_readme_is_well_wired(tmp_path: Path) -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     (tmp_path / "curate.yaml").write_text(text, encoding="utf-8")
-    known = {stage.kind_name(): stage for stage in [*builtin.vfm_stages(), *vfm_stages()]}
+    known = {stage.kind_name(): stage for stage in [*stages.vfm_stages(), *vfm_stages()]}
     recipe = load_recipe(str(tmp_path / "curate.yaml"), known)
     assert [stage.name for stage in recipe.stages] == ["pool", "entries", "matches", "curated"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from vfm import builtin
+from vfm import stages
 from vfm.flow.recipe import load_recipe
 from vfm.models.clip import blueprint
 from vfm_eva import EvaPretrain, StoredTargets, Teacher
@@ -54,7 +54,7 @@ def counted(recipe: str) -> dict[str, int]:
 
 def _stages(recipe: str) -> tuple[str, EvaPretrain]:
     """The teacher's architecture and the training."""
-    known = {stage.kind_name(): stage for stage in [*builtin.vfm_stages(), *vfm_stages()]}
+    known = {stage.kind_name(): stage for stage in [*stages.vfm_stages(), *vfm_stages()]}
     with TemporaryDirectory() as folder:
         file = Path(folder) / "a.tar"
         file.touch()

@@ -256,9 +256,9 @@ def test_a_cut_training_goes_on_to_the_bit(tmp_path: Path, train: LabeledDataset
 
 
 def test_evals_judge_the_head_in_training(tmp_path: Path, train: LabeledDataset) -> None:
-    import vfm.builtin as builtin
+    from vfm import stages
 
-    kinds = {kind.kind_name(): kind for kind in builtin.EVALUATIONS}
+    kinds = {kind.kind_name(): kind for kind in stages.EVALUATIONS}
     settings = stage().model_dump() | {"evals": [{"kind": "eval.classify", "data": "train"}], "eval_every": 2}
     judged = EvaFinetune.model_validate(settings, context=kinds)
     judged.run(context(tmp_path / "out", encoder=encoder(tmp_path / "e"), train=train))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from vfm import builtin
+from vfm import stages
 from vfm.flow.recipe import load_recipe
 from vfm_eva.plugin import vfm_stages
 
@@ -27,7 +27,7 @@ def test_recipes_of_the_readme_are_well_wired(tmp_path):
     (tmp_path / "eva.yaml").write_text(whole, encoding="utf-8")
     (tmp_path / "cached.yaml").write_text(without + cached, encoding="utf-8")
     (tmp_path / "tuned.yaml").write_text(whole + tuned, encoding="utf-8")
-    known = {stage.kind_name(): stage for stage in [*builtin.vfm_stages(), *vfm_stages()]}
+    known = {stage.kind_name(): stage for stage in [*stages.vfm_stages(), *vfm_stages()]}
     wanted = {
         "eva": ["pool", "teacher", "eva"],
         "cached": ["pool", "teacher", "targets", "eva"],

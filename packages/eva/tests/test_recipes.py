@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vfm import builtin
+from vfm import stages
 from vfm.flow.recipe import load_recipe
 from vfm.stage import Preflight, Stage
 from vfm_eva import EvaPretrain
@@ -25,7 +25,7 @@ PAPERS = {
 
 
 def stages(name: str, *overrides: str) -> tuple[Stage, ...]:
-    known = {stage.kind_name(): stage for stage in [*builtin.vfm_stages(), *vfm_stages()]}
+    known = {stage.kind_name(): stage for stage in [*stages.vfm_stages(), *vfm_stages()]}
     return load_recipe(name, known, overrides).stages
 
 

@@ -9,7 +9,7 @@ from typing import cast
 
 import pluggy
 
-from vfm import builtin, hookspecs
+from vfm import hookspecs, stages
 from vfm.config import UserError, did_you_mean
 from vfm.stage import Stage
 
@@ -25,7 +25,7 @@ def load_plugins() -> pluggy.PluginManager:
     """
     manager = pluggy.PluginManager("vfm")
     manager.add_hookspecs(hookspecs)
-    manager.register(builtin, "core")
+    manager.register(stages, "core")
     for entry in entry_points(group="vfm"):
         origin = f"plugin {entry.name!r} of {entry.dist.name if entry.dist else 'an unknown package'}"
         try:

@@ -1,4 +1,7 @@
-"""The stages that core itself brings, through the same hook as every plugin."""
+"""Configurations of core's own stages, registered through the same hook as every plugin's.
+
+They are light: what a stage does is in the module that its `work` names, and is imported when the stage runs.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from vfm.hookspecs import hookimpl
 from vfm.models import stages as models
 from vfm.stage import Stage
 
-EVALUATIONS = (
+EVALUATIONS: tuple[type[Stage], ...] = (
     ZeroShot,
     Retrieval,
     Classify,
@@ -33,5 +36,5 @@ EVALUATIONS = (
 
 @hookimpl
 def vfm_stages() -> Iterable[type[Stage]]:
-    """Data of the user, the made world, pretrained models, and the ruler."""
+    """Return core's stage types: data, the synthetic shapes, pretrained models and evaluations."""
     return [*stages.STAGES, *labeled_stages.STAGES, CaptionLabels, *shapes.STAGES, *models.STAGES, *EVALUATIONS]
