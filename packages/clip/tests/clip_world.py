@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from torch import Tensor
 
+from error_rule import assert_as_exact
 from vfm import Artifact, ClipCheckpoint, Context, Event, Pool, Runtime
 from vfm.data import DatasetSpec, Shard, write_index, write_tar
 from vfm.models import ClipModel, build_clip
@@ -118,28 +119,24 @@ def train(folder: Path, plan: ClipTrain, task: ClipTask, data: Any = None) -> li
     return events
 
 
-def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    """Equal to 1e-6, of the largest entry where that is above 1."""
-    assert ours.keys() == theirs.keys()
-    for name, grad in theirs.items():
-        largest = grad.abs().max().item()
-        assert largest > 0, name
-        torch.testing.assert_close(ours[name], grad, atol=1e-6 * max(1.0, largest), rtol=0, msg=lambda m, n=name: n + m)
-
-
 def gradients(task: ClipTask) -> dict[str, Tensor]:
     """What the last backward pass left."""
     return {name: p.grad.clone() for name, p in task.module.named_parameters() if p.grad is not None}
 
 
 def twin_gradients(
-    config: dict[str, Any], micro_batch_size: int, world_size: int = 1, loss: str = "info_nce"
+    config: dict[str, Any],
+    micro_batch_size: int,
+    world_size: int = 1,
+    loss: str = "info_nce",
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
     """The plain twin of a step: one graph over all micro-batches of all processes, each under its own seed.
 
-    The losses are written out here, so that they share nothing with what is tested.
+    The losses are written out here, so that they share nothing with what is tested. In float64 it draws the same
+    noise, and is the reference of the error rule.
     """
-    task = tiny_task(config, loss).train()
+    task = tiny_task(config, loss).train().to(dtype)
     size = plan().global_batch_size
     images, texts = [], []
     for rank in range(world_size):
@@ -148,7 +145,7 @@ def twin_gradients(
         )
         for index, batch in enumerate(parts):
             seed_everything(0, 0, index, rank)
-            images.append(task.module.encode_image(task.model.pixels(batch["images"]), normalize=True))
+            images.append(task.module.encode_image(task.model.pixels(batch["images"]).to(dtype), normalize=True))
             texts.append(task.module.encode_text(batch["tokens"], normalize=True))
     logits = task.module.logit_scale.exp() * torch.cat(images) @ torch.cat(texts).T
     if loss == "siglip":
@@ -159,13 +156,29 @@ def twin_gradients(
     if loss == "distillation":
         teacher, batch = tiny_teacher(config), Random(config, size).batch(0)
         with torch.no_grad():
-            image, text, scale = teacher.module.eval()(teacher.pixels(batch["images"]), batch["tokens"])
+            module = teacher.module.eval().to(dtype)
+            image, text, scale = module(teacher.pixels(batch["images"]).to(dtype), batch["tokens"])
             wanted = scale * image @ text.T
         of_images = -(wanted.softmax(1) * logits.log_softmax(1)).sum() / size
         of_texts = -(wanted.softmax(0) * logits.log_softmax(0)).sum() / size
         total = total + 0.5 * (of_images + of_texts) / 2
     total.backward()
     return gradients(task)
+
+
+def assert_twins(
+    ours: dict[str, Tensor], *arguments: Any, plain: dict[str, Tensor] | None = None, **options: Any
+) -> None:
+    """Assert by the error rule that gradients are those of the plain twin; arguments as for `twin_gradients`.
+
+    Args:
+        ours: gradients to check.
+        *arguments: of the twin.
+        plain: gradients in fp32 whose error is the measure, the twin's by default.
+        **options: of the twin.
+    """
+    exact = twin_gradients(*arguments, dtype=torch.float64, **options)
+    assert_as_exact(ours, plain or twin_gradients(*arguments, **options), exact)
 
 
 def halves(top: str, bottom: str) -> bytes:
