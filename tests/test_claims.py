@@ -10,7 +10,7 @@ import pytest
 
 import small
 from outside import checked
-from vfm.data.shapes.stages import ShapesPool
+from vfm.stages.shapes import ShapesPool
 from vfm.stage import Context
 
 TRAININGS = {

@@ -18,7 +18,7 @@ from PIL import Image
 
 from vfm.artifacts import Artifact, Pool
 from vfm.data import write_tar
-from vfm.data.stages import Pairs
+from vfm.stages.data import Pairs
 from vfm.stage import Context
 
 RESULTS = Path(__file__).parent / "results"

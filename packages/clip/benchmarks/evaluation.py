@@ -24,8 +24,8 @@ from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
 
 from vfm.artifacts import Artifact, ClipCheckpoint
 from vfm.data import write_tar
-from vfm.data.labeled_stages import Labeled
-from vfm.data.stages import Pairs
+from vfm.stages.labeled import Labeled
+from vfm.stages.data import Pairs
 from vfm.eval.encode import load_encoder
 from vfm.eval.stages import Retrieval, ZeroShot
 from vfm.models import build_clip, save_clip

@@ -13,7 +13,7 @@ from clip_world import COLOURS, EVA, VIT, halves, make_pool
 from vfm import Context, Pool, UserError, VisionCheckpoint
 from vfm.config import error_lines
 from vfm.data import DatasetSpec, Shard, write_index, write_tar
-from vfm.data.stages import Pairs
+from vfm.stages.data import Pairs
 from vfm.interfaces import VisionPretraining
 from vfm.models import build_clip, build_vision, save_clip, save_vision
 from vfm.models.stages import ImportClip, ImportVision

@@ -13,7 +13,7 @@ from clip_world import make_pool, plan, run_stage
 from vfm import CuratedSubset, Event, Pool, UserError
 from vfm.data import SUBSET_FILE, open_balanced, open_dataset, subset_schema
 from vfm.data.order import SampleOrder
-from vfm.data.stages import Pairs
+from vfm.stages.data import Pairs
 from vfm.stage import Preflight
 from vfm_clip.data import training_data
 

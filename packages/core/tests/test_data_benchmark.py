@@ -14,9 +14,9 @@ from eval_world import NAMES, png, run_in
 from vfm.artifacts import ImageDataset, LabeledDataset, Pool, TaggedImages
 from vfm.config import UserError
 from vfm.data import open_dataset, write_tar
-from vfm.data.benchmark_names import names_and_templates
-from vfm.data.labeled_stages import Digits, Labeled, Tagged
-from vfm.data.stages import Pairs
+from vfm.data.clip_benchmark import names_and_templates
+from vfm.stages.labeled import Digits, Labeled, Tagged
+from vfm.stages.data import Pairs
 from vfm.data.tags import read_tags
 from vfm.stage import Preflight
 

@@ -15,8 +15,8 @@ from vfm.config import UserError
 from vfm.data.cache_filling import MakeCrops, fill
 from vfm.data.loader import Batch, sample_seed
 from vfm.data.sample import BadSample
-from vfm.data.sample_cache import FOLDER, CachedTensors, CacheWriter
-from vfm.data.shapes.stages import ShapesPool
+from vfm.data.sample_cache import CACHE_FOLDER, CachedTensors, CacheWriter
+from vfm.stages.shapes import ShapesPool
 from vfm.data.shapes.world import World
 from vfm.data.source import open_dataset
 from vfm.data.transforms import ImageTransform
@@ -43,7 +43,7 @@ def colours(batch: Batch) -> Tensor:
 
 
 def filled(ctx: Context, pool: Pool, *, max_bad_fraction: float = 0.2) -> CachedTensors:
-    writer = CacheWriter(ctx.work / FOLDER, num_samples=10, num_crops=3, shape=(3,), dtype="fp32", samples_per_shard=4)
+    writer = CacheWriter(ctx.work / CACHE_FOLDER, num_samples=10, num_crops=3, shape=(3,), dtype="fp32", samples_per_shard=4)
     how = {"batch_size": 3, "workers": 0, "max_bad_fraction": max_bad_fraction}
     fill(writer, ctx, open_dataset(pool), CROPS, colours, **how)
     facts = {"data": "pool", "producer": "colours", "crop_scale": (0.2, 0.8), "flip": 0.5, "seed": 4}

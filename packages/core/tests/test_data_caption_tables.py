@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from data_samples import context
 from vfm.config import UserError
 from vfm.data import BadSample, open_dataset, uid_of
-from vfm.data.stages import Pairs
+from vfm.stages.data import Pairs
 from vfm.stage import Preflight
 
 

@@ -10,7 +10,7 @@ from data_samples import context, encoded
 from vfm.artifacts import ChoiceDataset
 from vfm.config import UserError
 from vfm.data.choices import Choice, load_choices, write_choices
-from vfm.data.stages import ChoiceFiles
+from vfm.stages.data import ChoiceFiles
 
 
 @settings(deadline=None)

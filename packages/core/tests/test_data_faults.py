@@ -12,7 +12,7 @@ from data_samples import EN, bomb, context, encoded, json_member, make_pool, mem
 from vfm.config import UserError
 from vfm.data import BadSample, Source, open_dataset, write_tar
 from vfm.data.images import decode_image, open_image
-from vfm.data.stages import Pairs
+from vfm.stages.data import Pairs
 from vfm.data.webdataset import TarShard
 from vfm.panels import load_panels
 

@@ -17,7 +17,7 @@ from vfm.config import UserError
 from vfm.data import Mixture, open_dataset
 from vfm.data.loader import TrainingData
 from vfm.data.mixture import BLOCK, turns_of
-from vfm.data.stages import Pairs
+from vfm.stages.data import Pairs
 from vfm.stage import Context
 
 SIZES = ([7, 5], [9], [3, 3, 3])

@@ -12,8 +12,8 @@ import pytest
 from data_samples import context, encoded, json_member, make_pool, members
 from vfm.config import UserError
 from vfm.data import BadSample, DatasetSpec, Source, open_dataset, uid_of, write_tar
-from vfm.data.labeled_stages import Labeled
-from vfm.data.stages import Pairs
+from vfm.stages.labeled import Labeled
+from vfm.stages.data import Pairs
 from vfm.panels import load_panels
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"

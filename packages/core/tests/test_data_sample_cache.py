@@ -17,7 +17,7 @@ from vfm.artifacts import SampleCache
 from vfm.config import UserError
 from vfm.data.loader import sample_seed
 from vfm.data.sample import BadSample
-from vfm.data.sample_cache import FOLDER, SHARD_BYTES, CachedTensors, CacheWriter, decode, encode
+from vfm.data.sample_cache import CACHE_FOLDER, SHARD_BYTES, CachedTensors, CacheWriter, decode, encode
 
 FACTS = {"data": "../pool", "producer": "a test", "crop_scale": (0.2, 1.0), "flip": 0.5, "seed": 0}
 
@@ -83,7 +83,7 @@ def test_shards_that_are_whole_are_not_written_again(tmp_path):
     assert [(batch.start, batch.stop) for batch in second.plan(3)] == [(4, 7), (7, 8), (8, 10)]
     fill(second, second.plan(3), bad={1})
     publish(second, tmp_path)
-    files = sorted((tmp_path / "artifact" / FOLDER).iterdir())
+    files = sorted((tmp_path / "artifact" / CACHE_FOLDER).iterdir())
     assert [file.name for file in files] == [f"0000{shard}.{end}" for shard in range(3) for end in ("bad.json", "npy")]
     assert files[1].stat().st_mtime_ns == stamp
 
@@ -100,7 +100,7 @@ def test_a_cache_of_bytes_holds_every_number_to_half_a_step_of_its_vector(tmp_pa
     small = writer(tmp_path, dtype="int8", shape=(2, 2, 5))
     fill(small, small.plan(4), bad=set())
     tensors = publish(small, tmp_path)
-    assert np.load(tmp_path / "artifact" / FOLDER / "00000.npy").shape == (4, 2, 2, 2, 9)
+    assert np.load(tmp_path / "artifact" / CACHE_FOLDER / "00000.npy").shape == (4, 2, 2, 2, 9)
     found, exact = tensors[7, 1], tensor(7, small)[1]
     assert found.dtype == np.float32
     step = np.abs(exact).max(axis=-1, keepdims=True) / 127
@@ -161,7 +161,7 @@ def test_a_damaged_shard_is_one_line(tmp_path, damage):
     target = writer(tmp_path)
     fill(target, target.plan(4), bad=set())
     tensors = publish(target, tmp_path)
-    damage(tmp_path / "artifact" / FOLDER / "00001.npy")
+    damage(tmp_path / "artifact" / CACHE_FOLDER / "00001.npy")
     assert tensors[0, 0].shape == (3,)
     with pytest.raises(UserError, match=r"00001\.npy") as caught:
         tensors[5, 0]

@@ -7,13 +7,13 @@ import pytest
 from pydantic import ValidationError
 
 from vfm.config import error_lines
-from vfm.data.labeled_stages import Labeled
-from vfm.data.stages import STAGES, Pairs
+from vfm.stages.labeled import Labeled
+from vfm.stages.data import STAGES, Pairs
 
 
 def test_planning_with_the_data_stages_imports_neither_torch_nor_arrow_nor_numpy():
     code = (
-        "import sys, vfm.data.labeled_stages, vfm.data.stages as s\n"
+        "import sys, vfm.stages.labeled, vfm.stages.data as s\n"
         "stage = s.Pairs(kind='data.pairs', name='pool', path='{0..2}.tar')\n"
         "list(stage.sources()), s.Pairs.model_json_schema()\n"
         "print([name for name in ('torch', 'pyarrow', 'numpy', 'PIL', 'fsspec') if name in sys.modules])"

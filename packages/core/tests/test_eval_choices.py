@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vfm.data.choice_files import MMVP_PATTERNS, mmvp_patterns
+from vfm.data.choice_benchmarks import MMVP_PATTERNS, mmvp_patterns
 from vfm.eval.choices import choose, mmvp_vlm
 
 IDS = np.arange(1, 271).reshape(135, 2)

@@ -19,8 +19,9 @@ from eval_world import COLOURS, NAMES, ColourModel, labeled, png, pool, run_in, 
 from vfm.artifacts import LabeledDataset, Pool, Report, TaggedImages, VisionCheckpoint
 from vfm.config import UserError
 from vfm.data import DatasetSpec
-from vfm.data.tag_stage import CaptionLabels
-from vfm.data.tags import Listed, Nouns, read_tags
+from vfm.data.caption_labels import Nouns, WordList
+from vfm.data.tags import read_tags
+from vfm.stages.data import CaptionLabels
 from vfm.eval.attentive_probe import AttentiveHead, TokenFile, patch_tokens
 from vfm.eval.average_precision import RankingVerdict, average_precisions
 from vfm.eval.compare import compare, score
@@ -274,7 +275,7 @@ def test_nouns_are_told_by_wordnets_counts_and_brought_to_the_singular(tmp_path:
     (tmp_path / "index.noun").unlink()
     with pytest.raises(UserError, match=r"index\.noun"):
         Nouns(tmp_path)
-    listed = Listed(["Bus", "dog"])
+    listed = WordList(["Bus", "dog"])
     assert [listed(word) for word in ("buses", "dogs", "dog", "doge")] == ["Bus", "dog", "dog", None]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vfm import ClipCheckpoint, Context, UserError
-from vfm.data.shapes.stages import ShapesClasses
+from vfm.stages.shapes import ShapesClasses
 from vfm.data.shapes.world import World
 from vfm.eval.stages import ZeroShot
 from vfm.models import build_clip, load_clip, save_clip

@@ -19,7 +19,7 @@ from vfm.data.choices import load_choices
 from vfm.data.shapes import World, class_names, make_pairs, render_labeled, render_shard
 from vfm.data.shapes.sampling import generator, sample_scene
 from vfm.data.shapes.scene import Scene
-from vfm.data.shapes.stages import ShapesChoices, ShapesClasses, ShapesPool
+from vfm.stages.shapes import ShapesChoices, ShapesClasses, ShapesPool
 from vfm.panels import load_panels
 from vfm.stage import Context, Stage
 
@@ -163,6 +163,6 @@ def test_pairs_that_the_world_cannot_show_are_refused_before_the_run() -> None:
 
 
 def test_planning_with_the_made_world_imports_no_numpy() -> None:
-    code = "import sys, vfm.data.shapes.stages; sys.exit(sorted({'numpy', 'PIL', 'torch'} & set(sys.modules)) or 0)"
+    code = "import sys, vfm.stages.shapes; sys.exit(sorted({'numpy', 'PIL', 'torch'} & set(sys.modules)) or 0)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr

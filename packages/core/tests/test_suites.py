@@ -9,7 +9,7 @@ import torchvision.datasets
 
 from test_data_benchmark import classes
 from vfm.config import UserError
-from vfm.data.benchmark_names import names_and_templates
+from vfm.data.clip_benchmark import names_and_templates
 from vfm.data.torchvision_sets import open_torchvision
 from vfm.flow.evaluation.suites import SHIPPED, find_sets, load_suite
 from vfm.plugins import load_plugins, stage_types

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from vfm import Event, UserError
 from vfm.data import open_dataset, uid_of
-from vfm.data.stages import Pairs
+from vfm.stages.data import Pairs
 from vfm_curation.balance_stage import MetaclipBalance
 from vfm_curation.export_stage import ExportSubset
 from vfm_curation.filter_stage import FilterPool

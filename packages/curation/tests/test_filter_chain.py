@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from vfm.data import open_dataset
-from vfm.data.shapes.stages import ShapesPool
+from vfm.stages.shapes import ShapesPool
 from vfm.data.shapes.world import World
 from vfm_curation.balance_stage import MetaclipBalance
 from vfm_curation.filter_stage import FilterPool

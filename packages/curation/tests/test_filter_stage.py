@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from vfm import Artifact, Context, Event, Pool, Preflight, UserError
 from vfm.data import open_balanced, open_dataset
-from vfm.data.stages import Pairs
+from vfm.stages.data import Pairs
 from vfm.panels import load_panels
 from vfm_curation.balance_stage import MetaclipBalance
 from vfm_curation.filter_stage import FilterPool

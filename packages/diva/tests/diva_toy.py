@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vfm import Artifact, Context, Event, Runtime, Stage
 from vfm.artifacts import ClipCheckpoint, GeneratorCheckpoint, Pool
 from vfm.data.loader import Batch, TrainingData
-from vfm.data.shapes.stages import ShapesPool
+from vfm.stages.shapes import ShapesPool
 from vfm.data.shapes.world import World
 from vfm.data.source import open_dataset
 from vfm.data.transforms import ImageTransform

@@ -14,7 +14,7 @@ from vfm.artifacts import ChoiceDataset, ClipCheckpoint, Pool
 from vfm.data.choices import Choice, load_choices
 from vfm.data.images import decode_image
 from vfm.data.loader import sample_seed
-from vfm.data.shapes.stages import ShapesChoices
+from vfm.stages.shapes import ShapesChoices
 from vfm.data.transforms import ImageTransform
 from vfm.panels import load_panels
 from vfm_diva.generator import load_generator

@@ -11,7 +11,7 @@ import torch
 
 from vfm.artifacts import Artifact, ClipCheckpoint, ImageDataset
 from vfm.data.loader import Batch
-from vfm.data.shapes.stages import ShapesPool
+from vfm.stages.shapes import ShapesPool
 from vfm.stage import Context
 from vfm_eva import EvaPretrain
 

@@ -10,7 +10,7 @@ from bench import GRID, Bench, clock, context, moved, pretrain
 
 from vfm.artifacts import Artifact, SampleCache
 from vfm.data.loader import TrainingData
-from vfm.data.sample_cache import FOLDER, CachedTensors
+from vfm.data.sample_cache import CACHE_FOLDER, CachedTensors
 from vfm.data.source import open_dataset
 from vfm.events import Event
 from vfm.train import fit
@@ -45,7 +45,7 @@ class Cached(Bench):
             row["against live"] = rows["live"]["ms a step"] / row["ms a step"]
             if name != "live":
                 cache = caches[name]
-                files = list((cache.path / FOLDER).glob("*.npy"))
+                files = list((cache.path / CACHE_FOLDER).glob("*.npy"))
                 row["bytes an image"] = sum(file.stat().st_size for file in files) / cache.num_samples
                 row["cosine to exact"] = _cosine(cache, exact)
                 row["loss on exact targets"] = reached if name == "fp32" else self._reached(cache, exact)

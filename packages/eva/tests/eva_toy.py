@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vfm.artifacts import Artifact, ClipCheckpoint, Pool, VisionCheckpoint
-from vfm.data.shapes.stages import ShapesPool
+from vfm.stages.shapes import ShapesPool
 from vfm.events import Event
 from vfm.models import build_clip, build_vision, save_clip
 from vfm.stage import Context

@@ -23,7 +23,7 @@ from vfm import UserError
 from vfm.artifacts import LabeledDataset, VisionCheckpoint
 from vfm.data.images import FILTERS
 from vfm.data.sample import BadSample, Sample
-from vfm.data.shapes.stages import ShapesClasses
+from vfm.stages.shapes import ShapesClasses
 from vfm.models import build_vision, load_vision, save_vision, vision_preprocess
 from vfm.models.class_names import class_names_of
 from vfm.panels import load_panels

@@ -16,7 +16,7 @@ from eva_toy import STUDENT, context, losses, make_pool, make_teacher, run, stag
 from vfm import UserError
 from vfm.artifacts import ClipCheckpoint, Pool, SampleCache
 from vfm.data.loader import TrainingData, sample_seed
-from vfm.data.sample_cache import FOLDER, CachedTensors
+from vfm.data.sample_cache import CACHE_FOLDER, CachedTensors
 from vfm.data.source import open_dataset
 from vfm.data.transforms import ImageTransform
 from vfm.events import Event
@@ -212,7 +212,7 @@ def test_a_making_cut_short_ends_as_the_unbroken_one(tmp_path, teacher, workers)
     whole = make("whole")
     with pytest.raises(KeyboardInterrupt):
         make("cut", stop_at=37)
-    assert [file.name for file in (tmp_path / "cut/work" / FOLDER).glob("*.npy")] == ["00000.npy"]
+    assert [file.name for file in (tmp_path / "cut/work" / CACHE_FOLDER).glob("*.npy")] == ["00000.npy"]
     again = make("cut", workers=workers)
     assert whole.bad_samples == bad["whole"] == bad["cut"] == {"unreadable_image": 6}
     files = sorted(path.relative_to(whole.path) for path in whole.path.rglob("*.*"))

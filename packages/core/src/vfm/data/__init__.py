@@ -1,44 +1,34 @@
-"""Data: what lies in a user's files, by an index over shards, and its way into a training step.
+"""Data: an index over the shards of a user's files, and random access to their samples.
 
-`transforms` and `loader` use torch; all the rest does without. Names are loaded when first used, so a recipe can be
-planned without numpy.
+Nothing here imports torch, so that planning and curation work without it. What turns samples into tensors
+(`TrainingData`, `ImageTransform`, ...) is exported by `vfm.train`.
 """
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from vfm.data.draws import drawn, text_key, text_keys, uniform
-    from vfm.data.index import BadRow, Shard, read_index, write_index
-    from vfm.data.mixture import Mixture
-    from vfm.data.sample import REASONS, BadSample, Sample, uid_of
-    from vfm.data.source import Source, open_balanced, open_dataset
-    from vfm.data.spec import DatasetSpec
-    from vfm.data.subset import SUBSET_FILE, subset_schema
-    from vfm.data.tar_write import write_tar
-
-_HOMES = {
-    "draws": ("drawn", "text_key", "text_keys", "uniform"),
-    "index": ("BadRow", "Shard", "read_index", "write_index"),
-    "mixture": ("Mixture",),
-    "sample": ("REASONS", "BadSample", "Sample", "uid_of"),
-    "source": ("Source", "open_balanced", "open_dataset"),
-    "spec": ("DatasetSpec",),
-    "subset": ("SUBSET_FILE", "subset_schema"),
-    "tar_write": ("write_tar",),
-}
+from vfm.data import files
+from vfm.data.captions import clean_captions, field_of
+from vfm.data.choices import Choice, load_choices, write_choices
+from vfm.data.draws import drawn, hash_strings, splitmix64, text_key, text_keys, uniform
+from vfm.data.images import FILTERS, Interpolation, ResizeMode, decode_image, open_image
+from vfm.data.index import BadRow, Index, Shard, ShardReader, read_index, write_index
+from vfm.data.mixture import Mixture
+from vfm.data.order import SampleOrder
+from vfm.data.parquet import ParquetShard, open_parquet
+from vfm.data.sample import REASONS, BadSample, Sample, uid_of
+from vfm.data.sample_cache import CACHE_FOLDER, CachedTensors, CacheWriter
+from vfm.data.source import Source, check_balanced, open_balanced, open_dataset
+from vfm.data.spec import DatasetSpec
+from vfm.data.subset import SUBSET_FILE, subset_schema
+from vfm.data.tags import read_tags, write_tags
+from vfm.data.tar_writer import write_tar
+from vfm.data.templates import check_templates
+from vfm.data.texts import is_text
+from vfm.data.webdataset import IMAGE_EXTENSIONS
 
 __all__ = [
-    "REASONS", "SUBSET_FILE", "BadRow", "BadSample", "DatasetSpec", "Mixture", "Sample", "Shard", "Source", "drawn",
-    "open_balanced", "open_dataset", "read_index", "subset_schema", "text_key", "text_keys", "uid_of", "uniform",
-    "write_index", "write_tar",
+    "CACHE_FOLDER", "FILTERS", "IMAGE_EXTENSIONS", "REASONS", "SUBSET_FILE", "BadRow", "BadSample", "CacheWriter",
+    "CachedTensors", "Choice", "DatasetSpec", "Index", "Interpolation", "Mixture", "ParquetShard", "ResizeMode",
+    "Sample", "SampleOrder", "Shard", "ShardReader", "Source", "check_balanced", "check_templates", "clean_captions",
+    "decode_image", "drawn", "field_of", "files", "hash_strings", "is_text", "load_choices", "open_balanced",
+    "open_dataset", "open_image", "open_parquet", "read_index", "read_tags", "splitmix64", "subset_schema", "text_key",
+    "text_keys", "uid_of", "uniform", "write_choices", "write_index", "write_tags", "write_tar",
 ]  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{home}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

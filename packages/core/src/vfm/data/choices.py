@@ -1,6 +1,6 @@
-"""Images x statements with the right pairing, on disk: MMVP's pairs, Winoground's, SugarCrepe's, made ones.
+"""Images x statements with the right pairing, on disk: MMVP's pairs, Winoground's, SugarCrepe's, synthetic ones.
 
-`choices.parquet` in the artifact's folder, one row an item: key, pattern, images (bytes), statements, truth.
+`choices.parquet` in the artifact's folder, one row per item: key, pattern, images (bytes), statements, truth.
 """
 
 from __future__ import annotations
@@ -10,22 +10,38 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from vfm.artifacts import ChoiceDataset
 from vfm.config import UserError
 
 CHOICES_FILE = "choices.parquet"
 ROWS_PER_GROUP = 64
+SCHEMA = pa.schema(
+    {
+        "key": pa.string(),
+        "pattern": pa.string(),
+        "images": pa.list_(pa.binary()),
+        "statements": pa.list_(pa.string()),
+        "truth": pa.list_(pa.int32()),
+    }
+)
 
 
 @dataclass(frozen=True)
 class Choice:
     """One item.
 
-    key: its name.
-    pattern: what sets its images or statements apart.
-    images: encoded, as they lay on disk.
-    statements: any number.
-    truth: for each statement the place of its image, -1 where it belongs to none (SugarCrepe's wrong caption).
+    Attributes:
+        key: name of the item.
+        pattern: what its images or statements differ in.
+        images: encoded, unchanged from the source file.
+        statements: any number.
+        truth: for each statement the place of its image, -1 if it belongs to none (SugarCrepe's wrong caption).
+
+    Raises:
+        ValueError: `truth` does not fit images and statements.
     """
 
     key: str
@@ -39,47 +55,33 @@ class Choice:
         if not fits or not self.images or not self.statements:
             raise ValueError(
                 f"{self.key}: truth {self.truth} does not fit {len(self.images)} images and {len(self.statements)}"
-                " statements; it is one place of an image, or -1, for each statement"
+                " statements; expected the index of an image, or -1, for each statement"
             )
 
 
 def write_choices(directory: Path, choices: Iterable[Choice]) -> ChoiceDataset:
-    """Writes the items, a few at a time, and the artifact's facts."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = pa.schema(
-        {
-            "key": pa.string(),
-            "pattern": pa.string(),
-            "images": pa.list_(pa.binary()),
-            "statements": pa.list_(pa.string()),
-            "truth": pa.list_(pa.int32()),
-        }
-    )
+    """Write the items, a few in memory at a time, and the artifact's facts."""
     directory.mkdir(parents=True, exist_ok=True)
     patterns: dict[str, None] = {}
     count = 0
     iterator = iter(choices)
-    with pq.ParquetWriter(directory / CHOICES_FILE, schema) as writer:
+    with pq.ParquetWriter(directory / CHOICES_FILE, SCHEMA) as writer:
         while rows := list(islice(iterator, ROWS_PER_GROUP)):
-            writer.write_table(pa.Table.from_pylist([vars(row) for row in rows], schema))
+            writer.write_table(pa.Table.from_pylist([vars(row) for row in rows], SCHEMA))
             patterns |= dict.fromkeys(row.pattern for row in rows)
             count += len(rows)
     return ChoiceDataset.create(directory, num_pairs=count, patterns=list(patterns))
 
 
 def load_choices(artifact: ChoiceDataset) -> Iterator[Choice]:
-    """The items of a data set in their order, a few in memory at a time.
+    """Yield the items of a dataset in order, a few in memory at a time.
 
     Raises:
-        UserError: the artifact's folder holds none.
+        UserError: the artifact's folder has no items.
     """
-    import pyarrow.parquet as pq
-
     path = artifact.path / CHOICES_FILE
     if not path.is_file():
-        raise UserError(f"{artifact.path}: {CHOICES_FILE} is missing; this is no data set of choices")
+        raise UserError(f"{artifact.path}: {CHOICES_FILE} is missing; expected a dataset of choices")
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(ROWS_PER_GROUP):
             yield from (Choice(**row) for row in batch.to_pylist())

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from vfm.config import UserError
-from vfm.data.benchmark_folder import CLASS_NAMES_FILE, lines_beside
 from vfm.data.captions import field_of
+from vfm.data.clip_benchmark import CLASS_NAMES_FILE, lines_beside
 from vfm.data.folder import class_folders
 from vfm.data.layout import Layout
 from vfm.data.parquet import open_parquet

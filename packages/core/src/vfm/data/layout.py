@@ -9,7 +9,7 @@ from typing import Literal
 
 from vfm.config import UserError
 from vfm.data import files
-from vfm.data.benchmark_folder import benchmark_shards, type_beside
+from vfm.data.clip_benchmark import benchmark_shards, type_beside
 from vfm.data.folder import caption_folder, class_folders, image_names
 from vfm.data.image_list import ImageEntry, write_image_lists
 from vfm.data.index import Shard

@@ -25,7 +25,7 @@ from vfm.artifacts import SampleCache
 from vfm.config import UserError
 from vfm.data.sample import BadSample
 
-FOLDER = "tensors"
+CACHE_FOLDER = "tensors"
 SHARD_BYTES = 128 * 2**20
 OPEN_SHARDS = 1024
 DTYPES = {"int8": np.int8, "fp16": np.float16, "fp32": np.float32}
@@ -148,7 +148,7 @@ class CacheWriter:
             bad_samples=dict(sorted(Counter(reason for reason, _ in self.bad).items())),
             **facts,
         )
-        self.folder.rename(directory / FOLDER)  # last: a crash before it loses no shard
+        self.folder.rename(directory / CACHE_FOLDER)  # last: a crash before it loses no shard
         return cache
 
 
@@ -157,7 +157,7 @@ class CachedTensors:
 
     def __init__(self, cache: SampleCache) -> None:
         """Opens nothing yet."""
-        self.cache, self.folder = cache, cache.path.resolve() / FOLDER
+        self.cache, self.folder = cache, cache.path.resolve() / CACHE_FOLDER
         self._open = lru_cache(OPEN_SHARDS)(self._open_shard)
 
     def __reduce__(self) -> tuple[Any, ...]:

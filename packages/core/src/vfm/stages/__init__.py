@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vfm.data import labeled_stages, stages
-from vfm.data.shapes import stages as shapes
-from vfm.data.tag_stage import CaptionLabels
 from vfm.eval.curves_stage import Curves
 from vfm.eval.feature_stages import AttentiveProbe, Classify, Knn, LinearProbe
 from vfm.eval.few_shot_stage import FewShot
@@ -18,6 +15,7 @@ from vfm.eval.summary_stage import Summary
 from vfm.hookspecs import hookimpl
 from vfm.models import stages as models
 from vfm.stage import Stage
+from vfm.stages import data, labeled, shapes
 
 EVALUATIONS: tuple[type[Stage], ...] = (
     ZeroShot,
@@ -37,4 +35,4 @@ EVALUATIONS: tuple[type[Stage], ...] = (
 @hookimpl
 def vfm_stages() -> Iterable[type[Stage]]:
     """Return core's stage types: data, the synthetic shapes, pretrained models and evaluations."""
-    return [*stages.STAGES, *labeled_stages.STAGES, CaptionLabels, *shapes.STAGES, *models.STAGES, *EVALUATIONS]
+    return [*data.STAGES, *labeled.STAGES, *shapes.STAGES, *models.STAGES, *EVALUATIONS]

@@ -20,7 +20,7 @@ from vfm.data.shapes.world import World
 
 
 @dataclass(frozen=True)
-class MadeSample:
+class RenderedSample:
     """One picture of a data set.
 
     Attributes:
@@ -49,7 +49,7 @@ def class_names(world: World) -> list[str]:
     return [f"{colour} {shape}" for shape, colour in world.combinations]
 
 
-def render_shard(world: World, seed: int, start: int, stop: int) -> Iterator[MadeSample]:
+def render_shard(world: World, seed: int, start: int, stop: int) -> Iterator[RenderedSample]:
     """Samples `start` to `stop` of the pool of image-text pairs; each depends on the seed and its number alone."""
     for index in range(start, stop):
         scene = sample_scene(world, generator(seed, Stream.POOL, index))
@@ -58,7 +58,7 @@ def render_shard(world: World, seed: int, start: int, stop: int) -> Iterator[Mad
             label: [sample_caption(world, scene, rng, language=label) for _ in range(world.captions_per_image)]
             for label in world.languages
         }
-        yield MadeSample(
+        yield RenderedSample(
             key=f"{index:08d}",
             image=encode(draw(scene, world.image_size)),
             texts={label: [caption.text for caption in given] for label, given in captions.items()},
@@ -72,7 +72,7 @@ def render_shard(world: World, seed: int, start: int, stop: int) -> Iterator[Mad
         )
 
 
-def render_labeled(world: World, seed: int, start: int, stop: int) -> Iterator[MadeSample]:
+def render_labeled(world: World, seed: int, start: int, stop: int) -> Iterator[RenderedSample]:
     """Samples of the labelled set: the classes in turn, so that each is equally common."""
     combinations = world.combinations
     names = class_names(world)
@@ -80,10 +80,10 @@ def render_labeled(world: World, seed: int, start: int, stop: int) -> Iterator[M
         label = index % len(combinations)
         scene = sample_scene(world, generator(seed, Stream.CLASSES, index), combination=combinations[label])
         image = encode(draw(scene, world.image_size))
-        yield MadeSample(f"{index:08d}", image, {"en": [names[label]]}, label, {"scene": scene.facts()})
+        yield RenderedSample(f"{index:08d}", image, {"en": [names[label]]}, label, {"scene": scene.facts()})
 
 
-def render_values(pattern: Pattern, world: World, seed: int, start: int, stop: int) -> Iterator[MadeSample]:
+def render_values(pattern: Pattern, world: World, seed: int, start: int, stop: int) -> Iterator[RenderedSample]:
     """Samples of a labelled set whose classes are the values of one attribute, or the colours, in turn.
 
     Shape and colour are else uniform; scenes are drawn until one has the value, as each would be in a pool.
@@ -97,7 +97,7 @@ def render_values(pattern: Pattern, world: World, seed: int, start: int, stop: i
             combination = world.combinations[int(rng.random() * len(world.combinations))]
             scene = sample_scene(world, rng, combination=combination)
         image = encode(draw(scene, world.image_size))
-        yield MadeSample(f"{index:08d}", image, {"en": [str(values[label])]}, label, {"scene": scene.facts()})
+        yield RenderedSample(f"{index:08d}", image, {"en": [str(values[label])]}, label, {"scene": scene.facts()})
 
 
 def encode(pixels: NDArray[np.uint8]) -> bytes:

@@ -1,0 +1,165 @@
+"""Work of `data.labeled`, `data.tagged` and `data.digits`: images with one or several labels."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from vfm.artifacts import ImageDataset, LabeledDataset, TaggedImages
+from vfm.config import UserError
+from vfm.data.clip_benchmark import TEMPLATES_FILE, lines_beside, names_and_templates
+from vfm.data.dataset_panels import add_dataset_panels
+from vfm.data.index import write_index
+from vfm.data.indexing import Indexing, first_sample
+from vfm.data.labels import find_class_names
+from vfm.data.layout import Layout, find_layout
+from vfm.data.source import Source
+from vfm.data.spec import DatasetSpec
+from vfm.data.tags import TAGS_FILE, write_tags
+from vfm.data.templates import check_templates
+from vfm.data.torchvision_sets import (
+    PACKED,
+    open_torchvision,
+    pack_shards,
+    torchvision_classes,
+    torchvision_shards,
+)
+from vfm.stage import Context, Preflight
+from vfm.stages.labeled import Digits, Labeled, NamedImages, Tagged
+
+DIGIT_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+DIGIT_TEMPLATES = ["a photo of the number {}.", "a handwritten digit {}."]
+NUM_TRAIN_DIGITS = 898  # the first half, as in scikit-learn's own examples
+
+
+def index_labeled(config: Labeled, ctx: Context) -> LabeledDataset:
+    """Index the images and their labels."""
+    if config.torchvision:
+        dataset, spec = _torchvision(config, config.torchvision)
+        shards, num_shards = ((shard, True) for shard in torchvision_shards(dataset, ctx.directory)), None
+        templates = _names_and_templates(config, None)[1]
+    else:
+        layout = _layout(config)
+        spec = _labeled_spec(config, layout)
+        shards, num_shards = layout.shards(ctx.directory, spec), layout.num_shards
+        templates = _names_and_templates(config, layout)[1]
+    indexing = Indexing(ctx, spec, config.max_bad_fraction, config.num_samples, config.verify)
+    count = indexing.run(ctx.directory, shards, num_shards)
+    labeled = LabeledDataset.create(
+        ctx.directory,
+        num_samples=count,
+        bad_samples=dict(indexing.counts),
+        class_names=spec.class_names,
+        **({"templates": templates} if templates else {}),
+    )
+    add_dataset_panels(ctx, labeled, indexing.bad)
+    return labeled
+
+
+def check_labeled(config: Labeled, ctx: Preflight) -> None:
+    """Decode one sample and read the templates, or open the torchvision dataset."""
+    if config.torchvision:
+        _torchvision(config, config.torchvision)
+    else:
+        layout = _layout(config)
+        first_sample(layout, _labeled_spec(config, layout))
+
+
+def index_tagged(config: Tagged, ctx: Context) -> TaggedImages:
+    """Index the images in a subfolder of the artifact, and write the labels of each."""
+    layout = _layout(config)
+    spec, images = _tagged_spec(config, layout), ctx.directory / "images"
+    indexing = Indexing(ctx, spec, config.max_bad_fraction, config.num_samples, config.verify)
+    count = indexing.run(images, layout.shards(images, spec), layout.num_shards)
+    dataset = ImageDataset.create(images, num_samples=count, bad_samples=dict(indexing.counts))
+    add_dataset_panels(ctx, dataset, indexing.bad)
+    source = Source(images)
+    tags = [source.facts(number).labels or () for number in range(count)]
+    write_tags(ctx.directory / TAGS_FILE, tags)
+    templates = _names_and_templates(config, layout)[1]
+    return TaggedImages.create(
+        ctx.directory,
+        data="images",
+        num_samples=count,
+        class_names=spec.class_names,
+        num_images=[sum(label in row for row in tags) for label in range(len(spec.class_names))],
+        **({"templates": templates} if templates else {}),
+    )
+
+
+def check_tagged(config: Tagged, ctx: Preflight) -> None:
+    """Decode one sample and read its labels."""
+    layout = _layout(config)
+    first_sample(layout, _tagged_spec(config, layout))
+
+
+def pack_digits(config: Digits, ctx: Context) -> LabeledDataset:
+    """Pack the digits as PNG."""
+    shards = list(pack_shards(load_digits(config.split), ctx.directory))
+    count = write_index(ctx.directory, shards, PACKED.model_copy(update={"class_names": DIGIT_NAMES}))
+    dataset = LabeledDataset.create(
+        ctx.directory, num_samples=count, class_names=DIGIT_NAMES, templates=DIGIT_TEMPLATES
+    )
+    add_dataset_panels(ctx, dataset)
+    return dataset
+
+
+def load_digits(split: Literal["train", "test"]) -> list[tuple[Image.Image, int]]:
+    """Return scikit-learn's handwritten digits as RGB images, 8 x 8 pixels, white on black, each with its label.
+
+    Source: Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits (UCI); the part in scikit-learn.
+    """
+    import sklearn.datasets  # an optional extra
+
+    found = sklearn.datasets.load_digits()
+    rows = slice(None, NUM_TRAIN_DIGITS) if split == "train" else slice(NUM_TRAIN_DIGITS, None)
+    greys = np.rint(found.images[rows] * (255 / 16)).astype(np.uint8)  # (N, 8, 8), stored as 0 to 16
+    return [
+        (Image.fromarray(grey).convert("RGB"), int(label))
+        for grey, label in zip(greys, found.target[rows], strict=True)
+    ]
+
+
+def _layout(config: NamedImages) -> Layout:
+    return find_layout(config.path, config.format, config.image_root, config.split)
+
+
+def _names_and_templates(config: NamedImages, layout: Layout | None) -> tuple[list[str], list[str]]:
+    """Return class names (empty: the dataset's own) and templates (empty: the default), as far as they are given."""
+    names, templates = names_and_templates(config.names_of) if config.names_of else ([], [])
+    written = lines_beside(layout.paths[0], TEMPLATES_FILE) if layout else []
+    beside = check_templates([line for line in written if line], TEMPLATES_FILE)
+    return config.class_names or names, config.templates or templates or beside
+
+
+def _torchvision(config: Labeled, name: str) -> tuple[Any, DatasetSpec]:
+    """Open a torchvision dataset, and name its classes."""
+    dataset = open_torchvision(name, str(config.path), config.split)
+    names, _ = _names_and_templates(config, None)
+    if names:
+        own = getattr(dataset, "classes", None) or names
+        if len(names) != len(own):
+            raise UserError(f"expected {len(own)} class names for torchvision's {name}, got {len(names)}")
+    else:
+        names = torchvision_classes(dataset, name)
+    return dataset, PACKED.model_copy(update={"class_names": names})
+
+
+def _labeled_spec(config: Labeled, layout: Layout) -> DatasetSpec:
+    spec = layout.with_defaults(DatasetSpec(image_key=config.image_key, label_key=config.label_key), labels=True)
+    names, _ = _names_and_templates(config, layout)
+    if names and layout.kind == "folder":  # labels are positions among the class folders, so the counts must agree
+        own = find_class_names(layout, None)
+        if len(names) != len(own):
+            raise UserError(f"{layout.paths[0]}: expected {len(own)} class names, one per folder, got {len(names)}")
+    return spec.model_copy(update={"class_names": names or find_class_names(layout, spec.label_key)})
+
+
+def _tagged_spec(config: Tagged, layout: Layout) -> DatasetSpec:
+    if layout.kind != "webdataset":
+        raise UserError(f"{layout.paths[0]}: images with several labels can only be read from tars")
+    names, _ = _names_and_templates(config, layout)
+    names = names or find_class_names(layout, None)
+    return DatasetSpec(image_key=config.image_key, labels_key=config.labels_key, class_names=names)

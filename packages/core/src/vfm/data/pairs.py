@@ -1,0 +1,50 @@
+"""Work of `data.pairs`: indexing image-text pairs, or tables of captions without images."""
+
+from __future__ import annotations
+
+from vfm.artifacts import Pool
+from vfm.data import files
+from vfm.data.caption_tables import caption_shards, caption_spec
+from vfm.data.dataset_panels import add_dataset_panels
+from vfm.data.indexing import Indexing, first_sample
+from vfm.data.layout import Layout, find_layout
+from vfm.data.spec import DatasetSpec
+from vfm.stage import Context, Preflight
+from vfm.stages.data import Pairs
+
+
+def index_pairs(config: Pairs, ctx: Context) -> Pool:
+    """Index the shards. Shards without a known count are read, and their bad samples are left out."""
+    num_shards = None
+    if config.images:
+        layout, spec = _layout(config)
+        shards, num_shards = layout.shards(ctx.directory, spec), layout.num_shards
+    else:
+        paths, spec = _caption_tables(config)
+        spec, shards = caption_shards(ctx.directory, paths, spec, config.columns)
+    indexing = Indexing(ctx, spec, config.max_bad_fraction, config.num_samples, config.verify)
+    count = indexing.run(ctx.directory, shards, num_shards)
+    pool = Pool.create(ctx.directory, num_samples=count, bad_samples=dict(indexing.counts), languages=list(spec.texts))
+    add_dataset_panels(ctx, pool, indexing.bad)
+    return pool
+
+
+def check_pairs(config: Pairs, ctx: Preflight) -> None:
+    """Decode one sample; without images, find the columns."""
+    if config.images:
+        first_sample(*_layout(config))
+    else:
+        _caption_tables(config)
+
+
+def _layout(config: Pairs) -> tuple[Layout, DatasetSpec]:
+    layout = find_layout(config.path, config.format, config.image_root)
+    return layout, layout.with_defaults(DatasetSpec(image_key=config.image_key, texts=config.texts), labels=False)
+
+
+def _caption_tables(config: Pairs) -> tuple[list[str], DatasetSpec]:
+    """Return the tables of captions, and the columns of their texts."""
+    paths = files.expand_paths(config.path)
+    for path in paths:
+        files.size_and_time(path)  # raises if the file is missing
+    return paths, caption_spec(paths, config.texts, config.columns)
