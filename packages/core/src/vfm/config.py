@@ -1,30 +1,74 @@
-"""The base of every configuration, and how a mistake in one is told: one readable line per error."""
+"""The base of every configuration, and its error messages: one readable line for each mistake."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import Any, get_args
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+from typing import Any, ClassVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: one clear line a mistake (what, where, what is allowed).
+    """A mistake that the user can correct, described in one line: what, where, what is allowed.
 
-    The command line prints the lines and exits with code 2; no traceback is shown without `--debug`.
+    The command line prints the line and exits with code 2. It shows a traceback only with `--debug`.
     """
 
 
 class Config(BaseModel):
-    """A frozen record that refuses unknown keys. Stages, artifacts' facts and their parts are such records."""
+    """A frozen record that rejects unknown keys: the base of stages, parts, groups of settings and artifacts' facts.
+
+    A mapping that is given for a field with a group or a part as its default changes that default: with
+    `optimizer: Optimizer = AdamW(weight_decay=0.2)`, the mapping `{betas: [0.9, 0.95]}` keeps the weight decay.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, arbitrary_types_allowed=False)
 
+    moved: ClassVar[Mapping[str, str]] = {}  # old keys and where they are now, for the error message
+
+    @model_validator(mode="before")
+    @classmethod
+    def _merge_into_defaults(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        merged = {
+            name: _merged(field.default, data[name])
+            for name, field in cls.model_fields.items()
+            if isinstance(field.default, BaseModel) and isinstance(data.get(name), Mapping)
+        }
+        return {**data, **merged} if merged else data
+
+
+def _merged(default: BaseModel, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what `default` sets with `given` laid over it; `given` alone if it is a part of another type."""
+    base = default.model_dump(exclude_unset=True)
+    if "type" in type(default).model_fields:
+        base["type"] = default.type  # type: ignore[attr-defined]
+        if given.get("type", base["type"]) != base["type"]:
+            return given
+    return _deep_merged(base, given)
+
+
+def _deep_merged(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {**base, **given}
+    for key, value in base.items():
+        if isinstance(value, Mapping) and isinstance(given.get(key), Mapping):
+            merged[key] = _deep_merged(value, given[key])
+    return merged
+
+
+def load_function(address: str) -> Callable[..., Any]:
+    """Import the function or class at `"package.module:name"`."""
+    module, _, name = address.partition(":")
+    function: Callable[..., Any] = getattr(import_module(module), name)
+    return function
+
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A hint such as `; did you mean 'steps'?`, or the known words where none is near, or nothing."""
+    """Return a hint such as `; did you mean 'steps'?`, else the known words if they are few, else nothing."""
     known = sorted(set(known))
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if near:
@@ -32,16 +76,16 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(known)}" if 0 < len(known) <= 30 else ""
 
 
-TOLD = "told"  # the type of an error whose sentence is made already
-KEY_ERRORS = {"extra_forbidden", "missing", TOLD}  # where the location ends in a key as the user wrote it
+SENTENCE = "sentence"  # the type of an error whose line is already written
+KEY_ERRORS = {"extra_forbidden", "missing", SENTENCE}  # errors whose location ends in a key as the user wrote it
 
 
 def error_lines(error: ValidationError, model: type[BaseModel]) -> list[tuple[tuple[str | int, ...], str]]:
-    """Pydantic's errors as (location, one line), without the noise of unions.
+    """Return pydantic's errors as (location, line), without the noise of unions.
 
-    Of the errors that a union reports for one value, one per branch, only the last branch that is not
-    `None` is kept, since a value that fits no branch was most likely meant for that one; and none of them where a
-    part of the value is told of, which was meant for the branch that has such a part.
+    A union reports one error per branch. Only the last branch other than `None` is kept, since a value that fits no
+    branch was most likely meant for that one; none is kept if there is an error within the value, which then was
+    meant for the branch that has this part.
     """
     lines: dict[tuple[str | int, ...], str] = {}
     for details in error.errors(include_url=False):
@@ -55,16 +99,16 @@ def error_lines(error: ValidationError, model: type[BaseModel]) -> list[tuple[tu
 
 
 def readable(error: ValidationError, model: type[BaseModel]) -> ValidationError:
-    """The error with its lines spelled out, for a part whose type is only known while the whole is validated."""
-    told = [
-        InitErrorDetails(type=PydanticCustomError(TOLD, "{line}", {"line": line}), loc=location, input=None)
+    """Return the error with its lines written out, for a value whose model is chosen during validation."""
+    written = [
+        InitErrorDetails(type=PydanticCustomError(SENTENCE, "{line}", {"line": line}), loc=location, input=None)
         for location, line in error_lines(error, model)
     ]
-    return ValidationError.from_exception_data(error.title, told)
+    return ValidationError.from_exception_data(error.title, written)
 
 
 def _is_branch(part: str | int) -> bool:
-    """Whether a part of pydantic's location names a branch of a union (`int`, `list[str]`, `Part`), not a key."""
+    """Return whether a part of pydantic's location is a branch of a union (`int`, `list[str]`, `Part`), not a key."""
     return isinstance(part, str) and (
         not part.isidentifier() or part in {"int", "float", "str", "bool"} or part[0].isupper()
     )
@@ -74,8 +118,7 @@ def _sentence(details: ErrorDetails, location: tuple[str | int, ...], model: typ
     kind, given = details["type"], details.get("input")
     context: Mapping[str, Any] = details.get("ctx", {})
     if kind == "extra_forbidden":
-        owner = _model_at(model, location[:-1])
-        return "unknown key" + did_you_mean(str(location[-1]), owner.model_fields if owner else ())
+        return "unknown key" + _better_key(str(location[-1]), _model_at(model, location[:-1]))
     if kind == "missing":
         owner = _model_at(model, location[:-1])
         field = owner.model_fields.get(str(location[-1])) if owner else None
@@ -86,11 +129,37 @@ def _sentence(details: ErrorDetails, location: tuple[str | int, ...], model: typ
     if kind == "value_error":
         return str(context["error"])
     if kind in ("model_type", "model_attributes_type"):
-        return f"{_short(given)} is wrong: should be a mapping of keys to values"
-    if kind == TOLD:
+        return f"expected a mapping of keys to values, got {_short(given)}"
+    if kind == SENTENCE:
         return str(context["line"])
-    message = details["msg"].removeprefix("Input ").replace("should be a valid ", "should be ")
-    return f"{_short(given)} is wrong: {message[0].lower()}{message[1:]}"
+    message = details["msg"]
+    if message.startswith("Input should be "):
+        expected = message.removeprefix("Input should be ").partition(", unable")[0].replace("a valid ", "a ")
+        return f"expected {expected}, got {_short(given)}"
+    return f"{_short(given)}: {message[0].lower()}{message[1:]}"
+
+
+def _better_key(key: str, owner: type[BaseModel] | None) -> str:
+    """Return a hint for an unknown key: where it has moved, the group that has such a field, or a similar field."""
+    if owner is None:
+        return ""
+    place = getattr(owner, "moved", {}).get(key) or next(
+        (
+            f"{name}.{key}"
+            for name, field in owner.model_fields.items()
+            if isinstance(field.default, BaseModel)
+            for model in (type(field.default), *_choices(field.annotation))
+            if key in model.model_fields and key != "type"
+        ),
+        None,
+    )
+    return f"; did you mean '{place}'?" if place else did_you_mean(key, owner.model_fields)
+
+
+def _choices(annotation: object) -> Iterable[type[BaseModel]]:
+    model = _first_model(annotation)
+    choices: Mapping[str, type[BaseModel]] = getattr(model, "choices", {})
+    return choices.values()
 
 
 def _short(value: object) -> str:
@@ -99,7 +168,7 @@ def _short(value: object) -> str:
 
 
 def _model_at(model: type[BaseModel], location: tuple[str | int, ...]) -> type[BaseModel] | None:
-    """The model that the keys of `location` lead to, so that its field names can be suggested."""
+    """Return the model that the keys of `location` lead to, whose field names can be suggested."""
     for part in location:
         if isinstance(part, int):
             continue

@@ -1,4 +1,4 @@
-"""A stage is its frozen configuration: what it takes (`Ref`s), what it makes (`run`'s annotation), and how."""
+"""Stages: frozen configurations with typed inputs (`Ref`), a typed result (`makes`) and the address of their work."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import typing
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args
@@ -16,7 +15,7 @@ from pydantic import BaseModel, Field, GetCoreSchemaHandler, model_validator
 from pydantic_core import core_schema
 
 from vfm.artifacts import Artifact
-from vfm.config import Config, UserError
+from vfm.config import Config, UserError, load_function
 from vfm.events import Event
 from vfm.panels import Panel
 
@@ -24,9 +23,9 @@ A = TypeVar("A", bound=Artifact)
 
 
 class Ref(str, Generic[A]):
-    """An input: an earlier stage's name, or the path of a saved artifact. `Ref[Pool]` takes a Pool or a subtype."""
+    """An input: an earlier stage's name or the path of a saved artifact. `Ref[Pool]` accepts a Pool or a subtype."""
 
-    target: Any  # the wanted type, or a union of types
+    target: Any  # the expected type, or a union of types
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
@@ -40,48 +39,39 @@ class Ref(str, Generic[A]):
         return core_schema.no_info_after_validator_function(build, core_schema.str_schema(min_length=1))
 
     def accepts(self, made: type[Artifact]) -> bool:
-        """Whether an artifact of type `made` fits here."""
-        wanted = get_args(self.target) if isinstance(self.target, UnionType) else (self.target,)
-        return issubclass(made, wanted)
+        """Return whether an artifact of type `made` is a valid input."""
+        return issubclass(made, self._types())
 
     @property
-    def wanted(self) -> str:
-        """The wanted type in words."""
-        types = get_args(self.target) if isinstance(self.target, UnionType) else (self.target,)
-        return " or ".join(kind.__name__ for kind in types)
+    def expected(self) -> str:
+        """Names of the expected types, for messages."""
+        return " or ".join(kind.__name__ for kind in self._types())
+
+    def _types(self) -> tuple[type[Artifact], ...]:
+        return get_args(self.target) if isinstance(self.target, UnionType) else (self.target,)
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Runtime(Config):
-    """How a stage runs, never what it makes: what belongs to a sample (place, crop, mask, caption) hangs on none of it.
+    """How a stage runs. It does not change the result, except for the order of floating-point operations.
 
-    What is left is rounding and, with several `processes`, what torch draws within a model (dropout, drop path) and
-    what is taken over a process' share of the batch (batch norm's statistics).
+    Order, crops, masks and captions of samples do not depend on it. With several `processes`, draws within a model
+    (dropout, drop path) and statistics over a process' share of the batch (batch norm) do.
     """
 
     device: str = Field(
-        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: CUDA where there is one, else CPU"
+        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: CUDA if available, else CPU"
     )
-    processes: int = Field(1, ge=1, description="training processes on this machine, started with torchrun")
+    processes: int = Field(1, ge=1, description="number of training processes on this machine, started by torchrun")
     workers: int = Field(
-        0, ge=0, description="processes that read and decode samples, for each training process; 0: a thread does"
+        0, ge=0, description="processes that read and decode samples, per training process; 0: one thread"
     )
     threads: int | None = Field(
         None,
         ge=1,
-        description="CPU threads to compute with; default: one a core. Small models on a busy machine want 1",
-    )
-    kernels: Literal["auto", "reference", "triton"] = Field(
-        "auto",
-        description="of a training: auto takes fused Triton kernels on CUDA devices from Ampere on, where its model has"
-        " layers for them; reference: plain torch, their specification; triton: the kernels or an error",
-    )
-    pad_widths: bool = Field(
-        False,
-        description="of a training: store SwiGLU and patch-embedding weights at widths that tensor cores like (2730 as"
-        " 2752, 588 as 592); checkpoints are those of the model as it was",
+        description="CPU threads for computation; default: one per core. 1 suits small models on a busy machine",
     )
     engine: Literal["local", "ray"] = Field(
         "local", description="what runs the shards of curation: `workers` processes of this machine, or tasks of Ray"
@@ -95,16 +85,16 @@ class Runtime(Config):
     @model_validator(mode="after")
     def _one_device_each(self) -> Runtime:
         if self.processes > 1 and ":" in self.device:
-            raise ValueError(f"{self.processes} processes cannot share {self.device}; write cuda: each takes its own")
+            raise ValueError(f"{self.processes} processes cannot share {self.device}; use cuda, one device per process")
         return self
 
 
 class Stage(Config):
-    """One step of a recipe. A plugin subclasses it, or better the interface that fits (`vfm.interfaces`).
+    """A step of a recipe. Plugins subclass it, or preferably an interface (`Training`, `Evaluation`, ...).
 
-    The class holds no work. `work` and `checks` name functions as `"package.module:function"`; their modules are
-    imported when the stage runs, so that a configuration stays light and a module of work imports what it needs at its
-    top. A small plugin may override `run` and `preflight` instead.
+    The class holds the configuration only. `work` and `checks` name functions as `"package.module:function"`; their
+    modules are imported when the stage runs, so configurations stay light and the modules of work import what they need
+    at their top. A small plugin may override `run` and `preflight` instead.
 
     Class rules, checked at definition: `kind` is a `Literal["domain.verb"]`; `makes` is the type of artifact, taken
     from the annotation of `run` where a subclass overrides it. `version` is raised by hand when the result for the
@@ -112,8 +102,10 @@ class Stage(Config):
     """
 
     kind: str
-    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*(@\d+)?$", description="how later stages refer to this one")
-    runtime: Runtime = Field(Runtime(), description="how it runs: device, processes, workers, threads")
+    name: str = Field(
+        pattern=r"^[A-Za-z][A-Za-z0-9_-]*(@\d+)?$", description="name by which later stages refer to this one"
+    )
+    runtime: Runtime = Field(Runtime(), description="device, processes, workers, threads")
 
     version: ClassVar[int] = 1
     makes: ClassVar[type[Artifact]] = Artifact
@@ -132,17 +124,17 @@ class Stage(Config):
 
     @classmethod
     def kind_name(cls) -> str:
-        """The value of `kind`, e.g. "eva.pretrain"."""
+        """Return the value of `kind`, e.g. "eva.pretrain"."""
         (name,) = get_args(cls.model_fields["kind"].annotation)
         return str(name)
 
     def run(self, ctx: Context) -> Artifact:
-        """Make the artifact in `ctx.directory`, by the function that `work` names."""
+        """Make the artifact in `ctx.directory` by calling the function that `work` names."""
         made: Artifact = load_function(self.work)(self, ctx)
         return made
 
     def sources(self) -> Iterable[str]:
-        """Outside files that the result depends on. Their fingerprints enter the id: a changed file means a new id."""
+        """Return the external files that the result depends on; their fingerprints are part of the artifact's id."""
         return ()
 
     def preflight(self, ctx: Preflight) -> None:
@@ -155,15 +147,8 @@ class Stage(Config):
             load_function(self.checks)(self, ctx)
 
 
-def load_function(address: str) -> Callable[..., Any]:
-    """Import the function at `"package.module:function"`."""
-    module, _, name = address.partition(":")
-    function: Callable[..., Any] = getattr(import_module(module), name)
-    return function
-
-
 def refs(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, Ref[Any]]]:
-    """Every input of a stage as (dotted key, ref), also those in nested parts and lists."""
+    """Yield every input of a stage as (dotted key, ref), including those in nested parts and lists."""
     for key in type(config).model_fields:
         yield from _refs_in(getattr(config, key), f"{prefix}{key}")
 
@@ -182,9 +167,9 @@ def _refs_in(value: object, key: str) -> Iterator[tuple[str, Ref[Any]]]:
 
 
 class Preempted(SystemExit):
-    """The training was told to stop (SIGTERM) and has saved a checkpoint; the next run goes on from there.
+    """Raised when a training stops on SIGTERM, after it has saved a checkpoint; the next run resumes from it.
 
-    Left alone it ends the process with code 143, as the signal would have done.
+    If not caught, it ends the process with exit code 143, as the signal would have done.
     """
 
     def __init__(self, message: str) -> None:
@@ -197,59 +182,63 @@ class Preempted(SystemExit):
 
 @dataclass
 class Preflight:
-    """What is known before a run: earlier stages' configurations, and artifacts that are there already."""
+    """What is known before a run: the configurations of earlier stages and the artifacts that already exist."""
 
     stages: Mapping[str, Stage]
     artifacts: Mapping[str, Path]
 
     def artifact(self, ref: Ref[A]) -> A | None:
-        """The artifact behind a ref where it is there already, else None."""
+        """Return the artifact of an input if it already exists, else None."""
         path = self.artifacts.get(ref)
         return typing.cast("A", Artifact.load(path)) if path else None
 
     def stage(self, ref: str) -> Stage | None:
-        """The stage that makes the input, where it is one of this recipe."""
+        """Return the stage that makes an input if it is in this recipe, else None."""
         return self.stages.get(ref)
 
 
 @dataclass
 class Context:
-    """What a running stage is given: its folders, its inputs, and a voice."""
+    """What a running stage works with: its folders, its inputs, and methods that report to the listeners."""
 
     stage: str
     directory: Path  # what is written here becomes the artifact
-    work: Path  # kept through crashes until the artifact is published: checkpoints, partial results
+    work: Path  # kept after a crash, until the artifact is published: checkpoints, partial results
     inputs: Mapping[str, Path]
     send: Callable[[Event], None] = lambda event: None
     bad: Counter[str] = field(default_factory=Counter)
 
     def load(self, ref: Ref[A]) -> A:
-        """The artifact behind an input."""
+        """Return the artifact of an input.
+
+        Raises:
+            UserError: it has another type than the input expects.
+        """
         artifact = Artifact.load(self.inputs[ref])
         if not ref.accepts(type(artifact)):
             raise UserError(
-                f"{self.stage}: {ref} wants a {ref.wanted}; {self.inputs[ref]} is a {type(artifact).__name__}"
+                f"{self.stage}: {ref}: expected a {ref.expected}, got a {type(artifact).__name__} ({self.inputs[ref]})"
             )
         return typing.cast("A", artifact)
 
     def emit(self, type: str, **data: Any) -> None:  # noqa: A002
-        """Tells the listeners something (`vfm.events` lists the types and what each carries)."""
+        """Send an event to the listeners (`vfm.events` lists the types and their data)."""
         self.send(Event(type, self.stage, data))
 
     def progress(self, done: int, total: int, unit: str = "steps", /, **shown: Any) -> None:
-        """Tells how far the stage is; the console makes a bar with rate and ETA of it."""
+        """Report progress; the console shows it as a bar with rate and ETA."""
         self.emit("progress", done=done, total=total, unit=unit, shown=shown)
 
     def log(self, message: str) -> None:
-        """One line for the user."""
+        """Report one line to the user."""
         self.emit("log", message=message)
 
     def warn(self, message: str) -> None:
-        """One line that the user should not miss; it is also kept in the report."""
+        """Report one line that the user should not miss; it is also kept in the report."""
         self.emit("warning", message=message)
 
     def skip(self, reason: str, where: str) -> None:
-        """Counts a bad sample by reason; the counts go into the manifest and the report."""
+        """Count a bad sample by reason; the counts are in the manifest and the report."""
         self.bad[reason] += 1
         self.emit("bad_sample", reason=reason, where=where)
 

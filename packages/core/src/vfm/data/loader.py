@@ -1,71 +1,47 @@
-"""Batches for a training loop, the same ones whatever the number of workers and processes; `eval_loader` has others."""
+"""Batches for training. They do not depend on the number of workers and processes; `eval_loader` is for evaluation."""
 
 from __future__ import annotations
 
-import hashlib
 import math
-import struct
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vfm.config import UserError
-from vfm.data.ahead import read_ahead
+from vfm.data.batch import Batch, Inputs, Make, SampleDraw, stack
 from vfm.data.mixture import Mixture
 from vfm.data.order import Order
+from vfm.data.prefetch import prefetch
 from vfm.data.sample import BadSample, Sample
 from vfm.data.source import Source
 from vfm.interfaces import Training
 
-Batch = dict[str, Any]
-"""Stacked tensors by name; `keys`, one a sample; `bad`, the (reason, where) of each sample that was passed over."""
-
 MAX_TRIES = 1000
 READ_AHEAD = 2  # micro-batches
-READ_TOGETHER = 64  # samples: the code that reads is then in the processor's cache, out of which decoding drives it
-
-
-class SampleSeed(int):
-    """The seed of what is random about a sample in a step; it still knows both, for what is looked up, not drawn."""
-
-    step: int
-    index: int
-
-
-Make = Callable[[Sample, SampleSeed], dict[str, Tensor]]
-"""What a task takes of a sample: tensors, random parts drawn from the seed. Raises BadSample; picklable for workers."""
-
-
-def sample_seed(seed: int, step: int, index: int) -> SampleSeed:
-    """The seed of what is random about a sample in a step: 63 bits, the same in every process."""
-    digest = hashlib.blake2b(struct.pack("<qqq", seed, step, index), digest_size=8).digest()
-    drawn = SampleSeed(int.from_bytes(digest, "little") >> 1)
-    drawn.step, drawn.index = step, index
-    return drawn
+READ_TOGETHER = 64  # samples: the code that reads then stays in the processor's cache, which decoding would replace
 
 
 @dataclass(frozen=True)
-class TrainingData:
-    """Optimiser steps of samples in their source's order. A step's batch depends on its number alone.
+class TrainingData(Generic[Inputs]):
+    """Optimizer steps of samples in their source's order. The content of a step depends only on its number.
 
-    A sample that cannot be used is replaced by one that its number leads to, and told in the batch's `bad`.
+    A sample that cannot be used is replaced by another one, which its number determines, and listed in `Batch.bad`.
 
-    source: where samples come from.
-    make: what a task takes of each.
-    global_batch_size: samples a step, over all processes.
-    shuffle_shards: shards whose samples are shuffled together.
-    workers: processes that read and decode; 0 does it in this one.
-    max_bad_fraction: the share of bad samples that is put up with. So many bad ones in a row that this share makes it
-        next to impossible (1 in 10^9) stop the run; counting them over the run is the training loop's.
+    source: the samples.
+    make: makes the task's inputs of each sample.
+    global_batch_size: samples per step, over all processes.
+    shuffle_shards: number of shards whose samples are shuffled together.
+    workers: processes that read and decode; 0: a thread of this process.
+    max_bad_fraction: tolerated fraction of bad samples. A run of bad samples that has a probability below 1e-9 at this
+        fraction stops the training at once; the training loop counts them over the whole run.
     """
 
     source: Source | Mixture
-    make: Make
+    make: Make[Inputs]
     seed: int = field(default=0, kw_only=True)
     global_batch_size: int = field(kw_only=True)
     shuffle_shards: int = field(default=1000, kw_only=True)
@@ -73,24 +49,24 @@ class TrainingData:
     max_bad_fraction: float = field(default=0.05, kw_only=True)
 
     @classmethod
-    def of(cls, plan: Training, source: Source | Mixture, make: Make) -> TrainingData:
-        """The data of a training as its plan wants it read."""
+    def of(cls, config: Training, source: Source | Mixture, make: Make[Inputs]) -> TrainingData[Inputs]:
+        """Return the data of a training as its configuration describes it."""
         return cls(
             source,
             make,
-            seed=plan.seed,
-            global_batch_size=plan.global_batch_size,
-            shuffle_shards=plan.shuffle_shards,
-            workers=plan.runtime.workers,
-            max_bad_fraction=plan.max_bad_fraction,
+            seed=config.seed,
+            global_batch_size=config.global_batch_size,
+            shuffle_shards=config.loading.shuffle_shards,
+            workers=config.runtime.workers,
+            max_bad_fraction=config.loading.max_bad_fraction,
         )
 
     def __post_init__(self) -> None:
         if not len(self.source):
-            raise UserError(f"{self.source.directory}: the data set has no samples to train on")
+            raise UserError(f"{self.source.directory}: the dataset has no samples to train on")
 
     def order(self) -> Order:
-        """The stream of samples that the steps take."""
+        """Return the order in which the steps take the samples."""
         return self.source.order(seed=self.seed, shuffle_shards=self.shuffle_shards)
 
     def steps(
@@ -101,21 +77,23 @@ class TrainingData:
         rank: int = 0,
         world_size: int = 1,
         micro_batch_size: int | None = None,
-    ) -> Iterator[list[Batch]]:
-        """The steps `start_step` to `num_steps - 1`, each as the list of this rank's micro-batches.
+    ) -> Iterator[list[Batch[Inputs]]]:
+        """Yield the steps `start_step` to `num_steps - 1`, each as the list of this rank's micro-batches.
 
         Ranks take contiguous parts of the global batch, and micro-batches contiguous parts of those.
 
         Raises:
-            UserError: the batch does not divide, or too many samples in a row cannot be used.
+            UserError: the batch size is not divisible, or too many samples in a row cannot be used.
         """
         share, rest = divmod(self.global_batch_size, world_size)
         if rest:
-            raise UserError(f"global_batch_size {self.global_batch_size} does not divide by {world_size} processes")
+            raise UserError(
+                f"global_batch_size must be divisible by the {world_size} processes, got {self.global_batch_size}"
+            )
         micro = min(micro_batch_size or share, share)
         per_step = math.ceil(share / micro)
         plan = _Plan(self, range(start_step, num_steps), rank * share, share, micro)
-        pending: list[Batch] = []
+        pending: list[Batch[Inputs]] = []
         for batch in read_batches(_TrainingReader(self), plan, self.workers):
             pending.append(batch)
             if len(pending) == per_step:
@@ -128,9 +106,9 @@ Planned = tuple[int, list[tuple[int, int]]]
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is to be read, one micro-batch after another: the step, and (epoch, sample number) of each sample. Lazy."""
+    """The micro-batches to read, one after another: the step, and (epoch, sample number) of each sample. Lazy."""
 
-    data: TrainingData
+    data: TrainingData[Any]
     steps: range
     first: int  # this rank's place in the global batch
     share: int
@@ -144,35 +122,39 @@ class _Plan:
                 yield step, order.of_epochs(place, min(place + self.micro, start + self.share))
 
 
-class Reader(Dataset[Batch]):
-    """Reads a planned micro-batch, in whatever process it is asked to."""
+class Reader(Dataset[Batch[Inputs] | UserError], Generic[Inputs]):
+    """Reads a planned micro-batch, in this process or in a worker."""
 
-    def __init__(self, source: Source | Mixture, make: Make) -> None:
+    def __init__(self, source: Source | Mixture, make: Make[Inputs]) -> None:
         self.source, self.make = source, make
 
-    def __getitem__(self, planned: Any) -> Batch:
+    def __getitem__(self, planned: Any) -> Batch[Inputs] | UserError:
         try:
             return self.read(planned)
-        except UserError as error:  # an exception would not come whole out of a worker
-            return {"failure": str(error)}
+        except UserError as error:  # returned, since torch rewrites the message of what a worker raises
+            return error
 
     @abstractmethod
-    def read(self, planned: Any) -> Batch:
-        """The batch of what is planned."""
+    def read(self, planned: Any) -> Batch[Inputs]:
+        """Return the planned batch."""
 
     def samples(self, planned: Sequence[tuple[int, int]]) -> Iterator[Sample | BadSample]:
-        """The sample of each (epoch, sample number), or why it cannot be read; some at a time are read together."""
+        """Yield the sample of each (epoch, sample number), or why it cannot be read; some are read together."""
         for start in range(0, len(planned), READ_TOGETHER):
             yield from [self._sample(*place) for place in planned[start : start + READ_TOGETHER]]
 
-    def made(self, index: int, seed: SampleSeed, sample: Sample | BadSample) -> tuple[str, dict[str, Tensor]]:
-        """A sample's key and tensors; raises BadSample."""
+    def made(self, draw: SampleDraw, sample: Sample | BadSample) -> tuple[str, Inputs]:
+        """Return a sample's key and inputs.
+
+        Raises:
+            BadSample: it cannot be read or used.
+        """
         if isinstance(sample, BadSample):
             raise sample
         try:
-            return sample.key, self.make(sample, seed)
+            return sample.key, self.make(sample, draw)
         except BadSample as bad:
-            raise BadSample(bad.reason, self.source.where(index)) from None
+            raise BadSample(bad.reason, self.source.where(draw.index)) from None
 
     def _sample(self, epoch: int, index: int) -> Sample | BadSample:
         try:
@@ -181,14 +163,14 @@ class Reader(Dataset[Batch]):
             return bad
 
 
-class _TrainingReader(Reader):
-    """Replaces what cannot be used."""
+class _TrainingReader(Reader[Inputs]):
+    """Replaces samples that cannot be used."""
 
-    def __init__(self, data: TrainingData) -> None:
+    def __init__(self, data: TrainingData[Inputs]) -> None:
         super().__init__(data.source, data.make)
         self.seed, self.tries = data.seed, _tries(data.max_bad_fraction)
 
-    def read(self, planned: Planned) -> Batch:
+    def read(self, planned: Planned) -> Batch[Inputs]:
         step, samples = planned
         bad: list[tuple[str, str]] = []
         read = zip(samples, self.samples(samples), strict=True)
@@ -196,54 +178,47 @@ class _TrainingReader(Reader):
 
     def _replaced(
         self, step: int, epoch: int, index: int, sample: Sample | BadSample, bad: list[tuple[str, str]]
-    ) -> tuple[str, dict[str, Tensor]]:
+    ) -> tuple[str, Inputs]:
         for attempt in range(self.tries + 1):
             if attempt:
-                index = self.source.another(epoch, index, sample_seed(self.seed, -attempt, index))
+                index = self.source.another(epoch, index, SampleDraw.of(self.seed, -attempt, index).seed)
                 sample = self._sample(epoch, index)
             try:
-                return self.made(index, sample_seed(self.seed, step, index), sample)
+                return self.made(SampleDraw.of(self.seed, step, index), sample)
             except BadSample as error:
                 bad.append((error.reason, error.where))
         reason, where = bad[-1]
-        raise UserError(f"{where}: {reason}; so are the {self.tries} samples tried before it in the same place")
+        raise UserError(f"{where}: {reason}; the {self.tries} samples tried in its place cannot be used either")
 
 
 def _tries(max_bad_fraction: float) -> int:
-    """Replacements to try in a row, so that a share of `max_bad_fraction` uses them up with a chance below 10^-9."""
+    """Return how many replacements to try, so that a fraction of `max_bad_fraction` rarely (1e-9) uses them up."""
     if max_bad_fraction <= 0:
         return 0
     return MAX_TRIES if max_bad_fraction >= 0.97 else math.ceil(math.log(1e-9) / math.log(max_bad_fraction))
 
 
-def stack(made: Sequence[tuple[str, dict[str, Tensor]]], bad: list[tuple[str, str]]) -> Batch:
-    """The batch of samples, each with its key, and of what was passed over."""
-    rows = [tensors for _, tensors in made]
-    batch: Batch = {name: torch.stack([row[name] for row in rows]) for name in (rows[0] if rows else {})}
-    return batch | {"keys": [key for key, _ in made], "bad": bad}
-
-
-def read_batches(reader: Dataset[Batch], plan: Iterable[Any], workers: int) -> Iterator[Batch]:
-    """The planned batches in their order, from this process or from workers.
+def read_batches(reader: Reader[Inputs], plan: Iterable[Any], workers: int) -> Iterator[Batch[Inputs]]:
+    """Yield the planned batches in order, read by this process or by workers.
 
     Raises:
-        UserError: what a reader told.
+        UserError: from the reader.
     """
-    loader: DataLoader[Batch] = DataLoader(
+    loader: DataLoader[Batch[Inputs] | UserError] = DataLoader(
         reader,
         batch_size=None,
         sampler=plan,
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
         multiprocessing_context="spawn" if workers else None,
         pin_memory=workers > 0 and torch.cuda.is_available(),
-        generator=torch.Generator(),  # else the loader would draw from, and so shift, the global generator
+        generator=torch.Generator(),  # otherwise the loader would draw from, and so shift, the global generator
     )
-    for batch in loader if workers else read_ahead(loader, READ_AHEAD, "loader"):
-        if "failure" in batch:
-            raise UserError(batch["failure"])
+    for batch in loader if workers else prefetch(loader, READ_AHEAD, "loader"):
+        if isinstance(batch, UserError):
+            raise batch
         yield batch
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch

@@ -1,13 +1,23 @@
-"""The one training loop: a method writes a `Task`, `fit` trains it."""
+"""Training: a method implements a `Task`, `fit` trains it on `TrainingData`."""
 
-from vfm.data.loader import Batch
+from vfm.data.batch import Batch, Make, SampleDraw, map_tensors
+from vfm.data.cache_filling import Crops, MakeCrops, fill_cache
+from vfm.data.eval_loader import eval_batches, ordered_batches
+from vfm.data.loader import TrainingData
+from vfm.data.transforms import ImageTransform, to_tensor
 from vfm.stage import Preempted
-from vfm.train.dist import World, distributed, is_main, resolve_device, seed_everything
+from vfm.train.alarm import Alarm
+from vfm.train.curves import METRICS_FILE
+from vfm.train.dist import World, distributed, is_main, prepare_device, resolve_device, seed_everything
+from vfm.train.ema import Ema
+from vfm.train.kernels import check_kernels
 from vfm.train.loop import Data, fit
-from vfm.train.optim import Ema, build_optimizer, lr_at
+from vfm.train.optim import build_optimizer, set_lr
 from vfm.train.task import Call, Frozen, Metrics, ParamGroup, Task
 
 __all__ = [
-    "Batch", "Call", "Data", "Ema", "Frozen", "Metrics", "ParamGroup", "Preempted", "Task", "World",
-    "build_optimizer", "distributed", "fit", "is_main", "lr_at", "resolve_device", "seed_everything",
+    "METRICS_FILE", "Alarm", "Batch", "Call", "Crops", "Data", "Ema", "Frozen", "ImageTransform", "Make", "MakeCrops",
+    "Metrics", "ParamGroup", "Preempted", "SampleDraw", "Task", "TrainingData", "World", "build_optimizer",
+    "check_kernels", "distributed", "eval_batches", "fill_cache", "fit", "is_main", "map_tensors", "ordered_batches",
+    "prepare_device", "resolve_device", "seed_everything", "set_lr", "to_tensor",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Says in words what the numbers of a training mean when something is wrong; once each, where they are logged."""
+"""Warnings about a training's metrics: each is raised once, when the metrics are logged."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from vfm.train.curves import METRICS_FILE
 
 
 class Alarm(ABC):
-    """Stands between a training and its listeners: `replace(ctx, send=MyAlarm(ctx, plan))`.
+    """Watches the events of a training on their way to the listeners: `replace(ctx, send=MyAlarm(ctx, config))`.
 
-    What a training that was interrupted had told is not told again.
+    Warnings that an interrupted training had raised are not repeated.
     """
 
     def __init__(self, ctx: Context) -> None:
-        self.ctx, self.told, self.caught_up = ctx, set[str](), False
+        self.ctx, self.raised, self.caught_up = ctx, set[str](), False
 
     @abstractmethod
-    def look(self, step: int, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """What ails the training at a step, by name and in words.
+    def check(self, step: int, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Yield the problems at a step, each as a name and a message.
 
         Args:
-            step: optimiser steps so far.
-            values: the training's numbers by the names that the log has; None stands for what is not finite.
+            step: optimizer steps so far.
+            values: the training's metrics by the names in the log; None if not finite.
         """
 
     def __call__(self, event: Event) -> None:
-        """Passes the event on, and looks at it where it is a line of the training's numbers."""
+        """Forward the event, and check it if it carries the training's metrics."""
         self.ctx.send(event)
         if event.type == "metrics" and "train/loss" in event.data["values"]:
             step = event.data["step"]
             if not self.caught_up:
                 self._catch_up(step)
-            for what, message in self.look(step, event.data["values"]):
-                if what not in self.told:
-                    self.told.add(what)
+            for what, message in self.check(step, event.data["values"]):
+                if what not in self.raised:
+                    self.raised.add(what)
                     self.ctx.warn(message)
 
     def _catch_up(self, step: int) -> None:
-        """Looks at what a run that was interrupted logged before `step`: what it gave rise to was told then."""
+        """Check the metrics that an interrupted run logged before `step`: their warnings were raised then."""
         self.caught_up = True
         file = self.ctx.work / METRICS_FILE
         for line in map(json.loads, file.read_text(encoding="utf-8").splitlines() if file.is_file() else ()):
             if line["split"] == "train" and line["step"] < step:
-                self.told.update(what for what, _ in self.look(line["step"], line))
+                self.raised.update(what for what, _ in self.check(line["step"], line))

@@ -1,4 +1,4 @@
-"""`keep_best`: the weights that an evaluation liked best are exported, not the last; which ones is told."""
+"""`keep_best`: exports the weights with the highest score of an evaluation instead of the last ones."""
 
 from __future__ import annotations
 
@@ -14,52 +14,52 @@ from vfm.stage import Context
 from vfm.train.checkpoint import load_model, model_tensors
 
 
-class Best:
-    """The weights that scored highest so far, kept in the memory of the first process and in its checkpoints."""
+class BestWeights:
+    """The weights with the highest score so far, kept in the first process' memory and in its checkpoints."""
 
-    def __init__(self, plan: Training, ctx: Context) -> None:
-        self.metric, self.num_steps, self.ctx = plan.keep_best, plan.num_steps, ctx
+    def __init__(self, config: Training, ctx: Context) -> None:
+        self.metric, self.num_steps, self.ctx = config.evaluation.keep_best, config.num_steps, ctx
         self.scores: dict[int, float] = {}  # by step
         self.step = 0
         self.tensors: dict[str, Tensor] = {}
 
     def offer(self, step: int, scores: Mapping[str, float], module: nn.Module) -> None:
-        """Keeps the model as it was judged after `step` (0: as it starts), if it scored higher than ever before.
+        """Keep the model as evaluated after `step` (0: the initial weights) if it has the highest score so far.
 
         Args:
-            step: optimiser steps so far.
-            scores: of all evaluations, by the names that the log has.
-            module: what was judged.
+            step: optimizer steps so far.
+            scores: of all evaluations, by the names in the log.
+            module: the evaluated model.
 
         Raises:
-            UserError: the metric is none of theirs.
+            UserError: the metric is not among them.
         """
         if self.metric is None:
             return
         if self.metric not in scores:
             hint = did_you_mean(self.metric, scores)
-            raise UserError(f"{self.ctx.stage}: keep_best: the evals do not measure {self.metric}{hint}")
+            raise UserError(f"{self.ctx.stage}: keep_best: no evaluation measures {self.metric}{hint}")
         self.scores[step] = scores[self.metric]
         if not self.tensors or self.scores[step] > self.scores[self.step]:
             self.step = step
             self.tensors = {name: value.to("cpu", copy=True) for name, value in model_tensors(module).items()}
 
-    def hand_back(self, module: nn.Module) -> None:
-        """Makes the best weights the module's, and says in log and report which they are and what the last scored."""
+    def restore_best(self, module: nn.Module) -> None:
+        """Load the best weights into the module, and report which they are and what the last ones scored."""
         if not self.tensors:
             return
         load_model(module, self.tensors)
         text = f"{self.metric} is highest after step {self.step} of {self.num_steps}, {self.scores[self.step]:.4g}: "
-        last = f"those weights are exported, not the last ones, which have {self.scores[self.num_steps]:.4g}"
-        text += "the last weights, which are exported" if self.step == self.num_steps else last
+        other = f"these weights are exported; the last ones have {self.scores[self.num_steps]:.4g}"
+        text += "the last weights are exported" if self.step == self.num_steps else other
         self.ctx.log(f"keep_best: {text}")
-        note = "A score that chose among weights flatters them; what is reported should come from other data."
-        self.ctx.panel(TextPanel(title="Weights that are kept", order=15, text=text, note=note))
+        note = "A score that selects weights is biased upwards; report scores on other data."
+        self.ctx.panel(TextPanel(title="Exported weights", order=15, text=text, note=note))
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must know besides the tensors."""
+        """Return what a checkpoint needs besides the tensors."""
         return {"step": self.step, "scores": list(self.scores.items())}
 
     def restore(self, state: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Goes back to what a checkpoint knew."""
+        """Restore the state of a checkpoint."""
         self.step, self.scores, self.tensors = state["step"], dict(state["scores"]), tensors

@@ -1,13 +1,13 @@
-"""What a training needs to go on after a crash exactly as if there had been none.
+"""Checkpoints: what a training needs to resume after a crash exactly as if there had been none.
 
     step-00000120/
-        model.safetensors             the task's weights and buffers; frozen models are not in it
-        state/optimizer.safetensors   `name.key` of each parameter's optimiser state
-        state/ema.safetensors         averaged weights, where there are any
-        state/best.safetensors        the weights that an evaluation liked best, where that is asked for
+        model.safetensors             the task's weights and buffers, without frozen models
+        state/optimizer.safetensors   `name.key` of each parameter's optimizer state
+        state/ema.safetensors         averaged weights, with `ema_decay`
+        state/best.safetensors        the weights with the highest score, with `keep_best`
         meta.json                     step and the loop's counters
 
-A folder is written under another name and renamed when it is whole. Nothing is pickled.
+A folder is written under another name and renamed when it is complete. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vfm.interfaces import CheckpointPolicy
-from vfm.models.weights import save_state_dict
+from vfm.models import save_state_dict
 
-KEPT = 2  # the newest, and one more in case the newest cannot be read back
+KEPT = 2  # the newest, and one more in case the newest is damaged
 TENSOR_FILES = {
     "model": "model.safetensors",
     "optimizer": "state/optimizer.safetensors",
@@ -44,7 +44,7 @@ TENSOR_FILES = {
 
 @dataclass
 class Snapshot:
-    """A training after `step` optimiser steps."""
+    """The state of a training after `step` optimizer steps."""
 
     step: int
     tensors: dict[str, dict[str, Tensor]]  # by the names in TENSOR_FILES
@@ -52,7 +52,7 @@ class Snapshot:
 
 
 def model_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Weights and buffers by name; of tied ones (the same tensor under several names) the first name only."""
+    """Return weights and buffers by name; tied ones (one tensor under several names) by their first name only."""
     seen: set[int] = set()
     tensors = {}
     for name, value in module.state_dict(keep_vars=True).items():
@@ -63,7 +63,7 @@ def model_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_model(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Loads what `model_tensors` gave, into all names of tied weights; every key must match."""
+    """Load what `model_tensors` returned, into all names of tied weights; every key must match."""
     first: dict[int, str] = {}
     state = module.state_dict(keep_vars=True)
     names = {name: first.setdefault(id(value), name) for name, value in state.items()}
@@ -71,10 +71,10 @@ def load_model(module: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 
 def as_saved(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What belongs to parameters, by their names, in the shapes of the module's state dict.
+    """Return values that belong to parameters, by name, in the shapes of the module's state dict.
 
-    A layer may store a weight wider than its checkpoints do (`runtime.pad_widths`), and its own hooks alone know how;
-    an average of that weight is as wide. What has another shape, such as a count of steps, stays as it is.
+    A layer may store a weight wider than its checkpoints do (`runtime.pad_widths`), and only its own hooks can convert
+    it; an average of that weight is equally wide. Values of other shapes, such as a count of steps, are unchanged.
     """
     params = dict(module.named_parameters())
     shaped = {name: value for name, value in values.items() if value.shape == params[name].shape}
@@ -84,7 +84,7 @@ def as_saved(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def as_stored(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `as_saved` gave, in the parameters' shapes."""
+    """Return what `as_saved` returned, in the parameters' shapes."""
     params, state = dict(module.named_parameters()), module.state_dict()
     wider = {
         name: torch.zeros_like(params[name])
@@ -110,7 +110,7 @@ def _in_place_of_weights(module: nn.Module, values: Mapping[str, Tensor]) -> Ite
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
-    """The optimiser's state as `parameter/key`, by the parameters' names."""
+    """Return the optimizer's state as `parameter/key`, by the parameters' names."""
     by_key: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, param in module.named_parameters():
         for key, value in optimizer.state.get(param, {}).items():
@@ -120,7 +120,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> di
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Loads what `optimizer_tensors` gave; rates and decays are the plan's and stay as they are."""
+    """Load what `optimizer_tensors` returned; rates and decays stay those of the configuration."""
     names = {id(param): name for name, param in module.named_parameters()}
     order = [names[id(param)] for group in optimizer.param_groups for param in group["params"]]
     by_key: dict[str, dict[str, Tensor]] = defaultdict(dict)
@@ -143,40 +143,40 @@ class Checkpoints:
         self.saved_at = time.monotonic()
 
     def due_by_step(self, step: int) -> bool:
-        """Whether `every_steps` asks for a checkpoint after this step."""
+        """Return whether a checkpoint is due after this step by `every_steps`."""
         return self.policy.every_steps is not None and step % self.policy.every_steps == 0
 
     def due_by_time(self) -> bool:
-        """Whether the last checkpoint of this run is `every_minutes` old."""
+        """Return whether the last checkpoint of this run is `every_minutes` old."""
         return time.monotonic() - self.saved_at >= self.policy.every_minutes * 60
 
     def found(self) -> list[Path]:
-        """The checkpoints, oldest first."""
+        """Return the checkpoints, oldest first."""
         return sorted(self.folder.glob("step-[0-9]*"))
 
     def save(self, snapshot: Snapshot) -> None:
-        """Writes a checkpoint under another name, renames it, and drops those that are not kept any more."""
+        """Write a checkpoint under another name, rename it, and delete the oldest ones."""
         target = self.folder / f"step-{snapshot.step:08d}"
         self._discard_unfinished()
         unfinished = self.folder / f"unfinished-{target.name}"
         try:
             self._write(snapshot, unfinished)
-        except OSError:  # a full disk: what was written is of no use and in the way
+        except OSError:  # a full disk: free what was written
             self._discard_unfinished()
             raise
-        shutil.rmtree(target, ignore_errors=True)  # one that could not be read back
+        shutil.rmtree(target, ignore_errors=True)  # a damaged one
         unfinished.rename(target)
         for old in self.found()[:-KEPT]:
             shutil.rmtree(old)
         self.saved_at = time.monotonic()
 
     def latest(self) -> Snapshot | None:
-        """The newest checkpoint that can be read; one that cannot is reported and passed over."""
+        """Return the newest checkpoint that can be read; damaged ones are reported and skipped."""
         for folder in reversed(self.found()):
             try:
                 return self._read(folder)
             except (OSError, ValueError, KeyError, SafetensorError) as error:
-                self.warn(f"{folder}: the checkpoint cannot be read ({error}); going back to the one before")
+                self.warn(f"{folder}: the checkpoint cannot be read ({error}); using the one before it")
         return None
 
     def _write(self, snapshot: Snapshot, folder: Path) -> None:
@@ -191,7 +191,7 @@ class Checkpoints:
         tensors = {name: load_file(folder / file) for name, file in TENSOR_FILES.items() if (folder / file).exists()}
         missing = {"model", "optimizer"} - set(tensors)
         if missing:
-            raise ValueError(f"no {' and no '.join(sorted(missing))} in it")
+            raise ValueError(f"{' and '.join(sorted(missing))} missing")
         return Snapshot(facts.pop("step"), tensors, facts)
 
     def _discard_unfinished(self) -> None:
@@ -201,20 +201,20 @@ class Checkpoints:
 
 @contextmanager
 def termination() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets instead of ending the process, so that a checkpoint can be saved first.
+    """Yield an event that SIGTERM sets instead of ending the process, so that a checkpoint can be saved first.
 
-    Python delivers signals to the main thread; in another one the event is never set.
+    Python delivers signals to the main thread; in another thread the event is never set.
     """
-    asked = threading.Event()
+    requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield requested
         return
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        asked.set()
+    def request(number: int, frame: FrameType | None) -> None:
+        requested.set()
 
-    before = signal.signal(signal.SIGTERM, ask)
+    before = signal.signal(signal.SIGTERM, request)
     try:
-        yield asked
+        yield requested
     finally:
         signal.signal(signal.SIGTERM, before)

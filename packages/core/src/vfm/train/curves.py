@@ -1,7 +1,7 @@
-"""The numbers of a training: summed on the device, read every `log_every` steps, kept as lines and drawn as curves.
+"""Metrics of a training: summed on the device, read every `log_every` steps, stored as lines and drawn as curves.
 
-`metrics.jsonl` holds only what the configuration determines, so that a resumed training's file is the unbroken one's,
-byte for byte. Speed, waiting and memory go out with the `metrics` event alone.
+`metrics.jsonl` contains only what the configuration determines, so a resumed training writes the same bytes as an
+uninterrupted one. Speed, data wait and memory are only in the `metrics` event.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_POINTS = 2000  # of a drawn curve
 
 
 class Curves:
-    """Means over the steps since the last log line."""
+    """Metrics as means over the steps since the last log line."""
 
     def __init__(self, ctx: Context, plan: Training, world: World) -> None:
         self.ctx, self.plan, self.world = ctx, plan, world
@@ -42,16 +42,16 @@ class Curves:
         self.restart_clock()
 
     def add(self, names: list[str], values: Tensor) -> None:
-        """Takes in one step's metrics, without looking at them."""
+        """Add one step's metrics, without a synchronisation with the device."""
         if self.names and self.names != names:
-            raise ValueError(f"metrics must have the same names in every step; were {self.names}, are {names}")
+            raise ValueError(f"expected the same metrics in every step: {self.names}, got {names}")
         self.names = names
         self.totals = values.clone() if self.totals is None else self.totals + values
         self.count += 1
         self._steps += 1
 
     def write(self, step: int, lr: float) -> None:
-        """Reads the means, appends a line, and tells the listeners."""
+        """Read the means, append a line, and send them to the listeners."""
         assert self.totals is not None
         means = (self.totals / self.count).tolist()
         values = {
@@ -69,7 +69,7 @@ class Curves:
         self.ctx.progress(step, self.plan.num_steps, **shown)
 
     def write_scores(self, step: int, evaluation: Evaluation, scores: Mapping[str, float]) -> dict[str, float]:
-        """Appends what an evaluation measured after `step`, tells the listeners, and gives it by the log's names."""
+        """Append an evaluation's scores, send them to the listeners, and return them by the log's names."""
         samples = step * self.plan.global_batch_size
         values = {f"val/{evaluation.log_prefix}{metric}": value for metric, value in scores.items()}
         self._append({"step": step, "samples": samples, "split": "val", "eval": evaluation.name, **values})
@@ -81,7 +81,7 @@ class Curves:
             file.write(json.dumps(line) + "\n")
 
     def restart_clock(self) -> None:
-        """Speed is measured from now on: what came before was no training."""
+        """Restart the measurement of speed, after something other than training."""
         self._since, self._steps, self.waited = time.perf_counter(), 0, 0.0
 
     def _speed(self) -> dict[str, float]:
@@ -96,13 +96,13 @@ class Curves:
         }
 
     def state(self) -> dict[str, Any]:
-        """What goes into a checkpoint: the sums since the last line, and how long the file is."""
+        """Return what a checkpoint needs: the sums since the last line, and the length of the file."""
         totals = None if self.totals is None else self.totals.tolist()
         size = self.file.stat().st_size if self.file.exists() else 0
         return {"names": self.names, "totals": totals, "count": self.count, "file_bytes": size}
 
     def restore(self, state: dict[str, Any] | None) -> None:
-        """Goes back to a checkpoint's state (None: to the beginning); later lines are cut off."""
+        """Restore a checkpoint's state (None: the initial one); later lines are cut off."""
         if self.world.is_main:
             self.file.touch()
             os.truncate(self.file, state["file_bytes"] if state else 0)
@@ -113,7 +113,7 @@ class Curves:
         self.restart_clock()
 
     def finish(self) -> None:
-        """Copies the lines into the artifact and leaves the curves as panels."""
+        """Copy the lines into the artifact and draw the curves as panels."""
         self.ctx.directory.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.file, self.ctx.directory / METRICS_FILE)
         for panel in training_panels(self.file):
@@ -121,7 +121,7 @@ class Curves:
 
 
 def training_panels(file: Path) -> list[LinesPanel]:
-    """Loss, gradient norm, learning rate, what else a task measures, and evaluations, from a `metrics.jsonl`."""
+    """Return charts of loss, gradient norm, learning rate, other metrics and evaluations from a `metrics.jsonl`."""
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     rows = [line for line in lines if line["split"] == "train"]
     rows = rows[:: -(-len(rows) // MAX_POINTS) or 1]
@@ -138,7 +138,7 @@ def training_panels(file: Path) -> list[LinesPanel]:
 
 
 def _score_charts(lines: list[dict[str, Any]]) -> list[LinesPanel]:
-    """One chart an evaluation; the parts of its scores (a pattern's, a class's) are in the file alone."""
+    """Return one chart per evaluation; scores of parts (a pattern, a class) are only in the file."""
     by_eval: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         if line["split"] == "val":
@@ -155,7 +155,7 @@ def _values(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _families(names: list[str]) -> dict[str, list[str]]:
-    """Numbers that are drawn together: those of one name before the last `/` behind `train/`."""
+    """Group metrics that are drawn together: those with the same name between `train/` and the last `/`."""
     families: dict[str, list[str]] = {}
     for name in names:
         above, _, last = name.removeprefix("train/").rpartition("/")
@@ -165,7 +165,7 @@ def _families(names: list[str]) -> dict[str, list[str]]:
 
 def _chart(rows: list[dict[str, Any]], title: str, order: int, names: list[str], note: str) -> LinesPanel:
     curves = {name: [row[name] for row in rows] for name in names}
-    # A loss of one part is logged twice, as the whole and as the part: one curve is enough.
+    # A loss with one part is logged twice, as the whole and as the part: one curve is enough.
     distinct = {
         name: y for name, y in curves.items() if y not in [curves[other] for other in names[: names.index(name)]]
     }
@@ -177,7 +177,7 @@ def _chart(rows: list[dict[str, Any]], title: str, order: int, names: list[str],
 
 
 def memory_gib(device: torch.device) -> float:
-    """The most memory used so far: on a CUDA device there, else by this process."""
+    """Return the peak memory so far: of the CUDA device, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB

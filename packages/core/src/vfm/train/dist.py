@@ -1,4 +1,4 @@
-"""Where a process stands among the processes of a training: device, rank, seeds."""
+"""A process among the processes of a training: device, rank, seeds."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from vfm.config import UserError
 from vfm.interfaces import Training
 from vfm.stage import Runtime
 
-PATIENCE = timedelta(hours=2)  # how long processes wait for the first one, which may be judging the model (`evals`)
+TIMEOUT = timedelta(hours=2)  # for the first process, which the others wait for while it evaluates the model
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among those of the training, as torchrun tells it."""
+    """This process among those of the training, from torchrun's environment."""
 
     device: torch.device
     rank: int = 0
@@ -31,86 +31,93 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process writes files and logs."""
         return self.rank == 0
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over the processes, elementwise."""
+        """Return the elementwise mean over the processes."""
         if self.size > 1:
             dist.all_reduce(values)
             values = values / self.size
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all processes, in the order of their ranks."""
+        """Return the values of all processes, in the order of their ranks."""
         values: list[Any] = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(values, value)
         return values
 
     def barrier(self) -> None:
-        """Waits for the other processes."""
+        """Wait for the other processes."""
         if self.size > 1:
             dist.barrier()
 
 
 def micro_batch_size(plan: Training, world: World) -> int:
-    """Samples of a forward pass of a process.
+    """Return the number of samples per forward pass of a process.
 
     Raises:
-        UserError: the global batch cannot be shared out evenly.
+        UserError: the global batch is not divisible by the number of processes.
     """
     if plan.global_batch_size % world.size:
         raise UserError(
-            f"{plan.name}: global_batch_size {plan.global_batch_size} cannot be shared by {world.size} processes;"
-            f" make it a multiple of {world.size}"
+            f"{plan.name}: global_batch_size must be a multiple of the {world.size} processes,"
+            f" got {plan.global_batch_size}"
         )
     share = plan.global_batch_size // world.size
     return min(plan.micro_batch_size or share, share)
 
 
 def is_main() -> bool:
-    """Whether this process writes artifacts: the only one, or torchrun's rank 0."""
+    """Return whether this process writes artifacts: the only one, or torchrun's rank 0."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def resolve_device(runtime: Runtime) -> torch.device:
-    """The device of this process; the CPU threads that the runtime grants are set on the way.
+    """Return the device of this process.
 
     Raises:
-        UserError: the device is not there.
+        UserError: the device does not exist.
     """
-    if runtime.threads:
-        torch.set_num_threads(runtime.threads)
     kind, _, index = runtime.device.partition(":")
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError("runtime.device: no CUDA device is visible here; use cpu or auto")
+        raise UserError("runtime.device: no CUDA device is visible; use cpu or auto")
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise UserError("runtime.device: mps is not available here; use cpu or auto")
+        raise UserError("runtime.device: mps is not available; use cpu or auto")
     if kind != "cuda":
         return torch.device(kind)
     number = int(index or os.environ.get("LOCAL_RANK", "0"))
     if number >= torch.cuda.device_count():
-        raise UserError(f"runtime.device: cuda:{number} is not here; this machine shows {torch.cuda.device_count()}")
+        raise UserError(
+            f"runtime.device: cuda:{number} does not exist; this machine has {torch.cuda.device_count()} CUDA devices"
+        )
     return torch.device("cuda", number)
+
+
+def prepare_device(runtime: Runtime) -> torch.device:
+    """Limit torch's CPU threads to those of the runtime, and return the device of this process."""
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
+    return resolve_device(runtime)
 
 
 @contextmanager
 def distributed(runtime: Runtime) -> Iterator[World]:
-    """The process group that torchrun's environment asks for: nccl on CUDA, else gloo; none for a single process.
+    """Open the process group of torchrun's environment: nccl on CUDA, else gloo; none for a single process.
 
-    Nested uses share the outermost one's group.
+    Nested uses share the outermost group.
     """
-    device = resolve_device(runtime)
+    device = prepare_device(runtime)
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if device.type == "cuda":
         torch.cuda.set_device(device)
     opened = size > 1 and not dist.is_initialized()
     if opened:
         backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-        dist.init_process_group(backend, rank=rank, world_size=size, device_id=bound, timeout=PATIENCE)
+        dist.init_process_group(backend, rank=rank, world_size=size, device_id=bound, timeout=TIMEOUT)
     try:
         yield World(device, rank, size)
     finally:
@@ -119,9 +126,10 @@ def distributed(runtime: Runtime) -> Iterator[World]:
 
 
 def seed_everything(seed: int, step: int, micro_batch: int, rank: int) -> None:
-    """Seeds torch's generators on all devices, from where in the training the draws happen.
+    """Seed torch's generators on all devices by the place in the training.
 
-    So dropout, drop path and noise do not depend on what ran before: a resumed run draws what an unbroken one draws.
+    Dropout, drop path and noise then do not depend on what ran before, and a resumed training draws the same values as
+    an uninterrupted one.
     """
     state = np.random.SeedSequence([seed % 2**64, step, micro_batch, rank]).generate_state(1, np.uint64)
     torch.manual_seed(int(state[0]))
@@ -129,7 +137,7 @@ def seed_everything(seed: int, step: int, micro_batch: int, rank: int) -> None:
 
 @contextmanager
 def reproducible(device: torch.device) -> Iterator[None]:
-    """Deterministic algorithms on the CPU, where they cost next to nothing; other devices are left as they are."""
+    """Use deterministic algorithms on the CPU, where they cost almost nothing; other devices are unchanged."""
     before, filled = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)

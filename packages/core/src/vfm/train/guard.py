@@ -1,4 +1,4 @@
-"""What stops a training: a loss or gradient that is not finite, and too many samples that cannot be read."""
+"""Reasons to stop a training: a loss or gradient that is not finite, and too many samples that cannot be read."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from vfm.config import UserError
-from vfm.data.loader import Batch
+from vfm.data.batch import Batch
 from vfm.interfaces import Training
 from vfm.stage import Context
 from vfm.train.dist import World
 
-NAMED = 8  # samples that a message names; the rest are in a file
+NAMED = 8  # samples that a message names; the others are in a file
 
 
 class FiniteGuard:
-    """Keeps a NaN or infinity out of the weights without asking the device.
+    """Keeps a NaN or infinity out of the weights without a synchronisation with the device.
 
-    `found_inf` is handed to the fused optimiser, which leaves weights and state alone where it is 1. It stays 1 from
-    the first such step on, so that the weights are the last good ones whenever the host comes to look.
+    `found_inf` is passed to the fused optimizer, which leaves weights and state unchanged where it is 1. It stays 1
+    from the first such step on, so the weights are the last good ones whenever the host reads the flag.
     """
 
     def __init__(self, ctx: Context, world: World) -> None:
@@ -33,7 +33,7 @@ class FiniteGuard:
         self.unread: dict[int, list[tuple[list[str], Tensor]]] = {}
 
     def check(self, step: int, values: Sequence[Tensor], losses: list[tuple[list[str], Tensor]]) -> Tensor:
-        """The flag for the optimiser, from what all processes agree on; `losses` (keys, loss) tell whose it was."""
+        """Return the flag for the optimizer; `losses` (keys, loss) identify the samples later."""
         finite = torch.stack([torch.isfinite(value) for value in values]).all()
         self.first = torch.where((self.found_inf == 0) & ~finite, torch.full_like(self.first, step), self.first)
         self.found_inf = torch.maximum(self.found_inf, (~finite).float())
@@ -41,17 +41,17 @@ class FiniteGuard:
         return self.found_inf
 
     def read(self) -> None:
-        """Looks at the flag.
+        """Read the flag, which synchronises with the device.
 
         Raises:
-            UserError: a step since the last look was not finite; it and later ones were not taken.
+            UserError: a step since the last call was not finite; it and later ones were not taken.
         """
         step = int(self.first)
         if step < 0:
             self.unread.clear()
             return
         losses: dict[tuple[str, ...], Tensor] = {}
-        for names, loss in self.unread[step]:  # a replayed micro-batch comes again, with what the others made of it
+        for names, loss in self.unread[step]:  # a replayed micro-batch comes twice; only its first loss is its own
             losses.setdefault(tuple(names), loss)
         guilty = [key for names, loss in losses.items() if not torch.isfinite(loss) for key in names]
         rows = self.world.gather((guilty, [key for names in losses for key in names]))
@@ -65,15 +65,15 @@ class FiniteGuard:
             if self.world.is_main:
                 file.write_text(json.dumps({"step": step + 1, "keys": keys}) + "\n", encoding="utf-8")
         raise UserError(
-            f"{self.ctx.stage}: {what} is not finite at step {step + 1}; stopped before it was taken, the weights are"
-            f" those of step {step}; a lower lr or grad_clip_norm may help; samples: {where}"
+            f"{self.ctx.stage}: {what} is not finite at step {step + 1}; the step was not taken, the weights are"
+            f" those of step {step}; a lower lr or optimizer.grad_clip_norm may help; samples: {where}"
         )
 
 
 class SkippedSamples:
-    """Counts the samples that could not be read, over all processes, and stops where they are too many.
+    """Counts the samples that could not be read, over all processes, and stops the training if there are too many.
 
-    A sample is told and counted once, however often it is met; the share that is put up with is one of all reads.
+    A sample is reported once, however often it is read; the tolerated fraction is one of all reads.
     """
 
     def __init__(self, ctx: Context, plan: Training, world: World) -> None:
@@ -82,19 +82,19 @@ class SkippedSamples:
         self.samples: dict[tuple[str, str], None] = {}  # (reason, where) in the order they were met
         self.pending: list[tuple[str, str]] = []
 
-    def take(self, micro_batches: Sequence[Batch]) -> None:
-        """Notes the `bad` samples of a step."""
+    def take(self, micro_batches: Sequence[Batch[Any]]) -> None:
+        """Add the bad samples of a step."""
         for batch in micro_batches:
-            self.pending += batch.get("bad", [])
+            self.pending += batch.bad
 
     def report(self, step: int) -> None:
-        """Tells and counts what was noted since the last report, in all processes alike.
+        """Report and count the bad samples since the last report; all processes call it together.
 
-        Before the last step, the share must exceed `max_bad_fraction` beyond chance: a single bad sample among the
-        first eight is no reason to stop a training.
+        Before the last step, the fraction must exceed `max_bad_fraction` beyond chance (by its 95 % interval): one bad
+        sample among the first eight does not stop a training.
 
         Raises:
-            UserError: too many.
+            UserError: there are too many.
         """
         found = [item for items in self.world.gather(self.pending) for item in items]
         self.pending = []
@@ -105,25 +105,26 @@ class SkippedSamples:
         self.reads += len(found)
         if not found:
             return
-        from vfm.eval.statistics import wilson_interval  # brings scipy, two seconds that most trainings can do without
+        from vfm.eval.statistics import wilson_interval  # scipy takes two seconds, which most trainings never need
 
         reads = self.reads + step * self.plan.global_batch_size
         last = step >= self.plan.num_steps
         share = self.reads / reads if last else wilson_interval(self.reads, reads)[0]
-        if share > self.plan.max_bad_fraction:
+        if share > self.plan.loading.max_bad_fraction:
             reasons = ", ".join(f"{reason} ({count})" for reason, count in self._counts().most_common(3))
             reason, where = found[-1]
             raise UserError(
                 f"{self.ctx.stage}: {self.reads} of {reads} reads failed, of {len(self.samples)} samples: {reasons};"
-                f" more than max_bad_fraction: {self.plan.max_bad_fraction}; the last is {where} ({reason})"
+                f" more than loading.max_bad_fraction: {self.plan.loading.max_bad_fraction};"
+                f" the last is {where} ({reason})"
             )
 
     def state(self) -> dict[str, Any]:
-        """What goes into a checkpoint."""
+        """Return what a checkpoint needs."""
         return {"reads": self.reads, "samples": list(self.samples)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes back to what a checkpoint knew."""
+        """Restore the state of a checkpoint."""
         self.reads = state["reads"]
         self.samples = dict.fromkeys((reason, where) for reason, where in state["samples"])
         self.ctx.bad.update(self._counts())

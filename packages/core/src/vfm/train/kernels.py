@@ -1,20 +1,22 @@
-"""What makes a training faster, for its time: `runtime.kernels` and `runtime.pad_widths`, checked early and told."""
+"""Fused kernels and padded widths during a training: `runtime.kernels` and `runtime.pad_widths`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 
 from vfm.config import UserError
-from vfm.stage import Context, Runtime
+from vfm.interfaces import TrainingRuntime
+from vfm.stage import Context
 from vfm.train.dist import World
 from vfm.train.task import Task
 
 
-def check_kernels(runtime: Runtime) -> None:
-    """Refuses kernels that are forced where they cannot run. What a named CUDA device has shows when it is there.
+def check_kernels(runtime: TrainingRuntime) -> None:
+    """Check that forced kernels can run on this device. The capability of a CUDA device is checked when it is used.
 
     Raises:
         UserError: `triton` on another device.
@@ -23,20 +25,20 @@ def check_kernels(runtime: Runtime) -> None:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if runtime.kernels == "triton" and device != "cuda":
-        raise UserError(f"runtime.kernels: triton needs a CUDA device, this runs on {device}; use auto or reference")
+        raise UserError(f"runtime.kernels: triton needs a CUDA device, got {device}; use auto or reference")
 
 
 @contextmanager
-def chosen_kernels(task: Task, runtime: Runtime, ctx: Context, world: World) -> Iterator[None]:
-    """The task, on its device, with the kernels and the widths that the runtime asks for.
+def chosen_kernels(task: Task[Any], runtime: TrainingRuntime, ctx: Context, world: World) -> Iterator[None]:
+    """Use the runtime's kernels and widths in the task within the context; the task is on its device.
 
-    What runs is told and kept in the manifest.
+    Report what runs, which is kept in the manifest.
 
     Raises:
-        UserError: `triton`, and they cannot run.
+        UserError: `triton`, and the kernels cannot run.
     """
     with ExitStack() as stack:
-        wider = f"; stored wider: {stack.enter_context(task.padded())}" if runtime.pad_widths else ""
+        wider = f"; padded: {stack.enter_context(task.padded())}" if runtime.pad_widths else ""
         try:
             running = stack.enter_context(task.kernels(runtime.kernels)) + wider
         except ValueError as error:

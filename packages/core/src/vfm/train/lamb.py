@@ -1,4 +1,4 @@
-"""LAMB: Adam's step, made for each tensor as long as its weights are; for batches of tens of thousands."""
+"""LAMB: Adam's step, scaled per tensor to the norm of its weights; for batches of tens of thousands of samples."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch.optim.optimizer import ParamsT
 
 
 class Lamb(torch.optim.Optimizer):
-    """LAMB as timm has it (NVIDIA's variant), without its clipping, which is the loop's.
+    """LAMB as in timm (NVIDIA's variant), without its clipping, which the training loop does.
 
-    The step of a decayed tensor is scaled by |weights| / |step|; what has no weight decay takes Adam's own step.
+    The step of a decayed tensor is scaled by |weights| / |step|; tensors without weight decay take Adam's own step.
 
-    As torch's fused optimisers do, it leaves weights and state alone where `found_inf` is 1, without asking the device.
+    Like torch's fused optimizers, it leaves weights and state unchanged where `found_inf` is 1, without a
+    synchronisation with the device.
 
     Source: You et al. 2019, Large Batch Optimization for Deep Learning (arXiv:1904.00962), Algorithm 2.
     """
@@ -30,7 +31,7 @@ class Lamb(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step of every parameter that has a gradient."""
+        """Take one step of every parameter that has a gradient."""
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None:
@@ -38,11 +39,11 @@ class Lamb(torch.optim.Optimizer):
 
     def _move(self, param: Tensor, group: dict[str, Any]) -> None:
         if not (state := self.state[param]):
-            # Not called `step`, which torch leaves on the CPU when a state is loaded.
+            # Not named `step`: torch leaves a state of that name on the CPU when it is loaded.
             state["num_steps"] = torch.zeros((), device=param.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(param), torch.zeros_like(param)
         bad = torch.zeros((), device=param.device) if self.found_inf is None else self.found_inf
-        taken = 1 - bad  # 1 or 0: a step that is not taken adds nothing anywhere
+        taken = 1 - bad  # 1 or 0: a step that is not taken changes nothing
         grad = param.grad.masked_fill(bad > 0, 0)  # type: ignore[union-attr]
         mean, square, count = state["exp_avg"], state["exp_avg_sq"], state["num_steps"]
         beta1, beta2 = group["betas"]
@@ -57,10 +58,10 @@ class Lamb(torch.optim.Optimizer):
 
 
 def _share(beta: float, count: Tensor) -> Tensor:
-    """`1 - beta ** count`, what an average that began at zero has taken in; exact where beta is near 1."""
+    """Return `1 - beta ** count`, the bias correction of an average that starts at zero; exact where beta is near 1."""
     return -torch.expm1(count.clamp(min=1) * math.log(beta)) if beta else torch.ones_like(count)
 
 
 def _ratio(weights: Tensor, step: Tensor) -> Tensor:
-    """How much longer weights are than their step; 1 where either is nothing."""
+    """Return |weights| / |step|; 1 where either is zero."""
     return torch.where((weights > 0) & (step > 0), weights / step, torch.ones_like(step))

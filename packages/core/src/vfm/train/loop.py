@@ -1,12 +1,12 @@
-"""The one training loop: any `Task`, on one device or several, exact to the bit when it goes on after a crash."""
+"""The training loop: any `Task`, on one device or several, resumed bit for bit after a crash."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from vfm.config import UserError
-from vfm.data.loader import Batch
+from vfm.data.batch import Batch, Inputs
 from vfm.interfaces import Training
-from vfm.stage import Context, Preempted, Runtime
-from vfm.train.best import Best
+from vfm.stage import Context, Preempted
+from vfm.train.best import BestWeights
 from vfm.train.checkpoint import (
     Checkpoints,
     Snapshot,
@@ -31,56 +31,79 @@ from vfm.train.checkpoint import (
 )
 from vfm.train.curves import Curves
 from vfm.train.dist import World, distributed, micro_batch_size, reproducible, seed_everything
-from vfm.train.evals import Evals
+from vfm.train.ema import Ema
+from vfm.train.evaluations import Evaluations
 from vfm.train.guard import FiniteGuard, SkippedSamples
 from vfm.train.kernels import chosen_kernels
-from vfm.train.optim import Ema, build_optimizer, lr_at, set_lr
+from vfm.train.optim import build_optimizer, set_lr
 from vfm.train.task import Metrics, Task
 
+Read = TypeVar("Read", covariant=True)
 
-class Data(Protocol):
-    """Where batches come from."""
+
+class Data(Protocol[Read]):
+    """A source of batches."""
 
     def steps(
         self, start_step: int, num_steps: int, *, rank: int, world_size: int, micro_batch_size: int
-    ) -> Iterator[list[Batch]]:
-        """The steps `start_step` to `num_steps - 1`, each as this process' micro-batches.
+    ) -> Iterator[list[Batch[Read]]]:
+        """Yield the steps `start_step` to `num_steps - 1`, each as this process' micro-batches.
 
-        What a step holds depends on its number alone, so that it is the same wherever the iteration starts.
+        The content of a step depends only on its number, so it is the same wherever the iteration starts.
         """
+        ...
 
 
-def fit(task: Task, data: Data, plan: Training, ctx: Context, runtime: Runtime) -> None:
-    """Trains the task in place, from the checkpoints in `ctx.work` where there are any.
+def fit(task: Task[Inputs], data: Data[Inputs], config: Training, ctx: Context) -> None:
+    """Train the task in place, resuming from the newest checkpoint in `ctx.work`.
 
-    Writes `metrics.jsonl` and panels into `ctx.directory`, checkpoints into `ctx.work` (a stage that trains twice gives
-    each training a folder of its own). With `ema_decay` the task's weights are the averaged ones afterwards; with
-    `keep_best` they are, in the first process, those that scored highest.
+    Write `metrics.jsonl` and panels into `ctx.directory`, checkpoints into `ctx.work` (a stage that trains twice gives
+    each training its own folder). With `ema_decay` the task's weights are the averaged ones afterwards; with
+    `keep_best` they are, in the first process, those with the highest score.
 
     Raises:
-        UserError: the plan does not fit the processes, a loss is not finite, or too many samples cannot be read.
-        OSError: a file cannot be written, e.g. the disk is full; the checkpoints before are whole.
-        Preempted: SIGTERM came; a checkpoint is saved.
+        UserError: the configuration does not fit the processes, a loss is not finite, or too many samples cannot be
+            read.
+        OSError: a file cannot be written, e.g. the disk is full; earlier checkpoints are complete.
+        Preempted: the process received SIGTERM; a checkpoint has been saved.
     """
-    with distributed(runtime) as world, reproducible(world.device), termination() as stop:
+    with distributed(config.runtime) as world, reproducible(world.device), termination() as stop:
         task.to(world.device)
-        with chosen_kernels(task, runtime, ctx, world):
-            _Loop(task, data, plan, ctx, world, stop).run()
+        with chosen_kernels(task, config.runtime, ctx, world):
+            _Loop(task, data, config, ctx, world, stop).run()
 
 
-class _Loop:
+class _Routed(nn.Module):
+    """Runs any method of a task inside `forward`, since DDP synchronises gradients only of what runs there."""
+
+    def __init__(self, task: Task[Any]) -> None:
+        super().__init__()
+        self.task = task
+
+    def forward(self, method: Callable[..., tuple[Tensor, Metrics]], *args: Any) -> tuple[Tensor, Metrics]:
+        return method(*args)
+
+
+class _Loop(Generic[Inputs]):
     def __init__(
-        self, task: Task, data: Data, plan: Training, ctx: Context, world: World, stop: threading.Event
+        self,
+        task: Task[Inputs],
+        data: Data[Inputs],
+        plan: Training,
+        ctx: Context,
+        world: World,
+        stop: threading.Event,
     ) -> None:
         self.task, self.data, self.plan, self.ctx, self.world, self.stop = task, data, plan, ctx, world, stop
         self.micro_batch_size = micro_batch_size(plan, world)
         ctx.work.mkdir(parents=True, exist_ok=True)
         task.train()
-        self.optimizer = build_optimizer(task, plan)
+        self.optimizer = build_optimizer(task, plan.optimizer, plan.lr)
+        self.lr_at: Callable[[int], float] = plan.schedule.build(plan.lr, plan.num_steps)
         self.trained = [param for group in self.optimizer.param_groups for param in group["params"]]
         self.ema = Ema(task, plan.ema_decay) if plan.ema_decay else None
         self.curves = Curves(ctx, plan, world)
-        self.evals, self.best = Evals(plan, ctx), Best(plan, ctx)
+        self.evaluations, self.best = Evaluations(plan, ctx), BestWeights(plan, ctx)
         self.guard = FiniteGuard(ctx, world)
         self.skipped = SkippedSamples(ctx, plan, world)
         self.checkpoints = Checkpoints(ctx.work, plan.checkpoint, ctx.warn)
@@ -88,9 +111,9 @@ class _Loop:
         self.ddp = self._wrap() if world.size > 1 else None
 
     def run(self) -> None:
-        """All steps that are left."""
-        if self.best.metric and not self.done:  # the start may be the best, and a score that is not there is told now
-            self._judge()
+        """Run all remaining steps."""
+        if self.best.metric and not self.done:  # the initial weights may be the best; a missing metric fails early
+            self._evaluate()
         steps = iter(
             self.data.steps(
                 self.done,
@@ -109,33 +132,34 @@ class _Loop:
         if self.ema:
             self.ema.copy_to_weights()
         if self.world.is_main:
-            self.best.hand_back(self.task)
+            self.best.restore_best(self.task)
             self.curves.finish()
         self.world.barrier()
 
-    def _next(self, steps: Iterator[list[Batch]]) -> list[Batch]:
+    def _next(self, steps: Iterator[list[Batch[Inputs]]]) -> list[Batch[Inputs]]:
         started = time.perf_counter()
         micro_batches = next(steps, None)
         self.curves.waited += time.perf_counter() - started
         if micro_batches is None:
             raise UserError(f"{self.ctx.stage}: the data ends after step {self.done} of {self.plan.num_steps}")
         self.skipped.take(micro_batches)
-        return [_to_device(batch, self.world.device) for batch in micro_batches]
+        return [batch.to(self.world.device) for batch in micro_batches]
 
-    def _advance(self, micro_batches: Sequence[Batch]) -> None:
-        """One optimiser step and what follows from it.
+    def _advance(self, micro_batches: Sequence[Batch[Inputs]]) -> None:
+        """Take one optimizer step; log, evaluate, save and stop where that is due.
 
-        The host looks at the device only every `log_every` steps, where a checkpoint is due, and on the CPU, where it
-        costs nothing. Whether SIGTERM came or the time is up for a checkpoint is agreed on by all processes.
+        The host synchronises with the device only every `log_every` steps, where a checkpoint is due, and on the CPU,
+        where it costs nothing. All processes agree on whether to stop (SIGTERM) and whether a checkpoint is due by
+        time: each contributes its wish to the one all-reduce of the step.
         """
         alone = self.world.size == 1
         wishes = [float(self.stop.is_set()), float(self.checkpoints.due_by_time() and self.world.is_main)]
         step, done = self.done, self.done + 1
         log = done % self.plan.log_every == 0 or done == self.plan.num_steps
         save = done == self.plan.num_steps or self.checkpoints.due_by_step(done)
-        judge = self.evals.due(done)
-        look = log or save or judge or self.world.device.type == "cpu" or (alone and any(wishes))
-        lr = lr_at(step, self.plan)
+        evaluate = self.evaluations.due(done)
+        look = log or save or evaluate or self.world.device.type == "cpu" or (alone and any(wishes))
+        lr = self.lr_at(step)
         set_lr(self.optimizer, lr)
         agreed = self._optimize(step, micro_batches, wishes)
         if look:
@@ -146,8 +170,8 @@ class _Loop:
         self.done = done
         if log:
             self.curves.write(done, lr)
-        if judge:
-            self._judge()
+        if evaluate:
+            self._evaluate()
         stop, due = (value > 0 for value in agreed.tolist()) if look else (False, False)
         save = save or stop or due
         if log or save:
@@ -155,31 +179,31 @@ class _Loop:
         if save:
             self._save()
         if stop and done < self.plan.num_steps:
-            raise Preempted(f"{self.ctx.stage}: stopped by SIGTERM after step {done}; the next run goes on from there")
+            raise Preempted(f"{self.ctx.stage}: stopped by SIGTERM after step {done}; the next run resumes from there")
 
-    def _judge(self) -> None:
-        """The evaluations, in the first process while the others wait; of the averaged weights where there are any."""
+    def _evaluate(self) -> None:
+        """Run the evaluations in the first process while the others wait, on the averaged weights if there are any."""
         if self.world.is_main:
             self.task.eval()
             with self.ema.as_weights() if self.ema else nullcontext():
                 found: dict[str, float] = {}
-                for evaluation, scores in self.evals.judge(self.task.encoder()):
+                for evaluation, scores in self.evaluations.run(self.task.encoder()):
                     found |= self.curves.write_scores(self.done, evaluation, scores)
                 self.best.offer(self.done, found, self.task)
             self.task.train()
         self.world.barrier()
         self.curves.restart_clock()
 
-    def _optimize(self, step: int, micro_batches: Sequence[Batch], wishes: list[float]) -> Tensor:
-        """Gradients, clipping and the optimiser's step; gives the wishes of all processes (their mean)."""
+    def _optimize(self, step: int, micro_batches: Sequence[Batch[Inputs]], wishes: list[float]) -> Tensor:
+        """Compute gradients, clip them and step the optimizer; return the mean wishes of all processes."""
         losses: list[tuple[list[str], Tensor]] = []
         self.optimizer.zero_grad(set_to_none=True)
         self.task.before_step(step)
         metrics = self._gradients(step, micro_batches, losses)
         grads = [param.grad for param in self.trained if param.grad is not None]
         grad_norm = get_total_norm(grads).float()
-        if self.plan.grad_clip_norm:
-            clip_grads_with_norm_(self.trained, self.plan.grad_clip_norm, grad_norm)
+        if self.plan.optimizer.grad_clip_norm:
+            clip_grads_with_norm_(self.trained, self.plan.optimizer.grad_clip_norm, grad_norm)
         names = sorted(metrics)
         local = torch.stack([metrics[name].detach().float() for name in names])
         shared = self.world.mean(torch.cat([local, local.new_tensor(wishes)]))
@@ -190,19 +214,23 @@ class _Loop:
         self.curves.add([*names, "grad_norm"], torch.cat([values, grad_norm[None]]))
         return shared[len(names) :]
 
-    def _gradients(self, step: int, micro_batches: Sequence[Batch], losses: list[tuple[list[str], Tensor]]) -> Metrics:
-        module: nn.Module = self.ddp or self.task
+    def _gradients(
+        self, step: int, micro_batches: Sequence[Batch[Inputs]], losses: list[tuple[list[str], Tensor]]
+    ) -> Metrics:
         bf16 = self.plan.precision == "amp_bf16"
 
         def reseed(index: int) -> None:
-            if self.ddp:  # what DDP's no_sync() sets: gradients travel once a step, with the last micro-batch
+            if self.ddp:  # as DDP's no_sync() does: gradients are averaged once a step, with the last micro-batch
                 self.ddp.require_backward_grad_sync = index == len(micro_batches) - 1
             seed_everything(self.plan.seed, step, index, self.world.rank)
 
-        def call(batch: Batch) -> tuple[Tensor, Metrics]:
+        def call(
+            batch: Batch[Inputs], method: Callable[..., tuple[Tensor, Metrics]] | None = None, /, *args: Any
+        ) -> tuple[Tensor, Metrics]:
+            function = method or self.task
             with torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=bf16):
-                loss, metrics = module(batch)
-            losses.append((batch["keys"], loss.detach()))
+                loss, metrics = self.ddp(function, batch.inputs, *args) if self.ddp else function(batch.inputs, *args)
+            losses.append((batch.keys, loss.detach()))
             return loss, metrics
 
         return self.task.accumulate(call, micro_batches, torch.autograd.backward, reseed)
@@ -210,7 +238,7 @@ class _Loop:
     def _wrap(self) -> DistributedDataParallel:
         device = self.world.device
         ids = [device.index] if device.type == "cuda" else None
-        return DistributedDataParallel(self.task, device_ids=ids, gradient_as_bucket_view=True)
+        return DistributedDataParallel(_Routed(self.task), device_ids=ids, gradient_as_bucket_view=True)
 
     def _save(self) -> None:
         if self.world.is_main:
@@ -237,12 +265,5 @@ class _Loop:
         self.skipped.restore(snapshot.facts["skipped"])
         self.best.restore(snapshot.facts["best"], snapshot.tensors.get("best", {}))
         if self.world.is_main:
-            self.ctx.log(f"goes on after step {snapshot.step} of {self.plan.num_steps}")
+            self.ctx.log(f"resumes after step {snapshot.step} of {self.plan.num_steps}")
         return snapshot.step
-
-
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    return {
-        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for name, value in batch.items()
-    }

@@ -1,4 +1,4 @@
-"""Items made ahead of whoever takes them."""
+"""Items computed in a background thread, a few ahead of their use."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def read_ahead(items: Iterable[T], num_ahead: int, thread_name: str) -> Iterator[T]:
-    """The same items (none of them None), made in a thread while the caller computes, so many ahead of him.
+def prefetch(items: Iterable[T], num_ahead: int, thread_name: str) -> Iterator[T]:
+    """Yield the same items (none of them None), computed in a thread while the caller uses the ones before.
 
-    Decoding and torch both let go of Python's lock.
+    Decoding and torch both release Python's lock.
     """
     remaining = iter(items)
     with ThreadPoolExecutor(1, thread_name_prefix=thread_name) as thread:

@@ -1,0 +1,32 @@
+"""The interfaces: abstract stages that fix inputs and output, so that one method can replace another in a recipe."""
+
+from vfm.interfaces.evaluation import AnyEvaluation, Evaluation, check_evaluations
+from vfm.interfaces.methods import (
+    ClipPostTraining,
+    ClipTraining,
+    CropScale,
+    Curation,
+    Portion,
+    VisionPretraining,
+)
+from vfm.interfaces.training import (
+    AdamW,
+    CheckpointPolicy,
+    ConstantSchedule,
+    CosineSchedule,
+    Decay,
+    EvaluationPolicy,
+    Lamb,
+    Loading,
+    Optimizer,
+    Schedule,
+    Sgd,
+    Training,
+    TrainingRuntime,
+)
+
+__all__ = [
+    "AdamW", "AnyEvaluation", "CheckpointPolicy", "ClipPostTraining", "ClipTraining", "ConstantSchedule",
+    "CosineSchedule", "CropScale", "Curation", "Decay", "Evaluation", "EvaluationPolicy", "Lamb", "Loading",
+    "Optimizer", "Portion", "Schedule", "Sgd", "Training", "TrainingRuntime", "VisionPretraining", "check_evaluations",
+]  # fmt: skip

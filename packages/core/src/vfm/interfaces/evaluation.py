@@ -1,0 +1,86 @@
+"""The interface of evaluations, and evaluations as a field of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, get_args
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+)
+
+from vfm.artifacts import Artifact, ClipCheckpoint, Report
+from vfm.config import did_you_mean, readable
+from vfm.stage import Context, Ref, Runtime, Stage
+
+
+class Evaluation(Stage):
+    """Evaluate models on one dataset, all on the same items; a paired test compares each with the first."""
+
+    makes: ClassVar[type[Artifact]] = Report
+
+    models: list[Ref[ClipCheckpoint]] = Field([], description="models to evaluate; omitted in `evaluation.tasks`")
+
+    def scores(self, ctx: Context, encoder: Any) -> dict[str, float]:
+        """Return the value of each metric for `encoder`, a model in training (`Task.encoder`)."""
+        raise NotImplementedError(f"{self.kind} does not evaluate models in training")
+
+    @property
+    def log_prefix(self) -> str:
+        """Prefix of its metrics' names in a training's log; empty unless it was given a name of its own."""
+        return "" if self.name == _verb(self.kind) else f"{self.name}/"
+
+
+def _verb(kind: str) -> str:
+    return kind.rpartition(".")[2]
+
+
+def _of_its_kind(value: Any, info: ValidationInfo) -> Any:
+    """Return the evaluation that a mapping describes; the validation's context holds the installed kinds."""
+    if not isinstance(value, Mapping):
+        return value
+    kinds = {kind: stage for kind, stage in (info.context or {}).items() if issubclass(stage, Evaluation)}
+    kind = str(value.get("kind"))
+    if kind not in kinds:
+        raise ValueError(f"expected a kind of evaluation, got {kind!r}{did_you_mean(kind, kinds)}")
+    try:
+        return kinds[kind].model_validate({"name": _verb(kind), **value}, context=info.context)
+    except ValidationError as error:
+        raise readable(error, kinds[kind]) from None
+
+
+AnyEvaluation = Annotated[
+    SerializeAsAny[Evaluation],
+    BeforeValidator(_of_its_kind),
+    WithJsonSchema({"type": "object", "properties": {"kind": {"type": "string"}}, "required": ["kind"]}),
+]
+"""An evaluation of any installed kind, as a field: a mapping with a `kind`."""
+
+
+def check_evaluations(evaluations: Sequence[Evaluation], stage: Stage) -> None:
+    """Check that evaluations can evaluate the model that a stage makes, on the way to it.
+
+    Raises:
+        ValueError: for the first one that cannot.
+    """
+    names = [evaluation.name for evaluation in evaluations]
+    for number, evaluation in enumerate(evaluations):
+        (expected,) = get_args(type(evaluation).model_fields["models"].annotation)
+        model = TypeAdapter(expected).validate_python(stage.kind)
+        if evaluation.models or evaluation.runtime != Runtime():
+            message = "leave models and runtime out: it evaluates the model in training, on the training's device"
+        elif type(evaluation).scores is Evaluation.scores:
+            message = f"{evaluation.kind} does not evaluate models in training"
+        elif not model.accepts(stage.makes):
+            message = f"{evaluation.kind} expects a {model.expected}, {stage.kind} makes a {stage.makes.__name__}"
+        elif evaluation.name in names[:number]:
+            message = f"the name {evaluation.name!r} is already used: give it another one"
+        else:
+            continue
+        raise ValueError(f"evaluation.tasks[{number}]: {message}")

@@ -1,0 +1,89 @@
+"""The interfaces of the methods: curation, pre-training, CLIP training and post-training."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import AfterValidator, Field, model_validator
+
+from vfm.artifacts import (
+    Artifact,
+    ClipCheckpoint,
+    CuratedSubset,
+    ImageDataset,
+    Matches,
+    PairDataset,
+    VisionCheckpoint,
+)
+from vfm.config import Config
+from vfm.interfaces.training import Training
+from vfm.stage import Ref, Seed, Stage
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"expected the smaller value first, got {list(pair)}")
+    return pair
+
+
+CropScale = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
+"""Smallest and largest share of an image's area that a random crop keeps."""
+
+
+class Curation(Stage):
+    """Choose pairs of a pool by the metadata entries that their texts match."""
+
+    makes: ClassVar[type[Artifact]] = CuratedSubset
+
+    matches: Ref[Matches] = Field(description="the pool's texts with their matched entries")
+    seed: Seed = Field(0, description="of the draws that keep or drop a text")
+
+
+class VisionPretraining(Training):
+    """Train a vision encoder from images."""
+
+    makes: ClassVar[type[Artifact]] = VisionCheckpoint
+
+    data: Ref[ImageDataset] = Field(description="training images")
+
+
+class Portion(Config):
+    """One of the datasets that a training mixes."""
+
+    data: Ref[PairDataset] = Field(description="training pairs")
+    weight: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="share of the samples, relative to the other weights"
+    )
+
+
+class ClipTraining(Training):
+    """Train a CLIP model from pairs."""
+
+    makes: ClassVar[type[Artifact]] = ClipCheckpoint
+
+    data: Ref[PairDataset] | Annotated[list[Portion], Field(min_length=1)] = Field(
+        description="training pairs; or several datasets with weights, mixed in every batch"
+    )
+
+    @property
+    def portions(self) -> list[Portion]:
+        """The datasets: one, or those of a mixture."""
+        return self.data if isinstance(self.data, list) else [Portion(data=self.data)]
+
+    @model_validator(mode="after")
+    def _each_once(self) -> ClipTraining:
+        names = [portion.data for portion in self.portions]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"data: '{repeated[0]}' is listed twice; use its weight to change its share")
+        return self
+
+
+class ClipPostTraining(Training):
+    """Improve a trained CLIP model from images alone."""
+
+    makes: ClassVar[type[Artifact]] = ClipCheckpoint
+
+    clip: Ref[ClipCheckpoint] = Field(description="model to improve")
+    data: Ref[ImageDataset] = Field(description="training images")

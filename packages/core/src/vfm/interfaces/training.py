@@ -1,0 +1,179 @@
+"""The interface of trainings: what all of them share, grouped by what a setting belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from vfm.config import Config
+from vfm.interfaces.evaluation import AnyEvaluation, check_evaluations
+from vfm.parts import Part
+from vfm.stage import Runtime, Seed, Stage
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Optimizer(Part):
+    """A slot: the rule that turns gradients into steps. `build(groups, lr)` returns a `torch.optim.Optimizer`."""
+
+    weight_decay: float = Field(0.05, ge=0, description="decoupled; biases, norms and other vectors are not decayed")
+    grad_clip_norm: float | None = Field(None, gt=0, description="maximum gradient norm; null: no clipping")
+
+
+class AdamW(Optimizer):
+    """AdamW, torch's fused implementation."""
+
+    type: Literal["adamw"] = Field("adamw", description="AdamW")
+    work: ClassVar[str] = "vfm.train.optim:build_adamw"
+    betas: tuple[Decay, Decay] = Field((0.9, 0.98), description="decay rates of the two moment estimates")
+    eps: float = Field(1e-6, gt=0, description="added to the denominator")
+
+
+class Lamb(Optimizer):
+    """LAMB, for batches of tens of thousands of samples (arXiv:1904.00962)."""
+
+    type: Literal["lamb"] = Field("lamb", description="LAMB, for batches of tens of thousands of samples")
+    work: ClassVar[str] = "vfm.train.optim:build_lamb"
+    betas: tuple[Decay, Decay] = Field((0.9, 0.98), description="decay rates of the two moment estimates")
+    eps: float = Field(1e-6, gt=0, description="added to the denominator")
+
+
+class Sgd(Optimizer):
+    """SGD with momentum."""
+
+    type: Literal["sgd"] = Field("sgd", description="SGD with momentum")
+    work: ClassVar[str] = "vfm.train.optim:build_sgd"
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum")
+
+
+class Schedule(Part):
+    """A slot: the learning rate by step. `build(lr, num_steps)` returns a function from the step (from 0) to the rate.
+
+    The rate rises linearly to `lr` over `warmup_steps` before the schedule proper.
+    """
+
+    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises linearly to lr")
+
+
+class CosineSchedule(Schedule):
+    """Half a cosine from `lr` to `min_lr`, as in open_clip."""
+
+    type: Literal["cosine"] = Field("cosine", description="falls from lr to min_lr along half a cosine")
+    work: ClassVar[str] = "vfm.train.schedule:cosine"
+    min_lr: float = Field(0.0, ge=0, description="learning rate at the end")
+
+
+class ConstantSchedule(Schedule):
+    """`lr` to the end."""
+
+    type: Literal["constant"] = Field("constant", description="stays at lr")
+    work: ClassVar[str] = "vfm.train.schedule:constant"
+
+
+class Loading(Config):
+    """How samples are read."""
+
+    shuffle_shards: int = Field(1000, ge=1, description="number of shards whose samples are shuffled together")
+    max_bad_fraction: float = Field(
+        0.05, ge=0, le=1, description="tolerated fraction of samples that cannot be read; above it the training stops"
+    )
+
+
+class CheckpointPolicy(Config):
+    """When a training saves its state. Resuming is exact wherever a training is cut off."""
+
+    every_steps: int | None = Field(None, ge=1, description="steps between checkpoints")
+    every_minutes: float = Field(5.0, gt=0, description="maximum minutes between checkpoints")
+
+
+class EvaluationPolicy(Config):
+    """Evaluations of the model during training."""
+
+    tasks: list[AnyEvaluation] = Field([], description="evaluations, without `models`, of the model in training")
+    every_steps: int | None = Field(
+        None, ge=1, description="steps between evaluations; default: only after the last step"
+    )
+    keep_best: str | None = Field(
+        None,
+        description="metric of the tasks, such as val/image_retrieval_recall@1: the weights with its highest value are"
+        " exported, and the initial weights are evaluated too; default: the last weights",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EvaluationPolicy:
+        if self.every_steps and not self.tasks:
+            raise ValueError("every_steps needs tasks: list the evaluations to run")
+        if self.keep_best and not self.every_steps:
+            raise ValueError("keep_best needs tasks and every_steps: it chooses among the evaluated weights")
+        prefixes = tuple(f"val/{task.log_prefix}" for task in self.tasks)
+        if self.keep_best and not self.keep_best.startswith(prefixes):
+            raise ValueError(
+                f"keep_best: expected a metric that begins with {', '.join(prefixes)}, got {self.keep_best}"
+            )
+        return self
+
+
+class TrainingRuntime(Runtime):
+    """How a training runs."""
+
+    kernels: Literal["auto", "reference", "triton"] = Field(
+        "auto",
+        description="auto: fused Triton kernels on CUDA devices from Ampere on, for the layers that have them;"
+        " reference: plain torch; triton: the kernels or an error",
+    )
+    pad_widths: bool = Field(
+        False,
+        description="store SwiGLU and patch-embedding weights at widths that suit tensor cores (2730 as 2752, 588 as"
+        " 592); checkpoints keep the original shapes",
+    )
+
+
+class Training(Stage):
+    """What all trainings share. An optimizer step takes `global_batch_size` samples, in micro-batches if necessary."""
+
+    steps: int | None = Field(None, ge=1, description="optimizer steps; give either steps or samples_seen")
+    samples_seen: int | None = Field(None, ge=1, description="total number of samples; give either this or steps")
+    global_batch_size: int = Field(128, ge=1, description="samples per optimizer step, over all processes")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="samples per forward pass of one process; default: no accumulation"
+    )
+    lr: float = Field(1e-3, ge=0, description="peak learning rate")
+    precision: Literal["fp32", "amp_bf16"] = Field("fp32", description="of the forward pass; weights stay in fp32")
+    optimizer: Optimizer = Field(AdamW(), description="optimizer and its settings")
+    schedule: Schedule = Field(CosineSchedule(), description="learning rate over the steps")
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="decay of an average of the weights, which is exported; null: no average"
+    )
+    grad_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
+    loading: Loading = Field(Loading(), description="how samples are read")
+    log_every: int = Field(10, ge=1, description="steps between log lines")
+    checkpoint: CheckpointPolicy = Field(CheckpointPolicy(), description="when the training's state is saved")
+    evaluation: EvaluationPolicy = Field(EvaluationPolicy(), description="evaluations during training")
+    runtime: TrainingRuntime = Field(TrainingRuntime(), description="device, processes, workers, threads, kernels")
+    seed: Seed = Field(0, description="of all random draws")
+
+    moved: ClassVar[Mapping[str, str]] = {"evals": "evaluation.tasks", "eval_every": "evaluation.every_steps"}
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Training:
+        if (self.steps is None) == (self.samples_seen is None):
+            raise ValueError("give exactly one of steps and samples_seen")
+        return self
+
+    @model_validator(mode="after")
+    def _falling_rate(self) -> Training:
+        if isinstance(self.schedule, CosineSchedule) and self.schedule.min_lr > self.lr:
+            raise ValueError(f"schedule.min_lr must be at most lr, {self.lr:g}; got {self.schedule.min_lr:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluations_fit(self) -> Training:
+        check_evaluations(self.evaluation.tasks, self)
+        return self
+
+    @property
+    def num_steps(self) -> int:
+        """Number of optimizer steps."""
+        return self.steps or max(1, (self.samples_seen or 0) // self.global_batch_size)

@@ -1,0 +1,53 @@
+"""Evaluations of a model during its training, or of the models between two (`models.interpolate`)."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from vfm.events import Event
+from vfm.interfaces import Evaluation, Training
+from vfm.stage import Context
+
+
+class Evaluations:
+    """The evaluations of a training: when they are due, and their scores.
+
+    They do not disturb the training's random draws, since each of its forward passes is seeded anew.
+    """
+
+    def __init__(self, config: Training, ctx: Context) -> None:
+        self.policy, self.num_steps, self.ctx = config.evaluation, config.num_steps, ctx
+
+    def due(self, step: int) -> bool:
+        """Return whether to evaluate after this step: every `every_steps`, and after the last."""
+        every = self.policy.every_steps or self.num_steps
+        return bool(self.policy.tasks) and (step % every == 0 or step == self.num_steps)
+
+    def run(self, encoder: Any) -> Iterator[tuple[Evaluation, dict[str, float]]]:
+        """Yield each evaluation with its scores for `encoder`."""
+        return run_evaluations(self.ctx, self.policy.tasks, encoder)
+
+
+def run_evaluations(
+    ctx: Context, evaluations: Sequence[Evaluation], encoder: Any
+) -> Iterator[tuple[Evaluation, dict[str, float]]]:
+    """Yield each evaluation with a model's scores.
+
+    Their panels are discarded, and of their events only warnings are sent: progress and counts of bad samples belong to
+    the stage that trains.
+    """
+
+    def send(event: Event) -> None:
+        if event.type == "warning":
+            ctx.send(event)
+
+    quiet = replace(ctx, directory=ctx.work / "evals", send=send, bad=Counter())
+    for evaluation in evaluations:
+        shutil.rmtree(quiet.directory, ignore_errors=True)
+        quiet.directory.mkdir(parents=True)
+        yield evaluation, evaluation.scores(quiet, encoder)
+    shutil.rmtree(quiet.directory)

@@ -1,0 +1,32 @@
+"""Learning-rate schedules: the rate of each optimizer step, before a parameter group's `lr_scale`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from vfm.interfaces import ConstantSchedule, CosineSchedule, Schedule
+
+Rate = Callable[[int], float]
+"""Learning rate of an optimizer step; the first step is 0."""
+
+
+def cosine(schedule: CosineSchedule, lr: float, num_steps: int) -> Rate:
+    """Return half a cosine from `lr` to `min_lr`, which it would reach at step `num_steps`, as in open_clip."""
+    start, low = schedule.warmup_steps, schedule.min_lr
+
+    def rate(step: int) -> float:
+        done = (step - start) / max(1, num_steps - start)
+        return low + (lr - low) * 0.5 * (1 + math.cos(math.pi * done))
+
+    return warmed_up(schedule, lr, rate)
+
+
+def constant(schedule: ConstantSchedule, lr: float, num_steps: int) -> Rate:
+    """Return `lr` for all steps after the warm-up."""
+    return warmed_up(schedule, lr, lambda step: lr)
+
+
+def warmed_up(schedule: Schedule, lr: float, rate: Rate) -> Rate:
+    """Return `rate` after a linear warm-up over `warmup_steps`, the last of which has the full `lr`."""
+    return lambda step: lr * (step + 1) / schedule.warmup_steps if step < schedule.warmup_steps else rate(step)
