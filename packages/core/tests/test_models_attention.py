@@ -9,8 +9,7 @@ import timm
 import torch
 
 from vfm import UserError
-from vfm.models import build_clip, build_vision
-from vfm.models.attention import attention_map, attention_weights
+from vfm.models import attention_map, attention_weights, build_clip, build_vision
 
 STUDENT = "eva02_pico_patch8_32"  # 4 x 4 patches
 

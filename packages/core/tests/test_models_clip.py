@@ -16,9 +16,17 @@ from torch.nn import functional as F
 
 from vfm.artifacts import ClipCheckpoint
 from vfm.config import UserError
-from vfm.models import ClipModel, Preprocess, build_clip, load_clip, presets, save_clip, save_vision
-from vfm.models.clip import why_not_open_clip
-from vfm.models.patch_features import vision_tower
+from vfm.models import (
+    ClipModel,
+    Preprocess,
+    build_clip,
+    load_clip,
+    open_clip_incompatibility,
+    save_clip,
+    save_vision,
+    small_models,
+    vision_tower,
+)
 
 TINY = {
     "embed_dim": 16,
@@ -83,9 +91,9 @@ def test_a_timm_tower_at_another_size_comes_back_at_that_size_in_open_clip_too_w
     assert checkpoint.image_size == model.preprocess.image_size == size
     features = model.encode_images(pictures())
     assert torch.equal(load_clip(checkpoint).encode_images(pictures()), features)
-    assert (why_not_open_clip(model) == "") == equal
+    assert (open_clip_incompatibility(model) == "") == equal
     if not equal:
-        assert f"{encoder} at the size of its name only" in why_not_open_clip(model)
+        assert f"{encoder} at the size of its name only" in open_clip_incompatibility(model)
         with pytest.raises(RuntimeError, match="size mismatch"):
             open_clip.create_model(f"local-dir:{tmp_path}")
         return
@@ -252,7 +260,7 @@ def test_the_wrapper_moves_and_names_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", sorted(file.stem for file in (Path(presets.__file__).parent / "configs").glob("*.json"))
+    "name", sorted(file.stem for file in (Path(small_models.__file__).parent / "configs").glob("*.json"))
 )
 def test_every_clip_preset_is_what_its_name_says(name: str) -> None:
     model = build_clip(name, seed=0)

@@ -12,8 +12,7 @@ from timm.layers import PatchDropout, PatchDropoutWithIndices
 from torch import Tensor, nn
 
 from vfm.config import UserError
-from vfm.models import build_clip
-from vfm.models.clip import blueprint
+from vfm.models import blueprint, build_clip
 
 TEXT = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 VIT = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}

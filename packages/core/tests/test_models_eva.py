@@ -14,13 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfm.config import UserError
-from vfm.models import build_clip, build_vision
-from vfm.models.eva_import import Reading, clip_architecture
+from vfm.models import KeyReport, build_clip, build_vision, import_clip, import_vision
+from vfm.models.eva_import import ReadOptions, clip_architecture
 from vfm.models.eva_layouts import to_official
-from vfm.models.fitting import KeyReport
-from vfm.models.importing import import_clip, import_vision
-from vfm.models.stages import ImportClip, ImportVision
 from vfm.stage import Context
+from vfm.stages.models import ImportClip, ImportVision
 
 WIDTH, DEPTH, PATCH, IMAGE, CLASSES, EMBED = 32, 2, 14, 56, 5, 24
 MINI = {"width": 192, "depth": 6, "patch": 16, "grid": 8}  # the encoder of EVA02-Mini-16-128
@@ -140,7 +138,7 @@ def images(size: int = IMAGE) -> Tensor:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pre_training_files_are_read_as_timm_reads_them(family: str, tmp_path: Path) -> None:
-    tensors, source, reading = mim(family), ARCHITECTURES[family], Reading()
+    tensors, source, reading = mim(family), ARCHITECTURES[family], ReadOptions()
     if family == "EVA-L":  # timm reads no decoder
         wanted = {
             key.replace("norm.", "fc_norm.") if key.startswith("norm.") else key: value
@@ -170,7 +168,7 @@ def test_classification_files_keep_their_head_and_their_pooling(family: str, nor
 
 
 def test_the_vision_tower_of_a_clip_file_is_read_alone_as_timm_reads_it(tmp_path: Path) -> None:
-    tensors, source, reading = clip_file(), "eva02_mini_patch16_clip_128", Reading()
+    tensors, source, reading = clip_file(), "eva02_mini_patch16_clip_128", ReadOptions()
     ours = import_vision(source, saved(tensors, tmp_path), reading)
     assert torch.equal(ours(images(128)), by_timm(tensors, source, num_classes=192)(images(128)))
     assert reading.report.dropped["text.text_projection"] == "of the text tower, which is not asked for"
@@ -184,7 +182,7 @@ def test_patches_and_positions_come_to_another_size_both_ways(how: str, patch: i
         {**encoder_shapes("EVA-02 B, L", patch=30 - patch, grid=8), **both("norm", WIDTH), "mask_token": (1, 1, 32)}
     )
     source = {**ARCHITECTURES["EVA-02 B, L"], "patch_size": patch, "img_size": 112}
-    reading = Reading(patch_resize=how)  # type: ignore[arg-type]
+    reading = ReadOptions(patch_resize=how)  # type: ignore[arg-type]
     ours = import_vision(source, saved(tensors, tmp_path), reading)
     assert set(reading.report.resized) == {"patch_embed.proj.weight", *(["pos_embed"] if patch == 16 else [])}
     if how == "pinv":
@@ -201,7 +199,7 @@ def test_patches_and_positions_come_to_another_size_both_ways(how: str, patch: i
 
 
 def test_a_clip_file_is_read_whole_and_its_model_is_known_by_its_shapes(tmp_path: Path) -> None:
-    tensors, reading = clip_file(), Reading()
+    tensors, reading = clip_file(), ReadOptions()
     ours = import_clip(saved({"state_dict": tensors}, tmp_path), None, reading)
     assert ours.name == "EVA02-Mini-16-128/official"
     peer = build_clip("EVA02-Mini-16-128")
@@ -246,7 +244,7 @@ def test_a_clip_model_comes_back_bit_for_bit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["visual", "text"])
 def test_a_tower_alone_leaves_the_other_as_drawn(part: str, tmp_path: Path) -> None:
-    tensors, fresh, reading = clip_file(), build_clip("EVA02-Mini-16-128", seed=0), Reading(part=part)  # type: ignore[arg-type]
+    tensors, fresh, reading = clip_file(), build_clip("EVA02-Mini-16-128", seed=0), ReadOptions(part=part)  # type: ignore[arg-type]
     model = import_clip("EVA02-Mini-16-128", saved(tensors, tmp_path), reading)
     whole = import_clip("EVA02-Mini-16-128", saved(tensors, tmp_path)).module.state_dict()
     for key, value in model.module.state_dict().items():
@@ -255,7 +253,7 @@ def test_a_tower_alone_leaves_the_other_as_drawn(part: str, tmp_path: Path) -> N
     assert "logit_scale" in reading.report.new
     missing = {key: value for key, value in tensors.items() if key.startswith(part)}
     assert torch.equal(
-        import_clip("EVA02-Mini-16-128", saved(missing, tmp_path), Reading(part=part)).module.logit_scale,  # type: ignore[arg-type]
+        import_clip("EVA02-Mini-16-128", saved(missing, tmp_path), ReadOptions(part=part)).module.logit_scale,  # type: ignore[arg-type]
         fresh.module.logit_scale,
     )
 
@@ -271,7 +269,7 @@ def test_text_towers_of_other_peoples_clip_models_are_read_too(tmp_path: Path) -
         seed=4,
     )
     file = saved(flat.module.state_dict(), tmp_path)
-    model = import_clip("EVA02-Mini-16-128", file, Reading(part="text"))
+    model = import_clip("EVA02-Mini-16-128", file, ReadOptions(part="text"))
     assert torch.equal(model.encode_texts(["a red square"]), flat.encode_texts(["a red square"]))
 
 
@@ -281,7 +279,7 @@ def test_averaged_or_raw_weights_and_what_trainers_save_beside(tmp_path: Path) -
     content = {"model": raw, "model_ema": averaged, "args": argparse.Namespace(lr=1e-3), "epoch": 3}
     source, file = ARCHITECTURES[family], saved(content, tmp_path)
     assert torch.equal(import_vision(source, file).cls_token, averaged["cls_token"])
-    assert torch.equal(import_vision(source, file, Reading(ema=False)).cls_token, raw["cls_token"])
+    assert torch.equal(import_vision(source, file, ReadOptions(ema=False)).cls_token, raw["cls_token"])
 
 
 def without(key: str) -> Any:
@@ -319,7 +317,7 @@ def test_a_file_that_does_not_tell_its_architecture_is_one_line(tmp_path: Path) 
     with pytest.raises(UserError, match="not one of EVA's checkpoints"):
         import_clip(saved({"w": torch.zeros(1)}, tmp_path))
     with pytest.raises(UserError, match="part: text takes a tower from a file"):
-        import_clip("EVA02-Mini-16-128", None, Reading(part="text"))
+        import_clip("EVA02-Mini-16-128", None, ReadOptions(part="text"))
 
 
 def test_the_stages_read_official_files_and_show_what_became_of_every_key(tmp_path: Path) -> None:

@@ -22,10 +22,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cli_world import run_here
-from vfm.models import ClipModel, build_clip, build_vision, load_clip, save_clip, save_vision
-from vfm.models.importing import import_clip, import_vision
+from vfm.models import (
+    ClipModel,
+    build_clip,
+    build_vision,
+    import_clip,
+    import_vision,
+    load_clip,
+    save_clip,
+    save_vision,
+)
+from vfm.models.hugging_face_siglip import save_siglip, siglip_mismatches
 from vfm.models.onnx_export import TOLERANCE, parity
-from vfm.models.siglip import save_siglip, why_not_siglip
 
 PIXELS = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -267,7 +275,7 @@ class Theirs:
 
 
 def test_a_siglip_model_read_their_way_is_ours(siglip: ClipModel, tmp_path: Path) -> None:
-    assert why_not_siglip(siglip) == []
+    assert siglip_mismatches(siglip) == []
     save_clip(siglip, tmp_path / "ours")
     assert "a SiglipModel" in exported(tmp_path / "ours", "hf", tmp_path / "out")
     theirs = Theirs(tmp_path / "out")
@@ -281,7 +289,7 @@ def test_a_siglip_model_read_their_way_is_ours(siglip: ClipModel, tmp_path: Path
 
 def test_a_model_that_is_no_siglip_says_why(siglip: ClipModel, tmp_path: Path) -> None:
     causal = build_clip({**siglip.config, "text_cfg": {**siglip.config["text_cfg"], "no_causal_mask": False}}, seed=0)
-    assert why_not_siglip(causal) == ["text_cfg.no_causal_mask is not True"]
-    assert why_not_siglip(build_clip("EVA02-Pico-8-32")) == ["its vision tower is not timm's ViT"]
+    assert siglip_mismatches(causal) == ["text_cfg.no_causal_mask is not True"]
+    assert siglip_mismatches(build_clip("EVA02-Pico-8-32")) == ["its vision tower is not timm's ViT"]
     with pytest.raises(Exception, match=r"text_cfg\.no_causal_mask is not True"):
         save_siglip(causal, tmp_path)

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from vfm.artifacts import Artifact, GeneratorCheckpoint
 from vfm.config import UserError
-from vfm.models.generator import import_generator
-from vfm.models.stages import ImportGenerator
+from vfm.models import import_generator
 from vfm.stage import Context
+from vfm.stages.models import ImportGenerator
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -12,10 +12,8 @@ from torch.nn import functional as F
 
 from vfm.artifacts import VisionCheckpoint
 from vfm.config import UserError
-from vfm.models import build_clip, build_vision, save_vision
-from vfm.models.clip import ClipModel
-from vfm.models.fitting import KeyReport, resize_patch_kernel
-from vfm.models.hand_over import hand_over
+from vfm.models import ClipModel, KeyReport, build_clip, build_vision, init_vision_tower, save_vision
+from vfm.models.weight_transfer import resize_patch_kernel
 
 TEXT = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 
@@ -47,7 +45,7 @@ def accounted(report: KeyReport) -> tuple[set[str], set[str]]:
 def test_the_tower_sees_what_the_encoder_saw(tmp_path: Path) -> None:
     vision, model = encoder(global_pool="token", num_classes=0), clip()
     save_vision(vision, tmp_path)
-    report = hand_over(VisionCheckpoint.load(tmp_path), model)
+    report = init_vision_tower(VisionCheckpoint.load(tmp_path), model)
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(model.module.visual.trunk.forward_features(images), vision.forward_features(images))
     assert set(report.new) == {"head.weight", "head.bias"}
@@ -57,7 +55,7 @@ def test_the_tower_sees_what_the_encoder_saw(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("source_pool", "tower_pool"), [("token", "avg"), ("avg", "token")])
 def test_the_final_norm_is_renamed_when_pooling_moves_to_its_other_side(source_pool: str, tower_pool: str) -> None:
     vision, model = encoder(global_pool=source_pool), clip(pool=tower_pool)
-    report = hand_over(vision.state_dict(), model)
+    report = init_vision_tower(vision.state_dict(), model)
     old, new = ("norm", "fc_norm") if source_pool == "token" else ("fc_norm", "norm")
     assert report.renamed == {f"{old}.weight": f"{new}.weight", f"{old}.bias": f"{new}.bias"}
     trunk = model.module.visual.trunk
@@ -68,7 +66,7 @@ def test_the_final_norm_is_renamed_when_pooling_moves_to_its_other_side(source_p
 def test_every_key_of_both_sides_is_accounted_for(proj: str | None) -> None:
     vision, model = encoder(global_pool="token", num_classes=7), clip(proj=proj)
     source = {**vision.state_dict(), "mask_token": torch.zeros(1, 1, 64), "lm_head.weight": torch.zeros(9, 64)}
-    report = hand_over(source, model)
+    report = init_vision_tower(source, model)
     told_source, told_target = accounted(report)
     assert told_source == set(source)
     visual = model.module.visual
@@ -83,7 +81,7 @@ def test_every_key_of_both_sides_is_accounted_for(proj: str | None) -> None:
 def test_patch_14_goes_to_16_with_positions_and_the_clip_norm_is_new() -> None:
     vision = encoder("eva02_mini_patch14_112", global_pool="token")
     model = clip("eva02_mini_patch16_clip_128")
-    report = hand_over(vision.state_dict(), model)
+    report = init_vision_tower(vision.state_dict(), model)
     assert report.resized == {"patch_embed.proj.weight": "[192, 3, 14, 14] to [192, 3, 16, 16]"}
     assert {key for key in report.new if "attn.norm" in key} == {
         f"blocks.{i}.attn.norm.{part}" for i in range(6) for part in ("weight", "bias")
@@ -94,7 +92,7 @@ def test_positions_follow_the_grid_as_timms_own_loader_resizes_them(tmp_path: Pa
     vision = encoder(global_pool="token", image_size=64)
     save_vision(vision, tmp_path)
     model = clip()
-    report = hand_over(VisionCheckpoint.load(tmp_path), model)
+    report = init_vision_tower(VisionCheckpoint.load(tmp_path), model)
     peer = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=32, global_pool="token")
     torch.testing.assert_close(model.module.visual.trunk.pos_embed, peer.pos_embed)
     assert report.resized == {"pos_embed": "[1, 65, 64] to [1, 17, 64]"}
@@ -130,24 +128,24 @@ def test_another_miss_is_an_error_and_loads_nothing(source: object, message: str
     model = clip()
     before = {key: value.clone() for key, value in model.module.state_dict().items()}
     with pytest.raises(UserError, match=message):
-        hand_over(source().state_dict(), model)
+        init_vision_tower(source().state_dict(), model)
     assert all(torch.equal(value, before[key]) for key, value in model.module.state_dict().items())
 
 
 def test_an_encoder_with_both_norms_does_not_overwrite_one_with_the_other() -> None:
     vision = encoder(global_pool="avg", use_post_transformer_norm=True)
     with pytest.raises(UserError, match=r"fc_norm\.weight"):
-        hand_over(vision.state_dict(), clip())
+        init_vision_tower(vision.state_dict(), clip())
 
 
 def test_open_clips_own_tower_is_refused() -> None:
     with pytest.raises(UserError, match="open_clip's own"):
-        hand_over(encoder().state_dict(), build_clip("ViT-Pico-8-32", seed=0))
+        init_vision_tower(encoder().state_dict(), build_clip("ViT-Pico-8-32", seed=0))
 
 
 def test_an_encoder_with_another_activation_is_refused_though_every_shape_fits(tmp_path: Path) -> None:
     checkpoint = save_vision(encoder("vit_pico_patch8_32"), tmp_path)
-    hand_over(checkpoint, clip("vit_pico_patch8_32"))
+    init_vision_tower(checkpoint, clip("vit_pico_patch8_32"))
     renamed = checkpoint.model_copy(update={"architecture": "vit_pico_patch8_clip_quickgelu_32"})
     with pytest.raises(UserError, match="was trained with QuickGELU, the tower vit_pico_patch8_32 has GELU"):
-        hand_over(renamed, clip("vit_pico_patch8_32"))
+        init_vision_tower(renamed, clip("vit_pico_patch8_32"))

@@ -16,12 +16,24 @@ from torch import nn
 
 from vfm.artifacts import Artifact, ClipCheckpoint, VisionCheckpoint
 from vfm.config import UserError
-from vfm.models import ClipModel, build_clip, build_vision, load_clip, load_vision, save_clip, save_vision
+from vfm.models import (
+    ClipModel,
+    build_clip,
+    build_vision,
+    import_clip,
+    import_vision,
+    load_clip,
+    load_state_dict,
+    load_vision,
+    save_clip,
+    save_state_dict,
+    save_vision,
+)
+from vfm.models.clip_import import check_clip_source
 from vfm.models.hugging_face import save_hugging_face
-from vfm.models.importing import check_clip_source, check_vision_source, import_clip, import_vision
-from vfm.models.stages import ImportClip, ImportVision
-from vfm.models.weights import load_state_dict, save_state_dict
+from vfm.models.vision_import import check_vision_source
 from vfm.stage import Context
+from vfm.stages.models import ImportClip, ImportVision
 
 NAME = "ViT-Pico-8-32"
 PICTURES = [np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)]

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from vfm import ClipCheckpoint, Context, UserError
-from vfm.stages.shapes import ShapesClasses
 from vfm.data.shapes.world import World
 from vfm.eval.stages import ZeroShot
 from vfm.models import build_clip, load_clip, save_clip
-from vfm.models.interpolate_stage import Interpolate, _against
-from vfm.models.interpolation import interpolate
+from vfm.models.interpolation import _trade_off_panel, interpolate
 from vfm.panels import load_panels
+from vfm.stages.models import Interpolate
+from vfm.stages.shapes import ShapesClasses
 
 VIT: dict[str, Any] = {
     "embed_dim": 24,
@@ -99,7 +99,7 @@ def test_two_evaluations_are_shown_one_against_the_other() -> None:
         "zero_shot": [{"acc1": 0.9}, {"acc1": 0.7}],
         "retrieval": [{"recall": 0.5}, {"recall": 0.6}],
     }
-    panel = _against(found)
+    panel = _trade_off_panel(found)
     assert panel.x_label == "mmvp pair acc"
     assert [(series.name, series.x, series.y) for series in panel.series] == [
         ("zero shot acc1", [0.2, 0.3], [0.9, 0.7]),

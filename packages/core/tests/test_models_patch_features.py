@@ -9,10 +9,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from vfm.config import UserError
-from vfm.models import build_clip, build_vision
-from vfm.models.clip import ClipModel
-from vfm.models.image_tokens import image_tokens
-from vfm.models.patch_features import cls_and_patch_tokens, feature_width, grid_size, patch_features
+from vfm.models import (
+    ClipModel,
+    build_clip,
+    build_vision,
+    cls_and_patch_tokens,
+    feature_width,
+    grid_size,
+    image_tokens,
+    patch_features,
+)
 
 TEXT = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 NATIVE = {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vfm.models import build_clip
-from vfm.models.short_texts import encode_short
+from vfm.models.text import encode_unpadded
 
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 VISION = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
@@ -20,7 +20,7 @@ def positions(text_cfg, *, custom):
     tower.transformer.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
     tokens = model.tokenize(TEXTS)
     with torch.inference_mode():
-        short, full = encode_short(model.module, tokens, model.device), model.module.encode_text(tokens)
+        short, full = encode_unpadded(model.module, tokens, model.device), model.module.encode_text(tokens)
     return short, full, seen
 
 

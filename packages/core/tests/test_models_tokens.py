@@ -8,8 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vfm.models import tokens
-from vfm.models.tokens import WordTokenizer
+from vfm.models import WordTokenizer, text
 
 PEER = open_clip.SimpleTokenizer(context_length=16)
 OURS = WordTokenizer(PEER)

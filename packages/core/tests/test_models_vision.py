@@ -13,10 +13,10 @@ from timm.data import create_transform, resolve_model_data_config
 
 from vfm.artifacts import VisionCheckpoint
 from vfm.config import UserError
-from vfm.models import build_vision, load_vision, presets, save_vision, vision_preprocess
+from vfm.models import build_vision, load_vision, save_vision, small_models, vision_preprocess
 
 
-@pytest.mark.parametrize("name", list(presets.ENCODERS))
+@pytest.mark.parametrize("name", list(small_models.ENCODERS))
 def test_every_preset_reads_images_of_its_own_size(name: str) -> None:
     model = build_vision(name, seed=0)
     size = vision_preprocess(model).image_size

@@ -1,33 +1,57 @@
-"""Models as the field keeps them: timm's vision encoders and open_clip's CLIP models, built, loaded, saved and read.
+"""Models: timm's vision encoders and open_clip's CLIP models, built, loaded, imported, saved and exported.
 
-The names below are imported when first used, since the stages of this package must be known without torch.
-`import vfm.models.presets` registers the small architectures with timm and open_clip; building or loading does so too.
+Importing this package imports torch, timm and open_clip, and registers the small architectures of
+`vfm.models.small_models` with both. Stages that only describe models are in `vfm.stages.models`, without torch.
 """
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from vfm.models.clip import ClipModel, build_clip, load_clip, save_clip
-    from vfm.models.preprocess import Preprocess
-    from vfm.models.vision import build_vision, load_vision, save_vision, vision_preprocess
-
-_HOMES = {
-    "clip": ("ClipModel", "build_clip", "load_clip", "save_clip"),
-    "preprocess": ("Preprocess",),
-    "vision": ("build_vision", "load_vision", "save_vision", "vision_preprocess"),
-}
+from vfm.models.attention_maps import attention_map, attention_weights
+from vfm.models.clip import (
+    ClipModel,
+    blueprint,
+    build_clip,
+    eval_mode,
+    load_clip,
+    open_clip_incompatibility,
+    save_clip,
+)
+from vfm.models.clip_config import clip_weights_file, get_clip_config, read_clip_config
+from vfm.models.clip_import import import_clip
+from vfm.models.encoders import ImageEncoder, PooledVision, TextImageEncoder
+from vfm.models.export_formats import find_format, open_model
+from vfm.models.generator_import import denoiser_folder, import_generator
+from vfm.models.model_sources import is_vision_source
+from vfm.models.preprocess import Preprocess
+from vfm.models.text import WordTokenizer
+from vfm.models.vision import (
+    VISION_WEIGHTS_FILE,
+    build_vision,
+    class_names_of,
+    load_vision,
+    save_vision,
+    set_class_names,
+    vision_preprocess,
+)
+from vfm.models.vision_features import (
+    ImageTokens,
+    cls_and_patch_tokens,
+    feature_width,
+    grid_size,
+    image_tokens,
+    patch_features,
+)
+from vfm.models.vision_import import import_vision
+from vfm.models.vision_tower_init import check_activation, init_vision_tower
+from vfm.models.vision_towers import VisionTower, vision_tower
+from vfm.models.weight_transfer import KeyReport, TransferRules, transfer_weights
+from vfm.models.weights import load_state_dict, save_state_dict
 
 __all__ = [
-    "ClipModel", "Preprocess", "build_clip", "build_vision", "load_clip", "load_vision", "save_clip", "save_vision",
-    "vision_preprocess",
+    "VISION_WEIGHTS_FILE", "ClipModel", "ImageEncoder", "ImageTokens", "KeyReport", "PooledVision", "Preprocess",
+    "TextImageEncoder", "TransferRules", "VisionTower", "WordTokenizer", "attention_map", "attention_weights",
+    "blueprint", "build_clip", "build_vision", "check_activation", "class_names_of", "clip_weights_file",
+    "cls_and_patch_tokens", "denoiser_folder", "eval_mode", "feature_width", "find_format", "get_clip_config",
+    "grid_size", "image_tokens", "import_clip", "import_generator", "import_vision", "init_vision_tower",
+    "is_vision_source", "load_clip", "load_state_dict", "load_vision", "open_clip_incompatibility", "open_model",
+    "patch_features", "read_clip_config", "save_clip", "save_state_dict", "save_vision", "set_class_names",
+    "transfer_weights", "vision_preprocess", "vision_tower",
 ]  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{home}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

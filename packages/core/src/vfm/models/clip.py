@@ -22,11 +22,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfm.artifacts import ClipCheckpoint
-from vfm.models.clip_config import CONFIG_FILE, WEIGHTS_FILE, check_keys, clip_config, read_config, weights_file
+from vfm.models.clip_config import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    check_keys,
+    clip_weights_file,
+    get_clip_config,
+    read_clip_config,
+)
 from vfm.models.clip_module import build_module, load_weights, plain_config, set_image_size
 from vfm.models.preprocess import Preprocess
-from vfm.models.short_texts import encode_short
-from vfm.models.tokens import build_tokenizer
+from vfm.models.text import build_tokenizer, encode_unpadded
 from vfm.models.weights import save_state_dict
 
 Item = TypeVar("Item")
@@ -34,13 +40,13 @@ Item = TypeVar("Item")
 
 @dataclass
 class ClipModel:
-    """An open_clip model with what is needed to use it: its configuration, its way with images, its tokenizer."""
+    """An open_clip model with its configuration, preprocessing and tokenizer."""
 
     module: nn.Module
     config: dict[str, Any]  # open_clip's `model_cfg`
     preprocess: Preprocess
     name: str = "custom"
-    folder: Path | None = None  # where it was loaded from: a Hugging Face tokenizer may lie there
+    folder: Path | None = None  # folder it was loaded from, which may hold a Hugging Face tokenizer
 
     @property
     def embed_dim(self) -> int:
@@ -54,29 +60,29 @@ class ClipModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.module.parameters()).device
 
     def to(self, device: str | torch.device) -> ClipModel:
-        """Moves the weights, and returns itself."""
+        """Move the weights in place and return the model."""
         self.module.to(device)
         return self
 
     @cached_property
     def tokenizer(self) -> Callable[..., Tensor]:
-        """open_clip's tokenizer of this model, or what makes the same faster."""
+        """open_clip's tokenizer of this model, or the faster `WordTokenizer` with the same result."""
         return build_tokenizer(self.config["text_cfg"], self.context_length, self.name, self.folder)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token ids, (N, L); a longer text is cut, its end token kept."""
+        """Return token ids, (N, L); longer texts are cut before the end token."""
         return self.tokenizer(list(texts))
 
     def pixels(self, batch: NDArray[np.uint8] | Tensor) -> Tensor:
-        """Normalised input from uint8 (B, 3, S, S) or (B, S, S, 3), on the batch's device."""
+        """Return normalised pixels of uint8 images, (B, 3, S, S) or (B, S, S, 3), on their device."""
         return self.preprocess.pixels(batch)
 
     def encode_images(self, images: Sequence[Image.Image | NDArray[np.uint8]], batch_size: int = 256) -> Tensor:
-        """Image embeddings of unit length, float32 (N, D) on the CPU.
+        """Return image embeddings of unit length, float32 (N, D) on the CPU.
 
         Args:
             images: PIL images or uint8 (H, W, 3) arrays of any size.
@@ -89,21 +95,21 @@ class ClipModel:
         return self._encode(images, batch_size, embed)
 
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Text embeddings of unit length, float32 (N, D) on the CPU."""
+        """Return text embeddings of unit length, float32 (N, D) on the CPU."""
 
         def embed(chunk: Sequence[str]) -> Tensor:
-            return encode_short(self.module, self.tokenize(chunk), self.device)
+            return encode_unpadded(self.module, self.tokenize(chunk), self.device)
 
         return self._encode(texts, batch_size, embed)
 
     def _encode(self, items: Sequence[Item], batch_size: int, embed: Callable[[Sequence[Item]], Tensor]) -> Tensor:
-        # Written in place, since to put parts together would take twice the memory; and not made in inference mode, so
-        # that the result may take part in a later backward pass.
+        # Filled in place, since concatenating chunks would take twice the memory. Allocated outside inference mode, so
+        # that the result can be used in a later backward pass.
         embeddings = torch.empty(len(items), self.embed_dim)
-        with evaluating(self.module), torch.inference_mode():
+        with eval_mode(self.module), torch.inference_mode():
             for start in range(0, len(items), batch_size):
-                some = slice(start, start + batch_size)
-                embeddings[some] = F.normalize(embed(items[some]).float(), dim=-1)
+                chunk = slice(start, start + batch_size)
+                embeddings[chunk] = F.normalize(embed(items[chunk]).float(), dim=-1)
         return embeddings
 
 
@@ -117,24 +123,25 @@ def build_clip(
     noise: Mapping[str, float] | None = None,
     **overrides: Any,
 ) -> ClipModel:
-    """A CLIP model with random weights.
+    """Build a CLIP model with random weights.
 
     Args:
-        model: an open_clip name (`vfm.models.presets` adds small ones); `hf-hub:` or `local-dir:` (the configuration of
-            that model, not its weights); or a custom model as a mapping in open_clip's form (`embed_dim`, `vision_cfg`,
-            `text_cfg`, ...), where `vision_cfg` may name any timm encoder as `timm_model_name`.
+        model: an open_clip name (`vfm.models.small_models` adds small ones); `hf-hub:` or `local-dir:` (the
+            configuration of that model, not its weights); or a custom model as a mapping in open_clip's form
+            (`embed_dim`, `vision_cfg`, `text_cfg`, ...), where `vision_cfg` may name any timm encoder as
+            `timm_model_name`.
         image_size: side of the input in pixels; default: the configuration's.
         context_length: tokens of a text; default: the configuration's.
-        seed: draws the initial weights from this seed and leaves torch's generator as it was.
-        noise: keys of `vision_cfg` for a training alone (`patch_dropout`, `timm_drop_path`): the module has them,
-            the configuration, which is saved, has not.
-        overrides: other keys of the configuration (`init_logit_scale`, `init_logit_bias`, `quick_gelu`, ...).
+        seed: seed of the initial weights; torch's global generator is left unchanged.
+        noise: keys of `vision_cfg` that regularise training only (`patch_dropout`, `timm_drop_path`): the module is
+            built with them, but they are not in the configuration, which is saved.
+        overrides: further keys of the configuration (`init_logit_scale`, `init_logit_bias`, `quick_gelu`, ...).
 
     Raises:
-        UserError: the name or a key of the configuration is not known, or the image size does not fit the patches.
+        UserError: the name or a key of the configuration is unknown, or the image size does not fit the patches.
     """
     name = model if isinstance(model, str) else "custom"
-    config = deepcopy({**(clip_config(model) if isinstance(model, str) else model), **overrides})
+    config = deepcopy({**(get_clip_config(model) if isinstance(model, str) else model), **overrides})
     check_keys(config, name)
     if image_size is not None:
         config["vision_cfg"]["image_size"] = image_size
@@ -153,17 +160,17 @@ def blueprint(
     image_size: int | None = None,
     noise: Mapping[str, float] | None = None,
 ) -> ClipModel:
-    """A CLIP model on the meta device: shapes without weights, so a model of any size costs neither memory nor time.
+    """Build a CLIP model on the meta device: shapes without weights, so any size takes no memory and little time.
 
     Args:
-        model: as `build_clip`; or a checkpoint, of which the configuration alone is read.
+        model: as in `build_clip`; or a checkpoint, of which only the configuration is read.
     """
-    config = read_config(model.path)["model_cfg"] if isinstance(model, ClipCheckpoint) else model
+    config = read_clip_config(model.path)["model_cfg"] if isinstance(model, ClipCheckpoint) else model
     with torch.device("meta"):
-        made = build_clip(config, image_size=image_size, noise=noise, device="meta")
+        clip = build_clip(config, image_size=image_size, noise=noise, device="meta")
     if isinstance(model, ClipCheckpoint):
-        made.name, made.folder = model.model, model.path
-    return made
+        clip.name, clip.folder = model.model, model.path
+    return clip
 
 
 def load_clip(
@@ -173,26 +180,27 @@ def load_clip(
     image_size: int | None = None,
     noise: Mapping[str, float] | None = None,
 ) -> ClipModel:
-    """The model of a checkpoint folder, in evaluation mode.
+    """Load the model of a checkpoint folder, in evaluation mode.
 
     Args:
         checkpoint: the artifact, or any folder in open_clip's layout.
-        image_size: side of the input in pixels; at another than the checkpoint's its learned positions are resampled as
-            open_clip does, or timm where the vision tower is timm's, and rotary ones follow the grid.
-        noise: as `build_clip`.
+        image_size: side of the input in pixels; if it differs from the checkpoint's, learned position embeddings are
+            resampled by open_clip, or by timm in a timm tower, and rotary ones are computed for the new grid.
+        noise: as in `build_clip`.
 
     Raises:
         UserError: the folder is not in open_clip's layout, or its weights do not fit its configuration or the size.
     """
     folder = checkpoint.path if isinstance(checkpoint, ClipCheckpoint) else Path(checkpoint)
-    record = read_config(folder)
-    of_timm = bool(record["model_cfg"]["vision_cfg"].get("timm_model_name"))  # resampled when its weights are there
-    model = build_clip(record["model_cfg"], image_size=None if of_timm else image_size, noise=noise)
+    record = read_clip_config(folder)
+    # open_clip's loader resamples positions of its own tower; a timm tower is resized after its weights are loaded.
+    has_timm_tower = bool(record["model_cfg"]["vision_cfg"].get("timm_model_name"))
+    model = build_clip(record["model_cfg"], image_size=None if has_timm_tower else image_size, noise=noise)
     model.name = checkpoint.model if isinstance(checkpoint, ClipCheckpoint) else folder.name
     model.folder = folder
-    load_weights(model.module, weights_file(folder), model.name)
+    load_weights(model.module, clip_weights_file(folder), model.name)
     vision = model.config["vision_cfg"]
-    if of_timm and image_size:
+    if has_timm_tower and image_size:
         vision["image_size"] = image_size
         set_image_size(model.module, vision, model.name)
     model.preprocess = Preprocess.from_open_clip(record.get("preprocess_cfg", {}), vision.get("image_size", 224))
@@ -201,9 +209,9 @@ def load_clip(
 
 
 def save_clip(model: ClipModel, directory: Path) -> ClipCheckpoint:
-    """Writes a model in open_clip's layout (`open_clip_config.json`, `open_clip_model.safetensors`).
+    """Save a model in open_clip's layout (`open_clip_config.json`, `open_clip_model.safetensors`).
 
-    What is written, `load_clip` reads; open_clip by itself too, but for what `why_not_open_clip` says.
+    `load_clip` reads it; open_clip itself does too, except in the case of `open_clip_incompatibility`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     facts = model.preprocess.model_dump(include={"mean", "std", "interpolation", "resize_mode"})
@@ -222,24 +230,24 @@ def save_clip(model: ClipModel, directory: Path) -> ClipCheckpoint:
     )
 
 
-def why_not_open_clip(model: ClipModel) -> str:
-    """What keeps open_clip by itself from loading what `save_clip` writes, as a line for the user; mostly nothing."""
+def open_clip_incompatibility(model: ClipModel) -> str:
+    """Return why open_clip itself cannot load what `save_clip` writes, in one line; empty in nearly all cases."""
     if plain_config(model.module, model.config, model.name):
         return ""
     encoder, size = model.config["vision_cfg"]["timm_model_name"], model.preprocess.image_size
     return (
-        f"{model.name}: vfm loads this checkpoint, open_clip by itself does not: it builds {encoder} at the size of its"
-        f" name only, and timm has no equal one of {size} pixels"
+        f"{model.name}: vfm can load this checkpoint, open_clip itself cannot: it builds {encoder} only at the size in"
+        f" its name, and timm has no equal encoder for {size} pixels"
     )
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, the former mode of every part after."""
-    training = [part for part in module.modules() if part.training]
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Set evaluation mode inside the block, and restore the mode of every submodule after it."""
+    training = [submodule for submodule in module.modules() if submodule.training]
     module.eval()
     try:
         yield
     finally:
-        for part in training:
-            part.training = True
+        for submodule in training:
+            submodule.training = True

@@ -28,7 +28,7 @@ from timm.layers import RotaryEmbeddingCat
 from torch import Tensor
 
 from vfm.config import UserError
-from vfm.models.fitting import TRUNK, KeyReport
+from vfm.models.weight_transfer import TRUNK, KeyReport
 
 Layout = Literal["mim", "classification", "clip"]
 Tensors = Mapping[str, Tensor]

@@ -1,79 +1,154 @@
-"""Between two models of one architecture: their weights, mixed (WiSE-FT)."""
+"""Interpolation between the weights of two CLIP models of one architecture (WiSE-FT), with evaluations along the line.
+
+Source: Wortsman et al. 2022, Robust fine-tuning of zero-shot models (arXiv:2109.01903).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vfm.artifacts import ClipCheckpoint
 from vfm.config import UserError
-from vfm.models.clip import ClipModel
+from vfm.models.clip import ClipModel, blueprint, load_clip, save_clip
+from vfm.panels import LinesPanel, Series
+from vfm.stage import Context, Preflight
+from vfm.stages.models import Interpolate
+from vfm.train.dist import prepare_device
+from vfm.train.evaluations import run_evaluations
 
-# Keys of a configuration that a training may set and that change no function.
-_OF_TRAINING = {"init_logit_scale", "init_logit_bias", "patch_dropout", "timm_drop", "timm_drop_path", "ls_init_value"}
+# Keys of a configuration that a training may set without changing the trained function.
+_TRAINING_KEYS = {
+    "init_logit_scale",
+    "init_logit_bias",
+    "patch_dropout",
+    "timm_drop",
+    "timm_drop_path",
+    "ls_init_value",
+}
+
+
+def interpolate_checkpoints(config: Interpolate, ctx: Context) -> ClipCheckpoint:
+    """Run `models.interpolate`: evaluate models along the line if there are tasks, and save the one at `alpha`."""
+    start, end = load_clip(ctx.load(config.start)), load_clip(ctx.load(config.end))
+    for panel in _evaluate_line(config, ctx, start, end) if config.evaluation.tasks else ():
+        ctx.panel(panel)
+    mixed = interpolate(start, end, config.alpha)
+    mixed.name = f"{start.name} to {end.name}, {config.alpha:g}" if end.name != start.name else start.name
+    return save_clip(mixed, ctx.directory)
+
+
+def check_interpolation(config: Interpolate, ctx: Preflight) -> None:
+    """Check that the two models have one architecture, if both exist already."""
+    start, end = ctx.artifact(config.start), ctx.artifact(config.end)
+    if start and end:
+        check_same_architecture(blueprint(start), blueprint(end))
 
 
 def interpolate(start: ClipModel, end: ClipModel, alpha: float) -> ClipModel:
-    """A model whose weights lie at `alpha` on the line from `start` to `end`, which give 0 and 1 bit for bit.
+    """Return a model whose weights are `(1 - alpha) * start + alpha * end`; 0 and 1 give the two models bit for bit.
 
     Args:
         start: e.g. the pretrained model.
-        end: what became of it by fine-tuning.
+        end: e.g. the fine-tuned model.
         alpha: 0 to 1.
 
     Returns:
         A new model in evaluation mode, with the configuration of `start`.
 
     Raises:
-        UserError: they are not of one architecture, or do not see images or texts alike.
-
-    Source: Wortsman et al. 2022, Robust fine-tuning of zero-shot models (arXiv:2109.01903).
+        UserError: the models differ in architecture or preprocessing.
     """
-    check_alike(start, end)
+    check_same_architecture(start, end)
     mixed = ClipModel(deepcopy(start.module), start.config, start.preprocess, start.name, start.folder)
     others = end.module.state_dict()
-    weights = {name: _between(value, others[name], alpha) for name, value in start.module.state_dict().items()}
+    weights = {name: _mix(value, others[name], alpha) for name, value in start.module.state_dict().items()}
     mixed.module.load_state_dict(weights)
     mixed.module.eval()
     return mixed
 
 
-def check_alike(start: ClipModel, end: ClipModel) -> None:
-    """Refuses models that a line between their weights would not join; shapes are enough (`blueprint`).
+def check_same_architecture(start: ClipModel, end: ClipModel) -> None:
+    """Check that two models can be interpolated; shapes are enough (`blueprint`).
 
     Raises:
         UserError: the first difference.
     """
-    what = f"{start.name} and {end.name} cannot be interpolated"
+    pair = f"{start.name} and {end.name} cannot be interpolated"
     shapes = [{name: tuple(value.shape) for name, value in model.module.state_dict().items()} for model in (start, end)]
     for name in sorted(shapes[0].keys() | shapes[1].keys()):
-        one, other = (str(list(each[name])) if name in each else "absent" for each in shapes)
-        if one != other:
-            raise UserError(f"{what}: {name} is {one} in the one, {other} in the other")
-    for facts in ([_facts(model.config) for model in (start, end)], [m.preprocess.model_dump() for m in (start, end)]):
+        first, second = (str(list(side[name])) if name in side else "absent" for side in shapes)
+        if first != second:
+            raise UserError(f"{pair}: {name} is {first} in the first, {second} in the second")
+    configs = [_flat_config(model.config) for model in (start, end)]
+    preprocessing = [model.preprocess.model_dump() for model in (start, end)]
+    for facts in (configs, preprocessing):
         for key in sorted(facts[0].keys() | facts[1].keys()):
             if facts[0].get(key) != facts[1].get(key):
                 raise UserError(
-                    f"{what}: {key} is {facts[0].get(key)!r} in the one, {facts[1].get(key)!r} in the other"
+                    f"{pair}: {key} is {facts[0].get(key)!r} in the first, {facts[1].get(key)!r} in the second"
                 )
 
 
-def _between(start: Tensor, end: Tensor, alpha: float) -> Tensor:
-    """Numbers on the way; what is no floating-point number (a count of batches) is the nearer model's."""
+def _mix(start: Tensor, end: Tensor, alpha: float) -> Tensor:
+    """Interpolate floating-point tensors; for others (a count of batches) return the nearer model's."""
     if alpha in (0, 1) or not start.is_floating_point():
         return start if alpha < 0.5 else end
     return torch.lerp(start.float(), end.float(), alpha).to(start.dtype)
 
 
-def _facts(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A configuration as flat keys, but for what belongs to a training."""
+def _flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a configuration as flat keys, without those that only matter in training."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            flat |= _facts(value, f"{prefix}{key}.")
-        elif key not in _OF_TRAINING and value is not None:
+            flat |= _flat_config(value, f"{prefix}{key}.")
+        elif key not in _TRAINING_KEYS and value is not None:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _evaluate_line(config: Interpolate, ctx: Context, start: ClipModel, end: ClipModel) -> Iterator[LinesPanel]:
+    """Yield a panel of each evaluation's scores along the line; the scores are also written to `line.jsonl`."""
+    device, alphas = prepare_device(config.runtime), sorted({*config.evaluation.alphas, config.alpha})
+    scores_of: dict[str, list[dict[str, float]]] = {evaluation.name: [] for evaluation in config.evaluation.tasks}
+    with (ctx.directory / "line.jsonl").open("w", encoding="utf-8") as file:
+        for place, alpha in enumerate(alphas):
+            mixed = interpolate(start, end, alpha)
+            for evaluation, scores in run_evaluations(ctx, config.evaluation.tasks, mixed.to(device)):
+                scores_of[evaluation.name].append(scores)
+                file.write(json.dumps({"alpha": alpha, "eval": evaluation.name, **scores}) + "\n")
+            ctx.progress(place + 1, len(alphas), "models")
+    note = f"From '{config.start}' (0) to '{config.end}' (1). This stage saves the model at {config.alpha:g}."
+    for order, (name, line) in enumerate(scores_of.items(), start=10):
+        shown = [score for score in line[0] if "/" not in score]
+        series = [Series(name=score, x=alphas, y=[scores[score] for scores in line]) for score in shown]
+        title = f"Interpolated models: {name.replace('_', ' ')}"
+        yield LinesPanel(title=title, note=note, order=order, series=series, x_label="alpha", y_label="score")
+    if len(scores_of) > 1:
+        yield _trade_off_panel(scores_of)
+
+
+def _trade_off_panel(scores_of: Mapping[str, Sequence[Mapping[str, float]]]) -> LinesPanel:
+    """Plot the first score of each further evaluation over that of the first one, a point for each model."""
+
+    def first_score(name: str) -> tuple[str, list[float]]:
+        score = next(iter(scores_of[name][0]))
+        return f"{name} {score}".replace("_", " "), [scores[score] for scores in scores_of[name]]
+
+    base, *others = scores_of
+    x_label, x = first_score(base)
+    shown = [first_score(name) for name in others]
+    return LinesPanel(
+        title="Trade-off between evaluations",
+        note="Each point is one of the interpolated models, in the order of alpha.",
+        order=9,
+        series=[Series(name=name, x=x, y=[*y]) for name, y in shown],
+        x_label=x_label,
+        y_label="score",
+    )

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfm.config import UserError
-from vfm.models.clip import ClipModel, evaluating
-from vfm.models.sources import first_line
+from vfm.models.clip import ClipModel, eval_mode
+from vfm.models.model_sources import first_line
 from vfm.models.vision import vision_preprocess
 
 Part = tuple[str, Callable[[Any, Tensor], Any], list[str], list[str], Tensor]  # name, function, inputs, outputs, x
@@ -78,7 +78,7 @@ def write_onnx(model: ClipModel | nn.Module, directory: Path) -> list[str]:
         parts = [("vision", _vision, ["pixels"], outputs, _noise(preprocess.image_size))]
         module = model
     (directory / "model.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    with evaluating(module):
+    with eval_mode(module):
         return [
             _write(_Part(module, function).eval(), directory / f"{name}.onnx", inputs, outputs, x)
             for name, function, inputs, outputs, x in parts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from torch import nn
 
 from vfm.artifacts import VisionCheckpoint
 from vfm.config import UserError, did_you_mean
-from vfm.models import presets  # registers the small architectures
+from vfm.models import small_models  # noqa: F401  (registers the small architectures)
 from vfm.models.preprocess import Preprocess
 from vfm.models.weights import save_state_dict
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+VISION_CONFIG_FILE, VISION_WEIGHTS_FILE = "config.json", "model.safetensors"
 
 
 def build_vision(
@@ -33,20 +33,20 @@ def build_vision(
     seed: int | None = None,
     **arguments: Any,
 ) -> nn.Module:
-    """A vision encoder by timm name (`vfm.models.presets` adds small ones), with or without timm's weights.
+    """Build a vision encoder by its timm name, with random or timm's pretrained weights.
 
     Args:
-        model: a timm name, with `timm/`, `hf-hub:` or `local-dir:` before it perhaps; or a custom encoder as a mapping
-            of `architecture` (a timm name) and the arguments that differ, such as `{"architecture":
-            "eva02_nano_patch4_32", "depth": 6}`.
+        model: a timm name (`vfm.models.small_models` adds small ones), optionally with the prefix `timm/`, `hf-hub:` or
+            `local-dir:`; or a custom encoder as a mapping of `architecture` (a timm name) and the arguments that
+            differ, such as `{"architecture": "eva02_nano_patch4_32", "depth": 6}`.
         image_size: side of the input in pixels; default: the architecture's own.
         num_classes: outputs of the head, 0 for none; default: the architecture's own.
         pretrained: load the weights that timm lists for the name.
-        seed: draws the initial weights from this seed and leaves torch's generator as it was.
-        arguments: what timm's model takes (`drop_path_rate`, `global_pool`, ...).
+        seed: seed of the initial weights; torch's global generator is left unchanged.
+        arguments: arguments of timm's model (`drop_path_rate`, `global_pool`, ...).
 
     Raises:
-        UserError: the name is not known, an argument does not fit, or the weights cannot be fetched.
+        UserError: the name is unknown, an argument is invalid, or the weights cannot be fetched.
     """
     if isinstance(model, Mapping):
         name, arguments = model.get("architecture", ""), {**model, **arguments}
@@ -55,7 +55,7 @@ def build_vision(
         name = model
     name = name.removeprefix("timm/")
     if ":" not in name and not timm.is_model(name.split(".")[0]):
-        raise UserError(f"vision model {name!r} is not one that timm knows{did_you_mean(name, timm.list_models())}")
+        raise UserError(f"vision model {name!r} is not in timm{did_you_mean(name, timm.list_models())}")
     given = {"img_size": image_size, "num_classes": num_classes, **arguments}
     given = {key: value for key, value in given.items() if value is not None}
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
@@ -72,32 +72,32 @@ def load_vision(
     device: str | torch.device = "cpu",
     **arguments: Any,
 ) -> nn.Module:
-    """The encoder of a checkpoint folder; at another size its position embeddings are resampled, as timm does.
+    """Load the encoder of a checkpoint folder; for another image size, timm resamples its position embeddings.
 
     Args:
         checkpoint: the artifact, or any folder in timm's layout.
-        num_classes: another number than the checkpoint's gives a new head.
-        arguments: what timm's model takes and what differs from the checkpoint (`drop_path_rate`, `global_pool`, ...).
+        num_classes: a number other than the checkpoint's gives a new head.
+        arguments: arguments of timm's model that differ from the checkpoint (`drop_path_rate`, `global_pool`, ...).
 
     Raises:
         UserError: the folder is not in timm's layout, or its weights do not fit.
     """
     folder = checkpoint.path if isinstance(checkpoint, VisionCheckpoint) else Path(checkpoint)
-    if not (folder / CONFIG_FILE).is_file():
-        raise UserError(f"{folder}: no vision checkpoint here ({CONFIG_FILE} is missing)")
+    if not (folder / VISION_CONFIG_FILE).is_file():
+        raise UserError(f"{folder}: no vision checkpoint ({VISION_CONFIG_FILE} is missing)")
     model = build_vision(f"local-dir:{folder}", image_size=image_size, pretrained=True, **arguments)
     if num_classes not in (None, model.num_classes):
-        # Afterwards, since timm stops to mind missing weights where it builds another head.
+        # After loading: given `num_classes` itself, timm no longer checks for missing weights.
         model.reset_classifier(num_classes)  # type: ignore[operator]
     return model.to(device)
 
 
 def save_vision(model: nn.Module, directory: Path) -> VisionCheckpoint:
-    """Writes an encoder in timm's layout (`config.json` with its `model_args`, `model.safetensors`)."""
+    """Save an encoder in timm's layout (`config.json` with its `model_args`, `model.safetensors`)."""
     directory.mkdir(parents=True, exist_ok=True)
-    save_config_for_hf(model, directory / CONFIG_FILE)
-    save_state_dict(model.state_dict(), directory / WEIGHTS_FILE)
-    config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+    save_config_for_hf(model, directory / VISION_CONFIG_FILE)
+    save_state_dict(model.state_dict(), directory / VISION_WEIGHTS_FILE)
+    config = json.loads((directory / VISION_CONFIG_FILE).read_text(encoding="utf-8"))
     return VisionCheckpoint.create(
         directory,
         architecture=config["architecture"],
@@ -108,13 +108,31 @@ def save_vision(model: nn.Module, directory: Path) -> VisionCheckpoint:
 
 
 def vision_preprocess(model: nn.Module) -> Preprocess:
-    """How a timm encoder wants its images, at the size that it has now."""
+    """Return the preprocessing of a timm encoder, at its current image size."""
     size = get_model_input_config(model)["input_size"]
     return Preprocess.from_timm({**resolve_model_data_config(model), "input_size": size})
 
 
+def set_class_names(model: nn.Module, names: Sequence[str]) -> None:
+    """Set the names of a timm classifier's outputs, one each.
+
+    They are stored as `label_names` in timm's configuration, which `save_vision` writes and `load_vision` reads.
+    """
+    config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    model.pretrained_cfg = {**config, "num_classes": len(names), "label_names": list(names)}  # type: ignore[assignment]
+
+
+def class_names_of(model: nn.Module) -> list[str]:
+    """Return the names of a timm classifier's outputs in order; an empty list if its configuration has none."""
+    config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    names = config.get("label_names") or ()
+    if isinstance(names, Mapping):  # timm lets ids have gaps
+        names = [str(names.get(number, names.get(str(number), number))) for number in range(int(model.num_classes))]  # type: ignore[arg-type]
+    return list(names) if len(names) == model.num_classes else []
+
+
 def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
-    """timm's `create_model`, with its many ways to fail told in one line."""
+    """Call timm's `create_model`, and turn its many exception types into one line."""
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
     except TypeError as error:
@@ -123,6 +141,3 @@ def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(f"vision model {name!r}: {' '.join(lines[:3]) or type(error).__name__}") from None
     return model
-
-
-__all__ = ["build_vision", "load_vision", "presets", "save_vision", "vision_preprocess"]

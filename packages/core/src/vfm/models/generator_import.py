@@ -1,4 +1,4 @@
-"""Diffusion models from outside: a folder in diffusers' layout becomes a GeneratorCheckpoint."""
+"""Importing diffusion models: a folder in diffusers' layout becomes a GeneratorCheckpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from safetensors import SafetensorError, safe_open
 
 from vfm.artifacts import GeneratorCheckpoint
 from vfm.config import UserError
-from vfm.models.sources import HUB, fetched, local_folder
+from vfm.models.model_sources import fetch, local_folder
+from vfm.stage import Context
+from vfm.stages.models import HUB_PREFIX, ImportGenerator
 
 DENOISERS = ("unet", "transformer")
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
@@ -21,19 +23,24 @@ Prediction = Literal["epsilon", "v", "flow"]
 _PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v", "flow_prediction": "flow"}
 
 
+def import_generator_checkpoint(config: ImportGenerator, ctx: Context) -> GeneratorCheckpoint:
+    """Run `models.generator`: download the model if it is not local, and copy it."""
+    return import_generator(config.source, ctx.directory)
+
+
 def import_generator(source: str, directory: Path) -> GeneratorCheckpoint:
-    """Copies a diffusion model into `directory`: denoiser, scheduler and what else its folder has (VAE, text encoder).
+    """Copy a diffusion model into `directory`: denoiser, scheduler and any other parts (VAE, text encoder).
 
     Args:
         source: a folder in diffusers' layout, also as `local-dir:folder`; or `hf-hub:org/model`.
 
     Raises:
-        UserError: it is not there, not in diffusers' layout, its weights are pickled or do not fit its configuration,
-            or diffusers is not installed.
+        UserError: the model does not exist or is not in diffusers' layout, its weights are pickled or do not fit its
+            configuration, or diffusers is not installed.
     """
-    folder = _folder(source)
+    folder = _find_folder(source)
     facts = read_facts(folder)
-    _check_weights(folder / denoiser(folder))
+    _check_weights(folder / denoiser_folder(folder))
     shutil.copytree(
         folder, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.bin", "*.ckpt", "*.fp16.*", ".*")
     )
@@ -41,17 +48,17 @@ def import_generator(source: str, directory: Path) -> GeneratorCheckpoint:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What `GeneratorCheckpoint` says of a folder in diffusers' layout.
+    """Return the facts of a `GeneratorCheckpoint` for a folder in diffusers' layout.
 
     Raises:
-        UserError: a part is missing, or has no conditioning by cross attention.
+        UserError: a part is missing, or the denoiser has no cross-attention.
     """
-    config = _read_json(folder / denoiser(folder) / "config.json")
+    config = _read_json(folder / denoiser_folder(folder) / "config.json")
     width = config.get("cross_attention_dim") or config.get("joint_attention_dim")
     if isinstance(width, list):
         width = width[0]
     if not width:
-        raise UserError(f"{folder}: its denoiser has no cross attention, so nothing can condition it")
+        raise UserError(f"{folder}: its denoiser has no cross-attention, so it cannot be conditioned")
     return {
         "sample_size": int(config.get("sample_size") or 64),
         "condition_width": int(width),
@@ -59,55 +66,54 @@ def read_facts(folder: Path) -> dict[str, Any]:
     }
 
 
-def denoiser(folder: Path) -> str:
-    """The name of the denoiser's folder: `unet` or `transformer`.
+def denoiser_folder(folder: Path) -> str:
+    """Return the name of the denoiser's folder: `unet` or `transformer`.
 
     Raises:
-        UserError: there is neither.
+        UserError: neither exists.
     """
     for name in DENOISERS:
         if (folder / name / "config.json").is_file():
             return name
-    raise UserError(
-        f"{folder}: not in diffusers' layout (neither unet/config.json nor transformer/config.json is there)"
-    )
+    raise UserError(f"{folder}: not in diffusers' layout (neither unet/config.json nor transformer/config.json exists)")
 
 
-def _folder(source: str) -> Path:
+def _find_folder(source: str) -> Path:
     if folder := local_folder(source):
         return folder
-    if not source.startswith(HUB):
-        raise UserError(f"{source}: no such folder; a model of the hub is named hf-hub:org/model")
-    wanted = {"allow_patterns": ["*.json", "*.txt", "*.model", "*.safetensors"], "ignore_patterns": ["*.fp16.*"]}
-    return Path(fetched(source, lambda: snapshot_download(source.removeprefix(HUB), **wanted)))
+    if not source.startswith(HUB_PREFIX):
+        raise UserError(f"{source}: no such folder; write a model of the hub as hf-hub:org/model")
+    files = {"allow_patterns": ["*.json", "*.txt", "*.model", "*.safetensors"], "ignore_patterns": ["*.fp16.*"]}
+    return Path(fetch(source, lambda: snapshot_download(source.removeprefix(HUB_PREFIX), **files)))
 
 
 def _check_weights(folder: Path) -> None:
-    """Compares names and shapes of the weights with the configuration, without reading the weights."""
+    """Compare names and shapes of the weights with the configuration, without reading the weights."""
     try:
         import diffusers
     except ImportError:
         raise UserError("models.generator needs diffusers: pip install vfm-diva") from None
     config = _read_json(folder / "config.json")
-    kind = getattr(diffusers, str(config.get("_class_name")), None)
-    if kind is None:
+    model_class = getattr(diffusers, str(config.get("_class_name")), None)
+    if model_class is None:
         raise UserError(f"{folder}: diffusers has no {config.get('_class_name')!r}")
     with torch.device("meta"):
-        wanted = {key: list(value.shape) for key, value in kind.from_config(config).state_dict().items()}
+        expected = {key: list(value.shape) for key, value in model_class.from_config(config).state_dict().items()}
     found = _shapes(folder)
-    wrong = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+    wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
     if wrong:
         key = wrong[0]
         raise UserError(
-            f"{folder}: its weights do not fit its configuration: {len(wrong)} differ, the first is {key} "
-            f"({found.get(key, 'missing')}, wanted {wanted.get(key, 'nothing')})"
+            f"{folder}: its weights do not fit its configuration: {len(wrong)} keys differ, first {key}: expected "
+            f"{expected.get(key, 'no such key')}, got {found.get(key, 'no such key')}"
         )
 
 
 def _shapes(folder: Path) -> dict[str, list[int]]:
+    """Return the shape of every tensor in a folder's safetensors files, which may be several shards."""
     files = [file for file in sorted(folder.glob("diffusion_pytorch_model*.safetensors")) if ".fp16." not in file.name]
     if not files:
-        raise UserError(f"{folder}: no safetensors here; pickled weights are not read")
+        raise UserError(f"{folder}: no safetensors; pickled weights are not read")
     shapes: dict[str, list[int]] = {}
     for file in files:
         try:
@@ -119,12 +125,14 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
 
 
 def _prediction(scheduler: dict[str, Any], folder: Path) -> Prediction:
-    if str(scheduler.get("_class_name", "")).startswith("FlowMatch"):
+    if str(scheduler.get("_class_name", "")).startswith("FlowMatch"):  # these have no `prediction_type`
         return "flow"
-    kind = scheduler.get("prediction_type", "epsilon")
-    if kind not in _PREDICTIONS:
-        raise UserError(f"{folder}: its scheduler predicts {kind!r}; {', '.join(_PREDICTIONS)} are known")
-    return _PREDICTIONS[kind]
+    prediction = scheduler.get("prediction_type", "epsilon")
+    if prediction not in _PREDICTIONS:
+        raise UserError(
+            f"{folder}: prediction_type of its scheduler: expected one of {', '.join(_PREDICTIONS)}, got {prediction!r}"
+        )
+    return _PREDICTIONS[prediction]
 
 
 def _read_json(file: Path) -> dict[str, Any]:

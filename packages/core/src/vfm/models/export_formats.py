@@ -14,11 +14,11 @@ from open_clip.timm_model import TimmModel
 from torch import nn
 
 from vfm.config import UserError, did_you_mean
-from vfm.models import clip_config, hugging_face, siglip, vision
-from vfm.models.clip import ClipModel, load_clip, save_clip, why_not_open_clip
+from vfm.models import clip_config, hugging_face, hugging_face_siglip, vision
+from vfm.models.clip import ClipModel, load_clip, open_clip_incompatibility, save_clip
 from vfm.models.eva_layouts import to_official
-from vfm.models.fitting import KeyReport
 from vfm.models.vision import load_vision, save_vision
+from vfm.models.weight_transfer import KeyReport
 from vfm.models.weights import save_state_dict
 
 Model = ClipModel | nn.Module
@@ -43,13 +43,13 @@ def open_model(folder: Path) -> Model:
         raise UserError(f"{folder}: no such folder")
     if (folder / clip_config.CONFIG_FILE).is_file():
         return load_clip(folder)
-    if (config := folder / vision.CONFIG_FILE).is_file():
+    if (config := folder / vision.VISION_CONFIG_FILE).is_file():
         try:
             record = json.loads(config.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{config}: not readable as JSON: {error}") from None
         return load_vision(folder).eval() if "architecture" in record else hugging_face.load_hugging_face(folder)
-    raise UserError(f"{folder}: no model here (looked for {clip_config.CONFIG_FILE} and {vision.CONFIG_FILE})")
+    raise UserError(f"{folder}: no model here (looked for {clip_config.CONFIG_FILE} and {vision.VISION_CONFIG_FILE})")
 
 
 def find_format(name: str, model: Model, where: str) -> Format:
@@ -93,13 +93,13 @@ def _why_not_clip(model: Model) -> str:
 def _write_open_clip(model: Model, directory: Path) -> list[str]:
     assert isinstance(model, ClipModel)
     save_clip(model, directory)
-    return [why] if (why := why_not_open_clip(model)) else []
+    return [why] if (why := open_clip_incompatibility(model)) else []
 
 
 def _why_not_hugging_face(model: Model) -> str:
     if not isinstance(model, ClipModel):
         return _why_not_clip(model)
-    clip, sigmoid = hugging_face.why_not_hugging_face(model), siglip.why_not_siglip(model)
+    clip, sigmoid = hugging_face.why_not_hugging_face(model), hugging_face_siglip.why_not_siglip(model)
     if not clip or not sigmoid:
         return ""
     return f"no CLIPModel ({', '.join(clip)}) and no SiglipModel ({', '.join(sigmoid)})"
@@ -108,7 +108,7 @@ def _why_not_hugging_face(model: Model) -> str:
 def _write_hugging_face(model: Model, directory: Path) -> list[str]:
     assert isinstance(model, ClipModel)
     if hugging_face.why_not_hugging_face(model):
-        siglip.save_siglip(model, directory)
+        hugging_face_siglip.save_siglip(model, directory)
         return ["a SiglipModel"]
     hugging_face.save_hugging_face(model, directory)
     return ["a CLIPModel"]

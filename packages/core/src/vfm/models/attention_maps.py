@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vfm.config import UserError
 from vfm.models.clip import ClipModel
-from vfm.models.patch_features import read_tokens, vision_tower
+from vfm.models.vision_towers import read_tokens, vision_tower
 
 
 @torch.no_grad()

@@ -1,0 +1,74 @@
+"""Encoders: the protocols that evaluations and trainings share, and a timm model as one."""
+
+# B batch, N images, C classes, D width
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vfm.models.preprocess import Preprocess
+
+
+class ImageEncoder(Protocol):
+    """A model that returns one vector for each image."""
+
+    def encode_images(self, images: Sequence[Image.Image], batch_size: int = 256) -> Tensor:
+        """Return unit vectors, float32 (N, D) on the CPU."""
+        ...
+
+
+class TextImageEncoder(ImageEncoder, Protocol):
+    """A model that also returns one vector for each text, in the same space: `ClipModel`."""
+
+    module: nn.Module
+
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Return unit vectors, float32 (N, D) on the CPU."""
+        ...
+
+
+@dataclass(frozen=True)
+class PooledVision:
+    """A timm model as an encoder: its pooled features before the head, and the logits of its head.
+
+    module: the timm model.
+    preprocess: resizing and normalisation of its input.
+    features_key: identifies its features in the feature cache (`vfm.eval`); empty: they are not cached.
+    """
+
+    module: nn.Module
+    preprocess: Preprocess
+    features_key: str = ""
+
+    def encode_images(self, images: Sequence[Image.Image], batch_size: int = 256) -> Tensor:
+        """Return unit vectors, float32 (N, D) on the CPU."""
+
+        def embed(pixels: Tensor) -> Tensor:
+            tokens = self.module.forward_features(pixels)  # type: ignore[operator]
+            pooled: Tensor = self.module.forward_head(tokens, pre_logits=True)  # type: ignore[operator]
+            return F.normalize(pooled.float(), dim=-1)
+
+        return self._in_batches(images, batch_size, embed)
+
+    def logits(self, images: Sequence[Image.Image], batch_size: int = 256) -> Tensor:
+        """Return the outputs of the model's own head, float32 (N, C) on the CPU."""
+        return self._in_batches(images, batch_size, lambda pixels: self.module(pixels).float())
+
+    def _in_batches(
+        self, images: Sequence[Image.Image], batch_size: int, forward: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        device = next(self.module.parameters()).device
+        parts = []
+        with torch.inference_mode():
+            for start in range(0, len(images), batch_size):
+                pixels = self.preprocess.inputs(images[start : start + batch_size], device)  # (B, 3, H, W)
+                parts.append(forward(pixels).cpu())
+        # A copy outside inference mode: autograd refuses inference tensors, and probes train on these features.
+        return torch.cat(parts).clone()

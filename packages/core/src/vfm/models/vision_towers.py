@@ -1,0 +1,171 @@
+"""One interface to all vision transformers: open_clip's own, timm's, and timm's inside a CLIP model.
+
+Only public methods of the two libraries are used (`forward_intermediates`, `forward_head`).
+"""
+
+# B batch, P prefix tokens (class and register tokens), N patches, D width of the tower, E width of the joint space
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer as OpenClipViT
+from torch import Tensor, nn
+
+from vfm.config import UserError
+from vfm.models.clip import ClipModel
+
+TensorMap = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class BlockTokens:
+    """Output tokens of one block."""
+
+    prefix: Tensor  # (B, P, D), class and register tokens
+    patches: Tensor  # (B, N, D)
+
+
+@dataclass(frozen=True)
+class VisionTower:
+    """A vision transformer behind one interface; made by `vision_tower`."""
+
+    visual: nn.Module
+    name: str
+    blocks: Sequence[nn.Module]
+    width: int
+    patch_size: tuple[int, int]
+    image_size: tuple[int, int]
+    read: Callable[[Tensor, int], BlockTokens]  # of pixels and the index of a block
+    norm: TensorMap  # the final norm, as applied to one token on its way to the projection
+    pool: Callable[[BlockTokens], Tensor]  # last block's tokens -> image feature before the projection, (B, D)
+    embed: TensorMap  # image feature, (B, D) -> embedding in the joint space, (B, E)
+    project: TensorMap | None  # patch features, (B, N, D) -> (B, N, E)
+    why_no_projection: str = ""
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches at the model's own image size."""
+        return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
+
+
+def vision_tower(model: ClipModel | nn.Module) -> VisionTower:
+    """Return the vision transformer of a CLIP model or a timm encoder as a `VisionTower`.
+
+    Raises:
+        UserError: it is not a transformer over patches.
+    """
+    name = model.name if isinstance(model, ClipModel) else type(model).__name__
+    module = model.module if isinstance(model, ClipModel) else model
+    visual = getattr(module, "visual", module)
+    if isinstance(visual, OpenClipViT):
+        return _open_clip_tower(visual, name)
+    trunk, head = (visual.trunk, visual.head) if isinstance(visual, TimmModel) else (visual, nn.Identity())
+    if not all(hasattr(trunk, part) for part in ("forward_intermediates", "blocks", "patch_embed", "fc_norm")):
+        raise UserError(f"{name}: {type(trunk).__name__} has no patch tokens; expected a vision transformer")
+    return _timm_tower(trunk, head, name)
+
+
+def read_tokens(tower: VisionTower, pixels: Tensor, layer: int) -> BlockTokens:
+    """Return the tokens of a block; negative indices count from the end.
+
+    Raises:
+        UserError: there is no such block.
+        ValueError: patch dropout removed patches, so the rest cannot be assigned to places.
+    """
+    index = layer + tower.depth if layer < 0 else layer
+    if not 0 <= index < tower.depth:
+        raise UserError(f"{tower.name}: layer {layer} is not one of its {tower.depth} blocks")
+    tokens = tower.read(pixels, index)
+    num_patches = (pixels.shape[2] // tower.patch_size[0]) * (pixels.shape[3] // tower.patch_size[1])
+    if tokens.patches.shape[1] != num_patches:
+        raise ValueError(
+            f"{tower.name}: expected {num_patches} patches, got {tokens.patches.shape[1]}; call eval() first"
+        )
+    return tokens
+
+
+def _open_clip_tower(visual: OpenClipViT, name: str) -> VisionTower:
+    if visual.attn_pool is not None:
+        norm: TensorMap = nn.Identity()
+        why = "its pooling head projects the image, not the patches"
+    else:
+        norm, why = visual.ln_post, "its projection was removed"
+
+    def read(pixels: Tensor, layer: int) -> BlockTokens:
+        out = visual.forward_intermediates(
+            pixels, indices=[layer], intermediates_only=True, output_fmt="NLC", output_extra_tokens=True
+        )
+        return BlockTokens(out["image_intermediates_prefix"][0], out["image_intermediates"][0])
+
+    def pool(tokens: BlockTokens) -> Tensor:
+        if visual.pool_type == "tok":
+            return norm(tokens.prefix[:, 0])
+        if visual.pool_type != "avg" or visual.attn_pool is not None:
+            raise UserError(f"{name}: its pooling head gives no image feature of the patches' width")
+        if visual.final_ln_after_pool:
+            return norm(tokens.patches.mean(dim=1))
+        return norm(tokens.patches).mean(dim=1)
+
+    projection = visual.proj
+    embed: TensorMap = nn.Identity() if projection is None else lambda x: x @ projection
+    return VisionTower(
+        visual,
+        name,
+        blocks=visual.transformer.resblocks,
+        width=visual.conv1.out_channels,
+        patch_size=visual.patch_size,
+        image_size=visual.image_size,
+        read=read,
+        norm=norm,
+        pool=pool,
+        embed=embed,
+        project=None if visual.attn_pool is not None or projection is None else embed,
+        why_no_projection=why,
+    )
+
+
+def _timm_tower(trunk: Any, head: nn.Module, name: str) -> VisionTower:
+    parts = [part for part in (trunk.head, *head.children()) if not isinstance(part, nn.Identity | nn.Dropout)]
+    embed, why, pools_outside = nn.Sequential(*parts), "it has no projection", "pool" in dict(head.named_children())
+    if getattr(trunk, "attn_pool", None) is not None or pools_outside:
+        parts, why = [], "its pooling head projects the image, not the patches"
+
+    def read(pixels: Tensor, layer: int) -> BlockTokens:
+        has_prefix = trunk.num_prefix_tokens > 0  # timm fails to return prefix tokens if there are none
+        (out,) = trunk.forward_intermediates(
+            pixels, indices=[layer], intermediates_only=True, output_fmt="NLC", return_prefix_tokens=has_prefix
+        )
+        patches, prefix = out if has_prefix else (out, out[:, :0])
+        return BlockTokens(prefix, patches)
+
+    def pool(tokens: BlockTokens) -> Tensor:
+        if pools_outside:
+            raise UserError(f"{name}: its pooling head gives no image feature of the patches' width")
+        whole = trunk.norm(torch.cat([tokens.prefix, tokens.patches], dim=1))  # (B, P + N, D)
+        pooled: Tensor = trunk.forward_head(whole, pre_logits=True)
+        return pooled
+
+    return VisionTower(
+        trunk,
+        name,
+        blocks=trunk.blocks,
+        width=trunk.num_features,
+        patch_size=trunk.patch_embed.patch_size,
+        image_size=trunk.patch_embed.img_size,
+        read=read,
+        norm=nn.Sequential(trunk.norm, trunk.fc_norm),  # one of the two is an identity
+        pool=pool,
+        embed=embed,
+        project=embed if parts else None,
+        why_no_projection=why,
+    )

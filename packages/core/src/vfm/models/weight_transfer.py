@@ -1,0 +1,157 @@
+"""Loading a state dict into a module whose keys or shapes differ, with a record of what became of every key.
+
+Used to initialise a vision tower from an encoder (`vision_tower_init`), to read the official EVA files (`eva_import`)
+and by the plugin packages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from torch import Tensor
+from torch.nn import functional as F
+
+from vfm.config import UserError
+from vfm.panels import TablePanel
+
+PatchResize = Literal["bicubic", "pinv"]
+TRUNK = "visual.trunk."  # prefix of a timm encoder inside an open_clip model
+_NORMS = {"norm.": "fc_norm."}  # the final norm before pooling: the one after pooling
+
+
+@dataclass
+class KeyReport:
+    """What became of every key of a state dict.
+
+    `renamed` and `resized` map a key to its new name or shape, `new` and `dropped` map a key to the reason.
+    """
+
+    taken: list[str] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)
+    resized: dict[str, str] = field(default_factory=dict)
+    new: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """One line of counts, such as `52 taken, 2 renamed, 1 resized, 2 new, 0 dropped`."""
+        parts = ("taken", "renamed", "resized", "new", "dropped")
+        return ", ".join(f"{len(getattr(self, part))} {part}" for part in parts)
+
+    def panel(self, title: str = "Transferred weights") -> TablePanel:
+        """Return a table for the report: the number of unchanged keys, and each key that changed."""
+        rows: list[list[str | float | int | None]] = [["taken", f"{len(self.taken)} keys", "unchanged"]]
+        for status in ("renamed", "resized", "new", "dropped"):
+            rows += [[status, key, note] for key, note in getattr(self, status).items()]
+        return TablePanel(title=title, columns=["status", "key", "new name, shape or reason"], rows=rows)
+
+
+@dataclass(frozen=True)
+class TransferRules:
+    """Allowed differences between a state dict and a module.
+
+    The keys of `dropped` and `new` match the beginning of a key, or the part of a key after a block's number.
+    """
+
+    dropped: Mapping[str, str]  # keys of the state dict that are left out, and the reason
+    new: Mapping[str, str]  # keys of the module that the state dict may lack, and the reason
+    rename: Callable[[str], str] = str  # key of the state dict -> key of the module
+    patch_resize: PatchResize = "pinv"
+    where: str = ""  # first words of an error
+    source: str = "the encoder"  # what errors call the state dict
+    target: str = "its vision tower"  # what errors call the module
+
+
+def transfer_weights(state_dict: Mapping[str, Tensor], module: Any, rules: TransferRules, report: KeyReport) -> None:
+    """Load a state dict into a module in place and fill the report.
+
+    Besides the renaming of the rules, the final norm before pooling (`norm`) and the one after pooling (`fc_norm`) are
+    exchanged where only the other one exists in the module.
+
+    Args:
+        state_dict: tensors by key.
+        module: a timm encoder, or the module of an open_clip model.
+
+    Raises:
+        UserError: a key is missing, unknown or of another shape; nothing is loaded then.
+    """
+    expected: dict[str, Tensor] = module.state_dict()
+    trunk = module.visual.trunk if hasattr(module, "visual") and hasattr(module.visual, "trunk") else module
+    report.dropped.update({key: reason for key in state_dict if (reason := _reason(key, rules.dropped))})
+    renamed = {key: rules.rename(key) for key in state_dict if key not in report.dropped}
+    loaded: dict[str, Tensor] = {}
+    for key, name in renamed.items():
+        target = name if name in expected else _other_norm(name)
+        # A state dict with both norms must not fill one norm of the module twice.
+        if target not in expected or (target != name and target in renamed.values()):
+            raise UserError(
+                f"{rules.where}: {rules.source} has {key}, {rules.target} does not; do depth and block type agree?"
+            )
+        tensor = state_dict[key]
+        loaded[target] = _resize(target, tensor, expected[target], trunk, rules.patch_resize)
+        if loaded[target].shape != expected[target].shape:
+            shapes = f"{tuple(tensor.shape)}, {rules.target} expects {tuple(expected[target].shape)}"
+            raise UserError(f"{rules.where}: {key} of {rules.source} is {shapes}")
+        if target != key:
+            report.renamed[key] = target
+        if tensor.shape != loaded[target].shape:
+            report.resized[key] = f"{list(tensor.shape)} to {list(loaded[target].shape)}"
+        elif target == key:
+            report.taken.append(key)
+    for key in (key for key in expected if key not in loaded):
+        if not (reason := _reason(key, rules.new)):
+            raise UserError(
+                f"{rules.where}: {rules.target} has {key}, {rules.source} does not; do depth and block type agree?"
+            )
+        report.new[key] = reason
+    module.load_state_dict(loaded, strict=False)  # the loops above are the strict check
+
+
+def _resize(key: str, tensor: Tensor, expected: Tensor, trunk: Any, method: PatchResize) -> Tensor:
+    """Resize position embeddings or a patch kernel of a timm encoder; return any other tensor unchanged."""
+    key = key.removeprefix(TRUNK)
+    if tensor.shape == expected.shape:
+        return tensor
+    if key == "pos_embed" and tensor.shape[2:] == expected.shape[2:]:
+        prefix = 0 if getattr(trunk, "no_embed_class", False) else trunk.num_prefix_tokens
+        resampled: Tensor = resample_abs_pos_embed(
+            tensor, list(trunk.patch_embed.grid_size), num_prefix_tokens=prefix, antialias=method == "pinv"
+        )
+        return resampled
+    if key == "patch_embed.proj.weight" and tensor.shape[:2] == expected.shape[:2]:
+        return resize_patch_kernel(tensor, (expected.shape[2], expected.shape[3]), method)
+    return tensor
+
+
+def resize_patch_kernel(kernel: Tensor, size: tuple[int, int], method: PatchResize) -> Tensor:
+    """Resize the kernel of a patch embedding to another patch size, e.g. from 14 to 16.
+
+    Args:
+        kernel: (D, 3, P, P).
+        method: `pinv` (FlexiViT, arXiv:2212.08013, as in timm) or `bicubic` (EVA's `interpolate_patch_14to16.py`).
+
+    Returns:
+        (D, 3, *size).
+    """
+    if method == "bicubic":
+        return F.interpolate(kernel.float(), size=size, mode="bicubic", align_corners=False).to(kernel.dtype)
+    resampled: Tensor = resample_patch_embed(kernel, list(size))
+    return resampled
+
+
+def _reason(key: str, rules: Mapping[str, str]) -> str:
+    """Return the reason of the first rule that matches a key, or an empty string."""
+    return next((reason for rule, reason in rules.items() if key.startswith(rule) or f".{rule}" in key), "")
+
+
+def _other_norm(key: str) -> str:
+    """Return the key of the norm after pooling for the one before it, and vice versa; any other key unchanged."""
+    prefix, name = (TRUNK, key.removeprefix(TRUNK)) if key.startswith(TRUNK) else ("", key)
+    for before, after in _NORMS.items():
+        for old, new in ((before, after), (after, before)):
+            if name.startswith(old):
+                return f"{prefix}{new}{name.removeprefix(old)}"
+    return key
