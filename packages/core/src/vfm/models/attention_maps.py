@@ -1,4 +1,4 @@
-"""Where a vision transformer looks: the attention of a block, rotary positions and all."""
+"""Attention weights of a block of any vision transformer, and a map of them over the patches of an image."""
 
 # B images, N patches, H heads, L tokens: the prefix (class and register tokens), then the patches
 
@@ -18,36 +18,37 @@ from vfm.models.vision_towers import read_tokens, vision_tower
 
 @torch.no_grad()
 def attention_weights(model: ClipModel | nn.Module, pixels: Tensor, *, layer: int = -1) -> Tensor:
-    """The attention of one block, as the module's own unfused path computes it from its queries and keys.
+    """Return the attention weights of one block, with rotary positions if it has them.
 
-    Fused kernels keep no weights, so this block is run without them; what it gives is the same to rounding.
+    Fused kernels do not return weights, so this block runs on the module's own unfused path; its output is the same up
+    to rounding.
 
     Args:
         model: a CLIP model or a timm encoder, in evaluation mode.
         pixels: normalised images, (B, 3, S, S).
-        layer: block, from 0; negative counts from the end.
+        layer: index of the block; negative indices count from the end.
 
     Returns:
-        (B, H, L, L): what each token (row) takes of each (column); rows sum to 1.
+        (B, H, L, L): weight of each token (column) in the output of each token (row); rows sum to 1.
 
     Raises:
-        UserError: the model has no patch tokens, or attention of another kind.
+        UserError: the model has no patch tokens, or an attention layer of an unsupported kind.
     """
     tower = vision_tower(model)
     attention: Any = getattr(tower.blocks[layer], "attn", None)
     if isinstance(attention, nn.MultiheadAttention):
-        seen = _seen_by_torch(attention)
+        recorded = _record_torch(attention)
     elif hasattr(attention, "fused_attn") and isinstance(getattr(attention, "attn_drop", None), nn.Dropout):
-        seen = _seen_by_timm(attention)
+        recorded = _record_timm(attention)
     else:
-        raise UserError(f"{tower.name}: {type(attention).__name__} shows no attention weights")
-    with seen as weights:
+        raise UserError(f"{tower.name}: cannot read attention weights of {type(attention).__name__}")
+    with recorded as weights:
         read_tokens(tower, pixels, layer)
     return weights[0]
 
 
 def attention_map(weights: Tensor, num_patches: int) -> Tensor:
-    """What the class token takes of each patch; where there is none, what patches take on average.
+    """Return the attention from the class token to each patch, or the mean over all patches if there is none.
 
     Args:
         weights: (B, H, L, L).
@@ -56,34 +57,39 @@ def attention_map(weights: Tensor, num_patches: int) -> Tensor:
     Returns:
         (B, N), the mean over heads.
     """
-    of_patches = weights.mean(dim=1)[:, :, -num_patches:]  # (B, L, N)
-    return of_patches[:, 0] if weights.shape[-1] > num_patches else of_patches.mean(dim=1)
+    to_patches = weights.mean(dim=1)[:, :, -num_patches:]  # (B, L, N)
+    return to_patches[:, 0] if weights.shape[-1] > num_patches else to_patches.mean(dim=1)
 
 
 @contextmanager
-def _seen_by_timm(attention: Any) -> Iterator[list[Tensor]]:
-    found: list[Tensor] = []
-    handle = attention.attn_drop.register_forward_hook(lambda module, inputs, output: found.append(inputs[0]))
+def _record_timm(attention: Any) -> Iterator[list[Tensor]]:
+    """Record the weights of a timm attention layer, which are the input of its dropout on the unfused path."""
+    weights: list[Tensor] = []
+    handle = attention.attn_drop.register_forward_hook(lambda module, inputs, output: weights.append(inputs[0]))
     fused, attention.fused_attn = attention.fused_attn, False
     try:
-        yield found
+        yield weights
     finally:
         attention.fused_attn = fused
         handle.remove()
 
 
 @contextmanager
-def _seen_by_torch(attention: nn.MultiheadAttention) -> Iterator[list[Tensor]]:
-    """open_clip's blocks ask for no weights, so the layer is asked again with what it was given."""
-    found: list[Tensor] = []
+def _record_torch(attention: nn.MultiheadAttention) -> Iterator[list[Tensor]]:
+    """Record the weights of torch's attention layer.
 
-    def ask(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+    open_clip calls the layer with `need_weights=False`, so a hook calls it once more with the same inputs.
+    """
+    recorded: list[Tensor] = []
+
+    def call_again(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+        # `forward` and not `attention(...)`: the latter would call this hook again.
         weights = attention.forward(*inputs, **{**keywords, "need_weights": True, "average_attn_weights": False})[1]
-        assert weights is not None  # they were asked for
-        found.append(weights)
+        assert weights is not None  # need_weights
+        recorded.append(weights)
 
-    handle = attention.register_forward_hook(ask, with_kwargs=True)
+    handle = attention.register_forward_hook(call_again, with_kwargs=True)
     try:
-        yield found
+        yield recorded
     finally:
         handle.remove()

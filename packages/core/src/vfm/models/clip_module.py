@@ -130,9 +130,9 @@ def _check_regularisation(vision: Mapping[str, Any], name: str) -> None:
 def _init_projection(module: nn.Module) -> None:
     """Initialise the projection of a timm tower with open_clip's standard deviation of 1 / sqrt(width).
 
-    timm initialises the head of an `Eva` a thousand times smaller, for fine-tuning. Features are normalised, so the loss
-    does not change, but the first gradients are a thousand times larger, and AdamW's second moment keeps the steps small
-    long after. Trained from scratch on the synthetic shapes, EVA02-Nano-8-32 leaves a loss of ln N after 40 steps
+    timm initialises the head of an `Eva` a thousand times smaller, for fine-tuning. Features are normalised, so the
+    loss does not change, but the first gradients are a thousand times larger, and AdamW's second moment keeps the steps
+    small long after. Trained from scratch on the synthetic shapes, EVA02-Nano-8-32 leaves a loss of ln N after 40 steps
     instead of 100.
     """
     head = getattr(module.visual.trunk, "head", None) if isinstance(module.visual, TimmModel) else None

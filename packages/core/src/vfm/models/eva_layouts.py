@@ -1,4 +1,4 @@
-"""The layouts of the official EVA checkpoints and timm's names for the same tensors: one table, read both ways.
+"""Key layouts of the official EVA checkpoints and timm's names for the same tensors: one table for both directions.
 
     mim             cls_token, pos_embed, patch_embed.*, blocks.N.*, norm.*; mask_token and lm_head.* of pre-training
     classification  the same with fc_norm.* (or norm.* for the class token) and head.*
@@ -11,8 +11,8 @@
     EVA-02-CLIP      the same, and attn.inner_attn_ln         the same
     EVA-L (MAE)      attn.qkv.weight, attn.qkv.bias           mlp.fc1, mlp.fc2; decoder_* of pre-training
 
-Their tables of rotary positions are left out on the way in, since timm rebuilds them from the grid, and written on the
-way out, since the official classes want them.
+Tables of rotary positions are left out when a file is read, since timm computes them from the grid, and are written to
+exported files, since the official classes expect them.
 
 Source: the key layouts of the public EVA repository (arXiv:2211.07636, 2303.11331, 2303.15389).
 """
@@ -35,35 +35,38 @@ Tensors = Mapping[str, Tensor]
 VISUAL = "visual."  # the vision tower, in the clip layout
 
 PRE_TRAINING = {
-    "mask_token": "stands for masked patches, used in pre-training only",
+    "mask_token": "replaces masked patches, used in pre-training only",
     "lm_head.": "predicts masked features, used in pre-training only",
     "decoder_": "the decoder of MAE-style pre-training",
 }
-ROPE = {"rope": "rebuilt from the grid"}
+ROPE = {"rope": "recomputed from the grid"}
 
 
 @dataclass(frozen=True)
 class Rename:
-    """A part of a key in the official layouts and in timm's; the way back holds for state dicts of one family only."""
+    """A part of a key in the official layouts and in timm's.
+
+    A part may occur in several families with different names, so each direction has a condition on the state dict.
+    """
 
     official: str
     timm: str
-    back: Callable[[Tensors], bool] = lambda tensors: True
-    forth: Callable[[Tensors], bool] = lambda tensors: True
+    on_export: Callable[[Tensors], bool] = lambda tensors: True
+    on_import: Callable[[Tensors], bool] = lambda tensors: True
 
 
 def _split_attention(tensors: Tensors) -> bool:
-    """Whether q, k and v have a weight each. Both layouts call it so."""
+    """Return whether q, k and v have separate weights; their names are the same in both layouts."""
     return any(key.endswith("blocks.0.attn.q_proj.weight") for key in tensors)
 
 
 def _split_gate(tensors: Tensors) -> bool:
-    """Whether timm's SwiGLU has a weight each for gate and value."""
+    """Return whether timm's SwiGLU has separate weights for gate and value."""
     return any(key.endswith("blocks.0.mlp.fc1_g.weight") for key in tensors)
 
 
 def _packed_gate(tensors: Tensors) -> bool:
-    """Whether timm's SwiGLU has one weight for gate and value: twice as many hidden channels go in as come out."""
+    """Return whether timm's SwiGLU has one weight for gate and value, i.e. twice the channels that `fc2` takes."""
     shapes = {
         key.partition("blocks.0.mlp.")[2]: value.shape for key, value in tensors.items() if "blocks.0.mlp." in key
     }
@@ -71,17 +74,17 @@ def _packed_gate(tensors: Tensors) -> bool:
 
 
 RENAMES = (
-    Rename(".attn.q_bias", ".attn.q_proj.bias", forth=_split_attention),
-    Rename(".attn.v_bias", ".attn.v_proj.bias", forth=_split_attention),
+    Rename(".attn.q_bias", ".attn.q_proj.bias", on_import=_split_attention),
+    Rename(".attn.v_bias", ".attn.v_proj.bias", on_import=_split_attention),
     Rename(".attn.inner_attn_ln.", ".attn.norm."),
     Rename(".mlp.ffn_ln.", ".mlp.norm."),
-    Rename(".mlp.w12.", ".mlp.fc1.", back=_packed_gate),
+    Rename(".mlp.w12.", ".mlp.fc1.", on_export=_packed_gate),
     Rename(".mlp.w1.", ".mlp.fc1_g."),
     Rename(".mlp.w2.", ".mlp.fc1_x."),
-    Rename(".mlp.w3.", ".mlp.fc2.", back=lambda tensors: _split_gate(tensors) or _packed_gate(tensors)),
+    Rename(".mlp.w3.", ".mlp.fc2.", on_export=lambda tensors: _split_gate(tensors) or _packed_gate(tensors)),
 )
 
-# What the official layouts can hold of a vision encoder, and of the whole.
+# All keys of a vision encoder, and all other keys of a CLIP model, that the official layouts can hold.
 _VISION = re.compile(
     r"cls_token|pos_embed|patch_embed\.proj\.(weight|bias)|(fc_norm|norm|head)\.(weight|bias)"
     r"|blocks\.\d+\.(gamma_[12]|(norm[12]|attn\.(proj|inner_attn_ln)|mlp\.(fc[12]|w12|w[123]|ffn_ln))\.(weight|bias))"
@@ -95,21 +98,21 @@ _TEXT = re.compile(
 
 
 def layout_of(tensors: Tensors) -> Layout:
-    """Which of the layouts a state dict has, in official or timm's names."""
+    """Return the layout of a state dict, in official or timm's names."""
     if any(key.startswith(VISUAL) for key in tensors):
         return "clip"
     return "classification" if "head.weight" in tensors else "mim"
 
 
 def to_timm(tensors: Tensors) -> Callable[[str], str]:
-    """The rule that gives timm's name (in the clip layout open_clip's) for each key of an official state dict.
+    """Return a function from a key of an official state dict to timm's name (in the clip layout: open_clip's).
 
-    Names that are timm's or open_clip's already stay.
+    Keys that are timm's or open_clip's already are returned unchanged.
     """
-    rules = [(rule.official, rule.timm) for rule in RENAMES if rule.forth(tensors)]
+    rules = [(rule.official, rule.timm) for rule in RENAMES if rule.on_import(tensors)]
 
     def rename(key: str) -> str:
-        if key == "text.logit_scale":  # where older files have it
+        if key == "text.logit_scale":  # in older files
             return "logit_scale"
         prefix, name = _split(key)
         return f"{TRUNK if prefix else ''}{_replaced(name, rules)}" if prefix is not None else key
@@ -118,18 +121,18 @@ def to_timm(tensors: Tensors) -> Callable[[str], str]:
 
 
 def to_official(tensors: Tensors, trunk: Any, report: KeyReport) -> dict[str, Tensor]:
-    """An encoder's or a CLIP model's state dict in the official layout, the inverse of `to_timm`.
+    """Return the state dict of an encoder or a CLIP model in the official layout; the inverse of `to_timm`.
 
     Args:
-        tensors: a timm encoder's, or those of an open_clip model whose vision tower is one.
-        trunk: that encoder, whose rotary positions are written too.
+        tensors: of a timm encoder, or of an open_clip model whose vision tower is one.
+        trunk: that encoder, whose rotary positions are added.
         report: filled with what became of every key.
 
     Raises:
-        UserError: a key has no place in the official layouts.
+        UserError: the official layouts have no place for a key.
     """
     layout = layout_of(tensors)
-    rules = [(rule.timm, rule.official) for rule in RENAMES if rule.back(tensors)]
+    rules = [(rule.timm, rule.official) for rule in RENAMES if rule.on_export(tensors)]
     if layout == "mim":
         rules.append(("fc_norm.", "norm."))
     out: dict[str, Tensor] = {}
@@ -137,7 +140,7 @@ def to_official(tensors: Tensors, trunk: Any, report: KeyReport) -> dict[str, Te
         prefix, name = _split(key)
         official = _replaced(name, rules)
         if not (_TEXT.fullmatch(key) if prefix is None else _VISION.fullmatch(official)):
-            raise UserError(f"it has {key}, which the official EVA layouts have not")
+            raise UserError(f"it has {key}, which the official EVA layouts lack")
         target = key if prefix is None else f"{VISUAL if prefix else ''}{official}"
         out[target] = tensor
         if target == key:
@@ -150,7 +153,7 @@ def to_official(tensors: Tensors, trunk: Any, report: KeyReport) -> dict[str, Te
 
 
 def _split(key: str) -> tuple[str | None, str]:
-    """A key of the vision tower as its prefix (none in an encoder by itself) and the rest; prefix None: not of it."""
+    """Split a key into prefix and rest; the prefix is empty in a lone encoder, and None outside the vision tower."""
     for prefix in (TRUNK, VISUAL):
         if key.startswith(prefix):
             return prefix, key.removeprefix(prefix)
@@ -158,7 +161,7 @@ def _split(key: str) -> tuple[str | None, str]:
 
 
 def _replaced(name: str, rules: list[tuple[str, str]]) -> str:
-    """The name with the first rule that fits applied."""
+    """Apply the first rule that matches a name."""
     for old, new in rules:
         if old in name or name.startswith(old):
             return name.replace(old, new, 1)
@@ -166,12 +169,12 @@ def _replaced(name: str, rules: list[tuple[str, str]]) -> str:
 
 
 def _rotary_tables(trunk: Any, prefix: str) -> dict[str, Tensor]:
-    """cos and sin of the rotary positions, (N, head width) each, for the encoder and again for each of its blocks."""
+    """Return cos and sin of the rotary positions, (N, head width) each, for the encoder and again for each block."""
     rope = getattr(trunk, "rope", None)
     if rope is None:
         return {}
     if not isinstance(rope, RotaryEmbeddingCat) or rope.pos_embed is None:
         raise UserError("its rotary positions are not EVA-02's")
     sin, cos = rope.get_embed().float().chunk(2, dim=-1)
-    homes = ["rope.", *(f"blocks.{block}.attn.rope." for block in range(len(trunk.blocks)))]
-    return {f"{prefix}{home}freqs_{name}": table for home in homes for name, table in (("cos", cos), ("sin", sin))}
+    prefixes = ["rope.", *(f"blocks.{block}.attn.rope." for block in range(len(trunk.blocks)))]
+    return {f"{prefix}{owner}freqs_{name}": table for owner in prefixes for name, table in (("cos", cos), ("sin", sin))}

@@ -1,4 +1,4 @@
-"""A model in the layout that other people's code reads: the formats of `vfm export`, each with what it can hold."""
+"""The formats of `vfm export`: layouts of a model that other libraries read, and which models each can hold."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from open_clip.timm_model import TimmModel
 from torch import nn
 
 from vfm.config import UserError, did_you_mean
-from vfm.models import clip_config, hugging_face, hugging_face_siglip, vision
+from vfm.models import clip_config, hugging_face, hugging_face_siglip
 from vfm.models.clip import ClipModel, load_clip, open_clip_incompatibility, save_clip
 from vfm.models.eva_layouts import to_official
-from vfm.models.vision import load_vision, save_vision
+from vfm.models.vision import VISION_CONFIG_FILE, load_vision, save_vision
 from vfm.models.weight_transfer import KeyReport
 from vfm.models.weights import save_state_dict
 
@@ -26,51 +26,55 @@ Model = ClipModel | nn.Module
 
 @dataclass(frozen=True)
 class Format:
-    """A layout: what it is, why a model cannot have it (nothing where it can), and how it is written."""
+    """A layout in which a model can be exported."""
 
-    what: str
-    why_not: Callable[[Model], str]
+    description: str
+    mismatch: Callable[[Model], str]  # why a model cannot have this layout; empty if it can
     write: Callable[[Model, Path], list[str]]  # returns lines for the user
 
 
 def open_model(folder: Path) -> Model:
-    """The model of an artifact, or of any folder in open_clip's, timm's or Hugging Face's layout, in evaluation mode.
+    """Load the model of an artifact, or of a folder in open_clip's, timm's or Hugging Face's layout.
+
+    Returns:
+        The model in evaluation mode.
 
     Raises:
-        UserError: there is none, or its weights do not fit.
+        UserError: the folder holds no model, or its weights do not fit.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     if (folder / clip_config.CONFIG_FILE).is_file():
         return load_clip(folder)
-    if (config := folder / vision.VISION_CONFIG_FILE).is_file():
+    if (config := folder / VISION_CONFIG_FILE).is_file():
         try:
             record = json.loads(config.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{config}: not readable as JSON: {error}") from None
+        # timm and Hugging Face use the same file name; only timm's has an `architecture`.
         return load_vision(folder).eval() if "architecture" in record else hugging_face.load_hugging_face(folder)
-    raise UserError(f"{folder}: no model here (looked for {clip_config.CONFIG_FILE} and {vision.VISION_CONFIG_FILE})")
+    raise UserError(f"{folder}: no model (looked for {clip_config.CONFIG_FILE} and {VISION_CONFIG_FILE})")
 
 
 def find_format(name: str, model: Model, where: str) -> Format:
-    """The format of a name, where the model can have it.
+    """Return the format of a name, checked to be able to hold the model.
 
     Raises:
-        UserError: there is no such format, or the model does not fit; the line says why and names those that fit.
+        UserError: there is no such format, or it cannot hold the model; the line names those that can.
     """
     if name not in FORMATS:
-        raise UserError(f"--format {name}: there are {', '.join(FORMATS)}{did_you_mean(name, FORMATS)}")
-    if why := FORMATS[name].why_not(model):
-        fitting = ", ".join(other for other, form in FORMATS.items() if not form.why_not(model))
-        raise UserError(f"{where}: not as {name}: {why}; formats that fit: {fitting}")
+        raise UserError(f"--format {name}: choose from {', '.join(FORMATS)}{did_you_mean(name, FORMATS)}")
+    if reason := FORMATS[name].mismatch(model):
+        possible = ", ".join(other for other, form in FORMATS.items() if not form.mismatch(model))
+        raise UserError(f"{where}: cannot be exported as {name}: {reason}; possible formats: {possible}")
     return FORMATS[name]
 
 
-def _always(model: Model) -> str:
+def _no_mismatch(model: Model) -> str:
     return ""
 
 
-def _why_not_timm(model: Model) -> str:
+def _timm_mismatch(model: Model) -> str:
     if isinstance(model, ClipModel) and not isinstance(model.module.visual, TimmModel):
         return "its vision tower is open_clip's own"
     return ""
@@ -82,32 +86,32 @@ def _write_timm(model: Model, directory: Path) -> list[str]:
         return []
     visual: Any = model.module.visual
     save_vision(visual.trunk, directory)
-    head = "its head is the projection" if visual.trunk.num_classes else "without the projection"
-    return [f"the vision tower alone, {head}"]
+    head = "with the projection as its head" if visual.trunk.num_classes else "without the projection"
+    return [f"only the vision tower, {head}"]
 
 
-def _why_not_clip(model: Model) -> str:
+def _clip_mismatch(model: Model) -> str:
     return "" if isinstance(model, ClipModel) else "it is a vision encoder without a text tower"
 
 
 def _write_open_clip(model: Model, directory: Path) -> list[str]:
     assert isinstance(model, ClipModel)
     save_clip(model, directory)
-    return [why] if (why := open_clip_incompatibility(model)) else []
+    return [reason] if (reason := open_clip_incompatibility(model)) else []
 
 
-def _why_not_hugging_face(model: Model) -> str:
+def _hugging_face_mismatch(model: Model) -> str:
     if not isinstance(model, ClipModel):
-        return _why_not_clip(model)
-    clip, sigmoid = hugging_face.why_not_hugging_face(model), hugging_face_siglip.why_not_siglip(model)
-    if not clip or not sigmoid:
+        return _clip_mismatch(model)
+    clip, siglip = hugging_face.hugging_face_mismatches(model), hugging_face_siglip.siglip_mismatches(model)
+    if not clip or not siglip:
         return ""
-    return f"no CLIPModel ({', '.join(clip)}) and no SiglipModel ({', '.join(sigmoid)})"
+    return f"not a CLIPModel ({', '.join(clip)}) and not a SiglipModel ({', '.join(siglip)})"
 
 
 def _write_hugging_face(model: Model, directory: Path) -> list[str]:
     assert isinstance(model, ClipModel)
-    if hugging_face.why_not_hugging_face(model):
+    if hugging_face.hugging_face_mismatches(model):
         hugging_face_siglip.save_siglip(model, directory)
         return ["a SiglipModel"]
     hugging_face.save_hugging_face(model, directory)
@@ -117,21 +121,21 @@ def _write_hugging_face(model: Model, directory: Path) -> list[str]:
 def _write_safetensors(model: Model, directory: Path) -> list[str]:
     module = model.module if isinstance(model, ClipModel) else model
     save_state_dict(module.state_dict(), directory / "model.safetensors")
-    return ["weights alone, under the names of " + ("open_clip" if isinstance(model, ClipModel) else "timm")]
+    return ["only the weights, under the names of " + ("open_clip" if isinstance(model, ClipModel) else "timm")]
 
 
-def _official(model: Model, report: KeyReport) -> dict[str, Any]:
+def _to_eva(model: Model, report: KeyReport) -> dict[str, Any]:
     if isinstance(model, ClipModel):
-        if why := _why_not_timm(model):
-            raise UserError(why)
+        if reason := _timm_mismatch(model):
+            raise UserError(reason)
         visual: Any = model.module.visual
         return to_official(model.module.state_dict(), visual.trunk, report)
     return to_official(model.state_dict(), model, report)
 
 
-def _why_not_eva(model: Model) -> str:
+def _eva_mismatch(model: Model) -> str:
     try:
-        _official(model, KeyReport())
+        _to_eva(model, KeyReport())
     except UserError as error:
         return str(error)
     return ""
@@ -139,24 +143,24 @@ def _why_not_eva(model: Model) -> str:
 
 def _write_eva(model: Model, directory: Path) -> list[str]:
     report = KeyReport()
-    tensors = {key: value.detach().cpu().clone() for key, value in _official(model, report).items()}
+    tensors = {key: value.detach().cpu().clone() for key, value in _to_eva(model, report).items()}
     directory.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": tensors}, directory / "model.pt")  # the one kind of file that the official code loads
+    torch.save({"model": tensors}, directory / "model.pt")  # the only kind of file that the official code loads
     (directory / "keys.json").write_text(json.dumps(dataclasses.asdict(report), indent=1) + "\n", encoding="utf-8")
-    return [f"model.pt: {report.summary}; keys.json says of each what became of it"]
+    return [f"model.pt: {report.summary}; keys.json lists every key"]
 
 
 def _write_onnx(model: Model, directory: Path) -> list[str]:
-    from vfm.models.onnx_export import write_onnx
+    from vfm.models.onnx_export import write_onnx  # onnxruntime and onnxscript are an extra
 
     return write_onnx(model, directory)
 
 
 FORMATS = {
-    "timm": Format("a vision encoder in timm's layout", _why_not_timm, _write_timm),
-    "open_clip": Format("a CLIP model in open_clip's layout", _why_not_clip, _write_open_clip),
-    "hf": Format("a model in Hugging Face's layout", _why_not_hugging_face, _write_hugging_face),
-    "safetensors": Format("the weights in one file", _always, _write_safetensors),
-    "onnx": Format("files that onnxruntime runs, for any batch size", _always, _write_onnx),
-    "eva": Format("a file in the layout of the official EVA code", _why_not_eva, _write_eva),
+    "timm": Format("a vision encoder in timm's layout", _timm_mismatch, _write_timm),
+    "open_clip": Format("a CLIP model in open_clip's layout", _clip_mismatch, _write_open_clip),
+    "hf": Format("a model in Hugging Face's layout", _hugging_face_mismatch, _write_hugging_face),
+    "safetensors": Format("the weights in one file", _no_mismatch, _write_safetensors),
+    "onnx": Format("files for onnxruntime, for any batch size", _no_mismatch, _write_onnx),
+    "eva": Format("a file in the layout of the official EVA code", _eva_mismatch, _write_eva),
 }

@@ -1,6 +1,6 @@
-"""CLIP models in Hugging Face's layout (`CLIPModel`) and back: the same tensors under other names.
+"""Conversion of CLIP models between open_clip's layout and Hugging Face's (`CLIPModel`): the same tensors, renamed.
 
-Only architectures that `CLIPModel` can hold are written: open_clip's own ViT tower with a class token, and its causal
+Only architectures that `CLIPModel` supports can be saved: open_clip's own ViT tower with a class token, and its causal
 text tower. `transformers` itself is not needed.
 """
 
@@ -32,7 +32,7 @@ PROCESSOR_FILE = "preprocessor_config.json"
 K = TypeVar("K")
 V = TypeVar("V")
 
-# open_clip's name and Hugging Face's, outside the blocks.
+# open_clip's name: Hugging Face's name, for keys outside the blocks.
 _NAMES = {
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
@@ -62,8 +62,8 @@ _PARTS = {
 _QKV = ("self_attn.q_proj.", "self_attn.k_proj.", "self_attn.v_proj.")
 
 
-def why_not_hugging_face(model: ClipModel) -> list[str]:
-    """What keeps a model from being a `CLIPModel`; nothing if it can be one."""
+def hugging_face_mismatches(model: ClipModel) -> list[str]:
+    """Return the reasons why a model cannot be a `CLIPModel`; an empty list if it can."""
     vision, text, reasons = model.config["vision_cfg"], model.config["text_cfg"], []
     if not isinstance(model.module.visual, VisionTransformer):
         reasons.append("its vision tower is not open_clip's ViT")
@@ -71,26 +71,26 @@ def why_not_hugging_face(model: ClipModel) -> list[str]:
         reasons.append("it has a logit bias")
     if model.preprocess.resize_mode == "longest":
         reasons.append("its images are padded")
-    usual: dict[str, tuple[object, ...]] = {
+    supported: dict[str, tuple[object, ...]] = {
         "pool_type": ("tok", "argmax"),
         "pos_embed_type": ("learnable",),
         "proj_type": ("linear",),
-        "vocab_size": (VOCAB_SIZE,),  # CLIPModel pools at the end token of CLIP's own tokenizer
+        "vocab_size": (VOCAB_SIZE,),  # CLIPModel pools at the end token of CLIP's tokenizer
     }
-    harmless = {"layers", "width", "head_width", "heads", "mlp_ratio", "patch_size", "image_size", "patch_dropout"}
-    harmless |= {"context_length", "hf_tokenizer_name", "tokenizer_kwargs", "output_tokens"}
+    convertible = {"layers", "width", "head_width", "heads", "mlp_ratio", "patch_size", "image_size", "patch_dropout"}
+    convertible |= {"context_length", "hf_tokenizer_name", "tokenizer_kwargs", "output_tokens"}
     for part, config in (("vision_cfg", vision), ("text_cfg", text)):
         for key, value in config.items():
-            if value and key not in harmless and not key.startswith("timm") and value not in usual.get(key, ()):
+            if value and key not in convertible and not key.startswith("timm") and value not in supported.get(key, ()):
                 reasons.append(f"{part}.{key} is {value!r}")
     return reasons
 
 
 def to_hugging_face(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip's tensors under Hugging Face's names; the fused qkv is cut in three.
+    """Return open_clip's tensors under Hugging Face's names, with the fused qkv split in three.
 
     Raises:
-        UserError: a key has no counterpart.
+        UserError: a key has no counterpart in the other layout.
     """
     out: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
@@ -99,21 +99,21 @@ def to_hugging_face(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             out[_NAMES[key]] = tensor
         elif key in _TRANSPOSED:
             out[_TRANSPOSED[key]] = tensor.T
-        elif (block := _block(key, _BLOCKS)) is None:
+        elif (block := _rename_prefix(key, _BLOCKS)) is None:
             raise UserError(f"{name} has no counterpart in Hugging Face's CLIPModel")
         elif ".attn.in_proj_" in key:
             stem, kind = block.split("attn.in_proj_")
             out.update({f"{stem}{part}{kind}": third for part, third in zip(_QKV, tensor.chunk(3), strict=True)})
         else:
-            out[_part(block, _PARTS)] = tensor
+            out[_rename_part(block, _PARTS)] = tensor
     return out
 
 
 def from_hugging_face(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Hugging Face's tensors under open_clip's names, the inverse of `to_hugging_face`.
+    """Return Hugging Face's tensors under open_clip's names; the inverse of `to_hugging_face`.
 
     Raises:
-        UserError: a key has no counterpart.
+        UserError: a key has no counterpart in the other layout.
     """
     names, transposed, blocks, parts = (_inverse(rules) for rules in (_NAMES, _TRANSPOSED, _BLOCKS, _PARTS))
     out: dict[str, Tensor] = {}
@@ -122,27 +122,29 @@ def from_hugging_face(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             out[names[key]] = tensor
         elif key in transposed:
             out[transposed[key]] = tensor.T
-        elif key.endswith("position_ids"):  # 0, 1, 2, ...: older releases saved them
+        elif key.endswith("position_ids"):  # the constants 0, 1, 2, ..., saved by older releases
             continue
-        elif (block := _block(key, blocks)) is None:
+        elif (block := _rename_prefix(key, blocks)) is None:
             raise UserError(f"{key} has no counterpart in open_clip's CLIP")
         elif _QKV[0] in block:
             stem, kind = block.split(_QKV[0])
             thirds = [state_dict[key.replace(_QKV[0], part)] for part in _QKV]
             out[f"{stem}attn.in_proj_{kind}"] = torch.cat(thirds)
-        elif not any(part in block for part in _QKV):
-            out[_part(block, parts)] = tensor
+        elif not any(part in block for part in _QKV):  # k and v were read together with q
+            out[_rename_part(block, parts)] = tensor
     return out
 
 
 def save_hugging_face(model: ClipModel, directory: Path) -> None:
-    """Writes `config.json`, `preprocessor_config.json` and `model.safetensors` of a `CLIPModel`.
+    """Save `config.json`, `preprocessor_config.json` and `model.safetensors` of a `CLIPModel`.
 
     Raises:
-        UserError: the architecture is not theirs; the line says why and names the formats that fit.
+        UserError: `CLIPModel` does not support the architecture.
     """
-    if reasons := why_not_hugging_face(model):
-        raise UserError(f"{model.name}: not a Hugging Face CLIPModel: {', '.join(reasons)}; open_clip's layout fits it")
+    if reasons := hugging_face_mismatches(model):
+        raise UserError(
+            f"{model.name}: cannot be a Hugging Face CLIPModel: {', '.join(reasons)}; use open_clip's layout"
+        )
     tensors = to_hugging_face(model.module.state_dict())
     directory.mkdir(parents=True, exist_ok=True)
     for name, record in (
@@ -154,17 +156,17 @@ def save_hugging_face(model: ClipModel, directory: Path) -> None:
 
 
 def load_hugging_face(folder: Path) -> ClipModel:
-    """The model of a folder in the layout of `CLIPModel`.
+    """Load the model of a folder in the layout of `CLIPModel`.
 
     Raises:
-        UserError: the folder holds another kind of model, or its weights do not fit its configuration.
+        UserError: the folder holds a model of another type, or its weights do not fit its configuration.
     """
     record = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     if record.get("model_type") != "clip":
-        raise UserError(f"{folder}: a Hugging Face model of type {record.get('model_type')!r}; only 'clip' is read")
+        raise UserError(f"{folder}: expected a Hugging Face model of type 'clip', got {record.get('model_type')!r}")
     weights = next((folder / name for name in WEIGHTS_FILES if (folder / name).is_file()), None)
     if weights is None:
-        raise UserError(f"{folder}: no weights here (looked for {', '.join(WEIGHTS_FILES)})")
+        raise UserError(f"{folder}: no weights (looked for {', '.join(WEIGHTS_FILES)})")
     model = build_clip(open_clip_config(record))
     model.name = folder.name
     try:
@@ -179,12 +181,12 @@ def load_hugging_face(folder: Path) -> ClipModel:
     return model
 
 
-def _block(key: str, prefixes: Mapping[str, str]) -> str | None:
-    """A block's key with its beginning renamed; None for a key outside the blocks."""
+def _rename_prefix(key: str, prefixes: Mapping[str, str]) -> str | None:
+    """Return a block's key with its prefix renamed, or None for a key outside the blocks."""
     return next((new + key.removeprefix(old) for old, new in prefixes.items() if key.startswith(old)), None)
 
 
-def _part(block: str, parts: Mapping[str, str]) -> str:
+def _rename_part(block: str, parts: Mapping[str, str]) -> str:
     for old, new in parts.items():
         if old in block:
             return block.replace(old, new)

@@ -1,4 +1,4 @@
-"""The configuration of a CLIP model in Hugging Face's words and in open_clip's, and their ways with an image."""
+"""Configurations of CLIP models and their preprocessing, converted between Hugging Face's form and open_clip's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
 
 
 def hugging_face_config(model: ClipModel) -> dict[str, Any]:
-    """`config.json` of the model."""
+    """Return the content of `config.json` for a model."""
     vision, text = model.config["vision_cfg"], model.config["text_cfg"]
     width, text_width = vision.get("width", 768), text.get("width", 512)
     shared = {
@@ -53,11 +53,11 @@ def hugging_face_config(model: ClipModel) -> dict[str, Any]:
 
 
 def open_clip_config(record: Mapping[str, Any]) -> dict[str, Any]:
-    """open_clip's configuration of a `config.json`, whose missing values are those of `CLIPConfig`."""
+    """Return open_clip's configuration of a `config.json`; missing keys have the defaults of `CLIPConfig`."""
     text, vision = record.get("text_config") or {}, record.get("vision_config") or {}
     act, text_act = (part.get("hidden_act", "quick_gelu") for part in (vision, text))
     if act not in ("quick_gelu", "gelu") or text_act != act:
-        raise UserError(f"hidden_act is {act!r} and {text_act!r}: open_clip has quick_gelu or gelu, in both towers")
+        raise UserError(f"hidden_act: expected quick_gelu or gelu in both towers, got {act!r} and {text_act!r}")
     width, text_width = vision.get("hidden_size", 768), text.get("hidden_size", 512)
     return {
         "embed_dim": record.get("projection_dim", 512),
@@ -82,13 +82,13 @@ def open_clip_config(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def mlp_ratio(hidden: int, width: int) -> float:
-    """The ratio of which open_clip makes `hidden` again: it cuts `width * ratio` off, which may lose one."""
+    """Return the ratio with which open_clip computes `hidden` as `int(width * ratio)`, which may round down by one."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
 
 
 def processor_config(preprocess: Preprocess) -> dict[str, Any]:
-    """`preprocessor_config.json` of CLIPImageProcessor."""
+    """Return the content of `preprocessor_config.json` for CLIPImageProcessor."""
     side = preprocess.image_size
     squash = preprocess.resize_mode == "squash"
     return {
@@ -106,7 +106,7 @@ def processor_config(preprocess: Preprocess) -> dict[str, Any]:
 
 
 def read_processor(facts: Mapping[str, Any], image_size: int) -> Preprocess:
-    """The facts of a `preprocessor_config.json`; what it leaves out is OpenAI CLIP's."""
+    """Return the preprocessing of a `preprocessor_config.json`; missing keys have OpenAI CLIP's values."""
     size = facts.get("size")
     squash = facts.get("do_center_crop") is False and isinstance(size, dict) and "height" in size
     interpolations = {number: name for name, number in RESAMPLE.items()}

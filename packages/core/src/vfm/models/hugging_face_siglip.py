@@ -1,7 +1,7 @@
-"""CLIP models with SigLIP's architecture in Hugging Face's layout (`SiglipModel`): the same tensors under other names.
+"""Conversion of CLIP models with SigLIP's architecture to Hugging Face's layout (`SiglipModel`): tensors are renamed.
 
-That is a timm ViT without a class token, pooled by attention, and a text tower that sees both ways and ends in a linear
-layer, with a bias on the logits. `transformers` itself is not needed.
+The architecture: a timm ViT without a class token, pooled by attention, a text tower without a causal mask that ends in
+a linear layer, and a bias on the logits. `transformers` itself is not needed.
 
 Source: Zhai et al. 2023, SigLIP (arXiv:2303.15343); the names are those of transformers' `SiglipModel`.
 """
@@ -49,25 +49,25 @@ _PARTS = (
 _QKV = re.compile(r"(?<=\d\.)attn\.(qkv\.|in_proj_)")
 
 
-def why_not_siglip(model: ClipModel) -> list[str]:
-    """What keeps a model from being a `SiglipModel`; nothing if it can be one."""
+def siglip_mismatches(model: ClipModel) -> list[str]:
+    """Return the reasons why a model cannot be a `SiglipModel`; an empty list if it can."""
     visual, text = model.module.visual, model.config["text_cfg"]
     if not isinstance(visual, TimmModel) or not isinstance(visual.trunk, VisionTransformer):
         return ["its vision tower is not timm's ViT"]
     trunk: Any = visual.trunk
     reasons = []
     if trunk.global_pool != "map" or trunk.num_prefix_tokens or len(visual.head):
-        reasons.append("its vision tower is not pooled by attention alone")
+        reasons.append("its vision tower is not pooled by attention only")
     if getattr(model.module, "logit_bias", None) is None:
         reasons.append("it has no logit bias")
-    wanted = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
-    reasons += [f"text_cfg.{key} is not {value}" for key, value in wanted.items() if text.get(key) != value]
+    expected = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
+    reasons += [f"text_cfg.{key} is not {value}" for key, value in expected.items() if text.get(key) != value]
     if model.preprocess.resize_mode == "longest":
         reasons.append("its images are padded")
     if model.embed_dim != trunk.embed_dim:
-        reasons.append("its joint space is not as wide as its vision tower")
+        reasons.append("its joint space and its vision tower differ in width")
     if not reasons and _activation(trunk.attn_pool.mlp.act) != _activation(trunk.blocks[0].mlp.act):
-        reasons.append("its pooling has another activation than its blocks")
+        reasons.append("its pooling and its blocks differ in activation")
     try:
         if not reasons:
             to_siglip(model.module.state_dict())
@@ -77,10 +77,12 @@ def why_not_siglip(model: ClipModel) -> list[str]:
 
 
 def to_siglip(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip's tensors under Hugging Face's names; fused projections of the blocks are cut, of the pooling joined.
+    """Return open_clip's tensors under Hugging Face's names.
+
+    The fused q, k, v of the blocks are split, and those of the pooling are joined.
 
     Raises:
-        UserError: a key has no counterpart.
+        UserError: a key has no counterpart in `SiglipModel`.
     """
     out: dict[str, Tensor] = {}
     for key, tensor in state_dict.items():
@@ -91,7 +93,7 @@ def to_siglip(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             joined = torch.cat([tensor, state_dict[f"visual.trunk.attn_pool.kv.{kind}"]])
             out[f"vision_model.head.attention.in_proj_{kind}"] = joined
         elif not key.startswith("visual.trunk.attn_pool.kv."):
-            name = _named(key)
+            name = _rename(key)
             if found := _QKV.search(name):
                 start, kind = name[: found.start()], name[found.end() :]
                 thirds = zip("qkv", tensor.chunk(3), strict=True)
@@ -102,7 +104,7 @@ def to_siglip(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def siglip_config(model: ClipModel) -> dict[str, Any]:
-    """`config.json` of the model."""
+    """Return the content of `config.json` for a model."""
     trunk: Any = model.module.visual.trunk  # type: ignore[union-attr]
     tower: Any = model.module.text
     text, block = model.config["text_cfg"], tower.transformer.resblocks[0]
@@ -136,31 +138,31 @@ def siglip_config(model: ClipModel) -> dict[str, Any]:
 
 
 def save_siglip(model: ClipModel, directory: Path) -> None:
-    """Writes `config.json`, `preprocessor_config.json` and `model.safetensors` of a `SiglipModel`.
+    """Save `config.json`, `preprocessor_config.json` and `model.safetensors` of a `SiglipModel`.
 
     Raises:
-        UserError: the architecture is not theirs.
+        UserError: `SiglipModel` does not support the architecture.
     """
-    if reasons := why_not_siglip(model):
-        raise UserError(f"{model.name}: not a Hugging Face SiglipModel: {', '.join(reasons)}")
+    if reasons := siglip_mismatches(model):
+        raise UserError(f"{model.name}: cannot be a Hugging Face SiglipModel: {', '.join(reasons)}")
     directory.mkdir(parents=True, exist_ok=True)
     for name, record in ((CONFIG_FILE, siglip_config(model)), (PROCESSOR_FILE, processor_config(model.preprocess))):
         (directory / name).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     save_state_dict(to_siglip(model.module.state_dict()), directory / WEIGHTS_FILES[0])
 
 
-def _named(key: str) -> str:
-    """A key under its new name, a block's parts included but for its fused projection."""
+def _rename(key: str) -> str:
+    """Return the new name of a key, except for the fused q, k, v of a block, which `to_siglip` splits."""
     for old, new in _NAMES:
         name, found = re.subn(f"^{old}", new, key)
         if found:
-            for part, its in _PARTS:
-                name = re.sub(part, its, name)
+            for ours, theirs in _PARTS:
+                name = re.sub(ours, theirs, name)
             return name
     raise UserError(f"{key} has no counterpart in Hugging Face's SiglipModel")
 
 
 def _activation(act: nn.Module) -> str:
-    """Hugging Face's name of a GELU, exact or by tanh."""
-    by_tanh = getattr(act, "approximate", "none") == "tanh" or type(act).__name__ == "GELUTanh"
-    return "gelu_pytorch_tanh" if by_tanh else "gelu"
+    """Return Hugging Face's name of a GELU, exact or approximated by tanh."""
+    is_tanh = getattr(act, "approximate", "none") == "tanh" or type(act).__name__ == "GELUTanh"
+    return "gelu_pytorch_tanh" if is_tanh else "gelu"

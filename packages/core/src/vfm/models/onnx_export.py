@@ -1,4 +1,4 @@
-"""Models as ONNX, any batch size, each file run by onnxruntime beside the model itself before it is believed."""
+"""Export to ONNX for any batch size; each file is run with onnxruntime and compared with the model."""
 
 # B batch, S side of the image, L context length, D width
 
@@ -9,12 +9,13 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
-import onnxscript  # noqa: F401  (torch's exporter needs it: missing, it is named before anything is done)
+import onnxscript  # noqa: F401  (needed by torch's exporter: if it is missing, fail before any work)
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,13 +25,23 @@ from vfm.models.clip import ClipModel, eval_mode
 from vfm.models.model_sources import first_line
 from vfm.models.vision import vision_preprocess
 
-Part = tuple[str, Callable[[Any, Tensor], Any], list[str], list[str], Tensor]  # name, function, inputs, outputs, x
-TOLERANCE = 1e-3  # of the largest value: what float32 in another order may cost, with room
-ONE_FILE = 1_800_000_000  # bytes; protobuf holds 2 GB, beyond that weights lie in a file beside
+TOLERANCE = 1e-3  # of the largest value: float32 in another order of operations differs less, with a margin
+MAX_SINGLE_FILE = 1_800_000_000  # bytes; protobuf is limited to 2 GB, larger weights are stored in a second file
 
 
-class _Part(nn.Module):
-    """A function of a module as a module, since the exporter takes no other."""
+@dataclass(frozen=True)
+class _Graph:
+    """One ONNX file: a function of the model, the names of its input and outputs, and example inputs."""
+
+    name: str
+    function: Callable[[Any, Tensor], Any]
+    input_name: str
+    output_names: list[str]
+    examples: Tensor
+
+
+class _AsModule(nn.Module):
+    """A module whose `forward` is a function of another module, since the exporter only accepts modules."""
 
     def __init__(self, module: nn.Module, function: Callable[[Any, Tensor], Any]) -> None:
         super().__init__()
@@ -41,19 +52,19 @@ class _Part(nn.Module):
 
 
 def write_onnx(model: ClipModel | nn.Module, directory: Path) -> list[str]:
-    """Writes `image.onnx` and `text.onnx` of a CLIP model, or `vision.onnx` of an encoder, and `model.json`.
+    """Export `image.onnx` and `text.onnx` of a CLIP model, or `vision.onnx` of an encoder, and `model.json`.
 
         image.onnx    pixels float32 (B, 3, S, S), normalised   ->  embedding (B, D) of unit length
         text.onnx     tokens int64 (B, L)                       ->  embedding (B, D) of unit length
-        vision.onnx   pixels float32 (B, 3, S, S), normalised   ->  features or logits (B, D), tokens as timm has them
+        vision.onnx   pixels float32 (B, 3, S, S), normalised   ->  features or logits (B, D), tokens as in timm
 
-    `model.json` says how a picture becomes pixels, and the temperature of a CLIP model.
+    `model.json` holds the preprocessing, and the temperature of a CLIP model.
 
     Returns:
-        A line for each file, with the largest difference of its outputs from the model's.
+        A line for each file, with the largest difference between its outputs and the model's.
 
     Raises:
-        UserError: torch cannot export the model, or onnxruntime computes something else.
+        UserError: torch cannot export the model, or onnxruntime's outputs differ.
     """
     directory.mkdir(parents=True, exist_ok=True)
     if isinstance(model, ClipModel):
@@ -65,24 +76,21 @@ def write_onnx(model: ClipModel | nn.Module, directory: Path) -> list[str]:
         }
         if (bias := getattr(model.module, "logit_bias", None)) is not None:
             facts["logit_bias"] = bias.item()
-        texts = ["a photo", "a longer line of words", "!"]
-        parts: list[Part] = [
-            ("image", _image, ["pixels"], ["embedding"], _noise(model.preprocess.image_size)),
-            ("text", _text, ["tokens"], ["embedding"], model.tokenize(texts)),
+        texts = model.tokenize(["a photo", "a longer line of words", "!"])
+        graphs = [
+            _Graph("image", _image, "pixels", ["embedding"], _noise(model.preprocess.image_size)),
+            _Graph("text", _text, "tokens", ["embedding"], texts),
         ]
         module = model.module
     else:
         preprocess = vision_preprocess(model)
         facts = {"model": model.pretrained_cfg["architecture"], "preprocess": preprocess.model_dump()}  # type: ignore[index]
         outputs = ["logits" if model.num_classes else "features", "tokens"]
-        parts = [("vision", _vision, ["pixels"], outputs, _noise(preprocess.image_size))]
+        graphs = [_Graph("vision", _vision, "pixels", outputs, _noise(preprocess.image_size))]
         module = model
     (directory / "model.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     with eval_mode(module):
-        return [
-            _write(_Part(module, function).eval(), directory / f"{name}.onnx", inputs, outputs, x)
-            for name, function, inputs, outputs, x in parts
-        ]
+        return [_write(_AsModule(module, graph.function).eval(), directory, graph) for graph in graphs]
 
 
 def _image(module: Any, pixels: Tensor) -> Tensor:
@@ -99,50 +107,54 @@ def _vision(module: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _noise(size: int) -> Tensor:
+    """Return three random images, (3, 3, size, size)."""
     return torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def _write(part: nn.Module, file: Path, inputs: list[str], outputs: list[str], x: Tensor) -> str:
-    """Exports a part with a batch of two, and compares it with batches of one and three."""
-    size = sum(value.numel() * value.element_size() for value in part.state_dict().values())
+def _write(module: nn.Module, directory: Path, graph: _Graph) -> str:
+    """Export a module with a batch of two, and compare it with batches of one and three."""
+    file, x = directory / f"{graph.name}.onnx", graph.examples
+    num_bytes = sum(value.numel() * value.element_size() for value in module.state_dict().values())
     try:
         with _quiet():
             torch.onnx.export(
-                part,
+                module,
                 (x[:2],),
                 file,
-                input_names=inputs,
-                output_names=outputs,
+                input_names=[graph.input_name],
+                output_names=graph.output_names,
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
-                external_data=size > ONE_FILE,
+                external_data=num_bytes > MAX_SINGLE_FILE,
                 dynamo=True,
                 verbose=False,
             )
-    except Exception as error:  # tracing fails in as many ways as there are models
+    except Exception as error:  # tracing raises many types of exceptions
         raise UserError(f"{file.name}: torch cannot export this model: {first_line(error)}") from None
-    worst = parity(part, file, inputs[0], [x[:1], x])
-    if not worst <= TOLERANCE:
-        raise UserError(f"{file.name}: onnxruntime differs from torch by {worst:.1e} of the largest value; not written")
+    worst = largest_difference(module, file, graph.input_name, [x[:1], x])
+    if not worst <= TOLERANCE:  # also true for NaN
+        raise UserError(
+            f"{file.name}: onnxruntime differs from torch by {worst:.1e} of the largest value, which is too much"
+        )
     return f"{file.name}: onnxruntime differs from torch by at most {worst:.1e} of the largest value"
 
 
-def parity(part: nn.Module, file: Path, name: str, batches: list[Tensor]) -> float:
-    """The largest difference between a file run by onnxruntime and the module, as a share of the largest value."""
+def largest_difference(module: nn.Module, file: Path, input_name: str, batches: list[Tensor]) -> float:
+    """Return the largest difference between onnxruntime's and the module's outputs, relative to the largest value."""
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     worst = 0.0
     for x in batches:
         with torch.inference_mode():
-            ours = part(x)
-        theirs = session.run(None, {name: x.numpy()})
+            ours = module(x)
+        theirs = session.run(None, {input_name: x.numpy()})
         for one, other in zip(ours if isinstance(ours, tuple) else (ours,), theirs, strict=True):
-            gap = float(np.abs(one.numpy() - other).max() / max(float(one.abs().max()), 1e-12))
-            worst = gap if np.isnan(gap) else max(worst, gap)
+            difference = float(np.abs(one.numpy() - other).max() / max(float(one.abs().max()), 1e-12))
+            worst = difference if np.isnan(difference) else max(worst, difference)  # `max` would drop NaN
     return worst
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps what the exporter says about itself from the user."""
+    """Silence the exporter's own log and warnings."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

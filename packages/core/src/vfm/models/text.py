@@ -101,8 +101,8 @@ def build_tokenizer(
 def encode_unpadded(module: nn.Module, tokens: Tensor, device: torch.device) -> Tensor:
     """Return `module.encode_text(tokens)` computed without the padding, equal up to rounding.
 
-    In towers like CLIP's own, attention is causal and only the position of the end token is read, so the positions after
-    the longest text of the batch do not matter. Any other tower gets all positions.
+    In towers like CLIP's own, attention is causal and only the position of the end token is read, so the positions
+    after the longest text of the batch do not matter. Any other tower gets all positions.
 
     Args:
         tokens: (N, L), on the CPU.

@@ -1,7 +1,7 @@
 """Features of images and their patches from any vision transformer, as used by EVA, DIVA and the evaluations.
 
-EVA's teacher target and DIVA's condition are the same computation: the tokens of a block, through the final norm and, if
-the model has one, the projection into the joint space.
+EVA's teacher target and DIVA's condition are the same computation: the tokens of a block, through the final norm and,
+if the model has one, the projection into the joint space.
 
 Sources: EVA (arXiv:2211.07636), section 2.1, for the target; DIVA (arXiv:2407.20171), section 3.2, for the condition.
 """
@@ -49,8 +49,8 @@ def cls_and_patch_tokens(
 ) -> tuple[Tensor, Tensor]:
     """Return the features of the image and of its patches from one forward pass, with gradients.
 
-    The image feature is the model's own: `encode_image` before the L2 norm if `projected`. It comes from the class token
-    in a model that pools by it, else from the model's pooling.
+    The image feature is the model's own: `encode_image` before the L2 norm if `projected`. It is the class token in a
+    model that pools by it, else the pooled feature.
 
     Returns:
         (B, E) and (B, N, E), or (B, D) and (B, N, D) without the projection.

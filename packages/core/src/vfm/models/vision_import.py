@@ -55,8 +55,8 @@ def import_vision(
         source: a timm name, optionally with a tag (`vit_base_patch16_224.augreg_in21k`); `hf-hub:org/model`,
             `local-dir:folder` or a folder in timm's layout; an EVA file; with `pretrained` the architecture, also as a
             mapping.
-        pretrained: a file of weights for that architecture: of EVA in any of its layouts (of EVA-CLIP the vision tower),
-            or in any layout that timm's own filter reads. A head in the file is kept.
+        pretrained: a file of weights for that architecture: of EVA in any of its layouts (of EVA-CLIP the vision
+            tower), or in any layout that timm's own filter reads. A head in the file is kept.
         options: how a file is read.
         report: filled with what became of every key of an EVA file.
 

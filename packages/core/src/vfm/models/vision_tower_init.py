@@ -1,8 +1,9 @@
 """Initialising the vision tower of a CLIP model from a pretrained vision encoder, with every key accounted for.
 
 Both sides have timm's layout, so most keys are the same. Rules cover the differences: the final norm comes before or
-after pooling (`norm`, `fc_norm`), position embeddings and patch kernels are resized to the tower's grid, the head is the
-CLIP projection and new, and so is the norm that EVA-CLIP adds inside the attention. Any other difference is an error.
+after pooling (`norm`, `fc_norm`), position embeddings and patch kernels are resized to the tower's grid, the head is
+the CLIP projection and new, and so is the norm that EVA-CLIP adds inside the attention. Any other difference is an
+error.
 
 Source: Sun et al. 2023, EVA-CLIP (arXiv:2303.15389), section 2; the rules are those of its released trainer.
 """

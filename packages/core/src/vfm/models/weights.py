@@ -1,4 +1,4 @@
-"""State dicts on disk: written as safetensors, read from safetensors or from pickles that hold nothing but tensors."""
+"""State dicts on disk: written as safetensors, read from safetensors or from pickles of tensors only."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from vfm.config import UserError
 
 
 def save_state_dict(state_dict: Mapping[str, Tensor], file: Path) -> None:
-    """Writes tensors as safetensors. Copies make them contiguous and unshared, as the format demands.
+    """Save tensors as safetensors.
 
     Raises:
-        OSError: a full disk, told as what it is, which safetensors itself does not do.
+        OSError: the file cannot be written, e.g. on a full disk.
     """
+    # safetensors refuses shared and non-contiguous tensors, so each is copied.
     tensors = {
         key: value.detach().to("cpu").clone(memory_format=torch.contiguous_format) for key, value in state_dict.items()
     }
@@ -34,6 +35,7 @@ def save_state_dict(state_dict: Mapping[str, Tensor], file: Path) -> None:
     try:
         save_file(tensors, file, metadata={"format": "pt"})
     except SafetensorError as error:
+        # safetensors hides the cause in its message; callers handle OSError (a full disk) by its code.
         if found := re.search(r"os error (\d+)", str(error)):
             code = int(found[1])
             raise OSError(code, os.strerror(code), str(file)) from None
@@ -41,15 +43,15 @@ def save_state_dict(state_dict: Mapping[str, Tensor], file: Path) -> None:
 
 
 def load_state_dict(file: str | Path, *, ema: bool = True) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file, whatever training wrapped around them.
+    """Load the tensors of a checkpoint file, without the dictionaries that trainers wrap around them.
 
     Args:
-        file: `.safetensors`, or a `torch.save` file (read with `weights_only`, so that nothing in it can run).
-            TorchScript archives hold a program and are refused, but for those that OpenAI published (known by hash).
-        ema: take `model_ema` rather than `model` where the file holds both.
+        file: `.safetensors`, or a `torch.save` file, read with `weights_only` so that no code in it can run.
+            TorchScript archives contain a program and are refused, except those published by OpenAI (known by hash).
+        ema: prefer averaged weights (`model_ema`) to `model` if the file has both.
 
     Raises:
-        UserError: the file is missing, damaged, holds other objects than tensors, or no tensors at all.
+        UserError: the file is missing or damaged, holds objects other than tensors, or no tensors.
     """
     file = Path(file)
     if not file.is_file():
@@ -57,30 +59,32 @@ def load_state_dict(file: str | Path, *, ema: bool = True) -> dict[str, Tensor]:
     try:
         content: Any = load_file(file) if file.suffix == ".safetensors" else _load_pickle(file)
     except UnpicklingError:
-        raise UserError(f"{file}: holds more than tensors, so it is not read; save its state dict alone") from None
+        raise UserError(
+            f"{file}: holds objects other than tensors, which could run code; save its state dict only"
+        ) from None
     except (SafetensorError, RuntimeError, EOFError, KeyError, OSError) as error:
-        line = (str(error).strip() or "it ends too early").splitlines()[0]
+        line = (str(error).strip() or "the file is truncated").splitlines()[0]
         raise UserError(f"{file}: not readable as a checkpoint: {line}") from None
     tensors = {key: value for key, value in _unwrap(content, ema).items() if isinstance(value, Tensor)}
     if not tensors:
-        raise UserError(f"{file}: no tensors in it")
-    if all(key.startswith("module.") for key in tensors):
+        raise UserError(f"{file}: holds no tensors")
+    if all(key.startswith("module.") for key in tensors):  # saved from DistributedDataParallel
         tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
     return tensors
 
 
 def _load_pickle(file: Path) -> Any:
     if not _is_torchscript(file):
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the `args` that official trainers save beside
+        with torch.serialization.safe_globals([argparse.Namespace]):  # official trainers save their `args` too
             return torch.load(file, map_location="cpu", weights_only=True)
     if _sha256(file) not in _published_by_openai():
-        raise UserError(f"{file}: a TorchScript archive, which is a program; save its state dict alone")
+        raise UserError(f"{file}: a TorchScript archive, which could run code; save its state dict only")
     script = torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call]
     return dict(script.state_dict())
 
 
 def _is_torchscript(file: Path) -> bool:
-    """Whether the file is an archive with a program's constants in it, as torch itself tells it."""
+    """Return whether the file is a zip archive with a program's constants, the same test as in torch."""
     try:
         with ZipFile(file) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
@@ -89,7 +93,7 @@ def _is_torchscript(file: Path) -> bool:
 
 
 def _published_by_openai() -> set[str]:
-    """Hashes of the archives that OpenAI published; they stand in the addresses that open_clip lists."""
+    """Return the SHA-256 hashes of OpenAI's archives, which are part of the URLs that open_clip lists."""
     urls = (open_clip.get_pretrained_url(name, "openai") for name in open_clip.list_openai_models())
     return {url.split("/")[-2] for url in urls if url.count("/") > 1}
 
@@ -100,7 +104,7 @@ def _sha256(file: Path) -> str:
 
 
 def _unwrap(content: Any, ema: bool) -> dict[str, Any]:
-    """The innermost dictionary under the names that open_clip, timm, EVA and DeepSpeed wrap a state dict in."""
+    """Return the innermost dictionary under the names in which open_clip, timm, EVA and DeepSpeed wrap a state dict."""
     wrappers = ("model_ema", "state_dict_ema", "model", "module", "state_dict")
     for name in wrappers if ema else wrappers[2:]:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
