@@ -12,8 +12,7 @@ from torch import Tensor
 
 from vfm.artifacts import Pool
 from vfm.config import UserError
-from vfm.data.cache_filling import MakeCrops, fill
-from vfm.data.loader import Batch, sample_seed
+from vfm.train import Crops, MakeCrops, SampleDraw, fill_cache
 from vfm.data.sample import BadSample
 from vfm.data.sample_cache import CACHE_FOLDER, CachedTensors, CacheWriter
 from vfm.stages.shapes import ShapesPool
@@ -37,15 +36,15 @@ def pool(tmp_path: Path) -> Pool:
     return ShapesPool(name="pool", num_samples=10, samples_per_shard=10, world=world).run(context(tmp_path / "pool"))
 
 
-def colours(batch: Batch) -> Tensor:
+def colours(crops: Crops) -> Tensor:
     """A model of three channels: the mean colour of each crop."""
-    return batch["images"].double().mean(dim=(3, 4))
+    return crops.images.double().mean(dim=(3, 4))
 
 
 def filled(ctx: Context, pool: Pool, *, max_bad_fraction: float = 0.2) -> CachedTensors:
     writer = CacheWriter(ctx.work / CACHE_FOLDER, num_samples=10, num_crops=3, shape=(3,), dtype="fp32", samples_per_shard=4)
     how = {"batch_size": 3, "workers": 0, "max_bad_fraction": max_bad_fraction}
-    fill(writer, ctx, open_dataset(pool), CROPS, colours, **how)
+    fill_cache(writer, ctx, open_dataset(pool), CROPS, colours, **how)
     facts = {"data": "pool", "producer": "colours", "crop_scale": (0.2, 0.8), "flip": 0.5, "seed": 4}
     return CachedTensors(writer.publish(ctx.directory, **facts))
 
@@ -54,7 +53,7 @@ def test_every_crop_has_its_tensor(tmp_path: Path, pool: Pool) -> None:
     cached, source = filled(context(tmp_path / "cache"), pool), open_dataset(pool)
     for index in range(10):
         for crop in range(3):
-            picture = CROPS.transform(source[index].image, sample_seed(4, crop, index))
+            picture = CROPS.transform(source[index].image, SampleDraw.of(4, crop, index).seed)
             assert np.allclose(cached[index, crop], picture.double().mean(dim=(1, 2)), atol=1e-4)
 
 

@@ -13,7 +13,7 @@ from data_samples import encoded, picture
 from vfm.data import BadSample
 from vfm.data.images import decode_image, random_box, resize
 from vfm.data.transforms import ImageTransform, to_tensor
-from vfm.models.preprocess import Preprocess
+from vfm.models import Preprocess
 
 SIDES = st.integers(5, 60)
 

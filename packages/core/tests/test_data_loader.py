@@ -6,8 +6,7 @@ import torch
 from data_samples import make_pool, number_of
 from vfm.config import UserError
 from vfm.data import open_dataset
-from vfm.data.eval_loader import eval_batches
-from vfm.data.loader import TrainingData, sample_seed
+from vfm.train import SampleDraw, TrainingData, eval_batches
 
 SIZES = [7, 5, 8, 4]
 
@@ -28,7 +27,7 @@ def flat(steps) -> list[list[tuple[int, int, bytes]]]:
         [
             (int(number), int(seed), image.numpy().tobytes())
             for batch in step
-            for number, seed, image in zip(batch["number"], batch["seed"], batch["image"], strict=True)
+            for number, seed, image in zip(*vars(batch.inputs).values(), strict=True)
         ]
         for step in steps
     ]
@@ -36,9 +35,9 @@ def flat(steps) -> list[list[tuple[int, int, bytes]]]:
 
 def test_an_epoch_sees_every_sample_once_and_keys_go_with_their_samples(source):
     steps = list(training(source).steps(0, 4))
-    numbers = [int(number) for step in steps for batch in step for number in batch["number"]]
+    numbers = [int(number) for step in steps for batch in step for number in batch.inputs.number]
     assert sorted(numbers) == list(range(sum(SIZES)))
-    assert all([int(key) for key in batch["keys"]] == batch["number"].tolist() for step in steps for batch in step)
+    assert all([int(key) for key in batch.keys] == batch.inputs.number.tolist() for step in steps for batch in step)
 
 
 def test_a_training_that_starts_late_sees_the_tail_of_the_straight_one(source):
@@ -58,11 +57,11 @@ def test_micro_batches_are_the_batch_in_pieces(source):
     whole = flat(training(source).steps(0, 3))
     pieces = list(training(source).steps(0, 3, micro_batch_size=4))
     assert flat(pieces) == whole
-    assert [[len(batch["keys"]) for batch in step] for step in pieces] == [[4, 2]] * 3
+    assert [[len(batch) for batch in step] for step in pieces] == [[4, 2]] * 3
 
 
 def test_a_batch_that_does_not_divide_is_refused(source):
-    with pytest.raises(UserError, match="global_batch_size 6 does not divide by 4 processes"):
+    with pytest.raises(UserError, match="global_batch_size must be divisible by the 4 processes, got 6"):
         next(training(source).steps(0, 1, rank=0, world_size=4))
 
 
@@ -77,8 +76,8 @@ def test_the_global_generator_is_left_alone(source):
 def test_what_is_drawn_differs_by_step_and_by_sample(source):
     seeds = [seed for step in flat(training(source).steps(0, 8)) for _, seed, _ in step]
     assert len(set(seeds)) == len(seeds)
-    assert 0 <= sample_seed(0, 0, 0) < 2**63
-    assert sample_seed(1, 2, 3) != sample_seed(1, 3, 2)
+    assert 0 <= SampleDraw.of(0, 0, 0).seed < 2**63
+    assert SampleDraw.of(1, 2, 3).seed != SampleDraw.of(1, 3, 2).seed
 
 
 @pytest.fixture
@@ -98,7 +97,7 @@ def test_a_bad_sample_is_replaced_told_and_moves_no_other(source, broken_source)
             assert after[0] not in (2, 9, 14)
             assert before == after or before[0] in (2, 9, 14)
     assert replaced == 3
-    bad = [told for step in steps for batch in step for told in batch["bad"]]
+    bad = [found for step in steps for batch in step for found in batch.bad]
     assert {(reason, where.rpartition("/")[2]) for reason, where in bad} == {
         ("missing_caption", "000.tar:000002"), ("missing_caption", "001.tar:000009"),
         ("unreadable_image", "002.tar:000014"),
@@ -120,7 +119,7 @@ def test_data_of_which_nothing_is_good_stops_and_says_where(tmp_path):
     source = open_dataset(make_pool(tmp_path / "p", [5], broken={n: {"txt": None} for n in range(5)}))
     for workers in (0, 1):
         with pytest.raises(
-            UserError, match=r"000\.tar:00000\d: missing_caption; so are the 7 samples tried before it"
+            UserError, match=r"000\.tar:00000\d: missing_caption; the 7 samples tried in its place cannot be used either"
         ) as caught:
             list(training(source, workers=workers).steps(0, 1))
         assert "\n" not in str(caught.value)
@@ -129,22 +128,22 @@ def test_data_of_which_nothing_is_good_stops_and_says_where(tmp_path):
 
 
 def test_without_patience_the_first_bad_sample_stops(broken_source):
-    with pytest.raises(UserError, match="so are the 0 samples"):
+    with pytest.raises(UserError, match="the 0 samples tried in its place"):
         list(training(broken_source, max_bad_fraction=0.0).steps(0, 4))
 
 
 def test_an_evaluation_sees_every_good_sample_once_in_order_and_tells_the_bad(broken_source):
     batches = list(eval_batches(broken_source, number_of, 5))
-    numbers = [int(number) for batch in batches for number in batch["number"]]
+    numbers = [int(number) for batch in batches for number in batch.inputs.number]
     assert numbers == [n for n in range(24) if n not in (2, 9, 14)]
-    assert [reason for batch in batches for reason, _ in batch["bad"]] == ["missing_caption"] * 2 + ["unreadable_image"]
+    assert [reason for batch in batches for reason, _ in batch.bad] == ["missing_caption"] * 2 + ["unreadable_image"]
 
 
 def test_bad_samples_at_the_very_end_are_told_too(tmp_path):
     source = open_dataset(make_pool(tmp_path / "p", [6], broken={n: {"txt": None} for n in (0, 1, 4, 5)}))
     batches = list(eval_batches(source, number_of, 2))
-    assert [batch["keys"] for batch in batches] == [["000002", "000003"]]
-    assert len(batches[0]["bad"]) == 4
+    assert [batch.keys for batch in batches] == [["000002", "000003"]]
+    assert len(batches[0].bad) == 4
 
 
 def test_nothing_to_train_on_is_refused(tmp_path):

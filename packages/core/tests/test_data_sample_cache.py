@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from vfm.artifacts import SampleCache
 from vfm.config import UserError
-from vfm.data.loader import sample_seed
+from vfm.train import SampleDraw
 from vfm.data.sample import BadSample
 from vfm.data.sample_cache import CACHE_FOLDER, SHARD_BYTES, CachedTensors, CacheWriter, decode, encode
 
@@ -175,6 +175,6 @@ def test_a_shard_stays_small_where_nothing_is_said_of_it(tmp_path):
 
 
 def test_a_samples_seed_knows_its_step_and_number():
-    seed = sample_seed(1, 2, 3)
+    seed = SampleDraw.of(1, 2, 3).seed
     assert (seed.step, seed.index) == (2, 3)
     assert np.random.default_rng(seed).random() == np.random.default_rng(int(seed)).random()

@@ -70,7 +70,7 @@ def test_attributes_that_do_not_vary_stay_ordinary_and_untold() -> None:
         scene = sample_scene(world, rng)
         assert scene.count <= 2
         assert (scene.position, scene.size, scene.texture, scene.presence) == ("centre", "big", "solid", "alone")
-        assert set(sample_caption(world, scene, rng).told) == {"count", "state"}
+        assert set(sample_caption(world, scene, rng).named) == {"count", "state"}
     assert set(world.patterns) == {"count", "state", "colour"}
 
 
@@ -81,7 +81,7 @@ def test_true_captions_name_colour_shape_and_the_true_attributes(seed: int) -> N
     caption = true_caption(TRUE_WORLD, scene, rng)
     assert scene.colour in caption.text
     assert scene.shape in caption.text
-    for name, value in caption.told.items():
+    for name, value in caption.named.items():
         assert value == scene.value(name)
         assert says(caption.text, words_of(name, value))
 
@@ -109,8 +109,8 @@ def test_shares_of_attributes_and_of_wrong_ones_are_as_asked() -> None:
         scene = sample_scene(world, rng)
         caption = sample_caption(world, scene, rng)
         possible.update(name for name in ATTRIBUTES if scene.value(name) is not None)
-        told.update(caption.told.keys())
-        wrong.update(name for name, value in caption.told.items() if value != scene.value(name))
+        told.update(caption.named.keys())
+        wrong.update(name for name, value in caption.named.items() if value != scene.value(name))
     for name in ATTRIBUTES:
         share = {"count": 0.8, "state": 0.0}.get(name, 0.3)
         assert within_four_sigma(told[name], possible[name], share), name
@@ -128,7 +128,7 @@ def test_shares_of_noise_and_foreign_captions_are_as_asked() -> None:
     assert within_four_sigma(noise, n, 0.25)
     assert within_four_sigma(kinds["foreign"], n, 0.1)
     for caption in captions:
-        named = "red star" in caption.text or caption.told
+        named = "red star" in caption.text or caption.named
         assert bool(named) == (caption.kind == "true"), caption
         if caption.kind == "foreign":
             assert caption.language != "en"

@@ -1,15 +1,15 @@
-"""What happens during a run, as small records that listeners (console, JSON lines, TensorBoard, plugins) are told.
+"""Events of a run: small records sent to listeners (console, JSON lines, TensorBoard, plugins).
 
-Types and what `data` carries:
+Types, and the keys of `data`:
 
     run_started     recipe, directory, stages (list of {name, kind, id, status})
     stage_started   kind, id, status ("new" or "resume"), directory
-    progress        done, total, unit, shown (numbers worth a place beside the bar)
+    progress        done, total, unit, shown (numbers to print beside the progress bar)
     metrics         step, samples, values (flat {"train/loss": 0.7, ...})
     bad_sample      reason, where
     log, warning    message
-    kernels         running (what a training's layers take, in words)
-    stage_finished  kind, id, seconds, cached, numbers (the last or headline values)
+    kernels         running (description of the kernels that a training's layers use)
+    stage_finished  kind, id, seconds, cached, numbers (last or main values)
     run_finished    seconds, report
     run_failed      message
 """
@@ -24,7 +24,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened, when, and in which stage (None: the run itself)."""
+    """One event, with its time and its stage (None: the run itself)."""
 
     type: str
     stage: str | None
@@ -32,14 +32,14 @@ class Event:
     time: float = field(default_factory=time.time)
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """Return the event as one line of JSON."""
         return json.dumps(
             {"t": round(self.time, 3), "type": self.type, "stage": self.stage, **self.data}, ensure_ascii=False
         )
 
     @classmethod
     def from_json(cls, line: str) -> Event:
-        """The event of a line made by `to_json`."""
+        """Return the event of a line made by `to_json`."""
         record = json.loads(line)
         moment, kind, stage = record.pop("t"), record.pop("type"), record.pop("stage")
         return cls(kind, stage, record, moment)

@@ -1,4 +1,4 @@
-"""Things to look at that a stage leaves in `panels/`. The report draws them and knows no plugin."""
+"""Panels: tables, charts and images that a stage saves in `panels/` of its artifact, and the report draws."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from vfm.config import Config, UserError, error_lines
 
 class _Titled(Config):
     title: str
-    note: str = Field("", description="one or two sentences under the title: what to see here")
-    order: int = Field(50, description="place among the panels of a stage, smallest first")
-    front: bool = Field(False, description="shown at the top of the page, before all results")
+    note: str = Field("", description="one or two sentences under the title that explain the panel")
+    order: int = Field(50, description="order among the panels of a stage, smallest first")
+    front: bool = Field(False, description="show at the top of the page, before all results")
 
     def save(self, directory: Path) -> None:
-        """Writes the panel into the artifact's folder."""
+        """Write the panel into the artifact's folder."""
         folder = directory / "panels"
         folder.mkdir(parents=True, exist_ok=True)
         slug = re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
@@ -30,11 +30,11 @@ def _check_lengths(what: str, **parts: Sequence[object] | None) -> None:
     lengths = {name: len(part) for name, part in parts.items() if part is not None}
     if len(set(lengths.values())) > 1:
         counts = ", ".join(f"{length} {name}" for name, length in lengths.items())
-        raise ValueError(f"{what} has {counts}; they should be equally many")
+        raise ValueError(f"{what}: expected equal lengths, got {counts}")
 
 
 class TablePanel(_Titled):
-    """Rows and columns; numbers are right-aligned. A row may be shorter than the columns, not longer."""
+    """A table; numbers are right-aligned. A row may have fewer cells than there are columns, not more."""
 
     type: Literal["table"] = "table"
     columns: list[str]
@@ -44,12 +44,14 @@ class TablePanel(_Titled):
     def _rows_fit(self) -> Self:
         for row in self.rows:
             if len(row) > len(self.columns):
-                raise ValueError(f"table '{self.title}' has {len(self.columns)} columns, a row with {len(row)} cells")
+                raise ValueError(
+                    f"table '{self.title}': expected at most {len(self.columns)} cells in a row, got {len(row)}"
+                )
         return self
 
 
 class Series(Config):
-    """One line of a chart, with a band where `low` and `high` are given."""
+    """One line of a chart, with a band if `low` and `high` are given."""
 
     name: str
     x: list[float]
@@ -64,7 +66,7 @@ class Series(Config):
 
 
 class LinesPanel(_Titled):
-    """Curves over a common axis, such as loss over steps."""
+    """Curves over a common x axis, such as loss over steps."""
 
     type: Literal["lines"] = "lines"
     series: list[Series]
@@ -75,7 +77,7 @@ class LinesPanel(_Titled):
 
 
 class BarsPanel(_Titled):
-    """Bars with a value each, such as a funnel; `low` and `high` draw an interval, `reference` a line (chance)."""
+    """Bars, such as a funnel; `low` and `high` draw an interval, `reference` a line (for example chance level)."""
 
     type: Literal["bars"] = "bars"
     labels: list[str]
@@ -92,22 +94,22 @@ class BarsPanel(_Titled):
 
 
 class Picture(Config):
-    """An image file in the artifact's folder and the words under it."""
+    """An image file in the artifact's folder, and its caption."""
 
     file: str = Field(description="path relative to the artifact's folder; PNG or JPEG")
     caption: str = ""
 
 
 class ImagesPanel(_Titled):
-    """A sheet of pictures."""
+    """A grid of images with captions."""
 
     type: Literal["images"] = "images"
     pictures: list[Picture]
-    width: int = Field(128, description="width of one picture on the page, in CSS pixels")
+    width: int = Field(128, description="width of one image on the page, in CSS pixels")
 
 
 class TextPanel(_Titled):
-    """Plain words."""
+    """Plain text."""
 
     type: Literal["text"] = "text"
     text: str
@@ -118,15 +120,15 @@ _ADAPTER: TypeAdapter[Panel] = TypeAdapter(Annotated[Panel, Field(discriminator=
 
 
 def panel_files(directory: Path) -> list[Path]:
-    """The files of an artifact's panels, in their order."""
+    """Return the files of an artifact's panels, in order."""
     return sorted((directory / "panels").glob("*.json"))
 
 
 def load_panel(file: Path) -> Panel:
-    """Reads a panel back.
+    """Load a panel.
 
     Raises:
-        UserError: the file cannot be read, or holds no panel; one line says why.
+        UserError: the file cannot be read, or is not a valid panel.
     """
     try:
         return _ADAPTER.validate_json(file.read_bytes())
@@ -139,7 +141,7 @@ def load_panel(file: Path) -> Panel:
 
 
 def load_panels(directory: Path) -> list[Panel]:
-    """The panels of an artifact, in their order.
+    """Load the panels of an artifact, in order.
 
     Raises:
         UserError: one of them cannot be read.

@@ -9,12 +9,13 @@ from vfm.data.captions import clean_captions, field_of
 from vfm.data.choices import Choice, load_choices, write_choices
 from vfm.data.draws import drawn, hash_strings, splitmix64, text_key, text_keys, uniform
 from vfm.data.images import FILTERS, Interpolation, ResizeMode, decode_image, open_image
-from vfm.data.index import BadRow, Index, Shard, ShardReader, read_index, write_index
+from vfm.data.index import BadRow, Index, read_index, write_index
 from vfm.data.mixture import Mixture
 from vfm.data.order import SampleOrder
 from vfm.data.parquet import ParquetShard, open_parquet
 from vfm.data.sample import REASONS, BadSample, Sample, uid_of
 from vfm.data.sample_cache import CACHE_FOLDER, CachedTensors, CacheWriter
+from vfm.data.shards import Shard, ShardReader
 from vfm.data.source import Source, check_balanced, open_balanced, open_dataset
 from vfm.data.spec import DatasetSpec
 from vfm.data.subset import SUBSET_FILE, subset_schema

@@ -1,6 +1,6 @@
-"""Captions without images: tables to curate before anything is downloaded, or for their texts alone.
+"""Captions without images: tables to curate before the images are downloaded, or for their texts only.
 
-A csv, tsv or jsonl table (packed by gzip perhaps) is written down once as shards of parquet; parquet is taken as it is.
+A csv, tsv or jsonl table, optionally gzipped, is converted once to parquet shards; parquet files are used unchanged.
 """
 
 from __future__ import annotations
@@ -10,27 +10,31 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from vfm.data.captions import field_of
-from vfm.data.index import Shard
 from vfm.data.parquet import open_parquet
 from vfm.data.sample import given_uid
+from vfm.data.shards import Shard
 from vfm.data.spec import DatasetSpec
 from vfm.data.table import CAPTION_COLUMNS, Row, find_column, table_columns, table_kind, table_rows
 
 ROWS_PER_SHARD = 100_000
-NAMES = ("uid", "url")  # carried along where the table has them
+ID_COLUMNS = ("uid", "url")  # copied if the table has them
 
 
 def caption_spec(paths: Sequence[str], texts: dict[str, str], columns: list[str] | None) -> DatasetSpec:
-    """Where the captions stand in a user's tables, which all have the same columns.
+    """Return the spec of a user's tables, which must all have the same columns.
 
     Args:
         paths: the tables.
-        texts: language: column; empty: English in the first column that is called as captions mostly are.
-        columns: names of the columns where there is no header.
+        texts: language: column; empty: English in the first column with a usual name for captions.
+        columns: column names of tables without a header.
 
     Raises:
-        UserError: no such column.
+        UserError: a column is missing.
     """
     path = paths[0]
     found = columns or table_columns(path)
@@ -43,7 +47,7 @@ def caption_spec(paths: Sequence[str], texts: dict[str, str], columns: list[str]
 def caption_shards(
     directory: Path, paths: Sequence[str], spec: DatasetSpec, columns: list[str] | None
 ) -> tuple[DatasetSpec, Iterator[tuple[Shard, bool]]]:
-    """The shards of the tables, as `Indexing.run` takes them, and where the captions stand in those."""
+    """Return the spec of the shards, and the shards as `Indexing.run` takes them."""
     if table_kind(paths[0]) == "parquet":
         shards = (Shard.of(path, open_parquet(path).metadata.num_rows, format="parquet") for path in paths)
         return spec, ((shard, True) for shard in shards)
@@ -53,16 +57,13 @@ def caption_shards(
 
 
 def _write_shards(directory: Path, rows: Iterator[Row], spec: DatasetSpec) -> Iterator[Shard]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     directory.mkdir(parents=True, exist_ok=True)
     number = 0
     while part := list(islice(rows, ROWS_PER_SHARD)):
         columns = {f"texts_{name}": [field_of(row, source) for row in part] for name, source in spec.texts.items()}
-        columns |= {name: [row.get(name) for row in part] for name in NAMES if any(name in row for row in part)}
+        columns |= {name: [row.get(name) for row in part] for name in ID_COLUMNS if any(name in row for row in part)}
         columns |= {"uid": list(map(given_uid, columns["uid"]))} if "uid" in columns else {}
-        table = {name: _lists(values) if name not in NAMES else _strings(values) for name, values in columns.items()}
+        table = {name: _strings(values) if name in ID_COLUMNS else _lists(values) for name, values in columns.items()}
         path = directory / f"captions-{number:05d}.parquet"
         pq.write_table(pa.table(table), path, compression="zstd")
         yield Shard.of(path, len(part), format="parquet")
@@ -70,18 +71,13 @@ def _write_shards(directory: Path, rows: Iterator[Row], spec: DatasetSpec) -> It
 
 
 def _lists(values: list[object]) -> Any:
-    """The captions of each row, one or a list of them."""
-    import pyarrow as pa
-
+    """Return the captions of each row, which has one or a list of them, as a list column."""
     found = [value if isinstance(value, list) else [value] for value in values]
     offsets = pa.array(accumulate(map(len, found), initial=0), pa.int32())
     return pa.ListArray.from_arrays(offsets, _strings([text for texts in found for text in texts]))
 
 
 def _strings(values: list[object]) -> Any:
-    """Texts as they stand, also what is no UTF-8: reading tells it."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
+    """Return a string column, also of texts that are not valid UTF-8: reading them reports `wrong_encoding`."""
     raw = [value.encode("utf-8", "surrogatepass") if isinstance(value, str) else None for value in values]
     return pc.cast(pa.array(raw, pa.binary()), options=pc.CastOptions(pa.string(), allow_invalid_utf8=True))

@@ -1,4 +1,4 @@
-"""Where the texts of a sample stand (`texts: {en: json.en, de: txt.de}`), and reading them with care."""
+"""Reading and checking the texts of a sample, from the locations that `texts: {en: json.en, de: txt.de}` names."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ MAX_CAPTION_BYTES = 64 << 10
 
 
 def decode_text(data: bytes, where: str) -> str:
-    """Bytes as UTF-8 text.
+    """Decode bytes as UTF-8 text.
 
     Raises:
-        BadSample: too long, or another encoding.
+        BadSample: the text is too long, or not UTF-8.
     """
     if len(data) > MAX_CAPTION_BYTES:
         raise BadSample("caption_too_long", where)
@@ -26,10 +26,10 @@ def decode_text(data: bytes, where: str) -> str:
 
 
 def decode_json(data: bytes, where: str) -> dict[str, Any]:
-    """A member `json` of a sample.
+    """Decode the `json` member of a sample.
 
     Raises:
-        BadSample: not UTF-8, or not a JSON object.
+        BadSample: the data are not UTF-8, or not a JSON object.
     """
     try:
         record = json.loads(data.decode("utf-8-sig"))
@@ -43,10 +43,10 @@ def decode_json(data: bytes, where: str) -> dict[str, Any]:
 
 
 def clean_captions(value: object, where: str) -> list[str]:
-    """The captions of a field that holds one, a list of them or nothing: stripped, empty ones left out.
+    """Return the captions of a field with one caption, a list or nothing: stripped, without empty ones.
 
     Raises:
-        BadSample: one is longer than 64 KiB, or holds what is no text (half a surrogate pair).
+        BadSample: a caption is longer than 64 KiB, or not valid text (half a surrogate pair).
     """
     values = value if isinstance(value, list) else [value]
     captions = [text for item in values if isinstance(item, str) and (text := item.strip())]
@@ -61,14 +61,16 @@ def clean_captions(value: object, where: str) -> list[str]:
 
 
 def captions_in(data: bytes, part: str, where: str) -> list[str]:
-    """The captions of a text file: the whole of it, or `part` of it.
+    """Return the captions of a text file, or of a part of it.
 
     Args:
-        data: the file.
-        part: `lines`: one a line; `first`: the first line; another word: what stands behind `WORD=` in a line.
+        data: content of the file.
+        part: empty: the whole file; `lines`: one caption per line; `first`: the first line; another word: the text
+            after `WORD=` in each line that begins so.
+        where: address of the sample for errors.
 
     Raises:
-        BadSample: as `decode_text` and `clean_captions`.
+        BadSample: as in `decode_text` and `clean_captions`.
     """
     text = decode_text(data, where)
     if not part:
@@ -82,7 +84,7 @@ def captions_in(data: bytes, part: str, where: str) -> list[str]:
 
 
 def field_of(record: Mapping[str, Any], dotted: str) -> object:
-    """The value at a dotted key of a JSON record (`meta.caption.en`), None where there is none."""
+    """Return the value at a dotted key of a JSON record (`meta.caption.en`), None if there is none."""
     value: Any = record
     for part in dotted.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -90,10 +92,10 @@ def field_of(record: Mapping[str, Any], dotted: str) -> object:
 
 
 def require_captions(texts: dict[str, list[str]], where: str) -> dict[str, list[str]]:
-    """The languages that have a caption.
+    """Return the captions of the languages that have any.
 
     Raises:
-        BadSample: none has.
+        BadSample: no language has a caption.
     """
     found = {language: captions for language, captions in texts.items() if captions}
     if not found:

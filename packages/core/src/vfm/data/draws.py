@@ -1,34 +1,33 @@
-"""Chance by identity: a text's name as 64 bits, and numbers drawn from it and a seed.
+"""Random numbers by identity: each text has a key of 64 bits, and a draw is a hash of the key and a seed.
 
-Whatever is drawn this way depends on neither order nor shards, workers, processes or machines: it is a function of the
-text's own uid, language and place. Texts are hashed eight bytes a step, many at a time, about 20 million a second.
+Such a draw does not depend on order, shards, workers, processes or machines, only on the text's uid, language and
+index. Texts are hashed eight bytes per step, many at a time, about 20 million per second.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 Keys = NDArray[np.uint64]
 Floats = NDArray[np.float64]
 MASK = 0xFFFFFFFFFFFFFFFF
-BLOCK = 1 << 14  # texts hashed together: what they need stays in the processor's cache
-_LANGUAGE, _PLACE = 0xD1342543DE82EF95, 0x2545F4914F6CDD1D  # odd: they set language and place apart from the uid
-_CHOICE = MASK  # no seed or epoch: sets the draw of one text an image apart from whether that text is used
+BLOCK = 1 << 14  # texts hashed together, so that intermediate arrays stay in the processor's cache
+# Odd multipliers, so that language and index change other bits than the uid.
+_LANGUAGE, _PLACE = 0xD1342543DE82EF95, 0x2545F4914F6CDD1D
+_CHOICE = MASK  # not a seed or epoch: separates the choice of one text per image from the draw whether it is used
 
 
 def text_keys(uids: pa.Array, languages: pa.Array, text_index: pa.Array) -> Keys:
-    """The keys of many texts, (num_texts,); equal to `text_key` of each.
+    """Return the keys of many texts, (num_texts,); equal to `text_key` of each.
 
     Args:
-        uids: names of the samples, strings.
-        languages: keys of the captions, strings, few different ones.
-        text_index: place among the sample's captions of that language.
+        uids: uids of the samples, strings.
+        languages: languages of the captions, strings.
+        text_index: index among the sample's captions of that language.
     """
     codes = _combined(languages).dictionary_encode()
     named, codes = hash_strings(codes.dictionary) * np.uint64(_LANGUAGE), codes.indices.to_numpy(zero_copy_only=False)
@@ -41,12 +40,12 @@ def text_keys(uids: pa.Array, languages: pa.Array, text_index: pa.Array) -> Keys
 
 
 def text_key(uid: str, language: str, text_index: int) -> int:
-    """The plain twin of `text_keys` for one text: 64 bits of its sample's uid, its language and its place there."""
+    """Return the 64-bit key of one text by its sample's uid, its language and its index; reference of `text_keys`."""
     return _mixed(_hash_plain(uid) ^ ((_hash_plain(language) * _LANGUAGE + text_index * _PLACE) & MASK))
 
 
 def hash_strings(strings: pa.Array) -> Keys:
-    """A hash of each string's UTF-8 bytes, (num_strings,): its length mixed, then eight bytes after eight mixed in."""
+    """Hash each string's UTF-8 bytes, (num_strings,): its length is mixed, then eight bytes at a time are mixed in."""
     column = _combined(strings)
     hashes = np.empty(len(column), dtype=np.uint64)
     if not len(column):
@@ -54,10 +53,10 @@ def hash_strings(strings: pa.Array) -> Keys:
     _, offset_buffer, text_buffer = column.buffers()
     offsets = np.frombuffer(offset_buffer, np.int32)[column.offset : column.offset + len(column) + 1].astype(np.int64)
     size = int(offsets[-1] - offsets[0])
-    data = np.zeros(size + 8, dtype=np.uint8)  # so that the last string can be read by whole words
+    data = np.zeros(size + 8, dtype=np.uint8)  # padded, so that the last string can be read in whole words
     if size:
         data[:size] = np.frombuffer(text_buffer, np.uint8)[offsets[0] : offsets[-1]]
-    words: Keys = np.ndarray((size + 1,), "<u8", data, strides=(1,))  # the word that begins at each byte
+    words: Keys = np.ndarray((size + 1,), "<u8", data, strides=(1,))  # the 8-byte word that begins at each byte
     starts, lengths = offsets[:-1] - offsets[0], np.diff(offsets)
     for first in range(0, len(hashes), BLOCK):
         part = slice(first, first + BLOCK)
@@ -68,9 +67,8 @@ def hash_strings(strings: pa.Array) -> Keys:
 def _hash_block(words: Keys, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Keys:
     state = splitmix64(lengths.astype(np.uint64))
     longest = int(lengths.max())
-    even = (
-        longest == lengths.min()
-    )  # as uids mostly are: then their words lie at equal distances, and none is looked up
+    # Uids mostly have one length. Then their words are at equal distances, and a strided view replaces the gather.
+    even = longest == lengths.min()
     for place in range(0, longest, 8):
         left = lengths - place
         if even and longest - place >= 8:
@@ -91,7 +89,7 @@ def _hash_plain(string: str) -> int:
 
 
 def splitmix64(state: Keys) -> Keys:
-    """One output of the generator at each state: a mixing of 64 bits that leaves no pattern.
+    """Return the generator's output at each state, a mixing of 64 bits.
 
     Source: Steele, Lea, Flood 2014, Fast Splittable Pseudorandom Number Generators.
     """
@@ -105,7 +103,7 @@ def splitmix64(state: Keys) -> Keys:
 
 
 def _mixed(state: int) -> int:
-    """The plain twin of `splitmix64`."""
+    """Return `splitmix64` of one state in plain Python; its reference."""
     state = (state + 0x9E3779B97F4A7C15) & MASK
     state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & MASK
@@ -113,7 +111,7 @@ def _mixed(state: int) -> int:
 
 
 def uniform(keys: Keys, *seed: int) -> Floats:
-    """A number in [0, 1) for each key, (num_keys,), by splitmix64 of the key and of a seed of one or more numbers."""
+    """Return a number in [0, 1) for each key, (num_keys,): splitmix64 of the key and a seed of one or more numbers."""
     start = 0
     for number in seed:
         start = _mixed(start ^ (number & MASK))
@@ -125,14 +123,14 @@ def uniform(keys: Keys, *seed: int) -> Floats:
 
 
 def drawn(keys: Keys, probability: NDArray[Any], *seed: int, images: NDArray[Any] | None = None) -> NDArray[np.bool_]:
-    """Which texts are used, (num_texts,). A probability of 1 always is, one of 0 never.
+    """Return a mask of the texts that are used, (num_texts,). Probability 1 means always, 0 never.
 
     Args:
-        keys: the texts' keys, (num_texts,).
-        probability: the chance of each, (num_texts,).
-        seed: one or more numbers that name the draw, such as (seed, epoch).
-        images: the image of each text, those of one side by side, (num_texts,): first one text of each image is chosen,
-            all with the same chance, and then used or not by its own probability (MetaCLIP 2). None: every text.
+        keys: keys of the texts, (num_texts,).
+        probability: probability of each text, (num_texts,).
+        seed: one or more numbers that identify the draw, such as (seed, epoch).
+        images: image of each text, texts of one image adjacent, (num_texts,): one text of each image is chosen
+            uniformly first, and used by its own probability (MetaCLIP 2). None: every text is drawn independently.
     """
     used: NDArray[np.bool_] = uniform(keys, *seed) < probability
     if images is not None and len(keys):

@@ -1,6 +1,6 @@
-"""Where data lies: brace patterns and lists of paths, local or remote, and reading a stretch of bytes of one file.
+"""Local and remote files: brace patterns and lists of paths, and reading a range of bytes of one file.
 
-Local files are read with plain system calls; `s3://`, `gs://`, `http://`, `memory://` and the like go through fsspec.
+Local files are read with plain system calls; `s3://`, `gs://`, `http://`, `memory://` and others through fsspec.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
+import fsspec
+
 from vfm.config import UserError
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -19,15 +21,15 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 def is_remote(path: str) -> bool:
-    """Whether the path is an address for fsspec."""
+    """Return True if the path is an address for fsspec."""
     return "://" in path
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """All paths of a brace pattern: `{000..009}.tar`, `{a,b}/{0..3}.tar`; as bash expands it.
+    """Return all paths of a brace pattern, as bash expands it: `{000..009}.tar`, `{a,b}/{0..3}.tar`.
 
     Raises:
-        UserError: a range that runs backwards.
+        UserError: a range is descending.
     """
     match = _BRACES.search(pattern)
     if not match:
@@ -42,24 +44,24 @@ def _alternatives(inside: str, pattern: str) -> list[str]:
         return inside.split(",")
     first, last = span[1], span[2]
     if int(first) > int(last):
-        raise UserError(f"{pattern}: the range {{{inside}}} runs backwards")
+        raise UserError(f"{pattern}: expected an ascending range, got {{{inside}}}")
     width = len(first) if first.startswith("0") else 0
     return [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
 
 
 def expand_paths(path: str | Sequence[str]) -> list[str]:
-    """Every path that the user means: a path, a list, a brace pattern, a `*` pattern, several joined by `::`.
+    """Expand a path, a list of paths, brace patterns, wildcards, and several paths joined by `::`.
 
-    A brace pattern names its files: a missing one is an error. Wildcards name what is there, in sorted order.
+    The files of a brace pattern need not exist; wildcards give the existing files, sorted.
 
     Raises:
-        UserError: a pattern that fits nothing.
+        UserError: a wildcard pattern matches nothing.
     """
     parts = [path] if isinstance(path, str) else list(path)
     found: list[str] = []
     for pattern in (one for part in parts for one in part.split("::")):
         for name in expand_braces(os.path.expanduser(pattern)):
-            hits = _wildcards(name) if any(sign in name for sign in "*?") else [name]
+            hits = _wildcards(name) if any(wildcard in name for wildcard in "*?") else [name]
             if not hits:
                 raise UserError(f"{name}: no such file")
             found += hits
@@ -74,23 +76,21 @@ def _wildcards(name: str) -> list[str]:
 
 
 def filesystem(path: str) -> tuple[Any, str]:
-    """The fsspec store of a remote address, and the path in it.
+    """Return the fsspec filesystem of a remote address, and the path in it.
 
     Raises:
-        UserError: no such protocol, or its package is not installed.
+        UserError: the protocol is unknown, or its package is not installed.
     """
-    import fsspec
-
     try:
         return cast("tuple[Any, str]", fsspec.core.url_to_fs(path))
     except ImportError as error:
         raise UserError(f"{path}: {error}") from None
     except ValueError as error:
-        raise UserError(f"{path}: not an address that fsspec knows: {error}") from None
+        raise UserError(f"{path}: not a valid fsspec address: {error}") from None
 
 
 def is_directory(path: str) -> bool:
-    """Whether a folder lies at the path."""
+    """Return True if the path is a folder."""
     if not is_remote(path):
         return os.path.isdir(path)
     store, inside = filesystem(path)
@@ -98,7 +98,7 @@ def is_directory(path: str) -> bool:
 
 
 def exists(path: str) -> bool:
-    """Whether anything lies at the path."""
+    """Return True if the path exists."""
     if not is_remote(path):
         return os.path.exists(path)
     store, inside = filesystem(path)
@@ -106,10 +106,10 @@ def exists(path: str) -> bool:
 
 
 def size_and_time(path: str) -> tuple[int, int]:
-    """Size in bytes and modification time in ns (0 for remote files, which not always have one).
+    """Return size in bytes and modification time in ns (0 for remote files, which do not always have one).
 
     Raises:
-        UserError: nothing is there, or it must not be read.
+        UserError: the file does not exist, or may not be read.
     """
     try:
         if not is_remote(path):
@@ -124,10 +124,10 @@ def size_and_time(path: str) -> tuple[int, int]:
 
 
 def read_bytes(path: str, start: int = 0, stop: int | None = None) -> bytes:
-    """Bytes `start` to `stop` of a file, fewer where it ends before. One request where it is remote.
+    """Return bytes `start` to `stop` of a file, fewer if it ends before. A remote file takes one request.
 
     Raises:
-        FileNotFoundError: nothing is there.
+        FileNotFoundError: the file does not exist.
     """
     if is_remote(path):
         store, inside = filesystem(path)
@@ -136,7 +136,7 @@ def read_bytes(path: str, start: int = 0, stop: int | None = None) -> bytes:
         with open(path, "rb", buffering=0) as stream:
             stream.seek(start)
             return stream.read()
-    file = os.open(path, os.O_RDONLY)  # for a sample's few bytes, what Python has around a file takes as long as they
+    file = os.open(path, os.O_RDONLY)  # Python's file object would double the time to read a sample's few bytes
     try:
         return os.pread(file, stop - start, start)
     finally:
@@ -144,10 +144,10 @@ def read_bytes(path: str, start: int = 0, stop: int | None = None) -> bytes:
 
 
 def read_text(path: str) -> str:
-    """A whole file of UTF-8, without the mark that some programs begin it with.
+    """Return the text of a UTF-8 file, without a byte order mark.
 
     Raises:
-        UserError: nothing is there, or it is another encoding.
+        UserError: the file does not exist, or is not UTF-8.
     """
     try:
         return read_bytes(path).decode("utf-8-sig")
@@ -158,7 +158,7 @@ def read_text(path: str) -> str:
 
 
 def open_binary(path: str) -> IO[bytes]:
-    """A seekable stream of the file."""
+    """Open the file as a seekable stream."""
     if not is_remote(path):
         return open(path, "rb")
     store, inside = filesystem(path)
@@ -166,7 +166,7 @@ def open_binary(path: str) -> IO[bytes]:
 
 
 def walk(folder: str) -> Iterator[str]:
-    """Paths of all files below a folder, relative to it, with forward slashes, in sorted order."""
+    """Yield the paths of all files below a folder, relative to it, with forward slashes, sorted."""
     if is_remote(folder):
         store, inside = filesystem(folder)
         yield from sorted(str(PurePosixPath(name).relative_to(inside)) for name in store.find(inside))
@@ -177,8 +177,8 @@ def walk(folder: str) -> Iterator[str]:
 
 
 def is_inside(relative: str) -> bool:
-    """Whether a path stays within the folder that it starts from."""
-    if ".." not in relative and "\\" not in relative:  # as nearly all are
+    """Return True if a relative path does not leave the folder that it starts from."""
+    if ".." not in relative and "\\" not in relative:  # fast path for nearly all names
         return not relative.startswith("/")
     path = PurePosixPath(relative.replace("\\", "/"))
     depth = 0
@@ -190,7 +190,7 @@ def is_inside(relative: str) -> bool:
 
 
 def join_inside(root: str, relative: str) -> str | None:
-    """`root/relative`, or None where that leaves the root. An absolute path is inside the root `/`."""
+    """Return `root/relative`, or None if that leaves the root. An absolute path is inside the root `/`."""
     if root == "/":
         return relative
     return f"{root.rstrip('/')}/{relative}" if is_inside(relative) else None

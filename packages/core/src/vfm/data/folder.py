@@ -1,4 +1,4 @@
-"""A folder of images: each with its captions in a text file of the same name, or in a subfolder that is its class."""
+"""Folders of images: captions in text files of the same name, or one subfolder per class."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from vfm.data.webdataset import IMAGE_EXTENSIONS
 
 
 def image_names(folder: str) -> list[str]:
-    """Paths of the images below a folder, relative to it, sorted; hidden files are left out.
+    """Return the paths of the images below a folder, relative to it, sorted, without hidden files.
 
     Raises:
-        UserError: there are none.
+        UserError: there are no images.
     """
     names = [
         name
@@ -25,12 +25,12 @@ def image_names(folder: str) -> list[str]:
         if name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS and "/." not in f"/{name}"
     ]
     if not names:
-        raise UserError(f"{folder}: no images here ({', '.join(IMAGE_EXTENSIONS)})")
+        raise UserError(f"{folder}: no images found ({', '.join(IMAGE_EXTENSIONS)})")
     return names
 
 
 def caption_folder(folder: str, spec: DatasetSpec) -> Iterator[ImageEntry]:
-    """Images with the captions beside them: `a.jpg` with `a.txt`, or with `a.json` where `texts` says `json.FIELD`."""
+    """Yield images with the captions beside them: `a.jpg` with `a.txt`, or with `a.json` if `texts` is `json.FIELD`."""
     for name in image_names(folder):
         path = f"{folder.rstrip('/')}/{name}"
         key, texts, problem = name.rpartition(".")[0], {}, None
@@ -55,14 +55,14 @@ def _captions(image: str, source: str) -> list[str]:
 
 
 def class_folders(folder: str) -> tuple[list[str], list[ImageEntry]]:
-    """Class names (the subfolders, sorted) and images of an ImageFolder, as torchvision reads it.
+    """Return class names (the sorted subfolders) and images, as torchvision's ImageFolder reads them.
 
     Raises:
-        UserError: images lie beside the class folders' places.
+        UserError: an image is in no class folder.
     """
     names = image_names(folder)
     if loose := [name for name in names if "/" not in name]:
-        raise UserError(f"{folder}: {loose[0]} lies in no class folder; a folder for each class is wanted")
+        raise UserError(f"{folder}: expected one folder per class, but {loose[0]} is in none")
     classes = sorted({name.partition("/")[0] for name in names})
     number = {name: index for index, name in enumerate(classes)}
     root = folder.rstrip("/")

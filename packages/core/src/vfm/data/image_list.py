@@ -1,6 +1,6 @@
 """Shards of the format `files`: lists of image files, with the texts and labels that were found for them.
 
-What a folder, a table or a class folder says is written down once, as parquet in the artifact; the images stay.
+The content of a folder, a table or class folders is listed once, as parquet in the artifact; the images stay in place.
 """
 
 from __future__ import annotations
@@ -10,24 +10,23 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from vfm.data import files
 from vfm.data.captions import require_captions
-from vfm.data.index import Shard
 from vfm.data.sample import BadSample, Sample, uid_of
+from vfm.data.shards import Shard
 from vfm.data.spec import DatasetSpec
 from vfm.data.texts import OnBad, Rows, texts_by_column, texts_by_sample, uids_of
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 ROWS_PER_SHARD = 10_000
 
 
 @dataclass(frozen=True)
 class ImageEntry:
-    """One image file and what is known of it. `problem` is what made it unusable, told again whenever it is read."""
+    """One image file with its texts and label. `problem` made it unusable, and is raised whenever it is read."""
 
     key: str
     image: str
@@ -36,10 +35,10 @@ class ImageEntry:
     problem: BadSample | None = None
 
     def read(self, spec: DatasetSpec, *, with_image: bool = True) -> Sample:
-        """The sample.
+        """Read the sample.
 
         Raises:
-            BadSample: the image file is gone, or the sample lacked something when it was listed.
+            BadSample: the image file is missing, or the sample was unusable when it was listed.
         """
         if self.problem:
             raise self.problem
@@ -51,10 +50,7 @@ class ImageEntry:
 
 
 def write_image_lists(directory: Path, entries: Iterable[ImageEntry], spec: DatasetSpec) -> Iterator[Shard]:
-    """Writes entries as shards `images-00000.parquet`, ... of 10,000 each, and yields each when it is written."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    """Write entries as shards `images-00000.parquet`, ... of 10,000 each, and yield each when it is written."""
     directory.mkdir(parents=True, exist_ok=True)
     for number, rows in enumerate(_chunks(entries)):
         columns = {
@@ -79,12 +75,9 @@ def _chunks(entries: Iterable[ImageEntry]) -> Iterator[list[ImageEntry]]:
 
 
 class ImageListShard:
-    """One list of image files."""
+    """One list of image files. The list is in memory; an image is opened when its sample is read."""
 
     def __init__(self, path: str, spec: DatasetSpec) -> None:
-        """Reads the list; the images are opened one by one, when asked for."""
-        import pyarrow.parquet as pq
-
         self.path, self.spec = path, spec
         self.table = pq.read_table(path)
 
@@ -92,14 +85,14 @@ class ImageListShard:
         return int(self.table.num_rows)
 
     def key(self, row: int) -> str:
-        """The name of a row's sample."""
+        """Return the key of a row's sample."""
         return str(self.table["key"][row].as_py())
 
     def read(self, row: int, *, with_image: bool = True) -> Sample:
-        """The sample of a row.
+        """Read the sample of a row.
 
         Raises:
-            BadSample: the image file is gone, or the sample lacked something when it was listed.
+            BadSample: the image file is missing, or the sample was unusable when it was listed.
         """
         key, image, label, reason = (self.table[name][row].as_py() for name in ("key", "image", "label", "reason"))
         texts = {language: self.table[f"texts.{language}"][row].as_py() for language in self.spec.texts}
@@ -107,7 +100,7 @@ class ImageListShard:
         return entry.read(self.spec, with_image=with_image)
 
     def texts(self, rows: Rows, on_bad: OnBad) -> pa.Table:
-        """The texts of rows, ascending, as `texts_schema` says; what was bad when it was listed has none."""
+        """Return the texts of ascending rows in the schema `texts_schema`; samples that are bad have none."""
         read = partial(self.read, with_image=False)
         if not self.spec.texts or self.spec.label_key:
             return texts_by_sample(read, rows, on_bad)

@@ -1,4 +1,4 @@
-"""From an image's bytes to pixels of the wanted size, guarded: the header is judged before pixels are decoded."""
+"""From an image's bytes to pixels of a given size; the header is checked before pixels are decoded."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from PIL import Image
 
 from vfm.data.sample import BadSample
 
-MAX_PIXELS = 64_000_000  # a larger picture is a mistake or an attack: decoded, it would take hundreds of MB
-MAX_SIDE_RATIO = 100  # beyond it no crop shows anything
-# The limit is an error of ours. Filtered once: to do so around each picture takes time, and is not safe in threads.
+MAX_PIXELS = 64_000_000  # a larger image is a mistake or an attack: decoded, it would take hundreds of MB
+MAX_SIDE_RATIO = 100  # beyond it no crop shows anything useful
+# Our own limit replaces Pillow's warning. Filtered once: a filter around each image is slow and not thread-safe.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 ResizeMode = Literal["squash", "crop"]
@@ -23,20 +23,20 @@ FILTERS: dict[Interpolation, Image.Resampling] = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
 }
-"""Pillow's filters; all of them smooth what they shrink."""
+"""Pillow's filters; all of them antialias when they shrink."""
 
 
 def open_image(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The image behind the bytes with its header read and its pixels not yet decoded.
+    """Open an image: its header is read, its pixels are not yet decoded.
 
     Raises:
-        BadSample: no image, or one of more than `max_pixels`.
+        BadSample: the bytes are not an image, or one of more than `max_pixels`.
     """
     try:
         image = Image.open(io.BytesIO(data))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadSample("image_too_large", where) from None
-    except Exception:  # each of Pillow's format plugins raises what it likes on broken bytes
+    except Exception:  # Pillow's format plugins raise errors of many types on broken bytes
         raise BadSample("unreadable_image", where) from None
     width, height = image.size
     if width * height > max_pixels:
@@ -47,10 +47,10 @@ def open_image(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> Imag
 
 
 def decode_image(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The bytes as an RGB image; what is transparent becomes white, 16-bit greys become 8-bit.
+    """Decode an image to RGB; transparent pixels become white, 16-bit greys become 8-bit.
 
     Raises:
-        BadSample: no image, a broken one, or one of more than `max_pixels`.
+        BadSample: the bytes are not an image, a broken one, or one of more than `max_pixels`.
     """
     image = open_image(data, where, max_pixels=max_pixels)
     try:
@@ -68,12 +68,13 @@ def decode_image(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> Im
 
 
 def resize(image: Image.Image, size: int, mode: ResizeMode, interpolation: Interpolation = "bicubic") -> Image.Image:
-    """The image as a square of `size` pixels, with antialiasing, as torchvision rounds it.
+    """Resize an image to a square of `size` pixels, with antialiasing; sizes are rounded as in torchvision.
 
     Args:
         image: RGB.
         size: side in pixels.
-        mode: `squash` both sides, or bring the shorter one to `size` and `crop` the centre.
+        mode: `squash` both sides to `size`, or resize the shorter one and `crop` the centre.
+        interpolation: filter of the resize.
     """
     if mode == "squash":
         return image.resize((size, size), FILTERS[interpolation])
@@ -87,17 +88,17 @@ def resize(image: Image.Image, size: int, mode: ResizeMode, interpolation: Inter
 def random_box(
     width: int, height: int, rng: np.random.Generator, *, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """A random part of an image: area uniform in `scale` of the whole, aspect log-uniform in `ratio`.
+    """Draw a random box in an image: area uniform in `scale` of the whole, aspect log-uniform in `ratio`.
 
-    Falls back to the largest centre part of an allowed aspect where ten draws do not fit.
+    If ten draws do not fit, the box is the largest centred one of an allowed aspect.
 
     Returns:
         (left, top, right, bottom).
 
-    Source: Szegedy et al. 2015 (arXiv:1409.4842), as torchvision's RandomResizedCrop does it.
+    Source: Szegedy et al. 2015 (arXiv:1409.4842), as in torchvision's RandomResizedCrop.
     """
     narrow, wide = math.log(ratio[0]), math.log(ratio[1])
-    for _ in range(10):  # a + (b - a) * random() is what `uniform(a, b)` gives, and takes a third of its time
+    for _ in range(10):  # a + (b - a) * random() is bit-equal to `uniform(a, b)` and takes a third of its time
         area = width * height * (scale[0] + (scale[1] - scale[0]) * rng.random())
         aspect = math.exp(narrow + (wide - narrow) * rng.random())
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))

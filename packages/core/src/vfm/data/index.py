@@ -1,16 +1,16 @@
-"""The index of a data set: which shards it has, and how many samples each. Images stay where they are.
+"""The index of a dataset: its shards, and the number of samples in each. Images stay where they are.
 
-An `ImageDataset` artifact's folder holds
+The folder of an `ImageDataset` artifact holds
 
     shards.parquet      path (absolute, remote, or relative to the folder), format, size in bytes, mtime in ns,
                         num_samples
-    index.json          what to take of each sample (`DatasetSpec`)
+    index.json          parts to read of each sample (`DatasetSpec`)
     bad_samples.parquet shard, row, reason, where: found when the shards were read for the index, and left out;
-                        row is -1 where a shard breaks off and nobody knows how much is lost
-    offsets/            what a scan of a tar found, kept when the tar is first opened
+                        row is -1 if a shard is truncated, so that the number of lost samples is unknown
+    offsets/            member offsets of each tar, saved when the tar is first opened
     images-*.parquet    shards of the format `files`: a list of image files with their texts and labels
 
-`row` counts the samples of a shard, bad ones too. Formats: `tar`, `files`, `parquet` (image bytes in a column).
+`row` counts all samples of a shard, including bad ones. Formats: `tar`, `files`, `parquet` (image bytes in a column).
 """
 
 from __future__ import annotations
@@ -21,41 +21,27 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import get_args
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vfm.config import UserError
 from vfm.data import files
-from vfm.data.sample import Sample
+from vfm.data.image_list import ImageListShard
+from vfm.data.parquet import ParquetShard
+from vfm.data.shards import Format, Shard, ShardReader
 from vfm.data.spec import DatasetSpec
-from vfm.data.texts import OnBad, Rows
+from vfm.data.webdataset import TarShard
 
-Format = Literal["tar", "files", "parquet"]
 SHARDS_FILE, SPEC_FILE, BAD_FILE = "shards.parquet", "index.json", "bad_samples.parquet"
 
 
 @dataclass(frozen=True)
-class Shard:
-    """A file that holds samples, as it was when it was indexed; `num_samples` counts bad ones too."""
-
-    path: str
-    format: Format
-    size: int
-    mtime: int
-    num_samples: int
-
-    @classmethod
-    def of(cls, path: str | Path, num_samples: int, *, format: Format = "tar") -> Shard:  # noqa: A002
-        """The shard at a path, with its present size and time."""
-        size, mtime = files.size_and_time(str(path))
-        return cls(str(path), format, size, mtime, num_samples)
-
-
-@dataclass(frozen=True)
 class BadRow:
-    """A sample that was found to be bad when it was indexed."""
+    """A bad sample that was found when its shard was indexed."""
 
     shard: int
     row: int
@@ -63,27 +49,9 @@ class BadRow:
     where: str
 
 
-class ShardReader(Protocol):
-    """Random access to the samples of one shard."""
-
-    def __len__(self) -> int: ...
-
-    def key(self, row: int) -> str:
-        """The name of a row's sample."""
-        ...
-
-    def read(self, row: int, *, with_image: bool = True) -> Sample:
-        """The sample of a row; raises BadSample where it cannot be used."""
-        ...
-
-    def texts(self, rows: Rows, on_bad: OnBad) -> Any:
-        """The texts of rows, ascending: equal to `texts_by_sample` of `read` without images, or faster."""
-        ...
-
-
 @dataclass(frozen=True)
 class Index:
-    """What `write_index` wrote, read back."""
+    """The content of an index, as `write_index` wrote it."""
 
     directory: Path
     shards: list[Shard]
@@ -91,10 +59,10 @@ class Index:
     bad_rows: dict[int, NDArray[np.int64]]  # shard -> rows left out
 
     def open(self, shard: int) -> ShardReader:
-        """A reader of one shard.
+        """Open one shard.
 
         Raises:
-            UserError: the shard is gone, or not the file that was indexed.
+            UserError: the shard is missing, or its size changed.
         """
         entry, path = self.shards[shard], self._path(shard)
         size, _ = files.size_and_time(path)
@@ -105,7 +73,7 @@ class Index:
         return open_shard(path, entry.format, self.spec, size=size, cache=cache, name=name)
 
     def state(self) -> str:
-        """Tells whether the files behind the samples changed: sizes and times of shards, and of listed image files."""
+        """Return a hash that changes with the files behind the samples: sizes and times of shards and listed images."""
         digest = hashlib.sha256()
         for shard, entry in enumerate(self.shards):
             path = self._path(shard)
@@ -113,7 +81,7 @@ class Index:
                 try:
                     facts = files.size_and_time(file)
                 except UserError:
-                    facts = (-1, 0)  # gone
+                    facts = (-1, 0)  # the file is missing
                 digest.update(f"{file} {facts}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
@@ -123,25 +91,23 @@ class Index:
 
     @cached_property
     def _folder(self) -> str:
-        """What the paths of all shards begin with, up to a slash: files of one name in two folders differ behind it."""
+        """Common folder of all shards. Shards of one name in two folders differ in their path below it."""
         return os.path.commonprefix([shard.path for shard in self.shards]).rpartition("/")[0] + "/"  # noqa: RUF071
 
     def rows(self, shard: int) -> NDArray[np.int64]:
-        """The good rows of a shard."""
+        """Return the good rows of a shard."""
         rows = np.arange(self.shards[shard].num_samples)
         return np.delete(rows, self.bad_rows[shard]) if shard in self.bad_rows else rows
 
     def shard_sizes(self) -> NDArray[np.int64]:
-        """Good samples of each shard."""
+        """Return the number of good samples of each shard."""
         return np.array(
             [entry.num_samples - len(self.bad_rows.get(i, ())) for i, entry in enumerate(self.shards)], dtype=np.int64
         )
 
 
 def listed_images(path: str) -> list[str]:
-    """The files that a shard of the format `files` lists."""
-    import pyarrow.parquet as pq
-
+    """Return the image files that a shard of the format `files` lists."""
     return list(pq.read_table(path, columns=["image"])["image"].to_pylist())
 
 
@@ -154,29 +120,20 @@ def open_shard(
     cache: Path | None = None,
     name: str | None = None,
 ) -> ShardReader:
-    """A reader of a shard of any format; `name` tells a parquet file from the others of its data set."""
+    """Open a shard of any format; `name` is unique to a parquet file within its dataset."""
     if format == "tar":
-        from vfm.data.webdataset import TarShard
-
         return TarShard(path, size, spec, cache)
     if format == "files":
-        from vfm.data.image_list import ImageListShard
-
         return ImageListShard(path, spec)
-    from vfm.data.parquet import ParquetShard
-
     return ParquetShard(path, spec, name)
 
 
 def write_index(directory: Path, shards: Sequence[Shard], spec: DatasetSpec, *, bad_rows: Iterable[BadRow] = ()) -> int:
-    """Writes the index of these shards into an artifact's folder. Shards inside it are addressed relative to it.
+    """Write the index of shards into an artifact's folder. Shards inside the folder get relative paths.
 
     Returns:
-        Number of samples that can be used.
+        number of usable samples.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     directory.mkdir(parents=True, exist_ok=True)
     bad = list(bad_rows)
     addresses = [_address(shard.path, directory) for shard in shards]
@@ -185,7 +142,7 @@ def write_index(directory: Path, shards: Sequence[Shard], spec: DatasetSpec, *, 
         "path": pa.array(addresses, pa.string()),
         "format": pa.array([shard.format for shard in shards], pa.string()),
         "size": pa.array([shard.size for shard in shards], pa.int64()),
-        # What is made here has no time, so that the same data make the same index whenever they are made.
+        # Shards inside the artifact get no time, so that the same data give the same index bytes at any time.
         "mtime": pa.array([0 if here else s.mtime for s, here in zip(shards, inside, strict=True)], pa.int64()),
         "num_samples": pa.array([shard.num_samples for shard in shards], pa.int64()),
     }
@@ -206,19 +163,20 @@ def _address(path: str, directory: Path) -> str:
 
 
 def read_index(directory: Path) -> Index:
-    """The index of an artifact's folder.
+    """Read the index of an artifact's folder.
 
     Raises:
-        UserError: there is none, or one that this version cannot read.
+        UserError: there is no index, or it has an unknown shard format.
     """
-    import pyarrow.parquet as pq
-
     if not (directory / SHARDS_FILE).is_file():
-        raise UserError(f"{directory}: {SHARDS_FILE} is missing; this is no data set of images")
+        raise UserError(f"{directory}: {SHARDS_FILE} is missing; expected a dataset of images")
     shards = [Shard(**row) for row in pq.read_table(directory / SHARDS_FILE).to_pylist()]
     unknown = {shard.format for shard in shards} - set(get_args(Format))
     if unknown:
-        raise UserError(f"{directory / SHARDS_FILE}: format {unknown.pop()!r} is not one of {get_args(Format)}")
+        raise UserError(
+            f"{directory / SHARDS_FILE}: {unknown.pop()!r} is not a valid format; choose from"
+            f" {', '.join(get_args(Format))}"
+        )
     spec = DatasetSpec.model_validate_json((directory / SPEC_FILE).read_bytes())
     bad: dict[int, list[int]] = {}
     if (directory / BAD_FILE).is_file():

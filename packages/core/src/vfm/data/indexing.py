@@ -1,4 +1,4 @@
-"""Making the index of a user's data: counting, and reading through what nobody has counted before."""
+"""Building the index of a user's data: counting samples, and reading shards without a known count."""
 
 from __future__ import annotations
 
@@ -11,74 +11,75 @@ from pathlib import Path
 
 from vfm.config import UserError
 from vfm.data.images import decode_image, open_image
-from vfm.data.index import BadRow, Shard, ShardReader, open_shard, write_index
+from vfm.data.index import BadRow, open_shard, write_index
 from vfm.data.layout import Layout
 from vfm.data.sample import BadSample, Sample
+from vfm.data.shards import Shard, ShardReader
 from vfm.data.spec import DatasetSpec
 from vfm.data.tar_scan import MAX_ROWS
 from vfm.data.webdataset import TarShard
 from vfm.stage import Context
 
-ENOUGH_TO_JUDGE = 1000  # samples before a share of bad ones means anything
-PEEK = 50  # samples to try before a data set is called unreadable
+MIN_SAMPLES_TO_CHECK = 1000  # with fewer samples, the fraction of bad ones is not meaningful yet
+PEEK = 50  # samples to try before a dataset is reported as unreadable
 
 
 @dataclass
 class Indexing:
-    """One pass over a data set's shards. Samples found to be bad are told, counted and left out."""
+    """One pass over a dataset's shards. Bad samples are reported, counted and left out."""
 
     ctx: Context
     spec: DatasetSpec
     max_bad_fraction: float
-    num_samples: int | None = None  # at most so many
-    verify: bool = True  # read through what has no count
+    num_samples: int | None = None  # upper limit
+    verify: bool = True  # read every sample of shards without a known count
     shards: list[Shard] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
     good: int = 0
 
     def run(self, directory: Path, shards: Iterable[tuple[Shard, bool]], total: int | None = None) -> int:
-        """Writes the index into `directory`.
+        """Write the index into `directory`.
 
         Args:
             directory: the artifact's folder.
-            shards: each with whether its number of samples is known; if not, it is read through.
-            total: number of shards, where it is known.
+            shards: each shard with a flag: True if its number of samples is known, False to read it.
+            total: number of shards, if known.
 
         Returns:
-            Number of samples that can be used.
+            number of usable samples.
 
         Raises:
-            UserError: there are none, or too many are bad.
+            UserError: there are no usable samples, or too many bad ones.
         """
         for shard, counted in shards:
             self._add(shard, counted, directory)
             if total:
                 self.ctx.progress(len(self.shards), total, "shards", samples=self.good)
-            self._judge(ENOUGH_TO_JUDGE)
+            self._check_bad(MIN_SAMPLES_TO_CHECK)
             if self.num_samples and self.good >= self.num_samples:
                 break
         self.check_labels()
-        self._judge(1)
+        self._check_bad(1)
         if not self.good:
             paths = ", ".join(shard.path for shard in self.shards[:3])
-            raise UserError(f"{self.ctx.stage}: there are no samples{' in ' if paths else ''}{paths}")
+            raise UserError(f"{self.ctx.stage}: no samples found{' in ' if paths else ''}{paths}")
         return write_index(directory, self.shards, self.spec, bad_rows=self.bad)
 
     @property
     def counts(self) -> Counter[str]:
-        """Bad samples by reason."""
+        """Number of bad samples by reason."""
         return Counter(row.reason for row in self.bad)
 
     def check_labels(self) -> None:
-        """Stops where a label is none of the classes: however few, the list is of other data.
+        """Check that every label is one of the classes: a single unknown label means wrong class names.
 
         Raises:
-            UserError: one line with the first of them.
+            UserError: there are unknown labels; the line names the first.
         """
         if unknown := [row for row in self.bad if row.reason == "unknown_label"]:
             raise UserError(
                 f"{self.ctx.stage}: {len(unknown)} labels do not fit the {len(self.spec.class_names)} class names; the"
-                f" first is {unknown[0].where}; mend class_names, or classnames.txt beside the data"
+                f" first is {unknown[0].where}; correct class_names, or classnames.txt beside the data"
             )
 
     def _add(self, shard: Shard, counted: bool, directory: Path) -> None:
@@ -97,18 +98,25 @@ class Indexing:
         self.bad += bad
         self.good += shard.num_samples - sum(row.row >= 0 for row in bad)
 
-    def _judge(self, enough: int) -> None:
+    def _check_bad(self, min_samples: int) -> None:
         seen = self.good + len(self.bad)
-        if self.bad and seen >= enough:
+        if self.bad and seen >= min_samples:
             first = f"; the first is {self.bad[0].where} ({self.bad[0].reason})"
             check_bad(self.ctx.stage, self.counts, seen, self.max_bad_fraction, first)
 
 
 def check_bad(stage: str, bad: Counter[str], seen: int, max_bad_fraction: float, more: str = "") -> None:
-    """Stops a stage where more than a share of the samples it has seen are bad, counted by reason.
+    """Check that the fraction of bad samples is tolerated.
+
+    Args:
+        stage: name of the stage, for the error.
+        bad: number of bad samples by reason.
+        seen: number of samples, good and bad.
+        max_bad_fraction: tolerated fraction.
+        more: end of the error line.
 
     Raises:
-        UserError: they are; the line ends with `more`.
+        UserError: more samples are bad.
     """
     if bad.total() > max_bad_fraction * seen:
         reasons = ", ".join(f"{reason} ({count})" for reason, count in bad.most_common(3))
@@ -119,7 +127,7 @@ def check_bad(stage: str, bad: Counter[str], seen: int, max_bad_fraction: float,
 
 
 def _verify(reader: ShardReader, number: int, path: str) -> Iterator[BadRow]:
-    """Reads every sample of a shard, its image as far as the header."""
+    """Read every sample of a shard, of its image only the header, and yield the bad ones."""
     cut_off = False
     for row in range(len(reader)):
         try:
@@ -132,24 +140,24 @@ def _verify(reader: ShardReader, number: int, path: str) -> Iterator[BadRow]:
         yield BadRow(number, -1, "truncated_shard", path)
 
 
-def _cut(shard: Shard, bad: list[BadRow], wanted: int) -> tuple[Shard, list[BadRow]]:
-    """The shard up to the row where `wanted` good samples are reached."""
+def _cut(shard: Shard, bad: list[BadRow], limit: int) -> tuple[Shard, list[BadRow]]:
+    """Cut the shard after the row with which `limit` good samples are reached."""
     bad_rows = {row.row for row in bad if row.row >= 0}
-    if shard.num_samples - len(bad_rows) <= wanted:
+    if shard.num_samples - len(bad_rows) <= limit:
         return shard, bad
     good = 0
     for row in range(shard.num_samples):
         good += row not in bad_rows
-        if good == wanted:
+        if good == limit:
             return replace(shard, num_samples=row + 1), [one for one in bad if 0 <= one.row <= row]
     return shard, bad
 
 
 def first_sample(layout: Layout, spec: DatasetSpec) -> Sample:
-    """A sample from the beginning of a layout, decoded to see that it can be: a look before anything runs.
+    """Return the first usable sample of a layout, after decoding its image; a check before anything runs.
 
     Raises:
-        UserError: none of the first can be used.
+        UserError: none of the first samples can be used.
     """
     problem: BadSample | None = None
     for read in _first_reads(layout, spec):
@@ -160,7 +168,7 @@ def first_sample(layout: Layout, spec: DatasetSpec) -> Sample:
         except BadSample as bad:
             problem = problem or bad
     places = ", ".join(f"{language} in {source}" for language, source in spec.texts.items())
-    where = f"; captions are looked for as {places}: texts says where they stand"
+    where = f"; texts expects captions of {places}"
     what = (f": {problem}" if problem else "") + (where if problem and problem.reason == "missing_caption" else "")
     raise UserError(f"{layout.paths[0]}: none of the first samples can be used{what}")
 
@@ -171,7 +179,7 @@ def _first_reads(layout: Layout, spec: DatasetSpec) -> Iterator[Callable[[], Sam
         return
     path = layout.paths[0]
     readers: Iterable[ShardReader]
-    if layout.kind == "webdataset":  # the whole tar only where its beginning does not do, as where it is not sorted
+    if layout.kind == "webdataset":  # the whole tar only if its beginning is not enough, as in an unsorted tar
         readers = (TarShard(path, Shard.of(path, 0).size, spec, limit=limit) for limit in (PEEK, MAX_ROWS))
     else:
         readers = [open_shard(path, "parquet", spec, size=0)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from vfm.data.index import write_index
 from vfm.data.indexing import Indexing, first_sample
 from vfm.data.labels import find_class_names
 from vfm.data.layout import Layout, find_layout
+from vfm.data.shards import Shard
 from vfm.data.source import Source
 from vfm.data.spec import DatasetSpec
 from vfm.data.tags import TAGS_FILE, write_tags
@@ -38,7 +40,8 @@ def index_labeled(config: Labeled, ctx: Context) -> LabeledDataset:
     """Index the images and their labels."""
     if config.torchvision:
         dataset, spec = _torchvision(config, config.torchvision)
-        shards, num_shards = ((shard, True) for shard in torchvision_shards(dataset, ctx.directory)), None
+        shards: Iterator[tuple[Shard, bool]] = ((shard, True) for shard in torchvision_shards(dataset, ctx.directory))
+        num_shards = None  # unknown before the dataset is packed
         templates = _names_and_templates(config, None)[1]
     else:
         layout = _layout(config)

@@ -1,4 +1,4 @@
-"""Names of the classes of a labelled set: from a file beside it, from the data set's own schema, or from its labels."""
+"""Class names of a labelled dataset: from a file beside it, from its schema, or from its labels."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from vfm.data.table import table_values
 
 
 def find_class_names(layout: Layout, label_key: str | None) -> list[str]:
-    """The names in the order of the labels.
+    """Return the class names in the order of the labels.
 
     Raises:
-        UserError: nothing tells them.
+        UserError: they are not given anywhere.
     """
     path = layout.paths[0]
     if layout.kind == "folder":
         return class_folders(path)[0]
     if names := lines_beside(path, CLASS_NAMES_FILE):
         if "" in names:
-            raise UserError(f"{CLASS_NAMES_FILE} beside {path}: class {names.index('')} has an empty name")
+            raise UserError(f"{CLASS_NAMES_FILE} beside {path}: the name of class {names.index('')} is empty")
         return names
     if layout.kind in ("table", "parquet") and label_key:
         names = _from_schema(path, label_key) if path.endswith(".parquet") else []
@@ -34,7 +34,7 @@ def find_class_names(layout: Layout, label_key: str | None) -> list[str]:
 
 
 def _from_schema(path: str, label_key: str) -> list[str]:
-    """Names that Hugging Face's `datasets` writes into the schema."""
+    """Return the names that Hugging Face's `datasets` writes into the schema."""
     metadata = open_parquet(path).schema_arrow.metadata or {}
     record: Any = json.loads(metadata.get(b"huggingface", b"{}"))
     names = field_of(record, f"info.features.{label_key}.names")

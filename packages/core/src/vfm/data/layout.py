@@ -1,4 +1,4 @@
-"""What a user's path leads to: tars, a folder of images, a table of paths, or parquet with image bytes."""
+"""The layout of a user's files: tars, a folder of images, a table of paths, or parquet with image bytes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import pyarrow as pa
+
 from vfm.config import UserError
 from vfm.data import files
 from vfm.data.clip_benchmark import benchmark_shards, type_beside
 from vfm.data.folder import caption_folder, class_folders, image_names
 from vfm.data.image_list import ImageEntry, write_image_lists
-from vfm.data.index import Shard
 from vfm.data.parquet import IMAGE_COLUMNS, open_parquet
+from vfm.data.shards import Shard
 from vfm.data.spec import DatasetSpec
 from vfm.data.table import CAPTION_COLUMNS, TABLE_EXTENSIONS, find_column, table_columns, table_entries, table_kind
 from vfm.data.webdataset import sidecar_count
@@ -25,7 +27,7 @@ LABEL_COLUMNS = ("label", "cls", "class", "category", "target")
 
 @dataclass(frozen=True)
 class Layout:
-    """The files behind a path and their kind."""
+    """The files behind a path, and their kind."""
 
     kind: Kind
     paths: list[str]
@@ -33,11 +35,11 @@ class Layout:
 
     @property
     def num_shards(self) -> int | None:
-        """Number of shards, where they are the user's own files."""
+        """Number of shards, if they are the user's own files."""
         return len(self.paths) if self.kind in ("webdataset", "parquet") else None
 
     def with_defaults(self, spec: DatasetSpec, *, labels: bool) -> DatasetSpec:
-        """The spec with what the user left open: where the captions (or the labels) stand."""
+        """Return the spec with the default location of the captions (or the labels), if the user gave none."""
         if (spec.label_key if labels else spec.texts) or (labels and self.kind == "folder"):
             return spec
         path = self.paths[0]
@@ -53,7 +55,7 @@ class Layout:
         )
 
     def shards(self, directory: Path, spec: DatasetSpec) -> Iterator[tuple[Shard, bool]]:
-        """The shards, and of each whether its number of samples was known without reading it (else it is 0)."""
+        """Yield each shard with a flag: True if its number of samples is known without reading it (else it is 0)."""
         if self.kind == "webdataset":
             for path in self.paths:
                 count = sidecar_count(path)
@@ -65,7 +67,7 @@ class Layout:
             yield from ((shard, False) for shard in write_image_lists(directory, self.entries(spec), spec))
 
     def entries(self, spec: DatasetSpec) -> Iterator[ImageEntry]:
-        """What a folder or a table lists."""
+        """Yield the images that a folder or a table lists."""
         for path in self.paths:
             if self.kind == "table":
                 yield from table_entries(path, self.image_root or path.rpartition("/")[0] or ".", spec)
@@ -78,10 +80,16 @@ class Layout:
 def find_layout(
     path: str | Sequence[str], kind: Kind | Literal["auto"], image_root: str | None, split: str = "test"
 ) -> Layout:
-    """The layout that the user named, or the one that the files look like; `split` of a folder of CLIP_benchmark's.
+    """Return the layout of a path, by the given kind or by the file names.
+
+    Args:
+        path: as the user gave it.
+        kind: kind of the files; auto: by their names.
+        image_root: folder that a table's image paths are relative to.
+        split: split of a CLIP_benchmark folder.
 
     Raises:
-        UserError: nothing is there, or nothing that can be read.
+        UserError: the path does not exist, or its files cannot be read.
     """
     paths = files.expand_paths(path)
     for one in paths:
@@ -92,12 +100,12 @@ def find_layout(
     if kind == "auto":
         kind = _guess(paths)
     if kind != "folder" and (folders := [one for one in paths if files.is_directory(one)]):
-        raise UserError(f"{folders[0]}: is a folder; files of the format {kind} are wanted")
+        raise UserError(f"{folders[0]}: expected files of the format {kind}, got a folder")
     return Layout(kind, paths, image_root or "")
 
 
 def _inside(folder: str, kind: Kind | Literal["auto"], split: str) -> list[str]:
-    """The tars, the table or the parquet files that lie in a folder, else the folder itself."""
+    """Return the tars, the table or the parquet files in a folder, else the folder itself."""
     root = folder.rstrip("/")
     if kind in ("auto", "webdataset") and (shards := benchmark_shards(root, split)):
         return shards
@@ -115,7 +123,7 @@ def _inside(folder: str, kind: Kind | Literal["auto"], split: str) -> list[str]:
 def _guess(paths: Sequence[str]) -> Kind:
     first = paths[0]
     if files.is_directory(first):
-        image_names(first)  # tells where there is nothing to read
+        image_names(first)  # raises if there are no images
         return "folder"
     extension = table_kind(first)
     if extension == "parquet":
@@ -125,13 +133,12 @@ def _guess(paths: Sequence[str]) -> Kind:
     if extension in ("tar", "tgz"):
         return "webdataset"
     raise UserError(
-        f"{first}: not one of the formats: .tar, a folder of images, .{', .'.join(TABLE_EXTENSIONS)} (or .gz)"
+        f"{first}: unknown format; expected .tar, a folder of images, or .{', .'.join(TABLE_EXTENSIONS)} (or .gz)"
     )
 
 
 def _holds_bytes(path: str) -> bool:
-    import pyarrow as pa
-
+    """Return True if a parquet file has image bytes in a column, not paths."""
     schema = open_parquet(path).schema_arrow
     return any(
         pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind)

@@ -1,7 +1,8 @@
-"""Several data sets as one stream of training samples, each with its share: a pure function of (seed, place).
+"""Several datasets as one stream of training samples, by their weights: a pure function of (seed, position).
 
-Each has its own endless shuffled stream (`SampleOrder`); the mixture says whose turn it is. In every block of places
-each has the same number of turns, in a drawn order, so that the stream can be entered anywhere at no cost.
+Each dataset has its own endless shuffled stream (`SampleOrder`); the mixture chooses the dataset of each position. In
+every block of positions each dataset has the same number of them, in a random order, so that the stream can be entered
+anywhere at no cost.
 """
 
 from __future__ import annotations
@@ -19,63 +20,63 @@ from vfm.data.order import Order
 from vfm.data.sample import Sample, uid_of
 from vfm.data.source import Source
 
-BLOCK = 4096  # places; shares are kept to one in so many
-_STREAM = 3  # sets the draws of turns apart from those of shards and windows
+BLOCK = 4096  # positions; also the resolution of the weights
+_STREAM = 3  # separates the draws of the mixture from those of shards and windows
 
 
 class Mixture:
-    """The samples of several sources, numbered one source after the other; for training, as `Source` is."""
+    """The samples of several sources, numbered one source after the other; used in training in place of a `Source`."""
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[float]) -> None:
-        """Joins them.
+        """Join the sources.
 
         Raises:
-            UserError: a source is empty, or its share is less than one in `BLOCK`.
+            UserError: a source is empty, or its weight is less than one in `BLOCK` of the sum.
         """
         self.sources, self.turns = list(sources), turns_of(weights)
         for source, turns in zip(self.sources, self.turns, strict=True):
             if not len(source):
-                raise UserError(f"{source.directory}: the data set has no samples to train on")
+                raise UserError(f"{source.directory}: the dataset has no samples to train on")
             if not turns:
-                raise UserError(f"{source.directory}: its weight is below 1 in {BLOCK} of all weights")
+                raise UserError(f"{source.directory}: its weight must be at least 1/{BLOCK} of the sum of weights")
         self.starts = np.cumsum([0, *map(len, self.sources)])
 
     @property
     def directory(self) -> Path:
-        """Of the first one."""
+        """Folder of the first source."""
         return self.sources[0].directory
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample of a number; raises BadSample."""
+        """Return the sample of a number; raises BadSample."""
         source, number = self._locate(index)
         return self._named(source[number], index)
 
     def sample(self, index: int, epoch: int) -> Sample:
-        """The sample as an epoch of its own source has it; raises BadSample."""
+        """Return the sample with the texts of an epoch of its own source; raises BadSample."""
         source, number = self._locate(index)
         return self._named(source.sample(number, epoch), index)
 
     def where(self, index: int) -> str:
-        """The address of a sample for people: its shard and its key."""
+        """Return the address of a sample for messages: its shard and its key."""
         source, number = self._locate(index)
         return source.where(number)
 
     def order(self, *, seed: int, shuffle_shards: int) -> Order:
-        """The stream of sample numbers, each source's by its own shuffle."""
+        """Return the stream of sample numbers; each source is shuffled on its own."""
         orders = [source.order(seed=seed, shuffle_shards=shuffle_shards) for source in self.sources]
         return _MixedOrder(orders, self.starts, self.turns, seed)
 
     def another(self, epoch: int, index: int, number: int) -> int:
-        """A sample of the same source and epoch that any number leads to, in the place of one that cannot be used."""
+        """Map any number to a sample of the same source and epoch, as a replacement for one that cannot be used."""
         part = self._part(index)
         source, start = self.sources[part], int(self.starts[part])
         return start + source.another(epoch, index - start, number)
 
     def _named(self, sample: Sample, index: int) -> Sample:
-        """The sample under a uid of its own, where it is made of its key: every crawl has a 000000."""
+        """Return the sample with a unique uid if its uid comes from its key: every crawl has a sample 000000."""
         if sample.uid != uid_of(sample.key):
             return sample
         return replace(sample, uid=uid_of(f"{self._part(index)}/{sample.key}"))
@@ -91,25 +92,27 @@ class Mixture:
 
 
 def turns_of(weights: Sequence[float]) -> NDArray[np.int64]:
-    """How many places of a block each one has: its share, rounded by largest remainders so that they fill it."""
-    wanted = np.asarray(weights, dtype=np.float64) / np.sum(weights) * BLOCK
-    turns: NDArray[np.int64] = np.floor(wanted).astype(np.int64)
+    """Return the positions of each source in a block: its share, rounded by the largest-remainder method."""
+    exact = np.asarray(weights, dtype=np.float64) / np.sum(weights) * BLOCK
+    turns: NDArray[np.int64] = np.floor(exact).astype(np.int64)
     left = BLOCK - int(turns.sum())
-    turns[np.argsort(turns - wanted, kind="stable")[:left]] += 1
+    turns[np.argsort(turns - exact, kind="stable")[:left]] += 1
     return turns
 
 
 class _MixedOrder:
+    """The `Order` of a mixture."""
+
     def __init__(self, orders: Sequence[Order], starts: NDArray[np.int64], turns: NDArray[np.int64], seed: int) -> None:
         self.orders, self.starts, self.turns, self.seed = orders, starts, turns, seed
         self._block = lru_cache(4)(self._drawn)
 
     def __call__(self, start: int, stop: int) -> NDArray[np.int64]:
-        """The sample numbers at places `start` to `stop` of the stream."""
+        """Return the sample numbers at positions `start` to `stop` of the stream."""
         return np.array([number for _, number in self.of_epochs(start, stop)], dtype=np.int64)
 
     def of_epochs(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """The same, each as (epoch of its source, sample number)."""
+        """Return the same, each as (epoch of its source, sample number)."""
         found: list[tuple[int, int]] = []
         while start < stop:
             block, first = divmod(start, BLOCK)
@@ -121,14 +124,14 @@ class _MixedOrder:
         return found
 
     def _of_part(self, part: int, block: int, parts: NDArray[np.int64], first: int, last: int) -> list[tuple[int, int]]:
-        """What a source gives to places `first` to `last` of a block."""
+        """Return the samples of a source at positions `first` to `last` of a block."""
         before = block * int(self.turns[part]) + int(np.count_nonzero(parts[:first] == part))
         count = int(np.count_nonzero(parts[first:last] == part))
         start = int(self.starts[part])
         return [(epoch, start + number) for epoch, number in self.orders[part].of_epochs(before, before + count)]
 
     def _drawn(self, block: int) -> NDArray[np.int64]:
-        """Whose turn it is at each place of a block."""
+        """Draw the source of each position of a block."""
         parts = np.repeat(np.arange(len(self.turns)), self.turns)
         np.random.default_rng((self.seed, _STREAM, block + 1)).shuffle(parts)
         return parts

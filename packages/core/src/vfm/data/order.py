@@ -1,7 +1,7 @@
-"""The order in which samples are seen: a pure function of (seed, epoch), the same for all workers, ranks and restarts.
+"""The order of training samples: a pure function of (seed, epoch), the same for all workers, ranks and restarts.
 
-Shards are permuted, then samples are shuffled within windows of `shuffle_shards` shards, so that a large pool is read a
-window at a time. Epochs follow one another without a gap: a place in the endless stream says which sample stands there.
+Shards are permuted, then samples are shuffled within windows of `shuffle_shards` shards, so that a large pool is read
+one window at a time. Epochs follow each other without a gap: a position in the endless stream determines its sample.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ Integers = NDArray[np.int64]
 
 
 class Epochs(Protocol):
-    """Which samples each epoch has, by number; pure functions of the epoch."""
+    """The samples of each epoch, by number; pure functions of the epoch."""
 
     def at(self, place: int) -> tuple[int, int]:
-        """The epoch at a place of the stream, and the place where it begins."""
+        """Return the epoch at a position of the stream, and the position where the epoch begins."""
         ...
 
     def sizes(self, epoch: int) -> Integers:
-        """Samples that the epoch has of each shard, (num_shards,)."""
+        """Return the number of samples of each shard in the epoch, (num_shards,)."""
         ...
 
     def samples(self, epoch: int, shard: int) -> Integers:
-        """Their numbers in one shard, ascending."""
+        """Return the numbers of the samples of one shard, ascending."""
         ...
 
     def sample(self, epoch: int, number: int) -> int:
-        """A sample of the epoch that any number leads to."""
+        """Map any number to a sample of the epoch."""
         ...
 
 
@@ -40,16 +40,16 @@ class Order(Protocol):
     """An endless stream of sample numbers, which can be entered anywhere."""
 
     def __call__(self, start: int, stop: int) -> Integers:
-        """The sample numbers at places `start` to `stop` of the stream."""
+        """Return the sample numbers at positions `start` to `stop` of the stream."""
         ...
 
     def of_epochs(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """The same, each as (epoch, sample number)."""
+        """Return the same, each as (epoch, sample number)."""
         ...
 
 
 class SameEpochs:
-    """Every epoch has all samples, numbered shard by shard."""
+    """`Epochs` that have all samples each, numbered shard by shard."""
 
     def __init__(self, shard_sizes: ArrayLike) -> None:
         self.shard_sizes = np.asarray(shard_sizes, dtype=np.int64)
@@ -57,46 +57,46 @@ class SameEpochs:
         self.num_samples = int(self.shard_sizes.sum())
 
     def at(self, place: int) -> tuple[int, int]:
-        """Epochs are equally long."""
+        """Return the epoch at a position, and its beginning; all epochs have the same length."""
         return place // self.num_samples, place // self.num_samples * self.num_samples
 
     def sizes(self, epoch: int) -> Integers:
-        """The shards' own."""
+        """Return the sizes of the shards."""
         return self.shard_sizes
 
     def samples(self, epoch: int, shard: int) -> Integers:
-        """All of the shard."""
+        """Return all samples of the shard."""
         return np.arange(self.starts[shard], self.starts[shard] + self.shard_sizes[shard])
 
     def sample(self, epoch: int, number: int) -> int:
-        """By the remainder."""
+        """Return the number modulo the number of samples."""
         return number % self.num_samples
 
 
 class SampleOrder:
-    """The endless stream of sample numbers, which can be entered anywhere.
+    """The shuffled `Order` of one dataset.
 
-    Memory and time to enter are those of one window, not of the data set.
+    Memory and the time to enter the stream are those of one window, not of the dataset.
     """
 
     def __init__(self, epochs: Epochs, *, seed: int, shuffle_shards: int) -> None:
-        """An order over these epochs.
+        """Shuffle these epochs.
 
         Raises:
-            ValueError: there are no shards, or the window is empty.
+            ValueError: `shuffle_shards` is not positive.
         """
         self.epochs, self.seed, self.shuffle_shards = epochs, seed, shuffle_shards
         if shuffle_shards < 1:
-            raise ValueError(f"windows of {shuffle_shards} shards: it must be positive")
+            raise ValueError(f"shuffle_shards must be at least 1, got {shuffle_shards}")
         self._layouts: OrderedDict[int, tuple[Integers, Integers]] = OrderedDict()
         self._windows: OrderedDict[tuple[int, int], Integers] = OrderedDict()
 
     def __call__(self, start: int, stop: int) -> Integers:
-        """The sample numbers at places `start` to `stop` of the stream."""
+        """Return the sample numbers at positions `start` to `stop` of the stream."""
         return np.array([number for _, number in self.of_epochs(start, stop)], dtype=np.int64)
 
     def of_epochs(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """The same, each as (epoch, sample number)."""
+        """Return the same, each as (epoch, sample number)."""
         found: list[tuple[int, int]] = []
         while start < stop:
             epoch, begin = self.epochs.at(start)
@@ -110,7 +110,7 @@ class SampleOrder:
         return found
 
     def _layout(self, epoch: int) -> tuple[Integers, Integers]:
-        """The epoch's order of shards, and where in the epoch each window ends."""
+        """Return the epoch's order of shards, and the end of each window within the epoch."""
         if epoch not in self._layouts:
             sizes = self.epochs.sizes(epoch)
             shards = np.random.default_rng((self.seed, epoch)).permutation(len(sizes))
@@ -121,12 +121,12 @@ class SampleOrder:
         return self._layouts[epoch]
 
     def _window(self, epoch: int, window: int, shards: Integers) -> Integers:
-        """The sample numbers of a window, shuffled."""
+        """Return the shuffled sample numbers of a window."""
         key = epoch, window
         if key not in self._windows:
             chosen = shards[window * self.shuffle_shards : (window + 1) * self.shuffle_shards]
             samples = np.concatenate([self.epochs.samples(epoch, shard) for shard in chosen.tolist()])
-            # Not (seed, epoch, window): numpy gives (seed, epoch, 0) the stream of (seed, epoch), the order of shards.
+            # window + 1: numpy gives (seed, epoch, 0) the same stream as (seed, epoch), which permutes the shards.
             np.random.default_rng((self.seed, epoch, window + 1)).shuffle(samples)
             self._windows[key] = samples
             if len(self._windows) > WINDOWS_IN_MEMORY:

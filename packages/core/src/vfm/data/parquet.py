@@ -1,7 +1,7 @@
-"""Parquet with the image's bytes in a column: img2dataset's output, Hugging Face data sets, CLIP tables.
+"""Parquet with the image's bytes in a column: img2dataset's output, Hugging Face datasets, CLIP tables.
 
-A parquet file is read a row group at a time, and one sample costs a row group where the group is not in memory: small
-row groups (a hundred images or so) read well at random, large ones do not.
+A parquet file is read one row group at a time, so a sample costs a whole row group unless the group is in memory: small
+row groups (about a hundred images) are fast at random access, large ones are not.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vfm.config import UserError
@@ -22,22 +25,22 @@ from vfm.data.texts import OnBad, Rows, is_plain, is_text, texts_by_column, text
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "img")
 GROUPS_IN_MEMORY = 4
-ROWS_AT_A_TIME = 1 << 18  # of a row group, for their texts
+ROWS_AT_A_TIME = 1 << 18  # rows of a row group whose texts are converted together
 
 
 class ParquetShard:
-    """One parquet file with image bytes, or with captions alone where the spec says so: then no image can be read."""
+    """One parquet file with image bytes, or with captions only if the spec says so; then no image can be read."""
 
     def __init__(self, path: str, spec: DatasetSpec, name: str | None = None) -> None:
-        """Reads the file's footer.
+        """Read the file's footer.
 
         Args:
-            path: of the file.
-            spec: what to take of a row.
-            name: what tells the file from the others of its data set; default: its own name.
+            path: path of the file.
+            spec: parts to read of a row.
+            name: unique name of the file within its dataset, for keys; default: its file name.
 
         Raises:
-            UserError: it is no parquet file, or lacks a column that the spec names.
+            UserError: the file is not parquet, or lacks a column that the spec names.
         """
         self.path, self.spec = path, spec
         self.name = (name or path.rpartition("/")[2]).removesuffix(".parquet")
@@ -57,7 +60,7 @@ class ParquetShard:
         return int(self.file.metadata.num_rows)
 
     def key(self, row: int) -> str:
-        """The `key` column's value, else the file's name and the row."""
+        """Return the value of the `key` column, else the file's name and the row."""
         group, place = self._locate(row)
         table = self._group(group, False)
         if "key" in table.column_names and (key := table["key"][place].as_py()) is not None:
@@ -65,10 +68,10 @@ class ParquetShard:
         return self._name(row)
 
     def read(self, row: int, *, with_image: bool = True) -> Sample:
-        """The sample of a row.
+        """Read the sample of a row.
 
         Raises:
-            BadSample: no image, no caption or no label stands there.
+            BadSample: the image, the caption or the label is missing or unusable.
         """
         where = f"{self.path}: row {row}"
         group, place = self._locate(row)
@@ -85,12 +88,10 @@ class ParquetShard:
         return Sample(key, uid, image, texts, label, url if isinstance(url, str) and url else None)
 
     def texts(self, rows: Rows, on_bad: OnBad) -> Any:
-        """The texts of rows, ascending, as `texts_schema` says: a column at a time where their types are plain."""
-        import pyarrow as pa
-
+        """Return the texts of ascending rows in the schema `texts_schema`; by column if the types are plain."""
         read = partial(self.read, with_image=False)
-        wanted = [name for name in self.texts_only if name != "url"]
-        if not self.spec.texts or self.spec.label_key or not self._has_plain(wanted):
+        needed = [name for name in self.texts_only if name != "url"]
+        if not self.spec.texts or self.spec.label_key or not self._has_plain(needed):
             return texts_by_sample(read, rows, on_bad)
         parts = [texts_schema().empty_table()]
         for group, end in enumerate(self.ends.tolist()):
@@ -98,11 +99,11 @@ class ParquetShard:
             inside = rows[(begin <= rows) & (rows < end)]
             if not len(inside):
                 continue
-            table = self.file.read_row_group(group, columns=wanted)
+            table = self.file.read_row_group(group, columns=needed)
             for first in range(0, len(inside), ROWS_AT_A_TIME):
                 some = inside[first : first + ROWS_AT_A_TIME]
                 part = table.take(some - begin) if len(some) < len(table) else table
-                columns = {name: part[name].combine_chunks() for name in wanted}
+                columns = {name: part[name].combine_chunks() for name in needed}
                 texts = {language: columns[source] for language, source in self.spec.texts.items()}
                 parts.append(texts_by_column(read, some, texts, columns, partial(self._uids, columns, some), on_bad))
         return pa.concat_tables(parts)
@@ -112,10 +113,7 @@ class ParquetShard:
         return set(self.spec.texts.values()) <= set(names) and all(is_plain(schema.field(name).type) for name in names)
 
     def _uids(self, columns: Mapping[str, Any], rows: Rows, good: NDArray[np.bool_]) -> Any:
-        """The uids of the rows in a mask: the column `uid`, or made from the keys where it has none."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
+        """Return the uids of the rows in a mask: those of the column `uid`, or made from the keys."""
         given = columns["uid"].filter(pa.array(good)) if "uid" in columns else pa.nulls(int(good.sum()))
         named = is_text(given.type) or pa.types.is_integer(given.type)
         given = given.cast(pa.string()) if named else pa.nulls(len(given), pa.string())
@@ -142,36 +140,33 @@ class ParquetShard:
 
 
 def open_parquet(path: str) -> Any:
-    """The parquet file at a path.
+    """Open the parquet file at a path.
 
     Raises:
-        UserError: it is none.
+        UserError: the file is not parquet.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         if not files.is_remote(path):
             return pq.ParquetFile(path)
         filesystem, inside = files.filesystem(path)
         return pq.ParquetFile(inside, filesystem=filesystem)
     except (pa.ArrowInvalid, OSError) as error:
-        if getattr(error, "errno", None) is not None:  # the system's: nothing is known of the file
+        if getattr(error, "errno", None) is not None:  # an error of the system, not of the file's content
             raise
         raise UserError(f"{path}: not readable as parquet: {' '.join(str(error).split())}") from None
 
 
-def image_column(names: list[str], wanted: str | None, path: str) -> str:
-    """The column that holds the image.
+def image_column(names: list[str], image_key: str | None, path: str) -> str:
+    """Return the name of the image column.
 
     Raises:
         UserError: there is none.
     """
-    candidates = [wanted] if wanted else list(IMAGE_COLUMNS)
+    candidates = [image_key] if image_key else list(IMAGE_COLUMNS)
     found = next((name for name in candidates if name in names), None)
     if found is None:
         raise UserError(
-            f"{path}: no image column '{wanted or 'image'}' (image_key); the columns are {', '.join(names)}"
+            f"{path}: no image column '{image_key or 'image'}' (image_key); the columns are {', '.join(names)}"
         )
     return found
 
@@ -184,7 +179,7 @@ def _value(scalar: Any, where: str) -> object:
 
 
 def _image_bytes(value: object, where: str) -> bytes:
-    """Bytes of a binary column, or of Hugging Face's `{bytes, path}`."""
+    """Return the bytes of a binary column, or of Hugging Face's `{bytes, path}`."""
     if isinstance(value, dict):
         value = value.get("bytes")
     if not isinstance(value, bytes) or not value:

@@ -1,4 +1,4 @@
-"""One sample of a data set, and what is wrong with one that cannot be used."""
+"""One sample of a dataset, and the reasons for which a sample cannot be used."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ Reason = Literal[
 REASONS: tuple[str, ...] = get_args(Reason)
 
 
-class BadSample(Exception):  # noqa: N818 (a fact about the data, counted and skipped, not a failure of the program)
-    """A sample that cannot be used: the reason, one of a fixed set so that it can be counted, and where it lies."""
+class BadSample(Exception):  # noqa: N818 (a property of the data, counted and skipped, not an error of the program)
+    """A sample that cannot be used: the reason, one of a fixed set so that it can be counted, and its address."""
 
     def __init__(self, reason: Reason, where: str) -> None:
         super().__init__(reason, where)
@@ -37,7 +37,7 @@ class BadSample(Exception):  # noqa: N818 (a fact about the data, counted and sk
 
 @dataclass(frozen=True)
 class Sample:
-    """An image as it lies on disk (encoded), its texts by language, its class, address and labels where it has them."""
+    """An encoded image as stored on disk, its texts by language, and its class, address and labels if it has them."""
 
     key: str
     uid: str
@@ -49,11 +49,11 @@ class Sample:
 
 
 def given_uid(value: object) -> str | None:
-    """The uid as data give it, a text or a whole number; None where they give none."""
+    """Return a uid that the data give as text or integer, None if they give none."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     return str(value) or None if whole or isinstance(value, str) else None
 
 
 def uid_of(key: str) -> str:
-    """32 hex digits that name a sample by its key, so that they outlive re-sharding."""
+    """Return 32 hex digits that identify a sample by its key, so that the uid survives re-sharding."""
     return hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()

@@ -1,8 +1,8 @@
-"""Tensors by (sample, crop) on disk, read at random: what an expensive model says, asked once instead of every epoch.
+"""Tensors by (sample, crop) on disk, for random access: outputs of an expensive model, computed once for all epochs.
 
-00000.npy       (rows, num_crops, *shape), a shard's samples in the data set's order, mapped into memory when read;
-                in int8 the last axis is four bytes longer: behind each vector stands what its steps are worth in fp32
-00000.bad.json  the rows among them that hold zeros because the sample cannot be used: [row, reason, where]
+00000.npy       (rows, num_crops, *shape), a shard's samples in the dataset's order, memory-mapped when read; in int8
+                the last axis is four bytes longer: each vector is followed by its quantisation step in fp32
+00000.bad.json  the rows that are zero because the sample cannot be used: [row, reason, where]
 """
 
 # R rows, C crops
@@ -29,18 +29,18 @@ CACHE_FOLDER = "tensors"
 SHARD_BYTES = 128 * 2**20
 OPEN_SHARDS = 1024
 DTYPES = {"int8": np.int8, "fp16": np.float16, "fp32": np.float32}
-SCALE_BYTES = 4  # of an int8 vector
+SCALE_BYTES = 4  # the fp32 step after an int8 vector
 
 Dtype = Literal["int8", "fp16", "fp32"]
 
 Bad = tuple[int, str, str]
-"""A row of a shard without tensors, the reason, and where the sample lies."""
+"""A row of a shard without tensors, the reason, and the sample's address."""
 
 
 class CacheWriter:
-    """Writes a cache's shards one after another. A shard that is there is whole, and it is kept.
+    """Writes a cache's shards one after another. A shard that exists is complete, and is kept.
 
-    So after a crash the writing goes on with the shard that was not finished. Memory is that of one shard.
+    After a crash, writing resumes with the unfinished shard. Memory is that of one shard.
     """
 
     def __init__(
@@ -53,29 +53,29 @@ class CacheWriter:
         dtype: Dtype,
         samples_per_shard: int | None = None,
     ) -> None:
-        """Takes up what is in `folder`.
+        """Resume with the complete shards in `folder`.
 
         Args:
-            folder: of the shards; `publish` moves it.
-            num_samples: of the data set.
-            num_crops: tensors of a sample.
-            shape: of one tensor.
-            dtype: what is stored; int8 rounds each vector to 255 steps, as far apart as its largest number asks for.
-            samples_per_shard: default: so many that a shard has about 128 MiB.
+            folder: folder of the shards; `publish` moves it.
+            num_samples: samples of the dataset.
+            num_crops: tensors per sample.
+            shape: shape of one tensor.
+            dtype: stored type; int8 rounds each vector to 255 steps, scaled by its largest absolute value.
+            samples_per_shard: default: as many as fit into about 128 MiB.
         """
         self.folder, self.num_samples, self.num_crops, self.shape = folder, num_samples, num_crops, shape
         self.dtype: Dtype = dtype
         row_bytes = num_crops * math.prod(_stored(shape, dtype)) * np.dtype(DTYPES[dtype]).itemsize
         self.samples_per_shard = samples_per_shard or max(1, SHARD_BYTES // row_bytes)
-        self.bad: list[tuple[str, str]] = []  # (reason, where) in the whole shards
-        self.done = 0  # samples in the whole shards
+        self.bad: list[tuple[str, str]] = []  # (reason, where) in the complete shards
+        self.done = 0  # samples in the complete shards
         folder.mkdir(parents=True, exist_ok=True)
         while self.done < num_samples and _file(folder, self._shard).is_file():
             self._finish(_read_bad(folder, self._shard))
         self._begin()
 
     def plan(self, batch_size: int) -> list[range]:
-        """The samples that are still to come, in batches that do not reach across shards."""
+        """Return the remaining samples, in batches that do not cross the border of a shard."""
         ends = [*range(self.done, self.num_samples, self.samples_per_shard), self.num_samples]
         return [
             range(start, min(start + batch_size, end))
@@ -86,25 +86,25 @@ class CacheWriter:
     def write(
         self, samples: range, tensors: Mapping[int, NDArray[np.floating[Any]]], bad: Iterable[tuple[str, str]]
     ) -> None:
-        """Takes the next of the planned batches.
+        """Write the next of the planned batches.
 
         Args:
-            samples: the batch as it was planned.
-            tensors: (C, *shape) of each sample that can be used.
-            bad: reason and place of each of the others, in their order.
+            samples: the batch as planned.
+            tensors: (C, *shape) of each usable sample, by its number.
+            bad: reason and address of each other sample, in order.
 
         Raises:
-            UserError: a tensor does not fit the dtype, or is not finite.
+            UserError: a tensor is not finite, or exceeds the range of the dtype.
         """
         for index, tensor in tensors.items():
             if not np.isfinite(tensor).all():
-                raise UserError(f"sample {index}: what the producer says of it is not finite (NaN or infinity)")
+                raise UserError(f"sample {index}: the producer's tensor is not finite (NaN or infinity)")
             row = encode(tensor, self.dtype)
             if not np.isfinite(row).all():
-                raise UserError(f"sample {index}: numbers up to {np.abs(tensor).max():.3g} do not fit {self.dtype}")
+                raise UserError(f"sample {index}: values up to {np.abs(tensor).max():.3g} exceed {self.dtype}")
             self._rows[index - self.done] = row
         missing = [index for index in samples if index not in tensors]
-        self._bad += [(index - self.done, *told) for index, told in zip(missing, bad, strict=True)]
+        self._bad += [(index - self.done, *reason) for index, reason in zip(missing, bad, strict=True)]
         if samples.stop == self.done + self._num_rows:
             self._save()
 
@@ -128,7 +128,7 @@ class CacheWriter:
         part = file.with_suffix(".part")
         with part.open("wb") as opened:
             np.save(opened, self._rows, allow_pickle=False)
-        part.rename(file)  # last: with it the shard is whole
+        part.rename(file)  # last: its existence marks the shard as complete
         self._finish(self._bad)
         self._begin()
 
@@ -137,7 +137,7 @@ class CacheWriter:
         self.done += self._num_rows
 
     def publish(self, directory: Path, **facts: Any) -> SampleCache:
-        """Writes the facts, of which the caller gives those about producer and crops, and moves the shards to them."""
+        """Write the facts, with the caller's about producer and crops, and move the shards into the artifact."""
         cache = SampleCache.create(
             directory,
             num_samples=self.num_samples,
@@ -148,15 +148,14 @@ class CacheWriter:
             bad_samples=dict(sorted(Counter(reason for reason, _ in self.bad).items())),
             **facts,
         )
-        self.folder.rename(directory / CACHE_FOLDER)  # last: a crash before it loses no shard
+        self.folder.rename(directory / CACHE_FOLDER)  # last: a crash before it loses no shard, they are in ctx.work
         return cache
 
 
 class CachedTensors:
-    """The tensors of a cache, by the numbers of sample and crop. It can be sent to worker processes."""
+    """The tensors of a cache, by (sample, crop). Shards are opened on first use; worker processes open them again."""
 
     def __init__(self, cache: SampleCache) -> None:
-        """Opens nothing yet."""
         self.cache, self.folder = cache, cache.path.resolve() / CACHE_FOLDER
         self._open = lru_cache(OPEN_SHARDS)(self._open_shard)
 
@@ -167,15 +166,15 @@ class CachedTensors:
         return self.cache.num_samples
 
     def crop_in(self, step: int, global_batch_size: int) -> int:
-        """The crop whose turn it is in the epoch in which a training's step begins; epochs take them one by one."""
+        """Return the crop to use in the epoch in which a training step begins; epochs cycle through the crops."""
         return step * global_batch_size // len(self) % self.cache.num_crops
 
     def __getitem__(self, place: tuple[int, int]) -> NDArray[Any]:
-        """A copy of the tensor of (sample, crop); of one in int8, the fp32 numbers that it stands for.
+        """Return a copy of the tensor of (sample, crop); int8 is decoded to fp32.
 
         Raises:
             BadSample: the sample could not be used when the cache was made.
-            IndexError: there is no such sample or crop.
+            IndexError: sample or crop is out of range.
             UserError: a shard is missing or damaged.
         """
         index, crop = place
@@ -194,15 +193,15 @@ class CachedTensors:
             rows = np.load(file, mmap_mode="r", allow_pickle=False)
             bad = {row: (reason, where) for row, reason, where in _read_bad(self.folder, shard)}
         except (OSError, ValueError) as error:
-            raise UserError(f"{file}: not readable: {error}; make the cache again") from None
+            raise UserError(f"{file}: not readable: {error}; delete the cache and run its stage again") from None
         shape = (num_rows, cache.num_crops, *_stored(cache.shape, cache.dtype))
         if (rows.shape, rows.dtype) != (shape, DTYPES[cache.dtype]):
-            raise UserError(f"{file}: holds {rows.dtype} {rows.shape}, not what the cache's facts say")
+            raise UserError(f"{file}: expected {cache.dtype} {shape}, got {rows.dtype} {rows.shape}")
         return rows, bad
 
 
 def encode(tensor: NDArray[np.floating[Any]], dtype: Dtype) -> NDArray[Any]:
-    """What is stored of a tensor. Rounding to int8 costs a vector at most half a step in each number."""
+    """Return the stored form of a tensor. Rounding to int8 changes each value by at most half a step."""
     with np.errstate(over="ignore"):
         if dtype != "int8":
             return tensor.astype(DTYPES[dtype])
@@ -212,7 +211,7 @@ def encode(tensor: NDArray[np.floating[Any]], dtype: Dtype) -> NDArray[Any]:
 
 
 def decode(stored: NDArray[Any]) -> NDArray[Any]:
-    """The tensor that `encode` stored."""
+    """Return the tensor that `encode` stored."""
     if stored.dtype != np.int8:
         return stored
     step = np.ascontiguousarray(stored[..., -SCALE_BYTES:]).view(np.float32)

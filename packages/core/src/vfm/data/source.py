@@ -1,4 +1,4 @@
-"""Random access to the samples of any data set artifact: a Pool, a curated view of one, a labelled set."""
+"""Random access to the samples of any dataset artifact: a Pool, a curated view of one, a labelled dataset."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from vfm.artifacts import CuratedSubset, ImageDataset, Pool
@@ -17,16 +18,16 @@ from vfm.data.balanced import BalancedEpochs
 from vfm.data.index import read_index
 from vfm.data.order import Epochs, SameEpochs, SampleOrder
 from vfm.data.sample import Sample
-from vfm.data.subset import Draw, ShardTexts, SubsetView
+from vfm.data.subset import ShardTexts, SubsetView, TextDraw
 
 OPEN_SHARDS = 1024  # shards whose offsets stay in memory, about half a MB each with 10,000 samples
 
 
 def open_dataset(artifact: ImageDataset) -> Source:
-    """The samples behind an artifact. Opening reads the index alone.
+    """Open the samples of an artifact. This only reads the index.
 
     Raises:
-        UserError: the artifact's folder holds no index.
+        UserError: the artifact's folder has no index.
     """
     if isinstance(artifact, CuratedSubset):
         pool = Pool.load(artifact.linked(artifact.pool))
@@ -35,46 +36,46 @@ def open_dataset(artifact: ImageDataset) -> Source:
 
 
 def open_balanced(artifact: ImageDataset, *, seed: int, language: str | None = None) -> Source:
-    """The samples of a curated subset whose texts each epoch draws anew, by their stored probabilities.
+    """Open a curated subset whose texts each epoch draws again, by their stored probabilities.
 
     Args:
         artifact: the subset.
-        seed: of the draws, together with the epoch.
-        language: draw from the texts of this one alone.
+        seed: seed of the draws, together with the epoch.
+        language: draw only from the texts of this language; None: all.
 
     Raises:
-        UserError: the data are no curated subset, so there are no probabilities.
+        UserError: the artifact is not a CuratedSubset, so there are no probabilities.
     """
     check_balanced(artifact)
     assert isinstance(artifact, CuratedSubset)
     pool = Pool.load(artifact.linked(artifact.pool))
-    draw = Draw(seed, language, one_per_image=artifact.texts == "one_per_image")
+    draw = TextDraw(seed, language, one_per_image=artifact.texts == "one_per_image")
     return Source(pool.path.resolve(), artifact.path.resolve(), draw)
 
 
 def check_balanced(artifact: ImageDataset) -> None:
-    """Refuses data without probabilities.
+    """Check that the data have probabilities.
 
     Raises:
-        UserError: they are no curated subset.
+        UserError: the artifact is not a CuratedSubset.
     """
     if not isinstance(artifact, CuratedSubset):
         kind = type(artifact).__name__
-        raise UserError(f"sampler: balanced draws by a CuratedSubset's probabilities; {artifact.path} is a {kind}")
+        raise UserError(f"sampler: balanced expects a CuratedSubset, got a {kind}: {artifact.path}")
 
 
 class Source:
-    """The good samples of a data set, numbered shard by shard.
+    """The good samples of a dataset, numbered shard by shard.
 
-    `shard_sizes` holds the number of samples of each shard: with it an order can be made without reading anything.
-    `epochs` says which samples a training's epochs have. A Source can be sent to worker processes: they read the index
-    anew.
+    `shard_sizes` is the number of samples of each shard, so that an order can be made without reading any. `epochs`
+    defines the samples of each epoch of a training. A Source can be pickled for worker processes, which read the index
+    again.
     """
 
-    def __init__(self, directory: Path, subset: Path | None = None, draw: Draw | None = None) -> None:
-        """Opens the index in `directory`, and looks at it through the curated `subset` where one is given.
+    def __init__(self, directory: Path, subset: Path | None = None, draw: TextDraw | None = None) -> None:
+        """Open the index in `directory`, restricted to the curated `subset` if one is given.
 
-        With a `draw` the samples are all that have a text which an epoch may draw.
+        With a `draw`, the samples are all those with a text that an epoch may draw.
         """
         self.directory, self.subset, self.draw = directory, subset, draw
         self.index = read_index(directory)
@@ -92,24 +93,24 @@ class Source:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample of a number.
+        """Read the sample of a number.
 
         Raises:
-            BadSample: it cannot be used; take another.
-            IndexError: there is no such number.
+            BadSample: the sample cannot be used.
+            IndexError: the number is out of range.
         """
         return self._read(*self.locate(index))
 
     def sample(self, index: int, epoch: int) -> Sample:
-        """The sample with the texts that an epoch uses: all, or those that it draws.
+        """Read the sample with the texts that an epoch uses: all, or those that it draws.
 
         Raises:
-            BadSample: it cannot be used; take another.
+            BadSample: the sample cannot be used.
         """
         return self._read(*self.locate(index), epoch)
 
     def locate(self, index: int) -> tuple[int, int]:
-        """The (shard, row) of a sample."""
+        """Return the (shard, row) of a sample."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         shard = int(np.searchsorted(self._ends, index, side="right"))
@@ -117,54 +118,54 @@ class Source:
         return shard, int(self._rows(shard)[place])
 
     def facts(self, index: int) -> Sample:
-        """The sample of a number without its image.
+        """Read the sample of a number without its image.
 
         Raises:
-            BadSample: it cannot be used.
+            BadSample: the sample cannot be used.
         """
         return self._read(*self.locate(index), with_image=False)
 
     def order(self, *, seed: int, shuffle_shards: int) -> SampleOrder:
-        """The endless stream of sample numbers that a training takes."""
+        """Return the endless stream of sample numbers for a training."""
         return SampleOrder(self.epochs, seed=seed, shuffle_shards=shuffle_shards)
 
     def another(self, epoch: int, index: int, number: int) -> int:
-        """A sample of the epoch that any number leads to, in the place of one that cannot be used."""
+        """Map any number to a sample of the epoch, as a replacement for one that cannot be used."""
         return self.epochs.sample(epoch, number)
 
     def key(self, index: int) -> str:
-        """The name of a sample, without reading it."""
+        """Return the key of a sample, without reading it."""
         shard, row = self.locate(index)
         return self._open(shard).key(row)
 
     def where(self, index: int) -> str:
-        """The address of a sample for people: its shard and its key."""
+        """Return the address of a sample for messages: its shard and its key."""
         shard, row = self.locate(index)
         return f"{self.index.shards[shard].path}:{self._open(shard).key(row)}"
 
     @property
     def keys(self) -> list[str]:
-        """The names of all samples; opens every shard."""
+        """Keys of all samples; opens every shard."""
         shards = np.flatnonzero(self.shard_sizes).tolist()
         return [self._open(shard).key(int(row)) for shard in shards for row in self._rows(shard)]
 
     @property
     def class_names(self) -> list[str]:
-        """The classes, where the samples have labels."""
+        """Class names, if the samples have labels."""
         return self.index.spec.class_names
 
     def texts_of_shard(self, shard: int, on_bad: Callable[[str, str], None] | None = None) -> Any:
-        """All texts of a shard, without the images: for streaming over a pool's captions.
+        """Return all texts of a shard, without the images, for streaming over a pool's captions.
 
         Args:
             shard: number of the shard.
-            on_bad: told (reason, where) of each sample that cannot be used, such as `ctx.skip`.
+            on_bad: called with (reason, where) of each sample that cannot be used, such as `ctx.skip`.
 
         Returns:
-            pyarrow Table of `texts_schema`: row, uid, language, text_index (place among the sample's texts of that
-            language), text; in the order of rows, of the spec's languages, of text_index.
+            pyarrow Table in the schema `texts_schema`: row, uid, language, text_index (index among the sample's texts
+            of that language), text; ordered by row, the spec's languages, text_index.
         """
-        # Nothing of it is kept: who streams comes by once, and the shards' rows and keys would add up.
+        # The readers are not cached: streaming opens each shard once, and rows and keys of all shards would add up.
         shown = self.view.read(shard) if self.view else None
         rows = shown.samples if shown else self.index.rows(shard)
         texts = self.index.open(shard).texts(rows, on_bad or (lambda reason, where: None))
@@ -176,9 +177,7 @@ class Source:
 
 
 def _narrowed(texts: Any, view: ShardTexts) -> Any:
-    """Those texts of a shard that a view shows."""
-    import pyarrow as pa
-
+    """Return the texts of a shard that a view contains."""
     shown = pa.table(
         {
             "row": view.rows,

@@ -1,4 +1,4 @@
-"""Where the parts of a sample stand in its shard; kept as `index.json` beside the index of shards."""
+"""Locations of a sample's parts in its shard; stored as `index.json` beside the index of shards."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from vfm.data.sample import BadSample
 
 
 class DatasetSpec(Config):
-    """What to take of each sample."""
+    """Parts to read of each sample."""
 
     image_key: str | None = Field(
-        None, description="tar: the image's extensions, `jpg,png`; tables: the column of the image"
+        None, description="tars: extensions of the image, `jpg,png`; tables: column of the image"
     )
-    images: bool = Field(True, description="false: parquet of captions alone, whose images nobody has")
+    images: bool = Field(True, description="false: parquet with captions only")
     texts: dict[str, str] = Field(
-        default={}, description="language: where its captions stand, `txt`, `txt.PART`, `json.FIELD` or a column"
+        default={}, description="language: location of its captions, `txt`, `txt.PART`, `json.FIELD` or a column"
     )
-    label_key: str | None = Field(None, description="where the class stands: `cls`, `json.FIELD` or a column")
+    label_key: str | None = Field(None, description="location of the class: `cls`, `json.FIELD` or a column")
     labels_key: str | None = Field(
-        None, description="tar: where several labels of an image stand, `npy` (which it has) or `json.FIELD` (a list)"
+        None, description="tars: location of several labels, `npy` (one flag per class) or `json.FIELD` (a list)"
     )
     class_names: list[str] = Field(default=[], description="in the order of the labels")
 
     def label_of(self, value: object, where: str) -> int:
-        """The number of a class, from its number or its name.
+        """Return the label of a class, given its label or its name.
 
         Raises:
-            BadSample: neither, or none of the classes.
+            BadSample: the value is neither, or is out of range.
         """
         if isinstance(value, str) and value in self.class_names:
             return self.class_names.index(value)

@@ -1,4 +1,4 @@
-"""A curated view of a pool: which texts of which samples were kept, as `subset.parquet` in the artifact's folder."""
+"""A curated view of a pool: the texts of each sample that were kept, as `subset.parquet` in the artifact's folder."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vfm.config import UserError
@@ -19,14 +22,13 @@ SHARDS_IN_MEMORY = 1024  # about a quarter of a MB each with 10,000 texts
 
 
 def subset_schema() -> Any:
-    """Columns of `subset.parquet`, one row for each text that matched or passed, kept or not.
+    """Return the schema of `subset.parquet`: one row for each text that matched or passed, kept or not.
 
-    Sorted by (shard, row, language, text_index). shard and row say where the sample lies in the pool's index, uid names
-    it, language and text_index say which of its texts, probability is the chance with which it is kept, and kept is
-    what the draw said: a fixed subset has the kept rows, `sampler: balanced` draws anew from all of them.
+    Rows are sorted by (shard, row, language, text_index). shard and row locate the sample in the pool's index, uid
+    identifies it, language and text_index select one of its texts, probability is the chance with which the text is
+    kept, and kept is the result of the draw: a fixed subset uses the kept rows, `sampler: balanced` draws again from
+    all rows.
     """
-    import pyarrow as pa
-
     return pa.schema(
         {
             "shard": pa.int32(),
@@ -41,12 +43,13 @@ def subset_schema() -> Any:
 
 
 @dataclass(frozen=True)
-class Draw:
-    """How epochs draw their texts anew, each by its stored probability.
+class TextDraw:
+    """Settings of the draw with which each epoch chooses its texts, by their stored probabilities.
 
-    seed: of the draws, together with the epoch.
-    language: texts of this one alone; None: of all.
-    one_per_image: choose one text of each image before its probability decides (MetaCLIP 2).
+    Attributes:
+        seed: seed of the draws, together with the epoch.
+        language: only texts of this language; None: all.
+        one_per_image: choose one text of each image before its probability decides (MetaCLIP 2).
     """
 
     seed: int
@@ -56,52 +59,50 @@ class Draw:
 
 @dataclass(frozen=True)
 class ShardTexts:
-    """The texts of one shard in a view, one after the other, (num_texts,) each."""
+    """The texts of one shard in a view, as columns of (num_texts,) each."""
 
     rows: NDArray[np.int32]
     text_index: NDArray[np.int32]
-    language: NDArray[np.int16]  # places in `languages`
+    language: NDArray[np.int16]  # indices into `languages`
     languages: list[str]
     keys: Keys | None = None
     probability: NDArray[np.float32] | None = None
 
     @cached_property
     def samples(self) -> NDArray[np.int64]:
-        """The rows that have a text, ascending."""
+        """Rows that have a text, ascending."""
         return np.unique(self.rows).astype(np.int64)
 
-    def drawn(self, draw: Draw, epoch: int, part: slice = slice(None)) -> NDArray[np.bool_]:
-        """Which of the texts an epoch uses; `part` must hold whole samples."""
+    def drawn(self, draw: TextDraw, epoch: int, part: slice = slice(None)) -> NDArray[np.bool_]:
+        """Return a mask of the texts that an epoch uses; `part` must contain whole samples."""
         assert self.keys is not None
         assert self.probability is not None
         images = self.rows[part] if draw.one_per_image else None
         return drawn(self.keys[part], self.probability[part], draw.seed, epoch, images=images)
 
     def part(self, row: int) -> slice:
-        """Where the texts of a row stand."""
+        """Return the range of a row's texts."""
         return slice(*np.searchsorted(self.rows, [row, row + 1]).tolist())
 
 
 class SubsetView:
     """Reads `subset.parquet` shard by shard, so that a subset of any size fits into memory.
 
-    Without a `draw` it shows the kept texts, with one all that an epoch may draw.
+    Without a `draw` it contains the kept texts, with a `draw` all texts that an epoch may draw.
     """
 
-    def __init__(self, directory: Path, num_shards: int, draw: Draw | None = None) -> None:
-        """Counts the samples of each shard in one streaming pass over a few columns.
+    def __init__(self, directory: Path, num_shards: int, draw: TextDraw | None = None) -> None:
+        """Count the samples of each shard in one streaming pass over a few columns.
 
         Raises:
-            UserError: the file is missing, of another make, or not sorted by (shard, row).
+            UserError: the file is missing, lacks a column, or is not sorted by (shard, row).
         """
-        import pyarrow.parquet as pq
-
         self.path, self.draw = directory / SUBSET_FILE, draw
         if not self.path.is_file():
-            raise UserError(f"{directory}: {SUBSET_FILE} is missing; this is no curated subset")
+            raise UserError(f"{directory}: {SUBSET_FILE} is missing; expected a curated subset")
         self.file = pq.ParquetFile(self.path)
         if missing := set(subset_schema().names) - set(self.file.schema_arrow.names):
-            raise UserError(f"{self.path}: no column '{min(missing)}'; curate anew with this version of vfm")
+            raise UserError(f"{self.path}: no column '{min(missing)}'; curate again with this version of vfm")
         self.shard_sizes = np.zeros(num_shards, dtype=np.int64)
         self._groups = np.zeros((num_shards, 2), dtype=np.int32)  # row groups that hold the shard, first to last + 1
         self._scan()
@@ -109,11 +110,11 @@ class SubsetView:
         self.shard = lru_cache(SHARDS_IN_MEMORY)(self.read)
 
     def rows(self, shard: int) -> NDArray[np.int64]:
-        """Rows of the shard that have a text here, ascending."""
+        """Return the rows of the shard that have a text in the view, ascending."""
         return self.shard(shard).samples
 
     def texts(self, shard: int, row: int, epoch: int | None = None) -> dict[str, list[int]]:
-        """Places of a sample's texts by language: all that are here, or those that an epoch uses."""
+        """Return the indices of a sample's texts by language: all in the view, or those that an epoch uses."""
         found = self.shard(shard)
         part = found.part(row)
         language, text_index = found.language[part], found.text_index[part]
@@ -126,18 +127,15 @@ class SubsetView:
         return places
 
     def narrow(self, sample: Sample, shard: int, row: int, epoch: int | None = None) -> dict[str, list[str]]:
-        """The texts themselves."""
+        """Return the texts of a sample that are in the view, or those that an epoch uses."""
         return {
             language: [sample.texts[language][place] for place in places]
             for language, places in self.texts(shard, row, epoch).items()
         }
 
     def read(self, shard: int) -> ShardTexts:
-        """The texts of a shard."""
-        import pyarrow.compute as pc
-
-        wanted = ["uid", "probability"] if self.draw else ["kept"]
-        columns = ("shard", "row", "language", "text_index", *wanted)
+        """Read the texts of a shard."""
+        columns = ("shard", "row", "language", "text_index", *(["uid", "probability"] if self.draw else ["kept"]))
         table = self._read_groups(range(*self._groups[shard].tolist()), columns)
         table = table.slice(*_span(table["shard"].to_numpy(), shard))
         if not self.draw:
@@ -155,9 +153,7 @@ class SubsetView:
         )
 
     def _scan(self) -> None:
-        """Finds the row groups of each shard, and counts the samples that have a text in the view."""
-        import pyarrow.compute as pc
-
+        """Find the row groups of each shard, and count the samples that have a text in the view."""
         language = self.draw.language if self.draw else None
         columns = ["shard", "row", *([] if self.draw else ["kept"]), *(["language"] if language is not None else [])]
         last = last_shown = np.int64(-1)
@@ -170,7 +166,7 @@ class SubsetView:
             if (np.diff(places, prepend=last) < 0).any():
                 raise UserError(f"{self.path}: not sorted by shard and row")
             if shards[-1] >= len(self.shard_sizes):
-                raise UserError(f"{self.path}: shard {shards[-1]} of a pool that has {len(self.shard_sizes)}")
+                raise UserError(f"{self.path}: shard {shards[-1]} is not in the pool of {len(self.shard_sizes)} shards")
             last = places[-1]
             here = np.unique(shards)
             self._groups[here, 0] = np.where(self._groups[here, 1] > 0, self._groups[here, 0], group)
@@ -185,6 +181,6 @@ class SubsetView:
 
 
 def _span(shards: NDArray[np.int32], shard: int) -> tuple[int, int]:
-    """Offset and length of a shard's rows among sorted ones."""
+    """Return offset and length of a shard's rows among sorted rows."""
     first, stop = np.searchsorted(shards, [shard, shard + 1]).tolist()
     return first, stop - first

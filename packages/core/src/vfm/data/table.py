@@ -1,4 +1,4 @@
-"""A table of image paths and captions: csv, tsv, jsonl or parquet. Consecutive rows of one image are one sample."""
+"""Tables of image paths and captions: csv, tsv, jsonl or parquet. Consecutive rows of one image are one sample."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from vfm.data.spec import DatasetSpec
 TABLE_EXTENSIONS = ("csv", "tsv", "jsonl", "parquet")
 PATH_COLUMNS = ("image", "filepath", "file_name", "filename", "image_path", "path", "file", "img")
 CAPTION_COLUMNS = ("caption", "text", "title", "captions", "texts", "txt", "TEXT", "alt")
-PROBLEM = ""  # no column has this name
+PROBLEM = ""  # key of an unreadable row's BadSample; no column has this name
 
 Row = dict[str, Any]
 
 
 def table_kind(path: str) -> str:
-    """The extension that tells a table's format, without the `.gz` of a packed one."""
+    """Return the extension of a table's format, without the `.gz` of a gzipped one."""
     return path.lower().removesuffix(".gz").rpartition(".")[2]
 
 
 def table_columns(path: str) -> list[str]:
-    """Names of a table's columns: the header's, the keys of the first line that can be read, the schema's.
+    """Return a table's column names: from the header, the first readable JSON line, or the schema.
 
     Raises:
-        UserError: the table is empty, or not one of the formats.
+        UserError: the table is empty, or of an unknown format.
     """
     kind = table_kind(path)
     if kind == "parquet":
         return list(open_parquet(path).schema_arrow.names)
     if kind not in TABLE_EXTENSIONS:
-        raise UserError(f"{path}: a table ends in {', '.join(TABLE_EXTENSIONS)}")
+        raise UserError(f"{path}: expected a table with the extension {', '.join(TABLE_EXTENSIONS)}")
     if kind == "jsonl":
         columns = list(next((row for row in table_rows(path) if PROBLEM not in row), {}))
     else:
@@ -55,20 +55,27 @@ def table_columns(path: str) -> list[str]:
     return columns
 
 
-def find_column(columns: list[str], wanted: str | None, known: tuple[str, ...], what: str, path: str) -> str:
-    """The column that the user named, else the first known one.
+def find_column(columns: list[str], name: str | None, defaults: tuple[str, ...], field: str, path: str) -> str:
+    """Return the column that the user named, else the first of the default names that exists.
+
+    Args:
+        columns: names of the table's columns.
+        name: column that the user named, or None.
+        defaults: usual names.
+        field: configuration field that names the column, for the error.
+        path: path of the table, for the error.
 
     Raises:
-        UserError: there is none; the columns are listed.
+        UserError: there is no such column; the line lists the columns.
     """
-    found = next((name for name in ([wanted] if wanted else known) if name in columns), None)
+    found = next((one for one in ([name] if name else defaults) if one in columns), None)
     if found is None:
-        raise UserError(f"{path}: no column '{wanted or known[0]}' ({what}); the columns are {', '.join(columns)}")
+        raise UserError(f"{path}: no column '{name or defaults[0]}' ({field}); the columns are {', '.join(columns)}")
     return found
 
 
 def table_values(path: str, column: str) -> Iterator[object]:
-    """The values of one column."""
+    """Yield the values of one column."""
     if table_kind(path) == "parquet":
         for batch in open_parquet(path).iter_batches(columns=[column]):
             yield from batch[column].to_pylist()
@@ -77,7 +84,7 @@ def table_values(path: str, column: str) -> Iterator[object]:
 
 
 def table_entries(path: str, image_root: str, spec: DatasetSpec) -> Iterator[ImageEntry]:
-    """The table's samples; `image_root` is the folder that image paths start from and must not leave.
+    """Yield the table's samples; image paths are relative to `image_root` and may not leave it.
 
     Raises:
         UserError: a column that the spec names is missing.
@@ -86,7 +93,7 @@ def table_entries(path: str, image_root: str, spec: DatasetSpec) -> Iterator[Ima
     image_column = find_column(columns, spec.image_key, PATH_COLUMNS, "image_key", path)
     for source in [*spec.texts.values(), *([spec.label_key] if spec.label_key else [])]:
         find_column(columns, source.partition(".")[0], (), "texts or label_key", path)
-    # What has no image, or cannot be read, is a sample of its own: no two of it are the same.
+    # Rows without an image or that cannot be read are samples of their own: each gets a unique object as its key.
     for name, rows in groupby(table_rows(path), key=lambda row: row.get(image_column) or object()):
         yield _entry(name, list(rows), image_root, spec, path)
 
@@ -113,17 +120,17 @@ def _entry(name: object, rows: list[Row], image_root: str, spec: DatasetSpec, pa
 
 
 def _checked(value: object, where: str) -> object:
-    """A cell whose bytes were no UTF-8 holds half surrogates since it was read; it is told, not passed on."""
+    """Return the value of a cell; raises BadSample if its bytes were not UTF-8, which were read as half surrogates."""
     values = value if isinstance(value, list) else [value]
-    if any(isinstance(item, str) and any("\udc80" <= sign <= "\udcff" for sign in item) for item in values):
+    if any(isinstance(item, str) and any("\udc80" <= char <= "\udcff" for char in item) for item in values):
         raise BadSample("wrong_encoding", where)
     return value
 
 
 def table_rows(path: str, columns: list[str] | None = None) -> Iterator[Row]:
-    """The rows; of one that cannot be read, its problem alone (under the key PROBLEM).
+    """Yield the rows; of a row that cannot be read, only its problem under the key PROBLEM.
 
-    `columns` are the names of a csv's or tsv's columns where it has no header.
+    `columns` are the column names of a csv or tsv without a header.
     """
     kind = table_kind(path)
     if kind == "parquet":
@@ -137,10 +144,10 @@ def table_rows(path: str, columns: list[str] | None = None) -> Iterator[Row]:
 
 @contextmanager
 def _open(path: str) -> Iterator[IO[bytes]]:
-    """The table's bytes, unpacked.
+    """Open the table's bytes, decompressed.
 
     Raises:
-        UserError: they cannot be read, or a reader of them finds that they are no table.
+        UserError: they cannot be read, or the code in the `with` block finds that they are not a table.
     """
     try:
         with files.open_binary(path) as stream:
@@ -152,7 +159,7 @@ def _open(path: str) -> Iterator[IO[bytes]]:
 def _parquet_rows(batch: Any, path: str) -> Iterator[Row]:
     try:
         yield from batch.to_pylist()
-    except UnicodeDecodeError:  # one text is no UTF-8: row by row, to lose that one alone
+    except UnicodeDecodeError:  # a text is not UTF-8: convert row by row, to lose only that row
         for number in range(batch.num_rows):
             try:
                 yield batch.slice(number, 1).to_pylist()[0]
@@ -172,7 +179,7 @@ def _json_rows(text: io.TextIOWrapper, path: str) -> Iterator[Row]:
 
 
 class _RawTabs(csv.excel_tab):
-    """Tables with tabs are mostly raw, and a caption may begin with a quotation mark."""
+    """Tab-separated without quoting: such tables are mostly raw, and a caption may begin with a quotation mark."""
 
     quoting = csv.QUOTE_NONE
 
@@ -182,6 +189,6 @@ def _dialect(path: str) -> type[csv.Dialect]:
 
 
 def _delimited_rows(text: io.TextIOWrapper, path: str, columns: list[str] | None) -> Iterator[Row]:
-    csv.field_size_limit(1 << 30)  # an overlong caption is one bad sample, not the end of the table
+    csv.field_size_limit(1 << 30)  # so that an overlong caption is one bad sample, and not an error of the table
     for row in csv.DictReader(text, columns, dialect=_dialect(path)):
         yield {name: value for name, value in row.items() if name is not None}

@@ -1,4 +1,4 @@
-"""Where the members of a tar lie: found in one pass over its headers, and kept as a small parquet file."""
+"""Offsets of the members of a tar: found in one pass over its headers, and saved as a small parquet file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vfm.config import UserError
@@ -23,7 +25,7 @@ MAX_ROWS = 1 << 31
 
 @dataclass(frozen=True)
 class TarScan:
-    """What a tar holds: keys, the (offset, size) of each slot, -1 where there is no such member, and if it is whole."""
+    """Content of a tar: keys, (offset, size) of each slot or -1 without such a member, and whether it is complete."""
 
     keys: list[str]
     places: NDArray[np.int64]  # (N, S, 2)
@@ -31,12 +33,12 @@ class TarScan:
 
 
 def scan_tar(path: str, slots: Sequence[str], image_extensions: Iterable[str], limit: int = MAX_ROWS) -> TarScan:
-    """Finds the members that are wanted: the first slot takes any image, the others the extension they are named by.
+    """Find the members of the slots: the first slot is for images, the others are named by their extension.
 
-    A sample whose members lie apart is found too. With a `limit` the scan ends after so many samples.
+    The members of a sample need not be adjacent. With a `limit`, the scan ends after that many samples.
 
     Raises:
-        UserError: the file is no plain tar.
+        UserError: the file is not an uncompressed tar.
     """
     slot_of = {name: index for index, name in enumerate(slots) if index}
     slot_of |= {extension.strip().lower(): 0 for extension in image_extensions}
@@ -61,7 +63,7 @@ def scan_tar(path: str, slots: Sequence[str], image_extensions: Iterable[str], l
 
 
 class _Members:
-    """The members of a tar up to its end, or to where it breaks off; then `complete` tells which it was."""
+    """Iterates over a tar's members; afterwards `complete` is False if the tar is truncated."""
 
     def __init__(self, stream: IO[bytes], path: str) -> None:
         self.stream, self.path = stream, path
@@ -73,7 +75,7 @@ class _Members:
                 while (member := tar.next()) is not None:
                     tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
                     yield member
-                # tarfile takes a broken header for the end, so the end's mark is looked for: a block of zeros.
+                # tarfile treats a broken header as the end, so the end mark is checked: a block of zeros.
                 self.stream.seek(tar.offset)
                 self.complete = self.stream.read(BLOCK) == bytes(BLOCK)
         except tarfile.ReadError as error:
@@ -83,15 +85,13 @@ class _Members:
         self.stream.seek(0)
         head = self.stream.read(BLOCK)
         if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
-            raise UserError(f"{self.path}: a compressed tar cannot be read at random; unpack it to a plain .tar")
+            raise UserError(f"{self.path}: expected an uncompressed .tar; a compressed one has no random access")
         if len(head) == BLOCK and head[257:262] != b"ustar":
             raise UserError(f"{self.path}: not a tar: {error}")
 
 
 def load_scan(cache: Path, slots: Sequence[str]) -> TarScan:
-    """What was kept of a scan."""
-    import pyarrow.parquet as pq
-
+    """Load a saved scan."""
     table = pq.read_table(cache)
     columns = [[table[f"{slot}.{part}"].to_numpy() for part in ("offset", "size")] for slot in slots]
     places = np.array(columns, dtype=np.int64).transpose(2, 0, 1)
@@ -99,10 +99,7 @@ def load_scan(cache: Path, slots: Sequence[str]) -> TarScan:
 
 
 def save_scan(cache: Path, scan: TarScan, slots: Sequence[str]) -> None:
-    """Keeps a scan. Best effort: on a read-only store the scan is simply made again."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    """Save a scan, if possible: with a read-only artifact the tar is scanned again each time."""
     columns: dict[str, Any] = {"key": pa.array(scan.keys, pa.string())}
     for index, slot in enumerate(slots):
         columns |= {f"{slot}.offset": scan.places[:, index, 0], f"{slot}.size": scan.places[:, index, 1]}

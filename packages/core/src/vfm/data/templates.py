@@ -8,17 +8,17 @@ from vfm.config import UserError
 
 
 def check_templates(templates: Sequence[str], where: str = "") -> list[str]:
-    """The templates, each with `{}` for the class name; CLIP_benchmark's spelling, `{c}`, is taken too.
+    """Return the templates, each with `{}` for the class name; CLIP_benchmark's `{c}` is replaced by `{}`.
 
     Args:
         templates: as the user wrote them.
-        where: the file they stand in, for the message.
+        where: file with the templates, for the error.
 
     Raises:
-        UserError: one has no place for the class name.
+        UserError: a template has no `{}`.
     """
-    spelled = [template.replace("{c}", "{}") for template in templates]
-    for template in spelled:
+    checked = [template.replace("{c}", "{}") for template in templates]
+    for template in checked:
         if "{}" not in template:
             raise UserError(f"{where and where + ': '}template {template!r} has no {{}} for the class name")
-    return spelled
+    return checked

@@ -1,44 +1,39 @@
-"""The texts of a shard as one table: a column at a time where they lie in columns, sample by sample elsewhere.
+"""The texts of a shard as one table: by whole columns if the shard has columns, else sample by sample.
 
-The first way takes the rows that are plainly good. Any other is read as a sample, so that what is bad is told in the
-same words and the two ways cannot come to differ in what they call bad.
+The column path handles the rows that are clearly good. Other rows are read as samples, so that both paths report the
+same bad samples for the same reasons.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.types as is_
 from numpy.typing import NDArray
 
 from vfm.data.captions import MAX_CAPTION_BYTES
 from vfm.data.sample import BadSample, Sample, uid_of
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 # N rows, M texts
 
 Rows = NDArray[np.int64]
-OnBad = Callable[[str, str], None]  # told (reason, where) of a sample that cannot be used
+OnBad = Callable[[str, str], None]  # called with (reason, where) of a sample that cannot be used
 ReadTexts = Callable[[int], Sample]  # a row's sample without its image; raises BadSample
 
 
 def texts_schema() -> pa.Schema:
-    """row, uid, language, text_index (place among the sample's texts of that language), text."""
-    import pyarrow as pa
-
+    """Return the schema row, uid, language, text_index (index among the sample's texts of that language), text."""
     return pa.schema(
         {"row": pa.int32(), "uid": pa.string(), "language": pa.string(), "text_index": pa.int32(), "text": pa.string()}
     )
 
 
 def texts_by_sample(read: ReadTexts, rows: Rows, on_bad: OnBad) -> pa.Table:
-    """The texts of samples read one by one, as `texts_schema` says; in the order of rows, languages, places."""
-    import pyarrow as pa
-
+    """Return the texts of samples read one by one in the schema `texts_schema`, ordered by row, language, index."""
     found: list[tuple[int, str, str, int, str]] = []
     for row in rows.tolist():
         try:
@@ -63,18 +58,16 @@ def texts_by_column(
     uids: Callable[[NDArray[np.bool_]], pa.Array],
     on_bad: OnBad,
 ) -> pa.Table:
-    """The table of `texts_by_sample(read, rows, on_bad)`, from whole columns.
+    """Return the table of `texts_by_sample(read, rows, on_bad)`, computed from whole columns.
 
     Args:
-        read: reads a row that is not plainly good.
-        rows: numbers of the rows that the columns hold, (N,).
+        read: reads a row that is not clearly good.
+        rows: numbers of the rows in the columns, (N,).
         texts: by language, a column whose type `is_plain`, (N,).
-        columns: all that `read` reads of a row, each plain: text in any of them must be UTF-8, (N,).
-        uids: the uids of the rows in a mask (N,).
-        on_bad: told of bad samples.
+        columns: all columns that `read` uses, each plain: text in any of them must be UTF-8, (N,).
+        uids: returns the uids of the rows in a mask (N,).
+        on_bad: called for each bad sample.
     """
-    import pyarrow as pa
-
     good = np.ones(len(rows), bool)
     for column in map(_Texts.of, columns.values()):
         good[column.parents[_not_utf8(column.values)]] = False
@@ -101,88 +94,69 @@ def texts_by_column(
 
 
 def uids_of(keys: Iterable[object]) -> pa.Array:
-    """The uids that keys give, as `uid_of` does."""
-    import pyarrow as pa
-
+    """Return the uids of keys, as `uid_of` computes them."""
     return pa.array([uid_of(str(key)) for key in keys], pa.string())
 
 
 def is_plain(kind: pa.DataType) -> bool:
-    """Whether `texts_by_column` knows a column's type: strings, lists of them, or what holds no text at all."""
-    import pyarrow.types as is_
-
+    """Return True if `texts_by_column` supports a column's type: strings, lists of strings, or types without text."""
     return is_text(kind) or is_.is_primitive(kind) or is_.is_null(kind) or (_is_list(kind) and is_text(kind.value_type))
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column holds strings."""
-    import pyarrow.types as is_
-
+    """Return True if a column contains strings."""
     return bool(is_.is_string(kind) or is_.is_large_string(kind))
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    import pyarrow.types as is_
-
     return bool(is_.is_list(kind) or is_.is_large_list(kind))
 
 
 @dataclass(frozen=True)
 class _Texts:
-    """The texts of a column, (M,), and the place of each one's row, (M,), ascending."""
+    """The texts of a column, (M,), and the index of each one's row, (M,), ascending."""
 
     values: pa.Array
     parents: Rows
 
     @classmethod
     def of(cls, column: pa.Array) -> _Texts:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         if _is_list(column.type):
             values, parents = pc.list_flatten(column), pc.list_parent_indices(column).to_numpy()
         elif is_text(column.type):
             values, parents = column, np.arange(len(column))
         else:
             values, parents = pa.array([], pa.string()), np.arange(0)
-        there = values.is_valid()
-        return cls(values.filter(there).cast(pa.string()), parents[there.to_numpy(zero_copy_only=False)])
+        valid = values.is_valid()
+        return cls(values.filter(valid).cast(pa.string()), parents[valid.to_numpy(zero_copy_only=False)])
 
     @property
     def sizes(self) -> Rows:
-        """Bytes of each text."""
-        import pyarrow.compute as pc
-
+        """Size of each text in bytes."""
         sizes: Rows = pc.binary_length(self.values).to_numpy()
         return sizes
 
     def of_rows(self, good: NDArray[np.bool_]) -> _Texts:
-        """Those of the rows in a mask."""
+        """Return the texts of the rows in a mask."""
         return self._filter(good[self.parents])
 
     def trimmed(self) -> _Texts:
-        """Without space around them, and without those that have nothing else."""
-        import pyarrow.compute as pc
-
+        """Return the texts without surrounding whitespace, and without empty ones."""
         trimmed = _Texts(pc.utf8_trim_whitespace(self.values), self.parents)
         return trimmed._filter(trimmed.sizes > 0)
 
     def places(self) -> NDArray[np.int32]:
-        """Of each text among its row's."""
+        """Return the index of each text among its row's texts."""
         starts = np.flatnonzero(np.diff(self.parents, prepend=-1))
         counts = np.diff(starts, append=len(self.parents))
         return (np.arange(len(self.parents)) - np.repeat(starts, counts)).astype(np.int32)
 
     def _filter(self, mask: NDArray[np.bool_]) -> _Texts:
-        import pyarrow as pa
-
         return self if mask.all() else _Texts(self.values.filter(pa.array(mask)), self.parents[mask])
 
 
 def _not_utf8(values: pa.Array) -> list[int]:
-    """Places of the texts that are no UTF-8, by halves: parquet's writers do not check, nor does its reader."""
-    import pyarrow as pa
-
+    """Return the indices of texts that are not UTF-8, by bisection: neither parquet writers nor readers check it."""
     try:
         values.validate(full=True)
     except pa.ArrowInvalid:

@@ -1,6 +1,6 @@
-"""torchvision's data sets by name, from a local copy: what lies in image files is listed, the rest is packed as PNG.
+"""torchvision datasets by name, from a local copy: image files are listed, other datasets are packed as PNG.
 
-The few sets that lie in pickles (CIFAR) are opened by torchvision alone, after it has checked the files' MD5 sums.
+Only torchvision opens the few datasets in pickles (CIFAR), after it has checked the files' MD5 sums.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from vfm.config import UserError, did_you_mean
 from vfm.data.image_list import ImageEntry, write_image_lists
-from vfm.data.index import Shard
+from vfm.data.shards import Shard
 from vfm.data.spec import DatasetSpec
 
 ROWS_PER_GROUP = 128
@@ -22,16 +25,16 @@ PACKED = DatasetSpec(image_key="image", label_key="label")
 
 
 def open_torchvision(name: str, root: str, split: str) -> Any:
-    """The data set as torchvision reads it from `root`; nothing is downloaded.
+    """Open a torchvision dataset in `root`; nothing is downloaded.
 
     Raises:
-        UserError: torchvision has no such set, no such split, or its files are not there.
+        UserError: torchvision has no such dataset or split, or its files are missing.
     """
-    import torchvision.datasets as sets
+    import torchvision.datasets as sets  # an optional extra; it imports torch
 
     known: dict[str, Any] = {key: kind for key, kind in vars(sets).items() if inspect.isclass(kind)}
     if name not in known:
-        raise UserError(f"torchvision has no data set '{name}'{did_you_mean(name, known)}")
+        raise UserError(f"torchvision has no dataset '{name}'{did_you_mean(name, known)}")
     kind = known[name]
     accepted = inspect.signature(kind).parameters
     arguments: dict[str, Any] = {"download": False} if "download" in accepted else {}
@@ -42,23 +45,23 @@ def open_torchvision(name: str, root: str, split: str) -> Any:
     try:
         return kind(root, **arguments)
     except (RuntimeError, OSError, ValueError) as error:
-        raise UserError(f"{root}: torchvision cannot read {name} there: {' '.join(str(error).split())}") from None
+        raise UserError(f"{root}: torchvision cannot read {name}: {' '.join(str(error).split())}") from None
 
 
 def torchvision_classes(dataset: Any, name: str) -> list[str]:
-    """Class names of a data set, the first of each where it has several (ImageNet).
+    """Return the class names of a dataset, the first of each if a class has several (ImageNet).
 
     Raises:
-        UserError: it has none.
+        UserError: the dataset has none.
     """
     classes = getattr(dataset, "classes", None)
     if not classes:
-        raise UserError(f"torchvision's {name} tells no class names; give class_names, in the order of the labels")
+        raise UserError(f"torchvision's {name} has no class names; give class_names, in the order of the labels")
     return [one[0] if isinstance(one, tuple) else str(one) for one in classes]
 
 
 def torchvision_shards(dataset: Any, directory: Path) -> Iterator[Shard]:
-    """The set's shards: lists where it has image files (`samples`), else parquet with PNG bytes, in `directory`."""
+    """Yield shards in `directory`: lists if the dataset has image files (`samples`), else parquet with PNG bytes."""
     if listed := getattr(dataset, "samples", None):
         entries = (ImageEntry(Path(path).stem, str(Path(path).resolve()), label=label) for path, label in listed)
         yield from write_image_lists(directory, entries, PACKED)
@@ -67,15 +70,12 @@ def torchvision_shards(dataset: Any, directory: Path) -> Iterator[Shard]:
 
 
 def pack_shards(dataset: Any, directory: Path) -> Iterator[Shard]:
-    """Parquet shards with PNG bytes, in `directory`, of a sequence of (PIL image, label)."""
+    """Write a sequence of (PIL image, label) as parquet shards with PNG bytes in `directory`, and yield each."""
     for start in range(0, len(dataset), ROWS_PER_SHARD):
         yield _pack(dataset, range(start, min(start + ROWS_PER_SHARD, len(dataset))), directory)
 
 
 def _pack(dataset: Any, rows: range, directory: Path) -> Shard:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     schema = pa.schema({"key": pa.string(), "image": pa.binary(), "label": pa.int32()})
     path = directory / f"packed-{rows.start // ROWS_PER_SHARD:05d}.parquet"
     with pq.ParquetWriter(path, schema) as writer:

@@ -1,4 +1,4 @@
-"""From a sample's bytes to the tensor of a training step; what is random is drawn from the sample's own seed."""
+"""From a sample's bytes to the tensor of a training step; random augmentation is drawn from the sample's own seed."""
 
 # S side of the square image
 
@@ -17,14 +17,16 @@ from vfm.data.images import MAX_PIXELS, Interpolation, ResizeMode, decode_image,
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Bytes to uint8 (3, S, S): resized, or a random part of the image where `scale` is given.
+    """Turns bytes into uint8 (3, S, S): resized, or a random crop of the image if `scale` is given.
 
-    size: side of the square, in pixels.
-    mode: `squash` both sides, or bring the shorter one to `size` and `crop` the centre.
-    scale: smallest and largest share of the area that a random crop keeps; None crops nothing at random.
-    ratio: narrowest and widest aspect of a random crop.
-    flip: chance of a left-right flip; 0 where captions speak of left and right.
-    interpolation: of the model that the images are for (`Preprocess.interpolation`).
+    Attributes:
+        size: side of the square, in pixels.
+        mode: `squash` both sides, or resize the shorter one to `size` and `crop` the centre.
+        scale: smallest and largest fraction of the area that a random crop keeps; None: no random crop.
+        ratio: smallest and largest aspect ratio of a random crop.
+        flip: probability of a left-right flip; use 0 if captions mention left and right.
+        interpolation: filter that the model expects (`Preprocess.interpolation`).
+        max_pixels: larger images are bad samples.
     """
 
     size: int
@@ -36,16 +38,16 @@ class ImageTransform:
     max_pixels: int = MAX_PIXELS
 
     def __call__(self, data: bytes, seed: int, where: str = "") -> Tensor:
-        """The image at the wanted size, the same for the same bytes and seed.
+        """Decode and transform an image; the result depends only on bytes and seed.
 
         Raises:
-            BadSample: the bytes are no image, or one of more than `max_pixels`; `where` names it.
+            BadSample: the bytes are not an image, or one of more than `max_pixels`; `where` is its address.
         """
         return to_tensor(self.apply(decode_image(data, where, max_pixels=self.max_pixels), seed))
 
     def apply(self, image: Image.Image, seed: int) -> Image.Image:
-        """The same for an RGB image that is decoded already."""
-        rng = np.random.Generator(np.random.PCG64(seed))  # what default_rng makes, in two thirds of the time
+        """Transform a decoded RGB image."""
+        rng = np.random.Generator(np.random.PCG64(seed))  # equal to default_rng(seed), in two thirds of its time
         if self.scale:
             box = random_box(*image.size, rng, scale=self.scale, ratio=self.ratio)
             image = resize(image.crop(box), self.size, "squash", self.interpolation)
@@ -57,9 +59,9 @@ class ImageTransform:
 
 
 def to_tensor(image: Image.Image | NDArray[np.uint8]) -> Tensor:
-    """An RGB image, or the (H, W, 3) pixels of one, as uint8 (3, H, W)."""
+    """Return an RGB image, or its pixels (H, W, 3), as uint8 (3, H, W)."""
     if isinstance(image, Image.Image):
-        # Pillow puts a line's colours one after another in passing, and whole lines are then what is copied.
+        # Pillow's raw mode "RGB;L" separates the colours of each line at no cost, so that the copy moves whole lines.
         rows = np.frombuffer(image.tobytes("raw", "RGB;L"), np.uint8).reshape(image.height, 3, image.width)
         return torch.from_numpy(rows.transpose(1, 0, 2).copy())
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

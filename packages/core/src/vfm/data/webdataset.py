@@ -1,8 +1,8 @@
-"""WebDataset tars, read at random: a shard is scanned once for the places of its members, then each sample is one read.
+"""WebDataset tars with random access: a shard is scanned once for its members' offsets, then a sample is one read.
 
-A sample is the members that share a name up to the first dot of the file name (`a/000.jpg`, `a/000.txt`). Nothing is
-extracted and nothing unpickled; names are labels, never paths. Rows count the samples of a tar in order of appearance,
-bad ones too, so that a row's number is a property of the tar.
+The members of a sample share the name up to the first dot of the file name (`a/000.jpg`, `a/000.txt`). Nothing is
+extracted or unpickled; names are keys, never paths. Rows count all samples of a tar in order of appearance, including
+bad ones, so that row numbers depend only on the tar.
 
 Source: the WebDataset format, github.com/webdataset/webdataset; img2dataset's output.
 """
@@ -26,18 +26,23 @@ from vfm.data.tar_scan import MAX_ROWS, load_scan, save_scan, scan_tar
 from vfm.data.texts import OnBad, Rows, texts_by_sample
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm")
-MAX_GAP = 64 << 10  # bytes read in vain to spare a second read
+MAX_GAP = 64 << 10  # unused bytes that are read to avoid a second read
 
 
 class TarShard:
-    """One tar: keys, and for each sample the place of each member that the spec asks for."""
+    """One tar: keys, and for each sample the offset and size of each member that the spec needs."""
 
     def __init__(
         self, path: str, size: int, spec: DatasetSpec, cache: Path | None = None, limit: int = MAX_ROWS
     ) -> None:
-        """Opens the tar at `path` of `size` bytes; `cache` is a parquet file that keeps what the scan found.
+        """Open the tar at `path` of `size` bytes.
 
-        With a `limit` the scan ends after so many samples.
+        Args:
+            path: path of the tar.
+            size: its size in bytes.
+            spec: parts to read of each sample.
+            cache: parquet file that stores the result of the scan.
+            limit: end the scan after this many samples.
         """
         self.path, self.size, self.spec = path, size, spec
         self.slots = _slots(spec)
@@ -53,18 +58,18 @@ class TarShard:
         return len(self.keys)
 
     def key(self, row: int) -> str:
-        """The name of a row's sample."""
+        """Return the key of a row's sample."""
         return self.keys[row] if row < len(self.keys) else f"row {row}"
 
     def where(self, row: int) -> str:
-        """The sample's address for people."""
+        """Return the sample's address for messages."""
         return f"{self.path}:{self.key(row)}"
 
     def read(self, row: int, *, with_image: bool = True) -> Sample:
-        """The sample of a row, in one read; without its image where only the texts are wanted.
+        """Read the sample of a row, in one read of the file, optionally without its image.
 
         Raises:
-            BadSample: it is cut off, lacks its image or every caption, or a text is not readable.
+            BadSample: the sample is truncated, has no image or no caption, or a text is not readable.
         """
         where = self.where(row)
         if row >= len(self.keys):
@@ -77,7 +82,7 @@ class TarShard:
             raise
 
     def texts(self, rows: Rows, on_bad: OnBad) -> Any:
-        """The texts of rows, ascending, as `texts_schema` says."""
+        """Return the texts of ascending rows in the schema `texts_schema`."""
         return texts_by_sample(partial(self.read, with_image=False), rows, on_bad)
 
     def _read(self, row: int, where: str, with_image: bool) -> Sample:
@@ -113,7 +118,7 @@ class TarShard:
         first, last = min(start for start, _ in spans.values()), max(stop for _, stop in spans.values())
         if last > self.size:
             raise BadSample("truncated_shard", where)
-        # Members mostly lie side by side: one read, so one request of a remote store. Not where a tar is unsorted.
+        # Members are mostly adjacent: one read, so one request of a remote store. An unsorted tar takes several.
         if last - first > MAX_GAP + sum(stop - start for start, stop in spans.values()):
             return {name: files.read_bytes(self.path, *span) for name, span in spans.items()}
         data = files.read_bytes(self.path, first, last)
@@ -149,7 +154,7 @@ class TarShard:
 
 
 def _places(data: bytes, num_classes: int, where: str) -> list[int]:
-    """The labels of an array that says of each whether the image has it, (C,)."""
+    """Return the labels of an array of flags, one per class, (C,)."""
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, OSError, EOFError):
@@ -160,15 +165,15 @@ def _places(data: bytes, num_classes: int, where: str) -> list[int]:
 
 
 def _slots(spec: DatasetSpec) -> list[str]:
-    """Members to find of each sample; `json` always, since it may hold a uid."""
+    """Return the members to find of each sample; always `json`, which may hold a uid."""
     sources = [*spec.texts.values(), *(key for key in (spec.label_key, spec.labels_key) if key)]
     return ["image", *sorted({"json", *(source.partition(".")[0] for source in sources)})]
 
 
 def sidecar_count(path: str) -> int | None:
-    """Samples of a tar as img2dataset tells them beside it: `00000_stats.json`, or the rows of `00000.parquet`.
+    """Return the number of samples from img2dataset's files beside a tar: `00000_stats.json` or `00000.parquet`.
 
-    None where nothing that can be read tells them.
+    None if there is no such file, or it is not readable.
     """
     stem = path.removesuffix(".tar")
     if files.exists(f"{stem}_stats.json"):

@@ -7,29 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vfm.eval.curves_stage import Curves
-from vfm.eval.feature_stages import AttentiveProbe, Classify, Knn, LinearProbe
-from vfm.eval.few_shot_stage import FewShot
-from vfm.eval.stages import Choices, MmvpVlm, Retrieval, ZeroShot
-from vfm.eval.summary_stage import Summary
 from vfm.hookspecs import hookimpl
-from vfm.models import stages as models
 from vfm.stage import Stage
-from vfm.stages import data, labeled, shapes
-
-EVALUATIONS: tuple[type[Stage], ...] = (
-    ZeroShot,
-    Retrieval,
-    Classify,
-    LinearProbe,
-    AttentiveProbe,
-    FewShot,
-    Knn,
-    MmvpVlm,
-    Choices,
-    Curves,
-    Summary,
-)
+from vfm.stages import data, labeled, models, shapes
+from vfm.stages.evaluation import EVALUATIONS
 
 
 @hookimpl

@@ -1,7 +1,7 @@
-"""What the web says of a picture: captions that tell part of the scene, perhaps wrongly, and captions that tell none.
+"""Web-like captions of an image: some describe part of the scene, possibly wrongly, others do not describe it at all.
 
-A true caption always names colour and shape, and each other attribute in a share of cases that the world sets. The
-article "a" is not a count: a caption that does not tell the count says "a red star" of three stars too, as labels do.
+A true caption always names colour and shape, and each other attribute in a fraction of cases that the world sets. The
+article "a" is not a count: a caption without the count says "a red star" of three stars too, as class names do.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PHRASES: dict[Attribute, dict[Value, str]] = {
     },
     "presence": {"alone": "alone", "dot": "with a dot", "frame": "in a frame"},
 }  # fmt: skip
-"""Values told by words after the noun; all others stand before it, as they are or as ADJECTIVES says."""
+"""Values that are phrases after the noun; all others are adjectives before it, unchanged or as in ADJECTIVES."""
 ADJECTIVES: dict[Value, str] = {"outline": "outlined"}
 BEFORE: tuple[Attribute, ...] = ("size", "state", "texture", "structure")
 AFTER: tuple[Attribute, ...] = ("structure", "orientation", "position", "presence")
@@ -57,25 +57,25 @@ CaptionKind = Literal["true", "file_name", "boilerplate", "unrelated", "foreign"
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption and what it says: `told` maps attributes to the values named, right or wrong."""
+    """A caption and its content: `named` maps attributes to the values that the text names, right or wrong."""
 
     text: str
     kind: CaptionKind
     language: Language
-    told: Mapping[Attribute, Value] = field(default_factory=dict)
+    named: Mapping[Attribute, Value] = field(default_factory=dict)
 
 
-def describe(shape: Shape, colour: Colour, told: Mapping[Attribute, Value]) -> str:
-    """English for a shape, its colour and the attributes in `told`: "two big red stars pointing up on the left"."""
-    words = [_adjective(told[name]) for name in BEFORE if name in told and told[name] not in PHRASES.get(name, {})]
+def describe(shape: Shape, colour: Colour, named: Mapping[Attribute, Value]) -> str:
+    """Return English for a shape, a colour and named attributes: "two big red stars pointing up on the left"."""
+    words = [_adjective(named[name]) for name in BEFORE if name in named and named[name] not in PHRASES.get(name, {})]
     words += [colour, shape]
-    number = told.get("count")
+    number = named.get("count")
     if number is None:
         words.insert(0, "an" if words[0][0] in "aeiou" else "a")
     else:
         words.insert(0, NUMBERS[number])
         words[-1] += "" if number == 1 else "es" if shape.endswith("s") else "s"
-    words += [PHRASES[name][told[name]] for name in AFTER if name in told and told[name] in PHRASES[name]]
+    words += [PHRASES[name][named[name]] for name in AFTER if name in named and named[name] in PHRASES[name]]
     return " ".join(words)
 
 
@@ -84,7 +84,7 @@ def _adjective(value: Value) -> str:
 
 
 def statement(scene: Scene, pattern: Pattern) -> str:
-    """A true sentence about one attribute of a scene (or about its colour), without the "a photo of"."""
+    """Return a true statement of one attribute of a scene, or of its colour, without "a photo of"."""
     if pattern == "colour":
         return describe(scene.shape, scene.colour, {})
     value = scene.value(pattern)
@@ -93,7 +93,7 @@ def statement(scene: Scene, pattern: Pattern) -> str:
 
 
 def sample_caption(world: World, scene: Scene, rng: np.random.Generator, *, language: Language = "en") -> Caption:
-    """A caption of the scene as the web would have it: noise, another language, or true in the world's measure."""
+    """Draw a web-like caption of the scene: noise, another language, or a true caption, by the world's fractions."""
     place = rng.random()
     if place < world.noise_share:
         return _noise(rng, language)
@@ -106,21 +106,22 @@ def sample_caption(world: World, scene: Scene, rng: np.random.Generator, *, lang
 def true_caption(
     world: World, scene: Scene, rng: np.random.Generator, *, language: Language = "en", kind: CaptionKind = "true"
 ) -> Caption:
-    """A caption that names colour and shape; in English also attributes, by the world's shares.
+    """Draw a caption that names colour and shape; in English also attributes, by the world's fractions.
 
-    `language` is the language written in, whatever the label of the caption.
+    `language` is the language of the text, which may differ from the caption's label.
     """
     if language != "en":
         lexicon = LEXICONS[language]
         return Caption(_pick(rng, lexicon.templates).format(lexicon.name(scene.shape, scene.colour)), kind, language)
-    told = _tell(world, scene, rng)
-    text = _pick(rng, TEMPLATES).format(describe(scene.shape, scene.colour, told))
-    return Caption(text, kind, language, told)
+    named = _sample_attributes(world, scene, rng)
+    text = _pick(rng, TEMPLATES).format(describe(scene.shape, scene.colour, named))
+    return Caption(text, kind, language, named)
 
 
-def _tell(world: World, scene: Scene, rng: np.random.Generator) -> dict[Attribute, Value]:
-    """Which attributes a caption tells, and as what: the true value, or (noise) any other."""
-    told: dict[Attribute, Value] = {}
+def _sample_attributes(world: World, scene: Scene, rng: np.random.Generator) -> dict[Attribute, Value]:
+    """Draw the attributes that a caption names, each with its true value or (noise) any other."""
+    named: dict[Attribute, Value] = {}
+    # One draw for all attributes, so that the random stream does not depend on which of them vary in the world.
     chances = rng.random((len(ATTRIBUTES), 3)).tolist()
     for name, (share, noise, choice) in zip(ATTRIBUTES, chances, strict=True):
         value = scene.value(name)
@@ -129,8 +130,8 @@ def _tell(world: World, scene: Scene, rng: np.random.Generator) -> dict[Attribut
         if share < world.attribute_share_of.get(name, world.attribute_share):
             others = [other for other in world.values(name) if other != value]
             wrong = noise < world.attribute_noise_of.get(name, world.attribute_noise) and others
-            told[name] = others[int(choice * len(others))] if wrong else value
-    return told
+            named[name] = others[int(choice * len(others))] if wrong else value
+    return named
 
 
 def _noise(rng: np.random.Generator, language: Language) -> Caption:

@@ -1,9 +1,9 @@
-"""Scenes to pixels: anti-aliased drawing by signed distances, the same picture at any size.
+"""Scenes to pixels: anti-aliased drawing by signed distances, the same image at any size.
 
-One core draws about 5,000 pictures of 64 pixels a second; with captions, JPEG and tar it makes 1,400 to 2,100 samples.
+One core draws about 5,000 images of 64 pixels per second; with captions, JPEG and tar, 1,400 to 2,100 samples.
 """
 
-# S picture size in pixels
+# S image size in pixels, (h, w) the window of the objects
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ PALETTE: dict[Colour, RGB] = {
     "black": (0.04, 0.04, 0.04),
 }
 INK: RGB = (0.06, 0.06, 0.10)
-"""The dot and the frame."""
+"""Colour of the dot and the frame."""
 PLACES: dict[Position, tuple[float, float]] = {
     "centre": (0.5, 0.5), "left": (0.31, 0.5), "right": (0.69, 0.5), "top": (0.5, 0.31), "bottom": (0.5, 0.69),
 }  # fmt: skip
 TURNS: dict[Orientation, float] = {"up": 0.0, "right": 90.0, "down": 180.0, "left": 270.0}
 CORNERS = ((0.11, 0.11), (0.89, 0.11), (0.11, 0.89), (0.89, 0.89))
-# Radius of a big object and the places in the group, in picture widths: no two overlap, all stay in the picture and
-# leave the corners to the dot.
+# By count: radius of a big object and the centres in the group, in image widths. The objects do not overlap, stay in
+# the image, and keep the corners free for the dot.
 GROUPS: dict[int, tuple[float, tuple[tuple[float, float], ...]]] = {
     1: (0.265, ((0.0, 0.0),)),
     2: (0.138, ((-0.135, -0.110), (0.135, 0.110))),
@@ -44,15 +44,15 @@ GROUPS: dict[int, tuple[float, tuple[tuple[float, float], ...]]] = {
     4: (0.124, ((-0.145, -0.145), (0.145, -0.145), (-0.145, 0.145), (0.145, 0.145))),
 }
 REACH = 1.35
-"""No object, whole or broken, reaches farther from its centre than this, in radii."""
+"""Largest distance of any point of an object, whole or broken, from its centre, in radii."""
 SMALL = 0.65
-"""Radius of a small object by that of a big one."""
+"""Radius of a small object relative to a big one."""
 
 
 def draw(scene: Scene, size: int) -> NDArray[np.uint8]:
-    """The picture of a scene: (S, S, 3) uint8 RGB, a pure function of its arguments.
+    """Draw a scene: (S, S, 3) uint8 RGB, a pure function of its arguments.
 
-    Strokes, gaps and stripes never get thinner than about a pixel, so that every attribute shows from 32 pixels on.
+    Strokes, gaps and stripes are never thinner than about a pixel, so every attribute is visible from 32 pixels on.
     """
     nuisance = scene.nuisance
     channels = _ground(nuisance, size)
@@ -75,17 +75,17 @@ def draw(scene: Scene, size: int) -> NDArray[np.uint8]:
 
 @cache
 def _axis(size: int) -> Floats:
-    """The pixels' centres along a side in picture widths: (S,)."""
+    """Return the pixel centres along a side in image widths, (S,)."""
     axis: Floats = (np.arange(size, dtype=np.float32) + 0.5) / size
     return axis
 
 
 def _ground(nuisance: Nuisance, size: int) -> Floats:
-    """The background as three planes of 0 to 255, (3, S, S), with the half that makes truncation rounding."""
+    """Draw the background as three planes of 0 to 255, (3, S, S), plus 0.5, so that truncation to uint8 rounds."""
     channels = np.empty((3, size, size), dtype=np.float32)
     channels[:] = _levels(nuisance.ground)
     if nuisance.waves:
-        # sin(a + b) = sin a cos b + cos a sin b: K waves are a product of (S, 2K) and (2K, S), not S * S sines each.
+        # sin(a + b) = sin a cos b + cos a sin b, so K waves are a product of (S, 2K) and (2K, S) and not S * S sines.
         x, y, phase = (np.array([getattr(w, name) for w in nuisance.waves]) for name in ("x", "y", "phase"))
         across = 2 * np.pi * (x[:, None] * _axis(size) + phase[:, None])
         down = 2 * np.pi * y[:, None] * _axis(size)
@@ -97,7 +97,7 @@ def _ground(nuisance: Nuisance, size: int) -> Floats:
 
 
 def _window(centres: list[tuple[float, float]], reach: float, size: int) -> tuple[slice, slice]:
-    """The rows and columns that objects of this reach can touch: nothing else needs computing."""
+    """Return the rows and columns that objects of this reach can touch; only these are computed."""
     columns, rows = (
         slice(max(0, math.floor((min(line) - reach) * size)), min(size, math.ceil((max(line) + reach) * size)))
         for line in zip(*centres, strict=True)
@@ -108,7 +108,7 @@ def _window(centres: list[tuple[float, float]], reach: float, size: int) -> tupl
 def _object_coordinates(
     scene: Scene, centres: list[tuple[float, float]], radius: float, window: tuple[slice, slice], size: int
 ) -> tuple[Floats, Floats]:
-    """Each pixel's place in the frame of its nearest object, turned to point up, in units of the radius: two (h, w)."""
+    """Return each pixel's coordinates relative to its nearest object, rotated to point up, in radii: two (h, w)."""
     rows, columns = window
     x, y = _axis(size)[columns], _axis(size)[rows, None]
     dx, dy = x - centres[0][0], y - centres[0][1]
@@ -126,7 +126,7 @@ def _object_coordinates(
 
 
 def _coverage(scene: Scene, x: Floats, y: Floats, pixel: float) -> Floats:
-    """How much of each pixel the objects cover, in [0, 1]: (S, S)."""
+    """Return the fraction of each pixel that the objects cover, (h, w)."""
     table = distance_table(scene.shape)
     core_x, core_y, depth = table.core
     gap: Floats | None = None
@@ -141,14 +141,14 @@ def _coverage(scene: Scene, x: Floats, y: Floats, pixel: float) -> Floats:
         distance = np.maximum(distance, hole - np.hypot(x - core_x, y - core_y))
     if gap is not None:
         distance = np.maximum(distance, gap)
-    return _share(-distance / pixel)
+    return _covered(-distance / pixel)
 
 
 def _split(x: Floats, y: Floats, gap: float) -> tuple[Floats, Floats, Floats]:
-    """Breaks the plane along a slanting line and moves the halves apart and along it.
+    """Break the plane along a slanting line, and move the halves apart and along it.
 
     Returns:
-        the coordinates in the unbroken plane, and the distance into the gap (positive inside).
+        coordinates in the unbroken plane, and the distance into the gap (positive inside).
     """
     normal_x, normal_y = 0.5, math.sqrt(0.75)
     height = normal_x * x + normal_y * y
@@ -160,16 +160,16 @@ def _split(x: Floats, y: Floats, gap: float) -> tuple[Floats, Floats, Floats]:
 
 
 def _pattern(texture: Texture, x: Floats, y: Floats, pixel: float) -> Floats:
-    """How strongly the second colour of a texture shows, in [0, 1]: (S, S)."""
+    """Return the opacity of a texture's second colour, in [0, 1], (h, w)."""
     period = max(0.5 if texture == "striped" else 0.55, 3.2 * pixel)
     wave, sharpness = 2 * math.pi / period, 0.25 * period / pixel
     if texture == "striped":
-        return _share(sharpness * np.cos(wave * x))
-    return _share(sharpness * (np.cos(wave * x) + np.cos(wave * y) - 0.9))
+        return _covered(sharpness * np.cos(wave * x))
+    return _covered(sharpness * (np.cos(wave * x) + np.cos(wave * y) - 0.9))
 
 
 def _extra(scene: Scene, size: int) -> Floats:
-    """Coverage of the dot in a corner or of the frame around the picture: (S, S)."""
+    """Return the coverage of the dot in a corner or of the frame around the image, (S, S)."""
     x, y = _axis(size), _axis(size)[:, None]
     if scene.presence == "dot":
         column, row = CORNERS[scene.nuisance.corner]
@@ -177,27 +177,27 @@ def _extra(scene: Scene, size: int) -> Floats:
     else:
         rim = 0.5 - np.abs(_axis(size) - 0.5)
         distance = np.abs(np.minimum(rim, rim[:, None]) - 0.045) - 0.024
-    return _share(-distance * size)
+    return _covered(-distance * size)
 
 
-def _share(depth: Floats) -> Floats:
-    """How much of a pixel lies on the positive side of an edge `depth` pixels away."""
-    share: Floats = np.clip(depth + 0.5, 0, 1)
-    return share
+def _covered(depth: Floats) -> Floats:
+    """Return the fraction of a pixel on the positive side of an edge `depth` pixels away."""
+    fraction: Floats = np.clip(depth + 0.5, 0, 1)
+    return fraction
 
 
 def _contrast(colour: Colour) -> RGB:
-    """Black on light colours, white on dark ones."""
+    """Return black for light colours, white for dark ones."""
     red, green, blue = PALETTE[colour]
     return (0.1, 0.1, 0.1) if 0.3 * red + 0.59 * green + 0.11 * blue > 0.45 else (0.95, 0.95, 0.95)
 
 
 def _levels(colour: RGB) -> Floats:
-    """A colour as levels of 0 to 255 and a half, one a plane: (3, 1, 1)."""
+    """Return a colour as levels of 0 to 255, plus 0.5 for rounding, one per plane, (3, 1, 1)."""
     levels: Floats = 255 * np.clip(np.array(colour, dtype=np.float32), 0, 1) + 0.5
     return levels[:, None, None]
 
 
 def _blend(channels: Floats, coverage: Floats, colour: RGB) -> None:
-    """Paints a colour over planes of levels (3, h, w), in place."""
+    """Paint a colour over planes of levels (3, h, w), in place."""
     channels += coverage * (_levels(colour) - channels)

@@ -17,8 +17,8 @@ class Lexicon:
 
     Attributes:
         nouns: word and gender ("m", "f", "n") of each of SHAPES.
-        adjectives: the forms of each of COLOURS by gender.
-        phrase: how `{colour}` and `{shape}` stand together.
+        adjectives: forms of each of COLOURS by gender.
+        phrase: order of `{colour}` and `{shape}`.
         templates: captions around a phrase.
     """
 
@@ -28,19 +28,19 @@ class Lexicon:
     templates: tuple[str, ...]
 
     def name(self, shape: Shape, colour: Colour) -> str:
-        """Shape and colour in this language, the adjective in its right form."""
+        """Return shape and colour in this language, with the adjective in the noun's gender."""
         noun, gender = self.nouns[shape]
         return self.phrase.format(shape=noun, colour=self.adjectives[colour][gender])
 
 
 def _nouns(words: str) -> dict[Shape, tuple[str, str]]:
-    """`Kreis:m Quadrat:n ...` in the order of SHAPES; `_` is a space."""
+    """Parse `Kreis:m Quadrat:n ...` in the order of SHAPES; `_` is a space."""
     pairs = (word.replace("_", " ").split(":") for word in words.split())
     return {shape: (noun, gender) for shape, (noun, gender) in zip(SHAPES, pairs, strict=True)}
 
 
 def _adjectives(genders: str, words: str) -> dict[Colour, dict[str, str]]:
-    """`roter/rote/rotes ...` in the order of COLOURS, one form a gender or one for all."""
+    """Parse `roter/rote/rotes ...` in the order of COLOURS, one form per gender or one for all."""
     forms = (word.split("/") for word in words.split())
     return {
         colour: dict(zip(genders, form if len(form) > 1 else form * len(genders), strict=True))
@@ -88,4 +88,4 @@ LEXICONS: dict[Language, Lexicon] = {
         ("{}", "{}の写真", "{}のイラスト"),
     ),
 }
-"""All languages but English, which has the attributes too (`vfm.data.shapes.captions`)."""
+"""All languages except English, whose captions also name attributes (`vfm.data.shapes.captions`)."""

@@ -1,7 +1,7 @@
-"""The shapes of the made world as polygons, and the signed distance to them.
+"""The synthetic shapes as polygons, and the signed distance to them.
 
-Every shape is one closed polygon in the square [-1, 1]^2, y down, pointing up; curves are polygons of many sides. So
-one exact distance serves all shapes, and `DistanceTable` makes its cost per pixel the same for a square and a heart.
+Every shape is one closed polygon in the square [-1, 1]^2, y down, pointing up; curves are polygons of many sides. One
+exact distance works for all shapes, and `DistanceTable` makes its cost per pixel equal for a square and a heart.
 """
 
 # V vertices, P pixels
@@ -20,19 +20,19 @@ from vfm.data.shapes.scene import Shape
 Floats = NDArray[np.floating[Any]]
 
 EXTENT = 1.3
-"""Half the width of a distance table: shapes lie in [-1, 1], the rest is margin for anti-aliasing."""
+"""Half the width of a distance table: shapes are within [-1, 1], the rest is margin for anti-aliasing."""
 
 
 def _arc(
     centre: tuple[float, float], radius: float, start: float, stop: float, num_points: int = 40
 ) -> NDArray[np.float64]:
-    """Points on a circle from angle `start` to `stop` in degrees, 0 to the right and 90 down."""
+    """Return points on a circle from angle `start` to `stop` in degrees, 0 to the right and 90 down."""
     angle = np.radians(np.linspace(start, stop, num_points))
     return np.stack([centre[0] + radius * np.cos(angle), centre[1] + radius * np.sin(angle)], axis=1)
 
 
 def _mirrored(*right: tuple[float, float]) -> NDArray[np.float64]:
-    """A polygon symmetric about the vertical axis from its right half, top to bottom."""
+    """Return a polygon that is symmetric about the vertical axis, from its right half, top to bottom."""
     half = np.array(right, dtype=np.float64)
     return np.concatenate([half, (half * [-1, 1])[::-1]])
 
@@ -51,7 +51,7 @@ def _heart() -> NDArray[np.float64]:
 
 
 def _moon() -> NDArray[np.float64]:
-    """A disc less a disc above it: the horns point up."""
+    """Return a disc without a disc above it: the horns point up."""
     outer, inner, rise = 0.95, 0.68, 0.52
     y = (inner**2 - outer**2 - rise**2) / (2 * rise)  # where the two circles meet
     horn = np.degrees(np.arcsin(y / outer))
@@ -72,7 +72,7 @@ def _mushroom() -> NDArray[np.float64]:
 
 @cache
 def outline(shape: Shape) -> NDArray[np.float64]:
-    """The polygon of a shape, pointing up, y down: (V, 2)."""
+    """Return the polygon of a shape, pointing up, y down, (V, 2)."""
     match shape:
         case "circle":
             return _arc((0, 0), 0.9, 0, 354, 60)
@@ -101,14 +101,15 @@ def outline(shape: Shape) -> NDArray[np.float64]:
 
 
 def signed_distance(x: Floats, y: Floats, vertices: NDArray[np.float64]) -> Floats:
-    """Distance of each point to a polygon, negative inside.
+    """Compute the distance of each point to a polygon, negative inside.
 
     Args:
-        x, y: the points, any equal shape.
+        x: x coordinates of the points, any shape.
+        y: their y coordinates, the same shape.
         vertices: the polygon's corners in order, (V, 2).
 
     Returns:
-        the shape of `x`, in the units of the coordinates.
+        distances in the units of the coordinates, the shape of `x`.
     """
     squared = np.full(x.shape, np.inf)
     inside = np.zeros(x.shape, dtype=bool)
@@ -130,7 +131,7 @@ class DistanceTable:
     Attributes:
         values: the table row by row, (num_points ** 2,), over [-EXTENT, EXTENT] in both directions.
         num_points: points along one side.
-        core: where the shape is thickest: x, y and the distance to its edge there.
+        core: x and y of the point farthest from the edge inside the shape, and its distance to the edge.
     """
 
     values: NDArray[np.float32]
@@ -138,7 +139,7 @@ class DistanceTable:
     core: tuple[float, float, float]
 
     def __call__(self, x: Floats, y: Floats) -> Floats:
-        """The distance at points in the shape's own units; points outside of the table read its rim."""
+        """Return the distance at points in the shape's own units; points outside the table get its border value."""
         last = self.num_points - 1
         step = last / (2 * EXTENT)
         column = np.clip((x + EXTENT) * step, 0, last - 0.001)
@@ -158,7 +159,7 @@ class DistanceTable:
 
 @cache
 def distance_table(shape: Shape, num_points: int = 129) -> DistanceTable:
-    """The table of a shape, made once a process."""
+    """Return the table of a shape, computed once per process."""
     axis = np.linspace(-EXTENT, EXTENT, num_points)
     x, y = np.meshgrid(axis, axis)
     distance = signed_distance(x, y, outline(shape))

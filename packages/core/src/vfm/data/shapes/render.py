@@ -1,4 +1,4 @@
-"""Samples of the made world as bytes: sample i of a seed is the same whatever the shard, the process or the order."""
+"""Samples of the synthetic world as bytes: sample i of a seed does not depend on shard, process or order."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from vfm.data.shapes.world import World
 
 @dataclass(frozen=True)
 class RenderedSample:
-    """One picture of a data set.
+    """One sample of a dataset.
 
     Attributes:
         key: name of its files in a tar.
         image: JPEG bytes.
-        texts: captions by the language on their label.
-        label: its class, an index into `class_names`.
-        facts: the scene and what the captions tell, JSON values.
+        texts: captions by the language of their label.
+        label: class, an index into `class_names`.
+        facts: the scene and the content of the captions, JSON values.
     """
 
     key: str
@@ -38,19 +38,19 @@ class RenderedSample:
     facts: dict[str, Any]
 
     def members(self) -> dict[str, bytes]:
-        """Its files in a WebDataset tar: `jpg`, `txt` (the first caption), `json` (captions, label and facts)."""
+        """Return its files in a WebDataset tar: `jpg`, `txt` (the first caption), `json` (captions, label, facts)."""
         text = next(iter(self.texts.values()))[0]
         record = {**self.texts, "label": self.label, **self.facts}
         return {"jpg": self.image, "txt": text.encode(), "json": json.dumps(record, ensure_ascii=False).encode()}
 
 
 def class_names(world: World) -> list[str]:
-    """Names of the zero-shot classes, "red star", in the order of `World.combinations`."""
+    """Return the names of the zero-shot classes, "red star", in the order of `World.combinations`."""
     return [f"{colour} {shape}" for shape, colour in world.combinations]
 
 
 def render_shard(world: World, seed: int, start: int, stop: int) -> Iterator[RenderedSample]:
-    """Samples `start` to `stop` of the pool of image-text pairs; each depends on the seed and its number alone."""
+    """Yield samples `start` to `stop` of the pool of image-text pairs; each depends only on the seed and its number."""
     for index in range(start, stop):
         scene = sample_scene(world, generator(seed, Stream.POOL, index))
         rng = generator(seed, Stream.CAPTIONS, index)
@@ -73,7 +73,7 @@ def render_shard(world: World, seed: int, start: int, stop: int) -> Iterator[Ren
 
 
 def render_labeled(world: World, seed: int, start: int, stop: int) -> Iterator[RenderedSample]:
-    """Samples of the labelled set: the classes in turn, so that each is equally common."""
+    """Yield samples of the labelled dataset, cycling through the classes, so that all are equally common."""
     combinations = world.combinations
     names = class_names(world)
     for index in range(start, stop):
@@ -84,9 +84,10 @@ def render_labeled(world: World, seed: int, start: int, stop: int) -> Iterator[R
 
 
 def render_values(pattern: Pattern, world: World, seed: int, start: int, stop: int) -> Iterator[RenderedSample]:
-    """Samples of a labelled set whose classes are the values of one attribute, or the colours, in turn.
+    """Yield samples of a labelled dataset whose classes are the values of one attribute, or the colours, in turn.
 
-    Shape and colour are else uniform; scenes are drawn until one has the value, as each would be in a pool.
+    Other shapes and colours are uniform. Scenes are drawn until one has the value (rejection sampling), so that the
+    other attributes keep the distribution of a pool.
     """
     values = world.colours if pattern == "colour" else world.values(pattern)
     for index in range(start, stop):
@@ -101,11 +102,12 @@ def render_values(pattern: Pattern, world: World, seed: int, start: int, stop: i
 
 
 def encode(pixels: NDArray[np.uint8]) -> bytes:
-    """JPEG bytes of (S, S, 3) uint8 RGB. Full colour resolution: half of it would smear the edges of small shapes."""
+    """Encode (S, S, 3) uint8 RGB as JPEG, without chroma subsampling, which would blur the edges of small shapes."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="JPEG", quality=95, subsampling=0)
     return buffer.getvalue()
 
 
 def _caption_facts(caption: Caption) -> dict[str, Any]:
-    return {"kind": caption.kind, "language": caption.language, "told": dict(caption.told)}
+    # The key "told" is part of the stored bytes of the synthetic datasets, and stays.
+    return {"kind": caption.kind, "language": caption.language, "told": dict(caption.named)}

@@ -1,4 +1,4 @@
-"""Scenes drawn at random from a world: a long tail of shapes in colours, attributes, and the nuisance nobody tells."""
+"""Random scenes of a world: a long tail of shapes in colours, attributes, and nuisance that captions never name."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from vfm.data.shapes.scene import ATTRIBUTES, DIRECTED, RGB, Attribute, Colour, 
 from vfm.data.shapes.world import World
 
 SURFACE: tuple[Attribute, ...] = ("texture", "structure", "state")
-"""What can be odd about a surface. A scene has one such oddity at most, or small objects could not be read."""
+"""Attributes of the surface. At most one of them differs from its default, or small objects would be illegible."""
 NUM_WAVES = 2
 
 
 class Stream(IntEnum):
-    """Independent sources of random numbers. Captions have their own: other shares leave the pictures as they are."""
+    """Independent random streams. Captions have their own, so that their fractions do not change the images."""
 
     POOL = 0
     CAPTIONS = 1
@@ -28,16 +28,16 @@ class Stream(IntEnum):
 
 
 def generator(seed: int, *place: int) -> np.random.Generator:
-    """The random numbers of one place in the world, independent of those of every other place."""
+    """Return the random generator of one stream and number, independent of all others."""
     return np.random.default_rng((seed, *place))
 
 
 @cache
 def combination_probabilities(num_combinations: int, zipf: float) -> NDArray[np.float64]:
-    """Chance of each combination of a shape and a colour in the pool: k ** -zipf for the k-th commonest.
+    """Return the probability of each shape and colour in the pool, proportional to k ** -zipf for the k-th rank.
 
-    Which one is the k-th commonest is a fixed shuffling and no matter of a seed, so that pools of several seeds have
-    the same head and the same tail.
+    The ranks are a fixed permutation that does not depend on a seed, so that pools of different seeds have the same
+    head and tail.
 
     Returns:
         (num_combinations,) in the order of `World.combinations`, sums to 1.
@@ -48,7 +48,7 @@ def combination_probabilities(num_combinations: int, zipf: float) -> NDArray[np.
 
 
 def class_groups(world: World) -> dict[str, list[int]]:
-    """The classes by how common they are in a pool: `head`, `middle` and `tail`, a third of them each."""
+    """Group the classes by their frequency in a pool: `head`, `middle` and `tail`, a third each."""
     chances = combination_probabilities(len(world.combinations), world.zipf)
     thirds = np.array_split(np.argsort(-chances, kind="stable"), 3)
     return {name: sorted(map(int, third)) for name, third in zip(("head", "middle", "tail"), thirds, strict=True)}
@@ -60,7 +60,7 @@ def _cumulative(num_combinations: int, zipf: float) -> NDArray[np.float64]:
 
 
 def sample_combination(world: World, rng: np.random.Generator) -> tuple[Shape, Colour]:
-    """A shape and a colour by the world's Zipf law."""
+    """Draw a shape and a colour by the world's Zipf law."""
     num_combinations = len(world.shapes) * len(world.colours)
     index = int(np.searchsorted(_cumulative(num_combinations, world.zipf), rng.random(), side="right"))
     shape, colour = divmod(min(index, num_combinations - 1), len(world.colours))
@@ -68,22 +68,24 @@ def sample_combination(world: World, rng: np.random.Generator) -> tuple[Shape, C
 
 
 def sample_scene(world: World, rng: np.random.Generator, *, combination: tuple[Shape, Colour] | None = None) -> Scene:
-    """A scene of the world.
+    """Draw a scene of the world.
 
-    Values are uniform, with two exceptions: half of the scenes have nothing beside the objects, and no more than one of
-    the texture, structure and state is other than ordinary.
+    Values are uniform, with two exceptions: half of the scenes have nothing beside the objects, and at most one of
+    texture, structure and state differs from its default.
 
     Args:
-        combination: its shape and colour; by default they come by the world's Zipf law.
+        world: the world.
+        rng: random generator.
+        combination: shape and colour; default: drawn by the world's Zipf law.
     """
     shape, colour = combination or sample_combination(world, rng)
-    odd = [name for name in SURFACE if name in world.attributes]
-    odd_one = (*odd, None)[int(rng.random() * (len(odd) + 1))]
+    varying = [name for name in SURFACE if name in world.attributes]
+    changed = (*varying, None)[int(rng.random() * (len(varying) + 1))]
     attributes: dict[str, Any] = {}
     for name, place in zip(ATTRIBUTES, rng.random(len(ATTRIBUTES)).tolist(), strict=True):
         values = world.values(name)
         if name in SURFACE:
-            values = values[1:] if name == odd_one else values[:1]
+            values = values[1:] if name == changed else values[:1]
         elif name == "presence":
             values = values[:1] if place < 0.5 else values[1:] or values
             place = 2 * place % 1
@@ -94,7 +96,7 @@ def sample_scene(world: World, rng: np.random.Generator, *, combination: tuple[S
 
 
 def sample_nuisance(world: World, rng: np.random.Generator) -> Nuisance:
-    """Jitter of place, tilt, size and colour, always the same; a background as varied as the world says."""
+    """Draw jitter of position, tilt, size and colour, and a background by the world's variety."""
     jitter = rng.uniform(-1, 1, 7).tolist()
     return Nuisance(
         shift=(0.015 * jitter[0], 0.015 * jitter[1]),
@@ -108,13 +110,13 @@ def sample_nuisance(world: World, rng: np.random.Generator) -> Nuisance:
 
 
 def _ground(variety: float, place: list[float]) -> RGB:
-    """A grey that strays with the variety in lightness and hue; middling, so that all colours stand out."""
+    """Return a medium grey, on which all colours are visible, with lightness and hue varied by `variety`."""
     red, green, blue = (0.52 + variety * (0.12 * place[0] + 0.10 * part) for part in place[1:])
     return red, green, blue
 
 
 def _waves(variety: float, places: list[list[float]]) -> tuple[Wave, ...]:
-    """Waves of up to three cycles a picture, faint enough that no colour drowns in them."""
+    """Return waves of up to three cycles per image, with low amplitude, so that all colours stay visible."""
     return tuple(
         Wave(3 * x, 3 * y, phase, (0.09 * variety * red, 0.09 * variety * green, 0.09 * variety * blue))
         for x, y, phase, red, green, blue in places

@@ -1,7 +1,7 @@
-"""The nouns of the made world: what a picture shows, apart from how it is drawn or told.
+"""Types of the synthetic world: the content of an image, independent of drawing and captions.
 
-A scene is one group of equal objects. Its attributes can be told by a caption; its nuisance (where exactly, how tilted,
-on which ground) is never told, and the two pictures of a pair share it.
+A scene is one group of equal objects. Captions can name its attributes; its nuisance (exact position, tilt, background)
+is never named, and the two images of a pair share it.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ COLOURS: tuple[Colour, ...] = get_args(Colour)
 ATTRIBUTES: tuple[Attribute, ...] = get_args(Attribute)
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
 DIRECTED: frozenset[Shape] = frozenset({"triangle", "heart", "arrow", "moon", "drop", "mushroom"})
-"""Shapes that point somewhere; the others have no orientation."""
+"""Shapes with a direction; the others have no orientation."""
 MAX_COUNT = 4
 
 RGB = tuple[float, float, float]
 Value = str | int
-"""What an attribute can be: a word, or a count."""
+"""Value of an attribute: a word, or a count."""
 
 VALUES: dict[Attribute, tuple[Value, ...]] = {
     "count": tuple(range(1, MAX_COUNT + 1)),
@@ -48,12 +48,12 @@ VALUES: dict[Attribute, tuple[Value, ...]] = {
     "presence": get_args(Presence),
     "state": get_args(State),
 }
-"""The values of each attribute; the first is the ordinary one, taken where the attribute does not vary."""
+"""Values of each attribute; the first is the default, used if the attribute does not vary in the world."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wave:
-    """A plane wave in the ground: cycles a picture in x and y, phase in cycles, what it adds to red, green, blue."""
+    """A plane wave in the background: cycles per image in x and y, phase in cycles, amplitude in red, green, blue."""
 
     x: float
     y: float
@@ -63,7 +63,7 @@ class Wave:
 
 @dataclass(frozen=True, slots=True)
 class Nuisance:
-    """What no caption tells: lengths are in picture widths, angles in degrees, colours in [0, 1]."""
+    """Variation that no caption names: lengths in image widths, angles in degrees, colours in [0, 1]."""
 
     shift: tuple[float, float] = (0.0, 0.0)
     angle: float = 0.0
@@ -76,10 +76,10 @@ class Nuisance:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One picture of the made world: `count` equal objects, perhaps a dot or a frame beside them.
+    """Content of one image: `count` equal objects, and possibly a dot or a frame.
 
     Raises:
-        ValueError: a shape without direction has an orientation, or a directed one has none.
+        ValueError: a shape without direction has an orientation, a directed one has none, or the count is out of range.
     """
 
     shape: Shape
@@ -98,13 +98,13 @@ class Scene:
         if (self.shape in DIRECTED) != (self.orientation is not None):
             raise ValueError(f"a {self.shape} cannot have orientation {self.orientation!r}")
         if not 1 <= self.count <= MAX_COUNT:
-            raise ValueError(f"count is {self.count}; a scene holds 1 to {MAX_COUNT} objects")
+            raise ValueError(f"count must be from 1 to {MAX_COUNT}, got {self.count}")
 
     def value(self, name: Pattern) -> Value | None:
-        """The value of one attribute (or of the colour); None for the orientation of a shape without direction."""
+        """Return the value of one attribute, or the colour; None for the orientation of a shape without direction."""
         value: Value | None = getattr(self, name)
         return value
 
     def facts(self) -> dict[str, Any]:
-        """What can be told of the scene, as plain JSON values; the nuisance is left out."""
+        """Return everything that captions can name, as plain JSON values, without the nuisance."""
         return {name: getattr(self, name) for name in ("shape", "colour", *ATTRIBUTES)}
