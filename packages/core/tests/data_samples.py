@@ -1,4 +1,4 @@
-"""Small made samples for the tests of `vfm.data`."""
+"""Small synthetic samples for the tests of `vfm.data`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import json
 import struct
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +18,26 @@ from vfm.artifacts import Pool
 from vfm.data import DatasetSpec, Sample, Shard, text_key, write_index, write_tar
 from vfm.data.images import decode_image
 from vfm.stage import Context
+from vfm.train import ImageTransform, SampleDraw
 
 EN = DatasetSpec(texts={"en": "txt"})
 
 
 def picture(number: int, size: tuple[int, int] = (24, 16)) -> Image.Image:
-    """A picture that differs from every other number's."""
+    """Draw an image that differs from every other number's."""
     rng = np.random.default_rng(number)
     return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
 
 
 def encoded(number: int, kind: str = "PNG", size: tuple[int, int] = (24, 16)) -> bytes:
-    """The picture's bytes."""
+    """Return the encoded image of a number."""
     buffer = io.BytesIO()
     picture(number, size).save(buffer, kind)
     return buffer.getvalue()
 
 
 def bomb(width: int = 40_000, height: int = 40_000) -> bytes:
-    """A PNG of a few bytes whose header promises a huge picture."""
+    """Return a PNG of a few bytes whose header declares a huge image."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     body = b"\x89PNG\r\n\x1a\n"
     for name, data in ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(64))), (b"IEND", b"")):
@@ -44,13 +46,13 @@ def bomb(width: int = 40_000, height: int = 40_000) -> bytes:
 
 
 def members(number: int, **changes: bytes | None) -> dict[str, bytes]:
-    """Members of a good sample of a tar; a change to None leaves one out."""
+    """Return the members of a good sample of a tar; a change to None removes one."""
     good = {"png": encoded(number), "txt": f"caption {number}".encode(), **changes}
     return {name: data for name, data in good.items() if data is not None}
 
 
 def make_pool(directory: Path, sizes: list[int], *, broken: dict[int, dict[str, bytes | None]] | None = None) -> Pool:
-    """A pool of tars with so many samples each; `broken` changes members of samples by their number."""
+    """Write a pool of tars with the given numbers of samples; `broken` changes members of samples by number."""
     shards, number = [], 0
     directory.mkdir(parents=True, exist_ok=True)
     for index, size in enumerate(sizes):
@@ -63,20 +65,25 @@ def make_pool(directory: Path, sizes: list[int], *, broken: dict[int, dict[str, 
 
 
 def json_member(**fields: Any) -> bytes:
-    """A `json` member."""
+    """Return a `json` member."""
     return json.dumps(fields, ensure_ascii=False).encode()
 
 
-def number_of(sample: Sample, seed: int) -> dict[str, torch.Tensor]:
-    """A `make` that workers can import: the sample's number, what was drawn for it, and its first pixel."""
-    from vfm.data.transforms import ImageTransform
+@dataclass(frozen=True)
+class Numbered:
+    number: torch.Tensor
+    seed: torch.Tensor
+    image: torch.Tensor
 
-    image = ImageTransform(8, scale=(0.5, 1.0), flip=0.5)(sample.image, seed)
-    return {"number": torch.tensor(int(sample.key)), "seed": torch.tensor(seed), "image": image}
+
+def number_of(sample: Sample, draw: SampleDraw) -> Numbered:
+    """Make a sample's number, the seed of its draw, and a random crop; workers can import this function."""
+    image = ImageTransform(8, scale=(0.5, 1.0), flip=0.5)(sample.image, draw.seed)
+    return Numbered(torch.tensor(int(sample.key)), torch.tensor(draw.seed), image)
 
 
 def context(directory: Path, stage: str = "pool") -> Context:
-    """A stage's context without a store."""
+    """Return a stage's context without a store."""
     directory.mkdir(parents=True, exist_ok=True)
     return Context(stage=stage, directory=directory, work=directory.with_name(directory.name + ".work"), inputs={})
 

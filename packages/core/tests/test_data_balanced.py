@@ -1,4 +1,4 @@
-"""The balanced sampler: every epoch draws its texts by the stored probabilities, the same for all who ask."""
+"""The balanced sampler: every epoch draws its texts by the stored probabilities, independent of process and order."""
 
 import pickle
 
@@ -30,7 +30,7 @@ CHANCES = [1.0, 0.7, 0.3, 0.05, 0.0]
 
 
 def make_subset(directory, *, texts="every", chances=CHANCES, one_group=False, bad=()):
-    """Two English captions and a German one an image, with chances in turn; the samples `bad` have a broken image."""
+    """Make images with two English and one German caption, cycling through probabilities; `bad` have a broken image."""
     pool_directory, shards, rows = directory / "pool", [], []
     pool_directory.mkdir(parents=True)
     for shard, size in enumerate(SIZES):
@@ -56,7 +56,7 @@ def make_subset(directory, *, texts="every", chances=CHANCES, one_group=False, b
 
 
 def expected(rows, seed, epoch, language=None):
-    """The twin: for each image with a text that is drawn, its uid and those texts."""
+    """Return the uid and the drawn texts of each image with a drawn text, computed plainly."""
     found = {}
     for _, _, uid, text_language, place, chance, _ in rows:
         key = np.array([text_key(uid, text_language, place)], dtype=np.uint64)
@@ -70,7 +70,7 @@ def order_of(source, seed=1, shuffle_shards=2):
 
 
 def epochs_of(source, number, **order):
-    """(uid, texts) of each epoch's samples, in their order."""
+    """Return (uid, texts) of each epoch's samples, in order."""
     stream, place = order_of(source, **order), 0
     for epoch in range(number):
         stop = place + int(source.epochs.sizes(epoch).sum())
@@ -87,7 +87,7 @@ def texts_of(source, index, epoch):
 
 @pytest.mark.parametrize("one_group", [True, False])
 @pytest.mark.parametrize("language", [None, "en", "de"])
-def test_epochs_hold_exactly_what_a_plain_twin_draws(tmp_path, language, one_group):
+def test_epochs_equal_the_plain_reference(tmp_path, language, one_group):
     subset, rows = make_subset(tmp_path, one_group=one_group)
     source = open_balanced(subset, seed=5, language=language)
     epochs = list(epochs_of(source, 4))
@@ -100,7 +100,7 @@ def test_epochs_hold_exactly_what_a_plain_twin_draws(tmp_path, language, one_gro
     assert {text for texts in sample.texts.values() for text in texts} == texts_of(source, index, 0)
 
 
-def test_over_epochs_every_text_is_used_as_often_as_its_probability_says(tmp_path):
+def test_texts_are_used_as_often_as_their_probability_over_epochs(tmp_path):
     subset, rows = make_subset(tmp_path)
     source, epochs, counts = open_balanced(subset, seed=2), 400, {}
     for seen in epochs_of(source, epochs):
@@ -119,7 +119,7 @@ def test_over_epochs_every_text_is_used_as_often_as_its_probability_says(tmp_pat
     assert max(map(abs, deviations)) < 4
 
 
-def test_one_text_an_image_is_used_by_its_share_of_the_probability(tmp_path):
+def test_one_text_per_image_is_used_by_its_share_of_the_probability(tmp_path):
     subset, rows = make_subset(tmp_path, texts="one_per_image")
     source, epochs, counts = open_balanced(subset, seed=2), 300, {}
     for seen in epochs_of(source, epochs):
@@ -133,7 +133,7 @@ def test_one_text_an_image_is_used_by_its_share_of_the_probability(tmp_path):
     assert abs(found.sum() - wanted.sum()) < 3 * np.sqrt(wanted.sum())
 
 
-def test_the_stream_can_be_entered_anywhere_and_passes_from_epoch_to_epoch(tmp_path):
+def test_stream_can_be_entered_anywhere_and_continues_over_epochs(tmp_path):
     subset, _ = make_subset(tmp_path)
     whole = order_of(open_balanced(subset, seed=5)).of_epochs(0, 900)
     assert whole[-1][0] > 16  # more epochs than one pass over the subset draws
@@ -153,7 +153,7 @@ def steps_of(subset, first, last, *, workers=0, micro_batch_size=None, rank=0, w
     ]  # fmt: skip
 
 
-def test_a_training_resumes_exactly_and_sees_the_same_with_any_ranks_workers_and_pieces(tmp_path):
+def test_training_resumes_exactly_with_any_ranks_workers_and_micro_batches(tmp_path):
     subset, _ = make_subset(tmp_path, bad={(0, 3), (2, 5), (2, 6)})
     whole = steps_of(subset, 0, 14)
     for start in (1, 7, 13):
@@ -164,26 +164,26 @@ def test_a_training_resumes_exactly_and_sees_the_same_with_any_ranks_workers_and
     assert not {"0-3", "2-5", "2-6"} & {key for step in whole for key, *_ in step}
 
 
-def test_a_source_travels_to_another_process(tmp_path):
+def test_source_can_be_pickled_for_another_process(tmp_path):
     source = open_balanced(make_subset(tmp_path)[0], seed=5)
     other = pickle.loads(pickle.dumps(source))
     assert list(epochs_of(other, 2)) == list(epochs_of(source, 2))
 
 
-def test_data_that_cannot_be_balanced_are_refused_in_a_line(tmp_path):
+def test_data_without_probabilities_are_refused(tmp_path):
     subset, _ = make_subset(tmp_path / "a", chances=[0.0])
-    with pytest.raises(UserError, match="16 epochs in a row drew no text; curate with a larger t"):
+    with pytest.raises(UserError, match="no text was drawn in 16 epochs in a row; curate with a larger t"):
         order_of(open_balanced(subset, seed=0))(0, 1)
     pool = Pool.load(tmp_path / "a" / "pool")
-    with pytest.raises(UserError, match=r"draws by a CuratedSubset's probabilities; .*pool is a Pool"):
+    with pytest.raises(UserError, match=r"sampler: balanced expects a CuratedSubset, got a Pool: .*pool"):
         open_balanced(pool, seed=0)
     file = subset.path / SUBSET_FILE
     pq.write_table(pq.read_table(file).drop_columns("kept"), file)
-    with pytest.raises(UserError, match="no column 'kept'; curate anew with this version of vfm"):
+    with pytest.raises(UserError, match="no column 'kept'; curate again with this version of vfm"):
         open_dataset(subset)
 
 
-def test_drawing_a_large_subset_takes_the_memory_of_a_shard(tmp_path):
+def test_drawing_a_large_subset_needs_the_memory_of_one_shard(tmp_path):
     subset, _ = make_subset(tmp_path)
     num_shards, size = 60, 20_000
     table = pa.table({
@@ -206,4 +206,4 @@ def test_drawing_a_large_subset_takes_the_memory_of_a_shard(tmp_path):
     tracemalloc.stop()
     assert number == 100
     assert abs(source.epochs.sizes(0).sum() - 300_000) < 4 * np.sqrt(225_000)
-    assert peak < 12e6  # of numpy and Python; all keys alone would be 10 MB, the texts' uids 40
+    assert peak < 12e6  # bytes of numpy and Python; all keys would take 10 MB, the uids of the texts 40 MB

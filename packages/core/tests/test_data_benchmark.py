@@ -1,4 +1,4 @@
-"""CLIP_benchmark's folders as they are: splits, shards in order, what beside them names the classes, several labels."""
+"""CLIP_benchmark folders: splits, order of shards, class names and templates beside them, several labels."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from vfm.artifacts import ImageDataset, LabeledDataset, Pool, TaggedImages
 from vfm.config import UserError
 from vfm.data import open_dataset, write_tar
 from vfm.data.clip_benchmark import names_and_templates
-from vfm.stages.labeled import Digits, Labeled, Tagged
-from vfm.stages.data import Pairs
 from vfm.data.tags import read_tags
 from vfm.stage import Preflight
+from vfm.stages.data import Pairs
+from vfm.stages.labeled import Digits, Labeled, Tagged
 
 NOTHING = Preflight({}, {})
 
@@ -26,7 +26,7 @@ NOTHING = Preflight({}, {})
 def folder(
     place: Path, member: str, values: Sequence[bytes], *, split: str = "test", shards: int = 2, **beside: str
 ) -> Path:
-    """A data set as CLIP_benchmark lays it out: coloured pictures in turn, dealt to shards one after another."""
+    """Write a CLIP_benchmark folder of coloured images, distributed over the shards in turn."""
     (place / split).mkdir(parents=True, exist_ok=True)
     size = -(-len(values) // shards)
     for number in range(shards):
@@ -50,19 +50,19 @@ def labeled(path: Path, **fields: Any) -> Labeled:
     return Labeled(kind="data.labeled", name="set", path=str(path), **fields)
 
 
-def test_a_split_is_read_in_the_order_of_its_shards_with_names_and_templates_from_beside_it(tmp_path: Path) -> None:
+def test_split_is_read_in_shard_order_with_names_and_templates_beside_it(tmp_path: Path) -> None:
     place = classes(tmp_path / "wds_colours", [n % 7 for n in range(24)], shards=12)
     classes(place, [3, 3], split="train")
     made = labeled(place).run(run_in(tmp_path / "a").ctx)
     assert isinstance(made, LabeledDataset)
     assert (made.num_samples, made.class_names) == (24, NAMES)
     assert made.templates == ["a {} thing.", "{}, seen from afar"]
-    assert open_dataset(made).keys == [f"s{n:07d}" for n in range(24)]  # not 0, 1, 10, 11, 2 as a listing has them
+    assert open_dataset(made).keys == [f"s{n:07d}" for n in range(24)]  # not 0, 1, 10, 11, 2 as in a directory listing
     assert labeled(place, split="train").run(run_in(tmp_path / "b").ctx).num_samples == 2
     assert labeled(place / "train").run(run_in(tmp_path / "c").ctx).num_samples == 2
 
 
-def test_captions_of_a_retrieval_folder_stand_one_a_line(tmp_path: Path) -> None:
+def test_retrieval_folder_has_one_caption_per_line(tmp_path: Path) -> None:
     values = [f"a {name} one\nthe {name}".encode() for name in NAMES]
     place = folder(tmp_path / "wds_pairs", "txt", values, dataset_type="retrieval\n")
     pool = Pairs(kind="data.pairs", name="pool", path=str(place)).run(run_in(tmp_path / "made").ctx)
@@ -70,7 +70,7 @@ def test_captions_of_a_retrieval_folder_stand_one_a_line(tmp_path: Path) -> None
     assert open_dataset(pool)[1].texts == {"en": ["a green one", "the green"]}
 
 
-def test_several_labels_an_image_are_read_from_arrays_and_from_lists(tmp_path: Path) -> None:
+def test_several_labels_per_image_are_read_from_arrays_and_lists(tmp_path: Path) -> None:
     truth = np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1]])
     arrays = []
     for row in truth:
@@ -86,14 +86,14 @@ def test_several_labels_an_image_are_read_from_arrays_and_from_lists(tmp_path: P
         stage.preflight(NOTHING)
         made = stage.run(run_in(tmp_path / f"made-{key}").ctx)
         assert isinstance(made, TaggedImages)
-        moved = made.path.rename(tmp_path / f"published-{key}")  # as a run publishes it
+        moved = made.path.rename(tmp_path / f"published-{key}")  # as when a run publishes it
         made = TaggedImages.load(moved)
         assert read_tags(made).tolist() == truth.astype(bool).tolist()
         assert made.num_images == [2, 2, 2]
         assert len(open_dataset(ImageDataset.load(made.linked(made.data)))) == 4
 
 
-def test_a_labels_array_of_another_length_does_not_fit_the_class_names(tmp_path: Path) -> None:
+def test_label_array_of_another_length_than_the_class_names_is_refused(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     np.save(buffer, np.ones(4))
     place = folder(tmp_path / "tags", "npy", [buffer.getvalue()] * 4, classnames="red\ngreen\nblue")
@@ -102,7 +102,7 @@ def test_a_labels_array_of_another_length_does_not_fit_the_class_names(tmp_path:
         stage.preflight(NOTHING)
 
 
-def test_one_label_beyond_the_class_names_stops_however_many_fit(tmp_path: Path) -> None:
+def test_one_label_out_of_range_stops_the_stage(tmp_path: Path) -> None:
     place = classes(tmp_path / "set", [n % 7 for n in range(99)] + [7])
     with pytest.raises(UserError, match=r"1 labels do not fit the 7 class names; .*1\.tar:s0000099 \(label 7 of"):
         labeled(place, max_bad_fraction=0.5).run(run_in(tmp_path / "made").ctx)
@@ -112,14 +112,14 @@ def test_one_label_beyond_the_class_names_stops_however_many_fit(tmp_path: Path)
     ("spoil", "line"),
     [
         (lambda p: (p / "test/1.tar").unlink(), "1.tar: no such file; nshards.txt counts 2 shards"),
-        (lambda p: (p / "test/nshards.txt").write_text("two"), "a number of shards is wanted, not 'two'"),
-        (lambda p: (p / "test").rename(p / "train"), "no split 'test' here; there is: train"),
-        (lambda p: (p / "classnames.txt").write_text("red\n\nblue\n"), "class 1 has an empty name"),
+        (lambda p: (p / "test/nshards.txt").write_text("two"), "expected a number of shards, got 'two'"),
+        (lambda p: (p / "test").rename(p / "train"), "no split 'test'; choose from train"),
+        (lambda p: (p / "classnames.txt").write_text("red\n\nblue\n"), "the name of class 1 is empty"),
         (lambda p: (p / "classnames.txt").unlink(), "no classnames.txt beside it; give class_names"),
         (lambda p: (p / "zeroshot_classification_templates.txt").write_text("a\n"), "has no {} for the class name"),
     ],
 )
-def test_what_is_wrong_with_a_folder_is_told_before_anything_runs(tmp_path: Path, spoil: Any, line: str) -> None:
+def test_errors_of_a_benchmark_folder_are_raised_in_preflight(tmp_path: Path, spoil: Any, line: str) -> None:
     place = classes(tmp_path / "set")
     spoil(place)
     with pytest.raises(UserError) as caught:
@@ -127,19 +127,19 @@ def test_what_is_wrong_with_a_folder_is_told_before_anything_runs(tmp_path: Path
     assert line in str(caught.value)
 
 
-def test_another_list_of_classes_means_another_result(tmp_path: Path) -> None:
+def test_other_class_names_change_the_id(tmp_path: Path) -> None:
     place = classes(tmp_path / "set")
     assert str(place / "classnames.txt") in labeled(place / "test").sources()
 
 
-def test_names_and_templates_come_from_the_package_where_it_lists_them(tmp_path: Path) -> None:
+def test_names_and_templates_come_from_the_clip_benchmark_package(tmp_path: Path) -> None:
     pytest.importorskip("clip_benchmark")
     names, templates = names_and_templates("mnist")
     assert (names, templates) == ([str(n) for n in range(10)], ['a photo of the number: "{}".'])
     assert len(names_and_templates("imagenet1k/ar")[0]) == 1000
     own, cifar = names_and_templates("vtab/cifar10")
-    assert (own, len(cifar)) == ([], 18)  # its names are torchvision's
-    with pytest.raises(UserError, match="clip_benchmark lists no data set 'minst'; did you mean 'mnist'"):
+    assert (own, len(cifar)) == ([], 18)  # torchvision has its names
+    with pytest.raises(UserError, match="clip_benchmark lists no dataset 'minst'; did you mean 'mnist'"):
         names_and_templates("minst")
     place = classes(tmp_path / "set", [0, 1], shards=1)
     made = labeled(place, names_of="mnist").run(run_in(tmp_path / "made").ctx)
@@ -147,7 +147,7 @@ def test_names_and_templates_come_from_the_package_where_it_lists_them(tmp_path:
     assert any(file.endswith("en_classnames.json") for file in labeled(place, names_of="mnist").sources())
 
 
-def test_digits_are_scikit_learns(tmp_path: Path) -> None:
+def test_digits_equal_scikit_learns(tmp_path: Path) -> None:
     from sklearn.datasets import load_digits
 
     parts = [Digits(kind="data.digits", name="d", split=s).run(run_in(tmp_path / s).ctx) for s in ("train", "test")]
@@ -159,7 +159,7 @@ def test_digits_are_scikit_learns(tmp_path: Path) -> None:
     assert np.abs(grey / 255 * 16 - load_digits().images[900]).max() < 0.05
 
 
-def test_a_caption_file_may_hold_several_languages(tmp_path: Path) -> None:
+def test_caption_file_with_several_languages(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png("red"))
     (tmp_path / "a.txt").write_text("A cat.\nde.utf8=Eine Katze.\nfr.utf8=Un chat.\n", encoding="utf-8")
     texts = {"en": "txt.first", "de": "txt.de.utf8", "all": "txt.lines", "it": "txt.it.utf8"}

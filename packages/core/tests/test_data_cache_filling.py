@@ -12,14 +12,14 @@ from torch import Tensor
 
 from vfm.artifacts import Pool
 from vfm.config import UserError
-from vfm.train import Crops, MakeCrops, SampleDraw, fill_cache
 from vfm.data.sample import BadSample
 from vfm.data.sample_cache import CACHE_FOLDER, CachedTensors, CacheWriter
-from vfm.stages.shapes import ShapesPool
 from vfm.data.shapes.world import World
 from vfm.data.source import open_dataset
 from vfm.data.transforms import ImageTransform
 from vfm.stage import Context
+from vfm.stages.shapes import ShapesPool
+from vfm.train import Crops, MakeCrops, SampleDraw, fill_cache
 
 CROPS = MakeCrops(ImageTransform(8, scale=(0.2, 0.8), flip=0.5), 3, seed=4)
 

@@ -1,4 +1,4 @@
-"""Tables of captions without images: read as they stand, bad rows told, and no image to be had."""
+"""Tables of captions without images: texts are unchanged, bad rows are reported, and there are no images."""
 
 import gzip
 import json
@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from data_samples import context
 from vfm.config import UserError
 from vfm.data import BadSample, open_dataset, uid_of
-from vfm.stages.data import Pairs
 from vfm.stage import Preflight
+from vfm.stages.data import Pairs
 
 
 def pool_of(tmp_path, path, **settings):
@@ -30,7 +30,7 @@ TSV = b'flickr\tA "quoted" dog\ncoco\t  a cat \ncoco\t\nweb\t\xff\xfe broken\nwe
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_table_without_header_is_read_with_the_names_given(tmp_path, packed):
+def test_table_without_header_uses_the_given_column_names(tmp_path, packed):
     path = tmp_path / ("captions.tsv.gz" if packed else "captions.tsv")
     path.write_bytes(gzip.compress(TSV) if packed else TSV)
     pool = pool_of(tmp_path, path, columns=["source", "caption"])
@@ -44,7 +44,7 @@ def test_a_table_without_header_is_read_with_the_names_given(tmp_path, packed):
         open_dataset(pool)[0]
 
 
-def test_languages_uids_and_urls_come_along(tmp_path):
+def test_languages_uids_and_urls_are_kept(tmp_path):
     rows = [
         {"uid": f"{i:032x}", "url": f"http://x/{i}.jpg", "meta": {"en": [f"one {i}", "two"], "de": f"eins {i}"}}
         for i in range(5)
@@ -60,7 +60,7 @@ def test_languages_uids_and_urls_come_along(tmp_path):
     assert shard.read(2, with_image=False).url == "http://x/2.jpg"
 
 
-def test_uids_and_urls_that_the_first_row_lacks_come_along_and_numbers_are_uids(tmp_path):
+def test_uids_and_urls_missing_in_the_first_row_are_kept_and_integers_are_uids(tmp_path):
     rows = [{"text": "zero"}, {"text": "one", "uid": 17, "url": "http://x/1.jpg"}, {"text": "two", "uid": "u2"}]
     (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
     pool = pool_of(tmp_path, tmp_path / "captions.jsonl")
@@ -75,7 +75,7 @@ def test_uids_and_urls_that_the_first_row_lacks_come_along_and_numbers_are_uids(
     assert by_column[::2] == ["3", "5"]
 
 
-def test_files_of_one_name_in_two_folders_have_uids_of_their_own(tmp_path):
+def test_files_of_the_same_name_in_two_folders_have_different_uids(tmp_path):
     for name in ("a1/0", "a2/0", "a2/1"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         pq.write_table(pa.table({"text": ["same", "same"]}), tmp_path / f"{name}.parquet")
@@ -86,7 +86,7 @@ def test_files_of_one_name_in_two_folders_have_uids_of_their_own(tmp_path):
     assert one_folder[2:] == [uid_of("1/00000000"), uid_of("1/00000001")]
 
 
-def test_parquet_is_taken_where_it_lies(tmp_path):
+def test_parquet_is_used_in_place(tmp_path):
     for number in range(3):
         table = {"uid": [f"{number}-{i}" for i in range(4)], "text": [f"text {number} {i}" for i in range(4)]}
         pq.write_table(pa.table(table), tmp_path / f"{number}.parquet")
@@ -96,7 +96,7 @@ def test_parquet_is_taken_where_it_lies(tmp_path):
     assert not list(pool.path.glob("captions-*"))
 
 
-def test_a_line_nested_too_deep_is_one_bad_row(tmp_path):
+def test_too_deeply_nested_line_is_one_bad_row(tmp_path):
     (tmp_path / "captions.jsonl").write_text('{"text": "a dog"}\n{"text": ' + "[" * 200_000 + "\n" + '{"text": "b"}\n')
     bad = []
     found = texts_of(pool_of(tmp_path, tmp_path / "captions.jsonl"), lambda reason, where: bad.append(reason))
@@ -104,7 +104,7 @@ def test_a_line_nested_too_deep_is_one_bad_row(tmp_path):
     assert len(bad) == 1
 
 
-def test_what_cannot_be_read_is_told_in_a_line(tmp_path):
+def test_unreadable_caption_tables_raise_one_line(tmp_path):
     path = tmp_path / "captions.tsv.gz"
     path.write_bytes(gzip.compress(TSV)[:-20])
     with pytest.raises(UserError, match=r"captions\.tsv\.gz: not readable: "):

@@ -1,4 +1,4 @@
-"""Caption-choice data: MMVP-VLM as its authors lay it out, items in JSON lines, and what is written is read back."""
+"""Caption-choice data: MMVP-VLM, SugarCrepe and Winoground as published, items in JSON lines, and their storage."""
 
 import json
 
@@ -27,7 +27,7 @@ from vfm.stages.data import ChoiceFiles
         max_size=150,
     )
 )
-def test_items_come_back_as_they_were_written(tmp_path_factory, choices):
+def test_items_are_read_back_unchanged(tmp_path_factory, choices):
     directory = tmp_path_factory.mktemp("choices")
     write_choices(directory, iter(choices))
     dataset = ChoiceDataset.load(directory)
@@ -36,7 +36,7 @@ def test_items_come_back_as_they_were_written(tmp_path_factory, choices):
     assert dataset.patterns == list(dict.fromkeys(choice.pattern for choice in choices))
 
 
-def test_a_truth_that_fits_no_image_is_refused():
+def test_truth_out_of_range_is_refused():
     with pytest.raises(ValueError, match="does not fit 1 images and 2 statements"):
         Choice("a", "p", [b"x"], ["one", "two"], [0, 1])
 
@@ -61,7 +61,7 @@ def load(tmp_path, path, **fields):
 
 
 @pytest.mark.parametrize("root", ["MLLM_VLM Images", "MLLM_VLM_Images", "MMVP_VLM_Images"])
-def test_mmvp_rows_come_in_pairs_and_odd_questions_belong_to_the_first_image(tmp_path, root):
+def test_mmvp_rows_are_pairs_and_odd_questions_belong_to_the_first_image(tmp_path, root):
     _, choices = load(tmp_path, mmvp(tmp_path / "mmvp", root=root))
     assert [choice.key for choice in choices] == ["1-2", "3-4", "5-6"]
     assert choices[1] == Choice(
@@ -70,7 +70,7 @@ def test_mmvp_rows_come_in_pairs_and_odd_questions_belong_to_the_first_image(tmp
     )  # fmt: skip
 
 
-def test_patterns_of_the_official_135_pairs_go_by_place_even_where_one_is_lost(tmp_path):
+def test_patterns_of_the_official_135_pairs_go_by_position_even_if_one_is_bad(tmp_path):
     folder = mmvp(tmp_path / "mmvp", pairs=135)
     (folder / "MLLM_VLM Images" / "Quantity and Count" / "1.jpg").write_bytes(b"broken")
     ctx, choices = load(tmp_path, folder, max_bad_fraction=0.1)
@@ -81,7 +81,7 @@ def test_patterns_of_the_official_135_pairs_go_by_place_even_where_one_is_lost(t
     assert choices[-1].pattern == "Viewpoint and Perspective"
 
 
-def test_a_bad_item_of_a_benchmark_stops_unless_allowed(tmp_path):
+def test_bad_item_of_a_benchmark_stops_unless_tolerated(tmp_path):
     folder = mmvp(tmp_path / "mmvp")
     (folder / "MLLM_VLM Images" / "Quantity and Count" / "6.jpg").unlink()
     with pytest.raises(UserError, match=r"mmvp: 1 of 3 items .* are bad: missing_image \(1\)"):
@@ -101,20 +101,20 @@ def test_items_in_json_lines_may_have_one_image_and_a_wrong_statement(tmp_path):
 @pytest.mark.parametrize(
     ("questions", "message"),
     [
-        (None, "no such file; the folder of MMVP-VLM holds Questions.csv"),
-        ("id,type,statement\n1,A,one\n", "1 questions; they come in pairs"),
-        ("id,type,statement\n1,A\n", "line 2: three columns are wanted"),
-        ("id,type,statement\n1,A,x\n2,A,y\n", "no folder of images here"),
+        (None, "no such file; expected MMVP-VLM's folder, Questions.csv"),
+        ("id,type,statement\n1,A,one\n", "expected pairs of questions, got 1 questions"),
+        ("id,type,statement\n1,A\n", "line 2: expected three columns"),
+        ("id,type,statement\n1,A,x\n2,A,y\n", "no folder of images; expected one of"),
     ],
 )
-def test_what_is_no_mmvp_folder_is_told_in_one_line(tmp_path, questions, message):
+def test_invalid_mmvp_folder_raises_one_line(tmp_path, questions, message):
     if questions:
         (tmp_path / "Questions.csv").write_text(questions)
     with pytest.raises(UserError, match=message):
         load(tmp_path / "out", tmp_path)
 
 
-def test_json_lines_that_are_not_there_or_no_utf_8_are_told_in_one_line(tmp_path):
+def test_missing_or_non_utf8_json_lines_raise_one_line(tmp_path):
     for content, message in ((None, "no such file"), (b"\xff\xfe", "not UTF-8")):
         if content:
             (tmp_path / "items.jsonl").write_bytes(content)
@@ -123,7 +123,7 @@ def test_json_lines_that_are_not_there_or_no_utf_8_are_told_in_one_line(tmp_path
 
 
 def sugarcrepe(folder, **records):
-    """Subsets as they are published, and COCO's pictures."""
+    """Write subsets as they are published, and COCO's images."""
     (folder / "val2017").mkdir(parents=True)
     for number in (1, 2):
         (folder / "val2017" / f"{number:012d}.jpg").write_bytes(encoded(number, "JPEG"))
@@ -138,7 +138,7 @@ def sugarcrepe(folder, **records):
     return folder
 
 
-def test_sugarcrepes_subsets_are_patterns_and_its_pictures_cocos(tmp_path):
+def test_sugarcrepe_subsets_are_patterns_and_images_are_from_coco(tmp_path):
     folder = sugarcrepe(tmp_path / "crepe")
     _, choices = load(tmp_path, folder, image_root=str(folder / "val2017"))
     assert [(choice.key, choice.pattern) for choice in choices] == [
@@ -155,12 +155,12 @@ def test_sugarcrepes_subsets_are_patterns_and_its_pictures_cocos(tmp_path):
 @pytest.mark.parametrize(
     ("records", "root", "message"),
     [
-        ({}, None, "COCO's; give their folder"),
-        ({"add_att": [1]}, "val2017", "add_att.json: SugarCrepe's form is wanted"),
+        ({}, None, "uses COCO's images; give their folder"),
+        ({"add_att": [1]}, "val2017", "add_att.json: expected SugarCrepe's records by number, got a list"),
         (
             {"add_att": {"5": {"filename": "1.jpg", "caption": "a"}}},
             "val2017",
-            "add_att.json: item 5: filename, caption",
+            "add_att.json: item 5: expected filename, caption",
         ),
         (
             {"add_att": {"5": {"filename": "1.jpg", "caption": "a", "negative_caption": "b"}}},
@@ -169,7 +169,7 @@ def test_sugarcrepes_subsets_are_patterns_and_its_pictures_cocos(tmp_path):
         ),
     ],
 )
-def test_what_is_not_sugarcrepes_is_told_in_one_line(tmp_path, records, root, message):
+def test_invalid_sugarcrepe_files_raise_one_line(tmp_path, records, root, message):
     folder = sugarcrepe(tmp_path / "crepe", **records)
     with pytest.raises(UserError, match=message):
         load(tmp_path, folder, image_root=root and str(folder / root))
@@ -189,7 +189,7 @@ WINOGROUND = [
 PICTURES = {f"ex_{number}_img_{side}": encoded(10 * number + side) for number in (4, 9) for side in (0, 1)}
 
 
-def test_winoground_is_read_from_json_lines_and_from_the_hubs_parquet_alike(tmp_path):
+def test_winoground_is_equal_from_json_lines_and_parquet(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -210,9 +210,9 @@ def test_winoground_is_read_from_json_lines_and_from_the_hubs_parquet_alike(tmp_
     )
 
 
-def test_winoground_without_a_caption_or_a_picture_is_told(tmp_path):
+def test_winoground_without_a_caption_or_an_image(tmp_path):
     (tmp_path / "examples.jsonl").write_text(json.dumps({**WINOGROUND[0], "caption_1": ""}))
-    with pytest.raises(UserError, match="item 4: no caption_1"):
+    with pytest.raises(UserError, match="item 4: expected .*; caption_1 is missing"):
         load(tmp_path / "one", tmp_path / "examples.jsonl")
     (tmp_path / "examples.jsonl").write_text(json.dumps(WINOGROUND[0]))
     with pytest.raises(UserError, match="missing_image"):

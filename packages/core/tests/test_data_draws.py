@@ -1,4 +1,4 @@
-"""Chance by identity: the fast hash equals its plain twin, known answers hold forever, draws are uniform."""
+"""Draws by identity: the fast hash equals its plain reference, known values are fixed, draws are uniform."""
 
 import numpy as np
 import pyarrow as pa
@@ -22,11 +22,11 @@ def keys_of(texts):
 
 
 @given(TEXTS)
-def test_many_at_once_equal_the_plain_twin(texts):
+def test_keys_equal_the_plain_reference(texts):
     assert keys_of(texts).tolist() == [text_key(*text) for text in texts]
 
 
-def test_slices_chunks_and_blocks_hash_as_the_whole():
+def test_slices_chunks_and_blocks_hash_like_the_whole():
     uids = [f"{'x' * (i % 23)}{i}" for i in range(BLOCK + 100)]
     whole = hash_strings(pa.array(uids))
     assert len(set(whole.tolist())) == len(uids)
@@ -35,7 +35,7 @@ def test_slices_chunks_and_blocks_hash_as_the_whole():
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 24, 31, 32])
-def test_strings_of_one_length_hash_as_among_others(length):
+def test_strings_of_equal_length_hash_like_mixed_ones(length):
     strings = [f"{i:03d}" * 11 for i in range(50)]
     even = pa.array([string[:length] for string in strings])
     among = hash_strings(pa.array([*even.to_pylist(), "another, and longer than they are"]))[:-1]
@@ -45,7 +45,7 @@ def test_strings_of_one_length_hash_as_among_others(length):
     ).tolist()
 
 
-def test_keys_are_known_forever():
+def test_keys_are_fixed():
     assert text_key("", "", 0) == KNOWN[0]
     assert text_key("sample0", "en", 0) == KNOWN[1]
     assert text_key("0123456789abcdef0123456789abcdef", "de", 3) == KNOWN[2]
@@ -61,7 +61,7 @@ def test_splitmix64_gives_the_published_sequence():
     assert outputs == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
-def test_every_part_of_a_texts_identity_and_of_the_seed_changes_its_draw():
+def test_each_part_of_identity_and_seed_changes_the_draw():
     keys = keys_of([("a", "en", 0), ("b", "en", 0), ("a", "de", 0), ("a", "en", 1), ("en", "a", 0)])
     seeds = [(0,), (1,), (-1,), (2**64 - 2,), (0, 0), (0, 1), (1, 0)]
     assert len({number for seed in seeds for number in uniform(keys, *seed).tolist()}) == 35
@@ -82,7 +82,7 @@ def test_probabilities_of_0_and_1_are_certain_and_nan_is_never_used():
     assert drawn(keys, chance, 5).tolist() == [False, True, False] * 1000
 
 
-def test_one_text_an_image_is_chosen_evenly_and_then_used_by_its_own_chance():
+def test_one_text_per_image_is_chosen_uniformly_and_used_by_its_own_probability():
     sizes = [1, 2, 3, 4] * 2000
     images = np.repeat(np.arange(len(sizes)), sizes)
     places = np.concatenate([np.arange(size) for size in sizes])
@@ -100,6 +100,6 @@ def test_one_text_an_image_is_chosen_evenly_and_then_used_by_its_own_chance():
 
 
 @pytest.mark.parametrize("bits", [0, 17, 40])
-def test_keys_that_differ_little_are_drawn_apart(bits):
+def test_similar_keys_are_drawn_independently(bits):
     keys = np.arange(20_000, dtype=np.uint64) << np.uint64(bits)
     assert 0.48 < (uniform(keys, 0) < 0.5).mean() < 0.52

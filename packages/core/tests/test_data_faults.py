@@ -1,4 +1,4 @@
-"""Broken data is left out, counted by reason and told where it lies; too much of it stops the stage."""
+"""Bad samples are left out, counted by reason and reported with their address; too many stop the stage."""
 
 import io
 import tarfile
@@ -12,9 +12,9 @@ from data_samples import EN, bomb, context, encoded, json_member, make_pool, mem
 from vfm.config import UserError
 from vfm.data import BadSample, Source, open_dataset, write_tar
 from vfm.data.images import decode_image, open_image
-from vfm.stages.data import Pairs
 from vfm.data.webdataset import TarShard
 from vfm.panels import load_panels
+from vfm.stages.data import Pairs
 
 MEGABYTE_CAPTION = b"a very long caption " * 52_429
 
@@ -35,7 +35,7 @@ def indexed(tmp_path: Path, path: str, **fields):
     return ctx, pool, open_dataset(pool)
 
 
-def test_each_fault_is_left_out_counted_by_its_reason_and_told_with_its_place(tmp_path):
+def test_each_fault_is_left_out_counted_by_reason_and_reported_with_its_address(tmp_path):
     make_pool(tmp_path / "t", [20, 20], broken={3 * n: change for n, change in enumerate(FAULTS.values())})
     ctx, pool, source = indexed(tmp_path, f"{tmp_path}/t", max_bad_fraction=0.5)
     assert ctx.bad == dict.fromkeys(FAULTS, 1) == pool.bad_samples
@@ -49,20 +49,20 @@ def test_each_fault_is_left_out_counted_by_its_reason_and_told_with_its_place(tm
     }
 
 
-def test_too_many_bad_samples_stop_the_stage_and_say_where(tmp_path):
+def test_too_many_bad_samples_stop_the_stage(tmp_path):
     make_pool(tmp_path / "t", [10], broken={4: {"txt": None}, 7: {"txt": None}})
     with pytest.raises(UserError, match=r"pool: 2 of 10 .*missing_caption \(2\).*max_bad_fraction: 0.1.*tar:000004"):
         indexed(tmp_path, f"{tmp_path}/t", max_bad_fraction=0.1)
 
 
 @pytest.mark.parametrize("cut", [1, 511, 512, 700, 2000, 20_000, 31_000])
-def test_a_tar_cut_anywhere_keeps_what_is_whole_and_counts_the_cut_once(tmp_path, cut):
+def test_truncated_tar_keeps_complete_samples_and_counts_the_cut_once(tmp_path, cut):
     make_pool(tmp_path / "t", [20])
     path = tmp_path / "t/000.tar"
     whole = path.read_bytes()
     path.write_bytes(whole[:cut] if cut > 1 else whole[:-10_240])
-    if cut in (511, 512, 700, 2000):  # not one whole sample is left
-        with pytest.raises(UserError, match=r"there are no samples|are bad: truncated_shard"):
+    if cut in (511, 512, 700, 2000):  # no complete sample is left
+        with pytest.raises(UserError, match=r"no samples found|are bad: truncated_shard"):
             indexed(tmp_path, str(path), max_bad_fraction=1.0)
         return
     ctx, pool, source = indexed(tmp_path, str(path), max_bad_fraction=1.0)
@@ -71,7 +71,7 @@ def test_a_tar_cut_anywhere_keeps_what_is_whole_and_counts_the_cut_once(tmp_path
     assert [source[i].image for i in range(len(source))] == [encoded(n) for n in range(len(source))]
 
 
-def test_a_tar_shorter_than_its_count_says_so_when_a_lost_sample_is_asked_for(tmp_path):
+def test_tar_shorter_than_its_count_raises_for_lost_samples(tmp_path):
     make_pool(tmp_path / "t", [20])
     path = tmp_path / "t/000.tar"
     path.write_bytes(path.read_bytes()[:10_000])
@@ -89,7 +89,7 @@ def test_a_tar_shorter_than_its_count_says_so_when_a_lost_sample_is_asked_for(tm
     assert "truncated_shard" in reasons
 
 
-def test_a_header_destroyed_in_the_middle_is_no_silent_end(tmp_path):
+def test_broken_header_in_the_middle_is_reported(tmp_path):
     make_pool(tmp_path / "t", [20])
     path = tmp_path / "t/000.tar"
     data = bytearray(path.read_bytes())
@@ -102,7 +102,7 @@ def test_a_header_destroyed_in_the_middle_is_no_silent_end(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../../evil", "/etc/evil", "a/../../evil"])
-def test_names_in_tars_that_lead_outside_are_refused_and_nothing_is_written(tmp_path, name):
+def test_unsafe_names_in_tars_are_refused(tmp_path, name):
     folder = tmp_path / "deep" / "down"
     folder.mkdir(parents=True)
     with tarfile.open(folder / "x.tar", "w") as tar:
@@ -131,13 +131,13 @@ def test_links_in_tars_are_not_followed(tmp_path):
         reader.read(0)
 
 
-def test_a_member_named_pickle_stays_bytes(tmp_path):
+def test_member_named_pickle_stays_bytes(tmp_path):
     write_tar(tmp_path / "x.tar", [("a", members(0, pkl=b"cos\nsystem\n(S'touch owned'\ntR.", json=json_member(x=1)))])
     _, _, source = indexed(tmp_path, f"{tmp_path}/x.tar")
     assert source[0].image == encoded(0)
 
 
-def test_a_shard_that_changed_since_it_was_indexed_is_told_not_misread(tmp_path):
+def test_shard_that_changed_since_it_was_indexed_raises(tmp_path):
     pool = make_pool(tmp_path / "t", [5])
     with (tmp_path / "t/000.tar").open("ab") as stream:
         stream.write(bytes(512))
@@ -176,9 +176,9 @@ def test_faults_of_tables_and_folders(tmp_path):
     assert ctx.bad == {"wrong_encoding": 1, "missing_caption": 2}
 
 
-def test_a_table_without_rows_has_no_samples(tmp_path):
+def test_table_without_rows_has_no_samples(tmp_path):
     (tmp_path / "t.csv").write_text("image,caption\n")
-    with pytest.raises(UserError, match=r"there are no samples$"):
+    with pytest.raises(UserError, match=r"no samples found$"):
         indexed(tmp_path, f"{tmp_path}/t.csv")
 
 
@@ -188,7 +188,7 @@ def test_faults_of_json_lines(tmp_path):
         b"{broken",
         b'{"image": "0.png", "caption": "good"}',
         b"[1]",
-        b"2",  # not one sample with the line before
+        b"2",  # JSON, but not an object
         b'{"image": "0.png", "caption": "half \\ud83d pair"}',
     ]
     (tmp_path / "t.jsonl").write_bytes(b"\n".join(lines))
@@ -197,7 +197,7 @@ def test_faults_of_json_lines(tmp_path):
     assert ctx.bad == {"broken_json": 3, "wrong_encoding": 1}
 
 
-def test_faults_of_parquet_are_told_when_a_row_is_read(tmp_path):
+def test_faults_of_parquet_are_raised_when_a_row_is_read(tmp_path):
     images = [encoded(0), None, encoded(2)]
     pq.write_table(pa.table({"image": images, "caption": ["a", "b", None]}), tmp_path / "x.parquet")
     _, _, source = indexed(tmp_path, f"{tmp_path}/x.parquet")
@@ -207,7 +207,7 @@ def test_faults_of_parquet_are_told_when_a_row_is_read(tmp_path):
             source[index]
 
 
-def test_texts_of_a_shard_tell_bad_samples_and_go_on(tmp_path):
+def test_texts_of_a_shard_report_bad_samples_and_continue(tmp_path):
     make_pool(tmp_path / "t", [4], broken={1: {"txt": b"\xff"}})
     (tmp_path / "t/000_stats.json").write_text('{"successes": 4}')
     _, _, source = indexed(tmp_path, f"{tmp_path}/t/000.tar")
@@ -216,7 +216,7 @@ def test_texts_of_a_shard_tell_bad_samples_and_go_on(tmp_path):
     assert told == [("wrong_encoding", f"{tmp_path}/t/000.tar:000001")]
 
 
-def test_a_bomb_is_refused_by_its_header_in_no_time_and_memory():
+def test_decompression_bomb_is_refused_by_its_header():
     import tracemalloc
 
     tracemalloc.start()
@@ -229,7 +229,7 @@ def test_a_bomb_is_refused_by_its_header_in_no_time_and_memory():
     assert open_image(bomb(8000, 8000), "here").size == (8000, 8000), "at the limit the header is believed"
 
 
-def test_damaged_images_of_every_kind_are_bad_samples_and_nothing_else():
+def test_damaged_images_of_all_formats_are_bad_samples():
     for kind in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"):
         data = encoded(1, kind, (40, 30))
         assert decode_image(data, "").size == (40, 30)
@@ -245,6 +245,6 @@ def outcome(data: bytes) -> str:
         return bad.reason
 
 
-def test_the_index_of_no_data_set_is_told(tmp_path):
-    with pytest.raises(UserError, match="this is no data set of images"):
+def test_missing_index_raises(tmp_path):
+    with pytest.raises(UserError, match="expected a dataset of images"):
         Source(tmp_path)

@@ -1,4 +1,4 @@
-"""Pixels: the same as torchvision's where it does the same, and the same for the same seed."""
+"""Image transforms: equal to torchvision's, and deterministic for a seed."""
 
 import io
 
@@ -31,7 +31,7 @@ def test_crop_and_squash_equal_torchvisions_transforms(width, height, size, inte
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_a_training_resizes_as_the_model_is_evaluated(interpolation):
+def test_training_resizes_like_the_evaluation(interpolation):
     data = encoded(3, size=(60, 40))
     facts = Preprocess(image_size=16, interpolation=interpolation)
     transform = ImageTransform(16, "crop", interpolation=interpolation)
@@ -43,23 +43,23 @@ def test_a_training_resizes_as_the_model_is_evaluated(interpolation):
 
 @settings(deadline=None)
 @given(SIDES, SIDES, st.integers(0, 1000))
-def test_a_random_box_lies_inside_with_the_wanted_area_and_aspect(width, height, seed):
+def test_random_box_is_inside_with_the_given_area_and_aspect(width, height, seed):
     scale, ratio = (0.2, 0.9), (3 / 4, 4 / 3)
     left, top, right, bottom = random_box(width, height, np.random.default_rng(seed), scale=scale, ratio=ratio)
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
     w, h = right - left, bottom - top
-    # Sides are rounded to whole pixels, so both bounds are met to half a pixel a side.
+    # Sides are rounded to whole pixels, so both bounds hold to half a pixel per side.
     assert (w - 0.5) / (h + 0.5) <= ratio[1]
     assert (w + 0.5) / (h - 0.5) >= ratio[0]
     assert (w - 0.5) * (h - 0.5) <= scale[1] * width * height or max(width, height) > ratio[1] * min(width, height)
 
 
-def test_an_image_too_narrow_for_any_aspect_gives_its_centre():
+def test_too_narrow_image_gives_its_centre():
     assert random_box(100, 4, np.random.default_rng(0), scale=(0.9, 1), ratio=(1, 1)) == (48, 0, 52, 4)
 
 
-def test_random_crops_depend_on_the_seed_alone_and_keep_the_whole_range():
+def test_random_crops_depend_only_on_the_seed_and_cover_the_range():
     transform = ImageTransform(16, scale=(0.3, 1.0), flip=0.5)
     data = encoded(3, size=(60, 40))
     assert torch.equal(transform(data, 7), transform(data, 7))
@@ -68,7 +68,7 @@ def test_random_crops_depend_on_the_seed_alone_and_keep_the_whole_range():
     assert transform(data, 0).dtype == torch.uint8
 
 
-def test_flips_are_as_common_as_asked_for():
+def test_flips_have_the_given_probability():
     transform = ImageTransform(16, flip=0.5)
     data = encoded(3)
     plain = ImageTransform(16)(data, 0)
@@ -91,7 +91,7 @@ def _bytes(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     return buffer.getvalue()
 
 
-def test_what_is_transparent_becomes_white():
+def test_transparent_pixels_become_white():
     clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
     assert np.asarray(decode_image(_bytes(clear), "")).min() == 255
     palette = Image.new("P", (8, 8), 0)
@@ -111,7 +111,7 @@ def test_every_mode_becomes_rgb(mode):
         assert np.unique(np.asarray(decoded)).tolist() == [0x80]
 
 
-def test_a_truncated_picture_is_told_with_its_place():
+def test_truncated_image_raises_with_its_address():
     data = encoded(0, "JPEG", (64, 64))
     with pytest.raises(BadSample, match="here: unreadable_image"):
         ImageTransform(8)(data[: len(data) // 2], 0, "here")

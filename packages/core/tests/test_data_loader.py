@@ -119,7 +119,8 @@ def test_data_of_which_nothing_is_good_stops_and_says_where(tmp_path):
     source = open_dataset(make_pool(tmp_path / "p", [5], broken={n: {"txt": None} for n in range(5)}))
     for workers in (0, 1):
         with pytest.raises(
-            UserError, match=r"000\.tar:00000\d: missing_caption; the 7 samples tried in its place cannot be used either"
+            UserError,
+            match=r"000\.tar:00000\d: missing_caption; the 7 samples tried in its place cannot be used either",
         ) as caught:
             list(training(source, workers=workers).steps(0, 1))
         assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Several sources by weight: shares as asked, each source's own order, and a late entry that changes nothing."""
+"""Mixtures: shares by weight, each source's own order, and entering the stream anywhere."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from vfm.config import UserError
 from vfm.data import Mixture, open_dataset
 from vfm.data.loader import TrainingData
 from vfm.data.mixture import BLOCK, turns_of
-from vfm.stages.data import Pairs
 from vfm.stage import Context
+from vfm.stages.data import Pairs
 
 SIZES = ([7, 5], [9], [3, 3, 3])
 
@@ -33,7 +33,7 @@ def part(number: int) -> int:
     return (number >= 12) + (number >= 21)
 
 
-def test_each_source_has_its_share_whatever_its_size(mixture: Mixture) -> None:
+def test_each_source_has_its_share_independent_of_its_size(mixture: Mixture) -> None:
     order = mixture.order(seed=0, shuffle_shards=2)
     for start in (0, BLOCK, 7 * BLOCK):
         counts = Counter(part(number) for number in order(start, start + BLOCK).tolist())
@@ -41,7 +41,7 @@ def test_each_source_has_its_share_whatever_its_size(mixture: Mixture) -> None:
     assert Counter(part(number) for number in order(0, 200).tolist())[0] == pytest.approx(100, abs=25)
 
 
-def test_each_source_comes_in_its_own_order_epoch_after_epoch(mixture: Mixture) -> None:
+def test_each_source_keeps_its_own_order_over_epochs(mixture: Mixture) -> None:
     mixed = mixture.order(seed=5, shuffle_shards=1).of_epochs(0, 300)
     for number, source in enumerate(mixture.sources):
         own = [(epoch, index - int(mixture.starts[number])) for epoch, index in mixed if part(index) == number]
@@ -50,7 +50,7 @@ def test_each_source_comes_in_its_own_order_epoch_after_epoch(mixture: Mixture) 
 
 @given(start=st.integers(0, 3 * BLOCK), length=st.integers(0, 40))
 @settings(max_examples=30, deadline=None)
-def test_the_stream_can_be_entered_anywhere(mixture: Mixture, start: int, length: int) -> None:
+def test_stream_can_be_entered_anywhere(mixture: Mixture, start: int, length: int) -> None:
     order = mixture.order(seed=1, shuffle_shards=2)
     middle = start + length // 2
     whole = order.of_epochs(start, start + length)
@@ -58,7 +58,7 @@ def test_the_stream_can_be_entered_anywhere(mixture: Mixture, start: int, length
     assert whole == mixture.order(seed=1, shuffle_shards=2).of_epochs(start, start + length)
 
 
-def test_numbers_lead_to_the_samples_of_their_source_in_every_process(mixture: Mixture) -> None:
+def test_numbers_map_to_the_samples_of_their_source_in_every_process(mixture: Mixture) -> None:
     again = pickle.loads(pickle.dumps(mixture))
     for number in (0, 11, 12, 20, 21, 29):
         source = mixture.sources[part(number)]
@@ -69,7 +69,7 @@ def test_numbers_lead_to_the_samples_of_their_source_in_every_process(mixture: M
         mixture[30]
 
 
-def test_samples_of_one_key_are_told_apart_unless_the_data_say_that_they_are_one(tmp_path: Path) -> None:
+def test_samples_with_equal_keys_get_different_uids_unless_the_data_give_uids(tmp_path: Path) -> None:
     rows = [{"key": "0", "uid": uid, "caption": "a dog", "image": encoded(0)} for uid in ("given", None)]
     pools = []
     for name in "ab":
@@ -85,7 +85,7 @@ def test_samples_of_one_key_are_told_apart_unless_the_data_say_that_they_are_one
     assert len({source[1].uid for source in mixed.sources}) == 1
 
 
-def test_a_bad_sample_is_replaced_by_one_of_its_own_source(tmp_path: Path) -> None:
+def test_bad_sample_is_replaced_by_one_of_its_own_source(tmp_path: Path) -> None:
     broken = {n: {"png": None} for n in range(4)}
     pools = [make_pool(tmp_path / "a", [6], broken=broken), make_pool(tmp_path / "b", [50])]
     data = TrainingData(
@@ -101,7 +101,7 @@ def test_a_bad_sample_is_replaced_by_one_of_its_own_source(tmp_path: Path) -> No
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=6))
-def test_turns_fill_a_block_and_are_as_near_to_the_weights_as_whole_numbers_get(weights: list[float]) -> None:
+def test_turns_fill_a_block_and_are_the_weights_rounded(weights: list[float]) -> None:
     turns = turns_of(weights)
     assert turns.sum() == BLOCK
     assert all(
@@ -109,10 +109,10 @@ def test_turns_fill_a_block_and_are_as_near_to_the_weights_as_whole_numbers_get(
     )
 
 
-def test_what_would_never_be_seen_is_refused(tmp_path: Path) -> None:
+def test_empty_source_and_tiny_weight_are_refused(tmp_path: Path) -> None:
     sources = [open_dataset(make_pool(tmp_path / name, [2])) for name in ("a", "b")]
-    with pytest.raises(UserError, match="b: its weight is below 1 in 4096 of all weights"):
+    with pytest.raises(UserError, match="b: its weight must be at least 1/4096 of the sum of weights"):
         Mixture(sources, [1e6, 1])
     empty = open_dataset(make_pool(tmp_path / "c", []))
-    with pytest.raises(UserError, match="c: the data set has no samples to train on"):
+    with pytest.raises(UserError, match="c: the dataset has no samples to train on"):
         Mixture([sources[0], empty], [1, 1])

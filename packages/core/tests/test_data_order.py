@@ -1,4 +1,4 @@
-"""The order of samples: what every epoch, restart, rank and worker rely on."""
+"""The order of samples, on which every epoch, restart, rank and worker relies."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_every_epoch_is_a_permutation(sizes, window, seed, epoch):
 
 @settings(deadline=None)
 @given(SIZES, WINDOWS, SEEDS, st.integers(0, 100), st.integers(0, 100))
-def test_a_stream_entered_anywhere_is_the_tail_of_the_whole_one(sizes, window, seed, start, length):
+def test_stream_entered_anywhere_is_the_tail_of_the_whole(sizes, window, seed, start, length):
     whole = SampleOrder(SameEpochs(sizes), seed=seed, shuffle_shards=window)(0, start + length)
     entered = SampleOrder(SameEpochs(sizes), seed=seed, shuffle_shards=window)(start, start + length)
     assert entered.tolist() == whole[start:].tolist()
@@ -30,7 +30,7 @@ def test_a_stream_entered_anywhere_is_the_tail_of_the_whole_one(sizes, window, s
 
 @settings(deadline=None)
 @given(SIZES, WINDOWS, SEEDS, st.lists(st.integers(0, 60), min_size=1, max_size=8))
-def test_pieces_asked_for_in_any_sequence_are_pieces_of_one_stream(sizes, window, seed, places):
+def test_pieces_in_any_order_are_parts_of_one_stream(sizes, window, seed, places):
     order = SampleOrder(SameEpochs(sizes), seed=seed, shuffle_shards=window)
     whole = SampleOrder(SameEpochs(sizes), seed=seed, shuffle_shards=window)(0, 70)
     for place in places:
@@ -39,7 +39,7 @@ def test_pieces_asked_for_in_any_sequence_are_pieces_of_one_stream(sizes, window
 
 @settings(deadline=None)
 @given(SIZES, WINDOWS, SEEDS)
-def test_a_window_holds_the_samples_of_its_shards_and_of_no_other(sizes, window, seed):
+def test_window_has_only_the_samples_of_its_shards(sizes, window, seed):
     order = SampleOrder(SameEpochs(sizes), seed=seed, shuffle_shards=window)
     shard_of = np.repeat(np.arange(len(sizes)), sizes)
     seen = shard_of[order(0, sum(sizes))]
@@ -60,7 +60,7 @@ def test_epochs_and_seeds_differ_and_samples_mix_across_the_window():
     assert len({sample // 100 for sample in first[:100].tolist()}) == 10
 
 
-def test_a_pool_of_a_thousand_million_samples_is_entered_in_the_memory_of_a_window():
+def test_entering_a_pool_of_a_billion_samples_needs_the_memory_of_a_window():
     import tracemalloc
 
     sizes = np.full(100_000, 10_000)
@@ -72,12 +72,12 @@ def test_a_pool_of_a_thousand_million_samples_is_entered_in_the_memory_of_a_wind
     assert peak < 20e6
 
 
-def test_a_window_of_no_shards_is_refused():
-    with pytest.raises(ValueError, match="must be positive"):
+def test_window_of_no_shards_is_refused():
+    with pytest.raises(ValueError, match="shuffle_shards must be at least 1, got 0"):
         SampleOrder(SameEpochs([3]), seed=0, shuffle_shards=0)
 
 
-def test_the_order_of_shards_and_that_within_the_first_window_are_different_draws():
+def test_order_of_shards_and_of_the_first_window_are_different_draws():
     same = 0
     for seed in range(20):
         order = SampleOrder(SameEpochs([1] * 30), seed=seed, shuffle_shards=30)

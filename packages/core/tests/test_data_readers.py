@@ -1,4 +1,4 @@
-"""Every format of pairs gives back what was put in, through the stage that indexes it and the Source that reads it."""
+"""Every format is read back unchanged, through the stage that indexes it and the Source that reads it."""
 
 import csv
 import json
@@ -12,9 +12,9 @@ import pytest
 from data_samples import context, encoded, json_member, make_pool, members
 from vfm.config import UserError
 from vfm.data import BadSample, DatasetSpec, Source, open_dataset, uid_of, write_tar
-from vfm.stages.labeled import Labeled
-from vfm.stages.data import Pairs
 from vfm.panels import load_panels
+from vfm.stages.data import Pairs
+from vfm.stages.labeled import Labeled
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 
@@ -57,12 +57,12 @@ def test_several_captions_in_several_languages_come_from_json(tmp_path):
     ]  # fmt: skip
 
 
-def test_lines_of_a_text_file_are_captions_where_the_spec_says_so(tmp_path):
+def test_lines_of_a_text_file_are_captions_with_txt_lines(tmp_path):
     write_tar(tmp_path / "x.tar", [("a", members(0, txt=b"one\ntwo\n"))])
     assert index(tmp_path, f"{tmp_path}/x.tar", texts={"en": "txt.lines"})[0].texts == {"en": ["one", "two"]}
 
 
-def test_a_uid_outlives_resharding(tmp_path):
+def test_uid_survives_resharding(tmp_path):
     make_pool(tmp_path / "one", [6])
     make_pool(tmp_path / "three", [2, 2, 2])
     uids = [
@@ -73,7 +73,7 @@ def test_a_uid_outlives_resharding(tmp_path):
     assert all(len(uid) == 32 and int(uid, 16) >= 0 for uid in uids[0])
 
 
-def test_counts_beside_a_tar_are_believed_and_the_tar_is_not_read(tmp_path):
+def test_counts_beside_a_tar_are_used_without_reading_the_tar(tmp_path):
     make_pool(tmp_path / "t", [12, 3])
     (tmp_path / "t/000_stats.json").write_text(json.dumps({"count": 15, "successes": 12}))
     statuses = ["success", "failed_to_download", "success", "success"]
@@ -87,7 +87,7 @@ def test_counts_beside_a_tar_are_believed_and_the_tar_is_not_read(tmp_path):
 
 
 @pytest.mark.parametrize("stats", ["{broken", "[12]", '{"count": 12}', '{"successes": "many"}'])
-def test_a_count_that_cannot_be_read_is_none_and_the_tar_is_read_through(tmp_path, stats):
+def test_unreadable_count_is_ignored_and_the_tar_is_read(tmp_path, stats):
     make_pool(tmp_path / "t", [12])
     (tmp_path / "t/000_stats.json").write_text(stats)
     assert index(tmp_path, f"{tmp_path}/t").shard_sizes.tolist() == [12]
@@ -103,7 +103,7 @@ def test_remote_tars_are_read_through_fsspec(tmp_path):
     assert contents(index(tmp_path / "folder", "memory://readers")) == EXPECTED
 
 
-def test_an_unsorted_tar_is_read_like_a_sorted_one(tmp_path):
+def test_unsorted_tar_is_read_like_a_sorted_one(tmp_path):
     import io
     import tarfile
 
@@ -118,7 +118,7 @@ def test_an_unsorted_tar_is_read_like_a_sorted_one(tmp_path):
     assert contents(source) == [(encoded(n), {"en": [f"caption {n}"]}) for n in range(200)]
 
 
-def test_without_verifying_tars_are_counted_and_bad_samples_stay_for_the_training_to_find(tmp_path):
+def test_without_verify_tars_are_counted_and_bad_samples_stay(tmp_path):
     make_pool(tmp_path / "t", [3], broken={1: {"txt": None}})
     assert len(index(tmp_path, f"{tmp_path}/t", verify=False)) == 3
 
@@ -130,7 +130,7 @@ def make_images(folder: Path) -> Path:
     return folder
 
 
-def test_a_folder_of_images_takes_captions_from_texts_of_the_same_name(tmp_path):
+def test_folder_of_images_with_captions_in_text_files_of_the_same_name(tmp_path):
     folder = make_images(tmp_path / "images")
     for n in range(6):
         (folder / f"sub/{n}.txt").write_text(f"caption {n}\n")
@@ -140,7 +140,7 @@ def test_a_folder_of_images_takes_captions_from_texts_of_the_same_name(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
-def test_a_table_of_image_paths_and_captions(tmp_path, kind):
+def test_table_of_image_paths_and_captions(tmp_path, kind):
     folder = make_images(tmp_path / "images")
     rows = [{"image": f"sub/{n}.png", "caption": f"caption {n}"} for n in range(6)]
     table = folder / f"captions.{kind}"
@@ -169,7 +169,7 @@ def test_rows_of_one_image_are_one_sample_and_columns_are_languages(tmp_path):
     ]
 
 
-def test_parquet_with_image_bytes_plain_and_as_hugging_face_writes_it(tmp_path):
+def test_parquet_with_image_bytes_plain_and_from_hugging_face(tmp_path):
     captions = [f"caption {n}" for n in range(6)]
     plain = pa.table({"jpg": [encoded(n) for n in range(6)], "caption": captions})
     nested = pa.table({"image": [{"bytes": encoded(n), "path": None} for n in range(6)], "text": captions})
@@ -178,7 +178,7 @@ def test_parquet_with_image_bytes_plain_and_as_hugging_face_writes_it(tmp_path):
         assert contents(index(tmp_path / name, f"{tmp_path}/{name}.parquet")) == EXPECTED
 
 
-def test_num_samples_takes_the_first_good_ones(tmp_path):
+def test_num_samples_uses_the_first_good_samples(tmp_path):
     make_pool(tmp_path / "t", [4, 4], broken={1: {"txt": None}})
     source = index(tmp_path, f"{tmp_path}/t", num_samples=5, max_bad_fraction=0.5)
     assert source.keys == ["000000", "000002", "000003", "000004", "000005"]
@@ -193,7 +193,7 @@ def label(tmp_path, path, **fields):
     return dataset, [(source[i].image, source[i].label) for i in range(len(source))]
 
 
-def test_an_image_folder_of_classes(tmp_path):
+def test_image_folder_of_classes(tmp_path):
     for n, name in enumerate(["dog", "cat", "dog"]):
         (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / name / f"{n}.png").write_bytes(encoded(n))
@@ -203,7 +203,7 @@ def test_an_image_folder_of_classes(tmp_path):
     assert samples == [(encoded(1), 0), (encoded(0), 1), (encoded(2), 1)]
 
 
-def test_tars_with_cls_in_clip_benchmarks_layout(tmp_path):
+def test_tars_with_cls_in_clip_benchmark_layout(tmp_path):
     (tmp_path / "wds/test").mkdir(parents=True)
     rows = [(f"s{n}", members(n, txt=None, cls=str(n % 2).encode())) for n in range(4)]
     write_tar(tmp_path / "wds/test/0.tar", rows)
@@ -214,7 +214,7 @@ def test_tars_with_cls_in_clip_benchmarks_layout(tmp_path):
     assert samples == [(encoded(n), n % 2) for n in range(4)]
 
 
-def test_labels_of_tables_are_names_and_of_hugging_face_parquet_numbers_with_names_in_the_schema(tmp_path):
+def test_labels_of_tables_and_of_hugging_face_parquet(tmp_path):
     folder = make_images(tmp_path / "images")
     (folder / "labels.csv").write_text("image,label\nsub/0.png,dog\nsub/1.png,cat\n")
     dataset, samples = label(tmp_path / "a", folder / "labels.csv")
@@ -229,7 +229,7 @@ def test_labels_of_tables_are_names_and_of_hugging_face_parquet_numbers_with_nam
 
 
 @pytest.mark.parametrize(("value", "number"), [("cat", 0), ("1", 1), (1.0, 1), (1.5, None), (2, None), (None, None)])
-def test_a_label_is_a_name_or_a_whole_number_of_a_class(value, number):
+def test_label_is_a_name_or_an_integer(value, number):
     spec = DatasetSpec(label_key="label", class_names=["cat", "dog"])
     if number is not None:
         assert spec.label_of(value, "here") == number
@@ -238,14 +238,14 @@ def test_a_label_is_a_name_or_a_whole_number_of_a_class(value, number):
         spec.label_of(value, "here")
 
 
-def test_class_names_in_another_encoding_are_told(tmp_path):
+def test_class_names_in_another_encoding_raise(tmp_path):
     write_tar(tmp_path / "0.tar", [("a", members(0, cls=b"0"))])
     (tmp_path / "classnames.txt").write_bytes("Füchse\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"classnames\.txt: not UTF-8"):
         label(tmp_path / "out", tmp_path / "0.tar")
 
 
-def test_a_torchvision_data_set_by_name(tmp_path):
+def test_torchvision_dataset_by_name(tmp_path):
     import struct
 
     import numpy as np
@@ -266,11 +266,11 @@ def test_a_torchvision_data_set_by_name(tmp_path):
     assert np.array_equal(np.asarray(decode_image(samples[7][0], ""))[..., 0], pixels[7])
     with pytest.raises(UserError, match="did you mean 'FashionMNIST'"):
         label(tmp_path / "x", tmp_path, torchvision="FashonMNIST")
-    with pytest.raises(UserError, match="torchvision cannot read CIFAR10 there"):
+    with pytest.raises(UserError, match="torchvision cannot read CIFAR10"):
         label(tmp_path / "x", tmp_path, torchvision="CIFAR10")
 
 
-def test_a_stage_leaves_pictures_with_captions_and_its_shards_to_look_at(tmp_path):
+def test_stage_saves_panels_of_first_images_and_shards(tmp_path):
     make_pool(tmp_path / "t", [3])
     source = index(tmp_path, f"{tmp_path}/t")
     panels = {panel.title: panel for panel in load_panels(source.directory)}
@@ -283,10 +283,10 @@ def test_a_stage_leaves_pictures_with_captions_and_its_shards_to_look_at(tmp_pat
     ("make", "message"),
     [
         (lambda folder: folder / "none.tar", "no such file"),
-        (lambda folder: folder, "no images here"),
-        (lambda folder: folder / "x.tar.gz", "compressed tar"),
+        (lambda folder: folder, "no images found"),
+        (lambda folder: folder / "x.tar.gz", "expected an uncompressed .tar"),
         (lambda folder: folder / "x.tar", "not a tar"),
-        (lambda folder: folder / "x.doc", "not one of the formats"),
+        (lambda folder: folder / "x.doc", "unknown format"),
         (lambda folder: folder / "x.csv", "no column 'caption' .texts.; the columns are a, b"),
         (lambda folder: folder / "x.parquet", "not readable as parquet"),
         (lambda folder: folder / "nothing.csv", r"nothing\.csv: the table is empty"),
@@ -294,7 +294,7 @@ def test_a_stage_leaves_pictures_with_captions_and_its_shards_to_look_at(tmp_pat
         (lambda folder: folder / "head.csv", "none of the first samples can be used"),
     ],
 )
-def test_what_cannot_be_read_is_told_in_one_line(tmp_path, make, message):
+def test_unreadable_data_raise_one_line(tmp_path, make, message):
     import gzip
 
     (tmp_path / "x.tar.gz").write_bytes(gzip.compress(bytes(2048)))

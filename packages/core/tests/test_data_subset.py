@@ -1,4 +1,4 @@
-"""A curated subset shows the kept samples and texts of its pool, and nothing else."""
+"""A curated subset contains only the kept samples and texts of its pool."""
 
 import pickle
 
@@ -19,7 +19,7 @@ SIZES = [4, 0, 3, 5]
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory):
-    """Samples with two English captions and one German one each; sample (2, 1) was found to be bad."""
+    """Make samples with two English and one German caption each; sample (2, 1) is bad."""
     directory = tmp_path_factory.mktemp("store") / "pool"
     directory.mkdir()
     shards = []
@@ -55,7 +55,7 @@ def every_text(pool):
     ]
 
 
-def test_a_pool_leaves_out_the_rows_that_are_known_to_be_bad(pool):
+def test_pool_leaves_out_bad_rows(pool):
     source = open_dataset(pool)
     assert source.shard_sizes.tolist() == [4, 0, 2, 5]
     assert source.keys[4:6] == ["2-0", "2-2"]
@@ -64,7 +64,7 @@ def test_a_pool_leaves_out_the_rows_that_are_known_to_be_bad(pool):
 
 @settings(deadline=None, max_examples=25)
 @given(st.data())
-def test_kept_texts_come_out_as_they_went_in_whatever_was_kept(pool, tmp_path_factory, data):
+def test_kept_texts_are_read_back(pool, tmp_path_factory, data):
     texts = every_text(pool)
     kept = data.draw(
         st.lists(st.sampled_from(texts), unique=True, min_size=1).map(lambda rows: sorted(rows, key=texts.index))
@@ -83,16 +83,16 @@ def test_kept_texts_come_out_as_they_went_in_whatever_was_kept(pool, tmp_path_fa
     assert seen == [f"{name[language][place]}{shard}{row}" for shard, row, _, language, place, _ in kept]
 
 
-def test_a_source_travels_to_another_process(pool, tmp_path):
+def test_source_can_be_pickled_for_another_process(pool, tmp_path):
     source = open_dataset(subset_of(pool, tmp_path / "subset", every_text(pool)[:7]))
     other = pickle.loads(pickle.dumps(source))
     assert [other[i] for i in range(len(other))] == [source[i] for i in range(len(source))]
     assert other.where(0).endswith("0.tar:0-0")
 
 
-def test_an_unsorted_or_missing_subset_is_refused(pool, tmp_path):
+def test_unsorted_or_missing_subset_is_refused(pool, tmp_path):
     with pytest.raises(UserError, match="not sorted by shard and row"):
         open_dataset(subset_of(pool, tmp_path / "subset", every_text(pool)[::-1]))
     (tmp_path / "subset" / SUBSET_FILE).unlink()
-    with pytest.raises(UserError, match="this is no curated subset"):
+    with pytest.raises(UserError, match="expected a curated subset"):
         open_dataset(CuratedSubset.load(tmp_path / "subset"))

@@ -1,4 +1,4 @@
-"""The texts of a shard a column at a time: equal to reading sample by sample, bad samples by reason included."""
+"""Texts of a shard by columns equal reading sample by sample, including bad samples and their reasons."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS = [pa.string(), pa.large_string(), pa.list_(pa.string()), pa.large_list(pa
 
 
 def column(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """A column of a type from bytes, UTF-8 or not, as writers that do not check leave it."""
+    """Make a column of a type from bytes that need not be UTF-8, like writers without a check."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         flat = column([item for value in values for item in value or []], kind.value_type)
         ends = np.cumsum([0, *(len(value or []) for value in values)])
@@ -42,7 +42,7 @@ def column(values: list[Any], kind: pa.DataType) -> pa.Array:
 
 @st.composite
 def tables(draw: Any) -> tuple[pa.Table, dict[str, str], int]:
-    """A table with images, captions in up to two columns, perhaps keys and uids; where captions stand; rows a group."""
+    """Draw a table with images, captions in up to two columns, optional keys and uids; the texts; rows per group."""
     num_rows = draw(st.integers(1, 12))
     columns = {"image": pa.array([b"\xff"] * num_rows)}
     languages = draw(st.sampled_from([["en"], ["en", "de"]]))
@@ -62,7 +62,7 @@ def tables(draw: Any) -> tuple[pa.Table, dict[str, str], int]:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(made=tables(), data=st.data())
-def test_columns_of_parquet_give_the_texts_of_its_samples(tmp_path: Path, made: Any, data: Any) -> None:
+def test_texts_by_parquet_columns_equal_texts_by_sample(tmp_path: Path, made: Any, data: Any) -> None:
     table, texts, rows_a_group = made
     path = tmp_path / "shard.parquet"
     pq.write_table(table, path, row_group_size=rows_a_group)
@@ -93,7 +93,7 @@ def test_columns_of_other_types_are_read_by_sample(tmp_path: Path, texts: dict[s
     assert bad == ["missing_caption"] * 2
 
 
-def test_a_list_of_images_gives_the_texts_of_its_samples(tmp_path: Path) -> None:
+def test_texts_of_an_image_list_equal_texts_by_sample(tmp_path: Path) -> None:
     entries = [
         ImageEntry("a", "a.jpg", {"en": ["one", "two"], "de": ["eins"]}),
         ImageEntry("b", "b.jpg", problem=BadSample("unsafe_path", "b.jpg")),

@@ -1,4 +1,4 @@
-"""The made world's pictures and shards: drawn right, visible, and the same bytes however they are made."""
+"""Images and shards of the synthetic world: drawn correctly, visible, and always the same bytes."""
 
 import hashlib
 import io
@@ -31,7 +31,7 @@ def changed_pixels(one: NDArray[np.uint8], other: NDArray[np.uint8], levels: int
 
 
 def num_components(dark: NDArray[np.bool_]) -> int:
-    """Connected regions (by sides or corners), by spreading the largest number in each until nothing changes."""
+    """Label connected regions (by sides or corners), by spreading the largest number in each until nothing changes."""
     number = np.where(dark, np.arange(1, dark.size + 1).reshape(dark.shape), 0)
     while True:
         around = np.lib.stride_tricks.sliding_window_view(np.pad(number, 1), (3, 3))
@@ -59,10 +59,10 @@ def test_shapes_cover_the_same_pixels_as_a_supersampled_polygon(shape: Shape) ->
 def test_the_distance_table_agrees_with_the_exact_distance(shape: Shape) -> None:
     x, y = np.random.default_rng(0).uniform(-EXTENT, EXTENT, (2, 4000)).astype(np.float32)
     error = np.abs(distance_table(shape)(x, y) - signed_distance(x, y, outline(shape)))
-    assert error.max() < 0.01  # of the radius: a twelfth of a pixel where that is 8 pixels
+    assert error.max() < 0.01  # of the radius: a twelfth of a pixel at a radius of 8 pixels
 
 
-def test_signed_distance_of_a_square_is_the_known_one() -> None:
+def test_signed_distance_of_a_square_is_known() -> None:
     x, y = np.array([0.0, 0.5, 1.0, 1.3, 0.0]), np.array([0.0, 0.0, 0.0, 1.2, 0.8])
     np.testing.assert_allclose(
         signed_distance(x, y, outline("square")), [-0.8, -0.3, 0.2, np.hypot(0.5, 0.4), 0], atol=1e-7
@@ -70,7 +70,7 @@ def test_signed_distance_of_a_square_is_the_known_one() -> None:
 
 
 @pytest.mark.parametrize("shape", sorted(DIRECTED))
-def test_orientations_are_quarter_turns_of_the_picture(shape: Shape) -> None:
+def test_orientations_are_quarter_turns_of_the_image(shape: Shape) -> None:
     up = draw(plain(shape), 64).astype(int)
     for turns, way in enumerate(("up", "right", "down", "left")):
         turned = draw(plain(shape, orientation=way), 64)
@@ -78,7 +78,7 @@ def test_orientations_are_quarter_turns_of_the_picture(shape: Shape) -> None:
     assert changed_pixels(draw(plain(shape), 32), draw(plain(shape, orientation="down"), 32)) > 20
 
 
-def test_positions_move_the_object_where_they_say() -> None:
+def test_positions_move_the_object() -> None:
     for position, (x, y) in PLACES.items():
         dark = draw(plain("circle", position=position), 64)[..., 0] < 60
         rows, columns = np.nonzero(dark)
@@ -89,13 +89,13 @@ def test_positions_move_the_object_where_they_say() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 @pytest.mark.parametrize("size", [32, 64])
-def test_a_group_shows_as_many_objects_as_it_counts(shape: Shape, count: int, size: int) -> None:
+def test_group_has_count_objects(shape: Shape, count: int, size: int) -> None:
     for kind in ("big", "small"):
         dark = draw(plain(shape, count=count, size=kind), size)[..., 0] < 90
         assert num_components(dark) == count
 
 
-def test_no_object_leaves_the_picture_or_touches_the_dot() -> None:
+def test_no_object_leaves_the_image_or_touches_the_dot() -> None:
     nuisance = Nuisance(shift=(-0.015, -0.015), scale=1.06, ground=(1.0, 1.0, 1.0))
     for shape in SHAPES:
         for count in GROUPS:
@@ -107,7 +107,7 @@ def test_no_object_leaves_the_picture_or_touches_the_dot() -> None:
                 assert not dark[:12, :12].any()
 
 
-def test_two_shapes_never_look_alike_at_32_pixels() -> None:
+def test_shapes_differ_at_32_pixels() -> None:
     pictures = {
         (shape, way): draw(plain(shape, orientation=way), 32)
         for shape in SHAPES
@@ -118,7 +118,7 @@ def test_two_shapes_never_look_alike_at_32_pixels() -> None:
             assert one[0] == other[0] or changed_pixels(picture, rival) >= 25, (one, other)
 
 
-def test_colours_are_far_apart_from_one_another_and_from_the_ground() -> None:
+def test_colours_differ_from_each_other_and_the_background() -> None:
     colours = np.array([PALETTE[colour] for colour in COLOURS] + [(0.5, 0.5, 0.5)])
     distance = np.linalg.norm(colours[:, None] - colours, axis=2) + 9 * np.eye(len(colours))
     assert distance.min() > 0.33
@@ -126,7 +126,7 @@ def test_colours_are_far_apart_from_one_another_and_from_the_ground() -> None:
 
 @pytest.mark.parametrize("size", [32, 64])
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_the_difference_of_every_pair_is_visible(pattern: str, size: int) -> None:
+def test_difference_of_every_pair_is_visible(pattern: str, size: int) -> None:
     world = World(variety=1.0)
     for index in range(150):
         pair = sample_pair(world, generator(2, index), pattern)
@@ -134,7 +134,7 @@ def test_the_difference_of_every_pair_is_visible(pattern: str, size: int) -> Non
         assert changed_pixels(one, other, levels=30) >= 4, pair
 
 
-def test_a_picture_at_twice_the_size_is_the_same_picture() -> None:
+def test_image_at_twice_the_size_is_the_same_image() -> None:
     for index in range(30):
         scene = replace(
             sample_pair(World(), generator(4, index), "colour").scenes[0], texture="solid", structure="filled"
@@ -143,7 +143,7 @@ def test_a_picture_at_twice_the_size_is_the_same_picture() -> None:
         assert np.abs(large - draw(scene, 64)).mean() < 1.5
 
 
-def test_plain_worlds_have_the_same_ground_in_every_picture_and_varied_ones_do_not() -> None:
+def test_background_is_constant_only_without_variety() -> None:
     def corners(variety: float) -> set[bytes]:
         world = World(variety=variety, attributes=())
         samples = render_shard(world, 0, 0, 20)
@@ -162,7 +162,7 @@ def test_samples_do_not_depend_on_how_the_pool_is_cut() -> None:
     assert len({sample.image for sample in whole}) == 30
 
 
-def test_another_process_makes_the_same_bytes() -> None:
+def test_another_process_gives_the_same_bytes() -> None:
     code = (
         "import hashlib; from vfm.data.shapes import World, render_shard\n"
         "h = hashlib.sha256()\n"
@@ -176,14 +176,14 @@ def test_another_process_makes_the_same_bytes() -> None:
     assert ran.stdout.strip() == digest.hexdigest()
 
 
-def test_caption_settings_leave_the_pictures_as_they_are() -> None:
+def test_caption_settings_do_not_change_the_images() -> None:
     quiet, noisy = World(), World(noise_share=0.9, attribute_share=1.0, captions_per_image=3)
     one, other = list(render_shard(quiet, 0, 0, 20)), list(render_shard(noisy, 0, 0, 20))
     assert [sample.image for sample in one] == [sample.image for sample in other]
     assert [sample.texts for sample in one] != [sample.texts for sample in other]
 
 
-def test_the_pool_the_labelled_set_and_other_seeds_share_no_picture() -> None:
+def test_pool_labelled_dataset_and_other_seeds_share_no_image() -> None:
     world = World()
     pictures = [
         sample.image
@@ -205,7 +205,7 @@ def test_labels_name_the_scene_and_classes_are_equally_common() -> None:
     assert np.bincount([sample.label for sample in render_labeled(world, 0, 0, 60)]).tolist() == [10] * 6
 
 
-def test_a_tar_is_a_webdataset_and_the_same_bytes_each_time(tmp_path: Path) -> None:
+def test_tar_is_a_webdataset_with_the_same_bytes_each_time(tmp_path: Path) -> None:
     world = World(image_size=32, languages=("en", "fr"), captions_per_image=2)
     samples = list(render_shard(world, 0, 8, 14))
     for name in ("a.tar", "b.tar"):

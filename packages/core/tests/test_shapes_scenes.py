@@ -1,4 +1,4 @@
-"""The made world's scenes, captions and pairs: what they say is true, and as common as the world asks."""
+"""Scenes, captions and pairs of the synthetic world: statements are true, with the configured frequencies."""
 
 import math
 from collections import Counter
@@ -25,7 +25,7 @@ def within_four_sigma(hits: int, n: int, share: float) -> bool:
 
 
 def words_of(attribute: Attribute, value: Value) -> str:
-    """The words that tell a value, spelled out here once more, apart from `describe`."""
+    """Return the words that name a value, spelled out independently of `describe`."""
     if attribute == "count":
         return NUMBERS[value]
     return PHRASES.get(attribute, {}).get(value) or ADJECTIVES.get(value, str(value))
@@ -42,7 +42,7 @@ def test_combinations_follow_the_zipf_law(zipf: float, count: int) -> None:
     np.testing.assert_allclose(probabilities / probabilities[0], np.arange(1, count + 1.0) ** -zipf, rtol=1e-9)
 
 
-def test_sampled_combinations_are_as_common_as_their_probability() -> None:
+def test_sampled_combinations_match_their_probability() -> None:
     world, n = World(), 20_000
     rng = generator(0, 9)
     counts = Counter(sample_combination(world, rng) for _ in range(n))
@@ -54,7 +54,7 @@ def test_sampled_combinations_are_as_common_as_their_probability() -> None:
     assert expected.max() / expected.min() == pytest.approx(len(expected))
 
 
-def test_a_scene_has_one_oddity_at_most_and_every_value_comes() -> None:
+def test_at_most_one_surface_attribute_is_not_default_and_every_value_occurs() -> None:
     world = World(max_count=4)
     scenes = [sample_scene(world, generator(3, 0, index)) for index in range(2000)]
     for scene in scenes:
@@ -63,7 +63,7 @@ def test_a_scene_has_one_oddity_at_most_and_every_value_comes() -> None:
         assert {scene.value(name) for scene in scenes} - {None} == set(VALUES[name])
 
 
-def test_attributes_that_do_not_vary_stay_ordinary_and_untold() -> None:
+def test_attributes_that_do_not_vary_are_default_and_never_named() -> None:
     world = World(attributes=("count", "state"), max_count=2, attribute_share=1.0, noise_share=0, foreign_share=0)
     for index in range(300):
         rng = generator(0, 0, index)
@@ -87,7 +87,7 @@ def test_true_captions_name_colour_shape_and_the_true_attributes(seed: int) -> N
 
 
 @given(shape=st.sampled_from(SHAPES), colour=st.sampled_from(COLOURS), data=st.data())
-def test_descriptions_say_what_is_told_and_nothing_else(shape: str, colour: str, data: st.DataObject) -> None:
+def test_descriptions_contain_only_the_named_attributes(shape: str, colour: str, data: st.DataObject) -> None:
     names = [name for name in ATTRIBUTES if name != "orientation" or shape in DIRECTED]
     told = {name: data.draw(st.sampled_from(VALUES[name])) for name in data.draw(st.sets(st.sampled_from(names)))}
     text = describe(shape, colour, told)
@@ -98,7 +98,7 @@ def test_descriptions_say_what_is_told_and_nothing_else(shape: str, colour: str,
     assert (text.split()[0] == "an") == (text.split()[0] in {"a", "an"} and text.split()[1][0] in "aeiou")
 
 
-def test_shares_of_attributes_and_of_wrong_ones_are_as_asked() -> None:
+def test_fractions_of_named_and_wrong_attributes() -> None:
     world = World(
         attribute_share=0.3, attribute_noise=0.1, noise_share=0, foreign_share=0,
         attribute_share_of={"count": 0.8, "state": 0.0}, attribute_noise_of={"position": 0.5},
@@ -117,7 +117,7 @@ def test_shares_of_attributes_and_of_wrong_ones_are_as_asked() -> None:
         assert within_four_sigma(wrong[name], told[name], 0.5 if name == "position" else 0.1), name
 
 
-def test_shares_of_noise_and_foreign_captions_are_as_asked() -> None:
+def test_fractions_of_noise_and_foreign_captions() -> None:
     world, n = World(noise_share=0.25, foreign_share=0.1), 4000
     scene = Scene("star", "red")
     rng = generator(1)
@@ -147,7 +147,7 @@ def pairs_of(world: World, pattern: str, count: int) -> list[Pair]:
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_pictures_of_a_pair_differ_in_the_named_attribute_alone(pattern: str) -> None:
+def test_images_of_a_pair_differ_only_in_the_pattern(pattern: str) -> None:
     for pair in pairs_of(World(max_count=4), pattern, 60):
         first, second = pair.scenes
         differing = [field.name for field in fields(Scene) if getattr(first, field.name) != getattr(second, field.name)]
@@ -155,7 +155,7 @@ def test_pictures_of_a_pair_differ_in_the_named_attribute_alone(pattern: str) ->
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_statements_of_a_pair_are_true_of_their_picture_and_false_of_the_other(pattern: str) -> None:
+def test_statements_of_a_pair_are_true_of_their_image_and_false_of_the_other(pattern: str) -> None:
     for pair in pairs_of(World(max_count=4), pattern, 60):
         for own, other in ((0, 1), (1, 0)):
             text, scene, rival = pair.statements[own], pair.scenes[own], pair.scenes[other]
@@ -173,18 +173,18 @@ def test_neither_side_of_a_pair_is_favoured() -> None:
     assert within_four_sigma(sum(pair.scenes[0].state == "whole" for pair in pairs), 400, 0.5)
 
 
-def test_a_pair_that_the_world_cannot_show_is_refused() -> None:
+def test_pattern_that_does_not_vary_is_refused() -> None:
     world = World(shapes=("circle", "square"))
     assert "orientation" not in world.patterns
-    with pytest.raises(ValueError, match="no pairs that differ in orientation; it has presence, state"):
+    with pytest.raises(ValueError, match="'orientation' does not vary in this world; choose from presence, state"):
         sample_pair(world, generator(0), "orientation")
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"shapes": ["star", "star"]}, "shapes names something twice"),
-        ({"noise_share": 0.7, "foreign_share": 0.5}, "noise_share 0.7 \\+ foreign_share 0.5 is more than 1"),
+        ({"shapes": ["star", "star"]}, "shapes must not repeat a value"),
+        ({"noise_share": 0.7, "foreign_share": 0.5}, "noise_share \\+ foreign_share must be at most 1, got 0.7 \\+ 0.5"),
         ({"attribute_share_of": {"shape": 0.1}}, "attribute_share_of.shape"),
         ({"attribute_share": 1.5}, "less than or equal to 1"),
         ({"colors": ["red"]}, "colors"),
@@ -195,7 +195,7 @@ def test_impossible_worlds_are_refused(settings: dict[str, object], message: str
         World.model_validate(settings)
 
 
-def test_scenes_refuse_an_orientation_that_no_one_can_see() -> None:
+def test_scenes_refuse_an_invisible_orientation() -> None:
     with pytest.raises(ValueError, match="a circle cannot have orientation 'up'"):
         Scene("circle", "red", orientation="up")
     with pytest.raises(ValueError, match="a heart cannot have orientation None"):
