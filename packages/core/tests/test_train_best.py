@@ -1,4 +1,4 @@
-"""`keep_best`: what is exported is what scored highest, cut or not, and it is told."""
+"""`keep_best` exports the weights with the highest score, interrupted or not, and reports which they are."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from pydantic import ValidationError
 
 from train_toy import Plan, Probe, Regression, Samples, plan, train
-from vfm import Context, UserError
 from vfm.panels import load_panels
+from vfm.plugin import Context, UserError
 
 
 class Peak(Probe):
@@ -24,11 +24,11 @@ class Peak(Probe):
 
 
 def peaked(**changes: Any) -> Plan:
-    settings = {"steps": 12, "eval_every": 2, "evals": [Peak(name="probe")], "keep_best": "val/near"}
+    settings = {"steps": 12, "every_steps": 2, "tasks": [Peak(name="probe")], "keep_best": "val/near"}
     return plan(**{**settings, "checkpoint": {"every_steps": 3}, **changes})
 
 
-def judged(folder: Path) -> list[dict[str, Any]]:
+def evaluated(folder: Path) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in (folder / "part" / "metrics.jsonl").read_text().splitlines()]
     return [line for line in found if line["split"] == "val"]
 
@@ -39,22 +39,22 @@ def near(task: Regression) -> float:
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.5])
-def test_the_weights_with_the_highest_score_come_back_and_which_they_are_is_told(tmp_path, ema_decay):
+def test_the_weights_with_the_highest_score_are_exported_and_reported(tmp_path, ema_decay):
     task, ctx, events = train(tmp_path, peaked(ema_decay=ema_decay), task=Regression(norm=True))
-    lines = judged(tmp_path)
+    lines = evaluated(tmp_path)
     best = max(lines, key=lambda line: line["val/near"])
     assert best["step"] < 12, "the peak must not lie at the end for this to say something"
     assert near(task) == pytest.approx(best["val/near"], abs=1e-7)
     (said,) = [e.data["message"] for e in events if e.type == "log" and "keep_best" in e.data["message"]]
     assert f"val/near is highest after step {best['step']} of 12" in said
-    assert f"not the last ones, which have {lines[-1]['val/near']:.4g}" in said
-    (panel,) = [panel for panel in load_panels(ctx.directory) if panel.title == "Weights that are kept"]
+    assert f"these weights are exported; the last ones have {lines[-1]['val/near']:.4g}" in said
+    (panel,) = [panel for panel in load_panels(ctx.directory) if panel.title == "Exported weights"]
     assert panel.text in said
 
 
 def test_without_it_the_last_weights_are_what_is_left(tmp_path):
     task, _, events = train(tmp_path, peaked(keep_best=None), task=Regression(norm=True))
-    assert near(task) == judged(tmp_path)[-1]["val/near"]
+    assert near(task) == evaluated(tmp_path)[-1]["val/near"]
     assert not any("keep_best" in str(event.data) for event in events)
 
 
@@ -76,26 +76,26 @@ class Origin(Probe):
 
 
 def test_a_start_that_training_makes_worse_is_kept_cut_or_not(tmp_path):
-    settings = peaked(evals=[Origin(name="probe")])
+    settings = peaked(tasks=[Origin(name="probe")])
     start = {name: value.clone() for name, value in Regression().state_dict().items()}
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, settings, data=Samples(stop=7))
     task, _, events = train(tmp_path, settings)
-    assert [line["step"] for line in judged(tmp_path)] == [0, 2, 4, 6, 8, 10, 12]
+    assert [line["step"] for line in evaluated(tmp_path)] == [0, 2, 4, 6, 8, 10, 12]
     assert all(torch.equal(value, start[name]) for name, value in task.state_dict().items())
     assert any("val/near is highest after step 0 of 12" in str(event.data) for event in events)
 
 
-def test_a_score_that_is_not_measured_is_told_before_the_first_step(tmp_path):
-    with pytest.raises(UserError, match=r"toy: keep_best: the evals do not measure val/nera; did you mean 'val/near'"):
+def test_an_unknown_metric_is_an_error_before_the_first_step(tmp_path):
+    with pytest.raises(UserError, match=r"toy: keep_best: no evaluation measures val/nera; did you mean 'val/near'"):
         train(tmp_path, peaked(keep_best="val/nera"), data=Samples(stop=0))
 
 
 def test_there_must_be_something_to_choose_among():
-    with pytest.raises(ValidationError, match="keep_best chooses among weights: evals and eval_every say which"):
+    with pytest.raises(ValidationError, match="keep_best needs tasks and every_steps"):
         plan(keep_best="val/near")
 
 
 def test_a_name_that_no_score_of_theirs_begins_with_is_refused_before_anything_runs():
-    with pytest.raises(ValidationError, match="keep_best: near is no score of the evals; theirs begin with val/"):
+    with pytest.raises(ValidationError, match="keep_best: expected a metric that begins with val/, got near"):
         peaked(keep_best="near")

@@ -1,4 +1,4 @@
-"""Two processes on gloo do what one does, stop together, and go on together."""
+"""Two processes on gloo compute what one does, stop together, and resume together."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def two(tmp_path_factory) -> Path:
         {"folder": "micro", "plan": settings(micro_batch_size=2)},
         {"folder": "nan", "plan": settings(), "nan": [7, 6]},
         {"folder": "unbroken", "plan": settings(), "dropout": 0.3},
-        {"folder": "judged", "plan": settings(evals=[Probe(name="probe")], eval_every=5), "dropout": 0.3},
+        {"folder": "judged", "plan": settings(tasks=[Probe(name="probe")], every_steps=5), "dropout": 0.3},
         {"folder": "cut", "plan": settings(), "dropout": 0.3, "terminated_rank": 1},
         {"folder": "cut", "plan": settings(), "dropout": 0.3},
     ]

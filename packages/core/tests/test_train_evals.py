@@ -1,4 +1,4 @@
-"""A training's `evals`: what a recipe may say, and that they change nothing of the training, cut or not."""
+"""Evaluations during training: their configuration, and that they do not change the training, interrupted or not."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import pytest
 import torch
 
 from train_toy import Plan, Probe, Regression, Samples, plan, train
-from vfm import ClipCheckpoint, Context, Report, UserError
-from vfm.eval.stages import ZeroShot
 from vfm.flow.plan import make_plan
 from vfm.flow.recipe import parse_recipe
 from vfm.flow.store import Store
-from vfm.interfaces import Evaluation, Training
+from vfm.plugin import ClipCheckpoint, Context, Evaluation, Report, Training, UserError
 from vfm.plugins import load_plugins, stage_types
 from vfm.stage import refs
+from vfm.stages.evaluation import ZeroShot
 from vfm.train.checkpoint import model_tensors
 
 
@@ -31,8 +30,8 @@ class ClipPlan(Training):
 
 
 def judged_plan(**changes: Any) -> Plan:
-    evals = [Probe(name="probe"), Probe(name="far", at=3.0)]
-    settings = {"steps": 12, "ema_decay": 0.5, "eval_every": 5, "evals": evals, "checkpoint": {"every_steps": 3}}
+    tasks = [Probe(name="probe"), Probe(name="far", at=3.0)]
+    settings = {"steps": 12, "ema_decay": 0.5, "every_steps": 5, "tasks": tasks, "checkpoint": {"every_steps": 3}}
     return plan(**{**settings, **changes})
 
 
@@ -44,7 +43,7 @@ def lines(folder: Path, split: str) -> list[dict[str, Any]]:
 def test_evals_leave_the_training_as_it_is_bit_for_bit(tmp_path):
     with_evals, ctx, events = train(tmp_path / "with", judged_plan(), task=Regression(dropout=0.2, norm=True))
     without, _, _ = train(
-        tmp_path / "without", judged_plan(evals=[], eval_every=None), task=Regression(dropout=0.2, norm=True)
+        tmp_path / "without", judged_plan(tasks=[], every_steps=None), task=Regression(dropout=0.2, norm=True)
     )
     assert all(torch.equal(a, b) for a, b in zip(with_evals.parameters(), without.parameters(), strict=True))
     assert lines(tmp_path / "with", "train") == lines(tmp_path / "without", "train")
@@ -99,38 +98,46 @@ def test_evals_are_wired_and_their_settings_are_part_of_the_identity(tmp_path):
     def identity(evals: str) -> str:
         return make_plan(parsed(evals), Store(tmp_path))[-1].identity
 
-    recipe = parsed("evals: [{kind: eval.retrieval, data: pool, recall_k: [1]}, {kind: eval.zero_shot, data: val}]")
+    recipe = parsed(
+        "evaluation: {tasks: [{kind: eval.retrieval, data: pool, recall_k: [1]}, {kind: eval.zero_shot, data: val}]}"
+    )
     stage = recipe.stages[-1]
-    assert [(key, str(ref)) for key, ref in refs(stage)] == [("evals[0].data", "pool"), ("evals[1].data", "val")]
-    assert [evaluation.log_prefix for evaluation in stage.evals] == ["", ""]
+    assert [(key, str(ref)) for key, ref in refs(stage)] == [
+        ("evaluation.tasks[0].data", "pool"),
+        ("evaluation.tasks[1].data", "val"),
+    ]
+    assert [evaluation.log_prefix for evaluation in stage.evaluation.tasks] == ["", ""]
     again = ClipPlan.model_validate(json.loads(stage.model_dump_json()), context=stage_types(load_plugins()))
     assert again == stage
-    one = identity("evals: [{kind: eval.retrieval, data: pool, recall_k: [1]}]")
-    assert one == identity("evals: [{kind: eval.retrieval, name: retrieval, data: pool, recall_k: [1]}]")
-    assert one != identity("evals: [{kind: eval.retrieval, data: pool, recall_k: [5]}]")
+    one = identity("evaluation: {tasks: [{kind: eval.retrieval, data: pool, recall_k: [1]}]}")
+    assert one == identity("evaluation: {tasks: [{kind: eval.retrieval, name: retrieval, data: pool, recall_k: [1]}]}")
+    assert one != identity("evaluation: {tasks: [{kind: eval.retrieval, data: pool, recall_k: [5]}]}")
 
 
 @pytest.mark.parametrize(
     ("evals", "message"),
     [
         (
-            "evals: [{kind: eval.retrieval, data: pool, recal_k: [1]}]",
-            "r.yaml:8: clip.evals[0].recal_k: unknown key; did you mean 'recall_k'?",
+            "evaluation: {tasks: [{kind: eval.retrieval, data: pool, recal_k: [1]}]}",
+            "r.yaml:8: clip.evaluation.tasks[0].recal_k: unknown key; did you mean 'recall_k'?",
         ),
-        ("evals: [{kind: eval.retrieval}]", "r.yaml:8: clip.evals[0].data: is required"),
+        ("evaluation: {tasks: [{kind: eval.retrieval}]}", "r.yaml:8: clip.evaluation.tasks[0].data: is required"),
         (
-            "evals: [{kind: eval.retrievel, data: pool}]",
-            "r.yaml:8: clip.evals[0]: 'eval.retrievel' is no kind of evaluation; did you mean 'eval.retrieval'?",
+            "evaluation: {tasks: [{kind: eval.retrievel, data: pool}]}",
+            "r.yaml:8: clip.evaluation.tasks[0]: expected a kind of evaluation, got 'eval.retrievel'; did you mean 'eval.retrieval'?",
         ),
         (
-            "evals: [{kind: eval.retrieval, data: val}]",
-            "r.yaml:8: clip.evals[0].data: wants a PairDataset; 'val' makes a LabeledDataset",
+            "evaluation: {tasks: [{kind: eval.retrieval, data: val}]}",
+            "r.yaml:8: clip.evaluation.tasks[0].data: wants a PairDataset; 'val' makes a LabeledDataset",
         ),
-        ("evals: [{kind: eval.retrieval, data: pool, models: [clip]}]", "evals[0]: leave models and runtime out"),
-        ("eval_every: 5", "eval_every says when, evals what to judge: give both"),
         (
-            "evals: [{kind: eval.zero_shot, data: val}, {kind: eval.zero_shot, data: val, templates: ['{}']}]",
-            "evals[1]: another one is called 'zero_shot' already",
+            "evaluation: {tasks: [{kind: eval.retrieval, data: pool, models: [clip]}]}",
+            "evaluation.tasks[0]: leave models and runtime out",
+        ),
+        ("evaluation: {every_steps: 5}", "every_steps needs tasks: list the evaluations to run"),
+        (
+            "evaluation: {tasks: [{kind: eval.zero_shot, data: val}, {kind: eval.zero_shot, data: val, templates: ['{}']}]}",
+            "evaluation.tasks[1]: the name 'zero_shot' is already used",
         ),
     ],
 )
@@ -142,13 +149,13 @@ def test_what_does_not_fit_is_told_with_its_line(evals, message):
 
 
 def test_an_evaluation_of_texts_is_refused_where_no_clip_model_is_made():
-    with pytest.raises(UserError, match=r"eval\.zero_shot judges a ClipCheckpoint; toy\.train makes a Artifact"):
-        parsed("evals: [{kind: eval.zero_shot, data: val}]", kind="toy.train")
+    with pytest.raises(UserError, match=r"eval\.zero_shot expects a ClipCheckpoint, toy\.train makes a Artifact"):
+        parsed("evaluation: {tasks: [{kind: eval.zero_shot, data: val}]}", kind="toy.train")
 
 
 def test_an_evaluation_of_its_own_still_needs_models():
     with pytest.raises(UserError, match=r"score\.models: is required"):
-        parsed("evals: []\n  - {kind: eval.zero_shot, name: score, data: val}")
+        parsed("evaluation: {}\n  - {kind: eval.zero_shot, name: score, data: val}")
 
 
 def test_an_evaluation_that_judges_nothing_in_training_is_refused():
@@ -158,15 +165,15 @@ def test_an_evaluation_that_judges_nothing_in_training_is_refused():
         def run(self, ctx: Context) -> Report:
             raise AssertionError
 
-    with pytest.raises(ValueError, match=r"eval\.mute judges no model in training"):
-        ClipPlan(name="clip", steps=1, evals=[Mute(name="mute")])
+    with pytest.raises(ValueError, match=r"eval\.mute does not evaluate models in training"):
+        ClipPlan(name="clip", steps=1, evaluation={"tasks": [Mute(name="mute")]})
 
 
 def test_another_version_of_an_evaluation_makes_the_training_anew_and_when_it_saves_does_not(tmp_path, monkeypatch):
     def identity(settings: str) -> str:
         return make_plan(parsed(settings), Store(tmp_path))[-1].identity
 
-    evals = "evals: [{kind: eval.zero_shot, data: val}]"
+    evals = "evaluation: {tasks: [{kind: eval.zero_shot, data: val}]}"
     before = identity(evals)
     assert identity(f"{evals}\n    checkpoint: {{every_steps: 3}}") == before
     monkeypatch.setattr(ZeroShot, "version", 99)

@@ -1,4 +1,4 @@
-"""What stops a training, what it says, and what it leaves; and what listeners are told."""
+"""What stops a training, its error message and the files it leaves; and the events that listeners receive."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from train_toy import Regression, Samples, plan, train
-from vfm import Context, Runtime, UserError
 from vfm.panels import load_panels
+from vfm.plugin import Context, Runtime, UserError
 from vfm.train.dist import World, resolve_device
 from vfm.train.guard import FiniteGuard
 
@@ -41,8 +41,8 @@ def test_a_nan_keeps_the_last_checkpoint_and_stops_the_next_run_at_the_same_step
 
 def test_a_gradient_that_is_not_finite_stops_too(tmp_path):
     class Steep(Regression):
-        def forward(self, batch):
-            loss, metrics = super().forward(batch)
+        def forward(self, inputs):
+            loss, metrics = super().forward(inputs)
             return loss + torch.sqrt(self.net[0].bias.sum() * 0.0), metrics  # value 0, slope infinite times 0
 
     with pytest.raises(UserError, match="the gradient is not finite at step 1"):
@@ -100,7 +100,7 @@ def test_too_many_bad_samples_stop_the_training_in_one_line(tmp_path):
     with pytest.raises(UserError) as raised:
         train(tmp_path, plan(), data=Samples(bad=bad))
     assert str(raised.value) == (
-        "toy: 24 of 56 reads failed, of 24 samples: truncated (24); more than max_bad_fraction: 0.05;"
+        "toy: 24 of 56 reads failed, of 24 samples: truncated (24); more than loading.max_bad_fraction: 0.05;"
         " the last is shard.tar:3.5 (truncated)"
     )
 
@@ -164,11 +164,11 @@ def test_lines_hold_no_clock_and_panels_show_the_curves(tmp_path):
 
 def test_metrics_must_keep_their_names(tmp_path):
     class Moody(Regression):
-        def forward(self, batch):
-            loss, metrics = super().forward(batch)
+        def forward(self, inputs):
+            loss, metrics = super().forward(inputs)
             return loss, metrics if self.clamped < 2 else {}
 
-    with pytest.raises(ValueError, match="same names in every step"):
+    with pytest.raises(ValueError, match="expected the same metrics in every step"):
         train(tmp_path, plan(), task=Moody())
 
 

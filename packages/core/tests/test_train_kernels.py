@@ -1,4 +1,4 @@
-"""`runtime.kernels` on its way to a task: refused early, in force while it trains, told, kept in the manifest."""
+"""`runtime.kernels` reaches the task: checked early, used during the training, reported, stored in the manifest."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from train_toy import Plan, Regression, Samples, plan, train
-from vfm import Artifact, Context, Runtime, UserError
 from vfm.flow.plan import make_plan
 from vfm.flow.recipe import parse_recipe
-from vfm.flow.run import read_manifest, run
+from vfm.flow.manifest import read_manifest
+from vfm.flow.run import run_plan
 from vfm.flow.store import Store
+from vfm.plugin import Artifact, Context, UserError
 from vfm.train import fit
 
 
@@ -31,20 +32,20 @@ class Fused(Regression):
         yield "linear in 2 layers"
         self.choice = ""
 
-    def forward(self, batch):
+    def forward(self, inputs):
         self.inside.append(self.choice == "auto")
-        return super().forward(batch)
+        return super().forward(inputs)
 
 
 class TrainFused(Plan):
     kind: Literal["toy.fused"] = "toy.fused"
 
     def run(self, ctx: Context) -> Artifact:
-        fit(Fused(), Samples(self.global_batch_size), self, ctx, self.runtime)
+        fit(Fused(), Samples(self.global_batch_size), self, ctx)
         return Artifact.create(ctx.directory)
 
 
-def test_kernels_are_in_force_during_the_training_alone_and_told(tmp_path):
+def test_kernels_are_in_force_during_the_training_alone_and_expected(tmp_path):
     task, _, events = train(tmp_path, plan(steps=3), task=Fused())
     assert task.inside == [True] * 3
     assert task.choice == ""
@@ -64,7 +65,7 @@ def test_what_ran_is_in_the_manifest_and_the_choice_in_no_identity(tmp_path):
     assert (manifest["kernels"], manifest["runtime"]["kernels"]) == ("linear in 2 layers", "auto")
     assert planned("reference")[1][0].status == "cached"
     outcome.steps[0].slot.discard()
-    with pytest.raises(UserError, match=r"toy: runtime\.kernels: triton needs a CUDA device, this runs on cpu"):
+    with pytest.raises(UserError, match=r"toy: runtime\.kernels: triton needs a CUDA device, got cpu"):
         run(*planned("triton"), Store(tmp_path), lambda event: None)
     assert not outcome.steps[0].slot.folders
 
@@ -73,14 +74,14 @@ def test_a_task_that_pads_nothing_says_so_where_it_is_asked_to(tmp_path):
     events = []
     ctx = Context("toy", tmp_path / "part", tmp_path / "work", {}, events.append)
     ctx.directory.mkdir()
-    fit(Regression(), Samples(), plan(steps=1), ctx, Runtime(device="cpu", pad_widths=True))
-    told = "none; stored wider: nothing, Regression says not how"
-    assert [event.data["running"] for event in events if event.type == "kernels"] == [told]
-    assert f"kernels: {told}" in [event.data["message"] for event in events if event.type == "log"]
+    fit(Regression(), Samples(), plan(steps=1, runtime={"device": "cpu", "pad_widths": True}), ctx)
+    expected = "none; padded: nothing (Regression does not support it)"
+    assert [event.data["running"] for event in events if event.type == "kernels"] == [expected]
+    assert f"kernels: {expected}" in [event.data["message"] for event in events if event.type == "log"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_a_task_without_kernels_says_so_where_they_are_forced(tmp_path):
     ctx = Context("toy", tmp_path / "part", tmp_path / "work", {})
     with pytest.raises(UserError, match=r"toy: runtime\.kernels: Regression has no kernels; use auto"):
-        fit(Regression(), Samples(), plan(), ctx, Runtime(device="cpu", kernels="triton"))
+        fit(Regression(), Samples(), plan(runtime={"device": "cpu", "kernels": "triton"}), ctx)

@@ -1,4 +1,4 @@
-"""Schedules against their formulas, the average against its closed form, and every option of the plan at work."""
+"""Schedules equal their formulas, the average its closed form, and every setting of a training has an effect."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from train_toy import Regression, Samples, plan, train
-from vfm import UserError
-from vfm.train import Ema, ParamGroup, build_optimizer, lr_at
-from vfm.train.optim import set_lr
+from train_toy import Plan, Regression, Samples, plan, train
+from vfm.plugin import AdamW, UserError
+from vfm.train import Ema, ParamGroup, build_optimizer, set_lr
+from vfm.train.dist import World, micro_batch_size
+
+
+def lr_at(step: int, p: Plan) -> float:
+    return p.schedule.build(p.lr, p.num_steps)(step)
 
 
 def test_cosine_has_open_clips_values():
@@ -89,7 +93,7 @@ def test_lr_scale_and_weight_decay_of_a_group_reach_the_optimizer():
                 ParamGroup(list(self.net[-1].parameters())),
             ]
 
-    optimizer = build_optimizer(Scaled(), plan(weight_decay=0.01))
+    optimizer = build_optimizer(Scaled(), AdamW(weight_decay=0.01), 0.05)
     set_lr(optimizer, 0.2)
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.01]
@@ -156,9 +160,7 @@ def test_the_gradient_is_clipped_to_the_norm_and_logged_before(tmp_path):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
-    from vfm.train.dist import World, micro_batch_size
-
-    with pytest.raises(UserError, match="global_batch_size 8 cannot be shared by 3 processes"):
+    with pytest.raises(UserError, match="global_batch_size must be a multiple of the 3 processes, got 8"):
         micro_batch_size(plan(), World(torch.device("cpu"), 0, 3))
 
 

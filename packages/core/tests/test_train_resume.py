@@ -71,7 +71,7 @@ def test_a_training_cut_at_any_step_ends_as_the_unbroken_one(tmp_path, step, unb
     bad, events = go(tmp_path)
     assert_same(tmp_path, bad, unbroken)
     resumed = [event.data["message"] for event in events if event.type == "log"]
-    assert resumed == ([f"goes on after step {step // 3 * 3} of 40"] if step >= 3 else [])
+    assert resumed == ([f"resumes after step {step // 3 * 3} of 40"] if step >= 3 else [])
 
 
 def test_a_training_cut_many_times_ends_as_the_unbroken_one(tmp_path, unbroken):
@@ -134,7 +134,7 @@ def test_sigterm_stops_after_the_running_step_with_its_checkpoint(tmp_path):
             return super().batch(step, samples)
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Preempted, match="toy: stopped by SIGTERM after step 6; the next run goes on from there"):
+    with pytest.raises(Preempted, match="toy: stopped by SIGTERM after step 6; the next run resumes from there"):
         train(tmp_path, plan(), data=Terminated())
     assert [folder.name for folder in (tmp_path / "work").glob("step-*")] == ["step-00000006"]
     assert signal.getsignal(signal.SIGTERM) == before

@@ -1,4 +1,4 @@
-"""A task's defaults: what is decayed, what is frozen, and how micro-batches add up."""
+"""A task's defaults: weight decay, frozen models, and the accumulation of micro-batches."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from train_toy import Regression, Samples, plan, train
-from vfm import UserError
-from vfm.train import Frozen, ParamGroup, Task, build_optimizer
+from vfm.plugin import AdamW, UserError
+from vfm.train import Batch, Frozen, ParamGroup, Task, build_optimizer, map_tensors
 from vfm.train.checkpoint import model_tensors
 
 
@@ -20,8 +20,8 @@ class Probe(Task):
         self.head = nn.Linear(3, 1)
         self.logit_scale = nn.Parameter(torch.tensor(1.0))
 
-    def forward(self, batch):
-        return (self.logit_scale * self.head(self.teacher(batch["x"])) - batch["y"]).square().mean(), {}
+    def forward(self, inputs):
+        return (self.logit_scale * self.head(self.teacher(inputs.x)) - inputs.y).square().mean(), {}
 
 
 class Vision(Task):
@@ -29,7 +29,7 @@ class Vision(Task):
         super().__init__()
         self.vit = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=0)
 
-    def forward(self, batch):
+    def forward(self, inputs):
         raise AssertionError
 
 
@@ -69,8 +69,10 @@ def test_accumulated_gradients_are_those_of_the_big_batch_also_for_uneven_parts(
     for size in (8, micro_batch_size):
         task = Regression().double()
         (micro,) = Samples().steps(0, 1, rank=0, world_size=1, micro_batch_size=size)
-        micro = [{name: v.double() if torch.is_tensor(v) else v for name, v in batch.items()} for batch in micro]
-        metrics = task.accumulate(task, micro, torch.autograd.backward, lambda index: None)
+        micro = [Batch(map_tensors(batch.inputs, torch.Tensor.double), batch.keys) for batch in micro]
+        metrics = task.accumulate(
+            lambda batch, task=task: task(batch.inputs), micro, torch.autograd.backward, lambda index: None
+        )
         grads.append([param.grad for param in task.parameters()])
         losses.append(metrics["loss"])
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-12, atol=1e-14)
@@ -111,20 +113,20 @@ def test_parameters_that_the_groups_forget_or_do_not_own_are_refused():
             return [ParamGroup([*self.parameters(), *self.teacher.module.parameters()])]
 
     with pytest.raises(ValueError, match=r"Forgetful.*leaves out net"):
-        build_optimizer(Forgetful(), plan())
-    with pytest.raises(ValueError, match="not the task's own"):
-        build_optimizer(Greedy(), plan())
+        build_optimizer(Forgetful(), AdamW(), 0.1)
+    with pytest.raises(ValueError, match="parameters that the task does not own"):
+        build_optimizer(Greedy(), AdamW(), 0.1)
 
 
-def test_before_each_step_a_task_is_told_its_number_also_after_a_cut(tmp_path):
+def test_before_step_is_called_with_each_number_also_after_a_resume(tmp_path):
     class Counting(Regression):
         def before_step(self, step):
-            told.append(step)
+            steps.append(step)
 
-    told: list[int] = []
+    steps: list[int] = []
     settings = plan(steps=8, checkpoint={"every_steps": 3})
     with pytest.raises(UserError):
         train(tmp_path, settings, task=Counting(), data=Samples(nan=(4, 0)))
-    assert told == [0, 1, 2, 3, 4]
+    assert steps == [0, 1, 2, 3, 4]
     train(tmp_path, settings, task=Counting())
-    assert told[5:] == [3, 4, 5, 6, 7]
+    assert steps[5:] == [3, 4, 5, 6, 7]

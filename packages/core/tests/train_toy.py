@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vfm import Artifact, Context, Event, Ref, Report, Runtime, UserError
-from vfm.interfaces import Evaluation, Training
-from vfm.train import Batch, Task, distributed, fit
+from vfm.plugin import Artifact, Context, Evaluation, Event, Ref, Report, Runtime, Training, UserError
+from vfm.train import Batch, Task, distributed, fit, map_tensors
 
 
 class Plan(Training):
@@ -30,14 +29,14 @@ class Plan(Training):
 
 
 class Probe(Evaluation):
-    """Says what a toy network answers."""
+    """Report the output of a toy network."""
 
     kind: Literal["eval.probe"] = "eval.probe"
     models: list[Ref[Artifact]] = []
     at: float = 1.0
 
     def run(self, ctx: Context) -> Report:
-        raise AssertionError("only judged in training here")
+        raise AssertionError("only evaluated in training here")
 
     def scores(self, ctx: Context, encoder: Any) -> dict[str, float]:
         (ctx.directory / "scratch.txt").write_text("of no interest")
@@ -49,13 +48,43 @@ class Probe(Evaluation):
         return {"answer": answer, "answer/half": answer / 2}
 
 
+GROUPS = {
+    "optimizer": ("weight_decay", "betas", "eps", "momentum", "grad_clip_norm"),
+    "schedule": ("warmup_steps", "min_lr"),
+    "loading": ("max_bad_fraction",),
+    "evaluation": ("tasks", "every_steps", "keep_best"),
+}
+
+
+def grouped(flat: dict[str, Any]) -> dict[str, Any]:
+    """Return settings in their groups, so that the tests can name them without."""
+    groups = {name: {key: flat.pop(key) for key in keys if key in flat} for name, keys in GROUPS.items()}
+    for name in ("optimizer", "schedule"):
+        if name in flat:
+            groups[name]["type"] = flat.pop(name)
+    return {**flat, **{name: group for name, group in groups.items() if group}}
+
+
 def plan(**changes: Any) -> Plan:
-    settings = {"steps": 12, "global_batch_size": 8, "lr": 0.05, "log_every": 4, "warmup_steps": 2}
-    return Plan(**{**settings, **changes})
+    settings = {
+        "runtime": {"device": "cpu"},
+        "steps": 12,
+        "global_batch_size": 8,
+        "lr": 0.05,
+        "log_every": 4,
+        "warmup_steps": 2,
+    }
+    return Plan(**grouped({**settings, **changes}))
 
 
-class Regression(Task):
-    """Learns the sum of its inputs, with dropout and batch norm where asked."""
+@dataclass(frozen=True)
+class Pairs:
+    x: Tensor
+    y: Tensor
+
+
+class Regression(Task[Pairs]):
+    """Learns the sum of its inputs, optionally with dropout and batch norm."""
 
     def __init__(self, dropout: float = 0.0, norm: bool = False) -> None:
         super().__init__()
@@ -64,9 +93,9 @@ class Regression(Task):
         self.net = nn.Sequential(nn.Linear(4, 16), *middle, nn.GELU(), nn.Dropout(dropout), nn.Linear(16, 1))
         self.clamped = 0
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        guess = self.net(batch["x"])
-        return F.mse_loss(guess, batch["y"]), {"guess": guess.mean()}
+    def forward(self, inputs: Pairs) -> tuple[Tensor, dict[str, Tensor]]:
+        guess = self.net(inputs.x)
+        return F.mse_loss(guess, inputs.y), {"guess": guess.mean()}
 
     def after_step(self) -> None:
         self.clamped += 1
@@ -89,7 +118,7 @@ class Samples:
 
     def steps(
         self, start_step: int, num_steps: int, *, rank: int, world_size: int, micro_batch_size: int
-    ) -> Iterator[list[Batch]]:
+    ) -> Iterator[list[Batch[Pairs]]]:
         share = self.size // world_size
         try:
             for step in range(start_step, num_steps):
@@ -100,28 +129,35 @@ class Samples:
                 time.sleep(self.pause)
                 batch = self.batch(step, range(rank * share, (rank + 1) * share))
                 cuts = range(0, share, micro_batch_size)
-                micro = [{name: value[i : i + micro_batch_size] for name, value in batch.items()} for i in cuts]
+                micro = [part(batch, i, micro_batch_size) for i in cuts]
                 if rank == world_size - 1:
-                    micro[0]["bad"] = self.bad.get(step, [])
+                    micro[0].bad.extend(self.bad.get(step, []))
                 yield micro
         finally:
             self.closed = True
 
-    def batch(self, step: int, samples: range) -> Batch:
+    def batch(self, step: int, samples: range) -> Batch[Pairs]:
         x = torch.randn(self.size, 4, generator=torch.Generator().manual_seed(step))
         y = x.sum(1, keepdim=True)
         if self.nan and self.nan[0] == step:
             x[self.nan[1]] = float("nan")
         keys = [f"step{step}-sample{i}" for i in samples]
-        return {"x": x[samples.start : samples.stop], "y": y[samples.start : samples.stop], "keys": keys}
+        return Batch(Pairs(x[samples.start : samples.stop], y[samples.start : samples.stop]), keys)
 
 
-def train(folder: Path, plan: Plan, *, task: Task | None = None, data: Any = None) -> tuple[Any, Context, list[Event]]:
-    """One training in `folder`; gives the task, what the context counted and what was told."""
+def part(batch: Batch[Pairs], start: int, size: int) -> Batch[Pairs]:
+    """Return `size` samples of a batch."""
+    return Batch(map_tensors(batch.inputs, lambda x: x[start : start + size]), batch.keys[start : start + size])
+
+
+def train(
+    folder: Path, plan: Plan, *, task: Task[Any] | None = None, data: Any = None
+) -> tuple[Any, Context, list[Event]]:
+    """Train in `folder`; return the task, its context and the events."""
     events: list[Event] = []
     task = task or Regression()
     ctx = Context(plan.name, folder / "part", folder / "work", {}, events.append)
-    fit(task, data or Samples(plan.global_batch_size), plan, ctx, Runtime(device="cpu"))
+    fit(task, data or Samples(plan.global_batch_size), plan, ctx)
     return task, ctx, events
 
 
@@ -141,7 +177,7 @@ def killed_plan() -> Plan:
 
 
 def child(jobs: list[dict[str, Any]]) -> None:
-    """Several trainings one after another in one process group; what stopped one is left in `stopped-RANK.txt`."""
+    """Run several trainings in one process group; the error of one is written to `stopped-RANK.txt`."""
     with distributed(Runtime(device="cpu")) as world:
         for job in jobs:
             folder = Path(job["folder"])
