@@ -1,15 +1,18 @@
-"""What `accelerate` does where no kernel runs: nothing."""
+"""`accelerate` without kernels, and the replacement of layers itself."""
+
+import copy
 
 import pytest
 import torch
+from torch import nn
 
-from vfm_kernels import accelerate, use_kernels
+from vfm_kernels import Acceleration, accelerate, use_kernels
 
 timm = pytest.importorskip("timm")
 
 
 @pytest.mark.parametrize("choice", ["auto", "reference"])
-def test_on_a_cpu_the_model_is_left_alone(choice):
+def test_on_a_cpu_the_model_is_unchanged(choice):
     model = timm.create_model("vit_tiny_patch16_224", depth=1)
     before = [type(module) for module in model.modules()]
     with use_kernels(choice), accelerate(model) as done:
@@ -18,6 +21,37 @@ def test_on_a_cpu_the_model_is_left_alone(choice):
         assert str(done) == "the libraries' own forward"
 
 
-def test_forced_kernels_that_cannot_run_are_an_error():
+def test_forced_kernels_that_cannot_run_raise():
     with use_kernels("triton"), pytest.raises(ValueError, match="need a CUDA device"):
         accelerate(torch.nn.Linear(2, 2))
+
+
+class Doubled(nn.Linear):
+    """A linear layer with twice its output."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+def test_a_replaced_layer_shares_parameters_hooks_and_mode_and_returns_up_to_date():
+    model, calls = nn.Sequential(nn.Linear(2, 2), nn.ReLU()), []
+    layer, x = model[0], torch.randn(3, 2)
+    expected = model[0](x)
+    layer.register_forward_hook(lambda module, inputs, output: calls.append(type(module)))
+    done = Acceleration()
+    done.replace(model, "0", Doubled, "doubled")
+    assert type(model[0]) is Doubled
+    assert torch.equal(model[0](x), 2 * expected)
+    assert torch.equal(copy.deepcopy(model)[0](x), 2 * expected)
+    assert calls == [Doubled, Doubled]
+    assert next(model.parameters()) is layer.weight
+    model.eval().bfloat16()
+    done.undo()
+    assert model[0] is layer
+    assert not layer.training
+    assert layer.weight.dtype == torch.bfloat16
+
+
+def test_the_model_itself_cannot_be_replaced():
+    with pytest.raises(ValueError, match="expected a model that contains the layer, got the Linear itself"):
+        Acceleration().replace(nn.Linear(2, 2), "", Doubled, "doubled")

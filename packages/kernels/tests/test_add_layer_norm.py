@@ -1,4 +1,4 @@
-"""Residual sum and norm: the plain form against a timm block's, and the op's closed-form gradient against autograd."""
+"""Residual sum and norm: the plain form against a timm block, and the op's closed-form gradient against autograd."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ def inputs(rows=6, width=5):
     return [torch.randn(rows, width), torch.randn(rows, width), *torch.randn(3, width)]
 
 
-def test_it_is_the_middle_of_a_timm_block():
+def test_it_equals_the_middle_of_a_timm_block():
     models = pytest.importorskip("timm.models.vision_transformer")
     block = models.Block(8, 2, init_values=0.3).double()
     tokens = torch.randn(2, 5, 8, dtype=torch.float64)
@@ -55,9 +55,9 @@ def test_meta_tensors_have_shapes_forward_and_backward():
     assert [leaf.grad.shape for leaf in leaves] == [leaf.shape for leaf in leaves]
 
 
-def test_shapes_that_do_not_fit_are_refused():
+def test_shapes_that_do_not_fit_raise():
     residual, branch, weight, bias, _ = inputs()
-    with pytest.raises(ValueError, match="parameters need"):
+    with pytest.raises(ValueError, match=r"parameters of shape \(5,\)"):
         add_layer_norm(residual, branch, weight[:3], bias)
-    with pytest.raises(ValueError, match="6 samples need"):
+    with pytest.raises(ValueError, match=r"expected drop_scale of shape \(6,\), got \(5,\)"):
         add_layer_norm(residual, branch, weight, bias, drop_scale=torch.ones(5))

@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vfm_kernels import attention, attention_packed, rope_2d
+from vfm_kernels import attention, attention_packed
 from vfm_kernels.attention_plain import attention_plain
 from vfm_kernels.pattern import Pattern
+from vfm_kernels.rope import rotate
 
 OPS = torch.ops.vfm_kernels
 ENDS = torch.tensor([0, 2, 2, 7], dtype=torch.int32)
@@ -23,7 +24,7 @@ def torchs(q: Tensor, k: Tensor, v: Tensor, **options) -> Tensor:
 
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
 @pytest.mark.parametrize("causal", [False, True])
-def test_it_is_torchs_own(backend, causal):
+def test_it_equals_torch(backend, causal):
     inputs = heads(2, 5, 3, 8)
     ours = attention(*inputs, causal=causal, scale=0.3, backend=backend)
     torch.testing.assert_close(ours, torchs(*inputs, is_causal=causal, scale=0.3))
@@ -40,26 +41,27 @@ def test_sequences_do_not_see_each_other(backend, causal):
 
 
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
-def test_angles_turn_queries_and_keys_alone(backend):
+def test_angles_rotate_queries_and_keys_only(backend):
     q, k, v = (each.float() for each in heads(2, 5, 3, 8))
     angles = torch.rand(4, 4)
     tables = (angles.sin(), angles.cos())
     ours = attention(q, k, v, sin=tables[0], cos=tables[1], num_prefix_tokens=1, backend=backend)
-    q, k = (rope_2d(each.clone(), *tables, num_prefix_tokens=1) for each in (q, k))
+    expanded = [table.expand(2, -1, -1) for table in tables]
+    q, k = (rotate(each, *expanded, 1, None) for each in (q, k))
     torch.testing.assert_close(ours, torchs(q, k, v))
 
 
 def kinds() -> dict[str, dict]:
     angles = torch.rand(7, 4) * 6
-    turned = {"sin": angles.sin(), "cos": angles.cos(), "positions": torch.randint(-1, 7, (1, 7))}
-    return {"plain": {}, "causal": {"causal": True}, "turned": turned, "sequences": {"cu_seqlens": ENDS, **turned}}
+    rotated = {"sin": angles.sin(), "cos": angles.cos(), "positions": torch.randint(-1, 7, (1, 7))}
+    return {"plain": {}, "causal": {"causal": True}, "rotated": rotated, "sequences": {"cu_seqlens": ENDS, **rotated}}
 
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("kind", kinds())
 def test_the_closed_form_gradient_is_that_of_the_plain_form(agrees, kind, packed):
     inputs, options = heads(1, 7, 2, 8, dtype=torch.float32), kinds()[kind]
-    pattern = Pattern.of(*inputs, **options)
+    pattern = Pattern.from_arguments(*inputs, **options)
 
     def op(*x: Tensor) -> Tensor:
         return (OPS.attention_packed if packed else OPS.attention)(*x, *pattern, False)[0]
@@ -68,21 +70,21 @@ def test_the_closed_form_gradient_is_that_of_the_plain_form(agrees, kind, packed
         q, k, v = x[0].unbind(2) if packed else x
         dtype = torch.promote_types(q.dtype, torch.float32)
         tables = {name: options[name].to(dtype) for name in ("sin", "cos") if name in options}
-        return attention_plain(q, k, v, Pattern.of(q, k, v, **options | tables))[0]
+        return attention_plain(q, k, v, Pattern.from_arguments(q, k, v, **options | tables))[0]
 
     agrees(op, plain, [torch.stack(inputs, dim=2)] if packed else inputs)
     leaves = [leaf.requires_grad_() for leaf in ([torch.stack(inputs, dim=2)] if packed else inputs)]
     torch.library.opcheck((OPS.attention_packed if packed else OPS.attention).default, (*leaves, *pattern, False))
 
 
-def test_packed_heads_are_the_three():
+def test_packed_heads_equal_separate_ones():
     qkv = torch.randn(2, 5, 3, 2, 8)
     assert torch.equal(attention_packed(qkv, causal=True), attention(*qkv.unbind(2), causal=True))
 
 
 def test_meta_tensors_have_shapes_forward_and_backward():
     qkv = torch.randn(2, 5, 3, 2, 8, device="meta", requires_grad=True)
-    out, lse = OPS.attention_packed(qkv, *Pattern.of(*qkv.unbind(2)), False)
+    out, lse = OPS.attention_packed(qkv, *Pattern.from_arguments(*qkv.unbind(2)), False)
     out.sum().backward()
     assert (out.shape, lse.shape, qkv.grad.shape) == ((2, 5, 2, 8), (2, 2, 5), qkv.shape)
 
@@ -94,26 +96,26 @@ def test_on_a_cpu_it_is_one_call_of_torch():
     assert torch.equal(compiled(*inputs), torchs(*inputs))
 
 
-def test_shapes_that_do_not_fit_are_refused():
+def test_arguments_that_do_not_fit_raise():
     q, k, v = heads(2, 5, 3, 8)
     table = torch.rand(5, 4)
-    with pytest.raises(ValueError, match="all alike"):
+    with pytest.raises(ValueError, match="of equal shape"):
         attention(q, k[:, 1:], v)
     with pytest.raises(ValueError, match="of one dtype"):
         attention(q, k.float(), v)
     with pytest.raises(ValueError, match="on one device"):
         attention(q, k, v.to("meta"))
-    with pytest.raises(ValueError, match="the batch is 2"):
+    with pytest.raises(ValueError, match="needs a batch of 1"):
         attention(q, k, v, cu_seqlens=ENDS)
-    with pytest.raises(ValueError, match="one of them is missing"):
+    with pytest.raises(ValueError, match="must be given together"):
         attention(q, k, v, sin=table)
-    with pytest.raises(ValueError, match="a table of 5 rows for 5 tokens, 1 of them without"):
+    with pytest.raises(ValueError, match="a table of 5 rows does not fit 5 tokens with 1 prefix"):
         attention(q, k, v, sin=table, cos=table, num_prefix_tokens=1)
-    with pytest.raises(ValueError, match="heads need"):
+    with pytest.raises(ValueError, match="for heads of 8"):
         attention(q, k, v, sin=table[:, :3], cos=table[:, :3])
-    with pytest.raises(ValueError, match="positions are"):
+    with pytest.raises(ValueError, match="expected positions of shape"):
         attention(q, k, v, sin=table, cos=table, positions=torch.zeros(1, 5))
-    with pytest.raises(ValueError, match="above 0"):
+    with pytest.raises(ValueError, match="must be above 0, got -1"):
         attention(q, k, v, scale=-1.0)
-    with pytest.raises(ValueError, match="qkv is"):
+    with pytest.raises(ValueError, match="expected qkv of shape"):
         attention_packed(q)

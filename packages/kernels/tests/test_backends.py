@@ -1,4 +1,4 @@
-"""Who computes an attention, who cannot, and what each says of it."""
+"""Choice of the backend of an attention, the reasons against the others, and the report."""
 
 import dataclasses
 import subprocess
@@ -25,7 +25,7 @@ def of_tokens(num_tokens: int, width: int = 64) -> Problem:
 
 @pytest.fixture
 def installed(monkeypatch):
-    """Says which peers are installed, and which cuDNN torch came with."""
+    """Return a function that pretends which peers are installed and which cuDNN torch has."""
 
     def pretend(*modules: str, cudnn: int = 91501) -> None:
         monkeypatch.setattr(libraries, "installed", lambda module: module in modules)
@@ -46,11 +46,11 @@ def installed(monkeypatch):
         (257, 160, "sdpa_flash"),
     ],
 )
-def test_few_tokens_are_our_kernels_and_many_the_libraries(installed, num_tokens, width, taken):
+def test_few_tokens_take_our_kernels_and_many_the_libraries(installed, num_tokens, width, taken):
     assert first_choice(of_tokens(num_tokens, width), "auto") == taken
 
 
-def test_a_peer_that_is_installed_comes_first_where_it_is_expected_to_win(installed):
+def test_an_installed_peer_comes_first_where_it_is_expected_to_be_faster(installed):
     installed("flash_attn_interface")
     assert first_choice(of_tokens(577), "auto") == "fa3"
     assert first_choice(of_tokens(257), "auto") == "triton_short"
@@ -66,7 +66,7 @@ def test_reference_takes_no_kernel_of_ours(installed):
     assert first_choice(dataclasses.replace(HOPPER, dtype=torch.float64), "auto") == "eager"
 
 
-def test_cudnn_with_the_bug_is_refused_where_it_shows(installed):
+def test_cudnn_with_the_bug_is_not_used_where_it_matters(installed):
     installed(cudnn=91002)
     assert "cuDNN 9.10.2 reads beyond the end of 257 tokens" in reasons("sdpa_cudnn")
     assert reasons("sdpa_cudnn", of_tokens(256)) == ""
@@ -75,11 +75,11 @@ def test_cudnn_with_the_bug_is_refused_where_it_shows(installed):
     assert reasons("sdpa_cudnn") == ""
 
 
-def test_what_a_kernel_cannot_take_is_told(installed):
-    assert "only Hopper's products" in reasons("triton_short", capability=(8, 0))
+def test_reasons_against_a_backend(installed):
+    assert "only Hopper's matrix products" in reasons("triton_short", capability=(8, 0))
     assert "273 tokens" in reasons("triton_short", of_tokens(273))
     assert "heads of 104" in reasons("triton_short", of_tokens(257, 104))
-    assert "triton_stream's" in reasons("triton_short", causal=True)
+    assert "need triton_stream" in reasons("triton_short", causal=True)
     assert "multiple of 8" in reasons("triton_stream", of_tokens(257, 90))
     assert "fp16 and bf16" in reasons("triton_stream", dtype=torch.float32)
     assert "triton is not installed" in reasons("triton_stream", no_kernels=("triton is not installed",))
@@ -91,13 +91,13 @@ def test_what_a_kernel_cannot_take_is_told(installed):
     assert "device is cpu" in reasons("sdpa_efficient", device="cpu")
 
 
-def test_a_forced_backend_that_cannot_run_is_an_error_that_says_why():
+def test_a_forced_backend_that_cannot_run_raises_with_reasons():
     q = torch.randn(1, 5, 2, 8)
     for backend in BACKENDS:
         if backend.name not in ("sdpa", "eager"):
             with pytest.raises(ValueError, match=f"backend {backend.name} cannot run here: .*device is cpu"):
                 attention(q, q, q, backend=backend.name)
-    with pytest.raises(ValueError, match="one of triton_short, triton_stream, fa4"):
+    with pytest.raises(ValueError, match="choose from triton_short, triton_stream, fa4"):
         attention_packed(torch.stack([q, q, q], dim=2), backend="fastest")
     with use_kernels("triton"), pytest.raises(ValueError, match=r"triton_short: device is cpu.*triton_stream: device"):
         attention(q, q, q)
@@ -109,15 +109,15 @@ def test_explain_prints_every_backend(capsys):
     printed = capsys.readouterr().out
     assert "attention of (1, 5, 2, 8) in float32 on cpu, causal" in printed
     assert all(f"  {backend.name} " in printed for backend in BACKENDS)
-    assert "sdpa            taken" in printed
-    assert "triton_short    cannot: device is cpu; kernels need a CUDA device" in printed
+    assert "sdpa            chosen" in printed
+    assert "triton_short    cannot run: device is cpu; kernels need a CUDA device" in printed
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="it is about machines without a GPU")
-def test_the_command_says_what_each_would_say_on_hopper():
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests a machine without a GPU")
+def test_the_command_reports_for_hopper_without_a_gpu():
     command = [sys.executable, "-m", "vfm_kernels", "explain", "--shape", "8,257,16,88", "--dtype", "bf16"]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert "attention of (8, 257, 16, 88) in bfloat16 on sm_90\nthere is no CUDA device on this machine" in printed
+    assert "attention of (8, 257, 16, 88) in bfloat16 on sm_90\nthis machine has no CUDA device" in printed
     assert all(f"\n  {backend.name} " in printed for backend in BACKENDS)
 
 

@@ -65,7 +65,7 @@ def test_paths_start_at_the_data_and_end_at_noise(batch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_perfect_denoiser_of_one_kind_is_wrong_for_the_others(batch, kind):
-    """Traps a model of one kind trained against the target of another, as in a released code."""
+    """Detect a model of one kind trained against the target of another, as in a released code."""
     x0, noise, alpha_bar = batch
     perfect = diffusion_target(kind, x0, noise, alpha_bar)
     for other in KINDS:
@@ -74,20 +74,20 @@ def test_a_perfect_denoiser_of_one_kind_is_wrong_for_the_others(batch, kind):
 
 
 def test_the_error_equals_a_loop(batch):
-    x0, noise, _ = batch
+    x0, noise, _ = (tensor.double() for tensor in batch)
     prediction = torch.randn_like(x0)
     errors = [float(((prediction[b] - noise[b]) ** 2).mean()) for b in range(5)]
     assert denoising_error("epsilon", prediction, x0, noise).tolist() == pytest.approx(errors, abs=1e-6)
 
 
 def test_batched_timesteps_equal_sequential_ones(batch):
-    x0, noise, alpha_bar = batch
+    x0, noise, alpha_bar = (tensor.double() for tensor in batch)
     prediction = torch.randn_like(x0)
     single = [denoising_error("v", prediction[[b]], x0[[b]], noise[[b]], alpha_bar[[b]]).item() for b in range(5)]
     assert denoising_error("v", prediction, x0, noise, alpha_bar).tolist() == pytest.approx(single, abs=1e-6)
 
 
-def test_half_precision_predictions_are_judged_in_fp32(batch):
+def test_half_precision_errors_are_computed_in_fp32(batch):
     x0, noise, alpha_bar = batch
     loss = denoising_error("v", x0.bfloat16(), x0.bfloat16(), noise.bfloat16(), alpha_bar)
     exact = denoising_error("v", *(t.bfloat16().double() for t in (x0, x0, noise)), alpha_bar.double())
@@ -130,17 +130,17 @@ def test_shift_moves_times_as_in_sd3():
     torch.testing.assert_close(shifted, 3 * plain / (1 + 2 * plain))
 
 
-def test_mistakes_are_refused_by_name(batch):
+def test_invalid_arguments_raise(batch):
     x0, noise, alpha_bar = batch
-    with pytest.raises(ValueError, match="kind is 'velocity'; allowed are epsilon, v, flow"):
+    with pytest.raises(ValueError, match="'velocity' is not a valid kind; choose from epsilon, v, flow"):
         diffusion_target("velocity", x0, noise, alpha_bar)
     with pytest.raises(ValueError, match="needs alpha_bar"):
         diffusion_target("v", x0, noise)
-    with pytest.raises(ValueError, match="one value per sample"):
+    with pytest.raises(ValueError, match="expected one value per sample"):
         add_noise(x0, noise, alpha_bar[:2])
-    with pytest.raises(ValueError, match="distribution is 'beta'"):
+    with pytest.raises(ValueError, match="'beta' is not a valid distribution"):
         sample_times("beta", 3)
-    with pytest.raises(ValueError, match="std is 0"):
+    with pytest.raises(ValueError, match="std and shift must be positive, got 0"):
         sample_times("logit_normal", 3, std=0)
-    with pytest.raises(ValueError, match="they must be equal"):
+    with pytest.raises(ValueError, match="expected a prediction of its target's shape"):
         denoising_error("epsilon", noise[:, :2], x0, noise)

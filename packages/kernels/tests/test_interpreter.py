@@ -1,4 +1,4 @@
-"""Runs each file of `interpreter/` in a process of its own: Triton decides at its import whether it interprets."""
+"""Each file of `interpreter/` in a process of its own, because Triton decides at its import whether it interprets."""
 
 import os
 import subprocess
@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 FILES = sorted((Path(__file__).parent / "interpreter").glob("test_*.py"))
-FILES = [file for file in FILES if file.stem != "test_wide"]  # real shapes, by make
+FILES = [file for file in FILES if file.stem != "test_wide"]  # real shapes, run by `make kernels-wide`
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_kernels_agree_with_their_plain_twins_in_the_interpreter(file: Path, request: pytest.FixtureRequest) -> None:
+def test_kernels_agree_with_their_plain_forms_in_the_interpreter(file: Path, request: pytest.FixtureRequest) -> None:
     pytest.importorskip("triton")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
     environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}

@@ -8,7 +8,7 @@ from vfm_kernels import swiglu_subln
 OP = torch.ops.vfm_kernels.swiglu_subln.default
 
 
-def test_without_padding_it_is_what_timm_computes_between_its_linear_layers():
+def test_without_padding_it_equals_timm_between_its_linear_layers():
     layers = pytest.importorskip("timm.layers")
     mlp = layers.SwiGLU(6, 10, norm_layer=layers.LayerNorm).double()
     tokens = torch.randn(2, 5, 6, dtype=torch.float64)
@@ -16,7 +16,7 @@ def test_without_padding_it_is_what_timm_computes_between_its_linear_layers():
     torch.testing.assert_close(mlp.fc2(hidden), mlp(tokens))
 
 
-def test_padding_changes_nothing_but_adds_zeros():
+def test_padding_only_adds_zeros():
     gate, value, weight, bias = torch.randn(7, 16), torch.randn(7, 16), torch.randn(11), torch.randn(11)
     padded = swiglu_subln(gate, value, weight, bias)
     assert torch.equal(padded[:, :11], swiglu_subln(gate[:, :11], value[:, :11], weight, bias))
@@ -35,6 +35,6 @@ def test_meta_tensors_have_shapes_forward_and_backward():
     assert [leaf.grad.shape for leaf in leaves] == [(7, 16), (7, 16), (11,), (11,)]
 
 
-def test_shapes_that_do_not_fit_are_refused():
+def test_shapes_that_do_not_fit_raise():
     with pytest.raises(ValueError, match="W <= P"):
         swiglu_subln(torch.randn(2, 8), torch.randn(2, 8), torch.randn(9), torch.randn(9))

@@ -40,7 +40,7 @@ def test_bf16_tokens_stay_bf16_with_an_fp32_mask_token():
     assert result.dtype == torch.bfloat16
 
 
-def test_a_mask_for_another_grid_is_refused():
+def test_a_mask_of_another_grid_raises():
     with pytest.raises(ValueError, match="bool_mask"):
         mask_tokens(torch.randn(2, 16, 5), torch.randn(5), torch.zeros(2, 15, dtype=torch.bool))
 
@@ -84,8 +84,8 @@ def test_patch_dropout_is_uniform_and_seeded():
 
 
 @pytest.mark.parametrize("keep", [0, 257])
-def test_an_impossible_number_of_kept_patches_is_refused(keep):
-    with pytest.raises(ValueError, match=f"keep is {keep}"):
+def test_an_impossible_number_of_kept_patches_raises(keep):
+    with pytest.raises(ValueError, match=f"keep must be between 1 and 256, got {keep}"):
         patch_dropout_index(1, 257, keep, num_prefix_tokens=1)
 
 

@@ -1,4 +1,4 @@
-"""One of two processes that train on half a batch each; the test compares their gradients with those of the whole.
+"""One of two processes that train on half a batch each; the test compares their gradients with the whole batch's.
 
 Usage: python two_ranks.py RANK FOLDER, with the batch in FOLDER/batch.npz; writes FOLDER/rank<RANK>.npz.
 """
@@ -15,7 +15,7 @@ from vfm_kernels import gather_with_grad, info_nce, siglip_loss
 
 
 def losses(images, texts, image_weight, text_weight, log_scale, rank=0, world_size=1):
-    """Each way to take the loss of a two-tower model, by name; `world_size` 1 is the big batch."""
+    """Yield each form of the loss of a two-tower model by name; `world_size` 1 is the whole batch."""
     image, text = F.normalize(images @ image_weight, dim=-1), F.normalize(texts @ text_weight, dim=-1)
     all_image, all_text = gather_with_grad(image), gather_with_grad(text)
     scale = log_scale.exp()
@@ -37,7 +37,7 @@ def gradients(batch: dict[str, np.ndarray], rank: int = 0, world_size: int = 1) 
         grads = torch.autograd.grad(loss, parameters, retain_graph=True)
         for value, label in zip([loss.detach(), *grads], ("loss", "image", "text", "scale"), strict=True):
             averaged = value.clone()
-            if world_size > 1:  # what DDP does with gradients
+            if world_size > 1:  # as DDP averages gradients
                 dist.all_reduce(averaged)
                 averaged /= world_size
             result[f"{name}/{label}"] = averaged.numpy()

@@ -1,4 +1,4 @@
-"""The shared mathematics of vfm, in plain torch: masks, token operations and the losses of EVA, CLIP and DIVA."""
+"""Mathematics that vfm's methods share: masks, token operations, losses and kernels of vision transformers."""
 
 from vfm_kernels.accelerate import Acceleration, accelerate, accelerated, subset_drop_path
 from vfm_kernels.add_layer_norm import add_layer_norm
@@ -22,8 +22,6 @@ from vfm_kernels.explain import explain
 from vfm_kernels.gather import gather_with_grad
 from vfm_kernels.masking import block_mask, block_mask_exact, random_mask
 from vfm_kernels.padding import pad_patch_embed, pad_swiglu, padded
-from vfm_kernels.pairs import pair_log_sum_exp
-from vfm_kernels.rope import rope_2d
 from vfm_kernels.swiglu import swiglu_subln
 from vfm_kernels.tokens import gather_tokens, masked_index, patch_dropout_index, scatter_tokens
 
@@ -55,12 +53,10 @@ __all__ = [
     "pad_patch_embed",
     "pad_swiglu",
     "padded",
-    "pair_log_sum_exp",
     "patch_dropout_index",
     "random_mask",
     "residual_of_subset",
     "resultant_length",
-    "rope_2d",
     "sample_times",
     "scatter_tokens",
     "siglip_loss",

@@ -1,4 +1,4 @@
-"""Puts our ops into a model of timm or open_clip, by its classes' own forward, and takes them out again."""
+"""Replacement of layers of timm and open_clip by subclasses that run our ops, and its reversal."""
 
 import importlib.util
 from collections import Counter
@@ -15,29 +15,35 @@ from vfm_kernels.dispatch import Kernels, fused, use_kernels
 
 @dataclass
 class Acceleration:
-    """What was done to a model's layers to make it faster. As a context, or by `undo`, the model is made what it was.
+    """Layers of a model that were replaced, and what reverses it: `undo`, or the end of a `with` block.
 
     Attributes:
-        replaced: name of a layer -> the op it takes, or how it is stored.
-        kept: name of a layer of a known class -> why it was left alone.
+        replaced: name of a layer -> the op that it runs, or how its weights are stored.
+        kept: name of a layer of a known class -> why it was not replaced.
     """
 
     replaced: dict[str, str] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
     _undo: ExitStack = field(default_factory=ExitStack, repr=False)
 
-    def replace(self, name: str, layer: nn.Module, wanted: type[nn.Module], op: str) -> None:
-        """Gives a layer the forward of a subclass of its class."""
-        self.on_undo(setattr, layer, "__class__", type(layer))
-        self.replaced[name] = op
-        layer.__class__ = wanted
+    def replace(self, model: nn.Module, name: str, new_class: type[nn.Module], description: str) -> nn.Module:
+        """Replace a layer of a model by a module of another class with the same state, and return that module."""
+        if not name:
+            raise ValueError(f"expected a model that contains the layer, got the {type(model).__name__} itself")
+        parent_name, _, child_name = name.rpartition(".")
+        parent, layer = model.get_submodule(parent_name), model.get_submodule(name)
+        replacement = with_state_of(layer, new_class)
+        setattr(parent, child_name, replacement)
+        self.on_undo(setattr, parent, child_name, layer)
+        self.replaced[name] = description
+        return replacement
 
     def on_undo(self, call: Callable[..., Any], *arguments: Any) -> None:
-        """What takes a change back; the last change goes first."""
+        """Register a call that reverses a change; the last change is reversed first."""
         self._undo.callback(call, *arguments)
 
     def undo(self) -> None:
-        """Makes every layer what it was."""
+        """Restore every layer."""
         self._undo.close()
 
     def __enter__(self) -> Self:
@@ -50,40 +56,52 @@ class Acceleration:
 
     def __str__(self) -> str:
         counts = sorted(Counter(self.replaced.values()).items())
-        told = ", ".join(f"{op} in {count} layer{'s' * (count > 1)}" for op, count in counts)
-        return told or "the libraries' own forward"
+        parts = ", ".join(f"{op} in {count} layer{'s' * (count > 1)}" for op, count in counts)
+        return parts or "the libraries' own forward"
+
+
+def with_state_of(layer: nn.Module, new_class: type[nn.Module]) -> nn.Module:
+    """Return a module of `new_class` that shares all state with `layer`: parameters, children, hooks and mode.
+
+    Sharing the dictionary itself, rather than a copy, keeps both the same when either changes: what was registered on
+    the layer stays registered, and the layer returns to the model up to date.
+    """
+    module = new_class.__new__(new_class)
+    module.__dict__ = layer.__dict__
+    return module
 
 
 def accelerate(model: nn.Module) -> Acceleration:
-    """Lets attention, SwiGLU and residual sums of a model's layers run in one kernel each, where kernels run.
+    """Make attention, SwiGLU and residual sums of a model's layers run in one kernel each, where kernels run.
 
-    A layer becomes one of a subclass of its class with another forward. Its parameters, hooks and names, and so
-    optimisers, checkpoints, DDP and copies, see no difference; hooks on a block's second norm alone no longer fire.
-    What is taken follows `use_kernels` and the model's device: on a CPU `auto` replaces nothing and costs nothing.
+    Each layer is replaced in its parent by a module of a subclass that shares its state and has another forward.
+    Parameters, hooks and names, and so optimisers, checkpoints, DDP and copies, are unaffected; only hooks on a block's
+    second norm no longer run. What is replaced follows `use_kernels` and the model's device: on a CPU, `auto` replaces
+    nothing and costs nothing.
 
     Args:
         model: holds layers of timm (`Eva`, `VisionTransformer`) or open_clip, on its device.
 
     Returns:
-        What was replaced, what was not and why; it undoes itself as a context.
+        What was replaced, and what was not and why; as a context manager it reverses itself.
 
     Raises:
-        ValueError: kernels are to be taken and cannot run here, or the model has no layer that could take one.
+        ValueError: kernels are forced and cannot run here, or no layer can take one.
     """
     done = Acceleration()
     if not fused(*list(model.parameters())[:1]):
         return done
     for library in model_libraries():
-        ours = dict(library.FUSED.values())
-        for name, layer in model.named_modules():
-            if type(layer) in ours:  # widened by `pad_swiglu`, or replaced before
-                done.replaced[name] = ours[type(layer)]
+        known = dict(library.FUSED.values())
+        for name, layer in list(model.named_modules()):
+            if type(layer) in known:  # widened by `pad_swiglu`, or replaced before
+                done.replaced[name] = known[type(layer)]
             if type(layer) not in library.FUSED:
                 continue
             if (reason := library.reason_against(layer, model)) is not None:
                 done.kept[name] = reason
                 continue
-            done.replace(name, layer, *library.FUSED[type(layer)])
+            done.replace(model, name, *library.FUSED[type(layer)])
     if not done.replaced:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in done.kept.items())
         raise ValueError(f"{type(model).__name__} has no layer that takes a kernel ({reasons or 'none is known'})")
@@ -92,12 +110,12 @@ def accelerate(model: nn.Module) -> Acceleration:
 
 @contextmanager
 def accelerated(choice: Kernels, *models: nn.Module) -> Iterator[str]:
-    """`use_kernels` and `accelerate` at once, for the time of a training; yields what runs, in words.
+    """Apply `use_kernels` and `accelerate` for the duration of a training; yield a description of what runs.
 
-    With `auto`, models without a layer that could take a kernel keep their forward.
+    With `auto`, models without a layer that can take a kernel keep their forward.
 
     Raises:
-        ValueError: `triton`, and it cannot run or no layer could take it.
+        ValueError: `choice` is `triton` and it cannot run, or no layer can take a kernel.
     """
     together = nn.ModuleList(models)
     with use_kernels(choice):
@@ -112,29 +130,31 @@ def accelerated(choice: Kernels, *models: nn.Module) -> Iterator[str]:
 
 
 def subset_drop_path(model: nn.Module) -> Acceleration:
-    """Lets timm's blocks drop paths by running each branch on part of the batch, on any device (`residual_of_subset`).
+    """Make timm's blocks drop paths by running each branch on part of the batch, on any device.
 
-    The share of the branches that is dropped is saved, forward and backward. Opt in to it: the law is a little other
-    than drop path's, and such a block keeps the rest of its forward, so `accelerate` leaves its sums alone.
+    It saves the dropped fraction of the branches' time, forward and backward. It is an option because its distribution
+    differs from that of drop path (see `residual_of_subset`), and because such a block keeps the rest of its forward:
+    `accelerate` does not fuse its residual sums.
 
     Raises:
         ValueError: the model has no block of timm's with a drop path rate above 0.
     """
+    # timm is optional
     from vfm_kernels.timm_layers import SUBSET
 
     done = Acceleration()
-    for name, layer in model.named_modules():
+    for name, layer in list(model.named_modules()):
         if type(layer) in SUBSET and getattr(layer.drop_path1, "drop_prob", 0) > 0:
-            done.replace(name, layer, SUBSET[type(layer)], "residual_of_subset")
+            done.replace(model, name, SUBSET[type(layer)], "residual_of_subset")
     if not done.replaced:
         raise ValueError(f"{type(model).__name__} has no block with drop path")
     return done
 
 
 def model_libraries() -> list[ModuleType]:
-    """Our layers for the model libraries that are installed."""
-    found = []
+    """Return our layers for the model libraries that are installed."""
+    libraries = []
     for library in ("timm", "open_clip"):
         if importlib.util.find_spec(library) is not None:
-            found.append(importlib.import_module(f"vfm_kernels.{library}_layers"))
-    return found
+            libraries.append(importlib.import_module(f"vfm_kernels.{library}_layers"))
+    return libraries

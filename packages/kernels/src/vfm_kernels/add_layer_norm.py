@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vfm_kernels.dispatch import fused, runs_triton
+from vfm_kernels.dispatch import fused, launchers, runs_triton
 from vfm_kernels.library import define, differentiate
 from vfm_kernels.precision import at_least_fp32
 
@@ -23,24 +23,24 @@ def add_layer_norm(
     layer_scale: Tensor | None = None,
     drop_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`summed = residual + drop_scale * layer_scale * branch`, and its layer norm.
+    """Compute `summed = residual + drop_scale * layer_scale * branch` and its layer norm.
 
     Args:
-        residual: (B, ..., D), the stream; often fp32 where the branch is bf16.
-        branch: (B, ..., D), what attention or an MLP adds to it.
+        residual: (B, ..., D), the residual stream; often fp32 where the branch is bf16.
+        branch: (B, ..., D), output of attention or an MLP that is added to it.
         weight: (D,) of the norm.
         bias: (D,) of the norm.
         eps: added to the variance.
         layer_scale: (D,), a factor per channel.
-        drop_scale: (B,), a factor per sample: drop path's 0 or 1 / (1 - rate). The branch of a sample whose factor is 0
-            is not read. Not differentiated.
+        drop_scale: (B,), a factor per sample: drop path's 0 or 1 / (1 - rate). With factor 0 the branch is not
+            read. Not differentiated.
 
     Returns:
         summed: (B, ..., D) in the dtype that torch's sum would have.
         normed: (B, ..., D) in the dtype of `branch`; statistics are fp32 (fp64 for fp64).
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes do not fit.
 
     Source: Touvron et al. 2021 (arXiv:2103.17239) for layer scale; Huang et al. 2016 (arXiv:1603.09382) for drop path.
     """
@@ -49,10 +49,11 @@ def add_layer_norm(
         parameter is not None and parameter.shape != (width,) for parameter in (weight, bias, layer_scale)
     ):
         raise ValueError(
-            f"residual is {tuple(residual.shape)}, branch {tuple(branch.shape)}; parameters need ({width},)"
+            f"expected residual and branch of one shape and parameters of shape ({width},),"
+            f" got residual {tuple(residual.shape)}, branch {tuple(branch.shape)}"
         )
     if drop_scale is not None and drop_scale.shape != residual.shape[:1]:
-        raise ValueError(f"drop_scale is {tuple(drop_scale.shape)}; {len(residual)} samples need ({len(residual)},)")
+        raise ValueError(f"expected drop_scale of shape ({len(residual)},), got {tuple(drop_scale.shape)}")
     if not fused(residual, branch):
         return add_layer_norm_plain(residual, branch, weight, bias, eps, layer_scale, drop_scale)
     rows = (residual.reshape(-1, width), branch.reshape(-1, width))
@@ -69,7 +70,7 @@ def add_layer_norm_plain(
     layer_scale: Tensor | None,
     drop_scale: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The plain twin."""
+    """Compute the same in plain torch."""
     update = branch if layer_scale is None else branch * layer_scale
     if drop_scale is not None:
         factor = drop_scale.to(update.dtype).view(-1, *[1] * (branch.ndim - 1))
@@ -90,9 +91,9 @@ def _run(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if runs_triton(residual, branch):
-        from vfm_kernels.launch import add_layer_norm
-
-        return add_layer_norm.forward(residual, branch, weight, bias, layer_scale, drop_scale, eps)
+        buffers = forward_buffers(residual, branch, weight, bias, layer_scale, drop_scale, eps)
+        launchers().add_layer_norm_forward(residual, branch, weight, bias, layer_scale, drop_scale, eps, *buffers)
+        return buffers
     factor = _per_row(drop_scale, len(residual))
     summed, normed = add_layer_norm_plain(residual, branch, weight, bias, eps, layer_scale, factor)
     variance, mean = torch.var_mean(at_least_fp32(summed), dim=-1, correction=0)
@@ -110,19 +111,21 @@ def _run_backward(
     mean: Tensor,
     rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of residual, branch, weight, bias and layer scale, in closed form; empty where there is none."""
-    if runs_triton(summed, branch):
-        from vfm_kernels.launch import add_layer_norm
+    """Compute the gradients of residual, branch, weight, bias and layer scale in closed form.
 
-        return add_layer_norm.backward(d_summed, d_normed, summed, branch, weight, layer_scale, drop_scale, mean, rstd)
+    The last is empty without a layer scale, the second where it equals the first.
+    """
+    inputs = (d_summed, d_normed, summed, branch, weight, layer_scale, drop_scale, mean, rstd)
+    buffers = backward_buffers(*inputs)
+    if runs_triton(summed, branch):
+        launchers().add_layer_norm_backward(*inputs, *buffers)
+        return buffers
     x, dy = at_least_fp32(summed), at_least_fp32(d_normed)
     xhat = (x - mean[:, None]) * rstd[:, None]
     d_xhat = dy * weight
     along = (d_xhat * xhat).mean(dim=1, keepdim=True)
     dx = at_least_fp32(d_summed) + (d_xhat - d_xhat.mean(dim=1, keepdim=True) - xhat * along) * rstd[:, None]
-    d_residual, d_branch, d_weight, d_bias, d_scale = backward_buffers(
-        d_summed, d_normed, summed, branch, weight, layer_scale, drop_scale, mean, rstd
-    )
+    d_residual, d_branch, d_weight, d_bias, d_scale = buffers
     d_residual.copy_(dx)
     factor = _per_row(drop_scale, len(summed))
     update = dx if factor is None else dx * factor[:, None]
@@ -135,6 +138,7 @@ def _run_backward(
 
 
 def _per_row(drop_scale: Tensor | None, num_rows: int) -> Tensor | None:
+    """Repeat a factor of each sample (B,) for its rows: (R,)."""
     return None if drop_scale is None else drop_scale.repeat_interleave(num_rows // max(len(drop_scale), 1))
 
 
@@ -147,6 +151,7 @@ def forward_buffers(
     drop_scale: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return buffers of the sum, its norm, and the norm's statistics (R,): mean and inverse standard deviation."""
     dtype = torch.promote_types(residual.dtype, branch.dtype)
     if layer_scale is not None:
         dtype = torch.promote_types(dtype, layer_scale.dtype)
@@ -166,8 +171,10 @@ def backward_buffers(
     mean: Tensor,
     rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return buffers of the five gradients."""
+    # A plain sum has one gradient for both of its terms, which is not written twice.
     same = layer_scale is None and drop_scale is None and branch.dtype == summed.dtype
-    d_branch = branch.new_empty(0 if same else branch.shape)  # the same gradient is not written twice
+    d_branch = branch.new_empty(0 if same else branch.shape)
     d_scale = weight.new_empty(0) if layer_scale is None else layer_scale.new_empty(layer_scale.shape)
     return (
         summed.new_empty(summed.shape),
@@ -187,7 +194,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _backward(ctx: Any, d_summed: Tensor, d_normed: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors  # once: activation checkpointing allows no more
+    saved = ctx.saved_tensors  # read once: activation checkpointing allows no second access
     d_residual, d_branch, d_weight, d_bias, d_scale = torch.ops.vfm_kernels.add_layer_norm_backward(
         d_summed, d_normed, *saved
     )

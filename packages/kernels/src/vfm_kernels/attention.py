@@ -1,6 +1,6 @@
 """Attention of queries to keys, in one pass over the heads, by the fastest implementation that can take it."""
 
-# B batch, N tokens, H heads, D width of a head, S sequences of one long row
+# B batch, N tokens, H heads, D width of a head, S sequences in one long row
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vfm_kernels import backends
 from vfm_kernels.attention_plain import attention_plain, attention_plain_backward
-from vfm_kernels.dispatch import runs_triton
+from vfm_kernels.dispatch import launchers, runs_triton
 from vfm_kernels.library import define, differentiate
 from vfm_kernels.pattern import SCHEMA, Pattern
 from vfm_kernels.precision import at_least_fp32
@@ -30,42 +30,46 @@ def attention(
     max_seqlen: int | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """`softmax(q k^T scale) v` for each head; queries and keys may be turned by rotary positions first.
+    """Compute `softmax(q k^T scale) v` for each head; rotary positions may rotate queries and keys first.
 
-    Any strides are taken as they are if the channels of a head lie side by side. Heads that torch lays out as
-    (B, H, N, D) come as `q.transpose(1, 2)`. On a CPU this is torch's own `scaled_dot_product_attention`.
+    Any strides are accepted if the channels of a head are adjacent. Pass heads that torch lays out as (B, H, N, D) as
+    `q.transpose(1, 2)`. On a CPU this is torch's own `scaled_dot_product_attention`.
 
     Args:
         q: (B, N, H, D), floating point.
         k: like `q`.
         v: like `q`.
-        causal: a token sees itself and those before it, and no others.
-        scale: of the scores; 1 / sqrt(D) by default.
-        sin: (P, D / 2) or (B, P, D / 2): angles of `rope_2d`, with whose other arguments the next two agree.
+        causal: a token sees only itself and earlier tokens.
+        scale: factor of the scores; 1 / sqrt(D) by default.
+        sin: (P, D / 2) or, with angles for each sample, (B, P, D / 2). Channel pairs (0, 1), (2, 3), ... are rotated as
+            in timm's `Eva`. Not differentiated.
         cos: like `sin`.
-        num_prefix_tokens: leading tokens without a position.
-        positions: (B, N) integers: each token's row of the table; negative means none.
-        cu_seqlens: (S + 1,) int32, from 0 to N: sequences that lie one behind the other in a batch of 1 and do not see
-            each other; an empty one is fine.
-        max_seqlen: the longest of them, which `cu_seqlens` cannot tell without waiting for the GPU; N by default.
-        backend: the name of one in `explain`, taken or refused; by default the first that can and is expected to win.
+        num_prefix_tokens: leading tokens without a position (CLS, registers); token n has row n - num_prefix_tokens.
+        positions: (B, N) integers below P: each token's row of the table, for dropped patches; negative means none.
+        cu_seqlens: (S + 1,) int32, from 0 to N: boundaries of sequences that are concatenated in a batch of 1 and do
+            not see each other; a sequence may be empty.
+        max_seqlen: length of the longest sequence, which `cu_seqlens` gives only after a wait for the GPU; default N.
+        backend: name of the backend to use, as `explain` lists them; by default the first that can run and is expected
+            to be fastest.
 
     Returns:
         (B, N, H, D), in the dtype of `q`.
 
     Raises:
-        ValueError: shapes that do not fit, or a backend (or `use_kernels("triton")`) that cannot run; says why.
+        ValueError: shapes do not fit, or a forced backend (or `use_kernels("triton")`) cannot run.
 
     Source: Dao et al. 2022, FlashAttention (arXiv:2205.14135); Dao 2023, FlashAttention-2 (arXiv:2307.08691).
     """
-    pattern = Pattern.of(q, k, v, causal, scale, sin, cos, num_prefix_tokens, positions, cu_seqlens, max_seqlen)
+    pattern = Pattern.from_arguments(
+        q, k, v, causal, scale, sin, cos, num_prefix_tokens, positions, cu_seqlens, max_seqlen
+    )
     return backends.attend(q, k, v, pattern, backend)
 
 
 def attention_packed(qkv: Tensor, *, backend: str | None = None, **pattern: Any) -> Tensor:
-    """`attention` of queries, keys and values that one linear layer wrote, whose gradient is one buffer too.
+    """Compute `attention` of queries, keys and values that one linear layer wrote; their gradient is one buffer too.
 
-    With the three apart, autograd would copy their gradients together again.
+    With three separate tensors, autograd would copy their gradients into one.
 
     Args:
         qkv: (B, N, 3, H, D).
@@ -76,110 +80,103 @@ def attention_packed(qkv: Tensor, *, backend: str | None = None, **pattern: Any)
         (B, N, H, D).
 
     Raises:
-        ValueError: as `attention`.
+        ValueError: as for `attention`.
     """
     if qkv.ndim != 5 or qkv.shape[2] != 3:
-        raise ValueError(f"qkv is {tuple(qkv.shape)}; it must be (B, N, 3, H, D)")
+        raise ValueError(f"expected qkv of shape (B, N, 3, H, D), got {tuple(qkv.shape)}")
     q, k, v = qkv.unbind(2)
-    known = Pattern.of(q, k, v, **pattern)
-    name = backends.choose(q, known, backend)
+    checked = Pattern.from_arguments(q, k, v, **pattern)
+    name = backends.choose(q, checked, backend)
     if not name.startswith("triton"):
-        return backends.attend(q, k, v, known, name)
-    out, _ = torch.ops.vfm_kernels.attention_packed(qkv, *known, name == "triton_short")
+        return backends.attend(q, k, v, checked, name)
+    out, _ = torch.ops.vfm_kernels.attention_packed(qkv, *checked, name == "triton_short")
     mixed: Tensor = out
     return mixed
 
 
-class _Saved(NamedTuple):
-    """The arguments of a backward op, told apart: one packed tensor of heads, or three."""
+class _Arguments(NamedTuple):
+    """Arguments of an op, which has one packed tensor of heads or three."""
 
-    d_out: Tensor
-    out: Tensor
-    lse: Tensor
     heads: tuple[Tensor, Tensor, Tensor]
     packed: bool
     pattern: Pattern
 
     @classmethod
-    def of(cls, d_out: Tensor, out: Tensor, lse: Tensor, *arguments: Any) -> "_Saved":
-        heads, packed, pattern = _told_apart(arguments)
-        return cls(d_out, out, lse, heads, packed, pattern)
+    def parse(cls, arguments: tuple[Any, ...]) -> "_Arguments":
+        heads, pattern = arguments[: -len(Pattern._fields)], Pattern(*arguments[-len(Pattern._fields) :])
+        q, k, v = heads[0].unbind(2) if len(heads) == 1 else heads
+        return cls((q, k, v), len(heads) == 1, pattern)
 
-    def gradients(self) -> tuple[Tensor | None, tuple[Tensor, Tensor, Tensor]]:
-        """The packed buffer of the gradients, if there is one, and the gradients of the heads."""
+    def gradient_buffers(self) -> tuple[Tensor | None, tuple[Tensor, Tensor, Tensor]]:
+        """Return the packed buffer of the gradients, if there is one, and the gradients of the heads."""
         q = self.heads[0]
         if self.packed:
             batch, num_tokens, num_heads, width = q.shape
-            whole = q.new_empty((batch, num_tokens, 3, num_heads, width))
-            d_q, d_k, d_v = whole.unbind(2)
-            return whole, (d_q, d_k, d_v)
+            packed = q.new_empty((batch, num_tokens, 3, num_heads, width))
+            d_q, d_k, d_v = packed.unbind(2)
+            return packed, (d_q, d_k, d_v)
         d_q, d_k, d_v = (q.new_empty(q.shape) for _ in range(3))
         return None, (d_q, d_k, d_v)
 
 
-def _told_apart(arguments: tuple[Any, ...]) -> tuple[tuple[Tensor, Tensor, Tensor], bool, Pattern]:
-    heads, pattern = arguments[: -len(Pattern._fields)], Pattern(*arguments[-len(Pattern._fields) :])
-    q, k, v = heads[0].unbind(2) if len(heads) == 1 else heads
-    return (q, k, v), len(heads) == 1, pattern
-
-
 def forward_buffers(q: Tensor) -> tuple[Tensor, Tensor]:
-    """The output (B, N, H, D), and the logarithms of the softmax's sums (B, H, N)."""
+    """Return buffers of the output (B, N, H, D) and of the logarithms of the softmax's sums (B, H, N)."""
     batch, num_tokens, num_heads, _ = q.shape
     lse = torch.empty(batch, num_heads, num_tokens, dtype=at_least_fp32(q[:0]).dtype, device=q.device)
     return q.new_empty(q.shape), lse
 
 
 def _run(*arguments: Any) -> tuple[Tensor, Tensor]:
-    heads, _, pattern = _told_apart(arguments[:-1])
+    heads, _, pattern = _Arguments.parse(arguments[:-1])
     if runs_triton(heads[0]):
-        from vfm_kernels.launch import attention as launched
-
-        return launched.forward(*heads, pattern, short=arguments[-1])
+        buffers = forward_buffers(heads[0])
+        launchers().attention_forward(*heads, *buffers, pattern, short=arguments[-1])
+        return buffers
     out, lse = attention_plain(*heads, pattern)
     return out.contiguous(), lse
 
 
 def _fake(*arguments: Any) -> tuple[Tensor, Tensor]:
-    return forward_buffers(_told_apart(arguments[:-1])[0][0])
+    return forward_buffers(_Arguments.parse(arguments[:-1]).heads[0])
 
 
-def _run_backward(*arguments: Any) -> Any:
-    saved = _Saved.of(*arguments)
-    whole, gradients = saved.gradients()
-    if runs_triton(saved.d_out):
-        from vfm_kernels.launch import attention as launched
-
-        launched.backward(*saved[:3], *saved.heads, *gradients, saved.pattern)
+def _run_backward(d_out: Tensor, out: Tensor, lse: Tensor, *arguments: Any) -> Any:
+    parsed = _Arguments.parse(arguments)
+    packed, gradients = parsed.gradient_buffers()
+    if runs_triton(d_out):
+        launchers().attention_backward(d_out, out, lse, *parsed.heads, *gradients, parsed.pattern)
     else:
-        plain = attention_plain_backward(*saved[:3], *saved.heads, saved.pattern)
+        plain = attention_plain_backward(d_out, out, lse, *parsed.heads, parsed.pattern)
         for buffer, gradient in zip(gradients, plain, strict=True):
             buffer.copy_(gradient)
-    return gradients if whole is None else whole
+    return gradients if packed is None else packed
 
 
-def _fake_backward(*arguments: Any) -> Any:
-    whole, gradients = _Saved.of(*arguments).gradients()
-    return gradients if whole is None else whole
+def _fake_backward(d_out: Tensor, out: Tensor, lse: Tensor, *arguments: Any) -> Any:
+    packed, gradients = _Arguments.parse(arguments).gradient_buffers()
+    return gradients if packed is None else packed
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     out, lse = output
     ctx.mark_non_differentiable(lse)
-    known = inputs[:-1]
-    ctx.save_for_backward(out, lse, *(value for value in known if isinstance(value, Tensor)))
-    ctx.known = [None if isinstance(value, Tensor) else value for value in known]
-    ctx.is_tensor = [isinstance(value, Tensor) for value in known]
+    arguments = inputs[:-1]
+    # Only tensors may be saved for the backward; the others are kept beside them, in their places.
+    ctx.save_for_backward(out, lse, *(value for value in arguments if isinstance(value, Tensor)))
+    ctx.constants = [None if isinstance(value, Tensor) else value for value in arguments]
+    ctx.is_tensor = [isinstance(value, Tensor) for value in arguments]
 
 
 def _backward_of(name: str, num_heads_tensors: int) -> Any:
     def backward(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        out, lse, *tensors = ctx.saved_tensors
-        left = iter(tensors)
-        known = [next(left) if tensor else value for value, tensor in zip(ctx.known, ctx.is_tensor, strict=True)]
-        gradients = getattr(torch.ops.vfm_kernels, f"{name}_backward")(d_out, out, lse, *known)
+        out, lse, *saved = ctx.saved_tensors
+        tensors = iter(saved)
+        arguments = [
+            next(tensors) if tensor else value for value, tensor in zip(ctx.constants, ctx.is_tensor, strict=True)
+        ]
+        gradients = getattr(torch.ops.vfm_kernels, f"{name}_backward")(d_out, out, lse, *arguments)
         gradients = (gradients,) if num_heads_tensors == 1 else tuple(gradients)
-        return *gradients, *[None] * (len(known) - num_heads_tensors + 1)
+        return *gradients, *[None] * (len(arguments) - num_heads_tensors + 1)
 
     return backward
 

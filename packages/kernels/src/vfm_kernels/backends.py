@@ -1,6 +1,7 @@
-"""Who can compute an attention: a list in the order of preference, and for each why it cannot, or why it stands back.
+"""Backends of attention in order of preference, each with its limits.
 
-The order and the limits of length are estimates for Hopper; no timing of ours stands behind them yet.
+The order and the limits of length are estimates for Hopper from bytes, operations and published timings; we have not
+measured them yet.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,15 +13,15 @@ import torch
 from torch import Tensor
 
 from vfm_kernels import libraries
-from vfm_kernels.dispatch import Kernels, choice_in_force
+from vfm_kernels.dispatch import SETTINGS, Kernels
 from vfm_kernels.pattern import Pattern
-from vfm_kernels.problem import Problem, problem_of
+from vfm_kernels.problem import Problem, problem_on
 
 HALF = (torch.float16, torch.bfloat16)
-SHORT_TOKENS = 272  # 256 and a tail of 16: scores of more keys do not fit in registers
+SHORT_TOKENS = 272  # 256 and a tail of 16: scores of more keys do not fit into registers
 SHORT_WIDTH = 88
 WIDEST = 128
-CUDNN_WITHOUT_BUG = 91501  # older ones read beyond the end where 128 does not divide N (pytorch #169849)
+CUDNN_WITHOUT_BUG = 91501  # older versions read beyond the end where 128 does not divide N (pytorch #169849)
 
 
 @dataclass(frozen=True)
@@ -28,45 +29,45 @@ class Backend:
     """One implementation.
 
     Attributes:
-        name: as `attention` takes it.
+        name: value of `attention`'s `backend`.
         reasons: why it cannot take a problem; none if it can.
-        run: q, k, v (B, N, H, D) and the pattern to (B, N, H, D).
-        stands_back: why it should not be chosen though it can; None if it should.
+        run: maps q, k, v (B, N, H, D) and the pattern to (B, N, H, D).
+        not_preferred_reason: why another backend should be chosen although this one can run; None otherwise.
     """
 
     name: str
     reasons: Callable[[Problem], Iterator[str]]
     run: Callable[[Tensor, Tensor, Tensor, Pattern], Tensor]
-    stands_back: Callable[[Problem], str | None] = lambda problem: None
+    not_preferred_reason: Callable[[Problem], str | None] = lambda problem: None
 
     def not_supported_reasons(self, problem: Problem) -> list[str]:
-        """Why it cannot take the problem; empty if it can."""
+        """Return why it cannot take the problem; empty if it can."""
         return list(self.reasons(problem))
 
 
 def _triton(problem: Problem) -> Iterator[str]:
     yield from problem.no_kernels
     if problem.width % 8 or problem.width > WIDEST:
-        yield f"heads of {problem.width}: they must be a multiple of 8, up to {WIDEST}"
+        yield f"heads of {problem.width}: the width must be a multiple of 8, at most {WIDEST}"
     if problem.device == "cuda" and problem.dtype not in HALF:
-        yield f"{problem.dtype}: tiles are for fp16 and bf16"
+        yield f"{problem.dtype}: the tiles are for fp16 and bf16"
 
 
 def _triton_short(problem: Problem) -> Iterator[str]:
     yield from _triton(problem)
     if problem.device == "cuda" and problem.capability[0] != 9:
-        yield "keys of a head stay in shared memory as only Hopper's products (sm_90) read them"
+        yield "only Hopper's matrix products (sm_90) read the keys from shared memory"
     if problem.num_tokens > SHORT_TOKENS:
-        yield f"{problem.num_tokens} tokens: scores of more than {SHORT_TOKENS} keys do not fit in registers"
+        yield f"{problem.num_tokens} tokens: scores of more than {SHORT_TOKENS} keys do not fit into registers"
     if SHORT_WIDTH < problem.width <= WIDEST:
-        yield f"heads of {problem.width}: above {SHORT_WIDTH} registers spill"
+        yield f"heads of {problem.width}: registers spill above {SHORT_WIDTH}"
     if problem.causal or problem.varlen:
-        yield "causal and variable length are triton_stream's"
+        yield "causal masks and variable length need triton_stream"
 
 
-def _stream_stands_back(problem: Problem) -> str | None:
+def _stream_not_preferred(problem: Problem) -> str | None:
     if problem.causal and not problem.varlen and problem.longest <= 128:
-        return "short causal texts cost next to nothing in torch"
+        return "short causal texts are cheap in torch"
     if problem.longest > 384 and not (list(_fa4(problem)) and list(_fa3(problem))):
         return "above 384 tokens FlashAttention 3 and 4 are expected to be faster"
     if problem.longest > 640 and not problem.varlen:
@@ -96,15 +97,15 @@ def _half_on_gpu(problem: Problem) -> Iterator[str]:
     elif problem.capability < (8, 0):
         yield f"compute capability {problem.capability} is below 8.0"
     if problem.dtype not in HALF:
-        yield f"{problem.dtype}: it takes fp16 and bf16"
+        yield f"{problem.dtype}: it supports fp16 and bf16"
     if problem.width % 8:
-        yield f"heads of {problem.width}: they must be a multiple of 8"
+        yield f"heads of {problem.width}: the width must be a multiple of 8"
 
 
 def _sdpa_flash(problem: Problem) -> Iterator[str]:
     yield from _half_on_gpu(problem)
     if problem.varlen:
-        yield "it takes no mask, so no variable length"
+        yield "it supports no mask, and so no variable length"
 
 
 def _sdpa_cudnn(problem: Problem) -> Iterator[str]:
@@ -128,7 +129,7 @@ def _sdpa_efficient(problem: Problem) -> Iterator[str]:
 
 def _sdpa(problem: Problem) -> Iterator[str]:
     if problem.device == "cuda":
-        yield "on a CUDA device its three kernels are asked by name: torch might take one with a known bug"
+        yield "on a CUDA device torch might take a kernel with a known bug, so its three kernels are called by name"
 
 
 def _xformers(problem: Problem) -> Iterator[str]:
@@ -136,12 +137,12 @@ def _xformers(problem: Problem) -> Iterator[str]:
         yield "xformers is not installed"
     yield from _half_on_gpu(problem)
     if problem.varlen:
-        yield "it wants the lengths on the host, so it would wait for the GPU"
+        yield "it needs the lengths on the host and would wait for the GPU"
 
 
 BACKENDS = (
     Backend("triton_short", _triton_short, libraries.run_triton_short),
-    Backend("triton_stream", _triton, libraries.run_triton_stream, _stream_stands_back),
+    Backend("triton_stream", _triton, libraries.run_triton_stream, _stream_not_preferred),
     Backend("fa4", _fa4, libraries.run_fa4),
     Backend("fa3", _fa3, libraries.run_fa3),
     Backend("sdpa_cudnn", _sdpa_cudnn, libraries.run_sdpa_cudnn),
@@ -155,36 +156,37 @@ BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, name: str | None) -> Tensor:
-    """`attention` by the named backend, or by the one that `choose` takes.
+    """Compute `attention` by the named backend, or by the one that `choose` returns.
 
     Raises:
-        ValueError: it cannot run; says why.
+        ValueError: it cannot run; the message gives the reasons.
     """
     return BY_NAME[choose(q, pattern, name)].run(q, k, v, pattern)
 
 
 def choose(q: Tensor, pattern: Pattern, name: str | None) -> str:
-    """The name of the backend that takes an attention, by `name` if one is forced, else by `use_kernels`.
+    """Return the name of the backend for an attention: `name` if it is given, else by the choice of kernels.
 
     Raises:
-        ValueError: no such backend, or it cannot run; says why.
+        ValueError: the backend is unknown or cannot run; the message gives the reasons.
     """
-    choice = choice_in_force()
+    choice = SETTINGS.choice
     if name is None and q.device.type != "cuda" and choice != "triton":
-        return "sdpa"  # torch's own path, reached without a look at the list
+        return "sdpa"  # torch's own path, without the cost of the list
     batch, num_tokens, num_heads, width = map(int, q.shape)
     shape = (batch, num_tokens, num_heads, width, int(pattern.max_seqlen))
     chosen: str = _chosen(q.device, q.dtype, shape, pattern.causal, pattern.cu_seqlens is not None, name, choice)
     return chosen
 
 
+# A constant for `torch.compile`, which specialises on shapes here and cannot trace the reasons.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _chosen(*facts: Any) -> str:
-    return _remembered(*facts)
+    return _cached_choice(*facts)
 
 
 @cache
-def _remembered(
+def _cached_choice(
     device: torch.device,
     dtype: torch.dtype,
     shape: tuple[int, ...],
@@ -193,28 +195,28 @@ def _remembered(
     name: str | None,
     choice: Kernels,
 ) -> str:
-    problem = problem_of(device, dtype, shape, causal, varlen)
+    problem = problem_on(device, dtype, shape, causal, varlen)
     if name is not None:
         if name not in BY_NAME:
-            raise ValueError(f"backend is {name!r}; it must be one of {', '.join(BY_NAME)}")
+            raise ValueError(f"{name!r} is not a valid backend; choose from {', '.join(BY_NAME)}")
         if reasons := BY_NAME[name].not_supported_reasons(problem):
             raise ValueError(f"backend {name} cannot run here: {'; '.join(reasons)}")
         return name
-    taken = first_choice(problem, choice)
-    if taken is None:
+    chosen = first_choice(problem, choice)
+    if chosen is None:
         kernels = [backend for backend in BACKENDS if backend.name.startswith("triton")]
-        told = "; ".join(f"{each.name}: {', '.join(each.not_supported_reasons(problem))}" for each in kernels)
-        raise ValueError(f"kernels is 'triton', which cannot run here: {told}")
-    return taken
+        reasons = "; ".join(f"{each.name}: {', '.join(each.not_supported_reasons(problem))}" for each in kernels)
+        raise ValueError(f"kernels 'triton' cannot run here: {reasons}")
+    return chosen
 
 
 def first_choice(problem: Problem, choice: Kernels) -> str | None:
-    """The first backend that can, and does not stand back; None if kernels are forced and cannot run."""
+    """Return the first backend that can run and is preferred; None if kernels are forced and cannot run."""
     for backend in BACKENDS:
         is_kernel = backend.name.startswith("triton")
         if (choice == "reference" and is_kernel) or (choice == "triton" and not is_kernel):
             continue
-        if backend.not_supported_reasons(problem) or (choice == "auto" and backend.stands_back(problem)):
+        if backend.not_supported_reasons(problem) or (choice == "auto" and backend.not_preferred_reason(problem)):
             continue
         return backend.name
     return None

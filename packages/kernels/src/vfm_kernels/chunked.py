@@ -1,14 +1,14 @@
-"""Losses over all pairs of two sets, in memory of a few rows of logits: loss and gradients in one pass.
+"""Losses over all pairs of two sets in the memory of a few rows of logits: loss and gradients in one pass.
 
-A loss that is a sum over rows of logits needs only those rows to know its gradient with respect to them. So each chunk
-of rows is made, turned into loss and gradient (on GPUs where it lies, by one kernel), and forgotten; what is kept for
-the backward is as large as the inputs. This costs the same three matrix products as the plain loss with its backward,
-and nothing is computed twice.
+The gradient of a sum over rows of logits with respect to some rows depends only on those rows. So each chunk of rows is
+computed, turned into loss and gradient (on GPUs in place, by one kernel) and discarded; what is kept for the backward
+is as large as the inputs. This costs the same three matrix products as the plain loss with its backward.
 """
 
 # n queries, N keys, D width, c rows of a chunk
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vfm_kernels.dispatch import fused
+from vfm_kernels.dispatch import fused, launchers, runs_triton
+from vfm_kernels.library import define
 
-# (logits (c, N), key that is right for the first row) -> summed loss, its gradient with respect to the logits (c, N).
-# The right key of each further row is the next one. The logits may be overwritten.
+# (logits (c, N), index of the first row's positive key) -> summed loss, its gradient with respect to the logits (c, N).
+# The positive key of each further row is the next one. The logits may be overwritten.
 RowLoss = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
@@ -32,16 +33,16 @@ def chunked_pair_loss(
     first_positive: int,
     chunk_size: int,
 ) -> Tensor:
-    """Sum of `row_loss` over the rows of `scale * queries @ keys.T + bias`, never holding more than a chunk of them.
+    """Sum `row_loss` over the rows of `scale * queries @ keys.T + bias`, with one chunk of rows in memory at a time.
 
     Args:
         queries: (n, D).
         keys: (N, D).
         scale: scalar.
         bias: scalar.
-        row_loss: `cross_entropy_rows`, `sigmoid_rows`, or what `soft_cross_entropy_rows` gives.
-        first_positive: the key that belongs to query 0.
-        chunk_size: rows held at once.
+        row_loss: `cross_entropy_rows`, `sigmoid_rows`, or a result of `soft_cross_entropy_rows`.
+        first_positive: index of the key that belongs to query 0.
+        chunk_size: rows in memory at once.
 
     Returns:
         Scalar, differentiable once in queries, keys, scale and bias.
@@ -52,7 +53,7 @@ def chunked_pair_loss(
 
 
 def cross_entropy_rows(logits: Tensor, first_positive: int) -> tuple[Tensor, Tensor]:
-    """Softmax cross-entropy of each row; the gradient is probabilities less one at the right key."""
+    """Compute the softmax cross-entropy of rows; its gradient is the probabilities, less 1 at the positive key."""
     if fused(logits):
         return torch.ops.vfm_kernels.cross_entropy_rows_(logits, first_positive), logits
     labels = torch.arange(first_positive, first_positive + len(logits), device=logits.device)
@@ -62,26 +63,26 @@ def cross_entropy_rows(logits: Tensor, first_positive: int) -> tuple[Tensor, Ten
 
 
 def sigmoid_rows(logits: Tensor, first_positive: int) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy of every pair; the gradient is the chance of a wrong answer, negative for right keys."""
+    """Compute the binary cross-entropy of every pair; its gradient is the probability of a wrong answer, signed."""
     if fused(logits):
         return torch.ops.vfm_kernels.sigmoid_rows_(logits, first_positive), logits
-    # The logits of the right keys change sign, rather than softplus(x) - x being taken: it would cancel for sure pairs.
-    # logsigmoid, as torch's softplus becomes linear above 20, which costs 2e-9 per pair.
+    # The logits of positive keys change sign; softplus(x) - x would cancel for confident pairs. logsigmoid, because
+    # torch's softplus becomes linear above 20, an error of 2e-9 per pair.
     logits.diagonal(first_positive).neg_()
     grad = logits.sigmoid()
     grad.diagonal(first_positive).neg_()
     return -F.logsigmoid(-logits).sum(), grad
 
 
-def soft_cross_entropy_rows(wanted: Callable[[slice], Tensor]) -> RowLoss:
-    """Cross-entropy of each row with a distribution over all keys; the gradient is what is too much of each.
+def soft_cross_entropy_rows(distributions: Callable[[slice], Tensor]) -> RowLoss:
+    """Return the cross-entropy of each row with a target distribution over all keys; its gradient is the difference.
 
     Args:
-        wanted: the distributions of some rows, (c, N); `first_positive` 0 makes these rows the first ones.
+        distributions: target distributions (c, N) of a slice of rows; use `first_positive` 0.
     """
 
     def row_loss(logits: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        targets = wanted(slice(first, first + len(logits)))
+        targets = distributions(slice(first, first + len(logits)))
         return F.cross_entropy(logits, targets, reduction="sum"), logits.softmax(dim=1) - targets
 
     return row_loss
@@ -119,3 +120,22 @@ class _ChunkedPairLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         d_queries, d_keys, d_scale, d_bias = ctx.saved_tensors
         return grad * d_queries, grad * d_keys, grad * d_scale, grad * d_bias, None, None, None
+
+
+def _run_rows(logits: Tensor, first_positive: int, name: str) -> Tensor:
+    """Replace logits by their gradients in place and return the summed loss, by the kernel or the plain form `name`."""
+    if runs_triton(logits):
+        losses: Tensor = getattr(launchers(), name)(logits, first_positive)
+        return losses.sum()
+    plain: dict[str, RowLoss] = {"cross_entropy_rows": cross_entropy_rows, "sigmoid_rows": sigmoid_rows}
+    loss, grad = plain[name](logits, first_positive)
+    logits.copy_(grad)
+    return loss
+
+
+for _name in ("cross_entropy_rows", "sigmoid_rows"):
+    define(
+        f"{_name}_(Tensor(a!) logits, SymInt first_positive) -> Tensor",
+        partial(_run_rows, name=_name),
+        lambda logits, first_positive: logits.new_empty((), dtype=torch.promote_types(logits.dtype, torch.float32)),
+    )

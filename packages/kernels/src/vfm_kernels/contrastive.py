@@ -1,10 +1,10 @@
-"""The contrastive objectives of image-text training, each plain and in bounded memory, on one process or many.
+"""Contrastive losses of image-text training, plain or in bounded memory, on one process or many.
 
-`logit_scale` is the factor itself, already exponentiated, as open_clip's models return it. Features come normalised.
-Logits are computed in fp32 whatever autocast says: in bf16 a logit of 100 has an error of 0.25.
+`logit_scale` is the factor itself, already exponentiated, as open_clip's models return it. Features must be normalised.
+Logits are computed in fp32 under any autocast: in bf16 a logit of 100 has an error of 0.25.
 
-For many processes, pass what `gather_with_grad` returns and the rank: each process compares its own samples with all
-others (open_clip's `local_loss`), and the mean over processes is the loss of the one big batch.
+With many processes, pass the results of `gather_with_grad` and the rank: each process compares its own samples with all
+others (open_clip's `local_loss`), and the mean over processes is the loss of the whole batch.
 """
 
 # n samples of this process, N of all processes, D width
@@ -27,23 +27,23 @@ def info_nce(
     rank: int = 0,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """CLIP's symmetric loss: each image picks its text among all texts, each text its image; ln N if they cannot.
+    """Compute CLIP's symmetric loss: images classify their texts among all texts, texts their images; ln N at chance.
 
     Args:
         image_features: (n, D), normalised.
         text_features: (n, D), normalised.
         logit_scale: factor of the cosines; scalar.
         all_image_features: (N, D) of all processes, rank by rank; this process alone by default.
-        all_text_features: (N, D), given together with the images.
+        all_text_features: (N, D), required together with the images.
         rank: of this process among them; its samples start at rank * n.
-        chunk_size: rows of logits held at once. The result and its gradients are those of the plain loss in memory
-            chunk_size x N instead of n x N; the gradient can be taken once (no second derivative).
+        chunk_size: rows of logits in memory at once. Loss and gradients are those of the plain form, in memory of
+            chunk_size x N logits instead of n x N; there is no second derivative.
 
     Returns:
         Scalar, fp32: the mean over this process's samples and both directions.
 
     Raises:
-        ValueError: shapes, rank or chunk size that do not fit.
+        ValueError: shapes, rank or chunk size do not fit.
 
     Source: Radford et al. 2021, CLIP (arXiv:2103.00020), Figure 3.
     """
@@ -81,24 +81,24 @@ def similarity_distillation(
     all_teacher: tuple[Tensor, Tensor] | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """A student's choice among all texts, and among all images, drawn to a teacher's: cross-entropy, both directions.
+    """Compute the cross-entropy of a student's image-text similarities with a teacher's, in both directions.
 
-    The teacher's features may be of any width; no gradient goes to them.
+    The teacher's features may have any width; they get no gradient.
 
     Args:
         student: image and text features, (n, D) each, normalised.
-        teacher: its features of the same samples, (n, E) each, normalised.
+        teacher: features of the same samples, (n, E) each, normalised.
         logit_scale: factor of the student's cosines; scalar.
         teacher_logit_scale: factor of the teacher's.
         all_student: the features of all processes, (N, D) each; this process alone by default.
-        all_teacher: the same of the teacher, (N, E) each; given together with the student's.
-        chunk_size: rows of logits held at once, as in `info_nce`.
+        all_teacher: the teacher's, (N, E) each; required together with the student's.
+        chunk_size: rows of logits in memory at once, as in `info_nce`.
 
     Returns:
         Scalar, fp32: the mean over this process's samples and both directions.
 
     Raises:
-        ValueError: shapes or a chunk size that do not fit.
+        ValueError: shapes or chunk size do not fit.
 
     Source: Hinton et al. 2015 (arXiv:1503.02531), over the rows of CLIP's logits as in open_clip.
     """
@@ -110,16 +110,17 @@ def similarity_distillation(
     scale, their_scale = _scalar(logit_scale, ours[0]), _scalar(teacher_logit_scale, theirs[0]).detach()
     _first_positive(ours[0], ours[1], all_ours[1], 0, chunk_size)
     if [len(part) for part in (*theirs, *all_theirs)] != [len(part) for part in (*ours, *all_ours)]:
-        raise ValueError(f"the teacher has {len(theirs[0])} of {len(all_theirs[0])} samples; the student has others")
+        counts = f"{len(ours[0])} of {len(all_ours[0])}, {len(theirs[0])} of {len(all_theirs[0])}"
+        raise ValueError(f"expected the same number of samples from student and teacher, got {counts}")
 
     def direction(queries: Tensor, keys: Tensor, their_queries: Tensor, their_keys: Tensor) -> Tensor:
-        def wanted(rows: slice) -> Tensor:
+        def distributions(rows: slice) -> Tensor:
             return (their_scale * their_queries[rows] @ their_keys.T).softmax(dim=1)
 
         if chunk_size is not None:
-            zero, rows = torch.zeros_like(scale), soft_cross_entropy_rows(wanted)
+            zero, rows = torch.zeros_like(scale), soft_cross_entropy_rows(distributions)
             return chunked_pair_loss(queries, keys, scale, zero, rows, 0, chunk_size) / len(queries)
-        return F.cross_entropy(scale * queries @ keys.T, wanted(slice(None)))
+        return F.cross_entropy(scale * queries @ keys.T, distributions(slice(None)))
 
     with torch.autocast(ours[0].device.type, enabled=False):
         of_images = direction(ours[0], all_ours[1], theirs[0], all_theirs[1])
@@ -136,7 +137,7 @@ def siglip_loss(
     rank: int = 0,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """SigLIP's loss: every image-text pair is its own yes-or-no question, so no normalisation over the batch.
+    """Compute SigLIP's loss: a binary classification of every image-text pair, without normalisation over the batch.
 
     Args:
         image_features: (n, D), normalised.
@@ -145,13 +146,13 @@ def siglip_loss(
         logit_bias: added to every logit; the paper starts it at -10, as nearly all pairs are negatives.
         all_text_features: (N, D) of all processes, rank by rank; this process alone by default.
         rank: of this process among them; its samples start at rank * n.
-        chunk_size: rows of logits held at once, as in `info_nce`.
+        chunk_size: rows of logits in memory at once, as in `info_nce`.
 
     Returns:
         Scalar, fp32: summed over the N texts, mean over this process's images.
 
     Raises:
-        ValueError: shapes, rank or chunk size that do not fit.
+        ValueError: shapes, rank or chunk size do not fit.
 
     Source: Zhai et al. 2023, Sigmoid Loss for Language Image Pre-Training (arXiv:2303.15343), Algorithm 1.
     """
@@ -173,12 +174,13 @@ def _scalar(value: Tensor | float, like: Tensor) -> Tensor:
 
 
 def _first_positive(image: Tensor, text: Tensor, all_text: Tensor, rank: int, chunk_size: int | None) -> int:
-    """Index among all samples of this process's first one, once shapes are known to fit."""
+    """Check shapes, and return the index of this process's first sample among all samples."""
     if image.shape != text.shape or image.ndim != 2 or len(image) == 0:
-        raise ValueError(f"image features {tuple(image.shape)}, text features {tuple(text.shape)}; both must be (n, D)")
+        shapes = f"{tuple(image.shape)} and {tuple(text.shape)}"
+        raise ValueError(f"expected image and text features of one shape (n, D), got {shapes}")
     num_local, num_all = len(image), len(all_text)
     if num_all % num_local or not 0 <= rank < num_all // num_local:
-        raise ValueError(f"rank {rank} with {num_local} samples has no place among {num_all} gathered ones")
+        raise ValueError(f"rank {rank} with {num_local} samples does not fit {num_all} gathered samples")
     if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1")
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     return rank * num_local

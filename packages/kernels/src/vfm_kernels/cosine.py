@@ -8,52 +8,51 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vfm_kernels.dispatch import fused, runs_triton
+from vfm_kernels.dispatch import fused, launchers, runs_triton
 from vfm_kernels.library import define, differentiate
 from vfm_kernels.precision import at_least_fp32
 
-EPS = 1e-8  # shorter features are taken to be this long, as in torch's cosine
+EPS = 1e-8  # lower bound of a feature's length, as in torch's cosine
 
 
 def token_cosine(prediction: Tensor, target: Tensor) -> Tensor:
-    """Cosine of each predicted token with its target, for the loss and for the per-patch maps of a report.
+    """Compute the cosine of each predicted token with its target, for the loss and the per-patch maps of a report.
 
     Args:
         prediction: (..., D), any float dtype.
         target: (..., D).
 
     Returns:
-        (...), fp32 (fp64 if either is), whatever autocast says: bf16 would quantise a cosine of 0.75 to steps of 0.004.
+        (...), fp32 (fp64 if either is) under any autocast: bf16 would quantise a cosine of 0.75 to steps of 0.004.
     """
     return F.cosine_similarity(at_least_fp32(prediction), at_least_fp32(target), dim=-1)
 
 
 def masked_cosine_loss(prediction: Tensor, target: Tensor, bool_mask: Tensor | None = None) -> Tensor:
-    """Negative mean cosine over the masked tokens of the batch; -1 is perfect, 0 what an untrained head gives.
+    """Compute the negative mean cosine over the masked tokens of the batch; -1 is perfect, 0 that of an untrained head.
 
-    Every masked token weighs the same, so samples with more masked tokens weigh more, as in EVA. On GPUs the gradient
-    is computed with the loss, in one pass over masked tokens; a target that wants a gradient takes the plain form.
+    Every masked token has the same weight, so samples with more masked tokens weigh more, as in EVA. On GPUs the
+    gradient is computed with the loss in one pass; a target that requires a gradient takes the plain form.
 
     Args:
         prediction: (B, N, D) with `bool_mask`; or the masked tokens alone, (..., D), without.
         target: like `prediction`.
-        bool_mask: (B, N), True = masked; a selection by weights, so shapes stay static. A batch that masks nothing
+        bool_mask: (B, N), True = masked; it selects by weights, so shapes stay static. A batch without masked tokens
             has loss 0 and zero gradients.
 
     Returns:
         Scalar, fp32.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes do not fit.
 
     Source: Fang et al. 2022, EVA (arXiv:2211.07636), section 2.1.
     """
     if prediction.shape != target.shape:
-        raise ValueError(f"prediction is {tuple(prediction.shape)}, target {tuple(target.shape)}; they must be equal")
+        shapes = f"{tuple(prediction.shape)} and {tuple(target.shape)}"
+        raise ValueError(f"expected prediction and target of one shape, got {shapes}")
     if bool_mask is not None and bool_mask.shape != prediction.shape[:-1]:
-        raise ValueError(
-            f"bool_mask is {tuple(bool_mask.shape)}; features {tuple(prediction.shape)} need all but the last"
-        )
+        raise ValueError(f"expected bool_mask of shape {tuple(prediction.shape[:-1])}, got {tuple(bool_mask.shape)}")
     masked = None if bool_mask is None else bool_mask.bool()
     if target.requires_grad or not fused(prediction, target):
         return _mean(token_cosine(prediction, target), masked)
@@ -63,13 +62,13 @@ def masked_cosine_loss(prediction: Tensor, target: Tensor, bool_mask: Tensor | N
 
 
 def resultant_length(features: Tensor, bool_mask: Tensor | None = None) -> Tensor:
-    """How far features point the same way: the length of their unit vectors' mean, 1 where all are alike.
+    """Compute the length of the mean of the features' unit vectors: 1 where all features are alike.
 
-    It is the mean cosine that the best constant guess has with them; its square is their mean mutual cosine.
+    It is the mean cosine of the best constant prediction with them; its square is their mean mutual cosine.
 
     Args:
         features: (B, N, D) with `bool_mask`; or (..., D) without.
-        bool_mask: (B, N), True = counted; a mask that counts nothing gives 0.
+        bool_mask: (B, N), True = counted; an empty mask gives 0.
 
     Returns:
         Scalar, fp32 (fp64 for fp64).
@@ -83,18 +82,16 @@ def resultant_length(features: Tensor, bool_mask: Tensor | None = None) -> Tenso
 
 
 def _mean(cosine: Tensor, masked: Tensor | None) -> Tensor:
-    """The loss, of the cosine of each token."""
+    """Return the loss from the cosine of each token."""
     if masked is None:
         return -cosine.mean()
     return -torch.where(masked, cosine, 0.0).sum() / masked.sum().clamp(min=1)
 
 
 def _run(prediction: Tensor, target: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss; of each token, d cosine / d prediction (R, D); and the factor that makes it the loss's gradient."""
+    """Return the loss, d cosine / d prediction (R, D), and the factor that makes it the gradient of the loss."""
     if runs_triton(prediction, target):
-        from vfm_kernels.launch.cosine import cosine_and_gradient
-
-        cosine, d_prediction = cosine_and_gradient(prediction, target, masked, EPS)
+        cosine, d_prediction = launchers().masked_cosine(prediction, target, masked, EPS)
     else:
         p, t = at_least_fp32(prediction), F.normalize(at_least_fp32(target), dim=-1, eps=EPS)
         length = torch.linalg.vector_norm(p, dim=-1, keepdim=True)
@@ -104,16 +101,15 @@ def _run(prediction: Tensor, target: Tensor, masked: Tensor | None) -> tuple[Ten
         if masked is not None:
             d_prediction = d_prediction.masked_fill(~masked[:, None], 0.0)
         cosine, d_prediction = along[:, 0], d_prediction.to(prediction.dtype)
-    # The factor stays apart: with it, gradients of fp16 features would be too small for fp16 before the loss is scaled.
+    # The factor stays separate: multiplied by 1 / count, fp16 gradients would be lost before the loss is scaled.
     count = cosine.new_tensor(len(cosine)) if masked is None else masked.sum().clamp(min=1).to(cosine.dtype)
     return _mean(cosine, masked), d_prediction, -1 / count
 
 
 def _run_scale(source: Tensor, factor: Tensor) -> Tensor:
     if runs_triton(source):
-        from vfm_kernels.launch.cosine import scale
-
-        return scale(source, factor)
+        scaled: Tensor = launchers().scale(source, factor)
+        return scaled
     return (at_least_fp32(source) * factor).to(source.dtype)
 
 

@@ -1,8 +1,8 @@
-"""The objectives of denoisers: each kind of model gets the target it was trained for, and no other.
+"""Training objectives of denoisers: each kind of model has its own target.
 
-Three kinds: `epsilon` predicts the noise (SD 1.5, SD 2.1-base), `v` the velocity of a variance-preserving path (SD 2.1
-at 768), `flow` that of the straight path from data to noise (FLUX, GenHancer). The two velocities differ in sign and
-scale; a model of one kind trained against the target of another learns nothing, and its loss does not say so.
+There are three kinds: `epsilon` predicts the noise (SD 1.5, SD 2.1-base), `v` the velocity of a variance-preserving
+path (SD 2.1 at 768), `flow` that of the straight path from data to noise (FLUX, GenHancer). The two velocities differ
+in sign and scale; a model trained against the target of another kind learns nothing, and its loss does not show it.
 """
 
 # B batch; x0, noise and noisy are (B, ...) of any equal shape
@@ -19,12 +19,12 @@ TimeDistribution = Literal["uniform", "logit_normal", "stratified"]
 
 
 def add_noise(x0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """Noisy data on the variance-preserving path, for `epsilon` and `v`: sqrt(a) x0 + sqrt(1 - a) noise.
+    """Add noise on the variance-preserving path, for `epsilon` and `v`: sqrt(a) x0 + sqrt(1 - a) noise.
 
     Args:
         x0: clean data or latents, (B, ...).
         noise: unit normal, like `x0`.
-        alpha_bar: share of the signal's variance that is left, (B,), in [0, 1]; `alphas_cumprod[timesteps]` of a
+        alpha_bar: remaining fraction of the signal's variance, (B,), in [0, 1]; `alphas_cumprod[timesteps]` of a
             scheduler.
 
     Returns:
@@ -37,12 +37,12 @@ def add_noise(x0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
 
 
 def interpolate_noise(x0: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-    """Noisy data on the straight path, for `flow`: (1 - t) x0 + t noise.
+    """Add noise on the straight path, for `flow`: (1 - t) x0 + t noise.
 
     Args:
         x0: clean data or latents, (B, ...).
         noise: unit normal, like `x0`.
-        times: share of noise, (B,), in [0, 1]; 1 is noise alone.
+        times: fraction of noise, (B,), in [0, 1]; 1 is pure noise.
 
     Returns:
         Like `x0`.
@@ -54,19 +54,19 @@ def interpolate_noise(x0: Tensor, noise: Tensor, times: Tensor) -> Tensor:
 
 
 def diffusion_target(kind: DiffusionKind, x0: Tensor, noise: Tensor, alpha_bar: Tensor | None = None) -> Tensor:
-    """What a denoiser of this kind has to predict.
+    """Return the tensor that a denoiser of this kind must predict.
 
     Args:
         kind: `epsilon`: noise; `v`: sqrt(a) noise - sqrt(1 - a) x0; `flow`: noise - x0.
         x0: clean data or latents, (B, ...).
-        noise: what was added to it.
-        alpha_bar: as in `add_noise`, (B,); needed by `v` alone.
+        noise: the noise added to it.
+        alpha_bar: as in `add_noise`, (B,); only `v` needs it.
 
     Returns:
         Like `x0`; for `v` in the wider dtype of `x0` and `alpha_bar`.
 
     Raises:
-        ValueError: an unknown kind, or `v` without `alpha_bar`.
+        ValueError: the kind is unknown, or it is `v` and `alpha_bar` is missing.
 
     Source: for `v`, Salimans and Ho 2022, Progressive Distillation (arXiv:2202.00512), appendix D.
     """
@@ -75,7 +75,7 @@ def diffusion_target(kind: DiffusionKind, x0: Tensor, noise: Tensor, alpha_bar: 
     if kind == "flow":
         return noise - x0
     if kind != "v":
-        raise ValueError(f"kind is {kind!r}; allowed are {', '.join(get_args(DiffusionKind))}")
+        raise ValueError(f"{kind!r} is not a valid kind; choose from {', '.join(get_args(DiffusionKind))}")
     if alpha_bar is None:
         raise ValueError("kind 'v' needs alpha_bar")
     alpha_bar = _per_sample(alpha_bar, x0)
@@ -85,25 +85,25 @@ def diffusion_target(kind: DiffusionKind, x0: Tensor, noise: Tensor, alpha_bar: 
 def denoising_error(
     kind: DiffusionKind, prediction: Tensor, x0: Tensor, noise: Tensor, alpha_bar: Tensor | None = None
 ) -> Tensor:
-    """Mean squared error between what the denoiser predicts and the target of its kind, of each sample.
+    """Compute the mean squared error of each sample between a denoiser's prediction and the target of its kind.
 
     Args:
         kind: see `diffusion_target`.
         prediction: the denoiser's output, (B, ...).
         x0: clean data or latents, like `prediction`.
-        noise: what was added to it.
-        alpha_bar: (B,); needed by `v` alone.
+        noise: the noise added to it.
+        alpha_bar: (B,); only `v` needs it.
 
     Returns:
-        (B,) in fp32: the loss before its mean, so that samples can be weighed (min-SNR) and drawn over timesteps.
+        (B,) in fp32: the loss before its mean, so that samples can be weighted (min-SNR) or plotted over timesteps.
 
     Raises:
-        ValueError: shapes that do not fit, and those of `diffusion_target`.
+        ValueError: shapes do not fit, or as for `diffusion_target`.
     """
     target = diffusion_target(kind, x0, noise, alpha_bar)
     if prediction.shape != target.shape:
         raise ValueError(
-            f"prediction is {tuple(prediction.shape)}, its target {tuple(target.shape)}; they must be equal"
+            f"expected a prediction of its target's shape {tuple(target.shape)}, got {tuple(prediction.shape)}"
         )
     return (at_least_fp32(prediction) - at_least_fp32(target)).square().flatten(1).mean(dim=1)
 
@@ -118,29 +118,29 @@ def sample_times(
     shift: float = 1.0,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Random times in [0, 1) at which to noise samples; 0 is clean.
+    """Draw random times in [0, 1) for noising samples; 0 is clean.
 
     Args:
-        distribution: `uniform` (DIVA); `logit_normal`, the sigmoid of a normal (GenHancer, SD 3: the middle is where a
-            condition matters most); `stratified`, uniform with one draw in each of `num_samples` equal parts of [0, 1)
-            in random order, which lowers the variance of the batch's mean loss.
-        num_samples: draws.
-        generator: on the device asked for; torch's global one by default.
+        distribution: `uniform` (DIVA); `logit_normal`, the sigmoid of a normal (GenHancer, SD 3: a condition matters
+            most in the middle); `stratified`, uniform with one draw in each of `num_samples` equal parts of [0, 1) in
+            random order, which lowers the variance of the batch's mean loss.
+        num_samples: number of times.
+        generator: on `device`; torch's global one by default.
         mean: of the normal.
         std: of the normal; GenHancer finds 1 best among 0.1 to 10.
         shift: above 1 moves times towards noise, t' = s t / (1 + (s - 1) t), as larger images need.
-        device: where the times live; the generator's own by default.
+        device: of the times; the generator's own by default.
 
     Returns:
         (num_samples,) fp32.
 
     Raises:
-        ValueError: an unknown distribution, or `std` or `shift` not positive.
+        ValueError: the distribution is unknown, or `std` or `shift` is not positive.
 
     Source: Esser et al. 2024, SD 3 (arXiv:2403.03206), sections 3.1 and 5.3.2.
     """
     if std <= 0 or shift <= 0:
-        raise ValueError(f"std is {std} and shift {shift}; both must be positive")
+        raise ValueError(f"std and shift must be positive, got {std} and {shift}")
     if device is None and generator is not None:
         device = generator.device
     if distribution == "logit_normal":
@@ -151,18 +151,19 @@ def sample_times(
         parts = torch.randperm(num_samples, generator=generator, device=device)
         times = (parts + torch.rand(num_samples, generator=generator, device=device)) / num_samples
     else:
-        raise ValueError(f"distribution is {distribution!r}; allowed are {', '.join(get_args(TimeDistribution))}")
+        choices = ", ".join(get_args(TimeDistribution))
+        raise ValueError(f"{distribution!r} is not a valid distribution; choose from {choices}")
     shifted = shift * times / (1 + (shift - 1) * times)
-    return shifted.clamp(max=1 - 2**-24)  # fp32 rounds the upper tail to 1, which no schedule has an entry for
+    return shifted.clamp(max=1 - 2**-24)  # fp32 rounds the upper tail to 1, for which no schedule has an entry
 
 
 def discrete_timesteps(times: Tensor, num_train_timesteps: int) -> Tensor:
-    """The entries 0 to num_train_timesteps - 1 of a discrete schedule that times in [0, 1) fall into, int64."""
+    """Return the entries, 0 to num_train_timesteps - 1, of a discrete schedule for times in [0, 1), int64."""
     return (times * num_train_timesteps).long().clamp(0, num_train_timesteps - 1)
 
 
 def _per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """(B,) as (B, 1, ..., 1). It keeps its own dtype: 1 - a is 0 in bf16 long before it is 0."""
+    """Reshape (B,) to (B, 1, ..., 1); the dtype stays, because in bf16 1 - a rounds to 0 for a above 0.998."""
     if values.shape != like.shape[:1]:
-        raise ValueError(f"one value per sample is needed, ({like.shape[0]},); got {tuple(values.shape)}")
+        raise ValueError(f"expected one value per sample, ({like.shape[0]},), got {tuple(values.shape)}")
     return values.to(like.device).reshape(-1, *[1] * (like.ndim - 1))

@@ -1,13 +1,15 @@
-"""Which implementation an op takes: the plain one, which is its specification, or the Triton kernel.
+"""Choice of implementation: the plain form, which is the specification of an op, or the Triton kernel.
 
-`auto` takes the kernel on GPUs it was compiled for, and the plain form elsewhere: on a CPU nothing changes and nothing
-is spent. `reference` never takes a kernel. `triton` takes it or raises, with every reason why it cannot run.
+`auto` takes the kernel on GPUs that the kernels are compiled for and the plain form elsewhere, so nothing changes on a
+CPU. `reference` never takes a kernel. `triton` takes it or raises with every reason why it cannot run.
 """
 
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
+from types import ModuleType
 from typing import Literal, get_args
 
 import torch
@@ -15,68 +17,86 @@ from torch import Tensor
 
 Kernels = Literal["auto", "reference", "triton"]
 
-OLDEST_CAPABILITY = (8, 0)  # Ampere: the oldest architecture that the kernels are compiled for in the tests
+OLDEST_CAPABILITY = (8, 0)  # Ampere: the oldest architecture that the tests compile the kernels for
 
-_choice: Kernels = "auto"
+
+@dataclass
+class KernelSettings:
+    """Settings of the ops in this process, as `torch.backends` holds torch's; `use_kernels` changes them.
+
+    They belong to the process and not to a thread or a context variable: with activation checkpointing on a GPU the
+    forward is computed again in autograd's own thread, and must take the same implementation there.
+    """
+
+    choice: Kernels = "auto"
+
+
+SETTINGS = KernelSettings()
 
 
 @contextmanager
 def use_kernels(choice: Kernels) -> Iterator[None]:
-    """Makes all ops of this process take `choice` within the block.
+    """Set the implementation that all ops of this process take within the block.
 
     Raises:
-        ValueError: no such choice.
+        ValueError: `choice` is unknown.
     """
-    global _choice
     if choice not in get_args(Kernels):
-        raise ValueError(f"kernels is {choice!r}; it must be one of {', '.join(get_args(Kernels))}")
-    before, _choice = _choice, choice
+        raise ValueError(f"{choice!r} is not a valid choice of kernels; choose from {', '.join(get_args(Kernels))}")
+    before, SETTINGS.choice = SETTINGS.choice, choice
     try:
         yield
     finally:
-        _choice = before
-
-
-def choice_in_force() -> Kernels:
-    """What `use_kernels` was given last, for ops with more than two implementations."""
-    return _choice
+        SETTINGS.choice = before
 
 
 def fused(*tensors: Tensor) -> bool:
-    """Whether an op of these tensors takes its kernel, by the choice in force.
+    """Return whether an op of these tensors takes its kernel under the current choice.
 
     Raises:
-        ValueError: the choice is `triton`, and it cannot run; says why.
+        ValueError: the choice is `triton` and the kernel cannot run; the message gives the reasons.
     """
-    if _choice == "reference" or (_choice == "auto" and tensors[0].device.type != "cuda"):
+    choice = SETTINGS.choice
+    if choice == "reference" or (choice == "auto" and tensors[0].device.type != "cuda"):
         return False
     reasons = not_supported_reasons(*tensors)
-    if reasons and _choice == "triton":
-        raise ValueError(f"kernels is 'triton', which cannot run here: {'; '.join(reasons)}")
+    if reasons and choice == "triton":
+        raise ValueError(f"kernels 'triton' cannot run here: {'; '.join(reasons)}")
     return not reasons
 
 
 def not_supported_reasons(*tensors: Tensor) -> list[str]:
-    """Why the kernels cannot take these tensors; empty if they can."""
-    reasons = list(_reasons_of_device(tensors[0].device))
+    """Return why the kernels cannot take these tensors; empty if they can."""
+    reasons = list(_device_reasons(tensors[0].device))
     reasons += [f"{tensor.dtype} is not supported" for tensor in tensors if tensor.dtype == torch.float64]
-    reasons += [f"inputs lie on {tensors[0].device} and {t.device}" for t in tensors if t.device != tensors[0].device]
+    reasons += [f"inputs are on {tensors[0].device} and {t.device}" for t in tensors if t.device != tensors[0].device]
     return reasons
 
 
 def runs_triton(*tensors: Tensor) -> bool:
-    """Whether the op behind a public function launches its kernel: on a GPU, or in Triton's interpreter."""
+    """Return whether the op behind a public function launches its kernel: on a GPU or in Triton's interpreter."""
     return not not_supported_reasons(*tensors)
 
 
+def launchers() -> ModuleType:
+    """Return the functions that launch the kernels.
+
+    Imported here because Triton is optional, and because a process that launches no kernel need not load it.
+    """
+    from vfm_kernels import triton
+
+    return triton
+
+
+# A constant for `torch.compile`, which could not trace the look for an installed package.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _reasons_of_device(device: torch.device) -> tuple[str, ...]:
-    return _found_once(device)
+def _device_reasons(device: torch.device) -> tuple[str, ...]:
+    return _cached_device_reasons(device)
 
 
+# Cached because every call of every op needs it, and it never changes in a process.
 @cache
-def _found_once(device: torch.device) -> tuple[str, ...]:
-    """Asked by every call of every op, and always the same in a process."""
+def _cached_device_reasons(device: torch.device) -> tuple[str, ...]:
     if importlib.util.find_spec("triton") is None:
         return ("triton is not installed",)
     if device.type == "cuda":
@@ -88,7 +108,7 @@ def _found_once(device: torch.device) -> tuple[str, ...]:
 
 
 def _interpreted() -> bool:
-    """Whether Triton runs in its interpreter, on CPU tensors: TRITON_INTERPRET=1, for tests."""
+    """Return whether Triton interprets kernels on CPU tensors (TRITON_INTERPRET=1, for tests)."""
     from triton import knobs  # type: ignore[import-untyped]
 
     return bool(knobs.runtime.interpret)

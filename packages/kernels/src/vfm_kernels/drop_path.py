@@ -1,4 +1,4 @@
-"""Stochastic depth by running a branch on part of the batch, so that what is dropped costs nothing."""
+"""Stochastic depth that runs a branch on part of the batch, so that dropped samples cost nothing."""
 
 from collections.abc import Callable
 
@@ -12,27 +12,27 @@ def residual_of_subset(
     drop_rate: float,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """`x + branch(x)`, the branch taken by a random part of the samples alone and scaled to the same mean.
+    """Compute `x + branch(x)` with the branch on a random subset of the samples, scaled to the same mean.
 
-    Drop path decides for each sample; here a fixed number is kept, round(B (1 - drop_rate)) and at least one, so the
-    number varies less and shapes are static. Opt in to it: the law is not quite that of the papers.
+    Drop path draws for each sample; here a fixed number is kept, round(B (1 - drop_rate)) and at least one, so shapes
+    are static. It is an option because its distribution differs from that of drop path.
 
     Args:
         x: (B, ..., D).
-        branch: the kept samples (K, ..., D) and their indices (K,) to (K, ..., D): norm, attention or MLP, layer scale.
-        drop_rate: share of the samples that is dropped, in [0, 1).
+        branch: maps kept samples (K, ..., D) and their indices (K,) to (K, ..., D): norm, attention, layer scale.
+        drop_rate: fraction of the samples to drop, in [0, 1).
         generator: on the CPU or the device of `x`; torch's global one by default.
 
     Returns:
         (B, ..., D) in the dtype of `x`.
 
     Raises:
-        ValueError: a rate outside of [0, 1).
+        ValueError: the rate is outside [0, 1).
 
     Source: Oquab et al. 2023, DINOv2 (arXiv:2304.07193), section 5.
     """
     if not 0 <= drop_rate < 1:
-        raise ValueError(f"drop_rate is {drop_rate}; it must be at least 0 and below 1")
+        raise ValueError(f"drop_rate must be in [0, 1), got {drop_rate}")
     batch = len(x)
     kept = max(1, round(batch * (1 - drop_rate)))
     if kept == batch:

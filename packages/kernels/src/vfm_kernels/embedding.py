@@ -1,4 +1,4 @@
-"""What the student sees: patch tokens, the mask token where patches are hidden, CLS before them, positions added."""
+"""Input of a masked student: patch tokens, the mask token at masked patches, CLS before them, positions added."""
 
 # B batch, N patches, D width
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vfm_kernels.dispatch import fused, runs_triton
+from vfm_kernels.dispatch import fused, launchers, runs_triton
 from vfm_kernels.library import define, differentiate
 from vfm_kernels.precision import at_least_fp32
 
@@ -20,26 +20,28 @@ def mask_tokens(
     cls_token: Tensor | None = None,
     pos_embed: Tensor | None = None,
 ) -> Tensor:
-    """Put the learned mask token where patches are hidden from the student (EVA, BEiT, SimMIM).
+    """Put the learned mask token where patches are masked (EVA, BEiT, SimMIM).
+
+    All shapes are static: nothing depends on how many patches are masked.
 
     Args:
         patch_tokens: (B, N, D), without CLS and before position embeddings.
         mask_token: D values in any shape, such as (1, 1, D); cast to the tokens' dtype.
         bool_mask: (B, N), True = masked.
         cls_token: D values in any shape, put before the patches.
-        pos_embed: (N, D), or (N + 1, D) with CLS, after any leading ones; added last.
+        pos_embed: (N, D), or (N + 1, D) with CLS, with any leading dimensions of 1; added last.
 
     Returns:
         (B, N, D), or (B, N + 1, D) with CLS, in the tokens' dtype.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes do not fit.
     """
     if bool_mask.shape != patch_tokens.shape[:2]:
-        raise ValueError(f"bool_mask is {tuple(bool_mask.shape)}; patch_tokens {tuple(patch_tokens.shape)} need (B, N)")
+        raise ValueError(f"expected bool_mask of shape {tuple(patch_tokens.shape[:2])}, got {tuple(bool_mask.shape)}")
     num_tokens, width = patch_tokens.shape[1] + int(cls_token is not None), patch_tokens.shape[2]
     if pos_embed is not None and pos_embed.numel() != num_tokens * width:
-        raise ValueError(f"pos_embed is {tuple(pos_embed.shape)}; {num_tokens} tokens of {width} are to be placed")
+        raise ValueError(f"expected pos_embed of {num_tokens} tokens of {width}, got {tuple(pos_embed.shape)}")
     arguments = (
         patch_tokens,
         mask_token.reshape(width),
@@ -56,7 +58,7 @@ def mask_tokens(
 def mask_tokens_plain(
     patch_tokens: Tensor, mask_token: Tensor, bool_mask: Tensor, cls_token: Tensor | None, pos_embed: Tensor | None
 ) -> Tensor:
-    """The plain twin: tokens and positions as (D,), (D,) and (N + 1, D)."""
+    """Compute the same in plain torch: tokens are (D,), positions (N + 1, D)."""
     dtype = patch_tokens.dtype
     tokens = torch.where(bool_mask.unsqueeze(-1), mask_token.to(dtype), patch_tokens)
     if cls_token is not None:
@@ -68,18 +70,16 @@ def _run(
     patch_tokens: Tensor, mask_token: Tensor, bool_mask: Tensor, cls_token: Tensor | None, pos_embed: Tensor | None
 ) -> Tensor:
     if runs_triton(patch_tokens):
-        from vfm_kernels.launch import tokens
-
-        return tokens.mask(patch_tokens, mask_token, bool_mask, cls_token, pos_embed)
+        masked: Tensor = launchers().mask_tokens(patch_tokens, mask_token, bool_mask, cls_token, pos_embed)
+        return masked
     return mask_tokens_plain(patch_tokens, mask_token, bool_mask, cls_token, pos_embed)
 
 
 def _run_backward(d_out: Tensor, bool_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of patch tokens, mask token and positions (of which CLS is the first), in closed form."""
+    """Compute the gradients of patch tokens, mask token and positions (the first is that of CLS) in closed form."""
     if runs_triton(d_out):
-        from vfm_kernels.launch import tokens
-
-        return tokens.mask_backward(d_out, bool_mask)
+        d_patches, d_token, d_positions = launchers().mask_tokens_backward(d_out, bool_mask)
+        return d_patches, d_token, d_positions
     d_patches, masked = d_out[:, d_out.shape[1] - bool_mask.shape[1] :], bool_mask.unsqueeze(-1)
     d_token = at_least_fp32(torch.where(masked, d_patches, 0.0)).sum(dim=(0, 1))
     return torch.where(masked, 0.0, d_patches), d_token, at_least_fp32(d_out).sum(dim=0)

@@ -1,4 +1,4 @@
-"""Features of every rank, with gradient: what a contrastive loss needs to see the batch of all processes as one."""
+"""Gathering of features from every rank with gradients, for contrastive losses over the batch of all processes."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from torch.autograd.function import once_differentiable
 
 
 def gather_with_grad(features: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """The features of all ranks, rank by rank; gradients flow back to the rank that made them.
+    """Gather the features of all ranks, rank by rank; gradients flow back to the rank that computed them.
 
-    Each rank receives the sum of what all ranks' losses say about its features. So when every rank takes the mean loss
-    over its own samples and gradients are averaged over ranks (as DDP does), parameters get the gradient of the one big
-    batch. Without a process group, or with one process, the features themselves are returned.
+    Each rank receives the sum of the gradients of all ranks' losses for its features. So if every rank takes the mean
+    loss over its own samples and gradients are averaged over ranks (as DDP does), parameters get the gradient of the
+    whole batch. Without a process group, or with one process, the features are returned unchanged.
 
     Args:
         features: (n, ...), the same shape on every rank.

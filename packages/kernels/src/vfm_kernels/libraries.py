@@ -1,4 +1,4 @@
-"""How each backend of attention is called: q, k, v (B, N, H, D) and a pattern to (B, N, H, D)."""
+"""Calls of the attention backends: each maps q, k, v (B, N, H, D) and a pattern to (B, N, H, D)."""
 
 import importlib.util
 from functools import cache
@@ -9,22 +9,22 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vfm_kernels.attention_plain import attention_plain, seen
+from vfm_kernels.attention_plain import attention_plain, visible_keys
 from vfm_kernels.pattern import Pattern
-from vfm_kernels.rope import rope_2d
+from vfm_kernels.rope import rotate
 
 
 @cache
 def installed(module: str) -> bool:
-    """Whether a module could be imported; it is not."""
+    """Return whether a module could be imported, without importing it."""
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package that it would lie in
+    except ModuleNotFoundError:  # its parent package is missing
         return False
 
 
 def cudnn_version() -> int | None:
-    """Of the cuDNN that torch came with: 91501 is 9.15.1."""
+    """Return the version of torch's cuDNN, 91501 for 9.15.1; None if torch has none."""
     version: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     return version
 
@@ -48,13 +48,13 @@ def run_fa4(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
 def run_fa3(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
     import flash_attn_interface  # type: ignore[import-not-found]
 
-    # By itself it may split the keys of a head among programs, which made it several times slower at 1000 tokens.
+    # By default it may split the keys of a head among programs, which was several times slower at 1000 tokens.
     return _flash_attention(flash_attn_interface, q, k, v, pattern, num_splits=1)
 
 
 def run_sdpa(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
-    q, k = _turned(q, pattern), _turned(k, pattern)
-    mask = None if pattern.cu_seqlens is None else seen(q, pattern)
+    q, k = _rotated(q, pattern), _rotated(k, pattern)
+    mask = None if pattern.cu_seqlens is None else visible_keys(q, pattern)
     q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
     causal = pattern.causal and mask is None
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=pattern.scale)
@@ -80,7 +80,7 @@ def run_xformers(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
     from xformers import ops  # type: ignore[import-not-found]
 
     bias = ops.LowerTriangularMask() if pattern.causal else None
-    q, k = _turned(q, pattern), _turned(k, pattern)
+    q, k = _rotated(q, pattern), _rotated(k, pattern)
     mixed: Tensor = ops.memory_efficient_attention(q, k, v, attn_bias=bias, scale=pattern.scale)
     return mixed
 
@@ -90,7 +90,7 @@ def run_eager(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
 
 
 def _flash_attention(module: Any, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, **options: Any) -> Tensor:
-    q, k = _turned(q, pattern), _turned(k, pattern)
+    q, k = _rotated(q, pattern), _rotated(k, pattern)
     options |= {"softmax_scale": pattern.scale, "causal": pattern.causal}
     if pattern.cu_seqlens is None:
         mixed = module.flash_attn_func(q, k, v, **options)
@@ -103,9 +103,8 @@ def _flash_attention(module: Any, q: Tensor, k: Tensor, v: Tensor, pattern: Patt
     return first.view(q.shape)
 
 
-def _turned(heads: Tensor, pattern: Pattern) -> Tensor:
-    """Queries or keys as the scores see them, in a buffer of their own if they are turned at all."""
+def _rotated(heads: Tensor, pattern: Pattern) -> Tensor:
+    """Rotate queries or keys by the pattern's angles, if it has any."""
     if pattern.sin is None or pattern.cos is None:
         return heads
-    options = {"num_prefix_tokens": pattern.num_prefix_tokens, "positions": pattern.positions}
-    return rope_2d(heads.clone(), pattern.sin, pattern.cos, **options)  # type: ignore[arg-type]
+    return rotate(heads, pattern.sin, pattern.cos, pattern.num_prefix_tokens, pattern.positions)

@@ -1,6 +1,7 @@
-"""The ops as torch sees them: opaque to `torch.compile`, known to autograd, with shapes on meta tensors.
+"""Registration of ops: opaque to `torch.compile`, known to autograd, with shapes on meta tensors.
 
-`torch.library.Library` rather than `custom_op`, whose calls cost the CPU twice as much: a ViT makes some 240 per step.
+It uses `torch.library.Library` rather than `custom_op`, whose calls cost the CPU twice as much: a ViT makes about 240
+of them per step.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ _library: Any = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyp
 
 
 def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> str:
-    """Makes `torch.ops.vfm_kernels.NAME` of a schema such as `twice(Tensor x) -> Tensor`.
+    """Define `torch.ops.vfm_kernels.NAME` from a schema such as `twice(Tensor x) -> Tensor`.
 
     Args:
         schema: name, arguments and results.
@@ -31,5 +32,5 @@ def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> st
 
 
 def differentiate(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
-    """Gives the op a gradient, which must call ops or differentiable torch, as `torch.compile` traces it."""
+    """Register the op's gradient, which must call ops or differentiable torch because `torch.compile` traces it."""
     torch.library.register_autograd(name, backward, setup_context=setup_context, lib=_library)

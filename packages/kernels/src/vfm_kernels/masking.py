@@ -1,17 +1,17 @@
-"""Which patches the student does not see: EVA's block-wise masks, the same with an exact count, and uniform ones.
+"""Masks of the patches that a student does not see: EVA's block-wise masks, the same with an exact count, uniform ones.
 
-Each mask is a pure function of its own integer seed, so a sample keeps its mask whatever batch, worker or rank it falls
-in. All three functions share one signature: `(seeds, grid, num_masked) -> bool_mask`, True = masked, where the seeds
-are. All masks of a batch are drawn in lock-step, one block of each at a time: give them many seeds at once. Of seeds on
-a GPU block masks are drawn there, by a kernel, without a look at it from the host: the same masks.
+Each mask is a pure function of its own integer seed, so a sample keeps its mask in any batch, worker or rank. The three
+functions share one signature, `(seeds, grid, num_masked) -> bool_mask`, True = masked. All masks of a batch are drawn
+in lock-step, one block of each at a time, so pass many seeds at once.
 
 Source: the block-wise algorithm of BEiT (Bao et al. 2021, arXiv:2106.08254, Algorithm 1) with EVA's parameters
 (Fang et al. 2022, arXiv:2211.07636): 105 of 16 x 16 patches, blocks of at least 16, ten attempts per block.
 """
 
-# B batch, A those still at work, T attempts at one block, N = rows * columns patches, row by row
+# B batch, A masks that are not finished, T attempts at one block, N = rows * columns patches, row by row
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vfm_kernels.dispatch import fused, runs_triton
-from vfm_kernels.library import define
-from vfm_kernels.splitmix import Seeds, Words, keys_of, random_word
-
+Seeds = Sequence[int] | np.ndarray | Tensor
+Words = NDArray[np.uint64]
 Grid = tuple[int, int]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -30,12 +28,12 @@ Ints = NDArray[np.int64]
 ATTEMPTS_PER_BLOCK = 10
 LOG_MAX_ASPECT = math.log(1 / 0.3)  # height / width is log-uniform between 0.3 and its inverse
 UNIFORMS_PER_ATTEMPT = 5  # area, aspect, top, left, and the coin
-COIN = 4  # its number: from which end the last block of an exact mask is cut
-PART = 256  # masks drawn at once: what is known of them stays in a core's cache
+COIN = 4  # number of the uniform that decides at which end the last block of an exact mask is cut
+PART = 256  # masks drawn at once: their state, about 64 KiB of booleans, stays in a core's cache
 
 
 def block_mask(seeds: Seeds, grid: Grid, num_masked: int, *, min_block: int | None = None) -> Tensor:
-    """EVA's masks: random rectangles until `num_masked` patches are covered or ten draws in a row fail.
+    """Draw EVA's masks: random rectangles until `num_masked` patches are covered or ten draws in a row fail.
 
     The count is ragged: at most `num_masked` (104.45 on average, and 105 in 65 % of the masks, for 105 of 16 x 16).
 
@@ -43,23 +41,23 @@ def block_mask(seeds: Seeds, grid: Grid, num_masked: int, *, min_block: int | No
         seeds: one integer per sample, (B,).
         grid: rows and columns of the patch grid, each at least 2.
         num_masked: patches to mask, 0 to N.
-        min_block: area of the smallest block in patches; by default EVA's 16 of 256, in proportion to the grid.
+        min_block: area of the smallest block in patches; default EVA's 16 of 256, in proportion to the grid.
 
     Returns:
         bool_mask, (B, N), True = masked; on the device of the seeds where these are a tensor.
 
     Raises:
-        ValueError: a grid, count or block size outside of these bounds.
+        ValueError: grid, count or block size is outside these bounds.
     """
     return _drawn(seeds, grid, num_masked, min_block, exact=False)
 
 
 def block_mask_exact(seeds: Seeds, grid: Grid, num_masked: int, *, min_block: int | None = None) -> Tensor:
-    """EVA's masks with exactly `num_masked` patches each: static shapes, so no host sync and whole-graph compilation.
+    """Draw EVA's masks with exactly `num_masked` patches each, for static shapes and whole-graph compilation.
 
-    It departs from EVA only where EVA stops short (the `block_mask` of the same seed is a subset): what is missing
-    comes from further blocks of the same law, of which the last is cut to the count at its top or its bottom. Where ten
-    draws in a row meet no free patch, as in nearly full masks, all free patches stand in for the block.
+    They differ from EVA's only where EVA stops short (the `block_mask` of the same seed is a subset): the missing
+    patches come from further blocks of the same distribution, of which the last is cut to the count at its top or its
+    bottom. Where ten draws in a row find no free patch, as in nearly full masks, all free patches replace the block.
 
     Arguments, result and errors are those of `block_mask`.
     """
@@ -67,7 +65,7 @@ def block_mask_exact(seeds: Seeds, grid: Grid, num_masked: int, *, min_block: in
 
 
 def random_mask(seeds: Seeds, grid: Grid, num_masked: int) -> Tensor:
-    """Uniform masks with exactly `num_masked` patches each, every set of patches equally likely (SimMIM, MAE).
+    """Draw uniform masks with exactly `num_masked` patches each, every set equally likely (SimMIM, MAE).
 
     Arguments, result and errors are those of `block_mask`.
     """
@@ -77,22 +75,12 @@ def random_mask(seeds: Seeds, grid: Grid, num_masked: int) -> Tensor:
     if num_masked:
         chosen = np.argpartition(keys, num_masked - 1, axis=1)[:, :num_masked]
         np.put_along_axis(mask, chosen, True, axis=1)
-    drawn = torch.from_numpy(mask)
-    return drawn.to(seeds.device) if isinstance(seeds, Tensor) else drawn
+    return _as_tensor(mask, seeds)
 
 
 def _drawn(seeds: Seeds, grid: Grid, num_masked: int, min_block: int | None, *, exact: bool) -> Tensor:
     _check(grid, num_masked)
     min_block = _min_block(grid, min_block)
-    if isinstance(seeds, Tensor):
-        if runs_triton(seeds) and fused(seeds):  # seeds of a data loader lie on the CPU, whatever is forced
-            drawn: Tensor = torch.ops.vfm_kernels.block_mask(seeds.long(), *grid, num_masked, min_block, exact)
-            return drawn
-        return _plain(seeds, grid, num_masked, min_block, exact).to(seeds.device)
-    return _plain(seeds, grid, num_masked, min_block, exact)
-
-
-def _plain(seeds: Seeds, grid: Grid, num_masked: int, min_block: int, exact: bool) -> Tensor:
     keys = keys_of(seeds)
     bool_mask = np.zeros((len(keys), grid[0] * grid[1]), dtype=bool)
     for start in range(0, len(keys), PART):
@@ -100,21 +88,26 @@ def _plain(seeds: Seeds, grid: Grid, num_masked: int, min_block: int, exact: boo
         masks.cover()
         if exact:
             masks.fill()
-    return torch.from_numpy(bool_mask)
+    return _as_tensor(bool_mask, seeds)
+
+
+def _as_tensor(mask: Bools, seeds: Seeds) -> Tensor:
+    bool_mask = torch.from_numpy(mask)
+    return bool_mask.to(seeds.device) if isinstance(seeds, Tensor) else bool_mask
 
 
 class _Masks:
-    """Masks in the making, in `bool_mask` (B, N). Attempts are numbered; the seed alone fixes what each draws."""
+    """Unfinished masks, in `bool_mask` (B, N); each numbered attempt draws from the seed and its number alone."""
 
     def __init__(self, keys: Words, grid: Grid, num_masked: int, min_block: int, bool_mask: Bools) -> None:
         self.keys, self.grid, self.min_block, self.bool_mask = keys, grid, min_block, bool_mask
         self.missing: Ints = np.full(len(keys), num_masked)
         self.attempts: Ints = np.zeros(len(keys), dtype=np.int64)
-        self.down = np.tri(grid[0] + 1, grid[0], -1, dtype=np.float32)  # sums of what lies above
-        self.right = np.tri(grid[1] + 1, grid[1], -1, dtype=np.float32).T.copy()  # and to the left
+        self.down = np.tri(grid[0] + 1, grid[0], -1, dtype=np.float32)  # sums the rows above
+        self.right = np.tri(grid[1] + 1, grid[1], -1, dtype=np.float32).T.copy()  # sums the columns to the left
 
     def cover(self) -> None:
-        """EVA's algorithm: a block is taken if it masks something new and not too much."""
+        """Run EVA's algorithm: take a block if it masks at least one new patch and not more than are missing."""
         active = np.flatnonzero(self.missing)
         while len(active):
             masks, missing = self.bool_mask[active], self.missing[active]
@@ -126,7 +119,7 @@ class _Masks:
             active = active[taken & (missing > 0)]
 
     def fill(self) -> None:
-        """Brings every mask to its count: blocks of the same law, the last of them cut."""
+        """Bring every mask to its count with blocks of the same distribution, of which the last is cut."""
         active = np.flatnonzero(self.missing)
         while len(active):
             masks, missing = self.bool_mask[active], self.missing[active]
@@ -140,9 +133,10 @@ class _Masks:
             active = active[missing > 0]
 
     def _attempts(self, active: Ints) -> Ints:
-        """The next ten attempts at a block of each active mask: while none is taken, the mask stays as it is.
+        """Draw the next ten attempts at a block of each active mask.
 
-        A block as high or as wide as the grid has no patches: EVA rejects it.
+        All ten can be drawn at once because a mask does not change until one of them is taken. A block as high or as
+        wide as the grid gets no patches, because EVA rejects it.
 
         Returns:
             top, height, left, width, (4, A, T).
@@ -151,8 +145,8 @@ class _Masks:
         attempts = self.attempts[active, None] + np.arange(ATTEMPTS_PER_BLOCK)
         numbers = np.arange(COIN)[:, None, None]
         of_area, of_aspect, of_top, of_left = _uniforms(self.keys[active, None], attempts, numbers)
-        # As in `random.uniform`, the bounds of the area may be crossed: below `min_block` patches to go, larger blocks
-        # are still drawn, and count if most of their patches are masked already.
+        # As in `random.uniform`, the bounds of the area may be in reverse order: with fewer than `min_block` patches
+        # missing, larger blocks are still drawn, and are taken if most of their patches are masked already.
         area = self.min_block + (self.missing[active, None] - self.min_block) * of_area
         aspect = np.exp(LOG_MAX_ASPECT * (2 * of_aspect - 1))
         height, width = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
@@ -161,7 +155,7 @@ class _Masks:
         return np.array([of_top * (rows - height + 1), height, of_left * (columns - width + 1), width]).astype(np.int64)
 
     def _free_in(self, blocks: Ints, masks: Bools) -> Ints:
-        """Patches of each block that are not masked yet, (A, T): four looks into a table of the masked ones before."""
+        """Count the patches of each block that are not masked yet, (A, T), by a summed-area table of the masks."""
         (rows, columns), (top, height, left, width) = self.grid, blocks
         planes = masks.reshape(-1, rows, columns).astype(np.float32)
         table = (self.down @ (planes @ self.right)).ravel()  # (A, rows + 1, columns + 1)
@@ -172,35 +166,57 @@ class _Masks:
         return free
 
     def _chosen(self, active: Ints, usable: Bools) -> tuple[Bools, tuple[Any, ...]]:
-        """Of each mask's attempts (A, T): whether one is usable, and the place of the first such, else of the last."""
+        """Return whether each mask has a usable attempt (A, T), and the index of the first one, else of the last."""
         found: Bools = np.logical_or.reduce(usable, axis=1)
         which = np.where(found, usable.argmax(axis=1), ATTEMPTS_PER_BLOCK - 1)
         self.attempts[active] += which + 1
         return found, (slice(None), np.arange(len(which)), which)
 
     def _patches(self, block: Ints) -> Bools:
-        """The patches, (A, N), of a block each, (4, A)."""
+        """Return the patches (A, N) of one block for each mask (4, A)."""
         (rows, columns), (top, height, left, width) = self.grid, block[..., None]
         of_rows, of_columns = _span(top, height, rows), _span(left, width, columns)
         return of_rows.repeat(columns, axis=1) & np.tile(of_columns, rows)
 
 
+def keys_of(seeds: Seeds) -> Words:
+    """Map seeds to unrelated keys, also neighbouring ones; hashes kept in int64 tensors may be negative."""
+    if isinstance(seeds, Tensor):
+        seeds = seeds.cpu().numpy()
+    values = seeds if isinstance(seeds, np.ndarray) else np.array([int(seed) % 2**64 for seed in seeds], np.uint64)
+    return _scrambled(values.astype(np.uint64))
+
+
+def random_word(key: Words, number: Words) -> Words:
+    """Return the random word of a number in a key's stream by SplitMix64 (Steele et al. 2014).
+
+    The stream can be read at any number, so a draw does not depend on the order of drawing.
+    """
+    return _scrambled(key + (number + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
+
+
+def _scrambled(words: Words) -> Words:
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
+
+
 def _uniforms(keys: Words, attempts: Ints, number: Ints | int) -> NDArray[np.floating[Any]]:
-    """So numbered among the uniforms of a key's attempts."""
+    """Return the uniform of a number within each attempt, in [0, 1) with 53 bits."""
     words = random_word(keys, (attempts * UNIFORMS_PER_ATTEMPT + number).astype(np.uint64))
     uniforms: NDArray[np.floating[Any]] = (words >> np.uint64(11)) * 2.0**-53
     return uniforms
 
 
 def _span(start: Ints, length: Ints, size: int) -> Bools:
-    """Which of `size` places lie within the span of each row, (A, 1): (A, size)."""
+    """Return which of `size` places are within each row's span, given as (A, 1): (A, size)."""
     places = np.arange(size)
     within: Bools = (places >= start) & (places < start + length)
     return within
 
 
 def _first(mask: Bools, count: Ints, *, from_top: Bools) -> Bools:
-    """At most `count` of each mask's patches: the last where it is cut from the top, else the first."""
+    """Return at most `count` patches of each mask: the last ones where it is cut from the top, else the first."""
     rank = np.cumsum(mask, axis=1)
     beyond = np.where(from_top, rank[:, -1] - count, 0)[:, None]
     return mask & (rank > beyond) & (rank <= np.where(from_top, rank[:, -1], count)[:, None])
@@ -208,9 +224,9 @@ def _first(mask: Bools, count: Ints, *, from_top: Bools) -> Bools:
 
 def _check(grid: Grid, num_masked: int) -> None:
     if min(grid) < 2:
-        raise ValueError(f"grid is {grid}; masks need at least 2 rows and 2 columns of patches")
+        raise ValueError(f"grid must have at least 2 rows and 2 columns of patches, got {grid}")
     if not 0 <= num_masked <= grid[0] * grid[1]:
-        raise ValueError(f"num_masked is {num_masked}; a grid of {grid} allows 0 to {grid[0] * grid[1]}")
+        raise ValueError(f"num_masked must be between 0 and {grid[0] * grid[1]} for a grid of {grid}, got {num_masked}")
 
 
 def _min_block(grid: Grid, min_block: int | None) -> int:
@@ -218,20 +234,5 @@ def _min_block(grid: Grid, min_block: int | None) -> int:
     if min_block is None:
         return max(1, round(num_patches * 16 / 256))
     if not 1 <= min_block <= num_patches:
-        raise ValueError(f"min_block is {min_block}; a grid of {grid} allows 1 to {num_patches}")
+        raise ValueError(f"min_block must be between 1 and {num_patches} for a grid of {grid}, got {min_block}")
     return min_block
-
-
-def _run(seeds: Tensor, rows: int, columns: int, num_masked: int, min_block: int, exact: bool) -> Tensor:
-    if runs_triton(seeds):
-        from vfm_kernels.launch import masking
-
-        return masking.block_mask(seeds, rows, columns, num_masked, min_block, exact)
-    return _plain(seeds, (rows, columns), num_masked, min_block, exact).to(seeds.device)
-
-
-define(
-    "block_mask(Tensor seeds, SymInt rows, SymInt columns, SymInt num_masked, SymInt min_block, bool exact) -> Tensor",
-    _run,
-    lambda seeds, rows, columns, *_: seeds.new_empty(len(seeds), rows * columns, dtype=torch.bool),
-)

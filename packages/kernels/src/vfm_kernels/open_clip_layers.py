@@ -1,4 +1,4 @@
-"""open_clip's blocks with our ops in their forward: what they hold, and what their checkpoints hold, is open_clip's."""
+"""open_clip's blocks with our ops in their forward; parameters and checkpoints are those of open_clip."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -26,7 +26,7 @@ class FusedResidualAttentionBlock(ResidualAttentionBlock):  # type: ignore[misc]
             k_x = None if k_x is None else self.ln_1_kv(k_x)
             v_x = None if v_x is None else self.ln_1_kv(v_x)
         else:
-            k_x, v_x = None, None  # as open_clip has it: without a norm of their own they are not looked at
+            k_x, v_x = None, None  # as in open_clip, which ignores them without a norm of their own
         branch = self.attention(q_x=self.ln_1(q_x), k_x=k_x, v_x=v_x, attn_mask=attn_mask)
         return _rest(self, q_x, branch)
 
@@ -39,6 +39,7 @@ class FusedCustomResidualAttentionBlock(CustomResidualAttentionBlock):  # type: 
 
 
 def _rest(block: Any, x: Tensor, branch: Tensor) -> Tensor:
+    """Apply the rest of a block to its input and the output of its attention."""
     norm, layer_scale = block.ln_2, getattr(block.ls_1, "gamma", None)
     x, normed = add_layer_norm(x, branch, norm.weight, norm.bias, norm.eps, layer_scale=layer_scale)
     result: Tensor = x + block.ls_2(block.mlp(normed))
@@ -46,17 +47,17 @@ def _rest(block: Any, x: Tensor, branch: Tensor) -> Tensor:
 
 
 def reason_against(block: Any, model: nn.Module) -> str | None:
-    """Why a block of a known class keeps its forward in this model; None if it need not."""
+    """Return why a block of a known class keeps its forward in this model; None if it can be replaced."""
     if type(block.ln_2) not in (nn.LayerNorm, LayerNorm, LayerNormFp32):
         return f"its second norm is {type(block.ln_2).__name__}"
     return None
 
 
 def patch_projections(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
-    """Convolutions of patches that do not overlap, which are matrix products, by their towers' names."""
+    """Yield the convolutions of patches that do not overlap, which are matrix products, with their names."""
     for name, layer in model.named_modules():
         if isinstance(layer, VisionTransformer) and is_of_patches(layer.conv1):
-            yield name, layer.conv1
+            yield f"{name}.conv1" if name else "conv1", layer.conv1
 
 
 FUSED: dict[type[nn.Module], tuple[type[nn.Module], str]] = {

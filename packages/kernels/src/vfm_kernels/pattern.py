@@ -1,15 +1,13 @@
-"""What an attention is, beside its heads: who sees whom, how scores are scaled, which angles turn queries and keys."""
+"""Description of an attention apart from its heads: mask, scale and rotary angles."""
 
-# B batch, N tokens, H heads, D width of a head, P positions of the table, S sequences of one long row
+# B batch, N tokens, H heads, D width of a head, P positions of the table, S sequences in one long row
 
 import math
 from typing import NamedTuple
 
 from torch import Tensor
 
-from vfm_kernels.rope import rotate
-
-# Of the fields of `Pattern`, in their order.
+# Schema of the fields of `Pattern`, in their order.
 SCHEMA = (
     "Tensor? sin, Tensor? cos, Tensor? positions, SymInt num_prefix_tokens, Tensor? cu_seqlens,"
     " SymInt max_seqlen, bool causal, float scale"
@@ -17,9 +15,9 @@ SCHEMA = (
 
 
 class Pattern(NamedTuple):
-    """In the order of the ops' arguments; `attention` says what each is."""
+    """Mask, scale and angles in the order of the ops' arguments; `attention` documents each."""
 
-    sin: Tensor | None  # (B, P, D / 2), stride 0 where all samples share
+    sin: Tensor | None  # (B, P, D / 2), stride 0 over the batch where all samples share a table
     cos: Tensor | None
     positions: Tensor | None
     num_prefix_tokens: int
@@ -29,7 +27,7 @@ class Pattern(NamedTuple):
     scale: float
 
     @classmethod
-    def of(
+    def from_arguments(
         cls,
         q: Tensor,
         k: Tensor,
@@ -43,46 +41,41 @@ class Pattern(NamedTuple):
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
     ) -> "Pattern":
-        """Of the arguments of `attention`, which are checked.
+        """Check the arguments of `attention` and fill in their defaults.
 
         Raises:
-            ValueError: shapes that do not fit.
+            ValueError: shapes, dtypes, devices or numbers do not fit.
         """
         if q.ndim != 4 or q.shape != k.shape or q.shape != v.shape:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (q, k, v))
-            raise ValueError(f"q, k, v are {shapes}; they must be (B, N, H, D), all alike")
+            raise ValueError(f"expected q, k, v of equal shape (B, N, H, D), got {shapes}")
         if q.dtype != k.dtype or q.dtype != v.dtype:
-            raise ValueError(f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}; they must be of one dtype")
+            raise ValueError(f"expected q, k, v of one dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
         if q.device != k.device or q.device != v.device:
-            raise ValueError(f"q, k, v lie on {q.device}, {k.device}, {v.device}; they must lie on one device")
+            raise ValueError(f"expected q, k, v on one device, got {q.device}, {k.device}, {v.device}")
         batch, num_tokens, _, width = q.shape
         if cu_seqlens is not None and batch != 1:
-            raise ValueError(f"cu_seqlens parts one long row, and the batch is {batch}; it must be 1")
+            raise ValueError(f"cu_seqlens needs a batch of 1 (one long row of sequences), got {batch}")
         if sin is not None and cos is not None:
             if sin.shape != cos.shape or sin.ndim not in (2, 3) or sin.shape[-1] * 2 != width:
-                raise ValueError(f"sin is {tuple(sin.shape)}, cos {tuple(cos.shape)}; heads need (P, {width // 2})")
+                shapes = f"{tuple(sin.shape)} and {tuple(cos.shape)}"
+                raise ValueError(f"expected sin and cos of shape (P, {width // 2}) for heads of {width}, got {shapes}")
             if positions is None and (cu_seqlens is not None or sin.shape[-2] != num_tokens - num_prefix_tokens):
                 raise ValueError(
-                    f"a table of {sin.shape[-2]} rows for {num_tokens} tokens, {num_prefix_tokens} of them without a"
-                    " position: these, and several sequences, need `positions`"
+                    f"a table of {sin.shape[-2]} rows does not fit {num_tokens} tokens with {num_prefix_tokens} prefix"
+                    " tokens, or there are several sequences: pass `positions`"
                 )
             if positions is not None and positions.shape != (batch, num_tokens):
-                raise ValueError(f"positions are {tuple(positions.shape)}; they must be {(batch, num_tokens)}")
+                raise ValueError(f"expected positions of shape {(batch, num_tokens)}, got {tuple(positions.shape)}")
             sin, cos = (table.expand(batch, *table.shape[-2:]) for table in (sin, cos))
         elif sin is not None or cos is not None:
-            raise ValueError("sin and cos go together; one of them is missing")
+            raise ValueError("sin and cos must be given together")
         longest = num_tokens if max_seqlen is None or cu_seqlens is None else max_seqlen
         scale = 1 / math.sqrt(width) if scale is None else scale
         if scale <= 0:
-            raise ValueError(f"scale is {scale}; it must be above 0")
+            raise ValueError(f"scale must be above 0, got {scale}")
         return cls(sin, cos, positions, num_prefix_tokens, cu_seqlens, longest, causal, scale)
 
-    def turned(self, heads: Tensor, inverse: bool = False) -> Tensor:
-        """Queries or keys (B, N, H, D) as the scores see them, by the plain form of `rope_2d`."""
-        if self.sin is None or self.cos is None:
-            return heads
-        return rotate(heads, self.sin, self.cos, heads.shape[2], self.num_prefix_tokens, self.positions, inverse)
-
     def without_rope(self) -> "Pattern":
-        """The rest of it, for queries and keys that have been turned."""
+        """Return the pattern without angles, for queries and keys that are already rotated."""
         return self._replace(sin=None, cos=None, positions=None, num_prefix_tokens=0)

@@ -1,9 +1,9 @@
-"""The dtype in which losses are computed."""
+"""The dtype of losses and statistics."""
 
 import torch
 from torch import Tensor
 
 
 def at_least_fp32(tensor: Tensor) -> Tensor:
-    """The tensor in fp32, or as it is if it is wider: half precision is for activations, not for losses."""
+    """Return the tensor in fp32, or unchanged if it is wider: half precision is for activations, not for losses."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

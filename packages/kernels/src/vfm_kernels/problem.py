@@ -1,4 +1,4 @@
-"""An attention as its backends judge it: sizes and the machine, no values."""
+"""An attention problem, by which backends are chosen: sizes and device, no values."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from vfm_kernels.dispatch import not_supported_reasons
 
 @dataclass(frozen=True)
 class Problem:
-    """An attention as the backends judge it: sizes and the machine, no values.
+    """Sizes, dtype and device of an attention.
 
     Attributes:
         shape: (B, N, H, D).
         dtype: of queries, keys and values.
         device: `cuda`, `cpu`, ...
         capability: of the CUDA device, (0, 0) elsewhere.
-        no_kernels: why Triton's kernels cannot run on this device and dtype at all; empty if they can.
+        no_kernels: why Triton kernels cannot run on this device and dtype at all; empty if they can.
         longest: tokens of the longest sequence.
-        causal: a token sees those before it.
-        varlen: sequences lie one behind the other.
+        causal: a token sees only itself and earlier tokens.
+        varlen: sequences of several lengths are concatenated in one row.
     """
 
     shape: tuple[int, int, int, int]
@@ -34,15 +34,17 @@ class Problem:
 
     @property
     def num_tokens(self) -> int:
+        """Tokens of a sample."""
         return self.shape[1]
 
     @property
     def width(self) -> int:
+        """Width of a head."""
         return self.shape[3]
 
 
-def problem_of(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], causal: bool, varlen: bool) -> Problem:
-    """Of (B, N, H, D, longest sequence) on a device that is here."""
+def problem_on(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], causal: bool, varlen: bool) -> Problem:
+    """Return the problem of (B, N, H, D, longest sequence) on a device of this machine."""
     no_kernels = tuple(not_supported_reasons(torch.empty(0, dtype=dtype, device=device)))
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     batch, num_tokens, num_heads, width, longest = shape
@@ -50,9 +52,9 @@ def problem_of(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...],
     return Problem(sizes, dtype, device.type, capability, no_kernels, longest, causal, varlen)
 
 
-def without_device(
+def hypothetical_problem(
     shape: tuple[int, int, int, int], dtype: torch.dtype, capability: tuple[int, int], **kind: bool
 ) -> Problem:
-    """A problem on a CUDA device that need not be here; Triton must be, as kernels are Python."""
+    """Return a problem on a CUDA device that this machine need not have; kernels still need Triton."""
     no_kernels = () if importlib.util.find_spec("triton") else ("triton is not installed",)
     return Problem(shape, dtype, "cuda", capability, no_kernels, shape[1], **kind)

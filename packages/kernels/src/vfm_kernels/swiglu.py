@@ -8,19 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vfm_kernels.dispatch import fused, runs_triton
+from vfm_kernels.dispatch import fused, launchers, runs_triton
 from vfm_kernels.library import define, differentiate
 from vfm_kernels.precision import at_least_fp32
 
 
 def swiglu_subln(gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
-    """`layer_norm(silu(gate) * value)` over the first W columns; the columns beyond are zero in the result.
+    """Compute `layer_norm(silu(gate) * value)` over the first W columns; the other columns of the result are zero.
 
-    With the width of the norm's weight as W, linear layers may be padded to what tensor cores like (2730 to 2752) and
-    the model computes what it did: `pad_swiglu`. Without padding it is timm's `SwiGLU` between its linear layers.
+    W is the width of the norm's weight, so linear layers may be padded to a width that suits tensor cores (2730 to
+    2752) without a change of the result: see `pad_swiglu`. Without padding it is timm's `SwiGLU` between its linear
+    layers.
 
     Args:
-        gate: (..., P); its columns from W on count for nothing.
+        gate: (..., P); its columns from W on are ignored.
         value: (..., P).
         weight: (W,), W <= P, any float dtype.
         bias: (W,).
@@ -30,13 +31,13 @@ def swiglu_subln(gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor, eps:
         (..., P) in the dtype of `gate`; statistics are fp32 (fp64 for fp64).
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes do not fit.
 
     Source: Fang et al. 2023, EVA-02 (arXiv:2303.11331), section 2.1; Shazeer 2020, GLU variants (arXiv:2002.05202).
     """
     if gate.shape != value.shape or weight.shape != bias.shape or len(weight) > gate.shape[-1]:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (gate, value, weight, bias))
-        raise ValueError(f"gate, value, weight, bias are {shapes}; they must be (..., P), (..., P), (W,), (W,), W <= P")
+        raise ValueError(f"expected gate, value, weight, bias of (..., P), (..., P), (W,), (W,), W <= P, got {shapes}")
     if not fused(gate):
         return swiglu_subln_plain(gate, value, weight, bias, eps)
     rows = (tensor.flatten(0, -2) for tensor in (gate, value))
@@ -46,7 +47,7 @@ def swiglu_subln(gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor, eps:
 
 
 def swiglu_subln_plain(gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """The plain twin."""
+    """Compute the same in plain torch."""
     width = len(weight)
     hidden = at_least_fp32(F.silu(at_least_fp32(gate[..., :width])) * value[..., :width])
     with torch.autocast(gate.device.type, enabled=False):
@@ -56,9 +57,9 @@ def swiglu_subln_plain(gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor
 
 def _run(gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     if runs_triton(gate):
-        from vfm_kernels.launch import swiglu
-
-        return swiglu.forward(gate, value, weight, bias, eps)
+        buffers = forward_buffers(gate, value, weight, bias, eps)
+        launchers().swiglu_forward(gate, value, weight, bias, eps, *buffers)
+        return buffers
     hidden = _hidden(gate, value, len(weight))
     variance, mean = torch.var_mean(hidden, dim=-1, correction=0)
     return swiglu_subln_plain(gate, value, weight, bias, eps), mean, (variance + eps).rsqrt()
@@ -67,11 +68,11 @@ def _run(gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor, eps: float) 
 def _run_backward(
     d_out: Tensor, gate: Tensor, value: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of gate, value, weight and bias, in closed form."""
+    """Compute the gradients of gate, value, weight and bias in closed form."""
     if runs_triton(gate):
-        from vfm_kernels.launch import swiglu
-
-        return swiglu.backward(d_out, gate, value, weight, mean, rstd)
+        buffers = backward_buffers(d_out, gate, value, weight, mean, rstd)
+        launchers().swiglu_backward(d_out, gate, value, weight, mean, rstd, *buffers)
+        return buffers
     width, padding = len(weight), gate.shape[-1] - len(weight)
     g, v, dy = (at_least_fp32(tensor[:, :width]) for tensor in (gate, value, d_out))
     sigmoid = g.sigmoid()
@@ -91,6 +92,7 @@ def _hidden(gate: Tensor, value: Tensor, width: int) -> Tensor:
 def forward_buffers(
     gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Return buffers of the result (R, P) and of the norm's statistics (R,): mean and inverse standard deviation."""
     statistics = torch.promote_types(gate.dtype, torch.float32)
     mean, rstd = (torch.empty(len(gate), dtype=statistics, device=gate.device) for _ in range(2))
     return torch.empty_like(gate, memory_format=torch.contiguous_format), mean, rstd
@@ -99,6 +101,7 @@ def forward_buffers(
 def backward_buffers(
     d_out: Tensor, gate: Tensor, value: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return buffers of the four gradients."""
     d_gate, d_value = (torch.empty_like(gate, memory_format=torch.contiguous_format) for _ in range(2))
     return d_gate, d_value, weight.new_empty(len(weight)), weight.new_empty(len(weight))
 

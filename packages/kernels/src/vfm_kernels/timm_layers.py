@@ -1,4 +1,4 @@
-"""timm's layers with our ops in their forward: what they hold, and what their checkpoints hold, is timm's."""
+"""timm's layers with our ops in their forward; parameters and checkpoints are those of timm."""
 
 # B batch, N tokens, H heads, D width of a head
 
@@ -30,7 +30,7 @@ class FusedSwiGLU(SwiGLU):  # type: ignore[misc]
 
 
 class FusedEvaAttention(EvaAttention):  # type: ignore[misc]
-    """Attention in one pass over the heads where the linear layers wrote them, rotary positions and all."""
+    """Attention and rotary positions in one pass over the heads where the linear layers wrote them."""
 
     def forward(
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
@@ -39,7 +39,7 @@ class FusedEvaAttention(EvaAttention):  # type: ignore[misc]
             return super().forward(x, rope=rope, attn_mask=attn_mask, is_causal=is_causal)  # type: ignore[no-any-return]
         pattern: dict[str, Any] = {"causal": is_causal}
         if rope is not None:
-            # (N, 2 D), or (B, 1, N, 2 D) where patches were dropped; timm repeats each angle for both of a pair.
+            # (N, 2 D), or (B, 1, N, 2 D) with patch dropout; timm repeats each angle for both channels of a pair.
             sin, cos = (half[..., ::2] for half in (rope if rope.ndim == 2 else rope.squeeze(1)).chunk(2, dim=-1))
             pattern |= {"sin": sin, "cos": cos, "num_prefix_tokens": self.num_prefix_tokens}
         batch, num_tokens, _ = x.shape
@@ -66,7 +66,7 @@ class FusedAttention(Attention):  # type: ignore[misc]
         if isinstance(self.q_norm, nn.Identity):
             return projected(self, x, attention_packed(packed, **kind))
         q, k, v = packed.unbind(2)
-        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)  # under autocast a norm may give fp32
+        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)  # under autocast a norm may return fp32
         return projected(self, x, attention(q, k, v, **kind))
 
 
@@ -94,7 +94,7 @@ class FusedBlock(Block):  # type: ignore[misc]
 
 
 class SubsetEvaBlock(EvaBlock):  # type: ignore[misc]
-    """Drop path by part of the batch, in training."""
+    """Drop path by running branches on a subset of the batch in training."""
 
     def forward(
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
@@ -116,7 +116,7 @@ class SubsetEvaBlock(EvaBlock):  # type: ignore[misc]
 
 
 class SubsetBlock(Block):  # type: ignore[misc]
-    """Drop path by part of the batch, in training."""
+    """Drop path by running branches on a subset of the batch in training."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         if not self.training:
@@ -135,22 +135,22 @@ SUBSET: dict[type[nn.Module], type[nn.Module]] = {EvaBlock: SubsetEvaBlock, Bloc
 
 
 def _of(tensor: Tensor | None, index: Tensor, batch: int) -> Tensor | None:
-    """Angles or masks of some samples, where they have a sample's dimension at all."""
+    """Select the angles or masks of some samples; those that all samples share are returned unchanged."""
     return tensor[index] if tensor is not None and tensor.ndim == 4 and len(tensor) == batch else tensor
 
 
 def is_plain(layer: Any, attn_mask: Tensor | None) -> bool:
-    """Whether this call of an attention is one of ours: no mask, no dropout, and nobody asks to see the weights."""
+    """Return whether our ops support this call of an attention: no mask, no dropout, no request for the weights."""
     return attn_mask is None and layer.fused_attn and not (layer.training and layer.attn_drop.p > 0)
 
 
 def backend_of(heads: Tensor) -> str | None:
-    """Torch's for fp32 on a GPU: our tiles are for half precision, and kernels that are forced would be refused."""
+    """Return torch's backend for fp32 on a GPU, where our kernels support half precision only; None elsewhere."""
     return "sdpa_efficient" if heads.device.type == "cuda" and heads.dtype not in HALF else None
 
 
 def projected(layer: Any, x: Tensor, mixed: Tensor) -> Tensor:
-    """What an attention of `x` does after its heads (B, N, H, D) are mixed: norm, gate, linear layer, dropout."""
+    """Apply the rest of an attention of `x` to its mixed heads (B, N, H, D): norm, gate, linear layer, dropout."""
     mixed = layer.norm(mixed.flatten(2))
     result: Tensor = layer.proj_drop(layer.proj(mixed if layer.gate is None else mixed * layer.gate(x).sigmoid()))
     return result
@@ -159,7 +159,7 @@ def projected(layer: Any, x: Tensor, mixed: Tensor) -> Tensor:
 def sum_and_norm(
     x: Tensor, branch: Tensor, norm: Any, layer_scale: Tensor | None, drop_path: nn.Module
 ) -> tuple[Tensor, Tensor]:
-    """`add_layer_norm` of a block's modules; drop path draws what timm's would have drawn."""
+    """Call `add_layer_norm` with a block's modules; drop path draws the same numbers as timm's."""
     drop_scale = None
     if isinstance(drop_path, DropPath) and drop_path.training and drop_path.drop_prob > 0:
         keep = 1 - drop_path.drop_prob
@@ -170,19 +170,19 @@ def sum_and_norm(
 
 
 def is_layer_norm(norm: Any) -> bool:
-    """Whether a norm is a layer norm with weight and bias, over the last dimension."""
-    known = type(norm) in (nn.LayerNorm, LayerNorm, LayerNormFp32)
-    return known and isinstance(norm.weight, Tensor) and isinstance(norm.bias, Tensor)
+    """Return whether a norm is a layer norm with weight and bias over the last dimension."""
+    is_layer_norm_class = type(norm) in (nn.LayerNorm, LayerNorm, LayerNormFp32)
+    return is_layer_norm_class and isinstance(norm.weight, Tensor) and isinstance(norm.bias, Tensor)
 
 
 def known_attentions(model: nn.Module) -> set[nn.Module]:
-    """Attentions whose `Eva` gives them no angles, or some that all heads share."""
+    """Return the attentions whose `Eva` gives them no angles or angles that all heads share."""
     owners: list[Any] = [module for module in model.modules() if isinstance(module, Eva)]
     return {block.attn for owner in owners if not getattr(owner, "rope_mixed", False) for block in owner.blocks}
 
 
 def reason_against(module: Any, model: nn.Module) -> str | None:
-    """Why a layer of a known class keeps its forward in this model; None if it need not."""
+    """Return why a layer of a known class keeps its forward in this model; None if it can be replaced."""
     if isinstance(module, SwiGLU):
         if not is_layer_norm(module.norm):
             return "it has no layer norm"
@@ -199,24 +199,24 @@ def _reason_against_attention(module: Any, model: nn.Module) -> str | None:
     if not module.fused_attn:
         return "its fused attention is switched off"
     if module.head_dim % 8 or module.head_dim > WIDEST:
-        return f"its heads are {module.head_dim} wide; they must be a multiple of 8, up to {WIDEST}"
+        return f"its heads are {module.head_dim} wide; the width must be a multiple of 8, at most {WIDEST}"
     if isinstance(module, EvaAttention):
         if module not in known_attentions(model):
-            return "its model gives each head rotary positions of its own, or is none that is known"
+            return "its model has rotary positions for each head, or is not a known class"
         if module.rotate_half or module.qkv_bias_separate or not isinstance(module.q_norm, nn.Identity):
-            return "it rotates halves, adds the bias apart, or normalises queries"
+            return "it rotates halves, adds the bias separately, or normalises queries"
     return None
 
 
 def patch_projections(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
-    """Convolutions of patches that do not overlap, which are matrix products, by their layers' names."""
+    """Yield the convolutions of patches that do not overlap, which are matrix products, with their names."""
     for name, layer in model.named_modules():
         if isinstance(layer, PatchEmbed) and is_of_patches(layer.proj):
-            yield name, layer.proj
+            yield f"{name}.proj" if name else "proj", layer.proj
 
 
 def is_of_patches(convolution: Any) -> bool:
-    """Whether a layer is a plain convolution of patches side by side."""
+    """Return whether a layer is a plain convolution of adjacent patches."""
     plain = type(convolution) is nn.Conv2d and convolution.groups == 1 and not any(convolution.padding)
     return plain and convolution.kernel_size == convolution.stride
 

@@ -1,4 +1,4 @@
-"""Moving tokens: dropped tokens out and back, masked ones apart; all with static shapes and without host sync."""
+"""Token selection for masked and dropped patches: static shapes, no synchronisation with the host."""
 
 # B batch, N tokens, K kept tokens, D width
 
@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vfm_kernels.dispatch import fused, runs_triton
+from vfm_kernels.dispatch import fused, launchers, runs_triton
 from vfm_kernels.library import define, differentiate
 
 
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
-    """The tokens of each sample that `index` names, in its order: visible tokens of MAE, kept tokens of FLIP.
+    """Select tokens of each sample by index, in its order: visible tokens of MAE, kept tokens of FLIP.
 
     Args:
         tokens: (B, N, D).
@@ -32,7 +32,7 @@ def scatter_tokens(tokens: Tensor, index: Tensor, num_tokens: int, fill: Tensor 
 
     Args:
         tokens: (B, K, D).
-        index: (B, K) integers in [0, num_tokens), none twice in a sample.
+        index: (B, K) integers in [0, num_tokens), distinct within a sample.
         num_tokens: N of the result.
         fill: broadcasts to (B, N, D), cast to the tokens' dtype; zeros by default.
 
@@ -57,18 +57,18 @@ def patch_dropout_index(
     num_prefix_tokens: int = 0,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Which tokens survive patch dropout (FLIP, EVA-CLIP): a uniform choice of exactly `keep` patches per sample.
+    """Draw the tokens that patch dropout keeps (FLIP, EVA-CLIP): a uniform choice of exactly `keep` patches per sample.
 
-    The choice is in ascending order, so position embeddings and RoPE tables are read in runs.
+    The index is in ascending order, so position embeddings and RoPE tables are read in runs.
 
     Args:
         batch: B.
         num_tokens: tokens of a sample, prefix tokens (CLS, registers) and patches.
-        keep: patches kept, prefix tokens not counted. On GPUs, a total just below a multiple of 64 (127 + CLS of 256)
-            fills attention tiles; one above wastes them.
-        generator: on the device asked for; torch's global one by default.
+        keep: patches kept, without prefix tokens. On GPUs, a total just below a multiple of 64 (127 + CLS of 256) fills
+            attention tiles; one just above wastes them.
+        generator: on `device`; torch's global one by default.
         num_prefix_tokens: leading tokens that are always kept.
-        device: where the index lives; the generator's own by default.
+        device: of the index; the generator's own by default.
 
     Returns:
         (B, num_prefix_tokens + keep) int64, for `gather_tokens`.
@@ -80,7 +80,7 @@ def patch_dropout_index(
     """
     num_patches = num_tokens - num_prefix_tokens
     if not 1 <= keep <= num_patches:
-        raise ValueError(f"keep is {keep}; {num_patches} patches allow 1 to {num_patches}")
+        raise ValueError(f"keep must be between 1 and {num_patches}, got {keep}")
     if device is None and generator is not None:
         device = generator.device
     keys = torch.rand(batch, num_patches, generator=generator, device=device)
@@ -90,10 +90,11 @@ def patch_dropout_index(
 
 
 def masked_index(bool_mask: Tensor, num_masked: int) -> Tensor:
-    """Positions of the masked tokens in ascending order, for masks of equal count (`block_mask_exact`, `random_mask`).
+    """Return the positions of the masked tokens in ascending order, for masks of equal count (`block_mask_exact`).
 
-    With `gather_tokens` it is `tokens[bool_mask]` of a known shape, which spares a GPU the host sync of `nonzero`.
-    Of a mask with more than `num_masked` the first are taken; one with fewer is filled up with unmasked positions.
+    `gather_tokens` with this index is `tokens[bool_mask]` with a static shape, without the host synchronisation of
+    `nonzero`. A mask with more than `num_masked` tokens is cut to the first ones; one with fewer is filled up with
+    unmasked positions.
 
     Args:
         bool_mask: (B, N), True = masked.
@@ -106,24 +107,22 @@ def masked_index(bool_mask: Tensor, num_masked: int) -> Tensor:
 
 
 def _rows(index: Tensor, tokens: Tensor) -> Tensor:
-    """The index for every channel, (B, K, D)."""
+    """Expand the index to every channel: (B, K, D)."""
     return index.long().unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
 
 
 def _run_gather(tokens: Tensor, index: Tensor) -> Tensor:
     if runs_triton(tokens):
-        from vfm_kernels.launch import tokens as on_device
-
-        return on_device.gather(tokens, index)
+        gathered: Tensor = launchers().gather_tokens(tokens, index)
+        return gathered
     return tokens.gather(1, _rows(index, tokens))
 
 
 def _run_scatter(tokens: Tensor, index: Tensor, num_tokens: int, fill: Tensor | None) -> Tensor:
-    """Where the index names a place twice, as gathering may, the sum is put there: gathering's gradient."""
+    """Scatter tokens; a position that the index holds twice gets the sum, as gathering's gradient needs it."""
     if runs_triton(tokens):
-        from vfm_kernels.launch import tokens as on_device
-
-        return on_device.scatter(tokens, index, num_tokens, fill)
+        scattered: Tensor = launchers().scatter_tokens(tokens, index, num_tokens, fill)
+        return scattered
     rows = _rows(index, tokens)
     base = tokens.new_zeros(len(tokens), num_tokens, tokens.shape[-1]) if fill is None else fill.scatter(1, rows, 0.0)
     return base.scatter_add(1, rows, tokens)

@@ -2,7 +2,8 @@
 
 import torch
 
-from vfm_kernels.launch import add_layer_norm
+from vfm_kernels.add_layer_norm import backward_buffers, forward_buffers
+from vfm_kernels.triton import add_layer_norm_backward, add_layer_norm_forward
 
 
 def run(width: int, stream: torch.dtype, *, scaled: bool) -> None:
@@ -10,8 +11,11 @@ def run(width: int, stream: torch.dtype, *, scaled: bool) -> None:
     branch = torch.empty(65792, width, dtype=torch.bfloat16, device="meta")
     weight, bias = torch.empty(width, device="meta"), torch.empty(width, device="meta")
     scales = (torch.empty(width, device="meta"), torch.empty(256, device="meta")) if scaled else (None, None)
-    summed, normed, mean, rstd = add_layer_norm.forward(residual, branch, weight, bias, *scales, 1e-6)
-    add_layer_norm.backward(summed, normed, summed, branch, weight, *scales, mean, rstd)
+    inputs = (residual, branch, weight, bias, *scales, 1e-6)
+    summed, normed, mean, rstd = buffers = forward_buffers(*inputs)
+    add_layer_norm_forward(*inputs, *buffers)
+    inputs = (summed, normed, summed, branch, weight, *scales, mean, rstd)
+    add_layer_norm_backward(*inputs, *backward_buffers(*inputs))
 
 
 CASES = {

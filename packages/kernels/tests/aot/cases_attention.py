@@ -2,35 +2,35 @@
 
 import torch
 
-from vfm_kernels import launch
-from vfm_kernels.launch import attention
+from vfm_kernels.attention import forward_buffers
 from vfm_kernels.pattern import Pattern
+from vfm_kernels.triton import attention_backward, attention_forward, launch
 
 CPU = torch.device("cpu")
 
 
 def run(width: int, num_tokens: int, kernel: str, *, num_heads: int = 16, rope: bool = False, **kind: bool) -> None:
     if kernel == "short" and launch.architecture(CPU) != "sm90":
-        return  # the backend refuses all but Hopper
+        return  # the backend supports Hopper only
     qkv = torch.empty(64, num_tokens, 3, num_heads, width, dtype=torch.bfloat16, device="meta")
     if kind.pop("varlen", False):
         qkv = qkv[:1]
         kind["cu_seqlens"] = torch.empty(9, dtype=torch.int32, device="meta")
     if rope:
         kind["sin"] = kind["cos"] = torch.empty(num_tokens - 1, width // 2, device="meta")
-    pattern = Pattern.of(*qkv.unbind(2), num_prefix_tokens=int(rope), **kind)
+    pattern = Pattern.from_arguments(*qkv.unbind(2), num_prefix_tokens=int(rope), **kind)
+    out, lse = forward_buffers(qkv[:, :, 0])
     if kernel != "backward":
-        attention.forward(*qkv.unbind(2), pattern, short=kernel == "short")
+        attention_forward(*qkv.unbind(2), out, lse, pattern, short=kernel == "short")
         return
-    out, lse = attention.forward_buffers(qkv[:, :, 0])
-    attention.backward(out, out, lse, *qkv.unbind(2), *torch.empty_like(qkv).unbind(2), pattern)
+    attention_backward(out, out, lse, *qkv.unbind(2), *torch.empty_like(qkv).unbind(2), pattern)
 
 
 def cases(kernel: str, *widths: int, **kind: bool) -> dict:
     def of(width: int):
         return (f"attention_{kernel}", width, lambda: run(width, 257, kernel, **kind))
 
-    name = " ".join([kernel, *(word for word, is_so in kind.items() if is_so)])
+    name = " ".join([kernel, *(word for word, is_set in kind.items() if is_set)])
     return {f"{name} {width}": of(width) for width in widths}
 
 

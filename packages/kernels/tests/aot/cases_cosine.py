@@ -2,13 +2,13 @@
 
 import torch
 
-from vfm_kernels.launch.cosine import cosine_and_gradient, scale
+from vfm_kernels.triton import masked_cosine, scale
 
 
 def run(width: int) -> None:
     prediction = torch.empty(65536, width, dtype=torch.bfloat16, device="meta")
     masked = torch.empty(65536, dtype=torch.bool, device="meta")
-    cosine_and_gradient(prediction, prediction, masked, 1e-8)
+    masked_cosine(prediction, prediction, masked, 1e-8)
 
 
 def run_scale() -> None:

@@ -2,14 +2,17 @@
 
 import torch
 
-from vfm_kernels.launch import swiglu
+from vfm_kernels.swiglu import backward_buffers, forward_buffers
+from vfm_kernels.triton import swiglu_backward, swiglu_forward
 
 
 def run(width: int, padded: int) -> None:
     gate, value, d_out = (torch.empty(65792, padded, dtype=torch.bfloat16, device="meta") for _ in range(3))
     weight, bias = torch.empty(width, device="meta"), torch.empty(width, device="meta")
-    _, mean, rstd = swiglu.forward(gate, value, weight, bias, 1e-6)
-    swiglu.backward(d_out, gate, value, weight, mean, rstd)
+    out, mean, rstd = forward_buffers(gate, value, weight, bias, 1e-6)
+    swiglu_forward(gate, value, weight, bias, 1e-6, out, mean, rstd)
+    inputs = (d_out, gate, value, weight, mean, rstd)
+    swiglu_backward(*inputs, *backward_buffers(*inputs))
 
 
 CASES = {

@@ -1,7 +1,8 @@
-"""Compiles what an op launches, for GPUs that are not here: `python worker.py FILE.py` prints one JSON line per kernel.
+"""Compile the kernels of an op for GPUs that this machine need not have, and print one JSON line for each.
 
-FILE.py has `CASES`: name -> (op in the table, width, function that runs the op). The functions get meta tensors of real
-shapes; the launch is caught with all its arguments, specialised as the JIT would, and compiled with Triton's own ptxas.
+Usage: `python worker.py FILE.py`. FILE.py has `CASES`: name -> (op in the table, width, function that runs the op). The
+functions use meta tensors of real shapes; each launch is intercepted with its arguments, specialised as the JIT would
+do it, and compiled with Triton's own ptxas.
 """
 
 import importlib.util
@@ -20,7 +21,7 @@ from triton.compiler import ASTSource
 from triton.compiler import compile as compile_kernel
 from triton.runtime.jit import JITFunction
 
-from vfm_kernels import launch
+from vfm_kernels.triton import launch
 
 TYPES = {
     torch.float32: "*fp32",
@@ -35,7 +36,7 @@ OPTIONS = ("num_warps", "num_stages", "maxnreg")
 
 
 def specialised(value: Any) -> tuple[str, Any]:
-    """An argument's type, and what the compiler may know of it: a constant, or that 16 divides it."""
+    """Return an argument's type and its specialisation: a constant, or divisibility by 16."""
     if isinstance(value, torch.Tensor):
         return TYPES[value.dtype], 16
     if value is None or (type(value) is int and value == 1):
@@ -48,7 +49,7 @@ def specialised(value: Any) -> tuple[str, Any]:
 
 
 def compiled(function: JITFunction, arguments: dict[str, Any], capability: int) -> dict[str, Any]:
-    """Registers, spills, shared memory and instructions of a caught launch."""
+    """Return registers, spills, shared memory and instructions of an intercepted launch."""
     options = {name: arguments.pop(name) for name in OPTIONS if name in arguments}
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(function.params):
@@ -82,18 +83,18 @@ def main(file: str) -> None:
     spec = importlib.util.spec_from_file_location("cases", file)
     cases = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(cases)
-    caught: list[tuple[JITFunction, dict[str, Any]]] = []
+    launches: list[tuple[JITFunction, dict[str, Any]]] = []
 
-    def catch(self: JITFunction, *arguments: Any, grid: Any, warmup: bool, **constants: Any) -> None:
-        caught.append((self, dict(zip(self.arg_names, arguments, strict=False)) | constants))
+    def intercept(self: JITFunction, *arguments: Any, grid: Any, warmup: bool, **constants: Any) -> None:
+        launches.append((self, dict(zip(self.arg_names, arguments, strict=False)) | constants))
 
-    JITFunction.run = catch
+    JITFunction.run = intercept
     for architecture, capability in (("sm80", 80), ("sm90", 90)):
-        launch.architecture = lambda device, name=architecture: name
+        launch.architecture = lambda device, name=architecture: name  # no device of it is needed
         for name, (op, width, run) in cases.CASES.items():
-            caught.clear()
+            launches.clear()
             run()
-            for function, arguments in caught:
+            for function, arguments in launches:
                 row = launch.table_row(op, width, architecture)
                 facts = compiled(function, arguments, capability)
                 about = {"case": name, "kernel": function.__name__, "architecture": architecture, "row": row}

@@ -1,4 +1,4 @@
-"""These tests run where Triton interprets its kernels; `../test_interpreter.py` starts a process for each file."""
+"""Fixtures of tests in Triton's interpreter; `../test_interpreter.py` starts a process for each file."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 @pytest.fixture(autouse=True)
 def poisoned_outputs() -> Iterator[None]:
-    """Buffers that torch hands out uninitialised are full of NaN, so what a kernel leaves out shows."""
+    """Fill uninitialised buffers with NaN, so that values that a kernel does not write show."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -22,7 +22,7 @@ def poisoned_outputs() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def rounded_to_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """fp32 becomes bf16 by rounding to the nearest, as on a GPU; the interpreter cuts bits off, so errors double."""
+    """Round fp32 to the nearest bf16, as a GPU does; the interpreter truncates, which doubles the error."""
     from triton.language import bfloat16, float32
     from triton.runtime import interpreter
 

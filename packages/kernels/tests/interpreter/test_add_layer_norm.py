@@ -1,4 +1,4 @@
-"""Residual sum and norm: the kernel against its twin."""
+"""Residual sum and norm: the kernel against the plain form."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def inputs(shape, dtype=torch.float32, stream=None):
 
 
 def with_drop(drop_scale):
-    """Op and twin as functions of the differentiable inputs."""
+    """Return op and plain form as functions of the differentiable inputs."""
 
     def op(residual, branch, weight, bias, layer_scale):
         return add_layer_norm(residual, branch, weight, bias, layer_scale=layer_scale, drop_scale=drop_scale)
@@ -50,7 +50,7 @@ def test_odd_sizes(agrees, guarded, rows, width):
     agrees(op, plain, [guarded(t) for t in inputs((rows, width))])
 
 
-def test_rows_may_lie_apart(agrees):
+def test_rows_may_be_strided(agrees):
     op, plain = (without_scale(function) for function in with_drop(None))
 
     def sliced(function):
@@ -71,7 +71,7 @@ def test_the_branch_of_a_dropped_sample_is_not_read():
     assert not branch.grad[0].any()
 
 
-def test_torch_approves_of_the_op_and_compiles_it_whole():
+def test_opcheck_passes_and_the_whole_graph_compiles():
     leaves = [t.requires_grad_() for t in inputs((6, 16))]
     for layer_scale, drop_scale in ((leaves[4], torch.tensor([0.0, 2.0])), (None, None)):
         torch.library.opcheck(OP, (*leaves[:4], layer_scale, drop_scale, 1e-6))

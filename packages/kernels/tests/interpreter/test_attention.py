@@ -1,4 +1,4 @@
-"""Attention: the kernels against their twin."""
+"""Attention: the kernels against the plain form."""
 
 import math
 
@@ -21,12 +21,12 @@ def heads(*shape: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
 def plain(q: Tensor, k: Tensor, v: Tensor, **kind) -> Tensor:
     for name in {"sin", "cos"} & kind.keys():
         kind[name] = kind[name].to(torch.promote_types(q.dtype, torch.float32))
-    return attention_plain(q, k, v, Pattern.of(q, k, v, **kind))[0]
+    return attention_plain(q, k, v, Pattern.from_arguments(q, k, v, **kind))[0]
 
 
 @pytest.fixture
 def same(agrees):
-    """Asserts that a kernel and the plain form agree in the output and three gradients, and are bit-equal on repeat."""
+    """Return a function that compares a kernel with the plain form in the output and three gradients."""
 
     def compare(inputs: list[Tensor], backend: str, **kind) -> None:
         agrees(lambda *x: attention(*x, backend=backend, **kind), lambda *x: plain(*x, **kind), inputs)
@@ -70,7 +70,7 @@ def test_real_shapes(same, guarded, num_tokens, width, dtype):
 
 
 @pytest.mark.parametrize("backend", [SHORT, STREAM])
-def test_one_token_is_its_value_and_its_score_counts_for_nothing(guarded, backend):
+def test_one_token_returns_its_value_whatever_its_score(guarded, backend):
     q, k, v = (guarded(each).requires_grad_() for each in heads(2, 1, 2, 64))
     out = attention(q, k, v, backend=backend)
     assert torch.equal(out, v)
@@ -91,7 +91,7 @@ def test_sequences_of_several_lengths_and_empty_ones(same, guarded, causal):
     same(inputs, STREAM, cu_seqlens=ends, max_seqlen=65, causal=causal)
 
 
-def test_no_tokens_at_all():
+def test_no_tokens():
     inputs = [each.requires_grad_() for each in heads(2, 0, 1, 64)]
     out = attention(*inputs)
     out.sum().backward()
@@ -115,8 +115,8 @@ def test_rotary_positions_of_each_token_and_of_each_sequence(same):
 
 @pytest.mark.parametrize("backend", [SHORT, STREAM])
 def test_permuted_strides(agrees, backend):
-    inputs = [each.transpose(1, 2) for each in heads(1, 2, 40, 24)]  # as torch has heads: (B, H, N, D)
-    inputs[0] = inputs[0].transpose(1, 3).contiguous().transpose(1, 3)  # and channels apart
+    inputs = [each.transpose(1, 2) for each in heads(1, 2, 40, 24)]  # torch's layout of heads: (B, H, N, D)
+    inputs[0] = inputs[0].transpose(1, 3).contiguous().transpose(1, 3)  # channels that are not adjacent
     agrees(lambda *x: attention(*x, backend=backend), plain, inputs)
 
 
@@ -127,9 +127,9 @@ def test_packed_queries_keys_and_values(agrees, guarded, backend, width):
     agrees(lambda x: attention_packed(x, backend=backend), lambda x: plain(*x.unbind(2)), [qkv])
 
 
-@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")  # of rows beyond the end, which are not stored
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")  # in rows beyond the end, which are not stored
 def test_large_scores_of_either_sign_have_their_gradient(same):
-    """Padding's score is 0: against rows of scores near -180, its weight would be infinite if it were not left out."""
+    """Padding scores 0: beside scores near -180 its weight would be infinite if it were not masked."""
     q, k, v = heads(1, 33, 1, 64)
     same([q.abs() * 6, k.abs() * -6, v], STREAM)
     same([q.abs() * 6, k.abs() * -6, v], SHORT)
@@ -143,8 +143,8 @@ def test_a_second_backward_is_bit_equal():
     assert all(torch.equal(a, b) for a, b in zip(first, torch.autograd.grad(out, inputs, weights), strict=True))
 
 
-def test_short_rows_are_what_softmax_makes_of_them():
-    """Against torch's own, which shares no line with the twin."""
+def test_one_head_equals_a_softmax():
+    """The comparison shares no code with the plain form."""
     q, k, v = heads(1, 21, 1, 64)
     for backend in (SHORT, STREAM):
         out = attention(q, k, v, backend=backend)
@@ -152,11 +152,11 @@ def test_short_rows_are_what_softmax_makes_of_them():
         torch.testing.assert_close(out[0, :, 0], weights @ v[0, :, 0], rtol=1e-5, atol=1e-6)
 
 
-def test_torch_approves_of_the_ops_and_compiles_them_whole():
+def test_opcheck_passes_and_the_whole_graph_compiles():
     qkv = torch.randn(1, 9, 3, 1, 64, requires_grad=True)
     angles = torch.rand(8, 32)
     kind = {"sin": angles.sin(), "cos": angles.cos(), "num_prefix_tokens": 1}
-    pattern = Pattern.of(*qkv.unbind(2), **kind)
+    pattern = Pattern.from_arguments(*qkv.unbind(2), **kind)
     torch.library.opcheck(torch.ops.vfm_kernels.attention_packed.default, (qkv, *pattern, True))
     separate = [part.detach().requires_grad_() for part in qkv.unbind(2)]
     torch.library.opcheck(torch.ops.vfm_kernels.attention.default, (*separate, *pattern.without_rope(), False))

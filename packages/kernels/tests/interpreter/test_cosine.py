@@ -1,4 +1,4 @@
-"""EVA's loss: the kernel against its twin."""
+"""EVA's loss: the kernel against the plain form."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ OP = torch.ops.vfm_kernels.masked_cosine_loss.default
 
 
 def functions(target, bool_mask):
-    """Op and twin as functions of the prediction."""
+    """Return op and plain form as functions of the prediction."""
 
     def plain(prediction):
         with use_kernels("reference"):
@@ -29,7 +29,7 @@ def test_odd_sizes_without_a_mask(agrees, guarded, rows, width):
     agrees(*functions(guarded(torch.randn(rows, width)), None), [guarded(torch.randn(rows, width))])
 
 
-def test_a_full_mask_is_no_mask_and_an_empty_one_no_loss():
+def test_a_full_mask_equals_no_mask_and_an_empty_one_has_no_loss():
     prediction, target = torch.randn(2, 3, 8, requires_grad=True), torch.randn(2, 3, 8)
     full = masked_cosine_loss(prediction, target, torch.ones(2, 3, dtype=torch.bool))
     assert torch.equal(full, masked_cosine_loss(prediction, target))
@@ -51,7 +51,7 @@ def test_what_is_not_masked_is_not_read():
     assert prediction.grad.isfinite().all()
 
 
-def test_features_of_length_zero_are_those_of_the_plain_form(agrees):
+def test_features_of_length_zero(agrees):
     prediction, target = torch.randn(3, 8), torch.randn(3, 8)
     prediction[0], target[1] = 0, 0
     agrees(*functions(target, None), [prediction])
@@ -66,7 +66,7 @@ def test_fp16_gradients_survive_a_scaled_loss():
     torch.testing.assert_close(ours[:32], exact[:32], rtol=2e-3, atol=1e-6)
 
 
-def test_torch_approves_of_the_op_and_compiles_it_whole():
+def test_opcheck_passes_and_the_whole_graph_compiles():
     prediction, target, bool_mask = torch.randn(6, 16, requires_grad=True), torch.randn(6, 16), torch.rand(6) < 0.5
     torch.library.opcheck(OP, (prediction, target, bool_mask))
     torch.library.opcheck(OP, (prediction, target, None))

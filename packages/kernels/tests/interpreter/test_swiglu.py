@@ -1,4 +1,4 @@
-"""SwiGLU with its norm: the kernel against its twin, padded and not."""
+"""SwiGLU with its norm: the kernel against the plain form, padded and not."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def plain(gate, value, weight, bias):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_the_true_width_of_a_padded_buffer_is_normalised(agrees, guarded, dtype):
     gate, value, weight, bias = inputs((2, 9, 48), 42, dtype)
-    gate[..., 42:], value[..., 42:] = float("nan"), float("nan")  # padding counts for nothing
+    gate[..., 42:], value[..., 42:] = float("nan"), float("nan")  # padding is ignored
     agrees(swiglu_subln, plain, [guarded(t) for t in (gate, value, weight, bias)])
 
 
@@ -44,14 +44,14 @@ def test_gate_and_value_may_be_halves_of_one_buffer(agrees):
     agrees(halves(swiglu_subln), halves(plain), [packed, weight, bias])
 
 
-def test_no_rows_are_no_work():
+def test_no_rows():
     gate, value, weight, bias = (t.requires_grad_() for t in inputs((0, 8), 8))
     swiglu_subln(gate, value, weight, bias).sum().backward()
     assert gate.grad.shape == (0, 8)
     assert not weight.grad.any()
 
 
-def test_torch_approves_of_the_op_and_compiles_it_whole():
+def test_opcheck_passes_and_the_whole_graph_compiles():
     leaves = [t.requires_grad_() for t in inputs((5, 16), 12)]
     torch.library.opcheck(OP, (*leaves, 1e-6))
 

@@ -1,4 +1,4 @@
-"""Moving tokens: the kernels against their twins."""
+"""Token operations: the kernels against the plain forms."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 def reference(function):
-    """The plain twin of a public function."""
+    """Return the plain form of a public function."""
 
     def plain(*inputs):
         with use_kernels("reference"):
@@ -33,7 +33,7 @@ def test_mask_token_cls_and_positions(agrees, guarded, dtype, num_patches):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0], ids=["none masked", "half masked", "all masked"])
-def test_the_mask_token_alone_and_patches_that_lie_apart(agrees, share):
+def test_the_mask_token_alone_and_strided_patches(agrees, share):
     bool_mask = torch.rand(2, 6) < share
 
     def function(tokens, token):
@@ -68,7 +68,7 @@ def test_scattering_with_a_mask_token_elsewhere(agrees, guarded, dtype, num_kept
     agrees(function, reference(function), [guarded(torch.randn(2, num_kept, 12).to(dtype)), torch.randn(1, 1, 12)])
 
 
-def test_torch_approves_of_the_ops_and_compiles_them_whole():
+def test_opcheck_passes_and_the_whole_graph_compiles():
     tokens, token = torch.randn(2, 6, 8, requires_grad=True), torch.randn(8, requires_grad=True)
     positions, bool_mask, index = (
         torch.randn(7, 8, requires_grad=True),

@@ -1,8 +1,14 @@
-"""A residual sum with layer scale and drop path, and the layer norm that follows it."""
+"""Residual sum with layer scale and drop path and the layer norm after it: kernels and their launch."""
+
+# R rows (tokens of all samples), D width, B samples
 # mypy: ignore-errors
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from vfm_kernels.triton.launch import block_of, launch, persistent_programs, settings, with_adjacent_columns
 
 
 @triton.jit
@@ -28,13 +34,14 @@ def add_layer_norm_forward_kernel(
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Each program walks over rows, so that parameters are read once; a dropped sample's branch is not read at all."""
+    """Each program loops over rows, so it reads the parameters once; a dropped sample's branch is not read at all."""
     columns = tl.arange(0, BLOCK)
     inside = columns < width
     w = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
     b = tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
     if HAS_SCALE:
         scale = tl.load(layer_scale + columns, mask=inside, other=0.0).to(tl.float32)
+    # Software pipelining loads the next row while this one is computed; int64, as 2^31 elements are 2 M rows of 1024.
     for row in tl.range(tl.program_id(0).to(tl.int64), num_rows, tl.num_programs(0), num_stages=STAGES):
         x = tl.load(residual + row * residual_row + columns, mask=inside, other=0.0).to(tl.float32)
         if HAS_DROP:
@@ -47,7 +54,7 @@ def add_layer_norm_forward_kernel(
             update *= scale
         total = (x + update).to(summed.dtype.element_ty)
         tl.store(summed + row * width + columns, total, mask=inside)
-        x = total.to(tl.float32)  # the norm of what is stored, which is what the backward reads
+        x = total.to(tl.float32)  # rounded as it is stored, because the backward reads the stored sum
         mean = tl.sum(x, axis=0) / width
         centred = tl.where(inside, x - mean, 0.0)
         rstd = tl.rsqrt(tl.sum(centred * centred, axis=0) / width + eps)
@@ -85,7 +92,10 @@ def add_layer_norm_backward_kernel(
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """A program's sums for weight, bias and layer scale are one row each of `d_weights`, `d_biases`, `d_scales`."""
+    """Each program stores its sums for weight, bias and layer scale as one row of `d_weights`, `d_biases`, `d_scales`.
+
+    The rows are added afterwards in a fixed order; atomics would add them in another order each time.
+    """
     columns = tl.arange(0, BLOCK)
     inside = columns < width
     w = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
@@ -122,3 +132,103 @@ def add_layer_norm_backward_kernel(
     tl.store(d_biases + partial, d_bias, mask=inside)
     if HAS_SCALE:
         tl.store(d_scales + partial, d_scale, mask=inside)
+
+
+def add_layer_norm_forward(
+    residual: Tensor,
+    branch: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    layer_scale: Tensor | None,
+    drop_scale: Tensor | None,
+    eps: float,
+    summed: Tensor,
+    normed: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+) -> None:
+    """Write the sum, its norm and the norm's statistics: rows (R, D), parameters (D,), factors of samples (B,)."""
+    residual, branch = with_adjacent_columns(residual), with_adjacent_columns(branch)
+    num_rows, width = residual.shape
+    chosen = settings("add_layer_norm_forward", width, residual.device)
+    launch(
+        add_layer_norm_forward_kernel,
+        (persistent_programs(num_rows, chosen.pop("programs_per_multiprocessor"), residual.device),),
+        residual.device,
+        residual,
+        branch,
+        layer_scale,
+        drop_scale,
+        weight,
+        bias,
+        summed,
+        normed,
+        mean,
+        rstd,
+        num_rows,
+        num_rows // len(drop_scale) if drop_scale is not None else 1,
+        width,
+        residual.stride(0),
+        branch.stride(0),
+        eps,
+        HAS_SCALE=layer_scale is not None,
+        HAS_DROP=drop_scale is not None,
+        BLOCK=block_of(width),
+        **chosen,
+    )
+
+
+def add_layer_norm_backward(
+    d_summed: Tensor,
+    d_normed: Tensor,
+    summed: Tensor,
+    branch: Tensor,
+    weight: Tensor,
+    layer_scale: Tensor | None,
+    drop_scale: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    d_residual: Tensor,
+    d_branch: Tensor,
+    d_weight: Tensor,
+    d_bias: Tensor,
+    d_scale: Tensor,
+) -> None:
+    """Write the gradients; those of the parameters are summed over programs in a fixed order."""
+    d_summed, d_normed, branch = (with_adjacent_columns(rows) for rows in (d_summed, d_normed, branch))
+    num_rows, width = summed.shape
+    chosen = settings("add_layer_norm_backward", width, summed.device)
+    programs = persistent_programs(num_rows, chosen.pop("programs_per_multiprocessor"), summed.device)
+    partials = torch.empty(3 if layer_scale is not None else 2, programs, width, device=summed.device)
+    launch(
+        add_layer_norm_backward_kernel,
+        (programs,),
+        summed.device,
+        d_summed,
+        d_normed,
+        summed,
+        branch,
+        layer_scale,
+        drop_scale,
+        weight,
+        mean,
+        rstd,
+        d_residual,
+        d_branch,
+        *partials[:2],
+        partials[-1],
+        num_rows,
+        num_rows // len(drop_scale) if drop_scale is not None else 1,
+        width,
+        d_summed.stride(0),
+        d_normed.stride(0),
+        branch.stride(0),
+        HAS_SCALE=layer_scale is not None,
+        HAS_DROP=drop_scale is not None,
+        WRITE_BRANCH=d_branch.numel() > 0,
+        BLOCK=block_of(width),
+        **chosen,
+    )
+    sums = partials.sum(dim=1)
+    for d_parameter, total in zip((d_weight, d_bias, d_scale), sums, strict=False):
+        d_parameter.copy_(total)

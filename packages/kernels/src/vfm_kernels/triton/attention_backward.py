@@ -1,10 +1,10 @@
-"""Gradients of attention without atomics: every block of them is summed by one program, in one order."""
+"""Gradients of attention without atomics: one program sums each block of them, always in the same order."""
 # mypy: ignore-errors
 
 import triton
 import triton.language as tl
 
-from vfm_kernels.triton.attention_parts import head_at, load_rows, sequence, store_rows, table_rows, turned
+from vfm_kernels.triton.attention_parts import head_at, load_rows, rotated, sequence, store_rows, table_rows
 
 
 @triton.jit
@@ -22,7 +22,7 @@ def attention_delta_kernel(
     ALIGN: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
 ):
-    """For each query, the sum of its output times the output's gradient, which the softmax's gradient subtracts."""
+    """Compute for each query the sum of its output times the output's gradient, for the gradient of the softmax."""
     head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
     d_token, d_head = d_token // ALIGN * ALIGN, d_head // ALIGN * ALIGN
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -84,17 +84,18 @@ def attention_backward_kernel(
     BLOCK: tl.constexpr,
     BLOCK_OTHER: tl.constexpr,
 ):
-    """One program a block of tokens: first as keys, whose gradients all queries make, then as queries.
+    """One program a block of tokens: first as keys, whose gradients sum over all queries, then as queries.
 
-    The weights are computed twice, seven products instead of five; in return nothing is added by two programs. With
-    RoPE, `q` and `k` come turned, and their gradients are turned back before they are stored.
+    The weights are computed twice, seven products instead of five; in return no two programs add to one gradient. With
+    RoPE, `q` and `k` are already rotated, and their gradients are rotated back before they are stored.
     """
     LOG2_E: tl.constexpr = 1.4426950408889634
     block, head = tl.program_id(0), tl.program_id(1)
     batch, first, length = sequence(cu_seqlens, tl.program_id(2), num_tokens, VARLEN)
     if block * BLOCK >= length:
         return
-    # Triton knows of an integer that 16 divides it, or nothing; a head of 88 would be loaded by single elements.
+    # Triton specialises integer arguments on divisibility by 16 only; a head of 88, a multiple of 8, would be loaded
+    # element by element. As a multiple of ALIGN, the compiler sees rows of 16 aligned bytes.
     q_token, q_head = q_token // ALIGN * ALIGN, q_head // ALIGN * ALIGN
     k_token, k_head = k_token // ALIGN * ALIGN, k_head // ALIGN * ALIGN
     v_token, v_head = v_token // ALIGN * ALIGN, v_head // ALIGN * ALIGN
@@ -114,8 +115,8 @@ def attention_backward_kernel(
         sin, cos = sin + batch * table_batch, cos + batch * table_batch
         my_rows = table_rows(positions, batch, first + mine, num_tokens, num_prefix_tokens, HAS_POSITIONS)
 
-    # As keys. Scores are transposed, so that both gradients are products with the block's rows first. A row beyond the
-    # end may overflow; it is not stored, and no other row reads it.
+    # The block as keys. Scores are transposed, so that both gradients are products with the block's rows first, without
+    # a transposition of the weights. A row beyond the end may overflow; it is not stored, and no other row reads it.
     k1 = load_rows(k, mine, k_token, length, 0, WIDTH_1, WIDTH, UPCAST)
     v1 = load_rows(v, mine, v_token, length, 0, WIDTH_1, WIDTH, UPCAST)
     d_k1, d_v1 = tl.zeros((BLOCK, WIDTH_1), tl.float32), tl.zeros((BLOCK, WIDTH_1), tl.float32)
@@ -135,7 +136,7 @@ def attention_backward_kernel(
             d_o2 = load_rows(d_out, queries, d_token, length, WIDTH_1, WIDTH_2, WIDTH, UPCAST)
             scores_t = tl.dot(k2, tl.trans(q2), scores_t, input_precision=PRECISION)
             d_p_t = tl.dot(v2, tl.trans(d_o2), d_p_t, input_precision=PRECISION)
-        # A query beyond the end has an infinite sum, so its weights are zero without a mask.
+        # A query beyond the end gets an infinite log-sum, so its weights are zero without a mask of the scores.
         lse_t = tl.load(lse + queries, mask=queries < length, other=float("inf"))
         delta_t = tl.load(delta + queries, mask=queries < length, other=0.0)
         p_t = tl.exp2(scores_t * (scale * LOG2_E) - lse_t[None, :])
@@ -150,17 +151,17 @@ def attention_backward_kernel(
             d_k2 = tl.dot(d_scores_t, q2, d_k2, input_precision=PRECISION)
     d_k1 *= scale
     if ROPE:
-        d_k1 = turned(d_k1, my_rows, sin, cos, table_row, table_pair, 0, WIDTH, True)
+        d_k1 = rotated(d_k1, my_rows, sin, cos, table_row, table_pair, 0, WIDTH, True)
     store_rows(d_k, d_k1, mine, grad_token, length, 0, WIDTH_1, WIDTH)
     store_rows(d_v, d_v1, mine, grad_token, length, 0, WIDTH_1, WIDTH)
     if WIDTH_2 > 0:
         d_k2 *= scale
         if ROPE:
-            d_k2 = turned(d_k2, my_rows, sin, cos, table_row, table_pair, WIDTH_1, WIDTH, True)
+            d_k2 = rotated(d_k2, my_rows, sin, cos, table_row, table_pair, WIDTH_1, WIDTH, True)
         store_rows(d_k, d_k2, mine, grad_token, length, WIDTH_1, WIDTH_2, WIDTH)
         store_rows(d_v, d_v2, mine, grad_token, length, WIDTH_1, WIDTH_2, WIDTH)
 
-    # As queries. Names are new: the compiler wants one shape for each.
+    # The block as queries. The names are new because the compiler needs one shape for each name.
     my_q1 = load_rows(q, mine, q_token, length, 0, WIDTH_1, WIDTH, UPCAST)
     my_d_o1 = load_rows(d_out, mine, d_token, length, 0, WIDTH_1, WIDTH, UPCAST)
     d_q1 = tl.zeros((BLOCK, WIDTH_1), tl.float32)
@@ -185,7 +186,8 @@ def attention_backward_kernel(
         seen = (keys < length)[None, :]
         if CAUSAL:
             seen = seen & (keys[None, :] <= mine[:, None])
-        # Padding scores 0, whose weight beside scores far below could overflow: it is left out before the power.
+        # A key beyond the end scores 0, whose weight would overflow if the row's other scores are far below, so it is
+        # masked before the power.
         p = tl.exp2(tl.where(seen, scores * (scale * LOG2_E) - my_lse[:, None], float("-inf")))
         d_scores = (p * (d_p - my_delta[:, None])).to(key1.dtype)
         d_q1 = tl.dot(d_scores, key1, d_q1, input_precision=PRECISION)
@@ -193,10 +195,10 @@ def attention_backward_kernel(
             d_q2 = tl.dot(d_scores, key2, d_q2, input_precision=PRECISION)
     d_q1 *= scale
     if ROPE:
-        d_q1 = turned(d_q1, my_rows, sin, cos, table_row, table_pair, 0, WIDTH, True)
+        d_q1 = rotated(d_q1, my_rows, sin, cos, table_row, table_pair, 0, WIDTH, True)
     store_rows(d_q, d_q1, mine, grad_token, length, 0, WIDTH_1, WIDTH)
     if WIDTH_2 > 0:
         d_q2 *= scale
         if ROPE:
-            d_q2 = turned(d_q2, my_rows, sin, cos, table_row, table_pair, WIDTH_1, WIDTH, True)
+            d_q2 = rotated(d_q2, my_rows, sin, cos, table_row, table_pair, WIDTH_1, WIDTH, True)
         store_rows(d_q, d_q2, mine, grad_token, length, WIDTH_1, WIDTH_2, WIDTH)

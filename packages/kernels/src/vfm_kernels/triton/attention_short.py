@@ -1,12 +1,12 @@
-"""Attention of few tokens: keys and values of a head are loaded once, and each row of scores is whole in registers."""
+"""Attention of few tokens: a head's keys and values are loaded once, and registers hold whole rows of scores."""
 # mypy: ignore-errors
 
 import triton
 import triton.language as tl
 
-from vfm_kernels.triton.attention_parts import head_at, load_rows, store_rows, table_rows, turned
+from vfm_kernels.triton.attention_parts import head_at, load_rows, rotated, store_rows, table_rows
 
-TAIL = tl.constexpr(16)  # the narrowest product of tensor cores
+TAIL = tl.constexpr(16)  # the smallest width of a tensor-core product
 
 
 @triton.jit
@@ -21,7 +21,7 @@ def attention_short_kernel(
     positions,
     num_tokens,
     num_prefix_tokens,
-    scale,  # times log2(e): exponentials are powers of two
+    scale,  # times log2(e), because the hardware computes powers of two
     q_batch,
     q_token,
     q_head,
@@ -49,10 +49,12 @@ def attention_short_kernel(
 ):
     """One program a head of a sample: NUM_KEYS keys, and up to 16 more (CLS, registers) in a block of their own.
 
-    257 tokens as 256 and a tail cost 272 columns; in tiles of 128, 384. No running maximum and no rescaling are needed.
+    257 tokens as 256 and a tail cost 272 columns, 384 in tiles of 128. Whole rows of scores need no running maximum and
+    no rescaling of the output.
     """
     head, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    # Triton knows of an integer that 16 divides it, or nothing; a head of 88 would be loaded by single elements.
+    # Triton specialises integer arguments on divisibility by 16 only; a head of 88, a multiple of 8, would be loaded
+    # element by element. As a multiple of ALIGN, the compiler sees rows of 16 aligned bytes.
     q_token, q_head = q_token // ALIGN * ALIGN, q_head // ALIGN * ALIGN
     k_token, k_head = k_token // ALIGN * ALIGN, k_head // ALIGN * ALIGN
     v_token, v_head = v_token // ALIGN * ALIGN, v_head // ALIGN * ALIGN
@@ -68,23 +70,23 @@ def attention_short_kernel(
     v1 = load_rows(v, keys, v_token, num_tokens, 0, WIDTH_1, WIDTH, UPCAST)
     if ROPE:
         k_rows = table_rows(positions, batch, keys, num_tokens, num_prefix_tokens, HAS_POSITIONS)
-        k1 = turned(k1, k_rows, sin, cos, table_row, table_pair, 0, WIDTH, False).to(k1.dtype)
+        k1 = rotated(k1, k_rows, sin, cos, table_row, table_pair, 0, WIDTH, False).to(k1.dtype)
     if WIDTH_2 > 0:
         k2 = load_rows(k, keys, k_token, num_tokens, WIDTH_1, WIDTH_2, WIDTH, UPCAST)
         v2 = load_rows(v, keys, v_token, num_tokens, WIDTH_1, WIDTH_2, WIDTH, UPCAST)
         if ROPE:
-            k2 = turned(k2, k_rows, sin, cos, table_row, table_pair, WIDTH_1, WIDTH, False).to(k2.dtype)
+            k2 = rotated(k2, k_rows, sin, cos, table_row, table_pair, WIDTH_1, WIDTH, False).to(k2.dtype)
     if HAS_TAIL:
         k1_tail = load_rows(k, tail, k_token, num_tokens, 0, WIDTH_1, WIDTH, UPCAST)
         v1_tail = load_rows(v, tail, v_token, num_tokens, 0, WIDTH_1, WIDTH, UPCAST)
         if ROPE:
             t_rows = table_rows(positions, batch, tail, num_tokens, num_prefix_tokens, HAS_POSITIONS)
-            k1_tail = turned(k1_tail, t_rows, sin, cos, table_row, table_pair, 0, WIDTH, False).to(k1_tail.dtype)
+            k1_tail = rotated(k1_tail, t_rows, sin, cos, table_row, table_pair, 0, WIDTH, False).to(k1_tail.dtype)
         if WIDTH_2 > 0:
             k2_tail = load_rows(k, tail, k_token, num_tokens, WIDTH_1, WIDTH_2, WIDTH, UPCAST)
             v2_tail = load_rows(v, tail, v_token, num_tokens, WIDTH_1, WIDTH_2, WIDTH, UPCAST)
             if ROPE:
-                k2_tail = turned(k2_tail, t_rows, sin, cos, table_row, table_pair, WIDTH_1, WIDTH, False)
+                k2_tail = rotated(k2_tail, t_rows, sin, cos, table_row, table_pair, WIDTH_1, WIDTH, False)
                 k2_tail = k2_tail.to(v2_tail.dtype)
 
     for start in range(0, num_tokens, BLOCK_QUERIES):
@@ -92,12 +94,12 @@ def attention_short_kernel(
         q1 = load_rows(q, rows, q_token, num_tokens, 0, WIDTH_1, WIDTH, UPCAST)
         if ROPE:
             q_rows = table_rows(positions, batch, rows, num_tokens, num_prefix_tokens, HAS_POSITIONS)
-            q1 = turned(q1, q_rows, sin, cos, table_row, table_pair, 0, WIDTH, False).to(q1.dtype)
+            q1 = rotated(q1, q_rows, sin, cos, table_row, table_pair, 0, WIDTH, False).to(q1.dtype)
         scores = tl.dot(q1, tl.trans(k1), input_precision=PRECISION)
         if WIDTH_2 > 0:
             q2 = load_rows(q, rows, q_token, num_tokens, WIDTH_1, WIDTH_2, WIDTH, UPCAST)
             if ROPE:
-                q2 = turned(q2, q_rows, sin, cos, table_row, table_pair, WIDTH_1, WIDTH, False).to(q2.dtype)
+                q2 = rotated(q2, q_rows, sin, cos, table_row, table_pair, WIDTH_1, WIDTH, False).to(q2.dtype)
             scores = tl.dot(q2, tl.trans(k2), scores, input_precision=PRECISION)
         if HAS_TAIL:
             of_tail = tl.dot(q1, tl.trans(k1_tail), input_precision=PRECISION)
@@ -117,7 +119,7 @@ def attention_short_kernel(
             total += tl.sum(p_tail, axis=1)
             p_tail = p_tail.to(v1.dtype)
         tl.store(lse + rows, largest + tl.log2(total), mask=rows < num_tokens)
-        # One part after the other, and sums stored before: with all at once, registers of heads of 88 spill.
+        # One part after the other, and only after the sums are stored: all at once, heads of 88 spill registers.
         p = p.to(v1.dtype)
         mixed1 = tl.dot(p, v1, input_precision=PRECISION)
         if HAS_TAIL:

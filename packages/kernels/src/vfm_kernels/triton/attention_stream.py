@@ -1,4 +1,4 @@
-"""Attention of any number of tokens: blocks of keys stream past a block of queries, with a running maximum."""
+"""Attention of any number of tokens: a block of queries loops over blocks of keys with a running maximum."""
 # mypy: ignore-errors
 
 import triton
@@ -16,7 +16,7 @@ def attention_stream_kernel(
     lse,
     cu_seqlens,
     num_tokens,
-    scale,  # times log2(e): exponentials are powers of two
+    scale,  # times log2(e), because the hardware computes powers of two
     q_batch,
     q_token,
     q_head,
@@ -38,12 +38,13 @@ def attention_stream_kernel(
     BLOCK_QUERIES: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
 ):
-    """One program a block of queries of a head of a sample."""
+    """One program a block of queries of a head of a sample, as in FlashAttention-2."""
     block, head = tl.program_id(0), tl.program_id(1)
     batch, first, length = sequence(cu_seqlens, tl.program_id(2), num_tokens, VARLEN)
     if block * BLOCK_QUERIES >= length:
-        return  # of a sequence shorter than the longest
-    # Triton knows of an integer that 16 divides it, or nothing; a head of 88 would be loaded by single elements.
+        return  # this sequence is shorter than the longest
+    # Triton specialises integer arguments on divisibility by 16 only; a head of 88, a multiple of 8, would be loaded
+    # element by element. As a multiple of ALIGN, the compiler sees rows of 16 aligned bytes.
     q_token, q_head = q_token // ALIGN * ALIGN, q_head // ALIGN * ALIGN
     k_token, k_head = k_token // ALIGN * ALIGN, k_head // ALIGN * ALIGN
     v_token, v_head = v_token // ALIGN * ALIGN, v_head // ALIGN * ALIGN
@@ -73,7 +74,7 @@ def attention_stream_kernel(
         if CAUSAL:
             seen = seen & (keys[None, :] <= rows[:, None])
         scores = tl.where(seen, scores, float("-inf"))
-        # The first block holds key 0, which every query sees: from there on no maximum is -inf.
+        # Every query sees key 0 of the first block, so no maximum is -inf and no difference is NaN.
         before, largest = largest, tl.maximum(largest, tl.max(scores, axis=1) * scale)
         p = tl.exp2(scores * scale - largest[:, None])
         shrink = tl.exp2(before - largest)

@@ -1,8 +1,14 @@
-"""Mask tokens, CLS and positions of what the student sees."""
+"""Mask tokens, CLS and positions of a student's input: kernels and their launch."""
+
+# B batch, N patches, D width
 # mypy: ignore-errors
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from vfm_kernels.triton.launch import block_of, launch, settings, with_adjacent_columns
 
 
 @triton.jit
@@ -21,7 +27,7 @@ def mask_tokens_kernel(
     HAS_POSITIONS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a token of the result."""
+    """One program a token of the result; a masked patch is not read."""
     token, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
@@ -55,7 +61,10 @@ def mask_tokens_backward_kernel(
     HAS_CLS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a token's block of channels, over all samples: sums without atomics, in a fixed order."""
+    """One program a token's block of channels, over all samples: sums without atomics, in a fixed order.
+
+    One warp with 256 channels gives 257 x 4 programs for a width of 1024, enough for all multiprocessors.
+    """
     token = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < width
@@ -73,3 +82,57 @@ def mask_tokens_backward_kernel(
             tl.store(d_patches + at * width + columns, tl.where(masked, 0.0, d), mask=inside)
     tl.store(d_positions + token * width + columns, d_position, mask=inside)
     tl.store(d_tokens + token * width + columns, d_token, mask=inside)
+
+
+def mask_tokens(
+    patch_tokens: Tensor, mask_token: Tensor, bool_mask: Tensor, cls_token: Tensor | None, pos_embed: Tensor | None
+) -> Tensor:
+    """Return (B, N or N + 1, D) from patches (B, N, D), a token (D,), a mask (B, N), CLS (D,), positions (N + 1, D)."""
+    patch_tokens = with_adjacent_columns(patch_tokens)
+    batch, num_patches, width = patch_tokens.shape
+    num_tokens = num_patches + int(cls_token is not None)
+    out = patch_tokens.new_empty(batch, num_tokens, width)
+    launch(
+        mask_tokens_kernel,
+        (num_tokens, batch),
+        out.device,
+        patch_tokens,
+        mask_token.contiguous(),
+        bool_mask.contiguous().view(torch.uint8),
+        cls_token if cls_token is None else cls_token.contiguous(),
+        pos_embed if pos_embed is None else pos_embed.contiguous(),
+        out,
+        num_patches,
+        width,
+        *patch_tokens.stride()[:2],
+        HAS_CLS=cls_token is not None,
+        HAS_POSITIONS=pos_embed is not None,
+        BLOCK=block_of(width),
+        **settings("mask_tokens", width, out.device),
+    )
+    return out
+
+
+def mask_tokens_backward(d_out: Tensor, bool_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of patches (B, N, D), mask token (D,) and positions (N or N + 1, D), these two in fp32."""
+    batch, num_tokens, width = d_out.shape
+    num_patches = bool_mask.shape[1]
+    d_patches = d_out.new_empty(batch, num_patches, width)
+    d_tokens, d_positions = (torch.empty(num_tokens, width, device=d_out.device) for _ in range(2))
+    chosen = settings("mask_tokens_backward", width, d_out.device)
+    launch(
+        mask_tokens_backward_kernel,
+        (num_tokens, -(-width // chosen["BLOCK"])),
+        d_out.device,
+        d_out.contiguous(),
+        bool_mask.contiguous().view(torch.uint8),
+        d_patches,
+        d_tokens,
+        d_positions,
+        batch,
+        num_patches,
+        width,
+        HAS_CLS=num_tokens > num_patches,
+        **chosen,
+    )
+    return d_patches, d_tokens.sum(dim=0), d_positions

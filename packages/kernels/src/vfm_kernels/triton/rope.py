@@ -1,10 +1,13 @@
-"""2-D rotary position embedding of the heads of a token, in place or into another buffer."""
+"""Two-dimensional rotary position embedding of heads, in place or into another buffer: kernel and its launch."""
 # mypy: ignore-errors
 
-# T tokens of a block, H heads of a block, P pairs of a head
+# In the kernel: T tokens of a block, H heads of a block, P pairs of a head
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from vfm_kernels.triton.launch import block_of, launch, settings
 
 
 @triton.jit
@@ -16,7 +19,6 @@ def rope_kernel(
     positions,
     num_tokens,
     num_heads,
-    num_rotated,
     num_prefix_tokens,
     source_batch,
     source_token,
@@ -36,7 +38,10 @@ def rope_kernel(
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
 ):
-    """Pair (x0, x1) of a head becomes (x0 cos - x1 sin, x1 cos + x0 sin); heads from `num_rotated` on are copied."""
+    """Rotate each pair (x0, x1) of a head to (x0 cos - x1 sin, x1 cos + x0 sin).
+
+    A program takes several heads of a token, which share its angles.
+    """
     batch = tl.program_id(2).to(tl.int64)
     tokens = tl.program_id(0) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     heads = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
@@ -45,16 +50,16 @@ def rope_kernel(
         rows = tl.load(positions + batch * positions_batch + tokens, mask=tokens < num_tokens, other=-1)
     else:
         rows = tl.where(tokens < num_tokens, tokens - num_prefix_tokens, -1)
-    turned = (rows >= 0)[:, None, None] & (heads < num_rotated)[None, :, None] & (pairs < PAIRS)[None, None, :]
+    rotated = (rows >= 0)[:, None, None] & (heads < num_heads)[None, :, None] & (pairs < PAIRS)[None, None, :]
     angle = batch * table_batch + rows[:, None, None] * table_row + pairs[None, None, :] * table_pair  # (T, 1, P)
-    s = tl.load(sin + angle, mask=turned, other=0.0).to(tl.float32)  # (T, H, P)
-    c = tl.load(cos + angle, mask=turned, other=1.0).to(tl.float32)
+    s = tl.load(sin + angle, mask=rotated, other=0.0).to(tl.float32)  # (T, H, P)
+    c = tl.load(cos + angle, mask=rotated, other=1.0).to(tl.float32)
     if INVERSE:
         s = -s
     inside = (tokens < num_tokens)[:, None, None] & (heads < num_heads)[None, :, None]
     inside = inside & (channels < 2 * PAIRS)[None, None, :]
-    # Triton knows of an integer that 16 divides it, or nothing. Not so a head of 72, 88 or 104, and loads would be of
-    # single elements; written as a multiple of ALIGN, the compiler sees that rows are 16 bytes apart.
+    # Triton specialises integer arguments on divisibility by 16 only; heads of 72, 88 or 104, multiples of 8, would be
+    # loaded element by element. As a multiple of ALIGN, the compiler sees rows of 16 aligned bytes.
     source_token, source_head = source_token // ALIGN * ALIGN, source_head // ALIGN * ALIGN
     target_token, target_head = target_token // ALIGN * ALIGN, target_head // ALIGN * ALIGN
     x = tl.load(
@@ -76,4 +81,47 @@ def rope_kernel(
         + channels[None, None, :],
         y.to(target.dtype.element_ty),
         mask=inside,
+    )
+
+
+def rotate_into(
+    target: Tensor,
+    source: Tensor,
+    sin: Tensor,
+    cos: Tensor,
+    num_prefix_tokens: int,
+    positions: Tensor | None,
+    *,
+    inverse: bool = False,
+) -> None:
+    """Rotate the heads of `source` (B, N, H, D) by tables (B, P, D / 2) into `target`, which may be `source`."""
+    batch, num_tokens, num_heads, width = source.shape
+    if source.stride(-1) != 1:
+        source = source.contiguous()
+    if positions is not None:
+        positions = positions.contiguous()
+    chosen = settings("rotate", width, source.device)
+    grid = (-(-num_tokens // chosen["BLOCK_TOKENS"]), -(-num_heads // chosen["BLOCK_HEADS"]), batch)
+    strides = (*source.stride()[:3], *target.stride()[:3])
+    launch(
+        rope_kernel,
+        grid,
+        source.device,
+        source,
+        target,
+        sin,
+        cos,
+        positions,
+        num_tokens,
+        num_heads,
+        num_prefix_tokens,
+        *strides,
+        *sin.stride(),
+        num_tokens,
+        HAS_POSITIONS=positions is not None,
+        INVERSE=inverse,
+        PAIRS=width // 2,
+        BLOCK_PAIRS=block_of(width // 2),
+        ALIGN=8 if all(stride % 8 == 0 for stride in strides) else 1,
+        **chosen,
     )

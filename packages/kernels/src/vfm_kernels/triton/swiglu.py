@@ -1,8 +1,14 @@
-"""SwiGLU and the layer norm behind it, over the true width of rows whose buffer may be wider."""
+"""SwiGLU and the layer norm after it, over the true width of rows whose buffer may be wider: kernels and launch."""
+
+# R rows (tokens), W true width, P width of the buffer
 # mypy: ignore-errors
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from vfm_kernels.triton.launch import block_of, launch, persistent_programs, settings, with_adjacent_columns
 
 
 @triton.jit
@@ -23,9 +29,9 @@ def swiglu_subln_forward_kernel(
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Each program walks over rows, so that weight and bias are read once; what lies beyond the width becomes zero."""
+    """Each program loops over rows, so it reads weight and bias once; columns beyond the width become zero."""
     columns = tl.arange(0, BLOCK)
-    # Rows are read and written over the padded width, which 16 divides: a mask at 2730 would end 16-byte accesses.
+    # Rows are read and written over the padded width, a multiple of 16: a mask at 2730 would prevent 16-byte accesses.
     inside, stored = columns < width, columns < padded_width
     w = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
     b = tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
@@ -63,7 +69,10 @@ def swiglu_subln_backward_kernel(
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """The hidden row is computed anew; a program's sums for weight and bias are one row of `d_weights`, `d_biases`."""
+    """Recompute the hidden layer, and store a program's sums for weight and bias as one row of `d_weights`, `d_biases`.
+
+    Keeping the hidden layer would cost R x P values of memory and one more read; recomputing it costs a sigmoid.
+    """
     columns = tl.arange(0, BLOCK)
     inside, stored = columns < width, columns < padded_width
     w = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
@@ -90,3 +99,78 @@ def swiglu_subln_backward_kernel(
     partial = tl.program_id(0) * padded_width + columns
     tl.store(d_weights + partial, d_weight, mask=stored)
     tl.store(d_biases + partial, d_bias, mask=stored)
+
+
+def swiglu_forward(
+    gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor, mean: Tensor, rstd: Tensor
+) -> None:
+    """Write the result (R, P) and the norm's statistics (R,); weight and bias are (W,)."""
+    gate, value = with_adjacent_columns(gate), with_adjacent_columns(value)
+    num_rows, padded_width = gate.shape
+    chosen = settings("swiglu_subln_forward", len(weight), gate.device)
+    grid = (persistent_programs(num_rows, chosen.pop("programs_per_multiprocessor"), gate.device),)
+    launch(
+        swiglu_subln_forward_kernel,
+        grid,
+        gate.device,
+        gate,
+        value,
+        weight.contiguous(),
+        bias.contiguous(),
+        out,
+        mean,
+        rstd,
+        num_rows,
+        len(weight),
+        padded_width,
+        gate.stride(0),
+        value.stride(0),
+        eps,
+        BLOCK=block_of(padded_width),
+        **chosen,
+    )
+
+
+def swiglu_backward(
+    d_out: Tensor,
+    gate: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    d_gate: Tensor,
+    d_value: Tensor,
+    d_weight: Tensor,
+    d_bias: Tensor,
+) -> None:
+    """Write the gradients; those of weight and bias are summed over programs in a fixed order."""
+    d_out, gate, value = (with_adjacent_columns(tensor) for tensor in (d_out, gate, value))
+    num_rows, padded_width = gate.shape
+    chosen = settings("swiglu_subln_backward", len(weight), gate.device)
+    programs = persistent_programs(num_rows, chosen.pop("programs_per_multiprocessor"), gate.device)
+    partials = torch.empty(2, programs, padded_width, device=gate.device)
+    launch(
+        swiglu_subln_backward_kernel,
+        (programs,),
+        gate.device,
+        d_out,
+        gate,
+        value,
+        weight.contiguous(),
+        mean,
+        rstd,
+        d_gate,
+        d_value,
+        *partials,
+        num_rows,
+        len(weight),
+        padded_width,
+        d_out.stride(0),
+        gate.stride(0),
+        value.stride(0),
+        BLOCK=block_of(padded_width),
+        **chosen,
+    )
+    sums = partials.sum(dim=1)[:, : len(weight)]
+    d_weight.copy_(sums[0])
+    d_bias.copy_(sums[1])

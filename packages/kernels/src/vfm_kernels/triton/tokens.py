@@ -1,8 +1,13 @@
-"""Tokens taken out by an index, and put back."""
+"""Gathering of tokens by an index, and scattering: kernels and their launch."""
+
+# B batch, N tokens, K kept tokens, D width
 # mypy: ignore-errors
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from vfm_kernels.triton.launch import block_of, launch, settings, with_adjacent_columns
 
 
 @triton.jit
@@ -35,9 +40,10 @@ def scatter_tokens_kernel(
     BLOCK_KEPT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a token of the result: the sum of all that the index sends there, in its order, or the fill.
+    """One program a token of the result: the sum of the tokens that the index sends there, in its order, or the fill.
 
-    It looks itself up in the index, so nothing is zeroed first, no inverse is built, and no atomics are needed.
+    Each program searches the index for its own token, so no output is zeroed first, no inverse index is built and no
+    atomics are needed. The search reads K indices, 2 KiB for 256, from the L2 cache.
     """
     token, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
     columns, kept = tl.arange(0, BLOCK), tl.arange(0, BLOCK_KEPT)
@@ -46,7 +52,7 @@ def scatter_tokens_kernel(
     sources = tl.where(place == token, kept, BLOCK_KEPT)
     source = tl.min(sources, axis=0)
     x = tl.zeros((BLOCK,), tl.float32)
-    if HAS_FILL:  # noqa: SIM102  (decided when it is compiled, the next one when it runs)
+    if HAS_FILL:  # noqa: SIM102  (decided at compile time, the inner condition at run time)
         if source == BLOCK_KEPT:
             at = fill + batch * fill_batch + token * fill_token
             x = tl.load(at + columns * fill_channel, mask=inside, other=0.0).to(tl.float32)
@@ -56,3 +62,50 @@ def scatter_tokens_kernel(
         source = tl.min(tl.where(sources > source, sources, BLOCK_KEPT), axis=0)
     row = batch * num_tokens + token
     tl.store(out + row * width + columns, x.to(out.dtype.element_ty), mask=inside)
+
+
+def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
+    """Return tokens (B, K, D) of (B, N, D) by an index (B, K)."""
+    tokens = with_adjacent_columns(tokens)
+    (batch, num_kept), width = index.shape, tokens.shape[-1]
+    out = tokens.new_empty(batch, num_kept, width)
+    launch(
+        gather_tokens_kernel,
+        (num_kept, batch),
+        out.device,
+        tokens,
+        index.contiguous(),
+        out,
+        num_kept,
+        width,
+        *tokens.stride()[:2],
+        BLOCK=block_of(width),
+        **settings("gather_tokens", width, out.device),
+    )
+    return out
+
+
+def scatter_tokens(tokens: Tensor, index: Tensor, num_tokens: int, fill: Tensor | None) -> Tensor:
+    """Return (B, N, D) from tokens (B, K, D), an index (B, K) and a fill (B, N, D) of any strides."""
+    tokens = with_adjacent_columns(tokens)
+    (batch, num_kept), width = index.shape, tokens.shape[-1]
+    out = tokens.new_empty(batch, num_tokens, width)
+    launch(
+        scatter_tokens_kernel,
+        (num_tokens, batch),
+        out.device,
+        tokens,
+        index.contiguous(),
+        fill,
+        out,
+        num_kept,
+        num_tokens,
+        width,
+        *tokens.stride()[:2],
+        *((0, 0, 0) if fill is None else fill.stride()),
+        HAS_FILL=fill is not None,
+        BLOCK_KEPT=block_of(num_kept),
+        BLOCK=block_of(width),
+        **settings("scatter_tokens", width, out.device),
+    )
+    return out

@@ -1,4 +1,9 @@
-"""Launches attention, forward and backward."""
+"""Launch of attention, forward and backward.
+
+The kernels are in files of their own: `attention_short`, `attention_stream` and `attention_backward`.
+"""
+
+# B batch, N tokens, H heads, D width of a head
 
 import math
 from typing import Any
@@ -6,28 +11,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vfm_kernels.attention import forward_buffers
-from vfm_kernels.launch import block_of, launch, settings, with_adjacent_columns
-from vfm_kernels.launch.rope import rotate_into
 from vfm_kernels.pattern import Pattern
 from vfm_kernels.triton.attention_backward import attention_backward_kernel, attention_delta_kernel
 from vfm_kernels.triton.attention_short import attention_short_kernel
 from vfm_kernels.triton.attention_stream import attention_stream_kernel
+from vfm_kernels.triton.launch import block_of, launch, settings, with_adjacent_columns
+from vfm_kernels.triton.rope import rotate_into
 
-# EVA-02's width. In wider heads angles would cost registers that are not there: `rope_2d`'s kernel turns those.
-WIDEST_TURNED = 64
-TAIL = 16  # keys beyond a power of two that the short kernel takes in a block of their own
+# EVA-02's width. With angles, kernels of wider heads spill registers, so another kernel rotates those heads before.
+WIDEST_ROTATED = 64
+TAIL = 16  # keys beyond a power of two that the short kernel handles in a block of their own
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, *, short: bool) -> tuple[Tensor, Tensor]:
-    """The op `attention`, by the kernel of few tokens or that of many."""
+def attention_forward(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pattern: Pattern, *, short: bool
+) -> None:
+    """Write the output (B, N, H, D) and the softmax's sums (B, H, N) by the kernel for few tokens or that for many."""
     q, k, v = (with_adjacent_columns(tensor) for tensor in (q, k, v))
-    out, lse = forward_buffers(q)
     (_short if short else _stream)(q, k, v, out, lse, pattern)
-    return out, lse
 
 
-def backward(
+def attention_backward(
     d_out: Tensor,
     out: Tensor,
     lse: Tensor,
@@ -39,9 +43,9 @@ def backward(
     d_v: Tensor,
     pattern: Pattern,
 ) -> None:
-    """Its gradients into `d_q`, `d_k`, `d_v`, whose strides are alike."""
+    """Write the gradients into `d_q`, `d_k` and `d_v`, which must have equal strides."""
     d_out, q, k, v = (with_adjacent_columns(tensor) for tensor in (d_out, q, k, v))
-    q, k = _turned(q, pattern), _turned(k, pattern)
+    q, k = _rotated(q, pattern), _rotated(k, pattern)
     batch, num_tokens, num_heads, width = q.shape
     delta = torch.empty_like(lse)
     chosen = settings("attention_delta", width, q.device)
@@ -61,7 +65,7 @@ def backward(
         **chosen,
     )
     chosen = settings("attention_backward", width, q.device)
-    in_kernel = pattern if width <= WIDEST_TURNED else pattern.without_rope()
+    in_kernel = pattern if width <= WIDEST_ROTATED else pattern.without_rope()
     launch(
         attention_backward_kernel,
         _grid(q, pattern, chosen["BLOCK"]),
@@ -90,11 +94,11 @@ def backward(
     )
     if in_kernel is not pattern:
         for gradient in (d_q, d_k):
-            _turn(gradient, gradient, pattern, inverse=True)
+            _rotate(gradient, gradient, pattern, inverse=True)
 
 
 def short_keys(num_tokens: int) -> tuple[int, bool]:
-    """Keys in the block of the short kernel, and whether up to 16 more are left for its tail."""
+    """Return the keys in the block of the short kernel, and whether up to 16 more are in its tail."""
     whole = 1 << max(num_tokens.bit_length() - 1, 0)
     if whole >= TAIL and 0 < num_tokens - whole <= TAIL:
         return whole, True
@@ -103,8 +107,8 @@ def short_keys(num_tokens: int) -> tuple[int, bool]:
 
 def _short(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pattern: Pattern) -> None:
     batch, num_tokens, num_heads, width = q.shape
-    if width > WIDEST_TURNED:
-        q, k, pattern = _turned(q, pattern), _turned(k, pattern), pattern.without_rope()
+    if width > WIDEST_ROTATED:
+        q, k, pattern = _rotated(q, pattern), _rotated(k, pattern), pattern.without_rope()
     num_keys, has_tail = short_keys(num_tokens)
     chosen = settings("attention_short", width, q.device)
     launch(
@@ -131,7 +135,7 @@ def _short(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pattern: P
 
 
 def _stream(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pattern: Pattern) -> None:
-    q, k = _turned(q, pattern), _turned(k, pattern)
+    q, k = _rotated(q, pattern), _rotated(k, pattern)
     chosen = settings("attention_stream", q.shape[-1], q.device)
     launch(
         attention_stream_kernel,
@@ -153,18 +157,18 @@ def _stream(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pattern: 
     )
 
 
-def _turned(heads: Tensor, pattern: Pattern) -> Tensor:
-    """Queries or keys turned into a buffer of their own, if the pattern has angles."""
+def _rotated(heads: Tensor, pattern: Pattern) -> Tensor:
+    """Return queries or keys rotated into a new buffer, or unchanged if the pattern has no angles."""
     if pattern.sin is None:
         return heads
     buffer = torch.empty(heads.shape, dtype=heads.dtype, device=heads.device)
-    _turn(buffer, heads, pattern)
+    _rotate(buffer, heads, pattern)
     return buffer
 
 
-def _turn(target: Tensor, heads: Tensor, pattern: Pattern, *, inverse: bool = False) -> None:
+def _rotate(target: Tensor, heads: Tensor, pattern: Pattern, *, inverse: bool = False) -> None:
     if pattern.sin is not None and pattern.cos is not None:
-        options = (heads.shape[2], pattern.num_prefix_tokens, pattern.positions)
+        options = (pattern.num_prefix_tokens, pattern.positions)
         rotate_into(target, heads, pattern.sin, pattern.cos, *options, inverse=inverse)
 
 
@@ -178,7 +182,7 @@ def _strides(*heads: Tensor) -> list[int]:
 
 
 def _table(q: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor, Tensor]:
-    """Angles and positions; where there are none, a tensor that the kernel does not read."""
+    """Return angles and positions; missing ones are replaced by a tensor that the kernel does not read."""
     positions = q if pattern.positions is None else pattern.positions.contiguous()
     return q if pattern.sin is None else pattern.sin, q if pattern.cos is None else pattern.cos, positions
 
@@ -187,7 +191,9 @@ def _table_strides(pattern: Pattern) -> tuple[int, ...]:
     if pattern.sin is None or pattern.cos is None:
         return (0, 0, 0)
     if pattern.sin.stride() != pattern.cos.stride():
-        raise ValueError(f"sin has strides {pattern.sin.stride()}, cos {pattern.cos.stride()}; they must be alike")
+        raise ValueError(
+            f"expected sin and cos of equal strides, got {pattern.sin.stride()} and {pattern.cos.stride()}"
+        )
     return pattern.sin.stride()
 
 
@@ -200,7 +206,7 @@ def _alignment(*heads: Tensor) -> int:
 
 
 def split(width: int) -> tuple[int, int]:
-    """A head's width in parts that Triton can have: powers of two, with as little padding as two allow."""
+    """Return the widths of the one or two parts of a head: powers of two, as Triton needs, with the least padding."""
     for second in (16, 32):
         if 64 < width <= 64 + second:
             return 64, second
@@ -216,6 +222,7 @@ def _shared(*heads: Tensor) -> dict[str, Any]:
         "WIDTH_1": first,
         "WIDTH_2": second,
         "ALIGN": _alignment(*heads),
+        # Triton's default for fp32 is TF32, with an error of 1e-3; fp32 is for tests against the plain form.
         "PRECISION": "ieee" if q.dtype == torch.float32 else None,
         "UPCAST": q.device.type == "cpu" and q.dtype == torch.bfloat16,  # the interpreter cannot multiply bf16
     }
