@@ -139,7 +139,7 @@ def run_in(directory: Path, **inputs: Artifact) -> Run:
     events: list[Event] = []
     directory.mkdir(parents=True, exist_ok=True)
     paths = {name: artifact.path for name, artifact in inputs.items()}
-    return Run(Context("judge", directory, directory / "work", paths, events.append), events)
+    return Run(Context("evaluate", directory, directory / "work", paths, events.append), events)
 
 
 def write_rows(directory: Path, rows: list[tuple[str, dict[str, bytes]]], spec: DatasetSpec) -> int:

@@ -14,7 +14,7 @@ import pytest
 
 import vfm
 from cli_world import RECIPE, install, run_alone, run_here, toys
-from vfm.flow.recipe import SHIPPED
+from vfm.flow.recipe_source import SHIPPED
 
 __all__ = ["toys"]
 HERE = Path(__file__).parent
@@ -138,7 +138,7 @@ def test_unknown_recipe(verb, toys):
         (("stages", "toy.drow"), "unknown stage kind 'toy.drow'; did you mean 'toy.draw'?"),
         (("stages", "eva.pretrian"), "'eva.pretrian'"),
         (("show", "r.yaml"), "r.yaml"),
-        (("show", "."), ".: no artifact here (artifact.json is missing)"),
+        (("show", "."), ".: no artifact found (artifact.json is missing)"),
         (("step", "."), ".: not a prepared step (step.json is missing)"),
         (("init", "r.yaml"), "r.yaml is there already; give another name, or remove it first"),
         (("init", "nowhere/r.yaml", "--like", "r.yaml"), "nowhere/r.yaml: No such file or directory"),

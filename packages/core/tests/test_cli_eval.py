@@ -219,7 +219,7 @@ def test_several_labels_an_image_are_judged_by_mean_average_precision(here: Path
         (["old", "--data", "pairs.tar", "--tasks", "knn"], "pairs is a Pool: knn wants class labels"),
         (["old", "--data", "photos", "--tasks", "choices"], "choices wants images with statements to choose from"),
         (["old", "--data", "photos", "--tasks", "curves"], "--tasks: no task 'curves'; known: "),
-        (["old", "--data", "pairs.tar"], "missing_caption; captions are looked for as en in txt: texts says where"),
+        (["old", "--data", "pairs.tar"], "missing_caption; expected captions en in txt: set texts"),
         (["old", "--data", "summary=photos"], "'summary' is what the table of all results is called"),
         (["old", "--data", "photos", "--tasks", "knn,knn", "--resize", "model,model"], "knn wants images"),
         (["old", "--data", "photos", "--tasks", "knn"], "knn wants images to learn from"),

@@ -144,12 +144,13 @@ def test_kill_between_publishing_and_tidying_up_leaves_nothing_behind(toys):
 
 
 def test_numbers_and_warnings_told_before_a_crash_stand_in_the_manifest(tmp_path):
-    from vfm.events import Event
-    from vfm.flow.launch import _Notes
+    from vfm.flow.manifest import EventNotes
 
-    notes = _Notes(tmp_path / "notes.json")
-    notes.take(Event("metrics", "s", {"values": {"train/loss": 0.1 + 0.2}}))
-    notes.take(Event("warning", "s", {"message": "odd"}))
-    after = _Notes(tmp_path / "notes.json")
-    after.take(Event("warning", "s", {"message": "odd"}))
+    from vfm.events import Event
+
+    notes = EventNotes(tmp_path / "notes.json")
+    notes.add(Event("metrics", "s", {"values": {"train/loss": 0.1 + 0.2}}))
+    notes.add(Event("warning", "s", {"message": "odd"}))
+    after = EventNotes(tmp_path / "notes.json")
+    after.add(Event("warning", "s", {"message": "odd"}))
     assert (after.numbers, after.warnings) == ({"train/loss": 0.1 + 0.2}, ["odd"])

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 import toy_plugin
 import vfm
 from cli_world import RECIPE, run_here, toys
-from vfm.flow.recipe import json_schema, parse_recipe
+from vfm.flow.recipe import parse_recipe
+from vfm.flow.schema import json_schema
 from vfm.plugins import load_plugins, stage_types
 
 __all__ = ["toys"]

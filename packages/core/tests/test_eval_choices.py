@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vfm.data.choice_benchmarks import MMVP_PATTERNS, mmvp_patterns
-from vfm.eval.choices import choose, mmvp_vlm
+from vfm.eval.choice_rules import choose, mmvp_vlm
 
 IDS = np.arange(1, 271).reshape(135, 2)
 TRUTH = np.where(IDS % 2 == 1, 0, 1)
@@ -34,7 +34,7 @@ def official(logits: np.ndarray, question_ids: np.ndarray) -> tuple[list[bool], 
 
 @given(logits=hnp.arrays(np.float32, (135, 2, 2), elements=FINITE), swap=hnp.arrays(np.bool_, 135))
 @settings(max_examples=50, deadline=None)
-def test_pairs_are_judged_as_by_the_authors_script(logits: np.ndarray, swap: np.ndarray) -> None:
+def test_pairs_are_scored_as_by_the_authors_script(logits: np.ndarray, swap: np.ndarray) -> None:
     ids = np.where(swap[:, None], IDS[:, ::-1], IDS)  # the file may list the even id first
     result = mmvp_vlm(logits, np.where(ids % 2 == 1, 0, 1))
     right, by_pattern = official(logits, ids)
@@ -95,7 +95,7 @@ def test_patterns_go_by_position_and_only_in_the_official_set() -> None:
     patterns = mmvp_patterns(135)
     assert [patterns.count(p) for p in MMVP_PATTERNS] == [15] * 9
     assert (patterns[14], patterns[15]) == MMVP_PATTERNS[:2]
-    with pytest.raises(ValueError, match="135 pairs, this one has 90"):
+    with pytest.raises(ValueError, match="135 pairs, got 90"):
         mmvp_patterns(90)
 
 

@@ -20,10 +20,11 @@ from vfm.artifacts import Artifact, LabeledDataset, TaggedImages
 from vfm.data import open_dataset
 from vfm.data.choices import load_choices
 from vfm.data.tags import TAGS_FILE, read_tags, write_tags
-from vfm.eval.judges.choices import judge_choices
-from vfm.eval.judges.retrieval import judge_retrieval
-from vfm.eval.judges.zero_shot import Wording, judge_zero_shot
+from vfm.eval.choices import score_choices
+from vfm.eval.retrieval import score_retrieval
+from vfm.eval.zero_shot import Prompts, score_zero_shot
 from vfm.models import load_clip
+from vfm.scores import Evaluated
 
 TEMPLATES = ["a {c} picture", "it is {c} .", "{c}"]
 WORDS = ["red on dark", "something green", "blue", "a yellow thing", "cyan sky", "magenta", "white snow"]
@@ -63,8 +64,8 @@ def loader(items: list[tuple[Any, Any]], **options: Any) -> DataLoader[Any]:
     return DataLoader(Items(items, NAMES), batch_size=5, **options)
 
 
-def values(found: tuple[str, dict[str, Any]]) -> dict[str, float]:
-    return {verdict.metric: verdict.value for verdict in found[1]["model"].verdicts}
+def values(found: Evaluated) -> dict[str, float]:
+    return {score.metric: score.value for score in found.results["model"].scores}
 
 
 def assert_equal(ours: dict[str, float], theirs: dict[str, float], names: set[str]) -> None:
@@ -80,8 +81,8 @@ def test_zero_shot_classification(tmp_path: Path, checkpoint: Artifact) -> None:
     theirs = zeroshot_classification.evaluate(
         peer.model, loader(items), peer.tokenizer, WORDS, TEMPLATES, "cpu", amp=False
     )
-    wording = Wording(templates=TEMPLATES, class_names=WORDS)
-    ours = judge_zero_shot(run_in(tmp_path / "run").ctx, {"model": load_clip(checkpoint.path)}, data, wording=wording)
+    prompts = Prompts(templates=TEMPLATES, class_names=WORDS)
+    ours = score_zero_shot(run_in(tmp_path / "run").ctx, {"model": load_clip(checkpoint.path)}, data, prompts=prompts)
     assert_equal(values(ours), theirs, {"acc1", "acc5", "mean_per_class_recall"})
     assert 0 < theirs["acc1"] < 1  # else it would say little
 
@@ -94,8 +95,8 @@ def test_several_labels_an_image(tmp_path: Path, checkpoint: Artifact) -> None:
     theirs = zeroshot_classification.evaluate(
         peer.model, loader(items), peer.tokenizer, WORDS, TEMPLATES, "cpu", amp=False
     )
-    wording = Wording(templates=TEMPLATES, class_names=WORDS)
-    ours = judge_zero_shot(run_in(tmp_path / "run").ctx, {"model": load_clip(checkpoint.path)}, tags, wording=wording)
+    prompts = Prompts(templates=TEMPLATES, class_names=WORDS)
+    ours = score_zero_shot(run_in(tmp_path / "run").ctx, {"model": load_clip(checkpoint.path)}, tags, prompts=prompts)
     assert_equal(values(ours), theirs, {"mean_average_precision"})
 
 
@@ -122,7 +123,7 @@ def test_retrieval_both_ways(tmp_path: Path, checkpoint: Artifact, captions: int
         recall_k_list=recall_k,
     )
     model = {"model": load_clip(checkpoint.path)}
-    ours = judge_retrieval(run_in(tmp_path / "run").ctx, model, data, recall_k=recall_k)
+    ours = score_retrieval(run_in(tmp_path / "run").ctx, model, data, recall_k=recall_k)
     assert_equal(values(ours), theirs, {f"{way}_retrieval_recall@{k}" for way in ("image", "text") for k in recall_k})
 
 
@@ -137,6 +138,6 @@ def test_caption_choice(tmp_path: Path, checkpoint: Artifact, make: Any) -> None
     theirs = image_caption_selection.evaluate(
         peer.model, loader(items, collate_fn=image_captions_collate_fn), peer.tokenizer, "cpu", amp=False
     )
-    ours = judge_choices(run_in(tmp_path / "run").ctx, {"model": load_clip(checkpoint.path)}, data, prompt="")
+    ours = score_choices(run_in(tmp_path / "run").ctx, {"model": load_clip(checkpoint.path)}, data, prompt="")
     names = {"text_acc", "image_acc", "acc"} if make is pairs else {"text_acc"}
     assert_equal(values(ours), theirs, names)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from eval_world import tiny_clip
 from vfm import Context, UserError
-from vfm.eval.curves import Trail, loss_spikes, samples_to_reach
-from vfm.eval.curves_stage import Curves
+from vfm.eval.curves import TrainingCurves, loss_spikes, samples_to_reach
 from vfm.panels import load_panels
 from vfm.stage import Preflight
+from vfm.stages.evaluation import Curves
 
 
 @given(st.lists(st.floats(0, 10), max_size=60), st.integers(3, 9), st.floats(0.5, 5))
@@ -60,13 +60,13 @@ def test_the_stage_compares_trainings_with_the_first(tmp_path):
     assert found["fast", "samples_to_reach"] == 160
     assert found["slow", "loss_spikes"] == pytest.approx(1 / 29)
     assert {panel.title for panel in load_panels(tmp_path / "out")} == {"Losses", "Scores"}
-    assert Trail.read(inputs["slow"] / "metrics.jsonl").steps == list(range(1, 81))
+    assert TrainingCurves.read(inputs["slow"] / "metrics.jsonl").steps == list(range(1, 81))
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):
     inputs = {"a": trained(tmp_path / "a", [0.1, 0.2, 0.3, 0.4]), "b": tiny_clip(tmp_path / "b", 1).path}
     ctx = Context("curves", tmp_path / "out", tmp_path / "work", inputs)
-    with pytest.raises(UserError, match=r"a did not measure val/acc; did you mean 'val/acc1'\?"):
+    with pytest.raises(UserError, match=r"a did not log val/acc; did you mean 'val/acc1'\?"):
         Curves(name="c", models=["a"], score="val/acc").run(ctx)
     with pytest.raises(UserError, match=r"b: has no metrics\.jsonl"):
         Curves(name="c", models=["a", "b"]).run(ctx)
@@ -77,7 +77,7 @@ def test_two_trainings_of_one_name_are_refused_before_anything_runs():
         Curves(name="c", models=["one/clip", "two/clip"]).preflight(Preflight({}, {}))
 
 
-def test_spikes_are_told_only_where_every_step_was_logged(tmp_path):
+def test_spikes_are_reported_only_where_every_step_was_logged(tmp_path):
     """Means over several steps flatten a spike: their share is not that of a training logged step by step."""
     folder, told = trained(tmp_path / "a", [0.1, 0.2, 0.3, 0.4]), []
     lines = (folder / "metrics.jsonl").read_text().splitlines()

@@ -13,10 +13,9 @@ from eval_world import ColourModel, pairs, run_in, tiny_clip
 from vfm.config import UserError
 from vfm.data.choices import load_choices
 from vfm.data.images import decode_image
-from vfm.eval.judges.choices import judge_mmvp_vlm
-from vfm.eval.judges.class_and_patches import ClassAndPatches
-from vfm.models import load_clip
-from vfm.models.clip import ClipModel
+from vfm.eval.choice_logits import ClassAndPatches
+from vfm.eval.choices import score_mmvp_vlm
+from vfm.models import ClipModel, load_clip
 
 
 def by_hand(model: ClipModel, pictures: list) -> torch.Tensor:
@@ -37,21 +36,21 @@ def test_the_feature_is_the_class_token_plus_the_mean_of_the_patches(tmp_path: P
     torch.testing.assert_close(ClassAndPatches(model).encode_images(pictures, 5), by_hand(model, pictures))
 
 
-def test_both_rules_are_judged_for_all_models_and_the_official_one_stays_as_it_was(tmp_path: Path) -> None:
+def test_all_models_are_scored_by_both_rules_and_the_official_scores_do_not_change(tmp_path: Path) -> None:
     data = pairs(tmp_path / "data", 12)
     models = {name: load_clip(tiny_clip(tmp_path / name, seed).path) for seed, name in enumerate(("one", "other"))}
-    _, plain = judge_mmvp_vlm(run_in(tmp_path / "plain").ctx, models, data, prompt="")
-    _, both = judge_mmvp_vlm(run_in(tmp_path / "both").ctx, models, data, prompt="", diva_scoring=True)
+    plain = score_mmvp_vlm(run_in(tmp_path / "plain").ctx, models, data, prompt="").results
+    both = score_mmvp_vlm(run_in(tmp_path / "both").ctx, models, data, prompt="", diva_scoring=True).results
     for name in models:
-        official, found = plain[name].verdicts, both[name].verdicts
+        official, found = plain[name].scores, both[name].scores
         assert [v.metric for v in found] == [*(v.metric for v in official), "diva_pair_accuracy"]
         assert all((a.correct == b.correct).all() for a, b in zip(official, found, strict=False))
         assert (np.array(both[name].predictions["pairs"]["diva_correct"]) == found[-1].correct).all()
 
 
 def test_what_has_no_patches_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="right: diva_scoring wants a CLIP model's patches"):
-        judge_mmvp_vlm(
+    with pytest.raises(UserError, match="right: diva_scoring needs the patch tokens of a CLIP model, got ColourModel"):
+        score_mmvp_vlm(
             run_in(tmp_path / "out").ctx,
             {"right": ColourModel()},
             pairs(tmp_path / "data"),

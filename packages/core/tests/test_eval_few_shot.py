@@ -13,9 +13,8 @@ from sklearn.linear_model import LogisticRegression
 
 from eval_world import ColourModel, labeled, run_in, tiny_clip
 from vfm.config import UserError
-from vfm.eval.few_shot import draw_shots, fit_few_shot
-from vfm.eval.few_shot_stage import FewShot
-from vfm.eval.judges.few_shot import FewShotSettings, judge_few_shot
+from vfm.eval.few_shot import FewShotSettings, draw_shots, fit_few_shot, score_few_shot
+from vfm.stages.evaluation import FewShot
 
 ORACLES = {"right": ColourModel(), "wrong": ColourModel(-1.0)}
 
@@ -63,27 +62,27 @@ def test_shots_are_so_many_of_each_class_or_all_and_repeatable(labels: list[int]
     assert (some == draw_shots(given_labels, shots, seed)).all()
 
 
-def judged(folder: Path, *, words: bool, penalty: float = 0.1, draws: int = 2) -> dict:
+def few_shot_results(folder: Path, *, words: bool, penalty: float = 0.1, draws: int = 2) -> dict:
     train, test = labeled(folder / "train", 70), labeled(folder / "test", 21)
     settings = FewShotSettings([1, 4], draws, words, penalty)
-    return judge_few_shot(run_in(folder / "out").ctx, ORACLES, train, test, settings)[1]
+    return score_few_shot(run_in(folder / "out").ctx, ORACLES, train, test, settings).results
 
 
 def test_few_images_are_enough_where_features_separate_the_classes(tmp_path: Path) -> None:
-    for judgement in judged(tmp_path, words=False).values():
-        assert {v.metric: v.value for v in judgement.verdicts} == {"fs1_acc1": 1, "fs4_acc1": 1}
-        assert judgement.verdicts[0].num_independent == 21  # two draws of the same images are no more evidence
-        columns = judgement.predictions["images"]
+    for result in few_shot_results(tmp_path, words=False).values():
+        assert {v.metric: v.value for v in result.scores} == {"fs1_acc1": 1, "fs4_acc1": 1}
+        assert result.scores[0].num_independent == 21  # two draws of the same images are no more evidence
+        columns = result.predictions["images"]
         right = np.array(columns["predicted"]) == np.array(columns["label"])
         assert right[np.array(columns["shots"]) == 4].mean() == 1
         assert len(columns["key"]) == 2 * 2 * 21
 
 
 def test_words_decide_where_nothing_may_move_and_images_where_it_may(tmp_path: Path) -> None:
-    held = judged(tmp_path / "held", words=True, penalty=1e6)
-    assert [held[name].verdicts[0].value for name in ORACLES] == [1, 0]  # as zero-shot
-    free = judged(tmp_path / "free", words=True, penalty=1e-3)
-    assert free["wrong"].verdicts[1].value == 1
+    held = few_shot_results(tmp_path / "held", words=True, penalty=1e6)
+    assert [held[name].scores[0].value for name in ORACLES] == [1, 0]  # as zero-shot
+    free = few_shot_results(tmp_path / "free", words=True, penalty=1e-3)
+    assert free["wrong"].scores[1].value == 1
 
 
 def test_the_stage_reports_each_number_of_shots_and_how_far_the_draws_differ(tmp_path: Path) -> None:
@@ -112,12 +111,12 @@ def test_what_cannot_be_drawn_or_started_from_is_told(tmp_path: Path) -> None:
     train, test = labeled(tmp_path / "train", 5, classes=7), labeled(tmp_path / "test", 21)
     run = run_in(tmp_path / "out")
     with pytest.raises(UserError, match="class 'magenta' has no training image"):
-        judge_few_shot(run.ctx, ORACLES, train, test, FewShotSettings([1], 1, False, 0.1))
+        score_few_shot(run.ctx, ORACLES, train, test, FewShotSettings([1], 1, False, 0.1))
 
     class Blind:
         encode_images = ColourModel().encode_images
 
-    with pytest.raises(UserError, match="blind: it has no text tower to start from"):
-        judge_few_shot(run.ctx, {"blind": Blind()}, train, test, FewShotSettings([1], 1, True, 0.1))  # type: ignore[dict-item]
-    with pytest.raises(ValueError, match="0 images a class are none"):
+    with pytest.raises(UserError, match="blind: start: zero_shot needs a text tower"):
+        score_few_shot(run.ctx, {"blind": Blind()}, train, test, FewShotSettings([1], 1, True, 0.1))  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match="shots must be at least 1, got 0"):
         FewShot(kind="eval.few_shot", name="f", train="a", data="b", shots=[0])

@@ -13,10 +13,10 @@ from vfm.artifacts import ClipCheckpoint, ImageDataset
 from vfm.data import BadSample, DatasetSpec, Sample, open_dataset, write_index
 from vfm.data.image_list import ImageEntry, write_image_lists
 from vfm.data.index import read_index
-from vfm.eval.encode import Encoded, Reading, encode_dataset, load_encoder
-from vfm.eval.kept_features import FOLDER, PUBLISHED, KeptFeatures
-from vfm.eval.stages import ZeroShot
+from vfm.eval import Encoded, ReadSettings, encode_dataset, load_encoder
+from vfm.eval.feature_cache import FOLDER, PUBLISHED, FeatureCache
 from vfm.models import load_clip
+from vfm.stages.evaluation import ZeroShot
 
 CPU = torch.device("cpu")
 
@@ -33,7 +33,9 @@ def encode(data: ImageDataset, *clips: ClipCheckpoint, language: str | None = No
             raise BadSample("missing_caption", sample.key)
 
     encoders = {f"m{n}": load_encoder(clip, CPU) for n, clip in enumerate(clips)}
-    return encode_dataset(run_in(data.path / "work").ctx, open_dataset(data), encoders, Reading(4, 0.9), check=check)
+    return encode_dataset(
+        run_in(data.path / "work").ctx, open_dataset(data), encoders, ReadSettings(4, 0.9), check=check
+    )
 
 
 def spoil(data: ImageDataset) -> None:
@@ -125,7 +127,7 @@ def test_a_torn_file_is_made_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("width", [0, 3])
 def test_samples_are_taken_in_whatever_the_width(width: int) -> None:
-    kept = KeptFeatures()
+    kept = FeatureCache()
     kept.update([2, 0], [b"c" * 32, b"a" * 32], torch.arange(2 * width).view(2, width).float())
     kept.update([1], [b"b" * 32], torch.full((1, width), 9.0))
     assert kept.rows([0, 1, 2]).shape == (3, width)

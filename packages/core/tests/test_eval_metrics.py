@@ -12,16 +12,17 @@ from torch.nn import functional as F
 
 from vfm.config import UserError
 from vfm.eval.knn import knn_votes
-from vfm.eval.linear_probe import fit_linear_probe, split_validation
+from vfm.eval.linear_probe import fit_linear_probe
 from vfm.eval.ranking import best_ranks, hits_at
-from vfm.eval.retrieval import nearest, retrieval_ranks
-from vfm.eval.statistics import stratified_mean
+from vfm.eval.retrieval_ranks import nearest, retrieval_ranks
+from vfm.eval.sweep import split_validation
 from vfm.eval.zero_shot import (
     ensemble_templates,
     fill_templates,
     predicted_classes,
     true_class_ranks,
 )
+from vfm.statistics import stratified_mean
 
 
 def naive_hits(scores: list[list[float]], right: list[list[bool]], k: int) -> list[bool]:
@@ -260,7 +261,7 @@ def test_validation_split_is_by_class_disjoint_and_repeatable() -> None:
 
 
 def test_a_split_that_can_hold_nothing_out_is_refused() -> None:
-    with pytest.raises(UserError, match=r"validation_fraction: nothing can be held out .* each class has one"):
+    with pytest.raises(UserError, match=r"validation_fraction: no image can be held out, since each class has one"):
         split_validation(np.array([3, 1, 2]), 0.9, seed=0)
 
 
@@ -268,7 +269,7 @@ def test_retrieval_never_holds_the_score_matrix() -> None:
     """3,000 x 60,000 scores are 720 MB in fp32; blocks of 4 million scores must stay far below that."""
     code = """
 import resource, torch
-from vfm.eval.retrieval import retrieval_ranks
+from vfm.eval import retrieval_ranks
 images, texts = torch.randn(3000, 8), torch.randn(60000, 8)
 owner = torch.arange(3000).repeat_interleave(20)
 retrieval_ranks(images[:50], texts[:1000], owner[:1000], max_scores=4000)

@@ -8,9 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from vfm.eval.compare import Verdict, compare
-from vfm.eval.paired import mcnemar_exact, newcombe_interval, paired_t, sign_flip_p
-from vfm.eval.statistics import stratified_mean
+from vfm.statistics import Accuracy, compare, stratified_mean
+from vfm.statistics.paired import mcnemar_exact, newcombe_interval, paired_t, sign_flip_p
 
 
 def test_mcnemar_equals_the_values_printed_for_diva() -> None:
@@ -91,7 +90,7 @@ def test_drawn_flips_equal_counted_ones(monkeypatch: pytest.MonkeyPatch) -> None
     first = generator.random(100) < 0.4
     second = first ^ (generator.random(100) < 0.3)
     counted = sign_flip_p(first, second, strata=classes)
-    monkeypatch.setattr("vfm.eval.paired.MAX_OUTCOMES", 1)
+    monkeypatch.setattr("vfm.statistics.paired.MAX_OUTCOMES", 1)
     drawn = sign_flip_p(first, second, strata=classes, num_draws=40_000)
     assert 0.05 < counted < 0.9
     assert drawn == pytest.approx(counted, abs=0.01)
@@ -126,7 +125,7 @@ def test_one_flipped_item_of_ten_classes_of_one_image_is_no_evidence() -> None:
     before, classes = np.zeros(10, bool), np.arange(10)
     after = classes == 3
     found = compare(
-        Verdict("m", before, classes=classes), Verdict("m", after, classes=classes), baseline="a", model="b"
+        Accuracy("m", before, classes=classes), Accuracy("m", after, classes=classes), baseline="a", model="b"
     )
     assert (found.difference, found.p_value, found.test) == (pytest.approx(0.1), 1.0, "sign flips")
     assert found.low < 0 < 0.1 < found.high
@@ -167,8 +166,8 @@ def test_captions_of_one_image_are_not_counted_as_independent_evidence() -> None
     """Two images flip, five captions each: McNemar would see ten independent wins (p = 0.002)."""
     images = np.repeat(np.arange(40), 5)
     before, after = np.zeros(200, bool), images < 2
-    items = compare(Verdict("r", before), Verdict("r", after), baseline="clip", model="diva")
-    grouped = compare(Verdict("r", before, images), Verdict("r", after, images), baseline="clip", model="diva")
+    items = compare(Accuracy("r", before), Accuracy("r", after), baseline="clip", model="diva")
+    grouped = compare(Accuracy("r", before, images), Accuracy("r", after, images), baseline="clip", model="diva")
     assert (items.test, grouped.test) == ("exact McNemar", "sign flips")
     assert items.p_value < 0.01 < 0.1 < grouped.p_value
     assert items.difference == grouped.difference == pytest.approx(0.05)
@@ -178,7 +177,9 @@ def test_captions_of_one_image_are_not_counted_as_independent_evidence() -> None
 def test_comparison_of_class_means_weighs_classes_not_items() -> None:
     labels = np.repeat([0, 1], [90, 10])
     before, after = np.zeros(100, bool), labels == 1
-    found = compare(Verdict("m", before, classes=labels), Verdict("m", after, classes=labels), baseline="a", model="b")
+    found = compare(
+        Accuracy("m", before, classes=labels), Accuracy("m", after, classes=labels), baseline="a", model="b"
+    )
     assert found.difference == pytest.approx(0.5)
     assert found.low < 0.5 < found.high
     assert found.p_value == pytest.approx(2 / 2**10)
@@ -186,4 +187,4 @@ def test_comparison_of_class_means_weighs_classes_not_items() -> None:
 
 def test_comparing_different_metrics_is_refused() -> None:
     with pytest.raises(ValueError, match="acc1 and acc5"):
-        compare(Verdict("acc1", np.ones(2, bool)), Verdict("acc5", np.ones(2, bool)), baseline="a", model="b")
+        compare(Accuracy("acc1", np.ones(2, bool)), Accuracy("acc5", np.ones(2, bool)), baseline="a", model="b")

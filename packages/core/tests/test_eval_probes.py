@@ -21,18 +21,24 @@ from vfm.config import UserError
 from vfm.data import DatasetSpec
 from vfm.data.caption_labels import Nouns, WordList
 from vfm.data.tags import read_tags
-from vfm.stages.data import CaptionLabels
+from vfm.eval import load_encoder
 from vfm.eval.attentive_probe import AttentiveHead, TokenFile, patch_tokens
-from vfm.eval.average_precision import RankingVerdict, average_precisions
-from vfm.eval.compare import compare, score
-from vfm.eval.encode import PooledVision, load_encoder
-from vfm.eval.feature_stages import AttentiveProbe, Classify, Knn, LinearProbe
-from vfm.eval.judges.classify import columns_of
+from vfm.eval.classify import columns_of
 from vfm.eval.knn import knn_votes
 from vfm.eval.sweep import LinearHead, Schedule, head_scores, sweep, train_heads
-from vfm.models import build_vision, load_vision, save_vision, vision_preprocess
-from vfm.models.class_names import class_names_of, set_class_names
+from vfm.models import (
+    PooledVision,
+    build_vision,
+    class_names_of,
+    load_vision,
+    save_vision,
+    set_class_names,
+    vision_preprocess,
+)
 from vfm.stage import Preflight
+from vfm.stages.data import CaptionLabels
+from vfm.stages.evaluation import AttentiveProbe, Classify, Knn, LinearProbe
+from vfm.statistics import MeanAveragePrecision, average_precisions, compare, to_metric
 
 CPU = torch.device("cpu")
 ORACLES = {"right": ColourModel(), "wrong": ColourModel(-1.0)}
@@ -60,16 +66,16 @@ def test_a_nan_stands_last_and_a_label_without_images_counts_for_nothing() -> No
     scores = np.array([[np.nan, 1.0], [0.5, 2.0], [0.1, 3.0]])
     positives = np.array([[True, False], [True, False], [False, False]])
     assert average_precisions(scores, positives)[0] == pytest.approx((1 + 2 / 3) / 2)
-    assert RankingVerdict("map", scores, positives).value == pytest.approx((1 + 2 / 3) / 2)
+    assert MeanAveragePrecision("map", scores, positives).value == pytest.approx((1 + 2 / 3) / 2)
 
 
 def test_the_bootstrap_covers_what_it_should() -> None:
     """95 % intervals of a known mAP, estimated from ever new images."""
     rng = np.random.default_rng(0)
 
-    def drawn(n: int) -> RankingVerdict:
+    def drawn(n: int) -> MeanAveragePrecision:
         positives = rng.random((n, 4)) < 0.3
-        return RankingVerdict("map", positives + rng.normal(size=(n, 4)), positives)
+        return MeanAveragePrecision("map", positives + rng.normal(size=(n, 4)), positives)
 
     truth = drawn(200_000).value
     inside = [low < truth < high for low, high in (drawn(150).interval(seed) for seed in range(40))]
@@ -79,15 +85,15 @@ def test_the_bootstrap_covers_what_it_should() -> None:
 def test_a_better_ranking_is_told_from_a_worse_one_and_from_itself() -> None:
     rng = np.random.default_rng(1)
     positives = rng.random((300, 5)) < 0.3
-    good = RankingVerdict("map", positives + rng.normal(size=(300, 5)), positives)
-    bad = RankingVerdict("map", 0.2 * positives + rng.normal(size=(300, 5)), positives)
+    good = MeanAveragePrecision("map", positives + rng.normal(size=(300, 5)), positives)
+    bad = MeanAveragePrecision("map", 0.2 * positives + rng.normal(size=(300, 5)), positives)
     gain = compare(bad, good, baseline="bad", model="good")
     assert gain.difference > 0
     assert gain.low > 0
     assert gain.p_value < 0.01
     assert gain.test == "paired bootstrap"
     assert compare(good, good, baseline="a", model="b").p_value == 1.0
-    metric = score(good, model="good")
+    metric = to_metric(good, model="good")
     assert metric.low < metric.value < metric.high
     assert metric.n == 300
 
@@ -97,22 +103,22 @@ def test_chance_is_the_mean_over_all_orders() -> None:
     for right in (1, 2, 4):
         positives = np.arange(5)[:, None] < right
         found = [average_precisions(np.array(order, float)[:, None], positives)[0] for order in orders]
-        assert RankingVerdict("map", np.zeros((5, 1)), positives).chance == pytest.approx(np.mean(found))
+        assert MeanAveragePrecision("map", np.zeros((5, 1)), positives).chance == pytest.approx(np.mean(found))
 
 
 def test_scores_without_knowledge_of_a_rare_label_are_seldom_told_from_chance() -> None:
     """Copies of a resample stand together and make precision too high: raw resamples of 20 labels all lie above 5 %."""
     rng = np.random.default_rng(0)
 
-    def blind(n: int) -> RankingVerdict:
-        return RankingVerdict(
+    def blind(n: int) -> MeanAveragePrecision:
+        return MeanAveragePrecision(
             "map", rng.random((n, 20)), rng.permuted(np.arange(n) % 20 == np.zeros((20, 1)), axis=1).T
         )
 
-    verdicts = [blind(200) for _ in range(20)]
-    assert sum(verdict.interval()[0] > verdict.chance for verdict in verdicts) <= 2
-    assert sum(verdict.interval()[1] < verdict.chance for verdict in verdicts) <= 3
-    assert all(np.mean(verdict._resampled(0)) == pytest.approx(verdict.value) for verdict in verdicts)
+    scores = [blind(200) for _ in range(20)]
+    assert sum(score.interval()[0] > score.chance for score in scores) <= 2
+    assert sum(score.interval()[1] < score.chance for score in scores) <= 3
+    assert all(np.mean(score._resampled(0)) == pytest.approx(score.value) for score in scores)
 
 
 def test_lars_scales_the_step_of_a_matrix_by_its_length() -> None:
@@ -252,7 +258,7 @@ def test_labels_of_another_set_are_taken_whatever_is_common(tmp_path: Path, tags
     found = stage.run(run_in(tmp_path / "out", pool=data, train=tags["train"]).ctx)
     assert found.class_names == tags["train"].class_names
     assert found.num_images[found.class_names.index("red")] == 1
-    with pytest.raises(UserError, match="2 are needed"):
+    with pytest.raises(UserError, match="expected at least 2 of the words"):
         CaptionLabels(name="t", data="pool", words=["red", "mauve"]).run(run_in(tmp_path / "o", pool=data).ctx)
 
 
@@ -280,8 +286,8 @@ def test_nouns_are_told_by_wordnets_counts_and_brought_to_the_singular(tmp_path:
 
 
 def run_stage(stage: object, folder: Path, encoders: dict, **inputs: object) -> dict:
-    _, found = stage.judge(run_in(folder, **inputs).ctx, encoders)  # type: ignore[attr-defined]
-    return found
+    evaluated = stage.evaluate(run_in(folder, **inputs).ctx, encoders)  # type: ignore[attr-defined]
+    return dict(evaluated.results)
 
 
 @pytest.mark.parametrize(
@@ -294,16 +300,16 @@ def run_stage(stage: object, folder: Path, encoders: dict, **inputs: object) -> 
 def test_several_labels_are_found_by_probe_and_neighbours(stage: object, tmp_path: Path, tags: dict) -> None:
     found = run_stage(stage, tmp_path / "out", ORACLES, **tags)
     assert list((tmp_path / "out/panels").glob("*average-precision*"))
-    for judgement in found.values():
-        (verdict,) = judgement.verdicts
-        assert verdict.metric.endswith("_map")
-        assert verdict.value > 0.99
+    for result in found.values():
+        (score,) = result.scores
+        assert score.metric.endswith("_map")
+        assert score.value > 0.99
 
 
 def test_one_class_and_several_labels_are_not_mixed(tmp_path: Path, tags: dict) -> None:
     one = labeled(tmp_path / "one")
     stage = Knn(name="k", train="train", data="data")
-    with pytest.raises(UserError, match="both must be of one kind"):
+    with pytest.raises(UserError, match="expected train and data of one type"):
         run_stage(stage, tmp_path / "out", ORACLES, train=tags["train"], data=one)
     lbfgs = LinearProbe(name="p", train="train", data="data")
     with pytest.raises(UserError, match="set solver: sgd"):
@@ -312,7 +318,9 @@ def test_one_class_and_several_labels_are_not_mixed(tmp_path: Path, tags: dict) 
 
 def test_tags_that_are_yet_to_be_made_are_refused_before_anything_runs() -> None:
     made = {name: CaptionLabels(name=name, data="pool", words=["red", "blue"]) for name in ("train", "data")}
-    with pytest.raises(UserError, match="train has several labels an image, solver lbfgs takes one; set solver: sgd"):
+    with pytest.raises(
+        UserError, match="solver lbfgs takes one class per image, train has several labels; set solver: sgd"
+    ):
         LinearProbe(name="p", train="train", data="data").preflight(Preflight(made, {}))
     LinearProbe(name="p", train="train", data="data", solver="sgd").preflight(Preflight(made, {}))
 
@@ -338,7 +346,7 @@ def test_probes_of_one_class_have_the_usual_metrics(tmp_path: Path) -> None:
     inputs = {"train": labeled(tmp_path / "train", 70), "data": labeled(tmp_path / "data", 21)}
     stage = LinearProbe(name="p", train="train", data="data", solver="lars", epochs=40, train_batch_size=32)
     found = run_stage(stage, tmp_path / "out", ORACLES, **inputs)
-    assert {v.metric: v.value for v in found["right"].verdicts}["lp_acc1"] == 1
+    assert {v.metric: v.value for v in found["right"].scores}["lp_acc1"] == 1
     assert found["right"].details["lr"] in stage_rates(found["right"].details)
 
 
@@ -363,7 +371,7 @@ def test_class_names_are_kept_in_timms_own_place(tmp_path: Path) -> None:
     assert class_names_of(build_vision("vit_pico_patch8_32", num_classes=7)) == []
 
 
-def test_a_head_is_judged_by_names_also_on_some_of_its_classes(tmp_path: Path) -> None:
+def test_a_head_is_evaluated_by_names_also_on_some_of_its_classes(tmp_path: Path) -> None:
     """The same images: once under the head's own order, once with four classes, named in the data's order."""
     data = labeled(tmp_path / "data", 28)
     named = classifier(tmp_path / "named", NAMES[::-1])
@@ -393,19 +401,19 @@ def test_a_classifiers_report_compares_two_and_refuses_what_has_no_head(tmp_path
     assert {m.name for m in report.metrics} == {"acc1", "acc5", "mean_per_class_recall"}
     assert len(report.comparisons) == 3
     headless = save_vision(build_vision("vit_pico_patch8_32", seed=0), tmp_path / "headless")
-    with pytest.raises(UserError, match="m: it has no classification head"):
+    with pytest.raises(UserError, match="m: expected a model with a classification head"):
         run_stage(Classify(name="c", data="data"), tmp_path / "o", {"m": load_encoder(headless, CPU)}, data=data)
     clip = load_encoder(tiny_clip(tmp_path / "clip", 0), CPU)
-    with pytest.raises(UserError, match="no classification head"):
+    with pytest.raises(UserError, match="expected a model with a classification head"):
         run_stage(Classify(name="c", data="data"), tmp_path / "o", {"m": clip}, data=data)
 
 
 @pytest.mark.parametrize(
     ("names", "count", "wanted", "line"),
     [
-        ([], 3, ["a", "b"], "3 outputs without names, the data have 2 classes; give class_names"),
-        (["a", "b"], 3, ["a", "b"], "2 class_names for a head of 3 outputs"),
-        (["cat", "dog", "cow"], 3, ["cat", "dogg"], "knows no class 'dogg'; did you mean 'dog'"),
+        ([], 3, ["a", "b"], "3 outputs without names, the data set 2 classes; give class_names"),
+        (["a", "b"], 3, ["a", "b"], "expected class_names for 3 outputs of its head, got 2"),
+        (["cat", "dog", "cow"], 3, ["cat", "dogg"], "has no class 'dogg'; did you mean 'dog'"),
     ],
 )
 def test_classes_that_do_not_fit_a_head_are_told(names: list, count: int, wanted: list, line: str) -> None:

@@ -13,9 +13,9 @@ from sklearn.decomposition import PCA
 from eval_world import labeled, tiny_clip
 from vfm.config import UserError
 from vfm.data import open_dataset
-from vfm.eval.encode import PooledVision, load_encoder
-from vfm.eval.semantic import component_colours, pca_sheet, semantic_views, similarity_maps
-from vfm.models import build_vision, vision_preprocess
+from vfm.eval import load_encoder
+from vfm.eval.patch_maps import component_colours, compute_patch_maps, pca_sheet, similarity_maps
+from vfm.models import PooledVision, build_vision, vision_preprocess
 
 CPU = torch.device("cpu")
 
@@ -51,7 +51,7 @@ def test_maps_lie_where_their_patches_do(tmp_path: Path) -> None:
     encoder = load_encoder(tiny_clip(tmp_path, 0), CPU)
     pixels = np.zeros((16, 16, 3), np.uint8)
     pixels[:, 8:] = 255
-    (view,) = semantic_views(encoder, [Image.fromarray(pixels)])
+    (view,) = compute_patch_maps(encoder, [Image.fromarray(pixels)])
     assert view.image.shape == view.components.shape == view.similarity.shape == (96, 96, 3)
     assert view.attention is not None
     assert view.sheet().shape == (96, 4 * 96 + 24, 3)
@@ -77,4 +77,4 @@ def test_a_sheet_has_pictures_that_can_be_read_and_tells_which(name: str, tmp_pa
 def test_a_model_without_patches_is_told() -> None:
     model = build_vision("resnet18", num_classes=0)
     with pytest.raises(UserError, match="no patch tokens"):
-        semantic_views(PooledVision(model, vision_preprocess(model)), [Image.new("RGB", (32, 32))])
+        compute_patch_maps(PooledVision(model, vision_preprocess(model)), [Image.new("RGB", (32, 32))])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,29 +31,30 @@ from eval_world import (
     write_rows,
 )
 from vfm.artifacts import Artifact, LabeledDataset, Pool, Report
-from vfm.stages import EVALUATIONS
 from vfm.config import UserError
 from vfm.data import DatasetSpec, open_dataset
 from vfm.data.choices import load_choices, write_choices
 from vfm.data.images import decode_image
-from vfm.data.labeled_stages import Labeled
-from vfm.eval.encode import Reading
-from vfm.eval.feature_stages import Knn, LinearProbe
-from vfm.eval.fingerprint import checkpoint_hash
-from vfm.eval.judges.choices import judge_choices, judge_mmvp_vlm
-from vfm.eval.judges.probes import judge_knn, judge_linear_probe
-from vfm.eval.judges.retrieval import judge_retrieval
-from vfm.eval.judges.zero_shot import judge_zero_shot
-from vfm.eval.stages import Choices, MmvpVlm, Retrieval, ZeroShot
+from vfm.eval import ReadSettings
+from vfm.eval.choices import score_choices, score_mmvp_vlm
+from vfm.eval.hashes import checkpoint_hash
+from vfm.eval.knn import score_knn
+from vfm.eval.linear_probe import score_linear_probe
+from vfm.eval.retrieval import score_retrieval
+from vfm.eval.zero_shot import score_zero_shot
 from vfm.models import build_vision, save_vision
 from vfm.panels import ImagesPanel, TablePanel, load_panels
+from vfm.scores import ModelResult
 from vfm.stage import Preflight
+from vfm.stages import EVALUATIONS
+from vfm.stages.evaluation import Choices, Knn, LinearProbe, MmvpVlm, Retrieval, ZeroShot
+from vfm.stages.labeled import Labeled
 
 ORACLES = {"right": ColourModel(), "wrong": ColourModel(-1.0)}
 
 
-def shares(judgements: dict, model: str) -> dict[str, float]:
-    return {verdict.metric: verdict.value for verdict in judgements[model].verdicts}
+def values(results: Mapping[str, ModelResult], model: str) -> dict[str, float]:
+    return {score.metric: score.value for score in results[model].scores}
 
 
 def metric(report: Report, name: str, model: str) -> float:
@@ -62,47 +63,47 @@ def metric(report: Report, name: str, model: str) -> float:
 
 def test_a_model_that_knows_the_classes_gets_all_and_its_opposite_none(tmp_path: Path) -> None:
     run = run_in(tmp_path / "out")
-    _, found = judge_zero_shot(run.ctx, ORACLES, labeled(tmp_path / "data"))
-    assert set(shares(found, "right").values()) == {1.0}
-    assert shares(found, "wrong")["acc1"] == 0
+    found = score_zero_shot(run.ctx, ORACLES, labeled(tmp_path / "data")).results
+    assert set(values(found, "right").values()) == {1.0}
+    assert values(found, "wrong")["acc1"] == 0
     assert found["right"].predictions["images"]["predicted"].tolist() == [n % 7 for n in range(42)]
 
 
-def test_groups_of_classes_are_judged_each_by_itself_among_all_answers(tmp_path: Path) -> None:
+def test_each_group_of_classes_has_an_accuracy_among_all_answers(tmp_path: Path) -> None:
     data = labeled(tmp_path / "data").model_copy(update={"class_groups": {"head": [0, 1, 2, 3], "tail": [4, 5, 6]}})
     data._path = tmp_path / "data"
     run = run_in(tmp_path / "out")
-    _, found = judge_zero_shot(run.ctx, ORACLES, data)
-    for judgement in found.values():
-        verdicts = {verdict.metric: verdict for verdict in judgement.verdicts}
-        labels = judgement.predictions["images"]["label"]
-        assert len(verdicts["acc1/tail"].correct) == np.isin(labels, [4, 5, 6]).sum()
-        assert verdicts["acc1/tail"].chance == pytest.approx(1 / 7)
-        parts = np.concatenate([verdicts["acc1/head"].correct, verdicts["acc1/tail"].correct])
-        assert parts.mean() == verdicts["acc1"].value
+    found = score_zero_shot(run.ctx, ORACLES, data).results
+    for result in found.values():
+        scores = {score.metric: score for score in result.scores}
+        labels = result.predictions["images"]["label"]
+        assert len(scores["acc1/tail"].correct) == np.isin(labels, [4, 5, 6]).sum()
+        assert scores["acc1/tail"].chance == pytest.approx(1 / 7)
+        parts = np.concatenate([scores["acc1/head"].correct, scores["acc1/tail"].correct])
+        assert parts.mean() == scores["acc1"].value
 
 
 def test_a_model_that_knows_the_pictures_finds_every_caption_both_ways(tmp_path: Path) -> None:
     run = run_in(tmp_path / "out")
-    _, found = judge_retrieval(run.ctx, ORACLES, pool(tmp_path / "data"))
-    assert set(shares(found, "right").values()) == {1.0}
-    assert shares(found, "wrong")["image_retrieval_recall@1"] == 0
-    verdicts = {verdict.metric: verdict for verdict in found["right"].verdicts}
-    assert len(verdicts["image_retrieval_recall@1"].correct) == 13  # one image has one caption, six have two
-    assert verdicts["image_retrieval_recall@1"].num_independent == 7
-    assert verdicts["image_retrieval_recall@5"].chance == pytest.approx(5 / 7)
+    found = score_retrieval(run.ctx, ORACLES, pool(tmp_path / "data")).results
+    assert set(values(found, "right").values()) == {1.0}
+    assert values(found, "wrong")["image_retrieval_recall@1"] == 0
+    scores = {score.metric: score for score in found["right"].scores}
+    assert len(scores["image_retrieval_recall@1"].correct) == 13  # one image has one caption, six have two
+    assert scores["image_retrieval_recall@1"].num_independent == 7
+    assert scores["image_retrieval_recall@5"].chance == pytest.approx(5 / 7)
 
 
 def test_chance_of_text_retrieval_is_what_random_models_get(tmp_path: Path) -> None:
-    from vfm.eval.judges.retrieval import recall_verdicts
-    from vfm.eval.retrieval import retrieval_ranks
+    from vfm.eval import retrieval_ranks
+    from vfm.eval.retrieval import recall_scores
 
     image_of_text = np.repeat(np.arange(12), [1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4])
     torch.manual_seed(0)
     found = []
     for _ in range(400):
         ranks = retrieval_ranks(torch.randn(12, 24), torch.randn(30, 24), torch.from_numpy(image_of_text))
-        found.append({v.metric: (v.value, v.chance) for v in recall_verdicts(ranks, image_of_text, [1, 5, 30])})
+        found.append({v.metric: (v.value, v.chance) for v in recall_scores(ranks, image_of_text, [1, 5, 30])})
     for name in found[0]:
         values, chances = zip(*(one[name] for one in found), strict=True)
         assert np.mean(values) == pytest.approx(chances[0], abs=0.02), name
@@ -110,52 +111,52 @@ def test_chance_of_text_retrieval_is_what_random_models_get(tmp_path: Path) -> N
 
 def test_pairs_are_paired_rightly_whatever_the_order_of_statements(tmp_path: Path) -> None:
     run = run_in(tmp_path / "out")
-    _, found = judge_mmvp_vlm(run.ctx, ORACLES, pairs(tmp_path / "data"), prompt="a photo of ")
-    assert shares(found, "right") == {
+    found = score_mmvp_vlm(run.ctx, ORACLES, pairs(tmp_path / "data"), prompt="a photo of ").results
+    assert values(found, "right") == {
         "pair_accuracy": 1.0,
         "pair_accuracy/colour": 1.0,
         "pair_accuracy/tone": 1.0,
         "statement_accuracy": 1.0,
         "aligned_pairs": 1.0,
     }
-    assert set(shares(found, "wrong").values()) == {0.0}
+    assert set(values(found, "wrong").values()) == {0.0}
     flips = next(panel for panel in load_panels(tmp_path / "out") if isinstance(panel, ImagesPanel))
     assert "0 won and 6 lost" in flips.note
     assert "“it is red” · right → wrong" in flips.pictures[0].caption
 
 
 def test_mmvp_refuses_items_that_are_no_pairs(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="item 0 has 1 images and 2 statements"):
-        judge_mmvp_vlm(run_in(tmp_path / "out").ctx, ORACLES, sugarcrepe(tmp_path / "data"), prompt="")
+    with pytest.raises(UserError, match="expected two images and two statements, got 1 images and 2 statements"):
+        score_mmvp_vlm(run_in(tmp_path / "out").ctx, ORACLES, sugarcrepe(tmp_path / "data"), prompt="")
 
 
 @pytest.mark.parametrize(("make", "chance"), [(pairs, 1 / 6), (sugarcrepe, 1 / 2)])
 def test_caption_choice_of_both_shapes(make: object, chance: float, tmp_path: Path) -> None:
     run = run_in(tmp_path / "out")
-    _, found = judge_choices(run.ctx, ORACLES, make(tmp_path / "data"), prompt="")  # type: ignore[operator]
-    main = found["right"].verdicts[0]
+    found = score_choices(run.ctx, ORACLES, make(tmp_path / "data"), prompt="").results  # type: ignore[operator]
+    main = found["right"].scores[0]
     assert (main.metric, main.value, main.chance) == ("acc", 1.0, pytest.approx(chance))
-    assert found["wrong"].verdicts[0].value == 0
-    assert ("image_acc" in shares(found, "right")) == (make is pairs)
+    assert found["wrong"].scores[0].value == 0
+    assert ("image_acc" in values(found, "right")) == (make is pairs)
 
 
 def test_features_that_separate_the_classes_are_found_by_probe_and_neighbours(tmp_path: Path) -> None:
     train, test = labeled(tmp_path / "train", 70), labeled(tmp_path / "test", 21)
     run = run_in(tmp_path / "out")
-    _, probed = judge_linear_probe(run.ctx, ORACLES, train, test)
-    _, neighbours = judge_knn(run.ctx, ORACLES, train, test, k=5)
+    probed = score_linear_probe(run.ctx, ORACLES, train, test).results
+    neighbours = score_knn(run.ctx, ORACLES, train, test, k=5).results
     for name in ORACLES:  # a probe has no use for names: the opposite of each colour separates as well
-        assert shares(probed, name)["lp_acc1"] == 1
-        assert shares(neighbours, name)["knn_acc1"] == 1
+        assert values(probed, name)["lp_acc1"] == 1
+        assert values(neighbours, name)["knn_acc1"] == 1
 
 
 def test_bad_images_are_skipped_counted_and_told_for_all_models_alike(tmp_path: Path) -> None:
     run = run_in(tmp_path / "out")
-    _, found = judge_zero_shot(run.ctx, ORACLES, labeled(tmp_path / "data", 42, broken=[3, 40]))
+    found = score_zero_shot(run.ctx, ORACLES, labeled(tmp_path / "data", 42, broken=[3, 40])).results
     keys = found["right"].predictions["images"]["key"]
     assert len(keys) == 40
     assert keys == found["wrong"].predictions["images"]["key"]
-    assert shares(found, "right")["acc1"] == 1  # labels did not slip
+    assert values(found, "right")["acc1"] == 1  # labels did not slip
     assert run.bad == {"unreadable_image": 2}
     assert sum(event.type == "bad_sample" for event in run.events) == 2
 
@@ -163,32 +164,32 @@ def test_bad_images_are_skipped_counted_and_told_for_all_models_alike(tmp_path: 
 def test_too_many_bad_images_stop_the_evaluation(tmp_path: Path) -> None:
     run = run_in(tmp_path / "out")
     with pytest.raises(UserError, match=r"3 of 42 samples cannot be used \(max_bad_fraction is 0.05\): 3 unreadable"):
-        judge_zero_shot(run.ctx, ORACLES, labeled(tmp_path / "data", 42, broken=[3, 4, 40]))
+        score_zero_shot(run.ctx, ORACLES, labeled(tmp_path / "data", 42, broken=[3, 4, 40]))
 
 
-@pytest.mark.parametrize("judge", [judge_mmvp_vlm, judge_choices])
-def test_too_many_bad_items_stop_a_caption_choice(judge: Callable, tmp_path: Path) -> None:
+@pytest.mark.parametrize("evaluate", [score_mmvp_vlm, score_choices])
+def test_too_many_bad_items_stop_a_caption_choice(evaluate: Callable, tmp_path: Path) -> None:
     items = list(load_choices(pairs(tmp_path / "data")))
     items[2] = replace(items[2], images=[b"no image", items[2].images[1]])
     data = write_choices(tmp_path / "broken", items)
     run = run_in(tmp_path / "borne")
-    _, found = judge(run.ctx, ORACLES, data, prompt="", reading=Reading(max_bad_fraction=0.2))
-    assert len(found["right"].verdicts[0].correct) == 5
+    found = evaluate(run.ctx, ORACLES, data, prompt="", reading=ReadSettings(max_bad_fraction=0.2)).results
+    assert len(found["right"].scores[0].correct) == 5
     assert run.bad == {"unreadable_image": 1}
     with pytest.raises(
         UserError, match=r"1 of 6 items cannot be used \(max_bad_fraction is 0.05\): 1 unreadable_image"
     ):
-        judge(run_in(tmp_path / "out").ctx, ORACLES, data, prompt="")
+        evaluate(run_in(tmp_path / "out").ctx, ORACLES, data, prompt="")
 
 
 def test_a_data_set_is_stopped_by_its_own_bad_samples_alone(tmp_path: Path) -> None:
     train, test = labeled(tmp_path / "train", 70, broken=[1]), labeled(tmp_path / "test", 14, broken=[0])
     with pytest.raises(UserError, match=r"1 of 14 samples cannot be used .*: 1 unreadable_image$"):
-        judge_knn(run_in(tmp_path / "out").ctx, ORACLES, train, test)
+        score_knn(run_in(tmp_path / "out").ctx, ORACLES, train, test)
 
 
 def test_the_hash_of_the_data_tells_its_words_labels_and_pictures_but_not_how_it_was_read(tmp_path: Path) -> None:
-    def judged(name: str, change: dict[str, bytes], size: int = 64) -> str:
+    def hash_of(name: str, change: dict[str, bytes], size: int = 64) -> str:
         rows = []
         for n in range(4):
             parts = {"png": png(NAMES[n]), "txt": NAMES[n].encode(), "cls": str(n).encode()}
@@ -201,10 +202,16 @@ def test_the_hash_of_the_data_tells_its_words_labels_and_pictures_but_not_how_it
             class_names=NAMES,
             templates=["a {} ."],
         )
-        return judge_zero_shot(run_in(tmp_path / f"{name}-out").ctx, ORACLES, data, reading=Reading(size))[0]
+        return score_zero_shot(
+            run_in(tmp_path / f"{name}-out").ctx, ORACLES, data, reading=ReadSettings(size)
+        ).data_sha256
 
-    same = {judged("one", {}), judged("again", {}), judged("small", {}, 1), judged("uneven", {}, 3)}
-    others = {judged("text", {"txt": b"red"}), judged("label", {"cls": b"5"}), judged("image", {"png": png("red", 9)})}
+    same = {hash_of("one", {}), hash_of("again", {}), hash_of("small", {}, 1), hash_of("uneven", {}, 3)}
+    others = {
+        hash_of("text", {"txt": b"red"}),
+        hash_of("label", {"cls": b"5"}),
+        hash_of("image", {"png": png("red", 9)}),
+    }
     assert len(same) == 1
     assert len(same | others) == 4
 
@@ -222,23 +229,23 @@ def test_the_hash_of_choices_tells_their_statements_truth_and_pictures(tmp_path:
         data = write_choices(tmp_path / f"{n}", [replace(items[0], **change), *items[1:]])
         for size in (64, 4):
             run = run_in(tmp_path / f"{n}-{size}")
-            found.append(judge_choices(run.ctx, ORACLES, data, prompt="", reading=Reading(size))[0])
+            found.append(score_choices(run.ctx, ORACLES, data, prompt="", reading=ReadSettings(size)).data_sha256)
     assert found[::2] == found[1::2]
     assert len(set(found)) == 4
 
 
 def test_a_probe_on_few_images_a_class_holds_one_of_each_out(tmp_path: Path) -> None:
     train, test = labeled(tmp_path / "train", 28), labeled(tmp_path / "test", 14)
-    _, found = judge_linear_probe(run_in(tmp_path / "out").ctx, ORACLES, train, test, validation_fraction=0.2)
-    assert shares(found, "right")["lp_acc1"] == 1
+    found = score_linear_probe(run_in(tmp_path / "out").ctx, ORACLES, train, test, validation_fraction=0.2).results
+    assert values(found, "right")["lp_acc1"] == 1
     assert set(found["right"].details["validation_accuracy"].values()) <= {n / 7 for n in range(8)}  # of seven images
 
 
 def test_a_probe_on_one_image_a_class_is_refused_before_the_test_images_are_encoded(tmp_path: Path) -> None:
     train, test = labeled(tmp_path / "train", 7), labeled(tmp_path / "test", 14)
     run = run_in(tmp_path / "out")
-    with pytest.raises(UserError, match="validation_fraction: nothing can be held out"):
-        judge_linear_probe(run.ctx, ORACLES, train, test)
+    with pytest.raises(UserError, match="validation_fraction: no image can be held out"):
+        score_linear_probe(run.ctx, ORACLES, train, test)
     assert [event.data["total"] for event in run.events if event.type == "progress"] == [7]
 
 
@@ -263,7 +270,7 @@ def test_every_input_of_an_evaluation_is_described() -> None:
 def test_pictures_of_a_retrieval_are_the_last_models(tmp_path: Path) -> None:
     for last, shown in (("right", "rank 1"), ("wrong", "rank 7")):
         models = {name: ORACLES[name] for name in sorted(ORACLES, key=lambda name: name == last)}
-        judge_retrieval(run_in(tmp_path / last).ctx, models, pool(tmp_path / f"{last}-data"))
+        score_retrieval(run_in(tmp_path / last).ctx, models, pool(tmp_path / f"{last}-data"))
         [sheet] = [panel for panel in load_panels(tmp_path / last) if panel.title.startswith("Captions that find")]
         assert isinstance(sheet, ImagesPanel)
         assert sheet.title.endswith(f"({last})")
@@ -274,8 +281,8 @@ def test_one_caption_for_all_is_refused(tmp_path: Path) -> None:
     rows = [(str(n), {"png": png(NAMES[n]), "txt": b"a red thing"}) for n in range(4)]
     size = write_rows(tmp_path / "data", rows, DatasetSpec(texts={"en": "txt"}))
     data = Pool.create(tmp_path / "data", num_samples=size)
-    with pytest.raises(UserError, match="all captions are 'a red thing'"):
-        judge_retrieval(run_in(tmp_path / "out").ctx, ORACLES, data)
+    with pytest.raises(UserError, match="expected different captions, got 'a red thing' for all images"):
+        score_retrieval(run_in(tmp_path / "out").ctx, ORACLES, data)
 
 
 def test_zero_shot_equals_open_clips_own_classifier_and_accuracy(tmp_path: Path) -> None:
@@ -437,7 +444,7 @@ def test_the_same_evaluation_again_is_equal_bit_for_bit(
 
 
 def test_probe_takes_a_vision_encoder_with_timms_own_pooled_features(tmp_path: Path) -> None:
-    from vfm.eval.encode import load_encoder
+    from vfm.eval import load_encoder
 
     checkpoint = save_vision(build_vision("vit_pico_patch8_32", seed=0), tmp_path / "vit")
     pictures = [Image.fromarray(np.random.default_rng(n).integers(0, 256, (40, 50, 3), np.uint8)) for n in range(3)]
@@ -471,7 +478,7 @@ def test_a_model_named_twice_is_refused() -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["cat"], "has 1 classes"),
+        (["cat"], "expected two or more classes, got 1"),
         (["cat", " "], "class 1 has an empty name"),
         (["cat", "dog", "cat"], "classes 0 and 2 are both named 'cat'"),
     ],
@@ -491,7 +498,7 @@ def test_a_language_that_is_not_there_is_refused_with_a_hint(tmp_path: Path) -> 
         stage.preflight(Preflight({}, {"pool": pool(tmp_path).path}))
 
 
-def test_retrieval_judges_the_language_that_is_asked_for(tmp_path: Path) -> None:
+def test_retrieval_uses_the_configured_language(tmp_path: Path) -> None:
     run = run_in(tmp_path / "out", pool=pool(tmp_path / "data"), clip=tiny_clip(tmp_path / "clip", 0))
     Retrieval(kind="eval.retrieval", name="r", models=["clip"], data="pool", language="de", recall_k=[1]).run(run.ctx)
     texts = pq.read_table(tmp_path / "out/predictions/image_retrieval.parquet")["text"].to_pylist()
@@ -501,7 +508,7 @@ def test_retrieval_judges_the_language_that_is_asked_for(tmp_path: Path) -> None
 def test_probe_refuses_sets_of_different_classes(tmp_path: Path) -> None:
     train, val = labeled(tmp_path / "train", classes=5), labeled(tmp_path / "val")
     stage = Knn(kind="eval.knn", name="k", models=["clip"], train="train", data="val")
-    with pytest.raises(UserError, match=r"train and val differ in their classes: '\(none\)' here is 'magenta' there"):
+    with pytest.raises(UserError, match=r"got '\(none\)' in train where val has 'magenta'"):
         stage.preflight(Preflight({}, {"train": train.path, "val": val.path}))
 
 
@@ -509,7 +516,7 @@ def test_probe_refuses_sets_of_different_classes(tmp_path: Path) -> None:
     ("stage", "fields", "message"),
     [
         (ZeroShot, {"kind": "eval.zero_shot", "templates": ["a photo"]}, "for the class name"),
-        (Retrieval, {"kind": "eval.retrieval", "recall_k": [0]}, "count from 1"),
+        (Retrieval, {"kind": "eval.retrieval", "recall_k": [0]}, "k must be at least 1, got 0"),
         (LinearProbe, {"kind": "eval.linear_probe", "train": "t", "penalties": [0.0]}, "greater than 0"),
     ],
 )

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from vfm.eval.compare import Verdict, score
-from vfm.eval.statistics import (
+from vfm.statistics import Accuracy, to_metric
+from vfm.statistics.intervals import (
     bootstrap_interval,
     effective_size,
     mean_per_class_interval,
@@ -33,7 +33,7 @@ def test_wilson_stays_honest_at_the_ends() -> None:
 
 @pytest.mark.parametrize(("successes", "n"), [(1, 0), (3, 2), (-1, 2)])
 def test_wilson_refuses_what_is_no_proportion(successes: int, n: int) -> None:
-    with pytest.raises(ValueError, match="proportion"):
+    with pytest.raises(ValueError, match="expected 0 <= successes"):
         wilson_interval(successes, n)
 
 
@@ -77,7 +77,7 @@ def test_bootstrap_is_near_wilson_for_independent_items_and_repeats_by_seed() ->
 def test_bootstrap_in_chunks_keeps_every_resample(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).normal(size=300)
     whole = bootstrap_interval(values, num_resamples=1001)
-    monkeypatch.setattr("vfm.eval.statistics.MAX_DRAWS", 300 * 7)
+    monkeypatch.setattr("vfm.statistics.intervals.MAX_DRAWS", 300 * 7)
     np.testing.assert_allclose(bootstrap_interval(values, num_resamples=1001), whole)
 
 
@@ -112,7 +112,7 @@ def test_mean_per_class_of_one_class_is_wilsons_interval() -> None:
 def test_mean_per_class_weighs_a_small_class_like_a_large_one() -> None:
     labels = np.repeat([0, 1], [1000, 10])
     correct = np.concatenate([np.ones(1000, bool), np.arange(10) < 5])
-    found = score(Verdict("mean_per_class_recall", correct, classes=labels))
+    found = to_metric(Accuracy("mean_per_class_recall", correct, classes=labels))
     low, high = wilson_interval(5, 10)
     assert found.value == pytest.approx(0.75)
     assert found.high - found.low == pytest.approx((high - low) / 2, rel=0.25)  # of all items alike: a fifth
@@ -155,16 +155,16 @@ def test_effective_size_is_the_spread_of_one_item_over_that_of_the_mean() -> Non
 
 def test_a_perfect_score_on_few_images_claims_no_certainty() -> None:
     images = np.repeat(np.arange(10), 5)
-    found = score(Verdict("image_retrieval_recall@10", np.ones(50, bool), images), model="clip")
+    found = to_metric(Accuracy("image_retrieval_recall@10", np.ones(50, bool), images), model="clip")
     assert (found.value, found.high, found.n, found.model) == (1, 1, 10, "clip")
     assert found.low == wilson_interval(10, 10)[0]
 
 
 def test_scores_take_wilson_for_items_and_bootstrap_for_captions() -> None:
     hits = np.arange(100) % 3 == 0
-    alone = score(Verdict("acc1", hits, chance=0.1))
+    alone = to_metric(Accuracy("acc1", hits, chance=0.1))
     assert (alone.low, alone.high) == wilson_interval(34, 100)
-    assert alone == score(Verdict("acc1", hits, np.arange(100), chance=0.1))
-    shared = score(Verdict("acc1", hits, np.arange(100) // 5))
+    assert alone == to_metric(Accuracy("acc1", hits, np.arange(100), chance=0.1))
+    shared = to_metric(Accuracy("acc1", hits, np.arange(100) // 5))
     assert (shared.low, shared.high) == bootstrap_interval(hits, np.arange(100) // 5)
     assert (alone.n, shared.n) == (100, 20)

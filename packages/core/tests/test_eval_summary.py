@@ -11,20 +11,20 @@ from scipy.stats import norm
 from eval_world import run_in
 from vfm.artifacts import Comparison, Metric, Report
 from vfm.config import UserError
-from vfm.eval.compare import Verdict, compare, score
 from vfm.eval.summary import Estimate, mean_over, score_of
-from vfm.eval.summary_stage import LeftOut, SummarisedReport, Summary
 from vfm.panels import TablePanel, load_panels
+from vfm.stages.evaluation import LeftOut, SummarisedReport, Summary
+from vfm.statistics import Accuracy, compare, to_metric
 
 
 def report(directory: Path, seed: int, n: int, **rates: float) -> Report:
     """Models that are right so often, on the same items; two metrics of it."""
     draws = np.random.default_rng(seed).random(n)
-    verdicts = {name: Verdict("acc1", draws < rate) for name, rate in rates.items()}
-    (first, base), *others = verdicts.items()
-    metrics = [score(verdict, model=name) for name, verdict in verdicts.items()]
+    scores = {name: Accuracy("acc1", draws < rate) for name, rate in rates.items()}
+    (first, base), *others = scores.items()
+    metrics = [to_metric(score, model=name) for name, score in scores.items()]
     metrics += [metric.model_copy(update={"name": "acc5", "value": 1.0, "low": 1.0, "high": 1.0}) for metric in metrics]
-    tests = [compare(base, verdict, baseline=first, model=name) for name, verdict in others]
+    tests = [compare(base, score, baseline=first, model=name) for name, score in others]
     return Report.create(
         directory, task="zeroshot_classification", dataset=directory.name, metrics=metrics, comparisons=tests
     )
@@ -94,7 +94,7 @@ def test_means_say_how_many_of_how_many_and_leave_nothing_out_in_silence(tmp_pat
     names = list(dict.fromkeys(metric.name for metric in made.metrics))
     assert names == ["mean of x: 2 of 3 sets", "mean of y: 1 of 1 sets", "mean of all groups: 3 of 4 sets"]
     assert [len(line) for line in table.rows] == [len(table.columns)] * 7
-    assert table.rows[3][-2:] == ["–", "–"]  # who was not judged has no number, and no gain
+    assert table.rows[3][-2:] == ["–", "–"]  # a model that was not evaluated has no number and no gain
     assert left_out.rows == [["four", "x", "not here"]]
     assert table.front
     assert left_out.front
@@ -114,7 +114,7 @@ def test_each_way_has_a_mean_of_its_own_with_all_that_it_lacks(tmp_path: Path) -
     ]
 
 
-def test_a_gain_names_its_baseline_where_the_first_model_was_not_judged(tmp_path: Path) -> None:
+def test_a_gain_names_its_baseline_where_the_first_model_was_not_evaluated(tmp_path: Path) -> None:
     reports = {
         "words": report(tmp_path / "words", 1, 200, b=0.5, c=0.7),  # a has no text tower
         "pictures": report(tmp_path / "pictures", 2, 200, a=0.5, b=0.6, c=0.7),
@@ -136,5 +136,5 @@ def test_a_metric_that_the_report_has_not_is_told(tmp_path: Path) -> None:
 
 def test_metrics_of_a_group_are_metrics(tmp_path: Path) -> None:
     made, _ = summary(tmp_path, scores=[row("one", "x"), row("alone", "x")])
-    assert [metric.model for metric in made.metrics] == ["a"]  # b was not judged on all of them
+    assert [metric.model for metric in made.metrics] == ["a"]  # b was not evaluated on all of them
     assert isinstance(made.metrics[0], Metric)

@@ -11,10 +11,11 @@ from eval_world import NAMES, ColourModel, labeled, run_in, tiny_clip
 from vfm.artifacts import TaggedImages
 from vfm.config import UserError
 from vfm.data.tags import TAGS_FILE, write_tags
-from vfm.eval.encode import Reading
-from vfm.eval.judges.zero_shot import Wording, judge_zero_shot
-from vfm.eval.stages import ZeroShot
+from vfm.eval import ReadSettings
+from vfm.eval.zero_shot import Prompts, score_zero_shot
 from vfm.models import load_clip
+from vfm.stages.evaluation import ZeroShot
+from vfm.stages.evaluation.checks import check_zero_shot_classes
 
 ORACLE = {"right": ColourModel()}
 
@@ -23,20 +24,20 @@ def test_only_classes_with_images_are_answers_where_that_is_asked_for(tmp_path: 
     """ImageNet-A's and -R's images are of 200 of a thousand names; the others must not be in the way."""
     data = labeled(tmp_path / "data", 3)  # of red, green and blue; seven names
     wrong = {"wrong": ColourModel(-1.0)}
-    _, among_all = judge_zero_shot(run_in(tmp_path / "all").ctx, wrong, data)
-    _, among_some = judge_zero_shot(run_in(tmp_path / "some").ctx, wrong, data, wording=Wording(present=True))
+    among_all = score_zero_shot(run_in(tmp_path / "all").ctx, wrong, data).results
+    among_some = score_zero_shot(run_in(tmp_path / "some").ctx, wrong, data, prompts=Prompts(only_present=True)).results
     assert among_all["wrong"].predictions["images"]["predicted"].tolist() == [4, 5, 3]  # the opposite colours
     assert set(among_some["wrong"].predictions["images"]["predicted"].tolist()) <= {0, 1, 2}
-    verdicts = {verdict.metric: verdict for verdict in among_some["wrong"].verdicts}
-    assert verdicts["acc1"].chance == pytest.approx(1 / 3)
-    assert "acc5" not in verdicts  # of three answers it says nothing
+    scores = {score.metric: score for score in among_some["wrong"].scores}
+    assert scores["acc1"].chance == pytest.approx(1 / 3)
+    assert "acc5" not in scores  # of three answers it says nothing
 
 
 def test_classes_without_an_image_are_warned_of(tmp_path: Path) -> None:
     data, whole = labeled(tmp_path / "data", 3), labeled(tmp_path / "whole", 7)
     some, everything = run_in(tmp_path / "some", photos=data), run_in(tmp_path / "all", photos=whole)
-    judge_zero_shot(some.ctx, ORACLE, data)
-    judge_zero_shot(everything.ctx, ORACLE, whole)
+    score_zero_shot(some.ctx, ORACLE, data)
+    score_zero_shot(everything.ctx, ORACLE, whole)
     told = [event.data["message"] for event in some.events if event.type == "warning"]
     assert told == ["photos: 4 of 7 classes have no image: 'yellow', 'cyan', 'magenta', 'white'"]
     assert not [event for event in everything.events if event.type == "warning"]
@@ -46,19 +47,19 @@ def test_classes_without_an_image_are_warned_of(tmp_path: Path) -> None:
 def test_numbers_for_names_are_warned_of(
     tmp_path: Path, names: list[str], warned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vfm.eval.judges.zero_shot.NUM_DIGITS", 6)
+    monkeypatch.setattr("vfm.eval.zero_shot.NUM_DIGITS", 6)
     data, run = labeled(tmp_path / "data", 7), run_in(tmp_path / "out")
     model = {"clip": load_clip(tiny_clip(tmp_path / "clip", 0).path)}
-    judge_zero_shot(run.ctx, model, data, wording=Wording(class_names=names))
+    score_zero_shot(run.ctx, model, data, prompts=Prompts(class_names=names))
     told = [event.data["message"] for event in run.events if event.type == "warning"]
-    assert [message.partition(",")[0] for message in told] == ["the classes are called 'n01440760'"] * warned
+    assert [message.partition(",")[0] for message in told] == ["class names 'n01440760'"] * warned
 
 
 def test_labels_keep_their_numbers_where_the_first_classes_have_no_images(tmp_path: Path) -> None:
     data = labeled(tmp_path / "data", 7, broken=[0, 1, 2])
     run = run_in(tmp_path / "out")
-    reading = Reading(max_bad_fraction=0.5)
-    _, found = judge_zero_shot(run.ctx, ORACLE, data, wording=Wording(present=True), reading=reading)
+    reading = ReadSettings(max_bad_fraction=0.5)
+    found = score_zero_shot(run.ctx, ORACLE, data, prompts=Prompts(only_present=True), reading=reading).results
     columns = found["right"].predictions["images"]
     assert columns["predicted"].tolist() == columns["label"].tolist() == [3, 4, 5, 6]
 
@@ -76,8 +77,8 @@ def test_classes_may_be_written_otherwise_and_the_result_says_how(tmp_path: Path
     swapped = [names[(n + 1) % 7] for n in range(7)]
     other = stage.model_copy(update={"class_names": swapped})
     models = {"clip": load_clip(clip.path)}
-    predictions = [one.judge(run_in(tmp_path / f"{n}", d=data).ctx, models) for n, one in enumerate((stage, other))]
-    first, second = (found["clip"].predictions["images"]["predicted"] for _, found in predictions)
+    evaluated = [one.evaluate(run_in(tmp_path / f"{n}", d=data).ctx, models) for n, one in enumerate((stage, other))]
+    first, second = (found.results["clip"].predictions["images"]["predicted"] for found in evaluated)
     assert ((second + 1) % 7 == first).all()  # the names moved, the pictures did not
     assert report.metrics[0].n == 14
 
@@ -85,13 +86,13 @@ def test_classes_may_be_written_otherwise_and_the_result_says_how(tmp_path: Path
 def test_names_that_do_not_fit_the_labels_are_refused(tmp_path: Path) -> None:
     data = labeled(tmp_path / "data", 7)
     stage = ZeroShot(kind="eval.zero_shot", name="z", data="d", class_names=["one", "two"])
-    with pytest.raises(UserError, match="2 class_names; d has 7 classes"):
-        stage.check_data(data)
-    with pytest.raises(UserError, match="2 class_names for a data set of 7 classes"):
-        judge_zero_shot(run_in(tmp_path / "out").ctx, ORACLE, data, wording=Wording(class_names=["one", "two"]))
+    with pytest.raises(UserError, match="class_names: expected one per class of d, 7, got 2"):
+        check_zero_shot_classes(stage, data)
+    with pytest.raises(UserError, match="class_names: expected one per class, 7, got 2"):
+        score_zero_shot(run_in(tmp_path / "out").ctx, ORACLE, data, prompts=Prompts(class_names=["one", "two"]))
     one = labeled(tmp_path / "one", 1)
-    with pytest.raises(UserError, match="all images are of one class"):
-        judge_zero_shot(run_in(tmp_path / "more").ctx, ORACLE, one, wording=Wording(present=True))
+    with pytest.raises(UserError, match="expected images of two or more classes, got one class"):
+        score_zero_shot(run_in(tmp_path / "more").ctx, ORACLE, one, prompts=Prompts(only_present=True))
 
 
 def test_several_labels_are_ranked_each_by_itself(tmp_path: Path) -> None:
@@ -100,8 +101,8 @@ def test_several_labels_are_ranked_each_by_itself(tmp_path: Path) -> None:
     write_tags(folder / TAGS_FILE, [[n % 7] for n in range(14)])
     facts = {"num_samples": 14, "class_names": NAMES, "templates": ["a {} one"], "num_images": [2] * 7}
     tags = TaggedImages.create(folder, data=str(data.path), **facts)
-    _, found = judge_zero_shot(run_in(tmp_path / "out").ctx, {**ORACLE, "wrong": ColourModel(-1.0)}, tags)
-    values = {name: {v.metric: v.value for v in judgement.verdicts} for name, judgement in found.items()}
+    found = score_zero_shot(run_in(tmp_path / "out").ctx, {**ORACLE, "wrong": ColourModel(-1.0)}, tags).results
+    values = {name: {v.metric: v.value for v in result.scores} for name, result in found.items()}
     assert values["right"] == {"mean_average_precision": 1.0}
     assert values["wrong"]["mean_average_precision"] < 0.3
     assert np.stack(found["right"].predictions["images"]["scores"]).shape == (14, 7)

@@ -10,14 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from vfm.flow.subprocesses import sigterm_forwarded
 
 import toy_plugin
 import vfm
-from vfm.flow.children import _ended_by_sigterm
-from vfm.flow.fingerprints import remembered
+from vfm.flow.fingerprints import cached_fingerprints
 from vfm.flow.plan import make_plan, saved_identity
 from vfm.flow.recipe import parse_recipe
-from vfm.flow.run import read_manifest, run
+from vfm.flow.manifest import read_manifest
+from vfm.flow.run import run_plan
 from vfm.flow.store import Slot, Store
 
 KNOWN = {stage.kind_name(): stage for stage in toy_plugin.vfm_stages()}
@@ -37,7 +38,7 @@ def plan(text: str, store: Path, *overrides: str):
 def go(text: str, store: Path, *overrides: str, fresh: bool = False):
     events: list[vfm.Event] = []
     recipe, steps = plan(text, store, *overrides)
-    outcome = run(recipe, steps, Store(store), events.append, fresh=fresh)
+    outcome = run_plan(recipe, steps, Store(store), events.append, fresh=fresh)
     return outcome, events
 
 
@@ -125,12 +126,12 @@ import sys; sys.path.insert(0, {here!r})
 import toy_plugin
 from vfm.flow.plan import make_plan
 from vfm.flow.recipe import parse_recipe
-from vfm.flow.run import run
+from vfm.flow.run import run_plan
 from vfm.flow.store import Store
 known = {{stage.kind_name(): stage for stage in toy_plugin.vfm_stages()}}
 recipe = parse_recipe({text!r}, known, name="r", where="r.yaml")
 def show(event): print(event.to_json(), flush=True)
-run(recipe, make_plan(recipe, Store({store!r})), Store({store!r}), show)
+run_plan(recipe, make_plan(recipe, Store({store!r})), Store({store!r}), show)
 """
 
 
@@ -215,7 +216,7 @@ def test_a_saved_artifact_without_a_manifest_is_told_by_its_contents(tmp_path: P
 
     def identity(content: bytes) -> str:
         bulk.write_bytes(content)
-        with remembered(tmp_path / "store") as fingerprint:
+        with cached_fingerprints(tmp_path / "store") as fingerprint:
             return saved_identity(folder, fingerprint)
 
     assert identity(b"seed 0") != identity(b"seed 1")
@@ -223,7 +224,7 @@ def test_a_saved_artifact_without_a_manifest_is_told_by_its_contents(tmp_path: P
 
 def test_sigterm_ends_the_training_processes_and_is_told() -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], text=True) as child:
-        with _ended_by_sigterm(child) as stopped:
+        with sigterm_forwarded(child) as stopped:
             os.kill(os.getpid(), signal.SIGTERM)
             assert child.wait(timeout=20) == -signal.SIGTERM
         assert stopped.is_set()

@@ -13,7 +13,7 @@ import pytest
 
 from vfm.config import UserError
 from vfm.flow import fingerprints
-from vfm.flow.fingerprints import FINGERPRINTS_FILE, MEBIBYTE, fingerprint, remembered
+from vfm.flow.fingerprints import FINGERPRINTS_FILE, MEBIBYTE, fingerprint, cached_fingerprints
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def find(store: Path, paths: list[str]) -> list[str]:
-    with remembered(store) as known_fingerprint:
+    with cached_fingerprints(store) as known_fingerprint:
         return [known_fingerprint(path) for path in paths]
 
 
@@ -83,7 +83,7 @@ def test_file_that_keeps_size_and_time_is_told_from_the_one_before(shards, tmp_p
     assert find(tmp_path / "store", shards)[0] != first[0]
 
 
-def test_file_that_was_just_written_is_not_remembered(tmp_path, opened):
+def test_file_that_was_just_written_is_not_cached_fingerprints(tmp_path, opened):
     file = tmp_path / "new.txt"
     file.write_text("one")
     find(tmp_path / "store", [str(file)])
@@ -110,7 +110,7 @@ def test_store_that_cannot_be_written_costs_only_time(shards, tmp_path):
     assert find(tmp_path / "file" / "store", shards) == [fingerprint(path, {}) for path in shards]
 
 
-def test_what_was_read_before_a_missing_file_is_remembered(shards, tmp_path, opened):
+def test_what_was_read_before_a_missing_file_is_cached_fingerprints(shards, tmp_path, opened):
     with pytest.raises(UserError, match=r"3\.tar: no such file or folder"):
         find(tmp_path / "store", [*shards, f"{shards[0][:-5]}3.tar"])
     opened.clear()

@@ -1,4 +1,4 @@
-"""CLIP models: what open_clip reads of ours must be what we wrote, and images must be seen as the peers see them."""
+"""CLIP models: open_clip must load what we save, with equal features, and preprocess images as we do."""
 
 from __future__ import annotations
 
@@ -36,30 +36,30 @@ TINY = {
 TEXTS = ["a red square", "two blue circles"]
 
 
-def pictures(num: int = 3, seed: int = 0) -> list[NDArray[np.uint8]]:
-    draw = np.random.default_rng(seed)
-    return [draw.integers(0, 256, (40 + 3 * i, 57 - i, 3), dtype=np.uint8) for i in range(num)]
+def images(num: int = 3, seed: int = 0) -> list[NDArray[np.uint8]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 256, (40 + 3 * i, 57 - i, 3), dtype=np.uint8) for i in range(num)]
 
 
 @pytest.mark.parametrize("name", ["ViT-Pico-8-32", "EVA02-Pico-8-32"])
-def test_open_clip_itself_loads_a_saved_model_with_equal_features(name: str, tmp_path: Path) -> None:
+def test_open_clip_loads_a_saved_model_with_equal_features(name: str, tmp_path: Path) -> None:
     model = build_clip(name, seed=1)
     save_clip(model, tmp_path)
     peer, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
     tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(TEXTS)
     peer.eval()
     with torch.no_grad():
-        images = torch.stack([transform(Image.fromarray(picture)) for picture in pictures()])
+        pixels = torch.stack([transform(Image.fromarray(image)) for image in images()])
         image_features, text_features = (
-            peer.encode_image(images, normalize=True),
+            peer.encode_image(pixels, normalize=True),
             peer.encode_text(tokens, normalize=True),
         )
-    torch.testing.assert_close(model.encode_images(pictures()), image_features)
+    torch.testing.assert_close(model.encode_images(images()), image_features)
     torch.testing.assert_close(model.encode_texts(TEXTS), text_features)
 
 
 @pytest.mark.parametrize("model", ["ViT-Pico-8-32", "EVA02-Pico-8-32", TINY])
-def test_save_and_load_keep_every_weight_and_fact(model: str | dict[str, object], tmp_path: Path) -> None:
+def test_save_and_load_keep_weights_and_configuration(model: str | dict[str, object], tmp_path: Path) -> None:
     built = build_clip(model, seed=2, init_logit_scale=1.5)
     built.preprocess = built.preprocess.model_copy(update={"mean": (0.5, 0.5, 0.5), "resize_mode": "squash"})
     checkpoint = save_clip(built, tmp_path)
@@ -75,13 +75,13 @@ def test_save_and_load_keep_every_weight_and_fact(model: str | dict[str, object]
     [
         ("vit_pico_patch8_32", 32, True),
         ("vit_pico_patch8_32", 64, True),
-        ("vit_pico_patch8_32", 48, False),  # timm has none of this size
-        ("eva02_pico_patch8_32", 64, False),  # has one, with other rotary positions
+        ("vit_pico_patch8_32", 48, False),  # timm has no such encoder of this size
+        ("eva02_pico_patch8_32", 64, False),  # timm has one, with other rotary positions
         ("eva02_nano_patch8_64", 48, False),
-        ("resnet10t", 96, True),  # of any size
+        ("resnet10t", 96, True),  # accepts any size
     ],
 )
-def test_a_timm_tower_at_another_size_comes_back_at_that_size_in_open_clip_too_where_timm_has_its_equal(
+def test_resized_timm_tower_reloads_at_its_size_in_open_clip_too_if_timm_has_an_equal_encoder(
     encoder: str, size: int, equal: bool, tmp_path: Path
 ) -> None:
     pooled = {"timm_pool": "avg", "timm_proj": "linear"} if encoder == "resnet10t" else {"timm_pool": "token"}
@@ -89,66 +89,64 @@ def test_a_timm_tower_at_another_size_comes_back_at_that_size_in_open_clip_too_w
     model = build_clip({**TINY, "vision_cfg": vision, "custom_text": True}, image_size=size, seed=0)
     checkpoint = save_clip(model, tmp_path)
     assert checkpoint.image_size == model.preprocess.image_size == size
-    features = model.encode_images(pictures())
-    assert torch.equal(load_clip(checkpoint).encode_images(pictures()), features)
+    features = model.encode_images(images())
+    assert torch.equal(load_clip(checkpoint).encode_images(images()), features)
     assert (open_clip_incompatibility(model) == "") == equal
     if not equal:
-        assert f"{encoder} at the size of its name only" in open_clip_incompatibility(model)
+        assert f"{encoder} only at the size in its name" in open_clip_incompatibility(model)
         with pytest.raises(RuntimeError, match="size mismatch"):
             open_clip.create_model(f"local-dir:{tmp_path}")
         return
     peer, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
     with torch.no_grad():
-        images = torch.stack([transform(Image.fromarray(picture)) for picture in pictures()])
-        torch.testing.assert_close(peer.eval().encode_image(images, normalize=True), features)
+        pixels = torch.stack([transform(Image.fromarray(image)) for image in images()])
+        torch.testing.assert_close(peer.eval().encode_image(pixels, normalize=True), features)
 
 
 @pytest.mark.parametrize("name", ["ViT-Pico-8-32", "EVA02-Pico-8-32"])
-def test_a_checkpoint_at_another_size_sees_what_open_clips_or_timms_own_resized_model_sees(
-    name: str, tmp_path: Path
-) -> None:
+def test_checkpoint_loaded_at_another_size_equals_open_clips_or_timms_resized_model(name: str, tmp_path: Path) -> None:
     built = build_clip(name, seed=3)
     checkpoint = save_clip(built, tmp_path / "small")
     model = load_clip(checkpoint, image_size=64)
-    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         if name.startswith("ViT"):
             peer = open_clip.create_model(f"local-dir:{tmp_path / 'small'}", force_image_size=64).eval().visual
-        else:  # positions resampled, rotary ones of the larger grid on the smaller one's scale
+        else:  # positions are resampled, rotary ones computed for the larger grid at the smaller grid's scale
             trunk = built.module.visual.trunk
             save_vision(trunk, tmp_path / "trunk")
             peer = timm.create_model(f"local-dir:{tmp_path / 'trunk'}", pretrained=True, img_size=64).eval()
-        torch.testing.assert_close(model.module.visual(images), peer(images))
+        torch.testing.assert_close(model.module.visual(pixels), peer(pixels))
     assert model.preprocess.image_size == model.config["vision_cfg"]["image_size"] == 64
     again = load_clip(save_clip(model, tmp_path / "large"))
-    assert torch.equal(again.encode_images(pictures()), model.encode_images(pictures()))
+    assert torch.equal(again.encode_images(images()), model.encode_images(images()))
     with pytest.raises(UserError, match="not a multiple of its patch size 8"):
         load_clip(checkpoint, image_size=60)
 
 
-def test_noise_of_a_training_is_in_the_module_and_not_in_what_is_saved(tmp_path: Path) -> None:
+def test_training_noise_is_in_the_module_but_not_in_the_saved_configuration(tmp_path: Path) -> None:
     noise = {"patch_dropout": 0.5, "timm_drop_path": 0.1}
-    plain, noisy = (build_clip("EVA02-Pico-8-32", seed=3, noise=given) for given in (None, noise))
+    plain, noisy = (build_clip("EVA02-Pico-8-32", seed=3, noise=noise_or_none) for noise_or_none in (None, noise))
     assert noisy.config == plain.config
-    assert torch.equal(noisy.encode_images(pictures()), plain.encode_images(pictures()))
+    assert torch.equal(noisy.encode_images(images()), plain.encode_images(images()))
     loaded = load_clip(save_clip(noisy, tmp_path), noise=noise)
-    images = torch.randn(2, 3, 32, 32)
-    for model, quiet in ((plain, True), (noisy, False), (loaded, False), (load_clip(tmp_path), True)):
+    pixels = torch.randn(2, 3, 32, 32)
+    for model, deterministic in ((plain, True), (noisy, False), (loaded, False), (load_clip(tmp_path), True)):
         visual = model.module.visual.train()
-        assert torch.equal(visual(images), visual(images)) == quiet
+        assert torch.equal(visual(pixels), visual(pixels)) == deterministic
 
 
-def test_a_timm_projection_starts_as_large_as_open_clips_own() -> None:
+def test_projection_of_a_timm_tower_is_initialised_with_open_clips_deviation() -> None:
     timm_tower, own_tower = (build_clip(f"{family}-Pico-8-32", seed=0).module.visual for family in ("EVA02", "ViT"))
     assert timm_tower.trunk.head.weight.std().item() == pytest.approx(64**-0.5, rel=0.05)
     assert own_tower.proj.std().item() == pytest.approx(64**-0.5, rel=0.05)
     assert not timm_tower.trunk.head.bias.any()
 
 
-def test_embeddings_have_unit_length_whatever_the_batch_size_and_leave_training_mode_on() -> None:
+def test_embeddings_have_unit_length_at_any_batch_size_and_training_mode_is_restored() -> None:
     model = build_clip(TINY, seed=0)
     model.module.train()
-    whole, one_by_one = model.encode_images(pictures(5)), model.encode_images(pictures(5), batch_size=1)
+    whole, one_by_one = model.encode_images(images(5)), model.encode_images(images(5), batch_size=1)
     assert whole.dtype == torch.float32
     torch.testing.assert_close(whole.norm(dim=1), torch.ones(5))
     torch.testing.assert_close(whole, one_by_one)
@@ -157,7 +155,7 @@ def test_embeddings_have_unit_length_whatever_the_batch_size_and_leave_training_
     assert model.encode_texts([]).shape == (0, 16)
 
 
-def test_a_seed_gives_the_same_weights_and_leaves_torchs_generator_alone() -> None:
+def test_seed_fixes_the_weights_and_leaves_torchs_generator_unchanged() -> None:
     before = torch.get_rng_state()
     first, second, third = (build_clip(TINY, seed=seed).module.state_dict() for seed in (3, 3, 4))
     assert torch.equal(torch.get_rng_state(), before)
@@ -168,7 +166,7 @@ def test_a_seed_gives_the_same_weights_and_leaves_torchs_generator_alone() -> No
 @pytest.mark.parametrize("size", [(32, 32), (64, 40), (41, 77), (33, 20), (20, 99)])
 @pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_images_are_seen_as_open_clip_sees_them(size: tuple[int, int], resize_mode: str, interpolation: str) -> None:
+def test_preprocessing_equals_open_clips(size: tuple[int, int], resize_mode: str, interpolation: str) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
     ours = Preprocess(image_size=32, resize_mode=resize_mode, interpolation=interpolation)
     peer = image_transform_v2(
@@ -177,28 +175,28 @@ def test_images_are_seen_as_open_clip_sees_them(size: tuple[int, int], resize_mo
     torch.testing.assert_close(ours.pixels(ours.fit(image)[None])[0], peer(image), atol=1e-6, rtol=1e-6)
 
 
-def test_both_layouts_of_a_batch_give_the_same_pixels_and_another_type_is_refused() -> None:
+def test_both_layouts_of_a_batch_give_equal_pixels_and_other_dtypes_are_refused() -> None:
     preprocess = Preprocess(image_size=8)
     batch = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
     assert torch.equal(preprocess.pixels(batch), preprocess.pixels(batch.permute(0, 3, 1, 2).numpy()))
-    with pytest.raises(ValueError, match="uint8 batch"):
+    with pytest.raises(ValueError, match="expected uint8 images"):
         preprocess.pixels(batch.float())
 
 
 def test_grey_and_transparent_images_are_read_as_rgb() -> None:
     model = build_clip(TINY, seed=0)
-    grey = Image.fromarray(pictures(1)[0]).convert("L")
+    grey = Image.fromarray(images(1)[0]).convert("L")
     features = model.encode_images([grey, grey.convert("RGB"), grey.convert("RGBA"), grey.convert("P")])
     torch.testing.assert_close(features, features[:1].expand(4, -1))
 
 
-def test_a_long_text_is_cut_and_keeps_its_end_token() -> None:
+def test_long_text_is_cut_but_keeps_its_end_token() -> None:
     tokens = build_clip(TINY, seed=0).tokenize(["word " * 50, "short"])
     assert tokens.shape == (2, 12)
     assert tokens[0, -1] == tokens.max() == 49407
 
 
-def test_embeddings_can_take_part_in_a_backward_pass() -> None:
+def test_embeddings_can_be_used_in_a_backward_pass() -> None:
     features = build_clip(TINY, seed=0).encode_texts(TEXTS)
     weight = torch.ones(16, requires_grad=True)
     F.normalize(features * weight, dim=1).sum().backward()
@@ -216,19 +214,17 @@ def test_embeddings_can_take_part_in_a_backward_pass() -> None:
         ({"embed_dim": 3, "vision_cfg": {}}, {}, "needs 'text_cfg'"),
         (TINY, {"quick_glu": True}, "quick_glu: unknown key; did you mean 'quick_gelu'"),
         ({**TINY, "text_cfg": {**TINY["text_cfg"], "layers": 0}}, {}, "CLIP model 'custom': "),
-        ({**TINY, "text_cfg": "small"}, {}, "text_cfg is 'small'; it should be a mapping"),
+        ({**TINY, "text_cfg": "small"}, {}, "text_cfg: expected a mapping of open_clip's keys to values, got 'small'"),
         ("local-dir:nowhere", {}, "nowhere"),
     ],
 )
-def test_a_mistaken_configuration_is_told_in_one_line(
-    model: object, arguments: dict[str, object], message: str
-) -> None:
+def test_invalid_configuration_is_a_one_line_error(model: object, arguments: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         build_clip(model, **arguments)
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_or_foreign_folder_is_told_in_one_line(tmp_path: Path) -> None:
+def test_folder_without_a_valid_checkpoint_is_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"open_clip_config\.json is missing"):
         load_clip(tmp_path)
     save_clip(build_clip(TINY, seed=0), tmp_path)
@@ -238,7 +234,7 @@ def test_a_damaged_or_foreign_folder_is_told_in_one_line(tmp_path: Path) -> None
         load_clip(tmp_path)
     assert "\n" not in str(caught.value)
     weights.unlink()
-    with pytest.raises(UserError, match="no weights here"):
+    with pytest.raises(UserError, match="no weights "):
         load_clip(tmp_path)
 
 
@@ -253,7 +249,7 @@ def test_weights_of_another_width_are_refused(tmp_path: Path) -> None:
         load_clip(tmp_path / "wider")
 
 
-def test_the_wrapper_moves_and_names_itself() -> None:
+def test_to_returns_the_model_itself() -> None:
     model = build_clip("ViT-Pico-8-32", seed=0)
     assert isinstance(model.to("cpu"), ClipModel)
     assert (model.name, model.device.type) == ("ViT-Pico-8-32", "cpu")
@@ -262,11 +258,11 @@ def test_the_wrapper_moves_and_names_itself() -> None:
 @pytest.mark.parametrize(
     "name", sorted(file.stem for file in (Path(small_models.__file__).parent / "configs").glob("*.json"))
 )
-def test_every_clip_preset_is_what_its_name_says(name: str) -> None:
+def test_small_clip_model_has_the_sizes_in_its_name(name: str) -> None:
     model = build_clip(name, seed=0)
     family, _, patch, image = name.split("-")
     tower = vision_tower(model)
     assert tower.grid == (int(image) // int(patch), int(image) // int(patch))
     assert model.preprocess.image_size == int(image)
     assert hasattr(model.module.visual, "trunk") == (family == "EVA02")
-    assert model.encode_images(pictures(1)).shape == model.encode_texts(TEXTS[:1]).shape
+    assert model.encode_images(images(1)).shape == model.encode_texts(TEXTS[:1]).shape

@@ -1,4 +1,4 @@
-"""Hugging Face's layout: the same tensors come back, and read their way they give the same features."""
+"""Hugging Face's layout: the round trip is exact, and plain torch computes the same features from it."""
 
 from __future__ import annotations
 
@@ -34,8 +34,12 @@ def tiny(**overrides: object) -> ClipModel:
     return model
 
 
-def their_forward(tensors: dict[str, Tensor], config: dict[str, object], tower: str, x: Tensor) -> Tensor:
-    """`CLIPModel` in plain torch, from its documentation: x are embeddings before the first block, (B, N, D)."""
+def plain_forward(tensors: dict[str, Tensor], config: dict[str, object], tower: str, x: Tensor) -> Tensor:
+    """Compute a tower of `CLIPModel` in plain torch, written from its documentation.
+
+    Args:
+        x: embeddings before the first block, (B, N, D).
+    """
     part = config[f"{tower}_config"]
     prefix, heads = f"{tower}_model.encoder.layers.", part["num_attention_heads"]
 
@@ -59,7 +63,7 @@ def their_forward(tensors: dict[str, Tensor], config: dict[str, object], tower: 
 
 @pytest.mark.parametrize("quick_gelu", [False, True])
 @pytest.mark.parametrize("custom_text", [False, True])
-def test_features_read_their_way_are_ours(quick_gelu: bool, custom_text: bool, tmp_path: Path) -> None:
+def test_exported_model_has_equal_features_in_plain_torch(quick_gelu: bool, custom_text: bool, tmp_path: Path) -> None:
     model = tiny(quick_gelu=quick_gelu, custom_text=custom_text)
     save_hugging_face(model, tmp_path)
     tensors, config = load_file(tmp_path / "model.safetensors"), json.loads((tmp_path / "config.json").read_text())
@@ -70,17 +74,17 @@ def test_features_read_their_way_are_ours(quick_gelu: bool, custom_text: bool, t
     tokens = torch.cat([tensors[f"{vision}class_embedding"].expand(2, 1, -1), patches], 1)
     tokens = tokens + tensors[f"{vision}position_embedding.weight"]
     pre = (tensors["vision_model.pre_layrnorm.weight"], tensors["vision_model.pre_layrnorm.bias"])
-    image = their_forward(tensors, config, "vision", F.layer_norm(tokens, (32,), *pre))[:, 0]
+    image = plain_forward(tensors, config, "vision", F.layer_norm(tokens, (32,), *pre))[:, 0]
     torch.testing.assert_close(image @ tensors["visual_projection.weight"].T, model.module.encode_image(pixels))
 
     words = tensors[f"{text}token_embedding.weight"][ids] + tensors[f"{text}position_embedding.weight"]
     end = (ids == config["text_config"]["eos_token_id"]).int().argmax(dim=1)
-    last = their_forward(tensors, config, "text", words)[torch.arange(2), end]
+    last = plain_forward(tensors, config, "text", words)[torch.arange(2), end]
     torch.testing.assert_close(last @ tensors["text_projection.weight"].T, model.module.encode_text(ids))
 
 
 @pytest.mark.parametrize("quick_gelu", [False, True])
-def test_the_round_trip_is_exact(quick_gelu: bool, tmp_path: Path) -> None:
+def test_round_trip_is_exact(quick_gelu: bool, tmp_path: Path) -> None:
     model = tiny(quick_gelu=quick_gelu)
     model.preprocess = model.preprocess.model_copy(
         update={"mean": (0.5, 0.5, 0.5), "resize_mode": "squash", "interpolation": "bilinear"}
@@ -90,23 +94,23 @@ def test_the_round_trip_is_exact(quick_gelu: bool, tmp_path: Path) -> None:
     for (key, ours), theirs in zip(model.module.state_dict().items(), loaded.module.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs), key
     assert loaded.preprocess == model.preprocess
-    picture = [np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)]
-    assert torch.equal(loaded.encode_images(picture), model.encode_images(picture))
+    images = [np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)]
+    assert torch.equal(loaded.encode_images(images), model.encode_images(images))
 
 
 @given(width=st.integers(8, 2048), ratio=st.floats(1, 6))
-def test_no_hidden_width_is_lost_to_rounding(width: int, ratio: float) -> None:
+def test_mlp_ratio_restores_every_hidden_width(width: int, ratio: float) -> None:
     hidden = int(width * ratio)
     assert int(width * mlp_ratio(hidden, width)) == hidden
 
 
-def test_the_renaming_loses_no_key_and_its_inverse_gives_them_back() -> None:
+def test_renaming_loses_no_key_and_its_inverse_restores_them() -> None:
     ours = tiny().module.state_dict()
     theirs = to_hugging_face(ours)
     assert len(theirs) == len(ours) + 4 * 2 * 2  # q, k and v of four blocks, weight and bias
-    back = from_hugging_face({**theirs, "text_model.embeddings.position_ids": torch.arange(12)})
-    assert set(back) == set(ours)
-    assert all(torch.equal(back[key], ours[key]) for key in ours)
+    restored = from_hugging_face({**theirs, "text_model.embeddings.position_ids": torch.arange(12)})
+    assert set(restored) == set(ours)
+    assert all(torch.equal(restored[key], ours[key]) for key in ours)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +123,7 @@ def test_the_renaming_loses_no_key_and_its_inverse_gives_them_back() -> None:
         (lambda: tiny(text_cfg={**TINY["text_cfg"], "no_causal_mask": True}), "text_cfg.no_causal_mask is True"),
     ],
 )
-def test_an_architecture_that_is_not_theirs_is_refused_and_nothing_is_written(
+def test_unsupported_architecture_is_refused_and_nothing_is_written(
     model: object, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -127,7 +131,7 @@ def test_an_architecture_that_is_not_theirs_is_refused_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_another_kind_of_model_and_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_other_model_types_and_mismatched_weights_are_refused(tmp_path: Path) -> None:
     save_hugging_face(tiny(), tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     tensors.pop("visual_projection.weight")

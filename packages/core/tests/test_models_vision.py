@@ -1,4 +1,4 @@
-"""Vision encoders: what timm reads of ours must be what we wrote."""
+"""Vision encoders: timm must load what we save, with equal outputs, and preprocess images as we do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vfm.models import build_vision, load_vision, save_vision, small_models, vis
 
 
 @pytest.mark.parametrize("name", list(small_models.ENCODERS))
-def test_every_preset_reads_images_of_its_own_size(name: str) -> None:
+def test_small_encoder_takes_images_of_the_size_in_its_name(name: str) -> None:
     model = build_vision(name, seed=0)
     size = vision_preprocess(model).image_size
     assert str(size) == name.rsplit("_", 1)[1]
@@ -27,7 +27,7 @@ def test_every_preset_reads_images_of_its_own_size(name: str) -> None:
 
 @pytest.mark.parametrize("num_classes", [0, 7])
 @pytest.mark.parametrize("name", ["eva02_pico_patch8_32", "vit_pico_patch8_32"])
-def test_timm_itself_loads_a_saved_encoder_with_equal_outputs(name: str, num_classes: int, tmp_path: Path) -> None:
+def test_timm_loads_a_saved_encoder_with_equal_outputs(name: str, num_classes: int, tmp_path: Path) -> None:
     model = build_vision(name, image_size=48, num_classes=num_classes, global_pool="token", seed=0).eval()
     checkpoint = save_vision(model, tmp_path)
     peer = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
@@ -37,7 +37,7 @@ def test_timm_itself_loads_a_saved_encoder_with_equal_outputs(name: str, num_cla
     assert torch.equal(load_vision(VisionCheckpoint.load(tmp_path)).eval()(images), peer(images))
 
 
-def test_a_custom_encoder_keeps_what_differs_from_its_architecture(tmp_path: Path) -> None:
+def test_custom_encoder_keeps_its_differences_from_the_architecture(tmp_path: Path) -> None:
     custom = {"architecture": "eva02_pico_patch8_32", "depth": 3, "embed_dim": 32, "scale_mlp": True}
     model = build_vision(custom, seed=0).eval()
     assert save_vision(model, tmp_path).width == 32
@@ -47,7 +47,7 @@ def test_a_custom_encoder_keeps_what_differs_from_its_architecture(tmp_path: Pat
     assert torch.equal(loaded(images), model(images))
 
 
-def test_loading_at_another_size_resamples_positions_and_keeps_the_rest(tmp_path: Path) -> None:
+def test_loading_at_another_size_resamples_only_positions(tmp_path: Path) -> None:
     model = build_vision("eva02_pico_patch8_32", seed=0)
     save_vision(model, tmp_path)
     larger = load_vision(tmp_path, image_size=64)
@@ -56,14 +56,14 @@ def test_loading_at_another_size_resamples_positions_and_keeps_the_rest(tmp_path
     assert torch.equal(larger.blocks[1].attn.proj.weight, model.blocks[1].attn.proj.weight)
 
 
-def test_weights_laid_out_channels_last_are_saved(tmp_path: Path) -> None:
+def test_channels_last_weights_are_saved(tmp_path: Path) -> None:
     model = build_vision("vit_pico_patch8_32", seed=0).to(memory_format=torch.channels_last)
     save_vision(model, tmp_path)
     assert torch.equal(load_vision(tmp_path).patch_embed.proj.weight, model.patch_embed.proj.weight)
 
 
 @pytest.mark.parametrize("name", ["vit_pico_patch8_32", "resnet18", "vit_small_patch14_dinov2"])
-def test_images_are_seen_as_timm_sees_them(name: str) -> None:
+def test_preprocessing_equals_timms(name: str) -> None:
     model = build_vision(name, seed=0)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (301, 417, 3), dtype=np.uint8))
     ours = vision_preprocess(model)
@@ -71,7 +71,7 @@ def test_images_are_seen_as_timm_sees_them(name: str) -> None:
     torch.testing.assert_close(ours.pixels(ours.fit(image)[None])[0], peer(image), atol=1e-5, rtol=1e-5)
 
 
-def test_a_seed_gives_the_same_weights() -> None:
+def test_seed_fixes_the_weights() -> None:
     first, second, other = (build_vision("eva02_pico_patch8_32", seed=seed).pos_embed for seed in (1, 1, 2))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
@@ -87,13 +87,13 @@ def test_a_seed_gives_the_same_weights() -> None:
         ("org/model", {}, "org/model"),
     ],
 )
-def test_a_mistaken_encoder_is_told_in_one_line(model: object, arguments: dict[str, object], message: str) -> None:
+def test_invalid_encoder_is_a_one_line_error(model: object, arguments: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         build_vision(model, **arguments)
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_without_an_encoder_is_told_in_one_line(tmp_path: Path) -> None:
+def test_folder_without_a_valid_encoder_is_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json is missing"):
         load_vision(tmp_path)
     save_vision(build_vision("vit_pico_patch8_32", seed=0), tmp_path)

@@ -289,7 +289,7 @@ def test_a_bad_panel_costs_only_itself(run: RunSummary, tmp_path: Path) -> None:
     for file in ("torn.png", "artifact.json"):
         assert f"{file} is no readable PNG or JPEG" in text
     assert text.count("this panel cannot be drawn") == 3
-    assert "60-torn.json: series.0: series 'a' has 2 x, 1 y; they should be equally many" in text
+    assert "60-torn.json: series.0: series 'a': expected equal lengths, got 2 x, 1 y" in text
     assert "00-broken.json: b'{' is wrong: invalid JSON" in text
     assert "01-locked.json: Is a directory" in text
     assert "What was asked" in text

@@ -14,7 +14,7 @@ from vfm.flow.listeners import JsonLinesListener
 from vfm.flow.plan import make_plan
 from vfm.flow.recipe import parse_recipe
 from vfm.flow.report import RunSummary, report_of_run, summary_of_run
-from vfm.flow.run import EVENTS_FILE, run
+from vfm.flow.run import EVENTS_FILE, run_plan
 from vfm.flow.store import Store
 
 pytest.importorskip("matplotlib")
@@ -43,7 +43,7 @@ def go(text: str, store: Path) -> Path:
     """Runs a recipe as the command line does, events kept in the run's folder."""
     recipe = parse_recipe(text, KNOWN, (), name="r", where="r.yaml")
     listener = JsonLinesListener(Store(store).run_directory("r") / EVENTS_FILE)
-    directory = run(recipe, make_plan(recipe, Store(store)), Store(store), listener.vfm_event).directory
+    directory = run_plan(recipe, make_plan(recipe, Store(store)), Store(store), listener.vfm_event).directory
     listener.stream.close()
     return directory
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from vfm.config import error_lines
-from vfm.flow.report import wording
+from vfm.flow.report import number_format
 from vfm.flow.report.scale import Scale
 from vfm.panels import BarsPanel, LinesPanel, Series, TablePanel
 
@@ -118,17 +118,17 @@ def test_a_strip_survives_what_is_not_finite() -> None:
      (0.12345, "0.1235"), (12345.6, "12,346"), (1.5e-7, "1.50e−07"), (2.5e20, "2.500e+20"), (math.nan, "nan")],
 )  # fmt: skip
 def test_cells_are_written_as_people_read_them(value: object, text: str) -> None:
-    assert wording.number(value) == text
+    assert number_format.number(value) == text
 
 
 def test_shares_and_percentages_say_the_same() -> None:
-    assert wording.quantity(0.613, "share") == wording.quantity(61.3, "%") == "61.3\N{NO-BREAK SPACE}%"
+    assert number_format.quantity(0.613, "share") == number_format.quantity(61.3, "%") == "61.3\N{NO-BREAK SPACE}%"
     assert (
-        wording.interval(0.58, 0.643, "share") == wording.interval(58.0, 64.3, "%") == "58.0 – 64.3\N{NO-BREAK SPACE}%"
+        number_format.interval(0.58, 0.643, "share") == number_format.interval(58.0, 64.3, "%") == "58.0 – 64.3\N{NO-BREAK SPACE}%"
     )
-    assert wording.change(-0.012, "share") == wording.change(-1.2, "%") == "−1.2"
-    assert wording.quantity(-3.0, "nats") == "−3\N{NO-BREAK SPACE}nats"
-    assert wording.change(2.5, "nats") == "+2.5"
+    assert number_format.change(-0.012, "share") == number_format.change(-1.2, "%") == "−1.2"
+    assert number_format.quantity(-3.0, "nats") == "−3\N{NO-BREAK SPACE}nats"
+    assert number_format.change(2.5, "nats") == "+2.5"
 
 
 @pytest.mark.parametrize(
@@ -137,17 +137,17 @@ def test_shares_and_percentages_say_the_same() -> None:
      (3599.6, "1 h 00 min"), (7530, "2 h 05 min")],
 )  # fmt: skip
 def test_durations_carry_into_the_next_unit(seconds: float, text: str) -> None:
-    assert wording.duration(seconds).replace("\N{NO-BREAK SPACE}", " ") == text
+    assert number_format.duration(seconds).replace("\N{NO-BREAK SPACE}", " ") == text
 
 
 @pytest.mark.parametrize(
     ("panel", "fields", "said"),
     [
-        (Series, {"x": [1, 2], "y": [1]}, "series 'a' has 2 x, 1 y; they should be equally many"),
+        (Series, {"x": [1, 2], "y": [1]}, "series 'a': expected equal lengths, got 2 x, 1 y"),
         (Series, {"x": [1], "y": [1], "low": [0], "high": []}, "series 'a' has 1 x, 1 y, 1 low, 0 high"),
         (BarsPanel, {"labels": ["b"], "values": []}, "panel 'a' has 1 labels, 0 values"),
         (BarsPanel, {"labels": ["b"], "values": [1], "low": [0, 0]}, "panel 'a' has 1 labels, 1 values, 2 low"),
-        (TablePanel, {"columns": ["b"], "rows": [[1], [1, 2]]}, "table 'a' has 1 columns, a row with 2 cells"),
+        (TablePanel, {"columns": ["b"], "rows": [[1], [1, 2]]}, "table 'a': expected at most 1 cells in a row, got 2"),
     ],
 )
 def test_panel_whose_parts_do_not_match_is_refused_in_one_line(panel, fields, said) -> None:

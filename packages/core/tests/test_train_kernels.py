@@ -60,13 +60,13 @@ def test_what_ran_is_in_the_manifest_and_the_choice_in_no_identity(tmp_path):
         recipe = parse_recipe(text % choice, {"toy.fused": TrainFused}, (), name="r", where="r.yaml")
         return recipe, make_plan(recipe, Store(tmp_path))
 
-    outcome = run(*planned("auto"), Store(tmp_path), lambda event: None)
+    outcome = run_plan(*planned("auto"), Store(tmp_path), lambda event: None)
     manifest = read_manifest(outcome.steps[0].slot.artifact)
     assert (manifest["kernels"], manifest["runtime"]["kernels"]) == ("linear in 2 layers", "auto")
     assert planned("reference")[1][0].status == "cached"
     outcome.steps[0].slot.discard()
     with pytest.raises(UserError, match=r"toy: runtime\.kernels: triton needs a CUDA device, got cpu"):
-        run(*planned("triton"), Store(tmp_path), lambda event: None)
+        run_plan(*planned("triton"), Store(tmp_path), lambda event: None)
     assert not outcome.steps[0].slot.folders
 
 

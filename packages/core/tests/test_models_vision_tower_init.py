@@ -1,4 +1,4 @@
-"""The hand-over must lose no key: each is taken, renamed, resized, new or dropped, or it is an error."""
+"""Initialising a vision tower must lose no key: each is taken, renamed, resized, new or dropped, or an error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEXT = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "laye
 
 
 def encoder(name: str = "eva02_pico_patch8_32", seed: int = 5, **arguments: object) -> nn.Module:
-    """An encoder in which no two tensors are equal, so that a swapped key would show."""
+    """Build an encoder in which no two tensors are equal, so that a swapped key is noticed."""
     model = build_vision(name, seed=seed, **arguments).eval()
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
@@ -35,14 +35,14 @@ def clip(timm_name: str = "eva02_pico_patch8_32", pool: str = "token", proj: str
     return model
 
 
-def accounted(report: KeyReport) -> tuple[set[str], set[str]]:
-    """Keys of the source and keys of the tower that the report speaks of."""
+def keys_in(report: KeyReport) -> tuple[set[str], set[str]]:
+    """Return the keys of the source and the keys of the tower that the report contains."""
     source = {*report.taken, *report.renamed, *report.resized, *report.dropped}
     target = {*report.taken, *report.renamed.values(), *report.resized, *report.new}
     return source, target
 
 
-def test_the_tower_sees_what_the_encoder_saw(tmp_path: Path) -> None:
+def test_tower_computes_the_encoders_features(tmp_path: Path) -> None:
     vision, model = encoder(global_pool="token", num_classes=0), clip()
     save_vision(vision, tmp_path)
     report = init_vision_tower(VisionCheckpoint.load(tmp_path), model)
@@ -53,7 +53,7 @@ def test_the_tower_sees_what_the_encoder_saw(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("source_pool", "tower_pool"), [("token", "avg"), ("avg", "token")])
-def test_the_final_norm_is_renamed_when_pooling_moves_to_its_other_side(source_pool: str, tower_pool: str) -> None:
+def test_final_norm_is_renamed_when_it_moves_across_pooling(source_pool: str, tower_pool: str) -> None:
     vision, model = encoder(global_pool=source_pool), clip(pool=tower_pool)
     report = init_vision_tower(vision.state_dict(), model)
     old, new = ("norm", "fc_norm") if source_pool == "token" else ("fc_norm", "norm")
@@ -63,22 +63,22 @@ def test_the_final_norm_is_renamed_when_pooling_moves_to_its_other_side(source_p
 
 
 @pytest.mark.parametrize("proj", [None, "linear"])
-def test_every_key_of_both_sides_is_accounted_for(proj: str | None) -> None:
+def test_report_contains_every_key_of_both_sides(proj: str | None) -> None:
     vision, model = encoder(global_pool="token", num_classes=7), clip(proj=proj)
     source = {**vision.state_dict(), "mask_token": torch.zeros(1, 1, 64), "lm_head.weight": torch.zeros(9, 64)}
     report = init_vision_tower(source, model)
-    told_source, told_target = accounted(report)
-    assert told_source == set(source)
+    source_keys, target_keys = keys_in(report)
+    assert source_keys == set(source)
     visual = model.module.visual
     outside = {f"visual.{key}" for key in visual.state_dict() if not key.startswith("trunk.")}
-    assert told_target == set(visual.trunk.state_dict()) | outside
+    assert target_keys == set(visual.trunk.state_dict()) | outside
     assert set(report.dropped) == {"head.weight", "head.bias", "mask_token", "lm_head.weight"}
-    assert report.panel().rows[0] == ["taken", f"{len(report.taken)} keys", "as they were"]
+    assert report.panel().rows[0] == ["taken", f"{len(report.taken)} keys", "unchanged"]
     assert len(report.panel().rows) == 1 + len(report.renamed) + len(report.new) + len(report.dropped)
     assert report.summary.startswith(f"{len(report.taken)} taken, {len(report.renamed)} renamed, 0 resized, ")
 
 
-def test_patch_14_goes_to_16_with_positions_and_the_clip_norm_is_new() -> None:
+def test_patch_14_is_resized_to_16_and_the_norm_of_eva_clip_is_new() -> None:
     vision = encoder("eva02_mini_patch14_112", global_pool="token")
     model = clip("eva02_mini_patch16_clip_128")
     report = init_vision_tower(vision.state_dict(), model)
@@ -88,7 +88,7 @@ def test_patch_14_goes_to_16_with_positions_and_the_clip_norm_is_new() -> None:
     }
 
 
-def test_positions_follow_the_grid_as_timms_own_loader_resizes_them(tmp_path: Path) -> None:
+def test_positions_are_resized_as_by_timms_own_loader(tmp_path: Path) -> None:
     vision = encoder(global_pool="token", image_size=64)
     save_vision(vision, tmp_path)
     model = clip()
@@ -98,33 +98,33 @@ def test_positions_follow_the_grid_as_timms_own_loader_resizes_them(tmp_path: Pa
     assert report.resized == {"pos_embed": "[1, 65, 64] to [1, 17, 64]"}
 
 
-def test_a_pinv_kernel_answers_an_enlarged_patch_as_the_old_one_answered_the_patch() -> None:
+def test_pinv_kernel_responds_to_an_enlarged_patch_as_the_old_kernel_to_the_patch() -> None:
     kernel = torch.randn(5, 3, 14, 14)
     patch = torch.randn(3, 3, 14, 14)
     enlarged = F.interpolate(patch, size=(16, 16), mode="bicubic", antialias=True)
-    answer = torch.einsum("bchw,dchw->bd", patch, kernel)
+    response = torch.einsum("bchw,dchw->bd", patch, kernel)
     pinv, bicubic = (
-        torch.einsum("bchw,dchw->bd", enlarged, resize_patch_kernel(kernel, (16, 16), how))
-        for how in ("pinv", "bicubic")
+        torch.einsum("bchw,dchw->bd", enlarged, resize_patch_kernel(kernel, (16, 16), method))
+        for method in ("pinv", "bicubic")
     )
-    torch.testing.assert_close(pinv, answer, atol=1e-2, rtol=1e-3)
-    assert (bicubic - answer).abs().max() > (pinv - answer).abs().max()
+    torch.testing.assert_close(pinv, response, atol=1e-2, rtol=1e-3)
+    assert (bicubic - response).abs().max() > (pinv - response).abs().max()
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
         (lambda: encoder(depth=3), r"the encoder has blocks\.2\."),
-        (lambda: encoder(depth=1), r"its vision tower has blocks\.1\..*, the encoder has not"),
+        (lambda: encoder(depth=1), r"its vision tower has blocks\.1\..*, the encoder does not"),
         (
             lambda: encoder(embed_dim=32),
-            r"cls_token of the encoder is \(1, 1, 32\), its vision tower wants \(1, 1, 64\)",
+            r"cls_token of the encoder is \(1, 1, 32\), its vision tower expects \(1, 1, 64\)",
         ),
         (lambda: encoder(scale_mlp=True), r"the encoder has blocks\.0\.mlp\.fc1_g"),
-        (lambda: encoder("vit_pico_patch8_32"), "its vision tower has not"),
+        (lambda: encoder("vit_pico_patch8_32"), "its vision tower does not"),
     ],
 )
-def test_another_miss_is_an_error_and_loads_nothing(source: object, message: str) -> None:
+def test_any_other_difference_is_an_error_and_loads_nothing(source: object, message: str) -> None:
     model = clip()
     before = {key: value.clone() for key, value in model.module.state_dict().items()}
     with pytest.raises(UserError, match=message):
@@ -132,7 +132,7 @@ def test_another_miss_is_an_error_and_loads_nothing(source: object, message: str
     assert all(torch.equal(value, before[key]) for key, value in model.module.state_dict().items())
 
 
-def test_an_encoder_with_both_norms_does_not_overwrite_one_with_the_other() -> None:
+def test_encoder_with_both_norms_does_not_overwrite_one_with_the_other() -> None:
     vision = encoder(global_pool="avg", use_post_transformer_norm=True)
     with pytest.raises(UserError, match=r"fc_norm\.weight"):
         init_vision_tower(vision.state_dict(), clip())
@@ -143,7 +143,7 @@ def test_open_clips_own_tower_is_refused() -> None:
         init_vision_tower(encoder().state_dict(), build_clip("ViT-Pico-8-32", seed=0))
 
 
-def test_an_encoder_with_another_activation_is_refused_though_every_shape_fits(tmp_path: Path) -> None:
+def test_encoder_with_another_activation_is_refused_although_all_shapes_fit(tmp_path: Path) -> None:
     checkpoint = save_vision(encoder("vit_pico_patch8_32"), tmp_path)
     init_vision_tower(checkpoint, clip("vit_pico_patch8_32"))
     renamed = checkpoint.model_copy(update={"architecture": "vit_pico_patch8_clip_quickgelu_32"})

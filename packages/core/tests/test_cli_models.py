@@ -17,10 +17,9 @@ from vfm.artifacts import Artifact
 from vfm.config import UserError
 from vfm.data import open_dataset
 from vfm.data.images import decode_image
+from vfm.eval import ReadSettings, encode_dataset, load_encoder
 from vfm.eval.embeddings import NpyWriter, ParquetWriter, read_embeddings
-from vfm.eval.encode import Reading, encode_dataset, load_encoder
-from vfm.models import build_vision, load_clip, save_vision
-from vfm.models.class_names import set_class_names
+from vfm.models import build_vision, load_clip, save_vision, set_class_names
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +53,7 @@ def test_embeddings_are_the_encoders_in_order_without_the_bad(
     assert "20 embeddings; skipped: 1 unreadable_image" in done.out
     encoder = load_encoder(Artifact.load(world / model), torch.device("cpu"))
     source = open_dataset(Artifact.load(world / "labeled"))
-    peer = encode_dataset(run_in(tmp_path / "ctx").ctx, source, {"m": encoder}, Reading(4, 0.1))
+    peer = encode_dataset(run_in(tmp_path / "ctx").ctx, source, {"m": encoder}, ReadSettings(4, 0.1))
     found = read_embeddings(out)
     assert found.keys == peer.keys
     assert torch.equal(found.vectors, peer.features["m"])
@@ -154,7 +153,7 @@ def test_views_are_png_files_one_a_picture(world: Path, tmp_path: Path) -> None:
     [
         (["embed", "{}/clip", "{}/flat", "--out", "x.csv"], "x.csv: embeddings are written as .parquet or .npy"),
         (["embed", "{}/clip", "{}/nothing", "--out", "x.npy"], "nothing: no such file or folder"),
-        (["embed", "{}/clip", "{}/clip", "--out", "x.npy"], "a ImageDataset is wanted, this is a ClipCheckpoint"),
+        (["embed", "{}/clip", "{}/clip", "--out", "x.npy"], "expected ImageDataset, got ClipCheckpoint"),
         (["embed", "{}/labeled", "{}/flat", "--out", "x.npy"], "a LabeledDataset; a model is wanted"),
         (["embed", "{}/clip", "{}/flat", "--out", "x.npy", "--device", "gpu"], "--device gpu: choose from auto"),
         (["predict", "{}/clip", "{}/flat/red.png"], "give --classes, or --index"),
@@ -194,8 +193,7 @@ def test_a_damaged_npy_is_told(tmp_path: Path) -> None:
 
 def test_a_model_is_told_by_its_folder_its_file_or_its_name(world: Path, tmp_path: Path) -> None:
     """What is no artifact: folders in the two layouts, files of weights by their keys, names of either registry."""
-    from vfm.models.kinds import is_encoder
-    from vfm.models.weights import save_state_dict
+    from vfm.models import is_vision_source, save_state_dict
 
     for name in ("clip", "encoder"):
         (tmp_path / name).mkdir()
@@ -206,11 +204,11 @@ def test_a_model_is_told_by_its_folder_its_file_or_its_name(world: Path, tmp_pat
         assert done.code == 0, done.err
     for key, encoder in {"visual.pos_embed": False, "module.blocks.0.norm1.weight": True}.items():
         save_state_dict({key: torch.zeros(1)}, tmp_path / "w.safetensors")
-        assert is_encoder(str(tmp_path / "w.safetensors"), None) == encoder
-    assert is_encoder("convnext_base", None), "a name of both registries is timm's without a tag of open_clip's"
-    assert is_encoder("convnext_base", str(tmp_path / "w.safetensors"))
-    assert not is_encoder("convnext_base", "laion400m_s13b_b51k")
-    assert [is_encoder(name, None) for name in ("vit_pico_patch8_32", "timm/resnet18.a1_in1k", "ViT-B/32")] == [
+        assert is_vision_source(str(tmp_path / "w.safetensors"), None) == encoder
+    assert is_vision_source("convnext_base", None), "a name of both registries is timm's without a tag of open_clip's"
+    assert is_vision_source("convnext_base", str(tmp_path / "w.safetensors"))
+    assert not is_vision_source("convnext_base", "laion400m_s13b_b51k")
+    assert [is_vision_source(name, None) for name in ("vit_pico_patch8_32", "timm/resnet18.a1_in1k", "ViT-B/32")] == [
         True,
         True,
         False,

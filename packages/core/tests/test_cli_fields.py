@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field
+from vfm.cli.type_words import field_rows, value_words
 
 from vfm.artifacts import ClipCheckpoint, Pool, VisionCheckpoint
-from vfm.cli.type_words import field_rows, value_words
 from vfm.config import Config
 from vfm.stage import Ref
 

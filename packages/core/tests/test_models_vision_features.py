@@ -1,4 +1,4 @@
-"""Patch features must be the model's own: each is checked against what the model itself makes of an image."""
+"""Patch features must agree with the model's own outputs for an image."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def images() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("vision", TOWERS.values(), ids=TOWERS)
-def test_the_image_token_is_what_the_model_itself_makes_of_the_image(vision: dict[str, object]) -> None:
+def test_image_token_equals_the_models_own_embedding(vision: dict[str, object]) -> None:
     model = clip_with(vision)
     image_token, patches = cls_and_patch_tokens(model, images())
     torch.testing.assert_close(image_token, model.module.encode_image(images()))
@@ -66,7 +66,7 @@ def test_the_image_token_is_what_the_model_itself_makes_of_the_image(vision: dic
 
 
 @pytest.mark.parametrize("vision", TOWERS.values(), ids=TOWERS)
-def test_one_pass_says_all_of_an_image(vision: dict[str, object]) -> None:
+def test_image_tokens_agree_with_the_separate_functions(vision: dict[str, object]) -> None:
     model = clip_with(vision)
     image = image_tokens(model, images())
     torch.testing.assert_close(image.embeds, model.module.encode_image(images()))
@@ -76,7 +76,7 @@ def test_one_pass_says_all_of_an_image(vision: dict[str, object]) -> None:
     torch.testing.assert_close(image.feature, before)
 
 
-def test_where_patches_are_not_projected_the_image_stands_beside_them_as_it_was_pooled() -> None:
+def test_whole_is_the_pooled_feature_where_patches_are_not_projected() -> None:
     pooled_by_attention = {"image_size": 32, "timm_model_name": "vit_pico_patch8_32", "timm_pool": "map"}
     model = clip_with({**pooled_by_attention, "timm_proj": None})
     image = image_tokens(model, images())
@@ -85,32 +85,32 @@ def test_where_patches_are_not_projected_the_image_stands_beside_them_as_it_was_
     assert image.whole is image.feature
 
 
-def test_projected_patches_of_open_clip_are_the_towers_own_tokens_projected() -> None:
+def test_projected_patches_of_open_clip_are_the_projected_tokens_of_the_tower() -> None:
     model = clip_with({**NATIVE, "output_tokens": True})
     _, tokens = model.module.visual(images())  # open_clip's own: after ln_post, before the projection
     torch.testing.assert_close(patch_features(model, images()), tokens @ model.module.visual.proj)
     torch.testing.assert_close(patch_features(model, images(), projected=False), tokens)
 
 
-def test_projected_patches_of_an_average_pooled_linear_path_average_to_the_image() -> None:
-    """Without the norm between, mean and projection commute: the projected patches' mean is the image feature."""
+def test_mean_of_projected_patches_is_the_image_feature_of_a_linear_average_pooled_model() -> None:
+    """Mean and projection commute without a norm between them."""
     model = build_vision("vit_pico_patch8_32", num_classes=24, global_pool="avg", fc_norm=False, seed=0).eval()
     torch.testing.assert_close(patch_features(model, images()).mean(dim=1), model(images()))
 
 
-def test_patches_of_timm_are_the_final_norms_tokens() -> None:
+def test_patches_of_timm_are_the_tokens_after_the_final_norm() -> None:
     model = build_vision("eva02_pico_patch8_32", global_pool="token", seed=0).eval()
     torch.testing.assert_close(
         patch_features(model, images(), projected=False), model.forward_features(images())[:, 1:]
     )
 
 
-def test_an_earlier_layer_is_that_blocks_output() -> None:
+def test_earlier_layer_returns_the_output_of_that_block() -> None:
     model = build_vision("vit_pico_patch8_32", global_pool="token", seed=0).eval()
-    seen: list[torch.Tensor] = []
-    model.blocks[0].register_forward_hook(lambda block, arguments, out: seen.append(out))
+    outputs: list[torch.Tensor] = []
+    model.blocks[0].register_forward_hook(lambda block, arguments, out: outputs.append(out))
     features = patch_features(model, images(), layer=0, projected=False)
-    torch.testing.assert_close(features, model.norm(seen[0])[:, 1:])
+    torch.testing.assert_close(features, model.norm(outputs[0])[:, 1:])
     assert torch.equal(features, patch_features(model, images(), layer=-2, projected=False))
 
 
@@ -131,17 +131,17 @@ def test_gradients_reach_the_first_layer_through_both_tokens(vision: dict[str, o
         assert gradient.abs().max() > 0
 
 
-def test_the_grid_follows_the_image_size_and_rows_come_first() -> None:
+def test_grid_depends_on_the_image_size_and_patches_are_row_by_row() -> None:
     model = build_vision("vit_pico_patch8_32", image_size=48, seed=0).eval()
     assert grid_size(model) == (6, 6)
     nn.init.zeros_(model.pos_embed)
-    for block in model.blocks:  # without attention a patch sees itself only
+    for block in model.blocks:  # without attention, a patch depends only on itself
         nn.init.zeros_(block.attn.proj.weight)
-    picture = torch.zeros(1, 3, 48, 48)
-    picture[:, :, 8:16, 40:48] = torch.rand(3, 8, 8)  # row 1, column 5
-    change = (
-        patch_features(model, picture, projected=False) - patch_features(model, picture * 0, projected=False)
-    ).norm(dim=-1)
+    image = torch.zeros(1, 3, 48, 48)
+    image[:, :, 8:16, 40:48] = torch.rand(3, 8, 8)  # row 1, column 5
+    change = (patch_features(model, image, projected=False) - patch_features(model, image * 0, projected=False)).norm(
+        dim=-1
+    )
     assert change[0].nonzero().flatten().tolist() == [1 * 6 + 5]
 
 
@@ -153,22 +153,22 @@ def test_the_grid_follows_the_image_size_and_rows_come_first() -> None:
         (lambda: timm.create_model("resnet18"), "no patch tokens"),
     ],
 )
-def test_a_model_without_projected_patches_is_refused_in_one_line(model: object, message: str) -> None:
+def test_model_without_projected_patches_is_a_one_line_error(model: object, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         patch_features(model(), torch.zeros(1, 3, 224, 224))
     assert "\n" not in str(caught.value)
 
 
-def test_a_pooling_head_gives_its_final_norms_tokens_and_its_pooled_feature() -> None:
+def test_pooling_head_gives_the_normed_tokens_and_the_pooled_feature() -> None:
     model = timm.create_model("vit_base_patch16_siglip_224", img_size=32, depth=1, embed_dim=32, num_heads=2).eval()
     image_token, patches = cls_and_patch_tokens(model, images(), projected=False)
     torch.testing.assert_close(patches, model.forward_features(images()))
     torch.testing.assert_close(image_token, model.forward_head(model.forward_features(images()), pre_logits=True))
 
 
-def test_a_layer_that_is_not_there_and_dropped_patches_are_refused() -> None:
+def test_missing_layer_and_dropped_patches_are_refused() -> None:
     model = build_vision("vit_pico_patch8_32", patch_drop_rate=0.5, seed=0)
     with pytest.raises(UserError, match="layer 2 is not one of its 2 blocks"):
         patch_features(model, images(), layer=2, projected=False)
-    with pytest.raises(ValueError, match="8 of 16 patches"):
+    with pytest.raises(ValueError, match="expected 16 patches, got 8"):
         patch_features(model.train(), images(), projected=False)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vfm.flow.parallel import run_in_parallel
 
 from vfm.config import UserError
-from vfm.flow.together import run_together
 from vfm.stage import Runtime
 
 
@@ -73,7 +73,7 @@ def steps() -> list[Any]:
 
 def test_steps_wait_for_their_inputs_and_for_who_reads_their_data() -> None:
     record = Record()
-    assert run_together(steps(), record.run_one, lambda event: None, 3)
+    assert run_in_parallel(steps(), record.run_one, lambda event: None, 3)
     assert sorted(record.begun) == sorted(step.stage.name for step in steps())
     assert frozenset(("photos", "pairs")) in record.beside
     assert frozenset(("zero_shot", "knn")) not in record.beside
@@ -82,7 +82,7 @@ def test_steps_wait_for_their_inputs_and_for_who_reads_their_data() -> None:
 def test_after_a_mistake_nothing_more_is_begun() -> None:
     record = Record(fail="zero_shot")
     with pytest.raises(UserError, match="zero_shot does not fit"):
-        run_together(steps(), record.run_one, lambda event: None, 2)
+        run_in_parallel(steps(), record.run_one, lambda event: None, 2)
     assert "summary" not in record.begun
     assert set(record.begun) == set(record.ended)  # what ran was let finish
 
@@ -90,9 +90,9 @@ def test_after_a_mistake_nothing_more_is_begun() -> None:
 def test_jobs_take_gpus_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     record = Record()
-    run_together(steps()[:2], record.run_one, lambda event: None, 2)
+    run_in_parallel(steps()[:2], record.run_one, lambda event: None, 2)
     assert sorted(one["CUDA_VISIBLE_DEVICES"] for one in record.environments.values()) == ["4", "6"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    monkeypatch.setattr("vfm.flow.together.GPUS", tmp_path / "none")
-    run_together(steps()[:1], record.run_one, lambda event: None, 2)
+    monkeypatch.setattr("vfm.flow.parallel.GPUS", tmp_path / "none")
+    run_in_parallel(steps()[:1], record.run_one, lambda event: None, 2)
     assert "CUDA_VISIBLE_DEVICES" not in record.environments["photos"]

@@ -1,4 +1,4 @@
-"""Pretrained models from outside: what is read must be what was there, and a wrong activation is never loaded."""
+"""Importing pretrained models: the weights must arrive unchanged, and never in a model of another activation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from vfm.stage import Context
 from vfm.stages.models import ImportClip, ImportVision
 
 NAME = "ViT-Pico-8-32"
-PICTURES = [np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)]
+IMAGES = [np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)]
 
 
 @pytest.fixture(scope="module")
@@ -46,23 +46,23 @@ def clip() -> ClipModel:
     return model
 
 
-def same(ours: ClipModel, theirs: ClipModel) -> bool:
-    return torch.equal(ours.encode_images(PICTURES), theirs.encode_images(PICTURES)) and torch.equal(
+def equal_features(ours: ClipModel, theirs: ClipModel) -> bool:
+    return torch.equal(ours.encode_images(IMAGES), theirs.encode_images(IMAGES)) and torch.equal(
         ours.encode_texts(["a red square"]), theirs.encode_texts(["a red square"])
     )
 
 
 def torchscript_archive(model: ClipModel, file: Path) -> Path:
-    """What OpenAI published: a program that holds the model's sizes beside its weights."""
+    """Save an archive like OpenAI's: a program with the model's sizes beside its weights."""
     root = nn.Module()
     for name, value in model.module.state_dict().items():
         *path, last = name.split(".")
-        home = root
+        owner = root
         for part in path:
-            if part not in dict(home.named_children()):
-                home.add_module(part, nn.Module())
-            home = home.get_submodule(part)
-        home.register_buffer(last, value)
+            if part not in dict(owner.named_children()):
+                owner.add_module(part, nn.Module())
+            owner = owner.get_submodule(part)
+        owner.register_buffer(last, value)
     for name, value in (("input_resolution", 32), ("context_length", 24), ("vocab_size", 49408)):
         root.register_buffer(name, torch.tensor(value))
     torch.jit.script(root).save(str(file))
@@ -71,59 +71,59 @@ def torchscript_archive(model: ClipModel, file: Path) -> Path:
 
 @pytest.mark.parametrize("write", [save_clip, save_hugging_face], ids=["open_clip layout", "hugging face layout"])
 @pytest.mark.parametrize("prefix", ["", "local-dir:"])
-def test_a_folder_is_read_in_either_layout(
+def test_folder_loads_in_either_layout(
     write: Callable[..., object], prefix: str, clip: ClipModel, tmp_path: Path
 ) -> None:
     write(clip, tmp_path)
-    assert same(import_clip(f"{prefix}{tmp_path}"), clip)
+    assert equal_features(import_clip(f"{prefix}{tmp_path}"), clip)
 
 
 @pytest.mark.parametrize("wrap", ["plain", "state_dict", "module.", "ema", "safetensors"])
-def test_a_file_is_read_whatever_wraps_the_weights(wrap: str, clip: ClipModel, tmp_path: Path) -> None:
+def test_file_loads_with_any_wrapper_around_the_weights(wrap: str, clip: ClipModel, tmp_path: Path) -> None:
     weights = clip.module.state_dict()
-    worse = {key: torch.zeros_like(value) for key, value in weights.items()}
+    zeros = {key: torch.zeros_like(value) for key, value in weights.items()}
     file = tmp_path / ("w.safetensors" if wrap == "safetensors" else "w.pt")
     content = {
         "plain": weights,
         "state_dict": {"epoch": 3, "state_dict": weights},
         "module.": {"state_dict": {f"module.{key}": value for key, value in weights.items()}},
-        "ema": {"model": worse, "model_ema": weights},
+        "ema": {"model": zeros, "model_ema": weights},
         "safetensors": weights,
     }[wrap]
     save_state_dict(weights, file) if wrap == "safetensors" else torch.save(content, file)
-    assert same(import_clip(NAME, str(file)), clip)
+    assert equal_features(import_clip(NAME, str(file)), clip)
 
 
-def test_the_raw_weights_can_be_had_beside_the_averaged_ones(tmp_path: Path) -> None:
+def test_raw_weights_can_be_chosen_over_averaged_ones(tmp_path: Path) -> None:
     torch.save({"model": {"w": torch.zeros(2)}, "model_ema": {"w": torch.ones(2)}}, tmp_path / "w.pt")
     assert load_state_dict(tmp_path / "w.pt")["w"].tolist() == [1, 1]
     assert load_state_dict(tmp_path / "w.pt", ema=False)["w"].tolist() == [0, 0]
 
 
-def test_weights_of_openai_are_never_loaded_into_a_gelu_model(clip: ClipModel, tmp_path: Path) -> None:
+def test_openai_weights_are_never_loaded_into_a_gelu_model(clip: ClipModel, tmp_path: Path) -> None:
     torch.save({**clip.module.state_dict(), "input_resolution": torch.tensor(32)}, tmp_path / "openai.pt")
     with pytest.raises(UserError, match="trained with QuickGELU"):
         import_clip(NAME, str(tmp_path / "openai.pt"))
     quick = {**clip.config, "quick_gelu": True}
     loaded = import_clip(quick, str(tmp_path / "openai.pt"))
     assert torch.equal(loaded.module.visual.proj, clip.module.visual.proj)
-    assert not same(loaded, clip)  # the same weights mean something else
+    assert not equal_features(loaded, clip)  # the same weights, another activation
 
 
-def test_a_file_of_metaclips_is_known_by_its_name(clip: ClipModel, tmp_path: Path) -> None:
+def test_metaclip_file_is_recognised_by_its_name(clip: ClipModel, tmp_path: Path) -> None:
     torch.save(clip.module.state_dict(), tmp_path / "b32_400m.pt")
     with pytest.raises(UserError, match=r"b32_400m's weights were trained with QuickGELU.*ViT-B-32-quickgelu"):
         import_clip(NAME, str(tmp_path / "b32_400m.pt"))
     import_clip({**clip.config, "quick_gelu": True}, str(tmp_path / "b32_400m.pt"))
     (tmp_path / "b32_400m.pt").rename(tmp_path / "mine.pt")
-    assert same(import_clip(NAME, str(tmp_path / "mine.pt")), clip)
+    assert equal_features(import_clip(NAME, str(tmp_path / "mine.pt")), clip)
 
 
-def test_a_torchscript_archive_is_read_only_if_openai_published_it(
+def test_torchscript_archive_is_read_only_if_published_by_openai(
     clip: ClipModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = torchscript_archive(clip, tmp_path / "openai.pt")
-    with pytest.raises(UserError, match="a TorchScript archive, which is a program"):
+    with pytest.raises(UserError, match="a TorchScript archive, which could run code"):
         load_state_dict(file)
     url = f"https://example.org/{hashlib.sha256(file.read_bytes()).hexdigest()}/openai.pt"
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, NAME, {"openai": {"url": url}})
@@ -134,7 +134,7 @@ def test_a_torchscript_archive_is_read_only_if_openai_published_it(
 
 
 @pytest.mark.parametrize("quick_gelu", [True, False])
-def test_the_tag_decides_about_quickgelu(
+def test_tag_decides_between_quickgelu_and_gelu(
     quick_gelu: bool, clip: ClipModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "tag.safetensors"
@@ -146,13 +146,13 @@ def test_the_tag_decides_about_quickgelu(
     assert model.preprocess.mean == (0.1, 0.2, 0.3)
     assert model.name == f"{NAME}/tagged"
     model.preprocess = clip.preprocess
-    assert same(model, clip) is not quick_gelu
+    assert equal_features(model, clip) is not quick_gelu
     save_clip(model, tmp_path / "saved")
     assert load_clip(tmp_path / "saved").config.get("quick_gelu", False) is quick_gelu
 
 
 def test_open_clip_marks_the_tags_of_openai_and_metaclip_as_quickgelu() -> None:
-    """The fact that imports rest on: were a tag unmarked, its weights would be loaded into a GELU model."""
+    """Imports depend on it: the weights of an unmarked tag would be loaded into a GELU model."""
     marked = ("openai", "metaclip_400m", "metaclip_fullcc")
     tags = [(name, tag) for name, tag in open_clip.list_pretrained() if tag in marked]
     assert len(tags) > 20
@@ -160,7 +160,7 @@ def test_open_clip_marks_the_tags_of_openai_and_metaclip_as_quickgelu() -> None:
 
 
 def hub_folder(cache: Path, repo: str) -> Path:
-    """The place of a model in the hub's cache."""
+    """Create the folder of a model in the hub's cache."""
     model = cache / f"models--{repo.replace('/', '--')}"
     (model / "refs").mkdir(parents=True)
     (model / "refs" / "main").write_text("abc")
@@ -168,7 +168,7 @@ def hub_folder(cache: Path, repo: str) -> Path:
 
 
 @pytest.mark.parametrize("write", [save_clip, save_hugging_face], ids=["open_clip layout", "hugging face layout"])
-def test_a_model_of_the_hub_comes_from_the_cache_without_a_network(
+def test_hub_model_loads_from_the_cache_without_a_network(
     write: Callable[..., object], clip: ClipModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
@@ -176,13 +176,13 @@ def test_a_model_of_the_hub_comes_from_the_cache_without_a_network(
     write(clip, hub_folder(tmp_path, "org/model"))
     model = import_clip("hf-hub:org/model")
     assert model.name == "hf-hub:org/model"
-    assert same(model, clip)
-    with pytest.raises(UserError, match="hf-hub:org/other: cannot be fetched") as caught:
+    assert equal_features(model, clip)
+    with pytest.raises(UserError, match="hf-hub:org/other: cannot be downloaded") as caught:
         import_clip("hf-hub:org/other")
     assert "\n" not in str(caught.value)
 
 
-def test_weights_that_cannot_be_fetched_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_download_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="ViT-B-32 laion2b_s34b_b79k: not on this machine") as caught:
@@ -205,15 +205,13 @@ def test_weights_that_cannot_be_fetched_are_one_line(tmp_path: Path, monkeypatch
         ("hf-hub:a/b", "openai", "leave pretrained out"),
     ],
 )
-def test_a_mistaken_clip_source_is_told_before_anything_is_fetched(
-    source: str, pretrained: str | None, message: str
-) -> None:
+def test_invalid_clip_source_is_reported_before_any_download(source: str, pretrained: str | None, message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_clip_source(source, pretrained)
 
 
-def test_a_folder_without_a_clip_model_is_told_before_the_stage_runs(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no CLIP model here"):
+def test_folder_without_a_clip_model_is_reported_before_the_stage_runs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no CLIP model "):
         check_clip_source(f"local-dir:{tmp_path}", None)
 
 
@@ -225,7 +223,7 @@ def test_a_folder_without_a_clip_model_is_told_before_the_stage_runs(tmp_path: P
         ("vit_pico_patch8_32", "none.pt", "no such checkpoint file"),
     ],
 )
-def test_a_mistaken_vision_source_is_told_before_anything_is_fetched(
+def test_invalid_vision_source_is_reported_before_any_download(
     source: str, pretrained: str | None, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -233,7 +231,7 @@ def test_a_mistaken_vision_source_is_told_before_anything_is_fetched(
 
 
 @pytest.mark.parametrize("num_classes", [0, 5])
-def test_a_vision_encoder_comes_from_a_folder_and_from_a_file(num_classes: int, tmp_path: Path) -> None:
+def test_vision_encoder_loads_from_a_folder_and_from_a_file(num_classes: int, tmp_path: Path) -> None:
     model = build_vision("eva02_pico_patch8_32", num_classes=num_classes, seed=3).eval()
     save_vision(model, tmp_path)
     images = torch.randn(1, 3, 32, 32)
@@ -242,7 +240,7 @@ def test_a_vision_encoder_comes_from_a_folder_and_from_a_file(num_classes: int, 
     assert torch.equal(import_vision("eva02_pico_patch8_32", file)(images), model(images))
 
 
-def test_official_eva_pretraining_weights_are_read_by_timms_rules(tmp_path: Path) -> None:
+def test_official_eva_pretraining_weights_load_under_timms_names(tmp_path: Path) -> None:
     model = build_vision("eva02_pico_patch8_32", seed=3).eval()  # pooled by average: its final norm is fc_norm
     official = {
         "mask_token": torch.zeros(1, 1, 64),
@@ -267,7 +265,7 @@ def test_official_eva_pretraining_weights_are_read_by_timms_rules(tmp_path: Path
     assert torch.equal(loaded(images), model(images))
 
 
-def test_weights_of_another_architecture_are_one_line(tmp_path: Path, clip: ClipModel) -> None:
+def test_weights_of_another_architecture_are_a_one_line_error(tmp_path: Path, clip: ClipModel) -> None:
     save_vision(build_vision("vit_pico_patch8_32", seed=0), tmp_path)
     with pytest.raises(UserError, match="does not fit") as caught:
         import_vision("eva02_pico_patch8_32", str(tmp_path / "model.safetensors"))
@@ -283,7 +281,7 @@ class Harmful:
 
 
 @pytest.mark.parametrize("content", ["pickle", "noise", "empty", "no tensors", "truncated"])
-def test_a_harmful_or_damaged_file_is_refused_in_one_line_and_nothing_runs(content: str, tmp_path: Path) -> None:
+def test_harmful_or_damaged_file_is_a_one_line_error_and_nothing_runs(content: str, tmp_path: Path) -> None:
     file = tmp_path / "w.pt"
     torch.save({"pickle": Harmful(), "no tensors": {"epoch": 3}}.get(content, {"w": torch.zeros(1000)}), file)
     if content in ("noise", "empty"):
@@ -300,19 +298,19 @@ def run(stage: ImportClip | ImportVision, folder: Path) -> Artifact:
     return Artifact.load(artifact.path)
 
 
-def test_the_stages_leave_checkpoints_and_name_their_local_sources(clip: ClipModel, tmp_path: Path) -> None:
+def test_stages_save_checkpoints_and_list_their_local_sources(clip: ClipModel, tmp_path: Path) -> None:
     save_clip(clip, tmp_path / "clip")
     stage = ImportClip(kind="models.clip", name="clip", source=str(tmp_path / "clip"))
     assert list(stage.sources()) == [str(tmp_path / "clip")]
-    made = run(stage, tmp_path / "a")
-    assert isinstance(made, ClipCheckpoint)
-    assert same(load_clip(made), clip)
+    imported = run(stage, tmp_path / "a")
+    assert isinstance(imported, ClipCheckpoint)
+    assert equal_features(load_clip(imported), clip)
 
     encoder = build_vision("vit_pico_patch8_32", seed=0)
     file = save_vision(encoder, tmp_path / "vision").path / "model.safetensors"
     vision = ImportVision(kind="models.vision", name="v", source="vit_pico_patch8_32", pretrained=str(file))
     assert list(vision.sources()) == [str(file)]
-    made = run(vision, tmp_path / "b")
-    assert isinstance(made, VisionCheckpoint)
-    assert torch.equal(load_vision(made).pos_embed, encoder.pos_embed)
-    assert json.loads((made.path / "config.json").read_text())["architecture"] == "vit_pico_patch8_32"
+    imported = run(vision, tmp_path / "b")
+    assert isinstance(imported, VisionCheckpoint)
+    assert torch.equal(load_vision(imported).pos_embed, encoder.pos_embed)
+    assert json.loads((imported.path / "config.json").read_text())["architecture"] == "vit_pico_patch8_32"

@@ -1,4 +1,4 @@
-"""Official EVA checkpoints: what timm's own loader makes of a file is what ours makes of it, and each comes back."""
+"""Official EVA checkpoints: our loader must agree with timm's own, and export must restore the file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def both(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
 def encoder_shapes(
     family: str, patch: int = PATCH, grid: int = 4, width: int = WIDTH, depth: int = DEPTH
 ) -> dict[str, tuple[int, ...]]:
-    """An encoder's keys as the official code has them, written from its layouts and not from our table."""
+    """Return an encoder's keys as in the official code, written independently of our table."""
     d, hidden = width, 96 if family == "EVA-01" else 4 * width if family == "EVA-L" else int(width * 8 / 3)
     shapes = {
         "cls_token": (1, 1, d),
@@ -69,20 +69,20 @@ def encoder_shapes(
     return shapes
 
 
-def drawn(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def random_tensors(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     return {key: torch.randn(shape, generator=generator) * 0.3 for key, shape in shapes.items()}
 
 
 def rotary_tables(grid: int = 4, depth: int = DEPTH, head: int = 16, pre_trained: int = 4) -> dict[str, Tensor]:
-    """RoPE by its formula: half of a head's width for each axis, each frequency twice, on the grid of pre-training."""
+    """Compute RoPE by its formula: half of a head's width per axis, each frequency twice, at the pre-training scale."""
     frequencies = (10000.0 ** (-torch.arange(0, head // 2, 2) / (head // 2))).repeat_interleave(2)
-    places = torch.arange(grid) / grid * pre_trained
-    angles = torch.stack(torch.meshgrid(places, places, indexing="ij"), -1)[..., None] * frequencies
+    positions = torch.arange(grid) / grid * pre_trained
+    angles = torch.stack(torch.meshgrid(positions, positions, indexing="ij"), -1)[..., None] * frequencies
     angles = angles.reshape(grid * grid, head)
-    homes = ["rope.", *(f"blocks.{i}.attn.rope." for i in range(depth))]
+    prefixes = ["rope.", *(f"blocks.{i}.attn.rope." for i in range(depth))]
     tables = (("cos", angles.cos()), ("sin", angles.sin()))
-    return {f"{home}freqs_{name}": table for home in homes for name, table in tables}
+    return {f"{prefix}freqs_{name}": table for prefix in prefixes for name, table in tables}
 
 
 def mim(family: str) -> dict[str, Tensor]:
@@ -92,16 +92,16 @@ def mim(family: str) -> dict[str, Tensor]:
         shapes |= {**both("decoder_blocks.0.attn.qkv", 48, 16), **both("decoder_pred", EMBED, 16)}
     else:
         shapes |= {"mask_token": (1, 1, WIDTH), **both("lm_head", EMBED, WIDTH)}
-    return {**drawn(shapes), **(rotary_tables() if "02" in family else {})}
+    return {**random_tensors(shapes), **(rotary_tables() if "02" in family else {})}
 
 
 def classifier(family: str, norm: str = "fc_norm") -> dict[str, Tensor]:
     shapes = {**encoder_shapes(family), **both(norm, WIDTH), **both("head", CLASSES, WIDTH)}
-    return {**drawn(shapes), **(rotary_tables() if "02" in family else {})}
+    return {**random_tensors(shapes), **(rotary_tables() if "02" in family else {})}
 
 
 def clip_file() -> dict[str, Tensor]:
-    """A file of EVA-CLIP's, at the sizes of EVA02-Mini-16-128."""
+    """Return an EVA-CLIP file with the sizes of EVA02-Mini-16-128."""
     visual = {**encoder_shapes("EVA-02-CLIP", **MINI), **both("norm", 192), **both("head", 192, 192)}
     text = {
         "text.token_embedding.weight": (49408, 192),
@@ -115,19 +115,19 @@ def clip_file() -> dict[str, Tensor]:
         text |= {f"{block}attn.in_proj_weight": (576, 192), f"{block}attn.in_proj_bias": (576,)}
         text |= {**both(f"{block}attn.out_proj", 192, 192)}
         text |= {**both(f"{block}mlp.c_fc", 768, 192), **both(f"{block}mlp.c_proj", 192, 768)}
-    tensors = drawn({**{f"visual.{key}": shape for key, shape in visual.items()}, **text})
+    tensors = random_tensors({**{f"visual.{key}": shape for key, shape in visual.items()}, **text})
     tables = rotary_tables(8, depth=6, head=64, pre_trained=8)
     return {**tensors, **{f"visual.{key}": table for key, table in tables.items()}}
 
 
-def by_timm(tensors: Mapping[str, Tensor], source: str | Mapping[str, Any], **arguments: object) -> nn.Module:
+def load_by_timm(tensors: Mapping[str, Tensor], source: str | Mapping[str, Any], **arguments: object) -> nn.Module:
     model = build_vision(source, **arguments)
-    home = eva if isinstance(model, eva.Eva) else vision_transformer
-    model.load_state_dict(home.checkpoint_filter_fn(dict(tensors), model))
+    module = eva if isinstance(model, eva.Eva) else vision_transformer
+    model.load_state_dict(module.checkpoint_filter_fn(dict(tensors), model))
     return model.eval()
 
 
-def saved(content: object, folder: Path) -> str:
+def save(content: object, folder: Path) -> str:
     torch.save(content, folder / "official.pt")
     return str(folder / "official.pt")
 
@@ -137,20 +137,19 @@ def images(size: int = IMAGE) -> Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pre_training_files_are_read_as_timm_reads_them(family: str, tmp_path: Path) -> None:
-    tensors, source, reading = mim(family), ARCHITECTURES[family], ReadOptions()
-    if family == "EVA-L":  # timm reads no decoder
-        wanted = {
+def test_pre_training_file_loads_as_in_timm(family: str, tmp_path: Path) -> None:
+    tensors, source, report = mim(family), ARCHITECTURES[family], KeyReport()
+    if family == "EVA-L":  # timm does not skip the decoder
+        expected = {
             key.replace("norm.", "fc_norm.") if key.startswith("norm.") else key: value
             for key, value in tensors.items()
         }
-        wanted = {key: value for key, value in wanted.items() if "decoder" not in key and key != "mask_token"}
+        expected = {key: value for key, value in expected.items() if "decoder" not in key and key != "mask_token"}
     else:
-        wanted = tensors
-    peer = by_timm(wanted, source, num_classes=0)
-    ours = import_vision(source, saved({"model": tensors}, tmp_path), reading)
+        expected = tensors
+    peer = load_by_timm(expected, source, num_classes=0)
+    ours = import_vision(source, save({"model": tensors}, tmp_path), report=report)
     assert torch.equal(ours(images()), peer(images()))
-    report = reading.report
     assert {*report.taken, *report.renamed, *report.dropped} == set(tensors)
     assert {*report.taken, *report.renamed.values()} == set(ours.state_dict())
     assert set(report.dropped) == {k for k in tensors if "rope" in k or k.startswith(("mask", "lm_head", "decoder"))}
@@ -158,59 +157,58 @@ def test_pre_training_files_are_read_as_timm_reads_them(family: str, tmp_path: P
 
 @pytest.mark.parametrize("norm", ["fc_norm", "norm"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_classification_files_keep_their_head_and_their_pooling(family: str, norm: str, tmp_path: Path) -> None:
+def test_classification_file_keeps_its_head_and_pooling(family: str, norm: str, tmp_path: Path) -> None:
     tensors, source = classifier(family, norm), ARCHITECTURES[family]
     pool = "avg" if norm == "fc_norm" else "token"
-    peer = by_timm(tensors, source, num_classes=CLASSES, global_pool=pool)
-    ours = import_vision(source, saved({"module": tensors}, tmp_path))
+    peer = load_by_timm(tensors, source, num_classes=CLASSES, global_pool=pool)
+    ours = import_vision(source, save({"module": tensors}, tmp_path))
     assert ours(images()).shape == (2, CLASSES)
     assert torch.equal(ours(images()), peer(images()))
 
 
-def test_the_vision_tower_of_a_clip_file_is_read_alone_as_timm_reads_it(tmp_path: Path) -> None:
-    tensors, source, reading = clip_file(), "eva02_mini_patch16_clip_128", ReadOptions()
-    ours = import_vision(source, saved(tensors, tmp_path), reading)
-    assert torch.equal(ours(images(128)), by_timm(tensors, source, num_classes=192)(images(128)))
-    assert reading.report.dropped["text.text_projection"] == "of the text tower, which is not asked for"
+def test_vision_tower_of_a_clip_file_loads_as_in_timm(tmp_path: Path) -> None:
+    tensors, source, report = clip_file(), "eva02_mini_patch16_clip_128", KeyReport()
+    ours = import_vision(source, save(tensors, tmp_path), report=report)
+    assert torch.equal(ours(images(128)), load_by_timm(tensors, source, num_classes=192)(images(128)))
+    assert report.dropped["text.text_projection"] == "of the text tower, which is not imported"
 
 
-@pytest.mark.parametrize("how", ["pinv", "bicubic"])
+@pytest.mark.parametrize("method", ["pinv", "bicubic"])
 @pytest.mark.parametrize("patch", [16, 14])
-def test_patches_and_positions_come_to_another_size_both_ways(how: str, patch: int, tmp_path: Path) -> None:
-    """At 112 pixels patches of 16 make a grid of 7, of 14 one of 8."""
-    tensors = drawn(
+def test_patches_and_positions_are_resized_by_both_methods(method: str, patch: int, tmp_path: Path) -> None:
+    """At 112 pixels, patches of 16 give a grid of 7, patches of 14 a grid of 8."""
+    tensors = random_tensors(
         {**encoder_shapes("EVA-02 B, L", patch=30 - patch, grid=8), **both("norm", WIDTH), "mask_token": (1, 1, 32)}
     )
     source = {**ARCHITECTURES["EVA-02 B, L"], "patch_size": patch, "img_size": 112}
-    reading = ReadOptions(patch_resize=how)  # type: ignore[arg-type]
-    ours = import_vision(source, saved(tensors, tmp_path), reading)
-    assert set(reading.report.resized) == {"patch_embed.proj.weight", *(["pos_embed"] if patch == 16 else [])}
-    if how == "pinv":
-        peer = by_timm(tensors, source, num_classes=0)
+    report = KeyReport()
+    ours = import_vision(source, save(tensors, tmp_path), ReadOptions(patch_resize=method), report)  # type: ignore[arg-type]
+    assert set(report.resized) == {"patch_embed.proj.weight", *(["pos_embed"] if patch == 16 else [])}
+    if method == "pinv":
+        peer = load_by_timm(tensors, source, num_classes=0)
         torch.testing.assert_close(ours(images(112)), peer(images(112)))
     else:  # the official script: plain bicubic interpolation of both
         kernel = F.interpolate(tensors["patch_embed.proj.weight"], (patch, patch), mode="bicubic", align_corners=False)
         assert torch.equal(ours.patch_embed.proj.weight, kernel)
         grid = 112 // patch
-        places = tensors["pos_embed"][:, 1:].reshape(1, 8, 8, WIDTH).permute(0, 3, 1, 2)
-        places = F.interpolate(places, (grid, grid), mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
-        torch.testing.assert_close(ours.pos_embed[:, 1:], places.reshape(1, grid * grid, WIDTH))
+        positions = tensors["pos_embed"][:, 1:].reshape(1, 8, 8, WIDTH).permute(0, 3, 1, 2)
+        positions = F.interpolate(positions, (grid, grid), mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
+        torch.testing.assert_close(ours.pos_embed[:, 1:], positions.reshape(1, grid * grid, WIDTH))
         assert torch.equal(ours.pos_embed[:, :1], tensors["pos_embed"][:, :1])
 
 
-def test_a_clip_file_is_read_whole_and_its_model_is_known_by_its_shapes(tmp_path: Path) -> None:
-    tensors, reading = clip_file(), ReadOptions()
-    ours = import_clip(saved({"state_dict": tensors}, tmp_path), None, reading)
+def test_clip_file_loads_whole_and_its_architecture_is_found_by_its_shapes(tmp_path: Path) -> None:
+    tensors, report = clip_file(), KeyReport()
+    ours = import_clip(save({"state_dict": tensors}, tmp_path), report=report)
     assert ours.name == "EVA02-Mini-16-128/official"
     peer = build_clip("EVA02-Mini-16-128")
     text = {key.removeprefix("text."): value for key, value in tensors.items() if key.startswith("text.")}
     peer.module.text.load_state_dict(text)
-    visual = by_timm(tensors, "eva02_mini_patch16_clip_128", num_classes=192)
+    visual = load_by_timm(tensors, "eva02_mini_patch16_clip_128", num_classes=192)
     assert torch.equal(ours.module.visual(images(128)), visual(images(128)))
     ids = ours.tokenize(["a red square"])
     assert torch.equal(ours.module.text(ids), peer.module.eval().text(ids))
     assert ours.module.logit_scale == tensors["logit_scale"]
-    report = reading.report
     assert {*report.taken, *report.renamed, *report.dropped} == set(tensors)
     assert {*report.taken, *report.renamed.values()} == set(ours.module.state_dict())
     assert report.renamed["visual.blocks.0.attn.inner_attn_ln.weight"] == "visual.trunk.blocks.0.attn.norm.weight"
@@ -218,14 +216,14 @@ def test_a_clip_file_is_read_whole_and_its_model_is_known_by_its_shapes(tmp_path
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("layout", [mim, classifier])
-def test_an_encoder_comes_back_bit_for_bit(layout: Any, family: str, tmp_path: Path) -> None:
+def test_exported_encoder_equals_the_official_file(layout: Any, family: str, tmp_path: Path) -> None:
     tensors = layout(family)
-    model = import_vision(ARCHITECTURES[family], saved(tensors, tmp_path))
+    model = import_vision(ARCHITECTURES[family], save(tensors, tmp_path))
     report = KeyReport()
-    back = to_official(model.state_dict(), model, report)
-    gone = {key for key in tensors if key.startswith(("mask_token", "lm_head", "decoder"))}
-    assert set(back) == set(tensors) - gone
-    for key, value in back.items():
+    exported = to_official(model.state_dict(), model, report)
+    dropped = {key for key in tensors if key.startswith(("mask_token", "lm_head", "decoder"))}
+    assert set(exported) == set(tensors) - dropped
+    for key, value in exported.items():
         assert torch.equal(value, tensors[key]) or ("rope" in key and torch.allclose(value, tensors[key], atol=1e-6)), (
             key
         )
@@ -233,33 +231,33 @@ def test_an_encoder_comes_back_bit_for_bit(layout: Any, family: str, tmp_path: P
     assert set(report.new) == {key for key in tensors if "rope" in key}
 
 
-def test_a_clip_model_comes_back_bit_for_bit(tmp_path: Path) -> None:
+def test_exported_clip_model_equals_the_official_file(tmp_path: Path) -> None:
     tensors = clip_file()
-    model = import_clip("EVA02-Mini-16-128", saved(tensors, tmp_path))
-    back = to_official(model.module.state_dict(), model.module.visual.trunk, KeyReport())
-    assert set(back) == set(tensors)
-    assert all(torch.equal(value, tensors[key]) for key, value in back.items() if "rope" not in key)
-    assert all(torch.allclose(value, tensors[key], atol=1e-5) for key, value in back.items())
+    model = import_clip("EVA02-Mini-16-128", save(tensors, tmp_path))
+    exported = to_official(model.module.state_dict(), model.module.visual.trunk, KeyReport())
+    assert set(exported) == set(tensors)
+    assert all(torch.equal(value, tensors[key]) for key, value in exported.items() if "rope" not in key)
+    assert all(torch.allclose(value, tensors[key], atol=1e-5) for key, value in exported.items())
 
 
 @pytest.mark.parametrize("part", ["visual", "text"])
-def test_a_tower_alone_leaves_the_other_as_drawn(part: str, tmp_path: Path) -> None:
-    tensors, fresh, reading = clip_file(), build_clip("EVA02-Mini-16-128", seed=0), ReadOptions(part=part)  # type: ignore[arg-type]
-    model = import_clip("EVA02-Mini-16-128", saved(tensors, tmp_path), reading)
-    whole = import_clip("EVA02-Mini-16-128", saved(tensors, tmp_path)).module.state_dict()
+def test_importing_one_tower_leaves_the_other_as_initialised(part: str, tmp_path: Path) -> None:
+    tensors, fresh, report = clip_file(), build_clip("EVA02-Mini-16-128", seed=0), KeyReport()
+    model = import_clip("EVA02-Mini-16-128", save(tensors, tmp_path), ReadOptions(part=part), report)  # type: ignore[arg-type]
+    whole = import_clip("EVA02-Mini-16-128", save(tensors, tmp_path)).module.state_dict()
     for key, value in model.module.state_dict().items():
         assert torch.equal(value, (whole if key.startswith(part) else fresh.module.state_dict())[key]), key
-    assert "logit_scale" in reading.report.dropped
-    assert "logit_scale" in reading.report.new
+    assert "logit_scale" in report.dropped
+    assert "logit_scale" in report.new
     missing = {key: value for key, value in tensors.items() if key.startswith(part)}
     assert torch.equal(
-        import_clip("EVA02-Mini-16-128", saved(missing, tmp_path), ReadOptions(part=part)).module.logit_scale,  # type: ignore[arg-type]
+        import_clip("EVA02-Mini-16-128", save(missing, tmp_path), ReadOptions(part=part)).module.logit_scale,  # type: ignore[arg-type]
         fresh.module.logit_scale,
     )
 
 
-def test_text_towers_of_other_peoples_clip_models_are_read_too(tmp_path: Path) -> None:
-    """EVA-CLIP's text tower starts as OpenAI's or OpenCLIP's, whose keys stand without `text.` before them."""
+def test_text_tower_of_another_clip_model_can_be_imported(tmp_path: Path) -> None:
+    """EVA-CLIP starts from OpenAI's or OpenCLIP's text towers, whose keys have no `text.` prefix."""
     flat = build_clip(
         {
             "embed_dim": 192,
@@ -268,16 +266,16 @@ def test_text_towers_of_other_peoples_clip_models_are_read_too(tmp_path: Path) -
         },
         seed=4,
     )
-    file = saved(flat.module.state_dict(), tmp_path)
+    file = save(flat.module.state_dict(), tmp_path)
     model = import_clip("EVA02-Mini-16-128", file, ReadOptions(part="text"))
     assert torch.equal(model.encode_texts(["a red square"]), flat.encode_texts(["a red square"]))
 
 
-def test_averaged_or_raw_weights_and_what_trainers_save_beside(tmp_path: Path) -> None:
+def test_averaged_or_raw_weights_are_read_from_a_trainers_file(tmp_path: Path) -> None:
     raw, family = mim("EVA-02 Ti, S"), "EVA-02 Ti, S"
     averaged = {key: value + 1 for key, value in raw.items()}
     content = {"model": raw, "model_ema": averaged, "args": argparse.Namespace(lr=1e-3), "epoch": 3}
-    source, file = ARCHITECTURES[family], saved(content, tmp_path)
+    source, file = ARCHITECTURES[family], save(content, tmp_path)
     assert torch.equal(import_vision(source, file).cls_token, averaged["cls_token"])
     assert torch.equal(import_vision(source, file, ReadOptions(ema=False)).cls_token, raw["cls_token"])
 
@@ -289,52 +287,52 @@ def without(key: str) -> Any:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without("blocks.1.norm2.bias"), r"the encoder has blocks\.1\.norm2\.bias, the file has not"),
+        (without("blocks.1.norm2.bias"), r"the encoder has blocks\.1\.norm2\.bias, the file does not"),
         (
             lambda t: {**t, "rel_pos_bias.table": torch.zeros(1)},
-            r"the file has rel_pos_bias\.table, the encoder has not",
+            r"the file has rel_pos_bias\.table, the encoder does not",
         ),
         (
             lambda t: {**t, "cls_token": torch.zeros(1, 1, 8)},
-            r"cls_token of the file is \(1, 1, 8\), the encoder wants",
+            r"cls_token of the file is \(1, 1, 8\), the encoder expects",
         ),
         (lambda t: {**t, "fc_norm.bias": torch.zeros(32)}, r"the file has norm\.bias"),
     ],
 )
-def test_a_key_too_few_or_too_many_is_one_line(change: Any, message: str, tmp_path: Path) -> None:
-    file = saved(change(mim("EVA-02 B, L")), tmp_path)
+def test_missing_or_unknown_key_is_a_one_line_error(change: Any, message: str, tmp_path: Path) -> None:
+    file = save(change(mim("EVA-02 B, L")), tmp_path)
     with pytest.raises(UserError, match=f"does not fit eva02_base_patch14_224: {message}") as caught:
         import_vision(ARCHITECTURES["EVA-02 B, L"], file)
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_does_not_tell_its_architecture_is_one_line(tmp_path: Path) -> None:
-    file = saved(mim("EVA-01"), tmp_path)
-    with pytest.raises(UserError, match="fits no EVA model of timm's; name the architecture as source"):
+def test_file_of_unknown_architecture_is_a_one_line_error(tmp_path: Path) -> None:
+    file = save(mim("EVA-01"), tmp_path)
+    with pytest.raises(UserError, match="fits no EVA model of timm; set source to the architecture"):
         import_vision(file)
-    with pytest.raises(UserError, match="fits no EVA model of open_clip's"):
+    with pytest.raises(UserError, match="fits no EVA model of open_clip"):
         import_clip(file)
-    with pytest.raises(UserError, match="not one of EVA's checkpoints"):
-        import_clip(saved({"w": torch.zeros(1)}, tmp_path))
-    with pytest.raises(UserError, match="part: text takes a tower from a file"):
+    with pytest.raises(UserError, match="not an EVA checkpoint"):
+        import_clip(save({"w": torch.zeros(1)}, tmp_path))
+    with pytest.raises(UserError, match="part: text reads a tower from a file"):
         import_clip("EVA02-Mini-16-128", None, ReadOptions(part="text"))
 
 
-def test_the_stages_read_official_files_and_show_what_became_of_every_key(tmp_path: Path) -> None:
-    file = saved(clip_file(), tmp_path)
-    told: list[dict[str, Any]] = []
-    context = Context("clip", tmp_path / "clip", tmp_path / "work", {}, send=lambda event: told.append(event.data))
+def test_stages_import_official_files_and_show_what_became_of_every_key(tmp_path: Path) -> None:
+    file = save(clip_file(), tmp_path)
+    events: list[dict[str, Any]] = []
+    context = Context("clip", tmp_path / "clip", tmp_path / "work", {}, send=lambda event: events.append(event.data))
     stage = ImportClip(name="clip", source=file)
     assert list(stage.sources()) == [file]
     assert stage.run(context).embed_dim == 192
-    assert "renamed" in told[0]["message"]
+    assert "renamed" in events[0]["message"]
     encoder = ImportVision(name="vision", source=file).run(Context("vision", tmp_path / "v", tmp_path / "work", {}))
     assert (encoder.architecture, encoder.num_classes) == ("eva02_mini_patch16_clip_128", 192)
     assert list((tmp_path / "v" / "panels").iterdir())
 
 
 @pytest.mark.parametrize(("width", "size"), [(4096, "8B"), (5120, "18B")])
-def test_the_models_that_no_registry_has_are_told_by_name(width: int, size: str) -> None:
+def test_models_that_neither_timm_nor_open_clip_has_are_a_one_line_error(width: int, size: str) -> None:
     line = f"neither timm nor open_clip has the architecture of EVA-CLIP-{size} "
     for name in (f"EVA-CLIP-{size}", f"hf-hub:BAAI/EVA-CLIP-{size}-448", f"eva_clip_{size.lower()}_psz14"):
         with pytest.raises(UserError, match=line):
