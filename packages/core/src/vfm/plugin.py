@@ -20,7 +20,7 @@ from vfm.artifacts import (
     TaggedImages,
     VisionCheckpoint,
 )
-from vfm.config import Config, UserError, did_you_mean
+from vfm.config import Config, UserError, did_you_mean, load_function
 from vfm.events import Event
 from vfm.hookspecs import hookimpl
 from vfm.interfaces import (
@@ -49,15 +49,19 @@ from vfm.interfaces import (
 )
 from vfm.panels import BarsPanel, ImagesPanel, LinesPanel, Panel, Picture, Series, TablePanel, TextPanel
 from vfm.parts import Part
+from vfm.scores import Evaluated, ModelResult, Score
 from vfm.stage import Context, Preempted, Preflight, Ref, Runtime, Seed, Stage
+from vfm.stages.evaluation import FeatureEvaluation, ModelEvaluation
+from vfm.stages.evaluation.checks import check_class_names
 
 __all__ = [
     "AdamW", "AnyEvaluation", "Artifact", "BarsPanel", "CheckpointPolicy", "ChoiceDataset", "ClipCheckpoint",
     "ClipPostTraining", "ClipTraining", "Comparison", "Config", "ConstantSchedule", "Context", "CosineSchedule",
-    "CropScale", "CuratedSubset", "Curation", "Decay", "Evaluation", "EvaluationPolicy", "Event", "GeneratorCheckpoint",
-    "ImageDataset", "ImagesPanel", "LabeledDataset", "Lamb", "LinesPanel", "LinkTable", "Loading", "Matches",
-    "Metadata", "Metric", "Optimizer", "PairDataset", "Panel", "Part", "Picture", "Pool", "Portion", "Preempted",
-    "Preflight", "Ref", "Report", "Runtime", "SampleCache", "Schedule", "Seed", "Series", "Sgd", "Stage", "TablePanel",
-    "TaggedImages", "TextPanel", "Training", "TrainingRuntime", "UserError", "VisionCheckpoint", "VisionPretraining",
-    "check_evaluations", "did_you_mean", "hookimpl",
+    "CropScale", "CuratedSubset", "Curation", "Decay", "Evaluated", "Evaluation", "EvaluationPolicy", "Event",
+    "FeatureEvaluation", "GeneratorCheckpoint", "ImageDataset", "ImagesPanel", "LabeledDataset", "Lamb", "LinesPanel",
+    "LinkTable", "Loading", "Matches", "Metadata", "Metric", "ModelEvaluation", "ModelResult", "Optimizer",
+    "PairDataset", "Panel", "Part", "Picture", "Pool", "Portion", "Preempted", "Preflight", "Ref", "Report", "Runtime",
+    "SampleCache", "Schedule", "Score", "Seed", "Series", "Sgd", "Stage", "TablePanel", "TaggedImages", "TextPanel",
+    "Training", "TrainingRuntime", "UserError", "VisionCheckpoint", "VisionPretraining", "check_class_names",
+    "check_evaluations", "did_you_mean", "hookimpl", "load_function",
 ]  # fmt: skip

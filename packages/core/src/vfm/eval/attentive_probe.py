@@ -1,7 +1,7 @@
-"""Attentive probe: one query looks at the frozen patch tokens of an image, and a linear layer says what it saw.
+"""Attentive probe: one query's cross-attention over the frozen patch tokens of an image, then a linear layer.
 
-Where what matters is in the patches rather than in the pooled feature (masked pre-training), it shows what a linear
-probe misses. Source: Chen et al. 2022, Context autoencoder (arXiv:2202.03026), section 4, the attentive probing.
+After masked pre-training much of the information is in the patches rather than in the pooled feature, where a linear
+probe misses it. Source: Chen et al. 2022, Context autoencoder (arXiv:2202.03026), section 4, attentive probing.
 """
 
 # B batch, N images, T patch tokens, D width, H heads, C classes
@@ -19,28 +19,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfm.config import UserError
-from vfm.models.clip import ClipModel
-from vfm.models.patch_features import patch_features
+from vfm.models import ClipModel, patch_features
 
 GIB = 1 << 30
 
 
 class AttentiveHead(nn.Module):
-    """A learned query's cross-attention over tokens, then a linear layer; tokens are first normed without affine part.
+    """Cross-attention of a learned query over tokens, then a linear layer; tokens get a layer norm without parameters.
 
     Args:
         width: of the tokens, D.
         num_classes: C.
-        generator: draws the weights.
-        num_heads: H; default: one for each 64 channels, as far as they divide the width.
+        generator: of the initial weights.
+        num_heads: H, reduced until it divides the width; default: one per 64 channels.
     """
 
     def __init__(
         self, width: int, num_classes: int, generator: torch.Generator, *, num_heads: int | None = None
     ) -> None:
         super().__init__()
-        wanted = num_heads or max(1, width // 64)
-        self.num_heads = next(heads for heads in range(wanted, 0, -1) if width % heads == 0)
+        most = num_heads or max(1, width // 64)
+        self.num_heads = next(heads for heads in range(most, 0, -1) if width % heads == 0)
         self.query = nn.Parameter(torch.empty(width))
         self.keys, self.values = nn.Linear(width, width, bias=False), nn.Linear(width, width)
         self.out, self.linear = nn.Linear(width, width), nn.Linear(width, num_classes)
@@ -52,7 +51,7 @@ class AttentiveHead(nn.Module):
             nn.init.zeros_(biased.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, T, D) to (B, C)."""
+        """Return the score of each class, (B, T, D) to (B, C)."""
         x = F.layer_norm(tokens, tokens.shape[-1:])
         query = self.query.view(1, self.num_heads, 1, -1).expand(len(x), -1, -1, -1)  # (B, H, 1, D / H)
         keys, values = (self._heads(layer(x)) for layer in (self.keys, self.values))
@@ -65,14 +64,14 @@ class AttentiveHead(nn.Module):
 
 
 class TokenFile:
-    """Takes an encoder's place and keeps the patch tokens of all images in a file, fp16, as they come.
+    """An encoder that writes the patch tokens of all images to a file, fp16, in the order of the images.
 
-    So a data set's tokens lie on disk, and the next reader maps them: memory does not grow with the data.
+    The tokens are read back as a memory map, so memory does not grow with the data.
 
     Args:
         encoder: a `ClipModel` or `PooledVision`.
-        file: written anew.
-        max_bytes: what it may grow to.
+        file: is overwritten.
+        max_bytes: its largest size.
     """
 
     def __init__(self, encoder: Any, file: Path, max_bytes: int) -> None:
@@ -82,10 +81,10 @@ class TokenFile:
         file.write_bytes(b"")
 
     def encode_images(self, images: Sequence[Image.Image], batch_size: int = 256) -> Tensor:
-        """Appends the images' tokens; returns nothing of them, (N, 0).
+        """Append the tokens of images to the file, and return empty features, (N, 0).
 
         Raises:
-            UserError: the file would grow beyond its bound.
+            UserError: the file would exceed `max_bytes`.
         """
         with self.file.open("ab") as stream:
             for start in range(0, len(images), batch_size):
@@ -93,20 +92,20 @@ class TokenFile:
                 self.shape = tuple(tokens.shape[1:])
                 if stream.tell() + tokens.numel() * 2 > self.max_bytes:
                     raise UserError(
-                        f"patch tokens of {self.shape[0]} x {self.shape[1]} an image need more than"
-                        f" {self.max_bytes / GIB:g} GiB: raise max_cache_gib, or judge on fewer images"
+                        f"patch tokens of {self.shape[0]} x {self.shape[1]} per image need more than"
+                        f" {self.max_bytes / GIB:g} GiB; raise max_cache_gib, or evaluate on fewer images"
                     )
                 stream.write(tokens.half().cpu().numpy().tobytes())
         return torch.zeros(len(images), 0)
 
     def tokens(self) -> Tensor:
-        """All of them, (N, T, D) fp16, mapped from the file."""
+        """Return the tokens of all images, (N, T, D) fp16, mapped from the file."""
         return torch.from_numpy(np.memmap(self.file, np.float16, mode="r+").reshape(-1, *self.shape))
 
 
 @torch.inference_mode()
 def patch_tokens(encoder: Any, images: Sequence[Image.Image]) -> Tensor:
-    """Patch tokens of the last block through the final norm, (N, T, D), of a `ClipModel` or `PooledVision`.
+    """Return patch tokens after the last block and the final norm, (N, T, D), of a `ClipModel` or `PooledVision`.
 
     Raises:
         UserError: the encoder has no patch tokens.

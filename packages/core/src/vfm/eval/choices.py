@@ -1,93 +1,166 @@
-"""Choosing the right statement or picture among near-identical ones: MMVP-VLM by its official rule, and any other.
+"""Caption choice: MMVP-VLM's pairs by the official rule, and items of any shape (Winoground, SugarCrepe)."""
 
-MMVP-VLM: Tong et al. 2024, Eyes Wide Shut (arXiv:2401.06209), rule read from the authors' `scripts/evaluate_vlm.py`.
-The general rule is Winoground's (Thrush et al. 2022, arXiv:2204.03162), which for one image is SugarCrepe's.
-"""
-
-# P pairs or items, S statements, I images
+# P items, S statements, I images
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from vfm.artifacts import ChoiceDataset
+from vfm.config import UserError
+from vfm.data.choices import Choice
+from vfm.eval.choice_logits import ChoiceLogits, ClassAndPatches, choice_logits
+from vfm.eval.choice_panels import flip_panels, pattern_panel
+from vfm.eval.choice_rules import choose, mmvp_vlm
+from vfm.eval.hashes import data_hash
+from vfm.models import ClipModel, TextImageEncoder
+from vfm.scores import Evaluated, ModelResult
+from vfm.stage import Context
+from vfm.stages.evaluation import Choices, MmvpVlm, ReadSettings
+from vfm.statistics import Accuracy, stratified_mean
 
-@dataclass(frozen=True)
-class MmvpResult:
-    """Outcome for each pair; images are counted 0 and 1 here.
 
-    probability: that the first image is meant, for both statements, (P, 2).
-    prediction: the image each statement was given to, (P, 2).
-    right: whether that is its image, (P, 2).
-    correct: both statements right, (P,).
-    aligned: what tells the statements apart tells the images apart, though one of them may draw both statements, (P,).
+def evaluate_mmvp_vlm(config: MmvpVlm, ctx: Context, encoders: Mapping[str, TextImageEncoder]) -> Evaluated:
+    """Evaluate models by `score_mmvp_vlm`."""
+    data, prompt = ctx.load(config.data), config.prompt
+    return score_mmvp_vlm(ctx, encoders, data, prompt=prompt, diva_scoring=config.diva_scoring, reading=config.reading)
+
+
+def evaluate_choices(config: Choices, ctx: Context, encoders: Mapping[str, TextImageEncoder]) -> Evaluated:
+    """Evaluate models by `score_choices`."""
+    return score_choices(ctx, encoders, ctx.load(config.data), prompt=config.prompt, reading=config.reading)
+
+
+def score_mmvp_vlm(
+    ctx: Context,
+    encoders: Mapping[str, TextImageEncoder],
+    data: ChoiceDataset,
+    *,
+    prompt: str,
+    diva_scoring: bool = False,
+    reading: ReadSettings = ReadSettings(),  # noqa: B008 (frozen)
+) -> Evaluated:
+    """Score models on pairs by the official MMVP-VLM rule (`mmvp_vlm`).
+
+    With `diva_scoring` all of them are also scored with DIVA's image feature (`ClassAndPatches`), as
+    `diva_pair_accuracy`: its authors compared their models by that rule with others by the official one.
+
+    Raises:
+        UserError: an item is not two images and two statements, or diva_scoring is set for a model without patches.
     """
+    # DIVA's features are further encoders of the same pass, so that each image is decoded once.
+    others = {_diva_name(name): ClassAndPatches(_clip(name, model)) for name, model in encoders.items() if diva_scoring}
+    choices = choice_logits(ctx, {**encoders, **others}, data, prompt, reading, _check_pair)
+    truth = np.array([item.truth for item in choices.items])  # (P, 2)
+    results, rights = {}, {}
+    for name in encoders:
+        result = mmvp_vlm(np.stack(choices.logits[name]), truth)
+        # Both statements of a pair share its images: for the single statements the pairs are the independent items.
+        single = Accuracy("statement_accuracy", result.right.ravel(), np.repeat(np.arange(len(truth)), 2), chance=0.5)
+        pairs = Accuracy("pair_accuracy", result.correct, chance=0.25)
+        aligned = Accuracy("aligned_pairs", result.aligned, chance=0.5)
+        parts = _by_pattern("pair_accuracy", result.correct, choices, np.full(len(truth), 0.25))
+        columns: dict[str, object] = {"key": choices.keys, "pattern": [item.pattern for item in choices.items]}
+        for side in (0, 1):
+            columns[f"truth_{side + 1}"] = truth[:, side] + 1
+            columns[f"predicted_{side + 1}"] = result.prediction[:, side] + 1
+            columns[f"probability_{side + 1}"] = result.probability[:, side]
+        columns["correct"] = result.correct
+        details = {"mean_over_patterns": stratified_mean(result.correct, choices.patterns), "prompt": prompt}
+        scores = [pairs, single, aligned, *parts]
+        if diva_scoring:
+            correct = mmvp_vlm(np.stack(choices.logits[_diva_name(name)]), truth).correct
+            scores.append(Accuracy("diva_pair_accuracy", correct, chance=0.25))
+            columns["diva_correct"] = correct
+        results[name] = ModelResult(scores, {"pairs": columns}, details)
+        rights[name] = result.right
+    pattern_panel(ctx, choices, {name: one.predictions["pairs"]["correct"] for name, one in results.items()})
+    flip_panels(ctx, choices, rights)
+    return Evaluated(data_hash(data, choices.digests), results)
 
-    probability: NDArray[np.float32]
-    prediction: NDArray[np.int64]
-    right: NDArray[np.bool_]
-    correct: NDArray[np.bool_]
-    aligned: NDArray[np.bool_]
+
+def _check_pair(item: Choice) -> None:
+    if (len(item.images), len(item.statements)) != (2, 2) or min(item.truth) < 0:
+        shape = f"{len(item.images)} images and {len(item.statements)} statements"
+        raise UserError(f"item {item.key}: expected two images and two statements, got {shape}; eval.choices takes any")
+    if item.truth[0] == item.truth[1]:
+        raise UserError(f"item {item.key}: expected one statement for each image, got two for one image")
 
 
-def mmvp_vlm(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> MmvpResult:
-    """Judge pairs by the official MMVP-VLM rule: each statement picks one of the pair's two images.
+def score_choices(
+    ctx: Context,
+    encoders: Mapping[str, TextImageEncoder],
+    data: ChoiceDataset,
+    *,
+    prompt: str,
+    reading: ReadSettings = ReadSettings(),  # noqa: B008 (frozen)
+) -> Evaluated:
+    """Score models on items of any shape by Winoground's rule (`choose`)."""
+    choices = choice_logits(ctx, encoders, data, prompt, reading)
+    rights = [np.array(item.truth)[:, None] == np.arange(len(item.images)) for item in choices.items]  # (S, I) each
+    text_chance, image_chance, group_chance = np.array([_chances(right) for right in rights]).T
+    results, group_right = {}, {}
+    for name in encoders:
+        outcomes = [choose(scores[None], right) for scores, right in zip(choices.logits[name], rights, strict=True)]
+        text, image, group = (
+            np.array([getattr(outcome, part)[0] for outcome in outcomes]) for part in ("text", "image", "group")
+        )
+        scores = [
+            Accuracy("acc", group, chance=_mean(group_chance)),
+            Accuracy("text_acc", text, chance=_mean(text_chance)),
+        ]
+        if any(len(item.images) > 1 for item in choices.items):
+            scores.append(Accuracy("image_acc", image, chance=_mean(image_chance)))
+        scores += _by_pattern("acc", group, choices, group_chance)
+        columns = {
+            "key": choices.keys,
+            "pattern": [item.pattern for item in choices.items],
+            "text": text,
+            "image": image,
+            "correct": group,
+        }
+        results[name] = ModelResult(scores, {"items": columns}, {"prompt": prompt})
+        group_right[name] = group[:, None]
+    pattern_panel(ctx, choices, {name: one.predictions["items"]["correct"] for name, one in results.items()})
+    flip_panels(ctx, choices, group_right)
+    return Evaluated(data_hash(data, choices.digests), results)
 
-    A statement goes to the first image if softmax over the two images gives it more than one half, else to the second:
-    so ties, and NaN, go to the second. A pair counts only if both of its statements are right: guessing scores 25 %,
-    always the same answer 0 %. Image to text is not scored.
 
-    Beside the rule stands what it hides, a signal drowned by a preference for one image: `aligned` asks that the right
-    logits have a larger sum than the wrong ones, which for embeddings is (e0 - e1).(i0 - i1) > 0; guessing scores 50 %.
+def _by_pattern(
+    metric: str, correct: NDArray[np.bool_], choices: ChoiceLogits, chance: NDArray[np.float64]
+) -> list[Accuracy]:
+    """Return the accuracy of each pattern's items, if there are several patterns; `chance` is per item, (P,)."""
+    if len(choices.names) < 2:
+        return []
+    members = [(name, choices.patterns == number) for number, name in enumerate(choices.names)]
+    return [Accuracy(f"{metric}/{name}", correct[those], chance=_mean(chance[those])) for name, those in members]
 
-    Args:
-        logits: of each statement for each image, with the model's own temperature, (P, 2 statements, 2 images).
-        truth: the image that each statement belongs to, 0 (an odd question id) or 1 (an even one), (P, 2).
+
+def _diva_name(name: str) -> str:
+    return f"{name}, DIVA's scoring"
+
+
+def _clip(name: str, model: TextImageEncoder) -> ClipModel:
+    if not isinstance(model, ClipModel):
+        raise UserError(f"{name}: diva_scoring needs the patch tokens of a CLIP model, got {type(model).__name__}")
+    return model
+
+
+def _chances(right: NDArray[np.bool_]) -> tuple[float, float, float]:
+    """Return the chances of random scores on an item (S, I): text, image, and group, NaN where it has no closed form.
+
+    Each image's best statement is a right one with probability right / all; the images' draws are independent. For the
+    group of two images and two statements it is 1/6 (Winoground): one diagonal must hold the two highest scores.
     """
-    if logits.shape[1:] != (2, 2) or truth.shape != logits.shape[:2]:
-        raise ValueError(f"MMVP pairs are (P, 2, 2) logits and (P, 2) truths, got {logits.shape} and {truth.shape}")
-    probability = torch.from_numpy(np.asarray(logits, dtype=np.float32)).softmax(dim=-1)[..., 0].numpy()
-    prediction = np.where(probability > 0.5, 0, 1)
-    right = prediction == truth
-    of_own = np.take_along_axis(np.asarray(logits, dtype=np.float64), truth[..., None], axis=-1)[..., 0]
-    aligned = 2 * of_own.sum(axis=1) > logits.sum(axis=(1, 2), dtype=np.float64)
-    return MmvpResult(probability, prediction, right, right.all(axis=1), aligned)
+    text = float(np.prod([share for share in right.mean(axis=0) if share > 0]))
+    image = float(np.prod([share for share in right.mean(axis=1) if share > 0]))
+    group = text if right.shape[1] == 1 else 1 / 6 if right.shape == (2, 2) else np.nan
+    return text, image, group
 
 
-@dataclass(frozen=True)
-class ChoiceResult:
-    """Outcome for each item: `text` finds the statement of an image, `image` the image of a statement, `group` both.
-
-    An item with one image has no image to choose: its `image` outcome is True and says nothing.
-    """
-
-    text: NDArray[np.bool_]
-    image: NDArray[np.bool_]
-    group: NDArray[np.bool_]
-
-
-def choose(scores: NDArray[np.floating], right: NDArray[np.bool_]) -> ChoiceResult:
-    """Judge any caption choice: each image's right statement must beat all wrong ones, and the reverse.
-
-    Strictly: a tie, and a NaN, is wrong, so a model that cannot tell scores nothing.
-
-    Args:
-        scores: of each statement for each image, (P, S, I).
-        right: which statement belongs to which image, (S, I) for all items or (P, S, I).
-    """
-    matches = np.broadcast_to(right, scores.shape)
-    text = _beats_the_wrong(scores, matches, axis=1)
-    image = _beats_the_wrong(scores, matches, axis=2)
-    return ChoiceResult(text, image, text & image)
-
-
-def _beats_the_wrong(scores: NDArray[np.floating], matches: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
-    """Whether the best match along `axis` is above every other, for all the rest that have a match, (P,)."""
-    best_right = np.where(matches, scores, -np.inf).max(axis=axis)
-    best_wrong = np.where(matches, -np.inf, scores).max(axis=axis)
-    asked = matches.any(axis=axis)  # SugarCrepe's wrong statement belongs to no image: nothing is asked of it
-    won: NDArray[np.bool_] = ((best_right > best_wrong) | ~asked).all(axis=1)
-    return won
+def _mean(chances: NDArray[np.float64]) -> float | None:
+    """Return the mean chance, None if one is unknown."""
+    return None if np.isnan(chances).any() else float(chances.mean())

@@ -1,10 +1,10 @@
-"""Embeddings of a data set in a file: written batch by batch, so of any number of images, and read back to search.
+"""Embeddings of a data set in a file, written batch by batch for any number of images, and read back for search.
 
-    FILE.parquet   key, text (the first caption or the class, where there is one), embedding (list of D floats); the
-                   model's full name in the schema's metadata
-    FILE.npy       (N, D) float32, and beside it FILE.keys.txt with a key a line
+    FILE.parquet   key, text (the first caption or the class name, if any), embedding (list of D floats); the model's
+                   full name in the schema's metadata
+    FILE.npy       (N, D) float32, and beside it FILE.keys.txt with one key per line
 
-A file appears when it is whole.
+A file appears when it is complete.
 """
 
 # N images, D width
@@ -28,9 +28,10 @@ from torch import Tensor
 
 from vfm.config import UserError
 from vfm.data import BadSample, Sample, Source
-from vfm.eval.decoding import decoded_batches
-from vfm.eval.encode import ImageEncoder, Reading
+from vfm.eval.features import decoded_batches
+from vfm.models import ImageEncoder
 from vfm.stage import Context
+from vfm.stages.evaluation.base import ReadSettings
 
 MODEL = b"vfm.model"  # in the schema's metadata
 SUFFIXES = (".parquet", ".npy")
@@ -38,7 +39,7 @@ SUFFIXES = (".parquet", ".npy")
 
 @dataclass(frozen=True)
 class Embeddings:
-    """A file read back: `keys`, `texts` (empty where there are none), and unit `vectors` (N, D)."""
+    """Embeddings that were read back: `keys`, `texts` (empty strings if there are none), unit `vectors` (N, D)."""
 
     keys: list[str]
     texts: list[str]
@@ -47,7 +48,7 @@ class Embeddings:
 
 
 class Writer(Protocol):
-    """Takes batches; the file appears when the `with` block ends well."""
+    """A writer of batches; the file appears when the `with` block ends without an error."""
 
     def __enter__(self) -> Self: ...
 
@@ -56,17 +57,20 @@ class Writer(Protocol):
     ) -> None: ...
 
     def write(self, keys: list[str], texts: list[str | None], vectors: NDArray[np.float32]) -> None:
-        """Appends a batch."""
+        """Append a batch."""
         ...
 
 
 def embed_dataset(
-    ctx: Context, source: Source, encoder: ImageEncoder, writer: Writer, reading: Reading
+    ctx: Context, source: Source, encoder: ImageEncoder, writer: Writer, reading: ReadSettings
 ) -> Counter[str]:
-    """Writes the embeddings of all images that can be read, in order; the others are told and counted by reason.
+    """Write the embeddings of all images that can be read, in order; bad samples are reported.
+
+    Returns:
+        The number of bad samples by reason.
 
     Raises:
-        UserError: too many cannot be read, or all.
+        UserError: too many images cannot be read, or all.
     """
     bad: Counter[str] = Counter()
     seen = 0
@@ -92,20 +96,20 @@ def _text(sample: Sample, class_names: Sequence[str]) -> str | None:
 
 
 def open_writer(file: Path, model: str) -> Writer:
-    """The writer for a file's suffix.
+    """Return the writer for a file's suffix.
 
     Raises:
-        UserError: it is neither .parquet nor .npy.
+        UserError: the suffix is neither .parquet nor .npy.
     """
     if file.suffix == ".parquet":
         return ParquetWriter(file, model)
     if file.suffix == ".npy":
         return NpyWriter(file)
-    raise UserError(f"{file}: embeddings are written as {' or '.join(SUFFIXES)}")
+    raise UserError(f"{file}: expected {' or '.join(SUFFIXES)}, got {file.suffix or 'no suffix'}")
 
 
 class ParquetWriter:
-    """Writes a row group a batch."""
+    """Writes one row group per batch."""
 
     def __init__(self, file: Path, model: str) -> None:
         self.file, self.part, self.model = file, file.with_name(file.name + ".part"), model
@@ -116,7 +120,7 @@ class ParquetWriter:
         return self
 
     def write(self, keys: list[str], texts: list[str | None], vectors: NDArray[np.float32]) -> None:
-        """Appends a batch."""
+        """Append a batch."""
         flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
         columns = {
             "key": pa.array(keys, pa.string()),
@@ -137,7 +141,7 @@ class ParquetWriter:
 
 
 class NpyWriter:
-    """Writes rows behind a header, which is written again when their number is known: numpy leaves it room to grow."""
+    """Writes rows behind a header; numpy pads headers, so the number of rows can be filled in at the end."""
 
     def __init__(self, file: Path) -> None:
         self.file, self.part = file, file.with_name(file.name + ".part")
@@ -152,7 +156,7 @@ class NpyWriter:
         return self
 
     def write(self, keys: list[str], texts: list[str | None], vectors: NDArray[np.float32]) -> None:
-        """Appends a batch."""
+        """Append a batch."""
         if not self.rows:
             self._header(vectors.shape[1])
         self.rows, self.width = self.rows + len(vectors), vectors.shape[1]
@@ -176,10 +180,10 @@ class NpyWriter:
 
 
 def read_embeddings(file: Path) -> Embeddings:
-    """A file that `vfm embed` has written.
+    """Read a file that `vfm embed` has written.
 
     Raises:
-        UserError: it is not there, or not one.
+        UserError: the file does not exist, or is not such a file.
     """
     if not file.is_file():
         raise UserError(f"{file}: no such file; make one with vfm embed")

@@ -1,4 +1,4 @@
-"""Nearest-neighbour classification: how well features group the classes, with nothing trained.
+"""Nearest-neighbour classification of features, without any training.
 
 Source: Wu et al. 2018 (arXiv:1805.01978) as used by DINO, Caron et al. 2021 (arXiv:2104.14294): cosine, k = 20,
 each neighbour votes for its class with weight exp(cosine / 0.07).
@@ -8,16 +8,61 @@ each neighbour votes for its class with weight exp(cosine / 0.07).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vfm.eval.classification import ClassDataset, encode_with_targets, hardest_panel, result_from_scores
+from vfm.eval.hashes import data_hash
 from vfm.eval.ranking import MAX_SCORES, row_blocks
+from vfm.models import ImageEncoder
+from vfm.scores import Evaluated
+from vfm.stage import Context
+from vfm.stages.evaluation import Knn, ReadSettings
+from vfm.stages.evaluation.checks import check_same_classes
+
+
+def evaluate_knn(config: Knn, ctx: Context, encoders: Mapping[str, ImageEncoder]) -> Evaluated:
+    """Evaluate features by `score_knn`."""
+    train, data = ctx.load(config.train), ctx.load(config.data)
+    check_same_classes(config, train, data)
+    return score_knn(ctx, encoders, train, data, k=config.k, temperature=config.temperature, reading=config.reading)
+
+
+def score_knn(
+    ctx: Context,
+    encoders: Mapping[str, ImageEncoder],
+    train: ClassDataset,
+    data: ClassDataset,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+    reading: ReadSettings = ReadSettings(),  # noqa: B008 (frozen)
+) -> Evaluated:
+    """Score features by the nearest training images, which vote for their class or for each of their labels."""
+    known, known_targets = encode_with_targets(ctx, encoders, train, reading)
+    test, targets = encode_with_targets(ctx, encoders, data, reading)
+    details = {"k": k, "temperature": temperature, "train_sha256": data_hash(train, known.digests)}
+    results = {}
+    for name in encoders:
+        votes = knn_votes(
+            known.features[name],
+            known_targets,
+            test.features[name],
+            num_classes=len(data.class_names),
+            k=k,
+            temperature=temperature,
+        )
+        results[name] = result_from_scores(votes.numpy(), targets, test.keys, data, "knn_", details)
+    ctx.panel(hardest_panel(data, targets, results))
+    return Evaluated(data_hash(data, test.digests), results)
 
 
 def knn_votes(
     train_features: Tensor,
-    train_labels: Tensor,
+    train_targets: Tensor,
     test_features: Tensor,
     *,
     num_classes: int,
@@ -25,18 +70,21 @@ def knn_votes(
     temperature: float = 0.07,
     max_scores: int = MAX_SCORES,
 ) -> Tensor:
-    """Votes of the `k` nearest training images for each class, (Q, num_classes); the highest is the prediction.
+    """Return the votes of the `k` nearest training images for each class, (Q, num_classes).
 
     Memory is bounded by `max_scores` similarities, not Q x N.
 
     Args:
         train_features: (N, D), normalised or not.
-        train_labels: (N,) integers in 0..num_classes-1; or which labels an image has, (N, C) bool: a neighbour then
-            votes for each of its own.
+        train_targets: (N,) integers in 0..num_classes-1; or labels, (N, C) bool: a neighbour votes for each of its own.
         test_features: (Q, D).
         num_classes: C.
         k: neighbours that vote; all of them where there are fewer.
-        temperature: small values let the nearest decide.
+        temperature: the smaller, the more the nearest neighbours count.
+        max_scores: similarities held at once.
+
+    Raises:
+        ValueError: `k` or `temperature` is not positive.
     """
     if k < 1 or temperature <= 0:
         raise ValueError(f"k must be at least 1 and temperature positive, got {k} and {temperature}")
@@ -47,8 +95,8 @@ def knn_votes(
         cosines, neighbours = (test[block] @ train.T).topk(k, dim=1)  # (rows, k)
         # Relative to the nearest, so that exp cannot overflow at a small temperature; votes scale by one factor.
         weights = ((cosines - cosines[:, :1]) / temperature).exp()
-        if train_labels.ndim == 2:
-            votes[block] = (weights[..., None] * train_labels[neighbours]).sum(dim=1)
+        if train_targets.ndim == 2:
+            votes[block] = (weights[..., None] * train_targets[neighbours]).sum(dim=1)
         else:
-            votes[block].scatter_add_(1, train_labels[neighbours], weights)
+            votes[block].scatter_add_(1, train_targets[neighbours], weights)
     return votes

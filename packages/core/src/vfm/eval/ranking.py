@@ -1,4 +1,4 @@
-"""Rank of the best right item for each query in bounded memory: what zero-shot and retrieval both count hits with."""
+"""Rank of the best right item of each query, in bounded memory; zero-shot and retrieval count hits with it."""
 
 # N queries, M items, D width
 
@@ -12,20 +12,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-MAX_SCORES = 16_000_000  # scores held at once: 64 MB in fp32, and as much again twice while ranks are counted
+MAX_SCORES = 16_000_000  # scores held at once: 64 MB in fp32, three times that while ranks are counted
 
 
 def tie_width(width: int) -> float:
-    """How far apart two fp32 cosines of `width` terms must be to differ: closer ones tie.
+    """Return the difference below which two fp32 cosines of `width` terms tie.
 
-    The order of summation in a dot product depends on the device, the library and the block, and moves the result by
-    about eps * sqrt(width); without this the ranks of duplicates, and of a collapsed model, would be left to it.
+    The order of summation in a dot product depends on the device, the library and the block, and changes the result by
+    about eps * sqrt(width); without a tolerance it would decide the ranks of duplicates and of a collapsed model.
     """
     return float(torch.finfo(torch.float32).eps * math.sqrt(width))
 
 
 def row_blocks(num_rows: int, num_columns: int, max_scores: int = MAX_SCORES) -> Iterator[slice]:
-    """Slices of rows whose (rows, num_columns) block of scores holds at most `max_scores` numbers, or one row."""
+    """Yield slices of rows whose (rows, num_columns) block has at most `max_scores` numbers, or is one row."""
     rows = max(1, max_scores // max(1, num_columns))
     return (slice(start, min(start + rows, num_rows)) for start in range(0, num_rows, rows))
 
@@ -33,17 +33,21 @@ def row_blocks(num_rows: int, num_columns: int, max_scores: int = MAX_SCORES) ->
 def best_ranks(
     queries: Tensor, items: Tensor, query_groups: Tensor, item_groups: Tensor, *, max_scores: int = MAX_SCORES
 ) -> NDArray[np.int64]:
-    """How many wrong items score at least as high as the best right one, for each query: 0 is a hit at 1.
+    """Count the wrong items that score at least as high as the best right one, for each query: 0 is a hit at 1.
 
     An item is right for a query if both have the same group. Ties count against the query, so a model whose features
-    all collapsed onto one point scores nothing; a query with a NaN score is ranked last. The (N, M) score matrix is
-    never held: memory is a few times `max_scores` numbers.
+    all collapsed onto one point scores 0; a query with a NaN score is ranked last. The (N, M) score matrix is never
+    held: memory is a few times `max_scores` numbers.
 
     Args:
         queries: unit vectors, (N, D).
         items: unit vectors, (M, D), on the same device.
         query_groups: (N,) integers.
         item_groups: (M,) integers.
+        max_scores: scores held at once.
+
+    Returns:
+        (N,) ranks, counted from 0.
 
     Raises:
         ValueError: a query has no right item.
@@ -63,12 +67,12 @@ def best_ranks(
 
 
 def hits_at(ranks: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
-    """Which queries have a right item among their first `k`."""
+    """Return True for each query with a right item among its first `k`, (N,)."""
     return ranks < k
 
 
 def label_ranks(scores: Tensor, labels: Tensor) -> NDArray[np.int64]:
-    """How many other classes score at least as high as the true one, from scores (N, C) that are there already.
+    """Count the other classes that score at least as high as the true one, from scores (N, C) and labels (N,).
 
     As in `best_ranks`, ties count against the model and an image with a NaN for its own class is ranked last.
     """

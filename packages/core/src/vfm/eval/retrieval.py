@@ -1,105 +1,183 @@
-"""Image-text retrieval both ways, several captions an image, in bounded memory.
-
-A query is a hit at k if *any* of its right items is among the first k (the rule of CLIP, open_clip and CLIP_benchmark).
-"""
+"""Retrieval both ways: recall at k, and the best and worst queries as images."""
 
 # N images, M texts, D width
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isqrt
+from math import comb
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
-from vfm.eval.ranking import MAX_SCORES, row_blocks, tie_width
+from vfm.artifacts import PairDataset
+from vfm.config import UserError
+from vfm.data import BadSample, Sample, Source, open_dataset
+from vfm.data.images import decode_image
+from vfm.eval.encoders import encode_texts
+from vfm.eval.features import Encoded, encode_dataset
+from vfm.eval.hashes import data_hash
+from vfm.eval.image_panels import CaptionedImage, images_panel
+from vfm.eval.ranking import hits_at
+from vfm.eval.retrieval_ranks import RetrievalRanks, nearest, own_cosines, retrieval_ranks
+from vfm.models import TextImageEncoder
+from vfm.panels import ImagesPanel
+from vfm.scores import Evaluated, ModelResult
+from vfm.stage import Context
+from vfm.stages.evaluation import ReadSettings, Retrieval
+from vfm.statistics import Accuracy
 
-TILE_SCORES = 1 << 19  # 256 x 2,048: what is done with a tile finds it in the processor's cache
-TILE_ASPECT = 8  # texts of a tile for each of its images
+SHOWN = 6  # queries per sheet
+
+
+def evaluate_retrieval(config: Retrieval, ctx: Context, encoders: Mapping[str, TextImageEncoder]) -> Evaluated:
+    """Evaluate models by `score_retrieval` in the configured language."""
+    data = ctx.load(config.data)
+    data.check_languages([config.language], config.data)
+    language = config.language or data.languages[0]
+    return score_retrieval(ctx, encoders, data, language=language, recall_k=config.recall_k, reading=config.reading)
+
+
+def score_retrieval(
+    ctx: Context,
+    encoders: Mapping[str, TextImageEncoder],
+    data: PairDataset,
+    *,
+    language: str = "en",
+    recall_k: Sequence[int] = (1, 5, 10),
+    reading: ReadSettings = ReadSettings(),  # noqa: B008 (frozen)
+) -> Evaluated:
+    """Score models by recall at k, images to captions and captions to images.
+
+    Raises:
+        UserError: all captions are the same.
+    """
+    source = open_dataset(data)
+
+    def check(sample: Sample) -> None:
+        if not sample.texts.get(language):
+            raise BadSample("missing_caption", sample.key)
+
+    images = encode_dataset(ctx, source, encoders, reading, check=check)
+    captions = Captions.of(images, language)
+    if len(images.samples) > 1 and len(set(captions.texts)) == 1:
+        raise UserError(f"expected different captions, got {captions.texts[0]!r} for all images")
+    last = list(encoders)[-1]  # the model that the others lead to: its images are shown
+    results = {}
+    for name, model in encoders.items():
+        texts = encode_texts(model, captions.texts, reading.batch_size)
+        ranks = retrieval_ranks(images.features[name], texts, torch.from_numpy(captions.image))
+        scores = recall_scores(ranks, captions.image, recall_k)
+        results[name] = ModelResult(scores, _predictions(images, captions, ranks), _rank_facts(ranks))
+        if name == last:
+            for panel in _Examples(source, images, captions, images.features[name], texts, ranks).sheets(ctx, name):
+                ctx.panel(panel)
+    return Evaluated(data_hash(data, images.digests), results, language)
 
 
 @dataclass(frozen=True)
-class RetrievalRanks:
-    """Rank of the best right item for each query, 0 is first.
+class Captions:
+    """All captions in one list, and the index of the image that each describes, (M,)."""
 
-    Names are CLIP_benchmark's: `text_retrieval` looks for a text given an image, (N,); `image_retrieval` for the image
-    given a text, (M,).
-    """
+    texts: list[str]
+    image: NDArray[np.int64]
 
-    text_retrieval: NDArray[np.int64]
-    image_retrieval: NDArray[np.int64]
-
-
-def retrieval_ranks(
-    image_features: Tensor, text_features: Tensor, image_of_text: Tensor, *, max_scores: int = TILE_SCORES
-) -> RetrievalRanks:
-    """Where each image finds its best own caption and each caption its image.
-
-    Ties count against the query and a NaN is ranked last, as in `ranking.best_ranks`, which is this function's plain
-    twin, one way at a time. Here each score is computed once, in tiles, and counted both ways: what lies below the
-    query's own best is found at once, since that is known beforehand from the M pairs alone. Beside the features this
-    takes a few numbers a query and a few times `max_scores`.
-
-    Args:
-        image_features: (N, D), normalised or not.
-        text_features: (M, D), on the same device.
-        image_of_text: which image each text describes, (M,) integers in 0..N-1; every image has a text.
-        max_scores: scores held at once.
-
-    Raises:
-        ValueError: an image has no text.
-    """
-    missing = torch.bincount(image_of_text, minlength=len(image_features)) == 0
-    if bool(missing.any()):
-        raise ValueError(f"{int(missing.sum())} images have no text, the first is {int(missing.nonzero()[0])}")
-    num_images, tie = len(image_features), tie_width(image_features.shape[1])
-    own = own_cosines(image_features, text_features, image_of_text)  # (M,)
-    best = own.new_full((num_images,), -torch.inf).scatter_reduce(0, image_of_text, own, "amax")
-    lower_texts, lower_images = torch.zeros_like(best, dtype=torch.int64), torch.zeros_like(own, dtype=torch.int64)
-    rows = max(1, isqrt(max_scores // TILE_ASPECT))
-    for some_texts in _slices(len(own), max(1, max_scores // rows)):
-        texts, image = F.normalize(text_features[some_texts], dim=-1), image_of_text[some_texts]
-        for some_images in _slices(num_images, rows):
-            scores = F.normalize(image_features[some_images], dim=-1) @ texts.T
-            right = ((image >= some_images.start) & (image < some_images.stop)).nonzero()[:, 0]
-            scores[image[right] - some_images.start, right] = -torch.inf  # a right item is not in the query's way
-            lower_texts[some_images] += _count(scores < best[some_images, None] - tie, 1)
-            lower_images[some_texts] += _count(scores < own[some_texts] - tie, 0)
-    # "All but the lower" and not "those as high": a NaN on either side counts against the query.
-    return RetrievalRanks(
-        text_retrieval=torch.where(best.isnan(), len(own), len(own) - lower_texts).cpu().numpy(),
-        image_retrieval=torch.where(own.isnan(), num_images, num_images - lower_images).cpu().numpy(),
-    )
+    @classmethod
+    def of(cls, images: Encoded, language: str) -> Captions:
+        """Return the captions of the encoded samples, image by image."""
+        counts = [len(sample.texts[language]) for sample in images.samples]
+        texts = [text for sample in images.samples for text in sample.texts[language]]
+        return cls(texts, np.repeat(np.arange(len(counts)), counts))
 
 
-def own_cosines(
-    image_features: Tensor, text_features: Tensor, image_of_text: Tensor, *, max_numbers: int = TILE_SCORES
-) -> Tensor:
-    """The cosine of each text to its image, (M,), with at most a few times `max_numbers` numbers in memory."""
-    return torch.cat(
-        [
-            F.cosine_similarity(image_features[image_of_text[some]], text_features[some], dim=-1)
-            for some in row_blocks(len(text_features), text_features.shape[1], max_numbers)
+def recall_scores(ranks: RetrievalRanks, image_of_text: NDArray[np.int64], recall_k: Sequence[int]) -> list[Accuracy]:
+    """Return recall at each k: of images by their captions, then of captions by their image, with their chance."""
+    counts = np.bincount(image_of_text)
+    num_images, num_texts = len(counts), len(image_of_text)
+    groups = image_of_text if num_texts > num_images else None
+    scores = []
+    for k in recall_k:
+        found = hits_at(ranks.image_retrieval, k)
+        chance = min(1.0, k / num_images)
+        scores.append(Accuracy(f"image_retrieval_recall@{k}", found, groups, chance=chance))
+    for k in recall_k:
+        # A blind draw of k captions misses all of an image's m captions with probability C(M - m, k) / C(M, k).
+        misses = {
+            int(m): comb(num_texts - int(m), k) / comb(num_texts, k) if k <= num_texts else 0.0 for m in set(counts)
+        }
+        chance = 1 - float(np.mean([misses[int(m)] for m in counts]))
+        scores.append(Accuracy(f"text_retrieval_recall@{k}", hits_at(ranks.text_retrieval, k), chance=chance))
+    return scores
+
+
+def _predictions(images: Encoded, captions: Captions, ranks: RetrievalRanks) -> dict[str, dict[str, object]]:
+    keys = images.keys
+    by_text = {"key": [keys[i] for i in captions.image], "text": captions.texts, "rank": ranks.image_retrieval}
+    return {"image_retrieval": by_text, "text_retrieval": {"key": keys, "rank": ranks.text_retrieval}}
+
+
+def _rank_facts(ranks: RetrievalRanks) -> dict[str, dict[str, float]]:
+    """Return mean and median rank, counted from 1 as open_clip does."""
+    pairs = {"image_retrieval": ranks.image_retrieval, "text_retrieval": ranks.text_retrieval}
+    return {
+        "mean_rank": {name: float(np.mean(r)) + 1 for name, r in pairs.items()},
+        "median_rank": {name: float(np.floor(np.median(r))) + 1 for name, r in pairs.items()},
+    }
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """Images and captions that a model retrieves best and worst."""
+
+    source: Source
+    images: Encoded
+    captions: Captions
+    image_features: Tensor
+    text_features: Tensor
+    ranks: RetrievalRanks
+
+    def sheets(self, ctx: Context, model: str) -> list[ImagesPanel]:
+        """Return the sheets: captions that find their image, captions that miss it, images that miss their captions."""
+        image_of_text = torch.from_numpy(self.captions.image)
+        cosine = own_cosines(self.image_features, self.text_features, image_of_text).numpy()
+        by_rank = np.lexsort((-cosine, self.ranks.image_retrieval))  # best first
+        best, worst = _one_per_image(by_rank, self.captions.image), _one_per_image(by_rank[::-1], self.captions.image)
+        lost = np.argsort(-self.ranks.text_retrieval, kind="stable")[:SHOWN]
+        found = [self._own_image(text) for text in best]
+        missed = [shown for text in worst for shown in (self._own_image(text), self._first_image(text))]
+        lost_images = [self._with_first_caption(image) for image in lost]
+        folder, note = ctx.directory, "Each caption's own image, then the image that came first instead."
+        return [
+            images_panel(folder, "found", f"Captions that find their image best ({model})", found, order=50),
+            images_panel(folder, "missed", f"Captions that miss their image ({model})", missed, note=note, order=51),
+            images_panel(folder, "lost", f"Images that miss their captions ({model})", lost_images, order=52),
         ]
-    )
+
+    def _image(self, image: int) -> Image.Image:
+        sample = self.source[self.images.numbers[image]]
+        return decode_image(sample.image, sample.key)
+
+    def _own_image(self, text: int) -> CaptionedImage:
+        rank, image = int(self.ranks.image_retrieval[text]) + 1, int(self.captions.image[text])
+        return CaptionedImage(self._image(image), f"“{self.captions.texts[text]}” · rank {rank}")
+
+    def _first_image(self, text: int) -> CaptionedImage:
+        first = int(nearest(self.text_features[text : text + 1], self.image_features, 1)[0, 0])
+        return CaptionedImage(self._image(first), "came first")
+
+    def _with_first_caption(self, image: int) -> CaptionedImage:
+        first = int(nearest(self.image_features[image : image + 1], self.text_features, 1)[0, 0])
+        own = self.captions.texts[int(np.argmax(self.captions.image == image))]
+        rank = int(self.ranks.text_retrieval[image]) + 1
+        caption = f"“{self.captions.texts[first]}” · its own: “{own}”, best rank {rank}"
+        return CaptionedImage(self._image(image), caption)
 
 
-def nearest(queries: Tensor, items: Tensor, k: int, *, max_scores: int = MAX_SCORES) -> NDArray[np.int64]:
-    """The `k` items of highest cosine for each query, (N, k), best first: what a report shows of a retrieval."""
-    length = items.norm(dim=-1).clamp_min(torch.finfo(items.dtype).tiny)  # a normalised copy could be a large one
-    blocks = row_blocks(len(queries), len(items), max_scores)
-    cosines = (queries[b] @ items.T / length for b in blocks)  # up to a factor for each query
-    return np.concatenate([c.topk(min(k, len(items)), dim=1).indices.cpu().numpy() for c in cosines])
-
-
-def _slices(length: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
-
-
-def _count(found: Tensor, dim: int) -> Tensor:
-    """How many are true; the same as a sum of bools, which torch would widen to eight bytes each first."""
-    return found.view(torch.uint8).sum(dim, dtype=torch.int32)
+def _one_per_image(texts: NDArray[np.int64], image_of_text: NDArray[np.int64]) -> list[int]:
+    """Return the first `SHOWN` texts that belong to different images."""
+    _, first = np.unique(image_of_text[texts], return_index=True)
+    return [int(texts[place]) for place in np.sort(first)[:SHOWN]]

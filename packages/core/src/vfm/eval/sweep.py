@@ -1,8 +1,9 @@
-"""Probes trained by gradient steps on frozen features: a head for each learning rate, all on the same batches.
+"""Learning rate sweep of probes on frozen features: one head per rate, all trained on the same batches.
 
 Source: EVA's linear probe (Fang et al. 2022, arXiv:2211.07636) has the head, batch norm without affine part and a
-linear layer, LARS or SGD without weight decay; that the best of many rates is chosen on a validation split is
-DINOv2's way (Oquab et al. 2023, arXiv:2304.07193). Features are computed once: nothing is augmented.
+linear layer, LARS or SGD without weight decay; the best of many
+rates is chosen on a validation split as in DINOv2 (Oquab et al. 2023, arXiv:2304.07193). Features are computed once, so
+nothing is augmented.
 """
 
 # N images, D width, C classes
@@ -21,7 +22,8 @@ from timm.optim import Lars
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfm.eval.average_precision import average_precisions
+from vfm.config import UserError
+from vfm.statistics import average_precisions
 
 Solver = Literal["sgd", "lars", "adamw"]
 Rows = NDArray[np.int64]
@@ -33,8 +35,30 @@ LRS: dict[Solver, tuple[float, ...]] = {
 }
 
 
+def split_validation(labels: NDArray[np.integer], fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """Return the indices of training and validation images; of each class `fraction` (rounded down) is held out.
+
+    At least one image is held out of a class with two or more; the single image of a class is used for training.
+
+    Raises:
+        UserError: no class has a second image.
+    """
+    generator = np.random.default_rng(seed)
+    held_out = []
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        held_out.append(members[: max(int(len(members) * fraction), int(len(members) > 1))])
+    validation = np.sort(np.concatenate(held_out))
+    if not len(validation):
+        raise UserError(
+            "validation_fraction: no image can be held out, since each class has one training image; expected a class"
+            " with two or more"
+        )
+    return np.setdiff1d(np.arange(len(labels)), validation), validation
+
+
 class LinearHead(nn.Module):
-    """Batch norm without affine part, then a linear layer drawn with std 0.01."""
+    """Batch norm without affine parameters, then a linear layer with weights of std 0.01."""
 
     def __init__(self, width: int, num_classes: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -44,14 +68,14 @@ class LinearHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, D) to (B, C)."""
+        """Return the score of each class, (B, D) to (B, C)."""
         scores: Tensor = self.linear(self.norm(features))
         return scores
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How heads are trained: the rate of each, epochs, images a step; the rate rises over a tenth, then falls."""
+    """Training of the heads: learning rates, epochs, images per step; warm-up over a tenth, then half a cosine."""
 
     solver: Solver
     lrs: tuple[float, ...]
@@ -62,7 +86,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Swept:
-    """The head of the best rate, trained anew on all training images, and how good each rate was on validation."""
+    """The head of the best rate, retrained on all training images, and the validation score of each rate."""
 
     head: nn.Module
     lr: float
@@ -72,31 +96,33 @@ class Swept:
 def sweep(
     make_head: Callable[[torch.Generator], nn.Module],
     features: Tensor,
-    answers: Tensor,
+    targets: Tensor,
     split: tuple[Rows, Rows],
     schedule: Schedule,
     device: torch.device,
 ) -> Swept:
-    """Train a head for each rate on the first part of `split`, keep the rate that is best on the second, train on both.
+    """Train a head per rate on the first part of `split`, choose the best rate on the second, and retrain on both.
 
-    Of equally good rates the smallest is kept.
+    Of equally good rates the smallest is chosen.
 
     Args:
-        make_head: draws a head from a generator.
-        features: (N, ...), perhaps a memory map of a file: rows are taken batch by batch.
-        answers: the class of each image, (N,), or which labels it has, (N, C) bool.
-        split: places of the images to train on, and of those to choose by.
+        make_head: initialises a head from a generator.
+        features: (N, ...), also a memory map of a file: rows are read batch by batch.
+        targets: the class of each image, (N,), or its labels, (N, C) bool.
+        split: indices of the images to train on, and of those to choose the rate on.
+        schedule: rates, epochs and batch size.
+        device: where the heads are trained.
     """
     heads = [make_head(torch.Generator().manual_seed(schedule.seed)).to(device) for _ in schedule.lrs]
-    train_heads(heads, schedule.lrs, features, answers, split[0], schedule)
-    held_out = answers[torch.from_numpy(split[1])]
+    train_heads(heads, schedule.lrs, features, targets, split[0], schedule)
+    held_out = targets[torch.from_numpy(split[1])]
     validation = {
         lr: quality(head_scores(head, features, split[1]), held_out)
         for lr, head in zip(schedule.lrs, heads, strict=True)
     }
     best = max(sorted(validation), key=validation.__getitem__)
     final = make_head(torch.Generator().manual_seed(schedule.seed)).to(device)
-    train_heads([final], [best], features, answers, np.sort(np.concatenate(split)), schedule)
+    train_heads([final], [best], features, targets, np.sort(np.concatenate(split)), schedule)
     return Swept(final, best, validation)
 
 
@@ -104,25 +130,25 @@ def train_heads(
     heads: Sequence[nn.Module],
     lrs: Sequence[float],
     features: Tensor,
-    answers: Tensor,
+    targets: Tensor,
     rows: Rows,
     schedule: Schedule,
 ) -> None:
-    """Train each head at its own rate, in place; all see the same batches, and none hears of the others."""
+    """Train each head at its own rate, in place; all get the same batches, and no gradient mixes two heads."""
     optimizers = [_optimizer(schedule.solver, head) for head in heads]
     device = next(heads[0].parameters()).device
     generator = np.random.default_rng(schedule.seed)
-    per_epoch = max(1, min(math.ceil(len(rows) / schedule.batch_size), len(rows) // 2))  # batch norm wants two images
+    per_epoch = max(1, min(math.ceil(len(rows) / schedule.batch_size), len(rows) // 2))  # batch norm needs two
     for step in range(schedule.epochs * per_epoch):
         if step % per_epoch == 0:
             order = generator.permutation(rows)
-        batch = torch.from_numpy(np.sort(order[step % per_epoch :: per_epoch]))  # equal parts
-        x, y = features[batch].to(device).float(), answers[batch].to(device)
-        loss = torch.stack([objective(head(x), y) for head in heads]).sum()  # each head's gradient is its own
+        batch = torch.from_numpy(np.sort(order[step % per_epoch :: per_epoch]))  # sorted, for reads from a file
+        x, y = features[batch].to(device).float(), targets[batch].to(device)
+        loss = torch.stack([objective(head(x), y) for head in heads]).sum()  # the gradients stay apart
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        factor = _rate(step, schedule.epochs * per_epoch)
+        factor = _rate_factor(step, schedule.epochs * per_epoch)
         for optimizer, lr in zip(optimizers, lrs, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = lr * factor
@@ -131,7 +157,7 @@ def train_heads(
 
 @torch.no_grad()
 def head_scores(head: nn.Module, features: Tensor, rows: Rows, batch_size: int = 1024) -> NDArray[np.float32]:
-    """The head's score of each class for some images, (len(rows), C)."""
+    """Return the head's score of each class for the images in `rows`, (len(rows), C)."""
     head.eval()
     device = next(head.parameters()).device
     parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
@@ -141,18 +167,18 @@ def head_scores(head: nn.Module, features: Tensor, rows: Rows, batch_size: int =
     return scores
 
 
-def objective(scores: Tensor, answers: Tensor) -> Tensor:
-    """Cross-entropy where an image has one class, (B,), else of each label by itself, (B, C)."""
-    if answers.ndim == 1:
-        return F.cross_entropy(scores, answers)
-    return F.binary_cross_entropy_with_logits(scores, answers.float())
+def objective(scores: Tensor, targets: Tensor) -> Tensor:
+    """Return cross-entropy for one class per image, (B,), binary cross-entropy for several labels, (B, C)."""
+    if targets.ndim == 1:
+        return F.cross_entropy(scores, targets)
+    return F.binary_cross_entropy_with_logits(scores, targets.float())
 
 
-def quality(scores: NDArray[np.floating], answers: Tensor) -> float:
-    """Share right where an image has one class, else mean average precision."""
-    if answers.ndim == 1:
-        return float(np.mean(scores.argmax(axis=1) == answers.numpy()))
-    found = average_precisions(scores, answers.numpy())
+def quality(scores: NDArray[np.floating], targets: Tensor) -> float:
+    """Return the accuracy for one class per image, mean average precision for several labels."""
+    if targets.ndim == 1:
+        return float(np.mean(scores.argmax(axis=1) == targets.numpy()))
+    found = average_precisions(scores, targets.numpy())
     return float(np.nanmean(found)) if not np.isnan(found).all() else 0.0
 
 
@@ -166,7 +192,8 @@ def _optimizer(solver: Solver, head: nn.Module) -> torch.optim.Optimizer:
 
 
 def _lars(params: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """Matrices step by lr * 0.001 * |w| / |g| * g, biases as in SGD; untold, timm adapts what is decayed alone."""
+    """Return LARS: matrices step by lr * 0.001 * |w| / |g| * g, biases as in SGD."""
+    # By default timm adapts only parameters with weight decay, and there is none here.
     groups = [
         {"params": [p for p in params if p.ndim > 1], "always_adapt": True},
         {"params": [p for p in params if p.ndim <= 1]},
@@ -175,8 +202,8 @@ def _lars(params: list[nn.Parameter]) -> torch.optim.Optimizer:
     return optimizer
 
 
-def _rate(step: int, num_steps: int) -> float:
-    """Share of the peak rate: linear over the first tenth, then half a cosine to 0."""
+def _rate_factor(step: int, num_steps: int) -> float:
+    """Return the fraction of the peak rate: linear over the first tenth, then half a cosine to 0."""
     warmup = max(1, num_steps // 10)
     if step < warmup:
         return (step + 1) / warmup

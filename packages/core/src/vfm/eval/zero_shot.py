@@ -1,14 +1,16 @@
-"""Zero-shot classification by class names: the text tower writes the classifier, the image tower reads it.
+"""Zero-shot classification by class names: the text tower writes a classifier for the features of the images.
 
 Source: Radford et al. 2021, Learning Transferable Visual Models From Natural Language Supervision, section 3.1
-(arXiv:2103.00020); the ensemble is the one of open_clip and CLIP_benchmark.
+(arXiv:2103.00020); the ensemble is that of open_clip and CLIP_benchmark.
 """
 
 # C classes, T templates, N images, D width
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,12 +18,104 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from vfm.artifacts import LabeledDataset, TaggedImages
+from vfm.config import UserError
 from vfm.data.templates import check_templates
+from vfm.eval.classification import (
+    ClassDataset,
+    encode_with_targets,
+    hardest_panel,
+    result_from_ranks,
+    result_from_scores,
+)
+from vfm.eval.hashes import data_hash
 from vfm.eval.ranking import MAX_SCORES, best_ranks, row_blocks
+from vfm.models import TextImageEncoder
+from vfm.scores import Evaluated
+from vfm.stage import Context
+from vfm.stages.evaluation import ReadSettings, ZeroShot
+from vfm.stages.evaluation.checks import check_zero_shot_classes
+
+# Numbers in place of names, as ImageNet's folders have (n01440764), mean nothing to a text tower. Up to ten classes may
+# be digits, which are words.
+NUMBERED, NUM_DIGITS = re.compile(r"n?\d+"), 10
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """How class names become texts.
+
+    templates: prompts with a {} for the class name; None: the data set's own.
+    class_names: by label, in place of the data set's own, for example in another language.
+    only_present: only classes with images can be predicted. Of several labels those without images never count.
+    """
+
+    templates: Sequence[str] | None = None
+    class_names: Sequence[str] | None = None
+    only_present: bool = False
+
+
+def evaluate_zero_shot(config: ZeroShot, ctx: Context, encoders: Mapping[str, TextImageEncoder]) -> Evaluated:
+    """Evaluate models by `score_zero_shot` with the configured prompts."""
+    data = ctx.load(config.data)
+    check_zero_shot_classes(config, data)
+    prompts = Prompts(config.templates, config.class_names, config.answers == "present")
+    evaluated = score_zero_shot(ctx, encoders, data, prompts=prompts, reading=config.reading)
+    return replace(evaluated, language=config.language)
+
+
+def score_zero_shot(
+    ctx: Context,
+    encoders: Mapping[str, TextImageEncoder],
+    data: ClassDataset,
+    *,
+    prompts: Prompts = Prompts(),
+    reading: ReadSettings = ReadSettings(),  # noqa: B008 (frozen)
+) -> Evaluated:
+    """Score models by class names in prompts: the class of each image, or the ranking of the images by each label.
+
+    Raises:
+        UserError: there is not one class name per label, or all images that can be predicted have one class.
+    """
+    names, templates = list(prompts.class_names or data.class_names), list(prompts.templates or data.templates)
+    if len(names) != len(data.class_names):
+        raise UserError(f"class_names: expected one per class, {len(data.class_names)}, got {len(names)}")
+    if len(names) > NUM_DIGITS and all(NUMBERED.fullmatch(name) for name in names):
+        fix = "give class_names here, or names_of in the stage of the data set"
+        ctx.warn(f"class names {names[0]!r}, {names[1]!r}, ... are numbers, which mean nothing to a text tower: {fix}")
+    images, targets = encode_with_targets(ctx, encoders, data, reading)
+    only_present = prompts.only_present and isinstance(data, LabeledDataset)
+    places = torch.unique(targets) if only_present else torch.arange(len(names))
+    if len(places) < 2:
+        raise UserError("expected images of two or more classes, got one class")
+    results = {}
+    for name, model in encoders.items():
+        features = images.features[name]
+        classifier = zero_shot_classifier(model, [names[place] for place in places], templates, reading.batch_size)
+        details = {"templates": templates, **({"class_names": names} if prompts.class_names else {})}
+        if isinstance(data, TaggedImages):
+            scores = (features @ classifier.T).numpy()
+            results[name] = result_from_scores(scores, targets, images.keys, data, "", details)
+            continue
+        ranks = true_class_ranks(features, classifier, torch.searchsorted(places, targets))
+        predicted = places.numpy()[predicted_classes(features, classifier)]
+        results[name] = result_from_ranks(
+            ranks, predicted, targets.numpy(), images.keys, data, "", details, num_answers=len(places)
+        )
+    ctx.panel(hardest_panel(data, targets, results))
+    return Evaluated(data_hash(data, images.digests), results)
+
+
+def zero_shot_classifier(
+    model: TextImageEncoder, class_names: Sequence[str], templates: Sequence[str], batch_size: int
+) -> Tensor:
+    """Return one unit vector per class, (C, D): the ensemble of its prompts."""
+    features = model.encode_texts(fill_templates(class_names, templates), batch_size)
+    return ensemble_templates(features.view(len(class_names), len(templates), -1))
 
 
 def fill_templates(class_names: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """Every class name in every template, class by class: C x T prompts.
+    """Return every class name in every template, class by class: C x T prompts.
 
     A template holds a `{}` or `{c}` (CLIP_benchmark's spelling).
 
@@ -33,9 +127,9 @@ def fill_templates(class_names: Sequence[str], templates: Sequence[str]) -> list
 
 
 def ensemble_templates(template_features: Tensor) -> Tensor:
-    """One unit vector a class from the text features of its prompts.
+    """Return one unit vector per class from the text features of its prompts.
 
-    Each prompt's features are normalised first, so that no template weighs more for being longer.
+    Each prompt's features are normalised first, so that none weighs more because its vector is longer.
 
     Args:
         template_features: (C, T, D), normalised or not.
@@ -49,18 +143,19 @@ def ensemble_templates(template_features: Tensor) -> Tensor:
 def true_class_ranks(
     image_features: Tensor, classifier: Tensor, labels: Tensor, *, max_scores: int = MAX_SCORES
 ) -> NDArray[np.int64]:
-    """How many classes score at least as high as the true one, for each image: 0 is right at top-1.
+    """Count the classes that score at least as high as the true one, for each image: 0 is right at top-1.
 
     Args:
         image_features: (N, D), normalised or not.
         classifier: unit vectors, (C, D).
         labels: (N,) integers in 0..C-1.
+        max_scores: scores held at once.
     """
     classes = torch.arange(len(classifier), device=labels.device)
     return best_ranks(F.normalize(image_features, dim=-1), classifier, labels, classes, max_scores=max_scores)
 
 
 def predicted_classes(image_features: Tensor, classifier: Tensor, *, max_scores: int = MAX_SCORES) -> NDArray[np.int64]:
-    """The class each image is taken for, (N,); of equal scores the first class."""
+    """Return the predicted class of each image, (N,); of equal scores the first class."""
     blocks = row_blocks(len(image_features), len(classifier), max_scores)
     return np.concatenate([(image_features[b] @ classifier.T).argmax(dim=1).cpu().numpy() for b in blocks])

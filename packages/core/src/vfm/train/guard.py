@@ -105,7 +105,7 @@ class SkippedSamples:
         self.reads += len(found)
         if not found:
             return
-        from vfm.eval.statistics import wilson_interval  # scipy takes two seconds, which most trainings never need
+        from vfm.statistics import wilson_interval  # scipy takes two seconds, which most trainings never need
 
         reads = self.reads + step * self.plan.global_batch_size
         last = step >= self.plan.num_steps

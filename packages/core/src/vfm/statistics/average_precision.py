@@ -1,4 +1,4 @@
-"""Mean average precision where an image has several labels, and how sure it is: a bootstrap over images."""
+"""Mean average precision of images with several labels, with a bootstrap over images as its interval."""
 
 # N images, C labels, R resamples
 
@@ -10,29 +10,30 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from vfm.eval.compare import Difference
-from vfm.eval.statistics import CONFIDENCE
+from vfm.scores import Difference
+from vfm.statistics.intervals import CONFIDENCE
 
-NUM_RESAMPLES = 1000  # each sorts nothing anew, but sums over all images of every label
+NUM_RESAMPLES = 1000  # each sums over all images of every label (the order is shared), so fewer than elsewhere
 CHUNK = 4_000_000  # weights held at once: 32 MB
 
 
 def average_precisions(
     scores: NDArray[np.floating], positives: NDArray[np.bool_], weights: NDArray[np.number] | None = None
 ) -> NDArray[np.float64]:
-    """Average precision of each label: the mean, over its images, of the precision where each one stands.
+    """Return the average precision of each label: the mean over its images of the precision at their rank.
 
-    Images of one score stand in one place; a NaN stands last. NaN for a label that no image (of any weight) has.
+    Images with equal scores share a rank; a NaN score is ranked last. A label without an image (of positive weight)
+    gets NaN.
 
     Args:
         scores: of each label for each image, (N, C).
-        positives: which labels an image has, (N, C).
+        positives: labels of each image, (N, C).
         weights: how often each image counts, (R, N); default: once.
 
     Returns:
         (C,), or (R, C) with weights.
 
-    Source: Manning, Raghavan and Schütze 2008, Introduction to information retrieval, 8.4; as scikit-learn has it.
+    Source: Manning, Raghavan and Schütze 2008, Introduction to information retrieval, 8.4; as in scikit-learn.
     """
     table = np.ones((1, len(scores))) if weights is None else np.asarray(weights, dtype=np.float64)
     columns = [_average_precision(scores[:, c], positives[:, c], table) for c in range(scores.shape[1])]
@@ -50,7 +51,7 @@ def _average_precision(
     places = ends[np.searchsorted(ends, np.arange(len(ranked)))]
     counted = weights[:, order]
     right = counted * positives[order]
-    seen = np.maximum(np.cumsum(counted, axis=1)[:, places], 1e-300)  # nothing of weight yet: nothing is added either
+    seen = np.maximum(np.cumsum(counted, axis=1)[:, places], 1e-300)  # no weight yet: the numerator is 0 too
     precision = np.cumsum(right, axis=1)[:, places] / seen
     total = right.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -59,13 +60,13 @@ def _average_precision(
 
 
 @dataclass(frozen=True)
-class RankingVerdict:
-    """What a model said of each label for each image: what mean average precision and its tests are made of.
+class MeanAveragePrecision:
+    """Mean average precision of a model's score of each label for each image.
 
     Args:
         metric: its name, such as `lp_map`.
         scores: (N, C).
-        positives: which labels an image has, (N, C).
+        positives: labels of each image, (N, C).
     """
 
     metric: str
@@ -74,15 +75,16 @@ class RankingVerdict:
 
     @property
     def num_independent(self) -> int:
-        """Images."""
+        """Number of images."""
         return len(self.scores)
 
     @property
     def chance(self) -> float:
-        """What scores without any knowledge get on average, the mean over the labels that occur.
+        """Expected value of random scores, the mean over the labels that occur.
 
-        It is more than the share R / N of images that have a label: an image that has it counts itself where it stands.
-        At place i that is 1, and (R - 1) / (N - 1) for each of the i - 1 before it; the mean over all places is exact.
+        It is more than the share R / N of images that have a label, since a positive image counts itself at its own
+        rank: at rank i it adds 1, and each of the i - 1 images before it (R - 1) / (N - 1). The mean over all ranks is
+        exact.
         """
         n, right = len(self.positives), self.positives.sum(axis=0)
         own = np.mean(1 / np.arange(1, n + 1))
@@ -94,24 +96,30 @@ class RankingVerdict:
         return float(np.nanmean(average_precisions(self.scores, self.positives)))
 
     def interval(self, seed: int = 0) -> tuple[float, float]:
-        """Percentile bootstrap over images, 95 %, moved to lie about the value."""
+        """Return the 95 % percentile bootstrap over images, shifted to be centred on the value."""
         low, high = np.quantile(self._resampled(seed), [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2]).clip(0, 1)
         return float(low), float(high)
 
-    def difference(self, baseline: RankingVerdict, seed: int = 0) -> Difference:
-        """This minus the baseline's, both on the same resampled images; p is twice the share on the wrong side of 0."""
+    def difference(self, baseline: MeanAveragePrecision, seed: int = 0) -> Difference:
+        """Return this minus the baseline's on the same resampled images; p is twice the share on the wrong side of 0.
+
+        Raises:
+            ValueError: the two have different items.
+        """
         if self.positives.shape != baseline.positives.shape:
-            raise ValueError(f"needed are the same items twice, got {self.positives.shape}, {baseline.positives.shape}")
+            raise ValueError(
+                f"expected scores of the same items, got {self.positives.shape} and {baseline.positives.shape}"
+            )
         gaps = self._resampled(seed) - baseline._resampled(seed)
         low, high = np.quantile(gaps, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
         beyond = min(int((gaps <= 0).sum()), int((gaps >= 0).sum()))
         return Difference(float(low), float(high), min(1.0, 2 * (1 + beyond) / (1 + len(gaps))), "paired bootstrap")
 
     def _resampled(self, seed: int) -> NDArray[np.float64]:
-        """The mean of each resample, (R,); kept, since interval and tests want the same.
+        """Return the mean of each resample, (R,); cached, since the interval and the tests use the same ones.
 
-        They are moved to lie about the value: an image that is drawn twice stands beside its own copy, so precision is
-        too high in every resample, and the more so the rarer a label is.
+        They are shifted to be centred on the value: an image that is drawn twice ranks beside its own copy, so
+        precision is too high in every resample, and more so the rarer a label is.
         """
         if seed not in self._drawn:
             drawn = self._draw(seed)

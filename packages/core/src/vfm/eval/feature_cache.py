@@ -1,10 +1,10 @@
-"""Image features that one evaluation has made and the next reads: kept by model, in the data set's own folder.
+"""A cache of image features in the data set's own folder: one evaluation writes it, the next reads it.
 
     DATA/features/<key>.npz   numbers (N,) of the samples, ascending; their digests (N, 32); unit vectors (N, D)
 
-The key holds the weights, the way with images, and sizes and times of the files where the pictures lie, since a data
-set in the store holds their places alone: nothing there is ever out of date. Keeping is best effort: where nothing can
-be written, features are made again.
+The key covers the weights, the preprocessing, and sizes and times of the image files (a data set in the store holds
+only their addresses), so an entry is never out of date. Writing is best effort: where it fails, features are computed
+again.
 """
 
 # N images, D width
@@ -26,41 +26,42 @@ from torch import Tensor
 from vfm.data import Source
 
 FOLDER = "features"
-PUBLISHED = "manifest.json"  # what a data set in the store has; one that somebody is making may still change
+PUBLISHED = "manifest.json"  # every data set in the store has one; a data set without it may still change
 
 
-def _none() -> NDArray[np.int64]:
+def _no_numbers() -> NDArray[np.int64]:
     return np.empty(0, np.int64)
 
 
 @dataclass
-class KeptFeatures:
-    """What is known of a data set's images by one model, and where it is kept; `file` None: nowhere."""
+class FeatureCache:
+    """Cached features of a data set by one model, and their file; without a file nothing is stored."""
 
     file: Path | None = None
-    numbers: NDArray[np.int64] = field(default_factory=_none)
+    numbers: NDArray[np.int64] = field(default_factory=_no_numbers)
     digests: NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 32), np.uint8))
     vectors: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
     @classmethod
-    def of(cls, source: Source, key: str) -> KeptFeatures:
-        """What earlier evaluations kept of a data set in the store; `key` tells the model, empty: keep nothing."""
+    def of(cls, source: Source, key: str) -> FeatureCache:
+        """Read the cache of a data set in the store; `key` identifies the model, empty: cache nothing."""
         folder = source.subset or source.directory
         if not key or not any((place / PUBLISHED).is_file() for place in (folder, folder.parent)):
             return cls()
         file = folder / FOLDER / f"{key}-{source.index.state()[:16]}.npz"
-        # None there, or torn by a full disk: made again.
+        # A missing file, or one torn by a full disk, is an empty cache.
         with suppress(OSError, ValueError, KeyError, BadZipFile), file.open("rb") as stream:
             found = np.load(stream, allow_pickle=False)
             return cls(file, found["numbers"], found["digests"], found["vectors"])
         return cls(file)
 
     def update(self, numbers: Sequence[int], digests: Sequence[bytes], vectors: Tensor) -> None:
-        """Takes samples in that were not known, and keeps all."""
+        """Add samples that are not cached yet, and write the file."""
         rows = np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), -1)
         everything = np.concatenate([self.numbers, np.array(numbers, np.int64)])
         order = np.argsort(everything)
-        before = self.vectors.reshape(len(self.numbers), vectors.shape[1])  # a width of 0 where files hold the features
+        # The width is 0 for an encoder that writes its features elsewhere (`TokenFile`).
+        before = self.vectors.reshape(len(self.numbers), vectors.shape[1])
         self.vectors = np.concatenate([before, vectors.numpy()])[order]
         self.numbers, self.digests = everything[order], np.concatenate([self.digests, rows])[order]
         if self.file:
@@ -68,11 +69,11 @@ class KeptFeatures:
                 self._save(self.file)
 
     def rows(self, numbers: Sequence[int]) -> Tensor:
-        """The vectors of samples that are known, (N, D)."""
+        """Return the vectors of cached samples, (N, D)."""
         return torch.from_numpy(self.vectors[np.searchsorted(self.numbers, numbers)])
 
     def digest(self, number: int) -> bytes:
-        """What tells a known sample's picture and words from any others (`fingerprint.item_digest`)."""
+        """Return the hash of a cached sample's image and texts (`item_digest`)."""
         return bytes(self.digests[np.searchsorted(self.numbers, number)])
 
     def _save(self, file: Path) -> None:
@@ -81,6 +82,6 @@ class KeptFeatures:
         try:
             with part.open("wb") as stream:
                 np.savez(stream, numbers=self.numbers, digests=self.digests, vectors=self.vectors)
-            part.replace(file)
+            part.replace(file)  # at once, so that no reader meets half a file
         finally:
             part.unlink(missing_ok=True)

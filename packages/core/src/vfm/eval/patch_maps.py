@@ -1,4 +1,4 @@
-"""What an encoder's patches say, for people: features as colours, how like the whole each is, and where it looks.
+"""Maps of an encoder's patches, to look at: principal components as colours, similarity to the image, attention.
 
 Source: the colouring by principal components is that of Oquab et al. 2023, DINOv2 (arXiv:2304.07193), figure 1.
 """
@@ -24,62 +24,68 @@ from torch.nn import functional as F
 from vfm.config import UserError
 from vfm.data import BadSample, Source
 from vfm.data.images import decode_image
-from vfm.models.attention import attention_map, attention_weights
-from vfm.models.clip import ClipModel, evaluating
-from vfm.models.patch_features import cls_and_patch_tokens, patch_features, vision_tower
+from vfm.models import (
+    ClipModel,
+    attention_map,
+    attention_weights,
+    cls_and_patch_tokens,
+    eval_mode,
+    patch_features,
+    vision_tower,
+)
 from vfm.panels import ImagesPanel, Picture
 
-SIDE = 96  # pixels of one part at least
-GAP = 8  # between the parts
+MAP_SIDE = 96  # pixels of one map at least
+MAP_GAP = 8  # pixels between maps
 NUM_PICTURES = 9
-CUT = (0.02, 0.98)  # quantiles that become the ends of a colour
+CUT = (0.02, 0.98)  # quantiles that become the ends of the colour scale, so that outliers do not flatten the rest
 
 
 @dataclass(frozen=True)
-class View:
-    """One image as the model meets it, and its maps, uint8 (S', S', 3) each."""
+class PatchMaps:
+    """One image as the model gets it, and its maps, uint8 (S', S', 3) each."""
 
     image: NDArray[np.uint8]
     components: NDArray[np.uint8]
     similarity: NDArray[np.uint8]
-    attention: NDArray[np.uint8] | None  # None: the model's layers show none
+    attention: NDArray[np.uint8] | None  # None: the model's layers expose none
 
     def sheet(self) -> NDArray[np.uint8]:
-        """All side by side."""
+        """Return all side by side."""
         parts = (self.image, self.components, self.similarity, self.attention)
         return side_by_side(*(part for part in parts if part is not None))
 
 
-def magnified(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A picture (S, S, 3) by a whole factor, so that it has `SIDE` pixels at least and small ones can be seen."""
-    factor = -(-SIDE // len(picture))
+def enlarge(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Enlarge an image (S, S, 3) by an integer factor to at least `MAP_SIDE` pixels, so that small ones can be seen."""
+    factor = -(-MAP_SIDE // len(picture))
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def side_by_side(*parts: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Parts of one picture, (S', S', 3) each, with a white gap between them."""
-    gap = np.full((len(parts[0]), GAP, 3), 255, np.uint8)
+    """Join images, (S', S', 3) each, with a white gap between them."""
+    gap = np.full((len(parts[0]), MAP_GAP, 3), 255, np.uint8)
     return np.concatenate([piece for part in parts for piece in (gap, part)][1:], axis=1)
 
 
 def component_colours(features: Tensor) -> Tensor:
-    """The first three principal components of patches as red, green and blue.
+    """Return the first three principal components of patches as red, green and blue.
 
-    All images share their components, so one colour means one thing in all of them. The sign of each is chosen so that
-    its largest weight is positive.
+    All images share the components, so a colour means the same in all of them. The sign of a component is arbitrary: it
+    is chosen so that the largest weight is positive.
 
     Args:
         features: (B, N, D).
 
     Returns:
-        (B, N, 3), 0 to 1; where there are fewer than three directions the rest is 0.5.
+        (B, N, 3), 0 to 1; features of fewer than three directions leave the rest at 0.5.
     """
     flat = features.flatten(0, 1).double()
     centred = flat - flat.mean(dim=0)
-    _, spread, axes = torch.linalg.svd(centred, full_matrices=False)
+    _, singular_values, axes = torch.linalg.svd(centred, full_matrices=False)
     colours = torch.full((len(flat), 3), 0.5, dtype=torch.float64)
-    for channel in range(min(3, len(spread))):
-        if spread[channel] <= 1e-6 * spread[0] or spread[0] == 0:
+    for channel in range(min(3, len(singular_values))):
+        if singular_values[channel] <= 1e-6 * singular_values[0] or singular_values[0] == 0:
             break
         axis = axes[channel] * axes[channel][axes[channel].abs().argmax()].sign()
         colours[:, channel] = _stretched(centred @ axis)
@@ -87,9 +93,9 @@ def component_colours(features: Tensor) -> Tensor:
 
 
 def similarity_maps(image_features: Tensor, patch_tokens: Tensor) -> Tensor:
-    """How near each patch comes to what the model says of the whole image: their cosine, stretched to 0..1 an image.
+    """Return the cosine of each patch with the feature of the whole image, stretched to 0..1 per image.
 
-    It is no attention: a patch is like the whole, whether or not a layer looked at it. So it is there for any pooling.
+    Unlike attention it exists for any pooling; a similar patch need not have contributed to the feature.
 
     Args:
         image_features: (B, D).
@@ -103,8 +109,8 @@ def similarity_maps(image_features: Tensor, patch_tokens: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def semantic_views(encoder: Any, images: Sequence[Image.Image]) -> list[View]:
-    """The maps of a few images, which share their colours.
+def compute_patch_maps(encoder: Any, images: Sequence[Image.Image]) -> list[PatchMaps]:
+    """Compute the maps of a few images, which share their colours.
 
     Args:
         encoder: a `ClipModel` or `PooledVision`.
@@ -118,42 +124,44 @@ def semantic_views(encoder: Any, images: Sequence[Image.Image]) -> list[View]:
     device = next(encoder.module.parameters()).device
     fitted = [torch.from_numpy(encoder.preprocess.fit(image)) for image in images]
     pixels = encoder.preprocess.pixels(torch.stack(fitted).to(device))
-    with evaluating(encoder.module):
+    with eval_mode(encoder.module):
         features = patch_features(model, pixels, projected=False).float().cpu()
-        whole, patches = _whole_and_parts(model, pixels, features, projected=bool(tower.project) and model is encoder)
-        looks = _looks(model, pixels, features.shape[1])
+        whole, patches = _image_and_patches(model, pixels, features, projected=bool(tower.project) and model is encoder)
+        attention = _attention(model, pixels, features.shape[1])
     colours = component_colours(features)
-    heats = [similarity_maps(whole.float().cpu(), patches.float().cpu()), *looks]
+    heats = [similarity_maps(whole.float().cpu(), patches.float().cpu()), *attention]
     magma = colormaps["magma"]
     views = []
     for number, picture in enumerate(fitted):
-        shown = magnified(picture.numpy())
+        shown = enlarge(picture.numpy())
         maps = [colours[number].numpy(), *(magma(heat[number].numpy())[:, :3] for heat in heats)]
         flat = [(255 * values).round().astype(np.uint8) for values in maps]
         parts = [_on_pixels(values, tower.grid, len(shown)) for values in flat]
-        views.append(View(shown, parts[0], parts[1], parts[2] if looks else None))
+        views.append(PatchMaps(shown, parts[0], parts[1], parts[2] if attention else None))
     return views
 
 
 def pca_sheet(encoder: Any, source: Source, directory: Path, *, num_pictures: int = NUM_PICTURES) -> ImagesPanel:
-    """Writes the first usable pictures of a data set with their maps into `directory/pictures`; returns their panel."""
+    """Write the first usable images of a data set with their maps into `directory/pictures`, and return their panel."""
     shown = list(_first(source, num_pictures))
     folder = directory / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
-    views = semantic_views(encoder, [image for _, image in shown]) if shown else []
+    views = compute_patch_maps(encoder, [image for _, image in shown]) if shown else []
     for number, view in enumerate(views):
         file = f"pictures/semantic-{number}.png"
         Image.fromarray(view.sheet()).save(directory / file)
         pictures.append(Picture(file=file, caption=shown[number][0]))
     note = (
-        "Each picture as the model meets it; its patches coloured by the first three principal components of their "
-        "features, which all pictures share; how near each patch comes to what the model says of the whole picture"
+        "Each image as the model gets it; its patches coloured by the first three principal components of their "
+        "features, which all images share; the similarity of each patch to the feature of the whole image"
     )
     attends = bool(views) and views[0].attention is not None
-    note += "; and what the last block's class token looks at, or else the patches on average." if attends else "."
-    width = (3 + attends) * (SIDE + GAP) - GAP
-    return ImagesPanel(title="What the patches say", note=note, order=45, pictures=pictures, width=width)
+    note += (
+        "; and the attention of the last block's class token, or else of the patches on average." if attends else "."
+    )
+    width = (3 + attends) * (MAP_SIDE + MAP_GAP) - MAP_GAP
+    return ImagesPanel(title="Maps of the patches", note=note, order=45, pictures=pictures, width=width)
 
 
 def _first(source: Source, num_pictures: int) -> Iterator[tuple[str, Image.Image]]:
@@ -169,16 +177,16 @@ def _decoded(source: Source, number: int) -> tuple[str, Image.Image] | None:
         return None
 
 
-def _whole_and_parts(model: Any, pixels: Tensor, features: Tensor, *, projected: bool) -> tuple[Tensor, Tensor]:
-    """The image's feature and its patches' in one space; of a model whose pooling has another, the patches' mean."""
+def _image_and_patches(model: Any, pixels: Tensor, features: Tensor, *, projected: bool) -> tuple[Tensor, Tensor]:
+    """Return the feature of the image and those of its patches in one space; the mean of the patches if they differ."""
     try:
         return cls_and_patch_tokens(model, pixels, projected=projected)
     except UserError:
         return features.mean(dim=1), features
 
 
-def _looks(model: Any, pixels: Tensor, num_patches: int) -> list[Tensor]:
-    """The last block's attention, (B, N), each image's largest 1; nothing where the model's layers show none."""
+def _attention(model: Any, pixels: Tensor, num_patches: int) -> list[Tensor]:
+    """Return the last block's attention, (B, N), scaled to a maximum of 1 per image; [] if the layers expose none."""
     try:
         attention = attention_map(attention_weights(model, pixels), num_patches).float().cpu()
     except UserError:
@@ -193,7 +201,7 @@ def _stretched(values: Tensor) -> Tensor:
 
 
 def _on_pixels(flat: NDArray[np.uint8], grid: tuple[int, int], side: int) -> NDArray[np.uint8]:
-    """Values of patches, (N, 3), as an image (side, side, 3), each patch in one colour."""
+    """Return the values of patches, (N, 3), as an image (side, side, 3), each patch in one colour."""
     rows, columns = (np.arange(side) * count // side for count in grid)
     shown: NDArray[np.uint8] = flat.reshape(*grid, 3)[rows[:, None], columns]
     return shown

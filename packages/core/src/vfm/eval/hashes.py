@@ -1,4 +1,4 @@
-"""What pins the data behind a number: one hash over the items that were really judged, words and images."""
+"""Hashes that make a number traceable: of the evaluated items, and of the checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vfm.artifacts import Artifact
 
 
 def item_digest(facts: Any, images: Sequence[bytes]) -> bytes:
-    """sha256 of one item: its facts (key, texts, label: whatever JSON can say) and its images as they lie on disk."""
+    """Return the sha256 of one item: its facts (key, texts, label: anything JSON can hold) and its image files."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for image in images:
         digest.update(hashlib.sha256(image).digest())
@@ -21,7 +21,7 @@ def item_digest(facts: Any, images: Sequence[bytes]) -> bytes:
 
 
 def data_hash(dataset: Artifact, digests: Iterable[bytes]) -> str:
-    """sha256 of a data set's own facts and of its judged items, in their order."""
+    """Return the sha256 of a data set's own facts and of its evaluated items, in their order."""
     digest = hashlib.sha256(dataset.model_dump_json().encode())
     for item in digests:
         digest.update(item)
@@ -29,7 +29,10 @@ def data_hash(dataset: Artifact, digests: Iterable[bytes]) -> str:
 
 
 def checkpoint_hash(checkpoint: Artifact) -> str:
-    """sha256 over what makes a checkpoint's answers: its weights and how they are used, in the order of their names."""
+    """Return the sha256 of a checkpoint's weights and configuration files, sorted by name.
+
+    The configuration counts since other normalisation of images changes every result.
+    """
     digest = hashlib.sha256()
     for pattern in ("*.safetensors", "*config.json"):
         for file in sorted(checkpoint.path.glob(pattern)):
@@ -40,6 +43,6 @@ def checkpoint_hash(checkpoint: Artifact) -> str:
 
 @lru_cache(1024)
 def _file_hash(file: Path, size: int, mtime: int) -> bytes:
-    """sha256 of a file, made once as long as it is the same: evaluations of a run ask for it again and again."""
+    """Return the sha256 of a file; cached by size and time, since every evaluation of a run needs it."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()

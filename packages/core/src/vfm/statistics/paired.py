@@ -1,4 +1,4 @@
-"""Whether a model is really better than another on the same items: the paired tests, and the interval of the gain."""
+"""Paired tests of two models on the same items, and the interval of their difference."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from vfm.eval.statistics import (
+from vfm.statistics.intervals import (
     CONFIDENCE,
     NUM_RESAMPLES,
     Interval,
@@ -19,7 +19,7 @@ from vfm.eval.statistics import (
     wilson_interval,
 )
 
-MAX_OUTCOMES = 1_000_000  # of all flips that are gone through one by one; where there are more, some are drawn
+MAX_OUTCOMES = 1_000_000  # flips that are enumerated; where there are more, flips are drawn at random
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class McNemar:
 
 
 def mcnemar_exact(first: ArrayLike, second: ArrayLike) -> McNemar:
-    """Whether two models differ on the same right-or-wrong items, (N,) each; no approximation, any `N`.
+    """Test whether two models differ on the same right-or-wrong items, (N,) each; exact for any `N`.
 
     Raises:
-        ValueError: the two do not judge the same number of items.
+        ValueError: the two have different numbers of items.
 
     Source: McNemar 1947; the exact binomial form of the test.
     """
@@ -54,39 +54,41 @@ def sign_flip_p(
     num_draws: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> float:
-    """Two-sided p of "no difference" of two models on the same items, (N,) each: exact McNemar's, with weights.
+    """Return the two-sided p-value of "no difference" on the same items, (N,) each: exact McNemar's, with weights.
 
-    Were the models alike, the two could be exchanged on any item: the difference of the means, in which each item
-    weighs 1 / N or with `strata` 1 / (strata x items of its stratum), would as well have come with any of its parts'
-    signs turned round. The p-value is the share of all turnings that make it as large as it is. `groups` are turned as
-    one. Valid for any number of items and for strata of one.
+    If the models were equally good, they could be exchanged on any item: the difference of the means, in which each
+    item weighs 1 / N or with `strata` 1 / (strata x items of its stratum), would be as likely with the sign of any term
+    flipped. The p-value is the share of all flips whose difference is at least as large as the observed one. The items
+    of a group are flipped together. Valid for any number of items and for strata of one item.
 
-    Up to a million outcomes all are counted; else `num_draws` are drawn, with the one that was seen among them.
+    Up to a million outcomes are enumerated; beyond that `num_draws` are drawn, the observed one among them.
 
     Source: Fisher 1935, The design of experiments, section 21; Pitman 1937.
     """
     a, b = _paired(first, second)
     effects = Units.of(b - a, groups, strata).effects
     sizes, counts = np.unique(np.abs(effects[effects != 0]), return_counts=True)
-    seen = abs(float(effects.sum())) - 1e-9 * float(np.abs(effects).sum())  # another order may differ in the last bits
+    seen = abs(float(effects.sum())) - 1e-9 * float(
+        np.abs(effects).sum()
+    )  # another order of summation may differ in the last bits
     if np.prod(counts + 1.0) <= MAX_OUTCOMES:
         totals, chances = _all_flips(sizes, counts)
         return min(1.0, float(chances[np.abs(totals) >= seen].sum()))
-    # Of parts of one size only the number that is turned matters, and right-or-wrong items have a few sizes.
-    turned = np.random.default_rng(seed).binomial(counts, 0.5, size=(num_draws, len(counts)))
-    totals = (counts - 2 * turned) @ sizes
+    # Of terms of one size only the number that is flipped matters, and right-or-wrong items have only a few sizes.
+    flipped = np.random.default_rng(seed).binomial(counts, 0.5, size=(num_draws, len(counts)))
+    totals = (counts - 2 * flipped) @ sizes
     return (1 + int(np.sum(np.abs(totals) >= seen))) / (1 + num_draws)
 
 
 def _all_flips(
     sizes: NDArray[np.float64], counts: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Every sum that turning signs can make of `counts` parts of each of the `sizes`, and its chance."""
+    """Return every sum that flips of `counts` terms of each of the `sizes` can give, and its probability."""
     totals, chances = np.zeros(1), np.ones(1)
     for size, count in zip(sizes, counts, strict=True):
-        turned = np.arange(count + 1)
-        totals = np.add.outer(totals, size * (count - 2 * turned)).ravel()
-        chances = np.outer(chances, stats.binom.pmf(turned, count, 0.5)).ravel()
+        flipped = np.arange(count + 1)
+        totals = np.add.outer(totals, size * (count - 2 * flipped)).ravel()
+        chances = np.outer(chances, stats.binom.pmf(flipped, count, 0.5)).ravel()
     return totals, chances
 
 
@@ -98,10 +100,10 @@ def newcombe_interval(
     strata: ArrayLike | None = None,
     confidence: float = CONFIDENCE,
 ) -> Interval:
-    """Interval of second minus first on the same right-or-wrong items, (N,) each: of the means, or of stratified ones.
+    """Return the interval of second minus first on the same right-or-wrong items, (N,) each.
 
-    Wilson's intervals of both shares, combined by their correlation. Sound for few items and where the models agree
-    on all of them. With `groups` or `strata` it is taken at the `effective_size` of the differences.
+    Wilson's intervals of both (stratified) means, combined by their correlation. Valid for few items and where the
+    models agree on all of them. With `groups` or `strata` it is taken at the `effective_size` of the differences.
 
     Source: Newcombe 1998, Improved confidence intervals for the difference between binomial proportions based on
     paired data (method 10).
@@ -122,11 +124,11 @@ def newcombe_interval(
 
 
 def paired_t(first: ArrayLike, second: ArrayLike) -> tuple[Interval, float]:
-    """Interval and two-sided p of the mean of second minus first over the same seeds, (N,) each.
+    """Return interval and two-sided p-value of the mean of second minus first over the same seeds, (N,) each.
 
-    What a claim about a method needs: items show that one training differs from another, seeds that the next one will.
-    Gaps that are all the same have no spread to judge by: their p is that of turned signs, 2 ** (1 - N), and their
-    interval reaches from zero to the gap.
+    A claim about a method needs it: items show that one training differs from another, seeds that the next one will.
+    Differences that are all equal have no spread: their p-value is that of sign flips, 2 ** (1 - N), and their interval
+    spans from zero to the difference.
 
     Raises:
         ValueError: fewer than two seeds.
@@ -135,7 +137,7 @@ def paired_t(first: ArrayLike, second: ArrayLike) -> tuple[Interval, float]:
     """
     a, b = _paired(first, second)
     if a.size < 2:
-        raise ValueError(f"a test over seeds needs two or more, got {a.size}")
+        raise ValueError(f"expected two or more seeds, got {a.size}")
     gaps = b - a
     if np.ptp(gaps) <= 1e-9 * np.abs(gaps).max():
         gap = float(gaps.mean())
@@ -146,5 +148,5 @@ def paired_t(first: ArrayLike, second: ArrayLike) -> tuple[Interval, float]:
 def _paired(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if a.shape != b.shape or a.ndim != 1 or a.size == 0:
-        raise ValueError(f"a paired test needs the same items twice, (N,) each, got {a.shape} and {b.shape}")
+        raise ValueError(f"expected the same items twice, (N,) each, got {a.shape} and {b.shape}")
     return a, b

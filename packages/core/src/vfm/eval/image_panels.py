@@ -1,4 +1,4 @@
-"""Pictures of an evaluation for the report: what was found, what was missed, what flipped between two models."""
+"""Sheets of images for the report, such as what a model found, what it missed, and what differs between two models."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ WIDTH = 128  # CSS pixels on the page: six in a row
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A picture and the words under it."""
+class CaptionedImage:
+    """An image and the text under it."""
 
     image: Image.Image
     caption: str
 
 
 def images_panel(
-    directory: Path, slug: str, title: str, shown: Iterable[Shown], *, order: int, note: str = ""
+    directory: Path, slug: str, title: str, images: Iterable[CaptionedImage], *, order: int, note: str = ""
 ) -> ImagesPanel:
-    """A sheet of pictures, which are written small into `directory/pictures/`."""
+    """Write small copies of the images into `directory/pictures/`, and return their panel."""
     folder = directory / "pictures"
     folder.mkdir(exist_ok=True)
     pictures = []
-    for number, item in enumerate(shown):
+    for number, item in enumerate(images):
         small = item.image.convert("RGB")
         small.thumbnail((SIDE, SIDE))
         file = folder / f"{slug}-{number:02d}.jpg"

@@ -1,4 +1,4 @@
-"""How sure a number is: the intervals that every evaluation of vfm reports beside its scores."""
+"""Intervals of scores: shares, means over classes, grouped items, means over seeds."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Interval = tuple[float, float]
 
 
 def wilson_interval(successes: float, n: float, *, confidence: float = CONFIDENCE) -> Interval:
-    """Interval of a proportion of independent right-or-wrong items; sound at 0 %, at 100 % and for small `n`.
+    """Return the interval of a share of independent right-or-wrong items; valid at 0 %, at 100 % and for small `n`.
 
-    With an `effective_size` for `n`, and that share of it for `successes`, it is one of items that are not independent.
+    For items that are not independent, pass their `effective_size` as `n`, and the share times it as `successes`.
 
     Raises:
         ValueError: `n` is not positive or `successes` is not within 0..n.
@@ -26,22 +26,22 @@ def wilson_interval(successes: float, n: float, *, confidence: float = CONFIDENC
     Source: Wilson 1927, Probable inference, the law of succession, and statistical inference; no continuity correction.
     """
     if n <= 0 or not 0 <= successes <= n:
-        raise ValueError(f"a proportion needs 0 <= successes <= n and n > 0, got {successes} of {n}")
+        raise ValueError(f"expected 0 <= successes <= n and n > 0, got {successes} of {n}")
     z = float(stats.norm.ppf(0.5 + confidence / 2))
     p = successes / n
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    # The ends are exact: rounding must not turn "none" into a lower bound of 1e-18.
+    # The ends are exact: rounding must not turn a lower bound of 0 into 1e-18.
     return (float(centre - half) if successes else 0.0), (float(centre + half) if successes < n else 1.0)
 
 
 def mean_per_class_interval(correct: ArrayLike, classes: ArrayLike, *, confidence: float = CONFIDENCE) -> Interval:
-    """Interval of the mean over classes of each class's share of right items, (N,) each; the classes are given.
+    """Return the interval of the mean over classes of each class's share of right items, (N,) each.
 
-    On each side the wider of two, which are short in opposite cases. Wilson's intervals of the classes, combined by
-    their distances from the shares, take each class at its own far end: too near where many classes have few images
-    (75 % instead of 95 % with one or two). Wilson's interval at the effective size trusts the spread that it sees: too
-    much where one class of a few images decides.
+    On each side it is the wider of two intervals, which are too short in opposite cases. Wilson's intervals of the
+    classes, combined by their distances from the shares (MOVER), are too short where many classes have few images (they
+    cover 75 % instead of 95 % with one or two). Wilson's interval at the effective size relies on the observed spread,
+    which is too small where one class of a few images decides.
 
     Source: Zou, Huang and Zhang 2009, A note on confidence interval estimation for a linear function of binomial
     proportions (MOVER); Korn and Graubard 1998, Confidence intervals for proportions with small expected number of
@@ -69,10 +69,10 @@ def bootstrap_interval(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap interval of a mean; whole groups are drawn, so captions of one image stay together.
+    """Return the percentile bootstrap interval of a mean; groups are drawn whole, so an image's captions stay together.
 
     Args:
-        values: one number an item, (N,).
+        values: one number per item, (N,).
         groups: the image (or other cluster) of each item, (N,); None where items are independent.
         confidence: of the interval.
         num_resamples: draws; 10,000 leave an error of about 1 % of the interval's width.
@@ -84,21 +84,21 @@ def bootstrap_interval(
 
 
 def t_interval(values: ArrayLike, *, confidence: float = CONFIDENCE) -> Interval:
-    """Student's interval of the mean over seeds.
+    """Return Student's interval of the mean over seeds.
 
     Raises:
-        ValueError: fewer than two values; one seed says nothing of the spread.
+        ValueError: fewer than two values; one seed shows no spread.
     """
     sample = np.asarray(values, dtype=np.float64)
     if sample.size < 2:
-        raise ValueError(f"a t-interval needs two or more seeds, got {sample.size}")
+        raise ValueError(f"expected two or more seeds, got {sample.size}")
     mean = float(sample.mean())
     half = float(stats.t.ppf(0.5 + confidence / 2, sample.size - 1) * sample.std(ddof=1) / np.sqrt(sample.size))
     return mean - half, mean + half
 
 
 def stratified_mean(values: ArrayLike, strata: ArrayLike | None = None) -> float:
-    """The mean, or with `strata` the mean over the strata that occur of each one's mean (mean per class recall)."""
+    """Return the mean, or with `strata` the mean over the strata of each one's mean (mean per class recall)."""
     x = np.asarray(values, dtype=np.float64)
     if strata is None:
         return float(x.mean())
@@ -108,11 +108,11 @@ def stratified_mean(values: ArrayLike, strata: ArrayLike | None = None) -> float
 
 @dataclass(frozen=True)
 class Units:
-    """What is drawn as one: an item, or all captions of an image; units lie in strata, such as classes.
+    """Sampling units: single items, or all captions of an image; each is in a stratum, such as a class.
 
-    sums: of the items' values, (U,).
+    sums: sum of the items' values of each unit, (U,).
     sizes: items of each unit, (U,).
-    strata: place of each unit's stratum, (U,).
+    strata: index of each unit's stratum, (U,).
     stratum_sizes: items of each stratum, (C,).
     """
 
@@ -123,19 +123,20 @@ class Units:
 
     @classmethod
     def of(cls, values: ArrayLike, groups: ArrayLike | None = None, strata: ArrayLike | None = None) -> Units:
-        """The units of items, (N,); without `groups` each item is one, without `strata` there is one stratum.
+        """Return the units of items, (N,); without `groups` each item is one, without `strata` there is one stratum.
 
         Raises:
-            ValueError: not one number, group and stratum an item.
+            ValueError: the numbers of values, groups and strata differ.
         """
         x = np.asarray(values, dtype=np.float64)
         if x.ndim != 1 or x.size == 0:
-            raise ValueError(f"needed is one number an item, (N,), got {x.shape}")
+            raise ValueError(f"expected one number per item, (N,), got {x.shape}")
         group_ids = np.arange(x.size) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
         strata_ids = np.zeros(x.size, int) if strata is None else np.unique(np.asarray(strata), return_inverse=True)[1]
         if not group_ids.shape == strata_ids.shape == x.shape:
             raise ValueError(
-                f"every item needs its group: {x.size} items, {group_ids.size} groups, {strata_ids.size} strata"
+                f"expected one group and stratum per item, got {x.size} items, {group_ids.size} groups,"
+                f" {strata_ids.size} strata"
             )
         joint = strata_ids * (int(group_ids.max()) + 1) + group_ids
         _, first, inverse = np.unique(joint, return_index=True, return_inverse=True)
@@ -144,24 +145,24 @@ class Units:
 
     @property
     def effects(self) -> NDArray[np.float64]:
-        """What each unit adds to the mean over strata of each one's mean, (U,)."""
+        """Contribution of each unit to the mean over strata of each one's mean, (U,)."""
         return self.sums / (self.stratum_sizes[self.strata] * len(self.stratum_sizes))
 
 
 def effective_size(values: ArrayLike, groups: ArrayLike | None = None, strata: ArrayLike | None = None) -> float:
-    """How many independent items would tell as much of the mean as these do: N where they are, and in one stratum.
+    """Return the number of independent items that would estimate the mean as well as these: N for independent ones.
 
     It is the variance of one item over that of the (stratified) mean, of whole groups within their strata. A stratum
-    of one unit shows no spread of its own, one of a few shows too little: to each the spread over all strata is added
-    as one unit more, which also counts what the strata differ by, on the safe side. Where no value differs from
-    another, all items of a group are taken for one.
+    of one unit shows no spread of its own, and one of a few shows too little: each stratum gets the spread over all
+    strata as one additional unit, which also counts the differences between strata and so errs on the safe side. Where
+    all values are equal, the items of a group count as one.
 
     Args:
-        values: right or wrong, or the differences of two such, (N,).
+        values: right or wrong, or the differences of two models, (N,).
         groups: the image (or other cluster) of each item, (N,).
         strata: the class of each item, (N,).
 
-    Source: Korn and Graubard 1998 (effective size); Cochran 1977, section 5A.12 (one unit a stratum).
+    Source: Korn and Graubard 1998 (effective size); Cochran 1977, section 5A.12 (one unit per stratum).
     """
     x, units = np.asarray(values, dtype=np.float64), Units.of(values, groups, strata)
     centres = np.bincount(units.strata, weights=units.sums) / units.stratum_sizes  # (C,)
@@ -173,16 +174,16 @@ def effective_size(values: ArrayLike, groups: ArrayLike | None = None, strata: A
     one_more = stratified_mean(overall**2, units.strata)
     squares = np.bincount(units.strata, weights=within**2) + one_more
     variance = float(np.sum(squares / units.stratum_sizes**2)) / len(centres) ** 2
-    return spread / variance * (1 + 1 / len(units.sums))  # the unit more is not one that was seen
+    return spread / variance * (1 + 1 / len(units.sums))  # corrects for the additional unit, which was not observed
 
 
 def _resampled_means(
     values: ArrayLike, groups: ArrayLike | None, *, num_resamples: int, seed: int
 ) -> NDArray[np.float64]:
-    """Means of `num_resamples` draws of whole groups with replacement, (num_resamples,).
+    """Return the means of `num_resamples` draws of whole groups with replacement, (num_resamples,).
 
-    Groups with the same sum and size are interchangeable: drawing how often each *kind* of group occurs is the same
-    distribution as drawing groups, and right-or-wrong items have a handful of kinds whatever N is.
+    Groups of equal sum and size are interchangeable: drawing how often each *kind* of group occurs has the same
+    distribution as drawing groups, and right-or-wrong items have a handful of kinds for any N.
     """
     generator = np.random.default_rng(seed)
     units = Units.of(values, groups)

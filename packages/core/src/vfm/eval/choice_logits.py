@@ -1,0 +1,152 @@
+"""Logits of all statements of an item for all its images, by each model."""
+
+# P items, S statements, I images, N images of a chunk, D width
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from vfm.artifacts import ChoiceDataset
+from vfm.config import UserError
+from vfm.data import BadSample
+from vfm.data.choices import Choice, load_choices
+from vfm.data.images import decode_image
+from vfm.eval.encoders import encode_texts, logit_scale
+from vfm.eval.hashes import item_digest
+from vfm.models import ClipModel, TextImageEncoder, eval_mode, image_tokens
+from vfm.stage import Context
+from vfm.stages.evaluation import ReadSettings
+
+
+@dataclass(frozen=True)
+class ChoiceLogits:
+    """The usable items of a data set, and by model the logits of each item's statements for its images, (S, I).
+
+    digests: hash of each item, images included (`item_digest`).
+    """
+
+    items: list[Choice]
+    digests: list[bytes]
+    logits: dict[str, list[NDArray[np.float32]]]
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of the items."""
+        return [item.key for item in self.items]
+
+    @property
+    def patterns(self) -> NDArray[np.int64]:
+        """Index of each item's pattern in `names`, (P,)."""
+        return np.array([self.names.index(item.pattern) for item in self.items])
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the patterns, in the order in which they occur."""
+        return list(dict.fromkeys(item.pattern for item in self.items))
+
+
+def choice_logits(
+    ctx: Context,
+    encoders: Mapping[str, TextImageEncoder],
+    data: ChoiceDataset,
+    prompt: str,
+    reading: ReadSettings,
+    check: Callable[[Choice], None] = lambda item: None,
+) -> ChoiceLogits:
+    """Compute the logits of all statements for all images of each item, with each model's own temperature.
+
+    Items with a bad image are skipped, counted and reported.
+
+    Raises:
+        UserError: too many bad items, or an error that `check` raises.
+    """
+    items: list[Choice] = []
+    digests: list[bytes] = []
+    bad: Counter[str] = Counter()
+    logits: dict[str, list[NDArray[np.float32]]] = {name: [] for name in encoders}
+    chunk: list[tuple[Choice, list[Image.Image]]] = []
+    for seen, item in enumerate(load_choices(data), start=1):
+        check(item)
+        try:
+            chunk.append((item, [decode_image(image, item.key) for image in item.images]))
+        except BadSample as problem:
+            bad[problem.reason] += 1
+            ctx.skip(problem.reason, problem.where)
+        if len(chunk) == reading.batch_size or seen == data.num_pairs:
+            items += [item for item, _ in chunk]
+            digests += [_digest(item) for item, _ in chunk]
+            for name, model in encoders.items():
+                logits[name] += _chunk_logits(model, chunk, prompt, reading.batch_size)
+            chunk = []
+            ctx.progress(seen, data.num_pairs, "items")
+    reading.check_bad(bad, data.num_pairs, "items")
+    return ChoiceLogits(items, digests, logits)
+
+
+def _digest(item: Choice) -> bytes:
+    return item_digest([item.key, item.pattern, item.statements, item.truth], item.images)
+
+
+def _chunk_logits(
+    model: TextImageEncoder, chunk: Sequence[tuple[Choice, list[Image.Image]]], prompt: str, batch_size: int
+) -> list[NDArray[np.float32]]:
+    """Return the logits of each item, (S, I); all images and statements of the chunk are encoded together."""
+    if not chunk:
+        return []
+    images = model.encode_images([image for _, pictures in chunk for image in pictures], batch_size)  # (N, D)
+    texts = encode_texts(model, [prompt + text for item, _ in chunk for text in item.statements], batch_size)
+    scale = logit_scale(model)
+    by_text = _split(texts, [len(item.statements) for item, _ in chunk])
+    by_image = _split(images, [len(pictures) for _, pictures in chunk])
+    return [(scale * text @ image.T).numpy() for text, image in zip(by_text, by_image, strict=True)]
+
+
+def _split(features: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
+    """Yield the rows item by item."""
+    ends = accumulate(sizes)
+    return (features[end - size : end] for size, end in zip(sizes, ends, strict=True))
+
+
+class ClassAndPatches:
+    """A CLIP model with the image feature of DIVA's authors: the class token plus the mean of the patch tokens.
+
+    The official rule uses the class token only. The authors' code draws 76 patches with replacement in every pass, so
+    its scores are random; here all patches are used, which is the expected value of their draws. Source: DIVA
+    (arXiv:2407.20171), `condition/OpenAICLIP_for_clip_model.py` of the authors' code.
+    """
+
+    def __init__(self, model: ClipModel) -> None:
+        self.model, self.module = model, model.module
+
+    def encode_images(self, images: Sequence[Image.Image], batch_size: int = 256) -> Tensor:
+        """Return unit vectors, float32 (N, D) on the CPU.
+
+        Raises:
+            UserError: the model has no patch tokens, or cannot project them into its joint space.
+        """
+        with eval_mode(self.module), torch.inference_mode():
+            starts = range(0, len(images), batch_size)
+            parts = [self._embed(images[start : start + batch_size]) for start in starts]
+        return torch.cat(parts).clone()
+
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Return the text features of the model itself."""
+        return self.model.encode_texts(texts, batch_size)
+
+    def _embed(self, images: Sequence[Image.Image]) -> Tensor:
+        tokens = image_tokens(self.model, self.model.preprocess.inputs(images, self.model.device))
+        if not tokens.are_projected:
+            raise UserError(
+                f"{self.model.name}: diva_scoring needs patch tokens in the joint space, which this model does not have"
+            )
+        return F.normalize((tokens.embeds + tokens.patches.mean(dim=1)).float(), dim=-1).cpu()

@@ -1,0 +1,70 @@
+"""Checkpoints as encoders: loaded in evaluation mode, with the key of their features in the cache."""
+
+# M texts, D width
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from vfm.artifacts import Artifact, ClipCheckpoint, VisionCheckpoint
+from vfm.eval.hashes import checkpoint_hash
+from vfm.models import ClipModel, PooledVision, Preprocess, TextImageEncoder, load_clip, load_vision, vision_preprocess
+from vfm.stages.evaluation.base import ResizeMode
+
+FEATURES_VERSION = 1  # raise by hand when a checkpoint's features of an image change
+
+
+@dataclass
+class LoadedClip(ClipModel):
+    """A CLIP model of a checkpoint; `features_key` identifies its image features in the cache."""
+
+    features_key: str = ""
+
+
+def load_encoder(
+    checkpoint: Artifact, device: torch.device, resize_mode: ResizeMode | None = None
+) -> LoadedClip | PooledVision:
+    """Load the model of a ClipCheckpoint or a VisionCheckpoint, in evaluation mode.
+
+    Args:
+        checkpoint: the artifact.
+        device: device of the model.
+        resize_mode: how images that are not square are resized; default: as the model was trained.
+    """
+    if isinstance(checkpoint, ClipCheckpoint):
+        clip = load_clip(checkpoint, device)
+        preprocess = _with_resize_mode(clip.preprocess, resize_mode)
+        parts = {part.name: getattr(clip, part.name) for part in fields(clip)}
+        return LoadedClip(**{**parts, "preprocess": preprocess}, features_key=_features_key(checkpoint, preprocess))
+    assert isinstance(checkpoint, VisionCheckpoint), checkpoint
+    module = load_vision(checkpoint, device=device).eval()
+    preprocess = _with_resize_mode(vision_preprocess(module), resize_mode)
+    return PooledVision(module, preprocess, _features_key(checkpoint, preprocess))
+
+
+def _with_resize_mode(preprocess: Preprocess, resize_mode: ResizeMode | None) -> Preprocess:
+    return preprocess.model_copy(update={"resize_mode": resize_mode}) if resize_mode else preprocess
+
+
+def _features_key(checkpoint: Artifact, preprocess: Preprocess) -> str:
+    """Return a key of everything that an image's features depend on, besides the image."""
+    facts = f"{FEATURES_VERSION} {checkpoint_hash(checkpoint)} {preprocess.model_dump_json()}"
+    return hashlib.sha256(facts.encode()).hexdigest()[:32]
+
+
+def logit_scale(model: TextImageEncoder) -> float:
+    """Return the factor from cosines to logits."""
+    log_scale: Tensor = model.module.logit_scale  # type: ignore[assignment]
+    return float(log_scale.detach().exp())
+
+
+def encode_texts(model: TextImageEncoder, texts: Sequence[str], batch_size: int) -> Tensor:
+    """Return unit vectors, (M, D); repeated texts, which are common among web captions, are encoded once."""
+    places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    features = model.encode_texts(list(places), batch_size)
+    return features if len(places) == len(texts) else features[torch.tensor([places[text] for text in texts])]

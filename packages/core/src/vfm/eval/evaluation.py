@@ -1,0 +1,106 @@
+"""The work that all evaluations share: load the models, evaluate, and write the report.
+
+A report's folder holds its facts (scores and paired tests), predictions as parquet, CLIP_benchmark's JSON, and panels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vfm.artifacts import Artifact, Comparison, Metric, Report
+from vfm.eval.encoders import load_encoder
+from vfm.eval.hashes import checkpoint_hash
+from vfm.scores import Evaluated, ModelResult
+from vfm.stage import Context
+from vfm.stages.evaluation.base import ModelEvaluation, short_name
+from vfm.statistics import compare, to_metric
+from vfm.train import prepare_device
+
+
+def evaluate_models(config: ModelEvaluation, ctx: Context) -> Report:
+    """Load the models, evaluate them, and write scores, paired tests, predictions and panels."""
+    checkpoints = {short_name(ref): ctx.load(ref) for ref in config.models}
+    device = prepare_device(config.runtime)
+    encoders = {name: load_encoder(one, device, config.resize_mode) for name, one in checkpoints.items()}
+    return write_report(config, ctx, config.evaluate(ctx, encoders), checkpoints)
+
+
+def write_report(
+    config: ModelEvaluation, ctx: Context, evaluated: Evaluated, checkpoints: Mapping[str, Artifact]
+) -> Report:
+    """Write an evaluation's results into `ctx.directory`; the first model is the baseline of the paired tests.
+
+    Args:
+        config: names the data set, the task and the resizing.
+        ctx: of the running stage.
+        evaluated: results by the model's name, all on the same items in the same order.
+        checkpoints: the models' artifacts by the same names.
+    """
+    results, dataset, task = evaluated.results, short_name(config.data), config.task_name
+    metrics = [to_metric(score, model=name) for name, result in results.items() for score in result.scores]
+    comparisons = _against_the_first(results)
+    _write_predictions(ctx.directory, results)
+    for name in results:
+        own = [metric for metric in metrics if metric.model == name]
+        record = _record(config, evaluated, name, own, checkpoints[name])
+        file = ctx.directory / "results" / f"{dataset}_{name}_{task}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return Report.create(ctx.directory, task=task, dataset=dataset, metrics=metrics, comparisons=comparisons)
+
+
+def _against_the_first(results: Mapping[str, ModelResult]) -> list[Comparison]:
+    (baseline, first), *others = results.items()
+    return [
+        compare(before, after, baseline=baseline, model=name)
+        for name, result in others
+        for before, after in zip(first.scores, result.scores, strict=True)
+    ]
+
+
+def _write_predictions(directory: Path, results: Mapping[str, ModelResult]) -> None:
+    """Write one parquet file per table: the models' rows one after another, with the model's name first."""
+    for table in next(iter(results.values())).predictions:
+        parts = []
+        for model, result in results.items():
+            part = pa.table({key: pa.array(values) for key, values in result.predictions[table].items()})
+            parts.append(part.add_column(0, "model", pa.array([model] * part.num_rows)))
+        folder = directory / "predictions"
+        folder.mkdir(exist_ok=True)
+        pq.write_table(pa.concat_tables(parts), folder / f"{table}.parquet")
+
+
+def _record(
+    config: ModelEvaluation, evaluated: Evaluated, name: str, metrics: Sequence[Metric], checkpoint: Artifact
+) -> dict[str, Any]:
+    """Return CLIP_benchmark's record, which its tools read, with what makes the number traceable added.
+
+    Times are in the manifest instead: this file is equal bit for bit however often and wherever the stage runs.
+    """
+    facts = checkpoint.model_dump()
+    return {
+        "dataset": short_name(config.data),
+        "model": facts.get("model") or facts.get("architecture") or name,
+        "pretrained": checkpoint.path.resolve().name,
+        "task": config.task_name,
+        "language": evaluated.language,
+        "metrics": {m.name: m.value for m in metrics},
+        "main_metric": metrics[0].name,
+        "n": metrics[0].n,
+        "n_by_metric": {m.name: m.n for m in metrics},
+        "ci95": {m.name: [m.low, m.high] for m in metrics},
+        "name": name,
+        "precision": "fp32",
+        "resize_mode": config.resize_mode or "model",
+        "vfm_version": version("vfm-core"),
+        "checkpoint_sha256": checkpoint_hash(checkpoint),
+        "data_sha256": evaluated.data_sha256,
+        **evaluated.results[name].details,
+    }

@@ -1,0 +1,167 @@
+"""Features of a data set's images by several models at once: each image is read and decoded once."""
+
+# N images, D width
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vfm.artifacts import LabeledDataset
+from vfm.data import BadSample, Sample, Source, open_dataset
+from vfm.data.images import decode_image
+from vfm.eval.feature_cache import FeatureCache
+from vfm.eval.hashes import item_digest
+from vfm.models import ImageEncoder
+from vfm.stage import Context
+from vfm.stages.evaluation.base import ReadSettings
+
+Decoded = tuple[Sample, Image.Image, bytes] | BadSample
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The usable samples of a data set, in its order, and the features of their images.
+
+    numbers: index of each sample in the data set, to read its image again.
+    samples: without their images.
+    digests: hash of each sample, image included (`item_digest`).
+    features: by the model's name, (N, D).
+    """
+
+    numbers: list[int]
+    samples: list[Sample]
+    digests: list[bytes]
+    features: dict[str, Tensor]
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of the samples."""
+        return [sample.key for sample in self.samples]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Class of each image, (N,), of a labelled data set."""
+        return np.array([sample.label for sample in self.samples], dtype=np.int64)
+
+
+def encode_dataset(
+    ctx: Context,
+    source: Source,
+    encoders: Mapping[str, ImageEncoder],
+    reading: ReadSettings,
+    *,
+    check: Callable[[Sample], None] = lambda sample: None,
+) -> Encoded:
+    """Encode all images of a data set; bad samples are skipped, counted and reported.
+
+    Features that an earlier evaluation has cached for all models are read from the cache (`FeatureCache`).
+
+    Args:
+        ctx: takes progress and bad samples.
+        source: the data set.
+        encoders: models by name; all get the same images.
+        reading: how to read.
+        check: raises BadSample for a sample that this evaluation cannot use (no caption in its language).
+
+    Raises:
+        UserError: too many bad samples, or no good one.
+    """
+    caches = {name: FeatureCache.of(source, getattr(encoder, "features_key", "")) for name, encoder in encoders.items()}
+    cached = {name: set(cache.numbers.tolist()) for name, cache in caches.items()}
+    cached_by_all = set.intersection(*cached.values()) if cached else set()
+    first = next(iter(caches.values()), FeatureCache())
+    found: dict[int, tuple[Sample, bytes]] = {}
+    bad: Counter[str] = Counter()
+
+    def skip(problem: BadSample) -> None:
+        bad[problem.reason] += 1
+        ctx.skip(problem.reason, problem.where)
+
+    for number in sorted(cached_by_all):
+        try:
+            check(sample := source.facts(number))
+            found[number] = (sample, first.digest(number))
+        except BadSample as problem:
+            skip(problem)
+    new: dict[str, list[tuple[list[int], Tensor]]] = {name: [] for name in encoders}
+    missing = [number for number in range(len(source)) if number not in cached_by_all]
+    seen = len(cached_by_all)
+    for batch in decoded_batches(source, reading, check, missing):
+        good = [(number, *item) for number, item in batch if not isinstance(item, BadSample)]
+        for problem in (item for _, item in batch if isinstance(item, BadSample)):
+            skip(problem)
+        # Without the image files, which would hold the whole data set in memory.
+        found |= {number: (replace(sample, image=b""), digest) for number, sample, _, digest in good}
+        for name, encoder in encoders.items():
+            if images := {number: image for number, _, image, _ in good if number not in cached[name]}:
+                new[name].append((list(images), encoder.encode_images(list(images.values()), reading.batch_size)))
+        seen += len(batch)
+        ctx.progress(seen, len(source), "images")
+    reading.check_bad(bad, len(source))
+    for name, parts in new.items():
+        if parts:
+            new_numbers = [number for part, _ in parts for number in part]
+            caches[name].update(new_numbers, [found[n][1] for n in new_numbers], torch.cat([part for _, part in parts]))
+    numbers = sorted(found)
+    features = {name: cache.rows(numbers) for name, cache in caches.items()}
+    return Encoded(numbers, [found[n][0] for n in numbers], [found[n][1] for n in numbers], features)
+
+
+def encode_labeled(
+    ctx: Context, encoders: Mapping[str, ImageEncoder], data: LabeledDataset, reading: ReadSettings
+) -> Encoded:
+    """Encode all images of a labelled data set; a sample without a label is a bad one."""
+
+    def check(sample: Sample) -> None:
+        if sample.label is None:
+            raise BadSample("missing_label", sample.key)
+
+    return encode_dataset(ctx, open_dataset(data), encoders, reading, check=check)
+
+
+def decoded_batches(
+    source: Source, reading: ReadSettings, check: Callable[[Sample], None], numbers: Sequence[int] | None = None
+) -> Iterator[list[tuple[int, Decoded]]]:
+    """Yield batches of (number, (sample, image, digest)) of all samples, or of `numbers`.
+
+    The next batch is decoded while the caller works on the current one.
+    """
+
+    def submit(number: int) -> Future[Decoded] | BadSample:
+        try:
+            sample = source[number]  # read here, in one thread: readers share file handles
+            check(sample)
+        except BadSample as bad:
+            return bad
+        return pool.submit(_decode, sample)
+
+    def results(pending: Sequence[tuple[int, Future[Decoded] | BadSample]]) -> list[tuple[int, Decoded]]:
+        return [(number, item.result() if isinstance(item, Future) else item) for number, item in pending]
+
+    with ThreadPoolExecutor(max(1, reading.threads)) as pool:
+        waiting: list[tuple[int, Future[Decoded] | BadSample]] = []
+        chosen = range(len(source)) if numbers is None else numbers
+        for start in range(0, len(chosen), reading.batch_size):
+            submitted = [(number, submit(number)) for number in chosen[start : start + reading.batch_size]]
+            if waiting:
+                yield results(waiting)
+            waiting = submitted
+        if waiting:
+            yield results(waiting)
+
+
+def _decode(sample: Sample) -> Decoded:
+    try:
+        image = decode_image(sample.image, sample.key)
+        return sample, image, item_digest([sample.key, sample.texts, sample.label], [sample.image])
+    except BadSample as bad:
+        return bad

@@ -1,0 +1,133 @@
+"""Checks of evaluations before a run, without torch; evaluations repeat them once their inputs exist."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vfm.artifacts import Artifact, LabeledDataset, TaggedImages
+from vfm.config import UserError
+from vfm.stage import Preflight, Ref
+from vfm.stages.evaluation.base import FeatureEvaluation, ModelEvaluation, short_name
+from vfm.stages.evaluation.features import Classify, LinearProbe
+from vfm.stages.evaluation.reports import Curves
+from vfm.stages.evaluation.text_image import Retrieval, ZeroShot
+
+
+def check_evaluation(config: ModelEvaluation | Curves, ctx: Preflight) -> None:
+    """Check that no model is named twice: a paired test would compare it with itself."""
+    check_named_once(config.models)
+
+
+def check_zero_shot(config: ZeroShot, ctx: Preflight) -> None:
+    """Check the models' names, and the class names where the data set exists."""
+    check_named_once(config.models)
+    if data := ctx.artifact(config.data):
+        check_zero_shot_classes(config, data)
+
+
+def check_retrieval(config: Retrieval, ctx: Preflight) -> None:
+    """Check the models' names, and the language where the data set exists."""
+    check_named_once(config.models)
+    if data := ctx.artifact(config.data):
+        data.check_languages([config.language], config.data)
+
+
+def check_classify(config: Classify, ctx: Preflight) -> None:
+    """Check the models' names, and the class names where the data set exists."""
+    check_named_once(config.models)
+    if data := ctx.artifact(config.data):
+        check_class_names(data.class_names, str(config.data))
+
+
+def check_feature_evaluation(config: FeatureEvaluation, ctx: Preflight) -> None:
+    """Check that both sets are of one type and, where they exist, have the same classes."""
+    check_named_once(config.models)
+    train, data = ctx.artifact(config.train), ctx.artifact(config.data)
+    if train and data:
+        check_same_classes(config, train, data)
+    elif (train_type := _type_of(ctx, config.train)) and (data_type := _type_of(ctx, config.data)):
+        check_same_types(config, train_type, data_type)
+
+
+def check_named_once(models: Sequence[str]) -> None:
+    """Check that results can tell the models apart.
+
+    Raises:
+        UserError: two models have the same name.
+    """
+    names = [short_name(ref) for ref in models]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"models: {twice[0]!r} is named more than once")
+
+
+def check_class_names(names: Sequence[str], where: str) -> None:
+    """Check that class names are different and not empty.
+
+    Raises:
+        UserError: fewer than two classes, an empty name, or one name for two classes.
+    """
+    if len(names) < 2:
+        raise UserError(f"{where}: expected two or more classes, got {len(names)}")
+    for label, name in enumerate(names):
+        if not name.strip():
+            raise UserError(f"{where}: class {label} has an empty name")
+        if names.index(name) != label:
+            raise UserError(f"{where}: classes {names.index(name)} and {label} are both named {name!r}")
+
+
+def check_zero_shot_classes(config: ZeroShot, data: LabeledDataset | TaggedImages) -> None:
+    """Check the class names, and that there is one per label.
+
+    Raises:
+        UserError: a name is missing, empty or used twice.
+    """
+    check_class_names(config.class_names or data.class_names, str(config.data))
+    if config.class_names and len(config.class_names) != len(data.class_names):
+        expected = f"expected one per class of {config.data}, {len(data.class_names)}"
+        raise UserError(f"class_names: {expected}, got {len(config.class_names)}")
+
+
+def check_same_types(config: FeatureEvaluation, train: type[Artifact], data: type[Artifact]) -> None:
+    """Check that both sets have one class per image, or both several labels, as the solver needs.
+
+    Raises:
+        UserError: the types differ, or the solver takes one class per image.
+    """
+    if train is not data:
+        types = f"{config.train} is a {train.__name__}, {config.data} a {data.__name__}"
+        raise UserError(f"expected train and data of one type; {types}")
+    if isinstance(config, LinearProbe) and config.solver == "lbfgs" and issubclass(train, TaggedImages):
+        raise UserError(f"solver lbfgs takes one class per image, {config.train} has several labels; set solver: sgd")
+
+
+def check_same_classes(
+    config: FeatureEvaluation, train: LabeledDataset | TaggedImages, data: LabeledDataset | TaggedImages
+) -> None:
+    """Check that both sets have the same classes.
+
+    Raises:
+        UserError: types or class names differ, or class names are empty or used twice.
+    """
+    check_same_types(config, type(train), type(data))
+    check_class_names(data.class_names, str(config.data))
+    if train.class_names != data.class_names:
+        one, other = _first_difference(train.class_names, data.class_names)
+        raise UserError(
+            f"expected the same classes in {config.train} and {config.data}, got {one!r} in {config.train} where"
+            f" {config.data} has {other!r}"
+        )
+
+
+def _type_of(ctx: Preflight, ref: Ref[Any]) -> type[Artifact] | None:
+    """Return the type of an input, which its stage may still have to make."""
+    found, maker = ctx.artifact(ref), ctx.stage(ref)
+    return type(found) if found else maker.makes if maker else None
+
+
+def _first_difference(one: list[str], other: list[str]) -> tuple[str, str]:
+    for a, b in zip([*one, "(none)"], [*other, "(none)"], strict=False):
+        if a != b:
+            return a, b
+    return one[-1], "(none)"

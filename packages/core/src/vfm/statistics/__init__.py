@@ -1,0 +1,22 @@
+"""Statistics of scores: intervals, paired tests, and the two kinds of score that evaluations report.
+
+Needs numpy and scipy, not torch.
+"""
+
+from vfm.statistics.accuracy import Accuracy, compare, to_metric
+from vfm.statistics.average_precision import MeanAveragePrecision, average_precisions
+from vfm.statistics.intervals import (
+    bootstrap_interval,
+    effective_size,
+    mean_per_class_interval,
+    stratified_mean,
+    t_interval,
+    wilson_interval,
+)
+from vfm.statistics.paired import mcnemar_exact, newcombe_interval, paired_t, sign_flip_p
+
+__all__ = [
+    "Accuracy", "MeanAveragePrecision", "average_precisions", "bootstrap_interval", "compare", "effective_size",
+    "mcnemar_exact", "mean_per_class_interval", "newcombe_interval", "paired_t", "sign_flip_p", "stratified_mean",
+    "t_interval", "to_metric", "wilson_interval",
+]  # fmt: skip

@@ -1,0 +1,104 @@
+"""Accuracy with its interval and paired test, and the records that a report stores of any score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm.artifacts import Comparison, Metric
+from vfm.scores import Difference, Score
+from vfm.statistics.intervals import bootstrap_interval, mean_per_class_interval, stratified_mean, wilson_interval
+from vfm.statistics.paired import mcnemar_exact, newcombe_interval, sign_flip_p
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of the items that a model got right, or the mean over classes of that share.
+
+    Args:
+        metric: its name, such as `acc1`.
+        correct: right or wrong, (N,).
+        groups: the image of each item, (N,), where an image has several captions and items are not independent.
+        classes: the class of each item, (N,), where the score is the mean over classes.
+        chance: expected share of a blind guess.
+    """
+
+    metric: str
+    correct: NDArray[np.bool_]
+    groups: NDArray[np.int64] | None = None
+    classes: NDArray[np.int64] | None = None
+    chance: float | None = None
+
+    @property
+    def num_independent(self) -> int:
+        """Number of items, or of images where an image has several items."""
+        return len(self.correct) if self.groups is None else len(np.unique(self.groups))
+
+    @property
+    def independent(self) -> bool:
+        """True if the score is a plain share of independent items."""
+        return self.classes is None and self.num_independent == len(self.correct)
+
+    @property
+    def value(self) -> float:
+        """Share right, 0 to 1."""
+        return stratified_mean(self.correct, self.classes)
+
+    def interval(self, seed: int = 0) -> tuple[float, float]:
+        """Return the 95 % interval: Wilson's, adapted for means over classes; a bootstrap for grouped items."""
+        if self.classes is not None:
+            return mean_per_class_interval(self.correct, self.classes)
+        # Where all items are equal a bootstrap has no spread and would claim certainty; Wilson's interval does not.
+        if self.independent or self.correct.all() or not self.correct.any():
+            return wilson_interval(round(self.value * self.num_independent), self.num_independent)
+        return bootstrap_interval(self.correct, self.groups, seed=seed)
+
+    def difference(self, baseline: Accuracy, seed: int = 0) -> Difference:
+        """Return this score minus the baseline's on the same items: Newcombe's paired interval and a p-value.
+
+        Independent items get exact McNemar's p-value. McNemar would count several captions of one image as that much
+        evidence, and weigh the images of all classes equally: grouped items and means over classes get the p-value of
+        sign flips, of whole images or of items with the weight of their class.
+        """
+        before, after, groups, classes = baseline.correct, self.correct, baseline.groups, baseline.classes
+        low, high = newcombe_interval(before, after, groups, strata=classes)
+        if baseline.independent:
+            return Difference(low, high, mcnemar_exact(before, after).p_value, "exact McNemar")
+        return Difference(low, high, sign_flip_p(before, after, groups, strata=classes, seed=seed), "sign flips")
+
+
+def to_metric(score: Score, *, model: str = "", seed: int = 0) -> Metric:
+    """Return a score as the record of a report: the share, n (independent items) and the 95 % interval."""
+    low, high = score.interval(seed)
+    return Metric(
+        name=score.metric,
+        value=score.value,
+        n=score.num_independent,
+        low=low,
+        high=high,
+        model=model,
+        chance=score.chance,
+    )
+
+
+def compare(first: Score, second: Score, *, baseline: str, model: str, seed: int = 0) -> Comparison:
+    """Return second minus first on the same items, as a share, with interval and p-value of the paired test.
+
+    Raises:
+        ValueError: the metrics or the items differ.
+    """
+    if first.metric != second.metric:
+        raise ValueError(f"expected two scores of one metric, got {first.metric} and {second.metric}")
+    found = second.difference(first, seed)
+    return Comparison(
+        metric=first.metric,
+        model=model,
+        baseline=baseline,
+        difference=second.value - first.value,
+        low=found.low,
+        high=found.high,
+        p_value=found.p_value,
+        test=found.test,
+    )
