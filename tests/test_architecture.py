@@ -1,0 +1,106 @@
+"""The walls of the house: what may import what, and that every configuration's work exists and returns its artifact."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import typing
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import grimp
+import pytest
+
+from vfm.config import load_function
+from vfm.parts import Part
+from vfm.plugin import Stage
+from vfm.plugins import load_plugins, stage_types
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("vfm", "vfm_kernels", "vfm_curation", "vfm_eva", "vfm_clip", "vfm_diva")
+PUBLIC = ("vfm", "vfm.plugin", "vfm.data", "vfm.models", "vfm.train", "vfm.eval", "vfm_kernels")
+MAX_IMPORTS_IN_FUNCTIONS = 60  # optional extras, and what keeps `vfm plan` and `vfm --help` quick
+MAX_TYPE_CHECKING_BLOCKS = 15
+
+STAGES = stage_types(load_plugins())
+
+
+def parts_of(slot: type[Part]) -> Iterator[type[Part]]:
+    for part in slot.__subclasses__():
+        yield part
+        yield from parts_of(part)
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_the_work_of_a_stage_exists_and_returns_its_artifact(kind: str) -> None:
+    stage = STAGES[kind]
+    if stage.checks:
+        assert callable(load_function(stage.checks))
+    if stage.run is not Stage.run:
+        return
+    returned = typing.get_type_hints(load_function(stage.work)).get("return")
+    assert isinstance(returned, type), f"{stage.work} has no return annotation"
+    assert issubclass(returned, stage.makes)
+
+
+@pytest.mark.parametrize("part", [part for part in parts_of(Part) if part.work], ids=lambda part: part.__name__)
+def test_the_work_of_a_part_exists(part: type[Part]) -> None:
+    assert callable(load_function(part.work))
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    graph = grimp.build_graph(*PACKAGES, cache_dir=None)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    graphlib.TopologicalSorter(imports).prepare()  # raises CycleError with the circle
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(file for folder in folders for file in ROOT.glob(f"{folder}/**/*.py"))
+
+
+def imports_in_functions(tree: ast.Module) -> int:
+    functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    found = {id(node) for f in functions for node in ast.walk(f) if isinstance(node, (ast.Import, ast.ImportFrom))}
+    return len(found)
+
+
+def test_imports_are_at_the_top_of_a_module() -> None:
+    trees = {file: ast.parse(file.read_text()) for file in sources("packages/*/src")}
+    counts = {str(file.relative_to(ROOT)): imports_in_functions(tree) for file, tree in trees.items()}
+    assert sum(counts.values()) < MAX_IMPORTS_IN_FUNCTIONS, {name: n for name, n in counts.items() if n}
+    blocks = [file for file in trees if "if TYPE_CHECKING:" in file.read_text()]
+    assert len(blocks) < MAX_TYPE_CHECKING_BLOCKS, blocks
+
+
+def foreign_imports(file: Path) -> Iterator[tuple[str, str]]:
+    """Yield (module, name) of every import from another of our packages."""
+    own = file.relative_to(ROOT).parts[3] if file.is_relative_to(ROOT / "packages") else ""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            top = node.module.partition(".")[0]
+            if top in PACKAGES and top != own:
+                yield from ((node.module, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                assert alias.name.partition(".")[0] not in PACKAGES or alias.name in PUBLIC, (file, alias.name)
+
+
+@pytest.mark.parametrize("folder", ["curation", "eva", "clip", "diva"])
+def test_plugins_use_only_the_public_surface(folder: str) -> None:
+    check_public(sources(f"packages/{folder}/src"))
+
+
+def test_examples_use_only_the_public_surface() -> None:
+    check_public(sources("examples"))
+
+
+def check_public(files: list[Path]) -> None:
+    private = []
+    for file in files:
+        for module, name in foreign_imports(file):
+            exported = getattr(import_module(module), "__all__", ())
+            if name not in exported:
+                private.append(f"{file.relative_to(ROOT)}: from {module} import {name}")
+    assert files
+    assert private == []
