@@ -71,7 +71,7 @@ def test_missing_tokenizer_is_a_one_line_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("vision", [VIT, TIMM_VIT, EVA], ids=["open_clip", "timm", "eva"])
 def test_patch_dropout_keeps_the_class_token_and_each_patch_its_position(vision: dict[str, Any]) -> None:
-    """The class token must equal that of a tower whose attention to the dropped patches is masked."""
+    """Compare the class token with that of a tower whose attention to the dropped patches is masked."""
     clip = build_clip({"embed_dim": 16, "vision_cfg": {**vision, "patch_dropout": 0.5}, "text_cfg": TEXT}, seed=0)
     visual: Any = clip.module.visual
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -188,7 +188,7 @@ def test_existing_folder_is_not_overwritten_and_a_dry_run_writes_nothing(models:
     result = run_here(*command)
     assert result.code == 2
     assert result.errors == [
-        f"error: {tmp_path / 'new' / 'out'} is there already; give another folder, or remove it first"
+        f"error: {tmp_path / 'new' / 'out'} already exists; choose another folder, or remove it first"
     ]
 
 

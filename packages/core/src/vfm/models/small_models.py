@@ -9,7 +9,7 @@ Pico and nano follow EVA-02 Ti/S (fused qkv, no norm inside the MLP), mini follo
 CLIP models (open_clip, `configs/*.json`): `ViT-*` with open_clip's own vision tower, `EVA02-*` with the timm encoder of
 the same name, as in EVA-CLIP (class token, the encoder's head as projection, separate text tower).
 
-Source: Fang et al. 2023, EVA-02 (arXiv:2303.11331) for the blocks; the sizes are ours.
+Source: Fang et al. 2023, EVA-02 (arXiv:2303.11331) for the blocks; the sizes are vfm's own.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ default_cfgs = generate_default_cfgs({name: _default_cfg(size["img_size"]) for n
 
 
 def _entry_point(name: str, arguments: dict[str, Any]) -> Callable[..., nn.Module]:
-    """Return the function that timm calls to build `name`; its keyword arguments override ours."""
+    """Return the function that timm calls to build `name`; its keyword arguments override the defaults."""
     if name.startswith("eva02"):
         model_class, keys, grid = Eva, eva_filter, arguments["img_size"] // arguments["patch_size"]
         arguments = {"ref_feat_shape": (grid, grid), **arguments}
