@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import save_file
+from vfm_curation.filter_stage import FilterPool
+from vfm_curation.filters.clusters import near_any, near_earlier, spherical_kmeans
 
 from vfm import ClipCheckpoint, LabeledDataset, Preflight, UserError
 from vfm.data import DatasetSpec, Shard, write_index, write_tar
 from vfm.models import build_clip, load_clip, save_clip
-from vfm_curation.filter_stage import FilterPool
 from vfm_curation.filters import buckets
-from vfm_curation.filters.clusters import near_any, near_earlier, spherical_kmeans
 
 NUMBER = 70
 TEXTS = ["a red dog", "the house in snow", "two people", "a lighthouse at night", "okapi"]

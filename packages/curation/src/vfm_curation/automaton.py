@@ -1,19 +1,19 @@
-"""Matching for languages that write no space between words: an Aho-Corasick automaton that finds every entry.
+"""Matching for languages written without spaces between words: an Aho-Corasick automaton that finds every entry.
 
-An entry stands in the spaced text (`vfm_curation.matching.spacing`) with a space on either side, but without the one on
-a side where its own outermost character is punctuation (Unicode's classes P and ASCII's marks) or of a script without
-spaces: Chinese ideographs, Thai, Lao, Burmese, Khmer, Tibetan. `semantics: metaclip` leaves kana out of these, as the
-released code of MetaCLIP 2 does; `fixed` takes them in:
+An entry matches in the spaced text (`vfm_curation.matching.spacing`) with a space on either side. No space is needed on
+a side where its outermost character is punctuation (Unicode's classes P and ASCII's marks) or belongs to a script
+without spaces: Chinese ideographs, Thai, Lao, Burmese, Khmer, Tibetan. With `semantics: metaclip` kana do not belong to
+these, as in the released code of MetaCLIP 2; with `fixed` they do:
 
     text                    entry     metaclip   fixed
     黒い猫の写真            猫        yes        yes
     新しいカメラで撮った    カメラ    no         yes
     新しい カメラ で        カメラ    yes        yes
     ねこが好き              ねこ      no         yes
-    猫とcat，dog            dog       no         yes      the full-width comma splits
-    고양이가                고양이    no         no       Korean has spaces; particles stay with their words
+    猫とcat，dog            dog       no         yes      the full-width comma separates
+    고양이가                고양이    no         no       Korean has spaces; particles are part of their words
 
-Source: Chuang et al. 2025, MetaCLIP 2 (arXiv:2507.22062); which characters are meant is our reading.
+Source: Chuang et al. 2025, MetaCLIP 2 (arXiv:2507.22062); the set of characters is our reading.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vfm.config import UserError
+from vfm.plugin import UserError
 from vfm_curation.matching import Semantics, spacing
 
 AUTOMATON_FILE, IDS_FILE, FACTS_FILE = "automaton.bin", "ids.npy", "semantics.txt"
@@ -49,21 +49,21 @@ _WITHOUT_SPACES = {"metaclip": re.compile(f"[{_NO_SPACE}]"), "fixed": re.compile
 
 @functools.lru_cache(1 << 16)
 def needs_space(character: str, semantics: Semantics) -> bool:
-    """Whether a space must stand beside this character where an entry begins or ends with it."""
+    """Return whether an entry that begins or ends with this character needs a space beside it."""
     punctuation = character in string.punctuation or unicodedata.category(character).startswith("P")
     return not (punctuation or _WITHOUT_SPACES[semantics].match(character))
 
 
 def bounded(entry: str, semantics: Semantics) -> str:
-    """What must stand in the spaced text for an entry to match, in a language without spaces."""
+    """Return the string that the spaced text must contain for an entry to match, in a language without spaces."""
     before, after = (" " if not entry or needs_space(entry[side], semantics) else "" for side in (0, -1))
     return f"{before}{entry}{after}"
 
 
 class Automaton:
-    """Finds all entries in texts of a language without spaces; overlapping and nested ones are all found.
+    """Finds all entries in texts of a language without spaces, overlapping and nested ones included.
 
-    Its twin is `match_plain(text, entries, semantics, lambda entry: bounded(entry, semantics))`.
+    Its plain twin is `match_plain(text, entries, semantics, lambda entry: bounded(entry, semantics))`.
     """
 
     def __init__(self, machine: Any, ids: NDArray[np.int32], semantics: Semantics) -> None:
@@ -77,28 +77,28 @@ class Automaton:
         *,
         semantics: Semantics = "metaclip",
     ) -> Automaton:
-        """Makes the automaton.
+        """Build the automaton.
 
         Args:
             entries: the metadata of one language.
-            ids: of each entry; default: its place.
-            semantics: how texts are cut and which scripts have no spaces.
+            ids: id of each entry; default: its index.
+            semantics: how texts are split and which scripts have no spaces.
 
         Raises:
-            UserError: there are no entries, or one stands twice.
+            UserError: there are no entries, or one occurs twice.
         """
         if not len(entries):
-            raise UserError("the metadata holds no entries: there is nothing to match against")
+            raise UserError("the metadata has no entries to match against")
         places = {entry: index for index, entry in enumerate(entries)}
         for index, entry in enumerate(entries):
             if places[entry] != index:
-                raise UserError(f"metadata entry {entry!r} stands twice, at {index} and at {places[entry]}")
+                raise UserError(f"metadata entry {entry!r} occurs twice, at {index} and at {places[entry]}")
         machine = daachorse.DoubleArrayAhoCorasick([bounded(entry, semantics).encode() for entry in entries])
         numbers = np.arange(len(entries)) if ids is None else np.asarray(ids)
         return cls(machine, numbers.astype(np.int32), semantics)
 
     def save(self, folder: Path) -> None:
-        """Writes the automaton into a folder."""
+        """Write the automaton into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / AUTOMATON_FILE).write_bytes(self._machine.serialize())
         (folder / FACTS_FILE).write_text(self.semantics, encoding="utf-8")
@@ -106,13 +106,13 @@ class Automaton:
 
     @classmethod
     def load(cls, folder: Path) -> Automaton:
-        """Reads a saved automaton."""
+        """Read a saved automaton."""
         machine = daachorse.DoubleArrayAhoCorasick.deserialize((folder / AUTOMATON_FILE).read_bytes())
         semantics: Any = (folder / FACTS_FILE).read_text(encoding="utf-8")
         return cls(machine, np.load(folder / IDS_FILE), semantics)
 
     def match(self, texts: pa.Array | pa.ChunkedArray) -> pa.ListArray:
-        """Ids of the entries in each text, list<int32>, ascending, each once however often it occurs."""
+        """Return the ids of the entries in each text, list<int32>, ascending and distinct."""
         return _ragged(self._ids_in(text or "") for text in texts.to_pylist())
 
     def _ids_in(self, text: str) -> list[int]:
@@ -121,7 +121,7 @@ class Automaton:
 
 
 def _ragged(lists: Iterable[Sequence[int]]) -> pa.ListArray:
-    """Lists of ids as one Arrow array, without keeping a Python object for each."""
+    """Return lists of ids as one Arrow array, without a Python object for each id."""
     values, offsets = array("i"), array("i", [0])
     for ids in lists:
         values.extend(ids)

@@ -1,190 +1,156 @@
-"""Balancing: how likely each text is kept, and the `t` that gives a wanted size or tail.
-
-All of it is pure: arrays in, arrays out. The draw itself is `vfm.data.drawn`, by the text's own identity and the seed.
-
-Source: Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671), section 3.4 and Algorithm 1; the closed form and the
-tail share: Chuang et al. 2025, MetaCLIP 2 (arXiv:2507.22062).
-"""
+"""Work of `curation.balance`: keep all texts of rare entries and about `t` of each frequent one."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from typing import Any
+import time
+from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
 
-from vfm.config import UserError
-from vfm_curation.simd import compiled
+from vfm.data import open_dataset
+from vfm.plugin import (
+    Artifact,
+    Context,
+    CuratedSubset,
+    Matches,
+    Metadata,
+    PairDataset,
+    Panel,
+    Pool,
+    Preflight,
+    UserError,
+)
+from vfm_curation.card_panels import examples, panels
+from vfm_curation.data_card import DataCard, FunnelStep, WhatIf, seconds_of
+from vfm_curation.match import texts_in
+from vfm_curation.matches import COUNTS_FILE, num_shards, read_shards, texts_by_language
+from vfm_curation.metadata import load_entries
+from vfm_curation.probabilities import Floats, Integers, keep_probability, t_for_target_size, tail_share
+from vfm_curation.stages import MetaclipBalance
+from vfm_curation.subset import BalancedShard, balance_shard, expectations, expected_size, write_subset
+from vfm_curation.thresholds import EntryLanguages, by_reference, by_tail_share, check_languages, given
 
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
-Ids = NDArray[np.integer]
-
-
-def keep_probability(counts: Integers, t: float | Floats) -> Floats:
-    """Chance that a text is kept, for each metadata entry it matches.
-
-    Entries matched at most `t` times keep all their texts; commoner ones keep `t` on average by their own draw.
-
-    Args:
-        counts: texts matched by each entry, (num_entries,).
-        t: texts per entry above which an entry is "head"; 20_000 for 400M pairs, 170_000 for 2.5B. One for all, or
-            one for each entry, (num_entries,), where languages have their own.
-
-    Returns:
-        min(1, t / count), (num_entries,), each in (0, 1]; 1 for an entry that nothing matched.
-
-    Raises:
-        UserError: `t` is not positive.
-
-    Source: Xu et al. 2023, Algorithm 1.
-    """
-    if not np.all(t > 0):
-        raise UserError(f"t must be positive, not {np.min(t)}")
-    probability: Floats = t / np.maximum(counts.astype(np.float64), t)
-    return probability
+FACTORS = (1 / 10, 1 / 3, 1, 3, 10)  # multiples of t that the report compares
+MAX_SHARDS_FOR_EXAMPLES = 8
 
 
-def text_probability(ids: Ids, offsets: Integers, entry_probability: Floats) -> Floats:
-    """Chance that a text is kept when each of its entries draws for itself and any success keeps it.
-
-    Args:
-        ids: entry ids of all texts, one text after the other, (num_ids,).
-        offsets: text i has `ids[offsets[i]:offsets[i + 1]]`, (num_texts + 1,).
-        entry_probability: (num_entries,), or (num_entries, K) for K choices at once.
-
-    Returns:
-        1 - prod(1 - p), (num_texts,) or (num_texts, K), each in [0, 1]; 0 for a text without entries.
-
-    Raises:
-        UserError: an id or an offset points at nothing.
-    """
-    _check_lists(ids, offsets, len(entry_probability))
-    choices = np.ascontiguousarray(entry_probability.reshape(len(entry_probability), -1))
-    return _chances(ids, offsets, choices).reshape(-1, *entry_probability.shape[1:])
+def check_balance(config: MetaclipBalance, ctx: Preflight) -> None:
+    """Check that enough texts matched, and that the languages with a t have entries."""
+    matches = ctx.artifact(config.matches)
+    if not matches:
+        return
+    if config.target_size and config.target_size > matches.num_matched:
+        raise UserError(f"target_size {config.target_size} is not possible: {matches.num_matched} texts matched")
+    languages = Metadata.load(matches.linked(matches.metadata)).languages
+    check_languages(config.t if isinstance(config.t, dict) else [], languages, "t")
+    if config.reference_language is not None:
+        check_languages([config.reference_language], languages, "reference_language")
 
 
-def add_to_entries(totals: NDArray[Any], ids: Ids, offsets: Integers, weights: NDArray[Any]) -> None:
-    """Adds each text's weights, (num_texts, K), to the totals of its entries, (num_entries, K), in place.
-
-    Raises:
-        UserError: an id or an offset points at nothing.
-    """
-    _check_lists(ids, offsets, len(totals))
-    _scatter(totals, ids, offsets, weights)
-
-
-def _check_lists(ids: Ids, offsets: Integers, num_entries: int) -> None:
-    """Compiled loops read what they are pointed at, unasked."""
-    if offsets.min() < 0 or offsets.max() > len(ids):
-        raise UserError(f"offsets from {offsets.min()} to {offsets.max()} into {len(ids)} entry ids")
-    if len(ids) and not 0 <= ids.min() <= ids.max() < num_entries:
-        raise UserError(f"entry ids from {ids.min()} to {ids.max()}, of {num_entries} entries")
-
-
-@compiled
-def _chances(ids: Ids, offsets: Integers, entry_probability: Floats) -> Floats:
-    chances = np.empty((len(offsets) - 1, entry_probability.shape[1]))
-    for text in range(chances.shape[0]):
-        for choice in range(chances.shape[1]):
-            missed = 1.0
-            for place in range(offsets[text], offsets[text + 1]):
-                missed *= 1.0 - entry_probability[ids[place], choice]
-            chances[text, choice] = 1.0 - missed
-    return chances
-
-
-@compiled
-def _scatter(totals: NDArray[Any], ids: Ids, offsets: Integers, weights: NDArray[Any]) -> None:
-    for text in range(len(weights)):
-        for place in range(offsets[text], offsets[text + 1]):
-            for choice in range(totals.shape[1]):
-                totals[ids[place], choice] += weights[text, choice]
-
-
-def count_ids(batches: Iterable[Ids], num_entries: int) -> Integers:
-    """Texts matched by each entry, (num_entries,), from the ids of many texts; a text names an entry at most once."""
-    counts = np.zeros(num_entries, dtype=np.int64)
-    for ids in batches:
-        counts += np.bincount(ids, minlength=num_entries)
-    return counts
+def balance_texts(config: MetaclipBalance, ctx: Context) -> CuratedSubset:
+    """Write `subset.parquet`, one row for each matched text, and the data card: counts of entries before and after."""
+    begun = time.monotonic()
+    matches = ctx.load(config.matches)
+    pairs = PairDataset.load(matches.linked(matches.pool))  # a pool or a subset of one
+    entries = load_entries(Metadata.load(matches.linked(matches.metadata)))
+    languages, counts = _entry_languages(entries), np.load(matches.path / COUNTS_FILE).astype(np.int64)
+    thresholds = _thresholds(config, matches, languages, counts)
+    t = languages.t_of_entries(thresholds)
+    choices = _choices(config, matches, counts, t)
+    expected = next(one.expected.size for one in choices if one.factor == 1)
+    named = ", ".join(f"t{f' of {name}' if name else ''} = {value:g}" for name, value in thresholds.items())
+    ctx.log(f"{named}: {expected:,.0f} of {matches.num_matched:,} matched texts are expected to be kept")
+    probability = keep_probability(counts, t)
+    made = write_subset(ctx.directory, _balanced_shards(config, ctx, matches, probability), len(entries))
+    if not made.num_texts:
+        raise UserError(f"{config.name}: {named} keeps none of {matches.num_matched} matched texts; raise t")
+    ctx.log(f"kept {made.num_texts:,} texts of {made.num_samples:,} images")
+    funnel = [
+        FunnelStep("texts", matches.num_texts),
+        FunnelStep("matched", matches.num_matched, seconds_of(matches.path)),
+        FunnelStep("kept", made.num_texts, time.monotonic() - begun),
+    ]
+    texts_of = texts_by_language(matches.path)
+    card = DataCard(entries, languages, counts, probability, thresholds, made, funnel, choices, texts_of)
+    card.save(ctx.directory)
+    for panel in [*panels(card), _examples(config, matches, pairs, card)]:
+        ctx.panel(panel)
+    values = {"expected_texts": expected, "kept_texts": made.num_texts, "kept_samples": made.num_samples}
+    values |= {f"t/{name}" if name else "t": value for name, value in thresholds.items()}
+    values = {f"curation/{name}": value for name, value in values.items()}
+    ctx.emit("metrics", step=1, samples=made.num_samples, values=values)
+    return CuratedSubset.create(
+        ctx.directory,
+        num_samples=made.num_samples,
+        languages=[language for language in pairs.languages if language in made.keys],
+        pool=_pool(pairs).reference(ctx.directory),
+        matches=matches.reference(ctx.directory),
+        texts=config.texts,
+    )
 
 
-def t_for_target_size(expected_size: Callable[[float], float], target_size: int, counts: Integers) -> float:
-    """A `t` whose expected number of kept texts is `target_size`, to within half a text.
+def _thresholds(
+    config: MetaclipBalance, matches: Matches, languages: EntryLanguages, counts: Integers
+) -> dict[str, float]:
+    """Return the t of each language of the entries."""
+    if config.tail_share:
+        return by_tail_share(languages, counts, config.tail_share)
+    reference = config.reference_language
 
-    The expected size, the sum of `text_probability`, is known before any draw and grows with `t`: a secant method with
-    a bracket (Illinois) finds it in about ten evaluations, each a pass over the matches. (The sum of min(count, t) over
-    entries is not the size: texts match several entries.)
+    def from_one(t: float) -> dict[str, float]:
+        return given(languages, t) if reference is None else by_reference(languages, counts, t, reference)
 
-    Args:
-        expected_size: expected number of kept texts at a given `t`. Where it jumps over the target, as it may where
-            further languages follow `t` step by step, the `t` behind the jump is found.
-        target_size: wanted number of texts.
-        counts: texts matched by each entry; above the largest count every matched text is kept. (At the count itself
-            it is outside the tail, and languages that follow that tail's share drop texts.)
+    def size(t: float) -> float:
+        probability = keep_probability(counts, languages.t_of_entries(from_one(t)))
+        return expected_size(matches.path, probability, config.texts)
 
-    Raises:
-        UserError: the pool has fewer matched texts than that, or no `t` keeps so few.
-    """
-    high = float(max(1, counts.max())) + 1.0
-    low = min(
-        1.0, target_size / max(1, int(np.count_nonzero(counts)))
-    )  # an entry keeps t texts on average, at the most
-    above, below = expected_size(high) - target_size, expected_size(low) - target_size
-    if not target_size > 0 or above <= -0.5:
-        most = above + target_size
-        raise UserError(f"target_size {target_size} is not possible: {most:.0f} texts matched; choose 1 to that")
-    if below >= 0.5:
-        raise UserError(f"target_size {target_size} is not possible: no t keeps fewer than {below + target_size:.0f}")
-    if above < 0.5 or below > -0.5:
-        return high if above < 0.5 else low
-    last = 0
-    for step in range(1, 200):
-        share = 0.5 if step % 4 == 0 else below / (below - above)  # a halving now and then, should the secant stick
-        middle = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
-        gap = expected_size(middle) - target_size
-        if abs(gap) < 0.5:
-            return middle
-        side = 1 if gap > 0 else -1
-        if side > 0:
-            high, above, below = middle, gap, below / 2 if last == side else below
-        else:
-            low, below, above = middle, gap, above / 2 if last == side else above
-        last = side
-        if high - low <= 1e-9 * high:
-            break
-    return high
+    if config.target_size:
+        return from_one(t_for_target_size(size, config.target_size, counts))
+    assert config.t
+    return given(languages, config.t) if isinstance(config.t, dict) else from_one(config.t)
 
 
-def tail_share(counts: Integers, t: float | Floats) -> float:
-    """Share of all matches that fall on entries matched fewer than `t` times; about 6 % in the paper's sets.
-
-    `t` is one for all entries or one for each, (num_entries,).
-    """
-    return float(counts[counts < t].sum() / max(1, counts.sum()))
-
-
-def t_for_tail_share(counts: Integers, share: float) -> float:
-    """The `t` below which about `share` of all matches lie: the count where the ascending cumulative share is nearest.
-
-    Only entries that something matched take part, so `t` is at least 1 and a set with one dominant entry is kept whole.
-    (Over all entries, as released with MetaCLIP 2, `t` is 0 there, and every text of such a language is lost.)
-    Entries at `t` itself are included here and excluded in `tail_share`: one is the other's inverse up to one step.
-
-    Raises:
-        UserError: nothing matched.
-    """
-    matched = np.sort(counts[counts > 0])
-    if not len(matched):
-        raise UserError("no entry has a match: there is no t to choose")
-    cumulative = np.cumsum(matched) / matched.sum()
-    return float(matched[np.abs(cumulative - share).argmin()])
+def _balanced_shards(
+    config: MetaclipBalance, ctx: Context, matches: Matches, probability: Floats
+) -> Iterator[BalancedShard]:
+    total, num_texts, num_kept, begun = num_shards(matches.path), 0, 0, time.monotonic()
+    for done, shard in enumerate(read_shards(matches.path), 1):
+        balanced = balance_shard(shard, probability, config.seed, config.texts)
+        num_texts, num_kept = num_texts + len(balanced.kept), num_kept + int(balanced.kept.sum())
+        yield balanced
+        rate = round(num_texts / max(1e-9, time.monotonic() - begun))
+        ctx.progress(done, total, "shards", texts_per_second=rate, kept=num_kept)
 
 
-def cumulative_share(counts: Integers | Floats) -> Floats:
-    """Share of all matches that the k commonest entries hold, for k = 1 to num_entries; the head/tail curve."""
-    share: Floats = np.cumsum(np.sort(counts)[::-1]) / max(1, counts.sum())
-    return share
+def _choices(config: MetaclipBalance, matches: Matches, counts: Integers, t: Floats) -> list[WhatIf]:
+    """Return what each multiple of t would keep."""
+    found = expectations(matches.path, [keep_probability(counts, t * factor) for factor in FACTORS], config.texts)
+    return [
+        WhatIf(factor, tail_share(counts, t * factor), int((counts > t * factor).sum()), expected)
+        for factor, expected in zip(FACTORS, found, strict=True)
+    ]
+
+
+def _examples(config: MetaclipBalance, matches: Matches, pairs: PairDataset, card: DataCard) -> Panel:
+    """Return the panel with texts of the first shards, kept and dropped."""
+    source = open_dataset(pairs)
+    found = (shard for shard in read_shards(matches.path) if len(shard.table))
+    shown = (
+        (
+            balance_shard(shard, card.probability, config.seed, config.texts),
+            texts_in(source, shard.table["shard"][0].as_py(), shard.table["language"].unique().to_pylist()),
+        )
+        for shard in islice(found, MAX_SHARDS_FOR_EXAMPLES)
+    )
+    return examples(card, shown)
+
+
+def _pool(pairs: PairDataset) -> Artifact:
+    return Pool.load(pairs.linked(pairs.pool)) if isinstance(pairs, CuratedSubset) else pairs
+
+
+def _entry_languages(entries: pa.Table) -> EntryLanguages:
+    encoded = entries["language"].combine_chunks().dictionary_encode()
+    return EntryLanguages(encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype("int64"))

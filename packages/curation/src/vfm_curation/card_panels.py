@@ -1,4 +1,4 @@
-"""The data card to look at: funnel, head and tail, thresholds, languages, top and lost entries, examples by decile."""
+"""Panels of the data card: funnel, head and tail, thresholds, languages, top and lost entries, examples by decile."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from itertools import islice, product
 import numpy as np
 import pyarrow as pa
 
-from vfm.panels import BarsPanel, LinesPanel, Panel, Series, TablePanel
-from vfm_curation.balance import Floats, Integers, cumulative_share, tail_share
+from vfm.plugin import BarsPanel, LinesPanel, Panel, Series, TablePanel
 from vfm_curation.data_card import DataCard
-from vfm_curation.example_texts import shortened
+from vfm_curation.pool_texts import shortened
+from vfm_curation.probabilities import Floats, Integers, cumulative_share, tail_share
 from vfm_curation.subset import BalancedShard
 
 NUM_POINTS = 200  # of a curve
@@ -22,21 +22,21 @@ Row = list[str | float | int | None]
 
 
 def panels(card: DataCard) -> list[Panel]:
-    """All but the examples, which need the texts."""
+    """Return all panels except the examples, which need the texts."""
     shown = [_funnel(card), _seconds(card), _head_and_tail(card), _choices(card), _languages(card), _top(card)]
     return [*shown, *([_lost(card)] if (_lost_ids(card)).size else [])]
 
 
 def _funnel(card: DataCard) -> Panel:
     labels, values = [step.name for step in card.funnel], [float(step.texts) for step in card.funnel]
-    note = f"Kept are {values[-1] / values[0]:.1%} of all texts, {values[-1] / values[1]:.1%} of the matched ones."
+    note = f"{values[-1] / values[0]:.1%} of all texts are kept, {values[-1] / values[1]:.1%} of the matched ones."
     return BarsPanel(title="Curation funnel", note=note, order=10, labels=labels, values=values, x_label="texts")
 
 
 def _seconds(card: DataCard) -> Panel:
-    """The same as numbers, with the time; in a file of its own, which alone is another one each time it is made."""
+    """Return the funnel as numbers with times. It is a panel of its own since its file differs between equal runs."""
     rows: list[Row] = [[step.name, step.texts, step.seconds and round(step.seconds, 2)] for step in card.funnel]
-    note = f"Texts left after each step. The kept ones are of {card.made.num_samples:,} images."
+    note = f"Texts after each step. The kept ones belong to {card.made.num_samples:,} images."
     columns = ["step", "texts", "seconds"]
     return TablePanel(title="Curation seconds", note=note, order=11, columns=columns, rows=rows)
 
@@ -44,16 +44,16 @@ def _seconds(card: DataCard) -> Panel:
 def _head_and_tail(card: DataCard) -> Panel:
     t = card.languages.t_of_entries(card.thresholds)
     note = (
-        f"Share of all matches that the commonest entries hold. The tail, entries with fewer than t texts, holds"
+        f"Fraction of all matches in the most frequent entries. The tail, entries with fewer than t texts, has"
         f" {tail_share(card.matched, t):.1%} before and {_share_of(card.kept, card.matched < t):.1%} after."
-        f" {(card.matched == 0).sum():,} of {len(t):,} entries match nothing. Dropped texts are dropped at random, so"
-        " other t are expectations."
+        f" {(card.matched == 0).sum():,} of {len(t):,} entries match nothing. Texts are dropped at random; the curves"
+        " of other t are expectations."
     )
     series = [_curve("before balancing", card.matched), _curve("after balancing", card.kept)]
     series += [_curve(_times(one.factor), one.expected.counts) for one in card.choices if one.factor != 1]
     return LinesPanel(
         title="Head and tail", note=note, order=20, series=series,
-        x_label="entries, commonest first", y_label="cumulative share of matches", x_log=True,
+        x_label="entries, most frequent first", y_label="cumulative fraction of matches", x_log=True,
     )  # fmt: skip
 
 
@@ -76,8 +76,8 @@ def _choices(card: DataCard) -> Panel:
         rows.append([_times(one.factor), named, round(one.tail_share, 4), one.num_head, size, round(top, 4)])
     return TablePanel(
         title="Other choices of t", order=21,
-        note="What larger and smaller t would keep: expected before any draw, exact but for the draw's own chance.",
-        columns=["", "t", "tail share of matches", "head entries", "expected texts", "share of the top entry"],
+        note="Expected numbers for larger and smaller t; the numbers of an actual draw vary around them.",
+        columns=["", "t", "tail fraction of matches", "head entries", "expected texts", "fraction of the top entry"],
         rows=rows,
     )  # fmt: skip
 
@@ -87,7 +87,7 @@ def _language(name: str) -> str:
 
 
 def _languages(card: DataCard) -> Panel:
-    """Entries, thresholds and matches by the entries' language, texts by their own."""
+    """Return entries, thresholds and matches by the language of the entries, texts by their own."""
     rows: list[Row] = []
     for language in dict.fromkeys([*card.languages.names, *sorted(card.texts_of)]):
         row: Row = [language or "any"]
@@ -103,7 +103,7 @@ def _languages(card: DataCard) -> Panel:
         rows.append(row)
     return TablePanel(
         title="Languages", order=22,
-        note="Tail share: of the matches with a language's entries, those in entries with fewer than its t texts.",
+        note="Tail share: the fraction of a language's matches in entries with fewer than its t texts.",
         columns=["language", "entries", "t", "head entries", "tail share", "texts", "matched", "kept", "share kept"],
         rows=rows,
     )  # fmt: skip
@@ -114,9 +114,9 @@ def _top(card: DataCard) -> Panel:
         [card.entry(i), int(card.matched[i]), int(card.kept[i]), round(float(card.probability[i]), 4)]
         for i in np.argsort(-card.matched, kind="stable")[:NUM_SHOWN].tolist()
     ]
-    note = "Texts with each entry before and after. t is no cap: a text is also kept for its rarer entries."
+    note = "Texts with each entry before and after. t is not a cap: a text may be kept for one of its rarer entries."
     columns = ["entry", "before", "after", "own probability"]
-    return TablePanel(title="Commonest entries", note=note, order=30, columns=columns, rows=rows)
+    return TablePanel(title="Most frequent entries", note=note, order=30, columns=columns, rows=rows)
 
 
 def _lost_ids(card: DataCard) -> Integers:
@@ -127,7 +127,7 @@ def _lost(card: DataCard) -> Panel:
     lost = _lost_ids(card)
     by_count = lost[np.argsort(-card.matched[lost], kind="stable")]
     rows: list[Row] = [[card.entry(i), int(card.matched[i])] for i in by_count[:NUM_SHOWN].tolist()]
-    note = f"{len(lost):,} entries had a match and kept none; the ones with most texts first. A larger t keeps them."
+    note = f"{len(lost):,} entries matched but kept no text; those with most texts first. A larger t keeps them."
     return TablePanel(title="Lost entries", note=note, order=31, columns=["entry", "before"], rows=rows)
 
 
@@ -136,7 +136,7 @@ def _share_of(counts: Integers, chosen: np.ndarray) -> float:
 
 
 def deciles(matched: Integers) -> Integers:
-    """Of each entry, the tenth of all matches that it lies in when entries stand commonest first: 0 head, 9 tail."""
+    """Return the tenth of all matches that each entry falls into, most frequent entries first: 0 head, 9 tail."""
     order = np.argsort(-matched, kind="stable")
     before = np.cumsum(matched[order]) - matched[order]
     found = np.empty(len(matched), dtype=np.int64)
@@ -145,11 +145,11 @@ def deciles(matched: Integers) -> Integers:
 
 
 def examples(card: DataCard, shards: Iterable[tuple[BalancedShard, pa.Table]]) -> Panel:
-    """Texts of each decile from head to tail, by the rarest of their entries, and how they fared.
+    """Return the panel with kept and dropped texts of each decile, from head to tail, by the rarest of their entries.
 
     Args:
-        card: with the counts.
-        shards: balanced ones, each with all its texts; read until every decile has its examples.
+        card: the counts.
+        shards: balanced shards, each with all its texts; read until every decile has its examples.
     """
     decile, rows = deciles(card.matched), [list[Row]() for _ in range(NUM_DECILES + 1)]
     for shard, texts in shards:
@@ -158,7 +158,7 @@ def examples(card: DataCard, shards: Iterable[tuple[BalancedShard, pa.Table]]) -
             break
     return TablePanel(
         title="Examples", order=40,
-        note="By a text's rarest entry: tenth 1 has the commonest entries with a tenth of all matches, 10 the rarest.",
+        note="By a text's rarest entry. Tenth 1: the most frequent entries with a tenth of all matches; 10: the rarest.",
         columns=["tenth", "text", "outcome", "probability", "rarest entry", "its texts"],
         rows=[row for found in rows for row in found],
     )  # fmt: skip
@@ -176,20 +176,20 @@ def _add_examples(
             chance = round(float(shard.probability[text]), 4)
             caption = _caption(texts, *_identities(shard.matches.table.slice(text, 1)))
             rows[tenth].append([tenth + 1, caption, outcome, chance, card.entry(rarest), int(card.matched[rarest])])
-    if wanted := EXAMPLES_A_DECILE - len(rows[-1]):
+    if num_missing := EXAMPLES_A_DECILE - len(rows[-1]):
         matched = set(_identities(shard.matches.table))
         unmatched = (identity for identity in _identities(texts) if identity not in matched)
-        for identity in islice(unmatched, wanted):
+        for identity in islice(unmatched, num_missing):
             rows[-1].append([None, _caption(texts, identity), "no entry", 0.0, None, None])
 
 
 def _identities(table: pa.Table) -> list[tuple[int, str, int]]:
-    """The (row, language, text_index) of each text."""
+    """Return the (row, language, text_index) of each text."""
     return list(zip(*(table[name].to_pylist() for name in ("row", "language", "text_index")), strict=True))
 
 
 def _caption(texts: pa.Table, identity: tuple[int, str, int]) -> str:
-    """A text of a shard, whose texts stand in the order of rows; shortened."""
+    """Return a text of a shard, shortened; the texts are sorted by row."""
     first, stop = np.searchsorted(texts["row"].to_numpy(), [identity[0], identity[0] + 1]).tolist()
     its_image = texts.slice(first, stop - first)
     return shortened(its_image["text"][_identities(its_image).index(identity)].as_py())

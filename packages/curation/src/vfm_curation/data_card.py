@@ -1,4 +1,4 @@
-"""The data card: what balancing did to the entries and the texts, as tables on disk; `card_panels` shows it."""
+"""The data card: counts of entries and texts before and after balancing, as tables on disk; `card_panels` draws it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vfm_curation.balance import Floats, Integers
+from vfm_curation.probabilities import Floats, Integers
 from vfm_curation.subset import Expectation, SubsetTotals
 from vfm_curation.thresholds import EntryLanguages, Thresholds
 
@@ -21,7 +21,7 @@ CARD_FILE, CARD_JSON = "entry_counts.parquet", "entry_counts.json"
 
 @dataclass(frozen=True)
 class FunnelStep:
-    """Texts that are left after a step, and how long it took, where that is known."""
+    """The number of texts after a step, and how long it took, if that is known."""
 
     name: str
     texts: int
@@ -30,7 +30,7 @@ class FunnelStep:
 
 @dataclass(frozen=True)
 class WhatIf:
-    """What multiples of the chosen t would keep."""
+    """What a multiple of the chosen t would keep."""
 
     factor: float
     tail_share: float
@@ -40,7 +40,7 @@ class WhatIf:
 
 @dataclass(frozen=True)
 class DataCard:
-    """Counts of each entry before and after balancing, (num_entries,), and what else there is to tell of it."""
+    """Counts of each entry before and after balancing, (num_entries,), with their context."""
 
     entries: pa.Table  # language, entry; an entry's id is its row
     languages: EntryLanguages
@@ -50,7 +50,7 @@ class DataCard:
     made: SubsetTotals
     funnel: Sequence[FunnelStep]
     choices: Sequence[WhatIf]
-    texts_of: Mapping[str, int]  # language -> texts that were looked at
+    texts_of: Mapping[str, int]  # language -> texts, matched or not
 
     @property
     def kept(self) -> Integers:
@@ -58,12 +58,12 @@ class DataCard:
         return self.made.counts
 
     def entry(self, number: int) -> str:
-        """An entry by its id, with its language where it has one."""
+        """Return an entry by its id, with its language if it has one."""
         language, entry = (self.entries[name][number].as_py() for name in ("language", "entry"))
         return f"{entry} ({language})" if language else str(entry)
 
     def save(self, directory: Path) -> None:
-        """Writes the counts: one row an entry, and as JSON: {language: {"matched" or "kept": {entry: texts}}}."""
+        """Write the counts: one row for each entry, and as JSON: {language: {"matched" or "kept": {entry: texts}}}."""
         columns = {"matched": self.matched, "kept": self.kept, "probability": self.probability}
         table = self.entries.select(["language", "entry"])
         for name, values in columns.items():
@@ -73,7 +73,7 @@ class DataCard:
             for number, language in enumerate(self.languages.names):
                 file.write(f"{',' if number else '{'}\n{json.dumps(language)}: {{")
                 ids = np.flatnonzero(self.languages.places == number)
-                # Each entry is made JSON once for both counts: json.dumps of the two takes four times as long.
+                # Each entry is encoded once for both counts: json.dumps of the two mappings takes four times as long.
                 names = list(map(encode_basestring, self.entries["entry"].take(pa.array(ids)).to_pylist()))
                 for name, counts in (("matched", self.matched), ("kept", self.kept)):
                     found = (f"{entry}: {count}" for entry, count in zip(names, counts[ids].tolist(), strict=True))
@@ -83,7 +83,7 @@ class DataCard:
 
 
 def seconds_of(directory: Path) -> float | None:
-    """How long the stage that made an artifact took, as its manifest tells; None where it has none."""
+    """Return how long the stage that made an artifact took, by its manifest; None if it has none."""
     try:
         seconds = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))["seconds"]
     except (OSError, ValueError, KeyError):

@@ -1,8 +1,8 @@
-"""What runs over shards: a task is a pure function of (job, shard) that leaves whole files and returns a small summary.
+"""Runs tasks over shards. A task is a pure function of (job, shard) that writes files and returns a small summary.
 
-Nothing but the job, a shard's number and the summary goes between processes; what is big lies in files. So the same
-tasks run in this process, in processes of this machine or on a Ray cluster with one file system, and leave the same
-files bit for bit. `vfm_curation.shard_files` has them redone only where no whole file is there.
+Processes exchange only the job, a shard's number and the summary; everything big is in files. The same tasks therefore
+run in this process, in processes of this machine or on a Ray cluster with a shared file system, and write the same
+files bit for bit. `vfm_curation.shard_files` lets a task skip a shard whose file is already whole.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait as wait_for_any
 from typing import Any, Self, TypeVar
 
-from vfm.config import UserError
-from vfm.stage import Context, Runtime
+from vfm.plugin import Context, UserError
+from vfm_curation.stages import CurationRuntime
 
 J = TypeVar("J")
 S = TypeVar("S")
@@ -31,24 +31,24 @@ T = TypeVar("T")
 Task = Callable[[J, int], S]
 Submit = Callable[[int], "Future[S]"]
 
-MAX_LOSSES = 3  # times that a shard may lose its worker and is tried again
-NUM_BAD_SHOWN = 20  # bad samples of a shard that are told one by one
-_SPAWN = multiprocessing.get_context("spawn")  # a fork of a process with running threads may hang
-RAY_QUEUE = 4096  # tasks handed to Ray at a time: enough for a cluster that grows to see that there is work
+MAX_LOSSES = 3  # retries of a shard whose worker was killed
+NUM_BAD_SHOWN = 20  # bad samples of a shard that are reported one by one
+_SPAWN = multiprocessing.get_context("spawn")  # forking a process with running threads may deadlock
+RAY_QUEUE = 4096  # tasks submitted to Ray at a time: enough for an autoscaling cluster to see the demand
 
 
-def run_shards(function: Task[J, S], job: J, shards: Iterable[int], runtime: Runtime) -> Iterator[S]:
-    """Runs a task for each shard and yields each one's summary as it is finished, in no fixed order.
+def run_shards(function: Task[J, S], job: J, shards: Iterable[int], runtime: CurationRuntime) -> Iterator[S]:
+    """Run a task for each shard and yield each summary as it is finished, in no fixed order.
 
     Args:
-        function: the task, a function of a module; it is run again where its worker was lost.
+        function: the task, a function of a module; it is run again if its worker was killed.
         job: what all tasks share; small, since it is sent with each.
         shards: numbers of the shards.
         runtime: `engine`, `workers`, `ray_address`; with fewer than two local workers, tasks run in this process.
 
     Raises:
-        UserError: a task raised one, or a shard lost its worker again and again; the line names the shard.
-        RuntimeError: a task failed by another error, which is its cause; it names the shard.
+        UserError: a task raised one, or a shard's worker was killed too often; the line names the shard.
+        RuntimeError: a task raised another error, which is the cause of this one; it names the shard.
     """
     task, waiting = functools.partial(_run_task, function, job), deque(shards)
     if runtime.engine == "ray":
@@ -59,20 +59,20 @@ def run_shards(function: Task[J, S], job: J, shards: Iterable[int], runtime: Run
         yield from map(task, waiting)
 
 
-def in_order(function: Callable[[T], S], items: Iterable[T], workers: int) -> Iterator[S]:
-    """`map` over processes of this machine, in the order of the items, which are taken as they are needed.
+def map_in_order(function: Callable[[T], S], items: Iterable[T], workers: int) -> Iterator[S]:
+    """Map a function over processes of this machine, in the order of the items, which are read as needed.
 
-    For what comes in one stream and cannot be told by a number, as the articles of a dump.
+    For a stream whose items have no numbers, such as the articles of a dump.
 
     Args:
-        function: of a module, or a method of what can be sent.
-        items: sent to the processes; two for each are under way.
-        workers: processes; fewer than two: this one.
+        function: a function of a module, or a method of an object that can be pickled.
+        items: pickled and sent; at most two for each process are in flight.
+        workers: processes; with fewer than two, this process does the work.
     """
     if workers < 2:
         yield from map(function, items)
         return
-    with ProcessPoolExecutor(workers, mp_context=_SPAWN, initializer=_end_with_parent) as executor:
+    with ProcessPoolExecutor(workers, mp_context=_SPAWN, initializer=_exit_with_parent) as executor:
         waiting = deque[Future[S]]()
         for item in items:
             waiting.append(executor.submit(function, item))
@@ -83,7 +83,7 @@ def in_order(function: Callable[[T], S], items: Iterable[T], workers: int) -> It
 
 
 def _run_task(function: Task[J, S], job: J, shard: int) -> S:
-    """The task, whose errors name the shard. It runs where the task does."""
+    """Run the task and name the shard in its errors. This runs in the worker."""
     try:
         return function(job, shard)
     except UserError as error:
@@ -94,26 +94,28 @@ def _run_task(function: Task[J, S], job: J, shard: int) -> S:
 
 def _run_in_processes(task: Callable[[int], S], waiting: deque[int], num_workers: int) -> Iterator[S]:
     losses: Counter[int] = Counter()
-    suspects: deque[int] = deque()  # lost twice: one at a time, so that what kills a worker takes no other shard along
+    # When a worker is killed, the pool breaks and all running shards are lost, the guilty one unknown among them.
+    # Shards lost twice are suspects and run one at a time, so that a deadly one takes no other shard with it.
+    suspects: deque[int] = deque()
     while waiting or suspects:
-        now, most = (suspects, 1) if suspects else (waiting, 2 * num_workers)
+        queue, limit = (suspects, 1) if suspects else (waiting, 2 * num_workers)
         running: dict[Future[S], int] = {}
-        with ProcessPoolExecutor(num_workers, mp_context=_SPAWN, initializer=_end_with_parent) as executor:
+        with ProcessPoolExecutor(num_workers, mp_context=_SPAWN, initializer=_exit_with_parent) as executor:
             try:
-                yield from _stream(lambda shard: executor.submit(task, shard), now, running, most)
-            except BrokenProcessPool:  # a worker was killed, and all that were running have fallen with it
+                yield from _stream(lambda shard: executor.submit(task, shard), queue, running, limit)
+            except BrokenProcessPool:
                 losses.update(running.values())
                 for shard in reversed(running.values()):
                     (suspects if losses[shard] > 1 else waiting).appendleft(shard)
                 if max(losses.values(), default=0) > MAX_LOSSES:
-                    raise _lost(shard for shard, count in losses.items() if count > MAX_LOSSES) from None
+                    raise _killed(shard for shard, count in losses.items() if count > MAX_LOSSES) from None
             except BaseException:
                 executor.shutdown(wait=False, cancel_futures=True)
                 raise
 
 
-def _end_with_parent() -> None:
-    """In a worker: Ctrl-C ends it without a word, and so does the end of its parent, whatever that was killed by."""
+def _exit_with_parent() -> None:
+    """Make this worker exit silently on Ctrl-C, and when its parent ends for any reason, SIGKILL included."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent
@@ -126,9 +128,9 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _run_on_ray(task: Callable[[int], S], waiting: deque[int], runtime: Runtime) -> Iterator[S]:
-    with _ray(runtime) as ray:
-        # Ray itself tries a task again whose worker or machine was lost.
+def _run_on_ray(task: Callable[[int], S], waiting: deque[int], runtime: CurationRuntime) -> Iterator[S]:
+    with connected_ray(runtime) as ray:
+        # Ray itself retries a task whose worker or machine was lost.
         remote = ray.remote(num_cpus=1, max_retries=MAX_LOSSES)(_call)
         running: dict[Future[S], int] = {}
         try:
@@ -136,7 +138,7 @@ def _run_on_ray(task: Callable[[int], S], waiting: deque[int], runtime: Runtime)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except ray.exceptions.RayError as error:
-            raise _lost(shard for future, shard in running.items() if future.done() and future.exception()) from error
+            raise _killed(shard for future, shard in running.items() if future.done() and future.exception()) from error
 
 
 def _call(task: Callable[[int], S], shard: int) -> S:
@@ -144,12 +146,16 @@ def _call(task: Callable[[int], S], shard: int) -> S:
 
 
 @contextmanager
-def _ray(runtime: Runtime) -> Iterator[Any]:
-    """Ray, connected as `runtime` says; a connection that the caller has made is used and left as it is."""
-    # Under `uv run` Ray would send the working folder to each worker and resolve its packages anew.
+def connected_ray(runtime: CurationRuntime) -> Iterator[Any]:
+    """Yield the module ray, connected as `runtime` says. An existing connection is used and left open.
+
+    Raises:
+        UserError: there is no cluster at `ray_address`.
+    """
+    # Under `uv run` Ray would send the working folder to each worker and resolve its packages again.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
+    import ray  # the extra `ray`; reads the variables above when it is imported
 
     if ray.is_initialized():
         yield ray
@@ -159,18 +165,18 @@ def _ray(runtime: Runtime) -> Iterator[Any]:
     try:
         ray.init(**where, log_to_driver=False, logging_level="ERROR")
     except ConnectionError as error:
-        raise UserError(f"no Ray cluster answers at ray_address {runtime.ray_address}: {error}") from None
+        raise UserError(f"no Ray cluster found at ray_address {runtime.ray_address}: {error}") from None
     try:
         yield ray
     finally:
         ray.shutdown()
 
 
-def _stream(submit: Submit[S], waiting: deque[int], running: dict[Future[S], int], most: int) -> Iterator[S]:
-    """Keeps up to `most` tasks going. Where it ends by an error, `running` holds what has not been yielded."""
+def _stream(submit: Submit[S], waiting: deque[int], running: dict[Future[S], int], limit: int) -> Iterator[S]:
+    """Keep up to `limit` tasks running. If an error ends it, `running` holds the shards that were not yielded."""
     while waiting or running:
-        while waiting and len(running) < most:
-            future = submit(waiting[0])
+        while waiting and len(running) < limit:
+            future = submit(waiting[0])  # removed only once it is submitted: a broken pool must not lose it
             running[future] = waiting.popleft()
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             summary = future.result()
@@ -178,30 +184,30 @@ def _stream(submit: Submit[S], waiting: deque[int], running: dict[Future[S], int
             yield summary
 
 
-def _lost(shards: Iterable[int]) -> UserError:
+def _killed(shards: Iterable[int]) -> UserError:
     names = ", ".join(str(shard) for shard in sorted(shards))
     return UserError(
-        f"shard {names}: the worker was killed {MAX_LOSSES + 1} times; is there memory enough for a shard?"
+        f"shard {names}: the worker was killed {MAX_LOSSES + 1} times; check that a shard fits into memory"
     )
 
 
 @dataclass
 class Summary:
-    """What a task over texts tells of its shard."""
+    """What a task over texts returns for its shard."""
 
     num_texts: int = 0
     bad: Counter[str] = field(default_factory=Counter)  # bad samples by reason
     bad_shown: list[tuple[str, str]] = field(default_factory=list)  # (reason, where) of the first of them
 
     def skip(self, reason: str, where: str) -> None:
-        """Counts a bad sample."""
+        """Count a bad sample."""
         self.bad[reason] += 1
         if len(self.bad_shown) < NUM_BAD_SHOWN:
             self.bad_shown.append((reason, where))
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Self:
-        """What `vars` gave, after its way through JSON."""
+        """Return the summary whose `vars` were written as JSON."""
         shown = [(reason, where) for reason, where in record["bad_shown"]]
         return cls(**{**record, "bad": Counter(record["bad"]), "bad_shown": shown})
 
@@ -209,14 +215,14 @@ class Summary:
 B = TypeVar("B", bound=Summary)
 
 
-def told(ctx: Context, summaries: Iterable[B], num_shards: int, **shown: Callable[[], Any]) -> Iterator[B]:
-    """Passes summaries on, and tells the listeners of shards, texts a second, the time left, and bad samples.
+def with_progress(ctx: Context, summaries: Iterable[B], num_shards: int, **shown: Callable[[], Any]) -> Iterator[B]:
+    """Yield the summaries, and report shards, texts a second, time left and bad samples to the context.
 
     Args:
-        ctx: of the stage that runs.
+        ctx: of the running stage.
         summaries: what `run_shards` yields.
-        num_shards: how many there will be.
-        shown: further numbers for people; each is asked for after the summary was taken up.
+        num_shards: number of summaries to come.
+        shown: further numbers to show, called after the consumer has processed a summary.
     """
     num_texts, begun = 0, time.monotonic()
     for done, summary in enumerate(summaries, 1):

@@ -1,4 +1,4 @@
-"""Tars of what was kept alone: images byte for byte, kept texts, in a seeded order. One tar is one task."""
+"""Tars of the kept samples: images byte for byte, kept texts, in a seeded order. One tar is one task."""
 
 from __future__ import annotations
 
@@ -8,18 +8,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from vfm.artifacts import CuratedSubset
-from vfm.data import BadSample, Sample, open_dataset, write_tar
-from vfm.data.images import open_image
-from vfm.data.order import SampleOrder
-from vfm.data.source import Source
-from vfm.data.webdataset import IMAGE_EXTENSIONS
+from vfm.data import IMAGE_EXTENSIONS, BadSample, Sample, SampleOrder, Source, open_dataset, open_image, write_tar
+from vfm.plugin import CuratedSubset
 from vfm_curation.engine import Summary
 from vfm_curation.shard_files import whole_file
 
 TARS_FOLDER = "tars"
 Member = tuple[str, Mapping[str, bytes]]
-JPEG = {"jpeg": "jpg", "mpo": "jpg"}  # an MPO, as cameras make them, begins with a whole JPEG
+JPEG = {"jpeg": "jpg", "mpo": "jpg"}  # an MPO, a format of cameras, begins with a whole JPEG
 
 
 @dataclass(frozen=True)
@@ -33,13 +29,13 @@ class TarsJob:
     seed: int
 
     def file(self, shard: int) -> Path:
-        """Where a tar lies, once it is whole."""
+        """Return the path of a tar."""
         return self.folder / f"{shard:05d}.tar"
 
 
 @dataclass
 class TarSummary(Summary):
-    """What a tar holds; kept beside it while the stage runs, so that a finished one is not written again."""
+    """Counts of a tar; stored beside it while the stage runs, so that a finished tar is not written again."""
 
     shard: int = 0
     num_samples: int = 0
@@ -52,30 +48,30 @@ def _opened(job: TarsJob) -> tuple[Source, SampleOrder]:
 
 
 def write_shard(job: TarsJob, shard: int) -> TarSummary:
-    """Writes the samples of one tar; a picture that nobody can read is left out and told."""
-    told = job.folder.parent / f"{job.folder.name}.told" / f"{shard:05d}.json"
-    if told.is_file():
-        return TarSummary.of(json.loads(told.read_text(encoding="utf-8")))
+    """Write the samples of one tar, without images that cannot be read, which are counted."""
+    record = job.folder.parent / f"{job.folder.name}.summaries" / f"{shard:05d}.json"
+    if record.is_file():
+        return TarSummary.of(json.loads(record.read_text(encoding="utf-8")))
     source, order = _opened(job)
     start = shard * job.samples_per_shard
     places = order(start, min(start + job.samples_per_shard, len(source))).tolist()
     summary = TarSummary(shard=shard)
     with whole_file(job.file(shard)) as part:
         summary.num_samples = write_tar(part, _members(source, places, shard, summary))
-    told.parent.mkdir(exist_ok=True)
-    with whole_file(told) as part:
+    record.parent.mkdir(exist_ok=True)
+    with whole_file(record) as part:
         part.write_text(json.dumps(vars(summary)), encoding="utf-8")
     return summary
 
 
 def _members(source: Source, places: list[int], shard: int, summary: TarSummary) -> Iterator[Member]:
-    """Keys as img2dataset makes them, the tar's number before the sample's; the uid stays in the json."""
+    """Yield members with keys like img2dataset's, the tar's number and the sample's; the uid is in the json."""
     for number, index in enumerate(places):
         try:
             sample = source[index]
             kind = str(open_image(sample.image, source.where(index)).format).lower()
             extension = JPEG.get(kind, kind)
-            if extension not in IMAGE_EXTENSIONS:  # readers would take it for a caption without an image
+            if extension not in IMAGE_EXTENSIONS:  # readers would treat it as a caption without an image
                 raise BadSample("unreadable_image", source.where(index))
         except BadSample as bad:
             summary.skip(bad.reason, bad.where)

@@ -1,8 +1,9 @@
-"""Links of images with texts from crawl files, in two passes over shards: a crawl file each, then a bucket each.
+"""Work of `curation.extract`: links of images with texts from crawl files, in two passes over shards.
 
-The first pass leaves the links of each file sorted by uid and cut into buckets, ranges of uids; the second merges what
-all files say of one bucket, and reads nothing else of them. So memory is that of one file, then of one bucket, however
-large the crawl; and the table depends neither on the order of the files nor on the number of buckets.
+A shard of the first pass is a crawl file. Its links are written sorted by uid and cut into buckets, ranges of uids. A
+shard of the second pass is a bucket; it merges what all files contain of it and reads nothing else of them. Memory is
+therefore that of one file, then of one bucket, whatever the size of the crawl, and the table depends neither on the
+order of the files nor on the number of buckets.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ import numpy as np
 import pyarrow as pa
 
 from vfm.data import files
-from vfm_curation.engine import Summary
+from vfm.plugin import Context, LinkTable, Preflight, UserError
+from vfm_curation.engine import Summary, run_shards, with_progress
 from vfm_curation.extract_links import Link, links_of_page, links_of_wat, url_hash
 from vfm_curation.extract_records import read_records
-from vfm_curation.link_table import table_schema
+from vfm_curation.link_table import publish_links, table_schema
+from vfm_curation.path_lists import expand_lists, is_path_list
 from vfm_curation.shard_files import (
     ARROW,
     finished_summary,
@@ -31,11 +34,46 @@ from vfm_curation.shard_files import (
     write_batches,
     write_shard_file,
 )
+from vfm_curation.stages import ExtractLinks
 
-RULES = 2  # raised where the same file gives other links
+RULES = 2  # increase when the same file gives other links
 LINKS = pa.schema({"uid": pa.string(), "url": pa.string(), "field": pa.int8(), "text": pa.string()})
 ROWS_A_GROUP = 1 << 16
 PAGES = ("text/html", "application/xhtml+xml")
+
+
+def check_extract(config: ExtractLinks, ctx: Preflight) -> None:
+    """Check that local files exist, and that the packages that read remote ones are installed."""
+    paths = files.expand_paths(config.path)
+    for path in paths:
+        if not files.is_remote(path) and not files.exists(path):
+            raise UserError(f"{path}: no such file")
+    roots = [config.root] if any(map(is_path_list, paths)) else []
+    if remote := next(filter(files.is_remote, [*paths, *roots]), None):
+        files.filesystem(remote)
+
+
+def extract_links(config: ExtractLinks, ctx: Context) -> LinkTable:
+    """Write `links/00000.parquet`, ...: uid, url, caption, texts; sorted by uid, which is the hash of the URL."""
+    paths = expand_lists(files.expand_paths(config.path), config.root)[: config.num_files]
+    listed, source = ctx.work / "paths.txt", made_from(*map(fingerprint, paths))
+    job = ExtractJob(listed, source, ctx.work / "files", ctx.work / "table", config.buckets, config.unescape)
+    job.paths.write_text("\n".join(paths), encoding="utf-8")
+    for folder in (job.work, job.folder):
+        folder.mkdir(exist_ok=True)
+    num_pages = num_texts = 0
+    for found in with_progress(ctx, run_shards(extract_file, job, range(len(paths)), config.runtime), len(paths)):
+        num_pages, num_texts = num_pages + found.num_pages, num_texts + found.num_texts
+    if not num_texts:
+        raise UserError(f"{config.name}: no image with a text in {len(paths)} files, of which the first is {paths[0]}")
+    num_merged = 0
+    merging = run_shards(merge_bucket, job, range(config.buckets), config.runtime)
+    for bucket in with_progress(ctx, merging, config.buckets):
+        num_merged += bucket.num_texts
+    table = publish_links(ctx, job.folder, config.language)
+    values = {"pages": num_pages, "texts_found": num_texts, "texts": num_merged, "links": table.num_samples}
+    ctx.emit("metrics", step=1, samples=table.num_samples, values={f"curation/{k}": v for k, v in values.items()})
+    return table
 
 
 @dataclass(frozen=True)
@@ -43,31 +81,31 @@ class ExtractJob:
     """What all tasks of an extraction share."""
 
     paths: Path  # a text file: the crawl files, one a line
-    source: str  # what tells them from others, as they were when the extraction began
-    work: Path  # where the first pass leaves the links of each file
-    folder: Path  # where the second leaves the table
+    source: str  # hash of the crawl files' fingerprints when the extraction began
+    work: Path  # where the first pass writes the links of each file
+    folder: Path  # where the second pass writes the table
     num_buckets: int
     unescape: bool
 
     def links(self, file: int) -> Path:
-        """The links of one crawl file."""
+        """Return the file with the links of one crawl file."""
         return self.work / f"{file:08d}{ARROW}"
 
     def bucket(self, number: int) -> Path:
-        """One bucket of the table."""
+        """Return the file of one bucket of the table."""
         return self.folder / f"{number:05d}.parquet"
 
 
 @dataclass
 class ExtractSummary(Summary):
-    """What a crawl file held: pages or what is said of them, and texts of images."""
+    """Number of pages, and of texts of images, in a crawl file."""
 
     num_pages: int = 0
 
 
 @dataclass
 class BucketSummary(Summary):
-    """What a bucket holds: different texts of different addresses."""
+    """Number of distinct texts and of distinct URLs in a bucket."""
 
     num_links: int = 0
 
@@ -78,12 +116,12 @@ def _paths(file: Path) -> list[str]:
 
 
 def fingerprint(path: str) -> list[Any]:
-    """Tells whether a crawl file is another than it was, where it is local; a remote one by its address."""
+    """Return what changes when a local crawl file does: path, size and time; of a remote file its address."""
     return [path] if files.is_remote(path) else [path, *files.size_and_time(path)]
 
 
 def extract_file(job: ExtractJob, number: int) -> ExtractSummary:
-    """The first pass: leaves the links of one crawl file, each text of an address once."""
+    """Write the links of one crawl file, each text of a URL once: a task of the first pass."""
     path, file = _paths(job.paths)[number], job.links(number)
     made = made_from(fingerprint(path), job.num_buckets, job.unescape, RULES)
     if record := finished_summary(file, made):
@@ -100,18 +138,18 @@ def extract_file(job: ExtractJob, number: int) -> ExtractSummary:
 def _links_of_record(
     record: Any, content: bytes, path: str, summary: ExtractSummary, *, unescape: bool
 ) -> Iterable[Link]:
-    from fastwarc.warc import WarcRecordType
+    from fastwarc.warc import WarcRecordType  # the extra `crawl`
 
     kind = str(record.headers.get("Content-Type") or "")
     page = str(record.headers.get("WARC-Target-URI") or "")
     if record.record_type == WarcRecordType.metadata and kind.startswith("application/json"):
         try:
-            said = json.loads(content)
+            content_of_wat = json.loads(content)
         except (ValueError, RecursionError):
             summary.skip("broken_json", f"{path}: {page}")
             return ()
         summary.num_pages += 1
-        return links_of_wat(said, summary.skip, unescape=unescape)
+        return links_of_wat(content_of_wat, summary.skip, unescape=unescape)
     if record.record_type == WarcRecordType.response and kind.startswith("application/http"):
         try:
             record.set_bytes_content(content)
@@ -127,7 +165,7 @@ def _links_of_record(
 
 
 def in_buckets(links: Iterable[Link], num_buckets: int) -> Iterator[pa.Table]:
-    """Links as tables, one a bucket, sorted by uid: equal ranges of uids in their order, some of them empty."""
+    """Yield the links as one table for each bucket, sorted by uid: equal ranges of uids in order, some empty."""
     rows = [{"uid": url_hash(link.url), **vars(link)} for link in links]
     table = pa.Table.from_pylist(rows, schema=LINKS).sort_by([(name, "ascending") for name in LINKS.names])
     uid = table["uid"].to_numpy(zero_copy_only=False).astype(str)
@@ -137,10 +175,10 @@ def in_buckets(links: Iterable[Link], num_buckets: int) -> Iterator[pa.Table]:
 
 
 def merge_bucket(job: ExtractJob, number: int) -> BucketSummary:
-    """The second pass: merges what all files say of the addresses of one bucket.
+    """Merge the links of one bucket over all files: a task of the second pass.
 
-    The table has one row an address: uid, url, caption (the first text), texts. Each text stands once, those of `alt`
-    before those of `title` before those of `data-image-title`, and else in alphabetical order.
+    The table has one row for each URL: uid, url, caption (the first text), texts. Texts are distinct, those of `alt`
+    before those of `title` before those of `data-image-title`, and then in alphabetical order.
     """
     file = job.bucket(number)
     made = made_from(job.source, number, job.num_buckets, job.unescape, RULES)
@@ -154,7 +192,7 @@ def merge_bucket(job: ExtractJob, number: int) -> BucketSummary:
 
 
 def merged(links: pa.Table) -> pa.Table:
-    """One row an address from one row a link, sorted by uid."""
+    """Return one row for each URL from one row for each link, sorted by uid."""
     links = links.group_by(["uid", "url", "text"], use_threads=False).aggregate([("field", "min")])
     links = links.sort_by([(name, "ascending") for name in ("uid", "url", "field_min", "text")])
     url = links["url"].to_numpy(zero_copy_only=False)

@@ -1,8 +1,8 @@
-"""Images with texts on a web page: from the page itself, or from what a WAT file says of it.
+"""Images with texts on a web page: from the page itself, or from its record in a WAT file.
 
-One rule for texts, whatever they come from: HTML entities are decoded, each run of line breaks becomes one space, and
-space around the text goes; nothing else is changed. (The released curation code does this for WAT files, and joins the
-words around a line break for pages.)
+Texts of both are treated alike: HTML entities are decoded, each run of line breaks becomes one space, and surrounding
+space is removed; nothing else is changed. (The released curation code does the same for WAT files; for pages it joins
+the words around a line break.)
 
 Source: Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671), section 3.2; the WAT format: Common Crawl.
 """
@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from vfm.data.captions import clean_captions, field_of
-from vfm.data.sample import BadSample
+from vfm.data import BadSample, clean_captions, field_of
 
 FIELDS = ("alt", "title", "data-image-title")  # in the order in which a link's texts are listed
 IMAGE_PATH = "IMG@/src"
@@ -29,14 +28,14 @@ LINKS, BASE, STATUS = (
 TARGET = "Envelope.WARC-Header-Metadata.WARC-Target-URI"
 HAS_IMAGE = re.compile(rb"<img\b", re.IGNORECASE)
 _BREAKS = re.compile(r"[\r\n]+")
-_NOT_IN_URLS = re.compile(r"[\t\r\n]")  # browsers leave these out of an address
+_NOT_IN_URLS = re.compile(r"[\t\r\n]")  # browsers remove these from a URL
 
 OnBad = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
 class Link:
-    """The address of an image, with one text. `field` is the place in FIELDS of the attribute that it stood in."""
+    """The URL of an image with one text. `field` is the index in FIELDS of the attribute that holds the text."""
 
     url: str
     field: int
@@ -44,12 +43,12 @@ class Link:
 
 
 def url_hash(url: str) -> str:
-    """The first 24 hex digits of SHA-224, by which the paper names an image."""
+    """Return the first 24 hex digits of SHA-224, which the paper uses as the name of an image."""
     return hashlib.sha224(url.encode()).hexdigest()[:24]
 
 
 def resolve(base: str, address: str) -> str | None:
-    """The absolute http(s) address that an image's `src` means on the page `base`, without fragment; None if none."""
+    """Return the absolute http(s) URL of an image's `src` on the page `base`, without fragment; None if it has none."""
     address = _NOT_IN_URLS.sub("", address.strip()).partition("#")[0]
     if not address:
         return None
@@ -63,12 +62,12 @@ def resolve(base: str, address: str) -> str | None:
 
 
 def links_of_wat(record: Mapping[str, Any], on_bad: OnBad, *, unescape: bool = False) -> Iterator[Link]:
-    """The images with texts of one page, from its record in a WAT file; none of a page of errors.
+    """Yield the images with texts of one page, from its record in a WAT file; nothing for a page with an error status.
 
     Args:
         record: the JSON of the record.
-        on_bad: told (reason, where) of what cannot be used.
-        unescape: decode HTML entities, which Common Crawl has left in its WAT files until August 2019.
+        on_bad: called with (reason, where) for texts that cannot be used.
+        unescape: decode HTML entities, which Common Crawl left in its WAT files until August 2019.
     """
     page = field_of(record, TARGET)
     links = field_of(record, LINKS)
@@ -85,18 +84,19 @@ def links_of_wat(record: Mapping[str, Any], on_bad: OnBad, *, unescape: bool = F
 
 
 def links_of_page(body: bytes, page: str, charset: str | None, on_bad: OnBad) -> Iterator[Link]:
-    """The images with texts of an HTML page.
+    """Yield the images with texts of an HTML page.
 
     Args:
-        body: the page as it came, without transfer or content encoding.
-        page: its address.
-        charset: the encoding that HTTP tells; else the page says it, or its bytes do.
-        on_bad: told (reason, where) of what cannot be used.
+        body: the page, without transfer or content encoding.
+        page: its URL.
+        charset: the encoding in the HTTP header; without one, that of the page's own declaration or of its bytes.
+        on_bad: called with (reason, where) for texts that cannot be used.
     """
+    # The extra `crawl`.
     from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
     from resiliparse.parse.html import HTMLTree
 
-    if not HAS_IMAGE.search(body):
+    if not HAS_IMAGE.search(body):  # parsing is the cost of this pass, and many pages have no image
         return
     encoding = map_encoding_to_html5(charset, fallback_utf8=False) if charset else None
     document: Any = HTMLTree.parse_from_bytes(

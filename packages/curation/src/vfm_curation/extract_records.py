@@ -1,38 +1,38 @@
-"""The records of a WARC or WAT file. A broken member or a cut costs its own record: reading goes on behind it."""
+"""Reads the records of a WARC or WAT file. A broken member or a gap loses its own record; reading resumes after it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from vfm.config import UserError
 from vfm.data import files
+from vfm.plugin import UserError
 
-GZIP, PLAIN = b"\x1f\x8b\x08", b"WARC/1."  # how a record begins: as a gzip member of its own, or as it is
+GZIP, PLAIN = b"\x1f\x8b\x08", b"WARC/1."  # the first bytes of a record: a gzip member of its own, or plain
 CHUNK = 1 << 20
 OnBad = Callable[[str, str], None]
 
 
 def read_records(path: str, on_bad: OnBad) -> Iterator[tuple[Any, bytes]]:
-    """The records of a file, each with its content.
+    """Yield the records of a file, each with its content.
 
     Args:
         path: a file, compressed record by record as Common Crawl's are, or plain; local or remote.
-        on_bad: told (reason, where) of each break: all that lies between one whole record and the next counts once.
+        on_bad: called with (reason, where) for each break: everything between two whole records counts once.
 
     Yields:
         (fastwarc's record, its content); the record's own reader is at its end.
 
     Raises:
-        UserError: the file cannot be read on, as where a connection falls; nothing of it is to be published then.
+        UserError: reading fails, for instance because a connection is lost; a part of the file must not be published.
     """
-    from fastwarc.warc import ArchiveIterator
+    from fastwarc.warc import ArchiveIterator  # the extra `crawl`
 
     with files.open_binary(path) as opened:
         stream = _Reads(opened, path)
         mark = GZIP if path.endswith(".gz") or stream.read(len(GZIP)) == GZIP else PLAIN
         start: int | None = 0
-        whole = True  # what was read last
+        whole = True  # whether the last record read was whole
         while start is not None:
             stream.seek(start)
             try:
@@ -46,7 +46,7 @@ def read_records(path: str, on_bad: OnBad) -> Iterator[tuple[Any, bytes]]:
                 return
             except UserError:
                 raise
-            except (OSError, EOFError, ValueError):  # fastwarc's: what was read is no record
+            except (OSError, EOFError, ValueError):  # raised by fastwarc: these bytes are not a record
                 if whole:
                     on_bad("broken_record", f"{path}: byte {start}")
                 whole = False
@@ -54,7 +54,7 @@ def read_records(path: str, on_bad: OnBad) -> Iterator[tuple[Any, bytes]]:
 
 
 class _Reads:
-    """A stream whose own failures differ from those of what is read."""
+    """A stream that raises UserError for its own failures, so that they differ from fastwarc's on broken records."""
 
     def __init__(self, stream: IO[bytes], path: str) -> None:
         self.stream, self.path = stream, path
@@ -63,12 +63,12 @@ class _Reads:
     def read(self, size: int = -1) -> bytes:
         try:
             return self.stream.read(size)
-        except Exception as error:  # each store has errors of its own
+        except Exception as error:  # every remote store has its own errors
             raise UserError(f"{self.path}: cannot be read: {error or type(error).__name__}") from error
 
 
 def _find(stream: _Reads, mark: bytes, start: int) -> int | None:
-    """Where the mark stands next."""
+    """Return the position of the next mark, or None."""
     while True:
         stream.seek(start)
         chunk = stream.read(CHUNK)
@@ -76,4 +76,4 @@ def _find(stream: _Reads, mark: bytes, start: int) -> int | None:
             return start + place
         if len(chunk) < CHUNK:
             return None
-        start += CHUNK - len(mark) + 1
+        start += CHUNK - len(mark) + 1  # a mark may cross the end of the chunk

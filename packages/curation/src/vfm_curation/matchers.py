@@ -1,7 +1,7 @@
-"""The matchers of a metadata's languages, made once in a folder from which every process takes what it needs.
+"""The matchers of a metadata's languages, built once in a folder from which every process loads what it needs.
 
 Texts of a language are matched against the shared entries (language "") and that language's own. Entries of languages
-that write no spaces have an automaton, all others a table of token runs.
+written without spaces have an automaton, all others a table of token runs.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Matchers:
     """Matches texts of several languages, each against its entries.
 
     Args:
-        folder: made by `Matchers.build`; a language's matcher is read at its first text.
-        verify: compare the bytes of what a table's keys found; an automaton needs none of it.
+        folder: made by `Matchers.build`; a language's matcher is loaded at its first text.
+        verify: compare the bytes of what a table's keys found; an automaton is exact without.
     """
 
     def __init__(self, folder: Path, *, verify: bool = False) -> None:
@@ -44,16 +44,16 @@ class Matchers:
     def build(
         cls, folder: Path, entries: pa.Table, *, semantics: Semantics, languages: Iterable[str] | None = None
     ) -> None:
-        """Makes the matchers of the shared entries and of those languages that have entries; default: of all.
+        """Build the matchers of the shared entries and of those languages that have entries.
 
         Args:
-            folder: where they are kept; FACTS_FILE is written last.
+            folder: where they are saved; FACTS_FILE is written last.
             entries: columns language and entry; an entry's id is its row.
-            semantics: how texts are cut.
-            languages: of the texts.
+            semantics: how texts are split.
+            languages: languages of the texts; default: all.
 
         Raises:
-            UserError: an entry stands twice in a language.
+            UserError: an entry occurs twice in a language.
         """
         made = entries["language"].unique().to_pylist()
         if languages is not None:
@@ -70,7 +70,7 @@ class Matchers:
         (folder / FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
 
     def match(self, texts: pa.ChunkedArray, languages: pa.ChunkedArray) -> pa.ListArray:
-        """Ids of the entries in each text, list<int32>, ascending and each once, given the language of each text."""
+        """Return the ids of the entries in each text, list<int32>, ascending and distinct, given its language."""
         places = np.arange(len(texts))
         parts = [(places, self._match(texts, SHARED))] if SHARED in self.languages else []
         for language in languages.unique().to_pylist():
@@ -86,17 +86,17 @@ class Matchers:
         matcher = self._loaded[language]
         if isinstance(matcher, Automaton):
             return matcher.match(texts)
-        return matcher.match(set_apart(texts) if self._semantics == "fixed" else texts, verify=self._verify)
+        return matcher.match(_separated(texts) if self._semantics == "fixed" else texts, verify=self._verify)
 
 
-def set_apart(texts: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
-    """Texts with spaces around what only `semantics: fixed` splits at; the rest is `TokenTable`'s own."""
+def _separated(texts: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    """Put spaces around the marks that only `semantics: fixed` splits at; `TokenTable` splits at the others itself."""
     texts = pc.replace_substring_regex(texts, f"([{re.escape(FIXED_MARKS)}])", r" \1 ")
     return pc.replace_substring_regex(texts, f"[{FIXED_BLANKS}]", " ")
 
 
 def _merged(parts: Sequence[tuple[NDArray[np.int64], pa.ListArray]], num_texts: int) -> pa.ListArray:
-    """The ids of each text from parts, each of some texts: (places of its texts, their ids)."""
+    """Return the ids of each text from parts, each of some of the texts: (indices of its texts, their ids)."""
     if len(parts) == 1 and len(parts[0][0]) == num_texts:
         return parts[0][1]
     numbers = [np.repeat(places, np.diff(ids.offsets.to_numpy())) for places, ids in parts]

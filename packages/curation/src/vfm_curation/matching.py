@@ -1,23 +1,23 @@
 """Which metadata entries a caption contains: MetaCLIP's exact matching.
 
-An entry matches where it stands in the text between two spaces, after seven ASCII marks have been set apart and tabs
-and line ends turned into spaces. Nothing else is cleaned: case counts, quotes and brackets stick to their words, and a
-comma followed by a space leaves two spaces, so that no entry of several words reaches across it.
+An entry matches if it occurs in the text between two spaces, after spaces have been put around seven ASCII marks and
+tabs and line ends replaced by spaces. Nothing else is cleaned: matching is case-sensitive, quotes and brackets are part
+of their words, and a comma followed by a space leaves two spaces, so that no entry of several words matches across it.
 
-`match_plain` says just that. `Matcher` gives the same answer from a trie over tokens: a text split at single spaces,
-empty tokens kept, holds an entry exactly where the entry's own pieces are consecutive tokens of it. It is the
-time of the text that counts, not the number of entries. `TokenTable` is the same compiled, twenty times as fast;
-`Automaton` is for languages that write no space between words.
+`match_plain` is this definition. `Matcher` returns the same from a trie over tokens: a text split at single spaces,
+empty tokens kept, contains an entry exactly if the entry's own pieces are consecutive tokens of it. Its time depends on
+the length of the text, not on the number of entries. `TokenTable` is the compiled version, twenty times as fast;
+`Automaton` is for languages written without spaces between words.
 
-`semantics: metaclip` is the paper's. `semantics: fixed` also sets apart full-width marks and double quotes of all
-kinds, and takes the ideographic and the no-break space as spaces:
+`semantics: metaclip` is the paper's. `semantics: fixed` also puts spaces around full-width marks and double quotes of
+all kinds, and treats the ideographic and the no-break space as spaces:
 
     text          entry   metaclip   fixed
     cat，dog      cat     no         yes
     a “red” car   red     no         yes
     my "dog"      dog     no         yes
     a dog         dog     yes        yes         (a no-break space between: no, yes)
-    the dog's     dog     no         no          the apostrophe, brackets and hyphens stay with their words
+    the dog's     dog     no         no          the apostrophe, brackets and hyphens are part of their words
 
 Source: Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671), section 3.2 and Algorithm 1.
 """
@@ -26,11 +26,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
 
-from vfm.config import UserError
+from vfm.plugin import UserError
+from vfm_curation.stages.subset import Semantics
 
-Semantics = Literal["metaclip", "fixed"]
+__all__ = [
+    "FIXED_BLANKS", "FIXED_MARKS", "MARKS", "Matcher", "Semantics", "dead_entries", "dead_reason", "match_plain",
+    "spacing", "tokenize",
+]  # fmt: skip
+
 MARKS = ",.;:?!`"
 BLANKS = "\t\n\r"
 FIXED_MARKS = "，．；：？！｀、。｡､" + '"＂“”„‟«»‹›「」『』｢｣《》〈〉〝〞'
@@ -38,7 +42,7 @@ FIXED_BLANKS = "\u00a0\u3000"
 
 
 def spacing(text: str, semantics: Semantics = "metaclip") -> str:
-    """The text as matching sees it: a space at both ends and around each mark, such as `,.;:?!` and the backtick."""
+    """Return the text with a space at both ends and around each mark, such as `,.;:?!` and the backtick."""
     text = f" {text} "
     for mark in MARKS if semantics == "metaclip" else MARKS + FIXED_MARKS:
         text = text.replace(mark, f" {mark} ")
@@ -48,12 +52,12 @@ def spacing(text: str, semantics: Semantics = "metaclip") -> str:
 
 
 def tokenize(text: str, semantics: Semantics = "metaclip") -> list[str]:
-    """Tokens of a text, empty ones kept: two spaces in a row have an empty token between them."""
+    """Return the tokens of a text, empty ones kept: two spaces in a row have an empty token between them."""
     return spacing(text, semantics).split(" ")[1:-1]
 
 
 def between_spaces(entry: str) -> str:
-    """What must stand in the spaced text for an entry to match."""
+    """Return the string that the spaced text must contain for an entry to match."""
     return f" {entry} "
 
 
@@ -61,15 +65,15 @@ def match_plain(
     text: str,
     entries: Iterable[str],
     semantics: Semantics = "metaclip",
-    wanted: Callable[[str], str] = between_spaces,
+    bounded: Callable[[str], str] = between_spaces,
 ) -> list[int]:
-    """Ids of the entries in a text, by the definition: one substring test an entry. The twin of all matchers."""
+    """Return the ids of the entries in a text by the definition: one substring test for each. Twin of all matchers."""
     spaced = spacing(text, semantics)
-    return [index for index, entry in enumerate(entries) if wanted(entry) in spaced]
+    return [index for index, entry in enumerate(entries) if bounded(entry) in spaced]
 
 
 class _Node:
-    """A run of tokens with which an entry begins: the entry that ends here (-1: none) and the tokens that go on."""
+    """A run of tokens that begins an entry: the entry that ends here (-1: none), and the tokens that may follow."""
 
     __slots__ = ("children", "entry")
 
@@ -79,19 +83,19 @@ class _Node:
 
 
 class Matcher:
-    """Finds all entries in a text by walking a trie of tokens; overlapping and nested entries are all found.
+    """Finds all entries in a text by walking a trie of tokens, overlapping and nested ones included.
 
     Args:
-        entries: the metadata; an entry's id is its place here.
-        semantics: how texts are cut.
+        entries: the metadata; an entry's id is its index.
+        semantics: how texts are split.
 
     Raises:
-        UserError: there are no entries, or one stands twice (its id would be ambiguous).
+        UserError: there are no entries, or one occurs twice (its id would be ambiguous).
     """
 
     def __init__(self, entries: Sequence[str], semantics: Semantics = "metaclip") -> None:
         if not entries:
-            raise UserError("the metadata holds no entries: there is nothing to match against")
+            raise UserError("the metadata has no entries to match against")
         self.num_entries, self.semantics = len(entries), semantics
         self._root = _Node()
         for index, entry in enumerate(entries):
@@ -99,11 +103,11 @@ class Matcher:
             for token in entry.split(" "):
                 node = node.children.setdefault(token, _Node())
             if node.entry >= 0:
-                raise UserError(f"metadata entry {entry!r} stands twice, at {node.entry} and at {index}")
+                raise UserError(f"metadata entry {entry!r} occurs twice, at {node.entry} and at {index}")
             node.entry = index
 
     def match(self, text: str) -> list[int]:
-        """Ids of the entries in a text, ascending, each once however often it occurs."""
+        """Return the ids of the entries in a text, ascending and distinct."""
         tokens = tokenize(text, self.semantics)
         starts = self._root.children
         found: set[int] = set()
@@ -120,26 +124,26 @@ class Matcher:
 
 
 def dead_reason(entry: str, semantics: Semantics = "metaclip") -> str | None:
-    """Why no text can ever contain this entry, or None where one can.
+    """Return why no text can ever contain this entry, or None if one can.
 
-    Texts are split at marks and blanks, entries are not: `U.S.` waits for a token that no text has.
+    Texts are split at marks and blanks, entries are not: `U.S.` is a token that no text has.
     """
     pieces, marks = entry.split(" "), MARKS if semantics == "metaclip" else MARKS + FIXED_MARKS
     if any(blank in entry for blank in BLANKS):
-        return "holds a tab or a line end"
+        return "contains a tab or a line end"
     if semantics == "fixed" and any(blank in entry for blank in FIXED_BLANKS):
-        return "holds a no-break or an ideographic space; texts have a plain one there"
+        return "contains a no-break or an ideographic space; texts have a plain space there"
     for piece in pieces:
         glued = next((mark for mark in marks if mark in piece and piece != mark), None)
         if glued:
-            return f"{glued!r} is glued to letters or to another mark; texts are split there"
+            return f"{glued!r} is next to a letter or another mark; texts are split there"
     apart = [piece != "" and piece in marks for piece in pieces]
     if any(left and right for left, right in itertools.pairwise(apart)):
-        return "two marks with one space between; texts have two there"
+        return "two marks with one space between them; texts have two spaces there"
     return None
 
 
 def dead_entries(entries: Iterable[str], semantics: Semantics = "metaclip") -> dict[int, str]:
-    """The entries that can never match, as id -> reason."""
+    """Return the entries that can never match, as id -> reason."""
     reasons = ((index, dead_reason(entry, semantics)) for index, entry in enumerate(entries))
     return {index: reason for index, reason in reasons if reason}

@@ -1,7 +1,7 @@
-"""A perfect hash: every key of a fixed set gets a slot of its own, so that a look-up reads one place, hit or miss.
+"""A perfect hash: every key of a fixed set has its own slot, so that a look-up reads one slot, hit or miss.
 
-Keys are cut into buckets of a few, and each bucket has a pilot, a small number that mixed into its keys leads all of
-them to slots that nobody has. Full buckets choose first, while there is most room.
+Keys are divided into small buckets. Each bucket has a pilot, a small number that, mixed into its keys, maps all of them
+to free slots. The fullest buckets choose first, while most slots are free.
 
 Source: Pibiri and Trani 2021, PTHash (arXiv:2104.10402).
 """
@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfm_curation.simd import compiled
-from vfm_curation.token_hash import NO_ENTRY, ONE, Words, led_to, pilot_of
+from vfm_curation.token_hash import NO_ENTRY, ONE, Words, pilot_of, pilot_slot
 
 U = np.uint64
 RUNS_PER_PILOT = 4
-LOAD = 0.8  # share of slots that hold a run
+LOAD = 0.8  # fraction of slots that hold a run
 MAX_PILOT = 65_536
 
 
 def perfect_hash(keys: Words, values: Words, longer: NDArray[np.bool_]) -> tuple[Words, NDArray[np.uint16]]:
-    """Slots with every run, and the pilots that lead to them."""
+    """Return slots with every run, and the pilots that map to them."""
     num_slots, num_pilots = int(len(keys) / LOAD) + 1, len(keys) // RUNS_PER_PILOT + 1
     buckets = _buckets(keys, num_pilots)
     sizes, order = np.bincount(buckets, minlength=num_pilots), np.argsort(buckets, kind="stable")
@@ -30,7 +30,7 @@ def perfect_hash(keys: Words, values: Words, longer: NDArray[np.bool_]) -> tuple
         slots, pilots, placed = _place(keys, values, longer, num_slots, order, sizes, ends, hardest)
         if placed:
             return slots, pilots
-        num_slots += num_slots // 8 + 1
+        num_slots += num_slots // 8 + 1  # some bucket found no pilot: try a larger table
 
 
 @compiled
@@ -52,14 +52,14 @@ def _place(
     ends: NDArray[np.int64],
     hardest: NDArray[np.int64],
 ) -> tuple[Words, NDArray[np.uint16], bool]:
-    """Finds for the runs that share a pilot, most first, the smallest one that leads all of them to free slots.
+    """Find the smallest pilot of each bucket that maps all its runs to free slots, fullest buckets first.
 
     Args:
         keys, values, longer: of the runs, (num_runs,).
-        num_slots: of the table.
-        order: runs by their pilot, (num_runs,).
-        sizes, ends: of each pilot's part of `order`, (num_pilots,).
-        hardest: pilots, those with most runs first, (num_pilots,).
+        num_slots: size of the table.
+        order: runs by bucket, (num_runs,).
+        sizes, ends: of each bucket's part of `order`, (num_pilots,).
+        hardest: buckets, those with most runs first, (num_pilots,).
     """
     pilots, slots = np.zeros(len(sizes), np.uint16), np.zeros(2 * num_slots, U)
     for slot in range(num_slots):
@@ -70,7 +70,7 @@ def _place(
         for pilot in range(MAX_PILOT):
             num_free = 0
             for run in runs:
-                place = led_to(keys[run], pilot, U(num_slots))
+                place = pilot_slot(keys[run], pilot, U(num_slots))
                 if taken[place]:
                     break
                 taken[place] = True
@@ -78,11 +78,11 @@ def _place(
             if num_free == len(runs):
                 break
             for run in runs[:num_free]:
-                taken[led_to(keys[run], pilot, U(num_slots))] = False
+                taken[pilot_slot(keys[run], pilot, U(num_slots))] = False
         else:
             return slots, pilots, False
         pilots[bucket] = pilot
         for run in runs:
-            word = led_to(keys[run], pilot, U(num_slots)) * U(2)
+            word = pilot_slot(keys[run], pilot, U(num_slots)) * U(2)
             slots[word], slots[word + ONE] = keys[run] | U(longer[run]), values[run]
     return slots, pilots, True

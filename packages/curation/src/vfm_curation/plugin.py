@@ -1,18 +1,20 @@
-"""What this package adds to vfm."""
+"""Plugin of vfm with the stages of this package."""
 
 from collections.abc import Iterable
 
 from vfm import Stage, hookimpl
-from vfm_curation.balance_stage import MetaclipBalance
-from vfm_curation.export_stage import ExportSubset
-from vfm_curation.extract_stage import ExtractLinks
-from vfm_curation.filter_stage import FilterPool
-from vfm_curation.match_stage import MatchTexts
-from vfm_curation.metadata_stage import BuildMetadata
-from vfm_curation.retry_stage import RetryLinks
+from vfm_curation.stages import (
+    BuildMetadata,
+    ExportSubset,
+    ExtractLinks,
+    FilterPool,
+    MatchTexts,
+    MetaclipBalance,
+    RetryLinks,
+)
 
 
 @hookimpl
 def vfm_stages() -> Iterable[type[Stage]]:
-    """From links in a crawl to a curated subset: `curation.extract`, `.retry`, `.filter`, `.metadata`, ..."""
+    """Return the stages in the order of a curation: from links of a crawl to a curated subset."""
     return ExtractLinks, RetryLinks, FilterPool, BuildMetadata, MatchTexts, MetaclipBalance, ExportSubset

@@ -1,27 +1,55 @@
-"""The texts of a pool's shard, where a file that was damaged after its pool was made is told in one line."""
+"""Texts and URLs of a pool's shards, and texts cut for display."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from vfm.config import UserError
-from vfm.data import Source
+from vfm.data import BadSample, ParquetShard, ShardReader, Source, is_text
+from vfm.plugin import UserError
 
-OnBad = Callable[[str, str], None]  # told (reason, where) of a sample that cannot be used
+OnBad = Callable[[str, str], None]  # called with (reason, where) for a sample that cannot be used
+MAX_SHOWN = 120  # characters of an example
 
 
 def texts_of(source: Source, shard: int, *, on_bad: OnBad | None = None) -> pa.Table:
-    """`Source.texts_of_shard`: row, uid, language, text_index, text.
+    """Return the texts of a shard as `Source.texts_of_shard` does: row, uid, language, text_index, text.
 
     Raises:
-        UserError: the shard's parquet cannot be read to its end. (Its footer is whole, else it had no place in a pool.)
+        UserError: the shard's parquet file was damaged after its pool was made. (A file whose footer is damaged is
+            rejected when the pool is made.)
     """
     try:
         return source.texts_of_shard(shard, on_bad=on_bad)
     except (pa.ArrowException, OSError) as error:
-        if getattr(error, "errno", None) is not None:  # the system's: nothing is known of the file
+        if getattr(error, "errno", None) is not None:  # an error of the system does not mean that the file is damaged
             raise
         path, reason = source.index.shards[shard].path, " ".join(str(error).split())
-        raise UserError(f"{path}: damaged, write it anew or make the pool without it: {reason}") from None
+        raise UserError(f"{path}: damaged; write it again or make the pool without it: {reason}") from None
+
+
+def urls_of_rows(source: Source, shard: int, rows: NDArray[np.integer]) -> pa.Array:
+    """Return the URLs of a shard's rows as strings, null where a row has none."""
+    reader = source.index.open(shard)
+    if not isinstance(reader, ParquetShard):
+        return pa.array(_urls_by_row(reader, rows), pa.string())
+    schema = reader.file.schema_arrow
+    if "url" not in schema.names or not is_text(schema.field("url").type):
+        return pa.nulls(len(rows), pa.string())
+    return reader.file.read(columns=["url"])["url"].combine_chunks().take(pa.array(rows)).cast(pa.string())
+
+
+def _urls_by_row(reader: ShardReader, rows: NDArray[np.integer]) -> Iterator[str | None]:
+    for row in rows.tolist():
+        try:
+            yield reader.read(row, with_image=False).url
+        except BadSample:
+            yield None
+
+
+def shortened(text: str) -> str:
+    """Return the text, cut with dots if it is too long to show."""
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."

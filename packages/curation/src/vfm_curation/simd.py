@@ -1,8 +1,7 @@
-"""Machine instructions that Python has no words for, as functions for numba: wide loads, bit counts, prefetch.
+"""Machine instructions that Python lacks, as functions for numba: wide loads, bit counts, prefetch.
 
-Each is one portable LLVM operation, so that it compiles on every processor that numba knows. They read so far
-whatever is there (`load8` 8 bytes, `byte_masks` 64, `count_less` 16 numbers): the caller keeps room
-behind its data.
+Each is one portable LLVM operation, which compiles on every processor that numba supports. They read without bounds
+checks (`load8` 8 bytes, `byte_masks` 64, `count_less` 16 numbers): the caller must pad its data.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ _BIT, _BYTE, _INT32, _WORD, _WIDE = (ir.IntType(bits) for bits in (1, 8, 32, 64,
 
 
 def compiled(function: Function) -> Function:
-    """Compiles a function at its first call, and keeps the machine code for later processes.
+    """Compile a function at its first call, and cache the machine code for later processes.
 
-    It is kept beside the source, or in the user's cache folder where that is read-only (NUMBA_CACHE_DIR names another
-    place). Where nothing can be written each process compiles anew, some seconds.
+    The cache is beside the source, or in the user's cache folder if that is read-only (NUMBA_CACHE_DIR sets another
+    folder). If nothing can be written, each process compiles again, which takes some seconds.
     """
     options = {"nogil": True, "error_model": "numpy"}
     try:
@@ -45,14 +44,14 @@ def _pointer(context: Any, builder: Any, kind: Any, array: Any, at: Any, pointee
 
 
 def _product(builder: Any, args: Any) -> tuple[Any, Any]:
-    """Low and high half of the 128-bit product of two words."""
+    """Return the low and high half of the 128-bit product of two words."""
     wide = builder.mul(builder.zext(args[0], _WIDE), builder.zext(args[1], _WIDE))
     return builder.trunc(wide, _WORD), builder.trunc(builder.lshr(wide, ir.Constant(_WIDE, 64)), _WORD)
 
 
 @_instruction
 def load8(typing: Any, data: Any, at: Any) -> Any:
-    """The 8 bytes of `data` from `at` on as one little-endian word."""
+    """Load the 8 bytes of `data` from `at` on as one little-endian word."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.load(_pointer(context, builder, signature.args[0], args[0], args[1], _WORD), align=1)
@@ -62,7 +61,7 @@ def load8(typing: Any, data: Any, at: Any) -> Any:
 
 @_instruction
 def high_product(typing: Any, a: Any, b: Any) -> Any:
-    """The high half of a * b; scales a hash `a` to 0..b-1 without a division."""
+    """Return the high half of a * b, which scales a hash `a` to 0..b-1 without a division."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _product(builder, args)[1]
@@ -72,7 +71,7 @@ def high_product(typing: Any, a: Any, b: Any) -> Any:
 
 @_instruction
 def folded_product(typing: Any, a: Any, b: Any) -> Any:
-    """Both halves of a * b in one word by exclusive or: every bit depends on all of a and b."""
+    """Combine both halves of a * b by exclusive or: every bit depends on all of a and b."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.xor(*_product(builder, args))
@@ -82,7 +81,7 @@ def folded_product(typing: Any, a: Any, b: Any) -> Any:
 
 @_instruction
 def lowest_bit(typing: Any, word: Any) -> Any:
-    """The place of the lowest set bit of a word that is not 0."""
+    """Return the index of the lowest set bit of a word that is not 0."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.cttz(args[0], ir.Constant(_BIT, 1))
@@ -91,7 +90,7 @@ def lowest_bit(typing: Any, word: Any) -> Any:
 
 
 def byte_masks(*sets: bytes) -> Callable[..., tuple[np.uint64, ...]]:
-    """Makes the function (data, at) -> words, one for each set: bit i tells that byte at + i is in that set."""
+    """Return the function (data, at) -> words, one for each set: bit i is 1 if byte at + i is in the set."""
     vector = ir.VectorType(_BYTE, 64)
 
     @_instruction
@@ -115,7 +114,7 @@ def byte_masks(*sets: bytes) -> Callable[..., tuple[np.uint64, ...]]:
 
 @_instruction
 def count_less(typing: Any, data: Any, at: Any, value: Any, count: Any) -> Any:
-    """How many of the `count` (at most 16) numbers of `data`, int32, from `at` on are below `value`."""
+    """Count how many of the `count` (at most 16) int32 numbers of `data` from `at` on are below `value`."""
     vector, half = ir.VectorType(_INT32, 16), ir.IntType(16)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -124,21 +123,21 @@ def count_less(typing: Any, data: Any, at: Any, value: Any, count: Any) -> Any:
         one = builder.insert_element(undefined, args[2], _INT32(0))
         same = builder.shuffle_vector(one, undefined, ir.Constant(vector, [0] * 16))
         less = builder.zext(builder.bitcast(builder.icmp_signed("<", numbers, same), half), _WORD)
-        wanted = builder.sub(builder.shl(_WORD(1), args[3]), _WORD(1))
-        return builder.ctpop(builder.and_(less, wanted))
+        counted = builder.sub(builder.shl(_WORD(1), args[3]), _WORD(1))  # a mask of the first `count` numbers
+        return builder.ctpop(builder.and_(less, counted))
 
     return types.uint64(data, types.uint64, types.int32, types.uint64), generate
 
 
 @_instruction
 def prefetch(typing: Any, data: Any, at: Any) -> Any:
-    """Asks for the cache line of `data[at]`, without waiting for it."""
+    """Request the cache line of `data[at]` without waiting for it."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         place = _pointer(context, builder, signature.args[0], args[0], args[1], _BYTE)
         kind = ir.FunctionType(ir.VoidType(), [place.type, _INT32, _INT32, _INT32])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        builder.call(function, [place, _INT32(0), _INT32(3), _INT32(1)])  # to read, into all levels, data
+        builder.call(function, [place, _INT32(0), _INT32(3), _INT32(1)])  # for reading, into all cache levels, data
         return context.get_dummy_value()
 
     return types.void(data, types.uint64), generate

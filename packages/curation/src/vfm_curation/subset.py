@@ -1,4 +1,4 @@
-"""Balancing a pool shard by shard, from its matches on disk: which texts are kept, and how many that will be."""
+"""Balances a pool shard by shard from its matches on disk: which texts are kept, and how many to expect."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,17 +14,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vfm.data import SUBSET_FILE, drawn, subset_schema, text_keys
-from vfm_curation.balance import Floats, Integers, add_to_entries, text_probability
+from vfm_curation.matches import ShardMatches, count_of_each, read_shards
+from vfm_curation.probabilities import Floats, Integers, add_to_entries, text_probability
 from vfm_curation.shard_files import FEW_VALUES
-from vfm_curation.shards import ShardMatches, count_of_each, read_shards
 from vfm_curation.simd import compiled
-
-Texts = Literal["every", "one_per_image"]
+from vfm_curation.stages.subset import TextsOfImage
 
 
 @dataclass(frozen=True)
 class BalancedShard:
-    """The matched texts of one shard with each one's chance, (num_texts,), and whether it is kept."""
+    """The matched texts of one shard with the probability of keeping each, (num_texts,), and whether it is kept."""
 
     matches: ShardMatches
     probability: Floats
@@ -33,16 +31,18 @@ class BalancedShard:
 
     @cached_property
     def table(self) -> pa.Table:
-        """The rows of `subset.parquet`: sorted, kept or not, with the chance of each."""
+        """The rows of `subset.parquet`: sorted, kept or not, with the probability of each."""
         table = self.matches.table.append_column("probability", pa.array(self.probability.astype(np.float32)))
         table = table.append_column("kept", pa.array(self.kept)).select(subset_schema().names).cast(subset_schema())
         if len(self.matches.table["language"].unique()) < 2:
-            return table  # as matching left it: by row and text
+            return table  # matching wrote it in order of row and text
         return table.sort_by([(name, "ascending") for name in ("row", "language", "text_index")])
 
 
-def balance_shard(matches: ShardMatches, entry_probability: Floats, seed: int, texts: Texts = "every") -> BalancedShard:
-    """Draws for each text of a shard, from its own identity and the seed."""
+def balance_shard(
+    matches: ShardMatches, entry_probability: Floats, seed: int, texts: TextsOfImage = "every"
+) -> BalancedShard:
+    """Draw for each text of a shard, from its identity and the seed."""
     probability = text_probability(matches.ids, matches.offsets, entry_probability)
     keys = text_keys(*(matches.table[column] for column in ("uid", "language", "text_index")))
     images = matches.table["row"].to_numpy() if texts == "one_per_image" else None
@@ -51,17 +51,17 @@ def balance_shard(matches: ShardMatches, entry_probability: Floats, seed: int, t
 
 @dataclass(frozen=True)
 class Expectation:
-    """What a balancing is expected to keep: texts, and texts with each entry, (num_entries,)."""
+    """The expected number of kept texts, and of kept texts with each entry, (num_entries,)."""
 
     size: float
     counts: Floats
 
 
-def expected_size(directory: Path, entry_probability: Floats, texts: Texts = "every") -> float:
-    """Expected number of kept texts of a `Matches` artifact: the sum of their chances, before any draw.
+def expected_size(directory: Path, entry_probability: Floats, texts: TextsOfImage = "every") -> float:
+    """Return the expected number of kept texts of a `Matches` artifact: the sum of their probabilities.
 
-    The sum is exact to 2^-32 a text and the same in any order, unlike one of floats: `t` is solved from it, and so the
-    kept set would otherwise hang on the cut of the shards.
+    The sum is exact to 2^-32 for each text and, unlike a sum of floats, the same in any order. `t` is solved from it,
+    so the kept set would otherwise depend on how the pool is split into shards.
     """
     total = 0
     for shard in read_shards(directory, only_ids=texts == "every"):
@@ -69,8 +69,10 @@ def expected_size(directory: Path, entry_probability: Floats, texts: Texts = "ev
     return total / 2.0**32
 
 
-def expectations(directory: Path, entry_probabilities: Sequence[Floats], texts: Texts = "every") -> list[Expectation]:
-    """What several choices would keep, in one pass over the matches."""
+def expectations(
+    directory: Path, entry_probabilities: Sequence[Floats], texts: TextsOfImage = "every"
+) -> list[Expectation]:
+    """Return the expectations for several choices of probabilities, in one pass over the matches."""
     choices = np.stack(entry_probabilities, axis=1)
     totals, counts = [0] * choices.shape[1], np.zeros_like(choices)
     for shard in read_shards(directory, only_ids=texts == "every"):
@@ -80,13 +82,13 @@ def expectations(directory: Path, entry_probabilities: Sequence[Floats], texts: 
     return [Expectation(total / 2.0**32, counts[:, choice]) for choice, total in enumerate(totals)]
 
 
-def _chances(shard: ShardMatches, choices: Floats, texts: Texts) -> Floats:
-    """The chance of each text that it is kept, with that of being its image's text where one is chosen first.
+def _chances(shard: ShardMatches, choices: Floats, texts: TextsOfImage) -> Floats:
+    """Return the probability of keeping each text, which includes that of being chosen as its image's text.
 
     Args:
         shard: the texts.
-        choices: a probability of each entry by each choice, (num_entries, K).
-        texts: how they are drawn.
+        choices: probabilities of each entry for K choices, (num_entries, K).
+        texts: how texts are drawn.
 
     Returns:
         (num_texts, K).
@@ -100,7 +102,7 @@ def _chances(shard: ShardMatches, choices: Floats, texts: Texts) -> Floats:
 
 @compiled
 def _in_units(chances: Floats) -> Integers:
-    """The sum of each choice's chances, (num_texts, K), in units of 2^-32, (K,)."""
+    """Sum the probabilities of each choice, (num_texts, K), in units of 2^-32, (K,)."""
     units = np.zeros(chances.shape[1], np.int64)
     for text in range(len(chances)):
         for choice in range(len(units)):
@@ -110,9 +112,9 @@ def _in_units(chances: Floats) -> Integers:
 
 @dataclass
 class SubsetTotals:
-    """What a subset holds: kept texts with each entry, kept texts and images, keys of the kept captions.
+    """Totals of a subset: kept texts with each entry, kept texts and images, keys of the kept captions.
 
-    Matched and kept texts are also counted by language: the detected one where it is, else the captions' key.
+    Matched and kept texts are also counted by language: the detected one if languages were detected, else the key.
     """
 
     counts: Integers
@@ -124,7 +126,7 @@ class SubsetTotals:
 
 
 def write_subset(directory: Path, shards: Iterable[BalancedShard], num_entries: int) -> SubsetTotals:
-    """Writes `subset.parquet` as `vfm.data` reads it, a row group for each shard that has a matched text."""
+    """Write `subset.parquet` as `vfm.data` reads it, one row group for each shard that has a matched text."""
     totals = SubsetTotals(np.zeros(num_entries, dtype=np.int64))
     with pq.ParquetWriter(
         directory / SUBSET_FILE, subset_schema(), compression="zstd", use_dictionary=FEW_VALUES

@@ -1,4 +1,4 @@
-"""From what was found in a block of texts to the ids of each text, ascending and each once; compiled."""
+"""From the entries found in a block of texts to the ids of each text, ascending and distinct; compiled."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from vfm_curation.simd import compiled, count_less
 Words = NDArray[np.uint64]
 U = np.uint64
 ZERO, ONE, SIXTEEN = U(0), U(1), U(16)
-MOST_RANKED = 256  # ids of a text that are sorted by counting; beyond, the square of their number costs too much
+MAX_RANKED = 256  # ids of a text that are sorted by ranking, which is quadratic; more are sorted by Shell sort
 
 
 @compiled
 def group(
     found: Words, where: Words, num_found: U, owners: Words, grouped: NDArray[np.int32], cursor: Words, num_texts: int
 ) -> None:
-    """Brings the ids of each text together; those of text i end at cursor[i]."""
+    """Group the ids by text; those of text i end at cursor[i]."""
     for text in range(num_texts + 1):
         cursor[text] = ZERO
     for one in range(num_found):
@@ -32,15 +32,15 @@ def group(
 
 @compiled
 def append_sorted(grouped: NDArray[np.int32], start: U, stop: U, ids: NDArray[np.int32], num_ids: U) -> U:
-    """Appends grouped[start:stop] to `ids`, ascending and each number once."""
+    """Append grouped[start:stop] to `ids`, ascending and distinct."""
     size = stop - start
-    if size > U(MOST_RANKED):
+    if size > U(MAX_RANKED):
         for one in range(start, stop):
             ids[num_ids + one - start] = grouped[one]
         _shell_sort(ids, num_ids, size)
         for place in range(num_ids + ONE, num_ids + size):
             ids[place - ONE] = -1 if ids[place] == ids[place - ONE] else ids[place - ONE]
-    else:  # a number's place is how many are below it; equal ones share theirs
+    else:  # the position of a number is how many are smaller; equal ones share a position
         for place in range(num_ids, num_ids + size):
             ids[place] = -1
         for one in range(start, stop):
@@ -57,7 +57,7 @@ def append_sorted(grouped: NDArray[np.int32], start: U, stop: U, ids: NDArray[np
 
 @compiled
 def _shell_sort(ids: NDArray[np.int32], start: U, size: U) -> None:
-    """Sorts ids[start:start + size] in place. (numpy's sort takes three seconds to compile.)"""
+    """Sort ids[start:start + size] in place. (numpy's sort takes three seconds to compile.)"""
     gap = size // U(2)
     while gap > ZERO:
         for one in range(start + gap, start + size):

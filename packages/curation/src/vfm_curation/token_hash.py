@@ -1,12 +1,13 @@
-"""The compiled heart of matching: which entries stand in each text, by hashes of its runs of tokens.
+"""The compiled kernel of matching: which entries each text contains, by hashes of its runs of tokens.
 
-A text is cut as `vfm_curation.matching.tokenize` says, 64 bytes at a time, and every token is hashed once. The key of a
-run of tokens comes from the key of the run without its last token and that token's hash. All runs of one token are
-looked up, then longer ones, but only where a longer entry begins with the shorter run. Keys have 63 bits, the lowest
-bit of their word is a flag.
+A text is split like `vfm_curation.matching.tokenize` does, 64 bytes at a time, and every token is hashed once. The key
+of a run of tokens is computed from the key of the run without its last token and that token's hash. All runs of one
+token are looked up first, then longer runs, but only those whose shorter run begins a longer entry. Keys have 63 bits;
+the lowest bit of their word is a flag.
 
-Texts go in blocks through passes without branches that depend on the data: what is kept is written, and the place to
-write next moves on by 0 or 1. Slots are asked for a whole pass ahead of their reading, so that many are on their way.
+Blocks of texts go through passes without data-dependent branches: a value is always written, and the position of the
+next write advances by 0 or 1. Slots are prefetched one whole pass before they are read, so that many cache misses are
+in flight at once.
 
 Source of the folded product as a hash: Wang Yi, wyhash; of pilots: Pibiri and Trani 2021, PTHash (arXiv:2104.10402).
 """
@@ -33,8 +34,8 @@ Bytes = NDArray[np.uint8]
 Integers = NDArray[np.signedinteger[Any]]
 Words = NDArray[np.uint64]
 
-PAD = 64  # bytes that wide loads may read behind a text
-BLOCK_BYTES = 16_384  # texts that go through the passes together: they and their runs fit the second cache
+PAD = 64  # bytes that wide loads may read beyond a text
+BLOCK_BYTES = 16_384  # texts that go through the passes together: they and their runs fit into the L2 cache
 BLOCK_TEXTS = 256
 
 U = np.uint64
@@ -50,21 +51,21 @@ separators = byte_masks(b" \t\n\r", b",.;:?!`")  # blanks and marks, as in vfm_c
 
 
 class Tables(NamedTuple):
-    """What matching reads; made by `vfm_curation.token_table`."""
+    """The tables that matching reads; built by `vfm_curation.token_table`."""
 
     slots: Words
-    """Two words a slot: key | (1 where a longer entry goes on from here); entry << 32 | id, or NO_ENTRY."""
+    """Two words for each slot: key | (1 if a longer entry begins with this run); entry << 32 | id, or NO_ENTRY."""
     pilots: NDArray[np.uint16]
-    """A perfect hash: a key's pilot leads it to a slot of its own. So a look-up reads one cache line, hit or miss."""
+    """A perfect hash: a key's pilot maps it to its own slot, so a look-up reads one cache line, hit or miss."""
     bits: Words
-    """One bit a key: most runs that no entry begins with end here, in the second cache."""
+    """One bit for each key: most runs that begin no entry are rejected here, in the L2 cache."""
     entry_data: Bytes
     entry_offsets: NDArray[np.int64]
 
 
 @compiled
 def token_key(data: Bytes, start: U, stop: U) -> U:
-    """Key of the token from start to stop. Reads up to 16 bytes more."""
+    """Return the key of the token from start to stop. Reads up to 16 bytes beyond."""
     size = stop - start
     state = size * R
     while size > SIXTEEN:
@@ -77,25 +78,25 @@ def token_key(data: Bytes, start: U, stop: U) -> U:
 
 @compiled
 def longer_key(key: U, token: U) -> U:
-    """Key of a run with one more token."""
+    """Return the key of a run with one more token."""
     return folded_product(key ^ S, token ^ R) & KEY
 
 
 @compiled
 def slot_of(key: U, pilots: NDArray[np.uint16], num_slots: U) -> U:
-    """Where a key would be."""
-    return led_to(key, pilots[pilot_of(key, len(pilots))], num_slots)
+    """Return the slot where a key would be."""
+    return pilot_slot(key, pilots[pilot_of(key, len(pilots))], num_slots)
 
 
 @compiled
 def pilot_of(key: U, num_pilots: int) -> U:
-    """Which of the pilots a key has."""
+    """Return the index of a key's pilot."""
     return high_product(key, U(num_pilots))
 
 
 @compiled
-def led_to(key: U, pilot: int, num_slots: U) -> U:
-    """Where a pilot leads a key."""
+def pilot_slot(key: U, pilot: int, num_slots: U) -> U:
+    """Return the slot to which a pilot maps a key."""
     return high_product((key ^ U(pilot)) * P, num_slots)
 
 
@@ -103,13 +104,13 @@ def led_to(key: U, pilot: int, num_slots: U) -> U:
 def match_texts(
     data: Bytes, offsets: Integers, tables: Tables, verify: bool
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Ids in all texts, ascending and each once in a text, with the offsets of each text's.
+    """Return the ids in all texts, ascending and distinct within a text, with the offsets of each text's.
 
     Args:
         data: bytes of all texts, UTF-8.
         offsets: text i is data[offsets[i]:offsets[i + 1]], (num_texts + 1,).
         tables: of the entries.
-        verify: compare the bytes of what the keys found.
+        verify: compare the bytes of the entries that the keys found.
     """
     num_texts, longest = len(offsets) - 1, 0
     for text in range(num_texts):
@@ -118,7 +119,8 @@ def match_texts(
     block, num_tokens = np.zeros(room + PAD, np.uint8), 2 * room + BLOCK_TEXTS + 1
     tokens, owners = np.empty(num_tokens, U), np.empty(num_tokens, U)
     spans = np.empty((num_tokens if verify else 0, 2), U)
-    runs, heads, asked = np.empty(num_tokens, U), np.empty(num_tokens, U), np.empty(num_tokens, U)
+    # A run is its key; its head is the index of its first token.
+    runs, heads, slots = np.empty(num_tokens, U), np.empty(num_tokens, U), np.empty(num_tokens, U)
     found, where = np.empty(num_tokens, U), np.empty(num_tokens, U)
     grouped, cursor = np.empty(0, np.int32), np.empty(BLOCK_TEXTS + 2, U)
     ids, ends, num_ids = np.empty(1024, np.int32), np.zeros(num_texts + 1, np.int64), ZERO
@@ -135,7 +137,7 @@ def match_texts(
         while num_runs > ZERO:
             found, where = _with_room(found, num_found + num_runs), _with_room(where, num_found + num_runs)
             old = num_found
-            num_found, num_runs = _look_up(runs, heads, num_runs, tables, asked, found, where, num_found)
+            num_found, num_runs = _look_up(runs, heads, num_runs, tables, slots, found, where, num_found)
             if verify:
                 num_found = _verified(found, where, old, num_found, length, block, spans, tables)
             num_runs = _lengthen(runs, heads, num_runs, length, tokens, tables.bits)
@@ -152,18 +154,18 @@ def match_texts(
 
 @compiled
 def _with_room(array: Any, size: U) -> Any:
-    """The array itself, or a bigger copy with room for `size` numbers."""
+    """Return the array itself, or a larger copy with room for `size` numbers."""
     if size <= U(len(array)):
         return array
     bigger = np.empty(2 * np.int64(size), array.dtype)
-    for place in range(len(array)):  # loops, since slices take seconds to compile
+    for place in range(len(array)):  # a loop, since slices take seconds to compile
         bigger[place] = array[place]
     return bigger
 
 
 @compiled
 def _tokenize(block: Bytes, offsets: Integers, tokens: Words, owners: Words, spans: Words) -> U:
-    """Writes the key of each token, flag: another one follows in its text; its text; its span, where there is room."""
+    """Write the key of each token (flag: another follows in its text), its text, and its span if `spans` has room."""
     num_tokens, with_spans = ZERO, len(spans) > 0
     for text in range(len(offsets) - 1):
         start, stop = U(offsets[text] - offsets[0]), U(offsets[text + 1] - offsets[0])
@@ -196,28 +198,28 @@ def _tokenize(block: Bytes, offsets: Integers, tokens: Words, owners: Words, spa
 
 @compiled
 def _look_up(
-    runs: Words, heads: Words, num_runs: U, tables: Tables, asked: Words, found: Words, where: Words, num_found: U
+    runs: Words, heads: Words, num_runs: U, tables: Tables, places: Words, found: Words, where: Words, num_found: U
 ) -> tuple[U, U]:
-    """Adds the entries that are runs to `found`, and keeps those runs with which a longer entry may begin."""
+    """Add the entries that are runs to `found`, and keep the runs that may begin a longer entry."""
     slots, num_slots, num_kept = tables.slots, U(len(tables.slots) // 2), ZERO
     for run in range(num_runs):
         slot = slot_of(runs[run] & KEY, tables.pilots, num_slots) * U(2)
-        asked[run] = slot
+        places[run] = slot
         prefetch(slots, slot)
     for run in range(num_runs):
-        key, head, slot = runs[run], heads[run], asked[run]
-        there, value = slots[slot], slots[slot + ONE]
-        hit = U((there ^ key) <= ONE)
+        key, head, slot = runs[run], heads[run], places[run]
+        stored, value = slots[slot], slots[slot + ONE]
+        hit = U((stored ^ key) <= ONE)  # equal but for the flag
         found[num_found], where[num_found] = value, head
         num_found += hit & U(value != NO_ENTRY)
         runs[num_kept], heads[num_kept] = key, head
-        num_kept += hit & there & key  # the lowest bits: an entry goes on, and so does the text
+        num_kept += hit & stored & key  # the flags: a longer entry exists, and the text has another token
     return num_found, num_kept
 
 
 @compiled
 def _lengthen(runs: Words, heads: Words, num_runs: U, length: U, tokens: Words, bits: Words) -> U:
-    """Adds the next token to each run, and keeps the runs that may be in the tables."""
+    """Append the next token to each run, and keep the runs that may be in the tables."""
     mask, num_kept = U(len(bits)) * WORD - ONE, ZERO
     for run in range(num_runs):
         head = heads[run]
@@ -233,7 +235,7 @@ def _lengthen(runs: Words, heads: Words, num_runs: U, length: U, tokens: Words, 
 def _verified(
     found: Words, where: Words, old: U, num_found: U, length: U, block: Bytes, spans: Words, tables: Tables
 ) -> U:
-    """Keeps what was found from `old` on only where the entry's bytes are the tokens with one space between."""
+    """Keep of the entries found from `old` on those whose bytes are the tokens with one space between them."""
     num_kept = old
     for one in range(old, num_found):
         entry = found[one] >> U(32)

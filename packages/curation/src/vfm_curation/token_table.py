@@ -1,10 +1,10 @@
-"""The tables that texts of spaced languages are matched with: built from entries, kept in a folder, mapped to memory.
+"""The tables that texts of languages with spaces are matched with: built from entries, saved, memory-mapped.
 
-An entry of k pieces (cut at single spaces, empty ones kept) stands in a text exactly where its pieces are k consecutive
-tokens of it, so runs of tokens are looked up by a key of 63 bits. That no two runs with which entries begin share a
-key is checked when the tables are built. A run of a text that is in no entry may still share the key of one: for each
-look-up with a chance of num_runs / 2^63, which is 0.01 false matches in 10^10 captions against 500,000 entries.
-`verify` compares bytes and leaves none.
+An entry of k pieces (split at single spaces, empty ones kept) is in a text exactly if its pieces are k consecutive
+tokens of it, so runs of tokens are looked up by a key of 63 bits. Building the tables checks that no two runs that
+begin entries share a key. A run of a text that is in no entry may still share the key of one, for each look-up with a
+probability of num_runs / 2^63: 0.01 false matches in 10^10 captions against 500,000 entries. `verify` compares bytes
+and leaves none.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vfm.config import UserError
+from vfm.plugin import UserError
 from vfm_curation.perfect_hash import perfect_hash
 from vfm_curation.simd import compiled, high_product
 from vfm_curation.token_hash import (
@@ -36,47 +36,49 @@ from vfm_curation.token_hash import (
     token_key,
 )  # fmt: skip
 
+__all__ = ["TokenTable", "text_buffers"]
+
 U = np.uint64
 BITS_PER_RUN = 4
 
 
 class TokenTable:
-    """Finds all entries in texts whose words stand between spaces; the fast twin of `vfm_curation.Matcher`."""
+    """Finds all entries in texts with spaces between words; the fast twin of `vfm_curation.matching.Matcher`."""
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
 
     @classmethod
     def build(cls, entries: Sequence[str], ids: Sequence[int] | NDArray[np.integer[Any]] | None = None) -> TokenTable:
-        """Makes the tables; 500,000 entries take below a second and 23 MB.
+        """Build the tables; 500,000 entries take less than a second and 23 MB.
 
         Args:
             entries: the metadata.
-            ids: of each entry, from 0 to 2^31 - 1; default: its place.
+            ids: id of each entry, from 0 to 2^31 - 1; default: its index.
 
         Raises:
-            UserError: there are no entries, one stands twice, or two share a key.
+            UserError: there are no entries, one occurs twice, or two share a key.
         """
         if not len(entries):
-            raise UserError("the metadata holds no entries: there is nothing to match against")
+            raise UserError("the metadata has no entries to match against")
         numbers = np.arange(len(entries)) if ids is None else np.asarray(ids)
         tables, clash = tables_of(*text_buffers(pa.array(entries, pa.large_string())), numbers.astype(np.int32))
         if clash:
             first, second = (entries[place] for place in clash)
             if first == second:
-                raise UserError(f"metadata entry {first!r} stands twice, at {clash[0]} and at {clash[1]}")
-            raise UserError(f"metadata entries {first!r} and {second!r} share a key of 63 bits: leave one out")
+                raise UserError(f"metadata entry {first!r} occurs twice, at {clash[0]} and at {clash[1]}")
+            raise UserError(f"metadata entries {first!r} and {second!r} share a key of 63 bits; remove one")
         return cls(tables)
 
     def save(self, folder: Path) -> None:
-        """Writes one `.npy` file a table."""
+        """Write one `.npy` file for each table."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, table in self.tables._asdict().items():
             np.save(folder / f"{name}.npy", table)
 
     @classmethod
     def load(cls, folder: Path) -> TokenTable:
-        """Maps saved tables into memory: processes of a machine share them."""
+        """Memory-map saved tables, so that the processes of a machine share them."""
         mapped = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in Tables._fields)
         return cls(_frozen(*mapped))
 
@@ -86,24 +88,27 @@ class TokenTable:
         return sum(table.nbytes for table in self.tables)
 
     def match(self, texts: pa.Array | pa.ChunkedArray, *, verify: bool = False) -> pa.ListArray:
-        """Ids of the entries in each text, list<int32>, ascending, each once however often it occurs.
+        """Return the ids of the entries in each text, list<int32>, ascending and distinct.
 
         Args:
-            texts: strings; a missing one holds nothing.
-            verify: compare the bytes of what the keys found, so that no match is false.
+            texts: strings; null matches nothing.
+            verify: compare the bytes of the entries that the keys found, so that no match is false.
+
+        Raises:
+            UserError: there are more than 2^31 - 1 matches.
         """
         if isinstance(texts, pa.ChunkedArray):
             texts = texts.combine_chunks()
         ids, ends = match_texts(*text_buffers(texts), self.tables, verify)
         if len(ids) > np.iinfo(np.int32).max:
             raise UserError(
-                f"{len(texts)} texts hold {len(ids)} matches, more than one list of Arrow can; cut the shard"
+                f"{len(texts)} texts have {len(ids)} matches, more than an Arrow list can hold; use smaller shards"
             )
         return pa.ListArray.from_arrays(ends.astype(np.int32), ids)
 
 
 def text_buffers(texts: pa.Array) -> tuple[Bytes, NDArray[np.int64]]:
-    """The bytes of an array of strings, in place, and the offset of each, (num_texts + 1,)."""
+    """Return the bytes of an array of strings, without a copy, and the offset of each, (num_texts + 1,)."""
     if texts.null_count:
         texts = texts.fill_null("")
     _, offsets, data = texts.buffers()
@@ -115,7 +120,7 @@ def text_buffers(texts: pa.Array) -> tuple[Bytes, NDArray[np.int64]]:
 
 
 def tables_of(data: Bytes, offsets: NDArray[np.int64], ids: NDArray[np.int32]) -> tuple[Tables, tuple[int, int] | None]:
-    """The tables of entries, and the places of two that clash: the same ones, or such as share a key."""
+    """Return the tables of entries, and the indices of two that clash: equal ones, or ones that share a key."""
     padded = np.concatenate([data, np.zeros(PAD, np.uint8)])
     keys, values, longer, *clash = _runs(padded, offsets, ids)
     slots, pilots = perfect_hash(keys, values, longer)
@@ -124,7 +129,7 @@ def tables_of(data: Bytes, offsets: NDArray[np.int64], ids: NDArray[np.int32]) -
 
 
 def _frozen(*arrays: NDArray[Any]) -> Tables:
-    """Plain arrays that cannot be written: one type for the compiler, whether built or mapped."""
+    """Return read-only plain arrays: one type for the compiler, whether built or memory-mapped."""
     plain = [np.asarray(array) for array in arrays]
     for array in plain:
         array.setflags(write=False)
@@ -135,9 +140,9 @@ def _frozen(*arrays: NDArray[Any]) -> Tables:
 def _runs(
     data: Bytes, offsets: NDArray[np.int64], ids: NDArray[np.int32]
 ) -> tuple[Words, Words, NDArray[np.bool_], Any, Any]:
-    """All runs with which entries begin: key, value of its slot, whether a longer one goes on; and a clash, or -1, -1.
+    """Return all runs that begin entries: key, value of the slot, whether a longer one exists; and a clash, or -1, -1.
 
-    A clash is two entries that are the same, or whose beginnings share a key and are not the same.
+    A clash is two equal entries, or two whose beginnings differ and share a key.
     """
     num_entries, most = len(offsets) - 1, len(offsets) - 1
     for byte in data:
@@ -184,7 +189,7 @@ def _same(data: Bytes, first: int, first_size: int, second: int, second_size: in
 
 @compiled
 def _bits(keys: Words) -> Words:
-    """One bit for each key among at least BITS_PER_RUN times as many, a power of two."""
+    """Set one bit for each key, in a power of two of at least BITS_PER_RUN times as many bits."""
     size = 64
     while size < BITS_PER_RUN * len(keys):
         size *= 2

@@ -1,25 +1,30 @@
-"""Near pairs among unit vectors: k-means parts them, then each is compared with the earlier ones of its cluster."""
+"""Near pairs among unit vectors: k-means divides them, then each is compared with the earlier ones of its cluster."""
 
 # N vectors, K clusters, D width
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vfm.plugin import Runtime
+from vfm.train import prepare_device
+
 BLOCK = 4096
 ROUNDS = 10
 
 
 def spherical_kmeans(vectors: Tensor, num_clusters: int, seed: int) -> Tensor:
-    """Centres of clusters by cosine, unit length, (K, D), after ten rounds from vectors drawn by the seed.
+    """Return centroids of unit length by cosine, (K, D), after ten rounds from vectors drawn by the seed.
 
     Args:
-        vectors: of unit length, (N, D); their order takes part in the draw.
+        vectors: of unit length, (N, D); the draw depends on their order.
         num_clusters: K, at most N.
-        seed: of the first centres.
+        seed: seed of the first centroids.
     """
     chosen = np.random.default_rng(seed).choice(len(vectors), num_clusters, replace=False)
     centres = vectors[torch.from_numpy(chosen).to(vectors.device)].clone()
@@ -27,28 +32,30 @@ def spherical_kmeans(vectors: Tensor, num_clusters: int, seed: int) -> Tensor:
         nearest = nearest_centre(vectors, centres)
         sums = torch.zeros_like(centres).index_add_(0, nearest, vectors)
         norms = sums.norm(dim=1, keepdim=True)
-        centres = torch.where(norms > 0, sums / norms.clamp_min(1e-12), centres)
+        centres = torch.where(norms > 0, sums / norms.clamp_min(1e-12), centres)  # an empty cluster keeps its centroid
     return centres
 
 
 def nearest_centre(vectors: Tensor, centres: Tensor) -> Tensor:
-    """The centre of the largest cosine, (N,)."""
+    """Return the index of the centroid with the largest cosine, (N,)."""
     parts = [(block @ centres.T).argmax(dim=1) for block in torch.split(vectors, BLOCK)]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
 
 
 def near_earlier(vectors: Tensor, min_cosine: float) -> NDArray[np.bool_]:
-    """Whether the cosine with any earlier vector is at least `min_cosine`, (N,); in blocks, memory grows with N alone.
+    """Return whether the cosine with any earlier vector is at least `min_cosine`, (N,).
+
+    Cosines are computed in blocks, so memory grows with N, not with its square.
 
     Args:
         vectors: of unit length, (N, D).
-        min_cosine: what counts as near.
+        min_cosine: smallest cosine of near vectors.
     """
     found = torch.zeros(len(vectors), dtype=torch.bool, device=vectors.device)
     for start in range(0, len(vectors), BLOCK):
         block = vectors[start : start + BLOCK]
         for before in range(0, start + 1, BLOCK):
-            near = block @ vectors[before : before + BLOCK].T >= min_cosine
+            near = block @ vectors[before : before + BLOCK].T >= min_cosine  # (BLOCK, BLOCK)
             if before == start:
                 near = near.tril(diagonal=-1)
             found[start : start + BLOCK] |= near.any(dim=1)
@@ -56,8 +63,18 @@ def near_earlier(vectors: Tensor, min_cosine: float) -> NDArray[np.bool_]:
 
 
 def near_any(vectors: Tensor, references: Tensor, min_cosine: float) -> NDArray[np.bool_]:
-    """Whether the cosine with any reference is at least `min_cosine`, (N,)."""
+    """Return whether the cosine with any reference is at least `min_cosine`, (N,)."""
     found = torch.zeros(len(vectors), dtype=torch.bool, device=vectors.device)
     for block in torch.split(references, BLOCK):
         found |= (vectors @ block.T >= min_cosine).any(dim=1)
     return found.cpu().numpy()
+
+
+def near_references(
+    shards: Iterable[NDArray[np.float32]], references: NDArray[np.float32], min_cosine: float, runtime: Runtime
+) -> Iterator[NDArray[np.bool_]]:
+    """Yield for each shard's vectors whether the cosine with any reference is at least `min_cosine`."""
+    device = prepare_device(runtime)
+    on_device = torch.from_numpy(references).to(device)
+    for vectors in shards:
+        yield near_any(torch.from_numpy(vectors).to(device), on_device, min_cosine)

@@ -1,88 +1,91 @@
-"""Filter of exact duplicates: the same address, the same text, or the same file."""
+"""Filters of duplicates: equal URLs, texts or files, and images with near perceptual hashes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
-from vfm.config import UserError
-from vfm_curation.filters.base import Filter
+from vfm.data import splitmix64
+from vfm.plugin import UserError
+from vfm_curation.filters.buckets import Buckets, Dropped, num_buckets
+from vfm_curation.filters.hashes import block_masks, has_earlier_neighbour
+from vfm_curation.filters.run import FilterRun
+from vfm_curation.stages import Duplicates, NearDuplicates
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from vfm_curation.filters.base import Bools, Unit
-    from vfm_curation.filters.sieve import Sieve
+Bools = NDArray[np.bool_]
+MANY_ROWS = 100  # rows for each image, above which the user is warned of the cost of the distance
 
 
-class Duplicates(Filter):
-    """Keeps one of all units whose URL, text or image file is the same, byte for byte: that of the smallest uid.
+def first_copies(config: Duplicates, run: FilterRun) -> Iterator[Bools]:
+    """Yield which units have the smallest uid among equal ones.
 
-    So what is kept does not depend on the order of samples or shards. Of an image that falls, all texts fall; a text
-    falls alone, whatever its language. Equal means equal in 128 bits of blake2b. Samples without a URL all pass.
+    Two passes: units into buckets by hash, so that equal ones meet, and the dropped ones back into the order of shards.
     """
 
-    type: Literal["duplicates"] = Field("duplicates", description="one that has been seen, byte for byte")
-    of: Literal["url", "text", "image"] = Field(description="what is the same: the address, a text, the image's file")
+    def units() -> Iterator[pa.Table]:
+        return run.texts() if config.unit == "text" else run.images()
 
-    @property
-    def reason(self) -> str:
-        """Told apart by what is the same."""
-        return f"duplicate_{self.of}"
+    number = num_buckets(run.num_units(config.unit))
+    buckets = Buckets(run.scratch / "by_hash", number)
+    dropped = Dropped(run.scratch / "dropped", number, run.num_shards)
+    high, low = f"{config.of}_high", f"{config.of}_low"
+    num_hashed = 0
+    for table in units():
+        known = table.select(["shard", "unit", "uid", high, low]).drop_null()
+        buckets.add(known, known[high].to_numpy() % number)
+        num_hashed += len(known)
+    if config.of == "url" and not num_hashed and run.num_units("image"):
+        raise UserError("duplicates of url: no sample has a URL (a field `url` of its json, or a column `url`)")
+    for table in buckets:
+        dropped.add(first_of_each(table, [high, low])[1])
+    yield from dropped.passing(units())
 
-    @property
-    def unit(self) -> Unit:  # type: ignore[override]
-        """Texts, or images with their texts."""
-        return "text" if self.of == "text" else "image"
 
-    @property
-    def measures(self) -> tuple[Literal["images"], ...]:  # type: ignore[override]
-        """Of the images, unless texts are the same."""
-        return () if self.of == "text" else ("images",)
+def distinct_images(config: NearDuplicates, run: FilterRun) -> Iterator[Bools]:
+    """Yield which images have no near image with a smaller uid.
 
-    @property
-    def sees_images(self) -> bool:
-        """An address is known without its image."""
-        return self.of == "image"
+    Of equal hashes the first remains. Those are compared that agree on some choice of their blocks (see `block_masks`).
+    """
+    num_images = run.num_units("image")
+    number, masks = num_buckets(num_images), block_masks(config.max_distance, num_images)
+    if len(masks) > MANY_ROWS:
+        run.ctx.warn(
+            f"near_duplicates: with max_distance {config.max_distance} each of {num_images} images is written and"
+            f" sorted {len(masks)} times, with 4 {len(block_masks(4, num_images))} times"
+        )
+    dropped = Dropped(run.scratch / "dropped", number, run.num_shards)
+    equal = Buckets(run.scratch / "equal", number)
+    for table in run.images():
+        equal.add(table.select(["shard", "unit", "uid", "phash"]), table["phash"].to_numpy() % number)
+    agreeing = Buckets(run.scratch / "agreeing", num_buckets(num_images * len(masks)))
+    for table in equal:
+        first, later = first_of_each(table, ["phash"])
+        dropped.add(later)
+        for mask in masks if config.max_distance else ():
+            blocks = first["phash"].to_numpy() & mask
+            # 64 bits that identify the chosen blocks and their content.
+            group = splitmix64(blocks ^ splitmix64(mask.reshape(1)))
+            agreeing.add(first.append_column("group", pa.array(group)), group % agreeing.number)
+    for table in agreeing:
+        dropped.add(_near_earlier(table, config.max_distance))
+    yield from dropped.passing(run.identities())
 
-    @property
-    def columns(self) -> frozenset[str]:
-        """The hash."""
-        return frozenset({self.of})
 
-    def judge(self, sieve: Sieve) -> Iterator[Bools]:
-        """In two passes: by hash into buckets, and what falls there back into the order of shards."""
-        from vfm_curation.filters.buckets import Buckets, Fallen, num_buckets
-
-        def units() -> Iterator[pa.Table]:
-            return sieve.texts() if self.unit == "text" else sieve.images()
-
-        number = num_buckets(sieve.num_units(self.unit))
-        buckets = Buckets(sieve.scratch / "by_hash", number)
-        fallen = Fallen(sieve.scratch / "fallen", number, sieve.num_shards)
-        high, low = f"{self.of}_high", f"{self.of}_low"
-        num_hashed = 0
-        for table in units():
-            known = table.select(["shard", "unit", "uid", high, low]).drop_null()
-            buckets.add(known, known[high].to_numpy() % number)
-            num_hashed += len(known)
-        if self.of == "url" and not num_hashed and sieve.num_units("image"):
-            raise UserError("duplicates of url: no sample tells its URL (a field `url` of its json, a column `url`)")
-        for table in buckets:
-            fallen.add(first_of_each(table, [high, low])[1])
-        yield from fallen.passing(units())
+def _near_earlier(table: pa.Table, max_distance: int) -> pa.Table:
+    """Return the rows that are near to a row with a smaller uid in their group."""
+    table = table.sort_by([(name, "ascending") for name in ("group", "uid", "shard", "unit")])
+    near = has_earlier_neighbour(table["group"].to_numpy(), table["phash"].to_numpy(), max_distance)
+    return table.filter(pa.array(near))
 
 
 def first_of_each(table: pa.Table, keys: list[str]) -> tuple[pa.Table, pa.Table]:
-    """Of the rows with equal keys the one of the smallest uid, and the others; both sorted by keys and uid.
+    """Return of the rows with equal keys the one with the smallest uid, and the others; both sorted by keys and uid.
 
-    Texts of one sample are in their own order. Only where a uid is that of several samples, shard and row decide.
+    Texts of one sample keep their own order. Shard and row decide only if several samples have the same uid.
     """
-    import numpy as np
-    import pyarrow as pa
-
     table = table.sort_by([(name, "ascending") for name in (*keys, "uid", "shard", "unit")])
     columns = [table[key].to_numpy() for key in keys]
     later = np.zeros(len(table), dtype=np.bool_)

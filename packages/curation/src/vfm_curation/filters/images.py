@@ -1,4 +1,4 @@
-"""Measuring the images of a data set: one shard is one task, a parquet file with a row for each image."""
+"""Measures the images of a dataset: one shard is one task, a parquet file with a row for each image."""
 
 from __future__ import annotations
 
@@ -9,36 +9,37 @@ from typing import Any
 
 import pyarrow as pa
 
-from vfm.data import BadSample, Sample
-from vfm.data.images import decode_image, open_image
-from vfm_curation.addresses import urls_of_rows
+from vfm.data import BadSample, Sample, decode_image, open_image
 from vfm_curation.engine import Summary
-from vfm_curation.filters.phash import phash
-from vfm_curation.filters.standing import Standing, shard_file
+from vfm_curation.filters.hashes import phash
+from vfm_curation.filters.survivors import Survivors, shard_file
 from vfm_curation.filters.texts import VERSION, digest, halves, opened
+from vfm_curation.pool_texts import urls_of_rows
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 
-IMAGE_COLUMNS = frozenset({"image", "url", "phash"})  # what is measured only where a filter asks for it
+OPTIONAL_COLUMNS = frozenset({"image", "url", "phash"})  # measured only if a filter reads them
 
 
 @dataclass(frozen=True)
 class ImageJob:
-    """What the tasks over a data set's images share; `standing` says which to look at, None: all."""
+    """What the tasks over a dataset's images share; without `survivors` all images are measured."""
 
     dataset: Path
     folder: Path
-    standing: Standing | None
+    survivors: Survivors | None
     columns: frozenset[str]
 
 
-def standing_samples(dataset: Path, standing: Standing | None, shard: int) -> Iterator[tuple[int, Sample | BadSample]]:
-    """The samples of a shard with their rows, ascending: those of which a text stands, or all."""
+def remaining_samples(
+    dataset: Path, survivors: Survivors | None, shard: int
+) -> Iterator[tuple[int, Sample | BadSample]]:
+    """Yield the samples of a shard with their rows, ascending: those with a remaining text, or all."""
     source = opened(dataset)
     end = int(source.shard_sizes[: shard + 1].sum())
-    wanted = set(standing.rows(shard).tolist()) if standing else None
+    remaining = set(survivors.rows(shard).tolist()) if survivors else None
     for index in range(end - int(source.shard_sizes[shard]), end):
         _, row = source.locate(index)
-        if wanted is None or row in wanted:
+        if remaining is None or row in remaining:
             try:
                 yield row, source[index]
             except BadSample as bad:
@@ -46,26 +47,26 @@ def standing_samples(dataset: Path, standing: Standing | None, shard: int) -> It
 
 
 def measure_images(job: ImageJob, shard: int) -> Summary:
-    """Leaves of each image: row, `bad` (the reason where it cannot be used), `width` and `height` from its header.
+    """Write for each image: row, `bad` (the reason if it cannot be used), `width` and `height` from its header.
 
-    And the further columns of the job: `image` and `url` stand for two halves of a hash of the file and of the address
-    each; `phash` decodes the picture. Of images that nobody has, the address is all.
+    And the further columns of the job: `image` and `url` stand for two halves each of a hash of the file and of the
+    URL; `phash` decodes the image. If the pool has no images, only the URL is measured.
     """
     file, entry = shard_file(job.folder, shard), opened(job.dataset).index.shards[shard]
     made = made_from(asdict(entry), sorted(job.columns), VERSION)
     if record := finished_summary(file, made):
         return Summary.of(record)
     summary = Summary()
-    pictures = opened(job.dataset).index.spec.images
-    found = list(_pictures(job, shard, summary) if pictures else _addresses(job, shard))
+    has_images = opened(job.dataset).index.spec.images
+    found = list(_measured(job, shard, summary) if has_images else _urls(job, shard))
     summary.num_texts = len(found)
     write_shard_file(file, _table(found, job.columns), made, vars(summary))
     return summary
 
 
-def _pictures(job: ImageJob, shard: int, summary: Summary) -> Iterator[dict[str, Any]]:
+def _measured(job: ImageJob, shard: int, summary: Summary) -> Iterator[dict[str, Any]]:
     path = opened(job.dataset).index.shards[shard].path
-    for row, sample in standing_samples(job.dataset, job.standing, shard):
+    for row, sample in remaining_samples(job.dataset, job.survivors, shard):
         try:
             yield {"row": row, **measure(sample, job.columns, path)}
         except BadSample as bad:
@@ -73,30 +74,30 @@ def _pictures(job: ImageJob, shard: int, summary: Summary) -> Iterator[dict[str,
             yield {"row": row, "bad": bad.reason}
 
 
-def _addresses(job: ImageJob, shard: int) -> Iterator[dict[str, Any]]:
+def _urls(job: ImageJob, shard: int) -> Iterator[dict[str, Any]]:
     source = opened(job.dataset)
-    rows = job.standing.rows(shard) if job.standing else source.index.rows(shard)
-    urls = urls_of_rows(source, shard, rows).cast(pa.binary()).to_pylist()  # bytes: some are no UTF-8
+    rows = job.survivors.rows(shard) if job.survivors else source.index.rows(shard)
+    urls = urls_of_rows(source, shard, rows).cast(pa.binary()).to_pylist()  # as bytes: some are not valid UTF-8
     for row, url in zip(rows.tolist(), urls, strict=True):
         yield {"row": row, "url": digest(url) if url else None}
 
 
 def measure(sample: Sample | BadSample, columns: frozenset[str], shard: str) -> dict[str, Any]:
-    """What is measured of one image.
+    """Return the measurements of one image.
 
     Raises:
         BadSample: it cannot be used.
     """
     if isinstance(sample, BadSample):
         raise sample
-    picture = (decode_image if "phash" in columns else open_image)(sample.image, f"{shard}:{sample.key}")
-    values: dict[str, Any] = {"width": picture.width, "height": picture.height}
+    image = (decode_image if "phash" in columns else open_image)(sample.image, f"{shard}:{sample.key}")
+    values: dict[str, Any] = {"width": image.width, "height": image.height}
     if "image" in columns:
         values["image"] = digest(sample.image)
     if "url" in columns and sample.url:
         values["url"] = digest(sample.url.encode("utf-8", "surrogatepass"))
     if "phash" in columns:
-        values["phash"] = phash(picture)
+        values["phash"] = phash(image)
     return values
 
 

@@ -1,4 +1,4 @@
-"""A linear head in a safetensors file: one weight for each feature and a bias."""
+"""Reads a linear head from a safetensors file: one weight for each feature, and a bias."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vfm.config import UserError
+from vfm.plugin import UserError
 
 
 def head_width(file: Path) -> int:
-    """Features that a head takes, from the file's header alone.
+    """Return the number of features that a head takes, from the file's header.
 
     Raises:
-        UserError: no such file, no safetensors, or not the tensors of a head with one output.
+        UserError: the file does not exist, is not safetensors, or has not the tensors of a head with one output.
     """
     try:
         with file.open("rb") as stream:
@@ -31,20 +31,20 @@ def head_width(file: Path) -> int:
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from None
     except (struct.error, ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f"{file}: no safetensors file") from None
+        raise UserError(f"{file}: not a safetensors file") from None
     weight = shapes.get("weight", ())
     if not weight or weight[:-1] not in ((), (1,)) or prod(shapes.get("bias", ())) != 1:
-        raise UserError(f"{file}: wanted `weight`, (D,) or (1, D), and perhaps `bias`, (1,); here are {shapes}")
+        raise UserError(f"{file}: expected `weight`, (D,) or (1, D), and perhaps `bias`, (1,), got {shapes}")
     return int(weight[-1])
 
 
 def read_head(file: Path) -> tuple[NDArray[np.float32], np.float32]:
-    """Weight, (D,), and bias of a head.
+    """Return the weight, (D,), and the bias of a head.
 
     Raises:
         UserError: as `head_width`.
     """
-    from safetensors.torch import load_file
+    from safetensors.torch import load_file  # of the extra `clip`; numpy's reader has no bf16
 
     width = head_width(file)
     tensors = {name: tensor.float().numpy() for name, tensor in load_file(file).items()}

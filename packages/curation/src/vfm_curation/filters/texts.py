@@ -1,4 +1,4 @@
-"""Measuring the texts of a pool: one shard is one task, a parquet file with a row for each text."""
+"""Measures the texts of a pool: one shard is one task, a parquet file with a row for each text."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from vfm.artifacts import ImageDataset
 from vfm.data import Source, open_dataset
+from vfm.plugin import ImageDataset
 from vfm_curation.engine import Summary
-from vfm_curation.filters.standing import shard_file
+from vfm_curation.filters.survivors import shard_file
+from vfm_curation.language import detect
 from vfm_curation.pool_texts import texts_of
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 
-TEXT_COLUMNS = frozenset({"text", "detected"})  # what is measured only where a filter asks for it
+OPTIONAL_COLUMNS = frozenset({"caption", "text", "detected"})  # measured only if a filter reads them
 IDENTITY = ["shard", "row", "uid", "language", "text_index"]
-VERSION = 2  # raised where the same shard is measured otherwise
+VERSION = 2  # increase when the same shard gives other measurements
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,15 @@ class TextJob:
 
 @functools.lru_cache(maxsize=4)
 def opened(dataset: Path) -> Source:
-    """The samples of an artifact, opened once in each process."""
+    """Open the samples of an artifact, once in each process."""
     return open_dataset(ImageDataset.load(dataset))
 
 
 def measure_texts(job: TextJob, shard: int) -> Summary:
-    """Leaves the shard's texts: identity, `characters`, `words` and the further columns of the job.
+    """Write the shard's texts: identity, `characters`, `words` and the further columns of the job.
 
-    `text` stands for `text_high` and `text_low`, 128 bits of a hash; `detected` also for `detected_score`.
+    `caption` is the text itself; `text` stands for `text_high` and `text_low`, 128 bits of a hash; `detected` is the
+    detected language, with `detected_score`.
     """
     source, file = opened(job.dataset), shard_file(job.folder, shard)
     made = made_from(asdict(source.index.shards[shard]), sorted(job.columns), VERSION)
@@ -57,11 +59,11 @@ def measure_texts(job: TextJob, shard: int) -> Summary:
         "characters": pa.array([len(text) for text in texts], pa.int32()),
         "words": pa.array([len(text.split()) for text in texts], pa.int32()),
     }
+    if "caption" in job.columns:
+        columns["caption"] = table["text"]
     if "text" in job.columns:
         columns |= halves("text", [digest(text.encode()) for text in texts])
     if "detected" in job.columns:
-        from vfm_curation.language import detect
-
         codes, scores = detect(texts)
         columns |= {"detected": pa.array(codes, pa.string()), "detected_score": pa.array(scores, pa.float32())}
     summary.num_texts = len(texts)
@@ -70,12 +72,12 @@ def measure_texts(job: TextJob, shard: int) -> Summary:
 
 
 def digest(value: bytes) -> bytes:
-    """128 bits that stand for a value: equal ones are equal, and so are no others."""
+    """Return a hash of 128 bits that stands for a value in comparisons."""
     return hashlib.blake2b(value, digest_size=16).digest()
 
 
 def halves(name: str, digests: Sequence[bytes | None]) -> dict[str, pa.Array]:
-    """Digests as two columns of 64 bits, `NAME_high` and `NAME_low`, null where there is none."""
+    """Return digests as two columns of 64 bits, `NAME_high` and `NAME_low`, null if there is none."""
     missing = np.array([one is None for one in digests], dtype=np.bool_)
     numbers = np.frombuffer(b"".join(one or bytes(16) for one in digests), dtype=">u8").reshape(-1, 2)
     columns = zip(("high", "low"), numbers.astype(np.uint64).T, strict=True)

@@ -1,8 +1,8 @@
-"""Counting strings when there are more of them than memory holds.
+"""Counts more strings than fit into memory.
 
-A `Counter` that grows too large goes to disk as one file, its rows in buckets by a hash of the string; at the end each
-bucket is added up by itself. Nothing is pruned, so the counts are exact: the pairs of words that a high PMI favours are
-the rarest ones, which any pruning would lose first.
+A `Counter` that grows too large is written to disk as one file, its rows in buckets by a hash of the string; at the end
+each bucket is summed on its own. Nothing is pruned, so the counts are exact: the bigrams that a high PMI favours are
+the rarest ones, which pruning would lose first.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ SCHEMA = pa.schema([("key", pa.large_string()), ("count", pa.int64())])
 
 
 class SpillingCounter:
-    """Counts strings; those that were counted are read back as tables.
+    """Counts strings and returns the counts as tables.
 
     Args:
-        folder: where counts go that memory does not hold; None: everything stays in memory.
+        folder: where counts that exceed memory are written; None: all counts stay in memory.
         max_counted: distinct strings in memory.
-        num_files: of the files that an earlier counter left in the folder, how many count; the others are removed.
+        num_files: number of files of an earlier counter in the folder that are kept; the others are removed.
     """
 
     def __init__(self, folder: Path | None = None, *, max_counted: int = MAX_COUNTED, num_files: int = 0) -> None:
@@ -44,13 +44,13 @@ class SpillingCounter:
                 file.unlink()
 
     def add(self, counts: Iterable[str] | Mapping[str, int]) -> None:
-        """Counts each string once, or as often as the mapping says."""
+        """Count each string once, or add the counts of a mapping."""
         self._counts.update(counts)
         if len(self._counts) > self.max_counted:
             self.spill()
 
     def tables(self) -> Iterator[pa.Table]:
-        """All counts as tables of key and count, a bucket each; a key stands in one row of one table."""
+        """Yield all counts as tables of key and count, one for each bucket; a key is in one row of one table."""
         if not self.files:
             yield _table(self._counts.items())
             return
@@ -61,12 +61,12 @@ class SpillingCounter:
             yield summed.rename_columns(["key", "count"]).cast(SCHEMA)
 
     def top(self, min_count: int = 1, *, share: float = 1.0, limit: int | None = None) -> list[str]:
-        """Strings counted at least `min_count` times, most often first, ties by the string itself.
+        """Return strings counted at least `min_count` times, most frequent first, ties by the string itself.
 
         Args:
-            min_count: how often a string must have been counted.
-            share: at most this share of all distinct strings.
-            limit: at most this many.
+            min_count: smallest count of a string.
+            share: largest fraction of all distinct strings.
+            limit: largest number of strings.
         """
         num_distinct, parts = 0, []
         for table in self.tables():
@@ -76,7 +76,7 @@ class SpillingCounter:
         return strongest(pa.concat_tables(parts), "count", most if limit is None else min(most, limit))
 
     def spill(self) -> None:
-        """Brings what memory holds to disk, where there is a folder."""
+        """Write the counts in memory to disk, if there is a folder."""
         if not self.folder or not self._counts:
             return
         buckets: list[list[tuple[str, int]]] = [[] for _ in range(NUM_BUCKETS)]
@@ -84,20 +84,20 @@ class SpillingCounter:
             buckets[crc32(item[0].encode()) % NUM_BUCKETS].append(item)
         file = self.folder / f"{len(self.files):06d}.parquet"
         with pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
-            for bucket in buckets:
-                writer.write_table(_table(bucket), row_group_size=max(1, len(bucket)))  # one row group, also if empty
+            for bucket in buckets:  # one row group each, also if empty
+                writer.write_table(_table(bucket), row_group_size=max(1, len(bucket)))
         self.files.append(file)
         self._counts.clear()
 
 
 def strongest(table: pa.Table, column: str, limit: int | None) -> list[str]:
-    """Keys of a table, those with the highest value of a column first, ties by the key; at most `limit`."""
+    """Return at most `limit` keys of a table, those with the highest value of a column first, ties by the key."""
     strings: list[str] = table["key"].take(by_strength(table, column, limit)).to_pylist()
     return strings
 
 
 def by_strength(table: pa.Table, column: str, limit: int | None) -> pa.Array:
-    """The rows in that order."""
+    """Return the indices of the rows in the order of `strongest`."""
     return pc.sort_indices(table, [(column, "descending"), ("key", "ascending")])[:limit]
 
 

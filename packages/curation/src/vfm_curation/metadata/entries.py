@@ -1,9 +1,9 @@
-"""The entry list itself: merged from sources in a frozen order, named by a hash, kept as one Parquet file.
+"""The entry list: merged from sources in a frozen order, identified by a hash, stored as one Parquet file.
 
 An entry's id is its row, one numbering over all languages. An entry of language "" is for texts of any language.
 
 Source: Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671), section 3.1; Chuang et al. 2025, MetaCLIP 2
-(arXiv:2507.22062) for a list a language.
+(arXiv:2507.22062) for one list for each language.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vfm.artifacts import Metadata
+from vfm.plugin import Metadata
 
 ENTRIES_FILE = "entries.parquet"
-SHARED = ""  # the language of entries that are for texts of any language
-MAX_LENGTH = 256  # characters; no caption holds a longer entry, and the paper of MetaCLIP 2 drops them too
+SHARED = ""  # the language of entries for texts of any language
+MAX_LENGTH = 256  # characters; MetaCLIP 2 drops longer entries too
 BATCH = 1 << 20  # rows of a row group
 Row = tuple[str, str, str]  # language, entry, source
 
 
 class EntryList:
-    """Merges sources in the order in which they come: where two hold an entry, the first one keeps it.
+    """Merges sources in the order of `add`: an entry of several sources belongs to the first.
 
     Args:
-        size: at most this many entries of each language; None: all.
+        size: largest number of entries of each language; None: all.
     """
 
     def __init__(self, size: int | None = None) -> None:
         self.size = size
-        self.left_out: list[tuple[Row, str]] = []  # and why; without those beyond the size
+        self.left_out: list[tuple[Row, str]] = []  # with the reason; without those beyond the size
         self.num_beyond = 0
         self._sources: dict[str, dict[str, str]] = {}
 
     def add(self, entries: Mapping[str, str], language: str = SHARED) -> None:
-        """Adds entries (entry -> source) of one language, as far as they are usable, new and within the size."""
+        """Add entries (entry -> source) of one language that are usable, new and within the size."""
         own, shared = self._sources.setdefault(language, {}), self._sources.get(SHARED, {})
         for entry, source in entries.items():
             earlier = own.get(entry) or shared.get(entry)
             reason = unusable_reason(entry) or (f"also in an earlier source: {earlier}" if earlier else None)
             if reason:
-                shown = entry.encode("utf-8", "replace").decode()  # half a character cannot be written down
+                shown = entry.encode("utf-8", "replace").decode()  # a lone surrogate cannot be encoded
                 self.left_out.append(((language, shown, source), reason))
             elif self.size is not None and len(own) >= self.size:
                 self.num_beyond += 1
@@ -61,7 +61,7 @@ class EntryList:
         return sum(map(len, self._sources.values()))
 
     def __iter__(self) -> Iterator[Row]:
-        """Rows by id: the languages in the order in which they came, entries in that of their sources."""
+        """Yield rows by id: languages in the order of `add`, entries in that of their sources."""
         for language, sources in self._sources.items():
             yield from ((language, entry, source) for entry, source in sources.items())
 
@@ -72,10 +72,10 @@ class EntryList:
 
 
 def unusable_reason(entry: str) -> str | None:
-    """Why a string is left out of every list, or None where it may be an entry.
+    """Return why a string cannot be an entry, or None if it can.
 
-    The papers leave out what is empty, one ASCII mark alone, a full-width mark alone, longer than 256 characters. JSON
-    may hold half a character (a surrogate alone), which no text in UTF-8 has.
+    The papers leave out empty strings, single ASCII and full-width marks, and strings longer than 256 characters. JSON
+    may contain half a character (a lone surrogate), which no UTF-8 text has.
     """
     if not entry:
         return "empty"
@@ -87,7 +87,7 @@ def unusable_reason(entry: str) -> str | None:
 
 
 def entries_sha256(rows: Iterable[Row]) -> str:
-    """Hash of the ordered entries and their languages: SHA-256 over a JSON line `[language, entry]` for each."""
+    """Return the SHA-256 of the ordered entries and their languages, over a JSON line `[language, entry]` for each."""
     digest = hashlib.sha256()
     for language, entry, _ in rows:
         digest.update(f"{json.dumps([language, entry])}\n".encode())
@@ -95,7 +95,7 @@ def entries_sha256(rows: Iterable[Row]) -> str:
 
 
 def save_entries(directory: Path, rows: Iterable[Row]) -> None:
-    """Writes the entries as the bulk of a `Metadata` artifact: language, entry, source; the row is the id."""
+    """Write the entries as the file of a `Metadata` artifact: language, entry, source; the row is the id."""
     schema = pa.schema([(name, pa.string()) for name in ("language", "entry", "source")])
     with pq.ParquetWriter(directory / ENTRIES_FILE, schema, compression="zstd") as writer:
         for batch in _batches(rows):
@@ -114,12 +114,12 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def load_entries(metadata: Metadata) -> pa.Table:
-    """The entries of an artifact: columns language, entry, source (strings); an entry's id is its row."""
+    """Return the entries of an artifact: columns language, entry, source (strings); an entry's id is its row."""
     return pq.read_table(metadata.path / ENTRIES_FILE)
 
 
 def ids_for(entries: pa.Table, language: str) -> NDArray[np.int64]:
-    """Ids of the entries that a text of this language is matched against: the shared ones and the language's own."""
+    """Return the ids of the entries for texts of a language: the shared ones and the language's own."""
     chosen = pc.is_in(entries["language"], pa.array([SHARED, language]))
     ids: NDArray[np.int64] = np.flatnonzero(chosen.to_numpy())
     return ids

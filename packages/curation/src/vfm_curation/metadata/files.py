@@ -1,4 +1,4 @@
-"""Entries from a list that the user has: text, JSON, csv or tsv, or a folder."""
+"""Reads the user's lists of entries: text, JSON, csv or tsv, or a folder."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vfm.config import UserError
+from vfm.plugin import UserError
 from vfm_curation.metadata.entries import SHARED
 from vfm_curation.metadata.wordnet import WORDNET_FILES, wordnet_entries
 
-# What MetaCLIP 2's lists call their sources.
+# The names of sources in MetaCLIP 2's lists.
 TAGS = {"": "number", "w": "wordnet", "u": "wikipedia unigram", "b": "wikipedia bigram", "t": "wikipedia title"}
 
 
 def read_entries(path: str | Path, *, column: str | None = None) -> dict[str, str]:
-    """Entries of a file that is for texts of any language, or of a WordNet folder, as entry -> source, in its order.
+    """Return the entries of a file for any language, or of a WordNet folder, as entry -> source, in order.
 
     Args:
         path: as for `read_lists`.
         column: as for `read_lists`.
 
     Raises:
-        UserError: the file is missing, of another kind, or not what its name says, or has a list a language.
+        UserError: the file is missing, of another format, or not what its name says, or has lists by language.
     """
     lists = read_lists(path, column=column)
     if set(lists) - {SHARED}:
-        raise UserError(f"{path}: has a list for each of {', '.join(lists)}; `read_lists` reads those")
+        raise UserError(f"{path}: has a list for each of {', '.join(lists)}; use `read_lists`")
     return lists.get(SHARED, {})
 
 
 def read_lists(path: str | Path, *, column: str | None = None, language: str = SHARED) -> dict[str, dict[str, str]]:
-    """Lists of entries by language, each as entry -> source, in the file's order. Empty lines are no entries.
+    """Return lists of entries by language, each as entry -> source, in the file's order, without empty lines.
 
     Args:
-        path: `.txt` (one entry a line); `.csv`, `.tsv`; `.json`: a list of strings as MetaCLIP's metadata.json, a
-            mapping of entries to sources as MetaCLIP 2's, or a mapping of languages to either; or a folder: WordNet's
+        path: `.txt` (one entry a line); `.csv`, `.tsv`; `.json`: a list of strings like MetaCLIP's metadata.json, a
+            mapping of entries to sources like MetaCLIP 2's, or a mapping of languages to either; or a folder: WordNet's
             with `data.noun`, `data.verb`, `data.adj` and `data.adv`, else one of `LANGUAGE.json`.
-        column: of a csv or tsv with a header line; default: the first column of a file without one.
-        language: of a file that names none.
+        column: column of a csv or tsv with a header; default: the first column of a file without a header.
+        language: language of the entries of a file that has no languages.
 
     Raises:
-        UserError: the file is missing, of another kind, or not what its name says.
+        UserError: the file is missing, of another format, or not what its name says.
     """
     path = Path(path)
     if path.is_dir():
@@ -82,13 +82,13 @@ def _read_json(path: Path, language: str) -> dict[str, dict[str, str]]:
     found = {key: entries for key, entries in lists.items() if entries is not None}
     if not found or len(found) < len(lists):
         raise UserError(
-            f"{path}: should hold a JSON list of strings, a mapping of entries to sources, or of languages to either"
+            f"{path}: expected a JSON list of strings, a mapping of entries to sources, or of languages to either"
         )
     return found
 
 
 def _entries_of(content: Any, name: str) -> dict[str, str] | None:
-    """A list of strings or a mapping of entries to sources; None where it is neither."""
+    """Return a list of strings, or a mapping of entries to sources, as the latter; None if it is neither."""
     if isinstance(content, list) and all(isinstance(entry, str) for entry in content):
         return dict.fromkeys(content, name)
     if isinstance(content, dict) and content and all(isinstance(source, str) for source in content.values()):
@@ -102,7 +102,7 @@ def _read_lines(path: Path, column: str | None) -> Iterator[str]:
     elif path.suffix in (".csv", ".tsv"):
         yield from _read_table(path, column)
     else:
-        raise UserError(f"{path}: metadata is read from .txt, .json, .csv, .tsv or a folder of WordNet files")
+        raise UserError(f"{path}: expected a .txt, .json, .csv or .tsv file, or a folder of WordNet files")
 
 
 def _read_table(path: Path, column: str | None) -> Iterator[str]:
@@ -112,7 +112,7 @@ def _read_table(path: Path, column: str | None) -> Iterator[str]:
         if column is not None:
             header = next(rows, [])
             if column not in header:
-                raise UserError(f"{path}: has no column {column!r}; its columns: {', '.join(header)}")
+                raise UserError(f"{path}: has no column {column!r}; choose from {', '.join(header)}")
             place = header.index(column)
         for row in rows:
             yield row[place] if len(row) > place else ""

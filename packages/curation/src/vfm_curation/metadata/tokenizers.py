@@ -1,7 +1,7 @@
-"""Words of a text for counting, as a list in which "" stands where no pair of words may reach across.
+"""Splits texts into words for counting; "" in the list of words is a break that no bigram crosses.
 
-Four ways: `caption_words` as the matcher splits captions, `prose_words` for running text, `characters` and `icu_words`
-for languages that write no space between words.
+Four ways: `caption_words` like the matcher, `prose_words` for running text, `characters` and `icu_words` for languages
+written without spaces between words.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import string
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 
-from vfm_curation.entry_sources.base import TokenizerName
 from vfm_curation.matching import tokenize
+from vfm_curation.stages.metadata import TokenizerName
 
 Split = Callable[[str], list[str]]
 BREAK = ""
 
-# Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan and their like, whatever follows: zh-classical, zh_CN, my_MM.
+# Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan and related languages, without region: zh-classical, zh_CN.
 NO_SPACE_LANGUAGES = frozenset(
     {
         *("zh", "yue", "wuu", "gan", "lzh", "cdo", "hak", "nan"),
@@ -36,7 +37,7 @@ _NO_SPACE = re.compile(
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """How a text is split, and what stands between the two words of an entry."""
+    """How a text is split, and the string between the two words of a bigram entry."""
 
     split: Split
     joiner: str = " "
@@ -46,20 +47,20 @@ class Tokenizer:
 
 
 def writes_spaces(language: str) -> bool:
-    """Whether a language, by its code with or without region and script, writes spaces between words."""
+    """Return whether a language, by its code with or without region and script, is written with spaces."""
     return re.split("[-_]", language.lower())[0] not in NO_SPACE_LANGUAGES
 
 
 def find_tokenizer(name: TokenizerName, language: str, *, prose: bool) -> Tokenizer:
-    """The tokenizer of a name; `auto` takes characters in languages without spaces, words in all others.
+    """Return the tokenizer of a name; `auto` means characters for languages without spaces, words for all others.
 
     Args:
         name: as in a recipe.
-        language: of the texts.
-        prose: whether they are running text; else captions, whose words are the matcher's.
+        language: language of the texts.
+        prose: True for running text; False for captions, whose words are the matcher's.
 
     Raises:
-        ModuleNotFoundError: icu without the extra of that name.
+        ModuleNotFoundError: the name is icu and the extra `icu` is not installed.
     """
     if name == "auto":
         name = "words" if writes_spaces(language) else "characters"
@@ -67,24 +68,24 @@ def find_tokenizer(name: TokenizerName, language: str, *, prose: bool) -> Tokeni
         return Tokenizer(prose_words if prose else caption_words)
     if name == "characters":
         return Tokenizer(characters, joiner="")
-    import icu4py.breakers  # noqa: F401 - a missing package is told before anything is read
+    import_module("icu4py.breakers")  # the extra `icu`; fail before any text is read
 
     return Tokenizer(functools.partial(icu_words, language=language), joiner="")
 
 
 def caption_words(text: str) -> list[str]:
-    """The matcher's tokens; those that are marks or ASCII punctuation alone are breaks, as are double spaces."""
+    """Return the matcher's tokens; tokens of only marks or ASCII punctuation are breaks, as are double spaces."""
     return [token if token.strip(string.punctuation) else BREAK for token in tokenize(text)]
 
 
 def prose_words(text: str) -> list[str]:
-    """The matcher's tokens without the punctuation around them, which breaks; a line end breaks too."""
+    """Return the matcher's tokens without surrounding punctuation, which is a break; so is a line end."""
     return list(itertools.chain.from_iterable(map(_words_of_line, text.splitlines())))
 
 
 def _words_of_line(line: str) -> Iterator[str]:
     for token in tokenize(" ".join(line.split())):
-        if token and token[0].isalnum() and token[-1].isalnum():  # most are
+        if token and token[0].isalnum() and token[-1].isalnum():  # the fast path: most tokens
             yield token
             continue
         first, last = 0, len(token)
@@ -101,9 +102,9 @@ def _words_of_line(line: str) -> Iterator[str]:
 
 
 def characters(text: str) -> list[str]:
-    """Each character of a script without spaces, with the marks that combine with it, is a word.
+    """Split into the characters of scripts without spaces, with their combining marks, and runs of other letters.
 
-    So is each run of other letters. No pair reaches across a space.
+    A space is a break.
     """
     return list(itertools.chain.from_iterable(map(_characters_of, text.split())))
 
@@ -125,8 +126,8 @@ def _characters_of(chunk: str) -> Iterator[str]:
 
 
 def icu_words(text: str, language: str) -> list[str]:
-    """Words by ICU's dictionaries (Chinese, Japanese, Thai, Lao, Khmer, Burmese). No pair reaches across a space."""
-    from icu4py.breakers import WordBreaker
+    """Return words by ICU's dictionaries (Chinese, Japanese, Thai, Lao, Khmer, Burmese). A space is a break."""
+    from icu4py.breakers import WordBreaker  # the extra `icu`
 
     words: list[str] = []
     for chunk in text.split():
@@ -138,5 +139,5 @@ def icu_words(text: str, language: str) -> list[str]:
 
 @functools.lru_cache(1 << 16)
 def _is_mark(char: str) -> bool:
-    """Punctuation, symbols, separators and control characters."""
+    """Return whether a character is punctuation, a symbol, a separator or a control character."""
     return unicodedata.category(char)[0] in "PSZC"

@@ -1,4 +1,4 @@
-"""Entries from texts: their words by count, their pairs of words by pointwise mutual information (PMI).
+"""Entries from texts: words by count, bigrams by pointwise mutual information (PMI).
 
 Sources: Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671), section 3.1 for counts and PMI, appendix A.7 for
 metadata from the captions themselves; Chuang et al. 2025, MetaCLIP 2 (arXiv:2507.22062), appendix, for `score`.
@@ -33,14 +33,14 @@ Floats = NDArray[np.float64]
 
 
 class Vocabulary:
-    """Counts the words of texts and the pairs of neighbouring words. A pair reaches across no "" of the tokenizer.
+    """Counts the words of texts and the pairs of adjacent words. No pair crosses a break ("") of the tokenizer.
 
     Args:
-        texts: to count right away.
-        tokenizer: splits texts; the default finds what the matcher would find in captions.
-        folder: where counts go that memory does not hold; None: everything stays in memory.
+        texts: texts to count at once.
+        tokenizer: splits texts; the default finds what the matcher finds in captions.
+        folder: where counts that exceed memory are written; None: all counts stay in memory.
         max_counted: distinct words, and distinct pairs, in memory.
-        resume: take up what `save` has left in the folder; `progress` is what was said of it. Else it is made empty.
+        resume: continue from what `save` wrote to the folder, whose `progress` is restored; else the folder is emptied.
     """
 
     def __init__(
@@ -63,24 +63,24 @@ class Vocabulary:
         self.add(texts)
 
     def add(self, texts: Iterable[str]) -> None:
-        """Counts texts, however many there are."""
+        """Count texts."""
         texts = iter(texts)
         while some := list(itertools.islice(texts, TEXTS_AT_ONCE)):
             self.add_counts(*count_words(map(self.tokenizer, some)))
 
     def add_counts(self, words: Mapping[str, int], pairs: Mapping[str, int]) -> None:
-        """Counts what `count_words` has counted."""
+        """Add counts by `count_words`."""
         self.num_words += sum(words.values())
         self.words.add(words)
         self.pairs.add(pairs)
 
     @property
     def num_files(self) -> int:
-        """How many files counts have gone to."""
+        """Number of files that counts were written to."""
         return len(self.words.files) + len(self.pairs.files)
 
     def save(self, progress: Mapping[str, Any]) -> None:
-        """Brings all counts to the folder, with what the caller wants to know of them (what JSON can hold)."""
+        """Write all counts to the folder, with the caller's progress (JSON values)."""
         assert self.folder
         self.words.spill()
         self.pairs.spill()
@@ -89,20 +89,20 @@ class Vocabulary:
             part.write_text(json.dumps({"num_words": self.num_words, "progress": progress, **files}), encoding="utf-8")
 
     def top_words(self, min_count: int = 1, *, share: float = 1.0, limit: int | None = None) -> list[str]:
-        """Words seen at least `min_count` times, commonest first; see `SpillingCounter.top`."""
+        """Return words counted at least `min_count` times, most frequent first; see `SpillingCounter.top`."""
         return self.words.top(min_count, share=share, limit=limit)
 
     def top_pairs(
         self, min_count: int = 1, *, rank: PairRank = "pmi", min_pmi: float = ABOVE_CHANCE, limit: int | None = None
     ) -> list[str]:
-        """Pairs as entries, strongest first, ties by the text.
+        """Return pairs as entries, strongest first, ties by the text.
 
         Args:
-            min_count: occurrences that a pair needs. PMI alone is highest for pairs seen once.
+            min_count: smallest count of a pair. PMI alone is highest for pairs that occur once.
             rank: `pmi`: log2(count(ab) * N / (count(a) * count(b))), N being the number of words; `score`: MetaCLIP
-                2's (count + 1)^0.7 * (PMI - the 0.3 quantile of PMI over all distinct pairs), where positive.
-            min_pmi: PMI in bits that a pair needs; of `pmi` alone.
-            limit: at most this many.
+                2's (count + 1)^0.7 * (PMI - the 0.3 quantile of PMI over all distinct pairs), if positive.
+            min_pmi: smallest PMI of a pair in bits; only for `pmi`.
+            limit: largest number of pairs.
         """
         base = self._pmi_quantile(SCORE_QUANTILE) if rank == "score" else 0.0
         parts = []
@@ -122,9 +122,9 @@ class Vocabulary:
     def entries(
         self, size: int | None = None, *, min_count: int = 5, bigram_min_count: int = 5, bigram_share: float = 0.3
     ) -> dict[str, str]:
-        """Entries as entry -> source, "unigram" or "bigram", in their order: all that qualify, or the best `size`.
+        """Return entries as entry -> source, "unigram" or "bigram", in order: all that qualify, or the best `size`.
 
-        Of `size` entries `bigram_share` are pairs; where one kind has too few for its share, the other fills up.
+        Of `size` entries a fraction of `bigram_share` are pairs; if one kind has too few, the other fills up.
         """
         words, pairs = self.top_words(min_count, limit=size), self.top_pairs(bigram_min_count, limit=size)
         size = len(words) + len(pairs) if size is None else size
@@ -133,16 +133,17 @@ class Vocabulary:
         return sources | dict.fromkeys(pairs[:num_pairs], "bigram")
 
     def _pairs_with_pmi(self) -> Iterator[tuple[pa.Table, Floats]]:
-        """Each table of pairs with the PMI of each, to 1e-9 bits: the last digit of a logarithm shall order nothing."""
+        """Yield each table of pairs with their PMI in bits."""
         known = pa.concat_tables(self.words.tables()).combine_chunks()
         counts = known["count"].to_numpy()
         for table in self.pairs.tables():
             halves = pc.list_flatten(pc.split_pattern(table["key"], " ")).combine_chunks()
             both = counts[pc.index_in(halves, known["key"]).to_numpy().reshape(-1, 2)].astype(np.float64)
+            # Rounded, so that the last digits of a logarithm, which differ between machines, decide no order.
             yield table, np.round(np.log2(table["count"].to_numpy() * (self.num_words / both[:, 0]) / both[:, 1]), 9)
 
     def _pmi_quantile(self, share: float) -> float:
-        """A quantile of PMI over all distinct pairs, to a thousandth of a bit."""
+        """Return a quantile of PMI over all distinct pairs, to a thousandth of a bit."""
         histogram = np.zeros(len(PMI_BINS) - 1, dtype=np.int64)
         for _, pmi in self._pairs_with_pmi():
             histogram += np.histogram(pmi, PMI_BINS)[0]
@@ -150,7 +151,7 @@ class Vocabulary:
 
 
 def _state(folder: Path | None, resume: bool) -> dict[str, Any]:
-    """What `Vocabulary.save` has left in a folder; of nothing counted where it has not, or is not wanted."""
+    """Return what `Vocabulary.save` wrote to a folder; an empty state if there is none, or `resume` is False."""
     file = folder and folder / STATE_FILE
     if file and file.exists() and resume:
         state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -161,7 +162,7 @@ def _state(folder: Path | None, resume: bool) -> dict[str, Any]:
 
 
 def count_words(texts: Iterable[list[str]]) -> tuple[Counter[str], Counter[str]]:
-    """Counts the words and the neighbouring pairs ("a b") of tokenized texts, in which "" stands for a break."""
+    """Count the words and the adjacent pairs ("a b") of tokenized texts, in which "" is a break."""
     words = [word for text in texts for word in (*text, BREAK)]
     pairs = Counter(f"{first} {second}" for first, second in itertools.pairwise(words) if first and second)
     return Counter(filter(None, words)), pairs

@@ -1,7 +1,7 @@
-"""Words and pairs of words of a Wikipedia, counted from an XML dump or from plain text.
+"""Words and bigrams of a Wikipedia, counted from an XML dump or from plain text.
 
 Source: Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671), section 3.1; Chuang et al. 2025, MetaCLIP 2
-(arXiv:2507.22062) for a Wikipedia a language.
+(arXiv:2507.22062) for one Wikipedia for each language.
 """
 
 from __future__ import annotations
@@ -11,27 +11,28 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from vfm.stage import Context
-from vfm_curation.engine import in_order
-from vfm_curation.entry_sources.base import TokenizerName
-from vfm_curation.metadata.dump import OnRead, articles, unpacked
+from vfm.plugin import Context
+from vfm_curation.engine import map_in_order
 from vfm_curation.metadata.tokenizers import find_tokenizer
 from vfm_curation.metadata.vocabulary import Vocabulary, count_words
+from vfm_curation.metadata.wikimedia import articles, lines
 from vfm_curation.shard_files import made_from
+from vfm_curation.stages.metadata import TokenizerName
 
 TEXTS_A_TASK = 200  # articles or lines
 MEGABYTE = 1e6
-VERSION = 1  # raised where the same files give other counts
+VERSION = 1  # increase when the same files give other counts
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class TextCounts:
-    """Words and pairs of some texts, how many texts those were, and why others could not be read."""
+    """Words and bigrams of some texts, the number of texts, and the reasons why others could not be read."""
 
     words: Counter[str]
     pairs: Counter[str]
@@ -41,7 +42,7 @@ class TextCounts:
 
 @dataclass
 class Progress:
-    """How far a corpus has been counted: texts of the file at hand, whose number that is, and of all files."""
+    """How far a corpus has been counted: index of the current file, its texts, and texts of all files."""
 
     file: int = 0
     texts: int = 0
@@ -51,7 +52,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Files of running text in one language, unpacked as they are read where they end in `.bz2` or `.gz`."""
+    """Files of running text in one language; `.bz2` and `.gz` are decompressed as they are read."""
 
     files: tuple[Path, ...]
     wikitext: bool  # XML dumps, else plain text
@@ -60,20 +61,20 @@ class Corpus:
 
     @property
     def made(self) -> str:
-        """The name of what its counts are made from."""
+        """Hash of what the counts are made from."""
         stats = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in self.files]
         return made_from(stats, self.wikitext, self.language, self.tokenizer, VERSION)
 
     def count(self, vocabulary: Vocabulary, ctx: Context, workers: int = 0) -> None:
-        """Counts all texts. Whatever the number of processes, the counts are the same.
+        """Count all texts. The counts do not depend on the number of processes.
 
-        Whenever counts go to disk the progress does too: a vocabulary that resumes goes on from there, and what was
-        counted is only read over, not stripped and split again.
+        Whenever counts are written to disk, so is the progress. A vocabulary that resumes continues from there: texts
+        that were counted are read again, but not stripped and split.
 
         Args:
-            vocabulary: gets the counts; one that resumes needs a folder for this corpus alone, named `made` or so.
-            ctx: told the progress and the texts that cannot be read.
-            workers: processes that strip and split; less than 2: this one.
+            vocabulary: receives the counts; to resume it needs a folder of its own for this corpus, such as `made`.
+            ctx: receives the progress and the texts that cannot be read.
+            workers: processes that strip and split; with fewer than 2, this process does.
 
         Raises:
             UserError: a file ends early, or is not what its name says.
@@ -89,7 +90,7 @@ class Corpus:
                 read = place
 
             texts: Iterator[str | bytes] = articles(file, on_read) if self.wikitext else lines(file, on_read)
-            for counts in in_order(self.count_texts, _tasks(islice(texts, at.texts, None)), workers):
+            for counts in map_in_order(self.count_texts, _tasks(islice(texts, at.texts, None)), workers):
                 vocabulary.add_counts(counts.words, counts.pairs)
                 at.texts, at.num_texts = at.texts + counts.num_texts, at.num_texts + counts.num_texts
                 for reason in counts.bad:
@@ -105,7 +106,7 @@ class Corpus:
             at.file, at.texts = at.file + 1, 0
 
     def count_texts(self, texts: list[str | bytes]) -> TextCounts:
-        """Counts some texts: articles' wikitext, or lines of plain text as bytes."""
+        """Count some texts: articles' wikitext, or lines of plain text as bytes."""
         split = find_tokenizer(self.tokenizer, self.language, prose=True)
         plain, bad = [], []
         for text in texts:
@@ -116,9 +117,18 @@ class Corpus:
         return TextCounts(*count_words(map(split, plain)), num_texts=len(texts), bad=bad)
 
 
+def check_wikitext_parser() -> None:
+    """Check that the extra `wikipedia` is installed.
+
+    Raises:
+        ModuleNotFoundError: it is not.
+    """
+    import_module("mwparserfromhell")
+
+
 def plain_text(wikitext: str) -> str:
-    """An article's text without templates, references, files and categories, links as their labels."""
-    import mwparserfromhell
+    """Return an article's text without templates, references, files and categories, links as their labels."""
+    import mwparserfromhell  # the extra `wikipedia`
     from mwparserfromhell.nodes import Tag, Wikilink
 
     code = mwparserfromhell.parse(wikitext)
@@ -129,16 +139,6 @@ def plain_text(wikitext: str) -> str:
         elif re.match(r"[^:\s]+:\S", str(node.title)):  # File:, Category:, de:, in whatever language
             node.text = ""
     return str(code.strip_code())
-
-
-def lines(file: Path, on_read: OnRead | None = None) -> Iterator[bytes]:
-    """Lines of plain text, `.gz` and `.bz2` unpacked; the lines of WikiExtractor that begin and end an article go."""
-    with unpacked(file) as (stream, tell):
-        for line in stream:
-            if not line.startswith((b"<doc ", b"</doc>")):
-                yield line
-            if on_read:
-                on_read(tell())
 
 
 def _tasks(texts: Iterator[T]) -> Iterator[list[T]]:

@@ -1,4 +1,4 @@
-"""Entries from WordNet's database files: the names of its synsets, as the paper takes them.
+"""Entries from WordNet's database files: the names of its synsets, as in the paper.
 
 Source: Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671), section 3.1, table 1.
 """
@@ -9,24 +9,24 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from vfm.config import UserError
+from vfm.plugin import UserError
 
 WORDNET_FILES = ("data.noun", "data.verb", "data.adj", "data.adv")
 NUMBERS = tuple(str(number) for number in range(100))
 
 
 def wordnet_entries(path: Path, *, numbers: bool = True) -> dict[str, str]:
-    """WordNet's synset names with the numbers "0" to "99", as in the paper: 86,654 entries from WordNet 3.0.
+    """Return WordNet's synset names with the numbers "0" to "99", as in the paper: 86,654 entries from WordNet 3.0.
 
-    A synset is named by its first word in lower case, cut at the first dot, `_` turned into a space. Of a wordnet of
-    another language all words are taken, as they stand.
+    The name of a synset is its first word in lower case, cut at the first dot, with spaces for `_`. Of a wordnet of
+    another language all words are taken unchanged.
 
     Args:
         path: folder with WordNet's database files, or a `.tab` file of the Open Multilingual Wordnet.
-        numbers: whether the numbers come first.
+        numbers: put the numbers first.
 
     Raises:
-        UserError: a file is missing, or is none of WordNet's.
+        UserError: a file is missing, or is not one of WordNet's.
     """
     sources = dict.fromkeys(NUMBERS, "number") if numbers else {}
     files = [path] if path.suffix == ".tab" else [path / name for name in WORDNET_FILES]
@@ -39,20 +39,20 @@ def wordnet_entries(path: Path, *, numbers: bool = True) -> dict[str, str]:
         except FileNotFoundError:
             raise UserError(f"{file}: no such file") from None
         except (UnicodeDecodeError, IndexError) as error:
-            raise UserError(f"{file}: no file of WordNet: {error}") from None
-    sources.pop("", None)  # of `.22 caliber`
+            raise UserError(f"{file}: not a file of WordNet: {error}") from None
+    sources.pop("", None)  # what is left of `.22 caliber`
     return sources
 
 
 def _names_of_synsets(lines: Iterable[str]) -> Iterator[str]:
     for line in lines:
-        if not line.startswith(" "):  # the licence
-            word = re.sub(r"\((a|p|ip)\)$", "", line.split(" ", 5)[4])  # where an adjective may stand
+        if not line.startswith(" "):  # the licence is indented
+            word = re.sub(r"\((a|p|ip)\)$", "", line.split(" ", 5)[4])  # the syntactic marker of adjectives
             yield word.lower().split(".")[0].replace("_", " ")
 
 
 def _words_of_tab(lines: Iterable[str]) -> Iterator[str]:
-    """Of lines such as `00001740-n TAB fra:lemma TAB entité`; others define or give examples."""
+    """Yield the words of lines like `00001740-n TAB fra:lemma TAB entité`; others are definitions or examples."""
     for line in lines:
         columns = line.rstrip("\n").split("\t")
         if not line.startswith("#") and columns[1].rpartition(":")[2] == "lemma":

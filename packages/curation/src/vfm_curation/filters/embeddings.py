@@ -1,4 +1,4 @@
-"""Asking a CLIP model: one shard is one task; embeddings of images lie in fp16, scores of texts in parquet."""
+"""Embeddings and scores by a CLIP model: one shard is one task; embeddings are stored in fp16, scores in parquet."""
 
 # N images or texts, D joint width
 
@@ -16,30 +16,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vfm.artifacts import ClipCheckpoint
-from vfm.data import BadSample
-from vfm.data.images import decode_image
+from vfm.data import BadSample, decode_image
 from vfm.models import ClipModel, load_clip
-from vfm.stage import Runtime
-from vfm.train.dist import resolve_device
+from vfm.plugin import ClipCheckpoint, Runtime
+from vfm.train import prepare_device
 from vfm_curation.engine import Summary
-from vfm_curation.filters.images import standing_samples
-from vfm_curation.filters.standing import Standing, save_array, shard_file
+from vfm_curation.filters.images import remaining_samples
+from vfm_curation.filters.survivors import Survivors, save_array, shard_file
 from vfm_curation.filters.texts import IDENTITY, VERSION, opened
 from vfm_curation.pool_texts import texts_of
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 
-NAME = IDENTITY[1:]  # of a text within its shard
-BATCH = 64  # images decoded, or texts, at a time
+NAME = IDENTITY[1:]  # what identifies a text within its shard
+BATCH = 64  # images decoded, or texts encoded, at a time
 
 
 @dataclass(frozen=True)
 class ClipJob:
-    """What the tasks that ask one CLIP model share; `embedded` is where its embeddings lie, `folder` what is made."""
+    """What the tasks with one CLIP model share; scores read the embeddings in `embedded`, results go to `folder`."""
 
     dataset: Path
     folder: Path
-    standing: Standing | None
+    survivors: Survivors | None
     clip: Path
     embedded: Path = field(default=Path())
     runtime: Runtime = field(default=Runtime())
@@ -47,12 +45,12 @@ class ClipJob:
 
 @functools.lru_cache(maxsize=1)
 def loaded(clip: Path, runtime: Runtime) -> ClipModel:
-    """The model, loaded once in each process."""
-    return load_clip(ClipCheckpoint.load(clip), resolve_device(runtime))
+    """Load the model, once in each process."""
+    return load_clip(ClipCheckpoint.load(clip), prepare_device(runtime))
 
 
 def embed_images(job: ClipJob, shard: int) -> Summary:
-    """Leaves unit vectors, fp16 (N, D), and beside them their rows, with the reason where an image is `bad`."""
+    """Write unit vectors, fp16 (N, D), and beside them their rows, with the reason if an image is `bad`."""
     file, entry = shard_file(job.folder, shard), opened(job.dataset).index.shards[shard]
     made = made_from(asdict(entry), VERSION)
     if record := finished_summary(file, made):
@@ -60,8 +58,8 @@ def embed_images(job: ClipJob, shard: int) -> Summary:
     summary = Summary()
     found: list[dict[str, Any]] = []
 
-    def pictures() -> Iterator[Any]:
-        for row, sample in standing_samples(job.dataset, job.standing, shard):
+    def images() -> Iterator[Any]:
+        for row, sample in remaining_samples(job.dataset, job.survivors, shard):
             try:
                 if isinstance(sample, BadSample):
                     raise sample
@@ -72,12 +70,12 @@ def embed_images(job: ClipJob, shard: int) -> Summary:
                 found.append({"row": row, "bad": bad.reason})
 
     model = loaded(job.clip, job.runtime)
-    parts = [model.encode_images(batch, BATCH).numpy() for batch in _batches(pictures())]
+    parts = [model.encode_images(batch, BATCH).numpy() for batch in _batches(images())]
     vectors = np.concatenate(parts) if parts else np.zeros((0, model.embed_dim))
     summary.num_texts = len(found)
     save_array(shard_file(job.folder, shard, "npy"), vectors.astype(np.float16))
     table = pa.Table.from_pylist(found, pa.schema({"row": pa.int32(), "bad": pa.string()}))
-    write_shard_file(file, table, made, vars(summary))  # last: it says that both are whole
+    write_shard_file(file, table, made, vars(summary))  # last: it marks both as whole
     return summary
 
 
@@ -87,7 +85,7 @@ def _batches(items: Iterator[Any]) -> Iterator[list[Any]]:
 
 
 def read_embeddings(folder: Path, shard: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Rows, ascending, and unit vectors, (N, D), of the images of a shard that could be used."""
+    """Return rows, ascending, and unit vectors, (N, D), of the usable images of a shard."""
     table = pq.read_table(shard_file(folder, shard))
     vectors = np.load(shard_file(folder, shard, "npy")).astype(np.float32)
     rows = table["row"].to_numpy()[table["bad"].is_null().to_numpy()]
@@ -95,29 +93,31 @@ def read_embeddings(folder: Path, shard: int) -> tuple[NDArray[np.int32], NDArra
 
 
 def score_texts(job: ClipJob, shard: int) -> Summary:
-    """Leaves the cosine of each standing text with its image: `unit`, the text's place in its shard, and `score`."""
+    """Write the cosine of each remaining text with its image: `unit`, the text's index in its shard, and `score`."""
     file, entry = shard_file(job.folder, shard), opened(job.dataset).index.shards[shard]
     made = made_from(asdict(entry), VERSION)
     if record := finished_summary(file, made):
         return Summary.of(record)
-    assert job.standing
-    places = job.standing.places(shard)
-    identity = pq.read_table(shard_file(job.standing.texts, shard), columns=IDENTITY).take(places)
+    assert job.survivors
+    places = job.survivors.places(shard)
+    identity = pq.read_table(shard_file(job.survivors.texts, shard), columns=IDENTITY).take(places)
     texts = texts_of(opened(job.dataset), shard)
     named = dict(
         zip(zip(*(texts[name].to_pylist() for name in NAME), strict=True), texts["text"].to_pylist(), strict=True)
     )
-    wanted = [named[key] for key in zip(*(identity[name].to_pylist() for name in NAME), strict=True)]
-    rows, images = read_embeddings(job.embedded, shard)
-    of_text = images[np.searchsorted(rows, identity["row"].to_numpy())]
+    remaining = [named[key] for key in zip(*(identity[name].to_pylist() for name in NAME), strict=True)]
+    rows, vectors = read_embeddings(job.embedded, shard)
+    of_text = vectors[np.searchsorted(rows, identity["row"].to_numpy())]
     model = loaded(job.clip, job.runtime)
     scores = [
-        (model.encode_texts(wanted[start : start + BATCH], BATCH).numpy() * of_text[start : start + BATCH]).sum(axis=1)
-        for start in range(0, len(wanted), BATCH)
+        (model.encode_texts(remaining[start : start + BATCH], BATCH).numpy() * of_text[start : start + BATCH]).sum(
+            axis=1
+        )
+        for start in range(0, len(remaining), BATCH)
     ]
     table = pa.table(
         {"unit": pa.array(places, pa.int32()), "score": pa.array(np.concatenate([*scores, []]), pa.float32())}
     )
-    summary = Summary(num_texts=len(wanted))
+    summary = Summary(num_texts=len(remaining))
     write_shard_file(file, table, made, vars(summary))
     return summary

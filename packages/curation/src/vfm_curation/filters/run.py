@@ -1,0 +1,233 @@
+"""A pool on its way through filters. Measurements and verdicts are on disk; memory holds one shard.
+
+The work folder has `texts/`, `images/`, `embeddings-CLIP/`, `scores-CLIP/` (a file for each shard, measured by tasks)
+and `NN-NAME/` with the codes of a shard's texts after each pass; its `pass.json` marks it as whole. After a crash only
+unfinished shards are measured, and only the unfinished pass is repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from vfm.data import REASONS
+from vfm.plugin import ClipCheckpoint, Context, ImageDataset, Ref
+from vfm_curation.engine import Summary, run_shards, with_progress
+from vfm_curation.filters import images as image_tasks
+from vfm_curation.filters import texts as text_tasks
+from vfm_curation.filters.images import ImageJob, measure_images
+from vfm_curation.filters.survivors import Codes, Survivors, save_array, shard_file
+from vfm_curation.filters.texts import TextJob, measure_texts, opened
+from vfm_curation.shard_files import whole_file
+from vfm_curation.stages import CurationRuntime, Filter, RowFilter
+from vfm_curation.stages.filters import Unit
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What remained after a filter, or after unreadable images were dropped, and the seconds since the last pass."""
+
+    name: str
+    num_texts: int
+    num_images: int
+    seconds: float
+
+
+class FilterRun:
+    """Applies filters in turn. Their functions read what remains: `texts`, `images`, `scores`, `embeddings`.
+
+    Attributes:
+        ctx: of the running stage.
+        runtime: how it runs.
+        num_shards: shards of the pool.
+        scratch: a folder for the files of one filter, such as `Buckets`; it is emptied before and after each.
+    """
+
+    def __init__(self, ctx: Context, pool: Ref[Any], filters: Sequence[Filter], runtime: CurationRuntime) -> None:
+        self.ctx, self.filters, self.runtime = ctx, filters, runtime
+        self.dataset = ctx.load(pool).path.resolve()
+        self.num_shards = len(opened(self.dataset).shard_sizes)
+        self.reasons = ("", *REASONS, *(one.reason for one in filters))
+        self.columns: frozenset[str] = frozenset().union(*(one.columns for one in filters))
+        self.survivors = Survivors(self._folder("texts"))
+        self.passes: list[Pass] = []
+        self.scratch = ctx.work / "scratch"
+        self._last = time.monotonic()
+
+    def run(self) -> None:
+        """Measure what each filter reads, when it is first needed, and apply the filter."""
+        job = TextJob(self.dataset, self.survivors.texts, self.columns & text_tasks.OPTIONAL_COLUMNS)
+        self._tasks(measure_texts, job, self.num_shards)
+        self._pass("texts", "text", (np.zeros(len(table), np.uint8) for table in self.texts()))
+        measured: set[tuple[str, str]] = set()
+        for number, one in enumerate(self.filters):
+            for measure in one.measures:
+                if (measure, one.model or "") not in measured:
+                    measured.add((measure, one.model or ""))
+                    self._measure(measure, one.model)
+            code = len(self.reasons) - len(self.filters) + number
+            self._pass(one.reason, one.unit, (~passes * np.uint8(code) for passes in self._masks(one)))
+
+    def _masks(self, one: Filter) -> Iterator[NDArray[np.bool_]]:
+        """Yield for each shard which of the remaining units pass a filter."""
+        if not isinstance(one, RowFilter):
+            yield from one.build(self)
+            return
+        for table in self.texts() if one.unit == "text" else self.images():
+            yield np.asarray(one.build(table), dtype=np.bool_)
+
+    def num_units(self, unit: Unit) -> int:
+        """Return how many texts, or images, remain."""
+        return self.passes[-1].num_texts if unit == "text" else self.passes[-1].num_images
+
+    def texts(self) -> Iterator[pa.Table]:
+        """Yield for each shard the remaining texts with their measurements; `unit` is a text's index in its shard."""
+        for shard in range(self.num_shards):
+            places = self.survivors.places(shard)
+            table = pq.read_table(shard_file(self.survivors.texts, shard)).take(places)
+            yield table.append_column("unit", pa.array(places, pa.int32()))
+
+    def identities(self) -> Iterator[pa.Table]:
+        """Yield for each shard the remaining images: shard, unit, uid."""
+        for table in self.texts():
+            rows, first = np.unique(table["row"].to_numpy(), return_index=True)
+            chosen = table.select(["shard", "uid"]).take(first)
+            yield chosen.append_column("unit", pa.array(rows, pa.int32()))
+
+    def images(self) -> Iterator[pa.Table]:
+        """Yield for each shard the remaining images with their measurements; `unit` is the image's row."""
+        for shard, table in enumerate(self.identities()):
+            measured = pq.read_table(shard_file(self.ctx.work / "images", shard))
+            chosen = measured.take(np.searchsorted(measured["row"].to_numpy(), table["unit"].to_numpy()))
+            yield pa.table({**_columns(table), **_columns(chosen.drop_columns(["row", "bad"]))})
+
+    def embeddings(self, clip: Ref[ClipCheckpoint]) -> Iterator[tuple[pa.Table, NDArray[np.float32]]]:
+        """Yield for each shard the remaining images (shard, unit, uid) and their unit vectors, (N, D)."""
+        from vfm_curation.filters.embeddings import read_embeddings  # torch, which is the extra `clip`
+
+        for shard, table in enumerate(self.identities()):
+            rows, vectors = read_embeddings(self._folder(f"embeddings-{_slug(clip)}"), shard)
+            yield table, vectors[np.searchsorted(rows, table["unit"].to_numpy())]
+
+    def scores(self, clip: Ref[ClipCheckpoint]) -> Iterator[NDArray[np.float32]]:
+        """Yield for each shard the cosine of each remaining text with its image."""
+        for shard in range(self.num_shards):
+            table = pq.read_table(shard_file(self._folder(f"scores-{_slug(clip)}"), shard))
+            at = np.searchsorted(table["unit"].to_numpy(), self.survivors.places(shard))
+            yield table["score"].to_numpy()[at]
+
+    def hashes_of(self, dataset: Ref[ImageDataset]) -> NDArray[np.uint64]:
+        """Return the perceptual hashes of all usable images of another dataset."""
+        folder, path = self._folder(f"against-{_slug(dataset)}"), self._path(dataset)
+        count = self._measure_other(dataset, measure_images, ImageJob(path, folder, None, frozenset({"phash"})))
+        tables = [pq.read_table(shard_file(folder, shard), columns=["phash"]) for shard in range(count)]
+        hashes: NDArray[np.uint64] = pa.concat_tables(tables)["phash"].drop_null().to_numpy()
+        return hashes
+
+    def embeddings_of(self, dataset: Ref[ImageDataset], clip: Ref[ClipCheckpoint]) -> NDArray[np.float32]:
+        """Return the unit vectors of all usable images of another dataset, (N, D)."""
+        from vfm_curation.filters import embeddings  # torch, which is the extra `clip`
+
+        folder, path = self._folder(f"against-{_slug(dataset)}-{_slug(clip)}"), self._path(dataset)
+        job = embeddings.ClipJob(path, folder, None, self._path(clip), runtime=self.runtime)
+        count = self._measure_other(dataset, embeddings.embed_images, job)
+        embeddings.loaded.cache_clear()
+        return np.concatenate([embeddings.read_embeddings(folder, shard)[1] for shard in range(count)])
+
+    def verdicts(self) -> Iterator[tuple[pa.Table, Codes]]:
+        """Yield for each shard all texts, and the code of each: an index into `reasons`."""
+        for shard in range(self.num_shards):
+            yield pq.read_table(shard_file(self.survivors.texts, shard)), self.survivors.codes_of(shard)
+
+    def _measure(self, measure: str, clip: Ref[ClipCheckpoint] | None) -> None:
+        """Measure what remains, and drop the images that cannot be used."""
+        if measure == "images":
+            folder, columns = self._folder("images"), self.columns & image_tasks.OPTIONAL_COLUMNS
+            self._tasks(measure_images, ImageJob(self.dataset, folder, self.survivors, columns), self.num_shards)
+            if opened(self.dataset).index.spec.images:
+                self._pass("readable images", "image", self._unusable(folder))
+            return
+        from vfm_curation.filters import embeddings  # torch, which is the extra `clip`
+
+        assert clip
+        folder, embedded = self._folder(f"{measure}-{_slug(clip)}"), self._folder(f"embeddings-{_slug(clip)}")
+        job = embeddings.ClipJob(self.dataset, folder, self.survivors, self._path(clip), embedded, self.runtime)
+        task = embeddings.embed_images if measure == "embeddings" else embeddings.score_texts
+        try:
+            self._tasks(task, job, self.num_shards)
+        finally:
+            embeddings.loaded.cache_clear()  # the model's memory is free for the next filter
+        if measure == "embeddings":
+            self._pass("readable images", "image", self._unusable(folder))
+
+    def _unusable(self, folder: Path) -> Iterator[Codes]:
+        """Yield for each shard the codes of its images: the reader's reason if an image cannot be used, else 0."""
+        for shard, table in enumerate(self.identities()):
+            measured = pq.read_table(shard_file(folder, shard), columns=["row", "bad"])
+            at = np.searchsorted(measured["row"].to_numpy(), table["unit"].to_numpy())
+            reasons = measured["bad"].take(pa.array(at)).to_pylist()
+            yield np.array([self.reasons.index(reason or "") for reason in reasons], dtype=np.uint8)
+
+    def _pass(self, name: str, unit: Unit, codes_of_units: Iterator[Codes]) -> None:
+        """Give each remaining unit its code, shard by shard. A pass that is whole on disk is not repeated."""
+        folder = self._folder(f"{len(self.passes):02d}-{name.replace(' ', '-')}")
+        record = folder / "pass.json"
+        if not record.exists():
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            num_texts, num_images = 0, 0
+            for shard, found in enumerate(codes_of_units):
+                codes, places = self.survivors.codes_of(shard), self.survivors.places(shard)
+                rows = pq.read_table(shard_file(self.survivors.texts, shard), columns=["row"])["row"].to_numpy()
+                # The units are images, so each text gets the code of its row's image.
+                of_text = found if unit == "text" else found[np.unique(rows[places], return_inverse=True)[1]]
+                codes[places] = of_text
+                save_array(shard_file(folder, shard, "npy"), codes)
+                num_texts += int((codes == 0).sum())
+                num_images += len(np.unique(rows[codes == 0]))
+                self.ctx.progress(shard + 1, self.num_shards, "shards", filter=name, remaining=num_texts)
+            done = Pass(name, num_texts, num_images, time.monotonic() - self._last)
+            with whole_file(record) as part:
+                part.write_text(json.dumps(asdict(done)), encoding="utf-8")
+            shutil.rmtree(self.scratch, ignore_errors=True)
+        self.passes.append(Pass(**json.loads(record.read_text(encoding="utf-8"))))
+        self.survivors, self._last = Survivors(self.survivors.texts, folder), time.monotonic()
+
+    def _tasks(self, task: Callable[[Any, int], Summary], job: Any, num_shards: int) -> None:
+        for _ in with_progress(self.ctx, run_shards(task, job, range(num_shards), self.runtime), num_shards):
+            pass
+
+    def _measure_other(self, dataset: Ref[ImageDataset], task: Callable[[Any, int], Summary], job: Any) -> int:
+        """Run a task over another dataset and return its number of shards; its bad images are not the pool's."""
+        count = len(opened(job.dataset).shard_sizes)
+        num_bad = sum(summary.bad.total() for summary in run_shards(task, job, range(count), self.runtime))
+        if num_bad:
+            self.ctx.log(f"{num_bad} images of '{dataset}' cannot be read and are ignored")
+        return count
+
+    def _folder(self, name: str) -> Path:
+        folder = self.ctx.work / name
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def _path(self, ref: Ref[Any]) -> Path:
+        path: Path = self.ctx.load(ref).path.resolve()
+        return path
+
+
+def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
+    return {name: table[name] for name in table.column_names}
+
+
+def _slug(ref: str) -> str:
+    """Return a ref, which may be a path, as part of a file name."""
+    return ref.replace("/", "+")

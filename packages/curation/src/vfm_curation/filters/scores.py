@@ -1,0 +1,104 @@
+"""Filters by a score: CLIP's cosine of text and image, or a linear head on image embeddings; and where to cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm.plugin import UserError
+from vfm_curation.filters.linear_head import read_head
+from vfm_curation.filters.run import FilterRun
+from vfm_curation.stages import ClipScore, LinearScore, ScoreFilter
+
+Bools = NDArray[np.bool_]
+Scores = NDArray[np.float32]
+
+
+def clip_score_passes(config: ClipScore, run: FilterRun) -> Iterator[Bools]:
+    """Yield which texts pass by their cosine with the image."""
+    return cut(config, lambda: run.scores(config.clip), run.num_units("text"))
+
+
+def linear_score_passes(config: LinearScore, run: FilterRun) -> Iterator[Bools]:
+    """Yield which images pass by the head's score.
+
+    Raises:
+        UserError: the head does not fit the model's embeddings.
+    """
+    weight, bias = read_head(Path(config.head))
+
+    def scores() -> Iterator[Scores]:
+        for _, vectors in run.embeddings(config.clip):  # (N, D)
+            if vectors.shape[1] != len(weight):
+                raise UserError(
+                    f"{config.head}: takes embeddings of width {len(weight)}; '{config.clip}' has {vectors.shape[1]}"
+                )
+            yield vectors @ weight + bias
+
+    return cut(config, scores, run.num_units("image"))
+
+
+def cut(config: ScoreFilter, scores: Callable[[], Iterable[Scores]], total: int) -> Iterator[Bools]:
+    """Yield which units of each batch pass.
+
+    Args:
+        config: the rule.
+        scores: returns all scores, in batches; it is called several times. NaN never passes.
+        total: number of scores. A fraction keeps round(fraction * total), at least one, and all that tie with the last
+            of them, so that the order of units does not matter.
+    """
+    lowest = config.max_score is not None or config.bottom_fraction is not None
+    sign = np.float32(-1 if lowest else 1)
+
+    def signed() -> Iterator[Scores]:  # higher is kept, whichever end the rule keeps
+        return (np.nan_to_num(batch * sign, nan=-np.inf, posinf=np.inf, neginf=-np.inf) for batch in scores())
+
+    fraction = config.top_fraction or config.bottom_fraction
+    bound = config.min_score if config.min_score is not None else config.max_score
+    if fraction and total:
+        limit = np.float32(kth_largest(signed, max(1, round(fraction * total))))
+    else:
+        limit = np.float32(bound or 0) * sign
+    for batch in signed():
+        yield (batch >= limit) & (batch > -np.inf)
+
+
+def kth_largest(batches: Callable[[], Iterable[Scores]], k: int) -> float:
+    """Return the k-th largest of any number of scores, exactly and in fixed memory.
+
+    The scores are counted by the upper half of their bits, then those in the bin of the k-th by the lower half.
+
+    Args:
+        batches: returns all scores, in batches of any size and order, without NaN; it is called twice.
+        k: 1 for the largest.
+    """
+    upper, above = _bin_of(batches, k, lambda bits: bits >> np.uint32(16))
+    lower, _ = _bin_of(batches, k - above, lambda bits: bits[bits >> np.uint32(16) == upper] & np.uint32(0xFFFF))
+    return float(_scores(np.array([upper << 16 | lower], dtype=np.uint32))[0])
+
+
+def _bin_of(
+    batches: Callable[[], Iterable[Scores]], k: int, part: Callable[[NDArray[np.uint32]], NDArray[np.uint32]]
+) -> tuple[int, int]:
+    """Return the value of `part` for the k-th largest score, and the number of scores with a larger value."""
+    counts = np.zeros(1 << 16, dtype=np.int64)
+    for scores in batches():
+        counts += np.bincount(part(_ordered_bits(scores)), minlength=len(counts))
+    from_above = np.cumsum(counts[::-1])
+    place = int(np.searchsorted(from_above, k))
+    return len(counts) - 1 - place, int(from_above[place - 1]) if place else 0
+
+
+def _ordered_bits(scores: Scores) -> NDArray[np.uint32]:
+    """Return integers in the order of the scores: the bits of a float, inverted if it is negative."""
+    bits = (scores + np.float32(0)).view(np.uint32)  # -0 becomes 0
+    return np.where(bits >> np.uint32(31), ~bits, bits | np.uint32(1 << 31))
+
+
+def _scores(ordered: NDArray[np.uint32]) -> Scores:
+    """Return the scores of `_ordered_bits`."""
+    bits = np.where(ordered >> np.uint32(31), ordered & np.uint32(0x7FFFFFFF), ~ordered)
+    return bits.view(np.float32)

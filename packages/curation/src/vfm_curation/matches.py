@@ -1,0 +1,65 @@
+"""The files of a `Matches` artifact, one for each shard, and what is read from them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from vfm_curation.shard_files import finished_summary
+
+FOLDER = "shards"
+COUNTS_FILE = "counts.npy"  # texts of each entry
+
+
+@dataclass(frozen=True)
+class ShardMatches:
+    """The matched texts of one shard: the columns of its file, and all entry ids with the offsets of each text's."""
+
+    table: pa.Table  # shard, row, uid, language, text_index, perhaps detected
+    ids: NDArray[np.int32]
+    offsets: NDArray[np.int64]  # text i has ids[offsets[i]:offsets[i + 1]]
+
+    def ids_of(self, text: int) -> list[int]:
+        """Return the entries in one text."""
+        ids: list[int] = self.ids[self.offsets[text] : self.offsets[text + 1]].tolist()
+        return ids
+
+    @property
+    def languages(self) -> pa.ChunkedArray:
+        """The language of each text: the detected one if languages were detected."""
+        return self.table["detected" if "detected" in self.table.column_names else "language"]
+
+
+def num_shards(directory: Path) -> int:
+    """Return the number of shards of a `Matches` artifact."""
+    return sum(1 for _ in (directory / FOLDER).glob("*.parquet"))
+
+
+def texts_by_language(directory: Path) -> Counter[str]:
+    """Count the texts of each language that were matched, with or without success, for a `Matches` artifact."""
+    found = Counter[str]()
+    for file in sorted((directory / FOLDER).glob("*.parquet")):
+        found.update((finished_summary(file) or {}).get("texts_of", {}))
+    return found
+
+
+def read_shards(directory: Path, *, only_ids: bool = False) -> Iterator[ShardMatches]:
+    """Yield the files of a `Matches` artifact, in the order of the shards."""
+    for file in sorted((directory / FOLDER).glob("*.parquet")):
+        with pq.ParquetFile(file, read_dictionary=["language"]) as parquet:
+            table = parquet.read(["ids"] if only_ids else None)
+        lists = table["ids"].combine_chunks()
+        offsets = lists.offsets.to_numpy().astype(np.int64)
+        yield ShardMatches(table.drop_columns("ids"), lists.values.to_numpy(), offsets)
+
+
+def count_of_each(languages: pa.ChunkedArray) -> dict[str, int]:
+    """Return how often each value occurs in a column."""
+    return {one["values"]: one["counts"] for one in languages.value_counts().to_pylist()}

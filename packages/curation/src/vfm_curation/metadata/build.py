@@ -1,0 +1,42 @@
+"""Work of `curation.metadata`: build the list of entries that texts are matched against."""
+
+from __future__ import annotations
+
+from vfm.plugin import Context, Metadata, Preflight, UserError
+from vfm_curation.metadata.entries import EntryList, entries_sha256, save_entries
+from vfm_curation.metadata.lint import lint, metadata_panels, save_findings
+from vfm_curation.stages import BuildMetadata
+
+
+def check_metadata(config: BuildMetadata, ctx: Preflight) -> None:
+    """Check each source: lists are readable, pools have the languages, extras are installed."""
+    for source in config.entry_sources:
+        source.preflight(ctx)
+
+
+def build_metadata(config: BuildMetadata, ctx: Context) -> Metadata:
+    """Write `entries.parquet`: language, entry and source, in their frozen order; and `lint.parquet`."""
+    entries = EntryList(config.size)
+    for source in config.entry_sources:
+        for language, found in source.build(ctx, config.runtime.workers):
+            entries.add(found, language)
+    if not len(entries):
+        raise UserError(
+            f"{config.path or config.name}: has no entries (empty lines and lone punctuation marks do not count)"
+        )
+    save_entries(ctx.directory, entries)
+    findings = lint(entries)
+    save_findings(ctx.directory, findings)
+    for panel in metadata_panels(entries, findings):
+        ctx.panel(panel)
+    num_dead = sum(finding.kind == "dead" for finding in findings)
+    if num_dead:
+        ctx.warn(f"{num_dead} of {len(entries)} entries can never match; the panel 'Dead entries' has the reasons")
+    values = {"curation/num_entries": len(entries), "curation/num_dead": num_dead}
+    ctx.emit("metrics", step=1, samples=len(entries), values=values)
+    return Metadata.create(
+        ctx.directory,
+        num_entries=len(entries),
+        sha256=entries_sha256(entries),
+        languages=entries.languages,
+    )

@@ -1,0 +1,146 @@
+"""Entries from the sources of `curation.metadata`: one function for each type, and the checks of some.
+
+A function takes the source's configuration, the context and a number of processes, and yields (language, entries):
+a mapping of each entry to the source that is written beside it, strongest first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pyarrow.compute as pc
+
+from vfm.data import open_dataset
+from vfm.plugin import Context, Preflight, UserError
+from vfm_curation.metadata.counting import MAX_COUNTED, SpillingCounter
+from vfm_curation.metadata.files import read_lists
+from vfm_curation.metadata.tokenizers import find_tokenizer, writes_spaces
+from vfm_curation.metadata.vocabulary import Vocabulary
+from vfm_curation.metadata.wikimedia import views_of_hour
+from vfm_curation.metadata.wikipedia import Corpus, check_wikitext_parser
+from vfm_curation.metadata.wordnet import NUMBERS, wordnet_entries
+from vfm_curation.pool_texts import texts_of
+from vfm_curation.stages import Captions, Lists, Numbers, Pageviews, Wikipedia, WordNet, Words
+
+Entries = tuple[str, Mapping[str, str]]
+
+
+def check_captions(source: Captions, ctx: Preflight) -> None:
+    """Check that the pool has the languages."""
+    pool = ctx.artifact(source.pool)
+    if pool:
+        pool.check_languages(source.languages or (), str(source.pool))
+
+
+def caption_entries(source: Captions, ctx: Context, workers: int) -> Iterator[Entries]:
+    """Yield words by count, then bigrams by PMI, of captions."""
+    pool = ctx.load(source.pool)
+    pool.check_languages(source.languages or (), source.pool)
+    languages = source.languages or pool.languages[:1]
+    found = {
+        language: Vocabulary(
+            tokenizer=find_tokenizer(source.tokenizer, language, prose=False),
+            folder=ctx.work / "counts" / language,
+            max_counted=MAX_COUNTED // len(languages),
+        )
+        for language in languages
+    }
+    reader = open_dataset(pool)
+    num_shards, num_texts = len(reader.shard_sizes), 0
+    for shard in range(num_shards):
+        texts = texts_of(reader, shard, on_bad=ctx.skip)
+        for language, vocabulary in found.items():
+            own = texts["text"].filter(pc.equal(texts["language"], language))
+            vocabulary.add(own.to_pylist())
+            num_texts += len(own)
+        ctx.progress(shard + 1, num_shards, "shards", texts=num_texts)
+    num_words = sum(vocabulary.num_words for vocabulary in found.values())
+    lists = {
+        language: vocabulary.entries(
+            source.size,
+            min_count=source.min_count,
+            bigram_min_count=source.bigram_min_count,
+            bigram_share=source.bigram_share,
+        )
+        for language, vocabulary in found.items()
+    }
+    if not any(lists.values()):
+        raise UserError(
+            f"{ctx.stage}: no word occurs {source.min_count} times in the captions of '{source.pool}'"
+            f" ({num_words} words in total); lower min_count or give path"
+        )
+    for language, entries in lists.items():
+        if not entries:
+            ctx.warn(f"no word occurs {source.min_count} times in the captions in {language!r}: it has no entries")
+        yield (language if source.languages or not writes_spaces(language) else ""), entries
+
+
+def check_list(source: Lists, ctx: Preflight) -> None:
+    """Check that the file is readable."""
+    read_lists(source.path, column=source.column, language=source.language)
+
+
+def list_entries(source: Lists, ctx: Context, workers: int) -> Iterator[Entries]:
+    """Yield the entries of a list in its order."""
+    yield from read_lists(source.path, column=source.column, language=source.language).items()
+
+
+def number_entries(source: Numbers, ctx: Context, workers: int) -> Iterator[Entries]:
+    """Yield the numbers for each language."""
+    for language in source.languages:
+        yield language, dict.fromkeys(NUMBERS, "number")
+
+
+def pageview_entries(source: Pageviews, ctx: Context, workers: int) -> Iterator[Entries]:
+    """Yield titles of a Wikipedia, most viewed first."""
+    views, files = SpillingCounter(ctx.work / "views"), list(source.files())
+    for done, file in enumerate(files, 1):
+        hour = views_of_hour(Path(file), source.domain, mobile=source.mobile, on_bad=ctx.skip)
+        views.add({title: count for title, count in hour.items() if count >= source.min_hourly_views})
+        ctx.progress(done, len(files), "hours")
+    titles = views.top(source.min_views, share=source.share, limit=source.max_titles)
+    yield source.language, dict.fromkeys(titles, "wikipedia title")
+
+
+def check_wikipedia(source: Wikipedia, ctx: Preflight) -> None:
+    """Check that the extras are installed."""
+    find_tokenizer(source.tokenizer, source.language, prose=True)
+    if source.dump:
+        check_wikitext_parser()
+
+
+def wikipedia_entries(source: Wikipedia, ctx: Context, workers: int) -> Iterator[Entries]:
+    """Yield words, then bigrams, of a Wikipedia or other running text."""
+    tokenizer = find_tokenizer(source.tokenizer, source.language, prose=True)
+    corpus = Corpus(tuple(map(Path, source.files())), bool(source.dump), source.language, source.tokenizer)
+    vocabulary = Vocabulary(tokenizer=tokenizer, folder=ctx.work / "counts" / corpus.made, resume=True)
+    corpus.count(vocabulary, ctx, workers)
+    words = vocabulary.top_words(source.unigram_min_count, share=source.unigram_share, limit=source.max_unigrams)
+    pairs = vocabulary.top_pairs(
+        source.bigram_min_count, rank=source.bigram_rank, min_pmi=source.bigram_min_pmi, limit=source.max_bigrams
+    )
+    if not pairs and source.bigram_rank == "pmi":
+        highest = math.log2(max(1, vocabulary.num_words))
+        ctx.warn(
+            f"no bigram has a PMI of {source.bigram_min_pmi:g} bits; {vocabulary.num_words:,} words can reach"
+            f" {highest:.1f}: lower bigram_min_pmi, or rank by score"
+        )
+    yield source.language, dict.fromkeys(words, "wikipedia unigram")
+    yield source.language, dict.fromkeys(pairs, "wikipedia bigram")
+
+
+def check_wordnet(source: WordNet, ctx: Preflight) -> None:
+    """Check that the files are WordNet's."""
+    wordnet_entries(Path(source.path), numbers=source.numbers)
+
+
+def wordnet_source_entries(source: WordNet, ctx: Context, workers: int) -> Iterator[Entries]:
+    """Yield numbers, then names of synsets in the order of the files."""
+    yield source.language, wordnet_entries(Path(source.path), numbers=source.numbers)
+
+
+def word_entries(source: Words, ctx: Context, workers: int) -> Iterator[Entries]:
+    """Yield the entries of the recipe."""
+    yield source.language, dict.fromkeys(source.words, "recipe")

@@ -1,0 +1,40 @@
+"""Lists of crawl files as Common Crawl publishes them (`wat.paths.gz`), one path a line."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+
+from vfm.data import files
+from vfm.plugin import UserError
+
+
+def is_path_list(path: str) -> bool:
+    """Return whether a path is that of a list of paths."""
+    return path.endswith((".paths", ".paths.gz"))
+
+
+def paths_in(file: str, root: str) -> list[str]:
+    """Return the paths in a list, relative ones with `root` before them.
+
+    Raises:
+        UserError: the file does not exist or is not a readable list.
+    """
+    try:
+        data = files.read_bytes(file)
+        lines = (gzip.decompress(data) if file.endswith(".gz") else data).decode("utf-8").split()
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file") from None
+    except (EOFError, OSError, ValueError, zlib.error) as error:
+        raise UserError(f"{file}: not a readable list of paths: {error}") from None
+    whole = (files.is_remote(line) or os.path.isabs(line) for line in lines)
+    return [line if is_whole else f"{root.rstrip('/')}/{line}" for line, is_whole in zip(lines, whole, strict=True)]
+
+
+def expand_lists(paths: list[str], root: str) -> list[str]:
+    """Return the crawl files among the paths and in those of them that are lists."""
+    found: list[str] = []
+    for path in paths:
+        found += paths_in(path, root) if is_path_list(path) else [path]
+    return found

@@ -1,0 +1,41 @@
+"""Configurations of this package: its stages, and the slots `Filter` and `EntrySource` that plugins may fill.
+
+Nothing here imports the work, which each configuration names by its address.
+"""
+
+from vfm_curation.stages.crawl import ExtractLinks, RetryLinks
+from vfm_curation.stages.filters import (
+    CaptionLength,
+    ClipScore,
+    Decontaminate,
+    Duplicates,
+    Filter,
+    FilterPool,
+    ImageSize,
+    Language,
+    LinearScore,
+    NearDuplicates,
+    RowFilter,
+    ScoreFilter,
+    SemanticDuplicates,
+)
+from vfm_curation.stages.metadata import (
+    BuildMetadata,
+    Captions,
+    EntrySource,
+    Lists,
+    Numbers,
+    Pageviews,
+    Wikipedia,
+    WordNet,
+    Words,
+)
+from vfm_curation.stages.runtime import CurationRuntime
+from vfm_curation.stages.subset import ExportSubset, MatchTexts, MetaclipBalance
+
+__all__ = [
+    "BuildMetadata", "CaptionLength", "Captions", "ClipScore", "CurationRuntime", "Decontaminate", "Duplicates",
+    "EntrySource", "ExportSubset", "ExtractLinks", "Filter", "FilterPool", "ImageSize", "Language", "LinearScore",
+    "Lists", "MatchTexts", "MetaclipBalance", "NearDuplicates", "Numbers", "Pageviews", "RetryLinks", "RowFilter",
+    "ScoreFilter", "SemanticDuplicates", "Wikipedia", "WordNet", "Words",
+]  # fmt: skip

@@ -1,0 +1,28 @@
+"""How stages of curation run, and their common base."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from vfm.plugin import Runtime, Stage
+
+
+class CurationRuntime(Runtime):
+    """How a stage of curation runs. The result does not depend on it."""
+
+    engine: Literal["local", "ray"] = Field(
+        "local", description="what runs the tasks, one for each shard: `workers` processes of this machine, or Ray"
+    )
+    ray_address: str | None = Field(
+        None,
+        description="Ray cluster: `auto` for the one started here by `ray start`, or HOST:PORT;"
+        " default: start one for this stage, with `workers` CPUs (0: all)",
+    )
+
+
+class CurationStage(Stage):
+    """Base of the stages of this package."""
+
+    runtime: CurationRuntime = Field(CurationRuntime(), description="how it runs: engine, workers, device, threads")
