@@ -1,4 +1,4 @@
-"""The doors of vfm: everything it can do comes in here, the built-ins too."""
+"""The hooks that plugins implement. Everything vfm can do comes in through them, its own stages included."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ hookimpl = pluggy.HookimplMarker("vfm")
 
 @hookspec
 def vfm_stages() -> Iterable[type[Stage]]:  # type: ignore[empty-body]
-    """The stage types that this plugin adds. Light: torch is imported only inside `run`."""
+    """Return the stage types that this plugin adds. The plugin's module must not import torch."""
 
 
 @hookspec
 def vfm_event(event: Event) -> None:
-    """Told what happens. Listeners watch and cannot change a run."""
+    """Receive an event of a run. Listeners cannot change the run."""
