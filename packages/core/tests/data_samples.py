@@ -23,7 +23,7 @@ from vfm.train import ImageTransform, SampleDraw
 EN = DatasetSpec(texts={"en": "txt"})
 
 
-def picture(number: int, size: tuple[int, int] = (24, 16)) -> Image.Image:
+def draw_sample(number: int, size: tuple[int, int] = (24, 16)) -> Image.Image:
     """Draw an image that differs from every other number's."""
     rng = np.random.default_rng(number)
     return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
@@ -32,7 +32,7 @@ def picture(number: int, size: tuple[int, int] = (24, 16)) -> Image.Image:
 def encoded(number: int, kind: str = "PNG", size: tuple[int, int] = (24, 16)) -> bytes:
     """Return the encoded image of a number."""
     buffer = io.BytesIO()
-    picture(number, size).save(buffer, kind)
+    draw_sample(number, size).save(buffer, kind)
     return buffer.getvalue()
 
 
@@ -88,8 +88,14 @@ def context(directory: Path, stage: str = "pool") -> Context:
     return Context(stage=stage, directory=directory, work=directory.with_name(directory.name + ".work"), inputs={})
 
 
-def drawn_texts(sample: Sample, seed: int) -> dict[str, torch.Tensor]:
-    """A picklable `make` of the loader that tells a sample's texts by a number, and needs its picture to be one."""
+@dataclass(frozen=True)
+class DrawnTexts:
+    texts: torch.Tensor
+    seed: torch.Tensor
+
+
+def drawn_texts(sample: Sample, draw: SampleDraw) -> DrawnTexts:
+    """Make a number that identifies a sample's texts, after decoding its image; workers can import this function."""
     decode_image(sample.image, sample.key)
     texts = sorted(text for texts in sample.texts.values() for text in texts)
-    return {"texts": torch.tensor(text_key("\0".join(texts), "", len(texts)) >> 1), "seed": torch.tensor(seed)}
+    return DrawnTexts(torch.tensor(text_key("\0".join(texts), "", len(texts)) >> 1), torch.tensor(draw.seed))

@@ -22,8 +22,8 @@ from vfm.data import (
     write_index,
     write_tar,
 )
-from vfm.data.loader import TrainingData
 from vfm.data.order import SampleOrder
+from vfm.train import TrainingData
 
 SIZES = [9, 0, 14, 7, 10]
 CHANCES = [1.0, 0.7, 0.3, 0.05, 0.0]
@@ -148,7 +148,7 @@ def steps_of(subset, first, last, *, workers=0, micro_batch_size=None, rank=0, w
     steps = data.steps(first, last, rank=rank, world_size=world_size, micro_batch_size=micro_batch_size)
     return [
         [(key, *map(str, (texts.tolist(), int(seed)))) for batch in step
-         for key, texts, seed in zip(batch["keys"], batch["texts"], batch["seed"], strict=True)]
+         for key, texts, seed in zip(batch.keys, batch.inputs.texts, batch.inputs.seed, strict=True)]
         for step in steps
     ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""A cache filled from a data set holds, for every crop, what the model says of that very crop; bad samples are told."""
+"""A filled cache has the model's tensor of every crop; bad samples are reported."""
 
 from __future__ import annotations
 
@@ -37,12 +37,14 @@ def pool(tmp_path: Path) -> Pool:
 
 
 def colours(crops: Crops) -> Tensor:
-    """A model of three channels: the mean colour of each crop."""
+    """Return the mean colour of each crop, as a model of three channels."""
     return crops.images.double().mean(dim=(3, 4))
 
 
 def filled(ctx: Context, pool: Pool, *, max_bad_fraction: float = 0.2) -> CachedTensors:
-    writer = CacheWriter(ctx.work / CACHE_FOLDER, num_samples=10, num_crops=3, shape=(3,), dtype="fp32", samples_per_shard=4)
+    writer = CacheWriter(
+        ctx.work / CACHE_FOLDER, num_samples=10, num_crops=3, shape=(3,), dtype="fp32", samples_per_shard=4
+    )
     how = {"batch_size": 3, "workers": 0, "max_bad_fraction": max_bad_fraction}
     fill_cache(writer, ctx, open_dataset(pool), CROPS, colours, **how)
     facts = {"data": "pool", "producer": "colours", "crop_scale": (0.2, 0.8), "flip": 0.5, "seed": 4}
@@ -57,13 +59,13 @@ def test_every_crop_has_its_tensor(tmp_path: Path, pool: Pool) -> None:
             assert np.allclose(cached[index, crop], picture.double().mean(dim=(1, 2)), atol=1e-4)
 
 
-def test_epochs_take_the_crops_in_turn(tmp_path: Path, pool: Pool) -> None:
+def test_epochs_cycle_through_the_crops(tmp_path: Path, pool: Pool) -> None:
     cached = filled(context(tmp_path / "cache"), pool)
     assert [cached.crop_in(step, 5) for step in range(8)] == [0, 0, 1, 1, 2, 2, 0, 0]
     assert [cached.crop_in(step, 4) for step in range(6)] == [0, 0, 0, 1, 1, 2]
 
 
-def test_a_bad_sample_is_told_and_too_many_stop_the_making(tmp_path: Path, pool: Pool) -> None:
+def test_bad_sample_is_reported_and_too_many_stop_the_filling(tmp_path: Path, pool: Pool) -> None:
     (file,) = pool.path.glob("*.tar")
     with tarfile.open(file) as tar:
         member = next(member for member in tar if member.name == "00000002.jpg")

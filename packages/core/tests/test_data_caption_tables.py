@@ -124,8 +124,8 @@ def test_unreadable_caption_tables_raise_one_line(tmp_path):
     footed = bytearray((tmp_path / "0.parquet").read_bytes())
     footed[-60:-8] = b"?" * 52
     (tmp_path / "0.parquet").write_bytes(footed)
-    with pytest.raises(UserError, match=r"0\.parquet: not readable as parquet: ") as told:
+    with pytest.raises(UserError, match=r"0\.parquet: not readable as parquet: ") as caught:
         pool_of(tmp_path, tmp_path / "0.parquet")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
     with pytest.raises(ValidationError, match="set images: false"):
         Pairs(name="pool", path=str(path), columns=["a"])

@@ -212,7 +212,7 @@ def test_winoground_is_equal_from_json_lines_and_parquet(tmp_path):
 
 def test_winoground_without_a_caption_or_an_image(tmp_path):
     (tmp_path / "examples.jsonl").write_text(json.dumps({**WINOGROUND[0], "caption_1": ""}))
-    with pytest.raises(UserError, match="item 4: expected .*; caption_1 is missing"):
+    with pytest.raises(UserError, match=r"item 4: expected .*; caption_1 is missing"):
         load(tmp_path / "one", tmp_path / "examples.jsonl")
     (tmp_path / "examples.jsonl").write_text(json.dumps(WINOGROUND[0]))
     with pytest.raises(UserError, match="missing_image"):

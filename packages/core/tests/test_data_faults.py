@@ -23,7 +23,7 @@ FAULTS: dict[str, dict[str, bytes | None]] = {
     "missing_caption": {"txt": None},
     "caption_too_long": {"txt": MEGABYTE_CAPTION},
     "wrong_encoding": {"txt": "Übergröße".encode("latin-1")},
-    "unreadable_image": {"png": b"no picture at all"},
+    "unreadable_image": {"png": b"no image at all"},
     "image_too_large": {"png": bomb()},
     "broken_json": {"json": b"{"},
 }
@@ -211,9 +211,9 @@ def test_texts_of_a_shard_report_bad_samples_and_continue(tmp_path):
     make_pool(tmp_path / "t", [4], broken={1: {"txt": b"\xff"}})
     (tmp_path / "t/000_stats.json").write_text('{"successes": 4}')
     _, _, source = indexed(tmp_path, f"{tmp_path}/t/000.tar")
-    told = []
-    assert source.texts_of_shard(0, lambda *bad: told.append(bad))["row"].to_pylist() == [0, 2, 3]
-    assert told == [("wrong_encoding", f"{tmp_path}/t/000.tar:000001")]
+    reported = []
+    assert source.texts_of_shard(0, lambda *bad: reported.append(bad))["row"].to_pylist() == [0, 2, 3]
+    assert reported == [("wrong_encoding", f"{tmp_path}/t/000.tar:000001")]
 
 
 def test_decompression_bomb_is_refused_by_its_header():

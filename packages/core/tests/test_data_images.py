@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_samples import encoded, picture
+from data_samples import draw_sample, encoded
 from vfm.data import BadSample
 from vfm.data.images import decode_image, random_box, resize
 from vfm.data.transforms import ImageTransform, to_tensor
@@ -24,7 +24,7 @@ def test_crop_and_squash_equal_torchvisions_transforms(width, height, size, inte
     from torchvision.transforms import CenterCrop, Compose, Resize
     from torchvision.transforms.functional import InterpolationMode
 
-    image, kind = picture(1, (width, height)), InterpolationMode(interpolation)
+    image, kind = draw_sample(1, (width, height)), InterpolationMode(interpolation)
     peers = {"crop": Compose([Resize(size, kind), CenterCrop(size)]), "squash": Resize((size, size), kind)}
     for mode, peer in peers.items():
         assert np.array_equal(np.asarray(resize(image, size, mode, interpolation)), np.asarray(peer(image)))
@@ -78,7 +78,7 @@ def test_flips_have_the_given_probability():
 
 
 def test_normalising_bytes_equals_normalising_floats():
-    batch = torch.stack([to_tensor(picture(n)) for n in range(3)])
+    batch = torch.stack([to_tensor(draw_sample(n)) for n in range(3)])
     mean, std = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
     expected = (batch.double() / 255 - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
     pixels = Preprocess(image_size=batch.shape[-1], mean=mean, std=std).pixels(batch)

@@ -1,4 +1,4 @@
-"""Batches depend on the step's number alone: not on workers, processes, micro-batches, restarts or bad neighbours."""
+"""Batches depend only on the step: not on workers, processes, micro-batches, restarts or bad samples."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def training(source, **changes) -> TrainingData:
 
 
 def flat(steps) -> list[list[tuple[int, int, bytes]]]:
-    """For each step its samples: number, seed and pixels."""
+    """Return number, seed and pixels of each step's samples."""
     return [
         [
             (int(number), int(seed), image.numpy().tobytes())
@@ -33,14 +33,14 @@ def flat(steps) -> list[list[tuple[int, int, bytes]]]:
     ]
 
 
-def test_an_epoch_sees_every_sample_once_and_keys_go_with_their_samples(source):
+def test_epoch_has_every_sample_once_with_its_key(source):
     steps = list(training(source).steps(0, 4))
     numbers = [int(number) for step in steps for batch in step for number in batch.inputs.number]
     assert sorted(numbers) == list(range(sum(SIZES)))
     assert all([int(key) for key in batch.keys] == batch.inputs.number.tolist() for step in steps for batch in step)
 
 
-def test_a_training_that_starts_late_sees_the_tail_of_the_straight_one(source):
+def test_resumed_training_sees_the_rest_of_the_stream(source):
     whole = flat(training(source).steps(0, 11))
     for start in (1, 4, 5, 10):
         assert flat(training(source).steps(start, 11)) == whole[start:]
@@ -53,19 +53,19 @@ def test_ranks_are_disjoint_and_their_union_is_the_global_batch(source):
     assert all(len(rank[0]) == 2 for rank in ranks)
 
 
-def test_micro_batches_are_the_batch_in_pieces(source):
+def test_micro_batches_are_parts_of_the_batch(source):
     whole = flat(training(source).steps(0, 3))
     pieces = list(training(source).steps(0, 3, micro_batch_size=4))
     assert flat(pieces) == whole
     assert [[len(batch) for batch in step] for step in pieces] == [[4, 2]] * 3
 
 
-def test_a_batch_that_does_not_divide_is_refused(source):
+def test_indivisible_batch_is_refused(source):
     with pytest.raises(UserError, match="global_batch_size must be divisible by the 4 processes, got 6"):
         next(training(source).steps(0, 1, rank=0, world_size=4))
 
 
-def test_the_global_generator_is_left_alone(source):
+def test_global_generator_is_unchanged(source):
     torch.manual_seed(0)
     before = torch.get_rng_state()
     list(training(source).steps(0, 2))
@@ -73,7 +73,7 @@ def test_the_global_generator_is_left_alone(source):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_what_is_drawn_differs_by_step_and_by_sample(source):
+def test_draws_differ_by_step_and_sample(source):
     seeds = [seed for step in flat(training(source).steps(0, 8)) for _, seed, _ in step]
     assert len(set(seeds)) == len(seeds)
     assert 0 <= SampleDraw.of(0, 0, 0).seed < 2**63
@@ -86,7 +86,7 @@ def broken_source(tmp_path):
     return open_dataset(make_pool(tmp_path / "broken", SIZES, broken=broken))
 
 
-def test_a_bad_sample_is_replaced_told_and_moves_no_other(source, broken_source):
+def test_bad_sample_is_replaced_and_reported_without_moving_others(source, broken_source):
     good = flat(training(source).steps(0, 4))
     steps = list(training(broken_source).steps(0, 4))
     replaced = 0
@@ -104,7 +104,7 @@ def test_a_bad_sample_is_replaced_told_and_moves_no_other(source, broken_source)
     }  # fmt: skip
 
 
-def test_replacements_are_the_same_for_all_workers_ranks_and_pieces(broken_source):
+def test_replacements_are_the_same_for_all_workers_ranks_and_micro_batches(broken_source):
     whole = flat(training(broken_source).steps(0, 6))
     pieces = [flat(training(broken_source).steps(0, 6, rank=r, world_size=2, micro_batch_size=2)) for r in range(2)]
     assert [pieces[0][step] + pieces[1][step] for step in range(6)] == whole
@@ -115,7 +115,7 @@ def test_workers_change_nothing(broken_source):
     assert flat(training(broken_source, workers=2).steps(0, 6, micro_batch_size=4)) == alone
 
 
-def test_data_of_which_nothing_is_good_stops_and_says_where(tmp_path):
+def test_dataset_of_only_bad_samples_stops(tmp_path):
     source = open_dataset(make_pool(tmp_path / "p", [5], broken={n: {"txt": None} for n in range(5)}))
     for workers in (0, 1):
         with pytest.raises(
@@ -128,25 +128,25 @@ def test_data_of_which_nothing_is_good_stops_and_says_where(tmp_path):
         list(eval_batches(source, number_of, 2))
 
 
-def test_without_patience_the_first_bad_sample_stops(broken_source):
+def test_without_tolerance_the_first_bad_sample_stops(broken_source):
     with pytest.raises(UserError, match="the 0 samples tried in its place"):
         list(training(broken_source, max_bad_fraction=0.0).steps(0, 4))
 
 
-def test_an_evaluation_sees_every_good_sample_once_in_order_and_tells_the_bad(broken_source):
+def test_evaluation_has_every_good_sample_once_in_order_and_reports_bad_ones(broken_source):
     batches = list(eval_batches(broken_source, number_of, 5))
     numbers = [int(number) for batch in batches for number in batch.inputs.number]
     assert numbers == [n for n in range(24) if n not in (2, 9, 14)]
     assert [reason for batch in batches for reason, _ in batch.bad] == ["missing_caption"] * 2 + ["unreadable_image"]
 
 
-def test_bad_samples_at_the_very_end_are_told_too(tmp_path):
+def test_bad_samples_at_the_end_are_reported(tmp_path):
     source = open_dataset(make_pool(tmp_path / "p", [6], broken={n: {"txt": None} for n in (0, 1, 4, 5)}))
     batches = list(eval_batches(source, number_of, 2))
     assert [batch.keys for batch in batches] == [["000002", "000003"]]
     assert len(batches[0].bad) == 4
 
 
-def test_nothing_to_train_on_is_refused(tmp_path):
+def test_empty_dataset_is_refused(tmp_path):
     with pytest.raises(UserError, match="no samples to train on"):
         training(open_dataset(make_pool(tmp_path / "empty", [])))

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from data_samples import encoded, make_pool, number_of
 from vfm.config import UserError
 from vfm.data import Mixture, open_dataset
-from vfm.data.loader import TrainingData
 from vfm.data.mixture import BLOCK, turns_of
 from vfm.stage import Context
 from vfm.stages.data import Pairs
+from vfm.train import TrainingData
 
 SIZES = ([7, 5], [9], [3, 3, 3])
 
@@ -93,8 +93,8 @@ def test_bad_sample_is_replaced_by_one_of_its_own_source(tmp_path: Path) -> None
     )
     ((batch,),) = data.steps(0, 1)
     places = data.order()(0, 64).tolist()
-    taken = [str(key) for key in batch["keys"]]
-    assert batch["bad"]
+    taken = [str(key) for key in batch.keys]
+    assert batch.bad
     for place, key in zip(places, taken, strict=True):
         if place < 6:
             assert key in {"000004", "000005"}

@@ -1,4 +1,4 @@
-"""Cached tensors come back as they were written, whatever the shards, and a crash costs no more than one of them."""
+"""Cached tensors are read back unchanged for any shard size, and a crash costs at most one shard."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def publish(target: CacheWriter, folder: Path) -> CachedTensors:
     bad=st.sets(st.integers(0, 11)),
 )
 @example(num_samples=5, num_crops=2, shape=(2, 3), samples_per_shard=3, batch_size=2, cut=1, bad={1})
-def test_what_was_written_before_and_after_a_crash_is_read_back(cut: int, batch_size: int, bad: set[int], **sizes: Any):
+def test_tensors_written_before_and_after_a_crash_are_read_back(cut: int, batch_size: int, bad: set[int], **sizes: Any):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         first = writer(folder, **sizes)
@@ -74,7 +74,7 @@ def test_what_was_written_before_and_after_a_crash_is_read_back(cut: int, batch_
                     assert np.array_equal(tensors[index, crop], tensor(index, second)[crop])
 
 
-def test_shards_that_are_whole_are_not_written_again(tmp_path):
+def test_complete_shards_are_not_written_again(tmp_path):
     first = writer(tmp_path)
     fill(first, first.plan(3)[:3], bad={1})  # one shard of four, and half of the next
     (tmp_path / "work" / "00001.part").write_bytes(b"half of it")
@@ -88,7 +88,7 @@ def test_shards_that_are_whole_are_not_written_again(tmp_path):
     assert files[1].stat().st_mtime_ns == stamp
 
 
-def test_a_cache_of_half_precision_holds_rounded_numbers(tmp_path):
+def test_fp16_cache_has_rounded_values(tmp_path):
     half = writer(tmp_path, dtype="fp16")
     fill(half, half.plan(4), bad=set())
     found = publish(half, tmp_path)[7, 1]
@@ -96,7 +96,7 @@ def test_a_cache_of_half_precision_holds_rounded_numbers(tmp_path):
     assert np.array_equal(found, tensor(7, half)[1].astype(np.float16))
 
 
-def test_a_cache_of_bytes_holds_every_number_to_half_a_step_of_its_vector(tmp_path):
+def test_int8_cache_is_exact_to_half_a_step_of_each_vector(tmp_path):
     small = writer(tmp_path, dtype="int8", shape=(2, 2, 5))
     fill(small, small.plan(4), bad=set())
     tensors = publish(small, tmp_path)
@@ -109,7 +109,7 @@ def test_a_cache_of_bytes_holds_every_number_to_half_a_step_of_its_vector(tmp_pa
 
 
 @given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=6))
-def test_bytes_keep_zeros_signs_and_the_largest_number(numbers):
+def test_int8_keeps_zeros_signs_and_the_largest_value(numbers):
     vector = np.array([numbers, [0.0] * len(numbers)], np.float32)
     found = decode(encode(vector, "int8"))
     largest = np.abs(vector[0]).max()
@@ -128,13 +128,13 @@ def test_bytes_keep_zeros_signs_and_the_largest_number(numbers):
         ("int8", np.nan, "not finite"),
     ],
 )
-def test_what_does_not_fit_is_refused(tmp_path, dtype, value, line):
+def test_values_out_of_range_are_refused(tmp_path, dtype, value, line):
     target = writer(tmp_path, dtype=dtype)
     with pytest.raises(UserError, match=f"sample 1: .*{line}"):
         target.write(range(2), {0: np.ones((2, 3)), 1: np.full((2, 3), value)}, [])
 
 
-def test_a_place_that_is_not_there_is_refused(tmp_path):
+def test_sample_or_crop_out_of_range_is_refused(tmp_path):
     target = writer(tmp_path)
     fill(target, target.plan(4), bad=set())
     tensors = publish(target, tmp_path)
@@ -157,7 +157,7 @@ def _pickle(file: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, _cut_off, _exchange, _pickle])
-def test_a_damaged_shard_is_one_line(tmp_path, damage):
+def test_damaged_shard_raises_one_line(tmp_path, damage):
     target = writer(tmp_path)
     fill(target, target.plan(4), bad=set())
     tensors = publish(target, tmp_path)
@@ -168,12 +168,12 @@ def test_a_damaged_shard_is_one_line(tmp_path, damage):
     assert "\n" not in str(caught.value)
 
 
-def test_a_shard_stays_small_where_nothing_is_said_of_it(tmp_path):
+def test_default_shard_size(tmp_path):
     target = writer(tmp_path, num_samples=3, shape=(14, 14, 768), samples_per_shard=None, dtype="fp16")
     row = 2 * 14 * 14 * 768 * 2
     assert SHARD_BYTES - row < target.samples_per_shard * row <= SHARD_BYTES
 
 
-def test_a_draw_has_its_step_and_the_samples_number():
+def test_draw_has_its_step_and_sample_number():
     draw = SampleDraw.of(1, 2, 3)
     assert (draw.step, draw.index) == (2, 3)

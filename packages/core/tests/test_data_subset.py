@@ -72,12 +72,12 @@ def test_kept_texts_are_read_back(pool, tmp_path_factory, data):
     subset = subset_of(pool, tmp_path_factory.mktemp("store") / "subset", kept)
     source = open_dataset(subset)
     assert len(source) == subset.num_samples == len({row[:2] for row in kept})
-    told = [
+    streamed = [
         (shard, row["row"], row["uid"], row["language"], row["text_index"], 0.5)
         for shard in range(len(SIZES))
         for row in source.texts_of_shard(shard).to_pylist()
     ]
-    assert told == kept
+    assert streamed == kept
     seen = [text for i in range(len(source)) for texts in source[i].texts.values() for text in texts]
     name = {"en": "ab", "de": "c"}
     assert seen == [f"{name[language][place]}{shard}{row}" for shard, row, _, language, place, _ in kept]

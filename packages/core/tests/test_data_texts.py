@@ -70,8 +70,10 @@ def test_texts_by_parquet_columns_equal_texts_by_sample(tmp_path: Path, made: An
     rows = np.array(sorted(data.draw(st.sets(st.integers(0, len(table) - 1)))), dtype=np.int64)
     bad: list[tuple[str, str]] = []
     bad_by_sample: list[tuple[str, str]] = []
-    found = shard.texts(rows, lambda *told: bad.append(told))
-    expected = texts_by_sample(partial(shard.read, with_image=False), rows, lambda *told: bad_by_sample.append(told))
+    found = shard.texts(rows, lambda *bad_sample: bad.append(bad_sample))
+    expected = texts_by_sample(
+        partial(shard.read, with_image=False), rows, lambda *bad_sample: bad_by_sample.append(bad_sample)
+    )
     assert found.equals(expected)
     assert bad == bad_by_sample
 
@@ -104,8 +106,8 @@ def test_texts_of_an_image_list_equal_texts_by_sample(tmp_path: Path) -> None:
     (made,) = write_image_lists(tmp_path, entries, spec)
     shard = ImageListShard(made.path, spec)
     bad: list[tuple[str, str]] = []
-    found = shard.texts(np.array([0, 1, 2, 3]), lambda *told: bad.append(told))
-    expected = texts_by_sample(partial(shard.read, with_image=False), np.arange(4), lambda *told: None)
+    found = shard.texts(np.array([0, 1, 2, 3]), lambda *bad_sample: bad.append(bad_sample))
+    expected = texts_by_sample(partial(shard.read, with_image=False), np.arange(4), lambda *bad_sample: None)
     assert found.equals(expected)
     assert found["text_index"].to_pylist() == [0, 1, 0, 0]
     assert bad == [("unsafe_path", "b.jpg"), ("missing_caption", "d.jpg")]

@@ -236,7 +236,7 @@ def test_bad_samples_are_counted_by_reason_with_their_places(run: RunSummary, tm
     assert "curated unreadable image 3 00000.tar: a.png" in text
     assert "Nothing to show." in text
     clean = replace(run, stages=[run.stages[0]])
-    assert "No sample was left out." in written(clean, tmp_path / "clean.html")
+    assert "No bad samples." in written(clean, tmp_path / "clean.html")
 
 
 def test_models_that_lack_a_value_of_different_seeds_are_not_paired(tmp_path: Path) -> None:
@@ -287,10 +287,10 @@ def test_a_bad_panel_costs_only_itself(run: RunSummary, tmp_path: Path) -> None:
     assert "../secret.png is outside the artifact's folder" in text
     assert "gone.png is missing" in text
     for file in ("torn.png", "artifact.json"):
-        assert f"{file} is no readable PNG or JPEG" in text
+        assert f"{file} is not a readable PNG or JPEG" in text
     assert text.count("this panel cannot be drawn") == 3
     assert "60-torn.json: series.0: series 'a': expected equal lengths, got 2 x, 1 y" in text
-    assert "00-broken.json: b'{' is wrong: invalid JSON" in text
+    assert "00-broken.json: b'{': invalid JSON" in text
     assert "01-locked.json: Is a directory" in text
     assert "What was asked" in text
     assert "acc1" in text
@@ -370,7 +370,7 @@ def test_a_browser_shows_all_of_it_and_fetches_nothing(run: RunSummary, tmp_path
         url for url in asked if url != path.as_uri() and not url.startswith(("data:", "chrome:"))
     ] == []  # its own icons
     headings = browser.execute_script("return [...document.querySelectorAll('h2')].map(h => h.innerText)")
-    assert headings == ["Results", "What ran", "curated", "zero_shot", "Bad samples", "Warnings", "Provenance"]
+    assert headings == ["Results", "Stages", "curated", "zero_shot", "Bad samples", "Warnings", "Provenance"]
     titles = browser.execute_script("return [...document.querySelectorAll('h4')].map(h => h.textContent)")
     assert {"Few curves", "Bars", "Table", ODD[1], "Text", "What was asked"} <= set(titles)
     widths = browser.execute_script("return [...document.images].map(i => i.complete ? i.naturalWidth : 0)")

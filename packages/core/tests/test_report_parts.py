@@ -1,4 +1,4 @@
-"""What the report is drawn with: colours, curves, strips and the wording of numbers."""
+"""The elements of the report: colours, curves, scales and number formats."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_log_axis_counts_in_decades_and_needs_a_positive_value() -> None:
 
 @given(st.lists(st.floats(0, 1), max_size=charts.MAX_DIRECT_LABELS))
 def test_names_at_the_ends_of_curves_never_overlap(places: list[float]) -> None:
-    moved = charts.apart(sorted(places))
+    moved = charts.spread_labels(sorted(places))
     assert all(b - a >= charts.LABEL_GAP - 1e-9 for a, b in itertools.pairwise(moved))
     assert all(place <= 1 + 1e-9 for place in moved)
 
@@ -124,7 +124,9 @@ def test_cells_are_written_as_people_read_them(value: object, text: str) -> None
 def test_shares_and_percentages_say_the_same() -> None:
     assert number_format.quantity(0.613, "share") == number_format.quantity(61.3, "%") == "61.3\N{NO-BREAK SPACE}%"
     assert (
-        number_format.interval(0.58, 0.643, "share") == number_format.interval(58.0, 64.3, "%") == "58.0 – 64.3\N{NO-BREAK SPACE}%"
+        number_format.interval(0.58, 0.643, "share")
+        == number_format.interval(58.0, 64.3, "%")
+        == "58.0 – 64.3\N{NO-BREAK SPACE}%"
     )
     assert number_format.change(-0.012, "share") == number_format.change(-1.2, "%") == "−1.2"
     assert number_format.quantity(-3.0, "nats") == "−3\N{NO-BREAK SPACE}nats"
@@ -144,9 +146,17 @@ def test_durations_carry_into_the_next_unit(seconds: float, text: str) -> None:
     ("panel", "fields", "said"),
     [
         (Series, {"x": [1, 2], "y": [1]}, "series 'a': expected equal lengths, got 2 x, 1 y"),
-        (Series, {"x": [1], "y": [1], "low": [0], "high": []}, "series 'a' has 1 x, 1 y, 1 low, 0 high"),
-        (BarsPanel, {"labels": ["b"], "values": []}, "panel 'a' has 1 labels, 0 values"),
-        (BarsPanel, {"labels": ["b"], "values": [1], "low": [0, 0]}, "panel 'a' has 1 labels, 1 values, 2 low"),
+        (
+            Series,
+            {"x": [1], "y": [1], "low": [0], "high": []},
+            "series 'a': expected equal lengths, got 1 x, 1 y, 1 low, 0 high",
+        ),
+        (BarsPanel, {"labels": ["b"], "values": []}, "panel 'a': expected equal lengths, got 1 labels, 0 values"),
+        (
+            BarsPanel,
+            {"labels": ["b"], "values": [1], "low": [0, 0]},
+            "panel 'a': expected equal lengths, got 1 labels, 1 values, 2 low",
+        ),
         (TablePanel, {"columns": ["b"], "rows": [[1], [1, 2]]}, "table 'a': expected at most 1 cells in a row, got 2"),
     ],
 )

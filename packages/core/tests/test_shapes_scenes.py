@@ -89,11 +89,11 @@ def test_true_captions_name_colour_shape_and_the_true_attributes(seed: int) -> N
 @given(shape=st.sampled_from(SHAPES), colour=st.sampled_from(COLOURS), data=st.data())
 def test_descriptions_contain_only_the_named_attributes(shape: str, colour: str, data: st.DataObject) -> None:
     names = [name for name in ATTRIBUTES if name != "orientation" or shape in DIRECTED]
-    told = {name: data.draw(st.sampled_from(VALUES[name])) for name in data.draw(st.sets(st.sampled_from(names)))}
-    text = describe(shape, colour, told)
+    named = {name: data.draw(st.sampled_from(VALUES[name])) for name in data.draw(st.sets(st.sampled_from(names)))}
+    text = describe(shape, colour, named)
     for name in ATTRIBUTES:
         for value in VALUES[name]:
-            assert says(text, words_of(name, value)) == (told.get(name) == value), (name, value, text)
+            assert says(text, words_of(name, value)) == (named.get(name) == value), (name, value, text)
     assert text.split()[0] in {"a", "an", *NUMBERS.values()}
     assert (text.split()[0] == "an") == (text.split()[0] in {"a", "an"} and text.split()[1][0] in "aeiou")
 
@@ -103,18 +103,18 @@ def test_fractions_of_named_and_wrong_attributes() -> None:
         attribute_share=0.3, attribute_noise=0.1, noise_share=0, foreign_share=0,
         attribute_share_of={"count": 0.8, "state": 0.0}, attribute_noise_of={"position": 0.5},
     )  # fmt: skip
-    n, told, possible, wrong = 4000, Counter[str](), Counter[str](), Counter[str]()
+    n, named, possible, wrong = 4000, Counter[str](), Counter[str](), Counter[str]()
     for index in range(n):
         rng = generator(7, index)
         scene = sample_scene(world, rng)
         caption = sample_caption(world, scene, rng)
         possible.update(name for name in ATTRIBUTES if scene.value(name) is not None)
-        told.update(caption.named.keys())
+        named.update(caption.named.keys())
         wrong.update(name for name, value in caption.named.items() if value != scene.value(name))
     for name in ATTRIBUTES:
         share = {"count": 0.8, "state": 0.0}.get(name, 0.3)
-        assert within_four_sigma(told[name], possible[name], share), name
-        assert within_four_sigma(wrong[name], told[name], 0.5 if name == "position" else 0.1), name
+        assert within_four_sigma(named[name], possible[name], share), name
+        assert within_four_sigma(wrong[name], named[name], 0.5 if name == "position" else 0.1), name
 
 
 def test_fractions_of_noise_and_foreign_captions() -> None:
@@ -184,7 +184,10 @@ def test_pattern_that_does_not_vary_is_refused() -> None:
     ("settings", "message"),
     [
         ({"shapes": ["star", "star"]}, "shapes must not repeat a value"),
-        ({"noise_share": 0.7, "foreign_share": 0.5}, "noise_share \\+ foreign_share must be at most 1, got 0.7 \\+ 0.5"),
+        (
+            {"noise_share": 0.7, "foreign_share": 0.5},
+            "noise_share \\+ foreign_share must be at most 1, got 0.7 \\+ 0.5",
+        ),
         ({"attribute_share_of": {"shape": 0.1}}, "attribute_share_of.shape"),
         ({"attribute_share": 1.5}, "less than or equal to 1"),
         ({"colors": ["red"]}, "colors"),

@@ -64,8 +64,8 @@ def test_classes_can_be_the_values_of_one_attribute(label: str, tmp_path: Path) 
     source = open_dataset(made)
     samples = [source[index] for index in range(24)]
     assert [sample.label for sample in samples] == [index % len(values) for index in range(24)]
-    told = [scene.value(label) for scene in _scenes(made.path)]
-    assert told == [values[index % len(values)] for index in range(24)]
+    found = [scene.value(label) for scene in _scenes(made.path)]
+    assert found == [values[index % len(values)] for index in range(24)]
 
 
 def _scenes(folder: Path) -> list[Scene]:
@@ -94,7 +94,10 @@ def test_pool_is_read_back_as_rendered(tmp_path: Path) -> None:
     for index, made in enumerate(render_shard(world, 7, 0, 50)):
         sample = source[index]
         assert (sample.key, sample.image, sample.texts) == (made.key, made.image, made.texts)
-    assert {panel.title for panel in load_panels(pool.path)} >= {"First samples", "Head and tail of the synthetic world"}
+    assert {panel.title for panel in load_panels(pool.path)} >= {
+        "First samples",
+        "Head and tail of the synthetic world",
+    }
 
 
 def test_pool_has_the_same_bytes_with_workers_and_after_a_crash(tmp_path: Path) -> None:

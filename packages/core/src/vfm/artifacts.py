@@ -69,7 +69,7 @@ class Artifact(Config):
         if found is None:
             raise UserError(f"{directory}: unknown artifact type {name!r}; is the package that makes it installed?")
         if not issubclass(found, cls):
-            raise UserError(f"{directory}: expected a {cls.__name__}, got a {name}")
+            raise UserError(f"{directory}: expected {cls.__name__}, got {name}")
         try:
             artifact = found(**record)
         except ValidationError as error:

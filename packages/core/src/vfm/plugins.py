@@ -1,4 +1,4 @@
-"""Finds what is installed: loads the plugins behind the entry points `vfm`, and lists the stages they bring."""
+"""Installed plugins: load those behind the entry points `vfm`, and list their stages."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from vfm import hookspecs, stages
 from vfm.config import UserError, did_you_mean
 from vfm.stage import Stage
 
-IMPORTED_AS = {"open_clip": "open-clip-torch", "sklearn": "scikit-learn"}  # where the package has another name
+PACKAGE_OF_MODULE = {"open_clip": "open-clip-torch", "sklearn": "scikit-learn"}  # where the names differ
 PACKAGES = {"curation": "vfm-curation", "eva": "vfm-eva", "clip": "vfm-clip", "diva": "vfm-diva"}
 
 
 def load_plugins() -> pluggy.PluginManager:
-    """The plugin manager with the built-ins and every installed plugin.
+    """Return the plugin manager, with core's own stages and every installed plugin.
 
     Raises:
-        UserError: a plugin cannot be imported, implements a hook that does not exist, or has a name that is taken.
+        UserError: a plugin cannot be imported, implements an unknown hook, or has the name of another plugin.
     """
     manager = pluggy.PluginManager("vfm")
     manager.add_hookspecs(hookspecs)
@@ -39,7 +39,7 @@ def load_plugins() -> pluggy.PluginManager:
 
 
 def origin_of(manager: pluggy.PluginManager, name: str) -> str:
-    """The distribution and version that a plugin comes from."""
+    """Return the name and version of the distribution that a plugin belongs to."""
     for entry in entry_points(group="vfm"):
         if entry.name == name and entry.dist:
             return f"{entry.dist.name} {entry.dist.version}"
@@ -47,10 +47,10 @@ def origin_of(manager: pluggy.PluginManager, name: str) -> str:
 
 
 def stage_types(manager: pluggy.PluginManager) -> dict[str, type[Stage]]:
-    """Every stage type by its kind.
+    """Return every stage type by its kind.
 
     Raises:
-        UserError: two plugins bring the same kind.
+        UserError: two plugins have the same kind, or the hook of a plugin fails.
     """
     found: dict[str, tuple[str, type[Stage]]] = {}
     for implementation in manager.hook.vfm_stages.get_hookimpls():
@@ -59,31 +59,31 @@ def stage_types(manager: pluggy.PluginManager) -> dict[str, type[Stage]]:
             kinds = [(stage.kind_name(), stage) for stage in cast("Iterable[type[Stage]]", implementation.function())]
         except Exception as error:
             raise UserError(
-                f"plugin {plugin!r}: vfm_stages must give stage types, each with its kind as a Literal:"
+                f"plugin {plugin!r}: vfm_stages must return stage types, each with its kind as a Literal:"
                 f" {type(error).__name__}: {error}"
             ) from error
         for kind, stage in kinds:
             if kind in found and found[kind][1] is not stage:
-                raise UserError(f"stage kind {kind!r} comes from two plugins: {found[kind][0]} and {plugin}")
+                raise UserError(f"two plugins have stage kind {kind!r}: {found[kind][0]} and {plugin}")
             found[kind] = (plugin, stage)
     return {kind: stage for kind, (_, stage) in sorted(found.items())}
 
 
 def extra_of(module: str) -> str | None:
-    """What to install for a module that is missing, such as `vfm-core[torch]`: the extra of an installed package."""
+    """Return the extra that installs a missing module, such as `vfm-core[torch]`, or None if there is none."""
     top = module.partition(".")[0]
-    wanted = IMPORTED_AS.get(top, top.replace("_", "-"))
+    package_name = PACKAGE_OF_MODULE.get(top, top.replace("_", "-"))
     plugins = {entry.dist.name for entry in entry_points(group="vfm") if entry.dist}
     for package in ("vfm-core", *sorted(plugins)):
         for requirement in requires(package) or ():
-            found = re.match(rf"{re.escape(wanted)}\b[^;]*; *extra == ['\"](.+)['\"]", requirement)
+            found = re.match(rf"{re.escape(package_name)}\b[^;]*; *extra == ['\"](.+)['\"]", requirement)
             if found:
                 return f"{package}[{found[1]}]"
     return None
 
 
 def unknown_kind(kind: str, known: dict[str, type[Stage]]) -> str:
-    """What to say of a kind that no installed plugin brings."""
+    """Return the error message for a kind that no installed plugin has."""
     package = PACKAGES.get(kind.partition(".")[0])
     if package and not any(other.partition(".")[0] == kind.partition(".")[0] for other in known):
         return f"stage kind {kind!r} needs a package that is not installed: pip install {package}"

@@ -9,7 +9,7 @@ from vfm.data.captions import clean_captions, field_of
 from vfm.data.choices import Choice, load_choices, write_choices
 from vfm.data.draws import drawn, hash_strings, splitmix64, text_key, text_keys, uniform
 from vfm.data.images import FILTERS, Interpolation, ResizeMode, decode_image, open_image
-from vfm.data.index import BadRow, Index, read_index, write_index
+from vfm.data.index import BadRow, read_index, write_index
 from vfm.data.mixture import Mixture
 from vfm.data.order import SampleOrder
 from vfm.data.parquet import ParquetShard, open_parquet
@@ -19,7 +19,7 @@ from vfm.data.shards import Shard, ShardReader
 from vfm.data.source import Source, check_balanced, open_balanced, open_dataset
 from vfm.data.spec import DatasetSpec
 from vfm.data.subset import SUBSET_FILE, subset_schema
-from vfm.data.tags import read_tags, write_tags
+from vfm.data.tags import read_tags
 from vfm.data.tar_writer import write_tar
 from vfm.data.templates import check_templates
 from vfm.data.texts import is_text
@@ -27,9 +27,9 @@ from vfm.data.webdataset import IMAGE_EXTENSIONS
 
 __all__ = [
     "CACHE_FOLDER", "FILTERS", "IMAGE_EXTENSIONS", "REASONS", "SUBSET_FILE", "BadRow", "BadSample", "CacheWriter",
-    "CachedTensors", "Choice", "DatasetSpec", "Index", "Interpolation", "Mixture", "ParquetShard", "ResizeMode",
+    "CachedTensors", "Choice", "DatasetSpec", "Interpolation", "Mixture", "ParquetShard", "ResizeMode",
     "Sample", "SampleOrder", "Shard", "ShardReader", "Source", "check_balanced", "check_templates", "clean_captions",
     "decode_image", "drawn", "field_of", "files", "hash_strings", "is_text", "load_choices", "open_balanced",
     "open_dataset", "open_image", "open_parquet", "read_index", "read_tags", "splitmix64", "subset_schema", "text_key",
-    "text_keys", "uid_of", "uniform", "write_choices", "write_index", "write_tags", "write_tar",
+    "text_keys", "uid_of", "uniform", "write_choices", "write_index", "write_tar",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor
 from vfm.data.batch import SampleDraw
 from vfm.data.eval_loader import ordered_batches
 from vfm.data.images import decode_image
-from vfm.data.indexing import ENOUGH_TO_JUDGE, check_bad
+from vfm.data.indexing import MIN_SAMPLES_TO_CHECK, check_bad
 from vfm.data.sample import Sample
 from vfm.data.sample_cache import CacheWriter
 from vfm.data.source import Source
@@ -90,7 +90,7 @@ def fill_cache(
             tensors = dict(zip(batch.inputs.index.tolist(), rows, strict=True))
         for reason, where in batch.bad:
             ctx.skip(reason, where)
-        if samples.stop >= ENOUGH_TO_JUDGE or samples.stop == len(source):
+        if samples.stop >= MIN_SAMPLES_TO_CHECK or samples.stop == len(source):
             check_bad(ctx.stage, ctx.bad, samples.stop, max_bad_fraction)
         writer.write(samples, tensors, batch.bad)
         ctx.progress(samples.stop, len(source), "images")

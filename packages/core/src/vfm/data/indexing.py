@@ -168,7 +168,7 @@ def first_sample(layout: Layout, spec: DatasetSpec) -> Sample:
         except BadSample as bad:
             problem = problem or bad
     places = ", ".join(f"{language} in {source}" for language, source in spec.texts.items())
-    where = f"; texts expects captions of {places}"
+    where = f"; expected captions {places}: set texts to their location"
     what = (f": {problem}" if problem else "") + (where if problem and problem.reason == "missing_caption" else "")
     raise UserError(f"{layout.paths[0]}: none of the first samples can be used{what}")
 

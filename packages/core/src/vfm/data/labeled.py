@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -10,15 +11,18 @@ from PIL import Image
 
 from vfm.artifacts import ImageDataset, LabeledDataset, TaggedImages
 from vfm.config import UserError
-from vfm.data.clip_benchmark import TEMPLATES_FILE, lines_beside, names_and_templates
+from vfm.data.captions import field_of
+from vfm.data.clip_benchmark import CLASS_NAMES_FILE, TEMPLATES_FILE, lines_beside, names_and_templates
 from vfm.data.dataset_panels import add_dataset_panels
+from vfm.data.folder import class_folders
 from vfm.data.index import write_index
 from vfm.data.indexing import Indexing, first_sample
-from vfm.data.labels import find_class_names
 from vfm.data.layout import Layout, find_layout
+from vfm.data.parquet import open_parquet
 from vfm.data.shards import Shard
 from vfm.data.source import Source
 from vfm.data.spec import DatasetSpec
+from vfm.data.table import table_values
 from vfm.data.tags import TAGS_FILE, write_tags
 from vfm.data.templates import check_templates
 from vfm.data.torchvision_sets import (
@@ -154,15 +158,52 @@ def _labeled_spec(config: Labeled, layout: Layout) -> DatasetSpec:
     spec = layout.with_defaults(DatasetSpec(image_key=config.image_key, label_key=config.label_key), labels=True)
     names, _ = _names_and_templates(config, layout)
     if names and layout.kind == "folder":  # labels are positions among the class folders, so the counts must agree
-        own = find_class_names(layout, None)
+        own = _find_class_names(layout, None)
         if len(names) != len(own):
             raise UserError(f"{layout.paths[0]}: expected {len(own)} class names, one per folder, got {len(names)}")
-    return spec.model_copy(update={"class_names": names or find_class_names(layout, spec.label_key)})
+    return spec.model_copy(update={"class_names": names or _find_class_names(layout, spec.label_key)})
 
 
 def _tagged_spec(config: Tagged, layout: Layout) -> DatasetSpec:
     if layout.kind != "webdataset":
         raise UserError(f"{layout.paths[0]}: images with several labels can only be read from tars")
     names, _ = _names_and_templates(config, layout)
-    names = names or find_class_names(layout, None)
+    names = names or _find_class_names(layout, None)
     return DatasetSpec(image_key=config.image_key, labels_key=config.labels_key, class_names=names)
+
+
+def _find_class_names(layout: Layout, label_key: str | None) -> list[str]:
+    """Return the class names in the order of the labels.
+
+    Raises:
+        UserError: they are not given anywhere.
+    """
+    path = layout.paths[0]
+    if layout.kind == "folder":
+        return class_folders(path)[0]
+    if names := lines_beside(path, CLASS_NAMES_FILE):
+        if "" in names:
+            raise UserError(f"{CLASS_NAMES_FILE} beside {path}: the name of class {names.index('')} is empty")
+        return names
+    if layout.kind in ("table", "parquet") and label_key:
+        names = _from_schema(path, label_key) if path.endswith(".parquet") else []
+        return names or _from_values(layout, label_key)
+    raise UserError(f"{path}: no {CLASS_NAMES_FILE} beside it; give class_names, in the order of the labels")
+
+
+def _from_schema(path: str, label_key: str) -> list[str]:
+    """Return the names that Hugging Face's `datasets` writes into the schema."""
+    metadata = open_parquet(path).schema_arrow.metadata or {}
+    record: Any = json.loads(metadata.get(b"huggingface", b"{}"))
+    names = field_of(record, f"info.features.{label_key}.names")
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _from_values(layout: Layout, label_key: str) -> list[str]:
+    values = {value for path in layout.paths for value in table_values(path, label_key)}
+    words = {str(value) for value in values if value is not None}
+    if not words or all(word.isdigit() for word in words):
+        raise UserError(
+            f"{layout.paths[0]}: the labels in '{label_key}' are numbers; give class_names, in the order of the labels"
+        )
+    return sorted(words)

@@ -49,8 +49,8 @@ def test_shapes_cover_the_same_pixels_as_a_supersampled_polygon(shape: Shape) ->
     corners = (outline(shape) * radius + 0.5) * size * fine - 0.5  # Pillow's pixel centres are whole numbers
     ImageDraw.Draw(canvas).polygon([tuple(corner) for corner in corners], fill=255)
     expected = np.asarray(canvas, dtype=float).reshape(size, fine, size, fine).mean(axis=(1, 3)) / 255
-    picture = draw(plain(shape), size)[..., 0].astype(float)
-    covered = (picture - picture[0, 0]) / (255 * PALETTE["black"][0] - picture[0, 0])
+    image = draw(plain(shape), size)[..., 0].astype(float)
+    covered = (image - image[0, 0]) / (255 * PALETTE["black"][0] - image[0, 0])
     assert np.abs(covered - expected).max() < 0.3
     assert np.abs(covered - expected).mean() < 0.003
 
@@ -100,22 +100,22 @@ def test_no_object_leaves_the_image_or_touches_the_dot() -> None:
     for shape in SHAPES:
         for count in GROUPS:
             for position in PLACES:
-                picture = draw(plain(shape, count=count, position=position, nuisance=nuisance), 64)
-                dark = picture[..., 0] < 128
+                image = draw(plain(shape, count=count, position=position, nuisance=nuisance), 64)
+                dark = image[..., 0] < 128
                 assert not dark[:, 0].any()
                 assert not dark[0].any()
                 assert not dark[:12, :12].any()
 
 
 def test_shapes_differ_at_32_pixels() -> None:
-    pictures = {
+    images = {
         (shape, way): draw(plain(shape, orientation=way), 32)
         for shape in SHAPES
         for way in (("up", "right", "down", "left") if shape in DIRECTED else (None,))
     }
-    for one, picture in pictures.items():
-        for other, rival in pictures.items():
-            assert one[0] == other[0] or changed_pixels(picture, rival) >= 25, (one, other)
+    for one, image in images.items():
+        for other, rival in images.items():
+            assert one[0] == other[0] or changed_pixels(image, rival) >= 25, (one, other)
 
 
 def test_colours_differ_from_each_other_and_the_background() -> None:
@@ -185,13 +185,13 @@ def test_caption_settings_do_not_change_the_images() -> None:
 
 def test_pool_labelled_dataset_and_other_seeds_share_no_image() -> None:
     world = World()
-    pictures = [
+    images = [
         sample.image
         for make in (render_shard, render_labeled)
         for seed in (0, 1)
         for sample in make(world, seed, 0, 40)
     ]
-    assert len(set(pictures)) == 160
+    assert len(set(images)) == 160
 
 
 def test_labels_name_the_scene_and_classes_are_equally_common() -> None:
