@@ -21,14 +21,14 @@ import torch
 from bench import WORDS, caption, context, in_turn, machine, options, photograph, ratio, write
 from clip_benchmark.datasets.builder import build_wds_dataset, image_captions_collate_fn
 from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
+from vfm.eval import load_encoder
 
 from vfm.artifacts import Artifact, ClipCheckpoint
 from vfm.data import write_tar
-from vfm.stages.labeled import Labeled
-from vfm.stages.data import Pairs
-from vfm.eval.encode import load_encoder
-from vfm.eval.stages import Retrieval, ZeroShot
+from vfm.stages.evaluation import Retrieval, ZeroShot
 from vfm.models import build_clip, save_clip
+from vfm.stages.data import Pairs
+from vfm.stages.labeled import Labeled
 
 BATCH, CLASSES = 64, [f"{colour} {thing}" for colour in WORDS[4:6] for thing in WORDS[8:18]]
 WORDINGS = [
@@ -104,11 +104,8 @@ class Ours:
         return [self._scores(stage, data) for stage in stages]
 
     def _scores(self, stage: Any, data: Artifact) -> dict[str, float]:
-        from vfm.eval.compare import score
-
         ctx = context(self.root / f"run{next(self.rounds)}", data=data)
-        _, judgements = stage.judge(ctx, {"clip": self.encoder})
-        return {metric.name: metric.value for metric in map(score, judgements["clip"].verdicts)}
+        return stage.scores(ctx, self.encoder)
 
 
 def zero_shot(templates: list[str]) -> ZeroShot:

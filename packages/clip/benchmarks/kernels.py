@@ -22,9 +22,9 @@ import torch
 from bench import context, in_turn, machine, options, ratio, write
 
 from vfm.artifacts import Artifact
-from vfm.stages.shapes import ShapesPool
 from vfm.interfaces import Training
 from vfm.models import build_clip, save_clip
+from vfm.stages.shapes import ShapesPool
 from vfm_clip import ClipTrain
 from vfm_eva import EvaPretrain
 

@@ -26,8 +26,7 @@ from PIL import Image
 from vfm.data.loader import TrainingData
 from vfm.data.source import open_dataset
 from vfm.data.transforms import ImageTransform
-from vfm.models.preprocess import Preprocess
-from vfm.models.tokens import WordTokenizer
+from vfm.models import Preprocess, WordTokenizer
 from vfm_clip.pairs import MakePair
 
 CASES = {"128-px JPEG to 112": (128, 112), "500-px JPEG to 224": (500, 224)}  # side of the file, of the input

@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 
 from clip_world import VIT, make_pool, plan, run_stage
 from vfm import UserError
-from vfm.models import build_clip, load_clip, save_clip
-from vfm.models.clip import blueprint
+from vfm.models import blueprint, build_clip, load_clip, save_clip
 from vfm_clip.groups import tower_groups
 from vfm_clip.towers import lock_towers
 

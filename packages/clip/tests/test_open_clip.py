@@ -21,8 +21,7 @@ from torchvision.transforms.functional import normalize
 
 from clip_world import EVA, VIT, Random, make_pool, plan, run_stage, tiny_task, train
 from vfm import Event
-from vfm.models import build_clip, load_clip, save_clip
-from vfm.models.exporting import find_format
+from vfm.models import build_clip, find_format, load_clip, save_clip
 from vfm_clip import ClipTrain
 
 TIMM_VIT = {**EVA, "vision_cfg": {**EVA["vision_cfg"], "timm_model_name": "vit_pico_patch8_32"}}

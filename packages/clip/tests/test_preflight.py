@@ -13,11 +13,11 @@ from clip_world import COLOURS, EVA, VIT, halves, make_pool
 from vfm import Context, Pool, UserError, VisionCheckpoint
 from vfm.config import error_lines
 from vfm.data import DatasetSpec, Shard, write_index, write_tar
-from vfm.stages.data import Pairs
 from vfm.interfaces import VisionPretraining
 from vfm.models import build_clip, build_vision, save_clip, save_vision
-from vfm.models.stages import ImportClip, ImportVision
 from vfm.stage import Preflight, Stage
+from vfm.stages.data import Pairs
+from vfm.stages.models import ImportClip, ImportVision
 from vfm_clip import ClipTrain
 from vfm_clip.preflight import models_with_tower
 

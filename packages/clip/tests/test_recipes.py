@@ -9,7 +9,7 @@ import pytest
 
 from vfm import stages
 from vfm.flow.recipe import load_recipe
-from vfm.models.clip import ClipModel, blueprint
+from vfm.models import ClipModel, blueprint
 from vfm.stage import Preflight, Stage
 from vfm.train.optim import build_optimizer
 from vfm_clip import ClipTrain

@@ -13,8 +13,8 @@ from clip_world import make_pool, plan, run_stage
 from vfm import CuratedSubset, Event, Pool, UserError
 from vfm.data import SUBSET_FILE, open_balanced, open_dataset, subset_schema
 from vfm.data.order import SampleOrder
-from vfm.stages.data import Pairs
 from vfm.stage import Preflight
+from vfm.stages.data import Pairs
 from vfm_clip.data import training_data
 
 
@@ -74,7 +74,7 @@ def test_data_without_probabilities_are_refused_before_the_run(tmp_path: Path) -
     pool = make_pool(tmp_path / "pool")
     stage = plan(sampler="balanced")
     with pytest.raises(
-        UserError, match=r"sampler: balanced draws by a CuratedSubset's probabilities; .*pool is a Pool"
+        UserError, match=r"sampler: balanced expects a CuratedSubset, got a Pool: .*pool"
     ):
         stage.preflight(Preflight({}, {"pool": pool.path}))
     with pytest.raises(UserError, match="'pool' has none"):

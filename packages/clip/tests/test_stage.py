@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from clip_world import COLOURS, EVA, VIT, halves, make_pool, plan, run_stage, tiny_task, train
 from vfm import ClipCheckpoint, Context, Event, UserError, VisionCheckpoint
 from vfm.data import open_dataset
-from vfm.eval.retrieval import retrieval_ranks
-from vfm.eval.stages import Retrieval
+from vfm.eval import retrieval_ranks
+from vfm.stages.evaluation import Retrieval
 from vfm.models import build_clip, build_vision, load_clip, save_clip, save_vision
 from vfm.panels import load_panels
 from vfm_clip.data import training_data

@@ -11,8 +11,8 @@ import torch
 from clip_world import EVA, SIDE, TEXT, VIT, make_pool, plan, run_stage
 from vfm import ClipCheckpoint, Context, Event, UserError
 from vfm.models import ClipModel, build_clip, load_clip, save_clip
-from vfm.models.stages import ImportClip
 from vfm.stage import Preflight
+from vfm.stages.models import ImportClip
 from vfm_clip import ClipTrain
 
 TEXTS = ["a red square", "two blue circles"]

@@ -13,7 +13,7 @@ import torch
 
 from clip_world import COLOURS, VIT, make_pool, plan, run_stage
 from vfm import ClipCheckpoint, Event
-from vfm.eval.stages import Retrieval
+from vfm.stages.evaluation import Retrieval
 from vfm.models import build_clip, load_clip, save_clip
 from vfm_clip.data import training_data
 

@@ -1,137 +1,157 @@
-"""What a training reads: data sets that suit it, mixed by weight, and how pairs are made of their samples."""
+"""The samples of a CLIP training: an image at the model's size and one of its captions as tokens."""
+
+# n samples, S side of the image, L context length
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
 
-from vfm.artifacts import CuratedSubset, LinkTable, PairDataset
-from vfm.config import UserError, did_you_mean
-from vfm.data.loader import TrainingData
-from vfm.data.mixture import Mixture
-from vfm.data.source import Source, check_balanced, open_balanced, open_dataset
-from vfm.data.transforms import ImageTransform
-from vfm.models.clip import ClipModel
-from vfm.stage import Preflight, Stage
-from vfm_clip.pairs import EvalTransform, MakePair
+from vfm.data import BadSample, Mixture, Sample, decode_image, open_balanced, open_dataset
+from vfm.eval import CaptionedImage, images_panel
+from vfm.models import ClipModel, Preprocess
+from vfm.plugin import ImagesPanel, PairDataset
+from vfm.train import ImageTransform, SampleDraw, TrainingData, to_tensor
+from vfm_clip.stages import Augmentation, ClipTrain
 
-if TYPE_CHECKING:
-    from vfm_clip.stage import ClipTrain
+__all__ = ["ClipInputs", "EvalTransform", "MakePair", "first_samples_panel", "language_weights", "training_data"]
 
-SHARDS_LOOKED_AT = 8  # for captions that differ
+_CAPTION_STREAM = 1  # separates the draw of a sample's caption from that of its crop
+NUM_IMAGES = 16  # in the report
+MAX_CAPTION = 160  # characters in the report
 
 
-def training_data(plan: ClipTrain, datasets: Sequence[PairDataset], clip: ClipModel) -> tuple[TrainingData, MakePair]:
-    """The batches of a training, and what makes its pairs.
+@dataclass(frozen=True)
+class ClipInputs:
+    """Image-caption pairs: one as `MakePair` returns it, or a batch of n."""
+
+    images: Tensor  # (n, 3, S, S) uint8
+    tokens: Tensor  # (n, L)
+    uid: Tensor | None = None  # (n,) int64, to find repeated samples
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """Preprocesses images as for evaluation, without random draws."""
+
+    preprocess: Preprocess
+
+    def __call__(self, data: bytes, seed: int, where: str = "") -> Tensor:
+        """Return the image as uint8 (3, S, S); raises BadSample."""
+        return to_tensor(self.preprocess.fit(decode_image(data, where)))
+
+
+@dataclass(frozen=True)
+class MakePair:
+    """Makes the inputs of one sample; its crop and its caption are drawn from the draw's seed.
+
+    transform: an `ImageTransform` or an `EvalTransform`.
+    tokenize: the model's tokenizer.
+    weights: the languages that captions are drawn from, by weight; a sample without captions in one of them takes a
+        caption of the others.
+    """
+
+    transform: Callable[[bytes, int, str], Tensor]
+    tokenize: Callable[[list[str]], Tensor]
+    weights: Mapping[str, float]
+
+    def __call__(self, sample: Sample, draw: SampleDraw) -> ClipInputs:
+        """Return the inputs of one sample.
+
+        Raises:
+            BadSample: it has no caption in these languages, or its image cannot be read.
+        """
+        tokens = self.tokenize([self.caption(sample, draw.seed)])[0]
+        image = self.transform(sample.image, draw.seed, sample.key)
+        return ClipInputs(image, tokens, torch.full((), _uid_hash(sample.uid)))
+
+    def caption(self, sample: Sample, seed: int) -> str:
+        """Draw one of the sample's captions: a language by its weight, then uniformly among its captions.
+
+        Raises:
+            BadSample: it has none in these languages.
+        """
+        languages = [language for language in self.weights if sample.texts.get(language)]
+        if not languages:
+            raise BadSample("missing_caption", f"{sample.key} ({', '.join(self.weights)})")
+        captions = sample.texts[languages[0]]
+        if len(languages) == len(captions) == 1:
+            return captions[0]  # the usual case; creating a generator would take more time than all the rest
+        draw = np.random.default_rng([seed, _CAPTION_STREAM])
+        if len(languages) > 1:
+            weights = np.array([self.weights[language] for language in languages])
+            captions = sample.texts[languages[int(draw.choice(len(languages), p=weights / weights.sum()))]]
+        return captions[draw.integers(len(captions))]
+
+
+def _uid_hash(uid: str) -> int:
+    """Return 63 bits of a uid's hash, which fit a tensor."""
+    return int.from_bytes(hashlib.blake2b(uid.encode(), digest_size=8).digest()) >> 1
+
+
+def language_weights(language: str | Mapping[str, float] | None, first: PairDataset) -> dict[str, float]:
+    """Return the languages that captions are drawn from, by weight; by default the first language of `first`."""
+    if isinstance(language, Mapping):
+        return dict(language)
+    return {language or first.languages[0]: 1.0}
+
+
+def training_data(
+    config: ClipTrain, datasets: Sequence[PairDataset], clip: ClipModel, weights: Mapping[str, float]
+) -> tuple[TrainingData[ClipInputs], MakePair]:
+    """Return the batches of a training, and what makes their inputs.
 
     Args:
-        plan: the training.
-        datasets: one for each of `plan.portions`.
-        clip: the model; it says how it wants pictures and texts.
+        config: the training.
+        datasets: one for each of `config.portions`.
+        clip: the model, whose image size, resizing and tokenizer are used.
+        weights: the languages that captions are drawn from.
     """
-    chances = chances_of(plan, datasets)
-    make = MakePair(_transform(plan, clip), clip.tokenizer, chances)
-    if plan.sampler == "balanced":
-        sources = [open_balanced(data, seed=plan.seed, language=next(iter(chances))) for data in datasets]
+    make = MakePair(_transform(config.augmentation, clip.preprocess), clip.tokenizer, weights)
+    if config.loading.sampler == "balanced":
+        language = next(iter(weights))
+        sources = [open_balanced(data, seed=config.seed, language=language) for data in datasets]
     else:
         sources = [open_dataset(data) for data in datasets]
-    weights = [portion.weight for portion in plan.portions]
-    return TrainingData.of(plan, sources[0] if len(sources) == 1 else Mixture(sources, weights), make), make
+    shares = [portion.weight for portion in config.portions]
+    return TrainingData.of(config, sources[0] if len(sources) == 1 else Mixture(sources, shares), make), make
 
 
-def _transform(plan: ClipTrain, clip: ClipModel) -> ImageTransform | EvalTransform:
-    """A random crop, or what an evaluation sees."""
-    facts = clip.preprocess
-    if not plan.crop_scale:
-        return EvalTransform(facts)
+def _transform(augmentation: Augmentation, preprocess: Preprocess) -> ImageTransform | EvalTransform:
+    if not augmentation.crop_scale:
+        return EvalTransform(preprocess)
     return ImageTransform(
-        facts.image_size, scale=plan.crop_scale, ratio=plan.crop_ratio, interpolation=facts.interpolation
+        preprocess.image_size,
+        scale=augmentation.crop_scale,
+        ratio=augmentation.crop_ratio,
+        interpolation=preprocess.interpolation,
     )
 
 
-def chances_of(plan: ClipTrain, datasets: Sequence[PairDataset]) -> dict[str, float]:
-    """The languages that captions are drawn from, each with its weight; by default the first data set's first."""
-    if isinstance(plan.language, Mapping):
-        return dict(plan.language)
-    return {plan.language or datasets[0].languages[0]: 1.0}
+def first_samples_panel(data: TrainingData[ClipInputs], make: MakePair, directory: Path) -> ImagesPanel:
+    """Write the first step's samples, cropped and captioned as for the model, into `directory`; return their panel."""
+    shown = list(islice(_first_samples(data, make), NUM_IMAGES))
+    note = f"The first {len(shown)} samples of the first step, after augmentation, with the caption drawn for each."
+    return images_panel(directory, "seen", "First training samples", shown, order=5, note=note)
 
 
-def check_datasets(plan: ClipTrain, datasets: Mapping[str, PairDataset]) -> None:
-    """Refuses data that cannot be trained on, as far as their facts, their index and their first captions tell.
-
-    Args:
-        plan: the training.
-        datasets: by our names; in a preflight perhaps not all of them.
-
-    Raises:
-        UserError: too few pairs for a batch, no captions, none in the language, no pictures, or one caption for all.
-    """
-    for name, data in datasets.items():
-        if not data.languages:
-            raise UserError(f"'{name}' has no captions; data.pairs' `texts` says where they stand")
-        if plan.sampler == "balanced":
-            check_balanced(data)
-        source = open_dataset(data)
-        if isinstance(data, LinkTable) or not source.index.spec.images:
-            raise UserError(f"'{name}' has captions alone, no pictures: there is nothing to train on")
-        first = datasets.get(str(plan.portions[0].data), data)  # whose language is the default for all
-        _check_captions(source, _languages(list(chances_of(plan, [first])), name, data), name)
-    num_samples = sum(data.num_samples for data in datasets.values())
-    if len(datasets) == len(plan.portions) and num_samples < plan.global_batch_size:
-        names = ", ".join(f"'{name}'" for name in datasets)
-        raise UserError(f"global_batch_size {plan.global_batch_size} is more than the {num_samples} pairs of {names}")
-
-
-def check_makers(plan: ClipTrain, ctx: Preflight) -> None:
-    """Refuses what stages of the recipe will make, where they say that it cannot be trained on.
-
-    Raises:
-        UserError: it has no probabilities and `sampler: balanced` wants them, or no pictures.
-    """
-    for portion in plan.portions:
-        made: Stage | None = ctx.stage(portion.data)
-        if not made:
+def _first_samples(data: TrainingData[ClipInputs], make: MakePair) -> Iterator[CaptionedImage]:
+    """Yield the samples of step 0 in the training's order; bad ones are left out here, the training reports them."""
+    for epoch, index in data.order().of_epochs(0, data.global_batch_size):
+        seed = SampleDraw.of(data.seed, 0, index).seed
+        try:
+            sample = data.source.sample(index, epoch)
+            caption = make.caption(sample, seed)
+            pixels = make.transform(sample.image, seed, sample.key).permute(1, 2, 0).numpy()
+        except BadSample:
             continue
-        if plan.sampler == "balanced" and not issubclass(made.makes, CuratedSubset):
-            raise UserError(f"sampler: balanced draws by a CuratedSubset's probabilities; '{portion.data}' has none")
-        if issubclass(made.makes, LinkTable) or getattr(made, "images", True) is False:
-            raise UserError(f"'{portion.data}' will have captions alone, no pictures: there is nothing to train on")
-
-
-def _languages(wanted: Sequence[str], name: str, data: PairDataset) -> list[str]:
-    """The wanted languages that a data set has."""
-    if found := [language for language in wanted if language in data.languages]:
-        return found
-    if len(wanted) == 1:
-        data.check_languages(wanted, name)
-    told = ", ".join(map(repr, wanted))
-    raise UserError(f"{name} has captions in none of {told}{did_you_mean(wanted[0], data.languages)}")
-
-
-def _check_captions(source: Source, languages: Sequence[str], name: str) -> None:
-    """Looks into a few shards, from the first to the last, until two captions differ."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    seen: set[str] = set()
-    number = 0
-    shards = np.flatnonzero(source.shard_sizes)
-    looked_at = shards[np.unique(np.linspace(0, len(shards) - 1, SHARDS_LOOKED_AT, dtype=int))] if len(shards) else []
-    for shard in map(int, looked_at):
-        texts = source.texts_of_shard(shard)
-        texts = texts.filter(pc.is_in(texts["language"], value_set=pa.array(languages, pa.string())))["text"]
-        number += len(texts)
-        seen.update(text.strip() for text in texts.slice(0, 2).to_pylist())
-        if len(seen) < 2:
-            seen.update(text.strip() for text in pc.unique(texts).slice(0, 3).to_pylist())
-        if len(seen) > 1:
-            return
-    where = "" if len(looked_at) == len(shards) else f" in the {len(looked_at)} shards of {len(shards)} looked at"
-    if not number:
-        raise UserError(f"'{name}' has no caption in {' or '.join(map(repr, languages))}{where}")
-    if number > 1:
-        raise UserError(
-            f"all {number} captions of '{name}'{where} are {seen.pop()!r}: no picture can be told by its own"
-        )
+        short = caption if len(caption) <= MAX_CAPTION else caption[:MAX_CAPTION] + "…"
+        yield CaptionedImage(Image.fromarray(pixels), short)

@@ -1,84 +1,63 @@
-"""The losses of `clip.train`: a loss is its configuration, and what it says of the features of one step."""
+"""The losses of `clip.train`: modules built from their configurations, applied to the features of a whole step."""
 
-# n samples of this process, D width of the joint space
+# n samples of this process, N of all processes, D width of the joint space
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+import torch.distributed as dist
+from torch import Tensor, nn
 
-from vfm.artifacts import ClipCheckpoint
-from vfm.config import Config
-from vfm.stage import Ref
+from vfm.train import Metrics
+from vfm_clip.stages import Distillation, InfoNce, Siglip
+from vfm_kernels import gather_with_grad, info_nce, siglip_loss, similarity_distillation
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
-
-    from vfm.models.clip import ClipModel
-    from vfm.train import Metrics
-
-SIGLIP_BIAS, SIGLIP_SCALE = -10.0, 10.0  # where the paper starts
+__all__ = ["ClipFeatures", "DistillationLoss", "InfoNceLoss", "SiglipLoss"]
 
 
 @dataclass(frozen=True)
-class Features:
-    """What a step's loss is taken of: unit vectors of this process' samples, and what makes logits of their cosines."""
+class ClipFeatures:
+    """The inputs of a loss: unit vectors of this process' samples, and what turns their cosines into logits.
+
+    A loss over the batch of all processes gathers the features itself (`vfm_kernels.gather_with_grad`).
+    """
 
     image: Tensor  # (n, D)
     text: Tensor  # (n, D)
     logit_scale: Tensor  # scalar
-    logit_bias: Tensor | None = None  # scalar, SigLIP's
-    teacher: Features | None = None  # of the same samples, without gradient
+    logit_bias: Tensor | None = None  # scalar, if the loss' configuration has a `logit_bias`
+    teacher: ClipFeatures | None = None  # of the same samples, without gradient
 
 
-class InfoNce(Config):
-    """CLIP's: each image picks its text among all texts, each text its image."""
+class InfoNceLoss(nn.Module):
+    """Mean cross-entropy of each image with all texts and of each text with all images.
 
-    type: Literal["info_nce"] = Field("info_nce", description="CLIP's softmax over all pairs")
+    Source: Radford et al. 2021, CLIP (arXiv:2103.00020); local loss with gathered features as in open_clip.
+    """
 
-    def prepare(self, clip: ClipModel, warn: Callable[[str], None]) -> None:
-        """Tells of what the model has learned and this loss passes over."""
-        if getattr(clip.module, "logit_bias", None) is not None:
-            warn(f"{clip.name} was trained with SigLIP's sigmoid loss; here the softmax over the batch takes over")
+    def __init__(self, config: InfoNce = InfoNce()) -> None:  # noqa: B008 (frozen)
+        super().__init__()
+        self.chunk_size = config.chunk_size
 
-    def of(self, features: Features, chunk_size: int | None) -> tuple[Tensor, Metrics]:
-        """The loss of this process' samples against those of all, and its parts; plain, or by chunks of the logits."""
-        import torch.distributed as dist
-
-        from vfm_kernels import gather_with_grad, info_nce
-
-        loss = info_nce(
-            features.image,
-            features.text,
-            features.logit_scale,
-            all_image_features=gather_with_grad(features.image),
-            all_text_features=gather_with_grad(features.text),
-            rank=dist.get_rank() if dist.is_initialized() else 0,
-            chunk_size=chunk_size,
-        )
+    def forward(self, features: ClipFeatures) -> tuple[Tensor, Metrics]:
+        """Return the loss of this process' samples against those of all processes."""
+        loss = _contrastive(features, self.chunk_size)
         return loss, {"contrastive_loss": loss.detach()}
 
 
-class Distillation(InfoNce):
-    """CLIP's, and the same choice among all as a teacher makes it, softly: open_clip's sum of the two."""
+class DistillationLoss(nn.Module):
+    """InfoNCE plus the cross-entropy with a teacher's softmax over the same pairs, as in open_clip."""
 
-    type: Literal["distillation"] = Field(  # type: ignore[assignment]
-        "distillation", description="CLIP's, and a teacher's softer choice"
-    )
-    teacher: Ref[ClipCheckpoint] = Field(description="the model to learn from; it sees the same pixels and tokens")
-    weight: float = Field(1.0, gt=0, description="of the teacher's part; the pairs' own has 1")
+    def __init__(self, config: Distillation) -> None:
+        super().__init__()
+        self.chunk_size, self.weight = config.chunk_size, config.weight
 
-    def of(self, features: Features, chunk_size: int | None) -> tuple[Tensor, Metrics]:
-        """Both parts; no gradient goes to the teacher."""
-        from vfm_kernels import gather_with_grad, similarity_distillation
-
+    def forward(self, features: ClipFeatures) -> tuple[Tensor, Metrics]:
+        """Return the weighted sum of both parts; the teacher's features take no gradient."""
         teacher = features.teacher
         assert teacher
-        hard, metrics = super().of(features, chunk_size)
+        hard = _contrastive(features, self.chunk_size)
         soft = similarity_distillation(
             (features.image, features.text),
             (teacher.image, teacher.text),
@@ -86,42 +65,23 @@ class Distillation(InfoNce):
             teacher.logit_scale,
             all_student=(gather_with_grad(features.image), gather_with_grad(features.text)),
             all_teacher=(gather_with_grad(teacher.image), gather_with_grad(teacher.text)),
-            chunk_size=chunk_size,
+            chunk_size=self.chunk_size,
         )
-        return hard + self.weight * soft, {**metrics, "distill_loss": soft.detach()}
+        return hard + self.weight * soft, {"contrastive_loss": hard.detach(), "distill_loss": soft.detach()}
 
 
-class Siglip(Config):
-    """SigLIP's: each image and each text are asked by themselves whether they belong together."""
+class SiglipLoss(nn.Module):
+    """Sigmoid cross-entropy of every image with every text.
 
-    type: Literal["siglip"] = Field("siglip", description="SigLIP's yes or no of every image with every text")
-    logit_bias_init: float | None = Field(
-        None,
-        description=f"added to every logit at the start; default: the model's own; one without is given"
-        f" {SIGLIP_BIAS:g}, with {SIGLIP_SCALE:g} as inverse temperature",
-    )
+    Source: Zhai et al. 2023, Sigmoid Loss for Language Image Pre-Training (arXiv:2303.15343).
+    """
 
-    def prepare(self, clip: ClipModel, warn: Callable[[str], None]) -> None:
-        """Gives the model what makes logits, where it has none yet: a bias, and a temperature that goes with it."""
-        import math
+    def __init__(self, config: Siglip = Siglip()) -> None:  # noqa: B008 (frozen)
+        super().__init__()
+        self.chunk_size = config.chunk_size
 
-        import torch
-
-        module, given = clip.module, self.logit_bias_init
-        if getattr(module, "logit_bias", None) is None:
-            given = SIGLIP_BIAS if given is None else given
-            module.logit_bias = torch.nn.Parameter(torch.tensor(given))
-            module.logit_scale.data.fill_(math.log(SIGLIP_SCALE))  # type: ignore[operator]
-            clip.config["init_logit_bias"] = given  # by which open_clip knows that there is one
-        elif given is not None:
-            module.logit_bias.data.fill_(given)  # type: ignore[operator]
-
-    def of(self, features: Features, chunk_size: int | None) -> tuple[Tensor, Metrics]:
-        """The loss of this process' images with the texts of all; plain, or by chunks of the logits."""
-        import torch.distributed as dist
-
-        from vfm_kernels import gather_with_grad, siglip_loss
-
+    def forward(self, features: ClipFeatures) -> tuple[Tensor, Metrics]:
+        """Return the loss of this process' images with the texts of all processes."""
         bias = features.logit_bias
         assert bias is not None
         loss = siglip_loss(
@@ -130,10 +90,23 @@ class Siglip(Config):
             features.logit_scale,
             bias,
             all_text_features=gather_with_grad(features.text),
-            rank=dist.get_rank() if dist.is_initialized() else 0,
-            chunk_size=chunk_size,
+            rank=_rank(),
+            chunk_size=self.chunk_size,
         )
         return loss, {"contrastive_loss": loss.detach(), "logit_bias": bias.detach()}
 
 
-AnyLoss = Annotated[InfoNce | Siglip | Distillation, Field(discriminator="type")]
+def _contrastive(features: ClipFeatures, chunk_size: int | None) -> Tensor:
+    return info_nce(
+        features.image,
+        features.text,
+        features.logit_scale,
+        all_image_features=gather_with_grad(features.image),
+        all_text_features=gather_with_grad(features.text),
+        rank=_rank(),
+        chunk_size=chunk_size,
+    )
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0

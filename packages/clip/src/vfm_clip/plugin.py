@@ -1,14 +1,14 @@
-"""What this package brings to vfm."""
+"""The stages that this package adds to vfm."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-import vfm
-from vfm_clip.stage import ClipTrain
+from vfm.plugin import Stage, hookimpl
+from vfm_clip.stages import ClipTrain
 
 
-@vfm.hookimpl
-def vfm_stages() -> Iterable[type[vfm.Stage]]:
-    """CLIP training."""
+@hookimpl
+def vfm_stages() -> Iterable[type[Stage]]:
+    """Return the stage of CLIP training."""
     return [ClipTrain]

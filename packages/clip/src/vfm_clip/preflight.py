@@ -1,6 +1,6 @@
-"""What can be known of a training before it starts: the model exists, and its vision tower takes the encoder to come.
+"""Checks of `clip.train` before it runs: the data suit it, the model exists, its towers fit what initialises them.
 
-Everything is built on the meta device, where a model of any size costs neither memory nor time.
+Models are built on the meta device, where one of any size costs neither memory nor time.
 """
 
 from __future__ import annotations
@@ -14,45 +14,70 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from vfm.artifacts import ClipCheckpoint, VisionCheckpoint
-from vfm.config import UserError
-from vfm.models.clip import ClipModel, blueprint
-from vfm.models.clip_config import clip_config, read_config
-from vfm.models.hand_over import check_activation, hand_over
-from vfm.models.vision import WEIGHTS_FILE, build_vision
-from vfm.stage import Preflight, Ref, Stage
-from vfm_clip.text_tower import check_text
-from vfm_clip.tower_training import TowerTraining
-from vfm_clip.towers import lock_as_planned
+from vfm.models import (
+    VISION_WEIGHTS_FILE,
+    ClipModel,
+    blueprint,
+    build_vision,
+    check_activation,
+    get_clip_config,
+    init_vision_tower,
+    read_clip_config,
+)
+from vfm.plugin import ClipCheckpoint, Preflight, Ref, Stage, UserError, VisionCheckpoint
+from vfm_clip.dataset_checks import check_datasets, check_makers
+from vfm_clip.stages import ClipTrain
+from vfm_clip.task import ClipTask
+from vfm_clip.text_tower_init import check_text
+from vfm_clip.tokenizers import check_teacher, check_tokenizer
+from vfm_clip.towers import lock_towers
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A vision encoder as far as it can be known: its timm name, and its weights' shapes as meta tensors."""
+    """What is known of a vision encoder: its timm name, and the shapes of its weights as meta tensors."""
 
     architecture: str
     shapes: dict[str, Tensor]
 
 
-def check_towers(plan: TowerTraining, ctx: Preflight) -> ClipModel | None:
-    """The model of a plan as a blueprint, its towers compared with what they are to start from.
-
-    None where it starts from a checkpoint of which nothing is known yet.
+def check_clip_train(config: ClipTrain, ctx: Preflight) -> None:
+    """Check data, model, towers, tokenizer and teacher, as far as they are known.
 
     Raises:
-        UserError: a name is not known, or a tower does not take what is to come.
+        UserError: the first mistake.
     """
-    if plan.init:
-        found = find_clip(ctx, plan.init, plan.image_size, plan.noise)
+    balanced = config.loading.sampler == "balanced"
+    check_makers(config.portions, ctx, balanced=balanced)
+    found = {str(each.data): ctx.artifact(each.data) for each in config.portions}
+    datasets = {name: data for name, data in found.items() if data}
+    check_datasets(datasets, config.portions, config.language, config.global_batch_size, balanced=balanced)
+    if clip := check_towers(config, ctx):
+        check_tokenizer(clip)
+        ClipTask(clip, loss=config.loss)  # refuses models that are more than two towers
+        if (ref := config.loss.teacher_ref) and (teacher := find_clip(ctx, ref)):
+            check_teacher(clip, teacher)
+
+
+def check_towers(config: ClipTrain, ctx: Preflight) -> ClipModel | None:
+    """Compare a model's towers with what initialises them; return the model as a blueprint.
+
+    Return None if it starts from a checkpoint that is not known yet.
+
+    Raises:
+        UserError: a name is not known, or a tower does not fit.
+    """
+    if config.init:
+        clip = find_clip(ctx, config.init, config.image_size, config.vision.noise)
     else:
-        found = blueprint(plan.model, plan.image_size, noise=plan.noise)
-    if not (clip := found):
+        clip = blueprint(config.model, config.image_size, noise=config.vision.noise)
+    if not clip:
         return None
-    if plan.init_vision and (encoder := find_encoder(ctx, plan.init_vision)):
-        check_vision(clip, encoder, str(plan.init_vision))
-    if plan.init_text and (config := find_config(ctx, plan.init_text)):
-        check_text(config, clip, str(plan.init_text))
-    lock_as_planned(plan, clip)
+    if config.init_vision and (encoder := find_encoder(ctx, config.init_vision)):
+        check_vision(clip, encoder, str(config.init_vision))
+    if config.init_text and (text := find_config(ctx, config.init_text)):
+        check_text(text, clip, str(config.init_text))
+    lock_towers(clip, vision=config.vision, text=config.text)
     return clip
 
 
@@ -62,7 +87,7 @@ def find_clip(
     image_size: int | None = None,
     noise: Mapping[str, float] | None = None,
 ) -> ClipModel | None:
-    """The model that a ref will bring, as a `blueprint`; None where that shows only when its stage has run."""
+    """Return the model of an input as a `blueprint`; None if it is only known after its stage has run."""
     checkpoint = ctx.artifact(ref)
     found = checkpoint or find_config(ctx, ref)
     if not found:
@@ -73,13 +98,13 @@ def find_clip(
 
 
 def find_config(ctx: Preflight, ref: Ref[ClipCheckpoint]) -> Mapping[str, Any] | None:
-    """open_clip's configuration of the model that a ref will bring; None where that shows only when its stage has run.
+    """Return open_clip's configuration of an input; None if it is only known after its stage has run.
 
-    It is the artifact's, or else what the stage that makes it says in a field `model` or `source`, or that which it
-    starts from (`init`); with its `image_size`.
+    It is the artifact's; else that of the field `model` or `source` of the stage that makes it, or of the model that
+    the stage starts from (`init`), at the stage's `image_size`.
     """
     if checkpoint := ctx.artifact(ref):
-        config: Mapping[str, Any] = read_config(checkpoint.path)["model_cfg"]
+        config: Mapping[str, Any] = read_clip_config(checkpoint.path)["model_cfg"]
         return config
     stage = ctx.stage(ref)
     start, size = getattr(stage, "init", None), getattr(stage, "image_size", None)
@@ -89,55 +114,55 @@ def find_config(ctx: Preflight, ref: Ref[ClipCheckpoint]) -> Mapping[str, Any] |
 
 def _named_config(stage: Stage | None) -> Mapping[str, Any] | None:
     model: Any = getattr(stage, "model", None) or getattr(stage, "source", None)
-    if isinstance(model, Mapping) or not isinstance(model, str) or ":" in model:  # the latter is read when it runs
+    if isinstance(model, Mapping) or not isinstance(model, str) or ":" in model:  # a hub or folder is read at run time
         return model if isinstance(model, Mapping) else None
     try:
-        return clip_config(model)
-    except UserError:  # a folder or file, or a mistake that the stage's own preflight tells
+        return get_clip_config(model)
+    except UserError:  # a folder or file, or a mistake that the other stage's preflight reports
         return None
 
 
 def find_encoder(ctx: Preflight, ref: Ref[VisionCheckpoint]) -> Encoder | None:
-    """The encoder that a ref will bring, or None where that shows only when its stage has run.
+    """Return the encoder of an input; None if it is only known after its stage has run.
 
-    It is the artifact's, or else what the stage that makes it says in a field `model` or `source` (with `image_size`).
+    It is the artifact's; else that of the field `model` or `source` of the stage that makes it, at its `image_size`.
     """
     if checkpoint := ctx.artifact(ref):
-        with safe_open(checkpoint.path / WEIGHTS_FILE, framework="pt") as file:
+        with safe_open(checkpoint.path / VISION_WEIGHTS_FILE, framework="pt") as file:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (no mapping)
         return Encoder(checkpoint.architecture, {k: torch.empty(s, device="meta") for k, s in shapes.items()})
     stage = ctx.stage(ref)
     model: Any = getattr(stage, "model", None) or getattr(stage, "source", None)
     name = model.get("architecture") if isinstance(model, Mapping) else model
-    if not isinstance(name, str) or ":" in name:  # a folder or the hub: read when the stage runs
+    if not isinstance(name, str) or ":" in name:  # a hub or folder is read at run time
         return None
     try:
         with torch.device("meta"):
             encoder = build_vision(model, image_size=getattr(stage, "image_size", None))
-    except UserError:  # a folder too, or a mistake that the stage's own preflight tells
+    except UserError:  # a folder, or a mistake that the other stage's preflight reports
         return None
     return Encoder(name, encoder.state_dict())
 
 
 def check_vision(clip: ClipModel, encoder: Encoder, ref: str) -> None:
-    """Refuses an encoder that does not go into a model's vision tower, and names a CLIP model that it goes into.
+    """Check that an encoder fits a model's vision tower; if not, name CLIP models that it fits.
 
     Raises:
         UserError: it does not fit.
     """
     try:
-        hand_over(encoder.shapes, clip)
+        init_vision_tower(encoder.shapes, clip)
         check_activation(encoder.architecture, clip)
     except UserError as error:
-        fitting = [name for name in models_with_tower(encoder.architecture) if _fits(name, encoder)]
-        hint = f"model: {' or '.join(fitting)} can" if fitting else str(error).removeprefix(f"{clip.name}: ")
+        names = [name for name in models_with_tower(encoder.architecture) if _fits(name, encoder)]
+        hint = f"use model {' or '.join(names)}" if names else str(error).removeprefix(f"{clip.name}: ")
         raise UserError(
-            f"model {clip.name} cannot take init_vision '{ref}' ({encoder.architecture}) as its vision tower; {hint}"
+            f"model {clip.name} cannot use init_vision '{ref}' ({encoder.architecture}) as its vision tower; {hint}"
         ) from None
 
 
 def models_with_tower(architecture: str) -> list[str]:
-    """Names of the CLIP models that open_clip knows whose vision tower is this timm encoder."""
+    """Return the names of open_clip's models whose vision tower is this timm encoder."""
     name = architecture.removeprefix("timm/").split(".")[0]
     configs = {model: open_clip.get_model_config(model) for model in open_clip.list_models()}
     return [model for model, config in configs.items() if config["vision_cfg"].get("timm_model_name") == name]
@@ -146,7 +171,7 @@ def models_with_tower(architecture: str) -> list[str]:
 def _fits(model: str, encoder: Encoder) -> bool:
     try:
         clip = blueprint(model)
-        hand_over(encoder.shapes, clip)
+        init_vision_tower(encoder.shapes, clip)
         check_activation(encoder.architecture, clip)
     except UserError:
         return False

@@ -1,11 +1,11 @@
-"""Contrastive training of a CLIP model as a task for `vfm.train.fit`; its accumulation has the big batch's gradient."""
+"""Contrastive training of a CLIP model as a task for `vfm.train.fit`; micro-batches have the whole batch's gradient."""
 
 # n samples of this process, D width of the joint space
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -13,35 +13,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vfm.artifacts import ClipCheckpoint
-from vfm.config import UserError
-from vfm.models.clip import ClipModel, save_clip
+from vfm.models import ClipModel, save_clip
+from vfm.plugin import ClipCheckpoint, UserError
 from vfm.train import Batch, Call, Frozen, Metrics, ParamGroup, Task
-from vfm_clip.groups import Rates, parameter_groups
-from vfm_clip.losses import Features, InfoNce, Siglip
-from vfm_clip.spread import repeats, spread
+from vfm_clip.data import ClipInputs
+from vfm_clip.feature_metrics import feature_spread, repeated_fractions
+from vfm_clip.losses import ClipFeatures
+from vfm_clip.parameter_groups import TowerRates, parameter_groups
+from vfm_clip.stages import ClipLoss, InfoNce
 from vfm_clip.towers import patch_dropouts
 from vfm_kernels import Kernels, accelerated, padded
 
+__all__ = ["ClipInputs", "ClipTask"]
 
-class ClipTask(Task):
+
+class ClipTask(Task[ClipInputs]):
     """A contrastive loss over the batch of all processes.
 
-    What is trained is what takes a gradient when the task is made (`vfm_clip.towers.lock_towers`).
+    The weights that take a gradient when the task is created are trained (`vfm_clip.towers.lock_towers`).
 
     Args:
-        clip: the model; its `logit_scale` parameter is the logarithm of the temperature's inverse.
-        loss: which one; SigLIP's wants a model with a `logit_bias`.
-        teacher: the model that `Distillation` learns from; it is not trained.
-        logit_scale_max: the temperature's inverse is kept between 1 and this (the paper: 100).
-        train_logit_scale: False keeps it exactly where it starts.
-        loss_chunk_size: rows of logits held at once, for batches whose logits do not fit; the result is the same.
-        image: how fast the vision tower learns.
-        text: how fast the text tower learns.
-        unmasked_from: the step from which patch dropout is over.
+        clip: the model; its `logit_scale` parameter is the logarithm of the inverse temperature.
+        loss: the loss; one with a `logit_bias` needs a model with that parameter.
+        teacher: the model that the loss learns from; it is not trained.
+        logit_scale_max: the inverse temperature is clamped to between 1 and this (the paper: 100).
+        train_logit_scale: False keeps its initial value.
+        vision: learning rates of the vision tower.
+        text: learning rates of the text tower.
+        unmasked_from: first step without patch dropout.
 
     Raises:
-        UserError: the model is more than two towers (CoCa's captioner would stay untrained).
+        UserError: the model has more than two towers (CoCa's captioner would not be trained).
 
     Source: Radford et al. 2021, CLIP (arXiv:2103.00020); accumulation: Gao et al. 2021 (arXiv:2101.06983).
     """
@@ -50,168 +52,176 @@ class ClipTask(Task):
         self,
         clip: ClipModel,
         *,
-        loss: InfoNce | Siglip = InfoNce(),  # noqa: B008 (frozen)
+        loss: ClipLoss = InfoNce(),  # noqa: B008 (frozen)
         teacher: ClipModel | None = None,
         logit_scale_max: float = 100.0,
         train_logit_scale: bool = True,
-        loss_chunk_size: int | None = None,
-        image: Rates = Rates(),  # noqa: B008 (frozen)
-        text: Rates = Rates(),  # noqa: B008 (frozen)
+        vision: TowerRates = TowerRates(),  # noqa: B008 (frozen)
+        text: TowerRates = TowerRates(),  # noqa: B008 (frozen)
         unmasked_from: int | None = None,
     ) -> None:
         super().__init__()
         if "multimodal_cfg" in clip.config:
-            raise UserError(f"{clip.name} writes captions too (CoCa), which a contrastive loss alone would not train")
-        self.model, self.module, self.loss = clip, clip.module, loss
+            raise UserError(f"{clip.name} also writes captions (CoCa), which a contrastive loss would not train")
+        self.model, self.module = clip, clip.module
+        self.loss: nn.Module = loss.build()
+        self.uses_bias = loss.logit_bias is not None
         self.teacher, self.frozen_teacher = teacher, Frozen(teacher.module) if teacher else None
-        self.max_log_scale, self.loss_chunk_size = math.log(logit_scale_max), loss_chunk_size
-        self.image, self.text, self.unmasked_from = image, text, unmasked_from
+        self.max_log_scale = math.log(logit_scale_max)
+        self.vision, self.text, self.unmasked_from = vision, text, unmasked_from
         self.log_scale.requires_grad_(train_logit_scale)
         if (bias := self.logit_bias) is not None:
-            bias.requires_grad_(isinstance(loss, Siglip))  # a softmax over the batch does not see it
+            bias.requires_grad_(self.uses_bias)  # without a gradient, DDP would wait for it
 
     @property
     def log_scale(self) -> nn.Parameter:
-        """The learned logarithm of the temperature's inverse."""
+        """Logarithm of the inverse temperature, the learned parameter."""
         parameter = self.module.logit_scale
         assert isinstance(parameter, nn.Parameter)
         return parameter
 
     @property
     def logit_scale(self) -> Tensor:
-        """The temperature's inverse, a scalar."""
+        """Inverse temperature, a scalar."""
         return self.log_scale.exp().reshape(())
 
     @property
     def logit_bias(self) -> nn.Parameter | None:
-        """SigLIP's, where the model has one."""
+        """SigLIP's bias, if the model has one."""
         bias = getattr(self.module, "logit_bias", None)
         return bias if isinstance(bias, nn.Parameter) else None
 
     def train(self, mode: bool = True) -> ClipTask:
-        """As always, but what is locked stays in evaluation mode: no drop path in it, no new batch statistics."""
+        """Set the mode; locked modules stay in evaluation mode, without drop path or new batch statistics."""
         super().train(mode)
-        for part in self.module.modules():
-            weights = list(part.parameters())
+        for layer in self.module.modules():
+            weights = list(layer.parameters())
             if weights and not any(weight.requires_grad for weight in weights):
-                part.eval()
+                layer.eval()
         return self
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """The loss of this process' samples against those of all.
-
-        A step of several micro-batches comes here twice for each (`accumulate`): with `only_features` for its features
-        alone, then with their `gradients` for a loss that has just those.
-        """
-        image, text = _encode(self.model, batch)
-        if "gradients" in batch:
-            inputs = {"image": image, "text": text, **self._scalars()}
-            return torch.stack([(inputs[name] * grad).sum() for name, grad in batch["gradients"].items()]).sum(), {}
-        taught = self._taught(batch)
-        if "only_features" in batch:
-            # Not finite where the features are not, so that the loop can tell whose fault a NaN is.
-            return (image.sum() + text.sum()) * 0, {"image": image, "text": text, **taught}
+    def forward(self, inputs: ClipInputs) -> tuple[Tensor, Metrics]:
+        """Return the loss of this process' samples against those of all processes."""
+        image, text = _encode(self.model, inputs)
+        taught = self._teacher_features(inputs)
         return self._loss({"image": image, "text": text, **self._scalars()}, taught)
+
+    def encode(self, inputs: ClipInputs) -> tuple[Tensor, Metrics]:
+        """Return a zero and the features of the samples; not a zero but NaN where the features are not finite.
+
+        The loop reports the samples of a micro-batch whose value is not finite.
+        """
+        image, text = _encode(self.model, inputs)
+        taught = self._teacher_features(inputs)
+        return (image.sum() + text.sum()) * 0, {"image": image, "text": text, **taught}
+
+    def replay(self, inputs: ClipInputs, gradients: Mapping[str, Tensor]) -> tuple[Tensor, Metrics]:
+        """Return a value whose gradients with respect to features and scalars are the given ones."""
+        image, text = _encode(self.model, inputs)
+        values = {"image": image, "text": text, **self._scalars()}
+        return torch.stack([(values[name] * gradient).sum() for name, gradient in gradients.items()]).sum(), {}
 
     def accumulate(
         self,
         call: Call,
-        micro_batches: Sequence[Batch],
+        micro_batches: Sequence[Batch[ClipInputs]],
         backward: Callable[[Tensor], None],
         reseed: Callable[[int], None],
     ) -> Metrics:
-        """The gradient of the whole batch in the memory of a micro-batch: encode all, take the loss, replay each.
+        """Compute the whole batch's gradient in the memory of a micro-batch: encode all, take the loss, replay each.
 
-        Each micro-batch is encoded twice, with the same random draws, so dropout and drop path do not disturb it; a
-        teacher encodes it once.
+        Each micro-batch is encoded twice with the same random draws, so that dropout and drop path are the same in
+        both passes; a teacher encodes it once.
         """
         if len(micro_batches) == 1:
             metrics = super().accumulate(call, micro_batches, backward, reseed)
         else:
-            parts = []
+            features = []
             with torch.no_grad():
                 for index, batch in enumerate(micro_batches):
                     reseed(index)
-                    parts.append(call({**batch, "only_features": True})[1])
-            gradients, metrics = self._gradients(parts)
-            for index, (batch, shares) in enumerate(zip(micro_batches, gradients, strict=True)):
+                    features.append(call(batch, self.encode)[1])
+            shares, metrics = self._gradients(features)
+            for index, (batch, gradients) in enumerate(zip(micro_batches, shares, strict=True)):
                 reseed(index)
-                backward(call({**batch, "gradients": shares})[0])
-        return {**metrics, **repeats(micro_batches)}
+                backward(call(batch, self.replay, gradients)[0])
+        return {**metrics, **repeated_fractions([batch.inputs for batch in micro_batches])}
 
     def parameter_groups(self) -> list[ParamGroup]:
-        """By tower and layer, where they learn at rates of their own."""
+        """Return the trained parameters by tower and layer, as far as their rates differ."""
         exempt = {name.removeprefix("module.") for name in self.no_weight_decay()}
-        return parameter_groups(self.model, exempt, self.image, self.text)
+        return parameter_groups(self.model, exempt, self.vision, self.text)
 
     def before_step(self, step: int) -> None:
-        """Ends patch dropout where the last, unmasked stretch begins."""
+        """End patch dropout at the first unmasked step."""
         if self.unmasked_from is not None and step >= self.unmasked_from:
-            for part in patch_dropouts(self.module):
-                part.prob = 0.0
+            for layer in patch_dropouts(self.module):
+                layer.prob = 0.0
 
     def after_step(self) -> None:
-        """Keeps a trained temperature's inverse between 1 and its largest value."""
+        """Clamp a trained inverse temperature to between 1 and its maximum."""
         if self.log_scale.requires_grad:
             with torch.no_grad():
                 self.log_scale.clamp_(0, self.max_log_scale)
 
     def kernels(self, choice: Kernels) -> AbstractContextManager[str]:
-        """In both towers, and in those of a teacher."""
+        """Use fused kernels in both towers, and in those of a teacher."""
         return accelerated(choice, self, *(held.module for held in self.frozen()))
 
     def padded(self) -> AbstractContextManager[str]:
-        """In the model and its teacher."""
+        """Pad the widths of the model and its teacher."""
         return padded(self, *(held.module for held in self.frozen()))
 
     def encoder(self) -> ClipModel:
-        """The model in training."""
+        """Return the model in training."""
         return self.model
 
     def export(self, directory: Path) -> ClipCheckpoint:
-        """The model in open_clip's layout."""
+        """Write the model in open_clip's layout."""
         return save_clip(self.model, directory)
 
     def _scalars(self) -> dict[str, Tensor]:
-        """What makes logits of cosines."""
-        bias = self.logit_bias if isinstance(self.loss, Siglip) else None
+        """Return what turns cosines into logits."""
+        bias = self.logit_bias if self.uses_bias else None
         return {"logit_scale": self.logit_scale, **({} if bias is None else {"logit_bias": bias.reshape(())})}
 
     @torch.no_grad()
-    def _taught(self, batch: Batch) -> Metrics:
-        """What the teacher makes of the same samples, where there is one."""
+    def _teacher_features(self, inputs: ClipInputs) -> Metrics:
         if not self.teacher:
             return {}
-        image, text = _encode(self.teacher, batch)
+        image, text = _encode(self.teacher, inputs)
         return {"teacher_image": image, "teacher_text": text}
 
-    def _gradients(self, parts: Sequence[Metrics]) -> tuple[list[Metrics], Metrics]:
-        """What the whole step's loss says about each micro-batch's features and share of the scalars; its metrics."""
-        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        inputs = {"image": joined.pop("image"), "text": joined.pop("text"), **self._scalars()}
-        inputs = {name: value.detach().requires_grad_() for name, value in inputs.items()}
-        loss, metrics = self._loss(inputs, joined)
-        grads = torch.autograd.grad(loss, list(inputs.values()))
-        sizes = [len(part["image"]) for part in parts]
+    def _gradients(self, features: Sequence[Metrics]) -> tuple[list[Metrics], Metrics]:
+        """Return the gradients of the whole step's loss for each micro-batch, and the step's metrics.
+
+        The scalars' gradients are divided evenly, since every micro-batch adds its share to them.
+        """
+        joined = {name: torch.cat([part[name] for part in features]) for name in features[0]}
+        values = {"image": joined.pop("image"), "text": joined.pop("text"), **self._scalars()}
+        values = {name: value.detach().requires_grad_() for name, value in values.items()}
+        loss, metrics = self._loss(values, joined)
+        grads = torch.autograd.grad(loss, list(values.values()))
+        sizes = [len(part["image"]) for part in features]
         cut = [torch.split(grad, sizes) if grad.ndim else [grad / len(sizes)] * len(sizes) for grad in grads]
-        shares = [dict(zip(inputs, share, strict=True)) for share in zip(*cut, strict=True)]
+        shares = [dict(zip(values, share, strict=True)) for share in zip(*cut, strict=True)]
         return shares, {**metrics, "loss": loss.detach()}
 
-    def _loss(self, inputs: Metrics, taught: Metrics) -> tuple[Tensor, Metrics]:
+    def _loss(self, values: Mapping[str, Tensor], taught: Metrics) -> tuple[Tensor, Metrics]:
         teacher = None
         if self.teacher:
             scale: Any = self.teacher.module.logit_scale
-            teacher = Features(taught["teacher_image"], taught["teacher_text"], scale.detach().exp().reshape(()))
-        loss, metrics = self.loss.of(Features(**inputs, teacher=teacher), self.loss_chunk_size)
+            teacher = ClipFeatures(taught["teacher_image"], taught["teacher_text"], scale.detach().exp().reshape(()))
+        loss, metrics = self.loss(ClipFeatures(**values, teacher=teacher))
         return loss, {
             **metrics,
-            "logit_scale": inputs["logit_scale"].detach(),
-            **spread(inputs["image"], inputs["text"]),
+            "logit_scale": values["logit_scale"].detach(),
+            **feature_spread(values["image"], values["text"]),
         }
 
 
-def _encode(clip: ClipModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Features of unit length, (n, D) each."""
+def _encode(clip: ClipModel, inputs: ClipInputs) -> tuple[Tensor, Tensor]:
+    """Return unit features of images and texts, (n, D) each."""
     towers: Any = clip.module
-    image: Tensor = towers.encode_image(clip.pixels(batch["images"]), normalize=True)
-    return image, towers.encode_text(batch["tokens"], normalize=True)
+    image: Tensor = towers.encode_image(clip.pixels(inputs.images), normalize=True)
+    return image, towers.encode_text(inputs.tokens, normalize=True)

@@ -1,75 +1,114 @@
-"""The two towers of a CLIP model in training: which of their weights stay as they are, and the noise in them."""
+"""The groups of a tower's weights, from the stem to the projection, and locks on the first of them.
+
+A lock leaves the last groups free, layer decay slows the first. The groups are timm's for a timm encoder, and otherwise
+those of open_clip's own locks: what precedes the blocks, each block (the last one with the final norm), the projection.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
+from typing import Any, Literal
 
+from open_clip.hf_model import HFTextEncoder
+from open_clip.timm_model import TimmModel
 from timm.layers import PatchDropout, PatchDropoutWithIndices
+from timm.models import group_parameters
 from torch import nn
 
-from vfm.config import UserError
-from vfm.models.clip import ClipModel
-from vfm.models.fitting import KeyReport
-from vfm_clip.groups import Tower, tower_groups
-from vfm_clip.tower_training import TowerTraining
+from vfm.models import ClipModel, KeyReport
+from vfm.plugin import UserError
+from vfm_clip.stages import Tower
 
+__all__ = ["TowerName", "lock_towers", "new_weights", "patch_dropouts", "tower_groups", "tower_of"]
 
-def lock_as_planned(plan: TowerTraining, clip: ClipModel, new: Collection[str] = ()) -> None:
-    """`lock_towers` by a training's settings."""
-    lock_towers(
-        clip,
-        image=plan.lock_image,
-        text=plan.lock_text,
-        image_unlocked=plan.lock_image_unlocked_groups,
-        text_unlocked=plan.lock_text_unlocked_layers,
-        new=new,
-    )
+TowerName = Literal["image", "text"]
+
+_STEM = re.compile(r"(transformer\.)?(class_emb|cls_emb|token_emb|positional_emb|conv\d|bn\d|ln_pre|embed|shared)")
+_BLOCK = re.compile(r"(?:blocks?|layers?)\.?(\d+)\.")  # also matches blocks of ResNets and of Hugging Face's encoders
+_FINAL_NORM = ("ln_post.", "ln_final.")
 
 
 def lock_towers(
     clip: ClipModel,
     *,
-    image: bool = False,
-    text: bool = False,
-    image_unlocked: int = 0,
-    text_unlocked: int = 0,
+    vision: Tower = Tower(),  # noqa: B008 (frozen)
+    text: Tower = Tower(),  # noqa: B008 (frozen)
     new: Collection[str] = (),
 ) -> None:
-    """Takes the gradient from every weight of a locked tower and gives it to all others, in place.
+    """Set `requires_grad` of a model's weights by the locks on its towers, in place.
 
     Args:
-        clip: the model; its temperature belongs to neither tower and is left alone.
-        image: lock the vision tower.
-        text: lock the text tower.
-        image_unlocked: the last groups of a locked vision tower that are trained all the same (`tower_groups`): 1 is
-            the projection, 2 the last block too.
-        text_unlocked: the same for the text tower.
-        new: names of weights that start at random and are trained even in a locked tower.
+        clip: the model. Its temperature and bias belong to neither tower and are unchanged.
+        vision: the vision tower's `lock`, and `unlocked`, the number of last groups that are trained all the same.
+        text: the same for the text tower.
+        new: names of weights with random values, which are trained even in a locked tower.
 
     Raises:
-        UserError: that many groups are all that the tower has.
+        UserError: a tower has no more groups than are unlocked.
 
     Source: Zhai et al. 2021, LiT (arXiv:2111.07991); the groups are those of open_clip's locks.
     """
-    locks: dict[Tower, tuple[bool, int]] = {"image": (image, image_unlocked), "text": (text, text_unlocked)}
+    towers: dict[TowerName, Tower] = {"image": vision, "text": text}
     weights = dict(clip.module.named_parameters())
-    for tower, (locked, unlocked) in locks.items():
-        groups = tower_groups(clip, tower)
-        if unlocked >= len(groups):
+    for name, tower in towers.items():
+        groups = tower_groups(clip, name)
+        if tower.unlocked >= len(groups):
             raise UserError(
-                f"{clip.name}: {unlocked} unlocked groups leave no lock on its {len(groups)} ({tower} tower)"
+                f"{clip.name}: unlocked must be less than the {len(groups)} groups of the {name} tower,"
+                f" got {tower.unlocked}"
             )
-        free = len(groups) - unlocked if locked else 0
-        for number, names in enumerate(groups):
-            for name in names:
-                weights[name].requires_grad_(number >= free or name in new)
+        first_free = len(groups) - tower.unlocked if tower.lock else 0
+        for number, group in enumerate(groups):
+            for weight in group:
+                weights[weight].requires_grad_(number >= first_free or weight in new)
+
+
+def tower_of(name: str) -> TowerName | None:
+    """Return the tower of a weight of `ClipModel.module`; None for the temperature and SigLIP's bias."""
+    if name in ("logit_scale", "logit_bias"):
+        return None
+    return "image" if name.startswith("visual.") else "text"
+
+
+def tower_groups(clip: ClipModel, tower: TowerName) -> list[list[str]]:
+    """Return the names of a tower's weights in `clip.module`, by group; the last group is the projection."""
+    names = [name for name, _ in clip.module.named_parameters() if tower_of(name) == tower]
+    if tower == "image" and isinstance(clip.module.visual, TimmModel):
+        return _timm_groups(clip.module.visual, names)
+    prefix, text = ("visual.", None) if tower == "image" else ("text.", getattr(clip.module, "text", None))
+    inner = {name: name.removeprefix(prefix) for name in names}
+    last = max((int(found[1]) + 1 for name in inner.values() if (found := _BLOCK.search(name))), default=0)
+    # open_clip has no group for the projection after Hugging Face's encoders: it belongs to the last block's.
+    end = last if isinstance(text, HFTextEncoder) else last + 1
+    groups: dict[int, list[str]] = {}
+    for name, own in inner.items():
+        groups.setdefault(_group(own, last, end), []).append(name)
+    return [groups[number] for number in sorted(groups)]
+
+
+def _timm_groups(visual: TimmModel, names: list[str]) -> list[list[str]]:
+    """Return timm's own groups; what open_clip adds after the encoder belongs to the last one."""
+    trunk: Any = visual.trunk
+    by_number: dict[int, list[str]] = group_parameters(trunk, trunk.group_matcher())
+    groups = [[f"visual.trunk.{name}" for name in by_number[number]] for number in sorted(by_number)]
+    groups[-1] += [name for name in names if not name.startswith("visual.trunk.")]
+    return groups
+
+
+def _group(name: str, last: int, end: int) -> int:
+    if found := _BLOCK.search(name):
+        return int(found[1]) + 1
+    if _STEM.match(name):
+        return 0
+    return last if name.startswith(_FINAL_NORM) else end
 
 
 def new_weights(report: KeyReport) -> set[str]:
-    """Names, in the CLIP model, of what a hand-over left at random: the projection, EVA-CLIP's attention norms."""
+    """Return the names in the CLIP model of weights left at random: the projection, EVA-CLIP's attention norms."""
     return {key if key.startswith("visual.") else f"visual.trunk.{key}" for key in report.new}
 
 
 def patch_dropouts(module: nn.Module) -> Iterator[PatchDropout | PatchDropoutWithIndices]:
-    """The parts of a model that leave patches out; `prob` says how many of them."""
-    return (part for part in module.modules() if isinstance(part, PatchDropout | PatchDropoutWithIndices))
+    """Yield the layers that drop patches; `prob` is the fraction they drop."""
+    return (layer for layer in module.modules() if isinstance(layer, PatchDropout | PatchDropoutWithIndices))

@@ -1,0 +1,113 @@
+"""Checks of the datasets of a CLIP training: they have images, and captions in the language that differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vfm.data import Source, check_balanced, open_dataset
+from vfm.plugin import (
+    CuratedSubset,
+    LinkTable,
+    PairDataset,
+    Portion,
+    Preflight,
+    Stage,
+    UserError,
+    did_you_mean,
+)
+from vfm_clip.data import language_weights
+
+NUM_SHARDS_READ = 8  # in search of captions that differ
+
+
+def check_datasets(
+    datasets: Mapping[str, PairDataset],
+    portions: Sequence[Portion],
+    language: str | Mapping[str, float] | None,
+    global_batch_size: int,
+    *,
+    balanced: bool,
+) -> None:
+    """Check datasets by their facts, their index and their first captions.
+
+    Args:
+        datasets: by the names in the recipe; a preflight may not have all of them.
+        portions: all of the training's datasets.
+        language: as in the configuration.
+        global_batch_size: samples per step.
+        balanced: texts are drawn by a curated subset's probabilities.
+
+    Raises:
+        UserError: too few pairs for a batch, no captions, none in the language, no images, or all captions equal.
+    """
+    for name, data in datasets.items():
+        if not data.languages:
+            raise UserError(f"'{name}' has no captions; set `texts` of data.pairs to the field that holds them")
+        if balanced:
+            check_balanced(data)
+        source = open_dataset(data)
+        if isinstance(data, LinkTable) or not source.index.spec.images:
+            raise UserError(f"'{name}' has captions but no images to train on")
+        first = datasets.get(str(portions[0].data), data)  # its first language is the default for all
+        _check_captions(source, _languages(list(language_weights(language, first)), name, data), name)
+    num_samples = sum(data.num_samples for data in datasets.values())
+    if len(datasets) == len(portions) and num_samples < global_batch_size:
+        names = ", ".join(f"'{name}'" for name in datasets)
+        raise UserError(
+            f"global_batch_size must be at most {num_samples}, the pairs of {names}; got {global_batch_size}"
+        )
+
+
+def check_makers(portions: Sequence[Portion], ctx: Preflight, *, balanced: bool) -> None:
+    """Check datasets that stages of the recipe will make, by what their configurations say.
+
+    Raises:
+        UserError: a dataset will have no images, or no probabilities for `sampler: balanced`.
+    """
+    for portion in portions:
+        made: Stage | None = ctx.stage(portion.data)
+        if not made:
+            continue
+        if balanced and not issubclass(made.makes, CuratedSubset):
+            raise UserError(
+                f"loading.sampler: balanced needs a CuratedSubset with probabilities, '{portion.data}' is a"
+                f" {made.makes.__name__}"
+            )
+        if issubclass(made.makes, LinkTable) or getattr(made, "images", True) is False:
+            raise UserError(f"'{portion.data}' will have captions but no images to train on")
+
+
+def _languages(expected: Sequence[str], name: str, data: PairDataset) -> list[str]:
+    """Return those of the expected languages that a dataset has."""
+    if found := [language for language in expected if language in data.languages]:
+        return found
+    if len(expected) == 1:
+        data.check_languages(expected, name)
+    listed = ", ".join(map(repr, expected))
+    raise UserError(f"{name} has no captions in any of {listed}{did_you_mean(expected[0], data.languages)}")
+
+
+def _check_captions(source: Source, languages: Sequence[str], name: str) -> None:
+    """Read a few shards, from the first to the last, until two captions differ."""
+    seen: set[str] = set()
+    number = 0
+    shards = np.flatnonzero(source.shard_sizes)
+    read = shards[np.unique(np.linspace(0, len(shards) - 1, NUM_SHARDS_READ, dtype=int))] if len(shards) else []
+    for shard in map(int, read):
+        texts = source.texts_of_shard(shard)
+        texts = texts.filter(pc.is_in(texts["language"], value_set=pa.array(languages, pa.string())))["text"]
+        number += len(texts)
+        seen.update(text.strip() for text in texts.slice(0, 2).to_pylist())
+        if len(seen) < 2:
+            seen.update(text.strip() for text in pc.unique(texts).slice(0, 3).to_pylist())
+        if len(seen) > 1:
+            return
+    where = "" if len(read) == len(shards) else f" in the {len(read)} shards read, of {len(shards)}"
+    if not number:
+        raise UserError(f"'{name}' has no caption in {' or '.join(map(repr, languages))}{where}")
+    if number > 1:
+        raise UserError(f"all {number} captions of '{name}'{where} are {seen.pop()!r}: expected captions that differ")

@@ -1,0 +1,70 @@
+"""Metrics of a step for the diagnosis: how much features differ, and how many pairs of the batch are repeated."""
+
+# n samples of this process, N of all processes, D width, L context length
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vfm.train import Metrics
+from vfm_clip.data import ClipInputs
+from vfm_kernels import gather_with_grad
+
+
+def feature_spread(image: Tensor, text: Tensor) -> Metrics:
+    """Return how much the features of each tower, (n, D), differ from one another."""
+    towers = {"image": image, "text": text}
+    cosines = {f"train/mutual_cosine/{tower}": mutual_cosine(features) for tower, features in towers.items()}
+    return cosines | {f"train/effective_rank/{tower}": effective_rank(features) for tower, features in towers.items()}
+
+
+def repeated_fractions(micro_batches: Sequence[ClipInputs]) -> Metrics:
+    """Return the fractions of this process' pairs whose caption, or whose sample, the whole batch holds again.
+
+    Samples are compared by `uid`, if the inputs have one.
+    """
+    hashes = {"captions": torch.cat([token_hash(inputs.tokens) for inputs in micro_batches])}
+    uids = [inputs.uid for inputs in micro_batches if inputs.uid is not None]
+    if uids:
+        hashes["samples"] = torch.cat(uids)
+    return {f"train/repeated/{what}": repeated(own, gather_with_grad(own)) for what, own in hashes.items()}
+
+
+def mutual_cosine(features: Tensor) -> Tensor:
+    """Return the mean cosine of two different unit vectors of (n, D): 0 for random ones, 1 if all are equal.
+
+    A single vector gives 0.
+    """
+    unit, num = features.detach().float(), len(features)
+    return (unit.sum(dim=0).square().sum() - num) / max(1, num * (num - 1))
+
+
+def effective_rank(features: Tensor) -> Tensor:
+    """Return the number of directions in which features (n, D) differ: the participation ratio of their covariance.
+
+    It is at most min(n - 1, D), for equal variance in all directions, and 0 if all features are equal.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        centred = features.detach().float()
+        centred = centred - centred.mean(dim=0)
+        # The smaller of (D, D) and (n, n): both have the same nonzero eigenvalues.
+        gram = centred.T @ centred if centred.shape[1] < len(centred) else centred @ centred.T
+        return gram.diagonal().sum().square() / gram.square().sum().clamp(min=torch.finfo(gram.dtype).tiny)
+
+
+def repeated(own: Tensor, every: Tensor) -> Tensor:
+    """Return the fraction of `own`, (n,), that occurs more than once in `every`, (N,), which includes `own`."""
+    # Counted by two searches in sorted values: unlike `torch.unique` it needs no synchronisation with the device.
+    ordered = every.sort().values
+    count = torch.searchsorted(ordered, own, right=True) - torch.searchsorted(ordered, own)
+    return (count > 1).float().mean()
+
+
+def token_hash(tokens: Tensor) -> Tensor:
+    """Return an int64 hash of each text, (n, L) to (n,)."""
+    draw = torch.Generator().manual_seed(0)
+    weights = torch.randint(2**62, (tokens.shape[1],), generator=draw).to(tokens.device)
+    return (tokens.long() * weights).sum(dim=1)

@@ -1,0 +1,308 @@
+"""Configuration of `clip.train`: the towers, the loss, the temperature, how images are cropped and captions chosen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from vfm.plugin import (
+    AdamW,
+    ClipCheckpoint,
+    ClipTraining,
+    Config,
+    CosineSchedule,
+    CropScale,
+    Loading,
+    Optimizer,
+    Part,
+    Ref,
+    Schedule,
+    VisionCheckpoint,
+)
+
+LanguageWeights = Annotated[dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class LogitBias:
+    """How a loss initialises the bias of the logits.
+
+    init: initial bias; None: the model's own, or `new` if the model has none.
+    new: bias of a model that has none.
+    new_scale: inverse temperature that comes with a new bias.
+    """
+
+    init: float | None = None
+    new: float = -10.0
+    new_scale: float = 10.0
+
+
+class ClipLoss(Part):
+    """A slot: the loss of `clip.train`. `build()` returns an `nn.Module` from `ClipFeatures` to (loss, metrics).
+
+    The module has no parameters. The learned temperature and bias belong to the model.
+    """
+
+    @property
+    def logit_bias(self) -> LogitBias | None:
+        """The bias that the logits need; None: the loss has no bias."""
+        return None
+
+    @property
+    def teacher_ref(self) -> Ref[ClipCheckpoint] | None:
+        """The model whose features the loss needs as `ClipFeatures.teacher`."""
+        return None
+
+    def chance_level(self, batch_size: int) -> tuple[float, str] | None:
+        """Return the value of the metric `contrastive_loss` for random guesses, and its formula; None: unknown."""
+        return None
+
+
+class _ChunkedLoss(ClipLoss):
+    chunk_size: int | None = Field(
+        None, ge=1, description="rows of logits in memory at once, if all of them do not fit; the result is the same"
+    )
+
+
+class InfoNce(_ChunkedLoss):
+    """CLIP's softmax over all pairs."""
+
+    type: Literal["info_nce"] = Field("info_nce", description="CLIP's softmax over all pairs")
+    work: ClassVar[str] = "vfm_clip.losses:InfoNceLoss"
+
+    def chance_level(self, batch_size: int) -> tuple[float, str]:
+        """Return the loss of uniform logits."""
+        return math.log(batch_size), f"ln {batch_size}"
+
+
+class Distillation(_ChunkedLoss):
+    """CLIP's softmax over all pairs, plus the cross-entropy with a teacher's softmax."""
+
+    type: Literal["distillation"] = Field("distillation", description="CLIP's, plus the distance to a teacher's logits")
+    work: ClassVar[str] = "vfm_clip.losses:DistillationLoss"
+    teacher: Ref[ClipCheckpoint] = Field(
+        description="model to learn from; its image size and tokenizer must be the student's"
+    )
+    weight: float = Field(1.0, gt=0, description="weight of the teacher's part; the contrastive part has 1")
+
+    @property
+    def teacher_ref(self) -> Ref[ClipCheckpoint]:
+        """The model to learn from."""
+        return self.teacher
+
+    def chance_level(self, batch_size: int) -> tuple[float, str]:
+        """Return the contrastive part's loss of uniform logits."""
+        return math.log(batch_size), f"ln {batch_size}"
+
+
+class Siglip(_ChunkedLoss):
+    """SigLIP's sigmoid for every image with every text."""
+
+    type: Literal["siglip"] = Field("siglip", description="SigLIP's sigmoid for every image with every text")
+    work: ClassVar[str] = "vfm_clip.losses:SiglipLoss"
+    logit_bias_init: float | None = Field(
+        None,
+        description="initial bias of the logits; default: the model's own. A model without one gets"
+        f" {LogitBias.new:g}, and an inverse temperature of {LogitBias.new_scale:g}",
+    )
+
+    @property
+    def logit_bias(self) -> LogitBias:
+        """The paper's initial values."""
+        return LogitBias(self.logit_bias_init)
+
+    def chance_level(self, batch_size: int) -> tuple[float, str]:
+        """Return the loss of the best constant logit, that of a probability of 1/N."""
+        size = batch_size
+        rest = (size - 1) * math.log1p(1 / (size - 1)) if size > 1 else 0.0
+        return math.log(size) + rest, f"ln {size} + 1"
+
+
+class Tower(Config):
+    """How a tower is trained."""
+
+    lock: bool = Field(False, description="keep the initial weights (LiT); weights that init_* leaves new are trained")
+    unlocked: int = Field(
+        0, ge=0, description="last groups of a locked tower that are trained: 1, its projection; 2, also a block"
+    )
+    lr_scale: float = Field(1.0, ge=0, description="learning rate, as a factor of lr")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="learning rate of a group, as a factor of that of the group after it"
+    )
+    weight_decay: float | None = Field(None, ge=0, description="default: the optimizer's")
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether no group of the tower is trained."""
+        return self.lock and not self.unlocked
+
+
+class VisionTower(Tower):
+    """How the vision tower is trained."""
+
+    patch_dropout: float | None = Field(
+        None, ge=0, lt=1, description="fraction of the patches dropped in training; default: the model's own"
+    )
+    drop_path: float | None = Field(
+        None, ge=0, lt=1, description="stochastic depth of a timm vision tower; default: the model's own"
+    )
+    unmasked_steps: int = Field(0, ge=0, description="number of last steps without patch_dropout")
+
+    @property
+    def noise(self) -> dict[str, float]:
+        """Patch dropout and drop path by open_clip's names, where they are not the model's own."""
+        given = {"patch_dropout": self.patch_dropout, "timm_drop_path": self.drop_path}
+        return {key: value for key, value in given.items() if value is not None}
+
+
+class LogitScale(Config):
+    """The inverse temperature of the logits."""
+
+    init: float | None = Field(
+        None, ge=1, description="initial inverse temperature; default: the model's own, 1/0.07 from scratch"
+    )
+    max: float = Field(100.0, ge=1, description="largest inverse temperature; the smallest is 1")
+    lock: bool = Field(False, description="keep the initial inverse temperature")
+
+
+class Augmentation(Config):
+    """Random crops of the images."""
+
+    crop_scale: CropScale | None = Field(
+        (0.9, 1.0),
+        description="share of the area that a random crop keeps; null: the evaluation's preprocessing, nothing random",
+    )
+    crop_ratio: tuple[float, float] = Field(
+        (3 / 4, 4 / 3), description="smallest and largest aspect ratio of a random crop"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Augmentation:
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ValueError(
+                f"crop_ratio: expected two positive ratios, the smaller one first, got {list(self.crop_ratio)}"
+            )
+        if self.crop_scale is None and "crop_ratio" in self.model_fields_set:
+            raise ValueError("crop_ratio has no effect with crop_scale: null: omit it")
+        return self
+
+
+class ClipLoading(Loading):
+    """How pairs are read."""
+
+    sampler: Literal["shuffled", "balanced"] = Field(
+        "shuffled",
+        description="shuffled: every epoch has all samples; balanced: each epoch draws the texts of a curated subset by"
+        " their probabilities",
+    )
+
+
+class ClipTrain(ClipTraining):
+    """Train a CLIP model on image-text pairs: from scratch, from a CLIP model, or from pretrained towers."""
+
+    version: ClassVar[int] = 4  # since patch dropout draws on the device
+    work: ClassVar[str] = "vfm_clip.train:train_clip"
+    checks: ClassVar[str] = "vfm_clip.preflight:check_clip_train"
+
+    kind: Literal["clip.train"] = "clip.train"
+    model: str | dict[str, Any] = Field(
+        "ViT-Nano-4-32", description="an open_clip name (vfm adds small ones), or a configuration in its form"
+    )
+    image_size: int | None = Field(
+        None, ge=1, description="pixels; default: the model's own. Positions of `init` are resampled to it"
+    )
+    init: Ref[ClipCheckpoint] | None = Field(None, description="initial CLIP model; default: from scratch")
+    init_vision: Ref[VisionCheckpoint] | None = Field(
+        None, description="initial vision tower; its architecture must be that of the model's tower"
+    )
+    init_text: Ref[ClipCheckpoint] | None = Field(
+        None, description="model whose text tower is the initial one; its architecture must be that of the model's"
+    )
+    language: str | LanguageWeights | None = Field(
+        None,
+        description="language or source of the captions; or several by weight, as {alt: 3, synthetic: 1}; default: the"
+        " dataset's first",
+    )
+    vision: VisionTower = Field(VisionTower(), description="how the vision tower is trained")
+    text: Tower = Field(Tower(), description="how the text tower is trained")
+    logit_scale: LogitScale = Field(LogitScale(), description="the inverse temperature")
+    loss: ClipLoss = Field(InfoNce(), description="loss over the batch of all processes")
+    augmentation: Augmentation = Field(Augmentation(), description="random crops")
+    loading: ClipLoading = Field(ClipLoading(), description="how pairs are read")
+    lr: float = Field(5e-4, ge=0, description="peak learning rate")
+    optimizer: Optimizer = Field(
+        AdamW(weight_decay=0.2), description="optimizer; gains, biases, positions and class tokens are not decayed"
+    )
+    schedule: Schedule = Field(
+        CosineSchedule(warmup_steps=100),
+        description="learning rate over the steps; without a warm-up features may collapse at once (loss at ln N)",
+    )
+
+    moved: ClassVar[Mapping[str, str]] = {
+        **ClipTraining.moved,
+        "lock_image": "vision.lock",
+        "lock_image_unlocked_groups": "vision.unlocked",
+        "image_lr": "vision.lr_scale",
+        "image_layer_decay": "vision.layer_decay",
+        "image_weight_decay": "vision.weight_decay",
+        "lock_text": "text.lock",
+        "lock_text_unlocked_layers": "text.unlocked",
+        "text_lr": "text.lr_scale",
+        "text_layer_decay": "text.layer_decay",
+        "text_weight_decay": "text.weight_decay",
+        "logit_scale_init": "logit_scale.init",
+        "logit_scale_max": "logit_scale.max",
+        "lock_logit_scale": "logit_scale.lock",
+        "loss_chunk_size": "loss.chunk_size",
+    }
+
+    @property
+    def unmasked_from(self) -> int:
+        """First step without patch dropout."""
+        return self.num_steps - self.vision.unmasked_steps
+
+    @model_validator(mode="after")
+    def _towers_fit(self) -> ClipTrain:
+        if self.vision.is_locked and self.text.is_locked:
+            raise ValueError("vision.lock and text.lock leave nothing to train")
+        # A locked tower whose weights are handed over may still have a new projection that is trained.
+        _check_lock("vision", self.vision, bool(self.init), bool(self.init_vision))
+        _check_lock("text", self.text, bool(self.init), bool(self.init_text))
+        if self.init and "model" in self.model_fields_set:
+            raise ValueError("init has its own architecture: omit model")
+        unmasked = self.vision.unmasked_steps
+        if unmasked and not self.vision.patch_dropout:
+            raise ValueError("vision.unmasked_steps ends vision.patch_dropout: give both")
+        if unmasked > self.num_steps:
+            raise ValueError(f"vision.unmasked_steps must be at most {self.num_steps}, the steps; got {unmasked}")
+        return self
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> ClipTrain:
+        scale = self.logit_scale
+        if scale.init and scale.init > scale.max:
+            raise ValueError(f"logit_scale.init must be at most logit_scale.max, {scale.max:g}; got {scale.init:g}")
+        if self.loading.sampler == "balanced" and isinstance(self.language, dict):
+            raise ValueError("loading.sampler: balanced draws texts by their own probabilities: give one language")
+        return self
+
+
+def _check_lock(name: str, tower: Tower, has_init: bool, has_tower_init: bool) -> None:
+    """Check a tower's lock against where its weights come from and against options without effect.
+
+    Raises:
+        ValueError: the lock keeps random weights, or an option has no effect.
+    """
+    if tower.unlocked and not tower.lock:
+        raise ValueError(f"{name}.unlocked is an exception to {name}.lock: give both")
+    if tower.lock and not (has_init or has_tower_init):
+        raise ValueError(f"{name}.lock would keep random weights: give init or init_{name}")
+    if not tower.is_locked or has_tower_init:
+        return
+    for option, field in type(tower).model_fields.items():
+        if option not in ("lock", "unmasked_steps") and getattr(tower, option) not in (None, 0, field.default):
+            raise ValueError(f"{name}.{option} has no effect, since {name}.lock keeps the whole tower")

@@ -1,0 +1,150 @@
+"""The work of `clip.train`: the initial model, its task and data, the training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from vfm.models import (
+    ClipModel,
+    build_clip,
+    get_clip_config,
+    init_vision_tower,
+    load_clip,
+    open_clip_incompatibility,
+    read_clip_config,
+)
+from vfm.plugin import ClipCheckpoint, Context
+from vfm.train import fit, is_main
+from vfm_clip.data import first_samples_panel, language_weights, training_data
+from vfm_clip.dataset_checks import check_datasets
+from vfm_clip.diagnosis import Diagnosis
+from vfm_clip.parameter_groups import TowerRates
+from vfm_clip.stages import ClipTrain, LogitBias, Tower
+from vfm_clip.task import ClipTask
+from vfm_clip.text_tower_init import init_text_tower, names_in_model, uses_quick_gelu
+from vfm_clip.tokenizers import check_teacher
+from vfm_clip.towers import lock_towers, new_weights
+
+
+def train_clip(config: ClipTrain, ctx: Context) -> ClipCheckpoint:
+    """Build, train and save a CLIP model."""
+    datasets = {str(each.data): ctx.load(each.data) for each in config.portions}
+    balanced = config.loading.sampler == "balanced"
+    check_datasets(datasets, config.portions, config.language, config.global_batch_size, balanced=balanced)
+    clip = initial_model(config, ctx)
+    task = ClipTask(
+        clip,
+        loss=config.loss,
+        teacher=_teacher(config, ctx, clip),
+        logit_scale_max=config.logit_scale.max,
+        train_logit_scale=not config.logit_scale.lock,
+        unmasked_from=config.unmasked_from,
+        vision=_rates(config.vision),
+        text=_rates(config.text),
+    )
+    weights = language_weights(config.language, next(iter(datasets.values())))
+    data, make = training_data(config, list(datasets.values()), clip, weights)
+    if is_main():
+        ctx.panel(first_samples_panel(data, make, ctx.directory))
+    fit(task, data, config, replace(ctx, send=_diagnosis(config, ctx)))
+    if is_main() and (why := open_clip_incompatibility(clip)):
+        ctx.warn(why)
+    return task.export(ctx.directory)
+
+
+def initial_model(config: ClipTrain, ctx: Context) -> ClipModel:
+    """Return the model before its first step, with what is locked.
+
+    Raises:
+        UserError: a model or tower that it starts from does not fit.
+    """
+    # The order matters: weights first, then locks (which exempt new weights), then what makes logits.
+    clip = _loaded(config, ctx) if config.init else _built(config, ctx)
+    towers: Any = clip.module
+    if config.grad_checkpointing:
+        towers.set_grad_checkpointing()
+    new: set[str] = set()
+    if config.init_vision:
+        report = init_vision_tower(ctx.load(config.init_vision), clip)
+        ctx.log(f"vision tower from '{config.init_vision}': {report.summary}")
+        ctx.panel(report.panel())
+        new |= new_weights(report)
+    if config.init_text:
+        report = init_text_tower(ctx.load(config.init_text), clip, str(config.init_text))
+        ctx.log(f"text tower from '{config.init_text}': {report.summary}")
+        ctx.panel(report.panel("Weights of the text tower"))
+        new |= names_in_model(clip, report.new)
+    lock_towers(clip, vision=config.vision, text=config.text, new=new)
+    if bias := config.loss.logit_bias:
+        init_logit_bias(clip, bias)
+    elif getattr(towers, "logit_bias", None) is not None:
+        ctx.warn(f"{clip.name} was trained with SigLIP's sigmoid loss; loss {config.loss.type} does not use its bias")
+    if config.logit_scale.init:
+        towers.logit_scale.data.fill_(math.log(config.logit_scale.init))
+    return clip
+
+
+def init_logit_bias(clip: ClipModel, bias: LogitBias) -> None:
+    """Set the bias of a model's logits, in place; a model without one gets one, with the temperature that suits it."""
+    module: Any = clip.module
+    if getattr(module, "logit_bias", None) is None:
+        initial = bias.new if bias.init is None else bias.init
+        module.logit_bias = torch.nn.Parameter(torch.tensor(initial))
+        module.logit_scale.data.fill_(math.log(bias.new_scale))
+        clip.config["init_logit_bias"] = initial  # from this key open_clip knows that the model has a bias
+    elif bias.init is not None:
+        module.logit_bias.data.fill_(bias.init)
+
+
+def _loaded(config: ClipTrain, ctx: Context) -> ClipModel:
+    """Return the model of `init`, at the configured image size."""
+    assert config.init
+    checkpoint = ctx.load(config.init)
+    clip = load_clip(checkpoint, image_size=config.image_size, noise=config.vision.noise)
+    if config.image_size not in (None, checkpoint.image_size):
+        sizes = f"image size {config.image_size} in place of {checkpoint.image_size}"
+        ctx.log(f"'{config.init}': {sizes}; positions are resampled")
+    return clip
+
+
+def _built(config: ClipTrain, ctx: Context) -> ClipModel:
+    """Return a model from scratch, with the activation with which its initial text tower was trained."""
+    model = get_clip_config(config.model) if isinstance(config.model, str) else config.model
+    overrides: dict[str, Any] = {}
+    if config.init_text:
+        expected = uses_quick_gelu(read_clip_config(ctx.load(config.init_text).path)["model_cfg"])
+        if expected not in (None, uses_quick_gelu(model)):
+            ctx.warn(
+                f"'{config.init_text}' was trained with {'QuickGELU' if expected else 'GELU'}: the model is built with"
+                " it, in the towers that are open_clip's own"
+            )
+            overrides["quick_gelu"] = expected
+    noise = config.vision.noise
+    return build_clip(config.model, image_size=config.image_size, seed=config.seed, noise=noise, **overrides)
+
+
+def _teacher(config: ClipTrain, ctx: Context, clip: ClipModel) -> ClipModel | None:
+    if not (ref := config.loss.teacher_ref):
+        return None
+    teacher = load_clip(ctx.load(ref))
+    check_teacher(clip, teacher)
+    return teacher
+
+
+def _rates(tower: Tower) -> TowerRates:
+    return TowerRates(tower.lr_scale, tower.layer_decay, tower.weight_decay)
+
+
+def _diagnosis(config: ClipTrain, ctx: Context) -> Diagnosis:
+    return Diagnosis(
+        ctx,
+        num_steps=config.num_steps,
+        warmup_steps=config.schedule.warmup_steps,
+        global_batch_size=config.global_batch_size,
+        chance_level=config.loss.chance_level(config.global_batch_size),
+        logit_scale_max=None if config.logit_scale.lock else config.logit_scale.max,
+    )
