@@ -1,4 +1,4 @@
-"""A new user's wrong inputs, and files that are damaged: one clear line and exit code 2, and nothing is removed."""
+"""Wrong and damaged files: one clear line and exit code 2, and nothing is removed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def refused(*words: str | Path) -> str:
 
 
 @pytest.mark.parametrize("text", ["\ufeff" + RECIPE, RECIPE.replace("\n", "\r\n")], ids=["BOM", "CRLF"])
-def test_recipe_as_other_editors_save_it_is_fine(text, toys):
+def test_recipe_with_byte_order_mark_or_crlf_is_valid(text, toys):
     Path("r.yaml").write_bytes(text.encode())
     assert run_here("plan", "r.yaml").code == 0
 
@@ -30,12 +30,12 @@ def test_recipe_as_other_editors_save_it_is_fine(text, toys):
     [
         (RECIPE.replace("  -", "\t-").encode(), "r.yaml:2: not valid YAML: found character '\\t'"),
         (RECIPE.encode("utf-16"), "r.yaml: not UTF-8 text (byte 0)"),
-        (b"", "r.yaml:1: a recipe is a mapping with the key 'stages'"),
+        (b"", "r.yaml:1: expected a recipe: a mapping with the key 'stages'"),
         (b"\x1b[2J", "r.yaml: not valid YAML: unacceptable character"),
     ],
     ids=["tabs", "UTF-16", "empty", "control characters"],
 )
-def test_file_that_is_no_recipe_is_one_line(data, said, toys):
+def test_file_that_is_not_a_recipe_is_one_line(data, said, toys):
     Path("r.yaml").write_bytes(data)
     assert refused("plan", "r.yaml").startswith(said)
 
@@ -62,7 +62,7 @@ def test_damaged_file_of_the_store_is_named(file, words, text, toys):
 def test_show_of_a_damaged_manifest_is_one_line_and_shows_nothing(toys):
     run_here("run", "r.yaml")
     (ARTIFACT / "manifest.json").write_text("{")
-    assert "manifest.json: not readable as JSON" in refused("show", ARTIFACT)
+    assert "manifest.json: not valid JSON" in refused("show", ARTIFACT)
     assert run_here("show", ARTIFACT).out == ""
 
 
@@ -80,22 +80,25 @@ def test_run_mends_a_damaged_run_file(toys):
     assert '"recipe": "r"' in (RUN / "run.json").read_text()
 
 
-def test_lines_of_other_programs_among_the_events_are_passed_over(toys):
+def test_foreign_lines_among_the_events_are_skipped(toys):
     run_here("run", "r.yaml")
     (RUN / "events.jsonl").write_text('{"type": "run_started"}\n{"type": "bad_sample"\n')
     assert run_here("report", "r").code == 0
 
 
-def test_init_tells_a_command_that_can_be_copied(toys):
+def test_init_prints_a_command_that_can_be_copied(toys):
     assert run_here("init", "my [red]recipe.yaml").out.endswith("run it with: vfm run 'my [red]recipe.yaml'\n")
 
 
 @pytest.mark.parametrize("store", ["nowhere", "r.yaml"])
-def test_clean_of_what_is_no_folder_says_so(store, toys):
-    assert refused("clean", "--store", store) == f"{store}: no such folder; --store says where artifacts and runs are"
+def test_clean_of_a_missing_store_is_one_line(store, toys):
+    assert (
+        refused("clean", "--store", store)
+        == f"{store}: no such folder; give the folder of artifacts and runs with --store"
+    )
 
 
-def test_clean_leaves_alone_what_vfm_did_not_make(toys):
+def test_clean_keeps_what_vfm_did_not_make(toys):
     run_here("run", "r.yaml")
     theirs = [Path("store/site"), Path("store/photos-0123abcd"), Path("store/.mine.part")]
     for folder in theirs:

@@ -1,4 +1,4 @@
-"""Faults of the machine: a full disk, two runs at once, a kill at a bad moment. Nothing that was finished is lost."""
+"""Faults of the machine: a full disk, two runs at once, a kill at a bad moment. No finished artifact is lost."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_full_disk_is_one_line_loses_nothing_and_the_run_goes_on_when_there_is_s
     full = run_here("run", "r.yaml", "--store", small_disk)
     assert full.code == 2
     (line,) = full.errors
-    assert "no space left on the disk; finished artifacts are whole, free some space and run again" in line
+    assert "no space left on the disk; finished artifacts are intact: free some space and run again" in line
     finished = {path.name for path in Store(small_disk).artifacts()}
     assert len(finished) == 1
     assert vfm.Artifact.load(small_disk / "runs/r/artifacts/val").num_samples == 48
@@ -144,9 +144,8 @@ def test_kill_between_publishing_and_tidying_up_leaves_nothing_behind(toys):
 
 
 def test_numbers_and_warnings_told_before_a_crash_stand_in_the_manifest(tmp_path):
-    from vfm.flow.manifest import EventNotes
-
     from vfm.events import Event
+    from vfm.flow.manifest import EventNotes
 
     notes = EventNotes(tmp_path / "notes.json")
     notes.add(Event("metrics", "s", {"values": {"train/loss": 0.1 + 0.2}}))

@@ -1,4 +1,4 @@
-"""Plugins that are broken are named with their package and what is wrong; listeners cannot change a run."""
+"""A broken plugin is reported with its package and its mistake; listeners cannot change a run."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def with_plugin(tmp_path: Path, *words: str, **sources: str) -> Outcome:
         ("def broken(:\n", "SyntaxError"),
         ("import vfm\n@vfm.hookimpl\ndef vfm_stage():\n    return []\n", "vfm_stage"),
         ("import vfm\n@vfm.hookimpl\ndef vfm_stages(extra):\n    return []\n", "extra"),
-        ("import vfm\n@vfm.hookimpl\ndef vfm_stages():\n    return [int]\n", "vfm_stages must give stage types"),
+        ("import vfm\n@vfm.hookimpl\ndef vfm_stages():\n    return [int]\n", "vfm_stages must return stage types"),
         ("import vfm\n@vfm.hookimpl\ndef vfm_stages():\n    return 1 / 0\n", "ZeroDivisionError"),
-        ("import vfm\n@vfm.hookimpl\ndef vfm_stages():\n    pass\n", "vfm_stages must give stage types"),
-        (STAGE.format(kind="x.y").replace(" -> Made", ""), "must be annotated as returning"),
-        (STAGE.format(kind="x.y").replace("-> Made", "-> int"), "must be annotated as returning"),
+        ("import vfm\n@vfm.hookimpl\ndef vfm_stages():\n    pass\n", "vfm_stages must return stage types"),
+        (STAGE.format(kind="x.y").replace(" -> Made", ""), "to be annotated with a"),
+        (STAGE.format(kind="x.y").replace("-> Made", "-> int"), "to be annotated with a"),
         (STAGE.format(kind="x.y").replace('Literal["x.y"]', "str"), "Literal"),
     ],
     ids=[
@@ -55,10 +55,10 @@ def with_plugin(tmp_path: Path, *words: str, **sources: str) -> Outcome:
         "hook with an unknown argument",
         "not a stage",
         "hook that fails",
-        "hook that gives nothing",
-        "stage that does not say what it makes",
+        "hook that returns nothing",
+        "stage without an annotated result",
         "stage that makes no artifact",
-        "kind that is no literal",
+        "kind that is not a literal",
     ],
 )
 def test_broken_plugin_is_named_in_one_line(source, said, tmp_path):
@@ -69,15 +69,15 @@ def test_broken_plugin_is_named_in_one_line(source, said, tmp_path):
     assert said in line
 
 
-def test_kind_that_two_plugins_bring_is_refused_with_both_names(tmp_path):
+def test_kind_of_two_plugins_is_rejected_with_both_names(tmp_path):
     one = STAGE.format(kind="x.y")
     done = with_plugin(tmp_path, "stages", one=one, two=one.replace("Made", "Other"))
     assert done.code == 2
     (line,) = done.errors
-    assert re.fullmatch("error: stage kind 'x.y' comes from two plugins: (one and two|two and one)", line)
+    assert re.fullmatch("error: two plugins have stage kind 'x.y': (one and two|two and one)", line)
 
 
-def test_artifact_type_that_two_plugins_bring_is_refused_with_both_modules(tmp_path):
+def test_artifact_type_of_two_plugins_is_rejected_with_both_modules(tmp_path):
     one = STAGE.format(kind="x.y")
     done = with_plugin(tmp_path, "stages", one=one, two=one.replace("x.y", "x.z"))
     assert done.code == 2
@@ -88,14 +88,14 @@ def test_artifact_type_that_two_plugins_bring_is_refused_with_both_modules(tmp_p
 
 def test_builtin_kind_cannot_be_taken_over(tmp_path):
     (line,) = with_plugin(tmp_path, "stages", thief=STAGE.format(kind="shapes.pool")).errors
-    assert line == "error: stage kind 'shapes.pool' comes from two plugins: core and thief"
+    assert line == "error: two plugins have stage kind 'shapes.pool': core and thief"
 
 
 LISTENER = """\
 import vfm
 @vfm.hookimpl
 def vfm_event(event):
-    with open("told.txt", "a") as file:
+    with open("events.txt", "a") as file:
         file.write(event.type + "\\n")
     {then}
 """
@@ -103,19 +103,19 @@ def vfm_event(event):
 
 def run_with_listener(tmp_path: Path, then: str) -> Outcome:
     (tmp_path / "r.yaml").write_text("stages:\n  - {kind: x.y, name: made}\n")
-    ears = LISTENER.format(then=then)
-    return with_plugin(tmp_path, "run", "r.yaml", stages=STAGE.format(kind="x.y"), ears=ears)
+    listener = LISTENER.format(then=then)
+    return with_plugin(tmp_path, "run", "r.yaml", stages=STAGE.format(kind="x.y"), listener=listener)
 
 
-def test_listener_of_a_plugin_is_told_everything(tmp_path):
+def test_listener_of_a_plugin_receives_every_event(tmp_path):
     assert run_with_listener(tmp_path, "pass").code == 0
-    told = (tmp_path / "told.txt").read_text().split()
-    assert told == ["run_started", "stage_started", "stage_finished", "run_finished"]
+    received = (tmp_path / "events.txt").read_text().split()
+    assert received == ["run_started", "stage_started", "stage_finished", "run_finished"]
 
 
-def test_listener_that_fails_stops_nothing_and_is_heard_no_more(tmp_path):
+def test_listener_that_fails_is_removed_and_the_run_continues(tmp_path):
     done = run_with_listener(tmp_path, "1 / 0")
     assert done.code == 0
-    assert "plugin 'ears': its listener failed and is heard no more: ZeroDivisionError" in done.out
-    assert (tmp_path / "told.txt").read_text().split() == ["run_started"]
+    assert "plugin 'listener': its listener failed and was removed: ZeroDivisionError" in done.out
+    assert (tmp_path / "events.txt").read_text().split() == ["run_started"]
     assert (tmp_path / "store/runs/r/artifacts/made/artifact.json").is_file()

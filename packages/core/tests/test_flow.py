@@ -10,16 +10,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from vfm.flow.subprocesses import sigterm_forwarded
 
 import toy_plugin
 import vfm
 from vfm.flow.fingerprints import cached_fingerprints
+from vfm.flow.manifest import read_manifest
 from vfm.flow.plan import make_plan, saved_identity
 from vfm.flow.recipe import parse_recipe
-from vfm.flow.manifest import read_manifest
 from vfm.flow.run import run_plan
 from vfm.flow.store import Slot, Store
+from vfm.flow.subprocesses import sigterm_forwarded
 
 KNOWN = {stage.kind_name(): stage for stage in toy_plugin.vfm_stages()}
 TEXT = """\

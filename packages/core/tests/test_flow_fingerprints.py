@@ -13,7 +13,7 @@ import pytest
 
 from vfm.config import UserError
 from vfm.flow import fingerprints
-from vfm.flow.fingerprints import FINGERPRINTS_FILE, MEBIBYTE, fingerprint, cached_fingerprints
+from vfm.flow.fingerprints import FINGERPRINTS_FILE, MEBIBYTE, cached_fingerprints, fingerprint
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vfm.flow.parallel import run_in_parallel
 
 from vfm.config import UserError
+from vfm.flow.parallel import run_in_parallel
 from vfm.stage import Runtime
 
 

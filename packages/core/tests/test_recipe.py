@@ -1,15 +1,21 @@
-"""A recipe with a mistake is refused before anything runs, with one line that says where and what is allowed."""
+"""A recipe with a mistake is rejected before anything runs, with one line for its place and what is allowed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 import toy_plugin
 import vfm
 from vfm.flow import yaml_lines
-from vfm.flow.recipe import Recipe, parse_recipe
+from vfm.flow.recipe import Recipe, load_recipe, parse_recipe
+from vfm.flow.recipe_source import read_source
 
 KNOWN = {stage.kind_name(): stage for stage in toy_plugin.vfm_stages()}
 GOOD = """\
@@ -27,13 +33,13 @@ def parse(text: str, *overrides: str) -> Recipe:
     return parse_recipe(text, KNOWN, overrides, name="r", where="r.yaml")
 
 
-def complaint(text: str, *overrides: str) -> str:
+def error_of(text: str, *overrides: str) -> str:
     with pytest.raises(vfm.UserError) as caught:
         parse(text, *overrides)
     return str(caught.value)
 
 
-def test_good_recipe_is_parsed_with_nested_parts_and_yaml_floats():
+def test_valid_recipe_is_parsed_with_nested_parts_and_yaml_floats():
     recipe = parse(GOOD)
     assert [stage.name for stage in recipe.stages] == ["a", "b", "sum"]
     assert recipe.stages[2].part.weight == 0.1
@@ -44,9 +50,13 @@ def test_good_recipe_is_parsed_with_nested_parts_and_yaml_floats():
     ("old", "new", "expected"),
     [
         ("count: 2", "coutn: 2", "r.yaml:2: a.coutn: unknown key; did you mean 'count'?"),
-        ("count: 2", "count: two", "r.yaml:2: a.count: 'two' is wrong: should be integer"),
-        ("count: 2", "count: 0", "r.yaml:2: a.count: 0 is wrong: should be greater than or equal to 1"),
-        ("mode: squared", "mode: cubed", "r.yaml:3: b.mode: 'cubed' is not allowed; choose from 'plain', 'squared'"),
+        ("count: 2", "count: two", "r.yaml:2: a.count: expected an integer, got 'two'"),
+        ("count: 2", "count: 0", "r.yaml:2: a.count: must be at least 1, got 0"),
+        (
+            "mode: squared",
+            "mode: cubed",
+            "r.yaml:3: b.mode: 'cubed' is not a valid choice; choose from 'plain'",
+        ),
         ("toy.add", "toy.ad", "r.yaml:4: sum.kind: unknown stage kind 'toy.ad'; did you mean 'toy.add'?"),
         ("toy.add", "eva.pretrain", "needs a package that is not installed: pip install vfm-eva"),
         (
@@ -55,32 +65,32 @@ def test_good_recipe_is_parsed_with_nested_parts_and_yaml_floats():
             "r.yaml:6: sum.inputs[1]: no earlier stage and no saved artifact is named 'c'",
         ),
         ("weight: 1e-1", "wieght: 1", "r.yaml:7: sum.part.wieght: unknown key; did you mean 'weight'?"),
-        ("weight: 1e-1", "weight: -1", "r.yaml:7: sum.part.weight: -1 is wrong"),
-        ("{weight: 1e-1, extra: a}", "small", "r.yaml:7: sum.part: 'small' is wrong: should be a mapping of keys to"),
-        ("name: b", "name: a", "r.yaml:3: a.name: another stage has this name already"),
+        ("weight: 1e-1", "weight: -1", "r.yaml:7: sum.part.weight: must be at least 0, got -1"),
+        ("{weight: 1e-1, extra: a}", "small", "r.yaml:7: sum.part: expected a mapping of keys to values, got 'small'"),
+        ("name: b", "name: a", "r.yaml:3: a.name: another stage has this name"),
         ("    inputs: [a, b]\n", "", "r.yaml:4: sum.inputs: is required"),
         ("count: 2}", "count: 2", "r.yaml:3: not valid YAML"),
-        ("count: 2", "count: 2, count: 3", "r.yaml:2: not valid YAML: key 'count' stands twice"),
+        ("count: 2", "count: 2, count: 3", "r.yaml:2: not valid YAML: duplicate key 'count'"),
         ("stages:", "stagse:", "r.yaml:1: stagse: unknown key; did you mean 'stages'?"),
     ],
 )
 def test_mistake_is_one_line_with_place_and_remedy(old, new, expected):
-    assert expected in complaint(GOOD.replace(old, new, 1))
+    assert expected in error_of(GOOD.replace(old, new, 1))
 
 
-def test_every_mistake_is_told_at_once():
+def test_all_mistakes_are_reported_at_once():
     text = GOOD.replace("count: 2", "count: x").replace("mode: squared", "mode: 3")
-    assert len(complaint(text).splitlines()) == 2
+    assert len(error_of(text).splitlines()) == 2
 
 
 def test_stage_cannot_use_a_later_one():
     text = "stages:\n  - {kind: toy.add, name: s, inputs: [a]}\n  - {kind: toy.draw, name: a}\n"
-    assert complaint(text) == "r.yaml:2: s.inputs[0]: 'a' comes later; a stage can only use earlier ones"
+    assert error_of(text) == "r.yaml:2: s.inputs[0]: 'a' comes later; a stage can only use earlier ones"
 
 
-def test_wrong_type_of_input_is_named():
+def test_wrong_type_of_an_input_is_reported():
     text = "stages:\n  - {kind: toy.read, name: w, path: x}\n  - {kind: toy.add, name: s, inputs: [w]}\n"
-    assert complaint(text) == "r.yaml:3: s.inputs[0]: wants a Numbers; 'w' makes a Words"
+    assert error_of(text) == "r.yaml:3: s.inputs[0]: expected a Numbers; 'w' makes a Words"
 
 
 def test_saved_artifact_is_an_input_by_its_path(tmp_path):
@@ -88,27 +98,59 @@ def test_saved_artifact_is_an_input_by_its_path(tmp_path):
     toy_plugin.Words.create(tmp_path / "w", text="x")
     text = f"stages:\n  - {{kind: toy.add, name: s, inputs: ['{tmp_path}/n']}}\n"
     assert parse(text).stages[0].inputs == [f"{tmp_path}/n"]
-    assert "holds a Words" in complaint(text.replace("/n'", "/w'"))
+    assert "holds a Words" in error_of(text.replace("/n'", "/w'"))
 
 
-def test_override_replaces_one_field_and_is_named_in_errors():
+def test_override_replaces_one_field_and_errors_name_it():
     assert parse(GOOD, "a.count=5", "sum.part.weight=5e-4").stages[0].count == 5
     assert parse(GOOD, "sum.part.weight=5e-4").stages[2].part.weight == 5e-4
-    assert (
-        complaint(GOOD, "a.count=no")
-        == "--set a.count=no: a.count: 'no' is wrong: should be integer, unable to parse string as an integer"
-    )
-    assert "did you mean 'sum'" in complaint(GOOD, "smu.pause=1")
-    assert "NAME.FIELD=VALUE" in complaint(GOOD, "a.count")
+    assert error_of(GOOD, "a.count=no") == "--set a.count=no: a.count: expected an integer, got 'no'"
+    assert "did you mean 'sum'" in error_of(GOOD, "smu.pause=1")
+    assert "NAME.FIELD=VALUE" in error_of(GOOD, "a.count")
 
 
 def test_runtime_of_the_recipe_reaches_every_stage_and_a_stage_overrides_it():
     recipe = parse("runtime: {workers: 2}\n" + GOOD.replace("count: 2", "count: 2, runtime: {workers: 1}"))
     assert [stage.runtime.workers for stage in recipe.stages] == [1, 2, 2]
-    assert "r.yaml:1: a.runtime.wrokers: unknown key" in complaint("runtime: {wrokers: 2}\n" + GOOD)
 
 
-def test_seeds_multiply_what_draws_and_what_builds_on_it():
+def test_mistake_in_the_runtime_of_the_recipe_is_reported_once():
+    for runtime, line in {
+        "{wrokers: 2}": "r.yaml:1: runtime.wrokers: unknown key; did you mean 'workers'?",
+        "{workers: -2}": "r.yaml:1: runtime.workers: must be at least 0, got -2",
+        "{processes: 2, device: 'cuda:1'}": "r.yaml:1: runtime: 2 processes cannot share cuda:1",
+    }.items():
+        assert error_of(f"runtime: {runtime}\n{GOOD}").startswith(line)
+        assert "\n" not in error_of(f"runtime: {runtime}\n{GOOD}")
+    own = GOOD.replace("count: 2", "count: 2, runtime: {workers: -1}")
+    assert error_of("runtime: {workers: 2}\n" + own).startswith("r.yaml:3: a.runtime.workers: must be at least 0")
+
+
+class FastRuntime(vfm.Runtime):
+    """A runtime with a key of its own."""
+
+    engine_of_test: str = "slow"
+
+
+class FastDraw(toy_plugin.Draw):
+    """Draw numbers fast."""
+
+    kind: Literal["toy.fast"] = "toy.fast"
+    runtime: FastRuntime = FastRuntime()
+
+
+def test_each_stage_takes_the_runtime_keys_that_its_own_class_has():
+    known = KNOWN | {"toy.fast": FastDraw}
+    text = "runtime: {engine_of_test: quick, workers: 2}\n" + GOOD.replace(
+        "kind: toy.draw, name: a", "kind: toy.fast, name: a"
+    )
+    a, b, _ = parse_recipe(text, known, ["runtime.threads=3"], name="r", where="r.yaml").stages
+    assert (a.runtime.engine_of_test, a.runtime.workers, a.runtime.threads) == ("quick", 2, 3)
+    assert (b.runtime.workers, b.runtime.threads) == (2, 3)
+    assert "r.yaml:1: runtime.engine_of_test: unknown key" in error_of(text.replace("toy.fast", "toy.draw"))
+
+
+def test_seeds_repeat_the_stages_that_draw_and_those_that_depend_on_them():
     text = "seeds: [3, 4]\n" + GOOD.replace("mode: squared", "seed: 9")
     recipe = parse(text)
     assert [stage.name for stage in recipe.stages] == ["a@3", "a@4", "b", "sum@3", "sum@4"]
@@ -123,7 +165,7 @@ def test_any_float_as_python_prints_it_is_read_back(value):
 
 
 @given(st.text(max_size=80))
-def test_any_text_is_parsed_or_refused_in_words(text):
+def test_any_text_is_parsed_or_rejected_with_a_message(text):
     message = "parsed"
     try:
         parse(text)
@@ -133,4 +175,116 @@ def test_any_text_is_parsed_or_refused_in_words(text):
 
 
 def test_yaml_cannot_make_objects():
-    assert "not valid YAML" in complaint("stages: !!python/object/apply:os.system [echo]\n")
+    assert "not valid YAML" in error_of("stages: !!python/object/apply:os.system [echo]\n")
+
+
+BASE = """\
+description: What all have in common.
+runtime: {workers: 2}
+stages:
+  - {kind: toy.draw, name: a, count: 2}
+  - kind: toy.add
+    name: sum
+    inputs: [a]
+    part: {weight: 2, extra: a}
+"""
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., Recipe]:
+    """Write files by name, with BASE as base.yaml, and load r.yaml."""
+
+    def load_files(*overrides: str, **texts: str) -> Recipe:
+        for name, text in {"base": BASE, **texts}.items():
+            (tmp_path / f"{name}.yaml").write_text(text)
+        return load_recipe(str(tmp_path / "r.yaml"), KNOWN, overrides)
+
+    return load_files
+
+
+def test_recipe_is_laid_over_its_base(load):
+    own = "base: base.yaml\nstages:\n  - {name: sum, part: {weight: 3}}\n  - {kind: toy.draw, name: b, seed: 4}\n"
+    recipe = load(r=own)
+    a, total, b = recipe.stages
+    assert (recipe.name, recipe.description, recipe.bases) == ("r", "What all have in common.", ("base.yaml",))
+    assert (a.count, a.runtime.workers) == (2, 2)
+    assert (total.part.weight, total.part.extra, total.inputs) == (3, "a", ["a"])
+    assert (b.name, b.seed) == ("b", 4)
+    assert parse(recipe.text).stages == recipe.stages
+
+
+def test_description_runtime_and_seeds_replace_those_of_the_base(load):
+    recipe = load(r="base: base.yaml\ndescription: Mine.\nruntime: {threads: 1}\nseeds: [5]\n")
+    assert recipe.description == "Mine."
+    assert (recipe.stages[0].runtime.workers, recipe.stages[0].runtime.threads) == (0, 1)
+    assert [stage.name for stage in recipe.stages] == ["a@5", "sum@5"]
+
+
+def test_override_reaches_the_stages_of_the_base(load):
+    assert load("a.count=7", r="base: base.yaml\n").stages[0].count == 7
+
+
+def test_base_of_a_base_and_a_path_from_the_files_folder(load, tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "middle.yaml").write_text("base: ../base.yaml\nstages: [{name: a, count: 5}]\n")
+    recipe = load(r="base: sub/middle.yaml\nstages: [{name: a, seed: 3}]\n")
+    assert (recipe.stages[0].count, recipe.stages[0].seed) == (5, 3)
+    assert recipe.bases == ("middle.yaml", "base.yaml")
+
+
+def test_mapping_of_another_type_replaces_that_of_the_base(tmp_path):
+    base, own = {"loss": {"type": "a", "x": 1}, "group": {"x": 1}}, {"loss": {"type": "b"}, "group": {"y": 2}}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"stages": [{"name": "s", **base}]}))
+    text = yaml.safe_dump({"base": "base.yaml", "stages": [{"name": "s", **own}]})
+    (stage,) = read_source(text, "r.yaml", tmp_path).value["stages"]
+    assert stage == {"name": "s", "loss": {"type": "b"}, "group": {"x": 1, "y": 2}}
+
+
+@pytest.mark.parametrize(
+    ("texts", "line"),
+    [
+        (
+            {"r": "base: bsae\n"},
+            "r.yaml:1: base: no recipe 'bsae': neither a file nor a shipped recipe",
+        ),
+        ({"r": "base: 3\n"}, "r.yaml:1: base: expected a path or the name of a shipped recipe, got 3"),
+        (
+            {"r": "base: b.yaml\n", "b": "base: r.yaml\n"},
+            "b.yaml:1: base: a recipe cannot be its own base: r.yaml -> b.yaml -> r.yaml",
+        ),
+        (
+            {"r": "base: base.yaml\nstages:\n  - {count: 3}\n"},
+            "r.yaml:3: stages[0]: name is required, to find the stage in base.yaml",
+        ),
+        (
+            {"r": "base: base.yaml\nstages: [3]\n"},
+            "r.yaml:2: stages[0]: name is required, to find the stage in base.yaml",
+        ),
+        (
+            {"r": "base: base.yaml\nstages:\n  - {name: a, coutn: 3}\n"},
+            "r.yaml:3: a.coutn: unknown key; did you mean 'count'?",
+        ),
+        (
+            {"r": "base: base.yaml\n", "base": BASE.replace("count", "coutn")},
+            "base.yaml:4: a.coutn: unknown key; did you mean 'count'?",
+        ),
+        (
+            {"r": "base: base.yaml\nstages:\n  - {name: sum, part: {weight: -1}}\n"},
+            "r.yaml:3: sum.part.weight: must be at least 0, got -1",
+        ),
+        ({"r": "base: base.yaml\n", "base": "stages: [\n"}, "base.yaml:2: not valid YAML"),
+        (
+            {"r": "base: base.yaml\nstages:\n  - {name: c, kind: toy.add, inputs: [d]}\n"},
+            "r.yaml:3: c.inputs[0]: no earlier stage and no saved artifact is named 'd'",
+        ),
+        (
+            {"r": "base: base.yaml\nstages:\n  - {name: a}\n  - {name: a, kind: toy.draw}\n"},
+            "r.yaml:4: a.name: another stage",
+        ),
+    ],
+)
+def test_mistake_with_a_base_is_one_line_that_names_its_file(load, texts, line):
+    with pytest.raises(vfm.UserError) as caught:
+        load(**texts)
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)

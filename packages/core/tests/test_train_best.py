@@ -16,7 +16,7 @@ from vfm.plugin import Context, UserError
 
 
 class Peak(Probe):
-    """A score that is highest where the network answers 1.4 to a row of ones; on its way to 4 it passes that."""
+    """A score that is highest where the network returns 1.4 for a row of ones; training passes it on the way to 4."""
 
     def scores(self, ctx: Context, encoder: Any) -> dict[str, float]:
         with torch.no_grad():
@@ -39,27 +39,27 @@ def near(task: Regression) -> float:
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.5])
-def test_the_weights_with_the_highest_score_are_exported_and_reported(tmp_path, ema_decay):
+def test_weights_with_the_highest_score_are_exported_and_reported(tmp_path, ema_decay):
     task, ctx, events = train(tmp_path, peaked(ema_decay=ema_decay), task=Regression(norm=True))
     lines = evaluated(tmp_path)
     best = max(lines, key=lambda line: line["val/near"])
-    assert best["step"] < 12, "the peak must not lie at the end for this to say something"
+    assert best["step"] < 12, "the test needs a peak before the last step"
     assert near(task) == pytest.approx(best["val/near"], abs=1e-7)
-    (said,) = [e.data["message"] for e in events if e.type == "log" and "keep_best" in e.data["message"]]
-    assert f"val/near is highest after step {best['step']} of 12" in said
-    assert f"these weights are exported; the last ones have {lines[-1]['val/near']:.4g}" in said
+    (message,) = [e.data["message"] for e in events if e.type == "log" and "keep_best" in e.data["message"]]
+    assert f"val/near is highest after step {best['step']} of 12" in message
+    assert f"these weights are exported; the last ones have {lines[-1]['val/near']:.4g}" in message
     (panel,) = [panel for panel in load_panels(ctx.directory) if panel.title == "Exported weights"]
-    assert panel.text in said
+    assert panel.text in message
 
 
-def test_without_it_the_last_weights_are_what_is_left(tmp_path):
+def test_last_weights_are_exported_without_keep_best(tmp_path):
     task, _, events = train(tmp_path, peaked(keep_best=None), task=Regression(norm=True))
     assert near(task) == evaluated(tmp_path)[-1]["val/near"]
     assert not any("keep_best" in str(event.data) for event in events)
 
 
 @pytest.mark.parametrize("step", [4, 7, 10])
-def test_a_cut_training_ends_with_the_same_weights(tmp_path, step):
+def test_interrupted_training_ends_with_the_same_weights(tmp_path, step):
     whole, _, _ = train(tmp_path / "whole", peaked(), task=Regression(dropout=0.2))
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "cut", peaked(), task=Regression(dropout=0.2), data=Samples(stop=step))
@@ -68,14 +68,14 @@ def test_a_cut_training_ends_with_the_same_weights(tmp_path, step):
 
 
 class Origin(Probe):
-    """A score that is highest where the network answers 0, near which it starts."""
+    """A score that is highest where the network returns 0, close to its initial output."""
 
     def scores(self, ctx: Context, encoder: Any) -> dict[str, float]:
         with torch.no_grad():
             return {"near": -abs(float(encoder(torch.ones(1, 4))))}
 
 
-def test_a_start_that_training_makes_worse_is_kept_cut_or_not(tmp_path):
+def test_initial_weights_are_kept_if_training_lowers_the_score_interrupted_or_not(tmp_path):
     settings = peaked(tasks=[Origin(name="probe")])
     start = {name: value.clone() for name, value in Regression().state_dict().items()}
     with pytest.raises(KeyboardInterrupt):
@@ -86,16 +86,16 @@ def test_a_start_that_training_makes_worse_is_kept_cut_or_not(tmp_path):
     assert any("val/near is highest after step 0 of 12" in str(event.data) for event in events)
 
 
-def test_an_unknown_metric_is_an_error_before_the_first_step(tmp_path):
+def test_unknown_metric_is_an_error_before_the_first_step(tmp_path):
     with pytest.raises(UserError, match=r"toy: keep_best: no evaluation measures val/nera; did you mean 'val/near'"):
         train(tmp_path, peaked(keep_best="val/nera"), data=Samples(stop=0))
 
 
-def test_there_must_be_something_to_choose_among():
+def test_keep_best_needs_evaluations():
     with pytest.raises(ValidationError, match="keep_best needs tasks and every_steps"):
         plan(keep_best="val/near")
 
 
-def test_a_name_that_no_score_of_theirs_begins_with_is_refused_before_anything_runs():
+def test_metric_without_the_prefix_of_an_evaluation_is_refused():
     with pytest.raises(ValidationError, match="keep_best: expected a metric that begins with val/, got near"):
         peaked(keep_best="near")

@@ -1,4 +1,4 @@
-"""Two processes on gloo compute what one does, stop together, and resume together."""
+"""Two processes on gloo must compute the same as one, stop together and resume together."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def settings(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> Path:
-    """What two processes leave of several trainings; one pair of processes for all, since starting them is slow."""
+    """Run several trainings in one pair of processes, since starting processes is slow; return their folder."""
     root = tmp_path_factory.mktemp("two")
     jobs = [
         {"folder": "whole", "plan": settings()},
         {"folder": "micro", "plan": settings(micro_batch_size=2)},
         {"folder": "nan", "plan": settings(), "nan": [7, 6]},
         {"folder": "unbroken", "plan": settings(), "dropout": 0.3},
-        {"folder": "judged", "plan": settings(tasks=[Probe(name="probe")], every_steps=5), "dropout": 0.3},
+        {"folder": "evaluated", "plan": settings(tasks=[Probe(name="probe")], every_steps=5), "dropout": 0.3},
         {"folder": "cut", "plan": settings(), "dropout": 0.3, "terminated_rank": 1},
         {"folder": "cut", "plan": settings(), "dropout": 0.3},
     ]
@@ -63,24 +63,24 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(("name", "micro_batch_size"), [("whole", None), ("micro", 2)])
 def test_two_processes_give_the_losses_and_weights_of_one(tmp_path, two, name, micro_batch_size):
-    alone = plan(**COMMON, micro_batch_size=micro_batch_size)
-    train(tmp_path, alone, data=Samples(bad={2: BAD[5]}))
-    for ours, theirs in zip(lines(tmp_path), lines(two / name), strict=True):
-        assert ours.pop("split") == theirs.pop("split") == "train"
-        assert theirs == pytest.approx(ours, rel=1e-5, abs=1e-6)
+    single = plan(**COMMON, micro_batch_size=micro_batch_size)
+    train(tmp_path, single, data=Samples(bad={2: BAD[5]}))
+    for expected, line in zip(lines(tmp_path), lines(two / name), strict=True):
+        assert expected.pop("split") == line.pop("split") == "train"
+        assert line == pytest.approx(expected, rel=1e-5, abs=1e-6)
     for file in ("model.safetensors", "state/ema.safetensors", "state/optimizer.safetensors"):
         a, b = (load_file(folder / "work" / "step-00000012" / file) for folder in (tmp_path, two / name))
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_a_nan_in_the_second_process_stops_both_with_the_same_words(two):
+def test_nan_in_the_second_process_stops_both_with_the_same_message(two):
     first, second = ((two / "nan" / f"stopped-{rank}.txt").read_text() for rank in range(2))
     assert first == second
     assert first.startswith("toy: the loss is not finite at step 8;")
     assert first.endswith("samples: step7-sample4, step7-sample5, step7-sample6, step7-sample7")
 
 
-def test_sigterm_to_one_process_stops_both_at_a_checkpoint_and_they_go_on_exactly(two):
+def test_sigterm_to_one_process_stops_both_at_a_checkpoint_and_they_resume_exactly(two):
     first, second = ((two / "cut" / f"stopped-{rank}.txt").read_text() for rank in range(2))
     assert first == second
     assert "stopped by SIGTERM after step 6" in first
@@ -88,12 +88,12 @@ def test_sigterm_to_one_process_stops_both_at_a_checkpoint_and_they_go_on_exactl
         assert (two / "cut" / file).read_bytes() == (two / "unbroken" / file).read_bytes()
 
 
-def test_evals_are_made_once_and_disturb_neither_process(two):
-    judged = lines(two / "judged")
-    assert [line["step"] for line in judged if line["split"] == "val"] == [5, 10, 12]
-    assert [line for line in judged if line["split"] == "train"] == lines(two / "unbroken")
+def test_evaluations_run_once_and_change_neither_process(two):
+    evaluated = lines(two / "evaluated")
+    assert [line["step"] for line in evaluated if line["split"] == "val"] == [5, 10, 12]
+    assert [line for line in evaluated if line["split"] == "train"] == lines(two / "unbroken")
     file = "work/step-00000012/model.safetensors"
-    assert (two / "judged" / file).read_bytes() == (two / "unbroken" / file).read_bytes()
+    assert (two / "evaluated" / file).read_bytes() == (two / "unbroken" / file).read_bytes()
 
 
 def test_bad_samples_of_any_process_are_counted(two):

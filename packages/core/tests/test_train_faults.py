@@ -14,7 +14,7 @@ from vfm.train.dist import World, resolve_device
 from vfm.train.guard import FiniteGuard
 
 
-def test_a_nan_stops_before_the_step_and_names_the_samples(tmp_path):
+def test_nan_stops_before_the_step_and_names_the_samples(tmp_path):
     task = Regression()
     with pytest.raises(UserError) as raised:
         train(tmp_path / "nan", plan(micro_batch_size=2), task=task, data=Samples(nan=(7, 5)))
@@ -28,7 +28,7 @@ def test_a_nan_stops_before_the_step_and_names_the_samples(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(seven.parameters(), good.parameters(), strict=True))
 
 
-def test_a_nan_keeps_the_last_checkpoint_and_stops_the_next_run_at_the_same_step(tmp_path):
+def test_nan_keeps_the_last_checkpoint_and_stops_the_next_run_at_the_same_step(tmp_path):
     settings = plan(checkpoint={"every_steps": 3})
     messages = []
     for _ in range(2):
@@ -39,11 +39,11 @@ def test_a_nan_keeps_the_last_checkpoint_and_stops_the_next_run_at_the_same_step
     assert sorted(path.name for path in (tmp_path / "work").glob("step-*")) == ["step-00000003", "step-00000006"]
 
 
-def test_a_gradient_that_is_not_finite_stops_too(tmp_path):
+def test_gradient_that_is_not_finite_stops_the_training(tmp_path):
     class Steep(Regression):
         def forward(self, inputs):
             loss, metrics = super().forward(inputs)
-            return loss + torch.sqrt(self.net[0].bias.sum() * 0.0), metrics  # value 0, slope infinite times 0
+            return loss + torch.sqrt(self.net[0].bias.sum() * 0.0), metrics  # value 0, gradient infinite times 0
 
     with pytest.raises(UserError, match="the gradient is not finite at step 1"):
         train(tmp_path, plan(), task=Steep())
@@ -52,13 +52,13 @@ def test_a_gradient_that_is_not_finite_stops_too(tmp_path):
 def test_many_samples_are_listed_in_a_file(tmp_path):
     with pytest.raises(UserError, match="and 8 more, listed in"):
         train(tmp_path, plan(global_batch_size=16), data=Samples(16, nan=(0, 3)))
-    listed = json.loads((tmp_path / "work" / "not-finite-00000001.json").read_text())
-    assert listed["step"] == 1
-    assert len(listed["keys"]) == 16
+    record = json.loads((tmp_path / "work" / "not-finite-00000001.json").read_text())
+    assert record["step"] == 1
+    assert len(record["keys"]) == 16
 
 
-def test_no_step_is_taken_after_a_nan_however_late_the_host_looks(tmp_path):
-    """On a GPU the host looks every `log_every` steps; the flag must hold until then, and name the first step."""
+def test_no_step_is_taken_after_a_nan_until_the_host_reads_the_flag(tmp_path):
+    """On a GPU the host reads the flag every `log_every` steps; until then it must stay set and name the first step."""
     ctx = Context("toy", tmp_path, tmp_path, {})
     guard = FiniteGuard(ctx, World(torch.device("cpu")))
     param = torch.nn.Parameter(torch.ones(3))
@@ -78,24 +78,24 @@ def test_no_step_is_taken_after_a_nan_however_late_the_host_looks(tmp_path):
         guard.read()
 
 
-def test_bad_samples_are_counted_by_reason_and_told(tmp_path):
+def test_bad_samples_are_counted_by_reason_and_reported(tmp_path):
     bad = {0: [("truncated", "a.tar:3")], 6: [("truncated", "b.tar:9"), ("too large", "b.tar:11")]}
     _, ctx, events = train(tmp_path, plan(max_bad_fraction=0.1), data=Samples(bad=bad))
     assert dict(ctx.bad) == {"truncated": 2, "too large": 1}
-    told = [event.data for event in events if event.type == "bad_sample"]
-    assert told[0] == {"reason": "truncated", "where": "a.tar:3"}
+    reported = [event.data for event in events if event.type == "bad_sample"]
+    assert reported[0] == {"reason": "truncated", "where": "a.tar:3"}
 
 
-def test_a_bad_sample_is_told_and_counted_once_in_a_training_of_many_epochs_and_each_read_of_it_is_judged(tmp_path):
+def test_bad_sample_is_reported_once_but_each_read_counts_towards_the_tolerated_fraction(tmp_path):
     bad = {step: [("truncated", "a.tar:3")] for step in range(0, 12, 2)}
-    _, ctx, events = train(tmp_path / "told", plan(max_bad_fraction=0.1), data=Samples(bad=bad))
+    _, ctx, events = train(tmp_path / "reported", plan(max_bad_fraction=0.1), data=Samples(bad=bad))
     assert dict(ctx.bad) == {"truncated": 1}
     assert [event.data["where"] for event in events if event.type == "bad_sample"] == ["a.tar:3"]
     with pytest.raises(UserError, match=r"6 of 102 reads failed, of 1 samples: truncated \(1\)"):
-        train(tmp_path / "judged", plan(max_bad_fraction=0.05), data=Samples(bad=bad))
+        train(tmp_path / "stopped", plan(max_bad_fraction=0.05), data=Samples(bad=bad))
 
 
-def test_too_many_bad_samples_stop_the_training_in_one_line(tmp_path):
+def test_too_many_bad_samples_stop_the_training_with_one_line(tmp_path):
     bad = {step: [("truncated", f"shard.tar:{step}.{i}") for i in range(6)] for step in range(12)}
     with pytest.raises(UserError) as raised:
         train(tmp_path, plan(), data=Samples(bad=bad))
@@ -105,14 +105,14 @@ def test_too_many_bad_samples_stop_the_training_in_one_line(tmp_path):
     )
 
 
-def test_one_bad_sample_among_the_first_does_not_stop_but_the_whole_share_counts_at_the_end(tmp_path):
+def test_one_early_bad_sample_does_not_stop_the_training_but_the_final_fraction_counts(tmp_path):
     train(tmp_path / "few", plan(log_every=1), data=Samples(bad={0: [("truncated", "a.tar:0")]}))
-    spread = {step: [("truncated", f"a.tar:{step}")] for step in range(12)}
+    every_step = {step: [("truncated", f"a.tar:{step}")] for step in range(12)}
     with pytest.raises(UserError, match="12 of 108 reads failed, of 12 samples"):
-        train(tmp_path / "many", plan(steps=12, log_every=12), data=Samples(bad=spread))
+        train(tmp_path / "many", plan(steps=12, log_every=12), data=Samples(bad=every_step))
 
 
-def test_data_that_ends_early_is_told(tmp_path):
+def test_data_that_ends_early_is_an_error(tmp_path):
     class Short(Samples):
         def steps(self, start_step, num_steps, **rest):
             return super().steps(start_step, 3, **rest)
@@ -121,7 +121,7 @@ def test_data_that_ends_early_is_told(tmp_path):
         train(tmp_path, plan(), data=Short())
 
 
-def test_the_data_is_closed_however_the_training_ends(tmp_path):
+def test_data_is_closed_after_success_and_after_failure(tmp_path):
     good, broken = Samples(), Samples(nan=(3, 0))
     train(tmp_path / "good", plan(), data=good)
     with pytest.raises(UserError):
@@ -130,7 +130,7 @@ def test_the_data_is_closed_however_the_training_ends(tmp_path):
     assert broken.closed
 
 
-def test_listeners_are_told_metrics_and_progress_every_log_every_steps(tmp_path):
+def test_listeners_receive_metrics_and_progress_every_log_every_steps(tmp_path):
     task, _, events = train(tmp_path, plan(steps=10))
     metrics = [event.data for event in events if event.type == "metrics"]
     assert [data["step"] for data in metrics] == [4, 8, 10]
@@ -143,7 +143,7 @@ def test_listeners_are_told_metrics_and_progress_every_log_every_steps(tmp_path)
     assert task.clamped == 10
 
 
-def test_a_logged_loss_is_the_mean_since_the_last_line(tmp_path):
+def test_logged_loss_is_the_mean_since_the_last_line(tmp_path):
     def losses(log_every):
         train(tmp_path / str(log_every), plan(log_every=log_every))
         lines = (tmp_path / str(log_every) / "part" / "metrics.jsonl").read_text().splitlines()
@@ -153,7 +153,7 @@ def test_a_logged_loss_is_the_mean_since_the_last_line(tmp_path):
     assert fours == pytest.approx([sum(single[i : i + 4]) / 4 for i in (0, 4, 8)])
 
 
-def test_lines_hold_no_clock_and_panels_show_the_curves(tmp_path):
+def test_metric_lines_hold_no_times_and_panels_show_the_curves(tmp_path):
     train(tmp_path, plan())
     line = json.loads((tmp_path / "part" / "metrics.jsonl").read_text().splitlines()[0])
     assert set(line) == {"step", "samples", "split", "train/loss", "train/guess", "train/grad_norm", "train/lr"}
@@ -162,36 +162,36 @@ def test_lines_hold_no_clock_and_panels_show_the_curves(tmp_path):
     assert panels[0].series[0].x == [4, 8, 12]
 
 
-def test_metrics_must_keep_their_names(tmp_path):
-    class Moody(Regression):
+def test_metrics_must_be_the_same_in_every_step(tmp_path):
+    class Inconsistent(Regression):
         def forward(self, inputs):
             loss, metrics = super().forward(inputs)
             return loss, metrics if self.clamped < 2 else {}
 
     with pytest.raises(ValueError, match="expected the same metrics in every step"):
-        train(tmp_path, plan(), task=Moody())
+        train(tmp_path, plan(), task=Inconsistent())
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-def test_a_device_that_is_not_there_is_refused():
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
+def test_missing_device_is_refused():
     with pytest.raises(UserError, match=r"runtime\.device: no CUDA device"):
         resolve_device(Runtime(device="cuda"))
     assert resolve_device(Runtime()) == torch.device("cpu")
 
 
-def test_deterministic_algorithms_hold_during_the_training_only(tmp_path):
-    seen = []
+def test_algorithms_are_deterministic_only_during_the_training(tmp_path):
+    recorded = []
 
-    class Watching(Regression):
+    class Recording(Regression):
         def after_step(self):
-            seen.append(torch.are_deterministic_algorithms_enabled())
+            recorded.append(torch.are_deterministic_algorithms_enabled())
 
-    train(tmp_path, plan(steps=1), task=Watching())
-    assert seen == [True]
+    train(tmp_path, plan(steps=1), task=Recording())
+    assert recorded == [True]
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_a_training_learns(tmp_path):
+def test_training_reduces_the_loss(tmp_path):
     train(tmp_path, plan(steps=300, log_every=100))
     lines = (tmp_path / "part" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["train/loss"] < 0.02 < json.loads(lines[0])["train/loss"]

@@ -1,4 +1,4 @@
-"""`runtime.kernels` reaches the task: checked early, used during the training, reported, stored in the manifest."""
+"""`runtime.kernels` reaches the task: it is checked early, used during the training and stored in the manifest."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from train_toy import Plan, Regression, Samples, plan, train
+from vfm.flow.manifest import read_manifest
 from vfm.flow.plan import make_plan
 from vfm.flow.recipe import parse_recipe
-from vfm.flow.manifest import read_manifest
 from vfm.flow.run import run_plan
 from vfm.flow.store import Store
 from vfm.plugin import Artifact, Context, UserError
@@ -19,7 +19,7 @@ from vfm.train import fit
 
 
 class Fused(Regression):
-    """Takes its kernels while it is trained."""
+    """A task that records whether its kernels are in use."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,14 +45,14 @@ class TrainFused(Plan):
         return Artifact.create(ctx.directory)
 
 
-def test_kernels_are_in_force_during_the_training_alone_and_expected(tmp_path):
+def test_kernels_are_used_only_during_the_training_and_reported(tmp_path):
     task, _, events = train(tmp_path, plan(steps=3), task=Fused())
     assert task.inside == [True] * 3
     assert task.choice == ""
     assert [event.data["running"] for event in events if event.type == "kernels"] == ["linear in 2 layers"]
 
 
-def test_what_ran_is_in_the_manifest_and_the_choice_in_no_identity(tmp_path):
+def test_kernels_are_stored_in_the_manifest_and_are_not_part_of_the_identity(tmp_path):
     toy = "{kind: toy.fused, name: toy, steps: 2, global_batch_size: 8, runtime: {device: cpu, kernels: %s}}"
     text = f"stages:\n  - {toy}\n"
 
@@ -70,7 +70,7 @@ def test_what_ran_is_in_the_manifest_and_the_choice_in_no_identity(tmp_path):
     assert not outcome.steps[0].slot.folders
 
 
-def test_a_task_that_pads_nothing_says_so_where_it_is_asked_to(tmp_path):
+def test_task_without_padding_reports_that_nothing_is_padded(tmp_path):
     events = []
     ctx = Context("toy", tmp_path / "part", tmp_path / "work", {}, events.append)
     ctx.directory.mkdir()
@@ -80,8 +80,8 @@ def test_a_task_that_pads_nothing_says_so_where_it_is_asked_to(tmp_path):
     assert f"kernels: {expected}" in [event.data["message"] for event in events if event.type == "log"]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-def test_a_task_without_kernels_says_so_where_they_are_forced(tmp_path):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
+def test_forcing_kernels_on_a_task_without_them_is_an_error(tmp_path):
     ctx = Context("toy", tmp_path / "part", tmp_path / "work", {})
     with pytest.raises(UserError, match=r"toy: runtime\.kernels: Regression has no kernels; use auto"):
         fit(Regression(), Samples(), plan(runtime={"device": "cpu", "kernels": "triton"}), ctx)

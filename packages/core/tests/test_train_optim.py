@@ -21,7 +21,7 @@ def lr_at(step: int, p: Plan) -> float:
     return p.schedule.build(p.lr, p.num_steps)(step)
 
 
-def test_cosine_has_open_clips_values():
+def test_cosine_equals_open_clips_formula():
     p = plan(steps=10, lr=1.0, warmup_steps=2)
     expected = [0.5, 1.0] + [0.5 * (1 + math.cos(math.pi * i / 8)) for i in range(8)]
     assert [lr_at(step, p) for step in range(10)] == pytest.approx(expected)
@@ -33,15 +33,15 @@ def test_constant_stays_after_the_warm_up_and_cosine_keeps_min_lr():
     assert lr_at(10, plan(steps=10, lr=1.0, min_lr=0.1)) == pytest.approx(0.1)
 
 
-@given(steps=st.integers(1, 500), warmup=st.integers(0, 600), share=st.floats(0, 1))
-def test_the_rate_stays_between_min_lr_and_lr_after_the_warm_up(steps, warmup, share):
-    p = plan(steps=steps, warmup_steps=warmup, lr=0.5, min_lr=0.5 * share)
+@given(steps=st.integers(1, 500), warmup=st.integers(0, 600), fraction=st.floats(0, 1))
+def test_rate_stays_between_min_lr_and_lr_after_the_warm_up(steps, warmup, fraction):
+    p = plan(steps=steps, warmup_steps=warmup, lr=0.5, min_lr=0.5 * fraction)
     rates = [lr_at(step, p) for step in range(steps)]
-    assert all(0.5 * share - 1e-12 <= rate <= 0.5 for rate in rates[warmup:])
+    assert all(0.5 * fraction - 1e-12 <= rate <= 0.5 for rate in rates[warmup:])
     assert all(0 < rate <= 0.5 for rate in rates)
 
 
-def test_ema_is_its_closed_form():
+def test_ema_equals_its_closed_form():
     task, decay = Regression(), 0.75
     ema = Ema(task, decay)
     history = [task.net[0].weight.detach().clone()]
@@ -51,32 +51,32 @@ def test_ema_is_its_closed_form():
         ema.update(step)
         history.append(task.net[0].weight.detach().clone())
     decays = [min(decay, (1 + step) / (10 + step)) for step in range(6)]
-    shares = [(1 - d) * math.prod(decays[step + 1 :]) for step, d in enumerate(decays)]
-    closed = math.prod(decays) * history[0] + sum(s * h for s, h in zip(shares, history[1:], strict=True))
+    weights = [(1 - d) * math.prod(decays[step + 1 :]) for step, d in enumerate(decays)]
+    closed = math.prod(decays) * history[0] + sum(w * h for w, h in zip(weights, history[1:], strict=True))
     torch.testing.assert_close(ema.average["net.0.weight"], closed)
 
 
 @pytest.mark.parametrize(("num_steps", "decay"), [(100, 0.99), (1000, 0.999), (300, 0.9999)])
-def test_a_short_training_does_not_export_its_random_start(num_steps, decay):
-    share = math.prod(min(decay, (1 + step) / (10 + step)) for step in range(num_steps))
+def test_average_of_a_short_training_keeps_little_of_the_initial_weights(num_steps, decay):
+    remainder = math.prod(min(decay, (1 + step) / (10 + step)) for step in range(num_steps))
     task = nn.Linear(1, 1, bias=False)
     nn.init.ones_(task.weight)
     ema = Ema(task, decay)
     nn.init.zeros_(task.weight)
     for step in range(num_steps):
         ema.update(step)
-    assert float(ema.average["weight"]) == pytest.approx(share, rel=1e-3)
-    assert share < 1e-3
+    assert float(ema.average["weight"]) == pytest.approx(remainder, rel=1e-3)
+    assert remainder < 1e-3
 
 
-def test_fit_ends_with_the_average_of_the_weights_it_went_through(tmp_path):
+def test_fit_ends_with_the_average_of_all_weights(tmp_path):
     visited = []
 
-    class Watched(Regression):
+    class Recording(Regression):
         def after_step(self):
             visited.append(self.net[0].weight.detach().clone())
 
-    task = Watched()
+    task = Recording()
     average = task.net[0].weight.detach().clone()
     train(tmp_path, plan(ema_decay=0.8), task=task)
     for step, weights in enumerate(visited):
@@ -124,9 +124,9 @@ def final_weights(folder, **changes):
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_each_option_changes_the_result(tmp_path, option):
-    usual = final_weights(tmp_path / "usual")
-    assert torch.equal(usual, final_weights(tmp_path / "again"))
-    assert not torch.equal(usual, final_weights(tmp_path / "changed", **{option: OPTIONS[option]}))
+    default = final_weights(tmp_path / "default")
+    assert torch.equal(default, final_weights(tmp_path / "again"))
+    assert not torch.equal(default, final_weights(tmp_path / "changed", **{option: OPTIONS[option]}))
 
 
 def test_momentum_changes_sgd(tmp_path):
@@ -139,7 +139,7 @@ def test_samples_seen_sets_the_number_of_steps(tmp_path):
     assert [event.data["step"] for event in events if event.type == "metrics"] == [4, 6]
 
 
-def test_micro_batches_do_not_change_the_weights_beyond_rounding(tmp_path):
+def test_micro_batches_change_the_weights_only_by_rounding(tmp_path):
     whole, parts = (
         train(tmp_path / str(size), plan(micro_batch_size=size, grad_clip_norm=0.1))[0] for size in (None, 2)
     )
@@ -147,8 +147,8 @@ def test_micro_batches_do_not_change_the_weights_beyond_rounding(tmp_path):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_the_gradient_is_clipped_to_the_norm_and_logged_before(tmp_path):
-    """With plain SGD and lr 1 a step is as long as the clipped gradient."""
+def test_gradient_is_clipped_to_the_norm_and_logged_before_clipping(tmp_path):
+    """With plain SGD and lr 1, the norm of a step is that of the clipped gradient."""
     task = Regression()
     before = [param.detach().clone() for param in task.parameters()]
     settings = {"steps": 1, "optimizer": "sgd", "momentum": 0.0, "lr": 1.0, "warmup_steps": 0, "weight_decay": 0.0}
@@ -159,12 +159,12 @@ def test_the_gradient_is_clipped_to_the_norm_and_logged_before(tmp_path):
     assert line["train/grad_norm"] > 0.02
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
+def test_batch_that_is_no_multiple_of_the_processes_is_refused(monkeypatch):
     with pytest.raises(UserError, match="global_batch_size must be a multiple of the 3 processes, got 8"):
         micro_batch_size(plan(), World(torch.device("cpu"), 0, 3))
 
 
-def test_bf16_losses_stay_near_the_fp32_ones(tmp_path):
+def test_bf16_loss_is_close_to_the_fp32_loss(tmp_path):
     def last_loss(precision):
         train(tmp_path / precision, plan(precision=precision, steps=40, log_every=40), data=Samples())
         return json.loads((tmp_path / precision / "part" / "metrics.jsonl").read_text())["train/loss"]

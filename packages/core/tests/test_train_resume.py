@@ -1,4 +1,4 @@
-"""N steps = k steps + kill + N - k steps, bit for bit; and what is left where the cut falls badly."""
+"""An interrupted and resumed training must equal an uninterrupted one bit for bit, wherever it is cut off."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from vfm.train.checkpoint import load_model, model_tensors
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """As the killed processes have: two threads add up in another order."""
+    """Compute with one thread, as the killed processes do: two threads add in another order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
 
-def go(folder: Path, **data) -> tuple[dict[str, int], list]:
+def run(folder: Path, **data) -> tuple[dict[str, int], list]:
     task = Regression(dropout=0.2, norm=True)
     _, ctx, events = train(folder, killed_plan(), task=task, data=Samples(bad=BAD, **data))
-    save = {name: value.clone() for name, value in model_tensors(task).items()}
-    torch.save(save, folder / "final.pt")
+    tensors = {name: value.clone() for name, value in model_tensors(task).items()}
+    torch.save(tensors, folder / "final.pt")
     return dict(ctx.bad), events
 
 
-def everything(folder: Path) -> dict[str, bytes]:
-    """All files that a training left, the checkpoints included."""
+def file_contents(folder: Path) -> dict[str, bytes]:
+    """Return the contents of all files of a training, including checkpoints."""
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.suffix in KINDS}
 
 
@@ -50,36 +50,36 @@ KINDS = {".json", ".jsonl", ".safetensors"}
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("unbroken")
-    bad, _ = go(folder)
-    return everything(folder), torch.load(folder / "final.pt", weights_only=True), bad
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    bad, _ = run(folder)
+    return file_contents(folder), torch.load(folder / "final.pt", weights_only=True), bad
 
 
-def assert_same(folder: Path, bad: dict[str, int], unbroken) -> None:
-    files, weights, counts = unbroken
-    assert everything(folder) == files
+def assert_same(folder: Path, bad: dict[str, int], uninterrupted) -> None:
+    files, weights, counts = uninterrupted
+    assert file_contents(folder) == files
     final = torch.load(folder / "final.pt", weights_only=True)
     assert all(torch.equal(final[name], weights[name]) for name in weights)
     assert bad == counts == {"truncated": NUM_BAD}
 
 
 @pytest.mark.parametrize("step", [0, 1, 2, 3, 4, 11, 12, 13, 29, 39])
-def test_a_training_cut_at_any_step_ends_as_the_unbroken_one(tmp_path, step, unbroken):
+def test_training_interrupted_at_any_step_ends_as_the_uninterrupted_one(tmp_path, step, uninterrupted):
     with pytest.raises(KeyboardInterrupt):
-        go(tmp_path, stop=step)
-    bad, events = go(tmp_path)
-    assert_same(tmp_path, bad, unbroken)
+        run(tmp_path, stop=step)
+    bad, events = run(tmp_path)
+    assert_same(tmp_path, bad, uninterrupted)
     resumed = [event.data["message"] for event in events if event.type == "log"]
     assert resumed == ([f"resumes after step {step // 3 * 3} of 40"] if step >= 3 else [])
 
 
-def test_a_training_cut_many_times_ends_as_the_unbroken_one(tmp_path, unbroken):
+def test_training_interrupted_many_times_ends_as_the_uninterrupted_one(tmp_path, uninterrupted):
     for step in (5, 6, 8, 14, 27, 38):
         with pytest.raises(KeyboardInterrupt):
-            go(tmp_path, stop=step)
-    bad, _ = go(tmp_path)
-    assert_same(tmp_path, bad, unbroken)
+            run(tmp_path, stop=step)
+    bad, _ = run(tmp_path)
+    assert_same(tmp_path, bad, uninterrupted)
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
@@ -90,7 +90,7 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
 def wait_for(condition, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "the training did not get there"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.005)
 
 
@@ -98,7 +98,7 @@ def newest(folder: Path) -> str:
     return max((path.name for path in (folder / "work").glob("step-*")), default="")
 
 
-def test_kill_9_at_random_moments_and_the_next_run_ends_as_the_unbroken_one(tmp_path, unbroken):
+def test_training_killed_at_random_moments_ends_as_the_uninterrupted_one(tmp_path, uninterrupted):
     for seed in range(2):
         before = newest(tmp_path)
         child = start(tmp_path)
@@ -108,11 +108,11 @@ def test_kill_9_at_random_moments_and_the_next_run_ends_as_the_unbroken_one(tmp_
         finally:
             child.kill()
         assert child.wait() == -signal.SIGKILL
-    bad, _ = go(tmp_path)
-    assert_same(tmp_path, bad, unbroken)
+    bad, _ = run(tmp_path)
+    assert_same(tmp_path, bad, uninterrupted)
 
 
-def test_sigterm_saves_a_checkpoint_at_once_and_says_so(tmp_path, unbroken):
+def test_sigterm_saves_a_checkpoint_and_exits_with_its_code(tmp_path, uninterrupted):
     child = start(tmp_path)
     try:
         wait_for(lambda: any((tmp_path / "work").glob("step-*")))
@@ -122,8 +122,8 @@ def test_sigterm_saves_a_checkpoint_at_once_and_says_so(tmp_path, unbroken):
     finally:
         child.kill()
     assert not (tmp_path / "part").exists()
-    bad, _ = go(tmp_path)
-    assert_same(tmp_path, bad, unbroken)
+    bad, _ = run(tmp_path)
+    assert_same(tmp_path, bad, uninterrupted)
 
 
 def test_sigterm_stops_after_the_running_step_with_its_checkpoint(tmp_path):
@@ -140,38 +140,38 @@ def test_sigterm_stops_after_the_running_step_with_its_checkpoint(tmp_path):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_finished_training_is_not_run_again(tmp_path):
+def test_finished_training_does_not_run_again(tmp_path):
     first, *_ = train(tmp_path, plan(ema_decay=0.5))
     again, _, events = train(tmp_path, plan(ema_decay=0.5), data=Samples(stop=0))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert not [event for event in events if event.type == "metrics"]
 
 
-def test_a_checkpoint_that_cannot_be_read_is_told_and_the_one_before_is_used(tmp_path, unbroken):
+def test_damaged_checkpoint_is_a_warning_and_the_previous_one_is_used(tmp_path, uninterrupted):
     with pytest.raises(KeyboardInterrupt):
-        go(tmp_path, stop=20)
+        run(tmp_path, stop=20)
     newest = tmp_path / "work" / "step-00000018" / "model.safetensors"
     newest.write_bytes(newest.read_bytes()[:50])
-    bad, events = go(tmp_path)
-    assert_same(tmp_path, bad, unbroken)
+    bad, events = run(tmp_path)
+    assert_same(tmp_path, bad, uninterrupted)
     (warning,) = [event.data["message"] for event in events if event.type == "warning"]
     assert "step-00000018: the checkpoint cannot be read" in warning
 
 
-def test_only_the_newest_two_checkpoints_are_kept_and_leftovers_are_dropped(tmp_path):
+def test_only_the_last_two_checkpoints_are_kept_and_leftovers_are_removed(tmp_path):
     (tmp_path / "work" / "unfinished-step-00000003").mkdir(parents=True)
     train(tmp_path, plan(checkpoint={"every_steps": 2}))
     kept = sorted(path.name for path in (tmp_path / "work").iterdir())
     assert kept == ["metrics.jsonl", "step-00000010", "step-00000012"]
 
 
-def test_checkpoints_come_by_the_clock_too(tmp_path):
+def test_checkpoints_are_also_saved_by_time(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, plan(checkpoint={"every_minutes": 1e-9}), data=Samples(stop=5))
     assert sorted(path.name for path in (tmp_path / "work").glob("step-*")) == ["step-00000004", "step-00000005"]
 
 
-def test_a_checkpoint_holds_plain_safetensors_and_json(tmp_path):
+def test_checkpoint_holds_plain_safetensors_and_json(tmp_path):
     task, *_ = train(tmp_path, plan(ema_decay=0.5))
     folder = tmp_path / "work" / "step-00000012"
     assert set(load_file(folder / "model.safetensors")) == set(task.state_dict())
@@ -183,8 +183,8 @@ def test_a_checkpoint_holds_plain_safetensors_and_json(tmp_path):
     assert json.loads((folder / "meta.json").read_text())["step"] == 12
 
 
-def test_a_full_disk_is_an_os_error_and_the_checkpoints_before_stay_whole(tmp_path, unbroken):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)  # stands for the disk: no file may grow beyond 300 bytes
+def test_full_disk_is_an_os_error_and_earlier_checkpoints_stay_intact(tmp_path, uninterrupted):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)  # simulates a full disk: no file may grow beyond 300 bytes
 
     class Filling(Samples):
         def batch(self, step, samples):
@@ -204,7 +204,7 @@ def test_a_full_disk_is_an_os_error_and_the_checkpoints_before_stay_whole(tmp_pa
     assert (tmp_path / "part" / "metrics.jsonl").exists()
 
 
-def test_tied_weights_are_saved_once_and_come_back_tied():
+def test_tied_weights_are_saved_once_and_loaded_tied():
     class Tied(torch.nn.Module):
         def __init__(self):
             super().__init__()

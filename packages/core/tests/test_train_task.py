@@ -33,7 +33,7 @@ class Vision(Task):
         raise AssertionError
 
 
-def test_biases_norms_scalars_and_what_timm_names_are_not_decayed():
+def test_biases_norms_scalars_and_timms_exceptions_are_not_decayed():
     task = Vision()
     decayed, plain = task.parameter_groups()
     names = {id(param): name for name, param in task.named_parameters()}
@@ -44,7 +44,7 @@ def test_biases_norms_scalars_and_what_timm_names_are_not_decayed():
     assert len(decayed.params) + len(plain.params) == len(names)
 
 
-def test_a_frozen_model_moves_along_but_is_neither_saved_nor_trained(tmp_path):
+def test_frozen_model_moves_with_the_task_but_is_neither_saved_nor_trained(tmp_path):
     task = Probe()
     before = [param.clone() for param in task.teacher.module.parameters()]
     assert set(model_tensors(task)) == {"head.weight", "head.bias", "logit_scale"}
@@ -56,15 +56,15 @@ def test_a_frozen_model_moves_along_but_is_neither_saved_nor_trained(tmp_path):
 
 
 def test_gradients_flow_through_a_frozen_model_to_its_input():
-    held = Frozen(nn.Linear(2, 1))
+    frozen = Frozen(nn.Linear(2, 1))
     x = torch.ones(1, 2, requires_grad=True)
-    held(x).sum().backward()
+    frozen(x).sum().backward()
     assert x.grad is not None
-    assert held.module.weight.grad is None
+    assert frozen.module.weight.grad is None
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 3, 4, 8])
-def test_accumulated_gradients_are_those_of_the_big_batch_also_for_uneven_parts(micro_batch_size):
+def test_accumulated_gradients_equal_those_of_the_whole_batch_also_for_uneven_micro_batches(micro_batch_size):
     grads, losses = [], []
     for size in (8, micro_batch_size):
         task = Regression().double()
@@ -80,7 +80,7 @@ def test_accumulated_gradients_are_those_of_the_big_batch_also_for_uneven_parts(
 
 
 class Cached(Regression):
-    """As cached contrastive features do it: everything without gradient first, then each micro-batch again."""
+    """A task that runs all micro-batches without gradients first, then each again, as cached contrastive losses do."""
 
     def accumulate(self, call, micro_batches, backward, reseed):
         with torch.no_grad():
@@ -88,12 +88,12 @@ class Cached(Regression):
             for index, batch in enumerate(micro_batches):
                 reseed(index)
                 first.append(call(batch)[0])
-        again = []
+        replayed = []
         for index, batch in enumerate(micro_batches):
             reseed(index)
-            again.append(call(batch)[0])
-            backward(again[-1] / len(micro_batches))
-        assert torch.equal(torch.stack(first), torch.stack(again).detach())
+            replayed.append(call(batch)[0])
+            backward(replayed[-1] / len(micro_batches))
+        assert torch.equal(torch.stack(first), torch.stack(replayed).detach())
         return {"loss": torch.stack(first).mean(), "guess": first[0]}
 
 
@@ -103,7 +103,7 @@ def test_micro_batches_can_be_replayed_with_the_same_dropout(tmp_path):
     assert all(torch.allclose(a, b) for a, b in zip(replayed.parameters(), straight.parameters(), strict=True))
 
 
-def test_parameters_that_the_groups_forget_or_do_not_own_are_refused():
+def test_missing_and_foreign_parameters_in_groups_are_refused():
     class Forgetful(Regression):
         def parameter_groups(self):
             return [ParamGroup(list(self.net[0].parameters()))]
@@ -118,7 +118,7 @@ def test_parameters_that_the_groups_forget_or_do_not_own_are_refused():
         build_optimizer(Greedy(), AdamW(), 0.1)
 
 
-def test_before_step_is_called_with_each_number_also_after_a_resume(tmp_path):
+def test_before_step_is_called_with_each_step_also_after_resuming(tmp_path):
     class Counting(Regression):
         def before_step(self, step):
             steps.append(step)

@@ -1,4 +1,4 @@
-"""A small training for the tests of the loop; as a script it trains into a folder, to be killed or to be one rank."""
+"""A small training for the tests of the loop; run as a script, it is a process to kill or one of several ranks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Plan(Training):
     name: str = "toy"
 
     def run(self, ctx: Context) -> Artifact:
-        raise AssertionError("the tests call fit themselves")
+        raise AssertionError("the tests call `fit` directly")
 
 
 class Probe(Evaluation):
@@ -39,7 +39,7 @@ class Probe(Evaluation):
         raise AssertionError("only evaluated in training here")
 
     def scores(self, ctx: Context, encoder: Any) -> dict[str, float]:
-        (ctx.directory / "scratch.txt").write_text("of no interest")
+        (ctx.directory / "scratch.txt").write_text("discarded")
         ctx.skip("truncated", "shard.tar:7")
         ctx.warn(f"at {self.at}")
         assert not encoder.training
@@ -57,7 +57,7 @@ GROUPS = {
 
 
 def grouped(flat: dict[str, Any]) -> dict[str, Any]:
-    """Return settings in their groups, so that the tests can name them without."""
+    """Return settings in their groups, so that tests can pass them flat."""
     groups = {name: {key: flat.pop(key) for key in keys if key in flat} for name, keys in GROUPS.items()}
     for name in ("optimizer", "schedule"):
         if name in flat:
@@ -84,7 +84,7 @@ class Pairs:
 
 
 class Regression(Task[Pairs]):
-    """Learns the sum of its inputs, optionally with dropout and batch norm."""
+    """Learn the sum of the inputs, optionally with dropout and batch norm."""
 
     def __init__(self, dropout: float = 0.0, norm: bool = False) -> None:
         super().__init__()
@@ -106,7 +106,14 @@ class Regression(Task[Pairs]):
 
 @dataclass
 class Samples:
-    """Sample i of step s is a function of (s, i). `nan` = (step, sample); the rest by step."""
+    """Data in which sample i of step s is a function of (s, i).
+
+    nan: (step, sample) with a NaN in its input.
+    bad: bad samples, (reason, where), by step.
+    stop: step at which to raise KeyboardInterrupt.
+    terminate: step at which to send SIGTERM.
+    pause: seconds before each step.
+    """
 
     size: int = 8
     nan: tuple[int, int] | None = None
@@ -169,7 +176,7 @@ KILLED = {
     "checkpoint": {"every_steps": 3},
 }
 BAD = {step: [("truncated", f"shard.tar:{step % 25}")] for step in range(0, 40, 5)}
-NUM_BAD = 5  # three of them are met twice
+NUM_BAD = 5  # three of them are read twice
 
 
 def killed_plan() -> Plan:

@@ -29,7 +29,7 @@ class ClipPlan(Training):
         raise AssertionError("only planned here")
 
 
-def judged_plan(**changes: Any) -> Plan:
+def evaluated_plan(**changes: Any) -> Plan:
     tasks = [Probe(name="probe"), Probe(name="far", at=3.0)]
     settings = {"steps": 12, "ema_decay": 0.5, "every_steps": 5, "tasks": tasks, "checkpoint": {"every_steps": 3}}
     return plan(**{**settings, **changes})
@@ -40,41 +40,43 @@ def lines(folder: Path, split: str) -> list[dict[str, Any]]:
     return [line for line in found if line["split"] == split]
 
 
-def test_evals_leave_the_training_as_it_is_bit_for_bit(tmp_path):
-    with_evals, ctx, events = train(tmp_path / "with", judged_plan(), task=Regression(dropout=0.2, norm=True))
+def test_evaluations_do_not_change_a_bit_of_the_training(tmp_path):
+    with_evals, ctx, events = train(tmp_path / "with", evaluated_plan(), task=Regression(dropout=0.2, norm=True))
     without, _, _ = train(
-        tmp_path / "without", judged_plan(tasks=[], every_steps=None), task=Regression(dropout=0.2, norm=True)
+        tmp_path / "without", evaluated_plan(tasks=[], every_steps=None), task=Regression(dropout=0.2, norm=True)
     )
     assert all(torch.equal(a, b) for a, b in zip(with_evals.parameters(), without.parameters(), strict=True))
     assert lines(tmp_path / "with", "train") == lines(tmp_path / "without", "train")
-    judged = lines(tmp_path / "with", "val")
-    assert [(line["step"], line["eval"]) for line in judged] == [(s, e) for s in (5, 10, 12) for e in ("probe", "far")]
+    evaluated = lines(tmp_path / "with", "val")
+    assert [(line["step"], line["eval"]) for line in evaluated] == [
+        (s, e) for s in (5, 10, 12) for e in ("probe", "far")
+    ]
     with_evals.eval()
     with torch.no_grad():
         exported = float(with_evals.net(torch.ones(1, 4)))  # the averaged weights, as fit leaves them
-    assert judged[-2]["val/answer"] == exported
-    assert set(judged[-1]) >= {"val/far/answer", "val/far/answer/half"}
+    assert evaluated[-2]["val/answer"] == exported
+    assert set(evaluated[-1]) >= {"val/far/answer", "val/far/answer/half"}
     assert not ctx.bad, "an evaluation's bad samples are not the training's"
     assert {event.data["message"] for event in events if event.type == "warning"} == {"at 1.0", "at 3.0"}
     assert not (tmp_path / "with" / "work" / "evals").exists()
 
 
 @pytest.mark.parametrize("step", [4, 5, 6, 10, 11])
-def test_a_cut_beside_an_evaluation_changes_nothing(tmp_path, step):
-    train(tmp_path / "whole", judged_plan(), task=Regression(dropout=0.2))
+def test_interruption_near_an_evaluation_changes_nothing(tmp_path, step):
+    train(tmp_path / "whole", evaluated_plan(), task=Regression(dropout=0.2))
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut", judged_plan(), task=Regression(dropout=0.2), data=Samples(stop=step))
-    resumed, _, _ = train(tmp_path / "cut", judged_plan(), task=Regression(dropout=0.2))
-    files = [(tmp_path / which / "part" / "metrics.jsonl").read_bytes() for which in ("whole", "cut")]
+        train(tmp_path / "cut", evaluated_plan(), task=Regression(dropout=0.2), data=Samples(stop=step))
+    resumed, _, _ = train(tmp_path / "cut", evaluated_plan(), task=Regression(dropout=0.2))
+    files = [(tmp_path / name / "part" / "metrics.jsonl").read_bytes() for name in ("whole", "cut")]
     assert files[0] == files[1]
     assert model_tensors(resumed).keys() == model_tensors(Regression()).keys()
 
 
-def test_the_curves_have_a_chart_for_each_evaluation(tmp_path):
-    train(tmp_path, judged_plan(), task=Regression())
+def test_curves_have_a_chart_for_each_evaluation(tmp_path):
+    train(tmp_path, evaluated_plan(), task=Regression())
     charts = [json.loads(file.read_text()) for file in (tmp_path / "part" / "panels").glob("*.json")]
     (far,) = [chart for chart in charts if chart["title"] == "During training: far"]
-    assert [series["name"] for series in far["series"]] == ["far/answer"], "parts are in the file alone"
+    assert [series["name"] for series in far["series"]] == ["far/answer"], "scores with a slash are only in the file"
     assert far["series"][0]["x"] == [5, 10, 12]
 
 
@@ -94,7 +96,7 @@ def parsed(evals: str, kind: str = "toy.clip") -> Any:
     return parse_recipe(RECIPE.replace("EVALS", evals).replace("toy.clip", kind), known, name="r", where="r.yaml")
 
 
-def test_evals_are_wired_and_their_settings_are_part_of_the_identity(tmp_path):
+def test_evaluations_are_resolved_and_their_settings_are_part_of_the_identity(tmp_path):
     def identity(evals: str) -> str:
         return make_plan(parsed(evals), Store(tmp_path))[-1].identity
 
@@ -124,11 +126,12 @@ def test_evals_are_wired_and_their_settings_are_part_of_the_identity(tmp_path):
         ("evaluation: {tasks: [{kind: eval.retrieval}]}", "r.yaml:8: clip.evaluation.tasks[0].data: is required"),
         (
             "evaluation: {tasks: [{kind: eval.retrievel, data: pool}]}",
-            "r.yaml:8: clip.evaluation.tasks[0]: expected a kind of evaluation, got 'eval.retrievel'; did you mean 'eval.retrieval'?",
+            "r.yaml:8: clip.evaluation.tasks[0]: expected a kind of evaluation, got 'eval.retrievel';"
+            " did you mean 'eval.retrieval'?",
         ),
         (
             "evaluation: {tasks: [{kind: eval.retrieval, data: val}]}",
-            "r.yaml:8: clip.evaluation.tasks[0].data: wants a PairDataset; 'val' makes a LabeledDataset",
+            "r.yaml:8: clip.evaluation.tasks[0].data: expected a PairDataset",
         ),
         (
             "evaluation: {tasks: [{kind: eval.retrieval, data: pool, models: [clip]}]}",
@@ -136,29 +139,30 @@ def test_evals_are_wired_and_their_settings_are_part_of_the_identity(tmp_path):
         ),
         ("evaluation: {every_steps: 5}", "every_steps needs tasks: list the evaluations to run"),
         (
-            "evaluation: {tasks: [{kind: eval.zero_shot, data: val}, {kind: eval.zero_shot, data: val, templates: ['{}']}]}",
+            "evaluation: {tasks: [{kind: eval.zero_shot, data: val},"
+            " {kind: eval.zero_shot, data: val, templates: ['{}']}]}",
             "evaluation.tasks[1]: the name 'zero_shot' is already used",
         ),
     ],
 )
-def test_what_does_not_fit_is_told_with_its_line(evals, message):
+def test_invalid_evaluation_is_reported_with_its_line(evals, message):
     with pytest.raises(UserError) as error:
         parsed(evals)
     assert message in str(error.value)
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_an_evaluation_of_texts_is_refused_where_no_clip_model_is_made():
+def test_evaluation_of_texts_is_refused_in_a_stage_that_makes_no_clip_model():
     with pytest.raises(UserError, match=r"eval\.zero_shot expects a ClipCheckpoint, toy\.train makes a Artifact"):
         parsed("evaluation: {tasks: [{kind: eval.zero_shot, data: val}]}", kind="toy.train")
 
 
-def test_an_evaluation_of_its_own_still_needs_models():
+def test_separate_evaluation_still_needs_models():
     with pytest.raises(UserError, match=r"score\.models: is required"):
         parsed("evaluation: {}\n  - {kind: eval.zero_shot, name: score, data: val}")
 
 
-def test_an_evaluation_that_judges_nothing_in_training_is_refused():
+def test_evaluation_without_scores_in_training_is_refused():
     class Mute(Evaluation):
         kind: Literal["eval.mute"] = "eval.mute"
 
@@ -169,7 +173,7 @@ def test_an_evaluation_that_judges_nothing_in_training_is_refused():
         ClipPlan(name="clip", steps=1, evaluation={"tasks": [Mute(name="mute")]})
 
 
-def test_another_version_of_an_evaluation_makes_the_training_anew_and_when_it_saves_does_not(tmp_path, monkeypatch):
+def test_identity_depends_on_the_version_of_an_evaluation_but_not_on_when_checkpoints_are_saved(tmp_path, monkeypatch):
     def identity(settings: str) -> str:
         return make_plan(parsed(settings), Store(tmp_path))[-1].identity
 
