@@ -60,6 +60,7 @@ class BalancedEpochs:
     def sample(self, epoch: int, number: int) -> int:
         """Map any number to a sample of the epoch, from the shard it falls into or the next shard with a sample."""
         shard = int(np.searchsorted(self._stops, number % int(self._stops[-1]), side="right"))
+        # Not uniform over samples, but cheap: only one shard's texts are drawn, and only bad samples are replaced.
         while not len(samples := self.samples(epoch, shard)):
             shard = (shard + 1) % len(self._stops)
         return int(samples[int(splitmix64(np.array([number], dtype=np.uint64))[0]) % len(samples)])
@@ -67,6 +68,7 @@ class BalancedEpochs:
     def _lengthen(self, place: int) -> None:
         """Find the ends of further epochs, of several at once if the position is far ahead."""
         end = self._ends[-1] if self._ends else 0
+        # Epochs have about equal lengths, so the mean length gives how many more are needed to reach the position.
         mean = end / max(1, len(self._ends))
         number = min(EPOCHS_PER_PASS, 1 + int((place - end) / mean)) if mean else 1
         epochs = range(len(self._ends), len(self._ends) + number)

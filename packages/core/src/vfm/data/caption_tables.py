@@ -51,6 +51,7 @@ def caption_shards(
     if table_kind(paths[0]) == "parquet":
         shards = (Shard.of(path, open_parquet(path).metadata.num_rows, format="parquet") for path in paths)
         return spec, ((shard, True) for shard in shards)
+    # Converted once, since csv and jsonl have no random access, and gzip has none either.
     rows = (row for path in paths for row in table_rows(path, columns))
     stored = spec.model_copy(update={"texts": {language: f"texts_{language}" for language in spec.texts}})
     return stored, ((shard, True) for shard in _write_shards(directory, rows, spec))

@@ -71,10 +71,10 @@ def _hash_block(words: Keys, starts: NDArray[np.int64], lengths: NDArray[np.int6
     even = longest == lengths.min()
     for place in range(0, longest, 8):
         left = lengths - place
-        if even and longest - place >= 8:
+        if even and longest - place >= 8:  # whole words at a fixed stride
             state = splitmix64(state ^ words[starts[0] + place :: longest][: len(starts)])
             continue
-        some = left > 0
+        some = left > 0  # strings that have bytes here; the mask clears bytes of the next string in the last word
         unused = ((8 - np.minimum(left[some], 8)) * 8).astype(np.uint64)
         state[some] = splitmix64(state[some] ^ (words[starts[some] + place] & (np.uint64(MASK) >> unused)))
     return state
@@ -134,6 +134,7 @@ def drawn(keys: Keys, probability: NDArray[Any], *seed: int, images: NDArray[Any
     """
     used: NDArray[np.bool_] = uniform(keys, *seed) < probability
     if images is not None and len(keys):
+        # Every text draws a lot; the text with the smallest lot of its image is the chosen one.
         firsts = np.flatnonzero(np.diff(images, prepend=images[0] - 1))
         lots = uniform(keys, *seed, _CHOICE)
         used &= lots == np.repeat(np.minimum.reduceat(lots, firsts), np.diff(firsts, append=len(keys)))

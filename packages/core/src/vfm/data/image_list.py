@@ -104,6 +104,7 @@ class ImageListShard:
         read = partial(self.read, with_image=False)
         if not self.spec.texts or self.spec.label_key:
             return texts_by_sample(read, rows, on_bad)
+        # The captions were checked when the list was written, so all of them are plain columns.
         table = self.table.take(rows)
         columns = {language: table[f"texts.{language}"].combine_chunks() for language in self.spec.texts}
         return texts_by_column(read, rows, columns, columns, lambda good: uids_of(table["key"].filter(good)), on_bad)

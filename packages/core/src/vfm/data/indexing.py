@@ -136,6 +136,7 @@ def _verify(reader: ShardReader, number: int, path: str) -> Iterator[BadRow]:
         except BadSample as bad:
             cut_off |= bad.reason == "truncated_shard"
             yield BadRow(number, row, bad.reason, bad.where)
+    # A tar that ends between two samples has no bad row; row -1 represents the unknown number of lost samples.
     if isinstance(reader, TarShard) and not reader.complete and not cut_off:
         yield BadRow(number, -1, "truncated_shard", path)
 

@@ -106,6 +106,7 @@ def find_layout(
 
 def _inside(folder: str, kind: Kind | Literal["auto"], split: str) -> list[str]:
     """Return the tars, the table or the parquet files in a folder, else the folder itself."""
+    # The order matters: img2dataset writes a parquet table beside each tar, and image folders may have a table.
     root = folder.rstrip("/")
     if kind in ("auto", "webdataset") and (shards := benchmark_shards(root, split)):
         return shards

@@ -118,6 +118,7 @@ class _MixedOrder:
             block, first = divmod(start, BLOCK)
             last = min(BLOCK, first + stop - start)
             parts = self._block(block)
+            # Each source's samples in this range, from its own stream, are then interleaved by the block's draw.
             coming = [iter(self._of_part(part, block, parts, first, last)) for part in range(len(self.orders))]
             found += [next(coming[part]) for part in parts[first:last].tolist()]
             start += last - first

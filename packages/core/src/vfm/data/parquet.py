@@ -114,6 +114,7 @@ class ParquetShard:
 
     def _uids(self, columns: Mapping[str, Any], rows: Rows, good: NDArray[np.bool_]) -> Any:
         """Return the uids of the rows in a mask: those of the column `uid`, or made from the keys."""
+        # As in `read`: a uid is a text or an integer; an empty one, or one of another type, counts as missing.
         given = columns["uid"].filter(pa.array(good)) if "uid" in columns else pa.nulls(int(good.sum()))
         named = is_text(given.type) or pa.types.is_integer(given.type)
         given = given.cast(pa.string()) if named else pa.nulls(len(given), pa.string())

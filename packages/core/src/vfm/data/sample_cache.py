@@ -205,6 +205,7 @@ def encode(tensor: NDArray[np.floating[Any]], dtype: Dtype) -> NDArray[Any]:
     with np.errstate(over="ignore"):
         if dtype != "int8":
             return tensor.astype(DTYPES[dtype])
+    # One step per vector. The bytes of its fp32 step follow the vector in the same array, so that one read gets both.
     step = np.abs(tensor).max(axis=-1, keepdims=True).astype(np.float32) / 127
     steps = np.rint(tensor / np.where(step > 0, step, 1)).clip(-127, 127).astype(np.int8)
     return np.concatenate([steps, step.view(np.int8)], axis=-1)

@@ -185,6 +185,7 @@ def _narrowed(texts: Any, view: ShardTexts) -> Any:
             "text_index": view.text_index,
         }
     )
+    # Arrow's join does not keep the order of rows, so the rows are numbered before and sorted after it.
     places = texts.select(shown.column_names).append_column("place", pa.array(np.arange(len(texts))))
     found = places.join(shown, keys=shown.column_names, join_type="left semi")
     return texts.take(found["place"].sort())

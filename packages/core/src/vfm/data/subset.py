@@ -162,19 +162,20 @@ class SubsetView:
             if not len(table):
                 continue
             shards = table["shard"].to_numpy()
-            places = shards.astype(np.int64) << 32 | table["row"].to_numpy()
+            places = shards.astype(np.int64) << 32 | table["row"].to_numpy()  # one sortable number per (shard, row)
             if (np.diff(places, prepend=last) < 0).any():
                 raise UserError(f"{self.path}: not sorted by shard and row")
             if shards[-1] >= len(self.shard_sizes):
                 raise UserError(f"{self.path}: shard {shards[-1]} is not in the pool of {len(self.shard_sizes)} shards")
             last = places[-1]
             here = np.unique(shards)
+            # The range of row groups of a shard begins with the first group in which the shard occurs.
             self._groups[here, 0] = np.where(self._groups[here, 1] > 0, self._groups[here, 0], group)
             self._groups[here, 1] = group + 1
             shown = places if self.draw else places[table["kept"].to_numpy()]
             if language is not None:
                 shown = places[pc.equal(table["language"], language).to_numpy()]
-            if len(shown):
+            if len(shown):  # count a sample once, also if its texts continue in the next row group
                 new = shown[np.diff(shown, prepend=last_shown) > 0] >> 32
                 self.shard_sizes += np.bincount(new, minlength=len(self.shard_sizes))
                 last_shown = shown[-1]

@@ -68,6 +68,7 @@ def texts_by_column(
         uids: returns the uids of the rows in a mask (N,).
         on_bad: called for each bad sample.
     """
+    # 1. Rows that are clearly good: all text is UTF-8, no caption is too long, and at least one caption is left.
     good = np.ones(len(rows), bool)
     for column in map(_Texts.of, columns.values()):
         good[column.parents[_not_utf8(column.values)]] = False
@@ -77,8 +78,9 @@ def texts_by_column(
     found = {language: column.of_rows(good) for language, column in found.items()}
     good[:] = False
     for column in found.values():
-        good[column.parents] = True  # a text is left
+        good[column.parents] = True
 
+    # 2. Their texts as columns, language by language. cumsum maps a good row to its position among the good uids.
     numbers = np.concatenate([column.parents for column in found.values()])
     uid = uids(good).take(pa.array(np.cumsum(good)[numbers] - 1))
     language = pa.concat_arrays([pa.repeat(name, len(column.values)) for name, column in found.items()])
@@ -86,6 +88,7 @@ def texts_by_column(
     text = pa.concat_arrays([column.values for column in found.values()])
     arrays = [pa.array(rows[numbers].astype(np.int32)), uid, language, pa.array(places), text]
     table = pa.table(arrays, schema=texts_schema())
+    # 3. All other rows are read as samples. The sort is stable, so a row's languages and indices keep their order.
     rest = texts_by_sample(read, rows[~good], on_bad)
     if len(found) > 1 or len(rest):
         table = pa.concat_tables([table, rest])

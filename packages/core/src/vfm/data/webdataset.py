@@ -77,6 +77,7 @@ class TarShard:
         try:
             return self._read(row, where, with_image)
         except BadSample as bad:
+            # In a truncated tar the last sample may lack members only because the tar ends before them.
             if row == len(self.keys) - 1 and not self.complete and bad.reason.startswith("missing_"):
                 raise BadSample("truncated_shard", where) from None
             raise

@@ -112,7 +112,7 @@ def _object_coordinates(
     rows, columns = window
     x, y = _axis(size)[columns], _axis(size)[rows, None]
     dx, dy = x - centres[0][0], y - centres[0][1]
-    if len(centres) > 1:
+    if len(centres) > 1:  # the objects are equal and do not overlap, so the nearest one decides a pixel
         nearest = dx * dx + dy * dy
         for centre_x, centre_y in centres[1:]:
             other_x, other_y = x - centre_x, y - centre_y
@@ -133,6 +133,7 @@ def _coverage(scene: Scene, x: Floats, y: Floats, pixel: float) -> Floats:
     if scene.state == "broken":
         x, y, gap = _split(x, y, max(0.13, 0.8 * pixel))
     distance = table(x, y)
+    # Widths are fractions of the object, at least about a pixel, and at most what the shape's thickness allows.
     if scene.structure == "outline":
         half_width = min(max(0.09, 0.6 * pixel), 0.25 * depth)
         distance = np.abs(distance + half_width) - half_width

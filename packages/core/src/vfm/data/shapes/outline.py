@@ -117,6 +117,7 @@ def signed_distance(x: Floats, y: Floats, vertices: NDArray[np.float64]) -> Floa
         ex, ey = bx - ax, by - ay
         px, py = x - ax, y - ay
         along = np.clip((px * ex + py * ey) / ((ex * ex + ey * ey) or 1.0), 0, 1)
+        # Distance to the nearest point of the edge; the smallest over all edges is the distance to the polygon.
         squared = np.minimum(squared, (px - along * ex) ** 2 + (py - along * ey) ** 2)
         crosses = (y >= ay) != (y >= by)  # even-odd rule, by a ray to the right
         inside ^= crosses & ((px * ey < py * ex) == (ey > 0))

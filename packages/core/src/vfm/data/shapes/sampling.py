@@ -82,13 +82,14 @@ def sample_scene(world: World, rng: np.random.Generator, *, combination: tuple[S
     varying = [name for name in SURFACE if name in world.attributes]
     changed = (*varying, None)[int(rng.random() * (len(varying) + 1))]
     attributes: dict[str, Any] = {}
+    # One number per attribute, whether it varies or not, so that worlds with other attributes keep the same draws.
     for name, place in zip(ATTRIBUTES, rng.random(len(ATTRIBUTES)).tolist(), strict=True):
         values = world.values(name)
         if name in SURFACE:
             values = values[1:] if name == changed else values[:1]
         elif name == "presence":
             values = values[:1] if place < 0.5 else values[1:] or values
-            place = 2 * place % 1
+            place = 2 * place % 1  # the rest of the number is uniform again, and chooses the value
         attributes[name] = values[int(place * len(values))]
     if shape not in DIRECTED:
         attributes["orientation"] = None
