@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from vfm.flow.recipe import SHIPPED, json_schema
+from vfm.flow.recipe_source import SHIPPED
+from vfm.flow.schema import json_schema
 from vfm.flow.yaml_lines import parse
 from vfm.plugins import load_plugins, stage_types
 

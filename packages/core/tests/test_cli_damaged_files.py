@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -56,7 +57,7 @@ ARTIFACT, RUN = Path("store/runs/r/artifacts/a"), Path("store/runs/r")
 def test_damaged_file_of_the_store_is_named(file, words, text, toys):
     run_here("run", "r.yaml")
     file.write_text(text, encoding="latin-1")
-    assert f"{file.name}: not " in refused(*words)
+    assert re.search(rf"{file.name}: (not|expected) ", refused(*words))
 
 
 def test_show_of_a_damaged_manifest_is_one_line_and_shows_nothing(toys):

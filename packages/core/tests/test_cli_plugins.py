@@ -82,7 +82,7 @@ def test_artifact_type_of_two_plugins_is_rejected_with_both_modules(tmp_path):
     done = with_plugin(tmp_path, "stages", one=one, two=one.replace("x.y", "x.z"))
     assert done.code == 2
     (line,) = done.errors
-    assert "two artifact types are named Made: in " in line
+    assert "two artifact types are named Made, in " in line
     assert {"one_module", "two_module"} <= set(line.split())
 
 

@@ -42,7 +42,7 @@ def error_of(text: str, *overrides: str) -> str:
         ("stages:\n  - {kind: toy.draw, name: a b}\n", "r.yaml:2: a b.name: expected a string that matches"),
         ("stages:\n  - {kind: [toy.draw], name: a}\n", "r.yaml:2: a.kind: unknown stage kind"),
         ("stages:\n  - {name: a}\n", "r.yaml:2: a.kind: is required"),
-        ("stages:\n  - {[a]: b}\n", "r.yaml:2: not valid YAML: expected a plain key, got a list or a mapping"),
+        ("stages:\n  - {[a]: b}\n", "r.yaml:2: not valid YAML: expected a plain key, got a list or mapping"),
         ("null: 3\nstages: [{kind: toy.draw, name: a}]\n", "r.yaml:1: null: unknown key"),
         (
             "seeds: [1, 1]\nstages: [{kind: toy.draw, name: a}]\n",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Any, ClassVar, get_args
@@ -77,6 +78,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 SENTENCE = "sentence"  # the type of an error whose line is already written
+BOUNDS = {  # by type of error
+    "greater_than": "greater than",
+    "greater_than_equal": "at least",
+    "less_than": "less than",
+    "less_than_equal": "at most",
+}
 KEY_ERRORS = {"extra_forbidden", "missing", SENTENCE}  # errors whose location ends in a key as the user wrote it
 
 
@@ -125,17 +132,22 @@ def _sentence(details: ErrorDetails, location: tuple[str | int, ...], model: typ
         return "is required" + (f" ({field.description})" if field and field.description else "")
     if kind in ("literal_error", "union_tag_invalid", "enum"):
         allowed = context.get("expected") or context.get("expected_tags", "")
-        return f"{given!r} is not allowed; choose from {allowed.replace(' or ', ', ')}"
+        return f"{_short(given)} is not a valid choice; choose from {allowed.replace(' or ', ', ')}"
     if kind == "value_error":
         return str(context["error"])
     if kind in ("model_type", "model_attributes_type"):
         return f"expected a mapping of keys to values, got {_short(given)}"
     if kind == SENTENCE:
         return str(context["line"])
+    if kind in BOUNDS:
+        (bound,) = context.values()
+        return f"must be {BOUNDS[kind]} {bound:g}, got {_short(given)}"
     message = details["msg"]
     if message.startswith("Input should be "):
-        expected = message.removeprefix("Input should be ").partition(", unable")[0].replace("a valid ", "a ")
-        return f"expected {expected}, got {_short(given)}"
+        expected = re.split(", (?:unable|got)", message.removeprefix("Input should be "))[0]
+        return f"expected {expected.replace('a valid i', 'an i').replace('a valid ', 'a ')}, got {_short(given)}"
+    if kind == "string_pattern_mismatch":
+        return f"expected a string that matches {context['pattern']}, got {_short(given)}"
     return f"{_short(given)}: {message[0].lower()}{message[1:]}"
 
 

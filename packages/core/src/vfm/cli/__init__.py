@@ -1,6 +1,6 @@
-"""The command `vfm`: one verb each, one line for a mistake, exit code 2 for what the user can mend.
+"""The command `vfm`. A mistake of the user is one line on standard error and exit code 2, without a traceback.
 
-`command` has the rule for mistakes. A file beside it brings verbs by `@verb`, once it is named in the import below.
+`command` holds what all commands share. Each other file defines a group of commands with `@command`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import sys
 from vfm.cli.command import app
 
 # isort: off
-from vfm.cli import running, judging, using, exporting, looking, keeping  # noqa: F401  (in the order of `vfm --help`)
+from vfm.cli import recipe, evaluation, models, installation, store  # noqa: F401  (the order of `vfm --help`)
 # isort: on
 
 __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command line (the entry point of the `vfm` script)."""
     app(prog_name="vfm")
     sys.exit(0)

@@ -1,4 +1,4 @@
-"""What every verb shares: the app, the consoles, the common options, and the rule for mistakes."""
+"""What all commands share: the app, the consoles, common options, and error messages."""
 
 from __future__ import annotations
 
@@ -20,64 +20,72 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
-    help="One verb each, one line for a mistake, exit code 2 for what the user can mend.",
+    help="Curate, train and evaluate vision foundation models from one recipe.\n\n"
+    "Finished stages are cached, interrupted ones resume. A mistake in a recipe is one line with its place and the"
+    " allowed values; the exit code is 2.",
     rich_markup_mode=None,
 )
 console = Console(width=None if sys.stdout.isatty() else 120)  # a log file has no width of its own
 errors = Console(stderr=True)
 
-RecipeArgument = Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that ships with vfm.")]
+RecipeArgument = Annotated[str, typer.Argument(help="YAML file, or name of a shipped recipe.")]
 StoreOption = Annotated[Path, typer.Option("--store", readable=False, help="Folder of artifacts and runs.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="NAME.FIELD=VALUE", help="Override a field of a stage.")
+    list[str] | None,
+    typer.Option("--set", metavar="NAME.FIELD=VALUE", help="Override a field of a stage; repeatable."),
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 DEFAULT_STORE = Path("store")
 
 
-def verb(function: Callable[..., None]) -> Callable[..., None]:
-    """A command whose mistakes are told in lines, with exit code 2 (130 when interrupted)."""
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a command that reports mistakes of the user in lines, with exit code 2 (130 if interrupted)."""
 
     @wraps(function)
-    def command(*args: Any, **options: Any) -> None:
+    def run(*args: Any, **options: Any) -> None:
         try:
             function(*args, **options)
         except KeyboardInterrupt:
-            errors.print("\nstopped; the same command goes on where this one stopped")
+            errors.print("\ninterrupted; run the same command again to resume")
             raise typer.Exit(130) from None
         except SystemExit as stop:
-            if str(stop) != str(stop.code):  # a training that was told to stop says where it goes on
+            if str(stop) != str(stop.code):  # `Preempted` has a message that says where the training resumes
                 errors.print(escape(str(stop)), highlight=False, soft_wrap=True)
             raise
         except BrokenPipeError:
-            raise  # the reader of our output has left (`vfm schema | head`): typer ends quietly
+            raise  # the reader of the output has ended (`vfm schema | head`): typer exits quietly
         except (UserError, OSError, ModuleNotFoundError) as error:
-            if options.get("debug") or not (lines := lines_of(error)):
+            if options.get("debug") or not (lines := error_messages(error)):
                 raise
             for line in lines:
                 errors.print(f"[red]error:[/] {escape(line)}", highlight=False, soft_wrap=True)
             raise typer.Exit(2) from None
 
-    return app.command()(command)
+    return app.command()(run)
 
 
-def lines_of(error: UserError | OSError | ModuleNotFoundError) -> list[str]:
-    """What to say of a mistake; nothing where it is ours."""
+def error_messages(error: UserError | OSError | ModuleNotFoundError) -> list[str]:
+    """Return the lines that explain a mistake to the user; none if the error is a bug of vfm."""
     if isinstance(error, UserError):
         return str(error).splitlines()
     if isinstance(error, ModuleNotFoundError):
-        needed = extra_of(error.name or "")
-        return [f"this needs {error.name}: pip install '{needed}'"] if needed else []
-    name = error.filename2 or error.filename  # of a renaming the new name, of a link its own
+        extra = extra_of(error.name or "")
+        return [f"this command needs {error.name}: pip install '{extra}'"] if extra else []
+    name = error.filename2 or error.filename  # of a rename the new name, of a link its own
     where = f"{name}: " if name else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return [f"{where}no space left on the disk; finished artifacts are whole, free some space and run again"]
+        return [f"{where}no space left on the disk; finished artifacts are intact: free some space and run again"]
     return [f"{where}{error.strerror or error}"]
 
 
+def show(line: str) -> None:
+    """Print a line as it is, without markup or wrapping."""
+    console.print(escape(line), highlight=False, soft_wrap=True)
+
+
 def show_results(directory: Path) -> None:
-    """Prints the numbers of a finished run."""
-    from vfm.flow.results import result_tables
+    """Print the result tables of a finished run."""
+    from vfm.flow.results import result_tables  # after the run, so that other commands stay quick
 
     for table in result_tables(directory):
         console.print(table)

@@ -1,1 +1,1 @@
-"""From a YAML file to artifacts on disk: recipe, plan, store, run, launch, listeners, report."""
+"""Everything from a recipe file to artifacts on disk: recipe, plan, store, run, execution, listeners, report."""

@@ -1,4 +1,4 @@
-"""What `vfm doctor` looks at: packages, devices, disk, permission to write."""
+"""The checks of `vfm doctor`: packages, devices, report, and whether the store can be written."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vfm.config import UserError
-from vfm.flow.launch import library_versions
+from vfm.flow.manifest import library_versions
 from vfm.flow.yaml_lines import one_line
 from vfm.plugins import load_plugins, stage_types
 
-Finding = tuple[bool, str, str]
+Finding = tuple[bool, str, str]  # whether the check passed, its name, and what was found
 
 
-def findings(store: Path) -> Iterator[Finding]:
-    """(fine, what, detail) for each thing looked at."""
+def run_checks(store: Path) -> Iterator[Finding]:
+    """Yield one finding for each check."""
     yield True, "python", f"{platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores"
     yield True, "packages", ", ".join(f"{name} {version}" for name, version in library_versions().items())
     yield _plugins()
@@ -38,10 +38,14 @@ def _plugins() -> Finding:
 
 def _device() -> Finding:
     if not find_spec("torch"):
-        return True, "device", "torch is not installed: curation works, training needs pip install 'vfm-core[torch]'"
+        return (
+            True,
+            "device",
+            "torch is missing: curation works, training does not; pip install 'vfm-core[torch]'",
+        )
     try:
-        import torch
-    except (ImportError, OSError) as error:  # a library of the system is missing
+        import torch  # optional extra
+    except (ImportError, OSError) as error:  # a system library may be missing
         return False, "device", f"torch cannot be loaded: {one_line(str(error))}"
     if torch.cuda.is_available():
         cards = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -52,7 +56,7 @@ def _device() -> Finding:
 def _report_parts() -> Finding:
     missing = [name for name in ("matplotlib", "jinja2") if not find_spec(name)]
     if missing:
-        return False, "report", f"no report without {' and '.join(missing)}: pip install 'vfm-core[report]'"
+        return False, "report", f"the report needs {' and '.join(missing)}: pip install 'vfm-core[report]'"
     return True, "report", "can be drawn"
 
 

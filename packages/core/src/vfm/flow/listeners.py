@@ -1,4 +1,4 @@
-"""The listeners of vfm itself: the console, JSON lines (always on) and TensorBoard. A plugin may bring more."""
+"""The listeners of vfm itself: the console, JSON lines (always on) and TensorBoard. A plugin may add more."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from vfm.hookspecs import hookimpl
 
 
 class RateColumn(ProgressColumn):
-    """Units a second."""
+    """A column with units per second."""
 
     def render(self, task: Task) -> Text:
-        """The rate over the last seconds, or over all where the task has ended."""
+        """Return the rate over the last seconds, or over the whole task once it has ended."""
         speed = task.finished_speed or task.speed
         return Text(f"{number(speed)} {task.fields['unit']}/s" if speed else "", style="cyan")
 
 
 def number(value: Any) -> str:
-    """A number as people like to read it: three significant digits, thousands apart."""
+    """Format a number with three significant digits and thousands separators."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return str(value)
     if isinstance(value, int) or abs(value) >= 1000:
@@ -48,28 +48,28 @@ def number(value: Any) -> str:
 
 
 class ConsoleListener:
-    """Progress bars with rate and ETA on a terminal; a plain line now and then elsewhere."""
+    """Progress bars with rate and ETA on a terminal; a plain line every ten seconds elsewhere."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self.console = console
         self.quiet = quiet
         self.bars: Progress | None = None
         self.bar: dict[str, TaskID] = {}
-        self.running: set[str] = set()  # several at a time perhaps, whose bars are shown together
+        self.running: set[str] = set()  # with `jobs` there are several, whose bars are shown together
         self.last_line = 0.0
 
     @hookimpl
     def vfm_event(self, event: Event) -> None:
-        """Shows what is worth showing."""
+        """Show an event, if there is a method `on_TYPE` for its type."""
         show = getattr(self, f"on_{event.type}", None)
         if show:
             show(event.stage, event.data)
 
     def on_stage_started(self, stage: str, data: dict[str, Any]) -> None:
-        """Makes room for the stage's bar."""
+        """Print the stage's name, and start the progress display."""
         self.running.add(stage)
-        again = " (goes on where it stopped)" if data["status"] == "resume" else ""
-        self.say(f"[bold]{stage}[/] [dim]{data['kind']}{again}[/]")
+        resumed = " (resumes)" if data["status"] == "resume" else ""
+        self.say(f"[bold]{stage}[/] [dim]{data['kind']}{resumed}[/]")
         if self.console.is_terminal and not self.quiet and not self.bars:
             columns = (
                 SpinnerColumn(),
@@ -88,7 +88,7 @@ class ConsoleListener:
             self.bars.start()
 
     def on_progress(self, stage: str, data: dict[str, Any]) -> None:
-        """Moves the bar."""
+        """Move the bar, or print a line."""
         shown = "  ".join(f"{key} {number(value)}" for key, value in data["shown"].items())
         if self.bars:
             if stage not in self.bar:
@@ -106,7 +106,7 @@ class ConsoleListener:
             self.say(f"  {stage} {data['done']:,}/{data['total']:,} {data['unit']}  {shown}")
 
     def on_stage_finished(self, stage: str, data: dict[str, Any]) -> None:
-        """Closes the bar and says what came of the stage."""
+        """Remove the bar, and print the stage's time and first numbers."""
         self.running.discard(stage)
         if self.bars and stage in self.bar:
             self.bars.remove_task(self.bar.pop(stage))
@@ -115,25 +115,25 @@ class ConsoleListener:
         if data["cached"]:
             self.say(f"[green]✓[/] [bold]{stage}[/] [dim]{data['id']}, cached[/]")
             return
-        worth = [(key, value) for key, value in data["numbers"].items() if not key.startswith("sys/")][:4]
-        numbers = "  ".join(f"{key} {number(value)}" for key, value in worth)
+        shown = [(key, value) for key, value in data["numbers"].items() if not key.startswith("sys/")][:4]
+        numbers = "  ".join(f"{key} {number(value)}" for key, value in shown)
         self.say(f"[green]✓[/] [bold]{stage}[/] {data['seconds']:.1f} s [dim]{data['id']}[/]  {numbers}")
 
     def on_log(self, stage: str, data: dict[str, Any]) -> None:
-        """A line."""
+        """Print a message."""
         self.say(f"  [dim]{stage or ''}[/] {data['message']}")
 
     def on_warning(self, stage: str, data: dict[str, Any]) -> None:
-        """A line that stands out."""
+        """Print a highlighted message."""
         self.say(f"  [yellow]![/] {stage or ''}: {data['message']}")
 
     def say(self, line: str) -> None:
-        """Prints a line, unless the user asked for quiet."""
+        """Print a line, unless this listener is quiet."""
         if not self.quiet:
             self.console.print(line, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Remove all bars."""
         if self.bars:
             self.bars.stop()
         self.bars = None
@@ -141,36 +141,35 @@ class ConsoleListener:
 
 
 class JsonLinesListener:
-    """Appends every event to a file, one JSON object a line."""
+    """Append every event to a file, one JSON object per line."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.stream = path.open(
-            "ab", buffering=0
-        )  # whole lines: several runs may append, and a full disk keeps none back
+        # Unbuffered: each line is one write, so that several runs can append, and none is lost when the disk is full.
+        self.stream = path.open("ab", buffering=0)
 
     @hookimpl
     def vfm_event(self, event: Event) -> None:
-        """Writes the line."""
+        """Write the event as a line."""
         self.stream.write(f"{event.to_json()}\n".encode())
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self.stream.close()
 
 
 class PipeListener:
-    """Events as JSON lines on standard output: how the processes of a step tell the run that started them."""
+    """Write events as JSON lines to standard output, where `vfm run` reads those of its subprocesses."""
 
     @hookimpl
     def vfm_event(self, event: Event) -> None:
-        """Writes the line."""
+        """Write the event as a line."""
         sys.stdout.write(event.to_json() + "\n")
         sys.stdout.flush()
 
 
 class TensorBoardListener:
-    """Metrics as TensorBoard scalars, a folder for each stage."""
+    """Write metrics as TensorBoard scalars, in one folder for each stage."""
 
     def __init__(self, directory: Path) -> None:
         try:
@@ -183,7 +182,7 @@ class TensorBoardListener:
 
     @hookimpl
     def vfm_event(self, event: Event) -> None:
-        """Writes the scalars of a `metrics` event."""
+        """Write the scalars of a `metrics` event."""
         if event.type != "metrics" or event.stage is None:
             return
         if event.stage not in self.writers:
@@ -194,13 +193,17 @@ class TensorBoardListener:
         writer.flush()
 
     def close(self) -> None:
-        """Closes the files."""
+        """Close the files."""
         for writer in self.writers.values():
             writer.close()
 
 
 def sender(manager: pluggy.PluginManager, own: Sequence[Any]) -> Callable[[Event], None]:
-    """Tells all listeners. Ours may stop a run (a full disk); one of a plugin that fails is heard no more."""
+    """Return a function that sends an event to all listeners.
+
+    An error in one of `own` ends the run (a full disk, for example). A plugin's listener that fails is removed, with a
+    warning.
+    """
     for listener in own:
         manager.register(listener)
 
@@ -212,7 +215,7 @@ def sender(manager: pluggy.PluginManager, own: Sequence[Any]) -> Callable[[Event
                 if hook.plugin in own:
                     raise
                 manager.unregister(name=hook.plugin_name)
-                failure = f"its listener failed and is heard no more: {type(error).__name__}: {error}"
+                failure = f"its listener failed and was removed: {type(error).__name__}: {error}"
                 send(Event("warning", None, {"message": f"plugin {hook.plugin_name!r}: {failure}"}))
 
     return send

@@ -1,4 +1,4 @@
-"""What a run would do: the identity of every stage's result, and whether it is there already. Light."""
+"""The plan of a run: the identity of every stage's artifact, and whether it is in the store. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vfm.artifacts import Report
-from vfm.flow.fingerprints import remembered
+from vfm.flow.fingerprints import cached_fingerprints
 from vfm.flow.recipe import Recipe
 from vfm.flow.store import MANIFEST_FILE, Slot, Store, read_record
 from vfm.interfaces import Training
@@ -19,30 +19,33 @@ from vfm.stage import Ref, Stage, refs
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of a plan: its identity, its inputs, and its place in the store."""
+    """One stage of a plan: its identity, its inputs and its slot in the store."""
 
     stage: Stage
     identity: str
     inputs: dict[str, str]  # ref as written -> identity of the artifact behind it
-    folders: dict[str, Path]  # ref as written -> where that artifact is, or will be
+    folders: dict[str, Path]  # ref as written -> folder of that artifact, which may not exist yet
     fingerprints: dict[str, str]  # outside file -> fingerprint
     slot: Slot
 
     @property
     def status(self) -> str:
-        """`cached`, `resume` or `new`, as of now."""
+        """`cached`, `resume` or `new`, at this moment."""
         return self.slot.status
 
 
 def make_plan(recipe: Recipe, store: Store) -> list[Step]:
-    """The steps of a recipe in order.
+    """Return the steps of a recipe in order.
 
-    A step's identity hashes kind, version, configuration (without name and runtime), the identities of its inputs and
-    fingerprints of outside files; a report's also the names of its inputs, by which it calls them. Equal identities
-    mean equal results, so a published artifact is never made again.
+    The identity of a step is a hash of kind, version, configuration (without name and runtime), the identities of its
+    inputs and the fingerprints of outside files; for a report also of the names of its inputs, which it shows. Equal
+    identities mean equal results, so a published artifact is never made again.
+
+    Raises:
+        UserError: an outside file is missing or cannot be read.
     """
     steps: dict[str, Step] = {}
-    with remembered(store.root) as fingerprint:
+    with cached_fingerprints(store.root) as fingerprint:
         for stage in recipe.stages:
             inputs: dict[str, str] = {}
             folders: dict[str, Path] = {}
@@ -58,15 +61,14 @@ def make_plan(recipe: Recipe, store: Store) -> list[Step]:
 
 
 def _identity(stage: Stage, inputs: Mapping[str, str], fingerprints: Mapping[str, str]) -> str:
-    spared = {"name", "runtime", "kind"}
+    excluded = {"name", "runtime", "kind"}
     record: dict[str, Any] = {"kind": stage.kind, "version": stage.version, "sources": sorted(fingerprints.values())}
     if isinstance(stage, Training):
-        spared.add("checkpoint")  # resuming is exact: when it saves changes nothing
-    if evals := getattr(stage, "evals", None):
-        record["evals"] = [evaluation.version for evaluation in evals]
+        excluded.add("checkpoint")  # resuming is exact: when checkpoints are saved does not change the result
+        record["evaluations"] = [task.version for task in stage.evaluation.tasks]
     if issubclass(stage.makes, Report):
         record["names"] = [ref.rstrip("/").rpartition("/")[2] for _, ref in refs(stage)]
-    record["config"] = _with_identities(stage.model_dump(exclude=spared), inputs)
+    record["config"] = _with_identities(stage.model_dump(exclude=excluded), inputs)
     return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
@@ -81,7 +83,7 @@ def _with_identities(value: Any, inputs: Mapping[str, str]) -> Any:
 
 
 def saved_identity(folder: Path, fingerprint: Callable[[str], str]) -> str:
-    """The identity of a saved artifact outside this recipe: its manifest's, else a hash of its files' fingerprints."""
+    """Return the identity of a saved artifact: that of its manifest, else a hash of its files' fingerprints."""
     manifest = folder / MANIFEST_FILE
     if manifest.is_file():
         return str(read_record(manifest, "identity")["identity"])

@@ -1,6 +1,6 @@
-"""The results of a run as files: CLIP_benchmark's JSON, one a model, set and task, and one CSV of all.
+"""Result files of a run: a JSON file in the format of CLIP_benchmark for each model, dataset and task, and one CSV.
 
-Source: the records and the table are those of `clip_benchmark eval` and `clip_benchmark build`, with more keys.
+The records and the table are those of `clip_benchmark eval` and `clip_benchmark build`, with more keys.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vfm.flow.manifest import read_manifest
 from vfm.flow.results import reports
-from vfm.flow.run import LINKS, read_manifest
+from vfm.flow.store import LINKS
 
 CSV_FILE = "results.csv"
 
 
 def collect(directory: Path) -> dict[str, dict[str, Any]]:
-    """All result records of a finished run by the name of their file, each with the seconds that its stage took."""
+    """Return the result records of a finished run by file name, each with its stage and the seconds that it took."""
     found: dict[str, dict[str, Any]] = {}
     for stage in reports(directory):
         folder = directory / LINKS / stage
@@ -30,10 +31,10 @@ def collect(directory: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_results(directory: Path, out: Path) -> int:
-    """Writes the records of a run and their table into a folder.
+    """Write the records of a run and their table into a folder.
 
     Returns:
-        How many records there are.
+        Number of records.
     """
     records = collect(directory)
     out.mkdir(parents=True, exist_ok=True)
@@ -44,7 +45,7 @@ def write_results(directory: Path, out: Path) -> int:
 
 
 def write_csv(records: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """One row a record, the columns in sorted order; metrics are columns of their own, with the ends of intervals."""
+    """Write one row per record, with sorted columns. Each metric has a column, and two for the ends of its interval."""
     rows = [_row(record) for record in records]
     columns = sorted({column for row in rows for column in row})
     part = file.with_name(f".{file.name}.part")

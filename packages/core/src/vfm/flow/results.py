@@ -1,4 +1,4 @@
-"""The numbers of a run as tables for the terminal, and their summary over seeds."""
+"""The results of a run: its reports, their summary over seeds, and tables for the terminal."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rich.table import Table
 
 from vfm.artifacts import FACTS_FILE, Artifact, Comparison, Metric, Report
 from vfm.flow.listeners import number
-from vfm.flow.run import LINKS, RUN_FILE
-from vfm.flow.store import read_record
+from vfm.flow.run import RUN_FILE
+from vfm.flow.store import LINKS, read_record
 
 
 def reports(directory: Path) -> dict[str, Report]:
-    """The reports of a finished run by stage name, in the order of its stages."""
+    """Return the reports of a finished run by stage name, in the order of its stages."""
     links = [directory / LINKS / name for name in read_record(directory / RUN_FILE, "stages")["stages"]]
     found = {link.name: Artifact.load(link) for link in links if (link / FACTS_FILE).is_file()}
     return {name: artifact for name, artifact in found.items() if isinstance(artifact, Report)}
@@ -25,7 +25,7 @@ def reports(directory: Path) -> dict[str, Report]:
 
 @dataclass(frozen=True)
 class SeedSummary:
-    """One metric over the seeds of a recipe: all values, their mean and its t-interval, the gap to the first model."""
+    """A metric over the seeds of a recipe: values, mean with its t-interval, and difference from the first model."""
 
     report: str
     model: str
@@ -38,7 +38,7 @@ class SeedSummary:
 
 
 def over_seeds(found: dict[str, Report]) -> list[SeedSummary]:
-    """Metrics of reports of one name (`zero_shot@0`, `zero_shot@1`, ...), summarised."""
+    """Summarise the metrics of reports that differ in their seed only (`zero_shot@0`, `zero_shot@1`, ...)."""
     values: dict[tuple[str, str], dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for name, report in found.items():
         stage, at, seed = name.partition("@")
@@ -51,23 +51,23 @@ def over_seeds(found: dict[str, Report]) -> list[SeedSummary]:
         first = next(iter(by_model))
         for model, by_seed in by_model.items():
             if len(by_seed) > 1:
-                from vfm.eval.statistics import t_interval  # needs scipy, which a box that only curates does not have
+                from vfm.statistics import t_interval  # needs scipy, an optional extra
 
                 numbers = tuple(by_seed.values())
                 low, high = t_interval(numbers)
                 mean = statistics.fmean(numbers)
-                gap = _gap(metric_name, model, by_seed, first, by_model[first])
-                summaries.append(SeedSummary(report_name, model, metric_name, numbers, mean, low, high, gap))
+                difference = _difference(metric_name, model, by_seed, first, by_model[first])
+                summaries.append(SeedSummary(report_name, model, metric_name, numbers, mean, low, high, difference))
     return summaries
 
 
-def _gap(
+def _difference(
     metric: str, model: str, by_seed: dict[str, float], first: str, of_first: dict[str, float]
 ) -> Comparison | None:
-    """A model against the first one over the same seeds; None where one has a value of a seed that the other lacks."""
+    """Compare a model with the first one over the same seeds; return None if their seeds differ."""
     if model == first or by_seed.keys() != of_first.keys():
         return None
-    from vfm.eval.paired import paired_t
+    from vfm.statistics import paired_t  # needs scipy, an optional extra
 
     (low, high), p_value = paired_t([of_first[seed] for seed in by_seed], list(by_seed.values()))
     difference = statistics.fmean(by_seed.values()) - statistics.fmean(of_first.values())
@@ -84,24 +84,24 @@ def _gap(
 
 
 def result_tables(directory: Path) -> Iterator[Table]:
-    """What `vfm run` prints at the end: each report's metrics with interval, its paired tests, the seeds' summary."""
+    """Yield the tables that `vfm run` prints: one per report, with intervals and paired tests, and one over seeds."""
     found = reports(directory)
     for name, report in found.items():
         yield _metrics_table(name, report)
     summaries = over_seeds(found)
     if summaries:
-        heads = ("report", "model", "metric", "mean", "95 % interval", "against the first", "values")
+        heads = ("report", "model", "metric", "mean", "95 % interval", "difference from the first", "values")
         table = Table(*heads, title="over seeds", title_justify="left")
         for summary in summaries:
             values = ", ".join(number(value) for value in summary.values)
-            gap = _test(summary.comparison) if summary.comparison else ""
+            difference = _test(summary.comparison) if summary.comparison else ""
             mean = (number(summary.mean), _interval(summary))
-            table.add_row(summary.report, summary.model, summary.metric, *mean, gap, values)
+            table.add_row(summary.report, summary.model, summary.metric, *mean, difference, values)
         yield table
 
 
 def _metrics_table(name: str, report: Report) -> Table:
-    """The main metrics of a report, a column a model; those of single patterns (`m/...`) are on the page."""
+    """Return a table of the main metrics, one column per model; metrics of single patterns (`m/...`) are omitted."""
     table = Table(title=f"{name}: {report.task} on {report.dataset}", title_justify="left")
     models = list(dict.fromkeys(metric.model for metric in report.metrics))
     for column in ("metric", "n", "chance", *models):

@@ -1,4 +1,4 @@
-"""`vfm run`: preflight, then each missing step, then the links and the report."""
+"""A run: preflight, then every step whose artifact is missing, then the run's file."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from typing import Any
 
 from vfm.config import UserError
 from vfm.events import Event
-from vfm.flow.children import Send
-from vfm.flow.launch import execute
+from vfm.flow.execution import execute
+from vfm.flow.manifest import read_manifest
+from vfm.flow.parallel import run_in_parallel
 from vfm.flow.plan import Step
 from vfm.flow.recipe import Recipe
-from vfm.flow.store import MANIFEST_FILE, Store, read_record
-from vfm.flow.together import run_together
+from vfm.flow.store import LINKS, Store, read_record
+from vfm.flow.subprocesses import Send
 from vfm.interfaces import Training
 from vfm.stage import Preflight
 
-LINKS = "artifacts"
 RUN_FILE = "run.json"
 EVENTS_FILE = "events.jsonl"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left: its folder, the steps in order, and where its page is once it is drawn."""
+    """The result of a run: its folder, its steps in order, its seconds, and the path of its report if it was drawn."""
 
     directory: Path
     steps: tuple[Step, ...]
@@ -40,7 +40,7 @@ class Outcome:
     page: str = ""
 
 
-def run(
+def run_plan(
     recipe: Recipe,
     steps: Sequence[Step],
     store: Store,
@@ -50,19 +50,19 @@ def run(
     before: Step | None = None,
     jobs: int = 1,
 ) -> Outcome:
-    """Runs what is missing of a plan.
+    """Run the steps of a plan whose artifacts are missing.
 
     Args:
         recipe: the checked recipe.
         steps: its plan.
-        store: where artifacts go.
-        send: told every event.
-        fresh: make everything again, also what is there.
+        store: the store that the artifacts are written to.
+        send: receives every event.
+        fresh: run every step again, cached or not.
         before: stop before this step of the plan.
-        jobs: steps at a time, where more than one each in a process of its own.
+        jobs: number of steps at a time; if more than one, each runs in a subprocess.
 
     Raises:
-        UserError: something does not fit, is missing, or went wrong in a way that the user can mend.
+        UserError: a check failed, an input is missing, or a stage reported a mistake that the user can correct.
     """
     begun = time.time()
     directory = prepare_run_directory(recipe, steps, store)
@@ -70,9 +70,9 @@ def run(
     send(Event("run_started", None, {"recipe": recipe.name, "directory": str(directory), "stages": overview}))
     if fresh:
         for step in steps:
-            step.slot.discard(_wait(step, send))
+            step.slot.discard(_log_waiting(step, send))
     preflight(steps)
-    made = run_together(steps, run_one, send, jobs) if jobs > 1 else False
+    made = run_in_parallel(steps, run_one, send, jobs) if jobs > 1 else False
     for step in steps if jobs == 1 else ():
         if step is before:
             return Outcome(directory, tuple(steps), time.time() - begun)
@@ -83,51 +83,61 @@ def run(
 
 
 def preflight(steps: Sequence[Step]) -> None:
-    """Lets every stage that will run check what can be known beforehand. All complaints are told at once."""
+    """Run the preflight checks of every stage that will run.
+
+    Raises:
+        UserError: one line for each check that failed.
+    """
     stages = {step.stage.name: step.stage for step in steps}
-    complaints = []
+    failures = []
     for step in steps:
         if step.status == "cached":
             continue
         known = {ref: folder for ref, folder in step.folders.items() if folder.is_dir()}
-        evals = step.stage.evals if isinstance(step.stage, Training) else []
-        for prefix, stage in [("", step.stage), *((f"evals.{e.name}: ", e) for e in evals)]:
+        tasks = step.stage.evaluation.tasks if isinstance(step.stage, Training) else []
+        for prefix, stage in [("", step.stage), *((f"evaluation.tasks.{task.name}: ", task) for task in tasks)]:
             try:
                 if isinstance(stage, Training):
-                    _check_runtime(stage)
+                    _check_kernels(stage)
                 stage.preflight(Preflight(stages, known))
             except UserError as error:
-                complaints.append(f"{step.stage.name}: {prefix}{error}")
-    if complaints:
-        raise UserError("\n".join(complaints))
+                failures.append(f"{step.stage.name}: {prefix}{error}")
+    if failures:
+        raise UserError("\n".join(failures))
 
 
-def _check_runtime(stage: Training) -> None:
-    from vfm.train.kernels import check_kernels
+def _check_kernels(stage: Training) -> None:
+    from vfm.train.kernels import check_kernels  # imports torch, which a machine for curation lacks
 
     check_kernels(stage.runtime)
 
 
-def run_one(step: Step, send: Send, apart: Mapping[str, str] | None = None) -> bool:
-    """Runs one step unless its artifact is there, under its lock; gives whether it ran. `apart` as in `execute`."""
+def run_one(step: Step, send: Send, environment: Mapping[str, str] | None = None) -> bool:
+    """Run one step under its lock, unless its artifact exists; return whether it had to run.
+
+    Args:
+        step: the step.
+        send: receives its events.
+        environment: as in `execute`.
+    """
     name, kind, slot = step.stage.name, step.stage.kind, step.slot
     begun = time.time()
     if step.status != "cached":
-        with slot.lock(_wait(step, send)) as descriptor:
-            status = step.status  # another run may have finished it while this one waited
+        with slot.lock(_log_waiting(step, send)) as descriptor:
+            status = step.status  # another run may have finished it while this one waited for the lock
             if status != "cached":
                 about = {"kind": kind, "id": slot.name, "status": status, "directory": str(slot.work)}
                 send(Event("stage_started", name, about))
-                execute(step, send, descriptor, apart)
+                execute(step, send, descriptor, environment)
                 seconds = round(time.time() - begun, 2)
                 send(_finished(step, seconds=seconds, cached=False))
                 return True
-    shutil.rmtree(slot.work, ignore_errors=True)  # of a run that was killed between publishing and tidying up
+    shutil.rmtree(slot.work, ignore_errors=True)  # left by a run that was killed between publishing and tidying up
     send(_finished(step, seconds=0.0, cached=True))
     return False
 
 
-def _wait(step: Step, send: Send) -> Callable[[str], None]:
+def _log_waiting(step: Step, send: Send) -> Callable[[str], None]:
     return lambda message: send(Event("log", step.stage.name, {"message": message}))
 
 
@@ -137,15 +147,11 @@ def _finished(step: Step, **data: Any) -> Event:
     return Event("stage_finished", step.stage.name, {**about, **data})
 
 
-def read_manifest(artifact: Path) -> dict[str, Any]:
-    """The manifest of a published artifact."""
-    return read_record(artifact / MANIFEST_FILE, "kind", "identity", "inputs", "numbers", "finished")
-
-
 def prepare_run_directory(recipe: Recipe, steps: Sequence[Step], store: Store) -> Path:
-    """The folder of a recipe's run, with a link for each stage; it leads nowhere until the artifact is published.
+    """Return the folder of a recipe's run, with a link to the artifact of each stage.
 
-    The links stand from the start, so that `vfm clean` keeps what an interrupted run has made so far.
+    The links exist from the start, so that `vfm clean` keeps the partial results of an interrupted run. A link dangles
+    until its artifact is published.
     """
     directory = store.run_directory(recipe.name)
     links = directory / LINKS
@@ -154,7 +160,7 @@ def prepare_run_directory(recipe: Recipe, steps: Sequence[Step], store: Store) -
         temporary = directory / f".link-{os.getpid()}"
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(Path("../../..") / step.slot.name)
-        temporary.replace(links / step.stage.name)  # at once: another run of the same recipe may do the same
+        temporary.replace(links / step.stage.name)  # atomic: another run of the same recipe may do the same
     for link in links.iterdir():
         if link.name not in {step.stage.name for step in steps}:
             link.unlink(missing_ok=True)
@@ -162,9 +168,9 @@ def prepare_run_directory(recipe: Recipe, steps: Sequence[Step], store: Store) -
 
 
 def _write_run_file(recipe: Recipe, outcome: Outcome, begun: float, *, made: bool) -> None:
-    """Keeps what the report needs to know of this run, so that it can be drawn again later.
+    """Write what the report needs to know about this run, so that it can be drawn again later.
 
-    A run that found everything as the last one left it leaves that one's file, and with it the page, as they are.
+    If every step was cached and the recipe is unchanged, the file of the last run stays, and with it the report.
     """
     what = {
         "recipe": recipe.name,
@@ -175,7 +181,7 @@ def _write_run_file(recipe: Recipe, outcome: Outcome, begun: float, *, made: boo
     }
     file = outcome.directory / RUN_FILE
     if not made and file.is_file():
-        with suppress(UserError):  # a damaged file is written anew
+        with suppress(UserError):  # a damaged file is replaced
             before = read_record(file)
             if all(before.get(key) == value for key, value in what.items()):
                 return

@@ -1,4 +1,4 @@
-"""`seeds` of a recipe: the stages that stand once per seed."""
+"""The `seeds` of a recipe: repeat the stages that draw random numbers, once per seed."""
 
 from __future__ import annotations
 
@@ -11,26 +11,30 @@ from vfm.stage import Ref, Stage, refs
 
 
 def per_seed(stages: Sequence[Stage], seeds: Sequence[int]) -> list[Stage]:
-    """A stage that draws random numbers, with no seed given, stands once per seed; so does all that builds on it."""
+    """Return the stages, with those that depend on a seed repeated for each seed.
+
+    These are the stages with a `seed` that the recipe does not set, and all stages that depend on one of them. The
+    stage `clip` becomes `clip@0`, `clip@1`, ...
+    """
     if not seeds:
         return list(stages)
-    spread: set[str] = set()
+    repeated: set[str] = set()
     result: list[Stage] = []
     for stage in stages:
         draws = "seed" in type(stage).model_fields and "seed" not in stage.model_fields_set
-        if not draws and not any(ref in spread for _, ref in refs(stage)):
+        if not draws and not any(ref in repeated for _, ref in refs(stage)):
             result.append(stage)
             continue
-        spread.add(stage.name)
+        repeated.add(stage.name)
         for seed in seeds:
             changed: dict[str, Any] = {"name": f"{stage.name}@{seed}"} | ({"seed": seed} if draws else {})
-            renamed = cast("Stage", _renamed(stage, {name: f"{name}@{seed}" for name in spread}))
+            renamed = cast("Stage", _renamed(stage, {name: f"{name}@{seed}" for name in repeated}))
             result.append(renamed.model_copy(update=changed))
     return result
 
 
 def _renamed(value: Any, names: Mapping[str, str]) -> Any:
-    """The value with every ref to a name in `names` replaced."""
+    """Return the value with every ref to a name in `names` replaced."""
     if isinstance(value, Ref):
         ref: Ref[Any] = Ref(names.get(value, value))
         ref.target = value.target

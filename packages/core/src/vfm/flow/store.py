@@ -1,11 +1,11 @@
-"""Where artifacts lie: one readable folder each, published by one rename, guarded by a lock that names its holder.
+"""The store: one readable folder for each artifact, published by one rename, guarded by a lock that names its holder.
 
 store/
   clip.train-3f2a91c0/            a published artifact: facts, bulk, panels/, manifest.json
-  .clip.train-3f2a91c0.part/      the same while it is being made; renamed when whole
-  .clip.train-3f2a91c0.work/      checkpoints and partial results; kept through a crash, removed after publishing
-  .clip.train-3f2a91c0.lock       who is making it
-  .fingerprints.json              of outside files, so that a plan need not read them again
+  .clip.train-3f2a91c0.part/      the same while it is being written; renamed when complete
+  .clip.train-3f2a91c0.work/      checkpoints and partial results; they survive a crash and are removed after publishing
+  .clip.train-3f2a91c0.lock       the process that is making it
+  .fingerprints.json              cached fingerprints of outside files
   runs/quickstart/                links from stage names to artifacts, events.jsonl, report.html
 """
 
@@ -28,66 +28,67 @@ from vfm.artifacts import FACTS_FILE
 from vfm.config import UserError
 
 MANIFEST_FILE = "manifest.json"
-SLOT_NAME = re.compile(r"[\w.-]+-[0-9a-f]{8}")  # what is named otherwise is not ours to remove
+LINKS = "artifacts"  # folder of a run with a link to the artifact of each stage
+SLOT_NAME = re.compile(r"[\w.-]+-[0-9a-f]{8}")  # `vfm clean` never removes anything with another name
 
 
 def read_record(file: Path, *keys: str) -> dict[str, Any]:
-    """A JSON object that vfm wrote: a manifest, the file of a run.
+    """Return the JSON object in a file that vfm wrote: a manifest, the file of a run.
 
     Raises:
-        UserError: it is damaged, or lacks one of `keys`.
+        UserError: the file is damaged, or lacks one of `keys`.
     """
     try:
         record = json.loads(file.read_bytes())
     except ValueError as error:
-        raise UserError(f"{file}: not readable as JSON: {error}") from None
+        raise UserError(f"{file}: not valid JSON: {error}") from None
     if not (isinstance(record, dict) and set(keys) <= set(record)):
-        raise UserError(f"{file}: not a {file.name} of vfm's")
+        raise UserError(f"{file}: not a {file.name} written by vfm")
     return record
 
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of one artifact in a store."""
+    """The place of one artifact in a store: its published folder, the folders while it is being made, and its lock."""
 
     root: Path
     name: str
 
     @property
     def artifact(self) -> Path:
-        """The published folder."""
+        """Folder of the published artifact."""
         return self.root / self.name
 
     @property
     def part(self) -> Path:
-        """The folder while it is being made."""
+        """Folder of the artifact while it is being written."""
         return self.root / f".{self.name}.part"
 
     @property
     def work(self) -> Path:
-        """Checkpoints and partial results."""
+        """Folder of checkpoints and partial results."""
         return self.root / f".{self.name}.work"
 
     @property
     def lock_file(self) -> Path:
-        """The lock."""
+        """File whose lock is held while the artifact is being made."""
         return self.root / f".{self.name}.lock"
 
     @property
     def status(self) -> str:
-        """`cached`, `resume` or `new`."""
+        """`cached`, `resume` or `new`, at this moment."""
         if self.artifact.is_dir():
             return "cached"
         return "resume" if self.work.is_dir() and any(self.work.iterdir()) else "new"
 
     def begin(self) -> None:
-        """Makes the work folder, and an empty one for the artifact."""
+        """Create the work folder, and an empty folder for the artifact."""
         self.work.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self.part, ignore_errors=True)
         self.part.mkdir()
 
     def publish(self, manifest: dict[str, Any]) -> None:
-        """Writes the manifest and makes the artifact visible by one rename. A crash never looks finished."""
+        """Write the manifest and publish the artifact by one rename: a crash never leaves a partial artifact."""
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         (self.part / MANIFEST_FILE).write_text(text, encoding="utf-8")
         self.part.rename(self.artifact)
@@ -95,11 +96,11 @@ class Slot:
 
     @property
     def folders(self) -> list[Path]:
-        """What there is: the artifact, and what is left of its making."""
+        """The existing folders of this slot, published or not."""
         return [folder for folder in (self.artifact, self.part, self.work) if folder.is_dir()]
 
     def discard(self, on_wait: Callable[[str], None] = lambda message: None) -> None:
-        """Removes the artifact and all that is left of its making, under its lock."""
+        """Remove the artifact and its partial results, under the lock."""
         with self.lock(on_wait):
             for folder in self.folders:
                 shutil.rmtree(folder)
@@ -107,15 +108,18 @@ class Slot:
 
     @contextmanager
     def lock(self, on_wait: Callable[[str], None]) -> Iterator[int]:
-        """Holds the lock, waiting for another holder; `on_wait` is told who that is. Yields the lock's descriptor.
+        """Hold the lock, after waiting for any other holder, and yield the lock's file descriptor.
 
-        The lock is the kernel's (flock): it falls with the process that holds it, so a dead holder's is free at once.
+        The lock is the kernel's (`flock`): it is released when its holder dies.
+
+        Args:
+            on_wait: called with a message that names the other holder.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         descriptor = self._acquire(on_wait)
         try:
             if left := os.pread(descriptor, 400, 0).decode(errors="replace"):
-                on_wait(f"taking over {self.name}, which was {left} and is gone")
+                on_wait(f"taking over {self.name}: it was {left}, which has ended")
             _write_holder(descriptor)
             yield descriptor
         finally:
@@ -123,20 +127,20 @@ class Slot:
             os.close(descriptor)
 
     def _acquire(self, on_wait: Callable[[str], None]) -> int:
-        told = ""
+        reported = ""
         while True:
             descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o644)
             if _try_lock(descriptor) and self._is_lock_file(descriptor):
                 return descriptor
             holder = _holder(descriptor)
             os.close(descriptor)
-            if holder != told:
+            if holder != reported:
                 on_wait(f"waiting for {self.name}: {holder}")
-                told = holder
+                reported = holder
             time.sleep(0.2)
 
     def _is_lock_file(self, descriptor: int) -> bool:
-        """Whether the locked file is still the one that others would lock; `discard` removes it."""
+        """Return whether the locked file is still the one that others would lock; `discard` removes it."""
         try:
             return os.path.samestat(os.fstat(descriptor), self.lock_file.stat())
         except FileNotFoundError:
@@ -168,30 +172,30 @@ class Store:
     root: Path
 
     def slot(self, kind: str, identity: str) -> Slot:
-        """The place of the artifact with this identity (hex digits); absolute, as tasks in other folders need it."""
+        """Return the slot of an identity (hex digits). Its path is absolute, for processes in other folders."""
         return Slot(self.root.absolute(), f"{kind}-{identity[:8]}")
 
     def run_directory(self, recipe: str) -> Path:
-        """Where a recipe's links, events and report lie."""
+        """Return the folder of a recipe's links, events and report."""
         return self.root / "runs" / recipe
 
     def artifacts(self) -> list[Path]:
-        """The published artifacts."""
+        """Return the folders of the published artifacts."""
         folders = (path.parent for path in self.root.glob(f"*/{MANIFEST_FILE}"))
         return sorted(path for path in folders if SLOT_NAME.fullmatch(path.name) and (path / FACTS_FILE).is_file())
 
     def unlinked(self) -> list[Slot]:
-        """Slots (published, or left over from a crash) that no run links to and nobody is making."""
-        links = [link for run in _inside(self.root / "runs") for link in _inside(run / "artifacts")]
+        """Return the slots, published or left by a crash, that no run links to and no process holds."""
+        links = [link for run in _inside(self.root / "runs") for link in _inside(run / LINKS)]
         linked = {link.readlink().name for link in links if link.is_symlink()}
-        half_made = [path for path in self.root.glob(".*.*") if path.suffix in {".part", ".work"} and path.is_dir()]
-        left = {path.stem[1:] for path in half_made if SLOT_NAME.fullmatch(path.stem[1:])}
+        partial = [path for path in self.root.glob(".*.*") if path.suffix in {".part", ".work"} and path.is_dir()]
+        left = {path.stem[1:] for path in partial if SLOT_NAME.fullmatch(path.stem[1:])}
         names = ({path.name for path in self.artifacts()} | left) - linked
         return [slot for name in sorted(names) if not _held(slot := Slot(self.root, name))]
 
 
 def _inside(folder: Path) -> list[Path]:
-    """What lies in a folder. One that cannot be read is an error, so that nothing is removed for links unseen."""
+    """List a folder. Only a missing one is empty: `clean` must not remove artifacts whose links it cannot read."""
     try:
         return list(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):

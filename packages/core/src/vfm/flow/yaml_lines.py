@@ -1,4 +1,4 @@
-"""YAML as people write it in recipes: safe, YAML 1.2 scalars (`1e-4`, and `no` is a word), the line of every key."""
+"""Load recipe YAML: safely, with YAML 1.2 scalars (`1e-4` is a number, `no` is a string) and the line of every key."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from vfm.config import UserError
 
 KeyPath = tuple[str | int, ...]
 MAX_DEPTH = 32
-MAX_VALUES = 100_000  # a few lines of aliases can stand for billions
+MAX_VALUES = 100_000  # a few lines of aliases can expand to billions of values
 TEXT_TAG = "tag:yaml.org,2002:str"
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads `1e-4` as a number, takes every key as text, and refuses one that stands twice."""
+    """A SafeLoader that reads `1e-4` as a number and every key as a string, and rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, "expected a plain key, got a list or mapping", key.start_mark
+                )
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
             seen.add(key.value)
         self.flatten_mapping(node)
         for key, _ in node.value:
@@ -47,10 +49,14 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.012345
 
 
 def parse(text: str, where: str) -> tuple[Any, dict[KeyPath, int]]:
-    """The value of a YAML text, and the line (from 1) of each key path in it.
+    """Return the value of a YAML text, and the line (from 1) of each key path in it.
+
+    Args:
+        text: the YAML.
+        where: name of the file, for error messages.
 
     Raises:
-        UserError: the text is not YAML; the line says where.
+        UserError: the text is not valid YAML, or nested too deeply.
     """
     try:
         loader = _Loader(text)
@@ -68,20 +74,20 @@ def parse(text: str, where: str) -> tuple[Any, dict[KeyPath, int]]:
         raise UserError(f"{where}: nested too deeply") from None
     lines: dict[KeyPath, int] = {}
     _collect(node, (), lines, where)
-    return _apart(value), lines
+    return _unshared(value), lines
 
 
-def _apart(value: Any) -> Any:
-    """A copy in which nothing is shared: a value behind an alias can be changed in one place alone."""
+def _unshared(value: Any) -> Any:
+    """Return a copy without shared values, so that an override behind a YAML alias changes one place only."""
     if isinstance(value, dict):
-        return {key: _apart(item) for key, item in value.items()}
-    return [_apart(item) for item in value] if isinstance(value, list) else value
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def parse_value(text: str, where: str) -> Any:
-    """A value given on the command line, read as YAML: `5e-4` is a float, `null` is none, `[a, b]` is a list.
+    """Return a value from the command line, read as YAML: `5e-4` is a float, `null` is None, `[a, b]` is a list.
 
-    What is no YAML is a string, such as the brace pattern `{000..009}.tar`.
+    Text that is not valid YAML is a string, such as the brace pattern `{000..009}.tar`.
     """
     try:
         return parse(text, where)[0]
@@ -90,7 +96,7 @@ def parse_value(text: str, where: str) -> Any:
 
 
 def one_line(text: str) -> str:
-    """The text with what would break or hide a line spelled out: a newline is shown as `\\n`."""
+    """Return the text with unprintable characters escaped: a newline becomes `\\n`."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
@@ -100,7 +106,7 @@ def _collect(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int], w
     if len(path) > MAX_DEPTH:
         raise UserError(f"{where}:{node.start_mark.line + 1}: nested too deeply; an alias may contain itself")
     if len(lines) > MAX_VALUES:
-        raise UserError(f"{where}:{node.start_mark.line + 1}: more than {MAX_VALUES} values; aliases may multiply them")
+        raise UserError(f"{where}:{node.start_mark.line + 1}: more than {MAX_VALUES} values; check the aliases")
     lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:

@@ -1,1 +1,1 @@
-"""`vfm eval`: from models, data sets and tasks by name to the recipe that a user could have written."""
+"""`vfm eval`: write the recipe of an evaluation from the names of models, datasets and tasks."""

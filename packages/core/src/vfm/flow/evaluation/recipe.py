@@ -1,4 +1,4 @@
-"""From models, data sets and tasks to a recipe: one evaluation a task, of all models that fit, and a summary of all."""
+"""The recipe of an evaluation: one stage for each task, with all models that fit, and a summary of all."""
 
 from __future__ import annotations
 
@@ -11,154 +11,170 @@ from pydantic import TypeAdapter
 
 from vfm.artifacts import Artifact, ChoiceDataset, ClipCheckpoint, LabeledDataset, PairDataset
 from vfm.config import UserError, did_you_mean
-from vfm.flow.evaluation.parts import Fields, Part
-from vfm.flow.evaluation.sets import JudgedSet
-from vfm.flow.evaluation.suites import Missing
+from vfm.flow.evaluation.datasets import EvaluationDataset
+from vfm.flow.evaluation.inputs import Fields, Input
+from vfm.flow.evaluation.suites import LeftOut
 from vfm.interfaces import Evaluation
 from vfm.stage import Ref, Stage
 
-DEFAULT_TASKS = ("zero_shot", "retrieval", "mmvp_vlm")  # what needs no training images, of each set what fits
-IN_WORDS: dict[type[Artifact], str] = {
+DEFAULT_TASKS = (
+    "zero_shot",
+    "retrieval",
+    "mmvp_vlm",
+)  # of these, the ones that fit a dataset; none needs training images
+CONTENTS: dict[type[Artifact], str] = {
     PairDataset: "captions",
     LabeledDataset: "class labels",
     ChoiceDataset: "images with statements to choose from",
 }
-NAME = "summary"
+SUMMARY = "summary"  # name of the last stage
 
 
 @dataclass
-class Plan:
-    """What is asked for, as far as it is known; `stages` and `left_out` grow as tasks are laid out."""
+class EvaluationPlan:
+    """The models to evaluate and how; `stages`, `scores` and `left_out` grow as tasks are added.
 
-    models: Sequence[Part]
+    Attributes:
+        models: the models; others are compared with the first.
+        known: stage types by kind.
+        languages: languages of the captions; empty: those of the dataset.
+        resize_modes: ways to resize images; None: the model's own.
+        stages: fields of the stages.
+        scores: entries of the summary.
+        left_out: datasets and tasks that are not evaluated.
+    """
+
+    models: Sequence[Input]
     known: Mapping[str, type[Stage]]
     languages: Sequence[str] = ()
     resize_modes: Sequence[str | None] = (None,)
     stages: list[Fields] = field(default_factory=list)
     scores: list[dict[str, Any]] = field(default_factory=list)
-    left_out: list[Missing] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
 
 
-def evaluation_recipe(plan: Plan, sets: Sequence[JudgedSet], tasks: Sequence[str], description: str) -> str:
-    """The recipe as YAML.
+def evaluation_recipe(
+    plan: EvaluationPlan, datasets: Sequence[EvaluationDataset], tasks: Sequence[str], description: str
+) -> str:
+    """Return the recipe as YAML.
 
     Args:
-        plan: who is judged, and how.
-        sets: on what.
-        tasks: by what; none: those of the suite, else of each set what fits.
+        plan: the models, and how to evaluate them.
+        datasets: the datasets.
+        tasks: the tasks; empty: those of the suite, else those that fit each dataset.
         description: of the recipe.
 
     Raises:
-        UserError: an unknown task, a task that no set or no model fits, a name that two have.
+        UserError: a task is unknown or fits no dataset or model, or a name is used twice.
     """
-    judging = (one for one in plan.known.values() if issubclass(one, Evaluation) and "data" in one.model_fields)
-    kinds = {kind.kind_name().removeprefix("eval.") for kind in judging}
+    on_data = (one for one in plan.known.values() if issubclass(one, Evaluation) and "data" in one.model_fields)
+    kinds = {kind.kind_name().removeprefix("eval.") for kind in on_data}
     for task in tasks:
         if task not in kinds:
             raise UserError(f"--tasks: no task {task!r}{did_you_mean(task, kinds)}")
-    parts = [*plan.models, *(part for one in sets for part in (one.data, one.train) if part)]
-    for part in parts:
+    inputs = [*plan.models, *(part for one in datasets for part in (one.data, one.train) if part)]
+    for part in inputs:
         if part.stage and part.stage not in plan.stages:
             plan.stages.append(part.stage)
-    _check_names(plan.models, sets)
-    for one in sets:
-        wanted = tasks or tuple(one.scores) or tuple(task for task in DEFAULT_TASKS if _fits(plan, one, task))
-        for task in wanted:
+    _check_names(plan.models, datasets)
+    for one in datasets:
+        chosen = tasks or tuple(one.scores) or tuple(task for task in DEFAULT_TASKS if _fits(plan, one, task))
+        for task in chosen:
             plan.stages += _evaluations(plan, one, task)
     if not plan.scores:
-        raise UserError("\n".join(f"{gap.title}: {gap.why}" for gap in plan.left_out) or _no_task(sets))
-    summary: Fields = {"kind": "eval.summary", "name": NAME, "scores": plan.scores}
+        raise UserError("\n".join(f"{gap.title}: {gap.why}" for gap in plan.left_out) or _no_task(datasets))
+    summary: Fields = {"kind": "eval.summary", "name": SUMMARY, "scores": plan.scores}
     if plan.left_out:
-        summary["missing"] = [_set_fields(asdict(gap)) for gap in plan.left_out]
+        summary["missing"] = [_non_empty(asdict(gap)) for gap in plan.left_out]
     plan.stages.append(summary)
     record = {"description": description, "stages": plan.stages}
-    return yaml.dump(record, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
+    return yaml.dump(record, Dumper=_NoAliases, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
 
 
-def _evaluations(plan: Plan, one: JudgedSet, task: str) -> Iterator[Fields]:
-    """The stages of a task on a set, one a language and a way to resize; what does not fit is noted as left out."""
+def _evaluations(plan: EvaluationPlan, one: EvaluationDataset, task: str) -> Iterator[Fields]:
+    """Yield the stages of a task on a dataset, one for each language and resize mode; note what does not fit."""
     kind = plan.known[f"eval.{task}"]
-    captions = "language" in kind.model_fields and _target(kind, "data").accepts(PairDataset)
+    captions = "language" in kind.model_fields and _input_ref(kind, "data").accepts(PairDataset)
     languages = ((plan.languages or one.languages) if captions else ()) or (None,)
-    asked = [(language, mode) for language in languages for mode in plan.resize_modes]
-    # What sets two rows of a set apart, so that no mean takes the same pictures for two pieces of evidence.
-    beside = "" if task in one.scores or not one.scores else task
+    variants = [(language, mode) for language in languages for mode in plan.resize_modes]
+    # A `way` separates results on the same dataset, so that no mean counts the same images twice.
+    extra_task = "" if task in one.scores or not one.scores else task
     ways = [
-        ", ".join(part for part in (beside, language if len(languages) > 1 else None, mode) if part)
-        for language, mode in asked
+        ", ".join(part for part in (extra_task, language if len(languages) > 1 else None, mode) if part)
+        for language, mode in variants
     ]
     if why := _misfit(one, kind):
-        plan.left_out.append(Missing(_title(one, task), one.group, why, tuple(ways)))
+        plan.left_out.append(LeftOut(_title(one, task), one.group, why, tuple(ways)))
         return
-    fitting = [model for model in plan.models if _target(kind, "models").accepts(model.makes)]
+    fitting = [model for model in plan.models if _input_ref(kind, "models").accepts(model.makes)]
     for model in plan.models:
         if model not in fitting:
-            what = "no text tower" if model.makes is not ClipCheckpoint else "a text tower"
-            why = f"{model.name} is a {model.makes.__name__}, with {what}: it cannot do {task}"
-            plan.left_out.append(Missing(_title(one, task), "", why))
+            tower = "without a text tower" if model.makes is not ClipCheckpoint else "with a text tower"
+            why = f"{model.name} is a {model.makes.__name__}, {tower}: {task} does not apply"
+            plan.left_out.append(LeftOut(_title(one, task), "", why))
     if not fitting:
         return
     fields: Fields = {"models": [model.ref for model in fitting], "data": one.data.ref, **one.settings}
     if "train" in kind.model_fields and one.train:
         fields["train"] = one.train.ref
-    for (language, mode), way in zip(asked, ways, strict=True):
+    for (language, mode), way in zip(variants, ways, strict=True):
         more = {"language": language, "resize_mode": mode}
         name = "-".join(str(part) for part in (one.data.name.replace(".", "-"), task, language, mode) if part)
-        yield {"kind": f"eval.{task}", "name": name, **fields, **_set_fields(more)}
+        yield {"kind": f"eval.{task}", "name": name, **fields, **_non_empty(more)}
         title = " ".join(part for part in (one.title or one.data.name, language, mode) if part)
         metrics = one.scores.get(task, [])
         plan.scores.append(
-            {"report": name, **_set_fields({"title": title, "group": one.group, "way": way, "metrics": metrics})}
+            {"report": name, **_non_empty({"title": title, "group": one.group, "way": way, "metrics": metrics})}
         )
 
 
-def _set_fields(fields: Fields) -> Fields:
-    """Without those that say nothing."""
+def _non_empty(fields: Fields) -> Fields:
+    """Return the fields that are not empty, with tuples as lists."""
     return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items() if value}
 
 
-def _misfit(one: JudgedSet, kind: type[Stage]) -> str:
-    """Why a task cannot be done on a set; nothing where it can."""
-    task, data = kind.kind_name().removeprefix("eval."), _target(kind, "data")
+def _misfit(one: EvaluationDataset, kind: type[Stage]) -> str:
+    """Return why a task does not fit a dataset, or an empty string if it does."""
+    task, data = kind.kind_name().removeprefix("eval."), _input_ref(kind, "data")
     if not data.accepts(one.data.makes):
-        lack = next((words for kind, words in IN_WORDS.items() if data.accepts(kind)), data.wanted)
-        return f"{one.data.name} is a {one.data.makes.__name__}: {task} wants {lack}"
+        needed = next((words for kind, words in CONTENTS.items() if data.accepts(kind)), data.expected)
+        return f"{one.data.name} is a {one.data.makes.__name__}: {task} needs {needed}"
     if "train" in kind.model_fields and one.train is None:
-        return f"{task} wants images to learn from: a folder `train` beside the data, or --train"
+        return f"{task} needs training images: a folder `train` beside the data, or --train"
     return ""
 
 
-def _fits(plan: Plan, one: JudgedSet, task: str) -> bool:
+def _fits(plan: EvaluationPlan, one: EvaluationDataset, task: str) -> bool:
     return f"eval.{task}" in plan.known and not _misfit(one, plan.known[f"eval.{task}"])
 
 
-def _no_task(sets: Iterable[JudgedSet]) -> str:
-    names = ", ".join(f"{one.data.name} ({one.data.makes.__name__})" for one in sets)
-    return f"no task is known for {names or 'no data'}; say --tasks"
+def _no_task(datasets: Iterable[EvaluationDataset]) -> str:
+    names = ", ".join(f"{one.data.name} ({one.data.makes.__name__})" for one in datasets)
+    return f"no task fits {names or 'no data'}; choose with --tasks"
 
 
-def _target(kind: type[Stage], name: str) -> Ref[Artifact]:
-    """What an input of a stage takes."""
+def _input_ref(kind: type[Stage], name: str) -> Ref[Artifact]:
+    """Return a ref with the types that an input of a stage accepts."""
     annotation: Any = kind.model_fields[name].annotation
     inner: Any = get_args(annotation)[0] if getattr(annotation, "__origin__", None) is list else annotation
     ref: Ref[Artifact] = TypeAdapter(inner).validate_python("input")
     return ref
 
 
-def _title(one: JudgedSet, task: str) -> str:
+def _title(one: EvaluationDataset, task: str) -> str:
     return f"{one.title or one.data.name}, {task}"
 
 
-def _check_names(models: Sequence[Part], sets: Sequence[JudgedSet]) -> None:
-    names = [part.name for part in (*models, *(one.data for one in sets))]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"two of the models and data sets are called {twice[0]!r}; give a name of its own: NAME=...")
-    if NAME in names:
-        raise UserError(f"{NAME!r} is what the table of all results is called; give another name: NAME=...")
+def _check_names(models: Sequence[Input], datasets: Sequence[EvaluationDataset]) -> None:
+    names = [part.name for part in (*models, *(one.data for one in datasets))]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"two of the models and datasets are named {repeated[0]!r}; rename one: NAME=...")
+    if SUMMARY in names:
+        raise UserError(f"{SUMMARY!r} is the name of the table of all results; choose another name: NAME=...")
 
 
-class _Plain(yaml.SafeDumper):
-    """Writes a list that occurs twice twice: an anchor says nothing to a reader."""
+class _NoAliases(yaml.SafeDumper):
+    """Writes a list that occurs twice in full: anchors and aliases are hard to read."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""Suites: lists of data sets with their tasks and metrics, as YAML; what is on the disk is judged, the rest is told."""
+"""Suites: YAML lists of datasets with tasks and metrics. Datasets that are not on the disk are reported as left out."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pydantic import Field, ValidationError
 
 from vfm.config import Config, UserError, did_you_mean, error_lines
 from vfm.data import files
-from vfm.flow.evaluation.parts import Fields, data_part, stage_name
-from vfm.flow.evaluation.sets import JudgedSet, fields_at
+from vfm.data.clip_benchmark import splits_of
+from vfm.flow.evaluation.datasets import EvaluationDataset, import_fields
+from vfm.flow.evaluation.inputs import Fields, dataset_input, stage_name
 from vfm.stage import Stage
 
 SHIPPED = Path(__file__).parents[2] / "suites"
@@ -21,50 +22,61 @@ Scores = dict[str, list[str]]
 
 
 class InTorchvision(Config):
-    """A data set as torchvision keeps it."""
+    """A dataset in the form in which torchvision keeps it."""
 
-    name: str = Field(description="of torchvision's class")
-    folder: str = Field(description="what torchvision makes of it under the root")
-    train: str = Field("train", description="how it calls the images to learn from")
+    name: str = Field(description="name of torchvision's class")
+    folder: str = Field(description="folder that torchvision creates under the root")
+    train: str = Field("train", description="torchvision's name of the training split")
 
 
-class SuiteSet(Config):
-    """A data set of a suite."""
+class SuiteDataset(Config):
+    """A dataset of a suite."""
 
-    name: str = Field(description="as clip_benchmark calls it; what its folder's name is made of")
-    title: str = Field("", description="as tables show it; default: the name")
-    group: str = Field("", description="sets that are averaged together")
-    scores: Scores | None = Field(None, description="task: metrics whose mean is the score; default: the suite's")
-    data: dict[str, Any] | None = Field(
-        None, description="fields of the stage that brings it in, with a path below the root; default: what lies there"
+    name: str = Field(description="name in clip_benchmark, from which the names of its folder follow")
+    title: str = Field("", description="name in tables; default: the name")
+    group: str = Field("", description="datasets whose scores are averaged together")
+    scores: Scores | None = Field(
+        None, description="the metrics of each task whose mean is the score; default: those of the suite"
     )
-    train: dict[str, Any] | None = Field(None, description="fields that differ for the images to learn from")
-    languages: list[str] = Field([], description="of the captions, a task in each; default: the first")
-    settings: dict[str, Any] = Field({}, description="fields of its evaluations, such as max_bad_fraction")
-    torchvision: InTorchvision | None = Field(None, description="where torchvision keeps it, if not in a folder")
-    get: str = Field("", description="where to get it")
-    not_measured: str = Field("", description="why vfm cannot give the suite's score of it")
+    data: dict[str, Any] | None = Field(
+        None, description="fields of the stage that imports it, with a path below the root; default: from its files"
+    )
+    train: dict[str, Any] | None = Field(None, description="fields that differ for the training images")
+    languages: list[str] = Field([], description="languages of the captions, each evaluated; default: the first")
+    settings: dict[str, Any] = Field({}, description="fields of its evaluation stages, such as max_bad_fraction")
+    torchvision: InTorchvision | None = Field(None, description="its place in torchvision, if not in a folder")
+    get: str = Field("", description="how to download it")
+    not_measured: str = Field("", description="why vfm cannot compute the suite's score on it")
 
     @property
     def folders(self) -> list[str]:
-        """Names that its folder may have: the hub's, datacomp's, and its own."""
+        """Names that its folder may have: the hub's, DataComp's, and its own."""
         cleaned, short = self.name.replace("/", "-"), self.name.rpartition("/")[2]
         names = dict.fromkeys((cleaned, short))
         return [pattern.format(name) for name in names for pattern in ("wds_{}", "wds_{}_test", "{}")]
 
 
 class Suite(Config):
-    """Data sets that are judged together."""
+    """Datasets that are evaluated together."""
 
-    description: str = Field(description="what it is, and where its list comes from")
-    scores: Scores = Field({}, description="task: metrics whose mean is the score of a set that says nothing else")
-    hub: str = Field("", description="data set of the hub that holds a set, `{}` for its name")
-    sets: list[SuiteSet] = Field(min_length=1, description="its data sets")
+    description: str = Field(description="what the suite is, and the source of its list")
+    scores: Scores = Field(
+        {}, description="the metrics of each task whose mean is the score of a dataset without `scores` of its own"
+    )
+    hub: str = Field("", description="name of a dataset on the Hugging Face hub, `{}` for the dataset's name")
+    sets: list[SuiteDataset] = Field(min_length=1, description="the datasets")
 
 
 @dataclass(frozen=True)
-class Missing:
-    """A data set, or a task of one, that is not judged, and why; `ways`: the means it would be in, none: each."""
+class LeftOut:
+    """A dataset, or a task on one, that is not evaluated.
+
+    Attributes:
+        title: name in tables.
+        group: its group in the suite.
+        why: the reason.
+        ways: the means that it would be part of; empty: all.
+    """
 
     title: str
     group: str
@@ -73,72 +85,74 @@ class Missing:
 
 
 def load_suite(source: str) -> Suite:
-    """A suite by the name of one that ships, or by the path of a YAML file.
+    """Return a suite by the name of a shipped one, or by the path of a YAML file.
 
     Raises:
-        UserError: there is none, or a key of it is wrong.
+        UserError: there is no such suite, or it has a mistake.
     """
     shipped = {file.stem: file for file in SHIPPED.glob("*.yaml")}
     file = Path(source) if Path(source).is_file() else shipped.get(source)
     if file is None:
-        raise UserError(f"no suite {source!r}: neither a file nor one that ships{did_you_mean(source, shipped)}")
+        raise UserError(f"no suite {source!r}: neither a file nor a shipped suite{did_you_mean(source, shipped)}")
     try:
         return Suite.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
     except yaml.YAMLError as error:
-        raise UserError(f"{file}: not readable as YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         lines = [f"{file.name}: {'.'.join(map(str, where))}: {line}" for where, line in error_lines(error, Suite)]
         raise UserError("\n".join(lines)) from None
 
 
-def find_sets(suite: Suite, root: str, known: Mapping[str, type[Stage]]) -> tuple[list[JudgedSet], list[Missing]]:
-    """The sets that are under the root, and those that are not, with where to get them."""
-    judged, missing = [], []
+def find_datasets(
+    suite: Suite, root: str, known: Mapping[str, type[Stage]]
+) -> tuple[list[EvaluationDataset], list[LeftOut]]:
+    """Return the datasets of a suite that are under `root`, and those that are not, with how to download them."""
+    found, left_out = [], []
     for one in suite.sets:
         title = one.title or one.name
         if one.not_measured:
-            missing.append(Missing(title, one.group, one.not_measured))
-        elif found := _fields(one, root):
-            name, (fields, train) = stage_name(one.name.replace("/", "-")), found
-            learn = data_part(f"{name}-train", train, known) if train else None
+            left_out.append(LeftOut(title, one.group, one.not_measured))
+        elif fields := _fields(one, root):
+            name, (data_fields, train_fields) = stage_name(one.name.replace("/", "-")), fields
+            train = dataset_input(f"{name}-train", train_fields, known) if train_fields else None
             scores = suite.scores if one.scores is None else one.scores
-            data = data_part(name, fields, known)
-            judged.append(JudgedSet(data, learn, tuple(one.languages), title, one.group, scores, one.settings))
+            data = dataset_input(name, data_fields, known)
+            found.append(EvaluationDataset(data, train, tuple(one.languages), title, one.group, scores, one.settings))
         else:
             where = one.data["path"] if one.data and "path" in one.data else f"{one.folders[0]} (or {one.folders[-1]})"
-            missing.append(Missing(title, one.group, f"no {where} under {root}{_how_to_get(one, suite.hub)}"))
-    return judged, missing
+            left_out.append(LeftOut(title, one.group, f"no {where} under {root}{_how_to_get(one, suite.hub)}"))
+    return found, left_out
 
 
-def _how_to_get(one: SuiteSet, hub: str) -> str:
+def _how_to_get(one: SuiteDataset, hub: str) -> str:
     repository = hub.format(one.name.replace("/", "-"))
     fetch = f"hf download {repository} --repo-type dataset --local-dir {repository.rpartition('/')[2]}, in the root"
     return f"; get it: {one.get or fetch}" if one.get or hub else ""
 
 
-def set_of_suites(name: str, root: str, known: Mapping[str, type[Stage]]) -> JudgedSet | None:
-    """The data set of a name in any suite that ships; None where no suite has it.
+def shipped_dataset(name: str, root: str, known: Mapping[str, type[Stage]]) -> EvaluationDataset | None:
+    """Return the dataset that any shipped suite has by this name, or None if no suite has it.
 
     Raises:
-        UserError: it is known and not there.
+        UserError: a suite has it, but it is not under `root`.
     """
     for file in sorted(SHIPPED.glob("*.yaml")):
         suite = load_suite(file.stem)
-        if those := [one for one in suite.sets if name in (one.name, one.name.rpartition("/")[2])]:
-            judged, missing = find_sets(suite.model_copy(update={"sets": those[:1]}), root, known)
-            if missing:
-                raise UserError(f"{name}: {missing[0].why}")
-            return judged[0]
+        if matches := [one for one in suite.sets if name in (one.name, one.name.rpartition("/")[2])]:
+            found, left_out = find_datasets(suite.model_copy(update={"sets": matches[:1]}), root, known)
+            if left_out:
+                raise UserError(f"{name}: {left_out[0].why}")
+            return found[0]
     return None
 
 
-def set_names() -> set[str]:
-    """The names of all sets of all suites that ship."""
+def shipped_names() -> set[str]:
+    """Return the names of all datasets of the shipped suites."""
     return {one.name for file in SHIPPED.glob("*.yaml") for one in load_suite(file.stem).sets}
 
 
-def _fields(one: SuiteSet, root: str) -> tuple[Fields, Fields | None] | None:
-    """The stages of a set that is under the root, the second of its training images."""
+def _fields(one: SuiteDataset, root: str) -> tuple[Fields, Fields | None] | None:
+    """Return the fields of the stages that import a dataset and its training images; None if it is not under `root`."""
     base = root.rstrip("/")
     if one.data is not None:
         data = dict(one.data)
@@ -148,8 +162,8 @@ def _fields(one: SuiteSet, root: str) -> tuple[Fields, Fields | None] | None:
                 return None
         return data, None if one.train is None else {**data, **one.train}
     for folder in one.folders:
-        if files.is_directory(f"{base}/{folder}") and not _is_torchvisions(one, base, folder):
-            return fields_at(f"{base}/{folder}")
+        if files.is_directory(f"{base}/{folder}") and not _made_by_torchvision(one, base, folder):
+            return import_fields(f"{base}/{folder}")
     if one.torchvision and files.exists(f"{base}/{one.torchvision.folder}"):
         short = one.name.rpartition("/")[2]
         data = {"kind": "data.labeled", "torchvision": one.torchvision.name, "path": root, "names_of": short}
@@ -157,9 +171,7 @@ def _fields(one: SuiteSet, root: str) -> tuple[Fields, Fields | None] | None:
     return None
 
 
-def _is_torchvisions(one: SuiteSet, base: str, folder: str) -> bool:
-    """Whether a folder is what torchvision makes, not one of tars or classes: both may be called by the set's name."""
-    from vfm.data.benchmark_folder import splits_of
-
-    theirs = one.torchvision is not None and one.torchvision.folder == folder
-    return theirs and not splits_of(f"{base}/{folder}")
+def _made_by_torchvision(one: SuiteDataset, base: str, folder: str) -> bool:
+    """Return whether a folder was made by torchvision: it may have the same name as one with tars or class folders."""
+    same_name = one.torchvision is not None and one.torchvision.folder == folder
+    return same_name and not splits_of(f"{base}/{folder}")

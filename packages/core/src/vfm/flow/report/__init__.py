@@ -1,8 +1,7 @@
-"""The report of a run: one HTML file, drawn from what the stages left on disk."""
+"""The report of a run: one HTML file, drawn from the files that the stages left."""
 
-from vfm.flow.report.gather import current_report, report_of_run, summary_of_run
-from vfm.flow.report.page import write_report
-from vfm.flow.report.summary import RunSummary, StageEntry
+from vfm.flow.report.page import current_report, report_of_run, write_report
+from vfm.flow.report.run_summary import RunSummary, StageEntry, summary_of_run
 from vfm.flow.results import SeedSummary
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Curves as inline SVG for the report; one light style, text stays text."""
+"""Line charts as inline SVG for the report; text stays text."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from vfm.panels import LinesPanel, Series
 
-# Okabe and Ito's hues, darkened until text in them reads on white (4.5:1); the dashes say the same without colour.
+# Okabe and Ito's hues, darkened until text in them has a contrast of 4.5:1 on white. The dashes distinguish the curves
+# without colour.
 PALETTE = ("#0072b2", "#c24a00", "#007a5a", "#a3488a", "#7a6400", "#444b54")
 DASHES = ("", "6 2", "2 2", "8 2 2 2", "4 4", "1 2")
 INK, MUTED, RULE = "#1c2024", "#5b6570", "#e3e7eb"
 
-SIZE = (4.6, 2.9)  # inches at 100 units each: two fit beside one another, one fits a phone with its text readable
+SIZE = (4.6, 2.9)  # inches, 100 SVG units each: two charts fit side by side, and one stays readable on a phone
 MAX_DIRECT_LABELS = 4
 MAX_LABEL_LENGTH = 18
 LABEL_GAP = 0.085  # of the axes' height
@@ -37,23 +38,23 @@ STYLE: dict[str, Any] = {
 
 
 def color(index: int) -> str:
-    """The colour of the series at `index`."""
+    """Return the colour of the series at `index`."""
     return PALETTE[index % len(PALETTE)]
 
 
 def dash(index: int) -> str:
-    """The `stroke-dasharray` of the series at `index`; empty for a solid line."""
+    """Return the `stroke-dasharray` of the series at `index`; empty for a solid line."""
     return DASHES[index % len(DASHES)]
 
 
 def labels_fit(panel: LinesPanel) -> bool:
-    """Whether the curves can carry their names at their ends; otherwise the page gives a key above the chart."""
+    """Return whether the names fit at the ends of the curves; otherwise the page shows a legend above the chart."""
     names = [series.name for series in panel.series]
     return len(names) <= MAX_DIRECT_LABELS and all(len(name) <= MAX_LABEL_LENGTH for name in names)
 
 
 def compact(value: float, position: int | None = None) -> str:
-    """A number for an axis: `1,000`, `20k`, `1.5M`, `0.01`, `1e-05`."""
+    """Format a number for an axis: `1,000`, `20k`, `1.5M`, `0.01`, `1e-05`."""
     for least, size, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if abs(value) >= least:
             return f"{value / size:g}{letter}".replace("-", "\N{MINUS SIGN}")
@@ -61,10 +62,10 @@ def compact(value: float, position: int | None = None) -> str:
 
 
 def lines_svg(panel: LinesPanel, salt: str) -> str:
-    """The curves of a panel as an `<svg>` element for a page of many.
+    """Return the curves of a panel as an `<svg>` element.
 
     Args:
-        panel: what to draw; gaps (`None`) stay gaps, an empty series draws nothing.
+        panel: the curves; None in a series is a gap.
         salt: makes the ids inside unique on the page.
     """
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}), warnings.catch_warnings():
@@ -100,7 +101,7 @@ def _axes(axes: Axes, panel: LinesPanel) -> None:
         (axes.yaxis, axes.set_yscale, panel.y_log, ys),
     ):
         positive = [value for value in values if 0 < value < math.inf]
-        if log and positive:  # a scale without a positive value cannot be logarithmic
+        if log and positive:  # a logarithmic scale needs a positive value
             scale("log")
             narrow = max(positive) < 100 * min(positive)
             axis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=7))
@@ -109,24 +110,24 @@ def _axes(axes: Axes, panel: LinesPanel) -> None:
             axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axis.set_major_formatter(FuncFormatter(compact))
     axes.set_xlabel(panel.x_label, loc="right")
-    axes.autoscale_view()  # labels are placed by the final limits, not when the figure is drawn
+    axes.autoscale_view()  # the direct labels are placed by the final limits
 
 
 def _direct_labels(axes: Axes, panel: LinesPanel) -> None:
-    """Names at the right ends of the curves, pushed apart where they would lie on one another."""
+    """Write the names at the right ends of the curves, moved apart if they would overlap."""
     ends = []
     for index, series in enumerate(panel.series):
         known = [(x, y) for x, y in zip(series.x, series.y, strict=True) if y is not None and math.isfinite(y)]
         if known:
             place = axes.transAxes.inverted().transform(axes.transData.transform(known[-1]))[1]
             ends.append((float(place) if math.isfinite(place) else 0.0, index, series.name))
-    heights = apart([place for place, _, _ in sorted(ends)])
+    heights = spread_labels([place for place, _, _ in sorted(ends)])
     for height, (_, index, name) in zip(heights, sorted(ends), strict=True):
         axes.text(1.015, height, name, transform=axes.transAxes, color=color(index), va="center", fontweight="bold")
 
 
-def apart(places: list[float]) -> list[float]:
-    """Ascending places moved up as little as keeps `LABEL_GAP` between them, then down where they leave the top."""
+def spread_labels(places: list[float]) -> list[float]:
+    """Move ascending places up until they are `LABEL_GAP` apart, then all down if the last one is above the top."""
     for index in range(1, len(places)):
         places[index] = max(places[index], places[index - 1] + LABEL_GAP)
     excess = max(0.0, places[-1] - 1.0) if places else 0.0
@@ -134,7 +135,7 @@ def apart(places: list[float]) -> list[float]:
 
 
 def _inline(document: str) -> str:
-    """Matplotlib's SVG file as an element: no prologue, no style for the whole page, no ids but those referred to."""
+    """Return matplotlib's SVG file as an element, without prologue, page-wide styles and unused ids."""
     svg = document[document.index("<svg") :]
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' id="[a-zA-Z0-9_.]+_\d+"', "", svg)

@@ -1,4 +1,4 @@
-"""From the panels that a stage left to what the report's page shows: curves, bars on a scale, pictures in the file."""
+"""Panels prepared for the page: curves as SVG, bars on a scale, tables, and images embedded in the file."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from vfm.flow.report import charts
 from vfm.flow.report.scale import Scale
 from vfm.panels import BarsPanel, ImagesPanel, LinesPanel, Panel, Picture, TablePanel, load_panel, panel_files
 
-MAX_PICTURE_BYTES = 40_000  # larger files are made anew at twice the size they are shown at
+MAX_IMAGE_BYTES = 40_000  # larger files are re-encoded at twice the size at which they are shown
 MAX_CAPTION = 240
 MAX_ROWS = 200
 
 
 @dataclass(frozen=True)
 class Curves:
-    """An `<svg>`, and for the key above it (name, colour, dash) of each curve that carries no name itself."""
+    """An `<svg>`, and the legend above it: (name, colour, dash) of each curve that has no label of its own."""
 
     svg: str
-    key: list[tuple[str, str, str]]
+    legend: list[tuple[str, str, str]]
 
 
 @dataclass(frozen=True)
 class Bars:
-    """Rows of (label, value, low, high), the scale they share, and the places of zero and of the reference on it."""
+    """Rows of (label, value, low, high), and the scale that they share."""
 
     rows: list[tuple[str, float, float | None, float | None]]
     scale: Scale
@@ -38,7 +38,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns as (name, whether it holds numbers) and rows as long as the columns; rows past the limit are counted."""
+    """Columns as (name, whether it holds numbers), the first rows, and the number of rows beyond them."""
 
     columns: list[tuple[str, bool]]
     rows: list[list[str | float | int | None]]
@@ -46,32 +46,32 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """Pictures as (data URL or nothing, caption, title, whether its pixels should stay sharp)."""
+class ImageGrid:
+    """Images as (data URL or an empty string, caption, title, whether to enlarge them without smoothing)."""
 
-    pictures: list[tuple[str, str, str, bool]]
+    images: list[tuple[str, str, str, bool]]
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A panel with what the page needs to show it, or the problem that kept it from being drawn."""
+    """A panel with its prepared content, or the reason why it cannot be drawn."""
 
     panel: Panel | None
-    content: Curves | Bars | Table | Sheet | None = None
+    content: Curves | Bars | Table | ImageGrid | None = None
     problem: str = ""
 
     @property
     def front(self) -> bool:
-        """Whether it belongs to the top of the page."""
+        """Whether the panel belongs to the top of the page."""
         return self.panel is not None and self.panel.front
 
 
 def draw_panels(directory: Path, salt: str) -> Iterator[Drawing]:
-    """The panels of an artifact, drawn. A bad panel becomes a drawing that tells the problem.
+    """Yield the panels of an artifact, prepared for the page. A damaged panel yields a drawing with a problem.
 
     Args:
         directory: the artifact's folder.
-        salt: makes ids inside the drawings unique on the page.
+        salt: makes the ids inside the drawings unique on the page.
     """
     for index, file in enumerate(panel_files(directory)):
         panel, content, problem = None, None, ""
@@ -83,19 +83,19 @@ def draw_panels(directory: Path, salt: str) -> Iterator[Drawing]:
         yield Drawing(panel, content, problem)
 
 
-def _content(panel: Panel, directory: Path, salt: str) -> Curves | Bars | Table | Sheet | None:
-    """What the page shows of a panel; None for words, and where there is nothing to show."""
+def _content(panel: Panel, directory: Path, salt: str) -> Curves | Bars | Table | ImageGrid | None:
+    """Return the content of a panel; None for a text, and for an empty panel."""
     match panel:
         case LinesPanel() if any(value is not None for series in panel.series for value in series.y):
-            key = [(series.name, charts.color(i), charts.dash(i)) for i, series in enumerate(panel.series)]
-            named = len(key) == 1 or charts.labels_fit(panel)
-            return Curves(charts.lines_svg(panel, salt), [] if named else key)
+            legend = [(series.name, charts.color(i), charts.dash(i)) for i, series in enumerate(panel.series)]
+            labelled = len(legend) == 1 or charts.labels_fit(panel)
+            return Curves(charts.lines_svg(panel, salt), [] if labelled else legend)
         case BarsPanel() if panel.values:
             return _bars(panel)
         case TablePanel() if panel.rows:
             return _table(panel)
         case ImagesPanel() if panel.pictures:
-            return Sheet([_picture(picture, directory, panel.width) for picture in panel.pictures])
+            return ImageGrid([_image(picture, directory, panel.width) for picture in panel.pictures])
         case _:
             return None
 
@@ -116,23 +116,23 @@ def _table(panel: TablePanel) -> Table:
     return Table(columns, rows[:MAX_ROWS], max(0, len(rows) - MAX_ROWS))
 
 
-def _picture(picture: Picture, directory: Path, width: int) -> tuple[str, str, str, bool]:
+def _image(picture: Picture, directory: Path, width: int) -> tuple[str, str, str, bool]:
     caption = picture.caption if len(picture.caption) <= MAX_CAPTION else picture.caption[:MAX_CAPTION] + "\u2026"
     file = (directory / picture.file).resolve()
     if not file.is_relative_to(directory.resolve()):
         return "", caption, f"{picture.file} is outside the artifact's folder", False
     try:
         with Image.open(file, formats=["PNG", "JPEG"]) as image:
-            sharp = 2 * image.width <= width  # made worlds and masks: enlarged pixels, not a blur
+            sharp = 2 * image.width <= width  # synthetic images and masks: show their pixels, not a blur
             data, kind = file.read_bytes(), str(image.format).lower()
-            if len(data) > MAX_PICTURE_BYTES and image.width > 2 * width:
+            if len(data) > MAX_IMAGE_BYTES and image.width > 2 * width:
                 data, kind = _smaller(image, 2 * width), "jpeg"
             else:
                 image.load()
     except FileNotFoundError:
         return "", caption, f"{picture.file} is missing", False
     except (OSError, SyntaxError, Image.DecompressionBombError):
-        return "", caption, f"{picture.file} is no readable PNG or JPEG", False
+        return "", caption, f"{picture.file} is not a readable PNG or JPEG", False
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}", caption, picture.file, sharp
 
 

@@ -1,6 +1,6 @@
-"""A run as one HTML file that needs nothing else: results with intervals, what ran, what the stages left to look at.
+"""The report of a run: one HTML file with the results and their intervals, the stages, and the panels they left.
 
-The page draws panels and evaluation reports and knows no plugin. It holds no script and fetches nothing.
+The page draws panels and evaluation reports of any plugin. It contains no script and loads nothing.
 """
 
 from __future__ import annotations
@@ -13,44 +13,65 @@ from typing import TYPE_CHECKING
 import yaml
 
 from vfm.config import UserError
-from vfm.flow.report import wording
-from vfm.flow.report.results import ResultTable, report_table, seed_tables
-from vfm.flow.report.summary import RunSummary, StageEntry
+from vfm.flow.report import number_format
+from vfm.flow.report.result_table import ResultTable, report_table, seed_tables
+from vfm.flow.report.run_summary import RunSummary, StageEntry, summary_of_run
+from vfm.flow.run import RUN_FILE
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `drawing` imports matplotlib, an optional extra
     from vfm.flow.report.drawing import Drawing
 
+REPORT_FILE = "report.html"
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 MAX_YAML_LINES = 300
 
 
 @dataclass(frozen=True)
 class Section:
-    """What a stage has to show: the results that the headline leaves out, and its panels."""
+    """The section of a stage: the results that the headline leaves out, and the panels."""
 
     entry: StageEntry
     table: ResultTable | None
     drawings: list[Drawing]
-    repeats: bool  # the stage of another seed has the same to show
+    repeats: bool  # an earlier section has the same stage with another seed
 
     @property
     def filled(self) -> bool:
-        """Whether there is anything to show."""
+        """Whether the section has any content."""
         return bool(self.drawings or (self.table and self.table.further))
 
 
-def write_report(run: RunSummary, path: Path) -> None:
-    """Writes the report of a run to `path`, whole or not at all.
+def current_report(directory: Path) -> Path:
+    """Return the page of a finished run; draw it only if the run has changed since it was drawn."""
+    page, run_file = directory / REPORT_FILE, directory / RUN_FILE
+    if page.is_file() and page.stat().st_mtime_ns >= run_file.stat().st_mtime_ns:
+        return page
+    return report_of_run(directory)
 
-    A panel that cannot be drawn is told in its place; it does not cost the rest of the page.
+
+def report_of_run(directory: Path) -> Path:
+    """Draw the report of a finished run into its folder, and return the page's path.
+
+    Raises:
+        UserError: an artifact is missing or its package is not installed, or jinja2 or matplotlib is missing.
+    """
+    page = directory / REPORT_FILE
+    write_report(summary_of_run(directory), page)
+    return page
+
+
+def write_report(run: RunSummary, path: Path) -> None:
+    """Write the report of a run to `path`, completely or not at all.
+
+    A panel that cannot be drawn is replaced by a note.
 
     Raises:
         UserError: jinja2 or matplotlib is not installed.
     """
     try:
-        import jinja2
+        import jinja2  # optional extra
 
-        from vfm.flow.report.charts import color
+        from vfm.flow.report.charts import color  # imports matplotlib, an optional extra
         from vfm.flow.report.drawing import draw_panels
     except ImportError as error:
         raise UserError(f"the report needs {error.name}: pip install 'vfm-core[report]'") from None
@@ -79,17 +100,17 @@ def write_report(run: RunSummary, path: Path) -> None:
         warnings=[(entry, message) for entry in run.stages for message in entry.manifest.get("warnings", ())],
         color=color,
         as_yaml=as_yaml,
-        wording=wording,
+        format=number_format,
     )
     partial = path.with_name(path.name + ".part")
-    partial.write_text(page, encoding="utf-8", errors="replace")  # a path may hold what is no text
+    partial.write_text(page, encoding="utf-8", errors="replace")  # a path may contain bytes that are not valid text
     partial.replace(path)
 
 
 def as_yaml(value: object) -> str:
-    """Plain data as YAML, cut where it would fill the page (a pool of ten thousand shards)."""
+    """Return plain data as YAML, cut if it would fill the page (a pool of ten thousand shards)."""
     plain = json.loads(json.dumps(value, default=str))
     lines = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100).splitlines()
     more = len(lines) - MAX_YAML_LINES
-    cut = [f"# {more} more lines: manifest.json in the artifact's folder has them"] if more > 0 else []
+    cut = [f"# {more} more lines in manifest.json in the artifact's folder"] if more > 0 else []
     return "\n".join(lines[:MAX_YAML_LINES] + cut)

@@ -1,4 +1,4 @@
-"""Where values lie on the strips of the report: bars, intervals, the time line."""
+"""The horizontal scale of the report's bars, intervals and time line."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Scale:
-    """Places values on a strip: percent of its width, with room at both ends for a dot."""
+    """Maps values to percent of a strip's width, with room for a dot at both ends."""
 
     low: float
     high: float
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Scale:
-        """The scale from zero (or below, where a value is) to the largest of the finite values."""
+        """Return the scale from zero, or a smaller value, to the largest of the finite values."""
         finite = [value for value in values if value is not None and math.isfinite(value)]
         low, high = min([0.0, *finite]), max([0.0, *finite])
         return cls(low, high if high > low else low + 1.0)

@@ -1,6 +1,6 @@
-"""Several steps at a time, each in a process of its own, as soon as its inputs are there.
+"""Several steps at a time, each in a subprocess, as soon as its inputs exist.
 
-What a step makes does not hang on the others, so the artifacts are those of one step after another.
+The artifact of a step depends on its inputs only, so the results are those of one step after another.
 """
 
 from __future__ import annotations
@@ -12,46 +12,52 @@ from pathlib import Path
 from threading import Lock
 
 from vfm.events import Event
-from vfm.flow.children import Send
 from vfm.flow.plan import Step
+from vfm.flow.subprocesses import Send
 
 RunOne = Callable[[Step, Send, Mapping[str, str]], bool]
 GPUS = Path("/proc/driver/nvidia/gpus")
 
 
-def run_together(steps: Sequence[Step], run_one: RunOne, send: Send, jobs: int) -> bool:
-    """Runs all steps, at most `jobs` at a time; gives whether any ran.
+def run_in_parallel(steps: Sequence[Step], run_one: RunOne, send: Send, jobs: int) -> bool:
+    """Run all steps, at most `jobs` at a time, and return whether any of them had to run.
 
-    Two steps never read one data set at the same time: the second reads the image features that the first has kept.
-    After a mistake what runs is let finish, nothing more is begun, and the first mistake is raised.
+    Two steps never read the same dataset at the same time, so that the second finds the image features that the first
+    has stored. After a failure, running steps finish, no further step starts, and the first error is raised.
+
+    Args:
+        steps: the steps in an order in which they could run one by one.
+        run_one: runs a step with additional environment variables; returns False if its artifact was cached.
+        send: receives all events, never two at once.
+        jobs: number of steps at a time.
     """
     lock = Lock()
 
-    def tell(event: Event) -> None:
+    def send_one(event: Event) -> None:
         with lock:
             send(event)
 
     waiting, running, places = list(steps), dict[Future[bool], tuple[Step, int]](), list(range(jobs))
-    made, problem = False, None
+    made, failure = False, None
     with ThreadPoolExecutor(jobs) as pool:
-        while running or (waiting and not problem):
-            while places and not problem and (step := _next(waiting, [step for step, _ in running.values()])):
+        while running or (waiting and not failure):
+            while places and not failure and (step := _next(waiting, [step for step, _ in running.values()])):
                 waiting.remove(step)
                 place = places.pop(0)
-                running[pool.submit(run_one, step, tell, _environment(step, place, jobs))] = (step, place)
+                running[pool.submit(run_one, step, send_one, _environment(step, place, jobs))] = (step, place)
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 places.append(running.pop(future)[1])
                 if error := future.exception():
-                    problem = problem or error
+                    failure = failure or error
                 else:
                     made |= future.result()
-    if problem:
-        raise problem
+    if failure:
+        raise failure
     return made
 
 
 def _next(waiting: Sequence[Step], running: Sequence[Step]) -> Step | None:
-    """The first step whose inputs are there and whose data nobody reads now."""
+    """Return the first step whose inputs are finished and whose dataset no running step reads."""
     unfinished = {step.stage.name for step in (*waiting, *running)}
     read = {_data(step) for step in running} - {None}
     return next((step for step in waiting if not unfinished & set(step.inputs) and _data(step) not in read), None)
@@ -62,14 +68,14 @@ def _data(step: Step) -> str | None:
 
 
 def _environment(step: Step, place: int, jobs: int) -> dict[str, str]:
-    """A share of the cores, and one of the GPUs where the step leaves open which."""
+    """Return variables that give a step its share of the cores, and one of the GPUs unless the step names a device."""
     threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
     gpus = _gpus() if step.stage.runtime.device in ("auto", "cuda") else []
     return threads | ({"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {})
 
 
 def _gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [gpu for gpu in given.split(",") if gpu]

@@ -1,4 +1,4 @@
-"""What evaluations found, as tables of one shape: a metric with a row for each model, of one run or over seeds."""
+"""Result tables of the report: for each metric a row per model, for one evaluation or over seeds."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 
 from vfm.artifacts import Artifact, Comparison, Report
 from vfm.config import UserError
-from vfm.flow.report import wording
+from vfm.flow.report import number_format
+from vfm.flow.report.run_summary import RunSummary, StageEntry
 from vfm.flow.report.scale import Scale
-from vfm.flow.report.summary import RunSummary, StageEntry
 
 
 @dataclass(frozen=True)
 class Row:
-    """One model's value of a metric; the values of all seeds where it is a mean, the test against the first model."""
+    """A model's value of a metric, with the values by seed if it is a mean, and the test against the first model."""
 
     model: str
     value: float
@@ -26,7 +26,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """A metric with a row for each model that was judged by it."""
+    """A metric with a row for each model."""
 
     metric: str
     unit: str
@@ -36,15 +36,15 @@ class Result:
 
     @property
     def facts(self) -> list[str]:
-        """What belongs beside the metric's name: how many items it is of, and what a blind guess gives."""
-        count = [] if self.n is None else [f"n = {wording.number(self.n)}"]
-        guess = [] if self.chance is None else [f"chance {wording.quantity(self.chance, self.unit)}"]
-        return [fact.replace(" ", wording.NO_BREAK) for fact in count + guess]
+        """The facts beside the metric's name: the number of items, and the score of a random guess."""
+        count = [] if self.n is None else [f"n = {number_format.number(self.n)}"]
+        guess = [] if self.chance is None else [f"chance {number_format.quantity(self.chance, self.unit)}"]
+        return [fact.replace(" ", number_format.NO_BREAK) for fact in count + guess]
 
 
 @dataclass(frozen=True)
 class ResultTable:
-    """What one evaluation found, or the evaluations of one name over seeds."""
+    """The results of one evaluation, or of the evaluations that differ in their seed only."""
 
     title: str
     subtitle: str
@@ -54,17 +54,17 @@ class ResultTable:
 
     @property
     def headline(self) -> list[Result]:
-        """The results for the top of the page."""
+        """Results for the top of the page."""
         return self.results[: self.num_headline]
 
     @property
     def further(self) -> list[Result]:
-        """The results for the stage's own section."""
+        """Results for the stage's own section."""
         return self.results[self.num_headline :]
 
     @property
     def beside(self) -> str:
-        """Heads the last column: what the paired tests compare with, and the values of the seeds."""
+        """Heading of the last column: the baseline of the paired tests, and the values of the seeds."""
         baselines = {row.comparison.baseline for result in self.results for row in result.rows if row.comparison}
         tests = f"Against {baselines.pop()}" if len(baselines) == 1 else "Difference" if baselines else ""
         if not any(row.values for result in self.results for row in result.rows):
@@ -73,21 +73,26 @@ class ResultTable:
 
     @property
     def tests(self) -> set[str]:
-        """The names of the paired tests."""
+        """Names of the paired tests."""
         return {row.comparison.test for result in self.results for row in result.rows if row.comparison}
 
     def scale(self, unit: str) -> Scale:
-        """One scale for all values of a unit, so that they can be compared by eye down the whole table."""
+        """Return one scale for all values of a unit, so that bars are comparable throughout the table."""
         rows = [row for result in self.results if result.unit == unit for row in result.rows]
         chances = [result.chance for result in self.results if result.unit == unit]
         return Scale.of([*chances, *(value for row in rows for value in (row.low, row.high, *row.values))])
 
 
 def report_table(entry: StageEntry, seeded: set[str]) -> ResultTable | None:
-    """The metrics of a stage that made a Report; in the headline, a table over seeds may stand for it."""
+    """Return the metrics of a stage that made a Report, else None.
+
+    Args:
+        entry: the stage.
+        seeded: stages with a table over seeds, which replaces their own tables in the headline.
+    """
     try:
         report = Artifact.load(entry.directory)
-    except UserError:  # of a package that is not installed, or gone: the rest of the run is still worth a page
+    except UserError:  # its package is not installed, or its folder is gone: draw the rest of the page
         return None
     if not isinstance(report, Report):
         return None
@@ -102,7 +107,7 @@ def report_table(entry: StageEntry, seeded: set[str]) -> ResultTable | None:
 
 
 def seed_tables(run: RunSummary) -> dict[str, ResultTable]:
-    """The summaries over seeds as one table for each name of a report; unit and chance are those of the reports."""
+    """Return the summaries over seeds, one table per report name; units and chance are those of the reports."""
     tables: dict[str, ResultTable] = {}
     for s in run.seeds:
         entry = next(entry for entry in run.stages if entry.base_name == s.report)

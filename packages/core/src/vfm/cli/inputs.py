@@ -1,78 +1,75 @@
-"""What a user names on the command line, opened: a model, a data set, pictures, classes."""
+"""Models, datasets, images and class names that a user gives to `vfm embed`, `predict` and `view`. Imports torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+import torch
+from PIL import Image
 from pydantic import ValidationError
 
 from vfm.artifacts import FACTS_FILE, Artifact, ClipCheckpoint, ImageDataset, VisionCheckpoint
 from vfm.config import UserError
-from vfm.data import DatasetSpec, Source, open_dataset
+from vfm.data import BadSample, DatasetSpec, Source, decode_image, open_dataset
+from vfm.data.folder import image_names
+from vfm.data.image_list import ImageEntry, write_image_lists
+from vfm.data.indexing import Indexing
+from vfm.data.layout import find_layout
+from vfm.eval import load_encoder
+from vfm.models import ClipModel, PooledVision, import_clip, import_vision, is_vision_source, vision_preprocess
 from vfm.stage import Context, Runtime
-
-if TYPE_CHECKING:
-    import torch
-    from PIL import Image
+from vfm.train import prepare_device
 
 
 def open_device(name: str) -> torch.device:
-    """The device of that name, as a stage's `runtime.device`.
+    """Return the device of a name, as in a stage's `runtime.device`.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such device.
     """
-    from vfm.train.dist import resolve_device
-
     try:
-        return resolve_device(Runtime(device=name))
+        return prepare_device(Runtime(device=name))
     except ValidationError:
         raise UserError(f"--device {name}: choose from auto, cpu, cuda, cuda:0, mps") from None
 
 
-def open_model(source: str, pretrained: str | None, device: torch.device) -> Any:
-    """A `ClipModel` or `PooledVision`: of an artifact, or of what `models.clip` and `models.vision` take as source.
+def open_encoder(source: str, pretrained: str | None, device: torch.device) -> ClipModel | PooledVision:
+    """Return the model of an artifact, or of a source as `models.clip` and `models.vision` take it.
 
     Raises:
-        UserError: nothing by that name, or its weights are not there.
+        UserError: there is no such model, or its weights are missing.
     """
-    from vfm.eval.encode import PooledVision, load_encoder
-    from vfm.models.importing import import_clip, import_vision
-    from vfm.models.kinds import is_encoder
-    from vfm.models.vision import vision_preprocess
-
     if (Path(source) / FACTS_FILE).is_file():
         artifact = Artifact.load(source)
         if not isinstance(artifact, ClipCheckpoint | VisionCheckpoint):
-            raise UserError(f"{source}: a {type(artifact).__name__}; a model is wanted")
-        return load_encoder(artifact, device)
-    if is_encoder(source, pretrained):
+            raise UserError(f"{source}: expected a model, got a {type(artifact).__name__}")
+        encoder: ClipModel | PooledVision = load_encoder(artifact, device)
+        return encoder
+    if is_vision_source(source, pretrained):
         module = import_vision(source, pretrained).to(device)
         return PooledVision(module, vision_preprocess(module))
     return import_clip(source, pretrained).to(device)
 
 
 def full_name(source: str, pretrained: str | None) -> str:
-    """What tells a model from others, wherever one stands: its name and tag, paths resolved."""
+    """Return a name that identifies a model from any working directory: name and tag, with absolute paths."""
     given = (part for part in (source, pretrained) if part)
     return " ".join(str(Path(part).resolve()) if Path(part).exists() else part for part in given)
 
 
 def open_images(data: str, folder: Path) -> Source:
-    """The images of an artifact, or of a path as `data.pairs` takes it, captions or not; its index goes into `folder`.
+    """Return the images of an artifact, or of a path as `data.pairs` takes it, with or without captions.
+
+    Args:
+        data: the artifact's folder, or the path.
+        folder: an index of the path's images is written here.
 
     Raises:
-        UserError: nothing is there that can be read.
+        UserError: the path does not exist, or has no supported format.
     """
     if (Path(data) / FACTS_FILE).is_file():
         return open_dataset(ImageDataset.load(data))
-    from vfm.data.folder import image_names
-    from vfm.data.image_list import ImageEntry, write_image_lists
-    from vfm.data.indexing import Indexing
-    from vfm.data.layout import find_layout
-
     layout, spec = find_layout(data, "auto", None), DatasetSpec()
     if layout.kind == "folder":
         names = ((root.rstrip("/"), name) for root in layout.paths for name in image_names(root))
@@ -84,37 +81,34 @@ def open_images(data: str, folder: Path) -> Source:
     return Source(folder)
 
 
-def open_pictures(files: Sequence[Path]) -> list[Image.Image]:
-    """Pictures by their files, RGB.
+def read_images(files: Sequence[Path]) -> list[Image.Image]:
+    """Return image files as RGB images.
 
     Raises:
-        UserError: one is not there, or is no image.
+        UserError: a file does not exist, or is not an image.
     """
-    from vfm.data import BadSample
-    from vfm.data.images import decode_image
-
-    pictures = []
+    images = []
     for file in files:
         if not file.is_file():
             raise UserError(f"{file}: no such image")
         try:
-            pictures.append(decode_image(file.read_bytes(), str(file)))
+            images.append(decode_image(file.read_bytes(), str(file)))
         except BadSample as bad:
             raise UserError(f"{file}: {bad.reason.replace('_', ' ')}") from None
-    return pictures
+    return images
 
 
 def read_classes(classes: str) -> list[str]:
-    """Names from a file, one a line, or from a list with commas.
+    """Return class names from a file, one per line, or from a comma-separated list.
 
     Raises:
-        UserError: fewer than two, or a file that is not there.
+        UserError: there are fewer than two, or the file does not exist.
     """
     file = Path(classes)
     if not file.is_file() and file.suffix == ".txt":
-        raise UserError(f"{classes}: no such file of classes")
+        raise UserError(f"--classes {classes}: no such file")
     parts = file.read_text(encoding="utf-8").splitlines() if file.is_file() else classes.split(",")
     names = [part.strip() for part in parts if part.strip()]
     if len(names) < 2:
-        raise UserError(f"--classes {classes}: two or more names are needed, in a file (one a line) or with commas")
+        raise UserError(f"--classes {classes}: expected at least two names, in a file (one per line) or with commas")
     return names

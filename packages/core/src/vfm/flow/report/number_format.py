@@ -1,4 +1,4 @@
-"""How the report writes numbers: units, intervals, differences, p-values and durations as people read them."""
+"""Formats of the report's numbers: units, intervals, differences, p-values and durations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PERCENT_UNITS = {"share": 100.0, "%": 1.0}
 
 
 def number(value: object) -> str:
-    """A cell of a table: whole numbers with separators, others with four digits, a dash for nothing."""
+    """Format a table cell: integers with separators, other numbers with four digits, None as a dash."""
     if value is None:
         return DASH
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -27,17 +27,17 @@ def number(value: object) -> str:
 
 
 def quantity(value: float, unit: str = "") -> str:
-    """A measured value with its unit; shares are written as percent."""
+    """Format a value with its unit; shares as percentages."""
     return f"{_bare(value, unit)}{NO_BREAK}{'%' if unit in PERCENT_UNITS else unit}".rstrip(NO_BREAK)
 
 
 def quantities(values: Sequence[float], unit: str = "") -> str:
-    """Several values, the unit said once."""
+    """Format several values, with the unit after the last."""
     return ", ".join([*(_bare(value, unit) for value in values[:-1]), quantity(values[-1], unit)])
 
 
 def interval(low: float, high: float, unit: str = "") -> str:
-    """The two ends of an interval, the unit said once."""
+    """Format the ends of an interval, with the unit after the second."""
     return f"{_bare(low, unit)} {DASH} {quantity(high, unit)}"
 
 
@@ -48,19 +48,19 @@ def _bare(value: float, unit: str) -> str:
 
 
 def change(value: float, unit: str = "") -> str:
-    """A difference with its sign; of percentages, in percentage points."""
+    """Format a difference with its sign; that of percentages in percentage points."""
     if unit in PERCENT_UNITS:
         return f"{value * PERCENT_UNITS[unit]:+.1f}".replace("-", MINUS)
     return ("+" if value >= 0 else "") + number(float(value))
 
 
 def p_value(value: float) -> str:
-    """A p-value with its sign of relation, as `= 0.03` or `< 0.001`."""
+    """Format a p-value as `= 0.03` or `< 0.001`."""
     return f"={NO_BREAK}{value:.2g}" if value >= 0.001 else f"<{NO_BREAK}0.001"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as `< 0.1 s`, `0.4 s`, `12 s`, `4 min 05 s` or `2 h 05 min`."""
+    """Format seconds as `< 0.1 s`, `0.4 s`, `12 s`, `4 min 05 s` or `2 h 05 min`."""
     if seconds < 0.05:
         return f"<{NO_BREAK}0.1{NO_BREAK}s"
     if seconds < 9.95:

@@ -1,0 +1,170 @@
+"""The fields of a stage as `vfm stages KIND` lists them: types and defaults as a recipe writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
+
+from vfm.config import Config
+from vfm.parts import Part, choices_of
+from vfm.stage import Ref, Stage
+
+PLAIN = {type(None): "null", Any: "anything"}
+NOT_SET = object()  # the default of a required field
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    Attributes:
+        cells: name, type, default and description of a field. Names are dotted as in `--set`; `[]` stands for an item
+            of a list, which `--set` cannot address.
+        heading: whether the row begins a group of fields.
+    """
+
+    cells: tuple[str, str, str, str]
+    heading: bool = False
+
+
+def field_rows(model: type[BaseModel]) -> Iterator[Row]:
+    """Yield the fields of a stage: first those without fields of their own, then each group and slot, runtime last."""
+    fields = {name: field for name, field in model.model_fields.items() if name not in ("kind", "type")}
+    groups = {name: field for name, field in fields.items() if list(_models(field.annotation))}
+    for name, field in fields.items():
+        if name not in groups:
+            yield _row(name, field, _default(field))
+    for name, field in sorted(groups.items(), key=lambda item: item[0] == "runtime"):
+        first, *rest = _field(name, field, _default(field))
+        yield Row(first.cells, heading=True)
+        yield from rest
+
+
+def _rows(model: type[BaseModel], prefix: str, defaults: object) -> Iterator[Row]:
+    """Yield the rows of a model's fields; their defaults are those of `defaults`, an instance, if it has them."""
+    for name, field in model.model_fields.items():
+        if name not in ("kind", "type"):
+            default = getattr(defaults, name) if isinstance(defaults, model) else _default(field)
+            yield from _field(prefix + name, field, default)
+
+
+def _field(name: str, field: FieldInfo, default: Any) -> Iterator[Row]:
+    """Yield the row of a field, and those of the fields within it."""
+    yield _row(name, field, default)
+    for model, in_list in _models(field.annotation):
+        inner = f"{name}[]." if in_list else f"{name}."
+        choices = choices_of(model)
+        if len(choices) == 1 and not _tags(model):
+            yield from _rows(model, inner, default)
+        else:
+            yield from _slot_rows(choices, inner, default)
+
+
+def _slot_rows(choices: Sequence[type[BaseModel]], prefix: str, default: Any) -> Iterator[Row]:
+    """Yield the fields that all choices of a slot share, then each type with its own fields.
+
+    A shared field is listed again under a type whose default for it differs.
+    """
+    by_type = {_tags(choice)[0]: list(_rows(choice, prefix, default)) for choice in choices}
+    shown = next((choice for choice in choices if type(default) is choice), choices[0])
+    shared = [
+        row
+        for row in by_type[_tags(shown)[0]]
+        if all(any(_same_field(row, other) for other in rows) for rows in by_type.values())
+    ]
+    yield from shared
+    for choice in choices:
+        (tag,) = _tags(choice)
+        about = choice.model_fields["type"].description or (choice.__doc__ or "").strip().partition("\n")[0]
+        yield Row((f"{prefix}type: {tag}", "", "", about))
+        yield from (row for row in by_type[tag] if row not in shared)
+
+
+def _same_field(row: Row, other: Row) -> bool:
+    """Return whether two rows differ at most in their default."""
+    (name, words, _, about), (other_name, other_words, _, other_about) = row.cells, other.cells
+    return (name, words, about) == (other_name, other_words, other_about)
+
+
+def _row(name: str, field: FieldInfo, default: Any) -> Row:
+    """Return the row of a field; fields within it have rows of their own for their defaults."""
+    if default is NOT_SET:
+        words = "required"
+    elif isinstance(default, Part):
+        words = f"{{type: {default.type}}}"
+    elif isinstance(default, BaseModel):
+        words = ""
+    else:
+        words = value_words(default)
+    is_group = isinstance(default, BaseModel) and not isinstance(default, Part)
+    return Row((name, "mapping" if is_group else type_words(field.annotation), words, field.description or ""))
+
+
+def _default(field: FieldInfo) -> Any:
+    return NOT_SET if field.is_required() else field.get_default(call_default_factory=True)
+
+
+def type_words(annotation: Any) -> str:
+    """Return a type as a recipe writes its values: `float | null`, `[float, float]`, `{type: a | b}`."""
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return type_words(inside[0])
+    if origin is Literal:
+        return " | ".join(map(value_words, inside))
+    if origin in (Union, UnionType):
+        tagged = [tag for part in inside for tag in _tags(part)]
+        rest = [type_words(part) for part in inside if not _tags(part)]
+        return " | ".join(dict.fromkeys(([f"{{type: {' | '.join(tagged)}}}"] if tagged else []) + rest))
+    if origin is Ref:
+        return f"name of {' | '.join(kind.__name__ for kind in get_args(inside[0]) or inside)}"
+    if origin is tuple and inside[-1:] != (...,):
+        return f"[{', '.join(map(type_words, inside))}]"
+    if origin in (tuple, list):
+        return f"list of {type_words(inside[0])}"
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return f"mapping of {' to '.join(map(type_words, inside))}"
+    if tags := _tags(annotation):
+        return f"{{type: {' | '.join(tags)}}}"
+    if isinstance(annotation, type) and issubclass(annotation, Stage):
+        return f"{annotation.__name__.lower()} stage"
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return f"{{{', '.join(annotation.model_fields)}}}"
+    return PLAIN.get(annotation) or str(getattr(annotation, "__name__", annotation)).lower()
+
+
+def value_words(value: Any) -> str:
+    """Return a value as a recipe writes it, on one line."""
+    plain = to_jsonable_python(value)
+    text: str = yaml.safe_dump(plain, default_flow_style=True, width=float("inf"), sort_keys=False)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _models(annotation: Any, in_list: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:
+    """Yield the configurations that a field can hold, and whether it holds a list of them. Stages are not listed."""
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if not issubclass(annotation, Stage):
+            yield annotation, in_list
+    elif origin is Annotated:
+        yield from _models(inside[0], in_list)
+    elif origin in (Union, UnionType):
+        for part in inside:
+            yield from _models(part, in_list)
+    elif origin in (tuple, list) and inside:
+        yield from _models(inside[0], in_list=True)
+
+
+def _tags(kind: Any) -> list[str]:
+    """Return the values of `type` of a slot, or of one choice; empty for other types."""
+    if get_origin(kind) is Annotated:
+        return _tags(get_args(kind)[0])
+    if not (isinstance(kind, type) and issubclass(kind, Part)):
+        return []
+    return [str(tag) for choice in choices_of(kind) for tag in get_args(choice.model_fields["type"].annotation)]

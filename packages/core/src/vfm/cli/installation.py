@@ -1,0 +1,73 @@
+"""Commands for what is installed: stages, plugins, schema, doctor."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from vfm.cli.command import DEFAULT_STORE, DebugOption, StoreOption, command, console
+from vfm.cli.field_table import field_rows
+from vfm.config import UserError
+from vfm.flow.doctor import run_checks
+from vfm.flow.schema import json_schema
+from vfm.plugins import load_plugins, origin_of, stage_types, unknown_kind
+
+
+@command
+def stages(
+    kind: Annotated[str | None, typer.Argument(help="Show the fields of this kind of stage.")] = None,
+    debug: DebugOption = False,
+) -> None:
+    """List the installed kinds of stages, or the fields of one kind."""
+    known = stage_types(load_plugins())
+    if kind is None:
+        table = Table("kind", "makes", "description", box=None)
+        for name, stage in known.items():
+            table.add_row(name, stage.makes.__name__, (stage.__doc__ or "").strip().splitlines()[0])
+        console.print(table)
+        return
+    if kind not in known:
+        raise UserError(unknown_kind(kind, known))
+    table = Table("field", "type", "default", "description", box=None)
+    for row in field_rows(known[kind]):
+        if row.heading:
+            table.add_section()
+        table.add_row(*map(escape, row.cells), style="bold" if row.heading else None)
+    console.print(f"{kind}: {(known[kind].__doc__ or '').strip()}\n", highlight=False, markup=False)
+    console.print(table)
+
+
+@command
+def plugins(debug: DebugOption = False) -> None:
+    """List the installed plugins, with their hooks and stages."""
+    manager = load_plugins()
+    table = Table("plugin", "package", "hooks", "stages", box=None)
+    for name, plugin in manager.list_name_plugin():
+        if plugin is None:
+            continue
+        hooks = [caller.name for caller in manager.get_hookcallers(plugin) or []]
+        kinds = [stage.kind_name() for stage in getattr(plugin, "vfm_stages", list)()]
+        table.add_row(name, origin_of(manager, name), ", ".join(hooks), ", ".join(kinds))
+    console.print(table)
+
+
+@command
+def schema(debug: DebugOption = False) -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    typer.echo(json.dumps(json_schema(stage_types(load_plugins())), indent=1))
+
+
+@command
+def doctor(store: StoreOption = DEFAULT_STORE, debug: DebugOption = False) -> None:
+    """Check packages, devices, disk space and permissions."""
+    failed = False
+    for passed, what, detail in run_checks(store):
+        failed |= not passed
+        mark = "[green]✓[/]" if passed else "[red]✗[/]"
+        console.print(f"{mark} {what:<12} {escape(detail)}", highlight=False, soft_wrap=True)
+    if failed:
+        raise typer.Exit(2)

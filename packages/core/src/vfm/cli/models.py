@@ -1,0 +1,162 @@
+"""Commands that use a model: embed, predict, view, export. Their work imports torch, so it is imported when it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+
+from vfm.cli.command import DebugOption, command, console, show
+from vfm.config import UserError
+from vfm.flow.listeners import ConsoleListener
+from vfm.stage import Context
+
+ModelArgument = Annotated[
+    str, typer.Argument(help="Folder of a checkpoint, or a model by name, file or hf-hub:org/model.")
+]
+ImagesArgument = Annotated[list[Path], typer.Argument(readable=False, help="Image files.")]
+PretrainedOption = Annotated[
+    str | None, typer.Option(help="Pretrained tag of an open_clip name, or a file of weights, as in models.clip.")
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
+
+
+@command
+def embed(
+    model: ModelArgument,
+    data: Annotated[str, typer.Argument(help="Folder of a dataset, or a path as data.pairs takes it.")],
+    out: Annotated[Path, typer.Option(readable=False, help="File to write: .parquet or .npy.")],
+    pretrained: PretrainedOption = None,
+    device: DeviceOption = "auto",
+    batch_size: BatchOption = 64,
+    max_bad_fraction: Annotated[
+        float, typer.Option(min=0, max=1, help="Tolerated fraction of images that cannot be read.")
+    ] = 0.05,
+    debug: DebugOption = False,
+) -> None:
+    """Write the image embeddings of a dataset. The file, Parquet or npy, holds unit vectors in the dataset's order."""
+    from vfm.cli.inputs import full_name, open_device, open_encoder, open_images
+    from vfm.eval import ReadSettings, embed_dataset, open_writer
+
+    writer = open_writer(out, full_name(model, pretrained))
+    with TemporaryDirectory() as folder:
+        source = open_images(data, Path(folder))
+        encoder = open_encoder(model, pretrained, open_device(device))
+        with _on_console("embed", Path(folder)) as ctx, writer:
+            bad = embed_dataset(ctx, source, encoder, writer, ReadSettings(batch_size, max_bad_fraction))
+    skipped = f"; skipped: {', '.join(f'{count} {reason}' for reason, count in bad.items())}" if bad else ""
+    show(f"{out}: {len(source) - bad.total():,} embeddings{skipped}")
+
+
+@contextmanager
+def _on_console(name: str, folder: Path) -> Iterator[Context]:
+    """Yield a context that shows its progress as a bar on the console."""
+    listener = ConsoleListener(console)
+    listener.on_stage_started(name, {"kind": "", "status": "new"})
+    try:
+        yield Context(name, folder, folder, {}, listener.vfm_event)
+    finally:
+        listener.close()
+
+
+@command
+def predict(
+    model: ModelArgument,
+    images: ImagesArgument,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Class names: a file, one per line, or a comma-separated list. Default: the head's own."),
+    ] = None,
+    template: Annotated[str, typer.Option(help="Prompt of a CLIP model, with {} for the class.")] = "a photo of a {}.",
+    index: Annotated[
+        Path | None, typer.Option(readable=False, help="Embeddings from `vfm embed`: show the nearest ones instead.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Number of results per image.")] = 5,
+    pretrained: PretrainedOption = None,
+    device: DeviceOption = "auto",
+    debug: DebugOption = False,
+) -> None:
+    """Classify images, or find their nearest neighbours in an index."""
+    from vfm.cli.inputs import full_name, open_device, open_encoder, read_classes, read_images
+    from vfm.cli.prediction import class_probabilities, similarities
+
+    if classes and index:
+        raise UserError("give either --classes (names to choose from) or --index (embeddings to search), not both")
+    names = read_classes(classes) if classes else []
+    opened = read_images(images)
+    encoder = open_encoder(model, pretrained, open_device(device))
+    if index:
+        words, scores = similarities(encoder, full_name(model, pretrained), opened, index)
+    else:
+        words, scores = class_probabilities(encoder, model, opened, names, template)
+    for file, row in zip(images, scores, strict=True):
+        show(str(file))
+        best = row.topk(min(top, len(words)))
+        for value, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            show(f"  {value:6.3f}  {words[place]}")
+
+
+@command
+def view(
+    model: ModelArgument,
+    images: ImagesArgument,
+    out: Annotated[Path, typer.Option(readable=False, help="Folder to write PNG files to.")],
+    pretrained: PretrainedOption = None,
+    device: DeviceOption = "auto",
+    debug: DebugOption = False,
+) -> None:
+    """Draw a model's patch features and attention. Writes a PNG file per image: principal components and similarity too."""
+    from PIL import Image
+
+    from vfm.cli.inputs import open_device, open_encoder, read_images
+    from vfm.eval import compute_patch_maps
+
+    opened = read_images(images)
+    encoder = open_encoder(model, pretrained, open_device(device))
+    out.mkdir(parents=True, exist_ok=True)
+    for number, (file, maps) in enumerate(zip(images, compute_patch_maps(encoder, opened), strict=True)):
+        repeated = [other.stem for other in images].count(file.stem) > 1
+        target = out / f"{file.stem}{f'-{number}' if repeated else ''}.png"
+        Image.fromarray(maps.sheet()).save(target)
+        show(str(target))
+
+
+@command
+def export(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            readable=False, help="Folder of an artifact, or of a model in the layout of open_clip, timm or HF."
+        ),
+    ],
+    format: Annotated[str, typer.Option(help="timm, open_clip, hf, safetensors, onnx or eva.")],  # noqa: A002
+    out: Annotated[Path, typer.Option("--out", readable=False, help="Folder to write; it must not exist.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check whether the model fits the format.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Export a model for other libraries. These are timm, open_clip, transformers, onnxruntime and EVA's original code."""
+    from vfm.models import find_format, open_model
+
+    if out.exists() or out.is_symlink():
+        raise UserError(f"{out} already exists; choose another folder, or remove it first")
+    found = open_model(model)
+    form = find_format(format, found, str(model))
+    if dry_run:
+        show(f"would write {out}: {form.description}")
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Written under another name and renamed, so that `out` is never incomplete.
+    with TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
+        made = Path(folder) / "made"
+        lines = form.write(found, made)
+        made.rename(out)
+    show(f"wrote {out}: {form.description}")
+    for file in sorted(out.iterdir()):
+        show(f"{file.stat().st_size:>14,}  {file.name}")
+    for line in lines:
+        show(line)

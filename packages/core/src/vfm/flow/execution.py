@@ -1,0 +1,128 @@
+"""Execution of one step: in this process, in a subprocess, or under torchrun if the stage needs several processes.
+
+The work folder of a step holds `step.json`: all that `vfm step DIR` needs, so a scheduler can start it on other
+machines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from vfm.config import UserError
+from vfm.events import Event
+from vfm.flow.manifest import EventNotes, build_manifest
+from vfm.flow.plan import Step
+from vfm.flow.store import Slot
+from vfm.flow.subprocesses import Send, run_subprocess
+from vfm.interfaces import Training
+from vfm.plugins import unknown_kind
+from vfm.stage import Context, Stage
+
+STEP_FILE = "step.json"
+NOTES_FILE = "notes.json"
+
+
+def write_step(step: Step) -> Path:
+    """Prepare the work folder of a step, and return it."""
+    step.slot.begin()
+    record = {
+        "stage": step.stage.model_dump(mode="json"),
+        "identity": step.identity,
+        "inputs": step.inputs,
+        "folders": {ref: str(path) for ref, path in step.folders.items()},
+        "fingerprints": step.fingerprints,
+        "slot": {"root": str(step.slot.root.resolve()), "name": step.slot.name},
+    }
+    (step.slot.work / STEP_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return step.slot.work
+
+
+def read_step(work: Path, known: Mapping[str, type[Stage]]) -> Step:
+    """Return the step that a work folder was prepared for.
+
+    Args:
+        work: the folder.
+        known: stage types by kind.
+
+    Raises:
+        UserError: the folder holds no prepared step, or its stage kind is not installed.
+    """
+    try:
+        record = json.loads((work / STEP_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{work}: not a prepared step ({STEP_FILE} is missing)") from None
+    kind = record["stage"]["kind"]
+    if kind not in known:
+        raise UserError(f"{work}: {unknown_kind(kind, dict(known))}")
+    return Step(
+        stage=known[kind].model_validate(record["stage"], context=known),
+        identity=record["identity"],
+        inputs=record["inputs"],
+        folders={ref: Path(path) for ref, path in record["folders"].items()},
+        fingerprints=record["fingerprints"],
+        slot=Slot(Path(record["slot"]["root"]), record["slot"]["name"]),
+    )
+
+
+def execute(step: Step, send: Send, lock_descriptor: int, environment: Mapping[str, str] | None = None) -> None:
+    """Run a step whose lock is held, and publish its artifact.
+
+    Args:
+        step: the step.
+        send: receives the events of the stage.
+        lock_descriptor: file descriptor of the lock, which subprocesses inherit.
+        environment: run in a subprocess with these additional environment variables; None: run in this process,
+            except a training with several processes, which always runs under torchrun.
+    """
+    work = write_step(step)
+    processes = step.stage.runtime.processes
+    if processes > 1 and isinstance(step.stage, Training):
+        # torchrun sets OMP_NUM_THREADS to 1 unless it is set; use all cores instead, shared among the processes.
+        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
+        run_subprocess(
+            torchrun_command(step, work), {**threads, **os.environ, **(environment or {})}, step, send, lock_descriptor
+        )
+    elif environment is not None:
+        command = [sys.executable, "-m", "vfm", "step", str(work), "--events", "json"]
+        run_subprocess(command, {**os.environ, **environment}, step, send, lock_descriptor)
+    else:
+        run_step(step, send)
+
+
+def torchrun_command(step: Step, work: Path) -> list[str]:
+    """Return the command that runs a prepared step in several processes of this machine."""
+    processes = step.stage.runtime.processes
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [*launcher, "-m", "vfm", "step", str(work), "--events", "json"]
+
+
+def run_step(step: Step, send: Send) -> None:
+    """Run a stage in this process; the first process of several publishes the artifact."""
+    stage, slot = step.stage, step.slot
+    if rank := int(
+        os.environ.get("RANK", "0")
+    ):  # only the first process publishes; the others write to a scratch folder
+        with tempfile.TemporaryDirectory(prefix=f"vfm-rank-{rank}-") as scratch:
+            stage.run(Context(stage.name, Path(scratch), slot.work, step.folders))
+        return
+    shutil.rmtree(slot.part, ignore_errors=True)  # left by an attempt that was killed
+    slot.part.mkdir()
+    notes = EventNotes(slot.work / NOTES_FILE)
+
+    def note_and_send(event: Event) -> None:
+        notes.add(event)
+        send(event)
+
+    context = Context(stage.name, slot.part, slot.work, step.folders, note_and_send)
+    begun = time.time()
+    artifact = stage.run(context)
+    if not isinstance(artifact, type(stage).makes):
+        raise TypeError(f"{stage.kind}: expected a {type(stage).makes.__name__}, got a {type(artifact).__name__}")
+    slot.publish(build_manifest(step, artifact, context, notes, time.time() - begun))

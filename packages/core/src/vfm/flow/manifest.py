@@ -1,0 +1,101 @@
+"""The manifest of an artifact: how it was made, so that it can be traced and made again."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+from vfm.artifacts import Artifact, Report
+from vfm.events import Event
+from vfm.flow.plan import Step
+from vfm.flow.store import MANIFEST_FILE, read_record
+from vfm.stage import Context, refs
+
+LIBRARIES = {"torch", "torchvision", "timm", "open-clip-torch", "diffusers", "numpy", "pillow", "pyarrow"}
+
+
+class EventNotes:
+    """What a manifest keeps of a stage's events: the last metrics and the warnings.
+
+    They are saved in the work folder, because a stage that resumes after a crash does not repeat its earlier events.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.numbers: dict[str, float] = {}
+        self.warnings: list[str] = []
+        self.kernels: str | None = None  # not saved: a resumed training sends this event again
+        if file.is_file():
+            self.numbers, self.warnings = json.loads(file.read_text(encoding="utf-8"))
+
+    def add(self, event: Event) -> None:
+        """Keep what an event says, and save it."""
+        if event.type == "kernels":
+            self.kernels = event.data["running"]
+            return
+        if event.type == "metrics":
+            self.numbers.update(event.data["values"])
+        elif event.type == "warning" and event.data["message"] not in self.warnings:
+            self.warnings.append(event.data["message"])
+        else:
+            return
+        part = self.file.with_suffix(".part")
+        part.write_text(json.dumps([self.numbers, self.warnings]), encoding="utf-8")
+        part.replace(self.file)
+
+
+def build_manifest(
+    step: Step, artifact: Artifact, context: Context, notes: EventNotes, seconds: float
+) -> dict[str, Any]:
+    """Return the manifest of an artifact that a step has just made in `seconds`."""
+    if isinstance(artifact, Report):
+        notes.numbers = {f"{metric.model} {metric.name}".strip(): metric.value for metric in artifact.metrics}
+    names = {ref for _, ref in refs(step.stage)}
+    return {
+        "kind": step.stage.kind,
+        "name": step.stage.name,
+        "version": step.stage.version,
+        "identity": step.identity,
+        "config": step.stage.model_dump(mode="json", exclude={"name", "kind", "runtime"}),
+        "runtime": step.stage.runtime.model_dump(),
+        "kernels": notes.kernels,
+        "inputs": {name: step.inputs[name] for name in sorted(names)},
+        "sources": step.fingerprints,
+        "seed": getattr(step.stage, "seed", None),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "seconds": round(seconds, 2),
+        "numbers": notes.numbers,
+        "bad_samples": dict(sorted(context.bad.items())),
+        "warnings": notes.warnings,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "python": platform.python_version(),
+        "versions": library_versions(),
+        "commit": _commit(),
+    }
+
+
+def read_manifest(artifact: Path) -> dict[str, Any]:
+    """Return the manifest of a published artifact."""
+    return read_record(artifact / MANIFEST_FILE, "kind", "identity", "inputs", "numbers", "finished")
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of vfm's packages and of the libraries that results depend on."""
+    found = {dist.metadata["Name"]: dist.version for dist in distributions() if dist.metadata["Name"]}
+    return {name: version for name, version in sorted(found.items()) if name in LIBRARIES or name.startswith("vfm-")}
+
+
+def _commit() -> str | None:
+    """Return the commit of vfm's own source if it runs from a checkout, else None."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "log", "-1", "--format=%H", "--", str(here)]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        return None

@@ -1,0 +1,55 @@
+"""The JSON Schema of recipes, for editors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, create_model
+
+from vfm.flow.recipe import RecipeKeys, runtime_of
+from vfm.stage import Stage
+
+
+def json_schema(known: Mapping[str, type[Stage]]) -> dict[str, Any]:
+    """Return the JSON Schema of recipes made of the installed stages.
+
+    The stages of a recipe with a `base` are checked loosely: the base may have their required fields, and their kinds.
+
+    Args:
+        known: stage types by kind.
+    """
+    union: Any = Annotated[reduce(or_, known.values()), Field(discriminator="kind")]
+    runtime = create_model(
+        "RecipeRuntime",
+        __config__={"extra": "forbid"},
+        **{name: (field.annotation, field) for stage in known.values() for name, field in _runtime_fields(stage)},
+    )
+    about = {name: RecipeKeys.model_fields[name].description for name in ("description", "runtime", "seeds", "stages")}
+    shared: dict[str, Any] = {
+        "description": (str, Field("", description=about["description"])),
+        "runtime": (runtime, Field(runtime(), description=about["runtime"])),
+        "seeds": (list[int], Field([], description=about["seeds"])),
+    }
+    whole = create_model(
+        "Recipe",
+        __config__={"extra": "forbid"},
+        **shared,
+        stages=(list[union], Field(description=about["stages"])),
+    )
+    item = create_model("StageOverBase", __config__={"extra": "allow"}, name=(str, ...))
+    over_base = create_model(
+        "RecipeOverBase",
+        __config__={"extra": "forbid"},
+        base=(str, Field(description="shipped recipe, or path of a recipe, that this one is laid over")),
+        **shared,
+        stages=(list[item], Field([], description=about["stages"])),  # type: ignore[valid-type]
+    )
+    either: Any = whole | over_base
+    return TypeAdapter(either).json_schema()
+
+
+def _runtime_fields(stage: type[Stage]) -> list[tuple[str, Any]]:
+    return list(runtime_of(stage).model_fields.items())

@@ -1,0 +1,87 @@
+"""A step in processes of its own: forward their events, report their failure, and pass SIGTERM on to them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from vfm.config import UserError
+from vfm.events import Event
+from vfm.flow.plan import Step
+from vfm.stage import Preempted
+
+Send = Callable[[Event], None]
+ERROR_LINES = 15  # lines of the processes' standard error that are shown after a failure
+
+
+def run_subprocess(
+    command: list[str], environment: dict[str, str], step: Step, send: Send, lock_descriptor: int
+) -> None:
+    """Run the command of a prepared step and wait for its end.
+
+    Raises:
+        UserError: the step reported a mistake of the user.
+        Preempted: SIGTERM stopped the step.
+        RuntimeError: the step failed; the message ends with the last lines of its standard error.
+    """
+    # The subprocess inherits the lock: if this process is killed, the lock is held until the subprocess ends too.
+    errors = step.slot.work / "process.log"
+    with (
+        errors.open("wb") as log,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, pass_fds=[lock_descriptor]
+        ) as process,
+        sigterm_forwarded(process) as stopped,
+    ):
+        try:
+            failure = _forward_events(process, send)
+        except BaseException:
+            process.terminate()  # torchrun ends its own processes, so that none is orphaned
+            process.wait()
+            raise
+        process.wait()
+    if stopped.is_set():
+        raise Preempted(f"{step.stage.name}: stopped by SIGTERM; the next run resumes from its last checkpoint")
+    if process.returncode != 0:
+        if failure:
+            raise UserError(failure)
+        tail = errors.read_text(errors="replace").strip().splitlines()[-ERROR_LINES:]
+        raise RuntimeError(f"{step.stage.name}: its process failed:\n" + "\n".join(tail))
+
+
+@contextmanager
+def sigterm_forwarded(process: subprocess.Popen[str]) -> Iterator[threading.Event]:
+    """Forward SIGTERM to the process, which then saves a checkpoint. Yields an event that is set if SIGTERM came."""
+    stopped = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopped.set()
+        process.terminate()
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield stopped
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _forward_events(process: subprocess.Popen[str], send: Send) -> str | None:
+    """Send the process's events on until it ends; return the message of its failure, if any."""
+    assert process.stdout
+    failure = None
+    for line in process.stdout:
+        if not line.startswith("{"):
+            continue
+        event = Event.from_json(line)
+        if event.type == "run_failed":
+            failure = str(event.data["message"])
+        else:
+            send(event)
+    return failure
