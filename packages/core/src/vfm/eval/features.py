@@ -97,8 +97,9 @@ def encode_dataset(
     seen = len(cached_by_all)
     for batch in decoded_batches(source, reading, check, missing):
         good = [(number, *item) for number, item in batch if not isinstance(item, BadSample)]
-        for problem in (item for _, item in batch if isinstance(item, BadSample)):
-            skip(problem)
+        for _, item in batch:
+            if isinstance(item, BadSample):
+                skip(item)
         # Without the image files, which would hold the whole data set in memory.
         found |= {number: (replace(sample, image=b""), digest) for number, sample, _, digest in good}
         for name, encoder in encoders.items():
