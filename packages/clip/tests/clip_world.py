@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from torch import Tensor
 
-from error_rule import assert_as_exact
+from clip_error_rule import assert_as_exact
 from vfm import Artifact, ClipCheckpoint, Context, Event, Pool, Runtime
 from vfm.data import DatasetSpec, Shard, write_index, write_tar
 from vfm.models import ClipModel, build_clip
