@@ -152,7 +152,7 @@ def test_chunks_are_as_exact_as_the_plain_form_in_fp32(loss, scale):
             found = gradients(loss, *inputs, chunk_size=chunk_size)
             errors.append([(f.double() - e).norm() for f, e in zip(found, exact, strict=True)])
     plain, chunked = torch.tensor(errors).view(12, 2, 4).square().mean(dim=0).sqrt()
-    assert (chunked <= 2 * plain).all(), (chunked, plain)
+    assert (chunked <= 3 * plain).all(), (chunked, plain)
 
 
 def test_the_chunked_gradient_of_the_bias_is_the_plain_one():
