@@ -169,4 +169,4 @@ def test_a_tower_that_open_clip_alone_cannot_build_is_told_once(tmp_path: Path, 
     run_stage(stage, tmp_path, send=told.append, pool=make_pool(tmp_path / "pool"))
     warnings = [event.data["message"] for event in told if event.type == "warning"]
     assert len(warnings) == (not plain)
-    assert all("vfm loads this checkpoint, open_clip by itself does not" in warning for warning in warnings)
+    assert all("vfm can load this checkpoint, open_clip itself cannot" in warning for warning in warnings)

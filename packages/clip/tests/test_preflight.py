@@ -66,7 +66,7 @@ def test_an_encoder_that_is_not_trained_yet_is_refused_with_the_model_that_takes
     [
         ("EVA02-Pico-8-32", "eva02_nano_patch8_64", "model: EVA02-Nano-8-64 can"),
         ("EVA02-Nano-4-32", {"architecture": "eva02_nano_patch4_32", "depth": 6}, "the encoder has blocks.4."),
-        ("EVA02-Nano-4-32", "vit_nano_patch4_32", "its vision tower has not; do depth and block type agree?"),
+        ("EVA02-Nano-4-32", "vit_nano_patch4_32", "its vision tower does not; do depth and block type agree?"),
         (VIT, "eva02_pico_patch8_32", "model: EVA02-Pico-8-32 can"),
         ("EVA02-B-16", "eva02_base_patch14_xl", None),
     ],

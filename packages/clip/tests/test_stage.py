@@ -123,7 +123,7 @@ def test_a_handed_over_tower_sees_what_the_encoder_saw_and_locked_only_its_proje
     before, after = start.module.state_dict(), weights(checkpoint.path)
     changed = {key for key in after if key.startswith("visual.") and not torch.equal(before[key], after[key])}
     assert changed == {"visual.trunk.head.weight", "visual.trunk.head.bias"}
-    assert any(panel.title == "Weights handed over" for panel in load_panels(checkpoint.path))
+    assert any(panel.title == "Transferred weights" for panel in load_panels(checkpoint.path))
 
 
 def test_the_temperature_starts_rises_to_its_limit_and_stays_there(tmp_path: Path) -> None:

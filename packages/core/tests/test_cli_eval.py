@@ -1,4 +1,4 @@
-"""`vfm eval`: the recipe that it writes, the results that it leaves, and one line for what does not fit."""
+"""`vfm eval`: the recipe that it writes, its result files, and one line for each mistake."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TASKS = "zero_shot,knn"
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two CLIP models, an encoder, a root with data sets of suites, tars and class folders."""
-    world = tmp_path_factory.mktemp("judged")
+    world = tmp_path_factory.mktemp("evaluated")
     for seed, name in enumerate(("old", "new")):
         tiny_clip(world / name, seed)
     save_vision(build_vision("vit_pico_patch8_32", seed=0, num_classes=0), world / "encoder")
@@ -54,7 +54,7 @@ def recipe_of(*words: str) -> dict[str, dict[str, object]]:
     return {stage["name"]: stage for stage in yaml.safe_load(done.out)["stages"]}
 
 
-def test_a_suite_judges_what_is_there_and_names_what_is_not(here: Path) -> None:
+def test_a_suite_evaluates_what_is_on_the_disk_and_lists_the_rest(here: Path) -> None:
     done = run_here("eval", "old", "new", "--suite", "diva29", "--root", "root", "--quiet", "--name", "suite")
     assert done.code == 0, done.err
     results = here / "store/runs/suite/results"
@@ -82,11 +82,11 @@ def test_a_suite_judges_what_is_there_and_names_what_is_not(here: Path) -> None:
     page = (here / "store/runs/suite/report.html").read_text()
     assert page.index("All data sets") < page.index("Left out") < page.index('id="results"')
     assert "hf download clip-benchmark/wds_vtab-cifar10" in page
-    again = run_here("run", here / "store/runs/suite/recipe.yaml", "--quiet")  # what a user could have written
+    again = run_here("run", here / "store/runs/suite/recipe.yaml", "--quiet")  # the recipe runs by itself
     assert again.code == 0, again.err
 
 
-def test_a_second_model_is_judged_without_judging_the_first_anew(here: Path) -> None:
+def test_a_second_model_does_not_evaluate_the_first_again(here: Path) -> None:
     words = ("--data", "photos", "--store", "shared", "--quiet")
     assert run_here("eval", "old", *words).code == 0
     [kept] = list((here / "shared").glob("data.labeled-*/features/*.npz"))
@@ -96,7 +96,7 @@ def test_a_second_model_is_judged_without_judging_the_first_anew(here: Path) -> 
     assert len(list((here / "shared").glob("data.labeled-*/features/*.npz"))) == 2
 
 
-def test_several_jobs_give_the_results_of_one(here: Path) -> None:
+def test_several_jobs_give_the_same_results_as_one(here: Path) -> None:
     words = ("old", "new", "--data", "photos", "--data", "root/wds_imagenetv2", "--tasks", "zero_shot,knn")
     found = []
     for jobs in (1, 3):
@@ -105,10 +105,10 @@ def test_several_jobs_give_the_results_of_one(here: Path) -> None:
         records = {file.name: json.loads(file.read_text()) for file in Path(f"out{jobs}").glob("*.json")}
         found.append({name: {**record, "seconds": None} for name, record in records.items()})
     assert found[0] == found[1]
-    assert len(found[0]) == 6  # photos have nothing to learn from
+    assert len(found[0]) == 6  # photos have no training images
 
 
-def test_results_call_a_model_as_it_is_called_now(here: Path) -> None:
+def test_results_use_the_current_names_of_models(here: Path) -> None:
     for name in ("first", "second"):
         done = run_here("eval", f"{name}=old", "--data", f"{name}-photos=photos", "--store", "names", "--out", name)
         assert done.code == 0, done.err
@@ -117,7 +117,7 @@ def test_results_call_a_model_as_it_is_called_now(here: Path) -> None:
     assert len(list((here / "names").glob("data.labeled-*/features/*.npz"))) == 1  # it was encoded once
 
 
-def test_models_and_data_become_the_stages_that_bring_them_in(here: Path) -> None:
+def test_models_and_data_become_the_stages_that_import_them(here: Path) -> None:
     stages = recipe_of("before=old", "ViT-B-32,openai", "encoder", "--data", "photos", "--data", "de=pairs.tar")
     assert stages["before"] == {"kind": "models.clip", "name": "before", "source": "old"}
     assert stages["ViT-B-32-openai"]["pretrained"] == "openai"
@@ -127,16 +127,16 @@ def test_models_and_data_become_the_stages_that_bring_them_in(here: Path) -> Non
     assert [gap["title"] for gap in stages["summary"]["missing"]] == ["photos, zero_shot", "de, retrieval"]  # type: ignore[index, attr-defined]
 
 
-def test_probes_learn_from_the_split_beside_or_from_what_is_named(here: Path) -> None:
+def test_probes_use_the_training_split_beside_the_data_or_the_given_one(here: Path) -> None:
     stages = recipe_of("encoder", "--suite", "diva29", "--root", "root", "--tasks", "knn,linear_probe")
     assert stages["imagenetv2-train"]["split"] == "train"
     assert stages["vtab-dtd-knn"]["train"] == "vtab-dtd-train"
     stages = recipe_of("encoder", "--data", "photos", "--train", "root/wds_imagenetv2", "--tasks", "knn")
     learnt = stages[str(stages["photos-knn"]["train"])]
-    assert (learnt["path"], learnt["split"]) == ("root/wds_imagenetv2", "train")  # never what it is tested on
+    assert (learnt["path"], learnt["split"]) == ("root/wds_imagenetv2", "train")  # never the test split
 
 
-def test_a_task_beside_the_suites_own_has_a_mean_that_lacks_what_the_suite_lacks(here: Path) -> None:
+def test_a_task_beside_those_of_the_suite_has_a_mean_of_its_own(here: Path) -> None:
     stages = recipe_of(
         "old", "--suite", "diva29", "--root", "root", "--tasks", "zero_shot,knn", "--resize", "model,squash"
     )
@@ -155,7 +155,7 @@ def test_a_task_beside_the_suites_own_has_a_mean_that_lacks_what_the_suite_lacks
     }
 
 
-def test_languages_and_ways_to_resize_are_tasks_of_their_own(here: Path) -> None:
+def test_each_language_and_resize_mode_is_evaluated(here: Path) -> None:
     texts = "pairs.texts={en: json.en, de: json.de}"
     done = run_here(
         "eval", "old", "--data", "pairs.tar", "--language", "en", "--language", "de", "--set", texts, "--quiet",
@@ -170,7 +170,7 @@ def test_languages_and_ways_to_resize_are_tasks_of_their_own(here: Path) -> None
     assert files["pairs-retrieval-de-squash_old"]["resize_mode"] == "squash"
 
 
-def test_caption_choice_is_found_by_its_files_and_judged_by_its_own_rule(here: Path) -> None:
+def test_caption_choices_are_recognised_by_their_files(here: Path) -> None:
     (here / "swap.json").write_text(json.dumps({"0": {"filename": "a", "caption": "b", "negative_caption": "c"}}))
     (here / "sugarcrepe").mkdir(exist_ok=True)
     (here / "sugarcrepe/add.json").write_text("{}")
@@ -186,7 +186,7 @@ def test_caption_choice_is_found_by_its_files_and_judged_by_its_own_rule(here: P
         assert f"mine-{task}" in recipe_of("old", "--data", f"mine={place}")
 
 
-def test_two_saved_sets_of_one_name_are_told_apart(here: Path) -> None:
+def test_two_saved_datasets_with_one_name_are_distinguished(here: Path) -> None:
     for place in ("one", "two"):
         sugarcrepe(here / place / "test")
     stages = recipe_of("old", "--data", "first=one/test", "--data", "second=two/test")
@@ -195,7 +195,7 @@ def test_two_saved_sets_of_one_name_are_told_apart(here: Path) -> None:
     assert [score["title"] for score in scores] == ["first", "second"]  # type: ignore[attr-defined]
 
 
-def test_several_labels_an_image_are_judged_by_mean_average_precision(here: Path) -> None:
+def test_several_labels_per_image_are_scored_by_mean_average_precision(here: Path) -> None:
     arrays = []
     for number in range(6):
         np.save(buffer := io.BytesIO(), np.eye(3, dtype=int)[number % 3] | np.eye(3, dtype=int)[0])
@@ -210,35 +210,35 @@ def test_several_labels_an_image_are_judged_by_mean_average_precision(here: Path
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["old"], "nothing to judge on: give --data PATH, or --suite NAME --root DIR"),
-        (["old", "--suite", "diva30"], "no suite 'diva30': neither a file nor one that ships; did you mean 'diva29'?"),
-        (["old", "--data", "imagenetv3"], "no such path, and no data set of a suite; did you mean 'imagenetv2'?"),
+        (["old"], "no datasets: give --data PATH, or --suite NAME --root DIR"),
+        (["old", "--suite", "diva30"], "no suite 'diva30': neither a file nor a shipped suite; did you mean 'diva29'?"),
+        (["old", "--data", "imagenetv3"], "no such path, and no suite has such a dataset; did you mean 'imagenetv2'?"),
         (["old", "--data", "mnist", "--root", "root"], "mnist: no wds_mnist (or mnist) under root; get it: hf"),
         (["old", "--data", "photos", "--tasks", "zeroshot"], "--tasks: no task 'zeroshot'; did you mean 'zero_shot'?"),
-        (["old", "--data", "photos", "--tasks", "retrieval"], "photos is a LabeledDataset: retrieval wants captions"),
-        (["old", "--data", "pairs.tar", "--tasks", "knn"], "pairs is a Pool: knn wants class labels"),
-        (["old", "--data", "photos", "--tasks", "choices"], "choices wants images with statements to choose from"),
+        (["old", "--data", "photos", "--tasks", "retrieval"], "photos is a LabeledDataset: retrieval needs captions"),
+        (["old", "--data", "pairs.tar", "--tasks", "knn"], "pairs is a Pool: knn needs class labels"),
+        (["old", "--data", "photos", "--tasks", "choices"], "choices needs images with statements to choose from"),
         (["old", "--data", "photos", "--tasks", "curves"], "--tasks: no task 'curves'; known: "),
         (["old", "--data", "pairs.tar"], "missing_caption; expected captions en in txt: set texts"),
-        (["old", "--data", "summary=photos"], "'summary' is what the table of all results is called"),
-        (["old", "--data", "photos", "--tasks", "knn,knn", "--resize", "model,model"], "knn wants images"),
-        (["old", "--data", "photos", "--tasks", "knn"], "knn wants images to learn from"),
-        (["encoder", "--data", "photos"], "encoder is a VisionCheckpoint, with no text tower: it cannot do zero_shot"),
+        (["old", "--data", "summary=photos"], "'summary' is the name of the table of all results"),
+        (["old", "--data", "photos", "--tasks", "knn,knn", "--resize", "model,model"], "knn needs training images"),
+        (["old", "--data", "photos", "--tasks", "knn"], "knn needs training images"),
+        (["encoder", "--data", "photos"], "encoder is a VisionCheckpoint, without a text tower: zero_shot does not apply"),
         (["ViT-B-31,openai", "--data", "photos"], "did you mean 'ViT-B-32'?"),
-        (["old", "old", "--data", "photos"], "two of the models and data sets are called 'old'"),
-        (["old", "--data", "photos", "--resize", "crop"], "--resize: no way 'crop'; known: longest, model"),
-        (["root", "--data", "photos"], "root: no CLIP model here (looked for open_clip_config.json and config.json)"),
+        (["old", "old", "--data", "photos"], "two of the models and datasets are named 'old'"),
+        (["old", "--data", "photos", "--resize", "crop"], "--resize: 'crop' is not a valid mode; known: longest, model"),
+        (["root", "--data", "photos"], "root: no CLIP model (looked for open_clip_config.json and config.json)"),
         (["old", "--data", "photos", "--set", "photos.class_names=[a, b]"], "2 class names for the 7 class folders"),
         (["old", "--suite", "diva29", "--root", "photos"], "ImageNet-1K: no wds_imagenet1k (or imagenet1k) under"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_one_line(here: Path, words: list[str], line: str) -> None:
+def test_mistake_is_one_line(here: Path, words: list[str], line: str) -> None:
     done = run_here("eval", *words)
     assert done.code == 2
     assert line in done.err
 
 
-def test_a_suite_of_ones_own_is_told_its_mistakes(here: Path) -> None:
+def test_mistakes_in_a_users_suite_are_reported(here: Path) -> None:
     (here / "mine.yaml").write_text("description: mine\nsets:\n  - {name: a, folder: x}\n")
     done = run_here("eval", "old", "--suite", "mine.yaml")
     assert done.code == 2
