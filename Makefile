@@ -1,5 +1,5 @@
 # Shortcuts for people who work on vfm. The README's two commands need no make.
-.PHONY: test check format packages kill-test kernels-wide test-torch-latest
+.PHONY: test check format packages kill-test kernels-wide test-portable test-torch-latest
 
 test: ## all that CI runs
 	uv run pytest -n 2
@@ -19,6 +19,25 @@ kill-test: ## twenty random kills of a recipe with every kind of stage
 
 kernels-wide: ## Triton's interpreter at real shapes (minutes)
 	TRITON_INTERPRET=1 uv run pytest packages/kernels/tests/interpreter -m slow -n 2
+
+# Tests that compare floating-point numbers. ATEN_CPU_CAPABILITY stands in for other processors.
+NUMERICAL_kernels := $(wildcard packages/kernels/tests/test_*.py)
+NUMERICAL_kernels := $(filter-out %test_aot.py %test_interpreter.py %test_benchmarks.py, $(NUMERICAL_kernels))
+NUMERICAL_core := $(wildcard $(addprefix packages/core/tests/test_, models_*.py train_dist.py train_lamb.py train_optim.py \
+	train_task.py train_kernels.py eval_metrics.py eval_probes.py data_images.py))
+NUMERICAL_clip := $(wildcard $(addprefix packages/clip/tests/test_, accumulation.py losses.py kernels.py padding.py open_clip.py \
+	towers.py text_tower.py diagnosis.py training_data.py))
+NUMERICAL_eva := $(wildcard $(addprefix packages/eva/tests/test_, accumul*.py kernels.py padding.py targets.py task.py visible.py \
+	init.py finetune.py))
+NUMERICAL_diva := $(wildcard $(addprefix packages/diva/tests/test_, condition.py control.py denoiser.py export*.py families.py \
+	latents.py low_rank.py padding.py prior.py processes.py surprises.py tune.py))
+
+test-portable: ## numerical tests as on other processors: three vector widths, 1 and 4 threads (about an hour)
+	for capability in default avx2 avx512; do for threads in 1 4; do \
+		for tests in "$(NUMERICAL_kernels)" "$(NUMERICAL_core)" "$(NUMERICAL_clip)" "$(NUMERICAL_eva)" "$(NUMERICAL_diva)"; do \
+			echo "ATEN_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=$$threads"; \
+			ATEN_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=$$threads uv run pytest $$tests || exit 1; \
+	done; done; done
 
 test-torch-latest: ## the kernels' tests on the newest torch and Triton, in an environment of their own (some GB)
 	uv run --isolated --no-project --no-config --with torch --with triton --with pytest --with pytest-xdist --with hypothesis \
