@@ -1,4 +1,4 @@
-"""Data sets of plain colours, and encoders that see them rightly or wrongly, for the tests of `vfm.eval`."""
+"""Data sets of plain colours, and encoders that recognise them or their opposites, for the tests of `vfm.eval`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TINY_CLIP = {
 
 
 def png(name: str, noise: int = 0) -> bytes:
-    """A picture of one colour; `noise` > 0 draws speckles that keep the colour."""
+    """Draw an image of one colour; `noise` > 0 is the seed of speckles that keep the colour."""
     pixels = np.tile(np.array(COLOURS[name], np.uint8), (16, 16, 1))
     if noise:
         speckle = np.random.default_rng(noise).integers(0, 60, pixels.shape)
@@ -51,7 +51,7 @@ def png(name: str, noise: int = 0) -> bytes:
 
 @dataclass
 class ColourModel:
-    """Knows colours by name, in pictures and texts; `sign` -1 takes each for its opposite."""
+    """An encoder of colours in images and texts; with `sign` -1 it confuses each with its opposite."""
 
     sign: float = 1.0
     module: nn.Module = field(default_factory=nn.Module)
@@ -69,7 +69,7 @@ class ColourModel:
 
 
 def labeled(directory: Path, num_samples: int = 42, *, broken: Sequence[int] = (), classes: int = 7) -> LabeledDataset:
-    """Colours in turn, each in another grain; the samples in `broken` have no readable image."""
+    """Write images of all colours in turn, each with other speckles; those in `broken` are unreadable."""
     spec = DatasetSpec(label_key="cls", class_names=NAMES[:classes])
     images = [b"no image" if n in broken else png(NAMES[n % classes], n + 1) for n in range(num_samples)]
     rows = [(f"{n:04d}", {"png": image, "cls": str(n % classes).encode()}) for n, image in enumerate(images)]
@@ -82,7 +82,7 @@ def labeled(directory: Path, num_samples: int = 42, *, broken: Sequence[int] = (
 
 
 def pool(directory: Path, *, num_samples: int = 7, captions: int = 2) -> Pool:
-    """One picture a colour, with several captions each (the first has one only), in two languages."""
+    """Write one image per colour, each with several captions (the first with one) in two languages."""
     spec = DatasetSpec(texts={"en": "txt.lines", "de": "json.de"})
     rows = [
         (
@@ -99,7 +99,7 @@ def pool(directory: Path, *, num_samples: int = 7, captions: int = 2) -> Pool:
 
 
 def pairs(directory: Path, num_pairs: int = 6) -> ChoiceDataset:
-    """Pairs of two colours; the second of each pattern lists its statements the other way round."""
+    """Write pairs of two colours; every second one lists its statements in reverse order."""
     items = []
     for n in range(num_pairs):
         one, other = NAMES[n % 7], NAMES[(n + 1) % 7]
@@ -112,19 +112,19 @@ def pairs(directory: Path, num_pairs: int = 6) -> ChoiceDataset:
 
 
 def sugarcrepe(directory: Path) -> ChoiceDataset:
-    """One picture, a right and a wrong caption."""
+    """Write items of one image, a right and a wrong caption."""
     items = [Choice(str(n), "swap", [png(NAMES[n])], [NAMES[n], NAMES[(n + 3) % 7]], [0, -1]) for n in range(7)]
     return write_choices(directory, items)
 
 
 def tiny_clip(directory: Path, seed: int) -> ClipCheckpoint:
-    """A CLIP model with random weights."""
+    """Save a CLIP model with random weights."""
     return save_clip(build_clip(TINY_CLIP, seed=seed), directory)
 
 
 @dataclass
 class Run:
-    """A context, and what it was told."""
+    """A context and its events."""
 
     ctx: Context
     events: list[Event]
@@ -135,7 +135,7 @@ class Run:
 
 
 def run_in(directory: Path, **inputs: Artifact) -> Run:
-    """A stage's context with these artifacts as inputs."""
+    """Return a stage's context with these artifacts as inputs."""
     events: list[Event] = []
     directory.mkdir(parents=True, exist_ok=True)
     paths = {name: artifact.path for name, artifact in inputs.items()}

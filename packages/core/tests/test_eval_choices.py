@@ -16,7 +16,7 @@ FINITE = st.floats(-40, 40, width=32) | st.sampled_from([0.0, 25.0])
 
 
 def official(logits: np.ndarray, question_ids: np.ndarray) -> tuple[list[bool], dict[str, float]]:
-    """The authors' script, restated line by line for ready logits."""
+    """Return the results of the authors' script, restated line by line for given logits."""
     pair_accuracies = dict.fromkeys(MMVP_PATTERNS, 0.0)
     num_pairs, right = 0, []
     for (text1, text2), (qid1, qid2) in zip(torch.from_numpy(logits), question_ids, strict=True):
@@ -46,7 +46,7 @@ def test_pairs_are_scored_as_by_the_authors_script(logits: np.ndarray, swap: np.
     assert 100 * result.correct.mean() == pytest.approx(np.mean(list(by_pattern.values())))
 
 
-def test_a_perfect_model_gets_all_and_an_inverted_one_nothing() -> None:
+def test_a_perfect_model_gets_every_pair_and_an_inverted_one_none() -> None:
     perfect = np.tile(np.eye(2, dtype=np.float32) * 20, (135, 1, 1))
     assert mmvp_vlm(perfect, TRUTH).correct.all()
     assert not mmvp_vlm(-perfect, TRUTH).correct.any()
@@ -58,7 +58,7 @@ def test_guessing_gets_a_quarter_of_the_pairs() -> None:
 
 
 @pytest.mark.parametrize("image", [0, 1])
-def test_the_same_answer_to_everything_gets_nothing(image: int) -> None:
+def test_a_constant_answer_gets_no_pair(image: int) -> None:
     logits = np.zeros((135, 2, 2), np.float32)
     logits[:, :, image] = 5
     assert not mmvp_vlm(logits, TRUTH).correct.any()
@@ -71,7 +71,7 @@ def test_ties_and_nan_go_to_the_second_image(value: float) -> None:
     assert not result.correct.any()
 
 
-def test_one_right_statement_of_two_is_no_pair() -> None:
+def test_one_right_statement_of_two_does_not_count_as_a_pair() -> None:
     half = np.array([[[9, 0], [9, 0]]], np.float32)  # both statements to image 1
     result = mmvp_vlm(half, TRUTH[:1])
     assert result.right.tolist() == [[True, False]]
@@ -82,7 +82,7 @@ def test_one_right_statement_of_two_is_no_pair() -> None:
     hnp.arrays(np.float32, (7, 2, 8), elements=st.floats(-1, 1, width=16)),
     hnp.arrays(np.float32, (7, 2, 8), elements=st.floats(-1, 1, width=16)),
 )
-def test_aligned_is_the_sign_of_the_differences_product(images: np.ndarray, texts: np.ndarray) -> None:
+def test_aligned_is_the_sign_of_the_product_of_differences(images: np.ndarray, texts: np.ndarray) -> None:
     logits = np.einsum("psd,pid->psi", texts.astype(np.float64), images.astype(np.float64))
     expected = ((texts[:, 0] - texts[:, 1]) * (images[:, 0] - images[:, 1])).astype(np.float64).sum(axis=1)
     sure = np.abs(expected) > 1e-3
@@ -91,7 +91,7 @@ def test_aligned_is_the_sign_of_the_differences_product(images: np.ndarray, text
     assert (result.aligned | ~result.correct).all()
 
 
-def test_patterns_go_by_position_and_only_in_the_official_set() -> None:
+def test_patterns_are_assigned_by_position_in_the_official_set_only() -> None:
     patterns = mmvp_patterns(135)
     assert [patterns.count(p) for p in MMVP_PATTERNS] == [15] * 9
     assert (patterns[14], patterns[15]) == MMVP_PATTERNS[:2]
@@ -99,13 +99,13 @@ def test_patterns_go_by_position_and_only_in_the_official_set() -> None:
         mmvp_patterns(90)
 
 
-def test_mmvp_refuses_items_that_are_no_pairs() -> None:
+def test_mmvp_refuses_items_that_are_not_pairs() -> None:
     with pytest.raises(ValueError, match="MMVP pairs"):
         mmvp_vlm(np.zeros((3, 2, 1), np.float32), TRUTH[:3])
 
 
 def naive_choice(scores: np.ndarray, right: np.ndarray) -> tuple[bool, bool]:
-    """Winoground's definition by loops: every right statement's rivals must lose."""
+    """Apply Winoground's definition in loops: every right statement must beat its rivals."""
 
     def wins(scores: np.ndarray, right: np.ndarray) -> bool:
         rivals = [r for r in range(len(right)) if not right[r]]
@@ -126,13 +126,13 @@ def test_choice_equals_winogrounds_definition(scores: np.ndarray) -> None:
     assert (result.group == (result.text & result.image)).all()
 
 
-def test_choice_of_one_image_is_sugarcrepes_and_wants_a_strict_win() -> None:
+def test_choice_for_one_image_is_sugarcrepes_rule_with_a_strict_win() -> None:
     scores = np.array([[[0.3], [0.2]], [[0.2], [0.3]], [[0.2], [0.2]], [[np.nan], [0.1]]])
     result = choose(scores, np.array([[True], [False]]))
     assert result.group.tolist() == [True, False, False, False]
 
 
-def test_choice_takes_any_of_several_right_statements() -> None:
+def test_any_of_several_right_statements_may_win() -> None:
     right = np.array([[True], [True], [False]])
     scores = np.array([[[0.1], [0.9], [0.5]], [[0.1], [0.2], [0.5]]])
     assert choose(scores, right).text.tolist() == [True, False]

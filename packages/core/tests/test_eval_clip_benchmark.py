@@ -1,4 +1,4 @@
-"""Zero-shot, retrieval and caption choice give the numbers of clip_benchmark's own code, run here on the same model."""
+"""Zero-shot, retrieval and caption choice equal clip_benchmark's own code, run here on the same model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WORDS = ["red on dark", "something green", "blue", "a yellow thing", "cyan sky",
 
 
 class Items(Dataset[Any]):
-    """What clip_benchmark takes: pairs of a picture and its label, labels or texts, and the class names."""
+    """Input of clip_benchmark: pairs of an image and its label, labels or texts, and the class names."""
 
     def __init__(self, items: list[tuple[Any, Any]], classes: list[str]) -> None:
         self.items, self.classes = items, classes
@@ -44,7 +44,7 @@ class Items(Dataset[Any]):
 
 
 class Peer:
-    """The same checkpoint as open_clip opens it, with its own transform and tokenizer."""
+    """The same checkpoint loaded by open_clip, with its own transform and tokenizer."""
 
     def __init__(self, folder: Path) -> None:
         self.model, _, self.preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
@@ -84,10 +84,10 @@ def test_zero_shot_classification(tmp_path: Path, checkpoint: Artifact) -> None:
     prompts = Prompts(templates=TEMPLATES, class_names=WORDS)
     ours = score_zero_shot(run_in(tmp_path / "run").ctx, {"model": load_clip(checkpoint.path)}, data, prompts=prompts)
     assert_equal(values(ours), theirs, {"acc1", "acc5", "mean_per_class_recall"})
-    assert 0 < theirs["acc1"] < 1  # else it would say little
+    assert 0 < theirs["acc1"] < 1  # otherwise the comparison would be empty
 
 
-def test_several_labels_an_image(tmp_path: Path, checkpoint: Artifact) -> None:
+def test_several_labels_per_image(tmp_path: Path, checkpoint: Artifact) -> None:
     data = labeled(tmp_path / "data", 30)
     tags = tagged(tmp_path / "tags", data)
     peer, marks = Peer(checkpoint.path), read_tags(tags)
@@ -101,7 +101,7 @@ def test_several_labels_an_image(tmp_path: Path, checkpoint: Artifact) -> None:
 
 
 def tagged(folder: Path, data: LabeledDataset) -> TaggedImages:
-    """Two labels an image."""
+    """Create two labels per image."""
     folder.mkdir()
     rows = [sorted({n % 7, (2 * n + 3) % 7}) for n in range(data.num_samples)]
     write_tags(folder / TAGS_FILE, rows)
@@ -132,7 +132,7 @@ def test_caption_choice(tmp_path: Path, checkpoint: Artifact, make: Any) -> None
     data, peer = make(tmp_path / "data"), Peer(checkpoint.path)
     items = []
     for item in load_choices(data):
-        order = np.argsort(np.where(np.array(item.truth) < 0, 99, item.truth))  # theirs: the i-th text is the i-th's
+        order = np.argsort(np.where(np.array(item.truth) < 0, 99, item.truth))  # theirs: text i belongs to image i
         pictures = torch.stack([peer.seen(image) for image in item.images])
         items.append((pictures if len(pictures) > 1 else pictures[0], [item.statements[place] for place in order]))
     theirs = image_caption_selection.evaluate(

@@ -1,4 +1,4 @@
-"""What is said of a training's curves, against loops and by hand."""
+"""Loss spikes and samples to a score, compared with loops and with values by hand."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_spikes_equal_a_loop(loss, window, num_mads):
     assert loss_spikes(loss, window=window, num_mads=num_mads).tolist() == expected
 
 
-def test_a_planted_spike_is_found_and_hides_no_other():
+def test_planted_spikes_are_all_found():
     loss = 2 + 0.1 * np.sin(np.arange(200))
     loss[[120, 122, 124]] = 9.0
     assert (np.flatnonzero(loss_spikes(loss)) + 51).tolist() == [120, 122, 124]
@@ -51,7 +51,7 @@ def trained(folder: Path, scores: list[float], loss: float = 1.0) -> Path:
     return checkpoint.path
 
 
-def test_the_stage_compares_trainings_with_the_first(tmp_path):
+def test_stage_compares_trainings_with_the_first(tmp_path):
     inputs = {"slow": trained(tmp_path / "slow", [0.1, 0.2, 0.3, 0.4]), "fast": trained(tmp_path / "fast", [0.4] * 4)}
     ctx = Context("curves", tmp_path / "out", tmp_path / "work", inputs)
     report = Curves(name="curves", models=list(inputs)).run(ctx)
@@ -63,7 +63,7 @@ def test_the_stage_compares_trainings_with_the_first(tmp_path):
     assert TrainingCurves.read(inputs["slow"] / "metrics.jsonl").steps == list(range(1, 81))
 
 
-def test_what_cannot_be_compared_is_refused(tmp_path):
+def test_unknown_scores_and_models_without_metrics_are_refused(tmp_path):
     inputs = {"a": trained(tmp_path / "a", [0.1, 0.2, 0.3, 0.4]), "b": tiny_clip(tmp_path / "b", 1).path}
     ctx = Context("curves", tmp_path / "out", tmp_path / "work", inputs)
     with pytest.raises(UserError, match=r"a did not log val/acc; did you mean 'val/acc1'\?"):
@@ -72,17 +72,17 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
         Curves(name="c", models=["a", "b"]).run(ctx)
 
 
-def test_two_trainings_of_one_name_are_refused_before_anything_runs():
+def test_two_trainings_with_one_name_are_refused_before_the_run():
     with pytest.raises(UserError, match="models: 'clip' is named more than once"):
         Curves(name="c", models=["one/clip", "two/clip"]).preflight(Preflight({}, {}))
 
 
 def test_spikes_are_reported_only_where_every_step_was_logged(tmp_path):
-    """Means over several steps flatten a spike: their share is not that of a training logged step by step."""
-    folder, told = trained(tmp_path / "a", [0.1, 0.2, 0.3, 0.4]), []
+    """Means over several steps flatten spikes, so their share would not be comparable."""
+    folder, messages = trained(tmp_path / "a", [0.1, 0.2, 0.3, 0.4]), []
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] % 2 == 0))
-    ctx = Context("curves", tmp_path / "out", tmp_path / "work", {"a": folder}, told.append)
+    ctx = Context("curves", tmp_path / "out", tmp_path / "work", {"a": folder}, messages.append)
     report = Curves(name="c", models=["a"], window=5).run(ctx)
     assert [metric.name for metric in report.metrics] == ["samples_to_reach"]
-    assert "train with log_every: 1" in told[0].data["message"]
+    assert "train with log_every: 1" in messages[0].data["message"]

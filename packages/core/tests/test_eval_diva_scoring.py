@@ -1,4 +1,4 @@
-"""MMVP-VLM by DIVA's image feature: what its authors' forward says on average, for all models alike."""
+"""MMVP-VLM with DIVA's image feature: the expected value of its authors' forward pass, for all models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vfm.models import ClipModel, load_clip
 
 
 def by_hand(model: ClipModel, pictures: list) -> torch.Tensor:
-    """The class token and every patch through the last norm and the projection, token by token."""
+    """Compute the feature from the class token and every patch after the last norm and the projection."""
     visual = model.module.visual
     caught: list[torch.Tensor] = []
     hook = visual.transformer.register_forward_hook(lambda *call: caught.append(call[2]))
@@ -48,7 +48,7 @@ def test_all_models_are_scored_by_both_rules_and_the_official_scores_do_not_chan
         assert (np.array(both[name].predictions["pairs"]["diva_correct"]) == found[-1].correct).all()
 
 
-def test_what_has_no_patches_is_refused(tmp_path: Path) -> None:
+def test_models_without_patches_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="right: diva_scoring needs the patch tokens of a CLIP model, got ColourModel"):
         score_mmvp_vlm(
             run_in(tmp_path / "out").ctx,

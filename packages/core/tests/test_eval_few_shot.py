@@ -1,4 +1,4 @@
-"""Few-shot classification: scikit-learn's answer from nothing, the words' answer where nothing may move."""
+"""Few-shot classification: scikit-learn's solution from zero weights, zero-shot where the penalty is large."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def images(seed: int, size: int, classes: int = 4, width: int = 6) -> tuple[np.n
 
 
 @pytest.mark.parametrize("penalty", [0.02, 0.5])
-def test_from_nothing_it_is_scikit_learns_logistic_regression(penalty: float) -> None:
+def test_from_zero_weights_it_equals_scikit_learns_logistic_regression(penalty: float) -> None:
     x, labels = images(0, 40)
     peer = LogisticRegression(C=4 / (penalty * len(x)), fit_intercept=False, tol=1e-9, max_iter=10_000).fit(x, labels)
     found = fit_few_shot(x, labels, np.zeros((4, 6)), penalty=penalty)
@@ -36,7 +36,7 @@ def test_from_nothing_it_is_scikit_learns_logistic_regression(penalty: float) ->
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000), st.sampled_from([0.05, 0.3, 2.0]))
-def test_at_the_answer_no_direction_is_better_and_weights_moved_no_further_than_said(seed: int, penalty: float) -> None:
+def test_solution_is_a_minimum_and_weights_move_no_further_than_the_bound(seed: int, penalty: float) -> None:
     x, labels = images(seed, 24)
     start = 3 * np.random.default_rng(seed).normal(size=(4, 6))
     found = fit_few_shot(x, labels, start, penalty=penalty)
@@ -53,7 +53,7 @@ def test_at_the_answer_no_direction_is_better_and_weights_moved_no_further_than_
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(1, 8), st.integers(0, 99))
-def test_shots_are_so_many_of_each_class_or_all_and_repeatable(labels: list[int], shots: int, seed: int) -> None:
+def test_shots_are_drawn_per_class_without_repeats_and_reproducibly(labels: list[int], shots: int, seed: int) -> None:
     given_labels = np.array(labels)
     some = draw_shots(given_labels, shots, seed)
     assert len(set(some.tolist())) == len(some)
@@ -68,24 +68,24 @@ def few_shot_results(folder: Path, *, words: bool, penalty: float = 0.1, draws: 
     return score_few_shot(run_in(folder / "out").ctx, ORACLES, train, test, settings).results
 
 
-def test_few_images_are_enough_where_features_separate_the_classes(tmp_path: Path) -> None:
+def test_few_images_suffice_for_separable_features(tmp_path: Path) -> None:
     for result in few_shot_results(tmp_path, words=False).values():
         assert {v.metric: v.value for v in result.scores} == {"fs1_acc1": 1, "fs4_acc1": 1}
-        assert result.scores[0].num_independent == 21  # two draws of the same images are no more evidence
+        assert result.scores[0].num_independent == 21  # two draws on the same images are not more evidence
         columns = result.predictions["images"]
         right = np.array(columns["predicted"]) == np.array(columns["label"])
         assert right[np.array(columns["shots"]) == 4].mean() == 1
         assert len(columns["key"]) == 2 * 2 * 21
 
 
-def test_words_decide_where_nothing_may_move_and_images_where_it_may(tmp_path: Path) -> None:
+def test_zero_shot_decides_at_a_large_penalty_and_images_at_a_small_one(tmp_path: Path) -> None:
     held = few_shot_results(tmp_path / "held", words=True, penalty=1e6)
     assert [held[name].scores[0].value for name in ORACLES] == [1, 0]  # as zero-shot
     free = few_shot_results(tmp_path / "free", words=True, penalty=1e-3)
     assert free["wrong"].scores[1].value == 1
 
 
-def test_the_stage_reports_each_number_of_shots_and_how_far_the_draws_differ(tmp_path: Path) -> None:
+def test_stage_reports_each_number_of_shots_and_each_draw(tmp_path: Path) -> None:
     train, test, clip = labeled(tmp_path / "train", 21), labeled(tmp_path / "test", 14), tiny_clip(tmp_path / "clip", 0)
     run = run_in(tmp_path / "out", train=train, test=test, clip=clip)
     stage = FewShot(
@@ -107,7 +107,7 @@ def test_the_stage_reports_each_number_of_shots_and_how_far_the_draws_differ(tmp
         assert (metric.n, metric.chance) == (14, pytest.approx(1 / 7))
 
 
-def test_what_cannot_be_drawn_or_started_from_is_told(tmp_path: Path) -> None:
+def test_missing_classes_text_towers_and_shots_are_refused(tmp_path: Path) -> None:
     train, test = labeled(tmp_path / "train", 5, classes=7), labeled(tmp_path / "test", 21)
     run = run_in(tmp_path / "out")
     with pytest.raises(UserError, match="class 'magenta' has no training image"):

@@ -1,4 +1,4 @@
-"""Zero-shot, retrieval, probe and neighbours against plain twins, and at the edges."""
+"""Zero-shot, retrieval, probe and neighbours compared with plain implementations, and edge cases."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ from vfm.statistics import stratified_mean
 
 
 def naive_hits(scores: list[list[float]], right: list[list[bool]], k: int) -> list[bool]:
-    """Any-hit, ties against the query: sort with wrong items before right ones of the same score."""
+    """Return any-hit recall with ties against the query: wrong items sort before right ones of equal score."""
     hits = []
     for row, marks in zip(scores, right, strict=True):
         order = sorted(range(len(row)), key=lambda j: (-row[j], marks[j]))
@@ -41,14 +41,14 @@ def naive_hits(scores: list[list[float]], right: list[list[bool]], k: int) -> li
     max_scores=st.integers(1, 60),
 )
 @settings(max_examples=80, deadline=None)
-def test_retrieval_in_blocks_equals_the_whole_matrix_ties_and_captions_included(
+def test_retrieval_in_blocks_equals_the_whole_matrix_with_ties_and_several_captions(
     num_images: int, extra_texts: list[int], seed: int, max_scores: int
 ) -> None:
     image_of_text = torch.tensor([*range(num_images), *(i % num_images for i in extra_texts)])
     generator = torch.Generator().manual_seed(seed)
 
     def draw(n: int) -> torch.Tensor:
-        """One-hot with signs: cosines are exactly -1, 0 or 1, so that ties abound."""
+        """Draw signed one-hot vectors: cosines are exactly -1, 0 or 1, with many ties."""
         signs = 2.0 * torch.randint(2, (n, 1), generator=generator) - 1
         return signs * F.one_hot(torch.randint(3, (n,), generator=generator), 3)
 
@@ -69,7 +69,7 @@ def test_retrieval_in_blocks_equals_the_whole_matrix_ties_and_captions_included(
     broken=st.integers(0, 3),
 )
 @settings(max_examples=80, deadline=None)
-def test_retrieval_both_ways_at_once_equals_each_way_alone(
+def test_retrieval_both_ways_at_once_equals_each_way_separately(
     num_images: int, extra_texts: list[int], seed: int, max_scores: int, broken: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -109,7 +109,7 @@ def test_nan_features_are_ranked_last() -> None:
     broken[2] = torch.nan
     ranks = retrieval_ranks(broken, features, torch.arange(4))
     assert ranks.text_retrieval.tolist() == [0, 0, 4, 0]
-    assert (ranks.image_retrieval == [1, 1, 4, 1]).all()  # the NaN image stands before whatever it is compared with
+    assert (ranks.image_retrieval == [1, 1, 4, 1]).all()  # the NaN image counts before every image it is compared with
 
 
 def test_retrieval_refuses_an_image_without_a_text() -> None:
@@ -149,7 +149,7 @@ def test_top_k_equals_open_clips_accuracy() -> None:
     assert ((predicted == labels.numpy()) == hits_at(ranks, 1)).all()
 
 
-def test_a_model_that_gives_every_class_the_same_score_is_never_right() -> None:
+def test_a_model_with_equal_scores_for_all_classes_is_never_right() -> None:
     classifier = F.normalize(torch.ones(10, 6), dim=-1)
     assert not hits_at(true_class_ranks(torch.randn(50, 6), classifier, torch.arange(50) % 10), 5).any()
 
@@ -199,7 +199,7 @@ def blobs(seed: int, size: int, shift: float = 3.0) -> tuple[np.ndarray, np.ndar
     return features, labels
 
 
-def test_probe_separates_what_is_separable_and_ignores_units() -> None:
+def test_probe_fits_separable_features_in_any_unit() -> None:
     probe = fit_linear_probe(blobs(0, 300, 6.0), blobs(1, 100, 6.0))
     features, labels = blobs(2, 300, 6.0)
     scores = probe.scores(features, 3)
@@ -210,7 +210,7 @@ def test_probe_separates_what_is_separable_and_ignores_units() -> None:
     np.testing.assert_allclose(again, scores, atol=1e-3)
 
 
-def test_probe_keeps_the_penalty_that_is_best_on_validation() -> None:
+def test_probe_chooses_the_best_penalty_on_validation() -> None:
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 2, size=60)
     features = generator.normal(size=(60, 200)) + 0.3 * labels[:, None]  # more columns than images: it must shrink
@@ -233,7 +233,7 @@ def test_probe_equals_scikit_learns_pipeline_at_its_penalty() -> None:
     np.testing.assert_allclose(probe.scores(test, 3), peer.predict_log_proba(scaler.transform(test)), atol=1e-6)
 
 
-def test_probe_survives_constant_columns_and_unseen_classes() -> None:
+def test_probe_accepts_constant_columns_and_unseen_classes() -> None:
     features, labels = blobs(0, 100)
     features[:, 4] = 7.0
     probe = fit_linear_probe((features, labels), (features, labels))
@@ -247,7 +247,7 @@ def test_probe_refuses_one_class() -> None:
         fit_linear_probe((np.ones((3, 2)), np.zeros(3, int)), (np.ones((3, 2)), np.zeros(3, int)))
 
 
-def test_probe_says_when_it_did_not_converge() -> None:
+def test_probe_reports_missing_convergence() -> None:
     assert not fit_linear_probe(blobs(0, 200), blobs(1, 50), penalties=(1e-6,), max_iter=2).converged
 
 
@@ -260,7 +260,7 @@ def test_validation_split_is_by_class_disjoint_and_repeatable() -> None:
     assert (split_validation(labels, 0.2, seed=2)[1] != validation).any()
 
 
-def test_a_split_that_can_hold_nothing_out_is_refused() -> None:
+def test_split_without_an_image_to_hold_out_is_refused() -> None:
     with pytest.raises(UserError, match=r"validation_fraction: no image can be held out, since each class has one"):
         split_validation(np.array([3, 1, 2]), 0.9, seed=0)
 

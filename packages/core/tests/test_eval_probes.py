@@ -1,4 +1,4 @@
-"""Probes by gradient, several labels an image, and a classifier's own head: against peers, twins and what is known."""
+"""Probes by gradient, several labels per image, and a classifier's own head, compared with other implementations."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from vfm.artifacts import LabeledDataset, Pool, Report, TaggedImages, VisionChec
 from vfm.config import UserError
 from vfm.data import DatasetSpec
 from vfm.data.caption_labels import Nouns, WordList
+from vfm.data.images import decode_image
 from vfm.data.tags import read_tags
 from vfm.eval import load_encoder
 from vfm.eval.attentive_probe import AttentiveHead, TokenFile, patch_tokens
@@ -46,7 +47,7 @@ ORACLES = {"right": ColourModel(), "wrong": ColourModel(-1.0)}
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000))
-def test_average_precision_is_scikit_learns_with_ties_and_weights(seed: int) -> None:
+def test_average_precision_equals_scikit_learns_with_ties_and_weights(seed: int) -> None:
     rng = np.random.default_rng(seed)
     n = int(rng.integers(2, 40))
     scores = rng.integers(0, 6, (n, 3)).astype(float)  # many ties
@@ -62,15 +63,15 @@ def test_average_precision_is_scikit_learns_with_ties_and_weights(seed: int) -> 
             assert weighed[r, c] == pytest.approx(peer)
 
 
-def test_a_nan_stands_last_and_a_label_without_images_counts_for_nothing() -> None:
+def test_nan_ranks_last_and_labels_without_images_do_not_count() -> None:
     scores = np.array([[np.nan, 1.0], [0.5, 2.0], [0.1, 3.0]])
     positives = np.array([[True, False], [True, False], [False, False]])
     assert average_precisions(scores, positives)[0] == pytest.approx((1 + 2 / 3) / 2)
     assert MeanAveragePrecision("map", scores, positives).value == pytest.approx((1 + 2 / 3) / 2)
 
 
-def test_the_bootstrap_covers_what_it_should() -> None:
-    """95 % intervals of a known mAP, estimated from ever new images."""
+def test_bootstrap_covers_the_true_value() -> None:
+    """95 % intervals of a known mAP, estimated from new images each time."""
     rng = np.random.default_rng(0)
 
     def drawn(n: int) -> MeanAveragePrecision:
@@ -82,7 +83,7 @@ def test_the_bootstrap_covers_what_it_should() -> None:
     assert 33 <= sum(inside) <= 40
 
 
-def test_a_better_ranking_is_told_from_a_worse_one_and_from_itself() -> None:
+def test_better_ranking_is_significant_and_equal_ranking_is_not() -> None:
     rng = np.random.default_rng(1)
     positives = rng.random((300, 5)) < 0.3
     good = MeanAveragePrecision("map", positives + rng.normal(size=(300, 5)), positives)
@@ -106,8 +107,8 @@ def test_chance_is_the_mean_over_all_orders() -> None:
         assert MeanAveragePrecision("map", np.zeros((5, 1)), positives).chance == pytest.approx(np.mean(found))
 
 
-def test_scores_without_knowledge_of_a_rare_label_are_seldom_told_from_chance() -> None:
-    """Copies of a resample stand together and make precision too high: raw resamples of 20 labels all lie above 5 %."""
+def test_random_scores_of_a_rare_label_are_rarely_significant() -> None:
+    """Copies in a resample rank together and raise precision: raw resamples of 20 labels are all above 5 %."""
     rng = np.random.default_rng(0)
 
     def blind(n: int) -> MeanAveragePrecision:
@@ -122,7 +123,7 @@ def test_scores_without_knowledge_of_a_rare_label_are_seldom_told_from_chance() 
 
 
 def test_lars_scales_the_step_of_a_matrix_by_its_length() -> None:
-    """The first step of the weight is lr * 0.001 * |w| / |g| * g, of the bias lr * g; SGD's head is another."""
+    """The first step of the weight is lr * 0.001 * |w| / |g| * g, of the bias lr * g; SGD differs."""
     features, answers = torch.randn(40, 8), torch.randint(0, 3, (40,))
     heads = {}
     for solver in ("sgd", "lars"):
@@ -139,14 +140,14 @@ def test_lars_scales_the_step_of_a_matrix_by_its_length() -> None:
 
 
 @pytest.mark.parametrize(("num_images", "batch_size"), [(9, 1), (9, 2), (3, 2)])
-def test_no_batch_is_of_one_image(num_images: int, batch_size: int) -> None:
-    """Batch norm learns nothing of a single image."""
+def test_no_batch_has_a_single_image(num_images: int, batch_size: int) -> None:
+    """Batch norm needs two images."""
     head, rows = LinearHead(4, 2, torch.Generator()), np.arange(num_images)
     train_heads([head], [0.1], torch.randn(9, 4), torch.arange(9) % 2, rows, Schedule("sgd", (0.1,), 1, batch_size))
     assert head.linear.weight.isfinite().all()
 
 
-def test_heads_that_are_trained_together_are_what_each_is_alone() -> None:
+def test_heads_trained_together_equal_heads_trained_separately() -> None:
     features, answers = torch.randn(60, 8), torch.randint(0, 3, (60,))
     rows = np.arange(60)
     schedule = Schedule("sgd", (0.01, 0.3), epochs=3, batch_size=16)
@@ -160,7 +161,7 @@ def test_heads_that_are_trained_together_are_what_each_is_alone() -> None:
 
 @pytest.mark.parametrize("solver", ["sgd", "lars", "adamw"])
 @pytest.mark.parametrize("several", [False, True])
-def test_a_sweep_finds_what_is_linear_and_keeps_the_best_rate(solver: str, several: bool) -> None:
+def test_sweep_fits_linear_targets_and_chooses_the_best_rate(solver: str, several: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(400, 6, generator=generator)
     truth = features @ torch.randn(6, 4, generator=generator)
@@ -176,7 +177,7 @@ def test_a_sweep_finds_what_is_linear_and_keeps_the_best_rate(solver: str, sever
     assert np.array_equal(scores, head_scores(again.head, features, np.arange(400)))
 
 
-def test_the_attentive_head_is_torchs_own_attention() -> None:
+def test_attentive_head_equals_torchs_attention() -> None:
     head = AttentiveHead(16, 5, torch.Generator().manual_seed(0), num_heads=4)
     peer = nn.MultiheadAttention(16, 4, batch_first=True)
     tokens = torch.randn(3, 7, 16)
@@ -196,7 +197,7 @@ def test_the_number_of_heads_divides_the_width() -> None:
     assert AttentiveHead(100, 2, torch.Generator(), num_heads=8).num_heads == 5
 
 
-def test_tokens_in_a_file_are_the_models_and_a_full_file_is_told(tmp_path: Path) -> None:
+def test_token_file_holds_the_models_tokens_up_to_its_limit(tmp_path: Path) -> None:
     encoder = load_encoder(tiny_clip(tmp_path / "clip", 0), CPU)
     images = [data.image for data in map(_picture, range(5))]
     file = TokenFile(encoder, tmp_path / "tokens", 10_000)
@@ -209,13 +210,11 @@ def test_tokens_in_a_file_are_the_models_and_a_full_file_is_told(tmp_path: Path)
 
 class _picture:  # noqa: N801
     def __init__(self, n: int) -> None:
-        from vfm.data.images import decode_image
-
         self.image = decode_image(png(NAMES[n], n), "x")
 
 
 def tagged(folder: Path, num_samples: int, seed: int, like: TaggedImages | None = None) -> TaggedImages:
-    """Pictures in one of seven colours, and which of red, green and blue it has."""
+    """Draw images of seven colours, labelled with those of red, green and blue that each contains."""
     rng = np.random.default_rng(seed)
     rows = []
     for n in range(num_samples):
@@ -244,7 +243,7 @@ def test_captions_become_labels_that_are_read_back(tags: dict[str, TaggedImages]
     assert train.num_images == sorted(train.num_images, reverse=True)
 
 
-def test_words_equally_common_become_labels_by_the_alphabet(tmp_path: Path) -> None:
+def test_equally_common_words_become_labels_alphabetically(tmp_path: Path) -> None:
     words = [f"word{letter}" for letter in "hbgcdaef"]
     folder, rows = tmp_path / "pool", [("0", {"png": png(NAMES[0], 1), "txt": " ".join(words).encode()})]
     data = Pool.create(folder, num_samples=write_rows(folder, rows, DatasetSpec(texts={"en": "txt"})))
@@ -252,7 +251,7 @@ def test_words_equally_common_become_labels_by_the_alphabet(tmp_path: Path) -> N
     assert stage.run(run_in(tmp_path / "tags", pool=data).ctx).class_names == sorted(words)[:4]
 
 
-def test_labels_of_another_set_are_taken_whatever_is_common(tmp_path: Path, tags: dict[str, TaggedImages]) -> None:
+def test_labels_of_another_set_are_reused(tmp_path: Path, tags: dict[str, TaggedImages]) -> None:
     data = pool(tmp_path / "pool")
     stage = CaptionLabels(name="tags", data="pool", words=["red", "number"], like="train", language="en")
     found = stage.run(run_in(tmp_path / "out", pool=data, train=tags["train"]).ctx)
@@ -262,7 +261,7 @@ def test_labels_of_another_set_are_taken_whatever_is_common(tmp_path: Path, tags
         CaptionLabels(name="t", data="pool", words=["red", "mauve"]).run(run_in(tmp_path / "o", pool=data).ctx)
 
 
-def test_nouns_are_told_by_wordnets_counts_and_brought_to_the_singular(tmp_path: Path) -> None:
+def test_nouns_are_recognised_by_wordnets_counts_and_made_singular(tmp_path: Path) -> None:
     (tmp_path / "index.noun").write_text("  1 licence\ndog n 1\nwhite n 3\nman n 1\nbox n 1\ncity n 1\nin n 1\n")
     with (tmp_path / "index.noun").open("a") as file:
         file.writelines(f"{word} n 1\n" for word in ("while", "sitting", "playing", "building"))
@@ -297,7 +296,7 @@ def run_stage(stage: object, folder: Path, encoders: dict, **inputs: object) -> 
         Knn(name="k", train="train", data="data", k=5),
     ],
 )
-def test_several_labels_are_found_by_probe_and_neighbours(stage: object, tmp_path: Path, tags: dict) -> None:
+def test_probe_and_neighbours_predict_several_labels(stage: object, tmp_path: Path, tags: dict) -> None:
     found = run_stage(stage, tmp_path / "out", ORACLES, **tags)
     assert list((tmp_path / "out/panels").glob("*average-precision*"))
     for result in found.values():
@@ -316,7 +315,7 @@ def test_one_class_and_several_labels_are_not_mixed(tmp_path: Path, tags: dict) 
         run_stage(lbfgs, tmp_path / "out", ORACLES, **tags)
 
 
-def test_tags_that_are_yet_to_be_made_are_refused_before_anything_runs() -> None:
+def test_solver_for_one_class_refuses_several_labels_before_the_run() -> None:
     made = {name: CaptionLabels(name=name, data="pool", words=["red", "blue"]) for name in ("train", "data")}
     with pytest.raises(
         UserError, match="solver lbfgs takes one class per image, train has several labels; set solver: sgd"
@@ -325,13 +324,13 @@ def test_tags_that_are_yet_to_be_made_are_refused_before_anything_runs() -> None
     LinearProbe(name="p", train="train", data="data", solver="sgd").preflight(Preflight(made, {}))
 
 
-def test_neighbours_vote_for_a_class_as_for_the_one_label_that_it_is() -> None:
+def test_neighbours_vote_equally_for_a_class_and_for_a_single_label() -> None:
     train, test, labels = torch.randn(30, 4), torch.randn(9, 4), torch.randint(0, 3, (30,))
     votes = knn_votes(train, labels, test, num_classes=3, k=4)
     assert torch.allclose(votes, knn_votes(train, F.one_hot(labels, 3).bool(), test, num_classes=3, k=4))
 
 
-def test_an_attentive_probe_reads_patches_and_cleans_up(tmp_path: Path, tags: dict) -> None:
+def test_attentive_probe_reads_patches_and_removes_its_files(tmp_path: Path, tags: dict) -> None:
     models = {"clip": tiny_clip(tmp_path / "clip", 0)}
     run = run_in(tmp_path / "out", **models, **tags)
     stage = AttentiveProbe(name="a", models=["clip"], train="train", data="data", epochs=15, train_batch_size=16)
@@ -362,7 +361,7 @@ def classifier(folder: Path, names: list[str] | None) -> VisionCheckpoint:
     return save_vision(model, folder)
 
 
-def test_class_names_are_kept_in_timms_own_place(tmp_path: Path) -> None:
+def test_class_names_are_stored_where_timm_stores_them(tmp_path: Path) -> None:
     model = load_vision(classifier(tmp_path, NAMES))
     assert class_names_of(model) == NAMES
     save_vision(model, tmp_path / "again")
@@ -372,7 +371,7 @@ def test_class_names_are_kept_in_timms_own_place(tmp_path: Path) -> None:
 
 
 def test_a_head_is_evaluated_by_names_also_on_some_of_its_classes(tmp_path: Path) -> None:
-    """The same images: once under the head's own order, once with four classes, named in the data's order."""
+    """The same images with all classes in the head's order, and with four classes in the data's order."""
     data = labeled(tmp_path / "data", 28)
     named = classifier(tmp_path / "named", NAMES[::-1])
     encoder = load_encoder(named, CPU)
@@ -388,12 +387,10 @@ def test_a_head_is_evaluated_by_names_also_on_some_of_its_classes(tmp_path: Path
 
 
 def _picture_of(n: int, classes: int = 7) -> object:
-    from vfm.data.images import decode_image
-
     return decode_image(png(NAMES[n % classes], n + 1), "x")
 
 
-def test_a_classifiers_report_compares_two_and_refuses_what_has_no_head(tmp_path: Path) -> None:
+def test_classifiers_are_compared_and_models_without_a_head_refused(tmp_path: Path) -> None:
     inputs = {"a": classifier(tmp_path / "a", None), "b": classifier(tmp_path / "b", NAMES[::-1])}
     data = labeled(tmp_path / "data", 28)
     run = run_in(tmp_path / "out", data=data, **inputs)
@@ -416,13 +413,13 @@ def test_a_classifiers_report_compares_two_and_refuses_what_has_no_head(tmp_path
         (["cat", "dog", "cow"], 3, ["cat", "dogg"], "has no class 'dogg'; did you mean 'dog'"),
     ],
 )
-def test_classes_that_do_not_fit_a_head_are_told(names: list, count: int, wanted: list, line: str) -> None:
+def test_classes_that_do_not_match_a_head_are_refused(names: list, count: int, wanted: list, line: str) -> None:
     with pytest.raises(UserError, match=line):
         columns_of(names, count, wanted, "m")
 
 
 def test_timms_imagenet_order_is_given_by_names(tmp_path: Path) -> None:
-    """A head without names, as timm's own, on a set of some of its classes: the recipe names the outputs."""
+    """A head without names, as timm's own, on a subset of its classes: the recipe names the outputs."""
     model = load_encoder(classifier(tmp_path / "m", None), CPU)
     data: LabeledDataset = labeled(tmp_path / "data", 12, classes=4)
     stage = Classify(name="c", data="data", class_names=NAMES[::-1])

@@ -1,4 +1,4 @@
-"""The evaluation stages: right pairing from file to score, equality with open_clip's own loop, honest reports."""
+"""The evaluation stages: pairing from file to score, equality with open_clip's own loop, reports."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def metric(report: Report, name: str, model: str) -> float:
     return next(m.value for m in report.metrics if (m.name, m.model) == (name, model))
 
 
-def test_a_model_that_knows_the_classes_gets_all_and_its_opposite_none(tmp_path: Path) -> None:
+def test_a_perfect_model_gets_every_class_and_its_opposite_none(tmp_path: Path) -> None:
     run = run_in(tmp_path / "out")
     found = score_zero_shot(run.ctx, ORACLES, labeled(tmp_path / "data")).results
     assert set(values(found, "right").values()) == {1.0}
@@ -83,7 +83,7 @@ def test_each_group_of_classes_has_an_accuracy_among_all_answers(tmp_path: Path)
         assert parts.mean() == scores["acc1"].value
 
 
-def test_a_model_that_knows_the_pictures_finds_every_caption_both_ways(tmp_path: Path) -> None:
+def test_a_perfect_model_retrieves_every_caption_and_image(tmp_path: Path) -> None:
     run = run_in(tmp_path / "out")
     found = score_retrieval(run.ctx, ORACLES, pool(tmp_path / "data")).results
     assert set(values(found, "right").values()) == {1.0}
@@ -94,7 +94,7 @@ def test_a_model_that_knows_the_pictures_finds_every_caption_both_ways(tmp_path:
     assert scores["image_retrieval_recall@5"].chance == pytest.approx(5 / 7)
 
 
-def test_chance_of_text_retrieval_is_what_random_models_get(tmp_path: Path) -> None:
+def test_chance_of_text_retrieval_is_the_mean_of_random_models(tmp_path: Path) -> None:
     from vfm.eval import retrieval_ranks
     from vfm.eval.retrieval import recall_scores
 
@@ -109,7 +109,7 @@ def test_chance_of_text_retrieval_is_what_random_models_get(tmp_path: Path) -> N
         assert np.mean(values) == pytest.approx(chances[0], abs=0.02), name
 
 
-def test_pairs_are_paired_rightly_whatever_the_order_of_statements(tmp_path: Path) -> None:
+def test_pairs_are_matched_in_any_order_of_statements(tmp_path: Path) -> None:
     run = run_in(tmp_path / "out")
     found = score_mmvp_vlm(run.ctx, ORACLES, pairs(tmp_path / "data"), prompt="a photo of ").results
     assert values(found, "right") == {
@@ -125,7 +125,7 @@ def test_pairs_are_paired_rightly_whatever_the_order_of_statements(tmp_path: Pat
     assert "“it is red” · right → wrong" in flips.pictures[0].caption
 
 
-def test_mmvp_refuses_items_that_are_no_pairs(tmp_path: Path) -> None:
+def test_mmvp_refuses_items_that_are_not_pairs(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected two images and two statements, got 1 images and 2 statements"):
         score_mmvp_vlm(run_in(tmp_path / "out").ctx, ORACLES, sugarcrepe(tmp_path / "data"), prompt="")
 
@@ -140,23 +140,23 @@ def test_caption_choice_of_both_shapes(make: object, chance: float, tmp_path: Pa
     assert ("image_acc" in values(found, "right")) == (make is pairs)
 
 
-def test_features_that_separate_the_classes_are_found_by_probe_and_neighbours(tmp_path: Path) -> None:
+def test_probe_and_neighbours_classify_separable_features(tmp_path: Path) -> None:
     train, test = labeled(tmp_path / "train", 70), labeled(tmp_path / "test", 21)
     run = run_in(tmp_path / "out")
     probed = score_linear_probe(run.ctx, ORACLES, train, test).results
     neighbours = score_knn(run.ctx, ORACLES, train, test, k=5).results
-    for name in ORACLES:  # a probe has no use for names: the opposite of each colour separates as well
+    for name in ORACLES:  # a probe does not use names: opposite colours are separable too
         assert values(probed, name)["lp_acc1"] == 1
         assert values(neighbours, name)["knn_acc1"] == 1
 
 
-def test_bad_images_are_skipped_counted_and_told_for_all_models_alike(tmp_path: Path) -> None:
+def test_bad_images_are_skipped_counted_and_reported_for_all_models(tmp_path: Path) -> None:
     run = run_in(tmp_path / "out")
     found = score_zero_shot(run.ctx, ORACLES, labeled(tmp_path / "data", 42, broken=[3, 40])).results
     keys = found["right"].predictions["images"]["key"]
     assert len(keys) == 40
     assert keys == found["wrong"].predictions["images"]["key"]
-    assert values(found, "right")["acc1"] == 1  # labels did not slip
+    assert values(found, "right")["acc1"] == 1  # labels are not shifted
     assert run.bad == {"unreadable_image": 2}
     assert sum(event.type == "bad_sample" for event in run.events) == 2
 
@@ -182,13 +182,13 @@ def test_too_many_bad_items_stop_a_caption_choice(evaluate: Callable, tmp_path: 
         evaluate(run_in(tmp_path / "out").ctx, ORACLES, data, prompt="")
 
 
-def test_a_data_set_is_stopped_by_its_own_bad_samples_alone(tmp_path: Path) -> None:
+def test_bad_samples_are_counted_per_data_set(tmp_path: Path) -> None:
     train, test = labeled(tmp_path / "train", 70, broken=[1]), labeled(tmp_path / "test", 14, broken=[0])
     with pytest.raises(UserError, match=r"1 of 14 samples cannot be used .*: 1 unreadable_image$"):
         score_knn(run_in(tmp_path / "out").ctx, ORACLES, train, test)
 
 
-def test_the_hash_of_the_data_tells_its_words_labels_and_pictures_but_not_how_it_was_read(tmp_path: Path) -> None:
+def test_data_hash_covers_texts_labels_and_images_but_not_the_batch_size(tmp_path: Path) -> None:
     def hash_of(name: str, change: dict[str, bytes], size: int = 64) -> str:
         rows = []
         for n in range(4):
@@ -216,7 +216,7 @@ def test_the_hash_of_the_data_tells_its_words_labels_and_pictures_but_not_how_it
     assert len(same | others) == 4
 
 
-def test_the_hash_of_choices_tells_their_statements_truth_and_pictures(tmp_path: Path) -> None:
+def test_hash_of_choices_covers_statements_truth_and_images(tmp_path: Path) -> None:
     items = list(load_choices(pairs(tmp_path / "data")))
     changes: list[dict] = [
         {},
@@ -234,14 +234,14 @@ def test_the_hash_of_choices_tells_their_statements_truth_and_pictures(tmp_path:
     assert len(set(found)) == 4
 
 
-def test_a_probe_on_few_images_a_class_holds_one_of_each_out(tmp_path: Path) -> None:
+def test_probe_on_few_images_per_class_holds_out_one_of_each(tmp_path: Path) -> None:
     train, test = labeled(tmp_path / "train", 28), labeled(tmp_path / "test", 14)
     found = score_linear_probe(run_in(tmp_path / "out").ctx, ORACLES, train, test, validation_fraction=0.2).results
     assert values(found, "right")["lp_acc1"] == 1
-    assert set(found["right"].details["validation_accuracy"].values()) <= {n / 7 for n in range(8)}  # of seven images
+    assert set(found["right"].details["validation_accuracy"].values()) <= {n / 7 for n in range(8)}  # seven images
 
 
-def test_a_probe_on_one_image_a_class_is_refused_before_the_test_images_are_encoded(tmp_path: Path) -> None:
+def test_probe_on_one_image_per_class_is_refused_before_test_images_are_encoded(tmp_path: Path) -> None:
     train, test = labeled(tmp_path / "train", 7), labeled(tmp_path / "test", 14)
     run = run_in(tmp_path / "out")
     with pytest.raises(UserError, match="validation_fraction: no image can be held out"):
@@ -267,7 +267,7 @@ def test_every_input_of_an_evaluation_is_described() -> None:
         assert all(field.description for name, field in stage.model_fields.items() if name in ("data", "train"))
 
 
-def test_pictures_of_a_retrieval_are_the_last_models(tmp_path: Path) -> None:
+def test_images_of_a_retrieval_are_of_the_last_model(tmp_path: Path) -> None:
     for last, shown in (("right", "rank 1"), ("wrong", "rank 7")):
         models = {name: ORACLES[name] for name in sorted(ORACLES, key=lambda name: name == last)}
         score_retrieval(run_in(tmp_path / last).ctx, models, pool(tmp_path / f"{last}-data"))
@@ -277,7 +277,7 @@ def test_pictures_of_a_retrieval_are_the_last_models(tmp_path: Path) -> None:
         assert any(shown in picture.caption for picture in sheet.pictures)
 
 
-def test_one_caption_for_all_is_refused(tmp_path: Path) -> None:
+def test_equal_captions_for_all_images_are_refused(tmp_path: Path) -> None:
     rows = [(str(n), {"png": png(NAMES[n]), "txt": b"a red thing"}) for n in range(4)]
     size = write_rows(tmp_path / "data", rows, DatasetSpec(texts={"en": "txt"}))
     data = Pool.create(tmp_path / "data", num_samples=size)
@@ -328,7 +328,7 @@ def test_mmvp_equals_the_official_script_on_a_real_model(tmp_path: Path) -> None
 
 
 def evaluate_all(directory: Path) -> dict[str, Report]:
-    """Every evaluation of two tiny models, once."""
+    """Run every evaluation of two tiny models."""
     inputs: dict[str, Artifact] = {
         "clip": tiny_clip(directory / "clip", 1),
         "diva": tiny_clip(directory / "diva", 2),
@@ -355,7 +355,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
     return directory, evaluate_all(directory)
 
 
-def test_every_score_has_n_and_an_interval_that_holds_it(everything: tuple[Path, dict[str, Report]]) -> None:
+def test_every_score_has_n_and_an_interval_around_it(everything: tuple[Path, dict[str, Report]]) -> None:
     for report in everything[1].values():
         assert {m.model for m in report.metrics} == {"clip", "diva"}
         for m in report.metrics:
@@ -372,7 +372,7 @@ def test_every_score_has_n_and_an_interval_that_holds_it(everything: tuple[Path,
             assert c.difference == pytest.approx(values["diva"] - values["clip"])
 
 
-def test_scores_can_be_counted_again_from_the_predictions(everything: tuple[Path, dict[str, Report]]) -> None:
+def test_scores_can_be_recomputed_from_the_predictions(everything: tuple[Path, dict[str, Report]]) -> None:
     directory, reports = everything
     for name, table, column, metric_name in [
         ("zero_shot", "images", "rank", "acc1"),
@@ -390,11 +390,11 @@ def test_scores_can_be_counted_again_from_the_predictions(everything: tuple[Path
             assert hits.mean() == pytest.approx(metric(reports[name], metric_name, model)), (name, model)
 
 
-def test_a_checkpoints_hash_tells_the_same_weights_used_otherwise(tmp_path: Path) -> None:
-    """How images are normalised changes every answer."""
+def test_checkpoint_hash_covers_the_configuration(tmp_path: Path) -> None:
+    """Normalisation of the images changes every result."""
     checkpoint = tiny_clip(tmp_path, 0)
     before, file = checkpoint_hash(checkpoint), tmp_path / "open_clip_config.json"
-    (tmp_path / "manifest.json").write_text("{}")  # it tells times: another hour is no other model
+    (tmp_path / "manifest.json").write_text("{}")  # it holds times, which are no part of the model
     assert checkpoint_hash(checkpoint) == before
     file.write_text(file.read_text().replace('"mean"', '"means"'))
     assert checkpoint_hash(checkpoint) != before
@@ -416,7 +416,7 @@ def test_result_files_are_a_superset_of_clip_benchmarks(everything: tuple[Path, 
     ].keys()
 
 
-def test_every_evaluation_leaves_panels_whose_pictures_exist(everything: tuple[Path, dict[str, Report]]) -> None:
+def test_every_evaluation_writes_panels_whose_images_exist(everything: tuple[Path, dict[str, Report]]) -> None:
     directory, reports = everything
     for name in reports:
         panels = load_panels(directory / name)
@@ -460,7 +460,7 @@ def test_probe_takes_a_vision_encoder_with_timms_own_pooled_features(tmp_path: P
         tmp_path / "out", vit=checkpoint, train=labeled(tmp_path / "train", 70), val=labeled(tmp_path / "val", 21)
     )
     report = Knn(kind="eval.knn", name="k", models=["vit"], train="train", data="val").run(run.ctx)
-    assert metric(report, "knn_acc1", "vit") > 0.9  # plain colours: even random features tell them apart
+    assert metric(report, "knn_acc1", "vit") > 0.9  # plain colours: even random features separate them
 
 
 def test_stages_are_known_without_torch() -> None:
@@ -483,7 +483,7 @@ def test_a_model_named_twice_is_refused() -> None:
         (["cat", "dog", "cat"], "classes 0 and 2 are both named 'cat'"),
     ],
 )
-def test_class_names_that_cannot_be_told_apart_are_refused_before_the_run(
+def test_empty_and_repeated_class_names_are_refused_before_the_run(
     names: list[str], message: str, tmp_path: Path
 ) -> None:
     LabeledDataset.create(tmp_path, num_samples=1, class_names=names)
@@ -492,7 +492,7 @@ def test_class_names_that_cannot_be_told_apart_are_refused_before_the_run(
         stage.preflight(Preflight({}, {"val": tmp_path}))
 
 
-def test_a_language_that_is_not_there_is_refused_with_a_hint(tmp_path: Path) -> None:
+def test_missing_language_is_refused_with_a_hint(tmp_path: Path) -> None:
     stage = Retrieval(kind="eval.retrieval", name="r", models=["clip"], data="pool", language="fr")
     with pytest.raises(UserError, match="pool has no captions in 'fr'; known: de, en"):
         stage.preflight(Preflight({}, {"pool": pool(tmp_path).path}))

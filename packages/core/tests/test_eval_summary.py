@@ -1,4 +1,4 @@
-"""Means over data sets: their interval is that of resampling all sets at once, and they say what they are of."""
+"""Means over data sets: their interval equals that of resampling all sets at once, and their names state the sets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vfm.statistics import Accuracy, compare, to_metric
 
 
 def report(directory: Path, seed: int, n: int, **rates: float) -> Report:
-    """Models that are right so often, on the same items; two metrics of it."""
+    """Write a report of models with these accuracies on the same items, with two metrics."""
     draws = np.random.default_rng(seed).random(n)
     scores = {name: Accuracy("acc1", draws < rate) for name, rate in rates.items()}
     (first, base), *others = scores.items()
@@ -50,15 +50,15 @@ def test_a_gain_has_the_two_sided_p_value_of_its_errors() -> None:
     assert Estimate(0.0, 0.0, 0.0).p_value == 1.0
 
 
-def test_no_interval_of_a_mean_leaves_what_a_share_can_be() -> None:
+def test_interval_of_a_mean_stays_within_0_and_1() -> None:
     none, all_of_them = Estimate(0.0, 0.0, 0.2), Estimate(1.0, 0.8, 1.0)
     assert Estimate.over_sets([("a", none), ("b", none)]).low == 0
     assert Estimate.over_sets([("a", all_of_them), ("b", all_of_them)]).high == 1
-    lopsided = Estimate(0.1, -0.1, 0.12)  # what is towards zero decides
+    lopsided = Estimate(0.1, -0.1, 0.12)  # the side towards zero decides
     assert lopsided.p_value == pytest.approx(2 * norm.sf(norm.ppf(0.975) / 2), rel=1e-4)
 
 
-def test_what_is_of_one_data_set_is_one_piece_of_evidence(tmp_path: Path) -> None:
+def test_scores_on_one_data_set_count_as_one(tmp_path: Path) -> None:
     same = report(tmp_path / "r", 0, 400, a=0.5, b=0.6)
     [once, _], [gain] = mean_over([score_of(same, [])], "mean")
     [twice, _], [gains] = mean_over([score_of(same, []), score_of(same, [])], "mean")
@@ -66,7 +66,7 @@ def test_what_is_of_one_data_set_is_one_piece_of_evidence(tmp_path: Path) -> Non
     assert gains.p_value == pytest.approx(gain.p_value)
 
 
-def test_several_metrics_of_one_report_err_together(tmp_path: Path) -> None:
+def test_metrics_of_one_report_are_dependent(tmp_path: Path) -> None:
     one = report(tmp_path / "r", 0, 100, a=0.5, b=0.6)
     both = score_of(one, ["acc1", "acc5"])
     acc1 = one.metrics[0]
@@ -87,7 +87,7 @@ def row(name: str, group: str = "", **more: object) -> SummarisedReport:
     return SummarisedReport.model_validate({"report": name, "group": group, **more})
 
 
-def test_means_say_how_many_of_how_many_and_leave_nothing_out_in_silence(tmp_path: Path) -> None:
+def test_means_state_their_number_of_sets_and_list_missing_ones(tmp_path: Path) -> None:
     gap = LeftOut(title="four", group="x", why="not here")
     scores = [row("one", "x"), row("two", "x"), row("three", "y"), row("alone")]
     made, [table, left_out] = summary(tmp_path, scores=scores, missing=[gap])
@@ -101,7 +101,7 @@ def test_means_say_how_many_of_how_many_and_leave_nothing_out_in_silence(tmp_pat
     assert all(isinstance(test, Comparison) and test.baseline == "a" for test in made.comparisons)
 
 
-def test_each_way_has_a_mean_of_its_own_with_all_that_it_lacks(tmp_path: Path) -> None:
+def test_each_way_has_its_own_mean_and_missing_sets(tmp_path: Path) -> None:
     missing = [
         LeftOut(title="four", group="x", why="not here"),
         LeftOut(title="two, knn", group="x", ways=["knn"], why="nothing to learn from"),
@@ -129,12 +129,12 @@ def test_a_gain_names_its_baseline_where_the_first_model_was_not_evaluated(tmp_p
     assert " on " not in str(pictures[8:])
 
 
-def test_a_metric_that_the_report_has_not_is_told(tmp_path: Path) -> None:
+def test_unknown_metric_is_refused_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="one has no metric 'acc2'; did you mean 'acc"):
         summary(tmp_path, scores=[row("one", metrics=["acc2"])])
 
 
-def test_metrics_of_a_group_are_metrics(tmp_path: Path) -> None:
+def test_mean_is_over_models_evaluated_on_all_sets(tmp_path: Path) -> None:
     made, _ = summary(tmp_path, scores=[row("one", "x"), row("alone", "x")])
     assert [metric.model for metric in made.metrics] == ["a"]  # b was not evaluated on all of them
     assert isinstance(made.metrics[0], Metric)

@@ -1,4 +1,4 @@
-"""Zero-shot with classes written otherwise, on a part of the classes, and of several labels an image."""
+"""Zero-shot with other class names, on a subset of the classes, and with several labels per image."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from vfm.stages.evaluation.checks import check_zero_shot_classes
 ORACLE = {"right": ColourModel()}
 
 
-def test_only_classes_with_images_are_answers_where_that_is_asked_for(tmp_path: Path) -> None:
-    """ImageNet-A's and -R's images are of 200 of a thousand names; the others must not be in the way."""
-    data = labeled(tmp_path / "data", 3)  # of red, green and blue; seven names
+def test_only_classes_with_images_can_be_predicted_with_only_present(tmp_path: Path) -> None:
+    """ImageNet-A and -R have images of 200 of 1,000 classes; the others must not be predicted."""
+    data = labeled(tmp_path / "data", 3)  # images of red, green and blue; seven names
     wrong = {"wrong": ColourModel(-1.0)}
     among_all = score_zero_shot(run_in(tmp_path / "all").ctx, wrong, data).results
     among_some = score_zero_shot(run_in(tmp_path / "some").ctx, wrong, data, prompts=Prompts(only_present=True)).results
@@ -30,32 +30,32 @@ def test_only_classes_with_images_are_answers_where_that_is_asked_for(tmp_path: 
     assert set(among_some["wrong"].predictions["images"]["predicted"].tolist()) <= {0, 1, 2}
     scores = {score.metric: score for score in among_some["wrong"].scores}
     assert scores["acc1"].chance == pytest.approx(1 / 3)
-    assert "acc5" not in scores  # of three answers it says nothing
+    assert "acc5" not in scores  # meaningless for three classes
 
 
-def test_classes_without_an_image_are_warned_of(tmp_path: Path) -> None:
+def test_classes_without_an_image_cause_a_warning(tmp_path: Path) -> None:
     data, whole = labeled(tmp_path / "data", 3), labeled(tmp_path / "whole", 7)
     some, everything = run_in(tmp_path / "some", photos=data), run_in(tmp_path / "all", photos=whole)
     score_zero_shot(some.ctx, ORACLE, data)
     score_zero_shot(everything.ctx, ORACLE, whole)
-    told = [event.data["message"] for event in some.events if event.type == "warning"]
-    assert told == ["photos: 4 of 7 classes have no image: 'yellow', 'cyan', 'magenta', 'white'"]
+    messages = [event.data["message"] for event in some.events if event.type == "warning"]
+    assert messages == ["photos: 4 of 7 classes have no image: 'yellow', 'cyan', 'magenta', 'white'"]
     assert not [event for event in everything.events if event.type == "warning"]
 
 
 @pytest.mark.parametrize(("names", "warned"), [(NAMES, False), ([f"n0144076{n}" for n in range(7)], True)])
-def test_numbers_for_names_are_warned_of(
+def test_numbers_as_class_names_cause_a_warning(
     tmp_path: Path, names: list[str], warned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vfm.eval.zero_shot.NUM_DIGITS", 6)
     data, run = labeled(tmp_path / "data", 7), run_in(tmp_path / "out")
     model = {"clip": load_clip(tiny_clip(tmp_path / "clip", 0).path)}
     score_zero_shot(run.ctx, model, data, prompts=Prompts(class_names=names))
-    told = [event.data["message"] for event in run.events if event.type == "warning"]
-    assert [message.partition(",")[0] for message in told] == ["class names 'n01440760'"] * warned
+    messages = [event.data["message"] for event in run.events if event.type == "warning"]
+    assert [message.partition(",")[0] for message in messages] == ["class names 'n01440760'"] * warned
 
 
-def test_labels_keep_their_numbers_where_the_first_classes_have_no_images(tmp_path: Path) -> None:
+def test_labels_keep_their_numbers_if_the_first_classes_have_no_images(tmp_path: Path) -> None:
     data = labeled(tmp_path / "data", 7, broken=[0, 1, 2])
     run = run_in(tmp_path / "out")
     reading = ReadSettings(max_bad_fraction=0.5)
@@ -64,7 +64,7 @@ def test_labels_keep_their_numbers_where_the_first_classes_have_no_images(tmp_pa
     assert columns["predicted"].tolist() == columns["label"].tolist() == [3, 4, 5, 6]
 
 
-def test_classes_may_be_written_otherwise_and_the_result_says_how(tmp_path: Path) -> None:
+def test_other_class_names_are_used_and_recorded(tmp_path: Path) -> None:
     data, clip = labeled(tmp_path / "data", 14), tiny_clip(tmp_path / "clip", 0)
     names = ["rosso", "verde", "blu", "giallo", "ciano", "magenta", "bianco"]
     stage = ZeroShot(
@@ -79,11 +79,11 @@ def test_classes_may_be_written_otherwise_and_the_result_says_how(tmp_path: Path
     models = {"clip": load_clip(clip.path)}
     evaluated = [one.evaluate(run_in(tmp_path / f"{n}", d=data).ctx, models) for n, one in enumerate((stage, other))]
     first, second = (found.results["clip"].predictions["images"]["predicted"] for found in evaluated)
-    assert ((second + 1) % 7 == first).all()  # the names moved, the pictures did not
+    assert ((second + 1) % 7 == first).all()  # the names moved, the images did not
     assert report.metrics[0].n == 14
 
 
-def test_names_that_do_not_fit_the_labels_are_refused(tmp_path: Path) -> None:
+def test_class_names_that_do_not_match_the_labels_are_refused(tmp_path: Path) -> None:
     data = labeled(tmp_path / "data", 7)
     stage = ZeroShot(kind="eval.zero_shot", name="z", data="d", class_names=["one", "two"])
     with pytest.raises(UserError, match="class_names: expected one per class of d, 7, got 2"):
@@ -95,7 +95,7 @@ def test_names_that_do_not_fit_the_labels_are_refused(tmp_path: Path) -> None:
         score_zero_shot(run_in(tmp_path / "more").ctx, ORACLE, one, prompts=Prompts(only_present=True))
 
 
-def test_several_labels_are_ranked_each_by_itself(tmp_path: Path) -> None:
+def test_each_label_ranks_the_images(tmp_path: Path) -> None:
     data, folder = labeled(tmp_path / "data", 14), tmp_path / "tags"
     folder.mkdir()
     write_tags(folder / TAGS_FILE, [[n % 7] for n in range(14)])

@@ -1,4 +1,4 @@
-"""Intervals against scipy, printed tables and brute force."""
+"""Intervals compared with scipy, printed tables and brute force."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def test_wilson_equals_scipy(n: int, share: float) -> None:
     np.testing.assert_allclose(wilson_interval(successes, n), (expected.low, expected.high), atol=1e-12)
 
 
-def test_wilson_stays_honest_at_the_ends() -> None:
+def test_wilson_is_correct_at_0_and_100_percent() -> None:
     low, high = wilson_interval(0, 135)
     assert low == 0
     assert high == pytest.approx(0.0277, abs=1e-4)  # 3.84 / (135 + 3.84)
@@ -32,7 +32,7 @@ def test_wilson_stays_honest_at_the_ends() -> None:
 
 
 @pytest.mark.parametrize(("successes", "n"), [(1, 0), (3, 2), (-1, 2)])
-def test_wilson_refuses_what_is_no_proportion(successes: int, n: int) -> None:
+def test_wilson_refuses_impossible_proportions(successes: int, n: int) -> None:
     with pytest.raises(ValueError, match="expected 0 <= successes"):
         wilson_interval(successes, n)
 
@@ -52,14 +52,14 @@ def naive_bootstrap(values: np.ndarray, groups: np.ndarray, num_resamples: int, 
 def test_drawing_kinds_of_groups_equals_drawing_groups(binary: bool) -> None:
     generator = np.random.default_rng(3)
     groups = np.sort(generator.integers(0, 120, size=500))
-    chance = generator.beta(0.5, 0.5, size=120)[groups]  # captions of one image succeed together
+    chance = generator.beta(0.5, 0.5, size=120)[groups]  # captions of one image are correlated
     values = (generator.random(500) < chance).astype(float) if binary else chance + 0.1 * generator.normal(size=500)
     fast = bootstrap_interval(values, groups, num_resamples=4000)
     slow = naive_bootstrap(values, groups, 4000, seed=1)
     np.testing.assert_allclose(fast, slow, atol=0.01)
 
 
-def test_groups_widen_the_interval_when_captions_succeed_together() -> None:
+def test_groups_widen_the_interval_of_correlated_captions() -> None:
     per_image = np.random.default_rng(0).integers(0, 2, size=200)
     captions, images = np.repeat(per_image, 5), np.repeat(np.arange(200), 5)
     alone, together = bootstrap_interval(captions), bootstrap_interval(captions, images)
@@ -118,7 +118,7 @@ def test_mean_per_class_weighs_a_small_class_like_a_large_one() -> None:
     assert found.high - found.low == pytest.approx((high - low) / 2, rel=0.25)  # of all items alike: a fifth
 
 
-def test_mean_per_class_interval_covers_the_truth_with_few_images_a_class() -> None:
+def test_mean_per_class_interval_covers_the_truth_with_few_images_per_class() -> None:
     generator = np.random.default_rng(0)
     labels = np.repeat(np.arange(20), 4)
     chances = generator.beta(0.4, 0.4, size=20)  # most classes nearly always right or wrong
@@ -128,8 +128,8 @@ def test_mean_per_class_interval_covers_the_truth_with_few_images_a_class() -> N
 
 
 @pytest.mark.parametrize("images", [1, 2])
-def test_mean_per_class_interval_covers_the_truth_with_one_or_two_images_a_class(images: int) -> None:
-    """Classes that are all half known, where each class's own spread says least: MOVER alone covers 75 to 80 %."""
+def test_mean_per_class_interval_covers_the_truth_with_one_or_two_images_per_class(images: int) -> None:
+    """All classes are half right, where the spread within a class is least informative: MOVER covers 75 to 80 %."""
     generator = np.random.default_rng(0)
     labels = np.repeat(np.arange(40), images)
     intervals = [mean_per_class_interval(generator.random(40 * images) < 0.5, labels) for _ in range(400)]
@@ -145,22 +145,22 @@ def test_effective_size_is_n_for_independent_items_and_the_images_where_captions
 
 
 def test_effective_size_is_the_spread_of_one_item_over_that_of_the_mean() -> None:
-    """Ten classes of 40: half always right, half never. The mean of the classes then hardly varies; drawn freely it
-    would, as that of 400 items."""
+    """Ten classes of 40: half always right, half never. The mean of the classes then hardly varies, but in free
+    draws it would, like that of 400 items."""
     generator = np.random.default_rng(0)
     chances, labels = np.repeat([0.9, 0.1], 5), np.repeat(np.arange(10), 40)
     sizes = [effective_size(generator.random(400) < chances[labels], strata=labels) for _ in range(200)]
     assert np.mean(sizes) == pytest.approx(0.25 / (0.09 / 400), rel=0.1)
 
 
-def test_a_perfect_score_on_few_images_claims_no_certainty() -> None:
+def test_perfect_score_on_few_images_has_a_wide_interval() -> None:
     images = np.repeat(np.arange(10), 5)
     found = to_metric(Accuracy("image_retrieval_recall@10", np.ones(50, bool), images), model="clip")
     assert (found.value, found.high, found.n, found.model) == (1, 1, 10, "clip")
     assert found.low == wilson_interval(10, 10)[0]
 
 
-def test_scores_take_wilson_for_items_and_bootstrap_for_captions() -> None:
+def test_accuracy_uses_wilson_for_items_and_bootstrap_for_captions() -> None:
     hits = np.arange(100) % 3 == 0
     alone = to_metric(Accuracy("acc1", hits, chance=0.1))
     assert (alone.low, alone.high) == wilson_interval(34, 100)

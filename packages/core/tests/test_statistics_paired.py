@@ -1,4 +1,4 @@
-"""Paired tests and the interval of the gain: against printed values, brute force, and by how often they are wrong."""
+"""Paired tests and the interval of the gain: printed values, brute force, and error rates in simulations."""
 
 from itertools import product
 
@@ -13,7 +13,7 @@ from vfm.statistics.paired import mcnemar_exact, newcombe_interval, paired_t, si
 
 
 def test_mcnemar_equals_the_values_printed_for_diva() -> None:
-    """26 -> 35 of 135 pairs: p lies between 0.004 (9 wins, no loss) and 0.12 (18 to 9)."""
+    """26 -> 35 of 135 pairs: p is between 0.004 (9 wins, no loss) and 0.12 (18 to 9)."""
     clean = mcnemar_exact([0] * 9 + [1] * 26, [1] * 9 + [1] * 26)
     mixed = mcnemar_exact([0] * 18 + [1] * 9, [1] * 18 + [0] * 9)
     assert (clean.wins, clean.losses, clean.p_value) == (9, 0, pytest.approx(0.00390625))
@@ -23,7 +23,7 @@ def test_mcnemar_equals_the_values_printed_for_diva() -> None:
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=80))
 @settings(max_examples=60, deadline=None)
-def test_mcnemar_equals_scipys_sign_test_both_ways_round(pairs: list[tuple[bool, bool]]) -> None:
+def test_mcnemar_equals_scipys_sign_test_in_both_orders(pairs: list[tuple[bool, bool]]) -> None:
     first, second = np.array(pairs).T
     forward, backward = mcnemar_exact(first, second), mcnemar_exact(second, first)
     discordant = forward.wins + forward.losses
@@ -33,7 +33,7 @@ def test_mcnemar_equals_scipys_sign_test_both_ways_round(pairs: list[tuple[bool,
 
 
 def cells(both: int, first: int, second: int, none: int) -> tuple[np.ndarray, np.ndarray]:
-    """Right or wrong of two models, from how often each outcome occurs."""
+    """Return right or wrong of two models from the counts of the outcomes."""
     counts = [both, first, second, none]
     return np.repeat([True, True, False, False], counts), np.repeat([True, False, True, False], counts)
 
@@ -47,7 +47,7 @@ def cells(both: int, first: int, second: int, none: int) -> tuple[np.ndarray, np
         ((0, 30, 0, 0), 0.8395, 1.0),
     ],
 )
-def test_newcombes_interval_equals_the_values_that_he_printed(
+def test_newcombes_interval_equals_his_printed_values(
     table: tuple[int, int, int, int], low: float, high: float
 ) -> None:
     first, second = cells(*table)
@@ -56,7 +56,7 @@ def test_newcombes_interval_equals_the_values_that_he_printed(
 
 
 @pytest.mark.parametrize("right", [20, 10, 0])
-def test_two_models_that_agree_on_all_of_few_items_are_not_known_to_be_equal(right: int) -> None:
+def test_agreement_on_few_items_does_not_prove_equality(right: int) -> None:
     hits = np.arange(20) < right
     low, high = newcombe_interval(hits, hits)
     assert low == -high
@@ -66,7 +66,7 @@ def test_two_models_that_agree_on_all_of_few_items_are_not_known_to_be_equal(rig
 
 
 def naive_flips(first: np.ndarray, second: np.ndarray, strata: np.ndarray) -> float:
-    """The sign-flip test by its definition, every item by itself."""
+    """Apply the definition of the sign-flip test, item by item."""
     difference = second.astype(float) - first
     seen = abs(stratified_mean(difference, strata))
     signs = np.array(list(product([-1, 1], repeat=len(difference))))
@@ -78,13 +78,13 @@ def naive_flips(first: np.ndarray, second: np.ndarray, strata: np.ndarray) -> fl
     [*[(False, False, 0)] * 5, (False, True, 0), (True, False, 1), (False, True, 1), (True, False, 0)]
 )  # a sum of 0
 @settings(max_examples=40, deadline=None)
-def test_sign_flips_equal_their_definition_and_without_classes_mcnemar(items: list[tuple[bool, bool, int]]) -> None:
+def test_sign_flips_equal_their_definition_and_mcnemar_without_classes(items: list[tuple[bool, bool, int]]) -> None:
     first, second, strata = (np.array(column) for column in zip(*items, strict=True))
     assert sign_flip_p(first, second, strata=strata) == pytest.approx(naive_flips(first, second, strata))
     assert sign_flip_p(first, second) == pytest.approx(mcnemar_exact(first, second).p_value)
 
 
-def test_drawn_flips_equal_counted_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drawn_flips_equal_enumerated_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(0)
     classes = np.repeat([0, 1, 2], [10, 30, 60])
     first = generator.random(100) < 0.4
@@ -108,7 +108,7 @@ def test_seeds_are_compared_by_students_paired_test(seeds: list[tuple[float, flo
         assert (low > 0 or high < 0) == (p_value < 0.05)
 
 
-def test_seeds_that_all_gain_alike_have_the_p_of_turned_signs_and_equal_ones_no_claim() -> None:
+def test_equal_gains_of_all_seeds_have_the_p_of_sign_flips() -> None:
     assert paired_t([0.5, 0.25], [0.75, 0.5]) == ((0.0, 0.25), 0.5)
     assert paired_t([0.037, 0.027, 0.045], [0.0395, 0.0295, 0.0475])[1] == 0.25
     assert paired_t([0.5, 0.25], [0.5, 0.25]) == ((0.0, 0.0), 1.0)
@@ -120,8 +120,8 @@ def test_paired_tests_refuse_unequal_lists() -> None:
             test([1, 0], [1])
 
 
-def test_one_flipped_item_of_ten_classes_of_one_image_is_no_evidence() -> None:
-    """A bootstrap within the classes sees no spread: it claimed 0.1 to 0.1 and p = 0.0002."""
+def test_one_flipped_item_of_ten_classes_with_one_image_is_not_significant() -> None:
+    """A bootstrap within the classes sees no spread: it would report 0.1 to 0.1 and p = 0.0002."""
     before, classes = np.zeros(10, bool), np.arange(10)
     after = classes == 3
     found = compare(
@@ -132,18 +132,18 @@ def test_one_flipped_item_of_ten_classes_of_one_image_is_no_evidence() -> None:
 
 
 CALIBRATION = {
-    "1 image a class": ([1] * 40, None),
-    "2 images a class": ([2] * 20, None),
-    "from 1 to 50 images a class": ([1, 1, 1, 2, 3, 5, 10, 20, 50], None),
+    "1 image per class": ([1] * 40, None),
+    "2 images per class": ([2] * 20, None),
+    "from 1 to 50 images per class": ([1, 1, 1, 2, 3, 5, 10, 20, 50], None),
     "items": ([60], None),
-    "5 captions an image": ([150], 5),
+    "5 captions per image": ([150], 5),
 }
 
 
 @pytest.mark.parametrize("gain", [0.0, 0.15])
 @pytest.mark.parametrize("shape", CALIBRATION)
-def test_differences_are_covered_and_seldom_claimed_where_there_are_none(shape: str, gain: float) -> None:
-    """At a nominal 5 %; a bootstrap within classes claims a difference in 85 % with one image a class."""
+def test_interval_covers_the_difference_and_false_positives_are_rare(shape: str, gain: float) -> None:
+    """At a nominal 5 %; a bootstrap within classes finds a difference in 85 % with one image per class."""
     sizes, captions = CALIBRATION[shape]
     classes = np.repeat(np.arange(len(sizes)), sizes)
     groups = None if captions is None else np.arange(len(classes)) // captions
@@ -152,14 +152,14 @@ def test_differences_are_covered_and_seldom_claimed_where_there_are_none(shape: 
     for trial in range(trials):
         ease = generator.random(len(classes) if groups is None else groups[-1] + 1)
         ease = ease if groups is None else ease[groups]  # an image's captions are easy or hard together
-        luck = generator.random((2, len(classes))) < 0.4  # else both models do the same
+        luck = generator.random((2, len(classes))) < 0.4  # otherwise both models agree
         first = np.where(luck[0], generator.random(len(classes)), ease) < 0.5
         second = np.where(luck[1], generator.random(len(classes)), ease) < 0.5 + gain
         low, high = newcombe_interval(first, second, groups, strata=strata)
         covered += low <= gain <= high
         claimed += sign_flip_p(first, second, groups, strata=strata, num_draws=500, seed=trial) < 0.05
     assert covered / trials > 0.92
-    assert claimed / trials < 0.08 if gain == 0 else claimed / trials > 0.08  # and a true gain is seen more often
+    assert claimed / trials < 0.08 if gain == 0 else claimed / trials > 0.08  # and a true gain is found more often
 
 
 def test_captions_of_one_image_are_not_counted_as_independent_evidence() -> None:

@@ -1,4 +1,4 @@
-"""Maps of patches: colours against scikit-learn's PCA, where things are, and the sheet for a report."""
+"""Maps of patches: colours compared with scikit-learn's PCA, positions, and the sheet of a report."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_colours_are_the_ranks_of_scikit_learns_components() -> None:
     assert found.max() == 1
 
 
-def test_colours_do_not_hang_on_a_sign_and_few_directions_leave_grey() -> None:
+def test_colours_do_not_depend_on_a_sign_and_few_directions_leave_grey() -> None:
     features = torch.randn(2, 9, 1) @ torch.randn(1, 6)
     colours = component_colours(features)
     assert torch.all(colours[..., 1:] == 0.5)
@@ -40,14 +40,14 @@ def test_colours_do_not_hang_on_a_sign_and_few_directions_leave_grey() -> None:
     assert torch.allclose(component_colours(features + 5), colours, atol=1e-5)
 
 
-def test_similarity_is_highest_where_the_patch_says_what_the_image_says() -> None:
+def test_similarity_is_highest_where_patch_and_image_features_agree() -> None:
     patches = torch.randn(2, 16, 8)
     whole = torch.stack([patches[0, 3], patches[1, 7]])
     assert similarity_maps(whole, patches).argmax(dim=1).tolist() == [3, 7]
 
 
-def test_maps_lie_where_their_patches_do(tmp_path: Path) -> None:
-    """A picture whose right half differs: so do its maps, at the same place."""
+def test_maps_match_the_positions_of_their_patches(tmp_path: Path) -> None:
+    """The right half of the image differs, and so does that of its maps."""
     encoder = load_encoder(tiny_clip(tmp_path, 0), CPU)
     pixels = np.zeros((16, 16, 3), np.uint8)
     pixels[:, 8:] = 255
@@ -62,7 +62,7 @@ def test_maps_lie_where_their_patches_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["eva02_pico_patch8_32", "vit_pico_patch8_32"])
-def test_a_sheet_has_pictures_that_can_be_read_and_tells_which(name: str, tmp_path: Path) -> None:
+def test_sheet_has_readable_images_with_their_keys(name: str, tmp_path: Path) -> None:
     model = build_vision(name, num_classes=3, seed=0)
     encoder = PooledVision(model.train(), vision_preprocess(model))
     data = labeled(tmp_path / "data", 8, broken=[0, 3])
@@ -71,10 +71,10 @@ def test_a_sheet_has_pictures_that_can_be_read_and_tells_which(name: str, tmp_pa
     for picture in panel.pictures:
         with Image.open(tmp_path / "out" / picture.file) as image:
             assert image.size == (4 * 96 + 24, 96)
-    assert model.training, "a model in training goes on as it was"
+    assert model.training, "a model in training mode stays in it"
 
 
-def test_a_model_without_patches_is_told() -> None:
+def test_model_without_patches_is_refused() -> None:
     model = build_vision("resnet18", num_classes=0)
     with pytest.raises(UserError, match="no patch tokens"):
         compute_patch_maps(PooledVision(model, vision_preprocess(model)), [Image.new("RGB", (32, 32))])

@@ -1,4 +1,4 @@
-"""What one evaluation has encoded, the next reads: equal numbers, no picture decoded twice, never another model's."""
+"""The feature cache: equal numbers, no image decoded twice, never another model's features."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def published(data: ImageDataset) -> ImageDataset:
-    """As a run leaves a data set in the store."""
+    """Mark a data set as published, as a run does in the store."""
     (data.path / PUBLISHED).write_text("{}")
     return data
 
@@ -39,14 +39,14 @@ def encode(data: ImageDataset, *clips: ClipCheckpoint, language: str | None = No
 
 
 def spoil(data: ImageDataset) -> None:
-    """Breaks every picture where it lies, unseen by size and time: whoever decodes one now is told of it."""
+    """Damage every image file without changing its size or time: decoding one now fails."""
     tar = data.path / "0.tar"
     status = tar.stat()
     tar.write_bytes(tar.read_bytes().replace(b"\x89PNG", b"spoi"))
     os.utime(tar, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def test_the_next_evaluation_reads_what_the_first_has_made(tmp_path: Path) -> None:
+def test_next_evaluation_reads_the_cached_features(tmp_path: Path) -> None:
     data, clip = published(labeled(tmp_path / "data", broken=[3])), tiny_clip(tmp_path / "clip", 0)
     first = encode(data, clip)
     spoil(data)
@@ -56,7 +56,7 @@ def test_the_next_evaluation_reads_what_the_first_has_made(tmp_path: Path) -> No
     assert 3 not in again.numbers
 
 
-def test_another_model_and_another_way_with_images_are_encoded_anew(tmp_path: Path) -> None:
+def test_another_model_or_preprocessing_is_encoded_again(tmp_path: Path) -> None:
     data, clip = published(labeled(tmp_path / "data")), tiny_clip(tmp_path / "clip", 0)
     encode(data, clip)
     both = encode(data, clip, tiny_clip(tmp_path / "other", 1))
@@ -71,10 +71,10 @@ def test_another_model_and_another_way_with_images_are_encoded_anew(tmp_path: Pa
         encode(data, tiny_clip(tmp_path / "third", 2))
 
 
-def test_pictures_that_changed_where_they_lie_are_encoded_anew(tmp_path: Path) -> None:
+def test_changed_image_files_are_encoded_again(tmp_path: Path) -> None:
     data, clip = published(labeled(tmp_path / "data")), tiny_clip(tmp_path / "clip", 0)
     first = encode(data, clip)
-    other = labeled(tmp_path / "other", classes=6).path / "0.tar"  # of the same names, and as large
+    other = labeled(tmp_path / "other", classes=6).path / "0.tar"  # with the same names and size
     tar = data.path / "0.tar"
     tar.write_bytes(other.read_bytes().ljust(tar.stat().st_size, b"\0")[: tar.stat().st_size])
     again = encode(data, clip)
@@ -82,7 +82,7 @@ def test_pictures_that_changed_where_they_lie_are_encoded_anew(tmp_path: Path) -
     assert not torch.equal(again.features["m0"], first.features["m0"])
 
 
-def test_image_files_that_a_data_set_lists_are_told_apart_too(tmp_path: Path) -> None:
+def test_changes_of_listed_image_files_are_noticed(tmp_path: Path) -> None:
     picture = tmp_path / "red.png"
     picture.write_bytes(png("red"))
     spec = DatasetSpec(label_key="label", class_names=NAMES)
@@ -95,7 +95,7 @@ def test_image_files_that_a_data_set_lists_are_told_apart_too(tmp_path: Path) ->
     assert len(set(states)) == 3
 
 
-def test_what_an_evaluation_left_out_the_next_one_adds(tmp_path: Path) -> None:
+def test_samples_that_one_evaluation_skipped_are_added_by_the_next(tmp_path: Path) -> None:
     data, clip = published(pool(tmp_path / "data")), tiny_clip(tmp_path / "clip", 0)
     tar = data.path / "0.tar"
     tar.write_bytes(tar.read_bytes().replace(b'{"de": "red auf deutsch"}', b'{"xx": "red auf deutsch"}'))
@@ -106,7 +106,7 @@ def test_what_an_evaluation_left_out_the_next_one_adds(tmp_path: Path) -> None:
     assert encode(data, clip, language="de").numbers == german.numbers
 
 
-def test_nothing_is_kept_of_data_that_may_change_or_by_a_model_in_training(tmp_path: Path) -> None:
+def test_unpublished_data_and_models_in_training_are_not_cached(tmp_path: Path) -> None:
     data, clip = labeled(tmp_path / "data"), tiny_clip(tmp_path / "clip", 0)
     encode(data, clip)
     assert not (data.path / FOLDER).exists()
@@ -115,7 +115,7 @@ def test_nothing_is_kept_of_data_that_may_change_or_by_a_model_in_training(tmp_p
     assert not (data.path / FOLDER).exists()
 
 
-def test_a_torn_file_is_made_again(tmp_path: Path) -> None:
+def test_damaged_cache_is_written_again(tmp_path: Path) -> None:
     data, clip = published(labeled(tmp_path / "data")), tiny_clip(tmp_path / "clip", 0)
     first = encode(data, clip)
     [file] = (data.path / FOLDER).iterdir()
@@ -126,7 +126,7 @@ def test_a_torn_file_is_made_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [0, 3])
-def test_samples_are_taken_in_whatever_the_width(width: int) -> None:
+def test_samples_are_added_at_any_width(width: int) -> None:
     kept = FeatureCache()
     kept.update([2, 0], [b"c" * 32, b"a" * 32], torch.arange(2 * width).view(2, width).float())
     kept.update([1], [b"b" * 32], torch.full((1, width), 9.0))
