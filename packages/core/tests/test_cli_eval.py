@@ -228,7 +228,7 @@ def test_several_labels_per_image_are_scored_by_mean_average_precision(here: Pat
         (["old", "old", "--data", "photos"], "two of the models and datasets are named 'old'"),
         (["old", "--data", "photos", "--resize", "crop"], "--resize: 'crop' is not a valid mode; known: longest, model"),
         (["root", "--data", "photos"], "root: no CLIP model (looked for open_clip_config.json and config.json)"),
-        (["old", "--data", "photos", "--set", "photos.class_names=[a, b]"], "2 class names for the 7 class folders"),
+        (["old", "--data", "photos", "--set", "photos.class_names=[a, b]"], "expected 7 class names, one per folder, got 2"),
         (["old", "--suite", "diva29", "--root", "photos"], "ImageNet-1K: no wds_imagenet1k (or imagenet1k) under"),
     ],
 )  # fmt: skip

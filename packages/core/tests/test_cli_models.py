@@ -1,4 +1,4 @@
-"""`vfm embed`, `predict` and `view`: as a user runs them, on artifacts, folders and tars; a mistake is one line."""
+"""`vfm embed`, `predict` and `view` on artifacts, folders and tars; a mistake is one line."""
 
 from __future__ import annotations
 
@@ -132,10 +132,10 @@ def test_the_nearest_of_an_index_is_the_picture_itself(world: Path, tmp_path: Pa
     tiny_clip(tmp_path / "other", 1)
     other = run_here("predict", tmp_path / "other", world / "flat" / "green.png", "--index", index)
     assert other.code == 0
-    assert f"i.parquet: {(world / 'clip').resolve()} made it, not {(tmp_path / 'other').resolve()};" in other.errors[0]
+    assert f"i.parquet: made with {(world / 'clip').resolve()}, not with {(tmp_path / 'other').resolve()};" in other.errors[0]
     wrong = run_here("predict", world / "encoder", world / "flat" / "green.png", "--index", index)
     assert wrong.code == 2
-    assert "have 16 channels, those of" in wrong.errors[0]
+    assert "with 16; use" in wrong.errors[0]
 
 
 def test_views_are_png_files_one_a_picture(world: Path, tmp_path: Path) -> None:
@@ -151,24 +151,24 @@ def test_views_are_png_files_one_a_picture(world: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["embed", "{}/clip", "{}/flat", "--out", "x.csv"], "x.csv: embeddings are written as .parquet or .npy"),
+        (["embed", "{}/clip", "{}/flat", "--out", "x.csv"], "x.csv: expected .parquet or .npy, got .csv"),
         (["embed", "{}/clip", "{}/nothing", "--out", "x.npy"], "nothing: no such file or folder"),
         (["embed", "{}/clip", "{}/clip", "--out", "x.npy"], "expected ImageDataset, got ClipCheckpoint"),
-        (["embed", "{}/labeled", "{}/flat", "--out", "x.npy"], "a LabeledDataset; a model is wanted"),
+        (["embed", "{}/labeled", "{}/flat", "--out", "x.npy"], "expected a model, got a LabeledDataset"),
         (["embed", "{}/clip", "{}/flat", "--out", "x.npy", "--device", "gpu"], "--device gpu: choose from auto"),
-        (["predict", "{}/clip", "{}/flat/red.png"], "give --classes, or --index"),
+        (["predict", "{}/clip", "{}/flat/red.png"], "give --classes or --index"),
         (["predict", "{}/clip", "{}/flat/rd.png", "--classes", "a,b"], "rd.png: no such image"),
         (["predict", "{}/clip", "{}/clip/artifact.json", "--classes", "a,b"], "artifact.json: unreadable image"),
-        (["predict", "{}/clip", "{}/flat/red.png", "--classes", "a"], "two or more names are needed"),
-        (["predict", "{}/clip", "{}/flat/red.png", "--classes", "no.txt"], "no.txt: no such file of classes"),
+        (["predict", "{}/clip", "{}/flat/red.png", "--classes", "a"], "expected at least two names"),
+        (["predict", "{}/clip", "{}/flat/red.png", "--classes", "no.txt"], "--classes no.txt: no such file"),
         (["predict", "{}/encoder", "{}/flat/red.png"], "it has no classification head; give --index"),
-        (["predict", "{}/classifier", "{}/flat/red.png", "--classes", "a,b"], "2 class_names for a head of 7 outputs"),
+        (["predict", "{}/classifier", "{}/flat/red.png", "--classes", "a,b"], "expected class_names for 7 outputs of its head, got 2"),
         (
             ["predict", "{}/clip", "{}/flat/red.png", "--index", "no.npy"],
             "no.npy: no such file; make one with vfm embed",
         ),
         (["predict", "{}/clip", "{}/flat/red.png", "--index", "{}/clip/artifact.json"], "not embeddings as vfm embed"),
-        (["predict", "{}/clip", "{}/flat/red.png", "--classes", "a,b", "--index", "i"], "give one of them"),
+        (["predict", "{}/clip", "{}/flat/red.png", "--classes", "a,b", "--index", "i"], "not both"),
         (["predict", "vit_picoo_patch8_32", "{}/flat/red.png"], "did you mean 'vit_pico_patch8_32'"),
         (["view", "ViT-Pico-8-32", "{}/flat/red.png", "--out", "o"], "pretrained is required"),
     ],
@@ -184,15 +184,15 @@ def test_a_mistake_is_one_clear_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_npy_is_told(tmp_path: Path) -> None:
+def test_a_damaged_npy_is_reported(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((3, 2), np.float32))
     (tmp_path / "a.keys.txt").write_text("one\n")
     with pytest.raises(UserError, match="1 keys for an array of"):
         read_embeddings(tmp_path / "a.npy")
 
 
-def test_a_model_is_told_by_its_folder_its_file_or_its_name(world: Path, tmp_path: Path) -> None:
-    """What is no artifact: folders in the two layouts, files of weights by their keys, names of either registry."""
+def test_the_type_of_a_model_follows_from_its_folder_file_or_name(world: Path, tmp_path: Path) -> None:
+    """Sources other than artifacts: folders in the two layouts, files of weights by their keys, names of either registry."""
     from vfm.models import is_vision_source, save_state_dict
 
     for name in ("clip", "encoder"):

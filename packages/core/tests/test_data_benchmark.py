@@ -12,9 +12,9 @@ import pytest
 
 from eval_world import NAMES, png, run_in
 from vfm.artifacts import ImageDataset, LabeledDataset, Pool, TaggedImages
+from vfm.clip_benchmark import names_and_templates
 from vfm.config import UserError
 from vfm.data import open_dataset, write_tar
-from vfm.data.clip_benchmark import names_and_templates
 from vfm.data.tags import read_tags
 from vfm.stage import Preflight
 from vfm.stages.data import Pairs

@@ -14,9 +14,9 @@ from vfm.artifacts import Pool
 from vfm.config import UserError
 from vfm.data.sample import BadSample
 from vfm.data.sample_cache import CACHE_FOLDER, CachedTensors, CacheWriter
-from vfm.data.shapes.world import World
 from vfm.data.source import open_dataset
 from vfm.data.transforms import ImageTransform
+from vfm.shapes.world import World
 from vfm.stage import Context
 from vfm.stages.shapes import ShapesPool
 from vfm.train import Crops, MakeCrops, SampleDraw, fill_cache

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from vfm import ClipCheckpoint, Context, UserError
-from vfm.data.shapes.world import World
 from vfm.models import build_clip, load_clip, save_clip
 from vfm.models.interpolation import _trade_off_panel, interpolate
 from vfm.panels import load_panels
+from vfm.shapes.world import World
 from vfm.stages.evaluation import ZeroShot
 from vfm.stages.models import Interpolate, LineEvaluation
 from vfm.stages.shapes import ShapesClasses

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from vfm.data.shapes import World, combination_probabilities, describe, sample_caption, sample_pair, sample_scene
-from vfm.data.shapes.captions import ADJECTIVES, NUMBERS, PHRASES, true_caption
-from vfm.data.shapes.languages import LEXICONS
-from vfm.data.shapes.pairs import Pair
-from vfm.data.shapes.sampling import SURFACE, generator, sample_combination
-from vfm.data.shapes.scene import ATTRIBUTES, COLOURS, DIRECTED, PATTERNS, SHAPES, VALUES, Attribute, Scene, Value
+from vfm.shapes.captions import ADJECTIVES, NUMBERS, PHRASES, describe, sample_caption, true_caption
+from vfm.shapes.languages import LEXICONS
+from vfm.shapes.pairs import Pair, sample_pair
+from vfm.shapes.sampling import SURFACE, combination_probabilities, generator, sample_combination, sample_scene
+from vfm.shapes.scene import ATTRIBUTES, COLOURS, DIRECTED, PATTERNS, SHAPES, VALUES, Attribute, Scene, Value
+from vfm.shapes.world import World
 
 TRUE_WORLD = World(attribute_noise=0, noise_share=0, foreign_share=0)
 

@@ -16,10 +16,12 @@ from pydantic import ValidationError
 from vfm.artifacts import Artifact, LabeledDataset, Pool
 from vfm.data import open_dataset
 from vfm.data.choices import load_choices
-from vfm.data.shapes import World, class_names, make_pairs, render_labeled, render_shard
-from vfm.data.shapes.sampling import generator, sample_scene
-from vfm.data.shapes.scene import Scene
 from vfm.panels import load_panels
+from vfm.shapes.pairs import make_pairs
+from vfm.shapes.render import class_names, render_labeled, render_shard
+from vfm.shapes.sampling import generator, sample_scene
+from vfm.shapes.scene import Scene
+from vfm.shapes.world import World
 from vfm.stage import Context, Stage
 from vfm.stages.shapes import ShapesChoices, ShapesClasses, ShapesPool
 

@@ -1,4 +1,4 @@
-"""The suites that ship: whole lists, sets that can be found in every layout that people have, names that exist."""
+"""The shipped suites: complete lists, existing names, and datasets found in every common folder layout."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 import torchvision.datasets
 
 from test_data_benchmark import classes
+from vfm.clip_benchmark import names_and_templates
 from vfm.config import UserError
-from vfm.data.clip_benchmark import names_and_templates
 from vfm.data.torchvision_sets import open_torchvision
-from vfm.flow.evaluation.suites import SHIPPED, find_sets, load_suite
+from vfm.flow.evaluation.suites import SHIPPED, find_datasets, load_suite
 from vfm.plugins import load_plugins, stage_types
 
 KNOWN = stage_types(load_plugins())
@@ -19,7 +19,7 @@ SUITES = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", SUITES)
-def test_every_set_of_a_suite_has_a_name_of_its_own_a_task_that_exists_and_a_place_to_get_it(name: str) -> None:
+def test_datasets_of_a_suite_have_unique_names_existing_tasks_and_a_download(name: str) -> None:
     suite = load_suite(name)
     assert len({one.name for one in suite.sets}) == len(suite.sets)
     for one in suite.sets:
@@ -28,14 +28,14 @@ def test_every_set_of_a_suite_has_a_name_of_its_own_a_task_that_exists_and_a_pla
         assert one.get or suite.hub or one.not_measured or one.data == {"kind": "data.digits"}, one.name
 
 
-def test_the_lists_are_as_long_as_their_papers_say() -> None:
+def test_lists_have_the_length_of_their_papers() -> None:
     diva, datacomp = load_suite("diva29"), load_suite("datacomp38")
     assert [sum(one.group == group for one in diva.sets) for group in ("classification", "retrieval")] == [27, 2]
     assert len(datacomp.sets) == 38
     assert sum(bool(one.not_measured) for one in datacomp.sets) == 5
 
 
-def test_what_torchvision_keeps_is_named_as_torchvision_and_clip_benchmark_name_it() -> None:
+def test_names_of_torchvision_datasets_exist_in_torchvision_and_clip_benchmark() -> None:
     pytest.importorskip("clip_benchmark")
     for one in (one for suite in SUITES for one in load_suite(suite).sets if one.torchvision):
         assert one.torchvision
@@ -43,29 +43,29 @@ def test_what_torchvision_keeps_is_named_as_torchvision_and_clip_benchmark_name_
         assert names_and_templates(one.name.rpartition("/")[2])[1]
 
 
-def test_splits_are_called_as_torchvision_calls_them(tmp_path: Path) -> None:
-    """What it does not know is a mistake; what it knows and does not find is only missing."""
+def test_names_of_splits_exist_in_torchvision(tmp_path: Path) -> None:
+    """A split that torchvision does not have is a mistake of the suite; one that is not on the disk is not."""
     for one in (one for suite in SUITES for one in load_suite(suite).sets if one.torchvision):
         assert one.torchvision
         for split in ("test", one.torchvision.train):
-            with pytest.raises(UserError) as told:
+            with pytest.raises(UserError) as caught:
                 open_torchvision(one.torchvision.name, str(tmp_path), split)
-            assert "Unknown value" not in str(told.value), one.name
+            assert "Unknown value" not in str(caught.value), one.name
 
 
 @pytest.mark.parametrize("place", ["wds_country211", "wds_country211_test", "country211"])
 def test_a_folder_of_tars_is_found_by_any_of_its_names(tmp_path: Path, place: str) -> None:
     classes(tmp_path / place)
-    [found], missing = find_sets(load_suite("diva29"), str(tmp_path), KNOWN)
+    [found], missing = find_datasets(load_suite("diva29"), str(tmp_path), KNOWN)
     assert found.data.stage == {"kind": "data.labeled", "name": "country211", "path": f"{tmp_path}/{place}"}
     assert (found.title, found.scores) == ("Country211", {"zero_shot": ["acc1"]})
     assert len(missing) == 28
 
 
-def test_what_torchvision_made_is_read_by_torchvision(tmp_path: Path) -> None:
+def test_folders_made_by_torchvision_are_read_by_torchvision(tmp_path: Path) -> None:
     for folder in ("MNIST/raw", "country211/test/AD"):
         (tmp_path / folder).mkdir(parents=True)
-    found, _ = find_sets(load_suite("diva29"), f"{tmp_path}", KNOWN)
+    found, _ = find_datasets(load_suite("diva29"), f"{tmp_path}", KNOWN)
     stages = {one.data.name: one.data.stage for one in found}
     assert stages["mnist"] == {
         "kind": "data.labeled",
@@ -79,7 +79,7 @@ def test_what_torchvision_made_is_read_by_torchvision(tmp_path: Path) -> None:
     assert [one.train.stage["split"] for one in found if one.train and one.train.stage] == ["train", "train"]
 
 
-def test_the_five_small_sets_are_found_where_their_packages_are(tmp_path: Path) -> None:
-    found, missing = find_sets(load_suite("small"), str(tmp_path), KNOWN)
+def test_small_datasets_are_found_in_their_packages(tmp_path: Path) -> None:
+    found, missing = find_datasets(load_suite("small"), str(tmp_path), KNOWN)
     assert {one.data.name for one in found} | {gap.title for gap in missing} >= {"digits", "Flickr8k"}
     assert all("get it: " in gap.why for gap in missing)

@@ -119,7 +119,7 @@ def _datasets(
     plan: EvaluationPlan, data: list[str], suite: str | None, root: str, train: str | None
 ) -> list[EvaluationDataset]:
     """Return the datasets of --data and of the suite; those that the suite lacks are noted in the plan."""
-    from vfm.data import files
+    from vfm import files
     from vfm.flow.evaluation.datasets import dataset_at
     from vfm.flow.evaluation.inputs import split_name
     from vfm.flow.evaluation.suites import find_datasets, load_suite, shipped_dataset, shipped_names

@@ -4,7 +4,7 @@ Nothing here imports torch, so that planning and curation work without it. What 
 (`TrainingData`, `ImageTransform`, ...) is exported by `vfm.train`.
 """
 
-from vfm.data import files
+from vfm import files
 from vfm.data.captions import clean_captions, field_of
 from vfm.data.choices import Choice, load_choices, write_choices
 from vfm.data.draws import drawn, hash_strings, splitmix64, text_key, text_keys, uniform
@@ -21,9 +21,9 @@ from vfm.data.spec import DatasetSpec
 from vfm.data.subset import SUBSET_FILE, subset_schema
 from vfm.data.tags import read_tags
 from vfm.data.tar_writer import write_tar
-from vfm.data.templates import check_templates
 from vfm.data.texts import is_text
 from vfm.data.webdataset import IMAGE_EXTENSIONS
+from vfm.templates import check_templates
 
 __all__ = [
     "CACHE_FOLDER", "FILTERS", "IMAGE_EXTENSIONS", "REASONS", "SUBSET_FILE", "BadRow", "BadSample", "CacheWriter",

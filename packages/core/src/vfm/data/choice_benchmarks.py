@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from vfm import files
 from vfm.config import UserError
-from vfm.data import files
 from vfm.data.choices import Choice
 from vfm.data.images import decode_image
 from vfm.data.parquet import open_parquet

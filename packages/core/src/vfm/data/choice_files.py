@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vfm import files
 from vfm.artifacts import ChoiceDataset
 from vfm.config import UserError
-from vfm.data import files
 from vfm.data.choice_benchmarks import (
     QUESTIONS_FILE,
     is_winoground,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from vfm import files
 from vfm.config import UserError
-from vfm.data import files
 from vfm.data.captions import captions_in, clean_captions, decode_json, field_of, require_captions
 from vfm.data.image_list import ImageEntry
 from vfm.data.sample import BadSample

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vfm.data import files
+from vfm import files
 from vfm.data.captions import require_captions
 from vfm.data.sample import BadSample, Sample, uid_of
 from vfm.data.shards import Shard

@@ -28,8 +28,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from vfm import files
 from vfm.config import UserError
-from vfm.data import files
 from vfm.data.image_list import ImageListShard
 from vfm.data.parquet import ParquetShard
 from vfm.data.shards import Format, Shard, ShardReader

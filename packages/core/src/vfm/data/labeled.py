@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from vfm.artifacts import ImageDataset, LabeledDataset, TaggedImages
+from vfm.clip_benchmark import CLASS_NAMES_FILE, TEMPLATES_FILE, lines_beside, names_and_templates
 from vfm.config import UserError
 from vfm.data.captions import field_of
-from vfm.data.clip_benchmark import CLASS_NAMES_FILE, TEMPLATES_FILE, lines_beside, names_and_templates
 from vfm.data.dataset_panels import add_dataset_panels
 from vfm.data.folder import class_folders
 from vfm.data.index import write_index
@@ -24,7 +24,6 @@ from vfm.data.source import Source
 from vfm.data.spec import DatasetSpec
 from vfm.data.table import table_values
 from vfm.data.tags import TAGS_FILE, write_tags
-from vfm.data.templates import check_templates
 from vfm.data.torchvision_sets import (
     PACKED,
     open_torchvision,
@@ -34,6 +33,7 @@ from vfm.data.torchvision_sets import (
 )
 from vfm.stage import Context, Preflight
 from vfm.stages.labeled import Digits, Labeled, NamedImages, Tagged
+from vfm.templates import check_templates
 
 DIGIT_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 DIGIT_TEMPLATES = ["a photo of the number {}.", "a handwritten digit {}."]

@@ -9,9 +9,9 @@ from typing import Literal
 
 import pyarrow as pa
 
+from vfm import files
+from vfm.clip_benchmark import benchmark_shards, type_beside
 from vfm.config import UserError
-from vfm.data import files
-from vfm.data.clip_benchmark import benchmark_shards, type_beside
 from vfm.data.folder import caption_folder, class_folders, image_names
 from vfm.data.image_list import ImageEntry, write_image_lists
 from vfm.data.parquet import IMAGE_COLUMNS, open_parquet

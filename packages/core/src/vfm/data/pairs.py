@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from vfm import files
 from vfm.artifacts import Pool
-from vfm.data import files
 from vfm.data.caption_tables import caption_shards, caption_spec
 from vfm.data.dataset_panels import add_dataset_panels
 from vfm.data.indexing import Indexing, first_sample

@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from vfm import files
 from vfm.config import UserError
-from vfm.data import files
 from vfm.data.captions import clean_captions, field_of, require_captions
 from vfm.data.sample import BadSample, Sample, given_uid, uid_of
 from vfm.data.spec import DatasetSpec

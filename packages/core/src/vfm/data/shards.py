@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from vfm.data import files
+from vfm import files
 from vfm.data.sample import Sample
 from vfm.data.texts import OnBad, Rows
 

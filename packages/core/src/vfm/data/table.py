@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from itertools import groupby
 from typing import IO, Any, cast
 
+from vfm import files
 from vfm.config import UserError
-from vfm.data import files
 from vfm.data.captions import clean_captions, field_of, require_captions
 from vfm.data.image_list import ImageEntry
 from vfm.data.parquet import open_parquet

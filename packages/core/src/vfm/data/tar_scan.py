@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from vfm import files
 from vfm.config import UserError
-from vfm.data import files
 
 # N samples of a tar, S slots (image, txt, json, ...) of a sample
 

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from vfm.data import captions, files
+from vfm import files
+from vfm.data import captions
 from vfm.data.parquet import open_parquet
 from vfm.data.sample import BadSample, Sample, given_uid, uid_of
 from vfm.data.spec import DatasetSpec

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 
 from vfm.artifacts import LabeledDataset, TaggedImages
 from vfm.config import UserError
-from vfm.data.templates import check_templates
 from vfm.eval.classification import (
     ClassDataset,
     encode_with_targets,
@@ -35,6 +34,7 @@ from vfm.scores import Evaluated
 from vfm.stage import Context
 from vfm.stages.evaluation import ReadSettings, ZeroShot
 from vfm.stages.evaluation.checks import check_zero_shot_classes
+from vfm.templates import check_templates
 
 # Numbers in place of names, as ImageNet's folders have (n01440764), mean nothing to a text tower. Up to ten classes may
 # be digits, which are words.

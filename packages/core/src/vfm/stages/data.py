@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from vfm.artifacts import Artifact, ChoiceDataset, PairDataset, Pool, TaggedImages
-from vfm.data.files import expand_paths
+from vfm.files import expand_paths
 from vfm.stage import Ref, Stage
 
 

@@ -8,10 +8,10 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from vfm.artifacts import Artifact, LabeledDataset, TaggedImages
-from vfm.data.clip_benchmark import CLASS_NAMES_FILE, TEMPLATES_FILE, file_beside, list_files
-from vfm.data.templates import check_templates
+from vfm.clip_benchmark import CLASS_NAMES_FILE, TEMPLATES_FILE, file_beside, list_files
 from vfm.stage import Stage
 from vfm.stages.data import ImageFiles
+from vfm.templates import check_templates
 
 
 class NamedImages(ImageFiles):

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from vfm.artifacts import Artifact, ChoiceDataset, LabeledDataset, Pool
-from vfm.data.shapes.scene import Pattern
-from vfm.data.shapes.world import World
+from vfm.shapes.scene import Pattern
+from vfm.shapes.world import World
 from vfm.stage import Seed, Stage
 
 
@@ -28,7 +28,7 @@ class ShapesPool(ShapeImages):
     kind: Literal["shapes.pool"] = "shapes.pool"
 
     makes: ClassVar[type[Artifact]] = Pool
-    work: ClassVar[str] = "vfm.data.shapes.datasets:make_pool"
+    work: ClassVar[str] = "vfm.shapes.datasets:make_pool"
 
 
 class ShapesClasses(ShapeImages):
@@ -45,7 +45,7 @@ class ShapesClasses(ShapeImages):
 
     version: ClassVar[int] = 2
     makes: ClassVar[type[Artifact]] = LabeledDataset
-    work: ClassVar[str] = "vfm.data.shapes.datasets:make_classes"
+    work: ClassVar[str] = "vfm.shapes.datasets:make_classes"
 
     @model_validator(mode="after")
     def _possible(self) -> ShapesClasses:
@@ -66,7 +66,7 @@ class ShapesChoices(Stage):
     seed: Seed = Field(0, description="seed of the draws; pair i of a pattern depends only on it and i")
 
     makes: ClassVar[type[Artifact]] = ChoiceDataset
-    work: ClassVar[str] = "vfm.data.shapes.datasets:make_choices"
+    work: ClassVar[str] = "vfm.shapes.datasets:make_choices"
 
     @model_validator(mode="after")
     def _possible(self) -> ShapesChoices:

@@ -4,6 +4,7 @@ from vfm.data.batch import Batch, Make, SampleDraw, map_tensors
 from vfm.data.cache_filling import Crops, MakeCrops, fill_cache
 from vfm.data.eval_loader import eval_batches, ordered_batches
 from vfm.data.loader import TrainingData
+from vfm.data.prefetch import prefetch
 from vfm.data.transforms import ImageTransform, to_tensor
 from vfm.stage import Preempted
 from vfm.train.alarm import Alarm
@@ -19,5 +20,5 @@ __all__ = [
     "METRICS_FILE", "Alarm", "Batch", "Call", "Crops", "Data", "Ema", "Frozen", "ImageTransform", "Make", "MakeCrops",
     "Metrics", "ParamGroup", "Preempted", "SampleDraw", "Task", "TrainingData", "World", "build_optimizer",
     "check_kernels", "distributed", "eval_batches", "fill_cache", "fit", "is_main", "map_tensors", "ordered_batches",
-    "prepare_device", "resolve_device", "seed_everything", "set_lr", "to_tensor",
+    "prefetch", "prepare_device", "resolve_device", "seed_everything", "set_lr", "to_tensor",
 ]  # fmt: skip

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from vfm import files
 from vfm.artifacts import ChoiceDataset
+from vfm.clip_benchmark import benchmark_shards, splits_of, type_beside
 from vfm.config import UserError
-from vfm.data import files
 from vfm.data.choice_benchmarks import WINOGROUND
 from vfm.data.choices import load_choices
-from vfm.data.clip_benchmark import benchmark_shards, splits_of, type_beside
 from vfm.data.folder import image_names
 from vfm.data.layout import LABEL_COLUMNS, find_layout
 from vfm.data.table import CAPTION_COLUMNS, table_columns

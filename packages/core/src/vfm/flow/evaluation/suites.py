@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
+from vfm import files
+from vfm.clip_benchmark import splits_of
 from vfm.config import Config, UserError, did_you_mean, error_lines
-from vfm.data import files
-from vfm.data.clip_benchmark import splits_of
 from vfm.flow.evaluation.datasets import EvaluationDataset, import_fields
 from vfm.flow.evaluation.inputs import Fields, dataset_input, stage_name
 from vfm.stage import Stage

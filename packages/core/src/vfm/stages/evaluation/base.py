@@ -11,10 +11,10 @@ from pydantic import AfterValidator, Field
 
 from vfm.artifacts import ClipCheckpoint, LabeledDataset, TaggedImages, VisionCheckpoint
 from vfm.config import UserError, load_function
-from vfm.data.templates import check_templates
 from vfm.interfaces import Evaluation
 from vfm.scores import Evaluated
 from vfm.stage import Context, Ref
+from vfm.templates import check_templates
 
 ResizeMode = Literal["shortest", "longest", "squash"]
 Templates = Annotated[list[str], AfterValidator(check_templates)]

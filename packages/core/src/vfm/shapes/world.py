@@ -8,8 +8,8 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from vfm.config import Config
-from vfm.data.shapes.languages import Language
-from vfm.data.shapes.scene import (
+from vfm.shapes.languages import Language
+from vfm.shapes.scene import (
     ATTRIBUTES,
     COLOURS,
     DIRECTED,

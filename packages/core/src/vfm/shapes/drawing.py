@@ -13,8 +13,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from vfm.data.shapes.outline import Floats, distance_table
-from vfm.data.shapes.scene import RGB, Colour, Nuisance, Orientation, Position, Scene, Texture
+from vfm.shapes.outline import Floats, distance_table
+from vfm.shapes.scene import RGB, Colour, Nuisance, Orientation, Position, Scene, Texture
 
 PALETTE: dict[Colour, RGB] = {
     "red": (0.86, 0.08, 0.10),

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vfm.data.shapes.scene import ATTRIBUTES, DIRECTED, RGB, Attribute, Colour, Nuisance, Scene, Shape, Wave
-from vfm.data.shapes.world import World
+from vfm.shapes.scene import ATTRIBUTES, DIRECTED, RGB, Attribute, Colour, Nuisance, Scene, Shape, Wave
+from vfm.shapes.world import World
 
 SURFACE: tuple[Attribute, ...] = ("texture", "structure", "state")
 """Attributes of the surface. At most one of them differs from its default, or small objects would be illegible."""

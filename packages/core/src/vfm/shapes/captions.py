@@ -12,9 +12,9 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from vfm.data.shapes.languages import LANGUAGES, LEXICONS, Language
-from vfm.data.shapes.scene import ATTRIBUTES, Attribute, Colour, Pattern, Scene, Shape, Value
-from vfm.data.shapes.world import World
+from vfm.shapes.languages import LANGUAGES, LEXICONS, Language
+from vfm.shapes.scene import ATTRIBUTES, Attribute, Colour, Pattern, Scene, Shape, Value
+from vfm.shapes.world import World
 
 NUMBERS: dict[Value, str] = {1: "one", 2: "two", 3: "three", 4: "four"}
 PHRASES: dict[Attribute, dict[Value, str]] = {

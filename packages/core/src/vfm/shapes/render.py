@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vfm.data.shapes.captions import Caption, sample_caption
-from vfm.data.shapes.drawing import draw
-from vfm.data.shapes.sampling import Stream, generator, sample_scene
-from vfm.data.shapes.scene import Pattern
-from vfm.data.shapes.world import World
+from vfm.shapes.captions import Caption, sample_caption
+from vfm.shapes.drawing import draw
+from vfm.shapes.sampling import Stream, generator, sample_scene
+from vfm.shapes.scene import Pattern
+from vfm.shapes.world import World
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from vfm import files
 from vfm.config import UserError, did_you_mean
-from vfm.data import files
-from vfm.data.templates import check_templates
+from vfm.templates import check_templates
 
 COUNT_FILE, TYPE_FILE = "nshards.txt", "dataset_type.txt"
 CLASS_NAMES_FILE, TEMPLATES_FILE = "classnames.txt", "zeroshot_classification_templates.txt"

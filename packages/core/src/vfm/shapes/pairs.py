@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from vfm.data.shapes.captions import statement
-from vfm.data.shapes.sampling import SURFACE, Stream, generator, sample_scene
-from vfm.data.shapes.scene import DIRECTED, PATTERNS, VALUES, Pattern, Scene, Value
-from vfm.data.shapes.world import World
+from vfm.shapes.captions import statement
+from vfm.shapes.sampling import SURFACE, Stream, generator, sample_scene
+from vfm.shapes.scene import DIRECTED, PATTERNS, VALUES, Pattern, Scene, Value
+from vfm.shapes.world import World
 
 
 @dataclass(frozen=True)

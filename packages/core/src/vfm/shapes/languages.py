@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from vfm.data.shapes.scene import COLOURS, SHAPES, Colour, Shape
+from vfm.shapes.scene import COLOURS, SHAPES, Colour, Shape
 
 Language = Literal["en", "de", "fr", "es", "ja"]
 LANGUAGES: tuple[Language, ...] = get_args(Language)
@@ -88,4 +88,4 @@ LEXICONS: dict[Language, Lexicon] = {
         ("{}", "{}の写真", "{}のイラスト"),
     ),
 }
-"""All languages except English, whose captions also name attributes (`vfm.data.shapes.captions`)."""
+"""All languages except English, whose captions also name attributes (`vfm.shapes.captions`)."""

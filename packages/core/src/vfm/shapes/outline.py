@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vfm.data.shapes.scene import Shape
+from vfm.shapes.scene import Shape
 
 Floats = NDArray[np.floating[Any]]
 

@@ -12,17 +12,17 @@ from vfm.artifacts import ChoiceDataset, LabeledDataset, Pool
 from vfm.data.choices import Choice, write_choices
 from vfm.data.dataset_panels import add_dataset_panels
 from vfm.data.index import write_index
-from vfm.data.shapes.captions import CLASS_TEMPLATES
-from vfm.data.shapes.drawing import draw
-from vfm.data.shapes.pairs import make_pairs
-from vfm.data.shapes.render import RenderedSample, class_names, encode, render_labeled, render_shard, render_values
-from vfm.data.shapes.sampling import class_groups, combination_probabilities
-from vfm.data.shapes.scene import Pattern
-from vfm.data.shapes.world import World
 from vfm.data.shards import Shard
 from vfm.data.spec import DatasetSpec
 from vfm.data.tar_writer import write_tar
 from vfm.panels import ImagesPanel, LinesPanel, Picture, Series
+from vfm.shapes.captions import CLASS_TEMPLATES
+from vfm.shapes.drawing import draw
+from vfm.shapes.pairs import make_pairs
+from vfm.shapes.render import RenderedSample, class_names, encode, render_labeled, render_shard, render_values
+from vfm.shapes.sampling import class_groups, combination_probabilities
+from vfm.shapes.scene import Pattern
+from vfm.shapes.world import World
 from vfm.stage import Context
 from vfm.stages.shapes import ShapeImages, ShapesChoices, ShapesClasses, ShapesPool
 
