@@ -15,7 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from vfm import stages
 from vfm.flow.recipe import load_recipe
-from vfm.models.clip import blueprint
+from vfm.models import blueprint
 from vfm_eva import EvaPretrain, StoredTargets, Teacher
 from vfm_eva.plugin import vfm_stages
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from vfm.artifacts import Artifact, ClipCheckpoint, Pool, VisionCheckpoint
-from vfm.stages.shapes import ShapesPool
 from vfm.events import Event
 from vfm.models import build_clip, build_vision, save_clip
 from vfm.stage import Context
+from vfm.stages.shapes import ShapesPool
 from vfm_eva import EvaPretrain, EvaTask, Teacher
 from vfm_kernels import block_mask
 

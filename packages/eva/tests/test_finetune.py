@@ -23,11 +23,10 @@ from vfm import UserError
 from vfm.artifacts import LabeledDataset, VisionCheckpoint
 from vfm.data.images import FILTERS
 from vfm.data.sample import BadSample, Sample
-from vfm.stages.shapes import ShapesClasses
-from vfm.models import build_vision, load_vision, save_vision, vision_preprocess
-from vfm.models.class_names import class_names_of
+from vfm.models import build_vision, class_names_of, load_vision, save_vision, vision_preprocess
 from vfm.panels import load_panels
 from vfm.stage import Preflight
+from vfm.stages.shapes import ShapesClasses
 from vfm_eva.finetune import EvaFinetune
 from vfm_eva.finetune_images import MakeLabeled, global_draws
 from vfm_eva.finetune_task import Classifier, build_classifier, take_weights
@@ -141,7 +140,7 @@ def test_the_stage_learns_and_keeps_names_size_and_crop(tmp_path: Path, train: L
     assert class_names_of(model) == train.class_names
     assert vision_preprocess(model).crop_pct == 0.9
     assert found.num_classes == 4
-    assert "What the patches say" in {panel.title for panel in load_panels(tmp_path / "out/artifact")}
+    assert "Maps of the patches" in {panel.title for panel in load_panels(tmp_path / "out/artifact")}
 
 
 @pytest.mark.parametrize("frozen", [True, False])

@@ -8,7 +8,7 @@ from PIL import Image
 
 from eva_toy import run
 from vfm.panels import ImagesPanel, load_panels
-from vfm_eva.pictures import GAP, SIDE, STRIPES, triptych
+from vfm_eva.pictures import MAP_GAP, MAP_SIDE, STRIPES, triptych
 
 
 def test_a_triptych_has_picture_mask_and_heat_in_their_places():
@@ -18,17 +18,17 @@ def test_a_triptych_has_picture_mask_and_heat_in_their_places():
     heat = torch.zeros(16)
     heat[4] = 1.0  # second row, first column
     drawn = triptych(image, bool_mask, heat, (4, 4))
-    assert drawn.shape == (SIDE, 3 * SIDE + 2 * GAP, 3)
-    left, middle, right = (drawn[:, start : start + SIDE] for start in (0, SIDE + GAP, 2 * (SIDE + GAP)))
+    assert drawn.shape == (MAP_SIDE, 3 * MAP_SIDE + 2 * MAP_GAP, 3)
+    left, middle, right = (drawn[:, start : start + MAP_SIDE] for start in (0, MAP_SIDE + MAP_GAP, 2 * (MAP_SIDE + MAP_GAP)))
     assert np.array_equal(left[::3, ::3], image.permute(1, 2, 0).numpy())
     assert set(np.unique(middle[:24, 24:48])) == set(STRIPES)
-    seen = np.ones((SIDE, SIDE), bool)
+    seen = np.ones((MAP_SIDE, MAP_SIDE), bool)
     seen[:24, 24:48] = False
     assert np.array_equal(middle[seen], left[seen])
     bright = right.sum(axis=2) > 500
     assert bright[24:48, :24].all()
     assert bright.sum() == 24 * 24
-    assert (drawn[:, SIDE : SIDE + GAP] == 255).all()
+    assert (drawn[:, MAP_SIDE : MAP_SIDE + MAP_GAP] == 255).all()
 
 
 def test_a_run_leaves_a_sheet_of_which_three_fit_in_a_row(tmp_path, pool, teacher):
@@ -39,7 +39,7 @@ def test_a_run_leaves_a_sheet_of_which_three_fit_in_a_row(tmp_path, pool, teache
     assert len(sheet.pictures) == 9
     for picture in sheet.pictures:
         with Image.open(made.path / picture.file) as drawn:
-            assert drawn.size == (3 * SIDE + 2 * GAP, SIDE)
+            assert drawn.size == (3 * MAP_SIDE + 2 * MAP_GAP, MAP_SIDE)
         cosine = float(picture.caption.split()[1])
         assert -1 <= cosine <= 1
         assert len(picture.caption) <= 25

@@ -21,8 +21,7 @@ from vfm.data.loader import TrainingData
 from vfm.data.source import open_dataset
 from vfm.data.transforms import ImageTransform
 from vfm.events import Event
-from vfm.models import build_clip, build_vision, load_clip, load_vision, save_vision
-from vfm.models.hand_over import hand_over
+from vfm.models import build_clip, build_vision, init_vision_tower, load_clip, load_vision, save_vision
 from vfm.stage import Preflight
 from vfm.train import fit
 from vfm_eva import EvaPretrain, MakeViews, MaskedData, Masks, Teacher
@@ -204,7 +203,7 @@ def test_the_result_is_timms_and_goes_into_a_clip_model(tmp_path, pool, teacher)
     features = encoder.forward_features(pixels)
     assert torch.equal(timms.forward_features(pixels), features)
     model = build_clip("EVA02-Pico-8-32", seed=1)
-    report = hand_over(made, model)
+    report = init_vision_tower(made, model)
     assert not report.dropped
     assert all("head" in key or "attn.norm" in key for key in report.new)
     tokens = model.module.visual.trunk.eval().forward_features(pixels)

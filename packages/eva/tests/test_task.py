@@ -12,8 +12,7 @@ from torch.nn import functional as F
 import eva_toy
 from eva_toy import NUM_MASKED, STUDENT, make_task, random_batch
 from vfm import UserError
-from vfm.models import build_clip, build_vision, load_clip
-from vfm.models.vision import vision_preprocess
+from vfm.models import build_clip, build_vision, load_clip, vision_preprocess
 from vfm.train import build_optimizer
 from vfm_eva import EvaTask, Teacher
 from vfm_eva.teacher import to_grid

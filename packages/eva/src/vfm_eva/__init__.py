@@ -1,44 +1,25 @@
-"""EVA pre-training for vfm: masked feature modelling as a library, and the stages `eva.targets` and `eva.pretrain`.
+"""EVA for vfm: masked pre-training, its targets computed beforehand, and fine-tuning of the encoder.
 
-Names that need torch are loaded when first used, so that a recipe can be planned without it.
+The classes here are configurations and import no torch. As a library: `vfm_eva.task` has the pre-training task,
+`vfm_eva.teacher` its targets, `vfm_eva.masks` the masks, `vfm_eva.classifier` the fine-tuning task.
 """
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-from vfm_eva.stage import EvaPretrain
-from vfm_eva.targets import EvaTargets, Target
-
-if TYPE_CHECKING:
-    from vfm_eva.decoder import Decoder
-    from vfm_eva.images import MakeViews
-    from vfm_eva.init import init_weights
-    from vfm_eva.masks import MaskedData, Masks
-    from vfm_eva.pca import Pca
-    from vfm_eva.task import EvaTask
-    from vfm_eva.teacher import StoredTargets, Teacher
-
-_HOMES = {
-    "Decoder": "decoder",
-    "EvaTask": "task",
-    "MakeViews": "images",
-    "MaskedData": "masks",
-    "Masks": "masks",
-    "Pca": "pca",
-    "StoredTargets": "teacher",
-    "Teacher": "teacher",
-    "init_weights": "init",
-}
+from vfm_eva.stages import (
+    Augmentation,
+    BlockExactMask,
+    BlockMask,
+    Decoder,
+    EvaFinetune,
+    EvaPretrain,
+    EvaTargets,
+    FinetuneAugmentation,
+    Mask,
+    RandomMask,
+    Student,
+    Target,
+)
 
 __all__ = [
-    "Decoder", "EvaPretrain", "EvaTargets", "EvaTask", "MakeViews", "MaskedData", "Masks", "Pca", "StoredTargets",
-    "Target", "Teacher", "init_weights",
+    "Augmentation", "BlockExactMask", "BlockMask", "Decoder", "EvaFinetune", "EvaPretrain", "EvaTargets",
+    "FinetuneAugmentation", "Mask", "RandomMask", "Student", "Target",
 ]  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,65 +1,68 @@
-"""Says in words what the numbers of a pre-training mean when nothing is learned; once each, where they are logged."""
+"""Warnings about a pre-training that learns nothing; each is raised once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vfm.interfaces import Training
-from vfm.stage import Context
-from vfm.train import alarm
+from vfm.plugin import Context
+from vfm.train import Alarm
 
-GRACE = (100, 5000)  # steps after the warm-up, at least and at most, in which a loss may lie anywhere
-GRACE_SHARE = 0.2  # of the steps, between these bounds
-LEAST_GAIN = 0.02  # of what lies between a constant guess and a perfect one
-LEAST_VARIETY = 0.1  # of the targets' own
+GRACE = (100, 5000)  # fewest and most steps after the warm-up in which nothing is reported
+GRACE_FRACTION = 0.2  # of the steps, between these bounds
+MIN_GAIN = 0.02  # of the range between a constant and a perfect prediction
+MIN_VARIETY = 0.1  # of that of the targets
 KEPT_GAIN = 0.5  # of the best gain so far
 
 
-class Alarm(alarm.Alarm):
-    """Compares a pre-training with what a guess that knows no picture gets.
+class PretrainAlarm(Alarm):
+    """Compares a pre-training with a constant prediction, which ignores the image.
 
-    The yardstick is the constant guess: `-R`, where R is the length of the targets' mean direction, is the best loss
-    that knows nothing of the picture. EVA-01's published curve is below -0.65 after the first of 150 epochs and falls
-    to -0.75 without ever turning; so here, after a time of grace, a loss must be below the constant guess and must not
-    turn, and predictions must differ from one another.
+    The best constant prediction has the loss `-R`, where R is the length of the targets' mean direction. EVA-01's
+    published curve is below -0.65 after the first of 150 epochs and falls to -0.75 without ever rising. So after a
+    grace period a loss must be below that of the constant prediction and must not rise, and predictions must differ.
+
+    Args:
+        ctx: the stage's context.
+        warmup_steps: steps of the training's warm-up.
+        num_steps: steps of the training.
     """
 
-    def __init__(self, ctx: Context, plan: Training) -> None:
+    def __init__(self, ctx: Context, *, warmup_steps: int, num_steps: int) -> None:
         super().__init__(ctx)
-        least, most = GRACE
-        self.grace = plan.warmup_steps + max(least, min(most, round(GRACE_SHARE * plan.num_steps)))
+        fewest, most = GRACE
+        self.grace = warmup_steps + max(fewest, min(most, round(GRACE_FRACTION * num_steps)))
         self.best_gain = 0.0
 
-    def look(self, step: int, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """One thing at most."""
+    def check(self, step: int, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Yield at most one problem."""
         loss, constant = values["train/loss"], values["train/constant_loss"]
         mutual = values["train/mutual_cosine"]
         if step <= self.grace or loss is None or constant is None or mutual is None:
             return
-        variety, wanted = 1 - mutual, 1 - constant**2
+        variety, target_variety = 1 - mutual, 1 - constant**2
         gain = (constant - loss) / max(1 + constant, 1e-6)
-        if wanted < 1e-3:
+        if target_variety < 1e-3:
             yield (
-                "alike",
-                f"the targets are all alike (mutual cosine {constant**2:.4f}): there is nothing to learn from them",
+                "equal targets",
+                f"all targets are nearly equal (mutual cosine {constant**2:.4f}): nothing can be learned from them",
             )
-        elif variety < LEAST_VARIETY * wanted:
+        elif variety < MIN_VARIETY * target_variety:
             yield (
                 "collapse",
                 f"step {step}: predictions have collapsed: their mutual cosine is {mutual:.3f}, that of the targets"
-                f" {constant**2:.3f}; a lower lr, a longer warm-up or less weight decay may help",
+                f" {constant**2:.3f}; try a lower lr, a longer warm-up or less weight decay",
             )
-        elif gain < LEAST_GAIN:
+        elif gain < MIN_GAIN:
             yield (
                 "constant",
-                f"step {step}: the loss, {loss:.3f}, is no better than that of a constant guess, {constant:.3f}:"
-                " nothing of the pictures is learned; try another lr, or look at mask_ratio and crops",
+                f"step {step}: the loss, {loss:.3f}, is no better than that of a constant prediction, {constant:.3f}:"
+                " nothing is learned from the images; try another lr, or check mask.ratio and augmentation",
             )
         elif gain < KEPT_GAIN * self.best_gain:
             yield (
-                "turned",
-                f"step {step}: the loss has turned: it is at {loss:.3f}, the constant guess at {constant:.3f}, and half"
-                " of the best lead is lost; EVA's curves only fall. A lower lr or grad_clip_norm may help",
+                "rising",
+                f"step {step}: the loss rises: it is {loss:.3f}, that of a constant prediction {constant:.3f}, and half"
+                " of the best gain is lost; EVA's curves only fall. Try a lower lr or optimizer.grad_clip_norm",
             )
         self.best_gain = max(self.best_gain, gain)

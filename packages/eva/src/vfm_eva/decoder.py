@@ -1,4 +1,4 @@
-"""EVA-L's light decoder: it predicts what is masked from what the encoder made of the visible patches."""
+"""EVA-L's light decoder: it predicts masked patches from the encoded visible ones."""
 
 # B batch, N patches, V visible patches, P prefix tokens, D student width, W decoder width
 
@@ -11,17 +11,19 @@ from torch import Tensor, nn
 
 from vfm_kernels import scatter_tokens
 
+__all__ = ["MaskDecoder", "sincos_positions"]
 
-class Decoder(nn.Module):
-    """A small transformer over all places: encoded tokens where a patch was seen, mask tokens elsewhere.
+
+class MaskDecoder(nn.Module):
+    """A small transformer over all positions: encoded tokens for visible patches, mask tokens for the others.
 
     Args:
         student_width: D.
         grid: rows and columns of the patches.
         num_prefix_tokens: P, class and register tokens of the student.
-        width: W, a multiple of 4 (sine-cosine positions) and of `num_heads`.
-        depth: blocks.
-        num_heads: heads of each.
+        width: W, a multiple of 4 (for sine-cosine positions) and of `num_heads`.
+        depth: number of blocks.
+        num_heads: attention heads of each block.
 
     Source: He et al. 2021, MAE (arXiv:2111.06377), section 3; EVA-L's decoder is 512 wide, 4 deep, with 16 heads.
     """
@@ -44,16 +46,16 @@ class Decoder(nn.Module):
         self.pos_embed = nn.Parameter(sincos_positions(grid, width, num_prefix_tokens), requires_grad=False)
 
     def forward(self, tokens: Tensor, index: Tensor, mask_token: Tensor) -> Tensor:
-        """Decoded tokens of all patches, (B, N, W).
+        """Return the decoded tokens of all patches, (B, N, W).
 
         Args:
-            tokens: (B, P + V, D), what the encoder made of the visible patches.
-            index: (B, V), which patches these are.
+            tokens: (B, P + V, D), the encoded prefix tokens and visible patches.
+            index: (B, V), positions of the visible patches.
             mask_token: (W,).
         """
-        tokens = self.embed(tokens)
+        tokens = self.embed(tokens)  # (B, P + V, W)
         prefix, visible = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
-        patches = scatter_tokens(visible, index, self.num_patches, fill=mask_token)
+        patches = scatter_tokens(visible, index, self.num_patches, fill=mask_token)  # (B, N, W)
         tokens = torch.cat([prefix, patches], dim=1) + self.pos_embed
         for block in self.blocks:
             tokens = block(tokens)
@@ -62,6 +64,6 @@ class Decoder(nn.Module):
 
 
 def sincos_positions(grid: tuple[int, int], width: int, num_prefix_tokens: int) -> Tensor:
-    """Fixed position embeddings, (1, P + N, W), zero for prefix tokens (MAE)."""
+    """Return fixed position embeddings, (1, P + N, W), zero for prefix tokens (MAE)."""
     positions = build_sincos2d_pos_embed(list(grid), width)
     return torch.cat([positions.new_zeros(num_prefix_tokens, width), positions])[None]

@@ -1,67 +1,88 @@
-"""From a sample to what a masked step takes: its picture at the student's and the teacher's size."""
+"""The inputs of masked pre-training: an image at the student's and at the teacher's size, or stored targets."""
+
+# B batch, N patches, S side of the student's image, S' of the teacher's, T target width
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from vfm.artifacts import SampleCache
-from vfm.data.images import decode_image
-from vfm.data.loader import SampleSeed, sample_seed
-from vfm.data.sample import Sample
-from vfm.data.sample_cache import CachedTensors
-from vfm.data.transforms import ImageTransform, to_tensor
-from vfm.models.preprocess import Preprocess
-from vfm_eva.targets import Crops
+from vfm.data import CachedTensors, Sample, decode_image
+from vfm.models import Preprocess
+from vfm.train import ImageTransform, SampleDraw, to_tensor
+
+__all__ = ["EvaInputs", "EvaViews", "MakeViews", "MakeWithTargets", "crop_transform"]
 
 
-def crop_transform(crops: Crops | SampleCache, preprocess: Preprocess) -> ImageTransform:
-    """The way to random crops at a model's size, resized as it wants them; their boxes are the same for all models."""
-    size, interpolation = preprocess.image_size, preprocess.interpolation
-    return ImageTransform(size, scale=crops.crop_scale, flip=crops.flip, interpolation=interpolation)
+@dataclass(frozen=True)
+class EvaInputs:
+    """A batch of masked images."""
+
+    images: Tensor  # (B, 3, S, S) uint8
+    bool_mask: Tensor  # (B, N), True = masked
+    teacher_images: Tensor | None = None  # (B, 3, S', S') uint8, if the teacher's size differs
+    targets: Tensor | None = None  # (B, N, T) or coded, if there is no teacher
+
+
+@dataclass(frozen=True)
+class EvaViews:
+    """A sample, or a batch of samples, before its mask is drawn."""
+
+    images: Tensor  # (B, 3, S, S) uint8
+    mask_seed: Tensor  # (B,) int64
+    teacher_images: Tensor | None = None
+    targets: Tensor | None = None
+
+
+def crop_transform(crop_scale: tuple[float, float], flip: float, preprocess: Preprocess) -> ImageTransform:
+    """Return random crops at a model's size and interpolation; their boxes are the same for all models."""
+    return ImageTransform(preprocess.image_size, scale=crop_scale, flip=flip, interpolation=preprocess.interpolation)
 
 
 @dataclass(frozen=True)
 class MakeViews:
-    """Makes `images` (3, S, S) uint8 and `mask_seed` of a sample; its crop is drawn from that seed, and so is its mask.
+    """Makes the views of one sample.
 
-    A teacher of another size gets the same part of the picture as `teacher_images` (3, S', S'): one box, cut out of the
-    original and resized twice, as in EVA.
+    A teacher of another size gets the same part of the image: one box, cut out of the original and resized twice, as
+    in EVA.
 
-    transform: the student's way with a picture.
-    teacher: the teacher's way with a picture, the same crops; default: the student's.
+    transform: the student's crops.
+    teacher: the teacher's crops; default: the student's.
     """
 
     transform: ImageTransform
     teacher: ImageTransform | None = None
 
-    def __call__(self, sample: Sample, seed: int, crop_seed: int | None = None) -> dict[str, Tensor]:
-        """The tensors of one sample, its crop from a seed of its own where one is given; raises BadSample."""
+    def __call__(self, sample: Sample, draw: SampleDraw) -> EvaViews:
+        """Return the views of one sample; raises BadSample."""
+        # One seed for crop and mask: they hash it in different ways.
+        return self.view(sample, draw.seed, draw.seed)
+
+    def view(self, sample: Sample, mask_seed: int, crop_seed: int) -> EvaViews:
+        """Return the views of one sample, with its crop drawn from a seed of its own; raises BadSample."""
         image = decode_image(sample.image, sample.key, max_pixels=self.transform.max_pixels)
-        crop_seed = seed if crop_seed is None else crop_seed
-        # One seed for crop and mask: they hash it each in their own way.
-        tensors = {"images": to_tensor(self.transform.apply(image, crop_seed)), "mask_seed": torch.tensor(int(seed))}
+        own, teacher = self.transform.apply(image, crop_seed), None
         if self.teacher and self.teacher != self.transform:
-            tensors["teacher_images"] = to_tensor(self.teacher.apply(image, crop_seed))
-        return tensors
+            teacher = to_tensor(self.teacher.apply(image, crop_seed))
+        return EvaViews(to_tensor(own), torch.tensor(mask_seed), teacher)
 
 
 @dataclass(frozen=True)
 class MakeWithTargets:
-    """Makes what `make` makes, of the epoch's crop among those in the cache, and the crop's `targets` (N, T).
+    """Makes the views of one sample, cropped as one of the crops in a cache, and the crop's targets.
 
-    The epoch is the one in which the step begins.
+    Each epoch takes the next crop. The epoch is the one in which the step begins.
     """
 
     make: MakeViews
     tensors: CachedTensors
     global_batch_size: int
 
-    def __call__(self, sample: Sample, seed: SampleSeed) -> dict[str, Tensor]:
-        """The tensors of one sample; raises BadSample."""
-        cache = self.tensors.cache
-        crop = self.tensors.crop_in(seed.step, self.global_batch_size)
-        targets = torch.from_numpy(self.tensors[seed.index, crop]).flatten(0, 1)
-        return {**self.make(sample, seed, sample_seed(cache.seed, crop, seed.index)), "targets": targets}
+    def __call__(self, sample: Sample, draw: SampleDraw) -> EvaViews:
+        """Return the views and targets of one sample; raises BadSample."""
+        crop = self.tensors.crop_in(draw.step, self.global_batch_size)
+        targets = torch.from_numpy(self.tensors[draw.index, crop]).flatten(0, 1)
+        crop_seed = SampleDraw.of(self.tensors.cache.seed, crop, draw.index).seed
+        return replace(self.make.view(sample, draw.seed, crop_seed), targets=targets)

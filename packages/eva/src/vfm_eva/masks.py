@@ -1,58 +1,79 @@
-"""The masks of a training: drawn for a whole step at once, each from its own sample's seed."""
+"""The masks of a training: drawn for a whole step at once, each from the seed of its sample."""
+
+# B batch, N patches
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from vfm.data.ahead import read_ahead
-from vfm.data.loader import Batch
-from vfm.train import Data
-from vfm_eva.stage import MaskKind
+from vfm.train import Batch, Data, prefetch
+from vfm_eva.images import EvaInputs, EvaViews
+from vfm_eva.stages import Mask
 from vfm_kernels import block_mask, block_mask_exact, random_mask
 
-MASKS = {"block": block_mask, "block_exact": block_mask_exact, "random": random_mask}
+__all__ = ["MaskedData", "Masks", "block_exact_masks", "block_masks", "random_masks"]
+
+
+def block_masks(mask: Mask, seeds: Tensor, grid: tuple[int, int], num_masked: int) -> Tensor:
+    """Return masks of rectangles, (B, N), with at most `num_masked` patches."""
+    return block_mask(seeds, grid, num_masked)
+
+
+def block_exact_masks(mask: Mask, seeds: Tensor, grid: tuple[int, int], num_masked: int) -> Tensor:
+    """Return masks of rectangles, (B, N), with exactly `num_masked` patches."""
+    return block_mask_exact(seeds, grid, num_masked)
+
+
+def random_masks(mask: Mask, seeds: Tensor, grid: tuple[int, int], num_masked: int) -> Tensor:
+    """Return masks of single patches, (B, N), with exactly `num_masked` patches."""
+    return random_mask(seeds, grid, num_masked)
 
 
 @dataclass(frozen=True)
 class Masks:
-    """Adds `bool_mask` (B, N), True = masked, to batches that hold `mask_seed` (B,).
+    """Draws the masks of batches.
 
-    kind: which of `MASKS`.
+    config: the kind of mask.
     grid: rows and columns of the student's patches.
-    num_masked: patches to mask; `block` masks may have a few less.
+    num_masked: patches to mask; `block` masks may have a few fewer.
     """
 
-    kind: MaskKind
+    config: Mask
     grid: tuple[int, int]
     num_masked: int
 
-    def added(self, batches: list[Batch]) -> list[Batch]:
-        """The batches with their masks, all drawn at once: a mask of many costs a tenth of one drawn alone."""
-        seeds = [batch["mask_seed"] for batch in batches]
-        masks = torch.split(
-            MASKS[self.kind](torch.cat(seeds), self.grid, self.num_masked), [len(part) for part in seeds]
-        )
-        return [{**batch, "bool_mask": mask} for batch, mask in zip(batches, masks, strict=True)]
+    def add(self, batches: Sequence[Batch[EvaViews]]) -> list[Batch[EvaInputs]]:
+        """Return the batches with their masks."""
+        # All at once: a mask drawn together with many others takes a tenth of the time of one drawn alone.
+        seeds = [batch.inputs.mask_seed for batch in batches]
+        drawn: Tensor = self.config.build(torch.cat(seeds), self.grid, self.num_masked)
+        masks = torch.split(drawn, [len(part) for part in seeds])
+        return [_with_mask(batch, mask) for batch, mask in zip(batches, masks, strict=True)]
+
+
+def _with_mask(batch: Batch[EvaViews], mask: Tensor) -> Batch[EvaInputs]:
+    views = batch.inputs
+    inputs = EvaInputs(views.images, mask, views.teacher_images, views.targets)
+    return Batch(inputs, batch.keys, batch.bad)
 
 
 @dataclass(frozen=True)
 class MaskedData:
-    """The steps of `data`, as `fit` takes them, with their masks."""
+    """The steps of `data` with their masks, for `fit`."""
 
-    data: Data
+    data: Data[EvaViews]
     masks: Masks
 
     def steps(
         self, start_step: int, num_steps: int, *, rank: int = 0, world_size: int = 1, micro_batch_size: int
-    ) -> Iterator[list[Batch]]:
-        """Those of `data`; what a mask is hangs on (seed, step, sample) alone.
-
-        The masks of a step are drawn in a thread while the one before is computed, so nobody waits for them.
-        """
+    ) -> Iterator[list[Batch[EvaInputs]]]:
+        """Yield the steps of `data`; a mask depends only on (seed, step, sample)."""
         steps = self.data.steps(
             start_step, num_steps, rank=rank, world_size=world_size, micro_batch_size=micro_batch_size
         )
-        return read_ahead(map(self.masks.added, steps), 1, "masks")
+        # The masks of a step are drawn in a thread during the step before, so that the training does not wait.
+        return prefetch(map(self.masks.add, steps), 1, "masks")

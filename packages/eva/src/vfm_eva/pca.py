@@ -1,4 +1,4 @@
-"""A teacher's features in fewer numbers: their coordinates along the directions in which they vary most."""
+"""A PCA of a teacher's features, so that they can be stored with fewer numbers."""
 
 # T width of the features, n components
 
@@ -11,18 +11,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vfm.config import UserError
+from vfm.plugin import UserError
 
 FILE = "pca.safetensors"
 
 
 class Pca(nn.Module):
-    """`features = coordinates @ components + mean`, as near as n components allow.
+    """Approximates features as `coordinates @ components + mean`.
 
     Args:
         mean: (T,).
-        components: (n, T), orthonormal rows, the direction of most variance first.
-        kept: the share of the variance that they keep.
+        components: (n, T), orthonormal rows, the direction of largest variance first.
+        kept: fraction of the variance that they keep.
     """
 
     def __init__(self, mean: Tensor, components: Tensor, kept: Tensor) -> None:
@@ -36,7 +36,7 @@ class Pca(nn.Module):
 
     @classmethod
     def fit(cls, parts: Iterable[Tensor], num_components: int) -> Pca:
-        """From features (..., T) that come in parts; sums are kept in fp64.
+        """Fit features (..., T) that come in parts; sums are kept in fp64.
 
         Raises:
             UserError: fewer features than components.
@@ -46,7 +46,7 @@ class Pca(nn.Module):
             rows = part.flatten(0, -2).double().cpu()
             count, total, products = count + len(rows), total + rows.sum(0), products + rows.T @ rows
         if count < num_components:
-            raise UserError(f"a PCA of {num_components} components wants as many patches; there are {count}")
+            raise UserError(f"a PCA of {num_components} components needs at least as many patches, got {count}")
         mean = total / count
         variances, directions = torch.linalg.eigh(products / count - torch.outer(mean, mean))  # ascending
         components = directions.flip(1)[:, :num_components].T
@@ -55,19 +55,19 @@ class Pca(nn.Module):
 
     @classmethod
     def load(cls, directory: Path) -> Pca:
-        """From a folder in which one was saved."""
+        """Load a PCA from the folder that it was saved in."""
         return cls(**load_file(directory / FILE))
 
     def save(self, directory: Path) -> None:
-        """Writes `pca.safetensors`; it is there whole or not at all."""
+        """Write `pca.safetensors`; a crash leaves no incomplete file under that name."""
         part = directory / f"{FILE}.part"
         save_file({name: value.contiguous() for name, value in self.state_dict().items()}, part)
         part.rename(directory / FILE)
 
     def coordinates(self, features: Tensor) -> Tensor:
-        """(..., n) of (..., T)."""
+        """Return the coordinates (..., n) of features (..., T)."""
         return (features.to(self.mean.dtype) - self.mean) @ self.components.T
 
     def forward(self, coordinates: Tensor) -> Tensor:
-        """(..., T) of (..., n)."""
+        """Return the features (..., T) of coordinates (..., n)."""
         return coordinates.to(self.mean.dtype) @ self.components + self.mean

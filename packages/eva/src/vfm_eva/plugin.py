@@ -1,16 +1,14 @@
-"""What this package brings to vfm."""
+"""The stages that this package adds to vfm."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-import vfm
-from vfm_eva.finetune import EvaFinetune
-from vfm_eva.stage import EvaPretrain
-from vfm_eva.targets import EvaTargets
+from vfm.plugin import Stage, hookimpl
+from vfm_eva.stages import EvaFinetune, EvaPretrain, EvaTargets
 
 
-@vfm.hookimpl
-def vfm_stages() -> Iterable[type[vfm.Stage]]:
-    """EVA pre-training, its targets computed beforehand, and the fine-tuning of what comes of it."""
+@hookimpl
+def vfm_stages() -> Iterable[type[Stage]]:
+    """Return pre-training, its targets, and fine-tuning."""
     return [EvaTargets, EvaPretrain, EvaFinetune]

@@ -1,4 +1,4 @@
-"""Two ways to hide patches from a timm vision transformer, by its own seams; and which transformers allow it."""
+"""Two ways to hide patches from a timm vision transformer without a change of its code, and which models allow it."""
 
 # B batch, N patches, V visible patches, P prefix tokens, D width
 
@@ -13,14 +13,16 @@ from timm.layers import PatchEmbed
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
-from vfm.config import UserError
-from vfm.models.patch_features import grid_size
+from vfm.models import grid_size
+from vfm.plugin import UserError
 from vfm_kernels import gather_tokens, mask_tokens
+
+__all__ = ["masked", "student_grid", "visible_only"]
 
 
 @contextmanager
 def masked(student: Any, mask_token: Tensor, bool_mask: Tensor) -> Iterator[None]:
-    """Lets the mask token take the place of masked patch embeddings, before positions are added (EVA, BEiT)."""
+    """Replace masked patch embeddings by the mask token within the context, before positions are added (EVA, BEiT)."""
 
     def replace(module: nn.Module, inputs: Any, patch_tokens: Tensor) -> Tensor:
         return mask_tokens(patch_tokens, mask_token, bool_mask)
@@ -34,9 +36,9 @@ def masked(student: Any, mask_token: Tensor, bool_mask: Tensor) -> Iterator[None
 
 @contextmanager
 def visible_only(student: Any, index: Tensor) -> Iterator[None]:
-    """Lets the patches (B, V) that `index` names alone go on, after positions are added (MAE).
+    """Keep only the patches at `index`, (B, V), within the context, after positions are added (MAE).
 
-    They leave where timm's patch dropout would take them out, so rotary positions follow.
+    They are selected where timm drops patches, so that rotary positions are selected too.
     """
     before = student.patch_drop
     student.patch_drop = _Keep(index, student.num_prefix_tokens, with_index=isinstance(student, Eva))
@@ -47,43 +49,45 @@ def visible_only(student: Any, index: Tensor) -> Iterator[None]:
 
 
 class _Keep(nn.Module):
-    """Stands in for timm's patch dropout; an `Eva` wants to know which patches stayed."""
+    """Replaces timm's patch dropout; in an `Eva` that layer also returns which patches were kept."""
 
     def __init__(self, index: Tensor, num_prefix_tokens: int, *, with_index: bool) -> None:
         super().__init__()
         self.index, self.num_prefix_tokens, self.with_index = index, num_prefix_tokens, with_index
 
     def forward(self, tokens: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """(B, P + N, D) to (B, P + V, D)."""
+        """Return the kept tokens, (B, P + N, D) to (B, P + V, D)."""
         prefix, patches = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
         kept = torch.cat([prefix, gather_tokens(patches, self.index)], dim=1)
         return (kept, self.index) if self.with_index else kept
 
 
 def student_grid(student: nn.Module, num_masked: int | None = None) -> tuple[int, int]:
-    """Rows and columns of a student's patches, once it is known that they can be masked.
+    """Return the rows and columns of a student's patches, after a check that they can be masked.
 
     Raises:
         UserError: it is no vision transformer, its patches overlap, are dropped or do not fill the image, or the mask
-            leaves nothing.
+            hides none or all of them.
     """
     rows, columns = grid_size(student)
     name, embed = type(student).__name__, student.patch_embed
     if not isinstance(embed, PatchEmbed):  # a convolutional stem sees beyond the patch
-        raise UserError(f"{name}: its patches overlap, so what is masked would show; a plain patch embedding is wanted")
+        raise UserError(f"{name}: expected a plain patch embedding; with overlapping patches, masked ones stay visible")
     if not isinstance(getattr(student, "patch_drop", None), nn.Identity | None):
-        raise UserError(f"{name}: patch_drop_rate drops patches that are to be predicted; leave it at 0")
+        raise UserError(f"{name}: patch_drop_rate must be 0: it would drop patches that are to be predicted")
     if any(side % patch for side, patch in zip(embed.img_size, embed.patch_size, strict=True)):
         raise UserError(
-            f"{name}: {embed.img_size[0]} pixels are not a multiple of its patch size {embed.patch_size[0]}"
+            f"{name}: the image size must be a multiple of the patch size {embed.patch_size[0]},"
+            f" got {embed.img_size[0]} pixels"
         )
     if min(rows, columns) < 2:
         raise UserError(
-            f"{name}: {embed.img_size[0]} pixels hold {rows} x {columns} patches of {embed.patch_size[0]} pixels;"
-            " masks need at least 2 x 2"
+            f"{name}: masks need at least 2 x 2 patches, got {rows} x {columns} of {embed.patch_size[0]} pixels"
+            f" ({embed.img_size[0]} pixels)"
         )
     if num_masked is not None and not 0 < num_masked < rows * columns:
         raise UserError(
-            f"mask_ratio masks {num_masked} of the student's {rows} x {columns} patches; some must be masked, some seen"
+            f"mask.ratio masks {num_masked} of the student's {rows} x {columns} patches; expected at least one masked"
+            " and one visible patch"
         )
     return rows, columns

@@ -1,4 +1,4 @@
-"""Whose features are the target: a frozen encoder asked in every step, or what one said beforehand."""
+"""The targets of pre-training: features of a frozen encoder that runs in every step, or stored ones."""
 
 # B batch, N patches, T target width, S' side of the teacher's image
 
@@ -10,28 +10,41 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfm.config import UserError
-from vfm.models.clip import ClipModel
-from vfm.models.patch_features import feature_width, grid_size, patch_features
-from vfm.models.preprocess import Preprocess
-from vfm.train import Batch, Frozen
+from vfm.models import (
+    ClipModel,
+    Preprocess,
+    feature_width,
+    grid_size,
+    load_clip,
+    load_vision,
+    patch_features,
+    vision_preprocess,
+)
+from vfm.plugin import ClipCheckpoint, UserError, VisionCheckpoint
+from vfm.train import Frozen
+from vfm_eva.images import EvaInputs
+from vfm_eva.stages import Target
 
-MATRICES = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)  # what autocast multiplies in bf16; norms stay in fp32
+__all__ = ["StoredTargets", "Teacher", "load_teacher", "resample_grid"]
+
+# What autocast multiplies in bf16; norms stay in fp32.
+MATRICES = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
 
 
 class Teacher(Frozen[nn.Module]):
-    """A frozen encoder and which of its features are the target.
+    """A frozen encoder, some features of which are the target.
 
-    EVA's choice, kept as default: the last layer, projected into the joint space, no whitening and no layer average.
+    EVA's choice is the default: the last layer, projected into the joint space, without whitening or averages of
+    layers.
 
     Args:
         model: a CLIP model or a timm encoder.
-        preprocess: how it wants its images.
-        layer: block whose tokens are taken, from 0; negative counts from the end.
-        projected: through the projection into the joint space, else the final norm alone.
+        preprocess: of the model's images.
+        layer: block whose tokens are used, from 0; negative values count from the end.
+        projected: use the projection into the joint space; False: only the final norm.
         normalize: to unit length.
-        bf16: its matrices are kept and multiplied in bf16, as autocast has it, but not cast anew in every step; false:
-            fp32, whatever the student's autocast. Default: fp32 weights, and the caller's autocast.
+        bf16: True stores and multiplies its matrices in bf16, as autocast would, but without a cast in every step;
+            False computes in fp32 whatever the student's autocast. None: fp32 weights, and the caller's autocast.
     """
 
     def __init__(
@@ -45,26 +58,27 @@ class Teacher(Frozen[nn.Module]):
         bf16: bool | None = None,
     ) -> None:
         whole = model.module if isinstance(model, ClipModel) else model
-        super().__init__(getattr(whole, "visual", whole))  # a text tower takes no room on the device
+        super().__init__(getattr(whole, "visual", whole))  # the text tower is not moved to the device
         self.model, self.preprocess = model, preprocess
         self.layer, self.projected, self.normalize, self.bf16 = layer, projected, normalize, bf16
         if bf16:
-            for part in self.module.modules():
-                if isinstance(part, MATRICES):
-                    part.bfloat16()
+            for module in self.module.modules():
+                if isinstance(module, MATRICES):
+                    module.bfloat16()
 
     @property
     def width(self) -> int:
-        """Channels of the target."""
+        """Channels of the target, T."""
         with self._precision(next(self.module.parameters()).device):
             return feature_width(self.model, projected=self.projected)
 
-    def of(self, batch: Batch, grid: tuple[int, int]) -> Tensor:
-        """The target of a training's batch, (B, N, T), from `teacher_images` where it has them, else from `images`."""
-        return self.target(batch["teacher_images" if "teacher_images" in batch else "images"], grid)
+    def targets(self, inputs: EvaInputs, grid: tuple[int, int]) -> Tensor:
+        """Return the targets of a batch, (B, N, T)."""
+        images = inputs.images if inputs.teacher_images is None else inputs.teacher_images
+        return self.features(images, grid)
 
-    def target(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Target features on the student's grid, (B, N, T), from uint8 images (B, 3, S', S') of the teacher's size.
+    def features(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return features on the student's grid, (B, N, T), of uint8 images (B, 3, S', S').
 
         Raises:
             UserError: images of another size, no such layer, or no projection of patches.
@@ -72,7 +86,7 @@ class Teacher(Frozen[nn.Module]):
         size = self.preprocess.image_size
         if images.shape[-2:] != (size, size):
             raise UserError(
-                f"the teacher wants images of {size} pixels, these have {images.shape[-1]}; give it `teacher_images`"
+                f"expected images of {size} pixels for the teacher, got {images.shape[-1]}; give `teacher_images`"
             )
         with torch.inference_mode(), self._precision(images.device):
             features = patch_features(
@@ -82,8 +96,8 @@ class Teacher(Frozen[nn.Module]):
                 projected=self.projected,
                 normalize=self.normalize,
             )
-            target = to_grid(features, grid_size(self.model), grid)
-        return target.clone()  # an ordinary tensor: a backward pass takes none of inference mode
+            target = resample_grid(features, grid_size(self.model), grid)
+        return target.clone()  # an ordinary tensor: a backward pass cannot use one of inference mode
 
     def _precision(self, device: torch.device) -> AbstractContextManager[object]:
         if self.bf16 is None:
@@ -92,11 +106,11 @@ class Teacher(Frozen[nn.Module]):
 
 
 class StoredTargets(Frozen[nn.Module]):
-    """Targets that come with the batches, as `targets` (B, N, n).
+    """Targets that come with the batches.
 
     Args:
         width: channels of the target, T.
-        decode: makes (B, N, T) of what is stored, such as a `Pca`; default: it is the target itself.
+        decode: returns (B, N, T) for the stored values, such as a `Pca`; default: the values are the target.
     """
 
     def __init__(self, width: int, decode: nn.Module | None = None) -> None:
@@ -104,14 +118,33 @@ class StoredTargets(Frozen[nn.Module]):
         self.width = width
 
     @torch.no_grad()
-    def of(self, batch: Batch, grid: tuple[int, int]) -> Tensor:
-        """The target of a batch, (B, N, T)."""
-        target: Tensor = self.module(batch["targets"])
+    def targets(self, inputs: EvaInputs, grid: tuple[int, int]) -> Tensor:
+        """Return the targets of a batch, (B, N, T)."""
+        target: Tensor = self.module(inputs.targets)
         return target
 
 
-def to_grid(features: Tensor, source: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Patch features (B, N, T) brought bilinearly from one grid to another; unchanged where the grids are equal."""
+def load_teacher(checkpoint: ClipCheckpoint | VisionCheckpoint, target: Target, *, bf16: bool | None = None) -> Teacher:
+    """Load the encoder of a checkpoint as a teacher; `bf16` as in `Teacher`.
+
+    Raises:
+        UserError: its weights do not fit, or are not finite.
+    """
+    if isinstance(checkpoint, ClipCheckpoint):
+        clip = load_clip(checkpoint)
+        teacher = Teacher(clip, clip.preprocess, **target.model_dump(), bf16=bf16)
+    else:
+        encoder = load_vision(checkpoint)
+        teacher = Teacher(encoder, vision_preprocess(encoder), **target.model_dump(), bf16=bf16)
+    prefix = "visual" if isinstance(checkpoint, ClipCheckpoint) else ""
+    for name, weight in teacher.module.named_parameters(prefix):
+        if not weight.isfinite().all():
+            raise UserError(f"{checkpoint.path}: {name} contains NaN or infinity, and so would every target")
+    return teacher
+
+
+def resample_grid(features: Tensor, source: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Interpolate patch features (B, N, T) bilinearly from one grid to another; unchanged if the grids are equal."""
     if source == grid:
         return features
     planes = features.transpose(1, 2).reshape(len(features), -1, *source)  # (B, T, rows, columns)

@@ -1,4 +1,4 @@
-"""How weights are drawn before the first step, as the papers drew them; timm's own way is what it builds."""
+"""Initial weights as in the papers' code; `timm` keeps those that timm draws."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from torch import Generator, Tensor, nn
 from torch.nn.init import normal_, trunc_normal_, xavier_normal_, xavier_uniform_, zeros_
 
 from vfm_eva.decoder import sincos_positions
-from vfm_eva.stage import Init
+from vfm_eva.stages import Init
 from vfm_eva.task import EvaTask
+
+__all__ = ["init_weights"]
 
 
 def init_weights(task: EvaTask, init: Init, seed: int) -> None:
-    """Draws the weights of student, head, mask token and decoder anew; `timm` leaves them as they are.
+    """Draw the weights of student, head, mask token and decoder again, in place; `timm` leaves them unchanged.
 
     init:
-        eva01: every linear and the patch embedding from a normal of std 0.015 cut off at one std (so their std is
-            0.0081), as positions, class and mask token; what a block adds is divided by sqrt(2 * its number).
-        eva02: linears by Xavier's normal, the patch embedding by Xavier's uniform law as a linear; positions, class
-            and mask token with std 0.02, cut off at one std. With sub-LN (a norm inside the MLP) the MLP's
-            matrices, the value and the output projection are multiplied by sqrt(ln(2 * depth)).
-        mae: linears and the patch embedding by Xavier's uniform law, class and mask token with std 0.02, fixed
-            sine-cosine positions. For EVA-L.
+        eva01: every linear and the patch embedding from a normal of std 0.015 truncated at one std (so their std is
+            0.0081), as well as positions, class and mask token; a block's output matrices are divided by
+            sqrt(2 * its number).
+        eva02: linears from Xavier's normal, the patch embedding from Xavier's uniform distribution as a linear;
+            positions, class and mask token with std 0.02, truncated at one std. With sub-LN (a norm inside the MLP)
+            the MLP's matrices, the value and the output projection are multiplied by sqrt(ln(2 * depth)).
+        mae: linears and the patch embedding from Xavier's uniform distribution, class and mask token with std 0.02,
+            fixed sine-cosine positions. For EVA-L.
 
     Sources: Fang et al. 2022 (arXiv:2211.07636), 2023 (arXiv:2303.11331) and their code; Wang et al. 2022, Foundation
     Transformers (arXiv:2210.06423), for sub-LN; He et al. 2021, MAE (arXiv:2111.06377).
@@ -36,11 +39,11 @@ def init_weights(task: EvaTask, init: Init, seed: int) -> None:
 
 
 def _eva01(task: EvaTask, generator: Generator) -> None:
-    _draw_linears(task, lambda weight: _cut_normal(weight, 0.015, generator))
-    _cut_normal(_patch_weight(task), 0.015, generator)
+    _draw_linears(task, lambda weight: _truncated_normal(weight, 0.015, generator))
+    _truncated_normal(_patch_weight(task), 0.015, generator)
     zeros_(_embed(task).bias)
     for tokens in _tokens(task):
-        _cut_normal(tokens, 0.015, generator)
+        _truncated_normal(tokens, 0.015, generator)
     for number, block in enumerate(_blocks(task), start=1):
         block.attn.proj.weight.div_(math.sqrt(2 * number))
         block.mlp.fc2.weight.div_(math.sqrt(2 * number))
@@ -50,11 +53,11 @@ def _eva02(task: EvaTask, generator: Generator) -> None:
     _draw_linears(task, lambda weight: xavier_normal_(weight, generator=generator))
     xavier_uniform_(_patch_weight(task), generator=generator)
     for tokens in _tokens(task):
-        _cut_normal(tokens, 0.02, generator)
+        _truncated_normal(tokens, 0.02, generator)
     blocks = _blocks(task)
     for block in blocks:
         if isinstance(getattr(block.mlp, "norm", None), nn.LayerNorm):
-            for weight in _outside_attention(block):
+            for weight in _sub_ln_weights(block):
                 weight.mul_(math.sqrt(math.log(2 * len(blocks))))
 
 
@@ -80,8 +83,8 @@ def _draw_linears(task: EvaTask, draw: Callable[[Tensor], Tensor]) -> None:
                 zeros_(module.bias)
 
 
-def _outside_attention(block: Any) -> Iterator[Tensor]:
-    """The matrices of a block that do not make queries or keys."""
+def _sub_ln_weights(block: Any) -> Iterator[Tensor]:
+    """Yield a block's matrices besides those of queries and keys."""
     yield from (module.weight for module in block.mlp.modules() if isinstance(module, nn.Linear))
     yield block.attn.proj.weight
     if getattr(block.attn, "v_proj", None) is not None:
@@ -103,7 +106,7 @@ def _embed(task: EvaTask) -> Any:
 
 def _patch_weight(task: EvaTask) -> Tensor:
     weight: Tensor = _embed(task).weight
-    return weight.view(len(weight), -1)
+    return weight.view(len(weight), -1)  # as the matrix of a linear
 
 
 def _blocks(task: EvaTask) -> Any:
@@ -111,5 +114,5 @@ def _blocks(task: EvaTask) -> Any:
     return student.blocks
 
 
-def _cut_normal(tensor: Tensor, std: float, generator: Generator) -> Tensor:
+def _truncated_normal(tensor: Tensor, std: float, generator: Generator) -> Tensor:
     return trunc_normal_(tensor, std=std, a=-std, b=std, generator=generator)

@@ -1,0 +1,115 @@
+"""Fine-tuning for classification as a task for `vfm.train.fit`, with layer-wise learning-rate decay."""
+
+# B batch, C classes, L blocks, S side of the image
+
+from __future__ import annotations
+
+import re
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import Mixup
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vfm.models import PooledVision, save_vision, vision_preprocess
+from vfm.plugin import VisionCheckpoint
+from vfm.train import Metrics, ParamGroup, Task
+from vfm_eva.labeled_images import LabeledImages, seeded_global_generators
+from vfm_kernels import Kernels, accelerated, padded
+
+__all__ = ["Classifier", "LabeledImages", "layer_of"]
+
+BEFORE_THE_BLOCKS = ("cls_token", "reg_token", "mask_token", "pos_embed", "patch_embed", "norm_pre")
+
+
+class Classifier(Task[LabeledImages]):
+    """Cross-entropy of a timm classifier, with layer decay.
+
+    Args:
+        model: a timm vision transformer with a head.
+        layer_decay: learning rate of a layer as a factor of that of the layer after it.
+        label_smoothing: share of the target spread evenly over all classes.
+        mixup: alpha of mixup; 0: none.
+        cutmix: alpha of CutMix; 0: none.
+        freeze_patch_embed: do not train the patch embedding.
+
+    Sources: Bao et al. 2021, BEiT (arXiv:2106.08254) for layer decay; Zhang et al. 2017 (arXiv:1710.09412) and Yun et
+    al. 2019 (arXiv:1905.04899) for mixing, as in timm, within each micro-batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        layer_decay: float = 1.0,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        freeze_patch_embed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model, self.layer_decay, self.label_smoothing = model, layer_decay, label_smoothing
+        self.preprocess = vision_preprocess(model)
+        self.mix = None
+        if mixup or cutmix:
+            self.mix = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=model.num_classes)
+        if freeze_patch_embed:
+            embed: Any = model.patch_embed
+            embed.requires_grad_(False)
+
+    def forward(self, inputs: LabeledImages) -> tuple[Tensor, Metrics]:
+        """Return the loss of a batch and its accuracy (of mixed images: with respect to the first of the two)."""
+        pixels, labels = self.preprocess.pixels(inputs.images), inputs.labels
+        targets, smoothing = labels, self.label_smoothing
+        if self.mix:
+            # Mixup draws from NumPy's generator; torch's is seeded by the step, so that a resumed training is exact.
+            with seeded_global_generators(int(torch.randint(2**62, ()))):
+                pixels, targets = self.mix(pixels, labels)
+            smoothing = 0.0  # the mixed targets are already smoothed
+        logits = self.model(pixels)
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+        return loss, {"accuracy": (logits.argmax(dim=-1) == labels).float().mean()}
+
+    def parameter_groups(self) -> list[ParamGroup]:
+        """Return one group per layer and per weight decay."""
+        model: Any = self.model
+        depth, exempt = len(model.blocks), self.no_weight_decay()
+        groups: dict[tuple[int, bool], ParamGroup] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                layer = layer_of(name.removeprefix("model."), depth)
+                decayed = parameter.ndim > 1 and name not in exempt
+                scale = self.layer_decay ** (depth + 1 - layer)
+                group = groups.setdefault((layer, decayed), ParamGroup([], scale, None if decayed else 0.0))
+                group.params.append(parameter)
+        return list(groups.values())
+
+    def kernels(self, choice: Kernels) -> AbstractContextManager[str]:
+        """Use fused kernels in the classifier."""
+        return accelerated(choice, self)
+
+    def padded(self) -> AbstractContextManager[str]:
+        """Pad the widths of the classifier."""
+        return padded(self)
+
+    def encoder(self) -> PooledVision:
+        """Return the classifier, for evaluations of its features and of its head."""
+        return PooledVision(self.model, self.preprocess)
+
+    def export(self, directory: Path) -> VisionCheckpoint:
+        """Write the classifier in timm's layout, with its class names."""
+        return save_vision(self.model, directory)
+
+
+def layer_of(name: str, depth: int) -> int:
+    """Return a parameter's layer: 0 before the blocks, b + 1 for block b, depth + 1 for the head and the final norm.
+
+    This is the rule of EVA's code; timm counts a norm before pooling with the last block.
+    """
+    if name.startswith(BEFORE_THE_BLOCKS):
+        return 0
+    block = re.match(r"blocks\.(\d+)\.", name)
+    return int(block[1]) + 1 if block else depth + 1

@@ -1,0 +1,151 @@
+"""The work of `eva.pretrain`: student, teacher or stored targets, masks, the training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from vfm.data import CachedTensors, open_dataset
+from vfm.models import build_vision, grid_size
+from vfm.plugin import Context, ImageDataset, Preflight, Ref, SampleCache, UserError, VisionCheckpoint
+from vfm.train import Make, TrainingData, fit, is_main, resolve_device
+from vfm_eva.alarm import PretrainAlarm
+from vfm_eva.decoder import MaskDecoder
+from vfm_eva.images import EvaInputs, EvaViews, MakeViews, MakeWithTargets, crop_transform
+from vfm_eva.masks import MaskedData, Masks
+from vfm_eva.panels import save_panels
+from vfm_eva.pca import Pca
+from vfm_eva.stages import EvaPretrain, EvaTargets
+from vfm_eva.student import student_grid
+from vfm_eva.task import EvaTask
+from vfm_eva.teacher import StoredTargets, Teacher, load_teacher
+from vfm_eva.weight_init import init_weights
+
+
+def check_eva_pretrain(config: EvaPretrain, ctx: Preflight) -> None:
+    """Check that the student can be masked, that a known teacher has the target, and that known targets fit.
+
+    Raises:
+        UserError: the first mistake.
+    """
+    with torch.device("meta"):  # shapes without weights, whatever the model's size
+        student = _student(config)
+    grid = student_grid(student, _num_masked(config, student))
+    if config.targets:
+        _check_targets(config, ctx, config.targets, grid)
+    elif config.teacher and (checkpoint := ctx.artifact(config.teacher)):
+        teacher = load_teacher(checkpoint, config.target)
+        task = _task(config, student, teacher).to("meta")
+        own, other = (
+            torch.zeros(1, 3, size, size, dtype=torch.uint8, device="meta")
+            for size in (task.preprocess.image_size, teacher.preprocess.image_size)
+        )
+        task(EvaInputs(own, torch.zeros(1, grid[0] * grid[1], dtype=torch.bool, device="meta"), other))
+
+
+def pretrain_eva(config: EvaPretrain, ctx: Context) -> VisionCheckpoint:
+    """Train the student, and leave panels of its predictions, its patches and its attention."""
+    data = ctx.load(config.data)
+    task, make = _from_cache(config, ctx, data) if config.targets else _from_teacher(config, ctx)
+    init_weights(task, config.student.init, config.seed)
+    source, masks = open_dataset(data), Masks(config.mask, task.grid, task.num_masked)
+    batches = MaskedData(TrainingData.of(config, source, make), masks)
+    alarm = PretrainAlarm(ctx, warmup_steps=config.schedule.warmup_steps, num_steps=config.num_steps)
+    fit(task, batches, config, replace(ctx, send=alarm))
+    if is_main():
+        save_panels(task, source, make, masks, ctx)
+    return task.export(ctx.directory)
+
+
+def _from_teacher(config: EvaPretrain, ctx: Context) -> tuple[EvaTask, Make[EvaViews]]:
+    assert config.teacher
+    teacher = load_teacher(ctx.load(config.teacher), config.target, bf16=_teacher_in_bf16(config))
+    task = _task(config, _student(config), teacher)
+    crop_scale, flip = config.augmentation.crop_scale, config.augmentation.flip
+    return task, MakeViews(*(crop_transform(crop_scale, flip, model.preprocess) for model in (task, teacher)))
+
+
+def _teacher_in_bf16(config: EvaPretrain) -> bool | None:
+    if config.teacher_precision == "auto":
+        return True if resolve_device(config.runtime).type == "cuda" else None
+    return config.teacher_precision == "bf16"
+
+
+def _from_cache(config: EvaPretrain, ctx: Context, data: ImageDataset) -> tuple[EvaTask, Make[EvaViews]]:
+    assert config.targets
+    cache = ctx.load(config.targets)
+    pca = Pca.load(cache.path) if cache.basis else None
+    task = _task(config, _student(config), StoredTargets(len(pca.mean) if pca else cache.shape[-1], pca))
+    _check_grid(cache.shape[:-1], task.grid)
+    _check_data(cache, data)
+    make = MakeViews(crop_transform(cache.crop_scale, cache.flip, task.preprocess))
+    return task, MakeWithTargets(make, CachedTensors(cache), config.global_batch_size)
+
+
+def _task(config: EvaPretrain, student: nn.Module, teacher: Teacher | StoredTargets) -> EvaTask:
+    return EvaTask(
+        student,
+        teacher,
+        num_masked=_num_masked(config, student),
+        decoder=_decoder(config, student) if config.encode == "visible" else None,
+        patch_embed_grad=config.student.patch_embed_grad,
+        seed=config.seed,
+    )
+
+
+def _decoder(config: EvaPretrain, student: Any) -> MaskDecoder:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed + 2)  # `seed` and `seed + 1` draw the student, the head and the mask token
+        return MaskDecoder(
+            student.num_features, student_grid(student), student.num_prefix_tokens, **config.decoder.model_dump()
+        )
+
+
+def _student(config: EvaPretrain) -> nn.Module:
+    model = build_vision(
+        config.model,
+        image_size=config.image_size,
+        num_classes=0,
+        seed=config.seed,
+        drop_path_rate=config.student.drop_path,
+    )
+    if config.grad_checkpointing:
+        model.set_grad_checkpointing()  # type: ignore[operator]
+    return model
+
+
+def _num_masked(config: EvaPretrain, student: nn.Module) -> int:
+    rows, columns = grid_size(student)
+    return round(config.mask.ratio * rows * columns)
+
+
+def _check_targets(config: EvaPretrain, ctx: Preflight, targets: Ref[SampleCache], grid: tuple[int, int]) -> None:
+    """Check targets by their facts if they exist, else by the configuration of the stage that makes them."""
+    cache, data, maker = ctx.artifact(targets), ctx.artifact(config.data), ctx.stage(targets)
+    if cache:
+        _check_grid(cache.shape[:-1], grid)
+        if data:
+            _check_data(cache, data)
+    elif isinstance(maker, EvaTargets):
+        _check_grid(maker.grid, grid)
+        if maker.data != config.data:
+            raise UserError(f"targets {targets!r} are made from {maker.data!r}, expected data {config.data!r}")
+
+
+def _check_grid(found: tuple[int, ...], grid: tuple[int, int]) -> None:
+    if found != grid:
+        sides = " x ".join(map(str, found))
+        raise UserError(
+            f"expected targets for {grid[0]} x {grid[1]} patches, the student's; got {sides}; set grid: {list(grid)} in"
+            " the stage that makes the targets"
+        )
+
+
+def _check_data(cache: SampleCache, data: ImageDataset) -> None:
+    """Check that the cache's rows belong to this dataset."""
+    made_from = cache.linked(cache.data).resolve()
+    if made_from != data.path.resolve():
+        raise UserError(f"expected targets made from data, {data.path.resolve()}; got targets made from {made_from}")

@@ -1,0 +1,261 @@
+"""Configurations of `eva.targets`, `eva.pretrain` and `eva.finetune`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from vfm.plugin import (
+    AdamW,
+    Artifact,
+    ClipCheckpoint,
+    Config,
+    CosineSchedule,
+    CropScale,
+    ImageDataset,
+    LabeledDataset,
+    Optimizer,
+    Part,
+    Ref,
+    SampleCache,
+    Schedule,
+    Seed,
+    Stage,
+    Training,
+    VisionCheckpoint,
+    VisionPretraining,
+)
+
+Side = Annotated[int, Field(ge=1)]
+Init = Literal["timm", "eva01", "eva02", "mae"]
+
+
+class Target(Config):
+    """Which of the teacher's features are predicted."""
+
+    layer: int = Field(-1, description="block, from 0; negative values count from the end")
+    projected: bool = Field(True, description="projected into the joint space; false: only the final norm")
+    normalize: bool = Field(False, description="to unit length, before features are interpolated to another grid")
+
+
+class Augmentation(Config):
+    """Random crops and flips."""
+
+    crop_scale: CropScale = Field((0.2, 1.0), description="share of the area that a random crop keeps")
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a left-right flip")
+
+
+class FinetuneAugmentation(Augmentation):
+    """Random crops and flips, and timm's augmentations."""
+
+    crop_scale: CropScale = Field((0.08, 1.0), description="share of the area that a random crop keeps")
+    rand_augment: str | None = Field(
+        "rand-m9-mstd0.5-inc1", description="timm's RandAugment in timm's notation; null: none"
+    )
+    mixup: float = Field(0.0, ge=0, description="alpha of mixup; 0: none")
+    cutmix: float = Field(0.0, ge=0, description="alpha of CutMix; with mixup, one of the two is drawn for each batch")
+
+
+class Mask(Part):
+    """A slot: the masks. `build(seeds, grid, num_masked)` returns (B, N) booleans, True = masked, one row per seed."""
+
+    equal_counts: ClassVar[bool] = True  # every mask hides exactly `num_masked` patches
+
+    ratio: float = Field(105 / 256, gt=0, lt=1, description="fraction of the patches that are masked; block: at most")
+
+
+class BlockMask(Mask):
+    """EVA's rectangles (BEiT); a mask may hide a few patches fewer."""
+
+    equal_counts: ClassVar[bool] = False
+    type: Literal["block"] = Field("block", description="EVA's rectangles")
+    work: ClassVar[str] = "vfm_eva.masks:block_masks"
+
+
+class BlockExactMask(Mask):
+    """EVA's rectangles with an exact number of patches."""
+
+    type: Literal["block_exact"] = Field("block_exact", description="EVA's rectangles with an exact count")
+    work: ClassVar[str] = "vfm_eva.masks:block_exact_masks"
+
+
+class RandomMask(Mask):
+    """Single patches (MAE)."""
+
+    type: Literal["random"] = Field("random", description="single patches")
+    work: ClassVar[str] = "vfm_eva.masks:random_masks"
+
+
+class Student(Config):
+    """How the student starts and is regularised."""
+
+    init: Init = Field("timm", description="initial weights: as in timm, or as in the code of EVA, EVA-02 or EVA-L")
+    drop_path: float = Field(
+        0.0, ge=0, lt=1, description="probability to skip the last block; falls linearly to 0 at the first"
+    )
+    patch_embed_grad: float = Field(
+        1.0, gt=0, le=1, description="factor of the patch embedding's gradient; EVA-02 has 0.1"
+    )
+
+
+class Decoder(Config):
+    """The decoder of `encode: visible`, which predicts the masked patches."""
+
+    width: int = Field(512, ge=4, multiple_of=4, description="channels")
+    depth: int = Field(4, ge=1, description="number of blocks")
+    num_heads: int = Field(16, ge=1, description="attention heads of each block; must divide width")
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> Decoder:
+        if self.width % self.num_heads:
+            raise ValueError(f"width must be a multiple of num_heads, {self.num_heads}; got {self.width}")
+        return self
+
+
+class EvaTargets(Stage):
+    """Compute a teacher's features of a dataset's images once, so that `eva.pretrain` need not run the teacher."""
+
+    makes: ClassVar[type[Artifact]] = SampleCache
+    work: ClassVar[str] = "vfm_eva.targets:compute_targets"
+    checks: ClassVar[str] = "vfm_eva.targets:check_eva_targets"
+
+    kind: Literal["eva.targets"] = "eva.targets"
+    data: Ref[ImageDataset] = Field(description="images to train on later")
+    teacher: Ref[ClipCheckpoint | VisionCheckpoint] = Field(description="encoder whose features are the target")
+    target: Target = Field(Target(), description="which of the teacher's features")
+    grid: tuple[Side, Side] = Field(description="rows and columns of the student's patches")
+    num_crops: int = Field(1, ge=1, description="crops of each image; epochs take them in turn")
+    augmentation: Augmentation = Field(Augmentation(), description="random crops and flips")
+    dtype: Literal["int8", "fp16", "fp32"] = Field("fp16", description="stored precision of the features")
+    components: int | None = Field(
+        None, ge=1, description="store this many principal components; default: all channels"
+    )
+    pca_images: int = Field(512, ge=1, description="number of images, drawn by the seed, to fit the PCA on")
+    precision: Literal["fp32", "amp_bf16"] = Field("fp32", description="of the teacher's forward pass")
+    micro_batch_size: int = Field(64, ge=1, description="crops per forward pass")
+    samples_per_shard: int | None = Field(
+        None, ge=1, description="samples per file, the most that a crash can lose; default: about 128 MiB"
+    )
+    max_bad_fraction: float = Field(
+        0.05, ge=0, le=1, description="tolerated fraction of samples that cannot be read; above it the stage stops"
+    )
+    seed: Seed = Field(0, description="of the crops")
+
+    moved: ClassVar[Mapping[str, str]] = {"crop_scale": "augmentation.crop_scale", "flip": "augmentation.flip"}
+
+
+class EvaPretrain(VisionPretraining):
+    """Pre-train a vision transformer by masked feature modelling, from images alone (EVA, arXiv:2211.07636)."""
+
+    version: ClassVar[int] = 2  # since masks are drawn in lock-step and every masked patch of a step weighs the same
+    work: ClassVar[str] = "vfm_eva.pretrain:pretrain_eva"
+    checks: ClassVar[str] = "vfm_eva.pretrain:check_eva_pretrain"
+
+    kind: Literal["eva.pretrain"] = "eva.pretrain"
+    model: str | dict[str, Any] = Field(
+        "eva02_nano_patch4_32",
+        description="timm name of an Eva or a plain ViT; or a mapping of architecture and its other arguments",
+    )
+    image_size: int | None = Field(None, ge=1, description="pixels; default: the model's own")
+    teacher: Ref[ClipCheckpoint | VisionCheckpoint] | None = Field(
+        None, description="encoder whose features are the target; give either this or targets"
+    )
+    targets: Ref[SampleCache] | None = Field(
+        None, description="features and crops stored by eva.targets; the teacher is not run"
+    )
+    target: Target = Field(Target(), description="which of the teacher's features")
+    teacher_precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="of the teacher's forward pass; bf16 also stores its matrices in bf16; auto: bf16 on a GPU, else"
+        " that of the student",
+    )
+    mask: Mask = Field(BlockMask(), description="the masks")
+    encode: Literal["all", "visible"] = Field(
+        "all",
+        description="all: the encoder takes every patch, masked ones as a mask token (EVA); visible: the encoder takes"
+        " the visible patches, and a decoder predicts the others (EVA-L, MAE)",
+    )
+    decoder: Decoder = Field(Decoder(), description="the decoder of encode: visible")
+    student: Student = Field(Student(), description="how the student starts and is regularised")
+    augmentation: Augmentation = Field(Augmentation(), description="random crops and flips")
+    lr: float = Field(1.5e-3, ge=0, description="peak learning rate")
+    optimizer: Optimizer = Field(AdamW(grad_clip_norm=3.0), description="optimizer and its settings")
+    schedule: Schedule = Field(CosineSchedule(min_lr=1e-5), description="learning rate over the steps")
+
+    moved: ClassVar[Mapping[str, str]] = {**VisionPretraining.moved, "mask_ratio": "mask.ratio"}
+
+    @model_validator(mode="after")
+    def _one_source(self) -> EvaPretrain:
+        if (self.teacher is None) == (self.targets is None):
+            raise ValueError("give exactly one of teacher and targets")
+        fields = EvaPretrain.model_fields
+        changed = [
+            name
+            for name in ("target", "teacher_precision", "augmentation")
+            if getattr(self, name) != fields[name].default
+        ]
+        if self.targets and changed:
+            raise ValueError(f"{changed[0]} is fixed by {self.targets!r}; set it in the stage that makes the targets")
+        return self
+
+    @model_validator(mode="after")
+    def _decodable(self) -> EvaPretrain:
+        if self.encode == "visible" and not self.mask.equal_counts:
+            raise ValueError(
+                f"encode: visible needs masks of equal counts; use random or block_exact, not {self.mask.type}"
+            )
+        if self.encode == "all" and self.decoder != Decoder():
+            raise ValueError("decoder has no effect with encode: all; set encode: visible")
+        return self
+
+
+class EvaFinetune(Training):
+    """Fine-tune an encoder as a classifier, all of its weights (EVA's recipe, arXiv:2211.07636, 2303.11331).
+
+    Applied twice it is intermediate fine-tuning: a head for other classes is replaced, one for the same classes is
+    trained further.
+    """
+
+    makes: ClassVar[type[Artifact]] = VisionCheckpoint
+    work: ClassVar[str] = "vfm_eva.finetune:finetune_eva"
+    checks: ClassVar[str] = "vfm_eva.finetune:check_eva_finetune"
+
+    kind: Literal["eva.finetune"] = "eva.finetune"
+    encoder: Ref[VisionCheckpoint] = Field(description="initial encoder, with or without a head")
+    data: Ref[LabeledDataset] = Field(description="labelled images; their classes become the head's")
+    image_size: int | None = Field(
+        None, ge=1, description="pixels; default: the encoder's. Position embeddings are resampled to another size"
+    )
+    global_pool: Literal["avg", "token"] = Field(
+        "avg", description="avg: mean of the patch tokens, then a new norm; token: the class token"
+    )
+    layer_decay: float = Field(
+        0.8, gt=0, le=1, description="learning rate of a layer, as a factor of that of the layer after it"
+    )
+    freeze_patch_embed: bool = Field(True, description="do not train the patch embedding, as in EVA's released code")
+    head_init_scale: float = Field(0.001, gt=0, description="factor of a new head's initial weights (std 0.02)")
+    drop_path: float = Field(
+        0.1, ge=0, lt=1, description="probability to skip the last block; falls linearly to 0 at the first"
+    )
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target spread evenly over all classes")
+    augmentation: FinetuneAugmentation = Field(FinetuneAugmentation(), description="augmentation of the images")
+    crop_pct: float = Field(1.0, gt=0, le=1, description="share of the resized image that the evaluation's crop keeps")
+    lr: float = Field(1e-4, ge=0, description="peak learning rate, that of the head")
+    optimizer: Optimizer = Field(AdamW(betas=(0.9, 0.999), eps=1e-8), description="optimizer and its settings")
+    ema_decay: float | None = Field(
+        0.9999,
+        gt=0,
+        lt=1,
+        description="decay of an average of the weights, which is exported; null: no average",
+    )
+
+    @model_validator(mode="after")
+    def _pairs_to_mix(self) -> EvaFinetune:
+        if self.augmentation.mixup or self.augmentation.cutmix:
+            share = self.global_batch_size // self.runtime.processes
+            micro = min(self.micro_batch_size or share, share)
+            if not micro or micro % 2 or share % micro % 2:
+                raise ValueError(f"mixup and cutmix mix images in pairs: expected even micro-batches, got {micro}")
+        return self
