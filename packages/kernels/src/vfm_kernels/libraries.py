@@ -30,22 +30,26 @@ def cudnn_version() -> int | None:
 
 
 def run_triton_short(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    """Run our kernel for few tokens."""
     mixed: Tensor = torch.ops.vfm_kernels.attention(q, k, v, *pattern, True)[0]
     return mixed
 
 
 def run_triton_stream(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    """Run our kernel for any number of tokens."""
     mixed: Tensor = torch.ops.vfm_kernels.attention(q, k, v, *pattern, False)[0]
     return mixed
 
 
 def run_fa4(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    """Run FlashAttention 4."""
     from flash_attn import cute  # type: ignore[import-not-found]
 
     return _flash_attention(cute, q, k, v, pattern)
 
 
 def run_fa3(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    """Run FlashAttention 3."""
     import flash_attn_interface  # type: ignore[import-not-found]
 
     # By default it may split the keys of a head among programs, which was several times slower at 1000 tokens.
@@ -53,6 +57,7 @@ def run_fa3(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
 
 
 def run_sdpa(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    """Run torch's `scaled_dot_product_attention` with the kernel that torch chooses."""
     q, k = _rotated(q, pattern), _rotated(k, pattern)
     mask = None if pattern.cu_seqlens is None else visible_keys(q, pattern)
     q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
@@ -62,21 +67,25 @@ def run_sdpa(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
 
 
 def run_sdpa_cudnn(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    """Run torch's `scaled_dot_product_attention` with cuDNN."""
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
         return run_sdpa(q, k, v, pattern)
 
 
 def run_sdpa_flash(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    """Run torch's `scaled_dot_product_attention` with its FlashAttention 2."""
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         return run_sdpa(q, k, v, pattern)
 
 
 def run_sdpa_efficient(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    """Run torch's `scaled_dot_product_attention` with its memory-efficient kernel."""
     with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
         return run_sdpa(q, k, v, pattern)
 
 
 def run_xformers(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    """Run xformers' memory-efficient attention."""
     from xformers import ops  # type: ignore[import-not-found]
 
     bias = ops.LowerTriangularMask() if pattern.causal else None
@@ -86,6 +95,7 @@ def run_xformers(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
 
 
 def run_eager(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+    """Run the plain form."""
     return attention_plain(q, k, v, pattern)[0]
 
 

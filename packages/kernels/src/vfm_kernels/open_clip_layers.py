@@ -22,6 +22,7 @@ class FusedResidualAttentionBlock(ResidualAttentionBlock):  # type: ignore[misc]
     def forward(
         self, q_x: Tensor, k_x: Tensor | None = None, v_x: Tensor | None = None, attn_mask: Tensor | None = None
     ) -> Tensor:
+        """Compute the same as open_clip's layer."""
         if hasattr(self, "ln_1_kv"):
             k_x = None if k_x is None else self.ln_1_kv(k_x)
             v_x = None if v_x is None else self.ln_1_kv(v_x)
@@ -35,6 +36,7 @@ class FusedCustomResidualAttentionBlock(CustomResidualAttentionBlock):  # type: 
     """The attention's residual sum and the second norm in one pass."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """Compute the same as open_clip's layer."""
         return _rest(self, x, self.ln_attn(self.attn(self.ln_1(x), attn_mask=attn_mask)))
 
 

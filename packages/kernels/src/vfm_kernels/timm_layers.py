@@ -23,6 +23,7 @@ class FusedSwiGLU(SwiGLU):  # type: ignore[misc]
     """SwiGLU and its norm in one pass, over the norm's width; the linear layers may be wider (`pad_swiglu`)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the same as timm's layer."""
         norm = self.norm
         hidden = swiglu_subln(self.fc1_g(x), self.fc1_x(x), norm.weight, norm.bias, norm.eps)
         result: Tensor = self.drop2(self.fc2(hidden))
@@ -35,6 +36,7 @@ class FusedEvaAttention(EvaAttention):  # type: ignore[misc]
     def forward(
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
+        """Compute the same as timm's layer."""
         if not is_plain(self, attn_mask):
             return super().forward(x, rope=rope, attn_mask=attn_mask, is_causal=is_causal)  # type: ignore[no-any-return]
         pattern: dict[str, Any] = {"causal": is_causal}
@@ -58,6 +60,7 @@ class FusedAttention(Attention):  # type: ignore[misc]
     """Attention in one pass over the heads where the linear layer wrote them."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Compute the same as timm's layer."""
         if not is_plain(self, attn_mask):
             return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)  # type: ignore[no-any-return]
         batch, num_tokens, _ = x.shape
@@ -76,6 +79,7 @@ class FusedEvaBlock(EvaBlock):  # type: ignore[misc]
     def forward(
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
+        """Compute the same as timm's layer."""
         branch = self.attn(self.norm1(x), rope=rope, attn_mask=attn_mask, is_causal=is_causal)
         x, normed = sum_and_norm(x, branch, self.norm2, self.gamma_1, self.drop_path1)
         branch = self.mlp(normed)
@@ -87,6 +91,7 @@ class FusedBlock(Block):  # type: ignore[misc]
     """The attention's residual sum and the second norm in one pass."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Compute the same as timm's layer."""
         branch = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal)
         x, normed = sum_and_norm(x, branch, self.norm2, getattr(self.ls1, "gamma", None), self.drop_path1)
         summed: Tensor = x + self.drop_path2(self.ls2(self.mlp(normed)))
@@ -99,6 +104,7 @@ class SubsetEvaBlock(EvaBlock):  # type: ignore[misc]
     def forward(
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
+        """Compute the same as timm's block but for which samples drop a branch."""
         if not self.training:
             return super().forward(x, rope=rope, attn_mask=attn_mask, is_causal=is_causal)  # type: ignore[no-any-return]
 
@@ -119,6 +125,7 @@ class SubsetBlock(Block):  # type: ignore[misc]
     """Drop path by running branches on a subset of the batch in training."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Compute the same as timm's block but for which samples drop a branch."""
         if not self.training:
             return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)  # type: ignore[no-any-return]
 
