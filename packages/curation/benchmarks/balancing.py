@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vfm.data import drawn, text_keys
-from vfm_curation.balance import count_ids, keep_probability, t_for_target_size, text_probability
-from vfm_curation.shards import FOLDER, read_shards
+from vfm_curation.matches import FOLDER, read_shards
+from vfm_curation.probabilities import count_ids, keep_probability, t_for_target_size, text_probability
 from vfm_curation.subset import balance_shard, expected_size, write_subset
 
 NUM_TEXTS, NUM_ENTRIES, NUM_SHARDS, T = 1_000_000, 500_000, 10, 200

@@ -60,8 +60,8 @@ def write_pool(folder: Path, captions: list[str], size: int, shard_size: int) ->
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from vfm import Pool
     from vfm.data import DatasetSpec, Shard, write_index
+    from vfm.plugin import Pool
 
     folder.mkdir(parents=True)
     rows, shards = varied(captions), []
@@ -89,7 +89,7 @@ class Clock:
 
 def run_stage(stage: Any, store: Path, send: Any, **inputs: Path) -> Any:
     """Runs a stage as the machinery does."""
-    from vfm import Context
+    from vfm.plugin import Context
 
     directory, work = store / stage.name, store / f".{stage.name}.work"
     for folder in (directory, work):
@@ -102,10 +102,9 @@ def measure(store: Path) -> dict[str, float]:
     import numpy as np
     import pyarrow as pa
 
-    from vfm_curation.balance import keep_probability
-    from vfm_curation.balance_stage import MetaclipBalance
-    from vfm_curation.match_stage import COUNTS_FILE, MatchTexts
-    from vfm_curation.shards import read_shards
+    from vfm_curation.matches import COUNTS_FILE, read_shards
+    from vfm_curation.probabilities import keep_probability
+    from vfm_curation.stages import MatchTexts, MetaclipBalance
     from vfm_curation.subset import balance_shard
 
     pa.set_cpu_count(1)
@@ -182,7 +181,7 @@ def main() -> None:
     if arguments.measure:
         print(json.dumps(measure(arguments.measure)))
         return
-    from vfm_curation.metadata_stage import BuildMetadata
+    from vfm_curation.stages import BuildMetadata
 
     sizes = QUICK_SIZES if arguments.quick else SIZES
     captions, results = read_captions(arguments.captions), []

@@ -1,4 +1,4 @@
-"""A pool of tars made in the test's folder, and a stage run as the machinery runs it."""
+"""Fixtures: a pool of tars in the test's folder, and a function that runs a stage as the flow does."""
 
 import json
 import shutil
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from vfm import Artifact, Context, Event, Pool, Stage
 from vfm.data import DatasetSpec, Shard, write_index, write_tar
+from vfm.plugin import Artifact, Context, Event, Pool, Stage
 
 Texts = Mapping[str, list[str]]  # language -> captions
 MakePool = Callable[..., Pool]
@@ -18,9 +18,9 @@ RunStage = Callable[..., Any]
 
 @pytest.fixture
 def make_pool(tmp_path: Path) -> MakePool:
-    """Makes a Pool of (uid, texts) samples in tars of `shard_size` samples, in the order given.
+    """Return a function that makes a Pool of (uid, texts) samples in tars of `shard_size` samples, in the given order.
 
-    `images` has files by uid, and `urls` addresses; the others have a file that is no picture, and no address.
+    `images` has files by uid, and `urls` URLs; other samples have an unreadable image and no URL.
     """
 
     def make(
@@ -55,11 +55,11 @@ def _record(uid: str, texts: Texts, urls: Mapping[str, str]) -> bytes:
 
 @pytest.fixture
 def run_stage(tmp_path: Path) -> RunStage:
-    """Runs a stage in the test's store; inputs by the names that its refs carry. Gives the artifact."""
+    """Return a function that runs a stage in the test's store, with inputs by the names of its refs."""
 
     def run(stage: Stage, *, send: Callable[[Event], None] = lambda event: None, **inputs: Artifact) -> Artifact:
         directory, work = tmp_path / "store" / stage.name, tmp_path / "work" / stage.name
-        shutil.rmtree(directory, ignore_errors=True)  # what a crash left, as the store does
+        shutil.rmtree(directory, ignore_errors=True)  # the store also removes what a crash left
         directory.mkdir(parents=True)
         work.mkdir(parents=True, exist_ok=True)
         return stage.run(Context(stage.name, directory, work, {ref: a.path for ref, a in inputs.items()}, send))

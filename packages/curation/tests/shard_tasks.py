@@ -5,19 +5,19 @@ import signal
 import time
 from pathlib import Path
 
-from vfm import UserError
+from vfm.plugin import UserError
 from vfm_curation.shard_files import whole_file
 
 
 def square(folder: Path, shard: int) -> int:
-    """Leaves a file with the shard's square."""
+    """Write a file with the shard's square."""
     with whole_file(folder / f"{shard}.txt") as part:
         part.write_text(str(shard**2))
     return shard**2
 
 
 def square_after_a_kill(folder: Path, shard: int) -> int:
-    """Its worker is killed in the midst of writing, the first time that shard 3 is tried."""
+    """Kill the worker while it writes, the first time that shard 3 is tried."""
     mark = folder / "killed"
     if shard == 3 and not mark.exists():
         mark.touch()
@@ -28,7 +28,7 @@ def square_after_a_kill(folder: Path, shard: int) -> int:
 
 
 def deadly(folder: Path, shard: int) -> int:
-    """Shard 3 kills its worker each time."""
+    """Kill the worker of shard 3 each time."""
     if shard == 3:
         with (folder / "kills").open("a") as kills:
             kills.write("x")
@@ -37,13 +37,13 @@ def deadly(folder: Path, shard: int) -> int:
 
 
 def deadly_after_a_while(folder: Path, shard: int) -> int:
-    """Shard 3 kills its worker while the others are at work."""
+    """Kill the worker of shard 3 while the others work."""
     time.sleep(0.5 if shard == 3 else 0.7)
     return deadly(folder, shard)
 
 
 def faulty(folder: Path, shard: int) -> int:
-    """Shard 3 is the user's mistake, shard 5 is ours."""
+    """Raise a user's mistake for shard 3, a bug for shard 5."""
     if shard == 3:
         raise UserError("pool.tar: no such file")
     if shard == 5:
@@ -52,7 +52,7 @@ def faulty(folder: Path, shard: int) -> int:
 
 
 def slow(folder: Path, shard: int) -> int:
-    """Says when it begins and takes a minute."""
+    """Write a file at the start and take a minute."""
     (folder / f"{shard}.begun").write_text(str(os.getpid()))
     time.sleep(60)
     return shard

@@ -1,4 +1,4 @@
-"""Languages without spaces: the automaton equals the boundary rule's definition, released and fixed."""
+"""Languages without spaces: the automaton equals the definition of the boundary rule, released and fixed."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vfm.config import UserError
+from vfm.plugin import UserError
 from vfm_curation.automaton import Automaton, bounded, needs_space
 from vfm_curation.matching import Semantics, match_plain
 
@@ -87,7 +87,7 @@ def test_released_and_fixed_boundaries(text: str, entry: str, released: bool, me
     [("猫", 0, 0), ("ก", 0, 0), ("ກ", 0, 0), ("က", 0, 0), ("ក", 0, 0), ("ཀ", 0, 0), ("，", 0, 0), ("$", 0, 0),
      ("カ", 1, 0), ("ね", 1, 0), ("ｶ", 1, 0), ("a", 1, 1), ("고", 1, 1), ("é", 1, 1), (" ", 1, 1)],
 )  # fmt: skip
-def test_which_characters_need_a_space_beside_them(character: str, released: int, mended: int) -> None:
+def test_characters_that_need_a_space_beside_them(character: str, released: int, mended: int) -> None:
     assert (needs_space(character, "metaclip"), needs_space(character, "fixed")) == (bool(released), bool(mended))
 
 
@@ -99,8 +99,8 @@ def test_saved_automaton_keeps_ids_and_semantics(tmp_path: Path) -> None:
     assert loaded.match(texts).type == pa.list_(pa.int32())
 
 
-def test_an_entry_that_stands_twice_and_no_entries_are_refused() -> None:
-    with pytest.raises(UserError, match="'猫' stands twice, at 0 and at 2"):
+def test_duplicate_entries_and_empty_metadata_are_rejected() -> None:
+    with pytest.raises(UserError, match="'猫' occurs twice, at 0 and at 2"):
         Automaton.build(["猫", "犬", "猫"])
-    with pytest.raises(UserError, match="holds no entries"):
+    with pytest.raises(UserError, match="has no entries"):
         Automaton.build([])

@@ -1,4 +1,4 @@
-"""curation.balance with languages, sizes and one text an image: by plain twins, and the sizes that were promised."""
+"""curation.balance with languages, sizes and one text for each image: against plain twins and expected sizes."""
 
 import json
 import random
@@ -10,14 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from vfm import Event, Metadata, UserError
 from vfm.data import open_balanced, open_dataset, text_key, uniform
 from vfm.panels import load_panels
-from vfm_curation.balance import tail_share
-from vfm_curation.balance_stage import MetaclipBalance
-from vfm_curation.match_stage import MatchTexts
+from vfm.plugin import Event, Metadata, Preflight, UserError
+from vfm_curation.matches import read_shards
 from vfm_curation.metadata.entries import entries_sha256, save_entries
-from vfm_curation.shards import read_shards
+from vfm_curation.probabilities import tail_share
+from vfm_curation.stages import MatchTexts, MetaclipBalance
 from vfm_curation.thresholds import EntryLanguages, by_reference, by_tail_share, given
 
 WORDS = {
@@ -76,7 +75,7 @@ def thresholds_of(subset: Any) -> dict[str, float]:
     return {row[0]: row[2] for row in table.rows}
 
 
-def test_every_matched_text_is_stored_in_order_kept_or_not(run_stage: Any, matches: Any) -> None:
+def test_every_matched_text_is_stored_map_in_order_kept_or_not(run_stage: Any, matches: Any) -> None:
     subset = curated(run_stage, matches, t=30)
     rows = subset_rows(subset)
     assert len(rows) == matches.num_matched == 4 * 300
@@ -92,9 +91,9 @@ def test_every_matched_text_is_stored_in_order_kept_or_not(run_stage: Any, match
 def test_the_sampler_draws_from_what_was_stored(run_stage: Any, matches: Any) -> None:
     subset = curated(run_stage, matches, t=30)
     source = open_balanced(subset, seed=0, language="en")
-    wanted = Counter({row["uid"]: 1 for row in subset_rows(subset) if row["language"] == "en"})
+    expected = Counter({row["uid"]: 1 for row in subset_rows(subset) if row["language"] == "en"})
     assert set(source.keys) <= {f"{i:06d}" for i in range(300)}
-    assert len(source) == len(wanted)
+    assert len(source) == len(expected)
 
 
 def test_languages_get_their_t_from_the_tail_share_of_the_reference(run_stage: Any, matches: Any) -> None:
@@ -116,7 +115,7 @@ def test_languages_get_their_t_from_the_tail_share_of_the_reference(run_stage: A
     assert subset.languages == ["en", "de", "fr"]
 
 
-def test_a_t_for_each_language_is_taken_as_given_and_one_t_is_for_all(run_stage: Any, matches: Any) -> None:
+def test_a_t_for_each_language_is_used_and_one_t_is_for_all(run_stage: Any, matches: Any) -> None:
     t = {"en": 20, "de": 10, "fr": 5.5, "cs": 1}
     assert thresholds_of(curated(run_stage, matches, t=t)) == t
     assert thresholds_of(curated(run_stage, matches, t=12)) == dict.fromkeys(WORDS, 12)
@@ -145,7 +144,7 @@ def test_a_target_size_is_what_is_expected_and_about_what_is_kept(
     values = next(event.data["values"] for event in events if event.type == "metrics")
     if reference is None:
         assert abs(values["curation/expected_texts"] - target) <= 0.5
-    else:  # t of other languages goes by steps: at the step over the target, not before it
+    else:  # t of other languages changes in steps; the step above the target is chosen
         assert target - 0.5 <= values["curation/expected_texts"] < 1.5 * target
     assert abs(values["curation/kept_texts"] - values["curation/expected_texts"]) < 4 * target**0.5
 
@@ -172,7 +171,9 @@ def test_the_data_card_counts_entries_before_and_after_by_language(run_stage: An
     for row in rows:
         for step in ("matched", "kept"):
             assert card[row["language"]][step][row["entry"]] == row[step]
-    assert sum(row["kept"] for row in rows) == sum(row["kept"] for row in subset_rows(subset))  # one entry a text
+    assert sum(row["kept"] for row in rows) == sum(
+        row["kept"] for row in subset_rows(subset)
+    )  # one entry for each text
     languages = next(panel for panel in load_panels(subset.path) if panel.title == "Languages").rows
     assert [row[0] for row in languages] == list(WORDS)
     assert [row[5:7] for row in languages] == [[600, 600], [300, 300], [300, 300], [300, 0]]
@@ -187,12 +188,12 @@ def test_entries_that_lose_every_text_are_listed(run_stage: Any, matches: Any) -
     subset = curated(run_stage, matches, t=0.3)
     lost = next(panel for panel in load_panels(subset.path) if panel.title == "Lost entries")
     card = pq.read_table(subset.path / "entry_counts.parquet").to_pylist()
-    wanted = {f"{r['entry']} ({r['language']})": r["matched"] for r in card if r["matched"] and not r["kept"]}
-    assert dict(map(tuple, lost.rows)) == wanted
-    assert wanted
+    expected = {f"{r['entry']} ({r['language']})": r["matched"] for r in card if r["matched"] and not r["kept"]}
+    assert dict(map(tuple, lost.rows)) == expected
+    assert expected
 
 
-def test_what_larger_and_smaller_t_keep_is_what_they_keep(run_stage: Any, matches: Any) -> None:
+def test_expectations_for_other_t_are_what_they_keep(run_stage: Any, matches: Any) -> None:
     choices = next(
         p for p in load_panels(curated(run_stage, matches, t=30).path) if p.title == "Other choices of t"
     ).rows
@@ -215,22 +216,20 @@ def test_a_language_with_huge_counts_has_no_nan_and_keeps_something() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "complaint"),
+    ("rule", "message"),
     [
         ({"t": {"en": 0}}, "greater than 0"),
-        ({"t": {"en": 5}, "reference_language": "en"}, "reference_language goes with target_size, or with one t"),
-        ({"tail_share": 0.06, "reference_language": "en"}, "reference_language goes with"),
+        ({"t": {"en": 5}, "reference_language": "en"}, "reference_language needs target_size or a single t"),
+        ({"tail_share": 0.06, "reference_language": "en"}, "reference_language needs"),
         ({"t": 5, "texts": "some"}, "every"),
     ],
 )
-def test_rules_that_make_no_sense_are_refused(rule: Any, complaint: str) -> None:
-    with pytest.raises(ValidationError, match=complaint):
+def test_contradictory_rules_are_rejected(rule: Any, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         MetaclipBalance(name="b", matches="m", **rule)
 
 
-def test_a_reference_without_entries_is_told_before_the_run(run_stage: Any, matches: Any) -> None:
-    from vfm.stage import Preflight
-
+def test_a_reference_without_entries_is_an_error_before_the_run(run_stage: Any, matches: Any) -> None:
     stage = MetaclipBalance(name="b", matches="x", t=5, reference_language="es")
     with pytest.raises(UserError, match="reference_language: the metadata has no entries of 'es'"):
         stage.preflight(Preflight({}, {"x": matches.path}))

@@ -1,4 +1,4 @@
-"""The recipe `curate`: captions alone, and pictures in two languages, from the command to subset and exports."""
+"""The recipe `curate`: only captions, and images in two languages, from the command to subset and exports."""
 
 import gzip
 import io
@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from vfm import CuratedSubset, Pool
 from vfm.data import open_dataset, write_tar
 from vfm.panels import load_panels
+from vfm.plugin import CuratedSubset, Pool
 
 ENGLISH = ["dog", "cat", "house", "tree", "river", "mountain", "piano", "window", "bicycle", "glacier"]
 GERMAN = ["Hund", "Katze", "Haus", "Baum", "Fluss", "Berg", "Klavier", "Fenster", "Fahrrad", "Gletscher"]
@@ -38,7 +38,7 @@ def kept(subset: Path) -> list[dict[str, Any]]:
     return [row for row in pq.read_table(subset / "subset.parquet").to_pylist() if row["kept"]]
 
 
-def test_captions_alone_in_a_packed_table(tmp_path: Path) -> None:
+def test_only_captions_in_a_compressed_table(tmp_path: Path) -> None:
     rng = random.Random(0)
     lines = [f"web\t{caption(rng, ENGLISH, 'a')}" for _ in range(400)]
     (tmp_path / "captions.tsv.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
@@ -52,7 +52,7 @@ def test_captions_alone_in_a_packed_table(tmp_path: Path) -> None:
     assert pq.read_metadata(made["exported"] / "pairs.parquet").num_rows == 400
 
 
-def test_pictures_in_two_languages_with_a_t_for_each(tmp_path: Path) -> None:
+def test_images_in_two_languages_with_a_t_for_each(tmp_path: Path) -> None:
     rng, buffer = random.Random(0), io.BytesIO()
     Image.new("RGB", (16, 16)).save(buffer, "JPEG")
     texts = [

@@ -1,6 +1,6 @@
-"""Shard tasks by each engine: the same files, workers that are lost, errors that name the shard, a clean end.
+"""Shard tasks on each engine: the same files, killed workers, errors that name the shard, a clean end.
 
-And a whole curation by each: the same kept set, also with the shards in another order and after a kill in pass 1.
+And a whole curation on each: the same kept set, also with the shards in another order and after a kill in pass 1.
 """
 
 import hashlib
@@ -22,31 +22,27 @@ HERE = str(Path(__file__).parent)
 sys.path.insert(0, HERE)
 
 import shard_tasks  # noqa: E402
-from vfm import Runtime, UserError  # noqa: E402
-from vfm_curation.balance_stage import MetaclipBalance  # noqa: E402
-from vfm_curation.engine import MAX_LOSSES, run_shards  # noqa: E402
-from vfm_curation.match_stage import MatchTexts  # noqa: E402
-from vfm_curation.metadata_stage import BuildMetadata  # noqa: E402
+from vfm.plugin import UserError  # noqa: E402
+from vfm_curation.engine import MAX_LOSSES, connected_ray, run_shards  # noqa: E402
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file  # noqa: E402
+from vfm_curation.stages import BuildMetadata, CurationRuntime, MatchTexts, MetaclipBalance  # noqa: E402
 
-LOCAL, PROCESSES = Runtime(), Runtime(workers=2)
-RAY = Runtime(engine="ray", workers=2)
+LOCAL, PROCESSES = CurationRuntime(), CurationRuntime(workers=2)
+RAY = CurationRuntime(engine="ray", workers=2)
 
 
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[Any]:
-    """One local cluster for all tests, as `run_shards` would start it for itself."""
+    """Start one local cluster for all tests, as `run_shards` would."""
     pytest.importorskip("ray")
-    from vfm_curation.engine import _ray
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", HERE, prepend=os.pathsep)
-        with _ray(RAY) as ray:
+        with connected_ray(RAY) as ray:
             yield ray
 
 
 @pytest.fixture(params=["local", "processes", "ray"])
-def runtime(request: pytest.FixtureRequest) -> Runtime:
+def runtime(request: pytest.FixtureRequest) -> CurationRuntime:
     if request.param == "ray":
         request.getfixturevalue("ray_cluster")
     return {"local": LOCAL, "processes": PROCESSES, "ray": RAY}[request.param]
@@ -55,13 +51,13 @@ def runtime(request: pytest.FixtureRequest) -> Runtime:
 WITH_WORKERS = pytest.mark.parametrize("runtime", ["processes", "ray"], indirect=True)
 
 
-def test_every_shard_is_done_once(runtime: Runtime, tmp_path: Path) -> None:
+def test_every_shard_is_done_once(runtime: CurationRuntime, tmp_path: Path) -> None:
     assert sorted(run_shards(shard_tasks.square, tmp_path, range(20), runtime)) == [i**2 for i in range(20)]
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {f"{i}.txt": str(i**2) for i in range(20)}
 
 
 @WITH_WORKERS
-def test_shard_of_a_killed_worker_is_tried_again(runtime: Runtime, tmp_path: Path) -> None:
+def test_shard_of_a_killed_worker_is_tried_again(runtime: CurationRuntime, tmp_path: Path) -> None:
     summaries = sorted(run_shards(shard_tasks.square_after_a_kill, tmp_path, range(8), runtime))
     assert summaries == [i**2 for i in range(8)]
     assert (tmp_path / "killed").exists()
@@ -69,7 +65,7 @@ def test_shard_of_a_killed_worker_is_tried_again(runtime: Runtime, tmp_path: Pat
 
 
 @WITH_WORKERS
-def test_shard_that_kills_each_worker_is_named_in_the_end(runtime: Runtime, tmp_path: Path) -> None:
+def test_shard_that_kills_every_worker_is_named(runtime: CurationRuntime, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"shard .*\b3\b.*: the worker was killed 4 times"):
         list(run_shards(shard_tasks.deadly, tmp_path, range(8), runtime))
     assert len((tmp_path / "kills").read_text()) == MAX_LOSSES + 1
@@ -82,7 +78,7 @@ def test_shards_beside_one_that_kills_are_not_blamed(tmp_path: Path) -> None:
     assert len((tmp_path / "kills").read_text()) == MAX_LOSSES + 1
 
 
-def test_error_names_the_shard(runtime: Runtime, tmp_path: Path) -> None:
+def test_error_names_the_shard(runtime: CurationRuntime, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^shard 3: pool\.tar: no such file$"):
         list(run_shards(shard_tasks.faulty, tmp_path, range(1, 4), runtime))
     with pytest.raises(RuntimeError, match=r"^shard 5: KeyError: 'oops'$"):
@@ -93,18 +89,18 @@ def test_error_names_the_shard(runtime: Runtime, tmp_path: Path) -> None:
 SCRIPT = """
 import shard_tasks, signal, sys
 from pathlib import Path
-from vfm import Runtime
 from vfm_curation.engine import run_shards
+from vfm_curation.stages import CurationRuntime
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is started deaf to it
-    list(run_shards(shard_tasks.slow, Path(sys.argv[1]), range(8), Runtime(workers=2)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+    list(run_shards(shard_tasks.slow, Path(sys.argv[1]), range(8), CurationRuntime(workers=2)))
 """
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGKILL], ids=["ctrl_c", "kill"])
 def test_workers_end_with_their_parent(tmp_path: Path, signal_: signal.Signals) -> None:
-    """Ctrl-C reaches the whole group, a kill the parent alone."""
+    """Send Ctrl-C to the whole group, a kill only to the parent."""
     script, folder = tmp_path / "run.py", tmp_path / "out"
     script.write_text(SCRIPT)
     folder.mkdir()
@@ -149,12 +145,12 @@ def samples(number: int = 400) -> list[tuple[str, dict[str, list[str]]]]:
 
 @pytest.fixture
 def curate(make_pool: Any, run_stage: Any, tmp_path: Path) -> Any:
-    """Curates the samples in an order; gives the kept texts' SHA-1, and the matches."""
+    """Return a function that curates a pool and returns the SHA-1 of the kept texts, and the matches."""
     entries = tmp_path / "entries.txt"
     entries.write_text("\n".join(WORDS))
     metadata = run_stage(BuildMetadata(name="entries", path=str(entries)))
 
-    def run(name: str, runtime: Runtime, pool: Any) -> tuple[str, Any]:
+    def run(name: str, runtime: CurationRuntime, pool: Any) -> tuple[str, Any]:
         match = MatchTexts(name=f"matches-{name}", pool="p", metadata="m", runtime=runtime)
         matches = run_stage(match, p=pool, m=metadata)
         subset = run_stage(MetaclipBalance(name=f"curated-{name}", matches="x", target_size=150), x=matches)
@@ -194,7 +190,7 @@ def test_kept_set_is_the_same_by_every_engine_and_after_a_kill(
     assert again == kept
     assert files_of(matches) == expected
     times = {file.name: file.stat().st_mtime_ns for file in (matches.path / "shards").iterdir()}
-    assert times | finished == times  # what was finished is not done again
+    assert times | finished == times  # finished shards are not repeated
 
     other, _ = curate("order", PROCESSES, make_pool("other", samples()[::-1], shard_size=47))
     assert other == kept
@@ -203,8 +199,8 @@ def test_kept_set_is_the_same_by_every_engine_and_after_a_kill(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from vfm import Context, Runtime
-from vfm_curation.match_stage import MatchTexts
+from vfm.plugin import Context
+from vfm_curation.stages import MatchTexts
 
 def kill(event):
     if event.type == "progress" and event.data["done"] == 3:
@@ -213,12 +209,12 @@ def kill(event):
 if __name__ == "__main__":
     directory, work, pool, metadata = map(Path, sys.argv[1:])
     directory.mkdir()
-    stage = MatchTexts(name="matches-killed", pool="p", metadata="m", runtime=Runtime(workers=2))
+    stage = MatchTexts(name="matches-killed", pool="p", metadata="m", runtime={"workers": 2})
     stage.run(Context("matches-killed", directory, work, {"p": pool, "m": metadata}, kill))
 """
 
 
-def test_a_file_made_from_something_else_is_not_taken_for_finished(tmp_path: Path) -> None:
+def test_a_file_made_from_something_else_is_not_finished(tmp_path: Path) -> None:
     file = tmp_path / "a/0.parquet"
     file.parent.mkdir()
     write_shard_file(file, pa.table({"x": [1]}), made_from("shard", 1), {"num_texts": 3})

@@ -1,4 +1,4 @@
-"""curation.export: what is written is what was kept, in the formats of others, and reads back as itself."""
+"""curation.export: the kept texts in the formats of other tools, read back."""
 
 import io
 import json
@@ -12,14 +12,10 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from vfm import Event, UserError
 from vfm.data import open_dataset, uid_of
+from vfm.plugin import Event, UserError
 from vfm.stages.data import Pairs
-from vfm_curation.balance_stage import MetaclipBalance
-from vfm_curation.export_stage import ExportSubset
-from vfm_curation.filter_stage import FilterPool
-from vfm_curation.match_stage import MatchTexts
-from vfm_curation.metadata_stage import BuildMetadata
+from vfm_curation.stages import BuildMetadata, ExportSubset, FilterPool, MatchTexts, MetaclipBalance
 
 WORDS = ["dog", "cat", "okapi"]
 NUMBER = 90
@@ -34,7 +30,7 @@ def samples() -> list[tuple[str, dict[str, list[str]]]]:
     return [(uid_at(i), texts(i)) for i in range(NUMBER)]
 
 
-def picture(i: int) -> bytes:
+def image_file(i: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), (i, 2 * i, 50)).save(buffer, "PNG" if i % 2 else "JPEG")
     return buffer.getvalue()
@@ -42,7 +38,7 @@ def picture(i: int) -> bytes:
 
 @pytest.fixture
 def subset(make_pool: Any, run_stage: Any, tmp_path: Path) -> Any:
-    images = {uid_at(i): picture(i) for i in range(NUMBER)} | {uid_at(5): b"no picture"}
+    images = {uid_at(i): image_file(i) for i in range(NUMBER)} | {uid_at(5): b"not an image"}
     urls = {uid_at(i): f"http://x/{i}.jpg" for i in range(NUMBER) if i != 8}
     pool = make_pool("pool", samples(), images=images, urls=urls)
     return curate(run_stage, pool, tmp_path, ["en", "de"])
@@ -93,11 +89,11 @@ def test_links_name_the_address_of_each_kept_image(run_stage: Any, subset: Any) 
     send = lambda event: warnings.append(event.data["message"]) if event.type == "warning" else None  # noqa: E731
     out = export(run_stage, subset, links=True, send=send)
     rows = [row for file in sorted((out.path / "links").glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
-    wanted: dict[str, list[str]] = {}
+    expected: dict[str, list[str]] = {}
     for row in kept_rows(subset):
-        wanted.setdefault(row["uid"], []).append(dict(samples())[row["uid"]][row["language"]][row["text_index"]])
-    missing = wanted.pop(uid_at(8), None)
-    assert {row["uid"]: sorted(row["texts"]) for row in rows} == {uid: sorted(texts) for uid, texts in wanted.items()}
+        expected.setdefault(row["uid"], []).append(dict(samples())[row["uid"]][row["language"]][row["text_index"]])
+    missing = expected.pop(uid_at(8), None)
+    assert {row["uid"]: sorted(row["texts"]) for row in rows} == {uid: sorted(texts) for uid, texts in expected.items()}
     assert all(row["url"] == f"http://x/{row['caption'].split()[0]}.jpg" for row in rows)
     assert (missing is None) == (warnings == [])
 
@@ -108,7 +104,7 @@ def members_of(tar: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_tars_hold_the_kept_texts_and_the_very_bytes_of_the_images(run_stage: Any, subset: Any, workers: int) -> None:
+def test_tars_have_the_kept_texts_and_the_images_byte_for_byte(run_stage: Any, subset: Any, workers: int) -> None:
     pool = export(run_stage, subset, name=f"w{workers}", tars=True, samples_per_shard=20, runtime={"workers": workers})
     source, view = open_dataset(pool), open_dataset(subset)
     before = {sample.uid: sample for sample in map(view.__getitem__, range(len(view)))}
@@ -133,9 +129,7 @@ def test_tars_hold_the_kept_texts_and_the_very_bytes_of_the_images(run_stage: An
     assert record["url"] == f"http://x/{[uid_at(i) for i in range(NUMBER)].index(record['uid'])}.jpg"
 
 
-def test_pictures_that_no_reader_of_tars_knows_are_told_and_those_of_cameras_stay(
-    make_pool: Any, run_stage: Any, tmp_path: Path
-) -> None:
+def test_unsupported_image_formats_are_counted_and_mpo_is_kept(make_pool: Any, run_stage: Any, tmp_path: Path) -> None:
     formats = ["JPEG", "MPO", "ICO", "GIF"]
     files = []
     for kind in formats:
@@ -176,7 +170,7 @@ def test_tars_are_the_same_bytes_again_and_after_a_kill(run_stage: Any, subset: 
     assert (seeded.path / "tars" / "00000.tar").read_bytes() != (whole.path / "tars" / "00000.tar").read_bytes()
 
 
-def test_a_filters_subset_tells_the_reason_of_what_fell(make_pool: Any, run_stage: Any) -> None:
+def test_pairs_of_a_filtered_subset_have_reasons(make_pool: Any, run_stage: Any) -> None:
     pool = make_pool("pool", samples(), shard_size=25)
     stage = FilterPool(name="filtered", pool="p", filters=[{"type": "caption_length", "min_words": 3}])
     out = export(run_stage, run_stage(stage, p=pool), pairs=True)
@@ -190,7 +184,7 @@ def test_a_filters_subset_tells_the_reason_of_what_fell(make_pool: Any, run_stag
         assert row["entries"] is None
 
 
-def test_captions_alone_have_links_but_no_tars(run_stage: Any, tmp_path: Path) -> None:
+def test_captions_without_images_have_links_but_no_tars(run_stage: Any, tmp_path: Path) -> None:
     table = tmp_path / "captions.jsonl"
     rows = [
         {"uid": uid_at(i), "url": f"http://x/{i}.jpg", "text": texts["en"]} for i, (_, texts) in enumerate(samples())
@@ -202,13 +196,13 @@ def test_captions_alone_have_links_but_no_tars(run_stage: Any, tmp_path: Path) -
     links = pq.read_table(out.path / "links").to_pylist()
     assert {row["url"] for row in links} == {f"http://x/{row['caption'].split()[0]}.jpg" for row in links}
     assert len(links) == subset.num_samples
-    with pytest.raises(UserError, match="tars of 's' are not possible: its pool has captions alone"):
+    with pytest.raises(UserError, match="cannot write tars of 's': its pool has only captions"):
         export(run_stage, subset, tars=True)
 
 
-def test_nothing_to_write_is_told(make_pool: Any, run_stage: Any, tmp_path: Path) -> None:
+def test_nothing_to_write_is_an_error(make_pool: Any, run_stage: Any, tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="at least one of pairs, uids, links and tars"):
         ExportSubset(name="e", subset="s", pairs=False, uids=False)
     subset = curate(run_stage, make_pool("pool", samples()), tmp_path, ["en"])
-    with pytest.raises(UserError, match="no sample of 's' tells its address"):
+    with pytest.raises(UserError, match="no sample of 's' has a URL"):
         export(run_stage, subset, links=True)

@@ -1,4 +1,4 @@
-"""Links from crawl files made by hand: addresses, texts, what is broken; the table as a pool; failed downloads."""
+"""Links from hand-made crawl files: URLs, texts, broken records; the table as a pool; failed downloads."""
 
 from __future__ import annotations
 
@@ -16,24 +16,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vfm import UserError
-from vfm.artifacts import LinkTable
 from vfm.data import BadSample, open_dataset
-from vfm_curation.balance_stage import MetaclipBalance
+from vfm.plugin import LinkTable, UserError
 from vfm_curation.extract import LINKS, ExtractJob, extract_file, in_buckets
 from vfm_curation.extract_links import Link, links_of_page, links_of_wat, resolve, url_hash
 from vfm_curation.extract_records import read_records
-from vfm_curation.extract_stage import ExtractLinks
-from vfm_curation.match_stage import MatchTexts
-from vfm_curation.metadata_stage import BuildMetadata
-from vfm_curation.retry_stage import RetryLinks
 from vfm_curation.shard_files import finished_summary, read_batch, write_batches
+from vfm_curation.stages import BuildMetadata, ExtractLinks, MatchTexts, MetaclipBalance, RetryLinks
 
 PAGE = "https://example.org/dogs/page.html"
 
 
 def record(kind: str, content_type: str, content: bytes, page: str = PAGE) -> bytes:
-    """One WARC record."""
+    """Return one WARC record."""
     head = (
         f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Target-URI: {page}\r\nWARC-Date: 2024-05-01T00:00:00Z\r\n"
         f"WARC-Record-ID: <urn:uuid:{hash((page, content)) & 0xFFFF:08d}>\r\nContent-Type: {content_type}\r\n"
@@ -42,8 +37,8 @@ def record(kind: str, content_type: str, content: bytes, page: str = PAGE) -> by
     return head.encode() + content + b"\r\n\r\n"
 
 
-def said(links: list[dict[str, Any]], page: str = PAGE, base: str | None = None) -> dict[str, Any]:
-    """What a WAT file says of a page."""
+def wat_record(links: list[dict[str, Any]], page: str = PAGE, base: str | None = None) -> dict[str, Any]:
+    """Return the record of a page in a WAT file."""
     html = {"Links": links, **({"Head": {"Base": base}} if base else {})}
     return {
         "Envelope": {
@@ -58,7 +53,7 @@ def image(url: str, **texts: str) -> dict[str, Any]:
 
 
 def wat(links: list[dict[str, Any]], page: str = PAGE) -> bytes:
-    return record("metadata", "application/json", json.dumps(said(links, page)).encode(), page)
+    return record("metadata", "application/json", json.dumps(wat_record(links, page)).encode(), page)
 
 
 def warc(body: bytes, page: str = PAGE, headers: str = "Content-Type: text/html") -> bytes:
@@ -122,34 +117,34 @@ def test_wat_and_page_give_the_same_links() -> None:
         ("https://example.org/pets/b.jpg", 2, "okapi"),
     ]
     assert found(links_of_page(body.encode(), PAGE, None, no_bad)) == expected
-    assert found(links_of_wat(said(links, base="/pets/"), no_bad)) == expected
+    assert found(links_of_wat(wat_record(links, base="/pets/"), no_bad)) == expected
 
 
 @pytest.mark.parametrize(
     "strange",
-    [{}, {"Envelope": 3}, said("none"), said([{"path": "IMG@/src", "url": 3, "alt": "x"}])],  # type: ignore[arg-type]
+    [{}, {"Envelope": 3}, wat_record("none"), wat_record([{"path": "IMG@/src", "url": 3, "alt": "x"}])],  # type: ignore[arg-type]
 )
-def test_records_of_another_make_hold_nothing(strange: dict[str, Any]) -> None:
+def test_records_with_another_structure_have_no_links(strange: dict[str, Any]) -> None:
     assert found(links_of_wat(strange, no_bad)) == []
 
 
 @pytest.mark.parametrize(("status", "number"), [("200", 1), ("404", 0), ("301", 0)])
-def test_pages_of_errors_hold_nothing(status: str, number: int) -> None:
-    page = said([image("a.jpg", alt="a dog")])
+def test_pages_with_an_error_status_have_no_links(status: str, number: int) -> None:
+    page = wat_record([image("a.jpg", alt="a dog")])
     page["Envelope"]["Payload-Metadata"]["HTTP-Response-Metadata"]["Response-Message"] = {"Status": status}
     assert len(found(links_of_wat(page, no_bad))) == number
 
 
 @pytest.mark.parametrize("base", ["http://[broken", "data:,", ""])
-def test_base_that_leads_nowhere_is_none(base: str) -> None:
+def test_invalid_base_is_ignored(base: str) -> None:
     expected = [("https://example.org/dogs/a.jpg", 0, "a dog")]
     page = f"<base href='{base}'><img src=a.jpg alt='a dog'>".encode()
     assert found(links_of_page(page, PAGE, None, no_bad)) == expected
-    assert found(links_of_wat(said([image("a.jpg", alt="a dog")], base=base), no_bad)) == expected
+    assert found(links_of_wat(wat_record([image("a.jpg", alt="a dog")], base=base), no_bad)) == expected
 
 
 def test_old_wat_files_are_decoded_on_request() -> None:
-    links = said([image("a.jpg?x=1&amp;y=2", alt="&quot;dog&quot;")])
+    links = wat_record([image("a.jpg?x=1&amp;y=2", alt="&quot;dog&quot;")])
     assert found(links_of_wat(links, no_bad)) == [("https://example.org/dogs/a.jpg?x=1&amp;y=2", 0, "&quot;dog&quot;")]
     assert found(links_of_wat(links, no_bad, unescape=True)) == [("https://example.org/dogs/a.jpg?x=1&y=2", 0, '"dog"')]
 
@@ -158,22 +153,22 @@ def test_old_wat_files_are_decoded_on_request() -> None:
     ("encoding", "charset", "meta"),
     [("utf-8", None, ""), ("iso-8859-2", "ISO-8859-2", ""), ("windows-1251", None, "<meta charset=windows-1251>")],
 )
-def test_encoding_is_told_by_http_or_the_page(encoding: str, charset: str | None, meta: str) -> None:
+def test_encoding_is_from_http_or_the_page(encoding: str, charset: str | None, meta: str) -> None:
     word = "pies żółty" if "8859" in encoding else "собака и кот" if "1251" in encoding else "猫とねこ"
     body = f"<html>{meta}<img src=a.jpg alt='{word}'>".encode(encoding)
     assert [text for _, _, text in found(links_of_page(body, PAGE, charset, no_bad))] == [word]
 
 
-def test_texts_that_cannot_be_used_are_told() -> None:
-    told: list[tuple[str, str]] = []
-    links = said([image("a.jpg", alt="x" * 70_000, title="fine"), image("b.jpg", alt="half \ud800 a pair")])
-    assert [text for _, _, text in found(links_of_wat(links, lambda *bad: told.append(bad)))] == ["fine"]
-    assert told == [("caption_too_long", PAGE), ("wrong_encoding", PAGE)]
+def test_texts_that_cannot_be_used_are_reported() -> None:
+    bad: list[tuple[str, str]] = []
+    links = wat_record([image("a.jpg", alt="x" * 70_000, title="fine"), image("b.jpg", alt="half \ud800 a pair")])
+    assert [text for _, _, text in found(links_of_wat(links, lambda *one: bad.append(one)))] == ["fine"]
+    assert bad == [("caption_too_long", PAGE), ("wrong_encoding", PAGE)]
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), seed=st.integers(0, 2**16), compressed=st.booleans())
-def test_a_broken_record_costs_itself_alone(tmp_path: Path, data: Any, seed: int, compressed: bool) -> None:
+def test_a_broken_record_loses_only_itself(tmp_path: Path, data: Any, seed: int, compressed: bool) -> None:
     rng = random.Random(seed)
     pages = [f"https://example.org/{i}" for i in range(8)]
     parts = [wat([image("a.jpg", alt=rng.randbytes(rng.randint(1, 200)).hex())], page) for page in pages]
@@ -192,19 +187,17 @@ def test_a_broken_record_costs_itself_alone(tmp_path: Path, data: Any, seed: int
     rest = [] if fault == "end of file" else parts[broken + 1 :]
     path = tmp_path / ("crawl.wat.gz" if compressed else "crawl.wat")
     path.write_bytes(b"".join([*parts[:broken], part, *rest]))
-    told: list[tuple[str, str]] = []
+    bad: list[tuple[str, str]] = []
     seen = {
-        record.headers.get("WARC-Target-URI") for record, _ in read_records(str(path), lambda *bad: told.append(bad))
+        record.headers.get("WARC-Target-URI") for record, _ in read_records(str(path), lambda *one: bad.append(one))
     }
     assert {*pages[:broken], *pages[broken + 1 : broken + 1 + len(rest)]} <= seen
-    assert len(told) <= 1
-    assert all(reason == "broken_record" for reason, _ in told)
+    assert len(bad) <= 1
+    assert all(reason == "broken_record" for reason, _ in bad)
 
 
 @pytest.mark.parametrize("error", [TimeoutError("timed out"), ConnectionResetError(), OSError(5, "I/O error")])
-def test_a_file_that_cannot_be_read_on_is_no_broken_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
-) -> None:
+def test_a_read_error_is_not_a_broken_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
     class Falls(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:
             if self.tell() > 100_000:
@@ -213,13 +206,13 @@ def test_a_file_that_cannot_be_read_on_is_no_broken_record(
 
     texts = random.Random(0).randbytes(400_000).hex()
     parts = [gzip.compress(wat([image("a.jpg", alt=texts[i : i + 4000])])) for i in range(0, len(texts), 4000)]
-    monkeypatch.setattr("vfm.data.files.open_binary", lambda path: Falls(b"".join(parts)))
+    monkeypatch.setattr("vfm.files.open_binary", lambda path: Falls(b"".join(parts)))
     with pytest.raises(UserError, match=r"^https://crawl/0\.warc\.wat\.gz: cannot be read: "):
         list(read_records("https://crawl/0.warc.wat.gz", no_bad))
 
 
 def crawl(tmp_path: Path) -> list[str]:
-    """A WAT and a WARC file with one address in both, a broken member and a broken record."""
+    """Write a WAT and a WARC file with one URL in both, a broken member and a broken record."""
     first = [
         record("warcinfo", "application/warc-fields", b"software: test"),
         wat([image("a.jpg", alt="a dog", title="pets"), image("b.jpg", alt="a cat")]),
@@ -267,7 +260,7 @@ def test_links_of_all_files_are_merged_and_sorted(run_stage: Any, tmp_path: Path
 
 @settings(max_examples=30, deadline=None)
 @given(names=st.lists(st.integers(0, 10**6), unique=True), num_buckets=st.integers(1, 40))
-def test_buckets_are_the_ranges_of_uids_and_any_is_read_alone(names: list[int], num_buckets: int) -> None:
+def test_buckets_are_ranges_of_uids_that_can_be_read_separately(names: list[int], num_buckets: int) -> None:
     links = [Link(f"https://a/{name}.jpg", 0, "a dog") for name in names]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "links/0.arrow"
@@ -308,7 +301,7 @@ def test_files_are_taken_from_a_list_of_paths(run_stage: Any, tmp_path: Path) ->
     assert {row["url"].rpartition("/")[2] for row in table_of(run_stage(stage))} == {"a.jpg", "b.jpg", "c.jpg", "d.jpg"}
 
 
-def test_files_that_a_list_names_are_part_of_the_identity_and_made_anew(run_stage: Any, tmp_path: Path) -> None:
+def test_listed_files_are_part_of_the_identity_and_read_again_when_changed(run_stage: Any, tmp_path: Path) -> None:
     first, second = crawl(tmp_path)
     listed = tmp_path / "wat.paths"
     listed.write_text(f"0.warc.wat.gz\n{second}\nhttps://elsewhere/2.warc.gz\n")  # one is absolute
@@ -328,10 +321,10 @@ def test_files_that_a_list_names_are_part_of_the_identity_and_made_anew(run_stag
     assert extract_file(job, 0).num_texts == 0
 
 
-def test_root_that_nothing_can_read_is_told_before_the_run(tmp_path: Path) -> None:
+def test_unreadable_root_is_an_error_before_the_run(tmp_path: Path) -> None:
     listed = tmp_path / "wat.paths"
     listed.write_text("0.warc.wat.gz\n")
-    with pytest.raises(UserError, match="nowhere://x/: not an address that fsspec knows"):
+    with pytest.raises(UserError, match="nowhere://x/: not a valid fsspec address"):
         ExtractLinks(name="links", path=str(listed), root="nowhere://x/").preflight(None)  # type: ignore[arg-type]
     ExtractLinks(name="links", path=str(listed)).preflight(None)  # type: ignore[arg-type]
     listed.with_suffix(".paths.gz").write_bytes(b"no gzip")
@@ -339,7 +332,7 @@ def test_root_that_nothing_can_read_is_told_before_the_run(tmp_path: Path) -> No
         list(ExtractLinks(name="links", path=str(listed.with_suffix(".paths.gz"))).sources())
 
 
-def test_files_without_images_are_told(run_stage: Any, tmp_path: Path) -> None:
+def test_files_without_images_are_an_error(run_stage: Any, tmp_path: Path) -> None:
     (tmp_path / "empty.warc.gz").write_bytes(b"")
     with pytest.raises(UserError, match="links: no image with a text in 1 files"):
         run_stage(ExtractLinks(name="links", path=str(tmp_path / "empty.warc.gz")))
@@ -362,8 +355,8 @@ def test_failed_downloads_are_listed_to_try_again(run_stage: Any, tmp_path: Path
         ("https://a/4.jpg", "okapi", ["okapi"]),
         ("https://a/5.jpg", None, []),
     ]
-    with pytest.raises(UserError, match=r"hopeless: not a regular expression of RE2's: \(\?=x"):
+    with pytest.raises(UserError, match=r"hopeless: expected a regular expression of RE2, got \(\?=x"):
         RetryLinks(name="x", path=str(tmp_path / "*.parquet"), hopeless="(?=x").preflight(None)  # type: ignore[arg-type]
     pq.write_table(pa.table({"url": ["x"]}), tmp_path / "00000.parquet")
-    with pytest.raises(UserError, match="no column 'status'; img2dataset's output is wanted"):
+    with pytest.raises(UserError, match="expected img2dataset's output with a column 'status', got url"):
         run_stage(RetryLinks(name="other", path=str(tmp_path / "*.parquet")))

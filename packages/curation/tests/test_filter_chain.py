@@ -1,4 +1,4 @@
-"""Filters before matching and balancing, on the made world with planted duplicates."""
+"""Filters before matching and balancing, on generated shapes with planted duplicates."""
 
 import random
 from typing import Any
@@ -6,15 +6,12 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from vfm.data import open_dataset
+from vfm.shapes.world import World
 from vfm.stages.shapes import ShapesPool
-from vfm.data.shapes.world import World
-from vfm_curation.balance_stage import MetaclipBalance
-from vfm_curation.filter_stage import FilterPool
-from vfm_curation.match_stage import MatchTexts
-from vfm_curation.metadata_stage import BuildMetadata
+from vfm_curation.stages import BuildMetadata, FilterPool, MatchTexts, MetaclipBalance
 
 
-def test_made_world_with_planted_duplicates_is_filtered_matched_and_balanced(make_pool: Any, run_stage: Any) -> None:
+def test_shapes_with_planted_duplicates_is_filtered_matched_and_balanced(make_pool: Any, run_stage: Any) -> None:
     made = run_stage(ShapesPool(name="made", num_samples=120, world=World(image_size=48)))
     source = open_dataset(made)
     originals = [source[i] for i in range(len(source))]

@@ -1,4 +1,4 @@
-"""The filters that ask a CLIP model, by plain twins over the same model."""
+"""The filters with a CLIP model, against plain twins with the same model."""
 
 import io
 from pathlib import Path
@@ -10,20 +10,20 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import save_file
-from vfm_curation.filter_stage import FilterPool
-from vfm_curation.filters.clusters import near_any, near_earlier, spherical_kmeans
 
-from vfm import ClipCheckpoint, LabeledDataset, Preflight, UserError
 from vfm.data import DatasetSpec, Shard, write_index, write_tar
 from vfm.models import build_clip, load_clip, save_clip
+from vfm.plugin import ClipCheckpoint, LabeledDataset, Preflight, UserError
 from vfm_curation.filters import buckets
+from vfm_curation.filters.clusters import near_any, near_earlier, spherical_kmeans
+from vfm_curation.stages import FilterPool
 
 NUMBER = 70
 TEXTS = ["a red dog", "the house in snow", "two people", "a lighthouse at night", "okapi"]
 
 
-def picture(seed: int, shift: int = 0) -> bytes:
-    """A picture of blobs; a small shift of its colours gives another file that a model sees as the same."""
+def image_file(seed: int, shift: int = 0) -> bytes:
+    """Return an image of blobs; a small shift of its colours gives another file with nearly the same embedding."""
     coarse = np.random.default_rng(seed).integers(20, 236, (4, 4, 3))
     image = Image.fromarray((coarse + shift).astype(np.uint8)).resize((32, 32), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
@@ -43,8 +43,8 @@ def uids() -> list[str]:
 
 @pytest.fixture(scope="module")
 def images(uids: list[str]) -> dict[str, bytes]:
-    """Every picture about twice, once with its colours shifted."""
-    return {uid: picture(i // 2, shift=i % 2) for i, uid in enumerate(uids)}
+    """Return every image about twice, once with its colours shifted."""
+    return {uid: image_file(i // 2, shift=i % 2) for i, uid in enumerate(uids)}
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_scores_are_cosines_and_are_cut_at_a_value_or_a_fraction(
     assert len(sure) > 100
 
 
-def test_fraction_keeps_as_many_as_asked_for(run_stage: Any, pool: Any, clip: ClipCheckpoint, tmp_path: Path) -> None:
+def test_fraction_keeps_that_fraction(run_stage: Any, pool: Any, clip: ClipCheckpoint, tmp_path: Path) -> None:
     save_file({"weight": np.linspace(-1, 1, clip.embed_dim, dtype=np.float32)}, tmp_path / "head.safetensors")
     head = {"type": "linear_score", "clip": "c", "head": str(tmp_path / "head.safetensors")}
     for fraction in (0.1, 0.3, 0.77):
@@ -124,21 +124,21 @@ def test_linear_head_scores_whole_images(
 
     save_file({"weight": weight[:, :7].copy()}, tmp_path / "narrow.safetensors")
     narrow = {**one, "head": str(tmp_path / "narrow.safetensors"), "min_score": 0}
-    complaint = f"takes embeddings of width 7; 'c' has {clip.embed_dim}"
-    with pytest.raises(UserError, match=complaint):
+    message = f"takes embeddings of width 7; 'c' has {clip.embed_dim}"
+    with pytest.raises(UserError, match=message):
         FilterPool(name="f", pool="p", filters=[narrow]).preflight(Preflight({}, {"c": clip.path}))
-    with pytest.raises(UserError, match=complaint):
+    with pytest.raises(UserError, match=message):
         run(run_stage, pool, narrow, "narrow", c=clip)
 
 
 def exact(vectors: dict[str, np.ndarray], limit: float) -> set[str]:
-    """The uids with no near earlier one."""
+    """Return the uids with no near earlier one."""
     order = sorted(vectors)
     return {a for i, a in enumerate(order) if all(vectors[a] @ vectors[b] < limit for b in order[:i])}
 
 
 def a_limit(vectors: dict[str, np.ndarray], share: float = 0.96) -> float:
-    """A cosine amid those of the pictures, with none near it, so that rounding decides nothing."""
+    """Return a cosine with a gap around it, so that rounding decides nothing."""
     matrix = np.stack(list(vectors.values()))
     cosines = np.sort((matrix @ matrix.T)[np.triu_indices(len(matrix), 1)])
     candidates = range(int(share * len(cosines)), int((share + 0.03) * len(cosines)))
@@ -146,7 +146,7 @@ def a_limit(vectors: dict[str, np.ndarray], share: float = 0.96) -> float:
     return float(cosines[place] + cosines[place - 1]) / 2
 
 
-def test_semantic_duplicates_of_one_cluster_are_those_of_comparing_all(
+def test_semantic_duplicates_with_one_cluster_equal_a_comparison_of_all(
     run_stage: Any, make_pool: Any, clip: ClipCheckpoint, samples: Any, images: dict[str, bytes], monkeypatch: Any
 ) -> None:
     vectors = embedded(clip, images)
@@ -159,7 +159,7 @@ def test_semantic_duplicates_of_one_cluster_are_those_of_comparing_all(
         assert passed_images(run(run_stage, pool, {**one, "clusters": 1}, f"f{name}", c=clip)) == expected
 
 
-def test_semantic_duplicates_of_several_clusters_drop_nothing_without_a_near_one(
+def test_semantic_duplicates_with_several_clusters_drop_only_images_with_a_near_one(
     run_stage: Any, make_pool: Any, clip: ClipCheckpoint, samples: Any, images: dict[str, bytes], monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(buckets, "ROWS_PER_BUCKET", 20)
@@ -172,10 +172,10 @@ def test_semantic_duplicates_of_several_clusters_drop_nothing_without_a_near_one
         kept.append(passed_images(run(run_stage, pool, one, f"f{name}", c=clip)))
     assert kept[0] == kept[1]
     assert exact(vectors, limit) <= kept[0]
-    assert len(kept[0]) < NUMBER - 10  # and many are found: each picture is there twice
+    assert len(kept[0]) < NUMBER - 10  # and many are found: each image occurs twice
 
 
-def test_near_pairs_in_blocks_are_those_of_comparing_all(monkeypatch: Any) -> None:
+def test_near_pairs_in_blocks_equal_a_comparison_of_all(monkeypatch: Any) -> None:
     monkeypatch.setattr("vfm_curation.filters.clusters.BLOCK", 7)
     vectors = torch.nn.functional.normalize(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     near = vectors @ vectors.T >= 0.9
@@ -192,33 +192,33 @@ def evaluation(tmp_path: Path) -> LabeledDataset:
     """Pictures 0 to 9 with shifted colours, as a labelled set, and one that is broken."""
     folder = tmp_path / "store" / "val"
     folder.mkdir(parents=True)
-    files = [picture(i, shift=2) for i in range(10)] + [b"broken"]
+    files = [image_file(i, shift=2) for i in range(10)] + [b"broken"]
     write_tar(tmp_path / "val.tar", ((f"{i}", {"png": data, "cls": b"0"}) for i, data in enumerate(files)))
     count = write_index(folder, [Shard.of(tmp_path / "val.tar", len(files))], DatasetSpec(label_key="cls"))
     return LabeledDataset.create(folder, num_samples=count, class_names=["blob"])
 
 
-def test_images_of_evaluation_sets_fall_by_hash_or_by_cosine(
+def test_images_of_evaluation_sets_are_dropped_by_hash_or_by_cosine(
     run_stage: Any, pool: Any, clip: ClipCheckpoint, uids: list[str], images: dict[str, bytes], evaluation: Any
 ) -> None:
     one = {"type": "decontaminate", "against": ["e"]}
     by_hash = run(run_stage, pool, one, "hash", e=evaluation)
     assert passed_images(by_hash) == {uid for i, uid in enumerate(uids) if i // 2 >= 10}
 
-    files = {str(i): picture(i, shift=2) for i in range(10)}
+    files = {str(i): image_file(i, shift=2) for i in range(10)}
     references = np.stack(list(embedded(clip, files).values()))
     vectors = embedded(clip, images)
     limit = a_limit(vectors | {f"e{name}": vector for name, vector in embedded(clip, files).items()}, 0.8)
     near = {uid for uid, vector in vectors.items() if (references @ vector).max() >= limit}
     by_both = run(run_stage, pool, {**one, "clip": "c", "min_cosine": limit}, "both", e=evaluation, c=clip)
     assert passed_images(by_both) == passed_images(by_hash) - near
-    assert near - {uid for i, uid in enumerate(uids) if i // 2 < 10}  # some that the hash alone lets pass
+    assert near - {uid for i, uid in enumerate(uids) if i // 2 < 10}  # some that the hash does not find
 
 
-def test_shards_in_which_nothing_stands_are_no_trouble(
+def test_shards_without_remaining_texts(
     run_stage: Any, make_pool: Any, clip: ClipCheckpoint, images: dict[str, bytes], evaluation: Any, tmp_path: Path
 ) -> None:
-    """The first shard has no captions, the second only short ones, the third no pictures."""
+    """Filter a pool whose first shard has no captions, whose second only short ones, whose third no images."""
     save_file({"weight": np.ones(clip.embed_dim, dtype=np.float32)}, tmp_path / "head.safetensors")
     made = [(f"x{i}", {"en": []}) for i in range(5)] + [(f"y{i}", {"en": ["dog"]}) for i in range(5)]
     made += [(f"z{i}", {"en": [f"a long text {i}"]}) for i in range(5)] + [

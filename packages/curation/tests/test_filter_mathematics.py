@@ -1,4 +1,4 @@
-"""The filters' mathematics against plain twins: comparing all with all, sorting everything, a dictionary."""
+"""The filters' mathematics against plain twins: comparing all pairs, sorting everything, a dictionary."""
 
 import io
 import json
@@ -14,20 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vfm import UserError
+from vfm.plugin import UserError
 from vfm_curation.filters import buckets
-from vfm_curation.filters.buckets import Buckets, Fallen
+from vfm_curation.filters.buckets import Buckets, Dropped
 from vfm_curation.filters.duplicates import first_of_each
-from vfm_curation.filters.hamming import block_masks, has_earlier_neighbour, near_any
+from vfm_curation.filters.hashes import block_masks, has_earlier_neighbour, near_any, phash
 from vfm_curation.filters.linear_head import head_width, read_head
-from vfm_curation.filters.phash import phash
-from vfm_curation.filters.top import kth_largest
+from vfm_curation.filters.scores import kth_largest
 
 bits64 = st.integers(0, 2**64 - 1)
 
 
 def near_hashes(number: int, seed: int) -> np.ndarray:
-    """Hashes of which many differ from another one in a few bits."""
+    """Return hashes of which many differ from another one in a few bits."""
     rng = random.Random(seed)
     made = [rng.getrandbits(64) for _ in range(number // 3)]
     while len(made) < number:
@@ -50,7 +49,7 @@ def test_hashes_within_the_distance_agree_on_some_mask(
     other = one ^ sum(1 << bit for bit in flipped)
     masks = block_masks(distance, number)
     assert any(one & int(mask) == other & int(mask) for mask in masks)
-    assert len(masks) < 5000 or distance > 8  # beyond, thousands of millions of hashes need more
+    assert len(masks) < 5000 or distance > 8  # larger distances need more for billions of hashes
 
 
 def test_more_hashes_mean_masks_of_more_bits() -> None:
@@ -59,7 +58,7 @@ def test_more_hashes_mean_masks_of_more_bits() -> None:
 
 
 @pytest.mark.parametrize("distance", [0, 1, 3, 6])
-def test_earlier_neighbours_within_a_key_are_those_of_comparing_all(distance: int) -> None:
+def test_earlier_neighbours_within_a_key_equal_a_comparison_of_all(distance: int) -> None:
     hashes, keys = near_hashes(240, distance), np.sort(np.random.default_rng(1).integers(0, 5, 240))
     near = (distances(hashes, hashes) <= distance) & (keys[:, None] == keys) & np.tri(240, k=-1, dtype=bool)
     assert 0 < near.any(axis=1).sum() < 240
@@ -67,7 +66,7 @@ def test_earlier_neighbours_within_a_key_are_those_of_comparing_all(distance: in
 
 
 @pytest.mark.parametrize("distance", [0, 2, 5])
-def test_near_to_any_is_that_of_comparing_all(distance: int) -> None:
+def test_near_any_equals_a_comparison_of_all(distance: int) -> None:
     hashes = near_hashes(300, 10 + distance)
     expected = (distances(hashes[:200], hashes[200:]) <= distance).any(axis=1)
     assert 0 < expected.sum() < 200
@@ -79,7 +78,7 @@ scores = st.floats(width=32, allow_nan=False)
 
 
 @given(st.lists(scores, min_size=1), st.data())
-def test_kth_largest_is_that_of_sorting(values: list[float], data: st.DataObject) -> None:
+def test_kth_largest_equals_sorting(values: list[float], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(values)))
     cut = data.draw(st.integers(0, len(values)))
     array = np.array(values, dtype=np.float32)
@@ -87,18 +86,18 @@ def test_kth_largest_is_that_of_sorting(values: list[float], data: st.DataObject
 
 
 def photo(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
-    """Something with structure, so that its hash has no ties: soft blobs of colour."""
+    """Return blurred blobs of colour: with structure, so that the hash has no ties."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
     return coarse.resize(size, Image.Resampling.BICUBIC)
 
 
-def test_phash_is_that_of_imagehash() -> None:
+def test_phash_equals_imagehash() -> None:
     for seed in range(30):
         assert f"{phash(photo(seed)):016x}" == str(imagehash.phash(photo(seed)))
 
 
-def test_phash_outlives_another_size_and_quality_and_tells_pictures_apart() -> None:
+def test_phash_is_robust_to_size_and_quality_and_differs_between_images() -> None:
     for seed in range(20):
         buffer = io.BytesIO()
         photo(seed).resize((60, 45)).save(buffer, format="JPEG", quality=40)
@@ -106,7 +105,7 @@ def test_phash_outlives_another_size_and_quality_and_tells_pictures_apart() -> N
         assert (phash(photo(seed)) ^ phash(photo(seed + 1))).bit_count() > 12
 
 
-def test_flat_pictures_have_one_hash_without_noise() -> None:
+def test_flat_images_have_the_same_hash() -> None:
     flat = {phash(Image.new("RGB", (50, 40), (grey, grey, grey))) for grey in (1, 77, 128, 255)}
     assert flat == {1 << 63}
 
@@ -115,7 +114,7 @@ units = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(0, 
 
 
 @given(units)
-def test_first_of_each_is_that_of_a_dictionary(rows: list[tuple[int, int, int, int]]) -> None:
+def test_first_of_each_equals_a_dictionary(rows: list[tuple[int, int, int, int]]) -> None:
     columns = zip(*rows, strict=True) if rows else [()] * 4
     names = ["key", "uid", "shard", "unit"]
     kinds = [pa.uint64(), pa.string(), pa.int32(), pa.int32()]
@@ -129,7 +128,7 @@ def test_first_of_each_is_that_of_a_dictionary(rows: list[tuple[int, int, int, i
     assert len(first) + len(later) == len(rows)
 
 
-def test_buckets_give_back_every_row_in_its_bucket_and_in_order(
+def test_buckets_give_back_every_row_in_its_bucket_and_map_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(buckets, "BYTES_IN_MEMORY", 1000)  # so that files are appended to
@@ -145,23 +144,23 @@ def test_buckets_give_back_every_row_in_its_bucket_and_in_order(
     assert made.read(6) is None
 
 
-def test_rows_wait_by_their_bytes_for_a_row_may_hold_an_embedding(tmp_path: Path) -> None:
+def test_rows_are_written_by_their_size_in_bytes(tmp_path: Path) -> None:
     made, vectors = Buckets(tmp_path / "b", 1), pa.array(np.zeros(1 << 25, np.float32))  # 128 MiB in 64 rows
     made.add(pa.table({"vector": pa.FixedSizeListArray.from_arrays(vectors, 1 << 19)}), np.zeros(64, int))
     assert (tmp_path / "b" / "0").exists()
 
 
 @pytest.mark.parametrize("number", [1, 3, 50])
-def test_fallen_units_are_told_shard_by_shard(tmp_path: Path, number: int) -> None:
-    fallen, rng = Fallen(tmp_path / "f", number, 9), np.random.default_rng(1)
+def test_dropped_units_are_read_shard_by_shard(tmp_path: Path, number: int) -> None:
+    units, rng = Dropped(tmp_path / "f", number, 9), np.random.default_rng(1)
     dropped = {(int(shard), int(unit)) for shard, unit in rng.integers(0, 9, (30, 2))}
     places = pa.table({"shard": [s for s, _ in dropped] * 2, "unit": [u for _, u in dropped] * 2})
-    fallen.add(places)
-    masks = list(fallen.passing(pa.table({"unit": np.arange(9)}) for _ in range(9)))
+    units.add(places)
+    masks = list(units.passing(pa.table({"unit": np.arange(9)}) for _ in range(9)))
     assert {(s, u) for s, mask in enumerate(masks) for u in np.flatnonzero(~mask)} == dropped
 
 
-def test_head_is_read_by_its_header_and_bad_files_are_told(tmp_path: Path) -> None:
+def test_head_width_is_read_from_the_header_and_bad_files_are_errors(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
     weight = np.arange(6, dtype=np.float32)
@@ -175,11 +174,11 @@ def test_head_is_read_by_its_header_and_bad_files_are_told(tmp_path: Path) -> No
     save_file({"weight": weight.reshape(2, 3)}, tmp_path / "wide.safetensors")
     (tmp_path / "text.safetensors").write_text("hello")
     (tmp_path / "list.safetensors").write_bytes(struct.pack("<Q", 2) + json.dumps([]).encode())
-    for name, complaint in {
-        "wide": r"wanted `weight`, \(D,\) or \(1, D\)",
-        "text": "no safetensors file",
-        "list": "no safetensors file",
+    for name, message in {
+        "wide": r"expected `weight`, \(D,\) or \(1, D\)",
+        "text": "not a safetensors file",
+        "list": "not a safetensors file",
         "none": "no such file",
     }.items():
-        with pytest.raises(UserError, match=complaint):
+        with pytest.raises(UserError, match=message):
             head_width(tmp_path / f"{name}.safetensors")

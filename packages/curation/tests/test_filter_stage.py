@@ -1,4 +1,4 @@
-"""`curation.filter` over pools on disk: each filter by a plain twin, whatever the shards; bad images, kills, chains."""
+"""`curation.filter` over pools on disk: each filter against a plain twin, with any shards; bad images, kills, chains."""
 
 import hashlib
 import io
@@ -8,32 +8,30 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
 from pydantic import ValidationError
 
-from vfm import Artifact, Context, Event, Pool, Preflight, UserError
 from vfm.data import open_balanced, open_dataset
-from vfm.stages.data import Pairs
 from vfm.panels import load_panels
-from vfm_curation.balance_stage import MetaclipBalance
-from vfm_curation.filter_stage import FilterPool
-from vfm_curation.filters import AnyFilter, buckets, near_duplicates
-from vfm_curation.filters.phash import phash
+from vfm.plugin import Artifact, Context, Event, Pool, Preflight, UserError
+from vfm.stages.data import Pairs
+from vfm_curation.filters import buckets, duplicates
+from vfm_curation.filters.hashes import phash
 from vfm_curation.language import detect
-from vfm_curation.match_stage import MatchTexts
-from vfm_curation.metadata_stage import BuildMetadata
+from vfm_curation.stages import BuildMetadata, Filter, FilterPool, MatchTexts, MetaclipBalance, RowFilter
 
 Samples = list[tuple[str, dict[str, list[str]]]]
 
 
 def jpeg(seed: int, size: tuple[int, int] = (64, 48), quality: int = 90) -> bytes:
-    """A picture with structure; the same seed in another size or quality looks the same."""
+    """Return an image with structure; the same seed in another size or quality looks the same."""
     coarse = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8))
     buffer = io.BytesIO()
     coarse.resize((256, 192), Image.Resampling.BICUBIC).resize(size).save(buffer, format="JPEG", quality=quality)
@@ -44,7 +42,7 @@ WORDS = ["a", "dog", "red", "house", "in", "snow", "the"]
 
 
 def world(number: int = 90, seed: int = 0) -> tuple[Samples, dict[str, bytes], dict[str, str]]:
-    """Samples of one to three captions with many repetitions: of texts, files, addresses, pictures."""
+    """Return samples of one to three captions with many repetitions: of texts, files, URLs, images."""
     rng = random.Random(seed)
     samples: Samples = []
     images, urls = {}, {}
@@ -85,19 +83,19 @@ def texts_of(samples: Samples) -> dict[tuple[str, str, int], str]:
 
 
 def whole_images(samples: Samples, uids: Iterable[str]) -> set[tuple[str, str, int]]:
-    wanted = set(uids)
-    return {place for place in texts_of(samples) if place[0] in wanted}
+    chosen = set(uids)
+    return {place for place in texts_of(samples) if place[0] in chosen}
 
 
 def first_uids(values: Mapping[str, Any]) -> set[str]:
-    """Of the uids with equal values the smallest."""
+    """Return the smallest of the uids with equal values."""
     first: dict[Any, str] = {}
     for uid in sorted(values):
         first.setdefault(values[uid], uid)
     return set(first.values())
 
 
-def test_length_keeps_what_a_plain_twin_keeps(make_pool: Any, run_stage: Any) -> None:
+def test_caption_length_equals_a_plain_twin(make_pool: Any, run_stage: Any) -> None:
     samples, _, _ = world()
     for number, (options, keeps) in enumerate(
         [
@@ -113,11 +111,11 @@ def test_length_keeps_what_a_plain_twin_keeps(make_pool: Any, run_stage: Any) ->
         assert 0 < len(expected) < len(texts_of(samples))
 
 
-def test_size_keeps_what_a_plain_twin_keeps_without_decoding(make_pool: Any, run_stage: Any) -> None:
+def test_image_size_equals_a_plain_twin_without_decoding(make_pool: Any, run_stage: Any) -> None:
     samples, images, _ = world()
     sizes = [(40, 40), (39, 40), (120, 40), (40, 120), (121, 40), (40, 121), (300, 90)]
     images = {uid: jpeg(i, sizes[i % len(sizes)]) for i, uid in enumerate(images)}
-    images[samples[0][0]] = images[samples[0][0]][:700]  # the header is whole: the pixels could not be decoded
+    images[samples[0][0]] = images[samples[0][0]][:700]  # the header is whole, the pixels cannot be decoded
     with pytest.raises(OSError, match="truncated"):
         Image.open(io.BytesIO(images[samples[0][0]])).load()
     subset = run(run_stage, make_pool("p", samples, images=images), [{"type": "image_size", "min_side": 40}])
@@ -135,7 +133,7 @@ def bucket_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.usefixtures("bucket_size")
 @pytest.mark.parametrize("of", ["url", "text", "image", "phash"])
-def test_duplicates_are_those_of_a_dictionary_whatever_the_shards(make_pool: Any, run_stage: Any, of: str) -> None:
+def test_duplicates_equal_a_dictionary_with_any_shards(make_pool: Any, run_stage: Any, of: str) -> None:
     samples, images, urls = world()
     texts = texts_of(samples)
     if of == "text":
@@ -215,7 +213,7 @@ def test_each_text_has_the_reason_of_the_first_filter_it_failed(make_pool: Any, 
 def test_bad_images_are_skipped_and_counted_by_reason(make_pool: Any, run_stage: Any) -> None:
     samples, images, _ = world(40)
     uids = [uid for uid, _ in samples]
-    images[uids[3]] = b"no picture"
+    images[uids[3]] = b"not an image"
     images[uids[4]] = images[uids[4]][:300]
     samples[5] = (uids[5], {"en": []})
     pool = make_pool("pool", samples, shard_size=11, images=images)
@@ -223,12 +221,14 @@ def test_bad_images_are_skipped_and_counted_by_reason(make_pool: Any, run_stage:
     subset = run(run_stage, pool, [{"type": "near_duplicates", "max_distance": 0}], send=events.append)
     found = verdicts(subset)
     assert {uid for (uid, *_), reason in found.items() if reason == "unreadable_image"} == {uids[3], uids[4]}
-    told = Counter(event.data["reason"] for event in events if event.type == "bad_sample")
-    assert told == {"unreadable_image": 2, "missing_caption": 1}
+    reported = Counter(event.data["reason"] for event in events if event.type == "bad_sample")
+    assert reported == {"unreadable_image": 2, "missing_caption": 1}
     assert uids[5] not in {uid for uid, *_ in found}
 
 
-def test_a_distance_that_costs_much_is_told(make_pool: Any, run_stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warning_reports_an_expensive_distance(
+    make_pool: Any, run_stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     samples, images, _ = world(12)
     pool = make_pool("pool", samples, images=images)
 
@@ -239,8 +239,8 @@ def test_a_distance_that_costs_much_is_told(make_pool: Any, run_stage: Any, monk
         )
         return [event.data["message"] for event in events if event.type == "warning"]
 
-    assert warnings(10) == []  # so few images are in few groups
-    monkeypatch.setattr(near_duplicates, "MANY_ROWS", 5)
+    assert warnings(10) == []  # few images need few masks
+    monkeypatch.setattr(duplicates, "MANY_ROWS", 5)
     assert warnings(4) == []
     assert warnings(9) == [
         "near_duplicates: with max_distance 9 each of 12 images is written and sorted 10 times, with 4 5 times"
@@ -257,11 +257,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def where(event: Event) -> tuple[str | None, int]:
-    """How far a filtering is: what is being done, and of how many shards."""
+    """Return how far a filter run is: the current pass and its number of shards."""
     return event.data["shown"].get("filter"), event.data["done"]
 
 
-def test_killed_filter_goes_on_and_ends_as_if_nothing_had_happened(make_pool: Any, run_stage: Any) -> None:
+def test_killed_filter_resumes_and_ends_with_the_same_files(make_pool: Any, run_stage: Any) -> None:
     samples, images, urls = world()
     pool = make_pool("pool", samples, shard_size=20, images=images, urls=urls)
     filters = [
@@ -286,11 +286,11 @@ def test_killed_filter_goes_on_and_ends_as_if_nothing_had_happened(make_pool: An
         measured = {
             str(f): f.stat().st_mtime_ns for name in ("texts", "images") for f in work.glob(f"{name}/*.parquet")
         }
-        assert measured | times == measured  # what was whole is not made again
+        assert measured | times == measured  # whole files are not written again
         times = measured
     subset = run(run_stage, pool, filters)
     assert contents(subset.path) == contents(unbroken.path)
-    assert {path.name for path in work.parent.iterdir()} == {"filtered", "unbroken"}  # nothing is left beside
+    assert {path.name for path in work.parent.iterdir()} == {"filtered", "unbroken"}  # no other folder remains
 
 
 def test_several_processes_make_the_same_files(make_pool: Any, run_stage: Any) -> None:
@@ -302,7 +302,7 @@ def test_several_processes_make_the_same_files(make_pool: Any, run_stage: Any) -
     assert contents(one.path) == contents(two.path)
 
 
-def test_of_a_balanced_subset_the_kept_texts_are_judged_and_are_not_drawn_again(
+def test_kept_texts_of_a_balanced_subset_are_filtered_and_not_drawn_again(
     make_pool: Any, run_stage: Any, tmp_path: Path
 ) -> None:
     rng = random.Random(0)
@@ -326,7 +326,7 @@ def test_of_a_balanced_subset_the_kept_texts_are_judged_and_are_not_drawn_again(
     assert Pool.load(subset.linked(subset.pool)).path.resolve() == pool.path.resolve()
 
 
-def test_languages_are_those_that_fasttext_finds(make_pool: Any, run_stage: Any) -> None:
+def test_languages_are_those_that_fasttext_detects(make_pool: Any, run_stage: Any) -> None:
     english = ["a dog runs through the deep snow", "two people are walking along the beach"]
     german = ["ein Hund rennt durch den tiefen Schnee", "zwei Leute gehen am Strand spazieren"]
     samples = [
@@ -347,31 +347,31 @@ def test_languages_are_those_that_fasttext_finds(make_pool: Any, run_stage: Any)
     assert passed(subset) == {place for place, text in texts_of(samples).items() if text in sure}
 
 
-def test_nothing_that_passes_is_told_in_one_line(make_pool: Any, run_stage: Any) -> None:
+def test_no_passing_text_is_an_error_in_one_line(make_pool: Any, run_stage: Any) -> None:
     samples, images, _ = world(20)
     pool = make_pool("pool", samples, images=images)
     total = len(texts_of(samples))
     with pytest.raises(UserError, match=rf"no text of 'p' passes all filters: {total} caption_length"):
         run(run_stage, pool, [{"type": "caption_length", "min_words": 99}])
-    with pytest.raises(UserError, match="duplicates of url: no sample tells its URL"):
+    with pytest.raises(UserError, match="duplicates of url: no sample has a URL"):
         run(run_stage, pool, [{"type": "duplicates", "of": "url"}], "urls")
 
 
 @pytest.mark.parametrize(
-    ("filters", "complaint"),
+    ("filters", "message"),
     [
         ([], "at least 1 item"),
         ([{"type": "caption_lenght"}], "caption_length"),
         ([{"type": "caption_length", "min_words": 5, "max_words": 4}], "at least 5 and at most 4 words"),
-        ([{"type": "image_size", "max_aspect": 0.5}], "greater than or equal to 1"),
-        ([{"type": "near_duplicates", "max_distance": 30}], "less than or equal to 10"),
+        ([{"type": "image_size", "max_aspect": 0.5}], "must be at least 1, got 0.5"),
+        ([{"type": "near_duplicates", "max_distance": 30}], "must be at most 10, got 30"),
         ([{"type": "clip_score", "clip": "c"}], "exactly one of min_score, max_score, top_fraction, bottom_fraction"),
-        ([{"type": "clip_score", "clip": "c", "top_fraction": 1.5}], "less than 1"),
+        ([{"type": "clip_score", "clip": "c", "top_fraction": 1.5}], "must be less than 1"),
         ([{"type": "decontaminate", "against": ["e"], "clip": "c"}], "clip and min_cosine belong together"),
     ],
 )
-def test_configurations_that_make_no_sense_are_refused(filters: list[Any], complaint: str) -> None:
-    with pytest.raises(ValidationError, match=complaint):
+def test_invalid_configurations_are_rejected(filters: list[Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         FilterPool(name="f", pool="p", filters=filters)
 
 
@@ -379,11 +379,12 @@ def test_filters_of_the_readme_are_valid() -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     block = readme[readme.index("    - kind: curation.filter") :].partition("\n\n")[0]
     (stage,) = yaml.safe_load(textwrap.dedent(block))
-    kinds = {one.type for one in FilterPool.model_validate(stage).filters}
-    assert kinds == {branch.model_fields["type"].default for branch in get_args(get_args(AnyFilter)[0])}
+    types = {one.type for one in FilterPool.model_validate(stage).filters}
+    ours = {name for name, choice in Filter.choices.items() if choice.__module__.startswith("vfm_curation.")}
+    assert types == ours
 
 
-def test_links_are_freed_of_equal_addresses_before_anything_is_downloaded(run_stage: Any, tmp_path: Path) -> None:
+def test_links_are_deduplicated_by_url_before_a_download(run_stage: Any, tmp_path: Path) -> None:
     samples, _, urls = world()
     rows = [{"uid": uid, "url": urls.get(uid), "text": texts["en"]} for uid, texts in samples]
     (tmp_path / "pool.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -394,29 +395,29 @@ def test_links_are_freed_of_equal_addresses_before_anything_is_downloaded(run_st
     assert {uid for (uid, *_), reason in verdicts(subset).items() if reason != "duplicate_url"} == by_url
     assert set(verdicts(subset).values()) == {"", "duplicate_url", "duplicate_text"}
 
-    blind = FilterPool(name="f", pool="p", filters=[{"type": "duplicates", "of": "url"}, {"type": "image_size"}])
-    with pytest.raises(UserError, match=r"^filters\[1\] image_size: looks at images, and 'p' has texts alone$"):
-        blind.preflight(Preflight({"p": stage}, {}))
-    with pytest.raises(UserError, match="image_size: looks at images, and 'p' has texts alone"):
-        run_stage(blind, p=pool)
+    needs_images = FilterPool(name="f", pool="p", filters=[{"type": "duplicates", "of": "url"}, {"type": "image_size"}])
+    with pytest.raises(UserError, match=r"^filters\[1\] image_size: reads images, but 'p' has only texts$"):
+        needs_images.preflight(Preflight({"p": stage}, {}))
+    with pytest.raises(UserError, match="image_size: reads images, but 'p' has only texts"):
+        run_stage(needs_images, p=pool)
 
 
-def test_preflight_tells_every_mistake_in_a_line(tmp_path: Path) -> None:
+def test_preflight_reports_each_mistake_in_a_line(tmp_path: Path) -> None:
     filters = [
         {"type": "clip_score", "clip": "c", "min_score": 28},
         {"type": "decontaminate", "against": ["p"]},
         {"type": "linear_score", "clip": "c", "head": str(tmp_path / "none.safetensors"), "max_score": 0.5},
     ]
     stage = FilterPool(name="f", pool="p", filters=filters)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         stage.preflight(Preflight({}, {}))
-    lines = str(told.value).splitlines()
+    lines = str(error.value).splitlines()
     assert [line.split(":")[0] for line in lines] == [f"filters[{i}] {one['type']}" for i, one in enumerate(filters)]
-    assert ["no cosine" in lines[0], "itself" in lines[1], "no such file" in lines[2]] == [True] * 3
+    assert ["expected a cosine" in lines[0], "itself" in lines[1], "no such file" in lines[2]] == [True] * 3
     assert list(stage.sources()) == [str(tmp_path / "none.safetensors")]
 
 
-def test_a_context_counts_bad_samples_beyond_those_shown(make_pool: Any) -> None:
+def test_bad_samples_beyond_those_shown_are_counted(make_pool: Any) -> None:
     samples, images, _ = world(60)
     images = {uid: b"?" if number < 40 else image for number, (uid, image) in enumerate(images.items())}
     pool = make_pool("pool", samples, shard_size=1000, images=images)
@@ -426,3 +427,30 @@ def test_a_context_counts_bad_samples_beyond_those_shown(make_pool: Any) -> None
     context = Context("f", *folders, {"p": pool.path})
     FilterPool(name="f", pool="p", filters=[{"type": "image_size", "min_side": 1}]).run(context)
     assert context.bad == {"unreadable_image": 40}
+
+
+class EvenWords(RowFilter):
+    """Keep texts with an even number of words that contain `word`."""
+
+    type: Literal["even_words"] = "even_words"
+    word: str = "a"
+
+    columns: ClassVar[frozenset[str]] = frozenset({"caption"})
+    work: ClassVar[str] = f"{__name__}:has_even_words"
+
+
+def has_even_words(config: EvenWords, table: pa.Table) -> pa.Array:
+    captions = table["caption"].to_pylist()
+    return pa.array(len(text.split()) % 2 == 0 and config.word in text.split() for text in captions)
+
+
+def test_a_plugins_filter_fills_the_slot_and_reads_captions(make_pool: Any, run_stage: Any) -> None:
+    samples, _, _ = world()
+    filters = [{"type": "caption_length", "min_words": 2, "min_characters": 0}, {"type": "even_words", "word": "dog"}]
+    subset = run(run_stage, make_pool("pool", samples), filters)
+    texts = {place: text.split() for place, text in texts_of(samples).items()}
+    expected = {place for place, words in texts.items() if len(words) % 2 == 0 and "dog" in words}
+    assert passed(subset) == expected
+    assert set(verdicts(subset).values()) == {"", "caption_length", "even_words"}
+    with pytest.raises(ValidationError, match="unknown key; did you mean 'word'"):
+        FilterPool(name="f", pool="p", filters=[{"type": "even_words", "wrod": "dog"}])

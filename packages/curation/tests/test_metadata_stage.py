@@ -1,4 +1,4 @@
-"""curation.metadata as a recipe writes it: sources merged in order, a list for each language, mistakes in one line."""
+"""curation.metadata in recipes: sources merged in order, a list for each language, errors in one line."""
 
 import bz2
 import random
@@ -15,14 +15,13 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from vfm import CuratedSubset, Event, Preflight, UserError
 from vfm.config import error_lines
 from vfm.data import SUBSET_FILE, subset_schema
 from vfm.panels import load_panels
+from vfm.plugin import CuratedSubset, Event, Preflight, UserError
 from vfm.stage import refs
-from vfm_curation.match_stage import MatchTexts
 from vfm_curation.metadata import load_entries
-from vfm_curation.metadata_stage import BuildMetadata
+from vfm_curation.stages import BuildMetadata, MatchTexts
 
 GERMAN = ["ein Hund im Schnee", "ein Hund am See", "ein roter Hund"] * 4
 ENGLISH = ["a dog in the snow", "a dog by a lake", "a red dog"] * 4
@@ -41,7 +40,7 @@ def rows(metadata: Any) -> list[tuple[str, str, str]]:
     return [tuple(row.values()) for row in load_entries(metadata).to_pylist()]
 
 
-def test_sources_are_merged_in_order_and_each_entry_keeps_its_first(
+def test_sources_are_merged_map_in_order_and_each_entry_keeps_its_first(
     run_stage: Any, make_pool: Any, wiki: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.txt").write_text("okapi\nthe\nU.S.\n", encoding="utf-8")
@@ -113,7 +112,7 @@ def test_captions_in_several_languages_give_each_its_own_entries(run_stage: Any,
         run_stage(BuildMetadata(name="fr", languages=["fr"], **settings), p=pool)
 
 
-def test_entries_of_a_language_without_spaces_are_its_own_and_match(run_stage: Any, make_pool: Any) -> None:
+def test_entries_of_a_language_without_spaces_belong_to_it_and_match(run_stage: Any, make_pool: Any) -> None:
     pool = make_pool("pool", [(str(i), {"zh": ["黑猫在睡觉", "白猫"]}) for i in range(9)])
     metadata = run_stage(BuildMetadata(name="entries", captions="p"), p=pool)
     assert metadata.languages == ["zh"]
@@ -150,12 +149,12 @@ def test_the_same_entries_from_any_number_of_processes_and_any_order_of_captions
     assert len(hashes) == 1
 
 
-def test_a_threshold_that_no_pair_can_reach_is_told(run_stage: Any, wiki: Path) -> None:
+def test_a_warning_reports_a_threshold_that_no_bigram_can_reach(run_stage: Any, wiki: Path) -> None:
     events: list[Event] = []
     merge = [{"type": "wikipedia", "dump": str(wiki), "unigram_min_count": 1}]
     run_stage(BuildMetadata(name="entries", merge=merge), send=events.append)
     (warning,) = [event.data["message"] for event in events if event.type == "warning"]
-    assert warning.startswith("no pair of words has a PMI of 30 bits; 48 words can reach 5.6:")
+    assert warning.startswith("no bigram has a PMI of 30 bits; 48 words can reach 5.6:")
     progress = [event.data for event in events if event.type == "progress"]
     assert progress[-1]["shown"]["pages"] == 12
 
@@ -164,10 +163,15 @@ def test_sources_of_the_readme_are_valid() -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"\n\n((?:    .*\n)*    - kind: curation\.metadata\n(?:    .*\n)+)", readme)
     (stage,) = yaml.safe_load(textwrap.dedent(block))
-    assert {part.type for part in BuildMetadata(**stage).parts} == {"wordnet", "wikipedia", "pageviews", "captions"}
+    assert {source.type for source in BuildMetadata(**stage).entry_sources} == {
+        "wordnet",
+        "wikipedia",
+        "pageviews",
+        "captions",
+    }
 
 
-def test_entries_may_stand_in_the_recipe(run_stage: Any) -> None:
+def test_entries_may_be_written_in_the_recipe(run_stage: Any) -> None:
     merge = [{"type": "words", "words": ["Katze", "!", "Hund"], "language": "de"}]
     assert rows(run_stage(BuildMetadata(name="entries", merge=merge))) == [
         ("de", "Katze", "recipe"),
@@ -175,47 +179,47 @@ def test_entries_may_stand_in_the_recipe(run_stage: Any) -> None:
     ]
 
 
-def test_a_folder_without_wordnet_is_told_before_anything_runs(tmp_path: Path) -> None:
+def test_a_folder_without_wordnet_is_an_error_before_the_run(tmp_path: Path) -> None:
     stage = BuildMetadata(name="entries", merge=[{"type": "wordnet", "path": str(tmp_path)}])
     with pytest.raises(UserError, match=r"data\.noun: no such file"):
         stage.preflight(Preflight({}, {}))
 
 
-def test_sources_that_hold_nothing_are_told(run_stage: Any, tmp_path: Path) -> None:
+def test_sources_without_entries_are_an_error(run_stage: Any, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("!\n\n" + "x" * 10_000, encoding="utf-8")
-    with pytest.raises(UserError, match=r"entries: holds no entries"):
+    with pytest.raises(UserError, match=r"entries: has no entries"):
         run_stage(BuildMetadata(name="entries", merge=[{"type": "list", "path": str(tmp_path / "a.txt")}]))
 
 
 @pytest.mark.parametrize(
     ("merge", "line"),
     [
-        ([], "merge: [] is wrong: list should have at least 1 item after validation, not 0"),
-        ([{"type": "wikpedia"}], "merge.0: 'wikpedia' is no source of entries; did you mean 'wikipedia'?"),
+        ([], "merge: []: list should have at least 1 item after validation, not 0"),
+        ([{"type": "wikpedia"}], "merge.0: type 'wikpedia' is not known; did you mean 'wikipedia'?"),
         ([{"type": "wordnet"}], "merge.0.path: is required (folder with data.noun"),
         ([{"type": "wordnet", "path": "x", "langage": "en"}], "merge.0.langage: unknown key; did you mean 'language'?"),
         ([{"type": "wikipedia"}], "merge.0: give exactly one of dump and text"),
         ([{"type": "wikipedia", "text": "x", "bigram_rank": "score"}], "merge.0: bigram_rank score needs max_bigrams"),
-        ([{"type": "pageviews", "paths": "x", "share": 2}], "merge.0.share: 2 is wrong: "),
-        ([{"type": "captions", "pool": "p", "tokenizer": "jieba"}], "merge.0.tokenizer: 'jieba' is not allowed"),
+        ([{"type": "pageviews", "paths": "x", "share": 2}], "merge.0.share: must be at most 1, got 2"),
+        ([{"type": "captions", "pool": "p", "tokenizer": "jieba"}], "merge.0.tokenizer: 'jieba' is not a valid choice"),
     ],
 )
-def test_mistakes_in_a_source_are_one_clear_line(merge: list[dict[str, str]], line: str) -> None:
+def test_mistakes_in_a_source_are_one_line(merge: list[dict[str, str]], line: str) -> None:
     with pytest.raises(ValidationError) as error:
         BuildMetadata(name="entries", merge=merge)
-    ((where, told),) = error_lines(error.value, BuildMetadata)
-    assert f"{'.'.join(map(str, where))}: {told}".startswith(line)
+    ((where, message),) = error_lines(error.value, BuildMetadata)
+    assert f"{'.'.join(map(str, where))}: {message}".startswith(line)
 
 
-def test_settings_of_captions_without_captions_are_refused() -> None:
+def test_settings_of_captions_without_captions_are_rejected() -> None:
     with pytest.raises(ValidationError, match="languages, min_count: only with captions"):
         BuildMetadata(name="entries", path="x", min_count=3, languages=["en"])
 
 
-def test_a_recipe_is_planned_without_arrow_numpy_or_the_extras() -> None:
+def test_a_recipe_is_planned_without_torch_numba_or_the_extras() -> None:
     code = (
-        "import sys\nfrom vfm_curation.metadata_stage import BuildMetadata\n"
+        "import sys\nfrom vfm_curation.stages import BuildMetadata\n"
         "BuildMetadata(name='e', merge=[{'type': 'wikipedia', 'dump': 'x'}]).model_dump()\n"
-        "assert not {'pyarrow', 'numpy', 'mwparserfromhell', 'icu4py'} & set(sys.modules)"
+        "assert not {'torch', 'numba', 'mwparserfromhell', 'icu4py'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""Wikipedia's words, pairs and titles: from dumps and hourly page views that the tests write themselves."""
+"""Wikipedia's words, bigrams and titles: from dumps and hourly page views that the tests write."""
 
 import bz2
 import gzip
@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from vfm import Context, Event, UserError
-from vfm_curation.engine import in_order
+from vfm.plugin import Context, Event, UserError
+from vfm_curation.engine import map_in_order
 from vfm_curation.metadata import Corpus, Vocabulary
 from vfm_curation.metadata.counting import SpillingCounter
-from vfm_curation.metadata.dump import articles
-from vfm_curation.metadata.pageviews import views_of_hour
 from vfm_curation.metadata.tokenizers import caption_words, characters, find_tokenizer, icu_words, prose_words
+from vfm_curation.metadata.wikimedia import articles, views_of_hour
 from vfm_curation.metadata.wikipedia import plain_text
 
 PAGE = "<page><title>{title}</title><ns>{ns}</ns>{redirect}<revision><text>{text}</text></revision></page>\n"
@@ -21,7 +20,7 @@ DUMP = '<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/"><siteinfo/>
 
 
 def dump_of(path: Path, texts: list[str]) -> Path:
-    """A dump in which a redirect, a talk page and an empty page stand between the articles."""
+    """Write a dump with a redirect, a talk page and an empty page among the articles."""
     pages = [PAGE.format(title=f"a{i}", ns=0, redirect="", text=text) for i, text in enumerate(texts)]
     pages.insert(1, PAGE.format(title="r", ns=0, redirect='<redirect title="x"/>', text="#REDIRECT [[redirected]]"))
     pages.insert(1, PAGE.format(title="t", ns=1, redirect="", text="talked"))
@@ -38,7 +37,7 @@ def counted(counter: SpillingCounter) -> dict[str, int]:
     return {row["key"]: row["count"] for table in counter.tables() for row in table.to_pylist()}
 
 
-def test_articles_alone_are_read_from_a_dump(tmp_path: Path) -> None:
+def test_only_articles_are_read_from_a_dump(tmp_path: Path) -> None:
     places: list[int] = []
     path = dump_of(tmp_path / "wiki.xml.bz2", ["one &amp; two", "three"])
     assert list(articles(path, places.append)) == ["one & two", "three", ""]
@@ -53,7 +52,7 @@ def test_a_dump_of_several_bz2_streams_is_read_to_its_end(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "complaint"),
+    ("name", "content", "message"),
     [
         ("a.xml.bz2", bz2.compress(b"<mediawiki><page></page>" * 9)[:-9], "end-of-stream"),
         ("a.xml.bz2", b"<mediawiki/>", "Invalid data stream"),
@@ -61,13 +60,13 @@ def test_a_dump_of_several_bz2_streams_is_read_to_its_end(tmp_path: Path) -> Non
         ("a.xml.gz", gzip.compress(b"<mediawiki></mediawiki>")[:12] + b"\xff\xff\xff", "a.xml.gz: "),
         ("a.xml", b"<mediawiki><page>", "not readable as XML: no element found"),
         ("a.xml", b"", "not readable as XML"),
-        ("a.xml", b"<html></html>", "no dump of a wiki: its root is <html>"),
-        ("a.xml", b"<mediawiki><page><text>a</text></page></mediawiki>", "a page without <ns>"),
+        ("a.xml", b"<html></html>", "expected a dump with the root <mediawiki>, got <html>"),
+        ("a.xml", b"<mediawiki><page><text>a</text></page></mediawiki>", "a page has no <ns>"),
     ],
 )
-def test_broken_dumps_are_told_in_one_line(tmp_path: Path, name: str, content: bytes, complaint: str) -> None:
+def test_broken_dumps_are_errors_in_one_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=complaint) as error:
+    with pytest.raises(UserError, match=message) as error:
         list(articles(tmp_path / name))
     assert name in str(error.value)
     assert "\n" not in str(error.value)
@@ -100,7 +99,7 @@ def test_a_dump_and_its_plain_text_give_the_same_counts(tmp_path: Path, workers:
     assert found[0][2] == {"The red": 150, "red fox": 450, "a fox": 150, "the red": 150, "fox red": 150}
 
 
-def test_lines_that_are_no_utf8_are_counted_and_left_out(tmp_path: Path) -> None:
+def test_lines_with_invalid_utf8_are_counted_and_skipped(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"red fox\n\xff\xfe\nred\n")
     vocabulary, ctx = Vocabulary(), context(tmp_path)
     Corpus((tmp_path / "a.txt",), wikitext=False).count(vocabulary, ctx)
@@ -113,9 +112,7 @@ class KilledError(Exception):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_count_goes_on_behind_what_is_on_disk_and_ends_with_the_same_counts(
-    tmp_path: Path, workers: int
-) -> None:
+def test_a_killed_count_resumes_after_what_is_on_disk_with_the_same_counts(tmp_path: Path, workers: int) -> None:
     files = (tmp_path / "a.txt", tmp_path / "b.txt")
     files[0].write_bytes(b"red fox\n\xff\n" * 150)
     files[1].write_bytes(b"".join(f"red fox {i}\n".encode() for i in range(900)))
@@ -140,11 +137,11 @@ def test_a_killed_count_goes_on_behind_what_is_on_disk_and_ends_with_the_same_co
     with pytest.raises(KilledError):
         count("killed", die_at=900)
     assert count("killed") == whole
-    assert first == [200, 900]  # the first 700 stood on disk, and were not counted again
+    assert first == [200, 900]  # the first 700 were on disk and not counted again
     assert whole[3] == {"invalid_utf8": 150}
 
 
-def test_counts_of_other_files_are_not_gone_on_from(tmp_path: Path) -> None:
+def test_counts_of_other_files_are_not_resumed(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_bytes(b"red fox\n")
     before = Corpus((file,), wikitext=False).made
@@ -153,8 +150,8 @@ def test_counts_of_other_files_are_not_gone_on_from(tmp_path: Path) -> None:
     assert Corpus((file,), wikitext=False).made != before
 
 
-def test_items_come_back_in_order_from_any_number_of_processes() -> None:
-    assert list(in_order(abs, range(-9, 0), 2)) == list(in_order(abs, range(-9, 0), 0)) == list(range(9, 0, -1))
+def test_items_come_back_map_in_order_from_any_number_of_processes() -> None:
+    assert list(map_in_order(abs, range(-9, 0), 2)) == list(map_in_order(abs, range(-9, 0), 0)) == list(range(9, 0, -1))
 
 
 def test_hourly_views_are_summed_by_title(tmp_path: Path) -> None:
@@ -171,7 +168,7 @@ def test_hourly_views_are_summed_by_title(tmp_path: Path) -> None:
     path = tmp_path / "pageviews-20180419-000000.gz"
     path.write_bytes(gzip.compress(b"\n".join(lines)))
     bad: list[tuple[str, str]] = []
-    assert views_of_hour(path, "en", on_bad=lambda *told: bad.append(told)) == {"New York": 60}
+    assert views_of_hour(path, "en", on_bad=lambda *one: bad.append(one)) == {"New York": 60}
     assert bad == [("invalid_utf8", f"{path}:6"), ("broken_line", f"{path}:7"), ("broken_line", f"{path}:8")]
     assert views_of_hour(path, "en", mobile=True) == {"New York": 67}
 
@@ -181,7 +178,7 @@ def runs(words: list[str]) -> list[list[str]]:
     return [list(run) for is_word, run in itertools.groupby(words, bool) if is_word]
 
 
-def test_prose_is_split_at_spaces_and_freed_of_marks() -> None:
+def test_prose_is_split_at_spaces_without_marks() -> None:
     text = 'The "red-brown fox" (Vulpes v.) isn\'t\u00a0tame\nNext • 5 % 🙂'
     assert runs(prose_words(text)) == [
         ["The"],
@@ -199,17 +196,17 @@ def test_prose_is_split_at_spaces_and_freed_of_marks() -> None:
     [
         ("zh", "猫，狗狗 dogs", [["猫"], ["狗", "狗"], ["dogs"]]),
         ("ja", "ねこがiPhone", [["ね", "こ", "が", "iPhone"]]),
-        ("th", "ที่นี่", [["ที่", "นี่"]]),  # vowels and tones stay with their consonants
+        ("th", "ที่นี่", [["ที่", "นี่"]]),  # vowels and tones belong to their consonants
     ],
 )
-def test_characters_are_words_where_there_are_no_spaces(language: str, text: str, expected: list[list[str]]) -> None:
+def test_characters_are_words_in_scripts_without_spaces(language: str, text: str, expected: list[list[str]]) -> None:
     tokenizer = find_tokenizer("auto", language, prose=True)
     assert runs(tokenizer(text)) == expected
     assert tokenizer.joiner == ""
     assert tokenizer.split is characters
 
 
-def test_icu_finds_words_where_there_are_no_spaces() -> None:
+def test_icu_finds_words_in_scripts_without_spaces() -> None:
     pytest.importorskip("icu4py")
     assert runs(icu_words("新しいカメラで撮った猫の写真、ねこが好き", "ja"))[0][:4] == ["新しい", "カメラ", "で", "撮"]
     assert runs(icu_words("我们在北京大学。 猫", "zh")) == [["我们", "在", "北京", "大学"], ["猫"]]

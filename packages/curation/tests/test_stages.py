@@ -1,4 +1,4 @@
-"""The three stages over pools on disk: right by a plain twin, independent of shards and workers, safe to kill."""
+"""The three stages over pools on disk: equal to a plain twin, independent of shards and workers, safe to kill."""
 
 import random
 import subprocess
@@ -11,22 +11,20 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from vfm import Event, Pool, UserError
 from vfm.data import open_dataset, text_key, uniform
 from vfm.panels import load_panels
-from vfm_curation.balance_stage import MetaclipBalance
-from vfm_curation.match_stage import MatchTexts
+from vfm.plugin import Context, Event, Pool, UserError
+from vfm_curation.matches import FOLDER, read_shards
 from vfm_curation.matching import match_plain
 from vfm_curation.metadata import load_entries
-from vfm_curation.metadata_stage import BuildMetadata
 from vfm_curation.plugin import vfm_stages
-from vfm_curation.shards import FOLDER, read_shards
+from vfm_curation.stages import BuildMetadata, MatchTexts, MetaclipBalance
 
 NOUNS = ["dog", "cat", "red car", "lighthouse", "okapi", "church", "piano", "glacier", "U.S."]
 
 
 def samples(number: int = 200, seed: int = 0) -> list[tuple[str, dict[str, list[str]]]]:
-    """Samples with up to three captions, whose nouns follow Zipf's law; some captions hold no noun."""
+    """Return samples with up to three captions, whose nouns follow Zipf's law; some captions have no noun."""
     rng = random.Random(seed)
     weights = [1 / rank for rank in range(1, len(NOUNS) + 1)]
     made = []
@@ -118,7 +116,7 @@ class KilledError(Exception):
     """The process dies here."""
 
 
-def test_killed_match_redoes_only_unfinished_shards(make_pool: Any, run_stage: Any, entry_file: Path) -> None:
+def test_killed_match_repeats_only_unfinished_shards(make_pool: Any, run_stage: Any, entry_file: Path) -> None:
     pool = make_pool("pool", samples(), shard_size=40)
     metadata = run_stage(BuildMetadata(name="entries", path=str(entry_file)))
     stage = MatchTexts(name="matches", pool="p", metadata="m")
@@ -171,11 +169,7 @@ def test_bad_samples_are_counted_by_reason_also_after_a_resume(
     assert matches.num_texts == sum(map(len, good))
 
 
-def test_more_bad_samples_than_are_shown_are_still_all_counted(
-    run_stage: Any, make_pool: Any, entry_file: Path
-) -> None:
-    from vfm import Context
-
+def test_bad_samples_beyond_those_shown_are_counted(run_stage: Any, make_pool: Any, entry_file: Path) -> None:
     pool = make_pool("pool", [*samples(40), *((f"bad{i}", {"en": []}) for i in range(50))], shard_size=1000)
     metadata = run_stage(BuildMetadata(name="entries", path=str(entry_file)))
     work = pool.path.parent / "w"
@@ -186,15 +180,15 @@ def test_more_bad_samples_than_are_shown_are_still_all_counted(
     assert context.bad == {"missing_caption": 50}
 
 
-def test_texts_of_other_languages_are_left_alone(make_pool: Any, run_stage: Any, entry_file: Path) -> None:
+def test_texts_of_other_languages_are_ignored(make_pool: Any, run_stage: Any, entry_file: Path) -> None:
     pool = make_pool("pool", [(f"u{i}", {"en": ["a dog", "a cat"], "de": ["ein dog"]}) for i in range(30)])
     metadata = run_stage(BuildMetadata(name="entries", path=str(entry_file)))
-    for languages, wanted in ((None, {"en"}), (["de"], {"de"}), (["de", "en"], {"de", "en"})):
-        stage = MatchTexts(name=f"m{len(wanted)}{languages is None}", pool="p", metadata="m", languages=languages)
+    for languages, expected in ((None, {"en"}), (["de"], {"de"}), (["de", "en"], {"de", "en"})):
+        stage = MatchTexts(name=f"m{len(expected)}{languages is None}", pool="p", metadata="m", languages=languages)
         matches = run_stage(stage, p=pool, m=metadata)
-        assert {one for shard in read_shards(matches.path) for one in shard.table["language"].to_pylist()} == wanted
+        assert {one for shard in read_shards(matches.path) for one in shard.table["language"].to_pylist()} == expected
         subset = run_stage(MetaclipBalance(name=f"s{stage.name}", matches="x", t=1000), x=matches)
-        assert subset.languages == [language for language in ("en", "de") if language in wanted]
+        assert subset.languages == [language for language in ("en", "de") if language in expected]
     with pytest.raises(UserError, match="p has no captions in 'fr'; known: de, en"):
         run_stage(MatchTexts(name="fr", pool="p", metadata="m", languages=["fr"]), p=pool, m=metadata)
 
@@ -212,29 +206,29 @@ def test_metadata_from_captions_is_frozen_and_sized(make_pool: Any, run_stage: A
     assert metadata.sha256 == other.sha256
 
 
-def test_nothing_matched_is_told_in_one_line(make_pool: Any, run_stage: Any, tmp_path: Path) -> None:
+def test_no_match_is_an_error_in_one_line(make_pool: Any, run_stage: Any, tmp_path: Path) -> None:
     path = tmp_path / "none.txt"
     path.write_text("zeppelin\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"none of the \d+ texts of 'p' \(en\) holds any of the 1 entries of 'm'"):
+    with pytest.raises(UserError, match=r"none of the \d+ texts of 'p' \(en\) contains any of the 1 entries of 'm'"):
         curate(run_stage, make_pool("pool", samples()), path, t=20)
 
 
-def test_empty_metadata_is_told_in_one_line(make_pool: Any, run_stage: Any, tmp_path: Path) -> None:
+def test_empty_metadata_is_an_error_in_one_line(make_pool: Any, run_stage: Any, tmp_path: Path) -> None:
     path = tmp_path / "empty.txt"
     path.write_text("\n!\n", encoding="utf-8")
-    with pytest.raises(UserError, match="holds no entries"):
+    with pytest.raises(UserError, match="has no entries"):
         run_stage(BuildMetadata(name="entries", path=str(path)))
     rare = BuildMetadata(name="entries", captions="p", min_count=10_000, bigram_min_count=10_000)
-    with pytest.raises(UserError, match="no word stands 10000 times in the captions of 'p'"):
+    with pytest.raises(UserError, match="no word occurs 10000 times in the captions of 'p'"):
         run_stage(rare, p=make_pool("pool", samples()))
 
 
-def test_target_beyond_the_matched_texts_is_refused(make_pool: Any, run_stage: Any, entry_file: Path) -> None:
+def test_target_beyond_the_matched_texts_is_rejected(make_pool: Any, run_stage: Any, entry_file: Path) -> None:
     with pytest.raises(UserError, match=r"target_size 100000 is not possible: \d+ texts matched"):
         curate(run_stage, make_pool("pool", samples()), entry_file, target_size=100_000)
 
 
-def test_t_that_keeps_nothing_is_refused(make_pool: Any, run_stage: Any, entry_file: Path) -> None:
+def test_t_that_keeps_nothing_is_rejected(make_pool: Any, run_stage: Any, entry_file: Path) -> None:
     with pytest.raises(UserError, match=r"t = 1e-09 keeps none of \d+ matched texts; raise t"):
         curate(run_stage, make_pool("pool", samples()), entry_file, t=1e-9)
 
@@ -250,7 +244,7 @@ def test_entries_with_more_than_the_tails_share_are_head(make_pool: Any, run_sta
 
 
 @pytest.mark.parametrize(
-    ("build", "complaint"),
+    ("build", "message"),
     [
         (lambda: MetaclipBalance(name="b", matches="m"), "exactly one of t, target_size and tail_share"),
         (lambda: MetaclipBalance(name="b", matches="m", t=1, target_size=1), "exactly one of"),
@@ -261,8 +255,8 @@ def test_entries_with_more_than_the_tails_share_are_head(make_pool: Any, run_sta
         (lambda: BuildMetadata(name="e", path="x", size=0), "greater than or equal to 1"),
     ],
 )
-def test_configurations_that_make_no_sense_are_refused(build: Any, complaint: str) -> None:
-    with pytest.raises(ValidationError, match=complaint):
+def test_invalid_configurations_are_rejected(build: Any, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         build()
 
 
@@ -283,7 +277,7 @@ def test_panels_show_funnel_curve_entries_and_examples(make_pool: Any, run_stage
     assert languages.rows[0][:3] == ["any", len(NOUNS) + 1, 20]
     assert languages.rows[1][0] == "en"
     assert before.y[-1] == after.y[-1] == pytest.approx(1)
-    assert before.y[0] > after.y[0]  # the commonest entry has lost share
+    assert before.y[0] > after.y[0]  # the most frequent entry has a smaller fraction
     assert top.rows[0][0] == "dog"
     texts = {text for _, captions in samples() for text in captions["en"]}
     assert {row[2] for row in examples.rows} == {"kept", "dropped", "no entry"}
@@ -293,7 +287,7 @@ def test_panels_show_funnel_curve_entries_and_examples(make_pool: Any, run_stage
     assert dead.rows[0][0] == "U.S."
 
 
-def test_plugin_brings_its_stages_and_no_torch() -> None:
+def test_plugin_has_its_stages_and_imports_no_torch() -> None:
     assert {stage.kind_name() for stage in vfm_stages()} == {
         "curation.extract",
         "curation.retry",
@@ -304,7 +298,8 @@ def test_plugin_brings_its_stages_and_no_torch() -> None:
         "curation.balance",
     }
     code = (
-        "import sys, vfm_curation.plugin; assert not {'torch', 'numpy', 'pyarrow'} & set(sys.modules)\n"
-        "import vfm_curation as c; [getattr(c, name) for name in c.__all__]; assert 'torch' not in sys.modules"
+        "import sys, vfm_curation.plugin; assert not {'torch', 'numba'} & set(sys.modules)\n"
+        "import vfm_curation.match, vfm_curation.balance, vfm_curation.filter, vfm_curation.export, vfm_curation.extract\n"
+        "import vfm_curation.metadata.build; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

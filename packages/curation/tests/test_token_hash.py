@@ -1,4 +1,4 @@
-"""The compiled matcher: equal to the substring definition, on hostile text, at every seam, and by several processes."""
+"""The compiled matcher: equal to the substring definition, on hostile text, at block boundaries, and in several processes."""
 
 import gzip
 import itertools
@@ -13,11 +13,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vfm.config import UserError
-from vfm_curation.matchers import set_apart
+from vfm.plugin import UserError
+from vfm_curation.matchers import separate_fixed_marks
 from vfm_curation.matching import FIXED_BLANKS, FIXED_MARKS, MARKS, Matcher, match_plain, tokenize
 from vfm_curation.metadata import Vocabulary
-from vfm_curation.text_ids import MOST_RANKED
+from vfm_curation.text_ids import MAX_RANKED
 from vfm_curation.token_hash import BLOCK_BYTES, P, R, U
 from vfm_curation.token_table import TokenTable, tables_of, text_buffers
 
@@ -54,7 +54,7 @@ def test_table_equals_the_substring_definition(texts: list[str], entries: list[s
 )
 def test_fixed_semantics_equal_the_definition(texts: list[str], entries: list[str]) -> None:
     plain = [match_plain(text, entries, "fixed") for text in texts]
-    assert TokenTable.build(entries).match(set_apart(pa.array(texts, pa.string()))).to_pylist() == plain
+    assert TokenTable.build(entries).match(separate_fixed_marks(pa.array(texts, pa.string()))).to_pylist() == plain
     assert [Matcher(entries, "fixed").match(text) for text in texts] == plain
 
 
@@ -70,7 +70,7 @@ def test_all_runs_of_all_small_texts_are_found() -> None:
 
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 127, 128, 129])
 def test_tokens_of_every_length_at_every_place(length: int) -> None:
-    """Words of hashing, 64-byte steps and the text's end fall in all ways; one byte off is another token."""
+    """Cover all alignments of tokens with hash words, 64-byte steps and the end of the text."""
     word = "xyz" * 50
     entries = list(dict.fromkeys([word[:length], word[:length] + "!", word[:length] + "q", "q" + word[:length]]))
     texts = [" " * shift + word[:length] + end for shift in range(70) for end in ("", " a", "q", ".")]
@@ -78,7 +78,7 @@ def test_tokens_of_every_length_at_every_place(length: int) -> None:
     assert found(TokenTable.build(entries), texts) == plain
 
 
-def test_texts_at_the_seams_of_blocks_and_a_text_longer_than_a_block() -> None:
+def test_texts_at_block_boundaries_and_a_text_longer_than_a_block() -> None:
     long = "a b " * BLOCK_BYTES + "c"
     texts = ["a b"] * 1000 + [long, "", "b c", "x" * BLOCK_BYTES, "c", "a" + " c" * 10_000] + ["b", ""] * 700
     entries = ["a b", "c", "b", "b c", "a b a b a b", "x" * BLOCK_BYTES]
@@ -87,13 +87,13 @@ def test_texts_at_the_seams_of_blocks_and_a_text_longer_than_a_block() -> None:
 
 
 def test_a_text_with_more_ids_than_are_ranked() -> None:
-    entries = [f"e{number}" for number in range(5 * MOST_RANKED)]
+    entries = [f"e{number}" for number in range(5 * MAX_RANKED)]
     backwards = " ".join(reversed(entries))
-    few = " ".join(entries[MOST_RANKED:0:-1])
+    few = " ".join(entries[MAX_RANKED:0:-1])
     table = TokenTable.build(entries)
     assert found(table, [f"{backwards} {backwards}", few, f"{few} {few}"]) == [
         list(range(len(entries))),
-        *[list(range(1, MOST_RANKED + 1))] * 2,
+        *[list(range(1, MAX_RANKED + 1))] * 2,
     ]
 
 
@@ -104,7 +104,7 @@ def test_an_entry_of_ten_thousand_characters_and_one_of_a_thousand_words() -> No
 
 
 def colliding(tail: bytes) -> bytes:
-    """Fourteen bytes whose token key is 0 whatever the tail: a factor of the folded product is 0."""
+    """Return 14 bytes and a tail whose token key is 0 for any tail: a factor of the folded product is 0."""
     with np.errstate(over="ignore"):
         return (P ^ (U(14) * R)).tobytes() + tail
 
@@ -113,7 +113,7 @@ def strings(*values: bytes) -> pa.Array:
     return pa.array(values, pa.binary()).view(pa.string())
 
 
-def test_verification_drops_what_only_shares_a_key_and_keeps_the_rest() -> None:
+def test_verification_drops_false_matches_and_keeps_the_rest() -> None:
     tables, clash = tables_of(*text_buffers(strings(colliding(b"entry_"), b"dog")), np.arange(2, dtype=np.int32))
     assert clash is None
     texts = strings(colliding(b"a_text") + b" dog", colliding(b"entry_") + b" dog")
@@ -121,21 +121,21 @@ def test_verification_drops_what_only_shares_a_key_and_keeps_the_rest() -> None:
     assert TokenTable(tables).match(texts, verify=True).to_pylist() == [[1], [0, 1]]
 
 
-def test_entries_that_share_a_key_are_refused_also_where_they_only_begin_so() -> None:
+def test_entries_whose_beginnings_share_a_key_are_rejected() -> None:
     first, second = colliding(b"entry1"), colliding(b"entry2")
     for entries in ([b"dog", first, second], [b"dog", first + b" cat", second], [b"dog", first, second + b" cat"]):
         _, clash = tables_of(*text_buffers(strings(*entries)), np.arange(3, dtype=np.int32))
         assert clash == (1, 2)
 
 
-def test_an_entry_that_stands_twice_and_no_entries_are_refused() -> None:
-    with pytest.raises(UserError, match="'cat' stands twice, at 0 and at 2"):
+def test_duplicate_entries_and_empty_metadata_are_rejected() -> None:
+    with pytest.raises(UserError, match="'cat' occurs twice, at 0 and at 2"):
         TokenTable.build(["cat", "dog", "cat"])
-    with pytest.raises(UserError, match="holds no entries"):
+    with pytest.raises(UserError, match="has no entries"):
         TokenTable.build([])
 
 
-def test_slices_chunks_missing_texts_and_large_strings_are_read_as_they_are() -> None:
+def test_slices_chunks_missing_texts_and_large_strings() -> None:
     table = TokenTable.build(["dog", "cat"], ids=[7, 3])
     texts = pa.array(["dog", None, "cat dog", "", "cat"])
     expected = [[7], [], [3, 7], [], [3]]
@@ -163,7 +163,7 @@ def test_half_a_million_entries_take_little_memory() -> None:
     assert found(table, [entries[123_456], entries[499_999]]) == [[123_456], [499_999]]
 
 
-@pytest.mark.skipif(not CAPTIONS.exists(), reason="the real captions are not here")
+@pytest.mark.skipif(not CAPTIONS.exists(), reason="needs the real captions")
 def test_table_equals_trie_and_definition_on_real_captions() -> None:
     with gzip.open(CAPTIONS, "rt", encoding="utf-8") as lines:
         captions = [line.rstrip("\n").split("\t", 1)[1] for line in itertools.islice(lines, 0, 212_000, 21)]

@@ -86,10 +86,10 @@ class Matchers:
         matcher = self._loaded[language]
         if isinstance(matcher, Automaton):
             return matcher.match(texts)
-        return matcher.match(_separated(texts) if self._semantics == "fixed" else texts, verify=self._verify)
+        return matcher.match(separate_fixed_marks(texts) if self._semantics == "fixed" else texts, verify=self._verify)
 
 
-def _separated(texts: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+def separate_fixed_marks(texts: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
     """Put spaces around the marks that only `semantics: fixed` splits at; `TokenTable` splits at the others itself."""
     texts = pc.replace_substring_regex(texts, f"([{re.escape(FIXED_MARKS)}])", r" \1 ")
     return pc.replace_substring_regex(texts, f"[{FIXED_BLANKS}]", " ")

@@ -6,7 +6,7 @@ import gzip
 import os
 import zlib
 
-from vfm.data import files
+from vfm import files
 from vfm.plugin import UserError
 
 
