@@ -105,9 +105,7 @@ def test_closed_form_agrees_with_the_papers_loop_of_draws() -> None:
     rng = np.random.default_rng(1)
     loop_kept = sum(any(rng.random() < entry_probability[i] for i in ids) for ids in pool)
     assert abs(loop_kept - chance.sum()) < 4 * np.sqrt((chance * (1 - chance)).sum())
-    assert chance.sum() < sum(
-        min(entry_probability[ids].sum(), 1.0) for ids in pool
-    )  # the sum of probabilities is only a bound
+    assert chance.sum() < sum(min(entry_probability[ids].sum(), 1.0) for ids in pool)  # no estimate, a bound
 
 
 def test_realised_size_is_the_expected_one_within_four_sigma_for_many_seeds() -> None:

@@ -171,9 +171,7 @@ def test_the_data_card_counts_entries_before_and_after_by_language(run_stage: An
     for row in rows:
         for step in ("matched", "kept"):
             assert card[row["language"]][step][row["entry"]] == row[step]
-    assert sum(row["kept"] for row in rows) == sum(
-        row["kept"] for row in subset_rows(subset)
-    )  # one entry for each text
+    assert sum(row["kept"] for row in rows) == sum(row["kept"] for row in subset_rows(subset))  # one entry each
     languages = next(panel for panel in load_panels(subset.path) if panel.title == "Languages").rows
     assert [row[0] for row in languages] == list(WORDS)
     assert [row[5:7] for row in languages] == [[600, 600], [300, 300], [300, 300], [300, 0]]

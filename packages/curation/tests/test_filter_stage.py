@@ -1,4 +1,4 @@
-"""`curation.filter` over pools on disk: each filter against a plain twin, with any shards; bad images, kills, chains."""
+"""`curation.filter` over pools on disk: filters against plain twins, with any shards; bad images, kills, chains."""
 
 import hashlib
 import io
@@ -226,9 +226,7 @@ def test_bad_images_are_skipped_and_counted_by_reason(make_pool: Any, run_stage:
     assert uids[5] not in {uid for uid, *_ in found}
 
 
-def test_a_warning_reports_an_expensive_distance(
-    make_pool: Any, run_stage: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_distance_warns(make_pool: Any, run_stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     samples, images, _ = world(12)
     pool = make_pool("pool", samples, images=images)
 

@@ -103,9 +103,7 @@ def test_languages_without_entries_are_an_error(run_stage: Any, make_pool: Any, 
         matched(run_stage, make_pool, french)
 
 
-def test_entries_that_never_match_with_fixed_semantics_are_reported(
-    make_pool: Any, run_stage: Any, tmp_path: Path
-) -> None:
+def test_entries_dead_with_fixed_semantics_are_reported(make_pool: Any, run_stage: Any, tmp_path: Path) -> None:
     entries = tmp_path / "entries.txt"
     entries.write_text('cat\n5" disk\n\u201cred\u201d\nU.S.\n', encoding="utf-8")
     pool = make_pool("pool", [("u0", {"en": ["a cat"]})])

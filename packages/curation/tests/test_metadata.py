@@ -71,7 +71,7 @@ def test_pmi_by_hand() -> None:
 
 
 def test_score_by_hand() -> None:
-    """Compare ranks of the pairs a b (three times), c d, e f, a d: rare pairs have a high PMI, common ones a high score."""
+    """Rank the pairs a b (three times), c d, e f, a d: rare pairs have a high PMI, frequent ones a high score."""
     vocabulary = Vocabulary(["a b"] * 3 + ["c d", "e f", "a d"])
     count = {"a b": (3, 4, 3), "c d": (1, 1, 2), "e f": (1, 1, 1), "a d": (1, 4, 2)}
     pmi = {pair: math.log2(both * 12 / (first * second)) for pair, (both, first, second) in count.items()}

@@ -1,4 +1,4 @@
-"""The compiled matcher: equal to the substring definition, on hostile text, at block boundaries, and in several processes."""
+"""The compiled matcher: equal to the definition on hostile text, at block boundaries, and in several processes."""
 
 import gzip
 import itertools

@@ -158,7 +158,7 @@ def examples(card: DataCard, shards: Iterable[tuple[BalancedShard, pa.Table]]) -
             break
     return TablePanel(
         title="Examples", order=40,
-        note="By a text's rarest entry. Tenth 1: the most frequent entries with a tenth of all matches; 10: the rarest.",
+        note="By a text's rarest entry. Tenth 1: the most frequent entries, with a tenth of matches; 10: the rarest.",
         columns=["tenth", "text", "outcome", "probability", "rarest entry", "its texts"],
         rows=[row for found in rows for row in found],
     )  # fmt: skip

@@ -55,10 +55,13 @@ def _place(
     """Find the smallest pilot of each bucket that maps all its runs to free slots, fullest buckets first.
 
     Args:
-        keys, values, longer: of the runs, (num_runs,).
+        keys: keys of the runs, (num_runs,).
+        values: values of their slots, (num_runs,).
+        longer: whether a longer run begins with each, (num_runs,).
         num_slots: size of the table.
         order: runs by bucket, (num_runs,).
-        sizes, ends: of each bucket's part of `order`, (num_pilots,).
+        sizes: number of runs in each bucket, (num_pilots,).
+        ends: end of each bucket's part of `order`, (num_pilots,).
         hardest: buckets, those with most runs first, (num_pilots,).
     """
     pilots, slots = np.zeros(len(sizes), np.uint16), np.zeros(2 * num_slots, U)

@@ -57,7 +57,7 @@ def append_sorted(grouped: NDArray[np.int32], start: U, stop: U, ids: NDArray[np
 
 @compiled
 def _shell_sort(ids: NDArray[np.int32], start: U, size: U) -> None:
-    """Sort ids[start:start + size] in place. (numpy's sort takes three seconds to compile.)"""
+    """Sort ids[start:start + size] in place; numpy's sort takes three seconds to compile."""
     gap = size // U(2)
     while gap > ZERO:
         for one in range(start + gap, start + size):

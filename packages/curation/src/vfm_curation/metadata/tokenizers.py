@@ -43,6 +43,7 @@ class Tokenizer:
     joiner: str = " "
 
     def __call__(self, text: str) -> list[str]:
+        """Split a text into words."""
         return self.split(text)
 
 
