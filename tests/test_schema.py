@@ -1,4 +1,4 @@
-"""The schema that editors are given accepts the recipes that ship and refuses broken ones, all plugins installed."""
+"""With all plugins installed, the schema for editors accepts the shipped recipes and rejects broken ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vfm.flow.recipe_source import SHIPPED
+from vfm.flow.recipe_source import SHIPPED, read_source, read_text
 from vfm.flow.schema import json_schema
 from vfm.flow.yaml_lines import parse
 from vfm.plugins import load_plugins, stage_types
@@ -22,17 +22,18 @@ TYPES = {
     "null": type(None),
 }
 SCHEMA = json_schema(stage_types(load_plugins()))
-RECIPES = {path.stem: parse(path.read_text(encoding="utf-8"), path.name)[0] for path in sorted(SHIPPED.glob("*.yaml"))}
+FILES = {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
+STAGES = SCHEMA["$defs"]["Recipe"]["properties"]["stages"]["items"]
 
 
 def accepts(value: Any, schema: dict[str, Any]) -> bool:
-    """Whether a value fits a schema, by the words that vfm's schema uses (JSON Schema 2020-12)."""
+    """Return whether a value fits a schema, for the keywords that vfm's schema uses (JSON Schema 2020-12)."""
     if "$ref" in schema:
         return accepts(value, SCHEMA["$defs"][schema["$ref"].removeprefix("#/$defs/")])
     if "discriminator" in schema:
-        told_by = schema["discriminator"]
-        name = value.get(told_by["propertyName"]) if isinstance(value, dict) else None
-        reference = told_by["mapping"].get(name)
+        discriminator = schema["discriminator"]
+        name = value.get(discriminator["propertyName"]) if isinstance(value, dict) else None
+        reference = discriminator["mapping"].get(name)
         return bool(reference) and accepts(value, {"$ref": reference})
     if branches := schema.get("anyOf") or schema.get("oneOf"):
         return any(accepts(value, branch) for branch in branches)
@@ -70,18 +71,20 @@ def _in_bounds(value: float, schema: dict[str, Any]) -> bool:
     )
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", FILES)
 def test_shipped_recipe_fits_the_schema(name: str) -> None:
     known = stage_types(load_plugins())
+    recipe = read_source(read_text(FILES[name]), name, SHIPPED).value
     given = {"path": "x.tar"}  # by the user
     stages = [
         {**given, **stage}
         if "path" in known[stage["kind"]].model_fields and stage["kind"].startswith("data.")
         else stage
-        for stage in RECIPES[name]["stages"]
+        for stage in recipe["stages"]
     ]
-    assert [stage for stage in stages if not accepts(stage, SCHEMA["properties"]["stages"]["items"])] == []
-    assert accepts({**RECIPES[name], "stages": stages}, SCHEMA)
+    assert [stage for stage in stages if not accepts(stage, STAGES)] == []
+    assert accepts({**recipe, "stages": stages}, SCHEMA)
+    assert accepts({**parse(read_text(FILES[name]), name)[0], "stages": stages}, SCHEMA)
 
 
 @pytest.mark.parametrize(
@@ -92,8 +95,9 @@ def test_shipped_recipe_fits_the_schema(name: str) -> None:
         {"steps": "many"},
         {"steps": 0},
         {"lr": -1},
-        {"optimizer": "adan"},
-        {"betas": [0.9]},
+        {"optimizer": "adamw"},
+        {"optimizer": {"type": "adan"}},
+        {"optimizer": {"betas": [0.9]}},
         {"checkpoint": {"every_step": 3}},
         {"runtime": {"device": "gpu"}},
         {"name": "a b"},

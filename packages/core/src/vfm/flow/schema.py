@@ -22,11 +22,12 @@ def json_schema(known: Mapping[str, type[Stage]]) -> dict[str, Any]:
         known: stage types by kind.
     """
     union: Any = Annotated[reduce(or_, known.values()), Field(discriminator="kind")]
-    runtime = create_model(
-        "RecipeRuntime",
-        __config__={"extra": "forbid"},
-        **{name: (field.annotation, field) for stage in known.values() for name, field in _runtime_fields(stage)},
-    )
+    runtime_fields: dict[str, Any] = {
+        name: (field.annotation, field)
+        for stage in known.values()
+        for name, field in runtime_of(stage).model_fields.items()
+    }
+    runtime = create_model("RecipeRuntime", __config__={"extra": "forbid"}, **runtime_fields)
     about = {name: RecipeKeys.model_fields[name].description for name in ("description", "runtime", "seeds", "stages")}
     shared: dict[str, Any] = {
         "description": (str, Field("", description=about["description"])),
@@ -39,17 +40,13 @@ def json_schema(known: Mapping[str, type[Stage]]) -> dict[str, Any]:
         **shared,
         stages=(list[union], Field(description=about["stages"])),
     )
-    item = create_model("StageOverBase", __config__={"extra": "allow"}, name=(str, ...))
+    item: Any = create_model("StageOverBase", __config__={"extra": "allow"}, name=(str, ...))
     over_base = create_model(
         "RecipeOverBase",
         __config__={"extra": "forbid"},
         base=(str, Field(description="shipped recipe, or path of a recipe, that this one is laid over")),
         **shared,
-        stages=(list[item], Field([], description=about["stages"])),  # type: ignore[valid-type]
+        stages=(list[item], Field([], description=about["stages"])),
     )
     either: Any = whole | over_base
     return TypeAdapter(either).json_schema()
-
-
-def _runtime_fields(stage: type[Stage]) -> list[tuple[str, Any]]:
-    return list(runtime_of(stage).model_fields.items())
