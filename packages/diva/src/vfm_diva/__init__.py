@@ -1,12 +1,43 @@
 """DIVA post-training for vfm.
 
-The stages are in `latents_stage`, `prior_stage` and `tune_stage`, the trainings as a library in `prior_task` and
-`tune_task`. The parts of a tuning are configurations, one idea a file: `condition`, `adapter`, `timesteps`, `update`,
-`anchor`. `generator` has the parts of a diffusion model: `denoiser`, `networks`, `space`, `condition_map`.
+`stages` and `parts` hold the configurations, without torch. The work is in `prior`, `tune` and `latents`; the trainings
+as a library are in `prior_task` and `tune_task`. The parts of a tuning have a file each: `condition`, `adapter`,
+`noise`, `update`, `anchor`. `generator` assembles a diffusion model from `denoiser`, `networks`, `space` and
+`condition_map`.
 """
 
-from vfm_diva.latents_stage import DivaLatents
-from vfm_diva.prior_stage import DivaPrior
-from vfm_diva.tune_stage import DivaTune
+from vfm_diva.parts import (
+    Adapter,
+    Anchor,
+    Cls,
+    Condition,
+    CosineAnchor,
+    DenoiserNetwork,
+    Embedding,
+    L2SpAnchor,
+    LastBlocks,
+    LinearAdapter,
+    LogitNormal,
+    Lora,
+    MlpAdapter,
+    NoAdapter,
+    NoAnchor,
+    Patches,
+    PooledPatches,
+    RelationalAnchor,
+    Stratified,
+    Timesteps,
+    TrainedAdapter,
+    UNet,
+    Uniform,
+    Update,
+    WholeTower,
+)
+from vfm_diva.stages import Crops, DivaLatents, DivaPrior, DivaTune, Feedback, PriorCondition, Prompt
 
-__all__ = ["DivaLatents", "DivaPrior", "DivaTune"]
+__all__ = [
+    "Adapter", "Anchor", "Cls", "Condition", "CosineAnchor", "Crops", "DenoiserNetwork", "DivaLatents", "DivaPrior",
+    "DivaTune", "Embedding", "Feedback", "L2SpAnchor", "LastBlocks", "LinearAdapter", "LogitNormal", "Lora",
+    "MlpAdapter", "NoAdapter", "NoAnchor", "Patches", "PooledPatches", "PriorCondition", "Prompt", "RelationalAnchor",
+    "Stratified", "Timesteps", "TrainedAdapter", "UNet", "Uniform", "Update", "WholeTower",
+]  # fmt: skip

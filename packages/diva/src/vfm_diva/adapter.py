@@ -1,60 +1,66 @@
-"""What brings CLIP's tokens to the width that a generator attends to, where they were not made for one another."""
+"""The adapters: layers from a tower's tokens to the context of a generator, and to the vector beside it."""
+
+# B batch, T tokens, E width of CLIP's tokens, D width of the joint space, W width of the context, P of the vector
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Callable
 
-from pydantic import Field, model_validator
+import torch
+from torch import nn
 
-from vfm.config import Config
+from vfm_diva.condition import ImageFeatures
+from vfm_diva.condition_map import unit_rms
+from vfm_diva.conditioning import Conditioning
+from vfm_diva.networks import NetworkInputs
+from vfm_diva.parts import LinearAdapter, MlpAdapter
 
-if TYPE_CHECKING:
-    from vfm_diva.adapter_net import AdapterNet
-    from vfm_diva.networks import Wants
-
-
-class NoAdapter(Config):
-    """The generator's own way with CLIP: a prior's condition map, un-CLIP's class embedding, or tokens as they are."""
-
-    type: Literal["none"] = Field(
-        "none", description="the generator's own way with CLIP: a prior's map, un-CLIP's class embedding, equal widths"
-    )
+Layers = Callable[[int, int], nn.Module]
+"""Makes the layers from an input width to an output width."""
 
 
-class _Adapter(Config):
-    """Random at first; trained with the tower, before it, or both."""
+class AdapterNet(nn.Module):
+    """A map that is applied to each token, and one from the embedding to the vector, if the generator takes one.
 
-    lr_scale: float = Field(1.0, ge=0, description="its learning rate, relative to the tower's")
-    first_steps: int = Field(
-        0, ge=0, description="steps of a first stage in which it alone is trained and CLIP is frozen (GenHancer)"
-    )
-    first_lr: float = Field(1e-3, ge=0, description="peak learning rate of the first stage")
-    joint: bool = Field(True, description="train it along with the tower; false: keep what the first stage made")
+    tokens: (B, T, E) to (B, T, W).
+    pooled: (B, D) to (B, P), or None.
+    """
 
-    @model_validator(mode="after")
-    def _trained_at_all(self) -> _Adapter:
-        if not self.joint and not self.first_steps:
-            raise ValueError("joint: false leaves the adapter random; give first_steps")
-        return self
+    def __init__(self, tokens: nn.Module, pooled: nn.Module | None) -> None:
+        super().__init__()
+        self.tokens, self.pooled = tokens, pooled
 
-    def build(self, wants: Wants, *, width: int, embed_dim: int, seed: int) -> AdapterNet:
-        """The layers, random from the seed, from tokens of `width` and embeddings to what a generator wants."""
-        from vfm_diva.adapter_net import build_adapter
-
-        kind: Literal["linear", "mlp"] = self.type  # type: ignore[attr-defined]
-        return build_adapter(kind, wants, width=width, embed_dim=embed_dim, seed=seed)
+    def forward(self, features: ImageFeatures) -> Conditioning:
+        """Return the conditioning; tokens and embeddings are first scaled to a root mean square of 1."""
+        tokens = self.tokens(unit_rms(features.tokens))
+        return Conditioning(tokens, self.pooled(unit_rms(features.embeds)) if self.pooled else None)
 
 
-class LinearAdapter(_Adapter):
-    """One linear layer for every token (DIVA)."""
-
-    type: Literal["linear"] = Field("linear", description="one linear layer for every token (DIVA)")
-
-
-class MlpAdapter(_Adapter):
-    """Norm, linear layer, GELU, linear layer (GenHancer)."""
-
-    type: Literal["mlp"] = Field("mlp", description="norm, linear layer, GELU, linear layer (GenHancer)")
+def build_linear(config: LinearAdapter, inputs: NetworkInputs, *, width: int, embed_dim: int, seed: int) -> AdapterNet:
+    """Return an adapter of one linear layer, as `build_adapter`."""
+    return build_adapter(nn.Linear, inputs, width=width, embed_dim=embed_dim, seed=seed)
 
 
-AnyAdapter = Annotated[NoAdapter | LinearAdapter | MlpAdapter, Field(discriminator="type")]
+def build_mlp(config: MlpAdapter, inputs: NetworkInputs, *, width: int, embed_dim: int, seed: int) -> AdapterNet:
+    """Return an adapter of layer norm, linear layer, GELU and linear layer, as `build_adapter`."""
+
+    def layers(wide: int, out: int) -> nn.Module:
+        return nn.Sequential(nn.LayerNorm(wide), nn.Linear(wide, out), nn.GELU(), nn.Linear(out, out))
+
+    return build_adapter(layers, inputs, width=width, embed_dim=embed_dim, seed=seed)
+
+
+def build_adapter(layers: Layers, inputs: NetworkInputs, *, width: int, embed_dim: int, seed: int) -> AdapterNet:
+    """Return an adapter with random weights; torch's global generator does not change.
+
+    Args:
+        layers: makes the layers of each of the two maps.
+        inputs: of the generator's network.
+        width: E.
+        embed_dim: D.
+        seed: of the weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokens = layers(width, inputs.context_width)
+        return AdapterNet(tokens, layers(embed_dim, inputs.pooled_width) if inputs.pooled_width else None)

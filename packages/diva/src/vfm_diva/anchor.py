@@ -1,82 +1,48 @@
-"""What keeps a tower near its old self while it is tuned: retention is asked for, not hoped for."""
+"""The anchors: losses that keep a tower near its initial state while it is tuned."""
 
 # B batch, D width of the joint space, M prompts
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from torch import Tensor, nn
 
-from vfm.config import Config
+from vfm.models import ClipModel
+from vfm_diva.parts import CosineAnchor, L2SpAnchor, RelationalAnchor
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+EmbeddingLoss = Callable[[Tensor, Tensor], Tensor]
+"""The loss of each image, (B,), from its new and its old embedding of unit length, (B, D) each."""
 
-    from vfm.models.clip import ClipModel
-
-    OfEmbeds = Callable[[Tensor, Tensor], Tensor]
-    """The loss of each image, (B,), of its new and its old embedding, (B, D) of unit length."""
-
-Weight = Annotated[float, Field(ge=0)]
+WeightLoss = Callable[[nn.Module, nn.Module], Tensor]
+"""The loss of a tower, a scalar, from the tower and its initial state."""
 
 
-class NoAnchor(Config):
-    """Lets the tower go."""
-
-    type: Literal["none"] = Field("none", description="lets the tower go (DIVA)")
-
-
-class CosineAnchor(Config):
-    """weight x (1 - cosine to the old embedding)."""
-
-    type: Literal["cosine"] = Field("cosine", description="holds the direction of each image's embedding")
-    weight: Weight = Field(0.3, description="of 1 - cosine to the old embedding")
-
-    def of_embeds(self, clip: ClipModel) -> OfEmbeds:
-        """The loss of embeddings."""
-        return lambda new, old: self.weight * (1 - (new * old).sum(dim=-1))
+def cosine_anchor(config: CosineAnchor, clip: ClipModel) -> EmbeddingLoss:
+    """Return weight x (1 - cosine)."""
+    return lambda new, old: config.weight * (1 - (new * old).sum(dim=-1))
 
 
-class RelationalAnchor(Config):
-    """weight x the mean squared change of an image's similarities to fixed prompts.
+def relational_anchor(config: RelationalAnchor, clip: ClipModel) -> EmbeddingLoss:
+    """Return weight x the mean squared change of the similarities to the prompts, encoded by the frozen text tower."""
+    prompts = clip.encode_texts(config.prompts)  # (M, D)
 
-    What the prompts do not tell apart stays free to move.
-    """
+    def loss(new: Tensor, old: Tensor) -> Tensor:
+        change = (new - old) @ prompts.to(new.device, non_blocking=True).T  # (B, M)
+        return config.weight * change.square().mean(dim=-1)
 
-    type: Literal["relational"] = Field("relational", description="holds each image's similarities to given prompts")
-    prompts: list[str] = Field(min_length=1, description="texts whose similarities to each image are to be kept")
-    weight: Weight = Field(10.0, description="of the mean squared change of the similarities")
-
-    def of_embeds(self, clip: ClipModel) -> OfEmbeds:
-        """The loss of embeddings; the prompts are encoded by `clip`'s text tower, which stays as it is."""
-        prompts = clip.encode_texts(self.prompts)  # (M, D)
-
-        def loss(new: Tensor, old: Tensor) -> Tensor:
-            change = (new - old) @ prompts.to(new.device, non_blocking=True).T  # (B, M)
-            return self.weight * change.square().mean(dim=-1)
-
-        return loss
+    return loss
 
 
-class L2SpAnchor(Config):
-    """weight / 2 x the squared distance of the trained weights from where they started.
+def l2_sp_anchor(config: L2SpAnchor, clip: ClipModel) -> WeightLoss:
+    """Return weight / 2 x the squared distance of the trained weights from their initial values."""
 
-    Source: Li, Grandvalet and Davoine 2018, L2-SP (arXiv:1802.01483), equation 2.
-    """
-
-    type: Literal["l2_sp"] = Field("l2_sp", description="holds the weights themselves near where they started (L2-SP)")
-    weight: Weight = Field(0.01, description="of half the squared distance of the trained weights from their start")
-
-    def of_weights(self, visual: nn.Module, old_visual: nn.Module) -> Tensor:
-        """The loss of a tower beside its old self, a scalar."""
+    def loss(visual: nn.Module, old_visual: nn.Module) -> Tensor:
         old = dict(old_visual.named_parameters())
         total = next(iter(old.values())).new_zeros(())
         for name, param in visual.named_parameters():
             if param.requires_grad:
                 total = total + (param - old[name]).square().sum()
-        return total * (0.5 * self.weight)
+        return total * (0.5 * config.weight)
 
-
-AnyAnchor = Annotated[NoAnchor | CosineAnchor | RelationalAnchor | L2SpAnchor, Field(discriminator="type")]
+    return loss

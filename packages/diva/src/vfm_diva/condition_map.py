@@ -1,4 +1,4 @@
-"""The map that a prior is trained with: from CLIP's joint space to the context of its cross attention."""
+"""The map that a prior is trained with: from CLIP's joint space to the context of its cross-attention."""
 
 # B batch, D width of the joint space, K context tokens, W their width
 
@@ -13,27 +13,26 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfm.config import UserError
-from vfm.models.clip import ClipModel
-from vfm.models.weights import save_state_dict
-from vfm_diva.told import Told
+from vfm.models import ClipModel, save_state_dict
+from vfm.plugin import UserError
+from vfm_diva.conditioning import Conditioning
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 PROBE = "a photo of a thing"
-SAME_SPACE = 0.99  # cosine of the probe's embeddings; a text tower that was not trained further gives 1
+SAME_SPACE = 0.99  # minimum cosine of the probe's embeddings; an unchanged text tower gives 1
 
 
 def unit_rms(embeds: Tensor) -> Tensor:
-    """Embeddings whose channels have a root mean square of 1: a scale at which a linear layer starts well."""
+    """Scale embeddings so that their channels have a root mean square of 1, which suits a linear layer."""
     return F.normalize(embeds.float(), dim=-1) * math.sqrt(embeds.shape[-1])
 
 
 class ConditionMap(nn.Module):
     """A linear map from CLIP's joint space to a few context tokens, trained with the generator.
 
-    It is made for text embeddings. CLIP's image embeddings lie apart from them by a nearly constant vector, the
-    modality gap (arXiv:2203.02053), which `toward_text` adds. The weights remember the space by one text's embedding.
+    It expects text embeddings. CLIP's image embeddings differ from them by a nearly constant vector, the modality gap
+    (arXiv:2203.02053), which `toward_text` adds. The weights identify the joint space by the embedding of one text.
 
     Args:
         embed_dim: D.
@@ -46,64 +45,62 @@ class ConditionMap(nn.Module):
 
     def __init__(self, embed_dim: int, num_tokens: int, width: int) -> None:
         super().__init__()
-        self.facts = {"embed_dim": embed_dim, "num_tokens": num_tokens, "width": width}
+        self.sizes = {"embed_dim": embed_dim, "num_tokens": num_tokens, "width": width}
         self.linear = nn.Linear(embed_dim, num_tokens * width)
         self.register_buffer("gap", torch.zeros(embed_dim))
         self.register_buffer("probe", torch.zeros(embed_dim))
 
-    def forward(self, embeds: Tensor, *, noise: Tensor | None = None, is_empty: Tensor | None = None) -> Told:
-        """Context of text-like embeddings.
+    def forward(self, embeds: Tensor, *, noise: Tensor | None = None, is_empty: Tensor | None = None) -> Conditioning:
+        """Map text-like embeddings to context tokens, (B, K, W).
 
         Args:
             embeds: (B, D), of any scale.
-            noise: added at the scale where channels have a root mean square of 1, (B, D).
-            is_empty: samples whose condition is withheld, (B,) bool.
-
-        Returns:
-            Tokens (B, K, W).
+            noise: added at the scale at which channels have a root mean square of 1, (B, D).
+            is_empty: samples without a condition, (B,) bool.
         """
         embeds = unit_rms(embeds)
         if noise is not None:
             embeds = embeds + noise
         if is_empty is not None:
             embeds = embeds.masked_fill(is_empty[:, None], 0.0)
-        tokens: Tensor = self.linear(embeds)
-        return Told(tokens.view(-1, self.facts["num_tokens"], self.facts["width"]))
+        tokens: Tensor = self.linear(embeds)  # (B, K W)
+        return Conditioning(tokens.view(-1, self.sizes["num_tokens"], self.sizes["width"]))
 
-    def of_images(self, image_embeds: Tensor) -> Told:
-        """The context of image embeddings, (B, D)."""
-        told: Told = self(self.toward_text(image_embeds))
-        return told
+    def from_images(self, image_embeds: Tensor) -> Conditioning:
+        """Map image embeddings, (B, D), to context tokens."""
+        conditioning: Conditioning = self(self.toward_text(image_embeds))
+        return conditioning
 
     def toward_text(self, image_embeds: Tensor) -> Tensor:
-        """Image embeddings of unit length moved to where texts lie, (B, D)."""
+        """Scale image embeddings to unit length and add the modality gap, (B, D)."""
         return F.normalize(image_embeds.float(), dim=-1) + self.gap
 
-    def empty(self, num_samples: int) -> Told:
-        """The context of samples without a condition."""
-        nothing = self.gap.new_ones(num_samples, len(self.gap))
-        told: Told = self(nothing, is_empty=torch.ones(num_samples, dtype=torch.bool, device=self.gap.device))
-        return told
+    def empty(self, num_samples: int) -> Conditioning:
+        """Return the context of samples without a condition."""
+        embeds = self.gap.new_ones(num_samples, len(self.gap))
+        is_empty = torch.ones(num_samples, dtype=torch.bool, device=self.gap.device)
+        conditioning: Conditioning = self(embeds, is_empty=is_empty)
+        return conditioning
 
-    def remember_space(self, clip: ClipModel) -> None:
-        """Notes whose joint space this is."""
+    def record_space(self, clip: ClipModel) -> None:
+        """Store the probe's embedding, which identifies the CLIP model's joint space."""
         self.probe.copy_(clip.encode_texts([PROBE])[0])
 
     def check_width(self, clip: ClipModel) -> None:
-        """Refuses a CLIP model whose joint space has another width; looks at no weights.
+        """Check that a CLIP model's joint space has the map's width; no weights are read.
 
         Raises:
-            UserError: the width differs.
+            UserError: the widths differ.
         """
-        width = self.facts["embed_dim"]
+        width = self.sizes["embed_dim"]
         if clip.embed_dim != width:
             raise UserError(
-                f"the generator's condition map takes embeddings of width {width}; {clip.name} makes {clip.embed_dim}: "
-                f"train a diva.prior over this CLIP model"
+                f"the generator's condition map expects embeddings of width {width}, got {clip.name} with "
+                f"{clip.embed_dim}: train a diva.prior on this CLIP model"
             )
 
     def check_space(self, clip: ClipModel) -> None:
-        """Refuses a CLIP model with another joint space, which would be nonsense of the right width.
+        """Check that a CLIP model has the joint space that the map was trained on, not just one of the same width.
 
         Raises:
             UserError: the embedding of the probe differs.
@@ -111,31 +108,31 @@ class ConditionMap(nn.Module):
         cosine = float(self.probe.cpu() @ clip.encode_texts([PROBE])[0])
         if cosine < SAME_SPACE:
             raise UserError(
-                f"the generator was trained over another CLIP model than {clip.name}: the cosine of one text's "
-                f"embeddings is {cosine:.2f}, not 1; train a diva.prior over this one"
+                f"the generator was trained on another CLIP model than {clip.name}: expected cosine 1 of one text's "
+                f"embeddings, got {cosine:.2f}; train a diva.prior on this one"
             )
 
     def save(self, directory: Path) -> None:
-        """Writes the map: its facts as JSON, its weights as safetensors."""
+        """Write the map: its sizes as JSON, its weights as safetensors."""
         save_state_dict(self.state_dict(), directory / WEIGHTS_FILE)
-        (directory / CONFIG_FILE).write_text(json.dumps(self.facts, indent=1) + "\n", encoding="utf-8")
+        (directory / CONFIG_FILE).write_text(json.dumps(self.sizes, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, directory: Path, *, weights: bool = True) -> ConditionMap | None:
-        """Reads a map back, or None where there is none; without weights it lies on the meta device."""
+        """Return a saved map, or None if there is none; without weights it is on the meta device."""
         file = directory / CONFIG_FILE
-        facts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        if not facts:
+        sizes = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if not sizes:
             return None
         if not weights:
             with torch.device("meta"):
-                return cls(**facts)
-        condition_map = cls(**facts)
+                return cls(**sizes)
+        condition_map = cls(**sizes)
         condition_map.load_state_dict(load_file(directory / WEIGHTS_FILE))
         return condition_map
 
 
-def mark_of_states(directory: Path) -> None:
-    """Writes that a prior trained here has no map: it is told the states of texts as they are."""
+def save_without_map(directory: Path) -> None:
+    """Write an empty configuration: a prior trained here, conditioned on text states without a map."""
     directory.mkdir(exist_ok=True)
     (directory / CONFIG_FILE).write_text("{}\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""From what a tower makes of images to what a generator is told of them."""
+"""From a tower's features of images to the conditioning of a generator; and whether the parts of a tuning fit."""
 
 # B batch, D width of the joint space, W width of the context, P of the vector
 
@@ -7,52 +7,55 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vfm.config import UserError
-from vfm.models.clip import ClipModel
+from vfm.models import ClipModel, vision_tower
+from vfm.plugin import UserError
 from vfm.train import Frozen
-from vfm_diva.adapter import NoAdapter
-from vfm_diva.condition import Seen
+from vfm_diva.condition import ImageCondition, ImageFeatures
 from vfm_diva.condition_map import ConditionMap
-from vfm_diva.feedback import Feedback
-from vfm_diva.fitting import check_fit, needs_prompt, takes_class
+from vfm_diva.conditioning import Conditioning, combine_with_prompt
 from vfm_diva.generator import Generator
-from vfm_diva.prompt import combined
-from vfm_diva.told import Told
+from vfm_diva.parts import Embedding, LastBlocks, NoAdapter
+from vfm_diva.stages import Feedback
 
 
 class Conditioner(nn.Module):
-    """Tells a generator of images: through an adapter, by the generator's own way with CLIP, or as they are.
+    """Conditions a generator on images: through an adapter, the generator's own map, or the tokens unchanged.
 
     Args:
-        clip: whose tokens they are.
-        generator: who is told.
-        how: which tokens, through what, and beside which prompt.
-        prompt: text states of `how.prompt` (`encode_prompt`), where they are needed.
-        seed: draws the adapter's first weights.
+        clip: the CLIP model of the tower.
+        generator: the model to condition.
+        feedback: the condition, adapter and prompt.
+        prompt: text states of the prompt (`encode_prompt`), if `needs_prompt`.
+        seed: of the adapter's initial weights.
 
     Raises:
-        UserError: as `check_fit`; the generator's map belongs to another CLIP model, or the prompt is missing.
+        UserError: as `check_feedback`; the generator's map belongs to another CLIP model, or the prompt is missing.
     """
 
     prompt_tokens: Tensor | None
     prompt_pooled: Tensor | None
 
     def __init__(
-        self, clip: ClipModel, generator: Generator, how: Feedback, *, prompt: Told | None = None, seed: int = 0
+        self,
+        clip: ClipModel,
+        generator: Generator,
+        feedback: Feedback,
+        *,
+        prompt: Conditioning | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
-        check_fit(clip, generator, how)
-        if prompt is None and needs_prompt(clip, generator, how):
-            raise UserError(
-                f"the generator is to be told the prompt {how.prompt!r} besides; its text states are missing"
-            )
-        self.combine, self.is_class = how.combine, takes_class(clip, generator)
-        self.context_width = generator.wants.context_width
+        condition = check_feedback(clip, generator, feedback)
+        if prompt is None and needs_prompt(clip, generator, feedback):
+            raise UserError(f"the generator needs the text states of the prompt {feedback.prompt.text!r}, got none")
+        self.combine, self.is_class = feedback.prompt.combine, takes_class(clip, generator)
+        self.context_width = generator.inputs.context_width
         self.condition_map: Frozen[ConditionMap] | None = None
         self.adapter: nn.Module | None = None
-        if not isinstance(how.adapter, NoAdapter):
-            width = how.condition.width(clip)
-            self.adapter = how.adapter.build(generator.wants, width=width, embed_dim=clip.embed_dim, seed=seed)
+        if not isinstance(feedback.adapter, NoAdapter):
+            self.adapter = feedback.adapter.build(
+                generator.inputs, width=condition.width, embed_dim=clip.embed_dim, seed=seed
+            )
         elif generator.condition_map:
             generator.condition_map.check_space(clip)
             self.condition_map = Frozen(generator.condition_map)
@@ -60,32 +63,88 @@ class Conditioner(nn.Module):
         self.register_buffer("prompt_pooled", prompt.pooled if prompt else None, persistent=False)
 
     @property
-    def prompt(self) -> Told | None:
-        """The constant prompt, where it lies now."""
-        return None if self.prompt_tokens is None else Told(self.prompt_tokens, self.prompt_pooled)
+    def prompt(self) -> Conditioning | None:
+        """The constant prompt, on the module's device."""
+        return None if self.prompt_tokens is None else Conditioning(self.prompt_tokens, self.prompt_pooled)
 
-    def forward(self, seen: Seen) -> Told:
-        """What is told of images."""
-        return combined(self.of_images(seen), self.prompt, self.combine)
+    def forward(self, features: ImageFeatures) -> Conditioning:
+        """Return the conditioning on images, combined with the prompt."""
+        return combine_with_prompt(self.from_images(features), self.prompt, self.combine)
 
-    def of_images(self, seen: Seen) -> Told:
-        """The same without the prompt."""
+    def from_images(self, features: ImageFeatures) -> Conditioning:
+        """Return the conditioning on images without the prompt."""
         if self.adapter is not None:
-            told: Told = self.adapter(seen)
-            return told
+            conditioning: Conditioning = self.adapter(features)
+            return conditioning
+        embeds = features.embeds
         if self.condition_map:
-            return self.condition_map.module.of_images(seen.embeds)
+            return self.condition_map.module.from_images(embeds)
         if self.is_class:
-            return Told(seen.embeds.new_zeros(len(seen.embeds), 0, self.context_width), class_vector(seen.embeds))
-        return Told(seen.tokens)
+            return Conditioning(embeds.new_zeros(len(embeds), 0, self.context_width), class_vector(embeds))
+        return Conditioning(features.tokens)
 
 
 def class_vector(embeds: Tensor) -> Tensor:
-    """Stable unCLIP's class embedding of image embeddings (B, D) that no noise was added to, (B, 2 D).
+    """Return Stable unCLIP's class embedding, (B, 2 D), of image embeddings (B, D) without noise.
 
-    The second half is the sinusoidal code of noise level 0: ones, then zeros. Its mean and deviation of embeddings
-    serve the noise alone, so they are not needed.
+    The second half is the sinusoidal code of noise level 0: ones, then zeros. The model's mean and deviation of
+    embeddings are used for the noise only, so they are not needed.
     """
     width = embeds.shape[1]
     level = torch.cat([embeds.new_ones(width - width // 2), embeds.new_zeros(width // 2)])
     return torch.cat([embeds, level.expand(len(embeds), width)], dim=1)
+
+
+def check_feedback(clip: ClipModel, generator: Generator, feedback: Feedback) -> ImageCondition:
+    """Check that a `TuneTask` can be built, and return its condition. Weights may be on the meta device.
+
+    Raises:
+        UserError: widths or sizes do not fit, or the CLIP model lacks the patch tokens or blocks that are needed.
+    """
+    generator.noise_shape_at(feedback.image_size or generator.image_size)
+    condition: ImageCondition = feedback.condition.build(clip)
+    if isinstance(feedback.adapter, NoAdapter):
+        _check_without_adapter(clip, generator, feedback, condition.width)
+    if feedback.update.needs_blocks:
+        depth = vision_tower(clip).depth
+        if isinstance(feedback.update, LastBlocks) and feedback.update.blocks > depth:
+            raise UserError(
+                f"update.blocks must be at most the number of blocks of {clip.name}, {depth}; "
+                f"got {feedback.update.blocks}"
+            )
+    return condition
+
+
+def _check_without_adapter(clip: ClipModel, generator: Generator, feedback: Feedback, width: int) -> None:
+    """Check that the generator has its own map from CLIP, or takes tokens of this width."""
+    inputs, is_class = generator.inputs, takes_class(clip, generator)
+    if generator.condition_map or is_class:
+        own = "a condition map" if generator.condition_map else "a class embedding"
+        if not isinstance(feedback.condition, Embedding):
+            raise UserError(f"the generator has {own}, which needs the embedding: set condition.type: embedding")
+        if generator.condition_map:
+            generator.condition_map.check_width(clip)
+    elif inputs.class_width:
+        raise UserError(
+            f"the generator's class embedding expects embeddings of width {inputs.class_width // 2}, got {clip.name} "
+            f"with {clip.embed_dim}: set adapter.type: linear"
+        )
+    elif width != inputs.context_width:
+        raise UserError(
+            f"the generator has no condition map from a CLIP's joint space, and its context expects width "
+            f"{inputs.context_width}, got tokens of {clip.name} with {width}: set adapter.type: linear"
+        )
+
+
+def takes_class(clip: ClipModel, generator: Generator) -> bool:
+    """Return whether the generator is an un-CLIP for embeddings of this CLIP model's width."""
+    return generator.inputs.class_width == 2 * clip.embed_dim
+
+
+def needs_prompt(clip: ClipModel, generator: Generator, feedback: Feedback) -> bool:
+    """Return whether the conditioning is incomplete without a prompt."""
+    if feedback.prompt.combine != "replace":
+        return True
+    if not isinstance(feedback.adapter, NoAdapter) or generator.condition_map:
+        return False
+    return takes_class(clip, generator) or generator.inputs.pooled_width > 0

@@ -1,4 +1,4 @@
-"""Latents that were kept: the VAE's means of crops, read in place of running it on pictures."""
+"""The work of `diva.latents`, which caches a VAE's latents, and the reading of such caches in trainings."""
 
 # C channels, h side of the latents
 
@@ -9,44 +9,101 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vfm.artifacts import ImageDataset, SampleCache
-from vfm.config import UserError
-from vfm.data.loader import SampleSeed, sample_seed
-from vfm.data.sample_cache import CachedTensors
-from vfm.data.transforms import ImageTransform
-from vfm_diva.generator import Generator
-from vfm_diva.space import Space, as_latents
+from vfm.data import CACHE_FOLDER, CachedTensors, CacheWriter, open_dataset
+from vfm.plugin import Context, ImageDataset, Preflight, SampleCache, UserError
+from vfm.train import Crops, ImageTransform, MakeCrops, SampleDraw, fill_cache, prepare_device
+from vfm_diva.generator import Generator, load_generator
+from vfm_diva.space import Space, require_latents
+from vfm_diva.stages import DivaLatents
+
+
+def check_cache_latents(config: DivaLatents, ctx: Preflight) -> None:
+    """Check that the generator has a VAE that takes images of this size, if the generator exists.
+
+    Raises:
+        UserError: it does not.
+    """
+    if checkpoint := ctx.artifact(config.generator):
+        generator = load_generator(checkpoint, weights=False)
+        require_latents(generator.space)
+        generator.noise_shape_at(config.image_size or generator.image_size)
+
+
+def cache_latents(config: DivaLatents, ctx: Context) -> SampleCache:
+    """Run `diva.latents`: write shard after shard. After a crash the next run resumes with the unfinished shard."""
+    data, generator = ctx.load(config.data), load_generator(ctx.load(config.generator))
+    space, device = require_latents(generator.space), prepare_device(config.runtime)
+    producer, size = space.fingerprint(), config.image_size or generator.image_size
+    space.to(device)
+    crops = config.augmentation
+    transform = ImageTransform(size, "crop", scale=crops.crop_scale, ratio=crops.crop_ratio)
+    writer = CacheWriter(
+        ctx.work / CACHE_FOLDER,
+        num_samples=data.num_samples,
+        num_crops=config.num_crops,
+        shape=generator.noise_shape_at(size),
+        dtype=config.dtype,
+        samples_per_shard=config.samples_per_shard,
+    )
+
+    def encode(batch: Crops) -> Tensor:
+        parts = torch.split(batch.images.flatten(0, 1), config.micro_batch_size)
+        return torch.cat([space(part.to(device)).cpu() for part in parts])
+
+    fill_cache(
+        writer,
+        ctx,
+        open_dataset(data),
+        MakeCrops(transform, config.num_crops, config.seed),
+        encode,
+        batch_size=max(1, config.micro_batch_size // config.num_crops),
+        workers=config.runtime.workers,
+        max_bad_fraction=config.max_bad_fraction,
+    )
+    return writer.publish(
+        ctx.directory,
+        data=data.reference(ctx.directory),
+        producer=producer,
+        crop_scale=crops.crop_scale,
+        crop_ratio=crops.crop_ratio,
+        flip=0.0,
+        seed=config.seed,
+    )
 
 
 @dataclass(frozen=True)
 class StoredLatents:
-    """The latents of the epoch's crop of each sample, and the seed that drew that crop.
+    """Reads the latents of each sample's crop, and the seed of that crop.
 
-    tensors: of a cache that `diva.latents` made.
-    global_batch_size: of the training; with its step it tells the epoch.
+    tensors: of a cache made by `diva.latents`.
+    global_batch_size: of the training; it determines the epoch of a step.
     """
 
     tensors: CachedTensors
     global_batch_size: int
 
-    def __call__(self, seed: SampleSeed) -> tuple[SampleSeed, Tensor]:
-        """The crop's seed, and latents (C, h, h), of a sample in a step; raises BadSample."""
-        crop = self.tensors.crop_in(seed.step, self.global_batch_size)
-        crop_seed = sample_seed(self.tensors.cache.seed, crop, seed.index)
-        return crop_seed, torch.from_numpy(self.tensors[seed.index, crop])
+    def __call__(self, draw: SampleDraw) -> tuple[int, Tensor]:
+        """Return the seed of the crop of the step's epoch, and its latents, (C, h, h).
+
+        Raises:
+            BadSample: the sample could not be used when the latents were cached.
+        """
+        crop = self.tensors.crop_in(draw.step, self.global_batch_size)
+        crop_seed = SampleDraw.of(self.tensors.cache.seed, crop, draw.index).seed
+        return crop_seed, torch.from_numpy(self.tensors[draw.index, crop])
 
 
 def open_latents(
     cache: SampleCache, data: ImageDataset, generator: Generator, transform: ImageTransform, global_batch_size: int
 ) -> tuple[StoredLatents, ImageTransform]:
-    """A cache for a training, and the transform with its crops.
+    """Open a cache for a training; also return the transform with the cache's crops.
 
     Raises:
         UserError: as `check_latents`.
     """
     check_latents(cache, data, generator.noise_shape_at(transform.size), generator.space)
-    kept = replace(transform, scale=cache.crop_scale, ratio=cache.crop_ratio)
-    return StoredLatents(CachedTensors(cache), global_batch_size), kept
+    cropping = replace(transform, scale=cache.crop_scale, ratio=cache.crop_ratio)
+    return StoredLatents(CachedTensors(cache), global_batch_size), cropping
 
 
 def check_latents(
@@ -55,15 +112,17 @@ def check_latents(
     shape: tuple[int, int, int] | None = None,
     space: Space | None = None,
 ) -> None:
-    """Refuses a cache that is not of this data, this size, or this VAE; what is not given is not compared.
+    """Check that a cache is of this dataset, this shape and this VAE, as far as they are given.
 
     Raises:
-        UserError: the first thing that differs.
+        UserError: the first difference.
     """
     if data and (made_from := cache.linked(cache.data).resolve()) != data.path.resolve():
-        raise UserError(f"the latents were made from {made_from}, data is {data.path.resolve()}; it must be the same")
+        raise UserError(f"latents: expected latents of {data.path.resolve()}, got those of {made_from}")
     if shape and cache.shape != shape:
-        found, wanted = (" x ".join(map(str, each)) for each in (cache.shape, shape))
-        raise UserError(f"the latents are {found}, the generator takes {wanted} at this image_size")
-    if space and cache.producer != (key := as_latents(space).key()):
-        raise UserError(f"the latents are of another VAE ({cache.producer}) than the generator's ({key})")
+        found, expected = (" x ".join(map(str, each)) for each in (cache.shape, shape))
+        raise UserError(f"latents: expected {expected} for this generator and image_size, got {found}")
+    if space and cache.producer != (producer := require_latents(space).fingerprint()):
+        raise UserError(
+            f"latents: expected those of the generator's VAE ({producer}), got another's ({cache.producer})"
+        )

@@ -1,16 +1,14 @@
-"""What this package brings to vfm."""
+"""The entry point of this package."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-import vfm
-from vfm_diva.latents_stage import DivaLatents
-from vfm_diva.prior_stage import DivaPrior
-from vfm_diva.tune_stage import DivaTune
+from vfm.plugin import Stage, hookimpl
+from vfm_diva.stages import DivaLatents, DivaPrior, DivaTune
 
 
-@vfm.hookimpl
-def vfm_stages() -> Iterable[type[vfm.Stage]]:
-    """Kept latents, the diffusion prior, and the feedback through it."""
+@hookimpl
+def vfm_stages() -> Iterable[type[Stage]]:
+    """Return the stages of DIVA: cached latents, the diffusion prior, and the tuning by its feedback."""
     return [DivaLatents, DivaPrior, DivaTune]

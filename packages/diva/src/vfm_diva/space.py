@@ -1,6 +1,6 @@
-"""Where a generator denoises: in pixels, or in the latents of a VAE."""
+"""The space in which a generator denoises: pixels, or the latents of a VAE."""
 
-# B batch, C channels, h side of the denoised sample, S side of the picture
+# B batch, C channels, h side of the denoised sample, S side of the image
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
-from vfm.config import UserError
-from vfm.train import Batch, Frozen
+from vfm.plugin import UserError
 
 PIXELS_FILE = Path("pixels", "config.json")
 VAE = "vae"
@@ -23,9 +22,9 @@ VAES: dict[str, Any] = {kind.__name__: kind for kind in (AutoencoderKL, Autoenco
 
 
 class Space(nn.Module):
-    """The way from pictures to what is denoised, and back.
+    """The map from images to the samples that are denoised, and its inverse.
 
-    name: for people.
+    name: for messages.
     channels: C.
     downscale: S / h.
     """
@@ -35,27 +34,27 @@ class Space(nn.Module):
     downscale: int
 
     @abstractmethod
-    def forward(self, pictures: Tensor) -> Tensor:
-        """uint8 (B, 3, S, S) to float32 samples (B, C, h, h)."""
+    def forward(self, images: Tensor) -> Tensor:
+        """Map uint8 (B, 3, S, S) to float32 samples (B, C, h, h)."""
 
     @abstractmethod
     def decode(self, samples: Tensor) -> Tensor:
-        """The way back, to uint8."""
+        """Map samples to uint8 images."""
 
     @abstractmethod
-    def adapt(self, rms: float) -> None:
-        """Learns, before training, the root mean square of the data in [-1, 1]."""
+    def set_data_rms(self, rms: float) -> None:
+        """Set the scale, before training, by the root mean square of the data in [-1, 1]."""
 
     @abstractmethod
     def save(self, directory: Path) -> None:
-        """Writes what `load_space` reads."""
+        """Write what `load_space` reads."""
 
 
 class PixelSpace(Space):
-    """Pixels themselves, from [-1, 1] times `scale`.
+    """Pixels, from [-1, 1] times `scale`.
 
-    The scale is what `scaling_factor` is for a VAE: it brings the data to a spread of about 1, which noise schedules
-    are made for. Without it, pictures of a plain ground with little on it drown in noise at nearly every time.
+    The scale corresponds to a VAE's `scaling_factor`: it brings the data to a root mean square of about 1, which noise
+    schedules assume. Without it, images of a plain ground with small objects drown in noise at nearly every time.
     """
 
     name, channels, downscale = "pixels", 3, 1
@@ -64,27 +63,27 @@ class PixelSpace(Space):
         super().__init__()
         self.scale = scale
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Black is -scale and white scale."""
-        return unit_range(pictures) * self.scale
+    def forward(self, images: Tensor) -> Tensor:
+        """Map black to -scale and white to scale."""
+        return unit_range(images) * self.scale
 
     def decode(self, samples: Tensor) -> Tensor:
-        """The way back, to uint8."""
+        """Map samples to uint8 images."""
         return to_uint8(samples / self.scale)
 
-    def adapt(self, rms: float) -> None:
-        """Sets the scale at which the root mean square is 1."""
+    def set_data_rms(self, rms: float) -> None:
+        """Set the scale at which the root mean square is 1."""
         self.scale = 1 / max(rms, 1e-3)
 
     def save(self, directory: Path) -> None:
-        """Writes the scale."""
+        """Write the scale."""
         file = directory / PIXELS_FILE
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps({"scaling_factor": self.scale}) + "\n", encoding="utf-8")
 
 
 class LatentSpace(Space):
-    """The latents of diffusers' `AutoencoderKL`, its posterior's mean, or `AutoencoderTiny`, shifted and scaled."""
+    """The latents of diffusers' `AutoencoderKL` (its posterior's mean) or `AutoencoderTiny`, shifted and scaled."""
 
     name = "the latents of its VAE"
 
@@ -99,26 +98,26 @@ class LatentSpace(Space):
         self.shift = float(getattr(config, "shift_factor", None) or 0.0)
 
     @torch.no_grad()
-    def forward(self, pictures: Tensor) -> Tensor:
-        """uint8 (B, 3, S, S) to latents (B, C, S/8, S/8) where the VAE halves three times."""
-        said = self.vae.encode(unit_range(pictures))
-        mean: Tensor = said.latents if hasattr(said, "latents") else said.latent_dist.mean
+    def forward(self, images: Tensor) -> Tensor:
+        """Map uint8 (B, 3, S, S) to latents, (B, C, S/8, S/8) if the VAE halves three times."""
+        encoded = self.vae.encode(unit_range(images))
+        mean: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
         return (mean.float() - self.shift) * self.scale
 
     @torch.no_grad()
     def decode(self, samples: Tensor) -> Tensor:
-        """Latents to uint8 pictures."""
+        """Map latents to uint8 images."""
         return to_uint8(self.vae.decode(samples / self.scale + self.shift).sample)
 
-    def adapt(self, rms: float) -> None:
-        """Changes nothing: the VAE says its scale itself."""
+    def set_data_rms(self, rms: float) -> None:
+        """Change nothing: the VAE's configuration has its scale."""
 
     def save(self, directory: Path) -> None:
-        """Writes the VAE, as diffusers does."""
+        """Write the VAE in diffusers' layout."""
         self.vae.save_pretrained(directory / VAE)
 
-    def key(self) -> str:
-        """What tells its latents from those of another VAE: a hash over its weights, its scale and its shift."""
+    def fingerprint(self) -> str:
+        """Return a hash of the VAE's weights, with its scale and shift: equal for equal latents."""
         digest = hashlib.sha256()
         for name, value in sorted(self.vae.state_dict().items()):
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
@@ -126,66 +125,61 @@ class LatentSpace(Space):
         return json.dumps({"vae": digest.hexdigest()[:16], "scale": self.scale, "shift": self.shift})
 
 
-def as_latents(space: Space) -> LatentSpace:
-    """The space, where it is one of latents.
+def require_latents(space: Space) -> LatentSpace:
+    """Return a space of latents.
 
     Raises:
         UserError: it is one of pixels.
     """
     if not isinstance(space, LatentSpace):
-        raise UserError(f"the generator denoises {space.name}: there are no latents to keep")
+        raise UserError(f"expected a generator with a VAE, got one that denoises {space.name}")
     return space
 
 
 def load_space(folder: Path, *, weights: bool = True) -> Space:
-    """The space of a generator's folder: that of its VAE, or pixels where it has none.
+    """Return the space of a generator's folder: the latents of its VAE, or pixels if it has none.
 
     Args:
         folder: in diffusers' layout.
-        weights: False reads the configuration alone; the VAE lies on the meta device.
+        weights: False reads the configuration only; the VAE is on the meta device.
 
     Raises:
-        UserError: as `load_latents`.
+        UserError: as `load_latent_space`.
     """
     if (folder / VAE).is_dir():
-        return load_latents(folder, weights=weights)
+        return load_latent_space(folder, weights=weights)
     file = folder / PIXELS_FILE
-    return (
-        PixelSpace(json.loads(file.read_text(encoding="utf-8"))["scaling_factor"]) if file.is_file() else PixelSpace()
-    )
+    if not file.is_file():
+        return PixelSpace()
+    return PixelSpace(json.loads(file.read_text(encoding="utf-8"))["scaling_factor"])
 
 
-def load_latents(folder: Path, *, weights: bool = True) -> LatentSpace:
-    """The latents of the VAE in a generator's folder.
+def load_latent_space(folder: Path, *, weights: bool = True) -> LatentSpace:
+    """Return the latents of the VAE in a generator's folder.
 
     Raises:
-        UserError: there is no VAE, or one of another kind.
+        UserError: there is no VAE, or one of an unknown class.
     """
     file = folder / VAE / "config.json"
     if not file.is_file():
-        raise UserError(f"{folder / VAE}: no VAE here")
+        raise UserError(f"{folder / VAE}: no VAE found")
     name = json.loads(file.read_text(encoding="utf-8")).get("_class_name")
     if name not in VAES:
-        raise UserError(f"{folder / VAE}: the VAE is of kind {name}; diva takes {', '.join(VAES)}")
-    return LatentSpace(load_part(VAES[name], folder / VAE, weights=weights))
-
-
-def clean(space: Frozen[Space], batch: Batch) -> Tensor:
-    """What a batch's pictures are before noise, (B, C, h, h): its kept `latents` where it has them."""
-    x0: Tensor = batch["latents"].float() if "latents" in batch else space(batch["pictures"])
-    return x0
+        raise UserError(f"{folder / VAE}: expected a VAE of class {', '.join(VAES)}; got {name}")
+    return LatentSpace(load_model(VAES[name], folder / VAE, weights=weights))
 
 
 SCALES = {"Stable Diffusion": 0.18215, "SDXL": 0.13025, "SD3": 1.5305, "Flux": 0.3611}
 
 
 def check_scale(space: Space, network: Any, folder: Path) -> None:
-    """Refuses a pretrained denoiser beside the VAE of another family, whose latents have another spread.
+    """Check that a pretrained denoiser is not combined with the VAE of another family.
 
-    Nothing else would say so: SD's VAE has the shape of SDXL's. A scale that is nobody's passes: it may be their own.
+    Nothing else would reveal it: SD's VAE has the shape of SDXL's, but its latents have another spread. A scale of no
+    known family is accepted: it may be the model's own.
 
     Raises:
-        UserError: as it says.
+        UserError: the scale is that of another family.
     """
     family = {"SD3Transformer2DModel": "SD3", "FluxTransformer2DModel": "Flux"}.get(type(network).__name__)
     if family is None:
@@ -194,13 +188,13 @@ def check_scale(space: Space, network: Any, folder: Path) -> None:
         return
     if other := [name for name, scale in SCALES.items() if scale == space.scale]:
         raise UserError(
-            f"{folder / VAE}: scaling_factor {space.scale} is that of {other[0]}; the denoiser is of {family}'s kind "
-            f"({SCALES[family]})"
+            f"{folder / VAE}: expected scaling_factor {SCALES[family]} of {family}, like the denoiser; got "
+            f"{space.scale}, that of {other[0]}"
         )
 
 
-def load_part(kind: Any, folder: Path, *, weights: bool) -> nn.Module:
-    """A model of diffusers from its folder; without weights it lies on the meta device and costs nothing."""
+def load_model(kind: Any, folder: Path, *, weights: bool) -> nn.Module:
+    """Return a diffusers model from its folder; without weights it is on the meta device and costs no memory."""
     if weights:
         whole: nn.Module = kind.from_pretrained(folder, low_cpu_mem_usage=False)
         return whole
@@ -209,11 +203,11 @@ def load_part(kind: Any, folder: Path, *, weights: bool) -> nn.Module:
     return shapes
 
 
-def unit_range(pictures: Tensor) -> Tensor:
-    """uint8 as float32 in [-1, 1]: black is -1 and white 1."""
-    return pictures.float() / 127.5 - 1
+def unit_range(images: Tensor) -> Tensor:
+    """Convert uint8 to float32 in [-1, 1]: black is -1 and white 1."""
+    return images.float() / 127.5 - 1
 
 
 def to_uint8(samples: Tensor) -> Tensor:
-    """[-1, 1] as uint8."""
+    """Convert [-1, 1] to uint8."""
     return ((samples.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

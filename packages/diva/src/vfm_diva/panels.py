@@ -1,0 +1,197 @@
+"""The panels of the trainings: how the loss depends on the condition, and generated images."""
+
+# B batch, S side of the image
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vfm.models import eval_mode
+from vfm.plugin import ImagesPanel, Picture, TablePanel, TextPanel
+from vfm.train import Batch, TrainingData
+from vfm_diva.generator import Generator, sample_images
+from vfm_diva.inputs import PriorInputs, TuneInputs, sample_batches, usable_samples
+from vfm_diva.prior_task import PriorTask
+from vfm_diva.stages import Control
+from vfm_diva.tune_task import TuneTask
+
+NUM_BATCHES, BATCH_SIZE = 2, 128
+NUM_SAMPLES = 8
+SHOWN_SIDE = 96  # minimum side of a shown image, in pixels
+GAP = 4  # pixels between images side by side
+
+
+@torch.no_grad()
+def condition_panel(task: PriorTask, data: TrainingData[PriorInputs]) -> TablePanel:
+    """Return a table of the loss with the image's own condition, with another image's, and with none.
+
+    A prior whose loss does not depend on the condition has nothing to teach.
+    """
+    device = next(task.parameters()).device
+    batches = list(sample_batches(data, device, num_batches=NUM_BATCHES, batch_size=BATCH_SIZE))
+    count = sum(map(len, batches))
+    kinds = {"text embedding": True, "image embedding": False} if task.condition_map else {"caption's states": True}
+    rows: list[list[str | float | int | None]] = []
+    for name, is_text in kinds.items():
+        own, other, empty = condition_losses(task, batches, is_text=is_text)
+        rows.append([name, round(own, 4), round(other, 4), round(empty, 4), round(100 * (other / own - 1), 1)])
+    return TablePanel(
+        title="Effect of the condition on the prior's loss",
+        note=f"Denoising loss on {count} images with the same noise, with their own condition, another's, or none.",
+        order=20,
+        columns=["condition", "own", "another's", "none", "rise with another's, %"],
+        rows=rows,
+    )
+
+
+@torch.no_grad()
+def condition_losses(
+    task: PriorTask, batches: Iterable[Batch[PriorInputs]], *, is_text: bool
+) -> tuple[float, float, float]:
+    """Return the mean losses with the own condition, with that of another image of the batch, and with none."""
+    sums, count = torch.zeros(3), 0
+    with eval_mode(task):
+        for batch in batches:
+            inputs = replace(batch.inputs, is_text=torch.full_like(batch.inputs.is_text, is_text))
+            own = task.condition(inputs)
+            losses = [task.errors(inputs, each).sum().cpu() for each in (own, own.mismatched(), task.empty(own))]
+            sums += torch.stack(losses)
+            count += len(own)
+    with_own, with_other, with_none = (sums / count).tolist()
+    return with_own, with_other, with_none
+
+
+@torch.no_grad()
+def caption_samples_panel(
+    task: PriorTask, data: TrainingData[PriorInputs], language: str, directory: Path
+) -> ImagesPanel:
+    """Write images into `directory`: each of the dataset beside one that the prior generates from its first caption."""
+    shown = list(islice(usable_samples(data), NUM_SAMPLES))
+    images = _target_images(
+        task.generator,
+        _stacked([inputs.target_images for _, inputs in shown]),
+        _stacked([inputs.target_latents for _, inputs in shown]),
+    )
+    captions = [sample.texts[language][0] for sample, _ in shown]
+    with eval_mode(task):
+        conditioning = task.condition_on_texts(captions)
+        generated = sample_images(task.generator, conditioning, empty=task.empty(conditioning))
+    return ImagesPanel(
+        title="Images generated from captions",
+        note="Left: an image of the dataset. Right: an image that the prior generates from its caption.",
+        order=30,
+        pictures=_write_rows("drawn-from-captions", [images, generated], captions, directory),
+        width=200,
+    )
+
+
+@torch.no_grad()
+def before_after_panel(task: TuneTask, data: TrainingData[TuneInputs], *, batch_size: int = BATCH_SIZE) -> TablePanel:
+    """Return a table of the denoising loss before and after tuning, with the own embedding and with another image's.
+
+    Args:
+        task: after training.
+        data: of the training.
+        batch_size: images denoised at once; a training's micro-batch fits the device.
+    """
+    sums, count = torch.zeros(4), 0
+    size, device = min(batch_size, BATCH_SIZE), next(task.parameters()).device
+    with eval_mode(task):
+        for batch in sample_batches(data, device, num_batches=NUM_BATCHES * BATCH_SIZE // size, batch_size=size):
+            old, new = (task.conditioning(batch.inputs, old=is_old) for is_old in (True, False))
+            cases = [old, new, old.mismatched(), new.mismatched()]
+            sums += torch.stack([task.errors(batch.inputs, each).sum().cpu() for each in cases])
+            count += len(old)
+    own_old, own_new, other_old, other_new = (round(value, 4) for value in (sums / count).tolist())
+    return TablePanel(
+        title="Denoising loss before and after tuning",
+        note=f"On {count} images with the same noise. The first row was trained; its distance to the second shows how "
+        "much an image's own embedding says about it.",
+        order=20,
+        columns=["condition", "before", "after"],
+        rows=[["the image's own embedding", own_old, own_new], ["another image's", other_old, other_new]],
+    )
+
+
+@torch.no_grad()
+def image_samples_panel(task: TuneTask, data: TrainingData[TuneInputs], directory: Path) -> ImagesPanel:
+    """Write images into `directory`: the dataset's, and those generated from its embedding before and after."""
+    device = next(task.parameters()).device
+    (batch,) = sample_batches(data, device, num_batches=1, batch_size=NUM_SAMPLES)
+    with eval_mode(task):
+        cases = [task.conditioning(batch.inputs, old=is_old) for is_old in (True, False)]
+        generated = [sample_images(task.generator, each, image_size=task.image_size) for each in cases]
+    images = _target_images(task.generator, batch.inputs.target_images, batch.inputs.target_latents)
+    return ImagesPanel(
+        title="Images generated from embeddings",
+        note="The image, then those that the generator makes from its embedding before and after tuning, from the same"
+        " noise.",
+        order=30,
+        pictures=_write_rows("drawn-from-embeddings", [images, *generated], batch.keys, directory),
+        width=300,
+    )
+
+
+CONTROLS: dict[Control, str] = {
+    "shuffled": "each image was denoised with the tokens of another image of its batch",
+    "random_prior": "the denoiser had random weights",
+    "anchor_only": "the denoising loss was omitted, so that only the anchor trained the tower, from its minimum: the "
+    "changes are rounding errors, which an adaptive optimizer enlarges",
+}
+
+
+def control_panel(control: Control) -> TextPanel:
+    """Return the description of an ablation control, for the report."""
+    text = (
+        f"This is an ablation control ({control}), not the method: {CONTROLS[control]}. It shows whether the method's "
+    )
+    text += (
+        "gradient carries information. The size of a gain is measured against the model before tuning, since a control"
+    )
+    text += " is not neutral: a shuffled condition rewards the tower for encoding less."
+    return TextPanel(title="Ablation control", text=text, order=5)
+
+
+def _target_images(generator: Generator, target_images: Tensor | None, target_latents: Tensor | None) -> Tensor:
+    """Return the generator's images, (B, 3, S, S), decoded from cached latents if necessary."""
+    if target_images is not None:
+        return target_images
+    assert target_latents is not None
+    weight = next(generator.denoiser.parameters())
+    return generator.space.decode(target_latents.to(weight))
+
+
+def _stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    return torch.stack([tensor for tensor in tensors if tensor is not None]) if tensors[0] is not None else None
+
+
+def _write_rows(name: str, columns: list[Tensor], captions: list[str], directory: Path) -> list[Picture]:
+    """Write a PNG for each caption, with the images of the columns, (B, 3, S, S) uint8, side by side."""
+    folder = directory / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for index, caption in enumerate(captions):
+        file = f"pictures/{name}-{index}.png"
+        Image.fromarray(_side_by_side([column[index] for column in columns])).save(directory / file)
+        rows.append(Picture(file=file, caption=caption))
+    return rows
+
+
+def _side_by_side(images: list[Tensor]) -> NDArray[np.uint8]:
+    """Join (3, S, S) images in a row, enlarged by a whole factor, with white between them."""
+    arrays = [image.cpu().permute(1, 2, 0).numpy() for image in images]
+    side = arrays[0].shape[0]
+    factor = -(-SHOWN_SIDE // side)
+    large = [np.kron(array, np.ones((factor, factor, 1), np.uint8)) for array in arrays]
+    gap = np.full((side * factor, GAP, 3), 255, np.uint8)
+    parts = [part for array in large for part in (array, gap)]
+    return np.concatenate(parts[:-1], axis=1)

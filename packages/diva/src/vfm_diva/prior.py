@@ -1,0 +1,98 @@
+"""The work of `diva.prior`: train a small diffusion model over a CLIP's joint space, and report what it learned."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from vfm.data import load_choices, open_dataset
+from vfm.models import ClipModel, blueprint, load_clip
+from vfm.plugin import Context, GeneratorCheckpoint, PairDataset, Preflight
+from vfm.train import ImageTransform, TrainingData, fit, is_main, prepare_device
+from vfm_diva.generator import Generator, build_generator
+from vfm_diva.inputs import MakeImageInputs, MakePriorInputs
+from vfm_diva.latents import check_latents, open_latents
+from vfm_diva.noise import NoiseSampler
+from vfm_diva.panels import caption_samples_panel, condition_panel
+from vfm_diva.prior_task import PriorTask, measure_data, states_width
+from vfm_diva.space import load_latent_space
+from vfm_diva.stages import DivaPrior
+from vfm_diva.statement_losses import NUM_TIMES, statement_panel
+
+
+def check_prior(config: DivaPrior, ctx: Preflight) -> None:
+    """Check that the captions' language exists, the CLIP model can be read, and the VAE fits the image size.
+
+    Raises:
+        UserError: one of these does not hold.
+    """
+    data, clip = ctx.artifact(config.data), ctx.artifact(config.clip)
+    if data:
+        data.check_languages([config.language], config.data)
+    vae = ctx.artifact(config.vae) if config.vae else None
+    latents = ctx.artifact(config.latents) if config.latents else None
+    if clip and (vae or config.vae is None):
+        with torch.device("meta"):  # shapes without weights: models of any size cost no memory
+            generator = build_prior(config, blueprint(clip), vae, weights=False)
+        if latents:
+            check_latents(latents, data, generator.noise_shape)
+
+
+def train_prior(config: DivaPrior, ctx: Context) -> GeneratorCheckpoint:
+    """Run `diva.prior`; panels show samples, and how much the loss depends on the condition."""
+    pairs = ctx.load(config.data)
+    language = config.language or pairs.languages[0]
+    clip = load_clip(ctx.load(config.clip))
+    generator = build_prior(config, clip, ctx.load(config.vae) if config.vae else None)
+    if config.grad_checkpointing:
+        generator.denoiser.network.enable_gradient_checkpointing()
+    task = PriorTask(clip, generator, condition_noise=config.condition.noise)
+    task.to(prepare_device(config.runtime))
+    data = TrainingData.of(config, open_dataset(pairs), _make_inputs(config, ctx, task, pairs, language))
+    measure_data(task, data, with_gap=config.condition.source in ("text", "both"))
+    fit(task, data, config, ctx)
+    if is_main():
+        ctx.panel(condition_panel(task, data))
+        ctx.panel(caption_samples_panel(task, data, language, ctx.directory))
+        if config.choices:
+            transform = ImageTransform(generator.image_size, "crop")
+            sampler = NoiseSampler(generator.noise_shape, NUM_TIMES, config.timesteps)
+            choices = load_choices(ctx.load(config.choices))
+            ctx.panel(statement_panel(task, choices, transform, sampler, seed=config.seed))
+    return task.export(ctx.directory)
+
+
+def build_prior(
+    config: DivaPrior, clip: ClipModel, vae: GeneratorCheckpoint | None, *, weights: bool = True
+) -> Generator:
+    """Return the generator of a configuration, with random weights; `weights` is False on the meta device."""
+    of_states = config.condition.source == "text_states"
+    return build_generator(
+        image_size=config.image_size,
+        embed_dim=None if of_states else clip.embed_dim,
+        num_tokens=config.condition.num_tokens,
+        condition_width=states_width(clip) if of_states else config.condition.width,
+        network=config.denoiser,
+        prediction=config.prediction,
+        space=load_latent_space(vae.path, weights=weights) if vae else None,
+        seed=config.seed,
+    )
+
+
+def _make_inputs(config: DivaPrior, ctx: Context, task: PriorTask, data: PairDataset, language: str) -> MakePriorInputs:
+    generator, clip, condition = task.generator, task.clip, config.condition
+    sampler = NoiseSampler(generator.noise_shape, 1, config.timesteps)
+    images = MakeImageInputs(ImageTransform(generator.image_size, "crop"), sampler, clip.preprocess)
+    if config.latents:
+        cache = ctx.load(config.latents)
+        stored, transform = open_latents(cache, data, generator, images.transform, config.global_batch_size)
+        images = replace(images, transform=transform, stored=stored)
+    return MakePriorInputs(
+        images,
+        clip.tokenizer,
+        language,
+        embed_dim=clip.embed_dim,
+        text_share={"image": 0.0, "both": condition.text_share}.get(condition.source, 1.0),
+        dropout=condition.dropout,
+    )
