@@ -28,7 +28,7 @@ TRAININGS = {
 MADE = ["pool.num_samples=300", "pool.samples_per_shard=100", "val.num_samples=72"]
 DETAILED = [
     *MADE, "plain.num_samples=300", "told.num_samples=300", "val_pairs.num_samples=48", "pairs.pairs_per_pattern=4",
-    "felt.pairs_per_pattern=2", "taught.global_batch_size=16", "clip.global_batch_size=16",
+    "prior_pairs.pairs_per_pattern=2", "taught.global_batch_size=16", "clip.global_batch_size=16",
 ]  # fmt: skip
 PROBES = [
     f"{attribute}_{part}.num_samples=60"
