@@ -27,7 +27,7 @@ TRAININGS = {
 }  # fmt: skip
 MADE = ["pool.num_samples=300", "pool.samples_per_shard=100", "val.num_samples=72"]
 DETAILED = [
-    *MADE, "plain.num_samples=300", "told.num_samples=300", "val_pairs.num_samples=48", "pairs.pairs_per_pattern=4",
+    *MADE, "plain.num_samples=300", "full_captions.num_samples=300", "val_pairs.num_samples=48", "pairs.pairs_per_pattern=4",
     "prior_pairs.pairs_per_pattern=2", "taught.global_batch_size=16", "clip.global_batch_size=16",
 ]  # fmt: skip
 PROBES = [
@@ -56,7 +56,7 @@ def pairs(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("recipe", TRAININGS)
 def test_claim_runs_at_two_steps_and_ends_in_a_table_over_seeds(recipe: str, tmp_path: Path) -> None:
-    short = [f"{name}.{key}" for name in TRAININGS[recipe] for key in ("steps=2", "warmup_steps=0")]
+    short = [f"{name}.{key}" for name in TRAININGS[recipe] for key in ("steps=2", "schedule.warmup_steps=0")]
     data = pairs(tmp_path / "own") if recipe == "eva_claim_pairs" else DATA.get(recipe, MADE)
     settings = small.words(["seeds=[0, 1]", *data, *short])
     command = [sys.executable, "-m", "vfm", "run", recipe, "--store", str(tmp_path / "store"), *settings]

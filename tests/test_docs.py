@@ -64,7 +64,7 @@ COMMANDS = {
     "uv run vfm run diva_flickr --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
     " --set runtime.threads=1": "{}"
     + "".join(f" --set {name}.steps=2 --set {name}.global_batch_size=16" for name in ("clip", "prior", "diva"))
-    + " --set clip.warmup_steps=0 --set prior.warmup_steps=0",
+    + " --set clip.schedule.warmup_steps=0 --set prior.schedule.warmup_steps=0",
     "uv run vfm run clip_finetune --set start.source=store/runs/diva_flickr/artifacts/clip --set start.pretrained=null"
     " --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar --set 'pool.texts={de: json.de}'"
     " --set 'val.texts={de: json.de}' --set pool.max_bad_fraction=0.2 --set val.max_bad_fraction=0.2"
