@@ -21,13 +21,13 @@ import torch
 from bench import WORDS, caption, context, in_turn, machine, options, photograph, ratio, write
 from clip_benchmark.datasets.builder import build_wds_dataset, image_captions_collate_fn
 from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
-from vfm.eval import load_encoder
 
 from vfm.artifacts import Artifact, ClipCheckpoint
 from vfm.data import write_tar
-from vfm.stages.evaluation import Retrieval, ZeroShot
+from vfm.eval import load_encoder
 from vfm.models import build_clip, save_clip
 from vfm.stages.data import Pairs
+from vfm.stages.evaluation import Retrieval, ZeroShot
 from vfm.stages.labeled import Labeled
 
 BATCH, CLASSES = 64, [f"{colour} {thing}" for colour in WORDS[4:6] for thing in WORDS[8:18]]

@@ -30,8 +30,8 @@ def measure(num_images: int, width: int) -> dict[str, float]:
     """CPU seconds and most memory of this process, on one thread."""
     import torch
 
-    from vfm.eval.ranking import hits_at
     from vfm.eval import retrieval_ranks
+    from vfm.eval.ranking import hits_at
 
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def published(data: ImageDataset) -> ImageDataset:
-    """Mark a data set as published, as a run does in the store."""
+    """Mark a dataset as published, as a run does in the store."""
     (data.path / PUBLISHED).write_text("{}")
     return data
 

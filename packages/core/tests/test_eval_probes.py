@@ -408,7 +408,7 @@ def test_classifiers_are_compared_and_models_without_a_head_refused(tmp_path: Pa
 @pytest.mark.parametrize(
     ("names", "count", "wanted", "line"),
     [
-        ([], 3, ["a", "b"], "3 outputs without names, the data set 2 classes; give class_names"),
+        ([], 3, ["a", "b"], "3 outputs without names, the dataset 2 classes; give class_names"),
         (["a", "b"], 3, ["a", "b"], "expected class_names for 3 outputs of its head, got 2"),
         (["cat", "dog", "cow"], 3, ["cat", "dogg"], "has no class 'dogg'; did you mean 'dog'"),
     ],

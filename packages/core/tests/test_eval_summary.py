@@ -1,4 +1,4 @@
-"""Means over data sets: their interval equals that of resampling all sets at once, and their names state the sets."""
+"""Means over datasets: their interval equals that of resampling all sets at once, and their names state the sets."""
 
 from __future__ import annotations
 

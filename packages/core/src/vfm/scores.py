@@ -59,7 +59,7 @@ class Score(Protocol):
 
 @dataclass(frozen=True)
 class ModelResult:
-    """Result of one model on the items of a data set.
+    """Result of one model on the items of a dataset.
 
     scores: one per metric; the first is the main one.
     predictions: tables by name, one row per item; each is written as `predictions/NAME.parquet`.
@@ -73,7 +73,7 @@ class ModelResult:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Results of all models on one data set.
+    """Results of all models on one dataset.
 
     data_sha256: hash of the evaluated items (`vfm.eval.data_hash`): equal numbers need equal data.
     results: by the model's name, all on the same items in the same order.

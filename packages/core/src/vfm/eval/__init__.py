@@ -1,6 +1,6 @@
 """Evaluation of vision and CLIP models, and what an evaluation of one's own needs.
 
-An evaluation subclasses `vfm.plugin.ModelEvaluation`: it encodes a data set (`encode_dataset`, `encode_labeled`) and
+An evaluation subclasses `vfm.plugin.ModelEvaluation`: it encodes a dataset (`encode_dataset`, `encode_labeled`) and
 returns an `Evaluated` with a `ModelResult` per model, whose scores are `Accuracy` or `MeanAveragePrecision`. Importing
 this package imports torch; configurations are in `vfm.stages.evaluation`, statistics in `vfm.statistics`, without it.
 """

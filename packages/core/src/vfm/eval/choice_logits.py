@@ -30,7 +30,7 @@ from vfm.stages.evaluation import ReadSettings
 
 @dataclass(frozen=True)
 class ChoiceLogits:
-    """The usable items of a data set, and by model the logits of each item's statements for its images, (S, I).
+    """The usable items of a dataset, and by model the logits of each item's statements for its images, (S, I).
 
     digests: hash of each item, images included (`item_digest`).
     """

@@ -31,7 +31,7 @@ EMPTY_NAMED = 5  # classes without an image that a warning names
 def encode_with_targets(
     ctx: Context, encoders: Mapping[str, ImageEncoder], data: ClassDataset, reading: ReadSettings
 ) -> tuple[Encoded, Tensor]:
-    """Encode a data set, and return the target of each image: its class, (N,), or its labels, (N, C) bool.
+    """Encode a dataset, and return the target of each image: its class, (N,), or its labels, (N, C) bool.
 
     Logs a warning for classes without any image.
     """

@@ -1,6 +1,6 @@
 """Classification by a model's own head, on a labelled set of all its classes or a subset."""
 
-# N images, C classes of the data set
+# N images, C classes of the dataset
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class HeadOutputs:
 
 
 def evaluate_classify(config: Classify, ctx: Context, encoders: Mapping[str, Any]) -> Evaluated:
-    """Evaluate classifiers; only the head's outputs of the data set's classes can be predicted.
+    """Evaluate classifiers; only the head's outputs of the dataset's classes can be predicted.
 
     ImageNet-A and -R, for example, have 200 of a head's 1,000 classes, and their authors evaluate them in this way.
 
     Raises:
-        UserError: a model has no head, or its head lacks a class of the data set.
+        UserError: a model has no head, or its head lacks a class of the dataset.
     """
     data = ctx.load(config.data)
     check_class_names(data.class_names, str(config.data))
@@ -77,7 +77,7 @@ def columns_of(names: Sequence[str], num_classes: int, classes: Sequence[str], w
     if not names:
         if len(classes) != num_classes:
             raise UserError(
-                f"{where}: its head has {num_classes} outputs without names, the data set {len(classes)} classes; "
+                f"{where}: its head has {num_classes} outputs without names, the dataset {len(classes)} classes; "
                 "give class_names, those of the head's outputs in their order"
             )
         return list(range(num_classes))

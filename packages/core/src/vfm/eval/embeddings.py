@@ -1,4 +1,4 @@
-"""Embeddings of a data set in a file, written batch by batch for any number of images, and read back for search.
+"""Embeddings of a dataset in a file, written batch by batch for any number of images, and read back for search.
 
     FILE.parquet   key, text (the first caption or the class name, if any), embedding (list of D floats); the model's
                    full name in the schema's metadata

@@ -38,7 +38,7 @@ def write_report(
     """Write an evaluation's results into `ctx.directory`; the first model is the baseline of the paired tests.
 
     Args:
-        config: names the data set, the task and the resizing.
+        config: names the dataset, the task and the resizing.
         ctx: of the running stage.
         evaluated: results by the model's name, all on the same items in the same order.
         checkpoints: the models' artifacts by the same names.

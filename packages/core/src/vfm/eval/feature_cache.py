@@ -1,8 +1,8 @@
-"""A cache of image features in the data set's own folder: one evaluation writes it, the next reads it.
+"""A cache of image features in the dataset's own folder: one evaluation writes it, the next reads it.
 
     DATA/features/<key>.npz   numbers (N,) of the samples, ascending; their digests (N, 32); unit vectors (N, D)
 
-The key covers the weights, the preprocessing, and sizes and times of the image files (a data set in the store holds
+The key covers the weights, the preprocessing, and sizes and times of the image files (a dataset in the store holds
 only their addresses), so an entry is never out of date. Writing is best effort: where it fails, features are computed
 again.
 """
@@ -26,7 +26,7 @@ from torch import Tensor
 from vfm.data import Source
 
 FOLDER = "features"
-PUBLISHED = "manifest.json"  # every data set in the store has one; a data set without it may still change
+PUBLISHED = "manifest.json"  # every dataset in the store has one; a dataset without it may still change
 
 
 def _no_numbers() -> NDArray[np.int64]:
@@ -35,7 +35,7 @@ def _no_numbers() -> NDArray[np.int64]:
 
 @dataclass
 class FeatureCache:
-    """Cached features of a data set by one model, and their file; without a file nothing is stored."""
+    """Cached features of a dataset by one model, and their file; without a file nothing is stored."""
 
     file: Path | None = None
     numbers: NDArray[np.int64] = field(default_factory=_no_numbers)
@@ -44,7 +44,7 @@ class FeatureCache:
 
     @classmethod
     def of(cls, source: Source, key: str) -> FeatureCache:
-        """Read the cache of a data set in the store; `key` identifies the model, empty: cache nothing."""
+        """Read the cache of a dataset in the store; `key` identifies the model, empty: cache nothing."""
         folder = source.subset or source.directory
         if not key or not any((place / PUBLISHED).is_file() for place in (folder, folder.parent)):
             return cls()

@@ -1,4 +1,4 @@
-"""Features of a data set's images by several models at once: each image is read and decoded once."""
+"""Features of a dataset's images by several models at once: each image is read and decoded once."""
 
 # N images, D width
 
@@ -29,9 +29,9 @@ Decoded = tuple[Sample, Image.Image, bytes] | BadSample
 
 @dataclass(frozen=True)
 class Encoded:
-    """The usable samples of a data set, in its order, and the features of their images.
+    """The usable samples of a dataset, in its order, and the features of their images.
 
-    numbers: index of each sample in the data set, to read its image again.
+    numbers: index of each sample in the dataset, to read its image again.
     samples: without their images.
     digests: hash of each sample, image included (`item_digest`).
     features: by the model's name, (N, D).
@@ -49,7 +49,7 @@ class Encoded:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Class of each image, (N,), of a labelled data set."""
+        """Class of each image, (N,), of a labelled dataset."""
         return np.array([sample.label for sample in self.samples], dtype=np.int64)
 
 
@@ -61,13 +61,13 @@ def encode_dataset(
     *,
     check: Callable[[Sample], None] = lambda sample: None,
 ) -> Encoded:
-    """Encode all images of a data set; bad samples are skipped, counted and reported.
+    """Encode all images of a dataset; bad samples are skipped, counted and reported.
 
     Features that an earlier evaluation has cached for all models are read from the cache (`FeatureCache`).
 
     Args:
         ctx: takes progress and bad samples.
-        source: the data set.
+        source: the dataset.
         encoders: models by name; all get the same images.
         reading: how to read.
         check: raises BadSample for a sample that this evaluation cannot use (no caption in its language).
@@ -100,7 +100,7 @@ def encode_dataset(
         for _, item in batch:
             if isinstance(item, BadSample):
                 skip(item)
-        # Without the image files, which would hold the whole data set in memory.
+        # Without the image files, which would hold the whole dataset in memory.
         found |= {number: (replace(sample, image=b""), digest) for number, sample, _, digest in good}
         for name, encoder in encoders.items():
             if images := {number: image for number, _, image, _ in good if number not in cached[name]}:
@@ -120,7 +120,7 @@ def encode_dataset(
 def encode_labeled(
     ctx: Context, encoders: Mapping[str, ImageEncoder], data: LabeledDataset, reading: ReadSettings
 ) -> Encoded:
-    """Encode all images of a labelled data set; a sample without a label is a bad one."""
+    """Encode all images of a labelled dataset; a sample without a label is a bad one."""
 
     def check(sample: Sample) -> None:
         if sample.label is None:

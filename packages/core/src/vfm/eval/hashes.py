@@ -21,7 +21,7 @@ def item_digest(facts: Any, images: Sequence[bytes]) -> bytes:
 
 
 def data_hash(dataset: Artifact, digests: Iterable[bytes]) -> str:
-    """Return the sha256 of a data set's own facts and of its evaluated items, in their order."""
+    """Return the sha256 of a dataset's own facts and of its evaluated items, in their order."""
     digest = hashlib.sha256(dataset.model_dump_json().encode())
     for item in digests:
         digest.update(item)

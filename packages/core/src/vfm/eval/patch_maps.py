@@ -142,7 +142,7 @@ def compute_patch_maps(encoder: Any, images: Sequence[Image.Image]) -> list[Patc
 
 
 def pca_sheet(encoder: Any, source: Source, directory: Path, *, num_pictures: int = NUM_PICTURES) -> ImagesPanel:
-    """Write the first usable images of a data set with their maps into `directory/pictures`, and return their panel."""
+    """Write the first usable images of a dataset with their maps into `directory/pictures`, and return their panel."""
     shown = list(_first(source, num_pictures))
     folder = directory / "pictures"
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Many reports as one table: a score per data set with its paired test, and means over named groups of data sets.
+"""Many reports as one table: a score per dataset with its paired test, and means over named groups of datasets.
 
-The interval of a mean over data sets covers the errors of their scores and no more: the data sets are fixed, not a
-sample of all that might exist. Reports on different images are independent; those on one data set (its tasks, its
+The interval of a mean over datasets covers the errors of their scores and no more: the datasets are fixed, not a
+sample of all that might exist. Reports on different images are independent; those on one dataset (its tasks, its
 languages) and the metrics of one report (recall both ways) count as completely dependent, so the interval is rather too
 wide.
 
@@ -9,7 +9,7 @@ Source: Zou, Huang and Zhang 2009, A note on confidence interval estimation for 
 proportions (MOVER): the distances of each end are combined separately, so no interval leaves 0 to 1.
 """
 
-# K data sets
+# K datasets
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Estimate:
 
     @classmethod
     def over_sets(cls, parts: Sequence[tuple[str, Estimate]]) -> Estimate:
-        """Return the mean of estimates, each with its data set; estimates of different data sets are independent."""
+        """Return the mean of estimates, each with its dataset; estimates of different datasets are independent."""
         value = math.fsum(one.value for _, one in parts) / len(parts)
         below: defaultdict[str, float] = defaultdict(float)
         above: defaultdict[str, float] = defaultdict(float)

@@ -34,7 +34,7 @@ class ProbeSettings:
 
     validation_fraction: fraction of the training images (of each class, for one class per image) held out to choose the
         learning rate.
-    max_cache_gib: largest temporary file of a model's patch tokens of one data set, in GiB (attentive).
+    max_cache_gib: largest temporary file of a model's patch tokens of one dataset, in GiB (attentive).
     """
 
     probe: Literal["linear", "attentive"]

@@ -45,8 +45,8 @@ NUMBERED, NUM_DIGITS = re.compile(r"n?\d+"), 10
 class Prompts:
     """How class names become texts.
 
-    templates: prompts with a {} for the class name; None: the data set's own.
-    class_names: by label, in place of the data set's own, for example in another language.
+    templates: prompts with a {} for the class name; None: the dataset's own.
+    class_names: by label, in place of the dataset's own, for example in another language.
     only_present: only classes with images can be predicted. Of several labels those without images never count.
     """
 
@@ -81,7 +81,7 @@ def score_zero_shot(
     if len(names) != len(data.class_names):
         raise UserError(f"class_names: expected one per class, {len(data.class_names)}, got {len(names)}")
     if len(names) > NUM_DIGITS and all(NUMBERED.fullmatch(name) for name in names):
-        fix = "give class_names here, or names_of in the stage of the data set"
+        fix = "give class_names here, or names_of in the stage of the dataset"
         ctx.warn(f"class names {names[0]!r}, {names[1]!r}, ... are numbers, which mean nothing to a text tower: {fix}")
     images, targets = encode_with_targets(ctx, encoders, data, reading)
     only_present = prompts.only_present and isinstance(data, LabeledDataset)

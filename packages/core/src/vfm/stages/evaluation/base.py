@@ -23,7 +23,7 @@ Templates = Annotated[list[str], AfterValidator(check_templates)]
 
 @dataclass(frozen=True)
 class ReadSettings:
-    """How an evaluation reads a data set.
+    """How an evaluation reads a dataset.
 
     batch_size: images per forward pass.
     max_bad_fraction: tolerated fraction of samples that cannot be used.
@@ -35,7 +35,7 @@ class ReadSettings:
     threads: int = 1
 
     def check_bad(self, bad: Counter[str], total: int, items: str = "samples") -> None:
-        """Check the number of bad samples of a data set, counted by reason.
+        """Check the number of bad samples of a dataset, counted by reason.
 
         Raises:
             UserError: more than `max_bad_fraction` are bad, or all.
@@ -47,7 +47,7 @@ class ReadSettings:
 
 
 class ModelEvaluation(Evaluation):
-    """Evaluate models on one data set: encode it with each model in fp32, score all on the same items, and report.
+    """Evaluate models on one dataset: encode it with each model in fp32, score all on the same items, and report.
 
     A subclass names its function in `evaluator`, or overrides `evaluate`. Scores, paired tests, predictions and result
     files are written for it, and it can evaluate a model in training too (`evaluation.tasks` of a training).
@@ -59,7 +59,7 @@ class ModelEvaluation(Evaluation):
     evaluator: ClassVar[str] = ""  # "package.module:function", (config, Context, encoders by name) -> Evaluated
     task: ClassVar[str] = ""  # its name in result files; default: the second half of `kind`
 
-    data: Ref[Any] = Field(description="data set to evaluate on")
+    data: Ref[Any] = Field(description="dataset to evaluate on")
     micro_batch_size: int = Field(64, ge=1, description="images per forward pass")
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="tolerated fraction of samples that cannot be read")
     resize_mode: ResizeMode | None = Field(
@@ -102,7 +102,7 @@ class FeatureEvaluation(ModelEvaluation):
 
     # Wider than Evaluation's: models without a text tower can be evaluated too.
     models: list[Ref[ClipCheckpoint | VisionCheckpoint]] = Field(  # type: ignore[assignment]
-        [], description="models to evaluate; left out in a training's `evaluation`"
+        [], description="models to evaluate; omitted in `evaluation.tasks`"
     )
     train: Ref[LabeledDataset | TaggedImages] = Field(
         description="training images, with one class or several labels each, the same as in `data`"

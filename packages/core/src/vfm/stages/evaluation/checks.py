@@ -20,21 +20,21 @@ def check_evaluation(config: ModelEvaluation | Curves, ctx: Preflight) -> None:
 
 
 def check_zero_shot(config: ZeroShot, ctx: Preflight) -> None:
-    """Check the models' names, and the class names where the data set exists."""
+    """Check the models' names, and the class names where the dataset exists."""
     check_named_once(config.models)
     if data := ctx.artifact(config.data):
         check_zero_shot_classes(config, data)
 
 
 def check_retrieval(config: Retrieval, ctx: Preflight) -> None:
-    """Check the models' names, and the language where the data set exists."""
+    """Check the models' names, and the language where the dataset exists."""
     check_named_once(config.models)
     if data := ctx.artifact(config.data):
         data.check_languages([config.language], config.data)
 
 
 def check_classify(config: Classify, ctx: Preflight) -> None:
-    """Check the models' names, and the class names where the data set exists."""
+    """Check the models' names, and the class names where the dataset exists."""
     check_named_once(config.models)
     if data := ctx.artifact(config.data):
         check_class_names(data.class_names, str(config.data))

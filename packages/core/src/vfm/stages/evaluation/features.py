@@ -59,7 +59,7 @@ class AttentiveProbe(FeatureEvaluation):
     epochs: int = Field(20, ge=1, description="epochs of training")
     train_batch_size: int = Field(128, ge=2, description="images per step")
     max_cache_gib: float = Field(
-        20.0, gt=0, description="largest temporary file of a model's patch tokens of one data set, in GiB"
+        20.0, gt=0, description="largest temporary file of a model's patch tokens of one dataset, in GiB"
     )
     seed: Seed = Field(0, description="of the split and of all draws")
 
@@ -93,7 +93,7 @@ class FewShot(FeatureEvaluation):
         "nothing", description="zero_shot: the text tower's classifier is the start, and weights are pulled towards it"
     )
     templates: Templates | None = Field(
-        None, min_length=1, description="prompts with a {} of start: zero_shot; default: the data set's"
+        None, min_length=1, description="prompts with a {} of start: zero_shot; default: the dataset's"
     )
     penalty: float = Field(
         0.1, gt=0, description="pull towards the start: weights move by at most 2 / penalty, in the mean over classes"
@@ -117,13 +117,13 @@ class Classify(ModelEvaluation):
     task: ClassVar[str] = "classification"
 
     models: list[Ref[VisionCheckpoint]] = Field(  # type: ignore[assignment]
-        [], description="classifiers to evaluate; left out in a training's `evaluation`"
+        [], description="classifiers to evaluate; omitted in `evaluation.tasks`"
     )
     data: Ref[LabeledDataset] = Field(
         description="labelled images; their classes must be among the head's, and only they can be predicted"
     )
     class_names: list[str] | None = Field(
         None,
-        description="names of the head's outputs, in their order; default: the checkpoint's, else the data set's if"
+        description="names of the head's outputs, in their order; default: the checkpoint's, else the dataset's if"
         " there are as many",
     )

@@ -38,16 +38,16 @@ class SummarisedReport(Config):
     """A report, and which of its scores count in means."""
 
     report: Ref[Report] = Field(description="an evaluation's report")
-    title: str = Field("", description="title of its row; default: the report's data set")
+    title: str = Field("", description="title of its row; default: the report's dataset")
     group: str = Field("", description="rows of one group are averaged; default: this row is not averaged")
     way: str = Field(
-        "", description="what distinguishes rows of one data set (a task, a language, resizing): each has its own means"
+        "", description="what distinguishes rows of one dataset (a task, a language, resizing): each has its own means"
     )
     metrics: list[str] = Field([], description="metrics whose mean is the score; default: the report's main one")
 
 
 class LeftOut(Config):
-    """A data set that belongs to the list and was not evaluated."""
+    """A dataset that belongs to the list and was not evaluated."""
 
     title: str = Field(description="its name")
     group: str = Field("", description="the group that it would count in")
@@ -56,12 +56,12 @@ class LeftOut(Config):
 
 
 class Summary(Stage):
-    """Collect reports in one table, with means over groups that state how many of their data sets they include."""
+    """Collect reports in one table, with means over groups that state how many of their datasets they include."""
 
-    version: ClassVar[int] = 2  # since rows of one data set have means of their own, or count as one data set
+    version: ClassVar[int] = 2  # since rows of one dataset have means of their own, or count as one dataset
     kind: Literal["eval.summary"] = "eval.summary"
     makes: ClassVar[type[Artifact]] = Report
     work: ClassVar[str] = "vfm.eval.summary:summarise"
 
     scores: list[SummarisedReport] = Field(min_length=1, description="the reports, in the order of the rows")
-    missing: list[LeftOut] = Field([], description="data sets that the means leave out; the table lists them")
+    missing: list[LeftOut] = Field([], description="datasets that the means leave out; the table lists them")

@@ -24,10 +24,10 @@ class ZeroShot(ModelEvaluation):
 
     data: Ref[LabeledDataset | TaggedImages] = Field(description="images with one class or several labels each")
     templates: Templates | None = Field(
-        None, min_length=1, description="prompts with a {} for the class name; default: the data set's"
+        None, min_length=1, description="prompts with a {} for the class name; default: the dataset's"
     )
     class_names: list[str] | None = Field(
-        None, description="class names by label, for example in another language; default: the data set's"
+        None, description="class names by label, for example in another language; default: the dataset's"
     )
     language: str = Field("en", description="language of class names and templates, for the results")
     answers: Literal["all", "present"] = Field(
@@ -45,7 +45,7 @@ class Retrieval(ModelEvaluation):
 
     data: Ref[PairDataset] = Field(description="images with captions")
     recall_k: list[int] = Field([1, 5, 10], min_length=1, description="k of recall@k")
-    language: str | None = Field(None, description="key of the captions; default: the data set's first language")
+    language: str | None = Field(None, description="key of the captions; default: the dataset's first language")
 
     @field_validator("recall_k")
     @classmethod
