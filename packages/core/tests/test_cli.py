@@ -328,7 +328,7 @@ def test_plan_shows_the_resolved_recipe_of_one_with_a_base(toys):
     Path("mine.yaml").write_text("base: r.yaml\nstages: [{name: a, count: 9}]\n")
     out = run_here("plan", "mine.yaml").out
     assert "# mine.yaml, laid over r.yaml" in out
-    assert "  count: 9" in out
+    assert "{kind: toy.draw, name: a, count: 9}" in out
     assert "# " not in run_here("plan", "r.yaml").out
 
 

@@ -132,7 +132,8 @@ def test_the_nearest_of_an_index_is_the_picture_itself(world: Path, tmp_path: Pa
     tiny_clip(tmp_path / "other", 1)
     other = run_here("predict", tmp_path / "other", world / "flat" / "green.png", "--index", index)
     assert other.code == 0
-    assert f"i.parquet: made with {(world / 'clip').resolve()}, not with {(tmp_path / 'other').resolve()};" in other.errors[0]
+    clip, second = (world / "clip").resolve(), (tmp_path / "other").resolve()
+    assert f"i.parquet: made with {clip}, not with {second};" in other.errors[0]
     wrong = run_here("predict", world / "encoder", world / "flat" / "green.png", "--index", index)
     assert wrong.code == 2
     assert "with 16; use" in wrong.errors[0]
@@ -162,7 +163,7 @@ def test_views_are_png_files_one_a_picture(world: Path, tmp_path: Path) -> None:
         (["predict", "{}/clip", "{}/flat/red.png", "--classes", "a"], "expected at least two names"),
         (["predict", "{}/clip", "{}/flat/red.png", "--classes", "no.txt"], "--classes no.txt: no such file"),
         (["predict", "{}/encoder", "{}/flat/red.png"], "it has no classification head; give --index"),
-        (["predict", "{}/classifier", "{}/flat/red.png", "--classes", "a,b"], "expected class_names for 7 outputs of its head, got 2"),
+        (["predict", "{}/classifier", "{}/flat/red.png", "--classes", "a,b"], "expected class_names for 7 outputs"),
         (
             ["predict", "{}/clip", "{}/flat/red.png", "--index", "no.npy"],
             "no.npy: no such file; make one with vfm embed",
@@ -192,7 +193,7 @@ def test_a_damaged_npy_is_reported(tmp_path: Path) -> None:
 
 
 def test_the_type_of_a_model_follows_from_its_folder_file_or_name(world: Path, tmp_path: Path) -> None:
-    """Sources other than artifacts: folders in the two layouts, files of weights by their keys, names of either registry."""
+    """Folders in the two layouts are recognised, files of weights by their keys, and names of either registry."""
     from vfm.models import is_vision_source, save_state_dict
 
     for name in ("clip", "encoder"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -15,7 +17,7 @@ import toy_plugin
 import vfm
 from vfm.flow import yaml_lines
 from vfm.flow.recipe import Recipe, load_recipe, parse_recipe
-from vfm.flow.recipe_source import read_source
+from vfm.flow.recipe_source import SHIPPED, read_source, read_text
 
 KNOWN = {stage.kind_name(): stage for stage in toy_plugin.vfm_stages()}
 GOOD = """\
@@ -288,3 +290,26 @@ def test_mistake_with_a_base_is_one_line_that_names_its_file(load, texts, line):
         load(**texts)
     assert str(caught.value).startswith(line)
     assert "\n" not in str(caught.value)
+
+
+# Hashes of the stages that these recipes had before they were laid over a base. A change on purpose changes the hash.
+STAGES_OVER_BASE = {
+    "clip_b32": "ce6db29f38b1",
+    "clip_l14": "99620856d696",
+    "metaclip_b16": "fa7ee8b94502",
+    "metaclip_b32": "1653abe5b9d3",
+    "metaclip_l14": "03b595d70473",
+    "eva_02_ti": "b2745d86c746",
+    "eva_02_s": "1c3f049632e6",
+    "eva_02_l": "1ec35dbd075b",
+}
+
+
+def test_shipped_recipes_over_a_base_resolve_to_their_papers_values():
+    found = {}
+    for file in SHIPPED.glob("*.yaml"):
+        source = read_source(read_text(file), file.name, SHIPPED)
+        if source.bases:
+            stages = json.dumps(source.value["stages"], sort_keys=True)
+            found[file.stem] = hashlib.sha256(stages.encode()).hexdigest()[:12]
+    assert found == STAGES_OVER_BASE

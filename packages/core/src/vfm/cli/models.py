@@ -39,7 +39,10 @@ def embed(
     ] = 0.05,
     debug: DebugOption = False,
 ) -> None:
-    """Write the image embeddings of a dataset. The file, Parquet or npy, holds unit vectors in the dataset's order."""
+    """Write the image embeddings of a dataset to a file.
+
+    The file, Parquet or npy, holds unit vectors in the order of the dataset.
+    """
     from vfm.cli.inputs import full_name, open_device, open_encoder, open_images
     from vfm.eval import ReadSettings, embed_dataset, open_writer
 
@@ -110,7 +113,11 @@ def view(
     device: DeviceOption = "auto",
     debug: DebugOption = False,
 ) -> None:
-    """Draw a model's patch features and attention. Writes a PNG file per image: principal components and similarity too."""
+    """Draw a model's patch features and attention.
+
+    One PNG file per image shows it beside the features' principal components, their similarity to the image feature,
+    and the attention.
+    """
     from PIL import Image
 
     from vfm.cli.inputs import open_device, open_encoder, read_images
@@ -139,7 +146,10 @@ def export(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check whether the model fits the format.")] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Export a model for other libraries. These are timm, open_clip, transformers, onnxruntime and EVA's original code."""
+    """Export a model for other libraries.
+
+    These are timm, open_clip, transformers, onnxruntime and EVA's original code.
+    """
     from vfm.models import find_format, open_model
 
     if out.exists() or out.is_symlink():

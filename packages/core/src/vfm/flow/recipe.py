@@ -119,8 +119,11 @@ def parse_recipe(
 
 def _resolved_text(source: RecipeSource) -> str:
     """Return a recipe and its bases as one YAML text."""
-    heading = f"# {source.where}, laid over {' and '.join(source.bases)}\n"
-    return heading + yaml.safe_dump(source.value, sort_keys=False, allow_unicode=True, width=100)
+    value = source.value
+    if isinstance(about := value.get("description"), str):
+        value = {**value, "description": about.strip()}
+    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None)
+    return f"# {source.where}, laid over {', '.join(source.bases)}\n{text}"
 
 
 def runtime_of(stage: type[Stage]) -> type[Runtime]:
@@ -195,9 +198,7 @@ def _check_inputs(stages: Sequence[Stage], mistakes: Mistakes) -> None:
 def _misfit(ref: Ref[Any], made: Mapping[str, type[Artifact]], names: Sequence[str]) -> str | None:
     """Return why an input does not fit, or None if it does."""
     if ref in made:
-        return (
-            None if ref.accepts(made[ref]) else f"expected a {ref.expected}; '{ref}' makes a {made[ref].__name__}"
-        )
+        return None if ref.accepts(made[ref]) else f"expected a {ref.expected}; '{ref}' makes a {made[ref].__name__}"
     if ref in names:
         return f"'{ref}' comes later; a stage can only use earlier ones"
     if (Path(ref) / FACTS_FILE).is_file():

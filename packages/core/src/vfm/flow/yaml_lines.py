@@ -96,7 +96,7 @@ def parse_value(text: str, where: str) -> Any:
 
 
 def one_line(text: str) -> str:
-    """Return the text with unprintable characters escaped: a newline becomes `\\n`."""
+    r"""Return the text with unprintable characters escaped: a newline becomes `\n`."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 

@@ -22,5 +22,6 @@ class Scale:
         return cls(low, high if high > low else low + 1.0)
 
     def __call__(self, value: float) -> float:
+        """Return the place of a value, in percent of the width."""
         share = (value - self.low) / (self.high - self.low)
         return round(1 + 98 * min(1.0, max(0.0, share)), 2) if math.isfinite(value) else 1.0
