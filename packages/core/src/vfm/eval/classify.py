@@ -83,7 +83,7 @@ def columns_of(names: Sequence[str], num_classes: int, classes: Sequence[str], w
         return list(range(num_classes))
     if len(names) != num_classes:
         raise UserError(f"{where}: expected class_names for {num_classes} outputs of its head, got {len(names)}")
-    places = {name: place for place, name in reversed(list(enumerate(names)))}
-    if missing := [name for name in classes if name not in places]:
+    columns = {name: column for column, name in reversed(list(enumerate(names)))}
+    if missing := [name for name in classes if name not in columns]:
         raise UserError(f"{where}: its head has no class {missing[0]!r}{did_you_mean(missing[0], names)}")
-    return [places[name] for name in classes]
+    return [columns[name] for name in classes]

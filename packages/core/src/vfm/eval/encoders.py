@@ -65,6 +65,6 @@ def logit_scale(model: TextImageEncoder) -> float:
 
 def encode_texts(model: TextImageEncoder, texts: Sequence[str], batch_size: int) -> Tensor:
     """Return unit vectors, (M, D); repeated texts, which are common among web captions, are encoded once."""
-    places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-    features = model.encode_texts(list(places), batch_size)
-    return features if len(places) == len(texts) else features[torch.tensor([places[text] for text in texts])]
+    rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+    features = model.encode_texts(list(rows), batch_size)
+    return features if len(rows) == len(texts) else features[torch.tensor([rows[text] for text in texts])]

@@ -85,22 +85,23 @@ def score_zero_shot(
         ctx.warn(f"class names {names[0]!r}, {names[1]!r}, ... are numbers, which mean nothing to a text tower: {fix}")
     images, targets = encode_with_targets(ctx, encoders, data, reading)
     only_present = prompts.only_present and isinstance(data, LabeledDataset)
-    places = torch.unique(targets) if only_present else torch.arange(len(names))
-    if len(places) < 2:
+    candidates = torch.unique(targets) if only_present else torch.arange(len(names))
+    if len(candidates) < 2:
         raise UserError("expected images of two or more classes, got one class")
     results = {}
     for name, model in encoders.items():
         features = images.features[name]
-        classifier = zero_shot_classifier(model, [names[place] for place in places], templates, reading.batch_size)
+        classifier = zero_shot_classifier(model, [names[label] for label in candidates], templates, reading.batch_size)
         details = {"templates": templates, **({"class_names": names} if prompts.class_names else {})}
         if isinstance(data, TaggedImages):
             scores = (features @ classifier.T).numpy()
             results[name] = result_from_scores(scores, targets, images.keys, data, "", details)
             continue
-        ranks = true_class_ranks(features, classifier, torch.searchsorted(places, targets))
-        predicted = places.numpy()[predicted_classes(features, classifier)]
+        # The classifier's rows are the candidates: labels are mapped to rows, and predicted rows back to labels.
+        ranks = true_class_ranks(features, classifier, torch.searchsorted(candidates, targets))
+        predicted = candidates.numpy()[predicted_classes(features, classifier)]
         results[name] = result_from_ranks(
-            ranks, predicted, targets.numpy(), images.keys, data, "", details, num_answers=len(places)
+            ranks, predicted, targets.numpy(), images.keys, data, "", details, num_answers=len(candidates)
         )
     ctx.panel(hardest_panel(data, targets, results))
     return Evaluated(data_hash(data, images.digests), results)
