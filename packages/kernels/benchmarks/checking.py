@@ -1,4 +1,4 @@
-"""Every implementation against float64, before any is timed."""
+"""Comparison of every implementation with float64, before any is timed."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ RELATIVE_ERROR = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2
 
 @dataclass(frozen=True)
 class Error:
-    """The largest relative error (Frobenius) among outputs and gradients, and the largest that is allowed."""
+    """Largest relative error (Frobenius) among outputs and gradients, and the largest allowed one."""
 
     relative: float
     allowed: float
 
     @property
     def holds(self) -> bool:
+        """Whether the error is allowed."""
         return self.relative <= self.allowed
 
 
 def check(problem: Problem) -> dict[str, Error | str]:
-    """Name of an implementation -> its error, or why there is none: one that fails is told, and stops no other.
+    """Return the error of each implementation by name, or why there is none; a failure does not stop the others.
 
     Three times the error of the plain form in the same dtype is allowed.
     """
@@ -41,25 +42,26 @@ def check(problem: Problem) -> dict[str, Error | str]:
             if name in OURS and not all(map(torch.equal, ours, evaluate(function, problem.inputs))):
                 found[name] = "failed: it is not bit-equal on repeat"
         except Exception as error:
-            found[name] = in_a_line(error)
+            found[name] = one_line(error)
     return found
 
 
-def in_a_line(error: Exception) -> str:
-    """What went wrong, without the rest of it."""
+def one_line(error: Exception) -> str:
+    """Return the type and the first line of an error."""
     return f"failed: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def evaluate(function: Function, inputs: list[Tensor]) -> list[Tensor]:
-    """Outputs, and gradients of a fixed weighting of them."""
+    """Return outputs and the gradients of a fixed weighting of them."""
     leaves = [leaf.detach().requires_grad_() for leaf in inputs]
-    outputs = as_tuple(function(*(leaf * 1 for leaf in leaves)))  # `* 1`: an op may write into what it is given
+    outputs = as_tuple(function(*leaves))
     generator = torch.Generator().manual_seed(0)
     weights = [torch.randn(out.shape, generator=generator).bfloat16().to(out.device, out.dtype) for out in outputs]
     return [*(out.detach() for out in outputs), *torch.autograd.grad(outputs, leaves, weights)]
 
 
 def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
+    """Return outputs as a tuple."""
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 

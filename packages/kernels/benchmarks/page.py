@@ -1,4 +1,4 @@
-"""Results as CSV and as a page of tables; a page that says so, where nothing was measured."""
+"""Results as CSV and as a page of tables, or a page that states that nothing was measured."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from timing import Timing
 
 NOT_MEASURED = """# Kernels on a GPU
 
-**Not measured.** No figure of a kernel's speed is known: this page is made on a GPU, and there has been none so far.
+**Not measured.** No speed of a kernel is known, because no GPU has been available so far.
 
     python packages/kernels/benchmarks/run.py
 
 checks every implementation against float64, times the ops, the backends of attention and whole training steps, and
-writes its tables here. What is known without a GPU (numbers in Triton's interpreter; registers, spills, shared memory
-and instructions of what Triton compiles for sm_80 and sm_90) is checked by the tests.
+writes its tables here. The tests check what is known without a GPU: numbers in Triton's interpreter, and registers,
+spills, shared memory and instructions of the code that Triton compiles for sm_80 and sm_90.
 
-What it measures:
+It measures:
 
 """
 
 
 @dataclass(frozen=True)
 class Row:
-    """One implementation of one op at one shape, forward or backward; without milliseconds, `said` is why."""
+    """One implementation of one op at one shape, forward or backward; `note` is its kernels, or why it has no time."""
 
     op: str
     shape: str
@@ -41,36 +41,36 @@ class Row:
     flops: float | None = None
     roofline_percent: float | None = None
     peak_mib: float | None = None
-    said: str = ""
+    note: str = ""
 
     @classmethod
     def of(
         cls, where: tuple[str, str, str, str], error: float, timing: Timing, cost: tuple[float, float], floor: float
     ) -> Row:
-        """Of a measurement: kernels' names are what is said of it."""
+        """Return the row of a measurement; its note is the names of the kernels."""
         percent, peak = 100 * floor / timing.median, timing.peak_bytes / 2**20
         times = (timing.median, timing.low, timing.high)
         return cls(*where, error, *times, *cost, percent, peak, " ".join(timing.kernels))
 
 
 def write_not_measured(path: Path, measured: list[str]) -> None:
-    """The page without figures, and what they would be of."""
+    """Write the page without results, with the list of what it would measure."""
     path.write_text(NOT_MEASURED + "".join(f"- {line}\n" for line in measured))
 
 
 def write(folder: Path, about: dict[str, str], rows: list[Row], steps: list[Step]) -> None:
-    """`kernels.csv`, `steps.csv` and `kernels.md`."""
+    """Write `kernels.csv`, `steps.csv` and `kernels.md`."""
     _csv(folder / "kernels.csv", [asdict(row) for row in rows])
     if steps:
-        told = [{"model": step.model, "way": step.way, "said": step.said} | _timing(step.timing) for step in steps]
-        _csv(folder / "steps.csv", told)
+        records = [{"model": step.model, "way": step.way, "note": step.note} | _timing(step.timing) for step in steps]
+        _csv(folder / "steps.csv", records)
     lines = ["# Kernels on a GPU", "", *(f"- {name}: {value}" for name, value in about.items()), ""]
     lines += [
-        "Milliseconds are medians; roofline is the least time, by this card's own copy and matrix product, over it."
+        "Milliseconds are medians. Roofline is the least time, by this card's copy and matrix product, over the median."
     ]
     for op in dict.fromkeys(row.op for row in rows):
         lines += ["", f"## {op}", "", *_table([row for row in rows if row.op == op])]
-    lines += ["", "## Training steps", "", *(_steps(steps) if steps else ["None were run."])]
+    lines += ["", "## Training steps", "", *(_steps(steps) if steps else ["None was run."])]
     (folder / "kernels.md").write_text("\n".join(lines) + "\n")
 
 
@@ -81,19 +81,19 @@ def _table(rows: list[Row]) -> list[str]:
         where = [row.shape, row.direction, row.implementation]
         if row.milliseconds is not None:
             numbers = [f"{row.milliseconds:.3f}", f"{row.roofline_percent:.0f} %", f"{row.peak_mib:.0f}"]
-            cells.append([*where, *numbers, _against(row, rows), _short(row.relative_error), row.said])
+            cells.append([*where, *numbers, _against(row, rows), _short(row.relative_error), row.note])
         elif row.direction:
-            cells.append([*where, "", "", "", "", _short(row.relative_error), row.said])
+            cells.append([*where, "", "", "", "", _short(row.relative_error), row.note])
     refused: dict[str, list[str]] = {}
     for row in rows:
         if not row.direction:
-            refused.setdefault(f"{row.implementation} cannot: {row.said}", []).append(row.shape)
-    told = [f"- {reason} ({', '.join(shapes)})" for reason, shapes in refused.items()]
-    return [*_markdown(head, cells), *([""] if told else []), *told]
+            refused.setdefault(f"{row.implementation} cannot run: {row.note}", []).append(row.shape)
+    reasons = [f"- {reason} ({', '.join(shapes)})" for reason, shapes in refused.items()]
+    return [*_markdown(head, cells), *([""] if reasons else []), *reasons]
 
 
 def _against(row: Row, rows: list[Row]) -> str:
-    """How many times faster ours is than the best of the others."""
+    """Return how many times faster our op is than the best of the others."""
     same = [other for other in rows if (other.shape, other.direction) == (row.shape, row.direction)]
     others = [each.milliseconds for each in same if each.milliseconds is not None and each.implementation not in OURS]
     if row.implementation not in OURS or row.milliseconds is None or not others:
@@ -106,11 +106,11 @@ def _steps(steps: list[Step]) -> list[str]:
     for step in steps:
         first = next((s.timing for s in steps if s.model == step.model and s.timing is not None), None)
         if step.timing is None or first is None:
-            cells.append([step.model, step.way, "", "", "", step.said])
+            cells.append([step.model, step.way, "", "", "", step.note])
             continue
         ratio = f"{first.median / step.timing.median:.2f}x"
         numbers = [f"{step.timing.median:.1f}", f"{step.timing.peak_bytes / 2**20:.0f}", ratio]
-        cells.append([step.model, step.way, *numbers, step.said])
+        cells.append([step.model, step.way, *numbers, step.note])
     return _markdown(["model", "way", "ms", "MiB", "against library", "what was replaced"], cells)
 
 

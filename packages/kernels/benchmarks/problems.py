@@ -1,4 +1,4 @@
-"""What is measured: ops at the shapes of EVA, CLIP and SigLIP, all their implementations, and what each must move."""
+"""Problems to measure: ops at the shapes of EVA, CLIP and SigLIP with all implementations and their least costs."""
 
 # B batch, N tokens, H heads, D width of a head, C channels, K kept tokens
 
@@ -13,19 +13,16 @@ from torch import Tensor
 
 import vfm_kernels as vk
 from vfm_kernels.backends import BACKENDS
-from vfm_kernels.problem import problem_of
+from vfm_kernels.problem import problem_on
 
 Function = Callable[..., Any]
-OURS = (
-    "ours",
-    "triton_short",
-    "triton_stream",
-)  # implementations that are right, and bit-equal on repeat, or the run fails
+# Implementations that must be right, and bit-equal on repeat, or the run fails.
+OURS = ("ours", "triton_short", "triton_stream")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The least that an op must do: bytes from and to memory, and floating point operations."""
+    """Least work of an op: bytes from and to memory, and floating-point operations."""
 
     num_bytes: float
     flops: float = 0.0
@@ -36,14 +33,14 @@ class Problem:
     """One op at one shape.
 
     Attributes:
-        op: its name.
-        shape: as the page shows it.
-        inputs: tensors that want a gradient.
-        plain: the specification, for float64 and for the error that is allowed.
+        op: name.
+        shape: label on the page.
+        inputs: tensors that require a gradient.
+        plain: the specification, for float64 and for the allowed error.
         implementations: name -> function of the inputs.
-        forward: what the op must do.
-        backward: what its gradient must do.
-        refused: name of a backend -> why it cannot.
+        forward: cost of the op.
+        backward: cost of its gradient.
+        refused: name of a backend -> why it cannot run.
     """
 
     op: str
@@ -57,6 +54,8 @@ class Problem:
 
 
 def under(choice: vk.Kernels, function: Function) -> Function:
+    """Return the function with a choice of kernels."""
+
     def run(*inputs: Tensor) -> Any:
         with vk.use_kernels(choice):
             return function(*inputs)
@@ -65,7 +64,7 @@ def under(choice: vk.Kernels, function: Function) -> Function:
 
 
 def three_ways(function: Function, device: torch.device) -> dict[str, Function]:
-    """Ours, the library's plain ops, and those compiled."""
+    """Return our op, torch's plain ops, and those compiled."""
     compiled = torch.compile(function, backend="inductor" if device.type == "cuda" else "eager")
     return {
         "ours": under("auto", function),
@@ -81,9 +80,9 @@ def random(device: torch.device, *shape: int, dtype: torch.dtype = torch.bfloat1
 def attention(
     device: torch.device, batch: int, tokens: int, heads: int, width: int, rope: bool = False, **kind: Any
 ) -> Problem:
-    """Packed queries, keys and values; with `crops`, images of 257 and 37 tokens in one long row."""
+    """Return packed attention; with `crops`, images of 257 and 37 tokens are in one long row."""
     squares, longest = batch * tokens**2, tokens
-    options, label = dict(kind), "".join(f" {word}" for word, is_so in kind.items() if is_so)
+    options, label = dict(kind), "".join(f" {word}" for word, is_set in kind.items() if is_set)
     if options.pop("crops", False):
         each = [tokens, *[37] * 8] * batch
         lengths, squares = torch.tensor([0, *each]).cumsum(0).to(torch.int32), sum(length**2 for length in each)
@@ -94,10 +93,10 @@ def attention(
         options |= {"sin": angles.sin(), "cos": angles.cos(), "num_prefix_tokens": 1}
     qkv = random(device, batch, tokens, 3, heads, width)
     sizes, causal = (batch, tokens, heads, width), kind.get("causal", False)
-    asked = problem_of(device, qkv.dtype, (*sizes, longest), causal, "crops" in kind)
+    problem = problem_on(device, qkv.dtype, (*sizes, longest), causal, "crops" in kind)
     implementations, refused = {}, {}
     for backend in BACKENDS:
-        if reasons := backend.not_supported_reasons(asked):
+        if reasons := backend.not_supported_reasons(problem):
             refused[backend.name] = "; ".join(reasons)
         else:
             implementations[backend.name] = _attention_by(backend.name, options)
@@ -117,20 +116,6 @@ def attention(
 
 def _attention_by(name: str, options: dict[str, Any]) -> Function:
     return lambda qkv: vk.attention_packed(qkv, backend=name, **options)
-
-
-def rope(device: torch.device, batch: int, tokens: int, heads: int, width: int) -> Problem:
-    """In place on queries and keys of packed heads."""
-    angles = torch.rand(tokens - 1, width // 2, device=device)
-    sin, cos = angles.sin(), angles.cos()
-
-    def turn(packed: Tensor) -> Tensor:
-        return vk.rope_2d(packed, sin, cos, num_rotated=2 * heads, num_prefix_tokens=1)
-
-    cost = Cost(8 * batch * tokens * heads * width)
-    inputs = [random(device, batch, tokens, 3 * heads, width)]
-    ways = three_ways(turn, device)
-    return Problem("rope_2d", f"({batch},{tokens},{heads},{width})", inputs, ways["torch"], ways, cost, cost)
 
 
 def swiglu(device: torch.device, rows: int, width: int, padded: int) -> Problem:
@@ -191,7 +176,7 @@ def masked_cosine(device: torch.device, batch: int, tokens: int, channels: int) 
 
 
 def contrastive(device: torch.device, batch: int, channels: int, loss: str) -> Problem:
-    """The loss of one process; ours in chunks of 4096 rows, torch's with all logits at once."""
+    """Return the loss of one process; ours in chunks of 4096 rows, torch's with all logits at once."""
     scale, more = 20.0, () if loss == "info_nce" else (-10.0,)
     function = getattr(vk, loss)
     inputs = [torch.nn.functional.normalize(random(device, batch, channels).float(), dim=1) for _ in range(2)]
@@ -209,7 +194,7 @@ def contrastive(device: torch.device, batch: int, channels: int, loss: str) -> P
 
 
 BF16, FP32 = torch.bfloat16, torch.float32
-# Builder, what it is asked for, and the smaller form on which numbers are compared.
+# Builder, its arguments, and the arguments that are smaller for the comparison of numbers.
 REAL: list[tuple[Callable[..., Problem], dict[str, Any], dict[str, Any]]] = [
     *(
         (attention, {"batch": batch, "tokens": tokens, "heads": heads, "width": width, **kind}, {"batch": 2})
@@ -232,7 +217,6 @@ REAL: list[tuple[Callable[..., Problem], dict[str, Any], dict[str, Any]]] = [
             (64, 257, 16, 64, {"crops": True}),
         ]
     ),
-    (rope, {"batch": 256, "tokens": 257, "heads": 16, "width": 64}, {"batch": 2}),
     (swiglu, {"rows": 65792, "width": 2730, "padded": 2752}, {"rows": 514}),
     (swiglu, {"rows": 65792, "width": 2048, "padded": 2048}, {"rows": 514}),
     (add_layer_norm, {"batch": 256, "tokens": 257, "channels": 1024, "stream": BF16}, {"batch": 2}),
@@ -245,6 +229,8 @@ REAL: list[tuple[Callable[..., Problem], dict[str, Any], dict[str, Any]]] = [
     (contrastive, {"batch": 32768, "channels": 1024, "loss": "siglip_loss"}, {"batch": 512}),
 ]
 SMALL = {"batch": 2, "tokens": 17, "heads": 2, "width": 16, "channels": 32, "rows": 8, "padded": 32, "kept": 5}
-# The same list at sizes of a CPU, each once, by which the runner itself is tested.
-_SMALL = [(build, {name: SMALL.get(name, value) for name, value in asked.items()}, {}) for build, asked, _ in REAL]
+# The same list at sizes for a CPU, without duplicates, for tests of the runner.
+_SMALL = [
+    (build, {name: SMALL.get(name, value) for name, value in arguments.items()}, {}) for build, arguments, _ in REAL
+]
 TINY = [entry for number, entry in enumerate(_SMALL) if entry not in _SMALL[:number]]

@@ -1,4 +1,4 @@
-"""Whole training steps of EVA-g, EVA02-L and CLIP-L/14, with the libraries' layers and with ours in their place."""
+"""Whole training steps of EVA-g, EVA02-L and CLIP-L/14 with the libraries' layers and with ours."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from checking import in_a_line
+from checking import one_line
 from timing import Timing, measure
 from torch import Tensor, nn
 
@@ -19,16 +19,16 @@ NAMES = ("EVA-g", "EVA02-L", "CLIP-L/14")
 
 @dataclass(frozen=True)
 class Step:
-    """One way to train one model; `said` is what `accelerate` replaced, or why there is no timing."""
+    """One way to train one model; `note` is what `accelerate` replaced, or why there is no timing."""
 
     model: str
     way: str
     timing: Timing | None
-    said: str
+    note: str
 
 
 def measured_steps(device: torch.device, tiny: bool, repeats: int) -> Iterator[Step]:
-    """Forward, loss, backward and AdamW under bf16 autocast, four ways each."""
+    """Yield forward, loss, backward and AdamW under bf16 autocast, in four ways for each model."""
     for name in NAMES:
         for accelerated in (False, True):
             for compiled in (False, True):
@@ -38,7 +38,7 @@ def measured_steps(device: torch.device, tiny: bool, repeats: int) -> Iterator[S
                 except ImportError as error:
                     yield Step(name, way, None, f"absent: {error.name} is not installed")
                 except torch.OutOfMemoryError as error:
-                    yield Step(name, way, None, in_a_line(error))
+                    yield Step(name, way, None, one_line(error))
 
 
 def _step(
@@ -47,11 +47,11 @@ def _step(
     torch.manual_seed(0)
     model, loss = (_clip if name.startswith("CLIP") else _eva)(name, device, tiny)
     with ExitStack() as stack:
-        said = ""
+        note = ""
         if accelerated:
             if name == "EVA02-L":
                 vk.pad_swiglu(model)
-            said = str(stack.enter_context(vk.accelerate(model)))
+            note = str(stack.enter_context(vk.accelerate(model)))
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
         forward = torch.compile(loss, backend="inductor" if device.type == "cuda" else "eager") if compiled else loss
 
@@ -62,7 +62,7 @@ def _step(
             optimizer.step()
             optimizer.zero_grad()
 
-        return measure(train, device, repeats), said
+        return measure(train, device, repeats), note
 
 
 def _eva(name: str, device: torch.device, tiny: bool) -> tuple[nn.Module, Loss]:

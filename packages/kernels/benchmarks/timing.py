@@ -1,4 +1,4 @@
-"""How long a function takes, in what memory and with which kernels; and what the card can do at best."""
+"""Time, memory and kernels of a function, and the limits of the card."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Run = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds (median, 20th and 80th percentile), bytes that were allocated on top, and kernels in their order."""
+    """Milliseconds (median, 20th and 80th percentile), additional bytes at the peak, and kernels in their order."""
 
     median: float
     low: float
@@ -26,7 +26,7 @@ class Timing:
 
 
 def measure(run: Run, device: torch.device, repeats: int = 100) -> Timing:
-    """Runs it `repeats` times, on a GPU with what it reads out of the L2 cache before each."""
+    """Run a function `repeats` times, on a GPU with a flushed L2 cache before each run."""
     for _ in range(3):
         run()
     kernels = kernel_names(run, device)
@@ -58,19 +58,19 @@ def _on_cpu(run: Run, repeats: int) -> list[float]:
 
 
 def kernel_names(run: Run, device: torch.device) -> tuple[str, ...]:
-    """What ran: kernels on a GPU, torch's outermost ops on a CPU; each name once."""
+    """Return the names of what ran: kernels on a GPU, torch's outermost ops on a CPU; each name once."""
     activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
     with profile(activities=[activity]) as profiled:
         run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-    wanted = torch.autograd.DeviceType.CUDA if device.type == "cuda" else torch.autograd.DeviceType.CPU
-    events = [event for event in profiled.events() if event.device_type == wanted and event.cpu_parent is None]
+    device_type = torch.autograd.DeviceType.CUDA if device.type == "cuda" else torch.autograd.DeviceType.CPU
+    events = [event for event in profiled.events() if event.device_type == device_type and event.cpu_parent is None]
     return tuple(dict.fromkeys(event.name for event in events))
 
 
 def peak_bytes(run: Run, device: torch.device) -> int:
-    """Memory on top of what was held before; 0 on a CPU, where torch does not count it."""
+    """Return the additional memory at the peak; 0 on a CPU, where torch does not count it."""
     if device.type != "cuda":
         return 0
     torch.cuda.synchronize(device)
@@ -83,18 +83,18 @@ def peak_bytes(run: Run, device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class Roof:
-    """What a copy and a matrix product of bf16 reach: bytes (read and written) and operations a second."""
+    """Rates of a copy (bytes read and written) and a bf16 matrix product (operations) per second."""
 
     bytes_per_second: float
     flops_per_second: float
 
     def milliseconds(self, num_bytes: float, flops: float) -> float:
-        """The least time for this much work."""
+        """Return the least time for an amount of work."""
         return max(num_bytes / self.bytes_per_second, flops / self.flops_per_second) * 1e3
 
 
 def measured_roof(device: torch.device, size: int) -> Roof:
-    """By a copy of size x size numbers, and the product of two such matrices."""
+    """Measure a copy of size x size numbers and the product of two such matrices."""
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     copied, multiplied = measure(lambda: a.copy_(b), device, 30), measure(lambda: a @ b, device, 30)
     return Roof(4 * size**2 / copied.median * 1e3, 2 * size**3 / multiplied.median * 1e3)

@@ -1,4 +1,4 @@
-"""The benchmark's runner, as far as a CPU can try it: sizes that mean nothing, and the page that says so."""
+"""The runner of the benchmark on a CPU: meaningless sizes, and the page that states it."""
 
 import csv
 import importlib
@@ -21,7 +21,7 @@ def run(*arguments: str) -> str:
 
 @pytest.fixture
 def runner(monkeypatch):
-    """The runner's modules, which lie in no package."""
+    """Return the runner's module, which is in no package."""
     monkeypatch.syspath_prepend(str(FOLDER))
     for name in MODULES:
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -30,42 +30,42 @@ def runner(monkeypatch):
         sys.modules.pop(name, None)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="it is about machines without a GPU")
-def test_without_a_gpu_it_says_so_in_a_line_and_so_does_the_page(tmp_path):
-    assert run("--out", str(tmp_path)) == f"no CUDA device: nothing is measured, and {tmp_path}/kernels.md says so\n"
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests a machine without a GPU")
+def test_without_a_gpu_the_runner_and_the_page_say_that_nothing_is_measured(tmp_path):
+    assert run("--out", str(tmp_path)) == f"no CUDA device: nothing is measured; see {tmp_path}/kernels.md\n"
     page = (tmp_path / "kernels.md").read_text()
     assert "**Not measured.**" in page
     if not (FOLDER / "results/kernels.csv").exists():
         assert (FOLDER / "results/kernels.md").read_text() == page
     (tmp_path / "kernels.csv").write_text("measured")
-    assert "stays as it is" in run("--out", str(tmp_path))
+    assert "the measured page is kept" in run("--out", str(tmp_path))
 
 
 @pytest.mark.slow
-def test_every_op_and_every_training_step_is_run_at_sizes_that_mean_nothing(tmp_path):
+def test_every_op_and_training_step_runs_at_tiny_sizes(tmp_path):
     run("--tiny", "--repeats", "2", "--out", str(tmp_path))
     rows = list(csv.DictReader((tmp_path / "kernels.csv").read_text().splitlines()))
     timed = [row for row in rows if row["milliseconds"]]
     assert {row["op"] for row in timed} == {
-        "attention", "rope_2d", "swiglu_subln", "add_layer_norm", "mask_tokens", "gather_tokens", "scatter_tokens",
+        "attention", "swiglu_subln", "add_layer_norm", "mask_tokens", "gather_tokens", "scatter_tokens",
         "masked_cosine_loss", "info_nce", "siglip_loss",
     }  # fmt: skip
-    assert all(float(row["milliseconds"]) > 0 and float(row["num_bytes"]) > 0 and row["said"] for row in timed)
-    assert not [row for row in rows if row["said"].startswith(("wrong", "failed"))]
+    assert all(float(row["milliseconds"]) > 0 and float(row["num_bytes"]) > 0 and row["note"] for row in timed)
+    assert not [row for row in rows if row["note"].startswith(("wrong", "failed"))]
     assert {row["direction"] for row in timed} == {"forward", "backward"}
     assert {row["implementation"] for row in timed} >= {"ours", "torch", "torch.compile", "sdpa", "eager"}
     steps = list(csv.DictReader((tmp_path / "steps.csv").read_text().splitlines()))
     assert len(steps) == 12
     page = (tmp_path / "kernels.md").read_text()
-    assert "no figure here means anything" in page
-    assert "- triton_short cannot: device is cpu" in page
-    assert "xformers cannot: " in page
+    assert "the numbers mean nothing" in page
+    assert "- triton_short cannot run: device is cpu" in page
+    assert "xformers cannot run: " in page
 
 
-def test_real_problems_are_made_and_cost_what_the_papers_formulas_say(runner):
+def test_costs_of_real_problems_follow_the_papers_formulas(runner):
     """EVA02-L's attention: 4 N^2 D operations and four tensors forward, 10 N^2 D and eight backward."""
-    problems = [build(torch.device("meta"), **asked) for build, asked, _ in runner.REAL]
-    smaller = [build(torch.device("meta"), **asked | changes) for build, asked, changes in runner.REAL]
+    problems = [build(torch.device("meta"), **arguments) for build, arguments, _ in runner.REAL]
+    smaller = [build(torch.device("meta"), **arguments | changes) for build, arguments, changes in runner.REAL]
     assert all(small.inputs[0].numel() < real.inputs[0].numel() for small, real in zip(smaller, problems, strict=True))
     heads = 256 * 16
     assert problems[0].forward.flops == heads * 4 * 257**2 * 64
@@ -77,7 +77,7 @@ def test_real_problems_are_made_and_cost_what_the_papers_formulas_say(runner):
     assert crops.flops == 64 * 16 * 4 * (257**2 + 8 * 37**2) * 64
 
 
-def test_what_is_wrong_or_fails_is_told_and_not_timed(runner):
+def test_wrong_and_failing_implementations_are_reported_and_not_timed(runner):
     cpu = torch.device("cpu")
     problem = runner.TINY[0][0](cpu, **runner.TINY[0][1])
     right = problem.implementations["eager"]
@@ -85,7 +85,7 @@ def test_what_is_wrong_or_fails_is_told_and_not_timed(runner):
     problem.implementations.update(triton_short=lambda qkv: right(qkv) * 1.1, fa3=lambda qkv: right(qkv.nothing))
     errors, roof = runner.check(problem), runner.Roof(1e9, 1e9)
     rows = [row for row in runner._rows(problem, errors, roof, cpu, 2) if row.direction]
-    assert [row.said.partition(":")[0] for row in rows] == ["wrong", "wrong", "failed", "failed"]
+    assert [row.note.partition(":")[0] for row in rows] == ["wrong", "wrong", "failed", "failed"]
     assert all(row.milliseconds is None for row in rows)
 
 
