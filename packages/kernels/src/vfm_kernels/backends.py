@@ -205,8 +205,8 @@ def _cached_choice(
     chosen = first_choice(problem, choice)
     if chosen is None:
         kernels = [backend for backend in BACKENDS if backend.name.startswith("triton")]
-        reasons = "; ".join(f"{each.name}: {', '.join(each.not_supported_reasons(problem))}" for each in kernels)
-        raise ValueError(f"kernels 'triton' cannot run here: {reasons}")
+        of_each = "; ".join(f"{each.name}: {', '.join(each.not_supported_reasons(problem))}" for each in kernels)
+        raise ValueError(f"kernels 'triton' cannot run here: {of_each}")
     return chosen
 
 

@@ -151,8 +151,9 @@ def sample_times(
         parts = torch.randperm(num_samples, generator=generator, device=device)
         times = (parts + torch.rand(num_samples, generator=generator, device=device)) / num_samples
     else:
-        choices = ", ".join(get_args(TimeDistribution))
-        raise ValueError(f"{distribution!r} is not a valid distribution; choose from {choices}")
+        raise ValueError(
+            f"{distribution!r} is not a valid distribution; choose from {', '.join(get_args(TimeDistribution))}"
+        )
     shifted = shift * times / (1 + (shift - 1) * times)
     return shifted.clamp(max=1 - 2**-24)  # fp32 rounds the upper tail to 1, for which no schedule has an entry
 
