@@ -86,6 +86,7 @@ class ClipModel:
 
         Args:
             images: PIL images or uint8 (H, W, 3) arrays of any size.
+            batch_size: images encoded at a time.
         """
         encode: Callable[..., Tensor] = self.module.encode_image  # type: ignore[assignment]
 
@@ -133,6 +134,7 @@ def build_clip(
         image_size: side of the input in pixels; default: the configuration's.
         context_length: tokens of a text; default: the configuration's.
         seed: seed of the initial weights; torch's global generator is left unchanged.
+        device: device of the weights, which are drawn on the CPU.
         noise: keys of `vision_cfg` that regularise training only (`patch_dropout`, `timm_drop_path`): the module is
             built with them, but they are not in the configuration, which is saved.
         overrides: further keys of the configuration (`init_logit_scale`, `init_logit_bias`, `quick_gelu`, ...).
@@ -164,6 +166,8 @@ def blueprint(
 
     Args:
         model: as in `build_clip`; or a checkpoint, of which only the configuration is read.
+        image_size: as in `build_clip`.
+        noise: as in `build_clip`.
     """
     config = read_clip_config(model.path)["model_cfg"] if isinstance(model, ClipCheckpoint) else model
     with torch.device("meta"):
@@ -184,6 +188,7 @@ def load_clip(
 
     Args:
         checkpoint: the artifact, or any folder in open_clip's layout.
+        device: device of the weights.
         image_size: side of the input in pixels; if it differs from the checkpoint's, learned position embeddings are
             resampled by open_clip, or by timm in a timm tower, and rotary ones are computed for the new grid.
         noise: as in `build_clip`.

@@ -121,6 +121,8 @@ def clip_from_file(
 
     Args:
         source: its architecture; None to find it from the shapes of an EVA-CLIP file.
+        file: the file of weights.
+        options: how the file is read.
         report: as in `import_clip`.
 
     Raises:

@@ -66,8 +66,11 @@ def load_eva_vision(
     """Load a file's encoder, in any of the layouts, into a timm encoder that was built with `vision_arguments`.
 
     Args:
+        tensors: the state dict of the file.
+        model: the encoder.
         name: name of the encoder, for errors.
         where: the file, for errors.
+        options: how the file is read.
         report: filled with what became of every key.
 
     Raises:
@@ -88,7 +91,10 @@ def load_eva_clip(tensors: Tensors, model: ClipModel, where: str, options: ReadO
     """Load a file's CLIP model, or one tower of it, into a model with a separate text tower (`custom_text`).
 
     Args:
+        tensors: the state dict of the file.
+        model: the CLIP model.
         where: the file, for errors.
+        options: how the file is read, and which tower of it.
         report: filled with what became of every key.
 
     Raises:

@@ -33,6 +33,7 @@ def import_generator(source: str, directory: Path) -> GeneratorCheckpoint:
 
     Args:
         source: a folder in diffusers' layout, also as `local-dir:folder`; or `hf-hub:org/model`.
+        directory: folder of the copy.
 
     Raises:
         UserError: the model does not exist or is not in diffusers' layout, its weights are pickled or do not fit its

@@ -105,6 +105,7 @@ def encode_unpadded(module: nn.Module, tokens: Tensor, device: torch.device) -> 
     after the longest text of the batch do not matter. Any other tower gets all positions.
 
     Args:
+        module: the module of an open_clip model.
         tokens: (N, L), on the CPU.
         device: device of the module.
     """

@@ -76,7 +76,9 @@ def load_vision(
 
     Args:
         checkpoint: the artifact, or any folder in timm's layout.
+        image_size: side of the input in pixels; default: the checkpoint's.
         num_classes: a number other than the checkpoint's gives a new head.
+        device: device of the weights.
         arguments: arguments of timm's model that differ from the checkpoint (`drop_path_rate`, `global_pool`, ...).
 
     Raises:

@@ -99,6 +99,8 @@ def vision_from_file(
 
     Args:
         source: its architecture; None to find it from the shapes of an EVA file.
+        file: the file of weights.
+        options: how the file is read.
         report: filled with what became of every key of an EVA file.
 
     Raises:

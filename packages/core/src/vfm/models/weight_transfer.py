@@ -74,6 +74,8 @@ def transfer_weights(state_dict: Mapping[str, Tensor], module: Any, rules: Trans
     Args:
         state_dict: tensors by key.
         module: a timm encoder, or the module of an open_clip model.
+        rules: allowed differences.
+        report: filled with what became of every key.
 
     Raises:
         UserError: a key is missing, unknown or of another shape; nothing is loaded then.
@@ -131,6 +133,7 @@ def resize_patch_kernel(kernel: Tensor, size: tuple[int, int], method: PatchResi
 
     Args:
         kernel: (D, 3, P, P).
+        size: height and width of the new patches.
         method: `pinv` (FlexiViT, arXiv:2212.08013, as in timm) or `bicubic` (EVA's `interpolate_patch_14to16.py`).
 
     Returns:
