@@ -21,7 +21,7 @@ class Error:
 
     @property
     def holds(self) -> bool:
-        """Whether the error is allowed."""
+        """True if the error is allowed."""
         return self.relative <= self.allowed
 
 

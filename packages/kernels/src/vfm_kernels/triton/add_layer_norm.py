@@ -34,7 +34,7 @@ def add_layer_norm_forward_kernel(
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Each program loops over rows, so it reads the parameters once; a dropped sample's branch is not read at all."""
+    """Loop over rows in each program, so that parameters are read once; a dropped sample's branch is not read."""
     columns = tl.arange(0, BLOCK)
     inside = columns < width
     w = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
@@ -92,7 +92,7 @@ def add_layer_norm_backward_kernel(
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Each program stores its sums for weight, bias and layer scale as one row of `d_weights`, `d_biases`, `d_scales`.
+    """Store each program's sums for weight, bias and layer scale as one row of `d_weights`, `d_biases`, `d_scales`.
 
     The rows are added afterwards in a fixed order; atomics would add them in another order each time.
     """

@@ -84,7 +84,7 @@ def attention_backward_kernel(
     BLOCK: tl.constexpr,
     BLOCK_OTHER: tl.constexpr,
 ):
-    """One program a block of tokens: first as keys, whose gradients sum over all queries, then as queries.
+    """Compute a block of tokens in each program: as keys, whose gradients sum over all queries, then as queries.
 
     The weights are computed twice, seven products instead of five; in return no two programs add to one gradient. With
     RoPE, `q` and `k` are already rotated, and their gradients are rotated back before they are stored.

@@ -47,7 +47,7 @@ def attention_short_kernel(
     UPCAST: tl.constexpr,
     BLOCK_QUERIES: tl.constexpr,
 ):
-    """One program a head of a sample: NUM_KEYS keys, and up to 16 more (CLS, registers) in a block of their own.
+    """Compute one head of a sample in each program: NUM_KEYS keys, and up to 16 more (CLS, registers) in a tail block.
 
     257 tokens as 256 and a tail cost 272 columns, 384 in tiles of 128. Whole rows of scores need no running maximum and
     no rescaling of the output.

@@ -25,7 +25,7 @@ def masked_cosine_kernel(
     HAS_MASK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a token: its cosine and d cosine / d prediction, from one read of the features.
+    """Compute one token's cosine and d cosine / d prediction in each program, from one read of the features.
 
     A token that is not masked gets zeros, and its features are not read: 59 % of the reads with EVA's masks.
     """

@@ -27,7 +27,7 @@ def mask_tokens_kernel(
     HAS_POSITIONS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a token of the result; a masked patch is not read."""
+    """Write one token of the result in each program; a masked patch is not read."""
     token, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
@@ -61,7 +61,7 @@ def mask_tokens_backward_kernel(
     HAS_CLS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a token's block of channels, over all samples: sums without atomics, in a fixed order.
+    """Sum one token's block of channels over all samples in each program: no atomics, so the order is fixed.
 
     One warp with 256 channels gives 257 x 4 programs for a width of 1024, enough for all multiprocessors.
     """

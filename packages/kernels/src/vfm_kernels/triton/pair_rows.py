@@ -15,7 +15,7 @@ from vfm_kernels.triton.launch import launch, settings
 
 @triton.jit
 def cross_entropy_rows_kernel(logits, losses, num_keys, row_stride, first_positive, BLOCK: tl.constexpr):
-    """One program a row: it stores the loss and overwrites the row's logits with their gradient."""
+    """Compute the loss of one row in each program, and overwrite the row's logits with their gradient."""
     row = tl.program_id(0).to(tl.int64)
     at, places = logits + row * row_stride, tl.arange(0, BLOCK)
     largest = tl.full(
@@ -42,7 +42,7 @@ def cross_entropy_rows_kernel(logits, losses, num_keys, row_stride, first_positi
 
 @triton.jit
 def sigmoid_rows_kernel(logits, losses, num_keys, row_stride, first_positive, BLOCK: tl.constexpr):
-    """One program a row: it stores the summed loss of its pairs and overwrites their logits with the gradients."""
+    """Sum the losses of one row's pairs in each program, and overwrite their logits with the gradients."""
     row = tl.program_id(0).to(tl.int64)
     at, places = logits + row * row_stride, tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)

@@ -29,7 +29,7 @@ def swiglu_subln_forward_kernel(
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Each program loops over rows, so it reads weight and bias once; columns beyond the width become zero."""
+    """Loop over rows in each program, so that weight and bias are read once; columns beyond the width become zero."""
     columns = tl.arange(0, BLOCK)
     # Rows are read and written over the padded width, a multiple of 16: a mask at 2730 would prevent 16-byte accesses.
     inside, stored = columns < width, columns < padded_width

@@ -12,7 +12,7 @@ from vfm_kernels.triton.launch import block_of, launch, settings, with_adjacent_
 
 @triton.jit
 def gather_tokens_kernel(tokens, index, out, num_kept, width, tokens_batch, tokens_token, BLOCK: tl.constexpr):
-    """One program a kept token."""
+    """Copy one kept token in each program."""
     kept, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
@@ -40,7 +40,7 @@ def scatter_tokens_kernel(
     BLOCK_KEPT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a token of the result: the sum of the tokens that the index sends there, in its order, or the fill.
+    """Write one token of the result in each program: the sum of its tokens in the index's order, or the fill.
 
     Each program searches the index for its own token, so no output is zeroed first, no inverse index is built and no
     atomics are needed. The search reads K indices, 2 KiB for 256, from the L2 cache.
