@@ -19,8 +19,8 @@ from vfm_curation.filters import buckets
 from vfm_curation.filters.buckets import Buckets, Dropped
 from vfm_curation.filters.duplicates import first_of_each
 from vfm_curation.filters.hashes import block_masks, has_earlier_neighbour, near_any, phash
-from vfm_curation.filters.linear_head import head_width, read_head
-from vfm_curation.filters.scores import kth_largest
+from vfm_curation.filters.linear_head import head_width
+from vfm_curation.filters.scores import kth_largest, read_head
 
 bits64 = st.integers(0, 2**64 - 1)
 

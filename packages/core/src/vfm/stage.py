@@ -73,14 +73,6 @@ class Runtime(Config):
         ge=1,
         description="CPU threads for computation; default: one per core. 1 suits small models on a busy machine",
     )
-    engine: Literal["local", "ray"] = Field(
-        "local", description="what runs the shards of curation: `workers` processes of this machine, or tasks of Ray"
-    )
-    ray_address: str | None = Field(
-        None,
-        description="the Ray cluster: auto for the one that `ray start` left running here, or HOST:PORT;"
-        " default: one of this stage's own, with `workers` CPUs (0: all)",
-    )
 
     @model_validator(mode="after")
     def _one_device_each(self) -> Runtime:

@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vfm.data import files, open_parquet
+from vfm import files
+from vfm.data import open_parquet
 from vfm.plugin import Context, LinkTable, Preflight, UserError
 from vfm_curation.engine import Summary, run_shards, with_progress
 from vfm_curation.extract_links import url_hash

@@ -1,4 +1,4 @@
-"""Reads a linear head from a safetensors file: one weight for each feature, and a bias."""
+"""Reads the header of a linear head in a safetensors file, without torch or numpy, for checks before a run."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import json
 import struct
 from math import prod
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from vfm.plugin import UserError
 
@@ -36,17 +33,3 @@ def head_width(file: Path) -> int:
     if not weight or weight[:-1] not in ((), (1,)) or prod(shapes.get("bias", ())) != 1:
         raise UserError(f"{file}: expected `weight`, (D,) or (1, D), and perhaps `bias`, (1,), got {shapes}")
     return int(weight[-1])
-
-
-def read_head(file: Path) -> tuple[NDArray[np.float32], np.float32]:
-    """Return the weight, (D,), and the bias of a head.
-
-    Raises:
-        UserError: as `head_width`.
-    """
-    from safetensors.torch import load_file  # of the extra `clip`; numpy's reader has no bf16
-
-    width = head_width(file)
-    tensors = {name: tensor.float().numpy() for name, tensor in load_file(file).items()}
-    bias = tensors["bias"].item() if "bias" in tensors else 0.0
-    return tensors["weight"].reshape(width), np.float32(bias)

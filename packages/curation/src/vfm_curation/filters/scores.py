@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfm.plugin import UserError
-from vfm_curation.filters.linear_head import read_head
+from vfm_curation.filters.linear_head import head_width
 from vfm_curation.filters.run import FilterRun
 from vfm_curation.stages import ClipScore, LinearScore, ScoreFilter
 
@@ -39,6 +39,20 @@ def linear_score_passes(config: LinearScore, run: FilterRun) -> Iterator[Bools]:
             yield vectors @ weight + bias
 
     return cut(config, scores, run.num_units("image"))
+
+
+def read_head(file: Path) -> tuple[NDArray[np.float32], np.float32]:
+    """Return the weight, (D,), and the bias of a head.
+
+    Raises:
+        UserError: as `head_width`.
+    """
+    from safetensors.torch import load_file  # of the extra `clip`; numpy's reader has no bf16
+
+    width = head_width(file)
+    tensors = {name: tensor.float().numpy() for name, tensor in load_file(file).items()}
+    bias = tensors["bias"].item() if "bias" in tensors else 0.0
+    return tensors["weight"].reshape(width), np.float32(bias)
 
 
 def cut(config: ScoreFilter, scores: Callable[[], Iterable[Scores]], total: int) -> Iterator[Bools]:
