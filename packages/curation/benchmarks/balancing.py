@@ -1,7 +1,7 @@
-"""How fast balancing is, by part and end to end: python balancing.py
+"""Speed of balancing, by part and end to end: python balancing.py
 
-Made matches: lengths of alt-texts' lists of entries (3.5 on average, as in the paper's pool), entries by Zipf's law,
-uids of 32 hexadecimal digits. One core; CPU seconds of this process.
+Generated matches: texts with 3.5 entries on average, as in the paper's pool, entries by Zipf's law, uids of 32
+hexadecimal digits. One core; CPU seconds of this process.
 """
 
 import tempfile
@@ -22,7 +22,7 @@ NUM_TEXTS, NUM_ENTRIES, NUM_SHARDS, T = 1_000_000, 500_000, 10, 200
 
 
 def make_matches(directory: Path) -> None:
-    """Files as `curation.match` leaves them."""
+    """Write files like those of `curation.match`."""
     rng = np.random.default_rng(0)
     (directory / FOLDER).mkdir()
     for shard in range(NUM_SHARDS):
@@ -39,7 +39,7 @@ def make_matches(directory: Path) -> None:
 
 
 def rate(name: str, run: Callable[[], object], num_texts: int = NUM_TEXTS) -> None:
-    """The best of three."""
+    """Print the best rate of three runs."""
     seconds = []
     for _ in range(3):
         begun = time.process_time()
@@ -49,7 +49,7 @@ def rate(name: str, run: Callable[[], object], num_texts: int = NUM_TEXTS) -> No
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     pa.set_cpu_count(1)
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)

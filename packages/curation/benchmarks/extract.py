@@ -1,7 +1,7 @@
-"""What merging the links of a crawl costs, as files and buckets grow: python packages/curation/benchmarks/extract.py
+"""Cost of merging the links of a crawl by files and buckets: python packages/curation/benchmarks/extract.py
 
-Made links (addresses of 60 characters, texts of 50, a third of them in other files too) as the first pass of
-`curation.extract` leaves them; then the second pass merges some buckets. CPU seconds of this process, on one core;
+Generated links (URLs of 60 characters, texts of 50, a third of them in other files too) as the first pass of
+`curation.extract` writes them; then the second pass merges some buckets. CPU seconds of this process, on one core;
 writes `extract.json` and `extract.md` into `results/`. Needs no crawl; about a minute, seconds with `--quick`.
 """
 
@@ -24,11 +24,11 @@ from vfm_curation.shard_files import write_batches
 
 LINKS_A_FILE, QUICK_LINKS_A_FILE = 100_000, 1_000
 CASES, QUICK_CASES = ((4, 16), (16, 16), (16, 256), (16, 1024)), ((2, 4), (4, 8))  # (files, buckets)
-BUCKETS_MERGED = 16  # of each case: the others cost as much
+BUCKETS_MERGED = 16  # of each case; the others cost the same
 
 
 def made_links(file: int, number: int) -> list[Link]:
-    """Links of one file."""
+    """Return the links of one file."""
     rng = random.Random(file)
     links = []
     for row in range(number):
@@ -39,17 +39,17 @@ def made_links(file: int, number: int) -> list[Link]:
 
 
 def measure(folder: Path, num_files: int, num_buckets: int, links_a_file: int) -> dict[str, float]:
-    """Both passes but the reading of the crawl: leaving sorted links, and merging some buckets of them."""
+    """Measure both passes without reading a crawl: writing sorted links, and merging some buckets of them."""
     job = ExtractJob(folder / "paths.txt", "", folder / "files", folder / "table", num_buckets, unescape=False)
     job.work.mkdir()
     job.folder.mkdir()
     job.paths.write_text("\n".join(f"{file}.warc.wat.gz" for file in range(num_files)))
-    left = 0.0
+    sorting = 0.0
     for file in range(num_files):
         links = made_links(file, links_a_file)
         begun = time.process_time()
         write_batches(job.links(file), in_buckets(links, num_buckets), LINKS, "made", {})
-        left += time.process_time() - begun
+        sorting += time.process_time() - begun
     merged = range(min(BUCKETS_MERGED, num_buckets))
     begun = time.process_time()
     texts = sum(merge_bucket(job, number).num_texts for number in merged)
@@ -57,26 +57,26 @@ def measure(folder: Path, num_files: int, num_buckets: int, links_a_file: int) -
     return {
         "files": num_files,
         "buckets": num_buckets,
-        "sorted_links_per_second": num_files * links_a_file / left,
+        "sorted_links_per_second": num_files * links_a_file / sorting,
         "merged_texts_per_second": texts / seconds,
         "milliseconds_a_file_and_bucket": 1000 * seconds / len(merged) / num_files,
     }
 
 
 def table(results: list[dict[str, float]], machine: str) -> str:
-    """The results in Markdown."""
-    lines = ["| files | buckets | sorting, k/s | merging, k/s | ms a file and bucket |", "|---:|---:|---:|---:|---:|"]
+    """Return the results in Markdown."""
+    lines = ["| files | buckets | sorting, k/s | merging, k/s | ms per file and bucket |", "|---:|---:|---:|---:|---:|"]
     for one in results:
         rates = [f"{one[name] / 1000:,.0f}" for name in ("sorted_links_per_second", "merged_texts_per_second")]
         row = [f"{one['files']}", f"{one['buckets']}", *rates, f"{one['milliseconds_a_file_and_bucket']:.2f}"]
         lines.append(f"| {' | '.join(row)} |")
-    return "\n".join([*lines, "", f"Links a CPU second of one core; {machine}.", ""])
+    return "\n".join([*lines, "", f"Links per CPU second of one core; {machine}.", ""])
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="few links: to see that it works")
+    parser.add_argument("--quick", action="store_true", help="few links, to check that it works")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     pa.set_cpu_count(1)

@@ -1,12 +1,13 @@
-"""Texts a second and core of matching, with peers in the same run, at three densities of matches.
+"""Texts per second and core of matching and of other methods in the same run, at three densities of matches.
 
     python packages/curation/benchmarks/matching.py --captions captions_en.tsv.gz --wordnet /usr/share/wordnet
 
-500,000 entries, in three ways: WordNet and rare words without the commonest names (about 5 matches a text), WordNet and
-all words of the captions (12), WordNet and the commonest runs of one to three words (30); pairs of WordNet's words fill
-up. Rates are of CPU seconds (`process_time`), medians over rounds in which the methods take turns. Before anything is
-timed, all methods agree: the table with and without verification and a dictionary of runs on all captions (200,000 at
-most), pyahocorasick on its sample, the paper's loop on 2,000. Writes `matching.json` and `matching.md` into `results/`;
+500,000 entries, in three ways: WordNet and rare words without the most frequent names (about 5 matches per text),
+WordNet and all words of the captions (12), WordNet and the most frequent runs of one to three words (30); pairs of
+WordNet's words fill up. Rates are by CPU seconds (`process_time`), medians over rounds in which the methods take turns.
+Before timing, the benchmark checks that all methods agree: the table with and without verification and a dictionary of
+runs on all captions (200,000 at most), pyahocorasick on its sample, the paper's loop on 2,000.
+Writes `matching.json` and `matching.md` into `results/`;
 about four minutes, seconds with `--quick`.
 """
 
@@ -34,13 +35,13 @@ from vfm_curation.matching import match_plain, spacing, tokenize
 from vfm_curation.metadata import wordnet_entries
 from vfm_curation.token_table import TokenTable
 
-COMMON, RARE = 0.08, 20  # share of the captions above which a name is left out; count up to which a word is rare
+COMMON, RARE = 0.08, 20  # fraction of captions above which a name is left out; count up to which a word is rare
 Ids = list[list[int]]
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything."""
+    """Sizes of a run."""
 
     entries: int = 500_000
     captions: int = 200_000
@@ -54,14 +55,14 @@ QUICK = Size(entries=2_000, captions=1_000, peer_captions=200, loop_captions=100
 
 
 def read_captions(path: Path, number: int) -> list[str]:
-    """The last column of a gzipped table with tabs, spread over the whole of it."""
+    """Return a sample of the last column of a gzipped table with tabs."""
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         captions = [line.rstrip("\n").rpartition("\t")[2] for line in lines]
     return random.Random(0).sample(captions, min(number, len(captions)))
 
 
 def entry_lists(captions: Sequence[str], wordnet: Path, size: int) -> dict[str, list[str]]:
-    """Three lists of `size` entries, by name."""
+    """Return three lists of `size` entries, by name."""
     names = list(wordnet_entries(wordnet))
     documents, runs = Counter[str](), Counter[str]()
     for caption in captions:
@@ -74,14 +75,14 @@ def entry_lists(captions: Sequence[str], wordnet: Path, size: int) -> dict[str, 
     return {
         "WordNet and rare words": _filled([*kept, *(word for word in words if runs[word] <= RARE)], names, size),
         "WordNet and all words": _filled([*names, *words], names, size),
-        "WordNet and the commonest runs of 1 to 3": _filled(
+        "WordNet and the most frequent runs of 1 to 3": _filled(
             [*names, *(run for run, _ in runs.most_common(size))], names, size
         ),
     }
 
 
 def _filled(entries: Sequence[str], names: Sequence[str], size: int) -> list[str]:
-    """The first `size` entries, filled up with pairs of names."""
+    """Return the first `size` entries, filled up with pairs of names."""
     draw, found = random.Random(0), dict.fromkeys(entries[:size])
     words = [name for name in names if " " not in name]
     while len(found) < size:
@@ -90,7 +91,7 @@ def _filled(entries: Sequence[str], names: Sequence[str], size: int) -> list[str
 
 
 class Dictionary:
-    """The plain twin at full size: every run of tokens is looked up in a dictionary."""
+    """The plain twin at full size: looks up every run of tokens in a dictionary."""
 
     def __init__(self, entries: Sequence[str]) -> None:
         self.ids = {entry: index for index, entry in enumerate(entries)}
@@ -98,7 +99,7 @@ class Dictionary:
         self.begins = {" ".join(entry.split(" ")[:k]) for entry in entries for k in range(1, entry.count(" ") + 1)}
 
     def __call__(self, texts: Sequence[str]) -> Iterator[set[int]]:
-        """The ids in each text."""
+        """Yield the ids in each text."""
         for text in texts:
             tokens, found = tokenize(text), set[int]()
             for start in range(len(tokens)):
@@ -122,32 +123,32 @@ class Automaton:
         self.automaton.make_automaton()
 
     def __call__(self, texts: Sequence[str]) -> Iterator[set[int]]:
-        """The ids in each text."""
+        """Yield the ids in each text."""
         for text in texts:
             yield {index for _, index in self.automaton.iter(spacing(text))}
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
-    """CPU time of this process for a piece of work."""
+    """Return the CPU time of this process for a piece of work."""
     begun = time.process_time()
     work()
     return time.process_time() - begun
 
 
 def run_to_end(found: Iterator[object]) -> None:
-    """Takes all, keeps nothing."""
+    """Consume an iterator."""
     for _ in found:
         pass
 
 
 def agree(name: str, ids: Ids, twin: Iterator[set[int]] | list[list[int]]) -> None:
-    """Asserts that each text has the same ids."""
+    """Assert that each text has the same ids."""
     for place, other in enumerate(twin):
         assert ids[place] == sorted(other), f"{name}: text {place} has {ids[place]}, not {sorted(other)}"
 
 
 def measure(entries: Sequence[str], captions: Sequence[str], size: Size, num_looped: int) -> dict[str, float]:
-    """Checks that all methods agree, then times them in turns."""
+    """Check that all methods agree, then time them in turns."""
     texts, sample = pa.array(captions, pa.string()), captions[: size.peer_captions]
     TokenTable.build(entries[:10]).match(texts[:10])  # compiles
     build = cpu_seconds(lambda: TokenTable.build(entries))
@@ -187,7 +188,7 @@ def measure(entries: Sequence[str], captions: Sequence[str], size: Size, num_loo
 
 
 def machine() -> dict[str, object]:
-    """What the numbers were measured on."""
+    """Return the machine and versions of the measurement."""
     info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     named = [line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")]
     versions = {name: importlib.metadata.version(name) for name in ("numba", "numpy", "pyarrow", "pyahocorasick")}
@@ -201,9 +202,9 @@ def machine() -> dict[str, object]:
 
 
 def markdown(results: dict[str, dict[str, float]], where: dict[str, object], num_captions: int) -> str:
-    """The table for people."""
+    """Return the results in Markdown."""
     lines = [
-        "| entries | matches a text | table, M/s | verified, M/s | pyahocorasick, k/s | ratio | dictionary, k/s"
+        "| entries | matches per text | table, M/s | verified, M/s | pyahocorasick, k/s | ratio | dictionary, k/s"
         " | loop, 1/s |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -218,11 +219,11 @@ def markdown(results: dict[str, dict[str, float]], where: dict[str, object], num
     facts = ", ".join(f"{name} {value}" for name, value in where.items())
     return "\n".join(
         [
-            f"Texts a CPU second and core; {num_captions:,} captions, {worst['entries']:,} entries. All pairs equal.",
+            f"Texts per CPU second and core; {num_captions:,} captions, {worst['entries']:,} entries. All agree.",
             "",
             *lines,
             "",
-            f"The table is built in {worst['build_seconds']:.2f} s at most and takes {worst['table_megabytes']:.0f} MB."
+            f"The table is built in at most {worst['build_seconds']:.2f} s and takes {worst['table_megabytes']:.0f} MB."
             f" Measured on: {facts}.",
             "",
         ]
@@ -230,12 +231,12 @@ def markdown(results: dict[str, dict[str, float]], where: dict[str, object], num
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, prints and writes."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--captions", type=Path, required=True, help="gzipped table, captions in its last column")
     parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"), help="folder of WordNet's files")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to check that it runs")
     options = parser.parse_args(arguments)
     size, where = QUICK if options.quick else Size(), machine()
     captions = read_captions(options.captions, size.captions)

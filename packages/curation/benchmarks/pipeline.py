@@ -1,8 +1,8 @@
-"""Both passes of curation end to end from parquet: captions a second and core, and the memory as the pool grows.
+"""Both passes of curation end to end from parquet: captions per second and core, and memory as the pool grows.
 
     python packages/curation/benchmarks/pipeline.py --captions captions_en.tsv.gz
 
-Makes pools of several sizes from the given captions (each copy but the first ends in a number of its own), runs
+Makes pools of several sizes from the given captions (each copy except the first ends in its own number), runs
 `curation.match` and `curation.balance` over each in a process of its own, on one core, and writes `pipeline.json` and
 `pipeline.md` into `results/`. Needs no model and no network; about three minutes, seconds with `--quick`.
 """
@@ -25,28 +25,39 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vfm.data import DatasetSpec, Shard, write_index
+from vfm.plugin import Context, Pool
+from vfm_curation.matches import COUNTS_FILE, read_shards
+from vfm_curation.probabilities import keep_probability
+from vfm_curation.stages import BuildMetadata, MatchTexts, MetaclipBalance
+from vfm_curation.subset import balance_shard
+
 SIZES, QUICK_SIZES = (200_000, 500_000, 1_000_000, 2_000_000), (2_000, 4_000)
 SHARD_SIZE, QUICK_SHARD_SIZE = 50_000, 1_000
 NUM_ENTRIES, QUICK_ENTRIES = 500_000, 5_000
-NUM_COMMON = 200  # words that are no entries: then a text has about as many entries as in the paper, 3.5
+NUM_COMMON = 200  # most frequent words, which are not entries: a text then has about 3.5 entries, as in the paper
 
 
 def read_captions(path: Path) -> list[str]:
-    """The last column of each line of a table with tabs, which may be gzipped."""
+    """Return the last column of each line of a table with tabs, which may be gzipped."""
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8") as lines:
         return [line.rstrip("\n").rpartition("\t")[2] for line in lines]
 
 
 def write_entries(path: Path, captions: list[str], number: int) -> None:
-    """Words of the captions but the commonest, and made ones up to the number: a matcher of the real size."""
+    """Write the captions' words except the most frequent, and generated ones: a matcher of realistic size."""
     counts = Counter(word for caption in captions for word in caption.split())
     words = [word for word, _ in counts.most_common()][NUM_COMMON:number]
     path.write_text("\n".join([*words, *(f"filler{i} word" for i in range(number - len(words)))]), encoding="utf-8")
 
 
 def varied(captions: list[str]) -> Iterator[tuple[str, str]]:
-    """(uid, caption) without end."""
+    """Yield (uid, caption) without end."""
     number = 0
     while True:
         for caption in captions:
@@ -56,13 +67,7 @@ def varied(captions: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def write_pool(folder: Path, captions: list[str], size: int, shard_size: int) -> None:
-    """A pool of captions alone, in parquet shards."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from vfm.data import DatasetSpec, Shard, write_index
-    from vfm.plugin import Pool
-
+    """Write a pool of captions without images, in parquet shards."""
     folder.mkdir(parents=True)
     rows, shards = varied(captions), []
     for start in range(0, size, shard_size):
@@ -75,22 +80,20 @@ def write_pool(folder: Path, captions: list[str], size: int, shard_size: int) ->
 
 
 class Clock:
-    """CPU seconds of this process when shards were done; the first one's hold what is made once: the matcher."""
+    """CPU seconds of this process when each shard was finished; the first includes building the matcher."""
 
     def __init__(self) -> None:
         self.begun, self.at = time.process_time(), {}
         self.at: dict[int, float]
 
     def __call__(self, event: Any) -> None:
-        """Notes when a shard is done."""
+        """Record the time if a shard is finished."""
         if event.type == "progress":
             self.at[event.data["done"]] = time.process_time()
 
 
 def run_stage(stage: Any, store: Path, send: Any, **inputs: Path) -> Any:
-    """Runs a stage as the machinery does."""
-    from vfm.plugin import Context
-
+    """Run a stage as the flow does."""
     directory, work = store / stage.name, store / f".{stage.name}.work"
     for folder in (directory, work):
         folder.mkdir(parents=True)
@@ -98,15 +101,7 @@ def run_stage(stage: Any, store: Path, send: Any, **inputs: Path) -> Any:
 
 
 def measure(store: Path) -> dict[str, float]:
-    """Both passes over `store/pool` with the entries of `store/entries`."""
-    import numpy as np
-    import pyarrow as pa
-
-    from vfm_curation.matches import COUNTS_FILE, read_shards
-    from vfm_curation.probabilities import keep_probability
-    from vfm_curation.stages import MatchTexts, MetaclipBalance
-    from vfm_curation.subset import balance_shard
-
+    """Measure both passes over `store/pool` with the entries of `store/entries`."""
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
     clock = Clock()
@@ -139,13 +134,13 @@ def measure(store: Path) -> dict[str, float]:
 
 
 def peak_mib() -> float:
-    """The most memory that this process has held."""
+    """Return the peak memory of this process."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def marginal(results: list[dict[str, float]]) -> dict[str, float]:
-    """Captions a second of each pass and of both, from the smallest pool to the largest, without what is done once."""
+    """Return captions per second of each pass and of both, from the smallest pool to the largest, without set-up."""
     first, last = results[0], results[-1]
     captions = last["captions"] - first["captions"]
     seconds = {name: last[f"{name}_seconds"] - first[f"{name}_seconds"] for name in ("match", "balance")}
@@ -154,7 +149,7 @@ def marginal(results: list[dict[str, float]]) -> dict[str, float]:
 
 
 def table(results: list[dict[str, float]], machine: str) -> str:
-    """The results in Markdown."""
+    """Return the results in Markdown."""
     head = ["captions", "pass 1, k/s", "pass 2, k/s", "both, k/s", "drawing, k/s", "set-up, s", "peak, MiB"]
     names = ("match_captions", "balance_captions", "both_captions", "draw_texts")
     lines = [f"| {' | '.join(head)} |", "|" + "---:|" * len(head)]
@@ -164,24 +159,23 @@ def table(results: list[dict[str, float]], machine: str) -> str:
         lines.append(f"| {' | '.join(row)} |")
     more = ", ".join(f"{name} {rate / 1000:,.0f} k/s" for name, rate in marginal(results).items())
     return "\n".join(
-        [*lines, "", f"A CPU second of one core each; {machine}. From the first row to the last: {more}.", ""]
+        [*lines, "", f"Per CPU second of one core; {machine}. From the first row to the last: {more}.", ""]
     )
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument(
-        "--captions", type=Path, required=True, help="one a line, or the last column of a .tsv; .gz too"
+        "--captions", type=Path, required=True, help="one per line, or the last column of a .tsv; .gz too"
     )
-    parser.add_argument("--quick", action="store_true", help="small pools: to see that it works")
+    parser.add_argument("--quick", action="store_true", help="small pools, to check that it works")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # what the child process does
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # run by the child process
     arguments = parser.parse_args()
     if arguments.measure:
         print(json.dumps(measure(arguments.measure)))
         return
-    from vfm_curation.stages import BuildMetadata
 
     sizes = QUICK_SIZES if arguments.quick else SIZES
     captions, results = read_captions(arguments.captions), []

@@ -198,7 +198,7 @@ def test_a_broken_record_loses_only_itself(tmp_path: Path, data: Any, seed: int,
 
 @pytest.mark.parametrize("error", [TimeoutError("timed out"), ConnectionResetError(), OSError(5, "I/O error")])
 def test_a_read_error_is_not_a_broken_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
-    class Falls(io.BytesIO):
+    class BrokenStream(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:
             if self.tell() > 100_000:
                 raise error
@@ -206,7 +206,7 @@ def test_a_read_error_is_not_a_broken_record(tmp_path: Path, monkeypatch: pytest
 
     texts = random.Random(0).randbytes(400_000).hex()
     parts = [gzip.compress(wat([image("a.jpg", alt=texts[i : i + 4000])])) for i in range(0, len(texts), 4000)]
-    monkeypatch.setattr("vfm.files.open_binary", lambda path: Falls(b"".join(parts)))
+    monkeypatch.setattr("vfm.files.open_binary", lambda path: BrokenStream(b"".join(parts)))
     with pytest.raises(UserError, match=r"^https://crawl/0\.warc\.wat\.gz: cannot be read: "):
         list(read_records("https://crawl/0.warc.wat.gz", no_bad))
 

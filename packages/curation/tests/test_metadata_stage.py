@@ -91,7 +91,7 @@ def test_captions_in_several_languages_give_each_its_own_entries(run_stage: Any,
     settings = {"captions": "p", "size": 4, "min_count": 4, "bigram_min_count": 4}
     both = run_stage(BuildMetadata(name="both", languages=["en", "de"], **settings), p=pool)
     assert both.languages == ["en", "de"]
-    english, german = ([entry for language, entry, _ in rows(both) if language == wanted] for wanted in ("en", "de"))
+    english, german = ([entry for language, entry, _ in rows(both) if language == own] for own in ("en", "de"))
     assert len(english) == len(german) == 4
     assert english[:2] == ["a", "dog"]
     assert german[:2] == ["Hund", "ein"]

@@ -187,7 +187,7 @@ def test_leftmost_and_longest_automata_would_lose_nested_and_overlapping_entries
 
 
 def run_compiled(folder: Path, **environment: str) -> int:
-    """Runs a compiled function whose source lies in `folder`; 1 where its machine code was there already."""
+    """Run a compiled function whose source is in `folder`; return 1 if its machine code was cached, else 0."""
     source = (
         "from vfm_curation.simd import compiled\n@compiled\ndef twice(x):\n    return 2 * x\nassert twice(4) == 8\n"
         "print(sum(twice.stats.cache_hits.values()))"

@@ -1,7 +1,7 @@
 """Work of `curation.retry`: which failed downloads of img2dataset to try again. One of its shards is one task.
 
 Source: img2dataset's output, github.com/rom1504/img2dataset: a parquet file for each shard with `url`, `status`
-("success" or the failure), `error_message`, the caption and the columns it was told to save.
+("success" or the failure), `error_message`, the caption and the columns that it was configured to save.
 """
 
 from __future__ import annotations
