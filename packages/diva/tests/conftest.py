@@ -10,24 +10,24 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import diva_toy
-from vfm.artifacts import ClipCheckpoint, GeneratorCheckpoint, Pool
+from vfm.plugin import ClipCheckpoint, GeneratorCheckpoint, Pool
 
 
 @pytest.fixture(scope="session")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
-    """Pictures of shapes with captions."""
+    """Images of shapes with captions."""
     return diva_toy.make_pool(tmp_path_factory.mktemp("pool"))
 
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> ClipCheckpoint:
-    """A CLIP model with random weights: its embeddings tell colours apart, which is all that is asked of it."""
+    """A CLIP model with random weights: its embeddings differ by colour, which is enough here."""
     return diva_toy.make_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="session")
 def prior(tmp_path_factory: pytest.TempPathFactory, clip: ClipCheckpoint) -> GeneratorCheckpoint:
-    """A generator over the CLIP model's joint space, with random weights."""
+    """A prior over the CLIP model's joint space, with random weights."""
     return diva_toy.make_prior(tmp_path_factory.mktemp("prior"), clip)
 
 

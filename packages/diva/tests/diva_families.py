@@ -1,4 +1,4 @@
-"""Tiny members of the families that `diva.tune` must know: CLIP models and generators, with random weights."""
+"""Tiny members of the families that `diva.tune` supports: CLIP models and generators, with random weights."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from vfm.artifacts import ClipCheckpoint, GeneratorCheckpoint
-from vfm.models.clip import build_clip, save_clip
-from vfm.models.generator import import_generator
+from vfm.models import build_clip, import_generator, save_clip
+from vfm.plugin import ClipCheckpoint, GeneratorCheckpoint
 
 WIDTH = 64  # of every joint space, so that one un-CLIP suits them all
 
 
 def register_siglip() -> str:
-    """The name under which timm builds a tiny SigLIP encoder: no class token, pooled by attention."""
+    """Register a tiny SigLIP encoder in timm (no class token, pooled by attention), and return its name."""
     name = "vit_diva_test_siglip_32"
     size = {"input_size": (3, 32, 32), "num_classes": 0, "fixed_input_size": True, "first_conv": "patch_embed.proj"}
     own = {"img_size": 32, "patch_size": 8, "embed_dim": WIDTH, "depth": 2, "num_heads": 2, "class_token": False}
-    home = ModuleType("siglip_of_divas_tests")
+    home = ModuleType("diva_test_siglip")
     home.default_cfgs = generate_default_cfgs({name: {**size, "classifier": "head"}})  # type: ignore[attr-defined]
 
     def build(pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -48,7 +47,7 @@ SIGLIP_TEXT = {**TEXT, "no_causal_mask": True, "pool_type": "last", "proj_bias":
 SIGLIP_TEXT |= {"act_kwargs": {"approximate": "tanh"}}
 CLIPS: dict[str, dict[str, Any]] = {
     "openai": {"vision_cfg": NATIVE, "text_cfg": TEXT, "quick_gelu": True},
-    "openai_sized": {  # its loader takes heads of 64 channels for granted
+    "openai_sized": {  # its loader assumes heads of 64 channels
         "vision_cfg": {**NATIVE, "width": 64, "head_width": 64},
         "text_cfg": {**TEXT, "width": 64, "heads": 1},
         "quick_gelu": True,
@@ -113,7 +112,7 @@ GENERATORS = ("sd", "sd_v", "sdxl", "unclip", "sd3", "flux")
 
 def family_clip(name: str, folder: Path) -> ClipCheckpoint:
     model = build_clip({"embed_dim": WIDTH, **CLIPS[name]}, seed=0)
-    for parameter in model.module.parameters():  # away from heads and biases that begin at zero
+    for parameter in model.module.parameters():  # heads and biases that begin at zero would hide errors
         if parameter.ndim == 1:
             nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=0.02)
     if name in STATISTICS:
@@ -132,7 +131,7 @@ def family_network(name: str) -> Any:
 
 
 def family_generator(name: str, folder: Path, *, scale: float | None = None) -> GeneratorCheckpoint:
-    """A generator as its makers' folder is, brought in as a user brings it in."""
+    """Import a generator from a folder as its authors publish it."""
     source, is_flow = folder / "source", name in ("sd3", "flux")
     family_network(name).save_pretrained(source / ("transformer" if is_flow else "unet"))
     vae = diffusers.AutoencoderKL(
@@ -163,7 +162,7 @@ OTHER_PARTS = {
 
 
 def add_text_encoder(folder: Path, pipeline: str, *, second: bool = False) -> None:
-    """Puts tiny text encoders of CLIP's kind, and the index that names the pipeline, into a generator's folder."""
+    """Write tiny CLIP text encoders, and the index that names the pipeline, into a generator's folder."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     words = [*"abcdefghijklmnopqrstuvwxyz.", *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz.")]

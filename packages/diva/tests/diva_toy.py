@@ -10,27 +10,26 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from vfm import Artifact, Context, Event, Runtime, Stage
-from vfm.artifacts import ClipCheckpoint, GeneratorCheckpoint, Pool
-from vfm.data.loader import Batch, TrainingData
+from vfm.data import open_dataset
+from vfm.models import ClipModel, build_clip, import_generator, load_clip, save_clip
+from vfm.plugin import Artifact, ClipCheckpoint, Context, Event, GeneratorCheckpoint, Pool, Stage
+from vfm.shapes.world import World
 from vfm.stages.shapes import ShapesPool
-from vfm.data.shapes.world import World
-from vfm.data.source import open_dataset
-from vfm.data.transforms import ImageTransform
-from vfm.models.clip import ClipModel, build_clip, load_clip, save_clip
-from vfm.models.generator import import_generator
-from vfm_diva import DivaPrior, DivaTune
+from vfm.train import Batch, ImageTransform, SampleDraw, TrainingData, map_tensors
+from vfm_diva import DivaPrior, DivaTune, LogitNormal, Timesteps, UNet
 from vfm_diva.condition_map import ConditionMap
 from vfm_diva.generator import Generator, build_generator, load_generator
+from vfm_diva.inputs import MakeImageInputs, MakePriorInputs
+from vfm_diva.noise import NoiseSampler
 from vfm_diva.prior_task import PriorTask
-from vfm_diva.samples import MakeConditioned, MakeNoisy, MakeViews
 
 CLIP = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
-UNET = {"image_size": 8, "num_tokens": 2, "condition_width": 16, "block_out_channels": (8, 16)}
+UNET = UNet(block_out_channels=(8, 16))
+GENERATOR = {"image_size": 8, "num_tokens": 2, "condition_width": 16, "network": UNET}
 WORLD = World(image_size=16, attributes=(), variety=0.0, noise_share=0.0, foreign_share=0.0, zipf=0.0)
 
 
@@ -45,10 +44,10 @@ def make_clip(folder: Path, *, seed: int = 0, **vision: Any) -> ClipCheckpoint:
 
 
 def make_prior(folder: Path, clip: ClipCheckpoint, **changes: Any) -> GeneratorCheckpoint:
-    """A prior with random weights over this CLIP model's joint space."""
-    generator = build_generator(embed_dim=clip.embed_dim, **{**UNET, **changes})
+    """Save a prior with random weights over this CLIP model's joint space."""
+    generator = build_generator(embed_dim=clip.embed_dim, **{**GENERATOR, **changes})
     assert generator.condition_map is not None
-    generator.condition_map.remember_space(load_clip(clip))
+    generator.condition_map.record_space(load_clip(clip))
     return generator.save(folder)
 
 
@@ -79,7 +78,7 @@ def make_stable_diffusion(folder: Path, *, prediction: str = "epsilon", width: i
 
 
 def run(stage: Stage, folder: Path, **inputs: Artifact) -> Any:
-    """Runs a stage as the machinery runs it; inputs by the names that its refs carry."""
+    """Run a stage as a recipe does; the inputs have the names of its refs."""
     directory, work = folder / "part", folder / "work"
     directory.mkdir(parents=True, exist_ok=True)
     work.mkdir(parents=True, exist_ok=True)
@@ -92,45 +91,72 @@ def context(stage: Stage, folder: Path, **inputs: Artifact) -> Context:
     return Context(stage.name, folder / "part", folder / "work", paths, events.append)
 
 
-def prior_plan(**changes: Any) -> DivaPrior:
-    settings = {"steps": 4, "global_batch_size": 16, "warmup_steps": 0, "log_every": 2, **UNET}
-    return DivaPrior(name="prior", clip="clip", data="pool", runtime=Runtime(device="cpu"), **{**settings, **changes})
+def prior_config(**changes: Any) -> DivaPrior:
+    settings = {
+        "steps": 4,
+        "global_batch_size": 16,
+        "schedule": {"warmup_steps": 0},
+        "log_every": 2,
+        "image_size": 8,
+        "denoiser": UNET,
+        "runtime": {"device": "cpu"},
+        **changes,
+        "condition": {"num_tokens": 2, "width": 16, **changes.get("condition", {})},
+    }
+    return DivaPrior(name="prior", clip="clip", data="pool", **settings)
 
 
-def tune_plan(**changes: Any) -> DivaTune:
-    settings = {"steps": 4, "global_batch_size": 16, "log_every": 2, "lr": 1e-3}
-    return DivaTune(
-        name="diva",
-        clip="clip",
-        data="pool",
-        generator="prior",
-        runtime=Runtime(device="cpu"),
-        **{**settings, **changes},
-    )
+def tune_config(**changes: Any) -> DivaTune:
+    settings = {"steps": 4, "global_batch_size": 16, "log_every": 2, "lr": 1e-3, "runtime": {"device": "cpu"}}
+    return DivaTune(name="diva", clip="clip", data="pool", generator="prior", **{**settings, **changes})
 
 
 def prior_task(checkpoint: ClipCheckpoint, **changes: Any) -> PriorTask:
     clip = load_clip(checkpoint)
-    return PriorTask(clip, build_generator(**{"embed_dim": clip.embed_dim, **UNET, **changes}))
+    return PriorTask(clip, build_generator(**{"embed_dim": clip.embed_dim, **GENERATOR, **changes}))
 
 
-def make_samples(task: PriorTask, text_share: float = 0.5) -> MakeConditioned:
-    views = MakeViews(MakeNoisy(ImageTransform(8, "crop"), (3, 8, 8)), task.clip.preprocess)
+def make_image_inputs(
+    clip: ClipModel,
+    *,
+    size: int = 8,
+    shape: tuple[int, int, int] = (3, 8, 8),
+    num_times: int = 1,
+    timesteps: Timesteps = LogitNormal(mean=0.0, std=1.0),  # noqa: B008
+    scale: tuple[float, float] | None = None,
+) -> MakeImageInputs:
+    transform = ImageTransform(size, "crop", scale=scale)
+    return MakeImageInputs(transform, NoiseSampler(shape, num_times, timesteps), clip.preprocess)
+
+
+def make_prior_inputs(task: PriorTask, text_share: float = 0.5) -> MakePriorInputs:
     tokenize, width = task.clip.tokenizer, task.clip.embed_dim
-    return MakeConditioned(views, tokenize, "en", embed_dim=width, text_share=text_share, empty_share=0.08)
+    images = make_image_inputs(task.clip)
+    return MakePriorInputs(images, tokenize, "en", embed_dim=width, text_share=text_share, dropout=0.08)
 
 
-def batch_of(pool: Pool, make: Any, size: int = 16) -> Batch:
-    """The first step's batch."""
+def draw_of(seed: int) -> SampleDraw:
+    """Return a draw with this seed."""
+    return SampleDraw(seed, 0, 0)
+
+
+def batch_of(pool: Pool, make: Any, size: int = 16) -> Batch[Any]:
+    """Return the first step's batch."""
     data = TrainingData(open_dataset(pool), make, seed=3, global_batch_size=size)
     (batch,) = next(data.steps(0, 1))
     return batch
 
 
-def cut(batch: Batch, size: int) -> Iterator[Batch]:
-    """The batch as micro-batches."""
-    for start in range(0, len(batch["keys"]), size):
-        yield {name: value[start : start + size] for name, value in batch.items()}
+def call(task: Any) -> Any:
+    """Return what the training loop gives to `Task.accumulate`: it runs the task on a batch."""
+    return lambda batch: task(batch.inputs)
+
+
+def cut(batch: Batch[Any], size: int) -> Iterator[Batch[Any]]:
+    """Yield the batch as micro-batches."""
+    for start in range(0, len(batch), size):
+        part = slice(start, start + size)
+        yield Batch(map_tensors(batch.inputs, lambda tensor: tensor[part]), batch.keys[part])  # noqa: B023
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:

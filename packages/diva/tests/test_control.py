@@ -1,4 +1,4 @@
-"""Controls do what their names say, and say in the report that they are none of the method."""
+"""Ablation controls do what their names say, and the report names them."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from pathlib import Path
 import pytest
 import torch
 
-from diva_toy import run, same, tune_plan, weights
+from diva_toy import run, same, tune_config, weights
 from test_tune import batch_for, gradients, make_task
-from vfm.artifacts import ClipCheckpoint, GeneratorCheckpoint, Pool
 from vfm.panels import load_panels
-from vfm_diva.control import WORDS, forget_weights
-from vfm_diva.generator import load_generator
-from vfm_diva.told import Told
+from vfm.plugin import ClipCheckpoint, GeneratorCheckpoint, Pool
+from vfm_diva.conditioning import Conditioning
+from vfm_diva.generator import load_generator, randomize_weights
+from vfm_diva.panels import CONTROLS
 
 
-def test_shuffled_tells_each_picture_another_ones_tokens(
+def test_shuffled_conditions_each_image_on_another_images_tokens(
     clip: ClipCheckpoint, prior: GeneratorCheckpoint, pool: Pool
 ) -> None:
     task, control = (make_task(clip, prior, control=name) for name in (None, "shuffled"))
-    batch = batch_for(task, pool)
+    inputs = batch_for(task, pool).inputs
     with torch.no_grad():
-        told = task.told(batch)
-        another = Told(told.tokens[[-1, *range(15)]])
-        expected = task.errors(batch, another).mean()
-        assert control(batch)[0] == pytest.approx(expected.item(), rel=1e-6)
-        assert (expected - task(batch)[0]).abs() > 1e-7
+        conditioning = task.conditioning(inputs)
+        another = Conditioning(conditioning.tokens[[-1, *range(15)]])
+        expected = task.errors(inputs, another).mean()
+        assert control(inputs)[0] == pytest.approx(expected.item(), rel=1e-6)
+        assert (expected - task(inputs)[0]).abs() > 1e-7
 
 
-def test_a_random_prior_has_forgotten_its_weights_and_nothing_else(prior: GeneratorCheckpoint) -> None:
+def test_a_random_prior_has_new_weights_and_keeps_everything_else(prior: GeneratorCheckpoint) -> None:
     whole, first, again, other = (load_generator(prior) for _ in range(4))
     for generator, seed in ((first, 5), (again, 5), (other, 6)):
-        forget_weights(generator, seed=seed)
+        randomize_weights(generator, seed=seed)
     networks = [weights(generator.denoiser.network) for generator in (whole, first, again, other)]
     assert networks[0].keys() == networks[1].keys()
     assert same(networks[1], networks[2])
@@ -42,7 +42,7 @@ def test_a_random_prior_has_forgotten_its_weights_and_nothing_else(prior: Genera
 
 
 @pytest.mark.parametrize("anchor", ["cosine", "relational", "l2_sp"])
-def test_anchor_only_has_the_gradient_of_the_anchor_alone(
+def test_anchor_only_has_the_gradient_of_the_anchor(
     anchor: str, clip: ClipCheckpoint, prior: GeneratorCheckpoint, pool: Pool
 ) -> None:
     both, none = make_task(clip, prior, anchor), make_task(clip, prior, "none")
@@ -60,18 +60,18 @@ def test_anchor_only_has_the_gradient_of_the_anchor_alone(
     assert of_only["visual.proj"].abs().max() > 1e-5
 
 
-@pytest.mark.parametrize("control", WORDS)
+@pytest.mark.parametrize("control", CONTROLS)
 def test_a_control_runs_and_is_named_in_the_report(
     control: str, clip: ClipCheckpoint, prior: GeneratorCheckpoint, pool: Pool, tmp_path: Path
 ) -> None:
-    made = run(tune_plan(control=control, steps=2), tmp_path, clip=clip, prior=prior, pool=pool)
-    (words,) = [panel.text for panel in load_panels(made.path) if panel.title == "A control"]
-    assert f"This is a control ({control}), not the method" in words
+    made = run(tune_config(control=control, steps=2), tmp_path, clip=clip, prior=prior, pool=pool)
+    (text,) = [panel.text for panel in load_panels(made.path) if panel.title == "Ablation control"]
+    assert f"This is an ablation control ({control}), not the method" in text
 
 
-def test_controls_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(ValueError, match="leaves nothing to train by without an anchor"):
-        tune_plan(control="anchor_only", anchor={"type": "none"})
+def test_controls_that_cannot_work_are_rejected() -> None:
+    with pytest.raises(ValueError, match="anchor_only needs an anchor"):
+        tune_config(control="anchor_only", anchor={"type": "none"})
     for sizes in ((16, 1), (9, 4)):
-        with pytest.raises(ValueError, match="one is alone here"):
-            tune_plan(control="shuffled", global_batch_size=sizes[0], micro_batch_size=sizes[1])
+        with pytest.raises(ValueError, match="needs at least 2 images per forward pass, got 1"):
+            tune_config(control="shuffled", global_batch_size=sizes[0], micro_batch_size=sizes[1])

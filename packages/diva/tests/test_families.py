@@ -1,4 +1,4 @@
-"""Every family of CLIP models learns from every family of generators, and only the vision tower does."""
+"""Every family of CLIP models can be tuned by every family of generators, and only the vision tower changes."""
 
 from __future__ import annotations
 
@@ -11,26 +11,32 @@ import torch
 from diva_families import CONTEXT, FAMILIES, GENERATORS, POOLED, PROMPT_LENGTH, family_clip, family_generator
 from diva_toy import same, weights
 from test_tune import train
-from vfm.artifacts import ClipCheckpoint, GeneratorCheckpoint
-from vfm.data.loader import Batch
-from vfm.models.clip import load_clip
-from vfm_diva.feedback import Feedback
+from vfm.models import load_clip
+from vfm.plugin import ClipCheckpoint, GeneratorCheckpoint
+from vfm.train import Batch
+from vfm_diva import Feedback
+from vfm_diva.conditioning import Conditioning
 from vfm_diva.generator import load_generator
-from vfm_diva.told import Told
+from vfm_diva.inputs import TuneInputs
 from vfm_diva.tune_task import TuneTask
 
-# Each generator is met with another choice of parts, so that every part meets every CLIP model.
+# Each generator has another choice of parts, so that every part is tested with every CLIP model.
 PARTS: dict[str, dict[str, Any]] = {
-    "sd": {"condition": {"type": "patches", "share": 0.5}, "combine": "add", "adapter": {"type": "linear"}},
+    "sd": {"condition": {"type": "patches", "share": 0.5}, "prompt": {"combine": "add"}, "adapter": {"type": "linear"}},
     "sd_v": {
         "condition": {"type": "pooled_patches"},
         "adapter": {"type": "mlp"},
         "update": {"type": "lora", "rank": 2},
     },
-    "sdxl": {"condition": {"type": "patches"}, "combine": "concatenate", "adapter": {"type": "mlp"}},
+    "sdxl": {"condition": {"type": "patches"}, "prompt": {"combine": "concatenate"}, "adapter": {"type": "mlp"}},
     "unclip": {"condition": {"type": "embedding"}, "update": {"type": "lora", "rank": 2}},
     "sd3": {"condition": {"type": "cls"}, "adapter": {"type": "mlp"}, "update": {"type": "last_blocks", "blocks": 1}},
-    "flux": {"condition": {"type": "embedding"}, "combine": "add", "adapter": {"type": "linear"}, "image_size": 16},
+    "flux": {
+        "condition": {"type": "embedding"},
+        "prompt": {"combine": "add"},
+        "adapter": {"type": "linear"},
+        "image_size": 16,
+    },
 }
 
 
@@ -44,31 +50,31 @@ def family_generators(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Gen
     return {name: family_generator(name, tmp_path_factory.mktemp(name)) for name in GENERATORS}
 
 
-def a_prompt(generator: str) -> Told:
+def a_prompt(generator: str) -> Conditioning:
     draws = torch.Generator().manual_seed(0)
     pooled = torch.randn(1, POOLED, generator=draws) if generator in ("sdxl", "sd3", "flux") else None
-    return Told(torch.randn(1, PROMPT_LENGTH, CONTEXT, generator=draws), pooled)
+    return Conditioning(torch.randn(1, PROMPT_LENGTH, CONTEXT, generator=draws), pooled)
 
 
 def a_task(clip: ClipCheckpoint, generator: GeneratorCheckpoint, name: str, **changes: Any) -> TuneTask:
-    how = Feedback(**{"anchor": {"type": "none"}, **PARTS[name], **changes})
-    return TuneTask(load_clip(clip), load_generator(generator), how, prompt=a_prompt(name))
+    feedback = Feedback(**{"anchor": {"type": "none"}, **PARTS[name], **changes})
+    return TuneTask(load_clip(clip), load_generator(generator), feedback, prompt=a_prompt(name))
 
 
-def a_batch(task: TuneTask, size: int = 4) -> Batch:
+def a_batch(task: TuneTask, size: int = 4) -> Batch[TuneInputs]:
     draws = torch.Generator().manual_seed(1)
 
-    def picture(side: int) -> torch.Tensor:
+    def images(side: int) -> torch.Tensor:
         return torch.randint(256, (size, 3, side, side), generator=draws, dtype=torch.uint8)
 
-    return {
-        "keys": [str(number) for number in range(size)],
-        "images": picture(task.clip.preprocess.image_size),
-        "pictures": picture(task.image_size),
-        "noise": torch.randn(size, 2, *task.generator.noise_shape_at(task.image_size), generator=draws),
-        "times": torch.rand(size, 2, generator=draws),
-        "patch_draws": torch.rand(size, 16, generator=draws)[:, : task.condition.num_draws(task.clip)],
-    }
+    inputs = TuneInputs(
+        images=images(task.clip.preprocess.image_size),
+        target_images=images(task.image_size),
+        noise=torch.randn(size, 2, *task.generator.noise_shape_at(task.image_size), generator=draws),
+        times=torch.rand(size, 2, generator=draws),
+        patch_draws=torch.rand(size, 16, generator=draws)[:, : task.condition.num_draws],
+    )
+    return Batch(inputs, [str(number) for number in range(size)])
 
 
 @pytest.mark.parametrize("generator", GENERATORS)
@@ -82,11 +88,11 @@ def test_every_pair_trains_ten_steps(
 ) -> None:
     task = a_task(family_clips[clip], family_generators[generator], generator)
     batch = a_batch(task)
-    first = task(batch)[0].item()
+    first = task(batch.inputs)[0].item()
     held = (task.denoiser.module, task.space.module)
     frozen = [weights(part) for part in held]
     train(task, batch, tmp_path / "work", steps=10, global_batch_size=4, lr=1e-3)
-    assert task(batch)[0].item() < first
+    assert task(batch.inputs)[0].item() < first
     assert all(same(old, weights(part)) for old, part in zip(frozen, held, strict=True))
     source, made = (weights(load_clip(model).module) for model in (family_clips[clip], task.export(tmp_path / "made")))
     assert source.keys() == made.keys()

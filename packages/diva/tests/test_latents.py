@@ -1,59 +1,65 @@
-"""Kept latents: what training from them sees is what the VAE would have said of the crops that were kept."""
+"""Cached latents: training from them equals training with the VAE on the cached crops."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
 import torch
-from torch import Tensor
 
-from diva_toy import context, make_prior, prior_plan, run, same, tune_plan, weights
+from diva_toy import context, make_prior, prior_config, run, same, tune_config, weights
 from test_stages import known, refusal
 from test_tune import make_task
-from vfm import Runtime
-from vfm.artifacts import ClipCheckpoint, GeneratorCheckpoint, Pool, SampleCache
-from vfm.config import UserError
-from vfm.data.loader import SampleSeed, TrainingData, sample_seed
-from vfm.data.sample import Sample
-from vfm.data.source import open_dataset
-from vfm.data.transforms import ImageTransform
-from vfm.models.clip import load_clip
-from vfm_diva import DivaLatents
+from vfm.data import Sample, open_dataset
+from vfm.models import load_clip
+from vfm.plugin import ClipCheckpoint, GeneratorCheckpoint, Pool, SampleCache, UserError
+from vfm.train import ImageTransform, SampleDraw, TrainingData
+from vfm_diva import DivaLatents, LogitNormal
+from vfm_diva.inputs import MakeImageInputs, MakeTuneInputs, TuneInputs
 from vfm_diva.latents import check_latents, open_latents
-from vfm_diva.samples import MakeNoisy, MakeViews
-from vfm_diva.space import LatentSpace, load_latents
+from vfm_diva.noise import NoiseSampler
+from vfm_diva.space import LatentSpace, load_latent_space
 
 LINEAR = {"type": "linear"}
+CROPS = {"crop_scale": (0.3, 0.6), "crop_ratio": (0.8, 1.2)}
+WHOLE = {"augmentation": {"crop_scale": None}}  # nothing random
 
 
-def latents_plan(**changes: Any) -> DivaLatents:
-    settings = {"name": "latents", "data": "pool", "generator": "sd", "dtype": "fp32", "micro_batch_size": 10}
-    return DivaLatents(runtime=Runtime(device="cpu"), **{**settings, **changes})
+def latents_config(**changes: Any) -> DivaLatents:
+    settings = {
+        "data": "pool",
+        "generator": "sd",
+        "dtype": "fp32",
+        "micro_batch_size": 10,
+        "runtime": {"device": "cpu"},
+    }
+    return DivaLatents(name="latents", **{**settings, **changes})
 
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory, pool: Pool, stable_diffusion: GeneratorCheckpoint) -> SampleCache:
-    plan = latents_plan(num_crops=2, samples_per_shard=40, seed=7, crop_scale=(0.3, 0.6), crop_ratio=(0.8, 1.2))
-    plan.preflight(known(sd=stable_diffusion, pool=pool))
-    return run(plan, tmp_path_factory.mktemp("kept"), pool=pool, sd=stable_diffusion)
+    config = latents_config(num_crops=2, samples_per_shard=40, seed=7, augmentation=CROPS)
+    config.preflight(known(sd=stable_diffusion, pool=pool))
+    return run(config, tmp_path_factory.mktemp("kept"), pool=pool, sd=stable_diffusion)
 
 
 class OnTheFly:
-    """The same crops, drawn from the cache's seed, but with the pictures in place of the latents."""
+    """The same crops, drawn from the cache's seed, with images instead of latents."""
 
-    def __init__(self, views: MakeViews, cache: SampleCache, batch_size: int) -> None:
-        self.views, self.cache, self.batch_size = views, cache, batch_size
+    def __init__(self, make: MakeImageInputs, cache: SampleCache, batch_size: int) -> None:
+        self.make, self.cache, self.batch_size = make, cache, batch_size
 
-    def __call__(self, sample: Sample, seed: SampleSeed) -> dict[str, Tensor]:
-        epoch = seed.step * self.batch_size // self.cache.num_samples
-        crop_seed = sample_seed(self.cache.seed, epoch % self.cache.num_crops, seed.index)
-        return {**self.views(sample, crop_seed), **self.views.noisy.noise(seed)}
+    def __call__(self, sample: Sample, draw: SampleDraw) -> TuneInputs:
+        epoch = draw.step * self.batch_size // self.cache.num_samples
+        crop = SampleDraw.of(self.cache.seed, epoch % self.cache.num_crops, draw.index)
+        noise, times = self.make.sampler(draw.seed)
+        return TuneInputs(**{**vars(self.make(sample, crop)), "noise": noise, "times": times})
 
 
-def test_a_step_from_kept_latents_is_the_step_with_the_vae_on_the_kept_crop(
+def test_a_step_from_cached_latents_equals_the_step_with_the_vae_on_the_cached_crop(
     clip: ClipCheckpoint, pool: Pool, stable_diffusion: GeneratorCheckpoint, kept: SampleCache
 ) -> None:
     task = make_task(clip, stable_diffusion, "cosine", adapter=LINEAR)
@@ -61,36 +67,34 @@ def test_a_step_from_kept_latents_is_the_step_with_the_vae_on_the_kept_crop(
     plain = ImageTransform(16, "crop")
     stored, cropped = open_latents(kept, pool, task.generator, plain, 32)
     assert (cropped.scale, cropped.ratio) == ((0.3, 0.6), (0.8, 1.2))
-    noisy = MakeNoisy(cropped, (4, 8, 8), 2)
-    views = MakeViews(noisy, task.clip.preprocess)
+    make = MakeImageInputs(cropped, NoiseSampler((4, 8, 8), 2, LogitNormal()), task.clip.preprocess)
     data = [
-        TrainingData(open_dataset(pool), make, global_batch_size=32)
-        for make in (MakeViews(noisy, task.clip.preprocess, stored), OnTheFly(views, kept, 32))
+        TrainingData(open_dataset(pool), each, global_batch_size=32)
+        for each in (MakeTuneInputs(replace(make, stored=stored)), OnTheFly(make, kept, 32))
     ]
     losses = []
-    for steps in zip(*(each.steps(0, 7) for each in data), strict=True):  # three steps an epoch: both crops, and again
-        (cached,), (live,) = steps
-        assert "pictures" not in cached
-        assert torch.equal(cached["images"], live["images"])
-        torch.testing.assert_close(cached["latents"], task.space(live["pictures"]), atol=1e-5, rtol=1e-5)
+    for steps in zip(*(each.steps(0, 7) for each in data), strict=True):  # three steps per epoch
+        cached, live = (batch.inputs for (batch,) in steps)
+        assert cached.target_images is None
+        assert torch.equal(cached.images, live.images)
+        torch.testing.assert_close(cached.target_latents, task.space(live.target_images), atol=1e-5, rtol=1e-5)
         with torch.no_grad():
-            losses.append([task(batch)[0].item() for batch in (cached, live)])
+            losses.append([task(inputs)[0].item() for inputs in (cached, live)])
     first, second = torch.tensor(losses).T
     torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "fp32"])
-def test_a_run_from_kept_latents_ends_as_the_run_with_the_vae(
+def test_a_training_from_cached_latents_ends_as_the_training_with_the_vae(
     dtype: str, clip: ClipCheckpoint, pool: Pool, stable_diffusion: GeneratorCheckpoint, tmp_path: Path
 ) -> None:
-    whole = {"crop_scale": None}  # nothing random, so both see the same pictures
     inputs = {"clip": clip, "prior": stable_diffusion, "pool": pool, "sd": stable_diffusion}
-    cache = run(latents_plan(dtype=dtype, **whole), tmp_path / "latents", **inputs)
-    plans = tune_plan(adapter=LINEAR, latents="latents"), tune_plan(adapter=LINEAR, **whole)
-    plans[0].preflight(known(**inputs, latents=cache))
+    cache = run(latents_config(dtype=dtype, **WHOLE), tmp_path / "latents", **inputs)
+    configs = tune_config(adapter=LINEAR, latents="latents"), tune_config(adapter=LINEAR, **WHOLE)
+    configs[0].preflight(known(**inputs, latents=cache))
     made = [
-        weights(load_clip(run(plan, tmp_path / str(place), **inputs, latents=cache)).module)
-        for place, plan in enumerate(plans)
+        weights(load_clip(run(config, tmp_path / str(place), **inputs, latents=cache)).module)
+        for place, config in enumerate(configs)
     ]
     start = weights(load_clip(clip).module)["visual.proj"]
     tolerance = 1e-5 if dtype == "fp32" else 1e-3
@@ -98,27 +102,27 @@ def test_a_run_from_kept_latents_ends_as_the_run_with_the_vae(
     torch.testing.assert_close(made[0], made[1], atol=tolerance, rtol=0)
 
 
-def test_a_prior_trains_from_kept_latents(
+def test_a_prior_trains_from_cached_latents(
     clip: ClipCheckpoint, pool: Pool, stable_diffusion: GeneratorCheckpoint, tmp_path: Path
 ) -> None:
     inputs = {"clip": clip, "pool": pool, "sd": stable_diffusion}
-    cache = run(latents_plan(crop_scale=None), tmp_path / "latents", **inputs)
-    plans = [prior_plan(vae="sd", image_size=16, steps=3, **more) for more in ({"latents": "latents"}, {})]
-    plans[0].preflight(known(**inputs, latents=cache))
-    made = [run(plan, tmp_path / str(place), **inputs, latents=cache) for place, plan in enumerate(plans)]
+    cache = run(latents_config(**WHOLE), tmp_path / "latents", **inputs)
+    configs = [prior_config(vae="sd", image_size=16, steps=3, **more) for more in ({"latents": "latents"}, {})]
+    configs[0].preflight(known(**inputs, latents=cache))
+    made = [run(config, tmp_path / str(place), **inputs, latents=cache) for place, config in enumerate(configs)]
     theirs = [
         diffusers.UNet2DConditionModel.from_pretrained(each.path / "unet", low_cpu_mem_usage=False) for each in made
     ]
     torch.testing.assert_close(weights(theirs[0]), weights(theirs[1]), atol=1e-4, rtol=0)
-    with pytest.raises(ValueError, match="give vae as well"):
-        prior_plan(latents="latents")
+    with pytest.raises(ValueError, match="latents needs vae"):
+        prior_config(latents="latents")
 
 
-def test_a_cut_making_goes_on_and_ends_as_the_unbroken_one(
+def test_interrupted_caching_resumes_and_ends_as_an_uninterrupted_one(
     pool: Pool, stable_diffusion: GeneratorCheckpoint, kept: SampleCache, tmp_path: Path
 ) -> None:
-    plan = latents_plan(num_crops=2, samples_per_shard=40, seed=7, crop_scale=(0.3, 0.6), crop_ratio=(0.8, 1.2))
-    ctx = context(plan, tmp_path, pool=pool, sd=stable_diffusion)
+    config = latents_config(num_crops=2, samples_per_shard=40, seed=7, augmentation=CROPS)
+    ctx = context(config, tmp_path, pool=pool, sd=stable_diffusion)
     ctx.directory.mkdir()
     ctx.work.mkdir()
 
@@ -128,44 +132,45 @@ def test_a_cut_making_goes_on_and_ends_as_the_unbroken_one(
 
     ctx.send = cut
     with pytest.raises(KeyboardInterrupt):
-        plan.run(ctx)
-    again = run(plan, tmp_path, pool=pool, sd=stable_diffusion)
+        config.run(ctx)
+    again = run(config, tmp_path, pool=pool, sd=stable_diffusion)
     for file in sorted((kept.path / "tensors").iterdir()):
         assert (again.path / "tensors" / file.name).read_bytes() == file.read_bytes()
 
 
-def test_latents_that_do_not_belong_here_are_refused(
+def test_latents_of_other_data_sizes_or_crops_are_rejected(
     clip: ClipCheckpoint, pool: Pool, stable_diffusion: GeneratorCheckpoint, kept: SampleCache, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="crops are fixed in 'latents'"):
-        tune_plan(latents="latents", crop_scale=(0.5, 1.0))
-    plan = tune_plan(adapter=LINEAR, latents="latents")
+    with pytest.raises(ValueError, match="the crops are those of 'latents'"):
+        tune_config(latents="latents", augmentation={"crop_scale": (0.5, 1.0)})
+    config = tune_config(adapter=LINEAR, latents="latents")
     inputs = {"clip": clip, "prior": stable_diffusion, "latents": kept}
     elsewhere = Pool.create(tmp_path / "elsewhere", num_samples=96, languages=["en"])
-    large = refusal(tune_plan(adapter=LINEAR, latents="latents", image_size=32), **inputs)
-    assert "the latents are 4 x 8 x 8, the generator takes 4 x 16 x 16" in large
-    with pytest.raises(UserError, match="it must be the same"):
+    large = refusal(tune_config(adapter=LINEAR, latents="latents", image_size=32), **inputs)
+    assert "expected 4 x 16 x 16 for this generator and image_size, got 4 x 8 x 8" in large
+    with pytest.raises(UserError, match="latents: expected latents of"):
         check_latents(kept, elsewhere)
-    plan.preflight(known(**inputs))
+    config.preflight(known(**inputs))
     pixels = make_prior(tmp_path / "pixels", clip)
-    assert "denoises pixels: there are no latents to keep" in refusal(latents_plan(generator="prior"), prior=pixels)
+    message = refusal(latents_config(generator="prior"), prior=pixels)
+    assert "expected a generator with a VAE, got one that denoises pixels" in message
 
 
 @pytest.mark.parametrize("change", ["weights", "scale"])
-def test_the_latents_of_another_vae_are_refused(
+def test_latents_of_another_vae_have_another_fingerprint(
     change: str, pool: Pool, stable_diffusion: GeneratorCheckpoint, kept: SampleCache
 ) -> None:
-    space = load_latents(stable_diffusion.path)
-    assert kept.producer == space.key() == load_latents(stable_diffusion.path).key()
+    space = load_latent_space(stable_diffusion.path)
+    assert kept.producer == space.fingerprint() == load_latent_space(stable_diffusion.path).fingerprint()
     if change == "scale":
         space.scale = 0.13025
     else:
         with torch.no_grad():
             next(space.vae.parameters()).add_(1e-3)
-    assert space.key() != kept.producer
+    assert space.fingerprint() != kept.producer
 
 
-def test_a_tiny_vae_is_a_space_too(tmp_path: Path) -> None:
+def test_a_tiny_vae_is_supported(tmp_path: Path) -> None:
     torch.manual_seed(0)
     vae = diffusers.AutoencoderTiny(
         encoder_block_out_channels=(8, 8, 8),
@@ -174,12 +179,12 @@ def test_a_tiny_vae_is_a_space_too(tmp_path: Path) -> None:
         num_decoder_blocks=(1, 1, 1),
     )
     vae.save_pretrained(tmp_path / "vae")
-    space = load_latents(tmp_path)
+    space = load_latent_space(tmp_path)
     assert isinstance(space, LatentSpace)
-    pictures = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
+    images = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
     with torch.no_grad():
-        plain = vae.encode(pictures / 127.5 - 1).latents
+        plain = vae.encode(images / 127.5 - 1).latents
     assert plain.shape == (2, space.channels, 16 // space.downscale, 16 // space.downscale)
-    torch.testing.assert_close(space(pictures), plain)
-    assert space.decode(plain).shape == pictures.shape
-    assert same(weights(space), weights(load_latents(tmp_path)))
+    torch.testing.assert_close(space(images), plain)
+    assert space.decode(plain).shape == images.shape
+    assert same(weights(space), weights(load_latent_space(tmp_path)))

@@ -1,4 +1,4 @@
-"""Two processes on gloo tune as one does: each has its own half of the batch, and both end with the same tower."""
+"""Two processes on gloo tune as one does: each takes half of the batch, and both end with the same tower."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diva_toy import context, tune_plan, weights
-from vfm import Artifact, Runtime
-from vfm.artifacts import ClipCheckpoint, GeneratorCheckpoint, Pool
-from vfm.train import fit
-from vfm.train.dist import distributed
+from diva_toy import context, tune_config, weights
+from vfm.plugin import Artifact, ClipCheckpoint, GeneratorCheckpoint, Pool, TrainingRuntime
+from vfm.train import distributed, fit
+from vfm_diva.tune import build_data, build_task
 
 PARTS: dict[str, Any] = {
     "adapter": {"type": "linear"},
@@ -26,23 +25,23 @@ PARTS: dict[str, Any] = {
     "anchor": {"type": "relational", "prompts": ["red", "blue"]},
     "global_batch_size": 16,
     "steps": 3,
-    "optimizer": "sgd",
+    "optimizer": {"type": "sgd", "weight_decay": 0.0, "grad_clip_norm": 1.0},
     "lr": 0.1,
     "log_every": 1,
 }
 
 
 def tune(folder: Path, inputs: dict[str, str], rank: int, num_processes: int) -> None:
-    """The trained part of the stage, of which each process keeps its tower and the samples that it saw."""
-    plan = tune_plan(**PARTS)
-    ctx = context(plan, folder, **{name: Artifact.load(path) for name, path in inputs.items()})
+    """Train, and write the tower and the keys of the samples of this process."""
+    config = tune_config(**PARTS)
+    ctx = context(config, folder, **{name: Artifact.load(path) for name, path in inputs.items()})
     for each in (ctx.directory, ctx.work):
         each.mkdir(parents=True, exist_ok=True)
-    task = plan._task(ctx.load(plan.clip), ctx.load(plan.generator))
-    data = plan._data(ctx, task)
-    fit(task, data, plan, ctx, plan.runtime)
+    task = build_task(config, ctx)
+    data = build_data(config, ctx, task)
+    fit(task, data, config, ctx)
     save_file(weights(task.visual), folder / f"{rank}.safetensors")
-    seen = [batch["keys"] for step in data.steps(0, 3, rank=rank, world_size=num_processes) for batch in step]
+    seen = [batch.keys for step in data.steps(0, 3, rank=rank, world_size=num_processes) for batch in step]
     (folder / f"{rank}.json").write_text(json.dumps(seen))
 
 
@@ -81,5 +80,5 @@ def test_two_processes_tune_as_one(
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with distributed(Runtime(device="cpu")):
+    with distributed(TrainingRuntime(device="cpu")):
         tune(Path(sys.argv[1]), json.loads(sys.argv[2]), int(os.environ["RANK"]), 2)
