@@ -1,5 +1,6 @@
 """The public names for plugin authors: stages, parts, artifacts, panels, events, hooks. It imports no torch."""
 
+from vfm import files
 from vfm.artifacts import (
     Artifact,
     ChoiceDataset,
@@ -63,5 +64,5 @@ __all__ = [
     "PairDataset", "Panel", "Part", "Picture", "Pool", "Portion", "Preempted", "Preflight", "Ref", "Report", "Runtime",
     "SampleCache", "Schedule", "Score", "Seed", "Series", "Sgd", "Stage", "TablePanel", "TaggedImages", "TextPanel",
     "Training", "TrainingRuntime", "UserError", "VisionCheckpoint", "VisionPretraining", "check_class_names",
-    "check_evaluations", "did_you_mean", "hookimpl", "load_function",
+    "check_evaluations", "did_you_mean", "files", "hookimpl", "load_function",
 ]  # fmt: skip

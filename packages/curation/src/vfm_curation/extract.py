@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from vfm import files
-from vfm.plugin import Context, LinkTable, Preflight, UserError
+from vfm.plugin import Context, LinkTable, Preflight, UserError, files
 from vfm_curation.engine import Summary, run_shards, with_progress
 from vfm_curation.extract_links import Link, links_of_page, links_of_wat, url_hash
 from vfm_curation.extract_records import read_records

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from vfm import files
-from vfm.plugin import UserError
+from vfm.plugin import UserError, files
 
 GZIP, PLAIN = b"\x1f\x8b\x08", b"WARC/1."  # the first bytes of a record: a gzip member of its own, or plain
 CHUNK = 1 << 20

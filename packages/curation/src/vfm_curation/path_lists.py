@@ -6,8 +6,7 @@ import gzip
 import os
 import zlib
 
-from vfm import files
-from vfm.plugin import UserError
+from vfm.plugin import UserError, files
 
 
 def is_path_list(path: str) -> bool:

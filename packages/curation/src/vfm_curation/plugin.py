@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from vfm import Stage, hookimpl
+from vfm.plugin import Stage, hookimpl
 from vfm_curation.stages import (
     BuildMetadata,
     ExportSubset,

@@ -14,9 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vfm import files
 from vfm.data import open_parquet
-from vfm.plugin import Context, LinkTable, Preflight, UserError
+from vfm.plugin import Context, LinkTable, Preflight, UserError, files
 from vfm_curation.engine import Summary, run_shards, with_progress
 from vfm_curation.extract_links import url_hash
 from vfm_curation.link_table import publish_links, table_schema

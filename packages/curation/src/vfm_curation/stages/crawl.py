@@ -7,8 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from vfm import files
-from vfm.plugin import Artifact, LinkTable
+from vfm.plugin import Artifact, LinkTable, files
 from vfm_curation.path_lists import is_path_list, paths_in
 from vfm_curation.stages.runtime import CurationStage
 

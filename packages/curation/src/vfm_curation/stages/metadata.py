@@ -7,8 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from vfm import files
-from vfm.plugin import Artifact, Config, CuratedSubset, Metadata, Part, Pool, Preflight, Ref, load_function
+from vfm.plugin import Artifact, Config, CuratedSubset, Metadata, Part, Pool, Preflight, Ref, files, load_function
 from vfm_curation.stages.runtime import CurationStage
 
 TokenizerName = Literal["auto", "words", "characters", "icu"]
