@@ -18,8 +18,8 @@ from PIL import Image
 
 from vfm.artifacts import Artifact, Pool
 from vfm.data import write_tar
-from vfm.stages.data import Pairs
 from vfm.stage import Context
+from vfm.stages.data import Pairs
 
 RESULTS = Path(__file__).parent / "results"
 WORDS = [

@@ -22,12 +22,12 @@ from bench import in_turn, machine, made_pairs, options, photograph, pool_of, ra
 from open_clip.transform import image_transform
 from open_clip_train.data import get_wds_dataset
 from PIL import Image
+from vfm_clip.pairs import MakePair
 
 from vfm.data.loader import TrainingData
 from vfm.data.source import open_dataset
 from vfm.data.transforms import ImageTransform
 from vfm.models import Preprocess, WordTokenizer
-from vfm_clip.pairs import MakePair
 
 CASES = {"128-px JPEG to 112": (128, 112), "500-px JPEG to 224": (500, 224)}  # side of the file, of the input
 BATCH = 64

@@ -24,6 +24,7 @@ from loader import peer_data
 from open_clip.loss import ClipLoss
 from open_clip_train.scheduler import cosine_lr
 from open_clip_train.train import train_one_epoch
+from vfm_clip.pairs import MakePair
 
 from vfm.data.loader import TrainingData
 from vfm.data.source import open_dataset
@@ -31,7 +32,6 @@ from vfm.data.transforms import ImageTransform
 from vfm.models import build_clip
 from vfm.train import fit
 from vfm_clip import ClipTrain
-from vfm_clip.pairs import MakePair
 from vfm_clip.task import ClipTask
 
 CUDA = torch.cuda.is_available()

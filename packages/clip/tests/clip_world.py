@@ -1,4 +1,4 @@
-"""Tiny models, made pairs and trainings for the tests; as a script it is one of several processes of a training."""
+"""Tiny models, synthetic pairs and trainings for the tests; as a script, one of several processes of a training."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clip_error_rule import assert_as_exact
-from vfm import Artifact, ClipCheckpoint, Context, Event, Pool, Runtime
 from vfm.data import DatasetSpec, Shard, write_index, write_tar
 from vfm.models import ClipModel, build_clip
-from vfm.train import Batch, distributed, fit, seed_everything
-from vfm_clip import ClipTrain
-from vfm_clip.losses import Distillation, InfoNce, Siglip
-from vfm_clip.task import ClipTask
+from vfm.plugin import Artifact, ClipCheckpoint, Context, Event, Pool, Runtime
+from vfm.train import Batch, distributed, fit, map_tensors, seed_everything
+from vfm_clip import ClipTrain, Distillation, InfoNce, Siglip
+from vfm_clip.task import ClipInputs, ClipTask
 
 SIDE = 16
 TEXT = {"context_length": 8, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
@@ -50,35 +49,40 @@ COLOURS = ["red", "lime", "blue", "yellow", "cyan", "magenta", "black", "white"]
 
 
 def noisy(config: dict[str, Any]) -> dict[str, Any]:
-    """The model with patch dropout, and drop path where its vision tower has one."""
+    """Return the configuration with patch dropout, and with drop path if its vision tower supports it."""
     noise = {"patch_dropout": 0.5, **({"timm_drop_path": 0.4} if "timm_model_name" in config["vision_cfg"] else {})}
     return {**config, "vision_cfg": {**config["vision_cfg"], **noise}}
 
 
 @dataclass
 class Random:
-    """Random pictures and tokens; sample i of step s is a function of (s, i). Of which processes take even parts."""
+    """Random images and tokens; sample i of step s is a function of (s, i). Processes take equal parts."""
 
     config: dict[str, Any]
     size: int
 
     def steps(
         self, start_step: int, num_steps: int, *, rank: int = 0, world_size: int = 1, micro_batch_size: int
-    ) -> Iterator[list[Batch]]:
+    ) -> Iterator[list[Batch[ClipInputs]]]:
         share = self.size // world_size
         for step in range(start_step, num_steps):
             batch = self.batch(step)
             cuts = range(rank * share, (rank + 1) * share, micro_batch_size)
             stops = [min(start + micro_batch_size, (rank + 1) * share) for start in cuts]
-            yield [{k: v[start:stop] for k, v in batch.items()} for start, stop in zip(cuts, stops, strict=True)]
+            yield [part(batch, start, stop) for start, stop in zip(cuts, stops, strict=True)]
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> Batch[ClipInputs]:
         side, length = self.config["vision_cfg"]["image_size"], TEXT["context_length"]
         draw = torch.Generator().manual_seed(step)
         images = torch.randint(0, 256, (self.size, 3, side, side), generator=draw, dtype=torch.uint8)
         tokens = torch.randint(1, 49000, (self.size, length), generator=draw)
         tokens[:, -1] = 49407  # the end of the text, where open_clip reads its features
-        return {"images": images, "tokens": tokens, "keys": [f"{step}-{i}" for i in range(self.size)]}
+        return Batch(ClipInputs(images, tokens), [f"{step}-{i}" for i in range(self.size)])
+
+
+def part(batch: Batch[ClipInputs], start: int, stop: int) -> Batch[ClipInputs]:
+    """Return the samples from `start` to `stop` of a batch."""
+    return Batch(map_tensors(batch.inputs, lambda tensor: tensor[start:stop]), batch.keys[start:stop])
 
 
 LOSSES: dict[str, Any] = {
@@ -88,39 +92,42 @@ LOSSES: dict[str, Any] = {
 }
 
 
-def tiny_task(config: dict[str, Any], loss: str = "info_nce", **options: Any) -> ClipTask:
-    """A task over a model with random weights, which learns from another one where its loss is distillation."""
+def tiny_task(
+    config: dict[str, Any], loss: str = "info_nce", *, chunk_size: int | None = None, **options: Any
+) -> ClipTask:
+    """Return a task over a model with random weights, with a teacher if its loss is distillation."""
     if loss == "siglip":
         config = {**config, "init_logit_bias": -5.0}
     if loss == "distillation":
         options["teacher"] = tiny_teacher(config)
-    return ClipTask(build_clip(config, seed=0), loss=LOSSES[loss], **options)
+    configured = LOSSES[loss].model_copy(update={"chunk_size": chunk_size})
+    return ClipTask(build_clip(config, seed=0), loss=configured, **options)
 
 
 def tiny_teacher(config: dict[str, Any]) -> ClipModel:
-    """Another model for the same pixels and tokens, of another width and temperature."""
+    """Return another model for the same pixels and tokens, with another width and temperature."""
     vision = {**VIT["vision_cfg"], "image_size": config["vision_cfg"]["image_size"], "patch_size": 8}
     return build_clip({**VIT, "embed_dim": 12, "vision_cfg": vision, "init_logit_scale": 2.0}, seed=7)
 
 
 def plan(**changes: Any) -> ClipTrain:
-    """One step, after which its gradients remain to be looked at."""
+    """Return the configuration of one step."""
     settings = {"name": "clip", "data": "pool", "model": VIT, "steps": 1, "global_batch_size": 12, "log_every": 1}
     given = {**settings, "runtime": {"device": "cpu"}, **changes}
     return ClipTrain(**{name: value for name, value in given.items() if value is not None})
 
 
 def train(folder: Path, plan: ClipTrain, task: ClipTask, data: Any = None) -> list[Event]:
-    """`fit` in a folder; gives what was told."""
+    """Run `fit` in a folder; return its events."""
     events: list[Event] = []
     ctx = Context(plan.name, folder / "part", folder / "work", {}, events.append)
     config = task.model.config
-    fit(task, data or Random(config, plan.global_batch_size), plan, ctx, Runtime(device="cpu"))
+    fit(task, data or Random(config, plan.global_batch_size), plan, ctx)
     return events
 
 
 def gradients(task: ClipTask) -> dict[str, Tensor]:
-    """What the last backward pass left."""
+    """Return the gradients of the last backward pass."""
     return {name: p.grad.clone() for name, p in task.module.named_parameters() if p.grad is not None}
 
 
@@ -131,10 +138,10 @@ def twin_gradients(
     loss: str = "info_nce",
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
-    """The plain twin of a step: one graph over all micro-batches of all processes, each under its own seed.
+    """Return the gradients of the plain twin of a step: one graph over all micro-batches of all processes.
 
-    The losses are written out here, so that they share nothing with what is tested. In float64 it draws the same
-    noise, and is the reference of the error rule.
+    Each micro-batch has its own seed. The losses are written out here, independent of the tested code. In float64 the
+    noise is the same, and the result is the reference of the error rule.
     """
     task = tiny_task(config, loss).train().to(dtype)
     size = plan().global_batch_size
@@ -145,8 +152,8 @@ def twin_gradients(
         )
         for index, batch in enumerate(parts):
             seed_everything(0, 0, index, rank)
-            images.append(task.module.encode_image(task.model.pixels(batch["images"]).to(dtype), normalize=True))
-            texts.append(task.module.encode_text(batch["tokens"], normalize=True))
+            images.append(task.module.encode_image(task.model.pixels(batch.inputs.images).to(dtype), normalize=True))
+            texts.append(task.module.encode_text(batch.inputs.tokens, normalize=True))
     logits = task.module.logit_scale.exp() * torch.cat(images) @ torch.cat(texts).T
     if loss == "siglip":
         signs = 2 * torch.eye(size) - 1
@@ -154,13 +161,13 @@ def twin_gradients(
     else:
         total = -(logits.log_softmax(1).diagonal() + logits.log_softmax(0).diagonal()).mean() / 2
     if loss == "distillation":
-        teacher, batch = tiny_teacher(config), Random(config, size).batch(0)
+        teacher, inputs = tiny_teacher(config), Random(config, size).batch(0).inputs
         with torch.no_grad():
             module = teacher.module.eval().to(dtype)
-            image, text, scale = module(teacher.pixels(batch["images"]).to(dtype), batch["tokens"])
-            wanted = scale * image @ text.T
-        of_images = -(wanted.softmax(1) * logits.log_softmax(1)).sum() / size
-        of_texts = -(wanted.softmax(0) * logits.log_softmax(0)).sum() / size
+            image, text, scale = module(teacher.pixels(inputs.images).to(dtype), inputs.tokens)
+            target = scale * image @ text.T
+        of_images = -(target.softmax(1) * logits.log_softmax(1)).sum() / size
+        of_texts = -(target.softmax(0) * logits.log_softmax(0)).sum() / size
         total = total + 0.5 * (of_images + of_texts) / 2
     total.backward()
     return gradients(task)
@@ -182,7 +189,7 @@ def assert_twins(
 
 
 def halves(top: str, bottom: str) -> bytes:
-    """A picture of two colours, one above the other."""
+    """Return an image of two colours, one above the other, as PNG."""
     image = Image.new("RGB", (24, 24), top)
     ImageDraw.Draw(image).rectangle((0, 12, 24, 24), bottom)
     buffer = io.BytesIO()
@@ -191,10 +198,11 @@ def halves(top: str, bottom: str) -> bytes:
 
 
 def make_pool(directory: Path, captions: Mapping[str, Mapping[str, list[str]]] | None = None) -> Pool:
-    """One picture for each two colours, `red on lime.png` and so on, with captions by language; in two tars.
+    """Write an image of each pair of colours, `red on lime.png` and so on, with captions, into two tars.
 
     Args:
-        captions: by key; default for each `a picture of red on lime` in English.
+        directory: of the pool.
+        captions: by key and language; default: `a picture of red on lime` in English.
     """
     keys = [f"{top} on {bottom}" for top in COLOURS for bottom in COLOURS if top != bottom]
     texts = captions or {key: {"en": [f"a picture of {key}"]} for key in keys}
@@ -216,7 +224,7 @@ def make_pool(directory: Path, captions: Mapping[str, Mapping[str, list[str]]] |
 def run_stage(
     stage: ClipTrain, root: Path, *, send: Callable[[Event], None] = lambda event: None, **inputs: Artifact
 ) -> tuple[ClipCheckpoint, Context]:
-    """Runs the stage as the machinery does; inputs by the names that its refs carry."""
+    """Run the stage; inputs are named as in its refs."""
     directory = root / "part"
     directory.mkdir(parents=True, exist_ok=True)
     folders = {ref: artifact.path for ref, artifact in inputs.items()}
@@ -225,12 +233,12 @@ def run_stage(
 
 
 def copied(clip: ClipModel) -> ClipModel:
-    """The same model with weights of its own."""
+    """Return a copy of the model."""
     return ClipModel(deepcopy(clip.module), clip.config, clip.preprocess, clip.name)
 
 
 def in_processes(world_size: int, root: Path, jobs: list[dict[str, Any]]) -> None:
-    """One step of each job in a process group of its own; starting it is slow, so that one serves all jobs."""
+    """Run one step of each job in one process group, since starting one is slow."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -247,11 +255,11 @@ def in_processes(world_size: int, root: Path, jobs: list[dict[str, Any]]) -> Non
 
 
 def main(jobs: list[dict[str, Any]]) -> None:
-    """One step of each job in one process group; the first process keeps the gradients."""
+    """Run one step of each job in a process; the first process saves the gradients."""
     with distributed(Runtime(device="cpu")) as world:
         for job in jobs:
-            task, folder = tiny_task(job["config"], job.get("loss", "info_nce")), Path(job["folder"])
-            task.loss_chunk_size = job.get("loss_chunk_size")
+            task = tiny_task(job["config"], job.get("loss", "info_nce"), chunk_size=job.get("chunk_size"))
+            folder = Path(job["folder"])
             train(folder, plan(micro_batch_size=job["micro_batch_size"]), task)
             if world.is_main:
                 save_file(gradients(task), folder / "gradients.safetensors")

@@ -1,4 +1,4 @@
-"""The made samples and trainings, as a module that tests and child processes can import by name."""
+"""Makes this folder's modules importable by tests and child processes."""
 
 from __future__ import annotations
 

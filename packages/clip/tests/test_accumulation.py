@@ -1,4 +1,4 @@
-"""Micro-batches must give the gradient of the big batch, in one process and in two, whatever is drawn on the way."""
+"""Micro-batches have the gradient of the whole batch, in one process and in two, with dropout and drop path too."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from clip_world import (
     train,
     twin_gradients,
 )
-from vfm import UserError
+from vfm.plugin import UserError
 from vfm_clip.task import ClipTask
 
 MODELS = {"vit": VIT, "eva": EVA, "noisy_vit": noisy(VIT), "noisy_eva": noisy(EVA)}
@@ -56,22 +56,22 @@ def test_micro_batches_have_the_gradient_and_the_loss_of_the_big_batch(tmp_path:
     assert small_line == pytest.approx(big_line, rel=1e-6)
 
 
-def test_noise_is_drawn_and_not_the_same_in_every_micro_batch() -> None:
+def test_noise_differs_between_micro_batches() -> None:
     config = noisy(EVA)
     calm, noise = twin_gradients(EVA, 3), twin_gradients(config, 3)
     assert not torch.allclose(calm["text.text_projection"], noise["text.text_projection"], atol=1e-4)
     task = tiny_task(config).train()
-    batch = Random(config, 4).batch(0)
-    first, second = (task({**batch, "only_features": True})[1]["image"] for _ in range(2))
+    inputs = Random(config, 4).batch(0).inputs
+    first, second = (task.encode(inputs)[1]["image"] for _ in range(2))
     assert not torch.allclose(first, second, atol=1e-4)
 
 
-@pytest.mark.parametrize("changes", [{"grad_checkpointing": True}, {"loss_chunk_size": 5}])
+@pytest.mark.parametrize("changes", [{"grad_checkpointing": True}, {"chunk_size": 5}])
 @pytest.mark.parametrize("micro_batch_size", [None, 4])
-def test_what_saves_memory_changes_no_gradient(
+def test_options_that_save_memory_do_not_change_gradients(
     tmp_path: Path, changes: dict[str, Any], micro_batch_size: int | None
 ) -> None:
-    saving = tiny_task(noisy(EVA), loss_chunk_size=changes.get("loss_chunk_size"))
+    saving = tiny_task(noisy(EVA), chunk_size=changes.get("chunk_size"))
     if changes.get("grad_checkpointing"):
         saving.module.set_grad_checkpointing()
     one_step(tmp_path / "saving", EVA, saving, micro_batch_size=micro_batch_size)
@@ -79,19 +79,19 @@ def test_what_saves_memory_changes_no_gradient(
     assert_twins(gradients(saving), noisy(EVA), micro_batch_size or 12, plain=gradients(plain))
 
 
-def test_a_nan_stops_the_step_and_names_its_micro_batch_alone(tmp_path: Path) -> None:
+def test_a_nan_stops_the_step_and_only_its_micro_batch_is_named(tmp_path: Path) -> None:
     task = tiny_task(VIT)
     data = Random(VIT, 12)
-    guilty = int(data.batch(0)["tokens"][7, 0])
+    token = int(data.batch(0).inputs.tokens[7, 0])
     with torch.no_grad():
-        task.module.token_embedding.weight[guilty] = float("nan")
+        task.module.token_embedding.weight[token] = float("nan")
     with pytest.raises(UserError, match=r"the loss is not finite at step 1;.*samples: 0-6, 0-7, 0-8$"):
         train(tmp_path, plan(micro_batch_size=3), task, data)
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The gradients of two processes, of all models."""
+    """Compute the gradients of all models in two processes."""
     root = tmp_path_factory.mktemp("two")
     jobs = [
         {"config": config, "micro_batch_size": size, "folder": f"{name}-{size}"}

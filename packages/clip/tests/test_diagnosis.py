@@ -1,4 +1,4 @@
-"""Faults are injected into trainings, and what the log says of them is read; a training that learns hears nothing."""
+"""Faults are injected into trainings, and their warnings compared; a training that learns raises none."""
 
 from __future__ import annotations
 
@@ -11,67 +11,70 @@ import torch
 
 import vfm_clip.diagnosis
 from clip_world import COLOURS, make_pool, plan, run_stage
-from vfm import Context, Event
-from vfm_clip.diagnosis import Diagnosis
-from vfm_clip.spread import effective_rank, mutual_cosine, repeated, token_hash
+from vfm.plugin import Context, Event
+from vfm_clip.feature_metrics import effective_rank, mutual_cosine, repeated, token_hash
+from vfm_clip.train import _diagnosis
 
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainings of a few steps have their time of grace in proportion."""
+    """Shorten the grace period for trainings of a few steps."""
     monkeypatch.setattr(vfm_clip.diagnosis, "GRACE", (1, 4))
 
 
 def warnings(root: Path, captions: Any = None, **changes: Any) -> list[str]:
-    """What is told while a training runs."""
-    told: list[Event] = []
-    settings = {"steps": 8, "global_batch_size": 16, "warmup_steps": 0, "log_every": 2, **changes}
-    run_stage(plan(**settings), root, send=told.append, pool=make_pool(root / "pool", captions))
-    return [event.data["message"] for event in told if event.type == "warning"]
+    """Return the warnings of a training."""
+    events: list[Event] = []
+    settings = {"steps": 8, "global_batch_size": 16, "schedule": {"warmup_steps": 0}, "log_every": 2, **changes}
+    run_stage(plan(**settings), root, send=events.append, pool=make_pool(root / "pool", captions))
+    return [event.data["message"] for event in events if event.type == "warning"]
 
 
-def test_a_loss_that_rests_at_the_blind_guess_is_told_once_with_what_to_try(tmp_path: Path) -> None:
-    flat = {"lr": 0.0, "logit_scale_init": 1.0, "lock_logit_scale": True}
-    (line,) = [line for line in warnings(tmp_path, **flat) if "blind guess" in line]
+def test_a_loss_at_chance_level_is_reported_once_with_what_to_try(tmp_path: Path) -> None:
+    flat = {"lr": 0.0, "logit_scale": {"init": 1.0, "lock": True}}
+    (line,) = [line for line in warnings(tmp_path, **flat) if "chance level" in line]
     assert line.startswith("step 2: the loss, 2.")
-    assert "that of a blind guess among 16 pairs (ln 16): nothing is learned. Try a longer warm-up" in line
+    assert "is at chance level for 16 pairs (ln 16): nothing is learned. Try a longer warm-up" in line
 
 
-def test_siglips_blind_guess_is_a_little_more(tmp_path: Path) -> None:
-    flat = {"lr": 0.0, "loss": {"type": "siglip", "logit_bias_init": -2.7}, "logit_scale_init": 1.0}
-    (line,) = [line for line in warnings(tmp_path, **flat, lock_logit_scale=True) if "blind guess" in line]
+def test_the_chance_level_of_siglip_is_higher(tmp_path: Path) -> None:
+    flat = {"lr": 0.0, "loss": {"type": "siglip", "logit_bias_init": -2.7}}
+    (line,) = [
+        line for line in warnings(tmp_path, **flat, logit_scale={"init": 1.0, "lock": True}) if "chance level" in line
+    ]
     assert "(ln 16 + 1)" in line
 
 
 def logged(root: Path, *rows: dict[str, float], **changes: Any) -> list[str]:
-    """What is told of these numbers, one row every tenth step."""
-    told: list[Event] = []
-    diagnosis = Diagnosis(Context("clip", root, root, {}, told.append), plan(warmup_steps=0, **changes))
+    """Return the warnings about these metrics, one row every tenth step."""
+    events: list[Event] = []
+    ctx = Context("clip", root, root, {}, events.append)
+    diagnosis = _diagnosis(plan(schedule={"warmup_steps": 0}, **changes), ctx)
     for number, row in enumerate(rows, start=1):
         values = {f"train/{name}": value for name, value in {"loss": 1.0, **row}.items()}
         diagnosis(Event("metrics", "clip", {"step": 10 * number, "values": values}))
-    return [event.data["message"] for event in told if event.type == "warning"]
+    return [event.data["message"] for event in events if event.type == "warning"]
 
 
-def test_a_temperature_that_falls_to_its_least_is_told_unless_it_is_locked(tmp_path: Path) -> None:
-    (line,) = [line for line in warnings(tmp_path / "a", logit_scale_init=1.0, lr=0.0) if "temperature" in line]
-    assert line.startswith("step 2: the inverse temperature has fallen to its least, 1")
-    locked = warnings(tmp_path / "b", logit_scale_init=1.0, lr=0.0, lock_logit_scale=True)
+def test_a_temperature_at_its_minimum_is_reported_unless_it_is_locked(tmp_path: Path) -> None:
+    (line,) = [line for line in warnings(tmp_path / "a", logit_scale={"init": 1.0}, lr=0.0) if "temperature" in line]
+    assert line.startswith("step 2: the inverse temperature has fallen to its minimum, 1")
+    locked = warnings(tmp_path / "b", logit_scale={"init": 1.0, "lock": True}, lr=0.0)
     assert not [line for line in locked if "inverse temperature" in line]
 
 
-def test_a_temperature_that_rises_to_its_limit_is_told_but_not_one_that_a_pretrained_model_brings(
+def test_a_temperature_that_rises_to_its_limit_is_reported_but_not_one_that_starts_there(
     tmp_path: Path,
 ) -> None:
     rising = [{"logit_scale": 18.0}, {"logit_scale": 19.0}, {"logit_scale": 19.99}, {"logit_scale": 20.0}]
-    settings = {"steps": 80, "logit_scale_max": 20.0}
+    settings = {"steps": 80, "logit_scale": {"max": 20.0}}
     (line,) = logged(tmp_path, *rising, **settings)
     assert line.startswith("step 30 of 80: the inverse temperature is at its limit, 20. Long trainings end there")
     assert logged(tmp_path, *rising[2:], **settings) == []
-    assert logged(tmp_path, *rising, **settings, lock_logit_scale=True) == []
+    assert logged(tmp_path, *rising, steps=80, logit_scale={"max": 20.0, "lock": True}) == []
 
 
-def test_captions_that_stand_twice_in_a_batch_are_told_with_their_share(tmp_path: Path) -> None:
+def test_repeated_captions_of_a_batch_are_reported_with_their_fraction(tmp_path: Path) -> None:
     captions = {
         f"{top} on {bottom}": {"en": [f"a picture with {top}"]}
         for top in COLOURS
@@ -84,21 +87,21 @@ def test_captions_that_stand_twice_in_a_batch_are_told_with_their_share(tmp_path
     assert "curation.filter (duplicates of text)" in line
 
 
-def test_samples_that_stand_twice_in_a_batch_are_told(tmp_path: Path) -> None:
-    """Where a batch is nearly as large as the data, an epoch ends within it and the next begins."""
+def test_repeated_samples_of_a_batch_are_reported(tmp_path: Path) -> None:
+    """Check a batch nearly as large as the data: an epoch ends and the next begins within it."""
     (line,) = [line for line in warnings(tmp_path, steps=4, global_batch_size=40) if "twice" in line]
     assert "Is a file listed twice, or is global_batch_size (40) near the number of pairs?" in line
 
 
-def test_features_that_are_all_alike_are_told(tmp_path: Path) -> None:
-    """Without any warm-up and at a high rate features collapse at once."""
-    lines = warnings(tmp_path, lr=0.3, weight_decay=0.0, steps=12)
+def test_collapsed_features_are_reported(tmp_path: Path) -> None:
+    """Check a training without a warm-up and with a high lr, whose features collapse at once."""
+    lines = warnings(tmp_path, lr=0.3, optimizer={"weight_decay": 0.0}, steps=12)
     assert [line for line in lines if "the image features have collapsed" in line]
     assert [line for line in lines if "Try a lower lr" in line]
 
 
-def test_the_numbers_of_a_training_that_learns_are_no_news(tmp_path: Path) -> None:
-    """Those of `clip_flickr` as measured, every fiftieth step."""
+def test_a_training_that_learns_raises_no_warning(tmp_path: Path) -> None:
+    """Check the measured metrics of `clip_flickr`, every fiftieth step."""
     names = (
         "contrastive_loss", "logit_scale", "effective_rank/image", "effective_rank/text", "mutual_cosine/image",
         "mutual_cosine/text", "repeated/captions",
@@ -114,22 +117,22 @@ def test_the_numbers_of_a_training_that_learns_are_no_news(tmp_path: Path) -> No
     assert logged(tmp_path, *rows, steps=450, global_batch_size=256) == []
 
 
-def test_what_was_told_before_a_cut_is_not_told_again(tmp_path: Path) -> None:
-    told: list[Event] = []
-    ctx = Context("clip", tmp_path, tmp_path, {}, told.append)
+def test_warnings_from_before_an_interruption_are_not_repeated(tmp_path: Path) -> None:
+    events: list[Event] = []
+    ctx = Context("clip", tmp_path, tmp_path, {}, events.append)
     event = Event("metrics", "clip", {"step": 6, "values": {"train/loss": 2.77, "train/contrastive_loss": 2.77}})
-    stage = plan(steps=8, global_batch_size=16, warmup_steps=0)
+    stage = plan(steps=8, global_batch_size=16, schedule={"warmup_steps": 0})
     for _ in range(2):
-        Diagnosis(ctx, stage)(event)
-    assert [e.type for e in told].count("warning") == 2, "nothing was logged in between"
+        _diagnosis(stage, ctx)(event)
+    assert [e.type for e in events].count("warning") == 2, "nothing was logged in between"
     (tmp_path / "metrics.jsonl").write_text(
         '{"step": 5, "split": "train", "train/loss": 2.77, "train/contrastive_loss": 2.77}\n'
     )
-    Diagnosis(ctx, stage)(replace(event, data={**event.data, "step": 8}))
-    assert [e.type for e in told].count("warning") == 2
+    _diagnosis(stage, ctx)(replace(event, data={**event.data, "step": 8}))
+    assert [e.type for e in events].count("warning") == 2
 
 
-def test_measures_against_their_definitions() -> None:
+def test_metrics_equal_their_definitions() -> None:
     draw = torch.Generator().manual_seed(0)
     features = torch.nn.functional.normalize(torch.randn(9, 5, generator=draw), dim=-1)
     cosines = features @ features.T
@@ -137,8 +140,8 @@ def test_measures_against_their_definitions() -> None:
     torch.testing.assert_close(mutual_cosine(features), mean)
     for part in (features, features[:3]):  # more samples than directions, and fewer
         spectrum = torch.linalg.eigvalsh(torch.cov(part.T.double(), correction=0))
-        wanted = (spectrum.sum() ** 2 / (spectrum**2).sum()).float()
-        torch.testing.assert_close(effective_rank(part), wanted, atol=1e-4, rtol=1e-4)
+        expected = (spectrum.sum() ** 2 / (spectrum**2).sum()).float()
+        torch.testing.assert_close(effective_rank(part), expected, atol=1e-4, rtol=1e-4)
     assert effective_rank(features[:1].expand(4, 5)) == 0
     tokens = torch.tensor([[1, 2, 0], [2, 1, 0], [1, 2, 0], [5, 5, 5]])
     hashes = token_hash(tokens)

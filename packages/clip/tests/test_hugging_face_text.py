@@ -1,4 +1,4 @@
-"""Text towers and tokenizers of Hugging Face, as multilingual models have them: built, locked, trained, read again."""
+"""Text towers and tokenizers of Hugging Face, as in multilingual models: built, locked, trained, loaded again."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from clip_world import VIT, make_pool, plan, run_stage
-from vfm import UserError
 from vfm.models import blueprint, build_clip, load_clip, save_clip
-from vfm_clip.groups import tower_groups
-from vfm_clip.towers import lock_towers
+from vfm.plugin import UserError
+from vfm_clip import Tower
+from vfm_clip.towers import lock_towers, tower_groups
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -28,7 +28,7 @@ SIZES = {
 
 
 def configuration(folder: Path, kind: str) -> dict[str, Any]:
-    """A model with a text tower and a tokenizer that lie in a folder, as they would lie in one of the hub's."""
+    """Return a model whose text tower and tokenizer are in a folder, in the hub's layout."""
     vocabulary = {word: index for index, word in enumerate(SPECIAL + WORDS)}
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
@@ -44,7 +44,7 @@ def configuration(folder: Path, kind: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", SIZES)
-def test_a_text_tower_is_built_saved_and_read_with_its_tokenizer(kind: str, tmp_path: Path) -> None:
+def test_a_text_tower_is_built_saved_and_loaded_with_its_tokenizer(kind: str, tmp_path: Path) -> None:
     config = configuration(tmp_path / "text", kind)
     model = build_clip(config, seed=0)
     assert model.tokenize(["ein Bild"]).tolist() == [[0, 10, 11, 2, 1, 1, 1, 1]]
@@ -61,23 +61,23 @@ def test_a_text_tower_is_built_saved_and_read_with_its_tokenizer(kind: str, tmp_
 
 @pytest.mark.parametrize("unlocked", [1, 2, 3])
 @pytest.mark.parametrize("kind", SIZES)
-def test_what_a_lock_leaves_free_is_what_open_clips_lock_leaves(kind: str, unlocked: int, tmp_path: Path) -> None:
+def test_a_lock_leaves_the_same_weights_free_as_open_clips(kind: str, unlocked: int, tmp_path: Path) -> None:
     ours, theirs = (build_clip(configuration(tmp_path, kind), seed=0) for _ in range(2))
-    lock_towers(ours, text=True, text_unlocked=unlocked)
+    lock_towers(ours, text=Tower(lock=True, unlocked=unlocked))
     theirs.module.lock_text_tower(unlocked_layers=unlocked)
     for (name, weight), peer in zip(ours.module.named_parameters(), theirs.module.parameters(), strict=True):
         assert weight.requires_grad == peer.requires_grad, name
     assert len(tower_groups(ours, "text")) == 4  # embeddings and three blocks
-    lock_towers(ours, text=True)
+    lock_towers(ours, text=Tower(lock=True))
     assert not any(weight.requires_grad for weight in ours.module.text.parameters())
 
 
-def test_it_is_trained_in_micro_batches_with_layer_decay_and_only_a_tower_of_its_kind_is_put_into_it(
+def test_it_is_trained_in_micro_batches_with_layer_decay_and_initialised_only_from_its_own_architecture(
     tmp_path: Path,
 ) -> None:
     config = configuration(tmp_path / "text", "xlm-roberta")
     donor = save_clip(build_clip(config, seed=3), tmp_path / "donor")
-    locks = {"lock_text": True, "lock_text_unlocked_layers": 1, "text_layer_decay": 0.5}
+    locks = {"text": {"lock": True, "unlocked": 1, "layer_decay": 0.5}}
     stage = plan(model=config, init_text="donor", steps=2, micro_batch_size=6, **locks)
     trained, _ = run_stage(stage, tmp_path, pool=make_pool(tmp_path / "pool"), donor=donor)
     before, after = (load_file(each.path / "open_clip_model.safetensors") for each in (donor, trained))
@@ -85,5 +85,5 @@ def test_it_is_trained_in_micro_batches_with_layer_decay_and_only_a_tower_of_its
     assert "text.transformer.embeddings.word_embeddings.weight" in same
     assert "text.transformer.encoder.layer.1.output.dense.weight" in same
     assert not same & {"text.transformer.encoder.layer.2.output.dense.weight", "text.proj.0.weight"}
-    with pytest.raises(UserError, match="cannot take the text tower of init_text 'donor': text_cfg"):
+    with pytest.raises(UserError, match="cannot use the text tower of init_text 'donor': text_cfg"):
         run_stage(plan(model=VIT, init_text="donor"), tmp_path / "other", pool=make_pool(tmp_path / "p"), donor=donor)

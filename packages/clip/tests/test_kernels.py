@@ -1,4 +1,4 @@
-"""`runtime.kernels`: on a CPU `auto` is the library's own path, to the bit and module; with kernels all is equal."""
+"""`runtime.kernels`: on a CPU `auto` runs the libraries' own modules, bit for bit; kernels have equal gradients."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from clip_world import EVA, VIT, Random, make_pool, plan, tiny_task
-from vfm import Context, UserError
+from vfm.plugin import Context, UserError
 
 
 @pytest.mark.parametrize("config", [VIT, EVA], ids=["ViT", "EVA-02"])
@@ -25,27 +25,27 @@ def test_on_a_cpu_no_module_is_replaced(config, choice):
 
 
 def train(folder, pool, choice):
-    """The weights after three steps."""
+    """Return the weights after three steps."""
     ctx = Context("clip", folder / "artifact", folder / "work", {"pool": pool.path})
     ctx.directory.mkdir(parents=True)
     runtime = {"device": "cpu", "kernels": choice}
-    made = plan(steps=3, micro_batch_size=6, loss_chunk_size=5, runtime=runtime).run(ctx)
+    made = plan(steps=3, micro_batch_size=6, loss={"chunk_size": 5}, runtime=runtime).run(ctx)
     return (made.path / "open_clip_model.safetensors").read_bytes()
 
 
-def test_auto_trains_on_a_cpu_as_the_reference_does_bit_for_bit(tmp_path):
+def test_on_a_cpu_auto_and_reference_train_to_the_same_bits(tmp_path):
     pool = make_pool(tmp_path / "pool")
     assert train(tmp_path / "auto", pool, "auto") == train(tmp_path / "reference", pool, "reference")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_forced_kernels_are_refused_on_a_cpu(tmp_path):
-    with pytest.raises(UserError, match=r"runtime\.kernels: .*need a CUDA device"):
+    with pytest.raises(UserError, match=r"runtime\.kernels: .*a CUDA device"):
         train(tmp_path, make_pool(tmp_path / "pool"), "triton")
 
 
-def test_with_kernels_the_gradients_are_the_references():
-    """In Triton's interpreter, which is chosen when Triton is imported: in a process of its own."""
+def test_kernels_have_the_gradients_of_the_reference():
+    """Compare them in Triton's interpreter, in another process, since it is chosen when Triton is imported."""
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=environment)
@@ -57,12 +57,12 @@ def gradients(task, batch, choice):
     task.zero_grad()
     torch.manual_seed(0)
     with task.kernels(choice) as running:
-        task(batch)[0].backward()
+        task(batch.inputs)[0].backward()
     return running, {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
 
 
 if __name__ == "__main__":
-    task = tiny_task(EVA, "distillation", loss_chunk_size=2).train()
+    task = tiny_task(EVA, "distillation", chunk_size=2).train()
     batch = Random(EVA, 3).batch(0)
     (_, theirs), (running, ours) = (gradients(task, batch, choice) for choice in ("reference", "triton"))
     assert ours.keys() == theirs.keys()

@@ -1,4 +1,4 @@
-"""Training must be open_clip's, step by step, and what comes out must be open_clip's to load."""
+"""Training equals open_clip's, step by step, and open_clip loads the trained model."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import normalize
 
 from clip_world import EVA, VIT, Random, make_pool, plan, run_stage, tiny_task, train
-from vfm import Event
 from vfm.models import build_clip, find_format, load_clip, save_clip
+from vfm.plugin import Event
 from vfm_clip import ClipTrain
 
 TIMM_VIT = {**EVA, "vision_cfg": {**EVA["vision_cfg"], "timm_model_name": "vit_pico_patch8_32"}}
-SETTINGS = {"steps": 12, "warmup_steps": 4, "lr": 2e-3, "weight_decay": 0.2, "log_every": 1}
+SETTINGS = {"steps": 12, "schedule": {"warmup_steps": 4}, "lr": 2e-3, "log_every": 1}
 
 
 def groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """What is decayed and what is not, by the word of open_clip, and of timm for its encoders."""
+    """Return the decayed parameters and the others, by open_clip's rule, and timm's for its encoders."""
     exempt = set(model.no_weight_decay())
     if trunk := getattr(model.visual, "trunk", None):
         exempt |= {f"visual.trunk.{name}" for name in trunk.no_weight_decay()}
@@ -39,7 +39,7 @@ def groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
 
 
 def criterion(loss: str, teacher: nn.Module | None) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
-    """A model's loss as open_clip_train takes it: of what the model gives, the sum of what its loss gives."""
+    """Return a model's loss as in open_clip_train: the sum of the parts that open_clip's loss returns."""
     losses = {"info_nce": ClipLoss(), "siglip": SigLipLoss(), "distillation": DistillClipLoss()}
 
     def total(model: nn.Module, images: Tensor, tokens: Tensor) -> Tensor:
@@ -56,21 +56,21 @@ def criterion(loss: str, teacher: nn.Module | None) -> Callable[[nn.Module, Tens
 def open_clip_losses(
     model: nn.Module, data: Random, plan: ClipTrain, loss_of: Callable[[nn.Module, Tensor, Tensor], Tensor]
 ) -> tuple[list[float], list[float]]:
-    """The losses and temperatures of open_clip_train's loop in fp32: its loss, schedule, optimiser and clamp."""
+    """Return the losses and temperatures of open_clip_train's loop in fp32."""
     decayed, plain = groups(model)
     parts: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
-    settings = {"betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": plan.weight_decay}
+    settings = {"betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": plan.optimizer.weight_decay}
     optimizer = torch.optim.AdamW(parts, lr=plan.lr, **settings)
-    schedule = cosine_lr(optimizer, plan.lr, plan.warmup_steps, plan.num_steps)
+    schedule = cosine_lr(optimizer, plan.lr, plan.schedule.warmup_steps, plan.num_steps)
     losses, scales = [], []
     model.train()
     for step in range(plan.num_steps):
-        batch = data.batch(step)
-        images = normalize(batch["images"] / 255, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+        inputs = data.batch(step).inputs
+        images = normalize(inputs.images / 255, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
         schedule(step)
         optimizer.zero_grad()
         scales.append(model.logit_scale.exp().item())
-        loss = loss_of(model, images, batch["tokens"])
+        loss = loss_of(model, images, inputs.tokens)
         loss.backward()
         optimizer.step()
         with torch.no_grad():
@@ -88,7 +88,7 @@ def test_losses_and_temperatures_are_those_of_open_clips_loop(
 ) -> None:
     task, settings = tiny_task(config, loss), plan(**SETTINGS, micro_batch_size=micro_batch_size)
     with torch.no_grad():
-        task.log_scale.fill_(math.log(99.9 if loss == "info_nce" else 10))  # so that the clamp is met
+        task.log_scale.fill_(math.log(99.9 if loss == "info_nce" else 10))  # so that it is clamped
     peer, data = deepcopy(task.module), Random(config, settings.global_batch_size)
     loss_of = criterion(loss, task.teacher.module if task.teacher else None)
     train(tmp_path, settings, task, data)
@@ -96,22 +96,22 @@ def test_losses_and_temperatures_are_those_of_open_clips_loop(
     rows = [json.loads(line) for line in (tmp_path / "part" / "metrics.jsonl").read_text().splitlines()]
     assert [row["train/loss"] for row in rows] == pytest.approx(losses, rel=2e-5)
     assert [row["train/logit_scale"] for row in rows] == pytest.approx(scales, rel=1e-6)
-    assert losses[-1] != pytest.approx(losses[0], rel=0.05)  # something was learnt, or unlearnt
+    assert losses[-1] != pytest.approx(losses[0], rel=0.05)  # it changed
     if loss == "siglip":
         assert rows[-1]["train/logit_bias"] != rows[0]["train/logit_bias"]
 
 
 @pytest.mark.parametrize("config", [VIT, EVA], ids=["vit", "eva"])
-def test_what_is_not_decayed_is_what_open_clip_and_timm_say(config: dict[str, Any]) -> None:
+def test_weight_decay_is_that_of_open_clip_and_timm(config: dict[str, Any]) -> None:
     task = tiny_task(config)
     ours = [{id(p) for p in group.params} for group in task.parameter_groups()]
     assert ours == [{id(p) for p in group} for group in groups(task.module)]
 
 
 LEARNED: dict[str, dict[str, Any]] = {
-    "eva": {"model": EVA, "patch_dropout": 0.5, "drop_path": 0.2},
+    "eva": {"model": EVA, "vision": {"patch_dropout": 0.5, "drop_path": 0.2}},
     "siglip": {"loss": {"type": "siglip"}},
-    "larger": {"image_size": 32, "patch_dropout": 0.5},
+    "larger": {"image_size": 32, "vision": {"patch_dropout": 0.5}},
     "larger_timm": {"model": TIMM_VIT, "image_size": 64},
 }
 
@@ -138,7 +138,7 @@ def test_a_trained_checkpoint_loads_in_open_clip_with_equal_features(tmp_path: P
     assert (checkpoint.embed_dim, checkpoint.image_size, checkpoint.context_length) == (24, size, 8)
 
 
-@pytest.mark.parametrize("changes", [{"image_size": 32, "patch_dropout": 0.5}, {"quick_gelu": True}])
+@pytest.mark.parametrize("changes", [{"image_size": 32, "vision": {"patch_dropout": 0.5}}, {"quick_gelu": True}])
 def test_a_trained_checkpoint_exported_for_transformers_has_equal_features_there(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
@@ -163,10 +163,10 @@ def test_a_trained_checkpoint_exported_for_transformers_has_equal_features_there
 
 
 @pytest.mark.parametrize(("size", "plain"), [(32, True), (48, False)])
-def test_a_tower_that_open_clip_alone_cannot_build_is_told_once(tmp_path: Path, size: int, plain: bool) -> None:
-    told: list[Event] = []
+def test_a_tower_that_open_clip_itself_cannot_build_is_reported_once(tmp_path: Path, size: int, plain: bool) -> None:
+    events: list[Event] = []
     stage = plan(model=EVA, image_size=size, steps=1)
-    run_stage(stage, tmp_path, send=told.append, pool=make_pool(tmp_path / "pool"))
-    warnings = [event.data["message"] for event in told if event.type == "warning"]
+    run_stage(stage, tmp_path, send=events.append, pool=make_pool(tmp_path / "pool"))
+    warnings = [event.data["message"] for event in events if event.type == "warning"]
     assert len(warnings) == (not plain)
     assert all("vfm can load this checkpoint, open_clip itself cannot" in warning for warning in warnings)

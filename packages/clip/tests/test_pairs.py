@@ -1,4 +1,4 @@
-"""What a step is given: the picture by the model's rule, one of the captions, and the same in every process."""
+"""The inputs of a step: the image by the model's preprocessing and one of the captions, equal in every process."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from PIL import Image
 
 from clip_world import EVA, VIT, halves, make_pool, plan
 from vfm.data import BadSample, Sample, open_dataset
-from vfm.data.loader import TrainingData
-from vfm.data.transforms import ImageTransform
 from vfm.models import Preprocess, build_clip
-from vfm_clip.data import training_data
-from vfm_clip.pairs import EvalTransform, MakePair
+from vfm.train import ImageTransform, SampleDraw, TrainingData
+from vfm_clip.data import EvalTransform, MakePair, training_data
 
 TOKENIZER = build_clip(VIT, seed=0).tokenizer
 
@@ -26,25 +24,29 @@ def sample(*captions: str, language: str = "en") -> Sample:
     return Sample("key", "uid", halves("red", "blue"), {language: list(captions)} if captions else {})
 
 
+def drawn(seed: int) -> SampleDraw:
+    return SampleDraw(seed, 0, 0)
+
+
 def make(transform: object = None, language: str = "en") -> MakePair:
     return MakePair(transform or ImageTransform(16), TOKENIZER, {language: 1.0})  # type: ignore[arg-type]
 
 
-def test_every_caption_has_its_turn_and_a_seed_always_the_same_one() -> None:
+def test_captions_are_drawn_evenly_and_by_the_seed() -> None:
     made, many = make(), sample("one", "two", "three")
-    drawn = [made.caption(many, seed) for seed in range(300)]
-    assert drawn == [made.caption(many, seed) for seed in range(300)]
-    assert all(70 < drawn.count(caption) < 130 for caption in ("one", "two", "three"))
+    captions = [made.caption(many, seed) for seed in range(300)]
+    assert captions == [made.caption(many, seed) for seed in range(300)]
+    assert all(70 < captions.count(caption) < 130 for caption in ("one", "two", "three"))
 
 
-def test_epochs_show_other_captions_and_a_rerun_shows_them_again(tmp_path: Path) -> None:
+def test_epochs_draw_other_captions_and_a_second_run_the_same_ones(tmp_path: Path) -> None:
     captions = {f"{top} on blue": {"en": [f"{top} {i}" for i in range(4)]} for top in ("red", "lime", "cyan", "white")}
     pool = make_pool(tmp_path, captions)
 
     def epochs() -> list[dict[str, tuple[int, ...]]]:
         data = TrainingData(open_dataset(pool), make(), seed=3, global_batch_size=4)
         return [
-            {key: tuple(row.tolist()) for key, row in zip(batch["keys"], batch["tokens"], strict=True)}
+            {key: tuple(row.tolist()) for key, row in zip(batch.keys, batch.inputs.tokens, strict=True)}
             for (batch,) in data.steps(0, 12)
         ]
 
@@ -54,32 +56,32 @@ def test_epochs_show_other_captions_and_a_rerun_shows_them_again(tmp_path: Path)
         assert len({epoch[key] for epoch in seen}) == 4
 
 
-def test_the_draw_of_the_caption_does_not_follow_the_crop() -> None:
+def test_the_draws_of_caption_and_crop_are_independent() -> None:
     transform, many = ImageTransform(16, scale=(0.3, 1.0)), sample("one", "two")
     made = make(transform)
-    crops = {made.caption(many, seed): made(many, seed)["images"] for seed in range(20)}
+    crops = {made.caption(many, seed): made(many, drawn(seed)).images for seed in range(20)}
     one, two = sample("one"), sample("two")
     for seed in range(20):
-        assert torch.equal(made(one, seed)["images"], made(two, seed)["images"])
+        assert torch.equal(made(one, drawn(seed)).images, made(two, drawn(seed)).images)
     assert set(crops) == {"one", "two"}
 
 
 def test_a_caption_of_another_language_is_missing() -> None:
     for without in (sample(), sample("eins", language="de"), Sample("key", "uid", b"", {"en": []})):
         with pytest.raises(BadSample, match="missing_caption"):
-            make()(without, 0)
+            make()(without, drawn(0))
     assert make(language="de").caption(sample("eins", language="de"), 0) == "eins"
 
 
-def test_captions_of_two_sources_are_drawn_by_their_chances_and_what_is_missing_comes_from_the_other() -> None:
+def test_captions_of_two_sources_are_drawn_by_weight_and_a_missing_one_is_replaced_by_the_other() -> None:
     made = MakePair(ImageTransform(16), TOKENIZER, {"alt": 3.0, "synthetic": 1.0})
     both = Sample("key", "uid", b"", {"alt": ["a", "b"], "synthetic": ["c"], "de": ["d"]})
-    drawn = [made.caption(both, seed) for seed in range(800)]
-    counts = {caption: drawn.count(caption) for caption in "abcd"}
+    captions = [made.caption(both, seed) for seed in range(800)]
+    counts = {caption: captions.count(caption) for caption in "abcd"}
     assert counts == {
         "a": pytest.approx(300, abs=50), "b": pytest.approx(300, abs=50), "c": pytest.approx(200, abs=45), "d": 0,
     }  # fmt: skip
-    assert drawn == [made.caption(both, seed) for seed in range(800)]
+    assert captions == [made.caption(both, seed) for seed in range(800)]
     lone = Sample("key", "uid", b"", {"synthetic": ["c"]})
     assert {made.caption(lone, seed) for seed in range(20)} == {"c"}
     with pytest.raises(BadSample, match=r"missing_caption"):
@@ -87,7 +89,7 @@ def test_captions_of_two_sources_are_drawn_by_their_chances_and_what_is_missing_
 
 
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
-def test_without_a_crop_the_picture_is_seen_as_in_an_evaluation(mode: str) -> None:
+def test_without_a_crop_images_are_preprocessed_as_in_an_evaluation(mode: str) -> None:
     facts = Preprocess(image_size=16, resize_mode=mode)
     picture = Image.open(io.BytesIO(halves("red", "blue"))).resize((24, 40))
     buffer = io.BytesIO()
@@ -99,21 +101,21 @@ def test_without_a_crop_the_picture_is_seen_as_in_an_evaluation(mode: str) -> No
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_random_crops_are_resized_by_the_models_rule(tmp_path: Path, interpolation: str) -> None:
+def test_random_crops_are_resized_with_the_models_interpolation(tmp_path: Path, interpolation: str) -> None:
     clip = build_clip(VIT, seed=0)
     clip.preprocess = clip.preprocess.model_copy(update={"interpolation": interpolation})
     pool = make_pool(tmp_path / "pool")
-    stage = plan(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
-    _, made = training_data(stage, [pool], clip)
+    stage = plan(augmentation={"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0)})
+    _, made = training_data(stage, [pool], clip, {"en": 1.0})
     one = open_dataset(pool)[0]
-    seen = made(one, 0)["images"].permute(1, 2, 0).numpy()
+    seen = made(one, drawn(0)).images.permute(1, 2, 0).numpy()
     assert np.array_equal(seen, clip.preprocess.fit(Image.open(io.BytesIO(one.image))))
 
 
 @pytest.mark.parametrize("config", [VIT, EVA], ids=["vit", "eva"])
-def test_workers_can_be_sent_what_makes_pairs(config: dict[str, object]) -> None:
+def test_make_pair_can_be_pickled_for_workers(config: dict[str, object]) -> None:
     clip = build_clip(config, seed=0)
     made = MakePair(EvalTransform(clip.preprocess), clip.tokenizer, {"en": 1.0})
-    first, second = made(sample("one"), 1), pickle.loads(pickle.dumps(made))(sample("one"), 1)
-    assert torch.equal(first["tokens"], second["tokens"])
-    assert torch.equal(first["images"], second["images"])
+    first, second = made(sample("one"), drawn(1)), pickle.loads(pickle.dumps(made))(sample("one"), drawn(1))
+    assert torch.equal(first.tokens, second.tokens)
+    assert torch.equal(first.images, second.images)

@@ -1,4 +1,4 @@
-"""What cannot work is told before any training, in one line that says what would."""
+"""Mistakes are reported before any training, each in one line that says what would work."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ import pytest
 from pydantic import ValidationError
 
 from clip_world import COLOURS, EVA, VIT, halves, make_pool
-from vfm import Context, Pool, UserError, VisionCheckpoint
 from vfm.config import error_lines
 from vfm.data import DatasetSpec, Shard, write_index, write_tar
-from vfm.interfaces import VisionPretraining
 from vfm.models import build_clip, build_vision, save_clip, save_vision
-from vfm.stage import Preflight, Stage
+from vfm.plugin import Context, Pool, Preflight, Stage, UserError, VisionCheckpoint, VisionPretraining
 from vfm.stages.data import Pairs
 from vfm.stages.models import ImportClip, ImportVision
 from vfm_clip import ClipTrain
@@ -23,7 +21,7 @@ from vfm_clip.preflight import models_with_tower
 
 
 class Pretrain(VisionPretraining):
-    """A pre-training as another package may bring one."""
+    """A pre-training of another package."""
 
     kind: Literal["toy.pretrain"] = "toy.pretrain"
     name: str = "eva"
@@ -53,26 +51,26 @@ def misfit(clip: ClipTrain, *stages: Stage, **artifacts: Path) -> str:
     return str(caught.value)
 
 
-def test_an_encoder_that_is_not_trained_yet_is_refused_with_the_model_that_takes_it() -> None:
+def test_an_encoder_that_is_not_trained_yet_is_refused_and_a_model_that_fits_is_named() -> None:
     line = misfit(stage(model="ViT-Nano-4-32", init_vision="eva"), Pretrain())
     assert line == (
-        "model ViT-Nano-4-32 cannot take init_vision 'eva' (eva02_nano_patch4_32) as its vision tower; "
-        "model: EVA02-Nano-4-32 can"
+        "model ViT-Nano-4-32 cannot use init_vision 'eva' (eva02_nano_patch4_32) as its vision tower; "
+        "use model EVA02-Nano-4-32"
     )
 
 
 @pytest.mark.parametrize(
     ("model", "encoder", "says"),
     [
-        ("EVA02-Pico-8-32", "eva02_nano_patch8_64", "model: EVA02-Nano-8-64 can"),
+        ("EVA02-Pico-8-32", "eva02_nano_patch8_64", "use model EVA02-Nano-8-64"),
         ("EVA02-Nano-4-32", {"architecture": "eva02_nano_patch4_32", "depth": 6}, "the encoder has blocks.4."),
         ("EVA02-Nano-4-32", "vit_nano_patch4_32", "its vision tower does not; do depth and block type agree?"),
-        (VIT, "eva02_pico_patch8_32", "model: EVA02-Pico-8-32 can"),
+        (VIT, "eva02_pico_patch8_32", "use model EVA02-Pico-8-32"),
         ("EVA02-B-16", "eva02_base_patch14_xl", None),
     ],
 )
-def test_other_misfits_say_what_fits_or_why_not(model: Any, encoder: Any, says: str | None) -> None:
-    if says is None:  # a mistyped encoder is for its own stage to tell
+def test_other_misfits_name_a_model_that_fits_or_the_reason(model: Any, encoder: Any, says: str | None) -> None:
+    if says is None:  # a mistyped encoder is reported by its own stage
         check(stage(model=model, init_vision="eva"), Pretrain(model=encoder))
     else:
         assert says in misfit(stage(model=model, init_vision="eva"), Pretrain(model=encoder))
@@ -102,13 +100,13 @@ def test_an_encoder_on_disk_is_checked_by_its_weights(tmp_path: Path) -> None:
     save_vision(build_vision("eva02_pico_patch8_32", num_classes=3, seed=0), tmp_path)
     check(stage(model=EVA, init_vision="eva"), Pretrain(), eva=tmp_path)
     line = misfit(stage(model="EVA02-Nano-8-32", init_vision="eva"), eva=tmp_path)
-    assert line.endswith("(eva02_pico_patch8_32) as its vision tower; model: EVA02-Pico-8-32 can")
+    assert line.endswith("(eva02_pico_patch8_32) as its vision tower; use model EVA02-Pico-8-32")
 
 
-def test_an_imported_encoder_is_checked_by_its_name_and_a_folder_is_left_for_later() -> None:
+def test_an_imported_encoder_is_checked_by_its_name_and_a_folder_only_when_it_is_loaded() -> None:
     clip = stage(model="ViT-Nano-4-32", init_vision="beit")
     imported = ImportVision(kind="models.vision", name="beit", source="eva02_base_patch14_224.mim_in22k")
-    assert "ViT-Nano-4-32 cannot take init_vision 'beit'" in misfit(clip, imported)
+    assert "ViT-Nano-4-32 cannot use init_vision 'beit'" in misfit(clip, imported)
     check(clip, imported.model_copy(update={"source": "local-dir:encoders/mine"}))
     check(clip, imported.model_copy(update={"source": "hf-hub:someone/something"}))
 
@@ -119,42 +117,42 @@ def test_a_start_from_a_checkpoint_is_checked_against_its_own_tower(tmp_path: Pa
     save_clip(start, tmp_path)
     check(stage(init="start"), start=tmp_path)
     line = misfit(stage(init="start", init_vision="eva"), Pretrain(), start=tmp_path)
-    assert line.startswith("model mine cannot take init_vision 'eva'")
-    check(stage(init="start", init_vision="eva"), Pretrain())  # what is not there yet cannot be looked at
+    assert line.startswith("model mine cannot use init_vision 'eva'")
+    check(stage(init="start", init_vision="eva"), Pretrain())  # a model that does not exist yet cannot be checked
 
 
-def test_the_presets_and_open_clips_own_models_are_found_by_their_tower() -> None:
+def test_models_are_found_by_their_vision_tower() -> None:
     assert models_with_tower("eva02_nano_patch4_32") == ["EVA02-Nano-4-32"]
     assert models_with_tower("timm/eva02_base_patch16_clip_224.merged2b") == ["EVA02-B-16"]
     assert models_with_tower("eva02_nano_patch5_35") == []
 
 
-def test_more_samples_a_step_than_pairs_and_a_language_that_is_not_there_are_refused(tmp_path: Path) -> None:
+def test_a_batch_larger_than_the_data_and_a_missing_language_are_refused(tmp_path: Path) -> None:
     make_pool(tmp_path)
-    assert "global_batch_size 57 is more than the 56 pairs of 'pool'" in misfit(
+    assert "global_batch_size must be at most 56, the pairs of 'pool'; got 57" in misfit(
         stage(global_batch_size=57), pool=tmp_path
     )
     assert misfit(stage(language="fr"), pool=tmp_path) == "pool has no captions in 'fr'; known: en"
     check(stage(), pool=tmp_path)
 
 
-def test_data_that_teach_nothing_are_refused(tmp_path: Path) -> None:
-    """One caption for all, none at all, and captions without pictures."""
+def test_useless_data_are_refused(tmp_path: Path) -> None:
+    """Check equal captions, no captions, and captions without images."""
     alike = {f"{top} on blue": {"en": ["a picture "], "de": [f"{top} auf blau"]} for top in COLOURS if top != "blue"}
     make_pool(tmp_path / "alike", alike)
     line = misfit(stage(global_batch_size=4), pool=tmp_path / "alike")
-    assert line == "all 7 captions of 'pool' are 'a picture': no picture can be told by its own"
+    assert line == "all 7 captions of 'pool' are 'a picture': expected captions that differ"
     check(stage(global_batch_size=4, language="de"), pool=tmp_path / "alike")
     check(stage(global_batch_size=4, language={"en": 1, "de": 1}), pool=tmp_path / "alike")
     silent = make_pool(tmp_path / "silent", {key: {"en": [], "de": texts["de"]} for key, texts in alike.items()})
     line = misfit(stage(global_batch_size=4, language="en"), pool=silent.path)
     assert line == "'pool' has no caption in 'en'"
     none = Pool.create(tmp_path / "silent", num_samples=7, languages=[])
-    assert "'pool' has no captions; data.pairs' `texts` says" in misfit(stage(global_batch_size=4), pool=none.path)
+    assert "'pool' has no captions; set `texts` of data.pairs" in misfit(stage(global_batch_size=4), pool=none.path)
 
 
-def test_captions_are_looked_at_from_the_first_shard_to_the_last(tmp_path: Path) -> None:
-    """Sorted data, as class by class, are alike over many shards; but not over all."""
+def test_captions_are_read_from_the_first_shard_to_the_last(tmp_path: Path) -> None:
+    """Check that sorted data, whose captions are equal in many shards but not in all, are accepted."""
     for name, last in (("sorted", "a cat"), ("alike", "a dog")):
         shards = []
         (tmp_path / name).mkdir()
@@ -167,18 +165,16 @@ def test_captions_are_looked_at_from_the_first_shard_to_the_last(tmp_path: Path)
         Pool.create(tmp_path / name, num_samples=num_samples, languages=["en"])
     check(stage(), pool=tmp_path / "sorted")
     line = misfit(stage(), pool=tmp_path / "alike")
-    assert line == (
-        "all 16 captions of 'pool' in the 8 shards of 12 looked at are 'a dog': no picture can be told by its own"
-    )
+    assert line == ("all 16 captions of 'pool' in 8 of 12 shards are 'a dog': expected captions that differ")
 
 
-def test_captions_without_pictures_are_refused_planned_or_made(tmp_path: Path) -> None:
+def test_captions_without_images_are_refused_before_and_after_their_stage_runs(tmp_path: Path) -> None:
     (tmp_path / "texts.csv").write_text("caption\n" + "".join(f"text {i}\n" for i in range(20)))
     pairs = Pairs(name="pool", path=str(tmp_path / "texts.csv"), images=False)
-    assert misfit(stage(), pairs) == "'pool' will have captions alone, no pictures: there is nothing to train on"
+    assert misfit(stage(), pairs) == "'pool' will have captions but no images to train on"
     (tmp_path / "pool").mkdir()
     pairs.run(Context("pool", tmp_path / "pool", tmp_path / "work", {}))
-    line = "'pool' has captions alone, no pictures: there is nothing to train on"
+    line = "'pool' has captions but no images to train on"
     assert misfit(stage(), pool=tmp_path / "pool") == line
     assert misfit(stage(data=[{"data": "good"}, {"data": "pool"}]), pool=tmp_path / "pool") == line
 
@@ -188,63 +184,65 @@ def test_a_mixture_is_checked_part_by_part(tmp_path: Path) -> None:
     make_pool(tmp_path / "b", {f"{top} on black": {"de": [top]} for top in COLOURS if top != "black"})
     both = stage(data=[{"data": "a", "weight": 3}, {"data": "b"}], global_batch_size=60)
     folders = {name: tmp_path / name for name in "ab"}
-    assert misfit(both, **folders) == "b has no captions in 'en'; known: de"  # the first one's language goes for all
+    assert misfit(both, **folders) == "b has no captions in 'en'; known: de"  # the first one's language is the default
     check(both, b=tmp_path / "b")  # which is not known yet
     assert misfit(both.model_copy(update={"language": "en"}), **folders) == "b has no captions in 'en'; known: de"
     check(both.model_copy(update={"language": {"en": 1, "de": 1}}), **folders)
     many = both.model_copy(update={"language": {"en": 1, "de": 1}, "global_batch_size": 64})
-    assert misfit(many, **folders) == "global_batch_size 64 is more than the 63 pairs of 'a', 'b'"
+    assert misfit(many, **folders) == "global_batch_size must be at most 63, the pairs of 'a', 'b'; got 64"
     check(many, a=tmp_path / "a")  # the other's size is not known yet
     line = misfit(both.model_copy(update={"language": {"fr": 1, "cs": 1}}), **folders)
-    assert line == "a has captions in none of 'fr', 'cs'; known: en"
-    with pytest.raises(ValidationError, match="data: 'a' is named twice; its weight says"):
+    assert line == "a has no captions in any of 'fr', 'cs'; known: en"
+    with pytest.raises(ValidationError, match="data: 'a' is listed twice; use its weight"):
         stage(data=[{"data": "a"}, {"data": "a"}])
     with pytest.raises(ValidationError) as caught:
         stage(data=[{"data": "a", "weight": 0}])
     with pytest.raises(ValidationError, match="finite"):
         stage(data=[{"data": "a", "weight": float("inf")}])
-    told = [(("data", 0, "weight"), "0 is wrong: should be greater than 0")]
-    assert error_lines(caught.value, ClipTrain) == told  # and not that `data` should be a name
+    lines = [(("data", 0, "weight"), "must be greater than 0, got 0")]
+    assert error_lines(caught.value, ClipTrain) == lines  # no line of the union's other branch
 
 
 def test_a_tokenizer_of_another_model_and_a_context_longer_than_the_models_are_refused() -> None:
     small = {**VIT, "text_cfg": {**VIT["text_cfg"], "vocab_size": 1000}}
     line = misfit(stage(model=small))
     assert line.startswith(
-        "custom: its tokenizer makes token 49407, its text tower knows 1000: the tokenizer is another"
+        "custom: the tokenizer returns token 49407, the text tower has 1000 embeddings: the tokenizer is another"
     )
     long = {**VIT, "text_cfg": {**VIT["text_cfg"], "tokenizer_kwargs": {"context_length": 16}}}
-    assert "its tokenizer makes 16 tokens of a text, its text tower has 8 positions" in misfit(stage(model=long))
+    assert "the tokenizer returns 16 tokens per text, the text tower has 8 positions" in misfit(stage(model=long))
 
 
-def test_a_teacher_that_sees_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_teacher_with_other_inputs_is_refused(tmp_path: Path) -> None:
     loss = {"type": "distillation", "teacher": "teacher"}
     save_clip(build_clip(VIT, seed=0), tmp_path / "alike")
     check(stage(model=VIT, loss=loss), teacher=tmp_path / "alike")
     line = misfit(stage(model=EVA, loss=loss), teacher=tmp_path / "alike")
-    assert line == "custom cannot teach custom: it sees 16 pixels a side, the student 32"
+    assert line == "custom cannot teach custom: its image size is 16, the student's is 32"
     save_clip(build_clip({**VIT, "text_cfg": {**VIT["text_cfg"], "context_length": 12}}), tmp_path / "long")
-    assert "it reads 12 tokens, the student 8" in misfit(stage(model=VIT, loss=loss), teacher=tmp_path / "long")
+    assert "its context length is 12, the student's is 8" in misfit(
+        stage(model=VIT, loss=loss), teacher=tmp_path / "long"
+    )
 
 
-def test_a_start_and_a_teacher_that_are_to_be_fetched_are_checked_by_their_names() -> None:
-    """All that a download of theirs would end in is told before it."""
+def test_models_to_be_downloaded_are_checked_by_their_names() -> None:
+    """Check that their mistakes are reported before the download."""
     start = ImportClip(name="start", source="ViT-B-32", pretrained="openai")
     check(stage(init="start"), start)
-    assert "drop_path is for timm's encoders" in misfit(stage(init="start", drop_path=0.1), start)
-    line = misfit(stage(init="start", lock_image=True, lock_image_unlocked_groups=20), start)
-    assert line == "start: 20 unlocked groups leave no lock on its 14 (image tower)"
+    assert "drop_path is for timm's encoders" in misfit(stage(init="start", vision={"drop_path": 0.1}), start)
+    line = misfit(stage(init="start", vision={"lock": True, "unlocked": 20}), start)
+    assert line == "start: unlocked must be less than the 14 groups of the image tower, got 20"
     assert "image_size 230 is not a multiple" in misfit(stage(init="start", image_size=230), start)
-    assert "start cannot take init_vision 'eva'" in misfit(stage(init="start", init_vision="eva"), Pretrain(), start)
+    assert "start cannot use init_vision 'eva'" in misfit(stage(init="start", init_vision="eva"), Pretrain(), start)
     loss = {"type": "distillation", "teacher": "start"}
     line = misfit(stage(model="ViT-Pico-8-32", loss=loss), start)
-    assert line == "start cannot teach ViT-Pico-8-32: it sees 224 pixels a side, the student 32"
+    assert line == "start cannot teach ViT-Pico-8-32: its image size is 224, the student's is 32"
     second = stage(name="second", init="start", image_size=256)
     third = stage(name="third", init="second", loss={**loss, "teacher": "start"})
-    assert "it sees 224 pixels a side, the student 256" in misfit(third, start, second)
+    assert "its image size is 224, the student's is 256" in misfit(third, start, second)
 
 
-def test_names_that_no_one_knows_and_models_of_more_than_two_towers_are_refused() -> None:
+def test_unknown_names_and_models_with_more_than_two_towers_are_refused() -> None:
     assert "did you mean 'ViT-Nano-4-32'" in misfit(stage(model="ViT-Nano-4-23"))
-    assert "coca_ViT-B-32 writes captions too" in misfit(stage(model="coca_ViT-B-32"))
+    assert "coca_ViT-B-32 also writes captions" in misfit(stage(model="coca_ViT-B-32"))
     assert "not a multiple of its patch size" in misfit(stage(image_size=33))

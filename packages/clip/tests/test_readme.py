@@ -1,4 +1,4 @@
-"""What the README shows works as it stands."""
+"""The README's examples run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_python_example_of_the_readme_runs_and_learns(capsys: pytest.CaptureFixt
     assert losses[-1] < losses[0]
 
 
-def test_recipe_of_the_readme_is_well_wired(tmp_path: Path) -> None:
+def test_recipe_of_the_readme_is_valid(tmp_path: Path) -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     (tmp_path / "train.yaml").write_text(text, encoding="utf-8")
     known = {stage.kind_name(): stage for stage in [*stages.vfm_stages(), *vfm_stages()]}

@@ -1,4 +1,4 @@
-"""The papers' trainings as recipes: their values are the papers', and what can be checked beforehand passes."""
+"""The papers' trainings as recipes: they have the papers' values and pass their preflight."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from vfm import stages
 from vfm.flow.recipe import load_recipe
 from vfm.models import ClipModel, blueprint
-from vfm.stage import Preflight, Stage
-from vfm.train.optim import build_optimizer
-from vfm_clip import ClipTrain
+from vfm.plugin import AdamW, Lamb, Preflight, Stage
+from vfm_clip import ClipTrain, Tower
+from vfm_clip.parameter_groups import TowerRates, parameter_groups
 from vfm_clip.plugin import vfm_stages
 
 # recipe: model, parameters of both towers in millions, peak rate
@@ -32,8 +32,8 @@ EVA: dict[str, tuple[Any, ...]] = {
 }
 
 
-def stages(name: str, folder: Path) -> dict[str, Stage]:
-    """The stages of a recipe, with files of no content where it wants the user's."""
+def recipe_stages(name: str, folder: Path) -> dict[str, Stage]:
+    """Return the stages of a recipe, with empty files in place of the user's."""
     (folder / "a.tar").touch()
     (folder / "g.pt").touch()
     overrides = [f"data.path={folder / 'a.tar'}", *([f"eva.source={folder / 'g.pt'}"] if "g14" in name else [])]
@@ -42,7 +42,7 @@ def stages(name: str, folder: Path) -> dict[str, Stage]:
 
 
 def checked(stage: Stage, others: dict[str, Stage]) -> ClipTrain:
-    """A training that passes its preflight."""
+    """Return a training that passes its preflight."""
     assert isinstance(stage, ClipTrain)
     stage.preflight(Preflight(others, {}))
     return stage
@@ -55,11 +55,11 @@ def millions(clip: ClipModel) -> float:
 @pytest.mark.parametrize("name", FROM_SCRATCH)
 def test_trainings_from_scratch_have_the_papers_values(name: str, tmp_path: Path) -> None:
     model, parameters, lr = FROM_SCRATCH[name]
-    found = stages(name, tmp_path)
+    found = recipe_stages(name, tmp_path)
     stage = checked(found["clip"], found)
     assert (stage.model, stage.lr, stage.num_steps) == (model, lr, 12_800_000_000 // 32768)
-    assert (stage.global_batch_size, stage.warmup_steps, stage.weight_decay) == (32768, 2000, 0.2)
-    assert (stage.betas, stage.eps, stage.optimizer, stage.logit_scale_max) == ((0.9, 0.98), 1e-6, "adamw", 100)
+    assert (stage.global_batch_size, stage.schedule.warmup_steps, stage.logit_scale.max) == (32768, 2000, 100)
+    assert stage.optimizer == AdamW(betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
     clip = blueprint(model)
     assert millions(clip) == pytest.approx(parameters, rel=0.01)
     assert bool(clip.config.get("quick_gelu")) == name.startswith("metaclip")
@@ -68,29 +68,33 @@ def test_trainings_from_scratch_have_the_papers_values(name: str, tmp_path: Path
 @pytest.mark.parametrize("name", EVA)
 def test_trainings_of_eva_clip_have_the_papers_values(name: str, tmp_path: Path) -> None:
     model, parameters, seen, batch, rates, decays, dropped = EVA[name]
-    found = stages(name, tmp_path)
+    found = recipe_stages(name, tmp_path)
     stage = checked(found["clip"], found)
     assert (stage.model, stage.samples_seen, stage.global_batch_size) == (model, seen, batch)
-    assert ((stage.image_lr, stage.text_lr), stage.patch_dropout) == (rates, dropped)
-    assert (stage.image_layer_decay, stage.text_layer_decay) == decays
-    assert (stage.optimizer, stage.lr, stage.weight_decay, stage.grad_clip_norm) == ("lamb", 5e-4, 0.05, 5)
-    assert (stage.betas, stage.eps, stage.warmup_steps) == ((0.9, 0.999), 1e-8, 2000)
-    clip = blueprint(model, noise=stage.noise)
+    assert tuple(tower.lr_scale * stage.lr for tower in (stage.vision, stage.text)) == rates
+    assert (stage.vision.layer_decay, stage.text.layer_decay, stage.vision.patch_dropout) == (*decays, dropped)
+    assert (stage.lr, stage.schedule.warmup_steps) == (5e-4, 2000)
+    assert stage.optimizer == Lamb(betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05, grad_clip_norm=5)
+    clip = blueprint(model, noise=stage.vision.noise)
     assert millions(clip) == pytest.approx(parameters, rel=0.01)
-    rungs = {group["lr_scale"] * stage.lr for group in build_optimizer(stage._task(clip), stage).param_groups}
+    groups = parameter_groups(clip, (), *(tower_rates(tower) for tower in (stage.vision, stage.text)))
     depth = len(clip.module.visual.trunk.blocks)
-    assert min(rungs) == pytest.approx(
+    assert min(group.lr_scale * stage.lr for group in groups) == pytest.approx(
         min(rates[0] * decays[0] ** (depth + 1), rates[1] * decays[1] ** (len_text(clip) + 1))
     )
+
+
+def tower_rates(tower: Tower) -> TowerRates:
+    return TowerRates(tower.lr_scale, tower.layer_decay, tower.weight_decay)
 
 
 def len_text(clip: ClipModel) -> int:
     return int(clip.config["text_cfg"]["layers"])
 
 
-def test_eva_clip_l_goes_on_at_336_pixels(tmp_path: Path) -> None:
-    found = stages("eva_clip_l14", tmp_path)
+def test_eva_clip_l_has_a_second_training_at_336_pixels(tmp_path: Path) -> None:
+    found = recipe_stages("eva_clip_l14", tmp_path)
     stage = checked(found["clip_336"], found)
     assert (stage.init, stage.image_size, stage.samples_seen, stage.global_batch_size) == ("clip", 336, 2e9, 61440)
-    assert (stage.image_layer_decay, stage.text_layer_decay) == (0.75, 0.65)
+    assert (stage.vision.layer_decay, stage.text.layer_decay) == (0.75, 0.65)
     assert blueprint("EVA02-L-14", 336).module.visual.trunk.patch_embed.grid_size == (24, 24)

@@ -1,4 +1,4 @@
-"""`sampler: balanced`: epochs of a curated subset drawn anew, in the stage; and data that have no probabilities."""
+"""`loading.sampler: balanced`: each epoch of a curated subset is drawn; data without probabilities are refused."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from clip_world import make_pool, plan, run_stage
-from vfm import CuratedSubset, Event, Pool, UserError
-from vfm.data import SUBSET_FILE, open_balanced, open_dataset, subset_schema
-from vfm.data.order import SampleOrder
-from vfm.stage import Preflight
+from vfm.data import SUBSET_FILE, SampleOrder, open_balanced, open_dataset, subset_schema
+from vfm.models import build_clip
+from vfm.plugin import CuratedSubset, Event, Pool, Preflight, UserError
 from vfm.stages.data import Pairs
 from vfm_clip.data import training_data
 
 
 def make_subset(pool: Pool, directory: Path) -> CuratedSubset:
-    """All texts of the pool; every second one is certain, the others come once in five epochs."""
+    """Return all texts of the pool; every second one has probability 1, the others 0.2."""
     source = open_dataset(pool)
     tables = []
     for shard in range(len(source.shard_sizes)):
@@ -35,10 +34,10 @@ def make_subset(pool: Pool, directory: Path) -> CuratedSubset:
     return CuratedSubset.create(directory, num_samples=len(source), pool=pool.reference(directory))
 
 
-def test_epochs_are_those_of_the_draws_and_a_cut_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+def test_balanced_epochs_differ_from_shuffled_ones_and_resume_is_exact(tmp_path: Path) -> None:
     subset = make_subset(make_pool(tmp_path / "pool"), tmp_path / "subset")
     changes = {"steps": 12, "global_batch_size": 16, "checkpoint": {"every_steps": 1}, "ema_decay": None}
-    stage = plan(sampler="balanced", data="pool", **changes)
+    stage = plan(loading={"sampler": "balanced"}, data="pool", **changes)
     whole, _ = run_stage(stage, tmp_path / "whole", pool=subset)
 
     class CutError(Exception):
@@ -57,27 +56,23 @@ def test_epochs_are_those_of_the_draws_and_a_cut_training_goes_on_to_the_same_bi
     assert (shuffled.path / "open_clip_model.safetensors").read_bytes() != weights[0]
 
 
-def test_the_stage_draws_its_own_language_by_its_own_seed(tmp_path: Path) -> None:
+def test_the_stage_draws_with_its_language_and_seed(tmp_path: Path) -> None:
     subset = make_subset(make_pool(tmp_path / "pool"), tmp_path / "subset")
-    stage = plan(sampler="balanced", seed=4, global_batch_size=16)
-    from vfm.models import build_clip
-
-    data, _ = training_data(stage, [subset], build_clip(stage.model, seed=0))
+    stage = plan(loading={"sampler": "balanced"}, seed=4, global_batch_size=16)
+    data, _ = training_data(stage, [subset], build_clip(stage.model, seed=0), {"en": 1.0})
     source = open_balanced(subset, seed=4, language="en")
     order = SampleOrder(source.epochs, seed=4, shuffle_shards=1000)
     assert data.order().of_epochs(0, 200) == order.of_epochs(0, 200)
     sizes = [int(source.epochs.sizes(epoch).sum()) for epoch in range(4)]
-    assert all(28 <= size < 56 for size in sizes)  # 28 certain ones, and a fifth of the others
+    assert all(28 <= size < 56 for size in sizes)  # 28 texts of probability 1, and a fifth of the others
 
 
-def test_data_without_probabilities_are_refused_before_the_run(tmp_path: Path) -> None:
+def test_data_without_probabilities_are_refused_in_the_preflight(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool")
-    stage = plan(sampler="balanced")
-    with pytest.raises(
-        UserError, match=r"sampler: balanced expects a CuratedSubset, got a Pool: .*pool"
-    ):
+    stage = plan(loading={"sampler": "balanced"})
+    with pytest.raises(UserError, match=r"sampler: balanced expects a CuratedSubset, got a Pool: .*pool"):
         stage.preflight(Preflight({}, {"pool": pool.path}))
-    with pytest.raises(UserError, match="'pool' has none"):
+    with pytest.raises(UserError, match="needs a CuratedSubset with probabilities, 'pool' is a Pool"):
         stage.preflight(Preflight({"pool": Pairs(name="pool", path="x")}, {}))
-    with pytest.raises(UserError, match="pool is a Pool"):
+    with pytest.raises(UserError, match="expects a CuratedSubset, got a Pool"):
         run_stage(stage, tmp_path, pool=pool)

@@ -1,4 +1,4 @@
-"""Settings that contradict one another, or of which one would do nothing, are refused by the plan."""
+"""Contradicting settings and settings without effect are refused; old flat keys are answered with the new place."""
 
 from __future__ import annotations
 
@@ -7,49 +7,89 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from vfm_clip import ClipTrain
-from vfm_clip.tower_training import TowerTraining
+from vfm.config import error_lines
+from vfm.plugin import AdamW, Lamb
+from vfm_clip import ClipTrain, InfoNce
+
+
+def stage(**changes: Any) -> ClipTrain:
+    return ClipTrain(**{"name": "clip", "data": "pool", "steps": 1, **changes})
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lock_image": True, "lock_text": True, "init": "x"}, "leave nothing to train"),
-        ({"lock_image": True}, "lock_image would keep random weights: give init or init_vision"),
-        ({"lock_text": True, "init_vision": "x"}, "lock_text would keep random weights: give init or init_text"),
-        ({"lock_image_unlocked_groups": 2}, "unlocks a part of what lock_image locks"),
-        ({"lock_text_unlocked_layers": 2}, "unlocks a part of what lock_text locks"),
+        ({"vision": {"lock": True}, "text": {"lock": True}, "init": "x"}, "leave nothing to train"),
+        ({"vision": {"lock": True}}, "vision.lock would keep random weights: give init or init_vision"),
+        ({"text": {"lock": True}, "init_vision": "x"}, "text.lock would keep random weights: give init or init_text"),
+        ({"vision": {"unlocked": 2}}, "vision.unlocked is an exception to vision.lock: give both"),
+        ({"text": {"unlocked": 2}}, "text.unlocked is an exception to text.lock: give both"),
         (
-            {"lock_image": True, "init": "x", "drop_path": 0.1},
-            "lock_image keeps .* as it is: drop_path would do nothing",
+            {"vision": {"lock": True, "drop_path": 0.1}, "init": "x"},
+            "vision.drop_path has no effect, since vision.lock",
         ),
-        ({"lock_image": True, "init": "x", "image_layer_decay": 0.9}, "image_layer_decay would do nothing"),
-        ({"lock_text": True, "init": "x", "text_lr": 1e-5}, "lock_text keeps .* as it is: text_lr would do nothing"),
-        ({"init": "x", "model": "ViT-Nano-4-32"}, "leave model out"),
-        ({"unmasked_steps": 1}, "unmasked_steps says when patch_dropout is over: give both"),
-        ({"unmasked_steps": 2, "patch_dropout": 0.5}, "unmasked_steps 2 are more than the 1 of the training"),
-        ({"lr": 0, "image_lr": 1e-4}, "follow the schedule of lr, which must be above 0"),
-        ({"logit_scale_init": 200}, "logit_scale_init 200 is above its max, 100"),
-        ({"crop_scale": (1.0, 0.5)}, "crop_scale"),
-        ({"crop_ratio": (0, 1)}, "crop_ratio"),
-        ({"crop_ratio": (1, 1), "crop_scale": None}, "crop_scale: null asks for none: leave crop_ratio out"),
-        ({"loss_chunk_size": 0}, "loss_chunk_size"),
+        ({"vision": {"lock": True, "layer_decay": 0.9}, "init": "x"}, "vision.layer_decay has no effect"),
+        ({"text": {"lock": True, "lr_scale": 0.1}, "init": "x"}, "text.lr_scale has no effect, since text.lock keeps"),
+        ({"init": "x", "model": "ViT-Nano-4-32"}, "init has its own architecture: omit model"),
+        ({"vision": {"unmasked_steps": 1}}, "vision.unmasked_steps ends vision.patch_dropout: give both"),
+        ({"vision": {"unmasked_steps": 2, "patch_dropout": 0.5}}, "vision.unmasked_steps must be at most 1"),
+        ({"logit_scale": {"init": 200}}, "logit_scale.init must be at most logit_scale.max, 100; got 200"),
+        ({"augmentation": {"crop_scale": (1.0, 0.5)}}, "crop_scale"),
+        ({"augmentation": {"crop_ratio": (0, 1)}}, "crop_ratio: expected two positive ratios"),
+        ({"augmentation": {"crop_ratio": (1, 1), "crop_scale": None}}, "has no effect with crop_scale: null: omit it"),
+        ({"loading": {"sampler": "balanced"}, "language": {"en": 1, "de": 1}}, "give one language"),
+        ({"loss": {"chunk_size": 0}}, "chunk_size"),
+        ({"loss": {"type": "focal"}}, "type 'focal' is not known; known: distillation, info_nce, siglip"),
+        ({"loss": "siglip"}, "write {type: siglip}"),
     ],
 )
-def test_settings_that_contradict_one_another_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        ClipTrain(**{"name": "clip", "data": "pool", "steps": 1, **changes})
+def test_contradicting_settings_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        stage(**changes)
+    ((_, line),) = error_lines(caught.value, ClipTrain)
+    assert message in line or message in str(caught.value)
 
 
-def test_noise_in_a_locked_tower_is_for_what_of_it_is_trained() -> None:
-    lock = {"name": "clip", "data": "pool", "steps": 1, "lock_image": True, "patch_dropout": 0.5}
-    for changes in ({"init": "x", "lock_image_unlocked_groups": 2}, {"init_vision": "x"}):
-        assert ClipTrain(**lock, **changes).noise == {"patch_dropout": 0.5}
-    assert ClipTrain(**{**lock, "patch_dropout": 0}, init="x").noise == {"patch_dropout": 0}
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("lock_image", "vision.lock"),
+        ("lock_text_unlocked_layers", "text.unlocked"),
+        ("image_lr", "vision.lr_scale"),
+        ("text_layer_decay", "text.layer_decay"),
+        ("patch_dropout", "vision.patch_dropout"),
+        ("unmasked_steps", "vision.unmasked_steps"),
+        ("logit_scale_max", "logit_scale.max"),
+        ("loss_chunk_size", "loss.chunk_size"),
+        ("crop_ratio", "augmentation.crop_ratio"),
+        ("sampler", "loading.sampler"),
+        ("weight_decay", "optimizer.weight_decay"),
+        ("warmup_steps", "schedule.warmup_steps"),
+        ("evals", "evaluation.tasks"),
+    ],
+)
+def test_an_old_flat_key_is_answered_with_its_new_place(old: str, new: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        stage(**{old: 1})
+    assert (old,) in [location for location, _ in error_lines(caught.value, ClipTrain)]
+    assert f"unknown key; did you mean '{new}'?" in [line for _, line in error_lines(caught.value, ClipTrain)]
 
 
-def test_every_own_setting_says_what_it_is() -> None:
-    own = ClipTrain.__annotations__.keys() | TowerTraining.__annotations__.keys()
-    for name in own & ClipTrain.model_fields.keys() - {"kind"}:
-        assert ClipTrain.model_fields[name].description, name
-    assert ClipTrain.model_fields["kind"].default == ClipTrain.kind_name() == "clip.train"
+def test_a_group_keeps_the_defaults_that_are_not_given() -> None:
+    assert stage(optimizer={"betas": (0.9, 0.95)}).optimizer == AdamW(betas=(0.9, 0.95), weight_decay=0.2)
+    assert stage(optimizer={"type": "lamb"}).optimizer == Lamb()  # another type has its own defaults
+    assert stage(schedule={"min_lr": 1e-5}).schedule.warmup_steps == 100
+    assert stage(loss={"chunk_size": 5}).loss == InfoNce(chunk_size=5)
+    assert stage(vision={"lr_scale": 0.5}).vision.layer_decay == 1
+
+
+def test_noise_is_allowed_in_a_partly_locked_tower() -> None:
+    lock = {"lock": True, "patch_dropout": 0.5}
+    for changes in ({"init": "x", "vision": {**lock, "unlocked": 2}}, {"init_vision": "x", "vision": lock}):
+        assert stage(**changes).vision.noise == {"patch_dropout": 0.5}
+    assert stage(init="x", vision={**lock, "patch_dropout": 0}).vision.noise == {"patch_dropout": 0}
+
+
+def test_every_setting_has_a_description() -> None:
+    for name, field in ClipTrain.model_fields.items():
+        assert field.description or name == "kind", name

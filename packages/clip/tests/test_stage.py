@@ -1,4 +1,4 @@
-"""The stage from a pool to a checkpoint: it learns, keeps what is locked, goes on after a cut, shows what it saw."""
+"""The stage from a pool to a checkpoint: it learns, keeps locked weights, resumes exactly, shows its samples."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from clip_world import COLOURS, EVA, VIT, halves, make_pool, plan, run_stage, tiny_task, train
-from vfm import ClipCheckpoint, Context, Event, UserError, VisionCheckpoint
 from vfm.data import open_dataset
 from vfm.eval import retrieval_ranks
-from vfm.stages.evaluation import Retrieval
 from vfm.models import build_clip, build_vision, load_clip, save_clip, save_vision
 from vfm.panels import load_panels
+from vfm.plugin import ClipCheckpoint, Context, Event, UserError, VisionCheckpoint
+from vfm.stages.evaluation import Retrieval
+from vfm_clip import Tower
 from vfm_clip.data import training_data
 from vfm_clip.towers import lock_towers
+from vfm_clip.train import initial_model
 
 RESNET: dict[str, Any] = {
     **VIT,
@@ -34,7 +36,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def parts(state: dict[str, torch.Tensor], vision: bool) -> dict[str, torch.Tensor]:
-    """The weights of a tower; the temperature belongs to none."""
+    """Return the weights of a tower; the temperature belongs to neither."""
     return {k: v for k, v in state.items() if k.startswith("visual.") == vision and not k.startswith("logit_")}
 
 
@@ -45,7 +47,9 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 def test_a_toy_run_learns_to_find_its_own_pairs(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool")
-    stage = plan(steps=80, global_batch_size=32, micro_batch_size=16, warmup_steps=20, lr=3e-3, log_every=20)
+    stage = plan(
+        steps=80, global_batch_size=32, micro_batch_size=16, schedule={"warmup_steps": 20}, lr=3e-3, log_every=20
+    )
     checkpoint, _ = run_stage(stage, tmp_path, pool=pool)
     model = load_clip(checkpoint)
     pairs = [(top, bottom) for top in COLOURS for bottom in COLOURS if top != bottom]
@@ -58,7 +62,7 @@ def test_a_toy_run_learns_to_find_its_own_pairs(tmp_path: Path) -> None:
     assert rows[-1]["train/loss"] < math.log(32) / 2
 
 
-def test_captions_missing_in_the_language_are_counted_and_passed_over(tmp_path: Path) -> None:
+def test_samples_without_captions_in_the_language_are_skipped_and_counted(tmp_path: Path) -> None:
     captions = {
         f"{top} on black": {"en": [f"all {top}"], "de": ["ein Bild", f"ganz {top}"]}
         for top in COLOURS
@@ -66,26 +70,26 @@ def test_captions_missing_in_the_language_are_counted_and_passed_over(tmp_path: 
     }
     captions["red on black"] = {"de": ["ein Bild", "ganz red"]}
     pool = make_pool(tmp_path / "pool", captions)
-    settings = {"steps": 2, "global_batch_size": 7, "max_bad_fraction": 0.5}
-    told: list[Event] = []
-    _, english = run_stage(plan(**settings), tmp_path / "en", send=told.append, pool=pool)
-    bad = [event.data for event in told if event.type == "bad_sample"]
-    assert english.bad == {"missing_caption": 1}  # though it is met in each epoch
+    settings = {"steps": 2, "global_batch_size": 7, "loading": {"max_bad_fraction": 0.5}}
+    events: list[Event] = []
+    _, english = run_stage(plan(**settings), tmp_path / "en", send=events.append, pool=pool)
+    bad = [event.data for event in events if event.type == "bad_sample"]
+    assert english.bad == {"missing_caption": 1}  # although every epoch meets it
     assert [item["where"].endswith("red_on_black") for item in bad] == [True]
     checkpoint, german = run_stage(plan(**settings, language="de"), tmp_path / "de", pool=pool)
     assert not german.bad
-    (seen,) = (panel for panel in load_panels(checkpoint.path) if panel.title == "What the model saw")
+    (seen,) = (panel for panel in load_panels(checkpoint.path) if panel.title == "First training samples")
     assert {picture.caption for picture in seen.pictures} <= {"ein Bild", *(f"ganz {top}" for top in COLOURS)}
     with pytest.raises(UserError, match="pool has no captions in 'fr'; known: de, en"):
         run_stage(plan(**settings, language="fr"), tmp_path / "fr", pool=pool)
-    with pytest.raises(UserError, match="global_batch_size 8 is more than the 7 pairs of 'pool'"):
+    with pytest.raises(UserError, match="global_batch_size must be at most 7, the pairs of 'pool'; got 8"):
         run_stage(plan(**{**settings, "global_batch_size": 8}), tmp_path / "many", pool=pool)
 
 
 @pytest.mark.parametrize(
     ("locked", "config"), [("image", VIT), ("image", EVA), ("image", RESNET), ("text", VIT), ("text", EVA)]
 )
-def test_a_locked_tower_stays_as_it_is_to_the_bit_and_the_other_is_trained(
+def test_a_locked_tower_is_unchanged_to_the_bit_and_the_other_is_trained(
     tmp_path: Path, locked: str, config: dict[str, Any]
 ) -> None:
     start = build_clip(config, seed=5)
@@ -93,31 +97,41 @@ def test_a_locked_tower_stays_as_it_is_to_the_bit_and_the_other_is_trained(
     before = {key: value.clone() for key, value in start.module.state_dict().items()}
     task = tiny_task(config)
     pool = make_pool(tmp_path / "pool")
-    stage = plan(model=None, init="start", steps=2, micro_batch_size=4, **{f"lock_{locked}": True})
+    stage = plan(
+        model=None,
+        init="start",
+        steps=2,
+        micro_batch_size=4,
+        **{"vision" if locked == "image" else "text": {"lock": True}},
+    )
     checkpoint, _ = run_stage(stage, tmp_path, pool=pool, start=ClipCheckpoint.load(tmp_path / "start"))
     after = weights(checkpoint.path)
     assert same(parts(before, vision=True), parts(after, vision=True)) == (locked == "image")
     assert same(parts(before, vision=False), parts(after, vision=False)) == (locked == "text")
     assert not torch.equal(before["logit_scale"], after["logit_scale"])
-    lock_towers(task.model, image=locked == "image", text=locked == "text")
+    lock_towers(task.model, vision=Tower(lock=locked == "image"), text=Tower(lock=locked == "text"))
     assert task.train().module.visual.training == (locked == "text")
 
 
-def test_a_handed_over_tower_sees_what_the_encoder_saw_and_locked_only_its_projection_is_trained(
+def test_an_initialised_tower_has_the_encoders_features_and_locked_only_its_projection_is_trained(
     tmp_path: Path,
 ) -> None:
     encoder = build_vision("eva02_pico_patch8_32", num_classes=0, seed=9).eval()
     vision = save_vision(encoder, tmp_path / "eva")
-    stage = plan(model=EVA, init_vision="eva", lock_image=True, steps=3, lr=0.01, warmup_steps=0)
+    stage = plan(model=EVA, init_vision="eva", vision={"lock": True}, steps=3, lr=0.01, schedule={"warmup_steps": 0})
     pool = make_pool(tmp_path / "pool")
     images = torch.randn(4, 3, 32, 32)
-    told: list[Event] = []
-    start = stage._model(Context("clip", tmp_path / "part", tmp_path / "work", {"eva": vision.path}, told.append))
+    events: list[Event] = []
+    start = initial_model(
+        stage, Context("clip", tmp_path / "part", tmp_path / "work", {"eva": vision.path}, events.append)
+    )
     start.module.eval()
     with torch.no_grad():
-        seen = encoder.fc_norm(encoder.forward_features(images))  # its norm stands after pooling, the tower's before
+        seen = encoder.fc_norm(
+            encoder.forward_features(images)
+        )  # its norm follows the pooling, the tower's precedes it
         torch.testing.assert_close(start.module.visual.trunk.forward_features(images), seen)
-    assert "vision tower from 'eva'" in told[0].data["message"]
+    assert "vision tower from 'eva'" in events[0].data["message"]
 
     checkpoint, _ = run_stage(stage, tmp_path, pool=pool, eva=VisionCheckpoint.load(vision.path))
     before, after = start.module.state_dict(), weights(checkpoint.path)
@@ -126,13 +140,13 @@ def test_a_handed_over_tower_sees_what_the_encoder_saw_and_locked_only_its_proje
     assert any(panel.title == "Transferred weights" for panel in load_panels(checkpoint.path))
 
 
-def test_the_temperature_starts_rises_to_its_limit_and_stays_there(tmp_path: Path) -> None:
+def test_the_temperature_is_initialised_clamped_and_locked(tmp_path: Path) -> None:
     for name, changes, expected in [
-        ("limit", {"logit_scale_init": 19.9, "logit_scale_max": 20, "lr": 0.05}, 20.0),
-        ("locked", {"logit_scale_init": 50, "lock_logit_scale": True, "lr": 0.05}, 50.0),
+        ("limit", {"logit_scale": {"init": 19.9, "max": 20}, "lr": 0.05}, 20.0),
+        ("locked", {"logit_scale": {"init": 50, "lock": True}, "lr": 0.05}, 50.0),
         ("own", {"lr": 0.0}, 1 / 0.07),
     ]:
-        stage = plan(**changes, steps=6, warmup_steps=0)
+        stage = plan(**changes, steps=6, schedule={"warmup_steps": 0})
         pool = make_pool(tmp_path / name / "pool")
         checkpoint, _ = run_stage(stage, tmp_path / name, pool=pool)
         rows = [json.loads(line) for line in (checkpoint.path / "metrics.jsonl").read_text().splitlines()]
@@ -141,7 +155,7 @@ def test_the_temperature_starts_rises_to_its_limit_and_stays_there(tmp_path: Pat
         assert (rows[0]["train/logit_scale"] == rows[-1]["train/logit_scale"]) == (name != "limit")
 
 
-def test_a_cold_temperature_does_not_fall_below_one(tmp_path: Path) -> None:
+def test_the_inverse_temperature_is_at_least_one(tmp_path: Path) -> None:
     task = tiny_task(VIT)
     with torch.no_grad():
         task.log_scale.fill_(-3.0)
@@ -149,13 +163,13 @@ def test_a_cold_temperature_does_not_fall_below_one(tmp_path: Path) -> None:
     assert task.log_scale.item() == 0.0
 
 
-def test_siglips_bias_is_left_alone(tmp_path: Path) -> None:
+def test_info_nce_does_not_train_siglips_bias(tmp_path: Path) -> None:
     task = tiny_task({**VIT, "init_logit_bias": -10.0})
     train(tmp_path, plan(steps=2, micro_batch_size=4), task)
     assert task.module.logit_bias.item() == -10.0
 
 
-def test_a_cut_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+def test_an_interrupted_training_resumes_to_the_same_bits(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool")
     stage = plan(
         model={**EVA, "vision_cfg": {**EVA["vision_cfg"], "timm_drop_path": 0.3, "patch_dropout": 0.25}},
@@ -172,47 +186,47 @@ def test_a_cut_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run_stage(stage, tmp_path / "cut", send=cut, pool=pool)
-    told: list[Event] = []
-    again, _ = run_stage(stage, tmp_path / "cut", send=told.append, pool=pool)
+    events: list[Event] = []
+    again, _ = run_stage(stage, tmp_path / "cut", send=events.append, pool=pool)
     unbroken, _ = run_stage(stage, tmp_path / "unbroken", pool=pool)
-    assert [event.data["step"] for event in told if event.type == "metrics"] == [4, 5, 6, 7]
+    assert [event.data["step"] for event in events if event.type == "metrics"] == [4, 5, 6, 7]
     for file in ("open_clip_model.safetensors", "metrics.jsonl", "open_clip_config.json"):
         assert (again.path / file).read_bytes() == (unbroken.path / file).read_bytes()
 
 
-def test_the_report_is_left_what_the_model_saw_before_the_curves(tmp_path: Path) -> None:
+def test_the_report_shows_the_first_samples_before_the_curves(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool")
     stage = plan(steps=3, global_batch_size=20, seed=4)
     checkpoint, _ = run_stage(stage, tmp_path, pool=pool)
     panels = load_panels(checkpoint.path)
-    assert [panel.title for panel in panels][:2] == ["What the model saw", "Training loss"]
+    assert [panel.title for panel in panels][:2] == ["First training samples", "Training loss"]
     (cosines,) = [panel for panel in panels if panel.title == "Mutual cosine"]
     assert [series.name for series in cosines.series] == ["mutual_cosine/image", "mutual_cosine/text"]
     assert len(panels[0].pictures) == 16
-    data, _ = training_data(stage, [pool], load_clip(checkpoint))
+    data, _ = training_data(stage, [pool], load_clip(checkpoint), {"en": 1.0})
     (first,) = next(data.steps(0, 1))
     source = open_dataset(pool)
     captions = dict(zip(source.keys, (source[i].texts["en"][0] for i in range(len(source))), strict=True))
-    for picture, key, pixels in zip(panels[0].pictures, first["keys"], first["images"], strict=False):
+    for picture, key, pixels in zip(panels[0].pictures, first.keys, first.inputs.images, strict=False):
         assert picture.caption == captions[key]
         with Image.open(checkpoint.path / picture.file) as shown:
             seen = torch.frombuffer(bytearray(shown.tobytes()), dtype=torch.uint8).view(16, 16, 3).permute(2, 0, 1)
         assert (seen.float() - pixels.float()).abs().mean() < 12  # JPEG
 
 
-def test_evals_say_of_the_last_step_what_an_evaluation_says_of_the_checkpoint(tmp_path: Path) -> None:
+def test_evaluations_after_the_last_step_equal_those_of_the_checkpoint(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool")
     evaluation = Retrieval(name="retrieval", data="pool", recall_k=[1, 5])
-    stage = plan(steps=6, global_batch_size=32, ema_decay=0.5, evals=[evaluation], eval_every=4)
+    stage = plan(steps=6, global_batch_size=32, ema_decay=0.5, evaluation={"tasks": [evaluation], "every_steps": 4})
     checkpoint, _ = run_stage(stage, tmp_path, pool=pool)
     rows = [json.loads(line) for line in (checkpoint.path / "metrics.jsonl").read_text().splitlines()]
-    judged = [row for row in rows if row["split"] == "val"]
-    assert [row["step"] for row in judged] == [4, 6]
+    evaluated = [row for row in rows if row["split"] == "val"]
+    assert [row["step"] for row in evaluated] == [4, 6]
     folder = tmp_path / "report"
     folder.mkdir()
     inputs = {"pool": pool.path, "model": checkpoint.path}
     alone = Retrieval(name="retrieval", data="pool", recall_k=[1, 5], models=["model"])
     report = alone.run(Context("retrieval", folder, folder, inputs))
     assert {f"val/{metric.name}": metric.value for metric in report.metrics} == {
-        key: value for key, value in judged[-1].items() if key.startswith("val/")
+        key: value for key, value in evaluated[-1].items() if key.startswith("val/")
     }

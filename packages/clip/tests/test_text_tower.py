@@ -1,4 +1,4 @@
-"""A text tower from another model, and a model at another size: nothing is lost, nothing taken for another thing."""
+"""Initialisation from another model's text tower, and a second training at another size."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from clip_world import EVA, SIDE, TEXT, VIT, make_pool, plan, run_stage
-from vfm import ClipCheckpoint, Context, Event, UserError
 from vfm.models import ClipModel, build_clip, load_clip, save_clip
-from vfm.stage import Preflight
+from vfm.plugin import ClipCheckpoint, Context, Event, Preflight, UserError
 from vfm.stages.models import ImportClip
 from vfm_clip import ClipTrain
+from vfm_clip.train import initial_model
 
 TEXTS = ["a red square", "two blue circles"]
 
@@ -23,30 +23,30 @@ def donor(folder: Path, config: dict[str, Any] = VIT, **changes: Any) -> ClipChe
 
 
 def started(stage: ClipTrain, root: Path, **inputs: ClipCheckpoint) -> tuple[ClipModel, list[str]]:
-    """The model before its first step, and what was told."""
-    told: list[Event] = []
+    """Return the model before its first step, and the messages."""
+    events: list[Event] = []
     (root / "part").mkdir(exist_ok=True)
     folders = {name: each.path for name, each in inputs.items()}
-    clip = stage._model(Context("clip", root / "part", root / "work", folders, told.append))
+    clip = initial_model(stage, Context("clip", root / "part", root / "work", folders, events.append))
     clip.module.eval()
-    return clip, [event.data["message"] for event in told if "message" in event.data]
+    return clip, [event.data["message"] for event in events if "message" in event.data]
 
 
-def test_a_text_tower_says_what_it_said_in_its_own_model(tmp_path: Path) -> None:
-    checkpoint = donor(tmp_path)  # its text tower lies at the top, that of the new model in `text.`
-    clip, told = started(plan(model=EVA, init_text="donor"), tmp_path, donor=checkpoint)
+def test_an_initialised_text_tower_has_the_features_of_its_own_model(tmp_path: Path) -> None:
+    checkpoint = donor(tmp_path)  # its text tower's names have no prefix, those of the new model have `text.`
+    clip, messages = started(plan(model=EVA, init_text="donor"), tmp_path, donor=checkpoint)
     torch.testing.assert_close(clip.encode_texts(TEXTS), load_clip(checkpoint).encode_texts(TEXTS))
-    assert any(line == "text tower from 'donor': 17 taken, 0 renamed, 0 resized, 0 new, 0 dropped" for line in told)
+    assert any(line == "text tower from 'donor': 17 taken, 0 renamed, 0 resized, 0 new, 0 dropped" for line in messages)
     untouched = build_clip(EVA, seed=0).module.visual.state_dict()
     assert all(torch.equal(value, untouched[key]) for key, value in clip.module.visual.state_dict().items())
 
 
 @pytest.mark.parametrize("config", [VIT, EVA], ids=["together", "apart"])
-def test_a_joint_space_of_another_width_leaves_the_projection_new_and_locked_it_alone_is_trained(
+def test_another_joint_width_leaves_the_projection_new_and_locked_only_it_is_trained(
     tmp_path: Path, config: dict[str, Any]
 ) -> None:
     checkpoint = donor(tmp_path / "donor", embed_dim=20)
-    stage = plan(model=config, init_text="donor", lock_text=True, steps=2, lr=0.01, warmup_steps=0)
+    stage = plan(model=config, init_text="donor", text={"lock": True}, steps=2, lr=0.01, schedule={"warmup_steps": 0})
     start, _ = started(stage, tmp_path, donor=checkpoint)
     trained, _ = run_stage(stage, tmp_path, pool=make_pool(tmp_path / "pool"), donor=checkpoint)
     before, after = start.module.state_dict(), load_clip(trained).module.state_dict()
@@ -57,13 +57,13 @@ def test_a_joint_space_of_another_width_leaves_the_projection_new_and_locked_it_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"heads": 4}, "text_cfg.heads is 4 there, 2 here"),  # no shape tells
+        ({"heads": 4}, "text_cfg.heads is 4 there, 2 here"),  # no shape differs
         ({"pool_type": "last"}, "text_cfg.pool_type is 'last' there, 'argmax' here"),
         ({"context_length": 16}, "text_cfg.context_length is 16 there, 8 here"),
         ({"hf_tokenizer_name": "facebook/xlm-v-base"}, "hf_tokenizer_name is 'facebook/xlm-v-base' there, None here"),
     ],
 )
-def test_a_text_tower_of_another_kind_is_refused_before_anything_runs(
+def test_a_text_tower_of_another_architecture_is_refused_in_the_preflight(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     other = {**VIT, "text_cfg": {**TEXT, **change}}
@@ -84,25 +84,25 @@ def test_a_text_tower_of_another_kind_is_refused_before_anything_runs(
 
 def test_a_model_gets_the_activation_that_its_text_tower_was_trained_with(tmp_path: Path) -> None:
     quick = donor(tmp_path / "quick", quick_gelu=True)
-    clip, told = started(plan(model=EVA, init_text="donor"), tmp_path, donor=quick)
+    clip, messages = started(plan(model=EVA, init_text="donor"), tmp_path, donor=quick)
     torch.testing.assert_close(clip.encode_texts(TEXTS), load_clip(quick).encode_texts(TEXTS))
-    assert any("'donor' was trained with QuickGELU: the model is built with it" in line for line in told)
+    assert any("'donor' was trained with QuickGELU: the model is built with it" in line for line in messages)
     assert load_clip(save_clip(clip, tmp_path / "saved")).config["quick_gelu"] is True
     gelu = donor(tmp_path / "gelu")
-    plain, told = started(plan(model={**EVA, "quick_gelu": True}, init_text="donor"), tmp_path, donor=gelu)
+    plain, messages = started(plan(model={**EVA, "quick_gelu": True}, init_text="donor"), tmp_path, donor=gelu)
     torch.testing.assert_close(plain.encode_texts(TEXTS), load_clip(gelu).encode_texts(TEXTS))
-    assert any("was trained with GELU" in line for line in told)
+    assert any("was trained with GELU" in line for line in messages)
     with pytest.raises(UserError, match="it was trained with QuickGELU, the model has GELU"):
         started(plan(model=None, init="start", init_text="donor"), tmp_path, donor=quick, start=gelu)
 
 
 @pytest.mark.parametrize("config", [VIT, EVA], ids=["open_clip", "timm"])
-def test_a_second_training_goes_on_at_a_larger_size(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_a_second_training_can_have_a_larger_image_size(tmp_path: Path, config: dict[str, Any]) -> None:
     own = config["vision_cfg"]["image_size"]
     small = donor(tmp_path / "small", config)
     stage = plan(model=None, init="small", image_size=2 * own, steps=1, global_batch_size=8)
-    _, told = started(stage, tmp_path, small=small)
-    assert f"'small' goes on at {2 * own} pixels in place of {own}: its positions are resampled" in told
+    _, messages = started(stage, tmp_path, small=small)
+    assert f"'small': image size {2 * own} in place of {own}; positions are resampled" in messages
     large, _ = run_stage(stage, tmp_path, pool=make_pool(tmp_path / "pool"), small=small)
     assert large.image_size == 2 * own == load_clip(large).preprocess.image_size
     bad = ClipTrain(name="clip", data="pool", steps=1, init="small", image_size=2 * SIDE + 1)
@@ -110,8 +110,8 @@ def test_a_second_training_goes_on_at_a_larger_size(tmp_path: Path, config: dict
         bad.preflight(Preflight({}, {"small": small.path}))
 
 
-def test_more_unlocked_groups_than_there_are_is_told_before_anything_runs(tmp_path: Path) -> None:
+def test_too_many_unlocked_groups_are_refused_in_the_preflight(tmp_path: Path) -> None:
     small = donor(tmp_path)
-    stage = ClipTrain(name="c", data="p", steps=1, init="small", lock_image=True, lock_image_unlocked_groups=9)
-    with pytest.raises(UserError, match="9 unlocked groups leave no lock on its 4"):
+    stage = ClipTrain(name="c", data="p", steps=1, init="small", vision={"lock": True, "unlocked": 9})
+    with pytest.raises(UserError, match="unlocked must be less than the 4 groups of the image tower, got 9"):
         stage.preflight(Preflight({}, {"small": small.path}))

@@ -1,4 +1,4 @@
-"""Locks, rates and noise of the towers: open_clip's groups, timm's layer decay; what is locked changes no bit."""
+"""Locks, rates and noise of the towers: open_clip's groups, timm's layer decay; locked weights are unchanged."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from safetensors.torch import load_file
 from timm.optim import param_groups_layer_decay
 
 from clip_world import EVA, VIT, Random, gradients, make_pool, plan, run_stage, tiny_task, train
-from vfm import ClipCheckpoint, Event, UserError
 from vfm.models import build_clip, save_clip
+from vfm.plugin import ClipCheckpoint, Event, Lamb, UserError
 from vfm.train import build_optimizer
-from vfm_clip.groups import Rates, tower_groups
-from vfm_clip.towers import lock_towers, patch_dropouts
+from vfm_clip import Tower, VisionTower
+from vfm_clip.parameter_groups import TowerRates
+from vfm_clip.towers import lock_towers, patch_dropouts, tower_groups
 
 PROJECTED: dict[str, Any] = {
     **EVA,
@@ -30,12 +31,12 @@ def learning(module: torch.nn.Module) -> set[str]:
 
 @pytest.mark.parametrize("unlocked", [0, 1, 2])
 @pytest.mark.parametrize("name", MODELS)
-def test_what_a_lock_leaves_free_is_what_open_clips_own_lock_leaves(name: str, unlocked: int) -> None:
+def test_a_lock_leaves_the_same_weights_free_as_open_clips(name: str, unlocked: int) -> None:
     ours, theirs = (build_clip(MODELS[name], seed=0) for _ in range(2))
-    lock_towers(ours, image=True, image_unlocked=unlocked)
+    lock_towers(ours, vision=Tower(lock=True, unlocked=unlocked))
     theirs.module.lock_image_tower(unlocked_groups=unlocked)
     expected = learning(theirs.module)
-    if name == "timm_with_projection" and not unlocked:  # open_clip locks the encoder alone; ours is the whole tower
+    if name == "timm_with_projection" and not unlocked:  # open_clip locks only the encoder
         expected -= {"visual.head.proj.weight"}
     assert learning(ours.module) == expected
     assert "text_projection" in {key.removeprefix("text.") for key in expected}
@@ -43,32 +44,32 @@ def test_what_a_lock_leaves_free_is_what_open_clips_own_lock_leaves(name: str, u
 
 @pytest.mark.parametrize("unlocked", [0, 1, 2])
 @pytest.mark.parametrize("config", [VIT, EVA], ids=["together", "apart"])
-def test_a_text_towers_lock_is_open_clips_too(config: dict[str, Any], unlocked: int) -> None:
+def test_a_text_towers_lock_is_open_clips(config: dict[str, Any], unlocked: int) -> None:
     ours, theirs = (build_clip(config, seed=0) for _ in range(2))
-    lock_towers(ours, text=True, text_unlocked=unlocked)
+    lock_towers(ours, text=Tower(lock=True, unlocked=unlocked))
     theirs.module.lock_text_tower(unlocked_layers=unlocked)
     assert learning(ours.module) == learning(theirs.module)
 
 
-def test_every_weight_of_a_tower_is_in_one_group_and_too_many_unlocked_ones_are_refused() -> None:
+def test_every_weight_is_in_one_group_and_too_many_unlocked_groups_are_refused() -> None:
     for config in MODELS.values():
         clip = build_clip(config, seed=0)
         names = [name for tower in ("image", "text") for group in tower_groups(clip, tower) for name in group]
         assert sorted([*names, "logit_scale"]) == sorted(dict(clip.module.named_parameters()))
-    with pytest.raises(UserError, match=r"4 unlocked groups leave no lock on its 4 \(image tower\)"):
-        lock_towers(build_clip(VIT), image=True, image_unlocked=4)
+    with pytest.raises(UserError, match="unlocked must be less than the 4 groups of the image tower, got 4"):
+        lock_towers(build_clip(VIT), vision=Tower(lock=True, unlocked=4))
 
 
 @pytest.mark.parametrize(("tower", "config"), [("image", VIT), ("image", EVA), ("text", EVA)])
-def test_a_partly_locked_tower_learns_in_its_free_groups_alone(
+def test_a_partly_locked_tower_changes_only_in_its_free_groups(
     tmp_path: Path, tower: str, config: dict[str, Any]
 ) -> None:
     start = build_clip(config, seed=5)
     save_clip(start, tmp_path / "start")
     before = {key: value.clone() for key, value in start.module.state_dict().items()}
-    count = "lock_image_unlocked_groups" if tower == "image" else "lock_text_unlocked_layers"
-    changes = {f"lock_{tower}": True, count: 2, "steps": 2, "ema_decay": 0.5, "lr": 0.01, "weight_decay": 0.5}
-    stage = plan(model=None, init="start", **changes)
+    group = {"vision" if tower == "image" else "text": {"lock": True, "unlocked": 2}}
+    settings = {"steps": 2, "ema_decay": 0.5, "lr": 0.01, "optimizer": {"weight_decay": 0.5}}
+    stage = plan(model=None, init="start", **group, **settings)
     checkpoint, _ = run_stage(
         stage, tmp_path, pool=make_pool(tmp_path / "pool"), start=ClipCheckpoint.load(tmp_path / "start")
     )
@@ -80,7 +81,7 @@ def test_a_partly_locked_tower_learns_in_its_free_groups_alone(
 
 @pytest.mark.parametrize("decay", [0.75, 1.0])
 def test_layer_decay_of_a_timm_encoder_is_timms(decay: float) -> None:
-    task = tiny_task(EVA, image=Rates(0.4, decay))
+    task = tiny_task(EVA, vision=TowerRates(0.4, decay))
     trunk = task.module.visual.trunk
     peer = param_groups_layer_decay(trunk, 0.2, trunk.no_weight_decay(), layer_decay=decay)
     expected = {id(p): (0.4 * g["lr_scale"], g["weight_decay"] > 0) for g in peer for p in g["params"]}
@@ -89,12 +90,11 @@ def test_layer_decay_of_a_timm_encoder_is_timms(decay: float) -> None:
         assert ours[key] == (pytest.approx(scale), decayed)
 
 
-def test_towers_learn_at_rates_of_their_own_with_evas_decay_and_the_temperature_at_the_trainings() -> None:
-    """EVA's rule: layer i of L blocks has decay ** (L + 1 - i), 0 being what stands before the blocks."""
-    settings = {"lr": 1e-3, "image_lr": 4e-4, "text_lr": 4e-5, "image_layer_decay": 0.5, "text_layer_decay": 0.25}
-    stage = plan(model=EVA, **settings, weight_decay=0.1, image_weight_decay=0.3, optimizer="lamb")
-    task = stage._task(build_clip(EVA, seed=0))
-    optimizer = build_optimizer(task, stage)
+def test_towers_have_rates_of_their_own_with_evas_decay_and_the_temperature_has_the_trainings() -> None:
+    """Check EVA's rule: layer i of L blocks has decay ** (L + 1 - i); layer 0 is what precedes the blocks."""
+    rates = {"vision": TowerRates(0.4, 0.5, weight_decay=0.3), "text": TowerRates(0.04, 0.25)}
+    task = tiny_task(EVA, **rates)
+    optimizer = build_optimizer(task, Lamb(weight_decay=0.1), 1e-3)
     names = {id(weight): name for name, weight in task.module.named_parameters()}
     found = {
         names[id(weight)]: (1e-3 * group["lr_scale"], group["weight_decay"])
@@ -118,10 +118,11 @@ def test_towers_learn_at_rates_of_their_own_with_evas_decay_and_the_temperature_
     assert found.keys() == dict(task.module.named_parameters()).keys()
 
 
-def test_the_last_steps_see_all_patches_also_after_a_cut(tmp_path: Path) -> None:
+def test_the_last_steps_see_all_patches_also_when_resumed(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool")
-    noise = {"patch_dropout": 0.5, "drop_path": 0.3, "unmasked_steps": 3}
-    stage = plan(model=EVA, steps=7, micro_batch_size=6, optimizer="lamb", checkpoint={"every_steps": 3}, **noise)
+    settings = {"steps": 7, "micro_batch_size": 6, "optimizer": {"type": "lamb"}, "checkpoint": {"every_steps": 3}}
+    vision = VisionTower(patch_dropout=0.5, drop_path=0.3, unmasked_steps=3)
+    stage = plan(model=EVA, vision=vision, **settings)
 
     def cut(at: int) -> Any:
         def stop(event: Event) -> None:
@@ -131,24 +132,28 @@ def test_the_last_steps_see_all_patches_also_after_a_cut(tmp_path: Path) -> None
         return stop
 
     unbroken, _ = run_stage(stage, tmp_path / "unbroken", pool=pool)
-    for at in (4, 7):  # the next run starts before the stretch, and within it
+    for at in (4, 7):  # the next run starts before the unmasked steps, and among them
         with pytest.raises(KeyboardInterrupt):
             run_stage(stage, tmp_path / f"cut{at}", send=cut(at), pool=pool)
         again, _ = run_stage(stage, tmp_path / f"cut{at}", pool=pool)
         for file in ("open_clip_model.safetensors", "metrics.jsonl"):
             assert (again.path / file).read_bytes() == (unbroken.path / file).read_bytes()
-    masked, _ = run_stage(stage.model_copy(update={"unmasked_steps": 0}), tmp_path / "masked", pool=pool)
+    masked, _ = run_stage(
+        stage.model_copy(update={"vision": vision.model_copy(update={"unmasked_steps": 0})}),
+        tmp_path / "masked",
+        pool=pool,
+    )
     rows, other = ((each.path / "metrics.jsonl").read_text().splitlines() for each in (unbroken, masked))
     assert [a == b for a, b in zip(rows, other, strict=True)] == [True] * 4 + [False] * 3
 
 
-def test_patches_are_left_out_up_to_the_stretch_and_never_in_evaluation(tmp_path: Path) -> None:
+def test_patches_are_dropped_up_to_the_unmasked_steps_and_never_in_evaluation(tmp_path: Path) -> None:
     seen = []
 
     class Watched(type(tiny_task(VIT))):  # type: ignore[misc]
-        def forward(self, batch: Any) -> Any:
-            seen.append([part.prob for part in patch_dropouts(self.module)])
-            return super().forward(batch)
+        def forward(self, inputs: Any) -> Any:
+            seen.append([layer.prob for layer in patch_dropouts(self.module)])
+            return super().forward(inputs)
 
     clip = build_clip(VIT, seed=0, noise={"patch_dropout": 0.5})
     train(tmp_path, plan(steps=4), Watched(clip, unmasked_from=3))
@@ -164,15 +169,15 @@ def test_patches_are_left_out_up_to_the_stretch_and_never_in_evaluation(tmp_path
 
 
 @pytest.mark.parametrize("config", [VIT, EVA], ids=["open_clip", "timm"])
-def test_free_groups_of_locked_towers_have_their_gradients_with_checkpointed_activations_too(
+def test_free_groups_of_locked_towers_have_equal_gradients_with_checkpointed_activations(
     config: dict[str, Any],
 ) -> None:
     found = []
     for saving in (False, True):
         task = tiny_task(config)
-        lock_towers(task.model, image=True, text=True, image_unlocked=2, text_unlocked=2)
+        lock_towers(task.model, vision=Tower(lock=True, unlocked=2), text=Tower(lock=True, unlocked=2))
         task.module.set_grad_checkpointing(saving)
-        task.train()(Random(config, 6).batch(0))[0].backward()
+        task.train()(Random(config, 6).batch(0).inputs)[0].backward()
         found.append(gradients(task))
     assert found[0].keys() == found[1].keys() == learning(task.module)
     assert all(grad.any() for name, grad in found[1].items() if not name.endswith("attn.in_proj_bias"))

@@ -1,4 +1,4 @@
-"""Losses and mixtures through the stage: what a recipe says is what is trained, saved, and gone on with after a cut."""
+"""Losses and mixtures through the stage: trained, saved and resumed as the recipe says."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from clip_world import COLOURS, VIT, make_pool, plan, run_stage
-from vfm import ClipCheckpoint, Event
-from vfm.stages.evaluation import Retrieval
 from vfm.models import build_clip, load_clip, save_clip
+from vfm.plugin import ClipCheckpoint, Event
+from vfm.stages.evaluation import Retrieval
 from vfm_clip.data import training_data
 
 SIGLIP: dict[str, Any] = {"loss": {"type": "siglip"}}
@@ -25,7 +25,7 @@ def rows(checkpoint: ClipCheckpoint) -> list[dict[str, Any]]:
     return [row for row in map(json.loads, lines) if row["split"] == "train"]
 
 
-def test_siglip_starts_as_published_and_open_clip_loads_what_it_makes(tmp_path: Path) -> None:
+def test_siglip_starts_as_published_and_open_clip_loads_the_result(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool")
     made, _ = run_stage(plan(**SIGLIP, steps=3), tmp_path, pool=pool)
     first, *_, last = rows(made)
@@ -36,18 +36,21 @@ def test_siglip_starts_as_published_and_open_clip_loads_what_it_makes(tmp_path: 
     again, _ = run_stage(plan(**SIGLIP, model=None, init="start", lr=0.0), tmp_path / "again", pool=pool, start=made)
     (kept,) = rows(again)
     assert kept["train/logit_bias"] == pytest.approx(peer.logit_bias.item(), rel=1e-6)
-    told: list[Event] = []
-    run_stage(plan(model=None, init="start"), tmp_path / "other", send=told.append, pool=pool, start=made)
-    assert any("was trained with SigLIP's sigmoid loss" in str(event.data) for event in told)
+    events: list[Event] = []
+    run_stage(plan(model=None, init="start"), tmp_path / "other", send=events.append, pool=pool, start=made)
+    assert any("was trained with SigLIP's sigmoid loss" in str(event.data) for event in events)
 
 
-def test_a_student_is_drawn_to_its_teacher(tmp_path: Path) -> None:
+def test_a_student_approaches_its_teacher(tmp_path: Path) -> None:
     pool = make_pool(tmp_path / "pool")
     teacher = save_clip(build_clip(VIT, seed=3), tmp_path / "teacher")
     before = teacher.path.joinpath("open_clip_model.safetensors").read_bytes()
     loss = {"type": "distillation", "teacher": "teacher", "weight": 10.0}
     made, _ = run_stage(
-        plan(loss=loss, steps=15, lr=3e-3, warmup_steps=3, global_batch_size=28), tmp_path, pool=pool, teacher=teacher
+        plan(loss=loss, steps=15, lr=3e-3, schedule={"warmup_steps": 3}, global_batch_size=28),
+        tmp_path,
+        pool=pool,
+        teacher=teacher,
     )
     losses = [row["train/distill_loss"] for row in rows(made)]
     assert losses[-1] < 0.97 * losses[0]
@@ -57,7 +60,7 @@ def test_a_student_is_drawn_to_its_teacher(tmp_path: Path) -> None:
     assert teacher.path.joinpath("open_clip_model.safetensors").read_bytes() == before
 
 
-def test_a_mixture_goes_on_after_a_cut_to_the_same_bits_and_exports_its_best(tmp_path: Path) -> None:
+def test_a_mixture_resumes_to_the_same_bits_and_exports_the_best_weights(tmp_path: Path) -> None:
     parts = {"a": make_pool(tmp_path / "a")}
     parts["b"] = make_pool(tmp_path / "b", {f"{top} on black": {"de": [top]} for top in COLOURS if top != "black"})
     stage = plan(
@@ -65,9 +68,11 @@ def test_a_mixture_goes_on_after_a_cut_to_the_same_bits_and_exports_its_best(tmp
         language={"en": 1, "de": 2},
         steps=7,
         global_batch_size=16,
-        evals=[Retrieval(name="retrieval", data="a")],
-        eval_every=2,
-        keep_best="val/image_retrieval_recall@5",
+        evaluation={
+            "tasks": [Retrieval(name="retrieval", data="a")],
+            "every_steps": 2,
+            "keep_best": "val/image_retrieval_recall@5",
+        },
         checkpoint={"every_steps": 3},
     )
 
@@ -80,7 +85,7 @@ def test_a_mixture_goes_on_after_a_cut_to_the_same_bits_and_exports_its_best(tmp
     made = [run_stage(stage, tmp_path / name, **parts)[0] for name in ("cut", "whole")]
     for file in ("open_clip_model.safetensors", "metrics.jsonl"):
         assert len({(each.path / file).read_bytes() for each in made}) == 1
-    data, _ = training_data(stage, list(parts.values()), load_clip(made[0]))
+    data, _ = training_data(stage, list(parts.values()), load_clip(made[0]), stage.language)
     order = data.order()(0, 4000)
     assert (order >= 56).mean() == pytest.approx(0.75, abs=0.01)
     assert math.isfinite(rows(made[0])[-1]["train/loss"])

@@ -11,8 +11,8 @@ import torch
 
 from vfm.artifacts import Artifact, ClipCheckpoint, ImageDataset
 from vfm.data.loader import Batch
-from vfm.stages.shapes import ShapesPool
 from vfm.stage import Context
+from vfm.stages.shapes import ShapesPool
 from vfm_eva import EvaPretrain
 
 STUDENT, TEACHER, GRID = "eva02_pico_patch8_64", "ViT-Mini-14-112", (8, 8)

@@ -1,4 +1,4 @@
-"""The small pre-training, as a module that tests and child processes can import by name."""
+"""Makes this folder's modules importable by tests and child processes; shared inputs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import eva_toy
-from vfm.artifacts import ClipCheckpoint, Pool
+from vfm.plugin import ClipCheckpoint, Pool
 
 
 @pytest.fixture(scope="session")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
-    """Pictures of shapes."""
+    """Return a pool of images of shapes."""
     return eva_toy.make_pool(tmp_path_factory.mktemp("pool"))
 
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> ClipCheckpoint:
-    """A CLIP model with random weights: its features are as good a target as any."""
+    """Return a CLIP model with random weights, whose features serve as targets."""
     return eva_toy.make_teacher(tmp_path_factory.mktemp("teacher"))

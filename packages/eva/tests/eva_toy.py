@@ -1,4 +1,4 @@
-"""A pre-training small enough for tests; as a script it is one of several processes that train together."""
+"""A pre-training small enough for tests; as a script, one of several processes of a training."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vfm.artifacts import Artifact, ClipCheckpoint, Pool, VisionCheckpoint
-from vfm.events import Event
 from vfm.models import build_clip, build_vision, save_clip
-from vfm.stage import Context
+from vfm.plugin import Artifact, ClipCheckpoint, Context, Event, Pool, VisionCheckpoint
 from vfm.stages.shapes import ShapesPool
-from vfm_eva import EvaPretrain, EvaTask, Teacher
+from vfm.train import Batch
+from vfm_eva import EvaPretrain
+from vfm_eva.task import EvaInputs, EvaTask
+from vfm_eva.teacher import Teacher
 from vfm_kernels import block_mask
 
 STUDENT = "eva02_pico_patch8_32"  # 4 x 4 patches
@@ -27,17 +28,17 @@ NUM_MASKED = 7
 
 
 def make_pool(folder: Path, num_samples: int = 200) -> Pool:
-    """Pictures of shapes, 64 pixels, so that crops at several sizes differ."""
+    """Make images of shapes, 64 pixels, so that crops at several sizes differ."""
     stage = ShapesPool(kind="shapes.pool", name="pool", num_samples=num_samples)
     return stage.run(context(folder))
 
 
 def make_teacher(folder: Path, model: str | dict[str, Any] = "ViT-Pico-8-32") -> ClipCheckpoint:
-    """A CLIP model with random weights whose patches follow the picture, as a fresh model's hardly do."""
+    """Save a CLIP model with random weights whose patch features differ more than those of a new model."""
     clip = build_clip(model, seed=0)
     generator = torch.Generator().manual_seed(3)
     for name, parameter in clip.module.visual.named_parameters():
-        if name.endswith("bias") or "embedding" in name:  # what is the same for all pictures
+        if name.endswith("bias") or "embedding" in name:  # parameters that add the same to all images
             nn.init.zeros_(parameter)
         elif parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.2, generator=generator)
@@ -47,7 +48,7 @@ def make_teacher(folder: Path, model: str | dict[str, Any] = "ViT-Pico-8-32") ->
 def make_task(
     teacher: Teacher, student: str = STUDENT, num_masked: int | None = NUM_MASKED, **arguments: Any
 ) -> EvaTask:
-    """A task away from the fresh model's zeros and ones, where a forgotten norm or bias would not show."""
+    """Return a task without the zeros and ones of new models, with which a missing norm or bias would not show."""
     task = EvaTask(build_vision(student, num_classes=0, seed=0, **arguments), teacher, num_masked=num_masked)
     generator = torch.Generator().manual_seed(1)
     for parameter in task.parameters():
@@ -55,15 +56,20 @@ def make_task(
     return task.eval()
 
 
-def random_batch(masks: Callable[..., Tensor] = block_mask, size: int = 32, grid: int = 4) -> dict[str, Any]:
-    """Four pictures of noise under masks."""
+def random_inputs(masks: Callable[..., Tensor] = block_mask, size: int = 32, grid: int = 4) -> EvaInputs:
+    """Return four masked images of noise."""
     images = torch.randint(0, 256, (4, 3, size, size), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
     bool_mask = masks(range(4), (grid, grid), NUM_MASKED)
-    return {"images": images, "bool_mask": bool_mask, "keys": list("abcd"), "bad": []}
+    return EvaInputs(images, bool_mask)
+
+
+def batch_of(inputs: EvaInputs) -> Batch[EvaInputs]:
+    """Return a batch with numbers as keys."""
+    return Batch(inputs, [str(number) for number in range(len(inputs.images))])
 
 
 def stage(**changes: Any) -> EvaPretrain:
-    """A configuration that trains in a second."""
+    """Return a configuration that trains in a second."""
     settings = {
         "name": "eva",
         "data": "pool",
@@ -78,7 +84,7 @@ def stage(**changes: Any) -> EvaPretrain:
 
 
 def context(folder: Path, send: Callable[[Event], None] = lambda event: None, **inputs: Artifact) -> Context:
-    """Folders and inputs of a stage."""
+    """Return a context with folders and inputs."""
     (folder / "artifact").mkdir(parents=True, exist_ok=True)
     (folder / "work").mkdir(exist_ok=True)
     paths = {name: artifact.path for name, artifact in inputs.items()}
@@ -86,18 +92,18 @@ def context(folder: Path, send: Callable[[Event], None] = lambda event: None, **
 
 
 def losses(folder: Path) -> list[float]:
-    """The loss of every step of a stage that ran in `folder`."""
+    """Return the loss of every step of a stage that ran in `folder`."""
     lines = (folder / "artifact" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["train/loss"] for line in lines]
 
 
 def run(folder: Path, settings: dict[str, Any], **inputs: Artifact) -> VisionCheckpoint:
-    """Runs the stage in `folder`."""
+    """Run the stage in `folder`."""
     return stage(**settings).run(context(folder, **inputs))
 
 
 def run_in_processes(root: Path, settings: dict[str, Any], pool: Artifact, teacher: Artifact) -> Path:
-    """Runs the stage in two processes, each in a folder of its own, as the flow has it; gives the first one's."""
+    """Run the stage in two processes, each in its own folder, as the flow does; return the first one's."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])

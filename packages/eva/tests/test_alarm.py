@@ -1,4 +1,4 @@
-"""What goes wrong in a pre-training is said in words, once; what goes right is left in peace."""
+"""A pre-training that goes wrong raises one warning; one that learns raises none."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from typing import Any
 import pytest
 
 from eva_toy import context, losses, stage
-from vfm.events import Event
-from vfm_eva.alarm import Alarm
+from vfm.plugin import Context, Event
+from vfm_eva import EvaPretrain
+from vfm_eva.alarm import PretrainAlarm
 
 
-def told(tmp_path: Path, lines: list[tuple[float | None, float, float]], **changes: Any) -> list[str]:
-    """The warnings about lines of (loss, constant_loss, mutual_cosine), one in ten steps, from step 110 on."""
+def alarm_of(config: EvaPretrain, ctx: Context) -> PretrainAlarm:
+    return PretrainAlarm(ctx, warmup_steps=config.schedule.warmup_steps, num_steps=config.num_steps)
+
+
+def raised(tmp_path: Path, lines: list[tuple[float | None, float, float]], **changes: Any) -> list[str]:
+    """Return the warnings about (loss, constant_loss, mutual_cosine) of every tenth step from step 110 on."""
     events: list[Event] = []
-    alarm = Alarm(context(tmp_path, events.append), stage(steps=500, **changes))
+    alarm = alarm_of(stage(steps=500, **changes), context(tmp_path, events.append))
     for number, (loss, constant, mutual) in enumerate(lines):
         values = {"train/loss": loss, "train/constant_loss": constant, "train/mutual_cosine": mutual}
         alarm(Event("metrics", "eva", {"step": 110 + 10 * number, "values": values}))
@@ -24,7 +29,7 @@ def told(tmp_path: Path, lines: list[tuple[float | None, float, float]], **chang
     return [event.data["message"] for event in events if event.type == "warning"]
 
 
-HEALTHY = (-0.66, -0.6, 0.5)  # about what EVA-01 begins with
+HEALTHY = (-0.66, -0.6, 0.5)  # about the beginning of EVA-01
 
 
 @pytest.mark.parametrize(
@@ -34,14 +39,14 @@ HEALTHY = (-0.66, -0.6, 0.5)  # about what EVA-01 begins with
             [(-0.6, -0.6, 0.99)] * 5,
             "predictions have collapsed: their mutual cosine is 0.990, that of the targets 0.360",
         ),
-        ([(-0.601, -0.6, 0.5)] * 5, "the loss, -0.601, is no better than that of a constant guess, -0.600"),
-        ([(-0.02, -0.6, 0.05)] * 5, "no better than that of a constant guess"),
-        ([(-0.9999, -0.99999, 0.9)] * 5, "the targets are all alike"),
-        ([(-0.75, -0.6, 0.5), (-0.63, -0.6, 0.5), (-0.62, -0.6, 0.5)], "the loss has turned: it is at -0.630"),
+        ([(-0.601, -0.6, 0.5)] * 5, "the loss, -0.601, is no better than that of a constant prediction, -0.600"),
+        ([(-0.02, -0.6, 0.05)] * 5, "no better than that of a constant prediction"),
+        ([(-0.9999, -0.99999, 0.9)] * 5, "all targets are nearly equal"),
+        ([(-0.75, -0.6, 0.5), (-0.63, -0.6, 0.5), (-0.62, -0.6, 0.5)], "the loss rises: it is -0.630"),
     ],
 )
-def test_each_ailment_is_told_once(tmp_path, lines, line):
-    (message,) = told(tmp_path, lines)
+def test_each_problem_is_reported_once(tmp_path, lines, line):
+    (message,) = raised(tmp_path, lines)
     assert line in message
     assert "\n" not in message
 
@@ -50,17 +55,17 @@ def test_each_ailment_is_told_once(tmp_path, lines, line):
 @pytest.mark.parametrize(
     ("lines", "line"),
     [
-        ([(-0.75, -0.6, 0.5)] * 2 + [(-0.63, -0.6, 0.5)] * 3, "step 130: the loss has turned"),
+        ([(-0.75, -0.6, 0.5)] * 2 + [(-0.63, -0.6, 0.5)] * 3, "step 130: the loss rises"),
         ([(-0.6, -0.6, 0.99)] * 5, "step 110: predictions have collapsed"),
     ],
 )
-def test_a_resumed_training_goes_on_with_what_was_seen_and_told(tmp_path, lines, line, cut):
-    """The lines before the cut are in the file; those after it say what they would have said without one."""
+def test_a_resumed_training_neither_repeats_nor_misses_a_warning(tmp_path, lines, line, cut):
+    """Check that metrics before the interruption, which are in the file, count as in an unbroken training."""
     whole: list[Event] = []
-    alarm = Alarm(context(tmp_path, whole.append), stage(steps=500))
+    alarm = alarm_of(stage(steps=500), context(tmp_path, whole.append))
     for number, (loss, constant, mutual) in enumerate(lines):
         if number == cut:
-            alarm = Alarm(context(tmp_path, whole.append), stage(steps=500))
+            alarm = alarm_of(stage(steps=500), context(tmp_path, whole.append))
         values = {"train/loss": loss, "train/constant_loss": constant, "train/mutual_cosine": mutual}
         step = 110 + 10 * number
         with (tmp_path / "work" / "metrics.jsonl").open("a") as file:
@@ -70,32 +75,33 @@ def test_a_resumed_training_goes_on_with_what_was_seen_and_told(tmp_path, lines,
     assert line in message
 
 
-def test_a_healthy_curve_is_left_in_peace(tmp_path):
+def test_a_falling_curve_raises_no_warning(tmp_path):
     falling = [(-0.66 - 0.01 * line + 0.02 * (-1) ** line, -0.6, 0.5) for line in range(15)]
-    assert told(tmp_path, [HEALTHY, *falling]) == []
+    assert raised(tmp_path, [HEALTHY, *falling]) == []
 
 
-def test_a_loss_that_is_no_number_is_the_loops_to_tell(tmp_path):
-    assert told(tmp_path, [(None, -0.6, 0.99)]) == []
+def test_a_loss_that_is_not_finite_is_left_to_the_loop(tmp_path):
+    assert raised(tmp_path, [(None, -0.6, 0.99)]) == []
 
 
-def test_there_is_a_time_of_grace_after_the_warm_up(tmp_path):
+def test_there_is_a_grace_period_after_the_warm_up(tmp_path):
     collapsed = [(-0.6, -0.6, 0.99)] * 3  # steps 110, 120, 130
-    assert told(tmp_path, collapsed, warmup_steps=30) == []
-    assert len(told(tmp_path, collapsed, warmup_steps=29)) == 1
-    long = stage(steps=1_000_000, warmup_steps=14_000)
-    assert Alarm(context(tmp_path), long).grace == 19_000
+    assert raised(tmp_path, collapsed, schedule={"warmup_steps": 30}) == []
+    assert len(raised(tmp_path, collapsed, schedule={"warmup_steps": 29})) == 1
+    long = stage(steps=1_000_000, schedule={"warmup_steps": 14_000})
+    assert alarm_of(long, context(tmp_path)).grace == 19_000
 
 
 def run_and_listen(folder: Path, pool: Any, teacher: Any, **settings: Any) -> list[str]:
     events: list[Event] = []
     ctx = context(folder, events.append, pool=pool, teacher=teacher)
-    settings = {"steps": 125, "global_batch_size": 16, "lr": 5e-3, "warmup_steps": 5, "log_every": 5, **settings}
+    settings = {"steps": 125, "global_batch_size": 16, "lr": 5e-3, "log_every": 5, **settings}
+    settings = {"schedule": {"warmup_steps": 5}, **settings}
     stage(**settings).run(ctx)
     return [event.data["message"] for event in events if event.type == "warning"]
 
 
-def test_a_training_that_learns_gives_no_alarm(tmp_path, pool, teacher):
+def test_a_training_that_learns_raises_no_warning(tmp_path, pool, teacher):
     assert run_and_listen(tmp_path, pool, teacher) == []
     assert losses(tmp_path)[-1] < -0.6
 
@@ -104,12 +110,12 @@ def test_a_training_that_learns_gives_no_alarm(tmp_path, pool, teacher):
     ("fault", "line"),
     [
         (
-            {"weight_decay": 100, "lr": 1e-2},
+            {"optimizer": {"weight_decay": 100}, "lr": 1e-2},
             "predictions have collapsed",
-        ),  # each step sets the weights to next to nothing
-        ({"lr": 1e-7, "min_lr": 0}, "no better than that of a constant guess"),
+        ),  # each step sets the weights to almost zero
+        ({"lr": 1e-7, "schedule": {"warmup_steps": 5, "min_lr": 0}}, "no better than that of a constant prediction"),
     ],
 )
-def test_a_training_that_learns_nothing_says_so(tmp_path, pool, teacher, fault, line):
+def test_a_training_that_learns_nothing_raises_a_warning(tmp_path, pool, teacher, fault, line):
     (message,) = run_and_listen(tmp_path, pool, teacher, **fault)
     assert line in message

@@ -1,4 +1,4 @@
-"""The benchmarks run as their README says, and what they compare is the same mathematics."""
+"""The benchmarks run as in their README, and compare the same mathematics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(name: str, folder: Path, *arguments: str) -> dict[str, Any]:
     return json.loads((folder / "found.json").read_text(encoding="utf-8"))
 
 
-def test_mask_statistics_stand_beside_the_released_ones(tmp_path):
+def test_mask_statistics_are_near_the_released_ones(tmp_path):
     found = run("mask_statistics", tmp_path, "--masks", "5000")
     for name, released in found["released"].items():
         if name != "smallest count":
@@ -30,7 +30,7 @@ def test_mask_statistics_stand_beside_the_released_ones(tmp_path):
     assert found["block_exact"]["centre masked"] == pytest.approx(0.752, abs=0.03)
 
 
-def test_the_step_is_compared_with_the_same_mathematics(tmp_path):
+def test_both_steps_of_the_comparison_have_equal_losses(tmp_path):
     found = run("pretrain", tmp_path, "--quick")
     assert found["step"]["mean losses apart"] < 1e-5
     assert found["step"]["teacher's share"] > 0
@@ -48,11 +48,11 @@ def test_memory_is_measured_by_case_and_counted_by_recipe(tmp_path):
     row = found["counted"]["eva_02_ti"]
     assert row["weights"] == row["gradients"] == row["optimizer"] / 2
     assert row["weights"] / 4 == pytest.approx(5.7e6, rel=0.02)
-    # What enters a block is 100 pictures of 257 tokens of 192 channels in fp32, 20 MB; there are 12 blocks.
+    # The input of a block is 100 images of 257 tokens of 192 channels in fp32, 20 MB; there are 12 blocks.
     assert 237e6 < row["activations with grad_checkpointing"] < row["activations"] / 2
 
 
 @pytest.mark.parametrize("name", ["masks", "memory", "pretrain"])
-def test_kept_results_are_whole(name):
+def test_results_in_the_repository_are_complete(name):
     assert (BENCHMARKS / "results" / f"{name}.md").is_file()
     assert json.loads((BENCHMARKS / "results" / f"{name}.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Fine-tuning: timm's layer decay and mixing, what becomes of every weight, heads of the same and of other classes."""
+"""Fine-tuning: timm's layer decay and mixing, the loaded weights, heads for the same and for other classes."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from torch import nn
 from torch.nn import functional as F
 
 from eva_toy import context
-from vfm import UserError
-from vfm.artifacts import LabeledDataset, VisionCheckpoint
-from vfm.data.images import FILTERS
-from vfm.data.sample import BadSample, Sample
+from vfm import stages
+from vfm.data import FILTERS, BadSample, Sample
 from vfm.models import build_vision, class_names_of, load_vision, save_vision, vision_preprocess
 from vfm.panels import load_panels
-from vfm.stage import Preflight
+from vfm.plugin import LabeledDataset, Preflight, UserError, VisionCheckpoint
 from vfm.stages.shapes import ShapesClasses
-from vfm_eva.finetune import EvaFinetune
-from vfm_eva.finetune_images import MakeLabeled, global_draws
-from vfm_eva.finetune_task import Classifier, build_classifier, take_weights
+from vfm.train import SampleDraw
+from vfm_eva import EvaFinetune
+from vfm_eva.classifier import Classifier, LabeledImages
+from vfm_eva.finetune import build_classifier, load_encoder_weights
+from vfm_eva.labeled_images import MakeLabeled, seeded_global_generators
 
 WORLD = {"image_size": 32, "shapes": ["circle", "square"], "colours": ["red", "blue"]}
 ENCODERS = ["eva02_pico_patch8_32", "vit_pico_patch8_32", "eva02_mini_patch14_112"]
 
 
 def stage(**changes: Any) -> EvaFinetune:
-    """A configuration that trains in a second."""
+    """Return a configuration that trains in a second."""
     settings = {
         "name": "tuned",
         "encoder": "encoder",
@@ -50,7 +50,7 @@ def stage(**changes: Any) -> EvaFinetune:
 
 
 def encoder(folder: Path, name: str = ENCODERS[0], seed: int = 0, **arguments: Any) -> VisionCheckpoint:
-    """An encoder away from the fresh model's zeros and ones."""
+    """Save an encoder without the zeros and ones of a new model."""
     model = build_vision(name, seed=seed, **arguments)
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
@@ -60,7 +60,7 @@ def encoder(folder: Path, name: str = ENCODERS[0], seed: int = 0, **arguments: A
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory: pytest.TempPathFactory) -> LabeledDataset:
-    """Shapes and colours: four classes."""
+    """Make a dataset of shapes and colours: four classes."""
     made = ShapesClasses.model_validate({"name": "train", "world": WORLD, "num_samples": 64})
     return made.run(context(tmp_path_factory.mktemp("train")))
 
@@ -76,12 +76,12 @@ def losses(folder: Path) -> list[float]:
 
 @pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize("global_pool", ["avg", "token"])
-def test_rates_and_decays_are_timms(name: str, global_pool: str) -> None:
+def test_learning_rates_and_weight_decay_are_timms(name: str, global_pool: str) -> None:
     model = build_vision(name, num_classes=3, global_pool=global_pool)
     peer = param_groups_layer_decay(
         model, weight_decay=0.05, no_weight_decay_list=model.no_weight_decay(), layer_decay=0.7
     )
-    wanted = {id(p): (g["lr_scale"], g["weight_decay"]) for g in peer for p in g["params"]}
+    expected = {id(p): (g["lr_scale"], g["weight_decay"]) for g in peer for p in g["params"]}
     found = {}
     for group in Classifier(model, layer_decay=0.7).parameter_groups():
         decay = 0.05 if group.weight_decay is None else group.weight_decay
@@ -90,9 +90,9 @@ def test_rates_and_decays_are_timms(name: str, global_pool: str) -> None:
         parameter
     ) in model.norm.parameters():  # EVA's rule: not a block's, so the head's; timm has it with the last block
         assert found.pop(id(parameter)) == (1.0, 0.0)
-        assert wanted.pop(id(parameter)) == (0.7, 0.0)
+        assert expected.pop(id(parameter)) == (0.7, 0.0)
     names = {id(p): n for n, p in model.named_parameters()}
-    assert {names[i]: pytest.approx(v) for i, v in found.items()} == {names[i]: v for i, v in wanted.items()}
+    assert {names[i]: pytest.approx(v) for i, v in found.items()} == {names[i]: v for i, v in expected.items()}
     assert found[id(model.head.weight)] == (1.0, 0.05)
     assert found[id(model.patch_embed.proj.weight)][0] == pytest.approx(0.7 ** (len(model.blocks) + 1))
 
@@ -100,39 +100,40 @@ def test_rates_and_decays_are_timms(name: str, global_pool: str) -> None:
 def test_a_new_head_is_small_and_the_norm_of_single_tokens_is_dropped(tmp_path: Path) -> None:
     checkpoint = encoder(tmp_path)
     before = load_vision(checkpoint)
-    model = build_classifier(checkpoint, ["a", "b", "c"], stage())
-    report = take_weights(checkpoint, model)
+    model = build_classifier(stage(), checkpoint, ["a", "b", "c"])
+    report = load_encoder_weights(checkpoint, model)
     assert report.dropped.keys() == {"fc_norm.weight", "fc_norm.bias"}
     assert torch.equal(model.fc_norm.weight, torch.ones(64))
     assert torch.equal(model.blocks[1].attn.proj.weight, before.blocks[1].attn.proj.weight)
     assert model.head.weight.std() < 1e-4
     assert model.blocks[1].drop_path1.drop_prob == pytest.approx(0.1)
-    token = build_classifier(checkpoint, ["a", "b", "c"], stage(global_pool="token"))
-    assert not take_weights(checkpoint, token).dropped
+    token = build_classifier(stage(global_pool="token"), checkpoint, ["a", "b", "c"])
+    assert not load_encoder_weights(checkpoint, token).dropped
     assert torch.equal(token.norm.weight, before.fc_norm.weight)
 
 
-def test_loaded_weights_say_what_the_encoder_said(tmp_path: Path) -> None:
-    """At the same size and pooled by the class token the features are the encoder's, to the bit."""
+def test_loaded_weights_have_the_encoders_features(tmp_path: Path) -> None:
+    """Check that features at the same size and pooling are the encoder's, to the bit."""
     checkpoint = encoder(tmp_path, global_pool="token")
-    model = build_classifier(checkpoint, ["a", "b"], stage(global_pool="token", drop_path=0.0))
-    take_weights(checkpoint, model)
+    model = build_classifier(stage(global_pool="token", drop_path=0.0), checkpoint, ["a", "b"])
+    load_encoder_weights(checkpoint, model)
     images = torch.randn(2, 3, 32, 32)
     peer = load_vision(checkpoint)
     assert torch.equal(model.eval().forward_features(images), peer.eval().forward_features(images))
 
 
-def test_positions_come_to_another_size_as_timm_resizes_them(tmp_path: Path) -> None:
+def test_positions_are_resampled_as_in_timm(tmp_path: Path) -> None:
     checkpoint = encoder(tmp_path)
-    model = build_classifier(checkpoint, ["a", "b"], stage(image_size=64))
-    report = take_weights(checkpoint, model)
+    model = build_classifier(stage(image_size=64), checkpoint, ["a", "b"])
+    report = load_encoder_weights(checkpoint, model)
     assert "pos_embed" in report.resized
     assert torch.equal(model.pos_embed, load_vision(checkpoint, image_size=64).pos_embed)
     assert vision_preprocess(model).image_size == 64
 
 
 def test_the_stage_learns_and_keeps_names_size_and_crop(tmp_path: Path, train: LabeledDataset) -> None:
-    settings = {"steps": 40, "lr": 3e-3, "rand_augment": None, "crop_scale": [0.8, 1.0], "ema_decay": 0.9}
+    settings = {"steps": 40, "lr": 3e-3, "ema_decay": 0.9}
+    settings |= {"augmentation": {"rand_augment": None, "crop_scale": [0.8, 1.0]}}
     settings |= {"crop_pct": 0.9, "freeze_patch_embed": False, "global_batch_size": 16}
     found = run(tmp_path / "out", settings, encoder=encoder(tmp_path / "encoder"), train=train)
     assert np.mean(losses(tmp_path / "out")[-5:]) < 0.8 * losses(tmp_path / "out")[0]
@@ -144,9 +145,7 @@ def test_the_stage_learns_and_keeps_names_size_and_crop(tmp_path: Path, train: L
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_the_patch_embedding_is_frozen_only_where_the_flag_says_so(
-    tmp_path: Path, train: LabeledDataset, frozen: bool
-) -> None:
+def test_the_patch_embedding_is_frozen_only_if_set(tmp_path: Path, train: LabeledDataset, frozen: bool) -> None:
     checkpoint = encoder(tmp_path / "encoder")
     settings = {"freeze_patch_embed": frozen, "lr": 1e-2, "ema_decay": None}
     found = run(tmp_path / "out", settings, encoder=checkpoint, train=train)
@@ -155,21 +154,19 @@ def test_the_patch_embedding_is_frozen_only_where_the_flag_says_so(
     assert not torch.equal(before.cls_token, after.cls_token) or not torch.equal(before.pos_embed, after.pos_embed)
 
 
-def test_a_second_fine_tuning_goes_on_with_the_head_of_the_same_classes_alone(
-    tmp_path: Path, train: LabeledDataset
-) -> None:
+def test_a_second_fine_tuning_keeps_the_head_only_for_the_same_classes(tmp_path: Path, train: LabeledDataset) -> None:
     first = run(tmp_path / "first", {"lr": 1e-2, "ema_decay": None}, encoder=encoder(tmp_path / "e"), train=train)
     weights = load_vision(first)
-    same = build_classifier(first, train.class_names, stage())
-    assert not take_weights(first, same).dropped
+    same = build_classifier(stage(), first, train.class_names)
+    assert not load_encoder_weights(first, same).dropped
     assert torch.equal(same.head.weight, weights.head.weight)
-    assert torch.equal(same.fc_norm.weight, weights.fc_norm.weight), "a classifier's norm goes on"
-    other = build_classifier(first, ["w", "x", "y", "z"], stage())
-    assert take_weights(first, other).dropped.keys() == {"head.weight", "head.bias"}
+    assert torch.equal(same.fc_norm.weight, weights.fc_norm.weight), "a classifier's norm is kept"
+    other = build_classifier(stage(), first, ["w", "x", "y", "z"])
+    assert load_encoder_weights(first, other).dropped.keys() == {"head.weight", "head.bias"}
     assert other.head.weight.std() < 1e-4
 
 
-def test_mixing_is_timms_under_the_loops_seed_and_leaves_other_draws_alone() -> None:
+def test_mixing_is_timms_with_the_loops_seed_and_restores_global_generators() -> None:
     model = build_vision(ENCODERS[1], num_classes=3, seed=0).eval()
     task = Classifier(model, mixup=0.8, cutmix=1.0, label_smoothing=0.1)
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
@@ -177,13 +174,13 @@ def test_mixing_is_timms_under_the_loops_seed_and_leaves_other_draws_alone() -> 
     torch.manual_seed(5)
     np.random.seed(1)
     before = np.random.get_state()[1].copy()
-    loss, _ = task({"images": images, "labels": labels})
+    loss, _ = task(LabeledImages(images, labels))
     assert (np.random.get_state()[1] == before).all()
     torch.manual_seed(5)
-    with global_draws(int(torch.randint(2**62, ()))):
+    with seeded_global_generators(int(torch.randint(2**62, ()))):
         pixels, targets = Mixup(0.8, 1.0, label_smoothing=0.1, num_classes=3)(task.preprocess.pixels(images), labels)
-    wanted = -(targets * F.log_softmax(model(pixels), dim=-1)).sum(dim=-1).mean()
-    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    expected = -(targets * F.log_softmax(model(pixels), dim=-1)).sum(dim=-1).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_without_mixing_the_loss_is_smoothed_cross_entropy() -> None:
@@ -191,39 +188,39 @@ def test_without_mixing_the_loss_is_smoothed_cross_entropy() -> None:
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     labels = torch.tensor([0, 1, 2, 0])
     task = Classifier(model, label_smoothing=0.3)
-    loss, metrics = task({"images": images, "labels": labels})
+    loss, metrics = task(LabeledImages(images, labels))
     logits = model(task.preprocess.pixels(images))
     targets = 0.7 * F.one_hot(labels, 3) + 0.1
     assert loss.item() == pytest.approx(-(targets * logits.log_softmax(-1)).sum(-1).mean().item(), rel=1e-5)
     assert metrics["accuracy"].item() == (logits.argmax(-1) == labels).float().mean().item()
 
 
-def test_augmentation_is_timms_drawn_from_the_sample_alone(tmp_path: Path, train: LabeledDataset) -> None:
+def test_augmentation_is_timms_and_drawn_from_the_samples_seed(tmp_path: Path, train: LabeledDataset) -> None:
     preprocess = vision_preprocess(build_vision(ENCODERS[0]))
-    words = "rand-m9-mstd0.5-inc1"
-    plain, augmented = (MakeLabeled.of(preprocess, (0.5, 1.0), 0.5, kind) for kind in (None, words))
+    notation = "rand-m9-mstd0.5-inc1"
+    plain, augmented = (MakeLabeled.of(preprocess, (0.5, 1.0), 0.5, kind) for kind in (None, notation))
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
     sample = Sample("a", "a", _png(pixels), label=2)
-    found = augmented(sample, 11)
+    found = augmented(sample, SampleDraw(11, 0, 0))
     random.seed(99)
-    assert torch.equal(augmented(sample, 11)["images"], found["images"])
-    assert any(not torch.equal(augmented(sample, seed)["images"], found["images"]) for seed in range(3))
+    assert torch.equal(augmented(sample, SampleDraw(11, 0, 0)).images, found.images)
+    assert any(not torch.equal(augmented(sample, SampleDraw(seed, 0, 0)).images, found.images) for seed in range(3))
     grey = tuple(round(255 * value) for value in preprocess.mean)
     settings = {"translate_const": 14, "img_mean": grey, "interpolation": FILTERS["bicubic"]}
-    with global_draws(11):
-        cropped = Image.fromarray(plain(sample, 11)["images"].permute(1, 2, 0).numpy())
-        peer = rand_augment_transform(words, settings)(cropped)
-    assert (np.asarray(peer) == found["images"].permute(1, 2, 0).numpy()).all()
-    assert found["labels"].item() == 2
+    with seeded_global_generators(11):
+        cropped = Image.fromarray(plain(sample, SampleDraw(11, 0, 0)).images.permute(1, 2, 0).numpy())
+        peer = rand_augment_transform(notation, settings)(cropped)
+    assert (np.asarray(peer) == found.images.permute(1, 2, 0).numpy()).all()
+    assert found.labels.item() == 2
     with pytest.raises(BadSample, match="missing_label"):
-        plain(Sample("a", "a", sample.image), 0)
+        plain(Sample("a", "a", sample.image), SampleDraw(0, 0, 0))
 
 
-def test_the_largest_magnitude_goes_through_all_operations(train: LabeledDataset) -> None:
-    """timm's posterize with no bits left ends a training in Pillow's ValueError."""
+def test_all_operations_accept_the_largest_magnitude(train: LabeledDataset) -> None:
+    """Check all operations: timm's posterize with zero bits would raise Pillow's ValueError."""
     make = MakeLabeled.of(vision_preprocess(build_vision(ENCODERS[0])), (1.0, 1.0), 0.0, "rand-m10-n15-p1.0-inc1")
     sample = Sample("a", "a", _png(np.full((32, 32, 3), 200, np.uint8)), label=0)
-    assert [make(sample, seed)["images"].shape for seed in range(20)] == [(3, 32, 32)] * 20
+    assert [make(sample, SampleDraw(seed, 0, 0)).images.shape for seed in range(20)] == [(3, 32, 32)] * 20
 
 
 def _png(pixels: np.ndarray) -> bytes:
@@ -234,8 +231,10 @@ def _png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("mixing", [{}, {"mixup": 0.8, "cutmix": 1.0, "rand_augment": "rand-m5-n1"}])
-def test_a_cut_training_goes_on_to_the_bit(tmp_path: Path, train: LabeledDataset, mixing: dict[str, Any]) -> None:
+@pytest.mark.parametrize("mixing", [{}, {"augmentation": {"mixup": 0.8, "cutmix": 1.0, "rand_augment": "rand-m5-n1"}}])
+def test_an_interrupted_training_resumes_to_the_bit(
+    tmp_path: Path, train: LabeledDataset, mixing: dict[str, Any]
+) -> None:
     inputs = {"encoder": encoder(tmp_path / "e"), "train": train}
     settings = {"steps": 6, "checkpoint": {"every_steps": 2}, "ema_decay": 0.9, "drop_path": 0.3, **mixing}
     whole = run(tmp_path / "whole", settings, **inputs)
@@ -254,13 +253,12 @@ def test_a_cut_training_goes_on_to_the_bit(tmp_path: Path, train: LabeledDataset
     assert files[0] == files[1]
 
 
-def test_evals_judge_the_head_in_training(tmp_path: Path, train: LabeledDataset) -> None:
-    from vfm import stages
-
+def test_evaluations_score_the_head_during_training(tmp_path: Path, train: LabeledDataset) -> None:
     kinds = {kind.kind_name(): kind for kind in stages.EVALUATIONS}
-    settings = stage().model_dump() | {"evals": [{"kind": "eval.classify", "data": "train"}], "eval_every": 2}
-    judged = EvaFinetune.model_validate(settings, context=kinds)
-    judged.run(context(tmp_path / "out", encoder=encoder(tmp_path / "e"), train=train))
+    evaluation = {"tasks": [{"kind": "eval.classify", "data": "train"}], "every_steps": 2}
+    settings = stage().model_dump() | {"evaluation": evaluation}
+    evaluated = EvaFinetune.model_validate(settings, context=kinds)
+    evaluated.run(context(tmp_path / "out", encoder=encoder(tmp_path / "e"), train=train))
     lines = [json.loads(line) for line in (tmp_path / "out/artifact/metrics.jsonl").read_text().splitlines()]
     assert {key for line in lines for key in line} >= {"val/acc1", "val/mean_per_class_recall"}
 
@@ -269,22 +267,22 @@ def preflight(config: EvaFinetune, checkpoint: VisionCheckpoint, data: LabeledDa
     config.preflight(Preflight({}, {"encoder": checkpoint.path} | ({"train": data.path} if data else {})))
 
 
-def test_preflight_passes_what_will_run_and_tells_what_cannot(tmp_path: Path, train: LabeledDataset) -> None:
+def test_preflight_accepts_valid_settings_and_refuses_others(tmp_path: Path, train: LabeledDataset) -> None:
     checkpoint = encoder(tmp_path / "e")
     preflight(stage(image_size=48), checkpoint, train)
-    with pytest.raises(UserError, match="36 pixels are not a multiple of the encoder's patch size 8"):
+    with pytest.raises(UserError, match="image_size must be a multiple of the encoder's patch size 8, got 36"):
         preflight(stage(image_size=36), checkpoint)
-    with pytest.raises(UserError, match="'rund-m9' is none of timm's settings"):
-        preflight(stage(rand_augment="rund-m9"), checkpoint)
+    with pytest.raises(UserError, match=r"expected timm's notation.*got 'rund-m9'"):
+        preflight(stage(augmentation={"rand_augment": "rund-m9"}), checkpoint)
     resnet = save_vision(build_vision("resnet18", num_classes=0), tmp_path / "r")
     with pytest.raises(UserError) as caught:
         preflight(stage(), resnet)
     assert "\n" not in str(caught.value)
-    with pytest.raises(ValidationError, match="make the micro-batches even"):
-        stage(mixup=0.8, micro_batch_size=3)
-    with pytest.raises(ValidationError, match="make the micro-batches even, 2 or more"):
-        stage(mixup=0.8, global_batch_size=4, runtime={"processes": 8})
-    with pytest.raises(ValidationError, match="should go from small to large"):
-        stage(crop_scale=[1.0, 0.08])
+    with pytest.raises(ValidationError, match="expected even micro-batches, got 3"):
+        stage(augmentation={"mixup": 0.8}, micro_batch_size=3)
+    with pytest.raises(ValidationError, match="expected even micro-batches, got 0"):
+        stage(augmentation={"mixup": 0.8}, global_batch_size=4, runtime={"processes": 8})
+    with pytest.raises(ValidationError, match="smaller value first"):
+        stage(augmentation={"crop_scale": [1.0, 0.08]})
     with pytest.raises(ValidationError, match="greater than 0"):
-        stage(crop_scale=[0.0, 1.0])
+        stage(augmentation={"crop_scale": [0.0, 1.0]})

@@ -1,4 +1,4 @@
-"""Weights are drawn as the papers' code draws them."""
+"""Initial weights are those of the papers' code."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from vfm.models import build_vision
-from vfm_eva import EvaTask, StoredTargets, init_weights
+from vfm_eva.task import EvaInputs, EvaTask
+from vfm_eva.teacher import StoredTargets
+from vfm_eva.weight_init import init_weights
 
-CUT = 0.5396  # std of a standard normal that is cut off at one std
+CUT = 0.5396  # std of a standard normal truncated at one std
 
 
 def fresh(model: str, init: str, seed: int = 0) -> EvaTask:
@@ -27,7 +29,7 @@ def about(value: float):
     return pytest.approx(value, rel=0.04)
 
 
-def test_eva01_is_a_normal_cut_off_at_one_std_and_blocks_add_less_with_depth():
+def test_eva01_is_a_truncated_normal_with_smaller_outputs_of_deeper_blocks():
     task = fresh("vit_nano_patch4_32", "eva01")
     student = task.student
     for tensor in (
@@ -45,7 +47,7 @@ def test_eva01_is_a_normal_cut_off_at_one_std_and_blocks_add_less_with_depth():
 
 
 @pytest.mark.parametrize(("model", "sub_ln"), [("eva02_nano_patch4_32", False), ("eva02_mini_patch14_112", True)])
-def test_eva02_is_xaviers_and_sub_ln_multiplies_what_is_not_query_or_key(model, sub_ln):
+def test_eva02_is_xaviers_and_sub_ln_scales_all_but_queries_and_keys(model, sub_ln):
     task = fresh(model, "eva02")
     student = task.student
     scale = math.sqrt(math.log(2 * len(student.blocks))) if sub_ln else 1
@@ -65,7 +67,7 @@ def test_eva02_is_xaviers_and_sub_ln_multiplies_what_is_not_query_or_key(model, 
     assert std(student.pos_embed) == about(0.02 * CUT)
 
 
-def test_the_sub_ln_scale_is_the_sheets():
+def test_the_sub_ln_scale_is_the_papers():
     assert math.sqrt(math.log(2 * 12)) == pytest.approx(1.783, abs=1e-3)
     assert math.sqrt(math.log(2 * 24)) == pytest.approx(1.967, abs=1e-3)
 
@@ -89,7 +91,7 @@ def test_mae_has_fixed_sine_cosine_positions():
     assert weight.abs().max().item() == pytest.approx(math.sqrt(6 / sum(weight.shape)), rel=1e-3)
 
 
-def test_the_seed_draws_them_and_timm_keeps_what_was_built():
+def test_weights_depend_on_the_seed_and_timm_keeps_its_own():
     for init in ("eva01", "eva02", "mae"):
         first, again, other = (fresh("eva02_pico_patch8_32", init, seed).state_dict() for seed in (3, 3, 4))
         assert all(torch.equal(first[name], again[name]) for name in first)
@@ -99,17 +101,14 @@ def test_the_seed_draws_them_and_timm_keeps_what_was_built():
     assert all(torch.equal(kept[name], built[name]) for name in built)
 
 
-def test_the_patch_embedding_takes_a_tenth_of_its_gradient():
+def test_patch_embed_grad_scales_only_the_patch_embeddings_gradient():
     def gradients(share: float) -> dict[str, torch.Tensor]:
         student = build_vision("eva02_pico_patch8_32", num_classes=0, seed=1)
         task = EvaTask(student, StoredTargets(8), num_masked=7, patch_embed_grad=share)
         generator = torch.Generator().manual_seed(0)
-        batch = {
-            "images": torch.randint(0, 256, (2, 3, 32, 32), generator=generator, dtype=torch.uint8),
-            "bool_mask": torch.arange(16).expand(2, 16) < 7,
-            "targets": torch.randn(2, 16, 8, generator=generator),
-        }
-        task(batch)[0].backward()
+        images = torch.randint(0, 256, (2, 3, 32, 32), generator=generator, dtype=torch.uint8)
+        targets = torch.randn(2, 16, 8, generator=generator)
+        task(EvaInputs(images, torch.arange(16).expand(2, 16) < 7, targets=targets))[0].backward()
         return {name: param.grad for name, param in task.named_parameters()}
 
     whole, tenth = gradients(1.0), gradients(0.1)

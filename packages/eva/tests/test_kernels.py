@@ -1,4 +1,4 @@
-"""`runtime.kernels`: on a CPU `auto` is the library's own path, to the bit and module; with kernels all is equal."""
+"""`runtime.kernels`: on a CPU `auto` runs the libraries' own modules, bit for bit; kernels have equal gradients."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from tempfile import TemporaryDirectory
 import pytest
 import torch
 
-from eva_toy import context, losses, make_task, make_teacher, random_batch, stage
-from vfm import UserError
+from eva_toy import context, losses, make_task, make_teacher, random_inputs, stage
 from vfm.models import build_vision
-from vfm_eva.finetune_task import Classifier
+from vfm.plugin import UserError
+from vfm.train import map_tensors
+from vfm_eva.classifier import Classifier
+from vfm_eva.teacher import load_teacher
 
 
 @pytest.mark.parametrize("choice", ["auto", "reference"])
 def test_on_a_cpu_no_module_is_replaced(teacher, choice):
-    student = make_task(stage().target.teacher(teacher))
+    student = make_task(load_teacher(teacher, stage().target))
     for task in (student, Classifier(build_vision("vit_pico_patch8_32", num_classes=2, seed=0))):
         before = [type(module) for module in task.modules()]
         with task.kernels(choice) as running:
@@ -27,12 +29,14 @@ def test_on_a_cpu_no_module_is_replaced(teacher, choice):
         assert running == "the libraries' own forward"
 
 
-def test_auto_trains_on_a_cpu_as_the_reference_does_bit_for_bit(tmp_path, pool, teacher):
+def test_on_a_cpu_auto_and_reference_train_to_the_same_bits(tmp_path, pool, teacher):
     weights = {}
     for choice in ("auto", "reference"):
         folder = tmp_path / choice
         runtime = {"device": "cpu", "kernels": choice}
-        made = stage(steps=3, drop_path=0.2, runtime=runtime).run(context(folder, pool=pool, teacher=teacher))
+        made = stage(steps=3, student={"drop_path": 0.2}, runtime=runtime).run(
+            context(folder, pool=pool, teacher=teacher)
+        )
         weights[choice] = (made.path / "model.safetensors").read_bytes()
     assert losses(tmp_path / "auto") == losses(tmp_path / "reference")
     assert weights["auto"] == weights["reference"]
@@ -41,12 +45,12 @@ def test_auto_trains_on_a_cpu_as_the_reference_does_bit_for_bit(tmp_path, pool, 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_forced_kernels_are_refused_on_a_cpu(tmp_path, pool, teacher):
     config = stage(runtime={"device": "cpu", "kernels": "triton"})
-    with pytest.raises(UserError, match=r"runtime\.kernels: .*need a CUDA device"):
+    with pytest.raises(UserError, match=r"runtime\.kernels: .*a CUDA device"):
         config.run(context(tmp_path, pool=pool, teacher=teacher))
 
 
-def test_with_kernels_the_gradients_are_the_references():
-    """In Triton's interpreter, which is chosen when Triton is imported: in a process of its own."""
+def test_kernels_have_the_gradients_of_the_reference():
+    """Compare them in Triton's interpreter, in another process, since it is chosen when Triton is imported."""
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=environment)
@@ -54,20 +58,19 @@ def test_with_kernels_the_gradients_are_the_references():
     assert done.stdout == "add_layer_norm in 4 layers, attention in 2 layers\n"
 
 
-def gradients(task, batch, choice):
+def gradients(task, inputs, choice):
     task.zero_grad()
     torch.manual_seed(0)
     with task.kernels(choice) as running:
-        task(batch)[0].backward()
+        task(inputs)[0].backward()
     return running, {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
 
 
 if __name__ == "__main__":
     with TemporaryDirectory() as folder:
-        task = make_task(stage().target.teacher(make_teacher(Path(folder)))).train()
-    batch = {name: value[:1] for name, value in random_batch().items()}
-    batch["teacher_images"] = batch["images"]
-    (_, theirs), (running, ours) = (gradients(task, batch, choice) for choice in ("reference", "triton"))
+        task = make_task(load_teacher(make_teacher(Path(folder)), stage().target)).train()
+    inputs = map_tensors(random_inputs(), lambda value: value[:1])
+    (_, theirs), (running, ours) = (gradients(task, inputs, choice) for choice in ("reference", "triton"))
     assert ours.keys() == theirs.keys()
     for name, grad in theirs.items():
         torch.testing.assert_close(ours[name], grad, rtol=0, atol=1e-5 * grad.abs().max().item())

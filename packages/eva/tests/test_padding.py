@@ -1,4 +1,4 @@
-"""`runtime.pad_widths`: the same training to rounding, in files that do not show it; cut, it goes on either way."""
+"""`runtime.pad_widths`: the same training to rounding, the same files, and resuming with either setting."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from eva_toy import context, run_in_processes, stage
-from vfm.artifacts import ClipCheckpoint, Pool
-from vfm.events import Event
+from vfm.plugin import ClipCheckpoint, Event, Pool
 
 # EVA-02 with 170 hidden channels of SwiGLU and patches of 588 values.
 MODEL = {"architecture": "eva02_mini_patch14_112", "embed_dim": 64, "depth": 2, "num_heads": 2}
@@ -21,9 +20,8 @@ SETTINGS = {
     "model": MODEL,
     "micro_batch_size": 4,
     "ema_decay": 0.9,
-    "drop_path": 0.2,
-    "patch_embed_grad": 0.1,
-    "grad_clip_norm": 1.0,
+    "student": {"drop_path": 0.2, "patch_embed_grad": 0.1},
+    "optimizer": {"grad_clip_norm": 1.0},
     "checkpoint": {"every_steps": 2},
 }
 
@@ -34,14 +32,14 @@ class Cut(Exception):  # noqa: N818
 
 @pytest.fixture
 def train(pool: Pool, teacher: ClipCheckpoint):
-    """Trains in a folder, with or without padding, perhaps only until a step; gives what was told to be running."""
+    """Return a function that trains in a folder, to the end or to a step, and returns the reported kernels."""
 
     def go(folder: Path, pad_widths: bool, until: int | None = None, **changes: Any) -> str:
-        told = []
+        running = []
 
         def listen(event: Event) -> None:
             if event.type == "kernels":
-                told.append(event.data["running"])
+                running.append(event.data["running"])
             if event.type == "metrics" and event.data["step"] == until:
                 raise Cut
 
@@ -50,7 +48,7 @@ def train(pool: Pool, teacher: ClipCheckpoint):
             config.run(context(folder, listen, pool=pool, teacher=teacher))
         except Cut:
             assert until is not None
-        return told[-1]
+        return running[-1]
 
     return go
 
@@ -67,10 +65,14 @@ def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor], atol: float 
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb", "sgd"])
-def test_weights_and_checkpoints_are_those_of_the_model_as_it_was(tmp_path, train, optimizer):
-    assert train(tmp_path / "plain", False, optimizer=optimizer) == "the libraries' own forward"
+def test_padding_does_not_change_weights_and_checkpoints(tmp_path, train, optimizer):
     assert (
-        train(tmp_path / "padded", True, optimizer=optimizer) == f"the libraries' own forward; stored wider: {PADDED}"
+        train(tmp_path / "plain", False, optimizer={"type": optimizer, "grad_clip_norm": 1.0})
+        == "the libraries' own forward"
+    )
+    assert (
+        train(tmp_path / "padded", True, optimizer={"type": optimizer, "grad_clip_norm": 1.0})
+        == f"the libraries' own forward; padded: {PADDED}"
     )
     assert_same(made(tmp_path / "padded"), made(tmp_path / "plain"))
     files = [file.relative_to(tmp_path / "plain") for file in (tmp_path / "plain" / "work").rglob("*.safetensors")]
@@ -80,14 +82,14 @@ def test_weights_and_checkpoints_are_those_of_the_model_as_it_was(tmp_path, trai
 
 
 def test_two_processes_train_as_one(tmp_path, train, pool, teacher):
-    changes = {"steps": 3, "drop_path": 0.0}  # two processes draw other paths than one
+    changes = {"steps": 3, "student": {"patch_embed_grad": 0.1}}  # two processes draw other paths than one
     train(tmp_path / "plain", False, **changes)
     settings = SETTINGS | changes | {"runtime": {"device": "cpu", "pad_widths": True}}
     two = run_in_processes(tmp_path / "two", settings, pool, teacher)
     assert_same(made(two), made(tmp_path / "plain"))
 
 
-def test_a_cut_training_goes_on_to_the_bit_and_with_the_other_setting_too(tmp_path, train):
+def test_an_interrupted_training_resumes_to_the_bit_and_also_with_the_other_setting(tmp_path, train):
     train(tmp_path / "whole", True)
     for first, then in [(True, True), (True, False), (False, True)]:
         folder = tmp_path / f"{first}, {then}"
@@ -98,6 +100,6 @@ def test_a_cut_training_goes_on_to_the_bit_and_with_the_other_setting_too(tmp_pa
         assert_same(made(folder), made(tmp_path / "whole"))
 
 
-def test_what_needs_no_padding_is_told(tmp_path, train):
+def test_a_model_that_needs_no_padding_is_reported(tmp_path, train):
     fits = {"architecture": "eva02_pico_patch8_32"}
-    assert train(tmp_path, True, model=fits) == "the libraries' own forward; stored wider: nothing, no width needs it"
+    assert train(tmp_path, True, model=fits) == "the libraries' own forward; padded: nothing, no width needs it"

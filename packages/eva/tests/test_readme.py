@@ -1,4 +1,4 @@
-"""What the README shows works as it stands."""
+"""The README's examples run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_python_example_of_the_readme_learns(capsys):
     assert 0.25 < cosine < 1
 
 
-def test_recipes_of_the_readme_are_well_wired(tmp_path):
+def test_recipes_of_the_readme_are_valid(tmp_path):
     whole, cached, tuned = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     without = "".join(
         line for line in whole.splitlines(keepends=True) if "eva" not in line and "samples_seen" not in line
@@ -28,11 +28,11 @@ def test_recipes_of_the_readme_are_well_wired(tmp_path):
     (tmp_path / "cached.yaml").write_text(without + cached, encoding="utf-8")
     (tmp_path / "tuned.yaml").write_text(whole + tuned, encoding="utf-8")
     known = {stage.kind_name(): stage for stage in [*stages.vfm_stages(), *vfm_stages()]}
-    wanted = {
+    expected = {
         "eva": ["pool", "teacher", "eva"],
         "cached": ["pool", "teacher", "targets", "eva"],
         "tuned": ["pool", "teacher", "eva", "train", "val", "sketch", "classifier", "robust"],
     }
-    for file, names in wanted.items():
+    for file, names in expected.items():
         recipe = load_recipe(str(tmp_path / f"{file}.yaml"), known)
         assert [stage.name for stage in recipe.stages] == names

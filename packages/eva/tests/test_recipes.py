@@ -1,4 +1,4 @@
-"""The papers' trainings as recipes: their values are the papers', and what can be checked beforehand passes."""
+"""The papers' trainings as recipes: they have the papers' values and pass their preflight."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import torch
 
 from vfm import stages
 from vfm.flow.recipe import load_recipe
-from vfm.stage import Preflight, Stage
+from vfm.plugin import AdamW, Preflight, Stage
 from vfm_eva import EvaPretrain
 from vfm_eva.plugin import vfm_stages
+from vfm_eva.pretrain import build_student, num_masked
 
 IN_21K = 14_197_122
 
@@ -24,7 +25,7 @@ PAPERS = {
 }
 
 
-def stages(name: str, *overrides: str) -> tuple[Stage, ...]:
+def recipe_stages(name: str, *overrides: str) -> tuple[Stage, ...]:
     known = {stage.kind_name(): stage for stage in [*stages.vfm_stages(), *vfm_stages()]}
     return load_recipe(name, known, overrides).stages
 
@@ -33,15 +34,16 @@ def stages(name: str, *overrides: str) -> tuple[Stage, ...]:
 def test_values_are_the_papers(name, tmp_path):
     millions, epochs, images, batch, lr, drop_path, beta, source = PAPERS[name]
     (tmp_path / "a.tar").touch()
-    _, teacher, stage = stages(name, f"data.path={tmp_path / 'a.tar'}")
+    _, teacher, stage = recipe_stages(name, f"data.path={tmp_path / 'a.tar'}")
     assert isinstance(stage, EvaPretrain)
     assert teacher.source == source
-    assert (stage.global_batch_size, stage.lr, stage.drop_path, stage.betas) == (batch, lr, drop_path, (0.9, beta))
-    assert (stage.min_lr, stage.eps, stage.weight_decay, stage.grad_clip_norm) == (1e-5, 1e-6, 0.05, 3)
+    assert (stage.global_batch_size, stage.lr, stage.student.drop_path) == (batch, lr, drop_path)
+    assert stage.optimizer == AdamW(betas=(0.9, beta), eps=1e-6, weight_decay=0.05, grad_clip_norm=3)
+    assert stage.schedule.min_lr == 1e-5
     assert stage.num_steps == pytest.approx(epochs * images / batch, rel=1e-3)
-    assert stage.patch_embed_grad == (0.1 if "02" in name else 1.0)
+    assert stage.student.patch_embed_grad == (0.1 if "02" in name else 1.0)
     stage.preflight(Preflight({}, {}))
     with torch.device("meta"):
-        student = stage._student()
+        student = build_student(stage)
     assert sum(param.numel() for param in student.parameters()) / 1e6 == pytest.approx(millions, rel=0.03)
-    assert stage._num_masked(student) == (192 if name == "eva_l" else 105)
+    assert num_masked(stage, student) == (192 if name == "eva_l" else 105)

@@ -1,4 +1,4 @@
-"""The stage: what it refuses, that it learns, goes on after a crash, and what becomes of its encoder."""
+"""The stage `eva.pretrain`: its preflight, that it learns and resumes, and its encoder."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from eva_toy import STUDENT, context, losses, make_teacher, run, stage
-from vfm import UserError
-from vfm.artifacts import Artifact, Pool, VisionCheckpoint
-from vfm.data.loader import TrainingData
-from vfm.data.source import open_dataset
-from vfm.data.transforms import ImageTransform
-from vfm.events import Event
+from vfm.data import open_dataset
 from vfm.models import build_clip, build_vision, init_vision_tower, load_clip, load_vision, save_vision
-from vfm.stage import Preflight
-from vfm.train import fit
-from vfm_eva import EvaPretrain, MakeViews, MaskedData, Masks, Teacher
+from vfm.plugin import Artifact, Event, Pool, Preflight, UserError, VisionCheckpoint
+from vfm.train import ImageTransform, TrainingData, fit
+from vfm_eva import BlockMask, EvaPretrain
+from vfm_eva.images import MakeViews
+from vfm_eva.masks import MaskedData, Masks
+from vfm_eva.pretrain import build_student, build_task, teacher_in_bf16
+from vfm_eva.teacher import Teacher, load_teacher
 
 
 def preflight(config: EvaPretrain, teacher: Artifact | None = None) -> None:
@@ -35,8 +34,9 @@ def encoder_teacher(folder: Path, name: str = "vit_pico_patch8_32", **arguments:
     return save_vision(build_vision(name, seed=0, **arguments), folder)
 
 
-def test_preflight_passes_what_will_run(teacher):
-    for changes in [{}, {"mask": "random"}, {"target": {"layer": 0}}, {"grad_checkpointing": True, "drop_path": 0.1}]:
+def test_preflight_accepts_valid_settings(teacher):
+    checkpointed = {"grad_checkpointing": True, "student": {"drop_path": 0.1}}
+    for changes in [{}, {"mask": {"type": "random"}}, {"target": {"layer": 0}}, checkpointed]:
         preflight(stage(**changes), teacher)
 
 
@@ -44,39 +44,39 @@ def test_preflight_builds_a_giant_without_its_weights(teacher):
     preflight(stage(model="eva_giant_patch14_224"), teacher)  # a billion parameters would take 4 GB and half a minute
 
 
-def test_preflight_knows_a_teacher_that_is_not_there_yet_by_name_alone():
+def test_preflight_skips_a_teacher_that_does_not_exist_yet():
     class NotOurs(EvaPretrain):
-        """A teacher from a stage of which this package knows nothing."""
+        """Stage of another package that makes a teacher."""
 
     config = stage()
     config.preflight(Preflight({"teacher": NotOurs(name="teacher", data="pool", teacher="other", steps=1)}, {}))
-    with pytest.raises(UserError, match="mask_ratio masks 0"):
-        preflight(stage(mask_ratio=0.01))
+    with pytest.raises(UserError, match=r"mask\.ratio masks 0"):
+        preflight(stage(mask={"ratio": 0.01}))
 
 
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"mask_ratio": 0.01}, "mask_ratio masks 0 of the student's 4 x 4 patches"),
-        ({"mask_ratio": 0.99}, "mask_ratio masks 16 of the student's 4 x 4 patches"),
+        ({"mask": {"ratio": 0.01}}, "mask.ratio masks 0 of the student's 4 x 4 patches"),
+        ({"mask": {"ratio": 0.99}}, "mask.ratio masks 16 of the student's 4 x 4 patches"),
         ({"model": "eva02_pico_patch8_23"}, "did you mean"),
         ({"model": "resnet18"}, "ResNet has no patch tokens"),
         ({"model": {"architecture": STUDENT, "deph": 3}}, "deph"),
         ({"model": {"architecture": STUDENT, "patch_drop_rate": 0.5}}, "patch_drop_rate"),
-        ({"image_size": 36}, "36 pixels are not a multiple of its patch size 8"),
+        ({"image_size": 36}, "must be a multiple of the patch size 8, got 36"),
         ({"image_size": 4}, "4 pixels"),
         ({"model": "vit_pico_patch8_32", "image_size": 4}, "4 pixels"),
-        ({"image_size": 8}, "8 pixels hold 1 x 1 patches of 8 pixels; masks need at least 2 x 2"),
+        ({"image_size": 8}, "masks need at least 2 x 2 patches, got 1 x 1 of 8 pixels"),
         ({"target": {"layer": 9}}, "layer 9 is not one of its 2 blocks"),
     ],
 )
-def test_what_cannot_work_is_one_line_before_anything_runs(teacher, changes, line):
+def test_mistakes_are_one_line_in_the_preflight(teacher, changes, line):
     with pytest.raises(UserError, match=line) as caught:
         preflight(stage(**changes), teacher)
     assert "\n" not in str(caught.value)
 
 
-def test_an_encoder_has_no_projected_patches_and_preflight_says_what_to_set(tmp_path):
+def test_an_encoder_as_teacher_needs_projected_false(tmp_path):
     encoder = encoder_teacher(tmp_path)
     with pytest.raises(UserError, match="set projected: false") as caught:
         preflight(stage(), encoder)
@@ -89,16 +89,18 @@ def test_a_teacher_without_patches_is_refused(tmp_path):
         preflight(stage(target={"projected": False}), encoder_teacher(tmp_path, "resnet18", num_classes=0))
 
 
-def test_a_teacher_of_another_family_is_one_line(tmp_path, pool):
-    with pytest.raises(UserError, match=r"teacher wants a ClipCheckpoint or VisionCheckpoint; .* is a Pool") as caught:
+def test_a_teacher_of_another_type_is_refused_in_one_line(tmp_path, pool):
+    with pytest.raises(
+        UserError, match=r"teacher: expected a ClipCheckpoint or VisionCheckpoint, got a Pool"
+    ) as caught:
         run(tmp_path, {}, pool=pool, teacher=pool)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("scale", [[0.5, 0.2], [0.0, 1.0], [0.5, 1.5]])
-def test_impossible_crops_are_refused(scale):
+def test_invalid_crop_scales_are_refused(scale):
     with pytest.raises(ValidationError):
-        stage(crop_scale=scale)
+        stage(augmentation={"crop_scale": scale})
 
 
 def test_the_plugin_is_loaded_without_torch():
@@ -106,7 +108,7 @@ def test_the_plugin_is_loaded_without_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_every_field_of_the_stage_says_what_it_is():
+def test_every_field_has_a_description():
     own = set(EvaPretrain.model_fields) - {"kind"}
     inherited = set(EvaPretrain.__mro__[1].model_fields) - set(EvaPretrain.__annotations__)
     assert [name for name in own - inherited if not EvaPretrain.model_fields[name].description] == []
@@ -114,35 +116,37 @@ def test_every_field_of_the_stage_says_what_it_is():
 
 def step_data(pool: Pool, size: int, grid: tuple[int, int], num_masked: int, batch: int) -> MaskedData:
     make = MakeViews(ImageTransform(size, scale=(0.2, 1.0)))
-    return MaskedData(TrainingData(open_dataset(pool), make, global_batch_size=batch), Masks("block", grid, num_masked))
+    return MaskedData(
+        TrainingData(open_dataset(pool), make, global_batch_size=batch), Masks(BlockMask(), grid, num_masked)
+    )
 
 
 def best_constant_loss(pool: Pool, teacher: Teacher, grid: tuple[int, int]) -> float:
-    """The loss of guessing, for each place in the grid, the one direction that is nearest to all targets."""
+    """Return the loss of the best constant prediction for each position of the grid."""
     (batch,) = next(
         step_data(pool, teacher.preprocess.image_size, grid, 1, batch=200).steps(0, 1, micro_batch_size=200)
     )
-    features = F.normalize(teacher.target(batch["images"], grid), dim=-1)
+    features = F.normalize(teacher.features(batch.inputs.images, grid), dim=-1)
     return -features.mean(dim=0).norm(dim=-1).mean().item()
 
 
-def test_a_toy_run_learns_more_than_what_all_pictures_share(tmp_path, pool, teacher):
-    settings = {"steps": 60, "global_batch_size": 32, "lr": 5e-3, "warmup_steps": 5}
+def test_a_small_training_beats_the_best_constant_prediction(tmp_path, pool, teacher):
+    settings = {"steps": 60, "global_batch_size": 32, "lr": 5e-3, "schedule": {"warmup_steps": 5}}
     run(tmp_path, settings, pool=pool, teacher=teacher)
     curve = losses(tmp_path)
-    constant = best_constant_loss(pool, stage().target.teacher(teacher), (4, 4))
+    constant = best_constant_loss(pool, load_teacher(teacher, stage().target), (4, 4))
     assert abs(curve[0]) < 0.2
     assert -0.65 < constant < -0.55
     assert sum(curve[-10:]) / 10 < constant - 0.05
 
 
-def test_the_teacher_is_bitwise_what_it_was(tmp_path, pool, teacher):
+def test_the_teacher_is_unchanged_to_the_bit(tmp_path, pool, teacher):
     before = {file.name: file.read_bytes() for file in teacher.path.iterdir()}
     weights = {name: value.clone() for name, value in load_clip(teacher).module.visual.state_dict().items()}
     config, ctx = stage(), context(tmp_path, pool=pool, teacher=teacher)
-    held = config.target.teacher(teacher)
-    task = config._task(config._student(), held)
-    fit(task, step_data(pool, 32, task.grid, task.num_masked, batch=8), config, ctx, config.runtime)
+    held = load_teacher(teacher, config.target)
+    task = build_task(config, build_student(config), held)
+    fit(task, step_data(pool, 32, task.grid, task.num_masked, batch=8), config, ctx)
     assert all(torch.equal(value, weights[name]) for name, value in held.module.state_dict().items())
     assert {file.name: file.read_bytes() for file in teacher.path.iterdir()} == before
     saved = load_file(next((tmp_path / "work").glob("step-*")) / "model.safetensors")
@@ -150,8 +154,8 @@ def test_the_teacher_is_bitwise_what_it_was(tmp_path, pool, teacher):
 
 
 @pytest.mark.parametrize("cut", [2, 5])
-def test_a_run_cut_short_ends_as_the_unbroken_one(tmp_path, pool, teacher, cut):
-    settings = {"steps": 8, "checkpoint": {"every_steps": 3}, "drop_path": 0.2, "ema_decay": 0.9}
+def test_an_interrupted_run_ends_as_an_unbroken_one(tmp_path, pool, teacher, cut):
+    settings = {"steps": 8, "checkpoint": {"every_steps": 3}, "student": {"drop_path": 0.2}, "ema_decay": 0.9}
     run(tmp_path / "whole", settings, pool=pool, teacher=teacher)
 
     def stop(event: Event) -> None:
@@ -169,7 +173,7 @@ def test_a_run_cut_short_ends_as_the_unbroken_one(tmp_path, pool, teacher, cut):
 
 
 @pytest.mark.parametrize("student", [STUDENT, "vit_pico_patch8_32"])
-def test_a_teacher_of_another_size_and_grid_teaches(tmp_path, pool, student):
+def test_a_teacher_can_have_another_size_and_grid(tmp_path, pool, student):
     large = make_teacher(tmp_path / "teacher", "ViT-Pico-8-64")
     settings = {"model": student, "steps": 3}
     preflight(stage(**settings), large)
@@ -178,8 +182,8 @@ def test_a_teacher_of_another_size_and_grid_teaches(tmp_path, pool, student):
 
 
 def test_the_teachers_precision_is_the_students_on_a_cpu_unless_it_is_set(tmp_path, pool, teacher):
-    assert stage()._teacher_in_bf16() is None
-    assert stage(teacher_precision="fp32")._teacher_in_bf16() is False
+    assert teacher_in_bf16(stage()) is None
+    assert teacher_in_bf16(stage(teacher_precision="fp32")) is False
     found = {}
     for precision in ("auto", "fp32", "bf16"):
         run(tmp_path / precision, {"steps": 3, "teacher_precision": precision}, pool=pool, teacher=teacher)
@@ -188,14 +192,14 @@ def test_the_teachers_precision_is_the_students_on_a_cpu_unless_it_is_set(tmp_pa
     assert found["bf16"] == pytest.approx(found["fp32"], abs=5e-3)
 
 
-def test_an_encoder_teaches_by_its_final_norm(tmp_path, pool):
+def test_an_encoder_can_be_the_teacher(tmp_path, pool):
     encoder = encoder_teacher(tmp_path / "teacher")
     run(tmp_path / "run", {"target": {"projected": False}, "steps": 3}, pool=pool, teacher=encoder)
     assert len(losses(tmp_path / "run")) == 3
 
 
-def test_the_result_is_timms_and_goes_into_a_clip_model(tmp_path, pool, teacher):
-    made = run(tmp_path, {"drop_path": 0.1}, pool=pool, teacher=teacher)
+def test_timm_loads_the_encoder_and_it_initialises_a_clip_model(tmp_path, pool, teacher):
+    made = run(tmp_path, {"student": {"drop_path": 0.1}}, pool=pool, teacher=teacher)
     assert (made.architecture, made.image_size, made.width, made.num_classes) == (STUDENT, 32, 64, 0)
     encoder = load_vision(VisionCheckpoint.load(made.path)).eval()
     timms = timm.create_model(f"local-dir:{made.path}", pretrained=True).eval()

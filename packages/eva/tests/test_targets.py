@@ -1,4 +1,4 @@
-"""Targets from the cache train as the teacher itself does, and their making goes on after a crash."""
+"""Training from stored targets equals training with the teacher, and `eva.targets` resumes after a crash."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ import torch
 from pydantic import ValidationError
 
 from eva_toy import STUDENT, context, losses, make_pool, make_teacher, run, stage
-from vfm import UserError
-from vfm.artifacts import ClipCheckpoint, Pool, SampleCache
-from vfm.data.loader import TrainingData, sample_seed
-from vfm.data.sample_cache import CACHE_FOLDER, CachedTensors
-from vfm.data.source import open_dataset
-from vfm.data.transforms import ImageTransform
-from vfm.events import Event
+from vfm.data import CACHE_FOLDER, CachedTensors, open_dataset
 from vfm.models import load_clip, save_clip
-from vfm.stage import Preflight
-from vfm_eva import EvaTargets, MakeViews, MaskedData, Masks, Pca, StoredTargets, Target
-from vfm_eva.images import MakeWithTargets
+from vfm.plugin import ClipCheckpoint, Event, Pool, Preflight, SampleCache, UserError
+from vfm.train import ImageTransform, SampleDraw, TrainingData
+from vfm_eva import BlockMask, EvaTargets, Target
+from vfm_eva.images import EvaInputs, MakeViews, MakeWithTargets
+from vfm_eva.masks import MaskedData, Masks
+from vfm_eva.pca import Pca
+from vfm_eva.teacher import StoredTargets, load_teacher
 
 CACHED = {"teacher": None, "targets": "targets"}
 
@@ -47,7 +45,7 @@ def make_targets(folder: Path, pool: Pool, teacher: ClipCheckpoint, **changes: A
 
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory) -> Pool:
-    """So few that a step is an epoch: then the crops of a step are also those of a number of a crop."""
+    """Make a pool of one step per epoch, so that the n-th step has the n-th crops."""
     return make_pool(tmp_path_factory.mktemp("eight"), num_samples=8)
 
 
@@ -55,8 +53,8 @@ def eight(tmp_path_factory) -> Pool:
 @pytest.mark.parametrize("target", [{}, {"layer": 0, "projected": False}, {"normalize": True}])
 def test_training_from_the_cache_is_training_with_the_teacher(tmp_path, eight, teacher_model, target):
     teacher = make_teacher(tmp_path / "teacher", teacher_model)
-    crops = {"crop_scale": [0.3, 0.9], "flip": 0.4, "target": target, "seed": 5}
-    settings = {"steps": 6, "global_batch_size": 8, "drop_path": 0.2, "seed": 5}
+    crops = {"augmentation": {"crop_scale": [0.3, 0.9], "flip": 0.4}, "target": target, "seed": 5}
+    settings = {"steps": 6, "global_batch_size": 8, "student": {"drop_path": 0.2}, "seed": 5}
     run(tmp_path / "live", settings | crops, pool=eight, teacher=teacher)
     cache = make_targets(tmp_path / "targets", eight, teacher, num_crops=6, **crops)
     run(tmp_path / "cached", settings | CACHED, pool=eight, targets=cache)
@@ -86,10 +84,11 @@ def test_targets_in_fewer_bytes_stay_near_the_exact_ones(tmp_path, pool, teacher
     assert small.basis == ("pca.safetensors" if pca else "")
     cosines = []
     for index in range(len(exact)):
-        batch = {"targets": torch.from_numpy(stored[index, 0]).flatten(0, 1)}
-        found = StoredTargets(64, pca).of(batch, (4, 4))
-        wanted = torch.from_numpy(exact[index, 0]).flatten(0, 1)
-        cosines.append(torch.cosine_similarity(found, wanted, dim=-1))
+        coded = torch.from_numpy(stored[index, 0]).flatten(0, 1)
+        inputs = EvaInputs(torch.empty(0), torch.empty(0), targets=coded)
+        found = StoredTargets(64, pca).targets(inputs, (4, 4))
+        expected = torch.from_numpy(exact[index, 0]).flatten(0, 1)
+        cosines.append(torch.cosine_similarity(found, expected, dim=-1))
     assert least < torch.cat(cosines).mean() < 1 - 1e-7
 
 
@@ -101,7 +100,7 @@ def test_training_from_few_bytes_is_nearly_training_with_the_teacher(tmp_path, e
     assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "live"), abs=3e-3)
 
 
-def test_a_pca_is_the_textbooks_and_all_components_keep_everything():
+def test_a_pca_equals_the_singular_value_decomposition():
     features = torch.randn(500, 12, generator=torch.Generator().manual_seed(0)) @ torch.diag(torch.arange(12.0)) + 3
     pca = Pca.fit(features.view(5, 10, 10, 12), 4)
     centred = features - features.mean(0)
@@ -112,11 +111,11 @@ def test_a_pca_is_the_textbooks_and_all_components_keep_everything():
     torch.testing.assert_close(pca(pca.coordinates(features)), nearest, atol=1e-4, rtol=0)
     whole = Pca.fit([features], 12)
     torch.testing.assert_close(whole(whole.coordinates(features)), features, atol=1e-4, rtol=0)
-    with pytest.raises(UserError, match="a PCA of 12 components wants as many patches; there are 5"):
+    with pytest.raises(UserError, match="a PCA of 12 components needs at least as many patches, got 5"):
         Pca.fit([features[:5]], 12)
 
 
-def test_a_making_with_a_pca_cut_short_ends_as_the_unbroken_one(tmp_path, pool, teacher):
+def test_an_interrupted_stage_with_a_pca_ends_as_an_unbroken_one(tmp_path, pool, teacher):
     settings = {"components": 16, "dtype": "int8", "samples_per_shard": 64, "pca_images": 20}
     whole = make_targets(tmp_path / "whole", pool, teacher, **settings)
 
@@ -135,7 +134,7 @@ def test_a_making_with_a_pca_cut_short_ends_as_the_unbroken_one(tmp_path, pool, 
 
 def test_more_components_than_channels_are_refused_before_anything_runs(tmp_path, pool, teacher):
     config = targets_stage(components=65)
-    line = "components is 65; the teacher's features have 64 channels"
+    line = "components must be at most 64, the channels of the teacher's features; got 65"
     with pytest.raises(UserError, match=line):
         config.preflight(Preflight({}, {"teacher": teacher.path}))
     with pytest.raises(UserError, match=line):
@@ -143,27 +142,28 @@ def test_more_components_than_channels_are_refused_before_anything_runs(tmp_path
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_a_teacher_with_weights_that_are_no_numbers_is_one_line_before_anything_runs(tmp_path, teacher, number):
+def test_a_teacher_with_weights_that_are_not_finite_is_refused_in_the_preflight(tmp_path, teacher, number):
     clip = load_clip(teacher)
     clip.module.visual.ln_post.bias.data[3] = number
     broken = save_clip(clip, tmp_path)
     known = Preflight({}, {"teacher": broken.path})
     for config in (stage(), targets_stage()):
-        with pytest.raises(UserError, match=r"visual\.ln_post\.bias holds NaN or infinity") as caught:
+        with pytest.raises(UserError, match=r"visual\.ln_post\.bias contains NaN or infinity") as caught:
             config.preflight(known)
         assert "\n" not in str(caught.value)
 
 
-def test_epochs_take_the_crops_in_turn_and_masks_stay_new(tmp_path, eight, teacher):
+def test_epochs_take_the_crops_in_turn_with_new_masks(tmp_path, eight, teacher):
     cache = make_targets(tmp_path, eight, teacher, num_crops=2, seed=3)
-    held = Target().teacher(teacher)
+    held = load_teacher(teacher, Target())
     make = MakeViews(ImageTransform(32, scale=cache.crop_scale, flip=cache.flip))
     plain = TrainingData(open_dataset(eight), MakeWithTargets(make, CachedTensors(cache), 8), global_batch_size=8)
-    data = MaskedData(plain, Masks("block", (4, 4), 7))
+    data = MaskedData(plain, Masks(BlockMask(), (4, 4), 7))
     epochs = []
     for (batch,) in data.steps(0, 4, micro_batch_size=8):
-        torch.testing.assert_close(held.target(batch["images"], (4, 4)), batch["targets"])
-        epochs.append({key: (batch["images"][row], batch["bool_mask"][row]) for row, key in enumerate(batch["keys"])})
+        inputs = batch.inputs
+        torch.testing.assert_close(held.features(inputs.images, (4, 4)), inputs.targets)
+        epochs.append({key: (inputs.images[row], inputs.bool_mask[row]) for row, key in enumerate(batch.keys)})
     for key, (images, bool_mask) in epochs[0].items():
         assert torch.equal(images, epochs[2][key][0])
         assert torch.equal(epochs[1][key][0], epochs[3][key][0])
@@ -177,13 +177,13 @@ def test_an_epoch_that_ends_within_a_step_changes_the_crop_with_the_next_step(tm
     sample, tensors = open_dataset(eight)[5], CachedTensors(cache)
     crops = []
     for step in range(6):  # they begin at samples 0, 6, 12, 18, 24, 30 of epochs of 8
-        targets = make(sample, sample_seed(0, step, 5))["targets"].numpy()
+        targets = make(sample, SampleDraw.of(0, step, 5)).targets.numpy()
         crops.append([np.array_equal(targets, tensors[5, crop].reshape(16, -1)) for crop in (0, 1)].index(True))
     assert crops == [0, 0, 1, 0, 1, 1]
 
 
 def _spoil(pool: Pool, number: int) -> None:
-    """Breaks an image of a pool that is indexed already."""
+    """Overwrite an image of an indexed pool."""
     tar, name = next(pool.path.rglob("*.tar")), f"{open_dataset(pool).key(number)}.jpg"
     with tarfile.open(tar) as opened:
         start = next(one for one in opened if one.name == name).offset_data
@@ -193,7 +193,7 @@ def _spoil(pool: Pool, number: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_making_cut_short_ends_as_the_unbroken_one(tmp_path, teacher, workers):
+def test_an_interrupted_stage_ends_as_an_unbroken_one(tmp_path, teacher, workers):
     pool = make_pool(tmp_path / "pool", num_samples=60)
     for number in (3, 30, 31, 32, 33, 59):  # 30 to 33 are a whole batch
         _spoil(pool, number)
@@ -222,21 +222,21 @@ def test_a_making_cut_short_ends_as_the_unbroken_one(tmp_path, teacher, workers)
         assert (again.path / file).read_bytes() == (whole.path / file).read_bytes(), file
 
 
-def test_a_sample_without_targets_is_replaced_and_told(tmp_path, teacher):
+def test_a_sample_without_targets_is_replaced_and_reported(tmp_path, teacher):
     pool = make_pool(tmp_path / "pool", num_samples=8)
     picture = open_dataset(pool)[2].image[:10]
     _spoil(pool, 2)
     cache = make_targets(tmp_path / "targets", pool, teacher, max_bad_fraction=0.2)
     (tar,) = pool.path.rglob("*.tar")
-    tar.write_bytes(tar.read_bytes().replace(b"no picture", picture))  # it can be read again; it has no targets still
+    tar.write_bytes(tar.read_bytes().replace(b"no picture", picture))  # it can be read again, but has no targets
     make = MakeWithTargets(MakeViews(ImageTransform(32)), CachedTensors(cache), global_batch_size=8)
     source = open_dataset(pool)
     ((batch,),) = TrainingData(source, make, global_batch_size=8, max_bad_fraction=0.9).steps(0, 1)
-    assert batch["bad"] == [("unreadable_image", source.where(2))]
-    assert len(batch["keys"]) == 8
+    assert batch.bad == [("unreadable_image", source.where(2))]
+    assert len(batch.keys) == 8
 
 
-def test_too_many_bad_samples_stop_the_making(tmp_path, teacher):
+def test_too_many_bad_samples_stop_the_stage(tmp_path, teacher):
     pool = make_pool(tmp_path / "pool", num_samples=8)
     _spoil(pool, 6)
     with pytest.raises(UserError, match=r"1 of 8 samples are bad: unreadable_image \(1\); more than max_bad_fraction"):
@@ -248,8 +248,8 @@ def test_too_many_bad_samples_stop_the_making(tmp_path, teacher):
     [
         ({"teacher": None}, "give exactly one of teacher and targets"),
         ({"targets": "targets"}, "give exactly one of teacher and targets"),
-        ({**CACHED, "flip": 0.0}, "flip is fixed in 'targets'; set it where the targets are made"),
-        ({**CACHED, "target": {"layer": 3}}, "target is fixed in 'targets'"),
+        ({**CACHED, "augmentation": {"flip": 0.0}}, "augmentation is fixed by 'targets'; set it in the stage"),
+        ({**CACHED, "target": {"layer": 3}}, "target is fixed by 'targets'"),
     ],
 )
 def test_teacher_and_targets_exclude_one_another(changes, line):
@@ -257,13 +257,13 @@ def test_teacher_and_targets_exclude_one_another(changes, line):
         stage(**changes)
 
 
-def test_targets_that_do_not_fit_are_one_line_before_anything_runs_and_when_it_runs(tmp_path, eight, pool, teacher):
+def test_targets_that_do_not_fit_are_refused_in_the_preflight_and_in_the_run(tmp_path, eight, pool, teacher):
     cache = make_targets(tmp_path / "targets", eight, teacher)
     small = stage(**CACHED, image_size=16)
     here = {"targets": cache.path, "pool": eight.path}
     stage(**CACHED).preflight(Preflight({}, here))
-    large = r"targets are for 4 x 4 patches, the student has 2 x 2; set grid: \[2, 2\]"
-    other = "targets were made from .* it must be the same"
+    large = r"expected targets for 2 x 2 patches, the student's; got 4 x 4; set grid: \[2, 2\]"
+    other = "expected targets made from data, .*; got targets made from"
     for config, known, line in [(small, here, large), (stage(**CACHED), here | {"pool": pool.path}, other)]:
         with pytest.raises(UserError, match=line):
             config.preflight(Preflight({}, known))
@@ -278,27 +278,27 @@ def test_targets_that_are_to_be_made_must_fit_too():
 
     preflight(targets_stage())
     preflight(targets_stage(), model="vit_pico_patch8_32")
-    with pytest.raises(UserError, match="for 8 x 4 patches, the student has 4 x 4"):
+    with pytest.raises(UserError, match="expected targets for 4 x 4 patches, the student's; got 8 x 4"):
         preflight(targets_stage(grid=[8, 4]))
-    with pytest.raises(UserError, match="'targets' are made from 'another', not from data 'pool'"):
+    with pytest.raises(UserError, match="'targets' are made from 'another', expected data 'pool'"):
         preflight(targets_stage(data="another"))
 
 
-def test_preflight_of_targets_asks_a_teacher_that_is_there(teacher):
+def test_preflight_of_targets_checks_an_existing_teacher(teacher):
     known = Preflight({}, {"teacher": teacher.path})
     targets_stage().preflight(known)
     with pytest.raises(UserError, match="layer 9 is not one of its 2 blocks"):
         targets_stage(target={"layer": 9}).preflight(known)
 
 
-def test_a_cache_serves_a_student_of_another_size_with_as_many_patches(tmp_path, eight, teacher):
+def test_a_cache_fits_students_of_other_sizes_with_equal_grids(tmp_path, eight, teacher):
     cache = make_targets(tmp_path / "targets", eight, teacher)
     settings = {"model": {"architecture": STUDENT, "patch_size": 16}, "image_size": 64, "steps": 2}
     run(tmp_path / "run", settings | CACHED, pool=eight, targets=cache)
     assert len(losses(tmp_path / "run")) == 2
 
 
-def test_every_field_of_the_stage_says_what_it_is():
+def test_every_field_has_a_description():
     own = set(EvaTargets.__annotations__) - {"kind"}
     assert [name for name in own if not EvaTargets.model_fields[name].description] == []
 

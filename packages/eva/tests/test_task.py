@@ -1,7 +1,8 @@
-"""The loss is EVA's, its teacher stays as it is, and what is masked stays hidden."""
+"""The loss is EVA's, its teacher is unchanged, and masked patches stay hidden."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,13 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import eva_toy
-from eva_toy import NUM_MASKED, STUDENT, make_task, random_batch
-from vfm import UserError
+from eva_toy import NUM_MASKED, STUDENT, make_task, random_inputs
 from vfm.models import build_clip, build_vision, load_clip, vision_preprocess
-from vfm.train import build_optimizer
-from vfm_eva import EvaTask, Teacher
-from vfm_eva.teacher import to_grid
+from vfm.plugin import AdamW, UserError
+from vfm.train import build_optimizer, map_tensors
+from vfm_eva.task import EvaTask
+from vfm_eva.teacher import Teacher, resample_grid
 from vfm_kernels import block_mask, block_mask_exact, random_mask
 
 MASKS = [block_mask, block_mask_exact, random_mask]
@@ -28,7 +28,7 @@ def clip_teacher(teacher) -> Teacher:
 
 
 def restated_loss(task: EvaTask, images: Tensor, bool_mask: Tensor) -> Tensor:
-    """EVA's ten lines, on the student's parts (arXiv:2211.07636; `forward` of its pre-training model)."""
+    """Return the loss of EVA's ten lines, written out (arXiv:2211.07636; `forward` of its pre-training model)."""
     student: Any = task.student
     tokens = student.patch_embed(task.preprocess.pixels(images))
     w = bool_mask.unsqueeze(-1).float()
@@ -49,45 +49,45 @@ def restated_loss(task: EvaTask, images: Tensor, bool_mask: Tensor) -> Tensor:
 @pytest.mark.parametrize("student", [STUDENT, "vit_pico_patch8_32"])
 @pytest.mark.parametrize("masks", MASKS)
 def test_loss_and_gradients_are_those_of_evas_ten_lines(clip_teacher, masks, student):
-    task, batch = make_task(clip_teacher, student), random_batch(masks)
-    loss, metrics = task(batch)
-    plain = restated_loss(task, batch["images"], batch["bool_mask"])
+    task, inputs = make_task(clip_teacher, student), random_inputs(masks)
+    loss, metrics = task(inputs)
+    plain = restated_loss(task, inputs.images, inputs.bool_mask)
     torch.testing.assert_close(loss, plain)
     parameters = list(task.parameters())
     torch.testing.assert_close(torch.autograd.grad(loss, parameters), torch.autograd.grad(plain, parameters))
-    assert metrics["masked_share"] == batch["bool_mask"].float().mean()
+    assert metrics["masked_share"] == inputs.bool_mask.float().mean()
 
 
-def test_masks_of_unequal_count_weigh_every_masked_patch_the_same(clip_teacher):
-    task, batch = make_task(clip_teacher), random_batch(block_mask_exact)
-    batch["bool_mask"][0] = False  # a mask that stopped short of all, and one that stopped half way
-    batch["bool_mask"][1] &= batch["bool_mask"][1].cumsum(0) <= 3
-    assert batch["bool_mask"].sum(1).tolist() == [0, 3, NUM_MASKED, NUM_MASKED]
-    loss, _ = task(batch)
-    torch.testing.assert_close(loss, restated_loss(task, batch["images"], batch["bool_mask"]))
+def test_every_masked_patch_has_the_same_weight_with_masks_of_unequal_counts(clip_teacher):
+    task, inputs = make_task(clip_teacher), random_inputs(block_mask_exact)
+    inputs.bool_mask[0] = False  # an empty mask, and one with fewer patches
+    inputs.bool_mask[1] &= inputs.bool_mask[1].cumsum(0) <= 3
+    assert inputs.bool_mask.sum(1).tolist() == [0, 3, NUM_MASKED, NUM_MASKED]
+    loss, _ = task(inputs)
+    torch.testing.assert_close(loss, restated_loss(task, inputs.images, inputs.bool_mask))
 
 
 @pytest.mark.parametrize("masks", MASKS)
-def test_a_head_on_so_many_patches_gives_the_loss_of_a_head_on_all(clip_teacher, masks):
-    batch = random_batch(masks)
+def test_a_head_on_num_masked_patches_has_the_loss_of_a_head_on_all(clip_teacher, masks):
+    inputs = random_inputs(masks)
     some, all_patches = (make_task(clip_teacher, num_masked=count) for count in (NUM_MASKED, None))
-    torch.testing.assert_close(some(batch)[0], all_patches(batch)[0])
+    torch.testing.assert_close(some(inputs)[0], all_patches(inputs)[0])
 
 
 @pytest.mark.parametrize("masks", MASKS)
-def test_no_shape_depends_on_the_masks_so_nothing_waits_for_the_device(clip_teacher, masks):
-    task = make_task(clip_teacher).to("meta")  # a boolean index or an `item()` cannot be answered there
-    batch = {name: value.to("meta") for name, value in random_batch(masks).items() if isinstance(value, Tensor)}
-    loss, _ = task(batch)
+def test_no_shape_depends_on_the_masks(clip_teacher, masks):
+    task = make_task(clip_teacher).to("meta")  # a boolean index or an `item()` would fail there
+    inputs = map_tensors(random_inputs(masks), lambda value: value.to("meta"))
+    loss, _ = task(inputs)
     loss.backward()
     assert loss.shape == ()
-    with pytest.raises(NotImplementedError):  # what `tokens[bool_mask]` would have to ask
-        batch["bool_mask"].nonzero()
+    with pytest.raises(NotImplementedError):  # as `tokens[bool_mask]` would need
+        inputs.bool_mask.nonzero()
 
 
-def test_pixels_under_the_mask_do_not_reach_the_student_and_seen_ones_do(clip_teacher):
-    task, batch = make_task(clip_teacher), random_batch()
-    images, bool_mask = batch["images"], batch["bool_mask"]
+def test_only_visible_pixels_reach_the_student(clip_teacher):
+    task, inputs = make_task(clip_teacher), random_inputs()
+    images, bool_mask = inputs.images, inputs.bool_mask
     hidden = F.interpolate(bool_mask.float().view(4, 1, 4, 4), scale_factor=8).bool()
     before = task.student_tokens(images, bool_mask)
     assert torch.equal(task.student_tokens(torch.where(hidden, 255 - images, images), bool_mask), before)
@@ -96,17 +96,17 @@ def test_pixels_under_the_mask_do_not_reach_the_student_and_seen_ones_do(clip_te
 
 
 def test_bf16_computes_the_loss_in_fp32(clip_teacher):
-    task, batch = make_task(clip_teacher), random_batch()
-    full, _ = task(batch)
+    task, inputs = make_task(clip_teacher), random_inputs()
+    full, _ = task(inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss, _ = task(batch)
+        loss, _ = task(inputs)
     assert loss.dtype == torch.float32
     assert loss != full
     assert loss.item() == pytest.approx(full.item(), abs=0.02)
 
 
 @pytest.mark.parametrize("model", ["ViT-Pico-8-32", "EVA02-Pico-8-32", STUDENT])
-def test_a_teacher_kept_in_bf16_says_what_autocast_makes_of_one_in_fp32(model):
+def test_a_teacher_stored_in_bf16_has_the_features_of_autocast(model):
     def fresh(bf16: bool | None) -> Teacher:
         if model == STUDENT:
             encoder = build_vision(model, num_classes=0, seed=0)
@@ -114,15 +114,15 @@ def test_a_teacher_kept_in_bf16_says_what_autocast_makes_of_one_in_fp32(model):
         clip = build_clip(model, seed=0)
         return Teacher(clip, clip.preprocess, bf16=bf16)
 
-    images = random_batch()["images"]
-    full, kept = fresh(None).target(images, (4, 4)), fresh(True)
+    images = random_inputs().images
+    full, kept = fresh(None).features(images, (4, 4)), fresh(True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = fresh(None).target(images, (4, 4))
-        assert torch.equal(fresh(False).target(images, (4, 4)), full)
+        cast = fresh(None).features(images, (4, 4))
+        assert torch.equal(fresh(False).features(images, (4, 4)), full)
     if model == "ViT-Pico-8-32":  # under a CPU's autocast torch's own attention leaves fp32 weights as they are
-        assert F.cosine_similarity(kept.target(images, (4, 4)).float(), cast.float(), dim=-1).min() > 0.9995
+        assert F.cosine_similarity(kept.features(images, (4, 4)).float(), cast.float(), dim=-1).min() > 0.9995
     else:
-        assert torch.equal(kept.target(images, (4, 4)), cast)
+        assert torch.equal(kept.features(images, (4, 4)), cast)
     assert not torch.equal(cast.float(), full)
     assert kept.width == full.shape[-1]
     kinds = {type(part).__name__: part.weight.dtype for part in kept.module.modules() if hasattr(part, "weight")}
@@ -133,15 +133,15 @@ def test_a_teacher_kept_in_bf16_says_what_autocast_makes_of_one_in_fp32(model):
 def test_a_student_in_fp32_learns_from_a_teacher_in_bf16():
     clip = build_clip("ViT-Pico-8-32", seed=0)
     task = make_task(Teacher(clip, clip.preprocess, bf16=True)).train()
-    loss, _ = task(random_batch())
+    loss, _ = task(random_inputs())
     loss.backward()
     assert all(param.grad is not None and param.grad.dtype == torch.float32 for param in task.parameters())
 
 
-def test_a_masked_patch_knows_its_position(clip_teacher):
-    task, batch = make_task(clip_teacher), random_batch()
-    tokens = task.student_tokens(batch["images"], batch["bool_mask"])
-    first, second = tokens[0][batch["bool_mask"][0]][:2]
+def test_predictions_of_masked_patches_depend_on_their_position(clip_teacher):
+    task, inputs = make_task(clip_teacher), random_inputs()
+    tokens = task.student_tokens(inputs.images, inputs.bool_mask)
+    first, second = tokens[0][inputs.bool_mask[0]][:2]
     assert not torch.allclose(first, second, atol=1e-3)
 
 
@@ -153,30 +153,30 @@ def test_every_trained_parameter_has_a_gradient(clip_teacher):
         ("vit_pico_patch8_32", {"global_pool": "avg", "reg_tokens": 2}),
     ]:
         task = make_task(clip_teacher, student, **arguments)
-        task(random_batch())[0].backward()
+        task(random_inputs())[0].backward()
         left = [name for name, param in task.named_parameters() if param.requires_grad and param.grad is None]
-        assert left == []  # DDP would wait for them for ever
+        assert left == []  # DDP would wait for them forever
 
 
-def test_the_student_is_untouched_after_a_step_and_after_a_failure(clip_teacher):
-    task, batch = make_task(clip_teacher), random_batch()
-    pixels = task.preprocess.pixels(batch["images"])
+def test_the_student_is_restored_after_a_step_and_after_an_error(clip_teacher):
+    task, inputs = make_task(clip_teacher), random_inputs()
+    pixels = task.preprocess.pixels(inputs.images)
     before = task.student(pixels)
-    task(batch)
+    task(inputs)
     with pytest.raises(ValueError, match="bool_mask"):
-        task(batch | {"bool_mask": batch["bool_mask"][:, :9]})
+        task(replace(inputs, bool_mask=inputs.bool_mask[:, :9]))
     assert not task.student.patch_embed._forward_hooks
     assert torch.equal(task.student(pixels), before)
 
 
-def test_the_teacher_is_no_part_of_what_is_trained_and_saved(clip_teacher):
+def test_the_teacher_is_neither_trained_nor_saved(clip_teacher):
     task = make_task(clip_teacher)
     owned = {id(param) for param in clip_teacher.module.parameters()}
-    groups = build_optimizer(task, eva_toy.stage()).param_groups
+    groups = build_optimizer(task, AdamW(), 1e-3).param_groups
     assert not owned & {id(param) for group in groups for param in group["params"]}
     assert not owned & {id(value) for value in task.state_dict(keep_vars=True).values()}
     assert {name.split(".")[0] for name in task.state_dict()} == {"student", "head", "mask_token"}
-    loss, _ = task.train()(random_batch())
+    loss, _ = task.train()(random_inputs())
     loss.backward()
     assert all(param.grad is None for param in clip_teacher.module.parameters())
     assert not any(module.training for module in clip_teacher.module.modules())
@@ -191,7 +191,7 @@ def test_vectors_positions_and_the_mask_token_are_not_decayed(clip_teacher):
     assert not {"head.weight", "student.blocks.0.attn.qkv.weight"} & plain
 
 
-def test_the_seed_alone_draws_head_and_mask_token(clip_teacher):
+def test_head_and_mask_token_depend_only_on_the_seed(clip_teacher):
     def fresh(seed: int) -> tuple[Tensor, Tensor]:
         task = EvaTask(build_vision(STUDENT, num_classes=0, seed=0), clip_teacher, seed=seed)
         return task.head.weight, task.mask_token
@@ -202,39 +202,39 @@ def test_the_seed_alone_draws_head_and_mask_token(clip_teacher):
     assert not any(map(torch.equal, fresh(4), first))
 
 
-def test_a_pre_trained_student_finds_its_own_features(clip_teacher):
-    """cosine_map is 1 where prediction and target are the same: the student's own encoder as its teacher, unmasked."""
+def test_a_student_that_is_its_own_teacher_has_cosines_of_one(clip_teacher):
+    """Check that cosine_map is 1 for equal predictions and targets: the student is its own teacher, unmasked."""
     encoder = make_task(clip_teacher).student
     task = EvaTask(encoder, Teacher(encoder, vision_preprocess(encoder), projected=False))
     torch.nn.init.eye_(task.head.weight)
     nothing = torch.zeros(4, 16, dtype=torch.bool)
-    cosines = task.eval().cosine_map(random_batch() | {"bool_mask": nothing})
+    cosines = task.eval().cosine_map(replace(random_inputs(), bool_mask=nothing))
     torch.testing.assert_close(cosines, torch.ones(4, 16))
-    assert (task.cosine_map(random_batch()) < 0.999).any()
+    assert (task.cosine_map(random_inputs()) < 0.999).any()
 
 
-def test_features_of_another_grid_keep_their_place():
+def test_resampled_features_keep_their_position():
     rows, columns = torch.meshgrid(torch.linspace(0, 1, 8), torch.linspace(0, 1, 6), indexing="ij")
     features = torch.stack([rows, columns, torch.ones(8, 6)], dim=-1).reshape(1, 48, 3)
-    assert to_grid(features, (8, 6), (8, 6)) is features
+    assert resample_grid(features, (8, 6), (8, 6)) is features
     for grid in [(4, 3), (16, 12), (5, 5)]:
-        planes = to_grid(features, (8, 6), grid).reshape(*grid, 3)
-        torch.testing.assert_close(planes[..., 0], planes[:, :1, 0].expand(grid))  # rows differ among rows alone
+        planes = resample_grid(features, (8, 6), grid).reshape(*grid, 3)
+        torch.testing.assert_close(planes[..., 0], planes[:, :1, 0].expand(grid))  # constant within each row
         torch.testing.assert_close(planes[..., 1], planes[:1, :, 1].expand(grid))
         assert (planes[:, 0, 0].diff() > 0).all() and (planes[0, :, 1].diff() > 0).all()  # noqa: PT018
         torch.testing.assert_close(planes[..., 2], torch.ones(grid))
 
 
-def test_a_teacher_of_another_size_wants_images_of_its_own():
+def test_a_teacher_of_another_size_needs_teacher_images():
     large = build_clip("ViT-Pico-8-64", seed=0)
     task = make_task(Teacher(large, large.preprocess))
-    batch = random_batch()
-    with pytest.raises(UserError, match="wants images of 64 pixels, these have 32"):
-        task(batch)
+    inputs = random_inputs()
+    with pytest.raises(UserError, match="expected images of 64 pixels for the teacher, got 32"):
+        task(inputs)
     flat = torch.full((4, 3, 64, 64), 100, dtype=torch.uint8)
-    target = task.teacher.of(batch | {"teacher_images": flat}, task.grid)
+    target = task.teacher.targets(replace(inputs, teacher_images=flat), task.grid)
     assert target.shape == (4, 16, 64)
-    assert torch.isfinite(task(batch | {"teacher_images": flat})[0])
+    assert torch.isfinite(task(replace(inputs, teacher_images=flat))[0])
 
 
 @pytest.mark.parametrize(

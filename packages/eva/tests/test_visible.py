@@ -1,7 +1,8 @@
-"""EVA-L: the encoder sees visible patches alone, a light decoder predicts the others, and the sign is right."""
+"""EVA-L: the encoder takes only visible patches, a light decoder predicts the others."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,19 +11,22 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from eva_toy import STUDENT, losses, random_batch, run, stage
+from eva_toy import STUDENT, losses, random_inputs, run, stage
 from vfm.models import build_vision, load_clip, load_vision
+from vfm.plugin import AdamW
 from vfm.train import build_optimizer
-from vfm_eva import Decoder, EvaTask, Teacher
+from vfm_eva.decoder import MaskDecoder
+from vfm_eva.task import EvaTask
+from vfm_eva.teacher import Teacher
 from vfm_kernels import block_mask_exact, random_mask
 
-VISIBLE = {"encode": "visible", "mask": "random", "mask_ratio": 0.75}
+VISIBLE = {"encode": "visible", "mask": {"type": "random", "ratio": 0.75}}
 DECODER = {"decoder": {"width": 32, "depth": 2, "num_heads": 2}}
 
 
 def visible_task(teacher: Any, student: str = STUDENT, num_masked: int = 7, **arguments: Any) -> EvaTask:
     clip, encoder = load_clip(teacher), build_vision(student, num_classes=0, seed=0, **arguments)
-    decoder = Decoder(encoder.num_features, (4, 4), encoder.num_prefix_tokens, width=32, depth=2, num_heads=2)
+    decoder = MaskDecoder(encoder.num_features, (4, 4), encoder.num_prefix_tokens, width=32, depth=2, num_heads=2)
     task = EvaTask(encoder, Teacher(clip, clip.preprocess), num_masked=num_masked, decoder=decoder)
     generator = torch.Generator().manual_seed(1)
     for parameter in task.parameters():
@@ -31,7 +35,7 @@ def visible_task(teacher: Any, student: str = STUDENT, num_masked: int = 7, **ar
 
 
 def restated_loss(task: EvaTask, images: Tensor, bool_mask: Tensor) -> Tensor:
-    """MAE's forward pass with cosine, one picture after another and by boolean index (`modeling_mae_pretrain.py`)."""
+    """Return the loss of MAE's forward pass with cosine, image by image (`modeling_mae_pretrain.py`)."""
     student, decoder, cosines = task.student, task.decoder, []
     prefix = student.num_prefix_tokens
     for image, hidden in zip(images[:, None], bool_mask, strict=True):
@@ -53,7 +57,7 @@ def restated_loss(task: EvaTask, images: Tensor, bool_mask: Tensor) -> Tensor:
         for block in decoder.blocks:
             whole = block(whole)
         prediction = task.head(decoder.norm(whole)[0, prefix:][hidden])
-        target = task.teacher.target(image, task.grid)[0][hidden]
+        target = task.teacher.features(image, task.grid)[0][hidden]
         cosines.append(torch.nn.CosineSimilarity(dim=-1)(prediction, target))
     return -torch.cat(cosines).mean()
 
@@ -67,10 +71,10 @@ def restated_loss(task: EvaTask, images: Tensor, bool_mask: Tensor) -> Tensor:
         ("vit_pico_patch8_32", {"global_pool": "avg", "reg_tokens": 2, "no_embed_class": True}),
     ],
 )
-def test_loss_and_gradients_are_those_of_mae_on_one_picture_after_another(teacher, masks, student, arguments):
-    task, batch = visible_task(teacher, student, **arguments), random_batch(masks)
-    loss, _ = task(batch)
-    plain = restated_loss(task, batch["images"], batch["bool_mask"])
+def test_loss_and_gradients_are_those_of_mae_image_by_image(teacher, masks, student, arguments):
+    task, inputs = visible_task(teacher, student, **arguments), random_inputs(masks)
+    loss, _ = task(inputs)
+    plain = restated_loss(task, inputs.images, inputs.bool_mask)
     torch.testing.assert_close(loss, plain)
     trained = [param for param in task.parameters() if param.requires_grad]
     torch.testing.assert_close(
@@ -78,38 +82,38 @@ def test_loss_and_gradients_are_those_of_mae_on_one_picture_after_another(teache
     )
 
 
-def test_the_encoder_never_meets_a_masked_patch(teacher):
-    task, batch = visible_task(teacher), random_batch(random_mask)
+def test_the_encoder_takes_no_masked_patch(teacher):
+    task, inputs = visible_task(teacher), random_inputs(random_mask)
     seen: list[torch.Size] = []
     task.student.blocks[0].register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
-    before = task.student_tokens(batch["images"], batch["bool_mask"])
-    hidden = torch.nn.functional.interpolate(batch["bool_mask"].float().view(4, 1, 4, 4), scale_factor=8).bool()
-    changed = torch.where(hidden, 255 - batch["images"], batch["images"])
-    assert torch.equal(task.student_tokens(changed, batch["bool_mask"]), before)
+    before = task.student_tokens(inputs.images, inputs.bool_mask)
+    hidden = torch.nn.functional.interpolate(inputs.bool_mask.float().view(4, 1, 4, 4), scale_factor=8).bool()
+    changed = torch.where(hidden, 255 - inputs.images, inputs.images)
+    assert torch.equal(task.student_tokens(changed, inputs.bool_mask), before)
     assert seen[0] == (4, 1 + 9, 64)
 
 
-def test_the_student_is_untouched_after_a_step_and_after_a_failure(teacher):
+def test_the_student_is_restored_after_a_step_and_after_an_error(teacher):
     for name in (STUDENT, "vit_pico_patch8_32"):
-        task, batch = visible_task(teacher, name), random_batch(random_mask)
+        task, inputs = visible_task(teacher, name), random_inputs(random_mask)
         dropout, keys = task.student.patch_drop, list(task.student.state_dict())
-        task(batch)
+        task(inputs)
         with pytest.raises(RuntimeError):
-            task(batch | {"images": batch["images"][:2]})
+            task(replace(inputs, images=inputs.images[:2]))
         assert task.student.patch_drop is dropout
         assert list(task.student.state_dict()) == keys
 
 
-def test_learning_means_cosines_that_rise(tmp_path, pool, teacher):
-    """The released code minimised the cosine itself: there, predictions end opposite to their targets."""
-    settings = {**VISIBLE, **DECODER, "steps": 40, "global_batch_size": 32, "lr": 5e-3, "warmup_steps": 5}
+def test_cosines_rise_during_training(tmp_path, pool, teacher):
+    """Check the sign: the released code minimised the cosine, and its predictions end opposite to the targets."""
+    settings = {**VISIBLE, **DECODER, "steps": 40, "global_batch_size": 32, "lr": 5e-3, "schedule": {"warmup_steps": 5}}
     run(tmp_path, settings, pool=pool, teacher=teacher)
     curve = losses(tmp_path)
     assert curve[-1] < -0.5 < curve[0]
 
 
 def test_the_exported_encoder_is_plain_timm(tmp_path, pool, teacher):
-    made = run(tmp_path, {**VISIBLE, **DECODER, "init": "mae", "steps": 2}, pool=pool, teacher=teacher)
+    made = run(tmp_path, {**VISIBLE, **DECODER, "student": {"init": "mae"}, "steps": 2}, pool=pool, teacher=teacher)
     encoder = timm.create_model(f"local-dir:{made.path}", pretrained=True).eval()
     assert set(encoder.state_dict()) == set(timm.create_model(STUDENT).state_dict())
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -118,21 +122,21 @@ def test_the_exported_encoder_is_plain_timm(tmp_path, pool, teacher):
 
 def test_every_trained_parameter_has_a_gradient_and_fixed_positions_have_none(teacher):
     task = visible_task(teacher)
-    task(random_batch(random_mask))[0].backward()
+    task(random_inputs(random_mask))[0].backward()
     assert [name for name, param in task.named_parameters() if param.requires_grad and param.grad is None] == []
-    grouped = {id(param) for group in build_optimizer(task, stage()).param_groups for param in group["params"]}
+    grouped = {id(param) for group in build_optimizer(task, AdamW(), 1e-3).param_groups for param in group["params"]}
     assert id(task.decoder.pos_embed) not in grouped
 
 
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"encode": "visible"}, "set mask to random or block_exact"),
-        (DECODER, "decoder is for encode: visible"),
-        ({**VISIBLE, "decoder": {"width": 32, "num_heads": 5}}, "width 32 does not divide by num_heads 5"),
+        ({"encode": "visible"}, "use random or block_exact, not block"),
+        (DECODER, "decoder has no effect with encode: all"),
+        ({**VISIBLE, "decoder": {"width": 32, "num_heads": 5}}, "width must be a multiple of num_heads, 5; got 32"),
         ({**VISIBLE, "decoder": {"width": 30}}, "multiple of 4"),
     ],
 )
-def test_what_cannot_be_decoded_is_refused(changes, line):
+def test_contradicting_decoder_settings_are_refused(changes, line):
     with pytest.raises(ValidationError, match=line):
         stage(**changes)

@@ -106,7 +106,7 @@ def _check_captions(source: Source, languages: Sequence[str], name: str) -> None
             seen.update(text.strip() for text in pc.unique(texts).slice(0, 3).to_pylist())
         if len(seen) > 1:
             return
-    where = "" if len(read) == len(shards) else f" in the {len(read)} shards read, of {len(shards)}"
+    where = "" if len(read) == len(shards) else f" in {len(read)} of {len(shards)} shards"
     if not number:
         raise UserError(f"'{name}' has no caption in {' or '.join(map(repr, languages))}{where}")
     if number > 1:

@@ -36,7 +36,7 @@ class EvaViews:
     targets: Tensor | None = None
 
 
-def crop_transform(crop_scale: tuple[float, float], flip: float, preprocess: Preprocess) -> ImageTransform:
+def crop_transform(crop_scale: tuple[float, float] | None, flip: float, preprocess: Preprocess) -> ImageTransform:
     """Return random crops at a model's size and interpolation; their boxes are the same for all models."""
     return ImageTransform(preprocess.image_size, scale=crop_scale, flip=flip, interpolation=preprocess.interpolation)
 

@@ -32,13 +32,13 @@ def check_eva_pretrain(config: EvaPretrain, ctx: Preflight) -> None:
         UserError: the first mistake.
     """
     with torch.device("meta"):  # shapes without weights, whatever the model's size
-        student = _student(config)
-    grid = student_grid(student, _num_masked(config, student))
+        student = build_student(config)
+    grid = student_grid(student, num_masked(config, student))
     if config.targets:
         _check_targets(config, ctx, config.targets, grid)
     elif config.teacher and (checkpoint := ctx.artifact(config.teacher)):
         teacher = load_teacher(checkpoint, config.target)
-        task = _task(config, student, teacher).to("meta")
+        task = build_task(config, student, teacher).to("meta")
         own, other = (
             torch.zeros(1, 3, size, size, dtype=torch.uint8, device="meta")
             for size in (task.preprocess.image_size, teacher.preprocess.image_size)
@@ -62,13 +62,14 @@ def pretrain_eva(config: EvaPretrain, ctx: Context) -> VisionCheckpoint:
 
 def _from_teacher(config: EvaPretrain, ctx: Context) -> tuple[EvaTask, Make[EvaViews]]:
     assert config.teacher
-    teacher = load_teacher(ctx.load(config.teacher), config.target, bf16=_teacher_in_bf16(config))
-    task = _task(config, _student(config), teacher)
+    teacher = load_teacher(ctx.load(config.teacher), config.target, bf16=teacher_in_bf16(config))
+    task = build_task(config, build_student(config), teacher)
     crop_scale, flip = config.augmentation.crop_scale, config.augmentation.flip
     return task, MakeViews(*(crop_transform(crop_scale, flip, model.preprocess) for model in (task, teacher)))
 
 
-def _teacher_in_bf16(config: EvaPretrain) -> bool | None:
+def teacher_in_bf16(config: EvaPretrain) -> bool | None:
+    """Return whether the teacher computes in bf16; None: as the student does."""
     if config.teacher_precision == "auto":
         return True if resolve_device(config.runtime).type == "cuda" else None
     return config.teacher_precision == "bf16"
@@ -78,18 +79,19 @@ def _from_cache(config: EvaPretrain, ctx: Context, data: ImageDataset) -> tuple[
     assert config.targets
     cache = ctx.load(config.targets)
     pca = Pca.load(cache.path) if cache.basis else None
-    task = _task(config, _student(config), StoredTargets(len(pca.mean) if pca else cache.shape[-1], pca))
+    task = build_task(config, build_student(config), StoredTargets(len(pca.mean) if pca else cache.shape[-1], pca))
     _check_grid(cache.shape[:-1], task.grid)
     _check_data(cache, data)
     make = MakeViews(crop_transform(cache.crop_scale, cache.flip, task.preprocess))
     return task, MakeWithTargets(make, CachedTensors(cache), config.global_batch_size)
 
 
-def _task(config: EvaPretrain, student: nn.Module, teacher: Teacher | StoredTargets) -> EvaTask:
+def build_task(config: EvaPretrain, student: nn.Module, teacher: Teacher | StoredTargets) -> EvaTask:
+    """Return the task of a student and a teacher."""
     return EvaTask(
         student,
         teacher,
-        num_masked=_num_masked(config, student),
+        num_masked=num_masked(config, student),
         decoder=_decoder(config, student) if config.encode == "visible" else None,
         patch_embed_grad=config.student.patch_embed_grad,
         seed=config.seed,
@@ -104,7 +106,8 @@ def _decoder(config: EvaPretrain, student: Any) -> MaskDecoder:
         )
 
 
-def _student(config: EvaPretrain) -> nn.Module:
+def build_student(config: EvaPretrain) -> nn.Module:
+    """Return the student with timm's initial weights."""
     model = build_vision(
         config.model,
         image_size=config.image_size,
@@ -117,7 +120,8 @@ def _student(config: EvaPretrain) -> nn.Module:
     return model
 
 
-def _num_masked(config: EvaPretrain, student: nn.Module) -> int:
+def num_masked(config: EvaPretrain, student: nn.Module) -> int:
+    """Return the number of patches that a mask hides."""
     rows, columns = grid_size(student)
     return round(config.mask.ratio * rows * columns)
 

@@ -46,7 +46,7 @@ def compute_targets(config: EvaTargets, ctx: Context) -> SampleCache:
 
     def features(crops: Crops) -> Tensor:
         """Return (samples * C, N, T)."""
-        parts = crops.images.flatten(0, 1).split(config.micro_batch_size)
+        parts = torch.split(crops.images.flatten(0, 1), config.micro_batch_size)
         return torch.cat([teacher.features(part.to(device), config.grid) for part in parts])
 
     pca = _pca(config, ctx, source, make, features).to(device) if config.components else None
