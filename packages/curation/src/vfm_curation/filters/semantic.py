@@ -17,7 +17,7 @@ from vfm_curation.filters.buckets import Buckets, Dropped, num_buckets
 from vfm_curation.filters.clusters import near_earlier, nearest_centre, spherical_kmeans
 from vfm_curation.filters.run import FilterRun
 from vfm_curation.stages import SemanticDuplicates
-from vfm_curation.stages.filters import IMAGES_PER_CLUSTER, MAX_CLUSTERS
+from vfm_curation.stages.model_filters import IMAGES_PER_CLUSTER, MAX_CLUSTERS
 
 SAMPLES = 32  # for each cluster, that k-means learns from
 

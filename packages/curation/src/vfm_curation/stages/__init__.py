@@ -6,18 +6,13 @@ Nothing here imports the work, which each configuration names by its address.
 from vfm_curation.stages.crawl import ExtractLinks, RetryLinks
 from vfm_curation.stages.filters import (
     CaptionLength,
-    ClipScore,
-    Decontaminate,
     Duplicates,
     Filter,
     FilterPool,
     ImageSize,
     Language,
-    LinearScore,
     NearDuplicates,
     RowFilter,
-    ScoreFilter,
-    SemanticDuplicates,
 )
 from vfm_curation.stages.metadata import (
     BuildMetadata,
@@ -30,6 +25,7 @@ from vfm_curation.stages.metadata import (
     WordNet,
     Words,
 )
+from vfm_curation.stages.model_filters import ClipScore, Decontaminate, LinearScore, ScoreFilter, SemanticDuplicates
 from vfm_curation.stages.runtime import CurationRuntime
 from vfm_curation.stages.subset import ExportSubset, MatchTexts, MetaclipBalance
 
