@@ -1,7 +1,8 @@
-"""Multiplications of a step, counted at Stable Diffusion 2.1's and ViT-L-14's size on tensors without contents."""
+"""Multiplications of a step, counted at the size of Stable Diffusion 2.1 and ViT-L-14 on tensors without data."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,11 +11,11 @@ from plain_loop import PlainLoop
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-BATCH = 16  # a micro-batch of the released code: constant text is shared by so many pictures
+BATCH = 16  # a micro-batch of the released code, which shares the constant text
 
 
 def plain_of(parts: Parts, adapter: nn.Linear) -> PlainLoop:
-    """The plain loop over the same parts."""
+    """Return the plain loop over the same parts."""
     generator = parts.generator
     return PlainLoop(
         parts.clip.module,
@@ -30,28 +31,28 @@ def plain_of(parts: Parts, adapter: nn.Linear) -> PlainLoop:
 
 
 def counted(sizes: dict[str, Any], batch_size: int = BATCH) -> dict[str, float]:
-    """FLOP (2 for a multiplication and its addition) of one picture in a step of each way."""
+    """Return the FLOP per image (2 for a multiplication and its addition) of a step of each variant."""
     plain_parts, parts = (build(sizes, "meta") for _ in range(2))
     task = parts.task()
-    first = parts.batch(batch_size)
-    width, embed_dim = parts.generator.wants.context_width, parts.clip.embed_dim
+    first = parts.inputs(batch_size)
+    width, embed_dim = parts.generator.inputs.context_width, parts.clip.embed_dim
     with torch.device("meta"):
         plain = plain_of(plain_parts, nn.Linear(embed_dim, width))
-        later = {**first, "latents": torch.empty(batch_size, *parts.generator.noise_shape)}
-    del later["pictures"]
-    ways = {
+        latents = torch.empty(batch_size, *parts.generator.noise_shape)
+    later = replace(first, target_images=None, target_latents=latents)
+    variants = {
         "plain loop": lambda: plain.backward(first),
         "first epoch": lambda: backward(task(first)[0]),
-        "later epochs, kept latents": lambda: backward(task(later)[0]),
+        "later epochs, cached latents": lambda: backward(task(later)[0]),
     }
     found = {}
-    for name, way in ways.items():
+    for name, step in variants.items():
         with FlopCounterMode(display=False) as counter:
-            way()
+            step()
         found[name] = counter.get_total_flops() / batch_size
     return found
 
 
 def backward(loss: Tensor) -> None:
-    """The gradients."""
+    """Compute the gradients."""
     loss.backward()  # type: ignore[no-untyped-call]

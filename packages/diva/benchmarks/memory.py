@@ -1,4 +1,4 @@
-"""The most memory of a process that takes a step at a toy's size, with activations kept and computed twice."""
+"""Peak memory of a process that takes a step of tiny models, with activations stored or recomputed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CASES = {"models, no step": None, "a step": False, "a step, grad_checkpointing":
 
 
 def measured(batch_size: int) -> dict[str, int]:
-    """The most resident bytes (Linux) of each case's process."""
+    """Return the peak resident bytes (Linux) of each case's process."""
     found = {}
     for name in CASES:
         done = subprocess.run(
@@ -21,7 +21,7 @@ def measured(batch_size: int) -> dict[str, int]:
 
 
 def run_case(name: str, batch_size: int) -> int:
-    """Runs one case in this process; gives the most bytes it had in memory."""
+    """Run one case in this process, and return its peak memory in bytes."""
     import torch
     from parts import TOY, build
 
@@ -31,9 +31,9 @@ def run_case(name: str, batch_size: int) -> int:
     if checkpointing:
         parts.clip.module.set_grad_checkpointing()
         parts.generator.denoiser.network.enable_gradient_checkpointing()
-    task, batch = parts.task(), parts.batch(batch_size)
+    task, inputs = parts.task(), parts.inputs(batch_size)
     if checkpointing is not None:
-        task(batch)[0].backward()
+        task(inputs)[0].backward()
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""The models that are measured: at Stable Diffusion 2.1's and ViT-L-14's size without contents, and at a toy's."""
+"""The measured models: of the size of Stable Diffusion 2.1 and ViT-L-14 without data, and tiny ones."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from vfm.models.clip import ClipModel, blueprint, build_clip
+from vfm.models import ClipModel, blueprint, build_clip
+from vfm.train import map_tensors
+from vfm_diva import Feedback
+from vfm_diva.conditioning import Conditioning
 from vfm_diva.denoiser import Denoiser
-from vfm_diva.feedback import Feedback
 from vfm_diva.generator import BETAS, Generator
+from vfm_diva.inputs import TuneInputs
 from vfm_diva.space import LatentSpace
-from vfm_diva.told import Told
 from vfm_diva.tune_task import TuneTask
 
 PROMPT_LENGTH = 77
@@ -57,46 +59,49 @@ TOY: dict[str, Any] = {
 
 @dataclass
 class Parts:
-    """A CLIP model, a generator, and the text encoder beside it."""
+    """A CLIP model, a generator, and the generator's text encoder."""
 
     clip: ClipModel
     generator: Generator
     text: Any
     prompt: Tensor  # token ids, (1, 77)
 
-    def task(self, **how: Any) -> TuneTask:
-        """The released code's method: patches through a linear map, added to text states, no anchor."""
+    def task(self, **changes: Any) -> TuneTask:
+        """Return the task of the released code: patches through a linear map, added to text states, no anchor."""
         settings = {
             "condition": {"type": "patches", "share": 0.297},
-            "combine": "add",
+            "prompt": {"combine": "add"},
             "adapter": {"type": "linear"},
             "anchor": {"type": "none"},
             "max_loss_rise": None,
         }
         with torch.no_grad():
             states = self.text(self.prompt).last_hidden_state
-        feedback = Feedback.model_validate({**settings, **how})
+        feedback = Feedback.model_validate({**settings, **changes})
         with self.clip.device:
-            return TuneTask(self.clip, self.generator, feedback, prompt=Told(states))
+            return TuneTask(self.clip, self.generator, feedback, prompt=Conditioning(states))
 
-    def batch(self, size: int, *, seed: int = 0) -> dict[str, Tensor]:
-        """What a step takes, random."""
-        generator, device = self.generator, self.clip.device
+    def inputs(self, size: int, *, seed: int = 0) -> TuneInputs:
+        """Return random inputs of a step."""
+        generator = self.generator
         draws = torch.Generator().manual_seed(seed)
-        sides = {"images": self.clip.preprocess.image_size, "pictures": generator.image_size}
-        batch = {
-            name: torch.randint(256, (size, 3, side, side), dtype=torch.uint8, generator=draws)
-            for name, side in sides.items()
-        }
+        images, target_images = (
+            torch.randint(256, (size, 3, side, side), dtype=torch.uint8, generator=draws)
+            for side in (self.clip.preprocess.image_size, generator.image_size)
+        )
         num_patches = self.clip.module.visual.positional_embedding.shape[0] - 1
-        batch["noise"] = torch.randn(size, NUM_TIMES, *generator.noise_shape, generator=draws)
-        batch["times"] = torch.rand(size, NUM_TIMES, generator=draws)
-        batch["patch_draws"] = torch.rand(size, num_patches, generator=draws)
-        return {name: value.to(device) for name, value in batch.items()}
+        inputs = TuneInputs(
+            images=images,
+            target_images=target_images,
+            noise=torch.randn(size, NUM_TIMES, *generator.noise_shape, generator=draws),
+            times=torch.rand(size, NUM_TIMES, generator=draws),
+            patch_draws=torch.rand(size, num_patches, generator=draws),
+        )
+        return map_tensors(inputs, lambda tensor: tensor.to(self.clip.device))
 
 
 def build(sizes: dict[str, Any], device: str) -> Parts:
-    """The parts with random weights, or without contents on the meta device."""
+    """Return the parts with random weights, or without data on the meta device."""
     torch.manual_seed(0)
     vae_levels = len(sizes["vae"]["block_out_channels"])
     vae_blocks = {

@@ -1,8 +1,8 @@
-"""The peer: the tuning as the released code does its steps, written by hand on open_clip and diffusers, without vfm.
+"""The baseline: the steps of the released code, written by hand on open_clip and diffusers, without vfm's tasks.
 
-Its waste is kept: two times one after another, CLIP encoded in each, text states and CLIP's own text tower in each, the
-VAE in every step, frozen weights in fp32. Its mistakes are not (the first time's gradient, pixels, resizing), so that
-both do the same mathematics and losses can be compared.
+Its redundant work is kept: two times one after another, CLIP encoded in each, text states and CLIP's own text tower in
+each, the VAE in every step, frozen weights in fp32. Its mistakes are not (the first time's gradient, pixels, resizing),
+so that both compute the same mathematics and losses can be compared.
 """
 
 # B batch, C channels, h side of latents, T tokens, N times
@@ -16,20 +16,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Batch = dict[str, Any]
+from vfm_diva.inputs import TuneInputs
 
 
 class PlainLoop:
-    """One optimiser step after another.
+    """Takes one optimizer step after another.
 
     Args:
         clip: an open_clip `CLIP` with a plain vision transformer.
-        pixels: makes its input of uint8 images.
+        pixels: makes its input from uint8 images.
         adapter: from the joint space to the context's width.
         unet, vae, text: diffusers' and transformers', frozen.
         prompt: token ids of the constant prompt, (1, 77).
         alphas_cumprod: of the noise schedule.
-        share: of the patches that are told.
+        share: of the patches in the condition.
     """
 
     def __init__(
@@ -53,42 +53,41 @@ class PlainLoop:
         self.params = [*clip.visual.parameters(), *adapter.parameters()]
         self.optimizer = torch.optim.SGD(self.params, lr=1e-4, momentum=0.9)
 
-    def step(self, batch: Batch) -> float:
-        """One optimiser step; gives the loss."""
+    def step(self, inputs: TuneInputs) -> float:
+        """Take one optimizer step, and return the loss."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.backward(batch)
+        loss = self.backward(inputs)
         nn.utils.clip_grad_norm_(self.params, 1.0)
         self.optimizer.step()
         return loss.item()
 
-    def backward(self, batch: Batch) -> Tensor:
-        """Adds up the gradients of all times, and gives the loss."""
+    def backward(self, inputs: TuneInputs) -> Tensor:
+        """Add up the gradients of all times, and return the loss."""
         with torch.no_grad():
-            x0 = self.vae.encode(batch["pictures"].float() / 127.5 - 1).latent_dist.mean
+            x0 = self.vae.encode(inputs.target_images.float() / 127.5 - 1).latent_dist.mean
             x0 = x0 * self.vae.config.scaling_factor
-        num_times, total = batch["times"].shape[1], x0.new_zeros(())
+        num_times, total = inputs.times.shape[1], x0.new_zeros(())
         for time in range(num_times):
             with torch.no_grad():
                 states = self.text(self.prompt).last_hidden_state
-                self.clip.encode_text(
-                    self.prompt[:, : self.clip.context_length]
-                )  # of the classifier that is left in the code
-            timesteps = (batch["times"][:, time] * len(self.alphas_cumprod)).long()
+                # For a classifier that the released code computes and does not use.
+                self.clip.encode_text(self.prompt[:, : self.clip.context_length])
+            timesteps = (inputs.times[:, time] * len(self.alphas_cumprod)).long()
             alpha = self.alphas_cumprod[timesteps][:, None, None, None]
-            noise = batch["noise"][:, time]
+            noise = inputs.noise[:, time]
             noisy = alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
-            context = self.adapter(self._tokens(batch))
+            context = self.adapter(self._tokens(inputs))
             context = context + (states if states.shape[1] == context.shape[1] else states.mean(dim=1, keepdim=True))
             loss = F.mse_loss(self.unet(noisy, timesteps, context).sample, noise) / num_times
             loss.backward()
             total = total + loss.detach()
         return total
 
-    def _tokens(self, batch: Batch) -> Tensor:
-        """The image's token and a share of its patches', (B, T, D), of unit scale."""
-        image, patches = self.clip.visual(self.pixels(batch["images"]))
+    def _tokens(self, inputs: TuneInputs) -> Tensor:
+        """Return the image token and a share of the patch tokens, (B, T, D), of unit scale."""
+        image, patches = self.clip.visual(self.pixels(inputs.images))
         count = round(self.share * patches.shape[1])
-        chosen = batch["patch_draws"].topk(count, dim=1).indices.sort(dim=1).values
+        chosen = inputs.patch_draws.topk(count, dim=1).indices.sort(dim=1).values
         patches = patches.gather(1, chosen[..., None].expand(-1, -1, patches.shape[-1])) @ self.clip.visual.proj
         tokens = torch.cat([image[:, None], patches], dim=1)
         return F.normalize(tokens, dim=-1) * tokens.shape[-1] ** 0.5

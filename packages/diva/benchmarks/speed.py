@@ -2,9 +2,9 @@
 
     python packages/diva/benchmarks/speed.py [--quick] [--out packages/diva/benchmarks/results/speed]
 
-Multiplications are counted at Stable Diffusion 2.1's and ViT-L-14's size, which is not run. Time is measured at a toy's
-size; what is compared takes its steps in turn on the same batches, and seconds are those of this process, so other work
-on the machine does not count.
+Multiplications are counted at the size of Stable Diffusion 2.1 and ViT-L-14, which is not run. Time is measured with
+tiny models; the variants take their steps in turn on the same batches, and seconds are CPU seconds of this process, so
+that other work on the machine does not count.
 """
 
 from __future__ import annotations
@@ -22,24 +22,27 @@ from memory import measured
 from parts import FULL, TOY
 from timed import timed
 
-SIZES = {False: (12, 16, 64), True: (1, 2, 2)}  # rounds, pictures of a timed step, and of one whose memory is seen
+SIZES = {False: (12, 16, 64), True: (1, 2, 2)}  # rounds, images of a timed step, and of a step whose memory is measured
 MIB = 2**20
 
 
 def tables(result: dict[str, Any]) -> str:
-    """As markdown."""
-    lines = [result["machine"], "", "| a step, per picture | GFLOP | fewer by |", "|---|--:|--:|"]
+    """Return the result as markdown."""
+    lines = [result["machine"], "", "| a step, per image | GFLOP | fewer by |", "|---|--:|--:|"]
     most = result["counted"]["plain loop"]
     lines += [f"| {name} | {value / 1e9:,.0f} | {most / value:.2f}x |" for name, value in result["counted"].items()]
     toy = result["toy"]
-    lines += ["", f"| at a toy's size, {result['batch']} pictures | ms a step | as fast | by FLOP | losses apart |"]
+    lines += [
+        "",
+        f"| tiny models, {result['batch']} images | ms per step | speed-up | by FLOP | loss difference |",
+    ]
     lines.append("|---|--:|--:|--:|--:|")
     for name, row in result["timed"].items():
         flops = toy["plain loop"] / toy[name]
-        cells = f"{row['ms a step']:.0f} | {row['times as fast']:.2f}x | {flops:.2f}x | {row['losses apart, most']:.1g}"
+        cells = f"{row['ms a step']:.0f} | {row['times as fast']:.2f}x | {flops:.2f}x | {row['loss difference']:.1g}"
         lines.append(f"| {name} | {cells} |")
     least = result["memory"]["models, no step"]
-    lines += ["", f"| memory at a toy's size, {result['memory_batch']} pictures | MiB | above the models' |"]
+    lines += ["", f"| memory of tiny models, {result['memory_batch']} images | MiB | above the models' |"]
     lines.append("|---|--:|--:|")
     lines += [
         f"| {name} | {size / MIB:,.0f} | {(size - least) / MIB:,.0f} |" for name, size in result["memory"].items()
@@ -49,7 +52,7 @@ def tables(result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="toys alone, one round; the numbers mean nothing")
+    parser.add_argument("--quick", action="store_true", help="tiny models only, one round; the numbers are meaningless")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Seconds of a step at a toy's size on a processor: the plain loop, ours in a first epoch, ours from kept latents."""
+"""CPU seconds of a step of tiny models: the plain loop, ours in the first epoch, ours from cached latents."""
 
 from __future__ import annotations
 
@@ -6,29 +6,31 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import torch
 from counted import plain_of
 from parts import TOY, Parts, build
 from torch import nn
 
+from vfm_diva.inputs import TuneInputs
 from vfm_diva.tune_task import TuneTask
 
-WARM_UP = 1  # rounds that are not counted
+WARM_UP = 1  # rounds before the measurement
 
 
 class Ours:
-    """Steps of a task as the training loop takes them, without reading data and keeping checkpoints."""
+    """Takes steps of a task as the training loop does, without reading data and saving checkpoints."""
 
-    def __init__(self, task: TuneTask, *, kept: bool) -> None:
-        self.task, self.kept = task, kept
+    def __init__(self, task: TuneTask, *, cached: bool) -> None:
+        self.task, self.cached = task, cached
         self.params = [param for param in task.parameters() if param.requires_grad]
         self.optimizer = torch.optim.SGD(self.params, lr=1e-4, momentum=0.9)
 
-    def step(self, batch: dict[str, Any]) -> float:
-        """One optimiser step; gives the loss."""
-        loss, _ = self.task({name: batch[name] for name in batch if name != ("pictures" if self.kept else "latents")})
+    def step(self, inputs: TuneInputs) -> float:
+        """Take one optimizer step, and return the loss."""
+        unused = {"target_images": None} if self.cached else {"target_latents": None}
+        loss, _ = self.task(replace(inputs, **unused))
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.params, 1.0)
         self.optimizer.step()
@@ -37,25 +39,25 @@ class Ours:
 
 
 def timed(*, rounds: int, batch_size: int) -> dict[str, dict[str, float]]:
-    """Medians over rounds, in each of which every way takes a step on the same batch; this process' seconds."""
+    """Return medians over rounds, in each of which every variant takes a step on the same batch."""
     parts = build(TOY, "cpu")
     task = parts.task()
     assert task.conditioner.adapter is not None
     adapter = copy.deepcopy(task.conditioner.adapter.tokens)
     plain_parts = Parts(*(copy.deepcopy(part) for part in (parts.clip, parts.generator, parts.text, parts.prompt)))
-    ways: dict[str, Callable[[dict[str, Any]], float]] = {
+    variants: dict[str, Callable[[TuneInputs], float]] = {
         "plain loop": plain_of(plain_parts, adapter).step,
-        "first epoch": Ours(copy.deepcopy(task), kept=False).step,
-        "later epochs, kept latents": Ours(copy.deepcopy(task), kept=True).step,
+        "first epoch": Ours(copy.deepcopy(task), cached=False).step,
+        "later epochs, cached latents": Ours(copy.deepcopy(task), cached=True).step,
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    losses: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    losses: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(WARM_UP + rounds):
-        batch = parts.batch(batch_size, seed=number)
-        batch["latents"] = parts.generator.space(batch["pictures"])
-        for name, way in ways.items():
+        inputs = parts.inputs(batch_size, seed=number)
+        inputs = replace(inputs, target_latents=parts.generator.space(inputs.target_images))
+        for name, step in variants.items():
             start = time.process_time()
-            losses[name].append(way(batch))
+            losses[name].append(step(inputs))
             seconds[name].append(time.process_time() - start)
     found = {}
     for name, values in seconds.items():
@@ -64,6 +66,6 @@ def timed(*, rounds: int, batch_size: int) -> dict[str, dict[str, float]]:
         found[name] = {
             "ms a step": 1e3 * statistics.median(values[WARM_UP:]),
             "times as fast": statistics.median(ratios),
-            "losses apart, most": max(apart),
+            "loss difference": max(apart),
         }
     return found

@@ -1,23 +1,40 @@
-"""What the README shows works as it stands."""
+"""The examples of the README work."""
 
+import importlib
 import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from diva_toy import tune_config
 from vfm.flow.recipe import load_recipe
 from vfm.plugins import load_plugins, stage_types
+from vfm_diva import Anchor
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def test_python_example_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    _, code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(code, {})
     assert capsys.readouterr().out == "['anchor_loss', 'cosine_to_old', 'denoising_loss'] tensor(True)\n"
 
 
-def test_recipe_of_the_readme_is_well_wired(tmp_path: Path) -> None:
+def test_own_anchor_of_the_readme_is_a_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "my_anchor.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("my_anchor")
+    try:
+        anchor = tune_config(anchor={"type": "distance", "weight": 0.5}).anchor
+        new, old = torch.eye(3)[:2]
+        assert anchor.build(None)(new[None], old[None]).tolist() == [1.0]
+    finally:
+        del Anchor.choices["distance"]
+
+
+def test_recipes_of_the_readme_load(tmp_path: Path) -> None:
     first, latents, page = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     whole = f"{first}{page}  - {{kind: shapes.choices, name: pairs}}\n  - {{kind: shapes.classes, name: val}}\n"
     own = "  - {kind: data.pairs, name: pool, path: pool.tar}\n  - {kind: models.clip, name: clip, source: ViT-B-32}\n"
@@ -28,6 +45,6 @@ def test_recipe_of_the_readme_is_well_wired(tmp_path: Path) -> None:
 
 
 def _in_order(text: str) -> str:
-    """Data sets first, since a stage names earlier ones."""
+    """Return the recipe with datasets first, since a stage refers to earlier ones."""
     head, *lines = text.splitlines(keepends=True)
     return head + "".join(sorted(lines, key=lambda line: not line.startswith(("  - {kind: data", "  - {kind: shapes"))))
