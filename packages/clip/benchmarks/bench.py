@@ -1,4 +1,4 @@
-"""What the measurements share: made photographs in tars, clocks, and how a result is written."""
+"""Shared by the benchmarks: synthetic photographs in tars, clocks, and the writing of results."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vfm.artifacts import Artifact, Pool
 from vfm.data import write_tar
-from vfm.stage import Context
+from vfm.plugin import Artifact, Context, Pool
 from vfm.stages.data import Pairs
 
 RESULTS = Path(__file__).parent / "results"
@@ -47,12 +46,12 @@ WORDS = [
 
 
 def photograph(seed: int, side: int) -> bytes:
-    """A JPEG with a photograph's spectrum (amplitude falls as one over frequency), the shorter side three quarters."""
+    """Return a 4:3 JPEG with a photograph's spectrum: the amplitude falls as one over frequency."""
     rng, height = np.random.default_rng(seed), side * 3 // 4
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(side)[None])
     frequency[0, 0] = 1
     waves = rng.normal(size=(3, *frequency.shape)) + 1j * rng.normal(size=(3, *frequency.shape))
-    waves[1:] = 0.7 * waves[:1] + 0.3 * waves[1:]  # colours go together
+    waves[1:] = 0.7 * waves[:1] + 0.3 * waves[1:]  # colours are correlated
     pixels = np.fft.irfft2(waves / frequency, (height, side)).transpose(1, 2, 0)
     pixels = np.clip(128 + 50 * (pixels - pixels.mean()) / pixels.std(), 0, 255).astype(np.uint8)
     buffer = io.BytesIO()
@@ -61,12 +60,12 @@ def photograph(seed: int, side: int) -> bytes:
 
 
 def caption(seed: int) -> str:
-    """Twelve words."""
+    """Return twelve words."""
     return " ".join(np.random.default_rng(seed).choice(WORDS, 12))
 
 
 def made_pairs(folder: Path, num_samples: int, side: int) -> Path:
-    """A tar of made photographs with a caption each."""
+    """Write a tar of synthetic photographs with a caption each."""
     folder.mkdir(parents=True)
     rows = ((f"{n:06d}", {"jpg": photograph(n, side), "txt": caption(n).encode()}) for n in range(num_samples))
     write_tar(folder / "00000.tar", rows)
@@ -74,21 +73,21 @@ def made_pairs(folder: Path, num_samples: int, side: int) -> Path:
 
 
 def context(folder: Path, **inputs: Artifact) -> Context:
-    """A stage's context with these artifacts as inputs."""
+    """Return a stage's context with these artifacts as inputs."""
     (folder / "artifact").mkdir(parents=True)
     (folder / "work").mkdir()
     return Context("clip", folder / "artifact", folder / "work", {name: made.path for name, made in inputs.items()})
 
 
 def pool_of(tar: Path, folder: Path) -> Pool:
-    """A tar as a pool."""
+    """Return a tar as a pool."""
     return Pairs.model_validate({"name": "pool", "path": str(tar)}).run(context(folder))
 
 
 def in_turn(contestants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, list[float]]]:
-    """CPU and wall seconds of each, round after round: what else the machine does meets all alike.
+    """Return CPU and wall seconds of each contestant per round, run alternately.
 
-    The first round is not counted.
+    Other work on the machine then affects all equally. The first round is not counted.
     """
     seconds: dict[str, dict[str, list[float]]] = {name: {"cpu": [], "wall": []} for name in contestants}
     for number in range(rounds + 1):
@@ -102,18 +101,18 @@ def in_turn(contestants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[s
 
 
 def ratio(slower: Iterable[float], faster: Iterable[float]) -> float:
-    """The median of the ratios, round by round."""
+    """Return the median of the rounds' ratios."""
     return statistics.median(a / b for a, b in zip(slower, faster, strict=True))
 
 
 def machine() -> str:
-    """What it ran on."""
+    """Return a description of the machine."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
     return f"{device}, {torch.get_num_threads()} thread, torch {torch.__version__}"
 
 
 def options(doc: str | None) -> argparse.ArgumentParser:
-    """The flags that all have."""
+    """Return a parser with the shared options."""
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; the numbers mean nothing")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
@@ -121,7 +120,7 @@ def options(doc: str | None) -> argparse.ArgumentParser:
 
 
 def write(out: Path, name: str, result: Any, table: str) -> None:
-    """The result as JSON and as Markdown."""
+    """Write the result as JSON and as Markdown."""
     print(table)
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

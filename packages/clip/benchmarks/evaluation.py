@@ -1,10 +1,10 @@
 """Evaluation against clip_benchmark: python packages/clip/benchmarks/evaluation.py
 
-The same model, tars and prompts, through the whole of both: reading, encoding, scoring; ours with intervals, hashes and
-predictions, as its stages have them. Three pieces of work: zero-shot classification of a set once; of the same set with
-four wordings (languages, template sets), which here share the image features; retrieval with five captions an image.
-What is compared runs in turn, in one process; the scores of both stand in the result. Minutes; `--quick`: seconds.
-The larger the vision tower, the more of the time is its forward pass, which is the same for both.
+The same model, tars and prompts, from reading over encoding to scores; vfm's stages also compute intervals, hashes and
+predictions. Three tasks: zero-shot classification of a dataset; of the same dataset with four sets of templates, which
+share the image features in vfm; retrieval with five captions per image. Both run alternately in one process, and the
+result has the scores of both. Minutes; `--quick`: seconds. The larger the vision tower, the larger the share of its
+forward pass, which is the same for both.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from bench import WORDS, caption, context, in_turn, machine, options, photograph
 from clip_benchmark.datasets.builder import build_wds_dataset, image_captions_collate_fn
 from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
 
-from vfm.artifacts import Artifact, ClipCheckpoint
 from vfm.data import write_tar
 from vfm.eval import load_encoder
 from vfm.models import build_clip, save_clip
+from vfm.plugin import Artifact, ClipCheckpoint
 from vfm.stages.data import Pairs
 from vfm.stages.evaluation import Retrieval, ZeroShot
 from vfm.stages.labeled import Labeled
@@ -39,7 +39,7 @@ RECALL_K = [1, 5, 10]
 
 
 def made_set(folder: Path, num_samples: int, side: int, *, captions: bool) -> Path:
-    """A folder of CLIP_benchmark's: a class an image, or five captions."""
+    """Write a folder in CLIP_benchmark's format: each image with a class or five captions."""
     (folder / "test").mkdir(parents=True)
 
     def row(n: int) -> tuple[str, dict[str, bytes]]:
@@ -55,7 +55,7 @@ def made_set(folder: Path, num_samples: int, side: int, *, captions: bool) -> Pa
 
 
 class Peer:
-    """clip_benchmark's way: open_clip's model, transform and tokenizer, its reader and its metrics."""
+    """clip_benchmark: open_clip's model, transform and tokenizer, its reader and metrics."""
 
     def __init__(self, checkpoint: ClipCheckpoint, device: str) -> None:
         self.device = device
@@ -64,21 +64,21 @@ class Peer:
         self.tokenizer = open_clip.get_tokenizer(f"local-dir:{checkpoint.path}")
 
     def loader(self, folder: Path, **how: Any) -> Any:
-        """As its command makes one of a WebDataset folder."""
+        """Return a loader of a WebDataset folder, as its command does."""
         dataset = build_wds_dataset("made", self.transform, data_dir=str(folder))
         loader = torch.utils.data.DataLoader(dataset.batched(BATCH, **how), batch_size=None, num_workers=0)
         loader.dataset.classes = CLASSES
         return loader
 
     def classify(self, folder: Path, templates: list[str]) -> dict[str, float]:
-        """Zero-shot classification."""
+        """Evaluate zero-shot classification."""
         spelled = [template.replace("{}", "{c}") for template in templates]
         return zeroshot_classification.evaluate(
             self.model, self.loader(folder), self.tokenizer, CLASSES, spelled, self.device, amp=False
         )
 
     def retrieve(self, folder: Path) -> dict[str, float]:
-        """Retrieval both ways."""
+        """Evaluate image and text retrieval."""
         loader = self.loader(folder, collation_fn=image_captions_collate_fn)
         return zeroshot_retrieval.evaluate(
             self.model, loader, self.tokenizer, self.device, amp=False, recall_k_list=RECALL_K
@@ -86,20 +86,20 @@ class Peer:
 
 
 class Ours:
-    """The stages, with the model loaded."""
+    """vfm's stages, with a loaded model."""
 
     def __init__(self, root: Path, checkpoint: ClipCheckpoint, device: str) -> None:
         self.root, self.rounds = root, itertools.count()
         self.encoder = load_encoder(checkpoint, torch.device(device))
 
     def index(self, stage: Any) -> Artifact:
-        """A data set as it lies in a store, where features may be kept."""
+        """Return an indexed dataset as in a store, which may cache features."""
         made = stage.run(context(self.root / f"data{next(self.rounds)}"))
         (made.path / "manifest.json").write_text("{}")
         return made
 
-    def judge(self, data: Artifact, *stages: Any) -> list[dict[str, float]]:
-        """The scores of stages on one data set, whose image features are not known yet."""
+    def evaluate(self, data: Artifact, *stages: Any) -> list[dict[str, float]]:
+        """Return the scores of stages on one dataset, without cached image features."""
         self.encoder.features_key = f"round{next(self.rounds)}"
         return [self._scores(stage, data) for stage in stages]
 
@@ -109,14 +109,14 @@ class Ours:
 
 
 def zero_shot(templates: list[str]) -> ZeroShot:
-    """The stage with these templates."""
+    """Return the stage with these templates."""
     return ZeroShot.model_validate(
         {"kind": "eval.zero_shot", "name": "z", "data": "data", "templates": templates, "micro_batch_size": BATCH}
     )
 
 
 def measure(root: Path, model: str, *, quick: bool) -> dict[str, dict[str, float]]:
-    """Seconds of each piece of work by both, their ratio, and how far apart their scores are."""
+    """Return the seconds of both for each task, their ratio, and the difference of their scores."""
     num_samples, rounds = (128, 1) if quick else (256, 3)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     checkpoint = save_clip(build_clip(model, seed=0), root / "clip")
@@ -130,14 +130,14 @@ def measure(root: Path, model: str, *, quick: bool) -> dict[str, dict[str, float
     )
     work: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         "zero-shot": (
-            lambda: ours.judge(classes, zero_shot(WORDINGS[0])),
+            lambda: ours.evaluate(classes, zero_shot(WORDINGS[0])),
             lambda: [peer.classify(labeled, WORDINGS[0])],
         ),
         "zero-shot, four wordings": (
-            lambda: ours.judge(classes, *map(zero_shot, WORDINGS)),
+            lambda: ours.evaluate(classes, *map(zero_shot, WORDINGS)),
             lambda: [peer.classify(labeled, wording) for wording in WORDINGS],
         ),
-        "retrieval": (lambda: ours.judge(pool, retrieval), lambda: [peer.retrieve(pairs)]),
+        "retrieval": (lambda: ours.evaluate(pool, retrieval), lambda: [peer.retrieve(pairs)]),
     }
     found = {}
     for name, (vfm, clip_benchmark) in work.items():
@@ -161,7 +161,7 @@ def measure(root: Path, model: str, *, quick: bool) -> dict[str, dict[str, float
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = options(__doc__)
     parser.add_argument(
         "--model", nargs="+", default=["ViT-Mini-14-112", "ViT-Nano-8-32"], help="open_clip names; random weights"

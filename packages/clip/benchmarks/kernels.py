@@ -1,9 +1,9 @@
 """`kernels: auto` against `reference` on a CPU: python packages/clip/benchmarks/kernels.py
 
-Whole stages, `clip.train` and `eva.pretrain`, from the same seed on the same pictures of shapes, round after round:
-`reference`, `auto`, and `reference` again, which tells what a ratio of equal things is here. Seconds are the process's
-own. That weights and losses are equal, bit for bit, is part of the result. It needs vfm-eva, and takes three minutes of
-a core; `--quick` takes seconds.
+Whole stages, `clip.train` and `eva.pretrain`, from the same seed on the same images of shapes, round after round:
+`reference`, `auto`, and `reference` again, to measure the noise of the ratio. Seconds are process times. That weights
+and losses are equal, bit for bit, is part of the result. It needs vfm-eva, and takes three minutes of a core; `--quick`
+takes seconds.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from typing import Any
 import torch
 from bench import context, in_turn, machine, options, ratio, write
 
-from vfm.artifacts import Artifact
-from vfm.interfaces import Training
 from vfm.models import build_clip, save_clip
+from vfm.plugin import Artifact, Training
 from vfm.stages.shapes import ShapesPool
 from vfm_clip import ClipTrain
 from vfm_eva import EvaPretrain
@@ -32,7 +31,7 @@ CONTESTANTS = {"reference": "reference", "auto": "auto", "reference again": "ref
 
 
 class Stages:
-    """Runs the two stages in folders of their own, and keeps what each run made of its numbers."""
+    """Runs the two stages in separate folders, and keeps hashes of their results."""
 
     def __init__(self, root: Path, steps: int) -> None:
         self.folders = (root / str(number) for number in itertools.count())
@@ -42,7 +41,7 @@ class Stages:
         self.inputs = {"pool": pool, "teacher": save_clip(build_clip("ViT-Nano-8-32", seed=0), next(self.folders))}
 
     def train(self, kind: type[Training], choice: str, **settings: Any) -> None:
-        """One training; the hash of its weights and curves is kept under its stage's kind."""
+        """Run a training; keep the hash of its weights and curves by the stage's kind."""
         plan = {"name": "trained", "data": "pool", "steps": self.steps, "global_batch_size": 32, "log_every": 1}
         runtime = {"device": "cpu", "threads": 1, "kernels": choice}
         config = kind.model_validate({**plan, **settings, "runtime": runtime})

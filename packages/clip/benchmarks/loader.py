@@ -1,9 +1,9 @@
 """The loader alone against open_clip's webdataset pipeline: python packages/clip/benchmarks/loader.py
 
-Both read the same tar, decode each JPEG, take a random crop of 0.9 to 1 of its area to the model's size (bicubic), and
-tokenise the caption, all in one process. What is compared runs in turn, round after round; seconds are those of the
-process. open_clip's samples come out normalised in fp32, ours as uint8, which the device normalises: a row tells that
-too, with the largest difference of a pixel between the two. Two minutes; `--quick` takes seconds.
+Both read the same tar, decode each JPEG, resize a random crop of 0.9 to 1 of its area to the model's size (bicubic),
+and tokenise the caption, all in one process. They run alternately, round after round; seconds are process times.
+open_clip's samples are normalised in fp32, vfm's are uint8, which the device normalises: one row includes that. The
+largest difference of a pixel is reported too. Two minutes; `--quick` takes seconds.
 """
 
 from __future__ import annotations
@@ -22,19 +22,18 @@ from bench import in_turn, machine, made_pairs, options, photograph, pool_of, ra
 from open_clip.transform import image_transform
 from open_clip_train.data import get_wds_dataset
 from PIL import Image
-from vfm_clip.pairs import MakePair
 
-from vfm.data.loader import TrainingData
-from vfm.data.source import open_dataset
-from vfm.data.transforms import ImageTransform
+from vfm.data import open_dataset
 from vfm.models import Preprocess, WordTokenizer
+from vfm.train import ImageTransform, TrainingData
+from vfm_clip.data import MakePair
 
 CASES = {"128-px JPEG to 112": (128, 112), "500-px JPEG to 224": (500, 224)}  # side of the file, of the input
 BATCH = 64
 
 
 def peer_data(tar: Path, size: int, batch_size: int, model: str = "ViT-B-32") -> Any:
-    """open_clip's own training data without end, read in this process."""
+    """Return open_clip's own endless training data, read in this process."""
     args = argparse.Namespace(
         train_data=str(tar),
         train_num_samples=1_000_000,
@@ -50,7 +49,7 @@ def peer_data(tar: Path, size: int, batch_size: int, model: str = "ViT-B-32") ->
 
 
 def pixels_apart(side: int, size: int) -> float:
-    """The largest difference of a picture through both when nothing is drawn: crops of the whole, normalised."""
+    """Return the largest pixel difference between both for a crop of the whole image, normalised."""
     data, facts = photograph(0, side), Preprocess(image_size=size)
     ours = facts.pixels(ImageTransform(size, scale=(1.0, 1.0), ratio=(4 / 3, 4 / 3))(data, 0)[None])[0]
     peer = image_transform(size, is_train=True, aug_cfg={"scale": (1.0, 1.0)})
@@ -60,7 +59,7 @@ def pixels_apart(side: int, size: int) -> float:
 
 
 def measure(folder: Path, side: int, size: int, *, quick: bool) -> dict[str, float]:
-    """Milliseconds of the process a sample."""
+    """Return milliseconds of process time per sample."""
     num_samples, batches, rounds = (128, 1, 1) if quick else (2048, 4, 7)
     tar = made_pairs(folder / "tars", num_samples, side)
     make = MakePair(
@@ -74,7 +73,7 @@ def measure(folder: Path, side: int, size: int, *, quick: bool) -> dict[str, flo
         start = next(numbers)
         for (batch,) in data.steps(start, start + batches):
             if normalised:
-                facts.pixels(batch["images"])
+                facts.pixels(batch.inputs.images)
 
     def theirs() -> None:
         for _ in range(batches):
@@ -93,7 +92,7 @@ def measure(folder: Path, side: int, size: int, *, quick: bool) -> dict[str, flo
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     chosen = options(__doc__).parse_args()
     torch.set_num_threads(1)
     with TemporaryDirectory() as folder:

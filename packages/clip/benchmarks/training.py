@@ -1,8 +1,8 @@
 """Training against open_clip_train's own loop: python packages/clip/benchmarks/training.py
 
-The same weights, optimiser, schedule, batch size and tar of JPEGs; each loop with its own way to read them, in one
-process. Rounds of one and of the other follow each other; a step is timed from one batch asked for to the next, so
-reading is within, and checkpoints, which open_clip writes elsewhere, are not. Three minutes; `--quick` takes seconds.
+The same weights, optimizer, schedule, batch size and tar of JPEGs; each loop with its own reader, in one process. Their
+rounds alternate. A step is timed from one request for a batch to the next: it includes reading, but no checkpoints,
+which open_clip writes elsewhere. Three minutes; `--quick` takes seconds.
 """
 
 from __future__ import annotations
@@ -24,14 +24,12 @@ from loader import peer_data
 from open_clip.loss import ClipLoss
 from open_clip_train.scheduler import cosine_lr
 from open_clip_train.train import train_one_epoch
-from vfm_clip.pairs import MakePair
 
-from vfm.data.loader import TrainingData
-from vfm.data.source import open_dataset
-from vfm.data.transforms import ImageTransform
+from vfm.data import open_dataset
 from vfm.models import build_clip
-from vfm.train import fit
+from vfm.train import ImageTransform, TrainingData, fit
 from vfm_clip import ClipTrain
+from vfm_clip.data import MakePair
 from vfm_clip.task import ClipTask
 
 CUDA = torch.cuda.is_available()
@@ -40,7 +38,7 @@ WARM_UP = 2  # steps of a round that are not counted
 
 @dataclass
 class Clocked:
-    """Batches as they come, and the seconds between one asked for and the next."""
+    """Batches of a loader, and the seconds between two requests."""
 
     batches: Any
     num_batches: int = 0
@@ -49,11 +47,11 @@ class Clocked:
     wall: list[float] = field(default_factory=list)
 
     def steps(self, *args: int, **sizes: int) -> Iterator[Any]:
-        """Our loop asks so."""
+        """Yield the steps for vfm's loop."""
         return self._clocked(self.batches.steps(*args, **sizes))
 
     def __iter__(self) -> Iterator[Any]:
-        """open_clip's asks so, for one round."""
+        """Yield the batches of a round for open_clip's loop."""
         return self._clocked(itertools.islice(self.batches, self.num_batches))
 
     def _clocked(self, batches: Iterable[Any]) -> Iterator[Any]:
@@ -71,12 +69,12 @@ class Clocked:
 
 @dataclass
 class PeerData:
-    """What open_clip_train wants of its data."""
+    """The data interface of open_clip_train."""
 
     dataloader: Clocked
 
     def set_epoch(self, epoch: int) -> None:
-        """Every round is like every other."""
+        """Do nothing: all rounds are equal."""
 
 
 class Peer:
@@ -87,7 +85,10 @@ class Peer:
         self.model, self.data = model, {"train": PeerData(data)}
         exempt = [p for n, p in model.named_parameters() if p.ndim < 2 or "bn" in n or "ln" in n or "logit_scale" in n]
         rest = [p for p in model.parameters() if all(p is not one for one in exempt)]
-        groups = [{"params": exempt, "weight_decay": 0.0}, {"params": rest, "weight_decay": plan.weight_decay}]
+        groups = [
+            {"params": exempt, "weight_decay": 0.0},
+            {"params": rest, "weight_decay": plan.optimizer.weight_decay},
+        ]
         self.optimizer = torch.optim.AdamW(groups, lr=plan.lr, betas=(0.9, 0.98), eps=1e-6)
         self.schedule = cosine_lr(self.optimizer, plan.lr, 1, 10_000)
         self.args = argparse.Namespace(
@@ -106,12 +107,12 @@ class Peer:
         )
 
     def round(self) -> None:
-        """One epoch of a round's batches."""
+        """Train for one round."""
         train_one_epoch(self.model, self.data, ClipLoss(), 0, self.optimizer, None, self.schedule, None, self.args)
 
 
 def measure(folder: Path, name: str, batch_size: int, precision: str, *, quick: bool) -> dict[str, float]:
-    """Milliseconds a step, and samples a second."""
+    """Return milliseconds per step, and samples per second."""
     steps, rounds, num_samples = (4, 1, 64) if quick else (8, 5, 1024)
     clip = build_clip(name, seed=0, device="cuda" if CUDA else "cpu")
     size = clip.preprocess.image_size
@@ -123,7 +124,7 @@ def measure(folder: Path, name: str, batch_size: int, precision: str, *, quick: 
             "model": name,
             "steps": steps,
             "global_batch_size": batch_size,
-            "warmup_steps": 1,
+            "schedule": {"warmup_steps": 1},
             "precision": precision,
             "log_every": 100,
             "runtime": {"threads": torch.get_num_threads()},
@@ -136,7 +137,7 @@ def measure(folder: Path, name: str, batch_size: int, precision: str, *, quick: 
     ours = Clocked(TrainingData(source, make, global_batch_size=batch_size))
     task = ClipTask(clip)
     for number in range(rounds):
-        fit(task, ours, plan, context(folder / f"round{number}"), plan.runtime)
+        fit(task, ours, plan, context(folder / f"round{number}"))
         peer.round()
     clock = "wall" if CUDA else "cpu"
     seconds = [getattr(one, clock) for one in (ours, theirs)]
@@ -152,7 +153,7 @@ def measure(folder: Path, name: str, batch_size: int, precision: str, *, quick: 
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = options(__doc__)
     parser.add_argument("--model", nargs="+", default=["ViT-Mini-14-112", "ViT-Nano-8-32"], help="open_clip names")
     parser.add_argument("--batch", type=int, default=64)

@@ -1,4 +1,4 @@
-"""Whole trainings from cached targets against those with the teacher at hand: speed, bytes, and what is lost."""
+"""Whole trainings from stored targets against those with the teacher: speed, bytes and loss of accuracy."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import statistics
 from typing import Any
 
 import torch
-from bench import GRID, Bench, clock, context, moved, pretrain
+from bench import GRID, Bench, clock, context, pretrain
 
-from vfm.artifacts import Artifact, SampleCache
-from vfm.data.loader import TrainingData
-from vfm.data.sample_cache import CACHE_FOLDER, CachedTensors
-from vfm.data.source import open_dataset
-from vfm.events import Event
-from vfm.train import fit
-from vfm_eva import EvaTargets, MaskedData, Masks, Pca, StoredTargets
+from vfm.data import CACHE_FOLDER, CachedTensors, open_dataset
+from vfm.plugin import Artifact, Event, SampleCache
+from vfm.train import TrainingData, fit
+from vfm_eva import BlockMask, EvaTargets
+from vfm_eva.images import EvaInputs
+from vfm_eva.masks import MaskedData, Masks
+from vfm_eva.pca import Pca
+from vfm_eva.pretrain import task_from_cache
+from vfm_eva.teacher import StoredTargets
 
+SCHEDULE = {"warmup_steps": 10, "min_lr": 1e-3}
 STORED = {
     "fp32": {"dtype": "fp32"},
     "fp16": {"dtype": "fp16"},
@@ -26,10 +29,10 @@ STORED = {
 
 
 class Cached(Bench):
-    """Measures trainings with the teacher, and from each kind of cache."""
+    """Measures trainings with the teacher and from each kind of cache."""
 
     def measure(self) -> dict[str, dict[str, float]]:
-        """Whole trainings, reading included: with the teacher, and from each kind of cache."""
+        """Measure whole trainings, with reading: with the teacher and from each kind of cache."""
         caches = {name: self._cache(name) for name in STORED}
         found: dict[str, list[dict[str, float]]] = {name: [] for name in ("live", *caches)}
         for _ in range(max(2, self.rounds // 2)):
@@ -69,7 +72,7 @@ class Cached(Bench):
         return stage.run(context(self.folder(), pool=self.pool, teacher=self.teacher))
 
     def _training(self, steps: int | None = None, **inputs: Artifact) -> dict[str, float]:
-        """Milliseconds a step and the share of time spent waiting for data, in a training as users run it."""
+        """Return milliseconds per step and the fraction of time spent waiting for data in a training."""
         events: list[Event] = []
         steps = steps or self.steps
         changes: dict[str, Any] = {"log_every": max(1, steps // 3)}
@@ -90,24 +93,22 @@ class Cached(Bench):
         return {"ms a step": 1e3 * between, "data wait, %": logged[-1]["values"]["train/data_wait_pct"]}
 
     def _reached(self, cache: SampleCache, exact: CachedTensors) -> float:
-        """The loss on exact targets, over all images, of a student that was trained from `cache`."""
-        config = pretrain(self.learning_steps, self.batch, teacher=None, targets="targets", warmup_steps=10, lr=3e-3)
+        """Return the loss on exact targets, over all images, of a student trained from `cache`."""
+        config = pretrain(self.learning_steps, self.batch, teacher=None, targets="targets", schedule=SCHEDULE, lr=3e-3)
         ctx = context(self.folder(), pool=self.pool, targets=cache)
-        task, make = config._from_cache(ctx, self.pool)
-        masks = Masks("block", task.grid, task.num_masked)
-        fit(
-            task, MaskedData(TrainingData.of(config, open_dataset(self.pool), make), masks), config, ctx, config.runtime
-        )
+        task, make = task_from_cache(config, ctx, self.pool)
+        masks = Masks(BlockMask(), task.grid, task.num_masked)
+        fit(task, MaskedData(TrainingData.of(config, open_dataset(self.pool), make), masks), config, ctx)
         task.eval()
         task.teacher = StoredTargets(exact.cache.shape[-1])
         device = task.mask_token.device
         task.to(device)
-        judged = TrainingData(open_dataset(self.pool), _with(exact, make), seed=1, global_batch_size=self.batch)
+        evaluated = TrainingData(open_dataset(self.pool), _with(exact, make), seed=1, global_batch_size=self.batch)
         losses = []
         with torch.no_grad():
             count = len(exact) // self.batch
-            for (batch,) in MaskedData(judged, masks).steps(0, count, micro_batch_size=self.batch):
-                losses.append(task(moved(batch, str(device)))[0].item())
+            for (batch,) in MaskedData(evaluated, masks).steps(0, count, micro_batch_size=self.batch):
+                losses.append(task(batch.to(device).inputs)[0].item())
         return statistics.mean(losses)
 
 
@@ -115,12 +116,17 @@ def _with(exact: CachedTensors, make: Any) -> Any:
     return type(make)(make.make, exact, make.global_batch_size)
 
 
+def _stored(stored: CachedTensors, index: int) -> EvaInputs:
+    targets = torch.from_numpy(stored[index, 0]).float()
+    return EvaInputs(torch.empty(0), torch.empty(0), targets=targets)
+
+
 def _cosine(cache: SampleCache, exact: CachedTensors) -> float:
     pca, stored = Pca.load(cache.path) if cache.basis else None, CachedTensors(cache)
     teacher = StoredTargets(exact.cache.shape[-1], pca)
     found = [
         torch.cosine_similarity(
-            teacher.of({"targets": torch.from_numpy(stored[index, 0]).float()}, GRID),
+            teacher.targets(_stored(stored, index), GRID),
             torch.from_numpy(exact[index, 0]),
             dim=-1,
         ).mean()

@@ -1,4 +1,4 @@
-"""The bytes of the papers' trainings, counted on tensors that have shapes and no contents."""
+"""The bytes of the papers' trainings, counted on tensors without contents."""
 
 from __future__ import annotations
 
@@ -16,26 +16,29 @@ from torch.autograd.graph import saved_tensors_hooks
 from vfm import stages
 from vfm.flow.recipe import load_recipe
 from vfm.models import blueprint
-from vfm_eva import EvaPretrain, StoredTargets, Teacher
+from vfm_eva import EvaPretrain
+from vfm_eva.images import EvaInputs
 from vfm_eva.plugin import vfm_stages
+from vfm_eva.pretrain import build_student, build_task
+from vfm_eva.teacher import StoredTargets, Teacher
 
 RECIPES = ["eva_02_ti", "eva_02_s", "eva_02_b", "eva_02_l", "eva_l", "eva_g"]
 
 
 def counted(recipe: str) -> dict[str, int]:
-    """What one process holds: weights, gradients and AdamW's averages in fp32, the teacher's matrices in bf16.
+    """Count the memory of one process: weights, gradients and AdamW's averages in fp32, the teacher in bf16.
 
-    Activations are what autograd keeps of a micro-batch, with attention fused, and the weights that autocast casts to
-    bf16; with grad_checkpointing what it keeps at the peak, when the largest block is computed again. Left out: the
-    teacher's own activations (they are free again before the student's are kept), a backward pass' own temporaries,
-    what the allocator leaves unused, and CUDA itself.
+    Activations are what autograd keeps for a micro-batch, with attention fused, and the weights that autocast casts to
+    bf16; with grad_checkpointing, at the peak, when the largest block is recomputed. Not counted: the teacher's
+    activations (free again before the student's are kept), temporaries of the backward pass, unused memory of the
+    allocator, and CUDA itself.
     """
     source, stage = _stages(recipe)
     clip = blueprint(source)
     teacher = Teacher(clip, clip.preprocess, bf16=True)
     with torch.device("meta"):
         plain = stage.model_copy(update={"grad_checkpointing": False})
-        task: Any = plain._task(plain._student(), StoredTargets(clip.embed_dim))
+        task: Any = build_task(plain, build_student(plain), StoredTargets(clip.embed_dim))
     trained = sum(parameter.nbytes for parameter in task.parameters() if parameter.requires_grad)
     micro_batch = stage.micro_batch_size or stage.global_batch_size
     kept, with_checkpointing = _activations(task, micro_batch, clip.embed_dim)
@@ -53,7 +56,7 @@ def counted(recipe: str) -> dict[str, int]:
 
 
 def _stages(recipe: str) -> tuple[str, EvaPretrain]:
-    """The teacher's architecture and the training."""
+    """Return the teacher's architecture and the training."""
     known = {stage.kind_name(): stage for stage in [*stages.vfm_stages(), *vfm_stages()]}
     with TemporaryDirectory() as folder:
         file = Path(folder) / "a.tar"
@@ -64,25 +67,25 @@ def _stages(recipe: str) -> tuple[str, EvaPretrain]:
 
 
 def _activations(task: Any, micro_batch: int, width: int) -> tuple[int, int]:
-    """Bytes that a backward pass needs, kept all or computed again block by block."""
+    """Return the bytes that a backward pass needs: all kept, or recomputed block by block."""
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     size, num_patches = task.preprocess.image_size, task.grid[0] * task.grid[1]
     with FakeTensorMode(allow_non_fake_inputs=True):
         task = task.to_empty(device="cpu").train()
-        batch = {
-            "images": torch.zeros(micro_batch, 3, size, size, dtype=torch.uint8),
-            "bool_mask": torch.zeros(micro_batch, num_patches, dtype=torch.bool),
-            "targets": torch.zeros(micro_batch, num_patches, width, dtype=torch.bfloat16),
-        }
+        inputs = EvaInputs(
+            images=torch.zeros(micro_batch, 3, size, size, dtype=torch.uint8),
+            bool_mask=torch.zeros(micro_batch, num_patches, dtype=torch.bool),
+            targets=torch.zeros(micro_batch, num_patches, width, dtype=torch.bfloat16),
+        )
         precision = torch.autocast("cpu", dtype=torch.bfloat16)
         with _Kept(task) as kept, _by_block(task.student.blocks, kept) as blocks, precision:
-            task(batch)
+            task(inputs)
     inside, inputs = sum(block for block, _ in blocks), sum(entered for _, entered in blocks)
     return kept.bytes, kept.bytes - inside + inputs + max(block for block, _ in blocks)
 
 
 class _Kept(saved_tensors_hooks):
-    """Counts what autograd saves, every storage once and parameters not at all."""
+    """Counts what autograd saves, every storage once, without parameters."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(self._pack, lambda tensor: tensor)
@@ -91,7 +94,7 @@ class _Kept(saved_tensors_hooks):
 
     def _pack(self, tensor: Tensor) -> Tensor:
         if _storage(tensor) not in self.seen:
-            self.seen[_storage(tensor)] = tensor  # held, so that no other takes its place
+            self.seen[_storage(tensor)] = tensor  # held, so that its address is not used again
             self.bytes += tensor.untyped_storage().nbytes()
         return tensor
 
@@ -106,7 +109,7 @@ def _storage(tensor: Tensor) -> int:
 
 @contextmanager
 def _by_block(blocks: nn.ModuleList, kept: _Kept) -> Iterator[list[tuple[int, int]]]:
-    """Bytes kept inside each block, and those of what it was given."""
+    """Yield the bytes kept inside each block, and those of its input."""
     found: list[tuple[int, int]] = []
     before: list[int] = []
 

@@ -1,9 +1,9 @@
-"""What a pre-training needs of memory: measured on this CPU at a small size, and counted for the papers' recipes.
+"""Memory of a pre-training: measured on this CPU at a small size, and counted for the papers' recipes.
 
     python packages/eva/benchmarks/memory.py [--quick] [--out packages/eva/benchmarks/results/memory]
 
-Each measured case is a process of its own; its number is the most resident memory that Linux saw, from reading the data
-to the pictures of the report. What is counted runs on tensors without contents (`counted.py`): no such training ran.
+Each case is measured in its own process: the peak resident memory, from reading the data to the report's images. The
+counted numbers come from tensors without contents (`counted.py`): no such training was run.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import torch
 from bench import TEACHER, context, make_pool, pretrain
 from counted import RECIPES, counted
 
-from vfm.artifacts import ClipCheckpoint, Pool, SampleCache
 from vfm.models import build_clip, save_clip
+from vfm.plugin import ClipCheckpoint, Pool, SampleCache
 from vfm_eva import EvaTargets
 
 STUDENT = "eva02_mini_patch14_112"
 CACHED = {"teacher": None, "targets": "targets"}
-VISIBLE = {"encode": "visible", "mask": "random", "mask_ratio": 0.75, "decoder": {"width": 96, "num_heads": 3}}
+VISIBLE = {"encode": "visible", "mask": {"type": "random", "ratio": 0.75}, "decoder": {"width": 96, "num_heads": 3}}
 CASES: dict[str, dict[str, Any] | None] = {
     "nothing but imports": None,
     "teacher at hand": {},
@@ -38,12 +38,12 @@ CASES: dict[str, dict[str, Any] | None] = {
     "visible patches alone (EVA-L), cached targets": VISIBLE | CACHED,
 }
 QUICK = ["nothing but imports", "teacher at hand", "cached targets"]
-LENGTH = {False: (2, 128), True: (1, 8)}  # steps, and pictures in each; the second for tests
+LENGTH = {False: (2, 128), True: (1, 8)}  # steps, and images in each; the second for tests
 GIB = 2**30
 
 
 def measured(names: list[str], *, quick: bool) -> dict[str, float]:
-    """The most resident bytes of each case's process."""
+    """Return the peak resident bytes of each case's process."""
     with TemporaryDirectory() as folder:
         root = Path(folder)
         pool = make_pool(root / "pool", 64 if quick else 256)
@@ -62,7 +62,7 @@ def measured(names: list[str], *, quick: bool) -> dict[str, float]:
 
 
 def run_case(name: str, folder: str, pool: str, teacher: str, targets: str, *, quick: bool) -> int:
-    """Runs one case in this process; gives the most bytes it had in memory."""
+    """Run one case in this process; return its peak resident bytes."""
     torch.set_num_threads(1)
     if (changes := CASES[name]) is not None:
         inputs = {
@@ -77,7 +77,7 @@ def run_case(name: str, folder: str, pool: str, teacher: str, targets: str, *, q
 
 
 def tables(result: dict[str, Any]) -> str:
-    """As markdown."""
+    """Return the tables as Markdown."""
     lines = [f"{result['machine']}; {result['models']}", "", "| measured | GiB | above imports |", "|---|---|---|"]
     least = result["measured"]["nothing but imports"]
     lines += [
@@ -103,7 +103,7 @@ def main() -> None:
         return
     steps, batch = LENGTH[options.quick]
     result = {
-        "machine": f"{platform.machine()} CPU, one thread, {steps} steps of {batch} pictures",
+        "machine": f"{platform.machine()} CPU, one thread, {steps} steps of {batch} images",
         "models": f"student {STUDENT}, teacher {TEACHER}, torch {torch.__version__}",
         "measured": measured(QUICK if options.quick else list(CASES), quick=options.quick),
         "counted": {name: counted(name) for name in (RECIPES[:1] if options.quick else RECIPES)},

@@ -1,4 +1,4 @@
-"""The peer: EVA's pre-training as one writes it by hand on timm and open_clip, without vfm."""
+"""The peer: EVA's pre-training written by hand with timm and open_clip, without vfm."""
 
 # B batch, N patches, D student width, T target width
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Batch = dict[str, Any]
+from vfm_eva.images import EvaInputs
+
 Pixels = Callable[[Tensor], Tensor]
 
 
@@ -38,20 +39,21 @@ class PlainLoop:
         groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), eps=1e-6, fused=True)
 
-    def step(self, batch: Batch) -> float:
-        """One optimiser step; gives the loss."""
-        loss = self.loss(batch)
+    def step(self, inputs: EvaInputs) -> float:
+        """Take one optimizer step; return the loss."""
+        loss = self.loss(inputs)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.params, 3.0)
         self.optimizer.step()
         return loss.item()
 
-    def loss(self, batch: Batch) -> Tensor:
-        """The negative cosine on masked patches."""
-        images, bool_mask, student = batch["images"], batch["bool_mask"], self.student
+    def loss(self, inputs: EvaInputs) -> Tensor:
+        """Return the negative cosine on masked patches."""
+        images, bool_mask, student = inputs.images, inputs.bool_mask, self.student
+        teacher_images = images if inputs.teacher_images is None else inputs.teacher_images
         with torch.no_grad():
-            _, patch_tokens = self.visual(self.pixels[1](batch.get("teacher_images", images)))
+            _, patch_tokens = self.visual(self.pixels[1](teacher_images))
             target = (patch_tokens @ self.visual.proj)[bool_mask]
         tokens = student.patch_embed(self.pixels[0](images))
         tokens = torch.where(bool_mask[..., None], self.mask_token, tokens)

@@ -1,9 +1,9 @@
-"""The pre-training step against a plain timm loop, the teacher's share, and what targets from the cache gain and cost.
+"""The pre-training step against a plain timm loop, the teacher's share, and the gains and costs of stored targets.
 
     python packages/eva/benchmarks/pretrain.py [--quick] [--out packages/eva/benchmarks/results/pretrain]
 
-What is compared runs in turn, round after round; ratios are medians over the rounds. On a CPU time is that of this
-process (one thread computes, one reads), so other work on the machine does not count; on a GPU it is the wall's.
+Contestants run alternately, round after round; ratios are medians over the rounds. On a CPU, times are process times
+(one thread computes, one reads), so that other work on the machine does not count; on a GPU, wall-clock times.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from bench import CUDA, STUDENT, TEACHER, make_pool
 from cached import Cached
 from step import Step
 
-from vfm.artifacts import ClipCheckpoint, ImageDataset
 from vfm.models import build_clip, save_clip
+from vfm.plugin import ClipCheckpoint, ImageDataset
 
 
 def tables(result: dict[str, Any]) -> str:
-    """As markdown."""
+    """Return the tables as Markdown."""
     step, cached = result["step"], result["cached"]
     columns = list(cached["fp32"])
     lines = [f"{result['machine']}; {result['models']}", "", "| a step | |", "|---|---|"]
@@ -48,7 +48,7 @@ def _cell(column: str, value: float | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; the numbers mean nothing")
-    parser.add_argument("--data", type=Path, help="an image data set of a store; default: pictures of shapes")
+    parser.add_argument("--data", type=Path, help="an image data set of a store; default: images of shapes")
     parser.add_argument("--teacher", type=Path, help="a ClipCheckpoint of a store with 8 x 8 patches; default: random")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

@@ -49,7 +49,7 @@ def check_eva_pretrain(config: EvaPretrain, ctx: Preflight) -> None:
 def pretrain_eva(config: EvaPretrain, ctx: Context) -> VisionCheckpoint:
     """Train the student, and leave panels of its predictions, its patches and its attention."""
     data = ctx.load(config.data)
-    task, make = _from_cache(config, ctx, data) if config.targets else _from_teacher(config, ctx)
+    task, make = task_from_cache(config, ctx, data) if config.targets else task_from_teacher(config, ctx)
     init_weights(task, config.student.init, config.seed)
     source, masks = open_dataset(data), Masks(config.mask, task.grid, task.num_masked)
     batches = MaskedData(TrainingData.of(config, source, make), masks)
@@ -60,7 +60,8 @@ def pretrain_eva(config: EvaPretrain, ctx: Context) -> VisionCheckpoint:
     return task.export(ctx.directory)
 
 
-def _from_teacher(config: EvaPretrain, ctx: Context) -> tuple[EvaTask, Make[EvaViews]]:
+def task_from_teacher(config: EvaPretrain, ctx: Context) -> tuple[EvaTask, Make[EvaViews]]:
+    """Return the task with the teacher of the stage, and what makes its inputs."""
     assert config.teacher
     teacher = load_teacher(ctx.load(config.teacher), config.target, bf16=teacher_in_bf16(config))
     task = build_task(config, build_student(config), teacher)
@@ -75,7 +76,8 @@ def teacher_in_bf16(config: EvaPretrain) -> bool | None:
     return config.teacher_precision == "bf16"
 
 
-def _from_cache(config: EvaPretrain, ctx: Context, data: ImageDataset) -> tuple[EvaTask, Make[EvaViews]]:
+def task_from_cache(config: EvaPretrain, ctx: Context, data: ImageDataset) -> tuple[EvaTask, Make[EvaViews]]:
+    """Return the task with the stored targets of the stage, and what makes its inputs."""
     assert config.targets
     cache = ctx.load(config.targets)
     pca = Pca.load(cache.path) if cache.basis else None
