@@ -148,7 +148,7 @@ def batch_of(pool: Pool, make: Any, size: int = 16) -> Batch[Any]:
 
 
 def call(task: Any) -> Any:
-    """Return what the training loop gives to `Task.accumulate`: it runs the task on a batch."""
+    """Return the `call` of `Task.accumulate`, which runs the task on a batch."""
     return lambda batch: task(batch.inputs)
 
 

@@ -43,9 +43,9 @@ def test_transformers_computes_the_same_features(tuned: ClipCheckpoint, tmp_path
         embeds = vision if is_siglip else theirs.visual_projection(vision)
         torch.testing.assert_close(embeds, model.module.encode_image(inputs), atol=1e-6, rtol=1e-4)
     if not is_siglip:  # which LLaVA uses
-        alone = transformers.CLIPVisionModel.from_pretrained(tmp_path).eval()
+        encoder = transformers.CLIPVisionModel.from_pretrained(tmp_path).eval()
         with torch.no_grad():
-            torch.testing.assert_close(alone(inputs).pooler_output, vision)
+            torch.testing.assert_close(encoder(inputs).pooler_output, vision)
     assert not [key for key in load_file(tmp_path / "model.safetensors") if "lora" in key or "unet" in key]
 
 
@@ -55,7 +55,7 @@ def test_open_clip_computes_the_same_features(tuned: ClipCheckpoint) -> None:
         pytest.skip("only vfm registers this timm name")
     theirs, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tuned.path}")
     with torch.no_grad():
-        embeds = theirs.eval().encode_image(torch.stack([preprocess(picture) for picture in IMAGES]), normalize=True)
+        embeds = theirs.eval().encode_image(torch.stack([preprocess(image) for image in IMAGES]), normalize=True)
     torch.testing.assert_close(embeds, model.encode_images(IMAGES), atol=1e-6, rtol=1e-4)
 
 

@@ -40,10 +40,12 @@ def latents_config(**changes: Any) -> DivaLatents:
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory, pool: Pool, stable_diffusion: GeneratorCheckpoint) -> SampleCache:
+def cached_latents(
+    tmp_path_factory: pytest.TempPathFactory, pool: Pool, stable_diffusion: GeneratorCheckpoint
+) -> SampleCache:
     config = latents_config(num_crops=2, samples_per_shard=40, seed=7, augmentation=CROPS)
     config.preflight(known(sd=stable_diffusion, pool=pool))
-    return run(config, tmp_path_factory.mktemp("kept"), pool=pool, sd=stable_diffusion)
+    return run(config, tmp_path_factory.mktemp("cached_latents"), pool=pool, sd=stable_diffusion)
 
 
 class OnTheFly:
@@ -60,17 +62,17 @@ class OnTheFly:
 
 
 def test_a_step_from_cached_latents_equals_the_step_with_the_vae_on_the_cached_crop(
-    clip: ClipCheckpoint, pool: Pool, stable_diffusion: GeneratorCheckpoint, kept: SampleCache
+    clip: ClipCheckpoint, pool: Pool, stable_diffusion: GeneratorCheckpoint, cached_latents: SampleCache
 ) -> None:
     task = make_task(clip, stable_diffusion, "cosine", adapter=LINEAR)
-    assert (kept.shape, kept.num_crops, kept.num_samples) == ((4, 8, 8), 2, 96)
+    assert (cached_latents.shape, cached_latents.num_crops, cached_latents.num_samples) == ((4, 8, 8), 2, 96)
     plain = ImageTransform(16, "crop")
-    stored, cropped = open_latents(kept, pool, task.generator, plain, 32)
+    stored, cropped = open_latents(cached_latents, pool, task.generator, plain, 32)
     assert (cropped.scale, cropped.ratio) == ((0.3, 0.6), (0.8, 1.2))
     make = MakeImageInputs(cropped, NoiseSampler((4, 8, 8), 2, LogitNormal()), task.clip.preprocess)
     data = [
         TrainingData(open_dataset(pool), each, global_batch_size=32)
-        for each in (MakeTuneInputs(replace(make, stored=stored)), OnTheFly(make, kept, 32))
+        for each in (MakeTuneInputs(replace(make, stored=stored)), OnTheFly(make, cached_latents, 32))
     ]
     losses = []
     for steps in zip(*(each.steps(0, 7) for each in data), strict=True):  # three steps per epoch
@@ -119,7 +121,7 @@ def test_a_prior_trains_from_cached_latents(
 
 
 def test_interrupted_caching_resumes_and_ends_as_an_uninterrupted_one(
-    pool: Pool, stable_diffusion: GeneratorCheckpoint, kept: SampleCache, tmp_path: Path
+    pool: Pool, stable_diffusion: GeneratorCheckpoint, cached_latents: SampleCache, tmp_path: Path
 ) -> None:
     config = latents_config(num_crops=2, samples_per_shard=40, seed=7, augmentation=CROPS)
     ctx = context(config, tmp_path, pool=pool, sd=stable_diffusion)
@@ -134,22 +136,22 @@ def test_interrupted_caching_resumes_and_ends_as_an_uninterrupted_one(
     with pytest.raises(KeyboardInterrupt):
         config.run(ctx)
     again = run(config, tmp_path, pool=pool, sd=stable_diffusion)
-    for file in sorted((kept.path / "tensors").iterdir()):
+    for file in sorted((cached_latents.path / "tensors").iterdir()):
         assert (again.path / "tensors" / file.name).read_bytes() == file.read_bytes()
 
 
 def test_latents_of_other_data_sizes_or_crops_are_rejected(
-    clip: ClipCheckpoint, pool: Pool, stable_diffusion: GeneratorCheckpoint, kept: SampleCache, tmp_path: Path
+    clip: ClipCheckpoint, pool: Pool, stable_diffusion: GeneratorCheckpoint, cached_latents: SampleCache, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="the crops are those of 'latents'"):
         tune_config(latents="latents", augmentation={"crop_scale": (0.5, 1.0)})
     config = tune_config(adapter=LINEAR, latents="latents")
-    inputs = {"clip": clip, "prior": stable_diffusion, "latents": kept}
+    inputs = {"clip": clip, "prior": stable_diffusion, "latents": cached_latents}
     elsewhere = Pool.create(tmp_path / "elsewhere", num_samples=96, languages=["en"])
     large = refusal(tune_config(adapter=LINEAR, latents="latents", image_size=32), **inputs)
     assert "expected 4 x 16 x 16 for this generator and image_size, got 4 x 8 x 8" in large
     with pytest.raises(UserError, match="latents: expected latents of"):
-        check_latents(kept, elsewhere)
+        check_latents(cached_latents, elsewhere)
     config.preflight(known(**inputs))
     pixels = make_prior(tmp_path / "pixels", clip)
     message = refusal(latents_config(generator="prior"), prior=pixels)
@@ -158,16 +160,16 @@ def test_latents_of_other_data_sizes_or_crops_are_rejected(
 
 @pytest.mark.parametrize("change", ["weights", "scale"])
 def test_latents_of_another_vae_have_another_fingerprint(
-    change: str, pool: Pool, stable_diffusion: GeneratorCheckpoint, kept: SampleCache
+    change: str, pool: Pool, stable_diffusion: GeneratorCheckpoint, cached_latents: SampleCache
 ) -> None:
     space = load_latent_space(stable_diffusion.path)
-    assert kept.producer == space.fingerprint() == load_latent_space(stable_diffusion.path).fingerprint()
+    assert cached_latents.producer == space.fingerprint() == load_latent_space(stable_diffusion.path).fingerprint()
     if change == "scale":
         space.scale = 0.13025
     else:
         with torch.no_grad():
             next(space.vae.parameters()).add_(1e-3)
-    assert space.fingerprint() != kept.producer
+    assert space.fingerprint() != cached_latents.producer
 
 
 def test_a_tiny_vae_is_supported(tmp_path: Path) -> None:

@@ -40,8 +40,8 @@ def test_a_prior_and_the_tuning_by_its_feedback_run_as_stages(
         (table,) = [panel for panel in panels if isinstance(panel, TablePanel)]
         assert all(isinstance(cell, float) and cell > 0 for row in table.rows for cell in row[1:4])
         (sheet,) = [panel for panel in panels if isinstance(panel, ImagesPanel)]
-        with Image.open(artifact.path / sheet.pictures[0].file) as picture:
-            assert picture.size == (96 * columns + 4 * (columns - 1), 96)
+        with Image.open(artifact.path / sheet.pictures[0].file) as image:
+            assert image.size == (96 * columns + 4 * (columns - 1), 96)
 
 
 def test_the_seed_determines_the_prior(clip: ClipCheckpoint, pool: Pool, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_6_the_papers_learning_rates_sum_to_the_bound_on_the_movement() -> None:
 
 
 def test_7_ranks_see_different_samples_and_together_each_once(clip: ClipCheckpoint, pool: Pool) -> None:
-    """GenHancer's ranks all see the same images, DIVA's each read all of them."""
+    # GenHancer's ranks all see the same images, DIVA's each read all of them.
     make = make_image_inputs(load_clip(clip))
     data = TrainingData(open_dataset(pool), make, global_batch_size=16)
     keys: list[list[str]] = []
@@ -114,7 +114,7 @@ def test_learning_rate_0_returns_the_source_model_bit_for_bit_with_every_update(
 def test_exactly_the_parameters_with_a_gradient_are_trained(
     anchor: str, clip: ClipCheckpoint, stable_diffusion: GeneratorCheckpoint, pool: Pool
 ) -> None:
-    """DDP waits for the gradient of each trained parameter; `cls` without an anchor does not use the projection."""
+    # DDP waits for the gradient of each trained parameter; `cls` without an anchor does not use the projection.
     task = make_task(clip, stable_diffusion, anchor, condition={"type": "cls"}, adapter={"type": "linear"})
     gradients(task, [batch_for(task, pool)])
     trained = {name for name, param in task.named_parameters() if param.requires_grad}

@@ -123,7 +123,7 @@ def build_generator(
     """
     space = space or PixelSpace()
     sample_size = image_size // space.downscale
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # diffusers draws from the global generator, which must not change
         torch.manual_seed(seed)
         built = (network or UNet()).build(
             sample_size=sample_size, channels=space.channels, context_width=condition_width

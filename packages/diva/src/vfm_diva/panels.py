@@ -190,7 +190,7 @@ def _side_by_side(images: list[Tensor]) -> NDArray[np.uint8]:
     """Join (3, S, S) images in a row, enlarged by a whole factor, with white between them."""
     arrays = [image.cpu().permute(1, 2, 0).numpy() for image in images]
     side = arrays[0].shape[0]
-    factor = -(-SHOWN_SIDE // side)
+    factor = -(-SHOWN_SIDE // side)  # rounded up
     large = [np.kron(array, np.ones((factor, factor, 1), np.uint8)) for array in arrays]
     gap = np.full((side * factor, GAP, 3), 255, np.uint8)
     parts = [part for array in large for part in (array, gap)]

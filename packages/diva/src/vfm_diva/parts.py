@@ -38,9 +38,7 @@ class Patches(Condition):
     """The image token and a share of the patch tokens, drawn for each image and step without replacement (DIVA)."""
 
     type: Literal["patches"] = Field("patches", description="the image token and a share of the patch tokens (DIVA)")
-    share: float = Field(
-        1.0, ge=0, le=1, description="share of the patches, drawn without replacement and kept in their order"
-    )
+    share: float = Field(1.0, ge=0, le=1, description="share of the patches, drawn without replacement, in their order")
     work: ClassVar[str] = "vfm_diva.condition:PatchCondition"
 
 
@@ -71,11 +69,11 @@ class NoAdapter(Adapter):
 
 
 class TrainedAdapter(Adapter):
-    """What all adapters with weights share. They begin random and are trained before the tower, with it, or both."""
+    """Settings of all adapters with weights, which begin random and are trained before the tower, with it, or both."""
 
     lr_scale: float = Field(1.0, ge=0, description="learning rate of the adapter, relative to the tower's")
     first_steps: int = Field(
-        0, ge=0, description="steps of a first training of the adapter alone, with CLIP frozen (GenHancer)"
+        0, ge=0, description="steps of a first training of the adapter, with CLIP frozen (GenHancer)"
     )
     first_lr: float = Field(1e-3, ge=0, description="peak learning rate of the first training")
     joint: bool = Field(True, description="train the adapter with the tower; false: freeze it after the first training")

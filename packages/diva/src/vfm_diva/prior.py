@@ -48,7 +48,7 @@ def train_prior(config: DivaPrior, ctx: Context) -> GeneratorCheckpoint:
     if config.grad_checkpointing:
         generator.denoiser.network.enable_gradient_checkpointing()
     task = PriorTask(clip, generator, condition_noise=config.condition.noise)
-    task.to(prepare_device(config.runtime))
+    task.to(prepare_device(config.runtime))  # before the data are measured with its models
     data = TrainingData.of(config, open_dataset(pairs), _make_inputs(config, ctx, task, pairs, language))
     measure_data(task, data, with_gap=config.condition.source in ("text", "both"))
     fit(task, data, config, ctx)

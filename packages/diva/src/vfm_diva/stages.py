@@ -86,7 +86,7 @@ class DivaLatents(Stage):
 
 
 class PriorCondition(Config):
-    """What conditions a prior in training."""
+    """Condition of a prior in training."""
 
     source: Literal["text", "image", "both", "text_states"] = Field(
         "both", description="embeddings of captions, of images, or both; text_states: a caption's token states instead"
@@ -176,7 +176,7 @@ Control = Literal["shuffled", "random_prior", "anchor_only"]
 
 
 class Feedback(Config):
-    """How a generator's feedback tunes a tower: what conditions the generator, what is trained, what anchors it."""
+    """Settings of the tuning by a generator's feedback: condition, adapter, trained weights, anchor."""
 
     condition: Condition = Field(Embedding(), description="tokens of an image that condition the generator")
     prompt: Prompt = Field(Prompt(), description="constant prompt beside the image tokens")

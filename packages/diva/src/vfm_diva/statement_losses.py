@@ -98,7 +98,7 @@ def statement_panel(
     for name in (*dict.fromkeys(patterns.tolist()), "all"):
         here = (patterns == name) | (name == "all")
         right, wrong = losses[here].T
-        rises = (wrong > right) + 0.5 * (wrong == right)
+        rises = (wrong > right) + 0.5 * (wrong == right)  # ties, e.g. of equal statements, count half
         low, high = bootstrap_interval(rises, items[here], seed=seed)
         rise = 100 * (wrong.mean() / right.mean() - 1)
         share = (round(100 * float(value), 1) for value in (rises.mean(), low, high))

@@ -109,7 +109,7 @@ def build_data(config: DivaTune, ctx: Context, task: TuneTask) -> TrainingData[T
 
 
 def _train_adapter(config: DivaTune, ctx: Context, task: TuneTask, data: TrainingData[TuneInputs]) -> None:
-    """Train the adapter alone if `first_steps` is set; its curves are in the folder `adapter`."""
+    """Train the adapter with CLIP frozen if `first_steps` is set; its curves are in the folder `adapter`."""
     adapter = config.adapter
     if not isinstance(adapter, TrainedAdapter) or not adapter.first_steps:
         return
@@ -121,6 +121,7 @@ def _train_adapter(config: DivaTune, ctx: Context, task: TuneTask, data: Trainin
             "evaluation": EvaluationPolicy(),
         }
     )
+    # A folder of its own: otherwise the second training would resume from the checkpoints of the first.
     own = replace(ctx, directory=ctx.directory / "adapter", work=ctx.work / "adapter")
     with task.adapter_only():
         fit(task, data, plan, own)

@@ -92,7 +92,7 @@ class TuneTask(Task[TuneInputs]):
             conditioning = conditioning.mismatched()
         denoising = self.errors(inputs, conditioning).mean()
         metrics = {"denoising_loss": denoising.detach()}
-        if self.control == "anchor_only":
+        if self.control == "anchor_only":  # without the graph of the denoising error
             denoising = torch.zeros_like(denoising)
         if self.anchor is None:
             return denoising, metrics
@@ -156,7 +156,7 @@ class TuneTask(Task[TuneInputs]):
             for param, trained in zip(self._adapter_params, joint, strict=True):
                 param.requires_grad_(trained)
             self.adapter_lr_scale = scale
-            if self.watch:
+            if self.watch:  # the loss of the first training is not a baseline for the second
                 self.watch.reset()
 
     def parameter_groups(self) -> list[ParamGroup]:

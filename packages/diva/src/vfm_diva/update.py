@@ -129,6 +129,7 @@ class LowRank:
         self.attentions = {
             name: part for name, part in visual.named_modules() if isinstance(part, nn.MultiheadAttention)
         }
+        # peft sees only layers that are called, so both kinds of attention are changed before it looks for layers.
         for part in self.fused:
             setattr(part, SEPARATE_BIAS, True)
         for name, attention in self.attentions.items():
