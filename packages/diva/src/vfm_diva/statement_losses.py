@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from vfm.data import Choice, decode_image
+from vfm.eval import bootstrap_interval
 from vfm.models import eval_mode
 from vfm.plugin import TablePanel
-from vfm.statistics import bootstrap_interval
 from vfm.train import ImageTransform, SampleDraw, to_tensor
 from vfm_diva.denoiser import error_over_times
 from vfm_diva.noise import NoiseSampler
