@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from vfm.config import UserError
+from vfm.flow.results import result_tables
 from vfm.plugins import extra_of
 
 app = typer.Typer(
@@ -85,7 +86,5 @@ def show(line: str) -> None:
 
 def show_results(directory: Path) -> None:
     """Print the result tables of a finished run."""
-    from vfm.flow.results import result_tables  # after the run, so that other commands stay quick
-
     for table in result_tables(directory):
         console.print(table)

@@ -10,11 +10,13 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from vfm import files
 from vfm.cli.command import DEFAULT_STORE, DebugOption, SetOption, StoreOption, command, console, show
 from vfm.cli.recipe import run_recipe, show_outcome
 from vfm.config import UserError, did_you_mean
 from vfm.flow.plan import make_plan
 from vfm.flow.recipe import parse_recipe
+from vfm.flow.result_files import write_results
 from vfm.flow.store import LINKS, Store
 from vfm.panels import TablePanel, load_panels
 from vfm.plugins import load_plugins, stage_types
@@ -79,7 +81,6 @@ def eval(  # noqa: A001
     """Evaluate models on datasets. Finished evaluations are cached, and an interrupted run resumes."""
     from vfm.flow.evaluation.inputs import model_input
     from vfm.flow.evaluation.recipe import EvaluationPlan, evaluation_recipe
-    from vfm.flow.result_files import write_results
 
     manager = load_plugins()
     known = stage_types(manager)
@@ -119,7 +120,6 @@ def _datasets(
     plan: EvaluationPlan, data: list[str], suite: str | None, root: str, train: str | None
 ) -> list[EvaluationDataset]:
     """Return the datasets of --data and of the suite; those that the suite lacks are noted in the plan."""
-    from vfm import files
     from vfm.flow.evaluation.datasets import dataset_at
     from vfm.flow.evaluation.inputs import split_name
     from vfm.flow.evaluation.suites import find_datasets, load_suite, shipped_dataset, shipped_names

@@ -36,6 +36,7 @@ from vfm.flow.listeners import ConsoleListener, JsonLinesListener, PipeListener,
 from vfm.flow.plan import Step, make_plan
 from vfm.flow.recipe import Recipe, load_recipe
 from vfm.flow.recipe_source import SHIPPED, find_recipe
+from vfm.flow.report import current_report
 from vfm.flow.run import EVENTS_FILE, Outcome, run_plan
 from vfm.flow.store import Store
 from vfm.plugins import load_plugins, stage_types
@@ -85,8 +86,6 @@ def run_recipe(
     jobs: int = 1,
 ) -> Outcome | None:
     """Run a planned recipe with its listeners, and draw its report; return None if a stage was only prepared."""
-    from vfm.flow.report import current_report  # after --help, which stays quick
-
     directory = store.run_directory(recipe.name)
     with ExitStack() as opened:
         send = sender(manager, _listeners(directory, opened, quiet=quiet, tensorboard=tensorboard))

@@ -12,6 +12,7 @@ from vfm.artifacts import Artifact
 from vfm.cli.command import DEFAULT_STORE, DebugOption, StoreOption, command, console, show_results
 from vfm.cli.command import show as show_line
 from vfm.config import UserError
+from vfm.flow.report import report_of_run
 from vfm.flow.run import RUN_FILE
 from vfm.flow.store import MANIFEST_FILE, Store, read_record
 from vfm.plugins import load_plugins, stage_types
@@ -41,8 +42,6 @@ def report(
     debug: DebugOption = False,
 ) -> None:
     """Draw the report of a finished run again, and show its results."""
-    from vfm.flow.report import report_of_run  # after --help, which stays quick
-
     stage_types(load_plugins())
     directory = Path(recipe) if (Path(recipe) / RUN_FILE).is_file() else Store(store).run_directory(Path(recipe).stem)
     if not (directory / RUN_FILE).is_file():
