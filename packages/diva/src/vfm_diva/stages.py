@@ -207,7 +207,7 @@ class Feedback(Config):
         return self
 
 
-class DivaTune(ClipPostTraining, Feedback):
+class DivaTune(Feedback, ClipPostTraining):
     """Improve a CLIP model's vision tower: a frozen diffusion model must denoise each image from its embedding.
 
     Only images are needed; the text tower and the generator do not change. Source: DIVA (arXiv:2407.20171).
