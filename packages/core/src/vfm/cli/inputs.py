@@ -12,8 +12,6 @@ from pydantic import ValidationError
 from vfm.artifacts import FACTS_FILE, Artifact, ClipCheckpoint, ImageDataset, VisionCheckpoint
 from vfm.config import UserError
 from vfm.data import BadSample, DatasetSpec, Source, decode_image, open_dataset
-from vfm.data.folder import image_names
-from vfm.data.image_list import ImageEntry, write_image_lists
 from vfm.data.indexing import Indexing
 from vfm.data.layout import find_layout
 from vfm.eval import load_encoder
@@ -71,13 +69,7 @@ def open_images(data: str, folder: Path) -> Source:
     if (Path(data) / FACTS_FILE).is_file():
         return open_dataset(ImageDataset.load(data))
     layout, spec = find_layout(data, "auto", None), DatasetSpec()
-    if layout.kind == "folder":
-        names = ((root.rstrip("/"), name) for root in layout.paths for name in image_names(root))
-        entries = (ImageEntry(name, f"{root}/{name}") for root, name in names)
-        shards = ((shard, True) for shard in write_image_lists(folder, entries, spec))
-    else:
-        shards = ((shard, known) for shard, known in layout.shards(folder, spec))
-    Indexing(Context("embed", folder, folder, {}), spec, 1.0, verify=False).run(folder, shards)
+    Indexing(Context("embed", folder, folder, {}), spec, 1.0, verify=False).run(folder, layout.shards(folder, spec))
     return Source(folder)
 
 

@@ -52,7 +52,8 @@ def caption_shards(
         shards = (Shard.of(path, open_parquet(path).metadata.num_rows, format="parquet") for path in paths)
         return spec, ((shard, True) for shard in shards)
     # Converted once, since csv and jsonl have no random access, and gzip has none either.
-    rows = (row for path in paths for row in table_rows(path, columns))
+    # A row that cannot be read has no caption, and is counted when the captions are read.
+    rows = (row if isinstance(row, dict) else {} for path in paths for row in table_rows(path, columns))
     stored = spec.model_copy(update={"texts": {language: f"texts_{language}" for language in spec.texts}})
     return stored, ((shard, True) for shard in _write_shards(directory, rows, spec))
 

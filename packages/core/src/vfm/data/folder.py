@@ -7,10 +7,18 @@ from collections.abc import Iterator
 from vfm import files
 from vfm.config import UserError
 from vfm.data.captions import captions_in, clean_captions, decode_json, field_of, require_captions
-from vfm.data.image_list import ImageEntry
+from vfm.data.image_list import ImageEntry, printable
 from vfm.data.sample import BadSample
 from vfm.data.spec import DatasetSpec
 from vfm.data.webdataset import IMAGE_EXTENSIONS
+
+# Names of text files, and extensions of files, that may be among images; a file with any other extension counts as an
+# image that is not supported.
+DOCUMENTATION = {"readme", "license", "notice", "classnames", "classes", "labels", "captions", "metadata", "index"}
+NOT_IMAGES = {
+    "txt", "json", "jsonl", "csv", "tsv", "parquet", "xml", "md", "rst", "html", "pdf", "yaml", "yml", "toml", "db",
+    "ini", "cfg", "log", "py", "ipynb", "sh", "npy", "npz", "pt", "mat", "tar", "gz", "zip", "lock", "tmp", "part",
+}  # fmt: skip
 
 
 def image_names(folder: str) -> list[str]:
@@ -19,27 +27,72 @@ def image_names(folder: str) -> list[str]:
     Raises:
         UserError: there are no images.
     """
-    names = [
-        name
-        for name in files.walk(folder)
-        if name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS and "/." not in f"/{name}"
-    ]
+    names = [name for name in _visible(folder) if _extension(name) in IMAGE_EXTENSIONS]
     if not names:
         raise UserError(f"{folder}: no images found ({', '.join(IMAGE_EXTENSIONS)})")
     return names
 
 
+def image_folder(folder: str) -> Iterator[ImageEntry]:
+    """Yield the images below a folder, then the files with an unknown extension; the keys are the file names."""
+    for name in image_names(folder):
+        yield ImageEntry(name, f"{folder.rstrip('/')}/{name}")
+    yield from _unknown(folder, _visible(folder))
+
+
 def caption_folder(folder: str, spec: DatasetSpec) -> Iterator[ImageEntry]:
-    """Yield images with the captions beside them: `a.jpg` with `a.txt`, or with `a.json` if `texts` is `json.FIELD`."""
+    """Yield images with the captions beside them: `a.jpg` with `a.txt`, or with `a.json` if `texts` is `json.FIELD`.
+
+    Files with an unknown extension and captions without an image follow.
+    """
+    stems = set()
     for name in image_names(folder):
         path = f"{folder.rstrip('/')}/{name}"
-        key, texts, problem = name.rpartition(".")[0], {}, None
+        stems.add(_stem(name))
+        texts, problem = {}, None
         try:
             texts = {language: _captions(path, source) for language, source in spec.texts.items()}
             texts = require_captions(texts, path)
         except BadSample as bad:
             problem = bad
-        yield ImageEntry(key, path, texts, problem=problem)
+        yield ImageEntry(_stem(name), path, texts, problem=problem)
+    visible = _visible(folder)
+    for entry in _unknown(folder, visible):
+        stems.add(entry.key)
+        yield entry
+    folders = {stem.rpartition("/")[0] for stem in stems}
+    extensions = {source.partition(".")[0] for source in spec.texts.values()}
+    for name in visible:
+        if _extension(name) in extensions and _stem(name) not in stems and _is_beside_images(_stem(name), folders):
+            stems.add(_stem(name))
+            path = f"{folder.rstrip('/')}/{name}"
+            yield ImageEntry(_stem(name), path, problem=BadSample("missing_image", path))
+
+
+def _is_beside_images(stem: str, folders: set[str]) -> bool:
+    """Return whether there are images in the folder of a text file, and its name is not that of a documentation."""
+    folder, _, name = stem.rpartition("/")
+    return folder in folders and name.lower() not in DOCUMENTATION
+
+
+def _unknown(folder: str, names: list[str]) -> Iterator[ImageEntry]:
+    for name in names:
+        if (extension := _extension(name)) and extension not in IMAGE_EXTENSIONS and extension not in NOT_IMAGES:
+            path = f"{folder.rstrip('/')}/{name}"
+            yield ImageEntry(_stem(name), path, problem=BadSample("unknown_extension", path))
+
+
+def _visible(folder: str) -> list[str]:
+    return [name for name in files.walk(folder) if "/." not in f"/{name}"]
+
+
+def _extension(name: str) -> str:
+    stem, dot, extension = name.rpartition(".")
+    return extension.lower() if dot and "/" not in extension and stem else ""
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _captions(image: str, source: str) -> list[str]:
@@ -63,10 +116,10 @@ def class_folders(folder: str) -> tuple[list[str], list[ImageEntry]]:
     names = image_names(folder)
     if loose := [name for name in names if "/" not in name]:
         raise UserError(f"{folder}: expected one folder per class, but {loose[0]} is in none")
-    classes = sorted({name.partition("/")[0] for name in names})
+    classes = sorted({printable(name.partition("/")[0]) for name in names})
     number = {name: index for index, name in enumerate(classes)}
     root = folder.rstrip("/")
     entries = [
-        ImageEntry(name.rpartition(".")[0], f"{root}/{name}", label=number[name.partition("/")[0]]) for name in names
+        ImageEntry(_stem(name), f"{root}/{name}", label=number[printable(name.partition("/")[0])]) for name in names
     ]
-    return classes, entries
+    return classes, [*entries, *_unknown(folder, [name for name in _visible(folder) if "/" in name])]

@@ -34,6 +34,13 @@ class ImageEntry:
     label: int | None = None
     problem: BadSample | None = None
 
+    @property
+    def reason(self) -> str | None:
+        """Why the image cannot be used. A name that is not UTF-8 cannot be listed, so its image cannot be used."""
+        if self.problem:
+            return self.problem.reason
+        return None if printable(self.key + self.image) == self.key + self.image else "wrong_encoding"
+
     def read(self, spec: DatasetSpec, *, with_image: bool = True) -> Sample:
         """Read the sample.
 
@@ -42,6 +49,8 @@ class ImageEntry:
         """
         if self.problem:
             raise self.problem
+        if self.reason:
+            raise BadSample("wrong_encoding", printable(self.image))
         texts = require_captions(self.texts, self.image) if spec.texts else {}
         if spec.label_key and self.label is None:
             raise BadSample("missing_label", self.image)
@@ -54,14 +63,14 @@ def write_image_lists(directory: Path, entries: Iterable[ImageEntry], spec: Data
     directory.mkdir(parents=True, exist_ok=True)
     for number, rows in enumerate(_chunks(entries)):
         columns = {
-            "key": pa.array([row.key for row in rows], pa.string()),
-            "image": pa.array([row.image for row in rows], pa.string()),
+            "key": pa.array([printable(row.key) for row in rows], pa.string()),
+            "image": pa.array([printable(row.image) for row in rows], pa.string()),
             "label": pa.array([row.label for row in rows], pa.int32()),
-            "reason": pa.array([row.problem and row.problem.reason for row in rows], pa.string()),
+            "reason": pa.array([row.reason for row in rows], pa.string()),
         }
         for language in spec.texts:
             columns[f"texts.{language}"] = pa.array(
-                [row.texts.get(language, []) for row in rows], pa.list_(pa.string())
+                [[] if row.reason else row.texts.get(language, []) for row in rows], pa.list_(pa.string())
             )
         path = directory / f"images-{number:05d}.parquet"
         pq.write_table(pa.table(columns), path)
@@ -110,8 +119,17 @@ class ImageListShard:
         return texts_by_column(read, rows, columns, columns, lambda good: uids_of(table["key"].filter(good)), on_bad)
 
 
+def printable(name: str) -> str:
+    """Return a name as valid text: bytes of a file name that are not UTF-8 are written as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode() if not name.isascii() else name
+
+
 def _read_image(path: str) -> bytes:
     try:
         return files.read_bytes(path)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a character that no path can have
         raise BadSample("missing_image", path) from None
+    except Exception:
+        if not files.is_remote(path):
+            raise
+        raise BadSample("missing_image", path) from None  # file systems of fsspec raise errors of many types

@@ -6,7 +6,8 @@ The folder of an `ImageDataset` artifact holds
                         num_samples
     index.json          parts to read of each sample (`DatasetSpec`)
     bad_samples.parquet shard, row, reason, where: found when the shards were read for the index, and left out;
-                        row is -1 if a shard is truncated, so that the number of lost samples is unknown
+                        row is -1 for a sample that is no row: lost with a damaged header, of a key that another one
+                        has, or with the end of a truncated shard (once, since the number is unknown)
     offsets/            member offsets of each tar, saved when the tar is first opened
     images-*.parquet    shards of the format `files`: a list of image files with their texts and labels
 

@@ -88,8 +88,8 @@ class Indexing:
             number = len(self.shards)
             cache = directory / "offsets" / f"{number:06d}.parquet"
             reader = open_shard(shard.path, shard.format, self.spec, size=shard.size, cache=cache)
-            shard = replace(shard, num_samples=len(reader))
-            bad = list(_verify(reader, number, shard.path)) if self.verify else []
+            shard = replace(shard, num_samples=max(len(reader), shard.num_samples))
+            bad = list(_verify(reader, number, shard)) if self.verify else list(_lost(reader, number))
         if self.num_samples:
             shard, bad = _cut(shard, bad, self.num_samples - self.good)
         for row in bad:
@@ -126,19 +126,26 @@ def check_bad(stage: str, bad: Counter[str], seen: int, max_bad_fraction: float,
         )
 
 
-def _verify(reader: ShardReader, number: int, path: str) -> Iterator[BadRow]:
-    """Read every sample of a shard, of its image only the header, and yield the bad ones."""
+def _verify(reader: ShardReader, number: int, shard: Shard) -> Iterator[BadRow]:
+    """Read every sample of a shard, of its image only the header, and yield the bad ones and the lost ones."""
     cut_off = False
-    for row in range(len(reader)):
+    for row in range(shard.num_samples):  # more rows than the reader has if a tar is shorter than its known count
         try:
             sample = reader.read(row)
-            open_image(sample.image, f"{path}:{sample.key}")
+            open_image(sample.image, f"{shard.path}:{sample.key}")
         except BadSample as bad:
             cut_off |= bad.reason == "truncated_shard"
             yield BadRow(number, row, bad.reason, bad.where)
+    yield from _lost(reader, number)
     # A tar that ends between two samples has no bad row; row -1 represents the unknown number of lost samples.
     if isinstance(reader, TarShard) and not reader.complete and not cut_off:
-        yield BadRow(number, -1, "truncated_shard", path)
+        yield BadRow(number, -1, "truncated_shard", shard.path)
+
+
+def _lost(reader: ShardReader, number: int) -> Iterator[BadRow]:
+    """Yield the samples of a tar that are no rows of it."""
+    if isinstance(reader, TarShard):
+        yield from (BadRow(number, -1, reason, where) for reason, where in reader.lost)
 
 
 def _cut(shard: Shard, bad: list[BadRow], limit: int) -> tuple[Shard, list[BadRow]]:
@@ -169,8 +176,11 @@ def first_sample(layout: Layout, spec: DatasetSpec) -> Sample:
         except BadSample as bad:
             problem = problem or bad
     places = ", ".join(f"{language} in {source}" for language, source in spec.texts.items())
-    where = f"; expected captions {places}: set texts to their location"
-    what = (f": {problem}" if problem else "") + (where if problem and problem.reason == "missing_caption" else "")
+    hints = {
+        "missing_caption": f"; expected captions {places}: set texts to their location",
+        "unsafe_path": "; paths must be relative to image_root; absolute ones and addresses need image_root: /",
+    }
+    what = f": {problem}{hints.get(problem.reason, '')}" if problem else ""
     raise UserError(f"{layout.paths[0]}: none of the first samples can be used{what}")
 
 

@@ -12,13 +12,21 @@ import pyarrow as pa
 from vfm import files
 from vfm.clip_benchmark import benchmark_shards, type_beside
 from vfm.config import UserError
-from vfm.data.folder import caption_folder, class_folders, image_names
+from vfm.data.folder import caption_folder, class_folders, image_folder, image_names
 from vfm.data.image_list import ImageEntry, write_image_lists
 from vfm.data.parquet import IMAGE_COLUMNS, open_parquet
 from vfm.data.shards import Shard
 from vfm.data.spec import DatasetSpec
-from vfm.data.table import CAPTION_COLUMNS, TABLE_EXTENSIONS, find_column, table_columns, table_entries, table_kind
-from vfm.data.webdataset import sidecar_count
+from vfm.data.table import (
+    CAPTION_COLUMNS,
+    LIST_EXTENSION,
+    TABLE_EXTENSIONS,
+    find_column,
+    table_columns,
+    table_entries,
+    table_kind,
+)
+from vfm.data.webdataset import ends_with_mark, sidecar_count
 
 Kind = Literal["webdataset", "folder", "table", "parquet"]
 METADATA_STEMS = ("metadata", "captions", "annotations", "labels")
@@ -55,11 +63,14 @@ class Layout:
         )
 
     def shards(self, directory: Path, spec: DatasetSpec) -> Iterator[tuple[Shard, bool]]:
-        """Yield each shard with a flag: True if its number of samples is known without reading it (else it is 0)."""
+        """Yield each shard with a flag: True if its samples need not be counted.
+
+        A truncated tar has the number of samples that the file beside it gives, and is read.
+        """
         if self.kind == "webdataset":
             for path in self.paths:
                 count = sidecar_count(path)
-                yield Shard.of(path, count or 0), count is not None
+                yield Shard.of(path, count or 0), count is not None and ends_with_mark(path)
         elif self.kind == "parquet":
             for path in self.paths:
                 yield Shard.of(path, open_parquet(path).metadata.num_rows, format="parquet"), True
@@ -73,8 +84,10 @@ class Layout:
                 yield from table_entries(path, self.image_root or path.rpartition("/")[0] or ".", spec)
             elif spec.texts:
                 yield from caption_folder(path, spec)
-            else:
+            elif spec.class_names:
                 yield from class_folders(path)[1]
+            else:
+                yield from image_folder(path)
 
 
 def find_layout(
@@ -89,12 +102,13 @@ def find_layout(
         split: split of a CLIP_benchmark folder.
 
     Raises:
-        UserError: the path does not exist, or its files cannot be read.
+        UserError: the path does not exist, is no regular file or folder, or its files cannot be read.
     """
     paths = files.expand_paths(path)
     for one in paths:
         if not files.exists(one):
             raise UserError(f"{one}: no such file or folder")
+        files.check_regular(one)
     if len(paths) == 1 and files.is_directory(paths[0]) and kind != "folder":
         paths = _inside(paths[0], kind, split)
     if kind == "auto":
@@ -110,7 +124,7 @@ def _inside(folder: str, kind: Kind | Literal["auto"], split: str) -> list[str]:
     root = folder.rstrip("/")
     if kind in ("auto", "webdataset") and (shards := benchmark_shards(root, split)):
         return shards
-    names = [name for name in files.walk(folder) if "/" not in name]
+    names = files.names_in(folder)
     tars = [f"{root}/{name}" for name in names if name.endswith(".tar")]
     if tars and kind in ("auto", "webdataset"):
         return tars
@@ -129,12 +143,13 @@ def _guess(paths: Sequence[str]) -> Kind:
     extension = table_kind(first)
     if extension == "parquet":
         return "parquet" if _holds_bytes(first) else "table"
-    if extension in TABLE_EXTENSIONS:
+    if extension in (*TABLE_EXTENSIONS, LIST_EXTENSION):
         return "table"
     if extension in ("tar", "tgz"):
         return "webdataset"
     raise UserError(
-        f"{first}: unknown format; expected .tar, a folder of images, or .{', .'.join(TABLE_EXTENSIONS)} (or .gz)"
+        f"{first}: unknown format; expected .tar, a folder of images, or .{', .'.join(TABLE_EXTENSIONS)} (or .gz), or"
+        f" .{LIST_EXTENSION} (a list of images)"
     )
 
 

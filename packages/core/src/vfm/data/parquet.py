@@ -26,6 +26,7 @@ from vfm.data.texts import OnBad, Rows, is_plain, is_text, texts_by_column, text
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "img")
 GROUPS_IN_MEMORY = 4
 ROWS_AT_A_TIME = 1 << 18  # rows of a row group whose texts are converted together
+DAMAGE = (OSError, pa.ArrowException)  # raised by a row group that is damaged
 
 
 class ParquetShard:
@@ -55,14 +56,18 @@ class ParquetShard:
         metadata = self.file.metadata
         self.ends = np.cumsum([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)])
         self._group = lru_cache(GROUPS_IN_MEMORY)(self._read_group)
+        self._damaged: set[tuple[int, bool]] = set()  # row groups that cannot be read, with the image or without it
 
     def __len__(self) -> int:
         return int(self.file.metadata.num_rows)
 
     def key(self, row: int) -> str:
-        """Return the value of the `key` column, else the file's name and the row."""
+        """Return the value of the `key` column, else the file's name and the row, also in a damaged row group."""
         group, place = self._locate(row)
-        table = self._group(group, False)
+        try:
+            table = self._group(group, False)
+        except BadSample:
+            return self._name(row)
         if "key" in table.column_names and (key := table["key"][place].as_py()) is not None:
             return str(key)
         return self._name(row)
@@ -71,7 +76,7 @@ class ParquetShard:
         """Read the sample of a row.
 
         Raises:
-            BadSample: the image, the caption or the label is missing or unusable.
+            BadSample: the image, the caption or the label is missing or unusable, or the row group is damaged.
         """
         where = f"{self.path}: row {row}"
         group, place = self._locate(row)
@@ -99,7 +104,11 @@ class ParquetShard:
             inside = rows[(begin <= rows) & (rows < end)]
             if not len(inside):
                 continue
-            table = self.file.read_row_group(group, columns=needed)
+            try:
+                table = self.file.read_row_group(group, columns=needed)
+            except DAMAGE:
+                parts.append(texts_by_sample(read, inside, on_bad))  # reports each row, and names the row group
+                continue
             for first in range(0, len(inside), ROWS_AT_A_TIME):
                 some = inside[first : first + ROWS_AT_A_TIME]
                 part = table.take(some - begin) if len(some) < len(table) else table
@@ -137,7 +146,14 @@ class ParquetShard:
     def _read_group(self, group: int, with_image: bool) -> Any:
         image = [self.image] if with_image and self.image and self.image not in self.texts_only else []
         columns = [*self.texts_only, *image]
-        return self.file.read_row_group(group, columns=columns)
+        where = f"{self.path}: row group {group}"
+        if (group, with_image) in self._damaged:
+            raise BadSample("unreadable_row", where)
+        try:
+            return self.file.read_row_group(group, columns=columns)
+        except DAMAGE:
+            self._damaged.add((group, with_image))
+            raise BadSample("unreadable_row", where) from None
 
 
 def open_parquet(path: str) -> Any:

@@ -8,6 +8,10 @@ from typing import Literal, get_args
 
 Reason = Literal[
     "truncated_shard",
+    "damaged_header",
+    "sparse_member",
+    "duplicate_key",
+    "unknown_extension",
     "missing_image",
     "missing_caption",
     "missing_label",

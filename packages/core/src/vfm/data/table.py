@@ -6,24 +6,30 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import count, groupby, islice
 from typing import IO, Any, cast
 
 from vfm import files
 from vfm.config import UserError
 from vfm.data.captions import clean_captions, field_of, require_captions
 from vfm.data.image_list import ImageEntry
-from vfm.data.parquet import open_parquet
+from vfm.data.parquet import DAMAGE, open_parquet
 from vfm.data.sample import BadSample
 from vfm.data.spec import DatasetSpec
+from vfm.data.webdataset import IMAGE_EXTENSIONS
 
 TABLE_EXTENSIONS = ("csv", "tsv", "jsonl", "parquet")
+LIST_EXTENSION = "txt"  # one image path per line
 PATH_COLUMNS = ("image", "filepath", "file_name", "filename", "image_path", "path", "file", "img")
 CAPTION_COLUMNS = ("caption", "text", "title", "captions", "texts", "txt", "TEXT", "alt")
-PROBLEM = ""  # key of an unreadable row's BadSample; no column has this name
+MAX_LINE = 16 << 20  # characters; a longer line is not a row of a table, and would fill the memory
+ROWS_FOR_COLUMNS = 20  # JSON lines whose keys are the columns
+MAX_LINES = 1000  # lines of one row; more are swallowed by a quotation mark that is never closed
+DELIMITERS = (",", ";", "\t")  # of a csv file; spreadsheets write semicolons where the comma is the decimal mark
 
 Row = dict[str, Any]
 
@@ -34,7 +40,7 @@ def table_kind(path: str) -> str:
 
 
 def table_columns(path: str) -> list[str]:
-    """Return a table's column names: from the header, the first readable JSON line, or the schema.
+    """Return a table's column names: from the header, the first readable JSON lines, or the schema.
 
     Raises:
         UserError: the table is empty, or of an unknown format.
@@ -42,15 +48,17 @@ def table_columns(path: str) -> list[str]:
     kind = table_kind(path)
     if kind == "parquet":
         return list(open_parquet(path).schema_arrow.names)
+    if kind == LIST_EXTENSION:
+        return [PATH_COLUMNS[0]]
     if kind not in TABLE_EXTENSIONS:
         raise UserError(f"{path}: expected a table with the extension {', '.join(TABLE_EXTENSIONS)}")
     if kind == "jsonl":
-        columns = list(next((row for row in table_rows(path) if PROBLEM not in row), {}))
+        readable = (row for row in table_rows(path) if isinstance(row, dict))
+        columns = list(dict.fromkeys(name for row in islice(readable, ROWS_FOR_COLUMNS) for name in row))
     else:
-        with _open(path) as stream:
-            header = stream.readline().decode("utf-8-sig", "replace").strip("\r\n")
-        columns = next(csv.reader([header], dialect=_dialect(path)), [])
-    if not columns:
+        with _open(path) as text:
+            _, columns = _header(_lines(text, path), path)
+    if not any(columns):
         raise UserError(f"{path}: the table is empty")
     return columns
 
@@ -70,17 +78,16 @@ def find_column(columns: list[str], name: str | None, defaults: tuple[str, ...],
     """
     found = next((one for one in ([name] if name else defaults) if one in columns), None)
     if found is None:
-        raise UserError(f"{path}: no column '{name or defaults[0]}' ({field}); the columns are {', '.join(columns)}")
+        named = ", ".join(column for column in columns if column)  # pandas writes its index as a column without a name
+        raise UserError(f"{path}: no column '{name or defaults[0]}' ({field}); the columns are {named}")
     return found
 
 
 def table_values(path: str, column: str) -> Iterator[object]:
-    """Yield the values of one column."""
-    if table_kind(path) == "parquet":
-        for batch in open_parquet(path).iter_batches(columns=[column]):
-            yield from batch[column].to_pylist()
-    else:
-        yield from (row.get(column) for row in table_rows(path))
+    """Yield the values of one column, without those of rows that cannot be read."""
+    for row in table_rows(path, only=[column]):
+        if isinstance(row, dict):
+            yield row.get(column)
 
 
 def table_entries(path: str, image_root: str, spec: DatasetSpec) -> Iterator[ImageEntry]:
@@ -90,17 +97,28 @@ def table_entries(path: str, image_root: str, spec: DatasetSpec) -> Iterator[Ima
         UserError: a column that the spec names is missing.
     """
     columns = table_columns(path)
+    first_image = next((place for place, value in enumerate(columns) if _is_image(value)), None)
+    headless = first_image is not None and not (spec.image_key or spec.texts or spec.label_key)
+    if headless:  # a list of images without a header
+        columns = [f"column {place}" for place in range(len(columns))]
+        columns[first_image or 0] = PATH_COLUMNS[0]
     image_column = find_column(columns, spec.image_key, PATH_COLUMNS, "image_key", path)
     for source in [*spec.texts.values(), *([spec.label_key] if spec.label_key else [])]:
         find_column(columns, source.partition(".")[0], (), "texts or label_key", path)
-    # Rows without an image or that cannot be read are samples of their own: each gets a unique object as its key.
-    for name, rows in groupby(table_rows(path), key=lambda row: row.get(image_column) or object()):
+
+    def image_of(row: Row | BadSample) -> object:
+        # Rows without an image or that cannot be read are samples of their own: each gets a unique object as its key.
+        return (row.get(image_column) if isinstance(row, dict) else None) or object()
+
+    found = table_rows(path, columns if headless else None, image_column=image_column)
+    for name, rows in groupby(found, key=image_of):
         yield _entry(name, list(rows), image_root, spec, path)
 
 
-def _entry(name: object, rows: list[Row], image_root: str, spec: DatasetSpec, path: str) -> ImageEntry:
-    if problem := rows[0].get(PROBLEM):
+def _entry(name: object, found: list[Row | BadSample], image_root: str, spec: DatasetSpec, path: str) -> ImageEntry:
+    if isinstance(problem := found[0], BadSample):
         return ImageEntry("", problem.where, problem=problem)
+    rows = cast("list[Row]", found)
     if not isinstance(name, str) or not name:
         return ImageEntry("", path, problem=BadSample("missing_image", path))
     image = files.join_inside(image_root, name)
@@ -127,36 +145,77 @@ def _checked(value: object, where: str) -> object:
     return value
 
 
-def table_rows(path: str, columns: list[str] | None = None) -> Iterator[Row]:
-    """Yield the rows; of a row that cannot be read, only its problem under the key PROBLEM.
+def table_rows(
+    path: str, columns: list[str] | None = None, *, image_column: str | None = None, only: Sequence[str] | None = None
+) -> Iterator[Row | BadSample]:
+    """Yield the rows, and a BadSample for each row that cannot be read.
 
-    `columns` are the column names of a csv or tsv without a header.
+    Args:
+        path: the table.
+        columns: column names of a csv or tsv without a header.
+        image_column: column of image paths, by which rows are found that a damaged byte has merged.
+        only: columns to read, if the format allows it.
+
+    Raises:
+        UserError: the file is not readable as a table.
     """
     kind = table_kind(path)
     if kind == "parquet":
-        for batch in open_parquet(path).iter_batches(10_000):
-            yield from _parquet_rows(batch, path)
+        yield from _parquet_rows(path, only)
         return
-    with _open(path) as stream:
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        yield from _json_rows(text, path) if kind == "jsonl" else _delimited_rows(text, path, columns)
+    with _open(path) as text:
+        lines = _lines(text, path)
+        if kind == LIST_EXTENSION:
+            yield from ({PATH_COLUMNS[0]: line.strip("\r\n")} for line in lines if line.strip())
+            return
+        yield from _json_rows(lines, path) if kind == "jsonl" else _delimited_rows(lines, path, columns, image_column)
 
 
 @contextmanager
-def _open(path: str) -> Iterator[IO[bytes]]:
-    """Open the table's bytes, decompressed.
+def _open(path: str) -> Iterator[IO[str]]:
+    """Open the table's text, decompressed.
 
     Raises:
         UserError: they cannot be read, or the code in the `with` block finds that they are not a table.
     """
     try:
         with files.open_binary(path) as stream:
-            yield cast("IO[bytes]", gzip.GzipFile(fileobj=stream)) if path.lower().endswith(".gz") else stream
+            raw = cast("IO[bytes]", gzip.GzipFile(fileobj=stream)) if path.lower().endswith(".gz") else stream
+            with io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+                yield text
     except (csv.Error, OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not readable: {error}") from None
 
 
-def _parquet_rows(batch: Any, path: str) -> Iterator[Row]:
+def _lines(text: IO[str], path: str) -> Iterator[str]:
+    r"""Yield the lines of a table with their ends, which may be \n, \r\n or \r.
+
+    Raises:
+        UserError: a line is too long.
+    """
+    for number in count(1):
+        line = text.readline(MAX_LINE + 1)
+        if not line:
+            return
+        if len(line) > MAX_LINE:
+            raise UserError(f"{path}: line {number} is longer than {MAX_LINE >> 20} MiB; expected one row per line")
+        yield line
+
+
+def _parquet_rows(path: str, columns: Sequence[str] | None) -> Iterator[Row | BadSample]:
+    file = open_parquet(path)
+    for group in range(file.num_row_groups):
+        left = file.metadata.row_group(group).num_rows
+        try:
+            for batch in file.iter_batches(10_000, row_groups=[group], columns=columns):
+                left -= batch.num_rows
+                yield from _rows_of_batch(batch, path)
+        except DAMAGE:  # the other row groups are still readable
+            for _ in range(left):
+                yield BadSample("unreadable_row", f"{path}: row group {group}")
+
+
+def _rows_of_batch(batch: Any, path: str) -> Iterator[Row | BadSample]:
     try:
         yield from batch.to_pylist()
     except UnicodeDecodeError:  # a text is not UTF-8: convert row by row, to lose only that row
@@ -164,18 +223,25 @@ def _parquet_rows(batch: Any, path: str) -> Iterator[Row]:
             try:
                 yield batch.slice(number, 1).to_pylist()[0]
             except UnicodeDecodeError:
-                yield {PROBLEM: BadSample("wrong_encoding", path)}
+                yield BadSample("wrong_encoding", path)
 
 
-def _json_rows(text: io.TextIOWrapper, path: str) -> Iterator[Row]:
-    for number, line in enumerate(text, start=1):
+def _json_rows(lines: Iterator[str], path: str) -> Iterator[Row | BadSample]:
+    start = None  # beginning of every row, as the first readable one has it
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
-        yield row if isinstance(row, dict) else {PROBLEM: BadSample("broken_json", f"{path}: line {number}")}
+        if isinstance(row, dict):
+            start = start or re.compile(r"\{\s*" + re.escape(json.dumps(next(iter(row), ""), ensure_ascii=False)))
+            yield row
+            continue
+        # A line holds several rows if the line break between them is damaged.
+        for _ in range(max(1, len(start.findall(line))) if start else 1):
+            yield BadSample("broken_json", f"{path}: line {number}")
 
 
 class _RawTabs(csv.excel_tab):
@@ -184,11 +250,85 @@ class _RawTabs(csv.excel_tab):
     quoting = csv.QUOTE_NONE
 
 
-def _dialect(path: str) -> type[csv.Dialect]:
-    return _RawTabs if table_kind(path) == "tsv" else csv.excel
+class _Semicolons(csv.excel):
+    delimiter = ";"
 
 
-def _delimited_rows(text: io.TextIOWrapper, path: str, columns: list[str] | None) -> Iterator[Row]:
-    csv.field_size_limit(1 << 30)  # so that an overlong caption is one bad sample, and not an error of the table
-    for row in csv.DictReader(text, columns, dialect=_dialect(path)):
-        yield {name: value for name, value in row.items() if name is not None}
+def _header(lines: Iterator[str], path: str) -> tuple[type[csv.Dialect], list[str]]:
+    """Read the first line, and return the table's dialect and its values."""
+    first = next(lines, "")
+    if table_kind(path) == "tsv":
+        return _RawTabs, next(csv.reader([first], _RawTabs), [])
+    dialects: list[type[csv.Dialect]] = [csv.excel, _Semicolons, csv.excel_tab]
+    split = [(dialect, next(csv.reader([first], dialect), [])) for dialect in dialects]
+    return next((one for one in split if len(one[1]) > 1), split[0])
+
+
+def _delimited_rows(
+    lines: Iterator[str], path: str, columns: list[str] | None, image_column: str | None
+) -> Iterator[Row | BadSample]:
+    csv.field_size_limit(MAX_LINE)  # so that an overlong caption is one bad sample, and not an error of the table
+    supply = _Lines(lines)
+    dialect, header = _header(supply, path)
+    if columns:
+        supply.unread(0)
+        dialect = csv.excel if len(columns) == 1 and table_kind(path) == "csv" else dialect
+    names = columns or header
+    image = names.index(image_column) if image_column in names else None
+    reader = csv.reader(supply, dialect)
+    while True:
+        supply.taken.clear()
+        values = next(reader, None)
+        if values is None:
+            return
+        if len(supply.taken) > 1 and _swallowed(supply.taken, dialect, len(names), image):
+            supply.unread(1)  # only the first line is lost, the others are rows
+            yield BadSample("unreadable_row", f"{path}: line {supply.number}")
+        elif not columns and any(values[len(names) :]):
+            # More values than columns: a line break or a quotation mark is damaged, and several rows may have merged.
+            merged = sum(map(_is_image, values)) if image is not None else 1
+            for _ in range(max(1, merged)):
+                yield BadSample("unreadable_row", f"{path}: line {supply.number}")
+        elif values:
+            yield dict(zip(names, values + [None] * (len(names) - len(values)), strict=False))
+
+
+class _Lines:
+    """Iterates over lines, remembers those of the current row, and can yield them again."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self.lines = lines
+        self.taken: list[str] = []
+        self.again: list[str] = []  # in reverse order
+        self.number = 0  # of the last line
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        if len(self.taken) >= MAX_LINES:
+            raise StopIteration
+        line = self.again.pop() if self.again else next(self.lines)
+        self.taken.append(line)
+        self.number += 1
+        return line
+
+    def unread(self, first: int) -> None:
+        """Yield the lines of the current row again, beginning with the one of the number `first`."""
+        self.again += reversed(self.taken[first:])
+        self.number -= len(self.taken) - first
+        del self.taken[first:]
+
+
+def _swallowed(lines: list[str], dialect: type[csv.Dialect], num_columns: int, image: int | None) -> bool:
+    """Return whether lines after the first are rows of their own, which a stray quotation mark has merged."""
+    if len(lines) >= MAX_LINES:
+        return True
+    if image is None:
+        return False
+    parsed = (next(csv.reader([line], dialect), []) for line in lines[1:])
+    return any(len(values) == num_columns and _is_image(values[image]) for values in parsed)
+
+
+def _is_image(value: str) -> bool:
+    return value.rpartition(".")[2].lower() in IMAGE_EXTENSIONS

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
-import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from tarfile import TarInfo
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,21 +17,36 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vfm import files
-from vfm.config import UserError
+from vfm.data.sample import Reason
+from vfm.data.tar_members import BLOCK, Gap, TarMembers
 
 # N samples of a tar, S slots (image, txt, json, ...) of a sample
 
-BLOCK = 512
 MAX_ROWS = 1 << 31
+MISSING, SPARSE = -1, -2  # in place of an offset
+NO_SAMPLES = ("", "md", "rst", "html", "pdf", "yaml", "yml", "py", "sh", "log")  # extensions of a tar's documentation
+
+Lost = tuple[Reason, str]
+"""Why a sample of a tar is lost, and its address."""
 
 
 @dataclass(frozen=True)
 class TarScan:
-    """Content of a tar: keys, (offset, size) of each slot or -1 without such a member, and whether it is complete."""
+    """Content of a tar.
+
+    Attributes:
+        keys: key of each sample.
+        places: (offset, size) of each slot; the offset is MISSING without such a member, and SPARSE if it is sparse.
+        complete: False if the tar is truncated.
+        damaged: rows that lost a member to a damaged header.
+        lost: samples that are no rows, since their headers are damaged, their key is taken or no member is recognised.
+    """
 
     keys: list[str]
     places: NDArray[np.int64]  # (N, S, 2)
     complete: bool
+    damaged: tuple[int, ...] = ()
+    lost: tuple[Lost, ...] = ()
 
 
 def scan_tar(path: str, slots: Sequence[str], image_extensions: Iterable[str], limit: int = MAX_ROWS) -> TarScan:
@@ -40,54 +57,137 @@ def scan_tar(path: str, slots: Sequence[str], image_extensions: Iterable[str], l
     Raises:
         UserError: the file is not an uncompressed tar.
     """
-    slot_of = {name: index for index, name in enumerate(slots) if index}
-    slot_of |= {extension.strip().lower(): 0 for extension in image_extensions}
-    rows: dict[str, list[tuple[int, int]]] = {}
+    images = {extension.strip().lower() for extension in image_extensions}
+    found = _Found(path, slots, images)
     with files.open_binary(path) as stream:
-        members = _Members(stream, path)
+        members = TarMembers(stream, path)
         for member in members:
-            folder, _, name = member.name.rpartition("/")
-            stem, _, extension = name.partition(".")
-            slot = slot_of.get(extension.lower())
-            if slot is None or not stem or not member.isreg():
-                continue
-            key = f"{folder}/{stem}" if folder else stem
-            row = rows.setdefault(key.removeprefix("./"), [(-1, -1)] * len(slots))
-            if row[slot][0] < 0:
-                row[slot] = (member.offset_data, member.size)
-            if len(rows) > limit:
-                rows.popitem()
+            if isinstance(member, Gap):
+                found.gaps.append((member, found.last_key))
+            else:
+                found.add(member)
+            if len(found.rows) > limit:
+                found.rows.popitem()
                 break
+    rows = found.rows
     places = np.array(list(rows.values()), dtype=np.int64).reshape(len(rows), len(slots), 2)
-    return TarScan(list(rows), places, members.complete)
+    damaged, lost = found.damage()
+    return TarScan(list(rows), places, members.complete, damaged, (*lost, *found.duplicates(), *found.unrecognised()))
 
 
-class _Members:
-    """Iterates over a tar's members; afterwards `complete` is False if the tar is truncated."""
+@dataclass
+class _Found:
+    """What has been found in a tar so far."""
 
-    def __init__(self, stream: IO[bytes], path: str) -> None:
-        self.stream, self.path = stream, path
-        self.complete = False
+    path: str
+    slots: Sequence[str]
+    images: set[str]
+    rows: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    image_extension: dict[str, str] = field(default_factory=dict)  # by key
+    members: Counter[str] = field(default_factory=Counter)  # number by key
+    repeated: Counter[tuple[str, str]] = field(default_factory=Counter)  # by key and extension
+    unknown: dict[str, list[str]] = field(default_factory=dict)  # names of members without a slot, by key
+    gaps: list[tuple[Gap, str]] = field(default_factory=list)  # with the key before each
+    after: dict[str, str] = field(default_factory=dict)  # key before a gap -> key behind it
+    last_key: str = ""
+    end: int = 0  # of the last member
 
-    def __iter__(self) -> Iterator[tarfile.TarInfo]:
-        try:
-            with tarfile.open(fileobj=self.stream, mode="r:", encoding="utf-8", errors="backslashreplace") as tar:
-                while (member := tar.next()) is not None:
-                    tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
-                    yield member
-                # tarfile treats a broken header as the end, so the end mark is checked: a block of zeros.
-                self.stream.seek(tar.offset)
-                self.complete = self.stream.read(BLOCK) == bytes(BLOCK)
-        except tarfile.ReadError as error:
-            self._explain(error)
+    def __post_init__(self) -> None:
+        self.slot_of = {name: index for index, name in enumerate(self.slots) if index} | dict.fromkeys(self.images, 0)
 
-    def _explain(self, error: tarfile.ReadError) -> None:
-        self.stream.seek(0)
-        head = self.stream.read(BLOCK)
-        if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
-            raise UserError(f"{self.path}: expected an uncompressed .tar; a compressed one has no random access")
-        if len(head) == BLOCK and head[257:262] != b"ustar":
-            raise UserError(f"{self.path}: not a tar: {error}")
+    def add(self, member: TarInfo) -> None:
+        """Add a member to its sample."""
+        key, extension = split_name(member.name)
+        if not key or not (member.isreg() or member.issym() or member.islnk()):
+            return
+        if self.gaps and self.gaps[-1][1] == self.last_key:
+            self.after.setdefault(self.last_key, key)
+        self.last_key, self.end = key, member.offset_data + member.size
+        self.members[key] += 1
+        slot = self.slot_of.get(extension)
+        if slot is None:
+            self.unknown.setdefault(key, []).append(member.name)
+            return
+        row = self.rows.setdefault(key, [(MISSING, -1)] * len(self.slots))
+        if not member.isreg():  # a link is not followed, so the sample lacks this member
+            return
+        if row[slot][0] == MISSING:
+            row[slot] = (SPARSE if member.issparse() else member.offset_data, member.size)
+            if slot == 0:
+                self.image_extension[key] = extension
+        elif slot or self.image_extension[key] == extension:  # an image in a second format is not another sample
+            self.repeated[key, extension] += 1
+
+    def duplicates(self) -> Iterator[Lost]:
+        """Yield each sample whose key another sample has."""
+        most: dict[str, int] = {}
+        for (key, _), count in self.repeated.items():
+            most[key] = max(count, most.get(key, 0))
+        for key, count in most.items():
+            for _ in range(count):
+                yield "duplicate_key", f"{self.path}:{key}"
+
+    def unrecognised(self) -> Iterator[Lost]:
+        """Yield each sample without a member that is read: of `a.1.png`, the key is `a` and the extension `1.png`."""
+        for key, names in self.unknown.items():
+            if key in self.image_extension:
+                continue
+            dotted = [name for name in names if name.rpartition(".")[2].lower() in self.images]
+            if key in self.rows:
+                dotted = dotted[1:]  # one is counted as the row's missing image
+            elif not dotted:
+                dotted = [name for name in names if split_name(name)[1] not in NO_SAMPLES][:1]
+            for name in dotted:
+                yield "unknown_extension", f"{self.path}:{name}"
+
+    def damage(self) -> tuple[tuple[int, ...], list[Lost]]:
+        """Return the rows that lost a member in a gap, and the samples that are lost as a whole.
+
+        A lost member belongs to the sample that its header names, else to a neighbour of the gap with fewer members
+        than usual, else to a sample of its own. Where sizes lead nowhere, samples are counted by their mean size.
+        """
+        if not self.gaps:
+            return (), []
+        usual = Counter(self.members.values()).most_common(1)[0][0] if self.members else 1
+        inside = sum(gap.stop - gap.start for gap, _ in self.gaps)
+        mean = max(BLOCK, (self.end - inside) / max(1, len(self.members)))
+        row_of = {key: row for row, key in enumerate(self.rows)}
+        damaged: set[int] = set()
+        lost: list[Lost] = []
+        for gap, before in self.gaps:
+            lacking = {key: usual - self.members[key] for key in {before, self.after.get(before, "")} if key in row_of}
+            lacking = {key: count for key, count in lacking.items() if count > 0}
+            names: set[str] = set()
+            members = 0
+            for name in gap.names:
+                key = split_name(name)[0]
+                if key in row_of and key not in lacking:
+                    damaged.add(row_of[key])
+                elif lacking:
+                    key = key if key in lacking else next(iter(lacking))
+                    damaged.add(row_of[key])
+                    lacking[key] -= 1
+                    lacking = {key: count for key, count in lacking.items() if count > 0}
+                else:
+                    names.add(key)
+                    members += 1
+            whole = len(names) if usual > 1 else members
+            if gap.rest:
+                damaged |= {row_of[key] for key in lacking}
+                by_size = round(gap.rest / mean - sum(lacking.values()) / usual)
+                whole += max(0 if lacking or gap.names else 1, by_size)
+            lost += [("damaged_header", f"{self.path}: byte {gap.start}")] * whole
+        return tuple(sorted(damaged)), lost
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Return the key and the extension of a member: the parts before and after the first dot of its file name."""
+    folder, _, file = name.rpartition("/")
+    stem, _, extension = file.partition(".")
+    if not stem:
+        return "", ""
+    key = f"{folder}/{stem}" if folder else stem
+    return key.removeprefix("./"), extension.lower()
 
 
 def load_scan(cache: Path, slots: Sequence[str]) -> TarScan:
@@ -95,7 +195,15 @@ def load_scan(cache: Path, slots: Sequence[str]) -> TarScan:
     table = pq.read_table(cache)
     columns = [[table[f"{slot}.{part}"].to_numpy() for part in ("offset", "size")] for slot in slots]
     places = np.array(columns, dtype=np.int64).transpose(2, 0, 1)
-    return TarScan(table["key"].to_pylist(), places, table.schema.metadata[b"complete"] == b"true")
+    facts = table.schema.metadata
+    damaged, lost = json.loads(facts.get(b"damage", b"[[], []]"))
+    return TarScan(
+        table["key"].to_pylist(),
+        places,
+        facts[b"complete"] == b"true",
+        tuple(damaged),
+        tuple((reason, where) for reason, where in lost),
+    )
 
 
 def save_scan(cache: Path, scan: TarScan, slots: Sequence[str]) -> None:
@@ -103,7 +211,10 @@ def save_scan(cache: Path, scan: TarScan, slots: Sequence[str]) -> None:
     columns: dict[str, Any] = {"key": pa.array(scan.keys, pa.string())}
     for index, slot in enumerate(slots):
         columns |= {f"{slot}.offset": scan.places[:, index, 0], f"{slot}.size": scan.places[:, index, 1]}
-    table = pa.table(columns, metadata={"complete": str(scan.complete).lower()})
+    facts = {"complete": str(scan.complete).lower()}
+    if scan.damaged or scan.lost:
+        facts["damage"] = json.dumps([scan.damaged, scan.lost])
+    table = pa.table(columns, metadata=facts)
     part = cache.with_name(f"{cache.name}.{os.getpid()}.part")
     try:
         cache.parent.mkdir(exist_ok=True)

@@ -23,7 +23,8 @@ from vfm.data import captions
 from vfm.data.parquet import open_parquet
 from vfm.data.sample import BadSample, Sample, given_uid, uid_of
 from vfm.data.spec import DatasetSpec
-from vfm.data.tar_scan import MAX_ROWS, load_scan, save_scan, scan_tar
+from vfm.data.tar_members import BLOCK
+from vfm.data.tar_scan import MAX_ROWS, SPARSE, load_scan, save_scan, scan_tar
 from vfm.data.texts import OnBad, Rows, texts_by_sample
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm")
@@ -54,6 +55,8 @@ class TarShard:
             if cache:
                 save_scan(cache, scan, self.slots)
         self.keys, self.places, self.complete = scan.keys, scan.places, scan.complete
+        self.lost, self.damaged = scan.lost, frozenset(scan.damaged)
+        self.sparse = frozenset(np.flatnonzero((scan.places[:, :, 0] == SPARSE).any(axis=1)).tolist())
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -78,8 +81,12 @@ class TarShard:
         try:
             return self._read(row, where, with_image)
         except BadSample as bad:
+            if not bad.reason.startswith("missing_"):
+                raise
+            if row in self.damaged:
+                raise BadSample("damaged_header", where) from None
             # In a truncated tar the last sample may lack members only because the tar ends before them.
-            if row == len(self.keys) - 1 and not self.complete and bad.reason.startswith("missing_"):
+            if row == len(self.keys) - 1 and not self.complete:
                 raise BadSample("truncated_shard", where) from None
             raise
 
@@ -91,6 +98,8 @@ class TarShard:
         key = self.keys[row]
         if not files.is_inside(key):
             raise BadSample("unsafe_path", where)
+        if row in self.sparse:
+            raise BadSample("sparse_member", where)
         if self.places[row, 0, 0] < 0:
             raise BadSample("missing_image", where)
         members = self._members(row, self.slots if with_image else self.slots[1:], where)
@@ -170,6 +179,12 @@ def _slots(spec: DatasetSpec) -> list[str]:
     """Return the members to find of each sample; always `json`, which may hold a uid."""
     sources = [*spec.texts.values(), *(key for key in (spec.label_key, spec.labels_key) if key)]
     return ["image", *sorted({"json", *(source.partition(".")[0] for source in sources)})]
+
+
+def ends_with_mark(path: str) -> bool:
+    """Return whether a tar ends with the mark of its end, a block of zeros, and so is not truncated."""
+    size, _ = files.size_and_time(path)
+    return size >= BLOCK and not any(files.read_bytes(path, size - BLOCK, size))
 
 
 def sidecar_count(path: str) -> int | None:

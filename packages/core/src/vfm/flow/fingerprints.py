@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from vfm import files
 from vfm.config import UserError
 
 FINGERPRINTS_FILE = ".fingerprints.json"  # in the store
@@ -49,15 +49,16 @@ def fingerprint(path: str, cache: Cache) -> str:
         cache: known fingerprints of files; new ones are added.
 
     Raises:
-        UserError: the path does not exist, or may not be read.
+        UserError: the path does not exist, may not be read, or is neither a regular file nor a folder.
     """
     if "://" in path:
         return hashlib.sha256(path.encode()).hexdigest()[:16]
+    files.check_regular(path)
     try:
         status = os.stat(path)
         if not stat.S_ISDIR(status.st_mode):
             return _of_file(path, status, cache)
-        listing = [(name, (inner := os.stat(name)).st_size, inner.st_mtime_ns) for name in _files_below(Path(path))]
+        listing = [(name, (inner := os.stat(name)).st_size, inner.st_mtime_ns) for name in _files_below(path)]
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file or folder") from None
@@ -82,8 +83,10 @@ def _of_file(path: str, status: os.stat_result, cache: Cache) -> str:
     return found
 
 
-def _files_below(folder: Path) -> list[str]:
-    return sorted(name for name in glob.glob(f"{glob.escape(str(folder))}/**", recursive=True) if Path(name).is_file())
+def _files_below(folder: str) -> list[str]:
+    """Return the files below a folder, without hidden ones and without broken links, sorted."""
+    found = (f"{Path(folder)}/{name}" for name in files.walk(folder) if "/." not in f"/{name}")
+    return sorted(name for name in found if os.path.isfile(name))
 
 
 def _read(file: Path) -> Cache:

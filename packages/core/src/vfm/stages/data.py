@@ -1,4 +1,4 @@
-"""Configurations of the stages that bring a user's own pairs and caption-choice benchmarks into a recipe."""
+"""Configurations of the stages that bring a user's own images, pairs and caption-choice benchmarks into a recipe."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from vfm.artifacts import Artifact, ChoiceDataset, PairDataset, Pool, TaggedImages
+from vfm.artifacts import Artifact, ChoiceDataset, ImageDataset, PairDataset, Pool, TaggedImages
 from vfm.files import expand_paths
 from vfm.stage import Ref, Stage
 
@@ -17,7 +17,8 @@ class ImageFiles(Stage):
 
     path: str | list[str] = Field(
         description="your data, local or remote: tars as `{000..009}.tar`, a list or a folder of tars, a folder of"
-        " images, a CLIP_benchmark folder, a table (csv, tsv, jsonl, parquet); set it with --set 'NAME.path=...'"
+        " images, a CLIP_benchmark folder, a table (csv, tsv, jsonl, parquet), a list of image paths (txt); set it with"
+        " --set 'NAME.path=...'"
     )
     format: Literal["auto", "webdataset", "folder", "table", "parquet"] = Field(
         "auto", description="format of the path; auto: by the file names"
@@ -38,6 +39,16 @@ class ImageFiles(Stage):
         """Return the files behind `path`."""
         root = self.image_root
         return [*expand_paths(self.path), *([root] if root and root != "/" else [])]
+
+
+class Images(ImageFiles):
+    """Index your own images, without captions or labels."""
+
+    kind: Literal["data.images"] = "data.images"
+
+    makes: ClassVar[type[Artifact]] = ImageDataset
+    work: ClassVar[str] = "vfm.data.image_files:index_images"
+    checks: ClassVar[str] = "vfm.data.image_files:check_images"
 
 
 class Pairs(ImageFiles):
@@ -124,4 +135,4 @@ class CaptionLabels(Stage):
         return [self.wordnet] if self.wordnet else []
 
 
-STAGES: list[type[Stage]] = [Pairs, ChoiceFiles, CaptionLabels]
+STAGES: list[type[Stage]] = [Images, Pairs, ChoiceFiles, CaptionLabels]

@@ -1,0 +1,28 @@
+"""Work of `data.images`: indexing images alone, without captions or labels."""
+
+from __future__ import annotations
+
+from vfm.artifacts import ImageDataset
+from vfm.data.dataset_panels import add_dataset_panels
+from vfm.data.indexing import Indexing, first_sample
+from vfm.data.layout import find_layout
+from vfm.data.spec import DatasetSpec
+from vfm.stage import Context, Preflight
+from vfm.stages.data import Images
+
+
+def index_images(config: Images, ctx: Context) -> ImageDataset:
+    """Index the images. Shards without a known count are read, and their bad images are left out."""
+    layout = find_layout(config.path, config.format, config.image_root)
+    spec = DatasetSpec(image_key=config.image_key)
+    indexing = Indexing(ctx, spec, config.max_bad_fraction, config.num_samples, config.verify)
+    count = indexing.run(ctx.directory, layout.shards(ctx.directory, spec), layout.num_shards)
+    dataset = ImageDataset.create(ctx.directory, num_samples=count, bad_samples=dict(indexing.counts))
+    add_dataset_panels(ctx, dataset, indexing.bad)
+    return dataset
+
+
+def check_images(config: Images, ctx: Preflight) -> None:
+    """Decode one image."""
+    layout = find_layout(config.path, config.format, config.image_root)
+    first_sample(layout, DatasetSpec(image_key=config.image_key))
