@@ -10,8 +10,8 @@ import pytest
 
 import small
 from outside import checked
-from vfm.stages.shapes import ShapesPool
 from vfm.stage import Context
+from vfm.stages.shapes import ShapesPool
 
 TRAININGS = {
     "metaclip_claim": ["raw", "matched", "balanced"],
@@ -27,7 +27,8 @@ TRAININGS = {
 }  # fmt: skip
 MADE = ["pool.num_samples=300", "pool.samples_per_shard=100", "val.num_samples=72"]
 DETAILED = [
-    *MADE, "plain.num_samples=300", "full_captions.num_samples=300", "val_pairs.num_samples=48", "pairs.pairs_per_pattern=4",
+    *MADE, "plain.num_samples=300", "full_captions.num_samples=300", "val_pairs.num_samples=48",
+    "pairs.pairs_per_pattern=4",
     "prior_pairs.pairs_per_pattern=2", "taught.global_batch_size=16", "clip.global_batch_size=16",
 ]  # fmt: skip
 PROBES = [

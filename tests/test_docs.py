@@ -174,7 +174,8 @@ def _made_pairs(folder: Path, seeds: dict[str, int]) -> None:
         shutil.copy(folder / "made/runs/made/artifacts/pool/00000.tar", folder / name)
 
 
-EXECUTED = [block for block in all_blocks("python") if "@vfm.hookimpl" not in block.text]
+EXAMPLES = {file.read_text(encoding="utf-8") for file in ROOT.glob("examples/*/*.py")}
+EXECUTED = [block for block in all_blocks("python") if block.text not in EXAMPLES]
 
 
 @pytest.mark.parametrize("block", EXECUTED, ids=lambda block: block.place)
@@ -184,10 +185,13 @@ def test_python_example_runs(block: Block, tmp_path: Path) -> None:
     checked(subprocess.run([*command, block.text], cwd=tmp_path, env=environment, capture_output=True, text=True))
 
 
-@pytest.mark.parametrize("file", ["vfm_words.py", "pyproject.toml", "recipe.yaml"])
-def test_documented_plugin_is_the_one_that_is_installed(file: str) -> None:
+DOCUMENTED = [*sorted(ROOT.glob("examples/*/*.py")), EXAMPLE / "pyproject.toml", EXAMPLE / "recipe.yaml"]
+
+
+@pytest.mark.parametrize("file", DOCUMENTED, ids=lambda file: file.name)
+def test_documented_plugins_are_those_that_are_installed(file: Path) -> None:
     text = (ROOT / "docs/plugins.md").read_text(encoding="utf-8")
-    assert f"```\n{(EXAMPLE / file).read_text(encoding='utf-8')}```" in re.sub(r"```\w+\n", "```\n", text)
+    assert f"```\n{file.read_text(encoding='utf-8')}```" in re.sub(r"```\w+\n", "```\n", text)
 
 
 RECIPES = [block for block in all_blocks("yaml") if "words.count" not in block.text]

@@ -1,10 +1,10 @@
-"""A plugin of your own: a stage that counts the words of captions, and a listener that rings when a run ends."""
+"""A plugin of your own: a stage that counts the words of captions, and a listener that beeps when a run ends."""
 
 from collections import Counter
 from typing import Literal
 
 import vfm
-from vfm.panels import BarsPanel
+from vfm.plugin import BarsPanel
 
 
 class WordCounts(vfm.Artifact):
@@ -12,14 +12,14 @@ class WordCounts(vfm.Artifact):
 
 
 class CountWords(vfm.Stage):
-    """Counts the words in the captions of a data set."""
+    """Count the words in the captions of a dataset."""
 
     kind: Literal["words.count"] = "words.count"
     data: vfm.Ref[vfm.PairDataset]
     top: int = 20
 
     def run(self, ctx: vfm.Context) -> WordCounts:
-        from vfm.data import open_dataset  # heavy imports belong in here, so that `vfm plan` stays quick
+        from vfm.data import open_dataset  # imported here, so that `vfm plan` stays quick
 
         source, words = open_dataset(ctx.load(self.data)), Counter[str]()
         for shard in range(len(source.shard_sizes)):
