@@ -109,5 +109,5 @@ def encode(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _caption_facts(caption: Caption) -> dict[str, Any]:
-    # The key "told" is part of the stored bytes of the synthetic datasets, and stays.
+    # The stored bytes of the synthetic datasets have this key, so it stays.
     return {"kind": caption.kind, "language": caption.language, "told": dict(caption.named)}

@@ -51,7 +51,7 @@ def check_feature_evaluation(config: FeatureEvaluation, ctx: Preflight) -> None:
 
 
 def check_named_once(models: Sequence[str]) -> None:
-    """Check that results can tell the models apart.
+    """Check that every model has its own name in the results.
 
     Raises:
         UserError: two models have the same name.
