@@ -1,4 +1,4 @@
-"""`data.images`: a folder, tars, a list or Parquet of images alone becomes a dataset that trainings and `embed` read."""
+"""`data.images`: a folder, tars, a list or Parquet of images alone is a dataset that trainings and `embed` read."""
 
 from pathlib import Path
 

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from vfm import files
+from vfm.config import UserError
 from vfm.data import captions
-from vfm.data.parquet import open_parquet
+from vfm.data.parquet import DAMAGE, open_parquet
 from vfm.data.sample import BadSample, Sample, given_uid, uid_of
 from vfm.data.spec import DatasetSpec
 from vfm.data.tar_members import BLOCK
@@ -196,12 +197,15 @@ def sidecar_count(path: str) -> int | None:
     if files.exists(f"{stem}_stats.json"):
         try:
             count = json.loads(files.read_bytes(f"{stem}_stats.json"))["successes"]
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, OSError, RecursionError):
             count = None
-        if isinstance(count, int):
+        if isinstance(count, int) and count >= 0:
             return count
     if files.exists(f"{stem}.parquet"):
-        with open_parquet(f"{stem}.parquet") as parquet:
-            if "status" in parquet.schema_arrow.names:
-                return int(parquet.read(["status"])["status"].to_pylist().count("success"))
+        try:
+            with open_parquet(f"{stem}.parquet") as parquet:
+                if "status" in parquet.schema_arrow.names:
+                    return int(parquet.read(["status"])["status"].to_pylist().count("success"))
+        except (UserError, UnicodeDecodeError, *DAMAGE):
+            return None
     return None
