@@ -63,7 +63,7 @@ def test_damaged_file_of_the_store_is_named(file, words, text, toys):
 def test_show_of_a_damaged_manifest_is_one_line_and_shows_nothing(toys):
     run_here("run", "r.yaml")
     (ARTIFACT / "manifest.json").write_text("{")
-    assert "manifest.json: not valid JSON" in refused("show", ARTIFACT)
+    assert "manifest.json: not readable as JSON" in refused("show", ARTIFACT)
     assert run_here("show", ARTIFACT).out == ""
 
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, PrivateAttr, ValidationError
 
 from vfm.config import Config, UserError, did_you_mean, error_lines
+from vfm.store_files import read_json
 
 FACTS_FILE = "artifact.json"
 
@@ -56,12 +57,9 @@ class Artifact(Config):
             UserError: the folder has no artifact, one of another type, or one of a package that is not installed.
         """
         directory = Path(directory)
-        try:
-            record = json.loads((directory / FACTS_FILE).read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"{directory}: no artifact found ({FACTS_FILE} is missing)") from None
-        except ValueError as error:
-            raise UserError(f"{directory / FACTS_FILE}: not readable as JSON: {error}") from None
+        if not (directory / FACTS_FILE).exists():
+            raise UserError(f"{directory}: no artifact found ({FACTS_FILE} is missing)")
+        record = read_json(directory / FACTS_FILE)
         name = record.pop("type", None) if isinstance(record, dict) else None
         if not isinstance(name, str):
             raise UserError(f"{directory / FACTS_FILE}: expected the facts of an artifact, got no 'type'")

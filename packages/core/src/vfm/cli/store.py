@@ -14,8 +14,9 @@ from vfm.cli.command import show as show_line
 from vfm.config import UserError
 from vfm.flow.report import report_of_run
 from vfm.flow.run import RUN_FILE
-from vfm.flow.store import MANIFEST_FILE, Store, read_record
+from vfm.flow.store import MANIFEST_FILE, Store
 from vfm.plugins import load_plugins, stage_types
+from vfm.store_files import read_record
 
 
 @command

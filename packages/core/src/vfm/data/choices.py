@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from vfm.artifacts import ChoiceDataset
 from vfm.config import UserError
+from vfm.store_files import open_parquet_file, reading
 
 CHOICES_FILE = "choices.parquet"
 ROWS_PER_GROUP = 64
@@ -77,11 +78,17 @@ def load_choices(artifact: ChoiceDataset) -> Iterator[Choice]:
     """Yield the items of a dataset in order, a few in memory at a time.
 
     Raises:
-        UserError: the artifact's folder has no items.
+        UserError: the artifact's folder has no items, or the file is damaged.
     """
     path = artifact.path / CHOICES_FILE
     if not path.is_file():
         raise UserError(f"{artifact.path}: {CHOICES_FILE} is missing; expected a dataset of choices")
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(ROWS_PER_GROUP):
-            yield from (Choice(**row) for row in batch.to_pylist())
+    with open_parquet_file(path) as file:
+        batches = file.iter_batches(ROWS_PER_GROUP)
+        while True:
+            with reading(path, "choices"):
+                batch = next(batches, None)
+                choices = [Choice(**row) for row in batch.to_pylist()] if batch else []
+            if batch is None:
+                return
+            yield from choices

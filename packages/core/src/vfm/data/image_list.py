@@ -20,6 +20,7 @@ from vfm.data.sample import BadSample, Sample, uid_of
 from vfm.data.shards import Shard
 from vfm.data.spec import DatasetSpec
 from vfm.data.texts import OnBad, Rows, texts_by_column, texts_by_sample, uids_of
+from vfm.store_files import read_parquet
 
 ROWS_PER_SHARD = 10_000
 
@@ -88,7 +89,8 @@ class ImageListShard:
 
     def __init__(self, path: str, spec: DatasetSpec) -> None:
         self.path, self.spec = path, spec
-        self.table = pq.read_table(path)
+        names = ["key", "image", "label", "reason", *(f"texts.{language}" for language in spec.texts)]
+        self.table = read_parquet(path, names)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import get_args
@@ -36,6 +36,7 @@ from vfm.data.parquet import ParquetShard
 from vfm.data.shards import Format, Shard, ShardReader
 from vfm.data.spec import DatasetSpec
 from vfm.data.webdataset import TarShard
+from vfm.store_files import read_config, read_parquet, reading
 
 SHARDS_FILE, SPEC_FILE, BAD_FILE = "shards.parquet", "index.json", "bad_samples.parquet"
 
@@ -109,7 +110,7 @@ class Index:
 
 def listed_images(path: str) -> list[str]:
     """Return the image files that a shard of the format `files` lists."""
-    return list(pq.read_table(path, columns=["image"])["image"].to_pylist())
+    return list(read_parquet(path, ["image"])["image"].to_pylist())
 
 
 def open_shard(
@@ -167,22 +168,29 @@ def read_index(directory: Path) -> Index:
     """Read the index of an artifact's folder.
 
     Raises:
-        UserError: there is no index, or it has an unknown shard format.
+        UserError: there is no index, it is damaged, or it has an unknown shard format.
     """
     if not (directory / SHARDS_FILE).is_file():
         raise UserError(f"{directory}: {SHARDS_FILE} is missing; expected a dataset of images")
-    shards = [Shard(**row) for row in pq.read_table(directory / SHARDS_FILE).to_pylist()]
+    table = read_parquet(directory / SHARDS_FILE, [field.name for field in fields(Shard)])
+    with reading(directory / SHARDS_FILE, "an index of shards"):
+        shards = [Shard(**row) for row in table.to_pylist()]
+        if any(shard.num_samples < 0 or not shard.path for shard in shards):
+            raise ValueError("a shard has no path, or a negative number of samples")
     unknown = {shard.format for shard in shards} - set(get_args(Format))
     if unknown:
         raise UserError(
             f"{directory / SHARDS_FILE}: {unknown.pop()!r} is not a valid format; choose from"
             f" {', '.join(get_args(Format))}"
         )
-    spec = DatasetSpec.model_validate_json((directory / SPEC_FILE).read_bytes())
+    spec = read_config(directory / SPEC_FILE, DatasetSpec)
     bad: dict[int, list[int]] = {}
     if (directory / BAD_FILE).is_file():
-        table = pq.read_table(directory / BAD_FILE, columns=["shard", "row"])
-        for row in table.to_pylist():
-            if row["row"] >= 0:
-                bad.setdefault(row["shard"], []).append(row["row"])
+        table = read_parquet(directory / BAD_FILE, ["shard", "row"])
+        with reading(directory / BAD_FILE, "a list of bad samples"):
+            for row in table.to_pylist():
+                if row["row"] >= shards[row["shard"]].num_samples:
+                    raise ValueError(f"row {row['row']} of a shard with {shards[row['shard']].num_samples} samples")
+                if row["row"] >= 0:
+                    bad.setdefault(row["shard"], []).append(row["row"])
     return Index(directory, shards, spec, {shard: np.array(rows) for shard, rows in bad.items()})

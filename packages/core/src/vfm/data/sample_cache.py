@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from vfm.artifacts import SampleCache
 from vfm.config import UserError
 from vfm.data.sample import BadSample
+from vfm.store_files import read_json, read_npy, reading
 
 CACHE_FOLDER = "tensors"
 SHARD_BYTES = 128 * 2**20
@@ -190,10 +191,10 @@ class CachedTensors:
         cache, file = self.cache, _file(self.folder, shard)
         num_rows = min(cache.samples_per_shard, cache.num_samples - shard * cache.samples_per_shard)
         try:
-            rows = np.load(file, mmap_mode="r", allow_pickle=False)
+            rows = read_npy(file, mapped=True)
             bad = {row: (reason, where) for row, reason, where in _read_bad(self.folder, shard)}
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file}: not readable: {error}; delete the cache and run its stage again") from None
+        except UserError as error:
+            raise UserError(f"{error}; delete the cache and run its stage again") from None
         shape = (num_rows, cache.num_crops, *_stored(cache.shape, cache.dtype))
         if (rows.shape, rows.dtype) != (shape, DTYPES[cache.dtype]):
             raise UserError(f"{file}: expected {cache.dtype} {shape}, got {rows.dtype} {rows.shape}")
@@ -236,4 +237,6 @@ def _bad_file(folder: Path, shard: int) -> Path:
 
 
 def _read_bad(folder: Path, shard: int) -> list[Bad]:
-    return [(row, reason, where) for row, reason, where in json.loads(_bad_file(folder, shard).read_text("utf-8"))]
+    file = _bad_file(folder, shard)
+    with reading(file, "a list of bad samples"):
+        return [(int(row), str(reason), str(where)) for row, reason, where in read_json(file)]

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vfm.config import UserError
 from vfm.data.draws import Keys, drawn, text_keys
 from vfm.data.sample import Sample
+from vfm.store_files import open_parquet_file, reading
 
 SUBSET_FILE = "subset.parquet"
 SHARDS_IN_MEMORY = 1024  # about a quarter of a MB each with 10,000 texts
@@ -95,17 +95,18 @@ class SubsetView:
         """Count the samples of each shard in one streaming pass over a few columns.
 
         Raises:
-            UserError: the file is missing, lacks a column, or is not sorted by (shard, row).
+            UserError: the file is missing or damaged, lacks a column, or is not sorted by (shard, row).
         """
         self.path, self.draw = directory / SUBSET_FILE, draw
         if not self.path.is_file():
             raise UserError(f"{directory}: {SUBSET_FILE} is missing; expected a curated subset")
-        self.file = pq.ParquetFile(self.path)
+        self.file = open_parquet_file(self.path)
         if missing := set(subset_schema().names) - set(self.file.schema_arrow.names):
             raise UserError(f"{self.path}: no column '{min(missing)}'; curate again with this version of vfm")
         self.shard_sizes = np.zeros(num_shards, dtype=np.int64)
         self._groups = np.zeros((num_shards, 2), dtype=np.int32)  # row groups that hold the shard, first to last + 1
-        self._scan()
+        with reading(self.path, "a curated subset"):
+            self._scan()
         self._read_groups = lru_cache(1)(self.file.read_row_groups)
         self.shard = lru_cache(SHARDS_IN_MEMORY)(self.read)
 
@@ -134,7 +135,15 @@ class SubsetView:
         }
 
     def read(self, shard: int) -> ShardTexts:
-        """Read the texts of a shard."""
+        """Read the texts of a shard.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        with reading(self.path, "a curated subset"):
+            return self._read(shard)
+
+    def _read(self, shard: int) -> ShardTexts:
         columns = ("shard", "row", "language", "text_index", *(["uid", "probability"] if self.draw else ["kept"]))
         table = self._read_groups(range(*self._groups[shard].tolist()), columns)
         table = table.slice(*_span(table["shard"].to_numpy(), shard))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vfm.artifacts import TaggedImages
 from vfm.config import UserError
+from vfm.store_files import read_parquet, reading
 
 TAGS_FILE = "tags.parquet"
 
@@ -27,12 +28,13 @@ def read_tags(tags: TaggedImages) -> NDArray[np.bool_]:
     """Return a mask of the labels of each image, (N, C).
 
     Raises:
-        UserError: the file is missing.
+        UserError: the file is missing or damaged.
     """
     file = tags.path / TAGS_FILE
     if not file.is_file():
         raise UserError(f"{tags.path}: {TAGS_FILE} is missing")
-    column = pq.read_table(file)["tags"].combine_chunks()
+    column = read_parquet(file, ["tags"])["tags"].combine_chunks()
     found = np.zeros((len(column), len(tags.class_names)), dtype=bool)
-    found[column.value_parent_indices().to_numpy(), column.flatten().to_numpy()] = True
+    with reading(file, f"labels of {len(tags.class_names)} classes"):
+        found[column.value_parent_indices().to_numpy(), column.flatten().to_numpy()] = True
     return found

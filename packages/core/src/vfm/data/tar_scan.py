@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vfm import files
+from vfm.config import UserError
 from vfm.data.sample import Reason
 from vfm.data.tar_members import BLOCK, Gap, TarMembers
+from vfm.store_files import read_parquet, reading
 
 # N samples of a tar, S slots (image, txt, json, ...) of a sample
 
@@ -190,9 +192,17 @@ def split_name(name: str) -> tuple[str, str]:
     return key.removeprefix("./"), extension.lower()
 
 
-def load_scan(cache: Path, slots: Sequence[str]) -> TarScan:
-    """Load a saved scan."""
-    table = pq.read_table(cache)
+def load_scan(cache: Path, slots: Sequence[str]) -> TarScan | None:
+    """Load a saved scan; None if it is damaged, since the tar can be scanned again."""
+    try:
+        with reading(cache, "a scan"):
+            return _load_scan(cache, slots)
+    except UserError:
+        return None
+
+
+def _load_scan(cache: Path, slots: Sequence[str]) -> TarScan:
+    table = read_parquet(cache)
     columns = [[table[f"{slot}.{part}"].to_numpy() for part in ("offset", "size")] for slot in slots]
     places = np.array(columns, dtype=np.int64).transpose(2, 0, 1)
     facts = table.schema.metadata

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from vfm.stage import Context
 from vfm.stages.evaluation import Curves
 from vfm.stages.evaluation.base import short_name
 from vfm.statistics import wilson_interval
+from vfm.store_files import read_json_lines, reading
 from vfm.train import METRICS_FILE
 
 
@@ -58,15 +58,16 @@ class TrainingCurves:
     def read(cls, file: Path) -> TrainingCurves:
         """Read the file of a finished training."""
         curves = cls()
-        for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
-            if line["split"] == "train":
-                curves.steps.append(line["step"])
-                curves.samples.append(line["samples"])
-                curves.loss.append(line["train/loss"])
-            else:
-                for name, value in line.items():
-                    if name.startswith("val/"):
-                        curves.scores.setdefault(name, []).append((line["samples"], value))
+        with reading(file, "the metrics of a training"):
+            for line in read_json_lines(file):
+                if line["split"] == "train":
+                    curves.steps.append(line["step"])
+                    curves.samples.append(line["samples"])
+                    curves.loss.append(line["train/loss"])
+                else:
+                    for name, value in line.items():
+                        if name.startswith("val/"):
+                            curves.scores.setdefault(name, []).append((line["samples"], value))
         return curves
 
 

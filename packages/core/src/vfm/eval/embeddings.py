@@ -32,6 +32,7 @@ from vfm.eval.features import decoded_batches
 from vfm.models import ImageEncoder
 from vfm.stage import Context
 from vfm.stages.evaluation.base import ReadSettings
+from vfm.store_files import read_npy, read_parquet, reading
 
 MODEL = b"vfm.model"  # in the schema's metadata
 SUFFIXES = (".parquet", ".npy")
@@ -187,18 +188,16 @@ def read_embeddings(file: Path) -> Embeddings:
     """
     if not file.is_file():
         raise UserError(f"{file}: no such file; make one with vfm embed")
-    try:
+    with reading(file, "embeddings of vfm embed"):
         if file.suffix == ".parquet":
-            table = pq.read_table(file)
+            table = read_parquet(file)
             flat = table["embedding"].combine_chunks().flatten().to_numpy()
             texts = [text or "" for text in table["text"].to_pylist()]
             vectors = torch.from_numpy(flat.reshape(len(table), -1).copy())
             model = (table.schema.metadata or {}).get(MODEL, b"").decode()
             return Embeddings(table["key"].to_pylist(), texts, vectors, model)
-        vectors = torch.from_numpy(np.load(file, allow_pickle=False))
+        vectors = torch.from_numpy(read_npy(file))
         keys = file.with_suffix(".keys.txt").read_text(encoding="utf-8").splitlines()
         if vectors.ndim != 2 or len(keys) != len(vectors):
             raise ValueError(f"{len(keys)} keys for an array of {tuple(vectors.shape)}")
-    except (pa.ArrowInvalid, KeyError, ValueError, OSError) as error:
-        raise UserError(f"{file}: not embeddings as vfm embed writes them: {str(error).splitlines()[0]}") from None
     return Embeddings(keys, [""] * len(keys), vectors)

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -49,8 +48,8 @@ class FeatureCache:
         if not key or not any((place / PUBLISHED).is_file() for place in (folder, folder.parent)):
             return cls()
         file = folder / FOLDER / f"{key}-{source.index.state()[:16]}.npz"
-        # A missing file, or one torn by a full disk, is an empty cache.
-        with suppress(OSError, ValueError, KeyError, BadZipFile), file.open("rb") as stream:
+        # A missing file, or one torn by a full disk, is an empty cache; zip and numpy raise errors of many types on it.
+        with suppress(Exception), file.open("rb") as stream:
             found = np.load(stream, allow_pickle=False)
             return cls(file, found["numbers"], found["digests"], found["vectors"])
         return cls(file)

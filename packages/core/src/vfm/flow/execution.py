@@ -24,6 +24,7 @@ from vfm.flow.subprocesses import Send, run_subprocess
 from vfm.interfaces import Training
 from vfm.plugins import unknown_kind
 from vfm.stage import Context, Stage
+from vfm.store_files import read_json, reading
 
 STEP_FILE = "step.json"
 NOTES_FILE = "notes.json"
@@ -54,21 +55,22 @@ def read_step(work: Path, known: Mapping[str, type[Stage]]) -> Step:
     Raises:
         UserError: the folder holds no prepared step, or its stage kind is not installed.
     """
-    try:
-        record = json.loads((work / STEP_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{work}: not a prepared step ({STEP_FILE} is missing)") from None
-    kind = record["stage"]["kind"]
-    if kind not in known:
-        raise UserError(f"{work}: {unknown_kind(kind, dict(known))}")
-    return Step(
-        stage=known[kind].model_validate(record["stage"], context=known),
-        identity=record["identity"],
-        inputs=record["inputs"],
-        folders={ref: Path(path) for ref, path in record["folders"].items()},
-        fingerprints=record["fingerprints"],
-        slot=Slot(Path(record["slot"]["root"]), record["slot"]["name"]),
-    )
+    file = work / STEP_FILE
+    if not file.is_file():
+        raise UserError(f"{work}: not a prepared step ({STEP_FILE} is missing)")
+    with reading(file, "a prepared step"):
+        record = read_json(file)
+        kind = record["stage"]["kind"]
+        if kind not in known:
+            raise UserError(f"{work}: {unknown_kind(kind, dict(known))}")
+        return Step(
+            stage=known[kind].model_validate(record["stage"], context=known),
+            identity=str(record["identity"]),
+            inputs=dict(record["inputs"]),
+            folders={ref: Path(path) for ref, path in record["folders"].items()},
+            fingerprints=dict(record["fingerprints"]),
+            slot=Slot(Path(record["slot"]["root"]), record["slot"]["name"]),
+        )
 
 
 def execute(step: Step, send: Send, lock_descriptor: int, environment: Mapping[str, str] | None = None) -> None:

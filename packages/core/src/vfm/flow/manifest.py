@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from vfm.artifacts import Artifact, Report
+from vfm.config import UserError
 from vfm.events import Event
 from vfm.flow.plan import Step
-from vfm.flow.store import MANIFEST_FILE, read_record
+from vfm.flow.store import MANIFEST_FILE
 from vfm.stage import Context, refs
+from vfm.store_files import read_json, read_record, reading
 
 LIBRARIES = {"torch", "torchvision", "timm", "open-clip-torch", "diffusers", "numpy", "pillow", "pyarrow"}
 
@@ -32,7 +34,12 @@ class EventNotes:
         self.warnings: list[str] = []
         self.kernels: str | None = None  # not saved: a resumed training sends this event again
         if file.is_file():
-            self.numbers, self.warnings = json.loads(file.read_text(encoding="utf-8"))
+            try:
+                with reading(file, "metrics and warnings"):
+                    numbers, warnings = read_json(file)
+                    self.numbers, self.warnings = dict(numbers), list(warnings)
+            except UserError as error:  # the result does not depend on them
+                self.warnings = [f"{error}; earlier metrics and warnings are lost"]
 
     def add(self, event: Event) -> None:
         """Keep what an event says, and save it."""

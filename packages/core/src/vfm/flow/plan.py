@@ -12,9 +12,10 @@ from typing import Any
 from vfm.artifacts import Report
 from vfm.flow.fingerprints import cached_fingerprints
 from vfm.flow.recipe import Recipe
-from vfm.flow.store import MANIFEST_FILE, Slot, Store, read_record
+from vfm.flow.store import MANIFEST_FILE, Slot, Store
 from vfm.interfaces import Training
 from vfm.stage import Ref, Stage, refs
+from vfm.store_files import read_record
 
 
 @dataclass(frozen=True)

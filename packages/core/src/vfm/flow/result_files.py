@@ -14,6 +14,7 @@ from typing import Any
 from vfm.flow.manifest import read_manifest
 from vfm.flow.results import reports
 from vfm.flow.store import LINKS
+from vfm.store_files import read_record
 
 CSV_FILE = "results.csv"
 
@@ -25,7 +26,7 @@ def collect(directory: Path) -> dict[str, dict[str, Any]]:
         folder = directory / LINKS / stage
         seconds = read_manifest(folder).get("seconds")
         for file in sorted((folder / "results").glob("*.json")):
-            record = json.loads(file.read_text(encoding="utf-8"))
+            record = read_record(file, "name")
             found[f"{stage}_{record['name']}.json"] = {**record, "stage": stage, "seconds": seconds}
     return found
 

@@ -13,7 +13,8 @@ from rich.table import Table
 from vfm.artifacts import FACTS_FILE, Artifact, Comparison, Metric, Report
 from vfm.flow.listeners import number
 from vfm.flow.run import RUN_FILE
-from vfm.flow.store import LINKS, read_record
+from vfm.flow.store import LINKS
+from vfm.store_files import read_record
 
 
 def reports(directory: Path) -> dict[str, Report]:

@@ -21,10 +21,11 @@ from vfm.flow.manifest import read_manifest
 from vfm.flow.parallel import run_in_parallel
 from vfm.flow.plan import Step
 from vfm.flow.recipe import Recipe
-from vfm.flow.store import LINKS, Store, read_record
+from vfm.flow.store import LINKS, Store
 from vfm.flow.subprocesses import Send
 from vfm.interfaces import Training
 from vfm.stage import Preflight
+from vfm.store_files import read_record
 
 RUN_FILE = "run.json"
 EVENTS_FILE = "events.jsonl"

@@ -25,26 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from vfm.artifacts import FACTS_FILE
-from vfm.config import UserError
 
 MANIFEST_FILE = "manifest.json"
 LINKS = "artifacts"  # folder of a run with a link to the artifact of each stage
 SLOT_NAME = re.compile(r"[\w.-]+-[0-9a-f]{8}")  # `vfm clean` never removes anything with another name
-
-
-def read_record(file: Path, *keys: str) -> dict[str, Any]:
-    """Return the JSON object in a file that vfm wrote: a manifest, the file of a run.
-
-    Raises:
-        UserError: the file is damaged, or lacks one of `keys`.
-    """
-    try:
-        record = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{file}: not valid JSON: {error}") from None
-    if not (isinstance(record, dict) and set(keys) <= set(record)):
-        raise UserError(f"{file}: not a {file.name} written by vfm")
-    return record
 
 
 @dataclass(frozen=True)

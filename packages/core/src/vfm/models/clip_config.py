@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import open_clip
 
 from vfm.config import UserError, did_you_mean
 from vfm.models import small_models  # noqa: F401  (registers the small architectures)
+from vfm.store_files import read_record
 
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 # The file that vfm writes, and the names used on the hub.
@@ -55,15 +55,9 @@ def read_clip_config(folder: Path) -> dict[str, Any]:
         UserError: the file is missing, is not JSON, or has no `model_cfg`.
     """
     file = folder / CONFIG_FILE
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder}: no CLIP checkpoint ({CONFIG_FILE} is missing)") from None
-    except ValueError as error:
-        raise UserError(f"{file}: not readable as JSON: {error}") from None
-    if not isinstance(record, dict) or "model_cfg" not in record:
-        raise UserError(f"{file}: has no 'model_cfg'")
-    return record
+    if not file.is_file():
+        raise UserError(f"{folder}: no CLIP checkpoint ({CONFIG_FILE} is missing)")
+    return read_record(file, "model_cfg")
 
 
 def clip_weights_file(folder: Path) -> Path:

@@ -20,6 +20,7 @@ from vfm.models.eva_layouts import to_official
 from vfm.models.vision import VISION_CONFIG_FILE, load_vision, save_vision
 from vfm.models.weight_transfer import KeyReport
 from vfm.models.weights import save_state_dict
+from vfm.store_files import read_record
 
 Model = ClipModel | nn.Module
 
@@ -47,10 +48,7 @@ def open_model(folder: Path) -> Model:
     if (folder / clip_config.CONFIG_FILE).is_file():
         return load_clip(folder)
     if (config := folder / VISION_CONFIG_FILE).is_file():
-        try:
-            record = json.loads(config.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{config}: not readable as JSON: {error}") from None
+        record = read_record(config)
         # timm and Hugging Face use the same file name; only timm's has an `architecture`.
         return load_vision(folder).eval() if "architecture" in record else hugging_face.load_hugging_face(folder)
     raise UserError(f"{folder}: no model (looked for {clip_config.CONFIG_FILE} and {VISION_CONFIG_FILE})")

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from vfm.artifacts import GeneratorCheckpoint
 from vfm.config import UserError
 from vfm.models.model_sources import fetch, local_folder
 from vfm.stage import Context
 from vfm.stages.models import HUB_PREFIX, ImportGenerator
+from vfm.store_files import read_record, reading
 
 DENOISERS = ("unet", "transformer")
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
@@ -117,11 +117,8 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
         raise UserError(f"{folder}: no safetensors; pickled weights are not read")
     shapes: dict[str, list[int]] = {}
     for file in files:
-        try:
-            with safe_open(file, framework="pt") as content:
-                shapes.update({key: content.get_slice(key).get_shape() for key in content.keys()})  # noqa: SIM118
-        except SafetensorError as error:
-            raise UserError(f"{file}: not readable as safetensors: {error}") from None
+        with reading(file, "safetensors"), safe_open(file, framework="pt") as content:
+            shapes.update({key: content.get_slice(key).get_shape() for key in content.keys()})  # noqa: SIM118
     return shapes
 
 
@@ -137,9 +134,6 @@ def _prediction(scheduler: dict[str, Any], folder: Path) -> Prediction:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise UserError(f"{file}: missing, so this is not a model in diffusers' layout") from None
-    except ValueError as error:
-        raise UserError(f"{file}: not readable as JSON: {error}") from None
+    if not file.is_file():
+        raise UserError(f"{file}: missing, so this is not a model in diffusers' layout")
+    return read_record(file)

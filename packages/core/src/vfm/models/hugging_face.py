@@ -25,6 +25,7 @@ from vfm.models.hugging_face_config import (
     read_processor,
 )
 from vfm.models.weights import load_state_dict, save_state_dict
+from vfm.store_files import read_record, reading
 
 CONFIG_FILE, WEIGHTS_FILES = "config.json", ("model.safetensors", "pytorch_model.bin")
 PROCESSOR_FILE = "preprocessor_config.json"
@@ -161,7 +162,7 @@ def load_hugging_face(folder: Path) -> ClipModel:
     Raises:
         UserError: the folder holds a model of another type, or its weights do not fit its configuration.
     """
-    record = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    record = read_record(folder / CONFIG_FILE)
     if record.get("model_type") != "clip":
         raise UserError(f"{folder}: expected a Hugging Face model of type 'clip', got {record.get('model_type')!r}")
     weights = next((folder / name for name in WEIGHTS_FILES if (folder / name).is_file()), None)
@@ -174,9 +175,8 @@ def load_hugging_face(folder: Path) -> ClipModel:
     except (RuntimeError, KeyError) as error:
         raise UserError(f"{weights}: does not fit its {CONFIG_FILE}: {' '.join(str(error).split())[:300]}") from None
     if (processor := folder / PROCESSOR_FILE).is_file():
-        model.preprocess = read_processor(
-            json.loads(processor.read_text(encoding="utf-8")), model.preprocess.image_size
-        )
+        with reading(processor, "the settings of an image processor"):
+            model.preprocess = read_processor(read_record(processor), model.preprocess.image_size)
     model.module.eval()
     return model
 

@@ -62,7 +62,9 @@ def load_state_dict(file: str | Path, *, ema: bool = True) -> dict[str, Tensor]:
         raise UserError(
             f"{file}: holds objects other than tensors, which could run code; save its state dict only"
         ) from None
-    except (SafetensorError, RuntimeError, EOFError, KeyError, OSError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # on damaged bytes, torch and safetensors raise errors of many types
         line = (str(error).strip() or "the file is truncated").splitlines()[0]
         raise UserError(f"{file}: not readable as a checkpoint: {line}") from None
     tensors = {key: value for key, value in _unwrap(content, ema).items() if isinstance(value, Tensor)}

@@ -14,7 +14,8 @@ from vfm.events import Event
 from vfm.flow.manifest import read_manifest
 from vfm.flow.results import SeedSummary, over_seeds, reports
 from vfm.flow.run import EVENTS_FILE, RUN_FILE
-from vfm.flow.store import LINKS, read_record
+from vfm.flow.store import LINKS
+from vfm.store_files import read_record
 
 SHOWN_ELSEWHERE = {"kind", "name", "config", "inputs", "warnings", "bad_samples"}  # keys of a manifest
 MAX_EXAMPLES = 3  # places of bad samples by reason
