@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 TRAININGS = ("teacher", "eva", "clip", "prior", "diva")
-TRAINED = [f"{name}.{field}" for name in TRAININGS for field in ("steps=4", "schedule.warmup_steps=0", "global_batch_size=16")]
+TRAINED = [
+    f"{name}.{field}" for name in TRAININGS for field in ("steps=4", "schedule.warmup_steps=0", "global_batch_size=16")
+]
 PRIOR = ["prior.image_size=8", "prior.denoiser.block_out_channels=[8, 8]"]
 QUICKSTART = [
     *TRAINED,

@@ -11,7 +11,8 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from vfm import Stage
+from vfm.parts import choices_of
+from vfm.plugin import Stage
 from vfm.plugins import load_plugins, stage_types
 
 ROOT = Path(__file__).parent.parent
@@ -46,9 +47,9 @@ def test_every_package_is_typed_and_has_a_readme_and_a_licence() -> None:
 
 
 def parts_of(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The configurations within a field's type."""
+    """Yield the configurations that a field of this type can hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
+        yield from choices_of(annotation)
     for part in get_args(annotation):
         yield from parts_of(part)
 

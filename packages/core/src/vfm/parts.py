@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, TypeAlias, get_args
 
 from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError, ValidationInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from vfm.config import Config, did_you_mean, load_function, readable
+
+
+PartType: TypeAlias = "type[Part]"  # within Part, `type` is the name of a field
 
 
 def _is_slot(cls: type) -> bool:
@@ -39,7 +42,7 @@ class Part(Config):
     type: str
 
     work: ClassVar[str] = ""  # what `build` calls with the part and its arguments
-    choices: ClassVar[dict[str, type[Part]]] = {}  # of the slot, by type
+    choices: ClassVar[dict[str, PartType]] = {}  # of the slot, by type
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

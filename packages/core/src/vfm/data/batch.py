@@ -99,4 +99,4 @@ def map_tensors(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
 def _rebuilt(inputs: Inputs, value: Callable[[str], Any]) -> Inputs:
     """Return a dataclass of the same type with the value of each field."""
     names = [field.name for field in dataclasses.fields(cast("Any", inputs))]
-    return cast("Inputs", type(inputs)(**{name: value(name) for name in names}))
+    return type(inputs)(**{name: value(name) for name in names})

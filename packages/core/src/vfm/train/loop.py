@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,15 +38,13 @@ from vfm.train.kernels import chosen_kernels
 from vfm.train.optim import build_optimizer, set_lr
 from vfm.train.task import Metrics, Task
 
-Read = TypeVar("Read", covariant=True)
 
-
-class Data(Protocol[Read]):
+class Data(Protocol[Inputs]):
     """A source of batches."""
 
     def steps(
         self, start_step: int, num_steps: int, *, rank: int, world_size: int, micro_batch_size: int
-    ) -> Iterator[list[Batch[Read]]]:
+    ) -> Iterator[list[Batch[Inputs]]]:
         """Yield the steps `start_step` to `num_steps - 1`, each as this process' micro-batches.
 
         The content of a step depends only on its number, so it is the same wherever the iteration starts.

@@ -51,6 +51,7 @@ class Frozen(Generic[M]):
         self.module: M = module.requires_grad_(False).eval()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the module's output."""
         return self.module(*args, **kwargs)
 
 
