@@ -11,7 +11,6 @@ from pydantic_core import CoreSchema, core_schema
 
 from vfm.config import Config, did_you_mean, load_function, readable
 
-
 PartType: TypeAlias = "type[Part]"  # within Part, `type` is the name of a field
 
 
