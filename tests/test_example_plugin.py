@@ -31,7 +31,7 @@ def test_installed_plugin_is_listed_with_its_stage_and_its_hooks(installed: Inst
     assert {"vfm_event", "vfm_stages"} <= set(line.replace(",", " ").split())
 
 
-def test_recipe_with_the_plugins_stage_runs_and_its_listener_is_told(installed: Installed) -> None:
+def test_recipe_with_the_plugins_stage_runs_and_its_listener_receives_events(installed: Installed) -> None:
     done = checked(installed.vfm("run", "plugin/recipe.yaml"))
     assert "\a" in done.stdout
     run = installed.folder / "store/runs/recipe"

@@ -1,9 +1,9 @@
-"""What retrieval of many images and captions takes: python packages/core/benchmarks/retrieval.py
+"""Time and memory of retrieval over many images and captions: python packages/core/benchmarks/retrieval.py
 
-Recall both ways of made features, five captions an image; each size in a process of its own, whose most memory is told,
-and what it would take to hold the score matrix once, which clip_benchmark does. Writes `retrieval.json` and
-`retrieval.md` into `results/`. About two CPU minutes; `--full` adds 100,000 images x 500,000 captions, a quarter of an
-hour at width 512; `--quick` takes seconds.
+Recall in both directions on random features with five captions per image. Each size runs in its own process, whose peak
+memory is reported beside that of one score matrix, which clip_benchmark holds. Writes `retrieval.json` and `retrieval.md`
+into `results/`. About two CPU minutes; `--full` adds 100,000 images x 500,000 captions, a quarter of an hour at width
+512; `--quick` takes seconds.
 """
 
 from __future__ import annotations

@@ -88,11 +88,11 @@ def site(toys: Path) -> Path:
 
 def test_three_runs_at_once_make_everything_once_and_all_end_well(site):
     runs = [start(site, "--set", "sum.pause=0.2") for _ in range(3)]
-    told = [run.communicate(timeout=60) for run in runs]
-    assert [run.returncode for run in runs] == [0, 0, 0], told
-    made = [line for out, _ in told for line in out.splitlines() if line.startswith("✓ sum")]
+    outputs = [run.communicate(timeout=60) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0, 0], outputs
+    made = [line for out, _ in outputs for line in out.splitlines() if line.startswith("✓ sum")]
     assert sum("cached" in line for line in made) == 2
-    assert any("waiting for toy." in out and "held by process" in out for out, _ in told)
+    assert any("waiting for toy." in out and "held by process" in out for out, _ in outputs)
     assert not [path.name for path in (site / "store").iterdir() if path.suffix in {".part", ".work"}]
 
 
@@ -143,7 +143,7 @@ def test_kill_between_publishing_and_tidying_up_leaves_nothing_behind(toys):
     assert not work.exists()
 
 
-def test_numbers_and_warnings_told_before_a_crash_stand_in_the_manifest(tmp_path):
+def test_metrics_and_warnings_before_a_crash_are_in_the_manifest(tmp_path):
     from vfm.events import Event
     from vfm.flow.manifest import EventNotes
 

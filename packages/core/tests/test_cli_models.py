@@ -168,7 +168,10 @@ def test_views_are_png_files_one_a_picture(world: Path, tmp_path: Path) -> None:
             ["predict", "{}/clip", "{}/flat/red.png", "--index", "no.npy"],
             "no.npy: no such file; make one with vfm embed",
         ),
-        (["predict", "{}/clip", "{}/flat/red.png", "--index", "{}/clip/artifact.json"], "artifact.json: not readable as npy: it does not begin as an npy file"),
+        (
+            ["predict", "{}/clip", "{}/flat/red.png", "--index", "{}/clip/artifact.json"],
+            "artifact.json: not readable as npy: it does not begin as an npy file",
+        ),
         (["predict", "{}/clip", "{}/flat/red.png", "--classes", "a,b", "--index", "i"], "not both"),
         (["predict", "vit_picoo_patch8_32", "{}/flat/red.png"], "did you mean 'vit_pico_patch8_32'"),
         (["view", "ViT-Pico-8-32", "{}/flat/red.png", "--out", "o"], "pretrained is required"),

@@ -209,7 +209,7 @@ def test_clean_keeps_what_a_run_links_and_what_is_being_made(tmp_path):
         assert len(store.unlinked()) == 1
 
 
-def test_a_saved_artifact_without_a_manifest_is_told_by_its_contents(tmp_path: Path) -> None:
+def test_a_saved_artifact_without_a_manifest_is_identified_by_its_contents(tmp_path: Path) -> None:
     folder = tmp_path / "numbers"
     toy_plugin.Numbers.create(folder, values=[1])
     bulk = folder / "bulk.bin"
@@ -222,7 +222,7 @@ def test_a_saved_artifact_without_a_manifest_is_told_by_its_contents(tmp_path: P
     assert identity(b"seed 0") != identity(b"seed 1")
 
 
-def test_sigterm_ends_the_training_processes_and_is_told() -> None:
+def test_sigterm_ends_the_training_processes_and_is_reported() -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], text=True) as child:
         with sigterm_forwarded(child) as stopped:
             os.kill(os.getpid(), signal.SIGTERM)

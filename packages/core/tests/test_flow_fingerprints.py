@@ -60,8 +60,8 @@ def test_fingerprint_is_of_path_size_time_and_both_ends(tmp_path):
     file = tmp_path / "big.tar"
     file.write_bytes(b"a" * MEBIBYTE + b"middle" + b"z" * MEBIBYTE)
     status = file.stat()
-    told = f"{file} {status.st_size} {status.st_mtime_ns}".encode() + b"a" * MEBIBYTE + b"z" * MEBIBYTE
-    assert fingerprint(str(file), {}) == hashlib.sha256(told).hexdigest()[:16]
+    hashed = f"{file} {status.st_size} {status.st_mtime_ns}".encode() + b"a" * MEBIBYTE + b"z" * MEBIBYTE
+    assert fingerprint(str(file), {}) == hashlib.sha256(hashed).hexdigest()[:16]
 
 
 def test_changed_file_alone_is_read_again(shards, tmp_path, opened):
@@ -73,7 +73,7 @@ def test_changed_file_alone_is_read_again(shards, tmp_path, opened):
     assert [a == b for a, b in zip(first, second, strict=True)] == [True, False, True]
 
 
-def test_file_that_keeps_size_and_time_is_told_from_the_one_before(shards, tmp_path):
+def test_changed_file_with_the_same_size_and_time_has_another_fingerprint(shards, tmp_path):
     first = find(tmp_path / "store", shards)
     before = Path(shards[0]).stat()
     other = tmp_path / "other.tar"

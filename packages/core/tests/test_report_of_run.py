@@ -1,4 +1,4 @@
-"""The report of a run that really ran: what the folder of a run tells, also when it is drawn again later."""
+"""The report of a real run: what it takes from the run folder, also when it is drawn again later."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def stages(summary: RunSummary) -> dict[str, str]:
     return {entry.name: entry.status for entry in summary.stages}
 
 
-def test_a_second_run_tells_what_was_cached_and_keeps_the_places_of_bad_samples(tmp_path: Path) -> None:
+def test_a_second_run_reports_cached_stages_and_keeps_the_places_of_bad_samples(tmp_path: Path) -> None:
     file = tmp_path / "words.txt"
     file.write_text("one")
     text = f"description: Reads words.\nstages:\n  - {{kind: toy.read, name: w, path: {file}}}\n"
