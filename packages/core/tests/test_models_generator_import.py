@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 from vfm.artifacts import Artifact, GeneratorCheckpoint
 from vfm.config import UserError
-from vfm.models import import_generator
+from vfm.models import generator_import, import_generator
 from vfm.stage import Context
 from vfm.stages.models import ImportGenerator
 
@@ -87,3 +90,126 @@ def test_wrong_weights_pickles_and_missing_parts_are_one_line_errors(tmp_path: P
 def test_missing_folder_is_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder; write a model of the hub as hf-hub:"):
         import_generator(str(tmp_path / "nowhere"), tmp_path / "out")
+
+
+def pipeline(folder: Path) -> Path:
+    """Write a tiny text-to-image model with all its parts, and files that nobody needs, as repositories have them."""
+    transformers = pytest.importorskip("transformers")
+    source = generator(folder)
+    diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(source / "vae")
+    config = transformers.CLIPTextConfig(
+        vocab_size=8, hidden_size=24, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
+    )
+    transformers.CLIPTextModel(config).save_pretrained(source / "text_encoder")
+    (source / "tokenizer").mkdir()
+    for name in ("vocab.json", "merges.txt"):
+        (source / "tokenizer" / name).write_text("{}")
+    parts = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
+    index = {name: ["library", value] for name, value in parts.items()} | {"tokenizer": ["library", "CLIPTokenizer"]}
+    (source / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline", **index}))
+    return source
+
+
+def rejected(source: Path, target: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        import_generator(str(source), target)
+    assert not target.exists()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_only_the_files_that_are_needed_are_copied(tmp_path: Path) -> None:
+    source = pipeline(tmp_path / "source")
+    for name in ("v2-1_512-ema-pruned.safetensors", "v2-1_512-ema-pruned.ckpt", "README.md"):
+        (source / name).write_bytes(b"another copy of everything")
+    for part, stem in (
+        ("unet", "diffusion_pytorch_model"),
+        ("vae", "diffusion_pytorch_model"),
+        ("text_encoder", "model"),
+    ):
+        for suffix in ("fp16.safetensors", "non_ema.safetensors", "bin"):
+            (source / part / f"{stem}.{suffix}").write_bytes(b"a variant")
+    (source / "safety_checker").mkdir()
+    (source / "safety_checker" / "model.safetensors").write_bytes(b"unused")
+    artifact = import_generator(str(source), tmp_path / "out")
+    copied = {file.relative_to(artifact.path).as_posix() for file in artifact.path.rglob("*") if file.is_file()}
+    assert {name for name in copied if name.endswith((".safetensors", ".ckpt", ".bin", ".md"))} == {
+        "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+    }  # fmt: skip
+    assert {"model_index.json", "tokenizer/vocab.json", "tokenizer/merges.txt", "vae/config.json"} <= copied
+
+
+@pytest.mark.parametrize(
+    ("part", "stem"),
+    [("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model")],
+)
+def test_the_weights_of_every_part_are_checked(part: str, stem: str, tmp_path: Path) -> None:
+    source = pipeline(tmp_path / "source")
+    file = source / part / f"{stem}.safetensors"
+    tensors = load_file(file)
+    save_file(dict(list(tensors.items())[1:]), file)
+    assert f"{part}: its weights do not fit its configuration: 1 keys differ" in rejected(source, tmp_path / "out")
+    save_file(tensors, file)
+    file.rename(file.with_name(f"{stem}.fp16.safetensors"))
+    assert f"{part}: fp16 variant only ({stem}.fp16.safetensors)" in rejected(source, tmp_path / "out")
+    file.with_name(f"{stem}.fp16.safetensors").rename(file.with_suffix(".bin"))
+    assert f"{part}: no safetensors; pickled weights are not read" in rejected(source, tmp_path / "out")
+    shutil.rmtree(source / part)
+    assert rejected(source, tmp_path / "out")
+
+
+def test_a_missing_tokenizer_is_one_line(tmp_path: Path) -> None:
+    source = pipeline(tmp_path / "source")
+    (source / "tokenizer" / "merges.txt").unlink()
+    assert "tokenizer: no tokenizer found: expected tokenizer.json" in rejected(source, tmp_path / "out")
+    shutil.rmtree(source / "tokenizer")
+    assert "tokenizer: no tokenizer found: expected tokenizer.json" in rejected(source, tmp_path / "out")
+
+
+def test_older_names_of_a_vaes_attention_and_of_a_text_encoder_are_accepted(tmp_path: Path) -> None:
+    source = pipeline(tmp_path / "source")
+    file = source / "vae" / "diffusion_pytorch_model.safetensors"
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = load_file(file)
+    for new, name in old.items():
+        tensors = {key.replace(f".{new}.", f".{name}."): value for key, value in tensors.items()}
+    assert any(".proj_attn." in key for key in tensors)
+    save_file(tensors, file)
+    file = source / "text_encoder" / "model.safetensors"
+    texts = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in load_file(file).items()}
+    save_file({**texts, "text_model.embeddings.position_ids": torch.arange(77)[None]}, file)
+    assert import_generator(str(source), tmp_path / "out").condition_width == 24
+
+
+def test_a_model_of_the_hub_is_pinned_and_only_needed_files_are_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, calls = pipeline(tmp_path / "source"), []
+
+    def download(repo: str, **options: Any) -> str:
+        calls.append((repo, options))
+        return str(source)
+
+    monkeypatch.setattr(generator_import, "snapshot_download", download)
+    import_generator("hf-hub:org/model@0123abc", tmp_path / "out")
+    ((repo, options),) = calls
+    assert (repo, options["revision"]) == ("org/model", "0123abc")
+    names = [
+        "unet/diffusion_pytorch_model.safetensors",
+        "v2-1.safetensors",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+    ]
+    assert (
+        list(
+            filter_repo_objects(
+                names, allow_patterns=options["allow_patterns"], ignore_patterns=options["ignore_patterns"]
+            )
+        )
+        == names[:1]
+    )
+    (source / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    listed = ["vae/diffusion_pytorch_model.fp16.safetensors"]
+    monkeypatch.setattr(generator_import, "list_repo_files", lambda repo, revision: listed)
+    with pytest.raises(UserError, match="vae: fp16 variant only"):
+        import_generator("hf-hub:org/model", tmp_path / "other")

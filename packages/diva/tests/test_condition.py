@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,16 @@ def test_the_prompts_states_are_its_text_encoders(tmp_path: Path) -> None:
     with torch.no_grad():
         torch.testing.assert_close(conditioning.tokens, encoder(ids).last_hidden_state)
     assert not torch.equal(conditioning.tokens, encode_prompt(folder, "").tokens)
+
+
+def test_a_missing_tokenizer_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    generator = family_generator("sd", tmp_path)
+    add_text_encoder(generator.path, "StableDiffusionPipeline")
+    shutil.rmtree(generator.path / "tokenizer")
+    with pytest.raises(UserError, match="no tokenizer found, so the prompt cannot be encoded") as caught:
+        encode_prompt(generator.path, "a photo of a .")
+    assert "\n" not in str(caught.value)
 
 
 def test_un_clips_prompt_is_read_without_its_image_encoder(tmp_path: Path) -> None:

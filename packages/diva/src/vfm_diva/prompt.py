@@ -16,6 +16,7 @@ from vfm_diva.conditioning import Conditioning
 
 INDEX_FILE = "model_index.json"
 ENCODERS = ("text_encoder", "tokenizer")  # prefixes of the parts' names
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")  # one of them
 
 
 def check_encoder(folder: Path) -> None:
@@ -27,6 +28,9 @@ def check_encoder(folder: Path) -> None:
     for file in (INDEX_FILE, f"{ENCODERS[0]}/config.json"):
         if not (folder / file).is_file():
             raise UserError(f"{folder}: no {file} found, so the prompt cannot be encoded; prompt or combine needs it")
+    # Without these files transformers makes an empty tokenizer, whose maximum length is no number of tokens.
+    if not any((folder / ENCODERS[1] / file).is_file() for file in TOKENIZER_FILES):
+        raise UserError(f"{folder / ENCODERS[1]}: no tokenizer found, so the prompt cannot be encoded")
     for name, part in json.loads((folder / INDEX_FILE).read_text(encoding="utf-8")).items():
         if name.startswith(ENCODERS) and isinstance(part, list) and None in part:  # SD 3 saved without T5
             raise UserError(f"{folder}: {INDEX_FILE} has no {name}, so the prompt's text states would lack its part")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import list_repo_files, snapshot_download
 from safetensors import safe_open
 
 from vfm.artifacts import GeneratorCheckpoint
@@ -19,6 +21,24 @@ from vfm.store_files import read_record, reading
 
 DENOISERS = ("unet", "transformer")
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
+# The files that are copied or downloaded. Repositories also hold single-file copies of all parts, 5 GB each, weights in
+# other formats, and parts that are not used here (safety checkers, image encoders).
+NEEDED = (
+    "model_index.json",
+    *(
+        f"{part}/{file}"
+        for part in (*DENOISERS, "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+        for file in ("*.json", "diffusion_pytorch_model*.safetensors", "model*.safetensors")
+    ),
+    *(f"tokenizer{suffix}/*" for suffix in ("", "_2", "_3")),
+    "scheduler/*.json",
+    "condition/*",  # of a prior trained here
+    "pixels/*.json",
+)
+VARIANTS = ("*.fp16.*", "*.non_ema.*", "*.bin", "*.ckpt", "*/.*")  # never copied
+# Whole weights or shards; a suffix such as `.fp16` names another variant of the same weights.
+_WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
+_VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 Prediction = Literal["epsilon", "v", "flow"]
 _PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v", "flow_prediction": "flow"}
 
@@ -31,20 +51,26 @@ def import_generator_checkpoint(config: ImportGenerator, ctx: Context) -> Genera
 def import_generator(source: str, directory: Path) -> GeneratorCheckpoint:
     """Copy a diffusion model into `directory`: denoiser, scheduler and any other parts (VAE, text encoder).
 
+    Only the files in `NEEDED` are taken.
+
     Args:
-        source: a folder in diffusers' layout, also as `local-dir:folder`; or `hf-hub:org/model`.
+        source: a folder in diffusers' layout, also as `local-dir:folder`; or `hf-hub:org/model`, with `@revision` for
+            one commit, branch or tag.
         directory: folder of the copy.
 
     Raises:
-        UserError: the model does not exist or is not in diffusers' layout, its weights are pickled or do not fit its
-            configuration, or diffusers is not installed.
+        UserError: the model does not exist or is not in diffusers' layout; the weights of its denoiser, VAE or text
+            encoders are missing, pickled, of half precision only or do not fit their configuration; a tokenizer is
+            missing; or diffusers is not installed.
     """
     folder = _find_folder(source)
     facts = read_facts(folder)
-    _check_weights(folder / denoiser_folder(folder))
-    shutil.copytree(
-        folder, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.bin", "*.ckpt", "*.fp16.*", ".*")
-    )
+    _check_parts(folder, source)
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder).as_posix()
+        if file.is_file() and _is_needed(name):
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, directory / name)
     return GeneratorCheckpoint.create(directory, **facts)
 
 
@@ -84,23 +110,112 @@ def _find_folder(source: str) -> Path:
         return folder
     if not source.startswith(HUB_PREFIX):
         raise UserError(f"{source}: no such folder; write a model of the hub as hf-hub:org/model")
-    files = {"allow_patterns": ["*.json", "*.txt", "*.model", "*.safetensors"], "ignore_patterns": ["*.fp16.*"]}
-    return Path(fetch(source, lambda: snapshot_download(source.removeprefix(HUB_PREFIX), **files)))
+    repo, revision = _repository(source)
+    files: dict[str, Any] = {"allow_patterns": list(NEEDED), "ignore_patterns": list(VARIANTS), "revision": revision}
+    return Path(fetch(source, lambda: snapshot_download(repo, **files)))
 
 
-def _check_weights(folder: Path) -> None:
-    """Compare names and shapes of the weights with the configuration, without reading the weights."""
+def _repository(source: str) -> tuple[str, str | None]:
+    """Split `hf-hub:org/model@revision`; without a revision the hub's newest is read."""
+    repo, _, revision = source.removeprefix(HUB_PREFIX).partition("@")
+    return repo, revision or None
+
+
+def _is_needed(name: str) -> bool:
+    wanted = any(fnmatch(name, pattern) for pattern in NEEDED)
+    return wanted and not any(fnmatch(name, pattern) for pattern in VARIANTS)
+
+
+def _check_parts(folder: Path, source: str) -> None:
+    """Check denoiser, VAE, text encoders and tokenizers, without reading weights.
+
+    A part is expected if its folder exists or `model_index.json` names it.
+    """
     try:
         import diffusers
     except ImportError:
         raise UserError("models.generator needs diffusers: pip install vfm-diva") from None
+    index_file = folder / "model_index.json"
+    index = _read_json(index_file) if index_file.is_file() else {}
+    named = {name for name, value in index.items() if isinstance(value, list) and None not in value}
+
+    def expected(name: str) -> bool:
+        return name in named or (folder / name).is_dir()
+
+    _check_weights(folder / denoiser_folder(folder), diffusers, source)
+    if expected("vae"):
+        _check_weights(folder / "vae", diffusers, source)
+    for suffix in ("", "_2", "_3"):
+        if expected(f"text_encoder{suffix}"):
+            _check_text_encoder(folder / f"text_encoder{suffix}", source)
+            _check_tokenizer(folder / f"tokenizer{suffix}")
+
+
+def _check_weights(folder: Path, diffusers: Any, source: str) -> None:
+    """Compare names and shapes of the weights with the configuration, without reading the weights."""
     config = _read_json(folder / "config.json")
     model_class = getattr(diffusers, str(config.get("_class_name")), None)
     if model_class is None:
         raise UserError(f"{folder}: diffusers has no {config.get('_class_name')!r}")
+    found = _shapes(folder, source)
     with torch.device("meta"):
-        expected = {key: list(value.shape) for key, value in model_class.from_config(config).state_dict().items()}
-    found = _shapes(folder)
+        model = model_class.from_config(config)
+    shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
+    _compare(folder, shapes, {_current(key, shapes): shape for key, shape in found.items()})
+
+
+# Names of a VAE's attention before diffusers 0.14, which diffusers converts when it reads them.
+_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def _current(key: str, expected: dict[str, list[int]]) -> str:
+    """Return the name that diffusers gives to a tensor with this name in a file."""
+    head, _, last = key.rpartition(".")
+    head, _, layer = head.rpartition(".")
+    new = f"{head}.{_OLD_NAMES.get(layer, layer)}.{last}"
+    return key if key in expected or new not in expected else new
+
+
+def _check_text_encoder(folder: Path, source: str) -> None:
+    """Compare the weights of a text encoder with its configuration, as far as transformers is installed."""
+    config = _read_json(folder / "config.json")
+    found = _shapes(folder, source)
+    try:
+        import transformers
+    except ImportError:  # an optional extra, which only prompts need
+        return
+    name = next(iter(config.get("architectures") or []), None)
+    model_class: Any = getattr(transformers, str(name), None)
+    if model_class is None:
+        raise UserError(f"{folder}: transformers has no {name!r}")
+    with torch.device("meta"):
+        model = model_class(model_class.config_class.from_dict(config))
+    tied: dict[int, list[str]] = {}
+    for key, value in model.named_parameters(remove_duplicate=False):
+        tied.setdefault(id(value), []).append(key)
+    shapes = {key: list(value.shape) for key, value in model.named_parameters(remove_duplicate=False)}
+    bare = {_bare(key): shape for key, shape in found.items() if not key.endswith("position_ids")}
+    expected: dict[str, list[int]] = {}
+    for names in tied.values():  # one name of tied weights is enough in the file
+        present = [key for key in names if _bare(key) in bare] or names[:1]
+        expected.update({_bare(key): shapes[key] for key in present})
+    _compare(folder, expected, bare)
+
+
+def _bare(key: str) -> str:
+    """Return a text encoder's key without the prefix that some versions of transformers write."""
+    return key.removeprefix("text_model.")
+
+
+def _check_tokenizer(folder: Path) -> None:
+    # Without these files transformers makes an empty tokenizer, whose maximum length is no number of tokens.
+    if not any(all((folder / name).is_file() for name in names) for names in _VOCABULARIES):
+        raise UserError(
+            f"{folder}: no tokenizer found: expected tokenizer.json, vocab.json with merges.txt, or spiece.model"
+        )
+
+
+def _compare(folder: Path, expected: dict[str, list[int]], found: dict[str, list[int]]) -> None:
     wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
     if wrong:
         key = wrong[0]
@@ -110,16 +225,33 @@ def _check_weights(folder: Path) -> None:
         )
 
 
-def _shapes(folder: Path) -> dict[str, list[int]]:
+def _shapes(folder: Path, source: str) -> dict[str, list[int]]:
     """Return the shape of every tensor in a folder's safetensors files, which may be several shards."""
-    files = [file for file in sorted(folder.glob("diffusion_pytorch_model*.safetensors")) if ".fp16." not in file.name]
+    files = [file for file in sorted(folder.glob("*.safetensors")) if _WEIGHTS.fullmatch(file.name)]
     if not files:
+        if half := _half_precision(folder, source):
+            raise UserError(f"{folder}: fp16 variant only ({half}); expected the weights without a variant's suffix")
         raise UserError(f"{folder}: no safetensors; pickled weights are not read")
     shapes: dict[str, list[int]] = {}
     for file in files:
         with reading(file, "safetensors"), safe_open(file, framework="pt") as content:
             shapes.update({key: content.get_slice(key).get_shape() for key in content.keys()})  # noqa: SIM118
     return shapes
+
+
+def _half_precision(folder: Path, source: str) -> str | None:
+    """Return the name of a part's fp16 weights, in its folder or, as they are not downloaded, on the hub."""
+    if local := sorted(folder.glob("*.fp16*.safetensors")):
+        return local[0].name
+    if not source.startswith(HUB_PREFIX):
+        return None
+    repo, revision = _repository(source)
+    try:
+        names = list_repo_files(repo, revision=revision)
+    except Exception:  # only the reason in an error's line depends on it
+        return None
+    found = sorted(name for name in names if fnmatch(name, f"{folder.name}/*.fp16*.safetensors"))
+    return found[0].rpartition("/")[2] if found else None
 
 
 def _prediction(scheduler: dict[str, Any], folder: Path) -> Prediction:

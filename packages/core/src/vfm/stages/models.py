@@ -76,7 +76,7 @@ class ImportGenerator(Stage):
     """Import a pretrained diffusion model."""
 
     kind: Literal["models.generator"] = "models.generator"
-    source: str = Field(description="a folder in diffusers' layout, or hf-hub:org/model")
+    source: str = Field(description="a folder in diffusers' layout, or hf-hub:org/model, optionally with @revision")
 
     makes: ClassVar[type[Artifact]] = GeneratorCheckpoint
     work: ClassVar[str] = "vfm.models.generator_import:import_generator_checkpoint"
