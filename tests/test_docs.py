@@ -29,7 +29,7 @@ COLLECT = (
 )
 CLAIM = 'set -- {} && shift 4 && vfm plan "$@"'  # tests/test_claims.py runs them
 SMALL_EVA_TINY = "{} --set probe_train.num_samples=72 --set probe.num_samples=72" + "".join(
-    f" --set {name}.steps=2 --set {name}.warmup_steps=0" for name in ("teacher", "eva")
+    f" --set {name}.steps=2 --set {name}.schedule.warmup_steps=0" for name in ("teacher", "eva")
 )
 PLANNED = (  # the recipe of docs/scaling.md, over files that the reader has: nothing of that size is run here
     f"grep -A9 '^stages:' {ROOT}/docs/scaling.md | sed '/^```/,$d' > crawl.yaml"
@@ -60,7 +60,7 @@ COMMANDS = {
     "uv run vfm eval clip_flickr=store/runs/clip_flickr/artifacts/clip --suite small --root ."
     " --name eval_small": "{} --dry-run",
     "uv run vfm run clip_flickr --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
-    " --set runtime.threads=1": "{} --set clip.steps=2 --set clip.warmup_steps=0 --set clip.global_batch_size=16",
+    " --set runtime.threads=1": "{} --set clip.steps=2 --set clip.schedule.warmup_steps=0 --set clip.global_batch_size=16",
     "uv run vfm run diva_flickr --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
     " --set runtime.threads=1": "{}"
     + "".join(f" --set {name}.steps=2 --set {name}.global_batch_size=16" for name in ("clip", "prior", "diva"))

@@ -367,7 +367,7 @@ def test_a_browser_shows_all_of_it_and_fetches_nothing(run: RunSummary, tmp_path
     asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
     assert path.as_uri() in asked
     assert [
-        url for url in asked if url != path.as_uri() and not url.startswith(("data:", "chrome:"))
+        url for url in asked if url != path.as_uri() and not url.startswith(("data:", "chrome:", "chrome-untrusted:"))
     ] == []  # its own icons
     headings = browser.execute_script("return [...document.querySelectorAll('h2')].map(h => h.innerText)")
     assert headings == ["Results", "Stages", "curated", "zero_shot", "Bad samples", "Warnings", "Provenance"]

@@ -241,7 +241,7 @@ def test_a_teacher_of_another_size_needs_teacher_images():
     ("name", "arguments", "num_masked", "line"),
     [
         ("resnet18", {}, None, "no patch tokens"),
-        ("vit_tiny_r_s16_p8_224", {}, None, "patches overlap"),
+        ("vit_tiny_r_s16_p8_224", {}, None, "overlapping patches"),
         ("vit_pico_patch8_32", {"patch_drop_rate": 0.5}, None, "patch_drop_rate"),
         (STUDENT, {"patch_drop_rate": 0.5}, None, "patch_drop_rate"),
         (STUDENT, {}, 16, "masks 16 of the student's 4 x 4 patches"),
