@@ -108,6 +108,7 @@ def prior_config(**changes: Any) -> DivaPrior:
 
 def tune_config(**changes: Any) -> DivaTune:
     settings = {"steps": 4, "global_batch_size": 16, "log_every": 2, "lr": 1e-3, "runtime": {"device": "cpu"}}
+    settings["preset"] = "toy-prior"
     return DivaTune(name="diva", clip="clip", data="pool", generator="prior", **{**settings, **changes})
 
 

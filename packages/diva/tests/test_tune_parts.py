@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import torch
 
+import vfm
 from diva_families import add_text_encoder, family_clip, family_generator
 from diva_toy import make_clip, run, same, tune_config, weights
 from test_stages import known, refusal
 from test_tune import batch_for, make_task, train
 from vfm.models import load_clip
 from vfm.panels import LinesPanel, load_panels
-from vfm.plugin import AdamW, ClipCheckpoint, CosineSchedule, GeneratorCheckpoint, Pool, Sgd
-from vfm_diva import Patches
+from vfm.plugin import AdamW, ClipCheckpoint, ConstantSchedule, CosineSchedule, GeneratorCheckpoint, Pool, Sgd
+from vfm_diva import CosineAnchor, Embedding, LogitNormal, Lora, MlpAdapter, NoAdapter, Patches, WholeTower
 from vfm_diva.presets import PRESETS
 from vfm_diva.stages import Crops, DivaTune, Prompt
 
@@ -43,8 +44,67 @@ def test_the_papers_preset_has_the_settings_of_its_code_and_a_recipe_overrides_t
     given = {"name": "diva", "clip": "clip", "data": "pool", "generator": "prior", "preset": "diva-paper"}
     assert DivaTune.model_validate(given).num_steps == 4600
     assert DivaTune.model_validate({**given, "samples_seen": 6400}).num_steps == 10
-    assert PRESETS["recommended"] == {}
-    assert tune_config(preset="recommended") == tune_config()
+
+
+def test_the_recommended_settings_suit_pretrained_generators() -> None:
+    given = {"name": "diva", "clip": "clip", "data": "pool", "generator": "sd", "steps": 4}
+    config = DivaTune.model_validate(given)
+    assert (config.preset, config.update.type, config.condition.type) == ("recommended", "lora", "embedding")
+    assert config.lr <= 1e-5
+    assert isinstance(config.adapter, MlpAdapter)
+    assert (config.adapter.first_steps, config.adapter.joint) == (2000, False)
+    assert (config.anchor.type, config.timesteps) == ("cosine", LogitNormal(mean=0.0, std=1.0))
+
+
+def test_the_toys_settings_are_those_that_their_published_results_have() -> None:
+    config = tune_config(preset="toy-prior")
+    assert PRESETS["toy-prior"] == {}
+    assert (config.adapter, config.condition) == (NoAdapter(), Embedding())
+    assert (config.update, config.anchor) == (WholeTower(), CosineAnchor(weight=0.3))
+    assert (config.num_timesteps, config.timesteps) == (2, LogitNormal(mean=1.5, std=1.2))
+    assert config.optimizer == AdamW(weight_decay=0.0, grad_clip_norm=1.0)
+    assert DivaTune.model_fields["lr"].default == 1e-4
+    recipes = Path(vfm.__file__).parent / "recipes"
+    for name in ("quickstart", "pairs", "diva_flickr", "diva_tiny", "diva_tiny_varied"):
+        text = (recipes / f"{name}.yaml").read_text(encoding="utf-8")
+        assert text.count("kind: diva.tune") == text.count("preset: toy-prior") > 0, name
+
+
+def test_the_followers_presets_have_their_published_settings() -> None:
+    given = {"name": "diva", "clip": "clip", "data": "pool", "generator": "sd"}
+    genhancer = DivaTune.model_validate({**given, "preset": "genhancer"})
+    assert (genhancer.condition.type, genhancer.adapter.type, genhancer.anchor.type) == ("cls", "mlp", "none")
+    assert isinstance(genhancer.adapter, MlpAdapter)
+    assert (genhancer.adapter.first_steps, genhancer.adapter.first_lr, genhancer.adapter.joint) == (
+        100_000,
+        1e-4,
+        False,
+    )
+    assert genhancer.update == Lora(rank=16, alpha=16)
+    assert genhancer.optimizer == AdamW(weight_decay=0.01, grad_clip_norm=1.0)
+    assert genhancer.schedule == ConstantSchedule(warmup_steps=0)
+    assert (genhancer.lr, genhancer.num_steps, genhancer.global_batch_size) == (1e-5, 10_000, 256)
+    assert (genhancer.timesteps, genhancer.num_timesteps) == (LogitNormal(mean=0.0, std=1.0), 1)
+    un2clip = DivaTune.model_validate({**given, "preset": "un2clip"})
+    assert (un2clip.condition.type, un2clip.adapter.type, un2clip.anchor.type) == ("embedding", "none", "none")
+    assert (un2clip.update.type, un2clip.lr, un2clip.global_batch_size) == ("tower", 3e-7, 32)
+    assert un2clip.prompt == Prompt(text="", combine="replace")
+
+
+@pytest.mark.parametrize(("preset", "generator"), [("recommended", "sd"), ("genhancer", "sd"), ("un2clip", "unclip")])
+def test_the_other_presets_run(preset: str, generator: str, pool: Pool, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    if preset != "un2clip":
+        pytest.importorskip("peft")
+    clip, prior = family_clip("openai", tmp_path / "clip"), family_generator(generator, tmp_path / "generator")
+    if preset == "un2clip":
+        add_text_encoder(prior.path, "StableUnCLIPImg2ImgPipeline")
+    first = {} if preset == "un2clip" else {"adapter": {"first_steps": 2}}
+    config = tune_config(preset=preset, steps=2, precision="fp32", lr=1e-3, **first)
+    config.preflight(known(clip=clip, prior=prior, pool=pool))
+    tuned = run(config, tmp_path / "tuned", clip=clip, prior=prior, pool=pool)
+    before, after = (weights(load_clip(model).module) for model in (clip, tuned))
+    assert {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])} == {"visual"}
 
 
 def test_the_papers_preset_runs(pool: Pool, tmp_path: Path) -> None:

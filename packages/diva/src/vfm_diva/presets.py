@@ -5,12 +5,56 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-Preset = Literal["recommended", "diva-paper"]
+Preset = Literal["recommended", "toy-prior", "diva-paper", "genhancer", "un2clip"]
 
+# recommended: for pretrained generators of latents. As in DIVA's followers, a first stage trains the adapter with CLIP
+# frozen, and a second one changes CLIP by LoRA at a low rate; a random adapter trained jointly harms CLIP at first.
+# toy-prior: for a small diva.prior, which has its own map from CLIP's joint space and needs no adapter; these are the
+# stage's own defaults.
+# genhancer: Ma et al. 2025 (arXiv:2503.19480), un2clip: Li et al. 2025 (arXiv:2505.24517), as far as their settings are
+# known; the README lists what is missing.
 # diva-paper: Wang et al. 2024 (arXiv:2407.20171), as the released code trains OpenAI's ViT-L-14 at 224 pixels. The
 # README lists the differences between code and paper, and what is corrected here.
 PRESETS: dict[str, dict[str, Any]] = {
-    "recommended": {},
+    "recommended": {
+        "condition": {"type": "embedding"},
+        "adapter": {"type": "mlp", "first_steps": 2000, "first_lr": 1e-4, "joint": False},
+        "num_timesteps": 1,
+        "timesteps": {"type": "logit_normal", "mean": 0.0, "std": 1.0},
+        "update": {"type": "lora", "rank": 16, "alpha": 16},
+        "anchor": {"type": "cosine", "weight": 0.3},
+        "optimizer": {"type": "adamw", "weight_decay": 0.01, "grad_clip_norm": 1.0},
+        "lr": 1e-5,
+    },
+    "toy-prior": {},
+    "genhancer": {
+        "condition": {"type": "cls"},
+        "adapter": {"type": "mlp", "first_steps": 100_000, "first_lr": 1e-4, "joint": False},
+        "num_timesteps": 1,
+        "timesteps": {"type": "logit_normal", "mean": 0.0, "std": 1.0},
+        "update": {"type": "lora", "rank": 16, "alpha": 16},
+        "anchor": {"type": "none"},
+        "augmentation": {"crop_scale": None},
+        "optimizer": {"type": "adamw", "weight_decay": 0.01, "grad_clip_norm": 1.0},
+        "schedule": {"type": "constant", "warmup_steps": 0},
+        "lr": 1e-5,
+        "steps": 10_000,
+        "global_batch_size": 256,
+        "precision": "amp_bf16",
+    },
+    "un2clip": {
+        "condition": {"type": "embedding"},
+        "adapter": {"type": "none"},  # the generator's own class embedding
+        "prompt": {"text": "", "combine": "replace"},
+        "num_timesteps": 1,
+        "timesteps": {"type": "uniform"},
+        "update": {"type": "tower"},
+        "anchor": {"type": "none"},
+        "optimizer": {"type": "adamw"},
+        "lr": 3e-7,
+        "steps": 90_000,
+        "global_batch_size": 32,
+    },
     "diva-paper": {
         "condition": {"type": "patches", "share": 0.297},  # 76 of 256
         "prompt": {"text": "a photo of a .", "combine": "add"},

@@ -216,7 +216,9 @@ class DivaTune(Feedback, ClipPostTraining):
     kind: Literal["diva.tune"] = "diva.tune"
     version: ClassVar[int] = 3
     preset: Preset = Field(
-        "recommended", description="source of the settings that are not given; diva-paper: the paper's released code"
+        "recommended",
+        description="source of the settings that are not given: recommended for pretrained generators, toy-prior for a"
+        " small diva.prior, or those of a method's released code",
     )
     generator: Ref[GeneratorCheckpoint] = Field(description="a diva.prior, or a pretrained model (models.generator)")
     latents: Ref[SampleCache] | None = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 
 from vfm.data import BadSample, decode_image, open_dataset
 from vfm.models import blueprint, load_clip, open_clip_incompatibility
@@ -14,7 +15,7 @@ from vfm_diva.inputs import MakeImageInputs, MakeTuneInputs, TuneInputs
 from vfm_diva.latents import check_latents, open_latents
 from vfm_diva.noise import NoiseSampler
 from vfm_diva.panels import before_after_panel, control_panel, image_samples_panel
-from vfm_diva.parts import TrainedAdapter
+from vfm_diva.parts import Lora, TrainedAdapter
 from vfm_diva.prompt import check_encoder, encode_prompt
 from vfm_diva.stages import DivaTune
 from vfm_diva.tune_task import TuneTask
@@ -37,6 +38,8 @@ def check_tune(config: DivaTune, ctx: Preflight) -> None:
     if clip and generator:
         model, loaded = blueprint(clip), load_generator(generator, weights=False)
         check_feedback(model, loaded, config)
+        if isinstance(config.update, Lora) and not find_spec("peft"):
+            raise UserError("update: {type: lora} needs peft: pip install 'vfm-diva[lora]'")
         if latents := ctx.artifact(config.latents) if config.latents else None:
             shape = loaded.noise_shape_at(config.image_size or loaded.image_size)
             check_latents(latents, data, shape)
@@ -65,6 +68,10 @@ def check_readable(data: ImageDataset) -> None:
 def tune_clip(config: DivaTune, ctx: Context) -> ClipCheckpoint:
     """Run `diva.tune`; panels show losses and generated images before and after."""
     task = build_task(config, ctx)
+    if config.preset == "recommended" and task.generator.condition_map and task.conditioner.adapter is not None:
+        ctx.warn(
+            "the generator has a map from CLIP's joint space, which the adapter replaces: preset: toy-prior uses it"
+        )
     data = build_data(config, ctx, task)
     _train_adapter(config, ctx, task, data)
     fit(task, data, config, ctx)
