@@ -18,7 +18,7 @@ from vfm.data import open_dataset
 from vfm.models import ClipModel, image_tokens, load_clip
 from vfm.plugin import Pool, UserError
 from vfm.train import TrainingData
-from vfm_diva import Cls, Embedding, LinearAdapter, MlpAdapter, Patches, PooledPatches
+from vfm_diva import Cls, Embedding, LinearAdapter, MlpAdapter, Patches, PooledPatches, RasterPooled
 from vfm_diva.condition import ImageFeatures, pool_squares
 from vfm_diva.conditioner import class_vector
 from vfm_diva.conditioning import Conditioning, combine_with_prompt
@@ -67,6 +67,48 @@ def test_a_share_of_the_patches_is_chosen_without_repetition_and_in_order(share:
         assert places == sorted(set(places))
     other = condition(model.module.visual, pixels(model), 1 - draws).tokens
     assert torch.equal(chosen, other) == (share in (0, 1))
+
+
+def test_patches_can_be_drawn_as_in_the_papers_code(model: ClipModel) -> None:
+    every = Patches().build(model)(model.module.visual, pixels(model)).tokens
+    number = every.shape[1] - 1
+    config = Patches(count=3 * number, replacement=True, in_order=False, draw_per_time=True)
+    condition = config.build(model)
+    assert (condition.num_draws, condition.draws_per_time) == (3 * number, True)
+    draws = torch.rand(2, 2 * condition.num_draws, generator=torch.Generator().manual_seed(3))
+    features = condition(model.module.visual, pixels(model), draws)
+    assert features.tokens.shape[:2] == (4, 1 + 3 * number)  # two images, two times each
+    assert len(features.embeds) == 2
+    for row in range(4):
+        places = (draws[row // 2].view(2, -1)[row % 2] * number).long() + 1
+        assert torch.equal(features.tokens[row], every[row // 2][[0, *places.tolist()]])
+    conditioning = Conditioning(torch.arange(4.0)[:, None, None])
+    assert conditioning.mismatched(2).tokens.flatten().tolist() == [2, 3, 0, 1]
+
+
+def test_the_class_token_can_be_projected(model: ClipModel) -> None:
+    condition = Cls(projected=True).build(model)
+    features = condition(model.module.visual, pixels(model))
+    assert torch.equal(features.tokens[:, 0], features.embeds)
+    assert condition.width == features.embeds.shape[1]
+
+
+def test_raster_windows_wrap_around_rows_and_leave_out_the_last_patches(model: ClipModel) -> None:
+    every = Patches().build(model)(model.module.visual, pixels(model)).tokens
+    tokens = RasterPooled(window=3).build(model)(model.module.visual, pixels(model)).tokens
+    assert tokens.shape[1] == 1 + (every.shape[1] - 1) // 3
+    torch.testing.assert_close(tokens[:, 1], every[:, 1:4].mean(dim=1))
+
+
+def test_an_adapter_can_take_unscaled_tokens() -> None:
+    inputs, tokens = NetworkInputs(4, 1, 24), torch.randn(2, 3, 8)
+    scaled, plain = (
+        LinearAdapter(unit_scale=unit).build(inputs, width=8, embed_dim=8, seed=0) for unit in (True, False)
+    )
+    for factor in (1, 5):
+        features = ImageFeatures(tokens[:, 0], factor * tokens)
+        torch.testing.assert_close(plain(features).tokens, plain.tokens(factor * tokens))
+        torch.testing.assert_close(scaled(features).tokens, scaled(ImageFeatures(tokens[:, 0], tokens)).tokens)
 
 
 def test_patches_are_drawn_from_the_samples_own_seed(pool: Pool, tmp_path: Path) -> None:

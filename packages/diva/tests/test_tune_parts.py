@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tarfile
 from pathlib import Path
@@ -16,9 +17,18 @@ from diva_families import add_text_encoder, family_clip, family_generator
 from diva_toy import make_clip, run, same, tune_config, weights
 from test_stages import known, refusal
 from test_tune import batch_for, make_task, train
-from vfm.models import load_clip
+from vfm.models import build_clip, load_clip
 from vfm.panels import LinesPanel, load_panels
-from vfm.plugin import AdamW, ClipCheckpoint, ConstantSchedule, CosineSchedule, GeneratorCheckpoint, Pool, Sgd
+from vfm.plugin import (
+    AdamW,
+    ClipCheckpoint,
+    ConstantSchedule,
+    CosineSchedule,
+    GeneratorCheckpoint,
+    Pool,
+    Sgd,
+    UserError,
+)
 from vfm_diva import CosineAnchor, Embedding, LogitNormal, Lora, MlpAdapter, NoAdapter, Patches, WholeTower
 from vfm_diva.presets import PRESETS
 from vfm_diva.stages import Crops, DivaTune, Prompt
@@ -34,7 +44,7 @@ def test_the_papers_preset_has_the_settings_of_its_code_and_a_recipe_overrides_t
     assert config.augmentation == Crops(crop_scale=(0.9, 1.0), crop_ratio=(0.75, 4 / 3))
     assert (config.prompt, config.adapter.type) == (Prompt(text="a photo of a .", combine="add"), "linear")
     assert (config.timesteps.type, config.update.type, config.anchor.type) == ("uniform", "tower", "none")
-    assert round(config.condition.share * 256) + 1 == 77
+    assert config.condition == Patches(count=76)
     assert tune_config(preset="diva-paper", anchor={"type": "cosine"}).anchor.type == "cosine"
     changed = tune_config(preset="diva-paper", optimizer={"momentum": 0.5}, condition={"share": 0.5})
     assert changed.optimizer == Sgd(momentum=0.5, weight_decay=0.0, grad_clip_norm=1.0)
@@ -44,6 +54,44 @@ def test_the_papers_preset_has_the_settings_of_its_code_and_a_recipe_overrides_t
     given = {"name": "diva", "clip": "clip", "data": "pool", "generator": "prior", "preset": "diva-paper"}
     assert DivaTune.model_validate(given).num_steps == 4600
     assert DivaTune.model_validate({**given, "samples_seen": 6400}).num_steps == 10
+
+
+def test_the_papers_departures_from_its_code_can_be_switched_off(pool: Pool, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    clip, sd = family_clip("openai", tmp_path / "clip"), family_generator("sd", tmp_path / "sd")
+    add_text_encoder(sd.path, "StableDiffusionPipeline")
+    as_code = {"count": 76, "replacement": True, "in_order": False, "draw_per_time": True}
+    config = tune_config(
+        preset="diva-paper", steps=2, schedule={"warmup_steps": 1}, condition=as_code, adapter={"unit_scale": False}
+    )
+    run(config, tmp_path / "tuned", clip=clip, prior=sd, pool=pool)
+    config = tune_config(preset="diva-paper", steps=2)
+    with pytest.raises(UserError, match=r"condition.count must be at most the number of patches of .*, 4"):
+        config.preflight(known(clip=clip, prior=sd, pool=pool))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "number", "tokens"),
+    [
+        ("", 256, 77),
+        ("", 576, 77),
+        ("-metaclip", 256, 257),
+        ("-dfn-224", 256, 257),
+        ("-dfn-378", 729, 365),
+        ("-siglip-224", 256, 43),
+        ("-siglip-384", 729, 73),
+    ],
+)
+def test_the_papers_presets_keep_the_codes_number_of_tokens(backbone: str, number: int, tokens: int) -> None:
+    given = {"name": "diva", "clip": "clip", "data": "pool", "generator": "sd", "preset": f"diva-paper{backbone}"}
+    side = math.isqrt(number)
+    vision = {"image_size": side, "patch_size": 1, "width": 8, "layers": 1, "head_width": 8}
+    text = {"context_length": 4, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1}
+    model = build_clip({"embed_dim": 8, "vision_cfg": vision, "text_cfg": text}, seed=0)
+    condition = DivaTune.model_validate(given).condition.build(model)
+    draws = torch.rand(1, condition.num_draws)
+    features = condition(model.module.visual, torch.randn(1, 3, side, side), draws)
+    assert features.tokens.shape[1] == tokens
 
 
 def test_the_recommended_settings_suit_pretrained_generators() -> None:
@@ -111,7 +159,7 @@ def test_the_papers_preset_runs(pool: Pool, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     clip, sd = family_clip("openai", tmp_path / "clip"), family_generator("sd", tmp_path / "sd")
     add_text_encoder(sd.path, "StableDiffusionPipeline")
-    config = tune_config(preset="diva-paper", steps=2, schedule={"warmup_steps": 1})
+    config = tune_config(preset="diva-paper", steps=2, schedule={"warmup_steps": 1}, condition={"share": 0.5})
     config.preflight(known(clip=clip, prior=sd, pool=pool))
     tuned = run(config, tmp_path / "tuned", clip=clip, prior=sd, pool=pool)
     before, after = (weights(load_clip(model).module) for model in (clip, tuned))

@@ -24,6 +24,7 @@ from vfm_diva.parts import (
     NoAnchor,
     Patches,
     PooledPatches,
+    RasterPooled,
     RelationalAnchor,
     Stratified,
     Timesteps,
@@ -38,6 +39,6 @@ from vfm_diva.stages import Crops, DivaLatents, DivaPrior, DivaTune, Feedback, P
 __all__ = [
     "Adapter", "Anchor", "Cls", "Condition", "CosineAnchor", "Crops", "DenoiserNetwork", "DivaLatents", "DivaPrior",
     "DivaTune", "Embedding", "Feedback", "L2SpAnchor", "LastBlocks", "LinearAdapter", "LogitNormal", "Lora",
-    "MlpAdapter", "NoAdapter", "NoAnchor", "Patches", "PooledPatches", "PriorCondition", "Prompt", "RelationalAnchor",
-    "Stratified", "Timesteps", "TrainedAdapter", "UNet", "Uniform", "Update", "WholeTower",
+    "MlpAdapter", "NoAdapter", "NoAnchor", "Patches", "PooledPatches", "PriorCondition", "Prompt", "RasterPooled",
+    "RelationalAnchor", "Stratified", "Timesteps", "TrainedAdapter", "UNet", "Uniform", "Update", "WholeTower",
 ]  # fmt: skip

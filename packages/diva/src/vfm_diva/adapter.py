@@ -26,19 +26,25 @@ class AdapterNet(nn.Module):
     pooled: (B, D) to (B, P), or None.
     """
 
-    def __init__(self, tokens: nn.Module, pooled: nn.Module | None) -> None:
+    def __init__(self, tokens: nn.Module, pooled: nn.Module | None, *, unit_scale: bool = True) -> None:
         super().__init__()
-        self.tokens, self.pooled = tokens, pooled
+        self.tokens, self.pooled, self.unit_scale = tokens, pooled, unit_scale
 
     def forward(self, features: ImageFeatures) -> Conditioning:
-        """Return the conditioning; tokens and embeddings are first scaled to a root mean square of 1."""
-        tokens = self.tokens(unit_rms(features.tokens))
-        return Conditioning(tokens, self.pooled(unit_rms(features.embeds)) if self.pooled else None)
+        """Return the conditioning; with `unit_scale` tokens and embeddings first get a root mean square of 1."""
+        inputs, embeds = features.tokens, features.embeds
+        if self.unit_scale:
+            inputs, embeds = unit_rms(inputs), unit_rms(embeds)
+        tokens = self.tokens(inputs)
+        if self.pooled is None:
+            return Conditioning(tokens)
+        repeats = len(tokens) // len(embeds)  # tokens may be drawn for each time
+        return Conditioning(tokens, self.pooled(embeds).repeat_interleave(repeats, dim=0))
 
 
 def build_linear(config: LinearAdapter, inputs: NetworkInputs, *, width: int, embed_dim: int, seed: int) -> AdapterNet:
     """Return an adapter of one linear layer, as `build_adapter`."""
-    return build_adapter(nn.Linear, inputs, width=width, embed_dim=embed_dim, seed=seed)
+    return build_adapter(nn.Linear, inputs, width=width, embed_dim=embed_dim, seed=seed, unit_scale=config.unit_scale)
 
 
 def build_mlp(config: MlpAdapter, inputs: NetworkInputs, *, width: int, embed_dim: int, seed: int) -> AdapterNet:
@@ -47,10 +53,12 @@ def build_mlp(config: MlpAdapter, inputs: NetworkInputs, *, width: int, embed_di
     def layers(wide: int, out: int) -> nn.Module:
         return nn.Sequential(nn.LayerNorm(wide), nn.Linear(wide, out), nn.GELU(), nn.Linear(out, out))
 
-    return build_adapter(layers, inputs, width=width, embed_dim=embed_dim, seed=seed)
+    return build_adapter(layers, inputs, width=width, embed_dim=embed_dim, seed=seed, unit_scale=config.unit_scale)
 
 
-def build_adapter(layers: Layers, inputs: NetworkInputs, *, width: int, embed_dim: int, seed: int) -> AdapterNet:
+def build_adapter(
+    layers: Layers, inputs: NetworkInputs, *, width: int, embed_dim: int, seed: int, unit_scale: bool = True
+) -> AdapterNet:
     """Return an adapter with random weights; torch's global generator does not change.
 
     Args:
@@ -59,8 +67,10 @@ def build_adapter(layers: Layers, inputs: NetworkInputs, *, width: int, embed_di
         width: E.
         embed_dim: D.
         seed: of the weights.
+        unit_scale: bring the inputs to a root mean square of 1.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokens = layers(width, inputs.context_width)
-        return AdapterNet(tokens, layers(embed_dim, inputs.pooled_width) if inputs.pooled_width else None)
+        pooled = layers(embed_dim, inputs.pooled_width) if inputs.pooled_width else None
+        return AdapterNet(tokens, pooled, unit_scale=unit_scale)

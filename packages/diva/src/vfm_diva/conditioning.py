@@ -40,9 +40,9 @@ class Conditioning:
         """Repeat each sample's conditioning, (B * repeats, ...); repeats of a sample are adjacent."""
         return self.map(lambda x: x.repeat_interleave(repeats, dim=0))
 
-    def mismatched(self) -> Conditioning:
-        """Return for each sample the conditioning of the one before it in the batch."""
-        return self.map(lambda x: x.roll(1, dims=0))
+    def mismatched(self, num_choices: int = 1) -> Conditioning:
+        """Return for each sample the conditioning of the one before it; a sample has `num_choices` adjacent rows."""
+        return self.map(lambda x: x.roll(num_choices, dims=0))
 
     def expand(self, num_samples: int) -> Conditioning:
         """Expand the conditioning of one sample (B = 1) to `num_samples`."""

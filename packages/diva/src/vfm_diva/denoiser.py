@@ -65,13 +65,13 @@ def error_over_times(
         x0: clean samples, (B, C, h, h).
         noise: of each time, (B, N, C, h, h).
         times: (B, N).
-        conditioning: of each sample; the same at all times, so its gradients add up.
+        conditioning: of each sample, the same at all times, so its gradients add up; or of each of its times, (B N).
     """
     num_times = times.shape[1]
     error: Tensor = denoiser(
         x0.repeat_interleave(num_times, dim=0),  # (B N, C, h, h)
         noise.flatten(0, 1),
         times.flatten(),
-        conditioning.repeat_interleave(num_times),
+        conditioning.repeat_interleave(times.numel() // len(conditioning)),
     )
     return error.view(times.shape).mean(dim=1)

@@ -53,7 +53,8 @@ class ImageInputs:
 class TuneInputs(ImageInputs):
     """Inputs of `diva.tune`.
 
-    patch_draws: uniform numbers that choose the patches, (num_draws,); None if nothing is drawn.
+    patch_draws: uniform numbers that choose the patches, (num_draws,), or as many for each time; None if nothing is
+        drawn.
     """
 
     patch_draws: Tensor | None = None

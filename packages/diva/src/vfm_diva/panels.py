@@ -108,9 +108,10 @@ def before_after_panel(task: TuneTask, data: TrainingData[TuneInputs], *, batch_
     with eval_mode(task):
         for batch in sample_batches(data, device, num_batches=NUM_BATCHES * BATCH_SIZE // size, batch_size=size):
             old, new = (task.conditioning(batch.inputs, old=is_old) for is_old in (True, False))
-            cases = [old, new, old.mismatched(), new.mismatched()]
+            rows = len(old) // len(batch)  # of an image: several if patches are drawn for each time
+            cases = [old, new, old.mismatched(rows), new.mismatched(rows)]
             sums += torch.stack([task.errors(batch.inputs, each).sum().cpu() for each in cases])
-            count += len(old)
+            count += len(batch)
     own_old, own_new, other_old, other_new = (round(value, 4) for value in (sums / count).tolist())
     return TablePanel(
         title="Denoising loss before and after tuning",
@@ -128,7 +129,9 @@ def image_samples_panel(task: TuneTask, data: TrainingData[TuneInputs], director
     device = next(task.parameters()).device
     (batch,) = sample_batches(data, device, num_batches=1, batch_size=NUM_SAMPLES)
     with eval_mode(task):
-        cases = [task.conditioning(batch.inputs, old=is_old) for is_old in (True, False)]
+        both = [task.conditioning(batch.inputs, old=is_old) for is_old in (True, False)]
+        # One conditioning of an image: it has several if patches are drawn for each time.
+        cases = [each.map(lambda x: x[:: len(x) // len(batch)]) for each in both]
         generated = [sample_images(task.generator, each, image_size=task.image_size) for each in cases]
     images = _target_images(task.generator, batch.inputs.target_images, batch.inputs.target_latents)
     return ImagesPanel(

@@ -30,7 +30,10 @@ class Embedding(Condition):
 class Cls(Condition):
     """The image feature before the projection: the class token, or the pooled feature (GenHancer)."""
 
-    type: Literal["cls"] = Field("cls", description="the class token, or the pooled feature, before the projection")
+    type: Literal["cls"] = Field("cls", description="the class token, or the pooled feature")
+    projected: bool = Field(
+        False, description="take it after the projection, as GenHancer's code does for OpenAI's and MetaCLIP's models"
+    )
     work: ClassVar[str] = "vfm_diva.condition:ClsCondition"
 
 
@@ -38,8 +41,20 @@ class Patches(Condition):
     """The image token and a share of the patch tokens, drawn for each image and step without replacement (DIVA)."""
 
     type: Literal["patches"] = Field("patches", description="the image token and a share of the patch tokens (DIVA)")
-    share: float = Field(1.0, ge=0, le=1, description="share of the patches, drawn without replacement, in their order")
+    share: float = Field(1.0, ge=0, le=1, description="share of the patches that is drawn")
+    count: int | None = Field(None, ge=1, description="number of patches that are drawn, instead of a share")
+    replacement: bool = Field(False, description="draw with replacement, as DIVA's code does; needs count")
+    in_order: bool = Field(True, description="keep the patches in their order; false: as drawn, as in DIVA's code")
+    draw_per_time: bool = Field(False, description="draw anew for each time of an image, as DIVA's code does")
     work: ClassVar[str] = "vfm_diva.condition:PatchCondition"
+
+    @model_validator(mode="after")
+    def _one_number(self) -> Patches:
+        if self.count is not None and self.share != 1:
+            raise ValueError("set either share or count, got both")
+        if self.replacement and self.count is None:
+            raise ValueError("replacement needs count")
+        return self
 
 
 class PooledPatches(Condition):
@@ -50,6 +65,19 @@ class PooledPatches(Condition):
     )
     window: int = Field(2, ge=1, description="side of a square, in patches; squares at the far edges may be smaller")
     work: ClassVar[str] = "vfm_diva.condition:PooledPatchCondition"
+
+
+class RasterPooled(Condition):
+    """The image token and the patch tokens, averaged over windows of their sequence (DIVA's code for SigLIP).
+
+    Windows wrap around the rows of the grid, and patches after the last whole window are left out, as in the code.
+    """
+
+    type: Literal["raster_pooled"] = Field(
+        "raster_pooled", description="the image token and averages of successive patches, across rows (DIVA, SigLIP)"
+    )
+    window: int = Field(6, ge=1, description="patches per average")
+    work: ClassVar[str] = "vfm_diva.condition:RasterPooledCondition"
 
 
 class Adapter(Part):
@@ -76,6 +104,9 @@ class TrainedAdapter(Adapter):
         0, ge=0, description="steps of a first training of the adapter, with CLIP frozen (GenHancer)"
     )
     first_lr: float = Field(1e-3, ge=0, description="peak learning rate of the first training")
+    unit_scale: bool = Field(
+        True, description="bring tokens to a root mean square of 1 before the adapter; false: as in DIVA's code"
+    )
     joint: bool = Field(True, description="train the adapter with the tower; false: freeze it after the first training")
 
     @model_validator(mode="after")

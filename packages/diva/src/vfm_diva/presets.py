@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-Preset = Literal["recommended", "toy-prior", "diva-paper", "genhancer", "un2clip"]
+Preset = Literal[
+    "recommended", "toy-prior", "genhancer", "un2clip",
+    "diva-paper", "diva-paper-metaclip", "diva-paper-dfn-224", "diva-paper-dfn-378", "diva-paper-siglip-224",
+    "diva-paper-siglip-384",
+]  # fmt: skip
 
 # recommended: for pretrained generators of latents. As in DIVA's followers, a first stage trains the adapter with CLIP
 # frozen, and a second one changes CLIP by LoRA at a low rate; a random adapter trained jointly harms CLIP at first.
@@ -13,8 +17,32 @@ Preset = Literal["recommended", "toy-prior", "diva-paper", "genhancer", "un2clip
 # stage's own defaults.
 # genhancer: Ma et al. 2025 (arXiv:2503.19480), un2clip: Li et al. 2025 (arXiv:2505.24517), as far as their settings are
 # known; the README lists what is missing.
-# diva-paper: Wang et al. 2024 (arXiv:2407.20171), as the released code trains OpenAI's ViT-L-14 at 224 pixels. The
+# Wang et al. 2024 (arXiv:2407.20171), as the released code trains OpenAI's ViT-L-14 at 224 pixels. The
 # README lists the differences between code and paper, and what is corrected here.
+_DIVA: dict[str, Any] = {
+    "prompt": {"text": "a photo of a .", "combine": "add"},
+    "adapter": {"type": "linear"},
+    "num_timesteps": 2,
+    "timesteps": {"type": "uniform"},
+    "update": {"type": "tower"},
+    "anchor": {"type": "none"},
+    "augmentation": {"crop_scale": [0.9, 1.0], "crop_ratio": [0.75, 4 / 3]},
+    "optimizer": {"type": "sgd", "momentum": 0.9, "weight_decay": 0.0, "grad_clip_norm": 1.0},
+    "schedule": {"type": "cosine", "warmup_steps": 23},
+    "lr": 1e-4,
+    "steps": 4600,
+    "global_batch_size": 640,
+    "precision": "amp_bf16",
+}
+# The tokens that the code keeps of each backbone.
+_TOKENS: dict[str, dict[str, Any]] = {
+    "diva-paper": {"type": "patches", "count": 76},  # OpenAI at 224 and 336: as many tokens as text states, 77
+    "diva-paper-metaclip": {"type": "patches", "share": 1.0},
+    "diva-paper-dfn-224": {"type": "patches", "share": 1.0},
+    "diva-paper-dfn-378": {"type": "patches", "count": 364},
+    "diva-paper-siglip-224": {"type": "raster_pooled", "window": 6},
+    "diva-paper-siglip-384": {"type": "raster_pooled", "window": 10},
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "recommended": {
         "condition": {"type": "embedding"},
@@ -28,7 +56,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "toy-prior": {},
     "genhancer": {
-        "condition": {"type": "cls"},
+        "condition": {"type": "cls", "projected": True},
         "adapter": {"type": "mlp", "first_steps": 100_000, "first_lr": 1e-4, "joint": False},
         "num_timesteps": 1,
         "timesteps": {"type": "logit_normal", "mean": 0.0, "std": 1.0},
@@ -55,28 +83,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 90_000,
         "global_batch_size": 32,
     },
-    "diva-paper": {
-        "condition": {"type": "patches", "share": 0.297},  # 76 of 256
-        "prompt": {"text": "a photo of a .", "combine": "add"},
-        "adapter": {"type": "linear"},
-        "num_timesteps": 2,
-        "timesteps": {"type": "uniform"},
-        "update": {"type": "tower"},
-        "anchor": {"type": "none"},
-        "augmentation": {"crop_scale": [0.9, 1.0], "crop_ratio": [0.75, 4 / 3]},
-        "optimizer": {"type": "sgd", "momentum": 0.9, "weight_decay": 0.0, "grad_clip_norm": 1.0},
-        "schedule": {"type": "cosine", "warmup_steps": 23},
-        "lr": 1e-4,
-        "steps": 4600,
-        "global_batch_size": 640,
-        "precision": "amp_bf16",
-    },
 }
+
+
+PRESETS |= {name: {**_DIVA, "condition": condition} for name, condition in _TOKENS.items()}
 
 
 def with_preset(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the given settings laid over those of their preset; `samples_seen` replaces the preset's `steps`."""
     chosen = dict(PRESETS.get(str(given.get("preset", "recommended")), {}))
+    condition = given.get("condition")
+    if isinstance(condition, Mapping) and "share" in condition:  # instead of the preset's number of patches
+        chosen["condition"] = {key: value for key, value in chosen.get("condition", {}).items() if key != "count"}
     if "samples_seen" in given:
         chosen.pop("steps", None)
     return _laid_over(chosen, given)

@@ -112,7 +112,8 @@ def build_data(config: DivaTune, ctx: Context, task: TuneTask) -> TrainingData[T
         cache = ctx.load(config.latents)
         stored, transform = open_latents(cache, images, task.generator, transform, config.global_batch_size)
         make = replace(make, transform=transform, stored=stored)
-    return TrainingData.of(config, open_dataset(images), MakeTuneInputs(make, task.condition.num_draws))
+    num_draws = task.condition.num_draws * (config.num_timesteps if task.condition.draws_per_time else 1)
+    return TrainingData.of(config, open_dataset(images), MakeTuneInputs(make, num_draws))
 
 
 def _train_adapter(config: DivaTune, ctx: Context, task: TuneTask, data: TrainingData[TuneInputs]) -> None:

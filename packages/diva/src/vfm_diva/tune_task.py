@@ -89,7 +89,7 @@ class TuneTask(Task[TuneInputs]):
         features = self.features(inputs)
         conditioning = self.conditioner(features)
         if self.control == "shuffled":
-            conditioning = conditioning.mismatched()
+            conditioning = conditioning.mismatched(len(conditioning) // len(inputs.images))
         denoising = self.errors(inputs, conditioning).mean()
         metrics = {"denoising_loss": denoising.detach()}
         if self.control == "anchor_only":  # without the graph of the denoising error
