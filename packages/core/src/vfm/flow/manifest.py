@@ -99,10 +99,16 @@ def library_versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """Return the commit of vfm's own source if it runs from a checkout, else None."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "log", "-1", "--format=%H", "--", str(here)]
+    """Return the commit of the work tree that vfm runs from, with `-dirty` if a tracked file differs; else None."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    commands = (
+        # A package installed inside somebody's work tree is not tracked by it, and its commit means nothing.
+        [*git, "ls-files", "--error-unmatch", "--", Path(__file__).name],
+        [*git, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"],
+    )
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip() or None
-    except (OSError, subprocess.TimeoutExpired):
+        for command in commands:
+            answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return None
+    return answer
