@@ -76,7 +76,7 @@ def no_bad(reason: str, where: str) -> None:
         ("/a.jpg", "https://example.org/a.jpg"),
         ("../a.jpg?w=1#top", "https://example.org/a.jpg?w=1"),
         ("//cdn.example.org/a.jpg", "https://cdn.example.org/a.jpg"),
-        (" HTTP://Example.org/a b.jpg\n", "HTTP://Example.org/a b.jpg"),
+        (" HTTP://Example.org/a b.jpg\n", "http://example.org/a b.jpg"),
         ("a\n.jpg", "https://example.org/dogs/a.jpg"),
         ("data:image/gif;base64,R0lGODlhAQABAAAAACw=", None),
         ("javascript:void(0)", None),
@@ -360,3 +360,22 @@ def test_failed_downloads_are_listed_to_try_again(run_stage: Any, tmp_path: Path
     pq.write_table(pa.table({"url": ["x"]}), tmp_path / "00000.parquet")
     with pytest.raises(UserError, match="expected img2dataset's output with a column 'status', got url"):
         run_stage(RetryLinks(name="other", path=str(tmp_path / "*.parquet")))
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("HTTP://Example.ORG:80/A.jpg", "http://example.org/A.jpg"),
+        ("https://User@EXAMPLE.org:443/a?B=\\", "https://User@example.org/a?B=\\"),
+        ("https://example.org:80/a", "https://example.org:80/a"),
+        ("\\img\\a.jpg", "https://example.org/img/a.jpg"),
+        ("//Other.org\\a.jpg", "https://other.org/a.jpg"),
+    ],
+)
+def test_one_image_has_one_url(address: str, expected: str) -> None:
+    assert resolve(PAGE, address) == expected
+
+
+def test_a_byte_order_mark_goes_before_the_http_charset() -> None:
+    body = b"\xef\xbb\xbf" + '<img src="a.jpg" alt="Łódź">'.encode()
+    assert [link.text for link in links_of_page(body, PAGE, "iso-8859-1", no_bad)] == ["Łódź"]

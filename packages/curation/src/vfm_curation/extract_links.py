@@ -30,6 +30,9 @@ HAS_IMAGE = re.compile(rb"<img\b", re.IGNORECASE)
 _BREAKS = re.compile(r"[\r\n]+")
 _NOT_IN_URLS = re.compile(r"[\t\r\n]")  # browsers remove these from a URL
 
+DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
+
 OnBad = Callable[[str, str], None]
 
 
@@ -52,13 +55,19 @@ def resolve(base: str, address: str) -> str | None:
     address = _NOT_IN_URLS.sub("", address.strip()).partition("#")[0]
     if not address:
         return None
+    path, mark, query = address.partition("?")
+    address = path.replace("\\", "/") + mark + query  # as browsers do
     try:
         url = address if address[:8].lower().startswith(("http://", "https://")) else urljoin(base, address)
         url.encode()
         parts = urlsplit(url)
-        return url if parts.scheme in ("http", "https") and parts.hostname else None
+        if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
+            return None
     except ValueError:
         return None
+    user, at, host = parts.netloc.rpartition("@")
+    host = host.lower().removesuffix(DEFAULT_PORTS[parts.scheme])
+    return f"{parts.scheme}://{user}{at}{host}{url.partition('://')[2][len(parts.netloc) :]}"
 
 
 def links_of_wat(record: Mapping[str, Any], on_bad: OnBad, *, unescape: bool = False) -> Iterator[Link]:
@@ -89,7 +98,8 @@ def links_of_page(body: bytes, page: str, charset: str | None, on_bad: OnBad) ->
     Args:
         body: the page, without transfer or content encoding.
         page: its URL.
-        charset: the encoding in the HTTP header; without one, that of the page's own declaration or of its bytes.
+        charset: the encoding in the HTTP header. A byte order mark goes before it, as in browsers; without both, the
+            page's own declaration or its bytes decide.
         on_bad: called with (reason, where) for texts that cannot be used.
     """
     # The extra `crawl`.
@@ -98,7 +108,9 @@ def links_of_page(body: bytes, page: str, charset: str | None, on_bad: OnBad) ->
 
     if not HAS_IMAGE.search(body):  # parsing is the cost of this pass, and many pages have no image
         return
-    encoding = map_encoding_to_html5(charset, fallback_utf8=False) if charset else None
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if body.startswith(mark)), None)
+    if encoding is None and charset:
+        encoding = map_encoding_to_html5(charset, fallback_utf8=False)
     document: Any = HTMLTree.parse_from_bytes(
         body, encoding or detect_encoding(body, from_html_meta=True) or "utf-8"
     ).document

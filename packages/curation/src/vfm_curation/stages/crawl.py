@@ -31,6 +31,7 @@ class ExtractLinks(CurationStage):
     )
 
     makes: ClassVar[type[Artifact]] = LinkTable
+    version: ClassVar[int] = 2
     work: ClassVar[str] = "vfm_curation.extract:extract_links"
     checks: ClassVar[str] = "vfm_curation.extract:check_extract"
 
