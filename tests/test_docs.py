@@ -60,7 +60,8 @@ COMMANDS = {
     "uv run vfm eval clip_flickr=store/runs/clip_flickr/artifacts/clip --suite small --root ."
     " --name eval_small": "{} --dry-run",
     "uv run vfm run clip_flickr --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
-    " --set runtime.threads=1": "{} --set clip.steps=2 --set clip.schedule.warmup_steps=0 --set clip.global_batch_size=16",
+    " --set runtime.threads=1": "{} --set clip.steps=2 --set clip.schedule.warmup_steps=0"
+    " --set clip.global_batch_size=16",
     "uv run vfm run diva_flickr --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
     " --set runtime.threads=1": "{}"
     + "".join(f" --set {name}.steps=2 --set {name}.global_batch_size=16" for name in ("clip", "prior", "diva"))

@@ -1,9 +1,9 @@
 """Time and memory of retrieval over many images and captions: python packages/core/benchmarks/retrieval.py
 
-Recall in both directions on random features with five captions per image. Each size runs in its own process, whose peak
-memory is reported beside that of one score matrix, which clip_benchmark holds. Writes `retrieval.json` and `retrieval.md`
-into `results/`. About two CPU minutes; `--full` adds 100,000 images x 500,000 captions, a quarter of an hour at width
-512; `--quick` takes seconds.
+Recall in both directions on random features with five captions per image. Each size runs in its own process, whose
+peak memory is reported beside that of one score matrix, which clip_benchmark holds. Writes `retrieval.json` and
+`retrieval.md` into `results/`. About two CPU minutes; `--full` adds 100,000 images x 500,000 captions, a quarter of an
+hour at width 512; `--quick` takes seconds.
 """
 
 from __future__ import annotations
