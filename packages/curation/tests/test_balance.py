@@ -188,3 +188,10 @@ def test_no_match_at_all_has_no_t() -> None:
         probabilities.t_for_tail_share(np.zeros(3, dtype=np.int64), 0.06)
     assert probabilities.tail_share(np.zeros(3, dtype=np.int64), 5) == 0
     assert probabilities.cumulative_share(np.zeros(3, dtype=np.int64)).tolist() == [0, 0, 0]
+
+
+def test_t_between_two_counts_far_apart_is_interpolated() -> None:
+    counts = np.array([100_000, 1, 1, 1])
+    t = probabilities.t_for_tail_share(counts, 0.06)
+    assert t == pytest.approx(6000, rel=0.01)
+    assert (counts * probabilities.keep_probability(counts, t)).sum() > 5000

@@ -104,9 +104,10 @@ def test_languages_get_their_t_from_the_tail_share_of_the_reference(run_stage: A
             counts[language].update(word for caption in captions for word in caption.split() if word in WORDS[language])
     share = tail_share(np.array(list(counts["en"].values())), 30)
     german = sorted(counts["de"].values())
-    nearest = min(german, key=lambda count: (abs(sum(c for c in german if c <= count) / sum(german) - share), count))
+    below = {count: sum(c for c in german if c <= count) / sum(german) for count in german}
     found = thresholds_of(subset)
-    assert (found["en"], found["de"]) == (30, nearest)
+    assert found["en"] == 30
+    assert found["de"] == pytest.approx(np.interp(share, list(below.values()), list(below)))
     assert found["fr"] == 300  # the only entry of its language: never t = 0, which would lose the language
     kept = Counter(row["language"] for row in subset_rows(subset) if row["kept"])
     assert kept["fr"] == 300
@@ -245,3 +246,11 @@ def test_matches_of_a_subset_are_balanced_as_a_view_of_its_pool(make_pool: Any, 
     assert second.linked(second.pool).resolve() == first.linked(first.pool).resolve()
     assert len(open_dataset(second)) == second.num_samples
     assert sum(1 for shard in read_shards(again.path) for _ in range(len(shard.table))) == len(rows)
+
+
+def test_a_language_of_which_nearly_nothing_is_kept_is_a_warning(run_stage: Any, matches: Any) -> None:
+    events: list[Event] = []
+    config = MetaclipBalance(name="lost", matches="x", t={"en": 30, "de": 30, "fr": 1, "cs": 30})
+    run_stage(config, send=events.append, x=matches)
+    (warning,) = [event.data["message"] for event in events if event.type == "warning"]
+    assert warning == "t = 1 keeps 0.33% of the matches of language 'fr'; a larger t keeps more"

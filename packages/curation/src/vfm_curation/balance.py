@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 
 import numpy as np
@@ -34,6 +34,7 @@ from vfm_curation.thresholds import EntryLanguages, by_reference, by_tail_share,
 
 FACTORS = (1 / 10, 1 / 3, 1, 3, 10)  # multiples of t that the report compares
 MAX_SHARDS_FOR_EXAMPLES = 8
+MIN_KEPT_FRACTION = 0.005  # of a language's matches; below it a warning says so
 
 
 def check_balance(config: MetaclipBalance, ctx: Preflight) -> None:
@@ -58,6 +59,7 @@ def balance_texts(config: MetaclipBalance, ctx: Context) -> CuratedSubset:
     languages, counts = _entry_languages(entries), np.load(matches.path / COUNTS_FILE).astype(np.int64)
     thresholds = _thresholds(config, matches, languages, counts)
     t = languages.t_of_entries(thresholds)
+    _warn_of_lost_languages(ctx, thresholds, languages, counts)
     choices = _choices(config, matches, counts, t)
     expected = next(one.expected.size for one in choices if one.factor == 1)
     named = ", ".join(f"t{f' of {name}' if name else ''} = {value:g}" for name, value in thresholds.items())
@@ -89,6 +91,18 @@ def balance_texts(config: MetaclipBalance, ctx: Context) -> CuratedSubset:
         matches=matches.reference(ctx.directory),
         texts=config.texts,
     )
+
+
+def _warn_of_lost_languages(
+    ctx: Context, thresholds: Mapping[str, float], languages: EntryLanguages, counts: Integers
+) -> None:
+    """Warn of each language of which nearly nothing is kept, as happens if one entry has almost all of its matches."""
+    for name, t in thresholds.items():
+        group = languages.of(counts, name)
+        kept = float((group * keep_probability(group, t)).sum()) / max(1, int(group.sum()))
+        if group.any() and kept < MIN_KEPT_FRACTION:
+            language = f"language '{name}'" if name else "the texts"
+            ctx.warn(f"t = {t:g} keeps {kept:.2%} of the matches of {language}; a larger t keeps more")
 
 
 def _thresholds(

@@ -68,7 +68,7 @@ class MetaclipBalance(Curation):
     )
     runtime: CurationRuntime = Field(CurationRuntime(), description="how it runs: engine, workers, device, threads")
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     work: ClassVar[str] = "vfm_curation.balance:balance_texts"
     checks: ClassVar[str] = "vfm_curation.balance:check_balance"
 
