@@ -240,7 +240,8 @@ def test_entries_with_more_than_the_tails_share_are_head(make_pool: Any, run_sta
     head = probability < 1
     assert 0.7 < matched[head].sum() / matched.sum() < 0.95
     assert (kept[~head] == matched[~head]).all()
-    assert (kept[head] < matched[head]).all()
+    assert (kept[head] <= matched[head]).all()
+    assert (kept[matched > 30] < matched[matched > 30]).all()  # an entry just above t may keep all its texts
 
 
 @pytest.mark.parametrize(
