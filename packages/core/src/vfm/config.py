@@ -48,16 +48,17 @@ def _merged(default: BaseModel, given: Mapping[str, Any]) -> Mapping[str, Any]:
     base = default.model_dump(exclude_unset=True)
     if "type" in type(default).model_fields:
         base["type"] = default.type  # type: ignore[attr-defined]
-        if given.get("type", base["type"]) != base["type"]:
-            return given
-    return _deep_merged(base, given)
+    return merge_settings(base, given)
 
 
-def _deep_merged(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def merge_settings(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings with `given` laid over `base`; a part of another type replaces the whole part."""
+    if "type" in given and given["type"] != base.get("type"):
+        return dict(given)
     merged = {**base, **given}
     for key, value in base.items():
         if isinstance(value, Mapping) and isinstance(given.get(key), Mapping):
-            merged[key] = _deep_merged(value, given[key])
+            merged[key] = merge_settings(value, given[key])
     return merged
 
 

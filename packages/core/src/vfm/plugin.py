@@ -21,7 +21,7 @@ from vfm.artifacts import (
     TaggedImages,
     VisionCheckpoint,
 )
-from vfm.config import Config, UserError, did_you_mean, load_function
+from vfm.config import Config, UserError, did_you_mean, load_function, merge_settings
 from vfm.events import Event
 from vfm.hookspecs import hookimpl
 from vfm.interfaces import (
@@ -64,5 +64,5 @@ __all__ = [
     "PairDataset", "Panel", "Part", "Picture", "Pool", "Portion", "Preempted", "Preflight", "Ref", "Report", "Runtime",
     "SampleCache", "Schedule", "Score", "Seed", "Series", "Sgd", "Stage", "TablePanel", "TaggedImages", "TextPanel",
     "Training", "TrainingRuntime", "UserError", "VisionCheckpoint", "VisionPretraining", "check_class_names",
-    "check_evaluations", "did_you_mean", "files", "hookimpl", "load_function",
+    "check_evaluations", "did_you_mean", "files", "hookimpl", "load_function", "merge_settings",
 ]  # fmt: skip

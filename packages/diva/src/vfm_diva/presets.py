@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from vfm.plugin import merge_settings
+
 Preset = Literal[
     "recommended", "toy-prior", "genhancer", "un2clip",
     "diva-paper", "diva-paper-metaclip", "diva-paper-dfn-224", "diva-paper-dfn-378", "diva-paper-siglip-224",
@@ -97,15 +99,4 @@ def with_preset(given: Mapping[str, Any]) -> dict[str, Any]:
         chosen["condition"] = {key: value for key, value in chosen.get("condition", {}).items() if key != "count"}
     if "samples_seen" in given:
         chosen.pop("steps", None)
-    return _laid_over(chosen, given)
-
-
-def _laid_over(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge nested mappings; a part of another type replaces the preset's part and all its settings."""
-    if "type" in given and given["type"] != base.get("type"):
-        return dict(given)
-    merged = {**base, **given}
-    for key, value in base.items():
-        if isinstance(value, Mapping) and isinstance(given.get(key), Mapping):
-            merged[key] = _laid_over(value, given[key])
-    return merged
+    return merge_settings(chosen, given)

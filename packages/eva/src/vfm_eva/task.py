@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vfm.models import PooledVision, save_vision, vision_preprocess
 from vfm.plugin import VisionCheckpoint
-from vfm.train import Batch, Call, Metrics, Task
+from vfm.train import Batch, Metrics, Task
 from vfm_eva.decoder import MaskDecoder
 from vfm_eva.images import EvaInputs
 from vfm_eva.student import masked, student_grid, visible_only
@@ -121,33 +121,13 @@ class EvaTask(Task[EvaInputs]):
         patch_tokens: Tensor = student.fc_norm(tokens[:, student.num_prefix_tokens :])
         return patch_tokens
 
-    def accumulate(
-        self,
-        call: Call,
-        micro_batches: Sequence[Batch[EvaInputs]],
-        backward: Callable[[Tensor], None],
-        reseed: Callable[[int], None],
-    ) -> Metrics:
-        """Compute the mean over the masked patches of the whole step, in all processes.
+    def micro_batch_weights(self, micro_batches: Sequence[Batch[EvaInputs]]) -> Tensor:
+        """Return the masked patches per sample of each micro-batch, relative to the mean of the step.
 
-        Every masked patch has the same weight, so that loss and gradient are those of one big batch (to rounding, and
-        except for the draws of drop path), although `block` masks vary in size. EVA's code gives micro-batches and
-        processes equal weights instead.
+        With these factors every masked patch of the step has the same weight in all processes, so that loss and
+        gradient are those of one large batch (to rounding, and except for the draws of drop path), although `block`
+        masks vary in size. EVA's code gives micro-batches and processes equal weights instead.
         """
-        num_samples, totals = sum(map(len, micro_batches)), Metrics()
-        weights = self._weights(micro_batches)
-        for index, (batch, weight) in enumerate(zip(micro_batches, weights, strict=True)):
-            reseed(index)
-            loss, metrics = call(batch)
-            loss, share = loss * weight, len(batch) / num_samples
-            backward(loss * share)
-            for name, value in {**metrics, "loss": loss}.items():
-                part = value.detach().float() * share
-                totals[name] = totals[name] + part if name in totals else part
-        return totals
-
-    def _weights(self, micro_batches: Sequence[Batch[EvaInputs]]) -> Tensor:
-        """Return the masked patches per sample of each micro-batch, relative to the mean of the step."""
         counts = torch.stack(
             [batch.inputs.bool_mask.sum(dim=1).clamp(max=self.num_masked).float().mean() for batch in micro_batches]
         )

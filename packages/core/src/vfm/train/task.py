@@ -104,17 +104,23 @@ class Task(nn.Module, Generic[Inputs]):
         Returns:
             `loss` and the other metrics, detached; the same names in every step.
         """
-        num_samples = sum(map(len, micro_batches))
+        num_samples, weights = sum(map(len, micro_batches)), self.micro_batch_weights(micro_batches)
         totals: Metrics = {}
         for index, batch in enumerate(micro_batches):
             reseed(index)
             loss, metrics = call(batch)
+            if weights is not None:
+                loss = loss * weights[index]
             share = len(batch) / num_samples
             backward(loss * share)
             for name, value in {**metrics, "loss": loss}.items():
                 part = value.detach().float() * share
                 totals[name] = totals[name] + part if name in totals else part
         return totals
+
+    def micro_batch_weights(self, micro_batches: Sequence[Batch[Inputs]]) -> Tensor | None:
+        """Return a factor for each micro-batch's loss, where the mean is not one over samples; None: no factors."""
+        return None
 
     def before_step(self, step: int) -> None:
         """Prepare an optimizer step (the first is 0), e.g. end patch dropout for the last steps."""
