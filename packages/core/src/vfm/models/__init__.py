@@ -38,20 +38,21 @@ from vfm.models.vision_features import (
     grid_size,
     image_tokens,
     patch_features,
+    vision_features,
 )
 from vfm.models.vision_import import import_vision
 from vfm.models.vision_tower_init import check_activation, init_vision_tower
-from vfm.models.vision_towers import VisionTower, vision_tower
+from vfm.models.vision_towers import BlockTokens, VisionTower, vision_tower
 from vfm.models.weight_transfer import KeyReport, TransferRules, transfer_weights
 from vfm.models.weights import load_state_dict, save_state_dict
 
 __all__ = [
-    "VISION_WEIGHTS_FILE", "ClipModel", "ImageEncoder", "ImageTokens", "KeyReport", "PooledVision", "Preprocess",
-    "TextImageEncoder", "TransferRules", "VisionTower", "WordTokenizer", "attention_map", "attention_weights",
-    "blueprint", "build_clip", "build_vision", "check_activation", "class_names_of", "clip_weights_file",
-    "cls_and_patch_tokens", "denoiser_folder", "eval_mode", "feature_width", "find_format", "get_clip_config",
-    "grid_size", "image_tokens", "import_clip", "import_generator", "import_vision", "init_vision_tower",
-    "is_vision_source", "load_clip", "load_state_dict", "load_vision", "open_clip_incompatibility", "open_model",
-    "patch_features", "read_clip_config", "save_clip", "save_state_dict", "save_vision", "set_class_names",
-    "transfer_weights", "vision_preprocess", "vision_tower",
+    "VISION_WEIGHTS_FILE", "BlockTokens", "ClipModel", "ImageEncoder", "ImageTokens", "KeyReport", "PooledVision",
+    "Preprocess", "TextImageEncoder", "TransferRules", "VisionTower", "WordTokenizer", "attention_map",
+    "attention_weights", "blueprint", "build_clip", "build_vision", "check_activation", "class_names_of",
+    "clip_weights_file", "cls_and_patch_tokens", "denoiser_folder", "eval_mode", "feature_width", "find_format",
+    "get_clip_config", "grid_size", "image_tokens", "import_clip", "import_generator", "import_vision",
+    "init_vision_tower", "is_vision_source", "load_clip", "load_state_dict", "load_vision", "open_clip_incompatibility",
+    "open_model", "patch_features", "read_clip_config", "save_clip", "save_state_dict", "save_vision",
+    "set_class_names", "transfer_weights", "vision_features", "vision_preprocess", "vision_tower",
 ]  # fmt: skip

@@ -10,14 +10,51 @@ Sources: EVA (arXiv:2211.07636), section 2.1, for the target; DIVA (arXiv:2407.2
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfm.config import UserError
 from vfm.models.clip import ClipModel
-from vfm.models.vision_towers import TensorMap, VisionTower, read_tokens, vision_tower
+from vfm.models.vision_towers import BlockTokens, TensorMap, VisionTower, read_layers, read_tokens, vision_tower
+
+
+def vision_features(
+    model: ClipModel | nn.Module,
+    images: Tensor,
+    *,
+    layers: Sequence[int] = (-1,),
+    size: tuple[int, int] | None = None,
+    norm: bool = True,
+) -> list[BlockTokens]:
+    """Return the tokens of an encoder's blocks for images of any size, from one forward pass, with gradients.
+
+    This is the one way in which dense tasks, videos and probes read an encoder: any vision transformer of timm or
+    open_clip, with learned, rotary or no positions, with or without class and register tokens.
+
+    Args:
+        model: a CLIP model or a timm encoder; in evaluation mode if it has patch dropout.
+        images: normalised, (B, 3, H, W). H and W need not be equal, nor those of the encoder; if they are not, they
+            must be multiples of the patch size, and positions are resampled to them.
+        layers: indices of the blocks; negative ones count from the end.
+        size: rows and columns, in pixels, to which the images are resized first (bicubic); default: as they are.
+        norm: apply the final norm to the tokens of every layer.
+
+    Returns:
+        The tokens of each layer, in the order of `layers`; `BlockTokens.maps` are (B, D, rows, columns).
+
+    Raises:
+        UserError: the model has no patch tokens or no such layer, or cannot take images of this size.
+    """
+    tower = vision_tower(model)
+    if size is not None and size != tuple(images.shape[-2:]):
+        images = F.interpolate(images, size=size, mode="bicubic", antialias=True)
+    tokens = read_layers(tower, images, layers)
+    if not norm:
+        return tokens
+    return [replace(part, prefix=tower.norm(part.prefix), patches=tower.norm(part.patches)) for part in tokens]
 
 
 def patch_features(

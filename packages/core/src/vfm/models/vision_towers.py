@@ -18,16 +18,23 @@ from torch import Tensor, nn
 
 from vfm.config import UserError
 from vfm.models.clip import ClipModel
+from vfm.models.vision_sizes import intermediates_at_size
 
 TensorMap = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class BlockTokens:
-    """Output tokens of one block."""
+    """Tokens of the images of a batch after one block."""
 
-    prefix: Tensor  # (B, P, D), class and register tokens
-    patches: Tensor  # (B, N, D)
+    prefix: Tensor  # (B, P, D): the class token if the encoder has one, then its other tokens, such as registers
+    patches: Tensor  # (B, N, D), row by row
+    grid: tuple[int, int]  # rows and columns of the patches: N = rows * columns
+
+    @property
+    def maps(self) -> Tensor:
+        """The patches as feature maps, (B, D, rows, columns)."""
+        return self.patches.transpose(1, 2).unflatten(2, self.grid)
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,8 @@ class VisionTower:
     width: int
     patch_size: tuple[int, int]
     image_size: tuple[int, int]
-    read: Callable[[Tensor, int], BlockTokens]  # of pixels and the index of a block
+    has_class_token: bool
+    read: Callable[[Tensor, list[int]], list[tuple[Tensor, Tensor]]]  # prefix and patches of blocks, by their indices
     norm: TensorMap  # the final norm, as applied to one token on its way to the projection
     pool: Callable[[BlockTokens], Tensor]  # last block's tokens -> image feature before the projection, (B, D)
     embed: TensorMap  # image feature, (B, D) -> embedding in the joint space, (B, E)
@@ -76,22 +84,36 @@ def vision_tower(model: ClipModel | nn.Module) -> VisionTower:
 
 
 def read_tokens(tower: VisionTower, pixels: Tensor, layer: int) -> BlockTokens:
-    """Return the tokens of a block; negative indices count from the end.
+    """Return the tokens of one block, as `read_layers` does."""
+    return read_layers(tower, pixels, [layer])[0]
+
+
+def read_layers(tower: VisionTower, pixels: Tensor, layers: Sequence[int]) -> list[BlockTokens]:
+    """Return the tokens of several blocks from one forward pass, in the order given.
+
+    Args:
+        tower: the encoder.
+        pixels: (B, 3, H, W); at another size than the encoder's, positions are resampled (`intermediates_at_size`).
+        layers: indices of blocks; negative ones count from the end.
 
     Raises:
-        UserError: there is no such block.
+        UserError: there is no such block, or the encoder cannot take images of this size.
         ValueError: patch dropout removed patches, so the rest cannot be assigned to places.
     """
-    index = layer + tower.depth if layer < 0 else layer
-    if not 0 <= index < tower.depth:
-        raise UserError(f"{tower.name}: layer {layer} is not one of its {tower.depth} blocks")
-    tokens = tower.read(pixels, index)
-    num_patches = (pixels.shape[2] // tower.patch_size[0]) * (pixels.shape[3] // tower.patch_size[1])
-    if tokens.patches.shape[1] != num_patches:
-        raise ValueError(
-            f"{tower.name}: expected {num_patches} patches, got {tokens.patches.shape[1]}; call eval() first"
-        )
-    return tokens
+    indices = [layer + tower.depth if layer < 0 else layer for layer in layers]
+    for layer, index in zip(layers, indices, strict=True):
+        if not 0 <= index < tower.depth:
+            raise UserError(f"{tower.name}: layer {layer} is not one of its {tower.depth} blocks")
+    read = sorted(set(indices))
+    grid = (pixels.shape[2] // tower.patch_size[0], pixels.shape[3] // tower.patch_size[1])
+    found: dict[int, BlockTokens] = {}
+    for index, (prefix, patches) in zip(read, tower.read(pixels, read), strict=True):
+        if patches.shape[1] != grid[0] * grid[1]:
+            raise ValueError(
+                f"{tower.name}: expected {grid[0] * grid[1]} patches, got {patches.shape[1]}; call eval() first"
+            )
+        found[index] = BlockTokens(prefix, patches, grid)
+    return [found[index] for index in indices]
 
 
 def _open_clip_tower(visual: OpenClipViT, name: str) -> VisionTower:
@@ -101,11 +123,17 @@ def _open_clip_tower(visual: OpenClipViT, name: str) -> VisionTower:
     else:
         norm, why = visual.ln_post, "its projection was removed"
 
-    def read(pixels: Tensor, layer: int) -> BlockTokens:
-        out = visual.forward_intermediates(
-            pixels, indices=[layer], intermediates_only=True, output_fmt="NLC", output_extra_tokens=True
+    def read(pixels: Tensor, layers: list[int]) -> list[tuple[Tensor, Tensor]]:
+        out = intermediates_at_size(
+            visual,
+            pixels,
+            indices=layers,
+            stop_early=True,
+            intermediates_only=True,
+            output_fmt="NLC",
+            output_extra_tokens=True,
         )
-        return BlockTokens(out["image_intermediates_prefix"][0], out["image_intermediates"][0])
+        return list(zip(out["image_intermediates_prefix"], out["image_intermediates"], strict=True))
 
     def pool(tokens: BlockTokens) -> Tensor:
         if visual.pool_type == "tok":
@@ -125,6 +153,7 @@ def _open_clip_tower(visual: OpenClipViT, name: str) -> VisionTower:
         width=visual.conv1.out_channels,
         patch_size=visual.patch_size,
         image_size=visual.image_size,
+        has_class_token=True,
         read=read,
         norm=norm,
         pool=pool,
@@ -140,13 +169,18 @@ def _timm_tower(trunk: Any, head: nn.Module, name: str) -> VisionTower:
     if getattr(trunk, "attn_pool", None) is not None or pools_outside:
         parts, why = [], "its pooling head projects the image, not the patches"
 
-    def read(pixels: Tensor, layer: int) -> BlockTokens:
+    def read(pixels: Tensor, layers: list[int]) -> list[tuple[Tensor, Tensor]]:
         has_prefix = trunk.num_prefix_tokens > 0  # timm fails to return prefix tokens if there are none
-        (out,) = trunk.forward_intermediates(
-            pixels, indices=[layer], intermediates_only=True, output_fmt="NLC", return_prefix_tokens=has_prefix
+        out = intermediates_at_size(
+            trunk,
+            pixels,
+            indices=layers,
+            stop_early=True,
+            intermediates_only=True,
+            output_fmt="NLC",
+            return_prefix_tokens=has_prefix,
         )
-        patches, prefix = out if has_prefix else (out, out[:, :0])
-        return BlockTokens(prefix, patches)
+        return [(prefix, patches) for patches, prefix in out] if has_prefix else [(part[:, :0], part) for part in out]
 
     def pool(tokens: BlockTokens) -> Tensor:
         if pools_outside:
@@ -162,6 +196,7 @@ def _timm_tower(trunk: Any, head: nn.Module, name: str) -> VisionTower:
         width=trunk.num_features,
         patch_size=trunk.patch_embed.patch_size,
         image_size=trunk.patch_embed.img_size,
+        has_class_token=getattr(trunk, "cls_token", None) is not None,
         read=read,
         norm=nn.Sequential(trunk.norm, trunk.fc_norm),  # one of the two is an identity
         pool=pool,
