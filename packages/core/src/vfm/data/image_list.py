@@ -5,8 +5,9 @@ The content of a folder, a table or class folders is listed once, as parquet in 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -62,7 +63,7 @@ class ImageEntry:
 def write_image_lists(directory: Path, entries: Iterable[ImageEntry], spec: DatasetSpec) -> Iterator[Shard]:
     """Write entries as shards `images-00000.parquet`, ... of 10,000 each, and yield each when it is written."""
     directory.mkdir(parents=True, exist_ok=True)
-    for number, rows in enumerate(_chunks(entries)):
+    for number, rows in enumerate(_chunks(distinct(entries))):
         columns = {
             "key": pa.array([printable(row.key) for row in rows], pa.string()),
             "image": pa.array([printable(row.image) for row in rows], pa.string()),
@@ -76,6 +77,14 @@ def write_image_lists(directory: Path, entries: Iterable[ImageEntry], spec: Data
         path = directory / f"images-{number:05d}.parquet"
         pq.write_table(pa.table(columns), path)
         yield Shard.of(path, len(rows), format="files")
+
+
+def distinct(entries: Iterable[ImageEntry]) -> Iterator[ImageEntry]:
+    """Yield entries with distinct keys: `a` of a second folder, or of a second place in a table, becomes `a#2`."""
+    seen: Counter[str] = Counter()
+    for entry in entries:
+        seen[entry.key] += not entry.problem
+        yield replace(entry, key=f"{entry.key}#{seen[entry.key]}") if seen[entry.key] > 1 else entry
 
 
 def _chunks(entries: Iterable[ImageEntry]) -> Iterator[list[ImageEntry]]:

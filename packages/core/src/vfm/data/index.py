@@ -122,9 +122,9 @@ def open_shard(
     cache: Path | None = None,
     name: str | None = None,
 ) -> ShardReader:
-    """Open a shard of any format; `name` is unique to a parquet file within its dataset."""
+    """Open a shard of any format; `name` is unique to a tar or parquet file within its dataset."""
     if format == "tar":
-        return TarShard(path, size, spec, cache)
+        return TarShard(path, size, spec, cache, name=name)
     if format == "files":
         return ImageListShard(path, spec)
     return ParquetShard(path, spec, name)
@@ -149,7 +149,8 @@ def write_index(directory: Path, shards: Sequence[Shard], spec: DatasetSpec, *, 
         "num_samples": pa.array([shard.num_samples for shard in shards], pa.int64()),
     }
     pq.write_table(pa.table(columns), directory / SHARDS_FILE)
-    (directory / SPEC_FILE).write_text(spec.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    usual = None if spec.keys_repeat else {"keys_repeat"}  # left out, so that the bytes of such an index stay the same
+    (directory / SPEC_FILE).write_text(spec.model_dump_json(indent=1, exclude=usual) + "\n", encoding="utf-8")
     if bad:
         rows = [{"shard": one.shard, "row": one.row, "reason": one.reason, "where": one.where} for one in bad]
         pq.write_table(pa.Table.from_pylist(rows), directory / BAD_FILE)

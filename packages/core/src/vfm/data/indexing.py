@@ -13,6 +13,7 @@ from vfm.config import UserError
 from vfm.data.images import decode_image, open_image
 from vfm.data.index import BadRow, open_shard, write_index
 from vfm.data.layout import Layout
+from vfm.data.repeated_keys import RepeatedKeys, keys_of
 from vfm.data.sample import BadSample, Sample
 from vfm.data.shards import Shard, ShardReader
 from vfm.data.spec import DatasetSpec
@@ -36,6 +37,7 @@ class Indexing:
     shards: list[Shard] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
     good: int = 0
+    repeated: RepeatedKeys = field(default_factory=RepeatedKeys)
 
     def run(self, directory: Path, shards: Iterable[tuple[Shard, bool]], total: int | None = None) -> int:
         """Write the index into `directory`.
@@ -63,6 +65,10 @@ class Indexing:
         if not self.good:
             paths = ", ".join(shard.path for shard in self.shards[:3])
             raise UserError(f"{self.ctx.stage}: no samples found{' in ' if paths else ''}{paths}")
+        if self.repeated.example:
+            key, one, other = self.repeated.example
+            self.ctx.log(f"keys repeat ({key!r} is in {one} and in {other}), so each key begins with its shard's name")
+            self.spec = self.spec.model_copy(update={"keys_repeat": True})
         return write_index(directory, self.shards, self.spec, bad_rows=self.bad)
 
     @property
@@ -84,12 +90,14 @@ class Indexing:
 
     def _add(self, shard: Shard, counted: bool, directory: Path) -> None:
         bad: list[BadRow] = []
+        reader = None
         if not counted:
             number = len(self.shards)
             cache = directory / "offsets" / f"{number:06d}.parquet"
             reader = open_shard(shard.path, shard.format, self.spec, size=shard.size, cache=cache)
             shard = replace(shard, num_samples=max(len(reader), shard.num_samples))
             bad = list(_verify(reader, number, shard)) if self.verify else list(_lost(reader, number))
+        self.repeated.add(shard.path, keys_of(shard, self.spec, reader), all_known=reader is not None)
         if self.num_samples:
             shard, bad = _cut(shard, bad, self.num_samples - self.good)
         for row in bad:

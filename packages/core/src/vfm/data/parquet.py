@@ -62,7 +62,12 @@ class ParquetShard:
         return int(self.file.metadata.num_rows)
 
     def key(self, row: int) -> str:
-        """Return the value of the `key` column, else the file's name and the row, also in a damaged row group."""
+        """Return the value of the `key` column, else the file's name and the row, also in a damaged row group.
+
+        A `key` column whose values repeat in the dataset is not used.
+        """
+        if self.spec.keys_repeat:
+            return self._name(row)
         group, place = self._locate(row)
         try:
             table = self._group(group, False)
@@ -131,7 +136,8 @@ class ParquetShard:
         if not given.null_count:
             return given
         lacking = good.nonzero()[0][given.is_null().to_numpy(zero_copy_only=False)]
-        keys = columns["key"].take(lacking).to_pylist() if "key" in columns else [None] * len(lacking)
+        has_keys = "key" in columns and not self.spec.keys_repeat
+        keys = columns["key"].take(lacking).to_pylist() if has_keys else [None] * len(lacking)
         rows = rows[lacking].tolist()
         names = [self._name(row) if key is None else str(key) for row, key in zip(rows, keys, strict=True)]
         return pc.replace_with_mask(given, given.is_null(), uids_of(names))

@@ -59,5 +59,8 @@ def given_uid(value: object) -> str | None:
 
 
 def uid_of(key: str) -> str:
-    """Return 32 hex digits that identify a sample by its key, so that the uid survives re-sharding."""
+    """Return 32 hex digits that identify a sample by its key, so that the uid survives re-sharding.
+
+    Where keys repeat in a dataset, a key begins with the name of its shard (`DatasetSpec.keys_repeat`).
+    """
     return hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()

@@ -36,7 +36,13 @@ class TarShard:
     """One tar: keys, and for each sample the offset and size of each member that the spec needs."""
 
     def __init__(
-        self, path: str, size: int, spec: DatasetSpec, cache: Path | None = None, limit: int = MAX_ROWS
+        self,
+        path: str,
+        size: int,
+        spec: DatasetSpec,
+        cache: Path | None = None,
+        limit: int = MAX_ROWS,
+        name: str | None = None,
     ) -> None:
         """Open the tar at `path` of `size` bytes.
 
@@ -46,8 +52,10 @@ class TarShard:
             spec: parts to read of each sample.
             cache: parquet file that stores the result of the scan.
             limit: end the scan after this many samples.
+            name: unique name of the tar within its dataset, for keys that repeat; default: its file name.
         """
         self.path, self.size, self.spec = path, size, spec
+        self.prefix = f"{(name or path.rpartition('/')[2]).removesuffix('.tar')}/" if spec.keys_repeat else ""
         self.slots = _slots(spec)
         scan = load_scan(cache, self.slots) if cache and cache.is_file() else None
         if scan is None:
@@ -63,12 +71,15 @@ class TarShard:
         return len(self.keys)
 
     def key(self, row: int) -> str:
-        """Return the key of a row's sample."""
+        """Return the key of a row's sample, behind the name of the tar if the keys of the dataset repeat."""
+        return f"{self.prefix}{self._own_key(row)}"
+
+    def _own_key(self, row: int) -> str:
         return self.keys[row] if row < len(self.keys) else f"row {row}"
 
     def where(self, row: int) -> str:
         """Return the sample's address for messages."""
-        return f"{self.path}:{self.key(row)}"
+        return f"{self.path}:{self._own_key(row)}"
 
     def read(self, row: int, *, with_image: bool = True) -> Sample:
         """Read the sample of a row, in one read of the file, optionally without its image.
@@ -96,8 +107,8 @@ class TarShard:
         return texts_by_sample(partial(self.read, with_image=False), rows, on_bad)
 
     def _read(self, row: int, where: str, with_image: bool) -> Sample:
-        key = self.keys[row]
-        if not files.is_inside(key):
+        key = self.key(row)
+        if not files.is_inside(self.keys[row]):
             raise BadSample("unsafe_path", where)
         if row in self.sparse:
             raise BadSample("sparse_member", where)

@@ -70,7 +70,7 @@ class Pairs(ImageFiles):
         None, min_length=1, description="with images: false, column names of a csv or tsv file without a header"
     )
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     makes: ClassVar[type[Artifact]] = Pool
     work: ClassVar[str] = "vfm.data.pairs:index_pairs"
     checks: ClassVar[str] = "vfm.data.pairs:check_pairs"
