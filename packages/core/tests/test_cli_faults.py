@@ -13,6 +13,7 @@ import pytest
 
 import vfm
 from cli_world import install, run_here, toys
+from vfm.flow.locks import is_lock_of
 from vfm.flow.store import Slot, Store
 
 __all__ = ["toys"]
@@ -127,7 +128,7 @@ def test_lock_that_was_cleaned_away_does_not_let_two_in(tmp_path):
     with slot.lock(lambda message: None):
         slot.lock_file.unlink()
         with slot.lock(lambda message: None) as inner:  # a file of its own: whoever waits for the old one sees that
-            assert slot._is_lock_file(inner)
+            assert is_lock_of(inner, slot.lock_file)
     slot.begin()
     slot.discard()
     assert list(tmp_path.iterdir()) == []

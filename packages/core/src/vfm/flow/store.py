@@ -11,22 +11,22 @@ store/
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 import re
 import shutil
-import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vfm.artifacts import FACTS_FILE
+from vfm.artifacts import FACTS_FILE, MANIFEST_FILE
+from vfm.flow.locks import is_locked, locked
+from vfm.integrity import FILES, hash_folder, seal
+from vfm.permissions import share_as_umask_says
+from vfm.publishing import publish_folder
+from vfm.redaction import redacted
 
-MANIFEST_FILE = "manifest.json"
 LINKS = "artifacts"  # folder of a run with a link to the artifact of each stage
 SLOT_NAME = re.compile(r"[\w.-]+-[0-9a-f]{8}")  # `vfm clean` never removes anything with another name
 
@@ -71,17 +71,24 @@ class Slot:
         shutil.rmtree(self.part, ignore_errors=True)
         self.part.mkdir()
 
-    def publish(self, manifest: dict[str, Any]) -> None:
-        """Write the manifest and publish the artifact by one rename: a crash never leaves a partial artifact."""
-        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-        (self.part / MANIFEST_FILE).write_text(text, encoding="utf-8")
-        self.part.rename(self.artifact)
+    def publish(self, manifest: dict[str, Any], *, without: Iterable[str] = ()) -> None:
+        """Write the manifest and publish the artifact by one rename: a crash never leaves a partial artifact.
+
+        Args:
+            manifest: how the artifact was made; sizes and hashes of its files are added.
+            without: files and folders that are not hashed, since they may change later.
+        """
+        files = hash_folder(self.part, without=(MANIFEST_FILE, *without))
+        (self.part / MANIFEST_FILE).write_bytes(seal({**redacted(manifest), FILES: files}))
+        share_as_umask_says(self.part)
+        publish_folder(self.part, self.artifact)
         shutil.rmtree(self.work, ignore_errors=True)
 
     @property
     def folders(self) -> list[Path]:
-        """The existing folders of this slot, published or not."""
-        return [folder for folder in (self.artifact, self.part, self.work) if folder.is_dir()]
+        """The existing folders of this slot, published or not. A link is no folder of vfm's, wherever it leads."""
+        places = (self.artifact, self.part, self.work)
+        return [folder for folder in places if folder.is_dir() and not folder.is_symlink()]
 
     def discard(self, on_wait: Callable[[str], None] = lambda message: None) -> None:
         """Remove the artifact and its partial results, under the lock."""
@@ -94,59 +101,12 @@ class Slot:
     def lock(self, on_wait: Callable[[str], None]) -> Iterator[int]:
         """Hold the lock, after waiting for any other holder, and yield the lock's file descriptor.
 
-        The lock is the kernel's (`flock`): it is released when its holder dies.
-
         Args:
             on_wait: called with a message that names the other holder.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        descriptor = self._acquire(on_wait)
-        try:
-            if left := os.pread(descriptor, 400, 0).decode(errors="replace"):
-                on_wait(f"taking over {self.name}: it was {left}, which has ended")
-            _write_holder(descriptor)
+        with locked(self.lock_file, self.name, on_wait) as descriptor:
             yield descriptor
-        finally:
-            os.ftruncate(descriptor, 0)
-            os.close(descriptor)
-
-    def _acquire(self, on_wait: Callable[[str], None]) -> int:
-        reported = ""
-        while True:
-            descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o644)
-            if _try_lock(descriptor) and self._is_lock_file(descriptor):
-                return descriptor
-            holder = _holder(descriptor)
-            os.close(descriptor)
-            if holder != reported:
-                on_wait(f"waiting for {self.name}: {holder}")
-                reported = holder
-            time.sleep(0.2)
-
-    def _is_lock_file(self, descriptor: int) -> bool:
-        """Return whether the locked file is still the one that others would lock; `discard` removes it."""
-        try:
-            return os.path.samestat(os.fstat(descriptor), self.lock_file.stat())
-        except FileNotFoundError:
-            return False
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _write_holder(descriptor: int) -> None:
-    who = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"held by {who}".encode(), 0)
-
-
-def _holder(descriptor: int) -> str:
-    return os.pread(descriptor, 400, 0).decode(errors="replace") or "held by another process"
 
 
 @dataclass(frozen=True)
@@ -171,11 +131,13 @@ class Store:
     def unlinked(self) -> list[Slot]:
         """Return the slots, published or left by a crash, that no run links to and no process holds."""
         links = [link for run in _inside(self.root / "runs") for link in _inside(run / LINKS)]
-        linked = {link.readlink().name for link in links if link.is_symlink()}
-        partial = [path for path in self.root.glob(".*.*") if path.suffix in {".part", ".work"} and path.is_dir()]
+        ends = (end for link in links if link.is_symlink() for end in (link.readlink(), Path(os.path.realpath(link))))
+        linked = {end.name for end in ends}  # a link may lead to another run's link
+        partial = [path for path in self.root.glob(".*.*") if path.suffix in {".part", ".work"}]
         left = {path.stem[1:] for path in partial if SLOT_NAME.fullmatch(path.stem[1:])}
         names = ({path.name for path in self.artifacts()} | left) - linked
-        return [slot for name in sorted(names) if not _held(slot := Slot(self.root, name))]
+        slots = [slot for name in sorted(names) if (slot := Slot(self.root, name)).folders]
+        return [slot for slot in slots if not is_locked(slot.lock_file)]
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -184,13 +146,3 @@ def _inside(folder: Path) -> list[Path]:
         return list(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
-
-
-def _held(slot: Slot) -> bool:
-    if not slot.lock_file.exists():
-        return False
-    descriptor = os.open(slot.lock_file, os.O_RDWR)
-    try:
-        return not _try_lock(descriptor)
-    finally:
-        os.close(descriptor)
