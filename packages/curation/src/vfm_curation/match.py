@@ -28,6 +28,7 @@ from vfm_curation.matching import FIXED_BLANKS, FIXED_MARKS, Semantics, dead_ent
 from vfm_curation.metadata import load_entries
 from vfm_curation.pool_texts import OnBad, texts_of
 from vfm_curation.probabilities import count_ids
+from vfm_curation.repeated_texts import RepeatedTexts, smallest_keys
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 from vfm_curation.stages import CurationRuntime, MatchTexts
 
@@ -89,11 +90,16 @@ def _languages(config: MatchTexts, pool: Pool | CuratedSubset, metadata: Metadat
 
 
 def _match_all(ctx: Context, job: MatchJob, num_shards: int, runtime: CurationRuntime) -> ShardSummary:
-    total = ShardSummary()
+    total, repeated = ShardSummary(), RepeatedTexts()
     summaries = run_shards(match_shard, job, range(num_shards), runtime)
     per_text = lambda: round(total.num_pairs / max(1, total.num_texts), 2)  # noqa: E731
     for summary in with_progress(ctx, summaries, num_shards, matches_per_text=per_text):
         total.add(summary)
+        repeated.add(summary.shard, summary.smallest_keys)
+    source = open_dataset(PairDataset.load(job.pool))
+    path_of = lambda shard: source.index.shards[shard].path  # noqa: E731
+    if line := repeated.warning(lambda shard: texts_in(source, shard, job.languages), path_of):
+        ctx.warn(line)
     return total
 
 
@@ -135,6 +141,8 @@ class ShardSummary(Summary):
 
     num_matched: int = 0
     num_pairs: int = 0
+    shard: int = 0
+    smallest_keys: list[int] = field(default_factory=list)
     texts_of: dict[str, int] = field(default_factory=dict)  # by language, the detected one if languages are detected
 
     def add(self, other: ShardSummary) -> None:
@@ -161,8 +169,9 @@ def match_shard(job: MatchJob, shard: int) -> ShardSummary:
     file = job.file(shard)
     if record := finished_summary(file, made):
         return ShardSummary.of(record)
-    summary = ShardSummary()
+    summary = ShardSummary(shard=shard)
     texts = texts_in(source, shard, job.languages, on_bad=summary.skip)
+    summary.smallest_keys = smallest_keys(texts)
     if job.detect_language:
         texts = texts.append_column("detected", detected(texts["text"], matchers.languages))
     languages = texts["detected" if job.detect_language else "language"]
