@@ -1,14 +1,11 @@
-"""Results as CSV and as a page of tables, or a page that states that nothing was measured."""
+"""The page of tables, or a page that states that nothing was measured."""
 
 from __future__ import annotations
 
-import csv
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from problems import OURS
-from steps import Step
-from timing import Timing
+from records import Row, Step
 
 NOT_MEASURED = """# Kernels on a GPU
 
@@ -25,45 +22,13 @@ It measures:
 """
 
 
-@dataclass(frozen=True)
-class Row:
-    """One implementation of one op at one shape, forward or backward; `note` is its kernels, or why it has no time."""
-
-    op: str
-    shape: str
-    direction: str
-    implementation: str
-    relative_error: float | None = None
-    milliseconds: float | None = None
-    low: float | None = None
-    high: float | None = None
-    num_bytes: float | None = None
-    flops: float | None = None
-    roofline_percent: float | None = None
-    peak_mib: float | None = None
-    note: str = ""
-
-    @classmethod
-    def of(
-        cls, where: tuple[str, str, str, str], error: float, timing: Timing, cost: tuple[float, float], floor: float
-    ) -> Row:
-        """Return the row of a measurement; its note is the names of the kernels."""
-        percent, peak = 100 * floor / timing.median, timing.peak_bytes / 2**20
-        times = (timing.median, timing.low, timing.high)
-        return cls(*where, error, *times, *cost, percent, peak, " ".join(timing.kernels))
-
-
 def write_not_measured(path: Path, measured: list[str]) -> None:
     """Write the page without results, with the list of what it would measure."""
     path.write_text(NOT_MEASURED + "".join(f"- {line}\n" for line in measured))
 
 
-def write(folder: Path, about: dict[str, str], rows: list[Row], steps: list[Step]) -> None:
-    """Write `kernels.csv`, `steps.csv` and `kernels.md`."""
-    _csv(folder / "kernels.csv", [asdict(row) for row in rows])
-    if steps:
-        records = [{"model": step.model, "way": step.way, "note": step.note} | _timing(step.timing) for step in steps]
-        _csv(folder / "steps.csv", records)
+def write(path: Path, about: dict[str, str], rows: list[Row], steps: list[Step]) -> None:
+    """Write the page of all results."""
     lines = ["# Kernels on a GPU", "", *(f"- {name}: {value}" for name, value in about.items()), ""]
     lines += [
         "Milliseconds are medians. Roofline is the least time, by this card's copy and matrix product, over the median."
@@ -71,7 +36,7 @@ def write(folder: Path, about: dict[str, str], rows: list[Row], steps: list[Step
     for op in dict.fromkeys(row.op for row in rows):
         lines += ["", f"## {op}", "", *_table([row for row in rows if row.op == op])]
     lines += ["", "## Training steps", "", *(_steps(steps) if steps else ["None was run."])]
-    (folder / "kernels.md").write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n")
 
 
 def _table(rows: list[Row]) -> list[str]:
@@ -104,12 +69,12 @@ def _against(row: Row, rows: list[Row]) -> str:
 def _steps(steps: list[Step]) -> list[str]:
     cells = []
     for step in steps:
-        first = next((s.timing for s in steps if s.model == step.model and s.timing is not None), None)
-        if step.timing is None or first is None:
+        library = next((s.milliseconds for s in steps if (s.model, s.way) == (step.model, "library")), None)
+        if step.milliseconds is None:
             cells.append([step.model, step.way, "", "", "", step.note])
             continue
-        ratio = f"{first.median / step.timing.median:.2f}x"
-        numbers = [f"{step.timing.median:.1f}", f"{step.timing.peak_bytes / 2**20:.0f}", ratio]
+        ratio = f"{library / step.milliseconds:.2f}x" if library else ""
+        numbers = [f"{step.milliseconds:.1f}", f"{step.peak_mib:.0f}", ratio]
         cells.append([step.model, step.way, *numbers, step.note])
     return _markdown(["model", "way", "ms", "MiB", "against library", "what was replaced"], cells)
 
@@ -121,17 +86,3 @@ def _markdown(head: list[str], cells: list[list[str]]) -> list[str]:
 
 def _short(error: float | None) -> str:
     return "" if error is None else f"{error:.1e}"
-
-
-def _timing(timing: Timing | None) -> dict[str, float | None]:
-    if timing is None:
-        return {"milliseconds": None, "low": None, "high": None, "peak_mib": None}
-    times = {"milliseconds": timing.median, "low": timing.low, "high": timing.high}
-    return times | {"peak_mib": timing.peak_bytes / 2**20}
-
-
-def _csv(path: Path, rows: list[dict]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)

@@ -63,9 +63,9 @@ def under(choice: vk.Kernels, function: Function) -> Function:
     return run
 
 
-def three_ways(function: Function, device: torch.device) -> dict[str, Function]:
+def three_ways(function: Function) -> dict[str, Function]:
     """Return our op, torch's plain ops, and those compiled."""
-    compiled = torch.compile(function, backend="inductor" if device.type == "cuda" else "eager")
+    compiled = torch.compile(function)
     return {
         "ours": under("auto", function),
         "torch": under("reference", function),
@@ -121,7 +121,7 @@ def _attention_by(name: str, options: dict[str, Any]) -> Function:
 def swiglu(device: torch.device, rows: int, width: int, padded: int) -> Problem:
     inputs = [random(device, rows, padded), random(device, rows, padded)]
     inputs += [random(device, width, dtype=torch.float32) for _ in range(2)]
-    ways, hidden = three_ways(vk.swiglu_subln, device), rows * padded
+    ways, hidden = three_ways(vk.swiglu_subln), rows * padded
     label = f"({rows},{width} in {padded})"
     return Problem("swiglu_subln", label, inputs, ways["torch"], ways, Cost(6 * hidden), Cost(10 * hidden))
 
@@ -129,7 +129,7 @@ def swiglu(device: torch.device, rows: int, width: int, padded: int) -> Problem:
 def add_layer_norm(device: torch.device, batch: int, tokens: int, channels: int, stream: torch.dtype) -> Problem:
     inputs = [random(device, batch, tokens, channels, dtype=stream), random(device, batch, tokens, channels)]
     inputs += [random(device, channels, dtype=torch.float32) for _ in range(2)]
-    ways, elements = three_ways(vk.add_layer_norm, device), batch * tokens * channels
+    ways, elements = three_ways(vk.add_layer_norm), batch * tokens * channels
     forward, backward = (12, 18) if stream == torch.float32 else (8, 12)
     label = f"({batch},{tokens},{channels}) {str(stream).removeprefix('torch.')} stream"
     costs = (Cost(forward * elements), Cost(backward * elements))
@@ -143,7 +143,7 @@ def mask_tokens(device: torch.device, batch: int, tokens: int, channels: int) ->
     def function(patches: Tensor, mask_token: Tensor) -> Tensor:
         return vk.mask_tokens(patches, mask_token, bool_mask, cls_token=cls_token, pos_embed=pos_embed)
 
-    ways, elements = three_ways(function, device), batch * tokens * channels
+    ways, elements = three_ways(function), batch * tokens * channels
     inputs = [random(device, batch, tokens, channels), random(device, channels)]
     label = f"({batch},{tokens},{channels})"
     return Problem("mask_tokens", label, inputs, ways["torch"], ways, Cost(3.2 * elements), Cost(4 * elements))
@@ -151,7 +151,7 @@ def mask_tokens(device: torch.device, batch: int, tokens: int, channels: int) ->
 
 def gather_tokens(device: torch.device, batch: int, tokens: int, kept: int, channels: int) -> Problem:
     index = torch.rand(batch, tokens, device=device).argsort(dim=1)[:, :kept]
-    ways = three_ways(lambda x: vk.gather_tokens(x, index), device)
+    ways = three_ways(lambda x: vk.gather_tokens(x, index))
     costs = (Cost(4 * batch * kept * channels), Cost(2 * batch * (kept + tokens) * channels))
     label = f"({batch},{kept} of {tokens},{channels})"
     return Problem("gather_tokens", label, [random(device, batch, tokens, channels)], ways["torch"], ways, *costs)
@@ -159,7 +159,7 @@ def gather_tokens(device: torch.device, batch: int, tokens: int, kept: int, chan
 
 def scatter_tokens(device: torch.device, batch: int, tokens: int, kept: int, channels: int) -> Problem:
     index = torch.rand(batch, tokens, device=device).argsort(dim=1)[:, :kept]
-    ways = three_ways(lambda x: vk.scatter_tokens(x, index, tokens), device)
+    ways = three_ways(lambda x: vk.scatter_tokens(x, index, tokens))
     costs = (Cost(2 * batch * (kept + tokens) * channels), Cost(4 * batch * kept * channels))
     label = f"({batch},{kept} of {tokens},{channels})"
     return Problem("scatter_tokens", label, [random(device, batch, kept, channels)], ways["torch"], ways, *costs)
@@ -168,7 +168,7 @@ def scatter_tokens(device: torch.device, batch: int, tokens: int, kept: int, cha
 def masked_cosine(device: torch.device, batch: int, tokens: int, channels: int) -> Problem:
     bool_mask = torch.rand(batch, tokens, device=device) < 0.41
     target = random(device, batch, tokens, channels)
-    ways = three_ways(lambda x: vk.masked_cosine_loss(x, target.to(x.dtype), bool_mask), device)
+    ways = three_ways(lambda x: vk.masked_cosine_loss(x, target.to(x.dtype), bool_mask))
     masked = 0.41 * batch * tokens * channels
     costs = (Cost(6 * masked), Cost(4 * batch * tokens * channels))
     label = f"({batch},{tokens},{channels})"
@@ -187,7 +187,7 @@ def contrastive(device: torch.device, batch: int, channels: int, loss: str) -> P
     def chunked(image: Tensor, text: Tensor) -> Tensor:
         return function(image, text, scale, *more, chunk_size=4096)
 
-    ways = three_ways(whole, device) | {"ours": under("auto", chunked)}
+    ways = three_ways(whole) | {"ours": under("auto", chunked)}
     product = 2 * batch**2 * channels
     costs = (Cost(8 * batch * channels, product), Cost(16 * batch * channels, (3 if more == () else 2) * product))
     return Problem(loss, f"({batch},{channels})", inputs, ways["torch"], ways, *costs)

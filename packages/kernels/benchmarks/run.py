@@ -1,8 +1,9 @@
 """Measure the kernels on this machine's GPU: `python packages/kernels/benchmarks/run.py`.
 
 It needs torch, triton and numpy; peers that are not installed are listed as absent. Numbers are compared with float64
-before anything is timed, and wrong implementations are not timed. `--tiny` runs everything at meaningless sizes, also
-on a CPU, to test the runner.
+before anything is timed, and wrong implementations are not timed. Each row is written when it is measured, an error
+ends only its row, and ops or models can be measured one by one into the same folder. `--tiny` runs everything at
+meaningless sizes, also on a CPU, to test the runner.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import torch._functorch.config
 
 HERE = Path(__file__).parent
 try:
@@ -23,8 +25,9 @@ except ModuleNotFoundError:  # run from the sources without installation
     sys.path.insert(0, str(HERE.parent / "src"))
 
 from checking import Error, as_tuple, check, one_line  # noqa: E402
-from page import Row, write, write_not_measured  # noqa: E402
+from page import write, write_not_measured  # noqa: E402
 from problems import OURS, REAL, TINY, Problem  # noqa: E402
+from records import Row, Step, Table, keep_about  # noqa: E402
 from steps import NAMES, measured_steps  # noqa: E402
 from timing import Roof, Run, measure, measured_roof  # noqa: E402
 
@@ -33,40 +36,76 @@ PEERS = ("triton", "numpy", "flash-attn", "flash-attn-4", "xformers", "timm", "o
 
 def main() -> None:
     """Parse the command line, measure, and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the page and the CSV files")
-    parser.add_argument("--tiny", action="store_true", help="meaningless sizes for a CPU, to test the runner")
-    parser.add_argument("--only", default="", metavar="OP", help="only this op and no training steps")
-    parser.add_argument("--repeats", type=int, default=100)
-    options = parser.parse_args()
+    options = _options()
     options.out.mkdir(parents=True, exist_ok=True)
+    page = options.out / "kernels.md"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu" and not options.tiny:
         if (options.out / "kernels.csv").exists():
             print("no CUDA device: nothing is measured; the measured page is kept")
             return
-        write_not_measured(options.out / "kernels.md", list(_measured()))
-        print(f"no CUDA device: nothing is measured; see {options.out / 'kernels.md'}")
+        write_not_measured(page, list(_measured()))
+        print(f"no CUDA device: nothing is measured; see {page}")
         return
-    entries = [entry for entry in (TINY if options.tiny else REAL) if not options.only or _name(entry) == options.only]
-    if not entries:
-        parser.error(f"--only {options.only} is not an op; choose from {', '.join(dict.fromkeys(map(_name, REAL)))}")
     roof = measured_roof(device, 64 if options.tiny else 8192)
-    rows = []
-    for build, arguments, smaller in entries:
-        errors = check(build(device, **arguments | smaller))
-        rows += list(_rows(build(device, **arguments), errors, roof, device, options.repeats))
-        print(rows[-1].op, rows[-1].shape, flush=True)
-    steps = [] if options.only else list(measured_steps(device, options.tiny, max(2, options.repeats // 5)))
     about = _about(device, roof)
     if options.tiny:
         about |= {"sizes": "tiny: a test of the runner, the numbers mean nothing"}
-    write(options.out, about, rows, steps)
-    print(options.out / "kernels.md")
-    if wrong := [row for row in rows if row.implementation in OURS and row.note.startswith(("wrong", "failed"))]:
+    keep_about(options.out / "about.json", about)
+    rows, steps = Table(options.out / "kernels.csv", Row), Table(options.out / "steps.csv", Step)
+    for op in options.only:
+        rows.drop(op)
+        # A compiled graph whose backward is walked many times must keep its saved tensors.
+        with torch._functorch.config.patch(donated_buffer=False):
+            for row in _measured_rows(op, device, options.tiny, options.repeats, roof):
+                rows.append(row)
+                write(page, about, rows.rows, steps.rows)
+        print(op, flush=True)
+    for name in options.steps:
+        steps.drop(name)
+        for step in measured_steps(name, device, options.tiny, max(2, options.repeats // 5)):
+            steps.append(step)
+            write(page, about, rows.rows, steps.rows)
+        print(name, flush=True)
+    print(page)
+    if wrong := [row for row in rows.rows if row.implementation in OURS and row.note.startswith(("wrong", "failed"))]:
         sys.exit(
             f"{len(wrong)} of our implementations are wrong or fail: {wrong[0].op} {wrong[0].shape}: {wrong[0].note}"
         )
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the page and the CSV files")
+    parser.add_argument("--tiny", action="store_true", help="meaningless sizes for a CPU, to test the runner")
+    parser.add_argument("--only", nargs="*", metavar="OP", help="measure these ops anew; all by default")
+    parser.add_argument(
+        "--steps",
+        nargs="*",
+        metavar="MODEL",
+        help="measure training steps of these models anew; all by default, none with --only",
+    )
+    parser.add_argument("--repeats", type=int, default=100)
+    options = parser.parse_args()
+    ops = list(dict.fromkeys(map(_name, REAL)))
+    if options.only is None:
+        options.only = [] if options.steps else ops
+        options.steps = list(NAMES) if options.steps is None else options.steps
+    options.steps = options.steps or []
+    for flag, chosen, allowed in (("--only", options.only, ops), ("--steps", options.steps, NAMES)):
+        if unknown := [name for name in chosen if name not in allowed]:
+            parser.error(f"{flag}: expected one of {', '.join(allowed)}, got {unknown[0]}")
+    return options
+
+
+def _measured_rows(op: str, device: torch.device, tiny: bool, repeats: int, roof: Roof) -> Iterator[Row]:
+    for build, arguments, smaller in (entry for entry in (TINY if tiny else REAL) if _name(entry) == op):
+        try:
+            errors = check(build(device, **arguments | smaller))
+            yield from _rows(build(device, **arguments), errors, roof, device, repeats)
+        except Exception as error:  # the other shapes are still measured
+            yield Row(op, str(arguments), "", "all", note=one_line(error))
+        torch.compiler.reset()
 
 
 def _rows(
@@ -83,8 +122,8 @@ def _rows(
             work = (cost.num_bytes, cost.flops)
             try:
                 timing = measure(_run(function, problem.inputs, direction), device, repeats)
-            except torch.OutOfMemoryError as full:
-                yield Row(*where, error.relative, note=one_line(full))
+            except Exception as failure:  # the others are still measured
+                yield Row(*where, error.relative, note=one_line(failure))
                 continue
             yield Row.of(where, error.relative, timing, work, roof.milliseconds(*work))
     for name, reason in problem.refused.items():

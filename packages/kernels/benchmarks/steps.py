@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 import torch
 from checking import one_line
+from records import Step
 from timing import Timing, measure
 from torch import Tensor, nn
 
@@ -17,28 +17,25 @@ Loss = Callable[[], Tensor]
 NAMES = ("EVA-g", "EVA02-L", "CLIP-L/14")
 
 
-@dataclass(frozen=True)
-class Step:
-    """One way to train one model; `note` is what `accelerate` replaced, or why there is no timing."""
+def measured_steps(name: str, device: torch.device, tiny: bool, repeats: int) -> Iterator[Step]:
+    """Yield forward, loss, backward and AdamW of a model under bf16 autocast, in four ways.
 
-    model: str
-    way: str
-    timing: Timing | None
-    note: str
-
-
-def measured_steps(device: torch.device, tiny: bool, repeats: int) -> Iterator[Step]:
-    """Yield forward, loss, backward and AdamW under bf16 autocast, in four ways for each model."""
-    for name in NAMES:
-        for accelerated in (False, True):
-            for compiled in (False, True):
-                way = " + ".join(["ours" if accelerated else "library", *["torch.compile"] * compiled])
-                try:
-                    yield Step(name, way, *_step(name, device, tiny, accelerated, compiled, repeats))
-                except ImportError as error:
-                    yield Step(name, way, None, f"absent: {error.name} is not installed")
-                except torch.OutOfMemoryError as error:
-                    yield Step(name, way, None, one_line(error))
+    Args:
+        name: one of `NAMES`.
+        device: where the model is trained.
+        tiny: whether to take a meaningless size.
+        repeats: number of timed steps.
+    """
+    for accelerated in (False, True):
+        for compiled in (False, True):
+            way = " + ".join(["ours" if accelerated else "library", *["torch.compile"] * compiled])
+            try:
+                yield Step.of(name, way, *_step(name, device, tiny, accelerated, compiled, repeats))
+            except ImportError as error:
+                yield Step(name, way, note=f"absent: {error.name} is not installed")
+            except Exception as error:  # the others are still measured
+                yield Step(name, way, note=one_line(error))
+            torch.compiler.reset()  # a graph of one way must not serve another
 
 
 def _step(
@@ -53,7 +50,7 @@ def _step(
                 vk.pad_swiglu(model)
             note = str(stack.enter_context(vk.accelerate(model)))
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
-        forward = torch.compile(loss, backend="inductor" if device.type == "cuda" else "eager") if compiled else loss
+        forward = torch.compile(loss) if compiled else loss
 
         def train() -> None:
             with torch.autocast(device.type, torch.bfloat16):

@@ -32,7 +32,7 @@ def measure(run: Run, device: torch.device, repeats: int = 100) -> Timing:
     kernels = kernel_names(run, device)
     peak = peak_bytes(run, device)
     times = _on_gpu(run, device, repeats) if device.type == "cuda" else _on_cpu(run, repeats)
-    low, *_, high = statistics.quantiles(times, n=5)
+    low, *_, high = statistics.quantiles(times, n=5, method="inclusive")
     return Timing(statistics.median(times), low, high, peak, kernels)
 
 
@@ -60,7 +60,7 @@ def _on_cpu(run: Run, repeats: int) -> list[float]:
 def kernel_names(run: Run, device: torch.device) -> tuple[str, ...]:
     """Return the names of what ran: kernels on a GPU, torch's outermost ops on a CPU; each name once."""
     activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
-    with profile(activities=[activity]) as profiled:
+    with profile(activities=[activity], acc_events=True) as profiled:  # without it, a warning
         run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)

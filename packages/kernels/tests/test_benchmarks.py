@@ -10,7 +10,7 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-MODULES = ("run", "problems", "checking", "timing", "steps", "page")
+MODULES = ("run", "problems", "checking", "timing", "steps", "page", "records")
 
 
 def run(*arguments: str) -> str:
@@ -42,7 +42,8 @@ def test_without_a_gpu_the_runner_and_the_page_say_that_nothing_is_measured(tmp_
 
 
 @pytest.mark.slow
-def test_every_op_and_training_step_runs_at_tiny_sizes(tmp_path):
+def test_every_op_and_training_step_runs_at_tiny_sizes_with_inductor(tmp_path):
+    """Each row of the real run, compiled by inductor as on a GPU: its backward is walked many times."""
     run("--tiny", "--repeats", "2", "--out", str(tmp_path))
     rows = list(csv.DictReader((tmp_path / "kernels.csv").read_text().splitlines()))
     timed = [row for row in rows if row["milliseconds"]]
@@ -56,10 +57,34 @@ def test_every_op_and_training_step_runs_at_tiny_sizes(tmp_path):
     assert {row["implementation"] for row in timed} >= {"ours", "torch", "torch.compile", "sdpa", "eager"}
     steps = list(csv.DictReader((tmp_path / "steps.csv").read_text().splitlines()))
     assert len(steps) == 12
+    assert all(step["milliseconds"] for step in steps), steps
     page = (tmp_path / "kernels.md").read_text()
     assert "the numbers mean nothing" in page
     assert "- triton_short cannot run: device is cpu" in page
     assert "xformers cannot run: " in page
+
+
+def test_an_op_or_a_model_is_measured_anew_beside_the_others(runner, tmp_path, monkeypatch):
+    ops, models = runner.Table(tmp_path / "kernels.csv", runner.Row), runner.Table(tmp_path / "steps.csv", runner.Step)
+    numbers = dict.fromkeys(["relative_error", "milliseconds", "roofline_percent", "peak_mib"], 0.1 + 0.2)
+    old = numbers | {"note": 'a, "quoted" kernel'}
+    kept = [runner.Row(op, "(2)", "forward", "ours", **old) for op in ("swiglu_subln", "siglip_loss")]
+    ops.drop("")
+    models.drop("")
+    for row in (kept[0], runner.Row("gather_tokens", "old", "forward", "ours", **old), kept[1]):
+        ops.append(row)
+    for name in ("EVA-g", "CLIP-L/14"):
+        models.append(runner.Step(name, "old", 1.5, peak_mib=1.0))
+    new = runner.Row("gather_tokens", "new", "forward", "ours", **old)
+    monkeypatch.setattr(runner, "_measured_rows", lambda *arguments: iter([new]))
+    monkeypatch.setattr(
+        runner, "measured_steps", lambda name, *arguments: iter([runner.Step(name, "new", 1.0, peak_mib=1.0)])
+    )
+    arguments = ["--only", "gather_tokens", "--steps", "CLIP-L/14", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["run.py", "--tiny", *arguments])
+    runner.main()
+    assert runner.Table(tmp_path / "kernels.csv", runner.Row).rows == [*kept, new]
+    assert [step.way for step in runner.Table(tmp_path / "steps.csv", runner.Step).rows] == ["old", "new"]
 
 
 def test_costs_of_real_problems_follow_the_papers_formulas(runner):
@@ -98,16 +123,59 @@ def test_ours_must_be_bit_equal_on_repeat(runner):
     assert runner.check(problem)["triton_stream"] == "failed: it is not bit-equal on repeat"
 
 
+def test_a_failure_while_measuring_ends_only_its_row(runner, tmp_path):
+    cpu, calls = torch.device("cpu"), iter(range(99))
+    problem = runner.TINY[0][0](cpu, **runner.TINY[0][1])
+    right = problem.implementations["eager"]
+
+    def fails_later(qkv):
+        if next(calls) > 2:
+            raise RuntimeError("illegal memory access")
+        return right(qkv)
+
+    problem.implementations.clear()
+    problem.implementations.update(fa3=fails_later, eager=right)
+    rows = list(runner._rows(problem, runner.check(problem), runner.Roof(1e9, 1e9), cpu, 2))
+    failed = [row.note for row in rows if row.direction and row.implementation == "fa3"]
+    assert failed == ["failed: RuntimeError: illegal memory access"] * 2
+    assert all(row.milliseconds for row in rows if row.implementation == "eager")
+
+
+def test_rows_are_on_disk_when_they_are_measured(runner, tmp_path, monkeypatch):
+    row = runner.Row("info_nce", "(2)", "forward", "ours", 1e-3, 2.0, roofline_percent=9.0, peak_mib=1.0, note="kernel")
+
+    def killed(*arguments):
+        yield row
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "_measured_rows", killed)
+    monkeypatch.setattr(sys, "argv", ["run.py", "--tiny", "--only", "info_nce", "--out", str(tmp_path)])
+    with pytest.raises(KeyboardInterrupt):
+        runner.main()
+    assert runner.Table(tmp_path / "kernels.csv", runner.Row).rows == [row]
+    assert "2.000" in (tmp_path / "kernels.md").read_text()
+
+
+def test_a_folder_has_the_results_of_one_card(runner, tmp_path):
+    records = importlib.import_module("records")
+    records.keep_about(tmp_path / "about.json", {"card": "H100", "versions": "torch 2"})
+    records.keep_about(tmp_path / "about.json", {"card": "H100", "versions": "torch 2"})
+    with pytest.raises(SystemExit, match="expected results of card A100, got H100; choose another folder by --out"):
+        records.keep_about(tmp_path / "about.json", {"card": "A100", "versions": "torch 2"})
+
+
 def test_ours_is_compared_with_the_best_of_the_others_and_with_the_roofline(runner, tmp_path):
     page = importlib.import_module("page")
     timing = importlib.import_module("timing").Timing
 
     def row(name: str, milliseconds: float):
         where, times = ("attention", "(1)", "forward", name), timing(milliseconds, 1.0, 2.0, 2**21, ("kernel_name",))
-        return page.Row.of(where, 1e-3, times, (3e9, 1.0), runner.Roof(3e12, 1e12).milliseconds(3e9, 1.0))
+        return importlib.import_module("records").Row.of(
+            where, 1e-3, times, (3e9, 1.0), runner.Roof(3e12, 1e12).milliseconds(3e9, 1.0)
+        )
 
     rows = [row("triton_short", 2.0), row("fa3", 5.0), row("sdpa_flash", 4.0)]
-    page.write(tmp_path, {"card": "none"}, rows, [])
+    page.write(tmp_path / "kernels.md", {"card": "none"}, rows, [])
     lines = (tmp_path / "kernels.md").read_text().splitlines()
     assert "| (1) | forward | triton_short | 2.000 | 50 % | 2 | 2.00x | 1.0e-03 | kernel_name |" in lines
     assert "| (1) | forward | fa3 | 5.000 | 20 % | 2 |  | 1.0e-03 | kernel_name |" in lines
