@@ -87,6 +87,12 @@ def whole_images(samples: Samples, uids: Iterable[str]) -> set[tuple[str, str, i
     return {place for place in texts_of(samples) if place[0] in chosen}
 
 
+def sizes_of(images: Mapping[str, bytes]) -> dict[str, tuple[int, int]]:
+    """Return the pixels and the bytes of each image."""
+    sizes = {uid: Image.open(io.BytesIO(image)).size for uid, image in images.items()}
+    return {uid: (width * height, len(images[uid])) for uid, (width, height) in sizes.items()}
+
+
 def first_uids(values: Mapping[str, Any]) -> set[str]:
     """Return the smallest of the uids with equal values."""
     first: dict[Any, str] = {}
@@ -147,7 +153,8 @@ def test_duplicates_equal_a_dictionary_with_any_shards(make_pool: Any, run_stage
         expected = whole_images(samples, first_uids(images))
     else:
         hashes = {uid: phash(Image.open(io.BytesIO(image))) for uid, image in images.items()}
-        near = {a for a in hashes for b in hashes if b < a and (hashes[a] ^ hashes[b]).bit_count() <= 4}
+        rank = {uid: (*[-size for size in sizes], uid) for uid, sizes in sizes_of(images).items()}
+        near = {a for a in hashes for b in hashes if rank[b] < rank[a] and (hashes[a] ^ hashes[b]).bit_count() <= 4}
         expected = whole_images(samples, set(hashes) - near)
     assert 0.2 < len(expected) / len(texts) < 0.95
     one = {"type": "near_duplicates"} if of == "phash" else {"type": "duplicates", "of": of}
@@ -158,6 +165,16 @@ def test_duplicates_equal_a_dictionary_with_any_shards(make_pool: Any, run_stage
         assert passed(subset) == expected
         reason = "near_duplicates" if of == "phash" else f"duplicate_{of}"
         assert {reason} == set(verdicts(subset).values()) - {""}
+
+
+def test_of_near_duplicates_the_largest_is_kept_then_the_largest_file(make_pool: Any, run_stage: Any) -> None:
+    copies = {"c": jpeg(1, (64, 48)), "a": jpeg(1, (32, 24)), "b": jpeg(1, (64, 48), 50), "d": jpeg(2), "e": jpeg(2)}
+    assert len(copies["c"]) > len(copies["b"])
+    pool = make_pool("pool", [(uid, {"en": ["a dog"]}) for uid in copies], shard_size=2, images=copies)
+    for distance in (0, 8):
+        subset = run(run_stage, pool, [{"type": "near_duplicates", "max_distance": distance}], f"n{distance}")
+        assert {"c", "d"} <= {uid for uid, _, _ in passed(subset)}
+    assert {uid for uid, _, _ in passed(subset)} == {"c", "d"}
 
 
 def test_each_text_has_the_reason_of_the_first_filter_it_failed(make_pool: Any, run_stage: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,10 @@ from vfm_curation.filters.run import FilterRun
 from vfm_curation.stages import Duplicates, NearDuplicates
 
 Bools = NDArray[np.bool_]
+# Orders in which the first of several copies is the one to keep. Texts of one sample keep their own order; shard and
+# row decide only if several samples have the same uid.
+BY_UID = (("uid", "ascending"), ("shard", "ascending"), ("unit", "ascending"))
+LARGEST_FIRST = (("pixels", "descending"), ("num_bytes", "descending"), *BY_UID)
 MANY_ROWS = 100  # rows for each image, above which the user is warned of the cost of the distance
 
 
@@ -45,9 +49,9 @@ def first_copies(config: Duplicates, run: FilterRun) -> Iterator[Bools]:
 
 
 def distinct_images(config: NearDuplicates, run: FilterRun) -> Iterator[Bools]:
-    """Yield which images have no near image with a smaller uid.
+    """Yield which images have no near image with more pixels, then with a larger file, then with a smaller uid.
 
-    Of equal hashes the first remains. Those are compared that agree on some choice of their blocks (see `block_masks`).
+    Of equal hashes the best remains. Those are compared that agree on some choice of their blocks (see `block_masks`).
     """
     num_images = run.num_units("image")
     number, masks = num_buckets(num_images), block_masks(config.max_distance, num_images)
@@ -59,10 +63,12 @@ def distinct_images(config: NearDuplicates, run: FilterRun) -> Iterator[Bools]:
     dropped = Dropped(run.scratch / "dropped", number, run.num_shards)
     equal = Buckets(run.scratch / "equal", number)
     for table in run.images():
-        equal.add(table.select(["shard", "unit", "uid", "phash"]), table["phash"].to_numpy() % number)
+        pixels = table["width"].to_numpy().astype(np.int64) * table["height"].to_numpy()
+        table = table.select(["shard", "unit", "uid", "phash", "num_bytes"]).append_column("pixels", pa.array(pixels))
+        equal.add(table, table["phash"].to_numpy() % number)
     agreeing = Buckets(run.scratch / "agreeing", num_buckets(num_images * len(masks)))
     for table in equal:
-        first, later = first_of_each(table, ["phash"])
+        first, later = first_of_each(table, ["phash"], LARGEST_FIRST)
         dropped.add(later)
         for mask in masks if config.max_distance else ():
             blocks = first["phash"].to_numpy() & mask
@@ -70,23 +76,22 @@ def distinct_images(config: NearDuplicates, run: FilterRun) -> Iterator[Bools]:
             group = splitmix64(blocks ^ splitmix64(mask.reshape(1)))
             agreeing.add(first.append_column("group", pa.array(group)), group % agreeing.number)
     for table in agreeing:
-        dropped.add(_near_earlier(table, config.max_distance))
+        dropped.add(_near_better(table, config.max_distance))
     yield from dropped.passing(run.identities())
 
 
-def _near_earlier(table: pa.Table, max_distance: int) -> pa.Table:
-    """Return the rows that are near to a row with a smaller uid in their group."""
-    table = table.sort_by([(name, "ascending") for name in ("group", "uid", "shard", "unit")])
+def _near_better(table: pa.Table, max_distance: int) -> pa.Table:
+    """Return the rows that are near to a row of their group that is before them in the order `LARGEST_FIRST`."""
+    table = table.sort_by([("group", "ascending"), *LARGEST_FIRST])
     near = has_earlier_neighbour(table["group"].to_numpy(), table["phash"].to_numpy(), max_distance)
     return table.filter(pa.array(near))
 
 
-def first_of_each(table: pa.Table, keys: list[str]) -> tuple[pa.Table, pa.Table]:
-    """Return of the rows with equal keys the one with the smallest uid, and the others; both sorted by keys and uid.
-
-    Texts of one sample keep their own order. Shard and row decide only if several samples have the same uid.
-    """
-    table = table.sort_by([(name, "ascending") for name in (*keys, "uid", "shard", "unit")])
+def first_of_each(
+    table: pa.Table, keys: list[str], order: Sequence[tuple[str, str]] = BY_UID
+) -> tuple[pa.Table, pa.Table]:
+    """Return of the rows with equal keys the first in an order, and the others; both sorted by keys and that order."""
+    table = table.sort_by([*((key, "ascending") for key in keys), *order])
     columns = [table[key].to_numpy() for key in keys]
     later = np.zeros(len(table), dtype=np.bool_)
     later[1:] = np.logical_and.reduce([column[1:] == column[:-1] for column in columns])

@@ -47,7 +47,7 @@ def remaining_samples(
 
 
 def measure_images(job: ImageJob, shard: int) -> Summary:
-    """Write for each image: row, `bad` (the reason if it cannot be used), `width` and `height` from its header.
+    """Write for each image: row, `bad` (the reason if unusable), `width` and `height` from its header, `num_bytes`.
 
     And the further columns of the job: `image` and `url` stand for two halves each of a hash of the file and of the
     URL; `phash` decodes the image. If the pool has no images, only the URL is measured.
@@ -91,7 +91,7 @@ def measure(sample: Sample | BadSample, columns: frozenset[str], shard: str) -> 
     if isinstance(sample, BadSample):
         raise sample
     image = (decode_image if "phash" in columns else open_image)(sample.image, f"{shard}:{sample.key}")
-    values: dict[str, Any] = {"width": image.width, "height": image.height}
+    values: dict[str, Any] = {"width": image.width, "height": image.height, "num_bytes": len(sample.image)}
     if "image" in columns:
         values["image"] = digest(sample.image)
     if "url" in columns and sample.url:
@@ -102,7 +102,7 @@ def measure(sample: Sample | BadSample, columns: frozenset[str], shard: str) -> 
 
 
 def _table(found: Sequence[dict[str, Any]], columns: frozenset[str]) -> pa.Table:
-    kinds = {"row": pa.int32(), "bad": pa.string(), "width": pa.int32(), "height": pa.int32()}
+    kinds = {"row": pa.int32(), "bad": pa.string(), "width": pa.int32(), "height": pa.int32(), "num_bytes": pa.int64()}
     kinds |= {"phash": pa.uint64()} if "phash" in columns else {}
     made = {name: pa.array([one.get(name) for one in found], kind) for name, kind in kinds.items()}
     for name in sorted(columns & {"image", "url"}):

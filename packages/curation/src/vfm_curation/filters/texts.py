@@ -21,7 +21,7 @@ from vfm_curation.shard_files import finished_summary, made_from, write_shard_fi
 
 OPTIONAL_COLUMNS = frozenset({"caption", "text", "detected"})  # measured only if a filter reads them
 IDENTITY = ["shard", "row", "uid", "language", "text_index"]
-VERSION = 2  # increase when the same shard gives other measurements
+VERSION = 3  # increase when the same shard gives other measurements
 
 
 @dataclass(frozen=True)

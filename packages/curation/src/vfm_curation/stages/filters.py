@@ -182,10 +182,11 @@ class Duplicates(Filter):
 
 
 class NearDuplicates(Filter):
-    """Drop an image whose 64-bit perceptual hash is near that of an image with a smaller uid.
+    """Drop an image whose 64-bit perceptual hash is near that of a better image.
 
-    The other image need not be kept itself: of a chain of near images only the first is. All pairs within the distance
-    are found. Images of a single colour, or nearly so, have the same hash.
+    Better means more pixels, then more bytes, then a smaller uid. The other image need not be kept itself: of a chain
+    of near images only the best is. All pairs within the distance are found. Images of a single colour, or nearly so,
+    have the same hash.
     """
 
     type: Literal["near_duplicates"] = Field("near_duplicates", description="an image that looks like another")
