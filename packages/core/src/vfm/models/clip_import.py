@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,8 +17,10 @@ from vfm.artifacts import ClipCheckpoint
 from vfm.config import UserError, did_you_mean
 from vfm.models import clip_config, eva_import, hugging_face
 from vfm.models.clip import ClipModel, build_clip, load_clip, open_clip_incompatibility, save_clip
+from vfm.models.clip_layouts import clip_tensors, is_vision_only, tensors_with_text_of, with_text_of
 from vfm.models.clip_module import load_weights
 from vfm.models.eva_import import DEFAULT_OPTIONS, ReadOptions
+from vfm.models.hugging_face_siglip_import import load_transformers_model
 from vfm.models.model_sources import check_weights_file, fetch, first_line, local_folder, weights_file_as_source
 from vfm.models.preprocess import Preprocess
 from vfm.models.vision_import import show_key_report
@@ -33,8 +36,10 @@ NUMPY_SUFFIXES = (".npz", ".npy")  # files of big_vision
 
 def import_clip_checkpoint(config: ImportClip, ctx: Context) -> ClipCheckpoint:
     """Run `models.clip`: download the weights if they are not local, and save them in open_clip's layout."""
-    report = KeyReport()
-    model = import_clip(config.source, config.pretrained, _options(config), report)
+    report, options = KeyReport(), _options(config)
+    if config.text_from:
+        options = replace(options, text_from=load_clip(ctx.load(config.text_from)))
+    model = import_clip(config.source, config.pretrained, options, report)
     show_key_report(ctx, report)
     if reason := open_clip_incompatibility(model):
         ctx.warn(reason)
@@ -62,19 +67,20 @@ def import_clip(
         source: an open_clip name or configuration, with `pretrained`; or without it `hf-hub:org/model`,
             `local-dir:folder` or a folder, in open_clip's or Hugging Face's layout, or an EVA-CLIP file.
         pretrained: a tag of open_clip's for the name, or a file: safetensors, or a `torch.save` file of open_clip,
-            OpenAI or EVA-CLIP, read with `weights_only`.
+            OpenAI, EVA-CLIP, DIVA or un2CLIP, read with `weights_only`.
         options: how a file is read.
-        report: filled with what became of every key of an EVA-CLIP file, or of one tower's file.
+        report: filled with what became of every key of an EVA-CLIP file, of one tower's file, or of a file with more
+            than a CLIP model.
 
     Raises:
-        UserError: a name is unknown, the weights are missing or do not fit, or they were trained with QuickGELU and the
-            model has GELU.
+        UserError: a name is unknown, the weights are missing or do not fit, they were trained with QuickGELU and the
+            model has GELU, or the file has no text tower and none is given.
     """
     report = KeyReport() if report is None else report
     if isinstance(source, str) and (folder := local_folder(source)):
-        return _loader_for(folder)(folder)
+        return with_text_of(options.text_from, _loader_for(folder)(folder))
     if isinstance(source, str) and source.startswith(HUB_PREFIX):
-        return _clip_from_hub(source.removeprefix(HUB_PREFIX))
+        return with_text_of(options.text_from, _clip_from_hub(source.removeprefix(HUB_PREFIX)))
     check_clip_source(source, pretrained, options)
     if file := weights_file_as_source(source, pretrained):
         return clip_from_file(None, file, options, report)
@@ -151,8 +157,11 @@ def _clip_with(
 
     `eva_import` loads EVA-CLIP's weights and single towers, open_clip's own loader all others.
     """
+    tensors = clip_tensors(tensors, report)
     by_eva_import = options.part != "both" or eva_import.is_official(tensors)
     config = clip_config.get_clip_config(source) if isinstance(source, str) else source
+    if other := options.text_from:
+        config = {**config, "text_cfg": other.config["text_cfg"]}
     model = build_clip({**config, "custom_text": True} if by_eva_import else config, seed=0)
     model.name = source if isinstance(source, str) else model.name
     is_openai = any(key in tensors for key in OPENAI_SIZES)
@@ -164,7 +173,15 @@ def _clip_with(
     tensors = {key: value for key, value in tensors.items() if key not in OPENAI_SIZES}
     if by_eva_import:
         eva_import.load_eva_clip(tensors, model, str(file), options, report)
-        return model
+        return with_text_of(other, model)
+    if other:
+        tensors = tensors_with_text_of(other, tensors, str(file))
+        model.preprocess, model.folder = other.preprocess, other.folder
+    elif is_vision_only(tensors):
+        raise UserError(
+            f"{file}: has no text tower; set text_from to the CLIP model that it was trained from, or part: visual for"
+            " an untrained one"
+        )
     with TemporaryDirectory() as folder:  # open_clip's loader only takes a file
         copy = Path(folder) / file.with_suffix(".safetensors").name
         save_state_dict(tensors, copy)
@@ -205,7 +222,7 @@ def _loader_for(folder: Path) -> Callable[[Path], ClipModel]:
     if (folder / clip_config.CONFIG_FILE).is_file():
         return load_clip
     if (folder / hugging_face.CONFIG_FILE).is_file():
-        return hugging_face.load_hugging_face
+        return load_transformers_model
     raise UserError(f"{folder}: no CLIP model (looked for {clip_config.CONFIG_FILE} and {hugging_face.CONFIG_FILE})")
 
 

@@ -33,6 +33,7 @@ class ReadOptions:
     part: Literal["both", "visual", "text"] = "both"  # of a CLIP model; the other tower is initialised with seed 0
     ema: bool = True  # use averaged weights if the file has them
     patch_resize: PatchResize = "pinv"  # how patches and positions of an EVA file are resized
+    text_from: ClipModel | None = None  # replaces the text tower, the logit scale and the preprocessing
 
 
 DEFAULT_OPTIONS = ReadOptions()

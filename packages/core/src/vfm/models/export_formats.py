@@ -17,6 +17,7 @@ from vfm.config import UserError, did_you_mean
 from vfm.models import clip_config, hugging_face, hugging_face_siglip
 from vfm.models.clip import ClipModel, load_clip, open_clip_incompatibility, save_clip
 from vfm.models.eva_layouts import to_official
+from vfm.models.hugging_face_siglip_import import load_transformers_model
 from vfm.models.vision import VISION_CONFIG_FILE, load_vision, save_vision
 from vfm.models.weight_transfer import KeyReport
 from vfm.models.weights import save_state_dict
@@ -50,7 +51,7 @@ def open_model(folder: Path) -> Model:
     if (config := folder / VISION_CONFIG_FILE).is_file():
         record = read_record(config)
         # timm and Hugging Face use the same file name; only timm's has an `architecture`.
-        return load_vision(folder).eval() if "architecture" in record else hugging_face.load_hugging_face(folder)
+        return load_vision(folder).eval() if "architecture" in record else load_transformers_model(folder)
     raise UserError(f"{folder}: no model (looked for {clip_config.CONFIG_FILE} and {VISION_CONFIG_FILE})")
 
 

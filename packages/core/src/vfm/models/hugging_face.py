@@ -165,9 +165,7 @@ def load_hugging_face(folder: Path) -> ClipModel:
     record = read_record(folder / CONFIG_FILE)
     if record.get("model_type") != "clip":
         raise UserError(f"{folder}: expected a Hugging Face model of type 'clip', got {record.get('model_type')!r}")
-    weights = next((folder / name for name in WEIGHTS_FILES if (folder / name).is_file()), None)
-    if weights is None:
-        raise UserError(f"{folder}: no weights (looked for {', '.join(WEIGHTS_FILES)})")
+    weights = find_weights(folder)
     model = build_clip(open_clip_config(record))
     model.name = folder.name
     try:
@@ -179,6 +177,18 @@ def load_hugging_face(folder: Path) -> ClipModel:
             model.preprocess = read_processor(read_record(processor), model.preprocess.image_size)
     model.module.eval()
     return model
+
+
+def find_weights(folder: Path) -> Path:
+    """Return the weights file of a folder in Hugging Face's layout.
+
+    Raises:
+        UserError: there is none.
+    """
+    for name in WEIGHTS_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{folder}: no weights (looked for {', '.join(WEIGHTS_FILES)})")
 
 
 def _rename_prefix(key: str, prefixes: Mapping[str, str]) -> str | None:

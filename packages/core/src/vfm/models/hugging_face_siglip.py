@@ -1,7 +1,8 @@
 """Conversion of CLIP models with SigLIP's architecture to Hugging Face's layout (`SiglipModel`): tensors are renamed.
 
 The architecture: a timm ViT without a class token, pooled by attention, a text tower without a causal mask that ends in
-a linear layer, and a bias on the logits. `transformers` itself is not needed.
+a linear layer, and a bias on the logits. `transformers` itself is not needed. `hugging_face_siglip_import` reads what
+is written here.
 
 Source: Zhai et al. 2023, SigLIP (arXiv:2303.15343); the names are those of transformers' `SiglipModel`.
 """
@@ -46,6 +47,9 @@ _PARTS = (
     (r"(?<=\d\.)mlp\.c_fc\.", "mlp.fc1."),
     (r"(?<=\d\.)mlp\.c_proj\.", "mlp.fc2."),
 )
+_LOGITS = ("logit_scale", "logit_bias")
+_POSITIONS = "visual.trunk.pos_embed"
+_POOL = re.compile(r"visual\.trunk\.attn_pool\.(q|kv)\.(weight|bias)$")
 _QKV = re.compile(r"(?<=\d\.)attn\.(qkv\.|in_proj_)")
 
 
@@ -86,21 +90,35 @@ def to_siglip(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     out: dict[str, Tensor] = {}
     for key, tensor in state_dict.items():
-        if key in ("logit_scale", "logit_bias"):
-            out[key] = tensor.reshape(1)
-        elif key.startswith(pool := "visual.trunk.attn_pool.q."):
-            kind = key.removeprefix(pool)
-            joined = torch.cat([tensor, state_dict[f"visual.trunk.attn_pool.kv.{kind}"]])
-            out[f"vision_model.head.attention.in_proj_{kind}"] = joined
-        elif not key.startswith("visual.trunk.attn_pool.kv."):
-            name = _rename(key)
-            if found := _QKV.search(name):
-                start, kind = name[: found.start()], name[found.end() :]
-                thirds = zip("qkv", tensor.chunk(3), strict=True)
-                out.update({f"{start}self_attn.{part}_proj.{kind}": third for part, third in thirds})
-            else:
-                out[name] = tensor[0] if key == "visual.trunk.pos_embed" else tensor
+        names, part = siglip_names(key)
+        if part == "q":
+            out[names[0]] = torch.cat([tensor, state_dict[key.replace(".q.", ".kv.")]])
+        elif len(names) > 1:
+            out.update(zip(names, tensor.chunk(len(names)), strict=True))
+        elif part is None:
+            out[names[0]] = tensor.reshape(1) if key in _LOGITS else tensor[0] if key == _POSITIONS else tensor
     return out
+
+
+def siglip_names(key: str) -> tuple[list[str], str | None]:
+    """Return Hugging Face's names of the tensor, or of the parts, that one of open_clip's keys has.
+
+    Returns:
+        The names, which are three for the fused q, k, v of a block; and for a part of the pooling's joint projection,
+        which part it is, `q` or `kv`, else None.
+
+    Raises:
+        UserError: the key has no counterpart in `SiglipModel`.
+    """
+    if key in _LOGITS:
+        return [key], None
+    if found := _POOL.match(key):
+        return [f"vision_model.head.attention.in_proj_{found[2]}"], found[1]
+    name = _rename(key)
+    if found := _QKV.search(name):
+        start, kind = name[: found.start()], name[found.end() :]
+        return [f"{start}self_attn.{part}_proj.{kind}" for part in "qkv"], None
+    return [name], None
 
 
 def siglip_config(model: ClipModel) -> dict[str, Any]:
@@ -152,7 +170,7 @@ def save_siglip(model: ClipModel, directory: Path) -> None:
 
 
 def _rename(key: str) -> str:
-    """Return the new name of a key, except for the fused q, k, v of a block, which `to_siglip` splits."""
+    """Return the new name of a key, except for the fused q, k, v of a block, which `siglip_names` splits."""
     for old, new in _NAMES:
         name, found = re.subn(f"^{old}", new, key)
         if found:

@@ -19,6 +19,7 @@ from vfm.panels import TablePanel
 
 PatchResize = Literal["bicubic", "pinv"]
 TRUNK = "visual.trunk."  # prefix of a timm encoder inside an open_clip model
+SHOWN = 8  # keys in a report that are new or dropped for the same reason
 _NORMS = {"norm.": "fc_norm."}  # the final norm before pooling: the one after pooling
 
 
@@ -42,10 +43,17 @@ class KeyReport:
         return ", ".join(f"{len(getattr(self, part))} {part}" for part in parts)
 
     def panel(self, title: str = "Transferred weights") -> TablePanel:
-        """Return a table for the report: the number of unchanged keys, and each key that changed."""
+        """Return a table for the report: the number of unchanged keys, and the changed ones (of many, the first)."""
         rows: list[list[str | float | int | None]] = [["taken", f"{len(self.taken)} keys", "unchanged"]]
-        for status in ("renamed", "resized", "new", "dropped"):
+        for status in ("renamed", "resized"):
             rows += [[status, key, note] for key, note in getattr(self, status).items()]
+        for status in ("new", "dropped"):
+            by_reason: dict[str, list[str]] = {}
+            for key, reason in getattr(self, status).items():
+                by_reason.setdefault(reason, []).append(key)
+            for reason, keys in by_reason.items():
+                rows += [[status, key, reason] for key in keys[:SHOWN]]
+                rows += [[status, f"{len(keys) - SHOWN} more keys", reason]] if len(keys) > SHOWN else []
         return TablePanel(title=title, columns=["status", "key", "new name, shape or reason"], rows=rows)
 
 

@@ -44,9 +44,21 @@ class ImportClip(_ImportFile):
         "both", description="the tower to read from the file; the other one is initialised with seed 0"
     )
 
+    text_from: Ref[ClipCheckpoint] | None = Field(
+        None,
+        description="model whose text tower, logit scale and preprocessing complete the vision tower that is read, such"
+        " as the model that a tuned one was trained from",
+    )
+
     makes: ClassVar[type[Artifact]] = ClipCheckpoint
     work: ClassVar[str] = "vfm.models.clip_import:import_clip_checkpoint"
     checks: ClassVar[str] = "vfm.models.clip_import:check_import_clip"
+
+    @model_validator(mode="after")
+    def _one_text_tower(self) -> ImportClip:
+        if self.text_from and self.part != "both":
+            raise ValueError(f"text_from replaces the text tower: leave part out, got part: {self.part}")
+        return self
 
     def sources(self) -> Iterable[str]:
         """Return the local folder and file that the names refer to."""

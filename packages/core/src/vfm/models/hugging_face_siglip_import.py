@@ -1,0 +1,163 @@
+"""Reading Hugging Face's layout of SigLIP (`SiglipModel`) as an open_clip model: the inverse of `hugging_face_siglip`.
+
+Source: Zhai et al. 2023, SigLIP (arXiv:2303.15343); names and defaults are those of transformers' `SiglipModel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+from vfm.config import UserError
+from vfm.models.clip import ClipModel, blueprint, build_clip
+from vfm.models.hugging_face import CONFIG_FILE, PROCESSOR_FILE, find_weights, load_hugging_face
+from vfm.models.hugging_face_config import mlp_ratio, read_processor
+from vfm.models.hugging_face_siglip import siglip_config, siglip_names
+from vfm.models.preprocess import Preprocess
+from vfm.models.weights import load_state_dict
+from vfm.store_files import read_record, reading
+
+_SHARED = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+}
+_VISION: dict[str, Any] = {**_SHARED, "image_size": 224, "patch_size": 16}
+_TEXT: dict[str, Any] = {**_SHARED, "max_position_embeddings": 64, "vocab_size": 32000}
+# Tokenizers by the size of their vocabulary; another size, such as CLIP's, is that of open_clip's own.
+_TOKENIZERS = {
+    32000: "timm/ViT-B-16-SigLIP",
+    250000: "timm/ViT-B-16-SigLIP-i18n-256",
+    256000: "timm/ViT-B-16-SigLIP2",
+}
+# SigLIP's preprocessing, if a folder has none of its own.
+_PREPROCESS = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic", "resize_mode": "squash"}
+
+
+def load_transformers_model(folder: Path) -> ClipModel:
+    """Load the model of a folder in the layout of `CLIPModel` or `SiglipModel`.
+
+    Raises:
+        UserError: the folder holds a model of another type, or its weights do not fit its configuration.
+    """
+    is_siglip = read_record(folder / CONFIG_FILE).get("model_type") == "siglip"
+    return load_siglip(folder) if is_siglip else load_hugging_face(folder)
+
+
+def load_siglip(folder: Path) -> ClipModel:
+    """Load the model of a folder in the layout of `SiglipModel`; its tokenizer is that of the folder, if it has one.
+
+    Raises:
+        UserError: timm has no encoder of its shapes, or its weights do not fit its configuration.
+    """
+    weights = find_weights(folder)
+    model = build_clip(open_clip_siglip_config(read_record(folder / CONFIG_FILE), str(folder)))
+    model.name, model.folder = folder.name, folder
+    try:
+        model.module.load_state_dict(from_siglip(load_state_dict(weights), model.module.state_dict()))
+    except (RuntimeError, KeyError) as error:
+        raise UserError(f"{weights}: does not fit its {CONFIG_FILE}: {' '.join(str(error).split())[:300]}") from None
+    model.preprocess = Preprocess.from_open_clip(_PREPROCESS, model.preprocess.image_size)
+    if (processor := folder / PROCESSOR_FILE).is_file():
+        with reading(processor, "the settings of an image processor"):
+            # SigLIP's own processor neither crops nor has a setting for it.
+            record = {"do_center_crop": False, **read_record(processor)}
+            model.preprocess = read_processor(record, model.preprocess.image_size)
+    model.module.eval()
+    return model
+
+
+def open_clip_siglip_config(record: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return open_clip's configuration of a `config.json`; missing keys have the defaults of `SiglipConfig`.
+
+    Raises:
+        UserError: timm has no encoder of these shapes, or the towers differ in width.
+    """
+    vision = {**_VISION, **_known(record.get("vision_config"), _VISION)}
+    text = {**_TEXT, **_known(record.get("text_config"), _TEXT)}
+    width = text["hidden_size"]
+    text_cfg = {
+        "context_length": text["max_position_embeddings"],
+        "vocab_size": text["vocab_size"],
+        "width": width,
+        "heads": text["num_attention_heads"],
+        "layers": text["num_hidden_layers"],
+        "mlp_ratio": mlp_ratio(text["intermediate_size"], width),
+        "no_causal_mask": True,
+        "proj_bias": True,
+        "pool_type": "last",
+        "norm_kwargs": {"eps": text["layer_norm_eps"]},
+        "act_kwargs": {"approximate": "tanh"} if text["hidden_act"] == "gelu_pytorch_tanh" else {},
+    }
+    if name := _TOKENIZERS.get(text["vocab_size"]):
+        text_cfg |= {"hf_tokenizer_name": name, "tokenizer_kwargs": {"clean": "canonicalize"}}
+    for encoder in _encoders(vision):
+        config = {
+            "embed_dim": vision["hidden_size"],
+            "vision_cfg": {
+                "image_size": vision["image_size"],
+                "timm_model_name": encoder,
+                "timm_pool": "map",
+                "timm_proj": "none",
+            },
+            "text_cfg": text_cfg,
+            "custom_text": True,
+            "init_logit_bias": -10.0,
+        }
+        if _fits(config, vision):
+            return config
+    shape = ", ".join(f"{key} {value}" for key, value in vision.items())
+    raise UserError(f"{where}: timm has no SigLIP encoder of these shapes: {shape}")
+
+
+def from_siglip(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return Hugging Face's tensors under open_clip's names; the inverse of `to_siglip`.
+
+    Args:
+        tensors: of a `SiglipModel`.
+        like: state dict of the open_clip model.
+
+    Raises:
+        KeyError: a tensor is missing.
+        UserError: a tensor has no counterpart in open_clip's model.
+    """
+    left = {key for key in tensors if not key.endswith("position_ids")}  # constants, saved by older releases
+    out: dict[str, Tensor] = {}
+    for key, expected in like.items():
+        names, part = siglip_names(key)
+        joined = torch.cat([tensors[name] for name in names]) if len(names) > 1 else tensors[names[0]]
+        left -= set(names)
+        if part is not None:  # of the pooling's joint projection
+            width = len(joined) // 3
+            joined = joined[:width] if part == "q" else joined[width:]
+        out[key] = joined.reshape(expected.shape) if joined.numel() == expected.numel() else joined
+    if left:
+        raise UserError(f"{min(left)} has no counterpart in open_clip's SigLIP")
+    return out
+
+
+def _known(given: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in (given or {}).items() if key in defaults}
+
+
+def _encoders(vision: Mapping[str, Any]) -> list[str]:
+    """Return timm's SigLIP encoders with pooling by attention, those named after this image size first."""
+    names = [name for name in timm.list_models("*siglip*") if "_gap" not in name and not name.startswith("naflex")]
+    return sorted(names, key=lambda name: not name.endswith(f"_{vision['image_size']}"))
+
+
+def _fits(config: Mapping[str, Any], vision: Mapping[str, Any]) -> bool:
+    """Return whether the encoder has these shapes; only the shapes are computed."""
+    try:
+        found = siglip_config(blueprint(config))["vision_config"]
+    except UserError:  # the image size does not fit its patches
+        return False
+    return all(found[key] == value for key, value in vision.items())
