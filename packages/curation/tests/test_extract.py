@@ -7,6 +7,7 @@ import io
 import json
 import random
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,32 @@ def test_a_broken_record_loses_only_itself(tmp_path: Path, data: Any, seed: int,
     assert {*pages[:broken], *pages[broken + 1 : broken + 1 + len(rest)]} <= seen
     assert len(bad) <= 1
     assert all(reason == "broken_record" for reason, _ in bad)
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("last", [True, False])
+def test_a_record_cut_anywhere_is_counted_once_and_the_others_are_read(
+    tmp_path: Path, compressed: bool, last: bool
+) -> None:
+    pages = [f"https://example.org/{i}" for i in range(4)]
+    parts = [wat([image("a.jpg", alt=f"dog {i}")], page) for i, page in enumerate(pages)]
+    if compressed:
+        parts = [gzip.compress(part, mtime=0) for part in parts]
+    elif not last:
+        pytest.skip("the lines of a cut header and of the next record are one header")
+    path = tmp_path / ("crawl.wat.gz" if compressed else "crawl.wat")
+    others = [pages[0]] if last else [pages[0], *pages[2:]]
+    for cut in range(1, len(parts[1])):
+        path.write_bytes(b"".join([parts[0], parts[1][:cut], *([] if last else parts[2:])]))
+        bad = Counter[str]()
+        records = read_records(str(path), lambda reason, where, bad=bad: bad.update([reason]))
+        seen = [record.headers.get("WARC-Target-URI") for record, _ in records]
+        if len(seen) > len(others):  # only the gzip trailer, or the line breaks behind the content, are lost
+            assert cut >= len(parts[1]) - 12
+            assert not bad
+        else:
+            assert seen == others, cut
+            assert bad == {"broken_record": 1}, cut
 
 
 @pytest.mark.parametrize("error", [TimeoutError("timed out"), ConnectionResetError(), OSError(5, "I/O error")])
