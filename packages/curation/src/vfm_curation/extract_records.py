@@ -42,7 +42,7 @@ def read_records(path: str, on_bad: OnBad) -> Iterator[tuple[Any, bytes]]:
                     start = record.stream_pos
                     content = record.reader.read()
                     # fastwarc yields a record whose header is cut before its length as one without content.
-                    if len(content) < record.content_length or "Content-Length" not in record.headers:
+                    if len(content) < record.content_length or not record.headers.get("Content-Length"):
                         raise EOFError
                     whole, end = True, None
                     yield record, content
