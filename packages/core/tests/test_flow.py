@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +20,7 @@ from vfm.flow.recipe import parse_recipe
 from vfm.flow.run import run_plan
 from vfm.flow.store import Slot, Store
 from vfm.flow.subprocesses import sigterm_forwarded
+from vfm.integrity import read_sealed
 
 KNOWN = {stage.kind_name(): stage for stage in toy_plugin.vfm_stages()}
 TEXT = """\
@@ -189,7 +190,7 @@ def test_crash_between_writing_and_renaming_never_looks_finished(tmp_path):
     assert Store(tmp_path).artifacts() == []
     slot.publish({"identity": "x"})
     assert slot.status == "cached"
-    assert json.loads((slot.artifact / "manifest.json").read_text()) == {"identity": "x"}
+    assert read_sealed(slot.artifact / "manifest.json")["identity"] == "x"
 
 
 def test_places_of_artifacts_are_absolute_for_tasks_in_other_folders(tmp_path, monkeypatch):
@@ -198,11 +199,13 @@ def test_places_of_artifacts_are_absolute_for_tasks_in_other_folders(tmp_path, m
 
 
 def test_clean_keeps_what_a_run_links_and_what_is_being_made(tmp_path):
-    go(TEXT, tmp_path)
+    first, _ = go(TEXT, tmp_path)
     changed = TEXT.replace("count: 40", "count: 4")
     go(changed, tmp_path)
     store = Store(tmp_path)
     assert len(store.artifacts()) == 5
+    assert store.unlinked() == []
+    shutil.rmtree(first.directory)
     loose = {slot.name for slot in store.unlinked()}
     assert len(loose) == 2
     with next(iter(store.unlinked())).lock(lambda message: None):

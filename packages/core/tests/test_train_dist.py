@@ -19,6 +19,7 @@ from train_toy import BAD, Probe, Samples, plan, train
 from vfm.train import seed_everything
 
 COMMON = {"log_every": 1, "grad_clip_norm": 0.5, "ema_decay": 0.9, "max_bad_fraction": 0.5}
+EVERY_3 = {"checkpoint": {"every_steps": 3}}
 
 
 def free_port() -> int:
@@ -43,6 +44,8 @@ def two(tmp_path_factory) -> Path:
         {"folder": "evaluated", "plan": settings(tasks=[Probe(name="probe")], every_steps=5), "dropout": 0.3},
         {"folder": "cut", "plan": settings(), "dropout": 0.3, "terminated_rank": 1},
         {"folder": "cut", "plan": settings(), "dropout": 0.3},
+        {"folder": "differing", "plan": settings(**EVERY_3), "dropout": 0.3, "terminated_rank": 1},
+        {"folder": "differing", "plan": settings(**EVERY_3), "dropout": 0.3, "damaged_for_rank": 1},
     ]
     jobs = [{**job, "folder": str(root / job["folder"])} for job in jobs]
     command = [sys.executable, train_toy.__file__, "jobs", json.dumps(jobs)]
@@ -86,6 +89,13 @@ def test_sigterm_to_one_process_stops_both_at_a_checkpoint_and_they_resume_exact
     assert "stopped by SIGTERM after step 6" in first
     for file in ("part/metrics.jsonl", "work/step-00000012/model.safetensors", "work/step-00000012/meta.json"):
         assert (two / "cut" / file).read_bytes() == (two / "unbroken" / file).read_bytes()
+
+
+def test_processes_resume_from_one_checkpoint_although_one_of_them_finds_the_newest_damaged(two):
+    assert "stopped by SIGTERM after step 6" in (two / "differing" / "stopped-0.txt").read_text()
+    assert (two / "differing" / "damaged-work" / "step-00000006").is_dir()
+    for file in ("part/metrics.jsonl", "work/step-00000012/model.safetensors", "work/step-00000012/meta.json"):
+        assert (two / "differing" / file).read_bytes() == (two / "unbroken" / file).read_bytes()
 
 
 def test_evaluations_run_once_and_change_neither_process(two):

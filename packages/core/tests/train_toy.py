@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -158,12 +159,12 @@ def part(batch: Batch[Pairs], start: int, size: int) -> Batch[Pairs]:
 
 
 def train(
-    folder: Path, plan: Plan, *, task: Task[Any] | None = None, data: Any = None
+    folder: Path, plan: Plan, *, task: Task[Any] | None = None, data: Any = None, work: str = "work"
 ) -> tuple[Any, Context, list[Event]]:
-    """Train in `folder`; return the task, its context and the events."""
+    """Train in `folder`, with checkpoints in its folder `work`; return the task, its context and the events."""
     events: list[Event] = []
     task = task or Regression()
-    ctx = Context(plan.name, folder / "part", folder / "work", {}, events.append)
+    ctx = Context(plan.name, folder / "part", folder / work, {}, events.append)
     fit(task, data or Samples(plan.global_batch_size), plan, ctx)
     return task, ctx, events
 
@@ -191,9 +192,16 @@ def child(jobs: list[dict[str, Any]]) -> None:
             data = Samples(nan=job.get("nan"), bad={2: BAD[5]})
             if job.get("terminated_rank") == world.rank:
                 data.terminate = 5
+            work = "work"
+            if job.get("damaged_for_rank") == world.rank:
+                work = "damaged-work"
+                shutil.copytree(folder / "work", folder / work)
+                newest = max((folder / work).glob("step-*")) / "model.safetensors"
+                newest.write_bytes(newest.read_bytes()[:-1] + b"?")
+            world.barrier()
             try:
                 plan = Plan.model_validate(job["plan"], context={"eval.probe": Probe})
-                train(folder, plan, task=Regression(job.get("dropout", 0.0)), data=data)
+                train(folder, plan, task=Regression(job.get("dropout", 0.0)), data=data, work=work)
             except (UserError, SystemExit) as error:
                 (folder / f"stopped-{world.rank}.txt").write_text(str(error))
 

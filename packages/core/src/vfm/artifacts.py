@@ -14,15 +14,18 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, PrivateAttr, ValidationError
 
 from vfm.config import Config, UserError, did_you_mean, error_lines
+from vfm.integrity import check_folder
 from vfm.store_files import read_json
 
 FACTS_FILE = "artifact.json"
+MANIFEST_FILE = "manifest.json"  # how a published artifact was made, with sizes and hashes of its files
 
 
 class Artifact(Config):
     """A typed folder: its fields are the facts, `path` is the folder."""
 
     types: ClassVar[dict[str, type[Artifact]]] = {}
+    caches: ClassVar[tuple[str, ...]] = ()  # folders with what can be made again; they change after publishing
     _path: Path = PrivateAttr(default=Path())
 
     @classmethod
@@ -50,11 +53,16 @@ class Artifact(Config):
         return artifact
 
     @classmethod
-    def load(cls, directory: str | Path) -> Self:
+    def load(cls, directory: str | Path, *, verify: bool = True) -> Self:
         """Load an artifact of this type or a subtype.
 
+        Args:
+            directory: its folder.
+            verify: compare the hashes of its files with those of its manifest.
+
         Raises:
-            UserError: the folder has no artifact, one of another type, or one of a package that is not installed.
+            UserError: the folder has no artifact, one of another type, or one of a package that is not installed; or a
+                file is missing or damaged.
         """
         directory = Path(directory)
         if not (directory / FACTS_FILE).exists():
@@ -74,7 +82,17 @@ class Artifact(Config):
             where, line = error_lines(error, found)[0]
             raise UserError(f"{directory / FACTS_FILE}: {'.'.join(map(str, where))}: {line}") from None
         artifact._path = directory
+        if verify:
+            artifact.verify()
         return artifact
+
+    def verify(self) -> None:
+        """Compare the hashes of the files with those of the manifest, unless this process has done so.
+
+        Raises:
+            UserError: a file is missing or damaged.
+        """
+        check_folder(self.path, MANIFEST_FILE)
 
     def reference(self, base: Path) -> str:
         """Return this artifact's address for the facts of another one in `base`: relative in a store, else absolute."""
@@ -88,6 +106,8 @@ class Artifact(Config):
 
 class ImageDataset(Artifact):
     """Images with random access through an index over shards. The images stay where the user has them."""
+
+    caches: ClassVar[tuple[str, ...]] = ("offsets", "features")  # each file is checked by its own reader
 
     num_samples: int = Field(ge=0, description="number of usable images")
     bad_samples: dict[str, int] = Field(default={}, description="number of samples left out when indexing, by reason")
@@ -142,6 +162,30 @@ class LabeledDataset(ImageDataset):
     class_groups: dict[str, list[int]] = Field(
         {}, description="labels of classes that are also evaluated as a group, such as head, middle, tail"
     )
+
+
+class AnnotatedImages(ImageDataset):
+    """Images with objects (boxes, masks) or label maps: `images.parquet`, one row per image, `annotations.parquet`.
+
+    The order of the rows of `images.parquet` is that of the samples. `vfm.data.annotated` reads and writes them.
+    """
+
+    format: str = Field(description="format of the annotations that were read")
+    labels: list[Literal["boxes", "masks", "semantic", "panoptic"]] = Field(description="kinds of labels")
+    class_names: list[str] = Field(description="class names in the order of the labels")
+    class_ids: list[int] = Field(description="id of each class in the source, as files of results name it")
+    things: list[bool] = Field(description="whether each class has instances; the others are regions, such as sky")
+    background: int | None = Field(None, description="class of the pixels outside all masks; None: unlabelled")
+    frequency: list[Literal["r", "c", "f"]] = Field(
+        [], description="LVIS' group of each class: in up to 10, up to 100, or more training images"
+    )
+    federated: bool = Field(False, description="each image is labelled for some classes only, as in LVIS")
+    map_classes: list[int] = Field(
+        [], description="class of each value of a label map, -1: ignored, -2: not allowed; empty: no label maps"
+    )
+    has_images: bool = Field(True, description="false: labels only, to score files of results")
+    num_objects: int = Field(0, ge=0, description="number of annotated objects")
+    bad_annotations: dict[str, int] = Field(default={}, description="number of annotations left out, by reason")
 
 
 class TaggedImages(Artifact):

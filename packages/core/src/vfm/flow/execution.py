@@ -6,7 +6,6 @@ machines.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -18,13 +17,15 @@ from pathlib import Path
 from vfm.config import UserError
 from vfm.events import Event
 from vfm.flow.manifest import EventNotes, build_manifest
-from vfm.flow.plan import Step
+from vfm.flow.plan import Step, check_identity
 from vfm.flow.store import Slot
 from vfm.flow.subprocesses import Send, run_subprocess
+from vfm.integrity import read_sealed, seal
 from vfm.interfaces import Training
 from vfm.plugins import unknown_kind
+from vfm.publishing import write_file
 from vfm.stage import Context, Stage
-from vfm.store_files import read_json, reading
+from vfm.store_files import reading
 
 STEP_FILE = "step.json"
 NOTES_FILE = "notes.json"
@@ -32,6 +33,7 @@ NOTES_FILE = "notes.json"
 
 def write_step(step: Step) -> Path:
     """Prepare the work folder of a step, and return it."""
+    _check_work(step)
     step.slot.begin()
     record = {
         "stage": step.stage.model_dump(mode="json"),
@@ -41,8 +43,21 @@ def write_step(step: Step) -> Path:
         "fingerprints": step.fingerprints,
         "slot": {"root": str(step.slot.root.resolve()), "name": step.slot.name},
     }
-    (step.slot.work / STEP_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_file(step.slot.work / STEP_FILE, seal(record))
     return step.slot.work
+
+
+def _check_work(step: Step) -> None:
+    """Check that a work folder of an earlier run is not another stage's: its name has eight digits of the identity.
+
+    Raises:
+        UserError: it is.
+    """
+    try:
+        record = read_sealed(step.slot.work / STEP_FILE, "identity")
+    except UserError:  # missing or damaged: it is written again
+        return
+    check_identity(step, str(record["identity"]), step.slot.work)
 
 
 def read_step(work: Path, known: Mapping[str, type[Stage]]) -> Step:
@@ -58,8 +73,8 @@ def read_step(work: Path, known: Mapping[str, type[Stage]]) -> Step:
     file = work / STEP_FILE
     if not file.is_file():
         raise UserError(f"{work}: not a prepared step ({STEP_FILE} is missing)")
+    record = read_sealed(file, "stage", "identity", "inputs", "folders", "fingerprints", "slot")
     with reading(file, "a prepared step"):
-        record = read_json(file)
         kind = record["stage"]["kind"]
         if kind not in known:
             raise UserError(f"{work}: {unknown_kind(kind, dict(known))}")
@@ -127,4 +142,4 @@ def run_step(step: Step, send: Send) -> None:
     artifact = stage.run(context)
     if not isinstance(artifact, type(stage).makes):
         raise TypeError(f"{stage.kind}: expected a {type(stage).makes.__name__}, got a {type(artifact).__name__}")
-    slot.publish(build_manifest(step, artifact, context, notes, time.time() - begun))
+    slot.publish(build_manifest(step, artifact, context, notes, time.time() - begun), without=artifact.caches)

@@ -1,104 +1,156 @@
-"""Fingerprints of outside files, cached in the store: an unchanged file costs a `stat`, not a read."""
+"""Fingerprints of outside files by content, remembered in the store: an unchanged file costs a `stat`, not a read.
+
+A path, a link to it and a copy have one fingerprint. Files up to 64 MiB are hashed whole; of larger ones, the size and
+64 blocks, evenly spaced from the first to the last (`vfm verify --inputs` reads every byte). A folder's fingerprint is
+that of the names and the contents of its files, that of a remote address (`s3://...`) of the address only.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import stat
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vfm import files
 from vfm.config import UserError
+from vfm.integrity import hash_file, read_sealed, seal
+from vfm.store_files import reading
 
-FINGERPRINTS_FILE = ".fingerprints.json"  # in the store
-MEBIBYTE = 1 << 20
+FINGERPRINTS_FILE = ".fingerprints.json"  # in the store; a folder of files has a file of its own
+WHOLE_FILE = 64 << 20  # bytes of the largest file that is hashed whole
+NUM_BLOCKS, BLOCK = 64, 64 << 10  # number of blocks that are read of a larger file, and their bytes
+THREADS = 8  # files of a folder that are read at a time
+DIGITS = 32
 # On a file system with a coarse clock, a file can change twice within one tick. So fingerprints of files that changed
-# in the last two seconds are not cached.
+# in the last two seconds are not remembered.
 SETTLED = 2 * 10**9  # nanoseconds
-Cache = dict[str, tuple[list[int], str]]  # resolved path -> (size and times, fingerprint)
+
+State = list[int]
+"""Size, modification time, time of change and inode. The time of change tells apart what `cp -p` makes equal."""
+
+Entries = dict[str, tuple[State, str]]
+"""State and fingerprint of files: by their resolved paths, or by their paths in a folder."""
+
+
+class Memory:
+    """Fingerprints that are known from earlier plans; without a store, nothing is known and nothing is kept."""
+
+    def __init__(self, store: Path | None = None) -> None:
+        self.store = store
+        self.parts: dict[str, Entries] = {}
+        self.changed: set[str] = set()
+
+    def entries(self, folder: str = "") -> tuple[str, Entries]:
+        """Return the entries of a folder's files, empty: those of single files, and the name of their own file."""
+        stem = hashlib.sha256(os.path.realpath(folder).encode(errors="surrogateescape")).hexdigest()[:16]
+        name = f".fingerprints-{stem}.json" if folder else FINGERPRINTS_FILE
+        if name not in self.parts:
+            self.parts[name] = _read(self.store / name) if self.store else {}
+        return name, self.parts[name]
+
+    def save(self) -> None:
+        """Write what was added. A store that cannot be written costs time only."""
+        for name in self.changed if self.store else ():
+            assert self.store
+            part = self.store / f"{name}.{os.getpid()}"
+            with suppress(OSError):
+                self.store.mkdir(parents=True, exist_ok=True)
+                part.write_bytes(seal({"entries": self.parts[name]}, indent=None))
+                part.replace(self.store / name)
 
 
 @contextmanager
 def cached_fingerprints(store: Path) -> Iterator[Callable[[str], str]]:
-    """Yield a `fingerprint` function that uses the store's cache, and save the cache at the end.
-
-    A store that cannot be written costs time only: nothing is cached.
-    """
-    file = store / FINGERPRINTS_FILE
-    cache = _read(file)
-    before = dict(cache)
+    """Yield a `fingerprint` function that uses the store's memory, and save the memory at the end."""
+    memory = Memory(store)
     try:
-        yield lambda path: fingerprint(path, cache)
+        yield lambda path: fingerprint(path, memory)
     finally:
-        if cache != before:
-            _write(file, cache)
+        memory.save()
 
 
-def fingerprint(path: str, cache: Cache) -> str:
-    """Return a hash that changes when an outside file changes: of path, size, modification time, first and last MiB.
-
-    The fingerprint of a folder depends on the paths, sizes and times of its files; that of a remote address
-    (`s3://...`) on the address only.
+def fingerprint(path: str, memory: Memory) -> str:
+    """Return a hash of the content of an outside file or folder.
 
     Args:
         path: the file, folder or address.
-        cache: known fingerprints of files; new ones are added.
+        memory: known fingerprints of files; new ones are added.
 
     Raises:
         UserError: the path does not exist, may not be read, or is neither a regular file nor a folder.
     """
-    if "://" in path:
-        return hashlib.sha256(path.encode()).hexdigest()[:16]
+    if files.is_remote(path):
+        return hashlib.sha256(path.encode()).hexdigest()[:DIGITS]
     files.check_regular(path)
     try:
-        status = os.stat(path)
-        if not stat.S_ISDIR(status.st_mode):
-            return _of_file(path, status, cache)
-        listing = [(name, (inner := os.stat(name)).st_size, inner.st_mtime_ns) for name in _files_below(path)]
-        return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
+        if os.path.isdir(path):
+            return hashlib.sha256(json.dumps(sorted(contents(path, memory).items())).encode()).hexdigest()[:DIGITS]
+        place = os.path.realpath(path)
+        return _of_files({place: place}, *memory.entries(), memory)[place]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file or folder") from None
     except PermissionError:
         raise UserError(f"{path}: no permission to read") from None
 
 
-def _of_file(path: str, status: os.stat_result, cache: Cache) -> str:
-    place = os.path.realpath(path)
-    # The time of change distinguishes files that `cp -p` leaves with equal size and modification time.
-    state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-    if place in cache and cache[place][0] == state:
-        return cache[place][1]
-    digest = hashlib.sha256(f"{place} {status.st_size} {status.st_mtime_ns}".encode(errors="surrogateescape"))
-    with open(path, "rb") as stream:
-        digest.update(stream.read(MEBIBYTE))
-        stream.seek(max(0, status.st_size - MEBIBYTE))
-        digest.update(stream.read(MEBIBYTE))
-    found = digest.hexdigest()[:16]
-    if time.time_ns() - status.st_ctime_ns > SETTLED:
-        cache[place] = (state, found)
+def contents(folder: str, memory: Memory) -> dict[str, str]:
+    """Return the fingerprints of the files below a folder, without hidden ones and broken links, by relative path."""
+    inside = (name for name in files.walk(folder) if "/." not in f"/{name}")
+    paths = {name: path for name in inside if os.path.isfile(path := os.path.join(folder, name))}
+    return _of_files(paths, *memory.entries(folder), memory)
+
+
+def located(path: str) -> str:
+    """Return a local path as an absolute one without links, for records that are read from other folders."""
+    return path if files.is_remote(path) else os.path.realpath(path)
+
+
+def _of_files(paths: dict[str, str], part: str, known: Entries, memory: Memory) -> dict[str, str]:
+    """Return the fingerprints of files by their keys in `known`; those that are new or have changed are read."""
+    states = {key: _state(path) for key, path in paths.items()}
+    found = {key: known[key][1] for key in paths if key in known and known[key][0] == states[key]}
+    missing = [key for key in paths if key not in found]
+    if not missing:
+        return found
+
+    def read(key: str) -> str:
+        return content_hash(paths[key], states[key][0])
+
+    with ThreadPoolExecutor(min(THREADS, len(missing))) as threads:
+        found |= zip(missing, threads.map(read, missing), strict=True)
+    now = time.time_ns()
+    settled = {key: (states[key], found[key]) for key in missing if now - states[key][2] > SETTLED}
+    if settled:
+        known |= settled
+        memory.changed.add(part)
     return found
 
 
-def _files_below(folder: str) -> list[str]:
-    """Return the files below a folder, without hidden ones and without broken links, sorted."""
-    found = (f"{Path(folder)}/{name}" for name in files.walk(folder) if "/." not in f"/{name}")
-    return sorted(name for name in found if os.path.isfile(name))
+def content_hash(path: str, size: int) -> str:
+    """Return the fingerprint of one file: a hash of all its bytes, or of its size and evenly spaced blocks."""
+    if size <= WHOLE_FILE:
+        return hash_file(Path(path))[:DIGITS]
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb", buffering=0) as stream:
+        for number in range(NUM_BLOCKS):
+            stream.seek((size - BLOCK) * number // (NUM_BLOCKS - 1))
+            digest.update(stream.read(BLOCK))
+    return digest.hexdigest()[:DIGITS]
 
 
-def _read(file: Path) -> Cache:
-    try:
-        return {place: (list(state), str(found)) for place, (state, found) in json.loads(file.read_bytes()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
+def _state(path: str) -> State:
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
-def _write(file: Path, cache: Cache) -> None:
-    part = file.with_name(f"{file.name}.{os.getpid()}")
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(cache), encoding="utf-8")
-        part.replace(file)
+def _read(file: Path) -> Entries:
+    with suppress(UserError):  # missing or damaged: the files are read again
+        record = read_sealed(file, "entries")
+        with reading(file, "fingerprints"):
+            return {key: (list(state), str(found)) for key, (state, found) in record["entries"].items()}
+    return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -11,19 +10,21 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from vfm.artifacts import Artifact, Report
+from vfm.artifacts import MANIFEST_FILE, Artifact, Report
 from vfm.config import UserError
 from vfm.events import Event
+from vfm.flow.fingerprints import located
 from vfm.flow.plan import Step
-from vfm.flow.store import MANIFEST_FILE
+from vfm.integrity import read_sealed, seal
 from vfm.stage import Context, refs
-from vfm.store_files import read_json, read_record, reading
+from vfm.store_files import reading
 
 LIBRARIES = {"torch", "torchvision", "timm", "open-clip-torch", "diffusers", "numpy", "pillow", "pyarrow"}
+MAX_EXAMPLES = 3  # places of bad samples by reason
 
 
 class EventNotes:
-    """What a manifest keeps of a stage's events: the last metrics and the warnings.
+    """What a manifest keeps of a stage's events: the last metrics, the warnings, and the places of some bad samples.
 
     They are saved in the work folder, because a stage that resumes after a crash does not repeat its earlier events.
     """
@@ -32,12 +33,14 @@ class EventNotes:
         self.file = file
         self.numbers: dict[str, float] = {}
         self.warnings: list[str] = []
+        self.bad_examples: dict[str, list[str]] = {}  # reason -> places
         self.kernels: str | None = None  # not saved: a resumed training sends this event again
         if file.is_file():
             try:
+                found = read_sealed(file, "numbers", "warnings", "bad_examples")
                 with reading(file, "metrics and warnings"):
-                    numbers, warnings = read_json(file)
-                    self.numbers, self.warnings = dict(numbers), list(warnings)
+                    self.numbers, self.warnings = dict(found["numbers"]), list(found["warnings"])
+                    self.bad_examples = {reason: list(places) for reason, places in found["bad_examples"].items()}
             except UserError as error:  # the result does not depend on them
                 self.warnings = [f"{error}; earlier metrics and warnings are lost"]
 
@@ -50,11 +53,19 @@ class EventNotes:
             self.numbers.update(event.data["values"])
         elif event.type == "warning" and event.data["message"] not in self.warnings:
             self.warnings.append(event.data["message"])
-        else:
+        elif event.type != "bad_sample" or not self._is_new_example(event.data["reason"], event.data["where"]):
             return
-        part = self.file.with_suffix(".part")
-        part.write_text(json.dumps([self.numbers, self.warnings]), encoding="utf-8")
+        part = self.file.with_suffix(".part")  # without fsync: it would cost more than these notes are worth
+        part.write_bytes(seal({"numbers": self.numbers, "warnings": self.warnings, "bad_examples": self.bad_examples}))
         part.replace(self.file)
+
+    def _is_new_example(self, reason: str, where: str) -> bool:
+        """Keep the place of a bad sample if there are few for its reason; return whether it was kept."""
+        places = self.bad_examples.setdefault(reason, [])
+        if where in places or len(places) >= MAX_EXAMPLES:
+            return False
+        places.append(where)
+        return True
 
 
 def build_manifest(
@@ -73,12 +84,13 @@ def build_manifest(
         "runtime": step.stage.runtime.model_dump(),
         "kernels": notes.kernels,
         "inputs": {name: step.inputs[name] for name in sorted(names)},
-        "sources": step.fingerprints,
+        "sources": {located(path): found for path, found in step.fingerprints.items()},
         "seed": getattr(step.stage, "seed", None),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "seconds": round(seconds, 2),
         "numbers": notes.numbers,
         "bad_samples": dict(sorted(context.bad.items())),
+        "bad_examples": dict(sorted(notes.bad_examples.items())),
         "warnings": notes.warnings,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "python": platform.python_version(),
@@ -88,8 +100,12 @@ def build_manifest(
 
 
 def read_manifest(artifact: Path) -> dict[str, Any]:
-    """Return the manifest of a published artifact."""
-    return read_record(artifact / MANIFEST_FILE, "kind", "identity", "inputs", "numbers", "finished")
+    """Return the manifest of a published artifact.
+
+    Raises:
+        UserError: the manifest is missing or damaged.
+    """
+    return read_sealed(artifact / MANIFEST_FILE, "kind", "identity", "inputs", "numbers", "finished")
 
 
 def library_versions() -> dict[str, str]:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vfm.artifacts import Report
-from vfm.flow.fingerprints import cached_fingerprints
+from vfm import files
+from vfm.artifacts import MANIFEST_FILE, ImageDataset, Report
+from vfm.config import UserError
+from vfm.flow.fingerprints import cached_fingerprints, located
 from vfm.flow.recipe import Recipe
-from vfm.flow.store import MANIFEST_FILE, Slot, Store
+from vfm.flow.store import Slot, Store
+from vfm.integrity import known_files, read_sealed, wrong_sizes
 from vfm.interfaces import Training
 from vfm.stage import Ref, Stage, refs
-from vfm.store_files import read_record
+
+PATTERN_MARKS = ("~", "*", "?", "{", "::")  # of `files.expand_paths`
 
 
 @dataclass(frozen=True)
@@ -39,13 +44,15 @@ def make_plan(recipe: Recipe, store: Store) -> list[Step]:
     """Return the steps of a recipe in order.
 
     The identity of a step is a hash of kind, version, configuration (without name and runtime), the identities of its
-    inputs and the fingerprints of outside files; for a report also of the names of its inputs, which it shows. Equal
+    inputs and the contents of outside files; for a report also of the names of its inputs, which it shows. Equal
     identities mean equal results, so a published artifact is never made again.
 
     Raises:
-        UserError: an outside file is missing or cannot be read.
+        UserError: an outside file is missing or cannot be read; or a published artifact lacks files, belongs to
+            another identity, or refers to images that were moved: one line each.
     """
     steps: dict[str, Step] = {}
+    problems: dict[str, None] = {}
     with cached_fingerprints(store.root) as fingerprint:
         for stage in recipe.stages:
             inputs: dict[str, str] = {}
@@ -54,40 +61,120 @@ def make_plan(recipe: Recipe, store: Store) -> list[Step]:
                 earlier = steps.get(ref)
                 inputs[ref] = earlier.identity if earlier else saved_identity(Path(ref), fingerprint)
                 folders[ref] = (earlier.slot.artifact if earlier else Path(ref)).resolve()
+                if not earlier:
+                    problems |= dict.fromkeys(_wrong_files(Path(ref)))
             fingerprints = {path: fingerprint(path) for path in stage.sources()}
             identity = _identity(stage, inputs, fingerprints)
             slot = store.slot(stage.kind, identity)
             steps[stage.name] = Step(stage, identity, inputs, folders, fingerprints, slot)
+            problems |= dict.fromkeys(_problems(steps[stage.name]))
+    if problems:
+        raise UserError("\n".join(problems))
     return list(steps.values())
+
+
+def check_identity(step: Step, found: str, place: Path) -> None:
+    """Check that a folder belongs to a step: its name has only eight digits of the identity.
+
+    Args:
+        step: the step.
+        found: the identity in the folder's record.
+        place: the folder.
+
+    Raises:
+        UserError: the folder belongs to another identity.
+    """
+    if found != step.identity:
+        raise UserError(
+            f"{place}: expected the identity {step.identity} of {step.stage.name}, got {found}, which begins with the"
+            " same eight digits: use another store for this recipe"
+        )
+
+
+def _problems(step: Step) -> list[str]:
+    """Return why a published artifact cannot be the result of a step, one line each."""
+    folder = step.slot.artifact
+    if step.status != "cached":
+        return []
+    try:
+        manifest = read_sealed(folder / MANIFEST_FILE, "identity")
+        check_identity(step, str(manifest["identity"]), folder)
+    except UserError as error:
+        return [str(error)]
+    return [*_wrong_files(folder), *_moved(step, manifest.get("sources") or {})]
+
+
+def _wrong_files(folder: Path) -> list[str]:
+    """Return a line for each file of a saved artifact that is missing or has another size than in its manifest."""
+    file = folder / MANIFEST_FILE
+    if not file.is_file():
+        return []
+    lines = wrong_sizes(folder, known_files(read_sealed(file), file) or {})
+    return [f"{line}; remove {folder} to make it again" for line in lines]
+
+
+def _moved(step: Step, before: Mapping[str, str]) -> list[str]:
+    """Return a line if the images of an index are no longer where it refers to, but where the recipe refers to."""
+    here = {located(path) for path in step.fingerprints}
+    gone = [path for path in before if path not in here and not files.is_remote(path) and not os.path.exists(path)]
+    if not gone or not issubclass(step.stage.makes, ImageDataset):
+        return []
+    return [
+        f"{step.slot.artifact}: it refers to {gone[0]}, which was moved: remove the folder to index the images again"
+        " (results made from them stay)"
+    ]
 
 
 def _identity(stage: Stage, inputs: Mapping[str, str], fingerprints: Mapping[str, str]) -> str:
     excluded = {"name", "runtime", "kind"}
-    record: dict[str, Any] = {"kind": stage.kind, "version": stage.version, "sources": sorted(fingerprints.values())}
+    # With a file's name, which may decide how it is read. A folder's own name decides nothing.
+    named = {
+        path: ("" if files.is_directory(path) else os.path.basename(path), fingerprints[path]) for path in fingerprints
+    }
+    record: dict[str, Any] = {
+        "kind": stage.kind,
+        "version": stage.version,
+        "sources": sorted(map(list, named.values())),
+    }
     if isinstance(stage, Training):
         excluded.add("checkpoint")  # resuming is exact: when checkpoints are saved does not change the result
         record["evaluations"] = [task.version for task in stage.evaluation.tasks]
     if issubclass(stage.makes, Report):
         record["names"] = [ref.rstrip("/").rpartition("/")[2] for _, ref in refs(stage)]
-    record["config"] = _with_identities(stage.model_dump(exclude=excluded), inputs)
+    record["config"] = _with_identities(stage.model_dump(exclude=excluded), inputs, named)
     return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def _with_identities(value: Any, inputs: Mapping[str, str]) -> Any:
+def _with_identities(value: Any, inputs: Mapping[str, str], named: Mapping[str, tuple[str, str]]) -> Any:
+    """Return a configuration with the identities of its inputs, and with names and fingerprints for outside paths."""
     if isinstance(value, Ref):
         return inputs[value]
+    if isinstance(value, str):
+        paths = _paths(value, named)
+        return [named[path] for path in paths] if paths else value
     if isinstance(value, dict):
-        return {key: _with_identities(item, inputs) for key, item in value.items()}
+        return {key: _with_identities(item, inputs, named) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_with_identities(item, inputs) for item in value]
+        return [_with_identities(item, inputs, named) for item in value]
     return value
+
+
+def _paths(value: str, known: Mapping[str, Any]) -> list[str]:
+    """Return the outside files that a setting refers to, as a path or a pattern; none for any other setting."""
+    if value in known or not known or not any(mark in value for mark in PATTERN_MARKS):
+        return [value] if value in known else []
+    try:
+        paths = files.expand_paths(value)
+    except UserError:
+        return []
+    return paths if all(path in known for path in paths) else []
 
 
 def saved_identity(folder: Path, fingerprint: Callable[[str], str]) -> str:
     """Return the identity of a saved artifact: that of its manifest, else a hash of its files' fingerprints."""
     manifest = folder / MANIFEST_FILE
     if manifest.is_file():
-        return str(read_record(manifest, "identity")["identity"])
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    listing = [(str(path.relative_to(folder)), fingerprint(str(path))) for path in files]
+        return str(read_sealed(manifest, "identity")["identity"])
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    listing = [(str(path.relative_to(folder)), fingerprint(str(path))) for path in found]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:32]

@@ -5,14 +5,13 @@
         state/optimizer.safetensors   `name.key` of each parameter's optimizer state
         state/ema.safetensors         averaged weights, with `ema_decay`
         state/best.safetensors        the weights with the highest score, with `keep_best`
-        meta.json                     step and the loop's counters
+        meta.json                     step, the loop's counters, and sizes and hashes of the other files
 
-A folder is written under another name and renamed when it is complete. Nothing is pickled.
+A folder is written under another name and renamed when its bytes are on the disk. Nothing is pickled.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import threading
@@ -30,9 +29,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vfm.config import UserError
+from vfm.integrity import FILES, damage, hash_folder, known_files, read_sealed, seal
 from vfm.interfaces import CheckpointPolicy
 from vfm.models import save_state_dict
+from vfm.publishing import publish_folder
 
+META_FILE = "meta.json"
 KEPT = 2  # the newest, and one more in case the newest is damaged
 TENSOR_FILES = {
     "model": "model.safetensors",
@@ -40,6 +43,7 @@ TENSOR_FILES = {
     "ema": "state/ema.safetensors",
     "best": "state/best.safetensors",
 }
+DAMAGED = (OSError, ValueError, KeyError, TypeError, SafetensorError)  # what reading a damaged checkpoint raises
 
 
 @dataclass
@@ -156,16 +160,16 @@ class Checkpoints:
 
     def save(self, snapshot: Snapshot) -> None:
         """Write a checkpoint under another name, rename it, and delete the oldest ones."""
-        target = self.folder / f"step-{snapshot.step:08d}"
+        target = self._place(snapshot.step)
         self._discard_unfinished()
         unfinished = self.folder / f"unfinished-{target.name}"
         try:
             self._write(snapshot, unfinished)
+            shutil.rmtree(target, ignore_errors=True)  # a damaged one
+            publish_folder(unfinished, target)
         except OSError:  # a full disk: free what was written
             self._discard_unfinished()
             raise
-        shutil.rmtree(target, ignore_errors=True)  # a damaged one
-        unfinished.rename(target)
         for old in self.found()[:-KEPT]:
             shutil.rmtree(old)
         self.saved_at = time.monotonic()
@@ -175,24 +179,45 @@ class Checkpoints:
         for folder in reversed(self.found()):
             try:
                 return self._read(folder)
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
+            except DAMAGED as error:
                 self.warn(f"{folder}: the checkpoint cannot be read ({error}); using the one before it")
         return None
+
+    def of_step(self, step: int) -> Snapshot:
+        """Return the checkpoint of a step.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        folder = self._place(step)
+        try:
+            return self._read(folder)
+        except DAMAGED as error:
+            raise UserError(f"{folder}: the checkpoint cannot be read ({error})") from None
+
+    def _place(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
 
     def _write(self, snapshot: Snapshot, folder: Path) -> None:
         (folder / "state").mkdir(parents=True)
         for name, tensors in snapshot.tensors.items():
             save_state_dict(tensors, folder / TENSOR_FILES[name])
-        facts = {"step": snapshot.step, **snapshot.facts}
-        (folder / "meta.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+        facts = {"step": snapshot.step, **snapshot.facts, FILES: hash_folder(folder)}
+        (folder / META_FILE).write_bytes(seal(facts, indent=None))
 
     def _read(self, folder: Path) -> Snapshot:
-        facts = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        facts = read_sealed(folder / META_FILE, "step")
+        step, known = facts.pop("step"), known_files(facts, folder / META_FILE)
+        facts.pop(FILES, None)
+        if folder != self._place(step):
+            raise ValueError(f"{META_FILE} is that of step {step}")
+        if problems := damage(folder, known or {}):
+            raise ValueError("; ".join(problems))
         tensors = {name: load_file(folder / file) for name, file in TENSOR_FILES.items() if (folder / file).exists()}
         missing = {"model", "optimizer"} - set(tensors)
         if missing:
             raise ValueError(f"{' and '.join(sorted(missing))} missing")
-        return Snapshot(facts.pop("step"), tensors, facts)
+        return Snapshot(step, tensors, facts)
 
     def _discard_unfinished(self) -> None:
         for leftover in self.folder.glob("unfinished-*"):

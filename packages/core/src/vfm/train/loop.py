@@ -250,8 +250,24 @@ class _Loop(Generic[Inputs]):
             self.checkpoints.save(Snapshot(self.done, tensors, facts))
         self.world.barrier()
 
+    def _agreed(self, newest: Snapshot | None) -> Snapshot | None:
+        """Return the checkpoint that all processes resume from: the oldest of those that each found undamaged.
+
+        Raises:
+            UserError: this process lacks it, or some processes found none at all.
+        """
+        steps = self.world.gather(newest.step if newest else 0)
+        if 0 in steps and any(steps):
+            raise UserError(
+                f"{self.ctx.stage}: the checkpoints in {self.ctx.work} differ between processes: expected one step, got"
+                f" {steps} in the order of their ranks (0: none); the folder must be shared by all machines"
+            )
+        if newest is None or newest.step == min(steps):
+            return newest
+        return self.checkpoints.of_step(min(steps))
+
     def _resume(self) -> int:
-        snapshot = self.checkpoints.latest()
+        snapshot = self._agreed(self.checkpoints.latest())
         if snapshot is None:
             self.curves.restore(None)
             return 0

@@ -1,0 +1,106 @@
+"""A checkpoint with any damage is skipped with a warning, and the training ends as if it had not been there."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from train_toy import Regression, Samples, plan, train
+from vfm.integrity import read_sealed
+from vfm.plugin import UserError
+from vfm.train.checkpoint import Checkpoints
+
+SETTINGS = {"checkpoint": {"every_steps": 3}, "ema_decay": 0.9}
+NEWEST = "step-00000009"
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory) -> Path:
+    """A training of 12 steps that was interrupted after step 10."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.raises(KeyboardInterrupt):
+        train(folder, plan(**SETTINGS), data=Samples(stop=10))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def final(tmp_path_factory) -> list[torch.Tensor]:
+    """The weights of the same training, uninterrupted."""
+    task, *_ = train(tmp_path_factory.mktemp("final"), plan(**SETTINGS))
+    return [param.detach().clone() for param in task.parameters()]
+
+
+def resume(folder: Path) -> tuple[list[torch.Tensor], list[str]]:
+    """Return the final weights, and the warnings."""
+    task, _, events = train(folder, plan(**SETTINGS), task=Regression())
+    return list(task.parameters()), [event.data["message"] for event in events if event.type == "warning"]
+
+
+def flip(file: Path, bit: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(data)
+
+
+FILES = ["model.safetensors", "state/optimizer.safetensors", "state/ema.safetensors", "meta.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_one_flipped_bit_anywhere_is_noticed(tmp_path, stopped, final, name):
+    size = (stopped / "work" / NEWEST / name).stat().st_size
+    for bit in random.Random(name).sample(range(8 * size), 3):
+        shutil.rmtree(tmp_path)
+        shutil.copytree(stopped, tmp_path)
+        flip(tmp_path / "work" / NEWEST / name, bit)
+        weights, (warning,) = resume(tmp_path)
+        assert f"{NEWEST}: the checkpoint cannot be read" in warning
+        assert all(torch.equal(a, b) for a, b in zip(weights, final, strict=True))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_missing_file_is_noticed(tmp_path, stopped, final, name):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "work" / NEWEST / name).unlink()
+    weights, (warning,) = resume(tmp_path)
+    assert name in warning
+    assert all(torch.equal(a, b) for a, b in zip(weights, final, strict=True))
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"step"', "{}", '{"step": 6}', '{"step": "x", "files": []}', "{"])
+def test_meta_that_is_no_object_or_of_another_step_falls_back(tmp_path, stopped, final, text):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "work" / NEWEST / "meta.json").write_text(text)
+    weights, (warning,) = resume(tmp_path)
+    assert f"{NEWEST}: the checkpoint cannot be read" in warning
+    assert all(torch.equal(a, b) for a, b in zip(weights, final, strict=True))
+
+
+def test_checkpoint_under_the_name_of_another_step_falls_back(tmp_path, stopped, final):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "work" / NEWEST).rename(tmp_path / "work" / "step-00000011")
+    weights, (warning,) = resume(tmp_path)
+    assert "step-00000011: the checkpoint cannot be read (meta.json is that of step 9)" in warning
+    assert all(torch.equal(a, b) for a, b in zip(weights, final, strict=True))
+
+
+def test_checkpoint_of_an_older_version_has_no_hashes_and_is_read(tmp_path, stopped, final):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    meta = tmp_path / "work" / NEWEST / "meta.json"
+    record = read_sealed(meta)
+    del record["files"]
+    meta.write_text(json.dumps(record) + "\n")
+    weights, warnings = resume(tmp_path)
+    assert warnings == []
+    assert all(torch.equal(a, b) for a, b in zip(weights, final, strict=True))
+
+
+def test_checkpoint_that_other_processes_agreed_on_must_be_readable_here(stopped):
+    found = Checkpoints(stopped / "work", plan(**SETTINGS).checkpoint, print)
+    assert found.of_step(6).step == 6
+    with pytest.raises(UserError, match=r"step-00000003: the checkpoint cannot be read .*no such file"):
+        found.of_step(3)
