@@ -22,6 +22,7 @@ from vfm.plugin import LinkTable, UserError
 from vfm_curation.extract import LINKS, ExtractJob, extract_file, in_buckets
 from vfm_curation.extract_links import Link, links_of_page, links_of_wat, resolve, url_hash
 from vfm_curation.extract_records import read_records
+from vfm_curation.image_address import is_placeholder, largest_size
 from vfm_curation.shard_files import finished_summary, read_batch, write_batches
 from vfm_curation.stages import BuildMetadata, ExtractLinks, MatchTexts, MetaclipBalance, RetryLinks
 
@@ -406,3 +407,56 @@ def test_one_image_has_one_url(address: str, expected: str) -> None:
 def test_a_byte_order_mark_goes_before_the_http_charset() -> None:
     body = b"\xef\xbb\xbf" + '<img src="a.jpg" alt="Łódź">'.encode()
     assert [link.text for link in links_of_page(body, PAGE, "iso-8859-1", no_bad)] == ["Łódź"]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ("src='real.jpg' data-src='other.jpg' srcset='2.jpg 2x'", "real.jpg"),
+        ("data-src='late.jpg'", "late.jpg"),
+        ("src='' data-src='late.jpg'", "late.jpg"),
+        ("src='data:image/gif;base64,R0lGODlhAQABAAAAACw=' data-src='late.jpg'", "late.jpg"),
+        ("src='data:,' data-src='data:,' srcset='s.jpg 320w, l.jpg 1024w, m.jpg 640w'", "l.jpg"),
+        ("src='/img/blank.gif?v=2' data-original='late.jpg'", "late.jpg"),
+        ("src='1x1-transparent.png' data-srcset='s.jpg, l.jpg 2x'", "l.jpg"),
+        ("src='blank.gif'", "blank.gif"),
+        ("srcset='data:, 1x, b.jpg 2x'", "b.jpg"),
+    ],
+)
+def test_the_picture_is_found_where_src_is_a_placeholder(attributes: str, expected: str) -> None:
+    page = f"<img {attributes} alt='a dog'>".encode()
+    assert found(links_of_page(page, PAGE, None, no_bad)) == [(f"https://example.org/dogs/{expected}", 0, "a dog")]
+
+
+@pytest.mark.parametrize(
+    "name", ["loading.gif", "img/lazy_placeholder.svg", "Transparent-Pixel.png", "spacer.gif?x=/a.jpg"]
+)
+def test_names_of_placeholders(name: str) -> None:
+    assert is_placeholder(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["google-pixel-8.jpg", "loading-dock.jpg", "1.jpg", "white.png", "blank/photo.jpg", ""]
+)
+def test_names_of_pictures(name: str) -> None:
+    assert not is_placeholder(name)
+
+
+@pytest.mark.parametrize(
+    ("srcset", "expected"),
+    [
+        ("", None),
+        (" , ", None),
+        ("a.jpg", "a.jpg"),
+        ("a.jpg 1x,b.jpg 1.5x", "b.jpg"),
+        ("a,b.jpg 100w, c,d.jpg 99w", "a,b.jpg"),
+        ("a.jpg, b.jpg", "a.jpg"),
+        ("a.jpg 600w 400h, b.jpg 300w", "a.jpg"),
+        (
+            "https://x.org/w_100,h_50/a.jpg 100w,\n\thttps://x.org/w_200,h_100/a.jpg 200w",
+            "https://x.org/w_200,h_100/a.jpg",
+        ),
+    ],
+)
+def test_the_largest_candidate_of_a_srcset(srcset: str, expected: str | None) -> None:
+    assert largest_size(srcset) == expected

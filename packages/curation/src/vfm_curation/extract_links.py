@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from vfm.data import BadSample, clean_captions, field_of
+from vfm_curation.image_address import addresses
 
 FIELDS = ("alt", "title", "data-image-title")  # in the order in which a link's texts are listed
 IMAGE_PATH = "IMG@/src"
@@ -89,7 +90,7 @@ def links_of_wat(record: Mapping[str, Any], on_bad: OnBad, *, unescape: bool = F
         if isinstance(link, Mapping) and link.get("path") == IMAGE_PATH and isinstance(link.get("url"), str):
             values = [link.get(name) for name in FIELDS]
             texts = [decoded(value) if isinstance(value, str) else None for value in values]
-            yield from _links(base, decoded(link["url"]), texts, page, on_bad)
+            yield from _links(resolve(base, decoded(link["url"])), texts, page, on_bad)
 
 
 def links_of_page(body: bytes, page: str, charset: str | None, on_bad: OnBad) -> Iterator[Link]:
@@ -116,12 +117,15 @@ def links_of_page(body: bytes, page: str, charset: str | None, on_bad: OnBad) ->
     ).document
     first = document.query_selector("base[href]")
     base = (first and resolve(page, first.getattr("href"))) or page
-    for image in document.query_selector_all("img[src]"):
-        yield from _links(base, image.getattr("src"), [image.getattr(name) for name in FIELDS], page, on_bad)
+    for image in document.query_selector_all("img"):
+        texts = [image.getattr(name) for name in FIELDS]
+        if any(texts):
+            urls = (resolve(base, address) for address in addresses(image.getattr))
+            yield from _links(next(filter(None, urls), None), texts, page, on_bad)
 
 
-def _links(base: str, address: str, texts: list[str | None], page: str, on_bad: OnBad) -> Iterator[Link]:
-    if not any(texts) or (url := resolve(base, address)) is None:
+def _links(url: str | None, texts: list[str | None], page: str, on_bad: OnBad) -> Iterator[Link]:
+    if url is None:
         return
     for field, text in enumerate(texts):
         try:
