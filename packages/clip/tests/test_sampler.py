@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from clip_world import make_pool, plan, run_stage
-from vfm.data import SUBSET_FILE, SampleOrder, open_balanced, open_dataset, subset_schema
+from vfm.data import SampleOrder, open_balanced, open_dataset, subset_schema, write_subset
 from vfm.models import build_clip
 from vfm.plugin import CuratedSubset, Event, Pool, Preflight, UserError
 from vfm.stages.data import Pairs
@@ -30,7 +29,7 @@ def make_subset(pool: Pool, directory: Path) -> CuratedSubset:
         }  # fmt: skip
         tables.append(pa.table(columns).select(subset_schema().names).cast(subset_schema()))
     directory.mkdir()
-    pq.write_table(pa.concat_tables(tables), directory / SUBSET_FILE)
+    write_subset(directory, pa.concat_tables(tables))
     return CuratedSubset.create(directory, num_samples=len(source), pool=pool.reference(directory))
 
 

@@ -11,15 +11,16 @@ from data_samples import drawn_texts, json_member, members
 from vfm.artifacts import CuratedSubset, Pool
 from vfm.config import UserError
 from vfm.data import (
-    SUBSET_FILE,
     DatasetSpec,
     Shard,
     open_balanced,
-    open_dataset,
+    subset_file,
     subset_schema,
     text_key,
+    uid_of,
     uniform,
     write_index,
+    write_subset,
     write_tar,
 )
 from vfm.data.order import SampleOrder
@@ -29,14 +30,14 @@ SIZES = [9, 0, 14, 7, 10]
 CHANCES = [1.0, 0.7, 0.3, 0.05, 0.0]
 
 
-def make_subset(directory, *, texts="every", chances=CHANCES, one_group=False, bad=()):
+def make_subset(directory, *, texts="every", chances=CHANCES, hexadecimal=False, bad=()):
     """Make images with two English and one German caption, cycling through probabilities; `bad` have a broken image."""
     pool_directory, shards, rows = directory / "pool", [], []
     pool_directory.mkdir(parents=True)
     for shard, size in enumerate(SIZES):
         samples = []
         for row in range(size):
-            name = f"{shard}-{row}"
+            name = uid_of(f"{shard}-{row}") if hexadecimal else f"{shard}-{row}"
             record = json_member(uid=name, en=[f"{name} en 0", f"{name} en 1"], de=f"{name} de 0")
             samples.append((name, members(0, json=record) | ({"png": b"no"} if (shard, row) in bad else {})))
             for language, place in (("de", 0), ("en", 0), ("en", 1)):
@@ -50,7 +51,7 @@ def make_subset(directory, *, texts="every", chances=CHANCES, one_group=False, b
     subset_directory.mkdir()
     columns = [pa.array(c, field.type) for c, field in zip(zip(*rows, strict=True), subset_schema(), strict=True)]
     table = pa.table(columns, schema=subset_schema())
-    pq.write_table(table, subset_directory / SUBSET_FILE, row_group_size=1000 if one_group else 11)
+    write_subset(subset_directory, table)
     facts = {"pool": pool.reference(subset_directory), "num_samples": sum(SIZES), "languages": ["en", "de"]}
     return CuratedSubset.create(subset_directory, texts=texts, **facts), rows
 
@@ -85,10 +86,10 @@ def texts_of(source, index, epoch):
     return {f"{source.key(index)} {language} {place}" for language in places for place in places[language]}
 
 
-@pytest.mark.parametrize("one_group", [True, False])
+@pytest.mark.parametrize("hexadecimal", [True, False])
 @pytest.mark.parametrize("language", [None, "en", "de"])
-def test_epochs_equal_the_plain_reference(tmp_path, language, one_group):
-    subset, rows = make_subset(tmp_path, one_group=one_group)
+def test_epochs_equal_the_plain_reference(tmp_path, language, hexadecimal):
+    subset, rows = make_subset(tmp_path, hexadecimal=hexadecimal)
     source = open_balanced(subset, seed=5, language=language)
     epochs = list(epochs_of(source, 4))
     for epoch, seen in enumerate(epochs):
@@ -177,10 +178,10 @@ def test_data_without_probabilities_are_refused(tmp_path):
     pool = Pool.load(tmp_path / "a" / "pool")
     with pytest.raises(UserError, match=r"sampler: balanced expects a CuratedSubset, got a Pool: .*pool"):
         open_balanced(pool, seed=0)
-    file = subset.path / SUBSET_FILE
-    pq.write_table(pq.read_table(file).drop_columns("kept"), file)
-    with pytest.raises(UserError, match="no column 'kept'; curate again with this version of vfm"):
-        open_dataset(subset)
+    file = subset_file(subset.path, 0)
+    pq.write_table(pq.read_table(file).drop_columns("probability"), file)
+    with pytest.raises(UserError, match="no column 'probability'; curate again with this version of vfm"):
+        open_balanced(subset, seed=0)[0]
 
 
 def test_drawing_a_large_subset_needs_the_memory_of_one_shard(tmp_path):
@@ -193,7 +194,7 @@ def test_drawing_a_large_subset_needs_the_memory_of_one_shard(tmp_path):
         "text_index": np.zeros(num_shards * size, np.int32),
         "probability": np.full(num_shards * size, 0.25, np.float32), "kept": np.zeros(num_shards * size, bool),
     }).cast(subset_schema())  # fmt: skip
-    pq.write_table(table, subset.path / SUBSET_FILE, row_group_size=size)
+    write_subset(subset.path, table)
     del table
     shard = Shard.of(tmp_path / "pool" / "0.tar", size)
     write_index(tmp_path / "pool", [shard] * num_shards, DatasetSpec(texts={"en": "json.en"}))

@@ -3,7 +3,6 @@
 import pickle
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +10,21 @@ from hypothesis import strategies as st
 from data_samples import json_member, members
 from vfm.artifacts import CuratedSubset, Pool
 from vfm.config import UserError
-from vfm.data import SUBSET_FILE, BadRow, DatasetSpec, Shard, open_dataset, subset_schema, write_index, write_tar
+from vfm.data import (
+    SUBSET_INDEX,
+    BadRow,
+    DatasetSpec,
+    Shard,
+    open_dataset,
+    packed_uids,
+    subset_file,
+    subset_schema,
+    unpacked_uids,
+    write_index,
+    write_subset,
+    write_subset_index,
+    write_tar,
+)
 
 SPEC = DatasetSpec(texts={"en": "json.en", "de": "json.de"})
 SIZES = [4, 0, 3, 5]
@@ -41,7 +54,7 @@ def subset_of(pool, directory, rows):
     directory.mkdir(parents=True, exist_ok=True)
     columns = [*zip(*((*row, True) for row in rows), strict=True)] if rows else [()] * 7
     arrays = [pa.array(column, field.type) for column, field in zip(columns, subset_schema(), strict=True)]
-    pq.write_table(pa.table(arrays, schema=subset_schema()), directory / SUBSET_FILE, row_group_size=3)
+    write_subset(directory, pa.table(arrays, schema=subset_schema()))
     subset = CuratedSubset(pool=pool.reference(directory), num_samples=len({row[:2] for row in rows}))
     return CuratedSubset.create(directory, **subset.model_dump())
 
@@ -91,8 +104,56 @@ def test_source_can_be_pickled_for_another_process(pool, tmp_path):
 
 
 def test_unsorted_or_missing_subset_is_refused(pool, tmp_path):
-    with pytest.raises(UserError, match="not sorted by shard and row"):
-        open_dataset(subset_of(pool, tmp_path / "subset", every_text(pool)[::-1]))
-    (tmp_path / "subset" / SUBSET_FILE).unlink()
+    with pytest.raises(UserError, match=r"00000000.parquet: not sorted by row"):
+        open_dataset(subset_of(pool, tmp_path / "subset", every_text(pool)[::-1]))[0]
+    (tmp_path / "subset" / SUBSET_INDEX).unlink()
     with pytest.raises(UserError, match="expected a curated subset"):
         open_dataset(CuratedSubset.load(tmp_path / "subset"))
+    (tmp_path / "subset" / "subset.parquet").touch()
+    with pytest.raises(UserError, match="a subset of an older version of vfm, in one file; curate again"):
+        open_dataset(CuratedSubset.load(tmp_path / "subset"))
+
+
+def test_a_subset_of_another_pool_and_files_of_another_curation_are_refused(pool, tmp_path):
+    subset = subset_of(pool, tmp_path / "subset", every_text(pool))
+    other = subset_of(pool, tmp_path / "other", every_text(pool)[:1])
+    subset_file(other.path, 0).replace(subset_file(subset.path, 0))
+    with pytest.raises(UserError, match=r"00000000.parquet: 1 samples, subset_index.parquet says 4; curate again"):
+        open_dataset(subset)[0]
+    rows = [dict.fromkeys(("samples", "kept_samples", "texts", "kept_texts"), 1) | {"shard": 9, "language": None}]
+    write_subset_index(subset.path, rows)
+    with pytest.raises(UserError, match="shard 9 is not in the pool of 4 shards"):
+        open_dataset(subset)
+
+
+def test_opening_reads_the_index_and_reading_a_sample_only_its_shard(pool, tmp_path):
+    subset = subset_of(pool, tmp_path / "subset", every_text(pool))
+    for shard in (0, 3):
+        subset_file(subset.path, shard).unlink()
+    source = open_dataset(subset)
+    assert source.shard_sizes.tolist() == [4, 0, 2, 5]
+    assert source[4].key == "2-0"
+    with pytest.raises(UserError, match=r"00000000.parquet: no such file"):
+        source[0]
+
+
+HEX = "0123456789abcdef"
+
+
+@settings(deadline=None)
+@given(
+    st.one_of(
+        st.lists(st.text(HEX, min_size=32, max_size=32)),
+        st.lists(st.text(max_size=40)),
+        st.lists(st.text(HEX + "AF \t", min_size=32, max_size=32)),
+    ),
+    st.integers(0, 3),
+)
+def test_uids_of_32_digits_take_16_bytes_and_all_uids_come_back(uids, start):
+    column = pa.array(uids, pa.string())[start:]
+    packed = packed_uids(column)
+    assert unpacked_uids(packed).to_pylist() == uids[start:]
+    is_packed = len(column) > 0 and all(len(uid) == 32 and set(uid) <= set(HEX) for uid in uids[start:])
+    assert (packed.type == pa.binary(16)) == is_packed
+    middle = packed[1:-1]
+    assert unpacked_uids(middle).to_pylist() == uids[start:][1:-1]

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from vfm.data import open_balanced, open_dataset, text_key, uniform
+from vfm.data import open_balanced, open_dataset, read_subset, text_key, uniform
 from vfm.panels import load_panels
 from vfm.plugin import Event, Metadata, Preflight, UserError
 from vfm_curation.matches import read_shards
@@ -66,7 +66,7 @@ def curated(run_stage: Any, matches: Any, **rule: Any) -> Any:
 
 
 def subset_rows(subset: Any) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = pq.read_table(subset.path / "subset.parquet").to_pylist()
+    rows: list[dict[str, Any]] = read_subset(subset.path).to_pylist()
     return rows
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from vfm.data import open_dataset, write_tar
+from vfm.data import open_dataset, read_subset, write_tar
 from vfm.panels import load_panels
 from vfm.plugin import CuratedSubset, Pool
 
@@ -35,7 +35,7 @@ def curate(folder: Path, *settings: str) -> dict[str, Path]:
 
 
 def kept(subset: Path) -> list[dict[str, Any]]:
-    return [row for row in pq.read_table(subset / "subset.parquet").to_pylist() if row["kept"]]
+    return [row for row in read_subset(subset).to_pylist() if row["kept"]]
 
 
 def test_only_captions_in_a_compressed_table(tmp_path: Path) -> None:

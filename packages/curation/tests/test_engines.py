@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 import pytest
 
 HERE = str(Path(__file__).parent)
 sys.path.insert(0, HERE)
 
 import shard_tasks  # noqa: E402
+from vfm.data import read_subset  # noqa: E402
 from vfm.plugin import UserError  # noqa: E402
 from vfm_curation.engine import MAX_LOSSES, connected_ray, run_shards  # noqa: E402
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file  # noqa: E402
@@ -157,7 +158,7 @@ def curate(make_pool: Any, run_stage: Any, tmp_path: Path) -> Any:
         match = MatchTexts(name=f"matches-{name}", pool="p", metadata="m", runtime=runtime)
         matches = run_stage(match, p=pool, m=metadata)
         subset = run_stage(MetaclipBalance(name=f"curated-{name}", matches="x", target_size=150), x=matches)
-        rows = pq.read_table(subset.path / "subset.parquet", filters=[("kept", "==", True)]).to_pylist()
+        rows = read_subset(subset.path).filter(pc.field("kept")).to_pylist()
         kept = sorted((row["uid"], row["language"], row["text_index"]) for row in rows)
         assert 100 < len(kept) < 200
         return hashlib.sha1(repr(kept).encode()).hexdigest(), matches

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from vfm.data import open_dataset, uid_of
+from vfm.data import open_dataset, read_subset, uid_of
 from vfm.plugin import Event, UserError
 from vfm.stages.data import Pairs
 from vfm_curation.stages import BuildMetadata, ExportSubset, FilterPool, MatchTexts, MetaclipBalance
@@ -57,12 +57,12 @@ def export(run_stage: Any, subset: Any, *, name: str = "out", send: Any = lambda
 
 
 def kept_rows(subset: Any) -> list[dict[str, Any]]:
-    return [row for row in pq.read_table(subset.path / "subset.parquet").to_pylist() if row["kept"]]
+    return [row for row in read_subset(subset.path).to_pylist() if row["kept"]]
 
 
 def test_pairs_have_a_row_for_each_matched_text_with_its_entries(run_stage: Any, subset: Any) -> None:
     rows = pq.read_table(export(run_stage, subset, pairs=True).path / "pairs.parquet").to_pylist()
-    stored = pq.read_table(subset.path / "subset.parquet").to_pylist()
+    stored = read_subset(subset.path).to_pylist()
     texts = dict(samples())
     assert len(rows) == len(stored) > 0
     for row, one in zip(rows, stored, strict=True):

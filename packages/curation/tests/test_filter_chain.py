@@ -3,9 +3,7 @@
 import random
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from vfm.data import open_dataset
+from vfm.data import open_dataset, read_subset
 from vfm.shapes.world import World
 from vfm.stages.shapes import ShapesPool
 from vfm_curation.stages import BuildMetadata, FilterPool, MatchTexts, MetaclipBalance
@@ -24,14 +22,14 @@ def test_shapes_with_planted_duplicates_is_filtered_matched_and_balanced(make_po
     pool = make_pool("pool", samples, shard_size=31, images=images)
     one = {"type": "duplicates", "of": "image"}
     filtered = run_stage(FilterPool(name="filtered", pool="p", filters=[one]), p=pool)
-    kept = set(pq.read_table(filtered.path / "subset.parquet")["uid"].to_pylist())
+    kept = set(read_subset(filtered.path)["uid"].to_pylist())
     assert kept == set(images) - set(planted)
 
     metadata = run_stage(BuildMetadata(name="entries", captions="p", min_count=2), p=filtered)
     matches = run_stage(MatchTexts(name="matches", pool="p", metadata="m"), p=filtered, m=metadata)
     assert matches.num_texts == sum(len(texts["en"]) for uid, texts in samples if uid in kept)
     balanced = run_stage(MetaclipBalance(name="balanced", matches="x", t=20), x=matches)
-    rows = pq.read_table(balanced.path / "subset.parquet").to_pylist()
+    rows = read_subset(balanced.path).to_pylist()
     assert {row["uid"] for row in rows} <= kept
     view = open_dataset(balanced)
     texts = dict(samples)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
-from vfm.data import DatasetSpec, Shard, write_index, write_tar
+from vfm.data import DatasetSpec, Shard, read_subset, write_index, write_tar
 from vfm.models import build_clip, load_clip, save_clip
 from vfm.plugin import ClipCheckpoint, LabeledDataset, Preflight, UserError
 from vfm_curation.filters import buckets
@@ -67,7 +67,7 @@ def run(run_stage: Any, pool: Any, one: dict[str, Any], name: str = "filtered", 
 
 
 def passed(subset: Any) -> set[tuple[str, int]]:
-    rows = pq.read_table(subset.path / "subset.parquet").to_pylist()
+    rows = read_subset(subset.path).to_pylist()
     return {(row["uid"], row["text_index"]) for row in rows}
 
 
@@ -119,7 +119,7 @@ def test_linear_head_scores_whole_images(
     low = run(run_stage, pool, {**one, "max_score": limit}, "low", c=clip)
     assert passed(high) == {(uid, k) for uid in ranked[gap:] for k in (0, 1)}
     assert passed(low) == {(uid, k) for uid in ranked[:gap] for k in (0, 1)}
-    reasons = [set(pq.read_table(s.path / "verdicts.parquet")["reason"].to_pylist()) for s in (high, low)]
+    reasons = [set(pq.read_table(s.path / "verdicts")["reason"].to_pylist()) for s in (high, low)]
     assert reasons == [{"", "low_aesthetic"}, {"", "high_aesthetic"}]
 
     save_file({"weight": weight[:, :7].copy()}, tmp_path / "narrow.safetensors")
@@ -240,7 +240,7 @@ def test_shards_without_remaining_texts(
     ]
     stage = FilterPool(name="all", pool="p", filters=filters)
     subset = run_stage(stage, p=pool, c=clip, e=evaluation)
-    verdicts = pq.read_table(subset.path / "verdicts.parquet").to_pydict()
+    verdicts = pq.read_table(subset.path / "verdicts").to_pydict()
     reasons = dict(zip(verdicts["uid"], verdicts["reason"], strict=True))
     assert {reasons[f"y{i}"] for i in range(5)} == {"caption_length"}
     assert {reasons[f"z{i}"] for i in range(5)} == {"unreadable_image"}

@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 from pydantic import ValidationError
 
-from vfm.data import open_balanced, open_dataset
+from vfm.data import open_balanced, open_dataset, read_subset
 from vfm.panels import load_panels
 from vfm.plugin import Artifact, Context, Event, Pool, Preflight, UserError
 from vfm.stages.data import Pairs
@@ -65,17 +65,17 @@ def run(run_stage: Any, pool: Any, filters: list[dict[str, Any]], name: str = "f
 
 
 def verdicts(subset: Artifact) -> dict[tuple[str, str, int], str]:
-    rows = pq.read_table(subset.path / "verdicts.parquet").to_pylist()
+    rows = pq.read_table(subset.path / "verdicts").to_pylist()
     return {(row["uid"], row["language"], row["text_index"]): row["reason"] for row in rows}
 
 
 def passed(subset: Artifact) -> set[tuple[str, str, int]]:
-    rows = pq.read_table(subset.path / "subset.parquet").to_pylist()
+    rows = read_subset(subset.path).to_pylist()
     return {(row["uid"], row["language"], row["text_index"]) for row in rows}
 
 
 def rows_of(subset: Artifact) -> list[dict[str, Any]]:
-    return pq.read_table(subset.path / "subset.parquet").to_pylist()
+    return read_subset(subset.path).to_pylist()
 
 
 def texts_of(samples: Samples) -> dict[tuple[str, str, int], str]:

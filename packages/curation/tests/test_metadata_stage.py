@@ -16,7 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from vfm.config import error_lines
-from vfm.data import SUBSET_FILE, subset_schema
+from vfm.data import subset_schema, write_subset
 from vfm.panels import load_panels
 from vfm.plugin import CuratedSubset, Event, Preflight, UserError
 from vfm.stage import refs
@@ -125,7 +125,7 @@ def test_entries_of_a_curated_subset_come_from_its_kept_texts(run_stage: Any, ma
     subset = CuratedSubset.create(tmp_path / "store" / "subset", num_samples=10, pool="../pool")
     kept = {"shard": 0, "language": "en", "text_index": 0, "probability": 1.0, "kept": True}
     table = pa.Table.from_pylist([{"row": row, "uid": str(row), **kept} for row in range(0, 20, 2)])
-    pq.write_table(table.select(subset_schema().names).cast(subset_schema()), subset.path / SUBSET_FILE)
+    write_subset(subset.path, table.select(subset_schema().names).cast(subset_schema()))
     stage = BuildMetadata(name="entries", captions="s", bigram_min_count=100)
     assert [entry for _, entry, _ in rows(run_stage(stage, s=subset))] == ["a", "cat"]
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from vfm.data import open_dataset, text_key, uniform
+from vfm.data import open_dataset, read_subset, text_key, uniform
 from vfm.panels import load_panels
 from vfm.plugin import Context, Event, Pool, UserError
 from vfm_curation.matches import FOLDER, read_shards
@@ -49,7 +50,7 @@ def curate(run_stage: Any, pool: Pool, entry_file: Path, *, prefix: str = "", wo
 
 
 def identities(subset: Any) -> list[tuple[str, str, int]]:
-    table = pq.read_table(subset.path / "subset.parquet", filters=[("kept", "==", True)])
+    table = read_subset(subset.path).filter(pc.field("kept"))
     return sorted(zip(*(table[name].to_pylist() for name in ("uid", "language", "text_index")), strict=True))
 
 
@@ -75,7 +76,7 @@ def test_chain_keeps_exactly_the_texts_of_a_plain_twin(make_pool: Any, run_stage
     assert card["kept"] == [
         sum(i in ids and (uid, "en", k) in kept for (uid, k), ids in found.items()) for i in range(len(entries))
     ]
-    table = pq.read_table(subset.path / "subset.parquet")
+    table = read_subset(subset.path)
     stored = {(row["uid"], row["text_index"]): row["probability"] for row in table.to_pylist()}
     assert stored == {name: pytest.approx(p, abs=1e-6) for name, p in chance.items() if p}
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import islice
 
 import numpy as np
 import pyarrow as pa
 
-from vfm.data import open_dataset
+from vfm.data import SUBSET_FOLDER, open_dataset, write_subset_index
 from vfm.plugin import (
     Artifact,
     Context,
@@ -24,12 +24,15 @@ from vfm.plugin import (
 )
 from vfm_curation.card_panels import examples, panels
 from vfm_curation.data_card import DataCard, FunnelStep, WhatIf, seconds_of
+from vfm_curation.engine import run_shards, with_progress
+from vfm_curation.entry_counts import total_counts
 from vfm_curation.match import texts_in
 from vfm_curation.matches import COUNTS_FILE, num_shards, read_shards, texts_by_language
 from vfm_curation.metadata import load_entries
 from vfm_curation.probabilities import Floats, Integers, keep_probability, t_for_target_size, tail_share
+from vfm_curation.sampled_texts import SAMPLE_FILE, SampledTexts
 from vfm_curation.stages import MetaclipBalance
-from vfm_curation.subset import BalancedShard, balance_shard, expectations, expected_size, write_subset
+from vfm_curation.subset import BalanceJob, SubsetTotals, balance_shard, expected_size, write_balanced
 from vfm_curation.thresholds import EntryLanguages, by_reference, by_tail_share, check_languages, given
 
 FACTORS = (1 / 10, 1 / 3, 1, 3, 10)  # multiples of t that the report compares
@@ -51,21 +54,22 @@ def check_balance(config: MetaclipBalance, ctx: Preflight) -> None:
 
 
 def balance_texts(config: MetaclipBalance, ctx: Context) -> CuratedSubset:
-    """Write `subset.parquet`, one row for each matched text, and the data card: counts of entries before and after."""
+    """Write the subset, one row for each matched text, and the data card: counts of entries before and after."""
     begun = time.monotonic()
     matches = ctx.load(config.matches)
     pairs = PairDataset.load(matches.linked(matches.pool))  # a pool or a subset of one
     entries = load_entries(Metadata.load(matches.linked(matches.metadata)))
     languages, counts = _entry_languages(entries), np.load(matches.path / COUNTS_FILE).astype(np.int64)
-    thresholds = _thresholds(config, matches, languages, counts)
+    thresholds = _thresholds(config, ctx, matches, languages, counts)
     t = languages.t_of_entries(thresholds)
     _warn_of_lost_languages(ctx, thresholds, languages, counts)
-    choices = _choices(config, matches, counts, t)
+    sampled = SampledTexts.load(matches.path / SAMPLE_FILE)
+    choices = _choices(config, sampled, counts, t)
     expected = next(one.expected.size for one in choices if one.factor == 1)
     named = ", ".join(f"t{f' of {name}' if name else ''} = {value:g}" for name, value in thresholds.items())
     ctx.log(f"{named}: {expected:,.0f} of {matches.num_matched:,} matched texts are expected to be kept")
     probability = keep_probability(counts, t)
-    made = write_subset(ctx.directory, _balanced_shards(config, ctx, matches, probability), len(entries))
+    made = _write_subset(config, ctx, matches, probability)
     if not made.num_texts:
         raise UserError(f"{config.name}: {named} keeps none of {matches.num_matched} matched texts; raise t")
     ctx.log(f"kept {made.num_texts:,} texts of {made.num_samples:,} images")
@@ -79,7 +83,7 @@ def balance_texts(config: MetaclipBalance, ctx: Context) -> CuratedSubset:
     card.save(ctx.directory)
     for panel in [*panels(card), _examples(config, matches, pairs, card)]:
         ctx.panel(panel)
-    values = {"expected_texts": expected, "kept_texts": made.num_texts, "kept_samples": made.num_samples}
+    values = {"expected_texts": made.expected, "kept_texts": made.num_texts, "kept_samples": made.num_samples}
     values |= {f"t/{name}" if name else "t": value for name, value in thresholds.items()}
     values = {f"curation/{name}": value for name, value in values.items()}
     ctx.emit("metrics", step=1, samples=made.num_samples, values=values)
@@ -106,7 +110,7 @@ def _warn_of_lost_languages(
 
 
 def _thresholds(
-    config: MetaclipBalance, matches: Matches, languages: EntryLanguages, counts: Integers
+    config: MetaclipBalance, ctx: Context, matches: Matches, languages: EntryLanguages, counts: Integers
 ) -> dict[str, float]:
     """Return the t of each language of the entries."""
     if config.tail_share:
@@ -116,9 +120,16 @@ def _thresholds(
     def from_one(t: float) -> dict[str, float]:
         return given(languages, t) if reference is None else by_reference(languages, counts, t, reference)
 
+    sampled = SampledTexts.load(matches.path / SAMPLE_FILE)
+
     def size(t: float) -> float:
         probability = keep_probability(counts, languages.t_of_entries(from_one(t)))
-        return expected_size(matches.path, probability, config.texts)
+        if sampled.complete:
+            return sampled.expectations([probability], config.texts)[0].size
+        job = BalanceJob.of(matches.path, ctx.work, probability, texts=config.texts)
+        found = expected_size(job, config.runtime)
+        job.probability.unlink()
+        return found
 
     if config.target_size:
         return from_one(t_for_target_size(size, config.target_size, counts))
@@ -126,21 +137,25 @@ def _thresholds(
     return given(languages, config.t) if isinstance(config.t, dict) else from_one(config.t)
 
 
-def _balanced_shards(
-    config: MetaclipBalance, ctx: Context, matches: Matches, probability: Floats
-) -> Iterator[BalancedShard]:
-    total, num_texts, num_kept, begun = num_shards(matches.path), 0, 0, time.monotonic()
-    for done, shard in enumerate(read_shards(matches.path), 1):
-        balanced = balance_shard(shard, probability, config.seed, config.texts)
-        num_texts, num_kept = num_texts + len(balanced.kept), num_kept + int(balanced.kept.sum())
-        yield balanced
-        rate = round(num_texts / max(1e-9, time.monotonic() - begun))
-        ctx.progress(done, total, "shards", texts_per_second=rate, kept=num_kept)
+def _write_subset(config: MetaclipBalance, ctx: Context, matches: Matches, probability: Floats) -> SubsetTotals:
+    """Write the files of the subset by tasks, and its index."""
+    job = BalanceJob.of(matches.path, ctx.work, probability, seed=config.seed, texts=config.texts)
+    for folder in (job.files, job.kept_counts):
+        folder.mkdir(exist_ok=True)
+    total, made, index = num_shards(matches.path), SubsetTotals(np.zeros(len(probability), np.int64)), []
+    found = run_shards(write_balanced, job, range(total), config.runtime)
+    for summary in with_progress(ctx, found, total, kept=lambda: made.num_texts):
+        made.add(summary)
+        index += summary.index
+    made.counts += total_counts(job.kept_counts, range(total), len(probability))
+    write_subset_index(ctx.directory, index)
+    job.files.rename(ctx.directory / SUBSET_FOLDER)  # last: a crash before this loses no shard
+    return made
 
 
-def _choices(config: MetaclipBalance, matches: Matches, counts: Integers, t: Floats) -> list[WhatIf]:
-    """Return what each multiple of t would keep."""
-    found = expectations(matches.path, [keep_probability(counts, t * factor) for factor in FACTORS], config.texts)
+def _choices(config: MetaclipBalance, sampled: SampledTexts, counts: Integers, t: Floats) -> list[WhatIf]:
+    """Return what each multiple of t would keep, estimated from the sample of matched texts."""
+    found = sampled.expectations([keep_probability(counts, t * factor) for factor in FACTORS], config.texts)
     return [
         WhatIf(factor, tail_share(counts, t * factor), int((counts > t * factor).sum()), expected)
         for factor, expected in zip(FACTORS, found, strict=True)

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vfm_curation.probabilities import Floats, Integers
-from vfm_curation.subset import Expectation, SubsetTotals
+from vfm_curation.sampled_texts import Expectation
+from vfm_curation.subset import SubsetTotals
 from vfm_curation.thresholds import EntryLanguages, Thresholds
 
 CARD_FILE, CARD_JSON = "entry_counts.parquet", "entry_counts.json"

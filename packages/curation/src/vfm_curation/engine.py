@@ -32,7 +32,10 @@ Task = Callable[[J, int], S]
 Submit = Callable[[int], "Future[S]"]
 
 MAX_LOSSES = 3  # retries of a shard whose worker was killed
+DAMAGED = "damaged_shard"  # reason of a shard that cannot be read
 NUM_BAD_SHOWN = 20  # bad samples of a shard that are reported one by one
+SHORT = 15.0  # seconds; starting processes and loading compiled code in each takes three
+NUM_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 _SPAWN = multiprocessing.get_context("spawn")  # forking a process with running threads may deadlock
 RAY_QUEUE = 4096  # tasks submitted to Ray at a time: enough for an autoscaling cluster to see the demand
 
@@ -44,7 +47,8 @@ def run_shards(function: Task[J, S], job: J, shards: Iterable[int], runtime: Cur
         function: the task, a function of a module; it is run again if its worker was killed.
         job: what all tasks share; small, since it is sent with each.
         shards: numbers of the shards.
-        runtime: `engine`, `workers`, `ray_address`; with fewer than two local workers, tasks run in this process.
+        runtime: `engine`, `workers`, `ray_address`. `workers: 0` means all cores, but only once the tasks left would
+            take this process more than some seconds; 1 means this process.
 
     Raises:
         UserError: a task raised one, or a shard's worker was killed too often; the line names the shard.
@@ -53,10 +57,13 @@ def run_shards(function: Task[J, S], job: J, shards: Iterable[int], runtime: Cur
     task, waiting = functools.partial(_run_task, function, job), deque(shards)
     if runtime.engine == "ray":
         yield from _run_on_ray(task, waiting, runtime)
-    elif runtime.workers > 1:
-        yield from _run_in_processes(task, waiting, runtime.workers)
-    else:
-        yield from map(task, waiting)
+        return
+    if not runtime.workers:  # processes take seconds to start, so short work is done here
+        yield from _run_while_short(task, waiting)
+    if waiting and runtime.workers != 1:
+        yield from _run_in_processes(task, waiting, min(runtime.workers or NUM_CORES, len(waiting)))
+    while waiting:
+        yield task(waiting.popleft())
 
 
 def map_in_order(function: Callable[[T], S], items: Iterable[T], workers: int) -> Iterator[S]:
@@ -82,12 +89,28 @@ def map_in_order(function: Callable[[T], S], items: Iterable[T], workers: int) -
             yield waiting.popleft().result()
 
 
+def _run_while_short(task: Callable[[int], S], waiting: deque[int]) -> Iterator[S]:
+    """Run tasks in this process until those left would take it longer than `SHORT`."""
+    alone = NUM_CORES == 1 or multiprocessing.parent_process() is not None
+    seconds = 0.0  # of the last task: the first ones compile and load
+    while waiting and (alone or seconds * len(waiting) < SHORT):
+        begun = time.monotonic()
+        found = task(waiting.popleft())
+        seconds = time.monotonic() - begun
+        yield found
+
+
 def _run_task(function: Task[J, S], job: J, shard: int) -> S:
     """Run the task and name the shard in its errors. This runs in the worker."""
     try:
         return function(job, shard)
     except UserError as error:
         raise UserError(f"shard {shard}: {error}") from error
+    except OSError as error:  # of the system, such as a full disk: not a mistake of the program
+        if error.errno is None:
+            raise RuntimeError(f"shard {shard}: {type(error).__name__}: {error}") from error
+        where = f": {error.filename}" if error.filename else ""
+        raise UserError(f"shard {shard}: {error.strerror}{where}") from error
     except Exception as error:
         raise RuntimeError(f"shard {shard}: {type(error).__name__}: {error}") from error
 
@@ -196,6 +219,7 @@ class Summary:
     """What a task over texts returns for its shard."""
 
     num_texts: int = 0
+    num_lost: int = 0  # samples of the shard if it cannot be read
     bad: Counter[str] = field(default_factory=Counter)  # bad samples by reason
     bad_shown: list[tuple[str, str]] = field(default_factory=list)  # (reason, where) of the first of them
 
@@ -204,6 +228,11 @@ class Summary:
         self.bad[reason] += 1
         if len(self.bad_shown) < NUM_BAD_SHOWN:
             self.bad_shown.append((reason, where))
+
+    def lose(self, num_samples: int, line: str) -> None:
+        """Count a shard that cannot be read, and its samples."""
+        self.num_lost += num_samples
+        self.skip(DAMAGED, line)
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Self:
@@ -215,17 +244,48 @@ class Summary:
 B = TypeVar("B", bound=Summary)
 
 
-def with_progress(ctx: Context, summaries: Iterable[B], num_shards: int, **shown: Callable[[], Any]) -> Iterator[B]:
+@dataclass
+class Lost:
+    """How many samples of shards that cannot be read are tolerated."""
+
+    total: int
+    max_bad_fraction: float
+    count: int = 0
+
+    def add(self, summary: Summary) -> None:
+        """Add the samples of a shard.
+
+        Raises:
+            UserError: there are too many; the line names the shard.
+        """
+        self.count += summary.num_lost
+        if self.count > self.max_bad_fraction * self.total:
+            line = next(where for reason, where in summary.bad_shown if reason == DAMAGED)
+            raise UserError(
+                f"{line} ({self.count} of {self.total} samples are lost, max_bad_fraction is {self.max_bad_fraction:g})"
+            )
+
+
+def with_progress(
+    ctx: Context,
+    summaries: Iterable[B],
+    num_shards: int,
+    lost: Lost | None = None,
+    **shown: Callable[[], Any],
+) -> Iterator[B]:
     """Yield the summaries, and report shards, texts a second, time left and bad samples to the context.
 
     Args:
         ctx: of the running stage.
         summaries: what `run_shards` yields.
         num_shards: number of summaries to come.
+        lost: the limit of samples in shards that cannot be read.
         shown: further numbers to show, called after the consumer has processed a summary.
     """
     num_texts, begun = 0, time.monotonic()
     for done, summary in enumerate(summaries, 1):
+        if lost and summary.num_lost:
+            lost.add(summary)
         yield summary
         for reason, where in summary.bad_shown:
             ctx.skip(reason, where)

@@ -8,36 +8,40 @@ halves); img2dataset's input, github.com/rom1504/img2dataset (parquet with `url`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from vfm.data import SUBSET_FILE, DatasetSpec, Shard, Source, open_dataset, read_index, uid_of, write_index
-from vfm.plugin import Context, CuratedSubset, Matches, Metadata, Pool, Preflight, TablePanel, UserError
+from vfm.data import (
+    DatasetSpec,
+    Shard,
+    Source,
+    open_dataset,
+    packed_uids,
+    read_index,
+    read_subset_index,
+    read_subset_shard,
+    uid_of,
+    write_index,
+)
+from vfm.plugin import Context, CuratedSubset, Pool, Preflight, TablePanel, UserError
 from vfm_curation.engine import Summary, run_shards, with_progress
+from vfm_curation.export_pairs import PAIRS_FOLDER, PairsJob, join_columns, write_pairs
 from vfm_curation.export_tars import TARS_FOLDER, TarsJob, write_shard
-from vfm_curation.filters.survivors import VERDICTS_FILE
 from vfm_curation.link_table import FOLDER as LINKS_FOLDER
 from vfm_curation.link_table import table_schema
-from vfm_curation.matches import FOLDER
-from vfm_curation.metadata import load_entries
-from vfm_curation.pool_texts import texts_of, urls_of_rows
+from vfm_curation.pool_texts import texts_of
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 from vfm_curation.stages import ExportSubset
 
-PAIRS_FILE, UIDS_FILE = "pairs.parquet", "uids.npy"
+UIDS_FILE = "uids.npy"
 UID_DTYPE = np.dtype("u8,u8")
-TEXT_ORDER = [("row", "ascending"), ("language", "ascending"), ("text_index", "ascending")]
-BALANCED = "balanced"  # the reason of a text that matched and lost the draw
 
 
 def check_export(config: ExportSubset, ctx: Preflight) -> None:
@@ -52,7 +56,7 @@ def export_subset(config: ExportSubset, ctx: Context) -> Pool:
     _check_images(config, subset)
     rows: list[list[str | float | int | None]] = []
     if config.pairs:
-        rows.append([PAIRS_FILE, "texts", write_pairs(subset, ctx.directory)])
+        rows.append([f"{PAIRS_FOLDER}/*", "texts", _write_all_pairs(config, ctx, subset)])
     if config.uids:
         write_uids(subset, ctx.directory)
         rows.append([UIDS_FILE, "samples", subset.num_samples])
@@ -97,63 +101,28 @@ def _write_tars(config: ExportSubset, ctx: Context, subset: CuratedSubset) -> li
     return [Shard.of(folder / job.file(shard).name, sizes[shard]) for shard in range(number)]
 
 
-def by_shard(file: Path, columns: list[str] | None = None) -> Iterator[tuple[int, pa.Table]]:
-    """Yield the rows of each shard of a file that is sorted by shard. Memory holds a row group and a shard."""
-    held: pa.Table | None = None
-    with pq.ParquetFile(file) as parquet:
-        for group in range(parquet.num_row_groups):
-            table = parquet.read_row_group(group, columns=columns)
-            held = pa.concat_tables([held, table]) if held is not None else table
-            shards = held["shard"].to_numpy()
-            starts = np.flatnonzero(np.diff(shards, prepend=-1)).tolist()
-            for start, stop in pairwise(starts):
-                yield int(shards[start]), held.slice(start, stop - start)
-            held = held.slice(starts[-1]) if starts else held  # the last shard may continue in the next group
-    if held is not None and len(held):
-        yield int(held["shard"][0].as_py()), held
-
-
-def pairs_schema() -> pa.Schema:
-    """Return: uid, language, text_index, entries (null from a filter), probability, kept, reason ('' if kept)."""
-    fields = {"uid": pa.string(), "language": pa.string(), "text_index": pa.int32(), "entries": pa.list_(pa.string())}
-    return pa.schema({**fields, "probability": pa.float32(), "kept": pa.bool_(), "reason": pa.string()})
-
-
-def write_pairs(subset: CuratedSubset, directory: Path) -> int:
-    """Write `pairs.parquet`, a row for each text that was matched or filtered, and return the number of rows."""
-    number = 0
-    with pq.ParquetWriter(directory / PAIRS_FILE, pairs_schema(), compression="zstd") as writer:
-        for table in _matched_pairs(subset) if subset.matches else _filtered_pairs(subset):
-            writer.write_table(table.select(pairs_schema().names).cast(pairs_schema()))
-            number += len(table)
+def _write_all_pairs(config: ExportSubset, ctx: Context, subset: CuratedSubset) -> int:
+    job = PairsJob(subset.path, ctx.work / PAIRS_FOLDER)
+    job.folder.mkdir(exist_ok=True)
+    shards = shards_of(subset) if subset.matches else range(len(opened(subset.path).shard_sizes))
+    found = with_progress(ctx, run_shards(write_pairs, job, shards, config.runtime), len(shards))
+    number = sum(one.num_texts for one in found)
+    job.folder.rename(ctx.directory / PAIRS_FOLDER)
     return number
 
 
-def _matched_pairs(subset: CuratedSubset) -> Iterator[pa.Table]:
-    assert subset.matches
-    matches = Matches.load(subset.linked(subset.matches))
-    entries = load_entries(Metadata.load(matches.linked(matches.metadata)))["entry"].combine_chunks()
-    for shard, table in by_shard(subset.path / SUBSET_FILE):
-        found = pq.read_table(matches.path / FOLDER / f"{shard:08d}.parquet").sort_by(TEXT_ORDER)
-        lists = found["ids"].combine_chunks()
-        words = pa.ListArray.from_arrays(lists.offsets, entries.take(lists.values))
-        reasons = pc.if_else(table["kept"], "", BALANCED)
-        yield table.append_column("entries", words).append_column("reason", reasons)
-
-
-def _filtered_pairs(subset: CuratedSubset) -> Iterator[pa.Table]:
-    """Yield all texts that a filter saw, with its reason; the probability is 1 or 0."""
-    for _, table in by_shard(subset.path / VERDICTS_FILE):
-        kept = pc.equal(table["reason"], "")
-        table = table.append_column("kept", kept).append_column("probability", kept.cast(pa.float32()))
-        yield table.append_column("entries", pa.nulls(len(table), pa.list_(pa.string())))
+def shards_of(subset: CuratedSubset) -> list[int]:
+    """Return the shards that have a text in the subset, kept or not."""
+    shards: list[int] = read_subset_index(subset.path)["shard"].unique().to_pylist()
+    return shards
 
 
 def write_uids(subset: CuratedSubset, directory: Path) -> None:
     """Write `uids.npy`, the kept samples' uids as two 64-bit halves, sorted. They are sorted on disk, 16 bytes each."""
     found = open_memmap(directory / UIDS_FILE, "w+", UID_DTYPE, (subset.num_samples,))  # type: ignore[no-untyped-call]
     place = 0
-    for _, table in by_shard(subset.path / SUBSET_FILE, ["shard", "row", "uid", "kept"]):
+    for shard in shards_of(subset):
+        table = read_subset_shard(subset.path, shard, ["row", "uid", "kept"])
         kept = table.filter(table["kept"])
         firsts = np.flatnonzero(np.diff(kept["row"].to_numpy(), prepend=-1))
         halves = uid_halves(kept["uid"].take(pa.array(firsts)))
@@ -165,11 +134,13 @@ def write_uids(subset: CuratedSubset, directory: Path) -> None:
 
 def uid_halves(uids: pa.ChunkedArray) -> NDArray[np.void]:
     """Return 128-bit uids as (high, low) halves, (num_uids,): 32 hexadecimal digits unchanged, other uids hashed."""
-    hexadecimal = pc.match_substring_regex(uids, r"^[0-9a-fA-F]{32}$").to_numpy()
-    names = [uid if fits else uid_of(uid) for uid, fits in zip(uids.to_pylist(), hexadecimal.tolist(), strict=True)]
-    numbers = np.frombuffer(bytes.fromhex("".join(names)), dtype=">u8").astype(np.uint64).reshape(-1, 2)
-    halves = np.empty(len(names), dtype=UID_DTYPE)
-    halves["f0"], halves["f1"] = numbers.T
+    packed = packed_uids(uids)
+    if not pa.types.is_fixed_size_binary(packed.type):
+        hexadecimal = pc.match_substring_regex(uids, r"^[0-9a-fA-F]{32}$").to_pylist()
+        names = (uid if fits else uid_of(uid) for uid, fits in zip(uids.to_pylist(), hexadecimal, strict=True))
+        packed = pa.array([bytes.fromhex(name) for name in names], pa.binary(16))
+    halves = np.empty(len(packed), dtype=UID_DTYPE)
+    halves["f0"], halves["f1"] = np.frombuffer(packed.buffers()[1], dtype=">u8", count=2 * len(packed)).reshape(-1, 2).T
     return halves
 
 
@@ -195,10 +166,18 @@ def opened(subset: Path) -> Source:
     return open_dataset(CuratedSubset.load(subset))
 
 
+def links_schema() -> pa.Schema:
+    """Return the columns of a table of links, and those that join it to the user's own files."""
+    schema = table_schema()
+    for name, kind in {"key": pa.string(), "shard": pa.string(), "row": pa.int32()}.items():
+        schema = schema.append(pa.field(name, kind))
+    return schema
+
+
 def write_links(job: LinksJob, shard: int) -> LinksSummary:
-    """Write the kept samples of one shard that have a URL, with the columns of `table_schema`."""
+    """Write the kept samples of one shard that have a URL, in the schema `links_schema`."""
     source = opened(job.subset)
-    file, made = job.folder / f"{shard:08d}.parquet", made_from("links", 1)
+    file, made = job.folder / f"{shard:08d}.parquet", made_from("links", 2)
     if record := finished_summary(file, made):
         return LinksSummary.of(record)
     summary = LinksSummary()
@@ -207,15 +186,11 @@ def write_links(job: LinksJob, shard: int) -> LinksSummary:
     firsts = np.flatnonzero(np.diff(rows, prepend=-1))
     offsets = pa.array(np.append(firsts, len(rows)), pa.int32())
     captions = texts["text"].combine_chunks()
-    table = pa.table(
-        {
-            "uid": texts["uid"].take(pa.array(firsts)),
-            "url": urls_of_rows(source, shard, rows[firsts]),
-            "caption": captions.take(pa.array(firsts)),
-            "texts": pa.ListArray.from_arrays(offsets, captions),
-        },
-        schema=table_schema(),
-    )
+    columns = {"uid": texts["uid"].take(pa.array(firsts)), "caption": captions.take(pa.array(firsts))}
+    columns["texts"] = pa.ListArray.from_arrays(offsets, captions)
+    joined = join_columns(source, shard, rows[firsts])
+    columns |= {name: joined[name] for name in joined.column_names}
+    table = pa.table({name: columns[name] for name in links_schema().names}, schema=links_schema())
     found = table.filter(pc.fill_null(pc.greater(pc.utf8_length(table["url"]), 0), False))
     summary.num_texts, summary.num_links = len(texts), len(found)
     summary.num_without = len(table) - len(found)

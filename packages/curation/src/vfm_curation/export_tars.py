@@ -78,9 +78,15 @@ def _members(source: Source, places: list[int], shard: int, summary: TarSummary)
             continue
         summary.num_texts += sum(map(len, sample.texts.values()))
         first = next(texts[0] for texts in sample.texts.values())
-        yield f"{shard:05d}{number:06d}", {extension: sample.image, "txt": first.encode(), "json": _record(sample)}
+        yield (
+            f"{shard:05d}{number:06d}",
+            {extension: sample.image, "txt": first.encode(), "json": _record(sample, source, index)},
+        )
 
 
-def _record(sample: Sample) -> bytes:
-    facts = {"uid": sample.uid, "key": sample.key, **({"url": sample.url} if sample.url else {})}
+def _record(sample: Sample, source: Source, index: int) -> bytes:
+    """Return the texts, and what joins the sample to the user's own files."""
+    shard, row = source.locate(index)
+    facts = {"uid": sample.uid, "key": sample.key, "shard": source.index.shards[shard].path, "row": row}
+    facts |= {"url": sample.url} if sample.url else {}
     return json.dumps({**facts, **sample.texts}, ensure_ascii=False).encode()

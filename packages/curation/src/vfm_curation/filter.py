@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from vfm.data import SUBSET_FILE, open_dataset, subset_schema
+from vfm.data import SUBSET_FOLDER, open_dataset, write_subset_index
 from vfm.plugin import BarsPanel, Context, CuratedSubset, LinkTable, Panel, Pool, Preflight, TablePanel, UserError
+from vfm_curation.engine import run_shards, with_progress
+from vfm_curation.filters.outcome import Outcome, OutcomeJob, write_outcome
 from vfm_curation.filters.run import FilterRun, Pass
-from vfm_curation.filters.survivors import VERDICTS_FILE
-from vfm_curation.filters.texts import IDENTITY, opened
+from vfm_curation.filters.survivors import VERDICTS_FOLDER
+from vfm_curation.filters.texts import opened
 from vfm_curation.pool_texts import shortened, texts_of
 from vfm_curation.stages import FilterPool
-
-NUM_EXAMPLES = 5  # for each reason
 
 
 def check_filters(config: FilterPool, ctx: Preflight) -> None:
@@ -52,14 +45,14 @@ def _has_no_images(config: FilterPool, ctx: Preflight) -> bool:
 
 
 def filter_pool(config: FilterPool, ctx: Context) -> CuratedSubset:
-    """Write `subset.parquet`, the texts that pass, and `verdicts.parquet`, every text with its reason."""
+    """Write the subset of the texts that pass, and `verdicts/`, every text with its reason."""
     dataset = ctx.load(config.pool)
     reading = [one.reason for one in config.filters if one.reads_images]
     if reading and not open_dataset(dataset).index.spec.images:
         raise UserError(f"{config.name}: {', '.join(reading)}: reads images, but '{config.pool}' has only texts")
-    run = FilterRun(ctx, config.pool, config.filters, config.runtime)
+    run = FilterRun(ctx, config.pool, config.filters, config.runtime, config.max_bad_fraction)
     run.run()
-    outcome = write_outcome(run, ctx.directory)
+    outcome = _write_outcome(run, ctx)
     if not outcome.num_texts:
         reasons = ", ".join(f"{count} {reason}" for reason, count in outcome.dropped.most_common())
         raise UserError(f"{config.name}: no text of '{config.pool}' passes all filters: {reasons or 'it has no texts'}")
@@ -77,57 +70,19 @@ def filter_pool(config: FilterPool, ctx: Context) -> CuratedSubset:
     )
 
 
-@dataclass
-class Outcome:
-    """Counts of kept texts, and of dropped ones by reason with the (shard, row, language, text_index) of examples."""
-
-    num_texts: int = 0
-    num_samples: int = 0
-    languages: set[str] = field(default_factory=set)
-    dropped: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[tuple[int, int, str, int]]] = field(default_factory=lambda: defaultdict(list))
-
-
-def write_outcome(run: FilterRun, directory: Path) -> Outcome:
-    """Write `subset.parquet` and `verdicts.parquet`, one row group for each shard.
-
-    Texts that pass have probability 1. Of a balanced subset only the kept texts were filtered, and a sampler that draws
-    by the probabilities must not draw these a second time. `verdicts.parquet` has shard, row, uid, language, text_index
-    and `reason` of every text: '' for those that pass.
-    """
-    outcome, subset = Outcome(), subset_schema()
-    verdicts = pa.schema([*(subset.field(name) for name in IDENTITY), ("reason", pa.string())])
-    with (
-        pq.ParquetWriter(directory / SUBSET_FILE, subset, compression="zstd") as kept,
-        pq.ParquetWriter(directory / VERDICTS_FILE, verdicts, compression="zstd") as every,
-    ):
-        for table, codes in run.verdicts():
-            reasons = [run.reasons[code] for code in codes.tolist()]
-            table = table.append_column("reason", pa.array(reasons, pa.string()))
-            every.write_table(table.select(verdicts.names).cast(verdicts))
-            _count(outcome, table)
-            passed = table.filter(pa.array(codes == 0))
-            if len(passed):
-                certain = {"probability": np.ones(len(passed), np.float32), "kept": np.ones(len(passed), np.bool_)}
-                for name, values in certain.items():
-                    passed = passed.append_column(name, pa.array(values))
-                kept.write_table(passed.select(subset.names).cast(subset))
+def _write_outcome(run: FilterRun, ctx: Context) -> Outcome:
+    """Write the subset and the verdicts by tasks, and the index of the subset."""
+    job, outcome = OutcomeJob(run.survivors, run.reasons, ctx.work), Outcome()
+    for folder in (SUBSET_FOLDER, VERDICTS_FOLDER):
+        (ctx.work / folder).mkdir(exist_ok=True)
+    found = run_shards(write_outcome, job, range(run.num_shards), run.runtime)
+    for summary in with_progress(ctx, found, run.num_shards):
+        outcome.add(summary)
+    if outcome.num_texts:
+        write_subset_index(ctx.directory, outcome.index)
+        for folder in (VERDICTS_FOLDER, SUBSET_FOLDER):  # a crash before this loses no shard
+            (ctx.work / folder).rename(ctx.directory / folder)
     return outcome
-
-
-def _count(outcome: Outcome, table: pa.Table) -> None:
-    columns = [table[name].to_pylist() for name in ("reason", "shard", "row", "language", "text_index")]
-    rows = set()
-    for reason, *place in zip(*columns, strict=True):
-        if reason:
-            outcome.dropped[reason] += 1
-            if len(outcome.examples[reason]) < NUM_EXAMPLES:
-                outcome.examples[reason].append(tuple(place))
-        else:
-            outcome.num_texts += 1
-            outcome.languages.add(place[2])
-            rows.add(place[1])
-    outcome.num_samples += len(rows)
 
 
 def _funnel(passes: Sequence[Pass]) -> Panel:

@@ -17,22 +17,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from vfm.data import Source, open_dataset
+from vfm.data import Source, open_dataset, packed_uids
 from vfm.plugin import Context, CuratedSubset, Matches, Metadata, PairDataset, Pool, Preflight, UserError
-from vfm_curation.engine import Summary, run_shards, with_progress
+from vfm_curation.engine import Lost, Summary, run_shards, with_progress
+from vfm_curation.entry_counts import total_counts, write_counts
 from vfm_curation.language import detected
 from vfm_curation.matchers import Matchers
-from vfm_curation.matches import COUNTS_FILE, FOLDER, count_of_each, read_shards
+from vfm_curation.matches import COUNTS_FILE, FOLDER, count_of_each, num_shards, of_table
 from vfm_curation.matching import FIXED_BLANKS, FIXED_MARKS, Semantics, dead_entries
 from vfm_curation.metadata import load_entries
-from vfm_curation.pool_texts import OnBad, texts_of
-from vfm_curation.probabilities import count_ids
+from vfm_curation.pool_texts import OnBad, texts_of, texts_or_lost
 from vfm_curation.repeated_texts import RepeatedTexts, smallest_keys
+from vfm_curation.sampled_texts import SAMPLE_FILE, SampledTexts
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
-from vfm_curation.stages import CurationRuntime, MatchTexts
+from vfm_curation.stages import MatchTexts
 
-RULES_VERSION = 3  # increase when the same text and entries give other matches
+RULES_VERSION = 4  # increase when the same text and entries give other matches
 
 
 def check_match(config: MatchTexts, ctx: Preflight) -> None:
@@ -59,15 +61,18 @@ def match_texts(config: MatchTexts, ctx: Context) -> Matches:
     rules = config.semantics, config.verify, config.detect_language
     job = MatchJob(pool.path, matchers, metadata.sha256, languages, ctx.work / FOLDER, *rules)
     job.folder.mkdir(exist_ok=True)
-    total = _match_all(ctx, job, len(open_dataset(pool).shard_sizes), config.runtime)
+    job.beside.mkdir(exist_ok=True)
+    total = _match_all(ctx, job, open_dataset(pool).shard_sizes, config)
     if not total.num_matched:
         raise UserError(
             f"{config.name}: none of the {total.num_texts} texts of '{config.pool}' ({', '.join(languages)}) contains"
             f" any of the {metadata.num_entries} entries of '{config.metadata}'; matching is case-sensitive and by"
             " whole words"
         )
-    counts = count_ids((shard.ids for shard in read_shards(ctx.work, only_ids=True)), metadata.num_entries)
-    np.save(ctx.directory / COUNTS_FILE, counts)
+    shards = range(num_shards(ctx.work))
+    np.save(ctx.directory / COUNTS_FILE, total_counts(job.beside, shards, metadata.num_entries))
+    drawn = SampledTexts.joined(SampledTexts.load(job.sample(shard)) for shard in shards)
+    drawn.save(ctx.directory / SAMPLE_FILE)
     values = {"curation/num_texts": total.num_texts, "curation/num_matched": total.num_matched}
     ctx.emit("metrics", step=1, samples=total.num_texts, values=values)
     job.folder.rename(ctx.directory / FOLDER)  # last: a crash before this loses no shard
@@ -89,11 +94,12 @@ def _languages(config: MatchTexts, pool: Pool | CuratedSubset, metadata: Metadat
     return languages
 
 
-def _match_all(ctx: Context, job: MatchJob, num_shards: int, runtime: CurationRuntime) -> ShardSummary:
+def _match_all(ctx: Context, job: MatchJob, sizes: NDArray[np.int64], config: MatchTexts) -> ShardSummary:
     total, repeated = ShardSummary(), RepeatedTexts()
-    summaries = run_shards(match_shard, job, range(num_shards), runtime)
+    summaries = run_shards(match_shard, job, range(len(sizes)), config.runtime)
     per_text = lambda: round(total.num_pairs / max(1, total.num_texts), 2)  # noqa: E731
-    for summary in with_progress(ctx, summaries, num_shards, matches_per_text=per_text):
+    lost = Lost(int(sizes.sum()), config.max_bad_fraction)
+    for summary in with_progress(ctx, summaries, len(sizes), lost, matches_per_text=per_text):
         total.add(summary)
         repeated.add(summary.shard, summary.smallest_keys)
     source = open_dataset(PairDataset.load(job.pool))
@@ -134,6 +140,15 @@ class MatchJob:
         """Return the path of a shard's matches."""
         return self.folder / f"{shard:08d}.parquet"
 
+    @property
+    def beside(self) -> Path:
+        """The folder of each shard's counts and sample, which end as one file each."""
+        return self.folder.with_name("statistics")
+
+    def sample(self, shard: int) -> Path:
+        """Return the path of a shard's sample."""
+        return self.beside / f"{shard:08d}.npz"
+
 
 @dataclass
 class ShardSummary(Summary):
@@ -170,7 +185,7 @@ def match_shard(job: MatchJob, shard: int) -> ShardSummary:
     if record := finished_summary(file, made):
         return ShardSummary.of(record)
     summary = ShardSummary(shard=shard)
-    texts = texts_in(source, shard, job.languages, on_bad=summary.skip)
+    texts = in_languages(texts_or_lost(source, shard, summary), job.languages)
     summary.smallest_keys = smallest_keys(texts)
     if job.detect_language:
         texts = texts.append_column("detected", detected(texts["text"], matchers.languages))
@@ -181,11 +196,19 @@ def match_shard(job: MatchJob, shard: int) -> ShardSummary:
     summary.num_pairs, summary.texts_of = len(ids.values), count_of_each(languages)
     table = texts.drop_columns("text").add_column(0, "shard", pa.array(np.full(len(texts), shard, np.int32)))
     table = table.append_column("ids", ids).filter(matched)
-    write_shard_file(file, table, made, vars(summary))
+    found = of_table(table)
+    write_counts(job.beside, shard, found.ids)
+    SampledTexts.of_shard(found, shard, len(source.shard_sizes)).save(job.sample(shard))
+    table = table.set_column(table.schema.get_field_index("uid"), "uid", packed_uids(table["uid"]))
+    write_shard_file(file, table, made, vars(summary))  # last: it marks all three as whole
     return summary
 
 
 def texts_in(source: Source, shard: int, languages: Sequence[str], *, on_bad: OnBad | None = None) -> pa.Table:
     """Return the texts of a shard that are in one of the languages; columns as in `texts_of`."""
-    texts = texts_of(source, shard, on_bad=on_bad)
+    return in_languages(texts_of(source, shard, on_bad=on_bad), languages)
+
+
+def in_languages(texts: pa.Table, languages: Sequence[str]) -> pa.Table:
+    """Return the texts that are in one of the languages."""
     return texts.filter(pc.is_in(texts["language"], pa.array(languages, pa.string())))

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from vfm.data import unpacked_uids
 from vfm_curation.shard_files import finished_summary
 
 FOLDER = "shards"
@@ -37,6 +38,11 @@ class ShardMatches:
         return self.table["detected" if "detected" in self.table.column_names else "language"]
 
 
+def matches_file(directory: Path, shard: int) -> Path:
+    """Return the path of the matches of one shard."""
+    return directory / FOLDER / f"{shard:08d}.parquet"
+
+
 def num_shards(directory: Path) -> int:
     """Return the number of shards of a `Matches` artifact."""
     return sum(1 for _ in (directory / FOLDER).glob("*.parquet"))
@@ -53,11 +59,23 @@ def texts_by_language(directory: Path) -> Counter[str]:
 def read_shards(directory: Path, *, only_ids: bool = False) -> Iterator[ShardMatches]:
     """Yield the files of a `Matches` artifact, in the order of the shards."""
     for file in sorted((directory / FOLDER).glob("*.parquet")):
-        with pq.ParquetFile(file, read_dictionary=["language"]) as parquet:
-            table = parquet.read(["ids"] if only_ids else None)
-        lists = table["ids"].combine_chunks()
-        offsets = lists.offsets.to_numpy().astype(np.int64)
-        yield ShardMatches(table.drop_columns("ids"), lists.values.to_numpy(), offsets)
+        yield read_matches(file, only_ids=only_ids)
+
+
+def read_matches(file: Path, *, only_ids: bool = False) -> ShardMatches:
+    """Read the matches of one shard."""
+    with pq.ParquetFile(file, read_dictionary=["language"]) as parquet:
+        table = parquet.read(["ids"] if only_ids else None)
+    if not only_ids:
+        table = table.set_column(table.schema.get_field_index("uid"), "uid", unpacked_uids(table["uid"]))
+    return of_table(table)
+
+
+def of_table(table: pa.Table) -> ShardMatches:
+    """Return the matches in a table with the column `ids`."""
+    lists = table["ids"].combine_chunks()
+    offsets = lists.offsets.to_numpy().astype(np.int64)
+    return ShardMatches(table.drop_columns("ids"), lists.values.to_numpy(), offsets)
 
 
 def count_of_each(languages: pa.ChunkedArray) -> dict[str, int]:

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vfm.data import BadSample, ParquetShard, ShardReader, Source, is_text
+from vfm.data import BadSample, ParquetShard, ShardReader, Source, is_text, texts_schema
 from vfm.plugin import UserError
+from vfm_curation.engine import Summary
 
 OnBad = Callable[[str, str], None]  # called with (reason, where) for a sample that cannot be used
 MAX_SHOWN = 120  # characters of an example
@@ -29,6 +30,15 @@ def texts_of(source: Source, shard: int, *, on_bad: OnBad | None = None) -> pa.T
             raise
         path, reason = source.index.shards[shard].path, " ".join(str(error).split())
         raise UserError(f"{path}: damaged; write it again or make the pool without it: {reason}") from None
+
+
+def texts_or_lost(source: Source, shard: int, summary: Summary) -> pa.Table:
+    """Return the texts of a shard; none if it cannot be read, and then its samples are counted as lost."""
+    try:
+        return texts_of(source, shard, on_bad=summary.skip)
+    except UserError as error:
+        summary.lose(int(source.shard_sizes[shard]), str(error))
+        return texts_schema().empty_table()
 
 
 def urls_of_rows(source: Source, shard: int, rows: NDArray[np.integer]) -> pa.Array:

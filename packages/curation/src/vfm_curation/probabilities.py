@@ -23,7 +23,7 @@ Integers = NDArray[np.int64]
 Ids = NDArray[np.integer]
 
 __all__ = [
-    "Floats", "Ids", "Integers", "add_to_entries", "count_ids", "cumulative_share", "keep_probability",
+    "Floats", "Ids", "Integers", "add_to_entries", "count_ids", "cumulative_share", "in_units", "keep_probability",
     "t_for_tail_share", "t_for_target_size", "tail_share", "text_probability",
 ]  # fmt: skip
 
@@ -69,6 +69,20 @@ def text_probability(ids: Ids, offsets: Integers, entry_probability: Floats) -> 
     _check_lists(ids, offsets, len(entry_probability))
     choices = np.ascontiguousarray(entry_probability.reshape(len(entry_probability), -1))
     return _chances(ids, offsets, choices).reshape(-1, *entry_probability.shape[1:])
+
+
+@compiled
+def in_units(chances: Floats) -> Integers:
+    """Sum the probabilities of each choice, (num_texts, K), in units of 2^-32, (K,).
+
+    The sum is exact to 2^-32 for each text and, unlike a sum of floats, the same in any order. `t` is solved from it,
+    so the kept set would otherwise depend on how the pool is split into shards.
+    """
+    units = np.zeros(chances.shape[1], np.int64)
+    for text in range(len(chances)):
+        for choice in range(len(units)):
+            units[choice] += np.int64(np.rint(chances[text, choice] * 2.0**32))
+    return units
 
 
 def add_to_entries(totals: NDArray[Any], ids: Ids, offsets: Integers, weights: NDArray[Any]) -> None:

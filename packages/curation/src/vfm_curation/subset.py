@@ -1,24 +1,35 @@
-"""Balances a pool shard by shard from its matches on disk: which texts are kept, and how many to expect."""
+"""Balances a pool shard by shard from its matches on disk: which texts are kept, and how many to expect.
+
+One shard is one task. It reads the shard's matches and writes the shard's file of the subset.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vfm.data import SUBSET_FILE, drawn, subset_schema, text_keys
-from vfm_curation.matches import ShardMatches, count_of_each, read_shards
-from vfm_curation.probabilities import Floats, Integers, add_to_entries, text_probability
-from vfm_curation.shard_files import FEW_VALUES
-from vfm_curation.simd import compiled
+from vfm.data import SUBSET_FOLDER, drawn, stored_subset, subset_index_rows, subset_schema, text_keys
+from vfm_curation.engine import Summary, run_shards
+from vfm_curation.entry_counts import write_counts
+from vfm_curation.matches import ShardMatches, count_of_each, matches_file, num_shards, read_matches
+from vfm_curation.probabilities import Floats, Integers, in_units, text_probability
+from vfm_curation.sampled_texts import siblings_of
+from vfm_curation.shard_files import MADE_FROM_KEY, finished_summary, made_from, write_shard_file
+from vfm_curation.stages import CurationRuntime
 from vfm_curation.stages.subset import TextsOfImage
+
+UNIT = 2.0**32  # sums of probabilities are in units of 2^-32
+VERSION = 1  # increase when the same matches and probabilities give another file
 
 
 @dataclass(frozen=True)
@@ -29,11 +40,12 @@ class BalancedShard:
     probability: Floats
     kept: NDArray[np.bool_]
 
-    @cached_property
-    def table(self) -> pa.Table:
-        """The rows of `subset.parquet`: sorted, kept or not, with the probability of each."""
-        table = self.matches.table.append_column("probability", pa.array(self.probability.astype(np.float32)))
-        table = table.append_column("kept", pa.array(self.kept)).select(subset_schema().names).cast(subset_schema())
+    def table(self, shard: int) -> pa.Table:
+        """Return the rows of the subset: sorted, kept or not, with the probability of each."""
+        columns = {name: self.matches.table[name] for name in ("row", "uid", "language", "text_index")}
+        columns |= {"shard": pa.array(np.full(len(self.kept), shard, np.int32))}
+        columns |= {"probability": pa.array(self.probability.astype(np.float32)), "kept": pa.array(self.kept)}
+        table = pa.table({name: columns[name] for name in subset_schema().names}).cast(subset_schema())
         if len(self.matches.table["language"].unique()) < 2:
             return table  # matching wrote it in order of row and text
         return table.sort_by([(name, "ascending") for name in ("row", "language", "text_index")])
@@ -50,96 +62,140 @@ def balance_shard(
 
 
 @dataclass(frozen=True)
-class Expectation:
-    """The expected number of kept texts, and of kept texts with each entry, (num_entries,)."""
+class BalanceJob:
+    """What the tasks over the shards of a `Matches` artifact share; the results go to `folder`."""
 
-    size: float
-    counts: Floats
+    matches: Path
+    folder: Path
+    probability: Path  # an npy file, (num_entries,), beside its hash
+    sha256: str
+    seed: int = 0
+    texts: TextsOfImage = "every"
 
+    @classmethod
+    def of(
+        cls, matches: Path, folder: Path, probability: Floats, *, seed: int = 0, texts: TextsOfImage = "every"
+    ) -> BalanceJob:
+        """Write the entries' probabilities, which may be too many to send with each task."""
+        sha256 = hashlib.sha256(probability.tobytes()).hexdigest()[:16]
+        file = folder / f"probability-{sha256}.npy"
+        np.save(file, probability)
+        return cls(matches, folder, file, sha256, seed, texts)
 
-def expected_size(directory: Path, entry_probability: Floats, texts: TextsOfImage = "every") -> float:
-    """Return the expected number of kept texts of a `Matches` artifact: the sum of their probabilities.
+    @property
+    def files(self) -> Path:
+        """The folder of the subset's files."""
+        return self.folder / SUBSET_FOLDER
 
-    The sum is exact to 2^-32 for each text and, unlike a sum of floats, the same in any order. `t` is solved from it,
-    so the kept set would otherwise depend on how the pool is split into shards.
-    """
-    total = 0
-    for shard in read_shards(directory, only_ids=texts == "every"):
-        total += int(_in_units(_chances(shard, entry_probability[:, None], texts))[0])
-    return total / 2.0**32
-
-
-def expectations(
-    directory: Path, entry_probabilities: Sequence[Floats], texts: TextsOfImage = "every"
-) -> list[Expectation]:
-    """Return the expectations for several choices of probabilities, in one pass over the matches."""
-    choices = np.stack(entry_probabilities, axis=1)
-    totals, counts = [0] * choices.shape[1], np.zeros_like(choices)
-    for shard in read_shards(directory, only_ids=texts == "every"):
-        chances = _chances(shard, choices, texts)
-        totals = [total + units for total, units in zip(totals, _in_units(chances).tolist(), strict=True)]
-        add_to_entries(counts, shard.ids, shard.offsets, chances)
-    return [Expectation(total / 2.0**32, counts[:, choice]) for choice, total in enumerate(totals)]
-
-
-def _chances(shard: ShardMatches, choices: Floats, texts: TextsOfImage) -> Floats:
-    """Return the probability of keeping each text, which includes that of being chosen as its image's text.
-
-    Args:
-        shard: the texts.
-        choices: probabilities of each entry for K choices, (num_entries, K).
-        texts: how texts are drawn.
-
-    Returns:
-        (num_texts, K).
-    """
-    chances = text_probability(shard.ids, shard.offsets, choices)
-    if texts == "one_per_image":
-        _, image, sizes = np.unique(shard.table["row"].to_numpy(), return_inverse=True, return_counts=True)
-        chances /= sizes[image][:, None]
-    return chances
+    @property
+    def kept_counts(self) -> Path:
+        """The folder of the counts of entries among the kept texts."""
+        return self.folder / "kept_counts"
 
 
-@compiled
-def _in_units(chances: Floats) -> Integers:
-    """Sum the probabilities of each choice, (num_texts, K), in units of 2^-32, (K,)."""
-    units = np.zeros(chances.shape[1], np.int64)
-    for text in range(len(chances)):
-        for choice in range(len(units)):
-            units[choice] += np.int64(np.rint(chances[text, choice] * 2.0**32))
-    return units
+@lru_cache(maxsize=2)
+def _probabilities(file: Path) -> Floats:
+    """Map an array into memory, once in each process; processes share its pages."""
+    found: Floats = np.load(file, mmap_mode="r")
+    return found
 
 
 @dataclass
-class SubsetTotals:
-    """Totals of a subset: kept texts with each entry, kept texts and images, keys of the kept captions.
+class SizeSummary(Summary):
+    """The expected number of kept texts of a shard."""
+
+    units: int = 0
+
+
+def expected_of_shard(job: BalanceJob, shard: int) -> SizeSummary:
+    """Return the sum of the shard's probabilities; it writes nothing."""
+    matches = read_matches(matches_file(job.matches, shard), only_ids=job.texts == "every")
+    probability = text_probability(matches.ids, matches.offsets, _probabilities(job.probability))
+    return SizeSummary(units=_units(matches, probability, job.texts))
+
+
+def _units(matches: ShardMatches, probability: Floats, texts: TextsOfImage) -> int:
+    """Return the expected number of kept texts; a text's chance includes that of being chosen as its image's text."""
+    if texts == "one_per_image":
+        probability = probability / siblings_of(matches.table["row"].to_numpy())
+    return int(in_units(probability[:, None])[0])
+
+
+def expected_size(job: BalanceJob, runtime: CurationRuntime) -> float:
+    """Return the expected number of kept texts of all shards, exactly and in any order of the shards."""
+    found = run_shards(expected_of_shard, job, range(num_shards(job.matches)), runtime)
+    return sum(summary.units for summary in found) / UNIT
+
+
+@dataclass
+class BalanceSummary(Summary):
+    """Counts of a balanced shard: `texts` are the matched ones, `units` their expected number, `index` as core's.
 
     Matched and kept texts are also counted by language: the detected one if languages were detected, else the key.
     """
 
+    num_kept: int = 0
+    units: int = 0
+    index: list[dict[str, Any]] = field(default_factory=list)
+    matched: dict[str, int] = field(default_factory=dict)
+    kept: dict[str, int] = field(default_factory=dict)
+
+
+def write_balanced(job: BalanceJob, shard: int) -> BalanceSummary:
+    """Write the shard's file of the subset, and the counts of entries among its kept texts."""
+    source, file = matches_file(job.matches, shard), job.files / f"{shard:08d}.parquet"
+    of_matches = pq.read_schema(source).metadata[MADE_FROM_KEY].decode()
+    made = made_from(of_matches, job.sha256, job.seed, job.texts, VERSION)
+    if record := finished_summary(file, made):
+        return BalanceSummary.of(record)
+    balanced = balance_shard(read_matches(source), _probabilities(job.probability), job.seed, job.texts)
+    matches, kept, table = balanced.matches, balanced.kept, balanced.table(shard)
+    languages = matches.languages
+    summary = BalanceSummary(
+        num_texts=len(kept),
+        num_kept=int(kept.sum()),
+        units=_units(matches, balanced.probability, job.texts),
+        index=subset_index_rows(shard, table),
+        matched=count_of_each(languages),
+        kept=count_of_each(languages.filter(pa.array(kept))),
+    )
+    write_counts(job.kept_counts, shard, matches.ids[np.repeat(kept, np.diff(matches.offsets))])
+    write_shard_file(file, stored_subset(table), made, vars(summary))  # last: it marks both as whole
+    return summary
+
+
+@dataclass
+class SubsetTotals:
+    """Totals of a subset: kept texts with each entry, kept texts and images, keys of the kept captions."""
+
     counts: Integers
     num_texts: int = 0
     num_samples: int = 0
+    units: int = 0
     keys: set[str] = field(default_factory=set)
     matched: Counter[str] = field(default_factory=Counter)
     kept: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def expected(self) -> float:
+        """The expected number of kept texts."""
+        return self.units / UNIT
 
-def write_subset(directory: Path, shards: Iterable[BalancedShard], num_entries: int) -> SubsetTotals:
-    """Write `subset.parquet` as `vfm.data` reads it, one row group for each shard that has a matched text."""
-    totals = SubsetTotals(np.zeros(num_entries, dtype=np.int64))
-    with pq.ParquetWriter(
-        directory / SUBSET_FILE, subset_schema(), compression="zstd", use_dictionary=FEW_VALUES
-    ) as writer:
-        for shard in shards:
-            if not len(shard.kept):
-                continue
-            writer.write_table(shard.table)
-            kept = shard.matches.table.select(["row", "language"]).filter(pa.array(shard.kept))
-            add_to_entries(totals.counts[:, None], shard.matches.ids, shard.matches.offsets, shard.kept[:, None])
-            totals.num_texts += len(kept)
-            totals.num_samples += len(kept["row"].unique())
-            totals.keys.update(kept["language"].unique().to_pylist())
-            totals.matched.update(count_of_each(shard.matches.languages))
-            totals.kept.update(count_of_each(shard.matches.languages.filter(pa.array(shard.kept))))
-    return totals
+    def add(self, summary: BalanceSummary) -> None:
+        """Add the counts of a shard, except those of the entries."""
+        self.num_texts += summary.num_kept
+        self.units += summary.units
+        self.num_samples += kept_samples(summary.index)
+        self.keys |= kept_languages(summary.index)
+        self.matched.update(summary.matched)
+        self.kept.update(summary.kept)
+
+
+def kept_samples(index: Iterable[Mapping[str, Any]]) -> int:
+    """Return the number of samples with a kept text, from rows of a subset's index."""
+    return sum(row["kept_samples"] for row in index if row["language"] is None)
+
+
+def kept_languages(index: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Return the languages of kept texts, from rows of a subset's index."""
+    return {row["language"] for row in index if row["language"] is not None and row["kept_texts"]}

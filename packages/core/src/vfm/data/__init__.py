@@ -18,18 +18,34 @@ from vfm.data.sample_cache import CACHE_FOLDER, CachedTensors, CacheWriter
 from vfm.data.shards import Shard, ShardReader
 from vfm.data.source import Source, check_balanced, open_balanced, open_dataset
 from vfm.data.spec import DatasetSpec
-from vfm.data.subset import SUBSET_FILE, subset_schema
+from vfm.data.subset_files import (
+    SUBSET_FOLDER,
+    SUBSET_INDEX,
+    packed_uids,
+    read_subset,
+    read_subset_index,
+    read_subset_shard,
+    stored_subset,
+    subset_file,
+    subset_index_rows,
+    subset_schema,
+    unpacked_uids,
+    write_subset,
+    write_subset_index,
+)
 from vfm.data.tags import read_tags
 from vfm.data.tar_writer import write_tar
-from vfm.data.texts import is_text
+from vfm.data.texts import is_text, texts_schema
 from vfm.data.webdataset import IMAGE_EXTENSIONS
 from vfm.templates import check_templates
 
 __all__ = [
-    "CACHE_FOLDER", "FILTERS", "IMAGE_EXTENSIONS", "REASONS", "SUBSET_FILE", "BadRow", "BadSample", "CacheWriter",
-    "CachedTensors", "Choice", "DatasetSpec", "Interpolation", "Mixture", "ParquetShard", "ResizeMode",
+    "CACHE_FOLDER", "FILTERS", "IMAGE_EXTENSIONS", "REASONS", "SUBSET_FOLDER", "SUBSET_INDEX", "BadRow", "BadSample",
+    "CacheWriter", "CachedTensors", "Choice", "DatasetSpec", "Interpolation", "Mixture", "ParquetShard", "ResizeMode",
     "Sample", "SampleOrder", "Shard", "ShardReader", "Source", "check_balanced", "check_templates", "clean_captions",
     "decode_image", "drawn", "field_of", "files", "hash_strings", "is_text", "load_choices", "open_balanced",
-    "open_dataset", "open_image", "open_parquet", "read_index", "read_tags", "splitmix64", "subset_schema", "text_key",
-    "text_keys", "uid_of", "uniform", "write_choices", "write_index", "write_tar",
+    "open_dataset", "open_image", "open_parquet", "packed_uids", "read_index", "read_subset", "read_subset_index",
+    "read_subset_shard", "read_tags", "splitmix64", "stored_subset", "subset_file", "subset_index_rows",
+    "subset_schema", "text_key", "text_keys", "texts_schema", "uid_of", "uniform", "unpacked_uids", "write_choices",
+    "write_index", "write_subset", "write_subset_index", "write_tar",
 ]  # fmt: skip

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vfm.data import BadSample, decode_image
+from vfm.data import BadSample, decode_image, texts_schema
+from vfm.eval import check_finite
 from vfm.models import ClipModel, load_clip
 from vfm.plugin import ClipCheckpoint, Runtime
 from vfm.train import prepare_device
@@ -57,13 +58,16 @@ def embed_images(job: ClipJob, shard: int) -> Summary:
         return Summary.of(record)
     summary = Summary()
     found: list[dict[str, Any]] = []
+    names: list[str] = []
 
     def images() -> Iterator[Any]:
         for row, sample in remaining_samples(job.dataset, job.survivors, shard):
             try:
                 if isinstance(sample, BadSample):
                     raise sample
-                yield decode_image(sample.image, f"{entry.path}:{sample.key}")
+                name = f"{entry.path}:{sample.key}"
+                yield decode_image(sample.image, name)
+                names.append(name)
                 found.append({"row": row})
             except BadSample as bad:
                 summary.skip(bad.reason, bad.where)
@@ -72,6 +76,8 @@ def embed_images(job: ClipJob, shard: int) -> Summary:
     model = loaded(job.clip, job.runtime)
     parts = [model.encode_images(batch, BATCH).numpy() for batch in _batches(images())]
     vectors = np.concatenate(parts) if parts else np.zeros((0, model.embed_dim))
+    if names:
+        check_finite(vectors, job.clip.name, names)
     summary.num_texts = len(found)
     save_array(shard_file(job.folder, shard, "npy"), vectors.astype(np.float16))
     table = pa.Table.from_pylist(found, pa.schema({"row": pa.int32(), "bad": pa.string()}))
@@ -101,7 +107,7 @@ def score_texts(job: ClipJob, shard: int) -> Summary:
     assert job.survivors
     places = job.survivors.places(shard)
     identity = pq.read_table(shard_file(job.survivors.texts, shard), columns=IDENTITY).take(places)
-    texts = texts_of(opened(job.dataset), shard)
+    texts = texts_of(opened(job.dataset), shard) if len(places) else texts_schema().empty_table()
     named = dict(
         zip(zip(*(texts[name].to_pylist() for name in NAME), strict=True), texts["text"].to_pylist(), strict=True)
     )
@@ -115,6 +121,8 @@ def score_texts(job: ClipJob, shard: int) -> Summary:
         )
         for start in range(0, len(remaining), BATCH)
     ]
+    for part, start in zip(scores, range(0, len(remaining), BATCH), strict=True):
+        check_finite(part, job.clip.name, remaining[start : start + BATCH])
     table = pa.table(
         {"unit": pa.array(places, pa.int32()), "score": pa.array(np.concatenate([*scores, []]), pa.float32())}
     )

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from numpy.typing import NDArray
 
 from vfm.data import REASONS
 from vfm.plugin import ClipCheckpoint, Context, ImageDataset, Ref
-from vfm_curation.engine import Summary, run_shards, with_progress
+from vfm_curation.engine import Lost, Summary, run_shards, with_progress
 from vfm_curation.filters import images as image_tasks
 from vfm_curation.filters import texts as text_tasks
 from vfm_curation.filters.images import ImageJob, measure_images
-from vfm_curation.filters.survivors import Codes, Survivors, save_array, shard_file
+from vfm_curation.filters.remaining import CodesSummary, Remaining, RowJob, filter_rows, write_codes
+from vfm_curation.filters.survivors import Codes, Survivors, shard_file
 from vfm_curation.filters.texts import TextJob, measure_texts, opened
 from vfm_curation.shard_files import whole_file
 from vfm_curation.stages import CurationRuntime, Filter, RowFilter
@@ -53,7 +55,15 @@ class FilterRun:
         scratch: a folder for the files of one filter, such as `Buckets`; it is emptied before and after each.
     """
 
-    def __init__(self, ctx: Context, pool: Ref[Any], filters: Sequence[Filter], runtime: CurationRuntime) -> None:
+    def __init__(
+        self,
+        ctx: Context,
+        pool: Ref[Any],
+        filters: Sequence[Filter],
+        runtime: CurationRuntime,
+        max_bad_fraction: float = 0.0,
+    ) -> None:
+        self.max_bad_fraction = max_bad_fraction
         self.ctx, self.filters, self.runtime = ctx, filters, runtime
         self.dataset = ctx.load(pool).path.resolve()
         self.num_shards = len(opened(self.dataset).shard_sizes)
@@ -67,8 +77,10 @@ class FilterRun:
     def run(self) -> None:
         """Measure what each filter reads, when it is first needed, and apply the filter."""
         job = TextJob(self.dataset, self.survivors.texts, self.columns & text_tasks.OPTIONAL_COLUMNS)
-        self._tasks(measure_texts, job, self.num_shards)
-        self._pass("texts", "text", (np.zeros(len(table), np.uint8) for table in self.texts()))
+        sizes = opened(self.dataset).shard_sizes
+        self._tasks(measure_texts, job, self.runtime, Lost(int(sizes.sum()), self.max_bad_fraction))
+        everything = (np.zeros(len(table), np.uint8) for table in self.texts())
+        self._pass("texts", partial(self._codes, "text", everything))
         measured: set[tuple[str, str]] = set()
         for number, one in enumerate(self.filters):
             for measure in one.measures:
@@ -76,40 +88,31 @@ class FilterRun:
                     measured.add((measure, one.model or ""))
                     self._measure(measure, one.model)
             code = len(self.reasons) - len(self.filters) + number
-            self._pass(one.reason, one.unit, (~passes * np.uint8(code) for passes in self._masks(one)))
-
-    def _masks(self, one: Filter) -> Iterator[NDArray[np.bool_]]:
-        """Yield for each shard which of the remaining units pass a filter."""
-        if not isinstance(one, RowFilter):
-            yield from one.build(self)
-            return
-        for table in self.texts() if one.unit == "text" else self.images():
-            yield np.asarray(one.build(table), dtype=np.bool_)
+            if isinstance(one, RowFilter):
+                self._pass(one.reason, partial(self._rows, one, code))
+            else:
+                self._pass(one.reason, partial(self._masks, one, code))
 
     def num_units(self, unit: Unit) -> int:
         """Return how many texts, or images, remain."""
         return self.passes[-1].num_texts if unit == "text" else self.passes[-1].num_images
 
+    @property
+    def remaining(self) -> Remaining:
+        """What remains now."""
+        return Remaining(self.survivors, self.ctx.work / "images")
+
     def texts(self) -> Iterator[pa.Table]:
         """Yield for each shard the remaining texts with their measurements; `unit` is a text's index in its shard."""
-        for shard in range(self.num_shards):
-            places = self.survivors.places(shard)
-            table = pq.read_table(shard_file(self.survivors.texts, shard)).take(places)
-            yield table.append_column("unit", pa.array(places, pa.int32()))
+        return map(self.remaining.texts, range(self.num_shards))
 
     def identities(self) -> Iterator[pa.Table]:
         """Yield for each shard the remaining images: shard, unit, uid."""
-        for table in self.texts():
-            rows, first = np.unique(table["row"].to_numpy(), return_index=True)
-            chosen = table.select(["shard", "uid"]).take(first)
-            yield chosen.append_column("unit", pa.array(rows, pa.int32()))
+        return map(self.remaining.identities, range(self.num_shards))
 
     def images(self) -> Iterator[pa.Table]:
         """Yield for each shard the remaining images with their measurements; `unit` is the image's row."""
-        for shard, table in enumerate(self.identities()):
-            measured = pq.read_table(shard_file(self.ctx.work / "images", shard))
-            chosen = measured.take(np.searchsorted(measured["row"].to_numpy(), table["unit"].to_numpy()))
-            yield pa.table({**_columns(table), **_columns(chosen.drop_columns(["row", "bad"]))})
+        return map(self.remaining.images, range(self.num_shards))
 
     def embeddings(self, clip: Ref[ClipCheckpoint]) -> Iterator[tuple[pa.Table, NDArray[np.float32]]]:
         """Yield for each shard the remaining images (shard, unit, uid) and their unit vectors, (N, D)."""
@@ -144,18 +147,13 @@ class FilterRun:
         embeddings.loaded.cache_clear()
         return np.concatenate([embeddings.read_embeddings(folder, shard)[1] for shard in range(count)])
 
-    def verdicts(self) -> Iterator[tuple[pa.Table, Codes]]:
-        """Yield for each shard all texts, and the code of each: an index into `reasons`."""
-        for shard in range(self.num_shards):
-            yield pq.read_table(shard_file(self.survivors.texts, shard)), self.survivors.codes_of(shard)
-
     def _measure(self, measure: str, clip: Ref[ClipCheckpoint] | None) -> None:
         """Measure what remains, and drop the images that cannot be used."""
         if measure == "images":
             folder, columns = self._folder("images"), self.columns & image_tasks.OPTIONAL_COLUMNS
-            self._tasks(measure_images, ImageJob(self.dataset, folder, self.survivors, columns), self.num_shards)
+            self._tasks(measure_images, ImageJob(self.dataset, folder, self.survivors, columns), self.runtime)
             if opened(self.dataset).index.spec.images:
-                self._pass("readable images", "image", self._unusable(folder))
+                self._pass("readable images", partial(self._codes, "image", self._unusable(folder)))
             return
         from vfm_curation.filters import embeddings  # torch, which is the extra `clip`
 
@@ -164,11 +162,13 @@ class FilterRun:
         job = embeddings.ClipJob(self.dataset, folder, self.survivors, self._path(clip), embedded, self.runtime)
         task = embeddings.embed_images if measure == "embeddings" else embeddings.score_texts
         try:
-            self._tasks(task, job, self.num_shards)
+            # Several processes would each load the model, perhaps onto one GPU: only if the user says so.
+            alone = self.runtime.model_copy(update={"workers": max(1, self.runtime.workers)})
+            self._tasks(task, job, alone)
         finally:
             embeddings.loaded.cache_clear()  # the model's memory is free for the next filter
         if measure == "embeddings":
-            self._pass("readable images", "image", self._unusable(folder))
+            self._pass("readable images", partial(self._codes, "image", self._unusable(folder)))
 
     def _unusable(self, folder: Path) -> Iterator[Codes]:
         """Yield for each shard the codes of its images: the reader's reason if an image cannot be used, else 0."""
@@ -178,32 +178,43 @@ class FilterRun:
             reasons = measured["bad"].take(pa.array(at)).to_pylist()
             yield np.array([self.reasons.index(reason or "") for reason in reasons], dtype=np.uint8)
 
-    def _pass(self, name: str, unit: Unit, codes_of_units: Iterator[Codes]) -> None:
-        """Give each remaining unit its code, shard by shard. A pass that is whole on disk is not repeated."""
+    def _rows(self, one: RowFilter, code: int, folder: Path) -> Iterator[CodesSummary]:
+        """Give codes by a filter that needs only the row of a unit: one task for each shard."""
+        yield from run_shards(
+            filter_rows, RowJob(one, self.remaining, folder, code), range(self.num_shards), self.runtime
+        )
+
+    def _masks(self, one: Filter, code: int, folder: Path) -> Iterator[CodesSummary]:
+        """Give codes by a filter that compares rows."""
+        return self._codes(one.unit, (~passes * np.uint8(code) for passes in one.build(self)), folder)
+
+    def _codes(self, unit: Unit, codes_of_units: Iterable[Codes], folder: Path) -> Iterator[CodesSummary]:
+        for shard, found in enumerate(codes_of_units):
+            yield write_codes(self.survivors, folder, shard, unit, found)
+
+    def _pass(self, name: str, apply: Callable[[Path], Iterator[CodesSummary]]) -> None:
+        """Write the codes of all shards. A pass that is whole on disk is not repeated."""
         folder = self._folder(f"{len(self.passes):02d}-{name.replace(' ', '-')}")
         record = folder / "pass.json"
         if not record.exists():
             shutil.rmtree(self.scratch, ignore_errors=True)
             num_texts, num_images = 0, 0
-            for shard, found in enumerate(codes_of_units):
-                codes, places = self.survivors.codes_of(shard), self.survivors.places(shard)
-                rows = pq.read_table(shard_file(self.survivors.texts, shard), columns=["row"])["row"].to_numpy()
-                # The units are images, so each text gets the code of its row's image.
-                of_text = found if unit == "text" else found[np.unique(rows[places], return_inverse=True)[1]]
-                codes[places] = of_text
-                save_array(shard_file(folder, shard, "npy"), codes)
-                num_texts += int((codes == 0).sum())
-                num_images += len(np.unique(rows[codes == 0]))
-                self.ctx.progress(shard + 1, self.num_shards, "shards", filter=name, remaining=num_texts)
-            done = Pass(name, num_texts, num_images, time.monotonic() - self._last)
+            for done, found in enumerate(apply(folder), 1):
+                num_texts += found.num_texts
+                num_images += found.num_images
+                self.ctx.progress(done, self.num_shards, "shards", filter=name, remaining=num_texts)
+            made = Pass(name, num_texts, num_images, time.monotonic() - self._last)
             with whole_file(record) as part:
-                part.write_text(json.dumps(asdict(done)), encoding="utf-8")
+                part.write_text(json.dumps(asdict(made)), encoding="utf-8")
             shutil.rmtree(self.scratch, ignore_errors=True)
         self.passes.append(Pass(**json.loads(record.read_text(encoding="utf-8"))))
         self.survivors, self._last = Survivors(self.survivors.texts, folder), time.monotonic()
 
-    def _tasks(self, task: Callable[[Any, int], Summary], job: Any, num_shards: int) -> None:
-        for _ in with_progress(self.ctx, run_shards(task, job, range(num_shards), self.runtime), num_shards):
+    def _tasks(
+        self, task: Callable[[Any, int], Summary], job: Any, runtime: CurationRuntime, lost: Lost | None = None
+    ) -> None:
+        found = run_shards(task, job, range(self.num_shards), runtime)
+        for _ in with_progress(self.ctx, found, self.num_shards, lost):
             pass
 
     def _measure_other(self, dataset: Ref[ImageDataset], task: Callable[[Any, int], Summary], job: Any) -> int:
@@ -222,10 +233,6 @@ class FilterRun:
     def _path(self, ref: Ref[Any]) -> Path:
         path: Path = self.ctx.load(ref).path.resolve()
         return path
-
-
-def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
-    return {name: table[name] for name in table.column_names}
 
 
 def _slug(ref: str) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vfm_curation.shard_files import whole_file
 
 Codes = NDArray[np.uint8]
-VERDICTS_FILE = "verdicts.parquet"  # in the artifact of a filter: every text with its reason
+VERDICTS_FOLDER = "verdicts"  # in the artifact of a filter: every text with its reason
 
 
 def shard_file(folder: Path, shard: int, suffix: str = "parquet") -> Path:

@@ -16,7 +16,7 @@ from vfm.plugin import ImageDataset
 from vfm_curation.engine import Summary
 from vfm_curation.filters.survivors import shard_file
 from vfm_curation.language import detect
-from vfm_curation.pool_texts import texts_of
+from vfm_curation.pool_texts import texts_or_lost
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 
 OPTIONAL_COLUMNS = frozenset({"caption", "text", "detected"})  # measured only if a filter reads them
@@ -50,7 +50,7 @@ def measure_texts(job: TextJob, shard: int) -> Summary:
     if record := finished_summary(file, made):
         return Summary.of(record)
     summary = Summary()
-    table = texts_of(source, shard, on_bad=summary.skip)
+    table = texts_or_lost(source, shard, summary)
     table = table.sort_by([(name, "ascending") for name in ("row", "language", "text_index")])
     texts = table["text"].to_pylist()
     columns = {

@@ -16,7 +16,7 @@ from vfm.plugin import (
     Preflight,
     Ref,
 )
-from vfm_curation.stages.runtime import CurationStage
+from vfm_curation.stages.runtime import MAX_BAD_FRACTION, CurationStage
 
 Unit = Literal["text", "image"]
 Measure = Literal["images", "embeddings", "scores"]
@@ -206,8 +206,9 @@ class FilterPool(CurationStage):
     filters: list[Filter] = Field(
         min_length=1, max_length=200, description="filters in their order, each applied to what passed the ones before"
     )
+    max_bad_fraction: float = MAX_BAD_FRACTION
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     makes: ClassVar[type[Artifact]] = CuratedSubset
     work: ClassVar[str] = "vfm_curation.filter:filter_pool"
     checks: ClassVar[str] = "vfm_curation.filter:check_filters"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from vfm.plugin import Runtime, Stage
+
+MAX_BAD_FRACTION: Any = Field(
+    0.05, ge=0, le=1, description="tolerated fraction of samples in shards that cannot be read; these are skipped"
+)
 
 
 class CurationRuntime(Runtime):
@@ -14,6 +18,9 @@ class CurationRuntime(Runtime):
 
     engine: Literal["local", "ray"] = Field(
         "local", description="what runs the tasks, one for each shard: `workers` processes of this machine, or Ray"
+    )
+    workers: int = Field(
+        0, ge=0, description="processes of this machine; 0: one for each core, if the work takes more than some seconds"
     )
     ray_address: str | None = Field(
         None,

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from vfm.plugin import Artifact, CuratedSubset, Curation, Matches, Metadata, Pool, Ref, Seed
-from vfm_curation.stages.runtime import CurationRuntime, CurationStage
+from vfm_curation.stages.runtime import MAX_BAD_FRACTION, CurationRuntime, CurationStage
 
 Positive = Annotated[float, Field(gt=0)]
 Semantics = Literal["metaclip", "fixed"]
@@ -36,8 +36,9 @@ class MatchTexts(CurationStage):
         description="compare bytes where hash keys are equal: half the speed; without it, about 0.01 false matches are"
         " expected in 10^10 texts",
     )
+    max_bad_fraction: float = MAX_BAD_FRACTION
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     makes: ClassVar[type[Artifact]] = Matches
     work: ClassVar[str] = "vfm_curation.match:match_texts"
     checks: ClassVar[str] = "vfm_curation.match:check_match"
@@ -68,7 +69,7 @@ class MetaclipBalance(Curation):
     )
     runtime: CurationRuntime = Field(CurationRuntime(), description="how it runs: engine, workers, device, threads")
 
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     work: ClassVar[str] = "vfm_curation.balance:balance_texts"
     checks: ClassVar[str] = "vfm_curation.balance:check_balance"
 
@@ -88,13 +89,16 @@ class ExportSubset(CurationStage):
     kind: Literal["curation.export"] = "curation.export"
     subset: Ref[CuratedSubset] = Field(description="subset to write")
     pairs: bool = Field(
-        True, description="`pairs.parquet`: one row for each text: uid, language, entries, probability, kept, reason"
+        True,
+        description="`pairs.parquet/`: one row for each text: uid, key, url, shard, row, language, text_index, text,"
+        " entries, probability, kept, reason",
     )
     uids: bool = Field(
         True, description="`uids.npy`: the kept samples' 128-bit uids, sorted, as DataComp's tools read them"
     )
     links: bool = Field(
-        False, description="`links/*.parquet`: url, caption, uid and texts of kept samples, as img2dataset reads them"
+        False,
+        description="`links/*.parquet`: url, caption, uid, texts, key, shard, row of kept samples, for img2dataset",
     )
     tars: bool = Field(False, description="`tars/*.tar`: the kept samples with their kept texts, images byte for byte")
     samples_per_shard: int = Field(10_000, ge=1, description="samples in a tar")
@@ -103,7 +107,7 @@ class ExportSubset(CurationStage):
     )
     seed: Seed = Field(0, description="seed of the tars' order")
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     makes: ClassVar[type[Artifact]] = Pool
     work: ClassVar[str] = "vfm_curation.export:export_subset"
     checks: ClassVar[str] = "vfm_curation.export:check_export"

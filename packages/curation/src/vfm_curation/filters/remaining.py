@@ -1,0 +1,84 @@
+"""What remains of a pool between two filters, shard by shard, and the codes that a filter gives to it.
+
+It has only paths, so it can be sent to any process: a `RowFilter` runs as one task for each shard.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from vfm_curation.engine import Summary
+from vfm_curation.filters.survivors import Codes, Survivors, save_array, shard_file
+from vfm_curation.stages import RowFilter
+from vfm_curation.stages.filters import Unit
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """The remaining texts, and the remaining images with their measurements."""
+
+    survivors: Survivors
+    measured: Path  # the folder of the images' measurements
+
+    def texts(self, shard: int) -> pa.Table:
+        """Return the remaining texts with their measurements; `unit` is a text's index in its shard."""
+        places = self.survivors.places(shard)
+        table = pq.read_table(shard_file(self.survivors.texts, shard)).take(places)
+        return table.append_column("unit", pa.array(places, pa.int32()))
+
+    def identities(self, shard: int) -> pa.Table:
+        """Return the remaining images: shard, unit, uid."""
+        table = self.texts(shard)
+        rows, first = np.unique(table["row"].to_numpy(), return_index=True)
+        return table.select(["shard", "uid"]).take(first).append_column("unit", pa.array(rows, pa.int32()))
+
+    def images(self, shard: int) -> pa.Table:
+        """Return the remaining images with their measurements; `unit` is the image's row."""
+        table, measured = self.identities(shard), pq.read_table(shard_file(self.measured, shard))
+        chosen = measured.take(np.searchsorted(measured["row"].to_numpy(), table["unit"].to_numpy()))
+        return pa.table({**_columns(table), **_columns(chosen.drop_columns(["row", "bad"]))})
+
+
+def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
+    return {name: table[name] for name in table.column_names}
+
+
+@dataclass(frozen=True)
+class RowJob:
+    """What the tasks of a filter over rows share; `code` is that of the units it drops."""
+
+    config: RowFilter
+    remaining: Remaining
+    folder: Path
+    code: int
+
+
+@dataclass
+class CodesSummary(Summary):
+    """What remains of a shard."""
+
+    num_images: int = 0
+
+
+def filter_rows(job: RowJob, shard: int) -> CodesSummary:
+    """Write the codes of a shard after a filter over rows."""
+    remaining, unit = job.remaining, job.config.unit
+    table = remaining.texts(shard) if unit == "text" else remaining.images(shard)
+    passes = np.asarray(job.config.build(table), dtype=np.bool_)
+    return write_codes(remaining.survivors, job.folder, shard, unit, ~passes * np.uint8(job.code))
+
+
+def write_codes(survivors: Survivors, folder: Path, shard: int, unit: Unit, found: Codes) -> CodesSummary:
+    """Give each remaining unit of a shard its code, and write the codes of all texts of the shard."""
+    codes, places = survivors.codes_of(shard), survivors.places(shard)
+    rows: NDArray[np.int32] = pq.read_table(shard_file(survivors.texts, shard), columns=["row"])["row"].to_numpy()
+    # If the units are images, each text gets the code of its row's image.
+    codes[places] = found if unit == "text" else found[np.unique(rows[places], return_inverse=True)[1]]
+    save_array(shard_file(folder, shard, "npy"), codes)
+    return CodesSummary(num_texts=int((codes == 0).sum()), num_images=len(np.unique(rows[codes == 0])))
