@@ -2,6 +2,7 @@
 
 from vfm import files
 from vfm.artifacts import (
+    AnnotatedImages,
     Artifact,
     ChoiceDataset,
     ClipCheckpoint,
@@ -56,9 +57,9 @@ from vfm.stages.evaluation import FeatureEvaluation, ModelEvaluation
 from vfm.stages.evaluation.checks import check_class_names
 
 __all__ = [
-    "AdamW", "AnyEvaluation", "Artifact", "BarsPanel", "CheckpointPolicy", "ChoiceDataset", "ClipCheckpoint",
-    "ClipPostTraining", "ClipTraining", "Comparison", "Config", "ConstantSchedule", "Context", "CosineSchedule",
-    "CropScale", "CuratedSubset", "Curation", "Decay", "Evaluated", "Evaluation", "EvaluationPolicy", "Event",
+    "AdamW", "AnnotatedImages", "AnyEvaluation", "Artifact", "BarsPanel", "CheckpointPolicy", "ChoiceDataset",
+    "ClipCheckpoint", "ClipPostTraining", "ClipTraining", "Comparison", "Config", "ConstantSchedule", "Context",
+    "CosineSchedule", "CropScale", "CuratedSubset", "Curation", "Decay", "Evaluated", "Evaluation", "EvaluationPolicy", "Event",
     "FeatureEvaluation", "GeneratorCheckpoint", "ImageDataset", "ImagesPanel", "LabeledDataset", "Lamb", "LinesPanel",
     "LinkTable", "Loading", "Matches", "Metadata", "Metric", "ModelEvaluation", "ModelResult", "Optimizer",
     "PairDataset", "Panel", "Part", "Picture", "Pool", "Portion", "Preempted", "Preflight", "Ref", "Report", "Runtime",

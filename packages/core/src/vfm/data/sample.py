@@ -22,6 +22,8 @@ Reason = Literal[
     "unsafe_path",
     "unreadable_image",
     "image_too_large",
+    "wrong_size",
+    "no_objects",
     "unreadable_row",
 ]
 REASONS: tuple[str, ...] = get_args(Reason)

@@ -7,6 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Protocol
 
 from vfm.artifacts import ChoiceDataset, LabeledDataset, Pool
 from vfm.data.choices import Choice, write_choices
@@ -19,14 +20,28 @@ from vfm.panels import ImagesPanel, LinesPanel, Picture, Series
 from vfm.shapes.captions import CLASS_TEMPLATES
 from vfm.shapes.drawing import draw
 from vfm.shapes.pairs import make_pairs
-from vfm.shapes.render import RenderedSample, class_names, encode, render_labeled, render_shard, render_values
+from vfm.shapes.render import class_names, encode, render_labeled, render_shard, render_values
 from vfm.shapes.sampling import class_groups, combination_probabilities
 from vfm.shapes.scene import Pattern
 from vfm.shapes.world import World
 from vfm.stage import Context
 from vfm.stages.shapes import ShapeImages, ShapesChoices, ShapesClasses, ShapesPool
 
-Render = Callable[[World, int, int, int], Iterator[RenderedSample]]
+
+class Rendered(Protocol):
+    """A drawn sample: its key, and its files in a tar by extension."""
+
+    @property
+    def key(self) -> str:
+        """Name of its files."""
+        ...
+
+    def members(self) -> dict[str, bytes]:
+        """Return its files by extension."""
+        ...
+
+
+Render = Callable[[World, int, int, int], Iterator[Rendered]]
 """Yields the samples of a world and a seed from a first number to a last one."""
 PAIRS_SHOWN = 2  # per pattern
 
@@ -34,7 +49,7 @@ PAIRS_SHOWN = 2  # per pattern
 def make_pool(config: ShapesPool, ctx: Context) -> Pool:
     """Draw the images and write them as WebDataset tars."""
     texts = {language: f"json.{language}" for language in config.world.languages}
-    count = _write_shards(config, ctx, render_shard, DatasetSpec(texts=texts))
+    count = write_index(ctx.directory, write_shards(config, ctx, render_shard), DatasetSpec(texts=texts))
     pool = Pool.create(ctx.directory, num_samples=count, languages=list(texts))
     add_dataset_panels(ctx, pool)
     ctx.panel(_tail_panel(config.world, config.num_samples))
@@ -48,7 +63,8 @@ def make_classes(config: ShapesClasses, ctx: Context) -> LabeledDataset:
     if config.label:
         values = world.colours if config.label == "colour" else world.values(config.label)
         names, render = [str(value) for value in values], partial(render_values, config.label)
-    count = _write_shards(config, ctx, render, DatasetSpec(label_key="json.label", class_names=names))
+    spec = DatasetSpec(label_key="json.label", class_names=names)
+    count = write_index(ctx.directory, write_shards(config, ctx, render), spec)
     dataset = LabeledDataset.create(
         ctx.directory,
         num_samples=count,
@@ -74,13 +90,10 @@ def _choices(world: World, seed: int, patterns: Sequence[Pattern], pairs_per_pat
             yield Choice(f"{pattern}-{number:05d}", pattern, images, list(pair.statements), [0, 1])
 
 
-def _write_shards(config: ShapeImages, ctx: Context, render: Render, spec: DatasetSpec) -> int:
-    """Write the tars and their index, with `runtime.workers` processes if there are several.
+def write_shards(config: ShapeImages, ctx: Context, render: Render) -> list[Shard]:
+    """Write the tars, with `runtime.workers` processes if there are several.
 
     The tars are made in the work folder, so that a run after a crash reuses the complete ones.
-
-    Returns:
-        number of samples.
     """
     total, size = config.num_samples, config.samples_per_shard
     bounds = [(start, min(start + size, total)) for start in range(0, total, size)]
@@ -92,8 +105,7 @@ def _write_shards(config: ShapeImages, ctx: Context, render: Render, spec: Datas
     for (start, stop), path in zip(bounds, _map(_make_shard, tasks, config.runtime.workers), strict=True):
         made.append((path, stop - start))
         ctx.progress(stop, total, "samples")
-    shards = [Shard.of(path.rename(ctx.directory / path.name), count) for path, count in made]
-    return write_index(ctx.directory, shards, spec)
+    return [Shard.of(path.rename(ctx.directory / path.name), count) for path, count in made]
 
 
 def _map(function: Callable[..., Path], tasks: Sequence[tuple[object, ...]], workers: int) -> Iterator[Path]:

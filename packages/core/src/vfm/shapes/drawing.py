@@ -55,21 +55,41 @@ def draw(scene: Scene, size: int) -> NDArray[np.uint8]:
     Strokes, gaps and stripes are never thinner than about a pixel, so every attribute is visible from 32 pixels on.
     """
     nuisance = scene.nuisance
-    channels = _ground(nuisance, size)
+    channels = draw_ground(nuisance, size)
     if scene.presence != "alone":
         _blend(channels, _extra(scene, size), INK)
     base, places = GROUPS[scene.count]
     radius = base * nuisance.scale * (SMALL if scene.size == "small" else 1.0)
     centre_x, centre_y = (p + s for p, s in zip(PLACES[scene.position], nuisance.shift, strict=True))
     centres = [(centre_x + x, centre_y + y) for x, y in places]
+    draw_objects(channels, scene, centres, radius)
+    return to_pixels(channels)
+
+
+def draw_objects(channels: Floats, scene: Scene, centres: list[tuple[float, float]], radius: float) -> None:
+    """Paint a scene's objects over planes of levels (3, S, S), in place; centres and radius are in image widths."""
+    size = channels.shape[-1]
     window = _window(centres, REACH * radius, size)
     x, y = _object_coordinates(scene, centres, radius, window, size)
     pixel = 1.0 / (radius * size)  # one pixel in units of the object's radius
     coverage = _coverage(scene, x, y, pixel)
-    red, green, blue = (c + t for c, t in zip(PALETTE[scene.colour], nuisance.tint, strict=True))
+    red, green, blue = (c + t for c, t in zip(PALETTE[scene.colour], scene.nuisance.tint, strict=True))
     _blend(channels[:, *window], coverage, (red, green, blue))
     if scene.texture != "solid":
         _blend(channels[:, *window], coverage * _pattern(scene.texture, x, y, pixel), _contrast(scene.colour))
+
+
+def draw_silhouette(scene: Scene, centre: tuple[float, float], radius: float, size: int) -> NDArray[np.bool_]:
+    """Return the pixels that an object's outline encloses, holes included, (S, S)."""
+    window = _window([centre], REACH * radius, size)
+    x, y = _object_coordinates(scene, [centre], radius, window, size)
+    inside = np.zeros((size, size), dtype=bool)
+    inside[window] = distance_table(scene.shape)(x, y) < 0
+    return inside
+
+
+def to_pixels(channels: Floats) -> NDArray[np.uint8]:
+    """Return planes of levels (3, S, S) as an image, (S, S, 3) uint8."""
     return np.ascontiguousarray(channels.astype(np.uint8).transpose(1, 2, 0))
 
 
@@ -80,7 +100,7 @@ def _axis(size: int) -> Floats:
     return axis
 
 
-def _ground(nuisance: Nuisance, size: int) -> Floats:
+def draw_ground(nuisance: Nuisance, size: int) -> Floats:
     """Draw the background as three planes of 0 to 255, (3, S, S), plus 0.5, so that truncation to uint8 rounds."""
     channels = np.empty((3, size, size), dtype=np.float32)
     channels[:] = _levels(nuisance.ground)

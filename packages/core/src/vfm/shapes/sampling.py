@@ -25,6 +25,8 @@ class Stream(IntEnum):
     CLASSES = 2
     PAIRS = 3
     VALUES = 4
+    SCATTERED = 5
+    FEDERATED = 6
 
 
 def generator(seed: int, *place: int) -> np.random.Generator:

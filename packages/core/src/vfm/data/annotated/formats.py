@@ -1,0 +1,223 @@
+"""The format of annotated images: given, or recognised by the files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+from vfm import files
+from vfm.config import UserError
+from vfm.data.annotated.coco import CocoJson, stream
+from vfm.data.annotated.label_maps import ade20k, cityscapes, coco_stuff, folder_maps, voc_maps
+from vfm.data.annotated.panoptic import PanopticJson
+from vfm.data.annotated.records import AnnotationReader, Classes
+from vfm.data.annotated.sample_records import SampleRecords
+from vfm.data.annotated.voc import VocFolder
+from vfm.data.annotated.yolo import YoloFolder, read_names, read_yaml
+from vfm.data.layout import Kind, find_layout
+from vfm.stages.annotated import Annotated
+
+LAYOUTS: dict[str, Kind] = {"hugging_face": "parquet", "webdataset": "webdataset"}
+COCO_FORMATS = ("coco", "lvis", "objects365")
+EXPECTED = (
+    "expected COCO's json (instances, panoptic), LVIS, Objects365, VOC, YOLO, ADE20K, COCO-Stuff, Cityscapes, folders"
+    " of images and of label maps, tars with jpg + json, or Parquet with `objects`"
+)
+
+
+def open_reader(config: Annotated) -> AnnotationReader:
+    """Return the reader of the annotations.
+
+    Raises:
+        UserError: the format is not recognised, or its files are missing.
+    """
+    kind = config.format if config.format != "auto" else recognise(config)
+    return READERS[kind](config)
+
+
+def recognise(config: Annotated) -> str:
+    """Return the format of the files.
+
+    Raises:
+        UserError: they have none of the formats.
+    """
+    root = _root(config)
+    if not files.is_directory(root):
+        layout = find_layout(config.path, "auto", None)
+        if layout.kind in ("webdataset", "parquet"):
+            return "webdataset" if layout.kind == "webdataset" else "hugging_face"
+        raise UserError(f"{root}: unknown format of annotations; {EXPECTED}")
+    if config.annotations:
+        return _kind_of_annotations(config.annotations, root)
+    for kind, has in MARKS.items():
+        if has(root):
+            return kind
+    if path := _json_in(root, config.split):
+        return _kind_of_json(path)
+    tars = next((name for name in files.names_in(root) if name.endswith((".tar", ".parquet"))), None)
+    if tars:
+        return "webdataset" if tars.endswith(".tar") else "hugging_face"
+    raise UserError(f"{root}: unknown format of annotations; {EXPECTED}")
+
+
+def _has(*names: str) -> Callable[[str], bool]:
+    return lambda root: all(files.exists(f"{root}/{name}") for name in names)
+
+
+MARKS: dict[str, Callable[[str], bool]] = {
+    "voc": _has("JPEGImages", "Annotations"),
+    "cityscapes": _has("leftImg8bit", "gtFine"),
+    "ade20k": _has("objectInfo150.txt", "images", "annotations"),
+    "coco_stuff": _has("stuffthingmaps"),
+    "yolo": lambda root: _has("labels", "images")(root) or _has("data.yaml")(root),
+}  # fmt: skip
+
+
+def _kind_of_annotations(path: str, root: str) -> str:
+    if not files.exists(path):
+        raise UserError(f"{path}: no such file or folder")
+    if path.endswith((".json", ".json.gz")):
+        return _kind_of_json(path)
+    if not files.is_directory(path):
+        raise UserError(f"{path}: unknown format of annotations; {EXPECTED}")
+    if path.rstrip("/").endswith("SegmentationClass"):
+        return "voc_maps"
+    if "stuffthingmaps" in path:
+        return "coco_stuff"
+    extensions = {name.rpartition(".")[2] for name in islice(files.walk(path), 20)}
+    if "txt" in extensions:
+        return "yolo"
+    if "png" in extensions:
+        return "label_maps"
+    raise UserError(f"{path}: found neither txt nor png files; {EXPECTED}")
+
+
+def _kind_of_json(path: str) -> str:
+    first = next(stream(path, "annotations"), {})
+    return "coco_panoptic" if "segments_info" in first else "coco"
+
+
+def _json_in(root: str, split: str) -> str | None:
+    """Return the json file of a split in a folder: `annotations/instances_SPLIT.json`, `lvis_v1_SPLIT.json`, ..."""
+    for folder in (f"{root}/annotations", root):
+        names = sorted(files.names_in(folder)) if files.is_directory(folder) else []
+        listed = [name for name in names if name.endswith((".json", ".json.gz")) and "caption" not in name]
+        fitting = [name for name in listed if split in name and "keypoints" not in name] or listed[: len(listed) == 1]
+        if fitting:
+            return f"{folder}/{min(fitting, key=lambda name: ('instances' not in name, name))}"
+    return None
+
+
+def _root(config: Annotated) -> str:
+    found = files.expand_paths(config.path)
+    if not found or not files.exists(found[0]):
+        raise UserError(f"{found[0] if found else config.path}: no such file or folder")
+    return found[0].rstrip("/")
+
+
+def _names(config: Annotated, *candidates: str) -> list[str]:
+    """Return the class names: given, those of a yaml file, or of the first of some files that exists."""
+    if isinstance(config.names, list):
+        return config.names
+    path = config.names or next((one for one in candidates if files.exists(one)), None)
+    if path is None:
+        raise UserError(
+            f"{_root(config)}: the classes have no names; set names to a list, or to a yaml file with `names`"
+        )
+    return read_names(path)
+
+
+def _json_path(config: Annotated) -> str:
+    path = config.annotations or _json_in(_root(config), config.split)
+    if path is None:
+        raise UserError(f"{_root(config)}: no json file of the split {config.split!r}; set annotations")
+    return path
+
+
+def _image_root(config: Annotated) -> str:
+    root = _root(config)
+    folders = [f"{root}/{config.split}", f"{root}/images/{config.split}", f"{root}/images"]
+    return next((one for one in folders if files.is_directory(one)), root)
+
+
+def _coco(config: Annotated) -> CocoJson:
+    roots = dict.fromkeys((_image_root(config), _root(config)))
+    problem: UserError | None = None
+    for root in roots:  # LVIS' pictures are named with COCO's folder, others are in the split's folder
+        try:
+            return CocoJson(path=_json_path(config), image_root=root, has_images=config.images)
+        except UserError as error:
+            problem = problem or error
+    assert problem
+    raise problem
+
+
+def _panoptic(config: Annotated) -> PanopticJson:
+    return PanopticJson(path=_json_path(config), image_root=_image_root(config), has_images=config.images)
+
+
+def _voc(config: Annotated) -> VocFolder:
+    given = _names(config) if config.names else []
+    return VocFolder(root=_root(config), split=config.split, names=given)
+
+
+def _yolo(config: Annotated) -> YoloFolder:
+    root = _root(config)
+    yamls = list(_yamls(root))
+    names = _names(config, *yamls)
+    if config.annotations:
+        return YoloFolder(images=root, texts=config.annotations.rstrip("/"), names=names)
+    split = next((read_yaml(one).get(config.split) for one in yamls), None)
+    images = f"{root}/{split}".rstrip("/") if isinstance(split, str) else _image_root(config)
+    if not files.is_directory(images):
+        raise UserError(f"{images}: no such folder; set split, or path to the folder of images and annotations")
+    texts = "labels".join(images.rsplit("images", 1))
+    return YoloFolder(images=images, texts=texts, names=names)
+
+
+def _yamls(root: str) -> Iterator[str]:
+    for folder in (root, root.rpartition("/")[0] or "."):
+        for name in sorted(files.names_in(folder)):
+            if name.endswith((".yaml", ".yml")) and "names" in read_yaml(f"{folder}/{name}"):
+                yield f"{folder}/{name}"
+
+
+def _ade20k(config: Annotated) -> AnnotationReader:
+    split = {"train": "training", "val": "validation"}.get(config.split, config.split)
+    return ade20k(_root(config), split)
+
+
+def _coco_stuff(config: Annotated) -> AnnotationReader:
+    root = _root(config)
+    maps = config.annotations or f"{root}/stuffthingmaps/{config.split}"
+    labels = next(
+        (one for one in (f"{root}/labels.txt", f"{root}/stuffthingmaps/labels.txt") if files.exists(one)), None
+    )
+    return coco_stuff(_image_root(config), maps.rstrip("/"), labels)
+
+
+def _label_maps(config: Annotated) -> AnnotationReader:
+    if not config.annotations:
+        raise UserError("format: label_maps needs annotations, the folder of the PNG files")
+    return folder_maps(_root(config), config.annotations.rstrip("/"), _names(config))
+
+
+def _samples(config: Annotated) -> SampleRecords:
+    layout = find_layout(config.path, LAYOUTS.get(config.format, "auto"), None)
+    given = Classes.numbered(_names(config)) if config.names else Classes([], [])
+    return SampleRecords(layout, given, box_format=config.box_format)
+
+
+READERS: dict[str, Callable[[Annotated], AnnotationReader]] = {
+    **dict.fromkeys(COCO_FORMATS, _coco),
+    "coco_panoptic": _panoptic,
+    "voc": _voc,
+    "voc_maps": lambda config: voc_maps(_root(config), config.split),
+    "yolo": _yolo,
+    "ade20k": _ade20k,
+    "coco_stuff": _coco_stuff,
+    "cityscapes": lambda config: cityscapes(_root(config), config.split),
+    "label_maps": _label_maps,
+    "webdataset": _samples,
+    "hugging_face": _samples,
+}

@@ -1,0 +1,50 @@
+"""Label maps as files: one channel, whose values are classes."""
+
+# H, W height and width
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vfm import files
+from vfm.data.annotated.records import NOT_ALLOWED
+from vfm.data.sample import BadSample
+
+
+def read_map(path: str) -> NDArray[Any]:
+    """Return the values of a label map, (H, W): of a palette image the indices, not the colours.
+
+    Raises:
+        BadSample: the file is missing, or is no image of one channel.
+    """
+    try:
+        image = Image.open(io.BytesIO(files.read_bytes(path)))
+        values = np.asarray(image)
+    except OSError:
+        raise BadSample("missing_label", path) from None
+    if values.ndim != 2:
+        raise BadSample("missing_label", f"{path}: expected one channel, got {image.mode}")
+    return values
+
+
+def check_map(path: str, classes: Sequence[int]) -> tuple[int, int]:
+    """Check that each value of a label map has a class, and return its width and height.
+
+    Args:
+        path: PNG file.
+        classes: class of each value.
+
+    Raises:
+        BadSample: the file cannot be read, or has a value without a class.
+    """
+    values = read_map(path)
+    for value in np.unique(values).tolist():
+        if value >= len(classes) or classes[value] == NOT_ALLOWED:
+            raise BadSample("unknown_label", f"{path} (value {value})")
+    return values.shape[1], values.shape[0]

@@ -1,0 +1,110 @@
+"""Masks as COCO's compressed run lengths: read from polygons and runs, decoded, measured.
+
+A mask is the `counts` of COCO's run-length string, as bytes; its height and width are those of its image.
+
+Source: the COCO API, github.com/cocodataset/cocoapi, by faster-coco-eval.
+"""
+
+# H, W height and width of the image, N masks
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from faster_coco_eval.core import mask as coco_mask
+from numpy.typing import NDArray
+
+from vfm.data.annotated.records import BadAnnotation
+
+MIN_COORDINATES = 6  # three points; with two, a polygon has no area
+
+
+def encode_mask(mask: NDArray[np.bool_]) -> bytes:
+    """Encode a mask, (H, W)."""
+    return bytes(coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"])
+
+
+def decode_mask(counts: bytes, height: int, width: int) -> NDArray[np.bool_]:
+    """Decode a mask to (H, W)."""
+    return np.asarray(coco_mask.decode(as_rle(counts, height, width)), dtype=bool)
+
+
+def as_rle(counts: bytes, height: int, width: int) -> dict[str, Any]:
+    """Return a mask as the dictionary that COCO's functions take."""
+    return {"size": [height, width], "counts": counts}
+
+
+def mask_area(counts: bytes, height: int, width: int) -> float:
+    """Return the number of pixels of a mask."""
+    return float(coco_mask.area(as_rle(counts, height, width)))
+
+
+def mask_box(counts: bytes, height: int, width: int) -> tuple[float, float, float, float]:
+    """Return the smallest box around a mask, (left, top, right, bottom)."""
+    left, top, w, h = np.asarray(coco_mask.toBbox(as_rle(counts, height, width))).tolist()
+    return left, top, left + w, top + h
+
+
+def encode_segmentation(value: Any, height: int, width: int, where: str) -> bytes:
+    """Encode a COCO `segmentation`: polygons, run lengths as a list, or a run-length string.
+
+    Polygons with fewer than three points are dropped.
+
+    Raises:
+        BadAnnotation: no polygon is left, or the runs do not fit the image.
+    """
+    if isinstance(value, dict):
+        return _encode_runs(value, height, width, where)
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise BadAnnotation("bad_mask", where)
+    polygons = [polygon for polygon in value if _is_polygon(polygon)]
+    if not polygons:
+        raise BadAnnotation("bad_polygon", where)
+    return bytes(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))["counts"])
+
+
+def _is_polygon(value: Any) -> bool:
+    if not isinstance(value, Sequence) or len(value) < MIN_COORDINATES or len(value) % 2:
+        return False
+    return all(isinstance(number, int | float) for number in value) and bool(np.isfinite(value).all())
+
+
+def _encode_runs(value: dict[str, Any], height: int, width: int, where: str) -> bytes:
+    counts = value.get("counts")
+    if list(value.get("size", ())) != [height, width]:
+        raise BadAnnotation("bad_mask", where)
+    if isinstance(counts, str | bytes):
+        encoded = counts.encode() if isinstance(counts, str) else counts
+        runs = _runs_of(encoded)
+        if runs is None or sum(runs) != height * width or min(runs) < 0:  # the library reads past the image's end
+            raise BadAnnotation("bad_mask", where)
+        return encoded
+    if not isinstance(counts, list) or not all(isinstance(run, int) and run >= 0 for run in counts):
+        raise BadAnnotation("bad_mask", where)
+    if sum(counts) != height * width:
+        raise BadAnnotation("bad_mask", where)
+    return bytes(coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"])
+
+
+def _runs_of(counts: bytes) -> list[int] | None:
+    """Return the runs of a run-length string, None if it is broken.
+
+    Each character has five bits; from the fourth run on, differences to the run before the last are stored.
+    """
+    runs: list[int] = []
+    number = shift = 0
+    for character in counts:
+        bits = character - 48
+        if not 0 <= bits < 64:
+            return None
+        number |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            number -= 1 << shift
+        runs.append(number + runs[-2] if len(runs) > 2 else number)
+        number = shift = 0
+    return runs if runs and not shift else None

@@ -1,0 +1,99 @@
+"""Panels of annotated images: the classes with their objects, and the first pictures with their outlines."""
+
+# H, W height and width
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vfm.artifacts import AnnotatedImages
+from vfm.data.annotated.source import AnnotatedSource
+from vfm.data.sample import BadSample
+from vfm.panels import ImagesPanel, Picture, TablePanel
+from vfm.stage import Context
+
+NUM_PICTURES = 12
+SIDE = 256
+CLASSES_SHOWN = 30
+OPACITY = 0.5
+
+
+def add_annotation_panels(ctx: Context, dataset: AnnotatedImages) -> None:
+    """Write the panels of a dataset that has just been made."""
+    source = AnnotatedSource(dataset)
+    if dataset.map_classes:
+        ctx.panel(
+            TablePanel(title="Classes", order=20, columns=["class"], rows=[[name] for name in dataset.class_names])
+        )
+    else:
+        _add_classes(ctx, source)
+    if dataset.has_images:
+        _add_pictures(ctx, source)
+
+
+def palette(count: int) -> NDArray[np.uint8]:
+    """Return distinct colours, (count, 3): hues by the golden ratio, in two lightnesses."""
+    number = np.arange(count)
+    hue = (0.1 + 0.618034 * number) % 1
+    channels = np.clip(np.abs((hue[:, None] * 6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
+    return np.asarray((255 * channels * np.where(number % 2, 0.65, 1.0)[:, None]).astype(np.uint8))
+
+
+def overlay(picture: Image.Image, segments: NDArray[np.integer], colours: NDArray[np.uint8]) -> Image.Image:
+    """Tint a picture by the segment of each pixel, (H, W); negative numbers stay untinted."""
+    pixels = np.asarray(picture, dtype=np.float32).copy()
+    inside = segments >= 0
+    pixels[inside] += OPACITY * (colours[segments[inside] % len(colours)] - pixels[inside])
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def _add_classes(ctx: Context, source: AnnotatedSource) -> None:
+    dataset, objects = source.dataset, source.tables.all
+    counts = np.bincount(objects.labels, minlength=len(dataset.class_names))
+    pairs = np.unique(np.stack([objects.image, objects.labels]), axis=1)[1]
+    images = np.bincount(pairs, minlength=len(counts))
+    order = np.argsort(-counts, kind="stable")[:CLASSES_SHOWN].tolist()
+    note = f"{len(objects)} objects of {len(counts)} classes in {len(source)} images; format: {dataset.format}"
+    rows: list[list[str | float | int | None]] = [
+        [dataset.class_names[n], int(counts[n]), int(images[n]), dataset.frequency[n]] for n in order
+    ]
+    columns = ["class", "objects", "images", "frequency"]
+    ctx.panel(TablePanel(title="Classes", note=note, order=20, columns=columns, rows=rows))
+    if dataset.bad_annotations:
+        ctx.panel(
+            TablePanel(
+                title="Annotations left out",
+                order=25,
+                columns=["reason", "annotations"],
+                rows=[[reason, count] for reason, count in sorted(dataset.bad_annotations.items())],
+            )
+        )
+
+
+def _add_pictures(ctx: Context, source: AnnotatedSource) -> None:
+    folder = ctx.directory / "panels"
+    folder.mkdir(parents=True, exist_ok=True)
+    colours, pictures = palette(64), []
+    for number in range(min(len(source), NUM_PICTURES)):
+        try:
+            shown = overlay(source.picture(number), _segments(source, number), colours)
+        except BadSample:
+            continue
+        shown.thumbnail((SIDE, SIDE))
+        file = f"panels/annotated-{number:02d}.jpg"
+        shown.save(ctx.directory / file, quality=90)
+        names = [source.dataset.class_names[label] for label in dict.fromkeys(source.objects(number).labels.tolist())]
+        pictures.append(Picture(file=file, caption=", ".join(names[:6])))
+    if pictures:
+        ctx.panel(ImagesPanel(title="First samples with their labels", order=30, pictures=pictures, width=192))
+
+
+def _segments(source: AnnotatedSource, number: int) -> NDArray[np.integer]:
+    if source.dataset.map_classes:
+        return source.semantic(number)
+    segments = np.full(source.sizes[number][::-1], -1, dtype=np.int64)
+    for place, mask in enumerate(source.masks(number)):
+        segments[mask] = place
+    return segments

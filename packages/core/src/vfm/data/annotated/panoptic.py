@@ -1,0 +1,105 @@
+"""COCO's panoptic annotations: a json file with the segments of each picture, and a PNG with their ids as colours.
+
+Source: Kirillov et al. 2019, Panoptic segmentation (arXiv:1801.00868); the format at cocodataset.org.
+"""
+
+# H, W height and width
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vfm import files
+from vfm.config import UserError
+from vfm.data.annotated.coco import classes_of, listed_pictures, stream
+from vfm.data.annotated.masks import encode_mask
+from vfm.data.annotated.records import Annotation, BadAnnotation, Label, ListedImages
+
+
+@dataclass
+class PanopticJson(ListedImages):
+    """Reader of a panoptic json file; each segment becomes a mask that overlaps no other."""
+
+    path: str = ""
+    image_root: str = ""
+    has_images: bool = True
+    format: str = "coco_panoptic"
+
+    def __post_init__(self) -> None:
+        self.classes = classes_of(list(stream(self.path, "categories")), self.path)
+        self.labels: list[Label] = ["boxes", "masks", "semantic", "panoptic"]
+        annotated = {one.get("image_id") for one in stream(self.path, "annotations")}
+        images = [one for one in stream(self.path, "images") if one.get("id") in annotated]
+        self.listed = listed_pictures(images, self.image_root, self.path, self.has_images)
+        self.maps = _map_folder(self.path)
+
+    def annotations(self, sizes: Sequence[tuple[int, int]]) -> Iterator[Annotation | BadAnnotation]:
+        """Yield the segments, picture by picture."""
+        places = {picture.image_id: place for place, picture in enumerate(self.listed)}
+        for one in stream(self.path, "annotations"):
+            where = f"{self.maps}/{one.get('file_name')}"
+            if (picture := places.get(one.get("image_id", -1))) is None:
+                yield BadAnnotation("unknown_image", where)
+                continue
+            try:
+                ids = read_segment_ids(where)
+            except BadAnnotation as bad:
+                yield bad
+                continue
+            if ids.shape[::-1] != sizes[picture]:
+                yield BadAnnotation("bad_mask", where)
+                continue
+            yield from _segments(one["segments_info"], ids, picture, where)
+
+
+def read_segment_ids(path: str) -> NDArray[np.int32]:
+    """Return the id of each pixel's segment, R + 256 G + 65536 B; 0: unlabelled, (H, W).
+
+    Raises:
+        BadAnnotation: the file is missing, or is no image.
+    """
+    try:
+        image = np.asarray(Image.open(io.BytesIO(files.read_bytes(path))).convert("RGB"), dtype=np.int32)
+    except OSError:
+        raise BadAnnotation("broken_file", path) from None
+    return np.asarray(image[..., 0] | image[..., 1] << 8 | image[..., 2] << 16)
+
+
+def _segments(
+    segments: Sequence[dict[str, Any]], ids: NDArray[np.int32], picture: int, where: str
+) -> Iterator[Annotation | BadAnnotation]:
+    found = set(np.unique(ids).tolist()) - {0}
+    for segment in segments:
+        number = int(segment["id"])
+        place = f"{where}: segment {number}"
+        if number not in found:
+            yield BadAnnotation("bad_mask", place)
+            continue
+        found.remove(number)
+        counts, crowd = encode_mask(ids == number), bool(segment.get("iscrowd"))
+        yield Annotation(picture, int(segment["category_id"]), place, segmentation=counts, crowd=crowd)
+    for number in sorted(found):  # pixels that no segment describes
+        yield BadAnnotation("unknown_class", f"{where}: segment {number}")
+
+
+def _map_folder(path: str) -> str:
+    """Return the folder of the PNG files: named as the json, `masks` beside it, or its own folder.
+
+    Raises:
+        UserError: none of them has the first file.
+    """
+    parent, _, name = path.rpartition("/")
+    folders = [f"{parent or '.'}/{name.split('.')[0]}", f"{parent or '.'}/masks", parent or "."]
+    (first,) = islice(stream(path, "annotations"), 1)
+    for folder in folders:
+        if files.exists(f"{folder}/{first['file_name']}"):
+            return folder
+    raise UserError(f"{path}: {first['file_name']} is in none of {', '.join(folders)}")

@@ -1,0 +1,150 @@
+"""Samples with objects in their own record: WebDataset's `jpg + json`, and Hugging Face's tables with `objects`.
+
+A record has COCO's `annotations`, or `objects`, a list by field; also `width`, `height`, `image_id` and LVIS' lists if
+they are known.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from vfm import files
+from vfm.config import UserError
+from vfm.data.annotated.object_records import class_names_in, objects_in
+from vfm.data.annotated.records import Annotation, BadAnnotation, Classes, Label, Picture
+from vfm.data.captions import decode_json
+from vfm.data.layout import Layout
+from vfm.data.parquet import ParquetShard, open_parquet
+from vfm.data.sample import BadSample
+from vfm.data.shards import Shard, ShardReader
+from vfm.data.source import Source
+from vfm.data.spec import DatasetSpec
+from vfm.data.webdataset import TarShard
+
+NUM_READ = 200  # samples that are read for the kinds of labels
+OBJECTS = "objects"  # column of Hugging Face's tables
+
+Record = dict[str, Any]
+
+
+@dataclass
+class SampleRecords:
+    """Reader of tars and of Parquet files; classes that are not given are the names or numbers that occur."""
+
+    layout: Layout
+    classes: Classes = field(default_factory=lambda: Classes([], []))
+    labels: list[Label] = field(default_factory=list)
+    box_format: str = "xywh"
+    federated: bool = False
+    background: int | None = None
+    map_classes: list[int] = field(default_factory=list)
+    spec: DatasetSpec = field(default_factory=DatasetSpec)
+
+    def __post_init__(self) -> None:
+        self.format = "webdataset" if self.layout.kind == "webdataset" else "hugging_face"
+        if not self.classes.names:
+            names = _names_in_schema(self.layout.paths[0]) if self.format == "hugging_face" else []
+            self.classes = Classes.numbered(names or class_names_in(self._all()))
+        if not self.labels:
+            first = [
+                one
+                for record in islice(self._all(), NUM_READ)
+                for one in objects_in(record, self.classes, 0, "", self.box_format)
+            ]
+            if not first:
+                raise UserError(f"{self.layout.paths[0]}: no objects found; expected `annotations` or `objects`")
+            masks = any(isinstance(one, Annotation) and one.segmentation is not None for one in first)
+            self.labels = ["boxes", "masks"] if masks else ["boxes"]
+
+    def shards(self, directory: Path) -> Iterator[tuple[Shard, bool]]:
+        """Yield the user's files."""
+        yield from self.layout.shards(directory, self.spec)
+
+    def pictures(self, source: Source | None) -> list[Picture]:
+        """Return the samples; a picture's id is that of its record, else its number."""
+        if source is None:
+            raise UserError(f"{self.layout.paths[0]}: images: false needs annotations in files of their own")
+        self._source = source
+        keys = source.keys
+        return [self._picture(number, keys[number], record) for number, record in enumerate(self._of_samples())]
+
+    def annotations(self, sizes: Sequence[tuple[int, int]]) -> Iterator[Annotation | BadAnnotation]:
+        """Yield the objects of all samples."""
+        for number, record in enumerate(self._of_samples()):
+            if record is not None:  # else the sample is a bad one
+                yield from objects_in(record, self.classes, number, self._source.where(number), self.box_format)
+
+    def _picture(self, number: int, key: str, record: Record | None) -> Picture:
+        facts = record or {}
+        width, height = facts.get("width"), facts.get("height")
+        size = (width, height) if isinstance(width, int) and isinstance(height, int) else None
+        given = facts.get("image_id")
+        negatives, partly = (tuple(facts.get(f"{name}_category_ids") or ()) for name in ("neg", "not_exhaustive"))
+        return Picture(key, "", given if isinstance(given, int) else number, size, negatives, partly)
+
+    def _of_samples(self) -> Iterator[Record | None]:
+        """Yield the record of each sample of the source, None if it is broken."""
+        index = self._source.index
+        for shard in range(len(index.shards)):
+            yield from _records(index.open(shard), index.rows(shard).tolist())
+
+    def _all(self) -> Iterator[Record]:
+        for path in self.layout.paths:
+            size, _ = files.size_and_time(path)
+            tar = self.format == "webdataset"
+            reader: ShardReader = TarShard(path, size, self.spec) if tar else ParquetShard(path, self.spec)
+            yield from (record for record in _records(reader, range(len(reader))) if record is not None)
+
+
+def _records(reader: ShardReader, rows: Sequence[int]) -> Iterator[Record | None]:
+    if isinstance(reader, ParquetShard):
+        yield from _table_records(reader.path, rows)
+        return
+    assert isinstance(reader, TarShard)
+    slot = reader.slots.index("json")
+    for row in rows:
+        offset, size = reader.places[row, slot].tolist()
+        try:
+            yield (
+                decode_json(files.read_bytes(reader.path, offset, offset + size), reader.where(row)) if size > 0 else {}
+            )
+        except BadSample:
+            yield None
+
+
+def _table_records(path: str, rows: Sequence[int]) -> Iterator[Record]:
+    file = open_parquet(path)
+    names = [name for name in file.schema_arrow.names if name in (OBJECTS, "width", "height", "image_id")]
+    if OBJECTS not in names:
+        raise UserError(f"{path}: no column '{OBJECTS}'; the columns are {', '.join(file.schema_arrow.names)}")
+    wanted, start = set(rows), 0
+    for group in range(file.metadata.num_row_groups):
+        found = file.read_row_group(group, columns=names).to_pylist()
+        yield from (record for row, record in enumerate(found, start) if row in wanted)
+        start += len(found)
+
+
+def _names_in_schema(path: str) -> list[str]:
+    """Return the class names that Hugging Face's `datasets` stores in a table's metadata, if it has any."""
+    metadata = open_parquet(path).schema_arrow.metadata or {}
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"][OBJECTS]
+    except (ValueError, LookupError, TypeError):
+        return []
+    return next(_class_labels(features), [])
+
+
+def _class_labels(features: Any) -> Iterator[list[str]]:
+    if isinstance(features, Mapping):
+        if features.get("_type") == "ClassLabel" and isinstance(features.get("names"), list):
+            yield [str(name) for name in features["names"]]
+        for part in features.values():
+            yield from _class_labels(part)
+    elif isinstance(features, list):
+        for part in features:
+            yield from _class_labels(part)

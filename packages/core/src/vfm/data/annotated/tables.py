@@ -1,0 +1,196 @@
+"""The files of an `AnnotatedImages`: `images.parquet`, a row per sample, and `annotations.parquet`, sorted by image."""
+
+# N objects, I images
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from vfm.data.annotated.records import Box
+from vfm.store_files import read_parquet, reading
+
+IMAGES_FILE, OBJECTS_FILE = "images.parquet", "annotations.parquet"
+ROWS_AT_A_TIME = 50_000
+IMAGES = pa.schema(
+    {
+        "key": pa.string(),
+        "image_id": pa.int64(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "upright": pa.bool_(),  # the annotations refer to the picture turned by its EXIF orientation
+        "label_map": pa.string(),
+        "negatives": pa.list_(pa.int32()),
+        "not_exhaustive": pa.list_(pa.int32()),
+    }
+)
+OBJECTS = pa.schema(
+    {
+        "image": pa.int32(),
+        "label": pa.int32(),
+        "box": pa.list_(pa.float64(), 4),
+        "counts": pa.binary(),
+        "area": pa.float64(),
+        "crowd": pa.bool_(),
+        "ignored": pa.bool_(),
+        "identity": pa.int64(),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRow:
+    """One object as it is stored. Boxes have 64 bits, so that scores equal those of the source's own tools."""
+
+    image: int
+    label: int
+    box: Box
+    counts: bytes | None
+    area: float
+    crowd: bool = False
+    ignored: bool = False
+    identity: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRow:
+    """One image as it is stored; `negatives` and `not_exhaustive` are labels."""
+
+    key: str
+    image_id: int
+    width: int
+    height: int
+    upright: bool = False
+    label_map: str = ""
+    negatives: tuple[int, ...] = ()
+    not_exhaustive: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Objects of one image, or of several."""
+
+    image: NDArray[np.int64]  # (N,)
+    labels: NDArray[np.int64]  # (N,)
+    boxes: NDArray[np.float64]  # (N, 4): left, top, right, bottom
+    counts: Sequence[bytes | None]  # masks as run lengths
+    areas: NDArray[np.float64]  # (N,)
+    crowd: NDArray[np.bool_]  # (N,)
+    ignored: NDArray[np.bool_]  # (N,)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Objects:
+        places = np.arange(len(self))[rows]
+        arrays = (self.image, self.labels, self.boxes, self.areas, self.crowd, self.ignored)
+        image, labels, boxes, areas, crowd, ignored = (array[places] for array in arrays)
+        return Objects(image, labels, boxes, [self.counts[n] for n in places.tolist()], areas, crowd, ignored)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Both tables of a dataset, in memory."""
+
+    images: Any  # pyarrow Table
+    objects: Any
+
+    @cached_property
+    def all(self) -> Objects:
+        """All objects, sorted by image."""
+        table = self.objects.combine_chunks()
+        numbers = {name: table[name].to_numpy() for name in ("image", "label", "area", "crowd", "ignored")}
+        boxes = np.asarray(table["box"].combine_chunks().flatten()).reshape(-1, 4)
+        image, label = numbers["image"].astype(np.int64), numbers["label"].astype(np.int64)
+        counts = table["counts"].to_pylist()
+        return Objects(image, label, boxes, counts, numbers["area"], numbers["crowd"], numbers["ignored"])
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        return np.searchsorted(self.objects["image"].to_numpy(), np.arange(len(self.images) + 1))
+
+    def of_image(self, number: int) -> Objects:
+        """Return the objects of an image."""
+        return self.all[slice(int(self._ends[number]), int(self._ends[number + 1]))]
+
+    def column(self, name: str) -> list[Any]:
+        """Return a column of the images."""
+        return list(self.images[name].to_pylist())
+
+
+def write_images(directory: Path, rows: Iterable[ImageRow]) -> None:
+    """Write `images.parquet`."""
+    table = pa.Table.from_pylist([{name: getattr(row, name) for name in IMAGES.names} for row in rows], IMAGES)
+    pq.write_table(table, directory / IMAGES_FILE)
+
+
+@dataclass(frozen=True)
+class ObjectTable:
+    """Objects of all images before they are written; `repeated` has the identities that occur more than once."""
+
+    table: Any
+    repeated: list[int]
+
+    @classmethod
+    def of(cls, rows: Iterable[ObjectRow]) -> ObjectTable:
+        """Collect objects in any order; of several with one identity the first is kept."""
+        parts = [pa.Table.from_pylist(chunk, OBJECTS) for chunk in _chunks(rows)]
+        table = pa.concat_tables(parts) if parts else OBJECTS.empty_table()
+        known = ~np.asarray(table["identity"].is_null())
+        identity = table["identity"].filter(pa.array(known)).to_numpy()
+        first = np.zeros(len(identity), dtype=bool)
+        first[np.unique(identity, return_index=True)[1]] = True
+        kept = np.ones(len(table), dtype=bool)
+        kept[np.flatnonzero(known)[~first]] = False
+        return cls(table.filter(pa.array(kept)), [int(number) for number in identity[~first]])
+
+    @property
+    def image(self) -> NDArray[np.int64]:
+        """Image of each object, (N,)."""
+        return np.asarray(self.table["image"].to_numpy(), dtype=np.int64)
+
+    def images_by_label(self, num_classes: int) -> NDArray[np.int64]:
+        """Return the number of images with each class, (num_classes,)."""
+        pairs = np.unique(np.stack([self.image, self.table["label"].to_numpy()]), axis=1)
+        return np.bincount(pairs[1], minlength=num_classes)
+
+    def renumbered(self, numbers: NDArray[np.int64]) -> ObjectTable:
+        """Return the objects with new numbers of their images, (I,); those of images with -1 are left out."""
+        image = numbers[self.image] if len(self.table) else self.image
+        table = self.table.set_column(0, OBJECTS.field("image"), pa.array(image, pa.int32()))
+        return ObjectTable(table.filter(pa.array(image >= 0)), self.repeated)
+
+    def write(self, directory: Path) -> None:
+        """Write `annotations.parquet`, sorted by image."""
+        pq.write_table(self.table.take(np.argsort(self.image, kind="stable")), directory / OBJECTS_FILE)
+
+
+def read_tables(directory: Path) -> Tables:
+    """Read both tables.
+
+    Raises:
+        UserError: a file is missing or damaged, or an object belongs to no image.
+    """
+    images, objects = (
+        read_parquet(directory / f, s.names) for f, s in ((IMAGES_FILE, IMAGES), (OBJECTS_FILE, OBJECTS))
+    )
+    with reading(directory / OBJECTS_FILE, "annotations"):
+        image = objects["image"].to_numpy()
+        if len(image) and (image.min() < 0 or image.max() >= len(images) or (np.diff(image) < 0).any()):
+            raise ValueError("objects are not sorted by image, or belong to no image")
+    return Tables(images, objects)
+
+
+def _chunks(rows: Iterable[ObjectRow]) -> Iterator[list[dict[str, Any]]]:
+    iterator = iter(rows)
+    while chunk := list(islice(iterator, ROWS_AT_A_TIME)):
+        yield [{name: getattr(row, name) for name in OBJECTS.names} for row in chunk]
