@@ -404,9 +404,11 @@ def test_one_image_has_one_url(address: str, expected: str) -> None:
     assert resolve(PAGE, address) == expected
 
 
-def test_a_byte_order_mark_goes_before_the_http_charset() -> None:
-    body = b"\xef\xbb\xbf" + '<img src="a.jpg" alt="Łódź">'.encode()
-    assert [link.text for link in links_of_page(body, PAGE, "iso-8859-1", no_bad)] == ["Łódź"]
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("charset", ["windows-1252", "iso-8859-1", "utf-8", None])
+def test_a_byte_order_mark_goes_before_the_http_charset(encoding: str, charset: str | None) -> None:
+    body = '\ufeff<img src="a.jpg" alt="Köln 狗">'.encode(encoding)
+    assert [link.text for link in links_of_page(body, PAGE, charset, no_bad)] == ["Köln 狗"]
 
 
 @pytest.mark.parametrize(

@@ -107,9 +107,10 @@ def links_of_page(body: bytes, page: str, charset: str | None, on_bad: OnBad) ->
     from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
     from resiliparse.parse.html import HTMLTree
 
-    if not HAS_IMAGE.search(body):  # parsing is the cost of this pass, and many pages have no image
-        return
     encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if body.startswith(mark)), None)
+    # Parsing is the cost of this pass, and many pages have no image.
+    if not HAS_IMAGE.search(body if encoding in (None, "utf-8") else body.replace(b"\0", b"")):
+        return
     if encoding is None and charset:
         encoding = map_encoding_to_html5(charset, fallback_utf8=False)
     document: Any = HTMLTree.parse_from_bytes(
