@@ -59,11 +59,11 @@ from vfm.stages.evaluation.checks import check_class_names
 __all__ = [
     "AdamW", "AnnotatedImages", "AnyEvaluation", "Artifact", "BarsPanel", "CheckpointPolicy", "ChoiceDataset",
     "ClipCheckpoint", "ClipPostTraining", "ClipTraining", "Comparison", "Config", "ConstantSchedule", "Context",
-    "CosineSchedule", "CropScale", "CuratedSubset", "Curation", "Decay", "Evaluated", "Evaluation", "EvaluationPolicy", "Event",
-    "FeatureEvaluation", "GeneratorCheckpoint", "ImageDataset", "ImagesPanel", "LabeledDataset", "Lamb", "LinesPanel",
-    "LinkTable", "Loading", "Matches", "Metadata", "Metric", "ModelEvaluation", "ModelResult", "Optimizer",
-    "PairDataset", "Panel", "Part", "Picture", "Pool", "Portion", "Preempted", "Preflight", "Ref", "Report", "Runtime",
-    "SampleCache", "Schedule", "Score", "Seed", "Series", "Sgd", "Stage", "TablePanel", "TaggedImages", "TextPanel",
-    "Training", "TrainingRuntime", "UserError", "VisionCheckpoint", "VisionPretraining", "check_class_names",
-    "check_evaluations", "did_you_mean", "files", "hookimpl", "load_function", "merge_settings",
+    "CosineSchedule", "CropScale", "CuratedSubset", "Curation", "Decay", "Evaluated", "Evaluation", "EvaluationPolicy",
+    "Event", "FeatureEvaluation", "GeneratorCheckpoint", "ImageDataset", "ImagesPanel", "LabeledDataset", "Lamb",
+    "LinesPanel", "LinkTable", "Loading", "Matches", "Metadata", "Metric", "ModelEvaluation", "ModelResult",
+    "Optimizer", "PairDataset", "Panel", "Part", "Picture", "Pool", "Portion", "Preempted", "Preflight", "Ref",
+    "Report", "Runtime", "SampleCache", "Schedule", "Score", "Seed", "Series", "Sgd", "Stage", "TablePanel",
+    "TaggedImages", "TextPanel", "Training", "TrainingRuntime", "UserError", "VisionCheckpoint", "VisionPretraining",
+    "check_class_names", "check_evaluations", "did_you_mean", "files", "hookimpl", "load_function", "merge_settings",
 ]  # fmt: skip
