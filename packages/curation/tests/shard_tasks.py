@@ -1,12 +1,16 @@
 """Tasks over shards, in a module that worker processes can import by name."""
 
 import os
+import resource
 import signal
 import time
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+
 from vfm.plugin import UserError
-from vfm_curation.shard_files import whole_file
+from vfm_curation.shard_files import whole_file, write_shard_file
 
 
 def square(folder: Path, shard: int) -> int:
@@ -49,6 +53,24 @@ def faulty(folder: Path, shard: int) -> int:
     if shard == 5:
         raise KeyError("oops")
     return square(folder, shard)
+
+
+def full_disk(folder: Path, shard: int) -> int:
+    """Write a shard's file that does not fit: files of this process may have 4 kB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        numbers = np.random.default_rng(0).random(10_000)
+        write_shard_file(folder / "files" / f"{shard}.parquet", pa.table({"x": numbers}), "", {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    return shard
+
+
+def tenth_of_a_second(folder: Path, shard: int) -> int:
+    """Take a tenth of a second."""
+    time.sleep(0.1)
+    return shard
 
 
 def slow(folder: Path, shard: int) -> int:

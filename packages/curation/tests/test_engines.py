@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,11 @@ sys.path.insert(0, HERE)
 import shard_tasks  # noqa: E402
 from vfm.data import read_subset  # noqa: E402
 from vfm.plugin import UserError  # noqa: E402
-from vfm_curation.engine import MAX_LOSSES, connected_ray, run_shards  # noqa: E402
+from vfm_curation.engine import MAX_LOSSES, NUM_CORES, _run_while_short, connected_ray, run_shards  # noqa: E402
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file  # noqa: E402
 from vfm_curation.stages import BuildMetadata, CurationRuntime, MatchTexts, MetaclipBalance  # noqa: E402
 
-LOCAL, PROCESSES = CurationRuntime(), CurationRuntime(workers=2)
+LOCAL, PROCESSES = CurationRuntime(workers=1), CurationRuntime(workers=2)
 RAY = CurationRuntime(engine="ray", workers=2)
 
 
@@ -88,6 +90,23 @@ def test_error_names_the_shard(runtime: CurationRuntime, tmp_path: Path) -> None
         list(run_shards(shard_tasks.faulty, tmp_path, range(4, 8), runtime))
     _await((tmp_path / "4.txt").exists)  # the worker of another shard may still be writing when the error is raised
     assert (tmp_path / "4.txt").read_text() == "16"
+
+
+def test_a_full_disk_is_one_line_that_names_the_shard(runtime: CurationRuntime, tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    with pytest.raises(UserError, match=r"^shard 2: [^\n]*[Ff]ile too large[^\n]*$"):
+        list(run_shards(shard_tasks.full_disk, tmp_path, range(2, 3), runtime))
+    assert list((tmp_path / "files").iterdir()) == []
+
+
+def test_short_work_starts_no_processes_and_long_work_leaves_the_rest_to_them(tmp_path: Path) -> None:
+    task = partial(shard_tasks.tenth_of_a_second, tmp_path)
+    few, many = deque(range(5)), deque(range(1000))
+    assert list(_run_while_short(task, few)) == list(range(5))
+    assert next(_run_while_short(task, many)) == 0
+    if NUM_CORES > 1:
+        assert list(_run_while_short(task, many)) == [1]
+        assert many[0] == 2
 
 
 SCRIPT = """
@@ -154,33 +173,37 @@ def curate(make_pool: Any, run_stage: Any, tmp_path: Path) -> Any:
     entries.write_text("\n".join(WORDS))
     metadata = run_stage(BuildMetadata(name="entries", path=str(entries)))
 
-    def run(name: str, runtime: CurationRuntime, pool: Any) -> tuple[str, Any]:
+    def run(name: str, runtime: CurationRuntime, pool: Any) -> tuple[str, Any, Any]:
         match = MatchTexts(name=f"matches-{name}", pool="p", metadata="m", runtime=runtime)
         matches = run_stage(match, p=pool, m=metadata)
-        subset = run_stage(MetaclipBalance(name=f"curated-{name}", matches="x", target_size=150), x=matches)
+        subset = run_stage(
+            MetaclipBalance(name=f"curated-{name}", matches="x", target_size=150, runtime=runtime), x=matches
+        )
         rows = read_subset(subset.path).filter(pc.field("kept")).to_pylist()
         kept = sorted((row["uid"], row["language"], row["text_index"]) for row in rows)
         assert 100 < len(kept) < 200
-        return hashlib.sha1(repr(kept).encode()).hexdigest(), matches
+        return hashlib.sha1(repr(kept).encode()).hexdigest(), matches, subset
 
     return run
 
 
-def files_of(matches: Any) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in (matches.path / "shards").iterdir()}
+def files_of(*artifacts: Any) -> dict[str, bytes]:
+    files = [file for one in artifacts for file in one.path.rglob("*")]
+    chosen = [file for file in files if file.parent.name in ("shards", "subset") or file.suffix in (".npy", ".npz")]
+    return {f"{file.parent.name}/{file.name}".partition("-")[0] + file.name: file.read_bytes() for file in chosen}
 
 
 def test_kept_set_is_the_same_by_every_engine_and_after_a_kill(
     make_pool: Any, curate: Any, ray_cluster: Any, tmp_path: Path
 ) -> None:
     pool = make_pool("pool", samples(), shard_size=30)
-    kept, matches = curate("local", LOCAL, pool)
-    expected = files_of(matches)
-    assert len(expected) == 14
+    kept, *made = curate("local", LOCAL, pool)
+    expected = files_of(*made)
+    assert len(expected) == 14 + 2 + 14
     for name, runtime in (("processes", PROCESSES), ("ray", RAY)):
-        again, matches = curate(name, runtime, pool)
+        again, *made = curate(name, runtime, pool)
         assert again == kept
-        assert files_of(matches) == expected
+        assert files_of(*made) == expected
 
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
@@ -190,13 +213,13 @@ def test_kept_set_is_the_same_by_every_engine_and_after_a_kill(
     assert subprocess.run(command).returncode == -signal.SIGKILL
     finished = {file.name: file.stat().st_mtime_ns for file in (work / "shards").iterdir()}
     assert 3 <= len(finished) < 14
-    again, matches = curate("killed", PROCESSES, pool)
+    again, matches, subset = curate("killed", PROCESSES, pool)
     assert again == kept
-    assert files_of(matches) == expected
+    assert files_of(matches, subset) == expected
     times = {file.name: file.stat().st_mtime_ns for file in (matches.path / "shards").iterdir()}
     assert times | finished == times  # finished shards are not repeated
 
-    other, _ = curate("order", PROCESSES, make_pool("other", samples()[::-1], shard_size=47))
+    other, *_ = curate("order", PROCESSES, make_pool("other", samples()[::-1], shard_size=47))
     assert other == kept
 
 

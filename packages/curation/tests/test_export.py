@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from vfm.data import open_dataset, read_subset, uid_of
-from vfm.plugin import Event, UserError
+from vfm.plugin import Event, Pool, UserError
 from vfm.stages.data import Pairs
 from vfm_curation.stages import BuildMetadata, ExportSubset, FilterPool, MatchTexts, MetaclipBalance
 
@@ -73,6 +73,26 @@ def test_pairs_have_a_row_for_each_matched_text_with_its_entries(run_stage: Any,
         assert row["entries"] == [word for word in WORDS if word in words]
         assert row["reason"] == ("" if row["kept"] else "balanced")
     assert {row["kept"] for row in rows} == {True, False}
+
+
+def test_every_export_joins_back_to_the_users_own_files(run_stage: Any, subset: Any) -> None:
+    out = export(run_stage, subset, pairs=True, links=True, tars=True)
+    texts, number = dict(samples()), [uid_at(i) for i in range(NUMBER)]
+    source = open_dataset(Pool.load(subset.linked(subset.pool)))
+    place_of = {source[i].uid: (source.index.shards[source.locate(i)[0]].path, source.locate(i)[1], source.key(i))
+                for i in range(len(source))}  # fmt: skip
+    pairs = pq.read_table(out.path / "pairs.parquet").to_pylist()
+    links = pq.read_table(out.path / "links").to_pylist()
+    records = [json.loads(value) for tar in (out.path / "tars").iterdir() for name, value in members_of(tar).items()
+               if name.endswith("json")]  # fmt: skip
+    for row in [*pairs, *links, *records]:
+        assert (row["shard"], row["row"], row["key"]) == place_of[row["uid"]]
+        i = number.index(row["uid"])
+        assert row.get("url") == (f"http://x/{i}.jpg" if i != 8 else None)
+    for row in pairs:
+        assert row["text"] == texts[row["uid"]][row["language"]][row["text_index"]]
+    assert len(pairs) > len(links) > 0
+    assert len(records) > 0
 
 
 def test_uids_are_datacomps_sorted_halves(run_stage: Any, subset: Any) -> None:

@@ -189,6 +189,8 @@ def connected_ray(runtime: CurationRuntime) -> Iterator[Any]:
         ray.init(**where, log_to_driver=False, logging_level="ERROR")
     except ConnectionError as error:
         raise UserError(f"no Ray cluster found at ray_address {runtime.ray_address}: {error}") from None
+    except Exception as error:  # of many types, also plain ones, by what is missing on the machine
+        raise UserError(f"Ray did not start: {type(error).__name__}: {' '.join(str(error).split())}") from None
     try:
         yield ray
     finally:

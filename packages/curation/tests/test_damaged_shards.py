@@ -1,0 +1,62 @@
+"""A shard that cannot be read is skipped, counted and named, up to a fraction of the samples."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vfm.data import open_dataset, read_subset
+from vfm.plugin import Event, UserError
+from vfm_curation.stages import BuildMetadata, ExportSubset, FilterPool, MatchTexts, MetaclipBalance
+
+NUM_SHARDS, SIZE = 25, 4
+FAULTS = {"missing": Path.unlink, "cut": lambda file: file.write_bytes(file.read_bytes()[:700])}
+
+
+@pytest.fixture(params=FAULTS)
+def pool(request: pytest.FixtureRequest, make_pool: Any, tmp_path: Path) -> Any:
+    samples = [(f"u{i}", {"en": [f"a dog {i}", f"a cat {i}"]}) for i in range(NUM_SHARDS * SIZE)]
+    pool = make_pool("pool", samples, shard_size=SIZE)
+    FAULTS[request.param](tmp_path / f"pool-{7 * SIZE:06d}.tar")
+    return pool
+
+
+def filtering(name: str, **settings: Any) -> FilterPool:
+    return FilterPool(name=name, pool="p", filters=[{"type": "caption_length", "min_words": 3}], **settings)
+
+
+@pytest.fixture
+def matching(run_stage: Any, tmp_path: Path) -> Any:
+    (tmp_path / "words.txt").write_text("dog\ncat")
+    metadata = run_stage(BuildMetadata(name="entries", path=str(tmp_path / "words.txt")))
+    return lambda name, send=lambda event: None, **settings: (
+        MatchTexts(name=name, pool="p", metadata="m", **settings),
+        {"m": metadata, "send": send},
+    )
+
+
+def test_a_damaged_shard_is_skipped_counted_and_named(run_stage: Any, pool: Any, matching: Any) -> None:
+    events: list[Event] = []
+    stage, inputs = matching("matches", events.append)
+    matches = run_stage(stage, p=pool, **inputs)
+    (bad,) = [event.data for event in events if event.type == "bad_sample"]
+    assert bad["reason"] == "damaged_shard"
+    assert f"pool-{7 * SIZE:06d}.tar" in bad["where"]
+    assert matches.num_texts == matches.num_matched == 2 * (NUM_SHARDS - 1) * SIZE
+    subset = run_stage(MetaclipBalance(name="curated", matches="x", t=1000), x=matches)
+    assert subset.num_samples == len(open_dataset(subset)) == (NUM_SHARDS - 1) * SIZE
+    assert set(read_subset(subset.path)["shard"].to_pylist()) == set(range(NUM_SHARDS)) - {7}
+    filtered = run_stage(filtering("filtered"), send=events.append, p=pool)
+    assert [event.data["reason"] for event in events if event.type == "bad_sample"] == ["damaged_shard"] * 2
+    assert len(open_dataset(filtered)) == (NUM_SHARDS - 1) * SIZE
+    for source in (subset, filtered):
+        assert run_stage(ExportSubset(name="out", subset="s"), s=source).num_samples == 0
+
+
+def test_more_than_the_allowed_fraction_stops_and_names_the_shard(run_stage: Any, pool: Any, matching: Any) -> None:
+    line = rf"pool-{7 * SIZE:06d}.tar.* \(4 of 100 samples are lost, max_bad_fraction is 0.03\)"
+    stage, inputs = matching("matches", max_bad_fraction=0.03)
+    with pytest.raises(UserError, match=line):
+        run_stage(stage, p=pool, **inputs)
+    with pytest.raises(UserError, match=line):
+        run_stage(filtering("filtered", max_bad_fraction=0.03), p=pool)
