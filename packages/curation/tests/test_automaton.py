@@ -47,7 +47,7 @@ def plain(text: str, entries: list[str], semantics: Semantics) -> list[int]:
     return match_plain(text, entries, semantics, lambda entry: bounded(entry, semantics))
 
 
-@pytest.mark.parametrize("semantics", ["metaclip", "fixed"])
+@pytest.mark.parametrize("semantics", ["metaclip", "metaclip2", "fixed"])
 @settings(max_examples=200, deadline=None)
 @given(texts=st.lists(hostile, max_size=5), entries=hostile_entries)
 @example(texts=["猫写猫"], entries=["猫", "猫写", "写猫", "猫写猫", "", " ", "猫 "])

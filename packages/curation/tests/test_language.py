@@ -52,7 +52,7 @@ def test_codes_map_to_the_nearest_language_with_metadata() -> None:
     assert language_map(["pt-BR", "no"]) == {"pt-BR": "pt-BR", "pt": "pt-BR", "no": "no", "nb": "no", "nn": "no"}
 
 
-words = ["dog", "Hund", "a dog", "猫", "写真", "the", "，"]
+words = ["dog", "Hund", "a dog", "猫", "写真", "the", "，", '"dog', "dog's", "(", "猫dog"]
 
 
 @settings(max_examples=60, deadline=None)
@@ -65,7 +65,7 @@ words = ["dog", "Hund", "a dog", "猫", "写真", "the", "，"]
         ),
         max_size=8,
     ),
-    st.sampled_from(["metaclip", "fixed"]),
+    st.sampled_from(["metaclip", "metaclip2", "fixed"]),
 )
 def test_each_text_is_matched_against_shared_entries_and_its_languages(
     tmp_path_factory: pytest.TempPathFactory, rows: Any, texts: Any, semantics: Any
@@ -78,8 +78,10 @@ def test_each_text_is_matched_against_shared_entries_and_its_languages(
     found = Matchers(folder, verify=True).match(values, languages)
     expected = []
     for language, text in texts:
-        spaced = [e if o in ("", language) and writes_spaces(o) else None for o, e in rows]
-        joined = [e if o == language and not writes_spaces(o) else None for o, e in rows]
+        own = [e if o in ("", language) else None for o, e in rows]
+        free = [semantics == "metaclip2" or not writes_spaces(o) for o, _ in rows]
+        spaced = [None if no_space else e for e, no_space in zip(own, free, strict=True)]
+        joined = [e if no_space else None for e, no_space in zip(own, free, strict=True)]
         ids = [i for i, e in enumerate(spaced) if e is not None and match_plain(text, [e], semantics)]
         ids += [
             i for i, e in enumerate(joined)
@@ -88,6 +90,34 @@ def test_each_text_is_matched_against_shared_entries_and_its_languages(
         expected.append(sorted(ids))
     assert found.to_pylist() == expected
     assert found.type == pa.list_(pa.int32())
+
+
+@pytest.mark.parametrize(
+    ("text", "entry", "metaclip", "metaclip2"),
+    [
+        ('my "dogs"', '"dog', False, False),
+        ('my "dog"', '"dog"', True, True),
+        ('my "dog" is', 'dog"', False, False),
+        ("(dog)", "(dog", False, False),
+        ("(dog) x", "(dog)", True, True),
+        ("x(dog)y", "(dog)", False, True),
+        ("dogs' bed", "'", False, True),
+        ("Tom & Jerry&Co", "&", True, True),
+        ("Jerry&Co", "&", False, True),
+        ("写真の猫", "猫", False, True),
+        ("猫 x", "猫", True, True),
+        ("hotdog", "dog", False, False),
+        ("made in the U.S.", "U.S.", False, False),
+    ],
+)
+def test_metaclip2_needs_no_space_beside_punctuation_and_ideographs_in_any_language(
+    tmp_path: Path, text: str, entry: str, metaclip: bool, metaclip2: bool
+) -> None:
+    entries = pa.table({"language": ["en", "en"], "entry": [entry, "never"]})
+    for semantics, matches in (("metaclip", metaclip), ("metaclip2", metaclip2)):
+        Matchers.build(tmp_path / semantics, entries, semantics=semantics)
+        found = Matchers(tmp_path / semantics).match(pa.chunked_array([[text]]), pa.chunked_array([["en"]]))
+        assert found.to_pylist() == [[0] if matches else []]
 
 
 @pytest.mark.parametrize("code", ["zh", "zh-classical", "zh-CN", "zh_min_nan", "zh-hant", "zh_yue", "ja-JP", "my_MM"])

@@ -1,11 +1,11 @@
-"""Matching for languages written without spaces between words: an Aho-Corasick automaton that finds every entry.
+"""Matching in languages without spaces between words, and for `semantics: metaclip2`: an Aho-Corasick automaton.
 
 An entry matches in the spaced text (`vfm_curation.matching.spacing`) with a space on either side. No space is needed on
 a side where its outermost character is punctuation (Unicode's classes P and ASCII's marks) or belongs to a script
-without spaces: Chinese ideographs, Thai, Lao, Burmese, Khmer, Tibetan. With `semantics: metaclip` kana do not belong to
-these, as in the released code of MetaCLIP 2; with `fixed` they do:
+without spaces: Chinese ideographs, Thai, Lao, Burmese, Khmer, Tibetan. With `metaclip` and `metaclip2` kana do not
+belong to these, as in the released code of MetaCLIP 2; with `fixed` they do:
 
-    text                    entry     metaclip   fixed
+    text                    entry     metaclip*  fixed
     黒い猫の写真            猫        yes        yes
     新しいカメラで撮った    カメラ    no         yes
     新しい カメラ で        カメラ    yes        yes
@@ -44,24 +44,29 @@ _NO_SPACE = (
     "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f\u1780-\u17ff\u19e0-\u19ff"
 )
 _KANA = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"
-_WITHOUT_SPACES = {"metaclip": re.compile(f"[{_NO_SPACE}]"), "fixed": re.compile(f"[{_NO_SPACE}{_KANA}]")}
+_WITHOUT_SPACES = re.compile(f"[{_NO_SPACE}]")
+_WITHOUT_SPACES_FIXED = re.compile(f"[{_NO_SPACE}{_KANA}]")
 
 
 @functools.lru_cache(1 << 16)
 def needs_space(character: str, semantics: Semantics) -> bool:
     """Return whether an entry that begins or ends with this character needs a space beside it."""
     punctuation = character in string.punctuation or unicodedata.category(character).startswith("P")
-    return not (punctuation or _WITHOUT_SPACES[semantics].match(character))
+    scripts = _WITHOUT_SPACES_FIXED if semantics == "fixed" else _WITHOUT_SPACES
+    return not (punctuation or scripts.match(character))
 
 
 def bounded(entry: str, semantics: Semantics) -> str:
-    """Return the string that the spaced text must contain for an entry to match, in a language without spaces."""
+    """Return the string that the spaced text must contain for an entry to match.
+
+    In a language without spaces, and with `metaclip2` in every language.
+    """
     before, after = (" " if not entry or needs_space(entry[side], semantics) else "" for side in (0, -1))
     return f"{before}{entry}{after}"
 
 
 class Automaton:
-    """Finds all entries in texts of a language without spaces, overlapping and nested ones included.
+    """Finds all entries by the rule of `bounded`, overlapping and nested ones included.
 
     Its plain twin is `match_plain(text, entries, semantics, lambda entry: bounded(entry, semantics))`.
     """

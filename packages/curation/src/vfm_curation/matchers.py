@@ -1,14 +1,15 @@
 """The matchers of a metadata's languages, built once in a folder from which every process loads what it needs.
 
 Texts of a language are matched against the shared entries (language "") and that language's own. Entries of languages
-written without spaces have an automaton, all others a table of token runs.
+written without spaces have an automaton, all others a table of token runs; with `semantics: metaclip2` those that need
+no space on one side, which no token run finds, have an automaton beside the table.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from vfm_curation.automaton import Automaton
-from vfm_curation.matching import FIXED_BLANKS, FIXED_MARKS, Semantics
+from vfm_curation.automaton import Automaton, bounded
+from vfm_curation.matching import FIXED_BLANKS, FIXED_MARKS, Semantics, between_spaces
 from vfm_curation.metadata.entries import SHARED
 from vfm_curation.metadata.tokenizers import writes_spaces
 from vfm_curation.token_table import TokenTable
 
 FACTS_FILE = "matchers.json"
+TABLE, AUTOMATON = "table", "automaton"  # folders of a language's matchers, one or both
 
 
 class Matchers:
@@ -38,7 +40,7 @@ class Matchers:
         self.languages: list[str] = facts["languages"]
         self._folder, self._verify = folder, verify
         self._semantics: Semantics = facts["semantics"]
-        self._loaded: dict[str, TokenTable | Automaton] = {}
+        self._loaded: dict[str, list[TokenTable | Automaton]] = {}
 
     @classmethod
     def build(
@@ -61,10 +63,12 @@ class Matchers:
         for number, language in enumerate(made):
             ids = np.flatnonzero(pc.equal(entries["language"], language).to_numpy())
             own = entries["entry"].take(ids).to_pylist()
-            if writes_spaces(language):
-                TokenTable.build(own, ids).save(folder / str(number))
-            else:
-                Automaton.build(own, ids, semantics=semantics).save(folder / str(number))
+            in_table = np.array([_between_spaces(entry, language, semantics) for entry in own], dtype=np.bool_)
+            if in_table.any():
+                TokenTable.build(_chosen(own, in_table), ids[in_table]).save(folder / str(number) / TABLE)
+            if not in_table.all():
+                automaton = Automaton.build(_chosen(own, ~in_table), ids[~in_table], semantics=semantics)
+                automaton.save(folder / str(number) / AUTOMATON)
         folder.mkdir(parents=True, exist_ok=True)
         facts = {"semantics": semantics, "languages": made}
         (folder / FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
@@ -72,21 +76,36 @@ class Matchers:
     def match(self, texts: pa.ChunkedArray, languages: pa.ChunkedArray) -> pa.ListArray:
         """Return the ids of the entries in each text, list<int32>, ascending and distinct, given its language."""
         places = np.arange(len(texts))
-        parts = [(places, self._match(texts, SHARED))] if SHARED in self.languages else []
+        parts = [(places, found) for found in self._match(texts, SHARED)] if SHARED in self.languages else []
         for language in languages.unique().to_pylist():
             if language != SHARED and language in self.languages:
                 chosen = pc.equal(languages, language)
-                parts.append((places[chosen.to_numpy()], self._match(texts.filter(chosen), language)))
+                parts += [(places[chosen.to_numpy()], found) for found in self._match(texts.filter(chosen), language)]
         return _merged(parts, len(texts))
 
-    def _match(self, texts: pa.ChunkedArray, language: str) -> pa.ListArray:
+    def _match(self, texts: pa.ChunkedArray, language: str) -> Iterator[pa.ListArray]:
+        """Yield the ids that each matcher of a language finds."""
         if language not in self._loaded:
             folder = self._folder / str(self.languages.index(language))
-            self._loaded[language] = TokenTable.load(folder) if writes_spaces(language) else Automaton.load(folder)
-        matcher = self._loaded[language]
-        if isinstance(matcher, Automaton):
-            return matcher.match(texts)
-        return matcher.match(separate_fixed_marks(texts) if self._semantics == "fixed" else texts, verify=self._verify)
+            kinds = ((folder / TABLE, TokenTable), (folder / AUTOMATON, Automaton))
+            self._loaded[language] = [kind.load(saved) for saved, kind in kinds if saved.is_dir()]
+        for matcher in self._loaded[language]:
+            if isinstance(matcher, Automaton):
+                yield matcher.match(texts)
+            else:
+                spaced = separate_fixed_marks(texts) if self._semantics == "fixed" else texts
+                yield matcher.match(spaced, verify=self._verify)
+
+
+def _between_spaces(entry: str, language: str, semantics: Semantics) -> bool:
+    """Return whether an entry matches between two spaces, and so as a run of tokens."""
+    if not writes_spaces(language):
+        return False
+    return semantics != "metaclip2" or bounded(entry, semantics) == between_spaces(entry)
+
+
+def _chosen(entries: Sequence[str], chosen: NDArray[np.bool_]) -> list[str]:
+    return [entries[place] for place in np.flatnonzero(chosen)]
 
 
 def separate_fixed_marks(texts: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:

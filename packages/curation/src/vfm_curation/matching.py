@@ -9,8 +9,11 @@ empty tokens kept, contains an entry exactly if the entry's own pieces are conse
 the length of the text, not on the number of entries. `TokenTable` is the compiled version, twenty times as fast;
 `Automaton` is for languages written without spaces between words.
 
-`semantics: metaclip` is the paper's. `semantics: fixed` also puts spaces around full-width marks and double quotes of
-all kinds, and treats the ideographic and the no-break space as spaces:
+`semantics: metaclip` is the rule of MetaCLIP's paper; `vfm_curation.automaton` extends it to languages without spaces.
+`semantics: metaclip2` is the rule of MetaCLIP 2's released code in every language: an entry needs no space on a side
+where it ends in punctuation or in a script without spaces, so that only with `metaclip2` `x(dog)y` contains `(dog)`.
+`semantics: fixed` also puts spaces around full-width marks and double quotes of all kinds, and treats the ideographic
+and the no-break space as spaces:
 
     text          entry   metaclip   fixed
     cat，dog      cat     no         yes
@@ -31,8 +34,8 @@ from vfm.plugin import UserError
 from vfm_curation.stages.subset import Semantics
 
 __all__ = [
-    "FIXED_BLANKS", "FIXED_MARKS", "MARKS", "Matcher", "Semantics", "dead_entries", "dead_reason", "match_plain",
-    "spacing", "tokenize",
+    "FIXED_BLANKS", "FIXED_MARKS", "MARKS", "Matcher", "Semantics", "between_spaces", "dead_entries", "dead_reason",
+    "match_plain", "spacing", "tokenize",
 ]  # fmt: skip
 
 MARKS = ",.;:?!`"
@@ -44,9 +47,9 @@ FIXED_BLANKS = "\u00a0\u3000"
 def spacing(text: str, semantics: Semantics = "metaclip") -> str:
     """Return the text with a space at both ends and around each mark, such as `,.;:?!` and the backtick."""
     text = f" {text} "
-    for mark in MARKS if semantics == "metaclip" else MARKS + FIXED_MARKS:
+    for mark in MARKS + FIXED_MARKS if semantics == "fixed" else MARKS:
         text = text.replace(mark, f" {mark} ")
-    for blank in BLANKS if semantics == "metaclip" else BLANKS + FIXED_BLANKS:
+    for blank in BLANKS + FIXED_BLANKS if semantics == "fixed" else BLANKS:
         text = text.replace(blank, " ")
     return text
 
@@ -128,7 +131,7 @@ def dead_reason(entry: str, semantics: Semantics = "metaclip") -> str | None:
 
     Texts are split at marks and blanks, entries are not: `U.S.` is a token that no text has.
     """
-    pieces, marks = entry.split(" "), MARKS if semantics == "metaclip" else MARKS + FIXED_MARKS
+    pieces, marks = entry.split(" "), MARKS + FIXED_MARKS if semantics == "fixed" else MARKS
     if any(blank in entry for blank in BLANKS):
         return "contains a tab or a line end"
     if semantics == "fixed" and any(blank in entry for blank in FIXED_BLANKS):

@@ -10,7 +10,7 @@ from vfm.plugin import Artifact, CuratedSubset, Curation, Matches, Metadata, Poo
 from vfm_curation.stages.runtime import MAX_BAD_FRACTION, CurationRuntime, CurationStage
 
 Positive = Annotated[float, Field(gt=0)]
-Semantics = Literal["metaclip", "fixed"]
+Semantics = Literal["metaclip", "metaclip2", "fixed"]
 TextsOfImage = Literal["every", "one_per_image"]
 
 
@@ -25,8 +25,9 @@ class MatchTexts(CurationStage):
     )
     semantics: Semantics = Field(
         "metaclip",
-        description="matching as in the papers; fixed: also splits at full-width marks and double quotes, and treats"
-        " kana as a script without spaces",
+        description="metaclip: whole words, and MetaCLIP 2's rule only in languages without spaces; metaclip2: its rule"
+        " in every language, so no space is needed beside punctuation and CJK; fixed: also splits at full-width marks"
+        " and double quotes, and treats kana as a script without spaces",
     )
     detect_language: bool = Field(
         False, description="match a text against the entries of its detected language instead of its key's"
