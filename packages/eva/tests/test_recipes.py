@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
 from vfm import stages
 from vfm.flow.recipe import load_recipe
+from vfm.models import vision_preprocess
 from vfm.plugin import AdamW, Preflight, Stage
 from vfm_eva import EvaPretrain
 from vfm_eva.plugin import vfm_stages
@@ -47,3 +49,8 @@ def test_values_are_the_papers(name, tmp_path):
         student = build_student(stage)
     assert sum(param.numel() for param in student.parameters()) / 1e6 == pytest.approx(millions, rel=0.03)
     assert num_masked(stage, student) == (192 if name == "eva_l" else 105)
+    # The authors' students see CLIP's mean and std at 224 pixels, and their features are means over patches.
+    preprocess = vision_preprocess(student)
+    assert (preprocess.image_size, preprocess.interpolation) == (224, "bicubic")
+    assert (preprocess.mean, preprocess.std) == (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+    assert student.global_pool == "avg"

@@ -22,7 +22,7 @@ from vfm_eva.stages import EvaPretrain, EvaTargets
 from vfm_eva.student import student_grid
 from vfm_eva.task import EvaTask
 from vfm_eva.teacher import StoredTargets, Teacher, load_teacher
-from vfm_eva.weight_init import init_weights
+from vfm_eva.weight_init import check_init, init_weights
 
 
 def check_eva_pretrain(config: EvaPretrain, ctx: Preflight) -> None:
@@ -33,7 +33,8 @@ def check_eva_pretrain(config: EvaPretrain, ctx: Preflight) -> None:
     """
     with torch.device("meta"):  # shapes without weights, whatever the model's size
         student = build_student(config)
-    grid = student_grid(student, num_masked(config, student))
+    grid = student_grid(student, num_masked(config, student), visible_only=config.encode == "visible")
+    check_init(student, config.student.init)
     if config.targets:
         _check_targets(config, ctx, config.targets, grid)
     elif config.teacher and (checkpoint := ctx.artifact(config.teacher)):
@@ -109,9 +110,13 @@ def _decoder(config: EvaPretrain, student: Any) -> MaskDecoder:
 
 
 def build_student(config: EvaPretrain) -> nn.Module:
-    """Return the student with timm's initial weights."""
+    """Return the student with timm's initial weights.
+
+    It pools by the mean over its patches unless the configuration of its model says otherwise: no loss trains its class
+    token or a pooling head.
+    """
     model = build_vision(
-        config.model,
+        {"global_pool": "avg", **_mapping(config.model)},
         image_size=config.image_size,
         num_classes=0,
         seed=config.seed,
@@ -120,6 +125,10 @@ def build_student(config: EvaPretrain) -> nn.Module:
     if config.grad_checkpointing:
         model.set_grad_checkpointing()  # type: ignore[operator]
     return model
+
+
+def _mapping(model: str | dict[str, Any]) -> dict[str, Any]:
+    return {"architecture": model} if isinstance(model, str) else model
 
 
 def num_masked(config: EvaPretrain, student: nn.Module) -> int:

@@ -25,6 +25,8 @@ def masked(student: Any, mask_token: Tensor, bool_mask: Tensor) -> Iterator[None
     """Replace masked patch embeddings by the mask token within the context, before positions are added (EVA, BEiT)."""
 
     def replace(module: nn.Module, inputs: Any, patch_tokens: Tensor) -> Tensor:
+        if patch_tokens.ndim == 4:  # students for images of any size keep rows and columns: (B, rows, columns, D)
+            return mask_tokens(patch_tokens.flatten(1, 2), mask_token, bool_mask).view_as(patch_tokens)
         return mask_tokens(patch_tokens, mask_token, bool_mask)
 
     handle = student.patch_embed.register_forward_hook(replace)
@@ -62,12 +64,17 @@ class _Keep(nn.Module):
         return (kept, self.index) if self.with_index else kept
 
 
-def student_grid(student: nn.Module, num_masked: int | None = None) -> tuple[int, int]:
+def student_grid(student: nn.Module, num_masked: int | None = None, *, visible_only: bool = False) -> tuple[int, int]:
     """Return the rows and columns of a student's patches, after a check that they can be masked.
 
+    Args:
+        student: a timm vision transformer.
+        num_masked: patches that a mask hides; None: not checked.
+        visible_only: the student must also be able to encode some of its patches alone (`encode: visible`).
+
     Raises:
-        UserError: it is no vision transformer, its patches overlap, are dropped or do not fill the image, or the mask
-            hides none or all of them.
+        UserError: it is no vision transformer, its patches overlap, are dropped or do not fill the image, the mask
+            hides none or all of them, or it cannot encode some patches alone.
     """
     rows, columns = grid_size(student)
     name, embed = type(student).__name__, student.patch_embed
@@ -75,6 +82,11 @@ def student_grid(student: nn.Module, num_masked: int | None = None) -> tuple[int
         raise UserError(f"{name}: expected a plain patch embedding; with overlapping patches, masked ones stay visible")
     if not isinstance(getattr(student, "patch_drop", None), nn.Identity | None):
         raise UserError(f"{name}: patch_drop_rate must be 0: it would drop patches that are to be predicted")
+    if visible_only and not hasattr(student, "patch_drop"):
+        raise UserError(
+            f"{name}: its relative positions need all patches, so it cannot encode the visible ones alone;"
+            " set encode: all"
+        )
     if any(side % patch for side, patch in zip(embed.img_size, embed.patch_size, strict=True)):
         raise UserError(
             f"{name}: the image size must be a multiple of the patch size {embed.patch_size[0]},"

@@ -69,7 +69,7 @@ class EvaTask(Task[EvaInputs]):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.grid = student_grid(student, num_masked)
+        self.grid = student_grid(student, num_masked, visible_only=decoder is not None)
         self.num_masked = num_masked or self.grid[0] * self.grid[1]
         self.student, self.teacher, self.decoder = student, teacher, decoder
         self.preprocess = vision_preprocess(student)

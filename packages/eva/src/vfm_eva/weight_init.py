@@ -10,11 +10,26 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.init import normal_, trunc_normal_, xavier_normal_, xavier_uniform_, zeros_
 
+from vfm.plugin import UserError
 from vfm_eva.decoder import sincos_positions
 from vfm_eva.stages import Init
 from vfm_eva.task import EvaTask
 
-__all__ = ["init_weights"]
+__all__ = ["check_init", "init_weights"]
+
+
+def check_init(student: nn.Module, init: Init) -> None:
+    """Check that the initial weights of a paper are defined for a student's blocks.
+
+    Raises:
+        UserError: eva01 and eva02 scale `attn.proj` and the matrices of `mlp`, which the student's blocks do not have.
+    """
+    blocks: Any = student.blocks
+    if init in ("eva01", "eva02") and not all(hasattr(block, "attn") and hasattr(block, "mlp") for block in blocks):
+        raise UserError(
+            f"student.init: {init} is for blocks with one attention and one MLP after it, got"
+            f" {type(blocks[0]).__name__}; use timm or mae"
+        )
 
 
 def init_weights(task: EvaTask, init: Init, seed: int) -> None:
@@ -22,17 +37,18 @@ def init_weights(task: EvaTask, init: Init, seed: int) -> None:
 
     init:
         eva01: every linear and the patch embedding from a normal of std 0.015 truncated at one std (so their std is
-            0.0081), as well as positions, class and mask token; a block's output matrices are divided by
+            0.0081), as well as learned positions, class and mask token; a block's output matrices are divided by
             sqrt(2 * its number).
         eva02: linears from Xavier's normal, the patch embedding from Xavier's uniform distribution as a linear;
             positions, class and mask token with std 0.02, truncated at one std. With sub-LN (a norm inside the MLP)
             the MLP's matrices, the value and the output projection are multiplied by sqrt(ln(2 * depth)).
         mae: linears and the patch embedding from Xavier's uniform distribution, class and mask token with std 0.02,
-            fixed sine-cosine positions. For EVA-L.
+            fixed sine-cosine positions in a student with learned ones. For EVA-L.
 
     Sources: Fang et al. 2022 (arXiv:2211.07636), 2023 (arXiv:2303.11331) and their code; Wang et al. 2022, Foundation
     Transformers (arXiv:2210.06423), for sub-LN; He et al. 2021, MAE (arXiv:2111.06377).
     """
+    check_init(task.student, init)
     with torch.no_grad():
         if init != "timm":
             _INITS[init](task, torch.Generator().manual_seed(seed))
@@ -41,7 +57,8 @@ def init_weights(task: EvaTask, init: Init, seed: int) -> None:
 def _eva01(task: EvaTask, generator: Generator) -> None:
     _draw_linears(task, lambda weight: _truncated_normal(weight, 0.015, generator))
     _truncated_normal(_patch_weight(task), 0.015, generator)
-    zeros_(_embed(task).bias)
+    if (bias := _embed(task).bias) is not None:  # CLIP's patch embeddings have none
+        zeros_(bias)
     for tokens in _tokens(task):
         _truncated_normal(tokens, 0.015, generator)
     for number, block in enumerate(_blocks(task), start=1):
@@ -67,6 +84,8 @@ def _mae(task: EvaTask, generator: Generator) -> None:
     for tokens in _tokens(task):
         normal_(tokens, std=0.02, generator=generator)
     student: Any = task.student
+    if getattr(student, "pos_embed", None) is None:  # rotary or relative positions only
+        return
     positions = sincos_positions(task.grid, student.embed_dim, student.num_prefix_tokens)
     student.pos_embed.copy_(positions[:, -student.pos_embed.shape[1] :])
     student.pos_embed.requires_grad_(False)
