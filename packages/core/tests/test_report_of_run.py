@@ -14,7 +14,8 @@ from vfm.flow.listeners import JsonLinesListener
 from vfm.flow.plan import make_plan
 from vfm.flow.recipe import parse_recipe
 from vfm.flow.report import RunSummary, report_of_run, summary_of_run
-from vfm.flow.run import EVENTS_FILE, run_plan
+from vfm.flow.run import run_plan
+from vfm.flow.runs import EVENTS_FILE, open_run
 from vfm.flow.store import Store
 
 pytest.importorskip("matplotlib")
@@ -42,8 +43,9 @@ KNOWN = {stage.kind_name(): stage for stage in [*toy_plugin.vfm_stages(), Judge]
 def go(text: str, store: Path) -> Path:
     """Runs a recipe as the command line does, events kept in the run's folder."""
     recipe = parse_recipe(text, KNOWN, (), name="r", where="r.yaml")
-    listener = JsonLinesListener(Store(store).run_directory("r") / EVENTS_FILE)
-    directory = run_plan(recipe, make_plan(recipe, Store(store)), Store(store), listener.vfm_event).directory
+    steps = make_plan(recipe, Store(store))
+    listener = JsonLinesListener(open_run(recipe, steps, Store(store)) / EVENTS_FILE)
+    directory = run_plan(recipe, steps, Store(store), listener.vfm_event).directory
     listener.stream.close()
     return directory
 

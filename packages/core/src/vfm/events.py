@@ -39,7 +39,14 @@ class Event:
 
     @classmethod
     def from_json(cls, line: str) -> Event:
-        """Return the event of a line made by `to_json`."""
-        record = json.loads(line)
-        moment, kind, stage = record.pop("t"), record.pop("type"), record.pop("stage")
+        """Return the event of a line made by `to_json`.
+
+        Raises:
+            ValueError: the line is no event.
+        """
+        try:
+            record = json.loads(line)
+            moment, kind, stage = float(record.pop("t")), record.pop("type"), record.pop("stage")
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"expected an event, got {line[:60]!r}") from error
         return cls(kind, stage, record, moment)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from vfm.config import Config, UserError, error_lines
+from vfm.redaction import redacted
 
 
 class _Titled(Config):
@@ -19,11 +20,12 @@ class _Titled(Config):
     front: bool = Field(False, description="show at the top of the page, before all results")
 
     def save(self, directory: Path) -> None:
-        """Write the panel into the artifact's folder."""
+        """Write the panel into the artifact's folder, without credentials in its texts."""
         folder = directory / "panels"
         folder.mkdir(parents=True, exist_ok=True)
         slug = re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
-        (folder / f"{self.order:02d}-{slug}.json").write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        panel = type(self).model_validate(redacted(self.model_dump(mode="python")))
+        (folder / f"{self.order:02d}-{slug}.json").write_text(panel.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def _check_lengths(what: str, **parts: Sequence[object] | None) -> None:

@@ -1,10 +1,13 @@
-"""Permissions of what is published: as the umask says, whatever library wrote it."""
+"""Permissions: published files have those that the umask says, and a folder that may not be written is one line."""
 
 from __future__ import annotations
 
 import os
+import pwd
 import stat
 from pathlib import Path
+
+from vfm.config import UserError
 
 
 def share_as_umask_says(folder: Path) -> None:
@@ -25,3 +28,32 @@ def share_as_umask_says(folder: Path) -> None:
             shared_file = stat.S_ISREG(status.st_mode) and status.st_nlink > 1  # somebody else's file too
             if wanted != stat.S_IMODE(status.st_mode) and not stat.S_ISLNK(status.st_mode) and not shared_file:
                 os.chmod(path, wanted)
+
+
+def is_writable(path: Path) -> bool:
+    """Return whether this user may write into a folder, or make it if it is missing."""
+    existing = next((place for place in (path, *path.absolute().parents) if os.path.lexists(place)), Path("/"))
+    return not existing.is_dir() or os.access(existing, os.W_OK | os.X_OK)  # of a file, writing says what is wrong
+
+
+def check_writable(path: Path) -> None:
+    """Check that this user may write into a folder, or make it.
+
+    Raises:
+        UserError: the permissions or a read-only disk forbid it.
+    """
+    if is_writable(path):
+        return
+    existing = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    if os.statvfs(existing).f_flag & os.ST_RDONLY:
+        reason = "its disk is mounted read-only"
+    else:
+        reason = f"it belongs to {_user(existing.stat().st_uid)}, and this is {_user(os.geteuid())}"
+    raise UserError(f"{path}: no permission to write: {reason}; give another --store, or ask for the permission")
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"

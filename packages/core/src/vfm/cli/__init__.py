@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from vfm.cli.command import app
+from vfm.cli.console import prepare_streams
 
 # isort: off
 from vfm.cli import recipe, evaluation, models, installation, store  # noqa: F401  (the order of `vfm --help`)
@@ -18,5 +19,6 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """Run the command line (the entry point of the `vfm` script)."""
+    prepare_streams()
     app(prog_name="vfm")
     sys.exit(0)

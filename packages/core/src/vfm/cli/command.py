@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
+from vfm.cli.console import TerminalConsole
 from vfm.config import UserError
 from vfm.flow.results import result_tables
 from vfm.plugins import extra_of
+from vfm.redaction import redacted
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,8 +27,9 @@ app = typer.Typer(
     " allowed values; the exit code is 2.",
     rich_markup_mode=None,
 )
-console = Console(width=None if sys.stdout.isatty() else 120)  # a log file has no width of its own
-errors = Console(stderr=True)
+# A log file has no width of its own, and the standard output may be closed.
+console = TerminalConsole(width=None if sys.stdout and sys.stdout.isatty() else 120)
+errors = TerminalConsole(stderr=True)
 
 RecipeArgument = Annotated[str, typer.Argument(help="YAML file, or name of a shipped recipe.")]
 StoreOption = Annotated[Path, typer.Option("--store", readable=False, help="Folder of artifacts and runs.")]
@@ -59,7 +61,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             if options.get("debug") or not (lines := error_messages(error)):
                 raise
             for line in lines:
-                errors.print(f"[red]error:[/] {escape(line)}", highlight=False, soft_wrap=True)
+                errors.print(f"[red]error:[/] {escape(redacted(line))}", highlight=False, soft_wrap=True)
             raise typer.Exit(2) from None
 
     return app.command()(run)

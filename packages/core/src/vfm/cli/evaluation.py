@@ -17,6 +17,8 @@ from vfm.config import UserError, did_you_mean
 from vfm.flow.plan import make_plan
 from vfm.flow.recipe import parse_recipe
 from vfm.flow.result_files import write_results
+from vfm.flow.run_names import run_name
+from vfm.flow.runs import through_link
 from vfm.flow.store import LINKS, Store
 from vfm.panels import TablePanel, load_panels
 from vfm.plugins import load_plugins, stage_types
@@ -99,11 +101,10 @@ def eval(  # noqa: A001
     if dry_run:
         typer.echo(text, nl=False)
         return
-    recipe = parse_recipe(text, known, set or (), name=name, where="the recipe of vfm eval")
+    recipe = parse_recipe(text, known, set or (), name=run_name(name), where="the recipe of vfm eval")
     outcome = run_recipe(manager, recipe, make_plan(recipe, Store(store)), Store(store), quiet=quiet, jobs=jobs)
     assert outcome
-    (outcome.directory / "recipe.yaml").write_text(text, encoding="utf-8")
-    results = out or outcome.directory / "results"
+    results = out or through_link(outcome.directory / "results")
     count = write_results(outcome.directory, results)
     if not quiet:
         _show_summary(outcome.directory)
@@ -141,7 +142,7 @@ def _datasets(
             replace(shipped, title=name or shipped.title) if shipped else dataset_at(word, plan.known, train)
         )
     if suite:
-        found, left_out = find_datasets(load_suite(suite), root, plan.known)
+        found, left_out = find_datasets(load_suite(suite, plan.known), root, plan.known)
         plan.left_out += left_out
         datasets += found
     return datasets

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import pluggy
 import typer
@@ -37,7 +38,8 @@ from vfm.flow.plan import Step, make_plan
 from vfm.flow.recipe import Recipe, load_recipe
 from vfm.flow.recipe_source import SHIPPED, find_recipe
 from vfm.flow.report import current_report
-from vfm.flow.run import EVENTS_FILE, Outcome, run_plan
+from vfm.flow.run import Outcome, run_plan
+from vfm.flow.runs import EVENTS_FILE, open_run, through_link
 from vfm.flow.store import Store
 from vfm.plugins import load_plugins, stage_types
 
@@ -86,24 +88,37 @@ def run_recipe(
     jobs: int = 1,
 ) -> Outcome | None:
     """Run a planned recipe with its listeners, and draw its report; return None if a stage was only prepared."""
-    directory = store.run_directory(recipe.name)
+    directory = open_run(recipe, steps, store)
     with ExitStack() as opened:
         send = sender(manager, _listeners(directory, opened, quiet=quiet, tensorboard=tensorboard))
+        if note := _unusual_place(directory, recipe, store):
+            send(Event("log", None, {"message": note}))
+        go = partial(run_plan, recipe, steps, store, send, directory=directory, fresh=fresh)
         try:
             if prepare:
-                _prepare(recipe, steps, prepare, send, store, fresh=fresh)
+                _prepare(go, steps, prepare, send, fresh=fresh)
                 return None
-            outcome = run_plan(recipe, steps, store, send, fresh=fresh, jobs=jobs)
+            outcome = go(jobs=jobs)
         except BaseException as error:
             with suppress(OSError):  # on a full disk this event cannot be written either; raise the first error
                 send(Event("run_failed", None, {"message": str(error) or type(error).__name__}))
             raise
         try:
-            page = str(current_report(outcome.directory))
+            page = str(through_link(current_report(outcome.directory)))
         except UserError as error:  # the results exist: a report that cannot be drawn is no failure of the run
             page = f"not drawn ({error})"
         send(Event("run_finished", None, {"seconds": round(outcome.seconds, 2), "report": page}))
     return replace(outcome, page=page)
+
+
+def _unusual_place(directory: Path, recipe: Recipe, store: Store) -> str:
+    """Return why a run is not where its recipe's name says; empty if it is there."""
+    name = directory.name.rpartition("@")[0]
+    if directory.parent != store.runs:
+        return f"{store.root} may not be written, and all artifacts exist: this run is kept in {directory} only"
+    return (
+        f"{store.runs / recipe.name} belongs to another recipe; see {store.runs / name}" if name != recipe.name else ""
+    )
 
 
 def show_outcome(outcome: Outcome) -> None:
@@ -122,14 +137,15 @@ def _listeners(directory: Path, opened: ExitStack, *, quiet: bool, tensorboard: 
 
 
 def _prepare(
-    recipe: Recipe, steps: list[Step], name: str, send: Callable[[Event], None], store: Store, *, fresh: bool
+    go: Callable[..., Outcome], steps: list[Step], name: str, send: Callable[[Event], None], *, fresh: bool
 ) -> None:
+    """Run the stages before one, with `go`, and prepare that one."""
     chosen = next((step for step in steps if step.stage.name == name), None)
     if chosen is None:
         raise UserError(f"--prepare {name}: no stage has this name; stages: {', '.join(s.stage.name for s in steps)}")
     if chosen.status == "cached" and not fresh:
         raise UserError(f"--prepare {name}: {chosen.slot.name} is already finished")
-    run_plan(recipe, steps, store, send, fresh=fresh, before=chosen)
+    go(before=chosen)
     with chosen.slot.lock(partial(_log, send, name)):  # another process that is running it must not lose its files
         work = write_step(chosen)
     show(f"prepared; on every node: torchrun ... -m vfm step {work}")
@@ -157,15 +173,16 @@ def plan(
 def step(
     directory: Annotated[Path, typer.Argument(readable=False, help="Work folder from `vfm run --prepare`.")],
     events: Annotated[
-        str, typer.Option(help="text, or json to print events as JSON lines on standard output.")
+        str, typer.Option(help="text, or json to write events as JSON lines, and nothing else, to standard output.")
     ] = "text",
     debug: DebugOption = False,
 ) -> None:
     """Run one prepared stage, under torchrun or a scheduler."""
+    listener = PipeListener(_pipe_of_events()) if events == "json" else ConsoleListener(console)
     manager = load_plugins()
-    send = sender(manager, [PipeListener() if events == "json" else ConsoleListener(console)])
+    send = sender(manager, [listener])
     loaded = read_step(directory, stage_types(manager))
-    begun = time.time()
+    begun = time.monotonic()
     # With `--events json` the run that started this process holds the lock. Otherwise the first process takes it.
     takes_lock = events != "json" and os.environ.get("RANK", "0") == "0"
     on_wait = partial(_log, send, loaded.stage.name)
@@ -179,7 +196,18 @@ def step(
             send(Event("run_failed", loaded.stage.name, {"message": "\n".join(error_messages(error))}))
         raise
     if events != "json":
-        show(f"{loaded.slot.name} after {time.time() - begun:.0f} s")
+        show(f"{loaded.slot.name} after {time.monotonic() - begun:.0f} s")
+
+
+def _pipe_of_events() -> IO[bytes]:
+    """Return the standard output as a stream of events, and send what anything else prints to the standard error.
+
+    A library's print, also that of a process that it starts, then cannot get in among the events.
+    """
+    sys.stdout.flush()
+    pipe = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return pipe
 
 
 def _log(send: Callable[[Event], None], stage: str, message: str) -> None:

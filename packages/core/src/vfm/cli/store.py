@@ -1,20 +1,24 @@
-"""Commands for the store: show, report, clean."""
+"""Commands for the store: show, runs, report, clean."""
 
 from __future__ import annotations
 
+import shutil
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
+from rich.table import Table
 
 from vfm.artifacts import Artifact
 from vfm.cli.command import DEFAULT_STORE, DebugOption, StoreOption, command, console, show_results
 from vfm.cli.command import show as show_line
 from vfm.config import UserError
-from vfm.flow.report import report_of_run
-from vfm.flow.run import RUN_FILE
+from vfm.flow.report import REPORT_FILE, is_current, summary_of_run, write_report
+from vfm.flow.runs import RUN_FILE, find_run, kept_runs, older_runs
 from vfm.flow.store import MANIFEST_FILE, Store
+from vfm.permissions import is_writable
 from vfm.plugins import load_plugins, stage_types
 from vfm.store_files import read_record
 
@@ -37,18 +41,39 @@ def show(
 
 
 @command
+def runs(store: StoreOption = DEFAULT_STORE, debug: DebugOption = False) -> None:
+    """List the runs that a store keeps, with their recipes and commands."""
+    found = kept_runs(Store(store))
+    table = Table("run", "recipe", "started", "seconds", "command", box=None)
+    for run in found:
+        started = f"{datetime.fromtimestamp(run.record['started']):%Y-%m-%d %H:%M}" if run.finished else ""
+        seconds = f"{run.record['seconds']:,.0f}" if run.finished else "not finished"
+        words = (run.directory.name, run.record.get("file", ""), started, seconds, run.record.get("command", ""))
+        table.add_row(*(escape(str(word)) for word in words))
+    if found:
+        console.print(table)
+    else:
+        show_line(f"no runs in {store}")
+
+
+@command
 def report(
-    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or folder of a run.")],
+    run: Annotated[str, typer.Argument(help="Recipe or its name, NAME@NUMBER as `vfm runs` lists it, or folder.")],
     store: StoreOption = DEFAULT_STORE,
+    out: Annotated[Path | None, typer.Option(help="File to write; default: report.html in the run's folder.")] = None,
     debug: DebugOption = False,
 ) -> None:
     """Draw the report of a finished run again, and show its results."""
     stage_types(load_plugins())
-    directory = Path(recipe) if (Path(recipe) / RUN_FILE).is_file() else Store(store).run_directory(Path(recipe).stem)
-    if not (directory / RUN_FILE).is_file():
-        runs = sorted(path.parent.name for path in (store / "runs").glob(f"*/{RUN_FILE}"))
-        raise UserError(f"no finished run {recipe!r} in {store}; finished runs: {', '.join(runs) or 'none'}")
-    page = report_of_run(directory)
+    directory = find_run(run, Store(store))
+    if directory is None or read_record(directory / RUN_FILE).get("seconds", 0) is None:
+        names = dict.fromkeys(kept.name for kept in kept_runs(Store(store)) if kept.finished)
+        raise UserError(f"no finished run {run!r} in {store}; finished runs: {', '.join(names) or 'none'}")
+    page = out or directory / REPORT_FILE
+    if is_writable(page.parent):
+        write_report(summary_of_run(directory), page)
+    elif out or not is_current(directory):
+        raise UserError(f"{page}: no permission to write; give another file with --out")
     show_results(directory)
     show_line(f"report: {page}")
 
@@ -56,17 +81,26 @@ def report(
 @command
 def clean(
     store: StoreOption = DEFAULT_STORE,
+    keep_runs: Annotated[
+        int | None, typer.Option(min=1, help="Also remove all but the last N runs of each name. Default: keep all.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Remove artifacts and partial results that no run links to."""
+    """Remove artifacts and partial results that no kept run links to."""
     if not store.is_dir():
         raise UserError(f"{store}: no such folder; give the folder of artifacts and runs with --store")
-    slots = Store(store).unlinked()
+    old = list(older_runs(Store(store), keep_runs)) if keep_runs else []
+    slots = Store(store).unlinked(without={run.directory for run in old})
+    verb = "would remove" if dry_run else "removed"
+    for run in old:
+        if not dry_run:
+            shutil.rmtree(run.directory)
+        show_line(f"{verb} run {run.directory.name}")
     for slot in slots:
-        size = sum(file.stat().st_size for path in slot.folders for file in path.rglob("*") if file.is_file())
+        size = sum(file.lstat().st_size for path in slot.folders for file in path.rglob("*") if not file.is_dir())
         if not dry_run:
             slot.discard()
-        console.print(f"{'would remove' if dry_run else 'removed'} {slot.name} ({size / 1e6:,.1f} MB)", highlight=False)
+        show_line(f"{verb} {slot.name} ({size / 1e6:,.1f} MB)")
     if not slots:
-        console.print("nothing to remove: every artifact belongs to a run")
+        show_line("nothing to remove: every artifact belongs to a run")

@@ -138,8 +138,8 @@ def run_step(step: Step, send: Send) -> None:
         send(event)
 
     context = Context(stage.name, slot.part, slot.work, step.folders, note_and_send)
-    begun = time.time()
+    begun = time.monotonic()
     artifact = stage.run(context)
     if not isinstance(artifact, type(stage).makes):
         raise TypeError(f"{stage.kind}: expected a {type(stage).makes.__name__}, got a {type(artifact).__name__}")
-    slot.publish(build_manifest(step, artifact, context, notes, time.time() - begun), without=artifact.caches)
+    slot.publish(build_manifest(step, artifact, context, notes, time.monotonic() - begun), without=artifact.caches)

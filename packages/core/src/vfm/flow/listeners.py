@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import sys
+import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pluggy
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -27,6 +29,7 @@ from rich.text import Text
 from vfm.config import UserError
 from vfm.events import Event
 from vfm.hookspecs import hookimpl
+from vfm.redaction import redacted
 
 
 class RateColumn(ProgressColumn):
@@ -56,7 +59,7 @@ class ConsoleListener:
         self.bars: Progress | None = None
         self.bar: dict[str, TaskID] = {}
         self.running: set[str] = set()  # with `jobs` there are several, whose bars are shown together
-        self.last_line = 0.0
+        self.last_line = -math.inf
 
     @hookimpl
     def vfm_event(self, event: Event) -> None:
@@ -89,7 +92,7 @@ class ConsoleListener:
 
     def on_progress(self, stage: str, data: dict[str, Any]) -> None:
         """Move the bar, or print a line."""
-        shown = "  ".join(f"{key} {number(value)}" for key, value in data["shown"].items())
+        shown = escape("  ".join(f"{key} {number(value)}" for key, value in data["shown"].items()))
         if self.bars:
             if stage not in self.bar:
                 self.bar[stage] = self.bars.add_task(stage, total=data["total"], unit=data["unit"], shown=shown)
@@ -101,8 +104,8 @@ class ConsoleListener:
                 shown=shown,
                 refresh=True,
             )
-        elif time.time() - self.last_line > 10:
-            self.last_line = time.time()
+        elif time.monotonic() - self.last_line > 10:
+            self.last_line = time.monotonic()
             self.say(f"  {stage} {data['done']:,}/{data['total']:,} {data['unit']}  {shown}")
 
     def on_stage_finished(self, stage: str, data: dict[str, Any]) -> None:
@@ -116,16 +119,16 @@ class ConsoleListener:
             self.say(f"[green]✓[/] [bold]{stage}[/] [dim]{data['id']}, cached[/]")
             return
         shown = [(key, value) for key, value in data["numbers"].items() if not key.startswith("sys/")][:4]
-        numbers = "  ".join(f"{key} {number(value)}" for key, value in shown)
+        numbers = escape("  ".join(f"{key} {number(value)}" for key, value in shown))
         self.say(f"[green]✓[/] [bold]{stage}[/] {data['seconds']:.1f} s [dim]{data['id']}[/]  {numbers}")
 
     def on_log(self, stage: str, data: dict[str, Any]) -> None:
         """Print a message."""
-        self.say(f"  [dim]{stage or ''}[/] {data['message']}")
+        self.say(f"  [dim]{stage or ''}[/] {escape(str(data['message']))}")
 
     def on_warning(self, stage: str, data: dict[str, Any]) -> None:
         """Print a highlighted message."""
-        self.say(f"  [yellow]![/] {stage or ''}: {data['message']}")
+        self.say(f"  [yellow]![/] {stage or ''}: {escape(str(data['message']))}")
 
     def say(self, line: str) -> None:
         """Print a line, unless this listener is quiet."""
@@ -151,7 +154,7 @@ class JsonLinesListener:
     @hookimpl
     def vfm_event(self, event: Event) -> None:
         """Write the event as a line."""
-        self.stream.write(f"{event.to_json()}\n".encode())
+        self.stream.write(event.to_json().encode(errors="backslashreplace") + b"\n")
 
     def close(self) -> None:
         """Close the file."""
@@ -159,13 +162,16 @@ class JsonLinesListener:
 
 
 class PipeListener:
-    """Write events as JSON lines to standard output, where `vfm run` reads those of its subprocesses."""
+    """Write events as JSON lines into the pipe from which `vfm run` reads those of its subprocesses."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self.pipe = pipe
 
     @hookimpl
     def vfm_event(self, event: Event) -> None:
         """Write the event as a line."""
-        sys.stdout.write(event.to_json() + "\n")
-        sys.stdout.flush()
+        self.pipe.write(event.to_json().encode(errors="backslashreplace") + b"\n")
+        self.pipe.flush()
 
 
 class TensorBoardListener:
@@ -199,19 +205,20 @@ class TensorBoardListener:
 
 
 def sender(manager: pluggy.PluginManager, own: Sequence[Any]) -> Callable[[Event], None]:
-    """Return a function that sends an event to all listeners.
+    """Return a function that sends an event to all listeners, without credentials.
 
-    An error in one of `own` ends the run (a full disk, for example). A plugin's listener that fails is removed, with a
-    warning.
+    An error in one of `own` ends the run (a full disk, for example). A plugin's listener that fails, or that wants to
+    end the process, is removed, with a warning.
     """
     for listener in own:
         manager.register(listener)
 
     def send(event: Event) -> None:
+        event = replace(event, data=redacted(event.data))
         for hook in list(manager.hook.vfm_event.get_hookimpls()):
             try:
                 hook.function(*(event for _ in hook.argnames))
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 if hook.plugin in own:
                     raise
                 manager.unregister(name=hook.plugin_name)

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import time
+from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,7 @@ def read_manifest(artifact: Path) -> dict[str, Any]:
     return read_sealed(artifact / MANIFEST_FILE, "kind", "identity", "inputs", "numbers", "finished")
 
 
+@cache  # reading the metadata of every installed package takes a third of a second
 def library_versions() -> dict[str, str]:
     """Return the versions of vfm's packages and of the libraries that results depend on."""
     found = {dist.metadata["Name"]: dist.version for dist in distributions() if dist.metadata["Name"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,12 @@ from pydantic import Field, ValidationError, field_validator
 from vfm.artifacts import FACTS_FILE, Artifact
 from vfm.config import Config, did_you_mean, error_lines
 from vfm.flow.recipe_source import Mistakes, RecipeSource, apply_overrides, find_recipe, read_source, read_text
+from vfm.flow.run_names import run_name
 from vfm.flow.seeds import per_seed
-from vfm.flow.yaml_lines import KeyPath
+from vfm.flow.yaml_lines import KeyPath, one_line
 from vfm.interfaces import Evaluation
 from vfm.plugins import unknown_kind
+from vfm.redaction import redacted, redacted_words
 from vfm.stage import Ref, Runtime, Stage, refs
 
 
@@ -29,8 +32,9 @@ class Recipe:
         name: name of the run.
         description: what the recipe is for.
         stages: the stages in order.
-        text: its YAML; that of a recipe with a base is the resolved one.
+        text: its YAML without credentials; with a base or `--set`, the resolved one.
         bases: names of the files that the recipe is laid over.
+        file: its file, if it has one.
     """
 
     name: str
@@ -38,6 +42,7 @@ class Recipe:
     stages: tuple[Stage, ...]
     text: str = ""
     bases: tuple[str, ...] = ()
+    file: Path | None = None
 
 
 class RecipeKeys(Config):
@@ -70,8 +75,7 @@ def load_recipe(source: str, known: Mapping[str, type[Stage]], overrides: Sequen
         UserError: one line for each mistake: file and line, dotted key, what is allowed.
     """
     path = find_recipe(source)
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem)
-    return parse_recipe(read_text(path), known, overrides, name=name, where=path.name, file=path)
+    return parse_recipe(read_text(path), known, overrides, name=run_name(path.stem), where=path.name, file=path)
 
 
 def parse_recipe(
@@ -98,9 +102,9 @@ def parse_recipe(
     """
     folder, chain = (file.parent, (file.resolve(),)) if file else (Path(), ())
     source = read_source(text, where, folder, chain)
-    if source.bases:
-        text = _resolved_text(source)
     apply_overrides(source, overrides)
+    if source.bases or overrides or redacted(source.value) != source.value:
+        text = _resolved_text(source, overrides)
     mistakes = Mistakes(source)
     try:
         keys = RecipeKeys(**source.value)
@@ -114,16 +118,18 @@ def parse_recipe(
     mistakes.raise_if_any()
     _check_inputs(stages, mistakes)
     mistakes.raise_if_any()
-    return Recipe(name, keys.description.strip(), tuple(per_seed(stages, keys.seeds)), text, tuple(source.bases))
+    return Recipe(name, keys.description.strip(), tuple(per_seed(stages, keys.seeds)), text, tuple(source.bases), file)
 
 
-def _resolved_text(source: RecipeSource) -> str:
-    """Return a recipe and its bases as one YAML text."""
-    value = source.value
+def _resolved_text(source: RecipeSource, overrides: Sequence[str]) -> str:
+    """Return a recipe, its bases and what `--set` changes as one YAML text, without credentials."""
+    value = redacted(source.value)
     if isinstance(about := value.get("description"), str):
         value = {**value, "description": about.strip()}
     text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None)
-    return f"# {source.where}, laid over {', '.join(source.bases)}\n{text}"
+    bases = f", laid over {', '.join(source.bases)}" if source.bases else ""
+    settings = "".join(f" --set {shlex.quote(word)}" for word in redacted_words(overrides))
+    return one_line(f"# {source.where}{bases}{settings and f', with{settings}'}") + f"\n{text}"
 
 
 def runtime_of(stage: type[Stage]) -> type[Runtime]:
@@ -202,6 +208,6 @@ def _misfit(ref: Ref[Any], made: Mapping[str, type[Artifact]], names: Sequence[s
     if ref in names:
         return f"'{ref}' comes later; a stage can only use earlier ones"
     if (Path(ref) / FACTS_FILE).is_file():
-        found = type(Artifact.load(ref))
+        found = type(Artifact.load(ref, verify=False))
         return None if ref.accepts(found) else f"expected a {ref.expected}; {ref} holds a {found.__name__}"
     return f"no earlier stage and no saved artifact is named '{ref}'{did_you_mean(ref, made)}"

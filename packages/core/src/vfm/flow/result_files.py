@@ -14,13 +14,17 @@ from typing import Any
 from vfm.flow.manifest import read_manifest
 from vfm.flow.results import reports
 from vfm.flow.store import LINKS
+from vfm.redaction import redacted
 from vfm.store_files import read_record
 
 CSV_FILE = "results.csv"
 
 
 def collect(directory: Path) -> dict[str, dict[str, Any]]:
-    """Return the result records of a finished run by file name, each with its stage and the seconds that it took."""
+    """Return the result records of a finished run by file name, each with its stage and the seconds that it took.
+
+    Like everything that is kept of a run, they are without credentials.
+    """
     found: dict[str, dict[str, Any]] = {}
     for stage in reports(directory):
         folder = directory / LINKS / stage
@@ -28,7 +32,7 @@ def collect(directory: Path) -> dict[str, dict[str, Any]]:
         for file in sorted((folder / "results").glob("*.json")):
             record = read_record(file, "name")
             found[f"{stage}_{record['name']}.json"] = {**record, "stage": stage, "seconds": seconds}
-    return found
+    return redacted(found)
 
 
 def write_results(directory: Path, out: Path) -> int:

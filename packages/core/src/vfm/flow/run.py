@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shlex
 import shutil
 import sys
@@ -21,14 +19,14 @@ from vfm.flow.manifest import read_manifest
 from vfm.flow.parallel import run_in_parallel
 from vfm.flow.plan import Step
 from vfm.flow.recipe import Recipe
-from vfm.flow.store import LINKS, Store
+from vfm.flow.run_names import owner_of
+from vfm.flow.runs import RUN_FILE, open_run, write_run_file
+from vfm.flow.store import Store
 from vfm.flow.subprocesses import Send
 from vfm.interfaces import Training
-from vfm.stage import Preflight
+from vfm.redaction import redacted_words
+from vfm.stage import Preempted, Preflight
 from vfm.store_files import read_record
-
-RUN_FILE = "run.json"
-EVENTS_FILE = "events.jsonl"
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,7 @@ def run_plan(
     store: Store,
     send: Send,
     *,
+    directory: Path | None = None,
     fresh: bool = False,
     before: Step | None = None,
     jobs: int = 1,
@@ -58,6 +57,7 @@ def run_plan(
         steps: its plan.
         store: the store that the artifacts are written to.
         send: receives every event.
+        directory: folder of the run; None: the one that `open_run` returns.
         fresh: run every step again, cached or not.
         before: stop before this step of the plan.
         jobs: number of steps at a time; if more than one, each runs in a subprocess.
@@ -65,8 +65,8 @@ def run_plan(
     Raises:
         UserError: a check failed, an input is missing, or a stage reported a mistake that the user can correct.
     """
-    begun = time.time()
-    directory = prepare_run_directory(recipe, steps, store)
+    started, begun = time.time(), time.monotonic()  # the clock may be set back while this runs
+    directory = directory or open_run(recipe, steps, store)
     overview = [{"name": s.stage.name, "kind": s.stage.kind, "id": s.slot.name, "status": s.status} for s in steps]
     send(Event("run_started", None, {"recipe": recipe.name, "directory": str(directory), "stages": overview}))
     if fresh:
@@ -76,10 +76,10 @@ def run_plan(
     made = run_in_parallel(steps, run_one, send, jobs) if jobs > 1 else False
     for step in steps if jobs == 1 else ():
         if step is before:
-            return Outcome(directory, tuple(steps), time.time() - begun)
+            return Outcome(directory, tuple(steps), time.monotonic() - begun)
         made |= run_one(step, send)
-    outcome = Outcome(directory, tuple(steps), time.time() - begun)
-    _write_run_file(recipe, outcome, begun, made=made)
+    outcome = Outcome(directory, tuple(steps), time.monotonic() - begun)
+    _record(recipe, outcome, store, started, made=made)
     return outcome
 
 
@@ -122,15 +122,22 @@ def run_one(step: Step, send: Send, environment: Mapping[str, str] | None = None
         environment: as in `execute`.
     """
     name, kind, slot = step.stage.name, step.stage.kind, step.slot
-    begun = time.time()
+    begun = time.monotonic()
     if step.status != "cached":
         with slot.lock(_log_waiting(step, send)) as descriptor:
             status = step.status  # another run may have finished it while this one waited for the lock
             if status != "cached":
                 about = {"kind": kind, "id": slot.name, "status": status, "directory": str(slot.work)}
                 send(Event("stage_started", name, about))
-                execute(step, send, descriptor, environment)
-                seconds = round(time.time() - begun, 2)
+                try:
+                    execute(step, send, descriptor, environment)
+                except Preempted:
+                    raise
+                except (
+                    SystemExit
+                ) as stop:  # of a library: the run would end without a word, even as if it had succeeded
+                    raise RuntimeError(f"{name}: its code ended the process, with code {stop.code}") from stop
+                seconds = round(time.monotonic() - begun, 2)
                 send(_finished(step, seconds=seconds, cached=False))
                 return True
     shutil.rmtree(slot.work, ignore_errors=True)  # left by a run that was killed between publishing and tidying up
@@ -148,45 +155,23 @@ def _finished(step: Step, **data: Any) -> Event:
     return Event("stage_finished", step.stage.name, {**about, **data})
 
 
-def prepare_run_directory(recipe: Recipe, steps: Sequence[Step], store: Store) -> Path:
-    """Return the folder of a recipe's run, with a link to the artifact of each stage.
-
-    The links exist from the start, so that `vfm clean` keeps the partial results of an interrupted run. A link dangles
-    until its artifact is published.
-    """
-    directory = store.run_directory(recipe.name)
-    links = directory / LINKS
-    links.mkdir(parents=True, exist_ok=True)
-    for step in steps:
-        temporary = directory / f".link-{os.getpid()}"
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(Path("../../..") / step.slot.name)
-        temporary.replace(links / step.stage.name)  # atomic: another run of the same recipe may do the same
-    for link in links.iterdir():
-        if link.name not in {step.stage.name for step in steps}:
-            link.unlink(missing_ok=True)
-    return directory
-
-
-def _write_run_file(recipe: Recipe, outcome: Outcome, begun: float, *, made: bool) -> None:
+def _record(recipe: Recipe, outcome: Outcome, store: Store, started: float, *, made: bool) -> None:
     """Write what the report needs to know about this run, so that it can be drawn again later.
 
-    If every step was cached and the recipe is unchanged, the file of the last run stays, and with it the report.
+    If every step was cached and the recipe is unchanged, the record of the last time stays, and with it the report.
     """
+    before = {}
+    with suppress(UserError):  # a damaged file is replaced
+        before = read_record(outcome.directory / RUN_FILE)
     what = {
         "recipe": recipe.name,
+        "file": owner_of(recipe.file, recipe.name, store.root),
         "description": recipe.description,
         "text": recipe.text,
         "stages": [step.stage.name for step in outcome.steps],
         "artifacts": [step.slot.name for step in outcome.steps],
     }
-    file = outcome.directory / RUN_FILE
-    if not made and file.is_file():
-        with suppress(UserError):  # a damaged file is replaced
-            before = read_record(file)
-            if all(before.get(key) == value for key, value in what.items()):
-                return
-    how = {"command": shlex.join(["vfm", *sys.argv[1:]]), "started": begun, "seconds": round(outcome.seconds, 2)}
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps({**what, **how}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(file)
+    if made or before.get("seconds") is None or any(before.get(key) != value for key, value in what.items()):
+        command = shlex.join(["vfm", *redacted_words(sys.argv[1:])])
+        how = {"command": command, "started": started, "seconds": round(outcome.seconds, 2)}
+        write_run_file(outcome.directory, {**what, **how})

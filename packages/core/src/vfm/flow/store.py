@@ -6,7 +6,7 @@ store/
   .clip.train-3f2a91c0.work/      checkpoints and partial results; they survive a crash and are removed after publishing
   .clip.train-3f2a91c0.lock       the process that is making it
   .fingerprints.json              cached fingerprints of outside files
-  runs/quickstart/                links from stage names to artifacts, events.jsonl, report.html
+  runs/quickstart/                the last run: links from stage names to artifacts, run.json, events.jsonl, report.html
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,18 +119,27 @@ class Store:
         """Return the slot of an identity (hex digits). Its path is absolute, for processes in other folders."""
         return Slot(self.root.absolute(), f"{kind}-{identity[:8]}")
 
-    def run_directory(self, recipe: str) -> Path:
-        """Return the folder of a recipe's links, events and report."""
-        return self.root / "runs" / recipe
+    @property
+    def runs(self) -> Path:
+        """Folder of the runs, which `vfm.flow.runs` describes."""
+        return self.root / "runs"
+
+    def run_directory(self, name: str) -> Path:
+        """Return the folder of a run: by name the one that was started last, by `NAME@NUMBER` any."""
+        return self.runs / name
 
     def artifacts(self) -> list[Path]:
         """Return the folders of the published artifacts."""
         folders = (path.parent for path in self.root.glob(f"*/{MANIFEST_FILE}"))
         return sorted(path for path in folders if SLOT_NAME.fullmatch(path.name) and (path / FACTS_FILE).is_file())
 
-    def unlinked(self) -> list[Slot]:
-        """Return the slots, published or left by a crash, that no run links to and no process holds."""
-        links = [link for run in _inside(self.root / "runs") for link in _inside(run / LINKS)]
+    def unlinked(self, without: Collection[Path] = ()) -> list[Slot]:
+        """Return the slots, published or left by a crash, that no run links to and no process holds.
+
+        Args:
+            without: folders of runs whose links do not count.
+        """
+        links = [link for run in _inside(self.runs) if run not in without for link in _inside(run / LINKS)]
         ends = (end for link in links if link.is_symlink() for end in (link.readlink(), Path(os.path.realpath(link))))
         linked = {end.name for end in ends}  # a link may lead to another run's link
         partial = [path for path in self.root.glob(".*.*") if path.suffix in {".part", ".work"}]

@@ -33,7 +33,13 @@ def run_subprocess(
     with (
         errors.open("wb") as log,
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, pass_fds=[lock_descriptor]
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            encoding="utf-8",
+            errors="replace",
+            env=environment,
+            pass_fds=[lock_descriptor],
         ) as process,
         sigterm_forwarded(process) as stopped,
     ):
@@ -77,9 +83,11 @@ def _forward_events(process: subprocess.Popen[str], send: Send) -> str | None:
     assert process.stdout
     failure = None
     for line in process.stdout:
-        if not line.startswith("{"):
+        # The process writes events only, but torchrun and whatever prints before `vfm step` is reached share its pipe.
+        try:
+            event = Event.from_json(line)
+        except ValueError:
             continue
-        event = Event.from_json(line)
         if event.type == "run_failed":
             failure = str(event.data["message"])
         else:

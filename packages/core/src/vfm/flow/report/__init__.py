@@ -1,14 +1,16 @@
 """The report of a run: one HTML file, drawn from the files that the stages left."""
 
-from vfm.flow.report.page import current_report, report_of_run, write_report
+from vfm.flow.report.page import REPORT_FILE, current_report, is_current, report_of_run, write_report
 from vfm.flow.report.run_summary import RunSummary, StageEntry, summary_of_run
 from vfm.flow.results import SeedSummary
 
 __all__ = [
+    "REPORT_FILE",
     "RunSummary",
     "SeedSummary",
     "StageEntry",
     "current_report",
+    "is_current",
     "report_of_run",
     "summary_of_run",
     "write_report",

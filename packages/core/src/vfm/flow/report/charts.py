@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from vfm.flow.report.text import shown
 from vfm.panels import LinesPanel, Series
 
 # Okabe and Ito's hues, darkened until text in them has a contrast of 4.5:1 on white. The dashes distinguish the curves
@@ -109,7 +110,7 @@ def _axes(axes: Axes, panel: LinesPanel) -> None:
         else:
             axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axis.set_major_formatter(FuncFormatter(compact))
-    axes.set_xlabel(panel.x_label, loc="right")
+    axes.set_xlabel(str(shown(panel.x_label)), loc="right")
     axes.autoscale_view()  # the direct labels are placed by the final limits
 
 
@@ -123,7 +124,15 @@ def _direct_labels(axes: Axes, panel: LinesPanel) -> None:
             ends.append((float(place) if math.isfinite(place) else 0.0, index, series.name))
     heights = spread_labels([place for place, _, _ in sorted(ends)])
     for height, (_, index, name) in zip(heights, sorted(ends), strict=True):
-        axes.text(1.015, height, name, transform=axes.transAxes, color=color(index), va="center", fontweight="bold")
+        axes.text(
+            1.015,
+            height,
+            str(shown(name)),
+            transform=axes.transAxes,
+            color=color(index),
+            va="center",
+            fontweight="bold",
+        )
 
 
 def spread_labels(places: list[float]) -> list[float]:

@@ -15,8 +15,9 @@ import yaml
 from vfm.config import UserError
 from vfm.flow.report import number_format
 from vfm.flow.report.result_table import ResultTable, report_table, seed_tables
-from vfm.flow.report.run_summary import RunSummary, StageEntry, summary_of_run
-from vfm.flow.run import RUN_FILE
+from vfm.flow.report.run_summary import RunSummary, StageEntry, hash_of_record, summary_of_run
+from vfm.flow.report.text import shown
+from vfm.redaction import redacted
 
 if TYPE_CHECKING:  # `drawing` imports matplotlib, an optional extra
     from vfm.flow.report.drawing import Drawing
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # `drawing` imports matplotlib, an optional extra
 REPORT_FILE = "report.html"
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 MAX_YAML_LINES = 300
+HEAD_BYTES = 1000  # of a page, in which the hash of its run's record is
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,16 @@ class Section:
 
 def current_report(directory: Path) -> Path:
     """Return the page of a finished run; draw it only if the run has changed since it was drawn."""
-    page, run_file = directory / REPORT_FILE, directory / RUN_FILE
-    if page.is_file() and page.stat().st_mtime_ns >= run_file.stat().st_mtime_ns:
-        return page
-    return report_of_run(directory)
+    return directory / REPORT_FILE if is_current(directory) else report_of_run(directory)
+
+
+def is_current(directory: Path) -> bool:
+    """Return whether a run's folder has a page that was drawn from the present record; no clock is asked."""
+    page = directory / REPORT_FILE
+    if not page.is_file():
+        return False
+    with page.open("rb") as stream:
+        return hash_of_record(directory).encode() in stream.read(HEAD_BYTES)
 
 
 def report_of_run(directory: Path) -> Path:
@@ -85,9 +93,9 @@ def write_report(run: RunSummary, path: Path) -> None:
         Section(entry, tables.get(entry.name), [d for d in drawn[entry.name] if not d.front], base in bases[:index])
         for index, (entry, base) in enumerate(zip(run.stages, bases, strict=True))
     ]
-    shown = {section.entry.name: section.entry.anchor for section in sections if section.filled}
+    linked = {section.entry.name: section.entry.anchor for section in sections if section.filled}
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True, undefined=jinja2.StrictUndefined, finalize=shown, trim_blocks=True, lstrip_blocks=True
     )
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         run=run,
@@ -95,7 +103,7 @@ def write_report(run: RunSummary, path: Path) -> None:
         tests=sorted({test for table in headline for test in table.tests}),
         front=front,
         sections=[section for section in sections if section.filled],
-        anchors={entry.name: shown.get(entry.name, f"made-{entry.anchor}") for entry in run.stages},
+        anchors={entry.name: linked.get(entry.name, f"made-{entry.anchor}") for entry in run.stages},
         bad=[(entry, *item) for entry in run.stages for item in entry.manifest.get("bad_samples", {}).items()],
         warnings=[(entry, message) for entry in run.stages for message in entry.manifest.get("warnings", ())],
         color=color,
@@ -109,7 +117,7 @@ def write_report(run: RunSummary, path: Path) -> None:
 
 def as_yaml(value: object) -> str:
     """Return plain data as YAML, cut if it would fill the page (a pool of ten thousand shards)."""
-    plain = json.loads(json.dumps(value, default=str))
+    plain = redacted(json.loads(json.dumps(value, default=str)))
     lines = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100).splitlines()
     more = len(lines) - MAX_YAML_LINES
     cut = [f"# {more} more lines in manifest.json in the artifact's folder"] if more > 0 else []

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from vfm.artifacts import MANIFEST_FILE
 from vfm.config import UserError
 from vfm.events import Event
 from vfm.flow.manifest import read_manifest
 from vfm.flow.results import SeedSummary, over_seeds, reports
-from vfm.flow.run import EVENTS_FILE, RUN_FILE
+from vfm.flow.runs import EVENTS_FILE, RUN_FILE
 from vfm.flow.store import LINKS
+from vfm.integrity import check_folder
 from vfm.store_files import read_record
 
-SHOWN_ELSEWHERE = {"kind", "name", "config", "inputs", "warnings", "bad_samples"}  # keys of a manifest
-MAX_EXAMPLES = 3  # places of bad samples by reason
-EVENT_TYPES = {"run_started", "stage_started", "stage_finished", "bad_sample"}  # the events that the report uses
+SHOWN_ELSEWHERE = {
+    "kind",
+    "name",
+    "config",
+    "inputs",
+    "warnings",
+    "bad_samples",
+    "bad_examples",
+    "files",
+}  # keys of a manifest
+EVENT_TYPES = {"run_started", "stage_finished"}  # the events that the report uses
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,12 @@ class StageEntry:
     directory: Path
     inputs: Mapping[str, str]  # name of a stage, or path of an artifact -> id
     manifest: Mapping[str, Any]
-    bad_examples: Mapping[str, Sequence[str]] = field(default_factory=dict)  # reason -> the places of some
+
+    @property
+    def bad_examples(self) -> Mapping[str, Sequence[str]]:
+        """The places of some bad samples, by reason."""
+        places: Mapping[str, Sequence[str]] = self.manifest.get("bad_examples", {})
+        return places
 
     @property
     def anchor(self) -> str:
@@ -65,6 +80,7 @@ class RunSummary:
     seeds: Sequence[SeedSummary] = ()
     description: str = ""
     recipe_text: str = ""
+    record_hash: str = ""  # of the file of the run, by which a page is known to be current
 
 
 def summary_of_run(directory: Path) -> RunSummary:
@@ -73,6 +89,7 @@ def summary_of_run(directory: Path) -> RunSummary:
     Raises:
         UserError: an artifact is missing, or a file is damaged.
     """
+    record_hash = hash_of_record(directory)  # read first: should the run go on meanwhile, the page is drawn again
     record = read_record(
         directory / RUN_FILE, "recipe", "description", "text", "stages", "command", "started", "seconds"
     )
@@ -81,6 +98,8 @@ def summary_of_run(directory: Path) -> RunSummary:
     if missing := [name for name, folder in folders.items() if not folder.is_dir()]:
         raise UserError(f"{directory}: no artifact of {', '.join(missing)}; finish the run of {record['recipe']} first")
     manifests = {name: read_manifest(folder) for name, folder in folders.items()}
+    for folder in folders.values():
+        check_folder(folder, MANIFEST_FILE, "panels/")
     names = {manifest["identity"]: name for name, manifest in manifests.items()}
     stages = []
     for name, folder in folders.items():
@@ -88,57 +107,47 @@ def summary_of_run(directory: Path) -> RunSummary:
         inputs = {names.get(identity, ref): identity for ref, identity in manifest["inputs"].items()}
         inputs = {ref: folders[ref].name if ref in folders else identity for ref, identity in inputs.items()}
         status, seconds = log.status.get(name, "cached"), log.seconds.get(name, 0.0)
-        examples = log.bad_examples.get(folder.name, {})
-        stages.append(
-            StageEntry(name, manifest["kind"], folder.name, status, seconds, folder, inputs, manifest, examples)
-        )
-    newest = max(manifests.values(), key=lambda manifest: str(manifest["finished"]), default={})
+        stages.append(StageEntry(name, manifest["kind"], folder.name, status, seconds, folder, inputs, manifest))
     return RunSummary(
         recipe=record["recipe"],
         started=datetime.fromtimestamp(record["started"]),
         seconds=record["seconds"],
         command=record["command"],
-        versions=newest.get("versions", {}),
+        versions=list(manifests.values())[-1].get("versions", {}) if manifests else {},
         stages=stages,
         seeds=over_seeds(reports(directory)),
         description=record["description"],
         recipe_text=record["text"],
+        record_hash=record_hash,
     )
+
+
+def hash_of_record(directory: Path) -> str:
+    """Return a hash of the record of a run."""
+    return hashlib.sha256((directory / RUN_FILE).read_bytes()).hexdigest()
 
 
 @dataclass
 class EventLog:
-    """What the report uses of the events of a run's folder, which several runs may have written.
+    """What the report uses of the events of a run's folder, which the run may have written in several goes.
 
     Attributes:
-        status: status by stage, in the last run.
-        seconds: seconds by stage, in the last run.
-        bad_examples: places of bad samples, by artifact and reason, of all runs: those that made cached artifacts too.
+        status: status by stage, in the last go.
+        seconds: seconds by stage, in the last go.
     """
 
     status: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    bad_examples: dict[str, dict[str, list[str]]] = field(
-        default_factory=lambda: defaultdict(lambda: defaultdict(list))
-    )
 
     @classmethod
     def read(cls, file: Path) -> EventLog:
         """Read a file of events."""
-        log, making = cls(), {}
+        log = cls()
         for event in _events(file):
-            stage = event.stage or ""
             if event.type == "run_started":
-                log.status = {one["name"]: one["status"] for one in event.data["stages"]}
-                log.seconds = {}
-            elif event.type == "stage_started":
-                making[stage] = event.data["id"]
-            elif event.type == "stage_finished":
-                log.seconds[stage] = event.data["seconds"]
-            elif stage in making:
-                places = log.bad_examples[making[stage]][event.data["reason"]]
-                if len(places) < MAX_EXAMPLES:
-                    places.append(event.data["where"])
+                log = cls({one["name"]: one["status"] for one in event.data["stages"]})
+            else:
+                log.seconds[event.stage or ""] = event.data["seconds"]
         return log
 
 
@@ -153,7 +162,7 @@ def _events(file: Path) -> Iterator[Event]:
                 continue
             try:
                 event = Event.from_json(line)
-            except (ValueError, KeyError):
+            except ValueError:
                 continue
             if event.type in EVENT_TYPES:
                 yield event

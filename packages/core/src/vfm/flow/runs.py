@@ -1,0 +1,196 @@
+"""The runs of a store. Each is kept in a folder of its own, under a name and a number.
+
+store/runs/
+  quickstart@1/    links from stage names to artifacts, recipe.yaml, run.json, events.jsonl, report.html
+  quickstart@2/    the same of a run with other settings, whose artifacts differ
+  quickstart       a link to the folder of the run that was started last
+
+The same plan again, after a crash or with everything cached, is the same run. A run belongs to its recipe's file: a
+second file of the same name gets another name (`quickstart-2`). Numbers, not times, order the runs of a name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vfm.config import UserError
+from vfm.flow.locks import locked
+from vfm.flow.plan import Step
+from vfm.flow.recipe import Recipe
+from vfm.flow.run_names import own_name, owner_of
+from vfm.flow.store import LINKS, Store
+from vfm.permissions import check_writable, is_writable
+from vfm.store_files import read_record
+
+RUN_FILE, EVENTS_FILE, RECIPE_FILE = "run.json", "events.jsonl", "recipe.yaml"
+_FOLDER = re.compile(r"(?P<name>[^.].*)@(?P<number>\d{1,9})")
+
+
+@dataclass(frozen=True)
+class KeptRun:
+    """A run that a store keeps.
+
+    Attributes:
+        directory: its folder.
+        name: name that it shares with the other runs of its recipe.
+        number: its place among them, from 1.
+        record: the content of its `run.json`; empty if that is missing or damaged.
+    """
+
+    directory: Path
+    name: str
+    number: int
+    record: Mapping[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has ended."""
+        return self.record.get("seconds") is not None
+
+    @property
+    def links(self) -> dict[str, str]:
+        """Name of the artifact's folder by stage."""
+        folder = self.directory / LINKS
+        links = [link for link in folder.iterdir() if link.is_symlink()] if folder.is_dir() else []
+        return {link.name: link.readlink().name for link in links if not link.name.startswith(".")}
+
+
+def kept_runs(store: Store) -> list[KeptRun]:
+    """Return the runs of a store, those of a name together and in the order of their numbers."""
+    found = []
+    for folder in store.runs.iterdir() if store.runs.is_dir() else ():
+        parts = _FOLDER.fullmatch(folder.name)
+        if parts and folder.is_dir() and not folder.is_symlink():
+            record: dict[str, Any] = {}
+            with suppress(UserError):
+                record = read_record(folder / RUN_FILE)
+            found.append(KeptRun(folder, parts["name"], int(parts["number"]), record))
+    return sorted(found, key=lambda run: (run.name, run.number))
+
+
+def find_run(word: str, store: Store) -> Path | None:
+    """Return the folder of a run; None if there is none.
+
+    Args:
+        word: the folder, `NAME@NUMBER`, `NAME` for the one started last, or a recipe as `vfm run` takes it.
+        store: the store.
+    """
+    path = Path(word)
+    names = [word, path.stem]
+    if path.is_file():
+        owner = owner_of(path, "", store.root)
+        names = [run.name for run in kept_runs(store) if run.record.get("file") == owner][:1]
+    places = [path, *map(store.run_directory, names)]
+    return next((place for place in places if (place / RUN_FILE).is_file()), None)
+
+
+def open_run(recipe: Recipe, steps: Sequence[Step], store: Store) -> Path:
+    """Return the folder of a plan's run, with the resolved recipe and a link to the artifact of each stage.
+
+    The links exist from the start, so that `vfm clean` keeps the partial results of an interrupted run. A link dangles
+    until its artifact is published. Where the store may not be written and all artifacts exist, the folder is a
+    temporary one outside the store.
+
+    Raises:
+        UserError: the store may not be written, and an artifact is missing.
+    """
+    place = store.runs
+    if is_writable(place):
+        place.mkdir(parents=True, exist_ok=True)
+        with locked(place / ".lock", "the list of runs"):
+            place = _numbered(recipe, steps, store)
+            if is_writable(place):
+                _write_recipe(place, recipe)
+                _link(store.run_directory(place.name.rpartition("@")[0]), Path(place.name))
+                return place
+    if any(step.status != "cached" for step in steps):
+        check_writable(place)
+    directory = Path(tempfile.mkdtemp(prefix=f"vfm-{recipe.name}-"))
+    _fill(directory, recipe, steps, store, to_store=store.root.absolute())
+    return directory
+
+
+def through_link(file: Path) -> Path:
+    """Return the path of a run's file through the link to the run that was started last, if that is this run."""
+    folder = file.parent
+    latest = folder.with_name(folder.name.rpartition("@")[0] or folder.name)
+    return latest / file.name if latest.is_symlink() and latest.samefile(folder) else file
+
+
+def _numbered(recipe: Recipe, steps: Sequence[Step], store: Store) -> Path:
+    """Return the folder of the run that has the plan's artifacts, else a new one with the next number."""
+    kept = kept_runs(store)
+    name = own_name(recipe.name, _owner(recipe, store), [(run.name, run.record.get("file")) for run in kept])
+    runs = [run for run in kept if run.name == name]
+    following = store.run_directory(f"{name}@{max((run.number for run in runs), default=0) + 1}")
+    older = store.run_directory(name)
+    if older.is_dir() and not older.is_symlink():  # versions without numbers kept the one run of a recipe there
+        older.rename(following)
+        return _numbered(recipe, steps, store)
+    wanted = {step.stage.name: step.slot.name for step in steps}
+    if same := [run for run in runs if run.links == wanted]:
+        return same[-1].directory
+    part = store.runs / f".{following.name}.{os.getpid()}"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    _fill(part, recipe, steps, store, to_store=Path("../../.."))
+    part.rename(following)
+    return following
+
+
+def _owner(recipe: Recipe, store: Store) -> str:
+    return owner_of(recipe.file, recipe.name, store.root)
+
+
+def _fill(directory: Path, recipe: Recipe, steps: Sequence[Step], store: Store, to_store: Path) -> None:
+    """Write a new run: its recipe, its links, and its record, which says that it has not finished."""
+    _write_recipe(directory, recipe)
+    links = directory / LINKS
+    links.mkdir()
+    for step in steps:
+        _link(links / step.stage.name, to_store / step.slot.name)
+    write_run_file(directory, {"recipe": recipe.name, "file": _owner(recipe, store), "seconds": None})
+
+
+def _write_recipe(directory: Path, recipe: Recipe) -> None:
+    file, text = directory / RECIPE_FILE, recipe.text.encode(errors="backslashreplace")
+    if not file.is_file() or file.read_bytes() != text:
+        _write(file, text)
+
+
+def write_run_file(directory: Path, record: Mapping[str, Any]) -> None:
+    """Write the `run.json` of a run, completely or not at all."""
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    _write(directory / RUN_FILE, text.encode(errors="backslashreplace"))
+
+
+def _write(file: Path, content: bytes) -> None:
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    part.write_bytes(content)
+    part.replace(file)
+
+
+def _link(place: Path, target: Path) -> None:
+    """Make a link, in place of an older one; atomic, since another run may do the same."""
+    temporary = place.with_name(f".{place.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(place)
+
+
+def older_runs(store: Store, keep: int) -> Iterator[KeptRun]:
+    """Yield the runs of each name but the `keep` ones with the highest numbers and the one that was started last."""
+    runs = kept_runs(store)
+    for name in dict.fromkeys(run.name for run in runs):
+        same = [run for run in runs if run.name == name]
+        last = os.path.realpath(store.run_directory(name))
+        yield from (run for run in same[: max(0, len(same) - keep)] if os.path.realpath(run.directory) != last)
