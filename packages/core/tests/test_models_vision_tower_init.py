@@ -12,7 +12,17 @@ from torch.nn import functional as F
 
 from vfm.artifacts import VisionCheckpoint
 from vfm.config import UserError
-from vfm.models import ClipModel, KeyReport, build_clip, build_vision, init_vision_tower, save_vision
+from vfm.models import (
+    ClipModel,
+    KeyReport,
+    build_clip,
+    build_vision,
+    init_vision_tower,
+    load_clip,
+    save_clip,
+    save_vision,
+    vision_preprocess,
+)
 from vfm.models.weight_transfer import resize_patch_kernel
 
 TEXT = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
@@ -50,6 +60,24 @@ def test_tower_computes_the_encoders_features(tmp_path: Path) -> None:
     torch.testing.assert_close(model.module.visual.trunk.forward_features(images), vision.forward_features(images))
     assert set(report.new) == {"head.weight", "head.bias"}
     assert (report.renamed, report.resized, report.dropped) == ({}, {}, {})
+
+
+def test_images_are_normalised_as_for_the_encoder(tmp_path: Path) -> None:
+    """Check that embeddings of a photograph start from the encoder's own features of it."""
+    vision, model = encoder("vit_pico_patch8_32", global_pool="token", num_classes=0), clip("vit_pico_patch8_32")
+    imagenet = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    vision.pretrained_cfg = {**vision.pretrained_cfg, **imagenet}
+    init_vision_tower(save_vision(vision, tmp_path / "encoder"), model)
+    photograph = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = vision(vision_preprocess(vision).pixels(photograph))
+    torch.testing.assert_close(
+        model.module.visual.trunk.forward_head(
+            model.module.visual.trunk.forward_features(model.pixels(photograph)), pre_logits=True
+        ),
+        expected,
+    )
+    saved = load_clip(save_clip(model, tmp_path / "clip")).preprocess
+    assert (saved.mean, saved.std) == (imagenet["mean"], imagenet["std"])
 
 
 @pytest.mark.parametrize(("source_pool", "tower_pool"), [("token", "avg"), ("avg", "token")])

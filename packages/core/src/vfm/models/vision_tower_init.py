@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from open_clip.timm_model import TimmModel
 from torch import Tensor
 
 from vfm.artifacts import VisionCheckpoint
 from vfm.config import UserError
 from vfm.models.clip import ClipModel
-from vfm.models.vision import VISION_WEIGHTS_FILE
+from vfm.models.vision import VISION_WEIGHTS_FILE, build_vision, vision_preprocess
 from vfm.models.weight_transfer import KeyReport, PatchResize, TransferRules, transfer_weights
 from vfm.models.weights import load_state_dict
 
@@ -39,6 +40,9 @@ def init_vision_tower(
     vision: VisionCheckpoint | Path | Mapping[str, Tensor], clip: ClipModel, *, patch_resize: PatchResize = "pinv"
 ) -> KeyReport:
     """Load a vision encoder's weights into the vision tower of a CLIP model, in place.
+
+    From a checkpoint the CLIP model also takes over the mean and std of the encoder's images: a configuration of
+    open_clip has none, and weights show neither them nor the activation.
 
     Args:
         vision: a checkpoint in timm's layout, or its state dict.
@@ -60,6 +64,10 @@ def init_vision_tower(
     rules = TransferRules(_DROPPED, _NEW, patch_resize=patch_resize, where=clip.name)
     transfer_weights(_read(vision), visual.trunk, rules, report)
     report.new.update({f"visual.head.{key}": "the CLIP projection" for key in visual.head.state_dict()})
+    if isinstance(vision, VisionCheckpoint):
+        with torch.device("meta"):  # only its configuration is needed
+            own = vision_preprocess(build_vision(f"local-dir:{vision.path}"))
+        clip.preprocess = clip.preprocess.model_copy(update={"mean": own.mean, "std": own.std})
     return report
 
 
