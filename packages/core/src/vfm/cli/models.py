@@ -51,7 +51,7 @@ def embed(
         source = open_images(data, Path(folder))
         encoder = open_encoder(model, pretrained, open_device(device))
         with _on_console("embed", Path(folder)) as ctx, writer:
-            bad = embed_dataset(ctx, source, encoder, writer, ReadSettings(batch_size, max_bad_fraction))
+            bad = embed_dataset(ctx, source, encoder, writer, ReadSettings(batch_size, max_bad_fraction), model)
     skipped = f"; skipped: {', '.join(f'{count} {reason}' for reason, count in bad.items())}" if bad else ""
     show(f"{out}: {len(source) - bad.total():,} embeddings{skipped}")
 
@@ -87,6 +87,7 @@ def predict(
     """Classify images, or find their nearest neighbours in an index."""
     from vfm.cli.inputs import full_name, open_device, open_encoder, read_classes, read_images
     from vfm.cli.prediction import class_probabilities, similarities
+    from vfm.eval import check_finite
 
     if classes and index:
         raise UserError("give either --classes (names to choose from) or --index (embeddings to search), not both")
@@ -97,6 +98,7 @@ def predict(
         words, scores = similarities(encoder, full_name(model, pretrained), opened, index)
     else:
         words, scores = class_probabilities(encoder, model, opened, names, template)
+    check_finite(scores, model, [str(file) for file in images])
     for file, row in zip(images, scores, strict=True):
         show(str(file))
         best = row.topk(min(top, len(words)))
@@ -126,7 +128,8 @@ def view(
     opened = read_images(images)
     encoder = open_encoder(model, pretrained, open_device(device))
     out.mkdir(parents=True, exist_ok=True)
-    for number, (file, maps) in enumerate(zip(images, compute_patch_maps(encoder, opened), strict=True)):
+    found = compute_patch_maps(encoder, opened, [str(file) for file in images], model)
+    for number, (file, maps) in enumerate(zip(images, found, strict=True)):
         repeated = [other.stem for other in images].count(file.stem) > 1
         target = out / f"{file.stem}{f'-{number}' if repeated else ''}.png"
         Image.fromarray(maps.sheet()).save(target)

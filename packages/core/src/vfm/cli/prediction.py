@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from vfm.cli.command import errors
 from vfm.config import UserError
-from vfm.eval import ensemble_templates, fill_templates, logit_scale, read_embeddings
+from vfm.eval import check_finite, ensemble_templates, fill_templates, logit_scale, read_embeddings
 from vfm.eval.classify import columns_of
 from vfm.models import ClipModel, PooledVision, class_names_of
 
@@ -72,4 +72,5 @@ def similarities(
         message = f"{index}: made with {known.model}, not with {model}; similarities of different models mean nothing"
         errors.print(message, markup=False, highlight=False, soft_wrap=True)
     entries = [f"{key}  {text}".rstrip() for key, text in zip(known.keys, known.texts, strict=True)]
+    check_finite(known.vectors, str(index), known.keys)
     return entries, found @ normalize(known.vectors, dim=-1).T

@@ -9,6 +9,7 @@ from vfm.eval.classification import encode_with_targets, hardest_panel, result_f
 from vfm.eval.embeddings import embed_dataset, open_writer, read_embeddings
 from vfm.eval.encoders import encode_texts, load_encoder, logit_scale
 from vfm.eval.features import Encoded, encode_dataset, encode_labeled
+from vfm.eval.finite import check_finite
 from vfm.eval.hashes import checkpoint_hash, data_hash, item_digest
 from vfm.eval.image_panels import CaptionedImage, images_panel
 from vfm.eval.patch_maps import (
@@ -29,7 +30,7 @@ from vfm.statistics import Accuracy, MeanAveragePrecision, bootstrap_interval
 
 __all__ = [
     "MAP_GAP", "MAP_SIDE", "NUM_PICTURES", "Accuracy", "CaptionedImage", "Encoded", "Evaluated",
-    "MeanAveragePrecision", "ModelResult", "ReadSettings", "Score", "best_ranks", "bootstrap_interval",
+    "MeanAveragePrecision", "ModelResult", "ReadSettings", "Score", "best_ranks", "bootstrap_interval", "check_finite",
     "checkpoint_hash", "compute_patch_maps", "data_hash", "embed_dataset", "encode_dataset", "encode_labeled",
     "encode_texts", "encode_with_targets", "enlarge", "ensemble_templates", "fill_templates", "hardest_panel",
     "hits_at", "images_panel", "item_digest", "label_ranks", "load_encoder", "logit_scale", "nearest", "open_writer",

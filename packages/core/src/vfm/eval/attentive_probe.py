@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfm.config import UserError
+from vfm.eval.finite import check_finite
 from vfm.models import ClipModel, patch_features
 
 GIB = 1 << 30
@@ -95,7 +96,11 @@ class TokenFile:
                         f"patch tokens of {self.shape[0]} x {self.shape[1]} per image need more than"
                         f" {self.max_bytes / GIB:g} GiB; raise max_cache_gib, or evaluate on fewer images"
                     )
-                stream.write(tokens.half().cpu().numpy().tobytes())
+                stored = tokens.half().cpu()
+                check_finite(
+                    stored, "patch tokens in half precision", [f"image {start + i}" for i in range(len(stored))]
+                )
+                stream.write(stored.numpy().tobytes())
         return torch.zeros(len(images), 0)
 
     def tokens(self) -> Tensor:

@@ -22,6 +22,7 @@ from vfm.data import BadSample
 from vfm.data.choices import Choice, load_choices
 from vfm.data.images import decode_image
 from vfm.eval.encoders import encode_texts, logit_scale
+from vfm.eval.finite import check_finite
 from vfm.eval.hashes import item_digest
 from vfm.models import ClipModel, TextImageEncoder, eval_mode, image_tokens
 from vfm.stage import Context
@@ -68,7 +69,7 @@ def choice_logits(
     Items with a bad image are skipped, counted and reported.
 
     Raises:
-        UserError: too many bad items, or an error that `check` raises.
+        UserError: too many bad items, a logit is not finite, or an error that `check` raises.
     """
     items: list[Choice] = []
     digests: list[bytes] = []
@@ -86,7 +87,7 @@ def choice_logits(
             items += [item for item, _ in chunk]
             digests += [_digest(item) for item, _ in chunk]
             for name, model in encoders.items():
-                logits[name] += _chunk_logits(model, chunk, prompt, reading.batch_size)
+                logits[name] += _chunk_logits(name, model, chunk, prompt, reading.batch_size)
             chunk = []
             ctx.progress(seen, data.num_pairs, "items")
     reading.check_bad(bad, data.num_pairs, "items")
@@ -98,17 +99,24 @@ def _digest(item: Choice) -> bytes:
 
 
 def _chunk_logits(
-    model: TextImageEncoder, chunk: Sequence[tuple[Choice, list[Image.Image]]], prompt: str, batch_size: int
+    name: str,
+    model: TextImageEncoder,
+    chunk: Sequence[tuple[Choice, list[Image.Image]]],
+    prompt: str,
+    batch_size: int,
 ) -> list[NDArray[np.float32]]:
     """Return the logits of each item, (S, I); all images and statements of the chunk are encoded together."""
     if not chunk:
         return []
     images = model.encode_images([image for _, pictures in chunk for image in pictures], batch_size)  # (N, D)
-    texts = encode_texts(model, [prompt + text for item, _ in chunk for text in item.statements], batch_size)
+    texts = encode_texts(model, [prompt + text for item, _ in chunk for text in item.statements], batch_size, name)
     scale = logit_scale(model)
     by_text = _split(texts, [len(item.statements) for item, _ in chunk])
     by_image = _split(images, [len(pictures) for _, pictures in chunk])
-    return [(scale * text @ image.T).numpy() for text, image in zip(by_text, by_image, strict=True)]
+    logits = [scale * text @ image.T for text, image in zip(by_text, by_image, strict=True)]
+    for (item, _), scores in zip(chunk, logits, strict=True):
+        check_finite(scores[None], name, [item.key])
+    return [scores.numpy() for scores in logits]
 
 
 def _split(features: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:

@@ -29,6 +29,7 @@ from torch import Tensor
 from vfm.config import UserError
 from vfm.data import BadSample, Sample, Source
 from vfm.eval.features import decoded_batches
+from vfm.eval.finite import check_finite
 from vfm.models import ImageEncoder
 from vfm.stage import Context
 from vfm.stages.evaluation.base import ReadSettings
@@ -63,15 +64,23 @@ class Writer(Protocol):
 
 
 def embed_dataset(
-    ctx: Context, source: Source, encoder: ImageEncoder, writer: Writer, reading: ReadSettings
+    ctx: Context, source: Source, encoder: ImageEncoder, writer: Writer, reading: ReadSettings, name: str = "the model"
 ) -> Counter[str]:
     """Write the embeddings of all images that can be read, in order; bad samples are reported.
+
+    Args:
+        ctx: takes progress and bad samples.
+        source: the dataset.
+        encoder: the model.
+        writer: of the file.
+        reading: how to read.
+        name: the model's name, for the error.
 
     Returns:
         The number of bad samples by reason.
 
     Raises:
-        UserError: too many images cannot be read, or all.
+        UserError: too many images cannot be read, or all; or an embedding is not finite.
     """
     bad: Counter[str] = Counter()
     seen = 0
@@ -83,6 +92,7 @@ def embed_dataset(
         if good:
             vectors = encoder.encode_images([image for _, image, _ in good], reading.batch_size).numpy()
             samples = [sample for sample, *_ in good]
+            check_finite(vectors, name, [s.key for s in samples])
             writer.write([s.key for s in samples], [_text(s, source.class_names) for s in samples], vectors)
         seen += len(batch)
         ctx.progress(seen, len(source), "images")

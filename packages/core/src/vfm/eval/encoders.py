@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vfm.artifacts import Artifact, ClipCheckpoint, VisionCheckpoint
+from vfm.eval.finite import check_finite
 from vfm.eval.hashes import checkpoint_hash
 from vfm.models import ClipModel, PooledVision, Preprocess, TextImageEncoder, load_clip, load_vision, vision_preprocess
 from vfm.stages.evaluation.base import ResizeMode
@@ -63,8 +64,19 @@ def logit_scale(model: TextImageEncoder) -> float:
     return float(log_scale.detach().exp())
 
 
-def encode_texts(model: TextImageEncoder, texts: Sequence[str], batch_size: int) -> Tensor:
-    """Return unit vectors, (M, D); repeated texts, which are common among web captions, are encoded once."""
+def encode_texts(model: TextImageEncoder, texts: Sequence[str], batch_size: int, name: str = "the model") -> Tensor:
+    """Return unit vectors, (M, D); repeated texts, which are common among web captions, are encoded once.
+
+    Args:
+        model: the encoder.
+        texts: M texts.
+        batch_size: texts encoded at a time.
+        name: the model's name, for the error.
+
+    Raises:
+        UserError: a feature is not finite.
+    """
     rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     features = model.encode_texts(list(rows), batch_size)
+    check_finite(features, name, list(rows))
     return features if len(rows) == len(texts) else features[torch.tensor([rows[text] for text in texts])]

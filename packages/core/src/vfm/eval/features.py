@@ -19,6 +19,7 @@ from vfm.artifacts import LabeledDataset
 from vfm.data import BadSample, Sample, Source, open_dataset
 from vfm.data.images import decode_image
 from vfm.eval.feature_cache import FeatureCache
+from vfm.eval.finite import check_finite
 from vfm.eval.hashes import item_digest
 from vfm.models import ImageEncoder
 from vfm.stage import Context
@@ -73,7 +74,7 @@ def encode_dataset(
         check: raises BadSample for a sample that this evaluation cannot use (no caption in its language).
 
     Raises:
-        UserError: too many bad samples, or no good one.
+        UserError: too many bad samples, or no good one; or a feature is not finite.
     """
     caches = {name: FeatureCache.of(source, getattr(encoder, "features_key", "")) for name, encoder in encoders.items()}
     cached = {name: set(cache.numbers.tolist()) for name, cache in caches.items()}
@@ -104,7 +105,9 @@ def encode_dataset(
         found |= {number: (replace(sample, image=b""), digest) for number, sample, _, digest in good}
         for name, encoder in encoders.items():
             if images := {number: image for number, _, image, _ in good if number not in cached[name]}:
-                new[name].append((list(images), encoder.encode_images(list(images.values()), reading.batch_size)))
+                features_of_batch = encoder.encode_images(list(images.values()), reading.batch_size)
+                check_finite(features_of_batch, name, [found[number][0].key for number in images])
+                new[name].append((list(images), features_of_batch))
         seen += len(batch)
         ctx.progress(seen, len(source), "images")
     reading.check_bad(bad, len(source))

@@ -23,6 +23,7 @@ from vfm.artifacts import LabeledDataset
 from vfm.config import UserError
 from vfm.eval.encoders import logit_scale
 from vfm.eval.features import encode_labeled
+from vfm.eval.finite import check_finite
 from vfm.eval.hashes import data_hash
 from vfm.eval.ranking import label_ranks
 from vfm.eval.zero_shot import zero_shot_classifier
@@ -92,7 +93,7 @@ def score_few_shot(
         raise UserError(f"class {data.class_names[missing[0]]!r} has no training image")
     results, curves = {}, []
     for name, model in encoders.items():
-        start = _start(model, data, settings, known.features[name].shape[1], reading.batch_size)
+        start = _start(name, model, data, settings, known.features[name].shape[1], reading.batch_size)
         features = known.features[name].numpy(), test.features[name].numpy()
         trials = {
             shots: _trials(features[0], known.labels, features[1], test.labels, start, shots, settings)
@@ -129,13 +130,14 @@ class _Trials:
 
 
 def _start(
-    model: Any, data: LabeledDataset, settings: FewShotSettings, width: int, batch_size: int
+    name: str, model: Any, data: LabeledDataset, settings: FewShotSettings, width: int, batch_size: int
 ) -> NDArray[np.floating]:
     """Return the initial weights, (C, D)."""
     if not settings.words:
         return np.zeros((len(data.class_names), width))
-    classifier = zero_shot_classifier(model, data.class_names, settings.templates or data.templates, batch_size)
+    classifier = zero_shot_classifier(model, data.class_names, settings.templates or data.templates, batch_size, name)
     weights: NDArray[np.floating] = logit_scale(model) * classifier.double().numpy()
+    check_finite(weights, name, data.class_names)
     return weights
 
 

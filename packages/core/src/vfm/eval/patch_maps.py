@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from vfm.config import UserError
 from vfm.data import BadSample, Source
 from vfm.data.images import decode_image
+from vfm.eval.finite import check_finite
 from vfm.models import (
     ClipModel,
     attention_map,
@@ -109,15 +110,19 @@ def similarity_maps(image_features: Tensor, patch_tokens: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def compute_patch_maps(encoder: Any, images: Sequence[Image.Image]) -> list[PatchMaps]:
+def compute_patch_maps(
+    encoder: Any, images: Sequence[Image.Image], names: Sequence[str] = (), model_name: str = "the model"
+) -> list[PatchMaps]:
     """Compute the maps of a few images, which share their colours.
 
     Args:
         encoder: a `ClipModel` or `PooledVision`.
         images: RGB, of any size.
+        names: names of the images, for the error; default: their numbers.
+        model_name: name of the model, for the error.
 
     Raises:
-        UserError: the encoder has no patch tokens.
+        UserError: the encoder has no patch tokens, or a feature is not finite.
     """
     model = encoder if isinstance(encoder, ClipModel) else encoder.module
     tower = vision_tower(model)
@@ -128,6 +133,8 @@ def compute_patch_maps(encoder: Any, images: Sequence[Image.Image]) -> list[Patc
         features = patch_features(model, pixels, projected=False).float().cpu()
         whole, patches = _image_and_patches(model, pixels, features, projected=bool(tower.project) and model is encoder)
         attention = _attention(model, pixels, features.shape[1])
+    for output in (features, whole, patches, *attention):
+        check_finite(output, model_name, names or [f"image {number}" for number in range(len(images))])
     colours = component_colours(features)
     heats = [similarity_maps(whole.float().cpu(), patches.float().cpu()), *attention]
     magma = colormaps["magma"]
@@ -147,7 +154,7 @@ def pca_sheet(encoder: Any, source: Source, directory: Path, *, num_pictures: in
     folder = directory / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
-    views = compute_patch_maps(encoder, [image for _, image in shown]) if shown else []
+    views = compute_patch_maps(encoder, [image for _, image in shown], [key for key, _ in shown]) if shown else []
     for number, view in enumerate(views):
         file = f"pictures/semantic-{number}.png"
         Image.fromarray(view.sheet()).save(directory / file)

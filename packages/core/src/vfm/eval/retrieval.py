@@ -69,7 +69,7 @@ def score_retrieval(
     last = list(encoders)[-1]  # the model that the others lead to: its images are shown
     results = {}
     for name, model in encoders.items():
-        texts = encode_texts(model, captions.texts, reading.batch_size)
+        texts = encode_texts(model, captions.texts, reading.batch_size, name)
         ranks = retrieval_ranks(images.features[name], texts, torch.from_numpy(captions.image))
         scores = recall_scores(ranks, captions.image, recall_k)
         results[name] = ModelResult(scores, _predictions(images, captions, ranks), _rank_facts(ranks))

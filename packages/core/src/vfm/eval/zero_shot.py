@@ -27,6 +27,7 @@ from vfm.eval.classification import (
     result_from_ranks,
     result_from_scores,
 )
+from vfm.eval.finite import check_finite
 from vfm.eval.hashes import data_hash
 from vfm.eval.ranking import MAX_SCORES, best_ranks, row_blocks
 from vfm.models import TextImageEncoder
@@ -91,7 +92,8 @@ def score_zero_shot(
     results = {}
     for name, model in encoders.items():
         features = images.features[name]
-        classifier = zero_shot_classifier(model, [names[label] for label in candidates], templates, reading.batch_size)
+        classes = [names[label] for label in candidates]
+        classifier = zero_shot_classifier(model, classes, templates, reading.batch_size, name)
         details = {"templates": templates, **({"class_names": names} if prompts.class_names else {})}
         if isinstance(data, TaggedImages):
             scores = (features @ classifier.T).numpy()
@@ -108,10 +110,20 @@ def score_zero_shot(
 
 
 def zero_shot_classifier(
-    model: TextImageEncoder, class_names: Sequence[str], templates: Sequence[str], batch_size: int
+    model: TextImageEncoder,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    batch_size: int,
+    name: str = "the model",
 ) -> Tensor:
-    """Return one unit vector per class, (C, D): the ensemble of its prompts."""
-    features = model.encode_texts(fill_templates(class_names, templates), batch_size)
+    """Return one unit vector per class, (C, D): the ensemble of its prompts.
+
+    Raises:
+        UserError: a feature is not finite; the line has the model's `name`.
+    """
+    prompts = fill_templates(class_names, templates)
+    features = model.encode_texts(prompts, batch_size)
+    check_finite(features, name, prompts)
     return ensemble_templates(features.view(len(class_names), len(templates), -1))
 
 

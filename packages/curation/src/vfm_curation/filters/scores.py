@@ -26,7 +26,7 @@ def linear_score_passes(config: LinearScore, run: FilterRun) -> Iterator[Bools]:
     """Yield which images pass by the head's score.
 
     Raises:
-        UserError: the head does not fit the model's embeddings.
+        UserError: the head does not fit the model's embeddings, or a score is not finite.
     """
     weight, bias = read_head(Path(config.head))
 
@@ -36,7 +36,12 @@ def linear_score_passes(config: LinearScore, run: FilterRun) -> Iterator[Bools]:
                 raise UserError(
                     f"{config.head}: takes embeddings of width {len(weight)}; '{config.clip}' has {vectors.shape[1]}"
                 )
-            yield vectors @ weight + bias
+            with np.errstate(invalid="ignore"):
+                found = vectors @ weight + bias
+            if not np.isfinite(found).all():
+                first = int(np.flatnonzero(~np.isfinite(found))[0])
+                raise UserError(f"{config.head}: expected finite scores, got {found[first]} (image {first} of a batch)")
+            yield found
 
     return cut(config, scores, run.num_units("image"))
 
