@@ -1,12 +1,13 @@
-"""The map that a prior is trained with: from CLIP's joint space to the context of its cross-attention."""
+"""The map that a prior is trained with: from CLIP's joint space to the context of its network, and to its vector."""
 
-# B batch, D width of the joint space, K context tokens, W their width
+# B batch, D width of the joint space, K context tokens, W their width, P width of the vector
 
 from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
@@ -20,6 +21,7 @@ from vfm_diva.conditioning import Conditioning
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 PROBE = "a photo of a thing"
+MapLayers = Literal["linear", "mlp"]
 SAME_SPACE = 0.99  # minimum cosine of the probe's embeddings; an unchanged text tower gives 1
 
 
@@ -29,7 +31,9 @@ def unit_rms(embeds: Tensor) -> Tensor:
 
 
 class ConditionMap(nn.Module):
-    """A linear map from CLIP's joint space to a few context tokens, trained with the generator.
+    """A map from CLIP's joint space to a few context tokens, and to a vector if the network takes one.
+
+    It is trained with the generator: a linear layer, or layer norm, linear layer, GELU and linear layer (GenHancer).
 
     It expects text embeddings. CLIP's image embeddings differ from them by a nearly constant vector, the modality gap
     (arXiv:2203.02053), which `toward_text` adds. The weights identify the joint space by the embedding of one text.
@@ -38,20 +42,29 @@ class ConditionMap(nn.Module):
         embed_dim: D.
         num_tokens: K.
         width: W.
+        vector_width: P; 0 for networks without a vector.
+        layers: of the map.
     """
 
     gap: Tensor
     probe: Tensor
 
-    def __init__(self, embed_dim: int, num_tokens: int, width: int) -> None:
+    def __init__(
+        self, embed_dim: int, num_tokens: int, width: int, vector_width: int = 0, layers: MapLayers = "linear"
+    ) -> None:
         super().__init__()
-        self.sizes = {"embed_dim": embed_dim, "num_tokens": num_tokens, "width": width}
-        self.linear = nn.Linear(embed_dim, num_tokens * width)
+        self.sizes: dict[str, Any] = {"embed_dim": embed_dim, "num_tokens": num_tokens, "width": width}
+        if vector_width:
+            self.sizes["vector_width"] = vector_width
+        if layers != "linear":
+            self.sizes["layers"] = layers
+        self.linear = _layers(layers, embed_dim, num_tokens * width)
+        self.vector = _layers(layers, embed_dim, vector_width) if vector_width else None
         self.register_buffer("gap", torch.zeros(embed_dim))
         self.register_buffer("probe", torch.zeros(embed_dim))
 
     def forward(self, embeds: Tensor, *, noise: Tensor | None = None, is_empty: Tensor | None = None) -> Conditioning:
-        """Map text-like embeddings to context tokens, (B, K, W).
+        """Map text-like embeddings to context tokens, (B, K, W), and to the vector, (B, P).
 
         Args:
             embeds: (B, D), of any scale.
@@ -64,7 +77,8 @@ class ConditionMap(nn.Module):
         if is_empty is not None:
             embeds = embeds.masked_fill(is_empty[:, None], 0.0)
         tokens: Tensor = self.linear(embeds)  # (B, K W)
-        return Conditioning(tokens.view(-1, self.sizes["num_tokens"], self.sizes["width"]))
+        vector = None if self.vector is None else self.vector(embeds)
+        return Conditioning(tokens.view(-1, self.sizes["num_tokens"], self.sizes["width"]), vector)
 
     def from_images(self, image_embeds: Tensor) -> Conditioning:
         """Map image embeddings, (B, D), to context tokens."""
@@ -130,6 +144,12 @@ class ConditionMap(nn.Module):
         condition_map = cls(**sizes)
         condition_map.load_state_dict(load_file(directory / WEIGHTS_FILE))
         return condition_map
+
+
+def _layers(kind: MapLayers, width: int, out: int) -> nn.Module:
+    if kind == "linear":
+        return nn.Linear(width, out)
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, out), nn.GELU(), nn.Linear(out, out))
 
 
 def save_without_map(directory: Path) -> None:

@@ -14,7 +14,7 @@ from vfm_diva.condition import ImageCondition, ImageFeatures
 from vfm_diva.condition_map import ConditionMap
 from vfm_diva.conditioning import Conditioning, combine_with_prompt
 from vfm_diva.generator import Generator
-from vfm_diva.parts import Embedding, LastBlocks, NoAdapter
+from vfm_diva.parts import Cls, Embedding, LastBlocks, NoAdapter
 from vfm_diva.stages import Feedback
 
 
@@ -102,6 +102,10 @@ def check_feedback(clip: ClipModel, generator: Generator, feedback: Feedback) ->
         UserError: widths or sizes do not fit, or the CLIP model lacks the patch tokens or blocks that are needed.
     """
     generator.noise_shape_at(feedback.image_size or generator.image_size)
+    if feedback.prompt.combine == "broadcast" and not isinstance(feedback.condition, Embedding | Cls):
+        raise UserError(
+            f"prompt.combine: broadcast needs one token, of condition embedding or cls; got {feedback.condition.type}"
+        )
     condition: ImageCondition = feedback.condition.build(clip)
     if isinstance(feedback.adapter, NoAdapter):
         _check_without_adapter(clip, generator, feedback, condition.width)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-Combine = Literal["replace", "add", "concatenate"]
+Combine = Literal["replace", "add", "concatenate", "broadcast"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ def combine_with_prompt(image: Conditioning, prompt: Conditioning | None, how: C
         how: `replace`: the image tokens replace the text states. `add`: elementwise if there are as many of both, else
             the states' mean is added to each token, as in DIVA's code (77 tokens, other numbers). `concatenate`: the
             image tokens follow the states. A vector cannot be concatenated, so `concatenate` keeps the prompt's.
+            `broadcast`: the image token is added to each of the states, as in DCR's code; for one token only.
     """
     if prompt is None:
         return image
@@ -72,12 +73,14 @@ def _tokens(image: Tensor, states: Tensor, how: Combine) -> Tensor:
         return image
     if how == "concatenate":
         return torch.cat([states, image], dim=1)  # (B, L + T, W)
+    if how == "broadcast":
+        return states + image
     return image + (states if states.shape[1] == image.shape[1] else states.mean(dim=1, keepdim=True))
 
 
 def _pooled(image: Tensor | None, prompt: Tensor | None, how: Combine) -> Tensor | None:
     if image is None or prompt is None:
         return prompt if image is None else image
-    if how == "add":
+    if how in ("add", "broadcast"):
         return image + prompt
     return prompt if how == "concatenate" else image

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from vfm_diva.conditioning import Conditioning
 from vfm_diva.networks import predict
-from vfm_kernels import DiffusionKind, add_noise, denoising_error, discrete_timesteps, interpolate_noise
+from vfm_kernels import (
+    DiffusionKind,
+    add_noise,
+    denoising_error,
+    diffusion_target,
+    discrete_timesteps,
+    interpolate_noise,
+)
 
 
 class Denoiser(nn.Module):
@@ -39,6 +46,20 @@ class Denoiser(nn.Module):
             times: in [0, 1), (B,); 0 is clean.
             conditioning: of each sample.
         """
+        predicted, alpha_bar = self._predict_noisy(x0, noise, times, conditioning)
+        return denoising_error(self.prediction, predicted, x0, noise, alpha_bar)
+
+    def predict_target(
+        self, x0: Tensor, noise: Tensor, times: Tensor, conditioning: Conditioning
+    ) -> tuple[Tensor, Tensor]:
+        """Return the prediction for samples with noise, and its target, like `x0` each; arguments as `forward`."""
+        predicted, alpha_bar = self._predict_noisy(x0, noise, times, conditioning)
+        return predicted, diffusion_target(self.prediction, x0, noise, alpha_bar)
+
+    def _predict_noisy(
+        self, x0: Tensor, noise: Tensor, times: Tensor, conditioning: Conditioning
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the prediction, and the share of signal at the times, (B,), except for `flow`."""
         num_timesteps = len(self.alphas_cumprod)
         if self.prediction == "flow":
             alpha_bar, timesteps = None, times * num_timesteps
@@ -47,8 +68,7 @@ class Denoiser(nn.Module):
             timesteps = discrete_timesteps(times, num_timesteps)
             alpha_bar = self.alphas_cumprod[timesteps]
             noisy = add_noise(x0, noise, alpha_bar)
-        predicted = self.predict(noisy, timesteps, conditioning)
-        return denoising_error(self.prediction, predicted, x0, noise, alpha_bar)
+        return self.predict(noisy, timesteps, conditioning), alpha_bar
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the prediction for noisy samples (B, C, h, h) at timesteps of the schedule, (B,)."""

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from vfm.models import denoiser_folder
 from vfm.plugin import GeneratorCheckpoint, UserError
-from vfm_diva.condition_map import ConditionMap, save_without_map
+from vfm_diva.condition_map import ConditionMap, MapLayers, save_without_map
 from vfm_diva.conditioning import Conditioning
 from vfm_diva.denoiser import Denoiser
+from vfm_diva.network_parts import DenoiserNetwork, UNet
 from vfm_diva.networks import NETWORKS, NetworkInputs, network_inputs
-from vfm_diva.parts import DenoiserNetwork, UNet
 from vfm_diva.space import PixelSpace, Space, check_scale, load_model, load_space
 from vfm_kernels import DiffusionKind
 
@@ -101,6 +101,7 @@ def build_generator(
     embed_dim: int | None,
     num_tokens: int = 4,
     condition_width: int = 64,
+    layers: MapLayers = "linear",
     network: DenoiserNetwork | None = None,
     prediction: DiffusionKind = "v",
     space: Space | None = None,
@@ -113,6 +114,7 @@ def build_generator(
         embed_dim: width of the joint space; None: the condition is text states, and there is no condition map.
         num_tokens: context tokens that an embedding is mapped to.
         condition_width: width of the context tokens or of the text states.
+        layers: of the map from the joint space.
         network: default: a small UNet.
         prediction: target of the network.
         space: default: pixels.
@@ -128,7 +130,10 @@ def build_generator(
         built = (network or UNet()).build(
             sample_size=sample_size, channels=space.channels, context_width=condition_width
         )
-        condition_map = ConditionMap(embed_dim, num_tokens, condition_width) if embed_dim else None
+        condition_map = None
+        if embed_dim:
+            vector_width = network_inputs(built).pooled_width
+            condition_map = ConditionMap(embed_dim, num_tokens, condition_width, vector_width, layers)
     if prediction == "flow":
         scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=NUM_TRAIN_TIMESTEPS)
     else:

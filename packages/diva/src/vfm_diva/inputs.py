@@ -26,9 +26,10 @@ from vfm_diva.space import Space
 
 Inputs = TypeVar("Inputs")
 
-# They separate the draws of conditions and patches from those of the crop, which has the same seed.
+# They separate the draws of conditions, patches and second crops from those of the crop, which has the same seed.
 CONDITION_STREAM = 0x636F6E64
 PATCH_STREAM = 0x70617463
+VIEW_STREAM = 0x76696577
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +56,11 @@ class TuneInputs(ImageInputs):
 
     patch_draws: uniform numbers that choose the patches, (num_draws,), or as many for each time; None if nothing is
         drawn.
+    views: a second crop for CLIP, uint8 (3, S, S); None unless the loss compares it.
     """
 
     patch_draws: Tensor | None = None
+    views: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +111,10 @@ class MakeImageInputs:
         target = to_tensor(self.transform.apply(image, draw.seed))
         return ImageInputs(images=self._clip_image(image, draw.seed), target_images=target, noise=noise, times=times)
 
+    def view(self, sample: Sample, draw: SampleDraw) -> Tensor:
+        """Return another crop of a sample's image for CLIP, uint8 (3, S, S); errors as `__call__`."""
+        return self._clip_image(decode_image(sample.image, sample.key), draw.seed ^ VIEW_STREAM)
+
     def _clip_image(self, image: Image.Image, seed: int) -> Tensor:
         if not self.transform.scale:
             return to_tensor(self.preprocess.fit(image))
@@ -119,22 +126,24 @@ class MakeImageInputs:
 
 @dataclass(frozen=True)
 class MakeTuneInputs:
-    """Makes `TuneInputs`, with `num_draws` random numbers for the choice of patches."""
+    """Makes `TuneInputs`, with `num_draws` random numbers for the choice of patches, and a second crop if needed."""
 
     images: MakeImageInputs
     num_draws: int = 0
+    with_view: bool = False
 
     def __call__(self, sample: Sample, draw: SampleDraw) -> TuneInputs:
         """Return the inputs of one sample; errors as `MakeImageInputs`."""
         draws = None
         if self.num_draws:
             draws = torch.rand(self.num_draws, generator=torch.Generator().manual_seed(draw.seed ^ PATCH_STREAM))
-        return TuneInputs(**vars(self.images(sample, draw)), patch_draws=draws)
+        views = self.images.view(sample, draw) if self.with_view else None
+        return TuneInputs(**vars(self.images(sample, draw)), patch_draws=draws, views=views)
 
 
 @dataclass(frozen=True)
 class MakePriorInputs:
-    """Makes `PriorInputs`. If an image has several captions, one is drawn.
+    """Makes `PriorInputs`. If an image has several captions, one is drawn; with `text_share` 0 it needs none.
 
     images: makes the images.
     tokenize: CLIP's tokenizer.
@@ -157,7 +166,7 @@ class MakePriorInputs:
         Raises:
             BadSample: it has no caption in the language, or as `MakeImageInputs`.
         """
-        captions = sample.texts.get(self.language)
+        captions = sample.texts.get(self.language) or ([] if self.text_share else [""])
         if not captions:
             raise BadSample("missing_caption", f"{sample.key} ({self.language})")
         rng = np.random.default_rng([draw.seed, CONDITION_STREAM])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vfm.plugin import UserError
 from vfm_diva.conditioning import Conditioning
-from vfm_diva.parts import UNet
+from vfm_diva.network_parts import FlowTransformer, UNet
 
 NETWORKS: dict[str, Any] = {
     kind.__name__: kind for kind in (UNet2DConditionModel, SD3Transformer2DModel, FluxTransformer2DModel)
@@ -108,6 +108,24 @@ def build_unet(config: UNet, *, sample_size: int, channels: int, context_width: 
         cross_attention_dim=context_width,
         attention_head_dim=8,
         norm_num_groups=4,
+    )
+
+
+def build_flow_transformer(
+    config: FlowTransformer, *, sample_size: int, channels: int, context_width: int
+) -> FluxTransformer2DModel:
+    """Return a flow transformer with random weights from torch's generator; it takes samples of any even side."""
+    return FluxTransformer2DModel(
+        patch_size=1,  # squares of latents become tokens before the network
+        in_channels=channels * FLUX_PATCH**2,
+        num_layers=config.double_blocks,
+        num_single_layers=config.single_blocks,
+        num_attention_heads=config.num_heads,
+        attention_head_dim=config.head_width,
+        joint_attention_dim=context_width,
+        pooled_projection_dim=config.vector_width,
+        guidance_embeds=False,
+        axes_dims_rope=config.rotary_widths,
     )
 
 

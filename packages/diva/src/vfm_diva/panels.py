@@ -31,15 +31,16 @@ GAP = 4  # pixels between images side by side
 
 
 @torch.no_grad()
-def condition_panel(task: PriorTask, data: TrainingData[PriorInputs]) -> TablePanel:
+def condition_panel(task: PriorTask, data: TrainingData[PriorInputs], *, with_texts: bool = True) -> TablePanel:
     """Return a table of the loss with the image's own condition, with another image's, and with none.
 
-    A prior whose loss does not depend on the condition has nothing to teach.
+    A prior whose loss does not depend on the condition has nothing to teach. `with_texts` is False for images alone.
     """
     device = next(task.parameters()).device
     batches = list(sample_batches(data, device, num_batches=NUM_BATCHES, batch_size=BATCH_SIZE))
     count = sum(map(len, batches))
     kinds = {"text embedding": True, "image embedding": False} if task.condition_map else {"caption's states": True}
+    kinds = {name: is_text for name, is_text in kinds.items() if with_texts or not is_text}
     rows: list[list[str | float | int | None]] = []
     for name, is_text in kinds.items():
         own, other, empty = condition_losses(task, batches, is_text=is_text)
@@ -71,25 +72,33 @@ def condition_losses(
 
 
 @torch.no_grad()
-def caption_samples_panel(
-    task: PriorTask, data: TrainingData[PriorInputs], language: str, directory: Path
+def samples_panel(
+    task: PriorTask, data: TrainingData[PriorInputs], language: str | None, directory: Path
 ) -> ImagesPanel:
-    """Write images into `directory`: each of the dataset beside one that the prior generates from its first caption."""
+    """Write images into `directory`: each of the dataset beside one that the prior generates.
+
+    They are generated from the image's first caption in a language, or from its embedding if there is none.
+    """
     shown = list(islice(usable_samples(data), NUM_SAMPLES))
     images = _target_images(
         task.generator,
         _stacked([inputs.target_images for _, inputs in shown]),
         _stacked([inputs.target_latents for _, inputs in shown]),
     )
-    captions = [sample.texts[language][0] for sample, _ in shown]
+    captions = [sample.texts[language][0] if language else sample.key for sample, _ in shown]
+    device = next(task.denoiser.parameters()).device
     with eval_mode(task):
-        conditioning = task.condition_on_texts(captions)
+        if language:
+            conditioning = task.condition_on_texts(captions)
+        else:
+            conditioning = task.condition_on_images(torch.stack([inputs.images for _, inputs in shown]).to(device))
         generated = sample_images(task.generator, conditioning, empty=task.empty(conditioning))
+    source = "caption" if language else "embedding"
     return ImagesPanel(
-        title="Images generated from captions",
-        note="Left: an image of the dataset. Right: an image that the prior generates from its caption.",
+        title=f"Images generated from {source}s",
+        note=f"Left: an image of the dataset. Right: an image that the prior generates from its {source}.",
         order=30,
-        pictures=_write_rows("drawn-from-captions", [images, generated], captions, directory),
+        pictures=_write_rows(f"drawn-from-{source}s", [images, generated], captions, directory),
         width=200,
     )
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from vfm.plugin import merge_settings
 
 Preset = Literal[
-    "recommended", "toy-prior", "genhancer", "un2clip",
+    "recommended", "toy-prior", "genhancer", "un2clip", "dcr",
     "diva-paper", "diva-paper-metaclip", "diva-paper-dfn-224", "diva-paper-dfn-378", "diva-paper-siglip-224",
     "diva-paper-siglip-384",
 ]  # fmt: skip
@@ -17,8 +17,8 @@ Preset = Literal[
 # frozen, and a second one changes CLIP by LoRA at a low rate; a random adapter trained jointly harms CLIP at first.
 # toy-prior: for a small diva.prior, which has its own map from CLIP's joint space and needs no adapter; these are the
 # stage's own defaults.
-# genhancer: Ma et al. 2025 (arXiv:2503.19480), un2clip: Li et al. 2025 (arXiv:2505.24517), as far as their settings are
-# known; the README lists what is missing.
+# genhancer: Ma et al. 2025 (arXiv:2503.19480), un2clip: Li et al. 2025 (arXiv:2505.24517), dcr: Han et al. 2026
+# (arXiv:2603.04803), as far as their settings are known; the README lists what is missing.
 # Wang et al. 2024 (arXiv:2407.20171), as the released code trains OpenAI's ViT-L-14 at 224 pixels. The
 # README lists the differences between code and paper, and what is corrected here.
 _DIVA: dict[str, Any] = {
@@ -70,6 +70,24 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr": 1e-5,
         "steps": 10_000,
         "global_batch_size": 256,
+        "precision": "amp_bf16",
+    },
+    "dcr": {
+        "condition": {"type": "cls", "projected": True},
+        "prompt": {"text": "", "combine": "broadcast"},
+        "adapter": {"type": "mlp", "first_steps": 100_000, "first_lr": 1e-4, "joint": False},
+        "loss": {"type": "contrastive", "temperature": 0.1},
+        "num_timesteps": 1,
+        "timesteps": {"type": "uniform"},
+        "update": {"type": "lora", "rank": 16, "alpha": 16},
+        "anchor": {"type": "none"},
+        "augmentation": {"crop_scale": [0.9, 1.0], "crop_ratio": [0.9, 1.1]},
+        "optimizer": {"type": "adamw", "weight_decay": 0.01, "grad_clip_norm": 1.0},
+        "schedule": {"type": "constant", "warmup_steps": 0},
+        "lr": 1e-5,
+        "steps": 4600,
+        "global_batch_size": 256,
+        "micro_batch_size": 16,  # images that are compared
         "precision": "amp_bf16",
     },
     "un2clip": {

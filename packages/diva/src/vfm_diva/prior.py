@@ -8,13 +8,13 @@ import torch
 
 from vfm.data import load_choices, open_dataset
 from vfm.models import ClipModel, blueprint, load_clip
-from vfm.plugin import Context, GeneratorCheckpoint, PairDataset, Preflight
+from vfm.plugin import Context, GeneratorCheckpoint, ImageDataset, PairDataset, Preflight, UserError
 from vfm.train import ImageTransform, TrainingData, fit, is_main, prepare_device
 from vfm_diva.generator import Generator, build_generator
 from vfm_diva.inputs import MakeImageInputs, MakePriorInputs
 from vfm_diva.latents import check_latents, open_latents
 from vfm_diva.noise import NoiseSampler
-from vfm_diva.panels import caption_samples_panel, condition_panel
+from vfm_diva.panels import condition_panel, samples_panel
 from vfm_diva.prior_task import PriorTask, measure_data, states_width
 from vfm_diva.space import load_latent_space
 from vfm_diva.stages import DivaPrior
@@ -22,14 +22,14 @@ from vfm_diva.statement_losses import NUM_TIMES, statement_panel
 
 
 def check_prior(config: DivaPrior, ctx: Preflight) -> None:
-    """Check that the captions' language exists, the CLIP model can be read, and the VAE fits the image size.
+    """Check that the captions exist, the CLIP model can be read, and the VAE fits the image size.
 
     Raises:
         UserError: one of these does not hold.
     """
     data, clip = ctx.artifact(config.data), ctx.artifact(config.clip)
     if data:
-        data.check_languages([config.language], config.data)
+        _language(config, data)
     vae = ctx.artifact(config.vae) if config.vae else None
     latents = ctx.artifact(config.latents) if config.latents else None
     if clip and (vae or config.vae is None):
@@ -41,20 +41,20 @@ def check_prior(config: DivaPrior, ctx: Preflight) -> None:
 
 def train_prior(config: DivaPrior, ctx: Context) -> GeneratorCheckpoint:
     """Run `diva.prior`; panels show samples, and how much the loss depends on the condition."""
-    pairs = ctx.load(config.data)
-    language = config.language or pairs.languages[0]
+    images = ctx.load(config.data)
+    language = _language(config, images)
     clip = load_clip(ctx.load(config.clip))
     generator = build_prior(config, clip, ctx.load(config.vae) if config.vae else None)
     if config.grad_checkpointing:
         generator.denoiser.network.enable_gradient_checkpointing()
     task = PriorTask(clip, generator, condition_noise=config.condition.noise)
     task.to(prepare_device(config.runtime))  # before the data are measured with its models
-    data = TrainingData.of(config, open_dataset(pairs), _make_inputs(config, ctx, task, pairs, language))
+    data = TrainingData.of(config, open_dataset(images), _make_inputs(config, ctx, task, images, language))
     measure_data(task, data, with_gap=config.condition.source in ("text", "both"))
     fit(task, data, config, ctx)
     if is_main():
-        ctx.panel(condition_panel(task, data))
-        ctx.panel(caption_samples_panel(task, data, language, ctx.directory))
+        ctx.panel(condition_panel(task, data, with_texts=language is not None))
+        ctx.panel(samples_panel(task, data, language, ctx.directory))
         if config.choices:
             transform = ImageTransform(generator.image_size, "crop")
             sampler = NoiseSampler(generator.noise_shape, NUM_TIMES, config.timesteps)
@@ -73,6 +73,7 @@ def build_prior(
         embed_dim=None if of_states else clip.embed_dim,
         num_tokens=config.condition.num_tokens,
         condition_width=states_width(clip) if of_states else config.condition.width,
+        layers=config.condition.layers,
         network=config.denoiser,
         prediction=config.prediction,
         space=load_latent_space(vae.path, weights=weights) if vae else None,
@@ -80,7 +81,26 @@ def build_prior(
     )
 
 
-def _make_inputs(config: DivaPrior, ctx: Context, task: PriorTask, data: PairDataset, language: str) -> MakePriorInputs:
+def _language(config: DivaPrior, data: ImageDataset) -> str | None:
+    """Return the language of the captions; None for images alone.
+
+    Raises:
+        UserError: there are no captions, or none in the language, and the condition needs them.
+    """
+    if isinstance(data, PairDataset):
+        data.check_languages([config.language], config.data)
+        return config.language or data.languages[0]
+    if config.condition.source != "image":
+        raise UserError(
+            f"data: {config.data} has no captions, which condition.source: {config.condition.source} needs; set it to"
+            " image"
+        )
+    return None
+
+
+def _make_inputs(
+    config: DivaPrior, ctx: Context, task: PriorTask, data: ImageDataset, language: str | None
+) -> MakePriorInputs:
     generator, clip, condition = task.generator, task.clip, config.condition
     sampler = NoiseSampler(generator.noise_shape, 1, config.timesteps)
     images = MakeImageInputs(ImageTransform(generator.image_size, "crop"), sampler, clip.preprocess)
@@ -91,7 +111,7 @@ def _make_inputs(config: DivaPrior, ctx: Context, task: PriorTask, data: PairDat
     return MakePriorInputs(
         images,
         clip.tokenizer,
-        language,
+        language or "",
         embed_dim=clip.embed_dim,
         text_share={"image": 0.0, "both": condition.text_share}.get(condition.source, 1.0),
         dropout=condition.dropout,

@@ -79,6 +79,12 @@ class PriorTask(Task[PriorInputs]):
         device = next(self.denoiser.parameters()).device
         return self.condition_on_tokens(self.clip.tokenize(texts).to(device))
 
+    @torch.no_grad()
+    def condition_on_images(self, images: Tensor) -> Conditioning:
+        """Return the conditioning on uint8 images (B, 3, S, S) for CLIP; only with a condition map."""
+        assert self.condition_map
+        return self.condition_map.from_images(self.image_embeds(images))
+
     def empty(self, like: Conditioning) -> Conditioning:
         """Return the conditioning of as many samples without a condition."""
         return self.condition_map.empty(len(like)) if self.condition_map else like.map(torch.zeros_like)

@@ -19,7 +19,6 @@ from vfm.plugin import (
     GeneratorCheckpoint,
     ImageDataset,
     Optimizer,
-    PairDataset,
     Ref,
     SampleCache,
     Schedule,
@@ -27,17 +26,17 @@ from vfm.plugin import (
     Stage,
     Training,
 )
+from vfm_diva.loss_parts import DenoisingLoss, Loss
+from vfm_diva.network_parts import DenoiserNetwork, UNet
 from vfm_diva.parts import (
     Adapter,
     Anchor,
     Condition,
     CosineAnchor,
-    DenoiserNetwork,
     Embedding,
     LogitNormal,
     NoAdapter,
     Timesteps,
-    UNet,
     Update,
     WholeTower,
     check_timesteps,
@@ -100,20 +99,24 @@ class PriorCondition(Config):
     width: int = Field(
         64, ge=1, description="width of the context tokens; text_states have the width of the text tower"
     )
+    layers: Literal["linear", "mlp"] = Field(
+        "linear", description="of the map from an embedding: one linear layer, or layer norm and two (GenHancer)"
+    )
 
 
 class DivaPrior(Training):
-    """Train a small text-to-image diffusion model, conditioned on the joint space of a frozen CLIP model.
+    """Train a small diffusion model, conditioned on the joint space of a frozen CLIP model.
 
-    Text embeddings, image embeddings or both condition it (un-CLIP, arXiv:2204.06125), through a learned linear map to
-    a few context tokens. Alternatively the text tower's states of each token do, as in text-to-image models;
-    `diva.tune` then needs an adapter. `diva.tune` cannot teach what does not change the prior's loss.
+    Text embeddings, image embeddings or both condition it (un-CLIP, arXiv:2204.06125), through a learned map to a few
+    context tokens. Alternatively the text tower's states of each token do, as in text-to-image models;
+    `diva.tune` then needs an adapter. With the source `image` no captions are needed. `diva.tune` cannot teach what
+    does not change the prior's loss.
     """
 
     kind: Literal["diva.prior"] = "diva.prior"
     version: ClassVar[int] = 3
     clip: Ref[ClipCheckpoint] = Field(description="CLIP model whose joint space conditions the prior")
-    data: Ref[PairDataset] = Field(description="training pairs")
+    data: Ref[ImageDataset] = Field(description="training pairs; images alone with condition.source: image")
     vae: Ref[GeneratorCheckpoint] | None = Field(
         None, description="generator whose VAE's latents are denoised; default: pixels are"
     )
@@ -154,6 +157,8 @@ class DivaPrior(Training):
         check_timesteps(self.timesteps, num_times=1)
         if self.choices and self.condition.source == "image":
             raise ValueError("choices needs a prior conditioned on text, got condition.source: image")
+        if self.denoiser.takes_vector and self.condition.source == "text_states":
+            raise ValueError(f"denoiser: {self.denoiser.type} takes a vector, which text_states do not have")
         if self.latents and not self.vae:
             raise ValueError("latents needs vae, the generator whose VAE decodes them")
         if self.vae is None and self.image_size % self.denoiser.multiple:
@@ -167,8 +172,9 @@ class Prompt(Config):
     """The constant prompt of a text-to-image model, and its combination with the image tokens."""
 
     text: str = Field("a photo of a .", description="the prompt, if its text states are used")
-    combine: Literal["replace", "add", "concatenate"] = Field(
-        "replace", description="how image tokens and the prompt's text states are combined"
+    combine: Literal["replace", "add", "concatenate", "broadcast"] = Field(
+        "replace",
+        description="how image tokens and the prompt's text states are combined; broadcast: one token to each state",
     )
 
 
@@ -185,6 +191,7 @@ class Feedback(Config):
         None, ge=8, description="side of the denoised images, in pixels; default: the generator's own"
     )
     update: Update = Field(WholeTower(), description="weights of the vision tower that are trained")
+    loss: Loss = Field(DenoisingLoss(), description="loss on the denoised images")
     anchor: Anchor = Field(CosineAnchor(), description="loss that keeps the tower near its initial state")
     control: Control | None = Field(
         None,
@@ -247,4 +254,9 @@ class DivaTune(Feedback, ClipPostTraining):
         micro = min(self.micro_batch_size or share, share)
         if self.control == "shuffled" and 1 in (micro, share % micro):
             raise ValueError("control: shuffled needs at least 2 images per forward pass, got 1")
+        if self.loss.compares_images and (self.num_timesteps != 1 or 1 in (micro, share % micro)):
+            raise ValueError(
+                f"loss: {self.loss.type} needs num_timesteps: 1 and at least 2 images per forward pass, got "
+                f"{self.num_timesteps} and {min(micro, share % micro or micro)}"
+            )
         return self

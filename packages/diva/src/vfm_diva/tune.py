@@ -113,7 +113,7 @@ def build_data(config: DivaTune, ctx: Context, task: TuneTask) -> TrainingData[T
         stored, transform = open_latents(cache, images, task.generator, transform, config.global_batch_size)
         make = replace(make, transform=transform, stored=stored)
     num_draws = task.condition.num_draws * (config.num_timesteps if task.condition.draws_per_time else 1)
-    return TrainingData.of(config, open_dataset(images), MakeTuneInputs(make, num_draws))
+    return TrainingData.of(config, open_dataset(images), MakeTuneInputs(make, num_draws, config.loss.needs_view))
 
 
 def _train_adapter(config: DivaTune, ctx: Context, task: TuneTask, data: TrainingData[TuneInputs]) -> None:

@@ -24,6 +24,7 @@ from vfm_diva.denoiser import error_over_times
 from vfm_diva.divergence import CHECK_EVERY, DivergenceWatch
 from vfm_diva.generator import Generator
 from vfm_diva.inputs import ImageInputs, TuneInputs, clean_targets
+from vfm_diva.loss import Denoised, ImageLoss
 from vfm_diva.parts import TrainedAdapter
 from vfm_diva.stages import Feedback
 from vfm_diva.update import TowerUpdate, freeze_unused
@@ -73,6 +74,8 @@ class TuneTask(Task[TuneInputs]):
         self.anchor: Callable[[Any, Any], Tensor] | None = None
         if self.anchored != "nothing":
             self.anchor = feedback.anchor.build(clip)
+        self.loss: ImageLoss = feedback.loss.build()
+        self.needs_view = feedback.loss.needs_view
         self.update: TowerUpdate = feedback.update.build(self.visual, seed=seed)
         freeze_unused(self, self._probe, start=self.update.start)
         self.adapter_lr_scale = 1.0
@@ -85,13 +88,18 @@ class TuneTask(Task[TuneInputs]):
         self._steps = 0
 
     def forward(self, inputs: TuneInputs) -> tuple[Tensor, Metrics]:
-        """Return the denoising error plus the anchor's loss."""
+        """Return the loss on the denoised images plus the anchor's."""
         features = self.features(inputs)
         conditioning = self.conditioner(features)
         if self.control == "shuffled":
             conditioning = conditioning.mismatched(len(conditioning) // len(inputs.images))
-        denoising = self.errors(inputs, conditioning).mean()
-        metrics = {"denoising_loss": denoising.detach()}
+        view = self.conditioner(self.features_of(inputs.views, inputs)) if self.needs_view else None
+        x0 = clean_targets(self.space, inputs)
+        losses, errors = self.loss(self.denoiser.module, Denoised(x0, inputs.noise, inputs.times, conditioning, view))
+        denoising = losses.mean()
+        metrics = {"denoising_loss": errors.mean().detach()}
+        if self.needs_view:
+            metrics["contrastive_loss"] = denoising.detach()
         if self.control == "anchor_only":  # without the graph of the denoising error
             denoising = torch.zeros_like(denoising)
         if self.anchor is None:
@@ -108,8 +116,13 @@ class TuneTask(Task[TuneInputs]):
 
     def features(self, inputs: TuneInputs, *, old: bool = False) -> ImageFeatures:
         """Return the features of the images by the tower, or by the tower in its initial state."""
+        return self.features_of(inputs.images, inputs, old=old)
+
+    def features_of(self, images: Tensor | None, inputs: TuneInputs, *, old: bool = False) -> ImageFeatures:
+        """Return the features of images (B, 3, S, S), uint8, with the draws of `inputs`; `old` as in `features`."""
+        assert images is not None
         visual = self.old_visual.module if old else self.visual
-        return self.condition(visual, self.clip.pixels(inputs.images), inputs.patch_draws)
+        return self.condition(visual, self.clip.pixels(images), inputs.patch_draws)
 
     def conditioning(self, inputs: TuneInputs, *, old: bool = False) -> Conditioning:
         """Return the conditioning on the images by the tower, or by the tower in its initial state."""
