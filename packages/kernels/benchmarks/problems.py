@@ -93,7 +93,7 @@ def attention(
         options |= {"sin": angles.sin(), "cos": angles.cos(), "num_prefix_tokens": 1}
     qkv = random(device, batch, tokens, 3, heads, width)
     sizes, causal = (batch, tokens, heads, width), kind.get("causal", False)
-    problem = problem_on(device, qkv.dtype, (*sizes, longest), causal, "crops" in kind)
+    problem = problem_on(device, qkv.dtype, (*sizes, longest), causal, "crops" in kind, rope)
     implementations, refused = {}, {}
     for backend in BACKENDS:
         if reasons := backend.not_supported_reasons(problem):

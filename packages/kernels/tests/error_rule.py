@@ -13,7 +13,8 @@ from torch import Tensor
 
 # Largest relative error (Frobenius), unless the plain form's is larger (a sum that nearly cancels).
 RELATIVE_ERROR = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-MULTIPLE = 3  # for whole models: allowed multiple of the plain form's error
+# Allowed multiple of the plain form's error, which differs by 2.3 between processors where scores of 180 nearly cancel.
+MULTIPLE = 3
 FLOOR = 8 * torch.finfo(torch.float32).eps  # for whole models, of the largest entry: the plain form may be lucky
 ZERO = 1e-7  # for whole models: a gradient that is zero on paper, such as that of a bias of keys, is only rounding
 
@@ -23,8 +24,8 @@ Function = Callable[..., Any]
 def assert_agrees(op: Function, plain: Function, inputs: list[Tensor]) -> None:
     """Assert that an op and its plain form agree in outputs and gradients by the error rule, and that the op repeats.
 
-    Against the plain form in float64, the op's error is at most twice that of the plain form in the op's own dtype, and
-    its relative error is small. A second run must be bit-equal.
+    Against the plain form in float64, the op's error is at most `MULTIPLE` times that of the plain form in the op's own
+    dtype, and its relative error is small. A second run must be bit-equal.
     """
     coarsest = max((t.dtype for t in inputs if t.is_floating_point()), key=lambda dtype: torch.finfo(dtype).eps)
     exact = evaluate(plain, [t.double() if t.is_floating_point() else t for t in inputs])
@@ -76,6 +77,6 @@ def _assert_error(ours: Tensor, eager: Tensor, exact: Tensor, dtype: torch.dtype
     rounding = 2 * (exact.to(ours.dtype) + 0.3 - 0.3 - exact.to(ours.dtype)).abs().max().item()
     rounding = max(rounding, 2 * torch.finfo(ours.dtype).eps * exact.abs().max().item())  # the plain form may be lucky
     error, allowed = ((t.double() - exact).abs().max().item() for t in (ours, eager))
-    assert error <= 2 * allowed + rounding, f"result {number}: error {error}, plain form {allowed}"
+    assert error <= MULTIPLE * allowed + rounding, f"result {number}: error {error}, plain form {allowed}"
     relative, plain = (((t.double() - exact).norm() / exact.norm().clamp(min=1e-12)).item() for t in (ours, eager))
     assert relative <= max(RELATIVE_ERROR[dtype], 3 * plain), f"result {number}: relative error {relative}"

@@ -5,8 +5,10 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from vfm_kernels import Acceleration, accelerate, use_kernels
+from vfm_kernels import Acceleration, accelerate, measured, use_kernels
+from vfm_kernels.measured import Measurement
 
 timm = pytest.importorskip("timm")
 
@@ -19,6 +21,22 @@ def test_on_a_cpu_the_model_is_unchanged(choice):
         assert done.replaced == {}
         assert [type(module) for module in model.modules()] == before
         assert str(done) == "the libraries' own forward"
+
+
+def test_auto_replaces_layers_whose_kernel_was_measured_to_win(monkeypatch):
+    """On fake CUDA tensors, since no GPU is needed to choose."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    with FakeTensorMode(), torch.device("cuda"):
+        model = nn.Sequential(timm.models.vision_transformer.Block(192, 3))
+        with accelerate(model) as done:
+            assert done.replaced == {}
+            assert "no measurement on this architecture says that attention of width 64" in done.kept["0.attn"]
+        row = Measurement("attention", "sm_90", 64, "triton_short", "triton_short", 1.2, "H100", "", num_tokens=197)
+        monkeypatch.setattr(measured, "measurements", lambda: (row,))
+        with accelerate(model) as done:
+            assert done.replaced == {"0.attn": "attention"}
+        with use_kernels("triton"), accelerate(model) as done:
+            assert done.replaced == {"0": "add_layer_norm", "0.attn": "attention"}
 
 
 def test_forced_kernels_that_cannot_run_raise():

@@ -28,7 +28,10 @@ def installed(monkeypatch):
     """Return a function that pretends which peers are installed and which cuDNN torch has."""
 
     def pretend(*modules: str, cudnn: int = 91501) -> None:
-        monkeypatch.setattr(libraries, "installed", lambda module: module in modules)
+        absent = {"flash_attn.cute", "flash_attn_interface", "xformers.ops"} - set(modules)
+        monkeypatch.setattr(
+            libraries, "import_reasons", lambda module: (f"{module} is not installed",) if module in absent else ()
+        )
         monkeypatch.setattr(libraries, "cudnn_version", lambda: cudnn)
 
     pretend()
@@ -41,23 +44,22 @@ def installed(monkeypatch):
         (257, 64, "triton_short"),
         (257, 88, "triton_short"),
         (257, 104, "triton_stream"),
-        (577, 64, "triton_stream"),
-        (1025, 64, "sdpa_cudnn"),
-        (257, 160, "sdpa_flash"),
+        (1025, 64, "triton_stream"),
+        (257, 160, None),
     ],
 )
-def test_few_tokens_take_our_kernels_and_many_the_libraries(installed, num_tokens, width, taken):
-    assert first_choice(of_tokens(num_tokens, width), "auto") == taken
+def test_forced_kernels_take_the_one_for_few_tokens_where_it_runs(installed, num_tokens, width, taken):
+    assert first_choice(of_tokens(num_tokens, width), "triton") == taken
 
 
-def test_an_installed_peer_comes_first_where_it_is_expected_to_be_faster(installed):
+def test_an_installed_peer_comes_before_torchs_own(installed):
+    assert first_choice(of_tokens(577), "auto") == "sdpa_cudnn"
+    assert first_choice(of_tokens(257, 160), "auto") == "sdpa_flash"
     installed("flash_attn_interface")
     assert first_choice(of_tokens(577), "auto") == "fa3"
-    assert first_choice(of_tokens(257), "auto") == "triton_short"
     installed("flash_attn.cute", "flash_attn_interface")
     assert first_choice(of_tokens(577), "auto") == "fa4"
     assert first_choice(of_tokens(577), "triton") == "triton_stream"
-    assert first_choice(dataclasses.replace(of_tokens(99), causal=True), "auto") == "fa4"
 
 
 def test_reference_takes_no_kernel_of_ours(installed):
@@ -86,9 +88,25 @@ def test_reasons_against_a_backend(installed):
     assert "flash_attn_interface is not installed" in reasons("fa3")
     assert "not 9.0" in reasons("fa3", capability=(10, 0))
     assert "below 9.0" in reasons("fa4", capability=(8, 0))
-    assert "xformers is not installed" in reasons("xformers")
+    assert "xformers.ops is not installed" in reasons("xformers")
     assert "no variable length" in reasons("sdpa_flash", varlen=True)
     assert "device is cpu" in reasons("sdpa_efficient", device="cpu")
+
+
+def test_a_library_is_found_by_its_import_not_by_its_file(tmp_path, monkeypatch):
+    """A flash_attn without its own dependencies, or one built for another torch, is found as a file."""
+    (tmp_path / "broken_flash").mkdir()
+    (tmp_path / "broken_flash/__init__.py").write_text("")
+    (tmp_path / "broken_flash/cute.py").write_text("import cutlass_that_is_absent")
+    (tmp_path / "other_abi.py").write_text("raise ImportError('undefined symbol: _ZN3c104cuda\\nmore')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    reasons_of = libraries.import_reasons
+    assert reasons_of("broken_flash.cute") == (
+        "broken_flash.cute needs cutlass_that_is_absent, which is not installed",
+    )
+    assert reasons_of("other_abi") == ("the import of other_abi fails: ImportError: undefined symbol: _ZN3c104cuda",)
+    assert reasons_of("absent_flash.cute") == ("absent_flash is not installed",)
+    assert reasons_of("json") == ()
 
 
 def test_a_forced_backend_that_cannot_run_raises_with_reasons():

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from types import ModuleType, TracebackType
 from typing import Any, Self
 
+import torch
 from torch import nn
 
-from vfm_kernels.dispatch import Kernels, fused, use_kernels
+from vfm_kernels.dispatch import SETTINGS, Kernels, kernels_wanted, use_kernels
+from vfm_kernels.measured import is_measured_faster
 
 
 @dataclass
@@ -76,8 +78,8 @@ def accelerate(model: nn.Module) -> Acceleration:
 
     Each layer is replaced in its parent by a module of a subclass that shares its state and has another forward.
     Parameters, hooks and names, and so optimisers, checkpoints, DDP and copies, are unaffected; only hooks on a block's
-    second norm no longer run. What is replaced follows `use_kernels` and the model's device: on a CPU, `auto` replaces
-    nothing and costs nothing.
+    second norm no longer run. What is replaced follows `use_kernels` and the model's device: `auto` replaces layers
+    whose kernel was measured to be faster on this GPU's architecture, and on a CPU nothing.
 
     Args:
         model: holds layers of timm (`Eva`, `VisionTransformer`) or open_clip, on its device.
@@ -89,7 +91,8 @@ def accelerate(model: nn.Module) -> Acceleration:
         ValueError: kernels are forced and cannot run here, or no layer can take one.
     """
     done = Acceleration()
-    if not fused(*list(model.parameters())[:1]):
+    parameter = next(model.parameters())
+    if not kernels_wanted(parameter):
         return done
     for library in model_libraries():
         known = dict(library.FUSED.values())
@@ -98,35 +101,38 @@ def accelerate(model: nn.Module) -> Acceleration:
                 done.replaced[name] = known[type(layer)]
             if type(layer) not in library.FUSED:
                 continue
-            if (reason := library.reason_against(layer, model)) is not None:
+            new_class, op = library.FUSED[type(layer)]
+            reason = library.reason_against(layer, model)
+            if reason is None and SETTINGS.choice == "auto":
+                reason = _reason_against_speed(op, library.width_of(layer), parameter.device)
+            if reason is None:
+                done.replace(model, name, new_class, op)
+            else:
                 done.kept[name] = reason
-                continue
-            done.replace(model, name, *library.FUSED[type(layer)])
-    if not done.replaced:
+    if SETTINGS.choice == "triton" and not done.replaced:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in done.kept.items())
         raise ValueError(f"{type(model).__name__} has no layer that takes a kernel ({reasons or 'none is known'})")
     return done
+
+
+def _reason_against_speed(op: str, width: int, device: torch.device) -> str | None:
+    """Return why `auto` does not take a kernel for a layer of some width; None if the kernel was measured to win."""
+    if is_measured_faster(op, device, width, compiled=False):
+        return None
+    return f"no measurement on this architecture says that {op} of width {width} is faster"
 
 
 @contextmanager
 def accelerated(choice: Kernels, *models: nn.Module) -> Iterator[str]:
     """Apply `use_kernels` and `accelerate` for the duration of a training; yield a description of what runs.
 
-    With `auto`, models without a layer that can take a kernel keep their forward.
+    With `auto`, layers without a kernel that is measured to be faster keep their forward.
 
     Raises:
         ValueError: `choice` is `triton` and it cannot run, or no layer can take a kernel.
     """
-    together = nn.ModuleList(models)
-    with use_kernels(choice):
-        try:
-            done = accelerate(together)
-        except ValueError:
-            if choice == "triton":
-                raise
-            done = Acceleration()
-        with done:
-            yield str(done)
+    with use_kernels(choice), accelerate(nn.ModuleList(models)) as done:
+        yield str(done)
 
 
 def subset_drop_path(model: nn.Module) -> Acceleration:

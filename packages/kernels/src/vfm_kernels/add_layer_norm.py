@@ -54,7 +54,7 @@ def add_layer_norm(
         )
     if drop_scale is not None and drop_scale.shape != residual.shape[:1]:
         raise ValueError(f"expected drop_scale of shape ({len(residual)},), got {tuple(drop_scale.shape)}")
-    if not fused(residual, branch):
+    if not fused("add_layer_norm", residual, branch):
         return add_layer_norm_plain(residual, branch, weight, bias, eps, layer_scale, drop_scale)
     rows = (residual.reshape(-1, width), branch.reshape(-1, width))
     summed, normed, _, _ = torch.ops.vfm_kernels.add_layer_norm(*rows, weight, bias, layer_scale, drop_scale, eps)

@@ -1,7 +1,7 @@
-"""Backends of attention in order of preference, each with its limits.
+"""Backends of attention, each with its limits, and the choice among them.
 
-The order and the limits of length are estimates for Hopper from bytes, operations and published timings; we have not
-measured them yet.
+Where an attention of this architecture, head width and length was measured (`measured`), `auto` takes the fastest
+backend; elsewhere the first library in the order below, which is an estimate from published timings.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vfm_kernels import libraries
 from vfm_kernels.dispatch import SETTINGS, Kernels
+from vfm_kernels.measured import architecture_of, fastest_attention
 from vfm_kernels.pattern import Pattern
 from vfm_kernels.problem import Problem, problem_on
 
@@ -32,13 +33,13 @@ class Backend:
         name: value of `attention`'s `backend`.
         reasons: why it cannot take a problem; none if it can.
         run: maps q, k, v (B, N, H, D) and the pattern to (B, N, H, D).
-        not_preferred_reason: why another backend should be chosen although this one can run; None otherwise.
+        is_kernel: whether it is a kernel of ours, which `auto` takes only where it was measured to be the fastest.
     """
 
     name: str
     reasons: Callable[[Problem], Iterator[str]]
     run: Callable[[Tensor, Tensor, Tensor, Pattern], Tensor]
-    not_preferred_reason: Callable[[Problem], str | None] = lambda problem: None
+    is_kernel: bool = False
 
     def not_supported_reasons(self, problem: Problem) -> list[str]:
         """Return why it cannot take the problem; empty if it can."""
@@ -65,27 +66,15 @@ def _triton_short(problem: Problem) -> Iterator[str]:
         yield "causal masks and variable length need triton_stream"
 
 
-def _stream_not_preferred(problem: Problem) -> str | None:
-    if problem.causal and not problem.varlen and problem.longest <= 128:
-        return "short causal texts are cheap in torch"
-    if problem.longest > 384 and not (list(_fa4(problem)) and list(_fa3(problem))):
-        return "above 384 tokens FlashAttention 3 and 4 are expected to be faster"
-    if problem.longest > 640 and not problem.varlen:
-        return "above 640 tokens cuDNN and FlashAttention are expected to be faster"
-    return None
-
-
 def _fa4(problem: Problem) -> Iterator[str]:
-    if not libraries.installed("flash_attn.cute"):
-        yield "flash_attn.cute is not installed"
+    yield from libraries.import_reasons("flash_attn.cute")
     yield from _half_on_gpu(problem)
     if problem.device == "cuda" and problem.capability < (9, 0):
         yield f"compute capability {problem.capability} is below 9.0"
 
 
 def _fa3(problem: Problem) -> Iterator[str]:
-    if not libraries.installed("flash_attn_interface"):
-        yield "flash_attn_interface is not installed"
+    yield from libraries.import_reasons("flash_attn_interface")
     yield from _half_on_gpu(problem)
     if problem.device == "cuda" and problem.capability[0] != 9:
         yield f"compute capability {problem.capability} is not 9.0"
@@ -133,16 +122,15 @@ def _sdpa(problem: Problem) -> Iterator[str]:
 
 
 def _xformers(problem: Problem) -> Iterator[str]:
-    if not libraries.installed("xformers"):
-        yield "xformers is not installed"
+    yield from libraries.import_reasons("xformers.ops")
     yield from _half_on_gpu(problem)
     if problem.varlen:
         yield "it needs the lengths on the host and would wait for the GPU"
 
 
 BACKENDS = (
-    Backend("triton_short", _triton_short, libraries.run_triton_short),
-    Backend("triton_stream", _triton, libraries.run_triton_stream, _stream_not_preferred),
+    Backend("triton_short", _triton_short, libraries.run_triton_short, is_kernel=True),
+    Backend("triton_stream", _triton, libraries.run_triton_stream, is_kernel=True),
     Backend("fa4", _fa4, libraries.run_fa4),
     Backend("fa3", _fa3, libraries.run_fa3),
     Backend("sdpa_cudnn", _sdpa_cudnn, libraries.run_sdpa_cudnn),
@@ -175,7 +163,8 @@ def choose(q: Tensor, pattern: Pattern, name: str | None) -> str:
         return "sdpa"  # torch's own path, without the cost of the list
     batch, num_tokens, num_heads, width = map(int, q.shape)
     shape = (batch, num_tokens, num_heads, width, int(pattern.max_seqlen))
-    chosen: str = _chosen(q.device, q.dtype, shape, pattern.causal, pattern.cu_seqlens is not None, name, choice)
+    kind = (pattern.causal, pattern.cu_seqlens is not None, pattern.sin is not None)
+    chosen: str = _chosen(q.device, q.dtype, shape, kind, name, choice)
     return chosen
 
 
@@ -190,12 +179,11 @@ def _cached_choice(
     device: torch.device,
     dtype: torch.dtype,
     shape: tuple[int, ...],
-    causal: bool,
-    varlen: bool,
+    kind: tuple[bool, bool, bool],
     name: str | None,
     choice: Kernels,
 ) -> str:
-    problem = problem_on(device, dtype, shape, causal, varlen)
+    problem = problem_on(device, dtype, shape, *kind)
     if name is not None:
         if name not in BY_NAME:
             raise ValueError(f"{name!r} is not a valid backend; choose from {', '.join(BY_NAME)}")
@@ -204,19 +192,20 @@ def _cached_choice(
         return name
     chosen = first_choice(problem, choice)
     if chosen is None:
-        kernels = [backend for backend in BACKENDS if backend.name.startswith("triton")]
+        kernels = [backend for backend in BACKENDS if backend.is_kernel]
         of_each = "; ".join(f"{each.name}: {', '.join(each.not_supported_reasons(problem))}" for each in kernels)
         raise ValueError(f"kernels 'triton' cannot run here: {of_each}")
     return chosen
 
 
 def first_choice(problem: Problem, choice: Kernels) -> str | None:
-    """Return the first backend that can run and is preferred; None if kernels are forced and cannot run."""
+    """Return the backend for a problem under a choice of kernels; None if kernels are forced and cannot run."""
+    if choice == "auto" and problem.device == "cuda":
+        kind = (problem.causal, problem.varlen, problem.rope)
+        measured = fastest_attention(architecture_of(problem.capability), problem.width, problem.longest, *kind)
+        if measured is not None and not BY_NAME[measured].not_supported_reasons(problem):
+            return measured
     for backend in BACKENDS:
-        is_kernel = backend.name.startswith("triton")
-        if (choice == "reference" and is_kernel) or (choice == "triton" and not is_kernel):
-            continue
-        if backend.not_supported_reasons(problem) or (choice == "auto" and backend.not_preferred_reason(problem)):
-            continue
-        return backend.name
+        if backend.is_kernel == (choice == "triton") and not backend.not_supported_reasons(problem):
+            return backend.name
     return None

@@ -54,7 +54,7 @@ def chunked_pair_loss(
 
 def cross_entropy_rows(logits: Tensor, first_positive: int) -> tuple[Tensor, Tensor]:
     """Compute the softmax cross-entropy of rows; its gradient is the probabilities, less 1 at the positive key."""
-    if fused(logits):
+    if fused("info_nce", logits):
         return torch.ops.vfm_kernels.cross_entropy_rows_(logits, first_positive), logits
     labels = torch.arange(first_positive, first_positive + len(logits), device=logits.device)
     grad = logits.softmax(dim=1)
@@ -64,7 +64,7 @@ def cross_entropy_rows(logits: Tensor, first_positive: int) -> tuple[Tensor, Ten
 
 def sigmoid_rows(logits: Tensor, first_positive: int) -> tuple[Tensor, Tensor]:
     """Compute the binary cross-entropy of every pair; its gradient is the probability of a wrong answer, signed."""
-    if fused(logits):
+    if fused("siglip_loss", logits):
         return torch.ops.vfm_kernels.sigmoid_rows_(logits, first_positive), logits
     # The logits of positive keys change sign; softplus(x) - x would cancel for confident pairs. logsigmoid, because
     # torch's softplus becomes linear above 20, an error of 2e-9 per pair.

@@ -54,7 +54,7 @@ def masked_cosine_loss(prediction: Tensor, target: Tensor, bool_mask: Tensor | N
     if bool_mask is not None and bool_mask.shape != prediction.shape[:-1]:
         raise ValueError(f"expected bool_mask of shape {tuple(prediction.shape[:-1])}, got {tuple(bool_mask.shape)}")
     masked = None if bool_mask is None else bool_mask.bool()
-    if target.requires_grad or not fused(prediction, target):
+    if target.requires_grad or not fused("masked_cosine_loss", prediction, target):
         return _mean(token_cosine(prediction, target), masked)
     rows = (prediction.reshape(-1, prediction.shape[-1]), target.reshape(-1, target.shape[-1]))
     loss: Tensor = torch.ops.vfm_kernels.masked_cosine_loss(*rows, None if masked is None else masked.flatten())[0]

@@ -1,7 +1,8 @@
 """Choice of implementation: the plain form, which is the specification of an op, or the Triton kernel.
 
-`auto` takes the kernel on GPUs that the kernels are compiled for and the plain form elsewhere, so nothing changes on a
-CPU. `reference` never takes a kernel. `triton` takes it or raises with every reason why it cannot run.
+`auto` takes the kernel where it was measured to be faster on the GPU's architecture (`measured`) and the plain form
+elsewhere, so nothing changes on a CPU. `reference` never takes a kernel. `triton` takes it or raises with every reason
+why it cannot run.
 """
 
 import importlib.util
@@ -14,6 +15,8 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from vfm_kernels.measured import is_measured_faster
 
 Kernels = Literal["auto", "reference", "triton"]
 
@@ -50,11 +53,30 @@ def use_kernels(choice: Kernels) -> Iterator[None]:
         SETTINGS.choice = before
 
 
-def fused(*tensors: Tensor) -> bool:
+def fused(op: str, *tensors: Tensor) -> bool:
     """Return whether an op of these tensors takes its kernel under the current choice.
+
+    Args:
+        op: name of the op in the table of measurements.
+        *tensors: inputs; the first has the op's width as its last size.
 
     Raises:
         ValueError: the choice is `triton` and the kernel cannot run; the message gives the reasons.
+    """
+    if not kernels_wanted(*tensors):
+        return False
+    if SETTINGS.choice == "triton":
+        return True
+    compiled = torch.compiler.is_compiling()
+    faster: bool = _measured_faster(op, tensors[0].device, int(tensors[0].shape[-1]), compiled)
+    return faster
+
+
+def kernels_wanted(*tensors: Tensor) -> bool:
+    """Return whether the current choice allows kernels and they can run on these tensors.
+
+    Raises:
+        ValueError: the choice is `triton` and kernels cannot run; the message gives the reasons.
     """
     choice = SETTINGS.choice
     if choice == "reference" or (choice == "auto" and tensors[0].device.type != "cuda"):
@@ -92,6 +114,12 @@ def launchers() -> ModuleType:
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _device_reasons(device: torch.device) -> tuple[str, ...]:
     return _cached_device_reasons(device)
+
+
+# A constant for `torch.compile`, which could not trace the table.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _measured_faster(op: str, device: torch.device, width: int, compiled: bool) -> bool:
+    return is_measured_faster(op, device, width, compiled)
 
 
 # Cached because every call of every op needs it, and it never changes in a process.

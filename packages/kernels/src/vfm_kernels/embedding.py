@@ -49,7 +49,7 @@ def mask_tokens(
         None if cls_token is None else cls_token.reshape(width),
         None if pos_embed is None else pos_embed.reshape(num_tokens, width),
     )
-    if not fused(patch_tokens):
+    if not fused("mask_tokens", patch_tokens):
         return mask_tokens_plain(*arguments)
     masked: Tensor = torch.ops.vfm_kernels.mask_tokens(*arguments)
     return masked

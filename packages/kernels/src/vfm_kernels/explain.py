@@ -24,7 +24,8 @@ def explain(q: Tensor, k: Tensor, v: Tensor, **pattern: Any) -> None:
     """
     checked = Pattern.from_arguments(q, k, v, **pattern)
     sizes = (*map(int, q.shape), int(checked.max_seqlen))
-    print(report(problem_on(q.device, q.dtype, sizes, checked.causal, checked.cu_seqlens is not None)))
+    kind = (checked.causal, checked.cu_seqlens is not None, checked.sin is not None)
+    print(report(problem_on(q.device, q.dtype, sizes, *kind)))
 
 
 def report(problem: Problem, device_exists: bool = True) -> str:
@@ -51,8 +52,8 @@ def report(problem: Problem, device_exists: bool = True) -> str:
             status = "chosen"
         elif reasons:
             status = f"cannot run: {'; '.join(reasons)}"
-        elif (reason := backend.not_preferred_reason(problem)) is not None:
-            status = f"can run, not preferred: {reason}"
+        elif backend.is_kernel and SETTINGS.choice == "auto":
+            status = "can run; no measurement says that it is the fastest here"
         else:
             status = "can run"
         lines.append(f"  {backend.name:<15} {status}")

@@ -1,6 +1,6 @@
 """Calls of the attention backends: each maps q, k, v (B, N, H, D) and a pattern to (B, N, H, D)."""
 
-import importlib.util
+import importlib
 from functools import cache
 from typing import Any
 
@@ -15,12 +15,22 @@ from vfm_kernels.rope import rotate
 
 
 @cache
-def installed(module: str) -> bool:
-    """Return whether a module could be imported, without importing it."""
+def import_reasons(module: str) -> tuple[str, ...]:
+    """Return why a library cannot be used: it is not installed, or its import fails; empty if it can.
+
+    The import is tried once in a process. A file that is found is not enough: a flash_attn without its own dependencies
+    is found too.
+    """
     try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # its parent package is missing
-        return False
+        importlib.import_module(module)
+    except ModuleNotFoundError as missing:
+        if missing.name is not None and module.startswith(missing.name):
+            return (f"{missing.name} is not installed",)
+        return (f"{module} needs {missing.name}, which is not installed",)
+    except Exception as error:  # a library built for another torch or CUDA fails in its own way
+        first_line = str(error).strip().partition(chr(10))[0]
+        return (f"the import of {module} fails: {type(error).__name__}: {first_line}",)
+    return ()
 
 
 def cudnn_version() -> int | None:

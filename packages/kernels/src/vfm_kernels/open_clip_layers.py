@@ -55,6 +55,11 @@ def reason_against(block: Any, model: nn.Module) -> str | None:
     return None
 
 
+def width_of(block: Any) -> int:
+    """Return the width by which the measurements of a block's op are known."""
+    return len(block.ln_2.weight)
+
+
 def patch_projections(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
     """Yield the convolutions of patches that do not overlap, which are matrix products, with their names."""
     for name, layer in model.named_modules():

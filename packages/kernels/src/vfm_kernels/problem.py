@@ -21,6 +21,7 @@ class Problem:
         longest: tokens of the longest sequence.
         causal: a token sees only itself and earlier tokens.
         varlen: sequences of several lengths are concatenated in one row.
+        rope: rotary positions rotate queries and keys first.
     """
 
     shape: tuple[int, int, int, int]
@@ -31,6 +32,7 @@ class Problem:
     longest: int
     causal: bool = False
     varlen: bool = False
+    rope: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -43,13 +45,15 @@ class Problem:
         return self.shape[3]
 
 
-def problem_on(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], causal: bool, varlen: bool) -> Problem:
+def problem_on(
+    device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], causal: bool, varlen: bool, rope: bool
+) -> Problem:
     """Return the problem of (B, N, H, D, longest sequence) on a device of this machine."""
     no_kernels = tuple(not_supported_reasons(torch.empty(0, dtype=dtype, device=device)))
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     batch, num_tokens, num_heads, width, longest = shape
     sizes = (batch, num_tokens, num_heads, width)
-    return Problem(sizes, dtype, device.type, capability, no_kernels, longest, causal, varlen)
+    return Problem(sizes, dtype, device.type, capability, no_kernels, longest, causal, varlen, rope)
 
 
 def hypothetical_problem(

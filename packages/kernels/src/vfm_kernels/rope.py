@@ -28,7 +28,7 @@ def rotate(heads: Tensor, sin: Tensor, cos: Tensor, num_prefix_tokens: int, posi
 
     Source: Fang et al. 2023, EVA-02 (arXiv:2303.11331); Su et al. 2021, RoFormer (arXiv:2104.09864).
     """
-    if not fused(heads):
+    if not fused("rotate", heads):
         return rotate_plain(heads, sin, cos, num_prefix_tokens, positions)
     rotated: Tensor = torch.ops.vfm_kernels.rotate(heads, sin, cos, num_prefix_tokens, positions, False)
     return rotated

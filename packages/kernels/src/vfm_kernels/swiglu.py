@@ -38,7 +38,7 @@ def swiglu_subln(gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor, eps:
     if gate.shape != value.shape or weight.shape != bias.shape or len(weight) > gate.shape[-1]:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (gate, value, weight, bias))
         raise ValueError(f"expected gate, value, weight, bias of (..., P), (..., P), (W,), (W,), W <= P, got {shapes}")
-    if not fused(gate):
+    if not fused("swiglu_subln", gate):
         return swiglu_subln_plain(gate, value, weight, bias, eps)
     rows = (tensor.flatten(0, -2) for tensor in (gate, value))
     out, _, _ = torch.ops.vfm_kernels.swiglu_subln(*rows, weight, bias, eps)

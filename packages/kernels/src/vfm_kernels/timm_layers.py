@@ -215,6 +215,14 @@ def _reason_against_attention(module: Any, model: nn.Module) -> str | None:
     return None
 
 
+def width_of(layer: Any) -> int:
+    """Return the width by which the measurements of a layer's op are known: of a head, or of the norm."""
+    if isinstance(layer, SwiGLU):
+        return len(layer.norm.weight)
+    width: int = layer.head_dim if isinstance(layer, Attention | EvaAttention) else len(layer.norm2.weight)
+    return width
+
+
 def patch_projections(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
     """Yield the convolutions of patches that do not overlap, which are matrix products, with their names."""
     for name, layer in model.named_modules():

@@ -21,7 +21,7 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
     Returns:
         (B, K, D).
     """
-    if not fused(tokens):
+    if not fused("gather_tokens", tokens):
         return tokens.gather(1, _rows(index, tokens))
     gathered: Tensor = torch.ops.vfm_kernels.gather_tokens(tokens, index)
     return gathered
@@ -41,7 +41,7 @@ def scatter_tokens(tokens: Tensor, index: Tensor, num_tokens: int, fill: Tensor 
     """
     shape = (tokens.shape[0], num_tokens, tokens.shape[-1])
     fill = None if fill is None else fill.to(tokens.dtype).expand(shape)
-    if not fused(tokens):
+    if not fused("scatter_tokens", tokens):
         base = tokens.new_zeros(shape) if fill is None else fill
         return base.scatter(1, _rows(index, tokens), tokens)
     scattered: Tensor = torch.ops.vfm_kernels.scatter_tokens(tokens, index, num_tokens, fill)
