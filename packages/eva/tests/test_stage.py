@@ -215,3 +215,24 @@ def test_timm_loads_the_encoder_and_it_initialises_a_clip_model(tmp_path, pool, 
     trained = load_file(tmp_path / "artifact" / "model.safetensors")
     fresh = build_vision(STUDENT, num_classes=0, seed=0).state_dict()
     assert not torch.equal(trained["patch_embed.proj.weight"], fresh["patch_embed.proj.weight"])
+
+
+def test_a_picture_that_cannot_be_drawn_is_a_warning_after_the_export(tmp_path, pool, teacher, monkeypatch):
+    def fails(matrix, **arguments):
+        raise torch.linalg.LinAlgError("linalg.svd: The algorithm failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "svd", fails)
+    events: list[Event] = []
+    made = stage(steps=1).run(context(tmp_path, events.append, pool=pool, teacher=teacher))
+    assert all(value.isfinite().all() for value in load_vision(made).state_dict().values())
+    (line,) = [event.data["message"] for event in events if "picture" in event.data.get("message", "")]
+    assert "failed to converge" in line
+
+
+def test_weights_that_are_not_finite_are_not_exported(tmp_path, pool, teacher):
+    """Check the end of a training whose last step is finite and overflows a weight."""
+    settings = {"steps": 1, "lr": 3e38, "optimizer": {"weight_decay": 1e3}}
+    with pytest.raises(UserError, match="NaN or infinity, the first is") as caught:
+        run(tmp_path, settings, pool=pool, teacher=teacher)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "artifact" / "model.safetensors").exists()

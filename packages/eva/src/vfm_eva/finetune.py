@@ -23,7 +23,7 @@ from vfm.models import (
     vision_tower,
 )
 from vfm.plugin import Context, LabeledDataset, Preflight, UserError, VisionCheckpoint, check_class_names
-from vfm.train import TrainingData, fit, is_main
+from vfm.train import TrainingData, fit, is_main, show_panels
 from vfm_eva.classifier import Classifier
 from vfm_eva.labeled_images import MakeLabeled, check_rand_augment
 from vfm_eva.stages import EvaFinetune
@@ -54,9 +54,9 @@ def finetune_eva(config: EvaFinetune, ctx: Context) -> VisionCheckpoint:
     augmentation = config.augmentation
     make = MakeLabeled.of(task.preprocess, augmentation.crop_scale, augmentation.flip, augmentation.rand_augment)
     fit(task, TrainingData.of(config, source, make), config, ctx)
-    if is_main():
-        ctx.panel(pca_sheet(task.encoder(), source, ctx.directory))
-    return task.export(ctx.directory)
+    made = task.export(ctx.directory)
+    show_panels(ctx, lambda: pca_sheet(task.encoder(), source, ctx.directory))
+    return made
 
 
 def _task(config: EvaFinetune, ctx: Context, data: LabeledDataset) -> Classifier:

@@ -14,20 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vfm.data import Source
-from vfm.eval import MAP_GAP, MAP_SIDE, NUM_PICTURES, enlarge, pca_sheet, side_by_side
-from vfm.plugin import Context, ImagesPanel, Picture
+from vfm.eval import MAP_GAP, MAP_SIDE, NUM_PICTURES, enlarge, side_by_side
+from vfm.plugin import ImagesPanel, Picture
 from vfm.train import Make, eval_batches, map_tensors
 from vfm_eva.images import EvaViews
 from vfm_eva.masks import Masks
 from vfm_eva.task import EvaTask
 
 STRIPES = (215, 245)  # alternating greys
-
-
-def save_panels(task: EvaTask, source: Source, make: Make[EvaViews], masks: Masks, ctx: Context) -> None:
-    """Save the panels of a finished training: its predictions, its patch features, its attention."""
-    ctx.panel(cosine_sheet(task, source, make, masks, ctx.directory))
-    ctx.panel(pca_sheet(task.encoder(), source, ctx.directory))
 
 
 def cosine_sheet(task: EvaTask, source: Source, make: Make[EvaViews], masks: Masks, directory: Path) -> ImagesPanel:

@@ -9,14 +9,15 @@ import torch
 from torch import nn
 
 from vfm.data import CachedTensors, open_dataset
+from vfm.eval import pca_sheet
 from vfm.models import build_vision, grid_size
 from vfm.plugin import Context, ImageDataset, Preflight, Ref, SampleCache, UserError, VisionCheckpoint
-from vfm.train import Make, TrainingData, fit, is_main, resolve_device
+from vfm.train import Make, TrainingData, fit, resolve_device, show_panels
 from vfm_eva.alarm import PretrainAlarm
 from vfm_eva.decoder import MaskDecoder
 from vfm_eva.images import EvaInputs, EvaViews, MakeViews, MakeWithTargets, crop_transform
 from vfm_eva.masks import MaskedData, Masks
-from vfm_eva.panels import save_panels
+from vfm_eva.panels import cosine_sheet
 from vfm_eva.pca import Pca
 from vfm_eva.stages import EvaPretrain, EvaTargets
 from vfm_eva.student import student_grid
@@ -56,9 +57,13 @@ def pretrain_eva(config: EvaPretrain, ctx: Context) -> VisionCheckpoint:
     batches = MaskedData(TrainingData.of(config, source, make), masks)
     alarm = PretrainAlarm(ctx, warmup_steps=config.schedule.warmup_steps, num_steps=config.num_steps)
     fit(task, batches, config, replace(ctx, send=alarm))
-    if is_main():
-        save_panels(task, source, make, masks, ctx)
-    return task.export(ctx.directory)
+    made = task.export(ctx.directory)
+    show_panels(
+        ctx,
+        lambda: cosine_sheet(task, source, make, masks, ctx.directory),
+        lambda: pca_sheet(task.encoder(), source, ctx.directory),
+    )
+    return made
 
 
 def task_from_teacher(config: EvaPretrain, ctx: Context) -> tuple[EvaTask, Make[EvaViews]]:

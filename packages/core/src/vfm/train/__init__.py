@@ -14,11 +14,12 @@ from vfm.train.ema import Ema
 from vfm.train.kernels import check_kernels
 from vfm.train.loop import Data, fit
 from vfm.train.optim import build_optimizer, set_lr
+from vfm.train.pictures import show_panels
 from vfm.train.task import Call, Frozen, Metrics, ParamGroup, Task
 
 __all__ = [
     "METRICS_FILE", "Alarm", "Batch", "Call", "Crops", "Data", "Ema", "Frozen", "ImageTransform", "Make", "MakeCrops",
     "Metrics", "ParamGroup", "Preempted", "SampleDraw", "Task", "TrainingData", "World", "build_optimizer",
     "check_kernels", "distributed", "eval_batches", "fill_cache", "fit", "is_main", "map_tensors", "ordered_batches",
-    "prefetch", "prepare_device", "resolve_device", "seed_everything", "set_lr", "to_tensor",
+    "prefetch", "prepare_device", "resolve_device", "seed_everything", "set_lr", "show_panels", "to_tensor",
 ]  # fmt: skip

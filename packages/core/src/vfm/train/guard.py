@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vfm.config import UserError
 from vfm.data.batch import Batch
@@ -67,6 +67,27 @@ class FiniteGuard:
         raise UserError(
             f"{self.ctx.stage}: {what} is not finite at step {step + 1}; the step was not taken, the weights are"
             f" those of step {step}; a lower lr or optimizer.grad_clip_norm may help; samples: {where}"
+        )
+
+
+def check_weights(task: nn.Module, stage: str) -> None:
+    """Check that trained weights are finite, before they are exported.
+
+    A step that is not finite is never taken (`FiniteGuard`), but a finite step can overflow a weight, and so can an
+    average of them.
+
+    Raises:
+        UserError: a weight is NaN or infinite.
+    """
+    values = {name: value for name, value in task.state_dict().items() if value.is_floating_point()}
+    if not values:
+        return
+    finite = torch.stack([value.isfinite().all() for value in values.values()]).tolist()
+    wrong = [name for name, is_finite in zip(values, finite, strict=True) if not is_finite]
+    if wrong:
+        raise UserError(
+            f"{stage}: {len(wrong)} of {len(values)} trained tensors contain NaN or infinity, the first is {wrong[0]};"
+            " they are not exported; a lower lr or optimizer.grad_clip_norm may help"
         )
 
 

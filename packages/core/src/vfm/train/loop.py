@@ -33,7 +33,7 @@ from vfm.train.curves import Curves
 from vfm.train.dist import World, distributed, micro_batch_size, reproducible, seed_everything
 from vfm.train.ema import Ema
 from vfm.train.evaluations import Evaluations
-from vfm.train.guard import FiniteGuard, SkippedSamples
+from vfm.train.guard import FiniteGuard, SkippedSamples, check_weights
 from vfm.train.kernels import chosen_kernels
 from vfm.train.optim import build_optimizer, set_lr
 from vfm.train.task import Metrics, Task
@@ -60,8 +60,8 @@ def fit(task: Task[Inputs], data: Data[Inputs], config: Training, ctx: Context) 
     `keep_best` they are, in the first process, those with the highest score.
 
     Raises:
-        UserError: the configuration does not fit the processes, a loss is not finite, or too many samples cannot be
-            read.
+        UserError: the configuration does not fit the processes, a loss or a trained weight is not finite, or too many
+            samples cannot be read.
         OSError: a file cannot be written, e.g. the disk is full; earlier checkpoints are complete.
         Preempted: the process received SIGTERM; a checkpoint has been saved.
     """
@@ -132,6 +132,7 @@ class _Loop(Generic[Inputs]):
         if self.world.is_main:
             self.best.restore_best(self.task)
             self.curves.finish()
+        check_weights(self.task, self.ctx.stage)
         self.world.barrier()
 
     def _next(self, steps: Iterator[list[Batch[Inputs]]]) -> list[Batch[Inputs]]:
