@@ -49,6 +49,30 @@ def test_the_work_of_a_part_exists(part: type[Part]) -> None:
     assert callable(load_function(part.work))
 
 
+CHECKSUMS = {
+    "write_table": "write_page_checksum",
+    "ParquetWriter": "write_page_checksum",
+    "read_table": "page_checksum_verification",
+    "ParquetFile": "page_checksum_verification",
+}
+
+
+def test_parquet_files_are_written_with_page_checksums_and_verified_when_read() -> None:
+    calls = (
+        (file, node)
+        for file in sources("packages/*/src")
+        if file.name != "parquet.py"  # the reader of the user's own files
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        if isinstance(node.func.value, ast.Name) and node.func.value.id == "pq"
+    )
+    assert not [
+        f"{file}:{node.lineno}"
+        for file, node in calls
+        if (key := CHECKSUMS.get(node.func.attr)) and key not in {word.arg for word in node.keywords}
+    ]
+
+
 def test_no_module_imports_itself_in_a_circle() -> None:
     graph = grimp.build_graph(*PACKAGES, cache_dir=None)
     imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}

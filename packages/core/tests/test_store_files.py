@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +35,7 @@ from vfm.data.tags import TAGS_FILE, write_tags
 from vfm.eval.curves import TrainingCurves
 from vfm.flow.execution import read_step
 from vfm.flow.manifest import EventNotes
+from vfm.integrity import seal
 from vfm.stage import Stage
 from vfm.stages.data import Pairs
 from vfm.store_files import (
@@ -202,7 +204,10 @@ def test_damaged_offsets_of_a_tar_are_found_again(tmp_path):
     source = open_dataset(make_pool(tmp_path / "pool", [3]))
     assert source[0].image == encoded(0)
     (cache,) = (tmp_path / "pool/offsets").glob("*.parquet")
-    for damaged in (b"", b"PAR1", cache.read_bytes()[:-30]):
+    complete = cache.read_bytes().index(b"true", cache.read_bytes().index(b"complete"))
+    flipped = bytearray(cache.read_bytes())
+    flipped[complete + 3] ^= 1  # `complete: trud` would call the tar truncated
+    for damaged in (b"", b"PAR1", cache.read_bytes()[:-30], flipped):
         cache.write_bytes(damaged)
         assert open_dataset(make_pool(tmp_path / "pool", [3]))[2].image == encoded(2)
 

@@ -69,7 +69,7 @@ class DataCard:
         table = self.entries.select(["language", "entry"])
         for name, values in columns.items():
             table = table.append_column(name, pa.array(values))
-        pq.write_table(table, directory / CARD_FILE, compression="zstd")
+        pq.write_table(table, directory / CARD_FILE, compression="zstd", write_page_checksum=True)
         with (directory / CARD_JSON).open("w", encoding="utf-8") as file:
             for number, language in enumerate(self.languages.names):
                 file.write(f"{',' if number else '{'}\n{json.dumps(language)}: {{")

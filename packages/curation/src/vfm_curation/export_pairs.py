@@ -76,7 +76,9 @@ def write_pairs(job: PairsJob, shard: int) -> Summary:
 def _matched(subset: Path, matches: Path, entries: pa.Array, shard: int) -> pa.Table:
     """Return the balanced texts of a shard with their entries; the order of texts is that of the subset."""
     table = read_subset_shard(subset, shard)
-    lists = pq.read_table(matches_file(matches, shard), columns=[*PLACE, "ids"]).sort_by(TEXT_ORDER)["ids"]
+    lists = pq.read_table(
+        matches_file(matches, shard), columns=[*PLACE, "ids"], page_checksum_verification=True
+    ).sort_by(TEXT_ORDER)["ids"]
     lists = lists.combine_chunks()
     words = pa.ListArray.from_arrays(lists.offsets, entries.take(lists.values))
     return table.append_column("entries", words).append_column("reason", pc.if_else(table["kept"], "", BALANCED))
@@ -84,7 +86,7 @@ def _matched(subset: Path, matches: Path, entries: pa.Array, shard: int) -> pa.T
 
 def _filtered(subset: Path, shard: int) -> pa.Table:
     """Return all texts of a shard that a filter saw, with its reason; the probability is 1 or 0."""
-    table = pq.read_table(shard_file(subset / VERDICTS_FOLDER, shard))
+    table = pq.read_table(shard_file(subset / VERDICTS_FOLDER, shard), page_checksum_verification=True)
     kept = pc.equal(table["reason"], "")
     table = table.append_column("kept", kept).append_column("probability", kept.cast(pa.float32()))
     return table.append_column("entries", pa.nulls(len(table), pa.list_(pa.string())))

@@ -26,7 +26,11 @@ def publish_links(ctx: Context, folder: Path, language: str) -> LinkTable:
     shards = [Shard.of(part, pq.read_metadata(part).num_rows, format="parquet") for part in parts]
     spec = DatasetSpec(images=False, texts={language: "texts"})
     num_samples = write_index(ctx.directory, shards, spec)
-    first = next(batch for part in parts for batch in pq.ParquetFile(part).iter_batches(NUM_EXAMPLES))
+    first = next(
+        batch
+        for part in parts
+        for batch in pq.ParquetFile(part, page_checksum_verification=True).iter_batches(NUM_EXAMPLES)
+    )
     rows = [[link["url"], " | ".join(link["texts"])] for link in first.to_pylist()]
     ctx.panel(
         TablePanel(title="Links", note="The first ones, by the hash of the URL.", columns=["url", "texts"], rows=rows)

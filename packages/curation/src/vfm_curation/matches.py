@@ -64,7 +64,7 @@ def read_shards(directory: Path, *, only_ids: bool = False) -> Iterator[ShardMat
 
 def read_matches(file: Path, *, only_ids: bool = False) -> ShardMatches:
     """Read the matches of one shard."""
-    with pq.ParquetFile(file, read_dictionary=["language"]) as parquet:
+    with pq.ParquetFile(file, read_dictionary=["language"], page_checksum_verification=True) as parquet:
         table = parquet.read(["ids"] if only_ids else None)
     if not only_ids:
         table = table.set_column(table.schema.get_field_index("uid"), "uid", unpacked_uids(table["uid"]))

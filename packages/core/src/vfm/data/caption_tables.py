@@ -67,7 +67,7 @@ def _write_shards(directory: Path, rows: Iterator[Row], spec: DatasetSpec) -> It
         columns |= {"uid": list(map(given_uid, columns["uid"]))} if "uid" in columns else {}
         table = {name: _strings(values) if name in ID_COLUMNS else _lists(values) for name, values in columns.items()}
         path = directory / f"captions-{number:05d}.parquet"
-        pq.write_table(pa.table(table), path, compression="zstd")
+        pq.write_table(pa.table(table), path, compression="zstd", write_page_checksum=True)
         yield Shard.of(path, len(part), format="parquet")
         number += 1
 

@@ -66,7 +66,7 @@ def write_choices(directory: Path, choices: Iterable[Choice]) -> ChoiceDataset:
     patterns: dict[str, None] = {}
     count = 0
     iterator = iter(choices)
-    with pq.ParquetWriter(directory / CHOICES_FILE, SCHEMA) as writer:
+    with pq.ParquetWriter(directory / CHOICES_FILE, SCHEMA, write_page_checksum=True) as writer:
         while rows := list(islice(iterator, ROWS_PER_GROUP)):
             writer.write_table(pa.Table.from_pylist([vars(row) for row in rows], SCHEMA))
             patterns |= dict.fromkeys(row.pattern for row in rows)

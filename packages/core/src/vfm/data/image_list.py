@@ -75,7 +75,7 @@ def write_image_lists(directory: Path, entries: Iterable[ImageEntry], spec: Data
                 [[] if row.reason else row.texts.get(language, []) for row in rows], pa.list_(pa.string())
             )
         path = directory / f"images-{number:05d}.parquet"
-        pq.write_table(pa.table(columns), path)
+        pq.write_table(pa.table(columns), path, write_page_checksum=True)
         yield Shard.of(path, len(rows), format="files")
 
 

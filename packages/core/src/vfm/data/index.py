@@ -148,12 +148,12 @@ def write_index(directory: Path, shards: Sequence[Shard], spec: DatasetSpec, *, 
         "mtime": pa.array([0 if here else s.mtime for s, here in zip(shards, inside, strict=True)], pa.int64()),
         "num_samples": pa.array([shard.num_samples for shard in shards], pa.int64()),
     }
-    pq.write_table(pa.table(columns), directory / SHARDS_FILE)
+    pq.write_table(pa.table(columns), directory / SHARDS_FILE, write_page_checksum=True)
     usual = None if spec.keys_repeat else {"keys_repeat"}  # left out, so that the bytes of such an index stay the same
     (directory / SPEC_FILE).write_text(spec.model_dump_json(indent=1, exclude=usual) + "\n", encoding="utf-8")
     if bad:
         rows = [{"shard": one.shard, "row": one.row, "reason": one.reason, "where": one.where} for one in bad]
-        pq.write_table(pa.Table.from_pylist(rows), directory / BAD_FILE)
+        pq.write_table(pa.Table.from_pylist(rows), directory / BAD_FILE, write_page_checksum=True)
     return sum(shard.num_samples for shard in shards) - sum(one.row >= 0 for one in bad)
 
 

@@ -94,7 +94,7 @@ def write_subset_index(directory: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write the index of the shards' files: the `subset_index_rows` of all shards, in any order."""
     ordered = sorted(rows, key=lambda row: (row["shard"], row["language"] or ""))
     table = pa.Table.from_pylist(ordered, index_schema())
-    pq.write_table(table, directory / SUBSET_INDEX, compression="zstd")
+    pq.write_table(table, directory / SUBSET_INDEX, compression="zstd", write_page_checksum=True)
 
 
 def write_subset(directory: Path, table: Any) -> None:
@@ -105,7 +105,11 @@ def write_subset(directory: Path, table: Any) -> None:
         part = table.filter(pc.equal(table["shard"], shard))
         rows += subset_index_rows(shard, part)
         pq.write_table(
-            stored_subset(part), subset_file(directory, shard), compression="zstd", use_dictionary=FEW_VALUES
+            stored_subset(part),
+            subset_file(directory, shard),
+            compression="zstd",
+            use_dictionary=FEW_VALUES,
+            write_page_checksum=True,
         )
     write_subset_index(directory, rows)
 

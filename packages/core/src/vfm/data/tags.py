@@ -21,7 +21,7 @@ TAGS_FILE = "tags.parquet"
 
 def write_tags(file: Path, rows: Sequence[Sequence[int]]) -> None:
     """Write the labels of each image, one row per image."""
-    pq.write_table(pa.table({"tags": pa.array(rows, pa.list_(pa.int32()))}), file)
+    pq.write_table(pa.table({"tags": pa.array(rows, pa.list_(pa.int32()))}), file, write_page_checksum=True)
 
 
 def read_tags(tags: TaggedImages) -> NDArray[np.bool_]:

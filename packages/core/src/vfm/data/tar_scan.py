@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tarfile import TarInfo
@@ -25,6 +26,7 @@ from vfm.store_files import read_parquet, reading
 # N samples of a tar, S slots (image, txt, json, ...) of a sample
 
 MAX_ROWS = 1 << 31
+SCAN_HASH = b"sha256"  # key of the schema's metadata
 MISSING, SPARSE = -1, -2  # in place of an offset
 NO_SAMPLES = ("", "md", "rst", "html", "pdf", "yaml", "yml", "py", "sh", "log")  # extensions of a tar's documentation
 
@@ -205,7 +207,10 @@ def _load_scan(cache: Path, slots: Sequence[str]) -> TarScan:
     table = read_parquet(cache)
     columns = [[table[f"{slot}.{part}"].to_numpy() for part in ("offset", "size")] for slot in slots]
     places = np.array(columns, dtype=np.int64).transpose(2, 0, 1)
-    facts = table.schema.metadata
+    facts = dict(table.schema.metadata)
+    expected = facts.pop(SCAN_HASH, None)
+    if expected not in (None, _scan_hash(table, facts)):
+        raise UserError(f"{cache}: not as it was written: its hash has changed")
     damaged, lost = json.loads(facts.get(b"damage", b"[[], []]"))
     return TarScan(
         table["key"].to_pylist(),
@@ -225,10 +230,20 @@ def save_scan(cache: Path, scan: TarScan, slots: Sequence[str]) -> None:
     if scan.damaged or scan.lost:
         facts["damage"] = json.dumps([scan.damaged, scan.lost])
     table = pa.table(columns, metadata=facts)
+    table = table.replace_schema_metadata({**facts, SCAN_HASH: _scan_hash(table, table.schema.metadata)})
     part = cache.with_name(f"{cache.name}.{os.getpid()}.part")
     try:
         cache.parent.mkdir(exist_ok=True)
-        pq.write_table(table, part)
+        pq.write_table(table, part, write_page_checksum=True)
         os.replace(part, cache)
     except OSError:
         part.unlink(missing_ok=True)
+
+
+def _scan_hash(table: Any, facts: Mapping[bytes, bytes]) -> bytes:
+    """Return a hash of a saved scan: it is written after the artifact's manifest, which therefore has none of it."""
+    digest = hashlib.sha256(repr(sorted(facts.items())).encode())
+    digest.update("\0".join(table["key"].to_pylist()).encode())
+    for name in table.column_names[1:]:
+        digest.update(name.encode() + table[name].to_numpy().tobytes())
+    return digest.hexdigest().encode()

@@ -78,7 +78,7 @@ def pack_shards(dataset: Any, directory: Path) -> Iterator[Shard]:
 def _pack(dataset: Any, rows: range, directory: Path) -> Shard:
     schema = pa.schema({"key": pa.string(), "image": pa.binary(), "label": pa.int32()})
     path = directory / f"packed-{rows.start // ROWS_PER_SHARD:05d}.parquet"
-    with pq.ParquetWriter(path, schema) as writer:
+    with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
         for start in range(rows.start, rows.stop, ROWS_PER_GROUP):
             group = []
             for row in range(start, min(start + ROWS_PER_GROUP, rows.stop)):

@@ -140,7 +140,7 @@ class ParquetWriter:
         }
         table = pa.table(columns).replace_schema_metadata({MODEL: self.model.encode()})
         if self.writer is None:
-            self.writer = pq.ParquetWriter(self.part, table.schema)
+            self.writer = pq.ParquetWriter(self.part, table.schema, write_page_checksum=True)
         self.writer.write_table(table)
 
     def __exit__(

@@ -92,7 +92,7 @@ def _batches(items: Iterator[Any]) -> Iterator[list[Any]]:
 
 def read_embeddings(folder: Path, shard: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Return rows, ascending, and unit vectors, (N, D), of the usable images of a shard."""
-    table = pq.read_table(shard_file(folder, shard))
+    table = pq.read_table(shard_file(folder, shard), page_checksum_verification=True)
     vectors = np.load(shard_file(folder, shard, "npy")).astype(np.float32)
     rows = table["row"].to_numpy()[table["bad"].is_null().to_numpy()]
     return rows, vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
@@ -106,7 +106,9 @@ def score_texts(job: ClipJob, shard: int) -> Summary:
         return Summary.of(record)
     assert job.survivors
     places = job.survivors.places(shard)
-    identity = pq.read_table(shard_file(job.survivors.texts, shard), columns=IDENTITY).take(places)
+    identity = pq.read_table(
+        shard_file(job.survivors.texts, shard), columns=IDENTITY, page_checksum_verification=True
+    ).take(places)
     texts = texts_of(opened(job.dataset), shard) if len(places) else texts_schema().empty_table()
     named = dict(
         zip(zip(*(texts[name].to_pylist() for name in NAME), strict=True), texts["text"].to_pylist(), strict=True)

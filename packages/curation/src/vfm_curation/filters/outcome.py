@@ -56,7 +56,7 @@ def write_outcome(job: OutcomeJob, shard: int) -> OutcomeSummary:
     made = made_from(of_texts, digest(codes.tobytes()).hex(), job.reasons, VERSION)
     if record := finished_summary(file, made):
         return OutcomeSummary.of(record)
-    table = pq.read_table(texts, columns=IDENTITY)
+    table = pq.read_table(texts, columns=IDENTITY, page_checksum_verification=True)
     names = pa.array(job.reasons, pa.string())
     verdicts = table.append_column("reason", names.take(pa.array(codes.astype(np.int32))))
     passed = table.filter(pa.array(codes == 0))

@@ -29,7 +29,7 @@ class Remaining:
     def texts(self, shard: int) -> pa.Table:
         """Return the remaining texts with their measurements; `unit` is a text's index in its shard."""
         places = self.survivors.places(shard)
-        table = pq.read_table(shard_file(self.survivors.texts, shard)).take(places)
+        table = pq.read_table(shard_file(self.survivors.texts, shard), page_checksum_verification=True).take(places)
         return table.append_column("unit", pa.array(places, pa.int32()))
 
     def identities(self, shard: int) -> pa.Table:
@@ -40,7 +40,10 @@ class Remaining:
 
     def images(self, shard: int) -> pa.Table:
         """Return the remaining images with their measurements; `unit` is the image's row."""
-        table, measured = self.identities(shard), pq.read_table(shard_file(self.measured, shard))
+        table, measured = (
+            self.identities(shard),
+            pq.read_table(shard_file(self.measured, shard), page_checksum_verification=True),
+        )
         chosen = measured.take(np.searchsorted(measured["row"].to_numpy(), table["unit"].to_numpy()))
         return pa.table({**_columns(table), **_columns(chosen.drop_columns(["row", "bad"]))})
 
@@ -77,7 +80,9 @@ def filter_rows(job: RowJob, shard: int) -> CodesSummary:
 def write_codes(survivors: Survivors, folder: Path, shard: int, unit: Unit, found: Codes) -> CodesSummary:
     """Give each remaining unit of a shard its code, and write the codes of all texts of the shard."""
     codes, places = survivors.codes_of(shard), survivors.places(shard)
-    rows: NDArray[np.int32] = pq.read_table(shard_file(survivors.texts, shard), columns=["row"])["row"].to_numpy()
+    rows: NDArray[np.int32] = pq.read_table(
+        shard_file(survivors.texts, shard), columns=["row"], page_checksum_verification=True
+    )["row"].to_numpy()
     # If the units are images, each text gets the code of its row's image.
     codes[places] = found if unit == "text" else found[np.unique(rows[places], return_inverse=True)[1]]
     save_array(shard_file(folder, shard, "npy"), codes)

@@ -40,7 +40,9 @@ class Survivors:
 
     def rows(self, shard: int) -> NDArray[np.int32]:
         """Return the rows of the samples with a remaining text, ascending."""
-        rows = pq.read_table(shard_file(self.texts, shard), columns=["row"])["row"].to_numpy()
+        rows = pq.read_table(shard_file(self.texts, shard), columns=["row"], page_checksum_verification=True)[
+            "row"
+        ].to_numpy()
         return np.unique(rows[self.places(shard)])
 
 

@@ -56,7 +56,9 @@ class SpillingCounter:
             return
         self.spill()
         for bucket in range(NUM_BUCKETS):
-            parts = pa.concat_tables([pq.ParquetFile(file).read_row_group(bucket) for file in self.files])
+            parts = pa.concat_tables(
+                [pq.ParquetFile(file, page_checksum_verification=True).read_row_group(bucket) for file in self.files]
+            )
             summed = parts.group_by("key").aggregate([("count", "sum")])
             yield summed.rename_columns(["key", "count"]).cast(SCHEMA)
 
@@ -83,7 +85,7 @@ class SpillingCounter:
         for item in self._counts.items():
             buckets[crc32(item[0].encode()) % NUM_BUCKETS].append(item)
         file = self.folder / f"{len(self.files):06d}.parquet"
-        with pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
+        with pq.ParquetWriter(file, SCHEMA, compression="zstd", write_page_checksum=True) as writer:
             for bucket in buckets:  # one row group each, also if empty
                 writer.write_table(_table(bucket), row_group_size=max(1, len(bucket)))
         self.files.append(file)

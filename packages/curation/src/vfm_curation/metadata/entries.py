@@ -97,7 +97,7 @@ def entries_sha256(rows: Iterable[Row]) -> str:
 def save_entries(directory: Path, rows: Iterable[Row]) -> None:
     """Write the entries as the file of a `Metadata` artifact: language, entry, source; the row is the id."""
     schema = pa.schema([(name, pa.string()) for name in ("language", "entry", "source")])
-    with pq.ParquetWriter(directory / ENTRIES_FILE, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(directory / ENTRIES_FILE, schema, compression="zstd", write_page_checksum=True) as writer:
         for batch in _batches(rows):
             writer.write_table(pa.table(list(zip(*batch, strict=True)), schema=schema))
 
@@ -115,7 +115,7 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 def load_entries(metadata: Metadata) -> pa.Table:
     """Return the entries of an artifact: columns language, entry, source (strings); an entry's id is its row."""
-    return pq.read_table(metadata.path / ENTRIES_FILE)
+    return pq.read_table(metadata.path / ENTRIES_FILE, page_checksum_verification=True)
 
 
 def ids_for(entries: pa.Table, language: str) -> NDArray[np.int64]:

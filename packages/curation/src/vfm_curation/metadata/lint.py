@@ -60,7 +60,9 @@ def save_findings(directory: Path, findings: Sequence[Finding]) -> None:
     """Write `lint.parquet`, one row for each finding."""
     fields = {"language": "language", "entry": "entry", "source": "source", "verdict": "kind", "reason": "reason"}
     columns = [pa.array([getattr(finding, name) for finding in findings], pa.string()) for name in fields.values()]
-    pq.write_table(pa.table(columns, names=list(fields)), directory / LINT_FILE, compression="zstd")
+    pq.write_table(
+        pa.table(columns, names=list(fields)), directory / LINT_FILE, compression="zstd", write_page_checksum=True
+    )
 
 
 def metadata_panels(entries: EntryList, findings: Sequence[Finding]) -> list[Panel]:

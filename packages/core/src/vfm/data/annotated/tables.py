@@ -130,7 +130,7 @@ class Tables:
 def write_images(directory: Path, rows: Iterable[ImageRow]) -> None:
     """Write `images.parquet`."""
     table = pa.Table.from_pylist([{name: getattr(row, name) for name in IMAGES.names} for row in rows], IMAGES)
-    pq.write_table(table, directory / IMAGES_FILE)
+    pq.write_table(table, directory / IMAGES_FILE, write_page_checksum=True)
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,9 @@ class ObjectTable:
 
     def write(self, directory: Path) -> None:
         """Write `annotations.parquet`, sorted by image."""
-        pq.write_table(self.table.take(np.argsort(self.image, kind="stable")), directory / OBJECTS_FILE)
+        pq.write_table(
+            self.table.take(np.argsort(self.image, kind="stable")), directory / OBJECTS_FILE, write_page_checksum=True
+        )
 
 
 def read_tables(directory: Path) -> Tables:
