@@ -231,6 +231,19 @@ class VisionCheckpoint(Artifact):
     num_classes: int = Field(0, description="outputs of the head; 0: no head")
 
 
+class DenseCheckpoint(Artifact):
+    """A model with a dense head. Its encoder is a `VisionCheckpoint` in a folder of its own, in timm's layout unchanged.
+
+    So the encoder can go back to any other use; the head's files are beside that folder.
+    """
+
+    encoder: str = Field("encoder", description="folder of the VisionCheckpoint, in this artifact")
+    tasks: list[Literal["boxes", "masks", "semantic", "panoptic"]] = Field(description="what the model predicts")
+    class_names: list[str] = Field(description="class names in the order of the labels")
+    image_size: int = Field(description="pixels along a side of the input")
+    predictor: str = Field(description="function (checkpoint, device) that loads it: 'package.module:function'")
+
+
 class ClipCheckpoint(Artifact):
     """A CLIP model in open_clip's layout (`open_clip_config.json`, `open_clip_model.safetensors`)."""
 
@@ -246,6 +259,12 @@ class GeneratorCheckpoint(Artifact):
     sample_size: int = Field(description="side of the denoised sample, in pixels or latents")
     condition_width: int = Field(description="channels of the cross-attention context")
     prediction: Literal["epsilon", "v", "flow"] = Field(description="prediction target of the model")
+
+
+class ExportedModel(Artifact):
+    """A model in the layout of another library."""
+
+    format: str = Field(description="format of `vfm export`")
 
 
 class SampleCache(Artifact):

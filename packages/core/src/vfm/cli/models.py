@@ -144,21 +144,25 @@ def export(
             readable=False, help="Folder of an artifact, or of a model in the layout of open_clip, timm or HF."
         ),
     ],
-    format: Annotated[str, typer.Option(help="timm, open_clip, hf, safetensors, onnx or eva.")],  # noqa: A002
+    format: Annotated[str, typer.Option(help="timm, open_clip, hf, safetensors, onnx, eva or llava.")],  # noqa: A002
     out: Annotated[Path, typer.Option("--out", readable=False, help="Folder to write; it must not exist.")],
+    base: Annotated[
+        Path | None,
+        typer.Option(readable=False, help="For llava: folder of the LLaVA checkpoint whose vision tower is replaced."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check whether the model fits the format.")] = False,
     debug: DebugOption = False,
 ) -> None:
     """Export a model for other libraries.
 
-    These are timm, open_clip, transformers, onnxruntime and EVA's original code.
+    These are timm, open_clip, transformers, onnxruntime, EVA's original code and LLaVA.
     """
     from vfm.models import find_format, open_model
 
     if out.exists() or out.is_symlink():
         raise UserError(f"{out} already exists; choose another folder, or remove it first")
     found = open_model(model)
-    form = find_format(format, found, str(model))
+    form = find_format(format, found, str(model), base)
     if dry_run:
         show(f"would write {out}: {form.description}")
         return

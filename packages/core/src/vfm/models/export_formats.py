@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,18 @@ import torch
 from open_clip.timm_model import TimmModel
 from torch import nn
 
+from vfm.artifacts import ExportedModel
 from vfm.config import UserError, did_you_mean
 from vfm.models import clip_config, hugging_face, hugging_face_siglip
 from vfm.models.clip import ClipModel, load_clip, open_clip_incompatibility, save_clip
 from vfm.models.eva_layouts import to_official
 from vfm.models.hugging_face_siglip_import import load_transformers_model
+from vfm.models.llava_export import llava_mismatch, write_llava
 from vfm.models.vision import VISION_CONFIG_FILE, load_vision, save_vision
 from vfm.models.weight_transfer import KeyReport
 from vfm.models.weights import save_state_dict
+from vfm.stage import Context, Preflight
+from vfm.stages.models import Export
 from vfm.store_files import read_record
 
 Model = ClipModel | nn.Module
@@ -55,18 +60,62 @@ def open_model(folder: Path) -> Model:
     raise UserError(f"{folder}: no model (looked for {clip_config.CONFIG_FILE} and {VISION_CONFIG_FILE})")
 
 
-def find_format(name: str, model: Model, where: str) -> Format:
+def find_format(name: str, model: Model, where: str, base: Path | None = None) -> Format:
     """Return the format of a name, checked to be able to hold the model.
+
+    Args:
+        name: of the format.
+        model: to be exported.
+        where: the model's place, for errors.
+        base: folder of the checkpoint that the model becomes a part of; for `llava`.
 
     Raises:
         UserError: there is no such format, or it cannot hold the model; the line names those that can.
     """
-    if name not in FORMATS:
-        raise UserError(f"--format {name}: choose from {', '.join(FORMATS)}{did_you_mean(name, FORMATS)}")
-    if reason := FORMATS[name].mismatch(model):
+    check_format(name, base)
+    known = {**FORMATS, "llava": _llava(base)}
+    if reason := known[name].mismatch(model):
         possible = ", ".join(other for other, form in FORMATS.items() if not form.mismatch(model))
         raise UserError(f"{where}: cannot be exported as {name}: {reason}; possible formats: {possible}")
-    return FORMATS[name]
+    return known[name]
+
+
+def check_format(name: str, base: Path | None) -> None:
+    """Check that a format exists, and that there is a base exactly for `llava`.
+
+    Raises:
+        UserError: one of these does not hold.
+    """
+    names = [*FORMATS, "llava"]
+    if name not in names:
+        raise UserError(f"--format {name}: choose from {', '.join(names)}{did_you_mean(name, names)}")
+    if (name == "llava") != (base is not None):
+        raise UserError(f"--base, the folder of a LLaVA checkpoint, belongs to --format llava; got --format {name}")
+
+
+def _llava(base: Path | None) -> Format:
+    return Format(
+        "a LLaVA checkpoint with this vision tower",
+        partial(llava_mismatch, base=base),
+        partial(write_llava, base=base),
+    )
+
+
+def export_checkpoint(config: Export, ctx: Context) -> ExportedModel:
+    """Run `models.export`: write a model in another library's layout."""
+    model = open_model(ctx.load(config.model).path)
+    form = find_format(config.format, model, str(config.model), Path(config.base) if config.base else None)
+    for line in form.write(model, ctx.directory):
+        ctx.log(line)
+    return ExportedModel.create(ctx.directory, format=config.format)
+
+
+def check_export(config: Export, ctx: Preflight) -> None:
+    """Check the format's name, and whether it can hold the model if the model exists."""
+    base = Path(config.base) if config.base else None
+    check_format(config.format, base)
+    if checkpoint := ctx.artifact(config.model):
+        find_format(config.format, open_model(checkpoint.path), str(config.model), base)
 
 
 def _no_mismatch(model: Model) -> str:

@@ -1,4 +1,4 @@
-"""Configurations of the stages that bring pretrained models into a recipe, and that interpolate between two models."""
+"""Configurations of the stages that import, interpolate and export models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from vfm.artifacts import Artifact, ClipCheckpoint, GeneratorCheckpoint, VisionCheckpoint
+from vfm.artifacts import Artifact, ClipCheckpoint, ExportedModel, GeneratorCheckpoint, VisionCheckpoint
 from vfm.config import Config
 from vfm.interfaces import AnyEvaluation, check_evaluations
 from vfm.stage import Ref, Stage
@@ -127,10 +127,31 @@ class Interpolate(Stage):
         return self
 
 
+class Export(Stage):
+    """Write a model in another library's layout, as `vfm export` does."""
+
+    kind: Literal["models.export"] = "models.export"
+    model: Ref[ClipCheckpoint | VisionCheckpoint] = Field(description="model to export")
+    format: str = Field(
+        "hf", description="timm, open_clip, hf (also the tower of LLaVA's own code), safetensors, onnx, eva or llava"
+    )
+    base: str | None = Field(
+        None, description="for llava: folder of the LLaVA checkpoint, in transformers' layout, whose tower is replaced"
+    )
+
+    makes: ClassVar[type[Artifact]] = ExportedModel
+    work: ClassVar[str] = "vfm.models.export_formats:export_checkpoint"
+    checks: ClassVar[str] = "vfm.models.export_formats:check_export"
+
+    def sources(self) -> Iterable[str]:
+        """Return the folder of the LLaVA checkpoint."""
+        return [self.base] if self.base else []
+
+
 def _local_paths(source: str | dict[str, Any], pretrained: str | None) -> list[str]:
     """Return those of a stage's names that are files or folders on this machine."""
     names = [source.removeprefix(FOLDER_PREFIX)] if isinstance(source, str) else []
     return [name for name in (*names, pretrained) if name and Path(name).exists()]
 
 
-STAGES: tuple[type[Stage], ...] = (ImportClip, ImportVision, ImportGenerator, Interpolate)
+STAGES: tuple[type[Stage], ...] = (ImportClip, ImportVision, ImportGenerator, Interpolate, Export)
