@@ -56,11 +56,14 @@ def faulty(folder: Path, shard: int) -> int:
 
 
 def full_disk(folder: Path, shard: int) -> int:
-    """Write a shard's file that does not fit: files of this process may have 4 kB."""
+    """Write a shard's file that does not fit: files of this process may have 4 kB. An even shard's is of numpy."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
         numbers = np.random.default_rng(0).random(10_000)
+        if shard % 2 == 0:
+            with whole_file(folder / "files" / f"{shard}.npy") as part, part.open("wb") as stream:
+                np.save(stream, numbers)
         write_shard_file(folder / "files" / f"{shard}.parquet", pa.table({"x": numbers}), "", {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -6,6 +6,7 @@ And a whole curation on each: the same kept set, also with the shards in another
 import hashlib
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -17,8 +18,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 HERE = str(Path(__file__).parent)
@@ -94,9 +97,51 @@ def test_error_names_the_shard(runtime: CurationRuntime, tmp_path: Path) -> None
 
 def test_a_full_disk_is_one_line_that_names_the_shard(runtime: CurationRuntime, tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
-    with pytest.raises(UserError, match=r"^shard 2: [^\n]*[Ff]ile too large[^\n]*$"):
+    with pytest.raises(UserError, match=r"^shard 1: [^\n]*[Ff]ile too large[^\n]*$"):
+        list(run_shards(shard_tasks.full_disk, tmp_path, range(1, 2), runtime))
+    with pytest.raises(UserError, match=r"^shard 2: [^\n]+ requested and [^\n]+ written$"):  # numpy's words
         list(run_shards(shard_tasks.full_disk, tmp_path, range(2, 3), runtime))
     assert list((tmp_path / "files").iterdir()) == []
+
+
+def test_a_ray_that_does_not_come_up_is_one_line_at_once(tmp_path: Path) -> None:
+    """In a process of its own: Ray reads its folder once, and a connection of other tests would be used."""
+    pytest.importorskip("ray")
+    addresses = ["127.0.0.1:1", "ray://127.0.0.1:1", "no-such-host.invalid:1", "auto"]
+    script = (
+        "import sys\nfrom vfm_curation.engine import connected_ray\nfrom vfm_curation.stages import CurationRuntime\n"
+        "from vfm.plugin import UserError\nfor address in [*sys.argv[1:], None]:\n    try:\n"
+        "        with connected_ray(CurationRuntime(engine='ray', ray_address=address)):\n            pass\n"
+        "    except UserError as error:\n        print(error)\n"
+    )
+    environment = {**os.environ, "RAY_TMPDIR": "/dev/null/ray"}
+    command = [sys.executable, "-c", script, *addresses]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    *lines, last = done.stdout.splitlines()
+    assert len(lines) == len(addresses)
+    for line, address in zip(lines, addresses, strict=True):
+        assert line.startswith(f"no Ray cluster found at ray_address {address}: ")
+    assert last == "Ray did not start: NotADirectoryError: [Errno 20] Not a directory: '/dev/null/ray'"
+
+
+def test_a_full_disk_in_matching_ends_the_command_with_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    uids = [rng.bytes(16).hex() for _ in range(3000)]
+    captions = [" ".join(f"w{word}" for word in rng.integers(0, 500, 20)) for _ in uids]
+    pq.write_table(pa.table({"uid": uids, "caption": captions}), tmp_path / "captions.parquet")
+    (tmp_path / "entries.txt").write_text("\n".join(f"w{word}" for word in range(500)))
+    (tmp_path / "recipe.yaml").write_text(
+        "stages:\n- {kind: data.pairs, name: pool, path: captions.parquet, images: false}\n"
+        "- {kind: curation.metadata, name: entries, path: entries.txt}\n"
+        "- {kind: curation.match, name: matches, pool: pool, metadata: entries}\n"
+    )
+    command = [sys.executable, "-m", "vfm", "run", "recipe.yaml", "--quiet"]
+    full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, preexec_fn=full)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: shard 0: ")
+    assert "File too large" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_short_work_starts_no_processes_and_long_work_leaves_the_rest_to_them(tmp_path: Path) -> None:

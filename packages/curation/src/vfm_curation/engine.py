@@ -11,6 +11,7 @@ import functools
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 import time
 from collections import Counter, deque
@@ -37,6 +38,7 @@ NUM_BAD_SHOWN = 20  # bad samples of a shard that are reported one by one
 SHORT = 15.0  # seconds; starting processes and loading compiled code in each takes three
 NUM_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 _SPAWN = multiprocessing.get_context("spawn")  # forking a process with running threads may deadlock
+CONNECT_SECONDS = 10.0
 RAY_QUEUE = 4096  # tasks submitted to Ray at a time: enough for an autoscaling cluster to see the demand
 
 
@@ -107,10 +109,9 @@ def _run_task(function: Task[J, S], job: J, shard: int) -> S:
     except UserError as error:
         raise UserError(f"shard {shard}: {error}") from error
     except OSError as error:  # of the system, such as a full disk: not a mistake of the program
-        if error.errno is None:
-            raise RuntimeError(f"shard {shard}: {type(error).__name__}: {error}") from error
         where = f": {error.filename}" if error.filename else ""
-        raise UserError(f"shard {shard}: {error.strerror}{where}") from error
+        what = error.strerror or " ".join(str(error).split()) or type(error).__name__  # numpy's have no number
+        raise UserError(f"shard {shard}: {what}{where}") from error
     except Exception as error:
         raise RuntimeError(f"shard {shard}: {type(error).__name__}: {error}") from error
 
@@ -186,15 +187,28 @@ def connected_ray(runtime: CurationRuntime) -> Iterator[Any]:
     own = {"address": "local", "num_cpus": runtime.workers or None, "include_dashboard": False}
     where = {"address": runtime.ray_address} if runtime.ray_address else own
     try:
+        _check_listening(runtime.ray_address or "")
         ray.init(**where, log_to_driver=False, logging_level="ERROR")
-    except ConnectionError as error:
-        raise UserError(f"no Ray cluster found at ray_address {runtime.ray_address}: {error}") from None
+    except (ConnectionError, TimeoutError, socket.gaierror) as error:
+        why = error.strerror or error
+        raise UserError(f"no Ray cluster found at ray_address {runtime.ray_address}: {why}") from None
     except Exception as error:  # of many types, also plain ones, by what is missing on the machine
         raise UserError(f"Ray did not start: {type(error).__name__}: {' '.join(str(error).split())}") from None
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_listening(address: str) -> None:
+    """Connect to HOST:PORT, also with `ray://`; Ray itself tries for minutes, and then ends the process.
+
+    Raises:
+        OSError: nothing listens there.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
 
 
 def _stream(submit: Submit[S], waiting: deque[int], running: dict[Future[S], int], limit: int) -> Iterator[S]:
