@@ -17,9 +17,15 @@ Types, and the keys of `data`:
 from __future__ import annotations
 
 import json
+import re
 import time
+import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
+
+CRC_KEY = "crc32"  # the last key of a line in a file: a checksum of the line without it
+_STAMP = re.compile(rb', "crc32": "([0-9a-f]{8})"\}\n?\Z')
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,38 @@ class Event:
         """
         try:
             record = json.loads(line)
+            record.pop(CRC_KEY, None)
             moment, kind, stage = float(record.pop("t")), record.pop("type"), record.pop("stage")
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"expected an event, got {line[:60]!r}") from error
         return cls(kind, stage, record, moment)
+
+
+def stamped(line: bytes) -> bytes:
+    """Return a line of `to_json` as it is written to a file: with its CRC-32, and a newline."""
+    return b'%s, "%s": "%08x"}\n' % (line[:-1], CRC_KEY.encode(), zlib.crc32(line))
+
+
+def damaged_lines(lines: Iterable[bytes]) -> list[int]:
+    """Return the numbers, from 1, of the lines of a file that are not as `stamped` made them.
+
+    The first lines may be of an older version, without a checksum; they must be JSON.
+    """
+    damaged, checked = [], False
+    for number, line in enumerate(lines, start=1):
+        if found := _STAMP.search(line):
+            checked = True
+            whole = line.endswith(b"\n") and b"%08x" % zlib.crc32(line[: found.start()] + b"}") == found[1]
+        else:
+            whole = not checked and _is_json(line)
+        if not whole:
+            damaged.append(number)
+    return damaged
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True

@@ -11,16 +11,16 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from vfm.artifacts import Artifact
+from vfm.artifacts import MANIFEST_FILE, Artifact
 from vfm.cli.command import DEFAULT_STORE, DebugOption, StoreOption, command, console, show_results
 from vfm.cli.command import show as show_line
 from vfm.config import UserError
 from vfm.flow.report import REPORT_FILE, is_current, summary_of_run, write_report
 from vfm.flow.runs import RUN_FILE, find_run, kept_runs, older_runs
-from vfm.flow.store import MANIFEST_FILE, Store
+from vfm.flow.store import Store
+from vfm.integrity import read_sealed
 from vfm.permissions import is_writable
 from vfm.plugins import load_plugins, stage_types
-from vfm.store_files import read_record
 
 
 @command
@@ -31,7 +31,7 @@ def show(
     """Show an artifact: its facts, how it was made, its files."""
     stage_types(load_plugins())  # imports the artifact types of plugins
     found, folder = Artifact.load(artifact), artifact.resolve()
-    manifest = read_record(folder / MANIFEST_FILE) if (folder / MANIFEST_FILE).is_file() else None
+    manifest = read_sealed(folder / MANIFEST_FILE) if (folder / MANIFEST_FILE).is_file() else None
     console.print(f"[bold]{type(found).__name__}[/] {escape(str(folder))}", highlight=False, soft_wrap=True)
     console.print_json(found.model_dump_json())
     if manifest is not None:
@@ -66,7 +66,7 @@ def report(
     """Draw the report of a finished run again, and show its results."""
     stage_types(load_plugins())
     directory = find_run(run, Store(store))
-    if directory is None or read_record(directory / RUN_FILE).get("seconds", 0) is None:
+    if directory is None or read_sealed(directory / RUN_FILE).get("seconds", 0) is None:
         names = dict.fromkeys(kept.name for kept in kept_runs(Store(store)) if kept.finished)
         raise UserError(f"no finished run {run!r} in {store}; finished runs: {', '.join(names) or 'none'}")
     page = out or directory / REPORT_FILE

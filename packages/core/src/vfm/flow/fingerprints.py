@@ -22,6 +22,7 @@ from vfm.integrity import hash_file, read_sealed, seal
 from vfm.store_files import reading
 
 FINGERPRINTS_FILE = ".fingerprints.json"  # in the store; a folder of files has a file of its own
+FINGERPRINTS_PATTERN = ".fingerprints*.json"
 WHOLE_FILE = 64 << 20  # bytes of the largest file that is hashed whole
 NUM_BLOCKS, BLOCK = 64, 64 << 10  # number of blocks that are read of a larger file, and their bytes
 THREADS = 8  # files of a folder that are read at a time

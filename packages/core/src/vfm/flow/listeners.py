@@ -27,7 +27,7 @@ from rich.progress import (
 from rich.text import Text
 
 from vfm.config import UserError
-from vfm.events import Event
+from vfm.events import Event, stamped
 from vfm.hookspecs import hookimpl
 from vfm.redaction import redacted
 
@@ -154,7 +154,7 @@ class JsonLinesListener:
     @hookimpl
     def vfm_event(self, event: Event) -> None:
         """Write the event as a line."""
-        self.stream.write(event.to_json().encode(errors="backslashreplace") + b"\n")
+        self.stream.write(stamped(event.to_json().encode(errors="backslashreplace")))
 
     def close(self) -> None:
         """Close the file."""

@@ -14,12 +14,12 @@ from vfm.artifacts import FACTS_FILE, Artifact, Comparison, Metric, Report
 from vfm.flow.listeners import number
 from vfm.flow.runs import RUN_FILE
 from vfm.flow.store import LINKS
-from vfm.store_files import read_record
+from vfm.integrity import read_sealed
 
 
 def reports(directory: Path) -> dict[str, Report]:
     """Return the reports of a finished run by stage name, in the order of its stages."""
-    links = [directory / LINKS / name for name in read_record(directory / RUN_FILE, "stages")["stages"]]
+    links = [directory / LINKS / name for name in read_sealed(directory / RUN_FILE, "stages")["stages"]]
     found = {link.name: Artifact.load(link, verify=False) for link in links if (link / FACTS_FILE).is_file()}
     made = {name: artifact for name, artifact in found.items() if isinstance(artifact, Report)}
     for report in made.values():

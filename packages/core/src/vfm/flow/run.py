@@ -23,10 +23,10 @@ from vfm.flow.run_names import owner_of
 from vfm.flow.runs import RUN_FILE, open_run, write_run_file
 from vfm.flow.store import Store
 from vfm.flow.subprocesses import Send
+from vfm.integrity import read_sealed
 from vfm.interfaces import Training
 from vfm.redaction import redacted_words
 from vfm.stage import Preempted, Preflight
-from vfm.store_files import read_record
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _record(recipe: Recipe, outcome: Outcome, store: Store, started: float, *, m
     """
     before = {}
     with suppress(UserError):  # a damaged file is replaced
-        before = read_record(outcome.directory / RUN_FILE)
+        before = read_sealed(outcome.directory / RUN_FILE)
     what = {
         "recipe": recipe.name,
         "file": owner_of(recipe.file, recipe.name, store.root),

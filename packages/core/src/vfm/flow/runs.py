@@ -11,7 +11,6 @@ second file of the same name gets another name (`quickstart-2`). Numbers, not ti
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -28,8 +27,8 @@ from vfm.flow.plan import Step
 from vfm.flow.recipe import Recipe
 from vfm.flow.run_names import own_name, owner_of
 from vfm.flow.store import LINKS, Store
+from vfm.integrity import read_sealed, seal
 from vfm.permissions import check_writable, is_writable
-from vfm.store_files import read_record
 
 RUN_FILE, EVENTS_FILE, RECIPE_FILE = "run.json", "events.jsonl", "recipe.yaml"
 _FOLDER = re.compile(r"(?P<name>[^.].*)@(?P<number>\d{1,9})")
@@ -72,7 +71,7 @@ def kept_runs(store: Store) -> list[KeptRun]:
         if parts and folder.is_dir() and not folder.is_symlink():
             record: dict[str, Any] = {}
             with suppress(UserError):
-                record = read_record(folder / RUN_FILE)
+                record = read_sealed(folder / RUN_FILE)
             found.append(KeptRun(folder, parts["name"], int(parts["number"]), record))
     return sorted(found, key=lambda run: (run.name, run.number))
 
@@ -169,8 +168,7 @@ def _write_recipe(directory: Path, recipe: Recipe) -> None:
 
 def write_run_file(directory: Path, record: Mapping[str, Any]) -> None:
     """Write the `run.json` of a run, completely or not at all."""
-    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    _write(directory / RUN_FILE, text.encode(errors="backslashreplace"))
+    _write(directory / RUN_FILE, seal(record))
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -16,8 +16,7 @@ from vfm.flow.manifest import read_manifest
 from vfm.flow.results import SeedSummary, over_seeds, reports
 from vfm.flow.runs import EVENTS_FILE, RUN_FILE
 from vfm.flow.store import LINKS
-from vfm.integrity import check_folder
-from vfm.store_files import read_record
+from vfm.integrity import check_folder, read_sealed
 
 SHOWN_ELSEWHERE = {
     "kind",
@@ -90,7 +89,7 @@ def summary_of_run(directory: Path) -> RunSummary:
         UserError: an artifact is missing, or a file is damaged.
     """
     record_hash = hash_of_record(directory)  # read first: should the run go on meanwhile, the page is drawn again
-    record = read_record(
+    record = read_sealed(
         directory / RUN_FILE, "recipe", "description", "text", "stages", "command", "started", "seconds"
     )
     log = EventLog.read(directory / EVENTS_FILE)

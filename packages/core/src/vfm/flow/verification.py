@@ -1,0 +1,86 @@
+"""Verification of a store: its artifacts, checkpoints and records are read and compared with what was written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vfm.artifacts import MANIFEST_FILE
+from vfm.config import UserError
+from vfm.events import damaged_lines
+from vfm.flow.fingerprints import FINGERPRINTS_PATTERN
+from vfm.flow.runs import EVENTS_FILE, RUN_FILE
+from vfm.flow.store import SLOT_NAME
+from vfm.integrity import Known, damage, known_files, read_sealed
+
+META_FILE = "meta.json"  # of a checkpoint
+CHECKPOINTS = ".*.work/**/step-[0-9]*"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder to verify: an artifact, or a checkpoint of a training that has not ended.
+
+    Attributes:
+        folder: the folder.
+        known: its files; None: it is of an older version, without hashes.
+        problems: what is already known to be wrong, one line each.
+    """
+
+    folder: Path
+    known: Known | None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """Number of bytes to read."""
+        return sum(size for size, _ in (self.known or {}).values())
+
+    def verify(self, on_bytes: Callable[[int], None]) -> list[str]:
+        """Read all files and return a line for each problem; `on_bytes` is called with the bytes of each block."""
+        return [*self.problems, *damage(self.folder, self.known or {}, on_bytes)]
+
+
+def places(store: Path) -> list[Place]:
+    """Return the artifacts and checkpoints of a store; or the one artifact, if the folder is one.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not store.is_dir():
+        raise UserError(f"{store}: no such folder; expected a folder of artifacts and runs")
+    if (store / MANIFEST_FILE).is_file():
+        return [_place(store, MANIFEST_FILE)]
+    artifacts = [path for path in store.iterdir() if SLOT_NAME.fullmatch(path.name) and path.is_dir()]
+    checkpoints = [path for path in store.glob(CHECKPOINTS) if path.is_dir()]
+    found = [_place(path, MANIFEST_FILE) for path in sorted(artifacts)]
+    return [*found, *(_place(path, META_FILE) for path in sorted(checkpoints))]
+
+
+def _place(folder: Path, record_file: str) -> Place:
+    file = folder / record_file
+    try:
+        record = read_sealed(file)
+        identity = str(record.get("identity", ""))
+        problems = []
+        if SLOT_NAME.fullmatch(folder.name) and identity and not folder.name.endswith(f"-{identity[:8]}"):
+            problems.append(f"{file}: expected an identity that begins with {folder.name[-8:]}, got {identity}")
+        return Place(folder, known_files(record, file), tuple(problems))
+    except UserError as error:
+        return Place(folder, {}, (str(error),))
+
+
+def damaged_records(store: Path) -> Iterator[str]:
+    """Yield a line for each damaged file of the runs, and of the remembered fingerprints."""
+    for file in sorted([*store.glob(f"runs/*@*/{RUN_FILE}"), *store.glob(FINGERPRINTS_PATTERN)]):
+        try:
+            read_sealed(file)
+        except UserError as error:
+            yield str(error)
+    for file in sorted(store.glob(f"runs/*@*/{EVENTS_FILE}")):
+        with file.open("rb") as lines:
+            numbers = damaged_lines(lines)
+        if numbers:
+            more = f" and {len(numbers) - 1} more" if len(numbers) > 1 else ""
+            yield f"{file}: line {numbers[0]}{more}: not as it was written"
