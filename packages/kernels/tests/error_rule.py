@@ -13,8 +13,7 @@ from torch import Tensor
 
 # Largest relative error (Frobenius), unless the plain form's is larger (a sum that nearly cancels).
 RELATIVE_ERROR = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-# Allowed multiple of the plain form's error, which differs by 2.3 between processors where scores of 180 nearly cancel.
-MULTIPLE = 3
+MULTIPLE = 3  # allowed multiple of the plain form's error: an unlucky order of sums here may be a lucky one elsewhere
 FLOOR = 8 * torch.finfo(torch.float32).eps  # for whole models, of the largest entry: the plain form may be lucky
 ZERO = 1e-7  # for whole models: a gradient that is zero on paper, such as that of a bias of keys, is only rounding
 
