@@ -61,10 +61,20 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             if options.get("debug") or not (lines := error_messages(error)):
                 raise
             for line in lines:
-                errors.print(f"[red]error:[/] {escape(redacted(line))}", highlight=False, soft_wrap=True)
+                _print_error(line)
+            raise typer.Exit(2) from None
+        except Exception as error:
+            if sys.flags.optimize < 2 or options.get("debug") or isinstance(error, typer.Exit):
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            _print_error(f"python -OO removes docstrings, which some libraries read; run without it ({reason})")
             raise typer.Exit(2) from None
 
     return app.command()(run)
+
+
+def _print_error(line: str) -> None:
+    errors.print(f"[red]error:[/] {escape(redacted(line))}", highlight=False, soft_wrap=True)
 
 
 def error_messages(error: UserError | OSError | ModuleNotFoundError) -> list[str]:

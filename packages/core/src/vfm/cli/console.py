@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.text import Text
 
 from vfm.visible import visible
 
@@ -22,6 +23,10 @@ class TerminalConsole(Console):
         """Yield the segments of a renderable, all of whose text can be printed."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(self._printable(segment.text), segment.style)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a string as rich's text, which would leave some control characters out."""
+        return super().render_str(visible(text), **options)
 
     def _printable(self, text: str) -> str:
         text = visible(text)

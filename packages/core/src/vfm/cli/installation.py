@@ -27,7 +27,7 @@ def stages(
     if kind is None:
         table = Table("kind", "makes", "description", box=None)
         for name, stage in known.items():
-            table.add_row(name, stage.makes.__name__, (stage.__doc__ or "").strip().splitlines()[0])
+            table.add_row(name, stage.makes.__name__, (stage.__doc__ or "").strip().partition("\n")[0])
         console.print(table)
         return
     if kind not in known:
