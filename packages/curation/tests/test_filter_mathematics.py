@@ -18,8 +18,9 @@ from vfm.plugin import UserError
 from vfm_curation.filters import buckets
 from vfm_curation.filters.buckets import Buckets, Dropped
 from vfm_curation.filters.duplicates import first_of_each
-from vfm_curation.filters.hashes import block_masks, has_earlier_neighbour, near_any, phash
+from vfm_curation.filters.hashes import NUM_VARIANTS, HashIndex, block_masks, phash, variant_hashes
 from vfm_curation.filters.linear_head import head_width
+from vfm_curation.filters.near_duplicates import near_better
 from vfm_curation.filters.scores import kth_largest, read_head
 
 bits64 = st.integers(0, 2**64 - 1)
@@ -58,20 +59,25 @@ def test_more_hashes_mean_masks_of_more_bits() -> None:
 
 
 @pytest.mark.parametrize("distance", [0, 1, 3, 6])
-def test_earlier_neighbours_within_a_key_equal_a_comparison_of_all(distance: int) -> None:
-    hashes, keys = near_hashes(240, distance), np.sort(np.random.default_rng(1).integers(0, 5, 240))
-    near = (distances(hashes, hashes) <= distance) & (keys[:, None] == keys) & np.tri(240, k=-1, dtype=bool)
+def test_rows_near_to_a_better_image_equal_a_comparison_of_all(distance: int) -> None:
+    rng = np.random.default_rng(distance)
+    hashes, groups, ranks = near_hashes(240, distance), np.sort(rng.integers(0, 5, 240)), rng.integers(0, 90, 240)
+    plain = rng.random(240) < 0.5
+    order = np.lexsort((ranks, groups))
+    groups, ranks = groups[order].astype(np.uint64), ranks[order]
+    near = (distances(hashes, hashes) <= distance) & (groups[:, None] == groups) & (ranks[:, None] > ranks)
+    near &= plain[:, None] | plain
     assert 0 < near.any(axis=1).sum() < 240
-    assert (has_earlier_neighbour(keys, hashes, distance) == near.any(axis=1)).all()
+    assert (near_better(groups, hashes, ranks, plain, distance) == near.any(axis=1)).all()
 
 
 @pytest.mark.parametrize("distance", [0, 2, 5])
-def test_near_any_equals_a_comparison_of_all(distance: int) -> None:
+def test_hashes_near_to_a_reference_equal_a_comparison_of_all(distance: int) -> None:
     hashes = near_hashes(300, 10 + distance)
     expected = (distances(hashes[:200], hashes[200:]) <= distance).any(axis=1)
     assert 0 < expected.sum() < 200
-    assert (near_any(hashes[:200], hashes[200:], distance) == expected).all()
-    assert not near_any(hashes, hashes[:0], distance).any()
+    assert (HashIndex(hashes[200:], distance).near(hashes[:200]) == expected).all()
+    assert not HashIndex(hashes[:0], distance).near(hashes).any()
 
 
 scores = st.floats(width=32, allow_nan=False)
@@ -103,6 +109,21 @@ def test_phash_is_robust_to_size_and_quality_and_differs_between_images() -> Non
         photo(seed).resize((60, 45)).save(buffer, format="JPEG", quality=40)
         assert (phash(photo(seed)) ^ phash(Image.open(buffer))).bit_count() <= 6
         assert (phash(photo(seed)) ^ phash(photo(seed + 1))).bit_count() > 12
+
+
+def test_variants_are_the_hashes_of_the_turned_mirrored_and_cut_image() -> None:
+    for seed in range(10):
+        image = photo(seed, (160, 160))
+        found = variant_hashes(image)
+        assert len(found) == NUM_VARIANTS == 13
+        for way in Image.Transpose:  # up to two bits, since the resized image is rounded
+            assert min((phash(image.transpose(way)) ^ one).bit_count() for one in found[:7]) <= 2
+        cut = image.crop((8, 8, 152, 152))  # 5 %
+        assert min((phash(cut) ^ one).bit_count() for one in found[7:10]) < (phash(cut) ^ phash(image)).bit_count()
+        captioned = Image.new("RGB", (160, 180), "white")
+        captioned.paste(image)
+        nearest = min((phash(image) ^ one).bit_count() for one in variant_hashes(captioned)[10:])
+        assert nearest < (phash(image) ^ phash(captioned)).bit_count()
 
 
 def test_flat_images_have_the_same_hash() -> None:

@@ -22,7 +22,7 @@ from vfm.data import open_balanced, open_dataset, read_subset
 from vfm.panels import load_panels
 from vfm.plugin import Artifact, Context, Event, Pool, Preflight, UserError
 from vfm.stages.data import Pairs
-from vfm_curation.filters import buckets, duplicates
+from vfm_curation.filters import buckets, near_duplicates
 from vfm_curation.filters.hashes import phash
 from vfm_curation.language import detect
 from vfm_curation.stages import BuildMetadata, Filter, FilterPool, MatchTexts, MetaclipBalance, RowFilter
@@ -250,15 +250,20 @@ def test_a_large_distance_warns(make_pool: Any, run_stage: Any, monkeypatch: pyt
     def warnings(distance: int) -> list[str]:
         events: list[Event] = []
         run(
-            run_stage, pool, [{"type": "near_duplicates", "max_distance": distance}], f"d{distance}", send=events.append
+            run_stage,
+            pool,
+            [{"type": "near_duplicates", "max_distance": distance, "variants": False}],
+            f"d{distance}",
+            send=events.append,
         )
         return [event.data["message"] for event in events if event.type == "warning"]
 
     assert warnings(10) == []  # few images need few masks
-    monkeypatch.setattr(duplicates, "MANY_ROWS", 5)
+    monkeypatch.setattr(near_duplicates, "MANY_ROWS", 5)
     assert warnings(4) == []
     assert warnings(9) == [
-        "near_duplicates: with max_distance 9 each of 12 images is written and sorted 10 times, with 4 5 times"
+        "near_duplicates: with max_distance 9 each of 12 images is written and sorted 10 times,"
+        " with 4 and variants: false 5 times"
     ]
 
 

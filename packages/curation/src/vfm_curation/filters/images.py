@@ -11,13 +11,13 @@ import pyarrow as pa
 
 from vfm.data import BadSample, Sample, decode_image, open_image
 from vfm_curation.engine import Summary
-from vfm_curation.filters.hashes import phash
+from vfm_curation.filters.hashes import phash, variant_hashes
 from vfm_curation.filters.survivors import Survivors, shard_file
 from vfm_curation.filters.texts import VERSION, digest, halves, opened
 from vfm_curation.pool_texts import urls_of_rows
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 
-OPTIONAL_COLUMNS = frozenset({"image", "url", "phash"})  # measured only if a filter reads them
+OPTIONAL_COLUMNS = frozenset({"image", "url", "phash", "variants"})  # measured only if a filter reads them
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ def measure_images(job: ImageJob, shard: int) -> Summary:
     """Write for each image: row, `bad` (the reason if unusable), `width` and `height` from its header, `num_bytes`.
 
     And the further columns of the job: `image` and `url` stand for two halves each of a hash of the file and of the
-    URL; `phash` decodes the image. If the pool has no images, only the URL is measured.
+    URL; `phash` and `variants`, hashes of what a copy may show, decode the image. If the pool has no images, only the
+    URL is measured.
     """
     file, entry = shard_file(job.folder, shard), opened(job.dataset).index.shards[shard]
     made = made_from(asdict(entry), sorted(job.columns), VERSION)
@@ -98,12 +99,15 @@ def measure(sample: Sample | BadSample, columns: frozenset[str], shard: str) -> 
         values["url"] = digest(sample.url.encode("utf-8", "surrogatepass"))
     if "phash" in columns:
         values["phash"] = phash(image)
+    if "variants" in columns:
+        values["variants"] = variant_hashes(image)
     return values
 
 
 def _table(found: Sequence[dict[str, Any]], columns: frozenset[str]) -> pa.Table:
     kinds = {"row": pa.int32(), "bad": pa.string(), "width": pa.int32(), "height": pa.int32(), "num_bytes": pa.int64()}
     kinds |= {"phash": pa.uint64()} if "phash" in columns else {}
+    kinds |= {"variants": pa.list_(pa.uint64())} if "variants" in columns else {}
     made = {name: pa.array([one.get(name) for one in found], kind) for name, kind in kinds.items()}
     for name in sorted(columns & {"image", "url"}):
         made |= halves(name, [one.get(name) for one in found])

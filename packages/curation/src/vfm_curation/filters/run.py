@@ -125,17 +125,21 @@ class FilterRun:
     def scores(self, clip: Ref[ClipCheckpoint]) -> Iterator[NDArray[np.float32]]:
         """Yield for each shard the cosine of each remaining text with its image."""
         for shard in range(self.num_shards):
-            table = pq.read_table(shard_file(self._folder(f"scores-{_slug(clip)}"), shard))
+            table = pq.read_table(
+                shard_file(self._folder(f"scores-{_slug(clip)}"), shard), page_checksum_verification=True
+            )
             at = np.searchsorted(table["unit"].to_numpy(), self.survivors.places(shard))
             yield table["score"].to_numpy()[at]
 
-    def hashes_of(self, dataset: Ref[ImageDataset]) -> NDArray[np.uint64]:
-        """Return the perceptual hashes of all usable images of another dataset."""
+    def hashes_of(self, dataset: Ref[ImageDataset], columns: frozenset[str]) -> pa.Table:
+        """Return the perceptual hashes, some `columns`, of all usable images of another dataset."""
         folder, path = self._folder(f"against-{_slug(dataset)}"), self._path(dataset)
-        count = self._measure_other(dataset, measure_images, ImageJob(path, folder, None, frozenset({"phash"})))
-        tables = [pq.read_table(shard_file(folder, shard), columns=["phash"]) for shard in range(count)]
-        hashes: NDArray[np.uint64] = pa.concat_tables(tables)["phash"].drop_null().to_numpy()
-        return hashes
+        count = self._measure_other(dataset, measure_images, ImageJob(path, folder, None, columns))
+        tables = [
+            pq.read_table(shard_file(folder, shard), columns=sorted(columns), page_checksum_verification=True)
+            for shard in range(count)
+        ]
+        return pa.concat_tables(tables).drop_null()
 
     def embeddings_of(self, dataset: Ref[ImageDataset], clip: Ref[ClipCheckpoint]) -> NDArray[np.float32]:
         """Return the unit vectors of all usable images of another dataset, (N, D)."""
@@ -173,7 +177,7 @@ class FilterRun:
     def _unusable(self, folder: Path) -> Iterator[Codes]:
         """Yield for each shard the codes of its images: the reader's reason if an image cannot be used, else 0."""
         for shard, table in enumerate(self.identities()):
-            measured = pq.read_table(shard_file(folder, shard), columns=["row", "bad"])
+            measured = pq.read_table(shard_file(folder, shard), columns=["row", "bad"], page_checksum_verification=True)
             at = np.searchsorted(measured["row"].to_numpy(), table["unit"].to_numpy())
             reasons = measured["bad"].take(pa.array(at)).to_pylist()
             yield np.array([self.reasons.index(reason or "") for reason in reasons], dtype=np.uint8)

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from vfm.plugin import ClipCheckpoint, ImageDataset, Preflight, Ref, Seed, UserError
 from vfm_curation.filters.linear_head import head_width
-from vfm_curation.stages.filters import Filter, Measure, Unit
+from vfm_curation.stages.filters import MAX_DISTANCE, VARIANTS, Filter, Measure, Unit, hash_columns
 
 CUTS = ("min_score", "max_score", "top_fraction", "bottom_fraction")
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -145,18 +145,24 @@ class LinearScore(ScoreFilter):
 class Decontaminate(Filter):
     """Drop images that are near to an image of the given sets: by perceptual hash, and by cosine if `clip` is given.
 
-    Memory holds 8 bytes for each image of the sets, and its embedding if `clip` is given.
+    The hash of one image, or of a variant of it (mirrored, turned by 90 degrees, or cut), is near that of the other.
+    Memory holds about 2 kB for each image of the sets, and its embedding if `clip` is given.
     """
 
     type: Literal["decontaminate"] = Field("decontaminate", description="an image near to one of an evaluation set")
     against: list[Ref[ImageDataset]] = Field(min_length=1, description="evaluation sets")
-    max_distance: int = Field(4, ge=0, le=10, description="bits of the 64-bit perceptual hash that may differ")
+    max_distance: int = MAX_DISTANCE
+    variants: bool = VARIANTS
     clip: Ref[ClipCheckpoint] | None = Field(None, description="model whose image embeddings are compared too")
     min_cosine: float | None = Field(None, gt=0, le=1, description="with clip: smallest cosine of near images")
 
     unit: ClassVar[Unit] = "image"
-    columns: ClassVar[frozenset[str]] = frozenset({"phash"})
     work: ClassVar[str] = "vfm_curation.filters.decontaminate:clean_images"
+
+    @property
+    def columns(self) -> frozenset[str]:  # type: ignore[override]
+        """The hashes."""
+        return hash_columns(self.variants)
 
     @model_validator(mode="after")
     def _both_or_none(self) -> Decontaminate:
