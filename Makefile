@@ -1,5 +1,5 @@
 # Shortcuts for people who work on vfm. The README's two commands need no make.
-.PHONY: test check format packages kill-test kernels-wide test-portable test-torch-latest
+.PHONY: test check format packages kill-test flip-test kernels-wide test-portable test-torch-latest
 
 test: ## all that CI runs
 	uv run pytest -n 2
@@ -16,6 +16,9 @@ packages: ## every package's own tests, alone in an environment of its own
 
 kill-test: ## twenty random kills of a recipe with every kind of stage
 	VFM_NUM_KILLS=20 uv run pytest tests/test_kill_and_resume.py -s
+
+flip-test: ## a thousand flipped bits in checkpoints, models and files of a store, with a table (minutes)
+	VFM_NUM_FLIPS=1000 uv run pytest packages/core/tests/test_bit_flips.py -s
 
 kernels-wide: ## Triton's interpreter at real shapes (minutes)
 	TRITON_INTERPRET=1 uv run pytest packages/kernels/tests/interpreter -m slow -n 2

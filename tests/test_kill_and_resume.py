@@ -29,7 +29,7 @@ NUM_KILLS = int(os.environ.get("VFM_NUM_KILLS", "4"))
 VFM = (sys.executable, "-m", "vfm")
 
 # What may differ between two runs that did the same: when, how long, how fast, how much memory; and nothing else.
-TIMES = {"finished", "seconds"}
+TIMES = {"finished", "seconds", "sha256"}
 PANELS_OF_TIMES = "*-seconds.json"
 SPEED = {"train/samples_per_second", "train/data_wait_pct", "sys/mem_gib"}
 
@@ -143,6 +143,7 @@ def _name(path: Path) -> str:
 def _manifest(path: Path) -> dict[str, Any]:
     record = json.loads(path.read_text())
     record["numbers"] = {name: value for name, value in record["numbers"].items() if name not in SPEED}
+    record["files"] = {name: facts for name, facts in record["files"].items() if not Path(name).match(PANELS_OF_TIMES)}
     return {key: value for key, value in record.items() if key not in TIMES}
 
 

@@ -13,6 +13,7 @@ import typer
 from vfm.cli.command import DebugOption, command, console, show
 from vfm.config import UserError
 from vfm.flow.listeners import ConsoleListener
+from vfm.publishing import publish_folder
 from vfm.stage import Context
 
 ModelArgument = Annotated[
@@ -171,7 +172,7 @@ def export(
     with TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
         made = Path(folder) / "made"
         lines = form.write(found, made)
-        made.rename(out)
+        publish_folder(made, out)
     show(f"wrote {out}: {form.description}")
     for file in sorted(out.iterdir()):
         show(f"{file.stat().st_size:>14,}  {file.name}")

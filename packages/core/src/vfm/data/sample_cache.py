@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from vfm.artifacts import SampleCache
 from vfm.config import UserError
 from vfm.data.sample import BadSample
+from vfm.publishing import publish_file
 from vfm.store_files import read_json, read_npy, reading
 
 CACHE_FOLDER = "tensors"
@@ -129,7 +130,7 @@ class CacheWriter:
         part = file.with_suffix(".part")
         with part.open("wb") as opened:
             np.save(opened, self._rows, allow_pickle=False)
-        part.rename(file)  # last: its existence marks the shard as complete
+        publish_file(part, file)  # last: its existence marks the shard as complete
         self._finish(self._bad)
         self._begin()
 

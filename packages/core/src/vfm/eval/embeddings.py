@@ -31,6 +31,7 @@ from vfm.data import BadSample, Sample, Source
 from vfm.eval.features import decoded_batches
 from vfm.eval.finite import check_finite
 from vfm.models import ImageEncoder
+from vfm.publishing import publish_file
 from vfm.stage import Context
 from vfm.stages.evaluation.base import ReadSettings
 from vfm.store_files import read_npy, read_parquet, reading
@@ -148,7 +149,7 @@ class ParquetWriter:
     ) -> None:
         if self.writer is not None:
             self.writer.close()
-            self.part.unlink() if kind else self.part.replace(self.file)
+            self.part.unlink() if kind else publish_file(self.part, self.file)
 
 
 class NpyWriter:
@@ -183,7 +184,7 @@ class NpyWriter:
         for stream, target in ((self.stream, self.file), (self.names, self.keys)):
             stream.close()
             part = Path(stream.name)
-            part.unlink() if kind or not self.rows else part.replace(target)
+            part.unlink() if kind or not self.rows else publish_file(part, target)
 
     def _header(self, width: int) -> None:
         facts = {"descr": "<f4", "fortran_order": False, "shape": (self.rows, width)}

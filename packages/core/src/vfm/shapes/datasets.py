@@ -17,6 +17,7 @@ from vfm.data.shards import Shard
 from vfm.data.spec import DatasetSpec
 from vfm.data.tar_writer import write_tar
 from vfm.panels import ImagesPanel, LinesPanel, Picture, Series
+from vfm.publishing import publish_file
 from vfm.shapes.captions import CLASS_TEMPLATES
 from vfm.shapes.drawing import draw
 from vfm.shapes.pairs import make_pairs
@@ -122,7 +123,7 @@ def _make_shard(path: Path, render: Render, world: World, seed: int, start: int,
     if not path.exists():
         part = path.with_suffix(".part")
         write_tar(part, ((sample.key, sample.members()) for sample in render(world, seed, start, stop)))
-        part.rename(path)
+        publish_file(part, path)
     return path
 
 
