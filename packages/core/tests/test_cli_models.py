@@ -113,6 +113,14 @@ def test_a_clip_model_chooses_among_names_as_zero_shot_does(world: Path, tmp_pat
     assert again.out == done.out
 
 
+def test_class_names_in_another_encoding_or_longer_than_a_path(world: Path, tmp_path: Path) -> None:
+    image = world / "flat" / "red.png"
+    (tmp_path / "names.txt").write_bytes("Füchse\nBären".encode("latin-1"))
+    done = run_here("predict", world / "clip", image, "--classes", tmp_path / "names.txt")
+    assert (done.code, done.err) == (2, f"error: {tmp_path}/names.txt: not UTF-8\n")
+    assert run_here("predict", world / "clip", image, "--classes", "red,blue" * 1000).code == 0
+
+
 def test_a_classifier_says_its_own_classes(world: Path) -> None:
     done = run_here("predict", world / "classifier", world / "flat" / "red.png", world / "flat" / "blue.png")
     assert len(shown(done.out)) == 10

@@ -17,6 +17,7 @@ import pytest
 from data_samples import context, encoded, members
 from vfm.config import UserError
 from vfm.data import REASONS, BadSample, Source, open_dataset, write_tar
+from vfm.data.choice_files import read_choices
 from vfm.stages.data import Images, Pairs
 from vfm.stages.labeled import Labeled
 
@@ -265,6 +266,30 @@ def test_a_caption_of_several_lines_is_one_caption(tmp_path):
     assert source[0].texts == {"en": ["one, two\nthree, four"]}
 
 
+def test_a_damaged_line_break_of_a_list_of_images_loses_both_and_counts_both(tmp_path):
+    folder = make_folder(tmp_path / "f")
+    for mark in b"*J\x0b\x1a":
+        lines = [f"{n}.png".encode() for n in range(NUM)]
+        (folder / "list.txt").write_bytes(b"\n".join(lines[:4]) + bytes([mark]) + b"\n".join(lines[4:]))
+        assert outcome(tmp_path / "a", folder / "list.txt", Images) == (
+            NUM - 2,
+            {"missing_image": 1, "unreadable_row": 1},
+        )
+    (folder / "a.jpg.png").write_bytes(encoded(1))
+    (folder / "list.txt").write_text("0.png\na.jpg.png\n1.png")
+    good, bad = outcome(tmp_path / "b", folder / "list.txt", Images)
+    assert (good, bad) == (3, {})
+
+
+def test_a_label_that_is_no_unicode_or_no_text_is_one_bad_sample(tmp_path):
+    folder = make_folder(tmp_path / "f")
+    (folder / "t.csv").write_bytes(b"image,label\n0.png,cat\n1.png,d\xf6g\n2.png,fox\n")
+    assert outcome(tmp_path / "a", folder / "t.csv", Labeled, label_key="label") == (2, {"missing_label": 1})
+    rows = [{"image": f"{n}.png", "label": label} for n, label in enumerate(["cat", ["dog"], "fox"])]
+    (folder / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert outcome(tmp_path / "b", folder / "t.jsonl", Labeled, label_key="label") == (2, {"missing_label": 1})
+
+
 def test_tables_with_carriage_returns_alone_are_read(tmp_path):
     for kind in ("csv", "tsv", "jsonl"):
         path = table_of(tmp_path / kind, kind)
@@ -323,6 +348,23 @@ def test_a_damaged_row_group_of_a_table_of_paths_is_counted(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows), folder / "t.parquet", row_group_size=4)
     damage_group(folder / "t.parquet", 1)
     assert outcome(tmp_path / "a", folder / "t.parquet") == (NUM - 4, {"unreadable_row": 4})
+
+
+def test_a_damaged_row_group_of_choices_is_counted(tmp_path):
+    rows = [
+        {"image_0": {"bytes": encoded(n)}, "image_1": {"bytes": encoded(n + 1)}, "caption_0": "a b", "caption_1": "b a"}
+        for n in range(NUM)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet", row_group_size=4)
+    metadata = pq.ParquetFile(tmp_path / "x.parquet").metadata.row_group(1).column(0)
+    data = bytearray((tmp_path / "x.parquet").read_bytes())
+    place = metadata.dictionary_page_offset or metadata.data_page_offset
+    data[place : place + 60] = bytes([255]) * 60
+    (tmp_path / "x.parquet").write_bytes(data)
+    bad: list[tuple[str, str]] = []
+    found = list(read_choices(f"{tmp_path}/x.parquet", lambda *one: bad.append(one)))
+    assert len(found) == NUM - 4
+    assert bad == [("unreadable_row", f"{tmp_path}/x.parquet: row group 1")] * 4
 
 
 def test_the_readme_lists_all_reasons():

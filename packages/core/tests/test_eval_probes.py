@@ -277,6 +277,12 @@ def test_nouns_are_recognised_by_wordnets_counts_and_made_singular(tmp_path: Pat
     words = ("dog", "dogs", "white", "men", "boxes", "cities", "in", "runs", "wolves", "mans")
     assert [noun(word) for word in words] == ["dog", "dog", None, "man", "box", "city", None, None, None, "man"]
     assert [noun(word) for word in ("while", "sitting", "playing", "buildings")] == [None, None, None, "building"]
+    for name, text in (("cntlist.rev", "dog%1:05:00::"), ("noun.exc", "men")):
+        whole = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(f"{text}\n")
+        with pytest.raises(UserError, match=rf"{name}: line 1: expected [23] words, got 1"):
+            Nouns(tmp_path)
+        (tmp_path / name).write_text(whole)
     (tmp_path / "index.noun").unlink()
     with pytest.raises(UserError, match=r"index\.noun"):
         Nouns(tmp_path)

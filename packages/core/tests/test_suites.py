@@ -83,3 +83,19 @@ def test_small_datasets_are_found_in_their_packages(tmp_path: Path) -> None:
     found, missing = find_datasets(load_suite("small"), str(tmp_path), KNOWN)
     assert {one.data.name for one in found} | {gap.title for gap in missing} >= {"digits", "Flickr8k"}
     assert all("get it: " in gap.why for gap in missing)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"\xff\xfe", "not UTF-8"),
+        (b"[" * 100_000, "not valid YAML: maximum recursion depth exceeded"),
+        (b"description: d\nsets: [{name: a, data: {path: x}}]", "a: data.kind: unknown stage kind 'None'"),
+        (b"description: d\nsets: [{name: a, data: {kind: data.pear}}]", "a: data.kind: unknown stage kind 'data.pear'"),
+        (b"description: d\nsets: [{name: a, scores: {knnn: [x]}}]", "scores: unknown stage kind 'eval.knnn'"),
+    ],
+)
+def test_a_damaged_suite_is_a_line_with_its_name(tmp_path: Path, text: bytes, said: str) -> None:
+    (tmp_path / "s.yaml").write_bytes(text)
+    with pytest.raises(UserError, match=rf"s\.yaml: {said}"):
+        load_suite(str(tmp_path / "s.yaml"), KNOWN)

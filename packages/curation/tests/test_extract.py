@@ -23,6 +23,7 @@ from vfm_curation.extract import LINKS, ExtractJob, extract_file, in_buckets
 from vfm_curation.extract_links import Link, links_of_page, links_of_wat, resolve, url_hash
 from vfm_curation.extract_records import read_records
 from vfm_curation.image_address import is_placeholder, largest_size
+from vfm_curation.retry import RetryJob, retry_file
 from vfm_curation.shard_files import finished_summary, read_batch, write_batches
 from vfm_curation.stages import BuildMetadata, ExtractLinks, MatchTexts, MetaclipBalance, RetryLinks
 
@@ -388,6 +389,29 @@ def test_failed_downloads_are_listed_to_try_again(run_stage: Any, tmp_path: Path
     pq.write_table(pa.table({"url": ["x"]}), tmp_path / "00000.parquet")
     with pytest.raises(UserError, match="expected img2dataset's output with a column 'status', got url"):
         run_stage(RetryLinks(name="other", path=str(tmp_path / "*.parquet")))
+
+
+def test_damaged_lists_of_downloads_lose_their_damaged_rows_alone(run_stage: Any, tmp_path: Path) -> None:
+    rows = [
+        {"url": f"https://a/{n:04d}.jpg", "caption": "a dog", "status": "failed", "error_message": ""}
+        for n in range(12)
+    ]
+    rows[0]["url"] = None  # type: ignore[assignment]
+    path = tmp_path / "00000.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=4, use_dictionary=False, compression="none")
+    data = bytearray(path.read_bytes())
+    data[data.index(b"0003.jpg", data.index(b"0002.jpg"))] = 0xFF  # behind the page's statistics
+    place = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    data[place : place + 20] = b"\xff" * 20
+    path.write_bytes(data)
+    links = run_stage(RetryLinks(name="again", path=str(path)))
+    assert [row["url"] for row in table_of(links)] == [f"https://a/{n:04d}.jpg" for n in (1, 2, 8, 9, 10, 11)]
+    (tmp_path / "out").mkdir()
+    summary = retry_file(RetryJob((str(path),), "never", tmp_path / "out"), 0)
+    assert summary.bad == {"unreadable_row": 4, "missing_url": 1, "wrong_encoding": 1}
+    pq.write_table(pa.table({"url": [1], "status": [2], "error_message": [""]}), path)
+    with pytest.raises(UserError, match="expected texts in the column"):
+        run_stage(RetryLinks(name="other", path=str(path)))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ Source: img2dataset's output, github.com/rom1504/img2dataset: a parquet file for
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vfm.data import open_parquet
+from vfm.data import is_text, open_parquet
 from vfm.plugin import Context, LinkTable, Preflight, UserError, files
 from vfm_curation.engine import Summary, run_shards, with_progress
 from vfm_curation.extract_links import url_hash
 from vfm_curation.link_table import publish_links, table_schema
+from vfm_curation.pool_texts import OnBad
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 from vfm_curation.stages import RetryLinks
 
@@ -86,6 +88,9 @@ def open_outcomes(path: str) -> Any:
     names = parquet.schema_arrow.names
     if missing := [name for name in COLUMNS if name not in names]:
         raise UserError(f"{path}: expected img2dataset's output with a column '{missing[0]}', got {', '.join(names)}")
+    for name in {"url", "status", "caption"} & set(names):
+        if not (is_text(kind := parquet.schema_arrow.field(name).type) or pa.types.is_null(kind)):
+            raise UserError(f"{path}: expected texts in the column '{name}', got {kind}")
     return parquet
 
 
@@ -97,32 +102,49 @@ def retry_file(job: RetryJob, number: int) -> RetrySummary:
         return RetrySummary.of(record)
     parquet = open_outcomes(path)
     kept = [name for name in ("uid", "caption", "texts") if name in parquet.schema_arrow.names]
-    outcomes = parquet.read([*COLUMNS, *kept])
+    summary = RetrySummary()
+    outcomes = _readable(parquet, [*COLUMNS, *kept], path, summary.skip)
     failed = outcomes.filter(pc.not_equal(pc.fill_null(outcomes["status"], "none"), "success"))
     message = pc.fill_null(failed["error_message"].cast(pa.string()), "")
     again = failed.filter(pc.invert(pc.match_substring_regex(message, job.hopeless)))
-    counts = {
+    links = [_link(row) for row in _rows(again, path, summary.skip)]
+    summary.num_texts = len(outcomes)
+    summary.outcomes = {
         "success": len(outcomes) - len(failed),
         "hopeless": len(failed) - len(again),
-        "to_try_again": len(again),
+        "to_try_again": len(links),
     }
-    write_shard_file(file, _links(again), made, vars(summary := RetrySummary(outcomes=counts, num_texts=len(outcomes))))
+    write_shard_file(file, pa.Table.from_pylist(links, schema=table_schema()), made, vars(summary))
     return summary
 
 
-def _links(rows: pa.Table) -> pa.Table:
-    nothing = [None] * len(rows)
-    urls = rows["url"].to_pylist()
-    uids, captions, texts = (
-        rows[name].to_pylist() if name in rows.column_names else nothing for name in ("uid", "caption", "texts")
-    )
-    links = [
-        {
-            "uid": uid or url_hash(url),
-            "url": url,
-            "caption": caption,
-            "texts": several or ([caption] if caption else []),
-        }
-        for uid, url, caption, several in zip(uids, urls, captions, texts, strict=True)
-    ]
-    return pa.Table.from_pylist(links, schema=table_schema())
+def _readable(parquet: Any, columns: list[str], path: str, on_bad: OnBad) -> pa.Table:
+    """Return the rows of the row groups that can be read; those of the others are counted."""
+    tables = [pa.table(parquet.schema_arrow.empty_table().select(columns))]
+    for group in range(parquet.num_row_groups):
+        try:
+            tables.append(parquet.read_row_group(group, columns=columns))
+        except (OSError, pa.ArrowException):
+            for _ in range(parquet.metadata.row_group(group).num_rows):
+                on_bad("unreadable_row", f"{path}: row group {group}")
+    return pa.concat_tables(tables)
+
+
+def _rows(table: pa.Table, path: str, on_bad: OnBad) -> Iterator[dict[str, Any]]:
+    """Yield the rows with a URL whose texts are UTF-8; the others are counted."""
+    for number in range(len(table)):
+        try:
+            (row,) = table.slice(number, 1).to_pylist()
+        except UnicodeDecodeError:
+            on_bad("wrong_encoding", path)
+            continue
+        if row["url"]:
+            yield row
+        else:
+            on_bad("missing_url", path)
+
+
+def _link(row: dict[str, Any]) -> dict[str, Any]:
+    caption = row.get("caption")
+    texts = row.get("texts") or ([caption] if caption else [])
+    return {"uid": str(row.get("uid") or url_hash(row["url"])), "url": row["url"], "caption": caption, "texts": texts}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
+from vfm import files
 from vfm.artifacts import FACTS_FILE, Artifact, ClipCheckpoint, ImageDataset, VisionCheckpoint
 from vfm.config import UserError
 from vfm.data import BadSample, DatasetSpec, Source, decode_image, open_dataset
@@ -73,14 +75,14 @@ def open_images(data: str, folder: Path) -> Source:
     return Source(folder)
 
 
-def read_images(files: Sequence[Path]) -> list[Image.Image]:
+def read_images(paths: Sequence[Path]) -> list[Image.Image]:
     """Return image files as RGB images.
 
     Raises:
         UserError: a file does not exist, or is not an image.
     """
     images = []
-    for file in files:
+    for file in paths:
         if not file.is_file():
             raise UserError(f"{file}: no such image")
         try:
@@ -96,10 +98,10 @@ def read_classes(classes: str) -> list[str]:
     Raises:
         UserError: there are fewer than two, or the file does not exist.
     """
-    file = Path(classes)
-    if not file.is_file() and file.suffix == ".txt":
+    is_file = os.path.isfile(classes)  # False, not an error, for a list that is too long for a file name
+    if not is_file and classes.endswith(".txt"):
         raise UserError(f"--classes {classes}: no such file")
-    parts = file.read_text(encoding="utf-8").splitlines() if file.is_file() else classes.split(",")
+    parts = files.read_text(classes).splitlines() if is_file else classes.split(",")
     names = [part.strip() for part in parts if part.strip()]
     if len(names) < 2:
         raise UserError(f"--classes {classes}: expected at least two names, in a file (one per line) or with commas")

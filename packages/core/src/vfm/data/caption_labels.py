@@ -95,12 +95,15 @@ class Nouns:
 
     def __init__(self, folder: Path) -> None:
         counts = {kind: Counter[str]() for kind in ("noun", "verb", "other")}
-        for line in _lines(folder / "cntlist.rev"):
-            sense, _, count = line.split()
+        for sense, _, count, *_ in _words(folder / "cntlist.rev", 3):
             lemma, _, rest = sense.partition("%")
-            counts[{"1": "noun", "2": "verb"}.get(rest[0], "other")][lemma] += int(count)
+            counts[{"1": "noun", "2": "verb"}.get(rest[:1], "other")][lemma] += (
+                int(count) if count.isdecimal() and len(count) < 19 else 0
+            )
         listed = {line.split(" ", 1)[0] for line in _lines(folder / "index.noun") if not line.startswith(" ")}
-        self.irregular, irregular_verbs = (_first_two(folder / file) for file in ("noun.exc", "verb.exc"))
+        self.irregular, irregular_verbs = (
+            {form: base for form, base, *_ in _words(folder / file, 2)} for file in ("noun.exc", "verb.exc")
+        )
 
         def count_of_verb(word: str) -> int:
             stem = word.removesuffix("ing")
@@ -148,5 +151,14 @@ def _lines(file: Path) -> Iterator[str]:
         raise UserError(f"{file}: no such file; expected a WordNet folder with {file.name}") from None
 
 
-def _first_two(file: Path) -> dict[str, str]:
-    return {form: base for form, base, *_ in map(str.split, _lines(file))}
+def _words(file: Path, count: int) -> Iterator[list[str]]:
+    """Yield the words of each line, at least `count`.
+
+    Raises:
+        UserError: the file is missing, or a line has fewer.
+    """
+    for number, line in enumerate(_lines(file), start=1):
+        words = line.split()
+        if len(words) < count:
+            raise UserError(f"{file}: line {number}: expected {count} words, got {len(words)}")
+        yield words

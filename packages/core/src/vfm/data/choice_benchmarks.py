@@ -21,8 +21,8 @@ from vfm import files
 from vfm.config import UserError
 from vfm.data.choices import Choice
 from vfm.data.images import decode_image
-from vfm.data.parquet import open_parquet
 from vfm.data.sample import BadSample
+from vfm.data.table import table_rows
 from vfm.data.texts import OnBad
 
 QUESTIONS_FILE = "Questions.csv"
@@ -120,9 +120,12 @@ def read_sugarcrepe(paths: list[Path], image_root: str | None, on_bad: OnBad) ->
 
 def read_winoground(path: Path, image_root: str | None, on_bad: OnBad) -> Iterator[Choice]:
     """Yield items of two images and two captions with the same words; the pattern is `collapsed_tag`."""
-    rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_lines(path)
+    rows = table_rows(str(path)) if path.suffix == ".parquet" else _json_lines(path)
     root = image_root or str(path.parent / "images")
     for number, record in enumerate(rows):
+        if isinstance(record, BadSample):
+            on_bad(record.reason, record.where)
+            continue
         where = f"{path}: item {record.get('id', number)}"
         if missing := [name for name in WINOGROUND if not record.get(name)]:
             raise UserError(f"{where}: expected {', '.join(WINOGROUND)}; {missing[0]} is missing")
@@ -176,12 +179,6 @@ def _json_lines(path: Path) -> Iterator[Mapping[str, Any]]:
                 yield dict(json.loads(line))
             except (ValueError, TypeError) as error:
                 raise UserError(f"{path}: line {number}: not readable as a JSON record: {error}") from None
-
-
-def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    with open_parquet(str(path)) as file:
-        for batch in file.iter_batches(16):
-            yield from batch.to_pylist()
 
 
 def _strings(record: Any, names: tuple[str, ...], where: str) -> list[str]:

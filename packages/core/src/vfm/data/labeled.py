@@ -22,7 +22,7 @@ from vfm.data.parquet import open_parquet
 from vfm.data.shards import Shard
 from vfm.data.source import Source
 from vfm.data.spec import DatasetSpec
-from vfm.data.table import table_values
+from vfm.data.table import is_unicode, table_values
 from vfm.data.tags import TAGS_FILE, write_tags
 from vfm.data.torchvision_sets import (
     PACKED,
@@ -200,8 +200,9 @@ def _from_schema(path: str, label_key: str) -> list[str]:
 
 
 def _from_values(layout: Layout, label_key: str) -> list[str]:
-    values = {value for path in layout.paths for value in table_values(path, label_key)}
-    words = {str(value) for value in values if value is not None}
+    """Return the distinct values of a column, sorted; a value that is no text or number names no class."""
+    values = (value for path in layout.paths for value in table_values(path, label_key))
+    words = {str(value) for value in values if isinstance(value, str | int | float) and is_unicode(str(value))}
     if not words or all(word.isdigit() for word in words):
         raise UserError(
             f"{layout.paths[0]}: the labels in '{label_key}' are numbers; give class_names, in the order of the labels"

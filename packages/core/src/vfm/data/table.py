@@ -30,6 +30,7 @@ MAX_LINE = 16 << 20  # characters; a longer line is not a row of a table, and wo
 ROWS_FOR_COLUMNS = 20  # JSON lines whose keys are the columns
 MAX_LINES = 1000  # lines of one row; more are swallowed by a quotation mark that is never closed
 DELIMITERS = (",", ";", "\t")  # of a csv file; spreadsheets write semicolons where the comma is the decimal mark
+_EXTENSION = re.compile(rf"\.(?:{'|'.join(sorted(IMAGE_EXTENSIONS, key=len, reverse=True))})", re.IGNORECASE)
 
 Row = dict[str, Any]
 
@@ -112,7 +113,18 @@ def table_entries(path: str, image_root: str, spec: DatasetSpec) -> Iterator[Ima
 
     found = table_rows(path, columns if headless else None, image_column=image_column)
     for name, rows in groupby(found, key=image_of):
-        yield _entry(name, list(rows), image_root, spec, path)
+        entry = _entry(name, list(rows), image_root, spec, path)
+        yield entry
+        if table_kind(path) == LIST_EXTENSION and not entry.problem:
+            yield from _merged_with(entry, path)
+
+
+def _merged_with(entry: ImageEntry, path: str) -> Iterator[ImageEntry]:
+    """Yield a bad sample for each further path in a line of a list, which a damaged line break has merged."""
+    more = len(_EXTENSION.findall(entry.key)) - 1
+    if more > 0 and not files.exists(entry.image):
+        for _ in range(more):
+            yield ImageEntry("", path, problem=BadSample("unreadable_row", entry.key))
 
 
 def _entry(name: object, found: list[Row | BadSample], image_root: str, spec: DatasetSpec, path: str) -> ImageEntry:
@@ -140,9 +152,14 @@ def _entry(name: object, found: list[Row | BadSample], image_root: str, spec: Da
 def _checked(value: object, where: str) -> object:
     """Return the value of a cell; raises BadSample if its bytes were not UTF-8, which were read as half surrogates."""
     values = value if isinstance(value, list) else [value]
-    if any(isinstance(item, str) and any("\udc80" <= char <= "\udcff" for char in item) for item in values):
+    if not all(is_unicode(item) for item in values if isinstance(item, str)):
         raise BadSample("wrong_encoding", where)
     return value
+
+
+def is_unicode(text: str) -> bool:
+    """Return False if bytes of the text were not UTF-8, which are read as half surrogates."""
+    return not any("\udc80" <= char <= "\udcff" for char in text)
 
 
 def table_rows(

@@ -15,6 +15,7 @@ from vfm.clip_benchmark import splits_of
 from vfm.config import Config, UserError, did_you_mean, error_lines
 from vfm.flow.evaluation.datasets import EvaluationDataset, import_fields
 from vfm.flow.evaluation.inputs import Fields, dataset_input, stage_name
+from vfm.plugins import unknown_kind
 from vfm.stage import Stage
 
 SHIPPED = Path(__file__).parents[2] / "suites"
@@ -84,8 +85,12 @@ class LeftOut:
     ways: tuple[str, ...] = ()
 
 
-def load_suite(source: str) -> Suite:
+def load_suite(source: str, known: Mapping[str, type[Stage]] | None = None) -> Suite:
     """Return a suite by the name of a shipped one, or by the path of a YAML file.
+
+    Args:
+        source: the name or the path.
+        known: stage types by kind, for files that users write; None: the kinds of its datasets are not checked.
 
     Raises:
         UserError: there is no such suite, or it has a mistake.
@@ -95,12 +100,27 @@ def load_suite(source: str) -> Suite:
     if file is None:
         raise UserError(f"no suite {source!r}: neither a file nor a shipped suite{did_you_mean(source, shipped)}")
     try:
-        return Suite.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+        suite = Suite.model_validate(yaml.safe_load(files.read_text(str(file))))
     except ValidationError as error:
         lines = [f"{file.name}: {'.'.join(map(str, where))}: {line}" for where, line in error_lines(error, Suite)]
         raise UserError("\n".join(lines)) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    if known is not None:
+        _check_kinds(suite, file, known)
+    return suite
+
+
+def _check_kinds(suite: Suite, file: Path, known: Mapping[str, type[Stage]]) -> None:
+    used = [(f"{one.name}: data.kind", str(one.data.get("kind"))) for one in suite.sets if one.data is not None]
+    used += [
+        ("scores", f"eval.{task}")
+        for scores in (suite.scores, *(one.scores for one in suite.sets))
+        for task in scores or ()
+    ]
+    for place, kind in used:
+        if kind not in known:
+            raise UserError(f"{file}: {place}: {unknown_kind(kind, dict(known))}")
 
 
 def find_datasets(
@@ -125,7 +145,7 @@ def find_datasets(
 
 
 def _how_to_get(one: SuiteDataset, hub: str) -> str:
-    repository = hub.format(one.name.replace("/", "-"))
+    repository = hub.replace("{}", one.name.replace("/", "-"))
     fetch = f"hf download {repository} --repo-type dataset --local-dir {repository.rpartition('/')[2]}, in the root"
     return f"; get it: {one.get or fetch}" if one.get or hub else ""
 
