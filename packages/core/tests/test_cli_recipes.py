@@ -149,7 +149,7 @@ def test_schema_is_json_and_has_every_kind_and_field(toys):
     known = stage_types(load_plugins())
     whole, over_base = schema["$defs"]["Recipe"], schema["$defs"]["RecipeOverBase"]
     assert schema["anyOf"] == [{"$ref": "#/$defs/Recipe"}, {"$ref": "#/$defs/RecipeOverBase"}]
-    assert set(whole["properties"]) == {"description", "runtime", "seeds", "stages"}
+    assert set(whole["properties"]) == {"description", "paths", "runtime", "seeds", "stages"}
     assert set(over_base["properties"]) == {"base", *whole["properties"]}
     assert (whole["additionalProperties"], whole["required"], over_base["required"]) == (False, ["stages"], ["base"])
     assert set(whole["properties"]["stages"]["items"]["discriminator"]["mapping"]) == set(known)

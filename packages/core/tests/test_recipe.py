@@ -18,6 +18,7 @@ import vfm
 from vfm.flow import yaml_lines
 from vfm.flow.recipe import Recipe, load_recipe, parse_recipe
 from vfm.flow.recipe_source import SHIPPED, read_source, read_text
+from vfm.stages.data import Images
 
 KNOWN = {stage.kind_name(): stage for stage in toy_plugin.vfm_stages()}
 GOOD = """\
@@ -159,6 +160,18 @@ def test_seeds_repeat_the_stages_that_draw_and_those_that_depend_on_them():
     assert [stage.seed for stage in recipe.stages[:3]] == [3, 4, 9]
     assert recipe.stages[4].inputs == ["a@4", "b"]
     assert recipe.stages[4].part.extra == "a@4"
+
+
+def test_a_folder_of_the_recipe_is_named_in_the_stages_and_set_in_one_place():
+    text = "paths: {photos: here/}\nstages:\n  - {kind: data.images, name: a, path: [$photos/a.tar, $photos/b.tar]}\n"
+
+    def parsed(*overrides: str, text: str = text) -> Recipe:
+        return parse_recipe(text, {"data.images": Images}, overrides, name="r", where="r.yaml")
+
+    assert parsed().stages[0].path == ["here/a.tar", "here/b.tar"]
+    assert parsed("paths.photos=/data").stages[0].path == ["/data/a.tar", "/data/b.tar"]
+    with pytest.raises(vfm.UserError, match=r"r.yaml:3: a: \$photo/c: paths has no folder 'photo'; did you mean"):
+        parsed(text=text.replace("$photos/a.tar", "$photo/c"))
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))

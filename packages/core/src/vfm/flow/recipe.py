@@ -13,7 +13,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from vfm.artifacts import FACTS_FILE, Artifact
-from vfm.config import Config, did_you_mean, error_lines
+from vfm.config import Config, UserError, did_you_mean, error_lines
 from vfm.flow.recipe_source import Mistakes, RecipeSource, apply_overrides, find_recipe, read_source, read_text
 from vfm.flow.run_names import run_name
 from vfm.flow.seeds import per_seed
@@ -52,6 +52,9 @@ class RecipeKeys(Config):
     runtime: dict[str, Any] = Field({}, description="runtime of every stage, for the keys that it does not set itself")
     seeds: list[Annotated[int, Field(ge=0)]] = Field(
         [], description="repeat the stages that draw random numbers, and all that depend on them, once per seed"
+    )
+    paths: dict[str, str] = Field(
+        {}, description="folders by name: `$NAME/` at the beginning of a value in a stage stands for the folder"
     )
     stages: list[dict[str, Any]] = Field(min_length=1, description="the stages in order")
 
@@ -159,6 +162,11 @@ def _stage(
         message = "is required (the kind of this stage)" if kind is None else unknown_kind(str(kind), dict(known))
         mistakes.add((*place, "kind"), f"{label}.kind", message)
         return None
+    try:
+        item = _with_folders(item, keys.paths)
+    except UserError as error:
+        mistakes.add(place, label, str(error))
+        return None
     own = item.get("runtime") or {}
     shared = {key: value for key, value in keys.runtime.items() if key in runtime_of(known[kind]).model_fields}
     if shared and isinstance(own, dict):
@@ -172,6 +180,24 @@ def _stage(
             else:
                 mistakes.add((*place, *location), _dotted(label, location), message)
         return None
+
+
+def _with_folders(value: Any, folders: Mapping[str, str]) -> Any:
+    """Return a value of a recipe with the named folders in place of `$NAME/`.
+
+    Raises:
+        UserError: a folder has no entry in `paths`.
+    """
+    if isinstance(value, dict):
+        return {key: _with_folders(item, folders) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_folders(item, folders) for item in value]
+    found = re.match(r"\$(\w+)/", value) if isinstance(value, str) else None
+    if not found:
+        return value
+    if found[1] not in folders:
+        raise UserError(f"{value}: paths has no folder {found[1]!r}{did_you_mean(found[1], folders)}")
+    return f"{folders[found[1]].rstrip('/')}/{value[found.end() :]}"
 
 
 def _is_shared(location: KeyPath, own: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from vfm.flow import yaml_lines
 from vfm.flow.yaml_lines import KeyPath
 
 SHIPPED = Path(__file__).parent.parent / "recipes"
-TOP_LEVEL = {"runtime", "seeds", "description"}  # keys that --set can address beside the stages
+TOP_LEVEL = {"runtime", "seeds", "description", "paths"}  # keys that --set can address beside the stages
 Place = tuple[str, int]  # name of a file, line from 1
 
 

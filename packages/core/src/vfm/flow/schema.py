@@ -28,9 +28,10 @@ def json_schema(known: Mapping[str, type[Stage]]) -> dict[str, Any]:
         for name, field in runtime_of(stage).model_fields.items()
     }
     runtime = create_model("RecipeRuntime", __config__={"extra": "forbid"}, **runtime_fields)
-    about = {name: RecipeKeys.model_fields[name].description for name in ("description", "runtime", "seeds", "stages")}
+    about = {name: field.description for name, field in RecipeKeys.model_fields.items()}
     shared: dict[str, Any] = {
         "description": (str, Field("", description=about["description"])),
+        "paths": (dict[str, str], Field({}, description=about["paths"])),
         "runtime": (runtime, Field(runtime(), description=about["runtime"])),
         "seeds": (list[int], Field([], description=about["seeds"])),
     }
