@@ -14,10 +14,12 @@ import pyarrow.compute as pc
 
 from vfm.data import open_dataset
 from vfm.plugin import Context, Preflight, UserError
+from vfm_curation.metadata.content_words import ContentWords, WordNetForms
 from vfm_curation.metadata.counting import MAX_COUNTED, SpillingCounter
 from vfm_curation.metadata.files import read_lists
+from vfm_curation.metadata.function_words import base_language, function_words
 from vfm_curation.metadata.tokenizers import find_tokenizer, writes_spaces
-from vfm_curation.metadata.vocabulary import Vocabulary
+from vfm_curation.metadata.vocabulary import ABOVE_CHANCE, Vocabulary
 from vfm_curation.metadata.wikimedia import views_of_hour
 from vfm_curation.metadata.wikipedia import Corpus, check_wikitext_parser
 from vfm_curation.metadata.wordnet import NUMBERS, wordnet_entries
@@ -25,10 +27,13 @@ from vfm_curation.pool_texts import texts_of
 from vfm_curation.stages import Captions, Lists, Numbers, Pageviews, Wikipedia, WordNet, Words
 
 Entries = tuple[str, Mapping[str, str]]
+CONTENT_PMI = 7.0  # bits: words that are together 128 times as often as by chance, such as "fire hydrant"
 
 
 def check_captions(source: Captions, ctx: Preflight) -> None:
-    """Check that the pool has the languages."""
+    """Check that the pool has the languages, and that WordNet's files are readable."""
+    if source.wordnet_folder:
+        WordNetForms(source.wordnet_folder)
     pool = ctx.artifact(source.pool)
     if pool:
         pool.check_languages(source.languages or (), str(source.pool))
@@ -63,6 +68,8 @@ def caption_entries(source: Captions, ctx: Context, workers: int) -> Iterator[En
             min_count=source.min_count,
             bigram_min_count=source.bigram_min_count,
             bigram_share=source.bigram_share,
+            min_pmi=_min_pmi(source),
+            only=_content_words(source, language, ctx),
         )
         for language, vocabulary in found.items()
     }
@@ -75,6 +82,24 @@ def caption_entries(source: Captions, ctx: Context, workers: int) -> Iterator[En
         if not entries:
             ctx.warn(f"no word occurs {source.min_count} times in the captions in {language!r}: it has no entries")
         yield (language if source.languages or not writes_spaces(language) else ""), entries
+
+
+def _min_pmi(source: Captions) -> float:
+    if source.bigram_min_pmi is not None:
+        return source.bigram_min_pmi
+    return CONTENT_PMI if source.words == "content" else ABOVE_CHANCE
+
+
+def _content_words(source: Captions, language: str, ctx: Context) -> ContentWords | None:
+    """Return what decides which words of a language become entries; None if all do."""
+    if source.words == "all":
+        return None
+    folder = source.wordnet_folder if base_language(language) == "en" else None
+    known = f"those that WordNet knows ({folder})" if folder else "words that are no function words"
+    if not folder and not function_words(language):
+        known = "all words, since there is no list of function words"
+    ctx.log(f"content words{f' in {language}' if language else ''}: {known}")
+    return ContentWords(language, WordNetForms(folder) if folder else None)
 
 
 def check_list(source: Lists, ctx: Preflight) -> None:

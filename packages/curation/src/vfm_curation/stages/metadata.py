@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -10,6 +11,10 @@ from pydantic import Field, model_validator
 from vfm.plugin import Artifact, Config, CuratedSubset, Metadata, Part, Pool, Preflight, Ref, files, load_function
 from vfm_curation.stages.runtime import CurationStage
 
+# Of Debian's and Fedora's packages, of WordNet's own installer, and of Homebrew.
+WORDNET_FOLDERS = (
+    "/usr/share/wordnet", "/usr/share/wordnet-3.0/dict", "/usr/local/WordNet-3.0/dict", "/opt/homebrew/opt/wordnet/dict"
+)  # fmt: skip
 TokenizerName = Literal["auto", "words", "characters", "icu"]
 LANGUAGE = Field("", description="language of the texts that the entries are for; default: any language")
 TOKENIZER: Any = Field(
@@ -49,6 +54,20 @@ class CaptionSettings(Config):
     bigram_share: float = Field(
         0.3, ge=0, le=1, description="from captions: fraction of entries that are bigrams, highest PMI first"
     )
+    bigram_min_pmi: float | None = Field(
+        None,
+        description="from captions: smallest PMI of a bigram in bits; default: 7 (128 times chance) with"
+        " words: content, else above 0",
+    )
+    words: Literal["all", "content"] = Field(
+        "all",
+        description="from captions: all words, or only content words and names, and bigrams of these: no function words"
+        " (en, de, fr, es, it, pt, nl, cs), and in English only words that WordNet knows, where it is installed",
+    )
+    wordnet: str | None = Field(
+        "auto",
+        description="with words: content: folder of WordNet's files; auto: where it is usually installed; null: none",
+    )
     languages: list[str] | None = Field(
         None,
         min_length=1,
@@ -57,6 +76,15 @@ class CaptionSettings(Config):
     )
     tokenizer: TokenizerName = TOKENIZER
 
+    @property
+    def wordnet_folder(self) -> Path | None:
+        """The folder of WordNet's files for content words, if there is one."""
+        if self.words == "all" or self.wordnet is None:
+            return None
+        if self.wordnet != "auto":
+            return Path(self.wordnet)
+        return next((folder for folder in map(Path, WORDNET_FOLDERS) if (folder / "index.noun").is_file()), None)
+
 
 class Captions(CaptionSettings, EntrySource):
     """Words and bigrams of captions."""
@@ -64,6 +92,12 @@ class Captions(CaptionSettings, EntrySource):
     type: Literal["captions"] = Field("captions", description="words and bigrams of captions")
     pool: Ref[Pool | CuratedSubset] = Field(description="pool, or subset, whose captions are counted")
     size: int | None = Field(None, ge=1, description="largest number of entries of each language")
+
+    def files(self) -> Iterable[str]:
+        """Return WordNet's files, if they are used."""
+        folder = self.wordnet_folder
+        names = (f"{form}" for kind in ("noun", "verb", "adj", "adv") for form in (f"index.{kind}", f"{kind}.exc"))
+        return [str(folder / name) for name in names] if folder else []
 
     work: ClassVar[str] = "vfm_curation.metadata.sources:caption_entries"
     checks: ClassVar[str] = "vfm_curation.metadata.sources:check_captions"
