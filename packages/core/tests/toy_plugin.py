@@ -12,6 +12,7 @@ from pydantic import Field
 
 import vfm
 from vfm.config import Config
+from vfm.panels import TablePanel
 
 
 class Numbers(vfm.Artifact):
@@ -88,6 +89,21 @@ class Read(vfm.Stage):
         return Words.create(ctx.directory, text=Path(self.path).read_text())
 
 
+class Address(vfm.Stage):
+    """Tells everybody the address that it is given."""
+
+    kind: Literal["toy.address"] = "toy.address"
+    path: str
+    token: str = ""
+
+    def run(self, ctx: vfm.Context) -> Words:
+        ctx.log(f"reading {self.path}")
+        ctx.warn(f"{self.path} is slow")
+        ctx.skip("odd_word", f"{self.path}: line 1")
+        ctx.panel(TablePanel(title="Places", columns=["path"], rows=[[self.path]]))
+        return Words.create(ctx.directory, text=self.path)
+
+
 class Fail(vfm.Stage):
     """Fails in a way of the user's choice."""
 
@@ -105,4 +121,4 @@ class Fail(vfm.Stage):
 
 @vfm.hookimpl
 def vfm_stages() -> Iterable[type[vfm.Stage]]:
-    return [Draw, Add, Read, Fail]
+    return [Draw, Add, Read, Address, Fail]

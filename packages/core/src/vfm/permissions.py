@@ -32,7 +32,7 @@ def share_as_umask_says(folder: Path) -> None:
 
 def is_writable(path: Path) -> bool:
     """Return whether this user may write into a folder, or make it if it is missing."""
-    existing = next((place for place in (path, *path.absolute().parents) if os.path.lexists(place)), Path("/"))
+    existing = _existing(path)
     return not existing.is_dir() or os.access(existing, os.W_OK | os.X_OK)  # of a file, writing says what is wrong
 
 
@@ -44,12 +44,19 @@ def check_writable(path: Path) -> None:
     """
     if is_writable(path):
         return
-    existing = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    existing = _existing(path)
+    status = existing.stat()
     if os.statvfs(existing).f_flag & os.ST_RDONLY:
-        reason = "its disk is mounted read-only"
+        reason = "the disk is mounted read-only"
+    elif status.st_uid == os.geteuid():
+        reason = f"{existing} has the permissions {stat.S_IMODE(status.st_mode):o}"
     else:
-        reason = f"it belongs to {_user(existing.stat().st_uid)}, and this is {_user(os.geteuid())}"
+        reason = f"{existing} belongs to {_user(status.st_uid)}, and this is {_user(os.geteuid())}"
     raise UserError(f"{path}: no permission to write: {reason}; give another --store, or ask for the permission")
+
+
+def _existing(path: Path) -> Path:
+    return next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
 
 
 def _user(number: int) -> str:

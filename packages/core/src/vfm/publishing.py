@@ -10,6 +10,8 @@ import errno
 import os
 from pathlib import Path
 
+from vfm.permissions import share_as_umask_says
+
 
 def publish_file(part: Path, target: Path) -> None:
     """Rename a complete file to its final name, replacing any earlier one."""
@@ -20,6 +22,7 @@ def publish_file(part: Path, target: Path) -> None:
 
 def publish_folder(part: Path, target: Path) -> None:
     """Rename a complete folder to its final name, which must not exist or be an empty folder."""
+    share_as_umask_says(part)
     for folder, _, files in os.walk(part, topdown=False):
         for name in files:
             _sync(Path(folder, name))

@@ -17,7 +17,7 @@ _PASSWORD = re.compile(r"(?<=://)([^/?#\s:@]*):[^/?#\s]*@")
 _TOKEN_AS_USER = re.compile(r"(?i)(\bhttps?://)[^/?#\s:@]+@")
 _PARAMETER = re.compile(
     r"(?i)(?<=[?&;#])([\w.-]*(?:signature|sig|credentials?|token|secret|password|passwd|pwd|auth|key|keyid|policy))"
-    r"=[^&;#\s\"'<>`]+"
+    r"=[^&;#\s\"'<>`]*[^&;#\s\"'<>`:,.]"  # a message may go on with a colon
 )
 _WORDS = "password|passwd|secret|api_?key|access_?key|access_token|auth_token|client_secret|secret_(?:access_)?key"
 _VALUE = r"'[^']*'|\"[^\"]*\"|[^\s,'\"&}\]]+"

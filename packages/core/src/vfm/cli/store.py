@@ -21,6 +21,7 @@ from vfm.flow.store import Store
 from vfm.integrity import read_sealed
 from vfm.permissions import is_writable
 from vfm.plugins import load_plugins, stage_types
+from vfm.redaction import redacted
 
 
 @command
@@ -33,9 +34,9 @@ def show(
     found, folder = Artifact.load(artifact), artifact.resolve()
     manifest = read_sealed(folder / MANIFEST_FILE) if (folder / MANIFEST_FILE).is_file() else None
     console.print(f"[bold]{type(found).__name__}[/] {escape(str(folder))}", highlight=False, soft_wrap=True)
-    console.print_json(found.model_dump_json())
+    console.print_json(data=redacted(found.model_dump(mode="json")))
     if manifest is not None:
-        console.print_json(data=manifest)
+        console.print_json(data=redacted(manifest))
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         show_line(f"{file.stat().st_size:>14,}  {file.relative_to(folder)}")
 
@@ -44,7 +45,9 @@ def show(
 def runs(store: StoreOption = DEFAULT_STORE, debug: DebugOption = False) -> None:
     """List the runs that a store keeps, with their recipes and commands."""
     found = kept_runs(Store(store))
-    table = Table("run", "recipe", "started", "seconds", "command", box=None)
+    table = Table(box=None)
+    for column in ("run", "recipe", "started", "seconds", "command"):
+        table.add_column(column, no_wrap=True)
     for run in found:
         started = f"{datetime.fromtimestamp(run.record['started']):%Y-%m-%d %H:%M}" if run.finished else ""
         seconds = f"{run.record['seconds']:,.0f}" if run.finished else "not finished"

@@ -23,7 +23,6 @@ from typing import Any
 from vfm.artifacts import FACTS_FILE, MANIFEST_FILE
 from vfm.flow.locks import is_locked, locked
 from vfm.integrity import FILES, hash_folder, seal
-from vfm.permissions import share_as_umask_says
 from vfm.publishing import publish_folder
 from vfm.redaction import redacted
 
@@ -80,7 +79,6 @@ class Slot:
         """
         files = hash_folder(self.part, without=(MANIFEST_FILE, *without))
         (self.part / MANIFEST_FILE).write_bytes(seal({**redacted(manifest), FILES: files}))
-        share_as_umask_says(self.part)
         publish_folder(self.part, self.artifact)
         shutil.rmtree(self.work, ignore_errors=True)
 
