@@ -21,6 +21,7 @@ from vfm.artifacts import LabeledDataset
 from vfm.config import UserError
 from vfm.eval.classification import encode_with_targets, hardest_panel, result_from_scores
 from vfm.eval.hashes import data_hash
+from vfm.eval.probe_features import with_probe_features
 from vfm.eval.sweep import LRS, Schedule, split_validation
 from vfm.eval.trained_probes import ProbeSettings, score_trained_probe
 from vfm.models import ImageEncoder
@@ -41,6 +42,7 @@ def evaluate_linear_probe(config: LinearProbe, ctx: Context, encoders: Mapping[s
     """Evaluate features by logistic regression, or with solver sgd or lars by a sweep of learning rates."""
     train, data = ctx.load(config.train), ctx.load(config.data)
     check_same_classes(config, train, data)
+    encoders = with_probe_features(encoders, config.features)
     if config.solver != "lbfgs":
         schedule = Schedule(
             config.solver,

@@ -4,22 +4,47 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from vfm.artifacts import LabeledDataset, VisionCheckpoint
+from vfm.config import Config
 from vfm.stage import Ref, Seed
 from vfm.stages.evaluation.base import FeatureEvaluation, ModelEvaluation, Templates
 
 Positive = Annotated[float, Field(gt=0)]
 
 
+class ProbeInput(Config):
+    """The features that a probe reads; by default a model's own image features as they are, as in CLIP's and EVA's."""
+
+    normalize: bool = Field(False, description="scale features to unit length")
+    pool: Literal["own", "cls", "mean", "cls_mean"] = Field(
+        "own",
+        description="own: the model's image feature, of a CLIP model before its projection; cls: the class token;"
+        " mean: the mean over patches; cls_mean: the class token of every layer, then the mean of the last (DINOv2)",
+    )
+    layers: int = Field(1, ge=1, description="last blocks whose tokens are joined, 4 in DINOv2's second protocol")
+    projected: bool = Field(False, description="pool own, CLIP models: features in the joint space")
+
+    @model_validator(mode="after")
+    def _own_is_one_vector(self) -> ProbeInput:
+        if self.pool == "own" and self.layers > 1:
+            raise ValueError(f"layers: {self.layers} needs pool cls, mean or cls_mean")
+        if self.pool != "own" and self.projected:
+            raise ValueError(f"projected needs pool: own, got {self.pool}")
+        return self
+
+
 class LinearProbe(FeatureEvaluation):
     """Train a linear classifier on frozen features; its penalty or learning rate is chosen on held-out images."""
+
+    version: ClassVar[int] = 5  # since features are not scaled to unit length
 
     kind: Literal["eval.linear_probe"] = "eval.linear_probe"
     evaluator: ClassVar[str] = "vfm.eval.linear_probe:evaluate_linear_probe"
     task: ClassVar[str] = "linear_probe"
 
+    features: ProbeInput = Field(ProbeInput(), description="the features that are probed")
     solver: Literal["lbfgs", "sgd", "lars"] = Field(
         "lbfgs",
         description="lbfgs: logistic regression with an L2 penalty (CLIP's); sgd, lars: batch norm and a linear layer"
