@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from vfm.artifacts import MANIFEST_FILE, Artifact
 from vfm.cli.command import DEFAULT_STORE, DebugOption, StoreOption, command, console, show_results
@@ -45,17 +44,13 @@ def show(
 def runs(store: StoreOption = DEFAULT_STORE, debug: DebugOption = False) -> None:
     """List the runs that a store keeps, with their recipes and commands."""
     found = kept_runs(Store(store))
-    table = Table(box=None)
-    for column in ("run", "recipe", "started", "seconds", "command"):
-        table.add_column(column, no_wrap=True)
+    width = max((len(run.directory.name) for run in found), default=0)
     for run in found:
-        started = f"{datetime.fromtimestamp(run.record['started']):%Y-%m-%d %H:%M}" if run.finished else ""
-        seconds = f"{run.record['seconds']:,.0f}" if run.finished else "not finished"
-        words = (run.directory.name, run.record.get("file", ""), started, seconds, run.record.get("command", ""))
-        table.add_row(*(escape(str(word)) for word in words))
-    if found:
-        console.print(table)
-    else:
+        started = f"{datetime.fromtimestamp(run.record['started']):%Y-%m-%d %H:%M}" if run.finished else "not finished"
+        seconds = f"{run.record['seconds']:,.0f} s" if run.finished else ""
+        about = f"{run.record.get('file', '')}  {run.record.get('command', '')}".rstrip()
+        show_line(f"{run.directory.name:<{width}}  {started:<16}  {seconds:>9}  {about}".rstrip())
+    if not found:
         show_line(f"no runs in {store}")
 
 
