@@ -176,3 +176,12 @@ def test_link_that_leads_elsewhere_now_is_another_file(shards, tmp_path):
     link.unlink()
     link.symlink_to(shards[1])
     assert find(tmp_path / "store", [str(link)]) == find(tmp_path / "store", shards[1:2]) != first
+
+
+def test_reading_of_many_bytes_is_announced_once(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(fingerprints, "MUCH", 3000)
+    lines: list[str] = []
+    for _ in range(2):
+        with cached_fingerprints(tmp_path / "store", lines.append) as known_fingerprint:
+            known_fingerprint(str(tmp_path / "shards"))
+    assert lines == [f"reading 0.0 GB in {tmp_path / 'shards'}, once, to identify the data by content"]

@@ -237,3 +237,16 @@ def test_settings_that_are_no_paths_stay_in_the_identity(tmp_path, monkeypatch):
     )
     assert plain[0].identity == squared[0].identity
     assert plain[1].identity != squared[1].identity
+
+
+def test_comparing_many_bytes_is_announced_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(vfm.integrity, "MUCH", 1)
+    step = run(TEXT, tmp_path)[0]
+    logged: list[str] = []
+    ctx = vfm.Context(
+        "x", tmp_path, tmp_path, {"a": step.slot.artifact}, lambda event: logged.append(event.data["message"])
+    )
+    ref = plan(TEXT, tmp_path)[1].stage.inputs[0]
+    os.utime(step.slot.artifact / "artifact.json")  # its state has changed since the run compared it
+    assert [ctx.load(ref).values[:2] for _ in range(2)] == [[0, 1]] * 2
+    assert logged == ["comparing the hashes of a: 0.0 GB to read"]

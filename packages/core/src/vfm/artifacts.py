@@ -7,7 +7,7 @@ This module is light; `vfm.data` and `vfm.models` read the bulk.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -86,13 +86,16 @@ class Artifact(Config):
             artifact.verify()
         return artifact
 
-    def verify(self) -> None:
+    def verify(self, on_much: Callable[[int], None] = lambda count: None) -> None:
         """Compare the hashes of the files with those of the manifest, unless this process has done so.
+
+        Args:
+            on_much: called with the number of bytes to read if there are many.
 
         Raises:
             UserError: a file is missing or damaged.
         """
-        check_folder(self.path, MANIFEST_FILE)
+        check_folder(self.path, MANIFEST_FILE, on_much=on_much)
 
     def reference(self, base: Path) -> str:
         """Return this artifact's address for the facts of another one in `base`: relative in a store, else absolute."""

@@ -28,6 +28,7 @@ from vfm.store_files import read_record, reading
 FILES, SEAL = "files", "sha256"
 BLOCK = 1 << 20  # bytes read at a time
 IN_THREADS = 1 << 24  # bytes from which files are hashed in several threads: SHA-256 takes a second per 2 GB
+MUCH = 1 << 32  # bytes whose reading takes long enough to be announced
 _SEAL_AT_END = re.compile(rb'"sha256": "([0-9a-f]{64})"\s*\}\s*\Z')
 _ZEROS = b"0" * 64
 _checked: dict[str, int] = {}  # folder -> hash of the state of its files when their hashes were last compared
@@ -140,7 +141,9 @@ def damage(folder: Path, known: Known, on_bytes: Callable[[int], None] = lambda 
     return [line for line in _map(problem, list(known), sum(size for size, _ in known.values())) if line]
 
 
-def check_folder(folder: Path, record_file: str, below: str = "") -> None:
+def check_folder(
+    folder: Path, record_file: str, below: str = "", on_much: Callable[[int], None] = lambda count: None
+) -> None:
     """Compare the hashes of a folder's files, unless this process has compared them in their present state.
 
     Nothing is compared for a folder without a record, and in worker processes (`multiprocessing`), which read what the
@@ -150,6 +153,7 @@ def check_folder(folder: Path, record_file: str, below: str = "") -> None:
         folder: the folder.
         record_file: name of the file with the sizes and hashes.
         below: only files whose path begins with this.
+        on_much: called with the number of bytes to read if there are many.
 
     Raises:
         UserError: files are missing or damaged, one line each.
@@ -163,6 +167,8 @@ def check_folder(folder: Path, record_file: str, below: str = "") -> None:
     key, state = f"{folder.resolve()} {below}", _state(folder, chosen)
     if state is not None and _checked.get(key) == state:
         return
+    if (total := sum(size for size, _ in chosen.values())) >= MUCH:
+        on_much(total)
     if lines := damage(folder, chosen):
         raise UserError("\n".join(f"{line}; remove {folder} to make it again" for line in lines))
     if state is not None:

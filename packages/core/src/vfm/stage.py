@@ -204,9 +204,10 @@ class Context:
         """Return the artifact of an input.
 
         Raises:
-            UserError: it has another type than the input expects.
+            UserError: it has another type than the input expects, or a file is missing or damaged.
         """
-        artifact = Artifact.load(self.inputs[ref])
+        artifact = Artifact.load(self.inputs[ref], verify=False)
+        artifact.verify(lambda count: self.log(f"comparing the hashes of {ref}: {count / 1e9:,.1f} GB to read"))
         if not ref.accepts(type(artifact)):
             raise UserError(
                 f"{self.stage}: {ref}: expected a {ref.expected}, got a {type(artifact).__name__} ({self.inputs[ref]})"

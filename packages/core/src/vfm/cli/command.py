@@ -96,6 +96,11 @@ def show(line: str) -> None:
     console.print(escape(line), highlight=False, soft_wrap=True)
 
 
+def note(line: str) -> None:
+    """Print a line on standard error, as it is."""
+    errors.print(escape(line), highlight=False, soft_wrap=True)
+
+
 def show_results(directory: Path) -> None:
     """Print the result tables of a finished run."""
     for table in result_tables(directory):

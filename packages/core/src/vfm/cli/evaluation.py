@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vfm import files
-from vfm.cli.command import DEFAULT_STORE, DebugOption, SetOption, StoreOption, command, console, show
+from vfm.cli.command import DEFAULT_STORE, DebugOption, SetOption, StoreOption, command, console, note, show
 from vfm.cli.recipe import run_recipe, show_outcome
 from vfm.config import UserError, did_you_mean
 from vfm.flow.plan import make_plan
@@ -102,7 +102,7 @@ def eval(  # noqa: A001
         typer.echo(text, nl=False)
         return
     recipe = parse_recipe(text, known, set or (), name=run_name(name), where="the recipe of vfm eval")
-    outcome = run_recipe(manager, recipe, make_plan(recipe, Store(store)), Store(store), quiet=quiet, jobs=jobs)
+    outcome = run_recipe(manager, recipe, make_plan(recipe, Store(store), note), Store(store), quiet=quiet, jobs=jobs)
     assert outcome
     results = out or through_link(outcome.directory / "results")
     count = write_results(outcome.directory, results)

@@ -27,6 +27,7 @@ from vfm.cli.command import (
     command,
     console,
     error_messages,
+    note,
     show,
     show_results,
 )
@@ -49,7 +50,7 @@ STATUS_COLOURS = {"cached": "green", "resume": "yellow", "new": "cyan"}
 def _plan(recipe: str, store: Path, overrides: list[str] | None) -> tuple[pluggy.PluginManager, Recipe, list[Step]]:
     manager = load_plugins()
     loaded = load_recipe(recipe, stage_types(manager), overrides or ())
-    return manager, loaded, make_plan(loaded, Store(store))
+    return manager, loaded, make_plan(loaded, Store(store), note)
 
 
 @command

@@ -230,7 +230,9 @@ def save_scan(cache: Path, scan: TarScan, slots: Sequence[str]) -> None:
     if scan.damaged or scan.lost:
         facts["damage"] = json.dumps([scan.damaged, scan.lost])
     table = pa.table(columns, metadata=facts)
-    table = table.replace_schema_metadata({**facts, SCAN_HASH: _scan_hash(table, table.schema.metadata)})
+    table = table.replace_schema_metadata(
+        {**table.schema.metadata, SCAN_HASH: _scan_hash(table, table.schema.metadata)}
+    )
     part = cache.with_name(f"{cache.name}.{os.getpid()}.part")
     try:
         cache.parent.mkdir(exist_ok=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from vfm import files
 from vfm.config import UserError
-from vfm.integrity import hash_file, read_sealed, seal
+from vfm.integrity import MUCH, hash_file, read_sealed, seal
 from vfm.store_files import reading
 
 FINGERPRINTS_FILE = ".fingerprints.json"  # in the store; a folder of files has a file of its own
@@ -41,8 +41,9 @@ Entries = dict[str, tuple[State, str]]
 class Memory:
     """Fingerprints that are known from earlier plans; without a store, nothing is known and nothing is kept."""
 
-    def __init__(self, store: Path | None = None) -> None:
-        self.store = store
+    def __init__(self, store: Path | None = None, announce: Callable[[str], None] = lambda line: None) -> None:
+        """Open the memory of a store; `announce` is called with a line before many bytes are read."""
+        self.store, self.announce = store, announce
         self.parts: dict[str, Entries] = {}
         self.changed: set[str] = set()
 
@@ -66,9 +67,16 @@ class Memory:
 
 
 @contextmanager
-def cached_fingerprints(store: Path) -> Iterator[Callable[[str], str]]:
-    """Yield a `fingerprint` function that uses the store's memory, and save the memory at the end."""
-    memory = Memory(store)
+def cached_fingerprints(
+    store: Path, announce: Callable[[str], None] = lambda line: None
+) -> Iterator[Callable[[str], str]]:
+    """Yield a `fingerprint` function that uses the store's memory, and save the memory at the end.
+
+    Args:
+        store: the store.
+        announce: called with a line before many bytes are read.
+    """
+    memory = Memory(store, announce)
     try:
         yield lambda path: fingerprint(path, memory)
     finally:
@@ -119,6 +127,10 @@ def _of_files(paths: dict[str, str], part: str, known: Entries, memory: Memory) 
     if not missing:
         return found
 
+    if (total := sum(_bytes_to_read(states[key][0]) for key in missing)) >= MUCH:
+        where = os.path.commonpath([os.path.dirname(paths[key]) or "." for key in missing])
+        memory.announce(f"reading {total / 1e9:,.1f} GB in {where}, once, to identify the data by content")
+
     def read(key: str) -> str:
         return content_hash(paths[key], states[key][0])
 
@@ -130,6 +142,10 @@ def _of_files(paths: dict[str, str], part: str, known: Entries, memory: Memory) 
         known |= settled
         memory.changed.add(part)
     return found
+
+
+def _bytes_to_read(size: int) -> int:
+    return size if size <= WHOLE_FILE else NUM_BLOCKS * BLOCK
 
 
 def content_hash(path: str, size: int) -> str:

@@ -40,8 +40,8 @@ class Step:
         return self.slot.status
 
 
-def make_plan(recipe: Recipe, store: Store) -> list[Step]:
-    """Return the steps of a recipe in order.
+def make_plan(recipe: Recipe, store: Store, announce: Callable[[str], None] = lambda line: None) -> list[Step]:
+    """Return the steps of a recipe in order; `announce` is called with a line before many bytes are read.
 
     The identity of a step is a hash of kind, version, configuration (without name and runtime), the identities of its
     inputs and the contents of outside files; for a report also of the names of its inputs, which it shows. Equal
@@ -53,7 +53,7 @@ def make_plan(recipe: Recipe, store: Store) -> list[Step]:
     """
     steps: dict[str, Step] = {}
     problems: dict[str, None] = {}
-    with cached_fingerprints(store.root) as fingerprint:
+    with cached_fingerprints(store.root, announce) as fingerprint:
         for stage in recipe.stages:
             inputs: dict[str, str] = {}
             folders: dict[str, Path] = {}
