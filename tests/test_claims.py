@@ -24,6 +24,13 @@ TRAININGS = {
         "taught", "clip", "prior", "feedback", "no_anchor", "prior_of_texts", "by_texts", "prior_of_taught",
         "no_forgetting",
     ],
+    "diva_sweep": [
+        "taught", "clip", "prior_0", "feedback_0",
+        *(f"{arm}_{number}" for arm in ("direct", "prior", "feedback") for number in (500, 2000, 20000)),
+    ],
+    "diva_retention": [
+        "taught", "clip", "prior", "no_anchor", "cosine", "cosine_strong", "relational", "l2_sp", "lora", "last_block",
+    ],
 }  # fmt: skip
 MADE = ["pool.num_samples=300", "pool.samples_per_shard=100", "val.num_samples=72"]
 DETAILED = [
@@ -36,13 +43,22 @@ PROBES = [
     for attribute in ("orientation", "count", "position", "size", "colour", "structure")
     for part in ("train", "test")
 ]
-DATA = {"diva_tiny": [*DETAILED, *PROBES], "diva_tiny_varied": DETAILED}  # the others': MADE
+SHORT = [*MADE, "plain.num_samples=300", "pairs.pairs_per_pattern=4"]
+SHORT += ["taught.global_batch_size=16", "clip.global_batch_size=16"]
+DATA = {  # the others': MADE
+    "diva_tiny": [*DETAILED, *PROBES],
+    "diva_tiny_varied": DETAILED,
+    "diva_sweep": [*SHORT, *(f"captions_{number}.num_samples=128" for number in (500, 2000, 20000))],
+    "diva_retention": [*SHORT, "full_captions.num_samples=300"],
+}
 SCORES = {
     "metaclip_claim": "acc1/tail",
     "eva_claim": "samples_to_reach",
     "eva_claim_pairs": "image_retrieval_recall@10",
     "diva_tiny": "pair_accuracy/orientation",
     "diva_tiny_varied": "mmvp_without_forgetting",
+    "diva_sweep": "pair_accuracy/orientation",
+    "diva_retention": "pair_accuracy/orientation",
 }
 
 
