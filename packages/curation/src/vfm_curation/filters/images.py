@@ -17,7 +17,7 @@ from vfm_curation.filters.texts import VERSION, digest, halves, opened
 from vfm_curation.pool_texts import urls_of_rows
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 
-OPTIONAL_COLUMNS = frozenset({"image", "url", "phash", "variants"})  # measured only if a filter reads them
+OPTIONAL_COLUMNS = frozenset({"image", "url", "phash", "variants", "address"})  # measured only if a filter reads them
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ def measure_images(job: ImageJob, shard: int) -> Summary:
     """Write for each image: row, `bad` (the reason if unusable), `width` and `height` from its header, `num_bytes`.
 
     And the further columns of the job: `image` and `url` stand for two halves each of a hash of the file and of the
-    URL; `phash` and `variants`, hashes of what a copy may show, decode the image. If the pool has no images, only the
-    URL is measured.
+    URL; `address` is the URL itself; `phash` and `variants`, hashes of what a copy may show, decode the image. If the
+    pool has no images, only the URL is measured.
     """
     file, entry = shard_file(job.folder, shard), opened(job.dataset).index.shards[shard]
     made = made_from(asdict(entry), sorted(job.columns), VERSION)
@@ -80,7 +80,8 @@ def _urls(job: ImageJob, shard: int) -> Iterator[dict[str, Any]]:
     rows = job.survivors.rows(shard) if job.survivors else source.index.rows(shard)
     urls = urls_of_rows(source, shard, rows).cast(pa.binary()).to_pylist()  # as bytes: some are not valid UTF-8
     for row, url in zip(rows.tolist(), urls, strict=True):
-        yield {"row": row, "url": digest(url) if url else None}
+        address = url.decode("utf-8", "replace") if url else None
+        yield {"row": row, "url": digest(url) if url else None, "address": address}
 
 
 def measure(sample: Sample | BadSample, columns: frozenset[str], shard: str) -> dict[str, Any]:
@@ -97,6 +98,8 @@ def measure(sample: Sample | BadSample, columns: frozenset[str], shard: str) -> 
         values["image"] = digest(sample.image)
     if "url" in columns and sample.url:
         values["url"] = digest(sample.url.encode("utf-8", "surrogatepass"))
+    if "address" in columns and sample.url:
+        values["address"] = sample.url.encode("utf-8", "replace").decode()
     if "phash" in columns:
         values["phash"] = phash(image)
     if "variants" in columns:
@@ -107,6 +110,7 @@ def measure(sample: Sample | BadSample, columns: frozenset[str], shard: str) -> 
 def _table(found: Sequence[dict[str, Any]], columns: frozenset[str]) -> pa.Table:
     kinds = {"row": pa.int32(), "bad": pa.string(), "width": pa.int32(), "height": pa.int32(), "num_bytes": pa.int64()}
     kinds |= {"phash": pa.uint64()} if "phash" in columns else {}
+    kinds |= {"address": pa.string()} if "address" in columns else {}
     kinds |= {"variants": pa.list_(pa.uint64())} if "variants" in columns else {}
     made = {name: pa.array([one.get(name) for one in found], kind) for name, kind in kinds.items()}
     for name in sorted(columns & {"image", "url"}):

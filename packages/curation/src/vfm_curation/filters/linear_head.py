@@ -10,11 +10,11 @@ from pathlib import Path
 from vfm.plugin import UserError
 
 
-def head_width(file: Path) -> int:
-    """Return the number of features that a head takes, from the file's header.
+def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a file's tensors, from its header.
 
     Raises:
-        UserError: the file does not exist, is not safetensors, or has not the tensors of a head with one output.
+        UserError: the file does not exist or is not safetensors.
     """
     try:
         with file.open("rb") as stream:
@@ -22,13 +22,22 @@ def head_width(file: Path) -> int:
             if size > 100_000_000:  # the format's own limit
                 raise ValueError
             header = json.loads(stream.read(size))
-            shapes = {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+            return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
     except FileNotFoundError:
         raise UserError(f"{file}: no such file") from None
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from None
     except (struct.error, ValueError, TypeError, KeyError, AttributeError):
         raise UserError(f"{file}: not a safetensors file") from None
+
+
+def head_width(file: Path) -> int:
+    """Return the number of features that a head takes, from the file's header.
+
+    Raises:
+        UserError: the file does not exist, is not safetensors, or has not the tensors of a head with one output.
+    """
+    shapes = shapes_in(file)
     weight = shapes.get("weight", ())
     if not weight or weight[:-1] not in ((), (1,)) or prod(shapes.get("bias", ())) != 1:
         raise UserError(f"{file}: expected `weight`, (D,) or (1, D), and perhaps `bias`, (1,), got {shapes}")

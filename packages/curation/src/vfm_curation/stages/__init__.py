@@ -14,6 +14,8 @@ from vfm_curation.stages.filters import (
     NearDuplicates,
     RowFilter,
 )
+from vfm_curation.stages.head_filters import ImageClusters, MlpScore
+from vfm_curation.stages.list_filters import BlockedUrls, BlockedWords, NearDuplicateTexts, Synsets
 from vfm_curation.stages.metadata import (
     BuildMetadata,
     Captions,
@@ -30,8 +32,9 @@ from vfm_curation.stages.runtime import CurationRuntime
 from vfm_curation.stages.subset import ExportSubset, MatchTexts, MetaclipBalance
 
 __all__ = [
-    "BuildMetadata", "CaptionLength", "Captions", "ClipScore", "CurationRuntime", "Decontaminate", "Duplicates",
-    "EntrySource", "ExportSubset", "ExtractLinks", "Filter", "FilterPool", "ImageSize", "Language", "LinearScore",
-    "Lists", "MatchTexts", "MetaclipBalance", "NearDuplicates", "Numbers", "Pageviews", "RetryLinks", "RowFilter",
-    "ScoreFilter", "SemanticDuplicates", "Wikipedia", "WordNet", "Words",
+    "BlockedUrls", "BlockedWords", "BuildMetadata", "CaptionLength", "Captions", "ClipScore", "CurationRuntime",
+    "Decontaminate", "Duplicates", "EntrySource", "ExportSubset", "ExtractLinks", "Filter", "FilterPool",
+    "ImageClusters", "ImageSize", "Language", "LinearScore", "Lists", "MatchTexts", "MetaclipBalance", "MlpScore",
+    "NearDuplicateTexts", "NearDuplicates", "Numbers", "Pageviews", "RetryLinks", "RowFilter", "ScoreFilter",
+    "SemanticDuplicates", "Synsets", "Wikipedia", "WordNet", "Words",
 ]  # fmt: skip

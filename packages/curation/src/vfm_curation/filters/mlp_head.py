@@ -1,0 +1,67 @@
+"""Filter by a small network on image embeddings, from a file of the user."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vfm.plugin import UserError
+from vfm_curation.filters.head_layers import layers_of
+from vfm_curation.filters.run import FilterRun
+from vfm_curation.filters.scores import cut
+from vfm_curation.stages import MlpScore
+
+ACTIVATIONS = {"none": nn.Identity, "relu": nn.ReLU, "gelu": nn.GELU}
+
+
+def mlp_score_passes(config: MlpScore, run: FilterRun) -> Iterator[NDArray[np.bool_]]:
+    """Yield which images pass by the network's score.
+
+    Raises:
+        UserError: the network does not fit the model's embeddings, or a score is not finite.
+    """
+    network = read_network(config)
+
+    def scores() -> Iterator[NDArray[np.float32]]:
+        for _, vectors in run.embeddings(config.clip):  # (N, D)
+            yield network_scores(network, torch.from_numpy(vectors), config.head)
+
+    return cut(config, scores, run.num_units("image"))
+
+
+def network_scores(network: nn.Sequential, vectors: Tensor, head: str) -> NDArray[np.float32]:
+    """Return the score of each embedding, (N,)."""
+    first = network[0]
+    assert isinstance(first, nn.Linear)
+    if vectors.shape[1] != first.in_features:
+        raise UserError(f"{head}: takes embeddings of width {first.in_features}, got {vectors.shape[1]}")
+    with torch.no_grad():
+        found = network(vectors).squeeze(1)
+    if not found.isfinite().all():
+        raise UserError(f"{head}: expected finite scores, got {found[~found.isfinite()][0]}")
+    values: NDArray[np.float32] = found.numpy()
+    return values
+
+
+def read_network(config: MlpScore) -> nn.Sequential:
+    """Return the network in fp32.
+
+    Raises:
+        UserError: as `layers_of`.
+    """
+    from safetensors.torch import load_file  # of the extra `clip`
+
+    file = Path(config.head)
+    layers, tensors = layers_of(file), load_file(file)
+    modules: list[nn.Module] = []
+    for layer in layers:
+        linear = nn.Linear(layer.width, layer.outputs, bias=layer.bias is not None)
+        named = {"weight": tensors[layer.weight], **({"bias": tensors[layer.bias]} if layer.bias else {})}
+        linear.load_state_dict({name: tensor.float() for name, tensor in named.items()})
+        modules += [linear, ACTIVATIONS[config.activation]()]
+    return nn.Sequential(*modules[:-1], *([nn.Sigmoid()] if config.sigmoid else []))
