@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from data_samples import context
 from vfm.config import UserError
 from vfm.data import BadSample, open_dataset, uid_of
-from vfm.stage import Preflight
+from vfm.stage import Context, Preflight
 from vfm.stages.data import Pairs
 
 
@@ -128,4 +128,54 @@ def test_unreadable_caption_tables_raise_one_line(tmp_path):
         pool_of(tmp_path, tmp_path / "0.parquet")
     assert "\n" not in str(caught.value)
     with pytest.raises(ValidationError, match="set images: false"):
-        Pairs(name="pool", path=str(path), columns=["a"])
+        Pairs(name="pool", path=str(path), columns=["a"], images=True)
+
+
+def without_images(tmp_path, name, path, **settings):
+    """Index a path as the user gives it, without `images: false`, and return the pool and what was logged."""
+    folder, lines = tmp_path / f"store-{name}", []
+    folder.mkdir()
+    stage = Pairs(name="pool", path=str(path), **settings)
+    stage.preflight(Preflight({}, {}))
+    return stage.run(Context("pool", folder, folder, {}, lambda event: lines.append(event.data.get("message")))), lines
+
+
+@pytest.mark.parametrize("name", ["0.parquet", "0.csv", "0.tsv.gz", "0.jsonl", "folder"])
+def test_a_table_without_images_needs_no_setting_and_a_line_says_so(tmp_path, name):
+    columns, path = {"caption": ["a dog", "a cat"], "url": ["http://x/1", "http://x/2"]}, tmp_path / name
+    if name == "folder":
+        path.mkdir()
+    if name in ("folder", "0.parquet"):
+        pq.write_table(pa.table(columns), path / "0.parquet" if name == "folder" else path)
+    elif name == "0.jsonl":
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        separator = "," if name == "0.csv" else "\t"
+        text = "".join(separator.join(row) + "\n" for row in [tuple(columns), *zip(*columns.values(), strict=True)])
+        path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+    pool, lines = without_images(tmp_path, name, path)
+    assert [row["text"] for row in texts_of(pool)] == ["a dog", "a cat"]
+    assert not open_dataset(pool).index.spec.images
+    assert any(line and "no column of images, so only its captions are read" in line for line in lines)
+
+
+def test_names_of_columns_are_enough_for_a_table_of_captions_without_a_header(tmp_path):
+    (tmp_path / "0.tsv").write_bytes(TSV)
+    pool, _ = without_images(tmp_path, "tsv", tmp_path / "0.tsv", columns=["source", "caption"])
+    assert len(texts_of(pool)) == 3
+
+
+@pytest.mark.parametrize(
+    ("columns", "settings", "message"),
+    [
+        ({"caption": ["a"], "picture": [b"x"]}, {}, "no column 'image'"),
+        ({"caption": ["a"]}, {"image_key": "photo"}, "no column 'photo'"),
+        ({"caption": ["a"]}, {"images": True}, "no column 'image'"),
+        ({"words": ["a"]}, {}, "no column"),
+    ],
+)
+def test_tables_that_may_have_images_are_read_as_before(tmp_path, columns, settings, message):
+    pq.write_table(pa.table(columns), tmp_path / "0.parquet")
+    with pytest.raises(UserError, match=message):
+        Pairs(name="pool", path=str(tmp_path / "0.parquet"), **settings).preflight(Preflight({}, {}))

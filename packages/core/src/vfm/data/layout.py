@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,7 @@ from vfm.data.spec import DatasetSpec
 from vfm.data.table import (
     CAPTION_COLUMNS,
     LIST_EXTENSION,
+    PATH_COLUMNS,
     TABLE_EXTENSIONS,
     find_column,
     table_columns,
@@ -45,6 +46,25 @@ class Layout:
     def num_shards(self) -> int | None:
         """Number of shards, if they are the user's own files."""
         return len(self.paths) if self.kind in ("webdataset", "parquet") else None
+
+    def only_captions(self, image_key: str | None, texts: Mapping[str, str]) -> bool:
+        """Return whether the files are tables with captions and without images or paths of images.
+
+        Args:
+            image_key: column of the images that the user named.
+            texts: columns of the captions that the user named.
+        """
+        if self.kind not in ("table", "parquet") or image_key or self.image_root:
+            return False
+        path = self.paths[0]
+        columns = set(table_columns(path)) if table_kind(path) != LIST_EXTENSION else set()
+        named = {source.partition(".")[0] for source in texts.values()}
+        captions = named <= columns if named else bool(columns.intersection(CAPTION_COLUMNS))
+        if not captions or not columns.isdisjoint({*PATH_COLUMNS, *IMAGE_COLUMNS}):
+            return False
+        return table_kind(path) != "parquet" or not any(
+            _is_binary(field.type) for field in open_parquet(path).schema_arrow if field.name not in ("uid", "key")
+        )
 
     def with_defaults(self, spec: DatasetSpec, *, labels: bool) -> DatasetSpec:
         """Return the spec with the default location of the captions (or the labels), if the user gave none."""
@@ -157,8 +177,12 @@ def _holds_bytes(path: str) -> bool:
     """Return True if a parquet file has image bytes in a column, not paths."""
     schema = open_parquet(path).schema_arrow
     return any(
-        pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind)
+        _is_binary(kind) or pa.types.is_struct(kind)
         for name in IMAGE_COLUMNS
         if name in schema.names
         for kind in [schema.field(name).type]
     )
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

@@ -16,11 +16,13 @@ from vfm.stages.data import Pairs
 def index_pairs(config: Pairs, ctx: Context) -> Pool:
     """Index the shards. Shards without a known count are read, and their bad samples are left out."""
     num_shards = None
-    if config.images:
+    if (tables := _caption_tables(config)) is None:
         layout, spec = _layout(config)
         shards, num_shards = layout.shards(ctx.directory, spec), layout.num_shards
     else:
-        paths, spec = _caption_tables(config)
+        paths, spec = tables
+        if config.images == "auto":
+            ctx.log(f"{paths[0]}: no column of images, so only its captions are read; no model can be trained on them")
         spec, shards = caption_shards(ctx.directory, paths, spec, config.columns)
     indexing = Indexing(ctx, spec, config.max_bad_fraction, config.num_samples, config.verify)
     count = indexing.run(ctx.directory, shards, num_shards)
@@ -31,10 +33,8 @@ def index_pairs(config: Pairs, ctx: Context) -> Pool:
 
 def check_pairs(config: Pairs, ctx: Preflight) -> None:
     """Decode one sample; without images, find the columns."""
-    if config.images:
+    if _caption_tables(config) is None:
         first_sample(*_layout(config))
-    else:
-        _caption_tables(config)
 
 
 def _layout(config: Pairs) -> tuple[Layout, DatasetSpec]:
@@ -42,9 +42,16 @@ def _layout(config: Pairs) -> tuple[Layout, DatasetSpec]:
     return layout, layout.with_defaults(DatasetSpec(image_key=config.image_key, texts=config.texts), labels=False)
 
 
-def _caption_tables(config: Pairs) -> tuple[list[str], DatasetSpec]:
-    """Return the tables of captions, and the columns of their texts."""
+def _caption_tables(config: Pairs) -> tuple[list[str], DatasetSpec] | None:
+    """Return tables of captions without images, and the columns of their texts; None if there are images."""
     paths = files.expand_paths(config.path)
+    if config.images == "auto" and not config.columns:
+        layout = find_layout(config.path, config.format, config.image_root)
+        if not layout.only_captions(config.image_key, config.texts):
+            return None
+        paths = layout.paths
+    elif config.images is True:
+        return None
     for path in paths:
         files.size_and_time(path)  # raises if the file is missing
     return paths, caption_spec(paths, config.texts, config.columns)

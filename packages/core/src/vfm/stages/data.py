@@ -61,13 +61,13 @@ class Pairs(ImageFiles):
         " line), `txt.WORD` (lines `WORD=...`), `json.FIELD` or a column; default: en from `txt` (`txt.lines` in a"
         " CLIP_benchmark retrieval folder), or from the table's caption column",
     )
-    images: bool = Field(
-        True,
+    images: bool | Literal["auto"] = Field(
+        "auto",
         description="false: a table of captions only (csv, tsv, jsonl, also .gz, parquet), to be curated; columns `uid`"
-        " and `url` are kept; no model can be trained on it",
+        " and `url` are kept; no model can be trained on it; auto: false for a table with captions but no images",
     )
     columns: list[str] | None = Field(
-        None, min_length=1, description="with images: false, column names of a csv or tsv file without a header"
+        None, min_length=1, description="column names of a csv or tsv file of captions without a header"
     )
 
     version: ClassVar[int] = 3
@@ -77,7 +77,7 @@ class Pairs(ImageFiles):
 
     @model_validator(mode="after")
     def _columns_of_captions(self) -> Pairs:
-        if self.columns and self.images:
+        if self.columns and self.images is True:
             raise ValueError("columns is only valid for a table of captions: set images: false")
         return self
 
