@@ -32,7 +32,7 @@ DIGITS = 32
 SETTLED = 2 * 10**9  # nanoseconds
 
 State = list[int]
-"""Size, modification time, time of change and inode. The time of change tells apart what `cp -p` makes equal."""
+"""Size, modification time, time of change and inode. The time of change differs where `cp -p` makes the rest equal."""
 
 Entries = dict[str, tuple[State, str]]
 """State and fingerprint of files: by their resolved paths, or by their paths in a folder."""

@@ -91,6 +91,9 @@ class Slot:
     def discard(self, on_wait: Callable[[str], None] = lambda message: None) -> None:
         """Remove the artifact and its partial results, under the lock."""
         with self.lock(on_wait):
+            if self.artifact in self.folders:  # renamed first: another run's plan finds all of its files, or none
+                shutil.rmtree(self.part, ignore_errors=True)
+                self.artifact.rename(self.part)
             for folder in self.folders:
                 shutil.rmtree(folder)
             self.lock_file.unlink()
