@@ -154,7 +154,8 @@ def predict(network: Any, noisy: Tensor, timesteps: Tensor, conditioning: Condit
 def _sdxl_sizes(noisy: Tensor) -> Tensor:
     """Return SDXL's size conditions of uncropped images, (B, 6): original size, offset 0, target size."""
     height, width = (SDXL_DOWNSCALE * side for side in noisy.shape[2:])
-    return noisy.new_tensor([height, width, 0, 0, height, width]).expand(len(noisy), 6)
+    sizes = torch.tensor([height, width, 0, 0, height, width], dtype=noisy.dtype)
+    return sizes.to(noisy.device, non_blocking=True).expand(len(noisy), 6)
 
 
 def _predict_flux(network: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:

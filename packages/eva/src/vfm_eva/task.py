@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -131,8 +131,8 @@ class EvaTask(Task[EvaInputs]):
         counts = torch.stack(
             [batch.inputs.bool_mask.sum(dim=1).clamp(max=self.num_masked).float().mean() for batch in micro_batches]
         )
-        sizes = counts.new_tensor([len(batch) for batch in micro_batches])
-        mean = (counts * sizes).sum() / sizes.sum()
+        sizes = [len(batch) for batch in micro_batches]
+        mean = torch.stack([count * size for count, size in zip(counts, sizes, strict=True)]).sum() / sum(sizes)
         if dist.is_initialized():
             dist.all_reduce(mean)
             mean /= dist.get_world_size()
@@ -156,6 +156,19 @@ class EvaTask(Task[EvaInputs]):
         """Return the student with its pooled features."""
         return PooledVision(self.student, self.preprocess)
 
+    def masked_modelling(self) -> dict[str, Tensor]:
+        """Return the mask token, the head and the decoder by name."""
+        return {key: value for key, value in self.state_dict().items() if not key.startswith("student.")}
+
+    def load_masked_modelling(self, added: Mapping[str, Tensor]) -> bool:
+        """Load the mask token, head and decoder of an earlier training if all of them fit; return whether they did."""
+        own = self.masked_modelling()
+        fits = own.keys() == added.keys() and all(own[key].shape == value.shape for key, value in added.items())
+        if fits:
+            self.load_state_dict(dict(added), strict=False)
+        return fits
+
     def export(self, directory: Path) -> VisionCheckpoint:
-        """Write the student in timm's layout, without mask token, head and decoder."""
+        """Write the student in timm's layout, and mask token, head and decoder in a file of their own."""
+        self.student.masked_modelling = self.masked_modelling()  # type: ignore[assignment]
         return save_vision(self.student, directory)

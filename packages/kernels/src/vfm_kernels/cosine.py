@@ -102,7 +102,7 @@ def _run(prediction: Tensor, target: Tensor, masked: Tensor | None) -> tuple[Ten
             d_prediction = d_prediction.masked_fill(~masked[:, None], 0.0)
         cosine, d_prediction = along[:, 0], d_prediction.to(prediction.dtype)
     # The factor stays separate: multiplied by 1 / count, fp16 gradients would be lost before the loss is scaled.
-    count = cosine.new_tensor(len(cosine)) if masked is None else masked.sum().clamp(min=1).to(cosine.dtype)
+    count = cosine.new_full((), len(cosine)) if masked is None else masked.sum().clamp(min=1).to(cosine.dtype)
     return _mean(cosine, masked), d_prediction, -1 / count
 
 

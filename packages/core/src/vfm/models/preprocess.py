@@ -70,7 +70,8 @@ class Preprocess(Config):
             )
         if images.shape[1] != 3:
             images = images.permute(0, 3, 1, 2)
-        mean, std = (torch.tensor(value, device=images.device).view(3, 1, 1) for value in (self.mean, self.std))
+        # Copied without a wait for the device, where `torch.tensor(..., device=)` would stop the host in every step.
+        mean, std = torch.tensor((self.mean, self.std)).to(images.device, non_blocking=True).view(2, 3, 1, 1)
         return images.float().div_(255.0).sub_(mean).div_(std).contiguous()
 
     def inputs(self, images: Sequence[Image.Image | NDArray[np.uint8]], device: torch.device) -> Tensor:

@@ -205,7 +205,8 @@ class _Loop(Generic[Inputs]):
             clip_grads_with_norm_(self.trained, self.plan.optimizer.grad_clip_norm, grad_norm)
         names = sorted(metrics)
         local = torch.stack([metrics[name].detach().float() for name in names])
-        shared = self.world.mean(torch.cat([local, local.new_tensor(wishes)]))
+        # `new_full` fills on the device, where `new_tensor` would copy from the host and wait.
+        shared = self.world.mean(torch.cat([local, *(local.new_full((1,), wish) for wish in wishes)]))
         values = shared[: len(names)]
         found_inf = self.guard.check(step, [values[names.index("loss")], grad_norm], losses)
         self.optimizer.grad_scale, self.optimizer.found_inf = None, found_inf  # type: ignore[attr-defined]
