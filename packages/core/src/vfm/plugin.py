@@ -1,6 +1,6 @@
 """The public names for plugin authors: stages, parts, artifacts, panels, events, hooks. It imports no torch."""
 
-from vfm import files
+from vfm import files, store_files
 from vfm.artifacts import (
     AnnotatedImages,
     Artifact,
@@ -8,6 +8,7 @@ from vfm.artifacts import (
     ClipCheckpoint,
     Comparison,
     CuratedSubset,
+    DenseCheckpoint,
     GeneratorCheckpoint,
     ImageDataset,
     LabeledDataset,
@@ -59,11 +60,12 @@ from vfm.stages.evaluation.checks import check_class_names
 __all__ = [
     "AdamW", "AnnotatedImages", "AnyEvaluation", "Artifact", "BarsPanel", "CheckpointPolicy", "ChoiceDataset",
     "ClipCheckpoint", "ClipPostTraining", "ClipTraining", "Comparison", "Config", "ConstantSchedule", "Context",
-    "CosineSchedule", "CropScale", "CuratedSubset", "Curation", "Decay", "Evaluated", "Evaluation", "EvaluationPolicy",
-    "Event", "FeatureEvaluation", "GeneratorCheckpoint", "ImageDataset", "ImagesPanel", "LabeledDataset", "Lamb",
-    "LinesPanel", "LinkTable", "Loading", "Matches", "Metadata", "Metric", "ModelEvaluation", "ModelResult",
-    "Optimizer", "PairDataset", "Panel", "Part", "Picture", "Pool", "Portion", "Preempted", "Preflight", "Ref",
-    "Report", "Runtime", "SampleCache", "Schedule", "Score", "Seed", "Series", "Sgd", "Stage", "TablePanel",
+    "CosineSchedule", "CropScale", "CuratedSubset", "Curation", "Decay", "DenseCheckpoint", "Evaluated", "Evaluation",
+    "EvaluationPolicy", "Event", "FeatureEvaluation", "GeneratorCheckpoint", "ImageDataset", "ImagesPanel",
+    "LabeledDataset", "Lamb", "LinesPanel", "LinkTable", "Loading", "Matches", "Metadata", "Metric", "ModelEvaluation",
+    "ModelResult", "Optimizer", "PairDataset", "Panel", "Part", "Picture", "Pool", "Portion", "Preempted", "Preflight",
+    "Ref", "Report", "Runtime", "SampleCache", "Schedule", "Score", "Seed", "Series", "Sgd", "Stage", "TablePanel",
     "TaggedImages", "TextPanel", "Training", "TrainingRuntime", "UserError", "VisionCheckpoint", "VisionPretraining",
     "check_class_names", "check_evaluations", "did_you_mean", "files", "hookimpl", "load_function", "merge_settings",
+    "store_files",
 ]  # fmt: skip

@@ -20,6 +20,7 @@ from vfm.eval.hashes import checkpoint_hash
 from vfm.scores import Evaluated, ModelResult
 from vfm.stage import Context
 from vfm.stages.evaluation.base import ModelEvaluation, short_name
+from vfm.stages.evaluation.dense import DenseEvaluation
 from vfm.statistics import compare, to_metric
 from vfm.train import prepare_device
 
@@ -33,7 +34,10 @@ def evaluate_models(config: ModelEvaluation, ctx: Context) -> Report:
 
 
 def write_report(
-    config: ModelEvaluation, ctx: Context, evaluated: Evaluated, checkpoints: Mapping[str, Artifact]
+    config: ModelEvaluation | DenseEvaluation,
+    ctx: Context,
+    evaluated: Evaluated,
+    checkpoints: Mapping[str, Artifact],
 ) -> Report:
     """Write an evaluation's results into `ctx.directory`; the first model is the baseline of the paired tests.
 
@@ -41,7 +45,7 @@ def write_report(
         config: names the dataset, the task and the resizing.
         ctx: of the running stage.
         evaluated: results by the model's name, all on the same items in the same order.
-        checkpoints: the models' artifacts by the same names.
+        checkpoints: the models' artifacts by the same names; a model of which only predictions are given has none.
     """
     results, dataset, task = evaluated.results, short_name(config.data), config.task_name
     metrics = [to_metric(score, model=name) for name, result in results.items() for score in result.scores]
@@ -49,7 +53,7 @@ def write_report(
     _write_predictions(ctx.directory, results)
     for name in results:
         own = [metric for metric in metrics if metric.model == name]
-        record = _record(config, evaluated, name, own, checkpoints[name])
+        record = _record(config, evaluated, name, own, checkpoints.get(name))
         file = ctx.directory / "results" / f"{dataset}_{name}_{task}.json"
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -74,21 +78,25 @@ def _write_predictions(directory: Path, results: Mapping[str, ModelResult]) -> N
             parts.append(part.add_column(0, "model", pa.array([model] * part.num_rows)))
         folder = directory / "predictions"
         folder.mkdir(exist_ok=True)
-        pq.write_table(pa.concat_tables(parts), folder / f"{table}.parquet")
+        pq.write_table(pa.concat_tables(parts), folder / f"{table}.parquet", write_page_checksum=True)
 
 
 def _record(
-    config: ModelEvaluation, evaluated: Evaluated, name: str, metrics: Sequence[Metric], checkpoint: Artifact
+    config: ModelEvaluation | DenseEvaluation,
+    evaluated: Evaluated,
+    name: str,
+    metrics: Sequence[Metric],
+    checkpoint: Artifact | None,
 ) -> dict[str, Any]:
     """Return CLIP_benchmark's record, which its tools read, with what makes the number traceable added.
 
     Times are in the manifest instead: this file is equal bit for bit however often and wherever the stage runs.
     """
-    facts = checkpoint.model_dump()
+    facts = checkpoint.model_dump() if checkpoint else {}
     return {
         "dataset": short_name(config.data),
         "model": facts.get("model") or facts.get("architecture") or name,
-        "pretrained": checkpoint.path.resolve().name,
+        "pretrained": checkpoint.path.resolve().name if checkpoint else "",
         "task": config.task_name,
         "language": evaluated.language,
         "metrics": {m.name: m.value for m in metrics},
@@ -100,7 +108,7 @@ def _record(
         "precision": "fp32",
         "resize_mode": config.resize_mode or "model",
         "vfm_version": version("vfm-core"),
-        "checkpoint_sha256": checkpoint_hash(checkpoint),
+        "checkpoint_sha256": checkpoint_hash(checkpoint) if checkpoint else "",
         "data_sha256": evaluated.data_sha256,
         **evaluated.results[name].details,
     }

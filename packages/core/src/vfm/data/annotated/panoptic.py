@@ -39,7 +39,7 @@ class PanopticJson(ListedImages):
         annotated = {one.get("image_id") for one in stream(self.path, "annotations")}
         images = [one for one in stream(self.path, "images") if one.get("id") in annotated]
         self.listed = listed_pictures(images, self.image_root, self.path, self.has_images)
-        self.maps = _map_folder(self.path)
+        self.maps = map_folder(self.path)
 
     def annotations(self, sizes: Sequence[tuple[int, int]]) -> Iterator[Annotation | BadAnnotation]:
         """Yield the segments, picture by picture."""
@@ -90,7 +90,7 @@ def _segments(
         yield BadAnnotation("unknown_class", f"{where}: segment {number}")
 
 
-def _map_folder(path: str) -> str:
+def map_folder(path: str) -> str:
     """Return the folder of the PNG files: named as the json, `masks` beside it, or its own folder.
 
     Raises:

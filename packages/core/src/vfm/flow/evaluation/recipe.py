@@ -9,7 +9,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import TypeAdapter
 
-from vfm.artifacts import Artifact, ChoiceDataset, ClipCheckpoint, LabeledDataset, PairDataset
+from vfm.artifacts import AnnotatedImages, Artifact, ChoiceDataset, ClipCheckpoint, LabeledDataset, PairDataset
 from vfm.config import UserError, did_you_mean
 from vfm.flow.evaluation.datasets import EvaluationDataset
 from vfm.flow.evaluation.inputs import Fields, Input
@@ -26,6 +26,7 @@ CONTENTS: dict[type[Artifact], str] = {
     PairDataset: "captions",
     LabeledDataset: "class labels",
     ChoiceDataset: "images with statements to choose from",
+    AnnotatedImages: "label maps or masks",
 }
 SUMMARY = "summary"  # name of the last stage
 
@@ -139,7 +140,8 @@ def _misfit(one: EvaluationDataset, kind: type[Stage]) -> str:
     if not data.accepts(one.data.makes):
         needed = next((words for kind, words in CONTENTS.items() if data.accepts(kind)), data.expected)
         return f"{one.data.name} is a {one.data.makes.__name__}: {task} needs {needed}"
-    if "train" in kind.model_fields and one.train is None:
+    train = kind.model_fields.get("train")
+    if train and train.is_required() and one.train is None:
         return f"{task} needs training images: a folder `train` beside the data, or --train"
     return ""
 

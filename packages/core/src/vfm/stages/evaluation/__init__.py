@@ -1,6 +1,7 @@
 """Configurations of core's evaluations, `eval.*`. Their work is in `vfm.eval`."""
 
 from vfm.stages.evaluation.base import FeatureEvaluation, ModelEvaluation, ReadSettings
+from vfm.stages.evaluation.dense import DenseEvaluation, DenseProbe, Detection, Panoptic, Segmentation
 from vfm.stages.evaluation.features import AttentiveProbe, Classify, FewShot, Knn, LinearProbe
 from vfm.stages.evaluation.reports import Curves, LeftOut, SummarisedReport, Summary
 from vfm.stages.evaluation.text_image import Choices, MmvpVlm, Retrieval, ZeroShot
@@ -15,11 +16,16 @@ EVALUATIONS = (
     Knn,
     MmvpVlm,
     Choices,
+    DenseProbe,
+    Detection,
+    Segmentation,
+    Panoptic,
     Curves,
     Summary,
 )
 
 __all__ = [
-    "EVALUATIONS", "AttentiveProbe", "Choices", "Classify", "Curves", "FeatureEvaluation", "FewShot", "Knn", "LeftOut",
-    "LinearProbe", "MmvpVlm", "ModelEvaluation", "ReadSettings", "Retrieval", "SummarisedReport", "Summary", "ZeroShot",
+    "EVALUATIONS", "AttentiveProbe", "Choices", "Classify", "Curves", "DenseEvaluation", "DenseProbe", "Detection",
+    "FeatureEvaluation", "FewShot", "Knn", "LeftOut", "LinearProbe", "MmvpVlm", "ModelEvaluation", "Panoptic",
+    "ReadSettings", "Retrieval", "Segmentation", "SummarisedReport", "Summary", "ZeroShot",
 ]  # fmt: skip

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vfm.artifacts import Artifact, LabeledDataset, TaggedImages
+from vfm.artifacts import AnnotatedImages, Artifact, DenseCheckpoint, LabeledDataset, TaggedImages
 from vfm.config import UserError
 from vfm.stage import Preflight, Ref
 from vfm.stages.evaluation.base import FeatureEvaluation, ModelEvaluation, short_name
+from vfm.stages.evaluation.dense import DenseEvaluation, DenseProbe
 from vfm.stages.evaluation.features import Classify, LinearProbe
 from vfm.stages.evaluation.reports import Curves
 from vfm.stages.evaluation.text_image import Retrieval, ZeroShot
@@ -48,6 +49,70 @@ def check_feature_evaluation(config: FeatureEvaluation, ctx: Preflight) -> None:
         check_same_classes(config, train, data)
     elif (train_type := _type_of(ctx, config.train)) and (data_type := _type_of(ctx, config.data)):
         check_same_types(config, train_type, data_type)
+
+
+def check_dense_evaluation(config: DenseEvaluation, ctx: Preflight) -> None:
+    """Check the names, and where they exist the data's labels and the models' tasks and classes."""
+    check_named_once([*config.models, *config.predictions])
+    if data := ctx.artifact(config.data):
+        check_dense_data(config, data)
+        for ref in config.models:
+            if model := ctx.artifact(ref):
+                check_dense_model(config, model, data, ref)
+
+
+def check_dense_data(config: DenseEvaluation, data: AnnotatedImages) -> None:
+    """Check that a dataset has the labels that an evaluation needs, and its images if models are evaluated.
+
+    Raises:
+        UserError: it has not.
+    """
+    if not set(config.tasks) & set(data.labels):
+        needed, found = " or ".join(config.tasks), ", ".join(data.labels)
+        raise UserError(f"{config.data}: {config.kind} needs {needed}, the dataset has {found}")
+    if config.models and not data.has_images:
+        raise UserError(f"{config.data}: made with images: false, so only predictions can be evaluated on it")
+    wanted = set(getattr(config, "shapes", None) or ())
+    if missing := sorted(wanted - set(data.labels)):
+        raise UserError(f"{config.data}: shapes has {missing[0]}, the dataset has {', '.join(data.labels)}")
+
+
+def check_dense_model(config: DenseEvaluation, model: DenseCheckpoint, data: AnnotatedImages, name: str) -> None:
+    """Check that a model predicts what is evaluated, with the dataset's classes.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not set(config.tasks) & set(model.tasks):
+        needed, found = " or ".join(config.tasks), ", ".join(model.tasks)
+        raise UserError(f"{name}: {config.kind} needs {needed}, the model predicts {found}")
+    if model.class_names != data.class_names:
+        one, other = _first_difference(model.class_names, data.class_names)
+        raise UserError(f"expected the same classes in {name} and {config.data}, got {one!r} where {other!r} is")
+
+
+def check_dense_probe(config: DenseProbe, ctx: Preflight) -> None:
+    """Check the models' names, and where they exist the labels and classes of the data."""
+    check_named_once(config.models)
+    data, train = ctx.artifact(config.data), ctx.artifact(config.train) if config.train else None
+    if data:
+        check_semantic(config, data, train)
+
+
+def check_semantic(config: DenseProbe, data: AnnotatedImages, train: AnnotatedImages | None) -> None:
+    """Check that both sets have semantic labels and images, of the same classes.
+
+    Raises:
+        UserError: they have not.
+    """
+    for ref, one in ((config.data, data), (config.train, train)):
+        if one and ("semantic" not in one.labels or not one.has_images):
+            raise UserError(f"{ref}: eval.dense_probe needs images with semantic labels, got {', '.join(one.labels)}")
+    if train and train.class_names != data.class_names:
+        here, there = _first_difference(train.class_names, data.class_names)
+        raise UserError(
+            f"expected the same classes in {config.train} and {config.data}, got {here!r} where {there!r} is"
+        )
 
 
 def check_named_once(models: Sequence[str]) -> None:

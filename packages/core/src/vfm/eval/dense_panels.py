@@ -1,0 +1,68 @@
+"""Panels of dense evaluations: truth and prediction side by side, the worst pictures first."""
+
+# H, W height and width of a picture
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vfm.data.annotated import AnnotatedSource
+from vfm.data.annotated.panels import overlay, palette
+from vfm.panels import ImagesPanel, Picture
+from vfm.stage import Context
+
+NUM_PICTURES = 8
+SIDE = 224
+GAP = 6
+
+
+def add_map_panels(
+    ctx: Context,
+    source: AnnotatedSource,
+    numbers: Sequence[int],
+    truth: Sequence[NDArray[np.integer]],
+    predicted: Mapping[str, Sequence[NDArray[np.integer]]],
+) -> None:
+    """Write the pictures with the fewest right pixels of the first model: picture, truth, and each model's map."""
+    first = next(iter(predicted.values()))
+    shares = [share_right(true, found) for true, found in zip(truth, first, strict=True)]
+    colours = palette(len(source.dataset.class_names))
+    pictures: list[Picture] = []
+    for place in np.argsort(shares, kind="stable")[:NUM_PICTURES].tolist():
+        picture = source.picture(numbers[place])
+        maps = [truth[place], *(found[place] for found in predicted.values())]
+        shown = join([picture, *(overlay(picture, one, colours) for one in maps)])
+        file = f"panels/map-{len(pictures)}.jpg"
+        (ctx.directory / "panels").mkdir(parents=True, exist_ok=True)
+        shown.save(ctx.directory / file, quality=90)
+        pictures.append(Picture(file=file, caption=f"{source.keys[numbers[place]]}: {100 * shares[place]:.0f} % right"))
+    names = ", ".join(predicted)
+    ctx.panel(
+        ImagesPanel(
+            title="Worst pictures",
+            note=f"Each picture, its labels, and the maps of {names}; by the share of right pixels of the first model.",
+            order=40,
+            pictures=pictures,
+            width=(2 + len(predicted)) * 160,
+        )
+    )
+
+
+def share_right(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> float:
+    """Return the share of the labelled pixels that are right; 1 without labelled pixels."""
+    known = truth >= 0
+    return float((truth[known] == predicted[known]).mean()) if known.any() else 1.0
+
+
+def join(pictures: Sequence[Image.Image], side: int = SIDE) -> Image.Image:
+    """Return pictures of one size side by side, each at most `side` pixels wide and high."""
+    scale = min(1.0, side / max(pictures[0].size))
+    width, height = (max(1, round(scale * length)) for length in pictures[0].size)
+    sheet = Image.new("RGB", (len(pictures) * (width + GAP) - GAP, height), "white")
+    for place, one in enumerate(pictures):
+        sheet.paste(one.resize((width, height)), (place * (width + GAP), 0))
+    return sheet

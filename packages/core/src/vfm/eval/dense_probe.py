@@ -1,0 +1,265 @@
+"""Semantic segmentation by a linear layer on frozen patch tokens: what an encoder's patches say about their content.
+
+Each picture is squashed to the encoder's square, so that any encoder and any CLIP model's vision tower is read in the
+same way, and its labels are compared at their full resolution. Without training images the pictures are evaluated by
+folds, each by a head that was not trained on it.
+"""
+
+# N images, D width, h and w rows and columns of patches
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vfm.artifacts import AnnotatedImages
+from vfm.config import UserError
+from vfm.data.annotated import AnnotatedSource
+from vfm.eval.annotated_images import each_image, in_batches
+from vfm.eval.dense_panels import NUM_PICTURES, add_map_panels
+from vfm.eval.finite import check_finite
+from vfm.eval.hashes import data_hash, item_digest
+from vfm.eval.patch_head import HeadTraining, PatchHead, predict_map, train_head
+from vfm.eval.segmentation import iou_panel, pixel_table
+from vfm.models import ClipModel, eval_mode, vision_features
+from vfm.scores import Evaluated, ModelResult
+from vfm.stage import Context
+from vfm.stages.evaluation import DenseProbe
+from vfm.stages.evaluation.checks import check_semantic
+from vfm.statistics.mean_iou import MeanIou, count_pixels
+from vfm.train import resolve_device
+
+LABELS_IN_MEMORY = 500
+VALIDATION = 5  # one in so many training images chooses the learning rate
+
+
+@dataclass(frozen=True)
+class DenseImages:
+    """The usable images of a dataset, and their features in a file for each model."""
+
+    source: AnnotatedSource
+    numbers: list[int]  # in the dataset
+    digests: list[bytes]
+    maps: dict[str, Tensor]  # by model, (N, D, h, w), fp16
+    labels: LabelReader
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of the images."""
+        return [self.source.keys[number] for number in self.numbers]
+
+
+class LabelReader(Sequence[NDArray[np.integer]]):
+    """The semantic maps of some images, (H, W) each, read when they are needed; the last ones stay in memory."""
+
+    def __init__(self, source: AnnotatedSource, numbers: Sequence[int]) -> None:
+        self.numbers = numbers
+        self._read = lru_cache(LABELS_IN_MEMORY)(source.semantic)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, row: Any) -> Any:
+        return self._read(self.numbers[row])
+
+
+@dataclass(frozen=True)
+class TrainedProbe:
+    """The heads of one model: one, or one for each fold, with the images that each predicts."""
+
+    heads: list[tuple[PatchHead, NDArray[np.int64]]]
+    lrs: list[float]
+
+    def predict(self, name: str, images: DenseImages, device: torch.device, row: int) -> NDArray[np.int64]:
+        """Return the class of each pixel of an image."""
+        head = next(head for head, rows in self.heads if row in rows)
+        size: tuple[int, int] = images.labels[row].shape
+        return predict_map(head, images.maps[name], row, size, device)
+
+
+def evaluate_dense_probe(config: DenseProbe, ctx: Context, encoders: Mapping[str, Any]) -> Evaluated:
+    """Evaluate encoders by `train_head` and mean IoU, all on the same images.
+
+    Raises:
+        UserError: an encoder has no patch tokens, the classes of `train` differ, or there are too few images.
+    """
+    data = ctx.load(config.data)
+    train = ctx.load(config.train) if config.train else None
+    check_semantic(config, data, train)
+    device, num_classes = resolve_device(config.runtime), len(data.class_names)
+    try:
+        test = _read(config, ctx, encoders, data, "test", device)
+        known = _read(config, ctx, encoders, train, "train", device) if train else None
+        results: dict[str, ModelResult] = {}
+        scored: dict[str, MeanIou] = {}
+        predict: dict[str, Callable[[int], NDArray[np.int64]]] = {}
+        for name in encoders:
+            probe = _train(config, name, test, known, num_classes, device)
+            predict[name] = partial(probe.predict, name, test, device)
+            rows = range(len(test.numbers))
+            scored[name] = MeanIou.of([count_pixels(test.labels[n], predict[name](n), num_classes) for n in rows])
+            scores = scored[name].scores("dense_", config.num_resamples)
+            details = {"resize_mode": "squash", "lrs": probe.lrs, "steps": config.steps, "layers": config.layers}
+            results[name] = ModelResult(scores, {"images": pixel_table(test.keys, scored[name])}, details)
+        ctx.panel(iou_panel(data.class_names, scored))
+        _add_worst(ctx, test, next(iter(scored.values())), predict)
+        return Evaluated(data_hash(data, test.digests), results)
+    finally:
+        shutil.rmtree(ctx.work / "maps", ignore_errors=True)
+
+
+def folds_of(count: int, folds: int, seed: int) -> NDArray[np.int64]:
+    """Return the fold of each image, (count,): sizes differ by one at most."""
+    fold = np.arange(count) % folds
+    return np.asarray(np.random.default_rng(seed).permutation(fold))
+
+
+def _train(
+    config: DenseProbe,
+    name: str,
+    test: DenseImages,
+    known: DenseImages | None,
+    num_classes: int,
+    device: torch.device,
+) -> TrainedProbe:
+    probe = TrainedProbe([], [])
+    for rows, tested, images in _splits(config, test, known):
+        lr = _best_rate(config, images, name, rows, num_classes, device)
+        head = train_head(images.maps[name], images.labels, rows, num_classes, lr, _training(config), device)
+        probe.heads.append((head, tested))
+        probe.lrs.append(lr)
+    return probe
+
+
+def _add_worst(
+    ctx: Context, test: DenseImages, counts: MeanIou, predict: Mapping[str, Callable[[int], NDArray[np.int64]]]
+) -> None:
+    shares = counts.right.sum(axis=1) / np.maximum(1, counts.true.sum(axis=1))
+    worst = np.argsort(shares, kind="stable")[:NUM_PICTURES].tolist()
+    maps = {name: [function(row) for row in worst] for name, function in predict.items()}
+    numbers, truth = [test.numbers[row] for row in worst], [test.labels[row] for row in worst]
+    add_map_panels(ctx, test.source, numbers, truth, maps)
+
+
+def _splits(
+    config: DenseProbe, test: DenseImages, known: DenseImages | None
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], DenseImages]]:
+    """Yield the images to train on, those to predict, and the set of the first."""
+    everything = np.arange(len(test.numbers))
+    if known:
+        yield np.arange(len(known.numbers)), everything, known
+        return
+    if len(everything) < config.folds:
+        raise UserError(
+            f"{config.data}: {len(everything)} usable images, expected at least one for each of {config.folds} folds"
+        )
+    fold = folds_of(len(everything), config.folds, config.seed)
+    for number in range(config.folds):
+        yield everything[fold != number], everything[fold == number], test
+
+
+def _best_rate(
+    config: DenseProbe, images: DenseImages, name: str, rows: NDArray[np.int64], num_classes: int, device: torch.device
+) -> float:
+    """Return the learning rate with the best mean IoU on a part of the training images; of equal ones the smallest."""
+    if len(config.lrs) == 1:
+        return config.lrs[0]
+    held_out, rest = rows[::VALIDATION], np.setdiff1d(rows, rows[::VALIDATION])
+    quality = {}
+    for lr in sorted(config.lrs):
+        head = train_head(images.maps[name], images.labels, rest, num_classes, lr, _training(config), device)
+        counts = []
+        for row in held_out.tolist():
+            truth = images.labels[row]
+            found = predict_map(head, images.maps[name], row, truth.shape, device)
+            counts.append(count_pixels(truth, found, num_classes))
+        quality[lr] = MeanIou.of(counts).scores()[0].value
+    return max(quality, key=quality.__getitem__)
+
+
+def _training(config: DenseProbe) -> HeadTraining:
+    return HeadTraining(config.steps, config.train_batch_size, config.weight_decay, config.seed)
+
+
+def _read(
+    config: DenseProbe,
+    ctx: Context,
+    encoders: Mapping[str, Any],
+    data: AnnotatedImages,
+    part: str,
+    device: torch.device,
+) -> DenseImages:
+    """Read all images once, and write each model's features of them to a file."""
+    source = AnnotatedSource(data)
+    numbers: list[int] = []
+    digests: list[bytes] = []
+    files = {name: _MapFile(ctx.work / "maps" / f"{part}-{name}.fp16") for name in encoders}
+
+    def read(number: int) -> tuple[Image.Image, bytes]:
+        picture = source.picture(number)
+        return picture, item_digest(source.keys[number], [picture.tobytes(), source.semantic(number).tobytes()])
+
+    for batch in in_batches(each_image(source, config.reading, ctx, read), config.micro_batch_size):
+        numbers += [number for number, _ in batch]
+        digests += [digest for _, (_, digest) in batch]
+        pictures, keys = [picture for _, (picture, _) in batch], [source.keys[number] for number, _ in batch]
+        for name, encoder in encoders.items():
+            files[name].append(encode_maps(encoder, pictures, config.layers, config.image_size, device), name, keys)
+    maps = {name: file.maps() for name, file in files.items()}
+    return DenseImages(source, numbers, digests, maps, LabelReader(source, numbers))
+
+
+@torch.inference_mode()
+def encode_maps(
+    encoder: Any, pictures: list[Image.Image], layers: list[int], image_size: int | None, device: torch.device
+) -> Tensor:
+    """Return the normalised patch tokens of some blocks as maps, (N, D, h, w), side by side in D.
+
+    Args:
+        encoder: a `ClipModel` or `PooledVision`.
+        pictures: of any size; they are squashed.
+        layers: indices of the blocks.
+        image_size: side of the square in pixels; default: the encoder's own.
+        device: of the encoder.
+
+    Raises:
+        UserError: the encoder has no patch tokens, no such block, or cannot take images of this size.
+    """
+    side = image_size or encoder.preprocess.image_size
+    settings = {"image_size": side, "resize_mode": "squash", "crop_pct": 1.0}
+    pixels = encoder.preprocess.model_copy(update=settings).inputs(pictures, device)
+    model = encoder if isinstance(encoder, ClipModel) else encoder.module
+    with eval_mode(encoder.module):
+        return torch.cat([tokens.maps for tokens in vision_features(model, pixels, layers=layers)], dim=1)
+
+
+class _MapFile:
+    """Features of all images in a file, so that memory does not grow with the data."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.shape: tuple[int, ...] = ()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"")
+
+    def append(self, maps: Tensor, name: str, keys: list[str]) -> None:
+        stored = maps.half().cpu()
+        check_finite(stored, f"{name}: features in half precision", keys)
+        self.shape = tuple(stored.shape[1:])
+        with self.file.open("ab") as stream:
+            stream.write(stored.numpy().tobytes())
+
+    def maps(self) -> Tensor:
+        if not self.shape:
+            raise UserError("no image can be used")
+        return torch.from_numpy(np.memmap(self.file, np.float16, mode="r+").reshape(-1, *self.shape))

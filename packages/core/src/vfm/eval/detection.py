@@ -1,0 +1,176 @@
+"""Work of `eval.detection`: predict or read detections, score them by COCO's or LVIS' rule, and compare the models."""
+
+# K classes
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm.artifacts import AnnotatedImages
+from vfm.config import UserError
+from vfm.data.annotated import AnnotatedSource, encode_mask
+from vfm.eval.annotated_images import each_image, in_batches
+from vfm.eval.dense_models import Predictors
+from vfm.eval.detection_errors import error_panel, errors_by_image
+from vfm.eval.detection_panels import add_detection_panels
+from vfm.eval.detection_rules import MAX_DETS, Rule, Shape, Truth, match_all
+from vfm.eval.detection_scores import PREFIX, DetectionScores
+from vfm.eval.detections import Detections, read_results, write_results_file
+from vfm.eval.hashes import data_hash
+from vfm.eval.soft_nms import soften
+from vfm.interfaces.dense import Instances
+from vfm.panels import TablePanel
+from vfm.scores import Evaluated, ModelResult
+from vfm.stage import Context
+from vfm.stages.evaluation.dense import Detection
+from vfm.statistics.resampling import ResampledScore
+
+SHAPES: tuple[Shape, ...] = ("boxes", "masks")
+CLASSES_SHOWN = 60
+
+
+def evaluate_detection(config: Detection, ctx: Context, source: AnnotatedSource, models: Predictors) -> Evaluated:
+    """Evaluate models and files of results on all images of a dataset.
+
+    Raises:
+        UserError: a file does not fit the dataset, or something to compare is missing.
+    """
+    found = {**predict(config, ctx, source, models)}
+    found |= {name: read_results(path, source) for name, path in config.predictions.items()}
+    if config.soft_nms:
+        found = {name: soften(one) for name, one in found.items()}
+    rule = choose_rule(config, source.dataset)
+    shapes = choose_shapes(config, source.dataset, found)
+    max_dets = config.max_dets or MAX_DETS[rule]
+    truth = Truth.of(source, rule, agnostic=config.class_agnostic)
+    frequency = _frequency(config, ctx, source.dataset, rule)
+    results: dict[str, ModelResult] = {}
+    scored: dict[tuple[str, Shape], DetectionScores] = {}
+    for name, detections in found.items():
+        scores: list[ResampledScore] = []
+        for shape in shapes:
+            rows = list(match_all(_scored(config, detections, shape), truth, shape, max_dets))
+            one = DetectionScores(shape, rows, len(source), frequency, config.num_resamples)
+            scored[name, shape] = one
+            scores += one.scores()
+        details = {
+            "rule": rule,
+            "max_dets": max_dets,
+            "soft_nms": config.soft_nms,
+            "maskness": config.maskness,
+            "class_agnostic": config.class_agnostic,
+            "num_images": len(source),
+        }
+        results[name] = ModelResult(scores, {}, details)
+        if name in models:
+            (ctx.directory / "predictions").mkdir(exist_ok=True)
+            write_results_file(ctx.directory / "predictions" / f"{name}.json", detections, source)
+        ctx.log(f"{name}: {scores[0].metric} {100 * scores[0].value:.1f} by {rule}'s rule, max_dets {max_dets}")
+    ctx.panel(_rule_panel(rule, max_dets, source, scored))
+    for shape in shapes if not config.class_agnostic else ():
+        ctx.panel(_class_panel(source.dataset, shape, {name: scored[name, shape] for name in found}))
+    errors = {name: errors_by_image(one, Truth.of(source, "coco"), shapes[0]) for name, one in found.items()}
+    ctx.panel(error_panel(errors))
+    if source.dataset.has_images:
+        add_detection_panels(ctx, source, found, next(iter(errors.values())))
+    return Evaluated(truth_hash(source), results)
+
+
+def predict(config: Detection, ctx: Context, source: AnnotatedSource, models: Predictors) -> dict[str, Detections]:
+    """Return the detections of each model in all images; each image is decoded once."""
+    rows: dict[str, list[tuple[int, int, float, Sequence[float], bytes | None, float]]] = {name: [] for name in models}
+    pictures = each_image(source, config.reading, ctx, source.picture) if models else ()
+    for batch in in_batches(pictures, config.micro_batch_size):
+        for name, model in models.items():
+            instances = model.detect([picture for _, picture in batch])
+            for (number, _), one in zip(batch, instances, strict=True):
+                rows[name] += _rows(number, one)
+    return {name: Detections.of(one) for name, one in rows.items()}
+
+
+def choose_rule(config: Detection, data: AnnotatedImages) -> Rule:
+    """Return the rule: LVIS' for federated labels unless another is set."""
+    if config.rule == "auto":
+        return "lvis" if data.federated else "coco"
+    return config.rule
+
+
+def choose_shapes(config: Detection, data: AnnotatedImages, found: Mapping[str, Detections]) -> list[Shape]:
+    """Return what is compared: boxes, and masks where the dataset and every model have them.
+
+    Raises:
+        UserError: masks are wanted, and a model has none.
+    """
+    lacking = [name for name, one in found.items() if None in one.counts or not len(one)]
+    if config.shapes:
+        if "masks" in config.shapes and lacking:
+            raise UserError(f"{lacking[0]}: shapes has masks, its predictions have boxes only")
+        return [shape for shape in SHAPES if shape in config.shapes]
+    return [shape for shape in SHAPES if shape in data.labels and (shape == "boxes" or not lacking)]
+
+
+def truth_hash(source: AnnotatedSource) -> str:
+    """Return the sha256 of a dataset's facts and of its annotations."""
+    digests = [(source.dataset.path / name).read_bytes() for name in ("images.parquet", "annotations.parquet")]
+    return data_hash(source.dataset, digests)
+
+
+def _rows(number: int, found: Instances) -> list[tuple[int, int, float, Sequence[float], bytes | None, float]]:
+    count = len(found.labels)
+    masks = [None] * count if found.masks is None else [encode_mask(mask) for mask in found.masks]
+    maskness = np.ones(count) if found.maskness is None else found.maskness
+    columns = (found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), masks, maskness.tolist())
+    return [(number, *row) for row in zip(*columns, strict=True)]
+
+
+def _scored(config: Detection, detections: Detections, shape: Shape) -> Detections:
+    if not config.maskness or shape == "boxes":
+        return detections
+    return detections.with_scores(detections.scores * detections.maskness)
+
+
+def _frequency(config: Detection, ctx: Context, data: AnnotatedImages, rule: Rule) -> Sequence[str]:
+    """Return the group of each class; none where the groups have no meaning."""
+    if config.class_agnostic:
+        return ()
+    if config.frequency_of:
+        counted = ctx.load(config.frequency_of)
+        if counted.class_names != data.class_names:
+            raise UserError(f"expected the same classes in {config.frequency_of} and {config.data}")
+        return counted.frequency
+    return data.frequency if rule != "coco" else ()
+
+
+def _rule_panel(
+    rule: Rule, max_dets: int, source: AnnotatedSource, scored: Mapping[tuple[str, Shape], DetectionScores]
+) -> TablePanel:
+    rows: list[list[str | float | int | None]] = []
+    for (name, shape), one in scored.items():
+        values = {score.metric: score for score in one.scores()}
+        ar = values[f"{PREFIX[shape]}_ar"]
+        recalls = one.recalls()
+        rows.append([name, shape, *(round(100 * value, 1) for value in (recalls[1], recalls[10], ar.value))])
+    unit = {"coco": "image and class", "lvis": "image", "lvis_fixed": "class"}[rule]
+    note = (
+        f"{rule}'s rule, at most {max_dets} detections of each {unit}, on {len(source)} images. Average precision on"
+        " few images is too high; the difference of two models is not. Its interval is reflected at the value."
+    )
+    columns = ["model", "compared", "recall with 1", "with 10", f"with {max_dets}"]
+    return TablePanel(title="Rule and recall", note=note, order=20, columns=columns, rows=rows)
+
+
+def _class_panel(data: AnnotatedImages, shape: Shape, scored: Mapping[str, DetectionScores]) -> TablePanel:
+    tables = {name: 100 * one.by_class() for name, one in scored.items()}
+    first: NDArray[np.float64] = next(iter(tables.values()))
+    known = np.flatnonzero(np.isfinite(first[:, 0]))
+    order = known[np.argsort(first[known, 0], kind="stable")][:CLASSES_SHOWN].tolist()
+    columns = ["class", *(f"{name} {metric}" for name in tables for metric in ("AP", "AP50"))]
+    rows: list[list[str | float | int | None]] = [
+        [data.class_names[label], *(round(float(value), 1) for table in tables.values() for value in table[label])]
+        for label in order
+    ]
+    title = f"Classes by {PREFIX[shape]} AP"
+    return TablePanel(title=title, note="The worst classes first.", order=30, columns=columns, rows=rows)

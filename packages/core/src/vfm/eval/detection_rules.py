@@ -1,0 +1,206 @@
+"""The rules of COCO and LVIS: which detections count, how many of an image, and how they are matched.
+
+LVIS labels each image for some classes only: detections of other classes are dropped, and wrong ones of a class whose
+instances are not all labelled are ignored. IoU of boxes and masks is computed by faster-coco-eval.
+
+Sources: the COCO API; Gupta et al. 2019, LVIS (arXiv:1908.03195); Dave et al. 2021 (arXiv:2102.01066) for `lvis_fixed`.
+"""
+
+# D detections and G true objects of one image and class, A ranges of area, T thresholds, N detections of a class
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from faster_coco_eval.core import mask as coco_mask
+from numpy.typing import NDArray
+
+from vfm.data.annotated.masks import as_rle, mask_area
+from vfm.data.annotated.source import AnnotatedSource
+from vfm.data.annotated.tables import Objects
+from vfm.eval.detections import Detections
+from vfm.statistics.matching import THRESHOLDS, match_detections
+from vfm.statistics.precision_recall import ClassRows
+
+Rule = Literal["coco", "lvis", "lvis_fixed"]
+Shape = Literal["boxes", "masks"]
+AREAS: dict[str, tuple[float, float]] = {"all": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}
+MAX_DETS: dict[Rule, int] = {"coco": 100, "lvis": 300, "lvis_fixed": 10_000}
+"""COCO: of each class of an image; LVIS: of an image; fixed: of each class of the whole set."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What an evaluation compares with: the instances of a dataset, and what is known of each image's labels."""
+
+    source: AnnotatedSource
+    objects: Objects
+    num_classes: int
+    rule: Rule
+    agnostic: bool = False
+    negatives: list[set[int]] = field(default_factory=list)  # by image
+    not_exhaustive: list[set[int]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, source: AnnotatedSource, rule: Rule, *, agnostic: bool = False) -> Truth:
+        """Return the truth of a dataset; with `agnostic` all classes are one."""
+        things = np.array(source.dataset.things, dtype=bool)
+        objects = source.tables.all
+        objects = objects[things[objects.labels]]
+        if agnostic:
+            labels = np.zeros_like(objects.labels)
+            objects = Objects(
+                objects.image, labels, objects.boxes, objects.counts, objects.areas, objects.crowd, objects.ignored
+            )
+        lists = ([set(one) for one in source.tables.column(name)] for name in ("negatives", "not_exhaustive"))
+        return cls(source, objects, 1 if agnostic else len(things), rule, agnostic, *lists)
+
+
+def select(detections: Detections, truth: Truth, max_dets: int) -> Detections:
+    """Return the detections that count: by the rule's limit, and for LVIS of classes that the image is labelled for.
+
+    The limit comes first, as in lvis-api.
+    """
+    groups: dict[Rule, NDArray[np.int64]] = {"lvis": detections.image, "lvis_fixed": detections.labels}
+    if truth.rule in groups:
+        detections = detections[np.sort(_best(detections.scores, groups[truth.rule], max_dets))]
+    if truth.agnostic:
+        detections = Detections(
+            detections.image,
+            np.zeros_like(detections.labels),
+            detections.scores,
+            detections.boxes,
+            detections.counts,
+            detections.maskness,
+        )
+    elif truth.rule != "coco":
+        present = set(zip(truth.objects.image.tolist(), truth.objects.labels.tolist(), strict=True))
+        pairs = zip(detections.image.tolist(), detections.labels.tolist(), strict=True)
+        kept = [pair in present or pair[1] in truth.negatives[pair[0]] for pair in pairs]
+        detections = detections[np.array(kept, dtype=bool)]
+    return detections
+
+
+def match_all(detections: Detections, truth: Truth, shape: Shape, max_dets: int) -> Iterator[ClassRows]:
+    """Yield the rows of each class, in the order of the labels.
+
+    Args:
+        detections: of all images.
+        truth: the dataset's instances.
+        shape: compare boxes or masks.
+        max_dets: largest number of detections, counted as the rule does (`MAX_DETS`).
+    """
+    detections = select(detections, truth, max_dets)
+    detections = detections[np.argsort(-detections.scores, kind="stable")]
+    limit = max_dets if truth.rule == "coco" else len(detections) + 1
+    # Images in the order of their ids: equal scores keep it, as in COCO's tools.
+    place_of_id = np.argsort(np.argsort(truth.source.image_ids, kind="stable"), kind="stable")
+    found = group_places(detections.image, detections.labels)
+    true = group_places(truth.objects.image, truth.objects.labels)
+    by_class: dict[int, list[tuple[int, int]]] = {}
+    for pair in sorted(found.keys() | true.keys(), key=lambda pair: int(place_of_id[pair[0]])):
+        by_class.setdefault(pair[1], []).append(pair)
+    nothing = np.empty(0, dtype=np.int64)
+    for label in range(truth.num_classes):
+        yield _joined(
+            [
+                _match_image(detections[found.get(pair, nothing)[:limit]], truth, true.get(pair, nothing), shape, pair)
+                for pair in by_class.get(label, [])
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class _Matched:
+    """The detections of one image and class, best first, and its true objects."""
+
+    image: int
+    scores: NDArray[np.float64]  # (D,)
+    true: NDArray[np.bool_]  # (A, T, D)
+    ignored: NDArray[np.bool_]  # (A, T, D)
+    counts: NDArray[np.bool_]  # (A, G)
+
+
+def _match_image(
+    found: Detections, truth: Truth, places: NDArray[np.int64], shape: Shape, pair: tuple[int, int]
+) -> _Matched:
+    image, label = pair
+    objects = truth.objects[places]
+    low, high = np.array(list(AREAS.values())).T[:, :, None]  # (A, 1) each
+    skipped = (objects.crowd | objects.ignored) | (objects.areas < low) | (objects.areas > high)  # (A, G)
+    width, height = truth.source.sizes[image]
+    match = match_detections(ious_of(found, objects, shape, height, width), skipped, objects.crowd)
+    areas = _areas(found, shape, height, width)
+    beside = (areas < low) | (areas > high)  # (A, D)
+    if truth.rule != "coco" and label in truth.not_exhaustive[image]:
+        beside = np.ones_like(beside)
+    matched = match >= 0
+    of_skipped = np.zeros_like(matched)
+    for area in range(len(AREAS)):
+        of_skipped[area] = matched[area] & np.append(skipped[area], False)[match[area]]
+    ignored = of_skipped | (~matched & beside[:, None, :])
+    return _Matched(image, found.scores, matched & ~ignored, ignored, ~skipped)
+
+
+def _joined(matched: list[_Matched]) -> ClassRows:
+    """Return the rows of a class, by falling score."""
+    if not matched:
+        nothing = np.zeros((len(AREAS), len(THRESHOLDS), 0), dtype=bool)
+        empty = np.empty(0, dtype=np.int64)
+        return ClassRows(empty, nothing, nothing, empty, empty, np.zeros((len(AREAS), 0), dtype=bool))
+    order = np.argsort(-np.concatenate([one.scores for one in matched]), kind="stable")
+    return ClassRows(
+        np.concatenate([np.full(len(one.scores), one.image) for one in matched])[order],
+        np.concatenate([one.true for one in matched], axis=-1)[..., order],
+        np.concatenate([one.ignored for one in matched], axis=-1)[..., order],
+        np.concatenate([np.arange(len(one.scores)) for one in matched])[order],
+        np.concatenate([np.full(one.counts.shape[1], one.image) for one in matched]),
+        np.concatenate([one.counts for one in matched], axis=-1),
+    )
+
+
+def ious_of(
+    found: Detections | Objects, objects: Objects, shape: Shape, height: int, width: int
+) -> NDArray[np.float64]:
+    """Return the IoU of each detection with each object, (D, G); with a crowd, the part of the detection inside it."""
+    if not len(found) or not len(objects):
+        return np.zeros((len(found), len(objects)))
+    sides = (_sides(one.boxes, one.counts, shape, height, width) for one in (found, objects))
+    ious = coco_mask.iou(*sides, objects.crowd.astype(int).tolist())
+    return np.asarray(ious, dtype=np.float64).reshape(len(found), len(objects))
+
+
+def _sides(boxes: NDArray[np.float64], counts: Sequence[bytes | None], shape: Shape, height: int, width: int) -> object:
+    corners = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    if shape == "boxes":
+        return corners
+    filled = coco_mask.frPyObjects(corners, height, width) if None in counts else []
+    # An object without a mask has that of its box.
+    given = [filled[place]["counts"] if one is None else one for place, one in enumerate(counts)]
+    return [as_rle(one, height, width) for one in given]
+
+
+def _areas(found: Detections, shape: Shape, height: int, width: int) -> NDArray[np.float64]:
+    if shape == "masks" and None not in found.counts:
+        return np.array([mask_area(one, height, width) for one in found.counts if one is not None])
+    sides = found.boxes[:, 2:] - found.boxes[:, :2]
+    return np.asarray(sides[:, 0] * sides[:, 1], dtype=np.float64)
+
+
+def group_places(image: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[tuple[int, int], NDArray[np.int64]]:
+    """Return the places of each image and class, in their order."""
+    order = np.lexsort((labels, image))
+    cuts = np.flatnonzero((np.diff(image[order]) != 0) | (np.diff(labels[order]) != 0)) + 1
+    parts = np.split(order, cuts) if len(order) else []
+    return {(int(image[part[0]]), int(labels[part[0]])): part for part in parts}
+
+
+def _best(scores: NDArray[np.float64], groups: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return the places of the `count` best of each group; the first of equal scores."""
+    order = np.lexsort((-scores, groups))
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1) != 0)
+    rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
+    return np.asarray(order[rank < count], dtype=np.int64)

@@ -1,0 +1,156 @@
+"""Work of `eval.panoptic`: panoptic quality of models and of COCO's panoptic files."""
+
+# H, W height and width of a picture
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vfm.config import UserError
+from vfm.data.annotated import AnnotatedSource
+from vfm.data.annotated.coco import stream
+from vfm.data.annotated.panoptic import map_folder, read_segment_ids
+from vfm.data.annotated.records import BadAnnotation
+from vfm.eval.annotated_images import each_image
+from vfm.eval.dense_models import Predictors
+from vfm.eval.dense_panels import NUM_PICTURES, add_map_panels
+from vfm.eval.detection import truth_hash
+from vfm.panels import TablePanel
+from vfm.scores import Evaluated, ModelResult
+from vfm.stage import Context
+from vfm.stages.evaluation.dense import Panoptic
+from vfm.statistics.panoptic_quality import PanopticQuality, SegmentCounts, Segments, count_segments
+
+CLASSES_SHOWN = 60
+Predict = Callable[[int, Image.Image | None], Segments]
+
+
+def evaluate_panoptic(config: Panoptic, ctx: Context, source: AnnotatedSource, models: Predictors) -> Evaluated:
+    """Evaluate models and panoptic files on all images of a dataset.
+
+    Raises:
+        UserError: a file does not fit the dataset.
+    """
+    predict: dict[str, Predict] = {name: _by_model(model) for name, model in models.items()}
+    predict |= {name: _by_file(path, source) for name, path in config.predictions.items()}
+    classes, with_pictures = len(source.dataset.class_names), bool(models)
+    counts: dict[str, list[SegmentCounts]] = {name: [] for name in predict}
+    numbers = []
+
+    def read(number: int) -> tuple[Image.Image | None, Segments]:
+        return source.picture(number) if with_pictures else None, true_segments(source, number)
+
+    for number, (picture, truth) in each_image(source, config.reading, ctx, read):
+        numbers.append(number)
+        for name, function in predict.items():
+            counts[name].append(count_segments(truth, function(number, picture), classes))
+    scored = {name: PanopticQuality.of(one) for name, one in counts.items()}
+    things = np.array(source.dataset.things, dtype=bool)
+    details = {"num_images": len(numbers)}
+    keys = [source.keys[number] for number in numbers]
+    results = {
+        name: ModelResult(one.scores(things, config.num_resamples), {"images": _table(keys, one)}, details)
+        for name, one in scored.items()
+    }
+    ctx.panel(_class_panel(source, scored))
+    if source.dataset.has_images:
+        _add_worst(ctx, source, numbers, next(iter(scored.values())), predict)
+    return Evaluated(truth_hash(source), results)
+
+
+def true_segments(source: AnnotatedSource, number: int) -> Segments:
+    """Return the true segments of an image; the ground of a dataset that has one is a segment of its own."""
+    numbers, objects = source.panoptic(number)
+    labels, crowd = objects.labels, objects.crowd
+    if source.dataset.background is not None and (numbers < 0).any():
+        numbers = np.where(numbers < 0, len(labels), numbers)
+        labels, crowd = np.append(labels, source.dataset.background), np.append(crowd, False)
+    return Segments(numbers, labels, crowd)
+
+
+def _by_model(model: Any) -> Predict:
+    def predict(number: int, picture: Image.Image | None) -> Segments:
+        (found,) = model.segment_all([picture])
+        return Segments(found.segments, found.labels)
+
+    return predict
+
+
+def _by_file(path: str, source: AnnotatedSource) -> Predict:
+    """Return the segments of a COCO panoptic file, by the image's id."""
+    folder = map_folder(path)
+    listed = {one.get("image_id"): one for one in stream(path, "annotations")}
+    labels = {number: label for label, number in enumerate(source.dataset.class_ids)}
+
+    def predict(number: int, picture: Image.Image | None) -> Segments:
+        one = listed.get(source.image_ids[number])
+        if one is None:
+            raise UserError(f"{path}: no annotation of image {source.image_ids[number]}")
+        try:
+            ids = read_segment_ids(f"{folder}/{one['file_name']}")
+        except BadAnnotation as bad:
+            raise UserError(f"{bad.where}: expected a PNG file of segment ids") from None
+        width, height = source.sizes[number]
+        if ids.shape != (height, width):
+            raise UserError(f"{folder}/{one['file_name']}: expected {width} x {height} pixels, got {ids.shape[::-1]}")
+        segments = one["segments_info"]
+        places, classes = _numbered(ids, [int(segment["id"]) for segment in segments]), []
+        for segment in segments:
+            if segment["category_id"] not in labels:
+                raise UserError(f"{path}: the dataset has no class {segment['category_id']}")
+            classes.append(labels[segment["category_id"]])
+        return Segments(places, np.array(classes, dtype=np.int64))
+
+    return predict
+
+
+def _numbered(ids: NDArray[np.int32], listed: Sequence[int]) -> NDArray[np.int64]:
+    """Return the place of each pixel's id in a list, -1 for an id that is not in it, (H, W)."""
+    found, inverse = np.unique(ids, return_inverse=True)
+    place = {number: n for n, number in enumerate(listed)}
+    places = np.array([place.get(int(number), -1) for number in found], dtype=np.int64)
+    return np.asarray(places[inverse].reshape(ids.shape), dtype=np.int64)
+
+
+def _table(keys: Sequence[str], counts: PanopticQuality) -> dict[str, Any]:
+    parts = {name: getattr(counts, name).tolist() for name in ("iou", "true", "wrong", "missed")}
+    return {"key": list(keys), **parts}
+
+
+def _class_panel(source: AnnotatedSource, scored: Mapping[str, PanopticQuality]) -> TablePanel:
+    once = np.ones((1, len(next(iter(scored.values())).true)), dtype=np.int64)
+    tables = {name: 100 * one.by_class(once)["pq"][0] for name, one in scored.items()}
+    first = next(iter(tables.values()))
+    known = np.flatnonzero(np.isfinite(first))
+    rows: list[list[str | float | int | None]] = [
+        [source.dataset.class_names[label], *(round(float(table[label]), 1) for table in tables.values())]
+        for label in known[np.argsort(first[known], kind="stable")][:CLASSES_SHOWN].tolist()
+    ]
+    note = "Panoptic quality in percent, the worst classes first."
+    return TablePanel(title="Classes by panoptic quality", note=note, order=30, columns=["class", *tables], rows=rows)
+
+
+def _add_worst(
+    ctx: Context,
+    source: AnnotatedSource,
+    numbers: Sequence[int],
+    counts: PanopticQuality,
+    predict: Mapping[str, Predict],
+) -> None:
+    size = np.maximum(1, (counts.true + counts.wrong + counts.missed).sum(axis=1))
+    worst = [numbers[n] for n in np.argsort(counts.iou.sum(axis=1) / size, kind="stable")[:NUM_PICTURES].tolist()]
+    truth = [class_map(true_segments(source, number)) for number in worst]
+    maps = {
+        name: [class_map(call(number, source.picture(number))) for number in worst] for name, call in predict.items()
+    }
+    add_map_panels(ctx, source, worst, truth, maps)
+
+
+def class_map(segments: Segments) -> NDArray[np.int64]:
+    """Return the class of each pixel, -1 where there is no segment, (H, W)."""
+    return np.asarray(np.append(segments.labels, -1)[segments.numbers], dtype=np.int64)

@@ -1,0 +1,60 @@
+"""The interface of models with a dense head: what an evaluation calls, whatever made the model.
+
+`DenseCheckpoint.predictor` names a function `(checkpoint, device) -> DensePredictor`. A predictor has the methods of
+the tasks that its checkpoint lists; arrays go in and out, devices stay inside.
+"""
+
+# N objects, H and W height and width of an image, S side of a crop, B batch, K classes
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Instances:
+    """Objects that a model found in one image.
+
+    Attributes:
+        labels: class of each, (N,).
+        scores: confidence, (N,).
+        boxes: left, top, right, bottom in pixels of the image, (N, 4).
+        masks: (N, H, W); None from a model of boxes only.
+        maskness: mean probability inside the mask, (N,); None where it is unknown.
+    """
+
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    boxes: NDArray[np.float64]
+    masks: NDArray[np.bool_] | None = None
+    maskness: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
+class PanopticMap:
+    """Segments that a model found in one image: number of each pixel's segment, -1 for none, (H, W); their classes."""
+
+    segments: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+
+class DensePredictor(Protocol):
+    """A loaded model with a dense head."""
+
+    def detect(self, images: Sequence[Image.Image]) -> list[Instances]:
+        """Return the objects of each image (tasks `boxes` and `masks`)."""
+        ...
+
+    def crop_logits(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return scores of the classes for square crops, (B, S, S, 3) to (B, K, h, w) of any stride (`semantic`)."""
+        ...
+
+    def segment_all(self, images: Sequence[Image.Image]) -> list[PanopticMap]:
+        """Return the panoptic map of each image (`panoptic`)."""
+        ...

@@ -1,0 +1,97 @@
+"""Mean intersection over union of semantic maps, from counts of pixels per image, over resamples of the images."""
+
+# I images, K classes, R resamples, (H, W) one map
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm.statistics.resampling import NUM_RESAMPLES, ResampledScore, image_weights, mean_of_known
+
+
+@dataclass(frozen=True)
+class PixelCounts:
+    """Pixels of one image by class, (K,) each, without those that have no label."""
+
+    right: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    true: NDArray[np.int64]
+
+
+def count_pixels(truth: NDArray[np.integer], predicted: NDArray[np.integer], num_classes: int) -> PixelCounts:
+    """Count the pixels of each class, where the truth, (H, W), has a label of 0 or more.
+
+    Raises:
+        ValueError: the maps differ in size, or a predicted class is out of range.
+    """
+    if truth.shape != predicted.shape:
+        raise ValueError(f"expected maps of one size, got {truth.shape} and {predicted.shape}")
+    known = truth >= 0
+    a, b = truth[known].astype(np.int64), predicted[known].astype(np.int64)
+    if b.size and not 0 <= b.min() <= b.max() < num_classes:
+        raise ValueError(f"expected classes 0 to {num_classes - 1}, got {b.min()} to {b.max()}")
+    right, of_predicted, of_true = (np.bincount(one, minlength=num_classes) for one in (a[a == b], b, a))
+    return PixelCounts(right, of_predicted, of_true)
+
+
+@dataclass(frozen=True)
+class MeanIou:
+    """Pixel counts of all images, (I, K) each. Classes that are in no image, true or predicted, are left out once."""
+
+    right: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    true: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, counts: list[PixelCounts]) -> MeanIou:
+        """Collect the counts of images, in their order."""
+        return cls(*(np.stack([getattr(one, name) for one in counts]) for name in ("right", "predicted", "true")))
+
+    def by_class(self, weights: NDArray[np.integer] | None = None) -> NDArray[np.float64]:
+        """Return the IoU of each class, (R, K), or (K,) without weights; NaN for a class in no image.
+
+        In a resample that lacks a class it has its value of the whole set, so that resamples average the same classes.
+        """
+        union = self.predicted + self.true - self.right
+        whole = _share(self.right.sum(axis=0), union.sum(axis=0))
+        if weights is None:
+            return whole
+        table = weights.astype(np.float64)
+        found = _share(table @ self.right, table @ union)
+        return np.where(np.isnan(found), whole, found)
+
+    def scores(self, prefix: str = "", num_resamples: int = NUM_RESAMPLES) -> list[ResampledScore]:
+        """Return the mean IoU, the share of right pixels and the mean share over classes, each over resamples."""
+        images = len(self.right)
+
+        def accuracy(weights: NDArray[np.integer]) -> NDArray[np.float64]:
+            table = weights.astype(np.float64)
+            return _share(table @ self.right.sum(axis=1), table @ self.true.sum(axis=1))
+
+        def recall(weights: NDArray[np.integer]) -> NDArray[np.float64]:
+            whole, table = _share(self.right.sum(axis=0), self.true.sum(axis=0)), weights.astype(np.float64)
+            found = _share(table @ self.right, table @ self.true)
+            return mean_of_known(np.where(np.isnan(found), whole, found))
+
+        functions = {
+            "miou": lambda weights: mean_of_known(self.by_class(weights)),
+            "pixel_acc": accuracy,
+            "mean_acc": recall,
+        }
+        once = np.ones((1, images), dtype=np.int64)
+        return [
+            ResampledScore(
+                prefix + name,
+                float(function(once)[0]),
+                images,
+                lambda seed, function=function: function(image_weights(images, num_resamples, seed)),  # type: ignore[misc]
+            )
+            for name, function in functions.items()
+        ]
+
+
+def _share(part: NDArray[np.number], whole: NDArray[np.number]) -> NDArray[np.float64]:
+    return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)

@@ -1,0 +1,118 @@
+"""Panoptic quality: segments are matched by an IoU above one half, over resamples of the images.
+
+Source: Kirillov et al. 2019, Panoptic segmentation (arXiv:1801.00868), section 4; crowds as in its official code.
+"""
+
+# I images, K classes, R resamples, (H, W) one map, P predicted and G true segments
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm.statistics.resampling import NUM_RESAMPLES, ResampledScore, image_weights, mean_of_known
+
+HALF = 0.5
+
+
+@dataclass(frozen=True)
+class Segments:
+    """A panoptic map: the number of each pixel's segment, -1 where there is none, (H, W), and each segment's class."""
+
+    numbers: NDArray[np.integer]
+    labels: NDArray[np.integer]
+    crowd: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True)
+class SegmentCounts:
+    """Matches of one image by class, (K,) each."""
+
+    iou: NDArray[np.float64]
+    true: NDArray[np.int64]
+    wrong: NDArray[np.int64]
+    missed: NDArray[np.int64]
+
+
+def count_segments(truth: Segments, predicted: Segments, num_classes: int) -> SegmentCounts:
+    """Match the segments of an image.
+
+    Unlabelled pixels do not count in a predicted segment's area; a predicted segment that lies by more than half on
+    unlabelled pixels and crowds of its class is ignored, and a crowd is never missed.
+    """
+    num_true, num_predicted = len(truth.labels), len(predicted.labels)
+    crowd = np.zeros(num_true, dtype=bool) if truth.crowd is None else truth.crowd
+    pairs = (truth.numbers.astype(np.int64) + 1) * (num_predicted + 1) + predicted.numbers + 1
+    overlap = np.bincount(pairs.ravel(), minlength=(num_true + 1) * (num_predicted + 1))
+    overlap = overlap.reshape(num_true + 1, num_predicted + 1)
+    true_area, predicted_area = overlap[1:].sum(axis=1), overlap[:, 1:].sum(axis=0)
+    unlabelled, inside = overlap[0, 1:], overlap[1:, 1:]  # (P,), (G, P)
+    union = true_area[:, None] + predicted_area - inside - unlabelled
+    same = (truth.labels[:, None] == predicted.labels) & ~crowd[:, None]
+    ious = np.where(same & (inside > 0), inside / np.maximum(union, 1), 0.0)
+    rows, columns = np.nonzero(ious > HALF)  # above one half a match is unique
+    of_crowds = np.where(truth.labels[:, None] == predicted.labels, inside, 0)[crowd].sum(axis=0)
+    left = np.setdiff1d(np.flatnonzero(predicted_area > 0), columns)
+    wrong = left[(unlabelled + of_crowds)[left] <= HALF * predicted_area[left]]
+    missed = np.setdiff1d(np.flatnonzero(~crowd & (true_area > 0)), rows)
+    labels = truth.labels[rows]
+    return SegmentCounts(
+        np.bincount(labels, weights=ious[rows, columns], minlength=num_classes).astype(np.float64),
+        np.bincount(labels, minlength=num_classes),
+        np.bincount(predicted.labels[wrong], minlength=num_classes),
+        np.bincount(truth.labels[missed], minlength=num_classes),
+    )
+
+
+@dataclass(frozen=True)
+class PanopticQuality:
+    """Matches of all images, (I, K) each."""
+
+    iou: NDArray[np.float64]
+    true: NDArray[np.int64]
+    wrong: NDArray[np.int64]
+    missed: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, counts: Sequence[SegmentCounts]) -> PanopticQuality:
+        """Collect the counts of images, in their order."""
+        names = ("iou", "true", "wrong", "missed")
+        return cls(*(np.stack([getattr(one, name) for one in counts]) for name in names))
+
+    def by_class(self, weights: NDArray[np.integer]) -> dict[str, NDArray[np.float64]]:
+        """Return panoptic, segmentation and recognition quality of each class, (R, K) each; NaN without segments."""
+        table = weights.astype(np.float64)
+        iou, true, wrong, missed = (table @ one for one in (self.iou, self.true, self.wrong, self.missed))
+        size = true + wrong / 2 + missed / 2
+        known = size > 0
+        quality = np.where(known, iou / np.where(known, size, 1), np.nan)
+        recognition = np.where(known, true / np.where(known, size, 1), np.nan)
+        return {"pq": quality, "sq": np.where(known, iou / np.maximum(true, 1e-12), np.nan), "rq": recognition}
+
+    def scores(self, things: NDArray[np.bool_], num_resamples: int = NUM_RESAMPLES) -> list[ResampledScore]:
+        """Return PQ, SQ, RQ and the PQ of things and of the other classes, (K,), each over resamples of the images."""
+        images = len(self.true)
+        every = np.ones(len(things), dtype=bool)
+        wanted = {"pq": every, "sq": every, "rq": every, "pq_things": things, "pq_stuff": ~things}
+        found = []
+        for name, classes in wanted.items():
+
+            def reduced(
+                weights: NDArray[np.integer], kind: str = name[:2], kept: NDArray[np.bool_] = classes
+            ) -> NDArray[np.float64]:
+                return mean_of_known(self.by_class(weights)[kind][:, kept])
+
+            value = float(reduced(np.ones((1, images), dtype=np.int64))[0]) if classes.any() else np.nan
+            if np.isfinite(value):
+                found.append(
+                    ResampledScore(
+                        name,
+                        value,
+                        images,
+                        lambda seed, reduced=reduced: reduced(image_weights(images, num_resamples, seed)),  # type: ignore[misc]
+                    )
+                )
+        return found

@@ -1,0 +1,99 @@
+"""Scores of a whole set of images (average precision, mean IoU, panoptic quality), resampled over its images.
+
+Such a score is no mean over images: it is computed anew for each resample, in which an image counts as often as it was
+drawn. Two models are compared on the same resamples; their difference has hardly any bias, while a single average
+precision is too high on few images, and more so in its resamples (its interval is therefore reflected).
+"""
+
+# I images, R resamples
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm.scores import Difference
+from vfm.statistics.intervals import CONFIDENCE
+
+NUM_RESAMPLES = 500
+ENDS = (0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2)
+
+
+def image_weights(num_images: int, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> NDArray[np.int64]:
+    """Return how often each image is drawn, (R, I): multinomial, so that equal seeds pair two models.
+
+    Dirichlet weights would be smooth, but their intervals are too short in a long tail of classes.
+    """
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(num_images, np.full(num_images, 1 / num_images), size=num_resamples)
+
+
+@dataclass(frozen=True)
+class ResampledScore:
+    """One metric of one model over a set of images.
+
+    Args:
+        metric: its name, such as `box_ap`.
+        value: the score of the whole set, 0 to 1.
+        num_images: images that the score rests on.
+        resampled: seed -> the score of each resample, (R,); models on the same images share the resamples of a seed.
+        reflect: reflect the interval at the value, for a score whose resamples are biased.
+        chance: expected value of a blind guess.
+    """
+
+    metric: str
+    value: float
+    num_images: int
+    resampled: Callable[[int], NDArray[np.float64]]
+    reflect: bool = False
+    chance: float | None = None
+
+    @property
+    def num_independent(self) -> int:
+        """Number of images."""
+        return self.num_images
+
+    def interval(self, seed: int = 0) -> tuple[float, float]:
+        """Return the 95 % interval: percentiles of the resamples, or those reflected at the value.
+
+        Source: Efron and Tibshirani 1993, An introduction to the bootstrap; the reflected one is their basic interval.
+        """
+        low, high = np.nanquantile(self._drawn(seed), ENDS).tolist()
+        if self.reflect:
+            low, high = 2 * self.value - high, 2 * self.value - low
+        return max(0.0, min(low, self.value)), min(1.0, max(high, self.value))
+
+    def difference(self, baseline: ResampledScore, seed: int = 0) -> Difference:
+        """Return this minus the baseline's on the same resamples; p is twice the share on the wrong side of 0.
+
+        Raises:
+            ValueError: the two have different images.
+        """
+        if self.num_images != baseline.num_images:
+            raise ValueError(f"expected scores of the same images, got {self.num_images} and {baseline.num_images}")
+        gaps = self._drawn(seed) - baseline._drawn(seed)
+        gaps = gaps[np.isfinite(gaps)]
+        low, high = np.quantile(gaps, ENDS).tolist()
+        beyond = min(int((gaps <= 0).sum()), int((gaps >= 0).sum()))
+        return Difference(low, high, min(1.0, 2 * (1 + beyond) / (1 + len(gaps))), "paired bootstrap")
+
+    def _drawn(self, seed: int) -> NDArray[np.float64]:
+        if seed not in self._cache:
+            self._cache[seed] = self.resampled(seed)
+        return self._cache[seed]
+
+    @cached_property
+    def _cache(self) -> dict[int, NDArray[np.float64]]:
+        return {}
+
+
+def mean_of_known(values: NDArray[np.floating], axis: int | tuple[int, ...] = -1) -> NDArray[np.float64]:
+    """Return the mean over classes without those that are NaN; NaN where all are."""
+    known = np.isfinite(values)
+    total = np.where(known, values, 0).sum(axis=axis, dtype=np.float64)
+    count = known.sum(axis=axis)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)

@@ -1,0 +1,158 @@
+"""The stages of dense evaluation on models and on files of predictions, from the labels to the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from annotated_world import read, write, write_map
+from dense_toy import checkpoint
+from vfm.artifacts import AnnotatedImages, Artifact, Report
+from vfm.config import UserError
+from vfm.panels import load_panels
+from vfm.stage import Context, Preflight
+from vfm.stages.evaluation import Detection, Panoptic, Segmentation
+
+NAMES = ["bright", "dark"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write six pictures of 20 x 12 pixels with a bright rectangle each, as panoptic segments and as label maps."""
+    folder = tmp_path_factory.mktemp("world")
+    images, annotations = [], []
+    for number in range(1, 7):
+        mask = np.zeros((12, 20), dtype=bool)
+        mask[2 : 4 + number, 3 : 8 + number] = True
+        pixels = np.repeat(np.where(mask, 220, 20).astype(np.uint8)[..., None], 3, axis=-1)
+        (folder / "set/train").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"set/train/{number}.png")
+        ids = np.zeros((12, 20, 3), dtype=np.uint8)
+        ids[..., 0] = np.where(mask, 1, 2)
+        (folder / "set/annotations/panoptic_train").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(ids).save(folder / f"set/annotations/panoptic_train/{number}.png")
+        write_map(folder / f"maps/{number}.png", np.where(mask, 0, 1))
+        images.append({"id": number, "file_name": f"{number}.png", "width": 20, "height": 12})
+        segments = [{"id": 1, "category_id": 10}, {"id": 2, "category_id": 20}]
+        annotations.append({"image_id": number, "file_name": f"{number}.png", "segments_info": segments})
+    categories = [{"id": 10, "name": "bright", "isthing": 1}, {"id": 20, "name": "dark", "isthing": 0}]
+    record = {"images": images, "annotations": annotations, "categories": categories}
+    write(folder / "set/annotations/panoptic_train.json", json.dumps(record))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(world: Path) -> AnnotatedImages:
+    return read(world / "data", world / "set")
+
+
+def evaluate(stage: Any, folder: Path, **inputs: Artifact) -> Report:
+    directory = folder / "report"
+    directory.mkdir(parents=True)
+    stage.run(Context(stage.name, directory, folder / "work", {name: one.path for name, one in inputs.items()}))
+    report = Artifact.load(directory)
+    assert isinstance(report, Report)
+    return report
+
+
+def metrics(report: Report, model: str) -> dict[str, float]:
+    return {one.name: one.value for one in report.metrics if one.model == model}
+
+
+def test_a_models_detections_and_a_file_of_them_have_one_score(data: AnnotatedImages, tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "model", data)
+    stage = Detection(kind="eval.detection", name="detect", models=["model"], data="data")
+    first = evaluate(stage, tmp_path / "a", model=model, data=data)
+    found = metrics(first, "model")
+    assert (found["box_ap"], found["mask_ap"]) == pytest.approx((1.0, 1.0))
+    file = first.path / "predictions/model.json"
+    results = json.loads(file.read_text())
+    assert len(results) == 6
+    worse = write(tmp_path / "worse.json", json.dumps(results[:3]))
+    files = {"all": str(file), "half": str(worse)}
+    stage = Detection(kind="eval.detection", name="detect", predictions=files, data="data", maskness=True)
+    second = evaluate(stage, tmp_path / "b", data=data)
+    assert metrics(second, "all") == pytest.approx(found)
+    assert metrics(second, "half")["box_ap"] < 0.7
+    (gap, *_) = second.comparisons
+    assert (gap.metric, gap.test) == ("box_ap", "paired bootstrap")
+    assert gap.low <= gap.difference <= gap.high < 0
+    record = json.loads((second.path / "results/data_half_detection.json").read_text())
+    assert (record["rule"], record["max_dets"], record["num_images"]) == ("coco", 100, 6)
+    titles = {panel.title for panel in load_panels(second.path)}
+    assert {"Rule and recall", "Classes by box AP", "Where errors come from", "Worst pictures"} <= titles
+
+
+def test_masks_need_masks(data: AnnotatedImages, tmp_path: Path) -> None:
+    one = {"image_id": 1, "category_id": 10, "bbox": [1, 1, 3, 3], "score": 1}
+    file = write(tmp_path / "boxes.json", json.dumps([one]))
+    stage = Detection(kind="eval.detection", name="d", predictions={"a": str(file)}, data="data", shapes=["masks"])
+    with pytest.raises(UserError, match="a: shapes has masks, its predictions have boxes only"):
+        evaluate(stage, tmp_path, data=data)
+
+
+@pytest.mark.parametrize("more", [{}, {"stride": 0.5, "scales": [0.75, 1.0, 1.5], "flip": True}])
+def test_semantic_maps_of_a_model_and_of_files(
+    world: Path, data: AnnotatedImages, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    model = checkpoint(tmp_path / "model", data)
+    settings = {"models": ["model"], "predictions": {"truth": str(world / "maps")}, "data": "data"}
+    stage = Segmentation(kind="eval.segmentation", name="s", **settings, **more)
+    report = evaluate(stage, tmp_path, model=model, data=data)
+    assert metrics(report, "truth")["miou"] == 1.0
+    assert 0.7 < metrics(report, "model")["miou"] <= 1.0
+    assert (report.path / "predictions/images.parquet").exists()
+
+
+def test_a_map_of_another_size_is_one_line(data: AnnotatedImages, tmp_path: Path) -> None:
+    write_map(tmp_path / "maps/1.png", np.zeros((3, 4)))
+    stage = Segmentation(kind="eval.segmentation", name="s", predictions={"a": str(tmp_path / "maps")}, data="data")
+    with pytest.raises(UserError, match=r"1\.png: expected 20 x 12 pixels, got 4 x 3"):
+        evaluate(stage, tmp_path, data=data)
+
+
+def test_panoptic_maps_of_a_model_and_of_a_file(world: Path, data: AnnotatedImages, tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "model", data)
+    truth = str(world / "set/annotations/panoptic_train.json")
+    stage = Panoptic(kind="eval.panoptic", name="p", models=["model"], predictions={"truth": truth}, data="data")
+    report = evaluate(stage, tmp_path, model=model, data=data)
+    for name in ("model", "truth"):
+        found = metrics(report, name)
+        assert found == pytest.approx(dict.fromkeys(("pq", "sq", "rq", "pq_things", "pq_stuff"), 1.0))
+
+
+def test_what_cannot_be_evaluated_is_found_before_the_run(world: Path, data: AnnotatedImages, tmp_path: Path) -> None:
+    maps = read(tmp_path / "maps", world / "set/train", annotations=str(world / "maps"), names=NAMES)
+    boxes = checkpoint(tmp_path / "boxes", data, tasks=["boxes"])
+    other = checkpoint(tmp_path / "other", data, class_names=["bright", "grey"])
+    paths = {"maps": maps.path, "data": data.path, "boxes": boxes.path, "other": other.path}
+    ctx = Preflight({}, paths)
+
+    def check(stage: Any, line: str) -> None:
+        with pytest.raises(UserError, match=line):
+            stage.preflight(ctx)
+
+    check(
+        Detection(kind="eval.detection", name="d", models=["boxes"], data="maps"),
+        "maps: eval.detection needs boxes or masks, the dataset has semantic",
+    )
+    check(
+        Panoptic(kind="eval.panoptic", name="p", models=["boxes"], data="data"),
+        "boxes: eval.panoptic needs panoptic, the model predicts boxes",
+    )
+    check(
+        Segmentation(kind="eval.segmentation", name="s", models=["other"], data="data"),
+        "expected the same classes in other and data, got 'grey' where 'dark' is",
+    )
+    check(
+        Detection(kind="eval.detection", name="d", models=["a/x", "b/x"], data="data"),
+        "models: 'x' is named more than once",
+    )
+    with pytest.raises(ValidationError, match="expected models or predictions, got neither"):
+        Detection(kind="eval.detection", name="d", data="data")
