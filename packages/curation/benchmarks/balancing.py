@@ -11,12 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+from repeats import NUM_RUNS, spread
 
 from vfm.data import drawn, text_keys
-from vfm_curation.matches import FOLDER, read_shards
+from vfm_curation.engine import run_shards
+from vfm_curation.matches import FOLDER, matches_file, read_shards
 from vfm_curation.probabilities import count_ids, keep_probability, t_for_target_size, text_probability
-from vfm_curation.subset import balance_shard, expected_size, write_subset
+from vfm_curation.shard_files import write_shard_file
+from vfm_curation.stages import CurationRuntime
+from vfm_curation.subset import BalanceJob, balance_shard, expected_size, write_balanced
 
 NUM_TEXTS, NUM_ENTRIES, NUM_SHARDS, T = 1_000_000, 500_000, 10, 200
 
@@ -35,17 +38,18 @@ def make_matches(directory: Path) -> None:
             "text_index": np.zeros(number, np.int32),
             "ids": pa.ListArray.from_arrays(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), ids),
         }  # fmt: skip
-        pq.write_table(pa.table(table), directory / FOLDER / f"{shard:08d}.parquet", compression="zstd")
+        write_shard_file(matches_file(directory, shard), pa.table(table), "generated", {})
 
 
 def rate(name: str, run: Callable[[], object], num_texts: int = NUM_TEXTS) -> None:
-    """Print the best rate of three runs."""
-    seconds = []
-    for _ in range(3):
+    """Print the median rate of five runs with the smallest and largest, after one that compiles."""
+    rates = []
+    for number in range(1 + NUM_RUNS):
         begun = time.process_time()
         run()
-        seconds.append(time.process_time() - begun)
-    print(f"| {name} | {num_texts / min(seconds) / 1e6:.1f} |", flush=True)
+        if number:
+            rates.append(num_texts / (time.process_time() - begun))
+    print(f"| {name} | {spread(rates, 1e6, 1)} |", flush=True)
 
 
 def main() -> None:
@@ -65,16 +69,22 @@ def main() -> None:
         rate("text_keys", lambda: text_keys(*names), number)
         rate("drawn", lambda: drawn(keys, chances, 0), number)
         rate("all three", lambda: [balance_shard(one, entry_probability, 0) for one in shards])
-        rate("expected_size from parquet", lambda: expected_size(directory, entry_probability))
+        runtime = CurationRuntime(workers=1)
+        job = BalanceJob.of(directory, directory, entry_probability)
+        for made in (job.files, job.kept_counts):
+            made.mkdir()
+        rate("expected_size from parquet", lambda: expected_size(job, runtime))
 
         def end_to_end() -> None:
-            balanced = (balance_shard(one, entry_probability, 0) for one in read_shards(directory))
-            write_subset(directory, balanced, NUM_ENTRIES)
+            for file in job.files.iterdir():
+                file.unlink()
+            for _ in run_shards(write_balanced, job, range(NUM_SHARDS), runtime):
+                pass
 
         rate("balancing from parquet to parquet", end_to_end)
 
         def solve() -> float:
-            size = lambda t: expected_size(directory, keep_probability(counts, t))  # noqa: E731
+            size = lambda t: expected_size(BalanceJob.of(directory, directory, keep_probability(counts, t)), runtime)  # noqa: E731
             return t_for_target_size(size, NUM_TEXTS // 4, counts)
 
         rate("solving t for a target size", solve)

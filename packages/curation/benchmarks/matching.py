@@ -14,22 +14,19 @@ about four minutes, seconds with `--quick`.
 from __future__ import annotations
 
 import argparse
-import gzip
-import importlib.metadata
 import json
-import os
-import platform
 import random
-import statistics
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ahocorasick
 import pyarrow as pa
+from repeats import NUM_RUNS, described, machine, read_captions, spread
 
 from vfm_curation.matching import match_plain, spacing, tokenize
 from vfm_curation.metadata import wordnet_entries
@@ -48,16 +45,14 @@ class Size:
     peer_captions: int = 20_000  # for pyahocorasick and the dictionary
     loop_captions: int = 2_000  # for the paper's loop, in the sparse list
     loop_sample: int = 50  # and in the others
-    rounds: int = 7
+    rounds: int = NUM_RUNS
 
 
 QUICK = Size(entries=2_000, captions=1_000, peer_captions=200, loop_captions=100, loop_sample=20, rounds=2)
 
 
-def read_captions(path: Path, number: int) -> list[str]:
-    """Return a sample of the last column of a gzipped table with tabs."""
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        captions = [line.rstrip("\n").rpartition("\t")[2] for line in lines]
+def sampled(captions: Sequence[str], number: int) -> list[str]:
+    """Return a sample of the captions."""
     return random.Random(0).sample(captions, min(number, len(captions)))
 
 
@@ -147,7 +142,7 @@ def agree(name: str, ids: Ids, twin: Iterator[set[int]] | list[list[int]]) -> No
         assert ids[place] == sorted(other), f"{name}: text {place} has {ids[place]}, not {sorted(other)}"
 
 
-def measure(entries: Sequence[str], captions: Sequence[str], size: Size, num_looped: int) -> dict[str, float]:
+def measure(entries: Sequence[str], captions: Sequence[str], size: Size, num_looped: int) -> dict[str, Any]:
     """Check that all methods agree, then time them in turns."""
     texts, sample = pa.array(captions, pa.string()), captions[: size.peer_captions]
     TokenTable.build(entries[:10]).match(texts[:10])  # compiles
@@ -172,36 +167,22 @@ def measure(entries: Sequence[str], captions: Sequence[str], size: Size, num_loo
         for _ in range(size.rounds):
             for name, (_, work) in works.items():
                 seconds[name].append(cpu_seconds(work))
-    rates = {name: works[name][0] / max(1e-9, statistics.median(times)) for name, times in seconds.items()}
+    rates = {name: [works[name][0] / max(1e-9, one) for one in times] for name, times in seconds.items()}
     ratios = [slow / len(sample) * len(captions) / max(1e-9, fast)
               for slow, fast in zip(seconds["pyahocorasick"], seconds["table"], strict=True)]  # fmt: skip
     return {
         "entries": len(entries),
         "matches_a_text": sum(map(len, ids)) / len(ids),
         **{f"{name}_texts_per_second": rate for name, rate in rates.items()},
-        "loop_texts_per_second": len(looped) / loop,
+        "loop_texts_per_second": [len(looped) / loop],
         "loop_texts": len(looped),
-        "table_over_pyahocorasick": statistics.median(ratios),
+        "table_over_pyahocorasick": ratios,
         "build_seconds": build,
         "table_megabytes": table.nbytes / 1e6,
     }
 
 
-def machine() -> dict[str, object]:
-    """Return the machine and versions of the measurement."""
-    info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
-    named = [line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")]
-    versions = {name: importlib.metadata.version(name) for name in ("numba", "numpy", "pyarrow", "pyahocorasick")}
-    return {
-        "processor": named[0] if named else platform.processor(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "python": platform.python_version(),
-        **versions,
-    }
-
-
-def markdown(results: dict[str, dict[str, float]], where: dict[str, object], num_captions: int) -> str:
+def markdown(results: dict[str, dict[str, Any]], where: dict[str, object], num_captions: int) -> str:
     """Return the results in Markdown."""
     lines = [
         "| entries | matches per text | table, M/s | verified, M/s | pyahocorasick, k/s | ratio | dictionary, k/s"
@@ -211,20 +192,21 @@ def markdown(results: dict[str, dict[str, float]], where: dict[str, object], num
     for name, row in results.items():
         rate = {key.removesuffix("_texts_per_second"): value for key, value in row.items()}
         lines.append(
-            f"| {name} | {row['matches_a_text']:.1f} | {rate['table'] / 1e6:.2f} | {rate['verified'] / 1e6:.2f}"
-            f" | {rate['pyahocorasick'] / 1e3:.0f} | {row['table_over_pyahocorasick']:.1f}"
-            f" | {rate['dictionary'] / 1e3:.0f} | {rate['loop']:.0f} |"
+            f"| {name} | {row['matches_a_text']:.1f} | {spread(rate['table'], 1e6, 2)}"
+            f" | {spread(rate['verified'], 1e6, 2)} | {spread(rate['pyahocorasick'], 1e3)}"
+            f" | {spread(row['table_over_pyahocorasick'], digits=1)} | {spread(rate['dictionary'], 1e3)}"
+            f" | {rate['loop'][0]:.0f} |"
         )
     worst = max(results.values(), key=lambda row: row["build_seconds"])
-    facts = ", ".join(f"{name} {value}" for name, value in where.items())
     return "\n".join(
         [
-            f"Texts per CPU second and core; {num_captions:,} captions, {worst['entries']:,} entries. All agree.",
+            f"Texts per CPU second and core, medians of {len(worst['table_over_pyahocorasick'])} rounds (smallest to"
+            f" largest); {num_captions:,} captions, {worst['entries']:,} entries. All agree.",
             "",
             *lines,
             "",
             f"The table is built in at most {worst['build_seconds']:.2f} s and takes {worst['table_megabytes']:.0f} MB."
-            f" Measured on: {facts}.",
+            f" {described(where)}",
             "",
         ]
     )
@@ -238,13 +220,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
     parser.add_argument("--quick", action="store_true", help="small sizes, to check that it runs")
     options = parser.parse_args(arguments)
-    size, where = QUICK if options.quick else Size(), machine()
-    captions = read_captions(options.captions, size.captions)
-    results: dict[str, dict[str, float]] = {}
+    size, where = QUICK if options.quick else Size(), machine("pyahocorasick")
+    captions = sampled(read_captions(options.captions), size.captions)
+    results: dict[str, dict[str, Any]] = {}
     for name, entries in entry_lists(captions, options.wordnet, size.entries).items():
         looped = size.loop_sample if results else size.loop_captions
         results[name] = measure(entries, captions, size, looped)
-        print(name, {key: round(value, 2) for key, value in results[name].items()}, flush=True)
+        print(name, results[name], flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     record = {"machine": where, "captions": len(captions), "results": results}
     (options.out / "matching.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -16,6 +16,7 @@ WORDS = ["dog", "red car", "lighthouse", "snow", "boat", "tree", "old man", "str
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
     pytest.importorskip("ahocorasick")
+    sys.path.insert(0, str(FILE.parent))  # as for a script, for what the benchmarks share
     spec = importlib.util.spec_from_file_location("matching_benchmark", FILE)
     assert spec is not None
     assert spec.loader is not None
@@ -52,7 +53,7 @@ def test_quick_benchmark_compares_all_methods(benchmark: ModuleType, arguments: 
     assert densities == sorted(densities)
     for row in record["results"].values():
         assert row["entries"] == 2000
-        assert all(row[f"{method}_texts_per_second"] > 0 for method in ("table", "pyahocorasick", "loop"))
+        assert all(min(row[f"{method}_texts_per_second"]) > 0 for method in ("table", "pyahocorasick", "loop"))
     assert (tmp_path / "matching.md").read_text(encoding="utf-8").count("\n| WordNet") == 3
 
 

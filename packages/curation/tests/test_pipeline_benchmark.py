@@ -16,9 +16,26 @@ def test_benchmark_writes_rates_and_memory(tmp_path: Path) -> None:
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "results/pipeline.json").read_text())["results"]
-    assert [one["captions"] for one in results] == [2000, 4000]
-    for one in results:
+    assert [(one["processes"], len(one["runs"])) for one in results] == [(1, 2), (1, 2), (2, 2)]
+    for one in (run for result in results for run in result["runs"]):
         assert one["captions"] >= one["matched"] >= one["kept_images"] > 0
-        assert min(one["both_captions_per_second"], one["match_captions_per_second"]) > 0
+        assert min(one["match_cpu"], one["balance_cpu"], one["both_wall"]) > 0
         assert 20 < one["peak_mib"] < 2000
+    assert len({run["kept_images"] for result in results[1:] for run in result["runs"]}) == 1
     assert (tmp_path / "results/pipeline.md").read_text().count("\n|") == 3
+
+
+def test_the_large_run_writes_time_memory_and_disk_and_removes_what_it_made(tmp_path: Path) -> None:
+    captions = tmp_path / "captions.txt"
+    captions.write_text("\n".join(f"word{i % 600} beside word{i % 599} in word{i % 7}" for i in range(1500)))
+    (tmp_path / "work").mkdir()
+    options = ["--texts", "5000", "--entries", "2000", "--shard-size", "1000", "--work", tmp_path / "work"]
+    command = [sys.executable, SCRIPT.with_name("recombined.py"), "--captions", captions, *options, "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "recombined.json").read_text())
+    assert found["texts"] == 5000 >= found["matched"] >= found["kept"] > 0
+    assert all(step["seconds"] > 0 and step["peak_mib"] > 20 for step in found["steps"])
+    assert all(step["files"] > 0 and step["megabytes"] > 0 for step in found["steps"])
+    assert (tmp_path / "recombined.md").read_text().count("\n|") == 6
+    assert list((tmp_path / "work").iterdir()) == []
