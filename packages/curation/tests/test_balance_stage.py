@@ -1,5 +1,6 @@
 """curation.balance with languages, sizes and one text for each image: against plain twins and expected sizes."""
 
+import io
 import json
 import random
 from collections import Counter
@@ -8,15 +9,16 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from pydantic import ValidationError
 
 from vfm.data import open_balanced, open_dataset, read_subset, text_key, uniform
 from vfm.panels import load_panels
-from vfm.plugin import Event, Metadata, Preflight, UserError
+from vfm.plugin import Event, ImagesPanel, Metadata, Preflight, UserError
 from vfm_curation.matches import read_shards
 from vfm_curation.metadata.entries import entries_sha256, save_entries
 from vfm_curation.probabilities import tail_share
-from vfm_curation.stages import MatchTexts, MetaclipBalance
+from vfm_curation.stages import BuildMetadata, MatchTexts, MetaclipBalance
 from vfm_curation.thresholds import EntryLanguages, by_reference, by_tail_share, given
 
 WORDS = {
@@ -254,3 +256,69 @@ def test_a_language_of_which_nearly_nothing_is_kept_is_a_warning(run_stage: Any,
     run_stage(config, send=events.append, x=matches)
     (warning,) = [event.data["message"] for event in events if event.type == "warning"]
     assert warning == "t = 1 keeps 0.33% of the matches of language 'fr'; a larger t keeps more"
+
+
+def test_the_curves_show_the_counts_by_rank_before_and_after_and_t(run_stage: Any, matches: Any) -> None:
+    subset = curated(run_stage, matches, t=30)
+    card = pq.read_table(subset.path / "entry_counts.parquet").to_pylist()
+    panel = next(panel for panel in load_panels(subset.path) if panel.title == "Counts by rank")
+    assert panel.x_log
+    assert panel.y_log
+    lines = {series.name: list(zip(series.x, series.y, strict=True)) for series in panel.series}
+    for name, column in (("before balancing", "matched"), ("after balancing", "kept")):
+        counts = sorted((row[column] for row in card if row[column]), reverse=True)
+        assert lines[name] == [(rank, count) for rank, count in enumerate(counts, 1)]
+    assert lines["t of de"] == [(1, 30), (sum(row["language"] == "de" and row["matched"] > 0 for row in card), 30)]
+
+
+def test_the_most_frequent_entries_have_no_function_words(make_pool: Any, run_stage: Any, tmp_path: Any) -> None:
+    matched = match(
+        make_pool, run_stage, tmp_path, [("en", "dog"), ("en", "en"), ("", "Hund"), ("", "en Katze"), ("", "nic")]
+    )
+    shown = next(panel for panel in load_panels(curated(run_stage, matched, t=30).path) if "frequent" in panel.title)
+    assert {row[0] for row in shown.rows} == {"dog (en)", "en (en)", "Hund"}  # "en" is a function word of French only
+
+
+def test_pictures_stand_beside_the_examples_of_head_middle_and_tail(
+    make_pool: Any, run_stage: Any, tmp_path: Any
+) -> None:
+    texts = [f"{'dog' if number % 2 else f'w{number % 40}'} x" for number in range(200)]
+    images = {f"u{number}": png(number) for number in range(200) if number % 5}
+    pool = make_pool("pool", [(f"u{number}", {"en": [text]}) for number, text in enumerate(texts)], images=images)
+    (tmp_path / "entries.txt").write_text("\n".join(["dog", *(f"w{number}" for number in range(40))]))
+    metadata = run_stage(BuildMetadata(name="entries", path=f"{tmp_path}/entries.txt"))
+    matched = run_stage(MatchTexts(name="matches", pool="p", metadata="m"), p=pool, m=metadata)
+    subset = curated(run_stage, matched, t=20)
+    panel = next(panel for panel in load_panels(subset.path) if isinstance(panel, ImagesPanel))
+    assert [picture.caption.split(":")[0] for picture in panel.pictures] == ["head"] * 4 + ["middle"] * 4 + ["tail"] * 4
+    kept = {(row["uid"]) for row in subset_rows(subset) if row["kept"]}
+    shown = [picture.caption.split(": ")[1] for picture in panel.pictures]
+    assert all("dog" in caption for caption in shown[:4])
+    assert all("w" in caption for caption in shown[8:])
+    assert len(kept) > 12
+    for picture in panel.pictures:
+        with Image.open(subset.path / picture.file) as image:
+            assert image.size == (160, 80)
+
+
+def png(number: int) -> bytes:
+    """Return an image with a colour of its own."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (320, 160), (number, 0, 255 - number)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_a_pool_without_readable_images_has_no_pictures(run_stage: Any, matches: Any) -> None:
+    assert not any(isinstance(panel, ImagesPanel) for panel in load_panels(curated(run_stage, matches, t=30).path))
+
+
+@pytest.mark.parametrize(("t", "warns"), [(1000, True), (10, False)])
+def test_a_subset_of_nearly_all_texts_is_a_warning(run_stage: Any, matches: Any, t: int, warns: bool) -> None:
+    events: list[Event] = []
+    thresholds = {"en": t, "de": 1000, "fr": 300, "cs": 1}
+    stage = MetaclipBalance(name="kept", matches="x", t=thresholds)
+    subset = run_stage(stage, send=events.append, x=matches)
+    lines = [event.data["message"] for event in events if event.type == "warning"]
+    share = subset_kept(subset) / matches.num_matched
+    assert (share > 0.8) == warns
+    assert [line.split(",")[0] for line in lines] == ([f"{share:.1%} of the matched texts are kept"] if warns else [])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -42,14 +43,27 @@ def test_only_captions_in_a_compressed_table(tmp_path: Path) -> None:
     rng = random.Random(0)
     lines = [f"web\t{caption(rng, ENGLISH, 'a')}" for _ in range(400)]
     (tmp_path / "captions.tsv.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
-    made = curate(tmp_path, "pool.path=captions.tsv.gz", "pool.images=false", "pool.columns=[source, caption]")
+    made = curate(tmp_path, "pool.path=captions.tsv.gz", "pool.columns=[source, caption]")
     rows = kept(made["curated"])
     assert 0 < len(rows) < 400
     assert [panel.title for panel in load_panels(made["curated"])][:3] == [
-        "Curation funnel", "Curation seconds", "Head and tail",
+        "Curation funnel", "Curation seconds", "Counts by rank",
     ]  # fmt: skip
+    entries = pq.read_table(made["entries"] / "entries.parquet")["entry"].to_pylist()
+    assert {"dog", "cat", "house"} <= set(entries) <= set(ENGLISH)  # no "a", and no pair of words
     assert len(np.load(made["exported"] / "uids.npy")) == len(rows)
     assert pq.read_metadata(made["exported"] / "pairs.parquet").num_rows == 400
+
+
+def test_a_parquet_of_captions_needs_no_other_setting(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    captions = [caption(rng, ENGLISH, "a") for _ in range(400)]
+    pq.write_table(
+        pa.table({"uid": [f"u{number}" for number in range(400)], "caption": captions}), tmp_path / "c.parquet"
+    )
+    rows = kept(curate(tmp_path, "pool.path=c.parquet")["curated"])
+    assert 0 < len(rows) < 400
+    assert {row["uid"] for row in rows} <= {f"u{number}" for number in range(400)}
 
 
 def test_images_in_two_languages_with_a_t_for_each(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 
 import numpy as np
@@ -23,6 +23,7 @@ from vfm.plugin import (
     UserError,
 )
 from vfm_curation.card_panels import examples, panels
+from vfm_curation.card_pictures import picture_panel
 from vfm_curation.data_card import DataCard, FunnelStep, WhatIf, seconds_of
 from vfm_curation.engine import run_shards, with_progress
 from vfm_curation.entry_counts import total_counts
@@ -32,11 +33,12 @@ from vfm_curation.metadata import load_entries
 from vfm_curation.probabilities import Floats, Integers, keep_probability, t_for_target_size, tail_share
 from vfm_curation.sampled_texts import SAMPLE_FILE, SampledTexts
 from vfm_curation.stages import MetaclipBalance
-from vfm_curation.subset import BalanceJob, SubsetTotals, balance_shard, expected_size, write_balanced
+from vfm_curation.subset import BalancedShard, BalanceJob, SubsetTotals, balance_shard, expected_size, write_balanced
 from vfm_curation.thresholds import EntryLanguages, by_reference, by_tail_share, check_languages, given
 
 FACTORS = (1 / 10, 1 / 3, 1, 3, 10)  # multiples of t that the report compares
 MAX_SHARDS_FOR_EXAMPLES = 8
+MAX_KEPT_FRACTION = 0.8  # of the matched texts; above it a warning says so
 MIN_KEPT_FRACTION = 0.005  # of a language's matches; below it a warning says so
 
 
@@ -81,7 +83,8 @@ def balance_texts(config: MetaclipBalance, ctx: Context) -> CuratedSubset:
     texts_of = texts_by_language(matches.path)
     card = DataCard(entries, languages, counts, probability, thresholds, made, funnel, choices, texts_of)
     card.save(ctx.directory)
-    for panel in [*panels(card), _examples(config, matches, pairs, card)]:
+    _warn_of_too_much(ctx, matches.num_matched, made.num_texts)
+    for panel in [*panels(card), *_examples(config, ctx, matches, pairs, card)]:
         ctx.panel(panel)
     values = {"expected_texts": made.expected, "kept_texts": made.num_texts, "kept_samples": made.num_samples}
     values |= {f"t/{name}" if name else "t": value for name, value in thresholds.items()}
@@ -95,6 +98,15 @@ def balance_texts(config: MetaclipBalance, ctx: Context) -> CuratedSubset:
         matches=matches.reference(ctx.directory),
         texts=config.texts,
     )
+
+
+def _warn_of_too_much(ctx: Context, num_matched: int, num_kept: int) -> None:
+    if num_kept > MAX_KEPT_FRACTION * num_matched:
+        ctx.warn(
+            f"{num_kept / num_matched:.1%} of the matched texts are kept, so balancing changes little: nearly each has"
+            " a rare entry; take fewer entries (words: content, a larger min_count), a smaller t or tail_share, or a"
+            " target_size"
+        )
 
 
 def _warn_of_lost_languages(
@@ -162,18 +174,21 @@ def _choices(config: MetaclipBalance, sampled: SampledTexts, counts: Integers, t
     ]
 
 
-def _examples(config: MetaclipBalance, matches: Matches, pairs: PairDataset, card: DataCard) -> Panel:
-    """Return the panel with texts of the first shards, kept and dropped."""
+def _examples(
+    config: MetaclipBalance, ctx: Context, matches: Matches, pairs: PairDataset, card: DataCard
+) -> Iterator[Panel]:
+    """Yield the panels with texts of the first shards, kept and dropped, and with images of kept ones."""
     source = open_dataset(pairs)
-    found = (shard for shard in read_shards(matches.path) if len(shard.table))
-    shown = (
-        (
-            balance_shard(shard, card.probability, config.seed, config.texts),
-            texts_in(source, shard.table["shard"][0].as_py(), shard.table["language"].unique().to_pylist()),
-        )
-        for shard in islice(found, MAX_SHARDS_FOR_EXAMPLES)
-    )
-    return examples(card, shown)
+
+    def shards() -> Iterator[tuple[BalancedShard, pa.Table]]:
+        found = (shard for shard in read_shards(matches.path) if len(shard.table))
+        for shard in islice(found, MAX_SHARDS_FOR_EXAMPLES):
+            texts = texts_in(source, shard.table["shard"][0].as_py(), shard.table["language"].unique().to_pylist())
+            yield balance_shard(shard, card.probability, config.seed, config.texts), texts
+
+    yield examples(card, shards())
+    if source.index.spec.images and (pictures := picture_panel(card, shards(), source, ctx.directory)):
+        yield pictures
 
 
 def _pool(pairs: PairDataset) -> Artifact:

@@ -1,8 +1,8 @@
-"""Panels of the data card: funnel, head and tail, thresholds, languages, top and lost entries, examples by decile."""
+"""Panels of the data card: funnel, counts, head and tail, thresholds, languages, top and lost entries, examples."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, product
 
 import numpy as np
@@ -10,12 +10,14 @@ import pyarrow as pa
 
 from vfm.plugin import BarsPanel, LinesPanel, Panel, Series, TablePanel
 from vfm_curation.data_card import DataCard
+from vfm_curation.metadata.function_words import function_words
 from vfm_curation.pool_texts import shortened
 from vfm_curation.probabilities import Floats, Integers, cumulative_share, tail_share
 from vfm_curation.subset import BalancedShard
 
 NUM_POINTS = 200  # of a curve
 NUM_SHOWN = 20
+MAX_THRESHOLDS = 5  # lines that mark t
 NUM_DECILES = 10
 EXAMPLES_A_DECILE = 2  # one that was kept and one that was dropped
 Row = list[str | float | int | None]
@@ -23,8 +25,8 @@ Row = list[str | float | int | None]
 
 def panels(card: DataCard) -> list[Panel]:
     """Return all panels except the examples, which need the texts."""
-    shown = [_funnel(card), _seconds(card), _head_and_tail(card), _choices(card), _languages(card), _top(card)]
-    return [*shown, *([_lost(card)] if (_lost_ids(card)).size else [])]
+    shown = [_funnel(card), _seconds(card), _counts(card), _head_and_tail(card), _choices(card), _languages(card)]
+    return [*shown, _top(card), *([_lost(card)] if (_lost_ids(card)).size else [])]
 
 
 def _funnel(card: DataCard) -> Panel:
@@ -39,6 +41,26 @@ def _seconds(card: DataCard) -> Panel:
     note = f"Texts after each step. The kept ones belong to {card.made.num_samples:,} images."
     columns = ["step", "texts", "seconds"]
     return TablePanel(title="Curation seconds", note=note, order=11, columns=columns, rows=rows)
+
+
+def _counts(card: DataCard) -> Panel:
+    series = [_ranked("before balancing", card.matched), _ranked("after balancing", card.kept)]
+    for name, t in islice(card.thresholds.items(), MAX_THRESHOLDS):
+        number = max(1, int(np.count_nonzero(card.languages.of(card.matched, name))))
+        series.append(Series(name=f"t{f' of {name}' if name else ''}", x=[1.0, float(number)], y=[t, t]))
+    return LinesPanel(
+        title="Counts by rank", order=19, series=series, x_label="rank of the entry", y_label="texts with the entry",
+        x_log=True, y_log=True,
+        note="Texts with each entry, most frequent entries first. About t texts of an entry above t are drawn for it;"
+        " it keeps more, since texts are also kept for their rarer entries. Below t all are kept.",
+    )  # fmt: skip
+
+
+def _ranked(name: str, counts: Integers) -> Series:
+    """Return the counts that are not zero, in descending order, at log-spaced ranks."""
+    counts = np.sort(counts[counts > 0])[::-1]
+    ranks = np.unique(np.geomspace(1, max(1, len(counts)), NUM_POINTS).round().astype(np.int64))[: len(counts)]
+    return Series(name=name, x=ranks.astype(float).tolist(), y=counts[ranks - 1].astype(float).tolist())
 
 
 def _head_and_tail(card: DataCard) -> Panel:
@@ -112,11 +134,23 @@ def _languages(card: DataCard) -> Panel:
 def _top(card: DataCard) -> Panel:
     rows: list[Row] = [
         [card.entry(i), int(card.matched[i]), int(card.kept[i]), round(float(card.probability[i]), 4)]
-        for i in np.argsort(-card.matched, kind="stable")[:NUM_SHOWN].tolist()
+        for i in islice(_with_content(card), NUM_SHOWN)
     ]
-    note = "Texts with each entry before and after. t is not a cap: a text may be kept for one of its rarer entries."
+    note = (
+        "Texts with each entry before and after, without entries that contain a function word. t is not a cap: a text"
+        " may be kept for one of its rarer entries."
+    )
     columns = ["entry", "before", "after", "own probability"]
     return TablePanel(title="Most frequent entries", note=note, order=30, columns=columns, rows=rows)
+
+
+def _with_content(card: DataCard) -> Iterator[int]:
+    """Yield the entries without a function word of their language or, if they are for any, of the texts' languages."""
+    for number in np.argsort(-card.matched, kind="stable").tolist():
+        language, entry = (card.entries[name][number].as_py() for name in ("language", "entry"))
+        words = function_words(*([language] if language else card.texts_of))
+        if words.isdisjoint(entry.lower().split(" ")):
+            yield number
 
 
 def _lost_ids(card: DataCard) -> Integers:
@@ -144,6 +178,12 @@ def deciles(matched: Integers) -> Integers:
     return found
 
 
+def rarest_tenths(decile: Integers, shard: BalancedShard) -> Integers:
+    """Return the tenth of the rarest entry of each text, (num_texts,), by the `deciles` of the entries."""
+    tenths: Integers = np.maximum.reduceat(decile[shard.matches.ids], shard.matches.offsets[:-1])
+    return tenths
+
+
 def examples(card: DataCard, shards: Iterable[tuple[BalancedShard, pa.Table]]) -> Panel:
     """Return the panel with kept and dropped texts of each decile, from head to tail, by the rarest of their entries.
 
@@ -167,29 +207,29 @@ def examples(card: DataCard, shards: Iterable[tuple[BalancedShard, pa.Table]]) -
 def _add_examples(
     card: DataCard, decile: Integers, rows: Sequence[list[Row]], shard: BalancedShard, texts: pa.Table
 ) -> None:
-    tenths = np.maximum.reduceat(decile[shard.matches.ids], shard.matches.offsets[:-1])  # of the rarest entry
+    tenths = rarest_tenths(decile, shard)
     for tenth, outcome in product(range(NUM_DECILES), ("kept", "dropped")):
         found = np.flatnonzero((tenths == tenth) & (shard.kept == (outcome == "kept")))
         if len(found) and outcome not in {row[2] for row in rows[tenth]}:
             text = int(found[0])
             rarest = min(shard.matches.ids_of(text), key=lambda entry: card.matched[entry])
             chance = round(float(shard.probability[text]), 4)
-            caption = _caption(texts, *_identities(shard.matches.table.slice(text, 1)))
+            caption = caption_of(texts, *identities(shard.matches.table.slice(text, 1)))
             rows[tenth].append([tenth + 1, caption, outcome, chance, card.entry(rarest), int(card.matched[rarest])])
     if num_missing := EXAMPLES_A_DECILE - len(rows[-1]):
-        matched = set(_identities(shard.matches.table))
-        unmatched = (identity for identity in _identities(texts) if identity not in matched)
+        matched = set(identities(shard.matches.table))
+        unmatched = (identity for identity in identities(texts) if identity not in matched)
         for identity in islice(unmatched, num_missing):
-            rows[-1].append([None, _caption(texts, identity), "no entry", 0.0, None, None])
+            rows[-1].append([None, caption_of(texts, identity), "no entry", 0.0, None, None])
 
 
-def _identities(table: pa.Table) -> list[tuple[int, str, int]]:
+def identities(table: pa.Table) -> list[tuple[int, str, int]]:
     """Return the (row, language, text_index) of each text."""
     return list(zip(*(table[name].to_pylist() for name in ("row", "language", "text_index")), strict=True))
 
 
-def _caption(texts: pa.Table, identity: tuple[int, str, int]) -> str:
+def caption_of(texts: pa.Table, identity: tuple[int, str, int]) -> str:
     """Return a text of a shard, shortened; the texts are sorted by row."""
     first, stop = np.searchsorted(texts["row"].to_numpy(), [identity[0], identity[0] + 1]).tolist()
     its_image = texts.slice(first, stop - first)
-    return shortened(its_image["text"][_identities(its_image).index(identity)].as_py())
+    return shortened(its_image["text"][identities(its_image).index(identity)].as_py())

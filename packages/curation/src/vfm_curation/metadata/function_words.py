@@ -94,11 +94,9 @@ def base_language(language: str) -> str:
     return language.lower().replace("_", "-").split("-")[0]
 
 
-def function_words(language: str) -> frozenset[str]:
-    """Return the function words of a language in lower case, by its code with or without region; empty if unknown.
+def function_words(*languages: str) -> frozenset[str]:
+    """Return the function words of languages in lower case, by their codes with or without region.
 
-    The empty code stands for any language, and gives those of all.
+    There are none for a language without a list.
     """
-    if not language:
-        return frozenset().union(*FUNCTION_WORDS.values())
-    return FUNCTION_WORDS.get(base_language(language), frozenset())
+    return frozenset().union(*(FUNCTION_WORDS.get(base_language(language), ()) for language in languages))
