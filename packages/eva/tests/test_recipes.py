@@ -54,3 +54,11 @@ def test_values_are_the_papers(name, tmp_path):
     assert (preprocess.image_size, preprocess.interpolation) == (224, "bicubic")
     assert (preprocess.mean, preprocess.std) == (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
     assert student.global_pool == "avg"
+
+
+def test_each_resolution_starts_from_the_one_before(tmp_path):
+    (tmp_path / "a.tar").touch()
+    stages = [s for s in recipe_stages("eva_02_b_448", f"data.path={tmp_path / 'a.tar'}") if isinstance(s, EvaPretrain)]
+    assert [(s.start, s.image_size) for s in stages] == [(None, None), ("eva", 336), ("eva_336", 448)]
+    for stage in stages:
+        stage.preflight(Preflight({}, {}))

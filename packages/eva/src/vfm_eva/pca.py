@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vfm.plugin import UserError
+from vfm.plugin import UserError, store_files
 
 FILE = "pca.safetensors"
 
@@ -56,7 +56,7 @@ class Pca(nn.Module):
     @classmethod
     def load(cls, directory: Path) -> Pca:
         """Load a PCA from the folder that it was saved in."""
-        return cls(**load_file(directory / FILE))
+        return cls(**store_files.read_safetensors(directory / FILE))
 
     def save(self, directory: Path) -> None:
         """Write `pca.safetensors`; a crash leaves no incomplete file under that name."""

@@ -10,9 +10,18 @@ from torch import nn
 
 from vfm.data import CachedTensors, open_dataset
 from vfm.eval import pca_sheet
-from vfm.models import build_vision, grid_size
+from vfm.models import (
+    VISION_WEIGHTS_FILE,
+    KeyReport,
+    TransferRules,
+    build_vision,
+    grid_size,
+    load_state_dict,
+    read_masked_modelling,
+    transfer_weights,
+)
 from vfm.plugin import Context, ImageDataset, Preflight, Ref, SampleCache, UserError, VisionCheckpoint
-from vfm.train import Make, TrainingData, fit, resolve_device, show_panels
+from vfm.train import Make, TrainingData, fit, is_main, resolve_device, show_panels
 from vfm_eva.alarm import PretrainAlarm
 from vfm_eva.decoder import MaskDecoder
 from vfm_eva.images import EvaInputs, EvaViews, MakeViews, MakeWithTargets, crop_transform
@@ -25,6 +34,9 @@ from vfm_eva.task import EvaTask
 from vfm_eva.teacher import StoredTargets, Teacher, load_teacher
 from vfm_eva.weight_init import check_init, init_weights
 
+_DROPPED = {"head.": "the encoder's own head", "attn_pool.": "the student pools by the mean over its patches"}
+_NEW = {"fc_norm.": "new, after the mean over patches"}
+
 
 def check_eva_pretrain(config: EvaPretrain, ctx: Preflight) -> None:
     """Check that the student can be masked, that a known teacher has the target, and that known targets fit.
@@ -32,8 +44,11 @@ def check_eva_pretrain(config: EvaPretrain, ctx: Preflight) -> None:
     Raises:
         UserError: the first mistake.
     """
+    start = ctx.artifact(config.start) if config.start else None
+    if config.start and not start:  # the encoder is only known after its stage has run
+        return
     with torch.device("meta"):  # shapes without weights, whatever the model's size
-        student = build_student(config)
+        student = build_student(config, start)
     grid = student_grid(student, num_masked(config, student), visible_only=config.encode == "visible")
     check_init(student, config.student.init)
     if config.targets:
@@ -53,6 +68,8 @@ def pretrain_eva(config: EvaPretrain, ctx: Context) -> VisionCheckpoint:
     data = ctx.load(config.data)
     task, make = task_from_cache(config, ctx, data) if config.targets else task_from_teacher(config, ctx)
     init_weights(task, config.student.init, config.seed)
+    if config.start:
+        start_from(task, ctx.load(config.start), ctx)
     source, masks = open_dataset(data), Masks(config.mask, task.grid, task.num_masked)
     batches = MaskedData(TrainingData.of(config, source, make), masks)
     alarm = PretrainAlarm(ctx, warmup_steps=config.schedule.warmup_steps, num_steps=config.num_steps)
@@ -70,7 +87,7 @@ def task_from_teacher(config: EvaPretrain, ctx: Context) -> tuple[EvaTask, Make[
     """Return the task with the teacher of the stage, and what makes its inputs."""
     assert config.teacher
     teacher = load_teacher(ctx.load(config.teacher), config.target, bf16=teacher_in_bf16(config))
-    task = build_task(config, build_student(config), teacher)
+    task = build_task(config, build_student(config, _start(config, ctx)), teacher)
     crop_scale, flip = config.augmentation.crop_scale, config.augmentation.flip
     return task, MakeViews(*(crop_transform(crop_scale, flip, model.preprocess) for model in (task, teacher)))
 
@@ -87,7 +104,8 @@ def task_from_cache(config: EvaPretrain, ctx: Context, data: ImageDataset) -> tu
     assert config.targets
     cache = ctx.load(config.targets)
     pca = Pca.load(cache.path) if cache.basis else None
-    task = build_task(config, build_student(config), StoredTargets(len(pca.mean) if pca else cache.shape[-1], pca))
+    student = build_student(config, _start(config, ctx))
+    task = build_task(config, student, StoredTargets(len(pca.mean) if pca else cache.shape[-1], pca))
     _check_grid(cache.shape[:-1], task.grid)
     _check_data(cache, data)
     make = MakeViews(crop_transform(cache.crop_scale, cache.flip, task.preprocess))
@@ -114,15 +132,15 @@ def _decoder(config: EvaPretrain, student: Any) -> MaskDecoder:
         )
 
 
-def build_student(config: EvaPretrain) -> nn.Module:
-    """Return the student with timm's initial weights.
+def build_student(config: EvaPretrain, start: VisionCheckpoint | None = None) -> nn.Module:
+    """Return the student with timm's initial weights, also of the architecture of `start`.
 
     It pools by the mean over its patches unless the configuration of its model says otherwise: no loss trains its class
     token or a pooling head.
     """
     model = build_vision(
-        {"global_pool": "avg", **_mapping(config.model)},
-        image_size=config.image_size,
+        {"global_pool": "avg", **_mapping(f"local-dir:{start.path}" if start else config.model)},
+        image_size=config.image_size or (start.image_size if start else None),
         num_classes=0,
         seed=config.seed,
         drop_path_rate=config.student.drop_path,
@@ -130,6 +148,25 @@ def build_student(config: EvaPretrain) -> nn.Module:
     if config.grad_checkpointing:
         model.set_grad_checkpointing()  # type: ignore[operator]
     return model
+
+
+def start_from(task: EvaTask, start: VisionCheckpoint, ctx: Context) -> None:
+    """Load the encoder of `start` into the student, and its mask token, head and decoder if it has those of this task.
+
+    Raises:
+        UserError: a key is missing, unknown or of another shape.
+    """
+    weights, report = load_state_dict(start.path / VISION_WEIGHTS_FILE), KeyReport()
+    rules = TransferRules(_DROPPED, _NEW, where="start", target="the student")
+    transfer_weights(weights, task.student, rules, report)
+    fits = task.load_masked_modelling(read_masked_modelling(start.path))
+    if is_main():
+        ctx.log(f"weights of start: {report.summary}; {'its' if fits else 'new'} mask token and head")
+        ctx.panel(report.panel("Weights of start"))
+
+
+def _start(config: EvaPretrain, ctx: Context) -> VisionCheckpoint | None:
+    return ctx.load(config.start) if config.start else None
 
 
 def _mapping(model: str | dict[str, Any]) -> dict[str, Any]:

@@ -158,7 +158,14 @@ class EvaPretrain(VisionPretraining):
         "eva02_nano_patch4_32",
         description="timm name of an Eva or a plain ViT; or a mapping of architecture and its other arguments",
     )
-    image_size: int | None = Field(None, ge=1, description="pixels; default: the model's own")
+    start: Ref[VisionCheckpoint] | None = Field(
+        None,
+        description="encoder to go on from, in place of model: of an earlier pre-training (with its mask token and"
+        " head, if they fit), or any other to be adapted to these images",
+    )
+    image_size: int | None = Field(
+        None, ge=1, description="pixels; default: the model's own. Positions of start are resampled to it"
+    )
     teacher: Ref[ClipCheckpoint | VisionCheckpoint] | None = Field(
         None, description="encoder whose features are the target; give either this or targets"
     )
@@ -198,6 +205,14 @@ class EvaPretrain(VisionPretraining):
         ]
         if self.targets and changed:
             raise ValueError(f"{changed[0]} is fixed by {self.targets!r}; set it in the stage that makes the targets")
+        return self
+
+    @model_validator(mode="after")
+    def _one_start(self) -> EvaPretrain:
+        if self.start and "model" in self.model_fields_set:
+            raise ValueError("model and start exclude each other: the encoder of start has its own architecture")
+        if self.start and self.student.init != "timm":
+            raise ValueError(f"student.init: {self.student.init} would replace the weights of start; leave it out")
         return self
 
     @model_validator(mode="after")

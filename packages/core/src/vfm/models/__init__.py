@@ -27,6 +27,7 @@ from vfm.models.vision import (
     build_vision,
     class_names_of,
     load_vision,
+    read_masked_modelling,
     save_vision,
     set_class_names,
     vision_preprocess,
@@ -53,6 +54,6 @@ __all__ = [
     "clip_weights_file", "cls_and_patch_tokens", "denoiser_folder", "eval_mode", "feature_width", "find_format",
     "get_clip_config", "grid_size", "image_tokens", "import_clip", "import_generator", "import_vision",
     "init_vision_tower", "is_vision_source", "load_clip", "load_state_dict", "load_vision", "open_clip_incompatibility",
-    "open_model", "patch_features", "read_clip_config", "save_clip", "save_state_dict", "save_vision",
-    "set_class_names", "transfer_weights", "vision_features", "vision_preprocess", "vision_tower",
+    "open_model", "patch_features", "read_clip_config", "read_masked_modelling", "save_clip", "save_state_dict",
+    "save_vision", "set_class_names", "transfer_weights", "vision_features", "vision_preprocess", "vision_tower",
 ]  # fmt: skip

@@ -152,6 +152,23 @@ def to_official(tensors: Tensors, trunk: Any, report: KeyReport) -> dict[str, Te
     return {**out, **tables}
 
 
+def official_masked_modelling(added: Tensors) -> dict[str, Tensor]:
+    """Return mask token, head and decoder (`vision.masked_modelling`) under the names of EVA's pre-training classes."""
+    head = "decoder_pred." if any(key.startswith("decoder.") for key in added) else "lm_head."
+    out = {key.replace("head.", head, 1).replace("decoder.", "decoder_", 1): value for key, value in added.items()}
+    return {key: value.reshape(1, 1, -1) if key == "mask_token" else value for key, value in out.items()}
+
+
+def masked_modelling_of(tensors: Tensors) -> dict[str, Tensor]:
+    """Return mask token, head and decoder of an official pre-training file; the inverse of the names above."""
+    names = {"lm_head.": "head.", "decoder_pred.": "head.", "decoder_": "decoder.", "mask_token": "mask_token"}
+    out: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        if official := next((name for name in names if key.startswith(name)), None):
+            out[key.replace(official, names[official], 1)] = value.flatten() if key == "mask_token" else value
+    return out
+
+
 def _split(key: str) -> tuple[str | None, str]:
     """Split a key into prefix and rest; the prefix is empty in a lone encoder, and None outside the vision tower."""
     for prefix in (TRUNK, VISUAL):

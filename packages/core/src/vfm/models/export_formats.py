@@ -18,10 +18,10 @@ from vfm.artifacts import ExportedModel
 from vfm.config import UserError, did_you_mean
 from vfm.models import clip_config, hugging_face, hugging_face_siglip
 from vfm.models.clip import ClipModel, load_clip, open_clip_incompatibility, save_clip
-from vfm.models.eva_layouts import to_official
+from vfm.models.eva_layouts import official_masked_modelling, to_official
 from vfm.models.hugging_face_siglip_import import load_transformers_model
 from vfm.models.llava_export import llava_mismatch, write_llava
-from vfm.models.vision import VISION_CONFIG_FILE, load_vision, save_vision
+from vfm.models.vision import VISION_CONFIG_FILE, load_vision, masked_modelling, read_masked_modelling, save_vision
 from vfm.models.weight_transfer import KeyReport
 from vfm.models.weights import save_state_dict
 from vfm.stage import Context, Preflight
@@ -56,8 +56,15 @@ def open_model(folder: Path) -> Model:
     if (config := folder / VISION_CONFIG_FILE).is_file():
         record = read_record(config)
         # timm and Hugging Face use the same file name; only timm's has an `architecture`.
-        return load_vision(folder).eval() if "architecture" in record else load_transformers_model(folder)
+        return _with_masked_modelling(folder) if "architecture" in record else load_transformers_model(folder)
     raise UserError(f"{folder}: no model (looked for {clip_config.CONFIG_FILE} and {VISION_CONFIG_FILE})")
+
+
+def _with_masked_modelling(folder: Path) -> nn.Module:
+    model = load_vision(folder).eval()
+    if added := read_masked_modelling(folder):
+        model.masked_modelling = added  # type: ignore[assignment]
+    return model
 
 
 def find_format(name: str, model: Model, where: str, base: Path | None = None) -> Format:
@@ -178,7 +185,11 @@ def _to_eva(model: Model, report: KeyReport) -> dict[str, Any]:
             raise UserError(reason)
         visual: Any = model.module.visual
         return to_official(model.module.state_dict(), visual.trunk, report)
-    return to_official(model.state_dict(), model, report)
+    tensors = to_official(model.state_dict(), model, report)
+    if "head.weight" in tensors or not (added := official_masked_modelling(masked_modelling(model))):
+        return tensors
+    report.new.update(dict.fromkeys(added, "mask token and head, with which the official code goes on"))
+    return {**tensors, **added}
 
 
 def _eva_mismatch(model: Model) -> str:

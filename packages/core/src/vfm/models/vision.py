@@ -13,15 +13,17 @@ from safetensors import SafetensorError
 from timm.data import resolve_model_data_config
 from timm.models import get_model_input_config
 from timm.models._hub import save_config_for_hf
-from torch import nn
+from torch import Tensor, nn
 
 from vfm.artifacts import VisionCheckpoint
 from vfm.config import UserError, did_you_mean
 from vfm.models import small_models  # noqa: F401  (registers the small architectures)
 from vfm.models.preprocess import Preprocess
-from vfm.models.weights import save_state_dict
+from vfm.models.weights import load_state_dict, save_state_dict
+from vfm.store_files import reading
 
 VISION_CONFIG_FILE, VISION_WEIGHTS_FILE = "config.json", "model.safetensors"
+MASKED_MODELLING_FILE = "masked_modelling.safetensors"  # what predicts masked patches; no other library reads it
 
 
 def build_vision(
@@ -87,7 +89,8 @@ def load_vision(
     folder = checkpoint.path if isinstance(checkpoint, VisionCheckpoint) else Path(checkpoint)
     if not (folder / VISION_CONFIG_FILE).is_file():
         raise UserError(f"{folder}: no vision checkpoint ({VISION_CONFIG_FILE} is missing)")
-    model = build_vision(f"local-dir:{folder}", image_size=image_size, pretrained=True, **arguments)
+    with reading(folder / VISION_CONFIG_FILE, "the configuration of an encoder"):
+        model = build_vision(f"local-dir:{folder}", image_size=image_size, pretrained=True, **arguments)
     if num_classes not in (None, model.num_classes):
         # After loading: given `num_classes` itself, timm no longer checks for missing weights.
         model.reset_classifier(num_classes)  # type: ignore[operator]
@@ -95,10 +98,16 @@ def load_vision(
 
 
 def save_vision(model: nn.Module, directory: Path) -> VisionCheckpoint:
-    """Save an encoder in timm's layout (`config.json` with its `model_args`, `model.safetensors`)."""
+    """Save an encoder in timm's layout (`config.json` with its `model_args`, `model.safetensors`).
+
+    What masked pre-training adds to an encoder, its attribute `masked_modelling` if it has one (`mask_token`, `head.*`,
+    `decoder.*`), is saved in a file of its own, so that a training can go on.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     save_config_for_hf(model, directory / VISION_CONFIG_FILE)
     save_state_dict(model.state_dict(), directory / VISION_WEIGHTS_FILE)
+    if added := masked_modelling(model):
+        save_state_dict(added, directory / MASKED_MODELLING_FILE)
     config = json.loads((directory / VISION_CONFIG_FILE).read_text(encoding="utf-8"))
     return VisionCheckpoint.create(
         directory,
@@ -107,6 +116,18 @@ def save_vision(model: nn.Module, directory: Path) -> VisionCheckpoint:
         width=config["num_features"],
         num_classes=config["num_classes"],
     )
+
+
+def masked_modelling(model: nn.Module) -> dict[str, Tensor]:
+    """Return the mask token, head and decoder of an encoder's masked pre-training by name; empty if it has none."""
+    added: dict[str, Tensor] = getattr(model, "masked_modelling", {})
+    return added
+
+
+def read_masked_modelling(directory: Path) -> dict[str, Tensor]:
+    """Return what `save_vision` has kept of an encoder's masked pre-training in a folder; empty if nothing."""
+    file = directory / MASKED_MODELLING_FILE
+    return load_state_dict(file) if file.is_file() else {}
 
 
 def vision_preprocess(model: nn.Module) -> Preprocess:

@@ -14,6 +14,7 @@ from vfm.artifacts import VisionCheckpoint
 from vfm.config import UserError, did_you_mean
 from vfm.models import eva_import
 from vfm.models.eva_import import DEFAULT_OPTIONS, ReadOptions
+from vfm.models.eva_layouts import masked_modelling_of
 from vfm.models.model_sources import check_weights_file, local_folder, weights_file_as_source
 from vfm.models.vision import build_vision, save_vision
 from vfm.models.weight_transfer import KeyReport
@@ -112,6 +113,8 @@ def vision_from_file(
     if name.startswith("eva") or eva_import.is_official(tensors):
         model = build_vision(source, **eva_import.vision_arguments(tensors))
         eva_import.load_eva_vision(tensors, model, name, str(file), options, report)
+        if added := masked_modelling_of(tensors):
+            model.masked_modelling = added  # type: ignore[assignment]
         return model.eval()
     head = tensors.get("head.weight")
     model = build_vision(source, num_classes=0 if head is None or "mask_token" in tensors else len(head))
