@@ -52,7 +52,7 @@ def test_only_captions_in_a_compressed_table(tmp_path: Path) -> None:
     entries = pq.read_table(made["entries"] / "entries.parquet")["entry"].to_pylist()
     assert {"dog", "cat", "house"} <= set(entries) <= set(ENGLISH)  # no "a", and no pair of words
     assert len(np.load(made["exported"] / "uids.npy")) == len(rows)
-    assert pq.read_metadata(made["exported"] / "pairs.parquet").num_rows == 400
+    assert pq.read_table(made["exported"] / "pairs.parquet").num_rows == 400
 
 
 def test_a_parquet_of_captions_needs_no_other_setting(tmp_path: Path) -> None:
