@@ -32,7 +32,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vfm.plugin import UserError
+from vfm.plugin import UserError, store_files
 from vfm_curation.matching import Semantics, spacing
 
 AUTOMATON_FILE, IDS_FILE, FACTS_FILE = "automaton.bin", "ids.npy", "semantics.txt"
@@ -112,9 +112,10 @@ class Automaton:
     @classmethod
     def load(cls, folder: Path) -> Automaton:
         """Read a saved automaton."""
-        machine = daachorse.DoubleArrayAhoCorasick.deserialize((folder / AUTOMATON_FILE).read_bytes())
+        with store_files.reading(folder / AUTOMATON_FILE, "an automaton"):
+            machine = daachorse.DoubleArrayAhoCorasick.deserialize((folder / AUTOMATON_FILE).read_bytes())
         semantics: Any = (folder / FACTS_FILE).read_text(encoding="utf-8")
-        return cls(machine, np.load(folder / IDS_FILE), semantics)
+        return cls(machine, store_files.read_npy(folder / IDS_FILE), semantics)
 
     def match(self, texts: pa.Array | pa.ChunkedArray) -> pa.ListArray:
         """Return the ids of the entries in each text, list<int32>, ascending and distinct."""

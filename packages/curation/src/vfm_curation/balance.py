@@ -21,6 +21,7 @@ from vfm.plugin import (
     Pool,
     Preflight,
     UserError,
+    store_files,
 )
 from vfm_curation.card_panels import examples, panels
 from vfm_curation.card_pictures import picture_panel
@@ -61,7 +62,7 @@ def balance_texts(config: MetaclipBalance, ctx: Context) -> CuratedSubset:
     matches = ctx.load(config.matches)
     pairs = PairDataset.load(matches.linked(matches.pool))  # a pool or a subset of one
     entries = load_entries(Metadata.load(matches.linked(matches.metadata)))
-    languages, counts = _entry_languages(entries), np.load(matches.path / COUNTS_FILE).astype(np.int64)
+    languages, counts = _entry_languages(entries), store_files.read_npy(matches.path / COUNTS_FILE).astype(np.int64)
     thresholds = _thresholds(config, ctx, matches, languages, counts)
     t = languages.t_of_entries(thresholds)
     _warn_of_lost_languages(ctx, thresholds, languages, counts)

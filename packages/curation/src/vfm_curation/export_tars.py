@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from vfm.data import IMAGE_EXTENSIONS, BadSample, Sample, SampleOrder, Source, open_dataset, open_image, write_tar
-from vfm.plugin import CuratedSubset
+from vfm.plugin import CuratedSubset, store_files
 from vfm_curation.engine import Summary
 from vfm_curation.shard_files import whole_file
 
@@ -51,7 +51,8 @@ def write_shard(job: TarsJob, shard: int) -> TarSummary:
     """Write the samples of one tar, without images that cannot be read, which are counted."""
     record = job.folder.parent / f"{job.folder.name}.summaries" / f"{shard:05d}.json"
     if record.is_file():
-        return TarSummary.of(json.loads(record.read_text(encoding="utf-8")))
+        with store_files.reading(record, "the summary of a tar"):
+            return TarSummary.of(store_files.read_record(record))
     source, order = _opened(job)
     start = shard * job.samples_per_shard
     places = order(start, min(start + job.samples_per_shard, len(source))).tolist()

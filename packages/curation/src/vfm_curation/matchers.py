@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from vfm.plugin import store_files
 from vfm_curation.automaton import Automaton, bounded
 from vfm_curation.matching import FIXED_BLANKS, FIXED_MARKS, Semantics, between_spaces
 from vfm_curation.metadata.entries import SHARED
@@ -36,7 +37,7 @@ class Matchers:
     """
 
     def __init__(self, folder: Path, *, verify: bool = False) -> None:
-        facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+        facts = store_files.read_record(folder / FACTS_FILE, "languages", "semantics")
         self.languages: list[str] = facts["languages"]
         self._folder, self._verify = folder, verify
         self._semantics: Semantics = facts["semantics"]

@@ -74,7 +74,10 @@ def finished_summary(file: Path, source: str | None = None) -> dict[str, Any] | 
     facts = schema.metadata or {}
     if source is not None and facts.get(MADE_FROM_KEY) != source.encode():
         return None
-    summary: dict[str, Any] = json.loads(facts[SUMMARY_KEY])
+    try:
+        summary: dict[str, Any] = json.loads(facts[SUMMARY_KEY])
+    except (KeyError, ValueError):  # flipped bits in the footer
+        return None
     return summary
 
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vfm.data import SUBSET_FOLDER, drawn, stored_subset, subset_index_rows, subset_schema, text_keys
+from vfm.plugin import store_files
 from vfm_curation.engine import Summary, run_shards
 from vfm_curation.entry_counts import write_counts
 from vfm_curation.matches import ShardMatches, count_of_each, matches_file, num_shards, read_matches
@@ -96,7 +97,7 @@ class BalanceJob:
 @lru_cache(maxsize=2)
 def _probabilities(file: Path) -> Floats:
     """Map an array into memory, once in each process; processes share its pages."""
-    found: Floats = np.load(file, mmap_mode="r")
+    found: Floats = store_files.read_npy(file, mapped=True)
     return found
 
 

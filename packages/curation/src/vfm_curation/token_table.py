@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vfm.plugin import UserError
+from vfm.plugin import UserError, store_files
 from vfm_curation.perfect_hash import perfect_hash
 from vfm_curation.simd import compiled, high_product
 from vfm_curation.token_hash import (
@@ -79,7 +79,7 @@ class TokenTable:
     @classmethod
     def load(cls, folder: Path) -> TokenTable:
         """Memory-map saved tables, so that the processes of a machine share them."""
-        mapped = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in Tables._fields)
+        mapped = (store_files.read_npy(folder / f"{name}.npy", mapped=True) for name in Tables._fields)
         return cls(_frozen(*mapped))
 
     @property

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfm.models import ClipModel, save_state_dict
-from vfm.plugin import UserError
+from vfm.plugin import UserError, store_files
 from vfm_diva.conditioning import Conditioning
 
 CONFIG_FILE = "config.json"
@@ -135,14 +134,14 @@ class ConditionMap(nn.Module):
     def load(cls, directory: Path, *, weights: bool = True) -> ConditionMap | None:
         """Return a saved map, or None if there is none; without weights it is on the meta device."""
         file = directory / CONFIG_FILE
-        sizes = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        sizes = store_files.read_record(file) if file.is_file() else {}
         if not sizes:
             return None
         if not weights:
             with torch.device("meta"):
                 return cls(**sizes)
         condition_map = cls(**sizes)
-        condition_map.load_state_dict(load_file(directory / WEIGHTS_FILE))
+        condition_map.load_state_dict(store_files.read_safetensors(directory / WEIGHTS_FILE))
         return condition_map
 
 

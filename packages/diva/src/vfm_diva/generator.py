@@ -11,7 +11,6 @@ condition/config.json, model.safetensors                          the map from C
 
 from __future__ import annotations
 
-import json
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DCond
 from torch import Tensor
 
 from vfm.models import denoiser_folder
-from vfm.plugin import GeneratorCheckpoint, UserError
+from vfm.plugin import GeneratorCheckpoint, UserError, store_files
 from vfm_diva.condition_map import ConditionMap, MapLayers, save_without_map
 from vfm_diva.conditioning import Conditioning
 from vfm_diva.denoiser import Denoiser
@@ -172,7 +171,7 @@ def load_generator(checkpoint: GeneratorCheckpoint, *, weights: bool = True) -> 
         raise UserError(f"{folder}: its denoiser expects {channels} channels, {space.name} have {space.channels}")
     if not condition.is_dir():  # a prior trained here may denoise the latents of any VAE
         check_scale(space, network, folder)
-    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    config = store_files.read_record(folder / "scheduler" / "scheduler_config.json")
     if checkpoint.prediction == "flow":
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(config, use_dynamic_shifting=False)
     else:
@@ -184,7 +183,7 @@ def load_generator(checkpoint: GeneratorCheckpoint, *, weights: bool = True) -> 
 
 def _load_network(folder: Path, *, weights: bool) -> Any:
     part = folder / denoiser_folder(folder)
-    name = json.loads((part / "config.json").read_text(encoding="utf-8")).get("_class_name")
+    name = store_files.read_record(part / "config.json").get("_class_name")
     if name not in NETWORKS:
         raise UserError(f"{folder}: expected a denoiser of class {', '.join(NETWORKS)}; got {name}")
     return load_model(NETWORKS[name], part, weights=weights)

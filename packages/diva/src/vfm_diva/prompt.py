@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import diffusers
 import torch
 from torch import Tensor
 
-from vfm.plugin import UserError
+from vfm.plugin import UserError, store_files
 from vfm_diva.conditioning import Conditioning
 
 INDEX_FILE = "model_index.json"
@@ -31,7 +30,7 @@ def check_encoder(folder: Path) -> None:
     # Without these files transformers makes an empty tokenizer, whose maximum length is no number of tokens.
     if not any((folder / ENCODERS[1] / file).is_file() for file in TOKENIZER_FILES):
         raise UserError(f"{folder / ENCODERS[1]}: no tokenizer found, so the prompt cannot be encoded")
-    for name, part in json.loads((folder / INDEX_FILE).read_text(encoding="utf-8")).items():
+    for name, part in store_files.read_record(folder / INDEX_FILE).items():
         if name.startswith(ENCODERS) and isinstance(part, list) and None in part:  # SD 3 saved without T5
             raise UserError(f"{folder}: {INDEX_FILE} has no {name}, so the prompt's text states would lack its part")
 
@@ -44,7 +43,7 @@ def encode_prompt(folder: Path, text: str) -> Conditioning:
         UserError: there is no text encoder, transformers is not installed, or diffusers has no such pipeline.
     """
     check_encoder(folder)
-    index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+    index = store_files.read_record(folder / INDEX_FILE)
     kind: Any = getattr(diffusers, str(index.get("_class_name")), None)
     if kind is None:
         raise UserError(f"{folder / INDEX_FILE}: diffusers has no {index.get('_class_name')!r}")

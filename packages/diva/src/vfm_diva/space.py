@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
-from vfm.plugin import UserError
+from vfm.plugin import UserError, store_files
 
 PIXELS_FILE = Path("pixels", "config.json")
 VAE = "vae"
@@ -151,7 +151,7 @@ def load_space(folder: Path, *, weights: bool = True) -> Space:
     file = folder / PIXELS_FILE
     if not file.is_file():
         return PixelSpace()
-    return PixelSpace(json.loads(file.read_text(encoding="utf-8"))["scaling_factor"])
+    return PixelSpace(store_files.read_record(file, "scaling_factor")["scaling_factor"])
 
 
 def load_latent_space(folder: Path, *, weights: bool = True) -> LatentSpace:
@@ -163,7 +163,7 @@ def load_latent_space(folder: Path, *, weights: bool = True) -> LatentSpace:
     file = folder / VAE / "config.json"
     if not file.is_file():
         raise UserError(f"{folder / VAE}: no VAE found")
-    name = json.loads(file.read_text(encoding="utf-8")).get("_class_name")
+    name = store_files.read_record(file).get("_class_name")
     if name not in VAES:
         raise UserError(f"{folder / VAE}: expected a VAE of class {', '.join(VAES)}; got {name}")
     return LatentSpace(load_model(VAES[name], folder / VAE, weights=weights))

@@ -21,6 +21,7 @@ from vfm.integrity import read_sealed
 from vfm.permissions import is_writable
 from vfm.plugins import load_plugins, stage_types
 from vfm.redaction import redacted
+from vfm.store_files import reading
 
 
 @command
@@ -46,8 +47,10 @@ def runs(store: StoreOption = DEFAULT_STORE, debug: DebugOption = False) -> None
     found = kept_runs(Store(store))
     width = max((len(run.directory.name) for run in found), default=0)
     for run in found:
-        started = f"{datetime.fromtimestamp(run.record['started']):%Y-%m-%d %H:%M}" if run.finished else "not finished"
-        seconds = f"{run.record['seconds']:,.0f} s" if run.finished else ""
+        with reading(run.directory / RUN_FILE, "the record of a run"):
+            moment = datetime.fromtimestamp(run.record["started"]) if run.finished else None
+            seconds = f"{run.record['seconds']:,.0f} s" if run.finished else ""
+        started = f"{moment:%Y-%m-%d %H:%M}" if moment else "not finished"
         about = f"{run.record.get('file', '')}  {run.record.get('command', '')}".rstrip()
         show_line(f"{run.directory.name:<{width}}  {started:<16}  {seconds:>9}  {about}".rstrip())
     if not found:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vfm.events import Event
 from vfm.stage import Context
+from vfm.store_files import read_json_lines, reading
 from vfm.train.curves import METRICS_FILE
 
 
@@ -46,6 +46,8 @@ class Alarm(ABC):
         """Check the metrics that an interrupted run logged before `step`: their warnings were raised then."""
         self.caught_up = True
         file = self.ctx.work / METRICS_FILE
-        for line in map(json.loads, file.read_text(encoding="utf-8").splitlines() if file.is_file() else ()):
-            if line["split"] == "train" and line["step"] < step:
-                self.raised.update(what for what, _ in self.check(line["step"], line))
+        lines = read_json_lines(file) if file.is_file() else []
+        with reading(file, "metrics"):
+            for line in lines:
+                if line["split"] == "train" and line["step"] < step:
+                    self.raised.update(what for what, _ in self.check(line["step"], line))

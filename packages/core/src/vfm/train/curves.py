@@ -23,6 +23,7 @@ from torch import Tensor
 from vfm.interfaces import Evaluation, Training
 from vfm.panels import LinesPanel, Series
 from vfm.stage import Context
+from vfm.store_files import read_json_lines, reading
 from vfm.train.dist import World
 
 METRICS_FILE = "metrics.jsonl"
@@ -121,9 +122,14 @@ class Curves:
 
 
 def training_panels(file: Path) -> list[LinesPanel]:
-    """Return charts of loss, gradient norm, learning rate, other metrics and evaluations from a `metrics.jsonl`."""
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    rows = [line for line in lines if line["split"] == "train"]
+    """Return charts of loss, gradient norm, learning rate, other metrics and evaluations from a `metrics.jsonl`.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    lines = read_json_lines(file)
+    with reading(file, "metrics"):
+        rows = [line for line in lines if line["split"] == "train"]
     rows = rows[:: -(-len(rows) // MAX_POINTS) or 1]
     names = _values(rows)
     losses = [name for name in names if name.rpartition("/")[2].endswith("loss")]

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vfm.data import REASONS
-from vfm.plugin import ClipCheckpoint, Context, ImageDataset, Ref
+from vfm.plugin import ClipCheckpoint, Context, ImageDataset, Ref, store_files
 from vfm_curation.engine import Lost, Summary, run_shards, with_progress
 from vfm_curation.filters import images as image_tasks
 from vfm_curation.filters import texts as text_tasks
@@ -211,7 +211,8 @@ class FilterRun:
             with whole_file(record) as part:
                 part.write_text(json.dumps(asdict(made)), encoding="utf-8")
             shutil.rmtree(self.scratch, ignore_errors=True)
-        self.passes.append(Pass(**json.loads(record.read_text(encoding="utf-8"))))
+        with store_files.reading(record, "the record of a pass"):
+            self.passes.append(Pass(**store_files.read_record(record)))
         self.survivors, self._last = Survivors(self.survivors.texts, folder), time.monotonic()
 
     def _tasks(

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from vfm.plugin import store_files
 from vfm_curation.shard_files import whole_file
 
 Codes = NDArray[np.uint8]
@@ -31,7 +32,7 @@ class Survivors:
         """Return the code of each text of a shard."""
         if self.codes is None:
             return np.zeros(pq.read_metadata(shard_file(self.texts, shard)).num_rows, dtype=np.uint8)
-        codes: Codes = np.load(shard_file(self.codes, shard, "npy"))
+        codes: Codes = store_files.read_npy(shard_file(self.codes, shard, "npy"))
         return codes
 
     def places(self, shard: int) -> NDArray[np.int64]:
@@ -40,9 +41,7 @@ class Survivors:
 
     def rows(self, shard: int) -> NDArray[np.int32]:
         """Return the rows of the samples with a remaining text, ascending."""
-        rows = pq.read_table(shard_file(self.texts, shard), columns=["row"], page_checksum_verification=True)[
-            "row"
-        ].to_numpy()
+        rows = store_files.read_parquet(shard_file(self.texts, shard), ["row"])["row"].to_numpy()
         return np.unique(rows[self.places(shard)])
 
 

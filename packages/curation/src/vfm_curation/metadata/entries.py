@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vfm.plugin import Metadata
+from vfm.plugin import Metadata, store_files
 
 ENTRIES_FILE = "entries.parquet"
 SHARED = ""  # the language of entries for texts of any language
@@ -115,7 +115,7 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 def load_entries(metadata: Metadata) -> pa.Table:
     """Return the entries of an artifact: columns language, entry, source (strings); an entry's id is its row."""
-    return pq.read_table(metadata.path / ENTRIES_FILE, page_checksum_verification=True)
+    return store_files.read_parquet(metadata.path / ENTRIES_FILE)
 
 
 def ids_for(entries: pa.Table, language: str) -> NDArray[np.int64]:

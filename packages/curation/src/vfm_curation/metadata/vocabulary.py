@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from vfm.plugin import store_files
 from vfm_curation.metadata.counting import MAX_COUNTED, SpillingCounter, by_strength, strongest
 from vfm_curation.metadata.tokenizers import BREAK, Tokenizer, caption_words
 from vfm_curation.shard_files import whole_file
@@ -166,8 +167,7 @@ def _state(folder: Path | None, resume: bool) -> dict[str, Any]:
     """Return what `Vocabulary.save` wrote to a folder; an empty state if there is none, or `resume` is False."""
     file = folder and folder / STATE_FILE
     if file and file.exists() and resume:
-        state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return state
+        return store_files.read_record(file, "num_words", "progress", "words", "pairs")
     if file:
         file.unlink(missing_ok=True)
     return {"num_words": 0, "progress": {}, "words": 0, "pairs": 0}
