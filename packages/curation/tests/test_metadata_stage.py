@@ -201,7 +201,7 @@ def test_sources_without_entries_are_an_error(run_stage: Any, tmp_path: Path) ->
         ([{"type": "wikipedia"}], "merge.0: give exactly one of dump and text"),
         ([{"type": "wikipedia", "text": "x", "bigram_rank": "score"}], "merge.0: bigram_rank score needs max_bigrams"),
         ([{"type": "pageviews", "paths": "x", "share": 2}], "merge.0.share: must be at most 1, got 2"),
-        ([{"type": "captions", "pool": "p", "tokenizer": "jieba"}], "merge.0.tokenizer: 'jieba' is not a valid choice"),
+        ([{"type": "captions", "pool": "p", "tokenizer": "jieba"}], "merge.0.tokenizer: type 'jieba' is not known"),
     ],
 )
 def test_mistakes_in_a_source_are_one_line(merge: list[dict[str, str]], line: str) -> None:

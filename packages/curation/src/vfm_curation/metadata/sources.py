@@ -18,7 +18,7 @@ from vfm_curation.metadata.content_words import ContentWords, WordNetForms
 from vfm_curation.metadata.counting import MAX_COUNTED, SpillingCounter
 from vfm_curation.metadata.files import read_lists
 from vfm_curation.metadata.function_words import base_language, function_words
-from vfm_curation.metadata.tokenizers import find_tokenizer, writes_spaces
+from vfm_curation.metadata.tokenizers import writes_spaces
 from vfm_curation.metadata.vocabulary import ABOVE_CHANCE, Vocabulary
 from vfm_curation.metadata.wikimedia import views_of_hour
 from vfm_curation.metadata.wikipedia import Corpus, check_wikitext_parser
@@ -46,7 +46,7 @@ def caption_entries(source: Captions, ctx: Context, workers: int) -> Iterator[En
     languages = source.languages or pool.languages[:1]
     found = {
         language: Vocabulary(
-            tokenizer=find_tokenizer(source.tokenizer, language, prose=False),
+            tokenizer=source.tokenizer.build(language, prose=False),
             folder=ctx.work / "counts" / language,
             max_counted=MAX_COUNTED // len(languages),
         )
@@ -131,14 +131,14 @@ def pageview_entries(source: Pageviews, ctx: Context, workers: int) -> Iterator[
 
 def check_wikipedia(source: Wikipedia, ctx: Preflight) -> None:
     """Check that the extras are installed."""
-    find_tokenizer(source.tokenizer, source.language, prose=True)
+    source.tokenizer.build(source.language, prose=True)
     if source.dump:
         check_wikitext_parser()
 
 
 def wikipedia_entries(source: Wikipedia, ctx: Context, workers: int) -> Iterator[Entries]:
     """Yield words, then bigrams, of a Wikipedia or other running text."""
-    tokenizer = find_tokenizer(source.tokenizer, source.language, prose=True)
+    tokenizer = source.tokenizer.build(source.language, prose=True)
     corpus = Corpus(tuple(map(Path, source.files())), bool(source.dump), source.language, source.tokenizer)
     vocabulary = Vocabulary(tokenizer=tokenizer, folder=ctx.work / "counts" / corpus.made, resume=True)
     corpus.count(vocabulary, ctx, workers)

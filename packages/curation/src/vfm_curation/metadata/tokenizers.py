@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from vfm_curation.matching import tokenize
-from vfm_curation.stages.metadata import TokenizerName
+from vfm_curation.stages.tokenizers import Tokenizer as TokenizerConfig
 
 Split = Callable[[str], list[str]]
 BREAK = ""
@@ -52,11 +52,16 @@ def writes_spaces(language: str) -> bool:
     return re.split("[-_]", language.lower())[0] not in NO_SPACE_LANGUAGES
 
 
-def find_tokenizer(name: TokenizerName, language: str, *, prose: bool) -> Tokenizer:
+def built_in(config: TokenizerConfig, language: str, *, prose: bool) -> Tokenizer:
+    """Return the tokenizer of this package that a configuration names; as `find_tokenizer`."""
+    return find_tokenizer(config.type, language, prose=prose)
+
+
+def find_tokenizer(name: str, language: str, *, prose: bool) -> Tokenizer:
     """Return the tokenizer of a name; `auto` means characters for languages without spaces, words for all others.
 
     Args:
-        name: as in a recipe.
+        name: auto, words, characters or icu.
         language: language of the texts.
         prose: True for running text; False for captions, whose words are the matcher's.
 

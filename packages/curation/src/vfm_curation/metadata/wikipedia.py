@@ -18,11 +18,10 @@ from typing import TypeVar
 
 from vfm.plugin import Context
 from vfm_curation.engine import map_in_order
-from vfm_curation.metadata.tokenizers import find_tokenizer
 from vfm_curation.metadata.vocabulary import Vocabulary, count_words
 from vfm_curation.metadata.wikimedia import articles, lines
 from vfm_curation.shard_files import made_from
-from vfm_curation.stages.metadata import TokenizerName
+from vfm_curation.stages.tokenizers import AutoTokenizer, Tokenizer
 
 TEXTS_A_TASK = 200  # articles or lines
 MEGABYTE = 1e6
@@ -57,13 +56,13 @@ class Corpus:
     files: tuple[Path, ...]
     wikitext: bool  # XML dumps, else plain text
     language: str = ""
-    tokenizer: TokenizerName = "auto"
+    tokenizer: Tokenizer = field(default_factory=AutoTokenizer)
 
     @property
     def made(self) -> str:
         """Hash of what the counts are made from."""
         stats = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in self.files]
-        return made_from(stats, self.wikitext, self.language, self.tokenizer, VERSION)
+        return made_from(stats, self.wikitext, self.language, self.tokenizer.named, VERSION)
 
     def count(self, vocabulary: Vocabulary, ctx: Context, workers: int = 0) -> None:
         """Count all texts. The counts do not depend on the number of processes.
@@ -107,7 +106,7 @@ class Corpus:
 
     def count_texts(self, texts: list[str | bytes]) -> TextCounts:
         """Count some texts: articles' wikitext, or lines of plain text as bytes."""
-        split = find_tokenizer(self.tokenizer, self.language, prose=True)
+        split = self.tokenizer.build(self.language, prose=True)
         plain, bad = [], []
         for text in texts:
             try:

@@ -1,4 +1,4 @@
-"""Configurations of this package: its stages, and the slots `Filter` and `EntrySource` that plugins may fill.
+"""Configurations of this package: its stages, and the slots `Filter`, `EntrySource` and `Tokenizer` for plugins.
 
 Nothing here imports the work, which each configuration names by its address.
 """
@@ -30,11 +30,12 @@ from vfm_curation.stages.metadata import (
 from vfm_curation.stages.model_filters import ClipScore, Decontaminate, LinearScore, ScoreFilter, SemanticDuplicates
 from vfm_curation.stages.runtime import CurationRuntime
 from vfm_curation.stages.subset import ExportSubset, MatchTexts, MetaclipBalance
+from vfm_curation.stages.tokenizers import Tokenizer
 
 __all__ = [
     "BlockedUrls", "BlockedWords", "BuildMetadata", "CaptionLength", "Captions", "ClipScore", "CurationRuntime",
     "Decontaminate", "Duplicates", "EntrySource", "ExportSubset", "ExtractLinks", "Filter", "FilterPool",
     "ImageClusters", "ImageSize", "Language", "LinearScore", "Lists", "MatchTexts", "MetaclipBalance", "MlpScore",
     "NearDuplicateTexts", "NearDuplicates", "Numbers", "Pageviews", "RetryLinks", "RowFilter", "ScoreFilter",
-    "SemanticDuplicates", "Synsets", "Wikipedia", "WordNet", "Words",
+    "SemanticDuplicates", "Synsets", "Tokenizer", "Wikipedia", "WordNet", "Words",
 ]  # fmt: skip

@@ -10,15 +10,15 @@ from pydantic import Field, model_validator
 
 from vfm.plugin import Artifact, Config, CuratedSubset, Metadata, Part, Pool, Preflight, Ref, files, load_function
 from vfm_curation.stages.runtime import CurationStage
+from vfm_curation.stages.tokenizers import AutoTokenizer, TokenizerField
 
 # Of Debian's and Fedora's packages, of WordNet's own installer, and of Homebrew.
 WORDNET_FOLDERS = (
     "/usr/share/wordnet", "/usr/share/wordnet-3.0/dict", "/usr/local/WordNet-3.0/dict", "/opt/homebrew/opt/wordnet/dict"
 )  # fmt: skip
-TokenizerName = Literal["auto", "words", "characters", "icu"]
 LANGUAGE = Field("", description="language of the texts that the entries are for; default: any language")
 TOKENIZER: Any = Field(
-    "auto",
+    AutoTokenizer(),
     description="how texts are split: words (at spaces), characters, or icu (its words; an extra) for languages"
     " without spaces; auto: characters for zh, ja, th, lo, km, my, bo and their variants, else words",
 )
@@ -62,7 +62,7 @@ class CaptionSettings(Config):
     words: Literal["all", "content"] = Field(
         "all",
         description="from captions: all words, or only content words and names, and bigrams of these: no function words"
-        " (en, de, fr, es, it, pt, nl, cs), and in English only words that WordNet knows, where it is installed",
+        " (en, de, fr, es, it, pt, nl, cs, ar), and in English only words that WordNet knows, where it is installed",
     )
     wordnet: str | None = Field(
         "auto",
@@ -74,7 +74,7 @@ class CaptionSettings(Config):
         description="from captions: entries for each of these languages, from its captions; default: entries for any"
         " language, from captions in the pool's first (only for that one if it is written without spaces)",
     )
-    tokenizer: TokenizerName = TOKENIZER
+    tokenizer: TokenizerField = TOKENIZER
 
     @property
     def wordnet_folder(self) -> Path | None:
@@ -164,7 +164,7 @@ class Wikipedia(EntrySource):
         None, description="plain text instead of a dump, as WikiExtractor writes it; also .gz and .bz2"
     )
     language: str = LANGUAGE
-    tokenizer: TokenizerName = TOKENIZER
+    tokenizer: TokenizerField = TOKENIZER
     unigram_min_count: int = Field(100, ge=1, description="smallest number of occurrences of a word")
     unigram_share: float = Field(1.0, gt=0, le=1, description="largest fraction of distinct words, the most frequent")
     max_unigrams: int | None = Field(None, ge=0, description="largest number of words, the most frequent")
