@@ -85,6 +85,11 @@ _LISTS = {
         ono my vy oni ho mu ji jí jim je ním nimi si co kdo něco nic je jsou byl byla bylo byli být má mají může a ale
         nebo ani když protože aby že zatímco jako jak kde ne také už ještě velmi tam tady zde
     """,
+    "ar": """
+        في على من إلى الى مع عن و أو ثم هو هي هما هم هن هذا هذه ذلك تلك الذي التي الذين ما لا لم لن إن أن كان كانت بين
+        تحت فوق أمام خلف وراء بجانب بجوار حول عند عبر خلال بعد قبل حيث بينما أثناء نحو داخل خارج كل بعض غير أحد إحدى به
+        بها له لها منه منها فيه فيها عليه عليها معه معها
+    """,
 }
 FUNCTION_WORDS = {language: frozenset(words.split()) for language, words in _LISTS.items()}
 
