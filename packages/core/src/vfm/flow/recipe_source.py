@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,9 +42,8 @@ def find_recipe(source: str) -> Path:
     Raises:
         UserError: it is neither.
     """
-    path = Path(source)
-    if path.is_file():
-        return path
+    if os.path.isfile(source):  # False, not an error, for a name that is too long
+        return Path(source)
     shipped = {file.stem: file for file in SHIPPED.glob("*.yaml")}
     if source in shipped:
         return shipped[source]
@@ -90,7 +90,7 @@ def read_source(text: str, where: str, folder: Path, chain: Sequence[Path] = ())
     if not isinstance(name, str):
         raise UserError(yaml_lines.one_line(f"{line}: expected a path or the name of a shipped recipe, got {name!r}"))
     try:
-        file = find_recipe(str(folder / name) if (folder / name).is_file() else name).resolve()
+        file = find_recipe(str(folder / name) if os.path.isfile(folder / name) else name).resolve()
     except UserError as error:
         raise UserError(yaml_lines.one_line(f"{line}: {error}")) from None
     if file in chain:
@@ -199,13 +199,15 @@ class Mistakes:
     lines: dict[str, tuple[bool, int]] = field(default_factory=dict)  # line -> its place in the order
 
     def add(self, path: KeyPath, key: str, message: str) -> None:
-        """Add a mistake, at the nearest known place above `path`; `key` is how the message calls it."""
+        """Add a mistake, at the `--set` or nearest known line that it is from; `key` is how the message calls it."""
         source, place = self.source, path
-        while place and place not in source.places and place not in source.overridden:
+        option = next((text for at, text in source.overridden.items() if path[: len(at)] == at), None)
+        while option is None and place and place not in source.places:  # a key that only `--set` has, or nothing has
+            option = next((text for at, text in source.overridden.items() if at[: len(place)] == place), None)
             place = place[:-1]
         text = f"{key}: {message}" if key else message
-        if place in source.overridden:
-            self.lines.setdefault(f"--set {source.overridden[place]}: {text}", (True, 0))
+        if option is not None:
+            self.lines.setdefault(f"--set {option}: {text}", (True, 0))
         else:
             file, line = source.places.get(place, (source.where, 1))
             self.lines.setdefault(f"{file}:{line}: {text}", (False, line))
