@@ -1,5 +1,5 @@
 # Shortcuts for people who work on vfm. The README's two commands need no make.
-.PHONY: test check format packages kill-test flip-test kernels-wide test-portable test-torch-latest
+.PHONY: test check format packages kill-test flip-test fuzz kernels-wide gpu-tests gpu-first test-portable test-torch-latest
 
 test: ## all that CI runs
 	uv run pytest -n 2
@@ -14,14 +14,27 @@ packages: ## every package's own tests, alone in an environment of its own
 	for package in core kernels curation eva clip diva; do \
 		uv run --isolated --package vfm-$$package pytest packages/$$package || exit 1; done
 
-kill-test: ## twenty random kills of a recipe with every kind of stage
-	VFM_NUM_KILLS=20 uv run pytest tests/test_kill_and_resume.py -s
+VFM_NUM_KILLS ?= 20
+kill-test: ## SIGTERM, SIGINT and SIGKILL at random moments of a recipe with every kind of stage, in 1 and in 2 processes
+	VFM_NUM_KILLS=$(VFM_NUM_KILLS) uv run pytest tests/test_kill_and_resume.py -s
 
 flip-test: ## a thousand flipped bits in checkpoints, models and files of a store, with a table (minutes)
 	VFM_NUM_FLIPS=1000 uv run pytest packages/core/tests/test_bit_flips.py -s
 
+fuzz: ## 5,000 damaged files of every kind and what became of them, docs/faults.md (half an hour; resumes what was stopped)
+	PYTHONPATH=tests OMP_NUM_THREADS=1 uv run python -m fuzz --cases 5000 --resume .fuzz.jsonl --out docs/faults.md
+
 kernels-wide: ## Triton's interpreter at real shapes (minutes)
 	TRITON_INTERPRET=1 uv run pytest packages/kernels/tests/interpreter -m slow -n 2
+
+gpu-tests: ## the kernels' tests on a GPU, also under compute-sanitizer (needs the CUDA toolkit; an hour)
+	uv run pytest packages/kernels/tests/gpu
+	for tool in memcheck racecheck; do \
+		compute-sanitizer --tool $$tool --error-exitcode 1 uv run python -m pytest packages/kernels/tests/gpu \
+			-k "float64 and float16 and (65 or 257)" || exit 1; done
+
+gpu-first: ## all that the first hours on a GPU are for, in parts of at most 9 minutes; results beside the benchmarks
+	uv run python packages/kernels/benchmarks/gpu_first.py $(ARGS)
 
 # Tests that compare floating-point numbers. ATEN_CPU_CAPABILITY stands in for other processors.
 NUMERICAL_kernels := $(wildcard packages/kernels/tests/test_*.py)

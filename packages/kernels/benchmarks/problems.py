@@ -14,6 +14,7 @@ from torch import Tensor
 import vfm_kernels as vk
 from vfm_kernels.backends import BACKENDS
 from vfm_kernels.problem import problem_on
+from vfm_kernels.rope import rotate
 
 Function = Callable[..., Any]
 # Implementations that must be right, and bit-equal on repeat, or the run fails.
@@ -118,6 +119,24 @@ def _attention_by(name: str, options: dict[str, Any]) -> Function:
     return lambda qkv: vk.attention_packed(qkv, backend=name, **options)
 
 
+def rotation(device: torch.device, batch: int, tokens: int, heads: int, width: int) -> Problem:
+    """Return rotary positions of queries and keys, whose tables all samples share."""
+    sin, cos = (random(device, 1, tokens, width // 2, dtype=torch.float32).expand(batch, -1, -1) for _ in range(2))
+    ways = three_ways(lambda x: rotate(x, sin.to(x.dtype), cos.to(x.dtype), 0, None))
+    elements, label = batch * tokens * 2 * heads * width, f"({batch},{tokens},{2 * heads},{width})"
+    inputs, cost = [random(device, batch, tokens, 2 * heads, width)], Cost(4 * elements)
+    return Problem("rotate", label, inputs, ways["torch"], ways, cost, cost)
+
+
+def matmul(device: torch.device, rows: int, inner: int, outer: int) -> Problem:
+    """Return a linear layer of torch at a width that is or is not padded: what `pad_swiglu` gains."""
+    inputs = [random(device, rows, inner), random(device, outer, inner)]
+    flops, num_bytes = 2 * rows * inner * outer, 2 * (rows * inner + rows * outer + inner * outer)
+    costs = (Cost(num_bytes, flops), Cost(2 * num_bytes, 2 * flops))
+    way = {"torch": torch.nn.functional.linear}
+    return Problem("matmul", f"({rows},{inner},{outer})", inputs, way["torch"], way, *costs)
+
+
 def swiglu(device: torch.device, rows: int, width: int, padded: int) -> Problem:
     inputs = [random(device, rows, padded), random(device, rows, padded)]
     inputs += [random(device, width, dtype=torch.float32) for _ in range(2)]
@@ -217,6 +236,20 @@ REAL: list[tuple[Callable[..., Problem], dict[str, Any], dict[str, Any]]] = [
             (64, 257, 16, 64, {"crops": True}),
         ]
     ),
+    *(
+        (matmul, {"rows": 65792, "inner": inner, "outer": outer}, {"rows": 514})
+        for inner, outer in [
+            (1024, 2730),
+            (1024, 2736),
+            (1024, 2752),
+            (2730, 1024),
+            (2752, 1024),
+            (588, 1024),
+            (592, 1024),
+        ]
+    ),
+    (rotation, {"batch": 256, "tokens": 256, "heads": 16, "width": 64}, {"batch": 2}),
+    (rotation, {"batch": 128, "tokens": 256, "heads": 16, "width": 88}, {"batch": 2}),
     (swiglu, {"rows": 65792, "width": 2730, "padded": 2752}, {"rows": 514}),
     (swiglu, {"rows": 65792, "width": 2048, "padded": 2048}, {"rows": 514}),
     (add_layer_norm, {"batch": 256, "tokens": 257, "channels": 1024, "stream": BF16}, {"batch": 2}),
@@ -229,6 +262,7 @@ REAL: list[tuple[Callable[..., Problem], dict[str, Any], dict[str, Any]]] = [
     (contrastive, {"batch": 32768, "channels": 1024, "loss": "siglip_loss"}, {"batch": 512}),
 ]
 SMALL = {"batch": 2, "tokens": 17, "heads": 2, "width": 16, "channels": 32, "rows": 8, "padded": 32, "kept": 5}
+SMALL |= {"inner": 16, "outer": 8}
 # The same list at sizes for a CPU, without duplicates, for tests of the runner.
 _SMALL = [
     (build, {name: SMALL.get(name, value) for name, value in arguments.items()}, {}) for build, arguments, _ in REAL

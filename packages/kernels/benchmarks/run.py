@@ -178,7 +178,7 @@ def _measured() -> Iterator[str]:
 
 def _name(entry: tuple) -> str:
     build, arguments = entry[:2]
-    names = {"swiglu": "swiglu_subln", "masked_cosine": "masked_cosine_loss"}
+    names = {"swiglu": "swiglu_subln", "masked_cosine": "masked_cosine_loss", "rotation": "rotate"}
     return arguments.get("loss") or names.get(build.__name__, build.__name__)
 
 

@@ -42,7 +42,7 @@ def _step(
     name: str, device: torch.device, tiny: bool, accelerated: bool, compiled: bool, repeats: int
 ) -> tuple[Timing, str]:
     torch.manual_seed(0)
-    model, loss = (_clip if name.startswith("CLIP") else _eva)(name, device, tiny)
+    model, loss = build(name, device, tiny)
     with ExitStack() as stack:
         note = ""
         if accelerated:
@@ -60,6 +60,11 @@ def _step(
             optimizer.zero_grad()
 
         return measure(train, device, repeats), note
+
+
+def build(name: str, device: torch.device, tiny: bool) -> tuple[nn.Module, Loss]:
+    """Return a model and a function that computes its loss of one fixed batch."""
+    return (_clip if name.startswith("CLIP") else _eva)(name, device, tiny)
 
 
 def _eva(name: str, device: torch.device, tiny: bool) -> tuple[nn.Module, Loss]:

@@ -64,7 +64,7 @@ def evaluate(function: Function, inputs: list[Tensor]) -> list[Tensor]:
     weights = [torch.randn(out.shape, generator=generator).bfloat16() for out in outputs]
     differentiable = [leaf for leaf in leaves if leaf.is_floating_point()]
     grads = torch.autograd.grad(
-        outputs, differentiable, [w.to(o.dtype) for w, o in zip(weights, outputs, strict=True)], allow_unused=True
+        outputs, differentiable, [w.to(o) for w, o in zip(weights, outputs, strict=True)], allow_unused=True
     )
     return [out.detach() for out in outputs] + [grad for grad in grads if grad is not None]
 

@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -48,8 +49,8 @@ def test_every_op_and_training_step_runs_at_tiny_sizes_with_inductor(tmp_path):
     rows = list(csv.DictReader((tmp_path / "kernels.csv").read_text().splitlines()))
     timed = [row for row in rows if row["milliseconds"]]
     assert {row["op"] for row in timed} == {
-        "attention", "swiglu_subln", "add_layer_norm", "mask_tokens", "gather_tokens", "scatter_tokens",
-        "masked_cosine_loss", "info_nce", "siglip_loss",
+        "attention", "matmul", "rotate", "swiglu_subln", "add_layer_norm", "mask_tokens", "gather_tokens",
+        "scatter_tokens", "masked_cosine_loss", "info_nce", "siglip_loss",
     }  # fmt: skip
     assert all(float(row["milliseconds"]) > 0 and float(row["num_bytes"]) > 0 and row["note"] for row in timed)
     assert not [row for row in rows if row["note"].startswith(("wrong", "failed"))]
@@ -179,3 +180,48 @@ def test_ours_is_compared_with_the_best_of_the_others_and_with_the_roofline(runn
     lines = (tmp_path / "kernels.md").read_text().splitlines()
     assert "| (1) | forward | triton_short | 2.000 | 50 % | 2 | 2.00x | 1.0e-03 | kernel_name |" in lines
     assert "| (1) | forward | fa3 | 5.000 | 20 % | 2 |  | 1.0e-03 | kernel_name |" in lines
+
+
+@pytest.mark.slow
+def test_the_first_hours_on_a_gpu_are_rehearsed_on_a_cpu(tmp_path):
+    """The parts that `test_every_op...` does not run; each writes its results and how it ended."""
+    parts = ["versions", "tests-operations", "padding", "tuning", "training"]
+    command = [sys.executable, FOLDER / "gpu_first.py", "--dry-run", "--out", str(tmp_path), "--only", *parts]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + (tmp_path / "gpu_first.json").read_text()
+    record = json.loads((tmp_path / "gpu_first.json").read_text())
+    assert [record[name]["ended"] for name in parts] == ["well"] * len(parts)
+    tuned = list(csv.DictReader((tmp_path / "tuning.csv").read_text().splitlines()))
+    assert len(tuned) == 12
+    assert all(row["milliseconds"] for row in tuned if row["kernel"] != "attention_short"), tuned
+    trained = list(csv.DictReader((tmp_path / "same_training.csv").read_text().splitlines()))
+    assert len(trained) == 8
+    assert {row["op"] for row in csv.DictReader((tmp_path / "kernels.csv").read_text().splitlines())} == {"matmul"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests a machine without a GPU")
+def test_what_is_missing_for_a_gpu_run_is_named_before_it(tmp_path):
+    command = [sys.executable, FOLDER / "gpu_first.py", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("missing: a CUDA device (torch finds none)")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_part_that_fails_or_hangs_is_recorded_and_the_others_run(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    first = importlib.import_module("gpu_first")
+    (tmp_path / "fails.py").write_text("print('half'); raise SystemExit(3)")
+    (tmp_path / "hangs.py").write_text("import time; print('begun', flush=True); time.sleep(60)")
+    (tmp_path / "works.py").write_text("print('done')")
+    parts = [first.Part(name, (str(tmp_path / f"{name}.py"),), writes=False) for name in ("fails", "hangs", "works")]
+    monkeypatch.setattr(first, "PARTS", tuple(parts))
+    monkeypatch.setattr(first, "LIMIT", 5)
+    monkeypatch.setattr(sys, "argv", ["gpu_first.py", "--dry-run", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2 of 3 parts failed: fails, hangs"):
+        first.main()
+    record = json.loads((tmp_path / "gpu_first.json").read_text())
+    assert {name: each["ended"] for name, each in record.items()} == {
+        "fails": "exit code 3", "hangs": "stopped after 5 s", "works": "well",
+    }  # fmt: skip
+    assert (record["fails"]["tail"], record["hangs"]["tail"]) == ("half\n", "begun\n")

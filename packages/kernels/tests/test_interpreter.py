@@ -13,10 +13,20 @@ FILES = [file for file in FILES if file.stem != "test_wide"]  # real shapes, run
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_kernels_agree_with_their_plain_forms_in_the_interpreter(file: Path, request: pytest.FixtureRequest) -> None:
+    run(request, str(file), "-m", "not slow")
+
+
+def test_the_tests_for_a_gpu_run_in_the_interpreter(request: pytest.FixtureRequest) -> None:
+    """Three ops stand for all, so that a mistake in those tests does not cost time on a GPU."""
+    run(request, str(Path(__file__).parent / "gpu"), "-k", "add_layer_norm or gather_tokens or info_nce")
+
+
+def run(request: pytest.FixtureRequest, *arguments: str) -> None:
+    """Run pytest with interpreted kernels."""
     pytest.importorskip("triton")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
     environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", str(file), "-p", "no:cacheprovider", "-m", "not slow", "--durations=5"]
+    command = [sys.executable, "-m", "pytest", *arguments, "-p", "no:cacheprovider", "--durations=5"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=request.config.rootpath)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     print(done.stdout[-3000:])

@@ -1,0 +1,97 @@
+"""Train EVA and CLIP for 50 steps with the kernels and without: `python packages/kernels/benchmarks/same_training.py`.
+
+Both runs start from the same weights and see the same batch. In bf16 the losses drift apart by rounding; how far they
+may is known from a third run, plain torch from weights that differ in their last bit. The losses are written to
+`same_training.csv`; the script fails if the kernels drift more than `MULTIPLE` times as far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import sys
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent / "src")]
+
+from steps import Loss, build  # noqa: E402
+from torch import nn  # noqa: E402
+
+import vfm_kernels as vk  # noqa: E402
+
+MODELS = ("EVA02-L", "CLIP-L/14")
+MULTIPLE = 3.0
+FLOOR = 1e-3  # of the loss: the third run may be lucky
+
+
+def main() -> None:
+    """Parse the command line, train and write the losses."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument(
+        "--tiny", action="store_true", help="meaningless sizes, without kernels on a CPU, to test this script"
+    )
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu" and not options.tiny:
+        parser.error("expected a CUDA device; --tiny runs on a CPU")
+    options.out.mkdir(parents=True, exist_ok=True)
+    wrong = []
+    with (options.out / "same_training.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["model", "step", "plain", "kernels", "last bit"])
+        for name in MODELS:
+            plain, ours, nudged = losses(name, device, options.tiny, 4 if options.tiny else options.steps)
+            writer.writerows([name, step, *each] for step, each in enumerate(zip(plain, ours, nudged, strict=True)))
+            file.flush()
+            drift, allowed = _drift(ours, plain), MULTIPLE * _drift(nudged, plain) + FLOOR * abs(plain[0])
+            print(
+                f"{name}: losses differ by {drift:.2e} at most, {allowed:.2e} allowed;"
+                f" {plain[0]:.4f} -> {plain[-1]:.4f}"
+            )
+            wrong += [name] * (not drift <= allowed)
+    if wrong:
+        sys.exit(f"the kernels train {', '.join(wrong)} differently")
+
+
+def losses(name: str, device: torch.device, tiny: bool, num_steps: int) -> list[list[float]]:
+    """Return the losses of plain torch, of the kernels, and of plain torch from weights moved by their last bit."""
+    torch.manual_seed(0)
+    model, loss = build(name, device, tiny)
+    start = copy.deepcopy(model.state_dict())
+    kernels = "triton" if device.type == "cuda" else "auto"
+    found = []
+    for choice, nudge in (("reference", 0.0), (kernels, 0.0), ("reference", torch.finfo(torch.float32).eps)):
+        model.load_state_dict(
+            {key: value * (1 + nudge) if value.is_floating_point() else value for key, value in start.items()}
+        )
+        with vk.use_kernels(choice), vk.accelerate(model):
+            found.append(_train(model, loss, device, num_steps))
+    return found
+
+
+def _train(model: nn.Module, loss: Loss, device: torch.device, num_steps: int) -> list[float]:
+    torch.manual_seed(1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
+    values = []
+    for _ in range(num_steps):
+        with torch.autocast(device.type, torch.bfloat16):
+            value = loss()
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        values.append(value.detach())
+    return torch.stack(values).float().tolist()
+
+
+def _drift(ours: list[float], plain: list[float]) -> float:
+    return max(abs(a - b) for a, b in zip(ours, plain, strict=True))
+
+
+if __name__ == "__main__":
+    main()
