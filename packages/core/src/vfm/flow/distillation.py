@@ -1,0 +1,79 @@
+"""The recipe of `vfm distill`: pictures, a teacher, a student that learns its features, and a probe of both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import yaml
+
+from vfm.artifacts import VisionCheckpoint
+from vfm.config import UserError
+from vfm.flow.evaluation.inputs import Fields, Input
+from vfm.stage import Stage
+
+METHOD = "eva.pretrain"
+WARMUP = 0.1  # of the steps
+EVALUATIONS = ("eval.linear_probe", "eval.knn")
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What a user gives.
+
+    Attributes:
+        images: folder, list, tars or table of pictures.
+        teacher: the model whose features are the target.
+        student: a timm name, which starts from random weights; or an encoder with weights, from which it starts.
+        steps: steps of the training.
+        batch: images per step.
+        lr: peak learning rate.
+        probe: labelled images to evaluate on; empty: no evaluation.
+        train: labelled training images of the probe.
+    """
+
+    images: str
+    teacher: Input
+    student: str | Input
+    steps: int = 2000
+    batch: int = 64
+    lr: float = 1e-3
+    probe: str = ""
+    train: str = ""
+
+
+def distillation_recipe(given: Distillation, known: Mapping[str, type[Stage]]) -> str:
+    """Return the recipe as YAML.
+
+    Raises:
+        UserError: the package with the method is not installed, or a probe lacks its training images.
+    """
+    if METHOD not in known:
+        raise UserError(f"vfm distill needs the stage {METHOD}: pip install vfm-eva")
+    if bool(given.probe) != bool(given.train):
+        raise UserError("a probe needs two sets of labelled images: give both --probe and --train")
+    start = given.student if isinstance(given.student, Input) else None
+    stages: list[Fields] = [{"kind": "data.images", "name": "images", "path": given.images}]
+    stages += [model.stage for model in (given.teacher, start) if model and model.stage]
+    stages.append(
+        {
+            "kind": METHOD,
+            "name": "student",
+            "data": "images",
+            "teacher": given.teacher.ref,
+            **({"target": {"projected": False}} if issubclass(given.teacher.makes, VisionCheckpoint) else {}),
+            **({"start": start.ref} if start else {"model": given.student}),
+            "steps": given.steps,
+            "global_batch_size": given.batch,
+            "schedule": {"warmup_steps": max(1, round(WARMUP * given.steps)), "min_lr": 1e-5},
+            "lr": given.lr,
+        }
+    )
+    if given.probe:
+        stages += [{"kind": "data.labeled", "name": "probe_train", "path": given.train}]
+        stages += [{"kind": "data.labeled", "name": "probe", "path": given.probe}]
+        models = {"models": [given.teacher.ref, "student"], "train": "probe_train", "data": "probe"}
+        stages += [{"kind": kind, "name": kind.rpartition(".")[2], **models} for kind in EVALUATIONS]
+    name = start.name if start else given.student
+    record = {"description": f"{name} learns {given.teacher.name}'s features of masked patches.", "stages": stages}
+    return yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)

@@ -1,0 +1,77 @@
+"""`vfm distill`: a flat folder of pictures and two names become a recipe, an encoder and a probe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from vfm.artifacts import Artifact, VisionCheckpoint
+from vfm.cli import app
+from vfm.models import build_vision, save_vision
+
+TEACHER, STUDENT = "vit_pico_patch8_32", "eva02_pico_patch8_32"
+SMALL = ["--steps", "2", "--batch", "8"]
+
+
+def distill(*words: object) -> Result:
+    return CliRunner().invoke(app, ["distill", *map(str, words)])
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write 200 pictures in one folder, labelled ones in two, and a teacher."""
+    generator = np.random.default_rng(0)
+    for number in range(200):
+        places = [Path("pictures")]
+        if number < 16:
+            places.append(Path("labelled", ("train", "test")[number // 8], ("dark", "light")[number % 2]))
+        pixels = generator.integers(0, 128, (40, 48, 3), np.uint8) + 127 * (number % 2)
+        for place in places:
+            (tmp_path / place).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / place / f"{number}.png")
+    save_vision(build_vision(TEACHER, seed=0, num_classes=0), tmp_path / "teacher")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_flat_folder_becomes_an_encoder_and_a_probe(here: Path) -> None:
+    words = ["pictures", "--teacher", "teacher", "--student", STUDENT, *SMALL]
+    done = distill(*words, "--probe", "labelled/test", "--train", "labelled/train")
+    assert done.exit_code == 0, done.output
+    assert "lp_acc1" in done.output or "linear_probe" in done.output
+    stages = {stage["name"]: stage for stage in yaml.safe_load((here / "distill.yaml").read_text())["stages"]}
+    assert stages["student"]["target"] == {"projected": False}
+    assert stages["linear_probe"]["models"] == ["teacher", "student"]
+    (weights,) = {file.resolve() for file in (here / "store").rglob("masked_modelling.safetensors")}
+    assert isinstance(Artifact.load(weights.parent), VisionCheckpoint)
+    again = distill(*words)  # another recipe under the same name
+    assert again.exit_code == 2
+    assert "holds another recipe" in again.output
+
+
+def test_a_student_with_weights_starts_from_them(here: Path) -> None:
+    done = distill("pictures", "--teacher", "teacher", "--student", "start=teacher", "--dry-run", *SMALL)
+    assert done.exit_code == 0, done.output
+    assert not (here / "store").exists()
+    stages = {stage["name"]: stage for stage in yaml.safe_load((here / "distill.yaml").read_text())["stages"]}
+    assert stages["student"]["start"] == "start"
+    assert "model" not in stages["student"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--student", STUDENT, "--probe", "labelled/test"], "give both --probe and --train"),
+        (["--student", "eva02_pico_patch8_33"], "did you mean"),
+    ],
+)
+def test_mistakes_are_one_line(here: Path, words: list[str], line: str) -> None:
+    done = distill("pictures", "--teacher", "teacher", *words, *SMALL)
+    assert done.exit_code == 2
+    assert line in done.output.replace("\n", " ")
+    assert "Traceback" not in done.output
