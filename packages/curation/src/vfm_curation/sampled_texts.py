@@ -50,7 +50,7 @@ class SampledTexts:
         number, most = len(matches.table), max(MIN_SAMPLED, NUM_SAMPLED // max(1, num_shards))
         chosen = np.arange(number)
         if number > most:
-            chosen = np.sort(np.random.default_rng(shard).choice(number, most, replace=False))
+            chosen = np.sort(np.random.default_rng(shard).choice(number, most, replace=False, shuffle=False))
         sizes = np.diff(matches.offsets)[chosen]
         offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         places = np.repeat(matches.offsets[chosen] - offsets[:-1], sizes) + np.arange(offsets[-1])
