@@ -2,7 +2,7 @@
 
 The checked-in settings of each kernel and head width and the candidates around them are timed; each becomes a row of
 `tuning.csv` as soon as it is measured. A candidate that fails, or whose results differ by more than rounding from those
-of the checked-in settings, is recorded and not timed. Nothing else is changed: a better row goes into `tuning/` by hand,
+of the checked-in settings, is recorded and not timed. Nothing else is changed: a better row goes into `tuning/` by hand
 with the limits that the tests check.
 """
 
