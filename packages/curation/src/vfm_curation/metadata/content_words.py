@@ -57,7 +57,7 @@ class WordNetForms:
 
 
 class ContentWords:
-    """Decides which words of a language are content words or names.
+    """Tests whether words of a language are content words or names.
 
     Args:
         language: code of the language.
@@ -67,7 +67,7 @@ class ContentWords:
     def __init__(self, language: str, wordnet: WordNetForms | None = None) -> None:
         self._function_words, self._wordnet = function_words(language), wordnet
 
-    def __contains__(self, word: str) -> bool:
+    def __call__(self, word: str) -> bool:
         """Return whether a word, or each word of a bigram, is a content word or a name."""
         return all(map(self._is_content, word.split(" ")))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,18 +128,18 @@ class Vocabulary:
         bigram_min_count: int = 5,
         bigram_share: float = 0.3,
         min_pmi: float = ABOVE_CHANCE,
-        only: Container[str] | None = None,
+        only: Callable[[str], bool] | None = None,
     ) -> dict[str, str]:
         """Return entries as entry -> source, "unigram" or "bigram", in order: all that qualify, or the best `size`.
 
         Of `size` entries a fraction of `bigram_share` are pairs; if one kind has too few, the other fills up. `min_pmi`
-        is the smallest PMI of a pair in bits; `only` contains the words and pairs that may be entries, None: all.
+        is the smallest PMI of a pair in bits; `only` returns whether a word or pair may be an entry, None: all may.
         """
         limit = None if only is not None else size
         words = self.top_words(min_count, limit=limit)
         pairs = self.top_pairs(bigram_min_count, min_pmi=min_pmi, limit=limit)
         if only is not None:
-            words, pairs = ([entry for entry in found if entry in only][:size] for found in (words, pairs))
+            words, pairs = (list(filter(only, found))[:size] for found in (words, pairs))
         size = len(words) + len(pairs) if size is None else size
         num_pairs = min(len(pairs), max(round(size * bigram_share), size - len(words)))
         sources = dict.fromkeys(words[: size - num_pairs], "unigram")
