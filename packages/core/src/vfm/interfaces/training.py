@@ -120,13 +120,13 @@ class TrainingRuntime(Runtime):
 
     kernels: Literal["auto", "reference", "triton"] = Field(
         "auto",
-        description="auto: fused Triton kernels on CUDA devices from Ampere on, for the layers that have them;"
+        description="auto: fused Triton kernels on CUDA devices, where they were measured to be faster;"
         " reference: plain torch; triton: the kernels or an error",
     )
-    pad_widths: bool = Field(
-        False,
+    pad_widths: bool | Literal["auto"] = Field(
+        "auto",
         description="store SwiGLU and patch-embedding weights at widths that suit tensor cores (2730 as 2752, 588 as"
-        " 592); checkpoints keep the original shapes",
+        " 592); checkpoints keep the original shapes; auto: on CUDA devices",
     )
 
 

@@ -129,7 +129,11 @@ def training_panels(file: Path) -> list[LinesPanel]:
     """
     lines = read_json_lines(file)
     with reading(file, "metrics"):
-        rows = [line for line in lines if line["split"] == "train"]
+        return _panels(lines)
+
+
+def _panels(lines: list[dict[str, Any]]) -> list[LinesPanel]:
+    rows = [line for line in lines if line["split"] == "train"]
     rows = rows[:: -(-len(rows) // MAX_POINTS) or 1]
     names = _values(rows)
     losses = [name for name in names if name.rpartition("/")[2].endswith("loss")]

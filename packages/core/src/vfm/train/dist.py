@@ -114,6 +114,7 @@ def distributed(runtime: Runtime) -> Iterator[World]:
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")  # TF32: what stays in fp32 under bf16 (losses) runs on tensor cores
     opened = size > 1 and not dist.is_initialized()
     if opened:
         backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)

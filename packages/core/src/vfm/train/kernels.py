@@ -37,14 +37,15 @@ def chosen_kernels(task: Task[Any], runtime: TrainingRuntime, ctx: Context, worl
     Raises:
         UserError: `triton`, and the kernels cannot run.
     """
+    pad = world.device.type == "cuda" if runtime.pad_widths == "auto" else runtime.pad_widths
     with ExitStack() as stack:
-        wider = f"; padded: {stack.enter_context(task.padded())}" if runtime.pad_widths else ""
+        wider = f"; padded: {stack.enter_context(task.padded())}" if pad else ""
         try:
             running = stack.enter_context(task.kernels(runtime.kernels)) + wider
         except ValueError as error:
             raise UserError(f"{ctx.stage}: runtime.kernels: {error}") from None
         if world.is_main:
             ctx.emit("kernels", running=running)
-            if world.device.type == "cuda" or runtime.pad_widths:
+            if world.device.type == "cuda" or pad:
                 ctx.log(f"kernels: {running}")
         yield
