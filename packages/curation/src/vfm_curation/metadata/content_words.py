@@ -1,7 +1,7 @@
 """Which words of captions are content words or names; the others say nothing about an image.
 
-English words are those that WordNet knows in some form, if its files are at hand, and names. In other languages, and
-without WordNet, they are all words that are not function words.
+English words are those that WordNet knows in some form, where its files are installed, and names. In other languages,
+and without WordNet, they are all words that are not function words.
 
 Source: the rules that find a base form, and the lists of exceptions to them, are WordNet's, morphy(7WN).
 """
