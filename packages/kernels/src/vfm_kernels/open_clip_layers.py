@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch.nn.functional as F
 from open_clip.transformer import (
     CustomResidualAttentionBlock,
     LayerNorm,
@@ -13,7 +14,9 @@ from open_clip.transformer import (
 from torch import Tensor, nn
 
 from vfm_kernels.add_layer_norm import add_layer_norm
-from vfm_kernels.timm_layers import is_of_patches
+from vfm_kernels.attention import attention_packed
+from vfm_kernels.backends import WIDEST
+from vfm_kernels.timm_layers import backend_of, is_of_patches
 
 
 class FusedResidualAttentionBlock(ResidualAttentionBlock):  # type: ignore[misc]
@@ -40,6 +43,29 @@ class FusedCustomResidualAttentionBlock(CustomResidualAttentionBlock):  # type: 
         return _rest(self, x, self.ln_attn(self.attn(self.ln_1(x), attn_mask=attn_mask)))
 
 
+class FusedMultiheadAttention(nn.MultiheadAttention):
+    """Self-attention in one pass over the heads where the linear layer wrote them, as the image towers call it."""
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute the same as torch's layer; calls with a mask, as in text towers, run torch's code."""
+        plain = not args and not kwargs.get("need_weights", True) and not self._masked(kwargs)
+        if not (plain and query is key and key is value and not (self.training and self.dropout > 0)):
+            return super().forward(query, key, value, *args, **kwargs)
+        batch, num_tokens, _ = query.shape
+        qkv = F.linear(query, self.in_proj_weight, self.in_proj_bias)
+        packed = qkv.view(batch, num_tokens, 3, self.num_heads, self.head_dim)
+        mixed = attention_packed(packed, backend=backend_of(packed))
+        return self.out_proj(mixed.flatten(2)), None
+
+    @staticmethod
+    def _masked(kwargs: dict[str, Any]) -> bool:
+        return any(kwargs.get(name) is not None for name in ("attn_mask", "key_padding_mask")) or bool(
+            kwargs.get("is_causal")
+        )
+
+
 def _rest(block: Any, x: Tensor, branch: Tensor) -> Tensor:
     """Apply the rest of a block to its input and the output of its attention."""
     norm, layer_scale = block.ln_2, getattr(block.ls_1, "gamma", None)
@@ -49,15 +75,25 @@ def _rest(block: Any, x: Tensor, branch: Tensor) -> Tensor:
 
 
 def reason_against(block: Any, model: nn.Module) -> str | None:
-    """Return why a block of a known class keeps its forward in this model; None if it can be replaced."""
+    """Return why a layer of a known class keeps its forward in this model; None if it can be replaced."""
+    if isinstance(block, nn.MultiheadAttention):
+        return _reason_against_attention(block)
     if type(block.ln_2) not in (nn.LayerNorm, LayerNorm, LayerNormFp32):
         return f"its second norm is {type(block.ln_2).__name__}"
     return None
 
 
+def _reason_against_attention(layer: nn.MultiheadAttention) -> str | None:
+    if layer.head_dim % 8 or layer.head_dim > WIDEST:
+        return f"its heads are {layer.head_dim} wide; the width must be a multiple of 8, at most {WIDEST}"
+    if not layer.batch_first or layer.in_proj_weight is None or layer.bias_k is not None or layer.add_zero_attn:
+        return "its layout is not that of open_clip's image towers"
+    return None
+
+
 def width_of(block: Any) -> int:
-    """Return the width by which the measurements of a block's op are known."""
-    return len(block.ln_2.weight)
+    """Return the width by which the measurements of a layer's op are known: of a head, or of the norm."""
+    return int(block.head_dim) if isinstance(block, nn.MultiheadAttention) else len(block.ln_2.weight)
 
 
 def patch_projections(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
@@ -70,4 +106,5 @@ def patch_projections(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
 FUSED: dict[type[nn.Module], tuple[type[nn.Module], str]] = {
     ResidualAttentionBlock: (FusedResidualAttentionBlock, "add_layer_norm"),
     CustomResidualAttentionBlock: (FusedCustomResidualAttentionBlock, "add_layer_norm"),
+    nn.MultiheadAttention: (FusedMultiheadAttention, "attention"),
 }

@@ -147,8 +147,29 @@ def test_open_clips_blocks(custom):
     tokens = torch.randn(2, 5, 16)
     theirs, exact = gradients(model, tokens), exact_gradients(model, tokens)
     with accelerate(model) as done:
-        assert done.replaced == {"0": "add_layer_norm"}
+        assert done.replaced == {"0": "add_layer_norm"} | ({} if custom else {"0.attn": "attention"})
         assert_as_exact(gradients(model, tokens), theirs, exact)
+
+
+def test_torchs_attention_with_a_mask_as_in_text_towers_is_torchs():
+    model = nn.Sequential(nn.MultiheadAttention(16, 2, batch_first=True))
+    tokens, mask = torch.randn(2, 5, 16), torch.full((5, 5), float("-inf")).triu(1)
+
+    def answers() -> list[Tensor]:
+        layer = model[0]
+        masked = layer(tokens, tokens, tokens, need_weights=False, attn_mask=mask)[0]
+        _, weights = layer(tokens, tokens, tokens)
+        cross = layer(tokens, tokens.flip(1), tokens.flip(1), need_weights=False)[0]
+        return [masked, weights, cross]
+
+    theirs = answers()
+    with accelerate(model) as done:
+        assert done.replaced == {"0": "attention"}
+        assert all(torch.equal(o, t) for o, t in zip(answers(), theirs, strict=True))
+    with pytest.raises(ValueError, match=r"0: its heads are 12 wide"):
+        accelerate(nn.Sequential(nn.MultiheadAttention(24, 2, batch_first=True)))
+    with pytest.raises(ValueError, match="its layout is not that of open_clip's image towers"):
+        accelerate(nn.Sequential(nn.MultiheadAttention(16, 2)))
 
 
 def test_layers_that_are_kept_have_reasons():
