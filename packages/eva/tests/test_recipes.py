@@ -10,7 +10,7 @@ from vfm import stages
 from vfm.flow.recipe import load_recipe
 from vfm.models import vision_preprocess
 from vfm.plugin import AdamW, Preflight, Stage
-from vfm_eva import EvaPretrain
+from vfm_eva import EvaFinetune, EvaPretrain
 from vfm_eva.plugin import vfm_stages
 from vfm_eva.pretrain import build_student, num_masked
 
@@ -62,3 +62,11 @@ def test_each_resolution_starts_from_the_one_before(tmp_path):
     assert [(s.start, s.image_size) for s in stages] == [(None, None), ("eva", 336), ("eva_336", 448)]
     for stage in stages:
         stage.preflight(Preflight({}, {}))
+
+
+def test_the_augmented_probe_trains_a_normed_head_for_ninety_epochs(tmp_path):
+    (tmp_path / "a").mkdir()
+    paths = [f"{name}.path={tmp_path / 'a'}" for name in ("train", "val")]
+    (stage,) = [s for s in recipe_stages("eva_linear_probe", *paths) if isinstance(s, EvaFinetune)]
+    assert (stage.freeze_blocks, stage.head_norm, stage.global_pool) == ("all", "batch", "token")
+    assert stage.num_steps == pytest.approx(90 * 1_281_167 / 16_000, abs=1)

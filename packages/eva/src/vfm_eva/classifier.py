@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from timm.data import Mixup
+from timm.data.random_erasing import RandomErasing
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,8 +27,33 @@ __all__ = ["Classifier", "LabeledImages", "layer_of"]
 BEFORE_THE_BLOCKS = ("cls_token", "reg_token", "mask_token", "pos_embed", "patch_embed", "norm_pre")
 
 
+class NormedHead(nn.Module):
+    """A batch norm without parameters before a linear head; `folded` is one linear layer with the same outputs."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.BatchNorm1d(linear.in_features, affine=False, eps=1e-6), linear
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the score of each class, (B, D) to (B, C)."""
+        scores: Tensor = self.linear(self.norm(features))
+        return scores
+
+    @torch.no_grad()
+    def folded(self) -> nn.Linear:
+        """Return the linear layer that computes the same in evaluation mode."""
+        linear = nn.Linear(self.linear.in_features, self.linear.out_features)
+        mean, var = self.norm.running_mean, self.norm.running_var
+        assert mean is not None
+        assert var is not None
+        weight = self.linear.weight / (var + self.norm.eps).sqrt()
+        linear.weight.copy_(weight)
+        linear.bias.copy_(self.linear.bias - weight @ mean)
+        return linear
+
+
 class Classifier(Task[LabeledImages]):
-    """Cross-entropy of a timm classifier, with layer decay.
+    """Cross-entropy of a timm classifier, binary cross-entropy for several labels an image, with layer decay.
 
     Args:
         model: a timm vision transformer with a head.
@@ -34,10 +61,15 @@ class Classifier(Task[LabeledImages]):
         label_smoothing: share of the target spread evenly over all classes.
         mixup: alpha of mixup; 0: none.
         cutmix: alpha of CutMix; 0: none.
+        erasing: probability that a rectangle of an image becomes noise.
         freeze_patch_embed: do not train the patch embedding.
+        freeze_blocks: number of first blocks that are not trained, with all that is before them; None: only the head
+            and a new norm before it are trained.
+        batch_norm: put a batch norm without parameters before the head.
 
     Sources: Bao et al. 2021, BEiT (arXiv:2106.08254) for layer decay; Zhang et al. 2017 (arXiv:1710.09412) and Yun et
-    al. 2019 (arXiv:1905.04899) for mixing, as in timm, within each micro-batch.
+    al. 2019 (arXiv:1905.04899) for mixing, as in timm, within each micro-batch; Zhong et al. 2017 (arXiv:1708.04896)
+    for erasing, as in timm; Fang et al. 2022 (arXiv:2211.07636) for the batch norm of a linear probe.
     """
 
     def __init__(
@@ -48,7 +80,10 @@ class Classifier(Task[LabeledImages]):
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
+        erasing: float = 0.0,
         freeze_patch_embed: bool = False,
+        freeze_blocks: int | None = 0,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
         self.model, self.layer_decay, self.label_smoothing = model, layer_decay, label_smoothing
@@ -59,10 +94,24 @@ class Classifier(Task[LabeledImages]):
         if freeze_patch_embed:
             embed: Any = model.patch_embed
             embed.requires_grad_(False)
+        self.erase = RandomErasing(erasing, mode="pixel", device="cpu") if erasing else None
+        if batch_norm:
+            model.head = NormedHead(model.head)  # type: ignore[arg-type]
+        if freeze_blocks != 0:
+            self._freeze(freeze_blocks)
 
     def forward(self, inputs: LabeledImages) -> tuple[Tensor, Metrics]:
         """Return the loss of a batch and its accuracy (of mixed images: with respect to the first of the two)."""
         pixels, labels = self.preprocess.pixels(inputs.images), inputs.labels
+        if self.erase and self.training:
+            self.erase.device = pixels.device
+            with seeded_global_generators(int(torch.randint(2**62, ()))):
+                self.erase(pixels)
+        if labels.ndim == 2:
+            logits = self.model(pixels).float()
+            return F.binary_cross_entropy_with_logits(logits, labels.float()), {
+                "label_accuracy": ((logits > 0) == labels).float().mean()
+            }
         targets, smoothing = labels, self.label_smoothing
         if self.mix:
             # Mixup draws from NumPy's generator; torch's is seeded by the step, so that a resumed training is exact.
@@ -101,7 +150,26 @@ class Classifier(Task[LabeledImages]):
 
     def export(self, directory: Path) -> VisionCheckpoint:
         """Write the classifier in timm's layout, with its class names."""
+        if isinstance(self.model.head, NormedHead):
+            self.model.head = self.model.head.folded()
         return save_vision(self.model, directory)
+
+    def _freeze(self, num_blocks: int | None) -> None:
+        """Exclude the first blocks and all before them from training; None: all but the head and a norm after pooling.
+
+        Frozen blocks are not skipped at random either.
+        """
+        model: Any = self.model
+        depth = len(model.blocks)
+        for name, parameter in model.named_parameters():
+            last = layer_of(name, depth) > depth
+            trained = name.startswith(("head.", "fc_norm.")) if num_blocks is None else last
+            if not trained and (num_blocks is None or layer_of(name, depth) <= num_blocks):
+                parameter.requires_grad_(False)
+        for block in model.blocks[:num_blocks]:
+            for module in block.modules():
+                if isinstance(module, DropPath):
+                    module.drop_prob = 0.0
 
 
 def layer_of(name: str, depth: int) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from vfm.data import open_dataset
+from vfm.data import open_dataset, read_tags
 from vfm.eval import pca_sheet
 from vfm.models import (
     VISION_WEIGHTS_FILE,
@@ -22,7 +23,16 @@ from vfm.models import (
     vision_preprocess,
     vision_tower,
 )
-from vfm.plugin import Context, LabeledDataset, Preflight, UserError, VisionCheckpoint, check_class_names
+from vfm.plugin import (
+    Context,
+    ImageDataset,
+    LabeledDataset,
+    Preflight,
+    TaggedImages,
+    UserError,
+    VisionCheckpoint,
+    check_class_names,
+)
 from vfm.train import TrainingData, fit, is_main, show_panels
 from vfm_eva.classifier import Classifier
 from vfm_eva.labeled_images import MakeLabeled, check_rand_augment
@@ -40,26 +50,37 @@ def check_eva_finetune(config: EvaFinetune, ctx: Preflight) -> None:
     check_rand_augment(config.augmentation.rand_augment)
     data, checkpoint = ctx.artifact(config.data), ctx.artifact(config.encoder)
     if data:
-        check_class_names(data.class_names, config.data)
+        _check_data(config, data)
     if checkpoint:
         with torch.device("meta"):
             build_classifier(config, checkpoint, data.class_names if data else ["a", "b"])
 
 
+def _check_data(config: EvaFinetune, data: LabeledDataset | TaggedImages) -> None:
+    check_class_names(data.class_names, config.data)
+    if isinstance(data, TaggedImages) and (config.augmentation.mixup or config.augmentation.cutmix):
+        raise UserError(
+            f"{config.data} has several labels an image: mixup and cutmix mix single classes; set both to 0"
+        )
+
+
 def finetune_eva(config: EvaFinetune, ctx: Context) -> VisionCheckpoint:
     """Train the classifier, and leave a panel of its patch features."""
     data = ctx.load(config.data)
-    check_class_names(data.class_names, config.data)
-    task, source = _task(config, ctx, data), open_dataset(data)
+    _check_data(config, data)
+    tags = read_tags(data) if isinstance(data, TaggedImages) else None
+    images = ImageDataset.load(data.linked(data.data)) if isinstance(data, TaggedImages) else data
+    task, source = _task(config, ctx, data), open_dataset(images)
     augmentation = config.augmentation
     make = MakeLabeled.of(task.preprocess, augmentation.crop_scale, augmentation.flip, augmentation.rand_augment)
+    make = replace(make, labels=tags)
     fit(task, TrainingData.of(config, source, make), config, ctx)
     made = task.export(ctx.directory)
     show_panels(ctx, lambda: pca_sheet(task.encoder(), source, ctx.directory))
     return made
 
 
-def _task(config: EvaFinetune, ctx: Context, data: LabeledDataset) -> Classifier:
+def _task(config: EvaFinetune, ctx: Context, data: LabeledDataset | TaggedImages) -> Classifier:
     checkpoint = ctx.load(config.encoder)
     model = build_classifier(config, checkpoint, data.class_names)
     report = load_encoder_weights(checkpoint, model)
@@ -74,7 +95,10 @@ def _task(config: EvaFinetune, ctx: Context, data: LabeledDataset) -> Classifier
         label_smoothing=config.label_smoothing,
         mixup=config.augmentation.mixup,
         cutmix=config.augmentation.cutmix,
+        erasing=config.augmentation.erasing,
         freeze_patch_embed=config.freeze_patch_embed,
+        freeze_blocks=None if config.freeze_blocks == "all" else config.freeze_blocks,
+        batch_norm=config.head_norm == "batch",
     )
 
 
@@ -96,6 +120,11 @@ def build_classifier(config: EvaFinetune, checkpoint: VisionCheckpoint, class_na
     side, patch = vision_preprocess(model).image_size, model.patch_embed.patch_size[0]  # type: ignore[union-attr, index]
     if side % patch:
         raise UserError(f"image_size must be a multiple of the encoder's patch size {patch}, got {side}")
+    depth = len(model.blocks)  # type: ignore[arg-type]
+    if config.freeze_blocks != "all" and config.freeze_blocks > depth:
+        raise UserError(
+            f"freeze_blocks must be at most {depth}, the encoder's blocks, or all; got {config.freeze_blocks}"
+        )
     set_class_names(model, class_names)
     model.pretrained_cfg = {**model.pretrained_cfg, "crop_pct": config.crop_pct}  # type: ignore[dict-item, assignment]
     head: Any = model.head

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from timm.data.auto_augment import posterize, rand_augment_transform
 from torch import Tensor
@@ -33,7 +34,7 @@ class LabeledImages:
     """One image with its label, or a batch."""
 
     images: Tensor  # (B, 3, S, S) uint8
-    labels: Tensor  # (B,)
+    labels: Tensor  # (B,), or (B, C) bool
 
 
 @contextmanager
@@ -60,11 +61,13 @@ class MakeLabeled:
     transform: the random crop.
     mean: grey, 0 to 255, that fills the areas an augmentation leaves empty.
     rand_augment: in timm's notation; None: no augmentation.
+    labels: of all images of the dataset, (N, C), where they have several; None: a sample has one class.
     """
 
     transform: ImageTransform
     mean: tuple[int, int, int]
     rand_augment: str | None = None
+    labels: NDArray[np.bool_] | None = None
 
     @classmethod
     def of(
@@ -78,7 +81,7 @@ class MakeLabeled:
 
     def __call__(self, sample: Sample, draw: SampleDraw) -> LabeledImages:
         """Return the inputs of one sample; raises BadSample."""
-        if sample.label is None:
+        if sample.label is None and self.labels is None:
             raise BadSample("missing_label", sample.key)
         image = decode_image(sample.image, sample.key, max_pixels=self.transform.max_pixels)
         image = self.transform.apply(image, draw.seed)
@@ -86,7 +89,8 @@ class MakeLabeled:
             augment = _rand_augment(self.rand_augment, image.width, self.mean, self.transform.interpolation)
             with seeded_global_generators(draw.seed):
                 image = augment(image)
-        return LabeledImages(to_tensor(image), torch.tensor(sample.label))
+        label = torch.tensor(sample.label) if self.labels is None else torch.from_numpy(self.labels[draw.index])
+        return LabeledImages(to_tensor(image), label)
 
 
 @lru_cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vfm.plugin import (
     AdamW,
@@ -23,6 +23,7 @@ from vfm.plugin import (
     Schedule,
     Seed,
     Stage,
+    TaggedImages,
     Training,
     VisionCheckpoint,
     VisionPretraining,
@@ -56,6 +57,9 @@ class FinetuneAugmentation(Augmentation):
     )
     mixup: float = Field(0.0, ge=0, description="alpha of mixup; 0: none")
     cutmix: float = Field(0.0, ge=0, description="alpha of CutMix; with mixup, one of the two is drawn for each batch")
+    erasing: float = Field(
+        0.0, ge=0, le=1, description="probability that a rectangle of an image becomes noise (timm's)"
+    )
 
 
 class Mask(Part):
@@ -239,7 +243,10 @@ class EvaFinetune(Training):
 
     kind: Literal["eva.finetune"] = "eva.finetune"
     encoder: Ref[VisionCheckpoint] = Field(description="initial encoder, with or without a head")
-    data: Ref[LabeledDataset] = Field(description="labelled images; their classes become the head's")
+    data: Ref[LabeledDataset | TaggedImages] = Field(
+        description="images with one class each (cross-entropy) or several labels (binary cross-entropy); they become"
+        " the head's outputs"
+    )
     image_size: int | None = Field(
         None, ge=1, description="pixels; default: the encoder's. Position embeddings are resampled to another size"
     )
@@ -250,6 +257,14 @@ class EvaFinetune(Training):
         0.8, gt=0, le=1, description="learning rate of a layer, as a factor of that of the layer after it"
     )
     freeze_patch_embed: bool = Field(True, description="do not train the patch embedding, as in EVA's released code")
+    freeze_blocks: int | Literal["all"] = Field(
+        0, description="first blocks that are not trained, with all that is before them; all: only the head is trained"
+    )
+    head_norm: Literal["none", "batch"] = Field(
+        "none",
+        description="batch: a batch norm without parameters before the head, as in EVA's linear probe; it becomes part"
+        " of the exported head",
+    )
     head_init_scale: float = Field(0.001, gt=0, description="factor of a new head's initial weights (std 0.02)")
     drop_path: float = Field(
         0.1, ge=0, lt=1, description="probability to skip the last block; falls linearly to 0 at the first"
@@ -265,6 +280,13 @@ class EvaFinetune(Training):
         lt=1,
         description="decay of an average of the weights, which is exported; null: no average",
     )
+
+    @field_validator("freeze_blocks")
+    @classmethod
+    def _not_negative(cls, freeze_blocks: int | str) -> int | str:
+        if isinstance(freeze_blocks, int) and freeze_blocks < 0:
+            raise ValueError(f"expected 0 or more blocks, or all; got {freeze_blocks}")
+        return freeze_blocks
 
     @model_validator(mode="after")
     def _pairs_to_mix(self) -> EvaFinetune:

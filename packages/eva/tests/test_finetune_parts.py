@@ -1,0 +1,126 @@
+"""Fine-tuning of parts of an encoder, of several labels an image, with random erasing, and with EVA's probing head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+from torch.nn import functional as F
+
+from test_finetune import encoder, losses, run, stage
+from test_finetune import train as labelled_train  # noqa: F401  (a fixture)
+from vfm.data.tags import write_tags
+from vfm.models import build_vision, load_vision
+from vfm.plugin import LabeledDataset, Preflight, TaggedImages, UserError
+from vfm_eva.classifier import Classifier, LabeledImages, NormedHead
+from vfm_eva.labeled_images import seeded_global_generators
+
+PLAIN = {"augmentation": {"rand_augment": None}, "ema_decay": None, "lr": 1e-2}
+
+
+@pytest.fixture
+def train(labelled_train: LabeledDataset) -> LabeledDataset:  # noqa: F811
+    return labelled_train
+
+
+def trained_names(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.parametrize(
+    ("frozen", "free"),
+    [("all", {"head.", "fc_norm."}), (1, {"blocks.1.", "head.", "fc_norm."}), (2, {"head.", "fc_norm."})],
+)
+def test_only_the_parts_behind_the_frozen_ones_change(
+    frozen: Any, free: set[str], tmp_path: Path, train: LabeledDataset
+) -> None:
+    start = encoder(tmp_path / "encoder", num_classes=0)
+    settings = {**PLAIN, "freeze_blocks": frozen, "freeze_patch_embed": False}
+    made = run(tmp_path / "run", settings, encoder=start, train=train)
+    before, after = load_file(start.path / "model.safetensors"), load_file(made.path / "model.safetensors")
+    shared = {name: value for name, value in before.items() if name in after}
+    changed = trained_names(shared, after)
+    assert {
+        name.rpartition(".")[0].split(".attn")[0].split(".mlp")[0].split(".norm")[0] + "." for name in changed
+    } <= free
+    assert after["head.weight"].abs().max() > 0.01
+
+
+def test_a_batch_norm_before_the_head_is_part_of_the_exported_head(tmp_path: Path, train: LabeledDataset) -> None:
+    start = encoder(tmp_path / "encoder", num_classes=0)
+    settings = {**PLAIN, "freeze_blocks": "all", "head_norm": "batch", "global_pool": "token", "steps": 40}
+    settings |= {"head_init_scale": 0.5, "label_smoothing": 0.0, "lr": 0.3, "drop_path": 0.0}
+    settings |= {"optimizer": {"type": "sgd", "weight_decay": 0}, "global_batch_size": 32}
+    made = run(tmp_path / "run", settings, encoder=start, train=train)
+    assert isinstance(load_vision(made).head, torch.nn.Linear)
+    curve = losses(tmp_path / "run")
+    assert sum(curve[-5:]) / 5 < 0.8 * curve[0]
+    head = NormedHead(torch.nn.Linear(6, 3))
+    features = 5 + 3 * torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    for _ in range(30):
+        head(features)
+    torch.testing.assert_close(head.eval().folded()(features), head(features), rtol=1e-4, atol=1e-4)
+
+
+def tagged(folder: Path, images: LabeledDataset) -> TaggedImages:
+    """Label the images by two of their class' properties."""
+    names = ["circle", "square", "red", "blue"]
+    rows = [[n % 2, 2 + n // 2 % 2] for n in range(images.num_samples)]
+    folder.mkdir()
+    write_tags(folder / "tags.parquet", rows)
+    counts = [sum(label in row for row in rows) for label in range(4)]
+    return TaggedImages.create(
+        folder,
+        data=images.reference(folder),
+        num_samples=images.num_samples,
+        class_names=names,
+        num_images=counts,
+    )
+
+
+def test_several_labels_an_image_are_trained_by_binary_cross_entropy(tmp_path: Path, train: LabeledDataset) -> None:
+    tags = tagged(tmp_path / "tags", train)
+    start = encoder(tmp_path / "encoder", num_classes=0)
+    made = run(tmp_path / "run", {**PLAIN, "steps": 2}, encoder=start, train=tags)
+    assert made.num_classes == 4
+    assert losses(tmp_path / "run")[0] == pytest.approx(0.693, abs=0.02)  # of a head of nearly zero
+    model = build_vision("vit_pico_patch8_32", num_classes=4, seed=0).eval()
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[True, False, True, False], [False, False, False, True], [True, True, True, True]])
+    task = Classifier(model).eval()
+    loss, metrics = task(LabeledImages(images, labels))
+    logits = model(task.preprocess.pixels(images))
+    own = -(labels * F.logsigmoid(logits) + ~labels * F.logsigmoid(-logits)).mean()
+    torch.testing.assert_close(loss, own)
+    assert metrics["label_accuracy"] == ((logits > 0) == labels).float().mean()
+
+
+def test_erasing_is_timms_in_training_and_absent_in_evaluation() -> None:
+    model = build_vision("vit_pico_patch8_32", num_classes=2, seed=0)
+    task = Classifier(model, erasing=1.0).train()
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    inputs = LabeledImages(images, torch.tensor([0, 1, 0, 1]))
+    torch.manual_seed(3)
+    loss, _ = task(inputs)
+    torch.manual_seed(3)
+    pixels = task.preprocess.pixels(images)
+    with seeded_global_generators(int(torch.randint(2**62, ()))):
+        RandomErasing(1.0, mode="pixel", device="cpu")(pixels)
+    torch.testing.assert_close(loss, F.cross_entropy(model(pixels), inputs.labels))
+    plain = F.cross_entropy(model.eval()(task.preprocess.pixels(images)), inputs.labels)
+    torch.testing.assert_close(task.eval()(inputs)[0], plain)
+
+
+def test_mistakes_are_one_line_in_the_preflight(tmp_path: Path, train: LabeledDataset) -> None:
+    start, tags = encoder(tmp_path / "encoder", num_classes=0), tagged(tmp_path / "tags", train)
+    known = Preflight({}, {"encoder": start.path, "train": tags.path})
+    with pytest.raises(UserError, match="at most 2, the encoder's blocks, or all; got 3"):
+        stage(freeze_blocks=3).preflight(known)
+    with pytest.raises(UserError, match="mixup and cutmix mix single classes"):
+        stage(augmentation={"mixup": 0.8}).preflight(known)
+    stage(freeze_blocks="all").preflight(known)
