@@ -162,6 +162,8 @@ def test_tokens_and_text_states_are_combined_in_three_ways() -> None:
     torch.testing.assert_close(added.tokens, image + longer.mean(dim=1, keepdim=True))
     joined = combine_with_prompt(conditioning, prompt, "concatenate")
     assert_close(joined, Conditioning(torch.cat([states.expand(2, 3, 4), image], dim=1), vector.expand(2, 5)))
+    spread = combine_with_prompt(Conditioning(image[:, :1], pooled), Conditioning(longer, vector), "broadcast")
+    assert_close(spread, Conditioning(torch.stack([longer[0] + token for token in image[:, 0]]), pooled + vector))
     no_tokens = combine_with_prompt(Conditioning(image[:, :0], pooled), Conditioning(states), "replace")  # un-CLIP
     assert_close(no_tokens, Conditioning(states.expand(2, 3, 4), pooled))
 

@@ -230,6 +230,10 @@ def test_parts_that_do_not_fit_are_rejected_in_one_line(
     assert "image_size must be a multiple of 4 for this generator, got 18" in refusal(
         clip, stable_diffusion, image_size=18, adapter=LINEAR
     )
+    both = {"prompt": {"combine": "broadcast"}, "condition": {"type": "patches"}, "adapter": LINEAR}
+    assert "prompt.combine: broadcast needs one token, of condition embedding or cls" in refusal(
+        clip, stable_diffusion, **both
+    )
     resnet = {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32, "patch_size": None}
     patchless = make_clip(tmp_path / "resnet", **resnet)
     message = refusal(patchless, stable_diffusion, adapter=LINEAR, condition={"type": "patches"})
