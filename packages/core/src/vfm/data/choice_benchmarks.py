@@ -44,11 +44,14 @@ SUGARCREPE, WINOGROUND = ("filename", "caption", "negative_caption"), ("image_0"
 
 def read_mmvp(folder: Path, on_bad: OnBad) -> Iterator[Choice]:
     """Yield the pairs of `Questions.csv`: two rows each; an odd question id belongs to the first image."""
-    questions, root = _questions(folder / QUESTIONS_FILE), _image_folder(folder)
+    file = folder / QUESTIONS_FILE
+    questions, root = _questions(file), _image_folder(folder)
     patterns = _patterns(questions)
     for pair, pattern in enumerate(patterns):
         rows = questions[2 * pair : 2 * pair + 2]
         try:
+            if not all(map(_is_question, rows)):
+                raise BadSample("unreadable_row", f"{file}: pair {pair + 1}")
             images = [read_choice_image(str(root), f"{kind}/{number}.jpg") for number, kind, _ in rows]
         except BadSample as bad:
             on_bad(bad.reason, bad.where)
@@ -62,12 +65,14 @@ def _questions(path: Path) -> list[list[str]]:
         raise UserError(f"{path}: no such file; expected MMVP-VLM's folder, {QUESTIONS_FILE} and a folder of images")
     lines = list(csv.reader(io.StringIO(files.read_text(str(path)))))
     rows = [[cell.strip() for cell in row] for row in lines[1:] if row]
-    for line, row in enumerate(rows, start=2):
-        if len(row) != 3 or not row[0].isdigit():
-            raise UserError(f"{path}: line {line}: expected three columns (question id, type, statement), got {row}")
     if len(rows) % 2 or not rows:
         raise UserError(f"{path}: expected pairs of questions, got {len(rows)} questions")
     return rows
+
+
+def _is_question(row: list[str]) -> bool:
+    """Return whether a row has its three columns: question id, type, statement."""
+    return len(row) == 3 and row[0].isascii() and row[0].isdigit() and bool(row[2])
 
 
 def mmvp_patterns(num_pairs: int) -> list[str]:
@@ -89,7 +94,7 @@ def _patterns(questions: list[list[str]]) -> list[str]:
     pairs = len(questions) // 2
     if pairs == len(MMVP_PATTERNS) * MMVP_PAIRS_PER_PATTERN:
         return mmvp_patterns(pairs)
-    return [kind for _, kind, _ in questions[::2]]
+    return [(row[1:2] or [""])[0] for row in questions[::2]]
 
 
 def _image_folder(folder: Path) -> Path:
@@ -110,8 +115,8 @@ def read_sugarcrepe(paths: list[Path], image_root: str | None, on_bad: OnBad) ->
     for path in paths:
         for number, record in _records_by_number(path):
             where = f"{path}: item {number}"
-            filename, *captions = _strings(record, SUGARCREPE, where)
             try:
+                filename, *captions = _strings(record, SUGARCREPE, where)
                 images = [read_choice_image(image_root, filename)]
                 yield Choice(f"{path.stem}/{number}", path.stem, images, captions, [0, -1])
             except BadSample as bad:
@@ -127,10 +132,10 @@ def read_winoground(path: Path, image_root: str | None, on_bad: OnBad) -> Iterat
             on_bad(record.reason, record.where)
             continue
         where = f"{path}: item {record.get('id', number)}"
-        if missing := [name for name in WINOGROUND if not record.get(name)]:
-            raise UserError(f"{where}: expected {', '.join(WINOGROUND)}; {missing[0]} is missing")
-        captions = [str(record[name]) for name in WINOGROUND[2:]]
         try:
+            if not all(record.get(name) for name in WINOGROUND[:2]):
+                raise BadSample("missing_image", where)
+            captions = _strings(record, WINOGROUND[2:], where)
             images = [_winoground_image(record[name], root, where) for name in WINOGROUND[:2]]
             yield Choice(
                 str(record.get("id", number)), str(record.get("collapsed_tag") or ""), images, captions, [0, 1]
@@ -172,20 +177,25 @@ def _records_by_number(path: Path) -> Iterator[tuple[str, Any]]:
     yield from found.items()
 
 
-def _json_lines(path: Path) -> Iterator[Mapping[str, Any]]:
+def _json_lines(path: Path) -> Iterator[Mapping[str, Any] | BadSample]:
     for number, line in enumerate(files.read_text(str(path)).split("\n"), start=1):
         if line.strip():
             try:
                 yield dict(json.loads(line))
-            except (ValueError, TypeError) as error:
-                raise UserError(f"{path}: line {number}: not readable as a JSON record: {error}") from None
+            except (ValueError, TypeError, RecursionError):
+                yield BadSample("broken_json", f"{path}: line {number}")
 
 
 def _strings(record: Any, names: tuple[str, ...], where: str) -> list[str]:
+    """Return the texts of a record.
+
+    Raises:
+        BadSample: one of them is missing or empty, or no text.
+    """
     values = [record.get(name) for name in names] if isinstance(record, dict) else []
     found = [value for value in values if isinstance(value, str) and value]
     if len(found) < len(names):
-        raise UserError(f"{where}: expected {', '.join(names)} as texts")
+        raise BadSample("unreadable_row" if not isinstance(record, dict) else "missing_caption", where)
     return found
 
 

@@ -27,11 +27,18 @@ from vfm.stages.data import ChoiceFiles
 
 def import_choices(config: ChoiceFiles, ctx: Context) -> ChoiceDataset:
     """Copy the items, with their images, into one small file."""
-    dataset = write_choices(ctx.directory, read_choices(config.path, ctx.skip, config.image_root))
+    first: list[str] = []
+
+    def skip(reason: str, where: str) -> None:
+        first[:] = first or [where]
+        ctx.skip(reason, where)
+
+    dataset = write_choices(ctx.directory, read_choices(config.path, skip, config.image_root))
     bad = ctx.bad.total()
     total = dataset.num_pairs + bad
     if bad > config.max_bad_fraction * total or not dataset.num_pairs:
         reasons = ", ".join(f"{reason} ({count})" for reason, count in ctx.bad.items()) or "there are no items"
+        reasons += f"; the first is {first[0]}" if first else ""
         raise UserError(f"{config.name}: {bad} of {total} items in {config.path} are bad: {reasons}")
     return dataset
 
@@ -74,12 +81,21 @@ def _read_jsonl(path: str, on_bad: OnBad) -> Iterator[Choice]:
             continue
         where = f"{path}: line {number}"
         try:
-            item: dict[str, Any] = json.loads(line)
-            images = [read_choice_image(str(Path(path).parent), name) for name in item["images"]]
-            yield Choice(
-                str(item.get("key", number)), item.get("pattern", ""), images, item["statements"], item["truth"]
-            )
+            yield _choice(line, str(number), where, Path(path).parent)
         except BadSample as bad:
             on_bad(bad.reason, bad.where)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{where}: expected images, statements and truth: {error}") from None
+
+
+def _choice(line: str, number: str, where: str, folder: Path) -> Choice:
+    try:
+        item: dict[str, Any] = json.loads(line)
+    except (ValueError, RecursionError):
+        raise BadSample("broken_json", where) from None
+    try:
+        key, pattern, statements = str(item.get("key", number)), item.get("pattern", ""), item["statements"]
+        if not all(isinstance(text, str) for text in (pattern, *statements)):
+            raise TypeError("expected texts")
+        images = [read_choice_image(str(folder), name) for name in item["images"]]
+        return Choice(key, pattern, images, statements, item["truth"])
+    except (ValueError, KeyError, TypeError, AttributeError):  # not images, statements and a truth that fits them
+        raise BadSample("unreadable_row", where) from None
