@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
 from annotated_world import coco, read, run, write_map
+from cli_world import run_here
 from vfm.artifacts import AnnotatedImages, Artifact, ClipCheckpoint, Report, VisionCheckpoint
 from vfm.config import UserError
 from vfm.eval.dense_probe import encode_maps, folds_of
@@ -177,3 +179,26 @@ def test_labels_without_maps_are_found_before_the_run(tmp_path: Path) -> None:
     ]
     with pytest.raises(UserError, match="expected the same classes in train and test, got 'c' where 'b' is"):
         probe(train="train").preflight(Preflight({}, {"test": sets[0].path, "train": sets[1].path}))
+
+
+def test_it_joins_vfm_eval_beside_zero_shot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scenes(tmp_path / "made", 6, 0)
+    encoder(tmp_path / "vit")
+    clip(tmp_path / "clip")
+    monkeypatch.chdir(tmp_path)
+    words = ["vit", "clip", "--data", "scenes=made/artifact", "--tasks", "dense_probe,zero_shot"]
+    planned = run_here("eval", *words, "--dry-run")
+    assert planned.code == 0, planned.err
+    stages = {stage["name"]: stage for stage in yaml.safe_load(planned.out)["stages"]}
+    assert stages["scenes-dense_probe"]["models"] == ["vit", "clip"]
+    (missing,) = stages["summary"]["missing"]
+    assert missing["why"] == "scenes is a AnnotatedImages: zero_shot needs class labels"
+    few = [
+        f"--set=scenes-dense_probe.{name}={value}"
+        for name, value in (("steps", 5), ("num_resamples", 100), ("folds", 2))
+    ]
+    done = run_here("eval", *words, *few, "--quiet", "--name", "dense")
+    assert done.code == 0, done.err
+    results = (tmp_path / "store/runs/dense/results/results.csv").read_text()
+    assert "dense_miou" in results.splitlines()[0]
+    assert len(results.splitlines()) == 3
