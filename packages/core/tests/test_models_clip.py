@@ -214,6 +214,7 @@ def test_embeddings_can_be_used_in_a_backward_pass() -> None:
         ({"embed_dim": 3, "vision_cfg": {}}, {}, "needs 'text_cfg'"),
         (TINY, {"quick_glu": True}, "quick_glu: unknown key; did you mean 'quick_gelu'"),
         ({**TINY, "text_cfg": {**TINY["text_cfg"], "layers": 0}}, {}, "CLIP model 'custom': "),
+        ({**TINY, "text_cfg": {**TINY["text_cfg"], "layers": 10**18}}, {}, "text_cfg.layers: expected at most 1,000"),
         ({**TINY, "text_cfg": "small"}, {}, "text_cfg: expected a mapping of open_clip's keys to values, got 'small'"),
         ("local-dir:nowhere", {}, "nowhere"),
     ],

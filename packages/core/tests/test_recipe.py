@@ -18,6 +18,7 @@ import vfm
 from vfm.flow import yaml_lines
 from vfm.flow.recipe import Recipe, load_recipe, parse_recipe
 from vfm.flow.recipe_source import SHIPPED, read_source, read_text
+from vfm.plugins import load_plugins, stage_types
 from vfm.stages.data import Images
 
 KNOWN = {stage.kind_name(): stage for stage in toy_plugin.vfm_stages()}
@@ -326,3 +327,20 @@ def test_shipped_recipes_over_a_base_resolve_to_their_papers_values():
             stages = json.dumps(source.value["stages"], sort_keys=True)
             found[file.stem] = hashlib.sha256(stages.encode()).hexdigest()[:12]
     assert found == STAGES_OVER_BASE
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("stages: [{kind: data.pairs, name: pool, path: 2020-13-01}]", "not valid YAML: month must be in 1..12"),
+        (f"stages: [{{kind: data.pairs, name: pool, path: {'9' * 5000}}}]", "not valid YAML: Exceeds the limit"),
+        (f"base: {'z' * 5000}", "base: no recipe 'zzz"),
+        (f"stages: [{{kind: eval.summary, name: s, scores: [{{report: {'z' * 5000}}}]}}]", "no earlier stage"),
+    ],
+)
+def test_values_that_other_libraries_refuse_are_lines_with_the_name_of_the_recipe(tmp_path, text, said):
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(vfm.UserError) as caught:
+        load_recipe(str(tmp_path / "r.yaml"), stage_types(load_plugins()), ())
+    assert all("r.yaml" in line for line in str(caught.value).splitlines())
+    assert said in str(caught.value)

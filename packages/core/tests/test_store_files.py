@@ -39,6 +39,7 @@ from vfm.integrity import seal
 from vfm.stage import Stage
 from vfm.stages.data import Pairs
 from vfm.store_files import (
+    naming,
     open_parquet_file,
     read_config,
     read_json,
@@ -274,3 +275,13 @@ def test_a_flipped_bit_in_a_page_with_a_checksum_is_found(tmp_path):
     (tmp_path / "x.parquet").write_bytes(data)
     with pytest.raises(UserError, match=r"x\.parquet: not readable as Parquet: .*"):
         read_parquet(tmp_path / "x.parquet")
+
+
+def test_a_line_about_the_content_of_a_file_names_the_file_once():
+    for error, line in (
+        (UserError("size: too large"), "a/x.json: size: too large"),
+        (UserError("a/x.json: size: too large"), "a/x.json: size: too large"),
+        (KeyError("size"), "a/x.json: not readable as sizes: 'size' is missing"),
+    ):
+        with pytest.raises(UserError, match=f"^{line}$"), naming("a/x.json", "sizes"):
+            raise error

@@ -182,6 +182,8 @@ def test_half_a_character_is_left_out_and_reported(tmp_path: Path) -> None:
         ("a.json", b'{"cat": 1}', "a JSON list of strings"),
         ("a.json", b"[1]", "a JSON list of strings"),
         ("a.json", b"[", "not readable as json"),
+        ("a.json", b"[" * 100_000, "not readable as json"),
+        ("a.json", b"[" + b"9" * 5000 + b"]", "not readable as json"),
         ("a.txt", b"\xff\xfe", "not readable as txt in UTF-8"),
         ("a.pkl", b"", "expected a .txt, .json, .csv or .tsv file"),
         ("gone.txt", None, "no such file"),

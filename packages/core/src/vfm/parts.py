@@ -81,7 +81,7 @@ class Part(Config):
         if isinstance(value, cls):
             return value
         if not isinstance(value, Mapping):
-            hint = f"; write {{type: {value}}}" if value in cls.choices else ""
+            hint = f"; write {{type: {value}}}" if isinstance(value, str) and value in cls.choices else ""
             raise ValueError(f"expected a mapping with a 'type', got {value!r}{hint}")
         if "type" not in value:
             raise ValueError(f"'type' is required; choose from {', '.join(cls.choices)}")

@@ -43,6 +43,17 @@ def reading(file: str | Path, form: str) -> Iterator[None]:
         raise UserError(f"{file}: not readable as {form}: {_line(error)}") from None
 
 
+@contextmanager
+def naming(file: str | Path, form: str) -> Iterator[None]:
+    """As `reading`, for code that uses a file's content: a line of a `UserError` that lacks the file's name gets it."""
+    try:
+        with reading(file, form):
+            yield
+    except UserError as error:
+        lines = [line if Path(file).name in line else f"{file}: {line}" for line in str(error).splitlines()]
+        raise UserError("\n".join(lines)) from None
+
+
 def read_json(file: Path) -> Any:
     """Return the content of a JSON file.
 

@@ -44,7 +44,7 @@ def retry_links(config: RetryLinks, ctx: Context) -> LinkTable:
     for summary in with_progress(ctx, run_shards(retry_file, job, range(len(paths)), config.runtime), len(paths)):
         outcomes.update(summary.outcomes)
     if not outcomes["to_try_again"]:
-        raise UserError(f"{config.name}: no download to try again: {dict(outcomes)}")
+        raise UserError(f"{paths[0]}: no download to try again in {len(paths)} files: {dict(outcomes)}")
     values = {f"curation/{name}": count for name, count in outcomes.items()}
     ctx.emit("metrics", step=1, samples=outcomes["to_try_again"], values=values)
     return publish_links(ctx, job.folder, config.language)

@@ -84,10 +84,12 @@ def embed_dataset(
         UserError: too many images cannot be read, or all; or an embedding is not finite.
     """
     bad: Counter[str] = Counter()
+    first: BadSample | None = None
     seen = 0
     for batch in decoded_batches(source, reading, lambda sample: None):
         good = [item for _, item in batch if not isinstance(item, BadSample)]
         for item in (item for _, item in batch if isinstance(item, BadSample)):
+            first = first or item
             bad[item.reason] += 1
             ctx.skip(item.reason, item.where)
         if good:
@@ -97,7 +99,7 @@ def embed_dataset(
             writer.write([s.key for s in samples], [_text(s, source.class_names) for s in samples], vectors)
         seen += len(batch)
         ctx.progress(seen, len(source), "images")
-    reading.check_bad(bad, len(source))
+    reading.check_bad(bad, len(source), first=first)
     return bad
 
 

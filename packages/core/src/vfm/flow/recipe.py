@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -233,7 +234,7 @@ def _misfit(ref: Ref[Any], made: Mapping[str, type[Artifact]], names: Sequence[s
         return None if ref.accepts(made[ref]) else f"expected a {ref.expected}; '{ref}' makes a {made[ref].__name__}"
     if ref in names:
         return f"'{ref}' comes later; a stage can only use earlier ones"
-    if (Path(ref) / FACTS_FILE).is_file():
+    if os.path.isfile(Path(ref) / FACTS_FILE):  # False for a name that is too long
         found = type(Artifact.load(ref, verify=False))
         return None if ref.accepts(found) else f"expected a {ref.expected}; {ref} holds a {found.__name__}"
     return f"no earlier stage and no saved artifact is named '{ref}'{did_you_mean(ref, made)}"

@@ -72,6 +72,8 @@ def parse(text: str, where: str) -> tuple[Any, dict[KeyPath, int]]:
         raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise UserError(f"{where}: nested too deeply") from None
+    except ValueError as error:  # a date that does not exist, or a number of thousands of digits
+        raise UserError(f"{where}: not valid YAML: {error}") from None
     lines: dict[KeyPath, int] = {}
     _collect(node, (), lines, where)
     return _unshared(value), lines

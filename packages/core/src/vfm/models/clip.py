@@ -34,6 +34,7 @@ from vfm.models.clip_module import build_module, load_weights, plain_config, set
 from vfm.models.preprocess import Preprocess
 from vfm.models.text import build_tokenizer, encode_unpadded
 from vfm.models.weights import save_state_dict
+from vfm.store_files import naming
 
 Item = TypeVar("Item")
 
@@ -199,8 +200,9 @@ def load_clip(
     folder = checkpoint.path if isinstance(checkpoint, ClipCheckpoint) else Path(checkpoint)
     record = read_clip_config(folder)
     # open_clip's loader resamples positions of its own tower; a timm tower is resized after its weights are loaded.
-    has_timm_tower = bool(record["model_cfg"]["vision_cfg"].get("timm_model_name"))
-    model = build_clip(record["model_cfg"], image_size=None if has_timm_tower else image_size, noise=noise)
+    with naming(folder / CONFIG_FILE, "the configuration of a CLIP model"):
+        has_timm_tower = bool(record["model_cfg"]["vision_cfg"].get("timm_model_name"))
+        model = build_clip(record["model_cfg"], image_size=None if has_timm_tower else image_size, noise=noise)
     model.name = checkpoint.model if isinstance(checkpoint, ClipCheckpoint) else folder.name
     model.folder = folder
     load_weights(model.module, clip_weights_file(folder), model.name)
@@ -208,7 +210,8 @@ def load_clip(
     if has_timm_tower and image_size:
         vision["image_size"] = image_size
         set_image_size(model.module, vision, model.name)
-    model.preprocess = Preprocess.from_open_clip(record.get("preprocess_cfg", {}), vision.get("image_size", 224))
+    with naming(folder / CONFIG_FILE, "the configuration of a CLIP model"):
+        model.preprocess = Preprocess.from_open_clip(record.get("preprocess_cfg", {}), vision.get("image_size", 224))
     model.module.eval()
     return model.to(device)
 

@@ -18,7 +18,8 @@ from vfm.store_files import read_record
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 # The file that vfm writes, and the names used on the hub.
 WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
-
+# A damaged number would build layers without end, or fill the memory.
+MAX_LAYERS, MAX_SIZE = 1_000, 4_000_000
 
 _UNSUPPORTED = re.compile(r"EVA.?CLIP.?(8B|18B)", re.IGNORECASE)
 
@@ -95,3 +96,7 @@ def check_keys(config: Mapping[str, Any], name: str) -> None:
         fields = {field.name for field in dataclasses.fields(kind)}
         if other := next((key for key in config[part] if key not in fields), None):
             raise UserError(f"{model}: {part}.{other}: unknown key{did_you_mean(other, fields)}")
+        for key, value in config[part].items():
+            limit = MAX_LAYERS if key == "layers" else MAX_SIZE
+            if isinstance(value, int | float) and not abs(value) <= limit:
+                raise UserError(f"{model}: {part}.{key}: expected at most {limit:,}, got {value}")

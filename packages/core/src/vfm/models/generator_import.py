@@ -17,7 +17,7 @@ from vfm.config import UserError
 from vfm.models.model_sources import fetch, local_folder
 from vfm.stage import Context
 from vfm.stages.models import HUB_PREFIX, ImportGenerator
-from vfm.store_files import read_record, reading
+from vfm.store_files import naming, read_record, reading
 
 DENOISERS = ("unet", "transformer")
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
@@ -158,7 +158,7 @@ def _check_weights(folder: Path, diffusers: Any, source: str) -> None:
     if model_class is None:
         raise UserError(f"{folder}: diffusers has no {config.get('_class_name')!r}")
     found = _shapes(folder, source)
-    with torch.device("meta"):
+    with naming(folder / "config.json", "the configuration of a part"), torch.device("meta"):
         model = model_class.from_config(config)
     shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
     _compare(folder, shapes, {_current(key, shapes): shape for key, shape in found.items()})

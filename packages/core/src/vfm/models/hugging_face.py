@@ -25,7 +25,7 @@ from vfm.models.hugging_face_config import (
     read_processor,
 )
 from vfm.models.weights import load_state_dict, save_state_dict
-from vfm.store_files import read_record, reading
+from vfm.store_files import naming, read_record, reading
 
 CONFIG_FILE, WEIGHTS_FILES = "config.json", ("model.safetensors", "pytorch_model.bin")
 PROCESSOR_FILE = "preprocessor_config.json"
@@ -166,7 +166,8 @@ def load_hugging_face(folder: Path) -> ClipModel:
     if record.get("model_type") != "clip":
         raise UserError(f"{folder}: expected a Hugging Face model of type 'clip', got {record.get('model_type')!r}")
     weights = find_weights(folder)
-    model = build_clip(open_clip_config(record))
+    with naming(folder / CONFIG_FILE, "the configuration of a CLIP model"):
+        model = build_clip(open_clip_config(record))
     model.name = folder.name
     try:
         model.module.load_state_dict(from_hugging_face(load_state_dict(weights)))

@@ -21,9 +21,8 @@ def build_metadata(config: BuildMetadata, ctx: Context) -> Metadata:
         for language, found in source.build(ctx, config.runtime.workers):
             entries.add(found, language)
     if not len(entries):
-        raise UserError(
-            f"{config.path or config.name}: has no entries (empty lines and lone punctuation marks do not count)"
-        )
+        where = config.path or ", ".join(config.sources()) or config.name
+        raise UserError(f"{where}: has no entries (empty lines and lone punctuation marks do not count)")
     save_entries(ctx.directory, entries)
     findings = lint(entries)
     save_findings(ctx.directory, findings)

@@ -56,7 +56,9 @@ def read_lists(path: str | Path, *, column: str | None = None, language: str = S
             found = {language: dict.fromkeys(_read_lines(path, column), path.name)}
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+    except UserError:
+        raise
+    except (ValueError, RecursionError, csv.Error) as error:
         raise UserError(f"{path}: not readable as {path.suffix[1:]} in UTF-8: {error}") from None
     for entries in found.values():
         entries.pop("", None)

@@ -34,8 +34,8 @@ class ReadSettings:
     max_bad_fraction: float = 0.05
     threads: int = 1
 
-    def check_bad(self, bad: Counter[str], total: int, items: str = "samples") -> None:
-        """Check the number of bad samples of a dataset, counted by reason.
+    def check_bad(self, bad: Counter[str], total: int, items: str = "samples", first: object = None) -> None:
+        """Check the number of bad samples of a dataset, counted by reason; the error names the first one if given.
 
         Raises:
             UserError: more than `max_bad_fraction` are bad, or all.
@@ -43,7 +43,8 @@ class ReadSettings:
         if bad.total() > self.max_bad_fraction * total or bad.total() == total:
             reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(bad.items())) or "it is empty"
             limit = f"max_bad_fraction is {self.max_bad_fraction}"
-            raise UserError(f"{bad.total()} of {total} {items} cannot be used ({limit}): {reasons}")
+            where = f"; the first is {first}" if first else ""
+            raise UserError(f"{bad.total()} of {total} {items} cannot be used ({limit}): {reasons}{where}")
 
 
 class ModelEvaluation(Evaluation):
