@@ -83,10 +83,10 @@ def markdown(rows: list[dict[str, Any]], facts: dict[str, Any], where: dict[str,
     head = ["step", "seconds", "CPU seconds", "texts a second", "peak of all processes, MiB", "disk, MB", "files"]
     lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
     for row in rows:
-        rate = facts["texts"] / row["seconds"]
+        rate = f"{facts['texts'] / row['seconds']:,.0f}" if row["seconds"] > 1 else ""
         values = [f"{row[name]:,.0f}" for name in ("seconds", "cpu_seconds")]
         sizes = [f"{row[name]:,.0f}" for name in ("peak_mib", "megabytes", "files")]
-        lines.append(f"| {row['step']} | {' | '.join([*values, f'{rate:,.0f}', *sizes])} |")
+        lines.append(f"| {row['step']} | {' | '.join([*values, rate, *sizes])} |")
     curated = [row for row in rows if row["step"].startswith("pass")]
     seconds, cpu = (sum(row[name] for row in curated) for name in ("seconds", "cpu_seconds"))
     return "\n".join(

@@ -47,8 +47,8 @@ def distinct_images(config: NearDuplicates, run: FilterRun) -> Iterator[Bools]:
     dropped = np.zeros(len(ranks), dtype=np.bool_)
     for table in agreeing:
         ordered = table.sort_by([("group", "ascending"), ("rank", "ascending")])
-        columns = [ordered[name].to_numpy() for name in ("group", "hash", "rank", "plain")]
-        dropped[columns[2][near_better(*columns, config.max_distance)]] = True
+        groups, hashes, rank, plain = (ordered[name].to_numpy() for name in ("group", "hash", "rank", "plain"))
+        dropped[rank[near_better(groups, hashes, rank, plain, config.max_distance)]] = True
     start = 0
     for table in run.identities():
         yield ~dropped[ranks[start : start + len(table)]]

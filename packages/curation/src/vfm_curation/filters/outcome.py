@@ -99,4 +99,5 @@ class Outcome:
 
 def first_places(places: Iterable[Place]) -> list[Place]:
     """Return the first examples in the order of the pool."""
-    return sorted(map(tuple, places))[:NUM_EXAMPLES]  # type: ignore[arg-type]
+    # Places read from JSON are lists.
+    return sorted((shard, row, language, index) for shard, row, language, index in places)[:NUM_EXAMPLES]

@@ -1,0 +1,98 @@
+"""Pass 2 by tasks: a kill repeats only unfinished shards, and t is the same from a sample that is complete or not."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vfm.data import read_subset, subset_file
+from vfm.plugin import Event
+from vfm_curation import sampled_texts
+from vfm_curation.matches import read_shards
+from vfm_curation.probabilities import text_probability
+from vfm_curation.stages import BuildMetadata, CurationRuntime, MatchTexts, MetaclipBalance
+from vfm_curation.subset import BalanceJob, expected_size
+
+WORDS = ["dog", "cat", "red car", "lighthouse", "okapi", "church", "glacier"]
+
+
+@pytest.fixture
+def matched(make_pool: Any, run_stage: Any, tmp_path: Path) -> Any:
+    rng = random.Random(0)
+    weights = [1 / rank for rank in range(1, len(WORDS) + 1)]
+    drawn = [rng.choices(WORDS, weights, k=rng.randint(1, 3)) for _ in range(300)]
+    samples = [(f"uid{i}", {"en": [f"a {word} and {i}" for word in words]}) for i, words in enumerate(drawn)]
+    (tmp_path / "entries.txt").write_text("\n".join(WORDS))
+    metadata = run_stage(BuildMetadata(name="entries", path=str(tmp_path / "entries.txt")))
+    pool = make_pool("pool", samples, shard_size=30)
+    return lambda name: run_stage(MatchTexts(name=name, pool="p", metadata="m"), p=pool, m=metadata)
+
+
+class KilledError(Exception):
+    """The process dies here."""
+
+
+def test_a_killed_balance_repeats_only_unfinished_shards(run_stage: Any, matched: Any) -> None:
+    matches = matched("matches")
+
+    def kill(event: Event) -> None:
+        if event.type == "progress" and event.data["done"] == 4:
+            raise KilledError
+
+    stage = MetaclipBalance(name="curated", matches="x", t=30)
+    with pytest.raises(KilledError):
+        run_stage(stage, send=kill, x=matches)
+    work = matches.path.parents[1] / "work" / "curated" / "subset"
+    finished = {file.name: file.stat().st_mtime_ns for file in work.iterdir()}
+    assert len(finished) == 4
+    subset = run_stage(stage, x=matches)
+    times = {file.name: file.stat().st_mtime_ns for file in (subset.path / "subset").iterdir()}
+    assert times | finished == times
+    assert len(times) == 10
+    unbroken = run_stage(stage.model_copy(update={"name": "unbroken"}), x=matches)
+    for shard in range(10):
+        assert subset_file(subset.path, shard).read_bytes() == subset_file(unbroken.path, shard).read_bytes()
+    for name in ("subset_index.parquet", "entry_counts.parquet"):
+        assert (subset.path / name).read_bytes() == (unbroken.path / name).read_bytes()
+
+
+def test_files_of_another_draw_are_not_taken_for_finished(run_stage: Any, matched: Any) -> None:
+    matches = matched("matches")
+    kept = {}
+    for seed in (0, 1):
+        stage = MetaclipBalance(name="curated", matches="x", t=30, seed=seed)
+        work = matches.path.parents[1] / "work" / "curated"
+        subset = run_stage(stage, x=matches)
+        kept[seed] = read_subset(subset.path)["kept"].to_pylist()
+        (subset.path / "subset").rename(work / "subset")  # as a kill before the end would leave them
+    assert kept[0] != kept[1]
+
+
+@pytest.mark.parametrize("texts", ["every", "one_per_image"])
+def test_t_is_the_same_whether_the_sample_is_complete_or_the_tasks_search(
+    run_stage: Any, matched: Any, monkeypatch: pytest.MonkeyPatch, texts: Any
+) -> None:
+    found = {}
+    for name, most in (("complete", 1 << 18), ("sampled", 5)):
+        monkeypatch.setattr(sampled_texts, "NUM_SAMPLED", most)
+        monkeypatch.setattr(sampled_texts, "MIN_SAMPLED", most)
+        matches = matched(name)
+        events: list[Event] = []
+        stage = MetaclipBalance(name=f"of-{name}", matches="x", target_size=150, texts=texts)
+        subset = run_stage(stage, send=events.append, x=matches)
+        values = next(event.data["values"] for event in events if event.type == "metrics")
+        found[name] = values, read_subset(subset.path).to_pylist()
+    assert found["complete"] == found["sampled"]
+    assert abs(found["complete"][0]["curation/expected_texts"] - 150) <= 0.5
+
+
+def test_the_expected_size_is_the_exact_sum_by_any_number_of_processes(matched: Any, tmp_path: Path) -> None:
+    matches = matched("matches")
+    probability = np.random.default_rng(0).random(len(WORDS))
+    job = BalanceJob.of(matches.path, tmp_path, probability)
+    sizes = {expected_size(job, CurationRuntime(workers=workers)) for workers in (1, 2)}
+    plain = sum(text_probability(s.ids, s.offsets, probability).sum() for s in read_shards(matches.path))
+    assert len(sizes) == 1
+    assert sizes.pop() == pytest.approx(plain, abs=1e-6)
