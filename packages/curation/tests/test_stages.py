@@ -264,13 +264,14 @@ def test_invalid_configurations_are_rejected(build: Any, message: str) -> None:
 
 def test_panels_show_funnel_curve_entries_and_examples(make_pool: Any, run_stage: Any, entry_file: Path) -> None:
     subset = curate(run_stage, make_pool("pool", samples()), entry_file, t=20)
-    funnel, steps, curve, choices, languages, top, examples = load_panels(subset.path)
+    funnel, steps, ranks, curve, choices, languages, top, examples = load_panels(subset.path)
     num_texts = sum(len(texts["en"]) for _, texts in samples())
     assert funnel.labels == ["texts", "matched", "kept"]
     assert num_texts == funnel.values[0] > funnel.values[1] > funnel.values[2] == len(identities(subset))
     assert [row[:2] for row in steps.rows] == [
         [name, int(n)] for name, n in zip(funnel.labels, funnel.values, strict=True)
     ]
+    assert [one.name for one in ranks.series] == ["before balancing", "after balancing", "t"]
     before, after, *others = curve.series
     assert [one.name for one in others] == ["t / 10", "t / 3", "t × 3", "t × 10"]
     sizes = [row[4] for row in choices.rows]
