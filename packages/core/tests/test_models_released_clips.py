@@ -18,12 +18,15 @@ from torch import Tensor, nn
 
 from vfm.artifacts import ClipCheckpoint
 from vfm.config import UserError
+from vfm.flow.recipe import load_recipe
 from vfm.models import ClipModel, KeyReport, build_clip, import_clip, load_clip, save_clip
 from vfm.models.eva_import import ReadOptions
 from vfm.models.hugging_face import save_hugging_face
 from vfm.models.hugging_face_siglip import save_siglip
 from vfm.models.hugging_face_siglip_import import load_siglip
+from vfm.plugins import load_plugins, stage_types
 from vfm.stage import Context
+from vfm.stages.evaluation import MmvpVlm
 from vfm.stages.models import ImportClip
 
 IMAGES = [np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)]
@@ -232,3 +235,23 @@ def test_a_stage_reports_what_it_takes_and_a_wrong_text_tower_is_one_line(
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="text_from replaces the text tower"):
         ImportClip(name="diva", source="x", pretrained=str(file), text_from="original", part="visual")
+
+
+def test_the_recipe_pairs_every_released_model_with_the_one_it_was_tuned_from() -> None:
+    recipe = load_recipe("diva_published", stage_types(load_plugins()), ["paths.released=/files"])
+    stages = {stage.name: stage for stage in recipe.stages}
+    read = {"DIVA": 0, "GenHancer": 0, "un2CLIP": 0}
+    for stage in recipe.stages:
+        if not isinstance(stage, MmvpVlm):
+            continue
+        original, *others = (stages[name] for name in stage.models)
+        assert original.text_from is None
+        assert others
+        for model in others:
+            assert model.text_from == original.name
+            file = model.pretrained or model.source
+            assert file.startswith("/files/")
+            read[file.split("/")[2]] += 1
+            if model.pretrained:
+                assert model.source == original.source
+    assert read == {"DIVA": 8, "GenHancer": 6, "un2CLIP": 4}
