@@ -174,5 +174,7 @@ def test_line_names_the_first_item_and_the_number_of_all():
     values[1, 1, 1], values[3, 0, 0] = math.inf, math.nan
     with pytest.raises(UserError, match=r"m: expected finite .* for 'b' \(2 of 4 in its batch\)"):
         check_finite(values.numpy(), "m", list("abcd"))
+    check_finite(torch.zeros(0, 3), "m", [])
+    check_finite(torch.zeros(2, 0), "m", ["a", "b"])
     with pytest.raises(UserError, match=r"'x{200}\.\.\.'"):
         check_finite(torch.tensor([math.nan]), "m", ["x" * 300])

@@ -29,7 +29,7 @@ FILES, SEAL = "files", "sha256"
 BLOCK = 1 << 20  # bytes read at a time
 IN_THREADS = 1 << 24  # bytes from which files are hashed in several threads: SHA-256 takes a second per 2 GB
 MUCH = 1 << 32  # bytes whose reading takes long enough to be announced
-_SEAL_AT_END = re.compile(rb'"sha256": "([0-9a-f]{64})"\s*\}\s*\Z')
+_SEAL_AT_END = re.compile(rb'"(?P<key>[^"]*)": "(?P<hash>[0-9a-f]{64})"\s*\}\s*\Z')
 _ZEROS = b"0" * 64
 _checked: dict[str, int] = {}  # folder -> hash of the state of its files when their hashes were last compared
 
@@ -62,8 +62,9 @@ def read_sealed(file: Path, *keys: str) -> dict[str, Any]:
     with reading(file, "JSON"):
         data = file.read_bytes()
     if found := _SEAL_AT_END.search(data):
-        start, end = found.span(1)
-        if hashlib.sha256(data[:start] + _ZEROS + data[end:]).hexdigest().encode() != found[1]:
+        start, end = found.span("hash")
+        expected = hashlib.sha256(data[:start] + _ZEROS + data[end:]).hexdigest().encode()
+        if (SEAL.encode(), expected) != (found["key"], found["hash"]):  # a flip may also be in the key
             raise UserError(f"{file}: not as it was written: its SHA-256 has changed")
     elif FILES in record or SEAL in record:
         raise UserError(f"{file}: not as it was written: expected its SHA-256 at the end")

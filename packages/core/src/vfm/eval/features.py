@@ -117,6 +117,8 @@ def encode_dataset(
             caches[name].update(new_numbers, [found[n][1] for n in new_numbers], torch.cat([part for _, part in parts]))
     numbers = sorted(found)
     features = {name: cache.rows(numbers) for name, cache in caches.items()}
+    for name, rows in features.items():  # cached ones too, which an older version may have stored unchecked
+        check_finite(rows, name, [found[n][0].key for n in numbers])
     return Encoded(numbers, [found[n][0] for n in numbers], [found[n][1] for n in numbers], features)
 
 

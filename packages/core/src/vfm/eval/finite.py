@@ -25,7 +25,8 @@ def check_finite(values: Any, model: str, names: Sequence[str]) -> None:
     Raises:
         UserError: an output is NaN or infinite; the line has the model and the first such item.
     """
-    finite = torch.isfinite(torch.as_tensor(values)).reshape(len(names), -1).all(dim=1)
+    finite = torch.isfinite(torch.as_tensor(values))
+    finite = finite.flatten(1).all(dim=1) if finite.ndim > 1 else finite
     if finite.all():
         return
     wrong = (~finite).nonzero().flatten().tolist()
