@@ -26,7 +26,7 @@ from vfm.plugin import (
 from vfm_curation.card_panels import examples, panels
 from vfm_curation.card_pictures import picture_panel
 from vfm_curation.data_card import DataCard, FunnelStep, WhatIf, seconds_of
-from vfm_curation.engine import run_shards, with_progress
+from vfm_curation.engine import run_shards
 from vfm_curation.entry_counts import total_counts
 from vfm_curation.match import texts_in
 from vfm_curation.matches import COUNTS_FILE, num_shards, read_shards, texts_by_language
@@ -35,6 +35,7 @@ from vfm_curation.probabilities import Floats, Integers, keep_probability, t_for
 from vfm_curation.sampled_texts import SAMPLE_FILE, SampledTexts
 from vfm_curation.stages import MetaclipBalance
 from vfm_curation.subset import BalancedShard, BalanceJob, SubsetTotals, balance_shard, expected_size, write_balanced
+from vfm_curation.summaries import with_progress
 from vfm_curation.thresholds import EntryLanguages, by_reference, by_tail_share, check_languages, given
 
 FACTORS = (1 / 10, 1 / 3, 1, 3, 10)  # multiples of t that the report compares

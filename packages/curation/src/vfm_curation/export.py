@@ -31,7 +31,7 @@ from vfm.data import (
     write_index,
 )
 from vfm.plugin import Context, CuratedSubset, Pool, Preflight, TablePanel, UserError
-from vfm_curation.engine import Summary, run_shards, with_progress
+from vfm_curation.engine import run_shards
 from vfm_curation.export_pairs import PAIRS_FOLDER, PairsJob, join_columns, write_pairs
 from vfm_curation.export_tars import TARS_FOLDER, TarsJob, write_shard
 from vfm_curation.link_table import FOLDER as LINKS_FOLDER
@@ -39,6 +39,7 @@ from vfm_curation.link_table import table_schema
 from vfm_curation.pool_texts import texts_of
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 from vfm_curation.stages import ExportSubset
+from vfm_curation.summaries import Summary, with_progress
 
 UIDS_FILE = "uids.npy"
 UID_DTYPE = np.dtype("u8,u8")

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 
 from vfm.data import Source, open_dataset, read_subset_shard
 from vfm.plugin import CuratedSubset, Matches, Metadata, Pool
-from vfm_curation.engine import Summary
 from vfm_curation.filters.survivors import VERDICTS_FOLDER, shard_file
 from vfm_curation.matches import matches_file
 from vfm_curation.metadata import load_entries
 from vfm_curation.pool_texts import texts_of, urls_of_rows
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
+from vfm_curation.summaries import Summary
 
 PAIRS_FOLDER = "pairs.parquet"
 PLACE = ["row", "language", "text_index"]  # of a text in its shard

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from vfm.data import IMAGE_EXTENSIONS, BadSample, Sample, SampleOrder, Source, open_dataset, open_image, write_tar
 from vfm.plugin import CuratedSubset, store_files
-from vfm_curation.engine import Summary
 from vfm_curation.shard_files import whole_file
+from vfm_curation.summaries import Summary
 
 TARS_FOLDER = "tars"
 Member = tuple[str, Mapping[str, bytes]]

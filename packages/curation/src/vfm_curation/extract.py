@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from vfm.plugin import Context, LinkTable, Preflight, UserError, files
-from vfm_curation.engine import Summary, run_shards, with_progress
+from vfm_curation.engine import run_shards
 from vfm_curation.extract_links import Link, links_of_page, links_of_wat, url_hash
 from vfm_curation.extract_records import read_records
 from vfm_curation.link_table import publish_links, table_schema
@@ -34,6 +34,7 @@ from vfm_curation.shard_files import (
     write_shard_file,
 )
 from vfm_curation.stages import ExtractLinks
+from vfm_curation.summaries import Summary, with_progress
 
 RULES = 4  # increase when the same file gives other links
 LINKS = pa.schema({"uid": pa.string(), "url": pa.string(), "field": pa.int8(), "text": pa.string()})

@@ -8,13 +8,14 @@ from importlib.util import find_spec
 
 from vfm.data import SUBSET_FOLDER, open_dataset, write_subset_index
 from vfm.plugin import BarsPanel, Context, CuratedSubset, LinkTable, Panel, Pool, Preflight, TablePanel, UserError
-from vfm_curation.engine import run_shards, with_progress
+from vfm_curation.engine import run_shards
 from vfm_curation.filters.outcome import Outcome, OutcomeJob, write_outcome
 from vfm_curation.filters.run import FilterRun, Pass
 from vfm_curation.filters.survivors import VERDICTS_FOLDER
 from vfm_curation.filters.texts import opened
 from vfm_curation.pool_texts import shortened, texts_of
 from vfm_curation.stages import FilterPool
+from vfm_curation.summaries import with_progress
 
 
 def check_filters(config: FilterPool, ctx: Preflight) -> None:

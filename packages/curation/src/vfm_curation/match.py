@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from vfm.data import Source, open_dataset, packed_uids
 from vfm.plugin import Context, CuratedSubset, Matches, Metadata, PairDataset, Pool, Preflight, UserError
-from vfm_curation.engine import Lost, Summary, run_shards, with_progress
+from vfm_curation.engine import run_shards
 from vfm_curation.entry_counts import total_counts, write_counts
 from vfm_curation.language import detected
 from vfm_curation.matchers import Matchers
@@ -33,6 +33,7 @@ from vfm_curation.repeated_texts import RepeatedTexts, smallest_keys
 from vfm_curation.sampled_texts import SAMPLE_FILE, SampledTexts
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 from vfm_curation.stages import MatchTexts
+from vfm_curation.summaries import Lost, Summary, with_progress
 
 RULES_VERSION = 4  # increase when the same text and entries give other matches
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vfm.data import BadSample, ParquetShard, ShardReader, Source, is_text, texts_schema
 from vfm.plugin import UserError
-from vfm_curation.engine import Summary
+from vfm_curation.summaries import Summary
 
 OnBad = Callable[[str, str], None]  # called with (reason, where) for a sample that cannot be used
 MAX_SHOWN = 120  # characters of an example

@@ -17,12 +17,13 @@ import pyarrow.compute as pc
 
 from vfm.data import is_text, open_parquet
 from vfm.plugin import Context, LinkTable, Preflight, UserError, files
-from vfm_curation.engine import Summary, run_shards, with_progress
+from vfm_curation.engine import run_shards
 from vfm_curation.extract_links import url_hash
 from vfm_curation.link_table import publish_links, table_schema
 from vfm_curation.pool_texts import OnBad
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 from vfm_curation.stages import RetryLinks
+from vfm_curation.summaries import Summary, with_progress
 
 COLUMNS = ("url", "status", "error_message")
 RULES = 1  # increase when the same outcomes give other links

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from vfm.data import SUBSET_FOLDER, drawn, stored_subset, subset_index_rows, subset_schema, text_keys
 from vfm.plugin import store_files
-from vfm_curation.engine import Summary, run_shards
+from vfm_curation.engine import run_shards
 from vfm_curation.entry_counts import write_counts
 from vfm_curation.matches import ShardMatches, count_of_each, matches_file, num_shards, read_matches
 from vfm_curation.probabilities import Floats, Integers, in_units, text_probability
@@ -28,6 +28,7 @@ from vfm_curation.sampled_texts import siblings_of
 from vfm_curation.shard_files import MADE_FROM_KEY, finished_summary, made_from, write_shard_file
 from vfm_curation.stages import CurationRuntime
 from vfm_curation.stages.subset import TextsOfImage
+from vfm_curation.summaries import Summary
 
 UNIT = 2.0**32  # sums of probabilities are in units of 2^-32
 VERSION = 1  # increase when the same matches and probabilities give another file

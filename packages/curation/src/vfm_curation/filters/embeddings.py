@@ -21,12 +21,12 @@ from vfm.eval import check_finite
 from vfm.models import ClipModel, load_clip
 from vfm.plugin import ClipCheckpoint, Runtime
 from vfm.train import prepare_device
-from vfm_curation.engine import Summary
 from vfm_curation.filters.images import remaining_samples
 from vfm_curation.filters.survivors import Survivors, save_array, shard_file
 from vfm_curation.filters.texts import IDENTITY, VERSION, opened
 from vfm_curation.pool_texts import texts_of
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
+from vfm_curation.summaries import Summary
 
 NAME = IDENTITY[1:]  # what identifies a text within its shard
 BATCH = 64  # images decoded, or texts encoded, at a time

@@ -10,12 +10,12 @@ from typing import Any
 import pyarrow as pa
 
 from vfm.data import BadSample, Sample, decode_image, open_image
-from vfm_curation.engine import Summary
 from vfm_curation.filters.hashes import phash, variant_hashes
 from vfm_curation.filters.survivors import Survivors, shard_file
 from vfm_curation.filters.texts import VERSION, digest, halves, opened
 from vfm_curation.pool_texts import urls_of_rows
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
+from vfm_curation.summaries import Summary
 
 OPTIONAL_COLUMNS = frozenset({"image", "url", "phash", "variants", "address"})  # measured only if a filter reads them
 

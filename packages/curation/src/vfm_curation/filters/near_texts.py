@@ -16,7 +16,7 @@ from datasketch import MinHash
 from numpy.typing import NDArray
 
 from vfm.data import splitmix64
-from vfm_curation.engine import Summary, run_shards
+from vfm_curation.engine import run_shards
 from vfm_curation.filters.buckets import Buckets, Dropped, num_buckets
 from vfm_curation.filters.duplicates import BY_UID
 from vfm_curation.filters.remaining import Remaining
@@ -24,6 +24,7 @@ from vfm_curation.filters.run import FilterRun
 from vfm_curation.filters.survivors import save_array, shard_file
 from vfm_curation.stages import NearDuplicateTexts
 from vfm_curation.stages.list_filters import MINHASH_SEED
+from vfm_curation.summaries import Summary
 
 Bands = NDArray[np.uint64]
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from vfm.data import REASONS
 from vfm.plugin import ClipCheckpoint, Context, ImageDataset, Ref, store_files
-from vfm_curation.engine import Lost, Summary, run_shards, with_progress
+from vfm_curation.engine import run_shards
 from vfm_curation.filters import images as image_tasks
 from vfm_curation.filters import texts as text_tasks
 from vfm_curation.filters.images import ImageJob, measure_images
@@ -33,6 +33,7 @@ from vfm_curation.filters.texts import TextJob, measure_texts, opened
 from vfm_curation.shard_files import whole_file
 from vfm_curation.stages import CurationRuntime, Filter, RowFilter
 from vfm_curation.stages.filters import Unit
+from vfm_curation.summaries import Lost, Summary, with_progress
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import pyarrow as pa
 
 from vfm.data import Source, open_dataset
 from vfm.plugin import ImageDataset
-from vfm_curation.engine import Summary
 from vfm_curation.filters.survivors import shard_file
 from vfm_curation.language import detect
 from vfm_curation.pool_texts import texts_or_lost
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
+from vfm_curation.summaries import Summary
 
 OPTIONAL_COLUMNS = frozenset({"caption", "text", "detected"})  # measured only if a filter reads them
 IDENTITY = ["shard", "row", "uid", "language", "text_index"]

@@ -1,0 +1,99 @@
+"""What tasks report: the summary of each shard, with its bad samples, and the progress of a stage."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self, TypeVar
+
+from vfm.plugin import Context, UserError
+
+DAMAGED = "damaged_shard"  # reason of a shard that cannot be read
+NUM_BAD_SHOWN = 20  # bad samples of a shard that are reported one by one
+
+
+@dataclass
+class Summary:
+    """What a task over texts returns for its shard."""
+
+    num_texts: int = 0
+    num_lost: int = 0  # samples of the shard if it cannot be read
+    bad: Counter[str] = field(default_factory=Counter)  # bad samples by reason
+    bad_shown: list[tuple[str, str]] = field(default_factory=list)  # (reason, where) of the first of them
+
+    def skip(self, reason: str, where: str) -> None:
+        """Count a bad sample."""
+        self.bad[reason] += 1
+        if len(self.bad_shown) < NUM_BAD_SHOWN:
+            self.bad_shown.append((reason, where))
+
+    def lose(self, num_samples: int, line: str) -> None:
+        """Count a shard that cannot be read, and its samples."""
+        self.num_lost += num_samples
+        self.skip(DAMAGED, line)
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Self:
+        """Return the summary whose `vars` were written as JSON."""
+        shown = [(reason, where) for reason, where in record["bad_shown"]]
+        return cls(**{**record, "bad": Counter(record["bad"]), "bad_shown": shown})
+
+
+B = TypeVar("B", bound=Summary)
+
+
+@dataclass
+class Lost:
+    """How many samples of shards that cannot be read are tolerated."""
+
+    total: int
+    max_bad_fraction: float
+    count: int = 0
+
+    def add(self, summary: Summary) -> None:
+        """Add the samples of a shard.
+
+        Raises:
+            UserError: there are too many; the line names the shard.
+        """
+        self.count += summary.num_lost
+        if self.count > self.max_bad_fraction * self.total:
+            line = next(where for reason, where in summary.bad_shown if reason == DAMAGED)
+            raise UserError(
+                f"{line} ({self.count} of {self.total} samples are lost, max_bad_fraction is {self.max_bad_fraction:g})"
+            )
+
+
+def with_progress(
+    ctx: Context,
+    summaries: Iterable[B],
+    num_shards: int,
+    lost: Lost | None = None,
+    **shown: Callable[[], Any],
+) -> Iterator[B]:
+    """Yield the summaries, and report shards, texts a second, time left and bad samples to the context.
+
+    Args:
+        ctx: of the running stage.
+        summaries: what `run_shards` yields.
+        num_shards: number of summaries to come.
+        lost: the limit of samples in shards that cannot be read.
+        shown: further numbers to show, called after the consumer has processed a summary.
+    """
+    num_texts, begun = 0, time.monotonic()
+    for done, summary in enumerate(summaries, 1):
+        if lost and summary.num_lost:
+            lost.add(summary)
+        yield summary
+        for reason, where in summary.bad_shown:
+            ctx.skip(reason, where)
+        ctx.bad.update(summary.bad - Counter(reason for reason, _ in summary.bad_shown))
+        num_texts += summary.num_texts
+        seconds = max(1e-9, time.monotonic() - begun)
+        times = {
+            "texts_per_second": round(num_texts / seconds),
+            "eta_seconds": round(seconds * (num_shards / done - 1)),
+        }
+        ctx.progress(done, num_shards, "shards", **times, **{name: value() for name, value in shown.items()})
