@@ -52,7 +52,7 @@ from vfm.interfaces import (
 )
 from vfm.panels import BarsPanel, ImagesPanel, LinesPanel, Panel, Picture, Series, TablePanel, TextPanel
 from vfm.parts import Part
-from vfm.scores import Evaluated, ModelResult, Score
+from vfm.scores import Difference, Evaluated, ModelResult, Score
 from vfm.stage import Context, Preempted, Preflight, Ref, Runtime, Seed, Stage
 from vfm.stages.evaluation import FeatureEvaluation, ModelEvaluation
 from vfm.stages.evaluation.checks import check_class_names
@@ -60,12 +60,12 @@ from vfm.stages.evaluation.checks import check_class_names
 __all__ = [
     "AdamW", "AnnotatedImages", "AnyEvaluation", "Artifact", "BarsPanel", "CheckpointPolicy", "ChoiceDataset",
     "ClipCheckpoint", "ClipPostTraining", "ClipTraining", "Comparison", "Config", "ConstantSchedule", "Context",
-    "CosineSchedule", "CropScale", "CuratedSubset", "Curation", "Decay", "DenseCheckpoint", "Evaluated", "Evaluation",
-    "EvaluationPolicy", "Event", "FeatureEvaluation", "GeneratorCheckpoint", "ImageDataset", "ImagesPanel",
-    "LabeledDataset", "Lamb", "LinesPanel", "LinkTable", "Loading", "Matches", "Metadata", "Metric", "ModelEvaluation",
-    "ModelResult", "Optimizer", "PairDataset", "Panel", "Part", "Picture", "Pool", "Portion", "Preempted", "Preflight",
-    "Ref", "Report", "Runtime", "SampleCache", "Schedule", "Score", "Seed", "Series", "Sgd", "Stage", "TablePanel",
-    "TaggedImages", "TextPanel", "Training", "TrainingRuntime", "UserError", "VisionCheckpoint", "VisionPretraining",
-    "check_class_names", "check_evaluations", "did_you_mean", "files", "hookimpl", "load_function", "merge_settings",
-    "store_files",
+    "CosineSchedule", "CropScale", "CuratedSubset", "Curation", "Decay", "DenseCheckpoint", "Difference", "Evaluated",
+    "Evaluation", "EvaluationPolicy", "Event", "FeatureEvaluation", "GeneratorCheckpoint", "ImageDataset",
+    "ImagesPanel", "LabeledDataset", "Lamb", "LinesPanel", "LinkTable", "Loading", "Matches", "Metadata", "Metric",
+    "ModelEvaluation", "ModelResult", "Optimizer", "PairDataset", "Panel", "Part", "Picture", "Pool", "Portion",
+    "Preempted", "Preflight", "Ref", "Report", "Runtime", "SampleCache", "Schedule", "Score", "Seed", "Series", "Sgd",
+    "Stage", "TablePanel", "TaggedImages", "TextPanel", "Training", "TrainingRuntime", "UserError", "VisionCheckpoint",
+    "VisionPretraining", "check_class_names", "check_evaluations", "did_you_mean", "files", "hookimpl", "load_function",
+    "merge_settings", "store_files",
 ]  # fmt: skip

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 from vfm.plugin import Stage, hookimpl
 from vfm_eva.stages import EvaFinetune, EvaPretrain, EvaTargets
+from vfm_eva.stages_evaluation import MaskedPatches
 
 
 @hookimpl
 def vfm_stages() -> Iterable[type[Stage]]:
-    """Return pre-training, its targets, and fine-tuning."""
-    return [EvaTargets, EvaPretrain, EvaFinetune]
+    """Return pre-training, its targets, its evaluation, and fine-tuning."""
+    return [EvaTargets, EvaPretrain, EvaFinetune, MaskedPatches]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,13 @@ from vfm_kernels import (
 )
 
 __all__ = ["EvaInputs", "EvaTask"]
+
+
+@dataclass(frozen=True)
+class TaskEncoder(PooledVision):
+    """The student of a training with its pooled features, and the task, whose head predicts masked patches."""
+
+    task: EvaTask | None = None
 
 
 class EvaTask(Task[EvaInputs]):
@@ -80,6 +88,7 @@ class EvaTask(Task[EvaInputs]):
         nn.init.trunc_normal_(self.mask_token, std=0.02, generator=generator)
         nn.init.trunc_normal_(self.head.weight, std=0.02, generator=generator)
         nn.init.zeros_(self.head.bias)
+        self.best_held_out, self.held_out_warned = -1.0, False  # of `eval.masked_patches`
         if pooling := getattr(student, "attn_pool", None):  # not used here, and DDP would wait for its gradient
             pooling.requires_grad_(False)
         if patch_embed_grad != 1:
@@ -106,12 +115,27 @@ class EvaTask(Task[EvaInputs]):
             "mutual_cosine": resultant_length(prediction.detach(), counted) ** 2,
         }
 
-    def student_tokens(self, images: Tensor, bool_mask: Tensor) -> Tensor:
-        """Return the head's input for every patch: the encoder's tokens, (B, N, D), or the decoder's, (B, N, W)."""
+    @torch.no_grad()
+    def masked_cosines(self, inputs: EvaInputs, target: Tensor) -> Tensor:
+        """Return the mean cosine of each image's masked patches, (B,); all masks hide equally many."""
+        bool_mask = inputs.bool_mask
+        num_masked = int(bool_mask[0].sum())
+        prediction = self.head(self.student_tokens(inputs.images, bool_mask, num_masked))
+        return (token_cosine(prediction, target) * bool_mask).sum(dim=1) / num_masked
+
+    def student_tokens(self, images: Tensor, bool_mask: Tensor, num_masked: int | None = None) -> Tensor:
+        """Return the head's input for every patch: the encoder's tokens, (B, N, D), or the decoder's, (B, N, W).
+
+        Args:
+            images: (B, 3, S, S) uint8.
+            bool_mask: (B, N), True = masked.
+            num_masked: patches that a mask hides, for a decoder; default: those of the training.
+        """
         student: Any = self.student
         pixels = self.preprocess.pixels(images)
         if self.decoder:
-            index = masked_index(~bool_mask, bool_mask.shape[1] - self.num_masked)  # (B, V)
+            num_visible = bool_mask.shape[1] - (num_masked or self.num_masked)
+            index = masked_index(~bool_mask, num_visible)  # (B, V)
             with visible_only(student, index):
                 tokens = student.forward_features(pixels)
             decoded: Tensor = self.decoder(student.fc_norm(tokens), index, self.mask_token)
@@ -152,9 +176,9 @@ class EvaTask(Task[EvaInputs]):
         """Pad the widths of student and teacher."""
         return padded(self, *(held.module for held in self.frozen()))
 
-    def encoder(self) -> PooledVision:
+    def encoder(self) -> TaskEncoder:
         """Return the student with its pooled features."""
-        return PooledVision(self.student, self.preprocess)
+        return TaskEncoder(self.student, self.preprocess, task=self)
 
     def masked_modelling(self) -> dict[str, Tensor]:
         """Return the mask token, the head and the decoder by name."""
