@@ -138,9 +138,8 @@ def _match_image(
     if truth.rule != "coco" and label in truth.not_exhaustive[image]:
         beside = np.ones_like(beside)
     matched = match >= 0
-    of_skipped = np.zeros_like(matched)
-    for area in range(len(AREAS)):
-        of_skipped[area] = matched[area] & np.append(skipped[area], False)[match[area]]
+    by_area = np.arange(len(AREAS))[:, None, None]
+    of_skipped = matched & np.pad(skipped, ((0, 0), (0, 1)))[by_area, match]
     ignored = of_skipped | (~matched & beside[:, None, :])
     return _Matched(image, found.scores, matched & ~ignored, ignored, ~skipped)
 

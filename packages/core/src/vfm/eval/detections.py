@@ -21,6 +21,7 @@ from vfm.config import UserError
 from vfm.data.annotated.masks import as_rle, encode_segmentation, mask_box
 from vfm.data.annotated.records import BadAnnotation, box_of
 from vfm.data.annotated.source import AnnotatedSource
+from vfm.data.annotated.tables import as_places
 from vfm.store_files import reading
 
 
@@ -48,7 +49,7 @@ class Detections:
         return len(self.scores)
 
     def __getitem__(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Detections:
-        places = np.arange(len(self))[rows]
+        places = as_places(rows, len(self))
         arrays = (self.image, self.labels, self.scores, self.boxes)
         image, labels, scores, boxes = (array[places] for array in arrays)
         counts = [self.counts[place] for place in places.tolist()]

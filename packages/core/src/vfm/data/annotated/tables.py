@@ -75,6 +75,13 @@ class ImageRow:
     not_exhaustive: tuple[int, ...] = ()
 
 
+def as_places(rows: NDArray[np.int64] | NDArray[np.bool_] | slice, length: int) -> NDArray[np.int64]:
+    """Return a selection of rows as their places."""
+    if isinstance(rows, slice):
+        return np.arange(*rows.indices(length))
+    return np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+
+
 @dataclass(frozen=True)
 class Objects:
     """Objects of one image, or of several."""
@@ -91,7 +98,7 @@ class Objects:
         return len(self.labels)
 
     def __getitem__(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Objects:
-        places = np.arange(len(self))[rows]
+        places = as_places(rows, len(self))
         arrays = (self.image, self.labels, self.boxes, self.areas, self.crowd, self.ignored)
         image, labels, boxes, areas, crowd, ignored = (array[places] for array in arrays)
         return Objects(image, labels, boxes, [self.counts[n] for n in places.tolist()], areas, crowd, ignored)
