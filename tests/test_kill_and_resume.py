@@ -1,4 +1,4 @@
-"""Kill -9 at any moment, then run again, two at once: the result is bit for bit that of a run that nothing befell."""
+"""SIGKILL, SIGTERM or SIGINT at any moment, then two runs at once: the same bits as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -26,19 +26,38 @@ from vfm.data import write_tar
 RECIPES = Path(__file__).parent / "recipes"
 HAS_RED = b'{"has": ["red"]}'
 NUM_KILLS = int(os.environ.get("VFM_NUM_KILLS", "4"))
+LONG = pytest.mark.skipif(NUM_KILLS < 5, reason="long; make kill-test runs it")
 VFM = (sys.executable, "-m", "vfm")
 
 # What may differ between two runs that did the same: when, how long, how fast, how much memory; and nothing else.
-TIMES = {"finished", "seconds", "sha256"}
+# Nor does it matter which of many bad samples are named: workers meet them in any order.
+TIMES = {"finished", "seconds", "sha256", "bad_examples"}
 PANELS_OF_TIMES = "*-seconds.json"
 SPEED = {"train/samples_per_second", "train/data_wait_pct", "sys/mem_gib"}
 
+# The exit codes after a signal: SIGTERM is handled in a training only, and a run may just have ended by itself.
+ENDS = {
+    signal.SIGKILL: {-signal.SIGKILL},
+    signal.SIGTERM: {-signal.SIGTERM, 128 + signal.SIGTERM, 0},
+    signal.SIGINT: {128 + signal.SIGINT, 0},
+}
 
-def run(folder: Path, store: str, recipe: Path = RECIPES / "every_stage.yaml") -> subprocess.Popen[str]:
+
+def run(
+    folder: Path, store: str, recipe: Path = RECIPES / "every_stage.yaml", processes: int = 1
+) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*VFM, "run", str(recipe), "--store", store, "--quiet"]
+    command += ["--set", f"runtime.processes={processes}"] if processes > 1 else []
     return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A job in the background ignores Ctrl-C, and hands that down: this process must not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -119,13 +138,6 @@ def _break_a_sample(tar: Path, key: str) -> None:
         file.write(b"no picture")
 
 
-@pytest.fixture(scope="module")
-def unbroken(folder: Path) -> dict[str, Any]:
-    """What a run that nothing befell leaves."""
-    finish(run(folder, "unbroken"))
-    return contents(folder / "unbroken")
-
-
 def contents(store: Path) -> dict[str, Any]:
     """Every file of every artifact, byte for byte; all but times and speed."""
     files = sorted(path for path in store.glob("*-*/**/*") if path.is_file() and not path.match(PANELS_OF_TIMES))
@@ -147,40 +159,52 @@ def _manifest(path: Path) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in TIMES}
 
 
-def num_events(store: Path) -> int:
-    """How much has happened on a store, which does not hang on how busy the machine is."""
+def events(store: Path) -> list[bytes]:
+    """What has happened on a store, which does not depend on how busy the machine is."""
     file = store / "runs/every_stage/events.jsonl"
-    return file.read_bytes().count(b"\n") if file.exists() else 0
+    return file.read_bytes().splitlines() if file.exists() else []
 
 
-def kill_at_random(folder: Path, count: int, chance: random.Random) -> Iterator[str]:
-    """Kills runs of a store at random moments: after a random number of events, and a little later.
+def stage_at(store: Path) -> str:
+    """The stage that the last event is of."""
+    names = [event.partition(b'"stage": "')[2].partition(b'"')[0].decode() for event in events(store)]
+    return next((name for name in reversed(names) if name), "")
 
-    Gives a store when a run on it ended before its kill; the next kills fall on a new one. The last is given as it is.
+
+def stop_at_random(folder: Path, processes: int, count: int, chance: random.Random) -> Iterator[str]:
+    """Stops runs of a store by random signals at random moments: after a number of events, and a little later.
+
+    Gives a store when a run on it ended before its signal; the next signals fall on a new one. The last is given as it
+    is.
     """
-    most, number = num_events(folder / "unbroken") // 3, 0
+    most, number = len(events(folder / f"unbroken-{processes}")) // 3, 0
     while count:
-        store = folder / f"killed-{number}"
-        wanted, delay = num_events(store) + chance.randrange(most), chance.uniform(0, 0.5)
-        process = run(folder, store.name)
-        while process.poll() is None and num_events(store) < wanted:
-            time.sleep(0.01)
+        store = folder / f"stopped-{processes}-{number}"
+        wanted, delay = len(events(store)) + chance.randrange(most), chance.uniform(0, 0.5)
+        process = run(folder, store.name, processes=processes)
+        while process.poll() is None and len(events(store)) < wanted:
+            time.sleep(0.02)
         try:
             process.wait(delay)
         except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-            process.communicate()
+            how = chance.choice(list(ENDS))
+            process.send_signal(how)
+            out, err = process.communicate(timeout=600)
+            print(f"{how.name} in {stage_at(store)}: exit code {process.returncode}")
+            assert process.returncode in ENDS[how], out[-2000:] + err[-4000:]
             count -= 1
-            continue
-        finish(process)
+            if process.returncode:
+                continue
+        else:
+            finish(process)
         yield store.name
         number += 1
-    yield f"killed-{number}"
+    yield f"stopped-{processes}-{number}"
 
 
-def finish_together(folder: Path, store: str) -> None:
+def finish_together(folder: Path, store: str, processes: int) -> None:
     """Two runs at once on one store: they wait for one another's stages, and both end well."""
-    both = [run(folder, store), run(folder, store)]
+    both = [run(folder, store, processes=processes) for _ in range(2)]
     for process in both:
         finish(process)
 
@@ -193,18 +217,22 @@ def test_every_kind_of_stage_is_in_the_recipe() -> None:
     assert kinds == used
 
 
-def test_runs_killed_at_random_moments_and_finished_by_two_at_once_are_bit_identical(
-    folder: Path, unbroken: dict[str, Any]
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=LONG)])
+def test_runs_stopped_at_random_moments_and_finished_by_two_at_once_are_bit_identical(
+    folder: Path, processes: int
 ) -> None:
     seed = int(os.environ.get("VFM_KILL_SEED", time.time()))
-    print(f"VFM_KILL_SEED={seed}")
-    for store in kill_at_random(folder, NUM_KILLS, random.Random(seed)):
-        finish_together(folder, store)
+    print(f"VFM_KILL_SEED={seed}, {processes} processes")
+    finish(run(folder, f"unbroken-{processes}", processes=processes))
+    unbroken = contents(folder / f"unbroken-{processes}")
+    for store in stop_at_random(folder, processes, NUM_KILLS, random.Random(seed)):
+        finish_together(folder, store, processes)
         found = contents(folder / store)
         assert sorted(found) == sorted(unbroken)
         assert [name for name, content in unbroken.items() if found[name] != content] == []
         assert [path.name for path in (folder / store).iterdir() if path.suffix in {".part", ".work"}] == []
         assert (folder / store / "runs/every_stage/report.html").is_file()
+        assert len(list((folder / store / "runs").glob("every_stage@*"))) == 1  # stopped or not, it is the same run
         shutil.rmtree(folder / store)
 
 
@@ -222,7 +250,7 @@ stages:
 """
 
 
-@pytest.mark.skipif(NUM_KILLS < 10, reason="long; make kill-test runs it")
+@LONG
 def test_killed_parent_of_two_training_processes_leaves_no_orphans_and_the_next_run_goes_on(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(TWO_PROCESSES)
     finish(run(tmp_path, "unbroken", tmp_path / "r.yaml"))

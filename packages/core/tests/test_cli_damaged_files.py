@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cli_world import RECIPE, run_alone, run_here, toys
+from vfm.integrity import SEAL, seal
 
 __all__ = ["toys"]
 
@@ -126,3 +128,15 @@ def test_doctor_names_a_library_that_cannot_be_loaded(tmp_path):
     done = run_alone("doctor", cwd=tmp_path, path=site)
     assert done.code == 2
     assert r"✗ device       torch cannot be loaded: libcudart.so.12: cannot open\nshared object file" in done.out
+
+
+@pytest.mark.parametrize("changed", [{"started": "x"}, {"seconds": []}, {"file": ["x"]}, {"started": 1e30}])
+def test_values_of_a_run_record_that_make_no_sense_are_no_traceback(changed, toys):
+    run_here("run", "r.yaml")
+    record = json.loads((RUN / "run.json").read_text())
+    record.pop(SEAL, None)
+    (RUN / "run.json").write_bytes(seal({**record, **changed}))
+    for words in (("report", "r"), ("runs",), ("clean",), ("run", "r.yaml")):
+        done = run_here(*words)
+        assert done.code in (0, 2)
+        assert all("run.json: not readable as the record of a run" in line for line in done.errors)

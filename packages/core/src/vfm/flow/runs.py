@@ -51,6 +51,12 @@ class KeptRun:
     record: Mapping[str, Any]
 
     @property
+    def owner(self) -> str | None:
+        """What identifies its recipe (`owner_of`); None if that is not known."""
+        file = self.record.get("file")
+        return file if isinstance(file, str) else None
+
+    @property
     def finished(self) -> bool:
         """Whether the run has ended."""
         return self.record.get("seconds") is not None
@@ -87,7 +93,7 @@ def find_run(word: str, store: Store) -> Path | None:
     names = [word, path.stem]
     if path.is_file():
         owner = owner_of(path, "", store.root)
-        names = [run.name for run in kept_runs(store) if run.record.get("file") == owner][:1]
+        names = [run.name for run in kept_runs(store) if run.owner == owner][:1]
     places = [path, *map(store.run_directory, names)]
     return next((place for place in places if (place / RUN_FILE).is_file()), None)
 
@@ -128,7 +134,7 @@ def through_link(file: Path) -> Path:
 def _numbered(recipe: Recipe, steps: Sequence[Step], store: Store) -> Path:
     """Return the folder of the run that has the plan's artifacts, else a new one with the next number."""
     kept = kept_runs(store)
-    name = own_name(recipe.name, _owner(recipe, store), [(run.name, run.record.get("file")) for run in kept])
+    name = own_name(recipe.name, _owner(recipe, store), [(run.name, run.owner) for run in kept])
     runs = [run for run in kept if run.name == name]
     following = store.run_directory(f"{name}@{max((run.number for run in runs), default=0) + 1}")
     older = store.run_directory(name)

@@ -49,7 +49,7 @@ def current_report(directory: Path) -> Path:
 
 
 def is_current(directory: Path) -> bool:
-    """Return whether a run's folder has a page that was drawn from the present record; no clock is asked."""
+    """Return whether a run's folder has a page that was drawn from the present record, whatever the clock says."""
     page = directory / REPORT_FILE
     if not page.is_file():
         return False

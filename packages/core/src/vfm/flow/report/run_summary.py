@@ -17,6 +17,7 @@ from vfm.flow.results import SeedSummary, over_seeds, reports
 from vfm.flow.runs import EVENTS_FILE, RUN_FILE
 from vfm.flow.store import LINKS
 from vfm.integrity import check_folder, read_sealed
+from vfm.store_files import reading
 
 SHOWN_ELSEWHERE = {
     "kind",
@@ -92,6 +93,8 @@ def summary_of_run(directory: Path) -> RunSummary:
     record = read_sealed(
         directory / RUN_FILE, "recipe", "description", "text", "stages", "command", "started", "seconds"
     )
+    with reading(directory / RUN_FILE, "the record of a run"):
+        started, seconds = datetime.fromtimestamp(record["started"]), float(record["seconds"])
     log = EventLog.read(directory / EVENTS_FILE)
     folders = {name: (directory / LINKS / name).resolve() for name in record["stages"]}
     if missing := [name for name, folder in folders.items() if not folder.is_dir()]:
@@ -105,12 +108,12 @@ def summary_of_run(directory: Path) -> RunSummary:
         manifest = manifests[name]
         inputs = {names.get(identity, ref): identity for ref, identity in manifest["inputs"].items()}
         inputs = {ref: folders[ref].name if ref in folders else identity for ref, identity in inputs.items()}
-        status, seconds = log.status.get(name, "cached"), log.seconds.get(name, 0.0)
-        stages.append(StageEntry(name, manifest["kind"], folder.name, status, seconds, folder, inputs, manifest))
+        status, taken = log.status.get(name, "cached"), log.seconds.get(name, 0.0)
+        stages.append(StageEntry(name, manifest["kind"], folder.name, status, taken, folder, inputs, manifest))
     return RunSummary(
         recipe=record["recipe"],
-        started=datetime.fromtimestamp(record["started"]),
-        seconds=record["seconds"],
+        started=started,
+        seconds=seconds,
         command=record["command"],
         versions=list(manifests.values())[-1].get("versions", {}) if manifests else {},
         stages=stages,
