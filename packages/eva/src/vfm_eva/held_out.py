@@ -109,7 +109,8 @@ class Predictor:
             ctx.warn(
                 f"held-out pictures: the masked cosine has fallen from {task.best_held_out:.3f} to {cosine:.3f}: the"
                 " student overfits its training images; fewer steps, more images, smaller crops"
-                " (augmentation.crop_scale) or student.drop_path may help, and evaluation.keep_best: val/masked_cosine exports the best weights"
+                " (augmentation.crop_scale) or student.drop_path may help, and evaluation.keep_best:"
+                " val/masked_cosine exports the best weights"
             )
             task.held_out_warned = True
         task.best_held_out = max(task.best_held_out, cosine)

@@ -20,6 +20,7 @@ from vfm.models import clip_config, hugging_face, hugging_face_siglip
 from vfm.models.clip import ClipModel, load_clip, open_clip_incompatibility, save_clip
 from vfm.models.eva_layouts import official_masked_modelling, to_official
 from vfm.models.hugging_face_siglip_import import load_transformers_model
+from vfm.models.hugging_face_timm import save_timm_wrapper, timm_wrapper_mismatch
 from vfm.models.llava_export import llava_mismatch, write_llava
 from vfm.models.vision import VISION_CONFIG_FILE, load_vision, masked_modelling, read_masked_modelling, save_vision
 from vfm.models.weight_transfer import KeyReport
@@ -157,7 +158,7 @@ def _write_open_clip(model: Model, directory: Path) -> list[str]:
 
 def _hugging_face_mismatch(model: Model) -> str:
     if not isinstance(model, ClipModel):
-        return _clip_mismatch(model)
+        return timm_wrapper_mismatch(model)
     clip, siglip = hugging_face.hugging_face_mismatches(model), hugging_face_siglip.siglip_mismatches(model)
     if not clip or not siglip:
         return ""
@@ -165,7 +166,9 @@ def _hugging_face_mismatch(model: Model) -> str:
 
 
 def _write_hugging_face(model: Model, directory: Path) -> list[str]:
-    assert isinstance(model, ClipModel)
+    if not isinstance(model, ClipModel):
+        save_timm_wrapper(model, directory)
+        return ["a TimmWrapperModel, which AutoModel reads"]
     if hugging_face.hugging_face_mismatches(model):
         hugging_face_siglip.save_siglip(model, directory)
         return ["a SiglipModel"]

@@ -94,9 +94,10 @@ def _timm_positions(trunk: Any, grid: Sides) -> dict[str, Tensor]:
 def _resampled(positions: Tensor, own: Sides, grid: Sides) -> Tensor:
     """Return positions (1, P + N, D) for another grid; prefix tokens keep theirs."""
     num_prefix_tokens = positions.shape[1] - own[0] * own[1]
-    return resample_abs_pos_embed(
+    resampled: Tensor = resample_abs_pos_embed(
         positions, new_size=list(grid), old_size=list(own), num_prefix_tokens=num_prefix_tokens
     )
+    return resampled
 
 
 @contextmanager
