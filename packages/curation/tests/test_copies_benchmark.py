@@ -3,6 +3,8 @@
 import importlib.util
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -44,6 +46,16 @@ def test_tables_of_hashes_and_of_a_model(benchmark: ModuleType, tmp_path: Path) 
     assert with_variants["recall"]["mirrored"]["6"] == 1 > without["recall"]["mirrored"]["6"]
     assert found["clip"]["recall"]["grey"] <= 1
     assert (tmp_path / "copies.md").read_text().count("\n| ") > 30
+
+
+def test_the_share_of_copies_in_the_cluster_of_their_original(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [(f"{i:03d}", {"png": image_file(i), "txt": b"x"}) for i in range(40)])
+    script = FILE.with_name("semantic_clusters.py")
+    options = ["--pictures", tmp_path / "a.tar", "--clusters", "1", "5", "--out", tmp_path]
+    subprocess.run([sys.executable, script, *options], check=True, capture_output=True)
+    one, five = [line.split("|") for line in (tmp_path / "semantic_clusters.md").read_text().splitlines()[2:4]]
+    assert {float(value) for value in one[2:-1]} == {100}
+    assert 50 < float(five[-2]) <= float(five[2]) <= 100
 
 
 def test_without_pictures_nothing_is_measured(benchmark: ModuleType, tmp_path: Path) -> None:
