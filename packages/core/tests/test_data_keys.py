@@ -57,6 +57,14 @@ def test_keys_that_are_distinct_stay_and_so_do_their_uids(tmp_path: Path, counte
     assert "keys_repeat" not in (source.directory / "index.json").read_text()
 
 
+def test_a_counted_tar_that_is_damaged_is_left_to_its_readers(tmp_path: Path) -> None:
+    path = write_tars(tmp_path / "pool", [[str(number) for number in range(60)], ["60"]], counted=True)
+    (tmp_path / "pool/00001.tar").write_bytes(b"no tar" * 1000 + bytes(1024))
+    source = index(tmp_path, path)
+    assert len(source) == 61
+    assert source[0].uid == uid_of("0")
+
+
 def test_two_crawls_in_one_dataset_have_distinct_uids(tmp_path: Path) -> None:
     for crawl in "ab":
         write_tars(tmp_path / crawl, [["000000000"], ["000010000"]], counted=True)

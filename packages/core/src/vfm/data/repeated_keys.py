@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from heapq import nsmallest
 from itertools import chain
 
+from vfm.config import UserError
 from vfm.data.parquet import DAMAGE, ParquetShard
 from vfm.data.shards import Shard, ShardReader
 from vfm.data.spec import DatasetSpec
@@ -54,16 +55,16 @@ def keys_of(shard: Shard, spec: DatasetSpec, reader: ShardReader | None) -> Sequ
     Rows of parquet without a column `key` are named by their file, and lists of image files by their paths. What
     cannot be read here is reported when the samples are read.
     """
-    if shard.format == "tar":
-        tar = reader if isinstance(reader, TarShard) else TarShard(shard.path, shard.size, spec, limit=NUM_COMPARED)
-        return tar.keys
-    if shard.format == "parquet":
-        parquet = reader if isinstance(reader, ParquetShard) else ParquetShard(shard.path, spec)
-        names = parquet.file.schema_arrow.names
-        if "key" in names and "uid" not in names:
-            try:
+    try:
+        if shard.format == "tar":
+            tar = reader if isinstance(reader, TarShard) else TarShard(shard.path, shard.size, spec, limit=NUM_COMPARED)
+            return tar.keys
+        if shard.format == "parquet":
+            parquet = reader if isinstance(reader, ParquetShard) else ParquetShard(shard.path, spec)
+            names = parquet.file.schema_arrow.names
+            if "key" in names and "uid" not in names:
                 batch = next(parquet.file.iter_batches(NUM_COMPARED, columns=["key"]), None)
-            except DAMAGE:
-                return []
-            return [str(key) for key in batch["key"].to_pylist() if key is not None] if batch else []
+                return [str(key) for key in batch["key"].to_pylist() if key is not None] if batch else []
+    except (UserError, *DAMAGE):
+        pass
     return []
