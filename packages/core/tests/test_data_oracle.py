@@ -367,6 +367,21 @@ def test_a_damaged_row_group_of_choices_is_counted(tmp_path):
     assert bad == [("unreadable_row", f"{tmp_path}/x.parquet: row group 1")] * 4
 
 
+def test_a_damaged_line_break_between_choices_loses_both_and_counts_both(tmp_path):
+    folder = make_folder(tmp_path / "f")
+    own = [{"images": [f"{n}.png"], "statements": ["x", "y"], "truth": [0, -1]} for n in range(NUM)]
+    published = [
+        {"image_0": f"{n}.png", "image_1": f"{n}.png", "caption_0": "a b", "caption_1": "b a"} for n in range(NUM)
+    ]
+    for rows in (own, published):
+        lines = [json.dumps(row) for row in rows]
+        (folder / "c.jsonl").write_text("\n".join(lines[:4]) + "*" + "\n".join(lines[4:]))
+        bad: list[tuple[str, str]] = []
+        found = list(read_choices(f"{folder}/c.jsonl", lambda *one, bad=bad: bad.append(one), str(folder)))
+        assert len(found) == NUM - 2
+        assert [reason for reason, _ in bad] == ["broken_json"] * 2
+
+
 def test_the_readme_lists_all_reasons():
     text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     assert [reason for reason in REASONS if f"`{reason}`" not in text] == []

@@ -183,7 +183,8 @@ def _json_lines(path: Path) -> Iterator[Mapping[str, Any] | BadSample]:
             try:
                 yield dict(json.loads(line))
             except (ValueError, TypeError, RecursionError):
-                yield BadSample("broken_json", f"{path}: line {number}")
+                for _ in range(max(1, line.count(f'"{WINOGROUND[0]}"'))):  # several, if a line break is damaged
+                    yield BadSample("broken_json", f"{path}: line {number}")
 
 
 def _strings(record: Any, names: tuple[str, ...], where: str) -> list[str]:

@@ -83,7 +83,9 @@ def _read_jsonl(path: str, on_bad: OnBad) -> Iterator[Choice]:
         try:
             yield _choice(line, str(number), where, Path(path).parent)
         except BadSample as bad:
-            on_bad(bad.reason, bad.where)
+            # A line holds several items if the line break between them is damaged.
+            for _ in range(max(1, line.count('"statements"')) if bad.reason == "broken_json" else 1):
+                on_bad(bad.reason, bad.where)
 
 
 def _choice(line: str, number: str, where: str, folder: Path) -> Choice:
