@@ -39,6 +39,20 @@ def test_family_trains_and_is_exported_or_is_refused(name: str, tmp_path: Path) 
             assert line.partition(": ")[2] in TABLE
 
 
+@pytest.mark.parametrize(
+    ("name", "init"), [("DINOv3", "mae"), ("ViT with relative positions", "mae"), ("ViT of CLIP", "eva01")]
+)
+def test_initial_weights_do_not_need_learned_positions_or_a_bias(name: str, init: str, tmp_path: Path) -> None:
+    config = configuration(FAMILIES[name], "all", init)
+    assert refusal(config) == ""
+    step_and_reload(config, tmp_path)
+
+
+def test_initial_weights_for_other_blocks_are_refused_in_a_line() -> None:
+    line = refusal(configuration(FAMILIES["ViT with parallel blocks"], "all", "eva02"))
+    assert "eva02 is for blocks with one attention and one MLP after it, got ParallelThingsBlock" in line
+
+
 @pytest.mark.parametrize("name", ["DINOv3", "InternViT"])
 def test_masks_of_rows_and_columns_hide_the_same_patches(name: str) -> None:
     """Check that a masked patch has no influence, and a visible one has, where the embedding keeps rows and columns."""
