@@ -3,8 +3,8 @@
     python packages/curation/benchmarks/semantic_clusters.py --pictures flickr8k-dev.tar flickr8k-train.tar [--clip DIR]
 
 Each photograph's vector gets a copy in a random direction at a given cosine; the table has the share of copies that
-fall into the cluster of their original. The vectors are the embeddings of a ClipCheckpoint, or without one the grey pixels,
-24 x 24, less their mean. Writes `semantic_clusters.md` into `results/`; half a minute without a model.
+fall into the cluster of their original. The vectors are the embeddings of a ClipCheckpoint, or without one the grey
+pixels, 24 x 24, less their mean. Writes `semantic_clusters.md` into `results/`; half a minute without a model.
 """
 
 from __future__ import annotations
