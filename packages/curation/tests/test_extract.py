@@ -359,6 +359,9 @@ def test_unreadable_root_is_an_error_before_the_run(tmp_path: Path) -> None:
     listed.with_suffix(".paths.gz").write_bytes(b"no gzip")
     with pytest.raises(UserError, match=r"wat\.paths\.gz: not a readable list of paths"):
         list(ExtractLinks(name="links", path=str(listed.with_suffix(".paths.gz"))).sources())
+    listed.with_suffix(".paths.gz").write_bytes(b"")
+    with pytest.raises(UserError, match=r"wat\.paths\.gz: expected a list of paths, got an empty file"):
+        list(ExtractLinks(name="links", path=str(listed.with_suffix(".paths.gz"))).sources())
 
 
 def test_files_without_images_are_an_error(run_stage: Any, tmp_path: Path) -> None:

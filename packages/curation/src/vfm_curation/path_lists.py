@@ -27,6 +27,8 @@ def paths_in(file: str, root: str) -> list[str]:
         raise UserError(f"{file}: no such file") from None
     except (EOFError, OSError, ValueError, zlib.error) as error:
         raise UserError(f"{file}: not a readable list of paths: {error}") from None
+    if not lines:
+        raise UserError(f"{file}: expected a list of paths, got an empty file")
     whole = (files.is_remote(line) or os.path.isabs(line) for line in lines)
     return [line if is_whole else f"{root.rstrip('/')}/{line}" for line, is_whole in zip(lines, whole, strict=True)]
 
