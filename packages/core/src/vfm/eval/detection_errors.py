@@ -28,13 +28,13 @@ def errors_by_image(
     """Count the detections of each kind, and the missed objects, in each image that has any."""
     kept = detections[detections.scores >= min_score]
     kept = kept[np.argsort(-kept.scores, kind="stable")]
-    of_detections, of_objects = (group_places(one, np.zeros_like(one)) for one in (kept.image, truth.objects.image))
+    of_detections, of_objects = group_places(kept.image), group_places(truth.objects.image)
     nothing, found = np.empty(0, dtype=np.int64), {}
-    for key in sorted(of_detections.keys() | of_objects.keys()):
-        of_image, objects = kept[of_detections.get(key, nothing)], truth.objects[of_objects.get(key, nothing)]
-        width, height = truth.source.sizes[key[0]]
+    for image in sorted(of_detections.keys() | of_objects.keys()):
+        of_image, objects = kept[of_detections.get(image, nothing)], truth.objects[of_objects.get(image, nothing)]
+        width, height = truth.source.sizes[image]
         ious = ious_of(of_image, objects, shape, height, width)
-        found[key[0]] = classify_errors(ious, of_image.labels, objects.labels, objects.crowd | objects.ignored)
+        found[image] = classify_errors(ious, of_image.labels, objects.labels, objects.crowd | objects.ignored)
     return found
 
 

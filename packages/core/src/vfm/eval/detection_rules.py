@@ -40,6 +40,7 @@ class Truth:
     objects: Objects
     num_classes: int
     rule: Rule
+    order_of_images: NDArray[np.int64]  # by their ids in the source
     agnostic: bool = False
     negatives: list[set[int]] = field(default_factory=list)  # by image
     not_exhaustive: list[set[int]] = field(default_factory=list)
@@ -55,8 +56,9 @@ class Truth:
             objects = Objects(
                 objects.image, labels, objects.boxes, objects.counts, objects.areas, objects.crowd, objects.ignored
             )
+        order = np.argsort(np.argsort(source.image_ids, kind="stable"), kind="stable")
         lists = ([set(one) for one in source.tables.column(name)] for name in ("negatives", "not_exhaustive"))
-        return cls(source, objects, 1 if agnostic else len(things), rule, agnostic, *lists)
+        return cls(source, objects, 1 if agnostic else len(things), rule, order, agnostic, *lists)
 
 
 def select(detections: Detections, truth: Truth, max_dets: int) -> Detections:
@@ -95,70 +97,42 @@ def match_all(detections: Detections, truth: Truth, shape: Shape, max_dets: int)
     """
     detections = select(detections, truth, max_dets)
     detections = detections[np.argsort(-detections.scores, kind="stable")]
+    areas = _areas(detections, truth.source.sizes, shape)
     limit = max_dets if truth.rule == "coco" else len(detections) + 1
-    # Images in the order of their ids: equal scores keep it, as in COCO's tools.
-    place_of_id = np.argsort(np.argsort(truth.source.image_ids, kind="stable"), kind="stable")
-    found = group_places(detections.image, detections.labels)
-    true = group_places(truth.objects.image, truth.objects.labels)
-    by_class: dict[int, list[tuple[int, int]]] = {}
-    for pair in sorted(found.keys() | true.keys(), key=lambda pair: int(place_of_id[pair[0]])):
-        by_class.setdefault(pair[1], []).append(pair)
+    found, true = group_places(detections.labels), group_places(truth.objects.labels)
     nothing = np.empty(0, dtype=np.int64)
     for label in range(truth.num_classes):
-        yield _joined(
-            [
-                _match_image(detections[found.get(pair, nothing)[:limit]], truth, true.get(pair, nothing), shape, pair)
-                for pair in by_class.get(label, [])
-            ]
-        )
+        rows, objects = found.get(label, nothing), truth.objects[true.get(label, nothing)]
+        rows = rows[_ranks(detections.image[rows]) < limit]
+        yield _match_class(detections[rows], areas[rows], objects, label, truth, shape)
 
 
-@dataclass(frozen=True)
-class _Matched:
-    """The detections of one image and class, best first, and its true objects."""
-
-    image: int
-    scores: NDArray[np.float64]  # (D,)
-    true: NDArray[np.bool_]  # (A, T, D)
-    ignored: NDArray[np.bool_]  # (A, T, D)
-    counts: NDArray[np.bool_]  # (A, G)
-
-
-def _match_image(
-    found: Detections, truth: Truth, places: NDArray[np.int64], shape: Shape, pair: tuple[int, int]
-) -> _Matched:
-    image, label = pair
-    objects = truth.objects[places]
+def _match_class(
+    found: Detections, areas: NDArray[np.float64], objects: Objects, label: int, truth: Truth, shape: Shape
+) -> ClassRows:
+    """Match the detections of one class, by falling score, with its objects, image by image."""
     low, high = np.array(list(AREAS.values())).T[:, :, None]  # (A, 1) each
-    skipped = (objects.crowd | objects.ignored) | (objects.areas < low) | (objects.areas > high)  # (A, G)
-    width, height = truth.source.sizes[image]
-    match = match_detections(ious_of(found, objects, shape, height, width), skipped, objects.crowd)
-    areas = _areas(found, shape, height, width)
-    beside = (areas < low) | (areas > high)  # (A, D)
-    if truth.rule != "coco" and label in truth.not_exhaustive[image]:
-        beside = np.ones_like(beside)
+    skipped = (objects.crowd | objects.ignored) | (objects.areas < low) | (objects.areas > high)  # (A, P)
+    beside = (areas < low) | (areas > high)  # (A, N)
+    if truth.rule != "coco":
+        beside |= np.array([label in truth.not_exhaustive[image] for image in found.image.tolist()], dtype=bool)
+    match = np.full((len(AREAS), len(THRESHOLDS), len(found)), -1, dtype=np.int64)
+    of_found, of_objects = group_places(found.image), group_places(objects.image)
+    for image in of_found.keys() & of_objects.keys():
+        rows, places = of_found[image], of_objects[image]
+        width, height = truth.source.sizes[image]
+        ious = ious_of(found[rows], objects[places], shape, height, width)
+        one = match_detections(ious, skipped[:, places], objects.crowd[places])
+        match[:, :, rows] = np.where(one >= 0, places[one], -1)
     matched = match >= 0
     by_area = np.arange(len(AREAS))[:, None, None]
     of_skipped = matched & np.pad(skipped, ((0, 0), (0, 1)))[by_area, match]
     ignored = of_skipped | (~matched & beside[:, None, :])
-    return _Matched(image, found.scores, matched & ~ignored, ignored, ~skipped)
-
-
-def _joined(matched: list[_Matched]) -> ClassRows:
-    """Return the rows of a class, by falling score."""
-    if not matched:
-        nothing = np.zeros((len(AREAS), len(THRESHOLDS), 0), dtype=bool)
-        empty = np.empty(0, dtype=np.int64)
-        return ClassRows(empty, nothing, nothing, empty, empty, np.zeros((len(AREAS), 0), dtype=bool))
-    order = np.argsort(-np.concatenate([one.scores for one in matched]), kind="stable")
-    return ClassRows(
-        np.concatenate([np.full(len(one.scores), one.image) for one in matched])[order],
-        np.concatenate([one.true for one in matched], axis=-1)[..., order],
-        np.concatenate([one.ignored for one in matched], axis=-1)[..., order],
-        np.concatenate([np.arange(len(one.scores)) for one in matched])[order],
-        np.concatenate([np.full(one.counts.shape[1], one.image) for one in matched]),
-        np.concatenate([one.counts for one in matched], axis=-1),
-    )
+    rank = _ranks(found.image)
+    # Equal scores keep the order of the images' ids, as in COCO's tools.
+    order = np.lexsort((rank, truth.order_of_images[found.image], -found.scores))
+    true = (matched & ~ignored)[..., order]
+    return ClassRows(found.image[order], true, ignored[..., order], rank[order], objects.image, ~skipped)
 
 
 def ious_of(
@@ -182,24 +156,33 @@ def _sides(boxes: NDArray[np.float64], counts: Sequence[bytes | None], shape: Sh
     return [as_rle(one, height, width) for one in given]
 
 
-def _areas(found: Detections, shape: Shape, height: int, width: int) -> NDArray[np.float64]:
-    if shape == "masks" and None not in found.counts:
-        return np.array([mask_area(one, height, width) for one in found.counts if one is not None])
+def _areas(found: Detections, sizes: Sequence[tuple[int, int]], shape: Shape) -> NDArray[np.float64]:
     sides = found.boxes[:, 2:] - found.boxes[:, :2]
-    return np.asarray(sides[:, 0] * sides[:, 1], dtype=np.float64)
+    areas = np.asarray(sides[:, 0] * sides[:, 1], dtype=np.float64)
+    for place, counts in enumerate(found.counts if shape == "masks" else ()):
+        if counts is not None:
+            width, height = sizes[int(found.image[place])]
+            areas[place] = mask_area(counts, height, width)
+    return areas
 
 
-def group_places(image: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[tuple[int, int], NDArray[np.int64]]:
-    """Return the places of each image and class, in their order."""
-    order = np.lexsort((labels, image))
-    cuts = np.flatnonzero((np.diff(image[order]) != 0) | (np.diff(labels[order]) != 0)) + 1
-    parts = np.split(order, cuts) if len(order) else []
-    return {(int(image[part[0]]), int(labels[part[0]])): part for part in parts}
+def group_places(keys: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
+    """Return the places of each key, in their order."""
+    order = np.argsort(keys, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(keys[order])) + 1) if len(order) else []
+    return {int(keys[part[0]]): part for part in parts}
+
+
+def _ranks(keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the number of equal keys before each, (N,)."""
+    order = np.argsort(keys, kind="stable")
+    starts = np.flatnonzero(np.diff(keys[order], prepend=-1) != 0)
+    rank = np.empty(len(keys), dtype=np.int64)
+    rank[order] = np.arange(len(keys)) - np.repeat(starts, np.diff(np.append(starts, len(keys))))
+    return rank
 
 
 def _best(scores: NDArray[np.float64], groups: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Return the places of the `count` best of each group; the first of equal scores."""
-    order = np.lexsort((-scores, groups))
-    starts = np.flatnonzero(np.diff(groups[order], prepend=-1) != 0)
-    rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
-    return np.asarray(order[rank < count], dtype=np.int64)
+    order = np.argsort(-scores, kind="stable")
+    return np.asarray(order[_ranks(groups[order]) < count], dtype=np.int64)

@@ -49,11 +49,9 @@ class Detections:
         return len(self.scores)
 
     def __getitem__(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Detections:
-        places = as_places(rows, len(self))
-        arrays = (self.image, self.labels, self.scores, self.boxes)
-        image, labels, scores, boxes = (array[places] for array in arrays)
-        counts = [self.counts[place] for place in places.tolist()]
-        return Detections(image, labels, scores, boxes, counts, self.maskness[places])
+        at = as_places(rows, len(self))
+        counts = [self.counts[place] for place in at.tolist()]
+        return Detections(self.image[at], self.labels[at], self.scores[at], self.boxes[at], counts, self.maskness[at])
 
     def with_scores(self, scores: NDArray[np.float64]) -> Detections:
         """Return the same objects with other scores."""

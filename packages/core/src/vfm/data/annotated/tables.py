@@ -79,7 +79,7 @@ def as_places(rows: NDArray[np.int64] | NDArray[np.bool_] | slice, length: int) 
     """Return a selection of rows as their places."""
     if isinstance(rows, slice):
         return np.arange(*rows.indices(length))
-    return np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+    return np.flatnonzero(rows) if rows.dtype == np.bool_ else rows.astype(np.int64, copy=False)
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,11 @@ class Objects:
         return len(self.labels)
 
     def __getitem__(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Objects:
-        places = as_places(rows, len(self))
-        arrays = (self.image, self.labels, self.boxes, self.areas, self.crowd, self.ignored)
-        image, labels, boxes, areas, crowd, ignored = (array[places] for array in arrays)
-        return Objects(image, labels, boxes, [self.counts[n] for n in places.tolist()], areas, crowd, ignored)
+        at = as_places(rows, len(self))
+        counts = [self.counts[place] for place in at.tolist()]
+        return Objects(
+            self.image[at], self.labels[at], self.boxes[at], counts, self.areas[at], self.crowd[at], self.ignored[at]
+        )
 
 
 @dataclass(frozen=True)
