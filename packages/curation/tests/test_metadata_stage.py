@@ -187,7 +187,7 @@ def test_a_folder_without_wordnet_is_an_error_before_the_run(tmp_path: Path) -> 
 
 def test_sources_without_entries_are_an_error(run_stage: Any, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("!\n\n" + "x" * 10_000, encoding="utf-8")
-    with pytest.raises(UserError, match=r"entries: has no entries"):
+    with pytest.raises(UserError, match=r"a\.txt: has no entries"):
         run_stage(BuildMetadata(name="entries", merge=[{"type": "list", "path": str(tmp_path / "a.txt")}]))
 
 
