@@ -138,3 +138,9 @@ def test_wordnets_files_are_inputs_of_the_stage(wordnet: Path) -> None:
 def test_a_folder_without_wordnet_is_an_error_in_one_line(run_stage: Any, make_pool: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"index\.noun: no such file; expected WordNet's folder"):
         entries_of(run_stage, make_pool, "p", words="content", wordnet=str(tmp_path))
+
+
+def test_captions_of_function_words_are_an_error_in_one_line(run_stage: Any, make_pool: Any) -> None:
+    pool = make_pool("p", [(f"u{number}", {"en": ["in the of"]}) for number in range(9)])
+    with pytest.raises(UserError, match="no content word occurs 5 times in the captions of 'p'"):
+        run_stage(BuildMetadata(name="m", captions="p", words="content"), p=pool)

@@ -74,8 +74,9 @@ def caption_entries(source: Captions, ctx: Context, workers: int) -> Iterator[En
         for language, vocabulary in found.items()
     }
     if not any(lists.values()):
+        kind = "content word" if source.words == "content" else "word"
         raise UserError(
-            f"{ctx.stage}: no word occurs {source.min_count} times in the captions of '{source.pool}'"
+            f"{ctx.stage}: no {kind} occurs {source.min_count} times in the captions of '{source.pool}'"
             f" ({num_words} words in total); lower min_count or give path"
         )
     for language, entries in lists.items():
