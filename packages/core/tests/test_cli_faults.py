@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -98,15 +99,17 @@ def test_three_runs_at_once_make_everything_once_and_all_end_well(site):
 
 
 def test_fresh_run_beside_another_one_waits_for_it(site):
-    first = start(site, "--set", "sum.pause=0.3")
+    first = start(site, "--set", "sum.pause=1")
     for line in first.stdout or ():
         if line.startswith("  sum 1/6"):
             break
-    second = start(site, "--set", "sum.pause=0.3", "--fresh")
-    out, err = second.communicate(timeout=60)
+    first.send_signal(signal.SIGSTOP)  # however slow the machine is, it holds the lock when the second comes
+    second = start(site, "--set", "sum.pause=1", "--fresh")
+    waited = any("waiting for toy.add" in line for line in second.stdout or ())
+    first.send_signal(signal.SIGCONT)
+    _, err = second.communicate(timeout=60)
     first.communicate(timeout=60)
-    assert (first.returncode, second.returncode) == (0, 0), err
-    assert "waiting for toy.add" in out
+    assert (waited, first.returncode, second.returncode) == (True, 0, 0), err
 
 
 def test_step_of_a_scheduler_waits_for_whoever_makes_the_same(site):
