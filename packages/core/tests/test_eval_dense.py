@@ -12,6 +12,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from annotated_world import read, write, write_map
+from cli_world import run_here
 from dense_toy import checkpoint
 from vfm.artifacts import AnnotatedImages, Artifact, Report
 from vfm.config import UserError
@@ -156,3 +157,13 @@ def test_what_cannot_be_evaluated_is_found_before_the_run(world: Path, data: Ann
     )
     with pytest.raises(ValidationError, match="expected models or predictions, got neither"):
         Detection(kind="eval.detection", name="d", data="data")
+
+
+def test_a_recipe_evaluates_files_of_predictions_alone(data: AnnotatedImages, tmp_path: Path) -> None:
+    one = {"image_id": 1, "category_id": 10, "bbox": [3, 2, 6, 3], "score": 1}
+    file = write(tmp_path / "found.json", json.dumps([one]))
+    stage = {"kind": "eval.detection", "name": "detect", "data": str(data.path), "predictions": {"mine": str(file)}}
+    recipe = write(tmp_path / "recipe.yaml", json.dumps({"stages": [stage]}))
+    done = run_here("run", str(recipe), "--store", str(tmp_path / "store"), "--quiet")
+    assert done.code == 0, done.err
+    assert "mine" in (tmp_path / "store/runs/recipe/report.html").read_text()

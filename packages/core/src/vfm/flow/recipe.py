@@ -221,7 +221,7 @@ def _check_inputs(stages: Sequence[Stage], mistakes: Mistakes) -> None:
             if message:
                 path: KeyPath = tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", key))
                 mistakes.add((*place, *path), f"{stage.name}.{key}", message)
-        if isinstance(stage, Evaluation) and not stage.models:
+        if isinstance(stage, Evaluation) and not stage.has_something_to_evaluate:
             mistakes.add((*place, "models"), f"{stage.name}.models", "is required (the models to evaluate)")
         if stage.name in made:
             mistakes.add((*place, "name"), f"{stage.name}.name", "another stage has this name")

@@ -32,6 +32,11 @@ class Evaluation(Stage):
         raise NotImplementedError(f"{self.kind} does not evaluate models in training")
 
     @property
+    def has_something_to_evaluate(self) -> bool:
+        """Whether it can run as a stage of its own; without models it is an entry of `evaluation.tasks`."""
+        return bool(self.models)
+
+    @property
     def log_prefix(self) -> str:
         """Prefix of its metrics' names in a training's log; empty unless it was given a name of its own."""
         return "" if self.name == _verb(self.kind) else f"{self.name}/"

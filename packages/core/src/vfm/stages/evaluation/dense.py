@@ -36,6 +36,11 @@ class DenseEvaluation(Evaluation):
     num_resamples: int = Field(500, ge=100, description="resamples of the images for intervals and comparisons")
 
     @property
+    def has_something_to_evaluate(self) -> bool:
+        """Whether there are models or files of predictions."""
+        return bool(self.models or self.predictions)
+
+    @property
     def reading(self) -> ReadSettings:
         """How `data` is read."""
         return ReadSettings(self.micro_batch_size, self.max_bad_fraction, max(1, self.runtime.workers))
