@@ -31,7 +31,8 @@ VFM = (sys.executable, "-m", "vfm")
 
 # What may differ between two runs that did the same: when, how long, how fast, how much memory; and nothing else.
 # Nor does it matter which of many bad samples are named: workers meet them in any order.
-TIMES = {"finished", "seconds", "sha256", "bad_examples"}
+# The tree may be worked on meanwhile.
+TIMES = {"finished", "seconds", "sha256", "bad_examples", "commit"}
 PANELS_OF_TIMES = "*-seconds.json"
 SPEED = {"train/samples_per_second", "train/data_wait_pct", "sys/mem_gib"}
 
