@@ -45,7 +45,15 @@ def reading(file: str | Path, form: str) -> Iterator[None]:
 
 @contextmanager
 def naming(file: str | Path, form: str) -> Iterator[None]:
-    """As `reading`, for code that uses a file's content: a line of a `UserError` that lacks the file's name gets it."""
+    """Turn every error of using a file's content into lines that name it, also a `UserError` that lacks the name.
+
+    Args:
+        file: the file.
+        form: what its content is, for the line.
+
+    Raises:
+        UserError: the code in the `with` block raised an error.
+    """
     try:
         with reading(file, form):
             yield
