@@ -84,12 +84,12 @@ def embed_dataset(
         UserError: too many images cannot be read, or all; or an embedding is not finite.
     """
     bad: Counter[str] = Counter()
-    first: BadSample | None = None
+    first = ""
     seen = 0
     for batch in decoded_batches(source, reading, lambda sample: None):
         good = [item for _, item in batch if not isinstance(item, BadSample)]
-        for item in (item for _, item in batch if isinstance(item, BadSample)):
-            first = first or item
+        for number, item in ((number, item) for number, item in batch if isinstance(item, BadSample)):
+            first = first or f"{source.where(number)} ({item.reason})"
             bad[item.reason] += 1
             ctx.skip(item.reason, item.where)
         if good:
