@@ -72,6 +72,7 @@ COMMANDS = {
     " --set general.path=/usr/share/tuxpaint/stamps --set locked.steps=150 --set unlocked.steps=150"
     " --set locked.lr=5e-4 --set unlocked.lr=3e-4 --set runtime.threads=1": "mkdir -p photos/a photos/b"
     f" && cp photo.jpg photos/a && cp photo.jpg photos/b && {CLAIM} --set general.path=photos",
+    "make fuzz": f"cd {ROOT} && make -n fuzz",  # tests/test_fuzz.py runs 300 of its 5,000 cases
     "make kill-test": f"cd {ROOT} && make -n kill-test",  # the test itself runs beside this one, with fewer kills
     "uv run vfm run curate --set pool.path=TRAIN.tar": "{} --set 'pool.texts={en: json.en}' --set entries.min_count=2",
     "uv run vfm embed store/runs/quickstart/artifacts/clip TRAIN.tar --out embeddings.parquet": AS_IT_STANDS,
