@@ -15,10 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
 
 from outside import ROOT, call, checked
 from vfm.data import write_tar
@@ -86,6 +88,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"images": [f"folders/{'ab'[index % 2]}/{key}.jpg"], "statements": statements, "truth": truth}
         for index, (key, truth) in enumerate(zip(keys, truths, strict=False))
     ]
+    _annotated(outside / "annotated", members, keys[:6])
     _add_vae(outside / "generator")
     (outside / "choices.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     _break_a_sample(outside / "photos/00000.tar", keys[3])
@@ -121,6 +124,30 @@ def _crawl(folder: Path) -> None:
     url, caption = ["https://example.org/0.jpg"], ["a red circle"]
     outcome = {"url": url, "caption": caption, "status": ["failed_to_download"], "error_message": ["timed out"]}
     pq.write_table(pa.table(outcome), folder / "downloads.parquet")
+
+
+def _annotated(folder: Path, members: dict[str, bytes], keys: list[str]) -> None:
+    """Pictures with two panoptic segments each, and what a model might have found in them."""
+    for place in ("pictures", "segments", "maps"):
+        (folder / place).mkdir(parents=True)
+    images, annotations, found = [], [], []
+    for number, key in enumerate(keys, start=1):
+        (folder / f"pictures/{number}.jpg").write_bytes(members[f"{key}.jpg"])
+        labels = np.zeros((32, 32), dtype=np.uint8)
+        labels[4 : 20 + number, 6:22] = 1
+        Image.fromarray(labels).save(folder / f"maps/{number}.png")
+        Image.fromarray(np.stack([labels + 1, *[np.zeros_like(labels)] * 2], axis=-1)).save(
+            folder / f"segments/{number}.png"
+        )
+        images.append({"id": number, "file_name": f"{number}.jpg", "width": 32, "height": 32})
+        segments = [{"id": one, "category_id": one} for one in (1, 2)]
+        annotations.append({"image_id": number, "file_name": f"{number}.png", "segments_info": segments})
+        found.append({"image_id": number, "category_id": 2, "bbox": [6, 4, 16, 16], "score": number / 10})
+    names = [("background", 0), ("shape", 1)]
+    categories = [{"id": one, "name": name, "isthing": thing} for one, (name, thing) in enumerate(names, start=1)]
+    record = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "segments.json").write_text(json.dumps(record))
+    (folder / "found.json").write_text(json.dumps(found))
 
 
 def _class_folders(folder: Path, members: dict[str, bytes], keys: list[str]) -> None:

@@ -313,9 +313,10 @@ STAGES_OVER_BASE = {
     "metaclip_b16": "fa7ee8b94502",
     "metaclip_b32": "1653abe5b9d3",
     "metaclip_l14": "03b595d70473",
-    "eva_02_ti": "b2745d86c746",
-    "eva_02_s": "1c3f049632e6",
-    "eva_02_l": "1ec35dbd075b",
+    "eva_02_ti": "47662636506b",
+    "eva_02_s": "29254f57f60e",
+    "eva_02_l": "409f510e5087",
+    "eva_02_b_448": "0ad0d4a04b12",
 }
 
 

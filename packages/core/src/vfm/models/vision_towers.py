@@ -34,7 +34,7 @@ class BlockTokens:
     @property
     def maps(self) -> Tensor:
         """The patches as feature maps, (B, D, rows, columns)."""
-        return self.patches.transpose(1, 2).unflatten(2, self.grid)
+        return self.patches.transpose(1, 2).reshape(len(self.patches), -1, *self.grid)
 
 
 @dataclass(frozen=True)
