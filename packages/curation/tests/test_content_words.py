@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vfm.plugin import Event, UserError
+from vfm.stages.data import Pairs
 from vfm_curation.metadata.content_words import ContentWords, WordNetForms
 from vfm_curation.metadata.function_words import function_words, word_lists
 from vfm_curation.metadata.vocabulary import Vocabulary
@@ -144,3 +145,20 @@ def test_captions_of_function_words_are_an_error_in_one_line(run_stage: Any, mak
     pool = make_pool("p", [(f"u{number}", {"en": ["in the of"]}) for number in range(9)])
     with pytest.raises(UserError, match="no content word occurs 5 times in the captions of 'p'"):
         run_stage(BuildMetadata(name="m", captions="p", words="content"), p=pool)
+
+
+def test_captions_in_another_language_than_their_key_are_an_error_with_the_way_out(
+    run_stage: Any, make_pool: Any, wordnet: Path
+) -> None:
+    pool = make_pool("p", [(f"u{number}", {"en": ["собака у реки"]}) for number in range(9)])
+    stage = BuildMetadata(name="m", captions="p", words="content", wordnet=str(wordnet))
+    with pytest.raises(UserError, match="in a language other than English, name it in the pool's texts"):
+        run_stage(stage, p=pool)
+
+
+def test_captions_that_cannot_be_read_are_an_error_with_the_reason(run_stage: Any, tmp_path: Path) -> None:
+    file = tmp_path / "c.csv"
+    file.write_bytes(b"caption\n" + "un café\n".encode("latin-1") * 9)
+    pool = run_stage(Pairs(name="p", path=str(file), images=False))
+    with pytest.raises(UserError, match=r"'p' has no caption in 'en' \(skipped: 9 x "):
+        run_stage(BuildMetadata(name="m", captions="p", words="content", wordnet=None), p=pool)

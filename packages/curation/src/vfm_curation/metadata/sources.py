@@ -74,15 +74,32 @@ def caption_entries(source: Captions, ctx: Context, workers: int) -> Iterator[En
         for language, vocabulary in found.items()
     }
     if not any(lists.values()):
-        kind = "content word" if source.words == "content" else "word"
-        raise UserError(
-            f"{ctx.stage}: no {kind} occurs {source.min_count} times in the captions of '{source.pool}'"
-            f" ({num_words} words in total); lower min_count or give path"
-        )
+        raise UserError(f"{ctx.stage}: {_why_none(source, list(languages), num_texts, num_words, ctx)}")
     for language, entries in lists.items():
         if not entries:
             ctx.warn(f"no word occurs {source.min_count} times in the captions in {language!r}: it has no entries")
         yield (language if source.languages or not writes_spaces(language) else ""), entries
+
+
+def _why_none(source: Captions, languages: list[str], num_texts: int, num_words: int, ctx: Context) -> str:
+    """Return why captions give no entries: none could be read, they are in another language, or there are too few."""
+    if not num_texts:
+        bad = ", ".join(f"{count} x {reason}" for reason, count in ctx.bad.most_common(3))
+        return f"'{source.pool}' has no caption in {', '.join(map(repr, languages))}" + (
+            f" (skipped: {bad})" if bad else ""
+        )
+    kind = "content word" if source.words == "content" else "word"
+    why = (
+        f"no {kind} occurs {source.min_count} times in the captions of '{source.pool}' ({num_words} words in total);"
+        " lower min_count or give path"
+    )
+    if source.words == "content" and any(_wordnet_of(source, language) for language in languages):
+        why += "; in a language other than English, name it in the pool's texts and in languages, or set wordnet: null"
+    return why
+
+
+def _wordnet_of(source: Captions, language: str) -> Path | None:
+    return source.wordnet_folder if base_language(language) == "en" else None
 
 
 def _min_pmi(source: Captions) -> float:
@@ -95,7 +112,7 @@ def _content_words(source: Captions, language: str, ctx: Context) -> ContentWord
     """Return what decides which words of a language become entries; None if all do."""
     if source.words == "all":
         return None
-    folder = source.wordnet_folder if base_language(language) == "en" else None
+    folder = _wordnet_of(source, language)
     known = f"those that WordNet knows ({folder})" if folder else "words that are no function words"
     if not folder and not function_words(language):
         known = "all words, since there is no list of function words"
