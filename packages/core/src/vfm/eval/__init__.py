@@ -1,8 +1,9 @@
 """Evaluation of vision and CLIP models, and what an evaluation of one's own needs.
 
 An evaluation subclasses `vfm.plugin.ModelEvaluation`: it encodes a dataset (`encode_dataset`, `encode_labeled`) and
-returns an `Evaluated` with a `ModelResult` per model, whose scores are `Accuracy` or `MeanAveragePrecision`. Importing
-this package imports torch; configurations are in `vfm.stages.evaluation`, statistics in `vfm.statistics`, without it.
+returns an `Evaluated` with a `ModelResult` per model, whose scores are `Accuracy` or `MeanAveragePrecision`. A model
+with a dense head is a `DensePredictor`, whose methods return `Instances` and `PanopticMap`. Importing this package
+imports torch; configurations are in `vfm.stages.evaluation`, statistics in `vfm.statistics`, without it.
 """
 
 from vfm.eval.classification import encode_with_targets, hardest_panel, result_from_ranks, result_from_scores
@@ -24,16 +25,17 @@ from vfm.eval.patch_maps import (
 from vfm.eval.ranking import best_ranks, hits_at, label_ranks
 from vfm.eval.retrieval_ranks import nearest, retrieval_ranks
 from vfm.eval.zero_shot import ensemble_templates, fill_templates, zero_shot_classifier
+from vfm.interfaces.dense import DensePredictor, Instances, PanopticMap
 from vfm.scores import Evaluated, ModelResult, Score
 from vfm.stages.evaluation.base import ReadSettings
 from vfm.statistics import Accuracy, MeanAveragePrecision, bootstrap_interval
 
 __all__ = [
-    "MAP_GAP", "MAP_SIDE", "NUM_PICTURES", "Accuracy", "CaptionedImage", "Encoded", "Evaluated",
-    "MeanAveragePrecision", "ModelResult", "ReadSettings", "Score", "best_ranks", "bootstrap_interval", "check_finite",
-    "checkpoint_hash", "compute_patch_maps", "data_hash", "embed_dataset", "encode_dataset", "encode_labeled",
-    "encode_texts", "encode_with_targets", "enlarge", "ensemble_templates", "fill_templates", "hardest_panel",
-    "hits_at", "images_panel", "item_digest", "label_ranks", "load_encoder", "logit_scale", "nearest", "open_writer",
-    "pca_sheet", "read_embeddings", "result_from_ranks", "result_from_scores", "retrieval_ranks", "side_by_side",
-    "zero_shot_classifier",
+    "MAP_GAP", "MAP_SIDE", "NUM_PICTURES", "Accuracy", "CaptionedImage", "DensePredictor", "Encoded", "Evaluated",
+    "Instances", "MeanAveragePrecision", "ModelResult", "PanopticMap", "ReadSettings", "Score", "best_ranks",
+    "bootstrap_interval", "check_finite", "checkpoint_hash", "compute_patch_maps", "data_hash", "embed_dataset",
+    "encode_dataset", "encode_labeled", "encode_texts", "encode_with_targets", "enlarge", "ensemble_templates",
+    "fill_templates", "hardest_panel", "hits_at", "images_panel", "item_digest", "label_ranks", "load_encoder",
+    "logit_scale", "nearest", "open_writer", "pca_sheet", "read_embeddings", "result_from_ranks",
+    "result_from_scores", "retrieval_ranks", "side_by_side", "zero_shot_classifier",
 ]  # fmt: skip

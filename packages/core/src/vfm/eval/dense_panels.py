@@ -59,10 +59,16 @@ def share_right(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> f
 
 
 def join(pictures: Sequence[Image.Image], side: int = SIDE) -> Image.Image:
-    """Return pictures of one size side by side, each at most `side` pixels wide and high."""
-    scale = min(1.0, side / max(pictures[0].size))
+    """Return pictures of one size side by side, at most `side` pixels wide and high; small ones are enlarged."""
+    scale = whole_factor(pictures[0].size, side) if max(pictures[0].size) <= side else side / max(pictures[0].size)
     width, height = (max(1, round(scale * length)) for length in pictures[0].size)
     sheet = Image.new("RGB", (len(pictures) * (width + GAP) - GAP, height), "white")
     for place, one in enumerate(pictures):
-        sheet.paste(one.resize((width, height)), (place * (width + GAP), 0))
+        how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BICUBIC
+        sheet.paste(one.resize((width, height), how), (place * (width + GAP), 0))
     return sheet
+
+
+def whole_factor(size: tuple[int, int], side: int) -> int:
+    """Return the largest whole factor by which a picture still fits in `side` pixels, at least 1."""
+    return max(1, side // max(size))

@@ -136,6 +136,7 @@ def _train(
     for rows, tested, images in _splits(config, test, known):
         lr = _best_rate(config, images, name, rows, num_classes, device)
         head = train_head(images.maps[name], images.labels, rows, num_classes, lr, _training(config), device)
+        check_finite(head.classify.weight.detach(), f"{name}: the probe's weights", test.source.dataset.class_names)
         probe.heads.append((head, tested))
         probe.lrs.append(lr)
     return probe

@@ -19,6 +19,7 @@ from vfm.eval.detection_panels import add_detection_panels
 from vfm.eval.detection_rules import MAX_DETS, Rule, Shape, Truth, match_all
 from vfm.eval.detection_scores import PREFIX, DetectionScores
 from vfm.eval.detections import Detections, read_results, write_results_file
+from vfm.eval.finite import check_finite
 from vfm.eval.hashes import data_hash
 from vfm.eval.soft_nms import soften
 from vfm.interfaces.dense import Instances
@@ -87,6 +88,7 @@ def predict(config: Detection, ctx: Context, source: AnnotatedSource, models: Pr
         for name, model in models.items():
             instances = model.detect([picture for _, picture in batch])
             for (number, _), one in zip(batch, instances, strict=True):
+                check_finite(_numbers(one)[None], name, [source.keys[number]])
                 rows[name] += _rows(number, one)
     return {name: Detections.of(one) for name, one in rows.items()}
 
@@ -116,6 +118,12 @@ def truth_hash(source: AnnotatedSource) -> str:
     """Return the sha256 of a dataset's facts and of its annotations."""
     digests = [(source.dataset.path / name).read_bytes() for name in ("images.parquet", "annotations.parquet")]
     return data_hash(source.dataset, digests)
+
+
+def _numbers(found: Instances) -> NDArray[np.float64]:
+    """Return scores, boxes and maskness of all objects, one after the other."""
+    maskness = np.empty(0) if found.maskness is None else found.maskness
+    return np.concatenate([found.scores, found.boxes.ravel(), maskness])
 
 
 def _rows(number: int, found: Instances) -> list[tuple[int, int, float, Sequence[float], bytes | None, float]]:

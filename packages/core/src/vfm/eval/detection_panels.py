@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from vfm.data import BadSample
 from vfm.data.annotated import AnnotatedSource, decode_mask
 from vfm.data.annotated.panels import overlay, palette
-from vfm.eval.dense_panels import GAP, NUM_PICTURES, join
+from vfm.eval.dense_panels import GAP, NUM_PICTURES, join, whole_factor
 from vfm.eval.detection_errors import MIN_SCORE
 from vfm.eval.detections import Detections
 from vfm.panels import ImagesPanel, Picture
@@ -58,17 +58,24 @@ def draw_objects(
     source: AnnotatedSource,
     scores: NDArray[np.float64] | None = None,
 ) -> Image.Image:
-    """Return a picture with masks tinted by class, boxes, and the names of the classes with their scores."""
+    """Return a picture with masks tinted by class, boxes, and the names of the classes with their scores.
+
+    Small pictures are enlarged first, so that the names can be read.
+    """
     colours = palette(max(2, len(source.dataset.class_names)))
     segments = np.full(picture.size[::-1], -1, dtype=np.int64)
     for label, mask in zip(labels.tolist(), counts, strict=True):
         if mask is not None:
             segments[decode_mask(mask, picture.height, picture.width)] = label
+    factor = whole_factor(picture.size, SHOWN_SIDE)
     drawn = overlay(picture, segments, colours)
+    drawn = drawn.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
+    corners = np.clip(factor * boxes, 0, (drawn.size * 2)) if len(boxes) else boxes
+    corners[:, 2:] = np.maximum(corners[:, :2], corners[:, 2:])
     pen = ImageDraw.Draw(drawn)
-    for place, (label, box) in enumerate(zip(labels.tolist(), boxes.tolist(), strict=True)):
+    for place, (label, box) in enumerate(zip(labels.tolist(), corners.tolist(), strict=True)):
         colour = tuple(colours[label].tolist())
-        pen.rectangle(box, outline=colour, width=max(1, max(picture.size) // 300))
+        pen.rectangle(box, outline=colour, width=max(1, max(drawn.size) // 300))
         score = "" if scores is None else f" {scores[place]:.2f}"
         pen.text((box[0] + 2, box[1] + 1), source.dataset.class_names[label] + score, fill=colour)
     return drawn

@@ -24,6 +24,9 @@ from vfm.data.annotated.source import AnnotatedSource
 from vfm.data.annotated.tables import as_places
 from vfm.store_files import reading
 
+LARGEST = 1e9  # of a number in a file of results: the area of a larger box overflows
+SHOWN = 80  # characters of a wrong value in a message
+
 
 @dataclass(frozen=True)
 class Detections:
@@ -117,9 +120,11 @@ def _row(
     path: str | Path,
 ) -> tuple[int, int, float, Sequence[float], bytes | None, float]:
     where = f"{path}: result {place}"
-    if not isinstance(one, dict) or not isinstance(one.get("score"), int | float) or not np.isfinite(one["score"]):
+    if not isinstance(one, dict) or not _is_number(one.get("score")):
         raise UserError(f"{where}: expected an object with a finite `score`")
-    image, label = images.get(one.get("image_id", -1)), labels.get(one.get("category_id", -1))
+    if not _is_number(one.get("maskness", 1.0)):
+        raise UserError(f"{where}: expected a finite `maskness`, got {one['maskness']!r}")
+    image, label = _place(one.get("image_id"), images), _place(one.get("category_id"), labels)
     if image is None:
         raise UserError(f"{where}: the dataset has no image {one.get('image_id')!r}")
     if label is None:
@@ -131,10 +136,26 @@ def _row(
     except BadAnnotation as bad:
         raise UserError(f"{where}: {bad.reason}: the mask does not fit an image of {width} x {height}") from None
     numbers = one.get("bbox")
-    if numbers and len(numbers) == 4 and np.isfinite(numbers).all():
+    if _is_box(numbers):
         box = box_of(*map(float, numbers))
-    elif counts is not None:
+    elif counts is not None and not numbers:
         box = mask_box(counts, height, width)
     else:
-        raise UserError(f"{where}: expected a `bbox` of four numbers, or a `segmentation`")
+        raise UserError(
+            f"{where}: expected a `bbox` of four numbers, x, y, width and height, the last two not negative, or a"
+            f" `segmentation`, got {str(numbers)[:SHOWN]}"
+        )
     return image, label, float(one["score"]), box, counts, float(one.get("maskness", 1.0))
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a value is a number of a usable size, which NaN and infinity are not."""
+    return isinstance(value, int | float) and abs(value) <= LARGEST
+
+
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value)) and min(value[2:]) >= 0
+
+
+def _place(identity: Any, places: Mapping[int, int]) -> int | None:
+    return places.get(identity) if isinstance(identity, int) else None

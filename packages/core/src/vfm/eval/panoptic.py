@@ -25,6 +25,7 @@ from vfm.scores import Evaluated, ModelResult
 from vfm.stage import Context
 from vfm.stages.evaluation.dense import Panoptic
 from vfm.statistics.panoptic_quality import PanopticQuality, SegmentCounts, Segments, count_segments
+from vfm.store_files import naming
 
 CLASSES_SHOWN = 60
 Predict = Callable[[int, Image.Image | None], Segments]
@@ -83,28 +84,31 @@ def _by_model(model: Any) -> Predict:
 
 def _by_file(path: str, source: AnnotatedSource) -> Predict:
     """Return the segments of a COCO panoptic file, by the image's id."""
-    folder = map_folder(path)
-    listed = {one.get("image_id"): one for one in stream(path, "annotations")}
+    with naming(path, "COCO's panoptic json"):
+        folder = map_folder(path)
+        listed = {one["image_id"]: one for one in stream(path, "annotations")}
     labels = {number: label for label, number in enumerate(source.dataset.class_ids)}
 
     def predict(number: int, picture: Image.Image | None) -> Segments:
         one = listed.get(source.image_ids[number])
         if one is None:
             raise UserError(f"{path}: no annotation of image {source.image_ids[number]}")
+        with naming(path, "COCO's panoptic json"):
+            file = f"{folder}/{one['file_name']}"
+            ids = [int(segment["id"]) for segment in one["segments_info"]]
+            classes = [int(segment["category_id"]) for segment in one["segments_info"]]
+        if len(set(ids)) < len(ids):
+            raise UserError(f"{path}: two segments of image {source.image_ids[number]} have one id")
+        if unknown := set(classes) - set(labels):
+            raise UserError(f"{path}: the dataset has no class {min(unknown)}")
         try:
-            ids = read_segment_ids(f"{folder}/{one['file_name']}")
+            pixels = read_segment_ids(file)
         except BadAnnotation as bad:
             raise UserError(f"{bad.where}: expected a PNG file of segment ids") from None
         width, height = source.sizes[number]
-        if ids.shape != (height, width):
-            raise UserError(f"{folder}/{one['file_name']}: expected {width} x {height} pixels, got {ids.shape[::-1]}")
-        segments = one["segments_info"]
-        places, classes = _numbered(ids, [int(segment["id"]) for segment in segments]), []
-        for segment in segments:
-            if segment["category_id"] not in labels:
-                raise UserError(f"{path}: the dataset has no class {segment['category_id']}")
-            classes.append(labels[segment["category_id"]])
-        return Segments(places, np.array(classes, dtype=np.int64))
+        if pixels.shape != (height, width):
+            raise UserError(f"{file}: expected {width} x {height} pixels, got {pixels.shape[1]} x {pixels.shape[0]}")
+        return Segments(_numbered(pixels, ids), np.array([labels[one] for one in classes], dtype=np.int64))
 
     return predict
 

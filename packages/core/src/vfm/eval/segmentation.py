@@ -19,6 +19,7 @@ from vfm.data.annotated.label_files import read_map
 from vfm.eval.annotated_images import each_image
 from vfm.eval.dense_models import Predictors
 from vfm.eval.dense_panels import NUM_PICTURES, add_map_panels
+from vfm.eval.finite import check_finite
 from vfm.eval.hashes import data_hash, item_digest
 from vfm.eval.sliding_windows import predict_labels
 from vfm.panels import TablePanel
@@ -39,7 +40,7 @@ def evaluate_segmentation(config: Segmentation, ctx: Context, source: AnnotatedS
     Raises:
         UserError: a map is missing, or does not fit its image.
     """
-    predict = {name: _by_model(config, ctx, name, models) for name in models}
+    predict = {name: _by_model(config, ctx, name, models, source) for name in models}
     predict |= {name: _by_files(path, source) for name, path in config.predictions.items()}
     classes, with_pictures = len(source.dataset.class_names), bool(models)
     counts: dict[str, list[PixelCounts]] = {name: [] for name in predict}
@@ -85,15 +86,21 @@ def iou_panel(class_names: Sequence[str], scored: Mapping[str, MeanIou]) -> Tabl
     return TablePanel(title="Classes by IoU", note=note, order=30, columns=["class", *tables], rows=rows)
 
 
-def _by_model(config: Segmentation, ctx: Context, name: str, models: Predictors) -> Predict:
+def _by_model(config: Segmentation, ctx: Context, name: str, models: Predictors, source: AnnotatedSource) -> Predict:
     side = Artifact.load(ctx.inputs[next(ref for ref in config.models if short_name(ref) == name)])
     assert isinstance(side, DenseCheckpoint)
 
     def predict(number: int, picture: Image.Image | None) -> NDArray[np.integer]:
         assert picture is not None
+
+        def finite_logits(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+            scores = models[name].crop_logits(crops)
+            check_finite(scores, name, [source.keys[number]] * len(crops))
+            return scores
+
         return predict_labels(
             picture,
-            models[name].crop_logits,
+            finite_logits,
             side.image_size,
             stride=config.stride,
             scales=config.scales,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -94,11 +93,13 @@ def map_folder(path: str) -> str:
     """Return the folder of the PNG files: named as the json, `masks` beside it, or its own folder.
 
     Raises:
-        UserError: none of them has the first file.
+        UserError: none of them has the first file, or the json names none.
     """
     parent, _, name = path.rpartition("/")
     folders = [f"{parent or '.'}/{name.split('.')[0]}", f"{parent or '.'}/masks", parent or "."]
-    (first,) = islice(stream(path, "annotations"), 1)
+    first = next(stream(path, "annotations"), None)
+    if not isinstance(first, dict) or not first.get("file_name"):
+        raise UserError(f"{path}: expected `annotations` with a `file_name`, as in COCO's panoptic json")
     for folder in folders:
         if files.exists(f"{folder}/{first['file_name']}"):
             return folder
