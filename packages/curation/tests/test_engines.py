@@ -105,7 +105,10 @@ def test_a_full_disk_is_one_line_that_names_the_shard(runtime: CurationRuntime, 
 
 
 def test_a_ray_that_does_not_come_up_is_one_line_at_once(tmp_path: Path) -> None:
-    """In a process of its own: Ray reads its folder once, and a connection of other tests would be used."""
+    """In a process of its own: Ray reads its folder once, and a connection of other tests would be used.
+
+    `auto` is RAY_ADDRESS; without that variable it would find any other cluster of the machine.
+    """
     pytest.importorskip("ray")
     addresses = ["127.0.0.1:1", "ray://127.0.0.1:1", "no-such-host.invalid:1", "auto"]
     script = (
@@ -114,7 +117,7 @@ def test_a_ray_that_does_not_come_up_is_one_line_at_once(tmp_path: Path) -> None
         "        with connected_ray(CurationRuntime(engine='ray', ray_address=address)):\n            pass\n"
         "    except UserError as error:\n        print(error)\n"
     )
-    environment = {**os.environ, "RAY_TMPDIR": "/dev/null/ray"}
+    environment = {**os.environ, "RAY_TMPDIR": "/dev/null/ray", "RAY_ADDRESS": "127.0.0.1:1"}
     command = [sys.executable, "-c", script, *addresses]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     *lines, last = done.stdout.splitlines()

@@ -184,7 +184,7 @@ def connected_ray(runtime: CurationRuntime) -> Iterator[Any]:
     own = {"address": "local", "num_cpus": runtime.workers or None, "include_dashboard": False}
     where = {"address": runtime.ray_address} if runtime.ray_address else own
     try:
-        _check_listening(runtime.ray_address or "")
+        _check_listening(_address_of(runtime))
         ray.init(**where, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, TimeoutError, socket.gaierror) as error:
         why = error.strerror or error
@@ -195,6 +195,12 @@ def connected_ray(runtime: CurationRuntime) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _address_of(runtime: CurationRuntime) -> str:
+    """Return the address that Ray will try; `auto` means RAY_ADDRESS, where that is set."""
+    named = runtime.ray_address or ""
+    return os.environ.get("RAY_ADDRESS", named) if named == "auto" else named
 
 
 def _check_listening(address: str) -> None:
