@@ -237,8 +237,8 @@ class VisionCheckpoint(Artifact):
 class DenseCheckpoint(Artifact):
     """A model with a dense head.
 
-    Its encoder is a `VisionCheckpoint` in a folder of its own, in timm's layout unchanged, so that it can go back to any
-    other use; the head's files are beside that folder.
+    Its encoder is a `VisionCheckpoint` in a folder of its own, in timm's layout unchanged, so that it stays usable for
+    anything else; the head's files are beside that folder.
     """
 
     encoder: str = Field("encoder", description="folder of the VisionCheckpoint, in this artifact")
