@@ -75,3 +75,11 @@ def test_mistakes_are_one_line(here: Path, words: list[str], line: str) -> None:
     assert done.exit_code == 2
     assert line in done.output.replace("\n", " ")
     assert "Traceback" not in done.output
+    assert not (here / "distill.yaml").exists()  # else the corrected command would be refused
+
+
+def test_a_small_learning_rate_is_the_schedules_end_too(here: Path) -> None:
+    words = ["pictures", "--teacher", "teacher", "--student", STUDENT, "--lr", "1e-6", "--dry-run"]
+    assert distill(*words).exit_code == 0
+    stages = yaml.safe_load((here / "distill.yaml").read_text())["stages"]
+    assert float(stages[-1]["schedule"]["min_lr"]) == 1e-6

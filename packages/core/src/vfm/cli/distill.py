@@ -14,6 +14,7 @@ from vfm.flow.distillation import Distillation, distillation_recipe
 from vfm.flow.evaluation.inputs import Input, model_input, saved_artifact, split_name
 from vfm.flow.plan import make_plan
 from vfm.flow.recipe import load_recipe
+from vfm.flow.run import preflight
 from vfm.flow.store import Store
 from vfm.plugins import load_plugins, stage_types
 
@@ -54,13 +55,21 @@ def distill(
     text = distillation_recipe(given, known)
     if recipe.exists() and recipe.read_text(encoding="utf-8") != text:
         raise UserError(f"{recipe}: holds another recipe; give another file by --recipe, or delete it")
+    written = not recipe.exists()
     recipe.write_text(text, encoding="utf-8")
     if not quiet:
         show(f"recipe: {recipe}")
     if dry_run:
         return
-    loaded = load_recipe(str(recipe), known, set or ())
-    outcome = run_recipe(manager, loaded, make_plan(loaded, Store(store), note), Store(store), quiet=quiet)
+    try:
+        loaded = load_recipe(str(recipe), known, set or ())
+        steps = make_plan(loaded, Store(store), note)
+        preflight(steps)
+    except UserError:
+        if written:  # the corrected command shall not be refused because of the wrong one's recipe
+            recipe.unlink()
+        raise
+    outcome = run_recipe(manager, loaded, steps, Store(store), quiet=quiet)
     if outcome and not quiet:
         show_results(outcome.directory)
         show_outcome(outcome)

@@ -14,6 +14,7 @@ from vfm.stage import Stage
 
 METHOD = "eva.pretrain"
 WARMUP = 0.1  # of the steps
+MIN_LR = 1e-5  # at the end of the schedule
 EVALUATIONS = ("eval.linear_probe", "eval.knn")
 
 
@@ -65,7 +66,7 @@ def distillation_recipe(given: Distillation, known: Mapping[str, type[Stage]]) -
             **({"start": start.ref} if start else {"model": given.student}),
             "steps": given.steps,
             "global_batch_size": given.batch,
-            "schedule": {"warmup_steps": max(1, round(WARMUP * given.steps)), "min_lr": 1e-5},
+            "schedule": {"warmup_steps": max(1, round(WARMUP * given.steps)), "min_lr": min(MIN_LR, given.lr)},
             "lr": given.lr,
         }
     )
