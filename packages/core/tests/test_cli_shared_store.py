@@ -210,3 +210,37 @@ def test_credentials_are_in_no_error(toys: Path) -> None:
     Path("r.yaml").write_text(RECIPE + "  - {kind: toy.read, name: w, path: 'x?sig=5ignature'}\n")
     assert refused("run", "r.yaml") == "error: x?sig=***: no such file or folder"
     assert Store(STORE).artifacts() == []
+
+
+@pytest.mark.parametrize("command", ["plan r.yaml", "run r.yaml", "runs", "report r", "clean", "verify"])
+@pytest.mark.parametrize("target", ["loop", "gone", "r.yaml"])
+def test_store_that_is_no_folder_is_one_line(command: str, target: str, toys: Path) -> None:
+    place = Path("loop") if target == "loop" else Path("elsewhere")
+    place.symlink_to(target)
+    words = command.split()
+    assert str(place) in refused(*words, *([] if words[0] == "verify" else ["--store"]), place)
+
+
+def test_links_of_a_run_that_lead_to_themselves_are_one_line(toys: Path) -> None:
+    run_here("run", "r.yaml")
+    link = STORE / "runs/r/artifacts/sum"
+    link.unlink()
+    link.symlink_to("sum")
+    assert "store/runs/r: no artifact of sum" in refused("report", "r")
+    assert "artifacts/sum: expected a link to sum, which is missing" in refused("verify")
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "link"])
+def test_events_are_written_to_a_regular_file_only(kind: str, toys: Path) -> None:
+    run_here("run", "r.yaml")
+    events, target = STORE / "runs/r/events.jsonl", toys / "precious.txt"
+    target.write_text("precious")
+    events.unlink()
+    os.mkfifo(events) if kind == "FIFO" else events.symlink_to(target)
+    assert "events.jsonl: expected a regular file" in refused("run", "r.yaml")
+    assert target.read_text() == "precious"
+
+
+def test_report_is_not_written_over_a_folder(toys: Path) -> None:
+    run_here("run", "r.yaml")
+    assert refused("report", "r", "--out", ".") == "error: .: expected a file to write the report to, got a folder"

@@ -32,6 +32,11 @@ def flip(file: Path, place: int = -3) -> None:
     file.write_bytes(data)
 
 
+def fifo(file: str) -> None:
+    os.unlink(file)
+    os.mkfifo(file)
+
+
 def test_store_as_it_was_written_is_good(toys: Path) -> None:
     run_here("run", "r.yaml")
     done = run_here("verify")
@@ -51,9 +56,14 @@ def test_every_kind_of_damage_is_named_and_the_exit_code_is_2(toys: Path) -> Non
         f"{a}/artifact.json: expected ": lambda: os.truncate(artifact("a") / "artifact.json", 3),
         f"{a}/manifest.json: not ": lambda: flip(artifact("a") / "manifest.json"),
         f"{a}/manifest.json: no such file": lambda: (artifact("a") / "manifest.json").unlink(),
+        "run.json: no such file": lambda: Path("store/runs/r/run.json").unlink(),
+        f"artifacts/a: expected a link to {a}, which is missing": lambda: shutil.rmtree(artifact("a")),
+        "artifacts/a: expected a link to an artifact, which": lambda: Path("store/runs/r/artifacts/a").unlink(),
+        "run.json: expected a regular file, got a FIFO": lambda: fifo("store/runs/r/run.json"),
+        "events.jsonl: expected a regular file": lambda: fifo("store/runs/r/events.jsonl"),
         "run.json: not ": lambda: flip(Path("store/runs/r/run.json")),
         "events.jsonl: line 1: not as it was written": lambda: flip(Path("store/runs/r/events.jsonl"), 20),
-        "expected an identity that begins with 0123": lambda: artifact("a").rename("store/toy.draw-01234567"),
+        "expected an identity that begins with 0123": lambda: shutil.copytree(artifact("a"), "store/toy.draw-01234567"),
     }
     for line, damage in damages.items():
         shutil.rmtree("store")

@@ -6,8 +6,10 @@ The module is light. Libraries are imported by the function that needs them, sin
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,8 +30,9 @@ def reading(file: str | Path, form: str) -> Iterator[None]:
         form: its format, for the line.
 
     Raises:
-        UserError: the code in the `with` block raised an error.
+        UserError: the file is a FIFO or a device, which may never end; or the code in the `with` block raised an error.
     """
+    _check_never_ending(file)
     try:
         yield
     except UserError:
@@ -173,6 +176,14 @@ def read_safetensors(file: str | Path) -> dict[str, Any]:
 
     with reading(file, "safetensors"):
         return dict(load_file(file))
+
+
+def _check_never_ending(file: str | Path) -> None:
+    mode = stat.S_IFREG
+    with suppress(OSError, ValueError):  # missing, an address, or a name with a NUL: opening it says so
+        mode = os.stat(file).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise UserError(f"{file}: expected a regular file, got a FIFO, a socket or a device")
 
 
 def _line(error: Exception) -> str:

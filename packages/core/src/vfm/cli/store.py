@@ -71,6 +71,8 @@ def report(
         names = dict.fromkeys(kept.name for kept in kept_runs(Store(store)) if kept.finished)
         raise UserError(f"no finished run {run!r} in {store}; finished runs: {', '.join(names) or 'none'}")
     page = out or directory / REPORT_FILE
+    if page.is_dir():
+        raise UserError(f"{page}: expected a file to write the report to, got a folder")
     if is_writable(page.parent):
         write_report(summary_of_run(directory), page)
     elif out or not is_current(directory):

@@ -148,6 +148,8 @@ class JsonLinesListener:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink() or (path.exists() and not path.is_file()):  # opening a FIFO would wait for its reader
+            raise UserError(f"{path}: expected a regular file for the events, got a link or something else; remove it")
         # Unbuffered: each line is one write, so that several runs can append, and none is lost when the disk is full.
         self.stream = path.open("ab", buffering=0)
 

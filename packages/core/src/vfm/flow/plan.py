@@ -49,8 +49,9 @@ def make_plan(recipe: Recipe, store: Store, announce: Callable[[str], None] = la
 
     Raises:
         UserError: an outside file is missing or cannot be read; or a published artifact lacks files, belongs to
-            another identity, or refers to images that were moved: one line each.
+            another identity, or refers to images that were moved: one line each. Or the store is no folder.
     """
+    store.check()
     steps: dict[str, Step] = {}
     problems: dict[str, None] = {}
     with cached_fingerprints(store.root, announce) as fingerprint:
@@ -60,7 +61,7 @@ def make_plan(recipe: Recipe, store: Store, announce: Callable[[str], None] = la
             for _, ref in refs(stage):
                 earlier = steps.get(ref)
                 inputs[ref] = earlier.identity if earlier else saved_identity(Path(ref), fingerprint)
-                folders[ref] = (earlier.slot.artifact if earlier else Path(ref)).resolve()
+                folders[ref] = Path(os.path.realpath(earlier.slot.artifact if earlier else ref))
                 if not earlier:
                     problems |= dict.fromkeys(_wrong_files(Path(ref)))
             fingerprints = {path: fingerprint(path) for path in stage.sources()}

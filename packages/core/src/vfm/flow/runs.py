@@ -70,7 +70,12 @@ class KeptRun:
 
 
 def kept_runs(store: Store) -> list[KeptRun]:
-    """Return the runs of a store, those of a name together and in the order of their numbers."""
+    """Return the runs of a store, those of a name together and in the order of their numbers.
+
+    Raises:
+        UserError: the store is no folder.
+    """
+    store.check()
     found = []
     for folder in store.runs.iterdir() if store.runs.is_dir() else ():
         parts = _FOLDER.fullmatch(folder.name)

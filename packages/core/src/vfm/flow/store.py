@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vfm.artifacts import FACTS_FILE, MANIFEST_FILE
+from vfm.config import UserError
 from vfm.flow.locks import is_locked, locked
 from vfm.integrity import FILES, hash_folder, seal
 from vfm.publishing import publish_folder
@@ -115,6 +116,15 @@ class Store:
     """A folder of artifacts and runs."""
 
     root: Path
+
+    def check(self) -> None:
+        """Check that the store is a folder, or can become one.
+
+        Raises:
+            UserError: its path belongs to something else, such as a file or a link to nothing.
+        """
+        if os.path.lexists(self.root) and not self.root.is_dir():
+            raise UserError(f"{self.root}: expected a folder of artifacts and runs, got a file or a broken link")
 
     def slot(self, kind: str, identity: str) -> Slot:
         """Return the slot of an identity (hex digits). Its path is absolute, for processes in other folders."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,8 @@ from vfm.artifacts import MANIFEST_FILE
 from vfm.config import UserError
 from vfm.events import damaged_lines
 from vfm.flow.fingerprints import FINGERPRINTS_PATTERN
-from vfm.flow.runs import EVENTS_FILE, RUN_FILE
-from vfm.flow.store import SLOT_NAME
+from vfm.flow.runs import EVENTS_FILE, RUN_FILE, KeptRun, kept_runs
+from vfm.flow.store import LINKS, SLOT_NAME, Store
 from vfm.integrity import Known, damage, known_files, read_sealed
 
 META_FILE = "meta.json"  # of a checkpoint
@@ -73,14 +74,30 @@ def _place(folder: Path, record_file: str) -> Place:
 
 def damaged_records(store: Path) -> Iterator[str]:
     """Yield a line for each damaged file of the runs, and of the remembered fingerprints."""
-    for file in sorted([*store.glob(f"runs/*@*/{RUN_FILE}"), *store.glob(FINGERPRINTS_PATTERN)]):
+    records = [run.directory / RUN_FILE for run in kept_runs(Store(store))]
+    for file in sorted([*records, *store.glob(FINGERPRINTS_PATTERN)]):
         try:
             read_sealed(file)
         except UserError as error:
             yield str(error)
+    for run in kept_runs(Store(store)):
+        yield from _lost(run)
     for file in sorted(store.glob(f"runs/*@*/{EVENTS_FILE}")):
+        if not file.is_file():
+            yield f"{file}: expected a regular file"
+            continue
         with file.open("rb") as lines:
             numbers = damaged_lines(lines)
         if numbers:
             more = f" and {len(numbers) - 1} more" if len(numbers) > 1 else ""
             yield f"{file}: line {numbers[0]}{more}: not as it was written"
+
+
+def _lost(run: KeptRun) -> Iterator[str]:
+    """Yield a line for each stage of a finished run whose artifact is no longer there."""
+    stages = run.record.get("stages") if run.finished else None
+    for stage in stages if isinstance(stages, list) else ():
+        link = run.directory / LINKS / str(stage)
+        if not link.is_dir():
+            name = os.path.basename(os.readlink(link)) if link.is_symlink() else "an artifact"
+            yield f"{link}: expected a link to {name}, which is missing; run the recipe again to make it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -96,7 +97,7 @@ def summary_of_run(directory: Path) -> RunSummary:
     with reading(directory / RUN_FILE, "the record of a run"):
         started, seconds = datetime.fromtimestamp(record["started"]), float(record["seconds"])
     log = EventLog.read(directory / EVENTS_FILE)
-    folders = {name: (directory / LINKS / name).resolve() for name in record["stages"]}
+    folders = {name: Path(os.path.realpath(directory / LINKS / name)) for name in record["stages"]}
     if missing := [name for name, folder in folders.items() if not folder.is_dir()]:
         raise UserError(f"{directory}: no artifact of {', '.join(missing)}; finish the run of {record['recipe']} first")
     manifests = {name: read_manifest(folder) for name, folder in folders.items()}
