@@ -87,7 +87,7 @@ def _each(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
     [
         ({"annotations": []}, "expected `annotations`"),
         ([], "expected `annotations`"),
-        ({"annotations": [None]}, "expected `annotations`"),
+        ({"annotations": [None]}, "expected objects in `annotations`, got None"),
         (_each(lambda one: one.pop("file_name")), "expected `annotations` with a `file_name`"),
         (_each(lambda one: one.pop("segments_info")), "'segments_info' is missing"),
         (_each(lambda one: one.update(segments_info="x")), "not readable as COCO's panoptic json"),

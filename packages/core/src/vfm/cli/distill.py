@@ -63,13 +63,13 @@ def distill(
         return
     try:
         loaded = load_recipe(str(recipe), known, set or ())
-        steps = make_plan(loaded, Store(store), note)
-        preflight(steps)
+        plan = make_plan(loaded, Store(store), note)
+        preflight(plan)
     except UserError:
         if written:  # the corrected command shall not be refused because of the wrong one's recipe
             recipe.unlink()
         raise
-    outcome = run_recipe(manager, loaded, steps, Store(store), quiet=quiet)
+    outcome = run_recipe(manager, loaded, plan, Store(store), quiet=quiet)
     if outcome and not quiet:
         show_results(outcome.directory)
         show_outcome(outcome)

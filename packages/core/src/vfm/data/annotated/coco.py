@@ -23,6 +23,8 @@ from vfm.data.annotated.records import Annotation, BadAnnotation, Classes, Label
 
 NUM_TRIED = 50  # pictures that are looked for to find the rule of their paths
 OBJECTS365 = "objects365"
+SHOWN = 80  # characters of a wrong entry in a message
+ID_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
 @dataclass
@@ -57,11 +59,14 @@ def stream(path: str, name: str) -> Iterator[dict[str, Any]]:
     """Yield the entries of one list of a json file, one at a time.
 
     Raises:
-        UserError: the file is missing, or not readable as JSON.
+        UserError: the file is missing or not readable as JSON, or an entry is no object.
     """
     with _open_json(path) as file:
         try:
-            yield from ijson.items(file, f"{name}.item", use_float=True)
+            for one in ijson.items(file, f"{name}.item", use_float=True):
+                if not isinstance(one, dict):
+                    raise UserError(f"{path}: expected objects in `{name}`, got {str(one)[:SHOWN]}")
+                yield one
         except (ijson.JSONError, OSError, EOFError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not readable as JSON: {' '.join(str(error).split())}") from None
 
@@ -104,7 +109,11 @@ def listed_pictures(
     for one in images:
         names = _names(one)
         if not names or not isinstance(one.get("id"), int):
-            raise UserError(f"{path}: expected images with `id` and `file_name` or `coco_url`, got {str(one)[:80]}")
+            raise UserError(f"{path}: expected images with `id` and `file_name` or `coco_url`, got {str(one)[:SHOWN]}")
+        if not all(isinstance(one.get(key) or 0, int | float) for key in ("width", "height")):
+            raise UserError(f"{path}: expected `width` and `height` as numbers, got {str(one)[:SHOWN]}")
+        if not all(isinstance(one.get(key, []), list) for key in ID_LISTS):
+            raise UserError(f"{path}: expected {' and '.join(ID_LISTS)} as lists, got {str(one)[:SHOWN]}")
         size = (int(one["width"]), int(one["height"])) if one.get("width") and one.get("height") else None
         name = names[min(rule, len(names) - 1)]
         pictures.append(
@@ -113,8 +122,8 @@ def listed_pictures(
                 f"{image_root}/{name}" if has_images else "",
                 one["id"],
                 size,
-                tuple(one.get("neg_category_ids", ())),
-                tuple(one.get("not_exhaustive_category_ids", ())),
+                negatives=tuple(one.get(ID_LISTS[0], ())),
+                not_exhaustive=tuple(one.get(ID_LISTS[1], ())),
             )
         )
     return pictures
@@ -131,13 +140,14 @@ def _names(image: dict[str, Any]) -> list[str]:
 
 def _annotation(one: dict[str, Any], places: dict[int, int]) -> Annotation | BadAnnotation:
     where = f"annotation {one.get('id')}"
-    picture, category = places.get(cast("int", one.get("image_id"))), one.get("category_id")
+    image, category = one.get("image_id"), one.get("category_id")
+    picture = places.get(image) if isinstance(image, int) else None
     if picture is None:
         return BadAnnotation("unknown_image", f"{where} (image {one.get('image_id')})")
     if not isinstance(category, int):
         return BadAnnotation("unknown_class", where)
     box, area, identity = one.get("bbox"), one.get("area"), one.get("id")
-    if box is not None and (len(box) != 4 or not all(isinstance(number, int | float) for number in box)):
+    if box is not None and not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
         return BadAnnotation("bad_box", where)
     return Annotation(
         picture,
@@ -150,6 +160,10 @@ def _annotation(one: dict[str, Any], places: dict[int, int]) -> Annotation | Bad
         bool(one.get("ignore")),
         identity if isinstance(identity, int) else None,
     )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 @contextmanager

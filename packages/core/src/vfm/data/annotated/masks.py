@@ -73,7 +73,8 @@ def _is_polygon(value: Any) -> bool:
 
 def _encode_runs(value: dict[str, Any], height: int, width: int, where: str) -> bytes:
     counts = value.get("counts")
-    if list(value.get("size", ())) != [height, width]:
+    size = value.get("size")
+    if not isinstance(size, Sequence) or list(size) != [height, width]:
         raise BadAnnotation("bad_mask", where)
     if isinstance(counts, str | bytes):
         encoded = counts.encode() if isinstance(counts, str) else counts

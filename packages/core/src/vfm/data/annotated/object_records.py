@@ -57,7 +57,8 @@ def objects_in(
 
 def class_names_in(records: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return the names of all classes: the sorted names that occur, or the numbers up to the largest."""
-    found = {_first(one, CLASS_FIELDS) for record in records for one in _listed(record)}
+    given = (_first(one, CLASS_FIELDS) for record in records for one in _listed(record))
+    found = {one for one in given if isinstance(one, str | int)}
     names = sorted(one for one in found if isinstance(one, str))
     largest = max((one for one in found if isinstance(one, int)), default=-1)
     return names or [str(number) for number in range(largest + 1)]

@@ -55,9 +55,10 @@ def _add_classes(ctx: Context, source: AnnotatedSource) -> None:
     pairs = np.unique(np.stack([objects.image, objects.labels]), axis=1)[1]
     images = np.bincount(pairs, minlength=len(counts))
     order = np.argsort(-counts, kind="stable")[:CLASSES_SHOWN].tolist()
+    frequency = [str(group) for group in dataset.frequency] or [""] * len(counts)  # none where no object is left
     note = f"{len(objects)} objects of {len(counts)} classes in {len(source)} images; format: {dataset.format}"
     rows: list[list[str | float | int | None]] = [
-        [dataset.class_names[n], int(counts[n]), int(images[n]), dataset.frequency[n]] for n in order
+        [dataset.class_names[n], int(counts[n]), int(images[n]), frequency[n]] for n in order
     ]
     columns = ["class", "objects", "images", "frequency"]
     ctx.panel(TablePanel(title="Classes", note=note, order=20, columns=columns, rows=rows))

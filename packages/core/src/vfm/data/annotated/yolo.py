@@ -85,6 +85,8 @@ def _object(line: str, picture: int, size: tuple[int, int], where: str) -> Annot
         label, *numbers = (float(word) for word in line.split())
     except ValueError:
         return BadAnnotation("bad_box", where)
+    if not label.is_integer():  # also NaN and infinity
+        return BadAnnotation("unknown_class", where)
     width, height = size
     if len(numbers) == BOX - 1:
         x, y, w, h = numbers
