@@ -244,3 +244,18 @@ def test_events_are_written_to_a_regular_file_only(kind: str, toys: Path) -> Non
 def test_report_is_not_written_over_a_folder(toys: Path) -> None:
     run_here("run", "r.yaml")
     assert refused("report", "r", "--out", ".") == "error: .: expected a file to write the report to, got a folder"
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("a.password=hunter2", "--set a.password=***: a.password: unknown key; known: count"),
+        ("a.token=hunter2", "--set a.token=***: a.token: unknown key; known: count"),
+        ("z.token=hunter2", "--set z.token=***: no stage is named 'z'"),
+        ("a.count=https://me:hunter2@h/x", "--set a.count=https://me:***@h/x: a.count: expected an integer"),
+    ],
+)
+def test_error_of_a_setting_hides_its_credential_and_nothing_else(setting: str, said: str, toys: Path) -> None:
+    line = refused("run", "r.yaml", "--set", setting)
+    assert said in line
+    assert "hunter2" not in line

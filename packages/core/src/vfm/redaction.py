@@ -20,8 +20,9 @@ _PARAMETER = re.compile(
     r"=[^&;#\s\"'<>`]*[^&;#\s\"'<>`:,.]"  # a message may go on with a colon
 )
 _WORDS = "password|passwd|secret|api_?key|access_?key|access_token|auth_token|client_secret|secret_(?:access_)?key"
-_VALUE = r"'[^']*'|\"[^\"]*\"|[^\s,'\"&}\]]+"
-_NAMED = re.compile(rf"(?i)(?<![\w-])({_WORDS})(['\"]?\s*[:=]\s*)(?:{_VALUE})")
+_VALUE = r"'[^']*'|\"[^\"]*\"|[^\s,'\"&}\]]*[^\s,'\"&}\]:]"  # a message may go on with a colon
+_MISTAKE = r"unknown key\b|is required|expected an? "  # what follows the key in the error of a recipe
+_NAMED = re.compile(rf"(?i)(?<![\w-])({_WORDS})(['\"]?\s*[:=]\s*)(?!{_MISTAKE})(?:{_VALUE})")
 _SECRET_KEY = re.compile(rf"(?i)(?:\w+[_-])?(?:{_WORDS})|token|credentials?|authorization")
 
 

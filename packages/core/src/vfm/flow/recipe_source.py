@@ -11,6 +11,7 @@ from typing import Any
 from vfm.config import UserError, did_you_mean
 from vfm.flow import yaml_lines
 from vfm.flow.yaml_lines import KeyPath
+from vfm.redaction import redacted_words
 
 SHIPPED = Path(__file__).parent.parent / "recipes"
 TOP_LEVEL = {"runtime", "seeds", "description", "paths"}  # keys that --set can address beside the stages
@@ -188,7 +189,12 @@ def apply_overrides(source: RecipeSource, overrides: Sequence[str]) -> None:
 
 
 def _refused(override: str, message: str) -> UserError:
-    return UserError(yaml_lines.one_line(f"--set {override}: {message}"))
+    return UserError(yaml_lines.one_line(f"--set {_shown(override)}: {message}"))
+
+
+def _shown(override: str) -> str:
+    """Return an override without credentials. They are replaced in it alone: a message that follows is kept whole."""
+    return redacted_words([override])[0]
 
 
 @dataclass
@@ -207,7 +213,7 @@ class Mistakes:
             place = place[:-1]
         text = f"{key}: {message}" if key else message
         if option is not None:
-            self.lines.setdefault(f"--set {option}: {text}", (True, 0))
+            self.lines.setdefault(f"--set {_shown(option)}: {text}", (True, 0))
         else:
             file, line = source.places.get(place, (source.where, 1))
             self.lines.setdefault(f"{file}:{line}: {text}", (False, line))
