@@ -144,3 +144,15 @@ def test_what_is_no_llava_of_transformers_is_one_line(tuned: Path, tmp_path: Pat
     assert "expected a model of type llava or llava_next, got 'clip'" in export(tuned, tmp_path, tmp_path / "o", code=2)
     result = run_here("export", tuned, "--format", "llava", "--out", tmp_path / "out")
     assert "--base, the folder of a LLaVA checkpoint, belongs to --format llava" in result.err
+
+
+def test_a_damaged_checkpoint_or_one_without_a_tensor_of_its_tower_is_one_line(tuned: Path, tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    key = "encoder.layers.1.mlp.fc1.weight"
+    (file,) = (each for each in base.glob("*.safetensors") if any(name.endswith(key) for name in load_file(each)))
+    whole = load_file(file)
+    save_file({name: value for name, value in whole.items() if not name.endswith(key)}, file, {"format": "pt"})
+    line = export(tuned, base, tmp_path / "out", code=2)
+    assert f"{base}: its vision tower lacks 1 tensors, such as {key}" in line
+    file.write_bytes(file.read_bytes()[:100])
+    assert f"{file}: damaged; download it again: " in export(tuned, base, tmp_path / "out", code=2)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -73,7 +73,8 @@ def write_llava(model: Any, directory: Path, base: Path | None) -> list[str]:
         Lines for the user: what was replaced, and whether LLaVA reads what differs.
 
     Raises:
-        UserError: the checkpoint has a tensor in its tower that the model lacks, or one of another shape.
+        UserError: the checkpoint has a tensor in its tower that the model lacks, or one of another shape; its tower
+            lacks tensors; or a file of it is damaged.
     """
     assert isinstance(model, ClipModel)
     assert base is not None
@@ -82,6 +83,7 @@ def write_llava(model: Any, directory: Path, base: Path | None) -> list[str]:
     tower = {key.removeprefix("vision_model."): value for key, value in tensors.items()}
     directory.mkdir(parents=True, exist_ok=True)
     shards = _shards(base)
+    _check_shards(base, shards, tower)
     for file in sorted(base.iterdir()):
         if file.is_file() and file.name not in (*shards, INDEX) and file.suffix not in (".bin", ".pt", ".pth"):
             shutil.copyfile(file, directory / file.name)
@@ -107,6 +109,19 @@ def write_llava(model: Any, directory: Path, base: Path | None) -> list[str]:
         f"{len(renamed)} tensors of the vision tower, of which {len(differing)} differ",
         *_notes(model, base, differing),
     ]
+
+
+def _check_shards(base: Path, shards: list[str], tower: Mapping[str, Tensor]) -> None:
+    """Check that each file of weights is whole, and that the blocks of the tower are, which the copy would lack too."""
+    found = set[str]()
+    for name in shards:
+        try:
+            with safe_open(base / name, framework="pt") as opened:
+                found.update(key[2] for key in map(_TOWER.match, opened.keys()) if key)
+        except SafetensorError as error:
+            raise UserError(f"{base / name}: damaged; download it again: {error}") from None
+    if missing := sorted(name for name in tower.keys() - found if _BLOCK.match(name)):
+        raise UserError(f"{base}: its vision tower lacks {len(missing)} tensors, such as {missing[0]}")
 
 
 def _replace(shard: dict[str, Tensor], key: str, tower: Mapping[str, Tensor], where: str) -> tuple[str, str | None]:
