@@ -237,6 +237,21 @@ def test_a_stage_reports_what_it_takes_and_a_wrong_text_tower_is_one_line(
         ImportClip(name="diva", source="x", pretrained=str(file), text_from="original", part="visual")
 
 
+def test_a_file_with_another_prefix_or_missing_tensors_is_named_in_one_line(
+    architectures: dict[str, Any], tmp_path: Path
+) -> None:
+    state = made(architectures["openai"], seed=0).module.state_dict()
+    for number, wrong in enumerate(
+        ({f"other.part.{key}": value for key, value in state.items()}, dict(list(state.items())[:-2]))
+    ):
+        file = tmp_path / f"{number}.pth"
+        torch.save(wrong, file)
+        with pytest.raises(UserError) as caught:
+            import_clip(architectures["openai"], str(file), ReadOptions(), KeyReport())
+        assert str(caught.value).startswith(f"{file}: does not fit ")
+        assert "\n" not in str(caught.value)
+
+
 def test_the_recipe_pairs_every_released_model_with_the_one_it_was_tuned_from() -> None:
     recipe = load_recipe("diva_published", stage_types(load_plugins()), ["paths.released=/files"])
     stages = {stage.name: stage for stage in recipe.stages}

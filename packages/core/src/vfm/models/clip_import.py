@@ -185,7 +185,7 @@ def _clip_with(
     with TemporaryDirectory() as folder:  # open_clip's loader only takes a file
         copy = Path(folder) / file.with_suffix(".safetensors").name
         save_state_dict(tensors, copy)
-        load_weights(model.module, copy, model.name)
+        load_weights(model.module, copy, model.name, origin=file)
     return model
 
 

@@ -56,8 +56,14 @@ def set_image_size(module: nn.Module, vision: Mapping[str, Any], name: str) -> N
         visual.set_input_size(size)  # type: ignore[union-attr,operator]
 
 
-def load_weights(module: nn.Module, file: Path, name: str) -> None:
+def load_weights(module: nn.Module, file: Path, name: str, *, origin: Path | None = None) -> None:
     """Load a whole state dict, strictly, with open_clip's own loader, which also reads its older layouts.
+
+    Args:
+        module: of an open_clip model.
+        file: with the weights.
+        name: the model's name, for errors.
+        origin: the user's file, if `file` is a temporary copy of it; errors name it.
 
     Raises:
         UserError: it cannot be read, or does not fit.
@@ -66,7 +72,7 @@ def load_weights(module: nn.Module, file: Path, name: str) -> None:
         open_clip.load_checkpoint(module, str(file), strict=True, weights_only=True)
     except Exception as error:  # torch, safetensors and pickle raise different types
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise UserError(f"{file}: does not fit {name}: {' '.join(lines[:2])[:300]}") from None
+        raise UserError(f"{origin or file}: does not fit {name}: {' '.join(lines[:2])[:300]}") from None
 
 
 def plain_config(module: nn.Module, config: Mapping[str, Any], name: str) -> dict[str, Any] | None:
