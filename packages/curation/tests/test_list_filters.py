@@ -22,13 +22,16 @@ def listed(folder: Path, text: str, name: str = "list.txt") -> str:
 
 
 def test_urls_are_blocked_by_host_its_domains_and_the_beginning_of_the_path(tmp_path: Path) -> None:
-    path = listed(tmp_path, "# ads\nExample.com\n0.0.0.0 ads.net # a hosts file\n*.wild.org\nhttps://a.io/img/\n")
+    path = listed(
+        tmp_path, "# ads\nExample.com\n0.0.0.0 first.net ads.net # a hosts file\n*.wild.org\nhttps://a.io/img/\n"
+    )
     cases = {
         "http://example.com/1.jpg": False,
         "HTTPS://cdn.EXAMPLE.com:8080/1.jpg": False,
         "http://notexample.com/1.jpg": True,
         "http://example.com.evil.org/": True,
         "http://x.ads.net/a": False,
+        "http://first.net/a": False,
         "http://deep.wild.org/a": False,
         "http://a.io/img/1.jpg": False,
         "http://sub.a.io/img/1.jpg": False,

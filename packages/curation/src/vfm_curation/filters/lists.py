@@ -48,13 +48,14 @@ def _blocked_urls(path: str) -> tuple[frozenset[str], dict[str, tuple[str, ...]]
     """Return the blocked hosts, and the blocked beginnings of paths by host."""
     hosts, folders = set[str](), dict[str, list[str]]()
     for line in read_list(path):
-        item = line.split("#")[0].split()[-1].partition("://")[2] or line.split("#")[0].split()[-1]
-        host, slash, folder = item.partition("/")
-        host = host.lower().lstrip("*.")
-        if folder:
-            folders.setdefault(host, []).append(slash + folder)
-        else:
-            hosts.add(host)
+        first, *others = line.split("#")[0].split()
+        for word in others or [first]:  # a line of a hosts file is an address and one or more hosts
+            host, slash, folder = (word.partition("://")[2] or word).partition("/")
+            host = host.lower().lstrip("*.")
+            if folder:
+                folders.setdefault(host, []).append(slash + folder)
+            else:
+                hosts.add(host)
     return frozenset(hosts), {host: tuple(found) for host, found in folders.items()}
 
 
