@@ -259,3 +259,14 @@ def test_error_of_a_setting_hides_its_credential_and_nothing_else(setting: str, 
     line = refused("run", "r.yaml", "--set", setting)
     assert said in line
     assert "hunter2" not in line
+
+
+@pytest.mark.parametrize("place", ["runs", "runs/r@1/artifacts"])
+@pytest.mark.parametrize("broken", ["link", "file"])
+def test_clean_removes_nothing_if_links_cannot_be_read(place: str, broken: str, toys: Path) -> None:
+    run_here("run", "r.yaml")
+    before = Store(STORE).artifacts()
+    (STORE / place).rename(toys / "elsewhere")
+    (STORE / place).symlink_to("/not/mounted") if broken == "link" else (STORE / place).write_text("")
+    assert f"store/{place}: expected a folder of links" in refused("clean")
+    assert Store(STORE).artifacts() == before

@@ -162,6 +162,8 @@ class Store:
 
 def _inside(folder: Path) -> list[Path]:
     """List a folder. Only a missing one is empty: `clean` must not remove artifacts whose links it cannot read."""
+    if folder.name in ("runs", LINKS) and os.path.lexists(folder) and not folder.is_dir():
+        raise UserError(f"{folder}: expected a folder of links to the artifacts in use, got a file or a broken link")
     try:
         return list(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
