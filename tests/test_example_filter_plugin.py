@@ -31,7 +31,7 @@ def test_recipe_with_the_plugins_filter_runs_and_reports_its_reason(installed: I
     assert "short_captions" in (run / "report.html").read_text()
     verdicts = (
         "import collections, pyarrow.parquet as pq\n"
-        f"reasons = pq.read_table({str(run / 'artifacts/filtered/verdicts.parquet')!r})['reason'].to_pylist()\n"
+        f"reasons = pq.read_table({str(run / 'artifacts/filtered/verdicts')!r})['reason'].to_pylist()\n"
         "assert set(reasons) == {'', 'short_captions'}, collections.Counter(reasons)"
     )
     checked(call(installed.python, "-c", verdicts, cwd=installed.folder))
