@@ -38,7 +38,7 @@ def check_masked_patches(config: MaskedPatches, ctx: Preflight) -> None:
         UserError: the first mistake.
     """
     if config.models and not config.teacher:
-        raise UserError(f"{config.name}: models need the teacher whose features they predict; set teacher")
+        raise UserError("models need the teacher whose features they predict; set teacher")
     for ref in config.models:
         if model := ctx.artifact(ref):
             _kept(read_masked_modelling(model.path), ref)
