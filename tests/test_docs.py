@@ -33,7 +33,7 @@ SMALL_EVA_TINY = "{} --set probe_train.num_samples=72 --set probe.num_samples=72
 )
 PLANNED = (  # the recipe of docs/scaling.md, over files that the reader has: nothing of that size is run here
     f"grep -A9 '^stages:' {ROOT}/docs/scaling.md | sed '/^```/,$d' > crawl.yaml"
-    """ && gzip < /dev/null > wat.paths.gz && echo '["dog"]' > metadata.json"""
+    """ && echo crawl.warc.wat.gz | gzip > wat.paths.gz && echo '["dog"]' > metadata.json"""
     """ && set -- {} && shift 2 && vfm plan "$@" """
 )
 NOT_HERE = ": {}"  # starts or stops a cluster
