@@ -216,7 +216,7 @@ WRONG = {
     "the dataset has no image 999": {"image_id": 999},
     "the dataset has no class 2": {"category_id": 2},
     "expected an object with a finite `score`": {"score": None},
-    "expected a `bbox` of four numbers, or a `segmentation`": {"bbox": [1, 2]},
+    "expected a `bbox` of four numbers, x, y, width and height": {"bbox": [1, 2]},
     "bad_mask: the mask does not fit an image of 200 x 150": {"segmentation": {"size": [5, 5], "counts": [25]}},
 }
 
