@@ -8,13 +8,13 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from vfm.plugin import ClipCheckpoint, ImageDataset, Preflight, Ref, UserError
+from vfm.plugin import ClipCheckpoint, ImageDataset, Preflight, Ref
 from vfm_curation.filters.head_layers import layers_of
 from vfm_curation.stages.filters import Filter, Measure, Unit
-from vfm_curation.stages.model_filters import ScoreFilter
+from vfm_curation.stages.model_filters import HeadScore
 
 
-class MlpScore(ScoreFilter):
+class MlpScore(HeadScore):
     """Keep images by a small network on their embeddings, which have unit length.
 
     LAION's improved aesthetic predictor is such a head without activations between its layers; its NSFW detectors have
@@ -22,7 +22,6 @@ class MlpScore(ScoreFilter):
     """
 
     type: Literal["mlp_score"] = Field("mlp_score", description="a score by a network")
-    clip: Ref[ClipCheckpoint] = Field(description="model whose image embeddings the network takes")
     head: str = Field(
         min_length=1,
         description="safetensors file with `NAME.weight`, (out, in), and `NAME.bias` of each layer, in the order of the"
@@ -30,42 +29,12 @@ class MlpScore(ScoreFilter):
     )
     activation: Literal["none", "relu", "gelu"] = Field("none", description="between the layers")
     sigmoid: bool = Field(False, description="apply a sigmoid at the end, as for a probability")
-    label: str = Field(
-        "score",
-        pattern=r"^[a-z][a-z0-9_]*$",
-        description="name of the score, such as nsfw: the reason code is low_LABEL or high_LABEL",
-    )
 
-    unit: ClassVar[Unit] = "image"
-    measures: ClassVar[tuple[Measure, ...]] = ("embeddings",)
     work: ClassVar[str] = "vfm_curation.filters.mlp_head:mlp_score_passes"
 
-    @property
-    def reason(self) -> str:
-        """Reason code: on which side of the cut the score was."""
-        keeps_high = self.min_score is not None or self.top_fraction is not None
-        return f"{'low' if keeps_high else 'high'}_{self.label}"
-
-    @property
-    def model(self) -> Ref[ClipCheckpoint]:
-        """The model whose embeddings the network takes."""
-        return self.clip
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The network."""
-        return (self.head,)
-
-    def errors(self, ctx: Preflight, pool: Ref[Any]) -> Iterator[str]:
-        """Yield a line if the file cannot be read, or does not fit the model."""
-        try:
-            width = layers_of(Path(self.head))[0].width
-        except UserError as error:
-            yield str(error)
-            return
-        clip = ctx.artifact(self.clip)
-        if clip and clip.embed_dim != width:
-            yield f"{self.head}: takes embeddings of width {width}; '{self.clip}' has {clip.embed_dim}"
+    def head_width(self) -> int:
+        """Return the width of the embeddings that the network takes."""
+        return layers_of(Path(self.head))[0].width
 
 
 class ImageClusters(Filter):

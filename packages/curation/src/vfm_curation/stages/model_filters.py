@@ -94,16 +94,11 @@ class ClipScore(ScoreFilter):
             yield f"expected a cosine between -1 and 1, got {bound:g}"
 
 
-class LinearScore(ScoreFilter):
-    """Keep images by weight . embedding + bias, where embeddings have unit length.
+class HeadScore(ScoreFilter):
+    """Filter by a head of the user's on image embeddings of unit length; a subclass says how wide they must be."""
 
-    LAION's aesthetic predictors are such heads on OpenAI's encoders, with scores from 1 to 10. For a head that ends in
-    a sigmoid, give the bound as a logit.
-    """
-
-    type: Literal["linear_score"] = Field("linear_score", description="a score by a linear head")
     clip: Ref[ClipCheckpoint] = Field(description="model whose image embeddings the head takes")
-    head: str = Field(min_length=1, description="safetensors file with `weight`, (D,) or (1, D), and perhaps `bias`")
+    head: str = Field(min_length=1, description="safetensors file of the head")
     label: str = Field(
         "score",
         pattern=r"^[a-z][a-z0-9_]*$",
@@ -112,7 +107,6 @@ class LinearScore(ScoreFilter):
 
     unit: ClassVar[Unit] = "image"
     measures: ClassVar[tuple[Measure, ...]] = ("embeddings",)
-    work: ClassVar[str] = "vfm_curation.filters.scores:linear_score_passes"
 
     @property
     def reason(self) -> str:
@@ -130,16 +124,41 @@ class LinearScore(ScoreFilter):
         """The head."""
         return (self.head,)
 
+    def head_width(self) -> int:
+        """Return the width of the embeddings that the head takes.
+
+        Raises:
+            UserError: the file cannot be read, or holds no such head.
+        """
+        raise NotImplementedError
+
     def errors(self, ctx: Preflight, pool: Ref[Any]) -> Iterator[str]:
         """Yield a line if the head cannot be read, or does not fit the model."""
         try:
-            width = head_width(Path(self.head))
+            width = self.head_width()
         except UserError as error:
             yield str(error)
             return
         clip = ctx.artifact(self.clip)
         if clip and clip.embed_dim != width:
             yield f"{self.head}: takes embeddings of width {width}; '{self.clip}' has {clip.embed_dim}"
+
+
+class LinearScore(HeadScore):
+    """Keep images by weight . embedding + bias, where embeddings have unit length.
+
+    LAION's aesthetic predictors are such heads on OpenAI's encoders, with scores from 1 to 10. For a head that ends in
+    a sigmoid, give the bound as a logit.
+    """
+
+    type: Literal["linear_score"] = Field("linear_score", description="a score by a linear head")
+    head: str = Field(min_length=1, description="safetensors file with `weight`, (D,) or (1, D), and perhaps `bias`")
+
+    work: ClassVar[str] = "vfm_curation.filters.scores:linear_score_passes"
+
+    def head_width(self) -> int:
+        """Return the width of the embeddings that the head takes."""
+        return head_width(Path(self.head))
 
 
 class Decontaminate(Filter):
