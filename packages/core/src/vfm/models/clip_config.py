@@ -13,6 +13,7 @@ import open_clip
 
 from vfm.config import UserError, did_you_mean
 from vfm.models import small_models  # noqa: F401  (registers the small architectures)
+from vfm.models.weights import find_weights
 from vfm.store_files import read_record
 
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
@@ -67,10 +68,7 @@ def clip_weights_file(folder: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    for name in WEIGHTS_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(f"{folder}: no weights (looked for {', '.join(WEIGHTS_FILES)})")
+    return find_weights(folder, WEIGHTS_FILES)
 
 
 def check_keys(config: Mapping[str, Any], name: str) -> None:

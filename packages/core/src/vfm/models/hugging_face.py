@@ -24,7 +24,7 @@ from vfm.models.hugging_face_config import (
     processor_config,
     read_processor,
 )
-from vfm.models.weights import load_state_dict, save_state_dict
+from vfm.models.weights import find_weights, load_state_dict, save_state_dict
 from vfm.store_files import naming, read_record, reading
 
 CONFIG_FILE, WEIGHTS_FILES = "config.json", ("model.safetensors", "pytorch_model.bin")
@@ -165,7 +165,7 @@ def load_hugging_face(folder: Path) -> ClipModel:
     record = read_record(folder / CONFIG_FILE)
     if record.get("model_type") != "clip":
         raise UserError(f"{folder}: expected a Hugging Face model of type 'clip', got {record.get('model_type')!r}")
-    weights = find_weights(folder)
+    weights = find_weights(folder, WEIGHTS_FILES)
     with naming(folder / CONFIG_FILE, "the configuration of a CLIP model"):
         model = build_clip(open_clip_config(record))
     model.name = folder.name
@@ -178,18 +178,6 @@ def load_hugging_face(folder: Path) -> ClipModel:
             model.preprocess = read_processor(read_record(processor), model.preprocess.image_size)
     model.module.eval()
     return model
-
-
-def find_weights(folder: Path) -> Path:
-    """Return the weights file of a folder in Hugging Face's layout.
-
-    Raises:
-        UserError: there is none.
-    """
-    for name in WEIGHTS_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(f"{folder}: no weights (looked for {', '.join(WEIGHTS_FILES)})")
 
 
 def _rename_prefix(key: str, prefixes: Mapping[str, str]) -> str | None:

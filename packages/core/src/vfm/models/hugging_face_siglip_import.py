@@ -15,11 +15,11 @@ from torch import Tensor
 
 from vfm.config import UserError
 from vfm.models.clip import ClipModel, blueprint, build_clip
-from vfm.models.hugging_face import CONFIG_FILE, PROCESSOR_FILE, find_weights, load_hugging_face
+from vfm.models.hugging_face import CONFIG_FILE, PROCESSOR_FILE, WEIGHTS_FILES, load_hugging_face
 from vfm.models.hugging_face_config import mlp_ratio, read_processor
 from vfm.models.hugging_face_siglip import siglip_config, siglip_names
 from vfm.models.preprocess import Preprocess
-from vfm.models.weights import load_state_dict
+from vfm.models.weights import find_weights, load_state_dict
 from vfm.store_files import read_record, reading
 
 _SHARED = {
@@ -58,7 +58,7 @@ def load_siglip(folder: Path) -> ClipModel:
     Raises:
         UserError: timm has no encoder of its shapes, or its weights do not fit its configuration.
     """
-    weights = find_weights(folder)
+    weights = find_weights(folder, WEIGHTS_FILES)
     model = build_clip(open_clip_siglip_config(read_record(folder / CONFIG_FILE), str(folder)))
     model.name, model.folder = folder.name, folder
     try:

@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -19,6 +19,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vfm.config import UserError
+
+
+def find_weights(folder: Path, names: Sequence[str]) -> Path:
+    """Return the first of the named files that a folder has.
+
+    Raises:
+        UserError: there is none.
+    """
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{folder}: no weights (looked for {', '.join(names)})")
 
 
 def save_state_dict(state_dict: Mapping[str, Tensor], file: Path) -> None:
