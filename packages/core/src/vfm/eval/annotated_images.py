@@ -1,4 +1,4 @@
-"""Reading annotated images one by one: what cannot be used is skipped, counted and reported."""
+"""Read annotated images one by one, skip and count what cannot be used, and check the size of predicted maps."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm.config import UserError
 from vfm.data import BadSample
 from vfm.data.annotated import AnnotatedSource
 from vfm.stage import Context
@@ -41,3 +45,19 @@ def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
+
+
+def check_size(file: object, found: NDArray[np.integer], size: tuple[int, int]) -> None:
+    """Check that a predicted map has its image's size.
+
+    Args:
+        file: of the map, for the message.
+        found: (H, W).
+        size: width and height of the image.
+
+    Raises:
+        UserError: it has another size.
+    """
+    width, height = size
+    if found.shape != (height, width):
+        raise UserError(f"{file}: expected {width} x {height} pixels, got {found.shape[1]} x {found.shape[0]}")

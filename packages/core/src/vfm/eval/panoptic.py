@@ -16,7 +16,7 @@ from vfm.data.annotated import AnnotatedSource
 from vfm.data.annotated.coco import stream
 from vfm.data.annotated.panoptic import map_folder, read_segment_ids
 from vfm.data.annotated.records import BadAnnotation
-from vfm.eval.annotated_images import each_image
+from vfm.eval.annotated_images import check_size, each_image
 from vfm.eval.dense_models import Predictors
 from vfm.eval.dense_panels import NUM_PICTURES, add_map_panels
 from vfm.eval.detection import truth_hash
@@ -105,9 +105,7 @@ def _by_file(path: str, source: AnnotatedSource) -> Predict:
             pixels = read_segment_ids(file)
         except BadAnnotation as bad:
             raise UserError(f"{bad.where}: expected a PNG file of segment ids") from None
-        width, height = source.sizes[number]
-        if pixels.shape != (height, width):
-            raise UserError(f"{file}: expected {width} x {height} pixels, got {pixels.shape[1]} x {pixels.shape[0]}")
+        check_size(file, pixels, source.sizes[number])
         return Segments(_numbered(pixels, ids), np.array([labels[one] for one in classes], dtype=np.int64))
 
     return predict

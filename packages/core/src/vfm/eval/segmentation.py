@@ -16,7 +16,7 @@ from vfm.config import UserError
 from vfm.data import BadSample
 from vfm.data.annotated import AnnotatedSource
 from vfm.data.annotated.label_files import read_map
-from vfm.eval.annotated_images import each_image
+from vfm.eval.annotated_images import check_size, each_image
 from vfm.eval.dense_models import Predictors
 from vfm.eval.dense_panels import NUM_PICTURES, add_map_panels
 from vfm.eval.finite import check_finite
@@ -118,9 +118,7 @@ def _by_files(folder: str, source: AnnotatedSource) -> Predict:
             found = read_map(path)
         except BadSample as problem:
             raise UserError(f"{path}: expected a label map of one channel ({problem.reason})") from None
-        width, height = source.sizes[number]
-        if found.shape != (height, width):
-            raise UserError(f"{path}: expected {width} x {height} pixels, got {found.shape[1]} x {found.shape[0]}")
+        check_size(path, found, source.sizes[number])
         if found.max() >= len(source.dataset.class_names):
             raise UserError(f"{path}: expected labels below {len(source.dataset.class_names)}, got {found.max()}")
         return found
