@@ -22,44 +22,31 @@ def read_records(path: str, on_bad: OnBad) -> Iterator[tuple[Any, bytes]]:
         on_bad: called with (reason, where) for each break: everything between two whole records counts once.
 
     Yields:
-        (fastwarc's record, its content); the record's own reader is at its end.
+        (fastwarc's record, its content); the record's own reader is at its end. The content of a compressed record
+        agrees with its checksum.
 
     Raises:
         UserError: reading fails, for instance because a connection is lost; a part of the file must not be published.
     """
-    from fastwarc.warc import ArchiveIterator  # the extra `crawl`
-
     with files.open_binary(path) as opened:
         stream = _Reads(opened, path)
-        mark = GZIP if path.endswith(".gz") or stream.read(len(GZIP)) == GZIP else PLAIN
+        compressed = path.endswith(".gz") or stream.read(len(GZIP)) == GZIP
         start: int | None = 0
         whole = True  # whether the last record read was whole
         while start is not None:
-            stream.seek(start)
-            end: int | None = start  # of the last whole record; None if nothing can follow it
+            part = _Member(stream, start) if compressed else _Plain(stream, start)
             try:
-                for record in ArchiveIterator(stream, parse_http=False):
-                    start = record.stream_pos
-                    content = record.reader.read()
-                    # fastwarc yields a record whose header is cut before its length as one without content.
-                    if len(content) < record.content_length or not record.headers.get("Content-Length"):
-                        raise EOFError
-                    whole, end = True, None
+                for record, content in part.records():
+                    whole = True
                     yield record, content
-                # It also ends in silence at a member that is cut within the first lines of its record.
-                if mark == GZIP and end is None:
-                    end = _end_of_member(stream, start)
-                if end is None or not stream.read_from(end):
-                    return
-                start = end
-                raise EOFError
+                start = part.end
             except UserError:
                 raise
-            except (OSError, EOFError, ValueError):  # raised by fastwarc: these bytes are not a record
+            except (OSError, EOFError, ValueError, zlib.error):  # these bytes are not a record
                 if whole:
-                    on_bad("broken_record", f"{path}: byte {start}")
+                    on_bad("broken_record", f"{path}: byte {part.start}")
                 whole = False
-            start = _find(stream, mark, start + 1)
+                start = _find(stream, GZIP if compressed else PLAIN, part.start + 1)
 
 
 class _Reads:
@@ -80,19 +67,92 @@ class _Reads:
             raise UserError(f"{self.path}: cannot be read: {error or type(error).__name__}") from error
 
 
-def _end_of_member(stream: _Reads, start: int) -> int | None:
-    """Return where the gzip member at a position ends; None if it does not, or there is no member."""
-    inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-    stream.seek(start)
-    while chunk := stream.read(COMPRESSED_CHUNK):
-        start += len(chunk)
-        try:
-            inflate.decompress(chunk)
-        except zlib.error:
-            return None
-        if inflate.eof:
-            return start - len(inflate.unused_data)
-    return None
+class _Plain:
+    """The records of a plain stream from a position on.
+
+    Attributes:
+        start: where the record being read starts.
+        end: where reading resumes after the last record: nowhere, as the stream is read to its end.
+    """
+
+    end: int | None = None
+
+    def __init__(self, stream: _Reads, start: int) -> None:
+        self.stream, self.start = stream, start
+
+    def records(self) -> Iterator[tuple[Any, bytes]]:
+        """Yield each record with its content."""
+        self.stream.seek(self.start)
+        for record in _archive(self.stream):
+            self.start = record.stream_pos
+            yield record, _content(record)
+
+
+class _Member:
+    """The records of one gzip member, and the stream of its inflated bytes that fastwarc reads.
+
+    fastwarc can inflate, but its reader does not compare the checksum at a member's end. Without that, a member that is
+    cut may go on with the bytes of the next one, up to a record of full length with wrong content.
+
+    Attributes:
+        start: where the member starts.
+        end: where it ends, once its records are read; None at the end of the file.
+    """
+
+    def __init__(self, stream: _Reads, start: int) -> None:
+        self.stream, self.start = stream, start
+        self.end: int | None = None
+        self.inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+        self.num_read = self.num_inflated = 0
+
+    def records(self) -> Iterator[tuple[Any, bytes]]:
+        """Yield each record with its content; the last one when the checksum is verified."""
+        self.stream.seek(self.start)
+        held = None
+        for record in _archive(self):
+            if held:
+                yield held
+            held = record, _content(record)
+        while self.read(CHUNK):  # fastwarc may end in silence before a member does
+            pass
+        end = self.start + self.num_read - len(self.inflate.unused_data)
+        if held:
+            yield held
+        elif self.num_inflated:
+            raise EOFError("a member without a record")
+        self.end = end if self.stream.read_from(end) else None
+
+    def read(self, size: int = -1) -> bytes:
+        """Return up to `size` inflated bytes; none at the member's end."""
+        while not self.inflate.eof:
+            chunk = self.inflate.unconsumed_tail or self.stream.read(COMPRESSED_CHUNK)
+            if not self.inflate.unconsumed_tail:
+                self.num_read += len(chunk)
+                if not chunk:
+                    raise EOFError
+            inflated = self.inflate.decompress(chunk, max(size, 0))
+            if inflated:
+                self.num_inflated += len(inflated)
+                return inflated
+        return b""
+
+    def tell(self) -> int:
+        """Return the position in the inflated bytes."""
+        return self.num_inflated
+
+
+def _archive(stream: Any) -> Iterator[Any]:
+    from fastwarc.warc import ArchiveIterator  # the extra `crawl`
+
+    return iter(ArchiveIterator(stream, parse_http=False))
+
+
+def _content(record: Any) -> bytes:
+    content: bytes = record.reader.read()
+    # fastwarc yields a record whose header is cut before its length as one without content.
+    if len(content) < record.content_length or not record.headers.get("Content-Length"):
+        raise EOFError
+    return content
 
 
 def _find(stream: _Reads, mark: bytes, start: int) -> int | None:
