@@ -56,6 +56,8 @@ def test_every_kind_of_damage_is_named_and_the_exit_code_is_2(toys: Path) -> Non
         f"{a}/artifact.json: expected ": lambda: os.truncate(artifact("a") / "artifact.json", 3),
         f"{a}/manifest.json: not ": lambda: flip(artifact("a") / "manifest.json"),
         f"{a}/manifest.json: no such file": lambda: (artifact("a") / "manifest.json").unlink(),
+        f"{a}/manifest.json: expected 'kind', 'identity', ": lambda: (artifact("a") / "manifest.json").write_text("{}"),
+        "r@1/run.json: expected 'recipe', 'seconds'; ": lambda: Path("store/runs/r/run.json").write_text("{}"),
         "run.json: no such file": lambda: Path("store/runs/r/run.json").unlink(),
         f"artifacts/a: expected a link to {a}, which is missing": lambda: shutil.rmtree(artifact("a")),
         "artifacts/a: expected a link to an artifact, which": lambda: Path("store/runs/r/artifacts/a").unlink(),
@@ -100,6 +102,24 @@ def test_folder_that_is_missing_is_one_line(tmp_path: Path) -> None:
     assert run_here("verify", tmp_path / "nowhere").errors == [
         f"error: {tmp_path / 'nowhere'}: no such folder; expected a folder of artifacts and runs"
     ]
+
+
+@pytest.mark.parametrize("words", [(), ("--inputs",)])
+def test_folder_that_is_no_store_is_one_line(tmp_path: Path, words: tuple[str, ...]) -> None:
+    (tmp_path / "images").mkdir()
+    done = run_here("verify", tmp_path, *words)
+    assert (done.code, done.errors) == (
+        2,
+        [f"error: {tmp_path}: expected a folder of artifacts and runs, got one with neither"],
+    )
+
+
+def test_report_without_the_facts_of_an_artifact_is_one_line(toys: Path) -> None:
+    run_here("run", "r.yaml")
+    (artifact("a") / "artifact.json").unlink()
+    done = run_here("report", "r")
+    assert (done.code, len(done.errors)) == (2, 1), done.out
+    assert done.errors[0].endswith("/a: no artifact found (artifact.json is missing)")
 
 
 def verify_inputs(store: Path | str = "store") -> Outcome:

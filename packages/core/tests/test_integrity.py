@@ -184,6 +184,13 @@ def test_artifact_of_an_older_version_has_no_hashes_and_is_read(tmp_path):
     assert [step.status for step in plan(TEXT, tmp_path)] == ["cached"] * 2
 
 
+def test_empty_manifest_is_damage_and_no_older_version(tmp_path):
+    folder = run(TEXT, tmp_path)[0].slot.artifact
+    (folder / MANIFEST_FILE).write_text("{}")
+    with pytest.raises(vfm.UserError, match=r"manifest\.json: not as it was written: it is an empty object"):
+        vfm.Artifact.load(folder)
+
+
 def test_equal_first_digits_of_two_identities_are_an_error_and_never_another_stages_result(tmp_path):
     step = run(TEXT, tmp_path)[0]
     manifest = {**read_manifest(step.slot.artifact), "identity": step.identity[:8] + "f" * 24}

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from vfm.config import UserError
-from vfm.store_files import read_record, reading
+from vfm.store_files import as_record, reading
 
 FILES, SEAL = "files", "sha256"
 BLOCK = 1 << 20  # bytes read at a time
@@ -58,9 +58,11 @@ def read_sealed(file: Path, *keys: str) -> dict[str, Any]:
     Raises:
         UserError: the file is missing or damaged, or lacks a key.
     """
-    record = read_record(file, *keys)
     with reading(file, "JSON"):
         data = file.read_bytes()
+    record = as_record(file, data, *keys)
+    if not record:
+        raise UserError(f"{file}: not as it was written: it is an empty object")  # which no version wrote
     if found := _SEAL_AT_END.search(data):
         start, end = found.span("hash")
         expected = hashlib.sha256(data[:start] + _ZEROS + data[end:]).hexdigest().encode()

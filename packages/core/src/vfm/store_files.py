@@ -85,7 +85,24 @@ def read_record(file: Path, *keys: str) -> dict[str, Any]:
     Raises:
         UserError: the file is missing or damaged, is not an object, or lacks a key.
     """
-    record = read_json(file)
+    with reading(file, "JSON"):
+        data = file.read_bytes()
+    return as_record(file, data, *keys)
+
+
+def as_record(file: Path, data: bytes, *keys: str) -> dict[str, Any]:
+    """Return the JSON object in the bytes that a file had.
+
+    Args:
+        file: the file, for errors.
+        data: its bytes.
+        keys: as in `read_record`.
+
+    Raises:
+        UserError: the bytes are damaged, are not an object, or lack a key.
+    """
+    with reading(file, "JSON"):
+        record = json.loads(data.decode("utf-8"))
     if not isinstance(record, dict):
         raise UserError(f"{file}: expected a JSON object, got a {type(record).__name__}")
     if missing := [key for key in keys if key not in record]:

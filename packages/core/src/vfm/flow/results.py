@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from vfm.artifacts import FACTS_FILE, Artifact, Comparison, Metric, Report
+from vfm.artifacts import Artifact, Comparison, Metric, Report
 from vfm.flow.listeners import number
 from vfm.flow.runs import RUN_FILE
 from vfm.flow.store import LINKS
@@ -18,9 +18,13 @@ from vfm.integrity import read_sealed
 
 
 def reports(directory: Path) -> dict[str, Report]:
-    """Return the reports of a finished run by stage name, in the order of its stages."""
+    """Return the reports of a finished run by stage name, in the order of its stages.
+
+    Raises:
+        UserError: the facts of an artifact are missing or damaged.
+    """
     links = [directory / LINKS / name for name in read_sealed(directory / RUN_FILE, "stages")["stages"]]
-    found = {link.name: Artifact.load(link, verify=False) for link in links if (link / FACTS_FILE).is_file()}
+    found = {link.name: Artifact.load(link, verify=False) for link in links if link.is_dir()}
     made = {name: artifact for name, artifact in found.items() if isinstance(artifact, Report)}
     for report in made.values():
         report.verify()

@@ -16,6 +16,8 @@ from vfm.flow.store import LINKS, SLOT_NAME, Store
 from vfm.integrity import Known, damage, known_files, read_sealed
 
 META_FILE = "meta.json"  # of a checkpoint
+# The keys that every version has written.
+RECORD_KEYS = {MANIFEST_FILE: ("kind", "identity", "inputs"), META_FILE: ("step",), RUN_FILE: ("recipe", "seconds")}
 CHECKPOINTS = ".*.work/**/step-[0-9]*"
 
 
@@ -47,7 +49,7 @@ def places(store: Path) -> list[Place]:
     """Return the artifacts and checkpoints of a store; or the one artifact, if the folder is one.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: there is no such folder, or it has neither artifacts nor runs.
     """
     if not store.is_dir():
         raise UserError(f"{store}: no such folder; expected a folder of artifacts and runs")
@@ -55,6 +57,8 @@ def places(store: Path) -> list[Place]:
         return [_place(store, MANIFEST_FILE)]
     artifacts = [path for path in store.iterdir() if SLOT_NAME.fullmatch(path.name) and path.is_dir()]
     checkpoints = [path for path in store.glob(CHECKPOINTS) if path.is_dir()]
+    if not (artifacts or checkpoints or os.path.lexists(Store(store).runs)):
+        raise UserError(f"{store}: expected a folder of artifacts and runs, got one with neither")
     found = [_place(path, MANIFEST_FILE) for path in sorted(artifacts)]
     return [*found, *(_place(path, META_FILE) for path in sorted(checkpoints))]
 
@@ -62,7 +66,7 @@ def places(store: Path) -> list[Place]:
 def _place(folder: Path, record_file: str) -> Place:
     file = folder / record_file
     try:
-        record = read_sealed(file)
+        record = read_sealed(file, *RECORD_KEYS[record_file])
         identity = str(record.get("identity", ""))
         problems = []
         if SLOT_NAME.fullmatch(folder.name) and identity and not folder.name.endswith(f"-{identity[:8]}"):
@@ -77,7 +81,7 @@ def damaged_records(store: Path) -> Iterator[str]:
     records = [run.directory / RUN_FILE for run in kept_runs(Store(store))]
     for file in sorted([*records, *store.glob(FINGERPRINTS_PATTERN)]):
         try:
-            read_sealed(file)
+            read_sealed(file, *RECORD_KEYS.get(file.name, ()))
         except UserError as error:
             yield str(error)
     for run in kept_runs(Store(store)):
