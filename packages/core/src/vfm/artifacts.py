@@ -199,6 +199,9 @@ class TaggedImages(Artifact):
     class_names: list[str] = Field(description="names of the labels")
     templates: list[str] = Field(["a photo of a {}."], description="prompts with a {} for the label")
     num_images: list[int] = Field(description="number of images with each label")
+    class_groups: dict[str, list[int]] = Field(
+        {}, description="labels that are also evaluated as a group, such as head, middle, tail"
+    )
 
 
 class ChoiceDataset(Artifact):
@@ -206,6 +209,15 @@ class ChoiceDataset(Artifact):
 
     num_pairs: int = Field(ge=0, description="number of items")
     patterns: list[str] = Field(description="patterns that the items test, in order of appearance")
+
+
+class QuestionDataset(Artifact):
+    """Questions about images, each with options of which one is right: `questions.parquet` and `images.arrow`."""
+
+    num_questions: int = Field(ge=0, description="number of questions")
+    num_images: int = Field(ge=0, description="number of images; one may have several questions")
+    num_pairs: int = Field(0, ge=0, description="pairs of one question about two images, with different answers")
+    families: list[str] = Field(default=[], description="what the questions are about, in order of appearance")
 
 
 class Metadata(Artifact):
@@ -255,6 +267,12 @@ class ClipCheckpoint(Artifact):
     image_size: int = Field(description="pixels along a side")
     embed_dim: int = Field(description="dimension of the joint embedding")
     context_length: int = Field(description="maximum number of tokens in a text")
+
+
+class TrainingState(Artifact):
+    """A checkpoint of a training: weights, averages and optimizer state, as `vfm.train.checkpoint` describes it."""
+
+    step: int = Field(description="optimizer steps so far")
 
 
 class GeneratorCheckpoint(Artifact):

@@ -27,6 +27,7 @@ class Stream(IntEnum):
     VALUES = 4
     SCATTERED = 5
     FEDERATED = 6
+    QUESTIONS = 7
 
 
 def generator(seed: int, *place: int) -> np.random.Generator:

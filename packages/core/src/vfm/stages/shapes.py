@@ -1,4 +1,4 @@
-"""Configurations of the stages that draw the synthetic shapes: `shapes.pool`, `shapes.classes`, `shapes.choices`."""
+"""Configurations of the stages that draw the synthetic shapes: `shapes.pool`, `shapes.classes`, and pairs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from vfm.artifacts import Artifact, ChoiceDataset, LabeledDataset, Pool
+from vfm.artifacts import Artifact, ChoiceDataset, LabeledDataset, Pool, QuestionDataset
 from vfm.shapes.scene import Pattern
 from vfm.shapes.world import World
 from vfm.stage import Seed, Stage
@@ -76,6 +76,29 @@ class ShapesChoices(Stage):
         return self
 
 
+class ShapesQuestions(Stage):
+    """Draw questions as in MMVP: two images that differ in one attribute, one question about both, two options."""
+
+    kind: Literal["shapes.questions"] = "shapes.questions"
+    world: World = Field(World(), description="distribution of the images")
+    families: tuple[Pattern, ...] | None = Field(
+        None, min_length=1, description="attributes that are asked for; default: all that vary in the world"
+    )
+    pairs_per_family: int = Field(200, ge=1, description="pairs of images for each attribute")
+    split: Literal["train", "test"] = Field("test", description="equal seeds draw other pairs for training and test")
+    seed: Seed = Field(0, description="seed of the draws; pair i of a family depends only on it, the split and i")
+
+    makes: ClassVar[type[Artifact]] = QuestionDataset
+    work: ClassVar[str] = "vfm.shapes.questions:make_questions"
+
+    @model_validator(mode="after")
+    def _possible(self) -> ShapesQuestions:
+        check_patterns(self.world, self.families or ())
+        if not self.world.patterns:
+            raise ValueError("nothing varies in this world: no attribute, and only one colour")
+        return self
+
+
 def check_patterns(world: World, patterns: Iterable[Pattern]) -> None:
     """Check that each pattern varies in a world.
 
@@ -87,4 +110,4 @@ def check_patterns(world: World, patterns: Iterable[Pattern]) -> None:
             raise ValueError(f"{pattern!r} does not vary in this world; choose from {', '.join(world.patterns)}")
 
 
-STAGES: list[type[Stage]] = [ShapesPool, ShapesClasses, ShapesChoices]
+STAGES: list[type[Stage]] = [ShapesPool, ShapesClasses, ShapesChoices, ShapesQuestions]
