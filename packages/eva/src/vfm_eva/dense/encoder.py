@@ -1,0 +1,182 @@
+"""A vision transformer as an encoder of images of any size: windows and global blocks, several output layers.
+
+Sources: Li et al. 2022, ViTDet (arXiv:2203.16527), for windows with a few global blocks; the detection code of EVA-02
+(arXiv:2303.11331) for positions: learned ones bicubic without antialiasing, rotary ones of a window and of the whole
+map both rescaled to the grid of the pre-training, no prefix tokens, no norm after the last block.
+"""
+
+# B images, P prefix tokens, N patches, D width, h and w rows and columns of patches
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vfm.models import ClipModel
+from vfm.plugin import UserError
+from vfm_eva.dense.trunks import Trunk, unrotated_rows
+from vfm_eva.dense.windows import Grid, check_window, from_windows, to_windows
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens between two blocks: prefix tokens, then the patches row by row.
+
+    Attributes:
+        values: (B, P + N, D).
+        num_prefix: P.
+        grid: h and w.
+    """
+
+    values: Tensor
+    num_prefix: int
+    grid: Grid
+
+    @property
+    def maps(self) -> Tensor:
+        """The patches as maps, (B, D, h, w)."""
+        return self.values[:, self.num_prefix :].transpose(1, 2).unflatten(2, self.grid)
+
+
+class DenseEncoder(nn.Module):
+    """Feature maps of an encoder's blocks, for images of any size.
+
+    A block is a function of single tokens apart from its attention, so a block with windows is the same block with the
+    windows as a batch. Any vision transformer of timm or open_clip is taken as it is: parameters, and their names below
+    `visual`, are those of the model, which stays usable by itself.
+
+    Args:
+        model: a timm encoder or a CLIP model, whose image tower is taken.
+        layers: blocks whose maps are returned; negative numbers count from the end.
+        window: side of the windows in patches; None: every block attends to the whole map.
+        global_blocks: blocks that attend to the whole map all the same; negative numbers count from the end.
+        prefix: keep class and register tokens. Default: without windows only. Windows with prefix tokens must be as
+            large as the map.
+
+    Raises:
+        UserError: the model has no patch tokens, or there is no such block.
+    """
+
+    def __init__(
+        self,
+        model: ClipModel | nn.Module,
+        *,
+        layers: Sequence[int] = (-1,),
+        window: int | None = None,
+        global_blocks: Sequence[int] = (),
+        prefix: bool | None = None,
+    ) -> None:
+        super().__init__()
+        trunk = Trunk(model)
+        self._trunk = [trunk]  # in a list, so that its modules are registered once
+        self.visual: nn.Module = trunk.visual
+        self.width, self.patch_size, self.depth = trunk.width, trunk.patch_size, len(trunk.blocks)
+        self.layers = [self._block("layers", layer) for layer in layers]
+        self.window = window
+        self.global_blocks = frozenset(self._block("global_blocks", block) for block in global_blocks)
+        self.prefix = window is None if prefix is None else prefix
+        self._rotary: dict[tuple[Grid, torch.device], Tensor] = {}
+
+    @property
+    def trunk(self) -> Trunk:
+        """The parts of the model."""
+        return self._trunk[0]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the maps of `layers` in their order, (B, D, h, w) each, without the final norm.
+
+        Args:
+            images: normalised, (B, 3, H, W).
+
+        Raises:
+            UserError: a side is not a multiple of the patch size, or windows do not tile the map.
+        """
+        tokens, found, done = self.embed(images), {}, 0
+        for layer in sorted(set(self.layers)):
+            tokens = self.run(tokens, range(done, layer + 1))
+            found[layer], done = tokens.maps, layer + 1
+        return [found[layer] for layer in self.layers]
+
+    def embed(self, images: Tensor) -> Tokens:
+        """Return the tokens before the first block."""
+        if any(side % self.patch_size for side in images.shape[-2:]):
+            height, width = images.shape[-2:]
+            raise UserError(
+                f"{self.trunk.name}: expected sides that are multiples of the patch size {self.patch_size}, got"
+                f" {height} x {width} pixels"
+            )
+        patches = self.trunk.patches(images)
+        grid = (patches.shape[2], patches.shape[3])
+        if self.window is not None:
+            check_window(grid, self.window, self.patch_size)
+        values, positions = patches.flatten(2).transpose(1, 2), self.trunk.positions(grid)
+        if positions is not None:
+            values = values + positions
+        prefix = self.trunk.prefix() if self.prefix else values[:1, :0]
+        values = torch.cat([prefix.to(values.dtype).expand(len(values), -1, -1), values], dim=1)
+        return Tokens(self.trunk.before_blocks(values), prefix.shape[1], grid)
+
+    def run(self, tokens: Tokens, blocks: Sequence[int], visible: Tensor | None = None) -> Tokens:
+        """Apply some blocks in their order.
+
+        Args:
+            tokens: the input of the first of them; further tokens may be in front of the prefix tokens.
+            blocks: numbers from 0.
+            visible: as in `Trunk.apply_block`, for all of them; only for blocks without windows.
+
+        Raises:
+            UserError: there are prefix tokens, and windows smaller than the map.
+        """
+        values, cut = tokens.values, False
+        for number in blocks:
+            windowed = self._has_windows(number, tokens)
+            if windowed != cut:  # a map is cut and joined only where the kind of block changes
+                assert self.window is not None
+                values = (to_windows if windowed else from_windows)(values, tokens.grid, self.window)
+                cut = windowed
+            grid = (self.window, self.window) if windowed and self.window else tokens.grid
+            rope = self._rope(grid, tokens.num_prefix, values)
+            if self.training and self._checkpointing:
+                values = checkpoint(self.trunk.apply_block, number, values, rope, visible, use_reentrant=False)
+            else:
+                values = self.trunk.apply_block(number, values, rope, visible)
+        if cut:
+            assert self.window is not None
+            values = from_windows(values, tokens.grid, self.window)
+        return replace(tokens, values=values)
+
+    def _has_windows(self, number: int, tokens: Tokens) -> bool:
+        if self.window is None or number in self.global_blocks or tokens.grid == (self.window, self.window):
+            return False
+        if tokens.num_prefix:
+            raise UserError(
+                f"window: prefix tokens belong to no window; expected windows as large as the map of {tokens.grid[0]} x"
+                f" {tokens.grid[1]} patches, or prefix: false"
+            )
+        return True
+
+    def _rope(self, grid: Grid, num_prefix: int, values: Tensor) -> Tensor | None:
+        """Return the rotary positions of a grid, with rows for the tokens before the patches."""
+        key = (grid, values.device)
+        rope = self._rotary.get(key)
+        if rope is None:
+            rope = self.trunk.rotary(grid)
+            if rope is None:
+                return None
+            if not rope.requires_grad and not getattr(self.visual.rope, "aug_active", False):
+                self._rotary[key] = rope
+        return unrotated_rows(rope, num_prefix) if num_prefix else rope
+
+    @property
+    def _checkpointing(self) -> bool:
+        owner = getattr(self.visual, "transformer", self.visual)
+        return bool(getattr(owner, "grad_checkpointing", False))
+
+    def _block(self, field: str, number: int) -> int:
+        if not -self.depth <= number < self.depth:
+            raise UserError(f"{field}: {self.trunk.name} has {self.depth} blocks, got {number}")
+        return number % self.depth

@@ -1,0 +1,72 @@
+"""The simple feature pyramid: maps of several strides from the one map of a plain vision transformer.
+
+Source: Li et al. 2022, ViTDet (arXiv:2203.16527), section 3 and appendix A.2; layers, their order and the norms as in
+detectron2's `SimpleFeaturePyramid`.
+"""
+
+# B images, D width of the encoder, h and w rows and columns of its map
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+from vfm.plugin import UserError
+
+
+class SimpleFeaturePyramid(nn.Module):
+    """Resamples a map of stride `patch_size` to other strides, each by layers of its own.
+
+    Args:
+        width: D.
+        out: channels of all maps.
+        scales: their strides in pixels, from the finest.
+        patch_size: stride of the input.
+
+    Raises:
+        UserError: a stride is not 4, 2, 1 or 1/2 times finer than the input's.
+    """
+
+    def __init__(self, width: int, out: int, scales: Sequence[int] = (4, 8, 16, 32), *, patch_size: int = 16) -> None:
+        super().__init__()
+        self.scales, self.patch_size = tuple(scales), patch_size
+        self.levels = nn.ModuleList(_level(width, out, patch_size, stride) for stride in scales)
+
+    def forward(self, maps: Tensor) -> list[Tensor]:
+        """Return the maps of all strides: (B, D, h, w) to (B, out, h * patch_size / stride, ...)."""
+        return [level(maps) for level in self.levels]
+
+
+def _level(width: int, out: int, patch_size: int, stride: int) -> nn.Sequential:
+    """Return the layers that make the map of one stride."""
+    resample, channels = _resampling(width, patch_size, stride)
+    project = [
+        nn.Conv2d(channels, out, kernel_size=1, bias=False),
+        LayerNorm2d(out, eps=1e-6),
+        nn.Conv2d(out, out, kernel_size=3, padding=1, bias=False),
+        LayerNorm2d(out, eps=1e-6),
+    ]
+    return nn.Sequential(*resample, *project)
+
+
+def _resampling(width: int, patch_size: int, stride: int) -> tuple[list[nn.Module], int]:
+    """Return the layers that change the stride, and the channels after them."""
+    if stride * 4 == patch_size:
+        return [
+            nn.ConvTranspose2d(width, width // 2, kernel_size=2, stride=2),
+            LayerNorm2d(width // 2, eps=1e-6),
+            nn.GELU(),
+            nn.ConvTranspose2d(width // 2, width // 4, kernel_size=2, stride=2),
+        ], width // 4
+    if stride * 2 == patch_size:
+        return [nn.ConvTranspose2d(width, width // 2, kernel_size=2, stride=2)], width // 2
+    if stride == patch_size:
+        return [], width
+    if stride == 2 * patch_size:
+        return [nn.MaxPool2d(kernel_size=2, stride=2)], width
+    raise UserError(
+        f"scales: expected strides of {patch_size // 4}, {patch_size // 2}, {patch_size} or {2 * patch_size} pixels for"
+        f" patches of {patch_size}, got {stride}"
+    )

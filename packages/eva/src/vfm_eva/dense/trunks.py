@@ -1,0 +1,146 @@
+"""The parts of a vision transformer of timm or open_clip that a dense encoder calls one by one."""
+
+# B images, P prefix tokens, N patches, D width, H heads
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from open_clip.transformer import VisionTransformer as OpenClipViT
+from timm.layers import RotaryEmbeddingCat
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vfm.models import ClipModel, vision_tower
+from vfm.plugin import UserError
+from vfm_eva.dense.windows import Grid
+
+PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
+
+
+class Trunk:
+    """A vision transformer's parts: patches, prefix tokens, positions and blocks. The module itself is not changed.
+
+    `visual` is the module, `blocks` its blocks, `width` D, `patch_size` the side of a patch in pixels, `grid` the rows
+    and columns of its own image size.
+    """
+
+    def __init__(self, model: ClipModel | nn.Module) -> None:
+        """Find the parts.
+
+        Raises:
+            UserError: it has no patch tokens or no square patches, or its positions are relative.
+        """
+        tower = vision_tower(model)
+        self.visual: Any = tower.visual
+        self.name, self.width, self.grid = tower.name, tower.width, tower.grid
+        self.blocks: Sequence[nn.Module] = tower.blocks
+        if tower.patch_size[0] != tower.patch_size[1]:
+            raise UserError(f"{tower.name}: expected square patches, got {tower.patch_size}")
+        self.patch_size = tower.patch_size[0]
+        self.is_open_clip = isinstance(tower.visual, OpenClipViT)
+        if any("rel_pos" in name or "relative_position" in name for name, _ in tower.visual.named_parameters()):
+            raise UserError(f"{tower.name}: its relative positions are for one image size, so it takes no dense head")
+
+    def patches(self, images: Tensor) -> Tensor:
+        """Return the embedding of each patch without its position, (B, D, rows, columns)."""
+        if self.is_open_clip:
+            embedded: Tensor = self.visual.conv1(images)
+            return embedded
+        embed = self.visual.patch_embed
+        tokens = embed.norm(embed.proj(images).permute(0, 2, 3, 1))
+        return tokens.permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+
+    def prefix(self) -> Tensor:
+        """Return the prefix tokens with their positions, (1, P, D)."""
+        if self.is_open_clip:
+            return (self.visual.class_embedding + self.visual.positional_embedding[0])[None, None]  # type: ignore[no-any-return]
+        found = [token for name in PREFIX_TOKENS if (token := getattr(self.visual, name, None)) is not None]
+        tokens = torch.cat(found, dim=1) if found else next(self.visual.parameters()).new_zeros(1, 0, self.width)
+        if self.visual.pos_embed is None or self.visual.no_embed_class:
+            return tokens
+        return tokens + self.visual.pos_embed[:, : tokens.shape[1]]  # type: ignore[no-any-return]
+
+    def positions(self, grid: Grid) -> Tensor | None:
+        """Return the learned positions of the patches of a grid, (1, rows * columns, D); None if there are none.
+
+        They are interpolated as in EVA-02's detection code: bicubic, without the antialiasing of timm's own loading.
+        """
+        visual = self.visual
+        stored = visual.positional_embedding[None] if self.is_open_clip else visual.pos_embed
+        if stored is None:
+            return None
+        own = stored[:, stored.shape[1] - self.grid[0] * self.grid[1] :]
+        if grid == tuple(self.grid):
+            return own  # type: ignore[no-any-return]
+        maps = own.unflatten(1, self.grid).permute(0, 3, 1, 2)
+        resized = F.interpolate(maps.float(), size=grid, mode="bicubic", align_corners=False)
+        return resized.to(own.dtype).flatten(2).transpose(1, 2)
+
+    def before_blocks(self, tokens: Tensor) -> Tensor:
+        """Apply what is between the embedding and the first block: dropout and a norm, where there are some."""
+        if self.is_open_clip:
+            normed: Tensor = self.visual.ln_pre(tokens)
+            return normed
+        return self.visual.norm_pre(self.visual.pos_drop(tokens))  # type: ignore[no-any-return]
+
+    def final_norm(self, tokens: Tensor) -> Tensor:
+        """Apply the norm after the last block; an identity in encoders that only have one after pooling."""
+        normed: Tensor = (self.visual.ln_post if self.is_open_clip else self.visual.norm)(tokens)
+        return normed
+
+    def rotary(self, grid: Grid) -> Tensor | None:
+        """Return the rotary positions of a grid in timm's form, (N, 2 D / H), or one table for each block and head."""
+        rope = getattr(self.visual, "rope", None)
+        if rope is None:
+            return None
+        if not isinstance(rope, RotaryEmbeddingCat):
+            return rope.get_embed(shape=list(grid))  # type: ignore[no-any-return]
+        if rope.feat_shape is not None and tuple(rope.feat_shape) != grid:
+            rope = deepcopy(rope)
+            rope.update_feat_shape(list(grid))
+        return rope.get_embed(shape=list(grid))  # type: ignore[no-any-return]
+
+    def apply_block(self, number: int, tokens: Tensor, rope: Tensor | None, visible: Tensor | None = None) -> Tensor:
+        """Apply one block.
+
+        Args:
+            number: of the block.
+            tokens: (B, N, D).
+            rope: a row for each of the N tokens; rows of sin 0 and cos 1 leave a token as it is.
+            visible: True where a token (row) sees another (column), (B, 1, N, N); None: everywhere.
+
+        Returns:
+            (B, N, D).
+        """
+        block: Any = self.blocks[number]
+        if self.is_open_clip:
+            return block(tokens, attn_mask=_added(visible, block.attn.num_heads))  # type: ignore[no-any-return]
+        if rope is None:
+            return block(tokens) if visible is None else block(tokens, attn_mask=visible)  # type: ignore[no-any-return]
+        if getattr(self.visual, "rope_mixed", False):
+            rope = rope[number]
+        # Set for this call only: the encoder by itself gives its attention no rows for the prefix tokens.
+        before, block.attn.num_prefix_tokens = block.attn.num_prefix_tokens, 0
+        try:
+            return block(tokens, rope=rope, attn_mask=visible)  # type: ignore[no-any-return]
+        finally:
+            block.attn.num_prefix_tokens = before
+
+
+def unrotated_rows(rope: Tensor, count: int) -> Tensor:
+    """Return rotary positions with `count` rows before them that rotate nothing."""
+    rows = rope[..., :1, :].expand(*rope.shape[:-2], count, rope.shape[-1])
+    sin, cos = rows.chunk(2, dim=-1)
+    return torch.cat([torch.cat([torch.zeros_like(sin), torch.ones_like(cos)], dim=-1), rope], dim=-2)
+
+
+def _added(visible: Tensor | None, num_heads: int) -> Tensor | None:
+    """Return a mask as torch's attention layer takes it: numbers to add to the scores, (B H, N, N)."""
+    if visible is None:
+        return None
+    hidden = torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, float("-inf"))
+    return hidden.expand(-1, num_heads, -1, -1).flatten(0, 1)

@@ -1,0 +1,51 @@
+"""Tokens of a map as square windows, and back."""
+
+# B images, N tokens, C channels, w side of a window in patches
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vfm.plugin import UserError
+
+Grid = tuple[int, int]
+
+
+def check_window(grid: Grid, window: int, patch_size: int) -> None:
+    """Check that windows tile a map of patches.
+
+    Padding is not supported: detectron2 pads after a block's first norm, which windows around a whole block cannot do.
+
+    Raises:
+        UserError: they do not.
+    """
+    if any(side % window for side in grid):
+        pixels, step = " x ".join(str(side * patch_size) for side in grid), window * patch_size
+        raise UserError(
+            f"window: {pixels} pixels are {grid[0]} x {grid[1]} patches, which windows of {window} do not tile;"
+            f" expected sides that are multiples of {step} pixels ({window} patches of {patch_size})"
+        )
+
+
+def to_windows(tokens: Tensor, grid: Grid, window: int) -> Tensor:
+    """Cut the tokens of maps into windows.
+
+    Args:
+        tokens: (B, N, C), row by row.
+        grid: rows and columns, multiples of `window`.
+        window: w.
+
+    Returns:
+        (B N / w^2, w^2, C): the windows of an image row by row, and the tokens of each in the same way.
+    """
+    batch, _, channels = tokens.shape
+    rows, columns = grid[0] // window, grid[1] // window
+    cut = tokens.view(batch, rows, window, columns, window, channels).transpose(2, 3)
+    return cut.reshape(batch * rows * columns, window * window, channels)
+
+
+def from_windows(windows: Tensor, grid: Grid, window: int) -> Tensor:
+    """Return the maps that `to_windows` has cut, (B, N, C)."""
+    rows, columns, channels = grid[0] // window, grid[1] // window, windows.shape[-1]
+    cut = windows.view(-1, rows, columns, window, window, channels).transpose(2, 3)
+    return cut.reshape(-1, grid[0] * grid[1], channels)
