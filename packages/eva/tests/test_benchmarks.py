@@ -56,3 +56,8 @@ def test_memory_is_measured_by_case_and_counted_by_recipe(tmp_path):
 def test_results_in_the_repository_are_complete(name):
     assert (BENCHMARKS / "results" / f"{name}.md").is_file()
     assert json.loads((BENCHMARKS / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_jitter_runs_beside_torchvisions_classes(tmp_path):
+    found = run("jitter", tmp_path, "--quick")
+    assert len(found["64"]) == 3

@@ -1,0 +1,127 @@
+"""Large-scale jitter of JPEG pictures with boxes and masks against torchvision's classes: CPU seconds a picture."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from vfm.data import decode_image
+from vfm.data.annotated import Objects, decode_mask, encode_mask
+from vfm.train import to_tensor
+from vfm_eva.dense.augment import PAD, draw_placement, place_objects, place_picture
+
+NUM_OBJECTS = 7  # COCO has 7.3 a picture
+SCALE = (0.1, 2.0)
+
+
+def sample(seed: int, width: int = 640, height: int = 480) -> tuple[bytes, Objects]:
+    """Return a smooth random picture of COCO's size as JPEG, and ellipses of all sizes on it."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8))
+    file = io.BytesIO()
+    coarse.resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    y, x = np.mgrid[:height, :width]
+    places = rng.random((NUM_OBJECTS, 2)) * (width, height)
+    radii = np.exp(rng.uniform(np.log(8), np.log(160), (NUM_OBJECTS, 2)))
+    masks = [((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 <= 1 for (cx, cy), (rx, ry) in zip(places, radii, strict=True)]
+    boxes = np.concatenate([places - radii, places + radii], axis=1).clip(0, (width, height, width, height))
+    none = np.zeros(NUM_OBJECTS, dtype=bool)
+    labels, areas = np.arange(NUM_OBJECTS), np.array([mask.sum() for mask in masks], dtype=float)
+    counts = [encode_mask(mask) for mask in masks]
+    return file.getvalue(), Objects(np.zeros_like(labels), labels, boxes, counts, areas, none, none)
+
+
+def ours(data: bytes, objects: Objects, side: int, seed: int) -> Any:
+    image = decode_image(data, "")
+    placement = draw_placement(image.size, side, SCALE, 0.5, np.random.default_rng(seed))
+    return place_picture(image, placement), place_objects(objects, placement, with_masks=True)
+
+
+def torchvisions(side: int, *, tensors: bool) -> Any:
+    """Return the same by torchvision's classes, on tensors or on Pillow's pictures."""
+    fill = {Image.Image: PAD, tv_tensors.Image: PAD, tv_tensors.Mask: 0}
+    transform = v2.Compose(
+        [
+            v2.RandomHorizontalFlip(),
+            v2.ScaleJitter((side, side), SCALE),
+            v2.RandomCrop((side, side), pad_if_needed=True, fill=fill),
+            v2.SanitizeBoundingBoxes(),
+        ]
+    )
+
+    def apply(data: bytes, objects: Objects, _side: int, seed: int) -> Any:
+        torch.manual_seed(seed)
+        image = decode_image(data, "")
+        height, width = image.height, image.width
+        masks = np.stack([decode_mask(one, height, width) for one in objects.counts if one is not None])
+        boxes = tv_tensors.BoundingBoxes(objects.boxes, format="XYXY", canvas_size=(height, width))  # type: ignore[call-arg]
+        found = transform(
+            {
+                "image": tv_tensors.Image(to_tensor(image)) if tensors else image,
+                "boxes": boxes,
+                "masks": tv_tensors.Mask(torch.from_numpy(masks)),
+                "labels": torch.from_numpy(objects.labels),
+            }
+        )
+        return found["image"] if tensors else to_tensor(found["image"])
+
+    return apply
+
+
+def measure(side: int, pictures: int, rounds: int) -> dict[str, float]:
+    """Return the median CPU milliseconds a picture of each contestant, run alternately."""
+    samples = [sample(seed) for seed in range(pictures)]
+    contestants = {
+        "vfm": ours,
+        "torchvision, tensors": torchvisions(side, tensors=True),
+        "torchvision, Pillow": torchvisions(side, tensors=False),
+    }
+    spent: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(rounds):
+        for name, run in contestants.items():
+            start = time.process_time()
+            for number, (data, objects) in enumerate(samples):
+                run(data, objects, side, turn * pictures + number)
+            spent[name].append(1000 * (time.process_time() - start) / pictures)
+    return {name: statistics.median(times) for name, times in spent.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one size, few pictures; the numbers mean nothing")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    sides = [64] if options.quick else [640, 1024]
+    pictures, rounds = (2, 1) if options.quick else (24, 5)
+    found = {str(side): measure(side, pictures, rounds) for side in sides}
+    lines = [
+        f"{platform.machine()} CPU, one thread, torch {torch.__version__}; 640 x 480 JPEG, {NUM_OBJECTS} masks each",
+        "",
+        "| crop | contestant | ms a picture | vfm is faster by |",
+        "|---|---|---|---|",
+    ]
+    for side, times in found.items():
+        lines += [f"| {side} | {name} | {ms:.1f} | {ms / times['vfm']:.2f} |" for name, ms in times.items()]
+    table = "\n".join(lines)
+    print(table)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        options.out.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""Large-scale jitter, flip and photometric distortion of a picture with its boxes and masks, from our own draws.
+
+torchvision's classes draw from torch's global generator, which cannot be resumed sample by sample; here the draws are
+values, and applying them is a pure function. The picture is resized and cropped in one step, and a mask is decoded
+when the crop is known, only if it reaches into it, so that a large scale costs what its crop costs.
+"""
+
+# H, W height and width of a picture, h, w of its part in the crop, S side of the crop, N objects
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from vfm.data import FILTERS, Interpolation
+from vfm.data.annotated import Objects, decode_mask
+from vfm.train import to_tensor
+
+__all__ = [
+    "MIN_SIDE", "PAD", "Distortion", "Placement", "Targets", "distort", "draw_distortion", "draw_placement",
+    "place_objects", "place_picture", "whole",
+]  # fmt: skip
+
+MIN_SIDE = 1.0  # pixels; a box with a shorter side is dropped, as torchvision's SanitizeBoundingBoxes does
+PAD = (128, 128, 128)  # grey of the area beyond a small picture, as in detectron2
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a picture comes to lie: it is resized, flipped, cropped, and padded on the right and below.
+
+    Attributes:
+        source: width and height of the picture.
+        resized: width and height of all of it after the resize.
+        corner: left and top of the crop in the resized picture.
+        side: S, pixels.
+        flip: left and right are exchanged.
+    """
+
+    source: tuple[int, int]
+    resized: tuple[int, int]
+    corner: tuple[int, int]
+    side: int
+    flip: bool = False
+
+    @property
+    def covered(self) -> tuple[int, int]:
+        """Width and height of the picture's part in the crop, (w, h)."""
+        (width, height), (left, top) = self.resized, self.corner
+        return min(self.side, width - left), min(self.side, height - top)
+
+    @property
+    def _region(self) -> tuple[int, int, int, int]:
+        """The crop in the resized picture before the flip: left, top, right, bottom."""
+        (left, top), (w, h) = self.corner, self.covered
+        if self.flip:
+            left = self.resized[0] - left - w
+        return left, top, left + w, top + h
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Factors of the resize along the width and the height."""
+        return self.resized[0] / self.source[0], self.resized[1] / self.source[1]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The objects in a crop: labels (N,), boxes (N, 4) as left, top, right, bottom, masks (N, S, S) or None."""
+
+    labels: NDArray[np.int64]
+    boxes: NDArray[np.float32]
+    masks: NDArray[np.bool_] | None
+
+
+@dataclass(frozen=True)
+class Distortion:
+    """Factors of a photometric distortion, None where one is not applied; the hue is shifted, in turns."""
+
+    brightness: float | None = None
+    contrast: float | None = None
+    saturation: float | None = None
+    hue: float | None = None
+    contrast_first: bool = True
+
+
+def draw_placement(
+    source: tuple[int, int], side: int, scale: tuple[float, float], flip: float, rng: np.random.Generator
+) -> Placement:
+    """Draw a large-scale jitter (Ghiasi et al. 2020, arXiv:2012.07177); sizes are rounded as in torchvision.
+
+    Args:
+        source: width and height of the picture.
+        side: S, pixels.
+        scale: smallest and largest factor of the size at which the whole picture just fits the crop.
+        flip: probability of a left-right flip.
+        rng: random generator, from which four numbers are taken.
+    """
+    at, left, top, turn = rng.random(4).tolist()
+    factor = min(side / source[0], side / source[1]) * (scale[0] + (scale[1] - scale[0]) * at)
+    width, height = (max(1, int(length * factor)) for length in source)
+    corner = round(left * max(0, width - side)), round(top * max(0, height - side))
+    return Placement(source, (width, height), corner, side, turn < flip)
+
+
+def whole(source: tuple[int, int], side: int) -> Placement:
+    """Return the placement of a test: the longest side becomes S."""
+    factor = side / max(source)
+    width, height = (min(side, max(1, round(length * factor))) for length in source)
+    return Placement(source, (width, height), (0, 0), side)
+
+
+def place_picture(image: Image.Image, placement: Placement, interpolation: Interpolation = "bilinear") -> Tensor:
+    """Return the crop as uint8, (3, S, S). Only the pixels that the crop shows are resized.
+
+    Equal to a resize of the whole picture, a crop and a pad.
+    """
+    left, top, right, bottom = placement._region
+    across, down = placement.scale
+    box = left / across, top / down, min(right / across, image.width), min(bottom / down, image.height)
+    part = image.resize(placement.covered, FILTERS[interpolation], box=box)
+    if placement.flip:
+        part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    canvas = Image.new("RGB", (placement.side, placement.side), PAD)
+    canvas.paste(part)
+    return to_tensor(canvas)
+
+
+def place_objects(objects: Objects, placement: Placement, *, with_masks: bool) -> Targets:
+    """Return the objects that the crop shows; crowds and ignored ones are no targets.
+
+    Args:
+        objects: of the picture.
+        placement: of the picture.
+        with_masks: masks follow, an object without one gets its box; and boxes are computed anew from the cropped
+            masks. Otherwise boxes are moved and cut off.
+    """
+    kept = objects[~(objects.crowd | objects.ignored)]
+    boxes = _place_boxes(kept.boxes, placement)
+    shown = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) > 0
+    kept, boxes = kept[shown], boxes[shown]
+    masks = None
+    if with_masks:
+        masks = np.zeros((len(kept), placement.side, placement.side), dtype=bool)
+        for place, counts in enumerate(kept.counts):
+            if counts is None:
+                left, top, right, bottom = np.rint(boxes[place]).astype(int).tolist()
+                masks[place, top:bottom, left:right] = True
+            else:
+                _place_mask(counts, kept.boxes[place], placement, masks[place])
+        boxes = boxes_of(masks)
+    large = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) >= MIN_SIDE
+    return Targets(kept.labels[large], boxes[large].astype(np.float32), None if masks is None else masks[large])
+
+
+def boxes_of(masks: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the smallest box around each mask, (N, S, S) to (N, 4); zeros for an empty mask."""
+    boxes = np.zeros((len(masks), 4))
+    for place, mask in enumerate(masks):
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if len(rows):
+            boxes[place] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    return boxes
+
+
+def draw_distortion(rng: np.random.Generator, probability: float = 0.5) -> Distortion:
+    """Draw a photometric distortion with the ranges of torchvision's RandomPhotometricDistort; nine numbers are taken.
+
+    Source: Liu et al. 2015, SSD (arXiv:1512.02325).
+    """
+    chance, at = rng.random(4), rng.random(4)
+    ranges = np.array([(0.875, 1.125), (0.5, 1.5), (0.5, 1.5), (-0.05, 0.05)])
+    values = (ranges[:, 0] + (ranges[:, 1] - ranges[:, 0]) * at).tolist()
+    drawn = [value if one < probability else None for value, one in zip(values, chance.tolist(), strict=True)]
+    return Distortion(*drawn, contrast_first=bool(rng.random() < 0.5))
+
+
+def distort(image: Tensor, distortion: Distortion) -> Tensor:
+    """Change brightness, contrast, saturation and hue of an image, uint8 (3, H, W)."""
+    contrast = distortion.contrast
+    if distortion.brightness is not None:
+        image = F.adjust_brightness(image, distortion.brightness)
+    if contrast is not None and distortion.contrast_first:
+        image = F.adjust_contrast(image, contrast)
+    if distortion.saturation is not None:
+        image = F.adjust_saturation(image, distortion.saturation)
+    if distortion.hue is not None:
+        image = F.adjust_hue(image, distortion.hue)
+    if contrast is not None and not distortion.contrast_first:
+        image = F.adjust_contrast(image, contrast)
+    return image
+
+
+def _place_boxes(boxes: NDArray[np.float64], placement: Placement) -> NDArray[np.float64]:
+    """Move boxes into the crop, and cut off what is outside, (N, 4)."""
+    (w, h), (left, top) = placement.covered, placement.corner
+    moved = boxes * (placement.scale * 2)
+    if placement.flip:
+        moved[:, [0, 2]] = placement.resized[0] - moved[:, [2, 0]]
+    moved -= (left, top, left, top)
+    return np.clip(moved, 0, (w, h, w, h))
+
+
+def _place_mask(counts: bytes, box: NDArray[np.float64], placement: Placement, out: NDArray[np.bool_]) -> None:
+    """Draw a mask into the crop, by the nearest pixel."""
+    width, height = placement.source
+    left, top, right, bottom = placement._region
+    columns = _nearest(left, right, width, placement.resized[0])
+    rows = _nearest(top, bottom, height, placement.resized[1])
+    if placement.flip:
+        columns = columns[::-1]
+    # Boxes of some sources are rounded or narrower than their masks, hence the margin.
+    margin = 2
+    across = np.flatnonzero((columns >= box[0] - margin) & (columns <= box[2] + margin))
+    down = np.flatnonzero((rows >= box[1] - margin) & (rows <= box[3] + margin))
+    if len(across) and len(down):
+        mask = decode_mask(counts, height, width)
+        out[down[0] : down[-1] + 1, across[0] : across[-1] + 1] = mask[np.ix_(rows[down], columns[across])]
+
+
+def _nearest(start: int, stop: int, old: int, new: int) -> NDArray[np.int64]:
+    """Return the source pixel of the pixels `start` to `stop` after a resize, as torch's `nearest` rounds."""
+    step = np.float32(old) / np.float32(new)
+    return np.minimum(np.floor(np.arange(start, stop, dtype=np.float32) * step).astype(np.int64), old - 1)
