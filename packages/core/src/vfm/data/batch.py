@@ -15,7 +15,7 @@ from torch import Tensor
 from vfm.data.sample import Sample
 
 Inputs = TypeVar("Inputs")
-"""The tensors of a sample or of a batch: a frozen dataclass of tensors, None, and such dataclasses."""
+"""The tensors of a sample or of a batch: a frozen dataclass of tensors, None, such dataclasses, and tuples of them."""
 MadeInputs = TypeVar("MadeInputs", covariant=True)
 
 
@@ -32,6 +32,16 @@ class SampleDraw:
         """Return the draw for a training's seed, a step and a sample."""
         digest = hashlib.blake2b(struct.pack("<qqq", seed, step, index), digest_size=8).digest()
         return cls(int.from_bytes(digest, "little") >> 1, step, index)
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Tensors whose sizes differ between samples, such as the boxes of each image: `parts` has one for each sample.
+
+    A sample has one part; in a batch the parts of its samples follow each other.
+    """
+
+    parts: tuple[Tensor, ...]
 
 
 class Make(Protocol[MadeInputs]):
@@ -84,6 +94,10 @@ def _stacked(rows: Sequence[Inputs]) -> Inputs:
         return cast("Inputs", None)
     if isinstance(rows[0], Tensor):
         return cast("Inputs", torch.stack(cast("list[Tensor]", rows)))
+    if isinstance(rows[0], Ragged):
+        return cast("Inputs", Ragged(tuple(part for row in cast("list[Ragged]", rows) for part in row.parts)))
+    if isinstance(rows[0], tuple):
+        return cast("Inputs", tuple(_stacked(parts) for parts in zip(*cast("Any", rows), strict=True)))
     return _rebuilt(rows[0], lambda name: _stacked([getattr(row, name) for row in rows]))
 
 
@@ -93,6 +107,8 @@ def map_tensors(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
         return inputs
     if isinstance(inputs, Tensor):
         return cast("Inputs", function(inputs))
+    if isinstance(inputs, tuple):
+        return cast("Inputs", tuple(map_tensors(part, function) for part in inputs))
     return _rebuilt(inputs, lambda name: map_tensors(getattr(inputs, name), function))
 
 

@@ -1,6 +1,6 @@
 """Training: a method implements a `Task`, `fit` trains it on `TrainingData`."""
 
-from vfm.data.batch import Batch, Make, SampleDraw, map_tensors
+from vfm.data.batch import Batch, Make, Ragged, SampleDraw, map_tensors
 from vfm.data.cache_filling import Crops, MakeCrops, fill_cache
 from vfm.data.eval_loader import eval_batches, ordered_batches
 from vfm.data.loader import TrainingData
@@ -19,7 +19,7 @@ from vfm.train.task import Call, Frozen, Metrics, ParamGroup, Task
 
 __all__ = [
     "METRICS_FILE", "Alarm", "Batch", "Call", "Crops", "Data", "Ema", "Frozen", "ImageTransform", "Make", "MakeCrops",
-    "Metrics", "ParamGroup", "Preempted", "SampleDraw", "Task", "TrainingData", "World", "build_optimizer",
+    "Metrics", "ParamGroup", "Preempted", "Ragged", "SampleDraw", "Task", "TrainingData", "World", "build_optimizer",
     "check_kernels", "distributed", "eval_batches", "fill_cache", "fit", "is_main", "map_tensors", "ordered_batches",
     "prefetch", "prepare_device", "resolve_device", "seed_everything", "set_lr", "show_panels", "to_tensor",
 ]  # fmt: skip
