@@ -191,6 +191,25 @@ class AnnotatedImages(ImageDataset):
     bad_annotations: dict[str, int] = Field(default={}, description="number of annotations left out, by reason")
 
 
+class VideoDataset(Artifact):
+    """Videos with one class each: `videos.parquet`, one row per usable video. The videos stay where the user has them.
+
+    `vfm.data.videos` reads and writes it.
+    """
+
+    num_samples: int = Field(ge=0, description="number of usable videos")
+    bad_samples: dict[str, int] = Field(default={}, description="number of videos left out, by reason")
+    unusual: dict[str, int] = Field(
+        default={}, description="number of videos that are rotated, or have a variable rate; they are used"
+    )
+    left_out: dict[str, int] = Field(default={}, description="usable videos that a union left out, by reason")
+    format: str = Field(description="layout of the files")
+    class_names: list[str] = Field(description="class names in the order of the labels")
+    reversals: dict[str, str] = Field(
+        default={}, description="class that a video of each class becomes when it is played backwards, where known"
+    )
+
+
 class TaggedImages(Artifact):
     """Labels of the images of a dataset, zero or more per image: `tags.parquet`, one row per image."""
 
@@ -257,6 +276,23 @@ class DenseCheckpoint(Artifact):
     tasks: list[Literal["boxes", "masks", "semantic", "panoptic"]] = Field(description="what the model predicts")
     class_names: list[str] = Field(description="class names in the order of the labels")
     image_size: int = Field(description="pixels along a side of the input")
+    predictor: str = Field(description="function (checkpoint, device) that loads it: 'package.module:function'")
+
+
+class VideoClassifier(Artifact):
+    """A classifier of videos: a `VisionCheckpoint` in a folder of its own, in timm's layout, and the video's part.
+
+    The encoder classifies single frames, and can go back to anything else; `video.safetensors` has the positions of
+    the frames and what the video model adds.
+    """
+
+    encoder: str = Field("encoder", description="folder of the VisionCheckpoint, in this artifact")
+    class_names: list[str] = Field(description="class names in the order of the labels")
+    image_size: int = Field(description="pixels along a side of a frame")
+    num_frames: int = Field(ge=1, description="frames of a clip")
+    sampling: Literal["segments", "dense"] = Field(description="how clips are taken from a video")
+    stride: int = Field(ge=1, description="distance of the frames of dense clips")
+    model: dict[str, Any] = Field(description="settings of the video model")
     predictor: str = Field(description="function (checkpoint, device) that loads it: 'package.module:function'")
 
 

@@ -8,6 +8,7 @@ Types, and the keys of `data`:
     metrics         step, samples, values (flat {"train/loss": 0.7, ...})
     bad_sample      reason, where
     log, warning    message
+    settings        step (from which on), settings (incidental ones of a training, by dotted key)
     kernels         running (description of the kernels that a training's layers use)
     stage_finished  kind, id, seconds, cached, numbers (last or main values)
     run_finished    seconds, report

@@ -18,14 +18,17 @@ from vfm.artifacts import (
     Metric,
     PairDataset,
     Pool,
+    QuestionDataset,
     Report,
     SampleCache,
     TaggedImages,
+    TrainingState,
     VisionCheckpoint,
 )
 from vfm.config import Config, UserError, did_you_mean, load_function, merge_settings
 from vfm.events import Event
 from vfm.hookspecs import hookimpl
+from vfm.incidental import INCIDENTAL
 from vfm.interfaces import (
     AdamW,
     AnyEvaluation,
@@ -33,6 +36,7 @@ from vfm.interfaces import (
     ClipPostTraining,
     ClipTraining,
     ConstantSchedule,
+    ContinueFrom,
     CosineSchedule,
     CropScale,
     Curation,
@@ -48,6 +52,7 @@ from vfm.interfaces import (
     Training,
     TrainingRuntime,
     VisionPretraining,
+    WarmupStableDecay,
     check_evaluations,
 )
 from vfm.panels import BarsPanel, ImagesPanel, LinesPanel, Panel, Picture, Series, TablePanel, TextPanel
@@ -58,14 +63,15 @@ from vfm.stages.evaluation import FeatureEvaluation, ModelEvaluation
 from vfm.stages.evaluation.checks import check_class_names
 
 __all__ = [
-    "AdamW", "AnnotatedImages", "AnyEvaluation", "Artifact", "BarsPanel", "CheckpointPolicy", "ChoiceDataset",
-    "ClipCheckpoint", "ClipPostTraining", "ClipTraining", "Comparison", "Config", "ConstantSchedule", "Context",
-    "CosineSchedule", "CropScale", "CuratedSubset", "Curation", "Decay", "DenseCheckpoint", "Difference", "Evaluated",
-    "Evaluation", "EvaluationPolicy", "Event", "FeatureEvaluation", "GeneratorCheckpoint", "ImageDataset",
-    "ImagesPanel", "LabeledDataset", "Lamb", "LinesPanel", "LinkTable", "Loading", "Matches", "Metadata", "Metric",
-    "ModelEvaluation", "ModelResult", "Optimizer", "PairDataset", "Panel", "Part", "Picture", "Pool", "Portion",
-    "Preempted", "Preflight", "Ref", "Report", "Runtime", "SampleCache", "Schedule", "Score", "Seed", "Series", "Sgd",
-    "Stage", "TablePanel", "TaggedImages", "TextPanel", "Training", "TrainingRuntime", "UserError", "VisionCheckpoint",
-    "VisionPretraining", "check_class_names", "check_evaluations", "did_you_mean", "files", "hookimpl", "load_function",
-    "merge_settings", "store_files",
+    "INCIDENTAL", "AdamW", "AnnotatedImages", "AnyEvaluation", "Artifact", "BarsPanel", "CheckpointPolicy",
+    "ChoiceDataset", "ClipCheckpoint", "ClipPostTraining", "ClipTraining", "Comparison", "Config", "ConstantSchedule",
+    "Context", "ContinueFrom", "CosineSchedule", "CropScale", "CuratedSubset", "Curation", "Decay", "DenseCheckpoint",
+    "Difference", "Evaluated", "Evaluation", "EvaluationPolicy", "Event", "FeatureEvaluation", "GeneratorCheckpoint",
+    "ImageDataset", "ImagesPanel", "LabeledDataset", "Lamb", "LinesPanel", "LinkTable", "Loading", "Matches",
+    "Metadata", "Metric", "ModelEvaluation", "ModelResult", "Optimizer", "PairDataset", "Panel", "Part", "Picture",
+    "Pool", "Portion", "Preempted", "Preflight", "QuestionDataset", "Ref", "Report", "Runtime", "SampleCache",
+    "Schedule", "Score", "Seed", "Series", "Sgd", "Stage", "TablePanel", "TaggedImages", "TextPanel", "Training",
+    "TrainingRuntime", "TrainingState", "UserError", "VisionCheckpoint", "VisionPretraining", "WarmupStableDecay",
+    "check_class_names", "check_evaluations", "did_you_mean", "files", "hookimpl", "load_function", "merge_settings",
+    "store_files",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from pydantic_core import core_schema
 from vfm.artifacts import Artifact
 from vfm.config import Config, UserError, load_function
 from vfm.events import Event
+from vfm.incidental import INCIDENTAL
 from vfm.panels import Panel
 
 A = TypeVar("A", bound=Artifact)
@@ -94,10 +95,10 @@ class Stage(Config):
     """
 
     kind: str
-    name: str = Field(
+    name: Annotated[str, INCIDENTAL] = Field(
         pattern=r"^[A-Za-z][A-Za-z0-9_-]*(@\d+)?$", description="name by which later stages refer to this one"
     )
-    runtime: Runtime = Field(Runtime(), description="device, processes, workers, threads")
+    runtime: Annotated[Runtime, INCIDENTAL] = Field(Runtime(), description="device, processes, workers, threads")
 
     version: ClassVar[int] = 1
     makes: ClassVar[type[Artifact]] = Artifact

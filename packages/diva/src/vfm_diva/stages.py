@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
 from vfm.plugin import (
+    INCIDENTAL,
     AdamW,
     Artifact,
     ChoiceDataset,
@@ -70,7 +71,7 @@ class DivaLatents(Stage):
     augmentation: Crops = Field(Crops(), description="the cached crops")
     num_crops: int = Field(1, ge=1, description="crops of each image; epochs cycle through them")
     dtype: Literal["fp16", "fp32"] = Field("fp16", description="stored type of the latents")
-    micro_batch_size: int = Field(16, ge=1, description="crops per forward pass of the VAE")
+    micro_batch_size: Annotated[int, INCIDENTAL] = Field(16, ge=1, description="crops per forward pass of the VAE")
     samples_per_shard: int | None = Field(
         None, ge=1, description="samples per file, at most those are lost in a crash; default: about 128 MiB"
     )

@@ -8,16 +8,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from vfm.plugin import (
+    INCIDENTAL,
     AdamW,
     Artifact,
     ClipCheckpoint,
-    Config,
     CosineSchedule,
-    CropScale,
     ImageDataset,
     LabeledDataset,
     Optimizer,
-    Part,
     Ref,
     SampleCache,
     Schedule,
@@ -28,94 +26,18 @@ from vfm.plugin import (
     VisionCheckpoint,
     VisionPretraining,
 )
+from vfm_eva.stages_parts import (
+    Augmentation,
+    BlockMask,
+    Decoder,
+    EvaTeacher,
+    FinetuneAugmentation,
+    Mask,
+    Student,
+    Target,
+)
 
 Side = Annotated[int, Field(ge=1)]
-Init = Literal["timm", "eva01", "eva02", "mae"]
-
-
-class Target(Config):
-    """Which of the teacher's features are predicted."""
-
-    layer: int = Field(-1, description="block, from 0; negative values count from the end")
-    projected: bool = Field(True, description="projected into the joint space; false: only the final norm")
-    normalize: bool = Field(False, description="to unit length, before features are interpolated to another grid")
-
-
-class Augmentation(Config):
-    """Random crops and flips."""
-
-    crop_scale: CropScale = Field((0.2, 1.0), description="share of the area that a random crop keeps")
-    flip: float = Field(0.5, ge=0, le=1, description="probability of a left-right flip")
-
-
-class FinetuneAugmentation(Augmentation):
-    """Random crops and flips, and timm's augmentations."""
-
-    crop_scale: CropScale = Field((0.08, 1.0), description="share of the area that a random crop keeps")
-    rand_augment: str | None = Field(
-        "rand-m9-mstd0.5-inc1", description="timm's RandAugment in timm's notation; null: none"
-    )
-    mixup: float = Field(0.0, ge=0, description="alpha of mixup; 0: none")
-    cutmix: float = Field(0.0, ge=0, description="alpha of CutMix; with mixup, one of the two is drawn for each batch")
-    erasing: float = Field(
-        0.0, ge=0, le=1, description="probability that a rectangle of an image becomes noise (timm's)"
-    )
-
-
-class Mask(Part):
-    """A slot: the masks. `build(seeds, grid, num_masked)` returns (B, N) booleans, True = masked, one row per seed."""
-
-    equal_counts: ClassVar[bool] = True  # every mask hides exactly `num_masked` patches
-
-    ratio: float = Field(105 / 256, gt=0, lt=1, description="fraction of the patches that are masked; block: at most")
-
-
-class BlockMask(Mask):
-    """EVA's rectangles (BEiT); a mask may hide a few patches fewer."""
-
-    equal_counts: ClassVar[bool] = False
-    type: Literal["block"] = Field("block", description="EVA's rectangles")
-    work: ClassVar[str] = "vfm_eva.masks:block_masks"
-
-
-class BlockExactMask(Mask):
-    """EVA's rectangles with an exact number of patches."""
-
-    type: Literal["block_exact"] = Field("block_exact", description="EVA's rectangles with an exact count")
-    work: ClassVar[str] = "vfm_eva.masks:block_exact_masks"
-
-
-class RandomMask(Mask):
-    """Single patches (MAE)."""
-
-    type: Literal["random"] = Field("random", description="single patches")
-    work: ClassVar[str] = "vfm_eva.masks:random_masks"
-
-
-class Student(Config):
-    """How the student starts and is regularised."""
-
-    init: Init = Field("timm", description="initial weights: as in timm, or as in the code of EVA, EVA-02 or EVA-L")
-    drop_path: float = Field(
-        0.0, ge=0, lt=1, description="probability to skip the last block; falls linearly to 0 at the first"
-    )
-    patch_embed_grad: float = Field(
-        1.0, gt=0, le=1, description="factor of the patch embedding's gradient; EVA-02 has 0.1"
-    )
-
-
-class Decoder(Config):
-    """The decoder of `encode: visible`, which predicts the masked patches."""
-
-    width: int = Field(512, ge=4, multiple_of=4, description="channels")
-    depth: int = Field(4, ge=1, description="number of blocks")
-    num_heads: int = Field(16, ge=1, description="attention heads of each block; must divide width")
-
-    @model_validator(mode="after")
-    def _whole_heads(self) -> Decoder:
-        if self.width % self.num_heads:
-            raise ValueError(f"width must be a multiple of num_heads, {self.num_heads}; got {self.width}")
-        return self
 
 
 class EvaTargets(Stage):
@@ -138,7 +60,7 @@ class EvaTargets(Stage):
     )
     pca_images: int = Field(512, ge=1, description="number of images, drawn by the seed, to fit the PCA on")
     precision: Literal["fp32", "amp_bf16"] = Field("fp32", description="of the teacher's forward pass")
-    micro_batch_size: int = Field(64, ge=1, description="crops per forward pass")
+    micro_batch_size: Annotated[int, INCIDENTAL] = Field(64, ge=1, description="crops per forward pass")
     samples_per_shard: int | None = Field(
         None, ge=1, description="samples per file, the most that a crash can lose; default: about 128 MiB"
     )
@@ -155,7 +77,7 @@ class EvaPretrain(VisionPretraining):
 
     version: ClassVar[int] = 2  # since masks are drawn in lock-step and every masked patch of a step weighs the same
     work: ClassVar[str] = "vfm_eva.pretrain:pretrain_eva"
-    checks: ClassVar[str] = "vfm_eva.pretrain:check_eva_pretrain"
+    checks: ClassVar[str] = "vfm_eva.preflight:check_eva_pretrain"
 
     kind: Literal["eva.pretrain"] = "eva.pretrain"
     model: str | dict[str, Any] = Field(
@@ -171,10 +93,13 @@ class EvaPretrain(VisionPretraining):
         None, ge=1, description="pixels; default: the model's own. Positions of start are resampled to it"
     )
     teacher: Ref[ClipCheckpoint | VisionCheckpoint] | None = Field(
-        None, description="encoder whose features are the target; give either this or targets"
+        None, description="encoder whose features are the target; give this, targets or teachers"
     )
     targets: Ref[SampleCache] | None = Field(
         None, description="features and crops stored by eva.targets; the teacher is not run"
+    )
+    teachers: list[EvaTeacher] = Field(
+        [], description="several teachers at once, each with its head and weight; or one that teaches the class token"
     )
     target: Target = Field(Target(), description="which of the teacher's features")
     teacher_precision: Literal["auto", "fp32", "bf16"] = Field(
@@ -197,18 +122,33 @@ class EvaPretrain(VisionPretraining):
 
     moved: ClassVar[Mapping[str, str]] = {**VisionPretraining.moved, "mask_ratio": "mask.ratio"}
 
+    @property
+    def taught_by(self) -> list[EvaTeacher]:
+        """The teachers, also if it is only one."""
+        if self.targets:
+            return [EvaTeacher(targets=self.targets)]
+        return self.teachers or [EvaTeacher(teacher=self.teacher, target=self.target)]
+
     @model_validator(mode="after")
     def _one_source(self) -> EvaPretrain:
-        if (self.teacher is None) == (self.targets is None):
-            raise ValueError("give exactly one of teacher and targets")
+        if [bool(self.teacher), bool(self.targets), bool(self.teachers)].count(True) != 1:
+            raise ValueError("give exactly one of teacher, targets and teachers")
+        stored = [str(entry.targets) for entry in self.taught_by if entry.targets]
+        if stored and len(stored) < len(self.taught_by):
+            raise ValueError(f"teachers: expected a teacher or targets in all of them; {stored[0]!r} are targets")
         fields = EvaPretrain.model_fields
         changed = [
             name
             for name in ("target", "teacher_precision", "augmentation")
             if getattr(self, name) != fields[name].default
         ]
-        if self.targets and changed:
-            raise ValueError(f"{changed[0]} is fixed by {self.targets!r}; set it in the stage that makes the targets")
+        if stored and changed:
+            raise ValueError(f"{changed[0]} is fixed by {stored[0]!r}; set it in the stage that makes the targets")
+        if self.teachers and self.target != Target():
+            raise ValueError("target has no effect with teachers: set it in each of them")
+        names = [str(entry.teacher or entry.targets) for entry in self.teachers]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"teachers: {repeated[0]!r} is listed twice; use its weight to change its share")
         return self
 
     @model_validator(mode="after")

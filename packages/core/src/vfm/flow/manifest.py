@@ -25,8 +25,9 @@ MAX_EXAMPLES = 3  # places of bad samples by reason
 
 
 class EventNotes:
-    """What a manifest keeps of a stage's events: the last metrics, the warnings, and the places of some bad samples.
+    """What a manifest keeps of a stage's events.
 
+    These are the last metrics, the warnings, the places of some bad samples, and the settings that changed on the way.
     They are saved in the work folder, because a stage that resumes after a crash does not repeat its earlier events.
     """
 
@@ -35,6 +36,7 @@ class EventNotes:
         self.numbers: dict[str, float] = {}
         self.warnings: list[str] = []
         self.bad_examples: dict[str, list[str]] = {}  # reason -> places
+        self.stretches: list[dict[str, Any]] = []  # {"step", "settings"} of a training, each time that they changed
         self.kernels: str | None = None  # not saved: a resumed training sends this event again
         if file.is_file():
             try:
@@ -42,6 +44,7 @@ class EventNotes:
                 with reading(file, "metrics and warnings"):
                     self.numbers, self.warnings = dict(found["numbers"]), list(found["warnings"])
                     self.bad_examples = {reason: list(places) for reason, places in found["bad_examples"].items()}
+                    self.stretches = [dict(stretch) for stretch in found.get("stretches", ())]
             except UserError as error:  # the result does not depend on them
                 self.warnings = [f"{error}; earlier metrics and warnings are lost"]
 
@@ -54,10 +57,16 @@ class EventNotes:
             self.numbers.update(event.data["values"])
         elif event.type == "warning" and event.data["message"] not in self.warnings:
             self.warnings.append(event.data["message"])
+        elif event.type == "settings":
+            # A training that is resumed from an earlier step does the later ones again.
+            before = [stretch for stretch in self.stretches if stretch["step"] < event.data["step"]]
+            same = before and before[-1]["settings"] == event.data["settings"]
+            self.stretches = before if same else [*before, dict(event.data)]
         elif event.type != "bad_sample" or not self._is_new_example(event.data["reason"], event.data["where"]):
             return
         part = self.file.with_suffix(".part")  # without fsync: it would cost more than these notes are worth
-        part.write_bytes(seal({"numbers": self.numbers, "warnings": self.warnings, "bad_examples": self.bad_examples}))
+        names = ("numbers", "warnings", "bad_examples", "stretches")
+        part.write_bytes(seal({name: getattr(self, name) for name in names}))
         part.replace(self.file)
 
     def _is_new_example(self, reason: str, where: str) -> bool:
@@ -83,6 +92,7 @@ def build_manifest(
         "identity": step.identity,
         "config": step.stage.model_dump(mode="json", exclude={"name", "kind", "runtime"}),
         "runtime": step.stage.runtime.model_dump(),
+        "stretches": notes.stretches,
         "kernels": notes.kernels,
         "inputs": {name: step.inputs[name] for name in sorted(names)},
         "sources": {located(path): found for path, found in step.fingerprints.items()},

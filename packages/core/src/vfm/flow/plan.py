@@ -16,6 +16,7 @@ from vfm.config import UserError
 from vfm.flow.fingerprints import cached_fingerprints, located
 from vfm.flow.recipe import Recipe
 from vfm.flow.store import Slot, Store
+from vfm.incidental import decisive_settings
 from vfm.integrity import known_files, read_sealed, wrong_sizes
 from vfm.interfaces import Training
 from vfm.stage import Ref, Stage, refs
@@ -43,7 +44,7 @@ class Step:
 def make_plan(recipe: Recipe, store: Store, announce: Callable[[str], None] = lambda line: None) -> list[Step]:
     """Return the steps of a recipe in order; `announce` is called with a line before many bytes are read.
 
-    The identity of a step is a hash of kind, version, configuration (without name and runtime), the identities of its
+    The identity of a step is a hash of kind, version, configuration (without what is incidental), the identities of its
     inputs and the contents of outside files; for a report also of the names of its inputs, which it shows. Equal
     identities mean equal results, so a published artifact is never made again.
 
@@ -127,7 +128,6 @@ def _moved(step: Step, before: Mapping[str, str]) -> list[str]:
 
 
 def _identity(stage: Stage, inputs: Mapping[str, str], fingerprints: Mapping[str, str]) -> str:
-    excluded = {"name", "runtime", "kind"}
     # With a file's name, which may decide how it is read. A folder's own name decides nothing.
     named = {
         path: ("" if files.is_directory(path) else os.path.basename(path), fingerprints[path]) for path in fingerprints
@@ -138,11 +138,10 @@ def _identity(stage: Stage, inputs: Mapping[str, str], fingerprints: Mapping[str
         "sources": sorted(map(list, named.values())),
     }
     if isinstance(stage, Training):
-        excluded.add("checkpoint")  # resuming is exact: when checkpoints are saved does not change the result
         record["evaluations"] = [task.version for task in stage.evaluation.tasks]
     if issubclass(stage.makes, Report):
         record["names"] = [ref.rstrip("/").rpartition("/")[2] for _, ref in refs(stage)]
-    record["config"] = _with_identities(stage.model_dump(exclude=excluded), inputs, named)
+    record["config"] = _with_identities(decisive_settings(stage), inputs, named)
     return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from vfm.config import UserError
 from vfm.events import Event
+from vfm.flow.continuation import check_continuation
 from vfm.flow.execution import execute
 from vfm.flow.manifest import read_manifest
 from vfm.flow.parallel import run_in_parallel
@@ -98,9 +99,11 @@ def preflight(steps: Sequence[Step]) -> None:
         tasks = step.stage.evaluation.tasks if isinstance(step.stage, Training) else []
         for prefix, stage in [("", step.stage), *((f"evaluation.tasks.{task.name}: ", task) for task in tasks)]:
             try:
+                before = Preflight(stages, known)
                 if isinstance(stage, Training):
                     _check_kernels(stage)
-                stage.preflight(Preflight(stages, known))
+                    check_continuation(stage, before)
+                stage.preflight(before)
             except UserError as error:
                 failures.append(f"{step.stage.name}: {prefix}{error}")
     if failures:

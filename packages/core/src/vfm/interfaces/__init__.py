@@ -13,6 +13,7 @@ from vfm.interfaces.training import (
     AdamW,
     CheckpointPolicy,
     ConstantSchedule,
+    ContinueFrom,
     CosineSchedule,
     Decay,
     EvaluationPolicy,
@@ -23,10 +24,12 @@ from vfm.interfaces.training import (
     Sgd,
     Training,
     TrainingRuntime,
+    WarmupStableDecay,
 )
 
 __all__ = [
     "AdamW", "AnyEvaluation", "CheckpointPolicy", "ClipPostTraining", "ClipTraining", "ConstantSchedule",
-    "CosineSchedule", "CropScale", "Curation", "Decay", "Evaluation", "EvaluationPolicy", "Lamb", "Loading",
-    "Optimizer", "Portion", "Schedule", "Sgd", "Training", "TrainingRuntime", "VisionPretraining", "check_evaluations",
+    "ContinueFrom", "CosineSchedule", "CropScale", "Curation", "Decay", "Evaluation", "EvaluationPolicy", "Lamb",
+    "Loading", "Optimizer", "Portion", "Schedule", "Sgd", "Training", "TrainingRuntime", "VisionPretraining",
+    "WarmupStableDecay", "check_evaluations",
 ]  # fmt: skip

@@ -7,11 +7,14 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from vfm.artifacts import Artifact
 from vfm.config import Config
+from vfm.incidental import INCIDENTAL, Incidental
 from vfm.interfaces.evaluation import AnyEvaluation, check_evaluations
 from vfm.parts import Part
-from vfm.stage import Runtime, Seed, Stage
+from vfm.stage import Ref, Runtime, Seed, Stage
 
+KEPT_FOLDER = "training"  # of an artifact, with the checkpoints that are kept
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -76,9 +79,21 @@ class Loading(Config):
     """How samples are read."""
 
     shuffle_shards: int = Field(1000, ge=1, description="number of shards whose samples are shuffled together")
-    max_bad_fraction: float = Field(
+    max_bad_fraction: Annotated[float, INCIDENTAL] = Field(
         0.05, ge=0, le=1, description="tolerated fraction of samples that cannot be read; above it the training stops"
     )
+
+
+class WarmupStableDecay(Schedule):
+    """`lr` for most steps, then a decay to `min_lr` (arXiv:2405.18392); with `continue_from`, a cool-down."""
+
+    type: Literal["wsd"] = Field("wsd", description="stays at lr, and falls to min_lr over the last decay_steps")
+    work: ClassVar[str] = "vfm.train.schedule:warmup_stable_decay"
+    decay_steps: int = Field(ge=1, description="steps at the end over which the learning rate falls")
+    shape: Literal["linear", "sqrt", "cosine"] = Field(
+        "linear", description="of the decay after a share x of it: 1 - x, 1 - sqrt(x), or half a cosine"
+    )
+    min_lr: float = Field(0.0, ge=0, description="learning rate at the end")
 
 
 class CheckpointPolicy(Config):
@@ -86,13 +101,29 @@ class CheckpointPolicy(Config):
 
     every_steps: int | None = Field(None, ge=1, description="steps between checkpoints")
     every_minutes: float = Field(5.0, gt=0, description="maximum minutes between checkpoints")
+    keep_last: int = Field(2, ge=1, description="number of checkpoints to keep while training: more allow a rewind")
+    keep_every: int | None = Field(
+        None, ge=1, description="keep the checkpoints of all multiples of this, also in the artifact"
+    )
+    keep_state: bool = Field(
+        False, description="keep the last checkpoint in the artifact, so that another training can continue from it"
+    )
+
+
+class ContinueFrom(Config):
+    """The state that a training starts from: weights, averages, and the optimizer's."""
+
+    training: Ref[Artifact] = Field(
+        description="an earlier training, its artifact (see checkpoint.keep_state), or the folder of a checkpoint"
+    )
+    step: int | None = Field(None, ge=1, description="the step whose checkpoint is used; default: the last kept one")
 
 
 class EvaluationPolicy(Config):
     """Evaluations of the model during training."""
 
     tasks: list[AnyEvaluation] = Field([], description="evaluations, without `models`, of the model in training")
-    every_steps: int | None = Field(
+    every_steps: Annotated[int | None, Incidental(unless="keep_best")] = Field(
         None, ge=1, description="steps between evaluations; default: only after the last step"
     )
     keep_best: str | None = Field(
@@ -136,7 +167,7 @@ class Training(Stage):
     steps: int | None = Field(None, ge=1, description="optimizer steps; give either steps or samples_seen")
     samples_seen: int | None = Field(None, ge=1, description="total number of samples; give either this or steps")
     global_batch_size: int = Field(128, ge=1, description="samples per optimizer step, over all processes")
-    micro_batch_size: int | None = Field(
+    micro_batch_size: Annotated[int | None, INCIDENTAL] = Field(
         None, ge=1, description="samples per forward pass of one process; default: no accumulation"
     )
     lr: float = Field(1e-3, ge=0, description="peak learning rate")
@@ -146,10 +177,22 @@ class Training(Stage):
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="decay of an average of the weights, which is exported; null: no average"
     )
-    grad_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
+    continue_from: ContinueFrom | None = Field(
+        None,
+        description="start from the state of another training, which counts as the first steps of this one; the other"
+        " settings, such as lr, schedule, steps or data, may differ",
+    )
+    skip_steps: list[Annotated[int, Field(ge=1)]] = Field(
+        [], description="steps, counted from 1 as in messages, that are not taken, such as one that was not finite"
+    )
+    grad_checkpointing: Annotated[bool, INCIDENTAL] = Field(
+        False, description="recompute activations in the backward pass to save memory"
+    )
     loading: Loading = Field(Loading(), description="how samples are read")
-    log_every: int = Field(10, ge=1, description="steps between log lines")
-    checkpoint: CheckpointPolicy = Field(CheckpointPolicy(), description="when the training's state is saved")
+    log_every: Annotated[int, INCIDENTAL] = Field(10, ge=1, description="steps between log lines")
+    checkpoint: Annotated[CheckpointPolicy, INCIDENTAL] = Field(
+        CheckpointPolicy(), description="when the training's state is saved"
+    )
     evaluation: EvaluationPolicy = Field(EvaluationPolicy(), description="evaluations during training")
     runtime: TrainingRuntime = Field(TrainingRuntime(), description="device, processes, workers, threads, kernels")
     seed: Seed = Field(0, description="of all random draws")
@@ -164,7 +207,7 @@ class Training(Stage):
 
     @model_validator(mode="after")
     def _falling_rate(self) -> Training:
-        if isinstance(self.schedule, CosineSchedule) and self.schedule.min_lr > self.lr:
+        if isinstance(self.schedule, (CosineSchedule, WarmupStableDecay)) and self.schedule.min_lr > self.lr:
             raise ValueError(f"schedule.min_lr must be at most lr, {self.lr:g}; got {self.schedule.min_lr:g}")
         return self
 

@@ -5,6 +5,7 @@
         state/optimizer.safetensors   `name.key` of each parameter's optimizer state
         state/ema.safetensors         averaged weights, with `ema_decay`
         state/best.safetensors        the weights with the highest score, with `keep_best`
+        artifact.json                 type and step, so that `continue_from` can name the folder
         meta.json                     step, the loop's counters, and sizes and hashes of the other files
 
 A folder is written under another name and renamed when its bytes are on the disk. Nothing is pickled.
@@ -29,6 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vfm.artifacts import TrainingState
 from vfm.config import UserError
 from vfm.integrity import FILES, damage, hash_folder, known_files, read_sealed, seal
 from vfm.interfaces import CheckpointPolicy
@@ -36,7 +38,6 @@ from vfm.models import save_state_dict
 from vfm.publishing import publish_folder
 
 META_FILE = "meta.json"
-KEPT = 2  # the newest, and one more in case the newest is damaged
 TENSOR_FILES = {
     "model": "model.safetensors",
     "optimizer": "state/optimizer.safetensors",
@@ -147,8 +148,17 @@ class Checkpoints:
         self.saved_at = time.monotonic()
 
     def due_by_step(self, step: int) -> bool:
-        """Return whether a checkpoint is due after this step by `every_steps`."""
-        return self.policy.every_steps is not None and step % self.policy.every_steps == 0
+        """Return whether a checkpoint is due after this step by `every_steps` or `keep_every`."""
+        return self.is_kept(step) or (self.policy.every_steps is not None and step % self.policy.every_steps == 0)
+
+    def is_kept(self, step: int) -> bool:
+        """Return whether the checkpoint after this step is kept by `keep_every`."""
+        return self.policy.keep_every is not None and step % self.policy.keep_every == 0
+
+    @staticmethod
+    def step_of(folder: Path) -> int:
+        """Return the step of a checkpoint's folder by its name."""
+        return int(folder.name.removeprefix("step-"))
 
     def due_by_time(self) -> bool:
         """Return whether the last checkpoint of this run is `every_minutes` old."""
@@ -170,8 +180,9 @@ class Checkpoints:
         except OSError:  # a full disk: free what was written
             self._discard_unfinished()
             raise
-        for old in self.found()[:-KEPT]:
-            shutil.rmtree(old)
+        for old in self.found()[: -self.policy.keep_last]:
+            if not self.is_kept(self.step_of(old)):
+                shutil.rmtree(old)
         self.saved_at = time.monotonic()
 
     def latest(self) -> Snapshot | None:
@@ -202,6 +213,7 @@ class Checkpoints:
         (folder / "state").mkdir(parents=True)
         for name, tensors in snapshot.tensors.items():
             save_state_dict(tensors, folder / TENSOR_FILES[name])
+        TrainingState.create(folder, step=snapshot.step)
         facts = {"step": snapshot.step, **snapshot.facts, FILES: hash_folder(folder)}
         (folder / META_FILE).write_bytes(seal(facts, indent=None))
 

@@ -53,7 +53,8 @@ class Curves:
 
     def write(self, step: int, lr: float) -> None:
         """Read the means, append a line, and send them to the listeners."""
-        assert self.totals is not None
+        if self.totals is None:  # all steps since the last line were skipped (`skip_steps`)
+            return
         means = (self.totals / self.count).tolist()
         values = {
             _key(name): value if math.isfinite(value) else None for name, value in zip(self.names, means, strict=True)

@@ -66,8 +66,15 @@ class FiniteGuard:
                 file.write_text(json.dumps({"step": step + 1, "keys": keys}) + "\n", encoding="utf-8")
         raise UserError(
             f"{self.ctx.stage}: {what} is not finite at step {step + 1}; the step was not taken, the weights are"
-            f" those of step {step}; a lower lr or optimizer.grad_clip_norm may help; samples: {where}"
+            f" those of step {step}; {self._advice(step + 1)}; samples: {where}"
         )
+
+    def _advice(self, step: int) -> str:
+        """Return what the user can do about a step, counted from 1: the same command would stop there again."""
+        skip = f"skip_steps: [{step}] leaves this step out"
+        saved = max(self.ctx.work.glob("step-[0-9]*"), default=None)
+        again = f", and continue_from: {{training: {saved}}} goes on from there" if saved else ""
+        return f"a lower lr or optimizer.grad_clip_norm may help, {skip}{again}"
 
 
 def check_weights(task: nn.Module, stage: str) -> None:

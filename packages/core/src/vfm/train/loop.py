@@ -15,6 +15,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from vfm.config import UserError
 from vfm.data.batch import Batch, Inputs
+from vfm.incidental import incidental_settings
 from vfm.interfaces import Training
 from vfm.stage import Context, Preempted
 from vfm.train.best import BestWeights
@@ -29,6 +30,7 @@ from vfm.train.checkpoint import (
     optimizer_tensors,
     termination,
 )
+from vfm.train.continuation import earlier_snapshot, keep_checkpoints
 from vfm.train.curves import Curves
 from vfm.train.dist import World, distributed, micro_batch_size, reproducible, seed_everything
 from vfm.train.ema import Ema
@@ -106,11 +108,14 @@ class _Loop(Generic[Inputs]):
         self.skipped = SkippedSamples(ctx, plan, world)
         self.checkpoints = Checkpoints(ctx.work, plan.checkpoint, ctx.warn)
         self.done = self._resume()
+        ctx.emit("settings", step=self.done, settings=incidental_settings(plan))
         self.ddp = self._wrap() if world.size > 1 else None
 
     def run(self) -> None:
         """Run all remaining steps."""
-        if self.best.metric and not self.done:  # the initial weights may be the best; a missing metric fails early
+        if (
+            self.best.metric and not self.best.scores
+        ):  # the initial weights may be the best; a missing metric fails early
             self._evaluate()
         steps = iter(
             self.data.steps(
@@ -132,6 +137,7 @@ class _Loop(Generic[Inputs]):
         if self.world.is_main:
             self.best.restore_best(self.task)
             self.curves.finish()
+            keep_checkpoints(self.checkpoints, self.ctx.directory, self.done)
         check_weights(self.task, self.ctx.stage)
         self.world.barrier()
 
@@ -160,7 +166,10 @@ class _Loop(Generic[Inputs]):
         look = log or save or evaluate or self.world.device.type == "cpu" or (alone and any(wishes))
         lr = self.lr_at(step)
         set_lr(self.optimizer, lr)
-        agreed = self._optimize(step, micro_batches, wishes)
+        if done in self.plan.skip_steps:
+            agreed = self.world.mean(torch.tensor(wishes, device=self.world.device))
+        else:
+            agreed = self._optimize(step, micro_batches, wishes)
         if look:
             self.guard.read()
         self.task.after_step()
@@ -248,7 +257,12 @@ class _Loop(Generic[Inputs]):
                 **({"ema": as_saved(self.task, self.ema.average)} if self.ema else {}),
                 **({"best": self.best.tensors} if self.best.tensors else {}),
             }
-            facts = {"curves": self.curves.state(), "skipped": self.skipped.state(), "best": self.best.state()}
+            facts = {
+                "curves": self.curves.state(),
+                "skipped": self.skipped.state(),
+                "best": self.best.state(),
+                "optimizer": self.plan.optimizer.type,
+            }
             self.checkpoints.save(Snapshot(self.done, tensors, facts))
         self.world.barrier()
 
@@ -269,7 +283,9 @@ class _Loop(Generic[Inputs]):
         return self.checkpoints.of_step(min(steps))
 
     def _resume(self) -> int:
-        snapshot = self._agreed(self.checkpoints.latest())
+        snapshot, verb = self._agreed(self.checkpoints.latest()), "resumes"
+        if snapshot is None:
+            snapshot, verb = earlier_snapshot(self.plan, self.ctx, write_log=self.world.is_main), "continues"
         if snapshot is None:
             self.curves.restore(None)
             return 0
@@ -281,5 +297,5 @@ class _Loop(Generic[Inputs]):
         self.skipped.restore(snapshot.facts["skipped"])
         self.best.restore(snapshot.facts["best"], snapshot.tensors.get("best", {}))
         if self.world.is_main:
-            self.ctx.log(f"resumes after step {snapshot.step} of {self.plan.num_steps}")
+            self.ctx.log(f"{verb} after step {snapshot.step} of {self.plan.num_steps}")
         return snapshot.step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from vfm.interfaces import ConstantSchedule, CosineSchedule, Schedule
+from vfm.interfaces import ConstantSchedule, CosineSchedule, Schedule, WarmupStableDecay
 
 Rate = Callable[[int], float]
 """Learning rate of an optimizer step; the first step is 0."""
@@ -25,6 +25,18 @@ def cosine(schedule: CosineSchedule, lr: float, num_steps: int) -> Rate:
 def constant(schedule: ConstantSchedule, lr: float, num_steps: int) -> Rate:
     """Return `lr` for all steps after the warm-up."""
     return warmed_up(schedule, lr, lambda step: lr)
+
+
+def warmup_stable_decay(schedule: WarmupStableDecay, lr: float, num_steps: int) -> Rate:
+    """Return `lr`, which falls to `min_lr` over the last `decay_steps`; it would reach it at step `num_steps`."""
+    start, low = num_steps - schedule.decay_steps, schedule.min_lr
+
+    def rate(step: int) -> float:
+        done = max(0.0, (step - start) / schedule.decay_steps)
+        left = {"linear": 1 - done, "sqrt": 1 - math.sqrt(done), "cosine": 0.5 * (1 + math.cos(math.pi * done))}
+        return low + (lr - low) * left[schedule.shape]
+
+    return warmed_up(schedule, lr, rate)
 
 
 def warmed_up(schedule: Schedule, lr: float, rate: Rate) -> Rate:

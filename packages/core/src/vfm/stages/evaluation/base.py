@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field
 
 from vfm.artifacts import ClipCheckpoint, LabeledDataset, TaggedImages, VisionCheckpoint
 from vfm.config import UserError, load_function
+from vfm.incidental import INCIDENTAL
 from vfm.interfaces import Evaluation
 from vfm.scores import Evaluated
 from vfm.stage import Context, Ref
@@ -61,7 +62,7 @@ class ModelEvaluation(Evaluation):
     task: ClassVar[str] = ""  # its name in result files; default: the second half of `kind`
 
     data: Ref[Any] = Field(description="dataset to evaluate on")
-    micro_batch_size: int = Field(64, ge=1, description="images per forward pass")
+    micro_batch_size: Annotated[int, INCIDENTAL] = Field(64, ge=1, description="images per forward pass")
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="tolerated fraction of samples that cannot be read")
     resize_mode: ResizeMode | None = Field(
         None,

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from vfm.artifacts import AnnotatedImages, ClipCheckpoint, DenseCheckpoint, VisionCheckpoint
+from vfm.incidental import INCIDENTAL
 from vfm.interfaces import Evaluation
 from vfm.stage import Ref, Seed
 from vfm.stages.evaluation.base import ModelEvaluation, ReadSettings, ResizeMode
@@ -31,7 +32,7 @@ class DenseEvaluation(Evaluation):
     models: list[Ref[DenseCheckpoint]] = Field([], description="models to evaluate")  # type: ignore[assignment]
     predictions: dict[str, str] = Field({}, description="NAME: predictions of a model that was run elsewhere")
     data: Ref[AnnotatedImages] = Field(description="images with labels to evaluate on")
-    micro_batch_size: int = Field(8, ge=1, description="images or crops per forward pass")
+    micro_batch_size: Annotated[int, INCIDENTAL] = Field(8, ge=1, description="images or crops per forward pass")
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="tolerated fraction of images that cannot be read")
     num_resamples: int = Field(500, ge=100, description="resamples of the images for intervals and comparisons")
 

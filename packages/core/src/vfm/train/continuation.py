@@ -1,0 +1,105 @@
+"""Trainings that start from the state of another one: `continue_from`, and the checkpoints that are kept for it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from vfm.config import UserError
+from vfm.interfaces import Training
+from vfm.interfaces.training import KEPT_FOLDER
+from vfm.stage import Context
+from vfm.train.checkpoint import Checkpoints, Snapshot
+from vfm.train.curves import METRICS_FILE
+
+
+def keep_checkpoints(checkpoints: Checkpoints, directory: Path, last: int) -> None:
+    """Link the checkpoints that the policy keeps into an artifact, where they stay after it is published.
+
+    Args:
+        checkpoints: of the training.
+        directory: folder of the artifact.
+        last: the last step, whose checkpoint `keep_state` keeps.
+    """
+    policy = checkpoints.policy
+    for folder in checkpoints.found():
+        step = checkpoints.step_of(folder)
+        if checkpoints.is_kept(step) or (policy.keep_state and step == last):
+            shutil.copytree(folder, directory / KEPT_FOLDER / folder.name, copy_function=_link, dirs_exist_ok=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
+
+
+def earlier_snapshot(config: Training, ctx: Context, *, write_log: bool) -> Snapshot | None:
+    """Return the state that a training starts from; None if it starts anew.
+
+    Only weights, averages and optimizer state come from the other training: bad samples and scores count from here.
+
+    Args:
+        config: the training.
+        ctx: its context.
+        write_log: write the other training's log of the steps so far, as the first lines of this one's.
+
+    Raises:
+        UserError: the state is damaged, of another optimizer, or already has as many steps as this training or more.
+    """
+    if config.continue_from is None:
+        return None
+    folder = checkpoint_folder(ctx.inputs[config.continue_from.training], config.continue_from.step)
+    snapshot = Checkpoints(folder.parent, config.checkpoint, ctx.warn).of_step(Checkpoints.step_of(folder))
+    if snapshot.step >= config.num_steps:
+        raise UserError(
+            f"{ctx.stage}: continue_from: the state in {folder} has {snapshot.step} steps: expected more steps in all,"
+            f" got steps: {config.num_steps}"
+        )
+    if snapshot.facts.get("optimizer") != config.optimizer.type:
+        raise UserError(
+            f"{ctx.stage}: continue_from: the state in {folder} is that of {snapshot.facts.get('optimizer')}: expected"
+            f" the same optimizer, got {config.optimizer.type}"
+        )
+    if config.ema_decay and "ema" not in snapshot.tensors:
+        raise UserError(
+            f"{ctx.stage}: continue_from: the state in {folder} has no average of the weights: omit ema_decay"
+        )
+    curves = snapshot.facts["curves"]
+    log = next((place / METRICS_FILE for place in folder.parents[:2] if (place / METRICS_FILE).is_file()), None)
+    lines = log.read_bytes()[: curves["file_bytes"]] if log else b""
+    if write_log:
+        (ctx.work / METRICS_FILE).write_bytes(lines)
+    snapshot.facts |= {
+        "curves": {"names": [], "totals": None, "count": 0, "file_bytes": len(lines)},
+        "skipped": {"reads": 0, "samples": []},
+        "best": {"step": 0, "scores": []},
+    }
+    snapshot.tensors.pop("best", None)
+    return snapshot
+
+
+def checkpoint_folder(place: Path, step: int | None) -> Path:
+    """Return the folder of a checkpoint.
+
+    Args:
+        place: an artifact with kept checkpoints, or a checkpoint.
+        step: the step; None: the last one that is kept.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    if place.name.startswith("step-"):
+        kept = [place]
+    else:
+        kept = sorted((place / KEPT_FOLDER).glob("step-[0-9]*"))
+    steps = [Checkpoints.step_of(folder) for folder in kept]
+    if not kept:
+        raise UserError(
+            f"{place}: this training kept no checkpoint to continue from; set checkpoint.keep_state: true there"
+        )
+    if step is not None and step not in steps:
+        raise UserError(f"{place}: expected a step of {', '.join(map(str, steps))}, got continue_from.step: {step}")
+    return kept[-1] if step is None else kept[steps.index(step)]
