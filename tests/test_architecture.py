@@ -19,7 +19,17 @@ from vfm.plugins import load_plugins, stage_types
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("vfm", "vfm_kernels", "vfm_curation", "vfm_eva", "vfm_clip", "vfm_diva")
-PUBLIC = ("vfm", "vfm.plugin", "vfm.data", "vfm.data.annotated", "vfm.models", "vfm.train", "vfm.eval", "vfm_kernels")
+PUBLIC = (
+    "vfm",
+    "vfm.plugin",
+    "vfm.data",
+    "vfm.data.annotated",
+    "vfm.data.videos",
+    "vfm.models",
+    "vfm.train",
+    "vfm.eval",
+    "vfm_kernels",
+)
 MAX_IMPORTS_IN_FUNCTIONS = 60  # optional extras, and what keeps `vfm plan` and `vfm --help` quick
 MAX_TYPE_CHECKING_BLOCKS = 15
 

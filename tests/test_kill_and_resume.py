@@ -24,6 +24,7 @@ from PIL import Image
 
 from outside import ROOT, call, checked
 from vfm.data import write_tar
+from vfm.shapes.videos import encode_video
 
 RECIPES = Path(__file__).parent / "recipes"
 HAS_RED = b'{"has": ["red"]}'
@@ -91,9 +92,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _annotated(outside / "annotated", members, keys[:6])
     _add_vae(outside / "generator")
     (outside / "choices.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    _videos(outside / "videos")
     _break_a_sample(outside / "photos/00000.tar", keys[3])
     _crawl(outside)
     return folder
+
+
+def _videos(folder: Path) -> None:
+    """Two classes of clips, and a file that is none."""
+    grey = np.arange(60, 220, 20, dtype=np.uint8)[:, None, None, None]
+    for name, order in (("brighter", 1), ("darker", -1)):
+        (folder / name).mkdir(parents=True)
+        for number in range(4):
+            frames = np.broadcast_to(grey[::order] + number, (8, 32, 32, 3))
+            (folder / name / f"{number}.mp4").write_bytes(encode_video(np.ascontiguousarray(frames), 8))
+    (folder / "darker/none.mp4").write_bytes(b"none")
 
 
 def _add_vae(folder: Path) -> None:

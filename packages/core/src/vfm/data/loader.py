@@ -13,11 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from vfm.config import UserError
 from vfm.data.batch import Batch, Inputs, Make, SampleDraw, stack
-from vfm.data.mixture import Mixture
 from vfm.data.order import Order
 from vfm.data.prefetch import prefetch
 from vfm.data.sample import BadSample, Sample
-from vfm.data.source import Source
+from vfm.data.source import Samples
 from vfm.interfaces import Training
 
 MAX_TRIES = 1000
@@ -40,7 +39,7 @@ class TrainingData(Generic[Inputs]):
         fraction stops the training at once; the training loop counts them over the whole run.
     """
 
-    source: Source | Mixture
+    source: Samples
     make: Make[Inputs]
     seed: int = field(default=0, kw_only=True)
     global_batch_size: int = field(kw_only=True)
@@ -49,7 +48,7 @@ class TrainingData(Generic[Inputs]):
     max_bad_fraction: float = field(default=0.05, kw_only=True)
 
     @classmethod
-    def of(cls, config: Training, source: Source | Mixture, make: Make[Inputs]) -> TrainingData[Inputs]:
+    def of(cls, config: Training, source: Samples, make: Make[Inputs]) -> TrainingData[Inputs]:
         """Return the data of a training as its configuration describes it."""
         return cls(
             source,
@@ -125,7 +124,7 @@ class _Plan:
 class Reader(Dataset[Batch[Inputs] | UserError], Generic[Inputs]):
     """Reads a planned micro-batch, in this process or in a worker."""
 
-    def __init__(self, source: Source | Mixture, make: Make[Inputs]) -> None:
+    def __init__(self, source: Samples, make: Make[Inputs]) -> None:
         self.source, self.make = source, make
 
     def __getitem__(self, planned: Any) -> Batch[Inputs] | UserError:

@@ -24,6 +24,11 @@ Reason = Literal[
     "image_too_large",
     "wrong_size",
     "no_objects",
+    "missing_video",
+    "unreadable_video",
+    "no_video_stream",
+    "no_frames",
+    "truncated_video",
     "unreadable_row",
 ]
 REASONS: tuple[str, ...] = get_args(Reason)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ from vfm.artifacts import CuratedSubset, ImageDataset, Pool
 from vfm.config import UserError
 from vfm.data.balanced import BalancedEpochs
 from vfm.data.index import read_index
-from vfm.data.order import Epochs, SameEpochs, SampleOrder
+from vfm.data.order import Epochs, Order, SameEpochs, SampleOrder
 from vfm.data.sample import Sample
 from vfm.data.subset import ShardTexts, SubsetView, TextDraw
 
@@ -62,6 +62,33 @@ def check_balanced(artifact: ImageDataset) -> None:
     if not isinstance(artifact, CuratedSubset):
         kind = type(artifact).__name__
         raise UserError(f"sampler: balanced expects a CuratedSubset, got a {kind}: {artifact.path}")
+
+
+class Samples(Protocol):
+    """What a training reads: a `Source`, a `Mixture`, a `VideoSource`."""
+
+    @property
+    def directory(self) -> Path:
+        """Folder of the dataset, for messages."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def sample(self, index: int, epoch: int) -> Sample:
+        """Return the sample of a number as an epoch uses it; raises BadSample."""
+        ...
+
+    def order(self, *, seed: int, shuffle_shards: int) -> Order:
+        """Return the endless stream of sample numbers."""
+        ...
+
+    def another(self, epoch: int, index: int, number: int) -> int:
+        """Map any number to a sample of the epoch, as a replacement for one that cannot be used."""
+        ...
+
+    def where(self, index: int) -> str:
+        """Return the address of a sample for messages."""
+        ...
 
 
 class Source:

@@ -27,6 +27,7 @@ class Stream(IntEnum):
     VALUES = 4
     SCATTERED = 5
     FEDERATED = 6
+    VIDEOS = 7
     QUESTIONS = 7
 
 

@@ -9,11 +9,12 @@ from collections.abc import Iterable
 
 from vfm.hookspecs import hookimpl
 from vfm.stage import Stage
-from vfm.stages import annotated, data, labeled, models, shapes
+from vfm.stages import annotated, data, labeled, models, shapes, videos
 from vfm.stages.evaluation import EVALUATIONS
 
 
 @hookimpl
 def vfm_stages() -> Iterable[type[Stage]]:
     """Return core's stage types: data, the synthetic shapes, pretrained models and evaluations."""
-    return [*data.STAGES, *labeled.STAGES, *annotated.STAGES, *shapes.STAGES, *models.STAGES, *EVALUATIONS]
+    own = (data, labeled, annotated, videos, shapes, models)
+    return [*(stage for module in own for stage in module.STAGES), *EVALUATIONS]

@@ -1,0 +1,181 @@
+"""Files that list videos: Kinetics' csv, lists of `path label`, splits of UCF and HMDB, Something-Something's json.
+
+Sources: the formats of Kinetics (arXiv:1705.06950), UCF101 (arXiv:1212.0402), HMDB51 (Kuehne et al. 2011) and
+Something-Something V2 (arXiv:1706.04261), as their authors and mmaction distribute them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from vfm import files
+from vfm.config import UserError
+from vfm.data.sample import BadSample
+from vfm.data.videos.listing import Listed, Listing
+from vfm.data.videos.media import VIDEO_EXTENSIONS, Media, frame_folder
+from vfm.stages.videos import Videos
+
+UCF_CLASSES = "classInd.txt"
+HMDB_FILE = re.compile(r"(.+)_test_split(\d)\.txt")
+HMDB_SPLIT = re.compile(r"(train|test)(\d?)")
+HMDB_SPLITS = {"train": "1", "test": "2"}  # 0: the video is in neither
+SOMETHING_CLASSES = "labels.json"
+KINETICS_COLUMNS = {"label", "youtube_id", "time_start", "time_end"}
+
+
+def recognise_annotations(path: str) -> str:
+    """Return the format of a file or folder of annotations.
+
+    Raises:
+        UserError: it has none of the formats.
+    """
+    if files.is_directory(path):
+        if any(HMDB_FILE.fullmatch(name) for name in files.names_in(path)):
+            return "hmdb"
+        raise UserError(f"{path}: expected files CLASS_test_split1.txt of HMDB in a folder of annotations")
+    if path.endswith(".json"):
+        return "something"
+    text = files.read_text(path)
+    if set(text.partition("\n")[0].strip().split(",")) >= KINETICS_COLUMNS:
+        return "kinetics"
+    name = path.rpartition("/")[2]
+    return "ucf" if re.fullmatch(r"(train|test|val)list\d+\.txt", name) else "list"
+
+
+def kinetics(config: Videos, root: str) -> Listing:
+    """Return the videos of a csv: `label,youtube_id,time_start,time_end,split`, files `ID_000010_000020.mp4`."""
+    found, videos = _by_stem(root), []
+    for row in csv.DictReader(io.StringIO(files.read_text(str(config.annotations)))):
+        try:
+            start, end = (int(float(row[name])) for name in ("time_start", "time_end"))
+            identity, label = row["youtube_id"], row["label"].strip()
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise UserError(
+                f"{config.annotations}: expected {', '.join(sorted(KINETICS_COLUMNS))}, got {row}"
+            ) from None
+        stem = f"{identity}_{start:06d}_{end:06d}"
+        place = found.get(stem) or found.get(identity)
+        videos.append(_listed(stem, place and f"{root}/{place}", label, f"{root}/{stem}", identity))
+    return Listing("kinetics", videos, _names(config))
+
+
+def path_label_list(config: Videos, root: str) -> Listing:
+    """Return the videos of lines `path label`, or of frames `folder count label` (mmaction), by space or comma."""
+    videos = []
+    for number, line in enumerate(_lines(str(config.annotations)), 1):
+        words = re.split(r"[\s,]+(?=\d+$)", line)
+        if len(words) != 2:
+            raise UserError(f"{config.annotations}: line {number}: expected `path label`, got {line[:80]!r}")
+        path = words[0]
+        counted = re.fullmatch(r"(.+?)[\s,]+\d+", path)
+        if counted and not files.exists(f"{root}/{path}"):
+            path = counted[1]
+        videos.append(_of_path(root, path, int(words[1])))
+    return Listing("list", videos, _names(config))
+
+
+def ucf(config: Videos, root: str) -> Listing:
+    """Return the videos of a UCF split, `Archery/v_1.avi 2` or without the number; `classInd.txt` is beside it."""
+    path = str(config.annotations)
+    beside = f"{path.rpartition('/')[0] or '.'}/{UCF_CLASSES}"
+    names = [line.split(maxsplit=1)[-1] for line in _lines(beside)] if files.exists(beside) else []
+    videos = [_of_path(root, line.split()[0], line.split("/")[0]) for line in _lines(path)]
+    return Listing("ucf", videos, _names(config) or names)
+
+
+def hmdb(config: Videos, root: str) -> Listing:
+    """Return the videos of an HMDB split: files `CLASS_test_split1.txt` with lines `name.avi 1` (train) or 2 (test)."""
+    folder, name = str(config.annotations), config.split
+    match = HMDB_SPLIT.fullmatch(name)
+    if not match:
+        raise UserError(f"split: expected train1 to train3 or test1 to test3 of HMDB, got {name!r}")
+    part, number = match[1], match[2] or "1"
+    videos = []
+    for file in files.names_in(folder):
+        match = HMDB_FILE.fullmatch(file)
+        if not match or match[2] != number:
+            continue
+        for line in _lines(f"{folder}/{file}"):
+            words = line.split()
+            if len(words) == 2 and words[1] == HMDB_SPLITS[part]:
+                videos.append(_of_path(root, f"{match[1]}/{words[0]}", match[1]))
+    return Listing("hmdb", videos, _names(config))
+
+
+def something(config: Videos, root: str) -> Listing:
+    """Return the videos of a Something-Something json: entries with `id` and `template` or `label`."""
+    path = str(config.annotations)
+    beside = f"{path.rpartition('/')[0] or '.'}/{SOMETHING_CLASSES}"
+    numbers: Any = _json(beside) if files.exists(beside) else {}
+    names: list[str] = []
+    if isinstance(numbers, dict) and numbers:
+        try:
+            names = sorted(numbers, key=lambda name: int(numbers[name]))
+        except (TypeError, ValueError):
+            raise UserError(f"{beside}: expected the number of each template") from None
+    entries, videos = _json(path), []
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: expected a list of videos with `id` and `template`")
+    found = _by_stem(root)
+    for entry in entries:
+        if not isinstance(entry, Mapping) or "id" not in entry or not (entry.get("template") or entry.get("label")):
+            raise UserError(f"{path}: expected videos with `id` and `template` or `label`, got {str(entry)[:80]}")
+        label = str(entry.get("template") or entry["label"]).replace("[", "").replace("]", "")
+        stem = str(entry["id"])
+        place = found.get(stem)
+        videos.append(_listed(stem, place and f"{root}/{place}", label, f"{root}/{stem}"))
+    return Listing("something", videos, _names(config) or names)
+
+
+ANNOTATION_READERS: dict[str, Callable[[Videos, str], Listing]] = {
+    "kinetics": kinetics, "list": path_label_list, "ucf": ucf, "hmdb": hmdb, "something": something,
+}  # fmt: skip
+
+
+def _of_path(root: str, path: str, label: int | str) -> Listed:
+    """Return a video by its path below the root: a file, or a folder of frames."""
+    inside = files.join_inside(root, path)
+    if inside is None:
+        return Listed(path, Media(root), label, "", BadSample("unsafe_path", path))
+    stem = path.rpartition(".")[0] if path.rpartition(".")[2].lower() in VIDEO_EXTENSIONS else path
+    return _listed(stem, inside if files.exists(inside) else None, label, inside)
+
+
+def _listed(key: str, path: str | None, label: int | str, where: str, identity: str = "") -> Listed:
+    identity = identity or key.rpartition("/")[2]
+    if path is None:
+        return Listed(key, Media(where), label, identity, BadSample("missing_video", where))
+    return Listed(key, frame_folder(path) if files.is_directory(path) else Media(path), label, identity)
+
+
+def _by_stem(root: str) -> dict[str, str]:
+    """Return the path of each video below a folder by its name without extension."""
+    names = (name for name in files.walk(root) if name.rpartition(".")[2].lower() in VIDEO_EXTENSIONS)
+    return {name.rpartition("/")[2].rpartition(".")[0]: name for name in names}
+
+
+def _names(config: Videos) -> list[str]:
+    """Return the class names that the user gave: a list, a file with a name in each line, or a csv of `id,name`."""
+    if not config.names:
+        return list(config.class_names)
+    lines = list(_lines(config.names))
+    if lines and re.fullmatch(r"id\s*,\s*name", lines[0]):
+        rows = sorted((int(number), name.strip()) for number, name in (line.split(",", 1) for line in lines[1:]))
+        return [name for _, name in rows]
+    return lines
+
+
+def _lines(path: str) -> Iterator[str]:
+    yield from (line.strip() for line in files.read_text(path).splitlines() if line.strip())
+
+
+def _json(path: str) -> Any:
+    try:
+        return json.loads(files.read_text(path))
+    except ValueError:
+        raise UserError(f"{path}: not readable as JSON") from None

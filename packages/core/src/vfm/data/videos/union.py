@@ -1,0 +1,75 @@
+"""Work of `data.video_union`: several video datasets as one, with one list of classes, without what tests contain.
+
+Source: Fang et al. 2022, EVA (arXiv:2211.07636), section 2.2.2: Kinetics-722 is the union of three datasets.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from vfm.artifacts import VideoDataset
+from vfm.config import UserError
+from vfm.data.videos.panels import add_video_panels
+from vfm.data.videos.source import SCHEMA, VideoSource, write_videos
+from vfm.stage import Context, Preflight
+from vfm.stages.videos import VideoUnion
+
+
+def join_videos(config: VideoUnion, ctx: Context) -> VideoDataset:
+    """Write the index of all videos; the videos stay where they are.
+
+    Raises:
+        UserError: no video is left.
+    """
+    parts = [ctx.load(ref) for ref in config.data]
+    names = join_names([part.class_names for part in parts])
+    held_out = {identity for ref in config.without for identity in _ids(VideoSource.of(ctx.load(ref)))}
+    rows: list[dict[str, Any]] = []
+    dropped: Counter[str] = Counter()
+    seen: set[str] = set()
+    for part in parts:
+        source = VideoSource.of(part)
+        labels = [names.index(name) for name in part.class_names]
+        for row in source.table.to_pylist():
+            identity = row["video_id"] or row["key"]
+            reason = "held_out" if identity in held_out else "repeated" if identity in seen else ""
+            if reason:
+                dropped[reason] += 1
+                continue
+            seen.add(identity)
+            path = row["path"] if "://" in row["path"] else str(source.directory / row["path"])
+            rows.append({**row, "path": path, "label": labels[row["label"]], "key": f"{part.path.name}/{row['key']}"})
+    if not rows:
+        raise UserError(f"{ctx.stage}: no video is left: {dict(dropped)}")
+    write_videos(ctx.directory, [{name: row[name] for name in SCHEMA.names} for row in rows])
+    ctx.log(f"{len(rows)} videos of {len(names)} classes; left out: {dict(dropped) or 'none'}")
+    unusual: Counter[str] = Counter()
+    for row in rows:
+        unusual["variable_rate"] += row["variable_rate"]
+        unusual["rotated"] += bool(row["rotation"])
+    dataset = VideoDataset.create(
+        ctx.directory,
+        num_samples=len(rows),
+        left_out=dict(dropped),
+        unusual={name: count for name, count in unusual.items() if count},
+        format="union",
+        class_names=names,
+    )
+    add_video_panels(ctx, dataset)
+    return dataset
+
+
+def check_union(config: VideoUnion, ctx: Preflight) -> None:
+    """Check nothing but that no dataset is both joined and held out."""
+    if both := set(config.data) & set(config.without):
+        raise UserError(f"without: {min(both)} is in data too, so none of its videos would be left")
+
+
+def join_names(lists: list[list[str]]) -> list[str]:
+    """Return all class names once, in the order in which they first appear: (A, B), (B, C) is A, B, C."""
+    return list(dict.fromkeys(name for names in lists for name in names))
+
+
+def _ids(source: VideoSource) -> list[str]:
+    return [row["video_id"] or row["key"] for row in source.table.select(["video_id", "key"]).to_pylist()]
