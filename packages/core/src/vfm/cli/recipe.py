@@ -36,6 +36,7 @@ from vfm.events import Event
 from vfm.flow.execution import read_step, run_step, write_step
 from vfm.flow.listeners import ConsoleListener, JsonLinesListener, PipeListener, TensorBoardListener, sender
 from vfm.flow.plan import Step, make_plan
+from vfm.flow.reasons import reasons
 from vfm.flow.recipe import Recipe, load_recipe
 from vfm.flow.recipe_source import SHIPPED, find_recipe
 from vfm.flow.report import current_report
@@ -166,6 +167,8 @@ def plan(
         status = f"[{STATUS_COLOURS[step.status]}]{step.status}[/]"
         table.add_row(step.stage.name, step.stage.kind, step.slot.name, status, ", ".join(step.inputs))
     console.print(table)
+    for name, reason in reasons(loaded, steps, Store(store)).items():
+        show(f"{name} is new: {reason}")
     if loaded.bases:
         show(loaded.text.rstrip("\n"))
 

@@ -1,0 +1,57 @@
+"""Why a stage is new: the differences to the same stage of the last run of the recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from test_flow import KNOWN
+from vfm.flow.plan import make_plan
+from vfm.flow.reasons import differences, reasons
+from vfm.flow.recipe import parse_recipe
+from vfm.flow.run import run_plan
+from vfm.flow.store import Store
+
+TEXT = """\
+stages:
+  - {kind: toy.draw, name: a, count: 40}
+  - {kind: toy.draw, name: b, seed: 5}
+  - {kind: toy.add, name: sum, inputs: [a, b], pause: 0.0}
+"""
+
+
+def why(store: Path, *overrides: str, run: bool = False) -> dict[str, str]:
+    recipe = parse_recipe(TEXT, KNOWN, overrides, name="r", where="r.yaml")
+    steps = make_plan(recipe, Store(store))
+    found = reasons(recipe, steps, Store(store))
+    if run:
+        run_plan(recipe, steps, Store(store), lambda event: None)
+    return found
+
+
+def test_a_new_stage_says_what_differs_from_the_last_run(tmp_path: Path) -> None:
+    assert why(tmp_path, run=True) == {}
+    assert why(tmp_path) == {}
+    assert why(tmp_path, "a.count=50", run=True) == {"a": "count 40 -> 50", "sum": "a is new"}
+    assert why(tmp_path, "a.count=60", "b.seed=6") == {
+        "a": "count 50 -> 60",
+        "b": "seed 5 -> 6",
+        "sum": "a is new, b is new",
+    }
+    assert why(tmp_path) == {}  # cached since the first run
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ({"lr": 1, "steps": 2}, {"lr": 3, "steps": 2}, [("lr", 1, 3)]),
+        ({"loading": {"a": 1}}, {"loading": {"a": 2}}, [("loading.a", 1, 2)]),
+        ({"part": {"type": "x", "a": 1}}, {"part": {"type": "y", "b": 2}}, [("part.type", "x", "y")]),
+        ({"part": None}, {"part": {"a": 1}}, [("part", None, {"a": 1})]),
+        ({}, {"a": 1}, [("a", None, 1)]),
+        ({"a": [1]}, {"a": [1, 2]}, [("a", [1], [1, 2])]),
+    ],
+)
+def test_differences(before: dict[str, object], after: dict[str, object], expected: list[object]) -> None:
+    assert list(differences(before, after)) == expected
