@@ -1,0 +1,81 @@
+"""The box head and the mask head of one stage."""
+
+# R boxes, C channels, K classes, M side of a mask
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
+
+BOX_SIDE, MASK_SIDE = 7, 14  # of the pooled features; a mask has twice the side
+
+
+def conv(channels: int, out: int) -> nn.Sequential:
+    """Return a 3 x 3 convolution, a layer norm over channels, and a ReLU."""
+    layers = Conv2dNormActivation(channels, out, 3, norm_layer=_norm, activation_layer=nn.ReLU, inplace=False)
+    nn.init.kaiming_normal_(layers[0].weight, mode="fan_out", nonlinearity="relu")
+    return layers
+
+
+class BoxHead(nn.Module):
+    """Scores and box refinements of pooled features.
+
+    Args:
+        channels: C.
+        outputs: K, and one more for the background. Sigmoid losses leave the last one unused, as in detectron2.
+        num_convs: convolutions.
+        hidden: width of the linear layer after them.
+        prior: initial probability of a class; None: biases start at 0.
+    """
+
+    def __init__(
+        self, channels: int, outputs: int, *, num_convs: int = 4, hidden: int = 1024, prior: float | None = None
+    ) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(*(conv(channels, channels) for _ in range(num_convs)))
+        self.fc = nn.Linear(channels * BOX_SIDE**2, hidden)
+        self.scores, self.deltas = nn.Linear(hidden, outputs), nn.Linear(hidden, 4)
+        nn.init.kaiming_uniform_(self.fc.weight, a=1)
+        nn.init.zeros_(self.fc.bias)
+        for layer, std in ((self.scores, 0.01), (self.deltas, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+        if prior is not None:
+            nn.init.constant_(self.scores.bias, -math.log((1 - prior) / prior))
+
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores (R, K + 1) and refinements (R, 4) of pooled features, (R, C, 7, 7)."""
+        hidden = self.fc(self.convs(pooled).flatten(1)).relu()
+        return self.scores(hidden), self.deltas(hidden)
+
+
+class MaskHead(nn.Module):
+    """Masks of pooled features, one for each class."""
+
+    def __init__(self, channels: int, num_classes: int, num_convs: int = 4) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(*(conv(channels, channels) for _ in range(num_convs)))
+        self.upsample = nn.ConvTranspose2d(channels, channels, 2, stride=2)
+        self.masks = nn.Conv2d(channels, num_classes, 1)
+        nn.init.kaiming_normal_(self.upsample.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.upsample.bias)  # type: ignore[arg-type]
+        nn.init.normal_(self.masks.weight, std=0.001)
+        nn.init.zeros_(self.masks.bias)  # type: ignore[arg-type]
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Return logits (R, K, 28, 28) of pooled features, (R, C, 14, 14)."""
+        masks: Tensor = self.masks(self.upsample(self.convs(pooled)).relu())
+        return masks
+
+
+def split(values: Tensor, boxes: Sequence[Tensor]) -> list[Tensor]:
+    """Split the rows of all images into those of each one."""
+    return list(values.split([len(one) for one in boxes]))
+
+
+def _norm(channels: int) -> nn.Module:
+    return LayerNorm2d(channels, eps=1e-6)

@@ -1,0 +1,80 @@
+"""Losses of a cascade's stage: classes, boxes, masks."""
+
+# R boxes of all images, K classes, M side of a mask
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import roi_align
+
+
+def softmax_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of scores (R, K + 1) and labels (R,), where K is the background."""
+    return F.cross_entropy(scores, labels)
+
+
+def sigmoid_loss(scores: Tensor, labels: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Return the binary cross-entropy, summed over classes and divided by the number of boxes.
+
+    Args:
+        scores: (R, K + 1); the last column is not used.
+        labels: (R,), K for the background.
+        counted: classes that count, (K,) bool; None: all.
+    """
+    num_classes = scores.shape[1] - 1
+    targets = F.one_hot(labels, num_classes + 1)[:, :-1].to(scores.dtype)
+    scores = scores[:, :-1]
+    if counted is not None:
+        scores, targets = scores[:, counted], targets[:, counted]
+    return F.binary_cross_entropy_with_logits(scores, targets, reduction="sum") / max(1, len(labels))
+
+
+def box_loss(deltas: Tensor, targets: Tensor, positive: Tensor, beta: float = 0.0) -> Tensor:
+    """Return the smooth L1 loss of the positive boxes, divided by the number of all.
+
+    Args:
+        deltas: predicted refinements, (R, 4).
+        targets: (R, 4).
+        positive: (R,) bool.
+        beta: difference below which the loss is quadratic.
+    """
+    found = F.smooth_l1_loss(deltas[positive], targets[positive], beta=beta, reduction="sum")
+    return found / max(1, len(positive))
+
+
+def mask_loss(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean binary cross-entropy of the masks of the boxes' classes; 0 without boxes.
+
+    Args:
+        logits: (R, K, M, M).
+        targets: (R, M, M).
+        labels: (R,), all below K.
+    """
+    if not len(labels):
+        return logits.sum() * 0
+    return F.binary_cross_entropy_with_logits(logits[torch.arange(len(labels)), labels], targets)
+
+
+def mask_targets(
+    masks: Sequence[Tensor], boxes: Sequence[Tensor], matched: Sequence[Tensor], size: int, *, aligned: bool = True
+) -> Tensor:
+    """Return the parts of objects' masks within boxes, (R, M, M).
+
+    Args:
+        masks: of the objects of each image, (N_i, H, W).
+        boxes: of each image, (R_i, 4).
+        matched: number of each box's object, (R_i,).
+        size: M.
+        aligned: as in `pool_boxes`; then the targets are 0 or 1, as in detectron2, and else fractions, as in
+            torchvision.
+    """
+    found: list[Tensor] = []
+    for mask, box, match in zip(masks, boxes, matched, strict=True):
+        rows = torch.cat([match[:, None].to(box.dtype), box], dim=1)
+        found.append(roi_align(mask[:, None].to(box.dtype), rows, size, 1.0, 0, aligned)[:, 0])
+    targets = torch.cat(found)
+    return (targets >= 0.5).to(targets.dtype) if aligned else targets

@@ -1,0 +1,78 @@
+"""Settings of a detector, saved beside its weights. No torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from vfm.plugin import Config
+
+Iou = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Windows(Config):
+    """Where the blocks of the encoder attend."""
+
+    window: int | None = Field(None, ge=1, description="side of the windows in patches; null: all blocks are global")
+    global_blocks: list[int] = Field([], description="blocks that attend to the whole image all the same")
+
+
+class Proposals(Config):
+    """The region proposal network."""
+
+    anchor_scale: float = Field(8.0, gt=0, description="side of a level's anchors, in strides of the level")
+    aspect_ratios: list[Positive] = Field([0.5, 1.0, 2.0], min_length=1, description="height by width of the anchors")
+    num_convs: int = Field(2, ge=1, description="convolutions before the predictions")
+    num_samples: int = Field(256, ge=1, description="anchors of an image that are trained")
+    before_nms: int = Field(2000, ge=1, description="proposals of each level before non-maximum suppression")
+    num_proposals: int = Field(1000, ge=1, description="proposals of an image")
+    nms: Iou = Field(0.7, description="IoU above which of two proposals one is dropped")
+
+
+class Cascade(Config):
+    """Box heads, one after another, and the mask head."""
+
+    ious: list[Iou] = Field(
+        [0.5, 0.6, 0.7], min_length=1, description="of each stage: IoU from which a box is positive"
+    )
+    num_rois: int = Field(512, ge=1, description="boxes of an image that are trained")
+    positive_fraction: float = Field(0.25, gt=0, le=1, description="largest share of positive ones among them")
+    loss: Literal["softmax", "sigmoid", "federated"] = Field(
+        "softmax", description="of the classes; federated: sigmoid on the classes of a batch and some drawn negatives"
+    )
+    num_federated: int = Field(50, ge=1, description="classes that the federated loss keeps")
+    prior: float | None = Field(
+        None, gt=0, lt=1, description="initial probability of a class with sigmoid; null: 0.5, as EVA's released code"
+    )
+    num_convs: int = Field(4, ge=0, description="convolutions of a box head")
+    hidden: int = Field(1024, ge=1, description="width of a box head's linear layer")
+    mask_convs: int = Field(4, ge=1, description="convolutions of the mask head")
+
+
+class Selection(Config):
+    """Which boxes become detections."""
+
+    score: float = Field(0.05, ge=0, lt=1, description="smallest score")
+    nms: Iou = Field(0.5, description="IoU above which of two boxes of a class one is dropped")
+    soft: bool = Field(False, description="no suppression: keep all boxes for the soft one of eval.detection")
+    max_detections: int = Field(100, ge=1, description="most detections of an image")
+
+
+class DetectorSettings(Config):
+    """All settings of a detector apart from its encoder."""
+
+    image_size: int = Field(1024, ge=1, description="side of the square input in pixels")
+    windows: Windows = Field(Windows(), description="where the encoder's blocks attend")
+    channels: int = Field(256, ge=4, description="of the feature pyramid and the heads")
+    masks: bool = Field(True, description="predict masks too")
+    proposals: Proposals = Field(Proposals(), description="the region proposal network")
+    cascade: Cascade = Field(Cascade(), description="the heads")
+    selection: Selection = Field(Selection(), description="which boxes become detections")
+
+    @model_validator(mode="after")
+    def _prior_of_sigmoid(self) -> DetectorSettings:
+        if self.cascade.prior is not None and self.cascade.loss == "softmax":
+            raise ValueError("cascade.prior has no effect with cascade.loss: softmax; use sigmoid or federated")
+        return self
