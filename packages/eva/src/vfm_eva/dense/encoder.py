@@ -9,7 +9,7 @@ map both rescaled to the grid of the pre-training, no prefix tokens, no norm aft
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -39,7 +39,8 @@ class Tokens:
     @property
     def maps(self) -> Tensor:
         """The patches as maps, (B, D, h, w)."""
-        return self.values[:, self.num_prefix :].transpose(1, 2).unflatten(2, self.grid)
+        patches = self.values[:, self.num_prefix :].transpose(1, 2)
+        return patches.reshape(*patches.shape[:2], *self.grid)
 
 
 class DenseEncoder(nn.Module):
@@ -120,13 +121,20 @@ class DenseEncoder(nn.Module):
         values = torch.cat([prefix.to(values.dtype).expand(len(values), -1, -1), values], dim=1)
         return Tokens(self.trunk.before_blocks(values), prefix.shape[1], grid)
 
-    def run(self, tokens: Tokens, blocks: Sequence[int], visible: Tensor | None = None) -> Tokens:
+    def run(
+        self,
+        tokens: Tokens,
+        blocks: Sequence[int],
+        visible: Tensor | None = None,
+        copies: Mapping[int, nn.Module] | None = None,
+    ) -> Tokens:
         """Apply some blocks in their order.
 
         Args:
             tokens: the input of the first of them; further tokens may be in front of the prefix tokens.
             blocks: numbers from 0.
             visible: as in `Trunk.apply_block`, for all of them; only for blocks without windows.
+            copies: blocks with weights of their own to apply in place of some.
 
         Raises:
             UserError: there are prefix tokens, and windows smaller than the map.
@@ -140,10 +148,11 @@ class DenseEncoder(nn.Module):
                 cut = windowed
             grid = (self.window, self.window) if windowed and self.window else tokens.grid
             rope = self._rope(grid, tokens.num_prefix, values)
+            arguments = (number, values, rope, visible, (copies or {}).get(number))
             if self.training and self._checkpointing:
-                values = checkpoint(self.trunk.apply_block, number, values, rope, visible, use_reentrant=False)
+                values = checkpoint(self.trunk.apply_block, *arguments, use_reentrant=False)
             else:
-                values = self.trunk.apply_block(number, values, rope, visible)
+                values = self.trunk.apply_block(*arguments)
         if cut:
             assert self.window is not None
             values = from_windows(values, tokens.grid, self.window)

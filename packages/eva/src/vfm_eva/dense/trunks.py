@@ -24,8 +24,8 @@ PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
 class Trunk:
     """A vision transformer's parts: patches, prefix tokens, positions and blocks. The module itself is not changed.
 
-    `visual` is the module, `blocks` its blocks, `width` D, `patch_size` the side of a patch in pixels, `grid` the rows
-    and columns of its own image size.
+    `visual` is the module, `blocks` its blocks, `final_norm` the norm of its last tokens, `width` D, `patch_size` the
+    side of a patch in pixels, `grid` the rows and columns of its own image size.
     """
 
     def __init__(self, model: ClipModel | nn.Module) -> None:
@@ -38,6 +38,7 @@ class Trunk:
         self.visual: Any = tower.visual
         self.name, self.width, self.grid = tower.name, tower.width, tower.grid
         self.blocks: Sequence[nn.Module] = tower.blocks
+        self.final_norm = tower.norm
         if tower.patch_size[0] != tower.patch_size[1]:
             raise UserError(f"{tower.name}: expected square patches, got {tower.patch_size}")
         self.patch_size = tower.patch_size[0]
@@ -87,11 +88,6 @@ class Trunk:
             return normed
         return self.visual.norm_pre(self.visual.pos_drop(tokens))  # type: ignore[no-any-return]
 
-    def final_norm(self, tokens: Tensor) -> Tensor:
-        """Apply the norm after the last block; an identity in encoders that only have one after pooling."""
-        normed: Tensor = (self.visual.ln_post if self.is_open_clip else self.visual.norm)(tokens)
-        return normed
-
     def rotary(self, grid: Grid) -> Tensor | None:
         """Return the rotary positions of a grid in timm's form, (N, 2 D / H), or one table for each block and head."""
         rope = getattr(self.visual, "rope", None)
@@ -104,7 +100,14 @@ class Trunk:
             rope.update_feat_shape(list(grid))
         return rope.get_embed(shape=list(grid))  # type: ignore[no-any-return]
 
-    def apply_block(self, number: int, tokens: Tensor, rope: Tensor | None, visible: Tensor | None = None) -> Tensor:
+    def apply_block(
+        self,
+        number: int,
+        tokens: Tensor,
+        rope: Tensor | None,
+        visible: Tensor | None = None,
+        copy: nn.Module | None = None,
+    ) -> Tensor:
         """Apply one block.
 
         Args:
@@ -112,11 +115,12 @@ class Trunk:
             tokens: (B, N, D).
             rope: a row for each of the N tokens; rows of sin 0 and cos 1 leave a token as it is.
             visible: True where a token (row) sees another (column), (B, 1, N, N); None: everywhere.
+            copy: a copy of the block with weights of its own, to be applied in its place.
 
         Returns:
             (B, N, D).
         """
-        block: Any = self.blocks[number]
+        block: Any = self.blocks[number] if copy is None else copy
         if self.is_open_clip:
             return block(tokens, attn_mask=_added(visible, block.attn.num_heads))  # type: ignore[no-any-return]
         if rope is None:

@@ -1,0 +1,178 @@
+"""Segmentation by queries that run through the last blocks of an encoder: one head for all kinds of segments.
+
+A query predicts a class, or none, and a mask: the dot product of its token with the map of the patches. In training a
+query attends to the patches of its own mask only, with a probability that falls from 1 to 0, so that the trained model
+runs as the plain encoder with a few more tokens.
+
+Source: Kerssies et al. 2025, EoMT (arXiv:2503.19108); layers and initial values as in transformers' `eomt`. On a frozen
+encoder copies of the last blocks are trained in place of the blocks, as in PMT (arXiv:2603.25398).
+"""
+
+# B images, Q queries, K classes, N tokens, D width, h and w rows and columns of patches, H and W those of the masks
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+
+import torch
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vfm.plugin import UserError
+from vfm_eva.dense.encoder import DenseEncoder, Tokens
+from vfm_eva.dense.windows import Grid
+
+MASK_STRIDE = 4
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the queries predict at one depth: scores of the classes and of none, (B, Q, K + 1); masks, (B, Q, H, W)."""
+
+    classes: Tensor
+    masks: Tensor
+
+
+class Upscale(nn.Module):
+    """Doubles the rows and columns of a map."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.enlarge = nn.ConvTranspose2d(width, width, kernel_size=2, stride=2)
+        self.smooth = nn.Conv2d(width, width, kernel_size=3, padding=1, groups=width, bias=False)
+        self.norm = LayerNorm2d(width, eps=1e-6)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return (B, D, 2 h, 2 w)."""
+        larger: Tensor = self.norm(self.smooth(F.gelu(self.enlarge(maps))))
+        return larger
+
+
+class QueriesHead(nn.Module):
+    """The queries, and what turns their tokens and those of the patches into classes and masks of stride 4.
+
+    Raises:
+        UserError: the patch size is not a power of two from 4 on, so that there is no way to stride 4.
+    """
+
+    def __init__(self, width: int, num_classes: int, num_queries: int, patch_size: int) -> None:
+        super().__init__()
+        doublings = math.log2(patch_size / MASK_STRIDE)
+        if doublings < 0 or doublings % 1:
+            raise UserError(
+                f"head: masks have a stride of {MASK_STRIDE} pixels, so patches must have 4, 8, 16 or 32, got"
+                f" {patch_size}; set patch_size to resample the encoder's patches"
+            )
+        self.queries = nn.Parameter(torch.empty(num_queries, width))
+        self.classify = nn.Linear(width, num_classes + 1)
+        self.embed = nn.Sequential(
+            nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)
+        )
+        self.upscale = nn.Sequential(*(Upscale(width) for _ in range(int(doublings))))
+        nn.init.normal_(self.queries)
+
+    def forward(self, queries: Tensor, maps: Tensor) -> Predictions:
+        """Return the predictions of queries (B, Q, D) in maps of patches (B, D, h, w), both after the final norm."""
+        masks = torch.einsum("bqd,bdhw->bqhw", self.embed(queries), self.upscale(maps))
+        return Predictions(self.classify(queries), masks)
+
+
+class QuerySegmenter(nn.Module):
+    """An encoder with queries in its last blocks.
+
+    Args:
+        encoder: with prefix tokens and without windows in its last blocks.
+        head: the queries.
+        num_blocks: last blocks with queries.
+        frozen: train copies of these blocks and of the final norm; the encoder keeps its weights.
+    """
+
+    def __init__(self, encoder: DenseEncoder, head: QueriesHead, num_blocks: int, *, frozen: bool = False) -> None:
+        super().__init__()
+        if not 1 <= num_blocks <= encoder.depth:
+            raise UserError(f"head.num_blocks: expected 1 to {encoder.depth}, the encoder's blocks, got {num_blocks}")
+        self.encoder, self.head, self.frozen = encoder, head, frozen
+        self.blocks = range(encoder.depth - num_blocks, encoder.depth)
+        self.copies = nn.ModuleDict()
+        if frozen:
+            encoder.requires_grad_(False)
+            trunk = encoder.trunk
+            self.copies = nn.ModuleDict({str(number): deepcopy(trunk.blocks[number]) for number in self.blocks})
+            self.copies["norm"] = deepcopy(trunk.final_norm) if isinstance(trunk.final_norm, nn.Module) else None
+            self.copies.requires_grad_(True)
+
+    def forward(self, images: Tensor, keep: Sequence[float] | None = None) -> list[Predictions]:
+        """Return the predictions after the last block, in training those before each block with queries too.
+
+        Args:
+            images: normalised, (B, 3, S, S).
+            keep: for each block with queries, the probability that a query attends to its mask only; None: never, and
+                only the last predictions are returned.
+        """
+        tokens = self._before_queries(images)
+        queries = self.head.queries.expand(len(images), -1, -1).to(tokens.values.dtype)
+        num_queries = queries.shape[1]
+        tokens = Tokens(torch.cat([queries, tokens.values], dim=1), num_queries + tokens.num_prefix, tokens.grid)
+        copies = {number: self.copies[str(number)] for number in self.blocks} if self.frozen else None
+        found: list[Predictions] = []
+        for place, number in enumerate(self.blocks):
+            visible = None
+            if keep is not None:
+                found.append(self.predict(tokens))
+                if keep[place] > 0:
+                    visible = attention_mask(found[-1].masks, tokens, keep[place])
+            tokens = self.encoder.run(tokens, [number], visible, copies)
+        return [*found, self.predict(tokens)]
+
+    def predict(self, tokens: Tokens) -> Predictions:
+        """Return the predictions of the queries among the tokens."""
+        norm = self.copies["norm"] if self.frozen else self.encoder.trunk.final_norm
+        normed = replace(tokens, values=norm(tokens.values))
+        predicted: Predictions = self.head(normed.values[:, : len(self.head.queries)], normed.maps)
+        return predicted
+
+    def _before_queries(self, images: Tensor) -> Tokens:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.encoder.run(self.encoder.embed(images), range(self.blocks.start))
+
+
+def attention_mask(masks: Tensor, tokens: Tokens, keep: float) -> Tensor:
+    """Return which tokens see each other: a query sees the patches of its mask only, everything else sees everything.
+
+    Args:
+        masks: scores of the queries' masks, (B, Q, H, W); a patch is in the mask where its score is above 0.
+        tokens: queries, prefix tokens and patches.
+        keep: probability that a query is restricted; drawn from torch's generator unless it is 1.
+
+    Returns:
+        (B, 1, N, N), True: sees.
+    """
+    batch, num_queries = masks.shape[:2]
+    inside = at_patches(masks.detach(), tokens.grid) > 0
+    if keep < 1:
+        free = torch.rand(batch, num_queries, device=masks.device) > keep
+        inside = inside | free[:, :, None]
+    num_tokens = tokens.values.shape[1]
+    visible = torch.ones(batch, 1, num_tokens, num_tokens, dtype=torch.bool, device=masks.device)
+    visible[:, 0, :num_queries, tokens.num_prefix :] = inside
+    return visible
+
+
+def at_patches(masks: Tensor, grid: Grid) -> Tensor:
+    """Return the scores of masks at the patches, (B, Q, H, W) to (B, Q, h w)."""
+    return F.interpolate(masks, size=grid, mode="bilinear", align_corners=False).flatten(2)
+
+
+def annealed(step: int, num_steps: int, num_blocks: int, power: float = 0.9) -> list[float]:
+    """Return the probability that a query attends to its mask only, for each block with queries.
+
+    It falls from 1 to 0 for one block after another, each over 1 / (num_blocks + 2) of the training; the first and the
+    last part have none that changes. EoMT's steps for COCO, 14,782 to 73,910 of 88,692 for four blocks, are these.
+    """
+    part = num_steps / (num_blocks + 2)
+    done = [min(1.0, max(0.0, step / part - 1 - block)) for block in range(num_blocks)]
+    return [(1 - share) ** power for share in done]
