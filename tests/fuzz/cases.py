@@ -24,6 +24,7 @@ from fuzz.targets import Target, vfm
 ALLOWED = ("good", "counted", "refused")
 FORBIDDEN = ("traceback", "nameless", "hang", "memory", "silent")
 SECONDS, MEMORY = 30.0, 2 << 30
+WAITING = 10  # times as long by the clock: a process that waits for ever uses no processor
 FIRST = 600.0  # seconds for the good input of a target, which pays for the imports
 RESULT, OUT, ERR, MODULES = "result.json", "out.txt", "err.txt", "modules.txt"
 
@@ -64,10 +65,14 @@ def forked(work: Callable[[], int], logs: Path, seconds: float = SECONDS, memory
 
 
 def _excess(pid: int, begun: float, seconds: float, memory: int) -> str:
+    """Return the limit that a process exceeds; that of time is of the processor's, as others may use it too."""
     with suppress(OSError, ValueError, IndexError):
         if int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize() > memory:
             return "memory"
-    return "hang" if time.monotonic() - begun > seconds else ""
+        user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        if (int(user) + int(system)) / os.sysconf("SC_CLK_TCK") > seconds:
+            return "hang"
+    return "hang" if time.monotonic() - begun > WAITING * seconds else ""
 
 
 def _in_child(work: Callable[[], int], logs: Path, memory: int) -> None:

@@ -261,6 +261,14 @@ def test_error_of_a_setting_hides_its_credential_and_nothing_else(setting: str, 
     assert "hunter2" not in line
 
 
+@pytest.mark.parametrize("value", ["47114711", "[47114711]", "{of: me47114711}", "true47114711: x"])
+def test_wrong_value_of_a_secret_is_in_no_error(value: str, toys: Path) -> None:
+    Path("r.yaml").write_text(f"stages:\n  - kind: toy.address\n    name: s\n    path: x\n    token: {value}\n")
+    line = refused("plan", "r.yaml")
+    assert "s.token: " in line or "not readable" in line or "mapping values" in line
+    assert "47114711" not in line
+
+
 @pytest.mark.parametrize("place", ["runs", "runs/r@1/artifacts"])
 @pytest.mark.parametrize("broken", ["link", "file"])
 def test_clean_removes_nothing_if_links_cannot_be_read(place: str, broken: str, toys: Path) -> None:

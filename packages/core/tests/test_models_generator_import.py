@@ -87,6 +87,15 @@ def test_wrong_weights_pickles_and_missing_parts_are_one_line_errors(tmp_path: P
     assert "not in diffusers' layout" in error_line()
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    weights = generator(tmp_path / "source") / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["conv_out.bias"][0] = float("inf")
+    save_file(tensors, weights)
+    with pytest.raises(UserError, match=r"_model.safetensors: expected finite weights, got .* in conv_out\.bias$"):
+        import_generator(str(tmp_path / "source"), tmp_path / "out")
+
+
 def test_missing_folder_is_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder; write a model of the hub as hf-hub:"):
         import_generator(str(tmp_path / "nowhere"), tmp_path / "out")

@@ -52,6 +52,24 @@ def equal_features(ours: ClipModel, theirs: ClipModel) -> bool:
     )
 
 
+@pytest.mark.parametrize("kind", ["models.clip", "models.vision"])
+def test_weights_that_are_not_finite_are_refused(kind: str, tmp_path: Path) -> None:
+    model = build_clip(NAME, seed=0).module if kind == "models.clip" else build_vision("eva02_pico_patch8_32")
+    weights = model.state_dict()
+    keys = list(weights)[3:5]
+    for key in keys:
+        weights[key].view(-1)[-1] = float("nan")
+    save_state_dict(weights, tmp_path / "w.safetensors")
+    stage = {"models.clip": ImportClip, "models.vision": ImportVision}[kind](
+        name="m",
+        source=NAME if kind == "models.clip" else "eva02_pico_patch8_32",
+        pretrained=str(tmp_path / "w.safetensors"),
+    )
+    context = Context("m", tmp_path / "m", tmp_path / "work", {}, lambda event: None)
+    with pytest.raises(UserError, match=r"w\.safetensors: expected finite weights, got NaN .* and 1 more tensors"):
+        stage.run(context)
+
+
 def torchscript_archive(model: ClipModel, file: Path) -> Path:
     """Save an archive like OpenAI's: a program with the model's sizes beside its weights."""
     root = nn.Module()

@@ -9,7 +9,7 @@ import pytest
 
 from vfm.plugin import Context, Event, UserError
 from vfm_curation.engine import map_in_order
-from vfm_curation.metadata import Corpus, Vocabulary
+from vfm_curation.metadata import Corpus, Vocabulary, wikimedia
 from vfm_curation.metadata.counting import SpillingCounter
 from vfm_curation.metadata.tokenizers import caption_words, characters, find_tokenizer, icu_words, prose_words
 from vfm_curation.metadata.wikimedia import articles, views_of_hour
@@ -171,6 +171,19 @@ def test_hourly_views_are_summed_by_title(tmp_path: Path) -> None:
     assert views_of_hour(path, "en", on_bad=lambda *one: bad.append(one)) == {"New York": 60}
     assert bad == [("invalid_utf8", f"{path}:6"), ("broken_line", f"{path}:7"), ("broken_line", f"{path}:8")]
     assert views_of_hour(path, "en", mobile=True) == {"New York": 67}
+
+
+def test_line_that_never_ends_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wikimedia, "MAX_LINE", 1 << 20)
+    path = tmp_path / "pageviews-20180419-000000.gz"
+    path.write_bytes(gzip.compress(b"en Fox 3 0\n" + b"x" * (1 << 20)))
+    assert views_of_hour(path, "en") == {"Fox": 3}
+    path.write_bytes(gzip.compress(b"en Fox 3 0\n" + b"x" * (3 << 20)))
+    for read in (lambda: views_of_hour(path, "en"), lambda: list(wikimedia.lines(path))):
+        with pytest.raises(UserError, match=r"pageviews-20180419-000000\.gz: line 2 is longer than 1 MiB"):
+            read()
 
 
 def runs(words: list[str]) -> list[list[str]]:

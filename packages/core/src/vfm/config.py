@@ -11,6 +11,8 @@ from typing import Any, ClassVar, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
+from vfm.redaction import MASK, is_secret_name, redacted
+
 
 class UserError(ValueError):
     """A mistake that the user can correct, described in one line: what, where, what is allowed.
@@ -123,7 +125,15 @@ def _is_branch(part: str | int) -> bool:
 
 
 def _sentence(details: ErrorDetails, location: tuple[str | int, ...], model: type[BaseModel]) -> str:
-    kind, given = details["type"], details.get("input")
+    given = details.get("input")
+    if given and any(is_secret_name(part) for part in location):  # a wrong value may be a secret nevertheless
+        shown = _line(details, location, model, MASK)
+        return re.sub(rf"(?<!\w){re.escape(str(given))}(?!\w)", MASK, shown)  # a validator may have written it
+    return _line(details, location, model, redacted(given))
+
+
+def _line(details: ErrorDetails, location: tuple[str | int, ...], model: type[BaseModel], given: object) -> str:
+    kind = details["type"]
     context: Mapping[str, Any] = details.get("ctx", {})
     if kind == "extra_forbidden":
         return "unknown key" + _better_key(str(location[-1]), _model_at(model, location[:-1]))

@@ -47,7 +47,7 @@ def redacted_words(words: Iterable[str]) -> list[str]:
     found = []
     for word in words:
         name, equals, _ = word.partition("=")
-        secret = equals and _SECRET_KEY.fullmatch(name.rpartition(".")[2])
+        secret = equals and is_secret_name(name.rpartition(".")[2])
         found.append(f"{name}={MASK}" if secret else redacted(word))
     return found
 
@@ -60,5 +60,10 @@ def _redacted_text(text: str) -> str:
     return _NAMED.sub(rf"\1\2{MASK}", text)
 
 
+def is_secret_name(name: object) -> bool:
+    """Return whether a key with this name holds a secret, such as `password` or `auth_token`."""
+    return isinstance(name, str) and bool(_SECRET_KEY.fullmatch(name))
+
+
 def _is_secret(key: object, value: object) -> bool:
-    return isinstance(key, str) and isinstance(value, str) and bool(value) and bool(_SECRET_KEY.fullmatch(key))
+    return isinstance(value, str) and bool(value) and is_secret_name(key)

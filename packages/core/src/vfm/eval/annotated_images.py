@@ -28,16 +28,18 @@ def each_image(
         UserError: too many images are bad, or all.
     """
     bad: Counter[str] = Counter()
+    first_bad = ""
     for number in range(len(source)):
         try:
             found = read(number)
         except BadSample as problem:
+            first_bad = first_bad or f"{problem.where} ({problem.reason})"
             bad[problem.reason] += 1
             ctx.skip(problem.reason, problem.where)
         else:
             yield number, found
         ctx.progress(number + 1, len(source), "images")
-    reading.check_bad(bad, len(source))
+    reading.check_bad(bad, len(source), first=first_bad)
 
 
 def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -74,6 +74,7 @@ def choice_logits(
     items: list[Choice] = []
     digests: list[bytes] = []
     bad: Counter[str] = Counter()
+    first_bad = ""
     logits: dict[str, list[NDArray[np.float32]]] = {name: [] for name in encoders}
     chunk: list[tuple[Choice, list[Image.Image]]] = []
     for seen, item in enumerate(load_choices(data), start=1):
@@ -81,6 +82,7 @@ def choice_logits(
         try:
             chunk.append((item, [decode_image(image, item.key) for image in item.images]))
         except BadSample as problem:
+            first_bad = first_bad or f"{problem.where} ({problem.reason})"
             bad[problem.reason] += 1
             ctx.skip(problem.reason, problem.where)
         if len(chunk) == reading.batch_size or seen == data.num_pairs:
@@ -90,7 +92,7 @@ def choice_logits(
                 logits[name] += _chunk_logits(name, model, chunk, prompt, reading.batch_size)
             chunk = []
             ctx.progress(seen, data.num_pairs, "items")
-    reading.check_bad(bad, data.num_pairs, "items")
+    reading.check_bad(bad, data.num_pairs, "items", first_bad)
     return ChoiceLogits(items, digests, logits)
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from vfm.config import UserError
 from vfm.data import BadSample, Sample, Source
-from vfm.eval.features import decoded_batches
+from vfm.eval.features import bad_place, decoded_batches
 from vfm.eval.finite import check_finite
 from vfm.models import ImageEncoder
 from vfm.publishing import publish_file
@@ -89,7 +89,7 @@ def embed_dataset(
     for batch in decoded_batches(source, reading, lambda sample: None):
         good = [item for _, item in batch if not isinstance(item, BadSample)]
         for number, item in ((number, item) for number, item in batch if isinstance(item, BadSample)):
-            first = first or f"{source.where(number)} ({item.reason})"
+            first = first or bad_place(source, number, item)
             bad[item.reason] += 1
             ctx.skip(item.reason, item.where)
         if good:

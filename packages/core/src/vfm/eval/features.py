@@ -82,8 +82,11 @@ def encode_dataset(
     first = next(iter(caches.values()), FeatureCache())
     found: dict[int, tuple[Sample, bytes]] = {}
     bad: Counter[str] = Counter()
+    first_bad = ""
 
-    def skip(problem: BadSample) -> None:
+    def skip(number: int, problem: BadSample) -> None:
+        nonlocal first_bad
+        first_bad = first_bad or bad_place(source, number, problem)
         bad[problem.reason] += 1
         ctx.skip(problem.reason, problem.where)
 
@@ -92,15 +95,15 @@ def encode_dataset(
             check(sample := source.facts(number))
             found[number] = (sample, first.digest(number))
         except BadSample as problem:
-            skip(problem)
+            skip(number, problem)
     new: dict[str, list[tuple[list[int], Tensor]]] = {name: [] for name in encoders}
     missing = [number for number in range(len(source)) if number not in cached_by_all]
     seen = len(cached_by_all)
     for batch in decoded_batches(source, reading, check, missing):
         good = [(number, *item) for number, item in batch if not isinstance(item, BadSample)]
-        for _, item in batch:
+        for number, item in batch:
             if isinstance(item, BadSample):
-                skip(item)
+                skip(number, item)
         # Without the image files, which would hold the whole dataset in memory.
         found |= {number: (replace(sample, image=b""), digest) for number, sample, _, digest in good}
         for name, encoder in encoders.items():
@@ -110,7 +113,7 @@ def encode_dataset(
                 new[name].append((list(images), features_of_batch))
         seen += len(batch)
         ctx.progress(seen, len(source), "images")
-    reading.check_bad(bad, len(source))
+    reading.check_bad(bad, len(source), first=first_bad)
     for name, parts in new.items():
         if parts:
             new_numbers = [number for part, _ in parts for number in part]
@@ -120,6 +123,11 @@ def encode_dataset(
     for name, rows in features.items():  # cached ones too, which an older version may have stored unchecked
         check_finite(rows, name, [found[n][0].key for n in numbers])
     return Encoded(numbers, [found[n][0] for n in numbers], [found[n][1] for n in numbers], features)
+
+
+def bad_place(source: Source, number: int, problem: BadSample) -> str:
+    """Return the address of a bad sample, with its shard, and the reason."""
+    return f"{source.where(number)} ({problem.reason})"
 
 
 def encode_labeled(

@@ -25,7 +25,7 @@ from vfm.models.model_sources import check_weights_file, fetch, first_line, loca
 from vfm.models.preprocess import Preprocess
 from vfm.models.vision_import import show_key_report
 from vfm.models.weight_transfer import KeyReport
-from vfm.models.weights import load_state_dict, save_state_dict
+from vfm.models.weights import check_finite_weights, load_state_dict, save_state_dict
 from vfm.stage import Context, Preflight
 from vfm.stages.models import HUB_PREFIX, ImportClip
 
@@ -40,6 +40,7 @@ def import_clip_checkpoint(config: ImportClip, ctx: Context) -> ClipCheckpoint:
     if config.text_from:
         options = replace(options, text_from=load_clip(ctx.load(config.text_from)))
     model = import_clip(config.source, config.pretrained, options, report)
+    check_finite_weights(model.module.state_dict(), config.pretrained or config.source)
     show_key_report(ctx, report)
     if reason := open_clip_incompatibility(model):
         ctx.warn(reason)

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from vfm.artifacts import GeneratorCheckpoint
 from vfm.config import UserError
 from vfm.models.model_sources import fetch, local_folder
+from vfm.models.weights import check_finite_weights
 from vfm.stage import Context
 from vfm.stages.models import HUB_PREFIX, ImportGenerator
 from vfm.store_files import naming, read_record, reading
@@ -60,8 +61,8 @@ def import_generator(source: str, directory: Path) -> GeneratorCheckpoint:
 
     Raises:
         UserError: the model does not exist or is not in diffusers' layout; the weights of its denoiser, VAE or text
-            encoders are missing, pickled, of half precision only or do not fit their configuration; a tokenizer is
-            missing; or diffusers is not installed.
+            encoders are missing, pickled, of half precision only, not finite or do not fit their configuration; a
+            tokenizer is missing; or diffusers is not installed.
     """
     folder = _find_folder(source)
     facts = read_facts(folder)
@@ -71,6 +72,8 @@ def import_generator(source: str, directory: Path) -> GeneratorCheckpoint:
         if file.is_file() and _is_needed(name):
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, directory / name)
+            if _WEIGHTS.fullmatch(file.name):
+                _check_finite(file)
     return GeneratorCheckpoint.create(directory, **facts)
 
 
@@ -237,6 +240,13 @@ def _shapes(folder: Path, source: str) -> dict[str, list[int]]:
         with reading(file, "safetensors"), safe_open(file, framework="pt") as content:
             shapes.update({key: content.get_slice(key).get_shape() for key in content.keys()})  # noqa: SIM118
     return shapes
+
+
+def _check_finite(file: Path) -> None:
+    """Check a file's weights; tensors are read one by one, since together they may exceed the memory."""
+    with reading(file, "safetensors"), safe_open(file, framework="pt") as content:
+        for key in content.keys():  # noqa: SIM118
+            check_finite_weights({key: content.get_tensor(key)}, file)
 
 
 def _half_precision(folder: Path, source: str) -> str | None:

@@ -18,7 +18,7 @@ from vfm.models.eva_layouts import masked_modelling_of
 from vfm.models.model_sources import check_weights_file, local_folder, weights_file_as_source
 from vfm.models.vision import build_vision, save_vision
 from vfm.models.weight_transfer import KeyReport
-from vfm.models.weights import load_state_dict
+from vfm.models.weights import check_finite_weights, load_state_dict
 from vfm.stage import Context, Preflight
 from vfm.stages.models import FOLDER_PREFIX, HUB_PREFIX, ImportVision
 
@@ -28,6 +28,7 @@ def import_vision_checkpoint(config: ImportVision, ctx: Context) -> VisionCheckp
     options = ReadOptions(ema=config.weights == "ema", patch_resize=config.patch_resize)
     report = KeyReport()
     model = import_vision(config.source, config.pretrained, options, report)
+    check_finite_weights(model.state_dict(), config.pretrained or config.source)
     show_key_report(ctx, report)
     return save_vision(model, ctx.directory)
 

@@ -87,6 +87,22 @@ def load_state_dict(file: str | Path, *, ema: bool = True) -> dict[str, Tensor]:
     return tensors
 
 
+def check_finite_weights(state_dict: Mapping[str, Tensor], where: object) -> None:
+    """Check that no weight is NaN or infinite.
+
+    Args:
+        state_dict: tensors by name.
+        where: their origin, for the error.
+
+    Raises:
+        UserError: a tensor is not finite; the line has the first.
+    """
+    wrong = [key for key, value in state_dict.items() if not torch.isfinite(value).all()]
+    if wrong:
+        more = f" and {len(wrong) - 1} more tensors" if len(wrong) > 1 else ""
+        raise UserError(f"{where}: expected finite weights, got NaN or infinity in {wrong[0]}{more}")
+
+
 def _load_pickle(file: Path) -> Any:
     if not _is_torchscript(file):
         with torch.serialization.safe_globals([argparse.Namespace]):  # official trainers save their `args` too

@@ -15,12 +15,14 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from xml.etree import ElementTree
 
 from vfm.plugin import UserError
 
 ARTICLES = "0"  # the namespace of articles
+MAX_LINE = 16 << 20  # bytes of a line of text, as in the tables of core
 BinaryStream = bz2.BZ2File | gzip.GzipFile | io.BufferedReader
 OnRead = Callable[[int], None]  # called with the number of bytes of the file that have been read
 
@@ -87,11 +89,26 @@ def _local(element: ElementTree.Element) -> str:
 def lines(file: Path, on_read: OnRead | None = None) -> Iterator[bytes]:
     """Yield lines of plain text, without the lines of WikiExtractor that begin and end an article."""
     with unpacked(file) as (stream, tell):
-        for line in stream:
+        for line in _bounded(stream, file):
             if not line.startswith((b"<doc ", b"</doc>")):
                 yield line
             if on_read:
                 on_read(tell())
+
+
+def _bounded(stream: BinaryStream, file: Path) -> Iterator[bytes]:
+    """Yield the lines of a file.
+
+    Raises:
+        UserError: a line is too long for the memory: a few MB of a compressed file may be a line of GB.
+    """
+    for number in count(1):
+        line = stream.readline(MAX_LINE + 1)
+        if not line:
+            return
+        if len(line) > MAX_LINE:
+            raise UserError(f"{file}: line {number} is longer than {MAX_LINE >> 20} MiB; expected lines of text")
+        yield line
 
 
 def views_of_hour(
@@ -108,18 +125,18 @@ def views_of_hour(
         on_bad: called with (reason, where) for each line that cannot be used.
 
     Raises:
-        UserError: the file ends early or is not what its name says.
+        UserError: the file ends early or is not what its name says, or a line is too long.
     """
     views: Counter[str] = Counter()
     domains = {domain.encode(), *([f"{domain}.m".encode()] if mobile else [])}
     with unpacked(file) as (stream, _):
-        for number, line in enumerate(stream, 1):
+        for number, line in enumerate(_bounded(stream, file), 1):
             if line.partition(b" ")[0] not in domains:
                 continue
             try:
-                _, title, count, _ = line.decode().split(" ")
+                _, title, number_of_views, _ = line.decode().split(" ")
                 if ":" not in title:
-                    views[title.replace("_", " ")] += int(count)
+                    views[title.replace("_", " ")] += int(number_of_views)
             except ValueError as error:  # invalid UTF-8, too few columns, or a count that is not a number
                 reason = "invalid_utf8" if isinstance(error, UnicodeDecodeError) else "broken_line"
                 if on_bad:
