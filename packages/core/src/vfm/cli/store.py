@@ -59,26 +59,63 @@ def runs(store: StoreOption = DEFAULT_STORE, debug: DebugOption = False) -> None
 
 @command
 def report(
-    run: Annotated[str, typer.Argument(help="Recipe or its name, NAME@NUMBER as `vfm runs` lists it, or folder.")],
+    run: Annotated[
+        list[str],
+        typer.Argument(help="Recipe or its name, NAME@NUMBER as `vfm runs` lists it, or folder; several are compared."),
+    ],
     store: StoreOption = DEFAULT_STORE,
-    out: Annotated[Path | None, typer.Option(help="File to write; default: report.html in the run's folder.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to write; default: report.html in the run's folder, or comparison.html here."),
+    ] = None,
     debug: DebugOption = False,
 ) -> None:
-    """Draw the report of a finished run again, and show its results."""
+    """Draw the report of a finished run again, and show its results. Of several runs, draw their comparison."""
     stage_types(load_plugins())
-    directory = find_run(run, Store(store))
-    if directory is None or read_sealed(directory / RUN_FILE).get("seconds", 0) is None:
-        names = dict.fromkeys(kept.name for kept in kept_runs(Store(store)) if kept.finished)
-        raise UserError(f"no finished run {run!r} in {store}; finished runs: {', '.join(names) or 'none'}")
-    page = out or directory / REPORT_FILE
+    directories = [_finished_run(word, store) for word in run]
+    directory, *others = directories
+    page = out or (Path("comparison.html") if others else directory / REPORT_FILE)
     if page.is_dir():
         raise UserError(f"{page}: expected a file to write the report to, got a folder")
+    if others:
+        compare_runs(directories, page)
+        show_line(f"comparison: {page}")
+        return
     if is_writable(page.parent):
         write_report(summary_of_run(directory), page)
     elif out or not is_current(directory):
         raise UserError(f"{page}: no permission to write; give another file with --out")
     show_results(directory)
     show_line(f"report: {page}")
+
+
+def _finished_run(word: str, store: Path) -> Path:
+    """Return the folder of a finished run.
+
+    Raises:
+        UserError: there is none.
+    """
+    directory = find_run(word, Store(store))
+    if directory is None or read_sealed(directory / RUN_FILE).get("seconds", 0) is None:
+        names = dict.fromkeys(kept.name for kept in kept_runs(Store(store)) if kept.finished)
+        raise UserError(f"no finished run {word!r} in {store}; finished runs: {', '.join(names) or 'none'}")
+    return directory.resolve()
+
+
+def compare_runs(directories: list[Path], page: Path) -> None:
+    """Write the page that compares runs.
+
+    Raises:
+        UserError: two of them are the same run, or a package for drawing is missing.
+    """
+    names = [directory.name for directory in directories]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"expected different runs to compare, got {twice[0]} twice")
+    try:
+        from vfm.flow.report.comparison import write_comparison  # needs matplotlib, an optional extra
+    except ImportError as error:
+        raise UserError(f"the report needs {error.name}: pip install 'vfm-core[report]'") from None
+    write_comparison({folder.name: summary_of_run(folder) for folder in directories}, page)
 
 
 @command

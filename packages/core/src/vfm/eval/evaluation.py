@@ -1,6 +1,7 @@
 """The work that all evaluations share: load the models, evaluate, and write the report.
 
-A report's folder holds its facts (scores and paired tests), predictions as parquet, CLIP_benchmark's JSON, and panels.
+A report's folder holds its facts (scores and paired tests), predictions and scored items as parquet,
+CLIP_benchmark's JSON, and panels.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,12 +18,31 @@ import pyarrow.parquet as pq
 from vfm.artifacts import Artifact, Comparison, Metric, Report
 from vfm.eval.encoders import load_encoder
 from vfm.eval.hashes import checkpoint_hash
+from vfm.scored_items import write_items
 from vfm.scores import Evaluated, ModelResult
 from vfm.stage import Context
 from vfm.stages.evaluation.base import ModelEvaluation, short_name
-from vfm.stages.evaluation.dense import DenseEvaluation
 from vfm.statistics import compare, to_metric
 from vfm.train import prepare_device
+
+
+class ReportSettings(Protocol):
+    """What a report takes from the configuration of its evaluation."""
+
+    @property
+    def data(self) -> str:
+        """Name of the dataset."""
+        ...
+
+    @property
+    def task_name(self) -> str:
+        """Name of the task in result files."""
+        ...
+
+    @property
+    def resize_mode(self) -> str | None:
+        """How images are resized; None: as each model was trained."""
+        ...
 
 
 def evaluate_models(config: ModelEvaluation, ctx: Context) -> Report:
@@ -34,7 +54,7 @@ def evaluate_models(config: ModelEvaluation, ctx: Context) -> Report:
 
 
 def write_report(
-    config: ModelEvaluation | DenseEvaluation,
+    config: ReportSettings,
     ctx: Context,
     evaluated: Evaluated,
     checkpoints: Mapping[str, Artifact],
@@ -51,6 +71,7 @@ def write_report(
     metrics = [to_metric(score, model=name) for name, result in results.items() for score in result.scores]
     comparisons = _against_the_first(results)
     _write_predictions(ctx.directory, results)
+    write_items(ctx.directory, ((name, score) for name, result in results.items() for score in result.scores))
     for name in results:
         own = [metric for metric in metrics if metric.model == name]
         record = _record(config, evaluated, name, own, checkpoints.get(name))
@@ -82,7 +103,7 @@ def _write_predictions(directory: Path, results: Mapping[str, ModelResult]) -> N
 
 
 def _record(
-    config: ModelEvaluation | DenseEvaluation,
+    config: ReportSettings,
     evaluated: Evaluated,
     name: str,
     metrics: Sequence[Metric],

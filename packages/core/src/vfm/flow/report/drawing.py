@@ -74,13 +74,24 @@ def draw_panels(directory: Path, salt: str) -> Iterator[Drawing]:
         salt: makes the ids inside the drawings unique on the page.
     """
     for index, file in enumerate(panel_files(directory)):
-        panel, content, problem = None, None, ""
         try:
             panel = load_panel(file)
-            content = _content(panel, directory, f"{salt}-{index}")
         except ValueError as error:
-            problem = f"this panel cannot be drawn: {str(error).splitlines()[0]}"
-        yield Drawing(panel, content, problem)
+            yield Drawing(None, problem=_problem(error))
+            continue
+        yield draw(panel, directory, f"{salt}-{index}")
+
+
+def draw(panel: Panel, directory: Path, salt: str) -> Drawing:
+    """Return a panel prepared for the page; its pictures are in `directory`."""
+    try:
+        return Drawing(panel, _content(panel, directory, salt))
+    except ValueError as error:
+        return Drawing(panel, problem=_problem(error))
+
+
+def _problem(error: ValueError) -> str:
+    return f"this panel cannot be drawn: {str(error).splitlines()[0]}"
 
 
 def _content(panel: Panel, directory: Path, salt: str) -> Curves | Bars | Table | ImageGrid | None:

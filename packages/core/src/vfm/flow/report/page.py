@@ -77,10 +77,7 @@ def write_report(run: RunSummary, path: Path) -> None:
         UserError: jinja2 or matplotlib is not installed.
     """
     try:
-        import jinja2  # optional extra
-
-        from vfm.flow.report.charts import color  # imports matplotlib, an optional extra
-        from vfm.flow.report.drawing import draw_panels
+        from vfm.flow.report.drawing import draw_panels  # imports matplotlib, an optional extra
     except ImportError as error:
         raise UserError(f"the report needs {error.name}: pip install 'vfm-core[report]'") from None
     over_seeds = seed_tables(run)
@@ -93,6 +90,30 @@ def write_report(run: RunSummary, path: Path) -> None:
         Section(entry, tables.get(entry.name), [d for d in drawn[entry.name] if not d.front], base in bases[:index])
         for index, (entry, base) in enumerate(zip(run.stages, bases, strict=True))
     ]
+    render(run, headline, front, sections, path)
+
+
+def render(
+    run: RunSummary, headline: list[ResultTable], front: list[Drawing], sections: list[Section], path: Path
+) -> None:
+    """Write a page to `path`, completely or not at all.
+
+    Args:
+        run: what the page is about.
+        headline: results for the top of the page.
+        front: panels for the top of the page.
+        sections: one for each stage.
+        path: the file.
+
+    Raises:
+        UserError: jinja2 or matplotlib is not installed.
+    """
+    try:
+        import jinja2  # optional extra
+
+        from vfm.flow.report.charts import color  # imports matplotlib, an optional extra
+    except ImportError as error:
+        raise UserError(f"the report needs {error.name}: pip install 'vfm-core[report]'") from None
     linked = {section.entry.name: section.entry.anchor for section in sections if section.filled}
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, finalize=shown, trim_blocks=True, lstrip_blocks=True

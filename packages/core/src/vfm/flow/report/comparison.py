@@ -1,0 +1,184 @@
+"""The page that compares runs: results with paired tests, curves in one chart, and the differences of the settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm.artifacts import Artifact, Comparison, Report
+from vfm.config import UserError
+from vfm.flow.reasons import differences
+from vfm.flow.report.drawing import Drawing, draw
+from vfm.flow.report.page import Section, render
+from vfm.flow.report.result_table import Result, ResultTable, Row
+from vfm.flow.report.run_summary import RunSummary, StageEntry
+from vfm.panels import LinesPanel, TablePanel, load_panels
+from vfm.scored_items import read_items
+from vfm.statistics import Accuracy, compare
+from vfm.store_files import read_json
+
+NOTE = (
+    "Tests are paired on the same items, and say whether these two models differ on them. Whether a setting makes the"
+    " difference needs several seeds."
+)
+Entries = Mapping[str, StageEntry]  # by the name of the run
+
+
+def write_comparison(runs: Mapping[str, RunSummary], path: Path) -> None:
+    """Write the page that compares runs; the first is the one that the others are compared with.
+
+    Args:
+        runs: summaries by the names that the page shows.
+        path: the file.
+    """
+    names = list(dict.fromkeys(entry.name for run in runs.values() for entry in run.stages))
+    stages = {
+        name: {run: entry for run, summary in runs.items() for entry in summary.stages if entry.name == name}
+        for name in names
+    }
+    changed = {name: found for name, found in stages.items() if len({entry.id for entry in found.values()}) > 1}
+    tables = [table for name, found in changed.items() if (table := result_table(name, found))]
+    settings = settings_table(stages, list(runs))
+    sections = [
+        Section(next(iter(found.values())), None, drawings, repeats=False)
+        for found in changed.values()
+        if (drawings := list(overlaid_curves(found)))
+    ]
+    first = next(iter(runs.values()))
+    everything = [_of_run(entry, run) for run, summary in runs.items() for entry in summary.stages]
+    summary = replace(
+        first,
+        recipe=" and ".join(runs),
+        description=f"{NOTE} Stages of one artifact in all runs are left out.",
+        command=f"vfm report {' '.join(runs)}",
+        seconds=sum(run.seconds for run in runs.values()),
+        stages=everything,
+        seeds=(),
+        recipe_text="",
+    )
+    render(summary, tables, [draw(settings, path.parent, "settings")], sections, path)
+
+
+def result_table(name: str, entries: Entries) -> ResultTable | None:
+    """Return the metrics of an evaluation in all runs, each model compared with that of the same name in the first."""
+    reports = {run: report for run, entry in entries.items() if (report := _report(entry))}
+    if len(reports) < 2:
+        return None
+    first, *_ = reports
+    items = {run: read_items(entries[run].directory) for run in reports}
+    data = {run: _data_hash(entries[run].directory) for run in reports}
+    results: dict[str, Result] = {}
+    for run, report in reports.items():
+        for metric in report.metrics:
+            result = results.setdefault(metric.name, Result(metric.name, metric.unit, metric.n, metric.chance, []))
+            test = None
+            if run != first and data[run] == data[first]:
+                key = (metric.model, metric.name)
+                test = _paired(items[first].get(key), items[run].get(key), first, f"{run}: {metric.model}")
+            row = Row(f"{run}: {metric.model}", metric.value, metric.low, metric.high, comparison=test)
+            result.rows.append(row)
+    same = all(data[run] == data[first] for run in reports)
+    subtitle = f"{reports[first].task} on {reports[first].dataset}" + ("" if same else ", on different data: no tests")
+    anchor = f"made-{_of_run(entries[first], first).anchor}"
+    return ResultTable(name, subtitle, anchor, list(results.values()), num_headline=len(results))
+
+
+def _of_run(entry: StageEntry, run: str) -> StageEntry:
+    """Return a stage under a name that is unique among the runs."""
+    return replace(entry, name=f"{entry.name}@{run}")
+
+
+def _report(entry: StageEntry) -> Report | None:
+    try:
+        artifact = Artifact.load(entry.directory, verify=False)
+    except UserError:
+        return None
+    return artifact if isinstance(artifact, Report) else None
+
+
+def _data_hash(directory: Path) -> str:
+    """Return the hash of the evaluated items; empty if the report has none."""
+    records = sorted((directory / "results").glob("*.json"))
+    return str(read_json(records[0]).get("data_sha256", "")) if records else ""
+
+
+def _paired(before: Accuracy | None, after: Accuracy | None, baseline: str, model: str) -> Comparison | None:
+    """Return the paired test of two scores; None if their items are not known, or not the same."""
+    if before is None or after is None or len(before.correct) != len(after.correct):
+        return None
+    pairs = ((before.groups, after.groups), (before.classes, after.classes))
+    if not all(np.array_equal(_known(a), _known(b)) for a, b in pairs):
+        return None
+    return compare(before, after, baseline=baseline, model=model)
+
+
+def _known(values: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    return np.empty(0, np.int64) if values is None else values
+
+
+def settings_table(stages: Mapping[str, Entries], runs: Sequence[str]) -> TablePanel:
+    """Return the settings that differ: a row for each, a column for each run."""
+    rows: list[list[str | float | int | None]] = []
+    for name, entries in stages.items():
+        if len(entries) < len(runs):
+            rows.append([name, "", *("yes" if run in entries else "no such stage" for run in runs)])
+            continue
+        configs = {run: entry.manifest.get("config", {}) for run, entry in entries.items()}
+        sources = {run: {"sources": entry.manifest.get("sources", {})} for run, entry in entries.items()}
+        keys = _differing(list(configs.values()))
+        rows += [[name, key, *(_shown(_at(configs[run], key)) for run in runs)] for key in keys]
+        rows += [
+            [name, key, *(_shown(_at(sources[run], key)) for run in runs)] for key in _differing([*sources.values()])
+        ]
+    note = "Stages that differ only because an earlier one does have no row." if rows else "The settings are the same."
+    return TablePanel(title="Settings", note=note, front=True, columns=["stage", "setting", *runs], rows=rows)
+
+
+def _differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    first, *others = configs
+    return list(dict.fromkeys(key for other in others for key, _, _ in differences(first, other)))
+
+
+def _at(config: Any, key: str) -> Any:
+    """Return the value at a dotted key, as `differences` yields it; None if there is none."""
+    if key == "" or not isinstance(config, Mapping):
+        return config if key == "" else None
+    for name in config:
+        if key == name or key.startswith(f"{name}."):
+            return _at(config[name], key[len(name) + 1 :])
+    return None
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value, default=str)
+
+
+def overlaid_curves(entries: Entries) -> Iterator[Drawing]:
+    """Yield the charts that a stage left in several runs, with the curves of all runs in each."""
+    charts: dict[str, list[tuple[str, LinesPanel]]] = {}
+    for run, entry in entries.items():
+        try:
+            panels = load_panels(entry.directory)
+        except UserError:
+            continue
+        for panel in panels:
+            if isinstance(panel, LinesPanel):
+                charts.setdefault(panel.title, []).append((run, panel))
+    for title, found in charts.items():
+        if len(found) < 2:
+            continue
+        single = all(len(panel.series) == 1 for _, panel in found)
+        series = [
+            one.model_copy(update={"name": run if single else f"{run}: {one.name}"})
+            for run, panel in found
+            for one in panel.series
+        ]
+        merged = found[0][1].model_copy(update={"series": series})
+        anchor = next(iter(entries.values())).anchor
+        yield draw(merged, Path(), f"{anchor}-{title}")
