@@ -37,24 +37,59 @@ def slide(picture: NDArray[np.uint8], logits: CropLogits, side: int, step: int, 
         step: between windows.
         batch_size: crops per call.
     """
-    height, width = picture.shape[:2]
-    padded = np.pad(picture, ((0, max(0, side - height)), (0, max(0, side - width)), (0, 0)))
-    places = [
-        (top, left)
-        for top in window_starts(len(padded), side, step)
-        for left in window_starts(padded.shape[1], side, step)
-    ]
-    total, count = torch.zeros(0), torch.zeros(padded.shape[:2])
+    padded = pad_to_window(picture, side)
+    places = window_places(padded.shape[:2], side, step)
+    mean = WindowMean(padded.shape[:2], side)
     for start in range(0, len(places), batch_size):
         part = places[start : start + batch_size]
         crops = np.stack([padded[top : top + side, left : left + side] for top, left in part])
-        scores = F.interpolate(torch.from_numpy(logits(crops)), size=(side, side), mode="bilinear", align_corners=False)
-        if not len(total):
-            total = torch.zeros(scores.shape[1], *padded.shape[:2])
-        for (top, left), one in zip(part, scores, strict=True):
-            total[:, top : top + side, left : left + side] += one
-            count[top : top + side, left : left + side] += 1
-    return (total / count)[:, :height, :width]
+        mean.add(part, torch.from_numpy(logits(crops)))
+    return mean.scores()[:, : picture.shape[0], : picture.shape[1]]
+
+
+def pad_to_window(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Return a picture, (H, W, 3), whose sides are those of a window at least; zeros are added."""
+    height, width = picture.shape[:2]
+    return np.pad(picture, ((0, max(0, side - height)), (0, max(0, side - width)), (0, 0)))
+
+
+def window_places(size: tuple[int, ...], side: int, step: int) -> list[tuple[int, int]]:
+    """Return top and left of each window of a picture, (H, W)."""
+    return [(top, left) for top in window_starts(size[0], side, step) for left in window_starts(size[1], side, step)]
+
+
+class WindowMean:
+    """The mean score of all windows that cover a pixel."""
+
+    def __init__(self, size: tuple[int, ...], side: int) -> None:
+        """Begin with no window.
+
+        Args:
+            size: H and W.
+            side: S.
+        """
+        self.side = side
+        self._total: Tensor | None = None
+        self._count = torch.zeros(size[0], size[1])
+
+    def add(self, places: Sequence[tuple[int, int]], scores: Tensor) -> None:
+        """Add the scores of windows, (B, K, h, w), which are enlarged to S (bilinear)."""
+        enlarged = F.interpolate(scores, size=(self.side, self.side), mode="bilinear", align_corners=False)
+        if self._total is None:
+            self._total = enlarged.new_zeros(enlarged.shape[1], *self._count.shape)
+        for (top, left), one in zip(places, enlarged, strict=True):
+            self._total[:, top : top + self.side, left : left + self.side] += one
+            self._count[top : top + self.side, left : left + self.side] += 1
+
+    def scores(self) -> Tensor:
+        """Return the mean, (K, H, W).
+
+        Raises:
+            ValueError: no window was added.
+        """
+        if self._total is None:
+            raise ValueError("expected at least one window, got none")
+        return self._total / self._count.to(self._total.device)
 
 
 def predict_labels(

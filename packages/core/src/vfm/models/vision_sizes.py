@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -17,9 +17,22 @@ from torch.func import functional_call
 from vfm.config import UserError
 
 Sides = tuple[int, int]
+Resample = Callable[[Tensor, Sides, Sides], Tensor]
+"""Learned positions (1, P + N, D), their grid and another one, to the positions of that one; P prefix tokens stay."""
 
 
-def intermediates_at_size(visual: Any, pixels: Tensor, **arguments: Any) -> Any:
+def resample_positions(positions: Tensor, own: Sides, grid: Sides) -> Tensor:
+    """Return positions (1, P + N, D) for another grid, as timm does; prefix tokens keep theirs."""
+    num_prefix_tokens = positions.shape[1] - own[0] * own[1]
+    resampled: Tensor = resample_abs_pos_embed(
+        positions, new_size=list(grid), old_size=list(own), num_prefix_tokens=num_prefix_tokens
+    )
+    return resampled
+
+
+def intermediates_at_size(
+    visual: Any, pixels: Tensor, *, resample: Resample = resample_positions, **arguments: Any
+) -> Any:
     """Return what `forward_intermediates` of a vision transformer returns, at the size of the pixels.
 
     Learned positions are interpolated as timm does when it loads a checkpoint for another size (bicubic, antialiased),
@@ -29,6 +42,7 @@ def intermediates_at_size(visual: Any, pixels: Tensor, **arguments: Any) -> Any:
     Args:
         visual: open_clip's or timm's vision transformer.
         pixels: (B, 3, H, W).
+        resample: how learned positions are interpolated.
         arguments: of `forward_intermediates`.
 
     Raises:
@@ -50,9 +64,9 @@ def intermediates_at_size(visual: Any, pixels: Tensor, **arguments: Any) -> Any:
         return visual.forward_intermediates(pixels, **arguments)
     grid = (size[0] // patch[0], size[1] // patch[1])
     if is_open_clip:
-        positions = _resampled(visual.positional_embedding[None], visual.grid_size, grid)[0]
+        positions = resample(visual.positional_embedding[None], visual.grid_size, grid)[0]
         return _call_with({"positional_embedding": positions}, visual, pixels, arguments)
-    tensors = _timm_positions(visual, grid)
+    tensors = _timm_positions(visual, grid, resample)
     with _input_size(embed, size):
         return _call_with(tensors, visual, pixels, arguments)
 
@@ -74,7 +88,7 @@ def _call_with(tensors: dict[str, Tensor], visual: nn.Module, pixels: Tensor, ar
     return functional_call(_Intermediates(visual), named, (pixels,), arguments)
 
 
-def _timm_positions(trunk: Any, grid: Sides) -> dict[str, Tensor]:
+def _timm_positions(trunk: Any, grid: Sides, resample: Resample) -> dict[str, Tensor]:
     """Return the learned and the rotary positions of a timm transformer for a grid, by name."""
     if any("rel_pos" in name or "relative_position" in name for name, _ in trunk.named_parameters()):
         raise UserError(
@@ -83,21 +97,12 @@ def _timm_positions(trunk: Any, grid: Sides) -> dict[str, Tensor]:
         )
     tensors = {}
     if getattr(trunk, "pos_embed", None) is not None:
-        tensors["pos_embed"] = _resampled(trunk.pos_embed, trunk.patch_embed.grid_size, grid)
+        tensors["pos_embed"] = resample(trunk.pos_embed, trunk.patch_embed.grid_size, grid)
     if getattr(trunk, "rope", None) is not None:
         rope = deepcopy(trunk.rope)
         rope.update_feat_shape(grid)
         tensors.update({f"rope.{name}": value for name, value in rope.named_buffers()})
     return tensors
-
-
-def _resampled(positions: Tensor, own: Sides, grid: Sides) -> Tensor:
-    """Return positions (1, P + N, D) for another grid; prefix tokens keep theirs."""
-    num_prefix_tokens = positions.shape[1] - own[0] * own[1]
-    resampled: Tensor = resample_abs_pos_embed(
-        positions, new_size=list(grid), old_size=list(own), num_prefix_tokens=num_prefix_tokens
-    )
-    return resampled
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vfm.config import UserError
 from vfm.models.clip import ClipModel
-from vfm.models.vision_sizes import intermediates_at_size
+from vfm.models.vision_sizes import Resample, intermediates_at_size, resample_positions
 
 TensorMap = Callable[[Tensor], Tensor]
 
@@ -66,8 +66,12 @@ class VisionTower:
         return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
 
 
-def vision_tower(model: ClipModel | nn.Module) -> VisionTower:
+def vision_tower(model: ClipModel | nn.Module, resample: Resample = resample_positions) -> VisionTower:
     """Return the vision transformer of a CLIP model or a timm encoder as a `VisionTower`.
+
+    Args:
+        model: a CLIP model or a timm encoder.
+        resample: how learned positions are interpolated for images of another size than the encoder's.
 
     Raises:
         UserError: it is not a transformer over patches.
@@ -76,11 +80,11 @@ def vision_tower(model: ClipModel | nn.Module) -> VisionTower:
     module = model.module if isinstance(model, ClipModel) else model
     visual = getattr(module, "visual", module)
     if isinstance(visual, OpenClipViT):
-        return _open_clip_tower(visual, name)
+        return _open_clip_tower(visual, name, resample)
     trunk, head = (visual.trunk, visual.head) if isinstance(visual, TimmModel) else (visual, nn.Identity())
     if not all(hasattr(trunk, part) for part in ("forward_intermediates", "blocks", "patch_embed", "fc_norm")):
         raise UserError(f"{name}: {type(trunk).__name__} has no patch tokens; expected a vision transformer")
-    return _timm_tower(trunk, head, name)
+    return _timm_tower(trunk, head, name, resample)
 
 
 def read_tokens(tower: VisionTower, pixels: Tensor, layer: int) -> BlockTokens:
@@ -116,7 +120,7 @@ def read_layers(tower: VisionTower, pixels: Tensor, layers: Sequence[int]) -> li
     return [found[index] for index in indices]
 
 
-def _open_clip_tower(visual: OpenClipViT, name: str) -> VisionTower:
+def _open_clip_tower(visual: OpenClipViT, name: str, resample: Resample) -> VisionTower:
     if visual.attn_pool is not None:
         norm: TensorMap = nn.Identity()
         why = "its pooling head projects the image, not the patches"
@@ -127,6 +131,7 @@ def _open_clip_tower(visual: OpenClipViT, name: str) -> VisionTower:
         out = intermediates_at_size(
             visual,
             pixels,
+            resample=resample,
             indices=layers,
             stop_early=True,
             intermediates_only=True,
@@ -163,7 +168,7 @@ def _open_clip_tower(visual: OpenClipViT, name: str) -> VisionTower:
     )
 
 
-def _timm_tower(trunk: Any, head: nn.Module, name: str) -> VisionTower:
+def _timm_tower(trunk: Any, head: nn.Module, name: str, resample: Resample) -> VisionTower:
     parts = [part for part in (trunk.head, *head.children()) if not isinstance(part, nn.Identity | nn.Dropout)]
     embed, why, pools_outside = nn.Sequential(*parts), "it has no projection", "pool" in dict(head.named_children())
     if getattr(trunk, "attn_pool", None) is not None or pools_outside:
@@ -174,6 +179,7 @@ def _timm_tower(trunk: Any, head: nn.Module, name: str) -> VisionTower:
         out = intermediates_at_size(
             trunk,
             pixels,
+            resample=resample,
             indices=layers,
             stop_early=True,
             intermediates_only=True,

@@ -3,6 +3,7 @@
 from vfm.stages.evaluation.base import FeatureEvaluation, ModelEvaluation, ReadSettings
 from vfm.stages.evaluation.dense import DenseEvaluation, DenseProbe, Detection, Panoptic, Segmentation
 from vfm.stages.evaluation.features import AttentiveProbe, Classify, FewShot, Knn, LinearProbe
+from vfm.stages.evaluation.open_segmentation import OpenSegmentation
 from vfm.stages.evaluation.reports import Curves, LeftOut, SummarisedReport, Summary
 from vfm.stages.evaluation.text_image import Choices, MmvpVlm, Retrieval, ZeroShot
 
@@ -20,12 +21,14 @@ EVALUATIONS = (
     Detection,
     Segmentation,
     Panoptic,
+    OpenSegmentation,
     Curves,
     Summary,
 )
 
 __all__ = [
     "EVALUATIONS", "AttentiveProbe", "Choices", "Classify", "Curves", "DenseEvaluation", "DenseProbe", "Detection",
-    "FeatureEvaluation", "FewShot", "Knn", "LeftOut", "LinearProbe", "MmvpVlm", "ModelEvaluation", "Panoptic",
-    "ReadSettings", "Retrieval", "Segmentation", "SummarisedReport", "Summary", "ZeroShot",
+    "FeatureEvaluation", "FewShot", "Knn", "LeftOut", "LinearProbe", "MmvpVlm", "ModelEvaluation",
+    "OpenSegmentation", "Panoptic", "ReadSettings", "Retrieval", "Segmentation", "SummarisedReport", "Summary",
+    "ZeroShot",
 ]  # fmt: skip

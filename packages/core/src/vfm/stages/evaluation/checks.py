@@ -11,6 +11,7 @@ from vfm.stage import Preflight, Ref
 from vfm.stages.evaluation.base import FeatureEvaluation, ModelEvaluation, short_name
 from vfm.stages.evaluation.dense import DenseEvaluation, DenseProbe
 from vfm.stages.evaluation.features import Classify, LinearProbe
+from vfm.stages.evaluation.open_segmentation import OpenSegmentation
 from vfm.stages.evaluation.reports import Curves
 from vfm.stages.evaluation.text_image import Retrieval, ZeroShot
 
@@ -113,6 +114,24 @@ def check_semantic(config: DenseProbe, data: AnnotatedImages, train: AnnotatedIm
         raise UserError(
             f"expected the same classes in {config.train} and {config.data}, got {here!r} where {there!r} is"
         )
+
+
+def check_open_segmentation(config: OpenSegmentation, ctx: Preflight) -> None:
+    """Check the models' names, and the labels of the data where it exists."""
+    check_named_once(config.models)
+    if data := ctx.artifact(config.data):
+        check_open_segmentation_data(config, data)
+
+
+def check_open_segmentation_data(config: OpenSegmentation, data: AnnotatedImages) -> None:
+    """Check that a dataset has semantic labels and images.
+
+    Raises:
+        UserError: it has not.
+    """
+    if "semantic" not in data.labels or not data.has_images:
+        found = ", ".join(data.labels) if data.has_images else "labels only"
+        raise UserError(f"{config.data}: {config.kind} needs images with semantic labels, got {found}")
 
 
 def check_named_once(models: Sequence[str]) -> None:

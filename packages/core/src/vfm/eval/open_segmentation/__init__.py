@@ -1,0 +1,1 @@
+"""Training-free open-vocabulary segmentation: rules of the last block, words, windows, thresholds, scores."""

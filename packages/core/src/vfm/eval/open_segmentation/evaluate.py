@@ -1,0 +1,198 @@
+"""Work of `eval.open_segmentation`: mean IoU of CLIP models by class names alone, for several rules of the last block.
+
+Sources of the common part (templates, windows, softmax over words, threshold): the published code of SCLIP
+(arXiv:2312.01597) and NACLIP (arXiv:2404.08181). The threshold of a background is not chosen on the images that it is
+scored on, as theirs is.
+"""
+
+# I images, W words, K classes, (H, W) a picture
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from open_clip import OPENAI_IMAGENET_TEMPLATES
+from PIL import Image
+
+from vfm.data.annotated import AnnotatedSource
+from vfm.eval.annotated_images import each_image
+from vfm.eval.encoders import load_encoder
+from vfm.eval.hashes import data_hash, item_digest
+from vfm.eval.open_segmentation.classes import EvaluatedClasses, evaluated_classes, short_side_of
+from vfm.eval.open_segmentation.decisions import (
+    Guess,
+    ThresholdCounts,
+    at_thresholds,
+    choose_thresholds,
+    counts_by_threshold,
+    decide,
+    halves,
+)
+from vfm.eval.open_segmentation.guesses import ceiling_counts, class_shares, uniform_guess
+from vfm.eval.open_segmentation.panels import Pair, add_pictures, class_panel, rules_panel, scale_panel
+from vfm.eval.open_segmentation.segmenter import Segmenter, View
+from vfm.eval.segmentation import pixel_table
+from vfm.eval.zero_shot import zero_shot_classifier
+from vfm.models import ClipModel, ImageEncoder
+from vfm.models.last_block import last_block_reader, papers_positions
+from vfm.models.vision_sizes import resample_positions
+from vfm.scores import Evaluated, ModelResult
+from vfm.stage import Context, Ref
+from vfm.stages.evaluation.checks import check_open_segmentation_data
+from vfm.stages.evaluation.open_segmentation import OpenSegmentation
+from vfm.statistics.mean_iou import MeanIou, PixelCounts
+from vfm.statistics.resampling import ResampledScore
+from vfm.train import resolve_device
+
+IMAGENET_TEMPLATES = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
+RESAMPLE = {"exact": resample_positions, "papers": papers_positions}
+NUM_PICTURES = 6
+
+
+@dataclass(frozen=True)
+class Method:
+    """What all pictures are segmented with: classes, models by name with their rules, and decisions."""
+
+    config: OpenSegmentation
+    classes: EvaluatedClasses
+    segmenters: Mapping[str, Segmenter]
+
+    @property
+    def thresholds(self) -> list[float]:
+        """Candidates of the background's threshold, ascending; without a background one that changes nothing."""
+        if self.classes.background is None:
+            return [0.0]
+        given = self.config.threshold
+        return sorted(set(self.config.thresholds)) if given == "held_out" else [given]
+
+    def guesses(self, model: str, picture: Image.Image, key: str) -> Iterator[tuple[str, Guess]]:
+        """Yield each rule with the best class of each pixel."""
+        segmenter, background = self.segmenters[model], self.classes.background
+        owners = torch.from_numpy(self.classes.owners).to(segmenter.classifier.device)
+        for rule, cosines in segmenter.cosines(picture, key).items():
+            scale, min_area = self.config.logit_scale, self.config.min_area
+            yield rule, decide(cosines(), owners, scale, background=background, min_area=min_area)
+
+
+@dataclass
+class Scored:
+    """One model with one rule: the place of each image's threshold, (I,), and the counts of all images."""
+
+    places: NDArray[np.int64]
+    counts: MeanIou
+
+
+def evaluate_open_segmentation(config: OpenSegmentation, ctx: Context, encoders: Mapping[str, ClipModel]) -> Evaluated:
+    """Evaluate CLIP models on all images of a dataset, by every rule.
+
+    Raises:
+        UserError: a model has no patch tokens in the joint space, or classes, words and dataset do not fit.
+    """
+    data = ctx.load(config.data)
+    check_open_segmentation_data(config, data)
+    source, classes = AnnotatedSource(data), evaluated_classes(config, data)
+    method = Method(config, classes, _segmenters(config, ctx, encoders, classes))
+    numbers: list[int] = []
+    digests: list[bytes] = []
+    counts: dict[Pair, list[ThresholdCounts]] = {(name, rule.name): [] for name in encoders for rule in config.rules}
+    ceilings: dict[str, list[PixelCounts]] = {name: [] for name in encoders}
+
+    def read(number: int) -> tuple[Image.Image, NDArray[np.int16]]:
+        return source.picture(number), classes.truth(source.semantic(number))
+
+    for number, (picture, truth) in each_image(source, config.reading, ctx, read):
+        numbers.append(number)
+        digests.append(item_digest(source.keys[number], [picture.tobytes(), truth.tobytes()]))
+        for name, segmenter in method.segmenters.items():
+            ceilings[name].append(ceiling_counts(truth, segmenter.grid(picture), len(classes.names)))
+            for rule, guess in method.guesses(name, picture, source.keys[number]):
+                of_image = counts_by_threshold(truth, guess, method.thresholds, classes.background, len(classes.names))
+                counts[name, rule].append(of_image)
+    half = halves(len(numbers), config.seed)
+    scored = {pair: _scored(one, half) for pair, one in counts.items()}
+    keys = [source.keys[number] for number in numbers]
+    results = {name: _result(method, scored, name, keys, half) for name in encoders}
+    _add_panels(method, ctx, source, numbers, scored, {name: MeanIou.of(one) for name, one in ceilings.items()})
+    return Evaluated(data_hash(data, digests), results)
+
+
+def _segmenters(
+    config: OpenSegmentation, ctx: Context, encoders: Mapping[str, ClipModel], classes: EvaluatedClasses
+) -> dict[str, Segmenter]:
+    def load(ref: Ref[Any]) -> ImageEncoder:
+        return load_encoder(ctx.load(ref), resolve_device(config.runtime))
+
+    rules = {rule.name: rule.build(load) for rule in config.rules}
+    templates, found = config.templates or IMAGENET_TEMPLATES, {}
+    for name, model in encoders.items():
+        reader = last_block_reader(model, RESAMPLE[config.positions])
+        words = zero_shot_classifier(model, classes.all_words, templates, config.micro_batch_size, name)
+        window = config.window or model.preprocess.image_size
+        side = None if window == "whole" else int(window)
+        short_side = short_side_of(config, side or model.preprocess.image_size)
+        view = View(short_side, side, config.stride, config.micro_batch_size, config.refine == "pamr")
+        found[name] = Segmenter(model, reader, words.to(model.device), rules, view, name)
+    return found
+
+
+def _scored(counts: Sequence[ThresholdCounts], half: NDArray[np.int64]) -> Scored:
+    places = choose_thresholds(counts, half)
+    return Scored(places, at_thresholds(counts, places))
+
+
+def _result(
+    method: Method, scored: Mapping[Pair, Scored], model: str, keys: Sequence[str], half: NDArray[np.int64]
+) -> ModelResult:
+    config, classes, view = method.config, method.classes, method.segmenters[model].view
+    scores: list[ResampledScore] = []
+    tables, chosen = {}, {}
+    for rule in config.rules:
+        one = scored[model, rule.name]
+        chance = {"miou": uniform_guess(class_shares(one.counts)), "pixel_acc": 1 / len(classes.names)}
+        for score in one.counts.scores(num_resamples=config.num_resamples):
+            if score.metric in chance:
+                metric = f"{rule.name}_{score.metric}"
+                scores.append(replace(score, metric=metric, chance=chance[score.metric]))
+        tables[f"images_{rule.name}"] = pixel_table(keys, one.counts)
+        chosen[rule.name] = [method.thresholds[place] for side in (0, 1) for place in one.places[half == side][:1]]
+    details = {
+        "resize_mode": f"shorter side {view.short_side}, " + (f"windows of {view.window}" if view.window else "whole"),
+        "rules": [rule.model_dump(mode="json") for rule in config.rules],
+        "num_classes": len(classes.names),
+        "words": classes.words,
+        "templates": len(config.templates or IMAGENET_TEMPLATES),
+        **({} if classes.background is None else {"thresholds": chosen}),
+    }
+    return ModelResult(scores, tables, details)
+
+
+def _add_panels(
+    method: Method,
+    ctx: Context,
+    source: AnnotatedSource,
+    numbers: Sequence[int],
+    scored: Mapping[Pair, Scored],
+    ceilings: Mapping[str, MeanIou],
+) -> None:
+    """Write the panels; the maps of the pictures are computed again, since all maps do not fit in memory."""
+    counts = {pair: one.counts for pair, one in scored.items()}
+    first = next(iter(counts.values()))
+    ctx.panel(rules_panel(counts))
+    ctx.panel(scale_panel(first, ceilings))
+    ctx.panel(class_panel(method.classes.names, counts, method.config.rules[0].name))
+    shares = first.right.sum(axis=1) / np.maximum(1, first.true.sum(axis=1))
+    spread = np.linspace(0, len(shares) - 1, min(NUM_PICTURES, len(shares))).round().astype(int)
+    rows = np.argsort(shares, kind="stable")[spread].tolist()
+    maps: dict[Pair, list[NDArray[np.int64]]] = {pair: [] for pair in scored}
+    for row in rows:
+        number = numbers[row]
+        for model in method.segmenters:
+            for rule, guess in method.guesses(model, source.picture(number), source.keys[number]):
+                threshold = method.thresholds[scored[model, rule].places[row]]
+                maps[model, rule].append(guess.at(threshold, method.classes.background))
+    add_pictures(ctx, source, [numbers[row] for row in rows], method.classes, maps)

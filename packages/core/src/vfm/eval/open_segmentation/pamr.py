@@ -1,0 +1,59 @@
+"""Pixel-adaptive mask refinement: scores move to neighbours of a like colour.
+
+Source: Araslanov and Roth 2020, Single-stage semantic segmentation from image labels (arXiv:2005.08104), section 4.2,
+with the settings that NACLIP's tables use.
+"""
+
+# K classes, O offsets, (H, W) a picture
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+DILATIONS = (8, 16)
+STEPS = 10
+SHARPNESS = 0.1  # of the local standard deviation
+SMALL = 1e-8
+NEIGHBOURS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+
+
+def refine_scores(scores: Tensor, picture: Tensor, steps: int = STEPS) -> Tensor:
+    """Return scores, (K, H, W), after rounds in which each pixel takes the weighted mean of its neighbours.
+
+    The neighbours are the eight at each distance of `DILATIONS`; borders repeat the outermost pixels.
+
+    Args:
+        scores: of the classes or words.
+        picture: (3, H, W), in any units: the local deviation divides them out.
+        steps: rounds.
+    """
+    around = [offset for offset in _offsets() if offset != (0, 0)]
+    padded = _padded(picture)
+    local = torch.stack([_shifted(padded, offset, picture.shape[1:]) for offset in _offsets()])  # (O, 3, H, W)
+    spread = SMALL + SHARPNESS * local.std(dim=0)
+    nearness = torch.stack(
+        [-((picture - _shifted(padded, offset, picture.shape[1:])).abs() / spread).mean(dim=0) for offset in around]
+    )
+    weights = nearness.softmax(dim=0)  # (O, H, W)
+    for _ in range(steps):
+        wide = _padded(scores)
+        scores = torch.zeros_like(scores)
+        for offset, weight in zip(around, weights, strict=True):
+            scores += weight * _shifted(wide, offset, weight.shape)
+    return scores
+
+
+def _offsets() -> list[tuple[int, int]]:
+    """Return the offsets of the local window; the centre is there once for each dilation."""
+    return [(step * y, step * x) for step in DILATIONS for y, x in NEIGHBOURS]
+
+
+def _padded(image: Tensor) -> Tensor:
+    return F.pad(image[None], [max(DILATIONS)] * 4, mode="replicate")[0]
+
+
+def _shifted(padded: Tensor, offset: tuple[int, int], size: torch.Size) -> Tensor:
+    top, left = max(DILATIONS) + offset[0], max(DILATIONS) + offset[1]
+    return padded[:, top : top + size[0], left : left + size[1]]

@@ -1,0 +1,90 @@
+"""Panels of open-vocabulary segmentation: rules by models, what guesses reach, classes, and maps side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vfm.data.annotated import AnnotatedSource
+from vfm.data.annotated.panels import overlay, palette
+from vfm.eval.dense_panels import join, share_right
+from vfm.eval.open_segmentation.classes import EvaluatedClasses
+from vfm.eval.open_segmentation.guesses import class_shares, guess_by_shares, one_class, uniform_guess
+from vfm.eval.segmentation import iou_panel
+from vfm.panels import ImagesPanel, Picture, TablePanel
+from vfm.stage import Context
+from vfm.statistics.mean_iou import MeanIou
+from vfm.statistics.resampling import mean_of_known
+
+Pair = tuple[str, str]  # model and rule
+SIDE = 120  # pixels of one map
+
+
+def rules_panel(totals: Mapping[Pair, MeanIou]) -> TablePanel:
+    """Return the table of the mean IoU, rules in rows and models in columns, with the gap of the last to the first."""
+    models, rules = list(dict.fromkeys(pair[0] for pair in totals)), list(dict.fromkeys(pair[1] for pair in totals))
+    rows: list[list[str | float | int | None]] = []
+    for rule in rules:
+        values = [100 * mean_iou(totals[model, rule]) for model in models]
+        gaps = [round(value - values[0], 1) for value in values[1:]]
+        rows.append([rule, *(round(value, 1) for value in values), *gaps])
+    gap_names = [f"{model} - {models[0]}" for model in models[1:]]
+    note = "Mean IoU in percent. Rules of the last block differ more than models: compare models within a row."
+    return TablePanel(title="Mean IoU by rule", note=note, order=10, columns=["rule", *models, *gap_names], rows=rows)
+
+
+def scale_panel(counts: MeanIou, ceilings: Mapping[str, MeanIou]) -> TablePanel:
+    """Return the table of what guesses reach, and a perfect model on each model's grid of patches."""
+    shares = class_shares(counts)
+    rows: list[list[str | float | int | None]] = [
+        ["guess: each class equally often", round(100 * uniform_guess(shares), 1)],
+        ["guess: each class by its share", round(100 * guess_by_shares(shares), 1)],
+        ["the most frequent class everywhere", round(100 * one_class(shares), 1)],
+    ]
+    rows += [[f"ceiling of the patches of {name}", round(100 * mean_iou(one), 1)] for name, one in ceilings.items()]
+    note = (
+        f"Mean IoU in percent, over {len(counts.true)} images and {int((shares > 0).sum())} classes with pixels; the"
+        " ceiling takes the most frequent class of each patch."
+    )
+    return TablePanel(title="How to read these numbers", note=note, order=20, columns=["", "mIoU"], rows=rows)
+
+
+def class_panel(names: Sequence[str], totals: Mapping[Pair, MeanIou], rule: str) -> TablePanel:
+    """Return the table of the IoU of each class by one rule."""
+    panel = iou_panel(names, {model: one for (model, own), one in totals.items() if own == rule})
+    return panel.model_copy(update={"title": f"Classes by IoU, rule {rule}"})
+
+
+def add_pictures(
+    ctx: Context,
+    source: AnnotatedSource,
+    numbers: Sequence[int],
+    classes: EvaluatedClasses,
+    maps: Mapping[Pair, Sequence[NDArray[np.int64]]],
+) -> None:
+    """Write some pictures with their labels and the maps of every rule, one row for each model."""
+    colours = palette(len(classes.names))
+    models, rules = list(dict.fromkeys(pair[0] for pair in maps)), list(dict.fromkeys(pair[1] for pair in maps))
+    pictures: list[Picture] = []
+    (ctx.directory / "panels").mkdir(parents=True, exist_ok=True)
+    for place, number in enumerate(numbers):
+        picture, truth = source.picture(number), classes.truth(source.semantic(number))
+        for model in models:
+            found = [maps[model, rule][place] for rule in rules]
+            drawn: list[NDArray[np.integer]] = [truth, *found]
+            shown = join([picture, *(overlay(picture, one, colours) for one in drawn)], SIDE)
+            file = f"panels/open-{len(pictures)}.jpg"
+            shown.save(ctx.directory / file, quality=90)
+            right = ", ".join(f"{100 * share_right(truth, one):.0f}" for one in found)
+            pictures.append(Picture(file=file, caption=f"{source.keys[number]}, {model}: {right} % right"))
+    note = (
+        f"Picture, labels, and the maps of {', '.join(rules)}; from the worst to the best of the first rule and model."
+    )
+    ctx.panel(ImagesPanel(title="Maps by rule", note=note, order=40, pictures=pictures, width=(2 + len(rules)) * SIDE))
+
+
+def mean_iou(counts: MeanIou) -> float:
+    """Return the mean IoU over the classes that occur."""
+    return float(mean_of_known(counts.by_class()))
