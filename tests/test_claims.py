@@ -14,7 +14,11 @@ from vfm.stage import Context
 from vfm.stages.shapes import ShapesPool
 
 TRAININGS = {
-    "metaclip_claim": ["raw", "matched", "balanced"],
+    "metaclip_claim": [
+        "raw", "matched", "random", "balanced", "raw_distinct", "random_distinct", "balanced_distinct",
+        "random_words", "balanced_words",
+    ],
+    "metaclip_claim_pairs": ["matched", "random", "balanced"],
     "eva_claim": [
         "teacher", "eva", "from_eva", "from_scratch", "from_scratch_longer", "from_scratch_hot", "from_eva_hot",
     ],
@@ -48,6 +52,7 @@ SHORT += ["taught.global_batch_size=16", "clip.global_batch_size=16"]
 SMALL_PRIOR = ("image_size=8", "denoiser.block_out_channels=[8, 8]")
 ENDS = [f"line_{arm}.evaluation.alphas=[0, 1]" for arm in TRAININGS["diva_retention"][3:]]
 DATA = {  # the others': MADE
+    "metaclip_claim": [*MADE, "curated_words.target_size=60"],
     "diva_tiny": [*DETAILED, *PROBES],
     "diva_tiny_varied": DETAILED,
     "diva_sweep": [
@@ -59,9 +64,12 @@ DATA = {  # the others': MADE
         *SHORT, "full_captions.num_samples=300", *(f"prior.{setting}" for setting in SMALL_PRIOR), *ENDS,
     ],
 }  # fmt: skip
+LABELS = [f"{name}.words=[circle, square, triangle, red, green, blue]" for name in ("nouns", "val_nouns")]
+OWN = {"metaclip_claim_pairs": [*LABELS, "curated.target_size=30"]}  # beside the user's own pairs
 ONE_SEED = {"diva_sweep", "diva_retention"}  # many trainings, by the stages of diva_tiny, which has two seeds here
 SCORES = {
     "metaclip_claim": "acc1/tail",
+    "metaclip_claim_pairs": "lp_map/tail",
     "eva_claim": "samples_to_reach",
     "eva_claim_pairs": "image_retrieval_recall@10",
     "diva_tiny": "pair_accuracy/orientation",
@@ -83,7 +91,9 @@ def pairs(folder: Path) -> list[str]:
 @pytest.mark.parametrize("recipe", TRAININGS)
 def test_claim_runs_at_two_steps_and_ends_in_a_table_of_scores(recipe: str, tmp_path: Path) -> None:
     short = [f"{name}.{key}" for name in TRAININGS[recipe] for key in ("steps=2", "schedule.warmup_steps=0")]
-    data = pairs(tmp_path / "own") if recipe == "eva_claim_pairs" else DATA.get(recipe, MADE)
+    data = DATA.get(recipe, MADE)
+    if recipe.endswith("_pairs"):
+        data = [*pairs(tmp_path / "own"), *OWN.get(recipe, [])]
     seeds = [0] if recipe in ONE_SEED else [0, 1]
     settings = small.words([f"seeds={seeds}", *data, *short])
     command = [sys.executable, "-m", "vfm", "run", recipe, "--store", str(tmp_path / "store"), *settings]

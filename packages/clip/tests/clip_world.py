@@ -24,7 +24,7 @@ from vfm.data import DatasetSpec, Shard, write_index, write_tar
 from vfm.models import ClipModel, build_clip
 from vfm.plugin import Artifact, ClipCheckpoint, Context, Event, Pool, Runtime
 from vfm.train import Batch, distributed, fit, map_tensors, seed_everything
-from vfm_clip import ClipTrain, Distillation, InfoNce, Siglip
+from vfm_clip import ClipTrain, Distillation, DistinctInfoNce, InfoNce, Siglip
 from vfm_clip.task import ClipInputs, ClipTask
 
 SIDE = 16
@@ -76,6 +76,7 @@ class Random:
         draw = torch.Generator().manual_seed(step)
         images = torch.randint(0, 256, (self.size, 3, side, side), generator=draw, dtype=torch.uint8)
         tokens = torch.randint(1, 49000, (self.size, length), generator=draw)
+        tokens[self.size // 2] = tokens[0]  # an equal caption, in another micro-batch and process
         tokens[:, -1] = 49407  # the end of the text, where open_clip reads its features
         return Batch(ClipInputs(images, tokens), [f"{step}-{i}" for i in range(self.size)])
 
@@ -87,6 +88,7 @@ def part(batch: Batch[ClipInputs], start: int, stop: int) -> Batch[ClipInputs]:
 
 LOSSES: dict[str, Any] = {
     "info_nce": InfoNce(),
+    "distinct_info_nce": DistinctInfoNce(),
     "siglip": Siglip(),
     "distillation": Distillation(teacher="teacher", weight=0.5),  # type: ignore[arg-type]
 }
@@ -155,6 +157,10 @@ def twin_gradients(
             images.append(task.module.encode_image(task.model.pixels(batch.inputs.images).to(dtype), normalize=True))
             texts.append(task.module.encode_text(batch.inputs.tokens, normalize=True))
     logits = task.module.logit_scale.exp() * torch.cat(images) @ torch.cat(texts).T
+    if loss == "distinct_info_nce":
+        equal = torch.zeros(size, size, dtype=torch.bool)
+        equal[0, size // 2] = equal[size // 2, 0] = True  # as `Random` has them
+        logits = logits.masked_fill(equal, -torch.inf)
     if loss == "siglip":
         signs = 2 * torch.eye(size) - 1
         total = (-(signs * (logits + task.module.logit_bias))).exp().log1p().sum() / size

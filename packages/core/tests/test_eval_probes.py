@@ -213,7 +213,9 @@ class _picture:  # noqa: N801
         self.image = decode_image(png(NAMES[n], n), "x")
 
 
-def tagged(folder: Path, num_samples: int, seed: int, like: TaggedImages | None = None) -> TaggedImages:
+def tagged(
+    folder: Path, num_samples: int, seed: int, like: TaggedImages | None = None, *, thirds: bool = False
+) -> TaggedImages:
     """Draw images of seven colours, labelled with those of red, green and blue that each contains."""
     rng = np.random.default_rng(seed)
     rows = []
@@ -224,7 +226,7 @@ def tagged(folder: Path, num_samples: int, seed: int, like: TaggedImages | None 
     data = Pool.create(folder / "pool", num_samples=write_rows(folder / "pool", rows, DatasetSpec(texts={"en": "txt"})))
     inputs = {"pool": data, **({"like": like} if like else {})}
     words = ["red", "green", "blue", "mauve"]
-    stage = CaptionLabels(name="tags", data="pool", words=words, like="like" if like else None)
+    stage = CaptionLabels(name="tags", data="pool", words=words, like="like" if like else None, thirds=thirds)
     return stage.run(run_in(folder / "tags", **inputs).ctx)
 
 
@@ -309,6 +311,18 @@ def test_probe_and_neighbours_predict_several_labels(stage: object, tmp_path: Pa
         (score,) = result.scores
         assert score.metric.endswith("_map")
         assert score.value > 0.99
+
+
+def test_head_middle_and_tail_labels_are_also_evaluated_by_themselves(tmp_path: Path) -> None:
+    train = tagged(tmp_path / "train", 90, seed=0, thirds=True)
+    data = tagged(tmp_path / "data", 40, seed=1, like=train)
+    assert data.class_groups == train.class_groups == {"head": [0], "middle": [1], "tail": [2]}
+    found = run_stage(Knn(name="k", train="train", data="data", k=5), tmp_path / "out", ORACLES, train=train, data=data)
+    scores = {score.metric: score for score in found["wrong"].scores}
+    parts = [scores[f"knn_map/{group}"].value for group in ("head", "middle", "tail")]
+    assert scores["knn_map"].value == pytest.approx(np.mean(parts))
+    with pytest.raises(ValueError, match="thirds: set it for the labels of `like`"):
+        CaptionLabels(name="t", data="pool", words=["red"], like="train", thirds=True)
 
 
 def test_one_class_and_several_labels_are_not_mixed(tmp_path: Path, tags: dict) -> None:

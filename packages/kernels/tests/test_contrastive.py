@@ -47,6 +47,23 @@ def test_info_nce_equals_a_loop_over_pairs():
     assert info_nce(image, text, SCALE).item() == pytest.approx(total, abs=1e-5)
 
 
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_samples_of_one_group_are_left_out_of_each_others_softmax(chunk_size):
+    image, text = features(6, 8)
+    groups = torch.tensor([3, 5, 3, 7, 3, 5])
+    total = 0.0
+    for i in range(6):
+        others = [j for j in range(6) if j == i or groups[j] != groups[i]]
+        for mine, theirs in ((image, text), (text, image)):
+            weights = {j: math.exp(SCALE * float(mine[i] @ theirs[j])) for j in others}
+            total -= math.log(weights[i] / sum(weights.values())) / 12
+    assert info_nce(image, text, SCALE, all_groups=groups, chunk_size=chunk_size).item() == pytest.approx(total)
+    whole = gradients(partial(info_nce, all_groups=groups), image, text, scalar(SCALE))
+    assert_equal(gradients(partial(info_nce, all_groups=groups, chunk_size=4), image, text, scalar(SCALE)), whole)
+    with pytest.raises(ValueError, match=r"expected all_groups of shape \(6,\), got \(5,\)"):
+        info_nce(image, text, SCALE, all_groups=groups[:5])
+
+
 def test_siglip_equals_a_loop_over_pairs():
     image, text = features(6, 8)
     total = 0.0

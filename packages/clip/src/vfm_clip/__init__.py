@@ -10,6 +10,7 @@ from vfm_clip.stages import (
     ClipLoss,
     ClipTrain,
     Distillation,
+    DistinctInfoNce,
     InfoNce,
     LogitBias,
     LogitScale,
@@ -19,6 +20,6 @@ from vfm_clip.stages import (
 )
 
 __all__ = [
-    "Augmentation", "ClipLoading", "ClipLoss", "ClipTrain", "Distillation", "InfoNce", "LogitBias", "LogitScale",
-    "Siglip", "Tower", "VisionTower",
+    "Augmentation", "ClipLoading", "ClipLoss", "ClipTrain", "Distillation", "DistinctInfoNce", "InfoNce", "LogitBias",
+    "LogitScale", "Siglip", "Tower", "VisionTower",
 ]  # fmt: skip

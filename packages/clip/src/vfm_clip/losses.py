@@ -10,10 +10,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from vfm.train import Metrics
-from vfm_clip.stages import Distillation, InfoNce, Siglip
+from vfm_clip.stages import Distillation, DistinctInfoNce, InfoNce, Siglip
 from vfm_kernels import gather_with_grad, info_nce, siglip_loss, similarity_distillation
 
-__all__ = ["ClipFeatures", "DistillationLoss", "InfoNceLoss", "SiglipLoss"]
+__all__ = ["ClipFeatures", "DistillationLoss", "DistinctInfoNceLoss", "InfoNceLoss", "SiglipLoss"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class ClipFeatures:
     logit_scale: Tensor  # scalar
     logit_bias: Tensor | None = None  # scalar, if the loss' configuration has a `logit_bias`
     teacher: ClipFeatures | None = None  # of the same samples, without gradient
+    caption_hash: Tensor | None = None  # (n,) int64, equal for equal captions
 
 
 class InfoNceLoss(nn.Module):
@@ -43,6 +44,23 @@ class InfoNceLoss(nn.Module):
     def forward(self, features: ClipFeatures) -> tuple[Tensor, Metrics]:
         """Return the loss of this process' samples against those of all processes."""
         loss = _contrastive(features, self.chunk_size)
+        return loss, {"contrastive_loss": loss.detach()}
+
+
+class DistinctInfoNceLoss(nn.Module):
+    """InfoNCE in which pairs with equal captions are left out of each other's softmax.
+
+    In a batch of web captions the same text may occur many times, and each is then also a wrong answer to the others.
+    """
+
+    def __init__(self, config: DistinctInfoNce = DistinctInfoNce()) -> None:  # noqa: B008 (frozen)
+        super().__init__()
+        self.chunk_size = config.chunk_size
+
+    def forward(self, features: ClipFeatures) -> tuple[Tensor, Metrics]:
+        """Return the loss of this process' samples against those of all processes with other captions."""
+        assert features.caption_hash is not None
+        loss = _contrastive(features, self.chunk_size, all_groups=gather_with_grad(features.caption_hash))
         return loss, {"contrastive_loss": loss.detach()}
 
 
@@ -96,13 +114,14 @@ class SiglipLoss(nn.Module):
         return loss, {"contrastive_loss": loss.detach(), "logit_bias": bias.detach()}
 
 
-def _contrastive(features: ClipFeatures, chunk_size: int | None) -> Tensor:
+def _contrastive(features: ClipFeatures, chunk_size: int | None, all_groups: Tensor | None = None) -> Tensor:
     return info_nce(
         features.image,
         features.text,
         features.logit_scale,
         all_image_features=gather_with_grad(features.image),
         all_text_features=gather_with_grad(features.text),
+        all_groups=all_groups,
         rank=_rank(),
         chunk_size=chunk_size,
     )

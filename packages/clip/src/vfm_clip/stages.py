@@ -79,6 +79,19 @@ class InfoNce(_ChunkedLoss):
         return math.log(batch_size), f"ln {batch_size}"
 
 
+class DistinctInfoNce(_ChunkedLoss):
+    """CLIP's softmax without the other pairs of the batch that have the same caption."""
+
+    type: Literal["distinct_info_nce"] = Field(
+        "distinct_info_nce", description="CLIP's, but pairs with equal captions are no wrong answers to each other"
+    )
+    work: ClassVar[str] = "vfm_clip.losses:DistinctInfoNceLoss"
+
+    def chance_level(self, batch_size: int) -> tuple[float, str]:
+        """Return the loss of uniform logits where no caption is repeated; repeated ones lower it."""
+        return math.log(batch_size), f"ln {batch_size}"
+
+
 class Distillation(_ChunkedLoss):
     """CLIP's softmax over all pairs, plus the cross-entropy with a teacher's softmax."""
 
@@ -151,6 +164,11 @@ class VisionTower(Tower):
         None, ge=0, lt=1, description="stochastic depth of a timm vision tower; default: the model's own"
     )
     unmasked_steps: int = Field(0, ge=0, description="number of last steps without patch_dropout")
+    normalization: Literal["model", "encoder"] = Field(
+        "model",
+        description="mean and std of the images: the model's, which must be those of init_vision; or encoder: take over"
+        " those of init_vision",
+    )
 
     @property
     def noise(self) -> dict[str, float]:

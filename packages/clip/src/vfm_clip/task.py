@@ -17,7 +17,7 @@ from vfm.models import ClipModel, save_clip
 from vfm.plugin import ClipCheckpoint, UserError
 from vfm.train import Batch, Call, Frozen, Metrics, ParamGroup, Task
 from vfm_clip.data import ClipInputs
-from vfm_clip.feature_metrics import feature_spread, repeated_fractions
+from vfm_clip.feature_metrics import feature_spread, repeated_fractions, token_hash
 from vfm_clip.losses import ClipFeatures
 from vfm_clip.parameter_groups import TowerRates, parameter_groups
 from vfm_clip.stages import ClipLoss, InfoNce
@@ -103,8 +103,7 @@ class ClipTask(Task[ClipInputs]):
     def forward(self, inputs: ClipInputs) -> tuple[Tensor, Metrics]:
         """Return the loss of this process' samples against those of all processes."""
         image, text = _encode(self.model, inputs)
-        taught = self._teacher_features(inputs)
-        return self._loss({"image": image, "text": text, **self._scalars()}, taught)
+        return self._loss({"image": image, "text": text, **self._scalars()}, self._targets(inputs))
 
     def encode(self, inputs: ClipInputs) -> tuple[Tensor, Metrics]:
         """Return a zero and the features of the samples; not a zero but NaN where the features are not finite.
@@ -112,8 +111,7 @@ class ClipTask(Task[ClipInputs]):
         The loop reports the samples of a micro-batch whose value is not finite.
         """
         image, text = _encode(self.model, inputs)
-        taught = self._teacher_features(inputs)
-        return (image.sum() + text.sum()) * 0, {"image": image, "text": text, **taught}
+        return (image.sum() + text.sum()) * 0, {"image": image, "text": text, **self._targets(inputs)}
 
     def replay(self, inputs: ClipInputs, gradients: Mapping[str, Tensor]) -> tuple[Tensor, Metrics]:
         """Return a value whose gradients with respect to features and scalars are the given ones."""
@@ -186,11 +184,13 @@ class ClipTask(Task[ClipInputs]):
         return {"logit_scale": self.logit_scale, **({} if bias is None else {"logit_bias": bias.reshape(())})}
 
     @torch.no_grad()
-    def _teacher_features(self, inputs: ClipInputs) -> Metrics:
+    def _targets(self, inputs: ClipInputs) -> Metrics:
+        """Return what the loss compares the features with: hashes of the captions, and a teacher's features."""
+        targets = {"caption_hash": token_hash(inputs.tokens)}
         if not self.teacher:
-            return {}
+            return targets
         image, text = _encode(self.teacher, inputs)
-        return {"teacher_image": image, "teacher_text": text}
+        return {**targets, "teacher_image": image, "teacher_text": text}
 
     def _gradients(self, features: Sequence[Metrics]) -> tuple[list[Metrics], Metrics]:
         """Return the gradients of the whole step's loss for each micro-batch, and the step's metrics.
@@ -207,12 +207,12 @@ class ClipTask(Task[ClipInputs]):
         shares = [dict(zip(values, share, strict=True)) for share in zip(*cut, strict=True)]
         return shares, {**metrics, "loss": loss.detach()}
 
-    def _loss(self, values: Mapping[str, Tensor], taught: Metrics) -> tuple[Tensor, Metrics]:
+    def _loss(self, values: Mapping[str, Tensor], targets: Metrics) -> tuple[Tensor, Metrics]:
         teacher = None
         if self.teacher:
             scale: Any = self.teacher.module.logit_scale
-            teacher = ClipFeatures(taught["teacher_image"], taught["teacher_text"], scale.detach().exp().reshape(()))
-        loss, metrics = self.loss(ClipFeatures(**values, teacher=teacher))
+            teacher = ClipFeatures(targets["teacher_image"], targets["teacher_text"], scale.detach().exp().reshape(()))
+        loss, metrics = self.loss(ClipFeatures(**values, teacher=teacher, caption_hash=targets["caption_hash"]))
         return loss, {
             **metrics,
             "logit_scale": values["logit_scale"].detach(),

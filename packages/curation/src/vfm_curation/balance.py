@@ -9,16 +9,14 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 
-from vfm.data import SUBSET_FOLDER, open_dataset, write_subset_index
+from vfm.data import open_dataset
 from vfm.plugin import (
-    Artifact,
     Context,
     CuratedSubset,
     Matches,
     Metadata,
     PairDataset,
     Panel,
-    Pool,
     Preflight,
     UserError,
     store_files,
@@ -26,7 +24,6 @@ from vfm.plugin import (
 from vfm_curation.card_panels import examples, panels
 from vfm_curation.card_pictures import picture_panel
 from vfm_curation.data_card import DataCard, FunnelStep, WhatIf, seconds_of
-from vfm_curation.engine import run_shards
 from vfm_curation.entry_counts import total_counts
 from vfm_curation.match import texts_in
 from vfm_curation.matches import COUNTS_FILE, num_shards, read_shards, texts_by_language
@@ -34,8 +31,15 @@ from vfm_curation.metadata import load_entries
 from vfm_curation.probabilities import Floats, Integers, keep_probability, t_for_target_size, tail_share
 from vfm_curation.sampled_texts import SAMPLE_FILE, SampledTexts
 from vfm_curation.stages import MetaclipBalance
-from vfm_curation.subset import BalancedShard, BalanceJob, SubsetTotals, balance_shard, expected_size, write_balanced
-from vfm_curation.summaries import with_progress
+from vfm_curation.subset import (
+    BalancedShard,
+    BalanceJob,
+    SubsetTotals,
+    balance_shard,
+    expected_size,
+    pool_of,
+    write_subset_files,
+)
 from vfm_curation.thresholds import EntryLanguages, by_reference, by_tail_share, check_languages, given
 
 FACTORS = (1 / 10, 1 / 3, 1, 3, 10)  # multiples of t that the report compares
@@ -96,7 +100,7 @@ def balance_texts(config: MetaclipBalance, ctx: Context) -> CuratedSubset:
         ctx.directory,
         num_samples=made.num_samples,
         languages=[language for language in pairs.languages if language in made.keys],
-        pool=_pool(pairs).reference(ctx.directory),
+        pool=pool_of(pairs).reference(ctx.directory),
         matches=matches.reference(ctx.directory),
         texts=config.texts,
     )
@@ -152,18 +156,10 @@ def _thresholds(
 
 
 def _write_subset(config: MetaclipBalance, ctx: Context, matches: Matches, probability: Floats) -> SubsetTotals:
-    """Write the files of the subset by tasks, and its index."""
+    """Write the files of the subset, and count its entries."""
     job = BalanceJob.of(matches.path, ctx.work, probability, seed=config.seed, texts=config.texts)
-    for folder in (job.files, job.kept_counts):
-        folder.mkdir(exist_ok=True)
-    total, made, index = num_shards(matches.path), SubsetTotals(np.zeros(len(probability), np.int64)), []
-    found = run_shards(write_balanced, job, range(total), config.runtime)
-    for summary in with_progress(ctx, found, total, kept=lambda: made.num_texts):
-        made.add(summary)
-        index += summary.index
-    made.counts += total_counts(job.kept_counts, range(total), len(probability))
-    write_subset_index(ctx.directory, index)
-    job.files.rename(ctx.directory / SUBSET_FOLDER)  # last: a crash before this loses no shard
+    made = write_subset_files(ctx, job, config.runtime)
+    made.counts = total_counts(job.kept_counts, range(num_shards(matches.path)), len(probability))
     return made
 
 
@@ -191,10 +187,6 @@ def _examples(
     yield examples(card, shards())
     if source.index.spec.images and (pictures := picture_panel(card, shards(), source, ctx.directory)):
         yield pictures
-
-
-def _pool(pairs: PairDataset) -> Artifact:
-    return Pool.load(pairs.linked(pairs.pool)) if isinstance(pairs, CuratedSubset) else pairs
 
 
 def _entry_languages(entries: pa.Table) -> EntryLanguages:

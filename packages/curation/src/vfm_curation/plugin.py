@@ -10,6 +10,7 @@ from vfm_curation.stages import (
     FilterPool,
     MatchTexts,
     MetaclipBalance,
+    RandomSubset,
     RetryLinks,
 )
 
@@ -17,4 +18,5 @@ from vfm_curation.stages import (
 @hookimpl
 def vfm_stages() -> Iterable[type[Stage]]:
     """Return the stages in the order of a curation: from links of a crawl to a curated subset."""
-    return ExtractLinks, RetryLinks, FilterPool, BuildMetadata, MatchTexts, MetaclipBalance, ExportSubset
+    before = (ExtractLinks, RetryLinks, FilterPool)
+    return *before, BuildMetadata, MatchTexts, MetaclipBalance, RandomSubset, ExportSubset

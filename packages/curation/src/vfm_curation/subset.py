@@ -18,8 +18,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vfm.data import SUBSET_FOLDER, drawn, stored_subset, subset_index_rows, subset_schema, text_keys
-from vfm.plugin import store_files
+from vfm.data import (
+    SUBSET_FOLDER,
+    drawn,
+    stored_subset,
+    subset_index_rows,
+    subset_schema,
+    text_keys,
+    write_subset_index,
+)
+from vfm.plugin import Artifact, Context, CuratedSubset, PairDataset, Pool, store_files
 from vfm_curation.engine import run_shards
 from vfm_curation.entry_counts import write_counts
 from vfm_curation.matches import ShardMatches, count_of_each, matches_file, num_shards, read_matches
@@ -28,7 +36,7 @@ from vfm_curation.sampled_texts import siblings_of
 from vfm_curation.shard_files import MADE_FROM_KEY, finished_summary, made_from, write_shard_file
 from vfm_curation.stages import CurationRuntime
 from vfm_curation.stages.subset import TextsOfImage
-from vfm_curation.summaries import Summary
+from vfm_curation.summaries import Summary, with_progress
 
 UNIT = 2.0**32  # sums of probabilities are in units of 2^-32
 VERSION = 1  # increase when the same matches and probabilities give another file
@@ -56,11 +64,21 @@ class BalancedShard:
 def balance_shard(
     matches: ShardMatches, entry_probability: Floats, seed: int, texts: TextsOfImage = "every"
 ) -> BalancedShard:
-    """Draw for each text of a shard, from its identity and the seed."""
-    probability = text_probability(matches.ids, matches.offsets, entry_probability)
+    """Draw for each text of a shard, from its identity and the seed.
+
+    `entry_probability` is (num_entries,), or without a dimension the probability of every matched text.
+    """
+    probability = _of_texts(matches, entry_probability)
     keys = text_keys(*(matches.table[column] for column in ("uid", "language", "text_index")))
     images = matches.table["row"].to_numpy() if texts == "one_per_image" else None
     return BalancedShard(matches, probability, drawn(keys, probability, seed, images=images))
+
+
+def _of_texts(matches: ShardMatches, entry_probability: Floats) -> Floats:
+    """Return the probability of each text, (num_texts,)."""
+    if not entry_probability.ndim:
+        return np.full(len(matches.offsets) - 1, float(entry_probability))
+    return text_probability(matches.ids, matches.offsets, entry_probability)
 
 
 @dataclass(frozen=True)
@@ -69,7 +87,7 @@ class BalanceJob:
 
     matches: Path
     folder: Path
-    probability: Path  # an npy file, (num_entries,), beside its hash
+    probability: Path  # an npy file, (num_entries,) or without a dimension, beside its hash
     sha256: str
     seed: int = 0
     texts: TextsOfImage = "every"
@@ -112,7 +130,7 @@ class SizeSummary(Summary):
 def expected_of_shard(job: BalanceJob, shard: int) -> SizeSummary:
     """Return the sum of the shard's probabilities; it writes nothing."""
     matches = read_matches(matches_file(job.matches, shard), only_ids=job.texts == "every")
-    probability = text_probability(matches.ids, matches.offsets, _probabilities(job.probability))
+    probability = _of_texts(matches, _probabilities(job.probability))
     return SizeSummary(units=_units(matches, probability, job.texts))
 
 
@@ -191,6 +209,25 @@ class SubsetTotals:
         self.keys |= kept_languages(summary.index)
         self.matched.update(summary.matched)
         self.kept.update(summary.kept)
+
+
+def write_subset_files(ctx: Context, job: BalanceJob, runtime: CurationRuntime) -> SubsetTotals:
+    """Write the files of a subset by tasks, and its index; the totals are without counts of entries."""
+    for folder in (job.files, job.kept_counts):
+        folder.mkdir(exist_ok=True)
+    total, made, index = num_shards(job.matches), SubsetTotals(np.zeros(0, np.int64)), []
+    found = run_shards(write_balanced, job, range(total), runtime)
+    for summary in with_progress(ctx, found, total, kept=lambda: made.num_texts):
+        made.add(summary)
+        index += summary.index
+    write_subset_index(ctx.directory, index)
+    job.files.rename(ctx.directory / SUBSET_FOLDER)  # last: a crash before this loses no shard
+    return made
+
+
+def pool_of(pairs: PairDataset) -> Artifact:
+    """Return the pool that a subset is a view of, or the pool itself."""
+    return Pool.load(pairs.linked(pairs.pool)) if isinstance(pairs, CuratedSubset) else pairs
 
 
 def kept_samples(index: Iterable[Mapping[str, Any]]) -> int:

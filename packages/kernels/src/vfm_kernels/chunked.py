@@ -40,7 +40,8 @@ def chunked_pair_loss(
         keys: (N, D).
         scale: scalar.
         bias: scalar.
-        row_loss: `cross_entropy_rows`, `sigmoid_rows`, or a result of `soft_cross_entropy_rows`.
+        row_loss: `cross_entropy_rows`, `sigmoid_rows`, or a result of `distinct_cross_entropy_rows` or
+            `soft_cross_entropy_rows`.
         first_positive: index of the key that belongs to query 0.
         chunk_size: rows in memory at once.
 
@@ -60,6 +61,31 @@ def cross_entropy_rows(logits: Tensor, first_positive: int) -> tuple[Tensor, Ten
     grad = logits.softmax(dim=1)
     grad.diagonal(first_positive).sub_(1.0)
     return F.cross_entropy(logits, labels, reduction="sum"), grad
+
+
+def distinct_cross_entropy_rows(all_groups: Tensor) -> RowLoss:
+    """Return `cross_entropy_rows` without the other keys of a row's own group.
+
+    Args:
+        all_groups: group of each key, (N,); that of a row is its positive key's.
+    """
+
+    def row_loss(logits: Tensor, first_positive: int) -> tuple[Tensor, Tensor]:
+        return cross_entropy_rows(
+            logits.masked_fill_(same_group(all_groups, first_positive, len(logits)), -torch.inf), first_positive
+        )
+
+    return row_loss
+
+
+def same_group(all_groups: Tensor, first: int, num_rows: int) -> Tensor:
+    """Return the keys of each row's own group, without its positive key, (num_rows, N) bool.
+
+    The positive key of row i is `first` + i.
+    """
+    same = all_groups[first : first + num_rows, None] == all_groups
+    same.diagonal(first).fill_(False)
+    return same
 
 
 def sigmoid_rows(logits: Tensor, first_positive: int) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vfm_kernels.chunked import chunked_pair_loss, cross_entropy_rows, sigmoid_rows, soft_cross_entropy_rows
+from vfm_kernels.chunked import (
+    chunked_pair_loss,
+    cross_entropy_rows,
+    distinct_cross_entropy_rows,
+    same_group,
+    sigmoid_rows,
+    soft_cross_entropy_rows,
+)
 from vfm_kernels.precision import at_least_fp32
 
 
@@ -24,6 +31,7 @@ def info_nce(
     *,
     all_image_features: Tensor | None = None,
     all_text_features: Tensor | None = None,
+    all_groups: Tensor | None = None,
     rank: int = 0,
     chunk_size: int | None = None,
 ) -> Tensor:
@@ -35,6 +43,9 @@ def info_nce(
         logit_scale: factor of the cosines; scalar.
         all_image_features: (N, D) of all processes, rank by rank; this process alone by default.
         all_text_features: (N, D), required together with the images.
+        all_groups: (N,) integers of all processes, such as hashes of the texts: samples of the same group are left out
+            of each other's softmax, where a repeated text would be both the right and a wrong answer. Default: every
+            other sample is a wrong answer.
         rank: of this process among them; its samples start at rank * n.
         chunk_size: rows of logits in memory at once. Loss and gradients are those of the plain form, in memory of
             chunk_size x N logits instead of n x N; there is no second derivative.
@@ -57,15 +68,19 @@ def info_nce(
     all_image = image if all_image_features is None else at_least_fp32(all_image_features)
     all_text = text if all_text_features is None else at_least_fp32(all_text_features)
     first = _first_positive(image, text, all_text, rank, chunk_size)
+    if all_groups is not None and all_groups.shape != (len(all_text),):
+        raise ValueError(f"expected all_groups of shape ({len(all_text)},), got {tuple(all_groups.shape)}")
 
     def direction(queries: Tensor, keys: Tensor) -> Tensor:
         if chunk_size is not None:
-            total = chunked_pair_loss(
-                queries, keys, scale, torch.zeros_like(scale), cross_entropy_rows, first, chunk_size
-            )
+            rows = cross_entropy_rows if all_groups is None else distinct_cross_entropy_rows(all_groups)
+            total = chunked_pair_loss(queries, keys, scale, torch.zeros_like(scale), rows, first, chunk_size)
             return total / len(queries)
         labels = torch.arange(first, first + len(queries), device=queries.device)
-        return F.cross_entropy(scale * queries @ keys.T, labels)
+        logits = scale * queries @ keys.T
+        if all_groups is not None:
+            logits = logits.masked_fill(same_group(all_groups, first, len(logits)), -torch.inf)
+        return F.cross_entropy(logits, labels)
 
     with torch.autocast(image.device.type, enabled=False):
         return (direction(image, all_text) + direction(text, all_image)) / 2

@@ -51,6 +51,7 @@ def label_captions(config: CaptionLabels, ctx: Context) -> TaggedImages:
         raise UserError(
             f"{config.name}: expected at least 2 of the words in the captions of {config.data}, got {len(names)}"
         )
+    groups = like.class_groups if like else _thirds(len(names)) if config.thirds else {}
     label = {name: place for place, name in enumerate(names)}
     ctx.directory.mkdir(parents=True, exist_ok=True)
     write_tags(
@@ -62,7 +63,15 @@ def label_captions(config: CaptionLabels, ctx: Context) -> TaggedImages:
         num_samples=len(words_of_image),
         class_names=names,
         num_images=[counts[name] for name in names],
+        class_groups=groups,
     )
+
+
+def _thirds(num_labels: int) -> dict[str, list[int]]:
+    """Return a third of the labels, most common first, for each of head, middle and tail; empty ones are left out."""
+    cuts = [round(num_labels * part / 3) for part in range(4)]
+    parts = zip(("head", "middle", "tail"), cuts, cuts[1:], strict=False)
+    return {name: list(range(start, stop)) for name, start, stop in parts if stop > start}
 
 
 def check_caption_labels(config: CaptionLabels, ctx: Preflight) -> None:

@@ -71,10 +71,16 @@ def result_from_scores(
     """
     if isinstance(data, TaggedImages):
         metric = f"{prefix}map" if prefix else "mean_average_precision"  # CLIP_benchmark's name
-        score = MeanAveragePrecision(metric, scores, targets.numpy())
+        positives = targets.numpy()
+        means = [MeanAveragePrecision(metric, scores, positives)]
+        means += [
+            MeanAveragePrecision(f"{metric}/{group}", scores[:, those], positives[:, those])
+            for group, those in data.class_groups.items()
+            if positives[:, those].any()
+        ]
         labels = [row.nonzero().flatten().tolist() for row in targets]
         columns = {"key": list(keys), "labels": labels, "scores": list(scores.astype(np.float32))}
-        return ModelResult([score], {"images": columns}, details)
+        return ModelResult(means, {"images": columns}, details)
     ranks = label_ranks(torch.from_numpy(scores), targets)
     return result_from_ranks(ranks, scores.argmax(axis=1), targets.numpy(), keys, data, prefix, details)
 

@@ -118,6 +118,11 @@ class CaptionLabels(Stage):
     like: Ref[TaggedImages] | None = Field(
         None, description="reuse the labels of this artifact, for example for the test images of a probe"
     )
+    thirds: bool = Field(
+        False,
+        description="also evaluate the most frequent third of the labels (head), the middle and the rarest (tail)"
+        " as groups; `like` takes over those of its artifact",
+    )
 
     version: ClassVar[int] = 2
     makes: ClassVar[type[Artifact]] = TaggedImages
@@ -128,6 +133,8 @@ class CaptionLabels(Stage):
     def _one_list(self) -> CaptionLabels:
         if bool(self.wordnet) == bool(self.words):
             raise ValueError("give exactly one of wordnet and words")
+        if self.thirds and self.like:
+            raise ValueError("thirds: set it for the labels of `like`, which are reused with their groups")
         return self
 
     def sources(self) -> Iterable[str]:

@@ -29,13 +29,13 @@ from vfm_curation.stages.metadata import (
 )
 from vfm_curation.stages.model_filters import ClipScore, Decontaminate, LinearScore, ScoreFilter, SemanticDuplicates
 from vfm_curation.stages.runtime import CurationRuntime
-from vfm_curation.stages.subset import ExportSubset, MatchTexts, MetaclipBalance
+from vfm_curation.stages.subset import ExportSubset, MatchTexts, MetaclipBalance, RandomSubset
 from vfm_curation.stages.tokenizers import Tokenizer
 
 __all__ = [
     "BlockedUrls", "BlockedWords", "BuildMetadata", "CaptionLength", "Captions", "ClipScore", "CurationRuntime",
     "Decontaminate", "Duplicates", "EntrySource", "ExportSubset", "ExtractLinks", "Filter", "FilterPool",
     "ImageClusters", "ImageSize", "Language", "LinearScore", "Lists", "MatchTexts", "MetaclipBalance", "MlpScore",
-    "NearDuplicateTexts", "NearDuplicates", "Numbers", "Pageviews", "RetryLinks", "RowFilter", "ScoreFilter",
-    "SemanticDuplicates", "Synsets", "Tokenizer", "Wikipedia", "WordNet", "Words",
+    "NearDuplicateTexts", "NearDuplicates", "Numbers", "Pageviews", "RandomSubset", "RetryLinks", "RowFilter",
+    "ScoreFilter", "SemanticDuplicates", "Synsets", "Tokenizer", "Wikipedia", "WordNet", "Words",
 ]  # fmt: skip

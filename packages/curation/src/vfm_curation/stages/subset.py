@@ -1,4 +1,4 @@
-"""Configurations of `curation.match`, `curation.balance` and `curation.export`: from a pool to a curated subset."""
+"""Configurations of `curation.match`, `.balance`, `.random` and `.export`: from a pool to a curated subset."""
 
 from __future__ import annotations
 
@@ -81,6 +81,26 @@ class MetaclipBalance(Curation):
         if self.reference_language is not None and (self.tail_share or isinstance(self.t, dict)):
             raise ValueError("reference_language needs target_size or a single t; tail_share, or a t for each language,"
                              " already gives every language its t")  # fmt: skip
+        return self
+
+
+class RandomSubset(Curation):
+    """Keep matched texts at random, whatever their entries: the control of a balanced subset of the same size."""
+
+    kind: Literal["curation.random"] = "curation.random"
+    target_size: int | None = Field(None, ge=1, description="expected number of kept texts")
+    like: Ref[CuratedSubset] | None = Field(
+        None, description="subset whose number of kept texts is expected, such as that of curation.balance"
+    )
+    runtime: CurationRuntime = Field(CurationRuntime(), description="how it runs: engine, workers, device, threads")
+
+    work: ClassVar[str] = "vfm_curation.random_subset:random_texts"
+    checks: ClassVar[str] = "vfm_curation.random_subset:check_random"
+
+    @model_validator(mode="after")
+    def _one_size(self) -> RandomSubset:
+        if (self.target_size is None) == (self.like is None):
+            raise ValueError("give exactly one of target_size and like")
         return self
 
 
