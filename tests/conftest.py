@@ -1,7 +1,8 @@
-"""The wheels that the tests of installing share. Modules of this folder can be imported by name."""
+"""The wheels that tests of installing share, and the order of tests. Modules of this folder can be imported by name."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,7 +10,20 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from order import slow_first
 from outside import PACKAGES, ROOT, call, checked
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let idle workers of pytest-xdist, if it is in use, take over tests: the default hands out pairs in order."""
+    if getattr(config.option, "dist", "no") == "load":
+        config.option.dist = "worksteal"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with slow tests on every worker."""
+    if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+        items[:] = slow_first(items, workers, lambda item: item.path.name)
 
 
 @pytest.fixture(scope="session")
