@@ -17,6 +17,7 @@ from vfm.models.clip import (
 from vfm.models.clip_config import clip_weights_file, get_clip_config, read_clip_config
 from vfm.models.clip_import import import_clip
 from vfm.models.encoders import ImageEncoder, PooledVision, TextImageEncoder
+from vfm.models.eva_layouts import to_timm
 from vfm.models.export_formats import find_format, open_model
 from vfm.models.generator_import import denoiser_folder, import_generator
 from vfm.models.model_sources import is_vision_source
@@ -42,7 +43,7 @@ from vfm.models.vision_features import (
     vision_features,
 )
 from vfm.models.vision_import import import_vision
-from vfm.models.vision_tower_init import check_activation, init_vision_tower
+from vfm.models.vision_tower_init import check_activation, check_normalization, init_vision_tower
 from vfm.models.vision_towers import BlockTokens, VisionTower, vision_tower
 from vfm.models.weight_transfer import KeyReport, TransferRules, transfer_weights
 from vfm.models.weights import load_state_dict, save_state_dict
@@ -50,10 +51,11 @@ from vfm.models.weights import load_state_dict, save_state_dict
 __all__ = [
     "VISION_WEIGHTS_FILE", "BlockTokens", "ClipModel", "ImageEncoder", "ImageTokens", "KeyReport", "PooledVision",
     "Preprocess", "TextImageEncoder", "TransferRules", "VisionTower", "WordTokenizer", "attention_map",
-    "attention_weights", "blueprint", "build_clip", "build_vision", "check_activation", "class_names_of",
-    "clip_weights_file", "cls_and_patch_tokens", "denoiser_folder", "eval_mode", "feature_width", "find_format",
-    "get_clip_config", "grid_size", "image_tokens", "import_clip", "import_generator", "import_vision",
-    "init_vision_tower", "is_vision_source", "load_clip", "load_state_dict", "load_vision", "open_clip_incompatibility",
-    "open_model", "patch_features", "read_clip_config", "read_masked_modelling", "save_clip", "save_state_dict",
-    "save_vision", "set_class_names", "transfer_weights", "vision_features", "vision_preprocess", "vision_tower",
+    "attention_weights", "blueprint", "build_clip", "build_vision", "check_activation", "check_normalization",
+    "class_names_of", "clip_weights_file", "cls_and_patch_tokens", "denoiser_folder", "eval_mode", "feature_width",
+    "find_format", "get_clip_config", "grid_size", "image_tokens", "import_clip", "import_generator", "import_vision",
+    "init_vision_tower", "is_vision_source", "load_clip", "load_state_dict", "load_vision",
+    "open_clip_incompatibility", "open_model", "patch_features", "read_clip_config", "read_masked_modelling",
+    "save_clip", "save_state_dict", "save_vision", "set_class_names", "to_timm", "transfer_weights", "vision_features",
+    "vision_preprocess", "vision_tower",
 ]  # fmt: skip

@@ -114,8 +114,14 @@ def whole(source: tuple[int, int], side: int) -> Placement:
     return Placement(source, (width, height), (0, 0), side)
 
 
-def place_picture(image: Image.Image, placement: Placement, interpolation: Interpolation = "bilinear") -> Tensor:
-    """Return the crop as uint8, (3, S, S). Only the pixels that the crop shows are resized.
+def place_picture(
+    image: Image.Image,
+    placement: Placement,
+    interpolation: Interpolation = "bilinear",
+    *,
+    fill: tuple[int, int, int] = PAD,
+) -> Tensor:
+    """Return the crop as uint8, (3, S, S), `fill` where there is no picture. Only what the crop shows is resized.
 
     Equal to a resize of the whole picture, a crop and a pad.
     """
@@ -125,7 +131,7 @@ def place_picture(image: Image.Image, placement: Placement, interpolation: Inter
     part = image.resize(placement.covered, FILTERS[interpolation], box=box)
     if placement.flip:
         part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    canvas = Image.new("RGB", (placement.side, placement.side), PAD)
+    canvas = Image.new("RGB", (placement.side, placement.side), fill)
     canvas.paste(part)
     return to_tensor(canvas)
 

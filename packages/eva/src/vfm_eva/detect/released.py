@@ -1,0 +1,77 @@
+"""The work of `eva.import_detector`: EVA's released detection checkpoints, with every key accounted for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vfm.models import KeyReport, TransferRules, build_vision, load_state_dict, to_timm, transfer_weights
+from vfm.plugin import AnnotatedImages, Context, DenseCheckpoint, Preflight, UserError
+from vfm_eva.detect.checkpoint import build_detector, save_detector
+from vfm_eva.detect.eva_layout import DROPPED, ENCODER, RELATIVE, head_name
+from vfm_eva.detect.model import Detector
+from vfm_eva.stages_detect import ImportDetector
+
+_UNUSED = dict.fromkeys(("cls_token", "reg_token", "norm.", "fc_norm.", "head."), "not read by a detector")
+
+
+def check_import_detector(config: ImportDetector, ctx: Preflight) -> None:
+    """Check that the encoder can be built and takes the head.
+
+    Raises:
+        UserError: it does not.
+    """
+    data = ctx.artifact(config.data)
+    with torch.device("meta"):
+        _build(config, data)
+
+
+def import_detector(config: ImportDetector, ctx: Context) -> DenseCheckpoint:
+    """Read the file into a detector.
+
+    Raises:
+        UserError: a key is missing, unknown or of another shape.
+    """
+    data = ctx.load(config.data)
+    model = _build(config, data)
+    report = load_released(
+        load_state_dict(config.path), model, config.path, drop_relative=config.relative_positions == "drop"
+    )
+    ctx.log(f"weights: {report.summary}")
+    ctx.panel(report.panel("Imported weights"))
+    return save_detector(model, ctx.directory, data.class_names)
+
+
+def load_released(tensors: dict[str, Tensor], model: Detector, where: str, *, drop_relative: bool = False) -> KeyReport:
+    """Load a state dict in the names of EVA's detection code.
+
+    Args:
+        tensors: the state dict.
+        model: the detector.
+        where: the file, for errors.
+        drop_relative: leave out relative positions.
+
+    Raises:
+        UserError: a key is missing, unknown or of another shape; or the file has relative positions.
+    """
+    relative = [key for key in tensors if RELATIVE in key]
+    if relative and not drop_relative:
+        raise UserError(
+            f"{where}: it has relative positions ({relative[0]}), as EVA-01's detectors, which timm's encoders lack;"
+            " relative_positions: drop makes a start for a training of it"
+        )
+    report = KeyReport()
+    dropped = {**DROPPED, **dict.fromkeys(relative, "relative positions, which timm's encoders lack")}
+    head = {key: value for key, value in tensors.items() if not key.startswith(ENCODER)}
+    to_head = TransferRules(dropped, {}, head_name, where=where, source="the file", target="the detector")
+    transfer_weights(head, model.head, to_head, report)
+    encoder = {key.removeprefix(ENCODER): value for key, value in tensors.items() if key.startswith(ENCODER)}
+    dropped = {"rope": "computed from the grid", **{key.removeprefix(ENCODER): dropped[key] for key in relative}}
+    to_encoder = TransferRules(dropped, _UNUSED, to_timm(encoder), where=where, source="the file", target="the encoder")
+    transfer_weights(encoder, model.encoder.visual, to_encoder, report)
+    return report
+
+
+def _build(config: ImportDetector, data: AnnotatedImages | None) -> Detector:
+    encoder = build_vision(config.model, num_classes=0)
+    return build_detector(encoder, len(data.class_names) if data else 2, config.detector)
