@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from vfm.plugin import Stage, hookimpl
-from vfm_eva.stages import EvaFinetune, EvaPretrain, EvaTargets
+from vfm_eva.stages import EvaFinetune, EvaSegment, EvaPretrain, EvaTargets
 from vfm_eva.stages_evaluation import MaskedPatches
+from vfm_eva.stages_segment import EvaSegment
 
 
 @hookimpl
 def vfm_stages() -> Iterable[type[Stage]]:
-    """Return pre-training, its targets, its evaluation, and fine-tuning."""
-    return [EvaTargets, EvaPretrain, EvaFinetune, MaskedPatches]
+    """Return pre-training, its targets, its evaluation, fine-tuning, and dense tasks."""
+    return [EvaTargets, EvaPretrain, EvaFinetune, EvaSegment, MaskedPatches]

@@ -102,7 +102,8 @@ class QuerySegmenter(nn.Module):
             encoder.requires_grad_(False)
             trunk = encoder.trunk
             self.copies = nn.ModuleDict({str(number): deepcopy(trunk.blocks[number]) for number in self.blocks})
-            self.copies["norm"] = deepcopy(trunk.final_norm) if isinstance(trunk.final_norm, nn.Module) else None
+            assert isinstance(trunk.final_norm, nn.Module)
+            self.copies["norm"] = deepcopy(trunk.final_norm)
             self.copies.requires_grad_(True)
 
     def forward(self, images: Tensor, keep: Sequence[float] | None = None) -> list[Predictions]:

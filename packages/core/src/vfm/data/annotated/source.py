@@ -65,7 +65,11 @@ class AnnotatedSource:
         Raises:
             BadSample: the image cannot be used.
         """
-        data, where = self.source[number].image, self.source.where(number)
+        return self.decode(number, self.source[number].image)
+
+    def decode(self, number: int, data: bytes) -> Image.Image:
+        """Decode the bytes of an image, which a loader has read, as `picture` does."""
+        where = self.source.where(number)
         image = decode_image(data, where)
         if not self.tables.images["upright"][number].as_py():
             return image

@@ -1,0 +1,106 @@
+"""A trained segmenter as evaluations and `vfm predict` call it."""
+
+# B batch, S side of a crop, K classes, H and W height and width of an image
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from vfm.eval import Instances, PanopticMap
+from vfm.models import vision_preprocess
+from vfm.plugin import DenseCheckpoint
+from vfm_eva.dense.augment import Placement, boxes_of, place_picture, whole
+from vfm_eva.segment.maps import MapSegmenter
+from vfm_eva.segment.model import HeadRecord, Segmenter, read_segmenter
+from vfm_eva.segment.post import best_objects, maskness, panoptic_map, semantic_scores
+from vfm_eva.segment.queries import Predictions
+from vfm_eva.stages_segment import QueriesSegmentation
+
+
+class SegmentPredictor:
+    """A `DensePredictor` of a segmenter."""
+
+    def __init__(self, model: Segmenter, record: HeadRecord, side: int, device: torch.device) -> None:
+        self.model, self.record, self.side, self.device = model.to(device).eval(), record, side, device
+        self.preprocess = vision_preprocess(model.encoder.visual)
+
+    @torch.inference_mode()
+    def crop_logits(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return scores of the classes for square crops, (B, S, S, 3) to (B, K, h, w)."""
+        pixels = self.preprocess.pixels(torch.tensor(crops).to(self.device))
+        if isinstance(self.model, MapSegmenter):
+            scores = self.model(pixels)[0]
+        else:
+            last = self.model(pixels)[-1]
+            scores = semantic_scores(last.classes.float(), last.masks.float())
+        found: NDArray[np.float32] = scores.float().cpu().numpy()
+        return found
+
+    @torch.inference_mode()
+    def detect(self, images: Sequence[Image.Image]) -> list[Instances]:
+        """Return the objects of each image; the score is the class' probability times the mean inside the mask."""
+        found = []
+        for image, placement, last in self._whole(images):
+            best = best_objects(last.classes[0], self.record.things)
+            masks = _full_size(last.masks[0, best.queries], placement, image)
+            scores = best.scores * maskness(masks)
+            inside = (masks > 0).cpu().numpy()
+            rows = np.flatnonzero(inside.any(axis=(1, 2)))
+            found.append(
+                Instances(
+                    best.labels.cpu().numpy()[rows],
+                    scores.double().cpu().numpy()[rows],
+                    boxes_of(inside[rows]),
+                    inside[rows],
+                )
+            )
+        return found
+
+    @torch.inference_mode()
+    def segment_all(self, images: Sequence[Image.Image]) -> list[PanopticMap]:
+        """Return the panoptic map of each image."""
+        settings = self.record.settings
+        assert isinstance(settings, QueriesSegmentation)
+        found = []
+        for image, placement, last in self._whole(images):
+            segments, labels = panoptic_map(
+                last.classes[0],
+                _full_size(last.masks[0], placement, image),
+                self.record.things,
+                score_threshold=settings.score_threshold,
+                overlap_threshold=settings.overlap_threshold,
+            )
+            found.append(PanopticMap(segments.cpu().numpy().astype(np.int64), labels.numpy()))
+        return found
+
+    def _whole(self, images: Sequence[Image.Image]) -> list[tuple[Image.Image, Placement, Predictions]]:
+        """Return each image with its place in the model's square, and the predictions for it."""
+        placements = [whole(image.size, self.side) for image in images]
+        crops = torch.stack([place_picture(image, at) for image, at in zip(images, placements, strict=True)])
+        last = self.model(self.preprocess.pixels(crops.to(self.device)))[-1]
+        parts = [
+            Predictions(last.classes[n : n + 1].float(), last.masks[n : n + 1].float()) for n in range(len(images))
+        ]
+        return list(zip(images, placements, parts, strict=True))
+
+
+def load_segmenter(checkpoint: DenseCheckpoint, device: torch.device) -> SegmentPredictor:
+    """Load a segmenter from its folder."""
+    model, record = read_segmenter(checkpoint)
+    return SegmentPredictor(model, record, checkpoint.image_size, device)
+
+
+def _full_size(masks: Tensor, placement: Placement, image: Image.Image) -> Tensor:
+    """Return the scores of masks in the square as those in the image, (N, h, w) to (N, H, W)."""
+    side, (width, height) = placement.side, placement.covered
+    square = F.interpolate(masks[None], size=(side, side), mode="bilinear", align_corners=False)
+    part = square[..., :height, :width]
+    size = (image.height, image.width)
+    return F.interpolate(part, size=size, mode="bilinear", align_corners=False)[0]
