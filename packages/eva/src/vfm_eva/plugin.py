@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from vfm.plugin import Stage, hookimpl
-from vfm_eva.stages import EvaFinetune, EvaSegment, EvaPretrain, EvaTargets
+from vfm_eva.stages import EvaFinetune, EvaPretrain, EvaTargets
 from vfm_eva.stages_evaluation import MaskedPatches
 from vfm_eva.stages_segment import EvaSegment
 
