@@ -87,7 +87,6 @@ def test_every_pattern_has_a_question() -> None:
     [
         ([("a", ["x", "y"], 0)], "expected two questions, got 1"),
         ([("a", ["x", "y"], 0), ("a", ["x", "y"], 0)], "expected different answers, got 'x' twice"),
-        ([("a", ["x", "y"], 0), ("b", ["x", "y"], 1)], "expected equal texts and options"),
     ],
 )
 def test_pairs_that_do_not_fit_are_one_line(given: list[tuple[str, list[str], int]], message: str) -> None:

@@ -142,6 +142,8 @@ def test_effective_size_is_n_for_independent_items_and_the_images_where_captions
     assert effective_size(hits, np.arange(200)) == pytest.approx(200)
     assert effective_size(np.repeat(hits, 5), np.repeat(np.arange(200), 5)) == pytest.approx(200)
     assert effective_size(np.ones(1000), np.repeat(np.arange(200), 5)) == pytest.approx(200)
+    # A model without sight gets one question of every pair right: the pairs' sums have no spread.
+    assert effective_size(np.tile([0, 1], 200), np.repeat(np.arange(200), 2)) == pytest.approx(200)
 
 
 def test_effective_size_is_the_spread_of_one_item_over_that_of_the_mean() -> None:

@@ -45,7 +45,7 @@ class Question:
         options: possible answers, unlike each other.
         answer: index of the right one.
         family: what it is about.
-        pair: number of its pair, -1 without one. The two questions of a pair have equal texts and options.
+        pair: number of its pair, -1 without one.
 
     Raises:
         ValueError: there is no option, two are equal, or the answer is none of them.
@@ -100,7 +100,7 @@ def pairs_of(questions: Sequence[Question]) -> list[tuple[int, int]]:
     """Return the indices of the two questions of each pair, in order of appearance.
 
     Raises:
-        ValueError: a pair has not two questions, or they differ in text or options, or have the same answer.
+        ValueError: a pair has not two questions, or both ask the same and have the same answer.
     """
     places: defaultdict[int, list[int]] = defaultdict(list)
     for place, one in enumerate(questions):
@@ -111,9 +111,7 @@ def pairs_of(questions: Sequence[Question]) -> list[tuple[int, int]]:
         if len(members) != 2:
             raise ValueError(f"pair {number}: expected two questions, got {len(members)}")
         first, second = (questions[place] for place in members)
-        if (first.text, first.options) != (second.text, second.options):
-            raise ValueError(f"pair {number}: expected equal texts and options, got {first.key} and {second.key}")
-        if first.answer == second.answer:
+        if (first.text, first.options, first.answer) == (second.text, second.options, second.answer):
             raise ValueError(f"pair {number}: expected different answers, got {first.options[first.answer]!r} twice")
         found.append((members[0], members[1]))
     return found

@@ -155,7 +155,7 @@ def effective_size(values: ArrayLike, groups: ArrayLike | None = None, strata: A
     It is the variance of one item over that of the (stratified) mean, of whole groups within their strata. A stratum
     of one unit shows no spread of its own, and one of a few shows too little: each stratum gets the spread over all
     strata as one additional unit, which also counts the differences between strata and so errs on the safe side. Where
-    all values are equal, the items of a group count as one.
+    all values are equal, or the sums of all groups are, the items of a group count as one.
 
     Args:
         values: right or wrong, or the differences of two models, (N,).
@@ -169,7 +169,7 @@ def effective_size(values: ArrayLike, groups: ArrayLike | None = None, strata: A
     spread = stratified_mean((x - centres.mean()) ** 2, strata)
     within = units.sums - units.sizes * centres[units.strata]
     overall = units.sums - units.sizes * centres.mean()
-    if spread == 0:
+    if spread == 0 or not (within.any() or overall.any()):
         spread, within, overall = 1.0, units.sizes.astype(float), units.sizes.astype(float)
     one_more = stratified_mean(overall**2, units.strata)
     squares = np.bincount(units.strata, weights=within**2) + one_more
