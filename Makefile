@@ -49,11 +49,11 @@ NUMERICAL_diva := $(wildcard $(addprefix packages/diva/tests/test_, condition.py
 	latents.py low_rank.py padding.py prior.py processes.py surprises.py tune.py))
 
 test-portable: ## numerical tests as on other processors: three vector widths, 1 and 4 threads (about an hour)
-	for capability in default avx2 avx512; do for threads in 1 4; do \
+	failed=0; for capability in default avx2 avx512; do for threads in 1 4; do \
 		for tests in "$(NUMERICAL_kernels)" "$(NUMERICAL_core)" "$(NUMERICAL_clip)" "$(NUMERICAL_eva)" "$(NUMERICAL_diva)"; do \
 			echo "ATEN_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=$$threads"; \
-			ATEN_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=$$threads uv run pytest $$tests || exit 1; \
-	done; done; done
+			ATEN_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=$$threads uv run pytest $$tests || failed=1; \
+	done; done; done; exit $$failed
 
 test-torch-latest: ## the kernels' tests on the newest torch and Triton, in an environment of their own (some GB)
 	uv run --isolated --no-project --no-config --with torch --with triton --with pytest --with pytest-xdist --with hypothesis \

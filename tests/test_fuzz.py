@@ -7,7 +7,6 @@ import os
 import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -43,11 +42,9 @@ def grow() -> int:
 
 
 def test_a_process_that_hangs_or_grows_is_ended(tmp_path: Path) -> None:
-    begun = time.monotonic()
     assert forked(spin, tmp_path, seconds=0.5).killed == "hang"
     assert forked(grow, tmp_path, memory=1 << 30).killed == "memory"
     assert forked(lambda: os.kill(os.getpid(), 9) or 0, tmp_path).code == -9  # type: ignore[func-returns-value]
-    assert time.monotonic() - begun < 600
 
 
 READ = {"items": ["a"], "bad": 0}

@@ -65,8 +65,16 @@ def run(
     )
 
 
+def output(process: subprocess.Popen[str]) -> tuple[str, str]:
+    try:
+        return process.communicate(timeout=3600)  # a run that waits for ever, on a machine as busy as may be
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+
+
 def finish(process: subprocess.Popen[str]) -> None:
-    out, err = process.communicate(timeout=600)
+    out, err = output(process)
     assert process.returncode == 0, out[-2000:] + err[-4000:]
 
 
@@ -230,7 +238,7 @@ def stop_at_random(folder: Path, processes: int, count: int, chance: random.Rand
         except subprocess.TimeoutExpired:
             how = chance.choice(list(ENDS))
             process.send_signal(how)
-            out, err = process.communicate(timeout=600)
+            out, err = output(process)
             print(f"{how.name} in {stage_at(store)}: exit code {process.returncode}")
             assert process.returncode in ENDS[how], out[-2000:] + err[-4000:]
             count -= 1

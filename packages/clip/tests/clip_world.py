@@ -256,7 +256,7 @@ def in_processes(world_size: int, root: Path, jobs: list[dict[str, Any]]) -> Non
         for rank in range(world_size)
     ]
     for child in children:
-        _, stderr = child.communicate(timeout=240)
+        _, stderr = child.communicate(timeout=1800)
         assert child.returncode == 0, stderr
 
 

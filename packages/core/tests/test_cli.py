@@ -216,7 +216,7 @@ def test_interrupted_run_resumes(toys):
         if line.startswith("  sum 1/6"):
             break
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=1800)
     assert process.returncode == 130
     assert err.strip() == "interrupted; run the same command again to resume"
     assert "(resumes)" in run_here("run", "r.yaml", "--set", "sum.pause=0.2").out

@@ -90,7 +90,7 @@ def site(toys: Path) -> Path:
 
 def test_three_runs_at_once_make_everything_once_and_all_end_well(site):
     runs = [start(site, "--set", "sum.pause=0.2") for _ in range(3)]
-    outputs = [run.communicate(timeout=60) for run in runs]
+    outputs = [run.communicate(timeout=1800) for run in runs]
     assert [run.returncode for run in runs] == [0, 0, 0], outputs
     made = [line for out, _ in outputs for line in out.splitlines() if line.startswith("✓ sum")]
     assert sum("cached" in line for line in made) == 2
@@ -107,8 +107,8 @@ def test_fresh_run_beside_another_one_waits_for_it(site):
     second = start(site, "--set", "sum.pause=1", "--fresh")
     waited = any("waiting for toy.add" in line for line in second.stdout or ())
     first.send_signal(signal.SIGCONT)
-    _, err = second.communicate(timeout=60)
-    first.communicate(timeout=60)
+    _, err = second.communicate(timeout=1800)
+    first.communicate(timeout=1800)
     assert (waited, first.returncode, second.returncode) == (True, 0, 0), err
 
 
@@ -121,7 +121,7 @@ def test_step_of_a_scheduler_waits_for_whoever_makes_the_same(site):
         step = subprocess.Popen(command, cwd=site, env=environment, stdout=subprocess.PIPE, text=True)
         assert f"held by process {os.getpid()}" in step.stdout.readline()
         assert not slot.artifact.exists()
-    step.communicate(timeout=60)
+    step.communicate(timeout=1800)
     assert step.returncode == 0
     assert slot.artifact.exists()
 

@@ -46,7 +46,7 @@ def as_user(*words: str, folder: Path) -> Outcome:
         pytest.skip("root may write everywhere, and setpriv is missing")
     environment = {**os.environ, "PYTHONPATH": "site", "TMPDIR": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
-        [*user, sys.executable, "-m", "vfm", *words], capture_output=True, text=True, env=environment, timeout=120
+        [*user, sys.executable, "-m", "vfm", *words], capture_output=True, text=True, env=environment, timeout=1800
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
 

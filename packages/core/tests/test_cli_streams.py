@@ -41,7 +41,7 @@ def site(toys: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def shell(command: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(["bash", "-c", command], capture_output=True, env={**os.environ, **environment}, timeout=120)
+    return subprocess.run(["bash", "-c", command], capture_output=True, env={**os.environ, **environment}, timeout=1800)
 
 
 def finished() -> bool:

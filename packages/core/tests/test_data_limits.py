@@ -16,7 +16,7 @@ from vfm.config import UserError
 from vfm.data import write_tar
 
 MEMORY = 6 << 30  # of addresses, most of which are never used
-SECONDS = 60
+SECONDS = 1800
 
 
 def vfm(command: str, folder: Path, path: str, kind: str = "data.pairs", **more: str) -> tuple[int, str]:

@@ -55,7 +55,7 @@ def two(tmp_path_factory) -> Path:
         for rank in range(2)
     ]
     for child in children:
-        _, stderr = child.communicate(timeout=240)
+        _, stderr = child.communicate(timeout=1800)
         assert child.returncode == 0, stderr
     return root
 

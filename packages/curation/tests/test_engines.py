@@ -185,7 +185,7 @@ def test_workers_end_with_their_parent(tmp_path: Path, signal_: signal.Signals) 
             os.killpg(run.pid, signal_)
         else:
             os.kill(run.pid, signal_)
-        _, errors = run.communicate(timeout=15)
+        _, errors = run.communicate(timeout=1800)
     _await(lambda: not any(map(_lives, workers)))
     assert errors.count("Traceback") == (signal_ == signal.SIGINT)  # the parent's own KeyboardInterrupt, no worker's
 
@@ -197,7 +197,7 @@ def _lives(process: int) -> bool:
         return False
 
 
-def _await(condition: Any, seconds: float = 20) -> None:
+def _await(condition: Any, seconds: float = 1800) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

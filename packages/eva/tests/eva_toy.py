@@ -114,7 +114,7 @@ def run_in_processes(root: Path, settings: dict[str, Any], pool: Artifact, teach
         environment = {**os.environ, **shared, "RANK": str(rank)}
         children.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     for child in children:
-        _, stderr = child.communicate(timeout=120)
+        _, stderr = child.communicate(timeout=1800)
         assert child.returncode == 0, stderr
     return Path(f"{root}-0")
 

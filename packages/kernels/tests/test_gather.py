@@ -24,7 +24,7 @@ def runs(tmp_path_factory) -> tuple[dict[str, np.ndarray], list[dict[str, np.nda
     np.savez(folder / "batch.npz", **batch)
     ranks = [subprocess.Popen([sys.executable, str(SCRIPT), str(rank), str(folder)]) for rank in range(2)]
     try:
-        assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+        assert [process.wait(timeout=1800) for process in ranks] == [0, 0]
     finally:
         for process in ranks:
             process.kill()
