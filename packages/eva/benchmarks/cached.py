@@ -14,6 +14,7 @@ from vfm.train import TrainingData, fit
 from vfm_eva import BlockMask, EvaTargets
 from vfm_eva.images import EvaInputs
 from vfm_eva.masks import MaskedData, Masks
+from vfm_eva.objective import Objective
 from vfm_eva.pca import Pca
 from vfm_eva.pretrain import task_from_cache
 from vfm_eva.teacher import StoredTargets
@@ -100,7 +101,7 @@ class Cached(Bench):
         masks = Masks(BlockMask(), task.grid, task.num_masked)
         fit(task, MaskedData(TrainingData.of(config, open_dataset(self.pool), make), masks), config, ctx)
         task.eval()
-        task.teacher = StoredTargets(exact.cache.shape[-1])
+        task.objectives = [Objective(StoredTargets(exact.cache.shape[-1]))]
         device = task.mask_token.device
         task.to(device)
         evaluated = TrainingData(open_dataset(self.pool), _with(exact, make), seed=1, global_batch_size=self.batch)

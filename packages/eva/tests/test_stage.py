@@ -48,7 +48,7 @@ def test_preflight_skips_a_teacher_that_does_not_exist_yet():
     class NotOurs(EvaPretrain):
         """Stage of another package that makes a teacher."""
 
-    config = stage()
+    config = stage(target={"projected": False})
     config.preflight(Preflight({"teacher": NotOurs(name="teacher", data="pool", teacher="other", steps=1)}, {}))
     with pytest.raises(UserError, match=r"mask\.ratio masks 0"):
         preflight(stage(mask={"ratio": 0.01}))

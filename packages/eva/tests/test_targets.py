@@ -246,8 +246,8 @@ def test_too_many_bad_samples_stop_the_stage(tmp_path, teacher):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"teacher": None}, "give exactly one of teacher and targets"),
-        ({"targets": "targets"}, "give exactly one of teacher and targets"),
+        ({"teacher": None}, "give exactly one of teacher, targets and teachers"),
+        ({"targets": "targets"}, "give exactly one of teacher, targets and teachers"),
         ({**CACHED, "augmentation": {"flip": 0.0}}, "augmentation is fixed by 'targets'; set it in the stage"),
         ({**CACHED, "target": {"layer": 3}}, "target is fixed by 'targets'"),
     ],

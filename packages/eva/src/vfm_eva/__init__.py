@@ -4,14 +4,13 @@ The classes here are configurations and import no torch. As a library: `vfm_eva.
 `vfm_eva.teacher` its targets, `vfm_eva.masks` the masks, `vfm_eva.classifier` the fine-tuning task.
 """
 
-from vfm_eva.stages import (
+from vfm_eva.stages import EvaFinetune, EvaPretrain, EvaTargets
+from vfm_eva.stages_parts import (
     Augmentation,
     BlockExactMask,
     BlockMask,
     Decoder,
-    EvaFinetune,
-    EvaPretrain,
-    EvaTargets,
+    EvaTeacher,
     FinetuneAugmentation,
     Mask,
     RandomMask,
@@ -21,5 +20,5 @@ from vfm_eva.stages import (
 
 __all__ = [
     "Augmentation", "BlockExactMask", "BlockMask", "Decoder", "EvaFinetune", "EvaPretrain", "EvaTargets",
-    "FinetuneAugmentation", "Mask", "RandomMask", "Student", "Target",
+    "EvaTeacher", "FinetuneAugmentation", "Mask", "RandomMask", "Student", "Target",
 ]  # fmt: skip

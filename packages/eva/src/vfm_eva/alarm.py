@@ -26,43 +26,47 @@ class PretrainAlarm(Alarm):
         ctx: the stage's context.
         warmup_steps: steps of the training's warm-up.
         num_steps: steps of the training.
+        teacher: of several teachers, the name of the one whose metrics are watched.
     """
 
-    def __init__(self, ctx: Context, *, warmup_steps: int, num_steps: int) -> None:
+    def __init__(self, ctx: Context, *, warmup_steps: int, num_steps: int, teacher: str = "") -> None:
         super().__init__(ctx)
+        self.teacher = teacher
         fewest, most = GRACE
         self.grace = warmup_steps + max(fewest, min(most, round(GRACE_FRACTION * num_steps)))
         self.best_gain = 0.0
 
     def check(self, step: int, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """Yield at most one problem."""
-        loss, constant = values["train/loss"], values["train/constant_loss"]
-        mutual = values["train/mutual_cosine"]
+        end = f"_{self.teacher}" if self.teacher else ""
+        loss, constant, mutual = (values[f"train/{name}{end}"] for name in ("loss", "constant_loss", "mutual_cosine"))
         if step <= self.grace or loss is None or constant is None or mutual is None:
             return
         variety, target_variety = 1 - mutual, 1 - constant**2
         gain = (constant - loss) / max(1 + constant, 1e-6)
+        of = f"teacher {self.teacher}, " if self.teacher else ""
         if target_variety < 1e-3:
             yield (
                 "equal targets",
-                f"all targets are nearly equal (mutual cosine {constant**2:.4f}): nothing can be learned from them",
+                f"{of}all targets are nearly equal (mutual cosine {constant**2:.4f}): nothing can be learned from them",
             )
         elif variety < MIN_VARIETY * target_variety:
             yield (
                 "collapse",
-                f"step {step}: predictions have collapsed: their mutual cosine is {mutual:.3f}, that of the targets"
+                f"{of}step {step}: predictions have collapsed: their mutual cosine is {mutual:.3f}, that of the targets"
                 f" {constant**2:.3f}; try a lower lr, a longer warm-up or less weight decay",
             )
         elif gain < MIN_GAIN:
             yield (
                 "constant",
-                f"step {step}: the loss, {loss:.3f}, is no better than that of a constant prediction, {constant:.3f}:"
-                " nothing is learned from the images; try another lr, or check mask.ratio and augmentation",
+                f"{of}step {step}: the loss, {loss:.3f}, is no better than that of a constant prediction,"
+                f" {constant:.3f}: nothing is learned from the images; try another lr, or check mask.ratio and"
+                " augmentation",
             )
         elif gain < KEPT_GAIN * self.best_gain:
             yield (
                 "rising",
-                f"step {step}: the loss rises: it is {loss:.3f}, that of a constant prediction {constant:.3f}, and half"
-                " of the best gain is lost; EVA's curves only fall. Try a lower lr or optimizer.grad_clip_norm",
+                f"{of}step {step}: the loss rises: it is {loss:.3f}, that of a constant prediction {constant:.3f}, and"
+                " half of the best gain is lost; EVA's curves only fall. Try a lower lr or optimizer.grad_clip_norm",
             )
         self.best_gain = max(self.best_gain, gain)

@@ -22,6 +22,7 @@ from vfm.models import PooledVision, Preprocess, read_masked_modelling
 from vfm.plugin import Context, Evaluated, ModelResult, Preflight, UserError
 from vfm_eva.images import EvaInputs
 from vfm_eva.mean_score import MeanScore
+from vfm_eva.preflight import check_projection
 from vfm_eva.stages_evaluation import MaskedPatches
 from vfm_eva.task import EvaTask, TaskEncoder
 from vfm_eva.teacher import Teacher, load_teacher
@@ -32,13 +33,15 @@ MAX_LOSS = 0.02  # of the cosine, below the best so far
 
 
 def check_masked_patches(config: MaskedPatches, ctx: Preflight) -> None:
-    """Check that models to be evaluated on their own have a teacher, and a head where they exist.
+    """Check that a teacher has the target, that models to be evaluated on their own have one, and a head if they exist.
 
     Raises:
         UserError: the first mistake.
     """
     if config.models and not config.teacher:
         raise UserError("models need the teacher whose features they predict; set teacher")
+    if config.teacher:
+        check_projection(config.teacher, config.target, ctx)
     for ref in config.models:
         if model := ctx.artifact(ref):
             _kept(read_masked_modelling(model.path), ref)
@@ -136,4 +139,4 @@ def _kept(added: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     if not added or any(key.startswith("decoder.") for key in added):
         what = "a decoder, which is evaluated in its training only" if added else "no mask token and head"
         raise UserError(f"{name}: has {what}; expected an encoder of eva.pretrain with encode: all")
-    return added
+    return {key: added[key] for key in ("mask_token", "head.weight", "head.bias")}  # those of the first teacher

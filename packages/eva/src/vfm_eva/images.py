@@ -13,7 +13,15 @@ from vfm.data import CachedTensors, Sample, decode_image
 from vfm.models import Preprocess
 from vfm.train import ImageTransform, SampleDraw, to_tensor
 
-__all__ = ["EvaInputs", "EvaViews", "MakeViews", "MakeWithTargets", "crop_transform"]
+__all__ = ["EvaInputs", "EvaViews", "MakeViews", "MakeWithTargets", "TeacherInputs", "crop_transform"]
+
+
+@dataclass(frozen=True)
+class TeacherInputs:
+    """What a further teacher has of a batch: as `teacher_images` and `targets` of `EvaInputs`."""
+
+    teacher_images: Tensor | None = None
+    targets: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,14 @@ class EvaInputs:
     bool_mask: Tensor  # (B, N), True = masked
     teacher_images: Tensor | None = None  # (B, 3, S', S') uint8, if the teacher's size differs
     targets: Tensor | None = None  # (B, N, T) or coded, if there is no teacher
+    others: tuple[TeacherInputs, ...] = ()  # of the teachers after the first
+
+    def of_teacher(self, number: int) -> EvaInputs:
+        """Return the inputs for one of the teachers, from 0, as those of a training with this teacher alone."""
+        if number == 0:
+            return self
+        own = self.others[number - 1]
+        return EvaInputs(self.images, self.bool_mask, own.teacher_images, own.targets)
 
 
 @dataclass(frozen=True)
@@ -34,6 +50,7 @@ class EvaViews:
     mask_seed: Tensor  # (B,) int64
     teacher_images: Tensor | None = None
     targets: Tensor | None = None
+    others: tuple[TeacherInputs, ...] = ()
 
 
 def crop_transform(crop_scale: tuple[float, float] | None, flip: float, preprocess: Preprocess) -> ImageTransform:
@@ -50,10 +67,12 @@ class MakeViews:
 
     transform: the student's crops.
     teacher: the teacher's crops; default: the student's.
+    others: those of further teachers.
     """
 
     transform: ImageTransform
     teacher: ImageTransform | None = None
+    others: tuple[ImageTransform, ...] = ()
 
     def __call__(self, sample: Sample, draw: SampleDraw) -> EvaViews:
         """Return the views of one sample; raises BadSample."""
@@ -63,10 +82,14 @@ class MakeViews:
     def view(self, sample: Sample, mask_seed: int, crop_seed: int) -> EvaViews:
         """Return the views of one sample, with its crop drawn from a seed of its own; raises BadSample."""
         image = decode_image(sample.image, sample.key, max_pixels=self.transform.max_pixels)
-        own, teacher = self.transform.apply(image, crop_seed), None
-        if self.teacher and self.teacher != self.transform:
-            teacher = to_tensor(self.teacher.apply(image, crop_seed))
-        return EvaViews(to_tensor(own), torch.tensor(mask_seed), teacher)
+        own = self.transform.apply(image, crop_seed)
+        teacher, *others = (
+            to_tensor(other.apply(image, crop_seed)) if other and other != self.transform else None
+            for other in (self.teacher, *self.others)
+        )
+        return EvaViews(
+            to_tensor(own), torch.tensor(mask_seed), teacher, others=tuple(TeacherInputs(seen) for seen in others)
+        )
 
 
 @dataclass(frozen=True)
@@ -74,15 +97,21 @@ class MakeWithTargets:
     """Makes the views of one sample, cropped as one of the crops in a cache, and the crop's targets.
 
     Each epoch takes the next crop. The epoch is the one in which the step begins.
+
+    others: stored features of further teachers, of the same crops.
     """
 
     make: MakeViews
     tensors: CachedTensors
     global_batch_size: int
+    others: tuple[CachedTensors, ...] = ()
 
     def __call__(self, sample: Sample, draw: SampleDraw) -> EvaViews:
         """Return the views and targets of one sample; raises BadSample."""
         crop = self.tensors.crop_in(draw.step, self.global_batch_size)
-        targets = torch.from_numpy(self.tensors[draw.index, crop]).flatten(0, 1)
+        targets, *others = (
+            torch.from_numpy(tensors[draw.index, crop]).flatten(0, 1) for tensors in (self.tensors, *self.others)
+        )
         crop_seed = SampleDraw.of(self.tensors.cache.seed, crop, draw.index).seed
-        return replace(self.make.view(sample, draw.seed, crop_seed), targets=targets)
+        view = self.make.view(sample, draw.seed, crop_seed)
+        return replace(view, targets=targets, others=tuple(TeacherInputs(targets=stored) for stored in others))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vfm.train import Batch, Data, prefetch
 from vfm_eva.images import EvaInputs, EvaViews
-from vfm_eva.stages import Mask
+from vfm_eva.stages_parts import Mask
 from vfm_kernels import block_mask, block_mask_exact, random_mask
 
 __all__ = ["MaskedData", "Masks", "block_exact_masks", "block_masks", "random_masks"]
@@ -57,7 +57,7 @@ class Masks:
 
 def _with_mask(batch: Batch[EvaViews], mask: Tensor) -> Batch[EvaInputs]:
     views = batch.inputs
-    inputs = EvaInputs(views.images, mask, views.teacher_images, views.targets)
+    inputs = EvaInputs(views.images, mask, views.teacher_images, views.targets, views.others)
     return Batch(inputs, batch.keys, batch.bad)
 
 

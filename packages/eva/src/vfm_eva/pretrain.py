@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vfm.data import CachedTensors, open_dataset
 from vfm.eval import pca_sheet
@@ -20,60 +21,39 @@ from vfm.models import (
     read_masked_modelling,
     transfer_weights,
 )
-from vfm.plugin import Context, ImageDataset, Preflight, Ref, SampleCache, UserError, VisionCheckpoint
+from vfm.plugin import Context, ImageDataset, VisionCheckpoint
 from vfm.train import Make, TrainingData, fit, is_main, resolve_device, show_panels
 from vfm_eva.alarm import PretrainAlarm
 from vfm_eva.decoder import MaskDecoder
-from vfm_eva.images import EvaInputs, EvaViews, MakeViews, MakeWithTargets, crop_transform
+from vfm_eva.images import EvaViews, MakeViews, MakeWithTargets, crop_transform
 from vfm_eva.masks import MaskedData, Masks
+from vfm_eva.objective import Objective
 from vfm_eva.panels import cosine_sheet
 from vfm_eva.pca import Pca
-from vfm_eva.stages import EvaPretrain, EvaTargets
-from vfm_eva.student import student_grid
+from vfm_eva.phi_s import PhiS
+from vfm_eva.stages import EvaPretrain
+from vfm_eva.student import check_class_token, student_grid
+from vfm_eva.target_checks import check_data, check_grid, check_same_crops
 from vfm_eva.task import EvaTask
 from vfm_eva.teacher import StoredTargets, Teacher, load_teacher
-from vfm_eva.weight_init import check_init, init_weights
+from vfm_eva.weight_init import init_weights
 
 _DROPPED = {"head.": "the encoder's own head", "attn_pool.": "the student pools by the mean over its patches"}
 _NEW = {"fc_norm.": "new, after the mean over patches"}
 
 
-def check_eva_pretrain(config: EvaPretrain, ctx: Preflight) -> None:
-    """Check that the student can be masked, that a known teacher has the target, and that known targets fit.
-
-    Raises:
-        UserError: the first mistake.
-    """
-    start = ctx.artifact(config.start) if config.start else None
-    if config.start and not start:  # the encoder is only known after its stage has run
-        return
-    with torch.device("meta"):  # shapes without weights, whatever the model's size
-        student = build_student(config, start)
-    grid = student_grid(student, num_masked(config, student), visible_only=config.encode == "visible")
-    check_init(student, config.student.init)
-    if config.targets:
-        _check_targets(config, ctx, config.targets, grid)
-    elif config.teacher and (checkpoint := ctx.artifact(config.teacher)):
-        teacher = load_teacher(checkpoint, config.target)
-        task = build_task(config, student, teacher).to("meta")
-        own, other = (
-            torch.zeros(1, 3, size, size, dtype=torch.uint8, device="meta")
-            for size in (task.preprocess.image_size, teacher.preprocess.image_size)
-        )
-        task(EvaInputs(own, torch.zeros(1, grid[0] * grid[1], dtype=torch.bool, device="meta"), other))
-
-
 def pretrain_eva(config: EvaPretrain, ctx: Context) -> VisionCheckpoint:
     """Train the student, and leave panels of its predictions, its patches and its attention."""
     data = ctx.load(config.data)
-    task, make = task_from_cache(config, ctx, data) if config.targets else task_from_teacher(config, ctx)
+    stored = any(entry.targets for entry in config.taught_by)
+    task, make = task_from_cache(config, ctx, data) if stored else task_from_teacher(config, ctx)
     init_weights(task, config.student.init, config.seed)
     if config.start:
         start_from(task, ctx.load(config.start), ctx)
     source, masks = open_dataset(data), Masks(config.mask, task.grid, task.num_masked)
     batches = MaskedData(TrainingData.of(config, source, make), masks)
-    alarm = PretrainAlarm(ctx, warmup_steps=config.schedule.warmup_steps, num_steps=config.num_steps)
-    fit(task, batches, config, replace(ctx, send=alarm))
+    fit_statistics(task, batches, config, ctx)
+    fit(task, batches, config, with_alarms(task, config, ctx))
     made = task.export(ctx.directory)
     show_panels(
         ctx,
@@ -83,13 +63,29 @@ def pretrain_eva(config: EvaPretrain, ctx: Context) -> VisionCheckpoint:
     return made
 
 
+def with_alarms(task: EvaTask, config: EvaPretrain, ctx: Context) -> Context:
+    """Return the context whose listeners also get the warnings about each loss that is a cosine."""
+    for objective in task.objectives:
+        if objective.phi_s is None:
+            name = "" if task.has_one_loss else objective.name
+            alarm = PretrainAlarm(
+                ctx, warmup_steps=config.schedule.warmup_steps, num_steps=config.num_steps, teacher=name
+            )
+            ctx = replace(ctx, send=alarm)
+    return ctx
+
+
 def task_from_teacher(config: EvaPretrain, ctx: Context) -> tuple[EvaTask, Make[EvaViews]]:
-    """Return the task with the teacher of the stage, and what makes its inputs."""
-    assert config.teacher
-    teacher = load_teacher(ctx.load(config.teacher), config.target, bf16=teacher_in_bf16(config))
-    task = build_task(config, build_student(config, _start(config, ctx)), teacher)
+    """Return the task with the teachers of the stage, and what makes its inputs."""
+    teachers = [
+        load_teacher(ctx.load(entry.teacher), entry.target, bf16=teacher_in_bf16(config))
+        for entry in config.taught_by
+        if entry.teacher
+    ]
+    task = build_task(config, build_student(config, _start(config, ctx)), *teachers)
     crop_scale, flip = config.augmentation.crop_scale, config.augmentation.flip
-    return task, MakeViews(*(crop_transform(crop_scale, flip, model.preprocess) for model in (task, teacher)))
+    own, first, *others = (crop_transform(crop_scale, flip, model.preprocess) for model in (task, *teachers))
+    return task, MakeViews(own, first, tuple(others))
 
 
 def teacher_in_bf16(config: EvaPretrain) -> bool | None:
@@ -101,27 +97,68 @@ def teacher_in_bf16(config: EvaPretrain) -> bool | None:
 
 def task_from_cache(config: EvaPretrain, ctx: Context, data: ImageDataset) -> tuple[EvaTask, Make[EvaViews]]:
     """Return the task with the stored targets of the stage, and what makes its inputs."""
-    assert config.targets
-    cache = ctx.load(config.targets)
-    pca = Pca.load(cache.path) if cache.basis else None
-    student = build_student(config, _start(config, ctx))
-    task = build_task(config, student, StoredTargets(len(pca.mean) if pca else cache.shape[-1], pca))
-    _check_grid(cache.shape[:-1], task.grid)
-    _check_data(cache, data)
-    make = MakeViews(crop_transform(cache.crop_scale, cache.flip, task.preprocess))
-    return task, MakeWithTargets(make, CachedTensors(cache), config.global_batch_size)
+    caches = [ctx.load(entry.targets) for entry in config.taught_by if entry.targets]
+    stored = []
+    for cache in caches:
+        pca = Pca.load(cache.path) if cache.basis else None
+        stored.append(StoredTargets(len(pca.mean) if pca else cache.shape[-1], pca))
+    task = build_task(config, build_student(config, _start(config, ctx)), *stored)
+    for cache in caches:
+        check_grid(cache.shape[:-1], task.grid)
+        check_data(cache, data)
+    check_same_crops(caches)
+    make = MakeViews(crop_transform(caches[0].crop_scale, caches[0].flip, task.preprocess))
+    first, *others = map(CachedTensors, caches)
+    return task, MakeWithTargets(make, first, config.global_batch_size, tuple(others))
 
 
-def build_task(config: EvaPretrain, student: nn.Module, teacher: Teacher | StoredTargets) -> EvaTask:
-    """Return the task of a student and a teacher."""
+def build_task(config: EvaPretrain, student: nn.Module, *teachers: Teacher | StoredTargets) -> EvaTask:
+    """Return the task of a student and its teachers, one for each of `config.taught_by`."""
+    objectives = [
+        Objective(
+            teacher,
+            entry.weight,
+            entry.class_weight,
+            PhiS.identity(teacher.width) if entry.loss == "phi_s" else None,
+            name=str(entry.teacher or entry.targets).rstrip("/").rpartition("/")[2],
+        )
+        for entry, teacher in zip(config.taught_by, teachers, strict=True)
+    ]
     return EvaTask(
         student,
-        teacher,
+        objectives,
         num_masked=num_masked(config, student),
         decoder=_decoder(config, student) if config.encode == "visible" else None,
         patch_embed_grad=config.student.patch_embed_grad,
         seed=config.seed,
     )
+
+
+def fit_statistics(task: EvaTask, data: MaskedData, config: EvaPretrain, ctx: Context) -> None:
+    """Fit what standardises targets to the first images of the training, or load what an interrupted run has fitted."""
+    for number, (objective, entry) in enumerate(zip(task.objectives, config.taught_by, strict=True)):
+        if objective.phi_s is None:
+            continue
+        file = ctx.work / f"phi_s_{number}.safetensors"
+        if file.is_file():
+            objective.phi_s.load_state_dict(PhiS.load(file).state_dict())
+            continue
+        num_steps = -(-entry.statistics_images // config.global_batch_size)
+        fitted = PhiS.fit(_first_targets(task, number, data, config, num_steps))
+        objective.phi_s.load_state_dict(fitted.state_dict())
+        if is_main():
+            fitted.save(file)
+
+
+def _first_targets(
+    task: EvaTask, number: int, data: MaskedData, config: EvaPretrain, num_steps: int
+) -> Iterator[Tensor]:
+    """Yield one teacher's features of the images of the first steps, (B, N, T)."""
+    device, teacher = resolve_device(config.runtime), task.objectives[number].teacher
+    teacher.module.to(device)
+    batch_size = config.micro_batch_size or config.global_batch_size
+    for step in data.steps(0, min(num_steps, config.num_steps), micro_batch_size=batch_size):
+        yield from (teacher.targets(batch.to(device).inputs.of_teacher(number), task.grid) for batch in step if batch)
 
 
 def _decoder(config: EvaPretrain, student: Any) -> MaskDecoder:
@@ -135,16 +172,25 @@ def _decoder(config: EvaPretrain, student: Any) -> MaskDecoder:
 def build_student(config: EvaPretrain, start: VisionCheckpoint | None = None) -> nn.Module:
     """Return the student with timm's initial weights, also of the architecture of `start`.
 
-    It pools by the mean over its patches unless the configuration of its model says otherwise: no loss trains its class
-    token or a pooling head.
+    It pools by the mean over its patches unless the configuration of its model says otherwise: no loss trains a pooling
+    head, and the class token only if a teacher teaches it, which then is the default.
     """
-    model = build_vision(
-        {"global_pool": "avg", **_mapping(f"local-dir:{start.path}" if start else config.model)},
-        image_size=config.image_size or (start.image_size if start else None),
-        num_classes=0,
-        seed=config.seed,
-        drop_path_rate=config.student.drop_path,
-    )
+    mapping = _mapping(f"local-dir:{start.path}" if start else config.model)
+
+    def build(global_pool: str) -> nn.Module:
+        return build_vision(
+            {"global_pool": global_pool, **mapping},
+            image_size=config.image_size or (start.image_size if start else None),
+            num_classes=0,
+            seed=config.seed,
+            drop_path_rate=config.student.drop_path,
+        )
+
+    teaches_class_token = any(entry.class_weight for entry in config.taught_by)
+    if teaches_class_token:
+        with torch.device("meta"):  # a student without a class token cannot be built to pool by it
+            check_class_token(build("avg"))
+    model = build("token" if teaches_class_token else "avg")
     if config.grad_checkpointing:
         model.set_grad_checkpointing()  # type: ignore[operator]
     return model
@@ -177,32 +223,3 @@ def num_masked(config: EvaPretrain, student: nn.Module) -> int:
     """Return the number of patches that a mask hides."""
     rows, columns = grid_size(student)
     return round(config.mask.ratio * rows * columns)
-
-
-def _check_targets(config: EvaPretrain, ctx: Preflight, targets: Ref[SampleCache], grid: tuple[int, int]) -> None:
-    """Check targets by their facts if they exist, else by the configuration of the stage that makes them."""
-    cache, data, maker = ctx.artifact(targets), ctx.artifact(config.data), ctx.stage(targets)
-    if cache:
-        _check_grid(cache.shape[:-1], grid)
-        if data:
-            _check_data(cache, data)
-    elif isinstance(maker, EvaTargets):
-        _check_grid(maker.grid, grid)
-        if maker.data != config.data:
-            raise UserError(f"targets {targets!r} are made from {maker.data!r}, expected data {config.data!r}")
-
-
-def _check_grid(found: tuple[int, ...], grid: tuple[int, int]) -> None:
-    if found != grid:
-        sides = " x ".join(map(str, found))
-        raise UserError(
-            f"expected targets for {grid[0]} x {grid[1]} patches, the student's; got {sides}; set grid: {list(grid)} in"
-            " the stage that makes the targets"
-        )
-
-
-def _check_data(cache: SampleCache, data: ImageDataset) -> None:
-    """Check that the cache's rows belong to this dataset."""
-    made_from = cache.linked(cache.data).resolve()
-    if made_from != data.path.resolve():
-        raise UserError(f"expected targets made from data, {data.path.resolve()}; got targets made from {made_from}")

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from vfm.plugin import ClipCheckpoint, ImageDataset, ModelEvaluation, Ref, VisionCheckpoint
-from vfm_eva.stages import Target
+from vfm_eva.stages_parts import Target
 
 
 class MaskedPatches(ModelEvaluation):

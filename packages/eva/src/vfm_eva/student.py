@@ -17,7 +17,7 @@ from vfm.models import grid_size
 from vfm.plugin import UserError
 from vfm_kernels import gather_tokens, mask_tokens
 
-__all__ = ["masked", "student_grid", "visible_only"]
+__all__ = ["check_class_token", "masked", "student_grid", "visible_only"]
 
 
 @contextmanager
@@ -103,3 +103,13 @@ def student_grid(student: nn.Module, num_masked: int | None = None, *, visible_o
             " and one visible patch"
         )
     return rows, columns
+
+
+def check_class_token(student: nn.Module) -> None:
+    """Check that a student has a class token that a loss can teach.
+
+    Raises:
+        UserError: it has none.
+    """
+    if getattr(student, "cls_token", None) is None:
+        raise UserError(f"{type(student).__name__}: has no class token to teach; set class_weight: 0")

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,21 +17,14 @@ from torch import Tensor, nn
 
 from vfm.models import PooledVision, save_vision, vision_preprocess
 from vfm.plugin import VisionCheckpoint
-from vfm.train import Batch, Metrics, Task
+from vfm.train import Batch, Frozen, Metrics, Task
 from vfm_eva.decoder import MaskDecoder
 from vfm_eva.images import EvaInputs
-from vfm_eva.student import masked, student_grid, visible_only
+from vfm_eva.objective import Objective, image_loss
+from vfm_eva.phi_s import PhiS
+from vfm_eva.student import check_class_token, masked, student_grid, visible_only
 from vfm_eva.teacher import StoredTargets, Teacher
-from vfm_kernels import (
-    Kernels,
-    accelerated,
-    gather_tokens,
-    masked_cosine_loss,
-    masked_index,
-    padded,
-    resultant_length,
-    token_cosine,
-)
+from vfm_kernels import Kernels, accelerated, gather_tokens, masked_index, padded, token_cosine
 
 __all__ = ["EvaInputs", "EvaTask"]
 
@@ -48,10 +41,11 @@ class EvaTask(Task[EvaInputs]):
 
     All tokens go through the encoder, masked patches as a mask token. With a `decoder` only visible patches do, and it
     predicts the others (EVA-L). Shapes are static and nothing synchronises with the device, whatever the masks.
+    With several teachers the loss is the weighted sum of theirs, each with its own head.
 
     Args:
         student: a timm vision transformer (`Eva` or `VisionTransformer`) of fixed image size, without a head.
-        teacher: makes the target; frozen, and neither trained nor saved.
+        teacher: makes the target; frozen, and neither trained nor saved. Or what is learned from each of several.
         num_masked: K, the most patches that a mask hides. K patches go through the head; those that the mask does not
             hide do not count. Patches that a mask hides beyond K are left out of the loss. Default: all patches.
         decoder: for a student of visible patches; masks must then hide exactly `num_masked` patches.
@@ -69,7 +63,7 @@ class EvaTask(Task[EvaInputs]):
     def __init__(
         self,
         student: nn.Module,
-        teacher: Teacher | StoredTargets,
+        teacher: Teacher | StoredTargets | Sequence[Objective],
         *,
         num_masked: int | None = None,
         decoder: MaskDecoder | None = None,
@@ -79,15 +73,32 @@ class EvaTask(Task[EvaInputs]):
         super().__init__()
         self.grid = student_grid(student, num_masked, visible_only=decoder is not None)
         self.num_masked = num_masked or self.grid[0] * self.grid[1]
-        self.student, self.teacher, self.decoder = student, teacher, decoder
+        self.student, self.decoder = student, decoder
+        self.objectives = [*teacher] if isinstance(teacher, Sequence) else [Objective(teacher)]
         self.preprocess = vision_preprocess(student)
         width: Any = decoder.width if decoder else student.num_features
+        class_width: Any = student.num_features
+        first, *others = (objective.teacher.width for objective in self.objectives)
         self.mask_token = nn.Parameter(torch.zeros(width))  # a vector, so that it is not decayed
-        self.head = nn.Linear(width, teacher.width)
+        self.head = nn.Linear(width, first)
+        self.other_heads = nn.ModuleList(nn.Linear(width, other) for other in others)
+        self.class_heads = nn.ModuleDict(
+            {
+                str(number): nn.Linear(class_width, objective.teacher.width)
+                for number, objective in enumerate(self.objectives)
+                if objective.class_weight
+            }
+        )
+        self.standardised = nn.ModuleDict(
+            {str(number): own.phi_s for number, own in enumerate(self.objectives) if own.phi_s}
+        )
+        if self.class_heads:
+            check_class_token(student)
         generator = torch.Generator().manual_seed(seed + 1)  # not `seed`, from which the student may be drawn
         nn.init.trunc_normal_(self.mask_token, std=0.02, generator=generator)
-        nn.init.trunc_normal_(self.head.weight, std=0.02, generator=generator)
-        nn.init.zeros_(self.head.bias)
+        for head in self.all_heads():
+            nn.init.trunc_normal_(head.weight, std=0.02, generator=generator)
+            nn.init.zeros_(head.bias)
         self.best_held_out, self.held_out_warned = -1.0, False  # of `eval.masked_patches`
         if pooling := getattr(student, "attn_pool", None):  # not used here, and DDP would wait for its gradient
             pooling.requires_grad_(False)
@@ -96,32 +107,66 @@ class EvaTask(Task[EvaInputs]):
             for parameter in embedding.parameters():
                 parameter.register_hook(lambda grad: grad * patch_embed_grad)
 
+    @property
+    def teacher(self) -> Teacher | StoredTargets:
+        """The teacher; of several, the first."""
+        return self.objectives[0].teacher
+
+    def heads(self) -> list[nn.Linear]:
+        """Return the head of each teacher."""
+        return [self.head, *self.other_heads]  # type: ignore[list-item]
+
+    def all_heads(self) -> list[nn.Linear]:
+        """Return the heads of patches, then those of the class token."""
+        return [*self.heads(), *self.class_heads.values()]  # type: ignore[list-item]
+
     def forward(self, inputs: EvaInputs) -> tuple[Tensor, Metrics]:
         """Return the loss of a batch and metrics.
 
         `masked_share` is the fraction of masked patches, `constant_loss` the loss of the best constant prediction,
-        `mutual_cosine` the mean cosine of two predictions.
+        `mutual_cosine` the mean cosine of two predictions. If there are several losses, these two and the losses are
+        given for each teacher, ending in its name, and `class_loss` for its class token.
         """
         bool_mask = inputs.bool_mask
         index = masked_index(bool_mask, self.num_masked)  # (B, K)
-        # The teacher first: its temporary memory is free again before the student's activations are kept.
-        target = gather_tokens(self.teacher.targets(inputs, self.grid), index)  # (B, K, T)
-        prediction = self.head(gather_tokens(self.student_tokens(inputs.images, bool_mask), index))
         counted = bool_mask.gather(1, index)
-        loss = masked_cosine_loss(prediction, target, counted)
-        return loss, {
-            "masked_share": bool_mask.float().mean(),
-            "constant_loss": -resultant_length(target, counted),
-            "mutual_cosine": resultant_length(prediction.detach(), counted) ** 2,
-        }
+        # The teachers first: their temporary memory is free again before the student's activations are kept.
+        targets = [
+            objective.targets(inputs.of_teacher(number), self.grid, index)
+            for number, objective in enumerate(self.objectives)
+        ]
+        class_token, tokens = self.encode(inputs.images, bool_mask)
+        tokens = gather_tokens(tokens, index)
+        metrics: Metrics = {"masked_share": bool_mask.float().mean()}
+        losses = []
+        for number, (objective, head, target) in enumerate(zip(self.objectives, self.heads(), targets, strict=True)):
+            loss, own = objective.patch_loss(head(tokens), target.patches, counted)
+            if target.image is not None:
+                own["class_loss"] = image_loss(self.class_heads[str(number)](class_token), target.image, counted)
+            if self.has_one_loss:
+                return loss, {**metrics, **own}
+            metrics |= {f"{name}_{objective.name}": value for name, value in {"loss": loss, **own}.items()}
+            losses.append(objective.weight * (loss + objective.class_weight * own.get("class_loss", 0.0)))
+        return torch.stack(losses).sum(), metrics
+
+    @property
+    def has_one_loss(self) -> bool:
+        """Whether the loss is one teacher's, of masked patches alone: EVA's."""
+        return len(self.objectives) == 1 and not self.class_heads and self.objectives[0].weight == 1
 
     @torch.no_grad()
     def masked_cosines(self, inputs: EvaInputs, target: Tensor) -> Tensor:
         """Return the mean cosine of each image's masked patches, (B,); all masks hide equally many."""
         bool_mask = inputs.bool_mask
         num_masked = int(bool_mask[0].sum())
-        prediction = self.head(self.student_tokens(inputs.images, bool_mask, num_masked))
+        prediction = self.predictions(self.student_tokens(inputs.images, bool_mask, num_masked))
         return (token_cosine(prediction, target) * bool_mask).sum(dim=1) / num_masked
+
+    def predictions(self, tokens: Tensor) -> Tensor:
+        """Return the predicted features of the (first) teacher, (..., T), of the head's inputs."""
+        predicted: Tensor = self.head(tokens)
+        phi_s = self.objectives[0].phi_s
+        return phi_s.inverse(predicted) if phi_s else predicted
 
     def student_tokens(self, images: Tensor, bool_mask: Tensor, num_masked: int | None = None) -> Tensor:
         """Return the head's input for every patch: the encoder's tokens, (B, N, D), or the decoder's, (B, N, W).
@@ -131,6 +176,10 @@ class EvaTask(Task[EvaInputs]):
             bool_mask: (B, N), True = masked.
             num_masked: patches that a mask hides, for a decoder; default: those of the training.
         """
+        return self.encode(images, bool_mask, num_masked)[1]
+
+    def encode(self, images: Tensor, bool_mask: Tensor, num_masked: int | None = None) -> tuple[Tensor | None, Tensor]:
+        """Return the normed class token, (B, D), if a teacher teaches it, and the tokens of `student_tokens`."""
         student: Any = self.student
         pixels = self.preprocess.pixels(images)
         if self.decoder:
@@ -138,12 +187,12 @@ class EvaTask(Task[EvaInputs]):
             index = masked_index(~bool_mask, num_visible)  # (B, V)
             with visible_only(student, index):
                 tokens = student.forward_features(pixels)
-            decoded: Tensor = self.decoder(student.fc_norm(tokens), index, self.mask_token)
-            return decoded
+            tokens = student.fc_norm(tokens)
+            return tokens[:, 0] if self.class_heads else None, self.decoder(tokens, index, self.mask_token)
         with masked(student, self.mask_token, bool_mask):
             tokens = student.forward_features(pixels)
-        patch_tokens: Tensor = student.fc_norm(tokens[:, student.num_prefix_tokens :])
-        return patch_tokens
+        class_token = student.fc_norm(tokens[:, 0]) if self.class_heads else None
+        return class_token, student.fc_norm(tokens[:, student.num_prefix_tokens :])
 
     def micro_batch_weights(self, micro_batches: Sequence[Batch[EvaInputs]]) -> Tensor:
         """Return the masked patches per sample of each micro-batch, relative to the mean of the step.
@@ -165,7 +214,7 @@ class EvaTask(Task[EvaInputs]):
     @torch.no_grad()
     def cosine_map(self, inputs: EvaInputs) -> Tensor:
         """Return the cosine between prediction and target of every patch, (B, N), masked or not."""
-        prediction = self.head(self.student_tokens(inputs.images, inputs.bool_mask))
+        prediction = self.predictions(self.student_tokens(inputs.images, inputs.bool_mask))
         return token_cosine(prediction, self.teacher.targets(inputs, self.grid))
 
     def kernels(self, choice: Kernels) -> AbstractContextManager[str]:
@@ -180,17 +229,37 @@ class EvaTask(Task[EvaInputs]):
         """Return the student with its pooled features."""
         return TaskEncoder(self.student, self.preprocess, task=self)
 
+    def frozen(self) -> Iterator[Frozen[Any]]:
+        """Yield the teachers."""
+        yield from (objective.teacher for objective in self.objectives)
+
     def masked_modelling(self) -> dict[str, Tensor]:
-        """Return the mask token, the head and the decoder by name."""
-        return {key: value for key, value in self.state_dict().items() if not key.startswith("student.")}
+        """Return the mask token, heads and decoder by name; every head predicts features as its teacher gives them."""
+        added = {
+            key: value for key, value in self.state_dict().items() if not key.startswith(("student.", "standardised."))
+        }
+        for name, phi_s in self._heads_of_standardised():
+            weight, bias = phi_s.to_features(added[f"{name}.weight"], added[f"{name}.bias"])
+            added |= {f"{name}.weight": weight, f"{name}.bias": bias}
+        return added
 
     def load_masked_modelling(self, added: Mapping[str, Tensor]) -> bool:
         """Load the mask token, head and decoder of an earlier training if all of them fit; return whether they did."""
         own = self.masked_modelling()
         fits = own.keys() == added.keys() and all(own[key].shape == value.shape for key, value in added.items())
         if fits:
-            self.load_state_dict(dict(added), strict=False)
+            added = dict(added)
+            for name, phi_s in self._heads_of_standardised():
+                weight, bias = phi_s.from_features(added[f"{name}.weight"], added[f"{name}.bias"])
+                added |= {f"{name}.weight": weight, f"{name}.bias": bias}
+            self.load_state_dict(added, strict=False)
         return fits
+
+    def _heads_of_standardised(self) -> Iterator[tuple[str, PhiS]]:
+        """Yield the name of each head that predicts standardised features, and what standardises them."""
+        for number, objective in enumerate(self.objectives):
+            if objective.phi_s:
+                yield "head" if number == 0 else f"other_heads.{number - 1}", objective.phi_s
 
     def export(self, directory: Path) -> VisionCheckpoint:
         """Write the student in timm's layout, and mask token, head and decoder in a file of their own."""

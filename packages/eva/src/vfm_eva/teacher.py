@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from vfm.models import (
     ClipModel,
     Preprocess,
+    cls_and_patch_tokens,
     feature_width,
     grid_size,
     load_clip,
@@ -23,7 +24,7 @@ from vfm.models import (
 from vfm.plugin import ClipCheckpoint, UserError, VisionCheckpoint
 from vfm.train import Frozen
 from vfm_eva.images import EvaInputs
-from vfm_eva.stages import Target
+from vfm_eva.stages_parts import Target
 
 __all__ = ["StoredTargets", "Teacher", "load_teacher", "resample_grid"]
 
@@ -74,8 +75,20 @@ class Teacher(Frozen[nn.Module]):
 
     def targets(self, inputs: EvaInputs, grid: tuple[int, int]) -> Tensor:
         """Return the targets of a batch, (B, N, T)."""
-        images = inputs.images if inputs.teacher_images is None else inputs.teacher_images
-        return self.features(images, grid)
+        return self.features(_seen(inputs), grid)
+
+    def patches_and_image(self, inputs: EvaInputs, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Return the targets of a batch, (B, N, T), and the teacher's feature of each whole image, (B, T).
+
+        The latter is the model's own, its class token or what it pools, projected as the patches are.
+        """
+        images = _seen(inputs)
+        with torch.inference_mode(), self._precision(images.device):
+            image, patches = cls_and_patch_tokens(self.model, self._pixels(images), projected=self.projected)
+            if self.layer == -1:
+                patches = F.normalize(patches, dim=-1) if self.normalize else patches
+                patches = resample_grid(patches, grid_size(self.model), grid)
+        return patches.clone() if self.layer == -1 else self.features(images, grid), image.clone()
 
     def features(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return features on the student's grid, (B, N, T), of uint8 images (B, 3, S', S').
@@ -83,21 +96,24 @@ class Teacher(Frozen[nn.Module]):
         Raises:
             UserError: images of another size, no such layer, or no projection of patches.
         """
-        size = self.preprocess.image_size
-        if images.shape[-2:] != (size, size):
-            raise UserError(
-                f"expected images of {size} pixels for the teacher, got {images.shape[-1]}; give `teacher_images`"
-            )
         with torch.inference_mode(), self._precision(images.device):
             features = patch_features(
                 self.model,
-                self.preprocess.pixels(images),
+                self._pixels(images),
                 layer=self.layer,
                 projected=self.projected,
                 normalize=self.normalize,
             )
             target = resample_grid(features, grid_size(self.model), grid)
         return target.clone()  # an ordinary tensor: a backward pass cannot use one of inference mode
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        size = self.preprocess.image_size
+        if images.shape[-2:] != (size, size):
+            raise UserError(
+                f"expected images of {size} pixels for the teacher, got {images.shape[-1]}; give `teacher_images`"
+            )
+        return self.preprocess.pixels(images)
 
     def _precision(self, device: torch.device) -> AbstractContextManager[object]:
         if self.bf16 is None:
@@ -141,6 +157,11 @@ def load_teacher(checkpoint: ClipCheckpoint | VisionCheckpoint, target: Target, 
         if not weight.isfinite().all():
             raise UserError(f"{checkpoint.path}: {name} contains NaN or infinity, and so would every target")
     return teacher
+
+
+def _seen(inputs: EvaInputs) -> Tensor:
+    """Return the images that the teacher sees."""
+    return inputs.images if inputs.teacher_images is None else inputs.teacher_images
 
 
 def resample_grid(features: Tensor, source: tuple[int, int], grid: tuple[int, int]) -> Tensor:

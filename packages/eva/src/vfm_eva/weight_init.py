@@ -12,7 +12,7 @@ from torch.nn.init import normal_, trunc_normal_, xavier_normal_, xavier_uniform
 
 from vfm.plugin import UserError
 from vfm_eva.decoder import sincos_positions
-from vfm_eva.stages import Init
+from vfm_eva.stages_parts import Init
 from vfm_eva.task import EvaTask
 
 __all__ = ["check_init", "init_weights"]

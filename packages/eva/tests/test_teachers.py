@@ -1,0 +1,271 @@
+"""Several teachers at once: their losses, the class token, PHI-S, stored targets, and what a training keeps of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+import eva_toy
+from eva_toy import STUDENT, context, losses, random_inputs, run, stage
+from vfm.models import build_vision, cls_and_patch_tokens, load_vision, save_vision, vision_preprocess
+from vfm.plugin import ClipCheckpoint, Event, Pool, Preflight, SampleCache, UserError, VisionCheckpoint
+from vfm_eva import EvaTargets
+from vfm_eva.images import EvaInputs, TeacherInputs
+from vfm_eva.objective import Objective, image_loss, squared_error
+from vfm_eva.phi_s import PhiS, equal_variances
+from vfm_eva.stages_evaluation import MaskedPatches
+from vfm_eva.student import masked
+from vfm_eva.task import EvaTask
+from vfm_eva.teacher import Teacher, load_teacher
+
+DENSE: dict[str, Any] = {"teacher": "dense", "target": {"projected": False}}
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> VisionCheckpoint:
+    """Return a timm encoder of another width and image size, as a second teacher."""
+    encoder = build_vision("eva02_pico_patch8_64", num_classes=0, seed=5, embed_dim=32, num_heads=2)
+    generator = torch.Generator().manual_seed(6)
+    for parameter in encoder.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    return save_vision(encoder, tmp_path_factory.mktemp("dense"))
+
+
+def several(*teachers: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {"teacher": None, "teachers": list(teachers), **changes}
+
+
+def test_one_teacher_in_the_list_is_the_training_with_it_alone(tmp_path, pool, teacher):
+    run(tmp_path / "alone", {"steps": 3}, pool=pool, teacher=teacher)
+    run(tmp_path / "listed", several({"teacher": "teacher"}, steps=3), pool=pool, teacher=teacher)
+    for file in ("model.safetensors", "masked_modelling.safetensors", "metrics.jsonl"):
+        alone, listed = (tmp_path / name / "artifact" / file for name in ("alone", "listed"))
+        if file.endswith("safetensors"):
+            assert alone.read_bytes() == listed.read_bytes()
+    assert losses(tmp_path / "alone") == losses(tmp_path / "listed")
+
+
+def two_tasks(teacher: ClipCheckpoint, dense: VisionCheckpoint, **first: Any) -> tuple[EvaTask, Teacher, Teacher]:
+    """Return a task of two teachers with random weights, and the teachers."""
+    one = load_teacher(teacher, stage().target)
+    other = Teacher(load_vision(dense), vision_preprocess(load_vision(dense)), projected=False)
+    student = build_vision(STUDENT, num_classes=0, seed=0)
+    task = EvaTask(
+        student, [Objective(one, **first), Objective(other, weight=0.5, name="dense")], num_masked=eva_toy.NUM_MASKED
+    )
+    generator = torch.Generator().manual_seed(1)
+    for parameter in task.parameters():
+        torch.nn.init.normal_(parameter, std=0.2, generator=generator)
+    return task.eval(), one, other
+
+
+def inputs_of_two() -> EvaInputs:
+    """Return a batch with larger images for the second teacher."""
+    inputs = random_inputs()
+    larger = torch.randint(0, 256, (4, 3, 64, 64), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    return EvaInputs(inputs.images, inputs.bool_mask, others=(TeacherInputs(larger),))
+
+
+def test_the_loss_is_the_weighted_sum_computed_patch_by_patch(teacher, dense):
+    task, one, other = two_tasks(teacher, dense, class_weight=2.0, weight=3.0, name="clip")
+    inputs = inputs_of_two()
+    loss, metrics = task(inputs)
+    mask, student = inputs.bool_mask, task.student
+    with torch.no_grad(), masked(student, task.mask_token, mask):
+        tokens = student.fc_norm(student.forward_features(task.preprocess.pixels(inputs.images)))
+    expected = []
+    for model, head, images in ((one, task.head, inputs.images), (other, task.other_heads[0], None)):
+        seen = inputs.others[0].teacher_images if images is None else images
+        target = model.features(seen, task.grid)[mask]
+        expected.append(-F.cosine_similarity(head(tokens[:, 1:])[mask], target, dim=-1).mean())
+    image, _ = cls_and_patch_tokens(one.model, one.preprocess.pixels(inputs.images))
+    cosines = F.cosine_similarity(task.class_heads["0"](tokens[:, 0]), image, dim=-1)
+    counts = mask.sum(dim=1)
+    of_class = -(cosines * counts).sum() / counts.sum()
+    torch.testing.assert_close(loss, 3 * (expected[0] + 2 * of_class) + 0.5 * expected[1], rtol=1e-4, atol=1e-5)
+    assert metrics["class_loss_clip"].item() == pytest.approx(of_class.item(), abs=1e-5)
+    assert metrics["loss_dense"].item() == pytest.approx(expected[1].item(), abs=1e-5)
+
+
+def test_every_head_and_the_class_token_get_a_gradient(teacher, dense):
+    task, _, _ = two_tasks(teacher, dense, class_weight=1.0)
+    task.train()(inputs_of_two())[0].backward()
+    trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in trained)
+
+
+def test_only_the_summary_loss_teaches_the_class_token(teacher):
+    held = load_teacher(teacher, stage().target)
+    for weight in (0.0, 1.0):
+        task = EvaTask(build_vision(STUDENT, num_classes=0, seed=0), [Objective(held, class_weight=weight)])
+        task.eval()
+        task(random_inputs())[0].backward()
+        (_, image) = held.patches_and_image(random_inputs(), task.grid)
+        assert image.shape == (4, held.width)
+        assert len(task.class_heads) == (weight > 0)
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 48])
+def test_phi_s_gives_every_channel_variance_one_by_one_factor_and_a_rotation(width: int) -> None:
+    generator = torch.Generator().manual_seed(width)
+    mixing = torch.randn(width, width, generator=generator) * torch.logspace(-2, 1, width)
+    features = torch.randn(4, 500, width, generator=generator) @ mixing + 5
+    phi_s = PhiS.fit(features)
+    found = phi_s(features).flatten(0, 1)
+    torch.testing.assert_close(found.mean(0), torch.zeros(width), atol=1e-3, rtol=0)
+    torch.testing.assert_close(found.var(0, unbiased=False), torch.ones(width), atol=1e-3, rtol=0)
+    torch.testing.assert_close(phi_s.rotation @ phi_s.rotation.T, torch.eye(width), atol=1e-5, rtol=0)
+    # One factor for all distances, which whitening would not have.
+    shape = torch.cdist(features[0, :9], features[0, 9:18])
+    torch.testing.assert_close(torch.cdist(found[:9], found[9:18]) * phi_s.scale, shape, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(phi_s.inverse(phi_s(features)), features, rtol=1e-4, atol=1e-3)
+
+
+def test_equal_variances_of_equal_variances_are_a_rotation() -> None:
+    rotation = equal_variances(2 * torch.eye(3, dtype=torch.float64))
+    torch.testing.assert_close(rotation @ rotation.T, torch.eye(3, dtype=torch.float64))
+    with pytest.raises(UserError, match="equal everywhere"):
+        PhiS.fit([torch.ones(5, 4)])
+
+
+def test_squared_error_and_image_loss_count_masked_patches_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    prediction, target = (torch.randn(2, 3, 4, generator=generator) for _ in range(2))
+    counted = torch.tensor([[True, False, True], [True, False, False]])
+    expected = (prediction[counted] - target[counted]).square().mean()
+    torch.testing.assert_close(squared_error(prediction, target, counted), expected)
+    cosines = F.cosine_similarity(prediction[:, 0], target[:, 0], dim=-1)
+    torch.testing.assert_close(image_loss(prediction[:, 0], target[:, 0], counted), -(2 * cosines[0] + cosines[1]) / 3)
+
+
+def test_a_head_of_standardised_targets_is_saved_as_one_of_the_teachers_features(tmp_path, teacher, dense):
+    task, one, _ = two_tasks(teacher, dense)
+    phi_s = PhiS.fit([one.features(inputs_of_two().images, task.grid)])
+    other = EvaTask(
+        build_vision(STUDENT, num_classes=0, seed=0), [Objective(one, phi_s=phi_s), Objective(one, weight=2)]
+    )
+    saved = other.masked_modelling()
+    tokens = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+    predicted = F.linear(tokens, saved["head.weight"], saved["head.bias"])
+    torch.testing.assert_close(predicted, phi_s.inverse(other.head(tokens)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(predicted, other.predictions(tokens), rtol=1e-4, atol=1e-4)
+    before = other.head.weight.clone()
+    assert other.load_masked_modelling(saved)
+    torch.testing.assert_close(other.head.weight, before, rtol=1e-3, atol=1e-4)
+    assert not any(key.startswith("standardised") for key in saved)
+
+
+def test_two_teachers_are_trained_kept_and_evaluated(tmp_path, pool, teacher, dense):
+    settings = several(
+        {"teacher": "teacher", "class_weight": 0.5},
+        {**DENSE, "loss": "phi_s", "statistics_images": 16, "weight": 0.5},
+        steps=4,
+    )
+    made = run(tmp_path / "whole", settings, pool=pool, teacher=teacher, dense=dense)
+    added = load_file(made.path / "masked_modelling.safetensors")
+    assert added["other_heads.0.weight"].shape == (32, 64)
+    assert added["class_heads.0.weight"].shape == (64, 64)
+    assert load_vision(made).global_pool == "token"
+    assert losses(tmp_path / "whole")[-1] < losses(tmp_path / "whole")[0]
+    evaluation = MaskedPatches.model_validate(
+        {"name": "held_out", "data": "pool", "models": ["eva"], "teacher": "teacher"}
+    )
+    report = evaluation.run(context(tmp_path / "report", eva=made, teacher=teacher, pool=pool))
+    assert report.metrics[0].name == "masked_cosine"
+
+
+def test_an_interrupted_training_keeps_its_statistics(tmp_path, pool, teacher, dense):
+    settings = several(
+        {"teacher": "teacher"}, {**DENSE, "loss": "phi_s", "statistics_images": 8}, steps=4,
+        checkpoint={"every_steps": 2},
+    )  # fmt: skip
+    inputs = {"pool": pool, "teacher": teacher, "dense": dense}
+    whole = run(tmp_path / "whole", settings, **inputs)
+
+    def stop(event: Event) -> None:
+        if event.type == "metrics" and event.data["step"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage(**settings).run(context(tmp_path / "cut", stop, **inputs))
+    again = run(tmp_path / "cut", settings, **inputs)
+    for file in ("model.safetensors", "masked_modelling.safetensors"):
+        assert (again.path / file).read_bytes() == (whole.path / file).read_bytes()
+
+
+def made_targets(folder: Path, pool: Pool, teacher: Any, **changes: Any) -> SampleCache:
+    settings = {"name": "targets", "data": "pool", "teacher": "teacher", "grid": [4, 4], "dtype": "fp32", **changes}
+    return EvaTargets.model_validate(settings).run(context(folder, pool=pool, teacher=teacher))
+
+
+def test_stored_targets_of_two_teachers_train_as_the_teachers_do(tmp_path, teacher, dense):
+    eight = eva_toy.make_pool(tmp_path / "eight", num_samples=8)  # one step per epoch
+    seeds = {"seed": 5, "num_crops": 3}
+    first = made_targets(tmp_path / "one", eight, teacher, **seeds)
+    second = made_targets(tmp_path / "two", eight, dense, target={"projected": False}, **seeds)
+    live = several({"teacher": "teacher"}, {**DENSE, "weight": 2}, steps=3, seed=5)
+    run(tmp_path / "live", live, pool=eight, teacher=teacher, dense=dense)
+    cached = several({"targets": "first"}, {"targets": "second", "weight": 2}, steps=3, seed=5)
+    run(tmp_path / "cached", cached, pool=eight, first=first, second=second)
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "live"), abs=1e-5)
+    other = made_targets(tmp_path / "other", eight, dense, target={"projected": False}, seed=6, num_crops=3)
+    known = {"pool": eight.path, "first": first.path, "second": other.path}
+    with pytest.raises(UserError, match=r"must have the same crops: .* has seed 6, expected 5"):
+        stage(**cached).preflight(Preflight({}, known))
+    makers = {
+        name: EvaTargets.model_validate(
+            {"name": name, "data": "pool", "teacher": "teacher", "grid": [4, 4], "num_crops": number}
+        )
+        for name, number in (("first", 1), ("second", 2))
+    }
+    with pytest.raises(UserError, match="set the num_crops of 'second' to that of 'first'"):
+        stage(**cached).preflight(Preflight(makers, {}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"teachers": [{"teacher": "teacher"}]}, "exactly one of teacher, targets and teachers"),
+        (several({"teacher": "a"}, {"targets": "b"}), "expected a teacher or targets in all of them; 'b' are targets"),
+        (several({"teacher": "a"}, {"teacher": "a"}), "'a' is listed twice"),
+        (several({"teacher": "a"}, target={"layer": 0}), "target has no effect with teachers"),
+        (several({"targets": "a"}, augmentation={"flip": 0}), "augmentation is fixed by 'a'"),
+        (several({"targets": "a", "class_weight": 1}), "targets hold features of patches only"),
+        (several({"targets": "a", "target": {"layer": 0}}), "target is fixed by 'a'"),
+    ],
+)
+def test_settings_that_contradict_one_another_are_refused(changes: dict[str, Any], line: str) -> None:
+    with pytest.raises(ValidationError, match=line):
+        stage(**changes)
+
+
+def test_preflight_refuses_what_fails_only_after_the_training(tmp_path, dense):
+    known = {"dense": dense.path}
+    with pytest.raises(UserError, match=r"^teacher 'dense': .*set projected: false"):
+        stage(**several({"teacher": "dense"})).preflight(Preflight({}, known))
+    held_out = MaskedPatches.model_validate({"name": "held_out", "data": "pool", "teacher": "dense"})
+    with pytest.raises(UserError, match=r"^teacher 'dense': .*set projected: false"):
+        held_out.preflight(Preflight({}, known))
+    earlier = stage(name="first")  # an encoder that does not exist yet
+    with pytest.raises(UserError, match=r"^teacher 'first': .*set projected: false"):
+        held_out.model_copy(update={"teacher": type(held_out).model_validate(
+            {"name": "h", "data": "pool", "teacher": "first"}).teacher}).preflight(Preflight({"first": earlier}, {}))  # fmt: skip
+    without = stage(model="vit_base_patch16_siglip_224", **several({"teacher": "teacher", "class_weight": 1.0}))
+    with pytest.raises(UserError, match="has no class token to teach"):
+        without.preflight(Preflight({}, {}))
+
+
+def test_an_alarm_names_its_teacher(tmp_path, pool, teacher, dense):
+    events: list[Event] = []
+    settings = several({"teacher": "teacher"}, DENSE, steps=102, lr=0.0, global_batch_size=1, schedule={"min_lr": 0.0})
+    config = stage(**settings, log_every=102)
+    config.run(context(tmp_path, events.append, pool=pool, teacher=teacher, dense=dense))
+    warnings = [event.data["message"] for event in events if event.type == "warning"]
+    assert any(message.startswith("teacher dense, step 102: the loss, ") for message in warnings)
