@@ -103,6 +103,16 @@ def test_an_encoder_on_disk_is_checked_by_its_weights(tmp_path: Path) -> None:
     assert line.endswith("(eva02_pico_patch8_32) as its vision tower; use model EVA02-Pico-8-32")
 
 
+def test_an_encoder_of_otherwise_normalised_images_needs_a_word(tmp_path: Path) -> None:
+    vision = build_vision("eva02_pico_patch8_32", num_classes=0, seed=0)
+    vision.pretrained_cfg = {**vision.pretrained_cfg, "mean": (0.5, 0.5, 0.5)}
+    save_vision(vision, tmp_path)
+    line = misfit(stage(model=EVA, init_vision="eva"), eva=tmp_path)
+    assert "images of mean 0.5, 0.5, 0.5, the model has 0.481, 0.458, 0.408" in line
+    assert line.endswith("set vision: {normalization: encoder} to take the encoder's")
+    check(stage(model=EVA, init_vision="eva", vision={"normalization": "encoder"}), eva=tmp_path)
+
+
 def test_an_imported_encoder_is_checked_by_its_name_and_a_folder_only_when_it_is_loaded() -> None:
     clip = stage(model="ViT-Nano-4-32", init_vision="beit")
     imported = ImportVision(kind="models.vision", name="beit", source="eva02_base_patch14_224.mim_in22k")

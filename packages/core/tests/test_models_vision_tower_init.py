@@ -67,7 +67,14 @@ def test_images_are_normalised_as_for_the_encoder(tmp_path: Path) -> None:
     vision, model = encoder("vit_pico_patch8_32", global_pool="token", num_classes=0), clip("vit_pico_patch8_32")
     imagenet = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
     vision.pretrained_cfg = {**vision.pretrained_cfg, **imagenet}
-    init_vision_tower(save_vision(vision, tmp_path / "encoder"), model)
+    checkpoint = save_vision(vision, tmp_path / "encoder")
+    before = {key: value.clone() for key, value in model.module.state_dict().items()}
+    with pytest.raises(
+        UserError, match=r"images of mean 0\.485, 0\.456, 0\.406, .* has 0\.481, .*normalization"
+    ):
+        init_vision_tower(checkpoint, model)
+    assert all(torch.equal(value, before[key]) for key, value in model.module.state_dict().items())
+    init_vision_tower(checkpoint, model, take_normalization=True)
     photograph = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected = vision(vision_preprocess(vision).pixels(photograph))
     torch.testing.assert_close(

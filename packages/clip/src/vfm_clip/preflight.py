@@ -17,12 +17,15 @@ from torch import Tensor
 from vfm.models import (
     VISION_WEIGHTS_FILE,
     ClipModel,
+    Preprocess,
     blueprint,
     build_vision,
     check_activation,
+    check_normalization,
     get_clip_config,
     init_vision_tower,
     read_clip_config,
+    vision_preprocess,
 )
 from vfm.plugin import ClipCheckpoint, Preflight, Ref, Stage, UserError, VisionCheckpoint
 from vfm_clip.dataset_checks import check_datasets, check_makers
@@ -35,9 +38,10 @@ from vfm_clip.towers import lock_towers
 
 @dataclass(frozen=True)
 class Encoder:
-    """What is known of a vision encoder: its timm name, and the shapes of its weights as meta tensors."""
+    """What is known of a vision encoder: its timm name, its images, and the shapes of its weights as meta tensors."""
 
     architecture: str
+    preprocess: Preprocess
     shapes: dict[str, Tensor]
 
 
@@ -75,6 +79,8 @@ def check_towers(config: ClipTrain, ctx: Preflight) -> ClipModel | None:
         return None
     if config.init_vision and (encoder := find_encoder(ctx, config.init_vision)):
         check_vision(clip, encoder, str(config.init_vision))
+        if config.vision.normalization == "model":
+            check_normalization(encoder.architecture, encoder.preprocess, clip)
     if config.init_text and (text := find_config(ctx, config.init_text)):
         check_text(text, clip, str(config.init_text))
     lock_towers(clip, vision=config.vision, text=config.text)
@@ -130,7 +136,10 @@ def find_encoder(ctx: Preflight, ref: Ref[VisionCheckpoint]) -> Encoder | None:
     if checkpoint := ctx.artifact(ref):
         with safe_open(checkpoint.path / VISION_WEIGHTS_FILE, framework="pt") as file:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (no mapping)
-        return Encoder(checkpoint.architecture, {k: torch.empty(s, device="meta") for k, s in shapes.items()})
+        with torch.device("meta"):
+            preprocess = vision_preprocess(build_vision(f"local-dir:{checkpoint.path}"))
+        tensors = {k: torch.empty(s, device="meta") for k, s in shapes.items()}
+        return Encoder(checkpoint.architecture, preprocess, tensors)
     stage = ctx.stage(ref)
     model: Any = getattr(stage, "model", None) or getattr(stage, "source", None)
     name = model.get("architecture") if isinstance(model, Mapping) else model
@@ -141,7 +150,7 @@ def find_encoder(ctx: Preflight, ref: Ref[VisionCheckpoint]) -> Encoder | None:
             encoder = build_vision(model, image_size=getattr(stage, "image_size", None))
     except UserError:  # a folder, or a mistake that the other stage's preflight reports
         return None
-    return Encoder(name, encoder.state_dict())
+    return Encoder(name, vision_preprocess(encoder), encoder.state_dict())
 
 
 def check_vision(clip: ClipModel, encoder: Encoder, ref: str) -> None:

@@ -69,7 +69,8 @@ def initial_model(config: ClipTrain, ctx: Context) -> ClipModel:
         towers.set_grad_checkpointing()
     new: set[str] = set()
     if config.init_vision:
-        report = init_vision_tower(ctx.load(config.init_vision), clip)
+        take = config.vision.normalization == "encoder"
+        report = init_vision_tower(ctx.load(config.init_vision), clip, take_normalization=take)
         ctx.log(f"vision tower from '{config.init_vision}': {report.summary}")
         ctx.panel(report.panel())
         new |= new_weights(report)

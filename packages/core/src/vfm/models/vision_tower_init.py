@@ -20,6 +20,7 @@ from torch import Tensor
 from vfm.artifacts import VisionCheckpoint
 from vfm.config import UserError
 from vfm.models.clip import ClipModel
+from vfm.models.preprocess import Preprocess, Triple
 from vfm.models.vision import VISION_WEIGHTS_FILE, build_vision, vision_preprocess
 from vfm.models.weight_transfer import KeyReport, PatchResize, TransferRules, transfer_weights
 from vfm.models.weights import load_state_dict
@@ -37,12 +38,15 @@ _NEW = {
 
 
 def init_vision_tower(
-    vision: VisionCheckpoint | Path | Mapping[str, Tensor], clip: ClipModel, *, patch_resize: PatchResize = "pinv"
+    vision: VisionCheckpoint | Path | Mapping[str, Tensor],
+    clip: ClipModel,
+    *,
+    patch_resize: PatchResize = "pinv",
+    take_normalization: bool = False,
 ) -> KeyReport:
     """Load a vision encoder's weights into the vision tower of a CLIP model, in place.
 
-    From a checkpoint the CLIP model also takes over the mean and std of the encoder's images: a configuration of
-    open_clip has none, and weights show neither them nor the activation.
+    Weights show neither the activation nor the mean and std of the images, which a checkpoint has: these are checked.
 
     Args:
         vision: a checkpoint in timm's layout, or its state dict.
@@ -50,24 +54,26 @@ def init_vision_tower(
         patch_resize: how patch kernels and position embeddings are resized: `pinv` as in timm (FlexiViT's
             pseudo-inverse, which keeps the response to a resized image, and antialiased positions), or `bicubic` as in
             the official EVA scripts.
+        take_normalization: use the mean and std of the checkpoint's images instead of the CLIP model's.
 
     Returns:
         What became of every key of the checkpoint and of the tower.
 
     Raises:
-        UserError: the tower is not a timm encoder, its activation differs from the encoder's, or a key is missing,
-            unknown or of another shape; nothing is loaded then.
+        UserError: the tower is not a timm encoder, its activation, mean or std differs from the encoder's, or a key is
+            missing, unknown or of another shape; nothing is loaded then.
     """
     visual, report = timm_vision_tower(clip), KeyReport()
     if isinstance(vision, VisionCheckpoint):
         check_activation(vision.architecture, clip)
+        with torch.device("meta"):  # only its configuration is needed
+            own = vision_preprocess(build_vision(f"local-dir:{vision.path}"))
+        if take_normalization:
+            clip.preprocess = clip.preprocess.model_copy(update={"mean": own.mean, "std": own.std})
+        check_normalization(vision.architecture, own, clip)
     rules = TransferRules(_DROPPED, _NEW, patch_resize=patch_resize, where=clip.name)
     transfer_weights(_read(vision), visual.trunk, rules, report)
     report.new.update({f"visual.head.{key}": "the CLIP projection" for key in visual.head.state_dict()})
-    if isinstance(vision, VisionCheckpoint):
-        with torch.device("meta"):  # only its configuration is needed
-            own = vision_preprocess(build_vision(f"local-dir:{vision.path}"))
-        clip.preprocess = clip.preprocess.model_copy(update={"mean": own.mean, "std": own.std})
     return report
 
 
@@ -99,6 +105,27 @@ def check_activation(architecture: str, clip: ClipModel) -> None:
             f"{clip.name}: the encoder {architecture} was trained with {names[quick]}, the tower {tower} has"
             f" {names[not quick]}"
         )
+
+
+def check_normalization(architecture: str, own: Preprocess, clip: ClipModel) -> None:
+    """Check that encoder and CLIP model normalise images by the same mean and std, which weights cannot show.
+
+    Raises:
+        UserError: they differ.
+    """
+    for name, expected, found in (
+        ("mean", own.mean, clip.preprocess.mean),
+        ("std", own.std, clip.preprocess.std),
+    ):
+        if any(abs(a - b) > 1e-3 for a, b in zip(expected, found, strict=True)):
+            raise UserError(
+                f"{clip.name}: the encoder {architecture} was trained on images of {name} {_triple(expected)}, the"
+                f" model has {_triple(found)}; set vision: {{normalization: encoder}} to take the encoder's"
+            )
+
+
+def _triple(values: Triple) -> str:
+    return ", ".join(f"{value:.3g}" for value in values)
 
 
 def _read(vision: VisionCheckpoint | Path | Mapping[str, Tensor]) -> dict[str, Tensor]:
