@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import zlib
 
 from vfm.plugin import UserError, files
+
+MAX_BYTES = 1 << 28  # of a list when unpacked; a crawl's is 15 MB, and a few MB of zeros unpack to all of the memory
 
 
 def is_path_list(path: str) -> bool:
@@ -22,9 +25,15 @@ def paths_in(file: str, root: str) -> list[str]:
     """
     try:
         data = files.read_bytes(file)
-        lines = (gzip.decompress(data) if file.endswith(".gz") else data).decode("utf-8").split()
+        if file.endswith(".gz"):
+            data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise UserError(f"{file}: expected a list of paths of at most {MAX_BYTES >> 20} MiB, got more")
+        lines = data.decode("utf-8").split()
     except FileNotFoundError:
         raise UserError(f"{file}: no such file") from None
+    except UserError:
+        raise
     except (EOFError, OSError, ValueError, zlib.error) as error:
         raise UserError(f"{file}: not a readable list of paths: {error}") from None
     if not lines:
