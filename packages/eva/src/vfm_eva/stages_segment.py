@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,6 +18,7 @@ from vfm.plugin import (
     Part,
     Ref,
     Schedule,
+    Stage,
     Training,
     VisionCheckpoint,
 )
@@ -149,3 +151,27 @@ class EvaSegment(Training):
                 " all three"
             )
         return self
+
+
+class ImportSegmenter(Stage):
+    """Import a segmentation checkpoint that EVA-02 has released (mmsegmentation's format), every key accounted for."""
+
+    makes: ClassVar[type[Artifact]] = DenseCheckpoint
+    work: ClassVar[str] = "vfm_eva.segment.released:import_segmenter"
+    checks: ClassVar[str] = "vfm_eva.segment.released:check_import_segmenter"
+
+    kind: Literal["eva.import_segmenter"] = "eva.import_segmenter"
+    path: str = Field(description="the file, .pth or .safetensors")
+    model: str | dict[str, Any] = Field(
+        description="timm name of the encoder, or a mapping of architecture and its other arguments, such as"
+        " {architecture: eva02_large_patch14_224, patch_size: 16, img_size: 512}"
+    )
+    data: Ref[AnnotatedImages] = Field(description="images with the classes of the checkpoint, in its order")
+    head: UperNetSegmentation = Field(UperNetSegmentation(), description="settings of the checkpoint's head")
+
+    def sources(self) -> Iterable[str]:
+        """Return the file."""
+        return [self.path]
+
+
+STAGES: list[type[Stage]] = [EvaSegment, ImportSegmenter]
