@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any
@@ -11,7 +13,12 @@ from vfm.plugin import UserError, files
 GZIP, PLAIN = b"\x1f\x8b\x08", b"WARC/1."  # the first bytes of a record: a gzip member of its own, or plain
 CHUNK = 1 << 20
 COMPRESSED_CHUNK = 1 << 16  # may expand a thousand times
+RECORD_END = b"\r\n\r\n"
+HEADER_CHUNK, MAX_HEADER = 1 << 13, 1 << 20
 OnBad = Callable[[str, str], None]
+_HEADER_END = re.compile(rb"\r?\n\r?\n")
+_VERSION_LINE = re.compile(rb"WARC/1\.\d\r?\n")
+_LENGTH = re.compile(rb"^Content-Length:[ \t]*(\d{1,18})[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
 
 
 def read_records(path: str, on_bad: OnBad) -> Iterator[tuple[Any, bytes]]:
@@ -68,24 +75,67 @@ class _Reads:
 
 
 class _Plain:
-    """The records of a plain stream from a position on.
+    """One record of a plain stream. Nothing but its own structure shows whether it is whole.
+
+    A record that is cut goes on with the next one's bytes: cut within its header, both make up one header; cut within
+    its content, the length takes in the beginning of the next record. So a header must not hold another version line,
+    and a content must be followed by line breaks, or where these are lost by the next record or the end of the file.
 
     Attributes:
-        start: where the record being read starts.
-        end: where reading resumes after the last record: nowhere, as the stream is read to its end.
+        start: where the record starts.
+        end: where it ends, once it is read; None at the end of the file.
     """
-
-    end: int | None = None
 
     def __init__(self, stream: _Reads, start: int) -> None:
         self.stream, self.start = stream, start
+        self.end: int | None = None
 
     def records(self) -> Iterator[tuple[Any, bytes]]:
-        """Yield each record with its content."""
-        self.stream.seek(self.start)
-        for record in _archive(self.stream):
-            self.start = record.stream_pos
+        """Yield the record with its content; nothing at the end of the file."""
+        header = self._header()
+        if not header:
+            return
+        length = _LENGTH.search(header)
+        if not length or _is_merged(header):
+            raise EOFError
+        self.stream.seek(self.start + len(header))
+        content = self.stream.read(int(length[1]))
+        after = self.stream.read(len(RECORD_END) + len(PLAIN))
+        rest = after.lstrip(b"\r\n")
+        if len(content) < int(length[1]) or not (after.startswith(RECORD_END) or rest[: len(PLAIN)] in (b"", PLAIN)):
+            raise EOFError
+        if _VERSION_LINE.match(last := content[content.rfind(PLAIN) :]) and not _HEADER_END.search(last):
+            raise EOFError  # cut so that the length ends with the next record's header
+        end = self.start + len(header) + len(content) + len(after) - len(rest)
+        for record in _archive(io.BytesIO(header + content + RECORD_END)):
             yield record, _content(record)
+        self.end = end if self.stream.read_from(end) else None
+
+    def _header(self) -> bytes:
+        """Return the version line and the fields up to the empty line."""
+        self.stream.seek(self.start)
+        found = b""
+        while not (end := _HEADER_END.search(found)):
+            more = self.stream.read(HEADER_CHUNK)
+            if not more and not found.strip(b"\r\n"):
+                return b""
+            found += more
+            if not more or len(found) > MAX_HEADER or not found.startswith(PLAIN):
+                raise EOFError
+        return found[: end.end()]
+
+
+def _is_merged(header: bytes) -> bool:
+    """Return whether a header goes on with that of another record: it holds a second version line.
+
+    The line may be glued to a field that was cut. A field whose value only ends like a version line, such as an
+    address, does not occur again behind it.
+    """
+    for version in _VERSION_LINE.finditer(header, 1):
+        field, colon, _ = header[header.rfind(b"\n", 0, version.start()) + 1 : version.start()].partition(b":")
+        if not colon or b"\n" + field.lower() + b":" in header[version.end() - 1 :].lower():
+            return True
+    return False
 
 
 class _Member:

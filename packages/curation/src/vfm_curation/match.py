@@ -212,4 +212,5 @@ def texts_in(source: Source, shard: int, languages: Sequence[str], *, on_bad: On
 
 def in_languages(texts: pa.Table, languages: Sequence[str]) -> pa.Table:
     """Return the texts that are in one of the languages."""
-    return texts.filter(pc.is_in(texts["language"], pa.array(languages, pa.string())))
+    chosen = pc.is_in(texts["language"], pa.array(languages, pa.string()))
+    return texts if pc.all(chosen, min_count=0).as_py() else texts.filter(chosen)  # a filter copies all texts

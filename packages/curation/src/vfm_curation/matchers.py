@@ -64,7 +64,7 @@ class Matchers:
         for number, language in enumerate(made):
             ids = np.flatnonzero(pc.equal(entries["language"], language).to_numpy())
             own = entries["entry"].take(ids).to_pylist()
-            in_table = np.array([_between_spaces(entry, language, semantics) for entry in own], dtype=np.bool_)
+            in_table = _between_spaces(own, language, semantics)
             if in_table.any():
                 TokenTable.build(_chosen(own, in_table), ids[in_table]).save(folder / str(number) / TABLE)
             if not in_table.all():
@@ -98,11 +98,11 @@ class Matchers:
                 yield matcher.match(spaced, verify=self._verify)
 
 
-def _between_spaces(entry: str, language: str, semantics: Semantics) -> bool:
-    """Return whether an entry matches between two spaces, and so as a run of tokens."""
-    if not writes_spaces(language):
-        return False
-    return semantics != "metaclip2" or bounded(entry, semantics) == between_spaces(entry)
+def _between_spaces(entries: Sequence[str], language: str, semantics: Semantics) -> NDArray[np.bool_]:
+    """Return whether each entry of a language matches between two spaces, and so as a run of tokens."""
+    if semantics != "metaclip2" or not writes_spaces(language):
+        return np.full(len(entries), writes_spaces(language))
+    return np.array([bounded(entry, semantics) == between_spaces(entry) for entry in entries], dtype=np.bool_)
 
 
 def _chosen(entries: Sequence[str], chosen: NDArray[np.bool_]) -> list[str]:

@@ -130,6 +130,8 @@ class _Texts:
             values, parents = column, np.arange(len(column))
         else:
             values, parents = pa.array([], pa.string()), np.arange(0)
+        if not values.null_count:  # the usual case, without a copy
+            return cls(values.cast(pa.string()), parents)
         valid = values.is_valid()
         return cls(values.filter(valid).cast(pa.string()), parents[valid.to_numpy(zero_copy_only=False)])
 
