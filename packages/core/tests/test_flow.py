@@ -19,7 +19,7 @@ from vfm.flow.plan import make_plan, saved_identity
 from vfm.flow.recipe import parse_recipe
 from vfm.flow.run import run_plan
 from vfm.flow.store import Slot, Store
-from vfm.flow.subprocesses import sigterm_forwarded
+from vfm.flow.subprocesses import signals_forwarded
 from vfm.integrity import read_sealed
 
 KNOWN = {stage.kind_name(): stage for stage in toy_plugin.vfm_stages()}
@@ -225,10 +225,11 @@ def test_a_saved_artifact_without_a_manifest_is_identified_by_its_contents(tmp_p
     assert identity(b"seed 0") != identity(b"seed 1")
 
 
-def test_sigterm_ends_the_training_processes_and_is_reported() -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_the_training_processes_and_is_reported(number: int) -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], text=True) as child:
-        with sigterm_forwarded(child) as stopped:
-            os.kill(os.getpid(), signal.SIGTERM)
+        with signals_forwarded(child) as stopped:
+            os.kill(os.getpid(), number)
             assert child.wait(timeout=1800) == -signal.SIGTERM
-        assert stopped.is_set()
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        assert stopped == [number]
+    assert signal.getsignal(number) == signal.SIG_DFL

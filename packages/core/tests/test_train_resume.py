@@ -126,18 +126,20 @@ def test_sigterm_saves_a_checkpoint_and_exits_with_its_code(tmp_path, uninterrup
     assert_same(tmp_path, bad, uninterrupted)
 
 
-def test_sigterm_stops_after_the_running_step_with_its_checkpoint(tmp_path):
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGUSR1, "SIGUSR1")])
+def test_a_signal_stops_after_the_running_step_with_its_checkpoint(tmp_path, number, name):
     class Terminated(Samples):
         def batch(self, step, samples):
             if step == 5:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), number)
             return super().batch(step, samples)
 
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Preempted, match="toy: stopped by SIGTERM after step 6; the next run resumes from there"):
+    before = signal.getsignal(number)
+    with pytest.raises(Preempted, match=f"toy: stopped by {name} after step 6; the next run resumes from there") as end:
         train(tmp_path, plan(), data=Terminated())
+    assert end.value.code == 128 + number
     assert [folder.name for folder in (tmp_path / "work").glob("step-*")] == ["step-00000006"]
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(number) == before
 
 
 def test_finished_training_does_not_run_again(tmp_path):

@@ -160,14 +160,15 @@ def _refs_in(value: object, key: str) -> Iterator[tuple[str, Ref[Any]]]:
 
 
 class Preempted(SystemExit):
-    """Raised when a training stops on SIGTERM, after it has saved a checkpoint; the next run resumes from it.
+    """Raised when a training stops on a signal, after it has saved a checkpoint; the next run resumes from it.
 
-    If not caught, it ends the process with exit code 143, as the signal would have done.
+    If not caught, it ends the process with the exit code that the signal would have caused: 143 for SIGTERM, 138 for
+    SIGUSR1, which schedulers send some time before a job's limit (Slurm: `--signal=USR1@120`).
     """
 
-    def __init__(self, message: str) -> None:
-        super().__init__(128 + signal.SIGTERM)
-        self.message = message
+    def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
+        super().__init__(128 + number)
+        self.message, self.number = message, number
 
     def __str__(self) -> str:
         return self.message

@@ -1,4 +1,4 @@
-"""A step in processes of its own: forward their events, report their failure, and pass SIGTERM on to them."""
+"""A step in processes of its own: forward their events, report their failure, and pass signals on to them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run_subprocess(
 
     Raises:
         UserError: the step reported a mistake of the user.
-        Preempted: SIGTERM stopped the step.
+        Preempted: SIGTERM or SIGUSR1 stopped the step.
         RuntimeError: the step failed; the message ends with the last lines of its standard error.
     """
     # The subprocess inherits the lock: if this process is killed, the lock is held until the subprocess ends too.
@@ -41,7 +41,7 @@ def run_subprocess(
             env=environment,
             pass_fds=[lock_descriptor],
         ) as process,
-        sigterm_forwarded(process) as stopped,
+        signals_forwarded(process) as stopped,
     ):
         try:
             failure = _forward_events(process, send)
@@ -50,8 +50,10 @@ def run_subprocess(
             process.wait()
             raise
         process.wait()
-    if stopped.is_set():
-        raise Preempted(f"{step.stage.name}: stopped by SIGTERM; the next run resumes from its last checkpoint")
+    if stopped:
+        name = signal.Signals(stopped[0]).name
+        message = f"{step.stage.name}: stopped by {name}; the next run resumes from its last checkpoint"
+        raise Preempted(message, stopped[0])
     if process.returncode != 0:
         if failure:
             raise UserError(failure)
@@ -60,22 +62,26 @@ def run_subprocess(
 
 
 @contextmanager
-def sigterm_forwarded(process: subprocess.Popen[str]) -> Iterator[threading.Event]:
-    """Forward SIGTERM to the process, which then saves a checkpoint. Yields an event that is set if SIGTERM came."""
-    stopped = threading.Event()
+def signals_forwarded(process: subprocess.Popen[str]) -> Iterator[list[int]]:
+    """Forward SIGTERM and SIGUSR1 to the process as SIGTERM; it saves a checkpoint. Yield the list of those that came.
+
+    SIGUSR1 would end torchrun at once.
+    """
+    stopped: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
-        stopped.set()
+        stopped.append(number)
         process.terminate()
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield stopped
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield stopped
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _forward_events(process: subprocess.Popen[str], send: Send) -> str | None:

@@ -44,6 +44,7 @@ TENSOR_FILES = {
     "ema": "state/ema.safetensors",
     "best": "state/best.safetensors",
 }
+ENDING = (signal.SIGTERM, signal.SIGUSR1)  # signals after which a training saves a checkpoint and stops
 DAMAGED = (OSError, ValueError, KeyError, TypeError, SafetensorError)  # what reading a damaged checkpoint raises
 
 
@@ -236,22 +237,30 @@ class Checkpoints:
             shutil.rmtree(leftover)
 
 
+class Termination(threading.Event):
+    """Set by a signal that asks for an end; `number` is that of the signal."""
+
+    number: int = signal.SIGTERM
+
+
 @contextmanager
-def termination() -> Iterator[threading.Event]:
-    """Yield an event that SIGTERM sets instead of ending the process, so that a checkpoint can be saved first.
+def termination() -> Iterator[Termination]:
+    """Yield an event that SIGTERM and SIGUSR1 set instead of ending the process, so that a checkpoint can be saved.
 
     Python delivers signals to the main thread; in another thread the event is never set.
     """
-    requested = threading.Event()
+    requested = Termination()
     if threading.current_thread() is not threading.main_thread():
         yield requested
         return
 
     def request(number: int, frame: FrameType | None) -> None:
+        requested.number = number
         requested.set()
 
-    before = signal.signal(signal.SIGTERM, request)
+    before = {number: signal.signal(number, request) for number in ENDING}
     try:
         yield requested
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -22,6 +22,7 @@ from vfm.train.best import BestWeights
 from vfm.train.checkpoint import (
     Checkpoints,
     Snapshot,
+    Termination,
     as_saved,
     as_stored,
     load_model,
@@ -65,7 +66,7 @@ def fit(task: Task[Inputs], data: Data[Inputs], config: Training, ctx: Context) 
         UserError: the configuration does not fit the processes, a loss or a trained weight is not finite, or too many
             samples cannot be read.
         OSError: a file cannot be written, e.g. the disk is full; earlier checkpoints are complete.
-        Preempted: the process received SIGTERM; a checkpoint has been saved.
+        Preempted: the process received SIGTERM or SIGUSR1; a checkpoint has been saved.
     """
     with distributed(config.runtime) as world, reproducible(world.device), termination() as stop:
         task.to(world.device)
@@ -92,7 +93,7 @@ class _Loop(Generic[Inputs]):
         plan: Training,
         ctx: Context,
         world: World,
-        stop: threading.Event,
+        stop: Termination,
     ) -> None:
         self.task, self.data, self.plan, self.ctx, self.world, self.stop = task, data, plan, ctx, world, stop
         self.micro_batch_size = micro_batch_size(plan, world)
@@ -154,7 +155,7 @@ class _Loop(Generic[Inputs]):
         """Take one optimizer step; log, evaluate, save and stop where that is due.
 
         The host synchronises with the device only every `log_every` steps, where a checkpoint is due, and on the CPU,
-        where it costs nothing. All processes agree on whether to stop (SIGTERM) and whether a checkpoint is due by
+        where it costs nothing. All processes agree on whether to stop (on a signal) and whether a checkpoint is due by
         time: each contributes its wish to the one all-reduce of the step.
         """
         alone = self.world.size == 1
@@ -187,7 +188,9 @@ class _Loop(Generic[Inputs]):
         if save:
             self._save()
         if stop and done < self.plan.num_steps:
-            raise Preempted(f"{self.ctx.stage}: stopped by SIGTERM after step {done}; the next run resumes from there")
+            name = signal.Signals(self.stop.number).name
+            message = f"{self.ctx.stage}: stopped by {name} after step {done}; the next run resumes from there"
+            raise Preempted(message, self.stop.number)
 
     def _evaluate(self) -> None:
         """Run the evaluations in the first process while the others wait, on the averaged weights if there are any."""
