@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 import eva_toy
 from eva_toy import STUDENT, context, losses, random_inputs, run, stage
-from vfm.models import build_vision, cls_and_patch_tokens, load_vision, save_vision, vision_preprocess
+from vfm.models import build_vision, cls_and_patch_tokens, load_clip, load_vision, save_vision, vision_preprocess
 from vfm.plugin import ClipCheckpoint, Event, Pool, Preflight, SampleCache, UserError, VisionCheckpoint
-from vfm_eva import EvaTargets
+from vfm_eva import EvaClip, EvaTargets
 from vfm_eva.images import EvaInputs, TeacherInputs
 from vfm_eva.objective import Objective, image_loss, squared_error
 from vfm_eva.phi_s import PhiS, equal_variances
@@ -246,17 +246,20 @@ def test_settings_that_contradict_one_another_are_refused(changes: dict[str, Any
         stage(**changes)
 
 
+def evaluation_with(teacher: str) -> MaskedPatches:
+    return MaskedPatches.model_validate({"name": "held_out", "data": "pool", "teacher": teacher})
+
+
 def test_preflight_refuses_what_fails_only_after_the_training(tmp_path, dense):
     known = {"dense": dense.path}
     with pytest.raises(UserError, match=r"^teacher 'dense': .*set projected: false"):
         stage(**several({"teacher": "dense"})).preflight(Preflight({}, known))
-    held_out = MaskedPatches.model_validate({"name": "held_out", "data": "pool", "teacher": "dense"})
+    held_out = evaluation_with("dense")
     with pytest.raises(UserError, match=r"^teacher 'dense': .*set projected: false"):
         held_out.preflight(Preflight({}, known))
     earlier = stage(name="first")  # an encoder that does not exist yet
     with pytest.raises(UserError, match=r"^teacher 'first': .*set projected: false"):
-        held_out.model_copy(update={"teacher": type(held_out).model_validate(
-            {"name": "h", "data": "pool", "teacher": "first"}).teacher}).preflight(Preflight({"first": earlier}, {}))  # fmt: skip
+        evaluation_with("first").preflight(Preflight({"first": earlier}, {}))
     without = stage(model="vit_base_patch16_siglip_224", **several({"teacher": "teacher", "class_weight": 1.0}))
     with pytest.raises(UserError, match="has no class token to teach"):
         without.preflight(Preflight({}, {}))
@@ -269,3 +272,23 @@ def test_an_alarm_names_its_teacher(tmp_path, pool, teacher, dense):
     config.run(context(tmp_path, events.append, pool=pool, teacher=teacher, dense=dense))
     warnings = [event.data["message"] for event in events if event.type == "warning"]
     assert any(message.startswith("teacher dense, step 102: the loss, ") for message in warnings)
+
+
+def test_a_taught_class_token_and_the_text_tower_are_a_clip_model(tmp_path, pool, teacher, dense):
+    settings = several(DENSE, {"teacher": "teacher", "class_weight": 1.0}, steps=2)
+    made = run(tmp_path / "eva", settings, pool=pool, teacher=teacher, dense=dense)
+    config = EvaClip(name="joined", encoder="eva", clip="teacher", teacher_number=1)
+    config.preflight(Preflight({}, {"eva": made.path}))
+    joined = load_clip(config.run(context(tmp_path / "joined", eva=made, teacher=teacher)))
+    student, head = load_vision(made).eval(), load_file(made.path / "masked_modelling.safetensors")
+    images = torch.randint(0, 256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    pixels = joined.preprocess.pixels(images)
+    with torch.no_grad():
+        expected = F.linear(student(pixels), head["class_heads.1.weight"], head["class_heads.1.bias"])
+        torch.testing.assert_close(joined.module.encode_image(pixels), expected)
+    original = load_clip(teacher)
+    torch.testing.assert_close(joined.encode_texts(["a red circle"]), original.encode_texts(["a red circle"]))
+    for number, stages in ((0, {}), (0, {"eva": stage(**settings)}), (2, {"eva": stage(**settings)})):
+        known = {} if stages else {"eva": made.path}
+        with pytest.raises(UserError, match=f"class token is not taught by teacher {number}"):
+            config.model_copy(update={"teacher_number": number}).preflight(Preflight(stages, known))

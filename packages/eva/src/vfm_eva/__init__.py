@@ -4,7 +4,7 @@ The classes here are configurations and import no torch. As a library: `vfm_eva.
 `vfm_eva.teacher` its targets, `vfm_eva.masks` the masks, `vfm_eva.classifier` the fine-tuning task.
 """
 
-from vfm_eva.stages import EvaFinetune, EvaPretrain, EvaTargets
+from vfm_eva.stages import EvaClip, EvaFinetune, EvaPretrain, EvaTargets
 from vfm_eva.stages_parts import (
     Augmentation,
     BlockExactMask,
@@ -19,6 +19,6 @@ from vfm_eva.stages_parts import (
 )
 
 __all__ = [
-    "Augmentation", "BlockExactMask", "BlockMask", "Decoder", "EvaFinetune", "EvaPretrain", "EvaTargets",
+    "Augmentation", "BlockExactMask", "BlockMask", "Decoder", "EvaClip", "EvaFinetune", "EvaPretrain", "EvaTargets",
     "EvaTeacher", "FinetuneAugmentation", "Mask", "RandomMask", "Student", "Target",
 ]  # fmt: skip

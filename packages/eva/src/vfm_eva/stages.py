@@ -170,6 +170,19 @@ class EvaPretrain(VisionPretraining):
         return self
 
 
+class EvaClip(Stage):
+    """Join a student whose class token a CLIP model has taught with that model's text tower to a CLIP model."""
+
+    makes: ClassVar[type[Artifact]] = ClipCheckpoint
+    work: ClassVar[str] = "vfm_eva.as_clip:join_eva_clip"
+    checks: ClassVar[str] = "vfm_eva.as_clip:check_eva_clip"
+
+    kind: Literal["eva.clip"] = "eva.clip"
+    encoder: Ref[VisionCheckpoint] = Field(description="student of eva.pretrain, taught with class_weight")
+    clip: Ref[ClipCheckpoint] = Field(description="its CLIP teacher")
+    teacher_number: int = Field(0, ge=0, description="place of the CLIP model in the student's teachers, from 0")
+
+
 class EvaFinetune(Training):
     """Fine-tune an encoder as a classifier, all of its weights (EVA's recipe, arXiv:2211.07636, 2303.11331).
 
