@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from vfm.data import read_subset
-from vfm.plugin import Preflight, UserError
+from vfm.plugin import Event, Preflight, UserError
 from vfm.stages.data import Pairs
 from vfm_curation.filters.lists import url_passes, word_passes
 from vfm_curation.filters.synsets import synset_passes
@@ -117,6 +117,18 @@ def test_lists_filter_a_table_of_links_before_any_download(run_stage: Any, tmp_p
     subset = run_stage(stage, p=pool)
     expected = {f"u{i:04d}" for i in range(60) if i % 3 != 1 and i % 2 == 0}
     assert set(read_subset(subset.path)["uid"].to_pylist()) == expected
+
+
+@pytest.mark.parametrize("with_url", [True, False])
+def test_blocked_urls_on_a_pool_without_urls_are_a_warning(run_stage: Any, tmp_path: Path, with_url: bool) -> None:
+    url = '"url": "http://h.org/1.jpg", ' if with_url else ""
+    lines = [f'{{"uid": "u{i}", {url if i == 2 else ""}"text": "a dog"}}' for i in range(4)]
+    (tmp_path / "captions.jsonl").write_text("\n".join(lines))
+    pool, events = run_stage(Pairs(name="pool", path=str(tmp_path / "captions.jsonl"), images=False)), list[Event]()
+    blocked = [{"type": "blocked_urls", "path": listed(tmp_path, "other.org")}]
+    run_stage(FilterPool(name="filtered", pool="p", filters=blocked), send=events.append, p=pool)
+    warnings = [event.data["message"].partition(";")[0] for event in events if event.type == "warning"]
+    assert warnings == ([] if with_url else ["no image of 'p' has a URL, so blocked_urls drops nothing"])
 
 
 WORDS = [f"word{i}" for i in range(300)]

@@ -64,7 +64,7 @@ class FilterRun:
         runtime: CurationRuntime,
         max_bad_fraction: float = 0.0,
     ) -> None:
-        self.max_bad_fraction = max_bad_fraction
+        self.pool, self.max_bad_fraction = pool, max_bad_fraction
         self.ctx, self.filters, self.runtime = ctx, filters, runtime
         self.dataset = ctx.load(pool).path.resolve()
         self.num_shards = len(opened(self.dataset).shard_sizes)
@@ -157,6 +157,7 @@ class FilterRun:
         if measure == "images":
             folder, columns = self._folder("images"), self.columns & image_tasks.OPTIONAL_COLUMNS
             self._tasks(measure_images, ImageJob(self.dataset, folder, self.survivors, columns), self.runtime)
+            self._warn_without_urls(folder)
             if opened(self.dataset).index.spec.images:
                 self._pass("readable images", partial(self._codes, "image", self._unusable(folder)))
             return
@@ -182,6 +183,17 @@ class FilterRun:
             at = np.searchsorted(measured["row"].to_numpy(), table["unit"].to_numpy())
             reasons = measured["bad"].take(pa.array(at)).to_pylist()
             yield np.array([self.reasons.index(reason or "") for reason in reasons], dtype=np.uint8)
+
+    def _warn_without_urls(self, folder: Path) -> None:
+        """Warn if filters read URLs and no image has one: then all images pass them."""
+        reading = [one.reason for one in self.filters if "address" in one.columns]
+        files = (shard_file(folder, shard) for shard in range(self.num_shards if reading else 0))
+        tables = (pq.read_table(file, columns=["address"], page_checksum_verification=True) for file in files)
+        if reading and not any(table["address"].null_count < len(table) for table in tables):
+            self.ctx.warn(
+                f"no image of '{self.pool}' has a URL, so {', '.join(reading)} drops nothing; expected a column `url`,"
+                " or a field `url` in the samples' json"
+            )
 
     def _rows(self, one: RowFilter, code: int, folder: Path) -> Iterator[CodesSummary]:
         """Give codes by a filter that needs only the row of a unit: one task for each shard."""
