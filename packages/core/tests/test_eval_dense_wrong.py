@@ -130,7 +130,7 @@ def test_scores_that_are_not_finite_are_refused(data: AnnotatedImages, tmp_path:
 def test_small_pictures_are_drawn_enlarged(data: AnnotatedImages) -> None:
     source, picture = AnnotatedSource(data), Image.new("RGB", (20, 12))
     boxes = np.array([[2.0, 2.0, 10.0, 10.0], [-5.0, -5.0, -1.0, -1.0]])
-    drawn = draw_objects(picture, np.array([0, 1]), boxes, [None, None], source)
+    drawn = draw_objects(picture, np.array([0, 1]), boxes, [None, None], source.dataset.class_names)
     assert drawn.size == (SHOWN_SIDE, 12 * SHOWN_SIDE // 20)
     assert np.asarray(drawn)[2 * 16, 2 * 16 : 10 * 16].any(axis=-1).all()  # the top of the first box
     assert join([Image.new("RGB", (50, 100))], SIDE).size == (100, 200)

@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
+from vfm.artifacts import FACTS_FILE, Artifact, VideoClassifier
 from vfm.cli.command import DebugOption, command, console, show
-from vfm.config import UserError
+from vfm.config import UserError, load_function
 from vfm.flow.listeners import ConsoleListener
 from vfm.publishing import publish_folder
 from vfm.stage import Context
@@ -20,6 +21,9 @@ ModelArgument = Annotated[
     str, typer.Argument(help="Folder of a checkpoint, or a model by name, file or hf-hub:org/model.")
 ]
 ImagesArgument = Annotated[list[Path], typer.Argument(readable=False, help="Image files.")]
+FilesArgument = Annotated[
+    list[Path], typer.Argument(readable=False, help="Image files; with a classifier of videos, video files.")
+]
 PretrainedOption = Annotated[
     str | None, typer.Option(help="Pretrained tag of an open_clip name, or a file of weights, as in models.clip.")
 ]
@@ -40,10 +44,15 @@ def embed(
     ] = 0.05,
     debug: DebugOption = False,
 ) -> None:
-    """Write the image embeddings of a dataset to a file.
+    """Write the embeddings of a dataset's images, or of its videos with a classifier of videos, to a file.
 
     The file, Parquet or npy, holds unit vectors in the order of the dataset.
     """
+    if _has_artifact(model, VideoClassifier):
+        embed_videos = load_function("vfm.cli.videos:embed")  # needs vfm-core[video]
+        with TemporaryDirectory() as folder, _on_console("embed", Path(folder)) as ctx:
+            show(embed_videos(ctx, model, data, out, device, batch_size, max_bad_fraction))
+        return
     from vfm.cli.inputs import full_name, open_device, open_encoder, open_images
     from vfm.eval import ReadSettings, embed_dataset, open_writer
 
@@ -55,6 +64,12 @@ def embed(
             bad = embed_dataset(ctx, source, encoder, writer, ReadSettings(batch_size, max_bad_fraction), model)
     skipped = f"; skipped: {', '.join(f'{count} {reason}' for reason, count in bad.items())}" if bad else ""
     show(f"{out}: {len(source) - bad.total():,} embeddings{skipped}")
+
+
+def _has_artifact(model: str, kind: type[Artifact]) -> bool:
+    """Return whether a folder has an artifact of a kind."""
+    path = Path(model)
+    return (path / FACTS_FILE).is_file() and isinstance(Artifact.load(path, verify=False), kind)
 
 
 @contextmanager
@@ -71,7 +86,7 @@ def _on_console(name: str, folder: Path) -> Iterator[Context]:
 @command
 def predict(
     model: ModelArgument,
-    images: ImagesArgument,
+    images: FilesArgument,
     classes: Annotated[
         str | None,
         typer.Option(help="Class names: a file, one per line, or a comma-separated list. Default: the head's own."),
@@ -81,19 +96,43 @@ def predict(
         Path | None, typer.Option(readable=False, help="Embeddings from `vfm embed`: show the nearest ones instead.")
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of results per image.")] = 5,
+    draw: Annotated[
+        bool, typer.Option("--draw", help="Model with a dense head: write pictures with boxes and masks, and a json.")
+    ] = False,
+    out: Annotated[Path, typer.Option(readable=False, help="Folder that --draw writes to.")] = Path("predictions"),
+    min_score: Annotated[float, typer.Option(min=0, max=1, help="Smallest score of a drawn or listed object.")] = 0.3,
     pretrained: PretrainedOption = None,
     device: DeviceOption = "auto",
     debug: DebugOption = False,
 ) -> None:
-    """Classify images, or find their nearest neighbours in an index."""
-    from vfm.cli.inputs import full_name, open_device, open_encoder, read_classes, read_images
+    """Classify images or videos, find their nearest neighbours in an index, or detect and segment what is in them.
+
+    With a model that has a dense head, --draw writes a picture of each image and, for a detector, `results.json` in
+    COCO's format; its image_id is the number that a file's name is, else the image's place in the command.
+    """
+    from vfm.cli.inputs import dense_checkpoint, full_name, open_device, open_encoder, read_classes, read_images
     from vfm.cli.prediction import class_probabilities, similarities
     from vfm.eval import check_finite
 
     if classes and index:
         raise UserError("give either --classes (names to choose from) or --index (embeddings to search), not both")
+    if _has_artifact(model, VideoClassifier):
+        if classes or index:
+            raise UserError(f"{model}: a classifier of videos has its own classes; leave out --classes and --index")
+        load_function("vfm.cli.videos:predict")(model, images, device, top)  # needs vfm-core[video]
+        return
+    dense = dense_checkpoint(model)
+    if dense and (classes or index or pretrained):
+        raise UserError(f"{model}: it has a dense head; leave out --classes, --index and --pretrained")
+    if draw and not dense:
+        raise UserError(f"{model}: --draw expects a model with a dense head, such as one of eva.detect")
     names = read_classes(classes) if classes else []
     opened = read_images(images)
+    if dense:
+        from vfm.cli.dense_prediction import predict_dense  # needs vfm-core[dense]
+
+        predict_dense(dense, images, opened, open_device(device), out=out if draw else None, min_score=min_score)
+        return
     encoder = open_encoder(model, pretrained, open_device(device))
     if index:
         words, scores = similarities(encoder, full_name(model, pretrained), opened, index)

@@ -32,10 +32,12 @@ def add_detection_panels(
         except BadSample:
             continue
         objects = source.objects(number)
-        shown = [draw_objects(picture, objects.labels, objects.boxes, objects.counts, source)]
+        shown = [draw_objects(picture, objects.labels, objects.boxes, objects.counts, source.dataset.class_names)]
         for one in found.values():
             kept = one[(one.image == number) & (one.scores >= MIN_SCORE)]
-            shown.append(draw_objects(picture, kept.labels, kept.boxes, kept.counts, source, kept.scores))
+            shown.append(
+                draw_objects(picture, kept.labels, kept.boxes, kept.counts, source.dataset.class_names, kept.scores)
+            )
         file = f"panels/objects-{len(pictures)}.jpg"
         (ctx.directory / "panels").mkdir(parents=True, exist_ok=True)
         join(shown, SHOWN_SIDE).save(ctx.directory / file, quality=90)
@@ -55,14 +57,14 @@ def draw_objects(
     labels: NDArray[np.int64],
     boxes: NDArray[np.float64],
     counts: Sequence[bytes | None],
-    source: AnnotatedSource,
+    class_names: Sequence[str],
     scores: NDArray[np.float64] | None = None,
 ) -> Image.Image:
     """Return a picture with masks tinted by class, boxes, and the names of the classes with their scores.
 
     Small pictures are enlarged first, so that the names can be read.
     """
-    colours = palette(max(2, len(source.dataset.class_names)))
+    colours = palette(max(2, len(class_names)))
     segments = np.full(picture.size[::-1], -1, dtype=np.int64)
     for label, mask in zip(labels.tolist(), counts, strict=True):
         if mask is not None:
@@ -77,5 +79,5 @@ def draw_objects(
         colour = tuple(colours[label].tolist())
         pen.rectangle(box, outline=colour, width=max(1, max(drawn.size) // 300))
         score = "" if scores is None else f" {scores[place]:.2f}"
-        pen.text((box[0] + 2, box[1] + 1), source.dataset.class_names[label] + score, fill=colour)
+        pen.text((box[0] + 2, box[1] + 1), class_names[label] + score, fill=colour)
     return drawn

@@ -1,0 +1,86 @@
+"""`vfm predict --draw` with models that have a dense head: lists, pictures, COCO's results; a mistake is one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cli_world import run_here
+from dense_toy import checkpoint
+from vfm.artifacts import AnnotatedImages
+from vfm.data.annotated import decode_mask
+
+FACTS = {
+    "num_samples": 1, "format": "coco", "labels": ["boxes"], "class_names": ["bright", "dark"], "class_ids": [1, 2],
+    "things": [True, True],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write two pictures with a bright rectangle, and models of different tasks."""
+    folder = tmp_path_factory.mktemp("world")
+    for name, left in (("000139", 3), ("other", 8)):
+        pixels = np.full((12, 20, 3), 20, dtype=np.uint8)
+        pixels[2:7, left : left + 6] = 220
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    data = AnnotatedImages.create(folder / "data", **FACTS)
+    checkpoint(folder / "detector", data, tasks=["boxes", "masks"])
+    checkpoint(folder / "segmenter", data, tasks=["semantic"], image_size=12)
+    checkpoint(folder / "panoptic", data, tasks=["panoptic"])
+    return folder
+
+
+def test_objects_are_listed_drawn_and_written_as_coco_results(world, tmp_path):
+    images = [world / "000139.png", world / "other.png"]
+    done = run_here("predict", world / "detector", *images, "--draw", "--out", tmp_path / "out")
+    assert done.code == 0
+    assert "   0.900  bright  3 2 9 7" in done.out
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert [one["image_id"] for one in results] == [139, 1]  # the number in the name, else the place
+    assert results[0]["bbox"] == [3, 2, 6, 5]
+    assert (results[0]["category"], results[0]["category_id"]) == ("bright", 0)
+    mask = decode_mask(results[1]["segmentation"]["counts"].encode(), 12, 20)
+    assert mask[2:7, 8:14].all()
+    assert mask.sum() == 30
+    before, drawn = np.asarray(Image.open(images[0])), Image.open(tmp_path / "out/000139.png")
+    enlarged = np.asarray(drawn.resize((20, 12), Image.Resampling.NEAREST))
+    assert np.array_equal(enlarged[9:, 12:], before[9:, 12:])  # nothing is drawn far away from the object
+    assert (enlarged[3:6, 4:8] != before[3:6, 4:8]).any(axis=-1).all()
+
+
+def test_without_draw_nothing_is_written_and_low_scores_are_left_out(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run_here("predict", world / "detector", world / "other.png")
+    assert "bright" in done.out
+    assert not list(tmp_path.iterdir())
+    assert "bright" not in run_here("predict", world / "detector", world / "other.png", "--min-score", "0.95").out
+
+
+@pytest.mark.parametrize("model", ["segmenter", "panoptic"])
+def test_maps_are_drawn_with_the_share_of_each_class(world, tmp_path, model):
+    done = run_here("predict", world / model, world / "other.png", "--draw", "--out", tmp_path / "out")
+    shares = {line.split()[2]: float(line.split()[0]) for line in done.out.splitlines() if "%" in line}
+    assert sum(shares.values()) == pytest.approx(100, abs=0.2)
+    assert shares["bright"] == pytest.approx(12.5, abs=1.5)
+    assert (tmp_path / "out/other.png").is_file()
+    assert not (tmp_path / "out/results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["{}/detector", "{}/other.png", "--classes", "a,b"], "it has a dense head; leave out --classes"),
+        (["{}/data", "{}/other.png", "--draw"], "--draw expects a model with a dense head"),
+        (["{}/detector", "{}/none.png", "--draw"], "none.png: no such image"),
+        (["{}/detector", "{}/other.png", "--draw", "--out", "{}/other.png"], "expected a folder, got a file"),
+    ],
+)
+def test_a_mistake_is_one_line(world, words, line):
+    done = run_here("predict", *(word.format(world) for word in words))
+    assert done.code == 2
+    assert line in done.err.replace("\n", " ")
