@@ -317,6 +317,13 @@ STAGES_OVER_BASE = {
     "eva_02_s": "29254f57f60e",
     "eva_02_l": "409f510e5087",
     "eva_02_b_448": "0ad0d4a04b12",
+    "eva_02_b_coco_1536": "ca9171b72c65",
+    "eva_02_b_lvis": "f3064766defc",
+    "eva_02_l_coco": "9db992e55957",
+    "eva_02_l_coco_1536": "42888b43d88c",
+    "eva_02_l_lvis": "ceb6ebfd45a5",
+    "eva_02_l_lvis_1536": "5cc2a252c4b9",
+    "eva_g_lvis": "e1e5124d5566",
 }
 
 

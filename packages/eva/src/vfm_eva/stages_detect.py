@@ -66,6 +66,12 @@ class EvaDetect(Training):
     data: Ref[AnnotatedImages] = Field(description="images with boxes, and masks if the detector has them")
     detector: DetectorSettings = Field(DetectorSettings(), description="pyramid, windows, proposals and heads")
     augmentation: DetectAugmentation = Field(DetectAugmentation(), description="jitter, flips and colours")
+    patch_size: int | None = Field(
+        None,
+        ge=1,
+        description="pixels of a patch, to which the encoder's patches are resampled, such as 16 instead of 14;"
+        " default: the encoder's",
+    )
     repeat_threshold: float = Field(
         0.0, ge=0, lt=1, description="share of the images below which images of a class are repeated (LVIS: 0.001); 0:"
         " none are"

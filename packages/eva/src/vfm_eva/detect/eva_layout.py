@@ -13,6 +13,7 @@ Source: the public EVA repository and detectron2.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 ENCODER = "backbone.net."
 DROPPED = {
@@ -23,20 +24,22 @@ DROPPED = {
 }
 RELATIVE = "rel_pos_"
 _RESAMPLING = (4, 1, 0, 1)  # layers before the convolutions of each level
-_SIMPLE = (
-    (r"proposal_generator\.rpn_head\.conv\.(?:conv)?(\d+)\.", r"proposals.head.conv.\1.0."),
-    (r"proposal_generator\.rpn_head\.conv\.(weight|bias)", r"proposals.head.conv.0.0.\1"),
-    (r"proposal_generator\.rpn_head\.objectness_logits\.", r"proposals.head.cls_logits."),
-    (r"proposal_generator\.rpn_head\.anchor_deltas\.", r"proposals.head.bbox_pred."),
-    (r"roi_heads\.box_head\.(\d+)\.fc1\.", r"cascade.stages.\1.fc."),
-    (r"roi_heads\.box_predictor\.(\d+)\.cls_score\.", r"cascade.stages.\1.scores."),
-    (r"roi_heads\.box_predictor\.(\d+)\.bbox_pred\.", r"cascade.stages.\1.deltas."),
-    (r"roi_heads\.mask_head\.deconv\.", r"cascade.mask_head.upsample."),
-    (r"roi_heads\.mask_head\.predictor\.", r"cascade.mask_head.masks."),
+_NAMES = (  # official names and ours; {} is a number
+    ("proposal_generator.rpn_head.conv.conv{}.", "proposals.head.conv.{}.0."),
+    ("proposal_generator.rpn_head.objectness_logits.", "proposals.head.cls_logits."),
+    ("proposal_generator.rpn_head.anchor_deltas.", "proposals.head.bbox_pred."),
+    ("roi_heads.box_head.{}.fc1.", "cascade.stages.{}.fc."),
+    ("roi_heads.box_predictor.{}.cls_score.", "cascade.stages.{}.scores."),
+    ("roi_heads.box_predictor.{}.bbox_pred.", "cascade.stages.{}.deltas."),
+    ("roi_heads.mask_head.deconv.", "cascade.mask_head.upsample."),
+    ("roi_heads.mask_head.predictor.", "cascade.mask_head.masks."),
 )
+_SINGLE_CONV = "proposal_generator.rpn_head.conv."  # its name where there is only one
 _LEVEL = re.compile(r"backbone\.simfp_([2-5])\.(\d+)\.(norm\.)?(\w+)")
 _BOX_CONV = re.compile(r"roi_heads\.box_head\.(\d+)\.conv(\d+)\.(norm\.)?(\w+)")
 _MASK_CONV = re.compile(r"roi_heads\.mask_head\.mask_fcn(\d+)\.(norm\.)?(\w+)")
+_OUR_LEVEL = re.compile(r"pyramid\.levels\.(\d)\.(\d+)\.(\w+)")
+_OUR_CONV = re.compile(r"cascade\.(?:stages\.(\d+)|mask_head)\.convs\.(\d+)\.([01])\.(\w+)")
 
 
 def head_name(key: str) -> str:
@@ -51,6 +54,30 @@ def head_name(key: str) -> str:
         return f"cascade.stages.{found[1]}.convs.{int(found[2]) - 1}.{int(bool(found[3]))}.{found[4]}"
     if found := _MASK_CONV.fullmatch(key):
         return f"cascade.mask_head.convs.{int(found[1]) - 1}.{int(bool(found[2]))}.{found[3]}"
-    for pattern, name in _SIMPLE:
-        key = re.sub(f"^{pattern}", name, key)
+    if key.startswith(_SINGLE_CONV) and not key.startswith(f"{_SINGLE_CONV}conv"):
+        return key.replace(_SINGLE_CONV, "proposals.head.conv.0.0.")
+    return _renamed(key, _NAMES)
+
+
+def official_name(key: str) -> str:
+    """Return the name in EVA's files of a weight of `DetectorHead`; the inverse of `head_name`."""
+    if found := _OUR_LEVEL.fullmatch(key):
+        level, layer, norm = int(found[1]), int(found[2]), 0
+        first = _RESAMPLING[level]
+        if layer >= first:
+            layer, norm = divmod(layer - first, 2)
+            layer += first
+        return f"backbone.simfp_{level + 2}.{layer}.{'norm.' if norm else ''}{found[3]}"
+    if found := _OUR_CONV.fullmatch(key):
+        stage, number, norm, kind = found[1], int(found[2]) + 1, found[3] == "1", found[4]
+        prefix = f"box_head.{stage}.conv" if stage else "mask_head.mask_fcn"
+        return f"roi_heads.{prefix}{number}.{'norm.' if norm else ''}{kind}"
+    return _renamed(key, [(ours, official) for official, ours in _NAMES])
+
+
+def _renamed(key: str, names: Sequence[tuple[str, str]]) -> str:
+    """Apply the first of the pairs that matches the beginning of a key."""
+    for old, new in names:
+        if found := re.match(re.escape(old).replace(r"\{\}", r"(\d+)"), key):
+            return new.format(*found.groups()) + key[found.end() :]
     return key

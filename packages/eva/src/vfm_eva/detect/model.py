@@ -90,7 +90,7 @@ def check_side(settings: DetectorSettings, patch_size: int) -> None:
     if patch_size % 4:
         raise UserError(
             f"expected an encoder with patches of 8, 16 or 32 pixels, got {patch_size}: the pyramid's maps have strides"
-            " of a quarter of a patch; `models.interpolate` resizes the patches"
+            " of a quarter of a patch; patch_size: 16 resamples the patches"
         )
     step = patch_size * (window or 1)
     if side % step or side % (2 * patch_size):

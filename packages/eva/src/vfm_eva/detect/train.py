@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from vfm.data.annotated import AnnotatedSource, Objects
-from vfm.models import build_vision, load_vision
+from vfm.models import KeyReport, TransferRules, build_vision, load_vision, transfer_weights, vision_tower
 from vfm.plugin import AnnotatedImages, Context, DenseCheckpoint, Preflight, UserError
 from vfm.train import TrainingData, fit, is_main
 from vfm_eva.detect.checkpoint import build_detector, load_head, read_settings
@@ -33,7 +36,7 @@ def check_eva_detect(config: EvaDetect, ctx: Preflight) -> None:
     folder = encoder.path if encoder else start.path / start.encoder if start else None
     if folder:
         with torch.device("meta"):
-            visual = build_vision(f"local-dir:{folder}")
+            visual = _build_encoder(config, folder)
             build_detector(visual, len(data.class_names) if data else 2, config.detector)
 
 
@@ -104,7 +107,7 @@ def _model(config: EvaDetect, ctx: Context, data: AnnotatedImages) -> Detector:
     start = ctx.load(config.start) if config.start else None
     encoder = ctx.load(config.encoder) if config.encoder else None
     folder = encoder.path if encoder else start.path / start.encoder  # type: ignore[union-attr]
-    visual = load_vision(folder, drop_path_rate=config.drop_path)
+    visual = _build_encoder(config, folder, load=True)
     if config.grad_checkpointing:
         visual.set_grad_checkpointing()  # type: ignore[operator]
     model = build_detector(visual, len(data.class_names), config.detector, seed=config.seed)
@@ -114,3 +117,16 @@ def _model(config: EvaDetect, ctx: Context, data: AnnotatedImages) -> Detector:
             ctx.log(f"weights of the head: {report.summary}")
             ctx.panel(report.panel("Weights of the head"))
     return model
+
+
+def _build_encoder(config: EvaDetect, folder: Path, *, load: bool = False) -> nn.Module:
+    """Build an encoder, with its patches resampled if other ones are wanted; its grid stays the same."""
+    own = vision_tower(build_vision(f"local-dir:{folder}"))
+    size, arguments = config.patch_size or own.patch_size[0], {"drop_path_rate": config.drop_path}
+    if size == own.patch_size[0]:
+        return load_vision(folder, **arguments) if load else build_vision(f"local-dir:{folder}", **arguments)
+    made = build_vision(f"local-dir:{folder}", image_size=size * own.grid[0], patch_size=size, **arguments)
+    if load:
+        rules = TransferRules({}, {}, where="encoder", target="the encoder of the detector")
+        transfer_weights(load_vision(folder).state_dict(), made, rules, KeyReport())
+    return made
