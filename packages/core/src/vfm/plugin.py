@@ -23,6 +23,8 @@ from vfm.artifacts import (
     SampleCache,
     TaggedImages,
     TrainingState,
+    VideoClassifier,
+    VideoDataset,
     VisionCheckpoint,
 )
 from vfm.config import Config, UserError, did_you_mean, load_function, merge_settings
@@ -71,7 +73,8 @@ __all__ = [
     "Metadata", "Metric", "ModelEvaluation", "ModelResult", "Optimizer", "PairDataset", "Panel", "Part", "Picture",
     "Pool", "Portion", "Preempted", "Preflight", "QuestionDataset", "Ref", "Report", "Runtime", "SampleCache",
     "Schedule", "Score", "Seed", "Series", "Sgd", "Stage", "TablePanel", "TaggedImages", "TextPanel", "Training",
-    "TrainingRuntime", "TrainingState", "UserError", "VisionCheckpoint", "VisionPretraining", "WarmupStableDecay",
+    "TrainingRuntime", "TrainingState", "UserError", "VideoClassifier", "VideoDataset", "VisionCheckpoint",
+    "VisionPretraining", "WarmupStableDecay",
     "check_class_names", "check_evaluations", "did_you_mean", "files", "hookimpl", "load_function", "merge_settings",
     "store_files",
 ]  # fmt: skip

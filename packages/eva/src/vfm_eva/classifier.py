@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from vfm.train import Metrics, ParamGroup, Task
 from vfm_eva.labeled_images import LabeledImages, seeded_global_generators
 from vfm_kernels import Kernels, accelerated, padded
 
-__all__ = ["Classifier", "LabeledImages", "layer_of"]
+__all__ = ["Classifier", "LabeledImages", "layer_of", "layered_groups"]
 
 BEFORE_THE_BLOCKS = ("cls_token", "reg_token", "mask_token", "pos_embed", "patch_embed", "norm_pre")
 
@@ -125,16 +126,7 @@ class Classifier(Task[LabeledImages]):
     def parameter_groups(self) -> list[ParamGroup]:
         """Return one group per layer and per weight decay."""
         model: Any = self.model
-        depth, exempt = len(model.blocks), self.no_weight_decay()
-        groups: dict[tuple[int, bool], ParamGroup] = {}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                layer = layer_of(name.removeprefix("model."), depth)
-                decayed = parameter.ndim > 1 and name not in exempt
-                scale = self.layer_decay ** (depth + 1 - layer)
-                group = groups.setdefault((layer, decayed), ParamGroup([], scale, None if decayed else 0.0))
-                group.params.append(parameter)
-        return list(groups.values())
+        return layered_groups(self, len(model.blocks), self.layer_decay, lambda name: name.removeprefix("model."))
 
     def kernels(self, choice: Kernels) -> AbstractContextManager[str]:
         """Use fused kernels in the classifier."""
@@ -170,6 +162,29 @@ class Classifier(Task[LabeledImages]):
             for module in block.modules():
                 if isinstance(module, DropPath):
                     module.drop_prob = 0.0
+
+
+def layered_groups(
+    task: Task[Any], depth: int, layer_decay: float, name_in_encoder: Callable[[str], str]
+) -> list[ParamGroup]:
+    """Return the trained parameters of a task in one group per layer and per weight decay.
+
+    Args:
+        task: its `no_weight_decay()` and vectors are not decayed.
+        depth: number of blocks.
+        layer_decay: learning rate of a layer as a factor of that of the layer after it.
+        name_in_encoder: maps a parameter's name to one whose layer it shares.
+    """
+    exempt = task.no_weight_decay()
+    groups: dict[tuple[int, bool], ParamGroup] = {}
+    for name, parameter in task.named_parameters():
+        if parameter.requires_grad:
+            layer = layer_of(name_in_encoder(name), depth)
+            decayed = parameter.ndim > 1 and name not in exempt
+            scale = layer_decay ** (depth + 1 - layer)
+            group = groups.setdefault((layer, decayed), ParamGroup([], scale, None if decayed else 0.0))
+            group.params.append(parameter)
+    return list(groups.values())
 
 
 def layer_of(name: str, depth: int) -> int:

@@ -127,14 +127,17 @@ def build_classifier(config: EvaFinetune, checkpoint: VisionCheckpoint, class_na
         )
     set_class_names(model, class_names)
     model.pretrained_cfg = {**model.pretrained_cfg, "crop_pct": config.crop_pct}  # type: ignore[dict-item, assignment]
-    head: Any = model.head
-    if not head.weight.is_meta:
-        generator = torch.Generator().manual_seed(config.seed + 1)
-        nn.init.trunc_normal_(head.weight, std=0.02, generator=generator)
-        with torch.no_grad():
-            head.weight.mul_(config.head_init_scale)
-        nn.init.zeros_(head.bias)
+    init_head(model.head, config.head_init_scale, config.seed + 1)
     return model
+
+
+def init_head(head: Any, scale: float, seed: int) -> None:
+    """Give a linear head small weights, of standard deviation 0.02 times a scale, and no bias; nothing on `meta`."""
+    if not head.weight.is_meta:
+        nn.init.trunc_normal_(head.weight, std=0.02, generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            head.weight.mul_(scale)
+        nn.init.zeros_(head.bias)
 
 
 def load_encoder_weights(checkpoint: VisionCheckpoint, model: nn.Module) -> KeyReport:

@@ -29,6 +29,9 @@ from vfm.data.tar_scan import MAX_ROWS, SPARSE, load_scan, save_scan, scan_tar
 from vfm.data.texts import OnBad, Rows, texts_by_sample
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm")
+VIDEO_EXTENSIONS = (
+    "mp4", "webm", "mkv", "avi", "mov", "m4v", "mpg", "mpeg", "wmv", "flv", "ts", "3gp", "ogv",
+)  # fmt: skip
 MAX_GAP = 64 << 10  # unused bytes that are read to avoid a second read
 
 

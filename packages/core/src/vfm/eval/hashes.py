@@ -29,13 +29,13 @@ def data_hash(dataset: Artifact, digests: Iterable[bytes]) -> str:
 
 
 def checkpoint_hash(checkpoint: Artifact) -> str:
-    """Return the sha256 of a checkpoint's weights and configuration files, sorted by name.
+    """Return the sha256 of a checkpoint's weights and configuration files, also in its folders, sorted by name.
 
     The configuration counts since other normalisation of images changes every result.
     """
     digest = hashlib.sha256()
     for pattern in ("*.safetensors", "*config.json"):
-        for file in sorted(checkpoint.path.glob(pattern)):
+        for file in sorted(checkpoint.path.rglob(pattern)):
             status = file.stat()
             digest.update(_file_hash(file, status.st_size, status.st_mtime_ns))
     return digest.hexdigest()

@@ -20,7 +20,7 @@ from vfm.data.spec import DatasetSpec
 from vfm.data.videos.formats import list_tar
 from vfm.data.videos.indexing import write_dataset
 from vfm.data.videos.listing import Listing
-from vfm.data.videos.media import VIDEO_EXTENSIONS
+from vfm.data.webdataset import VIDEO_EXTENSIONS
 from vfm.shapes.actions import REVERSED, Action, quantity_of, turning_shapes
 from vfm.shapes.datasets import write_shards
 from vfm.shapes.drawing import draw_ground, draw_objects, to_pixels

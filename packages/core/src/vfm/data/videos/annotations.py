@@ -17,7 +17,8 @@ from vfm import files
 from vfm.config import UserError
 from vfm.data.sample import BadSample
 from vfm.data.videos.listing import Listed, Listing
-from vfm.data.videos.media import VIDEO_EXTENSIONS, Media, frame_folder
+from vfm.data.videos.media import Media, frame_folder
+from vfm.data.webdataset import VIDEO_EXTENSIONS
 from vfm.stages.videos import Videos
 
 UCF_CLASSES = "classInd.txt"

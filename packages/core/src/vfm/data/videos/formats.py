@@ -14,8 +14,8 @@ from vfm.data.shards import Shard
 from vfm.data.spec import DatasetSpec
 from vfm.data.videos.annotations import ANNOTATION_READERS, recognise_annotations
 from vfm.data.videos.listing import Listed, Listing
-from vfm.data.videos.media import VIDEO_EXTENSIONS, Media, frame_folder
-from vfm.data.webdataset import IMAGE_EXTENSIONS, TarShard
+from vfm.data.videos.media import Media, frame_folder
+from vfm.data.webdataset import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, TarShard
 from vfm.stages.videos import Videos
 
 EXPECTED = (

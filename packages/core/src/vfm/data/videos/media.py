@@ -10,8 +10,6 @@ from vfm import files
 from vfm.data.sample import Sample
 from vfm.data.webdataset import IMAGE_EXTENSIONS
 
-VIDEO_EXTENSIONS = ("mp4", "webm", "mkv", "avi", "mov", "m4v", "mpg", "mpeg", "wmv", "flv", "ts", "3gp", "ogv")
-
 
 @dataclass(frozen=True)
 class Media:

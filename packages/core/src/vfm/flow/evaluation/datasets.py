@@ -17,7 +17,7 @@ from vfm.data.folder import image_names
 from vfm.data.layout import LABEL_COLUMNS, find_layout
 from vfm.data.table import CAPTION_COLUMNS, table_columns
 from vfm.data.tar_scan import scan_tar
-from vfm.data.webdataset import IMAGE_EXTENSIONS
+from vfm.data.webdataset import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from vfm.flow.evaluation.inputs import Fields, Input, dataset_input, saved_artifact, split_name, stage_name
 from vfm.stage import Stage
 
@@ -121,6 +121,8 @@ def import_fields(path: str) -> tuple[Fields, Fields | None]:
 
 def _fields(path: str) -> Fields:
     """Return the fields of the stage that imports files without splits."""
+    if _holds_videos(path):
+        return {"kind": "data.videos", "path": path}
     if _holds_choices(path):
         return {"kind": "data.choices", "path": path}
     layout = find_layout(path, "auto", None)
@@ -134,6 +136,15 @@ def _fields(path: str) -> Fields:
         captions = any(name in columns for name in CAPTION_COLUMNS)
         kind = "data.labeled" if not captions and any(name in columns for name in LABEL_COLUMNS) else "data.pairs"
     return {"kind": kind, "path": path}
+
+
+def _holds_videos(path: str) -> bool:
+    """Return whether a folder or a tar has videos among its first files."""
+    if path.endswith(".tar") and files.exists(path):
+        return bool((scan_tar(path, ["image"], VIDEO_EXTENSIONS, limit=3).places[:, 0, 0] >= 0).any())
+    if not files.is_directory(path):
+        return False
+    return any(name.lower().endswith(VIDEO_EXTENSIONS) for name in islice(files.walk(path), 8))
 
 
 def _holds_choices(path: str) -> bool:

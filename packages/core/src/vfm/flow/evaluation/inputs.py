@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vfm.artifacts import FACTS_FILE, Artifact, ClipCheckpoint, VisionCheckpoint
+from vfm.artifacts import FACTS_FILE, Artifact, ClipCheckpoint, VideoClassifier, VisionCheckpoint
 from vfm.config import UserError
 from vfm.stage import Stage
 
@@ -68,8 +68,10 @@ def model_input(word: str) -> Input:
 
     name, rest = split_name(word)
     artifact = saved_artifact(rest)
-    if artifact is not None and not isinstance(artifact, ClipCheckpoint | VisionCheckpoint):
+    if artifact is not None and not isinstance(artifact, ClipCheckpoint | VisionCheckpoint | VideoClassifier):
         raise UserError(f"{rest}: expected a model, got a {type(artifact).__name__}")
+    if isinstance(artifact, VideoClassifier) and name:
+        raise UserError(f"{word}: a classifier of videos is evaluated under its folder's name; leave {name}= out")
     if artifact is not None and name is None:
         return Input(rest, type(artifact))
     source, _, tag = (rest, "", "") if Path(rest).exists() else rest.partition(",")

@@ -9,7 +9,16 @@ from typing import Any, get_args
 import yaml
 from pydantic import TypeAdapter
 
-from vfm.artifacts import AnnotatedImages, Artifact, ChoiceDataset, ClipCheckpoint, LabeledDataset, PairDataset
+from vfm.artifacts import (
+    AnnotatedImages,
+    Artifact,
+    ChoiceDataset,
+    ClipCheckpoint,
+    LabeledDataset,
+    PairDataset,
+    VideoClassifier,
+    VideoDataset,
+)
 from vfm.config import UserError, did_you_mean
 from vfm.flow.evaluation.datasets import EvaluationDataset
 from vfm.flow.evaluation.inputs import Fields, Input
@@ -21,12 +30,14 @@ DEFAULT_TASKS = (
     "zero_shot",
     "retrieval",
     "mmvp_vlm",
+    "video",
 )  # of these, the ones that fit a dataset; none needs training images
 CONTENTS: dict[type[Artifact], str] = {
     PairDataset: "captions",
     LabeledDataset: "class labels",
     ChoiceDataset: "images with statements to choose from",
     AnnotatedImages: "label maps or masks",
+    VideoDataset: "videos with classes",
 }
 SUMMARY = "summary"  # name of the last stage
 
@@ -111,6 +122,8 @@ def _evaluations(plan: EvaluationPlan, one: EvaluationDataset, task: str) -> Ite
     for model in plan.models:
         if model not in fitting:
             tower = "without a text tower" if model.makes is not ClipCheckpoint else "with a text tower"
+            if VideoClassifier is model.makes or _input_ref(kind, "models").accepts(VideoClassifier):
+                tower = f"{task} needs a {_input_ref(kind, 'models').expected}"
             why = f"{model.name} is a {model.makes.__name__}, {tower}: {task} does not apply"
             plan.left_out.append(LeftOut(_title(one, task), "", why))
     if not fitting:

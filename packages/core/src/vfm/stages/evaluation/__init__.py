@@ -6,6 +6,7 @@ from vfm.stages.evaluation.features import AttentiveProbe, Classify, FewShot, Kn
 from vfm.stages.evaluation.open_segmentation import OpenSegmentation
 from vfm.stages.evaluation.reports import Curves, LeftOut, SummarisedReport, Summary
 from vfm.stages.evaluation.text_image import Choices, MmvpVlm, Retrieval, ZeroShot
+from vfm.stages.evaluation.video import VideoEvaluation
 
 EVALUATIONS = (
     ZeroShot,
@@ -22,6 +23,7 @@ EVALUATIONS = (
     Segmentation,
     Panoptic,
     OpenSegmentation,
+    VideoEvaluation,
     Curves,
     Summary,
 )
@@ -30,5 +32,5 @@ __all__ = [
     "EVALUATIONS", "AttentiveProbe", "Choices", "Classify", "Curves", "DenseEvaluation", "DenseProbe", "Detection",
     "FeatureEvaluation", "FewShot", "Knn", "LeftOut", "LinearProbe", "MmvpVlm", "ModelEvaluation",
     "OpenSegmentation", "Panoptic", "ReadSettings", "Retrieval", "Segmentation", "SummarisedReport", "Summary",
-    "ZeroShot",
+    "VideoEvaluation", "ZeroShot",
 ]  # fmt: skip

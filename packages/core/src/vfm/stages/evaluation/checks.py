@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vfm.artifacts import AnnotatedImages, Artifact, DenseCheckpoint, LabeledDataset, TaggedImages
-from vfm.config import UserError
+from vfm.config import UserError, did_you_mean
 from vfm.stage import Preflight, Ref
 from vfm.stages.evaluation.base import FeatureEvaluation, ModelEvaluation, short_name
 from vfm.stages.evaluation.dense import DenseEvaluation, DenseProbe
@@ -14,6 +14,7 @@ from vfm.stages.evaluation.features import Classify, LinearProbe
 from vfm.stages.evaluation.open_segmentation import OpenSegmentation
 from vfm.stages.evaluation.reports import Curves
 from vfm.stages.evaluation.text_image import Retrieval, ZeroShot
+from vfm.stages.evaluation.video import VideoEvaluation
 
 
 def check_evaluation(config: ModelEvaluation | Curves, ctx: Preflight) -> None:
@@ -132,6 +133,17 @@ def check_open_segmentation_data(config: OpenSegmentation, data: AnnotatedImages
     if "semantic" not in data.labels or not data.has_images:
         found = ", ".join(data.labels) if data.has_images else "labels only"
         raise UserError(f"{config.data}: {config.kind} needs images with semantic labels, got {found}")
+
+
+def check_video_evaluation(config: VideoEvaluation, ctx: Preflight) -> None:
+    """Check the models' names, and where they exist that they have the classes of the data."""
+    check_named_once(config.models)
+    data = ctx.artifact(config.data)
+    for ref in config.models:
+        model = ctx.artifact(ref)
+        if data and model and (missing := [name for name in data.class_names if name not in model.class_names]):
+            hint = did_you_mean(missing[0], model.class_names)
+            raise UserError(f"{ref}: its head has no class {missing[0]!r} of {config.data}{hint}")
 
 
 def check_named_once(models: Sequence[str]) -> None:

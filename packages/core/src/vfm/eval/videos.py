@@ -1,0 +1,176 @@
+"""Work of `eval.video`, and embeddings of videos."""
+
+# N videos, V views of each, C classes
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vfm.artifacts import Report, VideoClassifier, VideoDataset
+from vfm.config import load_function
+from vfm.data import BadSample
+from vfm.data.videos import VideoSource
+from vfm.eval.classify import columns_of
+from vfm.eval.embeddings import Writer
+from vfm.eval.evaluation import write_report
+from vfm.eval.finite import check_finite
+from vfm.eval.hashes import data_hash, item_digest
+from vfm.eval.ranking import hits_at, label_ranks
+from vfm.eval.video_panels import add_class_panel, add_strips
+from vfm.eval.video_views import TestViews, read_ahead, softmax
+from vfm.interfaces.video import VideoPredictor
+from vfm.scores import Evaluated, ModelResult
+from vfm.stage import Context
+from vfm.stages.evaluation.base import ReadSettings, short_name
+from vfm.stages.evaluation.video import VideoEvaluation
+from vfm.statistics import Accuracy
+from vfm.train import prepare_device
+
+
+@dataclass
+class _Scored:
+    """What a model says about all videos: probabilities of each view, (V, C) each."""
+
+    columns: list[int]
+    views: list[NDArray[np.float64]] = field(default_factory=list)
+
+
+def evaluate_videos(config: VideoEvaluation, ctx: Context) -> Report:
+    """Load the models, evaluate them on the same views of the same videos, and write the report."""
+    checkpoints = {short_name(ref): ctx.load(ref) for ref in config.models}
+    device = prepare_device(config.runtime)
+    models = {name: load_video_predictor(one, device) for name, one in checkpoints.items()}
+    return write_report(config, ctx, evaluate_predictors(config, ctx, models), checkpoints)
+
+
+def load_video_predictor(checkpoint: VideoClassifier, device: torch.device) -> VideoPredictor:
+    """Load a model by the function that its artifact names."""
+    predictor: VideoPredictor = load_function(checkpoint.predictor)(checkpoint, device)
+    return predictor
+
+
+def evaluate_predictors(config: VideoEvaluation, ctx: Context, models: Mapping[str, VideoPredictor]) -> Evaluated:
+    """Evaluate loaded models.
+
+    Raises:
+        UserError: a model lacks a class of the dataset, or too many videos cannot be read.
+    """
+    data: VideoDataset = ctx.load(config.data)
+    source, names = VideoSource.of(data), data.class_names
+    views = TestViews(config.num_clips, config.num_crops, config.order, config.seed)
+    scored = {
+        name: _Scored(columns_of(model.class_names, len(model.class_names), names, name))
+        for name, model in models.items()
+    }
+    numbers: list[int] = []
+    bad: Counter[str] = Counter()
+    at_once = max(1, config.micro_batch_size // (views.num_clips * views.num_crops))
+    for batch in read_ahead(source, list(models.values()), views, config.reading.threads, at_once):
+        good = [(number, clips) for number, clips in batch if not isinstance(clips, BadSample)]
+        for _, problem in batch:
+            if isinstance(problem, BadSample):
+                bad[problem.reason] += 1
+                ctx.skip(problem.reason, problem.where)
+        for place, (name, model) in enumerate(models.items()):
+            for number, clips in good:
+                logits = _in_micro_batches(model, clips[place], config.micro_batch_size)
+                check_finite(logits, name, [source.where(number)] * len(logits))
+                scored[name].views.append(softmax(logits[:, scored[name].columns]))
+        numbers += [number for number, _ in good]
+        ctx.progress(len(numbers) + bad.total(), len(source), "videos")
+    config.reading.check_bad(bad, len(source), "videos")
+    labels = np.array(source.labels)[numbers]
+    keys = [source.keys[number] for number in numbers]
+    results = {name: _result(one, labels, keys, data, views) for name, one in scored.items()}
+    if numbers and config.has_something_to_evaluate:
+        add_class_panel(ctx, data, labels, results)
+        add_strips(ctx, source, numbers, labels, data, *list(results.items())[-1])
+    rows = source.table.select(["key", "label", "num_frames"]).to_pylist()
+    return Evaluated(data_hash(data, [item_digest(rows[number], []) for number in numbers]), results)
+
+
+def _in_micro_batches(model: VideoPredictor, clips: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
+    return np.concatenate([model.logits(clips[start : start + size]) for start in range(0, len(clips), size)])
+
+
+def _result(
+    scored: _Scored, labels: NDArray[np.int64], keys: list[str], data: VideoDataset, views: TestViews
+) -> ModelResult:
+    by_view = np.stack(scored.views)  # (N, V, C)
+    mean = by_view.mean(axis=1)
+    ranks = label_ranks(torch.from_numpy(mean), torch.from_numpy(labels))
+    classes, predicted = len(data.class_names), mean.argmax(axis=1)
+    right = hits_at(ranks, 1)
+    scores = [Accuracy("acc1", right, chance=1 / classes)]
+    if classes > 5:
+        scores.append(Accuracy("acc5", hits_at(ranks, 5), chance=5 / classes))
+    scores.append(Accuracy("mean_per_class_recall", right, classes=labels, chance=1 / classes))
+    if (count := by_view.shape[1]) > 1:
+        each = (by_view.argmax(axis=2) == labels[:, None]).ravel()
+        videos = np.repeat(np.arange(len(labels)), count)
+        scores.append(Accuracy("acc1/single_view", each, groups=videos, chance=1 / classes))
+    scores += _reversal_scores(mean, predicted, labels, data)
+    columns = {"key": keys, "label": labels, "predicted": predicted, "rank": ranks, "probability": mean.max(axis=1)}
+    details = {"num_clips": views.num_clips, "num_crops": views.num_crops, "order": views.order}
+    return ModelResult(scores, {"videos": columns}, details)
+
+
+def _reversal_scores(
+    mean: NDArray[np.float64], predicted: NDArray[np.int64], labels: NDArray[np.int64], data: VideoDataset
+) -> list[Accuracy]:
+    """Return how often a class beats its time-reversal, and how often that is what a model predicts."""
+    names = data.class_names
+    partner = np.array([names.index(data.reversals[name]) if name in data.reversals else -1 for name in names])
+    paired = partner[labels] >= 0
+    if not paired.any():
+        return []
+    rows, mine, other = np.flatnonzero(paired), labels[paired], partner[labels[paired]]
+    return [
+        Accuracy("pair_accuracy", mean[rows, mine] > mean[rows, other], chance=0.5),
+        Accuracy("acc1/reversed_class", predicted[paired] == other, chance=1 / len(names)),
+    ]
+
+
+def embed_videos(
+    ctx: Context, source: VideoSource, class_names: list[str], model: VideoPredictor, writer: Writer,
+    reading: ReadSettings, views: TestViews,
+) -> Counter[str]:  # fmt: skip
+    """Write a unit vector for each video, the mean over its views; return the number of bad ones by reason.
+
+    Raises:
+        UserError: too many videos cannot be read, or all; or an embedding is not finite.
+    """
+    bad: Counter[str] = Counter()
+    done = 0
+    for batch in read_ahead(source, [model], views, reading.threads, reading.batch_size):
+        keys, texts, vectors = [], [], []
+        for number, clips in batch:
+            if isinstance(clips, BadSample):
+                bad[clips.reason] += 1
+                ctx.skip(clips.reason, clips.where)
+                continue
+            mean = model.features(clips[0]).mean(axis=0)
+            keys.append(source[number].key)
+            texts.append(class_names[source.labels[number]] if class_names else None)
+            vectors.append(mean / max(float(np.linalg.norm(mean)), 1e-12))
+        if keys:
+            found = np.stack(vectors).astype(np.float32)
+            check_finite(found, "the model", keys)
+            writer.write(keys, texts, found)
+        done += len(batch)
+        ctx.progress(done, len(source), "videos")
+    reading.check_bad(bad, len(source), "videos")
+    return bad
+
+
+def predict_videos(model: VideoPredictor, samples: list[Any], views: TestViews) -> NDArray[np.float64]:
+    """Return the probability of each class for videos, (N, C), the mean over their views; raises BadSample."""
+    found = [softmax(model.logits(views.read(sample, n, model))).mean(axis=0) for n, sample in enumerate(samples)]
+    return np.stack(found)

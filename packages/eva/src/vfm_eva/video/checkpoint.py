@@ -1,0 +1,63 @@
+"""A classifier of videos on disk: the encoder in timm's layout in a folder, and `video.safetensors` beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vfm.models import load_state_dict, load_vision, save_state_dict, save_vision, set_class_names
+from vfm.plugin import UserError, VideoClassifier
+from vfm_eva.stages_video import Clip, VideoModel
+from vfm_eva.video.model import VideoTransformer
+
+VIDEO_WEIGHTS_FILE = "video.safetensors"
+ENCODER_FOLDER = "encoder"
+
+
+def save_classifier(model: VideoTransformer, clip: Clip, class_names: list[str], directory: Path) -> VideoClassifier:
+    """Write a classifier; the encoder's own positions become the mean over frames, so that it can take images."""
+    model.write_back_positions()
+    if model.attentive is None:
+        set_class_names(model.visual, class_names)
+    encoder = save_vision(model.visual, directory / ENCODER_FOLDER)
+    if added := video_state(model):  # a bag of frames adds nothing
+        save_state_dict(added, directory / VIDEO_WEIGHTS_FILE)
+    return VideoClassifier.create(
+        directory,
+        encoder=ENCODER_FOLDER,
+        class_names=class_names,
+        image_size=encoder.image_size,
+        num_frames=clip.num_frames,
+        sampling=clip.sampling,
+        stride=clip.stride,
+        model=model.settings.model_dump(mode="json"),
+        predictor="vfm_eva.video.predictor:load_predictor",
+    )
+
+
+def load_classifier(checkpoint: VideoClassifier, device: torch.device) -> VideoTransformer:
+    """Load a classifier, in evaluation mode.
+
+    Raises:
+        UserError: weights are missing, unknown or of another shape.
+    """
+    visual = load_vision(checkpoint.path / checkpoint.encoder)
+    settings = VideoModel.model_validate(checkpoint.model)
+    model = VideoTransformer(visual, checkpoint.num_frames, settings, len(checkpoint.class_names))
+    file = checkpoint.path / VIDEO_WEIGHTS_FILE
+    expected = video_state(model)
+    weights = load_state_dict(file) if expected else {}
+    if wrong := sorted(
+        {name for name in weights if name not in expected or weights[name].shape != expected[name].shape}
+        | (expected.keys() - weights.keys())
+    ):
+        raise UserError(f"{file}: {wrong[0]} is missing, unknown or of another shape")
+    model.load_state_dict(weights, strict=False)
+    return model.to(device).eval()
+
+
+def video_state(model: VideoTransformer) -> dict[str, Tensor]:
+    """Return the tensors of a classifier besides its encoder's."""
+    return {name: value for name, value in model.state_dict().items() if not name.startswith("visual.")}

@@ -1,0 +1,76 @@
+"""The samples of a video training: augmented clips of a video, and its label."""
+
+# R repeats, T frames, S side
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as pixels
+
+from vfm.data import BadSample, Sample
+from vfm.data.videos import ClipSampling, VideoSample, drawn_view, read_clips
+from vfm.train import SampleDraw
+from vfm_eva.stages_video import Clip, VideoAugmentation
+
+
+@dataclass(frozen=True)
+class VideoClips:
+    """Clips of one video with its label, or a batch."""
+
+    clips: Tensor  # (B, R, T, 3, S, S) uint8
+    labels: Tensor  # (B,)
+
+
+@dataclass(frozen=True)
+class MakeClips:
+    """Makes the clips of one video; frames, crop, flip and colours are drawn from the draw's seed.
+
+    clip: number and sampling of the frames.
+    side: S.
+    augmentation: what is drawn.
+    """
+
+    clip: Clip
+    side: int
+    augmentation: VideoAugmentation
+
+    def __call__(self, sample: Sample, draw: SampleDraw) -> VideoClips:
+        """Return the inputs of one video; raises BadSample."""
+        if not isinstance(sample, VideoSample) or sample.label is None:
+            raise BadSample("missing_label", sample.key)
+        augmentation, facts = self.augmentation, sample.facts
+        sampling = ClipSampling(self.clip.num_frames, self.clip.sampling, self.clip.stride)
+        rng = np.random.default_rng(draw.seed)
+        views = [
+            drawn_view(
+                sampling.drawn(facts.num_frames, rng),
+                (facts.width, facts.height),
+                self.side,
+                rng,
+                scales=augmentation.scales,
+                flip=augmentation.flip,
+            )
+            for _ in range(augmentation.repeats)
+        ]
+        clips = [to_frames(clip) for clip in read_clips(sample.media, facts, views)]
+        clips = [recolored(clip, augmentation, rng) for clip in clips]
+        return VideoClips(torch.stack(clips), torch.tensor(sample.label))
+
+
+def to_frames(clip: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Tensor:
+    """Return a clip (T, S, S, 3) as a tensor (T, 3, S, S)."""
+    return torch.from_numpy(np.ascontiguousarray(clip.transpose(0, 3, 1, 2)))
+
+
+def recolored(clip: Tensor, augmentation: VideoAugmentation, rng: np.random.Generator) -> Tensor:
+    """Change brightness, contrast and saturation of a whole clip, and make it grey, each with its probability."""
+    jitter, grey, *strengths = rng.random(5)  # always the same number of draws
+    if augmentation.color_jitter and jitter < augmentation.color_jitter_probability:
+        changes = (pixels.adjust_brightness, pixels.adjust_contrast, pixels.adjust_saturation)
+        for change, strength in zip(changes, strengths, strict=True):
+            clip = change(clip, 1 + augmentation.color_jitter * (2 * strength - 1))
+    return pixels.rgb_to_grayscale(clip, num_output_channels=3) if grey < augmentation.grey else clip

@@ -1,0 +1,71 @@
+"""Encoders that a video model starts from: any checkpoint becomes one in timm's layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer as OpenClipViT
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import nn
+
+from vfm.models import build_vision, load_clip, save_vision
+from vfm.plugin import ClipCheckpoint, UserError, VideoClassifier, VisionCheckpoint
+
+CLIP_ARCHITECTURES = {"GELU": "vit_base_patch16_clip_224", "QuickGELU": "vit_base_patch16_clip_quickgelu_224"}
+
+
+def image_checkpoint(source: VisionCheckpoint | ClipCheckpoint | VideoClassifier, folder: Path) -> VisionCheckpoint:
+    """Return the image encoder of a checkpoint; the tower of a CLIP model is written into `folder` in timm's layout.
+
+    Raises:
+        UserError: a CLIP model's tower has no such layout.
+    """
+    if isinstance(source, VisionCheckpoint):
+        return source
+    if isinstance(source, VideoClassifier):
+        return VisionCheckpoint.load(source.path / source.encoder, verify=False)
+    return save_vision(clip_tower(source), folder)
+
+
+def clip_tower(checkpoint: ClipCheckpoint) -> nn.Module:
+    """Return the vision tower of a CLIP model as a timm encoder without a head.
+
+    Raises:
+        UserError: it is no vision transformer of timm or of open_clip's plain kind.
+    """
+    clip = load_clip(checkpoint, torch.device("cpu"))
+    visual: Any = clip.module.visual
+    if isinstance(visual, TimmModel):
+        trunk: Any = visual.trunk
+        trunk.reset_classifier(0)
+        return trunk  # type: ignore[no-any-return]
+    if not isinstance(visual, OpenClipViT) or visual.attn_pool is not None:
+        raise UserError(f"{clip.name}: its vision tower is no plain vision transformer, so it takes no videos")
+    block: Any = visual.transformer.resblocks[0]
+    mlp: Any = block.mlp
+    model = build_vision(
+        {
+            "architecture": CLIP_ARCHITECTURES["QuickGELU" if type(mlp.gelu).__name__ == "QuickGELU" else "GELU"],
+            "img_size": visual.image_size[0],
+            "patch_size": visual.patch_size[0],
+            "embed_dim": visual.conv1.out_channels,
+            "depth": len(visual.transformer.resblocks),
+            "num_heads": block.attn.num_heads,
+            "mlp_ratio": mlp.c_fc.out_features / mlp.c_fc.in_features,
+            "num_classes": 0,
+        }
+    )
+    state = {f"visual.{name}": value for name, value in visual.state_dict().items()}
+    weights = checkpoint_filter_fn(state, model)
+    weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        line = " ".join(str(error).split())[:200]
+        raise UserError(f"{clip.name}: its vision tower has no layout of timm's: {line}") from None
+    config: Any = model.pretrained_cfg
+    model.pretrained_cfg = {**config, "mean": clip.preprocess.mean, "std": clip.preprocess.std}  # type: ignore[assignment]
+    return model

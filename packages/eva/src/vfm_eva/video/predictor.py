@@ -1,0 +1,64 @@
+"""A classifier of videos for evaluations and `vfm predict`: arrays in and out."""
+
+# B clips, T frames, S side, C classes, D width
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from vfm.data.videos import ClipSampling
+from vfm.models import Preprocess, vision_preprocess
+from vfm.plugin import VideoClassifier
+from vfm_eva.stages_video import Clip
+from vfm_eva.video.checkpoint import load_classifier
+from vfm_eva.video.model import VideoTransformer
+
+
+@dataclass
+class Predictor:
+    """A `vfm.eval.VideoPredictor`."""
+
+    module: VideoTransformer
+    preprocess: Preprocess
+    class_names: list[str]
+    clip: Clip
+
+    @property
+    def image_size(self) -> int:
+        """Side of a frame, S."""
+        return self.preprocess.image_size
+
+    @property
+    def sampling(self) -> ClipSampling:
+        """How clips are taken from a video."""
+        return ClipSampling(self.clip.num_frames, self.clip.sampling, self.clip.stride)
+
+    def logits(self, clips: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the score of each class for clips, (B, T, S, S, 3) to (B, C)."""
+        return self._computed(clips, self.module)
+
+    def features(self, clips: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return unit vectors of clips, (B, T, S, S, 3) to (B, D)."""
+        return self._computed(clips, lambda pixels: F.normalize(self.module.features(pixels).float(), dim=-1))
+
+    def _computed(self, clips: NDArray[np.uint8], forward: Callable[[Tensor], Tensor]) -> NDArray[np.float32]:
+        device = next(self.module.parameters()).device
+        with torch.inference_mode():
+            frames = torch.from_numpy(clips).flatten(0, 1).to(device)
+            pixels = self.preprocess.pixels(frames)
+            found: NDArray[np.float32] = forward(pixels.unflatten(0, clips.shape[:2])).float().cpu().numpy()
+            return found
+
+
+def load_predictor(checkpoint: VideoClassifier, device: torch.device) -> Predictor:
+    """Load a classifier of videos."""
+    model = load_classifier(checkpoint, device)
+    clip = Clip(num_frames=checkpoint.num_frames, sampling=checkpoint.sampling, stride=checkpoint.stride)
+    return Predictor(model, vision_preprocess(model.visual), checkpoint.class_names, clip)

@@ -1,0 +1,163 @@
+"""The work of `eva.video`: the classifier, its weights, the training, and film strips of what it predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vfm.data.videos import VideoSource
+from vfm.models import KeyReport, build_vision, load_state_dict, set_class_names, vision_preprocess
+from vfm.plugin import (
+    ClipCheckpoint,
+    Context,
+    Preflight,
+    UserError,
+    VideoClassifier,
+    VisionCheckpoint,
+    check_class_names,
+)
+from vfm.train import TrainingData, fit, is_main
+from vfm_eva.finetune import init_head, load_encoder_weights
+from vfm_eva.stages_video import EvaVideo
+from vfm_eva.video.checkpoint import VIDEO_WEIGHTS_FILE, video_state
+from vfm_eva.video.clips import MakeClips
+from vfm_eva.video.encoders import image_checkpoint
+from vfm_eva.video.model import VideoTransformer
+from vfm_eva.video.task import VideoTask
+from vfm_eva.video.time import interpolate_positions
+
+POOLS = {"mean": "avg", "token": "token", "attentive": None}
+
+
+def check_eva_video(config: EvaVideo, ctx: Preflight) -> None:
+    """Check that the data have classes, and that a known encoder can be built.
+
+    Raises:
+        UserError: the first mistake.
+    """
+    data, source = ctx.artifact(config.data), ctx.artifact(config.encoder)
+    if data:
+        check_class_names(data.class_names, config.data)
+    if source and not isinstance(source, ClipCheckpoint):
+        with torch.device("meta"):
+            build_model(config, image_checkpoint(source, source.path), data.class_names if data else ["a", "b"])
+
+
+def train_video(config: EvaVideo, ctx: Context) -> VideoClassifier:
+    """Train the classifier."""
+    data = ctx.load(config.data)
+    check_class_names(data.class_names, config.data)
+    source = ctx.load(config.encoder)
+    checkpoint = image_checkpoint(source, ctx.work / "encoder")
+    model = build_model(config, checkpoint, data.class_names)
+    report = load_weights(model, checkpoint, source, data.class_names)
+    if is_main():
+        ctx.log(f"weights of the encoder: {report.summary}")
+        ctx.panel(report.panel("Weights of the encoder"))
+    model.set_grad_checkpointing(config.grad_checkpointing)
+    task = VideoTask(
+        model,
+        config.clip,
+        data.class_names,
+        layer_decay=config.layer_decay,
+        label_smoothing=config.label_smoothing,
+        mixup=config.augmentation.mixup,
+        cutmix=config.augmentation.cutmix,
+        frozen=config.frozen,
+        freeze_patch_embed=config.freeze_patch_embed,
+    )
+    make = MakeClips(config.clip, task.preprocess.image_size, config.augmentation)
+    fit(task, TrainingData.of(config, VideoSource.of(data), make), config, ctx)
+    return task.export(ctx.directory)
+
+
+def build_model(config: EvaVideo, checkpoint: VisionCheckpoint, class_names: Sequence[str]) -> VideoTransformer:
+    """Build the classifier with a new head of small weights; the encoder's weights are not loaded.
+
+    Raises:
+        UserError: the encoder is no vision transformer, or lacks what the settings need.
+    """
+    attentive = config.video.pool == "attentive"
+    visual = build_vision(
+        f"local-dir:{checkpoint.path}",
+        image_size=config.image_size or checkpoint.image_size,
+        num_classes=0 if attentive else len(class_names),
+        global_pool=POOLS[config.video.pool],
+        drop_path_rate=config.drop_path,
+        seed=config.seed,
+    )
+    side = vision_preprocess(visual).image_size
+    model = VideoTransformer(visual, config.clip.num_frames, config.video, len(class_names), config.seed + 1)
+    if side % model.trunk.patch_size:
+        raise UserError(f"image_size must be a multiple of the patch size {model.trunk.patch_size}, got {side}")
+    if not attentive:
+        set_class_names(visual, class_names)
+        init_head(visual.head, config.head_init_scale, config.seed + 1)
+    return model
+
+
+def load_weights(
+    model: VideoTransformer,
+    checkpoint: VisionCheckpoint,
+    source: VisionCheckpoint | ClipCheckpoint | VideoClassifier,
+    class_names: Sequence[str],
+) -> KeyReport:
+    """Load the encoder's weights, and what a classifier of videos has beside it; rows of the head by class name.
+
+    Positions of other times or another grid are interpolated. A part that the source lacks keeps its new weights.
+    """
+    visual = model.visual
+    report = load_encoder_weights(checkpoint, visual)
+    with torch.no_grad():
+        if model.positions is not None:  # the encoder's positions are only known now
+            model.positions.copy_(model.trunk.positions(model.trunk.grid).expand_as(model.positions))
+        if model.tubelets is not None:
+            tubelet = model.settings.tubelet
+            weight = visual.patch_embed.proj.weight[:, :, None]
+            model.tubelets.copy_(weight.expand_as(model.tubelets) / tubelet)
+        if model.temporal is not None:
+            for added, block in zip(model.temporal, model.trunk.blocks, strict=True):
+                added.copy_from(block)
+        if isinstance(source, VideoClassifier):
+            _load_video_weights(model, source, class_names, report)
+    return report
+
+
+def _load_video_weights(
+    model: VideoTransformer, source: VideoClassifier, class_names: Sequence[str], report: KeyReport
+) -> None:
+    file, own = source.path / VIDEO_WEIGHTS_FILE, video_state(model)
+    weights = load_state_dict(file) if file.is_file() else {}
+    encoder = load_state_dict(source.path / source.encoder / "model.safetensors")
+    for name, value in weights.items():
+        if name.startswith("attentive.linear."):
+            continue
+        if name in ("positions", "time", "attentive_time") and name in own:
+            grid = model.trunk.grid if name == "positions" else (1, 1)
+            value = interpolate_positions(value, len(own[name]), grid)
+        if name in own and own[name].shape == value.shape:
+            own[name].copy_(value)
+        else:
+            report.dropped[name] = "of another video model"
+    head: Any = model.visual.head if model.attentive is None else model.attentive.linear
+    tensors, prefix = (encoder, "head.") if "head.weight" in encoder else (weights, "attentive.linear.")
+    rows = rows_by_name(class_names, source.class_names)
+    for part in ("weight", "bias"):
+        old, new = tensors.get(f"{prefix}{part}"), getattr(head, part)
+        if old is not None and old.shape[1:] == new.shape[1:]:
+            copy_rows(new, old, rows)
+
+
+def rows_by_name(wanted: Sequence[str], known: Sequence[str]) -> list[tuple[int, int]]:
+    """Return the (row, known row) of each wanted class that is known."""
+    place = {name: number for number, name in enumerate(known)}
+    return [(row, place[name]) for row, name in enumerate(wanted) if name in place]
+
+
+def copy_rows(target: Tensor, source: Tensor, rows: Sequence[tuple[int, int]]) -> None:
+    """Copy rows of a tensor into another one, in place."""
+    for row, known in rows:
+        target[row] = source[known]

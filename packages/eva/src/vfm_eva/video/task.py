@@ -1,0 +1,138 @@
+"""Training of a classifier of videos as a task for `vfm.train.fit`."""
+
+# B videos, R clips of each, T frames, S side, C classes
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from timm.data import Mixup
+from torch import Tensor
+from torch.nn import functional as F
+
+from vfm.models import vision_preprocess
+from vfm.plugin import VideoClassifier
+from vfm.train import Metrics, ParamGroup, Task
+from vfm_eva.classifier import layered_groups
+from vfm_eva.labeled_images import seeded_global_generators
+from vfm_eva.stages_video import Clip
+from vfm_eva.video.checkpoint import save_classifier
+from vfm_eva.video.clips import VideoClips
+from vfm_eva.video.model import VideoTransformer
+from vfm_eva.video.predictor import Predictor
+from vfm_kernels import Kernels, accelerated, padded
+
+
+class VideoTask(Task[VideoClips]):
+    """Cross-entropy of a classifier of clips, with layer decay, mixup and CutMix over clips.
+
+    Args:
+        model: the classifier.
+        clip: number and sampling of its frames, for the export.
+        class_names: of its outputs.
+        layer_decay: learning rate of a layer as a factor of that of the layer after it.
+        label_smoothing: share of the target spread evenly over all classes.
+        mixup: alpha of mixup; 0: none.
+        cutmix: alpha of CutMix; 0: none.
+        frozen: train only the head, and a new norm before it.
+        freeze_patch_embed: do not train the patch embedding.
+    """
+
+    def __init__(
+        self,
+        model: VideoTransformer,
+        clip: Clip,
+        class_names: list[str],
+        *,
+        layer_decay: float = 1.0,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        frozen: bool = False,
+        freeze_patch_embed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model, self.clip, self.class_names = model, clip, class_names
+        self.layer_decay, self.label_smoothing, self.frozen_encoder = layer_decay, label_smoothing, frozen
+        self.preprocess = vision_preprocess(model.visual)
+        self.mix = None
+        if mixup or cutmix:
+            self.mix = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=len(class_names))
+        for name, parameter in model.named_parameters():
+            if _unused(name, model) or (frozen and not is_head(name)):
+                parameter.requires_grad_(False)
+            if freeze_patch_embed and name.startswith(("visual.patch_embed.", "tubelets")):
+                parameter.requires_grad_(False)
+
+    def forward(self, inputs: VideoClips) -> tuple[Tensor, Metrics]:
+        """Return the loss of a batch and its accuracy (of mixed clips: with respect to the first of the two)."""
+        repeats, frames = inputs.clips.shape[1:3]
+        pixels = self.preprocess.pixels(inputs.clips.flatten(0, 2))  # (B R T, 3, S, S)
+        labels = inputs.labels.repeat_interleave(repeats)
+        targets, smoothing = labels, self.label_smoothing
+        if self.mix:
+            # The frames are channels here, so a box of CutMix is the same in all of them. Mixup draws from NumPy's
+            # generator; torch's is seeded by the step, so that a resumed training is exact.
+            stacked = pixels.view(len(labels), -1, *pixels.shape[-2:])
+            with seeded_global_generators(int(torch.randint(2**62, ()))):
+                stacked, targets = self.mix(stacked, labels)
+            pixels, smoothing = stacked.reshape(pixels.shape), 0.0  # the mixed targets are already smoothed
+        logits = self.model(pixels.view(-1, frames, *pixels.shape[1:])).float()
+        loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        return loss, {"accuracy": (logits.argmax(dim=-1) == labels).float().mean()}
+
+    def train(self, mode: bool = True) -> VideoTask:
+        """Set the mode; a frozen encoder stays in evaluation mode, without drop path."""
+        super().train(mode)
+        if self.frozen_encoder:
+            self.model.visual.eval()
+        return self
+
+    def parameter_groups(self) -> list[ParamGroup]:
+        """Return one group per layer and per weight decay."""
+        depth = len(self.model.trunk.blocks)
+        return layered_groups(self, depth, self.layer_decay, lambda name: video_layer_name(name.removeprefix("model.")))
+
+    def kernels(self, choice: Kernels) -> AbstractContextManager[str]:
+        """Use fused kernels in the encoder."""
+        return accelerated(choice, self)
+
+    def padded(self) -> AbstractContextManager[str]:
+        """Pad the widths of the encoder."""
+        return padded(self)
+
+    def encoder(self) -> Predictor:
+        """Return the classifier, for evaluations."""
+        return Predictor(self.model, self.preprocess, self.class_names, self.clip)
+
+    def export(self, directory: Path) -> VideoClassifier:
+        """Write the classifier: the encoder in timm's layout, and the video's part."""
+        return save_classifier(self.model, self.clip, self.class_names, directory)
+
+
+def is_head(name: str) -> bool:
+    """Return whether a parameter belongs to the head or to the norm after pooling."""
+    return name.startswith(("visual.head.", "visual.fc_norm.", "attentive"))
+
+
+def video_layer_name(name: str) -> str:
+    """Return the name of a parameter of the image encoder whose layer a parameter of the video model shares."""
+    if name.startswith("visual."):
+        return name.removeprefix("visual.")
+    if name.startswith("temporal."):
+        return "blocks." + name.removeprefix("temporal.")
+    return name if name.startswith("attentive") else "pos_embed"  # positions, time, tubelets
+
+
+def _unused(name: str, model: VideoTransformer) -> bool:
+    """Return whether the model never reads a parameter, so that it gets no gradient."""
+    if name == "visual.patch_embed.proj.weight":
+        return model.tubelets is not None
+    if name == "visual.pos_embed":
+        prefixed = model.trunk.prefix().shape[1] and not model.visual.no_embed_class
+        return model.positions is not None and not prefixed
+    if name == "attentive_time":
+        return model.settings.time == "none"
+    return model.attentive is not None and name.startswith("visual.fc_norm.")
