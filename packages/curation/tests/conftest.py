@@ -1,7 +1,11 @@
-"""Fixtures: a pool of tars in the test's folder, and a function that runs a stage as the flow does."""
+"""Fixtures: a pool of tars in the test's folder, and a function that runs a stage as the flow does.
+
+It also makes this folder's modules importable by tests.
+"""
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ import pytest
 from vfm.data import DatasetSpec, Shard, write_index, write_tar
 from vfm.plugin import Artifact, Context, Event, Pool, Stage
 
+sys.path.insert(0, str(Path(__file__).parent))
 Texts = Mapping[str, list[str]]  # language -> captions
 MakePool = Callable[..., Pool]
 RunStage = Callable[..., Any]

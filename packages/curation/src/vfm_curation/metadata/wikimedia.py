@@ -72,8 +72,10 @@ def articles(path: Path, on_read: OnRead | None = None) -> Iterator[str]:
                 parts = {_local(part): part for part in element.iter()}
                 if "ns" not in parts:
                     raise UserError(f"{path}: a page has no <ns>; MediaWiki's formats before 0.6 are not supported")
-                if parts["ns"].text == ARTICLES and "redirect" not in parts and "text" in parts:
-                    yield parts["text"].text or ""
+                # The text of the main slot: other contents of a revision, such as data about a file, have their own.
+                text = element.find("{*}revision/{*}text")
+                if parts["ns"].text == ARTICLES and "redirect" not in parts and text is not None:
+                    yield text.text or ""
                 root.clear()  # else the tree of the whole dump would grow in memory
                 if on_read:
                     on_read(tell())
