@@ -27,3 +27,19 @@ def test_parts_of_different_sizes_follow_each_other():
     assert batch.inputs.masks is None
     halved = map_tensors(batch.inputs, lambda tensor: tensor / 2)
     assert halved.boxes.parts[2].unique().tolist() == [1.5]
+
+
+@dataclass(frozen=True)
+class Views:
+    image: Tensor
+    others: tuple[Tensor | None, ...] = ()
+
+
+def test_tuples_are_stacked_part_by_part():
+    made = [(str(n), Views(torch.zeros(4), (torch.full((3,), n), None))) for n in range(2)]
+    batch = stack(made, [])
+    assert batch.inputs.others[0].tolist() == [[0, 0, 0], [1, 1, 1]]
+    assert batch.inputs.others[1] is None
+    doubled = map_tensors(batch.inputs, lambda tensor: 2 * tensor)
+    assert doubled.others[0].max() == 2
+    assert stack([("a", Views(torch.zeros(1)))], []).inputs.others == ()

@@ -20,16 +20,19 @@ def test_python_example_of_the_readme_learns(capsys):
 
 
 def test_recipes_of_the_readme_are_valid(tmp_path):
-    whole, cached, tuned = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    whole, several, cached, tuned, *_ = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     without = "".join(
         line for line in whole.splitlines(keepends=True) if "eva" not in line and "samples_seen" not in line
     )
     (tmp_path / "eva.yaml").write_text(whole, encoding="utf-8")
     (tmp_path / "cached.yaml").write_text(without + cached, encoding="utf-8")
+    other = "  - {kind: models.vision, name: dinov2, source: vit_small_patch14_dinov2}\n"
+    (tmp_path / "several.yaml").write_text(without.replace("name: teacher", "name: clip") + other + several)
     (tmp_path / "tuned.yaml").write_text(whole + tuned, encoding="utf-8")
     known = {stage.kind_name(): stage for stage in [*stages.vfm_stages(), *vfm_stages()]}
     expected = {
         "eva": ["pool", "teacher", "eva"],
+        "several": ["pool", "clip", "dinov2", "eva", "student_clip"],
         "cached": ["pool", "teacher", "targets", "eva"],
         "tuned": ["pool", "teacher", "eva", "train", "val", "sketch", "classifier", "robust"],
     }
