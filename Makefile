@@ -22,7 +22,7 @@ flip-test: ## a thousand flipped bits in checkpoints, models and files of a stor
 	VFM_NUM_FLIPS=1000 uv run pytest packages/core/tests/test_bit_flips.py -s
 
 fuzz: ## 5,000 damaged files of every kind and what became of them, docs/faults.md (half an hour; resumes what was stopped)
-	PYTHONPATH=tests OMP_NUM_THREADS=1 uv run python -m fuzz --cases 5000 --resume .fuzz.jsonl --out docs/faults.md
+	PYTHONPATH=tests OMP_NUM_THREADS=1 uv run python -m fuzz --cases 5000 --jobs 2 --resume .fuzz.jsonl --out docs/faults.md
 
 kernels-wide: ## Triton's interpreter at real shapes (minutes)
 	TRITON_INTERPRET=1 uv run pytest packages/kernels/tests/interpreter -m slow -n 2

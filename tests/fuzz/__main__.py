@@ -6,6 +6,8 @@ import argparse
 import json
 import resource
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -27,6 +29,8 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", type=int, help="run this case alone, and keep its files")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, each with its share of the targets")
+    parser.add_argument("--job", type=int, help="run the cases of this process only, and write no page")
     parser.add_argument("--only", default="", help="only targets whose name contains this")
     parser.add_argument(
         "--resume",
@@ -37,13 +41,19 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="write the page here")
     args = parser.parse_args()
     targets = [target for target in TARGETS if args.only in target.name]
+    if args.jobs > 1 and not args.resume:
+        parser.error("--jobs needs --resume, the file in which all processes write their outcomes")
+    if args.jobs > 1 and args.job is None and args.case is None:
+        words = [sys.executable, "-m", "fuzz", *sys.argv[1:], "--job"]
+        for process in [subprocess.Popen([*words, str(job)]) for job in range(args.jobs)]:
+            process.wait()  # what one has left out, if it was killed, is run below
     fuzz = Fuzz(Path(tempfile.mkdtemp(prefix="vfm-fuzz-")), targets, args.seed)
     done = {}
     if args.resume and args.resume.exists():
         records = [json.loads(line) for line in args.resume.read_text().splitlines()]
         done = {record["case"]: record for record in records if record["seed"] == args.seed}
     for case in [args.case] if args.case is not None else range(args.cases):
-        if case in done:
+        if case in done or (args.job is not None and case % len(targets) % args.jobs != args.job):
             continue
         begun = cpu_seconds()
         target, file, damage, outcome = fuzz.run(case)
@@ -60,8 +70,8 @@ def main() -> int:
         shutil.rmtree(fuzz.folder, ignore_errors=True)
     counts = Counter(record["outcome"] for record in done.values())
     print(dict(counts), f"{cpu_seconds():.0f} s of CPU time", fuzz.folder if args.case is not None else "")
-    if args.out:
-        args.out.write_text(page(list(done.values()), args.seed))
+    if args.out and args.job is None:
+        args.out.write_text(page([done[case] for case in sorted(done)], args.seed))
         if args.resume:
             args.resume.unlink(missing_ok=True)
     return int(any(counts[kind] for kind in FORBIDDEN))

@@ -20,10 +20,10 @@ make fuzz
 
 Allowed outcomes: *good* (the command succeeded, no sample was lost), *counted* (bad samples were skipped and counted),
 *refused* (lines that name the damaged file or its folder, exit code 2). Forbidden ones: *traceback* (or a signal),
-*nameless* (a line that names no file), *hang* (over 30 s), *memory* (over 2 GiB), *silent* (samples were lost or
-changed unnoticed). What may change is known from the place of the damage: samples put in = samples read + samples
-counted, and records outside the damaged range are read unchanged or counted. Bytes that no format protects, such as
-pixels of a JPEG or letters of a caption, may change unnoticed.
+*nameless* (a line that names no file), *hang* (over 30 s of the processor, or 5 minutes of waiting), *memory* (over
+2 GiB), *silent* (samples were lost or changed unnoticed). What may change is known from the place of the damage:
+samples put in = samples read + samples counted, and records outside the damaged range are read unchanged or counted.
+Bytes that no format protects, such as pixels of a JPEG or letters of a caption, may change unnoticed.
 
 """
 
