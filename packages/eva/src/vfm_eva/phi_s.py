@@ -102,7 +102,8 @@ def equal_variances(covariance: Tensor) -> Tensor:
     Source: Bendel and Mickey 1978, Population correlation matrices for sampling experiments.
     """
     variances, directions = torch.linalg.eigh(covariance)  # ascending
-    rotation, remaining = directions.T.contiguous(), variances.tolist()
+    rotation: Tensor = directions.T.contiguous()
+    remaining: list[float] = variances.tolist()
     target, channels = sum(remaining) / len(remaining), list(range(len(remaining)))
     while len(channels) > 1:
         low, high = min(channels, key=remaining.__getitem__), max(channels, key=remaining.__getitem__)

@@ -74,10 +74,8 @@ def check_projection(ref: Ref[ClipCheckpoint | VisionCheckpoint], target: Target
 def _run_once(config: EvaPretrain, student: torch.nn.Module, teachers: list[Teacher], grid: tuple[int, int]) -> None:
     """Run the task on one image without data, which shows every width that does not fit."""
     task = build_task(config, student, *teachers).to("meta")
-    own, first, *others = (
-        torch.zeros(1, 3, size, size, dtype=torch.uint8, device="meta")
-        for size in (model.preprocess.image_size for model in (task, *teachers))
-    )
+    sizes = [task.preprocess.image_size, *(teacher.preprocess.image_size for teacher in teachers)]
+    own, first, *others = (torch.zeros(1, 3, size, size, dtype=torch.uint8, device="meta") for size in sizes)
     bool_mask = torch.zeros(1, grid[0] * grid[1], dtype=torch.bool, device="meta")
     task(EvaInputs(own, bool_mask, first, others=tuple(TeacherInputs(images) for images in others)))
 

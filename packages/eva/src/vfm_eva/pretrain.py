@@ -84,7 +84,8 @@ def task_from_teacher(config: EvaPretrain, ctx: Context) -> tuple[EvaTask, Make[
     ]
     task = build_task(config, build_student(config, _start(config, ctx)), *teachers)
     crop_scale, flip = config.augmentation.crop_scale, config.augmentation.flip
-    own, first, *others = (crop_transform(crop_scale, flip, model.preprocess) for model in (task, *teachers))
+    preprocesses = [task.preprocess, *(teacher.preprocess for teacher in teachers)]
+    own, first, *others = (crop_transform(crop_scale, flip, preprocess) for preprocess in preprocesses)
     return task, MakeViews(own, first, tuple(others))
 
 

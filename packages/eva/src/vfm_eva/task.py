@@ -114,7 +114,7 @@ class EvaTask(Task[EvaInputs]):
 
     def heads(self) -> list[nn.Linear]:
         """Return the head of each teacher."""
-        return [self.head, *self.other_heads]  # type: ignore[list-item]
+        return [self.head, *self.other_heads]
 
     def all_heads(self) -> list[nn.Linear]:
         """Return the heads of patches, then those of the class token."""
