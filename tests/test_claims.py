@@ -23,6 +23,7 @@ TRAININGS = {
         "teacher", "eva", "from_eva", "from_scratch", "from_scratch_longer", "from_scratch_hot", "from_eva_hot",
     ],
     "eva_claim_pairs": ["teacher", "eva", "from_eva", "from_scratch", "from_scratch_longer"],
+    "dense_claim": ["teacher", "eva", "tuned_eva", "tuned_teacher", "tuned_untrained"],
     "diva_tiny": ["taught", "clip", "prior", "feedback", "shuffled", "random_prior"],
     "diva_tiny_varied": [
         "taught", "clip", "prior", "feedback", "no_anchor", "prior_of_texts", "by_texts", "prior_of_taught",
@@ -53,6 +54,10 @@ SMALL_PRIOR = ("image_size=8", "denoiser.block_out_channels=[8, 8]")
 ENDS = [f"line_{arm}.evaluation.alphas=[0, 1]" for arm in TRAININGS["diva_retention"][3:]]
 DATA = {  # the others': MADE
     "metaclip_claim": [*MADE, "curated_words.target_size=60"],
+    "dense_claim": [
+        "pool.num_samples=300", "unlabelled.num_samples=100", "train.num_samples=16", "val.num_samples=16",
+        "frozen.steps=4", *(f"{name}.num_resamples=100" for name in ("frozen", "tuned_miou", "tuned_ap")),
+    ],
     "diva_tiny": [*DETAILED, *PROBES],
     "diva_tiny_varied": DETAILED,
     "diva_sweep": [
@@ -72,6 +77,7 @@ SCORES = {
     "metaclip_claim_pairs": "lp_map/tail",
     "eva_claim": "samples_to_reach",
     "eva_claim_pairs": "image_retrieval_recall@10",
+    "dense_claim": "dense_miou",
     "diva_tiny": "pair_accuracy/orientation",
     "diva_tiny_varied": "mmvp_without_forgetting",
     "diva_sweep": "pair_accuracy/orientation",

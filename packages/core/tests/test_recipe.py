@@ -316,6 +316,8 @@ STAGES_OVER_BASE = {
     "eva_02_ti": "47662636506b",
     "eva_02_s": "29254f57f60e",
     "eva_02_l": "409f510e5087",
+    "eva_02_l_ade20k": "f3299a6aca66",
+    "eva_02_l_coco_stuff": "9bcb13e8980b",
     "eva_02_b_448": "0ad0d4a04b12",
     "eva_02_b_coco_1536": "ca9171b72c65",
     "eva_02_b_lvis": "f3064766defc",
