@@ -200,6 +200,19 @@ def test_an_interrupted_training_keeps_its_statistics(tmp_path, pool, teacher, d
         assert (again.path / file).read_bytes() == (whole.path / file).read_bytes()
 
 
+def test_a_training_with_standardised_targets_goes_on_with_its_heads(tmp_path, pool, teacher, dense):
+    settings = several({**DENSE, "loss": "phi_s", "statistics_images": 8}, {"teacher": "teacher"}, steps=2)
+    inputs = {"pool": pool, "teacher": teacher, "dense": dense}
+    first = run(tmp_path / "first", settings, **inputs)
+    whole = stage(**settings, lr=0.0, schedule={"min_lr": 0.0}).model_dump(exclude_unset=True)
+    whole.pop("model")
+    second = type(stage()).model_validate(whole | {"start": "start"})
+    made = second.run(context(tmp_path / "second", **inputs, start=first))
+    one, other = (load_file(folder.path / "masked_modelling.safetensors") for folder in (first, made))
+    for key, value in one.items():
+        torch.testing.assert_close(other[key], value, rtol=1e-3, atol=1e-4)
+
+
 def made_targets(folder: Path, pool: Pool, teacher: Any, **changes: Any) -> SampleCache:
     settings = {"name": "targets", "data": "pool", "teacher": "teacher", "grid": [4, 4], "dtype": "fp32", **changes}
     return EvaTargets.model_validate(settings).run(context(folder, pool=pool, teacher=teacher))

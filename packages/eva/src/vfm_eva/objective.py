@@ -67,7 +67,8 @@ class Objective:
         if self.phi_s is None:
             loss = masked_cosine_loss(prediction, target, counted)
             return loss, {"constant_loss": -resultant_length(target, counted), "mutual_cosine": mutual}
-        target = self.phi_s(target)
+        with torch.autocast(target.device.type, enabled=False):  # a matrix product, which autocast would round to bf16
+            target = self.phi_s(target)
         mean = (target * counted[..., None]).sum(dim=(0, 1)) / counted.sum().clamp(min=1)  # (T,)
         constant = squared_error(mean.expand_as(target), target, counted)
         return squared_error(prediction, target, counted), {"constant_loss": constant, "mutual_cosine": mutual}

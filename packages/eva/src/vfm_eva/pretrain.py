@@ -47,12 +47,12 @@ def pretrain_eva(config: EvaPretrain, ctx: Context) -> VisionCheckpoint:
     data = ctx.load(config.data)
     stored = any(entry.targets for entry in config.taught_by)
     task, make = task_from_cache(config, ctx, data) if stored else task_from_teacher(config, ctx)
+    source, masks = open_dataset(data), Masks(config.mask, task.grid, task.num_masked)
+    batches = MaskedData(TrainingData.of(config, source, make), masks)
+    fit_statistics(task, batches, config, ctx)  # before weights of `start`, whose heads are standardised by it
     init_weights(task, config.student.init, config.seed)
     if config.start:
         start_from(task, ctx.load(config.start), ctx)
-    source, masks = open_dataset(data), Masks(config.mask, task.grid, task.num_masked)
-    batches = MaskedData(TrainingData.of(config, source, make), masks)
-    fit_statistics(task, batches, config, ctx)
     fit(task, batches, config, with_alarms(task, config, ctx))
     made = task.export(ctx.directory)
     show_panels(
@@ -115,15 +115,16 @@ def task_from_cache(config: EvaPretrain, ctx: Context, data: ImageDataset) -> tu
 
 def build_task(config: EvaPretrain, student: nn.Module, *teachers: Teacher | StoredTargets) -> EvaTask:
     """Return the task of a student and its teachers, one for each of `config.taught_by`."""
+    names = [str(entry.teacher or entry.targets).rstrip("/").rpartition("/")[2] for entry in config.taught_by]
     objectives = [
         Objective(
             teacher,
             entry.weight,
             entry.class_weight,
             PhiS.identity(teacher.width) if entry.loss == "phi_s" else None,
-            name=str(entry.teacher or entry.targets).rstrip("/").rpartition("/")[2],
+            name=name if names.count(name) == 1 else f"{name}_{number}",
         )
-        for entry, teacher in zip(config.taught_by, teachers, strict=True)
+        for number, (entry, teacher, name) in enumerate(zip(config.taught_by, teachers, names, strict=True))
     ]
     return EvaTask(
         student,
