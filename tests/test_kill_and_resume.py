@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -19,11 +20,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from outside import ROOT, call, checked
 from vfm.data import write_tar
+from vfm.models import build_vision
 from vfm.shapes.videos import encode_video
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -99,6 +102,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     _annotated(outside / "annotated", members, keys[:6])
     _add_vae(outside / "generator")
+    _segmenter(outside / "segmenter.pth")
     (outside / "choices.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     _videos(outside / "videos")
     _break_a_sample(outside / "photos/00000.tar", keys[3])
@@ -115,6 +119,21 @@ def _videos(folder: Path) -> None:
             frames = np.broadcast_to(grey[::order] + number, (8, 32, 32, 3))
             (folder / name / f"{number}.mp4").write_bytes(encode_video(np.ascontiguousarray(frames), 8))
     (folder / "darker/none.mp4").write_bytes(b"none")
+
+
+def _segmenter(file: Path) -> None:
+    """UperNet on a small encoder under the names of EVA-02's released files, for the four classes of the scenes."""
+    from vfm_eva.segment.model import build_upernet
+    from vfm_eva.stages_segment import UperNetSegmentation
+
+    settings = UperNetSegmentation(layers=[0, 0, 1, 1], channels=8)
+    model = build_upernet(settings, build_vision("eva02_pico_patch8_32", num_classes=0, seed=0), 4, frozen=False)
+    encoder = model.encoder.visual.state_dict()
+    weights = {f"backbone.{key}": value for key, value in encoder.items() if not key.startswith(("norm", "fc_norm"))}
+    for key, value in model.head.state_dict().items():
+        name = re.sub(r"^resample\.(\d)", lambda found: f"backbone.fpn{int(found[1]) + 1}", key)
+        weights[name.replace("decode.", "decode_head.").replace("auxiliary.", "auxiliary_head.")] = value
+    torch.save({"state_dict": weights}, file)
 
 
 def _add_vae(folder: Path) -> None:
