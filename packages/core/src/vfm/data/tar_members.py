@@ -188,10 +188,13 @@ def _size_of(header: bytes) -> int:
 
 
 def _is_one_digit_off(header: bytes, space: int) -> bool:
-    """Return whether the size would fill the space up to the next header if one of its digits were another one."""
+    """Return whether another digit of the size makes the header valid and fills the space up to the next header."""
     digits = header[SIZE_FIELD]
     for size in range(max(0, space - BLOCK + 1), space + 1):
-        if sum(a != b for a, b in zip(digits, b"%011o" % size, strict=False)) <= 1:
+        other = b"%011o" % size
+        if sum(a != b for a, b in zip(digits, other, strict=False)) <= 1 and _is_header(
+            header[: SIZE_FIELD.start] + other + header[SIZE_FIELD.stop :]
+        ):
             return True
     return False
 

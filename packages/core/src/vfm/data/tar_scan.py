@@ -153,7 +153,7 @@ class _Found:
         if not self.gaps:
             return (), []
         usual = Counter(self.members.values()).most_common(1)[0][0] if self.members else 1
-        inside = sum(gap.stop - gap.start for gap, _ in self.gaps)
+        inside = sum(gap.stop - gap.start for gap, _ in self.gaps if gap.stop <= self.end)
         mean = max(BLOCK, (self.end - inside) / max(1, len(self.members)))
         row_of = {key: row for row, key in enumerate(self.rows)}
         damaged: set[int] = set()
