@@ -24,6 +24,10 @@ TRAININGS = {
     ],
     "eva_claim_pairs": ["teacher", "eva", "from_eva", "from_scratch", "from_scratch_longer"],
     "dense_claim": ["teacher", "eva", "tuned_eva", "tuned_teacher", "tuned_untrained"],
+    "vocabulary_claim": [
+        "teacher", "eva", *(f"{start}_12" for start in ("eva", "random")),
+        *(f"{start}_120{ablation}" for start in ("eva", "random") for ablation in ("", "_all_classes", "_no_repeats")),
+    ],
     "diva_tiny": ["taught", "clip", "prior", "feedback", "shuffled", "random_prior"],
     "diva_tiny_varied": [
         "taught", "clip", "prior", "feedback", "no_anchor", "prior_of_texts", "by_texts", "prior_of_taught",
@@ -58,6 +62,11 @@ DATA = {  # the others': MADE
         "pool.num_samples=300", "unlabelled.num_samples=100", "train.num_samples=16", "val.num_samples=16",
         "frozen.steps=4", *(f"{name}.num_resamples=100" for name in ("frozen", "tuned_miou", "tuned_ap")),
     ],
+    "vocabulary_claim": [
+        "pool.num_samples=300", "unlabelled.num_samples=100",
+        *(f"{part}_{count}.num_samples=16" for part in ("train", "val") for count in (12, 120)),
+        *(f"{name}.num_resamples=100" for name in ("few_classes", "many_classes", "objects")),
+    ],
     "diva_tiny": [*DETAILED, *PROBES],
     "diva_tiny_varied": DETAILED,
     "diva_sweep": [
@@ -71,13 +80,14 @@ DATA = {  # the others': MADE
 }  # fmt: skip
 LABELS = [f"{name}.words=[circle, square, triangle, red, green, blue]" for name in ("nouns", "val_nouns")]
 OWN = {"metaclip_claim_pairs": [*LABELS, "curated.target_size=30"]}  # beside the user's own pairs
-ONE_SEED = {"diva_sweep", "diva_retention"}  # many trainings, by the stages of diva_tiny, which has two seeds here
+ONE_SEED = {"diva_sweep", "diva_retention", "vocabulary_claim"}  # many trainings, by the stages of diva_tiny, which has two seeds here
 SCORES = {
     "metaclip_claim": "acc1/tail",
     "metaclip_claim_pairs": "lp_map/tail",
     "eva_claim": "samples_to_reach",
     "eva_claim_pairs": "image_retrieval_recall@10",
     "dense_claim": "dense_miou",
+    "vocabulary_claim": "box_ap",
     "diva_tiny": "pair_accuracy/orientation",
     "diva_tiny_varied": "mmvp_without_forgetting",
     "diva_sweep": "pair_accuracy/orientation",

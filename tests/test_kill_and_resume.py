@@ -102,6 +102,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     _annotated(outside / "annotated", members, keys[:6])
     _add_vae(outside / "generator")
+    _detector(outside / "detector.pth")
     _segmenter(outside / "segmenter.pth")
     (outside / "choices.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     _videos(outside / "videos")
@@ -134,6 +135,21 @@ def _segmenter(file: Path) -> None:
         name = re.sub(r"^resample\.(\d)", lambda found: f"backbone.fpn{int(found[1]) + 1}", key)
         weights[name.replace("decode.", "decode_head.").replace("auxiliary.", "auxiliary_head.")] = value
     torch.save({"state_dict": weights}, file)
+
+
+def _detector(file: Path) -> None:
+    """A detector on a small encoder under the names of EVA-02's released files, for the four classes of the scenes."""
+    from vfm_eva.detect.checkpoint import build_detector
+    from vfm_eva.detect.eva_layout import official_name
+    from vfm_eva.detect.settings import DetectorSettings
+
+    stages = yaml.safe_load((RECIPES / "every_stage.yaml").read_text())["stages"]
+    (settings,) = [stage["detector"] for stage in stages if stage["kind"] == "eva.import_detector"]
+    encoder = build_vision("eva02_pico_patch8_32", num_classes=0, seed=0)
+    model = build_detector(encoder, 4, DetectorSettings.model_validate(settings))
+    weights = {official_name(key): value for key, value in model.head.state_dict().items()}
+    weights |= {f"backbone.net.{key}": value for key, value in encoder.state_dict().items() if "norm." not in key[:8]}
+    torch.save({"model": weights}, file)
 
 
 def _add_vae(folder: Path) -> None:
