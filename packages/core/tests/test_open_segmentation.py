@@ -219,12 +219,14 @@ def picture(height: int, width: int) -> Image.Image:
 
 def test_one_window_is_the_whole_picture_and_batches_do_not_matter(tmp_path: Path) -> None:
     square = picture(16, 16)
-    one = segmenter(tmp_path / "a", View(16, 16)).cosines(square, "a")
-    whole = segmenter(tmp_path / "b", View(16, None)).cosines(square, "a")
+    one = dict(segmenter(tmp_path / "a", View(16, 16)).cosines(square, "a"))
+    whole = dict(segmenter(tmp_path / "b", View(16, None)).cosines(square, "a"))
     for name in one:
-        torch.testing.assert_close(one[name](), whole[name](), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one[name], whole[name], rtol=1e-4, atol=1e-5)
     wide = picture(20, 33)
-    by_size = [segmenter(tmp_path / f"c{n}", View(20, 16, 0.5, n)).cosines(wide, "a")["naclip"]() for n in (1, 4, 99)]
+    by_size = [
+        dict(segmenter(tmp_path / f"c{n}", View(20, 16, 0.5, n)).cosines(wide, "a"))["naclip"] for n in (1, 4, 99)
+    ]
     assert by_size[0].shape == (5, 20, 33)
     for other in by_size[1:]:
         torch.testing.assert_close(by_size[0], other, rtol=1e-4, atol=1e-5)
@@ -234,7 +236,7 @@ def test_windows_are_averaged_before_any_decision(tmp_path: Path) -> None:
     """A twin in the manner of the published code: window by window, at the padded size, then divided by the counts."""
     wide, side, step = picture(20, 30), 16, 8
     model = segmenter(tmp_path, View(20, side, step / side))
-    found = model.cosines(wide, "a")["naclip"]()
+    found = dict(model.cosines(wide, "a"))["naclip"]
     total, count = torch.zeros(5, 20, 30), torch.zeros(20, 30)
     for row in range(-(-(20 - side) // step) + 1):
         for column in range(-(-(30 - side) // step) + 1):
@@ -253,7 +255,7 @@ def test_a_side_that_patches_do_not_fill_is_padded(tmp_path: Path) -> None:
     assert padded.shape == (12, 12, 3)
     assert padded[9:].reshape(-1, 3).tolist() == [[7, 8, 9]] * 36
     whole = segmenter(tmp_path, View(18, None))
-    assert whole.cosines(picture(18, 21), "a")["clip"]().shape == (5, 18, 21)
+    assert dict(whole.cosines(picture(18, 21), "a"))["clip"].shape == (5, 18, 21)
     assert whole.grid(picture(18, 21)) == (5, 6)
 
 

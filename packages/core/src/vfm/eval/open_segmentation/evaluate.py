@@ -74,9 +74,9 @@ class Method:
         """Yield each rule with the best class of each pixel."""
         segmenter, background = self.segmenters[model], self.classes.background
         owners = torch.from_numpy(self.classes.owners).to(segmenter.classifier.device)
-        for rule, cosines in segmenter.cosines(picture, key).items():
+        for rule, cosines in segmenter.cosines(picture, key):
             scale, min_area = self.config.logit_scale, self.config.min_area
-            yield rule, decide(cosines(), owners, scale, background=background, min_area=min_area)
+            yield rule, decide(cosines, owners, scale, background=background, min_area=min_area)
 
 
 @dataclass

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,36 @@ class View:
 
 
 @dataclass(frozen=True)
+class Windows:
+    """The windows of one picture, which may begin a padded one.
+
+    size: height and width of the picture.
+    places: top and left of each window.
+    crops: the windows, (B, height, width, 3).
+    """
+
+    size: tuple[int, int]
+    places: list[tuple[int, int]]
+    crops: NDArray[np.uint8]
+
+    def merged(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return the mean score of the windows that cover a pixel, (W, height, width).
+
+        Args:
+            parts: scores of the windows in their order, in batches, (B, W, rows, columns) each.
+        """
+        height, width = self.crops.shape[1:3]
+        if len(self.places) == 1:  # of any shape
+            enlarged = F.interpolate(parts[0], size=(height, width), mode="bilinear", align_corners=False)[0]
+            return enlarged[:, : self.size[0], : self.size[1]]
+        mean, start = WindowMean((max(height, self.size[0]), max(width, self.size[1])), height), 0
+        for part in parts:
+            mean.add(self.places[start : start + len(part)], part)
+            start += len(part)
+        return mean.scores()[:, : self.size[0], : self.size[1]]
+
+
+@dataclass(frozen=True)
 class Segmenter:
     """One model with its words and rules.
 
@@ -64,37 +94,31 @@ class Segmenter:
         )
         return rows, columns
 
-    def cosines(self, picture: Image.Image, key: str) -> dict[str, Callable[[], Tensor]]:
-        """Return by rule a function that returns the cosine of each word and pixel, (W, H, W').
+    def cosines(self, picture: Image.Image, key: str) -> Iterator[tuple[str, Tensor]]:
+        """Yield each rule with the cosine of each word and pixel, (W, height, width).
 
         The model runs once for all rules; pixels are computed rule by rule, since those of all may not fit in memory.
+
+        Args:
+            picture: of any size.
+            key: of the picture, for errors.
+
+        Raises:
+            UserError: an output is not finite, or the model cannot take windows of this size.
         """
-        pixels = resized(picture, self.view.short_side)
-        places, crops, side = self._windows(pixels)
+        windows = self._windows(resized(picture, self.view.short_side))
         found: dict[str, list[Tensor]] = {name: [] for name in self.rules}
-        for start in range(0, len(crops), self.view.batch_size):
-            for name, cosines in self.window_cosines(crops[start : start + self.view.batch_size]).items():
+        for start in range(0, len(windows.crops), self.view.batch_size):
+            for name, cosines in self.window_cosines(windows.crops[start : start + self.view.batch_size]).items():
                 check_finite(cosines, f"{self.name}, {name}", [key] * len(cosines))
                 found[name].append(cosines)
-
-        def whole(parts: list[Tensor]) -> Tensor:
-            if side is None:
-                size = (crops.shape[1], crops.shape[2])
-                scores = F.interpolate(torch.cat(parts), size=size, mode="bilinear", align_corners=False)[0]
-            else:
-                mean = WindowMean((max(side, pixels.shape[0]), max(side, pixels.shape[1])), side)
-                for start, part in zip(range(0, len(places), self.view.batch_size), parts, strict=True):
-                    mean.add(places[start : start + self.view.batch_size], part)
-                scores = mean.scores()
-            scores = scores[:, : pixels.shape[0], : pixels.shape[1]]
+        for name, parts in found.items():
+            scores = windows.merged(parts)[None]
             size = (picture.height, picture.width)
-            scores = F.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]
+            scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)[0]
             if self.view.refine:
-                original = torch.from_numpy(np.asarray(picture).copy()).to(scores).permute(2, 0, 1)
-                scores = refine_scores(scores, original)
-            return scores
-
-        return {name: (lambda parts=parts: whole(parts)) for name, parts in found.items()}  # type: ignore[misc]
+                scores = refine_scores(scores, torch.from_numpy(np.array(picture)).to(scores).permute(2, 0, 1))
+            yield name, scores
 
     def window_cosines(self, crops: NDArray[np.uint8]) -> dict[str, Tensor]:
         """Return by rule the cosine of each patch and word, (B, W, rows, columns), of crops (B, height, width, 3)."""
@@ -107,15 +131,15 @@ class Segmenter:
                 found[name] = (features @ self.classifier.T).permute(0, 3, 1, 2)
         return found
 
-    def _windows(self, pixels: NDArray[np.uint8]) -> tuple[list[tuple[int, int]], NDArray[np.uint8], int | None]:
-        """Return the places of the windows, the windows, and their side; None: one window of any shape."""
-        side = self.view.window
+    def _windows(self, pixels: NDArray[np.uint8]) -> Windows:
+        side, size = self.view.window, (pixels.shape[0], pixels.shape[1])
         if side is None:
             mean = tuple(round(255 * channel) for channel in self.model.preprocess.mean)
-            return [(0, 0)], padded_to_patches(pixels, self.reader.tower.patch_size, mean)[None], None
+            padded = padded_to_patches(pixels, self.reader.tower.patch_size, mean)
+            return Windows(size, [(0, 0)], padded[None])
         padded = pad_to_window(pixels, side)
         places = window_places(padded.shape[:2], side, max(1, round(self.view.stride * side)))
-        return places, np.stack([padded[top : top + side, left : left + side] for top, left in places]), side
+        return Windows(size, places, np.stack([padded[top : top + side, left : left + side] for top, left in places]))
 
 
 def resized(picture: Image.Image, short_side: int) -> NDArray[np.uint8]:
