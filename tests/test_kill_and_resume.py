@@ -108,7 +108,54 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _videos(outside / "videos")
     _break_a_sample(outside / "photos/00000.tar", keys[3])
     _crawl(outside)
+    _asked(outside)
     return folder
+
+
+def _asked(outside: Path) -> None:
+    """A pair of questions about two pictures, and what two models replied elsewhere."""
+    question = {"question": "what ?", "options": ["red", "blue"], "pair": 0}
+    lines = [{"image": f"annotated/pictures/{n + 1}.jpg", "answer": n, **question} for n in (0, 1)]
+    (outside / "asked.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    for name, replies in (("before", "AA"), ("after", "AB")):
+        (outside / "lmms" / name).mkdir(parents=True)
+        rows = [
+            {
+                "doc_id": n,
+                "doc_hash": str(n),
+                "filtered_resps": [reply],
+                "mmvp_pair_accuracy": {"pair_index": 0, "gt": "AB"[n]},
+            }
+            for n, reply in enumerate(replies)
+        ]
+        log = outside / "lmms" / name / "20260101_000000_samples_mmvp.jsonl"
+        log.write_text("\n".join(map(json.dumps, rows)) + "\n")
+
+
+def _videos(folder: Path) -> None:
+    """Two classes of clips, and a file that is none."""
+    grey = np.arange(60, 220, 20, dtype=np.uint8)[:, None, None, None]
+    for name, order in (("brighter", 1), ("darker", -1)):
+        (folder / name).mkdir(parents=True)
+        for number in range(4):
+            frames = np.broadcast_to(grey[::order] + number, (8, 32, 32, 3))
+            (folder / name / f"{number}.mp4").write_bytes(encode_video(np.ascontiguousarray(frames), 8))
+    (folder / "darker/none.mp4").write_bytes(b"none")
+
+
+def _segmenter(file: Path) -> None:
+    """UperNet on a small encoder under the names of EVA-02's released files, for the four classes of the scenes."""
+    from vfm_eva.segment.model import build_upernet
+    from vfm_eva.stages_segment import UperNetSegmentation
+
+    settings = UperNetSegmentation(layers=[0, 0, 1, 1], channels=8)
+    model = build_upernet(settings, build_vision("eva02_pico_patch8_32", num_classes=0, seed=0), 4, frozen=False)
+    encoder = model.encoder.visual.state_dict()
+    weights = {f"backbone.{key}": value for key, value in encoder.items() if not key.startswith(("norm", "fc_norm"))}
+    for key, value in model.head.state_dict().items():
+        name = re.sub(r"^resample\.(\d)", lambda found: f"backbone.fpn{int(found[1]) + 1}", key)
+        weights[name.replace("decode.", "decode_head.").replace("auxiliary.", "auxiliary_head.")] = value
+    torch.save({"state_dict": weights}, file)
 
 
 def _videos(folder: Path) -> None:

@@ -35,10 +35,18 @@ def test_own_anchor_of_the_readme_is_a_choice(tmp_path: Path, monkeypatch: pytes
 
 
 def test_recipes_of_the_readme_load(tmp_path: Path) -> None:
-    first, released, latents, page = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    first, released, latents, page, language_model, lmms = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     whole = f"{first}{page}  - {{kind: shapes.choices, name: pairs}}\n  - {{kind: shapes.classes, name: val}}\n"
     own = "  - {kind: data.pairs, name: pool, path: pool.tar}\n  - {kind: models.clip, name: clip, source: ViT-B-32}\n"
-    for text, count in ((first, 4), (released, 2), (_in_order(whole), 10), (f"stages:\n{own}{latents}", 5)):
+    tuned = "  - {kind: models.clip, name: diva, source: ViT-B-32}\n"
+    for text, count in (
+        (first, 4),
+        (released, 2),
+        (_in_order(whole), 10),
+        (f"stages:\n{own}{latents}", 5),
+        (f"stages:\n{tuned}{language_model}", 10),
+        (f"stages:\n{lmms}", 1),
+    ):
         (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
         recipe = load_recipe(str(tmp_path / "recipe.yaml"), stage_types(load_plugins()))
         assert len(recipe.stages) == count

@@ -82,7 +82,7 @@ class ShapesQuestions(Stage):
     kind: Literal["shapes.questions"] = "shapes.questions"
     world: World = Field(World(), description="distribution of the images")
     families: tuple[Pattern, ...] | None = Field(
-        None, min_length=1, description="attributes that are asked for; default: all that vary in the world"
+        None, min_length=1, description="attributes that the questions are about; default: all that vary in the world"
     )
     pairs_per_family: int = Field(200, ge=1, description="pairs of images for each attribute")
     split: Literal["train", "test"] = Field("test", description="equal seeds draw other pairs for training and test")

@@ -1,0 +1,96 @@
+"""Checks of the stages for multimodal language models before a run; neither torch nor transformers is imported."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+
+from vfm.plugin import AnnotatedImages, Preflight, UserError
+from vfm_diva.mllm.lmms_logs import find_log
+from vfm_diva.mllm.question_files import read_rows
+from vfm_diva.stages_mllm import EvalLmms, EvalMllm, MllmPope, MllmQuestions, MllmTrain
+
+
+def check_train(config: MllmTrain, ctx: Preflight) -> None:
+    """Check that transformers is installed, and that there are questions.
+
+    Raises:
+        UserError: one of these does not hold.
+    """
+    check_transformers(config.kind)
+    data = ctx.artifact(config.data)
+    if data and not data.num_questions:
+        raise UserError(f"{config.data}: the dataset has no questions to train on")
+
+
+def check_evaluation(config: EvalMllm, ctx: Preflight) -> None:
+    """Check that transformers is installed, and that no model is named twice."""
+    check_transformers(config.kind)
+    _check_named_once([ref.rstrip("/").rpartition("/")[2] for ref in config.models])
+
+
+def check_questions(config: MllmQuestions, ctx: Preflight) -> None:
+    """Check that the first question can be read.
+
+    Raises:
+        UserError: it cannot, or there is none.
+    """
+    bad: list[str] = []
+    if next(read_rows(config, lambda reason, where: bad.append(f"{where} ({reason})")), None) is None:
+        raise UserError(f"{config.name}: no usable question in {config.path}{f': {bad[0]}' if bad else ''}")
+
+
+def check_pope(config: MllmPope, ctx: Preflight) -> None:
+    """Check the annotations where they exist."""
+    if data := ctx.artifact(config.data):
+        check_exhaustive(data, config.data)
+
+
+def check_exhaustive(data: AnnotatedImages, name: str) -> None:
+    """Check that an object that is not annotated is absent, and that there are images.
+
+    Raises:
+        UserError: one of these does not hold.
+    """
+    if data.federated:
+        raise UserError(f"{name}: only some classes of an image are annotated, so no object is known to be absent")
+    if not data.has_images:
+        raise UserError(f"{name}: made with images: false; questions need the images")
+
+
+def check_lmms(config: EvalLmms, ctx: Preflight) -> None:
+    """Check that lmms-eval can be started, and that the folders of models and logs are there.
+
+    Raises:
+        UserError: one of these does not hold; it names what is missing.
+    """
+    names = [ref.rstrip("/").rpartition("/")[2] for ref in config.models]
+    _check_named_once([*names, *config.folders, *config.logs])
+    if (config.models or config.folders) and not shutil.which(config.command[0]):
+        raise UserError(
+            f"{config.name}: {config.command[0]} is not installed, which runs lmms-eval in an environment of its own:"
+            " pip install uv, or set `command`, or run it elsewhere and give its `logs`"
+        )
+    for name, folder in config.folders.items():
+        if not (Path(folder) / "config.json").is_file():
+            raise UserError(f"{name}: {folder} has no config.json; expected a LLaVA model in transformers' layout")
+    for name, folder in config.logs.items():
+        for task in config.tasks:
+            find_log(Path(folder), task, name)
+
+
+def check_transformers(kind: str) -> None:
+    """Check that transformers is installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not find_spec("transformers"):
+        raise UserError(f"{kind} needs transformers: pip install 'vfm-diva[mllm]'")
+
+
+def _check_named_once(names: list[str]) -> None:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{twice[0]}: named twice; the paired test would compare it with itself")

@@ -1,0 +1,204 @@
+"""The work of `eval.mllm`: which option of each question a model finds most likely."""
+
+# Q questions, O options
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vfm.data import BadSample, Question, Questions, decode_image, pairs_of
+from vfm.eval import (
+    CaptionedImage,
+    Evaluated,
+    ModelResult,
+    Score,
+    check_finite,
+    data_hash,
+    images_panel,
+    item_digest,
+    write_report,
+)
+from vfm.models import eval_mode
+from vfm.plugin import Context, Report, TablePanel, UserError
+from vfm.train import prepare_device
+from vfm_diva.mllm.batches import image_of
+from vfm_diva.mllm.model import Mllm, load_mllm
+from vfm_diva.mllm.scores import chosen, pair_scores, question_scores, yes_no_scores
+from vfm_diva.mllm.task import row_sums
+from vfm_diva.stages_mllm import EvalMllm
+
+GREY = 128
+PICTURES_SHOWN = 12
+YES_NO = {"yes", "no"}
+
+
+def evaluate_checkpoints(config: EvalMllm, ctx: Context) -> Report:
+    """Load the models, evaluate them on the same questions, and write the report."""
+    checkpoints = {ref.rstrip("/").rpartition("/")[2]: ctx.load(ref) for ref in config.models}
+    device = prepare_device(config.runtime)
+    models = {name: load_mllm(one).to(device) for name, one in checkpoints.items()}
+    return write_report(config, ctx, config.evaluate(ctx, models), checkpoints)
+
+
+def evaluate_mllm(config: EvalMllm, ctx: Context, models: Mapping[str, Mllm]) -> Evaluated:
+    """Evaluate models by the likelihood of the options.
+
+    Raises:
+        UserError: a question has one option only, or too many images cannot be read.
+    """
+    questions = Questions(ctx.load(config.data))
+    items = _usable(questions, config, ctx)
+    if alone := next((item for item in items if len(item.options) < 2), None):
+        raise UserError(f"{config.data}: {alone.key} has one option; an evaluation needs two or more")
+    found = {
+        name: [_squared(config, model, questions, part, name) for part in _parts(items, config.micro_batch_size)]
+        for name, model in models.items()
+    }
+    likelihoods = {name: [row for part in parts for row in part] for name, parts in found.items()}
+    correct = {
+        name: np.array([chosen(row, item.answer) for row, item in zip(rows, items, strict=True)])
+        for name, rows in likelihoods.items()
+    }
+    results = {
+        name: ModelResult(
+            _scores(items, right, likelihoods[name]),
+            {"questions": _table(items, right, likelihoods[name])},
+            {"blind": config.blind, "prompt": models[name].facts.prompt},
+        )
+        for name, right in correct.items()
+    }
+    ctx.panel(_table_panel(results))
+    if len(models) > 1 and not config.blind:
+        _add_differing(ctx, questions, items, likelihoods)
+    digests = [
+        item_digest([item.key, item.text, item.options, item.answer], [questions.image(item.image)]) for item in items
+    ]
+    return Evaluated(data_hash(questions.dataset, digests), results)
+
+
+def option_likelihoods(
+    model: Mllm, images: Tensor, items: Sequence[Question], name: str = "model"
+) -> list[list[float]]:
+    """Return the log-likelihood of each option with the end after it, for each question.
+
+    Args:
+        model: in evaluation mode.
+        images: of the questions, uint8 (Q, 3, S, S).
+        items: the questions.
+        name: of the model, for errors.
+    """
+    texts = [(item.text, option) for item in items for option in item.options]
+    counts = torch.tensor([len(item.options) for item in items])
+    made = model.encoder.sequences(texts)
+    ids, answers = made.ids.to(images.device), made.answers.to(images.device)
+    with torch.inference_mode():
+        states = model.image_states(images).repeat_interleave(counts.to(images.device), dim=0)
+        values = -row_sums(model.answer_losses(states, ids, answers), answers)
+    check_finite(values, name, [text for text, _ in texts])
+    return [part.tolist() for part in torch.split(values.cpu(), counts.tolist())]
+
+
+def _squared(
+    config: EvalMllm, model: Mllm, questions: Questions, items: Sequence[Question], name: str
+) -> list[list[float]]:
+    """Return the likelihoods of a few questions."""
+    change = {"resize_mode": config.resize_mode} if config.resize_mode else {}
+    preprocess = model.preprocess.model_copy(update=change)
+    images = torch.stack([image_of(questions, item, preprocess) for item in items])
+    if config.blind:
+        images = torch.full_like(images, GREY)
+    with eval_mode(model):
+        return option_likelihoods(model, images.to(next(model.parameters()).device), items, name)
+
+
+def _usable(questions: Questions, config: EvalMllm, ctx: Context) -> list[Question]:
+    """Return the questions whose image can be read; of a pair, both or none."""
+    bad: dict[int, BadSample] = {}
+    for number in sorted({item.image for item in questions.items}):
+        try:
+            decode_image(questions.image(number), f"{config.data}: image {number}")
+        except BadSample as error:
+            bad[number] = error
+            ctx.skip(error.reason, error.where)
+    config.reading.check_bad(ctx.bad, questions.dataset.num_images, "images")
+    broken = {item.pair for item in questions.items if item.image in bad and item.pair >= 0}
+    return [item for item in questions.items if item.image not in bad and item.pair not in broken]
+
+
+def _parts(items: Sequence[Question], size: int) -> Iterator[Sequence[Question]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _scores(
+    items: Sequence[Question], correct: NDArray[np.bool_], likelihoods: Sequence[Sequence[float]]
+) -> list[Score]:
+    """Return all scores; the first is the pairs' if there are pairs."""
+    families, pairs = [item.family for item in items], pairs_of(items)
+    num_options = np.array([len(item.options) for item in items])
+    images = np.array([item.image for item in items])
+    # Of what answers depend on each other, the largest is the unit: a pair, or an image with its questions.
+    units = np.array([item.pair if item.pair >= 0 else len(items) + item.image for item in items])
+    found: list[Score] = pair_scores(correct, pairs, num_options, families) if pairs else []
+    found += question_scores(correct, units, num_options, [""] * len(items) if pairs else families)
+    if all(set(item.options) == YES_NO for item in items):
+        said = np.array([row[item.options.index("yes")] for row, item in zip(likelihoods, items, strict=True)])
+        other = np.array([row[item.options.index("no")] for row, item in zip(likelihoods, items, strict=True)])
+        is_yes = np.array([item.options[item.answer] == "yes" for item in items])
+        found += yes_no_scores(said > other, is_yes, images)
+    return found
+
+
+def _table(
+    items: Sequence[Question], correct: NDArray[np.bool_], likelihoods: Sequence[Sequence[float]]
+) -> dict[str, Any]:
+    return {
+        "key": [item.key for item in items],
+        "family": [item.family for item in items],
+        "pair": [item.pair for item in items],
+        "answer": [item.options[item.answer] for item in items],
+        "predicted": [item.options[int(np.argmax(row))] for item, row in zip(items, likelihoods, strict=True)],
+        "log_likelihoods": [list(row) for row in likelihoods],
+        "correct": correct,
+    }
+
+
+def _table_panel(results: Mapping[str, ModelResult]) -> TablePanel:
+    first = next(iter(results.values()))
+    rows: list[list[str | float | int | None]] = [
+        [
+            score.metric,
+            score.num_independent,
+            None if score.chance is None else round(100 * score.chance, 1),
+            *(round(100 * result.scores[place].value, 1) for result in results.values()),
+        ]
+        for place, score in enumerate(first.scores)
+    ]
+    note = "In percent; of a pair both questions must be right. A model without sight gets no pair right."
+    return TablePanel(title="Questions", note=note, order=30, columns=["score", "n", "chance", *results], rows=rows)
+
+
+def _add_differing(
+    ctx: Context, questions: Questions, items: Sequence[Question], likelihoods: Mapping[str, Sequence[Sequence[float]]]
+) -> None:
+    """Show questions that the first and the second model answer differently."""
+    (first, ones), (second, others) = list(likelihoods.items())[:2]
+    shown = []
+    for item, one, other in zip(items, ones, others, strict=True):
+        picks = item.options[int(np.argmax(one))], item.options[int(np.argmax(other))]
+        if picks[0] != picks[1]:
+            image = decode_image(questions.image(item.image), item.key)
+            says = f"{item.text} {first}: {picks[0]}; {second}: {picks[1]}; right: {item.options[item.answer]}"
+            shown.append((item.family, CaptionedImage(image, says)))
+    families = list(dict.fromkeys(family for family, _ in shown))
+    each = max(1, PICTURES_SHOWN // max(1, len(families)))
+    chosen_ones = [image for name in families for image in [one for family, one in shown if family == name][:each]]
+    if chosen_ones:
+        title = f"Questions that {first} and {second} answer differently"
+        ctx.panel(images_panel(ctx.directory, "differing", title, chosen_ones, order=40))

@@ -1,0 +1,80 @@
+"""The language models of `mllm.train`, each with its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from vfm.plugin import UserError
+from vfm_diva.mllm.prompts import IMAGE_TOKEN
+from vfm_diva.stages_mllm import PretrainedLanguageModel, SmallLlama
+
+PAD, UNKNOWN, END = "<pad>", "<unk>", "</s>"
+
+
+def small_llama(config: SmallLlama, texts: Iterable[str], seed: int) -> tuple[PreTrainedModel, Any]:
+    """Return a Llama with random weights, and a tokenizer for the words of the texts.
+
+    The weights depend on the seed, the sizes and the number of words alone, so that towers can be compared.
+    """
+    tokenizer = word_tokenizer(texts)
+    sizes = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.width,
+        intermediate_size=4 * config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        max_position_embeddings=config.max_length,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(sizes), tokenizer
+
+
+def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Return a tokenizer whose tokens are the words and punctuation marks of the texts."""
+    cut = pre_tokenizers.Whitespace()
+    words = sorted({word for text in texts for word, _ in cut.pre_tokenize_str(text.replace(IMAGE_TOKEN, " "))})
+    vocabulary = {word: number for number, word in enumerate(dict.fromkeys((PAD, UNKNOWN, END, IMAGE_TOKEN, *words)))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = cut
+    tokenizer.add_special_tokens([PAD, UNKNOWN, END, IMAGE_TOKEN])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, unk_token=UNKNOWN, eos_token=END)
+
+
+def pretrained(config: PretrainedLanguageModel, texts: Iterable[str], seed: int) -> tuple[PreTrainedModel, Any]:
+    """Return a language model of a folder or the hub, and its tokenizer, with a token for images.
+
+    Raises:
+        UserError: there is no such model, or its tokenizer has no end token.
+    """
+    source, _, revision = config.source.partition("@")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or None)
+        model = AutoModelForCausalLM.from_pretrained(source, revision=revision or None, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{config.source}: no language model: {' '.join(str(error).split())[:300]}") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{config.source}: its tokenizer has no end token")
+    if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) in (None, tokenizer.unk_token_id):
+        tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model.resize_token_embeddings(len(tokenizer))
+    return model, tokenizer

@@ -1,0 +1,116 @@
+"""The work of `eval.lmms`: run lmms-eval in an environment of its own, and report its logs with paired tests."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from vfm.eval import Evaluated, ModelResult, Score, write_report
+from vfm.plugin import Artifact, Context, Report, TablePanel, UserError
+from vfm_diva.mllm.lmms_logs import Item, check_same_items, find_log, judge, read_log
+from vfm_diva.stages_mllm import EvalLmms
+
+LOG_FILE = "lmms_eval.log"
+
+
+def evaluate_lmms(config: EvalLmms, ctx: Context) -> Report:
+    """Run what has no logs yet, read the logs of all models, and write the report."""
+    checkpoints = {ref.rstrip("/").rpartition("/")[2]: ctx.load(ref) for ref in config.models}
+    folders = {name: one.path for name, one in checkpoints.items()}
+    folders |= {name: Path(folder) for name, folder in config.folders.items()}
+    logs = {name: run_lmms(config, ctx, name, folder) for name, folder in folders.items()}
+    logs |= {name: Path(folder) for name, folder in config.logs.items()}
+    evaluated = score_logs(config, logs)
+    ctx.panel(_table_panel(evaluated.results))
+    known: dict[str, Artifact] = dict(checkpoints)
+    return write_report(config, ctx, evaluated, known)
+
+
+def run_lmms(config: EvalLmms, ctx: Context, name: str, folder: Path) -> Path:
+    """Run the tasks that have no log yet, one process each, so that a run after a crash goes on.
+
+    Returns:
+        The folder of the logs.
+
+    Raises:
+        UserError: lmms-eval failed; the line has its last one.
+    """
+    out = ctx.work / "lmms" / name
+    for number, task in enumerate(config.tasks):
+        ctx.progress(number, len(config.tasks), "tasks", model=name)
+        if (out / task / "done").is_file():
+            continue
+        (out / task).mkdir(parents=True, exist_ok=True)
+        with (out / task / LOG_FILE).open("wb") as log:
+            done = subprocess.run(
+                lmms_command(config, folder, task, out / task), stdout=log, stderr=subprocess.STDOUT, check=False
+            )
+        if done.returncode:
+            lines = (out / task / LOG_FILE).read_text(encoding="utf-8", errors="replace").split("\n")
+            last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+            raise UserError(f"{name}: lmms-eval ended with code {done.returncode} in {task}: {last[-400:]}")
+        find_log(out / task, task, name)
+        (out / task / "done").touch()
+    return out
+
+
+def lmms_command(config: EvalLmms, folder: Path, task: str, out: Path) -> list[str]:
+    """Return the command line that evaluates a folder on a task."""
+    arguments = {"pretrained": str(folder.resolve()), **config.arguments}
+    if unfit := [value for value in arguments.values() if "," in value]:
+        raise UserError(f"lmms-eval separates its arguments by commas, so none may be in one: {unfit[0]}")
+    limit = ["--limit", str(config.limit)] if config.limit else []
+    return [
+        *config.command,
+        *("--model", "llava_hf", "--model_args", ",".join(f"{key}={value}" for key, value in arguments.items())),
+        *("--tasks", task, "--batch_size", "1", "--log_samples", "--output_path", str(out.resolve()), *limit),
+    ]
+
+
+def score_logs(config: EvalLmms, logs: Mapping[str, Path]) -> Evaluated:
+    """Score the logs of all models, on the same items.
+
+    Raises:
+        UserError: a log is missing or damaged, or two models have other items.
+    """
+    results: dict[str, ModelResult] = {}
+    digest, first_items = hashlib.sha256(), dict[str, list[Item]]()
+    first = next(iter(logs))
+    for name, folder in logs.items():
+        scores: list[Score] = []
+        tables: dict[str, dict[str, Any]] = {}
+        for task in config.tasks:
+            file = find_log(folder, task, name)
+            items = read_log(file)
+            check_same_items(first_items.setdefault(task, items), items, (first, name), task)
+            judged = judge(task, items, str(file))
+            scores += [replace(cast("Any", score), metric=f"{task}_{score.metric}") for score in judged.scores]
+            tables[task] = {
+                "doc_id": [item.doc_id for item in items],
+                "doc_hash": [item.doc_hash for item in items],
+                "reply": [item.reply for item in items],
+                "correct": list(judged.correct),
+            }
+        results[name] = ModelResult(scores, tables, {"tasks": list(config.tasks), "limit": config.limit})
+    for task in config.tasks:
+        digest.update("".join(item.doc_hash for item in first_items[task]).encode())
+    return Evaluated(digest.hexdigest(), results)
+
+
+def _table_panel(results: Mapping[str, ModelResult]) -> TablePanel:
+    first = next(iter(results.values()))
+    rows: list[list[str | float | int | None]] = [
+        [
+            score.metric,
+            score.num_independent,
+            None if score.chance is None else round(100 * score.chance, 1),
+            *(round(100 * result.scores[place].value, 1) for result in results.values()),
+        ]
+        for place, score in enumerate(first.scores)
+    ]
+    note = "lmms-eval's items, in percent; replies are scored by vfm's rules."
+    return TablePanel(title="Benchmarks", note=note, order=30, columns=["score", "n", "chance", *results], rows=rows)

@@ -1,0 +1,204 @@
+"""Per-sample logs of lmms-eval (0.7), and their scores by vfm's rules.
+
+A log is `<model>/<date>_samples_<task>.jsonl`, one line per item with `doc_id`, `doc_hash`, `target`, `filtered_resps`
+(the reply) and one mapping per metric of the task. The reply is scored here, since lmms-eval's own rules depend on
+form: it takes "a person" as the letter A, and "yes." as wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vfm.eval import Accuracy, Score
+from vfm.plugin import UserError
+from vfm_diva.mllm.scores import pair_scores, yes_no_scores
+
+POPE_QUESTIONS_PER_IMAGE = 6
+MMBENCH_COPIES = 1_000_000  # the other orders of a question's options have its index plus multiples of this
+LETTERS = "ABCDE"
+_LETTER = re.compile(
+    r"^\W*([A-E])(?:$|[^\w\s'])|^\W*([A-E])\s*$|\b(?:answer|option)\b(?: is)?:?\s*\(?([A-E])\b(?!\s\w)", re.I
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One item of a log: its identity, the model's reply, and the line of the log."""
+
+    doc_id: int
+    doc_hash: str
+    reply: str
+    row: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Scores of one model on one task; `correct` is per item of the log, for the table of predictions."""
+
+    scores: Sequence[Score]
+    correct: Sequence[bool]
+
+
+def find_log(folder: Path, task: str, name: str) -> Path:
+    """Return the newest log of a task below a folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = sorted(folder.rglob(f"*_samples_{task}.jsonl"), key=lambda file: file.name)
+    if not found:
+        raise UserError(f"{name}: {folder} has no *_samples_{task}.jsonl; run lmms-eval with --log_samples")
+    return found[-1]
+
+
+def read_log(file: Path) -> list[Item]:
+    """Return the items of a log by `doc_id`.
+
+    Raises:
+        UserError: a line is damaged, an item appears twice, or there is none.
+    """
+    items = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            items.append(Item(int(row["doc_id"]), str(row["doc_hash"]), _reply(row["filtered_resps"]), row))
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{file}: line {number}: expected an item with doc_id, doc_hash, filtered_resps") from None
+    if twice := [doc for doc, count in Counter(item.doc_id for item in items).items() if count > 1]:
+        raise UserError(f"{file}: item {twice[0]} appears twice; two runs wrote into one file")
+    if not items:
+        raise UserError(f"{file}: the log has no items")
+    return sorted(items, key=lambda item: item.doc_id)
+
+
+def check_same_items(first: Sequence[Item], second: Sequence[Item], names: tuple[str, str], task: str) -> None:
+    """Check that two models have answered the same items.
+
+    Raises:
+        UserError: they have not; it names the first difference.
+    """
+    one, other = ({item.doc_id: item.doc_hash for item in items} for items in (first, second))
+    if missing := sorted(one.keys() ^ other.keys()):
+        name = names[0] if missing[0] in one else names[1]
+        raise UserError(f"{task}: only {name} has item {missing[0]} ({len(one)} and {len(other)} items)")
+    if unlike := [doc for doc in one if one[doc] != other[doc]]:
+        raise UserError(
+            f"{task}: item {unlike[0]} is another one for {names[0]} than for {names[1]} (doc_hash differs)"
+        )
+
+
+def judge(task: str, items: Sequence[Item], where: str) -> Judged:
+    """Score a model's replies.
+
+    Args:
+        task: lmms-eval's name.
+        items: of its log.
+        where: the log, for errors.
+
+    Raises:
+        UserError: the items lack what the task's log has.
+    """
+    try:
+        return _rule(task)(items)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{where}: not a log of {task}: {type(error).__name__} {error}") from None
+
+
+def _rule(task: str) -> Callable[[Sequence[Item]], Judged]:
+    rules = {"mmvp": _mmvp, "pope": _pope, "mme": _mme, "mmbench": _mmbench}
+    return rules[task.partition("_")[0]]
+
+
+def _mmvp(items: Sequence[Item]) -> Judged:
+    """Score pairs of one question about two images: both must be right."""
+    facts = [item.row["mmvp_pair_accuracy"] for item in items]
+    right = [letter_of(item.reply) == fact["gt"] for item, fact in zip(items, facts, strict=True)]
+    return Judged(_paired(right, [fact["pair_index"] for fact in facts], [""] * len(items)), right)
+
+
+def _pope(items: Sequence[Item]) -> Judged:
+    """Score yes or no by LLaVA's rule; six items in a row are about one image."""
+    is_yes = np.array([item.row["pope_accuracy"]["ground_truth"] == "yes" for item in items])
+    said_yes = np.array([pope_says_yes(item.reply) for item in items])
+    images = np.array([item.doc_id // POPE_QUESTIONS_PER_IMAGE for item in items])
+    right = is_yes == said_yes
+    scores: list[Score] = [Accuracy("accuracy", right, images, chance=0.5)]
+    return Judged([*scores, *yes_no_scores(said_yes, is_yes, images)], right.tolist())
+
+
+def _mme(items: Sequence[Item]) -> Judged:
+    """Score two questions about each image, with the answers yes and no; pairs are MME's accuracy+."""
+    facts = [item.row.get("mme_perception_score") or item.row["mme_cognition_score"] for item in items]
+    right = [says(item.reply) == str(item.row["target"]).strip(" .").lower() for item in items]
+    units = [f"{fact['category']}/{fact['question_id']}" for fact in facts]
+    return Judged(_paired(right, units, [fact["category"] for fact in facts]), right)
+
+
+def _mmbench(items: Sequence[Item]) -> Judged:
+    """Score questions whose options come in several orders: all must be right (circular evaluation)."""
+    facts = [item.row.get("gpt_eval_score") or item.row["submission"] for item in items]
+    right = [option_of(item.reply, fact) == fact["answer"] for item, fact in zip(items, facts, strict=True)]
+    questions = np.array([int(fact["index"]) % MMBENCH_COPIES for fact in facts])
+    each = np.array(right)
+    all_right = np.array([each[questions == number].all() for number in np.unique(questions)])
+    scores = [Accuracy("circular_accuracy", all_right), Accuracy("accuracy", each, questions)]
+    return Judged(scores, right)
+
+
+def _paired(right: Sequence[bool], units: Sequence[Any], families: Sequence[str]) -> list[Score]:
+    """Return the scores of pairs and of single items; an item without its partner (`--limit`) is only in the second."""
+    members: dict[Any, list[int]] = {}
+    for place, unit in enumerate(units):
+        members.setdefault(unit, []).append(place)
+    pairs = [(both[0], both[1]) for both in members.values() if len(both) == 2]
+    numbers = np.array([list(members).index(unit) for unit in units])
+    correct, two = np.array(right), np.full(len(right), 2)
+    single: Score = Accuracy("accuracy", correct, numbers, chance=0.5)
+    return [*(pair_scores(correct, pairs, two, families) if pairs else []), single]
+
+
+def letter_of(reply: str) -> str:
+    """Return the letter of an option that a reply names, or an empty text.
+
+    The letter stands alone ("A", "(a)"), is followed by punctuation ("A. open") or by "answer is" or "option"; "a
+    person" names none.
+    """
+    found = _LETTER.search(reply.strip())
+    return next((letter.upper() for letter in found.groups() if letter), "") if found else ""
+
+
+def option_of(reply: str, options: Mapping[str, Any]) -> str:
+    """Return the letter of an option that a reply names, or whose text alone of all options is in the reply."""
+    if letter := letter_of(reply):
+        return letter
+    texts = {letter: str(options[letter]).strip().lower() for letter in LETTERS if options.get(letter)}
+    named = [letter for letter, text in texts.items() if text not in ("", "nan") and text in reply.lower()]
+    return named[0] if len(named) == 1 else ""
+
+
+def pope_says_yes(reply: str) -> bool:
+    """Return whether a reply is a yes by LLaVA's rule: no "no" or "not" among the words of its first sentence."""
+    words = reply.split(".")[0].replace(",", "").split()
+    return not {"No", "not", "no"} & set(words)
+
+
+def says(reply: str) -> str:
+    """Return yes or no, the first word of a reply, or an empty text."""
+    word = re.match(r"\W*(yes|no)\b", reply.lower())
+    return word[1] if word else ""
+
+
+def _reply(filtered: Any) -> str:
+    while isinstance(filtered, list):
+        filtered = filtered[0]
+    if not isinstance(filtered, str):
+        raise TypeError("expected a text")
+    return filtered

@@ -1,0 +1,214 @@
+"""A LLaVA-like model from transformers' classes, computed only where answers are.
+
+The vision tower is frozen; a projector maps its tokens to the language model, which reads them in place of `<image>`.
+Source: Liu et al. 2023, LLaVA-1.5 (arXiv:2310.03744).
+"""
+
+# B sequences, T tokens, I images, N tokens of an image, D width of the tower, S side of an image
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+)
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+from transformers.utils import logging
+
+from vfm.models import ClipModel, Preprocess, find_format
+from vfm.plugin import UserError
+from vfm_diva.mllm.prompts import PromptEncoder
+from vfm_diva.stages_mllm import LanguageModel, MllmCheckpoint, Tokens
+
+PROCESSOR_FILE = "preprocessor_config.json"
+logging.disable_progress_bar()  # a run shows its own progress
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a model reads an image and a question.
+
+    layer: hidden state of the tower, as in transformers: 1 is the first block's output, -1 the last one's.
+    tokens: tokens of that layer.
+    prompt: text with `<image>` and `{question}`.
+    pad: pad images to squares with the mean colour, instead of a crop.
+    """
+
+    layer: int = -2
+    tokens: Tokens = "patches"
+    prompt: str = "USER: <image>\n{question} ASSISTANT:"
+    pad: bool = True
+
+
+class Mllm(nn.Module):
+    """The model with its tokenizer and preprocessing.
+
+    Args:
+        llava: all weights.
+        tokenizer: of the language model.
+        facts: of its artifact.
+        processor: content of its `preprocessor_config.json`, for other programs.
+    """
+
+    def __init__(
+        self, llava: LlavaForConditionalGeneration, tokenizer: Any, facts: MllmCheckpoint, processor: str = ""
+    ) -> None:
+        super().__init__()
+        self.llava, self.tokenizer, self.facts, self.processor = llava, tokenizer, facts, processor
+        self.preprocess = Preprocess.model_validate(facts.preprocess)
+        text = llava.config.text_config
+        self.encoder = PromptEncoder(
+            tokenizer, facts.prompt, llava.config.image_seq_length, text.max_position_embeddings
+        )
+
+    @property
+    def projector(self) -> nn.Module:
+        """The map from the tower to the language model."""
+        projector: nn.Module = self.llava.model.multi_modal_projector
+        return projector
+
+    def image_states(self, images: Tensor) -> Tensor:
+        """Return the tower's tokens of uint8 images (I, 3, S, S), (I, N, D)."""
+        with torch.no_grad():
+            tower = self.llava.model.vision_tower
+            states: Tensor = tower(self.preprocess.pixels(images), output_hidden_states=True).hidden_states[
+                self.facts.layer
+            ]
+        if self.facts.tokens == "all" or not has_class_token(self.llava.config.vision_config):
+            return states
+        return states[:, :1] if self.facts.tokens == "class" else states[:, 1:]
+
+    def answer_losses(self, states: Tensor, ids: Tensor, answers: Tensor) -> Tensor:
+        """Return the negative log-likelihood of each token of the answers, row by row, (number of them,).
+
+        Args:
+            states: tokens of each sequence's image, (B, N, D).
+            ids: token sequences, (B, T), padded on the right.
+            answers: the tokens that count, bool (B, T).
+        """
+        model = self.llava.model
+        embeds = model.get_input_embeddings()(ids)
+        features = self.projector(states).to(embeds.dtype)
+        embeds = embeds.masked_scatter((ids == self.encoder.image_token)[..., None], features)
+        hidden = model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        counted = answers[:, 1:]  # the token at t is predicted from the state at t - 1
+        logits = self.llava.lm_head(hidden[:, :-1][counted])
+        return F.cross_entropy(logits.float(), ids[:, 1:][counted], reduction="none")
+
+    def save(self, directory: Path) -> MllmCheckpoint:
+        """Write weights, configuration and tokenizer in transformers' layout, and the artifact's facts."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self.llava.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
+        if self.processor:
+            (directory / PROCESSOR_FILE).write_text(self.processor, encoding="utf-8")
+        return MllmCheckpoint.create(directory, **self.facts.model_dump())
+
+
+def has_class_token(vision_config: Any) -> bool:
+    """Return whether the first token of a tower is a class token."""
+    return bool(vision_config.model_type == "clip_vision_model")
+
+
+def build_mllm(clip: ClipModel, part: LanguageModel, texts: Iterable[str], reading: Reading, seed: int) -> Mllm:
+    """Return a model over a CLIP's vision tower, with a projector of random weights.
+
+    Language model and data order depend on the seed but not on the tower.
+
+    Args:
+        clip: the CLIP model, in a layout that transformers has.
+        part: the language model.
+        texts: what a vocabulary of words is made from; the prompt's are added.
+        reading: what is read, and how.
+        seed: of the random weights.
+
+    Raises:
+        UserError: transformers has no such tower, or it has no such layer or token.
+    """
+    tower, processor = _vision_tower(clip)
+    language_model, tokenizer = part.build([*texts, reading.prompt.replace("{question}", " ")], seed)
+    vision = tower.config
+    _check_reading(reading, vision, clip.name)
+    side = vision.image_size // vision.patch_size
+    count = {"patches": side**2, "all": side**2 + has_class_token(vision), "class": 1}[reading.tokens]
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=language_model.config,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=count,
+        vision_feature_layer=reading.layer,
+        vision_feature_select_strategy=(
+            "default" if reading.tokens == "patches" and has_class_token(vision) else "full"
+        ),
+    )
+    with torch.device("meta"):  # only the frame: every part has weights already, or gets them here
+        llava = LlavaForConditionalGeneration(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        llava.model.multi_modal_projector = LlavaMultiModalProjector(config)
+    llava.model.vision_tower, llava.model.language_model = tower, language_model.model
+    llava.lm_head = language_model.get_output_embeddings()
+    facts = MllmCheckpoint(
+        tower=clip.name,
+        layer=reading.layer,
+        tokens=reading.tokens,
+        prompt=reading.prompt,
+        preprocess=_preprocess(clip.preprocess, pad=reading.pad).model_dump(mode="json"),
+    )
+    return Mllm(llava, tokenizer, facts, processor).eval()
+
+
+def load_mllm(checkpoint: MllmCheckpoint) -> Mllm:
+    """Load a model, in evaluation mode.
+
+    Raises:
+        UserError: the weights or the tokenizer cannot be read.
+    """
+    try:
+        llava = LlavaForConditionalGeneration.from_pretrained(checkpoint.path, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+    except Exception as error:  # the libraries raise errors of many types on damaged files
+        raise UserError(f"{checkpoint.path}: no LLaVA model: {' '.join(str(error).split())[:300]}") from None
+    file = checkpoint.path / PROCESSOR_FILE
+    processor = file.read_text(encoding="utf-8") if file.is_file() else ""
+    return Mllm(llava, tokenizer, checkpoint, processor).eval()
+
+
+def _vision_tower(clip: ClipModel) -> tuple[PreTrainedModel, str]:
+    """Return transformers' vision tower of a CLIP model, and the settings of its image processor."""
+    with TemporaryDirectory() as folder:
+        find_format("hf", clip, clip.name).write(clip, Path(folder))
+        whole = AutoModel.from_pretrained(folder)
+        processor = (Path(folder) / PROCESSOR_FILE).read_text(encoding="utf-8")
+    tower = AutoModel.from_config(whole.config.vision_config)  # as LLaVA makes its own
+    getattr(tower, "vision_model", tower).load_state_dict(whole.vision_model.state_dict())  # transformers 4 and 5
+    return tower, processor
+
+
+def _check_reading(reading: Reading, vision: Any, name: str) -> None:
+    depth = vision.num_hidden_layers
+    if not 1 <= abs(reading.layer) <= depth:
+        raise UserError(
+            f"layer: expected 1 to {depth}, or -{depth} to -1, for {name} with {depth} blocks, got {reading.layer}"
+        )
+    if reading.tokens == "class" and not has_class_token(vision):
+        raise UserError(f"tokens: class needs a class token, which {name} does not have")
+
+
+def _preprocess(preprocess: Preprocess, *, pad: bool) -> Preprocess:
+    if not pad:
+        return preprocess
+    mean = tuple(round(255 * value) for value in preprocess.mean)
+    return preprocess.model_copy(update={"resize_mode": "longest", "pad_color": mean, "crop_pct": 1.0})

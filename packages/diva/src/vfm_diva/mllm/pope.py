@@ -1,0 +1,148 @@
+"""The work of `mllm.pope`: POPE's yes-or-no questions about the objects of annotated images.
+
+Source: Li et al. 2023, Evaluating object hallucination in large vision-language models (arXiv:2305.10355), section 4.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Literal
+
+import numpy as np
+
+from vfm.data import BadSample, Question, write_questions
+from vfm.data.annotated import AnnotatedSource
+from vfm.eval import ReadSettings
+from vfm.plugin import Context, ImagesPanel, Picture, QuestionDataset, UserError
+from vfm_diva.mllm.checks import check_exhaustive
+from vfm_diva.stages_mllm import MllmPope
+
+Split = Literal["random", "popular", "adversarial"]
+OPTIONS = ["yes", "no"]
+SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question about an object: the number of the image, the name of the object, and whether it is there."""
+
+    image: int
+    name: str
+    present: bool
+
+
+def make_pope(config: MllmPope, ctx: Context) -> QuestionDataset:
+    """Draw images with enough objects, ask about them, and copy them."""
+    data = ctx.load(config.data)
+    check_exhaustive(data, config.data)
+    source = AnnotatedSource(data)
+    names = data.class_names
+    objects = [list(dict.fromkeys(names[label] for label in source.objects(n).labels)) for n in range(len(source))]
+    readable = _readable(config, ctx, source, objects)
+    asked = draw_pope(
+        [objects[number] for number in readable],
+        config.split,
+        num_images=config.num_images,
+        per_image=config.per_image,
+        generator=np.random.default_rng(config.seed),
+    )
+    if not asked:
+        raise UserError(
+            f"{config.data}: no image has {config.per_image} kinds of objects, and lacks as many that others have"
+        )
+    used = list(dict.fromkeys(one.image for one in asked))
+    if len(used) < config.num_images:
+        ctx.warn(f"{len(used)} images have enough objects, {config.num_images} were asked for")
+    places = {image: place for place, image in enumerate(used)}
+    keys = [source.keys[readable[image]] for image in used]
+    questions = [
+        Question(
+            key=f"{keys[places[one.image]]}-{number}",
+            image=places[one.image],
+            text=question_about(one.name),
+            options=OPTIONS,
+            answer=0 if one.present else 1,
+            family=config.split,
+        )
+        for number, one in enumerate(asked)
+    ]
+    images = [source.source[readable[image]].image for image in used]
+    _add_panel(ctx, images, questions)
+    return write_questions(ctx.directory, images, questions)
+
+
+def draw_pope(
+    objects: Sequence[Sequence[str]],
+    split: Split,
+    *,
+    num_images: int,
+    per_image: int,
+    generator: np.random.Generator,
+) -> list[Asked]:
+    """Return the questions, by image: yes and no in turn, `per_image` of each.
+
+    Each question with the answer yes names one of the first `per_image` objects of the image. The object of the next
+    one, with the answer no, is neither in the image nor named before: `random`, any; `popular`, the one in most of the
+    drawn images; `adversarial`, the one that is most often in a drawn image with the object just named. Equal counts
+    are decided by the order of the names; where nothing is ever together, any.
+
+    Args:
+        objects: names in each image, without repetition, in order.
+        split: how absent objects are chosen.
+        num_images: images to draw from those with enough objects and enough absent ones; fewer if there are fewer.
+        per_image: questions of either answer.
+        generator: of the draws.
+    """
+    known = sorted({name for names in objects for name in names})
+    usable = [number for number, names in enumerate(objects) if per_image <= len(names) <= len(known) - per_image]
+    drawn = sorted(generator.permutation(usable)[:num_images].tolist())
+    frequency = Counter(name for number in drawn for name in objects[number])
+    together = Counter(pair for number in drawn for pair in permutations(objects[number], 2))
+    found = []
+    for number in drawn:
+        absent = [name for name in known if name not in objects[number]]
+        for present in objects[number][:per_image]:
+            counts = dict.fromkeys(absent, 0)
+            if split == "popular":
+                counts = {name: frequency[name] for name in absent}
+            elif split == "adversarial":
+                counts = {name: together[present, name] for name in absent}
+            likeliest = max(counts, key=lambda name: counts[name])
+            chosen = likeliest if counts[likeliest] else absent[int(generator.integers(len(absent)))]
+            absent.remove(chosen)
+            found += [Asked(number, present, True), Asked(number, chosen, False)]
+    return found
+
+
+def question_about(name: str) -> str:
+    """Return POPE's question about an object."""
+    return f"Is there {'an' if name[0].lower() in 'aeiou' else 'a'} {name} in the image?"
+
+
+def _readable(config: MllmPope, ctx: Context, source: AnnotatedSource, objects: Sequence[Sequence[str]]) -> list[int]:
+    """Return the numbers of the images with enough objects that can be decoded; skip the others."""
+    wanted = [number for number, names in enumerate(objects) if len(names) >= config.per_image]
+    good = []
+    for number in wanted:
+        try:
+            source.picture(number)
+            good.append(number)
+        except BadSample as bad:
+            ctx.skip(bad.reason, bad.where)
+    if wanted:
+        ReadSettings(max_bad_fraction=config.max_bad_fraction).check_bad(ctx.bad, len(wanted), "images")
+    return good
+
+
+def _add_panel(ctx: Context, images: Sequence[bytes], questions: Sequence[Question]) -> None:
+    folder = ctx.directory / "panels"
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = []
+    for number, question in enumerate(questions[:SHOWN]):
+        file = f"panels/question-{number}.jpg"
+        (ctx.directory / file).write_bytes(images[question.image])
+        pictures.append(Picture(file=file, caption=f"{question.text} {question.options[question.answer]}"))
+    ctx.panel(ImagesPanel(title="Questions", note="The first ones.", order=30, pictures=pictures))

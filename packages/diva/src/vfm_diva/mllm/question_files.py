@@ -1,0 +1,154 @@
+"""The work of `mllm.questions`: questions from MMVP's folder or from JSON lines.
+
+Source of the format: Tong et al. 2024 (arXiv:2401.06209), `Questions.csv`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vfm.data import BadSample, Question, decode_image, files, write_questions
+from vfm.eval import ReadSettings
+from vfm.plugin import Context, QuestionDataset, UserError
+from vfm_diva.stages_mllm import MllmQuestions
+
+MMVP_FILE, MMVP_COLUMNS = "Questions.csv", ("Index", "Question", "Options", "Correct Answer")
+MMVP_FOLDERS = ("MMVP Images", "MMVP_Images", "images")
+MMVP_LETTERS = ["(a)", "(b)"]
+MMVP_LENGTH = 300
+# Their two images are the wrong way round in the published answers: tusks long and short, sitting and standing.
+MMVP_CORRECTED = {99: "(b)", 100: "(a)", 279: "(b)", 280: "(a)"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A question before it has its image: the address of the image, and the question with the image number 0."""
+
+    image: Path
+    question: Question
+
+
+def import_questions(config: MllmQuestions, ctx: Context) -> QuestionDataset:
+    """Copy the questions and their images; a question without an image that can be read is left out, with its pair."""
+    rows = list(read_rows(config, ctx.skip))
+    total = len(rows) + ctx.bad.total()
+    good, images = _decoded(rows, ctx.skip)
+    ReadSettings(max_bad_fraction=config.max_bad_fraction).check_bad(ctx.bad, total, "questions")
+    members = Counter(row.question.pair for row in good)
+    kept = [row for row in good if row.question.pair < 0 or members[row.question.pair] > 1]
+    used = list(dict.fromkeys(row.image for row in kept))
+    places = {path: place for place, path in enumerate(used)}
+    numbered = [replace(row.question, image=places[row.image]) for row in kept]
+    try:
+        return write_questions(ctx.directory, (images[path] for path in used), numbered)
+    except ValueError as error:
+        raise UserError(f"{config.path}: {error}") from None
+
+
+def read_rows(config: MllmQuestions, on_bad: Callable[[str, str], None]) -> Iterator[Row]:
+    """Yield the questions of a folder or file; `on_bad` gets (reason, where) of each that cannot be used.
+
+    Raises:
+        UserError: there is no such file, or it has another form.
+    """
+    path = Path(config.path).expanduser()
+    if path.suffix == ".jsonl":
+        yield from _read_lines(path, on_bad)
+    elif (path / MMVP_FILE).is_file():
+        yield from _read_mmvp(path, config.labels, on_bad)
+    else:
+        raise UserError(f"{path}: expected a folder with {MMVP_FILE}, or a file of JSON lines (.jsonl)")
+
+
+def _read_mmvp(folder: Path, labels: str, on_bad: Callable[[str, str], None]) -> Iterator[Row]:
+    file = folder / MMVP_FILE
+    table = list(csv.DictReader(io.StringIO(files.read_text(str(file)))))
+    if not table or missing(table[0]):
+        found = ", ".join(table[0]) if table else "no rows"
+        raise UserError(f"{file}: expected the columns {', '.join(MMVP_COLUMNS)}, got {found}")
+    images = next((folder / name for name in MMVP_FOLDERS if (folder / name).is_dir()), None)
+    if images is None:
+        raise UserError(f"{folder}: expected a folder of images, {' or '.join(MMVP_FOLDERS)}")
+    for row in table:
+        where = f"{file}: {row['Index']}"
+        try:
+            number = int(row["Index"])
+            answer = row["Correct Answer"].strip().lower()
+            if len(table) == MMVP_LENGTH and number in MMVP_CORRECTED:
+                right = MMVP_CORRECTED[number]
+                answer = right if labels == "corrected" else MMVP_LETTERS[1 - MMVP_LETTERS.index(right)]
+            question = Question(
+                key=str(number),
+                image=0,
+                text=f"{row['Question'].strip()} {row['Options'].strip()}",
+                options=MMVP_LETTERS,
+                answer=MMVP_LETTERS.index(answer),
+                pair=(number - 1) // 2,
+            )
+        except (ValueError, AttributeError, TypeError):
+            on_bad("unreadable_row", where)
+            continue
+        yield Row(images / f"{number}.jpg", question)
+
+
+def missing(row: dict[str, Any]) -> list[str]:
+    """Return the columns of MMVP that a row lacks."""
+    return [name for name in MMVP_COLUMNS if name not in row]
+
+
+def _read_lines(path: Path, on_bad: Callable[[str, str], None]) -> Iterator[Row]:
+    for number, line in enumerate(files.read_text(str(path)).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}: line {number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            on_bad("broken_json", where)
+            continue
+        try:
+            yield _row(record, str(number), path.parent)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            on_bad("unreadable_row", where)
+
+
+def _row(record: dict[str, Any], number: str, folder: Path) -> Row:
+    answer = record["answer"]
+    options = record.get("options", [answer])
+    texts = [record.get("question", ""), record.get("family", ""), *options]
+    if not all(isinstance(text, str) for text in texts) or isinstance(answer, bool):
+        raise TypeError("expected texts")
+    place = options.index(answer) if isinstance(answer, str) else int(answer)
+    pair = int(record.get("pair", -1))
+    key = str(record.get("key", number))
+    return Row(folder / record["image"], Question(key, 0, texts[0], options, place, texts[1], pair))
+
+
+def _decoded(rows: list[Row], on_bad: Callable[[str, str], None]) -> tuple[list[Row], dict[Path, bytes]]:
+    """Return the questions whose image can be read, and the images by address."""
+    images: dict[Path, bytes] = {}
+    good = []
+    for row in rows:
+        try:
+            if row.image not in images:
+                data = _bytes(row.image)
+                decode_image(data, str(row.image))
+                images[row.image] = data
+            good.append(row)
+        except BadSample as bad:
+            on_bad(bad.reason, bad.where)
+    return good, images
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return files.read_bytes(str(path))
+    except (OSError, UserError):
+        raise BadSample("missing_image", str(path)) from None

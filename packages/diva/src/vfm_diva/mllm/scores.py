@@ -1,0 +1,146 @@
+"""Scores of answered questions: MMVP's pair rule, and POPE's precision, recall and F1. Pure functions of arrays.
+
+Sources: Tong et al. 2024 (arXiv:2401.06209), section 3; Li et al. 2023, POPE (arXiv:2305.10355), section 4.
+"""
+
+# Q questions, P pairs, I images, R resamples
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vfm.eval import Accuracy, ResampledScore, Score, image_weights
+
+Booleans = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+
+
+def chosen(likelihoods: Sequence[float], answer: int) -> bool:
+    """Return whether the right option is likelier than each other one; equal likelihoods choose nothing."""
+    others = [value for place, value in enumerate(likelihoods) if place != answer]
+    return all(likelihoods[answer] > value for value in others)
+
+
+def pair_scores(
+    correct: Booleans, pairs: Sequence[tuple[int, int]], num_options: NDArray[np.int64], families: Sequence[str]
+) -> list[Score]:
+    """Return the share of pairs with both questions right: of all, and of each family if there are several.
+
+    Args:
+        correct: of each question, (Q,).
+        pairs: the two questions of each pair, (P, 2).
+        num_options: of each question, (Q,). Guesses of both questions are independent.
+        families: of each question, (Q,).
+    """
+    first, second = np.array(pairs).reshape(-1, 2).T
+    right, chance = correct[first] & correct[second], 1 / (num_options[first] * num_options[second])
+    return _by_family("pair_accuracy", right, chance, [families[place] for place in first])
+
+
+def question_scores(
+    correct: Booleans, images: NDArray[np.int64], num_options: NDArray[np.int64], families: Sequence[str]
+) -> list[Score]:
+    """Return the share of questions that are right: of all, and of each family if there are several.
+
+    Args:
+        correct: of each question, (Q,).
+        images: image of each question, (Q,); its questions are not independent.
+        num_options: of each question, (Q,).
+        families: of each question, (Q,).
+    """
+    return _by_family("accuracy", correct, 1 / num_options, families, images)
+
+
+def yes_no_scores(said_yes: Booleans, is_yes: Booleans, images: NDArray[np.int64]) -> list[Score]:
+    """Return precision, recall and F1 of "yes", and the share of questions answered by it.
+
+    Intervals and tests resample images, since the questions about one depend on each other. Where nothing is answered
+    by "yes", precision and F1 are 0.
+
+    Args:
+        said_yes: the answers, (Q,).
+        is_yes: the right answers, (Q,).
+        images: image of each question, (Q,).
+    """
+    counts = yes_no_counts(said_yes, is_yes, images)
+    share = float(is_yes.mean())
+    chances = {"precision": share, "recall": 0.5, "f1": share / (share + 0.5), "yes_share": 0.5}
+    return [
+        ResampledScore(
+            name,
+            float(rule(counts.sum(axis=0))),
+            len(counts),
+            partial(_resampled, rule, counts),
+            chance=chances[name],
+        )
+        for name, rule in YES_NO_RULES.items()
+    ]
+
+
+def yes_no_counts(said_yes: Booleans, is_yes: Booleans, images: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the number of true yes, false yes, false no and true no of each image, (I, 4)."""
+    _, places = np.unique(images, return_inverse=True)
+    kinds = np.where(said_yes, np.where(is_yes, 0, 1), np.where(is_yes, 2, 3))
+    counts = np.zeros((places.max() + 1, 4), dtype=np.int64)
+    np.add.at(counts, (places, kinds), 1)
+    return counts
+
+
+def precision(counts: ArrayLike) -> Floats:
+    """Return true yes / all said yes for counts (..., 4)."""
+    true_yes, false_yes, _, _ = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
+    return _ratio(true_yes, true_yes + false_yes)
+
+
+def recall(counts: ArrayLike) -> Floats:
+    """Return true yes / all that are yes for counts (..., 4)."""
+    true_yes, _, false_no, _ = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
+    return _ratio(true_yes, true_yes + false_no)
+
+
+def f1(counts: ArrayLike) -> Floats:
+    """Return the harmonic mean of precision and recall for counts (..., 4)."""
+    true_yes, false_yes, false_no, _ = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
+    return _ratio(2 * true_yes, 2 * true_yes + false_yes + false_no)
+
+
+def yes_share(counts: ArrayLike) -> Floats:
+    """Return the share of questions answered by yes for counts (..., 4)."""
+    array = np.asarray(counts, dtype=np.float64)
+    return _ratio(array[..., :2].sum(axis=-1), array.sum(axis=-1))
+
+
+YES_NO_RULES: dict[str, Callable[[ArrayLike], Floats]] = {
+    "precision": precision,
+    "recall": recall,
+    "f1": f1,
+    "yes_share": yes_share,
+}
+
+
+def _resampled(rule: Callable[[ArrayLike], Floats], counts: NDArray[np.int64], seed: int) -> Floats:
+    return rule(image_weights(len(counts), seed=seed) @ counts)
+
+
+def _ratio(part: Floats, whole: Floats) -> Floats:
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+
+
+def _by_family(
+    metric: str,
+    correct: Booleans,
+    chance: Floats,
+    families: Sequence[str],
+    groups: NDArray[np.int64] | None = None,
+) -> list[Score]:
+    names = list(dict.fromkeys(families))
+    parts = [(metric, np.ones(len(correct), dtype=bool))]
+    parts += [(f"{metric}/{name}", np.array([one == name for one in families])) for name in names if len(names) > 1]
+    return [
+        Accuracy(name, correct[those], None if groups is None else groups[those], chance=float(chance[those].mean()))
+        for name, those in parts
+    ]

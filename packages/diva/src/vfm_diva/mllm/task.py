@@ -1,0 +1,78 @@
+"""The training of a multimodal language model: the loss of its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from vfm.train import Batch, Frozen, Metrics, Task
+from vfm_diva.mllm.batches import MllmInputs
+from vfm_diva.mllm.model import Mllm
+from vfm_diva.stages_mllm import MllmCheckpoint
+
+
+class MllmTask(Task[MllmInputs]):
+    """Predicts the tokens of the answers, and the end after them.
+
+    Only what is trained is registered, so that checkpoints hold no vision tower.
+
+    Args:
+        model: the model; its tower stays frozen.
+        trains: `projector`, or `language_model` with its head and the projector.
+    """
+
+    def __init__(self, model: Mllm, trains: Literal["projector", "language_model"]) -> None:
+        super().__init__()
+        self.held = Frozen(model)
+        trained: dict[str, nn.Module] = {"projector": model.projector}
+        if trains == "language_model":
+            trained |= {"language_model": model.llava.model.language_model, "head": model.llava.lm_head}
+        self.trained = nn.ModuleDict(trained).requires_grad_(True)
+
+    @property
+    def model(self) -> Mllm:
+        """The model in training."""
+        return self.held.module
+
+    def forward(self, inputs: MllmInputs) -> tuple[Tensor, Metrics]:
+        """Return the mean loss of the answers' tokens, and the share of questions whose answer is likelier than not."""
+        losses = self.model.answer_losses(self.model.image_states(inputs.images), inputs.ids, inputs.answers)
+        sums = row_sums(losses, inputs.answers)
+        return losses.mean(), {"answer_likelihood": sums.neg().exp().mean()}
+
+    def micro_batch_weights(self, micro_batches: Sequence[Batch[MllmInputs]]) -> Tensor:
+        """Return the tokens per sample of each micro-batch, relative to the mean of the step over all processes.
+
+        So each token of the step has the same weight, as in one large batch.
+        """
+        counts = torch.stack([batch.inputs.answers.sum() for batch in micro_batches]).float()
+        sizes = torch.tensor([len(batch) for batch in micro_batches], device=counts.device)
+        mean = counts.sum() / sizes.sum()
+        if dist.is_initialized():
+            dist.all_reduce(mean)
+            mean /= dist.get_world_size()
+        return counts / sizes / mean
+
+    def encoder(self) -> Mllm:
+        """Return the model for evaluations during training."""
+        return self.model
+
+    def export(self, directory: Path) -> MllmCheckpoint:
+        """Write the model in transformers' layout."""
+        return self.model.save(directory)
+
+
+def row_sums(values: Tensor, answers: Tensor) -> Tensor:
+    """Return the sums over the tokens of each answer, (B,).
+
+    Args:
+        values: one per True of `answers`, row by row.
+        answers: the tokens that count, bool (B, T); the first column is never one.
+    """
+    rows = answers[:, 1:].nonzero()[:, 0]
+    return torch.zeros(len(answers), device=values.device).index_add(0, rows, values.detach())

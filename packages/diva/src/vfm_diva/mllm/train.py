@@ -1,0 +1,39 @@
+"""The work of `mllm.train`."""
+
+from __future__ import annotations
+
+from vfm.data import Questions
+from vfm.models import load_clip
+from vfm.plugin import Context, UserError
+from vfm.train import fit, is_main
+from vfm_diva.mllm.batches import QuestionBatches
+from vfm_diva.mllm.model import Mllm, Reading, build_mllm, load_mllm
+from vfm_diva.mllm.task import MllmTask
+from vfm_diva.stages_mllm import MllmCheckpoint, MllmTrain
+
+
+def train_mllm(config: MllmTrain, ctx: Context) -> MllmCheckpoint:
+    """Run `mllm.train`."""
+    questions = Questions(ctx.load(config.data))
+    if not len(questions):
+        raise UserError(f"{config.data}: the dataset has no questions to train on")
+    model = build(config, ctx, questions)
+    if config.grad_checkpointing:
+        model.llava.model.language_model.gradient_checkpointing_enable()
+    task = MllmTask(model, config.trains)
+    data = QuestionBatches(questions, model.encoder, model.preprocess, config.seed, config.global_batch_size)
+    fit(task, data, config, ctx)
+    if is_main():
+        trained = sum(param.numel() for param in task.parameters())
+        ctx.log(f"{trained:,} weights trained, {model.encoder.num_image_tokens} tokens for each image")
+    return task.export(ctx.directory)
+
+
+def build(config: MllmTrain, ctx: Context, questions: Questions) -> Mllm:
+    """Return the model that a training begins with."""
+    if config.init:
+        return load_mllm(ctx.load(config.init))
+    assert config.vision
+    texts = {text for item in questions.items for text in (item.text, *item.options)}
+    reading = Reading(config.layer, config.tokens, config.prompt, config.pad)
+    return build_mllm(load_clip(ctx.load(config.vision)), config.language_model, sorted(texts), reading, config.seed)

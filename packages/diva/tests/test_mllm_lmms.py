@@ -1,0 +1,166 @@
+"""`eval.lmms` on logs in lmms-eval's form, and on a program that writes them: scores, paired tests, what is missing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+import diva_toy
+import lmms_look_alike
+from vfm.artifacts import ExportedModel
+from vfm.plugin import Artifact, Context, Preflight, Report, UserError
+from vfm_diva.mllm.lmms import lmms_command
+from vfm_diva.mllm.lmms_logs import letter_of, option_of, pope_says_yes, says
+from vfm_diva.stages_mllm import LMMS_VERSION, EvalLmms
+
+TASKS = list(lmms_look_alike.TASKS)
+
+
+def right(index: int, truth: str) -> str:
+    return truth
+
+
+def half(index: int, truth: str) -> str:
+    """Right except for every fourth item."""
+    return "I cannot say" if index % 4 == 0 else truth
+
+
+def logs_of(folder: Path, reply: lmms_look_alike.Reply, tasks: list[str] = TASKS) -> str:
+    for task in tasks:
+        lmms_look_alike.write_log(folder, task, lmms_look_alike.TASKS[task](reply))
+    return str(folder)
+
+
+def config(**changes: Any) -> EvalLmms:
+    return EvalLmms(name="lmms", **{"tasks": TASKS, **changes})
+
+
+def run(stage: EvalLmms, folder: Path, **inputs: Artifact) -> Report:
+    made: Report = diva_toy.run(stage, folder, **inputs)
+    return made
+
+
+def test_logs_get_scores_and_paired_tests(tmp_path: Path) -> None:
+    logs = {"before": logs_of(tmp_path / "before", half), "after": logs_of(tmp_path / "after", right)}
+    report = run(config(logs=logs), tmp_path / "report")
+    found = {name: {m.name: m.value for m in report.metrics if m.model == name} for name in logs}
+    assert all(found["after"][f"{task}"] == 1 for task in ("mmvp_pair_accuracy", "pope_adv_f1", "mme_pair_accuracy"))
+    assert found["before"]["mmvp_accuracy"] == 0.75
+    assert found["before"]["mmvp_pair_accuracy"] == 0.5  # items 0, 4, 8, ... are of different pairs
+    assert found["before"]["pope_adv_accuracy"] == 0.75 + 0.25  # "I cannot say" is a yes by LLaVA's rule, and right
+    assert found["before"]["mme_pair_accuracy/existence"] == 0.5
+    # Wrong are items 0, 4 and 8 of two copies of six questions: question 0, 4 and 2.
+    assert found["before"]["mmbench_en_dev_static_circular_accuracy"] == 0.5
+    pairs = next(one for one in report.comparisons if one.metric == "mmvp_pair_accuracy")
+    assert (pairs.model, pairs.difference, pairs.test) == ("after", 0.5, "exact McNemar")
+    assert pairs.p_value == pytest.approx(2**-9)  # ten pairs won, none lost
+    assert (report.path / "predictions/mmvp.parquet").is_file()
+
+
+def test_the_program_runs_once_per_task_and_model(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    command = [sys.executable, lmms_look_alike.__file__]
+    stage = config(folders={name: str(tmp_path / name) for name in ("one", "two")}, command=command)
+    report = run(stage, tmp_path / "report")
+    found = {m.name: m.value for m in report.metrics if m.model == "two"}
+    assert 0.5 < found["mmvp_pair_accuracy"] < 1
+    files = list((tmp_path / "report/work/lmms").rglob("*.jsonl"))
+    assert len(files) == 8
+    before = {file: file.stat().st_mtime_ns for file in files}
+    run(stage, tmp_path / "report")  # after a crash, what is complete stays
+    assert {file: file.stat().st_mtime_ns for file in files} == before
+    (tmp_path / "two/config.json").unlink()
+    with pytest.raises(UserError, match="two: lmms-eval ended with code 1 in mmvp: OSError: no config"):
+        run(stage, tmp_path / "again")
+
+
+def test_the_command_pins_its_environment_and_names_the_folder(tmp_path: Path) -> None:
+    words = lmms_command(config(folders={"a": str(tmp_path)}, limit=8), tmp_path, "mmvp", tmp_path / "out")
+    assert words[:3] == ["uvx", "--from", f"lmms_eval[video-legacy]=={LMMS_VERSION}"]
+    assert words[words.index("--model_args") + 1] == f"pretrained={tmp_path},device=cpu,dtype=float32"
+    assert words[-2:] == ["--limit", "8"]
+    with pytest.raises(UserError, match="separates its arguments by commas"):
+        lmms_command(config(folders={"a": "x"}), tmp_path / "a,b", "mmvp", tmp_path)
+
+
+def test_preflight_says_in_a_line_what_is_missing(tmp_path: Path) -> None:
+    def line(**changes: Any) -> str:
+        with pytest.raises(UserError) as caught:
+            config(**changes).preflight(Preflight({}, {}))
+        return str(caught.value)
+
+    assert "uvx-is-absent is not installed" in line(folders={"a": str(tmp_path)}, command=["uvx-is-absent"])
+    assert "has no config.json" in line(folders={"a": str(tmp_path)}, command=[sys.executable])
+    logs = logs_of(tmp_path / "logs", right, ["mmvp"])
+    assert "has no *_samples_pope_adv.jsonl" in line(logs={"a": logs}, tasks=["mmvp", "pope_adv"])
+    config(logs={"a": logs}, tasks=["mmvp"]).preflight(Preflight({}, {}))
+    assert "named twice" in line(logs={"a": logs}, folders={"a": logs}, tasks=["mmvp"])
+    with pytest.raises(ValidationError, match="expected models, folders or logs"):
+        config()
+
+
+def test_logs_of_other_items_or_damaged_ones_are_one_line(tmp_path: Path) -> None:
+    logs = {"one": logs_of(tmp_path / "one", right, ["mmvp"]), "two": logs_of(tmp_path / "two", right, ["mmvp"])}
+    file = next((tmp_path / "two").rglob("*.jsonl"))
+    whole = file.read_text().splitlines()
+
+    def line(lines: list[str]) -> str:
+        file.write_text("\n".join(lines) + "\n")
+        with pytest.raises(UserError) as caught:
+            run(config(logs=logs, tasks=["mmvp"]), tmp_path / "report")
+        return str(caught.value)
+
+    assert "only one has item 39 (40 and 39 items)" in line(whole[:-1])
+    other = json.dumps({**json.loads(whole[3]), "doc_hash": "0"})
+    assert "item 3 is another one for one than for two" in line([*whole[:3], other, *whole[4:]])
+    assert "item 0 appears twice" in line([*whole, whole[0]])
+    assert "line 1: expected an item with doc_id" in line([whole[0][:40], *whole[1:]])
+    assert "not a log of mmvp: KeyError 'mmvp_pair_accuracy'" in line(
+        [json.dumps({k: v for k, v in json.loads(one).items() if "mmvp" not in k}) for one in whole]
+    )
+
+
+def test_the_newest_log_is_read(tmp_path: Path) -> None:
+    lmms_look_alike.write_log(tmp_path / "a", "mmvp", lmms_look_alike.mmvp(right), "20261102_090000")
+    lmms_look_alike.write_log(tmp_path / "a", "mmvp", lmms_look_alike.mmvp(half), "20261101_090000")
+    report = run(config(logs={"a": str(tmp_path / "a")}, tasks=["mmvp"]), tmp_path / "report")
+    assert report.metrics[0].value == 1
+
+
+@pytest.mark.parametrize(
+    ("reply", "letter"),
+    [
+        ("A", "A"), ("(a)", "A"), ("b.", "B"), ("B. Closed", "B"), ("The answer is (B).", "B"), ("Option A", "A"),
+        ("A person is sitting", ""), ("a dog", ""), ("I cannot say", ""), ("", ""), ("C: red", "C"),
+    ],
+)  # fmt: skip
+def test_letter_of_a_reply(reply: str, letter: str) -> None:
+    assert letter_of(reply) == letter
+
+
+def test_words_of_a_reply() -> None:
+    assert [pope_says_yes(reply) for reply in ("yes.", "Yes, there is", "No", "no, not here", "There is not. Yes")] == [
+        True, True, False, False, False,
+    ]  # fmt: skip
+    assert [says(reply) for reply in ("Yes", "no.", " NO, never", "maybe", "yesterday")] == ["yes", "no", "no", "", ""]
+    options = {"A": "a red car", "B": "a blue car", "C": "nan", "D": None}
+    assert option_of("It is a blue car.", options) == "B"
+    assert option_of("a red car or a blue car", options) == ""
+
+
+def test_a_model_of_an_earlier_stage_is_run(tmp_path: Path) -> None:
+    folder = tmp_path / "llava"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    made = ExportedModel.create(folder, format="llava")
+    stage = config(models=["llava"], tasks=["mmvp"], command=[sys.executable, lmms_look_alike.__file__])
+    context: Context = diva_toy.context(stage, tmp_path / "report", llava=made)
+    context.directory.mkdir(parents=True)
+    assert isinstance(stage.run(context), Report)
