@@ -40,6 +40,10 @@ TRAININGS = {
     "diva_retention": [
         "taught", "clip", "prior", "no_anchor", "cosine", "cosine_strong", "relational", "l2_sp", "lora", "last_block",
     ],
+    "mllm_tiny": [
+        "clip", "full", "prior", "feedback", "aligned_clip", "aligned_feedback", "patches_clip", "patches_feedback",
+        *(f"class_{arm}" for arm in ("clip", "feedback", "full", "untrained")),
+    ],
 }  # fmt: skip
 MADE = ["pool.num_samples=300", "pool.samples_per_shard=100", "val.num_samples=72"]
 DETAILED = [
@@ -74,6 +78,11 @@ DATA = {  # the others': MADE
         *(f"captions_{number}.num_samples=128" for number in (500, 2000, 20000)),
         *(f"prior_{number}.{setting}" for number in (0, 500, 2000, 20000) for setting in SMALL_PRIOR),
     ],
+    "mllm_tiny": [
+        "pool.num_samples=300", "pool.samples_per_shard=100", "full_captions.num_samples=300",
+        "clip.global_batch_size=16", "full.global_batch_size=16", *(f"prior.{setting}" for setting in SMALL_PRIOR),
+        *(f"{name}.pairs_per_family=4" for name in ("asked", "test")),
+    ],
     "diva_retention": [
         *SHORT, "full_captions.num_samples=300", *(f"prior.{setting}" for setting in SMALL_PRIOR), *ENDS,
     ],
@@ -92,6 +101,7 @@ SCORES = {
     "diva_tiny_varied": "mmvp_without_forgetting",
     "diva_sweep": "pair_accuracy/orientation",
     "diva_retention": "pair_accuracy/orientation",
+    "mllm_tiny": "pair_accuracy",
 }
 
 

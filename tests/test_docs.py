@@ -57,6 +57,8 @@ COMMANDS = {
     " --set 'pool.texts={en: json.en}' --set 'val.texts={en: json.en}'": CLAIM,
     "uv run vfm run diva_tiny": CLAIM,
     "uv run vfm run diva_tiny_varied": CLAIM,
+    "uv run vfm run diva_sweep --set seeds=[10]": CLAIM,
+    "uv run vfm run mllm_tiny": CLAIM,
     "uv run vfm eval clip_flickr=store/runs/clip_flickr/artifacts/clip --suite small --root ."
     " --name eval_small": "{} --dry-run",
     "uv run vfm run clip_flickr --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
