@@ -158,32 +158,6 @@ def _segmenter(file: Path) -> None:
     torch.save({"state_dict": weights}, file)
 
 
-def _videos(folder: Path) -> None:
-    """Two classes of clips, and a file that is none."""
-    grey = np.arange(60, 220, 20, dtype=np.uint8)[:, None, None, None]
-    for name, order in (("brighter", 1), ("darker", -1)):
-        (folder / name).mkdir(parents=True)
-        for number in range(4):
-            frames = np.broadcast_to(grey[::order] + number, (8, 32, 32, 3))
-            (folder / name / f"{number}.mp4").write_bytes(encode_video(np.ascontiguousarray(frames), 8))
-    (folder / "darker/none.mp4").write_bytes(b"none")
-
-
-def _segmenter(file: Path) -> None:
-    """UperNet on a small encoder under the names of EVA-02's released files, for the four classes of the scenes."""
-    from vfm_eva.segment.model import build_upernet
-    from vfm_eva.stages_segment import UperNetSegmentation
-
-    settings = UperNetSegmentation(layers=[0, 0, 1, 1], channels=8)
-    model = build_upernet(settings, build_vision("eva02_pico_patch8_32", num_classes=0, seed=0), 4, frozen=False)
-    encoder = model.encoder.visual.state_dict()
-    weights = {f"backbone.{key}": value for key, value in encoder.items() if not key.startswith(("norm", "fc_norm"))}
-    for key, value in model.head.state_dict().items():
-        name = re.sub(r"^resample\.(\d)", lambda found: f"backbone.fpn{int(found[1]) + 1}", key)
-        weights[name.replace("decode.", "decode_head.").replace("auxiliary.", "auxiliary_head.")] = value
-    torch.save({"state_dict": weights}, file)
-
-
 def _detector(file: Path) -> None:
     """A detector on a small encoder under the names of EVA-02's released files, for the four classes of the scenes."""
     from vfm_eva.detect.checkpoint import build_detector
