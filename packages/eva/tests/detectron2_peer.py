@@ -22,6 +22,7 @@ ORDER, NUM_FEDERATED = (4, 5, 3, 0, 1, 2), 6  # in which the federated loss take
 SCORE, MAX_DETECTIONS = 0.05, 30
 FILE = Path(__file__).with_name("detectron2_cascade.json")
 SIZES = [(SIDE, SIDE), (SIDE, 56)]
+Data = tuple[list[Tensor], list[Tensor], list[dict[str, Tensor]]]
 
 
 def draw(shape: tuple[int, ...], number: int) -> Tensor:
@@ -41,7 +42,7 @@ def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
     return found
 
 
-def inputs() -> tuple[list[Tensor], list[Tensor], list[dict[str, Tensor]]]:
+def inputs() -> Data:
     """Return maps, proposals and objects of two images."""
     maps = [draw((2, CHANNELS, SIDE // stride, SIDE // stride), 100 + stride) for stride in STRIDES]
 
@@ -113,31 +114,42 @@ def instances(size: tuple[int, int], **fields: Any) -> Any:
     return Instances(size, **fields)
 
 
-def train_and_detect(heads: Any, data: Any = None) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
-    """Return detectron2's losses and detections."""
+def train(heads: Any, data: Data | None = None) -> dict[str, Tensor]:
+    """Return detectron2's losses."""
     from detectron2.structures import BitMasks, Boxes
     from detectron2.utils.events import EventStorage
 
     maps, proposals, truths = data or inputs()
-    features = {f"p{level}": one for level, one in zip(range(2, 6), maps, strict=True)}
-    sizes = [(SIDE, SIDE)] * len(proposals)
     given = [
-        instances(size, proposal_boxes=Boxes(box.clone()), objectness_logits=torch.zeros(len(box)))
-        for size, box in zip(sizes, proposals, strict=True)
+        instances((SIDE, SIDE), proposal_boxes=Boxes(box.clone()), objectness_logits=torch.zeros(len(box)))
+        for box in proposals
     ]
     targets = [
-        instances(size, gt_classes=one["labels"], gt_boxes=Boxes(one["boxes"].clone()), gt_masks=BitMasks(one["masks"]))
-        for size, one in zip(sizes, truths, strict=True)
+        instances(
+            (SIDE, SIDE),
+            gt_classes=one["labels"],
+            gt_boxes=Boxes(one["boxes"].clone()),
+            gt_masks=BitMasks(one["masks"]),
+        )
+        for one in truths
     ]
     with EventStorage():
-        _, losses = heads.train()(None, features, list(given), targets)
-    tests = [
+        _, losses = heads.train()(None, named(maps), given, targets)
+    return dict(losses)
+
+
+def detect(heads: Any, data: Data | None = None) -> list[dict[str, Tensor]]:
+    """Return detectron2's detections."""
+    from detectron2.structures import Boxes
+
+    maps, proposals, _ = data or inputs()
+    given = [
         instances(size, proposal_boxes=Boxes(box.clone()), objectness_logits=torch.zeros(len(box)))
         for size, box in zip(SIZES, proposals, strict=True)
     ]
     with torch.no_grad():
-        found, _ = heads.eval()(None, features, tests)
-    return losses, [
+        found, _ = heads.eval()(None, named(maps), given)
+    return [
         {
             "labels": one.pred_classes,
             "scores": one.scores,
@@ -146,6 +158,11 @@ def train_and_detect(heads: Any, data: Any = None) -> tuple[dict[str, Tensor], l
         }
         for one in found
     ]
+
+
+def named(maps: list[Tensor]) -> dict[str, Tensor]:
+    """Return the maps by detectron2's names of the levels."""
+    return {f"p{level}": one for level, one in zip(range(2, 6), maps, strict=True)}
 
 
 def in_order(chances: Tensor, number: int, replacement: bool) -> Tensor:
@@ -162,7 +179,7 @@ def results(mode: str) -> dict[str, Any]:
     }
     heads.load_state_dict(weights(shapes), strict=False)
     with mock.patch.object(torch, "multinomial", in_order):
-        losses, detections = train_and_detect(heads)
+        losses, detections = train(heads), detect(heads)
     return {
         "shapes": {name: list(shape) for name, shape in shapes.items()},
         "losses": {name: float(value.detach()) for name, value in losses.items()},

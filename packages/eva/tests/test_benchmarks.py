@@ -52,7 +52,14 @@ def test_memory_is_measured_by_case_and_counted_by_recipe(tmp_path):
     assert 237e6 < row["activations with grad_checkpointing"] < row["activations"] / 2
 
 
-@pytest.mark.parametrize("name", ["masks", "memory", "pretrain"])
+def test_queries_and_windows_are_timed_beside_their_peers(tmp_path):
+    found = run("segment_speed", tmp_path, "--quick")
+    (step,), (encoder,) = found["steps"].values(), found["windows"].values()
+    assert step["ratio"] == step["transformers"] / step["vfm"]
+    assert encoder["ratio"] == encoder["global"] / encoder["windows"]
+
+
+@pytest.mark.parametrize("name", ["masks", "memory", "pretrain", "segment_speed"])
 def test_results_in_the_repository_are_complete(name):
     assert (BENCHMARKS / "results" / f"{name}.md").is_file()
     assert json.loads((BENCHMARKS / "results" / f"{name}.json").read_text(encoding="utf-8"))
@@ -61,3 +68,8 @@ def test_results_in_the_repository_are_complete(name):
 def test_jitter_runs_beside_torchvisions_classes(tmp_path):
     found = run("jitter", tmp_path, "--quick")
     assert len(found["64"]) == 3
+
+
+def test_cascade_runs_without_its_peer(tmp_path):
+    found = run("cascade", tmp_path, "--quick")
+    assert all(found[mode]["vfm step"] > 0 for mode in ("softmax", "sigmoid"))

@@ -18,6 +18,7 @@ from vfm.plugin import AnnotatedImages, DenseCheckpoint, Event, Preflight, UserE
 from vfm.stages.annotated import ShapesScenes
 from vfm.stages.evaluation import Detection
 from vfm.train import SampleDraw
+from vfm_eva.detect.cascade import Truth
 from vfm_eva.detect.checkpoint import build_detector, read_detector
 from vfm_eva.detect.eva_layout import head_name, official_name
 from vfm_eva.detect.federated import draw_order, federated_mask
@@ -230,6 +231,24 @@ def test_samples_are_pure_and_what_no_map_depends_on_is_not_trained(scenes, enco
     frozen = {name for name, one in task.model.encoder.visual.named_parameters() if not one.requires_grad}
     assert frozen
     assert all(name.startswith(("norm.", "fc_norm.", "cls_token", "head.")) for name in frozen)
+
+
+def test_boxes_have_32_bits_in_half_precision(scenes, encoder):
+    model = build_detector(load_vision(encoder), len(scenes.class_names), DetectorSettings.model_validate(SMALL))
+    dtypes: list[torch.dtype] = []
+    anchors = model.head.proposals.anchor_generator
+    anchors.register_forward_hook(lambda module, given, found: dtypes.extend(one.dtype for one in found))
+    pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    truth = Truth(torch.tensor([0]), torch.tensor([[3.0, 4.0, 20.0, 25.0]]), torch.ones(1, 32, 32, dtype=torch.bool))
+    losses = {}
+    for half in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            losses[half] = model.train().losses(pixels, [truth], [(32, 32)])
+    assert set(dtypes) == {torch.float32}
+    for name, loss in losses[True].items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, losses[False][name], rtol=0.1, atol=0.02)
 
 
 def released(model: torch.nn.Module) -> dict[str, torch.Tensor]:

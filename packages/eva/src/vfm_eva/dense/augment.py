@@ -181,8 +181,10 @@ def draw_distortion(rng: np.random.Generator, probability: float = 0.5) -> Disto
     chance, at = rng.random(4), rng.random(4)
     ranges = np.array([(0.875, 1.125), (0.5, 1.5), (0.5, 1.5), (-0.05, 0.05)])
     values = (ranges[:, 0] + (ranges[:, 1] - ranges[:, 0]) * at).tolist()
-    drawn = [value if one < probability else None for value, one in zip(values, chance.tolist(), strict=True)]
-    return Distortion(*drawn, contrast_first=bool(rng.random() < 0.5))
+    brightness, contrast, saturation, hue = (
+        value if one < probability else None for value, one in zip(values, chance.tolist(), strict=True)
+    )
+    return Distortion(brightness, contrast, saturation, hue, contrast_first=bool(rng.random() < 0.5))
 
 
 def distort(image: Tensor, distortion: Distortion) -> Tensor:
@@ -231,4 +233,7 @@ def _place_mask(counts: bytes, box: NDArray[np.float64], placement: Placement, o
 def _nearest(start: int, stop: int, old: int, new: int) -> NDArray[np.int64]:
     """Return the source pixel of the pixels `start` to `stop` after a resize, as torch's `nearest` rounds."""
     step = np.float32(old) / np.float32(new)
-    return np.minimum(np.floor(np.arange(start, stop, dtype=np.float32) * step).astype(np.int64), old - 1)
+    found: NDArray[np.int64] = np.minimum(
+        np.floor(np.arange(start, stop, dtype=np.float32) * step).astype(np.int64), old - 1
+    )
+    return found

@@ -185,7 +185,7 @@ class CascadeHeads(nn.Module):
         pooled = pool_boxes(maps, self.strides, boxes, BOX_SIDE, aligned=self.aligned, samples=self.samples)
         if scale_gradient and pooled.requires_grad and len(self.stages) > 1:
             # The losses of the stages are added, so the maps get the mean of their gradients.
-            pooled.register_hook(lambda gradient: gradient / len(self.stages))
+            pooled.register_hook(lambda gradient: gradient / len(self.stages))  # type: ignore[no-untyped-call]
         scores, deltas = self.stages[stage](pooled)
         return scores.float(), deltas.float()
 

@@ -16,8 +16,10 @@ BOX_SIDE, MASK_SIDE = 7, 14  # of the pooled features; a mask has twice the side
 
 def conv(channels: int, out: int) -> nn.Sequential:
     """Return a 3 x 3 convolution, a layer norm over channels, and a ReLU."""
-    layers = Conv2dNormActivation(channels, out, 3, norm_layer=_norm, activation_layer=nn.ReLU, inplace=False)
-    nn.init.kaiming_normal_(layers[0].weight, mode="fan_out", nonlinearity="relu")
+    layers: nn.Sequential = Conv2dNormActivation(
+        channels, out, 3, norm_layer=_norm, activation_layer=nn.ReLU, inplace=False
+    )
+    nn.init.kaiming_normal_(layers[0].weight, mode="fan_out", nonlinearity="relu")  # type: ignore[arg-type]
     return layers
 
 
@@ -74,8 +76,9 @@ class MaskHead(nn.Module):
 
 def split(values: Tensor, boxes: Sequence[Tensor]) -> list[Tensor]:
     """Split the rows of all images into those of each one."""
-    return list(values.split([len(one) for one in boxes]))
+    return list(values.split([len(one) for one in boxes]))  # type: ignore[no-untyped-call]
 
 
 def _norm(channels: int) -> nn.Module:
-    return LayerNorm2d(channels, eps=1e-6)
+    norm: nn.Module = LayerNorm2d(channels, eps=1e-6)
+    return norm

@@ -75,8 +75,12 @@ class Detector(nn.Module):
         return self.head.cascade.detect(maps[:-1], proposals, sizes, self.settings.selection)
 
     def _maps(self, pixels: Tensor) -> list[Tensor]:
-        """Return the maps of all levels; the coarsest has every second value of the one before."""
-        maps = self.head.pyramid(self.encoder(pixels)[0])
+        """Return the maps of all levels; the coarsest has every second value of the one before.
+
+        They have 32 bits in any precision, since anchors and boxes are computed in the type of the maps, and 8 bits
+        would round them to whole pixels.
+        """
+        maps = [one.float() for one in self.head.pyramid(self.encoder(pixels)[0])]
         return [*maps, F.max_pool2d(maps[-1], kernel_size=1, stride=2)]
 
 

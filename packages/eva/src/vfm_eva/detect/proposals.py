@@ -13,7 +13,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from vfm_eva.detect.settings import Proposals
 
 
-class ExactAnchors(AnchorGenerator):
+class ExactAnchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has no types
     """Anchors whose corners are not rounded to whole pixels, as in detectron2."""
 
     def generate_anchors(
@@ -30,7 +30,7 @@ class ExactAnchors(AnchorGenerator):
         return torch.stack([-widths, -heights, widths, heights], dim=1) / 2
 
 
-class ProposalHead(RPNHead):
+class ProposalHead(RPNHead):  # type: ignore[misc]  # torchvision has no types
     """torchvision's head; boxes are computed in 32 bits whatever the precision of the maps."""
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -39,7 +39,7 @@ class ProposalHead(RPNHead):
         return [one.float() for one in objectness], [one.float() for one in deltas]
 
 
-class ProposalNetwork(RegionProposalNetwork):
+class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]  # torchvision has no types
     """torchvision's network whose box loss is L1, and both losses are divided by the number of wanted samples."""
 
     def compute_loss(
@@ -58,7 +58,7 @@ def build_proposals(settings: Proposals, channels: int, strides: tuple[int, ...]
     """Build the network for maps of these strides."""
     sides = tuple((settings.anchor_scale * stride,) for stride in strides)
     ratios = (tuple(settings.aspect_ratios),) * len(strides)
-    anchors = ExactAnchors(sides, ratios)  # type: ignore[arg-type]
+    anchors = ExactAnchors(sides, ratios)
     head = ProposalHead(channels, len(settings.aspect_ratios), settings.num_convs)
     # A test takes fewer candidates of a level than a training, as in detectron2.
     before = {"training": settings.before_nms, "testing": max(1, settings.before_nms // 2)}

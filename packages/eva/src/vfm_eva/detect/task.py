@@ -66,7 +66,7 @@ class DetectTask(Task[DetectionInputs]):
         self.preprocess = vision_preprocess(model.encoder.visual)
         freeze_unused(model.encoder)
         if freeze_patch_embed:
-            model.encoder.visual.patch_embed.requires_grad_(False)  # type: ignore[union-attr]
+            model.encoder.visual.patch_embed.requires_grad_(False)
         self.order: Tensor | None = None
 
     def forward(self, inputs: DetectionInputs) -> tuple[Tensor, Metrics]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -122,7 +123,8 @@ def _model(config: EvaDetect, ctx: Context, data: AnnotatedImages) -> Detector:
 def _build_encoder(config: EvaDetect, folder: Path, *, load: bool = False) -> nn.Module:
     """Build an encoder, with its patches resampled if other ones are wanted; its grid stays the same."""
     own = vision_tower(build_vision(f"local-dir:{folder}"))
-    size, arguments = config.patch_size or own.patch_size[0], {"drop_path_rate": config.drop_path}
+    size = config.patch_size or own.patch_size[0]
+    arguments: dict[str, Any] = {"drop_path_rate": config.drop_path}
     if size == own.patch_size[0]:
         return load_vision(folder, **arguments) if load else build_vision(f"local-dir:{folder}", **arguments)
     made = build_vision(f"local-dir:{folder}", image_size=size * own.grid[0], patch_size=size, **arguments)
