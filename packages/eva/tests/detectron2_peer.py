@@ -178,11 +178,16 @@ def results(mode: str) -> dict[str, Any]:
         name: tuple(value.shape) for name, value in heads.state_dict().items() if "fed_loss_cls_weights" not in name
     }
     heads.load_state_dict(weights(shapes), strict=False)
+    maps, proposals, truths = inputs()
+    maps = [one.requires_grad_() for one in maps]
     with mock.patch.object(torch, "multinomial", in_order):
-        losses, detections = train(heads), detect(heads)
+        losses = train(heads, (maps, proposals, truths))
+    torch.stack(list(losses.values())).sum().backward()
+    detections = detect(heads)
     return {
         "shapes": {name: list(shape) for name, shape in shapes.items()},
         "losses": {name: float(value.detach()) for name, value in losses.items()},
+        "gradients": [float(one.grad.abs().sum()) for one in maps],
         "detections": [
             {
                 "labels": one["labels"].tolist(),

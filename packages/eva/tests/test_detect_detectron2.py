@@ -40,6 +40,7 @@ def test_losses_of_all_stages_and_detections_equal_detectron2s(mode):
     given = expected(mode)
     heads = heads_with(mode, given["shapes"])
     maps, proposals, truths = peer.inputs()
+    maps = [one.requires_grad_() for one in maps]
     order = torch.tensor(peer.ORDER)
     objects = [Truth(one["labels"], one["boxes"], one["masks"]) for one in truths]
     sizes = [(peer.SIDE, peer.SIDE)] * 2
@@ -50,6 +51,9 @@ def test_losses_of_all_stages_and_detections_equal_detectron2s(mode):
     assert set(names) == set(losses)
     for ours, theirs in names.items():
         assert losses[ours].item() == pytest.approx(given["losses"][theirs], rel=1e-5, abs=1e-6), ours
+    torch.stack(list(losses.values())).sum().backward()
+    for one, size in zip(maps, given["gradients"], strict=True):  # those of the stages are averaged, not added
+        assert one.grad.abs().sum().item() == pytest.approx(size, rel=1e-4)
     selection = Selection(score=peer.SCORE, max_detections=peer.MAX_DETECTIONS)
     with torch.no_grad():
         found = heads.eval().detect(maps, proposals, peer.SIZES, selection)
