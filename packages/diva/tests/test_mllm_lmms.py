@@ -76,8 +76,11 @@ def test_the_program_runs_once_per_task_and_model(tmp_path: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in files}
     run(stage, tmp_path / "report")  # after a crash, what is complete stays
     assert {file: file.stat().st_mtime_ns for file in files} == before
-    (tmp_path / "two/config.json").unlink()
-    with pytest.raises(UserError, match="two: lmms-eval ended with code 1 in mmvp: OSError: no config"):
+    failing = stage.model_copy(update={"command": [sys.executable, "-c", "import sys; sys.exit('OSError: full')"]})
+    with pytest.raises(UserError, match="one: lmms-eval ended with code 1 in mmvp: OSError: full"):
+        run(failing, tmp_path / "again")
+    (tmp_path / "one/config.json").unlink()
+    with pytest.raises(UserError, match=r"one: .* has no config\.json"):
         run(stage, tmp_path / "again")
 
 

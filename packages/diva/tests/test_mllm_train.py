@@ -13,8 +13,8 @@ from pydantic import ValidationError
 import diva_toy
 import mllm_toy
 from vfm.data import Question, Questions, write_questions
-from vfm.models import load_clip
-from vfm.plugin import ClipCheckpoint, QuestionDataset, UserError
+from vfm.models import build_clip, load_clip, save_clip
+from vfm.plugin import ClipCheckpoint, Preflight, QuestionDataset, UserError
 
 pytest.importorskip("transformers")
 
@@ -157,6 +157,15 @@ def test_yes_or_no_questions_have_f1(tmp_path: Path, clip: ClipCheckpoint, asked
     found = mllm_toy.values(report, "model")
     assert set(found) == {"accuracy", "precision", "recall", "f1", "yes_share"}
     assert found["accuracy"] == 0.5  # the same question twice about each image, with either answer
+
+
+def test_preflight_refuses_towers_that_transformers_has_no_layout_for(tmp_path: Path, clip: ClipCheckpoint) -> None:
+    vision = {"image_size": 32, "timm_model_name": "vit_pico_patch8_32"}
+    timm = save_clip(build_clip({**diva_toy.CLIP, "vision_cfg": vision, "custom_text": True}, seed=0), tmp_path)
+    config = mllm_toy.train_config()
+    config.preflight(Preflight({}, {"clip": clip.path}))
+    with pytest.raises(UserError, match="its vision tower is not open_clip's ViT"):
+        config.preflight(Preflight({}, {"clip": timm.path}))
 
 
 def test_what_does_not_fit_is_one_line(tmp_path: Path, clip: ClipCheckpoint, asked: QuestionDataset) -> None:

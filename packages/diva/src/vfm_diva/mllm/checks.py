@@ -1,4 +1,4 @@
-"""Checks of the stages for multimodal language models before a run; neither torch nor transformers is imported."""
+"""Checks of the stages for multimodal language models before a run; transformers is not imported."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
+from vfm.models import blueprint, find_format
 from vfm.plugin import AnnotatedImages, Preflight, UserError
 from vfm_diva.mllm.lmms_logs import find_log
 from vfm_diva.mllm.question_files import read_rows
@@ -14,12 +15,14 @@ from vfm_diva.stages_mllm import EvalLmms, EvalMllm, MllmPope, MllmQuestions, Ml
 
 
 def check_train(config: MllmTrain, ctx: Preflight) -> None:
-    """Check that transformers is installed, and that there are questions.
+    """Check that transformers is installed and has a layout for the vision tower, and that there are questions.
 
     Raises:
         UserError: one of these does not hold.
     """
     check_transformers(config.kind)
+    if clip := ctx.artifact(config.vision) if config.vision else None:
+        find_format("hf", blueprint(clip), str(config.vision))
     data = ctx.artifact(config.data)
     if data and not data.num_questions:
         raise UserError(f"{config.data}: the dataset has no questions to train on")

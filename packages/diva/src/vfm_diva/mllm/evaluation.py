@@ -57,7 +57,9 @@ def evaluate_mllm(config: EvalMllm, ctx: Context, models: Mapping[str, Mllm]) ->
     if alone := next((item for item in items if len(item.options) < 2), None):
         raise UserError(f"{config.data}: {alone.key} has one option; an evaluation needs two or more")
     found = {
-        name: [_squared(config, model, questions, part, name) for part in _parts(items, config.micro_batch_size)]
+        name: [
+            _read_and_compare(config, model, questions, part, name) for part in _parts(items, config.micro_batch_size)
+        ]
         for name, model in models.items()
     }
     likelihoods = {name: [row for part in parts for row in part] for name, parts in found.items()}
@@ -104,10 +106,10 @@ def option_likelihoods(
     return [part.tolist() for part in torch.split(values.cpu(), counts.tolist())]
 
 
-def _squared(
+def _read_and_compare(
     config: EvalMllm, model: Mllm, questions: Questions, items: Sequence[Question], name: str
 ) -> list[list[float]]:
-    """Return the likelihoods of a few questions."""
+    """Read the images of a few questions, and return the likelihoods of their options."""
     change = {"resize_mode": config.resize_mode} if config.resize_mode else {}
     preprocess = model.preprocess.model_copy(update=change)
     images = torch.stack([image_of(questions, item, preprocess) for item in items])

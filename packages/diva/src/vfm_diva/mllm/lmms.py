@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,6 +16,7 @@ from vfm_diva.mllm.lmms_logs import Item, check_same_items, find_log, judge, rea
 from vfm_diva.stages_mllm import EvalLmms
 
 LOG_FILE = "lmms_eval.log"
+OWN_PATHS = ("PYTHONPATH", "PYTHONHOME")  # would bring this environment's packages into the other one
 
 
 def evaluate_lmms(config: EvalLmms, ctx: Context) -> Report:
@@ -39,6 +41,8 @@ def run_lmms(config: EvalLmms, ctx: Context, name: str, folder: Path) -> Path:
     Raises:
         UserError: lmms-eval failed; the line has its last one.
     """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{name}: {folder} has no config.json; expected a LLaVA model in transformers' layout")
     out = ctx.work / "lmms" / name
     for number, task in enumerate(config.tasks):
         ctx.progress(number, len(config.tasks), "tasks", model=name)
@@ -47,7 +51,11 @@ def run_lmms(config: EvalLmms, ctx: Context, name: str, folder: Path) -> Path:
         (out / task).mkdir(parents=True, exist_ok=True)
         with (out / task / LOG_FILE).open("wb") as log:
             done = subprocess.run(
-                lmms_command(config, folder, task, out / task), stdout=log, stderr=subprocess.STDOUT, check=False
+                lmms_command(config, folder, task, out / task),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={name: value for name, value in os.environ.items() if name not in OWN_PATHS},
+                check=False,
             )
         if done.returncode:
             lines = (out / task / LOG_FILE).read_text(encoding="utf-8", errors="replace").split("\n")

@@ -39,7 +39,7 @@ def import_questions(config: MllmQuestions, ctx: Context) -> QuestionDataset:
     """Copy the questions and their images; a question without an image that can be read is left out, with its pair."""
     rows = list(read_rows(config, ctx.skip))
     total = len(rows) + ctx.bad.total()
-    good, images = _decoded(rows, ctx.skip)
+    good = _readable(rows, ctx.skip)
     ReadSettings(max_bad_fraction=config.max_bad_fraction).check_bad(ctx.bad, total, "questions")
     members = Counter(row.question.pair for row in good)
     kept = [row for row in good if row.question.pair < 0 or members[row.question.pair] > 1]
@@ -47,7 +47,7 @@ def import_questions(config: MllmQuestions, ctx: Context) -> QuestionDataset:
     places = {path: place for place, path in enumerate(used)}
     numbered = [replace(row.question, image=places[row.image]) for row in kept]
     try:
-        return write_questions(ctx.directory, (images[path] for path in used), numbered)
+        return write_questions(ctx.directory, (_bytes(path) for path in used), numbered)
     except ValueError as error:
         raise UserError(f"{config.path}: {error}") from None
 
@@ -123,7 +123,7 @@ def _row(record: dict[str, Any], number: str, folder: Path) -> Row:
     answer = record["answer"]
     options = record.get("options", [answer])
     texts = [record.get("question", ""), record.get("family", ""), *options]
-    if not all(isinstance(text, str) for text in texts) or isinstance(answer, bool):
+    if not isinstance(options, list) or not all(isinstance(text, str) for text in texts) or isinstance(answer, bool):
         raise TypeError("expected texts")
     place = options.index(answer) if isinstance(answer, str) else int(answer)
     pair = int(record.get("pair", -1))
@@ -131,20 +131,19 @@ def _row(record: dict[str, Any], number: str, folder: Path) -> Row:
     return Row(folder / record["image"], Question(key, 0, texts[0], options, place, texts[1], pair))
 
 
-def _decoded(rows: list[Row], on_bad: Callable[[str, str], None]) -> tuple[list[Row], dict[Path, bytes]]:
-    """Return the questions whose image can be read, and the images by address."""
-    images: dict[Path, bytes] = {}
+def _readable(rows: list[Row], on_bad: Callable[[str, str], None]) -> list[Row]:
+    """Return the questions whose image can be read; images are read again when they are written, not held."""
+    known: set[Path] = set()
     good = []
     for row in rows:
         try:
-            if row.image not in images:
-                data = _bytes(row.image)
-                decode_image(data, str(row.image))
-                images[row.image] = data
+            if row.image not in known:
+                decode_image(_bytes(row.image), str(row.image))
+                known.add(row.image)
             good.append(row)
         except BadSample as bad:
             on_bad(bad.reason, bad.where)
-    return good, images
+    return good
 
 
 def _bytes(path: Path) -> bytes:
