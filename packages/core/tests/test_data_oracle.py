@@ -16,7 +16,7 @@ import pytest
 
 from data_samples import context, encoded, members
 from vfm.config import UserError
-from vfm.data import REASONS, BadSample, Source, open_dataset, write_tar
+from vfm.data import REASONS, BadSample, Source, open_dataset, open_parquet, write_tar
 from vfm.data.choice_files import read_choices
 from vfm.stages.data import Images, Pairs
 from vfm.stages.labeled import Labeled
@@ -337,6 +337,14 @@ def damage_group(path: Path, group: int) -> None:
         place = chunk.dictionary_page_offset or chunk.data_page_offset
         data[place : place + 60] = bytes([255]) * 60
     path.write_bytes(data)
+
+
+def test_a_column_whose_name_is_no_utf_8_is_one_line(tmp_path):
+    file = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"größe": [1]}), file)
+    file.write_bytes(file.read_bytes().replace("größe".encode(), "größen".encode("latin-1").ljust(7)))
+    with pytest.raises(UserError, match=r"x\.parquet: not readable as parquet"):
+        open_parquet(str(file))
 
 
 def test_a_damaged_row_group_leaves_the_others_readable(tmp_path):

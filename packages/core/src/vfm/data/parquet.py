@@ -173,7 +173,7 @@ def open_parquet(path: str) -> Any:
             return pq.ParquetFile(path)
         filesystem, inside = files.filesystem(path)
         return pq.ParquetFile(inside, filesystem=filesystem)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:  # the last: a name that is not UTF-8
         if getattr(error, "errno", None) is not None:  # an error of the system, not of the file's content
             raise
         raise UserError(f"{path}: not readable as parquet: {' '.join(str(error).split())}") from None
