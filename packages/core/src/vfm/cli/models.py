@@ -129,8 +129,7 @@ def predict(
     names = read_classes(classes) if classes else []
     opened = read_images(images)
     if dense:
-        from vfm.cli.dense_prediction import predict_dense  # needs vfm-core[dense]
-
+        predict_dense = load_function("vfm.cli.dense_prediction:predict_dense")  # needs vfm-core[dense]
         predict_dense(dense, images, opened, open_device(device), out=out if draw else None, min_score=min_score)
         return
     encoder = open_encoder(model, pretrained, open_device(device))
