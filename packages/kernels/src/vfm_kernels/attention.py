@@ -28,6 +28,7 @@ def attention(
     positions: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     max_seqlen: int | None = None,
+    visible: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Compute `softmax(q k^T scale) v` for each head; rotary positions may rotate queries and keys first.
@@ -49,6 +50,8 @@ def attention(
         cu_seqlens: (S + 1,) int32, from 0 to N: boundaries of sequences that are concatenated in a batch of 1 and do
             not see each other; a sequence may be empty.
         max_seqlen: length of the longest sequence, which `cu_seqlens` gives only after a wait for the GPU; default N.
+        visible: booleans that are broadcast to (B, H, N, N), True where a query (row) sees a key (column); every query
+            must see a key. Not with `causal` or `cu_seqlens`.
         backend: name of the backend to use, as `explain` lists them; by default the first that can run and is expected
             to be fastest.
 
@@ -63,16 +66,33 @@ def attention(
     pattern = Pattern.from_arguments(
         q, k, v, causal, scale, sin, cos, num_prefix_tokens, positions, cu_seqlens, max_seqlen
     )
-    return backends.attend(q, k, v, pattern, backend)
+    if visible is not None:
+        _check_visible(visible, q, pattern)
+    return backends.attend(q, k, v, pattern, backend, visible)
 
 
-def attention_packed(qkv: Tensor, *, backend: str | None = None, **pattern: Any) -> Tensor:
+def _check_visible(visible: Tensor, q: Tensor, pattern: Pattern) -> None:
+    batch, num_tokens, num_heads, _ = q.shape
+    full = (batch, num_heads, num_tokens, num_tokens)
+    fits = visible.ndim == 4 and all(one in (1, size) for one, size in zip(visible.shape, full, strict=True))
+    if visible.dtype != torch.bool or not fits:
+        raise ValueError(
+            f"expected visible as booleans that are broadcast to {full}, got {visible.dtype} {tuple(visible.shape)}"
+        )
+    if pattern.causal or pattern.cu_seqlens is not None:
+        raise ValueError("visible excludes causal and cu_seqlens: put their masks into it")
+
+
+def attention_packed(
+    qkv: Tensor, *, visible: Tensor | None = None, backend: str | None = None, **pattern: Any
+) -> Tensor:
     """Compute `attention` of queries, keys and values that one linear layer wrote; their gradient is one buffer too.
 
     With three separate tensors, autograd would copy their gradients into one.
 
     Args:
         qkv: (B, N, 3, H, D).
+        visible: as for `attention`.
         backend: as for `attention`.
         **pattern: the other keywords of `attention`.
 
@@ -85,6 +105,8 @@ def attention_packed(qkv: Tensor, *, backend: str | None = None, **pattern: Any)
     if qkv.ndim != 5 or qkv.shape[2] != 3:
         raise ValueError(f"expected qkv of shape (B, N, 3, H, D), got {tuple(qkv.shape)}")
     q, k, v = qkv.unbind(2)
+    if visible is not None:
+        return attention(q, k, v, visible=visible, backend=backend, **pattern)
     checked = Pattern.from_arguments(q, k, v, **pattern)
     name = backends.choose(q, checked, backend)
     if not name.startswith("triton"):

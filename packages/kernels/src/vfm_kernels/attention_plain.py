@@ -12,7 +12,9 @@ from vfm_kernels.precision import at_least_fp32
 from vfm_kernels.rope import rotate_plain
 
 
-def attention_plain(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
+def attention_plain(
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, visible: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Compute attention and the base-2 logarithms of the softmax's sums.
 
     Args:
@@ -20,6 +22,7 @@ def attention_plain(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> tuple[
         k: like `q`.
         v: like `q`.
         pattern: mask, scale and angles.
+        visible: True where a query (row) sees a key (column), to be broadcast to (B, H, N, N); None: see `pattern`.
 
     Returns:
         out: (B, N, H, D).
@@ -27,6 +30,7 @@ def attention_plain(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> tuple[
     """
     with torch.autocast(q.device.type, enabled=False):
         scores = _scores(_rotated(q, pattern), _rotated(k, pattern), pattern)
+        scores = scores if visible is None else scores.masked_fill(~visible, float("-inf"))
         weights = scores.softmax(dim=-1).to(v.dtype)
         out = torch.einsum("bhnm,bmhd->bnhd", weights, v)
     return out, at_least_fp32(scores).logsumexp(dim=-1) / math.log(2)

@@ -32,13 +32,13 @@ class Backend:
     Attributes:
         name: value of `attention`'s `backend`.
         reasons: why it cannot take a problem; none if it can.
-        run: maps q, k, v (B, N, H, D) and the pattern to (B, N, H, D).
+        run: maps q, k, v (B, N, H, D) and the pattern to (B, N, H, D); a boolean mask follows if there is one.
         is_kernel: whether it is a kernel of ours, which `auto` takes only where it was measured to be the fastest.
     """
 
     name: str
     reasons: Callable[[Problem], Iterator[str]]
-    run: Callable[[Tensor, Tensor, Tensor, Pattern], Tensor]
+    run: Callable[..., Tensor]
     is_kernel: bool = False
 
     def not_supported_reasons(self, problem: Problem) -> list[str]:
@@ -48,6 +48,7 @@ class Backend:
 
 def _triton(problem: Problem) -> Iterator[str]:
     yield from problem.no_kernels
+    yield from _no_mask(problem)
     if problem.width % 8 or problem.width > WIDEST:
         yield f"heads of {problem.width}: the width must be a multiple of 8, at most {WIDEST}"
     if problem.device == "cuda" and problem.dtype not in HALF:
@@ -89,6 +90,12 @@ def _half_on_gpu(problem: Problem) -> Iterator[str]:
         yield f"{problem.dtype}: it supports fp16 and bf16"
     if problem.width % 8:
         yield f"heads of {problem.width}: the width must be a multiple of 8"
+    yield from _no_mask(problem)
+
+
+def _no_mask(problem: Problem) -> Iterator[str]:
+    if problem.masked:
+        yield "boolean masks are given to torch's own sdpa_efficient and sdpa only"
 
 
 def _sdpa_flash(problem: Problem) -> Iterator[str]:
@@ -143,16 +150,19 @@ BACKENDS = (
 BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, name: str | None) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, name: str | None, visible: Tensor | None = None
+) -> Tensor:
     """Compute `attention` by the named backend, or by the one that `choose` returns.
 
     Raises:
         ValueError: it cannot run; the message gives the reasons.
     """
-    return BY_NAME[choose(q, pattern, name)].run(q, k, v, pattern)
+    run = BY_NAME[choose(q, pattern, name, masked=visible is not None)].run
+    return run(q, k, v, pattern) if visible is None else run(q, k, v, pattern, visible)
 
 
-def choose(q: Tensor, pattern: Pattern, name: str | None) -> str:
+def choose(q: Tensor, pattern: Pattern, name: str | None, *, masked: bool = False) -> str:
     """Return the name of the backend for an attention: `name` if it is given, else by the choice of kernels.
 
     Raises:
@@ -163,7 +173,7 @@ def choose(q: Tensor, pattern: Pattern, name: str | None) -> str:
         return "sdpa"  # torch's own path, without the cost of the list
     batch, num_tokens, num_heads, width = map(int, q.shape)
     shape = (batch, num_tokens, num_heads, width, int(pattern.max_seqlen))
-    kind = (pattern.causal, pattern.cu_seqlens is not None, pattern.sin is not None)
+    kind = (pattern.causal, pattern.cu_seqlens is not None, pattern.sin is not None, masked)
     chosen: str = _chosen(q.device, q.dtype, shape, kind, name, choice)
     return chosen
 
@@ -179,7 +189,7 @@ def _cached_choice(
     device: torch.device,
     dtype: torch.dtype,
     shape: tuple[int, ...],
-    kind: tuple[bool, bool, bool],
+    kind: tuple[bool, bool, bool, bool],
     name: str | None,
     choice: Kernels,
 ) -> str:
@@ -200,7 +210,7 @@ def _cached_choice(
 
 def first_choice(problem: Problem, choice: Kernels) -> str | None:
     """Return the backend for a problem under a choice of kernels; None if kernels are forced and cannot run."""
-    if choice == "auto" and problem.device == "cuda":
+    if choice == "auto" and problem.device == "cuda" and not problem.masked:
         kind = (problem.causal, problem.varlen, problem.rope)
         measured = fastest_attention(architecture_of(problem.capability), problem.width, problem.longest, *kind)
         if measured is not None and not BY_NAME[measured].not_supported_reasons(problem):

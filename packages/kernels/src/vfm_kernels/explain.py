@@ -22,9 +22,10 @@ def explain(q: Tensor, k: Tensor, v: Tensor, **pattern: Any) -> None:
     Raises:
         ValueError: shapes do not fit.
     """
+    masked = pattern.pop("visible", None) is not None
     checked = Pattern.from_arguments(q, k, v, **pattern)
     sizes = (*map(int, q.shape), int(checked.max_seqlen))
-    kind = (checked.causal, checked.cu_seqlens is not None, checked.sin is not None)
+    kind = (checked.causal, checked.cu_seqlens is not None, checked.sin is not None, masked)
     print(report(problem_on(q.device, q.dtype, sizes, *kind)))
 
 
@@ -36,7 +37,13 @@ def report(problem: Problem, device_exists: bool = True) -> str:
         device_exists: whether this machine has the problem's device.
     """
     kind = ", ".join(
-        word for word, is_set in (("causal", problem.causal), ("variable length", problem.varlen)) if is_set
+        word
+        for word, is_set in (
+            ("causal", problem.causal),
+            ("variable length", problem.varlen),
+            ("boolean mask", problem.masked),
+        )
+        if is_set
     )
     where = f"sm_{problem.capability[0]}{problem.capability[1]}" if problem.device == "cuda" else problem.device
     dtype = str(problem.dtype).removeprefix("torch.")

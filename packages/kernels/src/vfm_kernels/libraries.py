@@ -66,10 +66,10 @@ def run_fa3(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
     return _flash_attention(flash_attn_interface, q, k, v, pattern, num_splits=1)
 
 
-def run_sdpa(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+def run_sdpa(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, visible: Tensor | None = None) -> Tensor:
     """Run torch's `scaled_dot_product_attention` with the kernel that torch chooses."""
     q, k = _rotated(q, pattern), _rotated(k, pattern)
-    mask = None if pattern.cu_seqlens is None else visible_keys(q, pattern)
+    mask = visible if pattern.cu_seqlens is None else visible_keys(q, pattern)
     q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
     causal = pattern.causal and mask is None
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=pattern.scale)
@@ -88,10 +88,10 @@ def run_sdpa_flash(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
         return run_sdpa(q, k, v, pattern)
 
 
-def run_sdpa_efficient(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+def run_sdpa_efficient(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, visible: Tensor | None = None) -> Tensor:
     """Run torch's `scaled_dot_product_attention` with its memory-efficient kernel."""
     with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
-        return run_sdpa(q, k, v, pattern)
+        return run_sdpa(q, k, v, pattern, visible)
 
 
 def run_xformers(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
@@ -104,9 +104,9 @@ def run_xformers(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
     return mixed
 
 
-def run_eager(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+def run_eager(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, visible: Tensor | None = None) -> Tensor:
     """Run the plain form."""
-    return attention_plain(q, k, v, pattern)[0]
+    return attention_plain(q, k, v, pattern, visible)[0]
 
 
 def _flash_attention(module: Any, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, **options: Any) -> Tensor:

@@ -22,6 +22,7 @@ class Problem:
         causal: a token sees only itself and earlier tokens.
         varlen: sequences of several lengths are concatenated in one row.
         rope: rotary positions rotate queries and keys first.
+        masked: a boolean mask says which keys each query sees.
     """
 
     shape: tuple[int, int, int, int]
@@ -33,6 +34,7 @@ class Problem:
     causal: bool = False
     varlen: bool = False
     rope: bool = False
+    masked: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -46,14 +48,20 @@ class Problem:
 
 
 def problem_on(
-    device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], causal: bool, varlen: bool, rope: bool
+    device: torch.device,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    causal: bool,
+    varlen: bool,
+    rope: bool,
+    masked: bool = False,
 ) -> Problem:
     """Return the problem of (B, N, H, D, longest sequence) on a device of this machine."""
     no_kernels = tuple(not_supported_reasons(torch.empty(0, dtype=dtype, device=device)))
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     batch, num_tokens, num_heads, width, longest = shape
     sizes = (batch, num_tokens, num_heads, width)
-    return Problem(sizes, dtype, device.type, capability, no_kernels, longest, causal, varlen, rope)
+    return Problem(sizes, dtype, device.type, capability, no_kernels, longest, causal, varlen, rope, masked)
 
 
 def hypothetical_problem(

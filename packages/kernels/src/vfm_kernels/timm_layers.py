@@ -39,7 +39,7 @@ class FusedEvaAttention(EvaAttention):  # type: ignore[misc]
         """Compute the same as timm's layer."""
         if not is_plain(self, attn_mask):
             return super().forward(x, rope=rope, attn_mask=attn_mask, is_causal=is_causal)  # type: ignore[no-any-return]
-        pattern: dict[str, Any] = {"causal": is_causal}
+        pattern: dict[str, Any] = {"causal": is_causal, "visible": attn_mask}
         if rope is not None:
             # (N, 2 D), or (B, 1, N, 2 D) with patch dropout; timm repeats each angle for both channels of a pair.
             sin, cos = (half[..., ::2] for half in (rope if rope.ndim == 2 else rope.squeeze(1)).chunk(2, dim=-1))
@@ -48,11 +48,11 @@ class FusedEvaAttention(EvaAttention):  # type: ignore[misc]
         if self.qkv is not None:
             bias = None if self.q_bias is None else torch.cat((self.q_bias, self.k_bias, self.v_bias))
             packed = F.linear(x, self.qkv.weight, bias).view(batch, num_tokens, 3, self.num_heads, -1)
-            mixed = attention_packed(packed, backend=backend_of(packed), **pattern)
+            mixed = attention_packed(packed, backend=backend_of(packed, attn_mask), **pattern)
         else:
             heads = (batch, num_tokens, self.num_heads, -1)
             q, k, v = (layer(x).view(heads) for layer in (self.q_proj, self.k_proj, self.v_proj))
-            mixed = attention(q, k, v, backend=backend_of(q), **pattern)
+            mixed = attention(q, k, v, backend=backend_of(q, attn_mask), **pattern)
         return projected(self, x, mixed)
 
 
@@ -65,7 +65,7 @@ class FusedAttention(Attention):  # type: ignore[misc]
             return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)  # type: ignore[no-any-return]
         batch, num_tokens, _ = x.shape
         packed = self.qkv(x).view(batch, num_tokens, 3, self.num_heads, self.head_dim)
-        kind: dict[str, Any] = {"causal": is_causal, "backend": backend_of(packed)}
+        kind: dict[str, Any] = {"causal": is_causal, "visible": attn_mask, "backend": backend_of(packed, attn_mask)}
         if isinstance(self.q_norm, nn.Identity):
             return projected(self, x, attention_packed(packed, **kind))
         q, k, v = packed.unbind(2)
@@ -147,12 +147,15 @@ def _of(tensor: Tensor | None, index: Tensor, batch: int) -> Tensor | None:
 
 
 def is_plain(layer: Any, attn_mask: Tensor | None) -> bool:
-    """Return whether our ops support this call of an attention: no mask, no dropout, no request for the weights."""
-    return attn_mask is None and layer.fused_attn and not (layer.training and layer.attn_drop.p > 0)
+    """Return whether our ops support this call of an attention: no mask but booleans, no dropout."""
+    masked = attn_mask is not None and (attn_mask.dtype != torch.bool or attn_mask.ndim != 4)
+    return not masked and layer.fused_attn and not (layer.training and layer.attn_drop.p > 0)
 
 
-def backend_of(heads: Tensor) -> str | None:
-    """Return torch's backend for fp32 on a GPU, where our kernels support half precision only; None elsewhere."""
+def backend_of(heads: Tensor, visible: Tensor | None = None) -> str | None:
+    """Return torch's backend where our kernels cannot run: fp32 on a GPU, and a boolean mask; None elsewhere."""
+    if visible is not None:
+        return "sdpa_efficient" if heads.device.type == "cuda" else "sdpa"
     return "sdpa_efficient" if heads.device.type == "cuda" and heads.dtype not in HALF else None
 
 
