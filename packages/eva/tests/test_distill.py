@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from vfm.cli import app
 from vfm.models import build_vision, save_vision
 
 TEACHER, STUDENT = "vit_pico_patch8_32", "eva02_pico_patch8_32"
+PHOTOGRAPHS = Path(__file__).parents[4] / "shared/data/flickr8k-dev.tar"
 SMALL = ["--steps", "2", "--batch", "8"]
 
 
@@ -83,3 +85,22 @@ def test_a_small_learning_rate_is_the_schedules_end_too(here: Path) -> None:
     assert distill(*words).exit_code == 0
     stages = yaml.safe_load((here / "distill.yaml").read_text())["stages"]
     assert float(stages[-1]["schedule"]["min_lr"]) == 1e-6
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS.is_file(), reason="needs the shared photographs")
+def test_200_real_photographs_in_a_flat_folder_become_an_encoder_and_a_probe(here: Path) -> None:
+    with tarfile.open(PHOTOGRAPHS) as tar:
+        texts = {Path(member.name).stem: member for member in tar if member.name.endswith(".txt")}
+        pictures = [member for member in tar if member.name.endswith(".jpg")]
+        for number, member in enumerate(pictures[:232]):
+            stem, image = Path(member.name).stem, tar.extractfile(member).read()
+            folder = Path("photographs")
+            if number >= 200:
+                caption = tar.extractfile(texts[stem]).read().decode()
+                folder = Path("seen", ("train", "test")[number % 2], "dog" if "dog" in caption else "other")
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{stem}.jpg").write_bytes(image)
+    words = ["photographs", "--teacher", "teacher", "--student", STUDENT, *SMALL]
+    done = distill(*words, "--probe", "seen/test", "--train", "seen/train")
+    assert done.exit_code == 0, done.output
+    assert {"lp_acc1", "knn_acc1"} <= set(done.output.split())
