@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import pickle
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,13 @@ def test_polygons_runs_and_strings_are_one_mask(tmp_path: Path) -> None:
     masks = AnnotatedSource(data).masks(0)
     assert len(masks) == 3
     assert (masks == mask).all()
+
+
+def test_a_worker_process_gets_the_address_and_not_the_tables(tmp_path: Path) -> None:
+    source = AnnotatedSource(read(tmp_path, coco(tmp_path / "coco", [BOX] * 200)))
+    pickled = pickle.dumps(source)
+    assert len(pickled) < 3000
+    assert len(pickle.loads(pickled).objects(0)) == len(source.objects(0)) == 200
 
 
 def test_crowds_keep_their_flag(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,9 @@ class AnnotatedSource:
         self.tables: Tables = read_tables(dataset.path)
         if dataset.has_images and len(self.source) != len(self):
             raise UserError(f"{dataset.path}: {len(self.source)} images, {len(self)} in its annotations")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return AnnotatedSource, (self.dataset,)  # a worker process reads the tables again, which may be large
 
     def __len__(self) -> int:
         return len(self.tables.images)
