@@ -162,6 +162,13 @@ def test_perfect_score_on_few_images_has_a_wide_interval() -> None:
     assert found.low == wilson_interval(10, 10)[0]
 
 
+def test_interval_of_equal_groups_claims_no_certainty() -> None:
+    # A model without sight answers one of the two questions of every pair rightly.
+    found = to_metric(Accuracy("accuracy", np.tile([True, False], 40), np.repeat(np.arange(40), 2)))
+    assert (found.value, found.n) == (0.5, 40)
+    assert (found.low, found.high) == pytest.approx(wilson_interval(20, 40))
+
+
 def test_accuracy_uses_wilson_for_items_and_bootstrap_for_captions() -> None:
     hits = np.arange(100) % 3 == 0
     alone = to_metric(Accuracy("acc1", hits, chance=0.1))

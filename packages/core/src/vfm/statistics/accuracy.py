@@ -42,6 +42,13 @@ class Accuracy:
         return self.classes is None and self.num_independent == len(self.correct)
 
     @property
+    def _equal_groups(self) -> bool:
+        """True if the same share of every group is right."""
+        _, places = np.unique(self.groups, return_inverse=True)
+        right = np.bincount(places, weights=self.correct) / np.bincount(places)
+        return bool(np.ptp(right) == 0)
+
+    @property
     def value(self) -> float:
         """Share right, 0 to 1."""
         return stratified_mean(self.correct, self.classes)
@@ -50,8 +57,8 @@ class Accuracy:
         """Return the 95 % interval: Wilson's, adapted for means over classes; a bootstrap for grouped items."""
         if self.classes is not None:
             return mean_per_class_interval(self.correct, self.classes)
-        # Where all items are equal a bootstrap has no spread and would claim certainty; Wilson's interval does not.
-        if self.independent or self.correct.all() or not self.correct.any():
+        # Where all groups are equal a bootstrap has no spread and would claim certainty; Wilson's interval does not.
+        if self.independent or self._equal_groups:
             return wilson_interval(round(self.value * self.num_independent), self.num_independent)
         return bootstrap_interval(self.correct, self.groups, seed=seed)
 

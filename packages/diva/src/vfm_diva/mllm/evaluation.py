@@ -25,7 +25,7 @@ from vfm.eval import (
     write_report,
 )
 from vfm.models import eval_mode
-from vfm.plugin import Context, Report, TablePanel, UserError
+from vfm.plugin import Context, Report, UserError
 from vfm.train import prepare_device
 from vfm_diva.mllm.batches import image_of
 from vfm_diva.mllm.model import Mllm, load_mllm
@@ -75,7 +75,6 @@ def evaluate_mllm(config: EvalMllm, ctx: Context, models: Mapping[str, Mllm]) ->
         )
         for name, right in correct.items()
     }
-    ctx.panel(_table_panel(results))
     if len(models) > 1 and not config.blind:
         _add_differing(ctx, questions, items, likelihoods)
     digests = [
@@ -169,21 +168,6 @@ def _table(
         "log_likelihoods": [list(row) for row in likelihoods],
         "correct": correct,
     }
-
-
-def _table_panel(results: Mapping[str, ModelResult]) -> TablePanel:
-    first = next(iter(results.values()))
-    rows: list[list[str | float | int | None]] = [
-        [
-            score.metric,
-            score.num_independent,
-            None if score.chance is None else round(100 * score.chance, 1),
-            *(round(100 * result.scores[place].value, 1) for result in results.values()),
-        ]
-        for place, score in enumerate(first.scores)
-    ]
-    note = "In percent; of a pair both questions must be right. A model without sight gets no pair right."
-    return TablePanel(title="Questions", note=note, order=30, columns=["score", "n", "chance", *results], rows=rows)
 
 
 def _add_differing(

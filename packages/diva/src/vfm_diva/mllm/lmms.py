@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from vfm.eval import Evaluated, ModelResult, Score, write_report
-from vfm.plugin import Artifact, Context, Report, TablePanel, UserError
+from vfm.plugin import Context, Report, UserError
 from vfm_diva.mllm.lmms_logs import Item, check_same_items, find_log, judge, read_log
 from vfm_diva.stages_mllm import EvalLmms
 
@@ -26,10 +26,7 @@ def evaluate_lmms(config: EvalLmms, ctx: Context) -> Report:
     folders |= {name: Path(folder) for name, folder in config.folders.items()}
     logs = {name: run_lmms(config, ctx, name, folder) for name, folder in folders.items()}
     logs |= {name: Path(folder) for name, folder in config.logs.items()}
-    evaluated = score_logs(config, logs)
-    ctx.panel(_table_panel(evaluated.results))
-    known: dict[str, Artifact] = dict(checkpoints)
-    return write_report(config, ctx, evaluated, known)
+    return write_report(config, ctx, score_logs(config, logs), checkpoints)
 
 
 def run_lmms(config: EvalLmms, ctx: Context, name: str, folder: Path) -> Path:
@@ -107,18 +104,3 @@ def score_logs(config: EvalLmms, logs: Mapping[str, Path]) -> Evaluated:
     for task in config.tasks:
         digest.update("".join(item.doc_hash for item in first_items[task]).encode())
     return Evaluated(digest.hexdigest(), results)
-
-
-def _table_panel(results: Mapping[str, ModelResult]) -> TablePanel:
-    first = next(iter(results.values()))
-    rows: list[list[str | float | int | None]] = [
-        [
-            score.metric,
-            score.num_independent,
-            None if score.chance is None else round(100 * score.chance, 1),
-            *(round(100 * result.scores[place].value, 1) for result in results.values()),
-        ]
-        for place, score in enumerate(first.scores)
-    ]
-    note = "lmms-eval's items, in percent; replies are scored by vfm's rules."
-    return TablePanel(title="Benchmarks", note=note, order=30, columns=["score", "n", "chance", *results], rows=rows)
