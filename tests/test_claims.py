@@ -83,7 +83,7 @@ DATA = {  # the others': MADE
     "mllm_tiny": [
         "pool.num_samples=300", "pool.samples_per_shard=100", "full_captions.num_samples=300",
         "clip.global_batch_size=16", "full.global_batch_size=16", *(f"prior.{setting}" for setting in SMALL_PRIOR),
-        *(f"{name}.pairs_per_family=4" for name in ("asked", "test")),
+        "asked.pairs_per_family=60", "test.pairs_per_family=4",  # the vocabulary is that of the training questions
     ],
     "diva_retention": [
         *SHORT, "full_captions.num_samples=300", *(f"prior.{setting}" for setting in SMALL_PRIOR), *ENDS,
@@ -92,7 +92,7 @@ DATA = {  # the others': MADE
 LABELS = [f"{name}.words=[circle, square, triangle, red, green, blue]" for name in ("nouns", "val_nouns")]
 FEW = [f"{arm}.global_batch_size=16" for arm in TRAININGS["metaclip_claim_pairs"]]
 OWN = {"metaclip_claim_pairs": [*LABELS, "curated.target_size=60", *FEW]}  # beside the user's own pairs
-ONE_SEED = {"metaclip_claim", "diva_sweep", "diva_retention", "vocabulary_claim"}  # many trainings, by the stages of diva_tiny, which has two seeds here
+ONE_SEED = {"metaclip_claim", "diva_sweep", "diva_retention", "mllm_tiny", "vocabulary_claim"}  # many trainings, by stages that have two seeds here
 SCORES = {
     "metaclip_claim": "acc1",
     "metaclip_claim_pairs": "lp_map/tail",
