@@ -162,6 +162,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, scenes, encoder) -> DenseC
 
 def test_checkpoint_holds_the_encoder_in_timms_layout_and_is_evaluated(tmp_path, trained, scenes, encoder):
     assert trained.tasks == ["boxes", "masks"]
+    assert len(list((trained.path / "pictures").glob("seen-*.jpg"))) == 4
     assert VisionCheckpoint.load(trained.path / "encoder").architecture == encoder.architecture
     before, after = load_vision(encoder).state_dict(), load_vision(trained.path / "encoder").state_dict()
     assert before.keys() == after.keys()

@@ -16,6 +16,7 @@ from vfm.plugin import AnnotatedImages, Context, DenseCheckpoint, Preflight, Use
 from vfm.train import TrainingData, fit, is_main
 from vfm_eva.detect.checkpoint import build_detector, load_head, read_settings
 from vfm_eva.detect.model import Detector
+from vfm_eva.detect.panels import first_samples_panel
 from vfm_eva.detect.repeat import RepeatedEpochs, repeat_factors
 from vfm_eva.detect.samples import MakeDetection, things_of
 from vfm_eva.detect.task import DetectTask
@@ -87,7 +88,10 @@ def detect_eva(config: EvaDetect, ctx: Context) -> DenseCheckpoint:
         images.epochs = RepeatedEpochs(images, factors, config.seed)
         if is_main():
             ctx.log(f"repeat factors: {factors.sum():.0f} images an epoch instead of {len(source)}")
-    fit(task, TrainingData.of(config, images, make), config, ctx)
+    batches = TrainingData.of(config, images, make)
+    if is_main():
+        ctx.panel(first_samples_panel(batches, data.class_names, ctx.directory))
+    fit(task, batches, config, ctx)
     return task.export(ctx.directory)
 
 
