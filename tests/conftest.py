@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from outside import PACKAGES, ROOT, call, checked
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let idle workers of pytest-xdist, if it is in use, take over tests: the default hands out pairs in order."""
+    """Let idle workers of pytest-xdist, if it is in use, take over tests; by default each keeps what it was given."""
     if getattr(config.option, "dist", "no") == "load":
         config.option.dist = "worksteal"
 
@@ -28,9 +29,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheels of all six packages."""
-    folder = tmp_path_factory.mktemp("wheels")
-    for package in PACKAGES:
-        built = call("uv", "build", "--wheel", "--quiet", "--out-dir", folder, f"packages/{package}", cwd=ROOT)
-        checked(built)
+    """A folder with the wheels of all six packages, built by the first worker that needs it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, part = shared / "wheels", base / "wheels.part"
+    with (shared / "wheels.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            for package in PACKAGES:
+                built = call("uv", "build", "--wheel", "--quiet", "--out-dir", part, f"packages/{package}", cwd=ROOT)
+                checked(built)
+            part.rename(folder)
     return folder
