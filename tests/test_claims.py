@@ -19,15 +19,22 @@ TRAININGS = {
         "random_words", "balanced_words",
     ],
     "metaclip_claim_pairs": ["matched", "random", "balanced"],
-    "eva_claim": [
-        "teacher", "eva", "from_eva", "from_scratch", "from_scratch_longer", "from_scratch_hot", "from_eva_hot",
+    "eva_claim": ["teacher", "eva", "scratch", "from_eva"],
+    "eva_claim_more": [
+        "teacher", "eva", "scratch", "from_eva", "eva_of_untrained", "eva_of_pairs", "scratch_longer",
+        *(f"from_{name}" for name in ("eva_gentle", "untrained", "pairs")),
+        *(f"{arm}_{what}" for arm in ("scratch", "from_eva") for what in (150, 2400, "hot")),
     ],
-    "eva_claim_pairs": ["teacher", "eva", "from_eva", "from_scratch", "from_scratch_longer"],
+    "eva_claim_pairs": ["teacher", "eva", "scratch", "from_eva"],
+    "eva_teachers": [
+        "clip", "position", "patches", "of_clip_untaught", "of_clip", "of_position", "of_patches", "of_all",
+    ],
     "dense_claim": ["teacher", "eva", "tuned_eva", "tuned_teacher", "tuned_untrained"],
     "vocabulary_claim": [
         "teacher", "eva", *(f"{start}_12" for start in ("eva", "random")),
         *(f"{start}_120{ablation}" for start in ("eva", "random") for ablation in ("", "_all_classes", "_no_repeats")),
     ],
+    "video_claim": ["teacher", "eva", "joint_eva", "bag_eva", "joint_teacher", "joint_random"],
     "diva_tiny": ["taught", "clip", "prior", "feedback", "shuffled", "random_prior"],
     "diva_tiny_varied": [
         "taught", "clip", "prior", "feedback", "no_anchor", "prior_of_texts", "by_texts", "prior_of_taught",
@@ -37,6 +44,8 @@ TRAININGS = {
         "taught", "clip", "prior_0", "feedback_0",
         *(f"{arm}_{number}" for arm in ("direct", "prior", "feedback") for number in (500, 2000, 20000)),
     ],
+    "diva_probes": ["taught", "clip", "told_vision", "told_text", "told_both", "prior", "told_prior"],
+    "open_segmentation_tiny": ["clip", "lightweight", "genhancer", "dcr", "eva"],
     "diva_retention": [
         "taught", "clip", "prior", "no_anchor", "cosine", "cosine_strong", "relational", "l2_sp", "lora", "last_block",
     ],
@@ -60,7 +69,15 @@ SHORT = [*MADE, "plain.num_samples=300", "pairs.pairs_per_pattern=4"]
 SHORT += ["taught.global_batch_size=16", "clip.global_batch_size=16"]
 SMALL_PRIOR = ("image_size=8", "denoiser.block_out_channels=[8, 8]")
 ENDS = [f"line_{arm}.evaluation.alphas=[0, 1]" for arm in TRAININGS["diva_retention"][3:]]
+CLAIM = [*MADE, "pairs.num_samples=150", "choose.num_samples=36"]
 DATA = {  # the others': MADE
+    "eva_claim": CLAIM,
+    "eva_claim_more": [*CLAIM, "pairs_2400.num_samples=150"],
+    "eva_teachers": [
+        "pool.num_samples=150", "dense.steps=4",
+        *(f"{name}{part}.num_samples=60" for name in ("classes", "places") for part in ("_train", "")),
+        *(f"scenes{part}.num_samples=16" for part in ("_train", "")),
+    ],
     "metaclip_claim": [
         *MADE, "curated_words.target_size=60", *(f"{arm}.global_batch_size=16" for arm in TRAININGS["metaclip_claim"]),
     ],
@@ -68,6 +85,7 @@ DATA = {  # the others': MADE
         "pool.num_samples=300", "unlabelled.num_samples=100", "train.num_samples=16", "val.num_samples=16",
         "frozen.steps=4", *(f"{name}.num_resamples=100" for name in ("frozen", "tuned_miou", "tuned_ap")),
     ],
+    "video_claim": ["pool.num_samples=200", "train.num_samples=40", "val.num_samples=20"],
     "vocabulary_claim": [
         "pool.num_samples=300", "unlabelled.num_samples=100",
         *(f"{part}_{count}.num_samples=16" for part in ("train", "val") for count in (12, 120)),
@@ -85,6 +103,17 @@ DATA = {  # the others': MADE
         "clip.global_batch_size=16", "full.global_batch_size=16", *(f"prior.{setting}" for setting in SMALL_PRIOR),
         "asked.pairs_per_family=60", "test.pairs_per_family=4",  # the vocabulary is that of the training questions
     ],
+    "diva_probes": [
+        "pool.num_samples=300", "pool.samples_per_shard=100", "plain.num_samples=300", "full_captions.num_samples=300",
+        "pairs.pairs_per_pattern=4", "prior_pairs.pairs_per_pattern=2", "taught.global_batch_size=16",
+        "clip.global_batch_size=16",
+        *(f"{name}.{setting}" for name in ("prior", "told_prior") for setting in SMALL_PRIOR),
+        *(one for one in PROBES if one.startswith(("orientation", "position", "size"))),
+    ],
+    "open_segmentation_tiny": [
+        *MADE, "pairs.pairs_per_pattern=4", "scenes.num_samples=6", "objects.num_resamples=100",
+        "with_ground.num_resamples=100",
+    ],
     "diva_retention": [
         *SHORT, "full_captions.num_samples=300", *(f"prior.{setting}" for setting in SMALL_PRIOR), *ENDS,
     ],
@@ -92,17 +121,31 @@ DATA = {  # the others': MADE
 LABELS = [f"{name}.words=[circle, square, triangle, red, green, blue]" for name in ("nouns", "val_nouns")]
 FEW = [f"{arm}.global_batch_size=16" for arm in TRAININGS["metaclip_claim_pairs"]]
 OWN = {"metaclip_claim_pairs": [*LABELS, "curated.target_size=60", *FEW]}  # beside the user's own pairs
-ONE_SEED = {"metaclip_claim", "diva_sweep", "diva_retention", "mllm_tiny", "vocabulary_claim"}  # many trainings, by stages that have two seeds here
+ONE_SEED = {
+    "metaclip_claim",
+    "diva_sweep",
+    "diva_retention",
+    "diva_probes",
+    "open_segmentation_tiny",
+    "mllm_tiny",
+    "eva_claim_more",
+    "vocabulary_claim",
+}  # many trainings, by stages that have two seeds here
 SCORES = {
     "metaclip_claim": "acc1",
     "metaclip_claim_pairs": "lp_map/tail",
     "eva_claim": "samples_to_reach",
+    "eva_claim_more": "samples_to_reach",
     "eva_claim_pairs": "image_retrieval_recall@10",
+    "eva_teachers": "dense_miou",
     "dense_claim": "dense_miou",
     "vocabulary_claim": "box_ap",
+    "video_claim": "pair_accuracy",
     "diva_tiny": "pair_accuracy/orientation",
     "diva_tiny_varied": "mmvp_without_forgetting",
     "diva_sweep": "pair_accuracy/orientation",
+    "diva_probes": "pair_accuracy/orientation",
+    "open_segmentation_tiny": "naclip_miou",
     "diva_retention": "pair_accuracy/orientation",
     "mllm_tiny": "pair_accuracy",
 }
@@ -117,12 +160,19 @@ def pairs(folder: Path) -> list[str]:
     return [f"pool.path={tar}", f"val.path={tar}"]
 
 
+def small_claim(recipe: str, folder: Path) -> list[str]:
+    """Settings of the data of a recipe."""
+    if not recipe.endswith("_pairs"):
+        return DATA.get(recipe, MADE)
+    own = pairs(folder)
+    others = [own[0].replace("pool", name) for name in ("few", "choose")] if recipe == "eva_claim_pairs" else []
+    return [*own, *others, *OWN.get(recipe, [])]
+
+
 @pytest.mark.parametrize("recipe", TRAININGS)
 def test_claim_runs_at_two_steps_and_ends_in_a_table_of_scores(recipe: str, tmp_path: Path) -> None:
     short = [f"{name}.{key}" for name in TRAININGS[recipe] for key in ("steps=2", "schedule.warmup_steps=0")]
-    data = DATA.get(recipe, MADE)
-    if recipe.endswith("_pairs"):
-        data = [*pairs(tmp_path / "own"), *OWN.get(recipe, [])]
+    data = small_claim(recipe, tmp_path / "own")
     seeds = [0] if recipe in ONE_SEED else [0, 1]
     settings = small.words([f"seeds={seeds}", *data, *short])
     command = [sys.executable, "-m", "vfm", "run", recipe, "--store", str(tmp_path / "store"), *settings]

@@ -53,8 +53,11 @@ COMMANDS = {
     " --set nouns.wordnet=/usr/share/wordnet --set val_nouns.words=[]"
     " --set val_nouns.wordnet=/usr/share/wordnet": SMALL_EVA_TINY,
     "uv run vfm run eva_claim": CLAIM,
-    "uv run vfm run eva_claim_pairs --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
-    " --set 'pool.texts={en: json.en}' --set 'val.texts={en: json.en}'": CLAIM,
+    "uv run vfm run eva_claim_pairs --set pool.path=pool.tar --set few.path=few.tar --set choose.path=choose.tar"
+    " --set val.path=flickr8k-dev.tar --set 'pool.texts={en: json.en}' --set 'few.texts={en: json.en}'"
+    " --set 'choose.texts={en: json.en}' --set 'val.texts={en: json.en}'": "for name in pool few choose; do cp"
+    f" flickr8k-train.tar $name.tar; done && {CLAIM}",
+    "uv run vfm run eva_teachers": CLAIM,
     "uv run vfm run diva_tiny": CLAIM,
     "uv run vfm run diva_tiny_varied": CLAIM,
     "uv run vfm run diva_sweep --set seeds=[10]": CLAIM,
