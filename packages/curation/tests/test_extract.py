@@ -232,7 +232,8 @@ def test_a_record_cut_anywhere_is_counted_once_and_the_others_are_read(
 
 def test_a_field_that_ends_like_a_version_line_is_not_the_next_record(tmp_path: Path) -> None:
     page, path = "https://iipc.example/specifications/WARC/1.1", tmp_path / "crawl.wat"
-    path.write_bytes(wat([image("a.jpg", alt="a dog")], page) + wat([image("b.jpg", alt="a cat")]))
+    records = [wat([image("a.jpg", alt="a dog")], page), wat([image("b.jpg", alt="a cat")])]
+    path.write_bytes(b"\r\n" + (20 * b"\r\n").join([*records, b""]))  # and empty lines are no gap
     seen = [record.headers.get("WARC-Target-URI") for record, _ in read_records(str(path), no_bad)]
     assert seen == [page, PAGE]
 

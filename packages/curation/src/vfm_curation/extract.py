@@ -36,7 +36,7 @@ from vfm_curation.shard_files import (
 from vfm_curation.stages import ExtractLinks
 from vfm_curation.summaries import Summary, with_progress
 
-RULES = 4  # increase when the same file gives other links
+RULES = 5  # increase when the same file gives other links
 LINKS = pa.schema({"uid": pa.string(), "url": pa.string(), "field": pa.int8(), "text": pa.string()})
 ROWS_A_GROUP = 1 << 16
 PAGES = ("text/html", "application/xhtml+xml")

@@ -117,10 +117,12 @@ class _Plain:
         found = b""
         while not (end := _HEADER_END.search(found)):
             more = self.stream.read(HEADER_CHUNK)
-            if not more and not found.strip(b"\r\n"):
+            if not more and not found:
                 return b""
-            found += more
-            if not more or len(found) > MAX_HEADER or not found.startswith(PLAIN):
+            lines = (found + more).lstrip(b"\r\n")  # more empty lines than the two behind a record
+            self.start += len(found) + len(more) - len(lines)
+            found = lines
+            if not more or len(found) > MAX_HEADER or found[: len(PLAIN)] != PLAIN[: len(found)]:
                 raise EOFError
         return found[: end.end()]
 
