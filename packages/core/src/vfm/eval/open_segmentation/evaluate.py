@@ -115,6 +115,7 @@ def evaluate_open_segmentation(config: OpenSegmentation, ctx: Context, encoders:
                 counts[name, rule].append(of_image)
     half = halves(len(numbers), config.seed)
     scored = {pair: _scored(one, half) for pair, one in counts.items()}
+    _warn_at_the_ends(method, ctx, scored)
     keys = [source.keys[number] for number in numbers]
     results = {name: _result(method, scored, name, keys, half) for name in encoders}
     _add_panels(method, ctx, source, numbers, scored, {name: MeanIou.of(one) for name, one in ceilings.items()})
@@ -143,6 +144,16 @@ def _segmenters(
 def _scored(counts: Sequence[ThresholdCounts], half: NDArray[np.int64]) -> Scored:
     places = choose_thresholds(counts, half)
     return Scored(places, at_thresholds(counts, places))
+
+
+def _warn_at_the_ends(method: Method, ctx: Context, scored: Mapping[Pair, Scored]) -> None:
+    """Warn if the largest candidate was chosen: a larger threshold may be better."""
+    last = len(method.thresholds) - 1
+    if last and (found := [f"{name} {rule}" for (name, rule), one in scored.items() if (one.places == last).any()]):
+        ctx.warn(
+            f"the largest of the thresholds, {method.thresholds[last]}, was chosen for {', '.join(found[:3])}"
+            f"{', ...' if len(found) > 3 else ''}: larger ones may score higher"
+        )
 
 
 def _result(

@@ -65,7 +65,9 @@ class OpenSegmentation(ModelEvaluation):
         " one half of the images and used on the other, both ways"
     )  # fmt: skip
     thresholds: list[Probability] = Field(
-        [0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9], min_length=1, description="candidates"
+        [0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99],
+        min_length=1,
+        description="candidates",
     )
     short_side: int | None = Field(
         None, ge=8, description="pixels of the images' shorter side; default: 1.5 windows, or the convention's"
