@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from vfm.models import build_vision
 from vfm.plugin import UserError
@@ -21,54 +20,11 @@ from vfm_eva.segment.queries import Predictions, QueriesHead, QuerySegmenter, an
 from vfm_eva.segment.set_loss import PointSettings, Totals, set_loss
 
 eomt = pytest.importorskip("transformers.models.eomt.modeling_eomt")
+peer = pytest.importorskip("eomt_peer")
 
 ROUNDING = 1e-5
-SIDE, PATCH, WIDTH, DEPTH, QUERIES, CLASSES, BLOCKS, POINTS = 32, 8, 32, 3, 7, 5, 2, 64
-
-
-def their_model() -> Any:
-    """Build transformers' model with random weights."""
-    config = eomt.EomtConfig(
-        hidden_size=WIDTH, num_hidden_layers=DEPTH, num_attention_heads=2, image_size=SIDE, patch_size=PATCH,
-        num_upscale_blocks=1, num_blocks=BLOCKS, num_queries=QUERIES, num_register_tokens=2, train_num_points=POINTS,
-        id2label={number: str(number) for number in range(CLASSES)},
-    )  # fmt: skip
-    model = eomt.EomtForUniversalSegmentation(config)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.2, generator=generator)
-    return model.eval()
-
-
-def our_model(theirs: Any) -> QuerySegmenter:
-    """Build our model with the weights of transformers' model."""
-    vit = VisionTransformer(
-        img_size=SIDE, patch_size=PATCH, embed_dim=WIDTH, depth=DEPTH, num_heads=2, init_values=1.0, reg_tokens=2,
-        no_embed_class=True, num_classes=0, global_pool="token",
-    )  # fmt: skip
-    weights = {}
-    for key, value in theirs.state_dict().items():
-        name = key.replace("embeddings.patch_embeddings.projection", "patch_embed.proj").replace("layers.", "blocks.")
-        name = name.replace("embeddings.register_tokens", "reg_token").replace("embeddings.cls_token", "cls_token")
-        name = name.replace("attention.out_proj", "attn.proj").replace("layernorm.", "norm.")
-        weights[name.replace("layer_scale1.lambda1", "ls1.gamma").replace("layer_scale2.lambda1", "ls2.gamma")] = value
-    weights["pos_embed"] = weights.pop("embeddings.position_embeddings.weight")[None]
-    for block in range(DEPTH):
-        for part in ("weight", "bias"):
-            names = [f"blocks.{block}.attention.{letter}_proj.{part}" for letter in "qkv"]
-            weights[f"blocks.{block}.attn.qkv.{part}"] = torch.cat([weights.pop(name) for name in names])
-    vit.load_state_dict({key: weights[key] for key in vit.state_dict()})
-    head = QueriesHead(WIDTH, CLASSES, QUERIES, PATCH)
-    renamed = {"queries": weights["query.weight"]}
-    for ours, other in (("classify", "class_predictor"), ("embed.0", "mask_head.fc1"), ("embed.2", "mask_head.fc2"),
-                        ("embed.4", "mask_head.fc3"), ("upscale.0.enlarge", "upscale_block.block.0.conv1"),
-                        ("upscale.0.smooth", "upscale_block.block.0.conv2"),
-                        ("upscale.0.norm", "upscale_block.block.0.layernorm2d")):  # fmt: skip
-        for part in ("weight", "bias"):
-            if f"{other}.{part}" in weights:
-                renamed[f"{ours}.{part}"] = weights[f"{other}.{part}"]
-    head.load_state_dict(renamed)
-    return QuerySegmenter(DenseEncoder(vit), head, BLOCKS).eval()
+SIDE, PATCH, WIDTH, QUERIES, CLASSES, BLOCKS, POINTS = 32, 8, 32, 7, 5, 2, 64
+SIZES = peer.Sizes(SIDE, PATCH, WIDTH, 3, 2, QUERIES, CLASSES, BLOCKS, POINTS)
 
 
 def pictures() -> Tensor:
@@ -87,8 +43,8 @@ def difference(found: Tensor, expected: Tensor) -> float:
 
 
 def test_the_forward_pass_equals_transformers() -> None:
-    theirs = their_model()
-    ours = our_model(theirs)
+    theirs = peer.their_model(SIZES, std=0.2).eval()
+    ours = peer.our_model(theirs, SIZES).eval()
     with torch.no_grad():
         for keep in (0.0, 1.0):  # with plain attention, and with every query restricted to its mask
             theirs.attn_mask_probs.fill_(keep)
@@ -128,8 +84,8 @@ class Recorded:
 
 
 def test_matching_and_losses_equal_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs = their_model().train()
-    ours = our_model(theirs).train()
+    theirs = peer.their_model(SIZES, std=0.2).train()
+    ours = peer.our_model(theirs, SIZES).train()
     theirs.attn_mask_probs.fill_(1.0)
     labels, masks = objects()
     draw = Recorded()

@@ -103,7 +103,7 @@ class MakeSegments:
         if self.task == "panoptic" and background is not None:
             rest = np.zeros((1, self.side, self.side), dtype=bool)
             across, down = placement.covered
-            rest[0, :down, :across] = ~masks.any(axis=0)[:down, :across]
+            rest[0, :down, :across] = ~np.asarray(masks[:, :down, :across].any(axis=0))
             labels, masks = np.append(labels, background), np.concatenate([masks, rest])
         return placement, labels, masks
 
