@@ -19,6 +19,7 @@ from vfm_eva import EvaClip, EvaTargets
 from vfm_eva.images import EvaInputs, TeacherInputs
 from vfm_eva.objective import Objective, image_loss, squared_error
 from vfm_eva.phi_s import PhiS, equal_variances
+from vfm_eva.pretrain import build_task
 from vfm_eva.stages_evaluation import MaskedPatches
 from vfm_eva.student import masked
 from vfm_eva.task import EvaTask
@@ -211,6 +212,14 @@ def test_a_training_with_standardised_targets_goes_on_with_its_heads(tmp_path, p
     one, other = (load_file(folder.path / "masked_modelling.safetensors") for folder in (first, made))
     for key, value in one.items():
         torch.testing.assert_close(other[key], value, rtol=1e-3, atol=1e-4)
+
+
+def test_metrics_have_the_same_names_for_all_seeds(teacher, dense):
+    config = stage(**several({"teacher": "one/clip@3"}, {"teacher": "two/clip@3"}, {**DENSE, "teacher": "dense@3"}))
+    models = [load_teacher(teacher, config.target)] * 2
+    other = load_teacher(dense, config.taught_by[2].target)
+    task = build_task(config, build_vision(STUDENT, num_classes=0, seed=0), *models, other)
+    assert [objective.name for objective in task.objectives] == ["clip_0", "clip_1", "dense"]
 
 
 def made_targets(folder: Path, pool: Pool, teacher: Any, **changes: Any) -> SampleCache:

@@ -115,7 +115,7 @@ def task_from_cache(config: EvaPretrain, ctx: Context, data: ImageDataset) -> tu
 
 def build_task(config: EvaPretrain, student: nn.Module, *teachers: Teacher | StoredTargets) -> EvaTask:
     """Return the task of a student and its teachers, one for each of `config.taught_by`."""
-    names = [str(entry.teacher or entry.targets).rstrip("/").rpartition("/")[2] for entry in config.taught_by]
+    names = [_short_name(str(entry.teacher or entry.targets)) for entry in config.taught_by]
     objectives = [
         Objective(
             teacher,
@@ -134,6 +134,11 @@ def build_task(config: EvaPretrain, student: nn.Module, *teachers: Teacher | Sto
         patch_embed_grad=config.student.patch_embed_grad,
         seed=config.seed,
     )
+
+
+def _short_name(ref: str) -> str:
+    """Return the name of a teacher in the curves, the same for all seeds of a recipe."""
+    return ref.rstrip("/").rpartition("/")[2].partition("@")[0]
 
 
 def fit_statistics(task: EvaTask, data: MaskedData, config: EvaPretrain, ctx: Context) -> None:
