@@ -60,6 +60,8 @@ COMMANDS = {
     "uv run vfm run eva_teachers": CLAIM,
     "uv run vfm run diva_tiny": CLAIM,
     "uv run vfm run diva_tiny_varied": CLAIM,
+    "uv run vfm run diva_probes": CLAIM,
+    "uv run vfm run open_segmentation_tiny": CLAIM,
     "uv run vfm run diva_sweep --set seeds=[10]": CLAIM,
     "uv run vfm run mllm_tiny": CLAIM,
     "uv run vfm eval clip_flickr=store/runs/clip_flickr/artifacts/clip --suite small --root ."
