@@ -138,11 +138,10 @@ def extract_file(job: ExtractJob, number: int) -> ExtractSummary:
 def _links_of_record(
     record: Any, content: bytes, path: str, summary: ExtractSummary, *, unescape: bool
 ) -> Iterable[Link]:
-    from fastwarc.warc import WarcRecordType  # the extra `crawl`
-
-    kind = str(record.headers.get("Content-Type") or "")
-    page = str(record.headers.get("WARC-Target-URI") or "")
-    if record.record_type == WarcRecordType.metadata and kind.startswith("application/json"):
+    what, kind, page = (
+        str(record.headers.get(name) or "") for name in ("WARC-Type", "Content-Type", "WARC-Target-URI")
+    )
+    if what == "metadata" and kind.startswith("application/json"):
         try:
             content_of_wat = json.loads(content)
         except (ValueError, RecursionError):
@@ -150,7 +149,7 @@ def _links_of_record(
             return ()
         summary.num_pages += 1
         return links_of_wat(content_of_wat, summary.skip, unescape=unescape)
-    if record.record_type == WarcRecordType.response and kind.startswith("application/http"):
+    if what == "response" and kind.startswith("application/http"):
         try:
             record.set_bytes_content(content)
             record.parse_http(auto_decode="all")

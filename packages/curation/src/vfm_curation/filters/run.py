@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -117,10 +118,9 @@ class FilterRun:
 
     def embeddings(self, clip: Ref[ClipCheckpoint]) -> Iterator[tuple[pa.Table, NDArray[np.float32]]]:
         """Yield for each shard the remaining images (shard, unit, uid) and their unit vectors, (N, D)."""
-        from vfm_curation.filters.embeddings import read_embeddings  # torch, which is the extra `clip`
-
+        tasks = _clip_tasks()
         for shard, table in enumerate(self.identities()):
-            rows, vectors = read_embeddings(self._folder(f"embeddings-{_slug(clip)}"), shard)
+            rows, vectors = tasks.read_embeddings(self._folder(f"embeddings-{_slug(clip)}"), shard)
             yield table, vectors[np.searchsorted(rows, table["unit"].to_numpy())]
 
     def scores(self, clip: Ref[ClipCheckpoint]) -> Iterator[NDArray[np.float32]]:
@@ -144,13 +144,12 @@ class FilterRun:
 
     def embeddings_of(self, dataset: Ref[ImageDataset], clip: Ref[ClipCheckpoint]) -> NDArray[np.float32]:
         """Return the unit vectors of all usable images of another dataset, (N, D)."""
-        from vfm_curation.filters import embeddings  # torch, which is the extra `clip`
-
+        tasks = _clip_tasks()
         folder, path = self._folder(f"against-{_slug(dataset)}-{_slug(clip)}"), self._path(dataset)
-        job = embeddings.ClipJob(path, folder, None, self._path(clip), runtime=self.runtime)
-        count = self._measure_other(dataset, embeddings.embed_images, job)
-        embeddings.loaded.cache_clear()
-        return np.concatenate([embeddings.read_embeddings(folder, shard)[1] for shard in range(count)])
+        job = tasks.ClipJob(path, folder, None, self._path(clip), runtime=self.runtime)
+        count = self._measure_other(dataset, tasks.embed_images, job)
+        tasks.loaded.cache_clear()
+        return np.concatenate([tasks.read_embeddings(folder, shard)[1] for shard in range(count)])
 
     def _measure(self, measure: str, clip: Ref[ClipCheckpoint] | None) -> None:
         """Measure what remains, and drop the images that cannot be used."""
@@ -161,18 +160,17 @@ class FilterRun:
             if opened(self.dataset).index.spec.images:
                 self._pass("readable images", partial(self._codes, "image", self._unusable(folder)))
             return
-        from vfm_curation.filters import embeddings  # torch, which is the extra `clip`
-
+        tasks = _clip_tasks()
         assert clip
         folder, embedded = self._folder(f"{measure}-{_slug(clip)}"), self._folder(f"embeddings-{_slug(clip)}")
-        job = embeddings.ClipJob(self.dataset, folder, self.survivors, self._path(clip), embedded, self.runtime)
-        task = embeddings.embed_images if measure == "embeddings" else embeddings.score_texts
+        job = tasks.ClipJob(self.dataset, folder, self.survivors, self._path(clip), embedded, self.runtime)
+        task = tasks.embed_images if measure == "embeddings" else tasks.score_texts
         try:
             # Several processes would each load the model, perhaps onto one GPU: only if the user says so.
             alone = self.runtime.model_copy(update={"workers": max(1, self.runtime.workers)})
             self._tasks(task, job, alone)
         finally:
-            embeddings.loaded.cache_clear()  # the model's memory is free for the next filter
+            tasks.loaded.cache_clear()  # the model's memory is free for the next filter
         if measure == "embeddings":
             self._pass("readable images", partial(self._codes, "image", self._unusable(folder)))
 
@@ -251,6 +249,13 @@ class FilterRun:
     def _path(self, ref: Ref[Any]) -> Path:
         path: Path = self.ctx.load(ref).path.resolve()
         return path
+
+
+def _clip_tasks() -> ModuleType:
+    """Return the module of the tasks with a CLIP model, which imports torch: the extra `clip`."""
+    from vfm_curation.filters import embeddings
+
+    return embeddings
 
 
 def _slug(ref: str) -> str:
