@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -217,6 +218,17 @@ def test_samples_are_the_labels_of_their_pixels(task: str, scenes: AnnotatedImag
                 semantic[mask] = label
         assert (semantic == source.semantic(number)).all()
         assert (made.images.permute(1, 2, 0).numpy() == np.asarray(source.picture(number))).all()
+
+
+def test_crowds_and_ignored_objects_are_no_background(scenes: AnnotatedImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = AnnotatedSource(scenes)
+    objects = source.objects(0)
+    mask = source.masks(0)[0]
+    flags = np.arange(len(objects)) == 0
+    monkeypatch.setattr(source, "objects", lambda number: replace(objects, crowd=flags))
+    made = make(source, "panoptic")(source.source[0], SampleDraw(5, 0, 0))
+    assert (made.labels >= 0).sum() == len(objects)  # the others and the ground
+    assert not unpack_masks(made.masks, SIDE).bool().any(dim=0).numpy()[mask].any()
 
 
 def test_a_flip_turns_picture_and_labels(scenes: AnnotatedImages) -> None:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from vfm.data import BadSample, Sample
-from vfm.data.annotated import IGNORED, AnnotatedSource
+from vfm.data.annotated import IGNORED, AnnotatedSource, Objects
 from vfm.train import SampleDraw
 from vfm_eva.dense.augment import Placement, distort, draw_distortion, draw_placement, place_objects, place_picture
 from vfm_eva.dense.crops import draw_crop, place_labels
@@ -101,11 +101,19 @@ class MakeSegments:
             if len(labels):
                 break
         if self.task == "panoptic" and background is not None:
+            taken = np.concatenate([masks, _without_label(objects, placement)]).any(axis=0)
             rest = np.zeros((1, self.side, self.side), dtype=bool)
             across, down = placement.covered
-            rest[0, :down, :across] = ~np.asarray(masks[:, :down, :across].any(axis=0))
+            rest[0, :down, :across] = ~np.asarray(taken)[:down, :across]
             labels, masks = np.append(labels, background), np.concatenate([masks, rest])
         return placement, labels, masks
+
+
+def _without_label(objects: Objects, placement: Placement) -> NDArray[np.bool_]:
+    """Return the masks of crowds and ignored objects, which are no targets and no background either."""
+    hidden = objects[objects.crowd | objects.ignored]
+    never = np.zeros(len(hidden), dtype=bool)
+    return np.asarray(place_objects(replace(hidden, crowd=never, ignored=never), placement, with_masks=True).masks)
 
 
 def segments_of(semantic: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

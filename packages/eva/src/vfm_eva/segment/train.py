@@ -73,6 +73,10 @@ def make_segments(config: EvaSegment, source: AnnotatedSource, side: int) -> Mak
 
 def _report_crowded(config: EvaSegment, head: QueriesSegmentation, source: AnnotatedSource, ctx: Context) -> None:
     """Warn about images with more segments than queries, whose smallest segments are left out of a crop."""
+    if config.task == "semantic" and len(source.dataset.class_names) > head.num_queries:
+        ctx.log(
+            f"a crop with more than {head.num_queries} classes, one for each query, loses those with the fewest pixels"
+        )
     crowded = count_crowded(source, config.task, head.num_queries)
     if crowded:
         ctx.warn(
