@@ -44,7 +44,7 @@ TRAININGS = {
         "taught", "clip", "prior_0", "feedback_0",
         *(f"{arm}_{number}" for arm in ("direct", "prior", "feedback") for number in (500, 2000, 20000)),
     ],
-    "diva_probes": ["taught", "clip", "told_vision", "told_text", "told_both", "prior", "told_prior"],
+    "diva_probes": ["taught", "clip", "full_vision", "full_text", "full_both", "prior", "full_prior"],
     "open_segmentation_tiny": ["clip", "lightweight", "genhancer", "dcr", "eva"],
     "diva_retention": [
         "taught", "clip", "prior", "no_anchor", "cosine", "cosine_strong", "relational", "l2_sp", "lora", "last_block",
@@ -107,7 +107,7 @@ DATA = {  # the others': MADE
         "pool.num_samples=300", "pool.samples_per_shard=100", "plain.num_samples=300", "full_captions.num_samples=300",
         "pairs.pairs_per_pattern=4", "prior_pairs.pairs_per_pattern=2", "taught.global_batch_size=16",
         "clip.global_batch_size=16",
-        *(f"{name}.{setting}" for name in ("prior", "told_prior") for setting in SMALL_PRIOR),
+        *(f"{name}.{setting}" for name in ("prior", "full_prior") for setting in SMALL_PRIOR),
         *(one for one in PROBES if one.startswith(("orientation", "position", "size"))),
     ],
     "open_segmentation_tiny": [
