@@ -298,6 +298,7 @@ def test_plugin_has_its_stages_and_imports_no_torch() -> None:
         "curation.filter",
         "curation.metadata",
         "curation.match",
+        "curation.random",
         "curation.balance",
     }
     code = (
