@@ -44,6 +44,7 @@ class Accuracy:
     @property
     def _equal_groups(self) -> bool:
         """True if the same share of every group is right."""
+        assert self.groups is not None  # items without groups are independent
         _, places = np.unique(self.groups, return_inverse=True)
         right = np.bincount(places, weights=self.correct) / np.bincount(places)
         return bool(np.ptp(right) == 0)
