@@ -30,9 +30,9 @@ def first_samples_panel(
 
 def _first_samples(data: TrainingData[DetectionInputs], class_names: Sequence[str]) -> Iterator[CaptionedImage]:
     """Yield the samples of step 0 in the training's order; bad ones are left out here, the training reports them."""
-    for _, index in data.order().of_epochs(0, data.global_batch_size):
+    for epoch, index in data.order().of_epochs(0, data.global_batch_size):
         try:
-            made = data.make(data.source[index], SampleDraw.of(data.seed, 0, index))
+            made = data.make(data.source.sample(index, epoch), SampleDraw.of(data.seed, 0, index))
         except BadSample:
             continue
         names = [class_names[label] for label in made.labels.parts[0].tolist()]
