@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -290,3 +292,11 @@ def test_crops_lie_inside_the_resized_frame(width: int, height: int, seed: int, 
         assert left + 32 <= view.size[0]
         assert top + 32 <= view.size[1]
     assert min(fixed[0].size) == 32
+
+
+def test_the_benchmark_of_decoding_runs(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "video_decoding.py"
+    command = [sys.executable, str(script), "--quick", "--out", str(tmp_path / "found.json")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "found.json").read_text())["cases"]["150 frames of 160 x 120"]["vfm, ms"] > 0

@@ -73,3 +73,10 @@ def test_jitter_runs_beside_torchvisions_classes(tmp_path):
 def test_cascade_runs_without_its_peer(tmp_path):
     found = run("cascade", tmp_path, "--quick")
     assert all(found[mode]["vfm step"] > 0 for mode in ("softmax", "sigmoid"))
+
+
+def test_the_step_of_a_video_and_the_bare_loop_have_equal_losses(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "video_step.py"), "--quick", "--out", str(tmp_path / "found.json")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "found.json").read_text())["mean losses apart"] < 1e-5

@@ -13,6 +13,7 @@ from vfm.plugin import AdamW, Preflight, Stage
 from vfm_eva import EvaFinetune, EvaPretrain
 from vfm_eva.plugin import vfm_stages
 from vfm_eva.pretrain import build_student, num_masked
+from vfm_eva.stages_video import EvaVideo
 
 IN_21K = 14_197_122
 
@@ -70,3 +71,21 @@ def test_the_augmented_probe_trains_a_normed_head_for_ninety_epochs(tmp_path):
     (stage,) = [s for s in recipe_stages("eva_linear_probe", *paths) if isinstance(s, EvaFinetune)]
     assert (stage.freeze_blocks, stage.head_norm, stage.global_pool) == ("all", "batch", "token")
     assert stage.num_steps == pytest.approx(90 * 1_281_167 / 16_000, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "lr", "steps", "sets"),
+    [
+        ("eva_g_k722", 8, 8e-6, 40 * 0.63e6 / 256, ("k400", "k600", "k700", "k400_val", "k600_val", "k700_val")),
+        ("eva_g_k400", 16, 1e-6, 240e3 / 256, ("train", "val")),
+        ("eva_02_l_k400", 16, 1e-4, 20 * 240e3 / 256, ("train", "val")),
+    ],
+)
+def test_videos_have_the_papers_frames_rates_and_lengths(name, frames, lr, steps, sets, tmp_path):
+    found = recipe_stages(name, *(f"{one}.path={tmp_path}" for one in sets))
+    (stage,) = [one for one in found if isinstance(one, EvaVideo)]
+    assert (stage.clip.num_frames, stage.lr, stage.global_batch_size, stage.image_size) == (frames, lr, 256, 224)
+    assert stage.num_steps == pytest.approx(steps, rel=5e-3)
+    assert (stage.video.attention, stage.video.time, stage.video.pool) == ("joint", "frames", "mean")
+    assert (stage.augmentation.mixup > 0) == (name != "eva_g_k400")
+    assert stage.augmentation.scales == (1, 0.875, 0.75, 0.66)

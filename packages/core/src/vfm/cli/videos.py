@@ -15,7 +15,8 @@ from vfm.data.videos.indexing import index_videos
 from vfm.data.videos.media import frame_folder
 from vfm.data.videos.probing import probe
 from vfm.eval import ReadSettings, check_finite, open_writer
-from vfm.eval.videos import TestViews, embed_videos, load_video_predictor, predict_videos
+from vfm.eval.video_views import TestViews
+from vfm.eval.videos import embed_videos, load_video_predictor, predict_videos
 from vfm.stage import Context
 from vfm.stages.videos import Videos
 

@@ -17,8 +17,8 @@ ENCODER_FOLDER = "encoder"
 
 
 def save_classifier(model: VideoTransformer, clip: Clip, class_names: list[str], directory: Path) -> VideoClassifier:
-    """Write a classifier; the encoder's own positions become the mean over frames, so that it can take images."""
-    model.write_back_positions()
+    """Write a classifier; the encoder itself gets what its frames have in the mean, so that it takes images."""
+    model.write_back()
     if model.attentive is None:
         set_class_names(model.visual, class_names)
     encoder = save_vision(model.visual, directory / ENCODER_FOLDER)

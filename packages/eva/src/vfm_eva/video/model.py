@@ -21,7 +21,7 @@ from vfm.eval import AttentiveHead
 from vfm.plugin import UserError
 from vfm_eva.dense.trunks import Trunk, unrotated_rows
 from vfm_eva.stages_video import VideoModel
-from vfm_eva.video.time import interpolate_positions, rotated_in_time
+from vfm_eva.video.time import rotated_in_time
 
 
 class VideoTransformer(nn.Module):
@@ -62,7 +62,8 @@ class VideoTransformer(nn.Module):
         if settings.time == "table":
             self.time = nn.Parameter(weight.new_zeros(self.times, 1, trunk.width))
         if settings.tubelet > 1:
-            self.tubelets = nn.Parameter(self._tubelet_weights())
+            kernel = visual.patch_embed.proj.weight.detach()[:, :, None]  # type: ignore[union-attr, operator]
+            self.tubelets = nn.Parameter(kernel.repeat(1, 1, settings.tubelet, 1, 1) / settings.tubelet)
         if settings.attention == "divided":
             self.temporal = nn.ModuleList(_TemporalAttention(block) for block in trunk.blocks)
         if settings.pool == "token" and not trunk.prefix().shape[1]:
@@ -87,7 +88,7 @@ class VideoTransformer(nn.Module):
             logits: Tensor = self.visual.forward_head(tokens)
             return logits
         patches = tokens[:, tokens.shape[1] - self.times * self._num_patches :]
-        timed = patches.unflatten(1, (self.times, -1))
+        timed = patches.unflatten(1, (self.times, -1))  # type: ignore[no-untyped-call]
         if self.settings.time != "none":
             timed = F.layer_norm(timed, timed.shape[-1:]) + self.attentive_time
         scores: Tensor = self.attentive(timed.flatten(1, 2))
@@ -115,7 +116,7 @@ class VideoTransformer(nn.Module):
             else:
                 values = self._block(number, values, rope, num_prefix)
         if not joint:  # each frame has prefix tokens of its own; their mean is the clip's
-            frames = values.unflatten(0, (batch, self.times))
+            frames = values.unflatten(0, (batch, self.times))  # type: ignore[no-untyped-call]
             values = torch.cat([frames[:, :, :num_prefix].mean(dim=1), frames[:, :, num_prefix:].flatten(1, 2)], dim=1)
         normed: Tensor = self.visual.norm(values)
         return normed
@@ -129,17 +130,25 @@ class VideoTransformer(nn.Module):
         return {"positions", "time", "attentive_time"}
 
     @torch.no_grad()
-    def write_back_positions(self) -> None:
-        """Set the encoder's own positions to the mean over frames, so that it classifies single frames."""
+    def start_from_encoder(self) -> None:
+        """Set what is added to the encoder by its weights: positions tiled, patches repeated, attention copied."""
+        own = self.trunk.positions(self.trunk.grid)
+        if self.positions is not None and own is not None:
+            self.positions.copy_(own.expand_as(self.positions))
+        if self.tubelets is not None:
+            weight: Tensor = self.visual.patch_embed.proj.weight
+            self.tubelets.copy_(weight[:, :, None].expand_as(self.tubelets) / self.settings.tubelet)
+        for added, block in zip(self.temporal or (), self.trunk.blocks, strict=False):
+            added.copy_from(block)  # type: ignore[operator]
+
+    @torch.no_grad()
+    def write_back(self) -> None:
+        """Set the encoder's own positions and patches to what a frame has in the mean, so that it takes images."""
         if self.positions is not None:
             own = self.visual.pos_embed
             own[:, own.shape[1] - self._num_patches :] = self.positions.mean(dim=0)
-
-    @torch.no_grad()
-    def take_positions(self, positions: Tensor) -> None:
-        """Take positions of another number of frames or another grid, (F', N', D), interpolated in time and space."""
-        if self.positions is not None:
-            self.positions.copy_(interpolate_positions(positions, self.times, self.trunk.grid))
+        if self.tubelets is not None:
+            self.visual.patch_embed.proj.weight.copy_(self.tubelets.sum(dim=2))
 
     @property
     def _num_patches(self) -> int:
@@ -149,7 +158,8 @@ class VideoTransformer(nn.Module):
     def _embedded(self, clips: Tensor) -> Tensor:
         """Return the embedding of the patches with what they get of space and time, (B, F, N, D)."""
         if self.tubelets is None:
-            maps = self.trunk.patches(clips.flatten(0, 1)).unflatten(0, clips.shape[:2])  # (B, T, D, rows, columns)
+            maps = self.trunk.patches(clips.flatten(0, 1))
+            maps = maps.view(*clips.shape[:2], *maps.shape[1:])  # (B, T, D, rows, columns)
         else:
             embed = self.visual.patch_embed
             stride = (self.settings.tubelet, *embed.patch_size)
@@ -159,11 +169,12 @@ class VideoTransformer(nn.Module):
         positions = self.trunk.positions(self.trunk.grid) if self.positions is None else self.positions
         if positions is not None:
             values = values + positions
-        return values if self.time is None else values + self.time
+        timed: Tensor = values if self.time is None else values + self.time
+        return timed
 
     def _block(self, number: int, values: Tensor, rope: Tensor | None, num_prefix: int) -> Tensor:
         if self.temporal is not None:
-            clips = values.unflatten(0, (-1, self.times))
+            clips = values.unflatten(0, (-1, self.times))  # type: ignore[no-untyped-call]
             patches = self.temporal[number](clips[:, :, num_prefix:])
             values = torch.cat([clips[:, :, :num_prefix], patches], dim=2).flatten(0, 1)
         return self.trunk.apply_block(number, values, rope)
@@ -177,10 +188,6 @@ class VideoTransformer(nn.Module):
             angles = self.settings.time == "rope"
             rope = rotated_in_time(rope, self.times) if angles else torch.cat([rope] * self.times, dim=-2)
         return unrotated_rows(rope, num_prefix) if num_prefix else rope
-
-    def _tubelet_weights(self) -> Tensor:
-        weight: Tensor = self.visual.patch_embed.proj.weight.detach()
-        return weight[:, :, None].repeat(1, 1, self.settings.tubelet, 1, 1) / self.settings.tubelet
 
 
 class _TemporalAttention(nn.Module):
@@ -203,4 +210,5 @@ class _TemporalAttention(nn.Module):
         """Return the patches, (B, F, N, D) to the same."""
         along = patches.transpose(1, 2)  # (B, N, F, D)
         seen = self.out(self.attn(self.norm(along.flatten(0, 1)))).unflatten(0, along.shape[:2])
-        return patches + seen.transpose(1, 2)
+        added: Tensor = patches + seen.transpose(1, 2)
+        return added

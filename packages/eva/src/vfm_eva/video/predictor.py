@@ -53,7 +53,7 @@ class Predictor:
         with torch.inference_mode():
             frames = torch.from_numpy(clips).flatten(0, 1).to(device)
             pixels = self.preprocess.pixels(frames)
-            found: NDArray[np.float32] = forward(pixels.unflatten(0, clips.shape[:2])).float().cpu().numpy()
+            found: NDArray[np.float32] = forward(pixels.unflatten(0, clips.shape[:2])).float().cpu().numpy()  # type: ignore[no-untyped-call]
             return found
 
 

@@ -109,18 +109,9 @@ def load_weights(
 
     Positions of other times or another grid are interpolated. A part that the source lacks keeps its new weights.
     """
-    visual = model.visual
-    report = load_encoder_weights(checkpoint, visual)
+    report = load_encoder_weights(checkpoint, model.visual)
+    model.start_from_encoder()  # whose weights are only known now
     with torch.no_grad():
-        if model.positions is not None:  # the encoder's positions are only known now
-            model.positions.copy_(model.trunk.positions(model.trunk.grid).expand_as(model.positions))
-        if model.tubelets is not None:
-            tubelet = model.settings.tubelet
-            weight = visual.patch_embed.proj.weight[:, :, None]
-            model.tubelets.copy_(weight.expand_as(model.tubelets) / tubelet)
-        if model.temporal is not None:
-            for added, block in zip(model.temporal, model.trunk.blocks, strict=True):
-                added.copy_from(block)
         if isinstance(source, VideoClassifier):
             _load_video_weights(model, source, class_names, report)
     return report

@@ -19,7 +19,9 @@ def interpolate_positions(positions: Tensor, times: int, grid: tuple[int, int]) 
     side = round(positions.shape[1] ** 0.5)
     if (len(positions), (side, side)) == (times, tuple(grid)):
         return positions
-    volume = positions.unflatten(1, (side, side)).permute(3, 0, 1, 2)[None].float()  # (1, D, F', rows, columns)
+    volume = (
+        positions.view(len(positions), side, side, -1).permute(3, 0, 1, 2)[None].float()
+    )  # (1, D, F', rows, columns)
     resized = F.interpolate(volume, size=(times, *grid), mode="trilinear", align_corners=False)
     return resized[0].permute(1, 2, 3, 0).flatten(1, 2).to(positions.dtype)
 

@@ -60,6 +60,7 @@ class VideoFacts:
         variable_rate: whether the time between frames varies.
         key_frames: numbers of frames at which decoding can start, ascending; empty if unknown.
         key_times: their times in the file's units.
+        step: time from each frame to the next, in the same units; 0: not the same everywhere.
     """
 
     num_frames: int
@@ -70,6 +71,11 @@ class VideoFacts:
     variable_rate: bool = False
     key_frames: tuple[int, ...] = ()
     key_times: tuple[int, ...] = ()
+    step: int = 0
+
+    def time_of(self, number: int) -> int:
+        """Return the time of a frame; only where `step` is known."""
+        return self.key_times[0] + (number - self.key_frames[0]) * self.step
 
 
 @dataclass(frozen=True)

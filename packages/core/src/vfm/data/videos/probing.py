@@ -45,7 +45,9 @@ def probe(media: Media) -> VideoFacts:
         width, height = height, width
     numbers, times = found.key_frames()
     rate, varies = found.rate()
-    return VideoFacts(len(found.times), rate, width, height, rotation, varies, numbers, times)
+    return VideoFacts(
+        len(found.times), rate, width, height, rotation, varies, numbers, times, found.step() if times else 0
+    )
 
 
 @dataclass
@@ -64,6 +66,11 @@ class _Packets:
         order = {time: number for number, time in enumerate(sorted(self.times))}  # type: ignore[type-var]
         keys = sorted(time for time in self.keys if time is not None)
         return tuple(order[time] for time in keys), tuple(keys)
+
+    def step(self) -> int:
+        """Return the time from each frame to the next if it is the same everywhere, else 0."""
+        steps = np.unique(np.diff(np.sort([time for time in self.times if time is not None])))
+        return int(steps[0]) if len(steps) == 1 else 0
 
     def rate(self) -> tuple[float, bool]:
         """Return the frames in a second, and whether their distance varies."""

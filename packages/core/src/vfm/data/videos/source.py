@@ -34,9 +34,10 @@ SCHEMA = pa.schema(
         "variable_rate": pa.bool_(),
         "key_frames": pa.list_(pa.int32()),
         "key_times": pa.list_(pa.int64()),
+        "step": pa.int64(),
     }
 )
-FACTS = ("num_frames", "rate", "width", "height", "rotation", "variable_rate")
+FACTS = ("num_frames", "rate", "width", "height", "rotation", "variable_rate", "step")
 
 
 def write_videos(directory: Path, rows: Sequence[dict[str, Any]]) -> None:
