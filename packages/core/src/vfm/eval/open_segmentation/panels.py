@@ -28,7 +28,7 @@ def rules_panel(totals: Mapping[Pair, MeanIou]) -> TablePanel:
     rows: list[list[str | float | int | None]] = []
     for rule in rules:
         values = [100 * mean_iou(totals[model, rule]) for model in models]
-        gaps = [round(value - values[0], 1) for value in values[1:]]
+        gaps = [round(value - values[0], 1) + 0.0 for value in values[1:]]  # no -0
         rows.append([rule, *(round(value, 1) for value in values), *gaps])
     gap_names = [f"{model} - {models[0]}" for model in models[1:]]
     note = "Mean IoU in percent. Rules of the last block differ more than models: compare models within a row."
