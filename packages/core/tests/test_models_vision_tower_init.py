@@ -69,9 +69,7 @@ def test_images_are_normalised_as_for_the_encoder(tmp_path: Path) -> None:
     vision.pretrained_cfg = {**vision.pretrained_cfg, **imagenet}
     checkpoint = save_vision(vision, tmp_path / "encoder")
     before = {key: value.clone() for key, value in model.module.state_dict().items()}
-    with pytest.raises(
-        UserError, match=r"images of mean 0\.485, 0\.456, 0\.406, .* has 0\.481, .*normalization"
-    ):
+    with pytest.raises(UserError, match=r"images of mean 0\.485, 0\.456, 0\.406, .* has 0\.481, .*normalization"):
         init_vision_tower(checkpoint, model)
     assert all(torch.equal(value, before[key]) for key, value in model.module.state_dict().items())
     init_vision_tower(checkpoint, model, take_normalization=True)

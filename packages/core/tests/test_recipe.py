@@ -308,6 +308,9 @@ def test_mistake_with_a_base_is_one_line_that_names_its_file(load, texts, line):
 
 # Hashes of the stages that these recipes had before they were laid over a base. A change on purpose changes the hash.
 STAGES_OVER_BASE = {
+    "eva_02_l_k400": "8fe42f7fcfa1",
+    "eva_claim_more": "74272beea8cc",
+    "open_segmentation_tiny": "85a5dc949087",
     "clip_b32": "ce6db29f38b1",
     "clip_l14": "99620856d696",
     "metaclip_b16": "fa7ee8b94502",

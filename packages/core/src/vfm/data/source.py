@@ -74,6 +74,10 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
+    def __getitem__(self, index: int) -> Sample:
+        """Return the sample of a number; raises BadSample."""
+        ...
+
     def sample(self, index: int, epoch: int) -> Sample:
         """Return the sample of a number as an epoch uses it; raises BadSample."""
         ...

@@ -1,7 +1,7 @@
 """Questions about the synthetic world as in MMVP: one question about two images, and an answer for each.
 
-The two images differ only in what the question is about, and question and options are equal, so that a model without sight gets
-no pair right. Source: Tong et al. 2024, Eyes Wide Shut? (arXiv:2401.06209).
+The two images differ only in what the question is about, and question and options are equal, so that a model without
+sight gets no pair right. Source: Tong et al. 2024, Eyes Wide Shut? (arXiv:2401.06209).
 """
 
 from __future__ import annotations

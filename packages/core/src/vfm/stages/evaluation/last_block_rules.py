@@ -28,21 +28,23 @@ class LastBlockRule(Part):
 class Clip(LastBlockRule):
     """The block as it is."""
 
-    type: Literal["clip"] = "clip"
+    type: Literal["clip"] = Field("clip", description="the block as it is")
     work: ClassVar[str] = "vfm.eval.open_segmentation.rules:clip"
 
 
 class MaskClip(LastBlockRule):
     """Each patch attends to itself; residual and MLP stay, as in MaskCLIP's own code (arXiv:2112.01071)."""
 
-    type: Literal["maskclip"] = "maskclip"
+    type: Literal["maskclip"] = Field("maskclip", description="each patch attends to itself; residual and MLP stay")
     work: ClassVar[str] = "vfm.eval.open_segmentation.rules:maskclip"
 
 
 class MaskClipBare(LastBlockRule):
     """Each patch attends to itself, without residual and MLP: what later papers' tables often call MaskCLIP."""
 
-    type: Literal["maskclip_bare"] = "maskclip_bare"
+    type: Literal["maskclip_bare"] = Field(
+        "maskclip_bare", description="each patch attends to itself, without residual and MLP"
+    )
     work: ClassVar[str] = "vfm.eval.open_segmentation.rules:maskclip_bare"
 
 
@@ -55,21 +57,21 @@ class Similarity(LastBlockRule):
 class Sclip(Similarity):
     """The sum of two attentions, queries to queries and keys to keys; residual and MLP stay (arXiv:2312.01597)."""
 
-    type: Literal["sclip"] = "sclip"
+    type: Literal["sclip"] = Field("sclip", description="queries to queries and keys to keys; residual and MLP stay")
     work: ClassVar[str] = "vfm.eval.open_segmentation.rules:sclip"
 
 
 class ClearClip(Similarity):
     """Attention of queries to queries, without residual and MLP (arXiv:2407.12442)."""
 
-    type: Literal["clearclip"] = "clearclip"
+    type: Literal["clearclip"] = Field("clearclip", description="queries to queries, without residual and MLP")
     work: ClassVar[str] = "vfm.eval.open_segmentation.rules:clearclip"
 
 
 class NaClip(Similarity):
     """Attention of keys to keys, raised near each patch, without residual and MLP (arXiv:2404.08181)."""
 
-    type: Literal["naclip"] = "naclip"
+    type: Literal["naclip"] = Field("naclip", description="keys to keys, raised near each patch")
     work: ClassVar[str] = "vfm.eval.open_segmentation.rules:naclip"
 
     sigma: float = Field(5.0, gt=0, description="width of the neighbourhood, in patches")
@@ -78,7 +80,7 @@ class NaClip(Similarity):
 class ProxyClip(LastBlockRule):
     """Attention by the similarity of another encoder's patches, without residual and MLP (arXiv:2408.04883)."""
 
-    type: Literal["proxyclip"] = "proxyclip"
+    type: Literal["proxyclip"] = Field("proxyclip", description="by the similarity of another encoder's patches")
     work: ClassVar[str] = "vfm.eval.open_segmentation.rules:proxyclip"
 
     encoder: Ref[VisionCheckpoint | ClipCheckpoint] = Field(description="the other encoder, such as one of eva.train")
