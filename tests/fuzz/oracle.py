@@ -12,7 +12,7 @@ from fuzz.mutations import Damage
 
 Result = dict[str, Any]
 OF_ALL = ("classnames.txt", "zeroshot_classification_templates.txt", "nshards.txt")  # of all samples
-POINTS = ("flip", "number", "value")  # damage within one record
+POINTS = ("flip", "value")  # damage within one record
 
 
 def lines(data: bytes) -> list[tuple[int, int]]:

@@ -160,7 +160,7 @@ def test_unknown_option_and_verb_have_exit_code_2(toys):
 
 def test_missing_outside_file_is_one_line_before_anything_runs(toys):
     Path("r.yaml").write_text(RECIPE + "  - {kind: toy.read, name: w, path: nowhere.txt}\n")
-    assert refused("run", "r.yaml") == ["error: nowhere.txt: no such file or folder"]
+    assert refused("run", "r.yaml") == ["error: nowhere.txt: no such file or folder; w of r.yaml reads it"]
     assert not list(toys.glob("store/toy*"))
 
 

@@ -208,7 +208,7 @@ def test_credentials_are_in_no_file_that_is_kept(toys: Path, monkeypatch: pytest
 
 def test_credentials_are_in_no_error(toys: Path) -> None:
     Path("r.yaml").write_text(RECIPE + "  - {kind: toy.read, name: w, path: 'x?sig=5ignature'}\n")
-    assert refused("run", "r.yaml") == "error: x?sig=***: no such file or folder"
+    assert refused("run", "r.yaml") == "error: x?sig=***: no such file or folder; w of r.yaml reads it"
     assert Store(STORE).artifacts() == []
 
 

@@ -403,6 +403,19 @@ def test_a_damaged_line_break_between_choices_loses_both_and_counts_both(tmp_pat
         assert [reason for reason, _ in bad] == ["broken_json"] * 2
 
 
+def test_a_choice_with_half_a_surrogate_pair_is_counted(tmp_path):
+    folder = make_folder(tmp_path / "f")
+    own = {"images": ["0.png"], "statements": ["x", "y"], "truth": [0, -1]}
+    published = {"image_0": "0.png", "image_1": "0.png", "caption_0": "a b", "caption_1": "b a"}
+    for row, changes in ((own, ("key", "pattern")), (published, ("id", "collapsed_tag", "caption_1"))):
+        rows = [row, *({**row, name: "\ud800"} for name in changes)]
+        (folder / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        bad: list[tuple[str, str]] = []
+        found = list(read_choices(f"{folder}/c.jsonl", lambda *one, bad=bad: bad.append(one), str(folder)))
+        assert len(found) == 1
+        assert [reason for reason, _ in bad] == ["wrong_encoding"] * len(changes)
+
+
 def test_the_readme_lists_all_reasons():
     text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     assert [reason for reason in REASONS if f"`{reason}`" not in text] == []

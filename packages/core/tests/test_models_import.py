@@ -70,6 +70,16 @@ def test_weights_that_are_not_finite_are_refused(kind: str, tmp_path: Path) -> N
         stage.run(context)
 
 
+def test_wrong_value_of_an_encoders_preprocessing_is_one_line(tmp_path: Path) -> None:
+    save_vision(build_vision("vit_pico_patch8_32", seed=0), tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    config["pretrained_cfg"]["crop_pct"] = "x"
+    file.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"config\.json: .*crop_pct"):
+        import_vision(str(tmp_path))
+
+
 def torchscript_archive(model: ClipModel, file: Path) -> Path:
     """Save an archive like OpenAI's: a program with the model's sizes beside its weights."""
     root = nn.Module()

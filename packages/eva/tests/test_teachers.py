@@ -163,6 +163,14 @@ def test_a_head_of_standardised_targets_is_saved_as_one_of_the_teachers_features
     assert not any(key.startswith("standardised") for key in saved)
 
 
+def test_objective_with_standardised_targets_runs_on_shapes_alone() -> None:
+    prediction, target = (torch.zeros(2, 3, 4, device="meta") for _ in range(2))
+    counted = torch.ones(2, 3, dtype=torch.bool, device="meta")
+    phi_s = PhiS.identity(4).to("meta")
+    loss, _ = Objective(None, phi_s=phi_s).patch_loss(prediction, target, counted)  # type: ignore[arg-type]
+    assert loss.shape == ()
+
+
 def test_two_teachers_are_trained_kept_and_evaluated(tmp_path, pool, teacher, dense):
     settings = several(
         {"teacher": "teacher", "class_weight": 0.5},

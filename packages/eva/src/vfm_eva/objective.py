@@ -67,7 +67,8 @@ class Objective:
         if self.phi_s is None:
             loss = masked_cosine_loss(prediction, target, counted)
             return loss, {"constant_loss": -resultant_length(target, counted), "mutual_cosine": mutual}
-        with torch.autocast(target.device.type, enabled=False):  # a matrix product, which autocast would round to bf16
+        device = "cpu" if target.is_meta else target.device.type  # torch has no autocast of shapes alone
+        with torch.autocast(device, enabled=False):  # a matrix product, which autocast would round to bf16
             target = self.phi_s(target)
         mean = (target * counted[..., None]).sum(dim=(0, 1)) / counted.sum().clamp(min=1)  # (T,)
         constant = squared_error(mean.expand_as(target), target, counted)

@@ -63,6 +63,16 @@ def read_choices(path: str, on_bad: OnBad, image_root: str | None = None) -> Ite
     Raises:
         UserError: the path is none of these.
     """
+    for item in _read(path, on_bad, image_root):
+        try:
+            "".join((item.key, item.pattern, *item.statements)).encode()
+        except UnicodeEncodeError:  # half a surrogate pair, which JSON can express and no text contains
+            on_bad("wrong_encoding", f"{path}: item {item.key!a}")
+        else:
+            yield item
+
+
+def _read(path: str, on_bad: OnBad, image_root: str | None) -> Iterator[Choice]:
     if path.endswith(".jsonl"):
         return read_winoground(Path(path), image_root, on_bad) if is_winoground(path) else _read_jsonl(path, on_bad)
     if path.endswith(".parquet"):

@@ -91,8 +91,10 @@ def fingerprint(path: str, memory: Memory) -> str:
         memory: known fingerprints of files; new ones are added.
 
     Raises:
-        UserError: the path does not exist, may not be read, or is neither a regular file nor a folder.
+        UserError: the path is empty, does not exist, may not be read, or is neither a regular file nor a folder.
     """
+    if not path:
+        raise UserError("expected a path, got an empty one")
     if files.is_remote(path):
         return hashlib.sha256(path.encode()).hexdigest()[:DIGITS]
     files.check_regular(path)

@@ -65,7 +65,11 @@ def make_plan(recipe: Recipe, store: Store, announce: Callable[[str], None] = la
                 folders[ref] = Path(os.path.realpath(earlier.slot.artifact if earlier else ref))
                 if not earlier:
                     problems |= dict.fromkeys(_wrong_files(Path(ref)))
-            fingerprints = {path: fingerprint(path) for path in stage.sources()}
+            try:
+                fingerprints = {path: fingerprint(path) for path in stage.sources()}
+            except UserError as error:
+                of = f" of {os.path.basename(recipe.file)}" if recipe.file else ""
+                raise UserError(f"{error}; {stage.name}{of} reads it") from None
             identity = _identity(stage, inputs, fingerprints)
             slot = store.slot(stage.kind, identity)
             steps[stage.name] = Step(stage, identity, inputs, folders, fingerprints, slot)

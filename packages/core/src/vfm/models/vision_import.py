@@ -16,11 +16,12 @@ from vfm.models import eva_import
 from vfm.models.eva_import import DEFAULT_OPTIONS, ReadOptions
 from vfm.models.eva_layouts import masked_modelling_of
 from vfm.models.model_sources import check_weights_file, local_folder, weights_file_as_source
-from vfm.models.vision import build_vision, save_vision
+from vfm.models.vision import VISION_CONFIG_FILE, build_vision, save_vision, vision_preprocess
 from vfm.models.weight_transfer import KeyReport
 from vfm.models.weights import check_finite_weights, load_state_dict
 from vfm.stage import Context, Preflight
 from vfm.stages.models import FOLDER_PREFIX, HUB_PREFIX, ImportVision
+from vfm.store_files import naming
 
 
 def import_vision_checkpoint(config: ImportVision, ctx: Context) -> VisionCheckpoint:
@@ -72,7 +73,11 @@ def import_vision(
     if pretrained:
         return vision_from_file(source, Path(pretrained), options, report)
     folder = local_folder(source) if isinstance(source, str) else None
-    return build_vision(f"{FOLDER_PREFIX}{folder}" if folder else source, pretrained=True).eval()
+    model = build_vision(f"{FOLDER_PREFIX}{folder}" if folder else source, pretrained=True).eval()
+    if folder:
+        with naming(folder / VISION_CONFIG_FILE, "the configuration of an encoder"):
+            vision_preprocess(model)
+    return model
 
 
 def check_vision_source(source: str | Mapping[str, Any], pretrained: str | None) -> None:
