@@ -15,6 +15,7 @@ from vfm.data.image_list import ImageEntry, write_image_lists
 from vfm.data.index import read_index
 from vfm.eval import Encoded, ReadSettings, encode_dataset, load_encoder
 from vfm.eval.feature_cache import FOLDER, PUBLISHED, FeatureCache
+from vfm.integrity import seal
 from vfm.models import load_clip
 from vfm.stages.evaluation import ZeroShot
 
@@ -23,7 +24,7 @@ CPU = torch.device("cpu")
 
 def published(data: ImageDataset) -> ImageDataset:
     """Mark a dataset as published, as a run does in the store."""
-    (data.path / PUBLISHED).write_text("{}")
+    (data.path / PUBLISHED).write_bytes(seal({"identity": data.path.name, "files": {}}))
     return data
 
 

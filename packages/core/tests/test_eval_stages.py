@@ -466,9 +466,9 @@ def test_probe_takes_a_vision_encoder_with_timms_own_pooled_features(tmp_path: P
 
 
 def test_stages_are_known_without_torch() -> None:
-    code = "import sys, vfm.stages as b; assert len(b.EVALUATIONS) == 15; sys.exit('torch' in sys.modules)"
+    code = "import sys, vfm.stages as b; assert len(b.EVALUATIONS) == 17; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert len({stage.kind_name() for stage in EVALUATIONS}) == 15
+    assert len({stage.kind_name() for stage in EVALUATIONS}) == 17
 
 
 def test_a_model_named_twice_is_refused() -> None:

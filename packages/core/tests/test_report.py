@@ -328,6 +328,7 @@ def test_a_missing_extra_is_named(
         name for name in sys.modules if name.partition(".")[0] == missing or name.startswith("vfm.flow.report.")
     ]:
         monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("vfm.flow.report.charts", raising=False)  # where `from vfm.flow.report import charts` finds it
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(UserError, match=rf"{missing}: pip install 'vfm-core\[report\]'"):
         write_report(run, tmp_path / "report.html")

@@ -44,9 +44,9 @@ def embed(
     ] = 0.05,
     debug: DebugOption = False,
 ) -> None:
-    """Write the embeddings of a dataset's images, or of its videos with a classifier of videos, to a file.
+    """Write the embeddings of a dataset's images or videos to a file.
 
-    The file, Parquet or npy, holds unit vectors in the order of the dataset.
+    The file, Parquet or npy, holds unit vectors in the order of the dataset. Videos need a classifier of videos.
     """
     if _has_artifact(model, VideoClassifier):
         embed_videos = load_function("vfm.cli.videos:embed")  # needs vfm-core[video]
@@ -105,10 +105,11 @@ def predict(
     device: DeviceOption = "auto",
     debug: DebugOption = False,
 ) -> None:
-    """Classify images or videos, find their nearest neighbours in an index, or detect and segment what is in them.
+    """Classify, detect or segment images or videos, or find neighbours.
 
-    With a model that has a dense head, --draw writes a picture of each image and, for a detector, `results.json` in
-    COCO's format; its image_id is the number that a file's name is, else the image's place in the command.
+    With an index, the nearest neighbours of the images are found. With a model that has a dense head, --draw writes a
+    picture of each image and, for a detector, `results.json` in COCO's format; its image_id is the number that a file's
+    name is, else the image's place in the command.
     """
     from vfm.cli.inputs import dense_checkpoint, full_name, open_device, open_encoder, read_classes, read_images
     from vfm.cli.prediction import class_probabilities, similarities

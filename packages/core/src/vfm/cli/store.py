@@ -43,7 +43,7 @@ def show(
 
 @command
 def runs(store: StoreOption = DEFAULT_STORE, debug: DebugOption = False) -> None:
-    """List the runs that a store keeps, with their recipes and commands."""
+    """List the runs of a store, with their recipes and commands."""
     found = kept_runs(Store(store))
     width = max((len(run.directory.name) for run in found), default=0)
     for run in found:
@@ -78,7 +78,7 @@ def report(
     if page.is_dir():
         raise UserError(f"{page}: expected a file to write the report to, got a folder")
     if others:
-        compare_runs(directories, page)
+        compare_runs([folder.resolve() for folder in directories], page)
         show_line(f"comparison: {page}")
         return
     if is_writable(page.parent):
@@ -99,7 +99,7 @@ def _finished_run(word: str, store: Path) -> Path:
     if directory is None or read_sealed(directory / RUN_FILE).get("seconds", 0) is None:
         names = dict.fromkeys(kept.name for kept in kept_runs(Store(store)) if kept.finished)
         raise UserError(f"no finished run {word!r} in {store}; finished runs: {', '.join(names) or 'none'}")
-    return directory.resolve()
+    return directory
 
 
 def compare_runs(directories: list[Path], page: Path) -> None:

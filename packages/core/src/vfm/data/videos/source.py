@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,14 +42,14 @@ FACTS = ("num_frames", "rate", "width", "height", "rotation", "variable_rate", "
 
 
 def write_videos(directory: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write the rows; paths inside the artifact are stored relative to it."""
+    """Write the rows; paths inside the artifact, or another one of its store, are stored relative to it."""
     root = directory.resolve()
     stored = []
     for row in rows:
         path = row["path"]
         if "://" not in path:
             absolute = Path(path).resolve()
-            path = str(absolute.relative_to(root) if absolute.is_relative_to(root) else absolute)
+            path = os.path.relpath(absolute, root) if absolute.is_relative_to(root.parent) else str(absolute)
         stored.append({**row, "path": path})
     pq.write_table(pa.Table.from_pylist(stored, SCHEMA), directory / VIDEOS_FILE, write_page_checksum=True)
 
