@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -51,9 +53,10 @@ def train_video(config: EvaVideo, ctx: Context) -> VideoClassifier:
     data = ctx.load(config.data)
     check_class_names(data.class_names, config.data)
     source = ctx.load(config.encoder)
-    checkpoint = image_checkpoint(source, ctx.work / "encoder")
-    model = build_model(config, checkpoint, data.class_names)
-    report = load_weights(model, checkpoint, source, data.class_names)
+    with TemporaryDirectory() as folder:  # one for each process
+        checkpoint = image_checkpoint(source, Path(folder))
+        model = build_model(config, checkpoint, data.class_names)
+        report = load_weights(model, checkpoint, source, data.class_names)
     if is_main():
         ctx.log(f"weights of the encoder: {report.summary}")
         ctx.panel(report.panel("Weights of the encoder"))
