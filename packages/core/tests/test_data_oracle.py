@@ -103,17 +103,18 @@ def test_a_destroyed_range_of_a_tar_is_counted_by_its_size(tmp_path, size, fill)
         assert good + bad.total() == 40, (place, bad)
 
 
-def test_a_removed_byte_of_a_header_loses_the_samples_behind_it_and_counts_them(tmp_path):
+@pytest.mark.parametrize("change", [-1, 2])
+def test_bytes_removed_or_inserted_in_a_tar_lose_the_samples_behind_them_and_count_them(tmp_path, change):
     # Behind the last header but one, as much space is left as that member would fill with one digit of its size wrong.
     sizes = [1236, 882, 460, 1236, 876, 446, 1236, 865, 462, 1236, 874, 458]
     rows = [(f"{n:06d}", {"png": members(n)["png"].ljust(size, b"\0")}) for n, size in enumerate(sizes)]
     write_tar(tmp_path / "x.tar", rows)
     whole = (tmp_path / "x.tar").read_bytes()
-    assert [header % BLOCK for header in headers(whole)] == [0] * NUM
-    for place in headers(whole)[-3:]:
-        (tmp_path / "x.tar").write_bytes(whole[: place + BLOCK - 1] + whole[place + BLOCK :])
-        good, bad = outcome(tmp_path / "a", tmp_path / "x.tar", Images)
-        assert (good + bad.total(), set(bad)) == (NUM, {"damaged_header"}), (place, bad)
+    for place in headers(whole)[1:]:
+        for at in (place + BLOCK - 1, place + BLOCK + 400):  # in the header, in the image
+            (tmp_path / "x.tar").write_bytes(whole[:at] + max(0, change) * b"x" + whole[at + max(0, -change) :])
+            good, bad = outcome(tmp_path / "a", tmp_path / "x.tar", Images)
+            assert good + bad.total() >= NUM, (at, bad)
 
 
 def test_a_damaged_extended_header_loses_one_sample(tmp_path):

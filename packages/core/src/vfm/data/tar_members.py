@@ -27,12 +27,14 @@ class Gap:
         stop: next valid header, or the end of the file.
         names: names in the damaged headers whose sizes lead from one to the next; one of them may be wrong.
         rest: bytes behind those headers' members, where sizes lead nowhere.
+        shifted: names in valid headers within the rest, which lost or inserted bytes have moved off their blocks.
     """
 
     start: int
     stop: int
     names: tuple[str, ...]
     rest: int
+    shifted: tuple[str, ...] = ()
 
 
 class TarMembers:
@@ -100,7 +102,21 @@ class TarMembers:
         self.complete = self._ends_with_mark()
         names, end = self._names(place, self._size if found is None else found)
         rest = (self._data_end() if found is None else found) - end
-        return Gap(place, self._size if found is None else found, names, max(0, rest))
+        stop = self._size if found is None else found
+        return Gap(place, stop, names, max(0, rest), tuple(self._shifted(end, stop)) if rest > 0 else ())
+
+    def _shifted(self, place: int, stop: int) -> Iterator[str]:
+        """Yield the names in valid headers anywhere in a range."""
+        while place < stop:
+            self.stream.seek(place)
+            chunk = self.stream.read(min(CHUNK, stop - place))
+            found = chunk.find(MAGIC)
+            while found >= 0:
+                header = self._block(max(0, place + found - MAGIC_PLACE))
+                if _is_header(header) and header[TYPE_PLACE : TYPE_PLACE + 1] not in EXTENDED:
+                    yield _name_of(header)
+                found = chunk.find(MAGIC, found + 1)
+            place += max(1, len(chunk) - len(MAGIC) + 1)  # the text may lie across two chunks
 
     def _names(self, place: int, stop: int) -> tuple[tuple[str, ...], int]:
         """Return the names in the damaged headers, and the end of the last one's member."""
@@ -113,7 +129,7 @@ class TarMembers:
             if end > stop:
                 break
             if header[TYPE_PLACE : TYPE_PLACE + 1] not in EXTENDED:
-                names.append(header[:100].split(b"\0", 1)[0].decode("utf-8", "backslashreplace"))
+                names.append(_name_of(header))
             place = end
             if self._block(place)[MAGIC_PLACE : MAGIC_PLACE + len(MAGIC)] != MAGIC:
                 break
@@ -180,6 +196,10 @@ def _is_header(block: bytes) -> bool:
     except (tarfile.TarError, ValueError):
         return False
     return True
+
+
+def _name_of(header: bytes) -> str:
+    return header[:100].split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
 
 
 def _size_of(header: bytes) -> int:

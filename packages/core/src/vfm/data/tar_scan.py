@@ -148,7 +148,8 @@ class _Found:
         """Return the rows that lost a member in a gap, and the samples that are lost as a whole.
 
         A lost member belongs to the sample that its header names, else to a neighbour of the gap with fewer members
-        than usual, else to a sample of its own. Where sizes lead nowhere, samples are counted by their mean size.
+        than usual, else to a sample of its own. Where sizes lead nowhere, samples are counted by their mean size, and
+        by the headers that are there: the larger number counts.
         """
         if not self.gaps:
             return (), []
@@ -179,7 +180,8 @@ class _Found:
             if gap.rest:
                 damaged |= {row_of[key] for key in lacking}
                 by_size = round(gap.rest / mean - sum(lacking.values()) / usual)
-                whole += max(0 if lacking or gap.names else 1, by_size)
+                shifted = {split_name(name)[0] for name in gap.shifted} - names - set(row_of)
+                whole += max(0 if lacking or gap.names else 1, by_size, len(shifted))
             lost += [("damaged_header", f"{self.path}: byte {gap.start}")] * whole
         return tuple(sorted(damaged)), lost
 
