@@ -126,7 +126,8 @@ class Classifier(Task[LabeledImages]):
     def parameter_groups(self) -> list[ParamGroup]:
         """Return one group per layer and per weight decay."""
         model: Any = self.model
-        return layered_groups(self, len(model.blocks), self.layer_decay, lambda name: name.removeprefix("model."))
+        depth = len(model.blocks)
+        return layered_groups(self, depth, self.layer_decay, lambda name: layer_of(name.removeprefix("model."), depth))
 
     def kernels(self, choice: Kernels) -> AbstractContextManager[str]:
         """Use fused kernels in the classifier."""
@@ -165,7 +166,12 @@ class Classifier(Task[LabeledImages]):
 
 
 def layered_groups(
-    task: Task[Any], depth: int, layer_decay: float, name_in_encoder: Callable[[str], str]
+    task: Task[Any],
+    depth: int,
+    layer_decay: float,
+    layer: Callable[[str], int],
+    *,
+    decay_vectors: bool = False,
 ) -> list[ParamGroup]:
     """Return the trained parameters of a task in one group per layer and per weight decay.
 
@@ -173,16 +179,17 @@ def layered_groups(
         task: its `no_weight_decay()` and vectors are not decayed.
         depth: number of blocks.
         layer_decay: learning rate of a layer as a factor of that of the layer after it.
-        name_in_encoder: maps a parameter's name to one whose layer it shares.
+        layer: returns the layer of a parameter by its name, 0 to depth + 1, as `layer_of` does.
+        decay_vectors: decay all parameters.
     """
     exempt = task.no_weight_decay()
     groups: dict[tuple[int, bool], ParamGroup] = {}
     for name, parameter in task.named_parameters():
         if parameter.requires_grad:
-            layer = layer_of(name_in_encoder(name), depth)
-            decayed = parameter.ndim > 1 and name not in exempt
-            scale = layer_decay ** (depth + 1 - layer)
-            group = groups.setdefault((layer, decayed), ParamGroup([], scale, None if decayed else 0.0))
+            number = layer(name)
+            decayed = decay_vectors or (parameter.ndim > 1 and name not in exempt)
+            scale = layer_decay ** (depth + 1 - number)
+            group = groups.setdefault((number, decayed), ParamGroup([], scale, None if decayed else 0.0))
             group.params.append(parameter)
     return list(groups.values())
 

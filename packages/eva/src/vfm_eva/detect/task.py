@@ -16,7 +16,7 @@ from torch import Tensor
 from vfm.models import PooledVision, vision_preprocess
 from vfm.plugin import DenseCheckpoint
 from vfm.train import Metrics, ParamGroup, Task
-from vfm_eva.classifier import layer_of
+from vfm_eva.classifier import layer_of, layered_groups
 from vfm_eva.dense.encoder import DenseEncoder
 from vfm_eva.detect.checkpoint import save_detector
 from vfm_eva.detect.federated import draw_order
@@ -83,17 +83,12 @@ class DetectTask(Task[DetectionInputs]):
 
     def parameter_groups(self) -> list[ParamGroup]:
         """Return one group per layer and per weight decay."""
-        depth, exempt = self.model.encoder.depth, self.no_weight_decay()
-        groups: dict[tuple[int, bool], ParamGroup] = {}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                within = name.removeprefix(ENCODER)
-                layer = layer_of(within, depth) if within != name else depth + 1
-                decayed = self.decay_vectors or (parameter.ndim > 1 and name not in exempt)
-                scale = self.layer_decay ** (depth + 1 - layer)
-                group = groups.setdefault((layer, decayed), ParamGroup([], scale, None if decayed else 0.0))
-                group.params.append(parameter)
-        return list(groups.values())
+        depth = self.model.encoder.depth
+
+        def layer(name: str) -> int:
+            return layer_of(name.removeprefix(ENCODER), depth) if name.startswith(ENCODER) else depth + 1
+
+        return layered_groups(self, depth, self.layer_decay, layer, decay_vectors=self.decay_vectors)
 
     def kernels(self, choice: Kernels) -> AbstractContextManager[str]:
         """Use fused kernels in the encoder."""

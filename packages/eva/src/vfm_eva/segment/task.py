@@ -16,7 +16,7 @@ from torch import Tensor
 from vfm.models import PooledVision, vision_preprocess
 from vfm.plugin import DenseCheckpoint
 from vfm.train import Batch, Call, Metrics, ParamGroup, Task
-from vfm_eva.classifier import layer_of
+from vfm_eva.classifier import layer_of, layered_groups
 from vfm_eva.segment.maps import MapSegmenter, pixel_loss
 from vfm_eva.segment.matching import LossWeights
 from vfm_eva.segment.model import HeadRecord, Segmenter, save_segmenter
@@ -105,16 +105,8 @@ class SegmentTask(Task[SegmentInputs]):
 
     def parameter_groups(self) -> list[ParamGroup]:
         """Return one group per layer and per weight decay."""
-        depth, exempt = self.model.encoder.depth, self.no_weight_decay()
-        groups: dict[tuple[int, bool], ParamGroup] = {}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                layer = _layer(name.removeprefix("model."), depth)
-                decayed = parameter.ndim > 1 and name not in exempt
-                scale = self.layer_decay ** (depth + 1 - layer)
-                group = groups.setdefault((layer, decayed), ParamGroup([], scale, None if decayed else 0.0))
-                group.params.append(parameter)
-        return list(groups.values())
+        depth = self.model.encoder.depth
+        return layered_groups(self, depth, self.layer_decay, lambda name: _layer(name.removeprefix("model."), depth))
 
     def kernels(self, choice: Kernels) -> AbstractContextManager[str]:
         """Use fused kernels in the encoder."""

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from vfm.models import vision_preprocess
 from vfm.plugin import VideoClassifier
 from vfm.train import Metrics, ParamGroup, Task
-from vfm_eva.classifier import layered_groups
+from vfm_eva.classifier import layer_of, layered_groups
 from vfm_eva.labeled_images import seeded_global_generators
 from vfm_eva.stages_video import Clip
 from vfm_eva.video.checkpoint import save_classifier
@@ -93,7 +93,11 @@ class VideoTask(Task[VideoClips]):
     def parameter_groups(self) -> list[ParamGroup]:
         """Return one group per layer and per weight decay."""
         depth = len(self.model.trunk.blocks)
-        return layered_groups(self, depth, self.layer_decay, lambda name: video_layer_name(name.removeprefix("model.")))
+
+        def layer(name: str) -> int:
+            return layer_of(video_layer_name(name.removeprefix("model.")), depth)
+
+        return layered_groups(self, depth, self.layer_decay, layer)
 
     def kernels(self, choice: Kernels) -> AbstractContextManager[str]:
         """Use fused kernels in the encoder."""
