@@ -11,7 +11,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from vfm import files
-from vfm.artifacts import FACTS_FILE, Artifact, ClipCheckpoint, DenseCheckpoint, ImageDataset, VisionCheckpoint
+from vfm.artifacts import FACTS_FILE, Artifact, ClipCheckpoint, ImageDataset, VisionCheckpoint
 from vfm.config import UserError
 from vfm.data import BadSample, DatasetSpec, Source, decode_image, open_dataset
 from vfm.data.indexing import Indexing
@@ -50,14 +50,6 @@ def open_encoder(source: str, pretrained: str | None, device: torch.device) -> C
         module = import_vision(source, pretrained).to(device)
         return PooledVision(module, vision_preprocess(module))
     return import_clip(source, pretrained).to(device)
-
-
-def dense_checkpoint(model: str) -> DenseCheckpoint | None:
-    """Return the model of a folder if it has a dense head, else None."""
-    if not (Path(model) / FACTS_FILE).is_file():
-        return None
-    found = Artifact.load(model)
-    return found if isinstance(found, DenseCheckpoint) else None
 
 
 def full_name(source: str, pretrained: str | None) -> str:

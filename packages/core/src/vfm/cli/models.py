@@ -6,17 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
-from vfm.artifacts import FACTS_FILE, Artifact, VideoClassifier
+from vfm.artifacts import FACTS_FILE, Artifact, DenseCheckpoint, VideoClassifier
 from vfm.cli.command import DebugOption, command, console, show
 from vfm.config import UserError, load_function
 from vfm.flow.listeners import ConsoleListener
 from vfm.publishing import publish_folder
 from vfm.stage import Context
 
+A = TypeVar("A", bound=Artifact)
 ModelArgument = Annotated[
     str, typer.Argument(help="Folder of a checkpoint, or a model by name, file or hf-hub:org/model.")
 ]
@@ -48,7 +49,7 @@ def embed(
 
     The file, Parquet or npy, holds unit vectors in the order of the dataset. Videos need a classifier of videos.
     """
-    if _has_artifact(model, VideoClassifier):
+    if _artifact(model, VideoClassifier):
         embed_videos = load_function("vfm.cli.videos:embed")  # needs vfm-core[video]
         with TemporaryDirectory() as folder, _on_console("embed", Path(folder)) as ctx:
             show(embed_videos(ctx, model, data, out, device, batch_size, max_bad_fraction))
@@ -66,10 +67,14 @@ def embed(
     show(f"{out}: {len(source) - bad.total():,} embeddings{skipped}")
 
 
-def _has_artifact(model: str, kind: type[Artifact]) -> bool:
-    """Return whether a folder has an artifact of a kind."""
+def _artifact(model: str, kind: type[A]) -> A | None:
+    """Return the artifact of a folder if it is of a kind, after comparing its files' hashes; else None."""
     path = Path(model)
-    return (path / FACTS_FILE).is_file() and isinstance(Artifact.load(path, verify=False), kind)
+    found = Artifact.load(path, verify=False) if (path / FACTS_FILE).is_file() else None
+    if not isinstance(found, kind):
+        return None
+    found.verify()
+    return found
 
 
 @contextmanager
@@ -111,18 +116,18 @@ def predict(
     picture of each image and, for a detector, `results.json` in COCO's format; its image_id is the number that a file's
     name is, else the image's place in the command.
     """
-    from vfm.cli.inputs import dense_checkpoint, full_name, open_device, open_encoder, read_classes, read_images
+    from vfm.cli.inputs import full_name, open_device, open_encoder, read_classes, read_images
     from vfm.cli.prediction import class_probabilities, similarities
     from vfm.eval import check_finite
 
     if classes and index:
         raise UserError("give either --classes (names to choose from) or --index (embeddings to search), not both")
-    if _has_artifact(model, VideoClassifier):
+    if _artifact(model, VideoClassifier):
         if classes or index:
             raise UserError(f"{model}: a classifier of videos has its own classes; leave out --classes and --index")
         load_function("vfm.cli.videos:predict")(model, images, device, top)  # needs vfm-core[video]
         return
-    dense = dense_checkpoint(model)
+    dense = _artifact(model, DenseCheckpoint)
     if dense and (classes or index or pretrained):
         raise UserError(f"{model}: it has a dense head; leave out --classes, --index and --pretrained")
     if draw and not dense:
