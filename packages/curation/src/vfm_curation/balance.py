@@ -36,8 +36,8 @@ from vfm_curation.subset import (
     BalanceJob,
     SubsetTotals,
     balance_shard,
+    create_subset,
     expected_size,
-    pool_of,
     write_subset_files,
 )
 from vfm_curation.thresholds import EntryLanguages, by_reference, by_tail_share, check_languages, given
@@ -92,18 +92,8 @@ def balance_texts(config: MetaclipBalance, ctx: Context) -> CuratedSubset:
     _warn_of_too_much(ctx, matches.num_matched, made.num_texts)
     for panel in [*panels(card), *_examples(config, ctx, matches, pairs, card)]:
         ctx.panel(panel)
-    values = {"expected_texts": made.expected, "kept_texts": made.num_texts, "kept_samples": made.num_samples}
-    values |= {f"t/{name}" if name else "t": value for name, value in thresholds.items()}
-    values = {f"curation/{name}": value for name, value in values.items()}
-    ctx.emit("metrics", step=1, samples=made.num_samples, values=values)
-    return CuratedSubset.create(
-        ctx.directory,
-        num_samples=made.num_samples,
-        languages=[language for language in pairs.languages if language in made.keys],
-        pool=pool_of(pairs).reference(ctx.directory),
-        matches=matches.reference(ctx.directory),
-        texts=config.texts,
-    )
+    numbers = {f"t/{name}" if name else "t": value for name, value in thresholds.items()}
+    return create_subset(ctx, made, matches, pairs, config.texts, numbers)
 
 
 def _warn_of_too_much(ctx: Context, num_matched: int, num_kept: int) -> None:

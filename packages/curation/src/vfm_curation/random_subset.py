@@ -7,7 +7,7 @@ import numpy as np
 from vfm.data import read_subset_index
 from vfm.plugin import Context, CuratedSubset, PairDataset, Preflight, UserError
 from vfm_curation.stages import RandomSubset
-from vfm_curation.subset import BalanceJob, pool_of, write_subset_files
+from vfm_curation.subset import BalanceJob, create_subset, write_subset_files
 
 
 def check_random(config: RandomSubset, ctx: Preflight) -> None:
@@ -28,16 +28,7 @@ def random_texts(config: RandomSubset, ctx: Context) -> CuratedSubset:
     if not made.num_texts:
         raise UserError(f"{config.name}: the draw kept none of {matches.num_matched} matched texts; raise the size")
     ctx.log(f"kept {made.num_texts:,} of {matches.num_matched:,} matched texts; {size:,} were expected")
-    values = {"expected_texts": made.expected, "kept_texts": made.num_texts, "kept_samples": made.num_samples}
-    values = {f"curation/{name}": value for name, value in values.items()}
-    ctx.emit("metrics", step=1, samples=made.num_samples, values=values)
-    return CuratedSubset.create(
-        ctx.directory,
-        num_samples=made.num_samples,
-        languages=[language for language in pairs.languages if language in made.keys],
-        pool=pool_of(pairs).reference(ctx.directory),
-        matches=matches.reference(ctx.directory),
-    )
+    return create_subset(ctx, made, matches, pairs)
 
 
 def _size(config: RandomSubset, num_matched: int, like: CuratedSubset | None) -> int:

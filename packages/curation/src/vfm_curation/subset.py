@@ -27,7 +27,7 @@ from vfm.data import (
     text_keys,
     write_subset_index,
 )
-from vfm.plugin import Artifact, Context, CuratedSubset, PairDataset, Pool, store_files
+from vfm.plugin import Artifact, Context, CuratedSubset, Matches, PairDataset, Pool, store_files
 from vfm_curation.engine import run_shards
 from vfm_curation.entry_counts import write_counts
 from vfm_curation.matches import ShardMatches, count_of_each, matches_file, num_shards, read_matches
@@ -223,6 +223,37 @@ def write_subset_files(ctx: Context, job: BalanceJob, runtime: CurationRuntime) 
     write_subset_index(ctx.directory, index)
     job.files.rename(ctx.directory / SUBSET_FOLDER)  # last: a crash before this loses no shard
     return made
+
+
+def create_subset(
+    ctx: Context,
+    made: SubsetTotals,
+    matches: Matches,
+    pairs: PairDataset,
+    texts: TextsOfImage = "every",
+    numbers: Mapping[str, float] | None = None,
+) -> CuratedSubset:
+    """Report the totals of a subset of matched texts, and write its facts.
+
+    Args:
+        ctx: of the stage that made the subset.
+        made: its totals.
+        matches: the matches that it was drawn from.
+        pairs: the dataset that was matched.
+        texts: as in `CuratedSubset`.
+        numbers: further numbers to report, by name.
+    """
+    values = {"expected_texts": made.expected, "kept_texts": made.num_texts, "kept_samples": made.num_samples}
+    values = {f"curation/{name}": value for name, value in {**values, **(numbers or {})}.items()}
+    ctx.emit("metrics", step=1, samples=made.num_samples, values=values)
+    return CuratedSubset.create(
+        ctx.directory,
+        num_samples=made.num_samples,
+        languages=[language for language in pairs.languages if language in made.keys],
+        pool=pool_of(pairs).reference(ctx.directory),
+        matches=matches.reference(ctx.directory),
+        texts=texts,
+    )
 
 
 def pool_of(pairs: PairDataset) -> Artifact:
