@@ -26,11 +26,12 @@ MAX_CHARACTERS = 40  # of a value
 
 def reasons(recipe: Recipe, steps: Sequence[Step], store: Store) -> dict[str, str]:
     """Return a line for each stage that is new in the recipe's plan, such as `lr 0.0005 -> 0.001`; else nothing."""
+    new = [step for step in steps if step.status == "new"]
     owner = owner_of(recipe.file, recipe.name, store.root)
-    runs = [run for run in reversed(kept_runs(store)) if run.owner == owner]
+    runs = [run for run in reversed(kept_runs(store)) if run.owner == owner] if new else []
     lines = {}
-    for step in steps:
-        if step.status == "new" and (before := _record(step.stage.name, runs, store)):
+    for step in new:
+        if before := _record(step.stage.name, runs, store):
             changes = list(_changes(step, before))
             more = f" and {len(changes) - MAX_CHANGES} more" if len(changes) > MAX_CHANGES else ""
             lines[step.stage.name] = ", ".join(changes[:MAX_CHANGES]) + more

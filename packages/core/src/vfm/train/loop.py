@@ -114,9 +114,8 @@ class _Loop(Generic[Inputs]):
 
     def run(self) -> None:
         """Run all remaining steps."""
-        if (
-            self.best.metric and not self.best.scores
-        ):  # the initial weights may be the best; a missing metric fails early
+        # The initial weights may be the best, and a missing metric fails early.
+        if self.best.metric and not self.best.scores:
             self._evaluate()
         steps = iter(
             self.data.steps(

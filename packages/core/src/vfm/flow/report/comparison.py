@@ -129,30 +129,23 @@ def settings_table(stages: Mapping[str, Entries], runs: Sequence[str]) -> TableP
         if len(entries) < len(runs):
             rows.append([name, "", *("yes" if run in entries else "no such stage" for run in runs)])
             continue
-        configs = {run: entry.manifest.get("config", {}) for run, entry in entries.items()}
-        sources = {run: {"sources": entry.manifest.get("sources", {})} for run, entry in entries.items()}
-        keys = _differing(list(configs.values()))
-        rows += [[name, key, *(_shown(_at(configs[run], key)) for run in runs)] for key in keys]
-        rows += [
-            [name, key, *(_shown(_at(sources[run], key)) for run in runs)] for key in _differing([*sources.values()])
-        ]
+        for part in ("config", "sources"):
+            found = {run: {part: entry.manifest.get(part, {})} for run, entry in entries.items()}
+            for key, values in _differing(found).items():
+                name_of = key.removeprefix("config.")
+                rows.append([name, name_of, *(_shown(value) for value in values.values())])
     note = "Stages that differ only because an earlier one does have no row." if rows else "The settings are the same."
     return TablePanel(title="Settings", note=note, front=True, columns=["stage", "setting", *runs], rows=rows)
 
 
-def _differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    first, *others = configs
-    return list(dict.fromkeys(key for other in others for key, _, _ in differences(first, other)))
-
-
-def _at(config: Any, key: str) -> Any:
-    """Return the value at a dotted key, as `differences` yields it; None if there is none."""
-    if key == "" or not isinstance(config, Mapping):
-        return config if key == "" else None
-    for name in config:
-        if key == name or key.startswith(f"{name}."):
-            return _at(config[name], key[len(name) + 1 :])
-    return None
+def _differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the settings that differ from the first run's: by dotted key, the value in each run."""
+    (_, before), *others = settings.items()
+    found: dict[str, dict[str, Any]] = {}
+    for run, after in others:
+        for key, old, new in differences(before, after):
+            found.setdefault(key, dict.fromkeys(settings, old))[run] = new
+    return found
 
 
 def _shown(value: Any) -> str:
