@@ -38,7 +38,7 @@ from vfm_clip.towers import lock_towers
 
 @dataclass(frozen=True)
 class Encoder:
-    """What is known of a vision encoder: its timm name, its images, and the shapes of its weights as meta tensors."""
+    """Facts about a vision encoder: its timm name, its images, and the shapes of its weights as meta tensors."""
 
     architecture: str
     preprocess: Preprocess

@@ -65,7 +65,7 @@ def check_balanced(artifact: ImageDataset) -> None:
 
 
 class Samples(Protocol):
-    """What a training reads: a `Source`, a `Mixture`, a `VideoSource`."""
+    """The samples of a training: a `Source`, a `Mixture` or a `VideoSource`."""
 
     @property
     def directory(self) -> Path:
