@@ -17,7 +17,7 @@ from vfm.plugin import ClipCheckpoint, Context, Evaluation, Report, Training, Us
 from vfm.plugins import load_plugins, stage_types
 from vfm.stage import refs
 from vfm.stages.evaluation import ZeroShot
-from vfm.train.checkpoint import model_tensors
+from vfm.train.state import model_tensors
 
 
 class ClipPlan(Training):

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 import train_toy
 from train_toy import BAD, NUM_BAD, Regression, Samples, killed_plan, plan, train
 from vfm.train import Preempted
-from vfm.train.checkpoint import load_model, model_tensors
+from vfm.train.state import load_model, model_tensors
 
 
 @pytest.fixture(autouse=True, scope="module")

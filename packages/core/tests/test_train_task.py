@@ -10,7 +10,7 @@ from torch import nn
 from train_toy import Regression, Samples, plan, train
 from vfm.plugin import AdamW, UserError
 from vfm.train import Batch, Frozen, ParamGroup, Task, build_optimizer, map_tensors
-from vfm.train.checkpoint import model_tensors
+from vfm.train.state import model_tensors
 
 
 class Probe(Task):

@@ -11,7 +11,7 @@ from vfm.config import UserError, did_you_mean
 from vfm.interfaces import Training
 from vfm.panels import TextPanel
 from vfm.stage import Context
-from vfm.train.checkpoint import load_model, model_tensors
+from vfm.train.state import load_model, model_tensors
 
 
 class BestWeights:

@@ -14,21 +14,15 @@ A folder is written under another name and renamed when its bytes are on the dis
 from __future__ import annotations
 
 import shutil
-import signal
-import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from vfm.artifacts import TrainingState
 from vfm.config import UserError
@@ -44,7 +38,6 @@ TENSOR_FILES = {
     "ema": "state/ema.safetensors",
     "best": "state/best.safetensors",
 }
-ENDING = (signal.SIGTERM, signal.SIGUSR1)  # signals after which a training saves a checkpoint and stops
 DAMAGED = (OSError, ValueError, KeyError, TypeError, SafetensorError)  # what reading a damaged checkpoint raises
 
 
@@ -55,90 +48,6 @@ class Snapshot:
     step: int
     tensors: dict[str, dict[str, Tensor]]  # by the names in TENSOR_FILES
     facts: dict[str, Any]  # JSON
-
-
-def model_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return weights and buffers by name; tied ones (one tensor under several names) by their first name only."""
-    seen: set[int] = set()
-    tensors = {}
-    for name, value in module.state_dict(keep_vars=True).items():
-        if id(value) not in seen:
-            seen.add(id(value))
-            tensors[name] = value.detach()
-    return tensors
-
-
-def load_model(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Load what `model_tensors` returned, into all names of tied weights; every key must match."""
-    first: dict[int, str] = {}
-    state = module.state_dict(keep_vars=True)
-    names = {name: first.setdefault(id(value), name) for name, value in state.items()}
-    module.load_state_dict({name: tensors[key] for name, key in names.items() if key in tensors}, strict=True)
-
-
-def as_saved(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return values that belong to parameters, by name, in the shapes of the module's state dict.
-
-    A layer may store a weight wider than its checkpoints do (`runtime.pad_widths`), and only its own hooks can convert
-    it; an average of that weight is equally wide. Values of other shapes, such as a count of steps, are unchanged.
-    """
-    params = dict(module.named_parameters())
-    shaped = {name: value for name, value in values.items() if value.shape == params[name].shape}
-    with _in_place_of_weights(module, shaped):
-        state = module.state_dict()
-    return {**values, **{name: state[name] for name in shaped}}
-
-
-def as_stored(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what `as_saved` returned, in the parameters' shapes."""
-    params, state = dict(module.named_parameters()), module.state_dict()
-    wider = {
-        name: torch.zeros_like(params[name])
-        for name, value in values.items()
-        if value.shape == state[name].shape != params[name].shape
-    }
-    with _in_place_of_weights(module, wider):
-        module.load_state_dict({name: values[name] for name in wider}, strict=False)
-    return {**values, **wider}
-
-
-@contextmanager
-def _in_place_of_weights(module: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
-    params = {name: param for name, param in module.named_parameters() if name in values}
-    weights = {name: param.data for name, param in params.items()}
-    try:
-        for name, param in params.items():
-            param.data = values[name]
-        yield
-    finally:
-        for name, param in params.items():
-            param.data = weights[name]
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
-    """Return the optimizer's state as `parameter/key`, by the parameters' names."""
-    by_key: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for name, param in module.named_parameters():
-        for key, value in optimizer.state.get(param, {}).items():
-            if isinstance(value, Tensor):
-                by_key[key][name] = value
-    return {f"{name}/{key}": value for key in by_key for name, value in as_saved(module, by_key[key]).items()}
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Load what `optimizer_tensors` returned; rates and decays stay those of the configuration."""
-    names = {id(param): name for name, param in module.named_parameters()}
-    order = [names[id(param)] for group in optimizer.param_groups for param in group["params"]]
-    by_key: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for full_name, value in tensors.items():
-        name, _, key = full_name.rpartition("/")
-        by_key[key][name] = value
-    state: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for key, values in by_key.items():
-        for name, value in as_stored(module, values).items():
-            state[name][key] = value
-    by_index = {index: state[name] for index, name in enumerate(order) if name in state}
-    optimizer.load_state_dict({"state": by_index, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 class Checkpoints:
@@ -235,32 +144,3 @@ class Checkpoints:
     def _discard_unfinished(self) -> None:
         for leftover in self.folder.glob("unfinished-*"):
             shutil.rmtree(leftover)
-
-
-class Termination(threading.Event):
-    """Set by a signal that asks for an end; `number` is that of the signal."""
-
-    number: int = signal.SIGTERM
-
-
-@contextmanager
-def termination() -> Iterator[Termination]:
-    """Yield an event that SIGTERM and SIGUSR1 set instead of ending the process, so that a checkpoint can be saved.
-
-    Python delivers signals to the main thread; in another thread the event is never set.
-    """
-    requested = Termination()
-    if threading.current_thread() is not threading.main_thread():
-        yield requested
-        return
-
-    def request(number: int, frame: FrameType | None) -> None:
-        requested.number = number
-        requested.set()
-
-    before = {number: signal.signal(number, request) for number in ENDING}
-    try:
-        yield requested
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

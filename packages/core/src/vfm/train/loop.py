@@ -19,18 +19,7 @@ from vfm.incidental import incidental_settings
 from vfm.interfaces import Training
 from vfm.stage import Context, Preempted
 from vfm.train.best import BestWeights
-from vfm.train.checkpoint import (
-    Checkpoints,
-    Snapshot,
-    Termination,
-    as_saved,
-    as_stored,
-    load_model,
-    load_optimizer,
-    model_tensors,
-    optimizer_tensors,
-    termination,
-)
+from vfm.train.checkpoint import Checkpoints, Snapshot
 from vfm.train.continuation import earlier_snapshot, keep_checkpoints
 from vfm.train.curves import Curves
 from vfm.train.dist import World, distributed, micro_batch_size, reproducible, seed_everything
@@ -39,7 +28,9 @@ from vfm.train.evaluations import Evaluations
 from vfm.train.guard import FiniteGuard, SkippedSamples, check_weights
 from vfm.train.kernels import chosen_kernels
 from vfm.train.optim import build_optimizer, set_lr
+from vfm.train.state import as_saved, as_stored, load_model, load_optimizer, model_tensors, optimizer_tensors
 from vfm.train.task import Metrics, Task
+from vfm.train.termination import Termination, termination
 
 
 class Data(Protocol[Inputs]):
