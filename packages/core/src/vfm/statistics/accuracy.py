@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vfm.artifacts import Comparison, Metric
 from vfm.scores import Difference, Score
-from vfm.statistics.intervals import bootstrap_interval, mean_per_class_interval, stratified_mean, wilson_interval
+from vfm.statistics.intervals import grouped_interval, mean_per_class_interval, stratified_mean, wilson_interval
 from vfm.statistics.paired import mcnemar_exact, newcombe_interval, sign_flip_p
 
 
@@ -42,26 +42,17 @@ class Accuracy:
         return self.classes is None and self.num_independent == len(self.correct)
 
     @property
-    def _equal_groups(self) -> bool:
-        """True if the same share of every group is right."""
-        assert self.groups is not None  # items without groups are independent
-        _, places = np.unique(self.groups, return_inverse=True)
-        right = np.bincount(places, weights=self.correct) / np.bincount(places)
-        return bool(np.ptp(right) == 0)
-
-    @property
     def value(self) -> float:
         """Share right, 0 to 1."""
         return stratified_mean(self.correct, self.classes)
 
     def interval(self, seed: int = 0) -> tuple[float, float]:
-        """Return the 95 % interval: Wilson's, adapted for means over classes; a bootstrap for grouped items."""
+        """Return the 95 % interval: Wilson's, adapted for grouped items and for means over classes."""
         if self.classes is not None:
             return mean_per_class_interval(self.correct, self.classes)
-        # Where all groups are equal a bootstrap has no spread and would claim certainty; Wilson's interval does not.
-        if self.independent or self._equal_groups:
-            return wilson_interval(round(self.value * self.num_independent), self.num_independent)
-        return bootstrap_interval(self.correct, self.groups, seed=seed)
+        if self.groups is not None and not self.independent:
+            return grouped_interval(self.correct, self.groups)
+        return wilson_interval(int(self.correct.sum()), len(self.correct))
 
     def difference(self, baseline: Accuracy, seed: int = 0) -> Difference:
         """Return this score minus the baseline's on the same items: Newcombe's paired interval and a p-value.
