@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -34,7 +34,7 @@ from vfm.cli.command import (
 from vfm.config import UserError
 from vfm.events import Event
 from vfm.flow.execution import read_step, run_step, write_step
-from vfm.flow.listeners import ConsoleListener, JsonLinesListener, PipeListener, TensorBoardListener, sender
+from vfm.flow.listeners import ConsoleListener, JsonLinesListener, PipeListener, sender
 from vfm.flow.plan import Step, make_plan
 from vfm.flow.reasons import reasons
 from vfm.flow.recipe import Recipe, load_recipe
@@ -43,6 +43,7 @@ from vfm.flow.report import current_report
 from vfm.flow.run import Outcome, run_plan
 from vfm.flow.runs import EVENTS_FILE, open_run, through_link
 from vfm.flow.store import Store
+from vfm.flow.trackers import Tracker, open_tracker
 from vfm.plugins import load_plugins, stage_types
 
 STATUS_COLOURS = {"cached": "green", "resume": "yellow", "new": "cyan"}
@@ -63,14 +64,17 @@ def run(
     prepare: Annotated[
         str | None, typer.Option(help="Prepare this stage to be started by torchrun elsewhere, and stop before it.")
     ] = None,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write metrics for TensorBoard.")] = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help="Also send metrics to tensorboard, wandb, trackio or mlflow; repeatable."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
     debug: DebugOption = False,
 ) -> None:
     """Run a recipe. Finished stages are cached, interrupted ones resume."""
     manager, loaded, steps = _plan(recipe, store, set)
     outcome = run_recipe(
-        manager, loaded, steps, Store(store), fresh=fresh, prepare=prepare, tensorboard=tensorboard, quiet=quiet
+        manager, loaded, steps, Store(store), fresh=fresh, prepare=prepare, track=track or (), quiet=quiet
     )
     if outcome and not quiet:
         show_results(outcome.directory)
@@ -85,14 +89,18 @@ def run_recipe(
     *,
     fresh: bool = False,
     prepare: str | None = None,
-    tensorboard: bool = False,
+    track: Sequence[str] = (),
     quiet: bool = False,
     jobs: int = 1,
 ) -> Outcome | None:
     """Run a planned recipe with its listeners, and draw its report; return None if a stage was only prepared."""
     directory = open_run(recipe, steps, store)
     with ExitStack() as opened:
-        send = sender(manager, _listeners(directory, opened, quiet=quiet, tensorboard=tensorboard))
+        send = sender(manager, _listeners(directory, opened, quiet=quiet))
+        for name in track:
+            tracker = open_tracker(name, directory, recipe.name)
+            manager.register(tracker, f"--track {name}")  # like a plugin's: if it fails, the run goes on without it
+            opened.callback(_close, tracker, name, send)
         if note := _unusual_place(directory, recipe, store):
             send(Event("log", None, {"message": note}))
         go = partial(run_plan, recipe, steps, store, send, directory=directory, fresh=fresh)
@@ -128,14 +136,25 @@ def show_outcome(outcome: Outcome) -> None:
     show(f"{outcome.seconds:.0f} s   report: {outcome.page}")
 
 
-def _listeners(directory: Path, opened: ExitStack, *, quiet: bool, tensorboard: bool) -> list[Any]:
+def _listeners(directory: Path, opened: ExitStack, *, quiet: bool) -> list[Any]:
     """Return the listeners of a run; they are closed with `opened`."""
     listeners: list[Any] = [ConsoleListener(console, quiet=quiet), JsonLinesListener(directory / EVENTS_FILE)]
-    if tensorboard:
-        listeners.append(TensorBoardListener(directory / "tensorboard"))
     for listener in listeners:
         opened.callback(listener.close)
     return listeners
+
+
+def _close(tracker: Tracker, name: str, send: Callable[[Event], None]) -> None:
+    try:
+        tracker.close()
+    except Exception as error:
+        send(
+            Event(
+                "warning",
+                None,
+                {"message": f"--track {name}: its last metrics may be lost: {type(error).__name__}: {error}"},
+            )
+        )
 
 
 def _prepare(

@@ -1,4 +1,4 @@
-"""The listeners of vfm itself: the console, JSON lines (always on) and TensorBoard. A plugin may add more."""
+"""The listeners of vfm itself: the console and JSON lines (always on). `trackers` has others; a plugin may add more."""
 
 from __future__ import annotations
 
@@ -174,36 +174,6 @@ class PipeListener:
         """Write the event as a line."""
         self.pipe.write(event.to_json().encode(errors="backslashreplace") + b"\n")
         self.pipe.flush()
-
-
-class TensorBoardListener:
-    """Write metrics as TensorBoard scalars, in one folder for each stage."""
-
-    def __init__(self, directory: Path) -> None:
-        try:
-            from torch.utils.tensorboard.writer import SummaryWriter
-        except ImportError:
-            raise UserError("--tensorboard needs a package: pip install 'vfm-core[torch,tensorboard]'") from None
-        self.directory = directory
-        self.new_writer: type[SummaryWriter] = SummaryWriter
-        self.writers: dict[str, SummaryWriter] = {}
-
-    @hookimpl
-    def vfm_event(self, event: Event) -> None:
-        """Write the scalars of a `metrics` event."""
-        if event.type != "metrics" or event.stage is None:
-            return
-        if event.stage not in self.writers:
-            self.writers[event.stage] = self.new_writer(str(self.directory / event.stage))
-        writer: Any = self.writers[event.stage]
-        for name, value in event.data["values"].items():
-            writer.add_scalar(name, value, event.data["step"])
-        writer.flush()
-
-    def close(self) -> None:
-        """Close the files."""
-        for writer in self.writers.values():
-            writer.close()
 
 
 def sender(manager: pluggy.PluginManager, own: Sequence[Any]) -> Callable[[Event], None]:
