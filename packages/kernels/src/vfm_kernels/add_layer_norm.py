@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vfm_kernels.dispatch import fused, launchers, runs_triton
-from vfm_kernels.library import define, differentiate
+from vfm_kernels.library import Op
 from vfm_kernels.precision import at_least_fp32
 
 
@@ -57,7 +57,7 @@ def add_layer_norm(
     if not fused("add_layer_norm", residual, branch):
         return add_layer_norm_plain(residual, branch, weight, bias, eps, layer_scale, drop_scale)
     rows = (residual.reshape(-1, width), branch.reshape(-1, width))
-    summed, normed, _, _ = torch.ops.vfm_kernels.add_layer_norm(*rows, weight, bias, layer_scale, drop_scale, eps)
+    summed, normed, _, _ = _ADD(*rows, weight, bias, layer_scale, drop_scale, eps)
     return summed.view(residual.shape), normed.view(residual.shape)
 
 
@@ -195,26 +195,24 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _backward(ctx: Any, d_summed: Tensor, d_normed: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors  # read once: activation checkpointing allows no second access
-    d_residual, d_branch, d_weight, d_bias, d_scale = torch.ops.vfm_kernels.add_layer_norm_backward(
-        d_summed, d_normed, *saved
-    )
+    d_residual, d_branch, d_weight, d_bias, d_scale = _ADD_BACKWARD(d_summed, d_normed, *saved)
     if not d_branch.shape[0]:
         d_branch = d_residual
     has_scale = saved[3] is not None
     return d_residual.to(ctx.residual_dtype), d_branch, d_weight, d_bias, d_scale if has_scale else None, None, None
 
 
-_NAME = define(
+_ADD = Op(
     "add_layer_norm(Tensor residual, Tensor branch, Tensor weight, Tensor bias, Tensor? layer_scale,"
     " Tensor? drop_scale, float eps) -> (Tensor, Tensor, Tensor, Tensor)",
     _run,
     forward_buffers,
 )
-define(
+_ADD_BACKWARD = Op(
     "add_layer_norm_backward(Tensor d_summed, Tensor d_normed, Tensor summed, Tensor branch, Tensor weight,"
     " Tensor? layer_scale, Tensor? drop_scale, Tensor mean, Tensor rstd)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _run_backward,
     backward_buffers,
 )
-differentiate(_NAME, _backward, _keep)
+_ADD.differentiate(_backward, _keep)

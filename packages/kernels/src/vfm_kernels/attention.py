@@ -2,17 +2,14 @@
 
 # B batch, N tokens, H heads, D width of a head, S sequences in one long row
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vfm_kernels import backends
-from vfm_kernels.attention_plain import attention_plain, attention_plain_backward
-from vfm_kernels.dispatch import launchers, runs_triton
-from vfm_kernels.library import define, differentiate
-from vfm_kernels.pattern import SCHEMA, Pattern
-from vfm_kernels.precision import at_least_fp32
+from vfm_kernels.attention_op import attention_packed_op
+from vfm_kernels.pattern import Pattern
 
 
 def attention(
@@ -104,113 +101,12 @@ def attention_packed(
     """
     if qkv.ndim != 5 or qkv.shape[2] != 3:
         raise ValueError(f"expected qkv of shape (B, N, 3, H, D), got {tuple(qkv.shape)}")
-    q, k, v = qkv.unbind(2)
     if visible is not None:
-        return attention(q, k, v, visible=visible, backend=backend, **pattern)
-    checked = Pattern.from_arguments(q, k, v, **pattern)
-    name = backends.choose(q, checked, backend)
+        return attention(*qkv.unbind(2), visible=visible, backend=backend, **pattern)
+    shape = (*qkv.shape[:2], *qkv.shape[3:])
+    checked = Pattern.of_shape(shape, **pattern)
+    name = backends.choose(qkv, shape, checked, backend)
     if not name.startswith("triton"):
-        return backends.attend(q, k, v, checked, name)
-    out, _ = torch.ops.vfm_kernels.attention_packed(qkv, *checked, name == "triton_short")
-    mixed: Tensor = out
+        return backends.attend(*qkv.unbind(2), checked, name)
+    mixed: Tensor = attention_packed_op(qkv, *checked, name == "triton_short")[0]
     return mixed
-
-
-class _Arguments(NamedTuple):
-    """Arguments of an op, which has one packed tensor of heads or three."""
-
-    heads: tuple[Tensor, Tensor, Tensor]
-    packed: bool
-    pattern: Pattern
-
-    @classmethod
-    def parse(cls, arguments: tuple[Any, ...]) -> "_Arguments":
-        heads, pattern = arguments[: -len(Pattern._fields)], Pattern(*arguments[-len(Pattern._fields) :])
-        q, k, v = heads[0].unbind(2) if len(heads) == 1 else heads
-        return cls((q, k, v), len(heads) == 1, pattern)
-
-    def gradient_buffers(self) -> tuple[Tensor | None, tuple[Tensor, Tensor, Tensor]]:
-        """Return the packed buffer of the gradients, if there is one, and the gradients of the heads."""
-        q = self.heads[0]
-        if self.packed:
-            batch, num_tokens, num_heads, width = q.shape
-            packed = q.new_empty((batch, num_tokens, 3, num_heads, width))
-            d_q, d_k, d_v = packed.unbind(2)
-            return packed, (d_q, d_k, d_v)
-        d_q, d_k, d_v = (q.new_empty(q.shape) for _ in range(3))
-        return None, (d_q, d_k, d_v)
-
-
-def forward_buffers(q: Tensor) -> tuple[Tensor, Tensor]:
-    """Return buffers of the output (B, N, H, D) and of the logarithms of the softmax's sums (B, H, N)."""
-    batch, num_tokens, num_heads, _ = q.shape
-    lse = torch.empty(batch, num_heads, num_tokens, dtype=at_least_fp32(q[:0]).dtype, device=q.device)
-    return q.new_empty(q.shape), lse
-
-
-def _run(*arguments: Any) -> tuple[Tensor, Tensor]:
-    heads, _, pattern = _Arguments.parse(arguments[:-1])
-    if runs_triton(heads[0]):
-        buffers = forward_buffers(heads[0])
-        launchers().attention_forward(*heads, *buffers, pattern, short=arguments[-1])
-        return buffers
-    out, lse = attention_plain(*heads, pattern)
-    return out.contiguous(), lse
-
-
-def _fake(*arguments: Any) -> tuple[Tensor, Tensor]:
-    return forward_buffers(_Arguments.parse(arguments[:-1]).heads[0])
-
-
-def _run_backward(d_out: Tensor, out: Tensor, lse: Tensor, *arguments: Any) -> Any:
-    parsed = _Arguments.parse(arguments)
-    packed, gradients = parsed.gradient_buffers()
-    if runs_triton(d_out):
-        launchers().attention_backward(d_out, out, lse, *parsed.heads, *gradients, parsed.pattern)
-    else:
-        plain = attention_plain_backward(d_out, out, lse, *parsed.heads, parsed.pattern)
-        for buffer, gradient in zip(gradients, plain, strict=True):
-            buffer.copy_(gradient)
-    return gradients if packed is None else packed
-
-
-def _fake_backward(d_out: Tensor, out: Tensor, lse: Tensor, *arguments: Any) -> Any:
-    packed, gradients = _Arguments.parse(arguments).gradient_buffers()
-    return gradients if packed is None else packed
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    out, lse = output
-    ctx.mark_non_differentiable(lse)
-    arguments = inputs[:-1]
-    # Only tensors may be saved for the backward; the others are kept beside them, in their places.
-    ctx.save_for_backward(out, lse, *(value for value in arguments if isinstance(value, Tensor)))
-    ctx.constants = [None if isinstance(value, Tensor) else value for value in arguments]
-    ctx.is_tensor = [isinstance(value, Tensor) for value in arguments]
-
-
-def _backward_of(name: str, num_heads_tensors: int) -> Any:
-    def backward(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        out, lse, *saved = ctx.saved_tensors
-        tensors = iter(saved)
-        arguments = [
-            next(tensors) if tensor else value for value, tensor in zip(ctx.constants, ctx.is_tensor, strict=True)
-        ]
-        gradients = getattr(torch.ops.vfm_kernels, f"{name}_backward")(d_out, out, lse, *arguments)
-        gradients = (gradients,) if num_heads_tensors == 1 else tuple(gradients)
-        return *gradients, *[None] * (len(arguments) - num_heads_tensors + 1)
-
-    return backward
-
-
-for _name, _heads, _gradients in (
-    ("attention", "Tensor q, Tensor k, Tensor v", "(Tensor, Tensor, Tensor)"),
-    ("attention_packed", "Tensor qkv", "Tensor"),
-):
-    define(f"{_name}({_heads}, {SCHEMA}, bool short) -> (Tensor, Tensor)", _run, _fake)
-    define(
-        f"{_name}_backward(Tensor d_out, Tensor out, Tensor lse, {_heads}, {SCHEMA}) -> {_gradients}",
-        _run_backward,
-        _fake_backward,
-    )
-    differentiate(f"vfm_kernels::{_name}", _backward_of(_name, _heads.count("Tensor")), _keep)

@@ -4,7 +4,7 @@ Where an attention of this architecture, head width and length was measured (`me
 backend; elsewhere the first library in the order below, which is an estimate from published timings.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -158,23 +158,29 @@ def attend(
     Raises:
         ValueError: it cannot run; the message gives the reasons.
     """
-    run = BY_NAME[choose(q, pattern, name, masked=visible is not None)].run
+    run = BY_NAME[choose(q, q.shape, pattern, name, masked=visible is not None)].run
     return run(q, k, v, pattern) if visible is None else run(q, k, v, pattern, visible)
 
 
-def choose(q: Tensor, pattern: Pattern, name: str | None, *, masked: bool = False) -> str:
+def choose(heads: Tensor, shape: Sequence[int], pattern: Pattern, name: str | None, *, masked: bool = False) -> str:
     """Return the name of the backend for an attention: `name` if it is given, else by the choice of kernels.
+
+    Args:
+        heads: queries, or a tensor of their dtype on their device.
+        shape: (B, N, H, D) of the queries.
+        pattern: of the attention.
+        name: of the backend, if it is forced.
+        masked: whether there is a boolean mask.
 
     Raises:
         ValueError: the backend is unknown or cannot run; the message gives the reasons.
     """
     choice = SETTINGS.choice
-    if name is None and q.device.type != "cuda" and choice != "triton":
+    if name is None and heads.device.type != "cuda" and choice != "triton":
         return "sdpa"  # torch's own path, without the cost of the list
-    batch, num_tokens, num_heads, width = map(int, q.shape)
-    shape = (batch, num_tokens, num_heads, width, int(pattern.max_seqlen))
+    sizes = (*map(int, shape), int(pattern.max_seqlen))
     kind = (pattern.causal, pattern.cu_seqlens is not None, pattern.sin is not None, masked)
-    chosen: str = _chosen(q.device, q.dtype, shape, kind, name, choice)
+    chosen: str = _chosen(heads.device, heads.dtype, sizes, kind, name, choice)
     return chosen
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vfm_kernels.dispatch import fused, launchers, runs_triton
-from vfm_kernels.library import define
+from vfm_kernels.library import Op
 
 # (logits (c, N), index of the first row's positive key) -> summed loss, its gradient with respect to the logits (c, N).
 # The positive key of each further row is the next one. The logits may be overwritten.
@@ -56,7 +56,7 @@ def chunked_pair_loss(
 def cross_entropy_rows(logits: Tensor, first_positive: int) -> tuple[Tensor, Tensor]:
     """Compute the softmax cross-entropy of rows; its gradient is the probabilities, less 1 at the positive key."""
     if fused("info_nce", logits):
-        return torch.ops.vfm_kernels.cross_entropy_rows_(logits, first_positive), logits
+        return _ROW_OPS["cross_entropy_rows"](logits, first_positive), logits
     labels = torch.arange(first_positive, first_positive + len(logits), device=logits.device)
     grad = logits.softmax(dim=1)
     grad.diagonal(first_positive).sub_(1.0)
@@ -91,7 +91,7 @@ def same_group(all_groups: Tensor, first: int, num_rows: int) -> Tensor:
 def sigmoid_rows(logits: Tensor, first_positive: int) -> tuple[Tensor, Tensor]:
     """Compute the binary cross-entropy of every pair; its gradient is the probability of a wrong answer, signed."""
     if fused("siglip_loss", logits):
-        return torch.ops.vfm_kernels.sigmoid_rows_(logits, first_positive), logits
+        return _ROW_OPS["sigmoid_rows"](logits, first_positive), logits
     # The logits of positive keys change sign; softplus(x) - x would cancel for confident pairs. logsigmoid, because
     # torch's softplus becomes linear above 20, an error of 2e-9 per pair.
     logits.diagonal(first_positive).neg_()
@@ -159,9 +159,11 @@ def _run_rows(logits: Tensor, first_positive: int, name: str) -> Tensor:
     return loss
 
 
-for _name in ("cross_entropy_rows", "sigmoid_rows"):
-    define(
-        f"{_name}_(Tensor(a!) logits, SymInt first_positive) -> Tensor",
-        partial(_run_rows, name=_name),
+_ROW_OPS = {
+    name: Op(
+        f"{name}_(Tensor(a!) logits, SymInt first_positive) -> Tensor",
+        partial(_run_rows, name=name),
         lambda logits, first_positive: logits.new_empty((), dtype=torch.promote_types(logits.dtype, torch.float32)),
     )
+    for name in ("cross_entropy_rows", "sigmoid_rows")
+}

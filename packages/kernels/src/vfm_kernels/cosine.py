@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vfm_kernels.dispatch import fused, launchers, runs_triton
-from vfm_kernels.library import define, differentiate
+from vfm_kernels.library import Op
 from vfm_kernels.precision import at_least_fp32
 
 EPS = 1e-8  # lower bound of a feature's length, as in torch's cosine
@@ -31,8 +31,8 @@ def token_cosine(prediction: Tensor, target: Tensor) -> Tensor:
 def masked_cosine_loss(prediction: Tensor, target: Tensor, bool_mask: Tensor | None = None) -> Tensor:
     """Compute the negative mean cosine over the masked tokens of the batch; -1 is perfect, 0 that of an untrained head.
 
-    Every masked token has the same weight, so samples with more masked tokens weigh more, as in EVA. On GPUs the
-    gradient is computed with the loss in one pass; a target that requires a gradient takes the plain form.
+    Every masked token has the same weight, so samples with more masked tokens weigh more, as in EVA. On GPUs loss and
+    gradient are one pass each over the features; a target that requires a gradient takes the plain form.
 
     Args:
         prediction: (B, N, D) with `bool_mask`; or the masked tokens alone, (..., D), without.
@@ -57,7 +57,7 @@ def masked_cosine_loss(prediction: Tensor, target: Tensor, bool_mask: Tensor | N
     if target.requires_grad or not fused("masked_cosine_loss", prediction, target):
         return _mean(token_cosine(prediction, target), masked)
     rows = (prediction.reshape(-1, prediction.shape[-1]), target.reshape(-1, target.shape[-1]))
-    loss: Tensor = torch.ops.vfm_kernels.masked_cosine_loss(*rows, None if masked is None else masked.flatten())[0]
+    loss: Tensor = _COSINE(*rows, None if masked is None else masked.flatten())[0]
     return loss
 
 
@@ -88,50 +88,53 @@ def _mean(cosine: Tensor, masked: Tensor | None) -> Tensor:
     return -torch.where(masked, cosine, 0.0).sum() / masked.sum().clamp(min=1)
 
 
-def _run(prediction: Tensor, target: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss, d cosine / d prediction (R, D), and the factor that makes it the gradient of the loss."""
+def _run(prediction: Tensor, target: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the loss, and the factor that makes d cosine / d prediction the gradient of the loss."""
     if runs_triton(prediction, target):
-        cosine, d_prediction = launchers().masked_cosine(prediction, target, masked, EPS)
+        cosine = launchers().masked_cosine(prediction, target, masked, EPS)
     else:
-        p, t = at_least_fp32(prediction), F.normalize(at_least_fp32(target), dim=-1, eps=EPS)
-        length = torch.linalg.vector_norm(p, dim=-1, keepdim=True)
-        inverse = 1 / length.clamp(min=EPS)
-        along = (p * t).sum(dim=-1, keepdim=True) * inverse  # (R, 1)
-        d_prediction = (t - torch.where(length > EPS, along * inverse, 0.0) * p) * inverse
-        if masked is not None:
-            d_prediction = d_prediction.masked_fill(~masked[:, None], 0.0)
-        cosine, d_prediction = along[:, 0], d_prediction.to(prediction.dtype)
-    # The factor stays separate: multiplied by 1 / count, fp16 gradients would be lost before the loss is scaled.
+        cosine = token_cosine(prediction, target)
     count = cosine.new_full((), len(cosine)) if masked is None else masked.sum().clamp(min=1).to(cosine.dtype)
-    return _mean(cosine, masked), d_prediction, -1 / count
+    return _mean(cosine, masked), -1 / count
 
 
-def _run_scale(source: Tensor, factor: Tensor) -> Tensor:
-    if runs_triton(source):
-        scaled: Tensor = launchers().scale(source, factor)
-        return scaled
-    return (at_least_fp32(source) * factor).to(source.dtype)
+def _run_backward(factor: Tensor, prediction: Tensor, target: Tensor, masked: Tensor | None) -> Tensor:
+    """Return factor * d cosine / d prediction, (R, D), in closed form.
+
+    The factor is applied in fp32, before the gradient is rounded: 1 / count alone may be too small for fp16.
+    """
+    if runs_triton(prediction, target):
+        gradient: Tensor = launchers().masked_cosine_backward(factor, prediction, target, masked, EPS)
+        return gradient
+    p, t = at_least_fp32(prediction), F.normalize(at_least_fp32(target), dim=-1, eps=EPS)
+    length = torch.linalg.vector_norm(p, dim=-1, keepdim=True)
+    inverse = 1 / length.clamp(min=EPS)
+    along = (p * t).sum(dim=-1, keepdim=True) * inverse  # (R, 1)
+    d_prediction = (t - torch.where(length > EPS, along * inverse, 0.0) * p) * (inverse * factor)
+    if masked is not None:
+        d_prediction = d_prediction.masked_fill(~masked[:, None], 0.0)
+    return d_prediction.to(prediction.dtype)
 
 
-def _fake(prediction: Tensor, target: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(prediction: Tensor, target: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
-    scalars = (prediction.new_empty((), dtype=dtype) for _ in range(2))
-    return next(scalars), prediction.new_empty(prediction.shape), next(scalars)
+    return prediction.new_empty((), dtype=dtype), prediction.new_empty((), dtype=dtype)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    _, d_prediction, factor = output
-    ctx.mark_non_differentiable(d_prediction, factor)
-    ctx.save_for_backward(d_prediction, factor)
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1], *inputs)
 
 
-def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:
-    d_prediction, factor = ctx.saved_tensors
-    return torch.ops.vfm_kernels.scale(d_prediction, grad * factor), None, None
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+    factor, *inputs = ctx.saved_tensors
+    return _COSINE_BACKWARD(grad * factor, *inputs), None, None
 
 
-_NAME = define(
-    "masked_cosine_loss(Tensor prediction, Tensor target, Tensor? masked) -> (Tensor, Tensor, Tensor)", _run, _fake
+_COSINE = Op("masked_cosine_loss(Tensor prediction, Tensor target, Tensor? masked) -> (Tensor, Tensor)", _run, _fake)
+_COSINE_BACKWARD = Op(
+    "masked_cosine_loss_backward(Tensor factor, Tensor prediction, Tensor target, Tensor? masked) -> Tensor",
+    _run_backward,
+    lambda factor, prediction, target, masked: prediction.new_empty(prediction.shape),
 )
-define("scale(Tensor source, Tensor factor) -> Tensor", _run_scale, lambda source, factor: torch.empty_like(source))
-differentiate(_NAME, _backward, _keep)
+_COSINE.differentiate(_backward, _keep)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vfm_kernels.dispatch import fused, launchers, runs_triton
-from vfm_kernels.library import define, differentiate
+from vfm_kernels.library import Op
 from vfm_kernels.precision import at_least_fp32
 
 
@@ -51,7 +51,7 @@ def mask_tokens(
     )
     if not fused("mask_tokens", patch_tokens):
         return mask_tokens_plain(*arguments)
-    masked: Tensor = torch.ops.vfm_kernels.mask_tokens(*arguments)
+    masked: Tensor = _MASK(*arguments)
     return masked
 
 
@@ -106,19 +106,19 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
     (bool_mask,) = ctx.saved_tensors
-    d_patches, d_token, d_positions = torch.ops.vfm_kernels.mask_tokens_backward(d_out, bool_mask)
+    d_patches, d_token, d_positions = _MASK_BACKWARD(d_out, bool_mask)
     of_token, of_cls, of_positions = ctx.dtypes
     d_cls = None if of_cls is None else d_positions[0].to(of_cls)
     return d_patches, d_token.to(of_token), None, d_cls, None if of_positions is None else d_positions.to(of_positions)
 
 
-_NAME = define(
+_MASK = Op(
     "mask_tokens(Tensor patch_tokens, Tensor mask_token, Tensor bool_mask, Tensor? cls_token, Tensor? pos_embed)"
     " -> Tensor",
     _run,
     _fake,
 )
-define(
+_MASK_BACKWARD = Op(
     "mask_tokens_backward(Tensor d_out, Tensor bool_mask) -> (Tensor, Tensor, Tensor)", _run_backward, _fake_backward
 )
-differentiate(_NAME, _backward, _keep)
+_MASK.differentiate(_backward, _keep)

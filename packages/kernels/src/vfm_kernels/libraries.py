@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vfm_kernels.attention_op import attention_op
 from vfm_kernels.attention_plain import attention_plain, visible_keys
 from vfm_kernels.pattern import Pattern
 from vfm_kernels.rope import rotate
@@ -41,13 +42,13 @@ def cudnn_version() -> int | None:
 
 def run_triton_short(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
     """Run our kernel for few tokens."""
-    mixed: Tensor = torch.ops.vfm_kernels.attention(q, k, v, *pattern, True)[0]
+    mixed: Tensor = attention_op(q, k, v, *pattern, True)[0]
     return mixed
 
 
 def run_triton_stream(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
     """Run our kernel for any number of tokens."""
-    mixed: Tensor = torch.ops.vfm_kernels.attention(q, k, v, *pattern, False)[0]
+    mixed: Tensor = attention_op(q, k, v, *pattern, False)[0]
     return mixed
 
 

@@ -3,7 +3,8 @@
 # B batch, N tokens, H heads, D width of a head, P positions of the table, S sequences in one long row
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -27,20 +28,7 @@ class Pattern(NamedTuple):
     scale: float
 
     @classmethod
-    def from_arguments(
-        cls,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        causal: bool = False,
-        scale: float | None = None,
-        sin: Tensor | None = None,
-        cos: Tensor | None = None,
-        num_prefix_tokens: int = 0,
-        positions: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
-        max_seqlen: int | None = None,
-    ) -> "Pattern":
+    def from_arguments(cls, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **arguments: Any) -> "Pattern":
         """Check the arguments of `attention` and fill in their defaults.
 
         Raises:
@@ -53,7 +41,23 @@ class Pattern(NamedTuple):
             raise ValueError(f"expected q, k, v of one dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
         if q.device != k.device or q.device != v.device:
             raise ValueError(f"expected q, k, v on one device, got {q.device}, {k.device}, {v.device}")
-        batch, num_tokens, _, width = q.shape
+        return cls.of_shape(q.shape, *rest, **arguments)
+
+    @classmethod
+    def of_shape(
+        cls,
+        shape: Sequence[int],
+        causal: bool = False,
+        scale: float | None = None,
+        sin: Tensor | None = None,
+        cos: Tensor | None = None,
+        num_prefix_tokens: int = 0,
+        positions: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+    ) -> "Pattern":
+        """Check the arguments of `attention` for heads of shape (B, N, H, D), and fill in their defaults."""
+        batch, num_tokens, _, width = shape
         if cu_seqlens is not None and batch != 1:
             raise ValueError(f"cu_seqlens needs a batch of 1 (one long row of sequences), got {batch}")
         if sin is not None and cos is not None:

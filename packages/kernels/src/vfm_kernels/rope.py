@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vfm_kernels.dispatch import fused, launchers, runs_triton
-from vfm_kernels.library import define, differentiate
+from vfm_kernels.library import Op
 
 
 def rotate(heads: Tensor, sin: Tensor, cos: Tensor, num_prefix_tokens: int, positions: Tensor | None) -> Tensor:
@@ -30,7 +30,7 @@ def rotate(heads: Tensor, sin: Tensor, cos: Tensor, num_prefix_tokens: int, posi
     """
     if not fused("rotate", heads):
         return rotate_plain(heads, sin, cos, num_prefix_tokens, positions)
-    rotated: Tensor = torch.ops.vfm_kernels.rotate(heads, sin, cos, num_prefix_tokens, positions, False)
+    rotated: Tensor = _ROTATE(heads, sin, cos, num_prefix_tokens, positions, False)
     return rotated
 
 
@@ -74,13 +74,13 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     sin, cos, positions = ctx.saved_tensors
     # A rotation is orthogonal: its gradient is the rotation by the opposite angles.
-    back = torch.ops.vfm_kernels.rotate(grad, sin, cos, ctx.num_prefix_tokens, positions, not ctx.inverse)
+    back = _ROTATE(grad, sin, cos, ctx.num_prefix_tokens, positions, not ctx.inverse)
     return back, None, None, None, None, None
 
 
-_NAME = define(
+_ROTATE = Op(
     "rotate(Tensor heads, Tensor sin, Tensor cos, SymInt num_prefix_tokens, Tensor? positions, bool inverse) -> Tensor",
     _run,
     _fake,
 )
-differentiate(_NAME, _backward, _keep)
+_ROTATE.differentiate(_backward, _keep)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vfm_kernels.dispatch import fused, launchers, runs_triton
-from vfm_kernels.library import define, differentiate
+from vfm_kernels.library import Op
 from vfm_kernels.precision import at_least_fp32
 
 
@@ -41,7 +41,7 @@ def swiglu_subln(gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor, eps:
     if not fused("swiglu_subln", gate):
         return swiglu_subln_plain(gate, value, weight, bias, eps)
     rows = (tensor.flatten(0, -2) for tensor in (gate, value))
-    out, _, _ = torch.ops.vfm_kernels.swiglu_subln(*rows, weight, bias, eps)
+    out, _, _ = _SWIGLU(*rows, weight, bias, eps)
     normed: Tensor = out.view(gate.shape)
     return normed
 
@@ -114,18 +114,18 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 
 def _backward(ctx: Any, d_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    return *torch.ops.vfm_kernels.swiglu_subln_backward(d_out, *ctx.saved_tensors), None
+    return *_SWIGLU_BACKWARD(d_out, *ctx.saved_tensors), None
 
 
-_NAME = define(
+_SWIGLU = Op(
     "swiglu_subln(Tensor gate, Tensor value, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor, Tensor)",
     _run,
     forward_buffers,
 )
-define(
+_SWIGLU_BACKWARD = Op(
     "swiglu_subln_backward(Tensor d_out, Tensor gate, Tensor value, Tensor weight, Tensor mean, Tensor rstd)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _run_backward,
     backward_buffers,
 )
-differentiate(_NAME, _backward, _keep)
+_SWIGLU.differentiate(_backward, _keep)

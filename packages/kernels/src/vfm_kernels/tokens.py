@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vfm_kernels.dispatch import fused, launchers, runs_triton
-from vfm_kernels.library import define, differentiate
+from vfm_kernels.library import Op
 
 
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
     """
     if not fused("gather_tokens", tokens):
         return tokens.gather(1, _rows(index, tokens))
-    gathered: Tensor = torch.ops.vfm_kernels.gather_tokens(tokens, index)
+    gathered: Tensor = _GATHER(tokens, index)
     return gathered
 
 
@@ -44,7 +44,7 @@ def scatter_tokens(tokens: Tensor, index: Tensor, num_tokens: int, fill: Tensor 
     if not fused("scatter_tokens", tokens):
         base = tokens.new_zeros(shape) if fill is None else fill
         return base.scatter(1, _rows(index, tokens), tokens)
-    scattered: Tensor = torch.ops.vfm_kernels.scatter_tokens(tokens, index, num_tokens, fill)
+    scattered: Tensor = _SCATTER(tokens, index, num_tokens, fill)
     return scattered
 
 
@@ -136,7 +136,7 @@ def _keep_gather(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> Non
 
 def _backward_gather(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     (index,) = ctx.saved_tensors
-    return torch.ops.vfm_kernels.scatter_tokens(grad, index, ctx.num_tokens, None), None
+    return _SCATTER(grad, index, ctx.num_tokens, None), None
 
 
 def _keep_scatter(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -151,18 +151,18 @@ def _backward_scatter(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.has_fill:
         taken = torch.zeros(grad.shape[:2], dtype=torch.bool, device=grad.device).scatter(1, index.long(), True)
         d_fill = grad.masked_fill(taken.unsqueeze(-1), 0.0)
-    return torch.ops.vfm_kernels.gather_tokens(grad, index), None, None, d_fill
+    return _GATHER(grad, index), None, None, d_fill
 
 
-_GATHER = define(
+_GATHER = Op(
     "gather_tokens(Tensor tokens, Tensor index) -> Tensor",
     _run_gather,
     lambda tokens, index: tokens.new_empty(*index.shape, tokens.shape[-1]),
 )
-_SCATTER = define(
+_SCATTER = Op(
     "scatter_tokens(Tensor tokens, Tensor index, SymInt num_tokens, Tensor? fill) -> Tensor",
     _run_scatter,
     lambda tokens, index, num_tokens, fill: tokens.new_empty(len(tokens), num_tokens, tokens.shape[-1]),
 )
-differentiate(_GATHER, _backward_gather, _keep_gather)
-differentiate(_SCATTER, _backward_scatter, _keep_scatter)
+_GATHER.differentiate(_backward_gather, _keep_gather)
+_SCATTER.differentiate(_backward_scatter, _keep_scatter)

@@ -2,7 +2,7 @@
 
 import torch
 
-from vfm_kernels.attention import forward_buffers
+from vfm_kernels.attention_op import forward_buffers
 from vfm_kernels.pattern import Pattern
 from vfm_kernels.triton import attention_backward, attention_forward, launch
 

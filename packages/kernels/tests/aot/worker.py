@@ -73,6 +73,7 @@ def compiled(function: JITFunction, arguments: dict[str, Any], capability: int) 
         "spills": int(re.search(r"(\d+) bytes spill stores", log)[1]),
         "shared_bytes": kernel.metadata.shared,
         "wgmma": ptx.count("wgmma.mma_async"),
+        "tcgen05": ptx.count("tcgen05.mma"),
         "mma_sync": ptx.count("mma.sync"),
         "cp_async": len(re.findall(r"cp\.async\.c[ag]", ptx)) + ptx.count("cp.async.bulk.tensor"),
         "wide_accesses": len(re.findall(r"(?:ld|st)\.global\S*\.v4\.b32", ptx)),

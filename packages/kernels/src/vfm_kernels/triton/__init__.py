@@ -2,7 +2,7 @@
 
 from vfm_kernels.triton.add_layer_norm import add_layer_norm_backward, add_layer_norm_forward
 from vfm_kernels.triton.attention import attention_backward, attention_forward
-from vfm_kernels.triton.cosine import masked_cosine, scale
+from vfm_kernels.triton.cosine import masked_cosine, masked_cosine_backward
 from vfm_kernels.triton.embedding import mask_tokens, mask_tokens_backward
 from vfm_kernels.triton.pair_rows import cross_entropy_rows, sigmoid_rows
 from vfm_kernels.triton.rope import rotate_into
@@ -19,8 +19,8 @@ __all__ = [
     "mask_tokens",
     "mask_tokens_backward",
     "masked_cosine",
+    "masked_cosine_backward",
     "rotate_into",
-    "scale",
     "scatter_tokens",
     "sigmoid_rows",
     "swiglu_backward",

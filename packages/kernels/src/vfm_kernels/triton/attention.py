@@ -6,7 +6,8 @@ The kernels are in files of their own: `attention_short`, `attention_stream` and
 # B batch, N tokens, H heads, D width of a head
 
 import math
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,12 +24,102 @@ WIDEST_ROTATED = 64
 TAIL = 16  # keys beyond a power of two that the short kernel handles in a block of their own
 
 
+class Layout(NamedTuple):
+    """All that a launch depends on but the addresses, so that its grid and numbers are computed once.
+
+    Attributes:
+        shape: (B, N, H, D) of the heads.
+        dtype: of the heads.
+        device: of all tensors.
+        strides: of batch, token and head, for each tensor of heads.
+        table: strides of the angles; None without angles.
+        positions: whether the rows of the angles are given.
+        sequences: number of sequences in one row; None for a batch.
+        num_prefix_tokens: see `Pattern`, as are the others.
+        max_seqlen: see `Pattern`.
+        causal: see `Pattern`.
+        scale: see `Pattern`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    strides: tuple[int, ...]
+    table: tuple[int, ...] | None
+    positions: bool
+    sequences: int | None
+    num_prefix_tokens: int
+    max_seqlen: int
+    causal: bool
+    scale: float
+
+    @classmethod
+    def of(cls, pattern: Pattern, *heads: Tensor) -> "Layout":
+        """Return the layout of a launch with these tensors of heads, the queries first."""
+        q, sin, cos, cu_seqlens = heads[0], pattern.sin, pattern.cos, pattern.cu_seqlens
+        if sin is not None and cos is not None and sin.stride() != cos.stride():
+            raise ValueError(f"expected sin and cos of equal strides, got {sin.stride()} and {cos.stride()}")
+        return cls(
+            q.shape,
+            q.dtype,
+            q.device,
+            tuple([stride for tensor in heads for stride in tensor.stride()[:3]]),
+            None if sin is None else sin.stride(),
+            pattern.positions is not None,
+            None if cu_seqlens is None else len(cu_seqlens) - 1,
+            pattern.num_prefix_tokens,
+            pattern.max_seqlen,
+            pattern.causal,
+            pattern.scale,
+        )
+
+    def grid(self, block: int) -> tuple[int, int, int]:
+        """Return the programs: blocks of the longest sequence, heads, sequences."""
+        sequences = self.shape[0] if self.sequences is None else self.sequences
+        return -(-self.max_seqlen // block), self.shape[2], sequences
+
+    def sizes(self) -> dict[str, Any]:
+        """Return the constants of the kernels with products."""
+        first, second = split(self.shape[3])
+        return {
+            "NUM_HEADS": self.shape[2],
+            "WIDTH": self.shape[3],
+            "WIDTH_1": first,
+            "WIDTH_2": second,
+            "ALIGN": self.alignment(),
+            # Triton's default for fp32 is TF32, with an error of 1e-3; fp32 is for tests against the plain form.
+            "PRECISION": "ieee" if self.dtype == torch.float32 else None,
+            "UPCAST": self.device.type == "cpu" and self.dtype == torch.bfloat16,  # the interpreter cannot multiply it
+        }
+
+    def rope(self) -> dict[str, bool]:
+        """Return the constants of the kernels that rotate."""
+        return {"ROPE": self.table is not None, "HAS_POSITIONS": self.positions}
+
+    def alignment(self) -> int:
+        """Return what divides all strides: 8 or 1."""
+        return 8 if all(stride % 8 == 0 for stride in self.strides) else 1
+
+
+# Grid, numbers and constants of a launch.
+Launch = tuple[tuple[int, ...], tuple[int | float, ...], dict[str, Any]]
+MOST_LAYOUTS = 1024  # that are kept; sizes that never come again must not fill the memory
+
+
 def attention_forward(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pattern: Pattern, *, short: bool
 ) -> None:
     """Write the output (B, N, H, D) and the softmax's sums (B, H, N) by the kernel for few tokens or that for many."""
-    q, k, v = (with_adjacent_columns(tensor) for tensor in (q, k, v))
-    (_short if short else _stream)(q, k, v, out, lse, pattern)
+    q, k, v = with_adjacent_columns(q), with_adjacent_columns(k), with_adjacent_columns(v)
+    if pattern.sin is not None and (not short or q.shape[3] > WIDEST_ROTATED):
+        q, k, pattern = _rotated(q, pattern), _rotated(k, pattern), pattern.without_rope()
+    layout = Layout.of(pattern, q, k, v)
+    if short:
+        grid, numbers, constants = _short(layout)
+        launch(attention_short_kernel, grid, q.device, q, k, v, out, lse, *_table(q, pattern), *numbers, **constants)
+    else:
+        grid, numbers, constants = _stream(layout)
+        launch(attention_stream_kernel, grid, q.device, q, k, v, out, lse, pattern.cu_seqlens, *numbers, **constants)
 
 
 def attention_backward(
@@ -45,56 +136,54 @@ def attention_backward(
 ) -> None:
     """Write the gradients into `d_q`, `d_k` and `d_v`, which must have equal strides."""
     d_out, q, k, v = (with_adjacent_columns(tensor) for tensor in (d_out, q, k, v))
-    q, k = _rotated(q, pattern), _rotated(k, pattern)
-    batch, num_tokens, num_heads, width = q.shape
-    delta = torch.empty_like(lse)
-    chosen = settings("attention_delta", width, q.device)
-    launch(
-        attention_delta_kernel,
-        (-(-num_tokens // chosen["BLOCK_ROWS"]), num_heads, batch),
-        q.device,
-        out,
-        d_out,
-        delta,
-        num_tokens,
-        *d_out.stride()[:3],
-        NUM_HEADS=num_heads,
-        WIDTH=width,
-        BLOCK_WIDTH=block_of(width),
-        ALIGN=_alignment(d_out),
-        **chosen,
-    )
-    chosen = settings("attention_backward", width, q.device)
-    in_kernel = pattern if width <= WIDEST_ROTATED else pattern.without_rope()
-    launch(
-        attention_backward_kernel,
-        _grid(q, pattern, chosen["BLOCK"]),
-        q.device,
-        q,
-        k,
-        v,
-        d_out,
-        lse,
-        delta,
-        d_q,
-        d_k,
-        d_v,
-        pattern.cu_seqlens,
-        *_table(q, in_kernel),
-        num_tokens,
-        pattern.num_prefix_tokens,
-        pattern.scale,
-        *_strides(q, k, v, d_out, d_q),
-        *_table_strides(in_kernel),
-        CAUSAL=pattern.causal,
-        VARLEN=pattern.cu_seqlens is not None,
-        **_rope(in_kernel),
-        **_shared(q, k, v, d_out, d_q),
-        **chosen,
-    )
+    in_kernel = pattern
+    if pattern.sin is not None:
+        q, k = _rotated(q, pattern), _rotated(k, pattern)
+        in_kernel = pattern if q.shape[3] <= WIDEST_ROTATED else pattern.without_rope()
+    layout, delta = Layout.of(in_kernel, q, k, v, d_out, d_q), torch.empty_like(lse)
+    grid, numbers, constants = _delta(layout)
+    launch(attention_delta_kernel, grid, q.device, out, d_out, delta, *numbers, **constants)
+    grid, numbers, constants = _backward(layout)
+    tensors = (q, k, v, d_out, lse, delta, d_q, d_k, d_v, pattern.cu_seqlens, *_table(q, in_kernel))
+    launch(attention_backward_kernel, grid, q.device, *tensors, *numbers, **constants)
     if in_kernel is not pattern:
         for gradient in (d_q, d_k):
             _rotate(gradient, gradient, pattern, inverse=True)
+
+
+@lru_cache(MOST_LAYOUTS)
+def _short(layout: Layout) -> Launch:
+    batch, num_tokens, num_heads, width = layout.shape
+    num_keys, has_tail = short_keys(num_tokens)
+    numbers = (num_tokens, layout.num_prefix_tokens, layout.scale / math.log(2))
+    constants = {"NUM_KEYS": num_keys, "HAS_TAIL": has_tail, **layout.rope(), **layout.sizes()}
+    chosen = settings("attention_short", width, layout.device)
+    return (num_heads, batch), (*numbers, *layout.strides, *(layout.table or (0, 0, 0))), constants | chosen
+
+
+@lru_cache(MOST_LAYOUTS)
+def _stream(layout: Layout) -> Launch:
+    chosen = settings("attention_stream", layout.shape[3], layout.device)
+    constants = {"CAUSAL": layout.causal, "VARLEN": layout.sequences is not None, **layout.sizes()}
+    numbers = (layout.shape[1], layout.scale / math.log(2), *layout.strides)
+    return layout.grid(chosen["BLOCK_QUERIES"]), numbers, constants | chosen
+
+
+@lru_cache(MOST_LAYOUTS)
+def _delta(layout: Layout) -> Launch:
+    batch, num_tokens, num_heads, width = layout.shape
+    chosen = settings("attention_delta", width, layout.device)
+    grid = (-(-num_tokens // chosen["BLOCK_ROWS"]), num_heads, batch)
+    sizes = {"NUM_HEADS": num_heads, "WIDTH": width, "BLOCK_WIDTH": block_of(width), "ALIGN": layout.alignment()}
+    return grid, (num_tokens, *layout.strides[9:12]), sizes | chosen
+
+
+@lru_cache(MOST_LAYOUTS)
+def _backward(layout: Layout) -> Launch:
+    chosen = settings("attention_backward", layout.shape[3], layout.device)
+    numbers = (layout.shape[1], layout.num_prefix_tokens, layout.scale, *layout.strides, *(layout.table or (0, 0, 0)))
+    constants = {"CAUSAL": layout.causal, "VARLEN": layout.sequences is not None, **layout.rope(), **layout.sizes()}
+    return layout.grid(chosen["BLOCK"]), numbers, constants | chosen
 
 
 def short_keys(num_tokens: int) -> tuple[int, bool]:
@@ -103,58 +192,6 @@ def short_keys(num_tokens: int) -> tuple[int, bool]:
     if whole >= TAIL and 0 < num_tokens - whole <= TAIL:
         return whole, True
     return max(block_of(num_tokens), TAIL), False
-
-
-def _short(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pattern: Pattern) -> None:
-    batch, num_tokens, num_heads, width = q.shape
-    if width > WIDEST_ROTATED:
-        q, k, pattern = _rotated(q, pattern), _rotated(k, pattern), pattern.without_rope()
-    num_keys, has_tail = short_keys(num_tokens)
-    chosen = settings("attention_short", width, q.device)
-    launch(
-        attention_short_kernel,
-        (num_heads, batch),
-        q.device,
-        q,
-        k,
-        v,
-        out,
-        lse,
-        *_table(q, pattern),
-        num_tokens,
-        pattern.num_prefix_tokens,
-        pattern.scale / math.log(2),
-        *_strides(q, k, v),
-        *_table_strides(pattern),
-        NUM_KEYS=num_keys,
-        HAS_TAIL=has_tail,
-        **_rope(pattern),
-        **_shared(q, k, v),
-        **chosen,
-    )
-
-
-def _stream(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pattern: Pattern) -> None:
-    q, k = _rotated(q, pattern), _rotated(k, pattern)
-    chosen = settings("attention_stream", q.shape[-1], q.device)
-    launch(
-        attention_stream_kernel,
-        _grid(q, pattern, chosen["BLOCK_QUERIES"]),
-        q.device,
-        q,
-        k,
-        v,
-        out,
-        lse,
-        pattern.cu_seqlens,
-        q.shape[1],
-        pattern.scale / math.log(2),
-        *_strides(q, k, v),
-        CAUSAL=pattern.causal,
-        VARLEN=pattern.cu_seqlens is not None,
-        **_shared(q, k, v),
-        **chosen,
-    )
 
 
 def _rotated(heads: Tensor, pattern: Pattern) -> Tensor:
@@ -172,37 +209,10 @@ def _rotate(target: Tensor, heads: Tensor, pattern: Pattern, *, inverse: bool = 
         rotate_into(target, heads, pattern.sin, pattern.cos, *options, inverse=inverse)
 
 
-def _grid(q: Tensor, pattern: Pattern, block: int) -> tuple[int, int, int]:
-    batch = len(q) if pattern.cu_seqlens is None else len(pattern.cu_seqlens) - 1
-    return -(-pattern.max_seqlen // block), q.shape[2], batch
-
-
-def _strides(*heads: Tensor) -> list[int]:
-    return [stride for tensor in heads for stride in tensor.stride()[:3]]
-
-
 def _table(q: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor, Tensor]:
     """Return angles and positions; missing ones are replaced by a tensor that the kernel does not read."""
     positions = q if pattern.positions is None else pattern.positions.contiguous()
     return q if pattern.sin is None else pattern.sin, q if pattern.cos is None else pattern.cos, positions
-
-
-def _table_strides(pattern: Pattern) -> tuple[int, ...]:
-    if pattern.sin is None or pattern.cos is None:
-        return (0, 0, 0)
-    if pattern.sin.stride() != pattern.cos.stride():
-        raise ValueError(
-            f"expected sin and cos of equal strides, got {pattern.sin.stride()} and {pattern.cos.stride()}"
-        )
-    return pattern.sin.stride()
-
-
-def _rope(pattern: Pattern) -> dict[str, bool]:
-    return {"ROPE": pattern.sin is not None, "HAS_POSITIONS": pattern.positions is not None}
-
-
-def _alignment(*heads: Tensor) -> int:
-    return 8 if all(stride % 8 == 0 for stride in _strides(*heads)) else 1
 
 
 def split(width: int) -> tuple[int, int]:
@@ -211,18 +221,3 @@ def split(width: int) -> tuple[int, int]:
         if 64 < width <= 64 + second:
             return 64, second
     return max(block_of(width), 16), 0
-
-
-def _shared(*heads: Tensor) -> dict[str, Any]:
-    q = heads[0]
-    first, second = split(q.shape[-1])
-    return {
-        "NUM_HEADS": q.shape[2],
-        "WIDTH": q.shape[-1],
-        "WIDTH_1": first,
-        "WIDTH_2": second,
-        "ALIGN": _alignment(*heads),
-        # Triton's default for fp32 is TF32, with an error of 1e-3; fp32 is for tests against the plain form.
-        "PRECISION": "ieee" if q.dtype == torch.float32 else None,
-        "UPCAST": q.device.type == "cpu" and q.dtype == torch.bfloat16,  # the interpreter cannot multiply bf16
-    }

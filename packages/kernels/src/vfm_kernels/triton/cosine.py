@@ -1,4 +1,4 @@
-"""Cosine of predicted and target tokens with its gradient: kernels and their launch."""
+"""Cosine of predicted and target tokens, and its gradient: kernels and their launch."""
 
 # R rows (tokens), D width
 # mypy: ignore-errors
@@ -12,11 +12,51 @@ from vfm_kernels.triton.launch import block_of, launch, settings, with_adjacent_
 
 
 @triton.jit
+def load_token(
+    prediction, target, bool_mask, width, prediction_row, target_row, eps, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Load one token; return its prediction, that of length 1 of its target, the prediction's length and its inverse.
+
+    The features of a token that is not masked are not read: 59 % of the reads with EVA's masks.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    read = columns < width
+    if HAS_MASK:
+        read = tl.where(tl.load(bool_mask + row) != 0, read, False)
+    p = tl.load(prediction + row * prediction_row + columns, mask=read, other=0.0).to(tl.float32)
+    t = tl.load(target + row * target_row + columns, mask=read, other=0.0).to(tl.float32)
+    length = tl.sqrt(tl.sum(p * p, axis=0))
+    t *= 1.0 / tl.maximum(tl.sqrt(tl.sum(t * t, axis=0)), eps)
+    return p, t, length, 1.0 / tl.maximum(length, eps)
+
+
+@triton.jit
 def masked_cosine_kernel(
     prediction,
     target,
     bool_mask,
     cosines,
+    width,
+    prediction_row,
+    target_row,
+    eps,
+    HAS_MASK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Compute one token's cosine in each program; 0 for a token that is not masked."""
+    p, t, _, p_inverse = load_token(
+        prediction, target, bool_mask, width, prediction_row, target_row, eps, HAS_MASK, BLOCK
+    )
+    tl.store(cosines + tl.program_id(0), tl.sum(p * t, axis=0) * p_inverse)
+
+
+@triton.jit
+def masked_cosine_backward_kernel(
+    factor,
+    prediction,
+    target,
+    bool_mask,
     d_prediction,
     width,
     prediction_row,
@@ -25,53 +65,46 @@ def masked_cosine_kernel(
     HAS_MASK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Compute one token's cosine and d cosine / d prediction in each program, from one read of the features.
-
-    A token that is not masked gets zeros, and its features are not read: 59 % of the reads with EVA's masks.
-    """
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, BLOCK)
-    inside = columns < width
-    read = inside
-    if HAS_MASK:
-        read = tl.where(tl.load(bool_mask + row) != 0, inside, False)
-    p = tl.load(prediction + row * prediction_row + columns, mask=read, other=0.0).to(tl.float32)
-    t = tl.load(target + row * target_row + columns, mask=read, other=0.0).to(tl.float32)
-    length = tl.sqrt(tl.sum(p * p, axis=0))
-    p_inverse = 1.0 / tl.maximum(length, eps)
-    t *= 1.0 / tl.maximum(tl.sqrt(tl.sum(t * t, axis=0)), eps)
-    cosine = tl.sum(p * t, axis=0) * p_inverse
+    """Compute factor * d cosine / d prediction of one token in each program; zeros for one that is not masked."""
+    p, t, length, p_inverse = load_token(
+        prediction, target, bool_mask, width, prediction_row, target_row, eps, HAS_MASK, BLOCK
+    )
     # Below eps the cosine is divided by eps and not by the length, so the gradient has no part along the prediction.
-    along = tl.where(length > eps, cosine * p_inverse, 0.0)
-    d = (t - along * p) * p_inverse
-    tl.store(cosines + row, cosine)
-    tl.store(d_prediction + row * width + columns, d.to(d_prediction.dtype.element_ty), mask=inside)
+    along = tl.where(length > eps, tl.sum(p * t, axis=0) * p_inverse * p_inverse, 0.0)
+    d = (t - along * p) * (p_inverse * tl.load(factor))
+    columns = tl.arange(0, BLOCK)
+    at = d_prediction + tl.program_id(0).to(tl.int64) * width + columns
+    tl.store(at, d.to(d_prediction.dtype.element_ty), mask=columns < width)
 
 
-@triton.jit
-def scale_kernel(source, factor, target, count, BLOCK: tl.constexpr):
-    """Multiply by a factor on the device in fp32, where torch would round the factor to half precision first."""
-    places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = places < count
-    x = tl.load(source + places, mask=inside, other=0.0).to(tl.float32) * tl.load(factor)
-    tl.store(target + places, x.to(target.dtype.element_ty), mask=inside)
+def masked_cosine(prediction: Tensor, target: Tensor, bool_mask: Tensor | None, eps: float) -> Tensor:
+    """Return each token's cosine (R,), zero where the mask (R,) is false."""
+    cosines = torch.empty(len(prediction), device=prediction.device)
+    _launch(masked_cosine_kernel, (), prediction, target, bool_mask, cosines, eps)
+    return cosines
 
 
-def masked_cosine(prediction: Tensor, target: Tensor, bool_mask: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-    """Return each token's cosine (R,) and its gradient for the prediction (R, D); the mask is (R,)."""
+def masked_cosine_backward(
+    factor: Tensor, prediction: Tensor, target: Tensor, bool_mask: Tensor | None, eps: float
+) -> Tensor:
+    """Return the gradient of the cosines for the prediction (R, D), times a factor on the device."""
+    d_prediction = prediction.new_empty(prediction.shape)
+    _launch(masked_cosine_backward_kernel, (factor,), prediction, target, bool_mask, d_prediction, eps)
+    return d_prediction
+
+
+def _launch(kernel, before, prediction: Tensor, target: Tensor, bool_mask: Tensor | None, result: Tensor, eps: float):
     prediction, target = with_adjacent_columns(prediction), with_adjacent_columns(target)
     num_rows, width = prediction.shape
-    cosines = torch.empty(num_rows, device=prediction.device)
-    d_prediction = prediction.new_empty(num_rows, width)
     launch(
-        masked_cosine_kernel,
+        kernel,
         (num_rows,),
         prediction.device,
+        *before,
         prediction,
         target,
         None if bool_mask is None else bool_mask.contiguous().view(torch.uint8),
-        cosines,
-        d_prediction,
+        result,
         width,
         prediction.stride(0),
         target.stride(0),
@@ -80,13 +113,3 @@ def masked_cosine(prediction: Tensor, target: Tensor, bool_mask: Tensor | None, 
         BLOCK=block_of(width),
         **settings("masked_cosine", width, prediction.device),
     )
-    return cosines, d_prediction
-
-
-def scale(source: Tensor, factor: Tensor) -> Tensor:
-    """Multiply a contiguous tensor by a scalar tensor in fp32."""
-    target = torch.empty_like(source)
-    chosen = settings("scale", source.shape[-1], source.device)
-    grid = (-(-source.numel() // chosen["BLOCK"]),)
-    launch(scale_kernel, grid, source.device, source, factor, target, source.numel(), **chosen)
-    return target
