@@ -9,6 +9,7 @@ from vfm.interfaces.methods import (
     Portion,
     VisionPretraining,
 )
+from vfm.interfaces.timm_optimizer import TimmOptimizer
 from vfm.interfaces.training import (
     AdamW,
     CheckpointPolicy,
@@ -30,6 +31,6 @@ from vfm.interfaces.training import (
 __all__ = [
     "AdamW", "AnyEvaluation", "CheckpointPolicy", "ClipPostTraining", "ClipTraining", "ConstantSchedule",
     "ContinueFrom", "CosineSchedule", "CropScale", "Curation", "Decay", "Evaluation", "EvaluationPolicy", "Lamb",
-    "Loading", "Optimizer", "Portion", "Schedule", "Sgd", "Training", "TrainingRuntime", "VisionPretraining",
-    "WarmupStableDecay", "check_evaluations",
+    "Loading", "Optimizer", "Portion", "Schedule", "Sgd", "TimmOptimizer", "Training", "TrainingRuntime",
+    "VisionPretraining", "WarmupStableDecay", "check_evaluations",
 ]  # fmt: skip

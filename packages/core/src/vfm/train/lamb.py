@@ -23,6 +23,7 @@ class Lamb(torch.optim.Optimizer):
     """
 
     found_inf: Tensor | None = None
+    _step_supports_amp_scaling = True  # torch's mark of optimizers that read `found_inf`
 
     def __init__(
         self, params: ParamsT, lr: float, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6

@@ -27,7 +27,7 @@ from vfm.train.ema import Ema
 from vfm.train.evaluations import Evaluations
 from vfm.train.guard import FiniteGuard, SkippedSamples, check_weights
 from vfm.train.kernels import chosen_kernels
-from vfm.train.optim import build_optimizer, set_lr
+from vfm.train.optim import build_optimizer, set_lr, step_if_finite
 from vfm.train.state import as_saved, as_stored, load_model, load_optimizer, model_tensors, optimizer_tensors
 from vfm.train.task import Metrics, Task
 from vfm.train.termination import Termination, termination
@@ -211,8 +211,7 @@ class _Loop(Generic[Inputs]):
         shared = self.world.mean(torch.cat([local, *(local.new_full((1,), wish) for wish in wishes)]))
         values = shared[: len(names)]
         found_inf = self.guard.check(step, [values[names.index("loss")], grad_norm], losses)
-        self.optimizer.grad_scale, self.optimizer.found_inf = None, found_inf  # type: ignore[attr-defined]
-        self.optimizer.step()
+        step_if_finite(self.optimizer, found_inf)
         self.curves.add([*names, "grad_norm"], torch.cat([values, grad_norm[None]]))
         return shared[len(names) :]
 

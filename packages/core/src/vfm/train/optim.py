@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from timm.optim import create_optimizer_v2
+from torch import Tensor
 
-from vfm.interfaces import AdamW, Optimizer, Sgd
+from vfm.config import UserError
+from vfm.interfaces import AdamW, Optimizer, Sgd, TimmOptimizer
 from vfm.interfaces import Lamb as LambConfig
 from vfm.train.lamb import Lamb
 from vfm.train.task import Task
@@ -15,7 +18,8 @@ Groups = list[dict[str, Any]]
 """torch's parameter groups, with `lr_scale` and `weight_decay`."""
 
 # Adam and SGD are torch's fused kernels on every device: they take a `found_inf` flag and leave weights and state
-# unchanged where it is set, which keeps a NaN out without a synchronisation with the device. `Lamb` does the same.
+# unchanged where it is set, which keeps a NaN out without a synchronisation with the device. `Lamb` does the same; for
+# timm's the host reads the flag.
 
 
 def build_adamw(config: AdamW, groups: Groups, lr: float) -> torch.optim.Optimizer:
@@ -31,6 +35,38 @@ def build_lamb(config: LambConfig, groups: Groups, lr: float) -> torch.optim.Opt
 def build_sgd(config: Sgd, groups: Groups, lr: float) -> torch.optim.Optimizer:
     """Return SGD with momentum over the groups."""
     return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, fused=True)
+
+
+def build_timm(config: TimmOptimizer, groups: Groups, lr: float) -> torch.optim.Optimizer:
+    """Return an optimizer of timm's factory over the groups.
+
+    Raises:
+        UserError: it does not have such an option.
+    """
+    try:
+        made: torch.optim.Optimizer = create_optimizer_v2(groups, config.algorithm, lr=lr, **config.options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optimizer.options: timm's {config.algorithm}: {error}") from None
+    return made
+
+
+def check_optimizer(config: Optimizer) -> None:
+    """Check that the optimizer can be built.
+
+    Raises:
+        UserError: it cannot.
+    """
+    matrix, vector = torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(2))
+    config.build([{"params": [matrix], "weight_decay": 0.1}, {"params": [vector], "weight_decay": 0.0}], 0.1)
+
+
+def step_if_finite(optimizer: torch.optim.Optimizer, found_inf: Tensor) -> None:
+    """Take a step, unless the flag `found_inf` is 1; weights and state are then unchanged."""
+    if getattr(optimizer, "_step_supports_amp_scaling", False):  # torch's mark of optimizers that read the flag
+        optimizer.grad_scale, optimizer.found_inf = None, found_inf  # type: ignore[attr-defined]
+        optimizer.step()
+    elif not bool(found_inf):
+        optimizer.step()
 
 
 def build_optimizer(task: Task[Any], config: Optimizer, lr: float) -> torch.optim.Optimizer:
