@@ -1,0 +1,158 @@
+"""The precision of a training: what runs in fewer bits, and what keeps its gradients and weights exact enough."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Precision = Literal["auto", "fp32", "amp_bf16", "amp_fp16", "bf16"]
+AUTOCAST = {"amp_bf16": torch.bfloat16, "amp_fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Precision:
+    """Return the precision that `auto` means on a device: amp_bf16 on CUDA devices that have bf16, else fp32."""
+    if precision != "auto":
+        return precision
+    return "amp_bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+class LossScale:
+    """The factor of fp16's loss, as in `torch.amp.GradScaler`, without a synchronisation with the device.
+
+    Gradients that fp16 cannot hold become infinite: such a step is not taken, and the factor halved. After `interval`
+    steps that are taken it is doubled.
+
+    Source: Micikevicius et al. 2018, Mixed Precision Training (arXiv:1710.03740), section 3.2.
+    """
+
+    def __init__(self, device: torch.device, initial: float = 2.0**16, interval: int = 2000) -> None:
+        self.factor = torch.tensor(initial, device=device)
+        self.taken = torch.zeros((), device=device)  # steps since the factor changed
+        self.interval = interval
+
+    def unscale(self, gradients: Sequence[Tensor]) -> None:
+        """Divide gradients by the factor, in place."""
+        torch._foreach_mul_(list(gradients), 1 / self.factor)  # type: ignore[no-untyped-call]
+
+    def overflow(self, grad_norm: Tensor) -> Tensor:
+        """Return whether gradients are infinite because the factor is too large; at 1 or less it is not the reason."""
+        return ~torch.isfinite(grad_norm) & (self.factor > 1)
+
+    def update(self, overflow: Tensor) -> None:
+        """Change the factor after a step."""
+        taken = self.taken + 1
+        grown = taken >= self.interval
+        self.factor = torch.where(overflow, self.factor / 2, torch.where(grown, self.factor * 2, self.factor))
+        self.taken = torch.where(overflow | grown, torch.zeros_like(taken), taken)
+
+    def state(self) -> dict[str, float]:
+        """Return what a checkpoint needs."""
+        return {"factor": float(self.factor), "taken": float(self.taken)}
+
+    def restore(self, state: dict[str, float]) -> None:
+        """Restore the state of a checkpoint."""
+        self.factor.fill_(state["factor"])
+        self.taken.fill_(state["taken"])
+
+
+class FullWeights:
+    """fp32 weights behind a model that computes with weights in bf16: `precision: bf16`.
+
+    A step of AdamW at 1e-4 is smaller than the smallest change of most weights in bf16. The optimizer, averages and
+    checkpoints use the fp32 weights, which `in_place` gives to the parameters; the model and its gradients are in bf16.
+
+    Args:
+        module: its trained parameters get their bf16 values.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.params = [param for param in module.parameters() if param.requires_grad]
+        self.full = [param.data for param in self.params]
+        self.rounded = [param.data.bfloat16() for param in self.params]
+        self._give(self.rounded)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Give the fp32 weights, with gradients in fp32, to the parameters within the context."""
+        grads = [None if param.grad is None else param.grad.float() for param in self.params]
+        self._give(self.full)
+        for param, grad in zip(self.params, grads, strict=True):
+            param.grad = grad
+        try:
+            yield
+        finally:
+            self.full = [param.data for param in self.params]
+            torch._foreach_copy_(self.rounded, self.full)
+            self._give(self.rounded)
+
+    def end(self) -> None:
+        """Leave the fp32 weights in the parameters."""
+        self._give(self.full)
+
+    def _give(self, values: Sequence[Tensor]) -> None:
+        for param, value in zip(self.params, values, strict=True):
+            param.grad = None  # its type must be that of the weight
+            param.data = value
+
+
+class Numerics:
+    """The precision of a training's steps.
+
+    Args:
+        precision: the configured one.
+        task: what is trained; with `bf16` its weights are rounded.
+        device: its device.
+    """
+
+    def __init__(self, precision: Precision, task: nn.Module, device: torch.device) -> None:
+        self.precision, self.device = resolve_precision(precision, device), device
+        self.scale = LossScale(device) if self.precision == "amp_fp16" else None
+        self.full = FullWeights(task) if self.precision == "bf16" else None
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context of a forward pass."""
+        dtype = AUTOCAST.get(self.precision)
+        return torch.autocast(self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss, scaled with fp16."""
+        torch.autograd.backward(loss * self.scale.factor if self.scale else loss)
+
+    def full_weights(self) -> AbstractContextManager[None]:
+        """Return the context in which parameters and gradients are in fp32."""
+        return self.full.in_place() if self.full else nullcontext()
+
+    def end(self) -> None:
+        """Leave the fp32 weights in the parameters."""
+        if self.full:
+            self.full.end()
+
+    def unscale(self, gradients: Sequence[Tensor]) -> None:
+        """Divide fp16's gradients by their factor, in place."""
+        if self.scale:
+            self.scale.unscale(gradients)
+
+    def expected(self, grad_norm: Tensor) -> Tensor:
+        """Return the gradient norm as it is checked: zero where it is infinite for the factor of fp16 only."""
+        return grad_norm.masked_fill(self.scale.overflow(grad_norm), 0.0) if self.scale else grad_norm
+
+    def skips(self, found_inf: Tensor, grad_norm: Tensor) -> Tensor:
+        """Return the flag of a step that is not taken, and adapt the factor of fp16."""
+        if not self.scale:
+            return found_inf
+        overflow = self.scale.overflow(grad_norm)
+        self.scale.update(overflow)
+        return torch.maximum(found_inf, overflow.float())
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint needs."""
+        return {"loss_scale": self.scale.state()} if self.scale else {}
+
+    def restore(self, facts: dict[str, Any]) -> None:
+        """Restore the state of a checkpoint; one of another precision has none."""
+        if self.scale and "loss_scale" in facts:
+            self.scale.restore(facts["loss_scale"])
