@@ -37,6 +37,8 @@ PLANNED = (  # the recipe of docs/scaling.md, over files that the reader has: no
     """ && set -- {} && shift 2 && vfm plan "$@" """
 )
 NOT_HERE = ": {}"  # starts or stops a cluster
+PLANNED_STAGE = 'set -- {} && shift 2 && vfm plan "$1" $(printf "%s\\n" "$@" | grep -x -A1 -e --set)'
+TORCHRUN = 'set -- {} && shift && python -c "import sys, torch.distributed.run as t; t.parse_args(sys.argv[1:])" "$@"'
 
 # How each command of the documents is run; one that is not here fails. Later commands find what earlier ones have made:
 # a changed number of steps has one training run again.
@@ -104,6 +106,11 @@ COMMANDS = {
     "ray start --address=FIRST:6379": NOT_HERE,
     "vfm run crawl.yaml --set runtime.engine=ray --set runtime.ray_address=auto": PLANNED,
     "ray stop": NOT_HERE,
+    "vfm run quickstart --prepare clip --set clip.runtime.parallel=fsdp"
+    " --set clip.runtime.shard_degree=8": PLANNED_STAGE,
+    "torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint FIRST:29500 --rdzv-id 1"
+    " -m vfm step FOLDER": TORCHRUN,
+    "vfm run quickstart --set clip.runtime.parallel=fsdp --set clip.runtime.shard_degree=8": PLANNED_STAGE,
 }
 
 

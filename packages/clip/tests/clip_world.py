@@ -266,9 +266,10 @@ def main(jobs: list[dict[str, Any]]) -> None:
         for job in jobs:
             task = tiny_task(job["config"], job.get("loss", "info_nce"), chunk_size=job.get("chunk_size"))
             folder = Path(job["folder"])
-            train(folder, plan(micro_batch_size=job["micro_batch_size"]), task)
+            train(folder, plan(micro_batch_size=job["micro_batch_size"], **job.get("settings", {})), task)
             if world.is_main:
                 save_file(gradients(task), folder / "gradients.safetensors")
+                save_file(task.module.state_dict(), folder / "weights.safetensors")
 
 
 if __name__ == "__main__":

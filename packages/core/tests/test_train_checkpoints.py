@@ -14,6 +14,7 @@ from train_toy import Regression, Samples, plan, train
 from vfm.integrity import read_sealed
 from vfm.plugin import UserError
 from vfm.train.checkpoint import Checkpoints
+from vfm.train.dist import World
 
 SETTINGS = {"checkpoint": {"every_steps": 3}, "ema_decay": 0.9}
 NEWEST = "step-00000009"
@@ -99,8 +100,8 @@ def test_checkpoint_of_an_older_version_has_no_hashes_and_is_read(tmp_path, stop
     assert all(torch.equal(a, b) for a, b in zip(weights, final, strict=True))
 
 
-def test_checkpoint_that_other_processes_agreed_on_must_be_readable_here(stopped):
-    found = Checkpoints(stopped / "work", plan(**SETTINGS).checkpoint, print)
-    assert found.of_step(6).step == 6
+def test_checkpoint_of_another_training_must_be_readable(stopped):
+    found = Checkpoints(stopped / "work", plan(**SETTINGS).checkpoint, print, World(torch.device("cpu")), {})
+    assert found.read(stopped / "work" / "step-00000006").step == 6
     with pytest.raises(UserError, match=r"step-00000003: the checkpoint cannot be read .*no such file"):
-        found.of_step(3)
+        found.read(stopped / "work" / "step-00000003")

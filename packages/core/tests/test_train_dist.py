@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import train_toy
-from train_toy import BAD, Probe, Samples, plan, train
+from train_toy import BAD, Probe, Samples, in_processes, plan, train
 from vfm.train import seed_everything
 
 COMMON = {"log_every": 1, "grad_clip_norm": 0.5, "ema_decay": 0.9, "max_bad_fraction": 0.5}
 EVERY_3 = {"checkpoint": {"every_steps": 3}}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def settings(**changes: Any) -> dict[str, Any]:
@@ -47,16 +36,7 @@ def two(tmp_path_factory) -> Path:
         {"folder": "differing", "plan": settings(**EVERY_3), "dropout": 0.3, "terminated_rank": 1},
         {"folder": "differing", "plan": settings(**EVERY_3), "dropout": 0.3, "damaged_for_rank": 1},
     ]
-    jobs = [{**job, "folder": str(root / job["folder"])} for job in jobs]
-    command = [sys.executable, train_toy.__file__, "jobs", json.dumps(jobs)]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    children = [
-        subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    for child in children:
-        _, stderr = child.communicate(timeout=1800)
-        assert child.returncode == 0, stderr
+    in_processes(2, root, jobs)
     return root
 
 
@@ -108,7 +88,7 @@ def test_evaluations_run_once_and_change_neither_process(two):
 
 def test_bad_samples_of_any_process_are_counted(two):
     meta = json.loads((two / "whole" / "work" / "step-00000012" / "meta.json").read_text())
-    assert meta["skipped"] == {"reads": 1, "samples": [list(BAD[5][0])]}
+    assert meta["skipped"] == {"reads": 1, "counts": {"truncated": 1}, "samples": [list(BAD[5][0])]}
 
 
 def test_draws_differ_by_step_micro_batch_and_rank_and_repeat():

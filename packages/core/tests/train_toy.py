@@ -6,24 +6,29 @@ import json
 import os
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vfm.plugin import Artifact, Context, Evaluation, Event, Ref, Report, Runtime, Training, UserError
-from vfm.train import Batch, Task, distributed, fit, map_tensors
+from vfm.train import Batch, Frozen, Task, distributed, fit, heartbeat, map_tensors
 
 
 class Plan(Training):
     kind: Literal["toy.train"] = "toy.train"
     name: str = "toy"
+    can_shard: ClassVar[bool] = True
 
     def run(self, ctx: Context) -> Artifact:
         raise AssertionError("the tests call `fit` directly")
@@ -105,6 +110,21 @@ class Regression(Task[Pairs]):
         return self.net
 
 
+class Deep(Regression):
+    """The same with blocks, a weight with fewer rows than processes, a scalar, and a frozen model."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__(dropout)
+        block = nn.Sequential(nn.Linear(16, 16), nn.GELU(), nn.Dropout(dropout), nn.Linear(16, 16))
+        self.net = nn.Sequential(nn.Linear(4, 16), nn.Sequential(block, deepcopy(block)), nn.Linear(16, 1))
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.teacher = Frozen(nn.Linear(4, 1))
+
+    def forward(self, inputs: Pairs) -> tuple[Tensor, dict[str, Tensor]]:
+        guess = self.net(inputs.x) * self.scale
+        return F.mse_loss(guess, inputs.y) + F.mse_loss(guess, self.teacher(inputs.x)), {"guess": guess.mean()}
+
+
 @dataclass
 class Samples:
     """Data in which sample i of step s is a function of (s, i).
@@ -113,6 +133,7 @@ class Samples:
     bad: bad samples, (reason, where), by step.
     stop: step at which to raise KeyboardInterrupt.
     terminate: step at which to send SIGTERM.
+    ending: step at which to send a signal that the process cannot catch, and that signal.
     pause: seconds before each step.
     """
 
@@ -121,6 +142,7 @@ class Samples:
     bad: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
     stop: int | None = None
     terminate: int | None = None
+    ending: tuple[int, signal.Signals] | None = None
     pause: float = 0.0
     closed: bool = False
 
@@ -134,6 +156,8 @@ class Samples:
                     raise KeyboardInterrupt
                 if step == self.terminate:
                     os.kill(os.getpid(), signal.SIGTERM)
+                if self.ending and step == self.ending[0]:
+                    os.kill(os.getpid(), self.ending[1])
                 time.sleep(self.pause)
                 batch = self.batch(step, range(rank * share, (rank + 1) * share))
                 cuts = range(0, share, micro_batch_size)
@@ -184,24 +208,65 @@ def killed_plan() -> Plan:
     return plan(**KILLED, max_bad_fraction=0.5)
 
 
+def in_processes(number: int, root: Path, jobs: list[dict[str, Any]], *, code: int = 0) -> str:
+    """Run several trainings in one group of processes, and return what they wrote to their standard error.
+
+    They are forked from one process, since importing torch is slow; `code` is the one that it must exit with.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    placed = [{**job, "folder": str(root / job["folder"])} for job in jobs]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(number), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, "jobs", json.dumps(placed)]
+    done = subprocess.run(command, env={**os.environ, **shared}, stderr=subprocess.PIPE, text=True, timeout=1800)
+    assert done.returncode == code, done.stderr
+    return done.stderr
+
+
+def fork(number: int, work: Callable[[], None]) -> None:
+    """Run the work in forked processes, each with its rank; exit with 1 if one fails, after an end of the others."""
+    children = []
+    for rank in range(number):
+        if not (pid := os.fork()):
+            os.environ["RANK"] = str(rank)
+            work()
+            sys.exit()
+        children.append(pid)
+    codes: list[int] = []
+    for pid in children:
+        if any(codes):
+            os.kill(pid, signal.SIGKILL)
+        codes.append(os.waitpid(pid, 0)[1])
+    sys.exit(int(any(codes)))
+
+
 def child(jobs: list[dict[str, Any]]) -> None:
     """Run several trainings in one process group; the error of one is written to `stopped-RANK.txt`."""
+    if any("ending" in job for job in jobs):
+        heartbeat.SILENCE = 5.0
     with distributed(Runtime(device="cpu")) as world:
         for job in jobs:
             folder = Path(job["folder"])
             data = Samples(nan=job.get("nan"), bad={2: BAD[5]})
+            if job.get("ending") and world.rank == 1:
+                data.ending = (5, signal.Signals[job["ending"]])
             if job.get("terminated_rank") == world.rank:
                 data.terminate = 5
             work = "work"
             if job.get("damaged_for_rank") == world.rank:
                 work = "damaged-work"
                 shutil.copytree(folder / "work", folder / work)
-                newest = max((folder / work).glob("step-*")) / "model.safetensors"
-                newest.write_bytes(newest.read_bytes()[:-1] + b"?")
+                newest = max((folder / work).glob("step-*"))
+                for file in (*newest.glob("model.safetensors"), *newest.glob("shards/*")):
+                    file.write_bytes(file.read_bytes()[:-1] + b"?")
             world.barrier()
             try:
                 plan = Plan.model_validate(job["plan"], context={"eval.probe": Probe})
-                train(folder, plan, task=Regression(job.get("dropout", 0.0)), data=data, work=work)
+                toy = Deep if job.get("deep") else Regression
+                task, *_ = train(folder, plan, task=toy(job.get("dropout", 0.0)), data=data, work=work)
+                if world.is_main:
+                    save_file(task.state_dict(), folder / "final.safetensors")
             except (UserError, SystemExit) as error:
                 (folder / f"stopped-{world.rank}.txt").write_text(str(error))
 
@@ -212,4 +277,4 @@ if __name__ == "__main__":
         slow = Samples(bad=BAD, pause=0.05)
         train(Path(sys.argv[2]), killed_plan(), task=Regression(0.2, norm=True), data=slow)
     else:
-        child(json.loads(sys.argv[2]))
+        fork(int(os.environ["WORLD_SIZE"]), lambda: child(json.loads(sys.argv[2])))

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def run(folder: Path, settings: dict[str, Any], **inputs: Artifact) -> VisionChe
 
 
 def run_in_processes(root: Path, settings: dict[str, Any], pool: Artifact, teacher: Artifact) -> Path:
-    """Run the stage in two processes, each in its own folder, as the flow does; return the first one's."""
+    """Run the stage in two processes, whose folders differ but for the work, as in the flow; return the first one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -122,4 +123,6 @@ def run_in_processes(root: Path, settings: dict[str, Any], pool: Artifact, teach
 if __name__ == "__main__":
     torch.set_num_threads(1)
     root, pool_folder, teacher_folder, settings = sys.argv[1:]
-    run(Path(root), json.loads(settings), pool=Pool.load(pool_folder), teacher=ClipCheckpoint.load(teacher_folder))
+    own = context(Path(root), pool=Pool.load(pool_folder), teacher=ClipCheckpoint.load(teacher_folder))
+    shared = replace(own, work=Path(root).with_name(Path(root).name[:-1] + "0") / "work")
+    stage(**json.loads(settings)).run(shared)

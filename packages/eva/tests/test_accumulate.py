@@ -69,11 +69,13 @@ def test_a_micro_batch_without_masked_patches_has_no_weight(task):
     assert not any(value.any() for value in step(task, [batch_of(nothing)]))
 
 
-@pytest.mark.parametrize("mask", ["block", "block_exact"])
-def test_two_processes_with_micro_batches_have_the_losses_of_one(tmp_path, pool, teacher, mask):
+@pytest.mark.parametrize(("mask", "parallel"), [("block", "ddp"), ("block_exact", "ddp"), ("block", "fsdp")])
+def test_two_processes_with_micro_batches_have_the_losses_of_one(tmp_path, pool, teacher, mask, parallel):
     settings = {"mask": {"type": mask, "ratio": 0.6}, "steps": 4, "global_batch_size": 12}
+    settings["student"] = {"patch_embed_grad": 0.1}
     run(tmp_path / "one", settings, pool=pool, teacher=teacher)
-    two = run_in_processes(tmp_path / "two", settings | {"micro_batch_size": 2}, pool, teacher)
+    shared = {"micro_batch_size": 2, "runtime": {"device": "cpu", "parallel": parallel}}
+    two = run_in_processes(tmp_path / "two", settings | shared, pool, teacher)
     assert losses(two) == pytest.approx(losses(tmp_path / "one"), abs=1e-6)
     ours, theirs = (load_file(root / "artifact" / "model.safetensors") for root in (two, tmp_path / "one"))
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,7 @@ class EvaTask(Task[EvaInputs]):
             pooling.requires_grad_(False)
         if patch_embed_grad != 1:
             embedding: Any = student.patch_embed
-            for parameter in embedding.parameters():
-                parameter.register_hook(lambda grad: grad * patch_embed_grad)
+            embedding.register_forward_hook(partial(_scale_gradient, patch_embed_grad))
 
     @property
     def teacher(self) -> Teacher | StoredTargets:
@@ -265,3 +265,12 @@ class EvaTask(Task[EvaInputs]):
         """Write the student in timm's layout, and mask token, head and decoder in a file of their own."""
         self.student.masked_modelling = self.masked_modelling()  # type: ignore[assignment]
         return save_vision(self.student, directory)
+
+
+def _scale_gradient(factor: float, module: nn.Module, inputs: Any, output: Tensor) -> None:
+    """Scale the gradient that reaches a layer, and so those of its weights; a forward hook.
+
+    Hooks of the weights themselves would be lost where they are replaced (FSDP).
+    """
+    if output.requires_grad:
+        output.register_hook(lambda grad: grad * factor)  # type: ignore[no-untyped-call]

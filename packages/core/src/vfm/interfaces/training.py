@@ -157,8 +157,30 @@ class TrainingRuntime(Runtime):
     pad_widths: bool | Literal["auto"] = Field(
         "auto",
         description="store SwiGLU and patch-embedding weights at widths that suit tensor cores (2730 as 2752, 588 as"
-        " 592); checkpoints keep the original shapes; auto: on CUDA devices",
+        " 592); checkpoints keep the original shapes; auto: on CUDA devices, except with fsdp",
     )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="what each of several processes stores: ddp: the whole model; fsdp: a part of the weights,"
+        " gradients, averages and optimizer state (FSDP2)",
+    )
+    shard_degree: int | None = Field(
+        None,
+        ge=2,
+        description="with fsdp: processes that share one copy of the model, a divisor of their number; default: all",
+    )
+
+    @model_validator(mode="after")
+    def _sharding_fits(self) -> TrainingRuntime:
+        if self.shard_degree and self.parallel != "fsdp":
+            raise ValueError("shard_degree needs parallel: fsdp")
+        if self.shard_degree and self.processes > 1 and self.processes % self.shard_degree:
+            raise ValueError(
+                f"shard_degree: expected a divisor of processes, {self.processes}, got {self.shard_degree}"
+            )
+        if self.parallel == "fsdp" and self.pad_widths is True:
+            raise ValueError("pad_widths: true needs parallel: ddp; fsdp stores weights at their own widths")
+        return self
 
 
 class Training(Stage):
@@ -197,12 +219,19 @@ class Training(Stage):
     runtime: TrainingRuntime = Field(TrainingRuntime(), description="device, processes, workers, threads, kernels")
     seed: Seed = Field(0, description="of all random draws")
 
+    can_shard: ClassVar[bool] = False  # whether `runtime.parallel: fsdp` is known to train it as ddp does
     moved: ClassVar[Mapping[str, str]] = {"evals": "evaluation.tasks", "eval_every": "evaluation.every_steps"}
 
     @model_validator(mode="after")
     def _one_length(self) -> Training:
         if (self.steps is None) == (self.samples_seen is None):
             raise ValueError("give exactly one of steps and samples_seen")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_sharded(self) -> Training:
+        if self.runtime.parallel == "fsdp" and not self.can_shard:
+            raise ValueError(f"runtime.parallel: expected ddp, got fsdp, which {self.kind} does not support")
         return self
 
     @model_validator(mode="after")

@@ -5,33 +5,39 @@
         state/optimizer.safetensors   `name.key` of each parameter's optimizer state
         state/ema.safetensors         averaged weights, with `ema_decay`
         state/best.safetensors        the weights with the highest score, with `keep_best`
+        shards/*.safetensors          with FSDP in place of the first three: one file a process (`vfm.train.shards`)
         artifact.json                 type and step, so that `continue_from` can name the folder
         meta.json                     step, the loop's counters, and sizes and hashes of the other files
 
-A folder is written under another name and renamed when its bytes are on the disk. Nothing is pickled.
+A folder is written by a thread, from a copy of the tensors, while the training goes on. It has another name until its
+bytes are on the disk. Nothing is pickled. Both forms are read by any number of processes, sharded or not.
 """
 
 from __future__ import annotations
 
 import shutil
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import distributed as dist
+from torch.distributed.tensor import DTensor
 
 from vfm.artifacts import TrainingState
 from vfm.config import UserError
-from vfm.integrity import FILES, damage, hash_folder, known_files, read_sealed, seal
+from vfm.integrity import FILES, Known, damage, hash_file, hash_folder, known_files, read_sealed, seal, wrong_sizes
 from vfm.interfaces import CheckpointPolicy
 from vfm.models import save_state_dict
 from vfm.publishing import publish_folder
+from vfm.train.dist import World
+from vfm.train.shards import Parts, cut, read_shards, write_shards
 
-META_FILE = "meta.json"
+META_FILE, SHARDS = "meta.json", "shards"
 TENSOR_FILES = {
     "model": "model.safetensors",
     "optimizer": "state/optimizer.safetensors",
@@ -46,16 +52,35 @@ class Snapshot:
     """The state of a training after `step` optimizer steps."""
 
     step: int
-    tensors: dict[str, dict[str, Tensor]]  # by the names in TENSOR_FILES
+    tensors: Parts  # by the names in TENSOR_FILES; `best` in the first process only
     facts: dict[str, Any]  # JSON
 
 
 class Checkpoints:
-    """The `step-*` folders of a training."""
+    """The `step-*` folders of a training; every process has one of these objects.
 
-    def __init__(self, folder: Path, policy: CheckpointPolicy, warn: Callable[[str], None]) -> None:
-        self.folder, self.policy, self.warn = folder, policy, warn
+    Args:
+        folder: with the checkpoints, shared by all processes.
+        policy: when to save, and what to keep.
+        warn: reports a damaged checkpoint.
+        world: this process.
+        sharded: the parameters of which each process stores a part, by name; empty without FSDP.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        policy: CheckpointPolicy,
+        warn: Callable[[str], None],
+        world: World,
+        sharded: Mapping[str, DTensor],
+    ) -> None:
+        self.folder, self.policy, self.warn, self.world, self.sharded = folder, policy, warn, world, sharded
         self.saved_at = time.monotonic()
+        # The thread that writes has collectives of its own, at the same time as the training's.
+        self.group = dist.new_group(backend="gloo") if sharded else None
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
 
     def due_by_step(self, step: int) -> bool:
         """Return whether a checkpoint is due after this step by `every_steps` or `keep_every`."""
@@ -79,38 +104,66 @@ class Checkpoints:
         return sorted(self.folder.glob("step-[0-9]*"))
 
     def save(self, snapshot: Snapshot) -> None:
-        """Write a checkpoint under another name, rename it, and delete the oldest ones."""
-        target = self._place(snapshot.step)
-        self._discard_unfinished()
-        unfinished = self.folder / f"unfinished-{target.name}"
-        try:
-            self._write(snapshot, unfinished)
-            shutil.rmtree(target, ignore_errors=True)  # a damaged one
-            publish_folder(unfinished, target)
-        except OSError:  # a full disk: free what was written
-            self._discard_unfinished()
-            raise
-        for old in self.found()[: -self.policy.keep_last]:
-            if not self.is_kept(self.step_of(old)):
-                shutil.rmtree(old)
+        """Copy the tensors, and begin to write them; afterwards, the oldest checkpoints are deleted.
+
+        All processes call it; without FSDP the first one writes.
+
+        Raises:
+            OSError: the checkpoint before this one could not be written.
+        """
+        self.wait()
         self.saved_at = time.monotonic()
+        if self.group or self.world.is_main:
+            tensors = {
+                part: {name: value.detach().to("cpu", copy=True) for name, value in values.items()}
+                for part, values in snapshot.tensors.items()
+            }
+            self._thread = threading.Thread(target=self._run, args=(Snapshot(snapshot.step, tensors, snapshot.facts),))
+            self._thread.daemon = True  # after an error elsewhere, the process must not wait for other processes
+            self._thread.start()
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until the checkpoint that is being written is complete, at most some seconds.
+
+        Raises:
+            OSError: it could not be written, e.g. because the disk is full.
+        """
+        if self._thread:
+            self._thread.join(seconds)
+        error, self._thread, self._error = self._error, None, None
+        if error:
+            raise error
 
     def latest(self) -> Snapshot | None:
-        """Return the newest checkpoint that can be read; damaged ones are reported and skipped."""
-        for folder in reversed(self.found()):
+        """Return the newest checkpoint that every process can read; the others are reported and passed over.
+
+        Raises:
+            UserError: some processes found no checkpoints, and others did.
+        """
+        steps = self.world.gather([self.step_of(folder) for folder in self.found()])
+        if any(steps) and not all(steps):
+            raise UserError(
+                f"the checkpoints in {self.folder} differ between processes: expected the same steps, got {steps} in"
+                " the order of their ranks; the folder must be shared by all machines"
+            )
+        for step in sorted(set.intersection(*map(set, steps)), reverse=True):
+            snapshot, problem = None, ""
             try:
-                return self._read(folder)
+                snapshot = self._read(self._place(step))
             except DAMAGED as error:
-                self.warn(f"{folder}: the checkpoint cannot be read ({error}); using the one before it")
+                problem = str(error) or type(error).__name__
+            problems = [each for each in self.world.gather(problem) if each]
+            if not problems:
+                return snapshot
+            self.warn(f"{self._place(step)}: the checkpoint cannot be read ({problems[0]}); using the one before it")
         return None
 
-    def of_step(self, step: int) -> Snapshot:
-        """Return the checkpoint of a step.
+    def read(self, folder: Path) -> Snapshot:
+        """Return a checkpoint, also one of another training.
 
         Raises:
             UserError: it is missing or damaged.
         """
-        folder = self._place(step)
         try:
             return self._read(folder)
         except DAMAGED as error:
@@ -119,27 +172,90 @@ class Checkpoints:
     def _place(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
-    def _write(self, snapshot: Snapshot, folder: Path) -> None:
+    def _run(self, snapshot: Snapshot) -> None:
+        try:
+            self._write(snapshot)
+        except BaseException as error:
+            self._error = error
+
+    def _write(self, snapshot: Snapshot) -> None:
+        """Write a checkpoint under another name, and rename it; the work of the thread in each process that writes."""
+        target = self._place(snapshot.step)
+        unfinished = self.folder / f"unfinished-{target.name}"
+        if self.world.is_main:
+            self._discard_unfinished()
+        error: OSError | None = None
+        try:
+            shards = self._write_shards(snapshot.tensors, unfinished / SHARDS) if self.group else {}
+            if self.world.is_main:
+                self._complete(snapshot, unfinished, shards)
+                shutil.rmtree(target, ignore_errors=True)  # a damaged one
+                publish_folder(unfinished, target)
+                self._delete_old()
+        except OSError as raised:
+            error = raised
+        errors = self._gather(error)
+        if failed := next((each for each in errors if each), None):
+            if self.world.is_main:  # a full disk: free what was written
+                self._discard_unfinished()
+            raise failed
+
+    def _write_shards(self, tensors: Parts, folder: Path) -> Known:
+        """Write this process' shard, and return the sizes and hashes of all of them; a process hashes its own."""
+        dist.barrier(self.group)  # the first process has removed what a crash left
+        assert self.group
+        write_shards({part: values for part, values in tensors.items() if part != "best"}, folder, self.group)
+        files = sorted(folder.iterdir())
+        seen = self._gather([file.name for file in files])
+        if any(names != seen[0] for names in seen):
+            raise UserError(f"{self.folder}: every process sees other files there: it must be shared by all machines")
+        mine = files[self.world.rank :: self.world.size]
+        hashes = {f"{SHARDS}/{file.name}": (file.stat().st_size, hash_file(file)) for file in mine}
+        return {name: facts for each in self._gather(hashes) for name, facts in each.items()}
+
+    def _gather(self, value: Any) -> list[Any]:
+        values = [value]
+        if self.group:
+            values *= self.world.size
+            dist.all_gather_object(values, value, self.group)
+        return values
+
+    def _complete(self, snapshot: Snapshot, folder: Path, shards: Known) -> None:
+        """Write what is not sharded, and the record of all files last."""
         (folder / "state").mkdir(parents=True)
-        for name, tensors in snapshot.tensors.items():
-            save_state_dict(tensors, folder / TENSOR_FILES[name])
+        for part, tensors in snapshot.tensors.items():
+            if not self.group or part == "best":
+                save_state_dict(tensors, folder / TENSOR_FILES[part])
         TrainingState.create(folder, step=snapshot.step)
-        facts = {"step": snapshot.step, **snapshot.facts, FILES: hash_folder(folder)}
-        (folder / META_FILE).write_bytes(seal(facts, indent=None))
+        files = hash_folder(folder, without=[SHARDS]) | shards
+        (folder / META_FILE).write_bytes(seal({"step": snapshot.step, **snapshot.facts, FILES: files}, indent=None))
+
+    def _delete_old(self) -> None:
+        for old in self.found()[: -self.policy.keep_last]:
+            if not self.is_kept(self.step_of(old)):
+                shutil.rmtree(old)
 
     def _read(self, folder: Path) -> Snapshot:
         facts = read_sealed(folder / META_FILE, "step")
-        step, known = facts.pop("step"), known_files(facts, folder / META_FILE)
+        step, known = facts.pop("step"), known_files(facts, folder / META_FILE) or {}
         facts.pop(FILES, None)
-        if folder != self._place(step):
+        if self.step_of(folder) != step:
             raise ValueError(f"{META_FILE} is that of step {step}")
-        if problems := damage(folder, known or {}):
+        if problems := wrong_sizes(folder, known) or damage(folder, self._checked_here(known)):
             raise ValueError("; ".join(problems))
-        tensors = {name: load_file(folder / file) for name, file in TENSOR_FILES.items() if (folder / file).exists()}
-        missing = {"model", "optimizer"} - set(tensors)
-        if missing:
+        tensors = read_shards(folder / SHARDS, self.sharded) if (folder / SHARDS).is_dir() else {}
+        for part, file in TENSOR_FILES.items():
+            if (folder / file).exists() and (part != "best" or self.world.is_main):
+                tensors[part] = cut(part, load_file(folder / file), {} if part == "best" else self.sharded)
+        if missing := {"model", "optimizer"} - set(tensors):
             raise ValueError(f"{' and '.join(sorted(missing))} missing")
         return Snapshot(step, tensors, facts)
+
+    def _checked_here(self, known: Known) -> Known:
+        """Return the files whose hashes this process compares: its share of the shards, and all others."""
+        shards = sorted(name for name in known if name.startswith(f"{SHARDS}/"))
+        others = set(shards) - set(shards[self.world.rank :: self.world.size])
+        return {name: facts for name, facts in known.items() if name not in others}
 
     def _discard_unfinished(self) -> None:
         for leftover in self.folder.glob("unfinished-*"):

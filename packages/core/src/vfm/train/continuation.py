@@ -36,7 +36,7 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def earlier_snapshot(config: Training, ctx: Context, *, write_log: bool) -> Snapshot | None:
+def earlier_snapshot(config: Training, ctx: Context, checkpoints: Checkpoints) -> Snapshot | None:
     """Return the state that a training starts from; None if it starts anew.
 
     Only weights, averages and optimizer state come from the other training: bad samples and scores count from here.
@@ -44,7 +44,8 @@ def earlier_snapshot(config: Training, ctx: Context, *, write_log: bool) -> Snap
     Args:
         config: the training.
         ctx: its context.
-        write_log: write the other training's log of the steps so far, as the first lines of this one's.
+        checkpoints: read it. The first process writes the other training's log of the steps so far, as the first lines
+            of this one's.
 
     Raises:
         UserError: the state is damaged, of another optimizer, or already has as many steps as this training or more.
@@ -52,7 +53,7 @@ def earlier_snapshot(config: Training, ctx: Context, *, write_log: bool) -> Snap
     if config.continue_from is None:
         return None
     folder = checkpoint_folder(ctx.inputs[config.continue_from.training], config.continue_from.step)
-    snapshot = Checkpoints(folder.parent, config.checkpoint, ctx.warn).of_step(Checkpoints.step_of(folder))
+    snapshot = checkpoints.read(folder)
     if snapshot.step >= config.num_steps:
         raise UserError(
             f"{ctx.stage}: continue_from: the state in {folder} has {snapshot.step} steps: expected more steps in all,"
@@ -70,11 +71,11 @@ def earlier_snapshot(config: Training, ctx: Context, *, write_log: bool) -> Snap
     curves = snapshot.facts["curves"]
     log = next((place / METRICS_FILE for place in folder.parents[:2] if (place / METRICS_FILE).is_file()), None)
     lines = log.read_bytes()[: curves["file_bytes"]] if log else b""
-    if write_log:
+    if checkpoints.world.is_main:
         (ctx.work / METRICS_FILE).write_bytes(lines)
     snapshot.facts |= {
         "curves": {"names": [], "totals": None, "count": 0, "file_bytes": len(lines)},
-        "skipped": {"reads": 0, "samples": []},
+        "skipped": {"reads": 0, "counts": {}, "samples": []},
         "best": {"step": 0, "scores": []},
     }
     snapshot.tensors.pop("best", None)

@@ -7,17 +7,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import _get_default_store
 
 from vfm.config import UserError
 from vfm.interfaces import Training
 from vfm.stage import Runtime
 
+_uses = count()
 TIMEOUT = timedelta(hours=2)  # for the first process, which the others wait for while it evaluates the model
 
 
@@ -28,6 +31,7 @@ class World:
     device: torch.device
     rank: int = 0
     size: int = 1
+    store: dist.Store | None = None  # of the process group, on a connection of its own, with keys of this training
 
     @property
     def is_main(self) -> bool:
@@ -119,8 +123,10 @@ def distributed(runtime: Runtime) -> Iterator[World]:
     if opened:
         backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
         dist.init_process_group(backend, rank=rank, world_size=size, device_id=bound, timeout=TIMEOUT)
+    # Each use has keys of its own: torchrun's store outlives the process group.
+    store = dist.PrefixStore(f"use-{next(_uses)}", _get_default_store().clone()) if size > 1 else None
     try:
-        yield World(device, rank, size)
+        yield World(device, rank, size, store)
     finally:
         if opened:
             dist.destroy_process_group()

@@ -17,6 +17,7 @@ from vfm.stage import Context
 from vfm.train.dist import World
 
 NAMED = 8  # samples that a message names; the others are in a file
+REMEMBERED = 10_000  # bad samples, about 1 MB in a checkpoint
 
 
 class FiniteGuard:
@@ -101,12 +102,14 @@ def check_weights(task: nn.Module, stage: str) -> None:
 class SkippedSamples:
     """Counts the samples that could not be read, over all processes, and stops the training if there are too many.
 
-    A sample is reported once, however often it is read; the tolerated fraction is one of all reads.
+    A sample is reported once, however often it is read; the tolerated fraction is one of all reads. The first
+    `REMEMBERED` bad samples are remembered, in memory and in checkpoints; of the others, each read counts as a sample.
     """
 
     def __init__(self, ctx: Context, plan: Training, world: World) -> None:
         self.ctx, self.plan, self.world = ctx, plan, world
         self.reads = 0  # that failed
+        self.counts = Counter[str]()  # samples by reason
         self.samples: dict[tuple[str, str], None] = {}  # (reason, where) in the order they were met
         self.pending: list[tuple[str, str]] = []
 
@@ -127,9 +130,13 @@ class SkippedSamples:
         found = [item for items in self.world.gather(self.pending) for item in items]
         self.pending = []
         for sample in found:
-            if sample not in self.samples and self.world.is_main:
+            if sample in self.samples:
+                continue
+            self.counts[sample[0]] += 1
+            if len(self.samples) < REMEMBERED:
+                self.samples[sample] = None
+            if self.world.is_main:
                 self.ctx.skip(*sample)
-            self.samples[sample] = None
         self.reads += len(found)
         if not found:
             return
@@ -139,23 +146,21 @@ class SkippedSamples:
         last = step >= self.plan.num_steps
         share = self.reads / reads if last else wilson_interval(self.reads, reads)[0]
         if share > self.plan.loading.max_bad_fraction:
-            reasons = ", ".join(f"{reason} ({count})" for reason, count in self._counts().most_common(3))
+            reasons = ", ".join(f"{reason} ({count})" for reason, count in self.counts.most_common(3))
             reason, where = found[-1]
             raise UserError(
-                f"{self.ctx.stage}: {self.reads} of {reads} reads failed, of {len(self.samples)} samples: {reasons};"
+                f"{self.ctx.stage}: {self.reads} of {reads} reads failed, of {self.counts.total()} samples: {reasons};"
                 f" more than loading.max_bad_fraction: {self.plan.loading.max_bad_fraction};"
                 f" the last is {where} ({reason})"
             )
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs."""
-        return {"reads": self.reads, "samples": list(self.samples)}
+        return {"reads": self.reads, "counts": dict(self.counts), "samples": list(self.samples)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restore the state of a checkpoint."""
+        """Restore the state of a checkpoint; one of an older version has all samples and no counts."""
         self.reads = state["reads"]
         self.samples = dict.fromkeys((reason, where) for reason, where in state["samples"])
-        self.ctx.bad.update(self._counts())
-
-    def _counts(self) -> Counter[str]:
-        return Counter(reason for reason, _ in self.samples)
+        self.counts = Counter(state.get("counts") or [reason for reason, _ in self.samples])
+        self.ctx.bad.update(self.counts)

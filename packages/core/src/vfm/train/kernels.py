@@ -37,7 +37,9 @@ def chosen_kernels(task: Task[Any], runtime: TrainingRuntime, ctx: Context, worl
     Raises:
         UserError: `triton`, and the kernels cannot run.
     """
-    pad = world.device.type == "cuda" if runtime.pad_widths == "auto" else runtime.pad_widths
+    pad = runtime.pad_widths
+    if pad == "auto":
+        pad = world.device.type == "cuda" and runtime.parallel == "ddp"
     with ExitStack() as stack:
         wider = f"; padded: {stack.enter_context(task.padded())}" if pad else ""
         try:

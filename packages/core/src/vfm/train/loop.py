@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from functools import partial
 from typing import Any, Generic, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from vfm.config import UserError
@@ -22,15 +23,19 @@ from vfm.train.best import BestWeights
 from vfm.train.checkpoint import Checkpoints, Snapshot
 from vfm.train.continuation import earlier_snapshot, keep_checkpoints
 from vfm.train.curves import Curves
-from vfm.train.dist import World, distributed, micro_batch_size, reproducible, seed_everything
+from vfm.train.dist import distributed, micro_batch_size, reproducible, seed_everything
 from vfm.train.ema import Ema
 from vfm.train.evaluations import Evaluations
 from vfm.train.guard import FiniteGuard, SkippedSamples, check_weights
+from vfm.train.heartbeat import watched
 from vfm.train.kernels import chosen_kernels
 from vfm.train.optim import build_optimizer, set_lr, step_if_finite
-from vfm.train.state import as_saved, as_stored, load_model, load_optimizer, model_tensors, optimizer_tensors
+from vfm.train.parallel import Alone, in_processes
+from vfm.train.state import as_saved, as_stored, as_whole, load_model, load_optimizer, model_tensors, optimizer_tensors
 from vfm.train.task import Metrics, Task
 from vfm.train.termination import Termination, termination
+
+PATIENCE = 60.0  # seconds, after an error, for the checkpoint that is being written
 
 
 class Data(Protocol[Inputs]):
@@ -60,33 +65,28 @@ def fit(task: Task[Inputs], data: Data[Inputs], config: Training, ctx: Context) 
         Preempted: the process received SIGTERM or SIGUSR1; a checkpoint has been saved.
     """
     with distributed(config.runtime) as world, reproducible(world.device), termination() as stop:
-        task.to(world.device)
-        with chosen_kernels(task, config.runtime, ctx, world):
-            _Loop(task, data, config, ctx, world, stop).run()
+        placed = in_processes(task, config.runtime, world)
+        with chosen_kernels(placed.task, config.runtime, ctx, world), watched(world, partial(_end, ctx)):
+            placed.wrap()
+            _Loop(placed, data, config, ctx, stop).run()
 
 
-class _Routed(nn.Module):
-    """Runs any method of a task inside `forward`, since DDP synchronises gradients only of what runs there."""
-
-    def __init__(self, task: Task[Any]) -> None:
-        super().__init__()
-        self.task = task
-
-    def forward(self, method: Callable[..., tuple[Tensor, Metrics]], *args: Any) -> tuple[Tensor, Metrics]:
-        return method(*args)
+def _end(ctx: Context, message: str) -> None:
+    """Report why this process is about to end itself."""
+    ctx.emit("run_failed", message=f"{ctx.stage}: {message}; the next run resumes from the last checkpoint")
 
 
 class _Loop(Generic[Inputs]):
     def __init__(
         self,
-        task: Task[Inputs],
+        placed: Alone[Inputs],
         data: Data[Inputs],
         plan: Training,
         ctx: Context,
-        world: World,
         stop: Termination,
     ) -> None:
-        self.task, self.data, self.plan, self.ctx, self.world, self.stop = task, data, plan, ctx, world, stop
+        self.placed, self.data, self.plan, self.ctx, self.stop = placed, data, plan, ctx, stop
+        self.task, self.world = task, world = placed.task, placed.world
         self.micro_batch_size = micro_batch_size(plan, world)
         ctx.work.mkdir(parents=True, exist_ok=True)
         task.train()
@@ -98,10 +98,10 @@ class _Loop(Generic[Inputs]):
         self.evaluations, self.best = Evaluations(plan, ctx), BestWeights(plan, ctx)
         self.guard = FiniteGuard(ctx, world)
         self.skipped = SkippedSamples(ctx, plan, world)
-        self.checkpoints = Checkpoints(ctx.work, plan.checkpoint, ctx.warn)
+        sharded = {name: value for name, value in model_tensors(task).items() if isinstance(value, DTensor)}
+        self.checkpoints = Checkpoints(ctx.work, plan.checkpoint, ctx.warn, world, sharded)
         self.done = self._resume()
         ctx.emit("settings", step=self.done, settings=incidental_settings(plan))
-        self.ddp = self._wrap() if world.size > 1 else None
 
     def run(self) -> None:
         """Run all remaining steps."""
@@ -120,16 +120,22 @@ class _Loop(Generic[Inputs]):
         try:
             while self.done < self.plan.num_steps:
                 self._advance(self._next(steps))
+            self.checkpoints.wait()
+        except BaseException:
+            with suppress(BaseException):  # the first error is the one to report
+                self.checkpoints.wait(PATIENCE)
+            raise
         finally:
             if close := getattr(steps, "close", None):
                 close()
         if self.ema:
             self.ema.copy_to_weights()
+        task = self.placed.finish()
         if self.world.is_main:
-            self.best.restore_best(self.task)
+            self.best.restore_best(task)
             self.curves.finish()
             keep_checkpoints(self.checkpoints, self.ctx.directory, self.done)
-        check_weights(self.task, self.ctx.stage)
+        check_weights(task, self.ctx.stage)
         self.world.barrier()
 
     def _next(self, steps: Iterator[list[Batch[Inputs]]]) -> list[Batch[Inputs]]:
@@ -178,20 +184,22 @@ class _Loop(Generic[Inputs]):
         if save:
             self._save()
         if stop and done < self.plan.num_steps:
+            self.checkpoints.wait()
+            self.world.barrier()  # the end of one process ends the others
             name = signal.Signals(self.stop.number).name
             message = f"{self.ctx.stage}: stopped by {name} after step {done}; the next run resumes from there"
             raise Preempted(message, self.stop.number)
 
     def _evaluate(self) -> None:
         """Run the evaluations in the first process while the others wait, on the averaged weights if there are any."""
-        if self.world.is_main:
-            self.task.eval()
-            with self.ema.as_weights() if self.ema else nullcontext():
+        with self.ema.as_weights() if self.ema else nullcontext(), self.placed.whole() as task:
+            if task:
+                task.eval()
                 found: dict[str, float] = {}
-                for evaluation, scores in self.evaluations.run(self.task.encoder()):
+                for evaluation, scores in self.evaluations.run(task.encoder()):
                     found |= self.curves.write_scores(self.done, evaluation, scores)
-                self.best.offer(self.done, found, self.task)
-            self.task.train()
+                self.best.offer(self.done, found, task)
+                task.train()
         self.world.barrier()
         self.curves.restart_clock()
 
@@ -201,8 +209,8 @@ class _Loop(Generic[Inputs]):
         self.optimizer.zero_grad(set_to_none=True)
         self.task.before_step(step)
         metrics = self._gradients(step, micro_batches, losses)
-        grads = [param.grad for param in self.trained if param.grad is not None]
-        grad_norm = get_total_norm(grads).float()
+        self.placed.average_gradients()
+        grad_norm = as_whole(get_total_norm([p.grad for p in self.trained if p.grad is not None])).float()
         if self.plan.optimizer.grad_clip_norm:
             clip_grads_with_norm_(self.trained, self.plan.optimizer.grad_clip_norm, grad_norm)
         names = sorted(metrics)
@@ -221,63 +229,38 @@ class _Loop(Generic[Inputs]):
         bf16 = self.plan.precision == "amp_bf16"
 
         def reseed(index: int) -> None:
-            if self.ddp:  # as DDP's no_sync() does: gradients are averaged once a step, with the last micro-batch
-                self.ddp.require_backward_grad_sync = index == len(micro_batches) - 1
+            self.placed.begin_micro_batch(is_last=index == len(micro_batches) - 1)
             seed_everything(self.plan.seed, step, index, self.world.rank)
 
         def call(
             batch: Batch[Inputs], method: Callable[..., tuple[Tensor, Metrics]] | None = None, /, *args: Any
         ) -> tuple[Tensor, Metrics]:
-            function = method or self.task
             with torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=bf16):
-                loss, metrics = self.ddp(function, batch.inputs, *args) if self.ddp else function(batch.inputs, *args)
+                loss, metrics = self.placed.run(method or self.task, batch.inputs, *args)
             losses.append((batch.keys, loss.detach()))
             return loss, metrics
 
         return self.task.accumulate(call, micro_batches, torch.autograd.backward, reseed)
 
-    def _wrap(self) -> DistributedDataParallel:
-        device = self.world.device
-        ids = [device.index] if device.type == "cuda" else None
-        return DistributedDataParallel(_Routed(self.task), device_ids=ids, gradient_as_bucket_view=True)
-
     def _save(self) -> None:
-        if self.world.is_main:
-            tensors = {
-                "model": model_tensors(self.task),
-                "optimizer": optimizer_tensors(self.optimizer, self.task),
-                **({"ema": as_saved(self.task, self.ema.average)} if self.ema else {}),
-                **({"best": self.best.tensors} if self.best.tensors else {}),
-            }
-            facts = {
-                "curves": self.curves.state(),
-                "skipped": self.skipped.state(),
-                "best": self.best.state(),
-                "optimizer": self.plan.optimizer.type,
-            }
-            self.checkpoints.save(Snapshot(self.done, tensors, facts))
-        self.world.barrier()
-
-    def _agreed(self, newest: Snapshot | None) -> Snapshot | None:
-        """Return the checkpoint that all processes resume from: the oldest of those that each found undamaged.
-
-        Raises:
-            UserError: this process lacks it, or some processes found none at all.
-        """
-        steps = self.world.gather(newest.step if newest else 0)
-        if 0 in steps and any(steps):
-            raise UserError(
-                f"{self.ctx.stage}: the checkpoints in {self.ctx.work} differ between processes: expected one step, got"
-                f" {steps} in the order of their ranks (0: none); the folder must be shared by all machines"
-            )
-        if newest is None or newest.step == min(steps):
-            return newest
-        return self.checkpoints.of_step(min(steps))
+        tensors = {
+            "model": model_tensors(self.task),
+            "optimizer": optimizer_tensors(self.optimizer, self.task),
+            **({"ema": as_saved(self.task, self.ema.average)} if self.ema else {}),
+            **({"best": self.best.tensors} if self.best.tensors else {}),
+        }
+        facts = {
+            "curves": self.curves.state(),
+            "skipped": self.skipped.state(),
+            "best": self.best.state(),
+            "optimizer": self.plan.optimizer.type,
+        }
+        self.checkpoints.save(Snapshot(self.done, tensors, facts))
 
     def _resume(self) -> int:
-        snapshot, verb = self._agreed(self.checkpoints.latest()), "resumes"
+        snapshot, verb = self.checkpoints.latest(), "resumes"
         if snapshot is None:
-            snapshot, verb = earlier_snapshot(self.plan, self.ctx, write_log=self.world.is_main), "continues"
+            snapshot, verb = earlier_snapshot(self.plan, self.ctx, self.checkpoints), "continues"
         if snapshot is None:
             self.curves.restore(None)
             return 0

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 def model_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -29,17 +30,22 @@ def load_model(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     module.load_state_dict({name: tensors[key] for name, key in names.items() if key in tensors}, strict=True)
 
 
+def as_whole(value: Tensor) -> Tensor:
+    """Return a tensor, gathered from all processes if it is sharded: a collective."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
 def as_saved(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return values that belong to parameters, by name, in the shapes of the module's state dict.
 
     A layer may store a weight wider than its checkpoints do (`runtime.pad_widths`), and only its own hooks can convert
     it; an average of that weight is equally wide. Values of other shapes, such as a count of steps, are unchanged.
     """
-    params = dict(module.named_parameters())
-    shaped = {name: value for name, value in values.items() if value.shape == params[name].shape}
-    with _in_place_of_weights(module, shaped):
+    params, state = dict(module.named_parameters()), module.state_dict()
+    wider = {name: value for name, value in values.items() if value.shape == params[name].shape != state[name].shape}
+    with _in_place_of_weights(module, wider):
         state = module.state_dict()
-    return {**values, **{name: state[name] for name in shaped}}
+    return {**values, **{name: state[name] for name in wider}}
 
 
 def as_stored(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

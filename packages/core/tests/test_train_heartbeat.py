@@ -1,0 +1,55 @@
+"""A process that dies or hangs ends the others within a minute, and is named."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from torch.distributed import HashStore
+
+from train_toy import in_processes, plan
+from vfm.train.heartbeat import Heartbeat
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_killed_process_ends_the_other_with_a_message(tmp_path: Path, parallel: str) -> None:
+    runtime = {"device": "cpu", "parallel": parallel}
+    job = {"folder": "killed", "plan": plan(runtime=runtime).model_dump(mode="json"), "ending": "SIGKILL"}
+    in_processes(2, tmp_path, [job], code=1)
+    message = (tmp_path / "killed" / "stopped-0.txt").read_text()
+    assert message.startswith("process 1 of 2 died (pid ")
+    assert message.endswith("the next run resumes from the last checkpoint")
+
+
+def test_a_stopped_process_ends_the_other_with_a_message(tmp_path: Path) -> None:
+    job = {"folder": "stopped", "plan": plan().model_dump(mode="json"), "ending": "SIGSTOP"}
+    errors = in_processes(2, tmp_path, [job], code=1)
+    assert "process 0 ends: process 1 of 2 hangs: no sign of life for" in errors
+
+
+def watch(number: int, lost: list[str], silence: float) -> list[Heartbeat]:
+    store = HashStore()
+    return [
+        Heartbeat(store, rank, number, lost.append, silence=silence, interval=0.05, grace=0.0) for rank in range(number)
+    ]
+
+
+def test_every_process_learns_which_one_is_silent() -> None:
+    lost: list[str] = []
+    beats = watch(3, lost, silence=4.0)
+    beats[1].end(done=False)
+    assert all(beats[rank].lost(30).startswith("process 1 of 3 hangs") for rank in (0, 2))
+    while len(lost) < 2:
+        time.sleep(0.01)
+    assert lost[0] == lost[1]
+
+
+def test_nothing_is_lost_while_all_live_and_when_one_is_done() -> None:
+    lost: list[str] = []
+    beats = watch(2, lost, silence=60.0)
+    assert beats[0].lost(1.0) == ""
+    beats[1].end(done=True)
+    assert beats[0].lost(1.0) == ""
+    beats[0].end(done=True)
+    assert lost == []

@@ -1,0 +1,167 @@
+"""FSDP2 trains as DDP and as one process do, and its checkpoints go on in any number of processes, sharded or not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from train_toy import Deep, Probe, Samples, in_processes, plan, train
+from vfm.plugin import Artifact, Context, Training, TrainingRuntime
+from vfm.train.parallel import blocks
+from vfm.train.shards import read_shards
+
+COMMON: dict[str, Any] = {"log_every": 1, "grad_clip_norm": 0.5, "ema_decay": 0.9, "checkpoint": {"every_steps": 3}}
+EVALUATED = {"tasks": [Probe(name="probe", at=-1.0)], "every_steps": 2, "keep_best": "val/answer"}
+FSDP = {"device": "cpu", "parallel": "fsdp"}
+RUNS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "best": {**EVALUATED, "micro_batch_size": 2},
+    "lamb": {"optimizer": "lamb", "micro_batch_size": 1},
+}
+
+
+def job(folder: str, settings: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    made = plan(**{**COMMON, **settings, "max_bad_fraction": 0.5}).model_dump(mode="json")
+    return {"folder": folder, "plan": made, "deep": True, **changes}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """Train in one process, in two and in four, and across these numbers; return the folder of all."""
+    root = tmp_path_factory.mktemp("root")
+    fsdp, hybrid = {"runtime": FSDP}, {"runtime": {**FSDP, "shard_degree": 2}}
+    in_processes(
+        2,
+        root,
+        [
+            job("fsdp2-plain", fsdp),
+            job("fsdp2-best", {**RUNS["best"], **fsdp}),
+            job("cut", fsdp, terminated_rank=1),
+            job("cut", fsdp),
+            job("differing", fsdp, terminated_rank=1),
+            job("differing", fsdp, damaged_for_rank=1),
+            job("resharded", fsdp, terminated_rank=1),
+            job("to-ddp", fsdp, terminated_rank=0),
+            job("to-ddp", {}),
+        ],
+    )
+    for name, settings in RUNS.items():
+        alone(root / f"one-{name}", **settings)
+    alone(root / "resharded", data=Samples(bad=BAD_OF_CHILD, stop=10))
+    in_processes(4, root, [job("hsdp4-lamb", {**RUNS["lamb"], **hybrid}), job("resharded", fsdp)])
+    return root
+
+
+BAD_OF_CHILD: dict[int, Any] = {2: [("truncated", "shard.tar:5")]}  # as every child has it
+
+
+def alone(folder: Path, data: Samples | None = None, **settings: Any) -> None:
+    made = plan(**{**COMMON, **settings, "max_bad_fraction": 0.5})
+    try:
+        task, *_ = train(folder, made, task=Deep(), data=data or Samples(bad=BAD_OF_CHILD))
+        save_file(task.state_dict(), folder / "final.safetensors")
+    except KeyboardInterrupt:
+        assert data
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "part" / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_training(folder: Path, expected: Path) -> None:
+    ours, theirs = lines(folder), lines(expected)
+    assert len(ours) == len(theirs)
+    for mine, line in zip(ours, theirs, strict=True):
+        assert mine.pop("split") == line.pop("split")
+        assert mine.pop("eval", "") == line.pop("eval", "")
+        assert mine.get("train/loss") == pytest.approx(line.get("train/loss"), rel=1e-6, abs=1e-6)
+        assert mine == pytest.approx(line, rel=1e-5, abs=1e-5)  # means of outputs near 0 vary more than the loss
+    torch.testing.assert_close(final(folder), final(expected), rtol=1e-5, atol=1e-5)
+
+
+def final(folder: Path) -> dict[str, Tensor]:
+    """Return the weights that the training ended with, as its first process has them."""
+    return load_file(folder / "final.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("fsdp2-plain", "one-plain"),
+        ("fsdp2-best", "one-best"),
+        ("hsdp4-lamb", "one-lamb"),
+        ("resharded", "one-plain"),
+        ("to-ddp", "one-plain"),
+    ],
+)
+def test_sharded_processes_give_the_losses_scores_and_weights_of_one(root, name, expected):
+    assert_same_training(root / name, root / expected)
+
+
+def test_resuming_is_exact_in_the_same_number_of_processes(root):
+    first, second = ((root / "cut" / f"stopped-{rank}.txt").read_text() for rank in range(2))
+    assert first == second
+    assert "stopped by SIGTERM after step 6" in first
+    for folder in ("cut", "differing"):
+        assert (root / folder / "part" / "metrics.jsonl").read_bytes() == (
+            root / "unbroken" / "part" / "metrics.jsonl"
+        ).read_bytes()
+        assert (root / folder / "final.safetensors").read_bytes() == (
+            root / "unbroken" / "final.safetensors"
+        ).read_bytes()
+
+
+def test_all_pass_over_the_newest_checkpoint_if_one_process_finds_it_damaged(root):
+    assert "stopped by SIGTERM after step 6" in (root / "differing" / "stopped-0.txt").read_text()
+    assert (root / "differing" / "damaged-work" / "step-00000006").is_dir()
+
+
+def test_each_process_writes_a_part_of_every_weight_and_of_its_state(root):
+    folder = root / "fsdp2-plain" / "work" / "step-00000012"
+    assert sorted(path.name for path in folder.iterdir()) == ["artifact.json", "meta.json", "shards", "state"]
+    first, second = (load_file(file) for file in sorted((folder / "shards").iterdir()))
+    assert first["model/net.0.weight"].shape == second["model/net.0.weight"].shape == (8, 4)
+    assert first["optimizer/net.0.weight/exp_avg"].shape == first["ema/net.0.weight"].shape == (8, 4)
+    assert ("model/net.2.weight" in first) != ("model/net.2.weight" in second)  # one row
+    whole = read_shards(folder / "shards", {})
+    torch.testing.assert_close(whole["ema"]["net.0.weight"], final(root / "fsdp2-plain")["net.0.weight"])
+    assert set(whole["model"]) == set(Deep().state_dict())
+
+
+def test_blocks_are_the_outermost_lists_of_equal_modules_without_shared_weights():
+    deep = Deep()
+    assert blocks(deep) == [deep.net[1][0], deep.net[1][1]]
+    tied = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)])
+    tied[1].weight = tied[0].weight
+    assert blocks(tied) == [tied[2]]
+
+
+@pytest.mark.parametrize(
+    ("runtime", "message"),
+    [
+        ({"shard_degree": 2}, "shard_degree needs parallel: fsdp"),
+        ({"parallel": "fsdp", "processes": 4, "shard_degree": 3}, "expected a divisor of processes, 4, got 3"),
+        ({"parallel": "fsdp", "pad_widths": True}, "pad_widths: true needs parallel: ddp"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused_in_a_line(runtime, message):
+    with pytest.raises(ValidationError, match=message):
+        TrainingRuntime.model_validate(runtime)
+
+
+def test_a_training_that_was_not_shown_to_shard_is_refused():
+    class Other(Training):
+        kind: Literal["toy.other"] = "toy.other"
+
+        def run(self, ctx: Context) -> Artifact:
+            raise AssertionError
+
+    with pytest.raises(ValidationError, match=r"runtime.parallel: expected ddp, got fsdp, which toy.other does not"):
+        Other.model_validate({"name": "other", "steps": 1, "runtime": FSDP})
