@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,7 +34,7 @@ from vfm.models import (
 from vfm.models.clip_import import check_clip_source
 from vfm.models.hugging_face import save_hugging_face
 from vfm.models.vision_import import check_vision_source
-from vfm.stage import Context
+from vfm.stage import Context, Preflight
 from vfm.stages.models import ImportClip, ImportVision
 
 NAME = "ViT-Pico-8-32"
@@ -106,7 +108,7 @@ def test_folder_loads_in_either_layout(
     assert equal_features(import_clip(f"{prefix}{tmp_path}"), clip)
 
 
-@pytest.mark.parametrize("wrap", ["plain", "state_dict", "module.", "ema", "safetensors"])
+@pytest.mark.parametrize("wrap", ["plain", "state_dict", "module.", "compiled", "ema", "safetensors"])
 def test_file_loads_with_any_wrapper_around_the_weights(wrap: str, clip: ClipModel, tmp_path: Path) -> None:
     weights = clip.module.state_dict()
     zeros = {key: torch.zeros_like(value) for key, value in weights.items()}
@@ -115,11 +117,58 @@ def test_file_loads_with_any_wrapper_around_the_weights(wrap: str, clip: ClipMod
         "plain": weights,
         "state_dict": {"epoch": 3, "state_dict": weights},
         "module.": {"state_dict": {f"module.{key}": value for key, value in weights.items()}},
+        "compiled": {"state_dict": {f"module._orig_mod.{key}": value for key, value in weights.items()}},
         "ema": {"model": zeros, "model_ema": weights},
         "safetensors": weights,
     }[wrap]
     save_state_dict(weights, file) if wrap == "safetensors" else torch.save(content, file)
     assert equal_features(import_clip(NAME, str(file)), clip)
+
+
+def test_a_training_checkpoint_of_open_clip_loads(clip: ClipModel, tmp_path: Path) -> None:
+    """With optimizer and scaler; schedules that use numpy leave learning rates that are numpy's numbers."""
+    optimizer = torch.optim.AdamW(clip.module.parameters())
+    optimizer.param_groups[0]["lr"] = np.float64(1e-3)
+    state = {f"module.{key}": value for key, value in clip.module.state_dict().items()}
+    record = {"epoch": 3, "name": "run", "state_dict": state, "optimizer": optimizer.state_dict()}
+    torch.save({**record, "scaler": torch.amp.GradScaler("cpu").state_dict()}, tmp_path / "epoch_3.pt")
+    assert equal_features(import_clip(NAME, str(tmp_path / "epoch_3.pt")), clip)
+
+
+def test_files_of_weights_have_the_permissions_that_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        for _ in range(2):  # also where a file is replaced
+            save_state_dict({"w": torch.zeros(2)}, tmp_path / "w.safetensors")
+            assert stat.S_IMODE((tmp_path / "w.safetensors").stat().st_mode) == 0o640
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("layout", ["folder", "mapping"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ({"vocab_size": 1000}, "the tokenizer returns token 49407, the text tower has 1000 embeddings"),
+        ({"tokenizer_kwargs": {"context_length": 30}}, "returns 30 tokens per text, the text tower has 12 positions"),
+        ({"tokenizer_kwargs": {"context_length": 9}}, "returns 9 tokens per text, the text tower has 12 positions"),
+    ],
+)
+def test_a_wrong_tokenizer_is_a_line_before_anything_runs(
+    text: dict[str, object], message: str, layout: str, tmp_path: Path
+) -> None:
+    text_cfg = {"context_length": 12, "width": 16, "heads": 2, "layers": 1}
+    vision = {"image_size": 24, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8}
+    good = {"embed_dim": 8, "vision_cfg": vision, "text_cfg": text_cfg}
+    wrong = {**good, "text_cfg": {**text_cfg, **text}}
+    if layout == "folder":
+        save_clip(build_clip(wrong), tmp_path)
+        stage = ImportClip(name="clip", source=str(tmp_path))
+    else:
+        torch.save({"w": torch.zeros(1)}, tmp_path / "w.pt")
+        stage = ImportClip(name="clip", source=wrong, pretrained=str(tmp_path / "w.pt"))
+    with pytest.raises(UserError, match=message):
+        stage.preflight(Preflight({}, {}))
 
 
 def test_raw_weights_can_be_chosen_over_averaged_ones(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from vfm.models import (
+    PROBES,
     VISION_WEIGHTS_FILE,
     ClipModel,
     Preprocess,
@@ -31,8 +32,8 @@ from vfm.plugin import ClipCheckpoint, Preflight, Ref, Stage, UserError, VisionC
 from vfm_clip.dataset_checks import check_datasets, check_makers
 from vfm_clip.stages import ClipTrain
 from vfm_clip.task import ClipTask
+from vfm_clip.teacher_check import check_teacher
 from vfm_clip.text_tower_init import check_text
-from vfm_clip.tokenizers import check_teacher, check_tokenizer
 from vfm_clip.towers import lock_towers
 
 
@@ -57,7 +58,7 @@ def check_clip_train(config: ClipTrain, ctx: Preflight) -> None:
     datasets = {name: data for name, data in found.items() if data}
     check_datasets(datasets, config.portions, config.language, config.global_batch_size, balanced=balanced)
     if clip := check_towers(config, ctx):
-        check_tokenizer(clip)
+        clip.tokenize(PROBES)  # refuses a tokenizer that does not fit the text tower
         ClipTask(clip, loss=config.loss)  # refuses models that are more than two towers
         if (ref := config.loss.teacher_ref) and (teacher := find_clip(ctx, ref)):
             check_teacher(clip, teacher)

@@ -25,8 +25,8 @@ from vfm_clip.diagnosis import Diagnosis
 from vfm_clip.parameter_groups import TowerRates
 from vfm_clip.stages import ClipTrain, LogitBias, Tower
 from vfm_clip.task import ClipTask
+from vfm_clip.teacher_check import check_teacher
 from vfm_clip.text_tower_init import init_text_tower, names_in_model, uses_quick_gelu
-from vfm_clip.tokenizers import check_teacher
 from vfm_clip.towers import lock_towers, new_weights
 
 

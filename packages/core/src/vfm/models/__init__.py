@@ -22,7 +22,7 @@ from vfm.models.export_formats import find_format, open_model
 from vfm.models.generator_import import denoiser_folder, import_generator
 from vfm.models.model_sources import is_vision_source
 from vfm.models.preprocess import Preprocess
-from vfm.models.text import WordTokenizer
+from vfm.models.text import PROBES, WordTokenizer
 from vfm.models.vision import (
     VISION_WEIGHTS_FILE,
     build_vision,
@@ -49,8 +49,8 @@ from vfm.models.weight_transfer import KeyReport, TransferRules, transfer_weight
 from vfm.models.weights import load_state_dict, save_state_dict
 
 __all__ = [
-    "VISION_WEIGHTS_FILE", "BlockTokens", "ClipModel", "ImageEncoder", "ImageTokens", "KeyReport", "PooledVision",
-    "Preprocess", "TextImageEncoder", "TransferRules", "VisionTower", "WordTokenizer", "attention_map",
+    "PROBES", "VISION_WEIGHTS_FILE", "BlockTokens", "ClipModel", "ImageEncoder", "ImageTokens", "KeyReport",
+    "PooledVision", "Preprocess", "TextImageEncoder", "TransferRules", "VisionTower", "WordTokenizer", "attention_map",
     "attention_weights", "blueprint", "build_clip", "build_vision", "check_activation", "check_normalization",
     "class_names_of", "clip_weights_file", "cls_and_patch_tokens", "denoiser_folder", "eval_mode", "feature_width",
     "find_format", "get_clip_config", "grid_size", "image_tokens", "import_clip", "import_generator", "import_vision",

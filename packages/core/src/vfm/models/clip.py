@@ -32,7 +32,7 @@ from vfm.models.clip_config import (
 )
 from vfm.models.clip_module import build_module, load_weights, plain_config, set_image_size
 from vfm.models.preprocess import Preprocess
-from vfm.models.text import build_tokenizer, encode_unpadded
+from vfm.models.text import build_tokenizer, check_tokenizer, encode_unpadded
 from vfm.models.weights import save_state_dict
 from vfm.store_files import naming
 
@@ -71,8 +71,14 @@ class ClipModel:
 
     @cached_property
     def tokenizer(self) -> Callable[..., Tensor]:
-        """open_clip's tokenizer of this model, or the faster `WordTokenizer` with the same result."""
-        return build_tokenizer(self.config["text_cfg"], self.context_length, self.name, self.folder)
+        """open_clip's tokenizer of this model, or the faster `WordTokenizer` with the same result.
+
+        Raises:
+            UserError: it cannot be loaded, or its tokens do not fit the text tower.
+        """
+        tokenizer = build_tokenizer(self.config["text_cfg"], self.context_length, self.name, self.folder)
+        check_tokenizer(tokenizer, self.module, self.name)
+        return tokenizer
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Return token ids, (N, L); longer texts are cut before the end token."""

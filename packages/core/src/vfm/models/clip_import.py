@@ -16,13 +16,14 @@ from torch import Tensor
 from vfm.artifacts import ClipCheckpoint
 from vfm.config import UserError, did_you_mean
 from vfm.models import clip_config, eva_import, hugging_face
-from vfm.models.clip import ClipModel, build_clip, load_clip, open_clip_incompatibility, save_clip
+from vfm.models.clip import ClipModel, blueprint, build_clip, load_clip, open_clip_incompatibility, save_clip
 from vfm.models.clip_layouts import clip_tensors, is_vision_only, tensors_with_text_of, with_text_of
 from vfm.models.clip_module import load_weights
 from vfm.models.eva_import import DEFAULT_OPTIONS, ReadOptions
-from vfm.models.hugging_face_siglip_import import load_transformers_model
+from vfm.models.hugging_face_siglip_import import load_transformers_model, transformers_model_config
 from vfm.models.model_sources import check_weights_file, fetch, first_line, local_folder, weights_file_as_source
 from vfm.models.preprocess import Preprocess
+from vfm.models.text import PROBES
 from vfm.models.vision_import import show_key_report
 from vfm.models.weight_transfer import KeyReport
 from vfm.models.weights import check_finite_weights, load_state_dict, save_state_dict
@@ -41,6 +42,7 @@ def import_clip_checkpoint(config: ImportClip, ctx: Context) -> ClipCheckpoint:
         options = replace(options, text_from=load_clip(ctx.load(config.text_from)))
     model = import_clip(config.source, config.pretrained, options, report)
     check_finite_weights(model.module.state_dict(), config.pretrained or config.source)
+    model.tokenize(PROBES)  # refuses a tokenizer that does not fit
     show_key_report(ctx, report)
     if reason := open_clip_incompatibility(model):
         ctx.warn(reason)
@@ -48,8 +50,16 @@ def import_clip_checkpoint(config: ImportClip, ctx: Context) -> ClipCheckpoint:
 
 
 def check_import_clip(config: ImportClip, ctx: Preflight) -> None:
-    """Check the names and tags of `models.clip`."""
+    """Check the names and tags of `models.clip`, and where its configuration is at hand that the tokenizer fits it."""
     check_clip_source(config.source, config.pretrained, _options(config))
+    folder = local_folder(config.source) if isinstance(config.source, str) else None
+    if config.text_from or not (
+        folder or isinstance(config.source, dict)
+    ):  # open_clip's own names have their tokenizer
+        return
+    clip = blueprint(_folder_config(folder) if folder else config.source)
+    clip.name, clip.folder = folder.name if folder else clip.name, folder
+    clip.tokenize(PROBES)
 
 
 def _options(config: ImportClip) -> ReadOptions:
@@ -225,6 +235,13 @@ def _loader_for(folder: Path) -> Callable[[Path], ClipModel]:
     if (folder / hugging_face.CONFIG_FILE).is_file():
         return load_transformers_model
     raise UserError(f"{folder}: no CLIP model (looked for {clip_config.CONFIG_FILE} and {hugging_face.CONFIG_FILE})")
+
+
+def _folder_config(folder: Path) -> dict[str, Any]:
+    """Return open_clip's configuration of a folder's model, in either layout."""
+    if (folder / clip_config.CONFIG_FILE).is_file():
+        return dict(clip_config.read_clip_config(folder)["model_cfg"])
+    return transformers_model_config(folder)
 
 
 def _clip_from_hub(repo: str) -> ClipModel:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from open_clip.transformer import VisionTransformer
@@ -24,6 +24,7 @@ from vfm.models.hugging_face_config import (
     processor_config,
     read_processor,
 )
+from vfm.models.hugging_face_tokenizer import save_tokenizer, tokenizer_mismatches
 from vfm.models.weights import find_weights, load_state_dict, save_state_dict
 from vfm.store_files import naming, read_record, reading
 
@@ -65,7 +66,8 @@ _QKV = ("self_attn.q_proj.", "self_attn.k_proj.", "self_attn.v_proj.")
 
 def hugging_face_mismatches(model: ClipModel) -> list[str]:
     """Return the reasons why a model cannot be a `CLIPModel`; an empty list if it can."""
-    vision, text, reasons = model.config["vision_cfg"], model.config["text_cfg"], []
+    vision, text = model.config["vision_cfg"], model.config["text_cfg"]
+    reasons = tokenizer_mismatches(text)
     if not isinstance(model.module.visual, VisionTransformer):
         reasons.append("its vision tower is not open_clip's ViT")
     if model.config.get("init_logit_bias") is not None:
@@ -137,7 +139,7 @@ def from_hugging_face(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_hugging_face(model: ClipModel, directory: Path) -> None:
-    """Save `config.json`, `preprocessor_config.json` and `model.safetensors` of a `CLIPModel`.
+    """Save a `CLIPModel` with what `CLIPProcessor` reads: configuration, weights, image settings and tokenizer.
 
     Raises:
         UserError: `CLIPModel` does not support the architecture.
@@ -153,6 +155,7 @@ def save_hugging_face(model: ClipModel, directory: Path) -> None:
         (PROCESSOR_FILE, processor_config(model.preprocess)),
     ):
         (directory / name).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    save_tokenizer(model, directory, reads_padding=False)
     save_state_dict(tensors, directory / WEIGHTS_FILES[0])
 
 
@@ -162,12 +165,9 @@ def load_hugging_face(folder: Path) -> ClipModel:
     Raises:
         UserError: the folder holds a model of another type, or its weights do not fit its configuration.
     """
-    record = read_record(folder / CONFIG_FILE)
-    if record.get("model_type") != "clip":
-        raise UserError(f"{folder}: expected a Hugging Face model of type 'clip', got {record.get('model_type')!r}")
-    weights = find_weights(folder, WEIGHTS_FILES)
+    config, weights = read_hugging_face_config(folder), find_weights(folder, WEIGHTS_FILES)
     with naming(folder / CONFIG_FILE, "the configuration of a CLIP model"):
-        model = build_clip(open_clip_config(record))
+        model = build_clip(config)
     model.name = folder.name
     try:
         model.module.load_state_dict(from_hugging_face(load_state_dict(weights)))
@@ -178,6 +178,21 @@ def load_hugging_face(folder: Path) -> ClipModel:
             model.preprocess = read_processor(read_record(processor), model.preprocess.image_size)
     model.module.eval()
     return model
+
+
+def read_hugging_face_config(folder: Path) -> dict[str, Any]:
+    """Return open_clip's configuration of a folder in the layout of `CLIPModel`.
+
+    Raises:
+        UserError: the folder holds a model of another type.
+    """
+    record = read_record(folder / CONFIG_FILE)
+    if record.get("model_type") != "clip":
+        raise UserError(
+            f"{folder}: expected a Hugging Face model of type clip, siglip or siglip2, got {record.get('model_type')!r}"
+        )
+    with naming(folder / CONFIG_FILE, "the configuration of a CLIP model"):
+        return open_clip_config(record)
 
 
 def _rename_prefix(key: str, prefixes: Mapping[str, str]) -> str | None:

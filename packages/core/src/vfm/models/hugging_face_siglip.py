@@ -24,6 +24,7 @@ from vfm.config import UserError
 from vfm.models.clip import ClipModel
 from vfm.models.hugging_face import CONFIG_FILE, PROCESSOR_FILE, WEIGHTS_FILES
 from vfm.models.hugging_face_config import processor_config
+from vfm.models.hugging_face_tokenizer import save_tokenizer, tokenizer_mismatches
 from vfm.models.weights import save_state_dict
 
 _NAMES = (
@@ -59,7 +60,7 @@ def siglip_mismatches(model: ClipModel) -> list[str]:
     if not isinstance(visual, TimmModel) or not isinstance(visual.trunk, VisionTransformer):
         return ["its vision tower is not timm's ViT"]
     trunk: Any = visual.trunk
-    reasons = []
+    reasons = tokenizer_mismatches(text)
     if trunk.global_pool != "map" or trunk.num_prefix_tokens or len(visual.head):
         reasons.append("its vision tower is not pooled by attention only")
     if getattr(model.module, "logit_bias", None) is None:
@@ -156,15 +157,19 @@ def siglip_config(model: ClipModel) -> dict[str, Any]:
 
 
 def save_siglip(model: ClipModel, directory: Path) -> None:
-    """Save `config.json`, `preprocessor_config.json` and `model.safetensors` of a `SiglipModel`.
+    """Save a `SiglipModel` with what `SiglipProcessor` reads: configuration, weights, image settings and tokenizer.
 
     Raises:
-        UserError: `SiglipModel` does not support the architecture.
+        UserError: `SiglipModel` does not support the architecture, or the tokenizer cannot be loaded.
     """
     if reasons := siglip_mismatches(model):
         raise UserError(f"{model.name}: cannot be a Hugging Face SiglipModel: {', '.join(reasons)}")
     directory.mkdir(parents=True, exist_ok=True)
-    for name, record in ((CONFIG_FILE, siglip_config(model)), (PROCESSOR_FILE, processor_config(model.preprocess))):
+    save_tokenizer(model, directory, reads_padding=True)
+    processor = processor_config(model.preprocess)
+    if not processor["do_center_crop"]:  # SigLIP's own class cannot crop
+        processor["image_processor_type"] = "SiglipImageProcessor"
+    for name, record in ((CONFIG_FILE, siglip_config(model)), (PROCESSOR_FILE, processor)):
         (directory / name).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     save_state_dict(to_siglip(model.module.state_dict()), directory / WEIGHTS_FILES[0])
 

@@ -1,10 +1,15 @@
-"""Reading Hugging Face's layout of SigLIP (`SiglipModel`) as an open_clip model: the inverse of `hugging_face_siglip`.
+"""Reading Hugging Face's layout of SigLIP and SigLIP 2 as an open_clip model: the inverse of `hugging_face_siglip`.
 
-Source: Zhai et al. 2023, SigLIP (arXiv:2303.15343); names and defaults are those of transformers' `SiglipModel`.
+`SiglipModel` holds SigLIP and the SigLIP 2 models of one image size. `Siglip2Model` holds the SigLIP 2 models for
+images of any shape (NaFlex); they are read at the square size that their positions were learned for.
+
+Source: Zhai et al. 2023, SigLIP (arXiv:2303.15343); Tschannen et al. 2025, SigLIP 2 (arXiv:2502.14786); names and
+defaults are those of transformers' `SiglipModel` and `Siglip2Model`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +20,16 @@ from torch import Tensor
 
 from vfm.config import UserError
 from vfm.models.clip import ClipModel, blueprint, build_clip
-from vfm.models.hugging_face import CONFIG_FILE, PROCESSOR_FILE, WEIGHTS_FILES, load_hugging_face
-from vfm.models.hugging_face_config import mlp_ratio, read_processor
+from vfm.models.hugging_face import (
+    CONFIG_FILE,
+    PROCESSOR_FILE,
+    WEIGHTS_FILES,
+    load_hugging_face,
+    read_hugging_face_config,
+)
+from vfm.models.hugging_face_config import VOCAB_SIZE, mlp_ratio, read_processor
 from vfm.models.hugging_face_siglip import siglip_config, siglip_names
+from vfm.models.hugging_face_tokenizer import TOKENIZER_CONFIG_FILE
 from vfm.models.preprocess import Preprocess
 from vfm.models.weights import find_weights, load_state_dict
 from vfm.store_files import read_record, reading
@@ -38,18 +50,32 @@ _TOKENIZERS = {
     250000: "timm/ViT-B-16-SigLIP-i18n-256",
     256000: "timm/ViT-B-16-SigLIP2",
 }
+SIGLIP_TYPES = ("siglip", "siglip2")
+_PATCHES = "visual.trunk.patch_embed.proj.weight"
 # SigLIP's preprocessing, if a folder has none of its own.
 _PREPROCESS = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic", "resize_mode": "squash"}
 
 
 def load_transformers_model(folder: Path) -> ClipModel:
-    """Load the model of a folder in the layout of `CLIPModel` or `SiglipModel`.
+    """Load the model of a folder in the layout of `CLIPModel`, `SiglipModel` or `Siglip2Model`.
 
     Raises:
         UserError: the folder holds a model of another type, or its weights do not fit its configuration.
     """
-    is_siglip = read_record(folder / CONFIG_FILE).get("model_type") == "siglip"
+    is_siglip = read_record(folder / CONFIG_FILE).get("model_type") in SIGLIP_TYPES
     return load_siglip(folder) if is_siglip else load_hugging_face(folder)
+
+
+def transformers_model_config(folder: Path) -> dict[str, Any]:
+    """Return open_clip's configuration of the model that `load_transformers_model` loads.
+
+    Raises:
+        UserError: the folder holds a model of another type.
+    """
+    record = read_record(folder / CONFIG_FILE)
+    if record.get("model_type") not in SIGLIP_TYPES:
+        return read_hugging_face_config(folder)
+    return open_clip_siglip_config(record, str(folder), folder if (folder / TOKENIZER_CONFIG_FILE).is_file() else None)
 
 
 def load_siglip(folder: Path) -> ClipModel:
@@ -59,7 +85,7 @@ def load_siglip(folder: Path) -> ClipModel:
         UserError: timm has no encoder of its shapes, or its weights do not fit its configuration.
     """
     weights = find_weights(folder, WEIGHTS_FILES)
-    model = build_clip(open_clip_siglip_config(read_record(folder / CONFIG_FILE), str(folder)))
+    model = build_clip(transformers_model_config(folder))
     model.name, model.folder = folder.name, folder
     try:
         model.module.load_state_dict(from_siglip(load_state_dict(weights), model.module.state_dict()))
@@ -68,20 +94,29 @@ def load_siglip(folder: Path) -> ClipModel:
     model.preprocess = Preprocess.from_open_clip(_PREPROCESS, model.preprocess.image_size)
     if (processor := folder / PROCESSOR_FILE).is_file():
         with reading(processor, "the settings of an image processor"):
-            # SigLIP's own processor neither crops nor has a setting for it.
-            record = {"do_center_crop": False, **read_record(processor)}
+            # SigLIP's own processors neither crop nor have a setting for it; that of NaFlex has no size.
+            side = {"height": model.preprocess.image_size, "width": model.preprocess.image_size}
+            record = {"do_center_crop": False, "size": side, **read_record(processor)}
             model.preprocess = read_processor(record, model.preprocess.image_size)
     model.module.eval()
     return model
 
 
-def open_clip_siglip_config(record: Mapping[str, Any], where: str) -> dict[str, Any]:
+def open_clip_siglip_config(record: Mapping[str, Any], where: str, tokenizer: Path | None = None) -> dict[str, Any]:
     """Return open_clip's configuration of a `config.json`; missing keys have the defaults of `SiglipConfig`.
+
+    Args:
+        record: the content of the file.
+        where: its folder, for errors.
+        tokenizer: a folder with a tokenizer of Hugging Face; needed for vocabularies that are not known by their size.
 
     Raises:
         UserError: timm has no encoder of these shapes, or the towers differ in width.
     """
     vision = {**_VISION, **_known(record.get("vision_config"), _VISION)}
+    if record.get("model_type") == "siglip2":  # the grid of the learned positions
+        patches = (record.get("vision_config") or {}).get("num_patches", 256)
+        vision["image_size"] = math.isqrt(patches) * vision["patch_size"]
     text = {**_TEXT, **_known(record.get("text_config"), _TEXT)}
     width = text["hidden_size"]
     text_cfg = {
@@ -99,6 +134,8 @@ def open_clip_siglip_config(record: Mapping[str, Any], where: str) -> dict[str, 
     }
     if name := _TOKENIZERS.get(text["vocab_size"]):
         text_cfg |= {"hf_tokenizer_name": name, "tokenizer_kwargs": {"clean": "canonicalize"}}
+    elif tokenizer and text["vocab_size"] != VOCAB_SIZE:
+        text_cfg["hf_tokenizer_name"] = tokenizer.name
     for encoder in _encoders(vision):
         config = {
             "embed_dim": vision["hidden_size"],
@@ -138,6 +175,9 @@ def from_siglip(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> di
         if part is not None:  # of the pooling's joint projection
             width = len(joined) // 3
             joined = joined[:width] if part == "q" else joined[width:]
+        if key == _PATCHES and joined.ndim == 2:  # NaFlex: a linear layer over pixels (P, P, 3)
+            width, _, *patch = expected.shape
+            joined = joined.reshape(width, *patch, -1).movedim(-1, 1)
         out[key] = joined.reshape(expected.shape) if joined.numel() == expected.numel() else joined
     if left:
         raise UserError(f"{min(left)} has no counterpart in open_clip's SigLIP")

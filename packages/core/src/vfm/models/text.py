@@ -1,4 +1,4 @@
-"""Texts of a CLIP model: its tokenizer (CLIP's own with a cache of words) and encoding without padding."""
+"""Texts of a CLIP model: its tokenizer (CLIP's own with a cache of words), its check, and encoding without padding."""
 
 # N texts, L context length
 
@@ -19,6 +19,11 @@ from vfm.config import UserError
 from vfm.models.model_sources import first_line
 
 MAX_WORDS = 200_000  # size of the cache: without a limit, the words of the web would fill each worker's memory
+PROBES = [
+    "a photo of a dog",
+    "Ωμέγα, фото собаки, 犬の写真, صورة كلب, 🐕",
+    "naïve façade №5: 1,234,567 × 0.5 µm = ½?",
+]
 
 
 class WordTokenizer:
@@ -96,6 +101,36 @@ def build_tokenizer(
     except (OSError, ValueError) as error:
         raise UserError(f"{model}: cannot load its tokenizer {name!r}: {first_line(error)}") from None
     return tokenizer
+
+
+def check_tokenizer(tokenizer: Callable[..., Tensor], module: nn.Module, model: str) -> None:
+    """Check that a text tower has an embedding and a position for every token of a few texts, in many scripts.
+
+    Args:
+        tokenizer: of the model.
+        module: of an open_clip model; shapes without weights will do.
+        model: the model's name, for errors.
+
+    Raises:
+        UserError: the tokenizer is another model's, or its context is not that of the text tower.
+    """
+    tower: Any = getattr(module, "text", module)
+    tokens = tokenizer(PROBES)
+    table = getattr(tower, "token_embedding", None) or tower.transformer.get_input_embeddings()
+    if int(tokens.max()) >= len(table.weight):
+        raise UserError(
+            f"{model}: the tokenizer returns token {int(tokens.max())}, the text tower has {len(table.weight)}"
+            " embeddings: the tokenizer is another model's (text_cfg: hf_tokenizer_name, vocab_size)"
+        )
+    positions = getattr(tower, "positional_embedding", None)
+    if positions is None:
+        return
+    # open_clip.CLIP itself adds all positions; its other towers add as many as there are tokens.
+    if tokens.shape[1] > len(positions) or (tower is module and tokens.shape[1] != len(positions)):
+        raise UserError(
+            f"{model}: the tokenizer returns {tokens.shape[1]} tokens per text, the text tower has {len(positions)}"
+            " positions (text_cfg: context_length, tokenizer_kwargs)"
+        )
 
 
 def encode_unpadded(module: nn.Module, tokens: Tensor, device: torch.device) -> Tensor:

@@ -12,6 +12,7 @@ from pickle import UnpicklingError
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
+import numpy as np
 import open_clip
 import torch
 from safetensors import SafetensorError
@@ -19,6 +20,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vfm.config import UserError
+
+# What trainers save beside tensors: their `args`, and learning rates that are numpy's numbers. Files of numpy 1 have an
+# older name of the same function.
+_BESIDE_TENSORS: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    type(np.dtype(np.float64)),
+    np._core.multiarray.scalar,
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+]
 
 
 def find_weights(folder: Path, names: Sequence[str]) -> Path:
@@ -44,8 +55,11 @@ def save_state_dict(state_dict: Mapping[str, Tensor], file: Path) -> None:
         key: value.detach().to("cpu").clone(memory_format=torch.contiguous_format) for key, value in state_dict.items()
     }
     file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    permissions = file.stat().st_mode  # as the umask says; safetensors' own file may only be read by its owner
     try:
         save_file(tensors, file, metadata={"format": "pt"})
+        file.chmod(permissions)
     except SafetensorError as error:
         # safetensors hides the cause in its message; callers handle OSError (a full disk) by its code.
         if found := re.search(r"os error (\d+)", str(error)):
@@ -82,8 +96,9 @@ def load_state_dict(file: str | Path, *, ema: bool = True) -> dict[str, Tensor]:
     tensors = {key: value for key, value in _unwrap(content, ema).items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{file}: holds no tensors")
-    if all(key.startswith("module.") for key in tensors):  # saved from DistributedDataParallel
-        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    for wrapper in ("module.", "_orig_mod."):  # of DistributedDataParallel, and of torch.compile inside it
+        if all(key.startswith(wrapper) for key in tensors):
+            tensors = {key.removeprefix(wrapper): value for key, value in tensors.items()}
     return tensors
 
 
@@ -105,7 +120,7 @@ def check_finite_weights(state_dict: Mapping[str, Tensor], where: object) -> Non
 
 def _load_pickle(file: Path) -> Any:
     if not _is_torchscript(file):
-        with torch.serialization.safe_globals([argparse.Namespace]):  # official trainers save their `args` too
+        with torch.serialization.safe_globals(_BESIDE_TENSORS):
             return torch.load(file, map_location="cpu", weights_only=True)
     if _sha256(file) not in _published_by_openai():
         raise UserError(f"{file}: a TorchScript archive, which could run code; save its state dict only")
