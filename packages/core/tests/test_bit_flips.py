@@ -38,6 +38,7 @@ from vfm.flow.store import Store
 from vfm.flow.verification import damaged_records
 from vfm.plugins import load_plugins, stage_types
 from vfm.train.checkpoint import Checkpoints
+from vfm.train.dist import World
 
 REFUSED, SAME = "refused by name", "as it was"
 NUM_FLIPS = int(os.environ.get("VFM_NUM_FLIPS", "60"))
@@ -97,7 +98,8 @@ def world(folder: Path) -> dict[str, Kind]:
 
     def resume(file: Path) -> object:
         warnings: list[str] = []
-        newest = Checkpoints(folder / "training/work", plan().checkpoint, warnings.append).latest()
+        alone = World(torch.device("cpu"))
+        newest = Checkpoints(folder / "training/work", plan().checkpoint, warnings.append, alone, {}).latest()
         if warnings:
             raise UserError(warnings[0])
         return newest and {name: {k: v.tolist() for k, v in one.items()} for name, one in newest.tensors.items()}

@@ -55,7 +55,7 @@ class Probe(Evaluation):
 
 
 GROUPS = {
-    "optimizer": ("weight_decay", "betas", "eps", "momentum", "grad_clip_norm"),
+    "optimizer": ("algorithm", "weight_decay", "betas", "eps", "momentum", "grad_clip_norm"),
     "schedule": ("warmup_steps", "min_lr"),
     "loading": ("max_bad_fraction",),
     "evaluation": ("tasks", "every_steps", "keep_best"),
@@ -241,6 +241,10 @@ def fork(number: int, work: Callable[[], None]) -> None:
     sys.exit(int(any(codes)))
 
 
+def damage(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+
+
 def child(jobs: list[dict[str, Any]]) -> None:
     """Run several trainings in one process group; the error of one is written to `stopped-RANK.txt`."""
     if any("ending" in job for job in jobs):
@@ -255,11 +259,13 @@ def child(jobs: list[dict[str, Any]]) -> None:
                 data.terminate = 5
             work = "work"
             if job.get("damaged_for_rank") == world.rank:
-                work = "damaged-work"
-                shutil.copytree(folder / "work", folder / work)
-                newest = max((folder / work).glob("step-*"))
-                for file in (*newest.glob("model.safetensors"), *newest.glob("shards/*")):
-                    file.write_bytes(file.read_bytes()[:-1] + b"?")
+                newest = max((folder / "work").glob("step-*"))
+                if shards := sorted(newest.glob("shards/*")):
+                    damage(shards[world.rank])
+                else:
+                    work = "damaged-work"
+                    shutil.copytree(folder / "work", folder / work)
+                    damage(folder / work / newest.name / "model.safetensors")
             world.barrier()
             try:
                 plan = Plan.model_validate(job["plan"], context={"eval.probe": Probe})

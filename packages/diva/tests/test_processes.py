@@ -31,9 +31,9 @@ PARTS: dict[str, Any] = {
 }
 
 
-def tune(folder: Path, inputs: dict[str, str], rank: int, num_processes: int) -> None:
+def tune(folder: Path, inputs: dict[str, str], rank: int, num_processes: int, parallel: str = "ddp") -> None:
     """Train, and write the tower and the keys of the samples of this process."""
-    config = tune_config(**PARTS)
+    config = tune_config(**PARTS, runtime={"device": "cpu", "parallel": parallel})
     ctx = context(config, folder, **{name: Artifact.load(path) for name, path in inputs.items()})
     for each in (ctx.directory, ctx.work):
         each.mkdir(parents=True, exist_ok=True)
@@ -46,8 +46,9 @@ def tune(folder: Path, inputs: dict[str, str], rank: int, num_processes: int) ->
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_tune_as_one(
-    clip: ClipCheckpoint, stable_diffusion: GeneratorCheckpoint, pool: Pool, tmp_path: Path
+    clip: ClipCheckpoint, stable_diffusion: GeneratorCheckpoint, pool: Pool, tmp_path: Path, parallel: str
 ) -> None:
     inputs = {name: str(made.path) for name, made in (("clip", clip), ("prior", stable_diffusion), ("pool", pool))}
     folders = [tmp_path / "one", tmp_path / "two"]
@@ -57,7 +58,7 @@ def test_two_processes_tune_as_one(
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, str(folders[1]), json.dumps(inputs)]
+    command = [sys.executable, __file__, str(folders[1]), json.dumps(inputs), parallel]
     children = [
         subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
         for rank in range(2)
@@ -78,7 +79,12 @@ def test_two_processes_tune_as_one(
         assert {*ours} | {*theirs} == {*step}
 
 
+def test_an_anchor_of_weights_cannot_be_sharded() -> None:
+    with pytest.raises(ValueError, match="anchor: l2_sp compares whole weights: set runtime.parallel: ddp"):
+        tune_config(anchor={"type": "l2_sp"}, runtime={"parallel": "fsdp"})
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with distributed(TrainingRuntime(device="cpu")):
-        tune(Path(sys.argv[1]), json.loads(sys.argv[2]), int(os.environ["RANK"]), 2)
+        tune(Path(sys.argv[1]), json.loads(sys.argv[2]), int(os.environ["RANK"]), 2, sys.argv[3])

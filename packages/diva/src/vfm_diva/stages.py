@@ -240,6 +240,7 @@ class DivaTune(Feedback, ClipPostTraining):
 
     work: ClassVar[str] = "vfm_diva.tune:tune_clip"
     checks: ClassVar[str] = "vfm_diva.tune:check_tune"
+    can_shard: ClassVar[bool] = True
 
     @model_validator(mode="before")
     @classmethod
@@ -249,6 +250,8 @@ class DivaTune(Feedback, ClipPostTraining):
     @model_validator(mode="after")
     def _consistent(self) -> DivaTune:
         check_timesteps(self.timesteps, self.num_timesteps)
+        if self.runtime.parallel == "fsdp" and self.anchor.compares == "weights":
+            raise ValueError(f"anchor: {self.anchor.type} compares whole weights: set runtime.parallel: ddp")
         if self.latents and self.augmentation != Crops():
             raise ValueError(f"the crops are those of {self.latents!r}: set augmentation there")
         share = self.global_batch_size // self.runtime.processes

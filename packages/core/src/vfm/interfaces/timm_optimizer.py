@@ -13,6 +13,8 @@ from vfm.interfaces.training import Optimizer
 Algorithm = Literal[
     "adafactorbv", "adamuon", "adopt", "cadamw", "clion", "lars", "lion", "muon", "nadamuon", "nadamw", "radam"
 ]  # fmt: skip
+# Those whose step torch can take on sharded weights; the others change a sharded tensor in place in a way it cannot.
+SHARDED = {"adafactorbv", "adopt", "lars", "lion", "nadamw", "radam"}
 
 
 class TimmOptimizer(Optimizer):
@@ -28,3 +30,8 @@ class TimmOptimizer(Optimizer):
     options: dict[str, float | bool | str | list[float]] = Field(
         {}, description="further arguments of its class in timm, such as {momentum: 0.95}"
     )
+
+    @property
+    def can_shard(self) -> bool:
+        """Whether torch can take its step on sharded weights."""
+        return self.algorithm in SHARDED

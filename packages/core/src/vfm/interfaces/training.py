@@ -24,6 +24,11 @@ class Optimizer(Part):
     weight_decay: float = Field(0.05, ge=0, description="decoupled; biases, norms and other vectors are not decayed")
     grad_clip_norm: float | None = Field(None, gt=0, description="maximum gradient norm; null: no clipping")
 
+    @property
+    def can_shard(self) -> bool:
+        """Whether its step is the same where each process stores a part of every weight (`runtime.parallel: fsdp`)."""
+        return True
+
 
 class AdamW(Optimizer):
     """AdamW, torch's fused implementation."""
@@ -232,6 +237,11 @@ class Training(Stage):
     def _can_be_sharded(self) -> Training:
         if self.runtime.parallel == "fsdp" and not self.can_shard:
             raise ValueError(f"runtime.parallel: expected ddp, got fsdp, which {self.kind} does not support")
+        if self.runtime.parallel == "fsdp" and not self.optimizer.can_shard:
+            name = getattr(self.optimizer, "algorithm", self.optimizer.type)
+            raise ValueError(f"optimizer: {name} needs whole weights: set runtime.parallel: ddp")
+        if self.runtime.parallel == "fsdp" and self.precision == "bf16":
+            raise ValueError("runtime.parallel: fsdp stores weights in fp32: expected another precision, got bf16")
         return self
 
     @model_validator(mode="after")
