@@ -70,17 +70,13 @@ class Recorded:
         self.drawn.append(torch.rand(*shape, generator=self.generator))
         return self.drawn[-1]
 
-    def replay(self, queries: Tensor, labels: list[Tensor]) -> Callable[..., Tensor]:
-        image = torch.cat([torch.full_like(one, number) for number, one in enumerate(labels)])
-        matching, candidates, rest = self.drawn
-        answers = []
-        for depth, query in enumerate(queries):
-            # They list the pairs of an image by query, we by object.
-            order = torch.tensor(sorted(range(len(query)), key=lambda at: (int(image[at]), int(query[at]))))
-            rows = depth * len(query) + order
-            answers += [*matching[:, None], candidates[rows], rest[rows]]
-        remaining = iter(answers)
-        return lambda *shape, device=None: next(remaining).view(shape)
+    def replay(self, num_depths: int, num_objects: int) -> Callable[..., Tensor]:
+        matching, sample = self.drawn
+        # They draw points for each mask, we for all of them; here all masks get the same.
+        for_each = sample.repeat(num_objects, 1, 1)
+        parts = (for_each[:, : 3 * POINTS].contiguous(), for_each[:, 3 * POINTS :])
+        answers = iter([one for _ in range(num_depths) for one in (*matching[:, None], *parts)])
+        return lambda *shape, device=None: next(answers)
 
 
 def test_matching_and_losses_equal_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +90,7 @@ def test_matching_and_losses_equal_transformers(monkeypatch: pytest.MonkeyPatch)
     totals = Totals.of(counts, QUERIES, 0.1)
     found = set_loss(predictions, labels, masks, totals, LossWeights(), PointSettings(POINTS), draw)
     queries = match(predictions, labels, masks, draw.drawn[0], LossWeights())
-    monkeypatch.setattr(eomt.torch, "rand", draw.replay(queries, labels))
+    monkeypatch.setattr(eomt.torch, "rand", draw.replay(*queries.shape))
     monkeypatch.setattr(eomt, "is_accelerate_available", lambda: False)
     expected = theirs(pictures(), mask_labels=masks, class_labels=labels)
     loss = torch.stack(list(found.values())).sum()

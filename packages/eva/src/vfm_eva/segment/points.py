@@ -4,7 +4,7 @@ Source: Kirillov et al. 2020, PointRend (arXiv:1912.08193), section 3; as used b
 (arXiv:2112.01527), section 3.3.
 """
 
-# N masks, P points, H and W rows and columns
+# N masks, P points of each, C points of all, H and W rows and columns
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ def at_points(masks: Tensor, points: Tensor) -> Tensor:
 @torch.no_grad()
 def uncertain_points(
     masks: Tensor, num_points: int, *, oversample: float = 3.0, importance: float = 0.75, draw: Draw = torch.rand
-) -> Tensor:
-    """Return points for each mask: a part of them the least certain ones of a larger uniform sample, the rest uniform.
+) -> tuple[Tensor, Tensor]:
+    """Return one sample of points, and those that each mask takes: mostly where it is least certain, the rest uniform.
+
+    Masks choose from the same points, which are therefore drawn once, and interpolated with the same weights.
 
     Args:
         masks: scores, (N, H, W); certainty is their distance from 0.
         num_points: P.
-        oversample: size of the larger sample, in P.
-        importance: part of the P points that is chosen from it.
+        oversample: number of points from which the uncertain ones are chosen, in P.
+        importance: share of the P points that are uncertain ones.
         draw: draws the points.
 
     Returns:
-        (N, P, 2).
+        Points, (1, C, 2), and for each mask the numbers of its own, (N, P), in no order.
     """
-    candidates = draw(len(masks), int(num_points * oversample), 2, device=masks.device)
-    num_chosen = int(importance * num_points)
-    chosen = at_points(masks, candidates).abs().topk(num_chosen, dim=1, largest=False).indices
-    points = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
-    if num_chosen == num_points:
-        return points
-    rest = draw(len(masks), num_points - num_chosen, 2, device=masks.device)
-    return torch.cat([points, rest], dim=1)
+    num_candidates, num_chosen = int(num_points * oversample), int(importance * num_points)
+    points = draw(1, num_candidates + num_points - num_chosen, 2, device=masks.device)
+    certainty = at_points(masks, points[:, :num_candidates]).abs()
+    chosen = certainty.topk(num_chosen, dim=1, largest=False, sorted=False).indices
+    rest = torch.arange(num_candidates, points.shape[1], device=masks.device)
+    return points, torch.cat([chosen, rest.expand(len(masks), -1)], dim=1)

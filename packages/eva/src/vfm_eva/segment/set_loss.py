@@ -70,14 +70,13 @@ def set_loss(
     if not len(scores):  # the graph keeps all parameters, which a training in several processes needs
         nothing = torch.stack([one.masks.sum() for one in predictions]).sum() * 0
         return {"class_loss": classes, "mask_loss": nothing, "dice_loss": nothing}
-    drawn = uncertain_points(
+    sample, chosen = uncertain_points(
         scores, settings.num_points, oversample=settings.oversample, importance=settings.importance, draw=draw
     )
-    # An object is sampled once, at the points of all depths.
-    depths, num_objects = queries.shape
-    by_object = drawn.view(depths, num_objects, -1, 2).transpose(0, 1).flatten(1, 2)
-    true = at_points(torch.cat(list(masks)), by_object).view(num_objects, depths, -1).transpose(0, 1)
-    found = at_points(scores, drawn).view(true.shape)
+    # An object is sampled once, for all depths.
+    by_depth = chosen.unflatten(0, queries.shape)
+    true = at_points(torch.cat(list(masks)), sample).expand(len(queries), -1, -1).gather(2, by_depth)
+    found = at_points(scores, sample[0, chosen]).view(true.shape)
     entropy = F.binary_cross_entropy_with_logits(found, true, reduction="none").mean(dim=-1).sum()
     chances, objects = found.sigmoid(), totals.objects.clamp(min=1)
     dice = 1 - (2 * (chances * true).sum(dim=-1) + 1) / (chances.sum(dim=-1) + true.sum(dim=-1) + 1)
