@@ -79,10 +79,10 @@ def test_counts_beside_a_tar_are_used_without_reading_the_tar(tmp_path):
     statuses = ["success", "failed_to_download", "success", "success"]
     pq.write_table(pa.table({"status": statuses}), tmp_path / "t/001.parquet")
     source = index(tmp_path, f"{tmp_path}/t")
-    assert not (tmp_path / "artifact" / "offsets" / "000001.parquet").exists()
+    assert not (tmp_path / "artifact" / "offsets" / "000001.offsets").exists()
     assert source.shard_sizes.tolist() == [12, 3]
     assert contents(source)[:6] == EXPECTED
-    assert (tmp_path / "artifact" / "offsets" / "000001.parquet").is_file(), "the scan is kept when it is made"
+    assert (tmp_path / "artifact" / "offsets" / "000001.offsets").is_file(), "the scan is kept when it is made"
     assert contents(Source(source.directory)) == contents(source)
 
 
@@ -91,7 +91,7 @@ def test_unreadable_count_is_ignored_and_the_tar_is_read(tmp_path, stats):
     make_pool(tmp_path / "t", [12])
     (tmp_path / "t/000_stats.json").write_text(stats)
     assert index(tmp_path, f"{tmp_path}/t").shard_sizes.tolist() == [12]
-    assert (tmp_path / "artifact" / "offsets" / "000000.parquet").is_file()
+    assert (tmp_path / "artifact" / "offsets" / "packed.offsets").is_file()
 
 
 def test_remote_tars_are_read_through_fsspec(tmp_path):

@@ -204,13 +204,14 @@ def test_damaged_files_are_read_or_named(tmp_path, make):
 def test_damaged_offsets_of_a_tar_are_found_again(tmp_path):
     source = open_dataset(make_pool(tmp_path / "pool", [3]))
     assert source[0].image == encoded(0)
-    (cache,) = (tmp_path / "pool/offsets").glob("*.parquet")
-    complete = cache.read_bytes().index(b"true", cache.read_bytes().index(b"complete"))
-    flipped = bytearray(cache.read_bytes())
-    flipped[complete + 3] ^= 1  # `complete: trud` would call the tar truncated
-    for damaged in (b"", b"PAR1", cache.read_bytes()[:-30], flipped):
+    (cache,) = (tmp_path / "pool/offsets").glob("*.offsets")
+    whole = cache.read_bytes()
+    flipped = bytearray(whole)
+    flipped[whole.index(b"true", whole.index(b"complete")) + 3] ^= 1  # `complete: trud` would call the tar truncated
+    for damaged in (b"", whole[:4], whole[:-30], flipped):
         cache.write_bytes(damaged)
         assert open_dataset(make_pool(tmp_path / "pool", [3]))[2].image == encoded(2)
+        assert cache.read_bytes() == whole
 
 
 def test_damaged_notes_of_a_resumed_stage_are_a_warning(tmp_path):

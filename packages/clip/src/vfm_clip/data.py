@@ -133,6 +133,7 @@ def _transform(augmentation: Augmentation, preprocess: Preprocess) -> ImageTrans
         scale=augmentation.crop_scale,
         ratio=augmentation.crop_ratio,
         interpolation=preprocess.interpolation,
+        pixels=augmentation.pixels,
     )
 
 

@@ -197,6 +197,11 @@ class Augmentation(Config):
     crop_ratio: tuple[float, float] = Field(
         (3 / 4, 4 / 3), description="smallest and largest aspect ratio of a random crop"
     )
+    pixels: Literal["exact", "fast"] = Field(
+        "exact",
+        description="exact: as Pillow, and so open_clip, decodes and resizes; fast: torch resizes, and large JPEGs are"
+        " decoded at a quarter or an eighth of their size",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Augmentation:
@@ -206,6 +211,8 @@ class Augmentation(Config):
             )
         if self.crop_scale is None and "crop_ratio" in self.model_fields_set:
             raise ValueError("crop_ratio has no effect with crop_scale: null: omit it")
+        if self.crop_scale is None and self.pixels == "fast":
+            raise ValueError("pixels: fast has no effect with crop_scale: null: omit it")
         return self
 
 
@@ -225,6 +232,7 @@ class ClipTrain(ClipTraining):
     version: ClassVar[int] = 4  # since patch dropout draws on the device
     work: ClassVar[str] = "vfm_clip.train:train_clip"
     checks: ClassVar[str] = "vfm_clip.preflight:check_clip_train"
+    costs: ClassVar[str] = "vfm_clip.estimate:clip_train_cost"
     can_shard: ClassVar[bool] = True
 
     kind: Literal["clip.train"] = "clip.train"

@@ -55,7 +55,8 @@ def benchmark_shards(folder: str, split: str) -> list[str]:
 def file_beside(path: str, name: str) -> str | None:
     """Return the file `name` in the data's folder or its parent, None if neither has it."""
     folder = path.rpartition("/")[0] or "."
-    places = (folder, folder.rpartition("/")[0] or ".")
+    parent = folder.rpartition("/")[0] or "."
+    places = [folder] if parent.endswith(":/") else [folder, parent]  # the parent of a host is no address
     return next((f"{place}/{name}" for place in places if files.exists(f"{place}/{name}")), None)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import hashlib
 import itertools
 import math
 import os
@@ -14,21 +15,18 @@ import re
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, cast
 
-import fsspec
-
+from vfm import remote
 from vfm.config import UserError
+from vfm.remote import filesystem as filesystem
+from vfm.remote import is_remote as is_remote
 
 MAX_NAMES = 1_000_000  # names of one brace pattern
 MAX_FILES = 20_000_000  # files below one folder; ImageNet-21k has 14 million
+FILE_ENDINGS = (".tar", ".parquet", ".csv", ".tsv", ".jsonl", ".json", ".txt", ".gz", ".tgz", ".zip")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
-
-
-def is_remote(path: str) -> bool:
-    """Return True if the path is an address for fsspec."""
-    return "://" in path
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -86,34 +84,33 @@ def _wildcards(name: str) -> list[str]:
     return sorted(store.unstrip_protocol(hit) for hit in store.glob(inside))
 
 
-def filesystem(path: str) -> tuple[Any, str]:
-    """Return the fsspec filesystem of a remote address, and the path in it.
-
-    Raises:
-        UserError: the protocol is unknown, or its package is not installed.
-    """
-    try:
-        return cast("tuple[Any, str]", fsspec.core.url_to_fs(path))
-    except ImportError as error:
-        raise UserError(f"{path}: {error}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not a valid fsspec address: {error}") from None
-
-
 def is_directory(path: str) -> bool:
-    """Return True if the path is a folder."""
+    """Return True if the path is a folder; a remote one that is named like a file is none, which asks nobody."""
     if not is_remote(path):
         return os.path.isdir(path)
+    if path.endswith(FILE_ENDINGS):
+        return False
     store, inside = filesystem(path)
     return bool(store.isdir(inside))
 
 
 def exists(path: str) -> bool:
     """Return True if the path exists."""
-    if not is_remote(path):
-        return os.path.exists(path)
-    store, inside = filesystem(path)
-    return bool(store.exists(inside))
+    return not missing([path])
+
+
+def missing(paths: Sequence[str]) -> list[str]:
+    """Return the paths that do not exist; many remote ones are asked for at once.
+
+    Raises:
+        UserError: a server does not say.
+    """
+    addresses = [path for path in paths if is_remote(path)]
+    try:
+        there = dict(zip(addresses, remote.exist(addresses), strict=True))
+    except remote.RemoteError as error:
+        raise UserError(str(error)) from None
+    return [path for path in paths if not (there[path] if path in there else os.path.exists(path))]
 
 
 def check_regular(path: str) -> None:
@@ -137,7 +134,7 @@ def _type_name(mode: int) -> str:
 
 
 def size_and_time(path: str) -> tuple[int, int]:
-    """Return size in bytes and modification time in ns (0 for remote files, which do not always have one).
+    """Return size in bytes and modification time in ns; of a remote file, a hash of the mark of its content (or 0).
 
     Raises:
         UserError: the file does not exist, is not a regular file, or may not be read.
@@ -148,15 +145,22 @@ def size_and_time(path: str) -> tuple[int, int]:
             if not stat.S_ISREG(status.st_mode):
                 raise UserError(f"{path}: expected a regular file, got {_type_name(status.st_mode)}")
             return status.st_size, status.st_mtime_ns
-        store, inside = filesystem(path)
-        return int(store.size(inside)), 0
+        return size_and_mark(remote.facts(path))
+    except remote.RemoteError as error:
+        raise UserError("no such file".join(str(error).rsplit(remote.NOT_FOUND, 1))) from None
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such file") from None
     except PermissionError:
         raise UserError(f"{path}: no permission to read") from None
 
 
-def _open_regular(path: str, flags: int = os.O_RDONLY) -> int:
+def size_and_mark(facts: remote.RemoteFacts) -> tuple[int, int]:
+    """Return what `size_and_time` returns of a remote file with these facts."""
+    digest = hashlib.blake2b(facts.mark.encode(), digest_size=8).digest()
+    return facts.size, int.from_bytes(digest) >> 1 if facts.mark else 0
+
+
+def open_regular(path: str, flags: int = os.O_RDONLY) -> int:
     """Open a regular file and return its descriptor; O_NONBLOCK, since opening a FIFO would wait for its writer.
 
     Raises:
@@ -177,9 +181,8 @@ def read_bytes(path: str, start: int = 0, stop: int | None = None) -> bytes:
         OSError: the file does not exist, or is not a regular one.
     """
     if is_remote(path):
-        store, inside = filesystem(path)
-        return bytes(store.cat_file(inside, start=start, end=stop))
-    file = _open_regular(path)
+        return remote.read_whole(path, start, stop)
+    file = open_regular(path)
     if stop is None:
         with open(file, "rb", buffering=0) as stream:
             stream.seek(start)
@@ -213,7 +216,7 @@ def open_binary(path: str) -> IO[bytes]:
         OSError: there is no such file, or it is not a regular one.
     """
     if not is_remote(path):
-        return open(path, "rb", opener=_open_regular)
+        return open(path, "rb", opener=open_regular)
     store, inside = filesystem(path)
     return cast("IO[bytes]", store.open(inside, "rb"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import typing
 from collections import Counter
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, Field, GetCoreSchemaHandler, model_validator
 from pydantic_core import core_schema
@@ -52,6 +53,7 @@ class Ref(str, Generic[A]):
         return get_args(self.target) if isinstance(self.target, UnionType) else (self.target,)
 
 
+MOST_WORKERS = 16  # of `workers: auto`, each of some hundred MB
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -66,8 +68,10 @@ class Runtime(Config):
         "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: CUDA if available, else CPU"
     )
     processes: int = Field(1, ge=1, description="number of training processes on this machine, started by torchrun")
-    workers: int = Field(
-        0, ge=0, description="processes that read and decode samples, per training process; 0: one thread"
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        0,
+        description="processes that read and decode samples, per training process; 0: one thread; auto: by the number"
+        " of cores",
     )
     threads: int | None = Field(
         None,
@@ -80,6 +84,14 @@ class Runtime(Config):
         if self.processes > 1 and ":" in self.device:
             raise ValueError(f"{self.processes} processes cannot share {self.device}; use cuda, one device per process")
         return self
+
+    @property
+    def num_workers(self) -> int:
+        """Number of workers; `auto`: a training process' share of the cores, less one for itself, from 1 to 16."""
+        if self.workers != "auto":
+            return self.workers
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(MOST_WORKERS, max(1, cores // self.processes - 1))
 
 
 class Stage(Config):
@@ -104,6 +116,7 @@ class Stage(Config):
     makes: ClassVar[type[Artifact]] = Artifact
     work: ClassVar[str] = ""  # (config, Context) -> artifact
     checks: ClassVar[str] = ""  # (config, Preflight) -> None
+    costs: ClassVar[str] = ""  # (config, Preflight) -> vfm.costs.Cost, for `vfm plan --estimate`
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

@@ -57,7 +57,7 @@ def cache_latents(config: DivaLatents, ctx: Context) -> SampleCache:
         MakeCrops(transform, config.num_crops, config.seed),
         encode,
         batch_size=max(1, config.micro_batch_size // config.num_crops),
-        workers=config.runtime.workers,
+        workers=config.runtime.num_workers,
         max_bad_fraction=config.max_bad_fraction,
     )
     return writer.publish(

@@ -65,7 +65,7 @@ def compute_targets(config: EvaTargets, ctx: Context) -> SampleCache:
         make,
         (lambda crops: pca.coordinates(features(crops))) if pca else features,
         batch_size=max(1, config.micro_batch_size // config.num_crops),
-        workers=config.runtime.workers,
+        workers=config.runtime.num_workers,
         max_bad_fraction=config.max_bad_fraction,
     )
     if pca:
@@ -91,7 +91,7 @@ def _pca(config: EvaTargets, ctx: Context, source: Source, make: MakeCrops, feat
         return Pca.load(ctx.work)
     chosen = np.random.default_rng(config.seed).permutation(len(source))[: config.pca_images]
     plan = [range(index, index + 1) for index in sorted(chosen.tolist())]
-    batches = ordered_batches(source, make, plan, workers=config.runtime.workers)
+    batches = ordered_batches(source, make, plan, workers=config.runtime.num_workers)
     pca = Pca.fit((features(batch.inputs) for batch in batches if batch.keys), config.components or 0)
     pca.save(ctx.work)
     ctx.log(f"{config.components} components keep {pca.kept:.1%} of the variance of {len(chosen)} images' features")

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from vfm.data.captions import field_of
 from vfm.data.parquet import open_parquet
 from vfm.data.sample import given_uid
-from vfm.data.shards import Shard
+from vfm.data.shards import Found, Shard
 from vfm.data.spec import DatasetSpec
 from vfm.data.table import CAPTION_COLUMNS, Row, find_column, table_columns, table_kind, table_rows
 
@@ -46,7 +46,7 @@ def caption_spec(paths: Sequence[str], texts: dict[str, str], columns: list[str]
 
 def caption_shards(
     directory: Path, paths: Sequence[str], spec: DatasetSpec, columns: list[str] | None
-) -> tuple[DatasetSpec, Iterator[tuple[Shard, bool]]]:
+) -> tuple[DatasetSpec, Iterator[Found]]:
     """Return the spec of the shards, and the shards as `Indexing.run` takes them."""
     if table_kind(paths[0]) == "parquet":
         shards = (Shard.of(path, open_parquet(path).metadata.num_rows, format="parquet") for path in paths)

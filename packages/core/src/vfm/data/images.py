@@ -8,8 +8,10 @@ import warnings
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from vfm.data.jpeg import jpeg_pixels
 from vfm.data.sample import BadSample
 
 MAX_PIXELS = 64_000_000  # a larger image is a mistake or an attack: decoded, it would take hundreds of MB
@@ -53,6 +55,31 @@ def decode_image(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> Im
         BadSample: the bytes are not an image, a broken one, or one of more than `max_pixels`.
     """
     image = open_image(data, where, max_pixels=max_pixels)
+    pixels = jpeg_pixels(data, image)
+    return _decoded(image, where) if pixels is None else Image.fromarray(pixels)
+
+
+def decode_pixels(data: bytes, opened: Image.Image, where: str, reduction: int = 1) -> NDArray[np.uint8]:
+    """Decode an opened image to the pixels of `decode_image`, (H, W, 3).
+
+    Args:
+        data: the file's bytes.
+        opened: the same, opened by `open_image`.
+        where: address for errors.
+        reduction: decode a JPEG of three colours at 1, 1/4 or 1/8 of its size.
+
+    Raises:
+        BadSample: the image is broken.
+    """
+    if (pixels := jpeg_pixels(data, opened, reduction)) is not None:
+        return pixels
+    if reduction > 1:
+        opened.draft("RGB", (opened.width // reduction, opened.height // reduction))
+    return np.asarray(_decoded(opened, where))
+
+
+def _decoded(image: Image.Image, where: str) -> Image.Image:
+    """Decode an opened image by Pillow."""
     try:
         image.load()
         if image.mode == "RGB" and "transparency" not in image.info:
@@ -63,7 +90,7 @@ def decode_image(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> Im
             rgba = image.convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
         return image.convert("RGB")
-    except Exception:  # as above: a truncated or damaged image may fail in any way
+    except Exception:  # a truncated or damaged image may fail in any way
         raise BadSample("unreadable_image", where) from None
 
 

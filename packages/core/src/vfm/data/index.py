@@ -2,13 +2,14 @@
 
 The folder of an `ImageDataset` artifact holds
 
-    shards.parquet      path (absolute, remote, or relative to the folder), format, size in bytes, mtime in ns,
-                        num_samples
+    shards.parquet      path (absolute, remote, or relative to the folder), format, size in bytes, mtime in ns (of a
+                        remote file a hash of its ETag), num_samples
     index.json          parts to read of each sample (`DatasetSpec`)
     bad_samples.parquet shard, row, reason, where: found when the shards were read for the index, and left out;
                         row is -1 for a sample that is no row: lost with a damaged header, of a key that another one
                         has, or with the end of a truncated shard (once, since the number is unknown)
-    offsets/            member offsets of each tar, saved when the tar is first opened
+    offsets/            member offsets of the tars: those scanned for the index in one file, `packed.offsets`, others in
+                        a file each when they are first opened
     images-*.parquet    shards of the format `files`: a list of image files with their texts and labels
 
 `row` counts all samples of a shard, including bad ones. Formats: `tar`, `files`, `parquet` (image bytes in a column).
@@ -19,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -31,13 +33,17 @@ from numpy.typing import NDArray
 
 from vfm import files
 from vfm.config import UserError
+from vfm.data.byte_ranges import ReadAhead
 from vfm.data.image_list import ImageListShard
+from vfm.data.packed_offsets import PACKED_FILE, PackedOffsets, PackedScan
 from vfm.data.parquet import ParquetShard
-from vfm.data.shards import Format, Shard, ShardReader
+from vfm.data.shards import Format, Shard, ShardReader, ShardTable
 from vfm.data.spec import DatasetSpec
-from vfm.data.webdataset import TarShard
+from vfm.data.webdataset import TarShard, scan_shard, slots_of
+from vfm.redaction import redacted
 from vfm.store_files import read_config, read_parquet, reading
 
+OFFSETS_FOLDER = "offsets"
 SHARDS_FILE, SPEC_FILE, BAD_FILE = "shards.parquet", "index.json", "bad_samples.parquet"
 
 
@@ -56,23 +62,55 @@ class Index:
     """The content of an index, as `write_index` wrote it."""
 
     directory: Path
-    shards: list[Shard]
+    shards: ShardTable
     spec: DatasetSpec
     bad_rows: dict[int, NDArray[np.int64]]  # shard -> rows left out
 
-    def open(self, shard: int) -> ShardReader:
+    def open(self, shard: int, ahead: ReadAhead | None = None) -> ShardReader:
         """Open one shard.
 
+        Args:
+            shard: its number.
+            ahead: reads the bytes of remote tars.
+
         Raises:
-            UserError: the shard is missing, or its size changed.
+            UserError: a local shard is missing, or its size changed.
         """
         entry, path = self.shards[shard], self._path(shard)
-        size, _ = files.size_and_time(path)
-        if size != entry.size:
-            raise UserError(f"{path}: changed since it was indexed ({entry.size} bytes then, {size} now); run it again")
-        cache = self.directory / "offsets" / f"{shard:06d}.parquet"
+        if not files.is_remote(path):  # a remote one is compared when a run is planned, not in each process
+            size, _ = files.size_and_time(path)
+            if size != entry.size:
+                raise UserError(
+                    f"{path}: changed since it was indexed ({entry.size} bytes then, {size} now); run it again"
+                )
         name = entry.path.removeprefix(self._folder)
-        return open_shard(path, entry.format, self.spec, size=size, cache=cache, name=name)
+        if entry.format != "tar":
+            return open_shard(path, entry.format, self.spec, size=entry.size, name=name)
+        scan = self._scan(shard, path, entry.size)
+        return TarShard(path, entry.size, self.spec, scan=scan, ahead=ahead, version=entry.mtime, name=name)
+
+    def _scan(self, shard: int, path: str, size: int) -> PackedScan:
+        """Return the offsets of a tar: those of the index, or saved by another process, else of a new scan."""
+        slots = slots_of(self.spec)
+        file = self.directory / OFFSETS_FOLDER / f"{shard:06d}.offsets"
+        if (segment := self._packed and self._packed.segment(shard)) is not None:
+            with suppress(ValueError):
+                return PackedScan(segment, slots)
+        with suppress(OSError, ValueError):
+            return PackedScan(file.read_bytes(), slots)
+        data = scan_shard(path, self.spec, size)
+        with suppress(OSError):  # with a read-only artifact the tar is scanned again each time
+            file.parent.mkdir(exist_ok=True)
+            part = file.with_name(f"{file.name}.{os.getpid()}.part")
+            part.write_bytes(data)
+            part.replace(file)
+        return PackedScan(data, slots)
+
+    @cached_property
+    def _packed(self) -> PackedOffsets | None:
+        with suppress(OSError, ValueError):
+            return PackedOffsets(self.directory / OFFSETS_FOLDER / PACKED_FILE)
+        return None
 
     def state(self) -> str:
         """Return a hash that changes with the files behind the samples: sizes and times of shards and listed images."""
@@ -94,7 +132,11 @@ class Index:
     @cached_property
     def _folder(self) -> str:
         """Common folder of all shards. Shards of one name in two folders differ in their path below it."""
-        return os.path.commonprefix([shard.path for shard in self.shards]).rpartition("/")[0] + "/"  # noqa: RUF071
+        return os.path.commonprefix(self.shards.first_and_last_path()).rpartition("/")[0] + "/"  # noqa: RUF071
+
+    def row(self, shard: int, place: int) -> int:
+        """Return the row of a shard's good sample by its place among them."""
+        return int(self.rows(shard)[place]) if shard in self.bad_rows else place
 
     def rows(self, shard: int) -> NDArray[np.int64]:
         """Return the good rows of a shard."""
@@ -103,9 +145,10 @@ class Index:
 
     def shard_sizes(self) -> NDArray[np.int64]:
         """Return the number of good samples of each shard."""
-        return np.array(
-            [entry.num_samples - len(self.bad_rows.get(i, ())) for i, entry in enumerate(self.shards)], dtype=np.int64
-        )
+        sizes = self.shards.num_samples.copy()
+        for shard, rows in self.bad_rows.items():
+            sizes[shard] -= len(rows)
+        return sizes
 
 
 def listed_images(path: str) -> list[str]:
@@ -119,12 +162,11 @@ def open_shard(
     spec: DatasetSpec,
     *,
     size: int,
-    cache: Path | None = None,
     name: str | None = None,
 ) -> ShardReader:
     """Open a shard of any format; `name` is unique to a tar or parquet file within its dataset."""
     if format == "tar":
-        return TarShard(path, size, spec, cache, name=name)
+        return TarShard(path, size, spec, name=name)
     if format == "files":
         return ImageListShard(path, spec)
     return ParquetShard(path, spec, name)
@@ -152,7 +194,7 @@ def write_index(directory: Path, shards: Sequence[Shard], spec: DatasetSpec, *, 
     usual = None if spec.keys_repeat else {"keys_repeat"}  # left out, so that the bytes of such an index stay the same
     (directory / SPEC_FILE).write_text(spec.model_dump_json(indent=1, exclude=usual) + "\n", encoding="utf-8")
     if bad:
-        rows = [{"shard": one.shard, "row": one.row, "reason": one.reason, "where": one.where} for one in bad]
+        rows = [{"shard": one.shard, "row": one.row, "reason": one.reason, "where": redacted(one.where)} for one in bad]
         pq.write_table(pa.Table.from_pylist(rows), directory / BAD_FILE, write_page_checksum=True)
     return sum(shard.num_samples for shard in shards) - sum(one.row >= 0 for one in bad)
 
@@ -175,10 +217,8 @@ def read_index(directory: Path) -> Index:
         raise UserError(f"{directory}: {SHARDS_FILE} is missing; expected a dataset of images")
     table = read_parquet(directory / SHARDS_FILE, [field.name for field in fields(Shard)])
     with reading(directory / SHARDS_FILE, "an index of shards"):
-        shards = [Shard(**row) for row in table.to_pylist()]
-        if any(shard.num_samples < 0 or not shard.path for shard in shards):
-            raise ValueError("a shard has no path, or a negative number of samples")
-    unknown = {shard.format for shard in shards} - set(get_args(Format))
+        shards = ShardTable(table)
+    unknown = shards.formats - set(get_args(Format))
     if unknown:
         raise UserError(
             f"{directory / SHARDS_FILE}: {unknown.pop()!r} is not a valid format; choose from"
@@ -190,8 +230,8 @@ def read_index(directory: Path) -> Index:
         table = read_parquet(directory / BAD_FILE, ["shard", "row"])
         with reading(directory / BAD_FILE, "a list of bad samples"):
             for row in table.to_pylist():
-                if row["row"] >= shards[row["shard"]].num_samples:
-                    raise ValueError(f"row {row['row']} of a shard with {shards[row['shard']].num_samples} samples")
+                if row["row"] >= (most := shards[row["shard"]].num_samples):
+                    raise ValueError(f"row {row['row']} of a shard with {most} samples")
                 if row["row"] >= 0:
                     bad.setdefault(row["shard"], []).append(row["row"])
     return Index(directory, shards, spec, {shard: np.array(rows) for shard, rows in bad.items()})

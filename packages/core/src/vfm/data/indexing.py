@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from vfm.config import UserError
-from vfm.data.images import decode_image, open_image
-from vfm.data.index import BadRow, open_shard, write_index
+from vfm.data.examination import Examination, Examined, examine_all
+from vfm.data.images import decode_image
+from vfm.data.index import OFFSETS_FOLDER, BadRow, open_shard, write_index
 from vfm.data.layout import Layout
-from vfm.data.repeated_keys import RepeatedKeys, keys_of
+from vfm.data.packed_offsets import PACKED_FILE, OffsetsWriter
+from vfm.data.repeated_keys import RepeatedKeys
 from vfm.data.sample import BadSample, Sample
-from vfm.data.shards import Shard, ShardReader
+from vfm.data.shards import Found, Shard, ShardReader
 from vfm.data.spec import DatasetSpec
 from vfm.data.tar_scan import MAX_ROWS
 from vfm.data.webdataset import TarShard
@@ -34,17 +37,18 @@ class Indexing:
     max_bad_fraction: float
     num_samples: int | None = None  # upper limit
     verify: bool = True  # read every sample of shards without a known count
+    workers: int = 0  # processes that read shards; remote ones are read several at a time in each
     shards: list[Shard] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
     good: int = 0
     repeated: RepeatedKeys = field(default_factory=RepeatedKeys)
 
-    def run(self, directory: Path, shards: Iterable[tuple[Shard, bool]], total: int | None = None) -> int:
+    def run(self, directory: Path, shards: Iterable[Found], total: int | None = None) -> int:
         """Write the index into `directory`.
 
         Args:
             directory: the artifact's folder.
-            shards: each shard with a flag: True if its number of samples is known, False to read it.
+            shards: each shard with a flag: True if its number of samples is known, False to read it; a tar as its path.
             total: number of shards, if known.
 
         Returns:
@@ -53,13 +57,18 @@ class Indexing:
         Raises:
             UserError: there are no usable samples, or too many bad ones.
         """
-        for shard, counted in shards:
-            self._add(shard, counted, directory)
-            if total:
-                self.ctx.progress(len(self.shards), total, "shards", samples=self.good)
-            self._check_bad(MIN_SAMPLES_TO_CHECK)
-            if self.num_samples and self.good >= self.num_samples:
-                break
+        with (
+            OffsetsWriter(directory / OFFSETS_FOLDER / PACKED_FILE) as offsets,
+            closing(examine_all(Examination(self.spec, self.verify), shards, self.workers)) as examined,
+        ):
+            for found in examined:
+                offsets.add(found.offsets)
+                self._add(found)
+                if total:
+                    self.ctx.progress(len(self.shards), total, "shards", samples=self.good)
+                self._check_bad(MIN_SAMPLES_TO_CHECK)
+                if self.num_samples and self.good >= self.num_samples:
+                    break
         self.check_labels()
         self._check_bad(1)
         if not self.good:
@@ -88,16 +97,10 @@ class Indexing:
                 f" first is {unknown[0].where}; correct class_names, or classnames.txt beside the data"
             )
 
-    def _add(self, shard: Shard, counted: bool, directory: Path) -> None:
-        bad: list[BadRow] = []
-        reader = None
-        if not counted:
-            number = len(self.shards)
-            cache = directory / "offsets" / f"{number:06d}.parquet"
-            reader = open_shard(shard.path, shard.format, self.spec, size=shard.size, cache=cache)
-            shard = replace(shard, num_samples=max(len(reader), shard.num_samples))
-            bad = list(_verify(reader, number, shard)) if self.verify else list(_lost(reader, number))
-        self.repeated.add(shard.path, keys_of(shard, self.spec, reader), all_known=reader is not None)
+    def _add(self, found: Examined) -> None:
+        shard, number = found.shard, len(self.shards)
+        bad = [BadRow(number, *row) for row in found.bad]
+        self.repeated.add(shard.path, found.keys)
         if self.num_samples:
             shard, bad = _cut(shard, bad, self.num_samples - self.good)
         for row in bad:
@@ -132,28 +135,6 @@ def check_bad(stage: str, bad: Counter[str], seen: int, max_bad_fraction: float,
             f"{stage}: {bad.total()} of {seen} samples are bad: {reasons}; more than max_bad_fraction:"
             f" {max_bad_fraction}{more}"
         )
-
-
-def _verify(reader: ShardReader, number: int, shard: Shard) -> Iterator[BadRow]:
-    """Read every sample of a shard, of its image only the header, and yield the bad ones and the lost ones."""
-    cut_off = False
-    for row in range(shard.num_samples):  # more rows than the reader has if a tar is shorter than its known count
-        try:
-            sample = reader.read(row)
-            open_image(sample.image, f"{shard.path}:{sample.key}")
-        except BadSample as bad:
-            cut_off |= bad.reason == "truncated_shard"
-            yield BadRow(number, row, bad.reason, bad.where)
-    yield from _lost(reader, number)
-    # A tar that ends between two samples has no bad row; row -1 represents the unknown number of lost samples.
-    if isinstance(reader, TarShard) and not reader.complete and not cut_off:
-        yield BadRow(number, -1, "truncated_shard", shard.path)
-
-
-def _lost(reader: ShardReader, number: int) -> Iterator[BadRow]:
-    """Yield the samples of a tar that are no rows of it."""
-    if isinstance(reader, TarShard):
-        yield from (BadRow(number, -1, reason, where) for reason, where in reader.lost)
 
 
 def _cut(shard: Shard, bad: list[BadRow], limit: int) -> tuple[Shard, list[BadRow]]:

@@ -19,7 +19,7 @@ from vfm.data.index import write_index
 from vfm.data.indexing import Indexing, first_sample
 from vfm.data.layout import Layout, find_layout
 from vfm.data.parquet import open_parquet
-from vfm.data.shards import Shard
+from vfm.data.shards import Found
 from vfm.data.source import Source
 from vfm.data.spec import DatasetSpec
 from vfm.data.table import is_unicode, table_values
@@ -44,7 +44,7 @@ def index_labeled(config: Labeled, ctx: Context) -> LabeledDataset:
     """Index the images and their labels."""
     if config.torchvision:
         dataset, spec = _torchvision(config, config.torchvision)
-        shards: Iterator[tuple[Shard, bool]] = ((shard, True) for shard in torchvision_shards(dataset, ctx.directory))
+        shards: Iterator[Found] = ((shard, True) for shard in torchvision_shards(dataset, ctx.directory))
         num_shards = None  # unknown before the dataset is packed
         templates = _names_and_templates(config, None)[1]
     else:
@@ -52,7 +52,9 @@ def index_labeled(config: Labeled, ctx: Context) -> LabeledDataset:
         spec = _labeled_spec(config, layout)
         shards, num_shards = layout.shards(ctx.directory, spec), layout.num_shards
         templates = _names_and_templates(config, layout)[1]
-    indexing = Indexing(ctx, spec, config.max_bad_fraction, config.num_samples, config.verify)
+    indexing = Indexing(
+        ctx, spec, config.max_bad_fraction, config.num_samples, config.verify, config.runtime.num_workers
+    )
     count = indexing.run(ctx.directory, shards, num_shards)
     labeled = LabeledDataset.create(
         ctx.directory,
@@ -78,7 +80,9 @@ def index_tagged(config: Tagged, ctx: Context) -> TaggedImages:
     """Index the images in a subfolder of the artifact, and write the labels of each."""
     layout = _layout(config)
     spec, images = _tagged_spec(config, layout), ctx.directory / "images"
-    indexing = Indexing(ctx, spec, config.max_bad_fraction, config.num_samples, config.verify)
+    indexing = Indexing(
+        ctx, spec, config.max_bad_fraction, config.num_samples, config.verify, config.runtime.num_workers
+    )
     count = indexing.run(images, layout.shards(images, spec), layout.num_shards)
     dataset = ImageDataset.create(images, num_samples=count, bad_samples=dict(indexing.counts))
     add_dataset_panels(ctx, dataset, indexing.bad)

@@ -15,7 +15,7 @@ from vfm.config import UserError
 from vfm.data.folder import caption_folder, class_folders, image_folder, image_names
 from vfm.data.image_list import ImageEntry, write_image_lists
 from vfm.data.parquet import IMAGE_COLUMNS, open_parquet
-from vfm.data.shards import Shard
+from vfm.data.shards import Found, Shard
 from vfm.data.spec import DatasetSpec
 from vfm.data.table import (
     CAPTION_COLUMNS,
@@ -27,7 +27,6 @@ from vfm.data.table import (
     table_entries,
     table_kind,
 )
-from vfm.data.webdataset import ends_with_mark, sidecar_count
 
 Kind = Literal["webdataset", "folder", "table", "parquet"]
 METADATA_STEMS = ("metadata", "captions", "annotations", "labels")
@@ -82,15 +81,10 @@ class Layout:
             update={"texts": {"en": find_column(table_columns(path), None, CAPTION_COLUMNS, "texts", path)}}
         )
 
-    def shards(self, directory: Path, spec: DatasetSpec) -> Iterator[tuple[Shard, bool]]:
-        """Yield each shard with a flag: True if its samples need not be counted.
-
-        A truncated tar has the number of samples that the file beside it gives, and is read.
-        """
+    def shards(self, directory: Path, spec: DatasetSpec) -> Iterator[Found]:
+        """Yield each shard with a flag: True if its samples need not be counted; of a tar, its path."""
         if self.kind == "webdataset":
-            for path in self.paths:
-                count = sidecar_count(path)
-                yield Shard.of(path, count or 0), count is not None and ends_with_mark(path)
+            yield from self.paths
         elif self.kind == "parquet":
             for path in self.paths:
                 yield Shard.of(path, open_parquet(path).metadata.num_rows, format="parquet"), True
@@ -125,9 +119,9 @@ def find_layout(
         UserError: the path does not exist, is no regular file or folder, or its files cannot be read.
     """
     paths = files.expand_paths(path)
+    if missing := files.missing(paths):
+        raise UserError(f"{missing[0]}: no such file or folder")
     for one in paths:
-        if not files.exists(one):
-            raise UserError(f"{one}: no such file or folder")
         files.check_regular(one)
     if len(paths) == 1 and files.is_directory(paths[0]) and kind != "folder":
         paths = _inside(paths[0], kind, split)

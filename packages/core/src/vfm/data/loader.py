@@ -16,11 +16,13 @@ from vfm.data.batch import Batch, Inputs, Make, SampleDraw, stack
 from vfm.data.order import Order
 from vfm.data.prefetch import prefetch
 from vfm.data.sample import BadSample, Sample
-from vfm.data.source import Samples
+from vfm.data.shard_cache import CacheSettings, ShardCache, cache_of
+from vfm.data.source import ReadsAhead, Samples
 from vfm.interfaces import Training
 
 MAX_TRIES = 1000
 READ_AHEAD = 2  # micro-batches
+WAIT_TOGETHER = 256  # samples of remote shards that are requested at once: 25 MB of pictures of 100 kB
 READ_TOGETHER = 64  # samples: the code that reads then stays in the processor's cache, which decoding would replace
 
 
@@ -37,6 +39,7 @@ class TrainingData(Generic[Inputs]):
     workers: processes that read and decode; 0: a thread of this process.
     max_bad_fraction: tolerated fraction of bad samples. A run of bad samples that has a probability below 1e-9 at this
         fraction stops the training at once; the training loop counts them over the whole run.
+    cache: folder and size of local copies of remote shards; None: no copies.
     """
 
     source: Samples
@@ -46,6 +49,7 @@ class TrainingData(Generic[Inputs]):
     shuffle_shards: int = field(default=1000, kw_only=True)
     workers: int = field(default=0, kw_only=True)
     max_bad_fraction: float = field(default=0.05, kw_only=True)
+    cache: CacheSettings | None = field(default=None, kw_only=True)
 
     @classmethod
     def of(cls, config: Training, source: Samples, make: Make[Inputs]) -> TrainingData[Inputs]:
@@ -56,8 +60,9 @@ class TrainingData(Generic[Inputs]):
             seed=config.seed,
             global_batch_size=config.global_batch_size,
             shuffle_shards=config.loading.shuffle_shards,
-            workers=config.runtime.workers,
+            workers=config.runtime.num_workers,
             max_bad_fraction=config.loading.max_bad_fraction,
+            cache=cache_of(config.loading),
         )
 
     def __post_init__(self) -> None:
@@ -124,8 +129,9 @@ class _Plan:
 class Reader(Dataset[Batch[Inputs] | UserError], Generic[Inputs]):
     """Reads a planned micro-batch, in this process or in a worker."""
 
-    def __init__(self, source: Samples, make: Make[Inputs]) -> None:
+    def __init__(self, source: Samples, make: Make[Inputs], cache: CacheSettings | None = None) -> None:
         self.source, self.make = source, make
+        self.cache = ShardCache(cache) if cache else None
 
     def __getitem__(self, planned: Any) -> Batch[Inputs] | UserError:
         try:
@@ -140,6 +146,8 @@ class Reader(Dataset[Batch[Inputs] | UserError], Generic[Inputs]):
     def samples(self, planned: Sequence[tuple[int, int]]) -> Iterator[Sample | BadSample]:
         """Yield the sample of each (epoch, sample number), or why it cannot be read; some are read together."""
         for start in range(0, len(planned), READ_TOGETHER):
+            if start % WAIT_TOGETHER == 0 and isinstance(self.source, ReadsAhead):
+                self.source.read_ahead([index for _, index in planned[start : start + WAIT_TOGETHER]], self.cache)
             yield from [self._sample(*place) for place in planned[start : start + READ_TOGETHER]]
 
     def made(self, draw: SampleDraw, sample: Sample | BadSample) -> tuple[str, Inputs]:
@@ -166,7 +174,7 @@ class _TrainingReader(Reader[Inputs]):
     """Replaces samples that cannot be used."""
 
     def __init__(self, data: TrainingData[Inputs]) -> None:
-        super().__init__(data.source, data.make)
+        super().__init__(data.source, data.make, data.cache)
         self.seed, self.tries = data.seed, _tries(data.max_bad_fraction)
 
     def read(self, planned: Planned) -> Batch[Inputs]:

@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfm.config import UserError
+from vfm.data.byte_ranges import read_together
 from vfm.data.order import Order
 from vfm.data.sample import Sample, uid_of
+from vfm.data.shard_cache import ShardCache
 from vfm.data.source import Source
 
 BLOCK = 4096  # positions; also the resolution of the weights
@@ -58,6 +60,13 @@ class Mixture:
         """Return the sample with the texts of an epoch of its own source; raises BadSample."""
         source, number = self._locate(index)
         return self._named(source.sample(number, epoch), index)
+
+    def read_ahead(self, indices: Sequence[int], cache: ShardCache | None = None) -> None:
+        """Read the bytes of samples that are read next, those of all sources at once."""
+        found = map(self._locate, indices)
+        held = read_together([span for source, number in found for span in source.spans([number])], cache)
+        for source in self.sources:
+            source.hold(held)
 
     def where(self, index: int) -> str:
         """Return the address of a sample for messages: its shard and its key."""

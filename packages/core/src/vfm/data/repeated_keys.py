@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from heapq import nsmallest
 from itertools import chain
 
@@ -17,6 +18,20 @@ from vfm.data.spec import DatasetSpec
 from vfm.data.webdataset import TarShard
 
 NUM_COMPARED = 16  # of the first keys of a shard, and of those with the smallest hashes
+
+
+@dataclass(frozen=True)
+class KeySample:
+    """Some keys of a shard with their hashes: the first ones, and if all are known those with the smallest hashes."""
+
+    first: list[tuple[int, str]]
+    smallest: list[tuple[int, str]]
+
+    @classmethod
+    def of(cls, keys: Sequence[str], *, all_known: bool) -> KeySample:
+        """Return the sample of a shard's keys, which are all its keys or the first ones."""
+        first = [(_hash(key), key) for key in keys[:NUM_COMPARED]]
+        return cls(first, nsmallest(NUM_COMPARED, ((_hash(key), key) for key in keys)) if all_known else [])
 
 
 class RepeatedKeys:
@@ -31,16 +46,14 @@ class RepeatedKeys:
         """The first key that was found twice, and the paths of its two shards."""
         self._shard_of: dict[int, str] = {}  # hash of a key -> path of its shard
 
-    def add(self, path: str, keys: Sequence[str], *, all_known: bool) -> None:
+    def add(self, path: str, keys: KeySample) -> None:
         """Compare the keys of one more shard."""
         if self.example:
             return
-        first = [(_hash(key), key) for key in keys[:NUM_COMPARED]]
-        smallest = nsmallest(NUM_COMPARED, ((_hash(key), key) for key in keys)) if all_known else []
         # A set would also merge a key that one shard has twice, so only the same entry of both lists is left out.
-        for value, key in chain(first, (one for one in smallest if one not in first)):
+        for value, key in chain(keys.first, (one for one in keys.smallest if one not in keys.first)):
             earlier = self._shard_of.setdefault(value, path)
-            if earlier != path or first.count((value, key)) > 1:
+            if earlier != path or keys.first.count((value, key)) > 1:
                 self.example = (key, earlier, path)
                 return
 

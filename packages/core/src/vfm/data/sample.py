@@ -30,6 +30,7 @@ Reason = Literal[
     "no_frames",
     "truncated_video",
     "unreadable_row",
+    "unreachable",
 ]
 REASONS: tuple[str, ...] = get_args(Reason)
 

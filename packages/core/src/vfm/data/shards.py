@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, overload
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from vfm import files
 from vfm.data.sample import Sample
@@ -15,7 +20,10 @@ Format = Literal["tar", "files", "parquet"]
 
 @dataclass(frozen=True)
 class Shard:
-    """A file with samples, as it was when it was indexed; `num_samples` includes bad ones."""
+    """A file with samples, as it was when it was indexed; `num_samples` includes bad ones.
+
+    Of a remote file, `mtime` is a hash of the mark of its content, such as its ETag (0: it has none).
+    """
 
     path: str
     format: Format
@@ -28,6 +36,53 @@ class Shard:
         """Return the shard at a path, with its current size and time."""
         size, mtime = files.size_and_time(str(path))
         return cls(str(path), format, size, mtime, num_samples)
+
+
+Found = tuple[Shard, bool] | str
+"""A shard with a flag: True if its samples need not be counted; or the path of a tar about which nothing is known."""
+
+
+class ShardTable(Sequence[Shard]):
+    """The shards of an index, kept as columns: a million take 100 MB instead of 500."""
+
+    def __init__(self, table: Any) -> None:
+        """Take the columns of a pyarrow table.
+
+        Raises:
+            ValueError: a shard has no path, or a negative number of samples.
+        """
+        self._paths, self._formats = table["path"].combine_chunks(), table["format"].combine_chunks()
+        self._numbers = [table[name].to_numpy() for name in ("size", "mtime")]
+        self.num_samples: NDArray[np.int64] = table["num_samples"].to_numpy().astype(np.int64)
+        lengths = pc.binary_length(self._paths)
+        if table.num_rows and (lengths.null_count or pc.min(lengths).as_py() < 1 or self.num_samples.min() < 0):
+            raise ValueError("a shard has no path, or a negative number of samples")
+
+    @property
+    def formats(self) -> set[str]:
+        """The formats of the shards."""
+        return set(self._formats.unique().to_pylist())
+
+    def first_and_last_path(self) -> list[str]:
+        """Return the paths that come first and last in alphabetical order; no path: none."""
+        return list(pc.min_max(self._paths).as_py().values()) if len(self) else []
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @overload
+    def __getitem__(self, index: int) -> Shard: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Shard]: ...
+
+    def __getitem__(self, index: int | slice) -> Shard | list[Shard]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        size, mtime = (int(column[index]) for column in self._numbers)
+        return Shard(
+            self._paths[index].as_py(), self._formats[index].as_py(), size, mtime, int(self.num_samples[index])
+        )
 
 
 class ShardReader(Protocol):

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from vfm import files
 from vfm.artifacts import CuratedSubset, ImageDataset, Pool
 from vfm.config import UserError
 from vfm.data.balanced import BalancedEpochs
+from vfm.data.byte_ranges import Held, ReadAhead, read_together
 from vfm.data.index import read_index
 from vfm.data.order import Epochs, Order, SameEpochs, SampleOrder
 from vfm.data.sample import Sample
+from vfm.data.shard_cache import ShardCache
 from vfm.data.subset import ShardTexts, SubsetView, TextDraw
+from vfm.data.webdataset import TarShard
+from vfm.remote import Span
 
-OPEN_SHARDS = 1024  # shards whose offsets stay in memory, about half a MB each with 10,000 samples
+OPEN_SHARDS = 512  # shards that stay open; their offsets are mapped, so that this costs file descriptors only
 
 
 def open_dataset(artifact: ImageDataset) -> Source:
@@ -95,6 +100,15 @@ class Samples(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """Samples whose bytes can be read before their use, many with one wait."""
+
+    def read_ahead(self, indices: Sequence[int], cache: ShardCache | None = None) -> None:
+        """Read the bytes of samples that are read next."""
+        ...
+
+
 class Source:
     """The good samples of a dataset, numbered shard by shard.
 
@@ -114,8 +128,10 @@ class Source:
         self.shard_sizes: NDArray[np.int64] = self.view.shard_sizes if self.view else self.index.shard_sizes()
         self.epochs: Epochs = BalancedEpochs(self.view) if self.view and draw else SameEpochs(self.shard_sizes)
         self._ends = np.cumsum(self.shard_sizes)
-        self._open = lru_cache(OPEN_SHARDS)(self.index.open)
-        self._rows = lru_cache(OPEN_SHARDS)(self.view.rows if self.view else self.index.rows)
+        self._ahead = ReadAhead()
+        self._ahead = ReadAhead()
+        self._open = lru_cache(OPEN_SHARDS)(partial(self.index.open, ahead=self._ahead))
+        self._rows_shown = lru_cache(OPEN_SHARDS)(self.view.rows) if self.view else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Source, (self.directory, self.subset, self.draw)
@@ -140,13 +156,29 @@ class Source:
         """
         return self._read(*self.locate(index), epoch)
 
+    def spans(self, indices: Sequence[int]) -> list[Span]:
+        """Return the ranges of remote tars that the samples of these numbers take."""
+        found = []
+        for shard, row in map(self.locate, indices):
+            if files.is_remote(self.index.shards[shard].path) and isinstance(reader := self._open(shard), TarShard):
+                found += reader.spans(row)
+        return found
+
+    def read_ahead(self, indices: Sequence[int], cache: ShardCache | None = None) -> None:
+        """Read the bytes of samples that are read next: those of remote tars with few concurrent requests."""
+        self.hold(read_together(self.spans(indices), cache))
+
+    def hold(self, held: Held) -> None:
+        """Use spans that were read when their samples are read."""
+        self._ahead.hold(held)
+
     def locate(self, index: int) -> tuple[int, int]:
         """Return the (shard, row) of a sample."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         shard = int(np.searchsorted(self._ends, index, side="right"))
         place = index - int(self._ends[shard] - self.shard_sizes[shard])
-        return shard, int(self._rows(shard)[place])
+        return shard, int(self._rows_shown(shard)[place]) if self._rows_shown else self.index.row(shard, place)
 
     def facts(self, index: int) -> Sample:
         """Read the sample of a number without its image.
@@ -178,7 +210,8 @@ class Source:
     def keys(self) -> list[str]:
         """Keys of all samples; opens every shard."""
         shards = np.flatnonzero(self.shard_sizes).tolist()
-        return [self._open(shard).key(int(row)) for shard in shards for row in self._rows(shard)]
+        rows = self._rows_shown or self.index.rows
+        return [self._open(shard).key(int(row)) for shard in shards for row in rows(shard)]
 
     @property
     def class_names(self) -> list[str]:

@@ -12,6 +12,8 @@ from vfm.config import UserError
 BLOCK = 512  # bytes; headers and data begin at multiples of it
 MAGIC, MAGIC_PLACE = b"ustar", 257
 SIZE_FIELD = slice(124, 135)  # octal digits
+CHECKSUM_FIELD = slice(148, 156)
+PREFIX_PLACE = 345  # of a long name
 TYPE_PLACE, EXTENDED = 156, (b"x", b"g", b"L", b"K")  # types of headers that belong to the next header
 CHUNK = 1 << 20
 LONGEST_PREFIX = 256 << 20  # bytes in which the first valid header must be, else the file is not a tar
@@ -56,6 +58,10 @@ class TarMembers:
         """
         start, any_member = 0, False
         while True:
+            for plain in self._plain(start):
+                any_member = True
+                yield plain
+                start = plain.offset_data + _padded(plain.size)
             place = start
             tar: tarfile.TarFile | None = None
             skip = 0
@@ -82,6 +88,13 @@ class TarMembers:
             if gap.stop >= self._size:
                 return
             start = gap.stop
+
+    def _plain(self, place: int) -> Iterator[tarfile.TarInfo]:
+        """Yield members as long as their headers are plain ones: tarfile reads every header, in five times the time."""
+        while (member := plain_member(self._block(place))) is not None:
+            member.offset, member.offset_data = place, place + BLOCK
+            place = member.offset_data + _padded(member.size)
+            yield member
 
     def _gap(self, place: int, skip: int) -> Gap | None:
         """Return the damaged range that begins where no member could be read, None at the end of the tar.
@@ -187,6 +200,25 @@ class TarMembers:
             return
         if self._next_header(place, LONGEST_PREFIX) is None:
             raise UserError(f"{self.path}: not a tar: it has no valid header")
+
+
+def plain_member(header: bytes) -> tarfile.TarInfo | None:
+    """Return the regular file of a valid ustar header, None for a header with anything else in it."""
+    if len(header) < BLOCK or header[TYPE_PLACE] not in b"0\0" or not header.startswith(MAGIC, MAGIC_PLACE):
+        return None
+    digits, checksum = header[SIZE_FIELD], header[CHECKSUM_FIELD]
+    name = header[:100].split(b"\0", 1)[0]
+    if not digits.isdigit() or not checksum[:6].isdigit() or header[PREFIX_PLACE] or name.endswith(b"/") or not name:
+        return None
+    try:
+        size, expected = int(digits, 8), int(checksum[:6], 8)
+    except ValueError:
+        return None
+    if sum(header) - sum(checksum) + 8 * ord(" ") != expected or checksum[6:] != b"\0 " or header[135] not in b"\0 ":
+        return None
+    member = tarfile.TarInfo(name.decode("utf-8", "backslashreplace"))
+    member.size = size
+    return member
 
 
 def _is_header(block: bytes) -> bool:

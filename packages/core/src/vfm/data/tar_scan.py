@@ -1,32 +1,24 @@
-"""Offsets of the members of a tar: found in one pass over its headers, and saved as a small parquet file."""
+"""Offsets of the members of a tar, found in one pass over its headers; `packed_offsets` stores them."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from tarfile import TarInfo
-from typing import Any
+from typing import IO, cast
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vfm import files
-from vfm.config import UserError
+from vfm.data.byte_ranges import RangeStream
 from vfm.data.sample import Reason
 from vfm.data.tar_members import BLOCK, Gap, TarMembers
-from vfm.store_files import read_parquet, reading
 
 # N samples of a tar, S slots (image, txt, json, ...) of a sample
 
 MAX_ROWS = 1 << 31
-SCAN_HASH = b"sha256"  # key of the schema's metadata
 MISSING, SPARSE = -1, -2  # in place of an offset
 NO_SAMPLES = ("", "md", "rst", "html", "pdf", "yaml", "yml", "py", "sh", "log")  # extensions of a tar's documentation
 
@@ -53,17 +45,24 @@ class TarScan:
     lost: tuple[Lost, ...] = ()
 
 
-def scan_tar(path: str, slots: Sequence[str], image_extensions: Iterable[str], limit: int = MAX_ROWS) -> TarScan:
+def scan_tar(
+    path: str,
+    slots: Sequence[str],
+    image_extensions: Iterable[str],
+    limit: int = MAX_ROWS,
+    size: int | None = None,
+) -> TarScan:
     """Find the members of the slots: the first slot is for images, the others are named by their extension.
 
-    The members of a sample need not be adjacent. With a `limit`, the scan ends after that many samples.
+    The members of a sample need not be adjacent. With a `limit`, the scan ends after that many samples. The `size` of a
+    remote tar saves a request.
 
     Raises:
         UserError: the file is not an uncompressed tar.
     """
     images = {extension.strip().lower() for extension in image_extensions}
     found = _Found(path, slots, images)
-    with files.open_binary(path) as stream:
+    with open_tar(path, size) as stream:
         members = TarMembers(stream, path)
         for member in members:
             if isinstance(member, Gap):
@@ -77,6 +76,13 @@ def scan_tar(path: str, slots: Sequence[str], image_extensions: Iterable[str], l
     places = np.array(list(rows.values()), dtype=np.int64).reshape(len(rows), len(slots), 2)
     damaged, lost = found.damage()
     return TarScan(list(rows), places, members.complete, damaged, (*lost, *found.duplicates(), *found.unrecognised()))
+
+
+def open_tar(path: str, size: int | None = None) -> IO[bytes]:
+    """Open a tar to read its headers: of a remote one, not much more than these is read."""
+    if files.is_remote(path):
+        return cast("IO[bytes]", RangeStream(path, files.size_and_time(path)[0] if size is None else size))
+    return files.open_binary(path)
 
 
 @dataclass
@@ -194,60 +200,3 @@ def split_name(name: str) -> tuple[str, str]:
         return "", ""
     key = f"{folder}/{stem}" if folder else stem
     return key.removeprefix("./"), extension.lower()
-
-
-def load_scan(cache: Path, slots: Sequence[str]) -> TarScan | None:
-    """Load a saved scan; None if it is damaged, since the tar can be scanned again."""
-    try:
-        with reading(cache, "a scan"):
-            return _load_scan(cache, slots)
-    except UserError:
-        return None
-
-
-def _load_scan(cache: Path, slots: Sequence[str]) -> TarScan:
-    table = read_parquet(cache)
-    columns = [[table[f"{slot}.{part}"].to_numpy() for part in ("offset", "size")] for slot in slots]
-    places = np.array(columns, dtype=np.int64).transpose(2, 0, 1)
-    facts = dict(table.schema.metadata)
-    expected = facts.pop(SCAN_HASH, None)
-    if expected not in (None, _scan_hash(table, facts)):
-        raise UserError(f"{cache}: not as it was written: its hash has changed")
-    damaged, lost = json.loads(facts.get(b"damage", b"[[], []]"))
-    return TarScan(
-        table["key"].to_pylist(),
-        places,
-        facts[b"complete"] == b"true",
-        tuple(damaged),
-        tuple((reason, where) for reason, where in lost),
-    )
-
-
-def save_scan(cache: Path, scan: TarScan, slots: Sequence[str]) -> None:
-    """Save a scan, if possible: with a read-only artifact the tar is scanned again each time."""
-    columns: dict[str, Any] = {"key": pa.array(scan.keys, pa.string())}
-    for index, slot in enumerate(slots):
-        columns |= {f"{slot}.offset": scan.places[:, index, 0], f"{slot}.size": scan.places[:, index, 1]}
-    facts = {"complete": str(scan.complete).lower()}
-    if scan.damaged or scan.lost:
-        facts["damage"] = json.dumps([scan.damaged, scan.lost])
-    table = pa.table(columns, metadata=facts)
-    table = table.replace_schema_metadata(
-        {**table.schema.metadata, SCAN_HASH: _scan_hash(table, table.schema.metadata)}
-    )
-    part = cache.with_name(f"{cache.name}.{os.getpid()}.part")
-    try:
-        cache.parent.mkdir(exist_ok=True)
-        pq.write_table(table, part, write_page_checksum=True)
-        os.replace(part, cache)
-    except OSError:
-        part.unlink(missing_ok=True)
-
-
-def _scan_hash(table: Any, facts: Mapping[bytes, bytes]) -> bytes:
-    """Return a hash of a saved scan: it is written after the artifact's manifest, which therefore has none of it."""
-    digest = hashlib.sha256(repr(sorted(facts.items())).encode())
-    digest.update("\0".join(table["key"].to_pylist()).encode())
-    for name in table.column_names[1:]:
-        digest.update(name.encode() + table[name].to_numpy().tobytes())
-    return digest.hexdigest().encode()

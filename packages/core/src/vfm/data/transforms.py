@@ -5,14 +5,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from vfm.data.images import MAX_PIXELS, Interpolation, ResizeMode, decode_image, random_box, resize
+from vfm.data.images import (
+    MAX_PIXELS,
+    Interpolation,
+    ResizeMode,
+    decode_image,
+    decode_pixels,
+    open_image,
+    random_box,
+    resize,
+)
+from vfm.data.jpeg import REDUCTIONS, is_rgb_jpeg
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,8 @@ class ImageTransform:
         flip: probability of a left-right flip; use 0 if captions mention left and right.
         interpolation: filter that the model expects (`Preprocess.interpolation`).
         max_pixels: larger images are bad samples.
+        pixels: `exact`: as Pillow decodes and resizes. `fast`: torch resizes, and a JPEG whose crop is at least four
+            times as large as `size` is decoded at a quarter or an eighth. `benchmarks/decoding.py` has the difference.
     """
 
     size: int
@@ -36,6 +49,7 @@ class ImageTransform:
     flip: float = 0.0
     interpolation: Interpolation = "bicubic"
     max_pixels: int = MAX_PIXELS
+    pixels: Literal["exact", "fast"] = "exact"
 
     def __call__(self, data: bytes, seed: int, where: str = "") -> Tensor:
         """Decode and transform an image; the result depends only on bytes and seed.
@@ -43,11 +57,13 @@ class ImageTransform:
         Raises:
             BadSample: the bytes are not an image, or one of more than `max_pixels`; `where` is its address.
         """
+        if self.pixels == "fast":
+            return self._fast(data, _generator(seed), where)
         return to_tensor(self.apply(decode_image(data, where, max_pixels=self.max_pixels), seed))
 
     def apply(self, image: Image.Image, seed: int) -> Image.Image:
-        """Transform a decoded RGB image."""
-        rng = np.random.Generator(np.random.PCG64(seed))  # equal to default_rng(seed), in two thirds of its time
+        """Transform a decoded RGB image; its pixels are exact."""
+        rng = _generator(seed)
         if self.scale:
             box = random_box(*image.size, rng, scale=self.scale, ratio=self.ratio)
             image = resize(image.crop(box), self.size, "squash", self.interpolation)
@@ -56,6 +72,33 @@ class ImageTransform:
         if self.flip and rng.random() < self.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return image
+
+    def _fast(self, data: bytes, rng: np.random.Generator, where: str) -> Tensor:
+        opened = open_image(data, where, max_pixels=self.max_pixels)
+        width, height = opened.size
+        left, top, right, bottom = self._box(width, height, rng)
+        smaller = min(right - left, bottom - top) // self.size
+        reduction = next((one for one in REDUCTIONS if one <= smaller and is_rgb_jpeg(opened)), 1)
+        image = decode_pixels(data, opened, where, reduction)
+        left, top, right, bottom = left // reduction, top // reduction, -(-right // reduction), -(-bottom // reduction)
+        part = torch.tensor(image[top:bottom, left:right]).permute(2, 0, 1)[
+            None
+        ]  # copied: Pillow's bytes are read-only
+        sides = (self.size, self.size)
+        made = nn.functional.interpolate(part, sides, mode=self.interpolation, antialias=True)[0]
+        return (made.flip(2) if self.flip and rng.random() < self.flip else made).contiguous()
+
+    def _box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """Return the part of an image that is resized to the square: left, top, right, bottom."""
+        if self.scale:
+            return random_box(width, height, rng, scale=self.scale, ratio=self.ratio)
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        return (left, top, left + side, top + side) if self.mode == "crop" else (0, 0, width, height)
+
+
+def _generator(seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(seed))  # equal to default_rng(seed), in two thirds of its time
 
 
 def to_tensor(image: Image.Image | NDArray[np.uint8]) -> Tensor:

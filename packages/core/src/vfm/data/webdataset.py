@@ -11,28 +11,33 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from vfm import files
 from vfm.config import UserError
 from vfm.data import captions
+from vfm.data.byte_ranges import MAX_GAP, OpenFile, ReadAhead, read_together
+from vfm.data.packed_offsets import PackedScan, pack
 from vfm.data.parquet import DAMAGE, open_parquet
 from vfm.data.sample import BadSample, Sample, given_uid, uid_of
+from vfm.data.shards import Shard
 from vfm.data.spec import DatasetSpec
 from vfm.data.tar_members import BLOCK
-from vfm.data.tar_scan import MAX_ROWS, SPARSE, load_scan, save_scan, scan_tar
-from vfm.data.texts import OnBad, Rows, texts_by_sample
+from vfm.data.tar_scan import MAX_ROWS, SPARSE, scan_tar
+from vfm.data.texts import OnBad, Rows, texts_by_sample, texts_schema
+from vfm.remote import RemoteError, Span
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm")
 VIDEO_EXTENSIONS = (
     "mp4", "webm", "mkv", "avi", "mov", "m4v", "mpg", "mpeg", "wmv", "flv", "ts", "3gp", "ogv",
 )  # fmt: skip
-MAX_GAP = 64 << 10  # unused bytes that are read to avoid a second read
+
+TEXTS_TOGETHER = 1024  # samples of a remote tar whose texts are read with few requests
 
 
 class TarShard:
@@ -43,7 +48,10 @@ class TarShard:
         path: str,
         size: int,
         spec: DatasetSpec,
-        cache: Path | None = None,
+        *,
+        scan: PackedScan | None = None,
+        ahead: ReadAhead | None = None,
+        version: int = 0,
         limit: int = MAX_ROWS,
         name: str | None = None,
     ) -> None:
@@ -53,32 +61,46 @@ class TarShard:
             path: path of the tar.
             size: its size in bytes.
             spec: parts to read of each sample.
-            cache: parquet file that stores the result of the scan.
+            scan: its offsets for the spec; default: the tar is scanned.
+            ahead: reads the bytes of a remote tar; several may share it.
+            version: tells the content of a remote tar from others of its path, for caches.
             limit: end the scan after this many samples.
             name: unique name of the tar within its dataset, for keys that repeat; default: its file name.
         """
         self.path, self.size, self.spec = path, size, spec
         self.prefix = f"{(name or path.rpartition('/')[2]).removesuffix('.tar')}/" if spec.keys_repeat else ""
-        self.slots = _slots(spec)
-        scan = load_scan(cache, self.slots) if cache and cache.is_file() else None
-        if scan is None:
-            extensions = spec.image_key.split(",") if spec.image_key else IMAGE_EXTENSIONS
-            scan = scan_tar(path, self.slots, extensions, limit)
-            if cache:
-                save_scan(cache, scan, self.slots)
-        self.keys, self.places, self.complete = scan.keys, scan.places, scan.complete
-        self.lost, self.damaged = scan.lost, frozenset(scan.damaged)
-        self.sparse = frozenset(np.flatnonzero((scan.places[:, :, 0] == SPARSE).any(axis=1)).tolist())
+        self.slots = slots_of(spec)
+        self.version = version
+        self._ahead = (ahead or ReadAhead()) if files.is_remote(path) else None
+        self._read_bytes = partial(self._ahead, path) if self._ahead else OpenFile(path)
+        self._scan = PackedScan(scan_shard(path, spec, size, limit), self.slots) if scan is None else scan
+        self.complete, self.lost, self.damaged = self._scan.complete, self._scan.lost, self._scan.damaged
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self._scan)
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys in the tar, which may repeat in the dataset."""
+        return self._scan.keys
+
+    def places(self, row: int) -> list[tuple[int, int]]:
+        """Return the (offset, size) of each slot of a row: MISSING or SPARSE in place of an offset, as in `TarScan`."""
+        return self._scan.places(row)
+
+    def spans(self, row: int, *, with_image: bool = True) -> list[Span]:
+        """Return the ranges of bytes that `read` takes for a row."""
+        if row >= len(self):
+            return []
+        ranges = _ranges(self.places(row), self._slots(with_image)).values()
+        return [Span(self.path, *one, self.size, self.version) for one in ranges if one[1] <= self.size]
 
     def key(self, row: int) -> str:
         """Return the key of a row's sample, behind the name of the tar if the keys of the dataset repeat."""
         return f"{self.prefix}{self._own_key(row)}"
 
     def _own_key(self, row: int) -> str:
-        return self.keys[row] if row < len(self.keys) else f"row {row}"
+        return self._scan.key(row) if row < len(self) else f"row {row}"
 
     def where(self, row: int) -> str:
         """Return the sample's address for messages."""
@@ -91,7 +113,7 @@ class TarShard:
             BadSample: the sample is truncated, has no image or no caption, or a text is not readable.
         """
         where = self.where(row)
-        if row >= len(self.keys):
+        if row >= len(self):
             raise BadSample("truncated_shard", where)
         try:
             return self._read(row, where, with_image)
@@ -101,23 +123,42 @@ class TarShard:
             if row in self.damaged:
                 raise BadSample("damaged_header", where) from None
             # In a truncated tar the last sample may lack members only because the tar ends before them.
-            if row == len(self.keys) - 1 and not self.complete:
+            if row == len(self) - 1 and not self.complete:
                 raise BadSample("truncated_shard", where) from None
             raise
 
+    def read_ahead(self, rows: Sequence[int]) -> None:
+        """Read the bytes of rows that are read next, of a remote tar with few requests."""
+        if self._ahead:
+            self._ahead.hold(read_together(span for row in rows for span in self.spans(row)))
+
     def texts(self, rows: Rows, on_bad: OnBad) -> Any:
         """Return the texts of ascending rows in the schema `texts_schema`."""
-        return texts_by_sample(partial(self.read, with_image=False), rows, on_bad)
+        read = partial(self.read, with_image=False)
+        if self._ahead is None:
+            return texts_by_sample(read, rows, on_bad)
+        parts = [texts_schema().empty_table()]
+        for start in range(0, len(rows), TEXTS_TOGETHER):
+            some = rows[start : start + TEXTS_TOGETHER]
+            spans = (span for row in some.tolist() for span in self.spans(row, with_image=False))
+            self._ahead.hold(read_together(spans))
+            parts.append(texts_by_sample(read, some, on_bad))
+        return pa.concat_tables(parts)
+
+    def _slots(self, with_image: bool) -> dict[str, int]:
+        """Return the slots to read, by name."""
+        return {name: slot for slot, name in enumerate(self.slots) if slot or with_image}
 
     def _read(self, row: int, where: str, with_image: bool) -> Sample:
         key = self.key(row)
-        if not files.is_inside(self.keys[row]):
+        if not files.is_inside(self._own_key(row)):
             raise BadSample("unsafe_path", where)
-        if row in self.sparse:
+        places = self.places(row)
+        if any(offset == SPARSE for offset, _ in places):
             raise BadSample("sparse_member", where)
-        if self.places[row, 0, 0] < 0:
+        if places[0][0] < 0:
             raise BadSample("missing_image", where)
-        members = self._members(row, self.slots if with_image else self.slots[1:], where)
+        members = self._members(_ranges(places, self._slots(with_image)), where)
         record = captions.decode_json(members["json"], where) if "json" in members else {}
         texts = {language: self._texts(source, members, record, where) for language, source in self.spec.texts.items()}
         if self.spec.texts:
@@ -133,21 +174,19 @@ class TarShard:
             url=url if isinstance(url, str) and url else None,
         )
 
-    def _members(self, row: int, slots: list[str], where: str) -> dict[str, bytes]:
-        spans = {
-            name: (offset, offset + size)
-            for name, (offset, size) in zip(self.slots, self.places[row].tolist(), strict=True)
-            if offset >= 0 and name in slots
-        }
+    def _members(self, spans: dict[str, tuple[int, int]], where: str) -> dict[str, bytes]:
         if not spans:
             return {}
         first, last = min(start for start, _ in spans.values()), max(stop for _, stop in spans.values())
         if last > self.size:
             raise BadSample("truncated_shard", where)
-        # Members are mostly adjacent: one read, so one request of a remote store. An unsorted tar takes several.
-        if last - first > MAX_GAP + sum(stop - start for start, stop in spans.values()):
-            return {name: files.read_bytes(self.path, *span) for name, span in spans.items()}
-        data = files.read_bytes(self.path, first, last)
+        # Members are mostly adjacent: one read. An unsorted tar takes several.
+        try:
+            if last - first > MAX_GAP + sum(stop - start for start, stop in spans.values()):
+                return {name: self._read_bytes(*span) for name, span in spans.items()}
+            data = self._read_bytes(first, last)
+        except RemoteError:
+            raise BadSample("unreachable", where) from None
         return {name: data[start - first : stop - first] for name, (start, stop) in spans.items()}
 
     def _texts(self, source: str, members: dict[str, bytes], record: Mapping[str, Any], where: str) -> list[str]:
@@ -190,10 +229,32 @@ def _places(data: bytes, num_classes: int, where: str) -> list[int]:
     return [int(place) for place in np.flatnonzero(array > 0)]
 
 
-def _slots(spec: DatasetSpec) -> list[str]:
+def _ranges(places: list[tuple[int, int]], slots: dict[str, int]) -> dict[str, tuple[int, int]]:
+    """Return the range of bytes of each member that a row has."""
+    members = {name: places[slot] for name, slot in slots.items()}
+    return {name: (offset, offset + size) for name, (offset, size) in members.items() if offset >= 0}
+
+
+def scan_shard(path: str, spec: DatasetSpec, size: int | None = None, limit: int = MAX_ROWS) -> bytes:
+    """Return the packed offsets of what a spec reads of a tar."""
+    extensions = spec.image_key.split(",") if spec.image_key else IMAGE_EXTENSIONS
+    slots = slots_of(spec)
+    return pack(scan_tar(path, slots, extensions, limit, size), slots)
+
+
+def slots_of(spec: DatasetSpec) -> list[str]:
     """Return the members to find of each sample; always `json`, which may hold a uid."""
     sources = [*spec.texts.values(), *(key for key in (spec.label_key, spec.labels_key) if key)]
     return ["image", *sorted({"json", *(source.partition(".")[0] for source in sources)})]
+
+
+def find_tar(path: str) -> tuple[Shard, bool]:
+    """Return the shard at a path with a flag: True if its samples need not be counted.
+
+    A truncated tar has the number of samples that the file beside it gives, and is read.
+    """
+    count = sidecar_count(path)
+    return Shard.of(path, count or 0), count is not None and ends_with_mark(path)
 
 
 def ends_with_mark(path: str) -> bool:

@@ -2,7 +2,7 @@
 
 A path, a link to it and a copy have one fingerprint. Files up to 64 MiB are hashed whole; of larger ones, the size and
 64 blocks, evenly spaced from the first to the last (`vfm verify --inputs` reads every byte). A folder's fingerprint is
-that of the names and the contents of its files, that of a remote address (`s3://...`) of the address only.
+that of the names and the contents of its files. `remote_fingerprints` has those of addresses (`s3://...`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from vfm import files
 from vfm.config import UserError
+from vfm.flow.remote_fingerprints import DIGITS, remote_fingerprints
 from vfm.integrity import MUCH, hash_file, read_sealed, seal
 from vfm.store_files import reading
 
@@ -26,7 +27,6 @@ FINGERPRINTS_PATTERN = ".fingerprints*.json"
 WHOLE_FILE = 64 << 20  # bytes of the largest file that is hashed whole
 NUM_BLOCKS, BLOCK = 64, 64 << 10  # number of blocks that are read of a larger file, and their bytes
 THREADS = 8  # files of a folder that are read at a time
-DIGITS = 32
 # On a file system with a coarse clock, a file can change twice within one tick. So fingerprints of files that changed
 # in the last two seconds are not remembered.
 SETTLED = 2 * 10**9  # nanoseconds
@@ -96,7 +96,7 @@ def fingerprint(path: str, memory: Memory) -> str:
     if not path:
         raise UserError("expected a path, got an empty one")
     if files.is_remote(path):
-        return hashlib.sha256(path.encode()).hexdigest()[:DIGITS]
+        return remote_fingerprints([path])[path]
     files.check_regular(path)
     try:
         if os.path.isdir(path):

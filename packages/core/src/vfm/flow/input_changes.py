@@ -92,8 +92,6 @@ class InputCheck:
             one: the input.
             on_bytes: called with the number of bytes of each block that was read.
         """
-        if files.is_remote(one.path):
-            return ""
         if len(one.fingerprint) != DIGITS:
             return "its fingerprint is of an older version, by time and path; run the recipe again"
         try:
@@ -102,6 +100,8 @@ class InputCheck:
             return str(error).removeprefix(f"{one.path}: ")
         if now != one.fingerprint:
             return "changed" + self._names(one.path)
+        if files.is_remote(one.path):
+            return ""
         changed = [file for file in one.files if not self._same_bytes(file, on_bytes)]
         return f"changed in bytes that its fingerprint leaves out: {_some(changed)}" if changed else ""
 

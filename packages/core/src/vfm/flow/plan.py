@@ -15,6 +15,7 @@ from vfm.artifacts import MANIFEST_FILE, ImageDataset, Report
 from vfm.config import UserError
 from vfm.flow.fingerprints import cached_fingerprints, located
 from vfm.flow.recipe import Recipe
+from vfm.flow.remote_fingerprints import remote_fingerprints
 from vfm.flow.store import Slot, Store
 from vfm.incidental import decisive_settings
 from vfm.integrity import known_files, read_sealed, wrong_sizes
@@ -66,7 +67,9 @@ def make_plan(recipe: Recipe, store: Store, announce: Callable[[str], None] = la
                 if not earlier:
                     problems |= dict.fromkeys(_wrong_files(Path(ref)))
             try:
-                fingerprints = {path: fingerprint(path) for path in stage.sources()}
+                sources = list(stage.sources())
+                remote = remote_fingerprints([path for path in sources if files.is_remote(path)])
+                fingerprints = {path: remote.get(path) or fingerprint(path) for path in sources}
             except UserError as error:
                 of = f" of {os.path.basename(recipe.file)}" if recipe.file else ""
                 raise UserError(f"{error}; {stage.name}{of} reads it") from None
@@ -132,10 +135,8 @@ def _moved(step: Step, before: Mapping[str, str]) -> list[str]:
 
 
 def _identity(stage: Stage, inputs: Mapping[str, str], fingerprints: Mapping[str, str]) -> str:
-    # With a file's name, which may decide how it is read. A folder's own name decides nothing.
-    named = {
-        path: ("" if files.is_directory(path) else os.path.basename(path), fingerprints[path]) for path in fingerprints
-    }
+    # With a file's name, which may decide how it is read. A folder's own name decides nothing, nor does a signature.
+    named = {path: (_file_name(path), fingerprints[path]) for path in fingerprints}
     record: dict[str, Any] = {
         "kind": stage.kind,
         "version": stage.version,
@@ -147,6 +148,12 @@ def _identity(stage: Stage, inputs: Mapping[str, str], fingerprints: Mapping[str
         record["names"] = [ref.rstrip("/").rpartition("/")[2] for _, ref in refs(stage)]
     record["config"] = _with_identities(decisive_settings(stage), inputs, named)
     return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _file_name(path: str) -> str:
+    if files.is_directory(path):
+        return ""
+    return os.path.basename(path.partition("?")[0] if files.is_remote(path) else path)
 
 
 def _with_identities(value: Any, inputs: Mapping[str, str], named: Mapping[str, tuple[str, str]]) -> Any:

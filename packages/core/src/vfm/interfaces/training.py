@@ -87,6 +87,14 @@ class Loading(Config):
     max_bad_fraction: Annotated[float, INCIDENTAL] = Field(
         0.05, ge=0, le=1, description="tolerated fraction of samples that cannot be read; above it the training stops"
     )
+    cache_gb: Annotated[float, INCIDENTAL] = Field(
+        0.0,
+        ge=0,
+        description="size of local copies of remote tars in GB, shared by all processes of a machine; 0: none",
+    )
+    cache_folder: Annotated[str, INCIDENTAL] = Field(
+        "~/.cache/vfm/shards", min_length=1, description="folder of these copies, best on a local disk"
+    )
 
 
 class WarmupStableDecay(Schedule):

@@ -103,7 +103,7 @@ def write_shards(config: ShapeImages, ctx: Context, render: Render) -> list[Shar
         for number, bound in enumerate(bounds)
     ]
     made = []
-    for (start, stop), path in zip(bounds, _map(_make_shard, tasks, config.runtime.workers), strict=True):
+    for (start, stop), path in zip(bounds, _map(_make_shard, tasks, config.runtime.num_workers), strict=True):
         made.append((path, stop - start))
         ctx.progress(stop, total, "samples")
     return [Shard.of(path.rename(ctx.directory / path.name), count) for path, count in made]

@@ -82,7 +82,7 @@ def make_videos(config: ShapesVideos, ctx: Context) -> VideoDataset:
     spec = DatasetSpec(image_key=",".join(VIDEO_EXTENSIONS), label_key="cls", class_names=names)
     listing = Listing("shapes.videos", [one for shard in shards for one in list_tar(shard.path, spec)], names)
     pairs = {name: REVERSED[name] for name in config.actions if REVERSED[name] in names}
-    return write_dataset(ctx, listing, *listing.labelled(names), 0.0, config.runtime.workers, reversals=pairs)
+    return write_dataset(ctx, listing, *listing.labelled(names), 0.0, config.runtime.num_workers, reversals=pairs)
 
 
 def render_videos(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from vfm.data.image_list import ImageEntry, write_image_lists
-from vfm.data.shards import Shard
+from vfm.data.shards import Found
 from vfm.data.source import Source
 from vfm.data.spec import DatasetSpec
 
@@ -113,7 +113,7 @@ class AnnotationReader(Protocol):
     background: int | None  # class of the pixels outside all masks
     spec: DatasetSpec
 
-    def shards(self, directory: Path) -> Iterator[tuple[Shard, bool]]:
+    def shards(self, directory: Path) -> Iterator[Found]:
         """Yield the shards of the images, as `vfm.data.layout.Layout.shards` does."""
         ...
 
@@ -136,7 +136,7 @@ class ListedImages:
     map_classes: list[int] = field(default_factory=list)
     background: int | None = None
 
-    def shards(self, directory: Path) -> Iterator[tuple[Shard, bool]]:
+    def shards(self, directory: Path) -> Iterator[Found]:
         """Yield lists of the image files, whose number is known."""
         entries = (ImageEntry(one.key, one.image) for one in self.listed)
         yield from ((shard, True) for shard in write_image_lists(directory, entries, self.spec))

@@ -21,7 +21,7 @@ from vfm.data.captions import decode_json
 from vfm.data.layout import Layout
 from vfm.data.parquet import ParquetShard, open_parquet
 from vfm.data.sample import BadSample
-from vfm.data.shards import Shard, ShardReader
+from vfm.data.shards import Found, ShardReader
 from vfm.data.source import Source
 from vfm.data.spec import DatasetSpec
 from vfm.data.webdataset import TarShard
@@ -61,7 +61,7 @@ class SampleRecords:
             masks = any(isinstance(one, Annotation) and one.segmentation is not None for one in first)
             self.labels = ["boxes", "masks"] if masks else ["boxes"]
 
-    def shards(self, directory: Path) -> Iterator[tuple[Shard, bool]]:
+    def shards(self, directory: Path) -> Iterator[Found]:
         """Yield the user's files."""
         yield from self.layout.shards(directory, self.spec)
 
@@ -108,7 +108,7 @@ def _records(reader: ShardReader, rows: Sequence[int]) -> Iterator[Record | None
     assert isinstance(reader, TarShard)
     slot = reader.slots.index("json")
     for row in rows:
-        offset, size = reader.places[row, slot].tolist()
+        offset, size = reader.places(row)[slot]
         try:
             yield (
                 decode_json(files.read_bytes(reader.path, offset, offset + size), reader.where(row)) if size > 0 else {}

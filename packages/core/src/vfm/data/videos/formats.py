@@ -101,7 +101,7 @@ def list_tar(path: str, spec: DatasetSpec) -> Iterator[Listed]:
     """Yield the videos of a tar with their classes; what cannot be used has a problem."""
     shard = TarShard(path, Shard.of(path, 0).size, spec)
     for row in range(len(shard)):
-        start, size = (int(value) for value in shard.places[row, 0])
+        start, size = shard.places(row)[0]
         media = Media(path, max(start, 0), size)
         key = printable(shard.key(row))
         try:

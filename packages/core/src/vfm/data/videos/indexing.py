@@ -30,7 +30,7 @@ def index_videos(config: Videos, ctx: Context) -> VideoDataset:
     listing = list_videos(config)
     names, labels = listing.labelled(config.class_names)
     ctx.log(f"{config.path}: {listing.format}, {len(listing.videos)} videos, {len(names)} classes")
-    return write_dataset(ctx, listing, names, labels, config.max_bad_fraction, config.runtime.workers)
+    return write_dataset(ctx, listing, names, labels, config.max_bad_fraction, config.runtime.num_workers)
 
 
 def check_videos(config: Videos, ctx: Preflight) -> None:

@@ -78,7 +78,7 @@ class ModelEvaluation(Evaluation):
     @property
     def reading(self) -> ReadSettings:
         """How `data` is read."""
-        return ReadSettings(self.micro_batch_size, self.max_bad_fraction, max(1, self.runtime.workers))
+        return ReadSettings(self.micro_batch_size, self.max_bad_fraction, max(1, self.runtime.num_workers))
 
     def evaluate(self, ctx: Context, encoders: Mapping[str, Any]) -> Evaluated:
         """Evaluate loaded models by name, all on the same items, by the function that `evaluator` names.

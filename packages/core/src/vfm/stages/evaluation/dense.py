@@ -44,7 +44,7 @@ class DenseEvaluation(Evaluation):
     @property
     def reading(self) -> ReadSettings:
         """How `data` is read."""
-        return ReadSettings(self.micro_batch_size, self.max_bad_fraction, max(1, self.runtime.workers))
+        return ReadSettings(self.micro_batch_size, self.max_bad_fraction, max(1, self.runtime.num_workers))
 
     def sources(self) -> Iterable[str]:
         """Return the files of predictions."""

@@ -41,7 +41,7 @@ class VideoEvaluation(Evaluation):
     @property
     def reading(self) -> ReadSettings:
         """How `data` is read."""
-        return ReadSettings(self.micro_batch_size, self.max_bad_fraction, max(1, self.runtime.workers))
+        return ReadSettings(self.micro_batch_size, self.max_bad_fraction, max(1, self.runtime.num_workers))
 
     def scores(self, ctx: Context, encoder: Any) -> dict[str, float]:
         """Return the value of each metric of a model in training."""

@@ -1,0 +1,369 @@
+"""Remote tars: the same samples as from the disk, in few requests, with all faults retried or counted."""
+
+import itertools
+import os
+import pickle
+import random
+import re
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_samples import context, encoded, make_pool, members, number_of
+from range_server import serving
+from vfm import remote
+from vfm.config import UserError
+from vfm.data import BadSample, Mixture, Source, open_dataset, write_tar
+from vfm.data.byte_ranges import MAX_GAP, RangeStream, merged
+from vfm.data.packed_offsets import OffsetsWriter, PackedOffsets, PackedScan, pack
+from vfm.data.shard_cache import CacheSettings, ShardCache
+from vfm.data.tar_members import TarMembers, plain_member
+from vfm.data.tar_scan import MISSING, SPARSE, TarScan, scan_tar
+from vfm.flow.remote_fingerprints import remote_fingerprints
+from vfm.remote import Span, read_spans
+from vfm.stages.data import Pairs
+from vfm.store_files import read_parquet
+from vfm.train import TrainingData
+
+SLOTS = ["image", "json", "txt"]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(remote, "PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(remote, "TIMEOUT", 2.0)
+
+
+def index(folder: Path, path: str, **fields) -> Source:
+    ctx = context(folder / "artifact")
+    return open_dataset(Pairs(kind="data.pairs", name="pool", path=path, **fields).run(ctx))
+
+
+def batches(source: Source | Mixture, **fields) -> list[tuple[list[str], bytes, list]]:
+    data = TrainingData(source, number_of, global_batch_size=16, shuffle_shards=3, max_bad_fraction=0.9, **fields)
+    return [(one.keys, one.inputs.image.numpy().tobytes(), one.bad) for step in data.steps(0, 5) for one in step]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_over_http_are_those_from_the_disk(tmp_path, workers):
+    make_pool(tmp_path / "t", [12, 3, 9, 20])
+    with serving(tmp_path / "t") as server:
+        address = f"{server.url}/{{000..003}}.tar"
+        far = index(tmp_path / "far", address, runtime={"workers": workers})
+        near = index(tmp_path / "near", f"{tmp_path}/t/{{000..003}}.tar")
+        assert far.keys == near.keys
+        assert far.index.shards[0].mtime != 0, "the mark of the content is kept"
+        before = server.requests["GET"]
+        assert batches(far) == batches(near)
+        assert server.requests["GET"] - before < 5 * 5, "a step takes one request for each run of samples of a shard"
+        assert batches(Mixture([far, far], [1, 1])) == batches(Mixture([near, near], [1, 1]))
+        texts = far.texts_of_shard(3)
+        assert texts.equals(near.texts_of_shard(3))
+    assert (tmp_path / "far/artifact/offsets/packed.offsets").is_file()
+    assert len(list((tmp_path / "far/artifact/offsets").iterdir())) == 1
+
+
+def test_a_scan_of_large_members_reads_their_headers_only(tmp_path):
+    write_tar(tmp_path / "x.tar", [(f"{n}", {"png": bytes([n]) * 400_000, "txt": b"caption"}) for n in range(40)])
+    with serving(tmp_path) as server:
+        far = scan_tar(f"{server.url}/x.tar", SLOTS, ["png"])
+        assert server.bytes_sent < 600_000, "of 16 MB"
+        assert server.requests["GET"] < 50, "one for each sample"
+    assert same_scans(far, scan_tar(str(tmp_path / "x.tar"), SLOTS, ["png"]), f"{server.url}/x.tar", tmp_path / "x.tar")
+
+
+def test_the_bytes_of_small_members_come_in_few_requests(tmp_path):
+    write_tar(tmp_path / "x.tar", [(f"{n}", {"png": bytes(3000), "txt": b"caption"}) for n in range(500)])
+    with serving(tmp_path) as server:
+        scan_tar(f"{server.url}/x.tar", SLOTS, ["png"])
+        assert server.requests["GET"] < 12
+
+
+def same_scans(one: TarScan, other: TarScan, *paths: object) -> bool:
+    def lost(scan: TarScan) -> list[tuple[str, str]]:
+        return [(reason, re.sub("|".join(map(re.escape, map(str, paths))), "", where)) for reason, where in scan.lost]
+
+    assert (one.keys, one.complete, one.damaged) == (other.keys, other.complete, other.damaged)
+    assert lost(one) == lost(other)
+    return bool((one.places == other.places).all())
+
+
+def from_file(file: Path):
+    data = file.read_bytes()
+    return lambda spans: [data[span.start : span.stop] for span in spans]
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_a_damaged_remote_tar_has_the_members_and_gaps_of_a_local_one(tmp_path, part):
+    rng, file = random.Random(part), tmp_path / "x.tar"
+    sizes = [rng.choice([10, 3000, 90_000]) for _ in range(12)]
+    write_tar(file, [(f"{n}", {"png": rng.randbytes(size), "txt": b"caption"}) for n, size in enumerate(sizes)])
+    whole = file.read_bytes()
+    for _ in range(25):
+        changed = bytearray(whole)
+        place = rng.choice(
+            [rng.randrange(len(whole)), whole.find(b"ustar", rng.randrange(len(whole))) - rng.randrange(257)]
+        )
+        changed[max(0, place) : place + rng.choice([1, 1, 700])] = rng.choice([b"", b"\xff", bytes(512)])
+        file.write_bytes(changed[: rng.choice([len(changed), rng.randrange(len(changed))])])
+        stream = RangeStream("x", file.stat().st_size, from_file(file))
+        try:
+            with file.open("rb") as local:
+                near = list(map(shown, TarMembers(local, "x")))
+        except UserError as error:
+            with pytest.raises(UserError, match=re.escape(str(error))):
+                list(TarMembers(stream, "x"))
+            continue
+        assert list(map(shown, TarMembers(stream, "x"))) == near
+
+
+def shown(found) -> object:
+    return found if not hasattr(found, "name") else (found.name, found.offset_data, found.size, found.type)
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_plain_header_is_read_as_tarfile_reads_it(data):
+    import tarfile
+
+    info = tarfile.TarInfo(
+        data.draw(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=60))
+    )
+    info.size, info.mtime = data.draw(st.integers(0, 2**34)), data.draw(st.integers(0, 2**31))
+    info.type = data.draw(st.sampled_from([tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, b"x"]))
+    kind = data.draw(st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
+    try:
+        header = bytearray(info.tobuf(kind, "utf-8")[:512])
+    except ValueError:
+        return
+    if data.draw(st.booleans()):
+        header[data.draw(st.integers(0, 511))] = data.draw(st.integers(0, 255))
+    found = plain_member(bytes(header))
+    if found is not None:
+        expected = tarfile.TarInfo.frombuf(bytes(header), "utf-8", "backslashreplace")
+        assert (found.name, found.size, found.isreg()) == (expected.name, expected.size, expected.isreg())
+        assert expected.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
+
+
+SCANS = st.integers(0, 300).flatmap(
+    lambda n: st.tuples(
+        st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12), min_size=n, max_size=n),
+        st.lists(
+            st.lists(
+                st.one_of(
+                    st.sampled_from([(MISSING, -1), (SPARSE, 7)]),
+                    st.tuples(st.integers(1, 2**33).map(lambda block: 512 * block), st.integers(0, 2**34)),
+                ),
+                min_size=3,
+                max_size=3,
+            ),
+            min_size=n,
+            max_size=n,
+        ),
+        st.booleans(),
+        st.lists(st.integers(0, max(0, n - 1)), max_size=3),
+    )
+)
+
+
+@given(SCANS)
+@settings(max_examples=40, deadline=None)
+def test_packed_offsets_are_those_that_were_packed(found):
+    keys, places, complete, damaged = found
+    scan = TarScan(
+        keys, np.array(places, np.int64).reshape(-1, 3, 2), complete, tuple(damaged), (("damaged_header", "x"),)
+    )
+    packed = PackedScan(pack(scan, SLOTS), SLOTS)
+    assert (len(packed), packed.keys, packed.complete) == (len(keys), keys, complete)
+    assert [packed.key(row) for row in reversed(range(len(keys)))] == keys[::-1]
+    assert (packed.damaged, packed.lost) == (frozenset(damaged), scan.lost)
+    assert [packed.places(row) for row in range(len(keys))] == places
+    with pytest.raises(ValueError, match="slots"):
+        PackedScan(pack(scan, SLOTS), SLOTS[:2])
+
+
+def test_packed_offsets_take_less_than_20_bytes_a_sample(tmp_path):
+    rng, place = np.random.default_rng(0), 0
+    places = np.zeros((10_000, 3, 2), np.int64)
+    for row in places:
+        for slot, size in enumerate(rng.integers((20_000, 300, 10), (200_000, 900, 250))):
+            row[slot] = place + 512, size
+            place += 512 + size + -size % 512
+    segment = pack(TarScan([f"{n:09d}" for n in range(10_000)], places, True), SLOTS)
+    assert len(segment) / 10_000 < 20
+    with OffsetsWriter(tmp_path / "packed") as writer:
+        for one in (None, segment, None, segment):
+            writer.add(one)
+    found = PackedOffsets(tmp_path / "packed")
+    assert [found.segment(shard) is None for shard in range(5)] == [True, False, True, False, True]
+    assert PackedScan(found.segment(3), SLOTS).places(9_999) == [tuple(pair) for pair in places[-1].tolist()]
+    for bit in random.Random(0).sample(range(8 * len(segment)), 40):
+        changed = bytearray(segment)
+        changed[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ValueError):
+            PackedScan(bytes(changed), SLOTS)
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 10**6), st.integers(0, 10**5)), max_size=30))
+def test_merged_spans_cover_the_given_ones_and_are_far_apart(given_spans):
+    spans = [Span(path, start, start + size) for path, start, size in given_spans]
+    found = merged(spans)
+    assert all(any(m.path == s.path and m.start <= s.start and s.stop <= m.stop for m in found) for s in spans)
+    for one, other in itertools.pairwise(found):
+        assert one.path < other.path or other.start - one.stop > MAX_GAP
+
+
+FAULTS = ["status 500", "status 503", "short", "hang", "status 404"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_that_passes_changes_nothing(tmp_path, monkeypatch, fault):
+    monkeypatch.setattr(remote, "TIMEOUT", 0.5)
+    make_pool(tmp_path / "t", [12, 3])
+    with serving(tmp_path / "t") as server:
+        far = index(tmp_path / "far", f"{server.url}/{{000..001}}.tar")
+        server.asked.clear()
+        server.fault = lambda path, count: fault if path.endswith(".tar") and count % 2 else None
+        assert batches(far) == batches(index(tmp_path / "near", f"{tmp_path}/t"))
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, "no ranges"])
+def test_a_fault_that_stays_is_counted_and_named(tmp_path, monkeypatch, fault):
+    monkeypatch.setattr(remote, "TIMEOUT", 0.2)
+    make_pool(tmp_path / "t", [12, 3])
+    with serving(tmp_path / "t") as server:
+        far = index(tmp_path / "far", f"{server.url}/{{000..001}}.tar")
+        server.fault = lambda path, count: fault if path == "001.tar" else None
+        with pytest.raises(BadSample, match="unreachable") as caught:
+            far[12]
+        assert caught.value.where == f"{server.url}/001.tar:000012"
+        bad = Counter(reason for _, _, bad in batches(far) for reason, _ in bad)
+        assert set(bad) == {"unreachable"}
+        with pytest.raises(UserError, match=r"001\.tar"):
+            index(tmp_path / "again", f"{server.url}/{{000..001}}.tar")
+
+
+def test_a_missing_shard_is_one_line(tmp_path):
+    make_pool(tmp_path / "t", [3])
+    with serving(tmp_path / "t") as server, pytest.raises(UserError, match=r"/001\.tar: no such file"):
+        index(tmp_path, f"{server.url}/{{000..001}}.tar")
+    with pytest.raises(UserError, match=r"/000\.tar: no connection"):
+        index(tmp_path, "http://127.0.0.1:9/000.tar")
+
+
+def test_credentials_are_in_no_message_and_no_kept_file(tmp_path):
+    make_pool(tmp_path / "t", [12], broken={2: {"txt": None}})
+    with serving(tmp_path / "t") as server:
+        secret = server.url.replace("://", "://me:hunter2@")
+        pool = index(tmp_path / "far", f"{secret}/000.tar", max_bad_fraction=0.5)
+        kept = read_parquet(pool.directory / "bad_samples.parquet")["where"].to_pylist()
+        assert kept == [f"{server.url.replace('://', '://me:***@')}/000.tar:000002"]
+        server.fault = lambda path, count: "status 500"
+        (found,) = read_spans([Span(f"{secret}/000.tar", 0, 100)])
+        assert "hunter2" not in f"{found} {found!r} {pickle.loads(pickle.dumps(found))}"
+        assert str(found).endswith("/000.tar: status 500")
+
+
+def test_the_fingerprint_follows_the_content_and_not_the_address(tmp_path):
+    (tmp_path / "x.bin").write_bytes(os.urandom(100_000))
+    with serving(tmp_path) as server:
+        address = f"{server.url}/x.bin"
+        first = remote_fingerprints([address])[address]
+        assert remote_fingerprints([address.replace("127.0.0.1", "localhost")]).popitem()[1] == first
+        os.utime(tmp_path / "x.bin", ns=(1, 1))
+        assert remote_fingerprints([address])[address] != first, "another ETag"
+        server.etag = None
+        by_blocks = remote_fingerprints([address])[address]
+        assert by_blocks != first
+        (tmp_path / "x.bin").write_bytes(os.urandom(100_000))
+        assert remote_fingerprints([address])[address] != by_blocks
+        with pytest.raises(UserError, match=r"/none\.bin: not found"):
+            remote_fingerprints([f"{server.url}/none.bin"])
+
+
+def eventually(check) -> None:
+    for _ in range(400):
+        if check():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it did not happen")
+
+
+def test_copies_of_shards_are_read_instead_of_the_server_and_stay_within_their_limit(tmp_path):
+    make_pool(tmp_path / "t", [12, 12, 12, 12])
+    size = (tmp_path / "t/000.tar").stat().st_size
+    near = batches(index(tmp_path / "near", f"{tmp_path}/t"))
+    settings = CacheSettings(str(tmp_path / "copies"), 2 * size + 100)
+    with serving(tmp_path / "t") as server:
+        far = index(tmp_path / "far", f"{server.url}/{{000..003}}.tar")
+        assert batches(far, cache=settings) == near
+        eventually(lambda: len(list((tmp_path / "copies").glob("*.shard"))) == 2)
+        server.asked.clear()
+        assert batches(far, cache=settings) == near
+        assert len(server.asked) == 2, "those without a copy"
+        assert len(list((tmp_path / "copies").glob("*.shard"))) == 2, "shards in use are not removed"
+        cache, spans = ShardCache(settings), [Span(f"{server.url}/{n:03d}.tar", 0, 512, size, 7) for n in range(4)]
+        for copy in (tmp_path / "copies").glob("*.shard"):
+            os.utime(copy, (1, 1))
+        assert cache.read(spans[0]) is None, "another version has no copy"
+        eventually(lambda: cache.read(spans[0]) is not None)
+        assert cache.read(spans[0]) == (tmp_path / "t/000.tar").read_bytes()[:512]
+        assert len(list((tmp_path / "copies").glob("*.shard"))) == 2
+
+
+def test_many_writers_of_one_copy_make_one(tmp_path):
+    make_pool(tmp_path / "t", [12])
+    size = (tmp_path / "t/000.tar").stat().st_size
+    with serving(tmp_path / "t", latency=0.05) as server:
+        span = Span(f"{server.url}/000.tar", 0, size, size)
+        caches = [ShardCache(CacheSettings(str(tmp_path / "copies"), 10 * size)) for _ in range(6)]
+        copy = caches[0].place(span)
+        copy.parent.mkdir()
+        copy.with_suffix(".part").write_bytes(b"left by a process that was killed")
+        threads = [threading.Thread(target=one.download, args=(span.path, size, copy)) for one in caches]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert copy.read_bytes() == (tmp_path / "t/000.tar").read_bytes()
+        assert sorted(one.name for one in copy.parent.iterdir()) == [copy.name, "lock"]
+        assert server.requests["GET"] == 1
+
+
+def test_a_copy_that_fails_leaves_nothing(tmp_path):
+    make_pool(tmp_path / "t", [12])
+    with serving(tmp_path / "t", fault=lambda path, count: "status 500") as server:
+        cache = ShardCache(CacheSettings(str(tmp_path / "copies"), 10**9))
+        span = Span(f"{server.url}/000.tar", 0, 512, 10_240)
+        assert not cache.download(span.path, span.size, cache.place(span))
+    assert [one.name for one in (tmp_path / "copies").iterdir()] == ["lock"]
+
+
+def test_a_local_shard_is_opened_once(tmp_path, monkeypatch):
+    source, opened, real = open_dataset(make_pool(tmp_path / "t", [12])), [], os.open
+    source[0]
+    monkeypatch.setattr(os, "open", lambda path, *more: opened.append(path) or real(path, *more))
+    assert [source[n].image for n in range(12)] == [encoded(n) for n in range(12)]
+    assert opened == []
+    monkeypatch.undo()
+    files = len(os.listdir("/proc/self/fd"))
+    del source
+    assert len(os.listdir("/proc/self/fd")) < files, "and closed with its reader"
+
+
+def test_bytes_of_a_shard_that_was_cut_off_are_a_bad_sample(tmp_path):
+    write_tar(tmp_path / "x.tar", [(f"{n}", members(n)) for n in range(4)])
+    whole = (tmp_path / "x.tar").read_bytes()
+    (tmp_path / "x.tar").write_bytes(whole[:4000])
+    with serving(tmp_path) as server:
+        ctx = context(tmp_path / "far")
+        Pairs(kind="data.pairs", name="pool", path=f"{server.url}/x.tar", max_bad_fraction=1.0).run(ctx)
+        near = context(tmp_path / "near")
+        Pairs(kind="data.pairs", name="pool", path=f"{tmp_path}/x.tar", max_bad_fraction=1.0).run(near)
+        assert ctx.bad == near.bad == {"truncated_shard": 1}
