@@ -33,14 +33,14 @@ from vfm.cli.command import (
 )
 from vfm.config import UserError
 from vfm.events import Event
-from vfm.flow.execution import read_step, run_step, write_step
+from vfm.flow.execution import read_step, run_step, torchrun_lines, write_step
 from vfm.flow.listeners import ConsoleListener, JsonLinesListener, PipeListener, sender
 from vfm.flow.plan import Step, make_plan
 from vfm.flow.reasons import reasons
 from vfm.flow.recipe import Recipe, load_recipe
 from vfm.flow.recipe_source import SHIPPED, find_recipe
 from vfm.flow.report import current_report
-from vfm.flow.run import Outcome, run_plan
+from vfm.flow.run import Outcome, preflight, run_plan
 from vfm.flow.runs import EVENTS_FILE, open_run, through_link
 from vfm.flow.store import Store
 from vfm.flow.trackers import Tracker, open_tracker
@@ -68,11 +68,21 @@ def run(
         list[str] | None,
         typer.Option(help="Also send metrics to tensorboard, wandb, trackio or mlflow; repeatable."),
     ] = None,
+    on: Annotated[str | None, typer.Option(help="Submit the run as a job instead: slurm, or local.")] = None,
+    job: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A parameter of the job, of submitit's; repeatable.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
     debug: DebugOption = False,
 ) -> None:
     """Run a recipe. Finished stages are cached, interrupted ones resume."""
     manager, loaded, steps = _plan(recipe, store, set)
+    if on or job:
+        from vfm.cli.jobs import submit_run  # submitit is an extra
+
+        preflight(steps)
+        submit_run(on, job or (), store)
+        return
     outcome = run_recipe(
         manager, loaded, steps, Store(store), fresh=fresh, prepare=prepare, track=track or (), quiet=quiet
     )
@@ -169,7 +179,9 @@ def _prepare(
     go(before=chosen)
     with chosen.slot.lock(partial(_log, send, name)):  # another process that is running it must not lose its files
         work = write_step(chosen)
-    show(f"prepared; on every node: torchrun ... -m vfm step {work}")
+    show("prepared; start it on one machine, or the second line on each of several:")
+    for line in torchrun_lines(chosen, work):
+        show(f"  {line}")
 
 
 @command

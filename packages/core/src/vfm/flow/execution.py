@@ -7,7 +7,9 @@ machines.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -100,7 +102,7 @@ def execute(step: Step, send: Send, lock_descriptor: int, environment: Mapping[s
     """
     work = write_step(step)
     processes = step.stage.runtime.processes
-    if processes > 1 and isinstance(step.stage, Training):
+    if processes * machines_of_job() > 1 and isinstance(step.stage, Training):
         # torchrun sets OMP_NUM_THREADS to 1 unless it is set; use all cores instead, shared among the processes.
         threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
         run_subprocess(
@@ -114,10 +116,38 @@ def execute(step: Step, send: Send, lock_descriptor: int, environment: Mapping[s
 
 
 def torchrun_command(step: Step, work: Path) -> list[str]:
-    """Return the command that runs a prepared step in several processes of this machine."""
-    processes = step.stage.runtime.processes
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [*launcher, "-m", "vfm", "step", str(work), "--events", "json"]
+    """Return the command that runs a prepared step in several processes: of this machine or of a Slurm job."""
+    words = ["-m", "vfm", "step", str(work), "--events", "json"]
+    machines = machines_of_job()
+    if machines < 2:
+        return [sys.executable, "-m", *_torchrun(step, "--standalone"), *words]
+    job = os.environ["SLURM_JOB_ID"]
+    port = 20_000 + int(job) % 10_000  # jobs that share a machine do not share it
+    where = [f"--nnodes={machines}", f"--rdzv-id={job}", "--rdzv-backend=c10d"]
+    srun = ["srun", f"--nodes={machines}", f"--ntasks={machines}", "--ntasks-per-node=1", "--overlap"]
+    # Slurm sends the job's signal to these processes too; the run passes it on as SIGTERM, after which they save.
+    srun += ["env", "--ignore-signal=USR1", "--ignore-signal=USR2"]
+    return [
+        *srun, sys.executable, "-m", *_torchrun(step, *where, f"--rdzv-endpoint={socket.gethostname()}:{port}"), *words
+    ]  # fmt: skip
+
+
+def machines_of_job() -> int:
+    """Return the number of machines of the Slurm job that this process belongs to; 1 outside of one."""
+    return int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) if "SLURM_JOB_ID" in os.environ else 1
+
+
+def torchrun_lines(step: Step, work: Path) -> list[str]:
+    """Return the commands with which a user starts a prepared step: on one machine, and on each of several."""
+    several = ["--nnodes=MACHINES", f"--rdzv-id={work.name}", "--rdzv-backend=c10d", "--rdzv-endpoint=FIRST_HOST:29400"]
+    return [
+        shlex.join([sys.executable, "-m", *_torchrun(step, *where), "-m", "vfm", "step", str(work)])
+        for where in (["--standalone"], several)
+    ]
+
+
+def _torchrun(step: Step, *where: str) -> list[str]:
+    return ["torch.distributed.run", *where, f"--nproc-per-node={step.stage.runtime.processes}"]
 
 
 def run_step(step: Step, send: Send) -> None:

@@ -1,0 +1,131 @@
+"""A run as a job: mistakes before it is submitted, a checkpoint when it is interrupted, and the same command again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+submitit = pytest.importorskip("submitit")
+
+from vfm.config import UserError  # noqa: E402
+from vfm.flow.execution import torchrun_command, torchrun_lines  # noqa: E402
+from vfm.flow.jobs import Command, submit  # noqa: E402
+
+RESUMES = """
+import os, signal, sys, time
+from pathlib import Path
+folder = Path(sys.argv[1])
+if (folder / "saved").exists():
+    (folder / "finished").touch()
+    sys.exit(0)
+def save(*_):
+    (folder / "saved").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+(folder / "writing").write_text(str(os.getppid()))
+(folder / "writing").rename(folder / "started")
+time.sleep(120)
+"""
+RECIPE = "stages: [{kind: shapes.pool, name: pool, num_samples: 8}]\n"
+
+
+def wait_for(file: Path, seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while not file.exists():
+        assert time.monotonic() < until, f"{file} did not appear"
+        time.sleep(0.1)
+
+
+def test_an_interrupted_job_ends_its_command_with_sigterm_and_runs_it_again(tmp_path):
+    executor = submitit.AutoExecutor(tmp_path / "jobs", cluster="local")
+    executor.update_parameters(timeout_min=5)
+    job = executor.submit(Command([sys.executable, "-c", RESUMES, str(tmp_path)], str(tmp_path)))
+    wait_for(tmp_path / "started")
+    os.kill(int((tmp_path / "started").read_text()), signal.SIGUSR2)  # as Slurm does some time before the limit
+    wait_for(tmp_path / "finished")
+    assert job.result() == 0
+
+
+def test_a_command_that_fails_is_a_failed_job(tmp_path):
+    with pytest.raises(RuntimeError, match="exit code 2"):
+        Command([sys.executable, "-c", "raise SystemExit(2)"], str(tmp_path))()
+
+
+def test_only_the_first_process_of_a_job_on_several_machines_runs_the_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    assert Command(["false"], str(tmp_path))() == 0
+
+
+def vfm(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "vfm", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"NO_COLOR": "1"},
+    )
+
+
+def test_a_recipe_runs_as_a_local_job(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    done = vfm(tmp_path, "run", "recipe.yaml", "--on", "local", "--job", "timeout_min=5")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("submitted job ")
+    wait_for(tmp_path / "store" / "runs" / "recipe" / "report.html")
+    assert (tmp_path / "store" / "runs" / "recipe" / "artifacts" / "pool" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--on", "slurn"), "error: --on: expected slurm or local, got slurn"),
+        (("--on", "local", "--job", "nodes"), "error: --job: expected KEY=VALUE, got nodes"),
+        (("--job", "nodes=2"), "error: --job needs --on slurm or --on local"),
+        (("--on", "local", "--job", "no_such_key=2"), "error: --on local: "),
+        (("--on", "slurm"), "error: --on slurm: "),
+    ],
+)
+def test_mistakes_are_one_line_and_nothing_is_submitted(tmp_path, arguments, message):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    done = vfm(tmp_path, "run", "recipe.yaml", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message), done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+class Stage:
+    class runtime:  # noqa: N801
+        processes = 8
+
+
+class Step:
+    stage = Stage
+
+
+def test_torchrun_spans_the_machines_of_a_slurm_job(tmp_path, monkeypatch):
+    alone = torchrun_command(Step, tmp_path)
+    assert alone[1:] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=8", "-m", "vfm", "step",
+                         str(tmp_path), "--events", "json"]  # fmt: skip
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "4")
+    spread = " ".join(torchrun_command(Step, tmp_path))
+    assert spread.startswith("srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --overlap env --ignore-signal=USR1")
+    assert "--nnodes=4 --rdzv-id=4711 --rdzv-backend=c10d --rdzv-endpoint=" in spread
+    assert spread.endswith(f":24711 --nproc-per-node=8 -m vfm step {tmp_path} --events json")
+
+
+def test_printed_commands_can_be_pasted(tmp_path):
+    one, several = torchrun_lines(Step, tmp_path / "a folder")
+    assert one.endswith(f"--standalone --nproc-per-node=8 -m vfm step '{tmp_path}/a folder'")
+    assert "--nnodes=MACHINES '--rdzv-id=a folder' --rdzv-backend=c10d" in several
+
+
+def test_unknown_schedulers_are_refused_by_the_library_too(tmp_path):
+    with pytest.raises(UserError, match="--on local: "):
+        submit(["--version"], tmp_path, "local", {"nodes": 2, "gpus_per_node": "many"})
