@@ -15,7 +15,7 @@ NOT_MEASURED = """# Kernels on a GPU
 
 checks every implementation against float64, times the ops, the backends of attention and whole training steps, and
 writes its tables here. The tests check what is known without a GPU: numbers in Triton's interpreter, and registers,
-spills, shared memory and instructions of the code that Triton compiles for sm_80 and sm_90.
+spills, shared memory and instructions of the code that Triton compiles for sm_80, sm_89, sm_90, sm_100 and sm_120.
 
 It measures:
 

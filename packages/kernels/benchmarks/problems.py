@@ -234,6 +234,10 @@ REAL: list[tuple[Callable[..., Problem], dict[str, Any], dict[str, Any]]] = [
             (64, 1025, 16, 64, {}),
             (512, 77, 12, 64, {"causal": True}),
             (64, 257, 16, 64, {"crops": True}),
+            (64, 256, 16, 88, {}),  # windows of dense tasks
+            (4, 4096, 16, 64, {}),  # their global blocks, and 16 x 256 tokens of a video
+            (4, 4096, 16, 88, {}),
+            (8, 3136, 12, 64, {}),  # 16 x 196 tokens of a video
         ]
     ),
     *(

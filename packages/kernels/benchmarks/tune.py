@@ -27,6 +27,7 @@ from torch import Tensor  # noqa: E402
 
 import vfm_kernels as vk  # noqa: E402
 from vfm_kernels.triton import launch  # noqa: E402
+from vfm_kernels.triton.attention import forget_settings  # noqa: E402
 
 GRID = {
     "attention_short": {"BLOCK_QUERIES": (64, 128), "num_warps": (4, 8), "num_stages": (1, 2)},
@@ -100,6 +101,7 @@ def timings(
     try:
         for settings in chosen:
             row.update(settings)
+            forget_settings()
             try:
                 results = evaluate(lambda x: vk.attention_packed(x, backend=backend), [qkv])
                 expected = expected or results
@@ -115,6 +117,7 @@ def timings(
     finally:
         row.clear()
         row.update(before)
+        forget_settings()
 
 
 def _pass(qkv: Tensor, backend: str, backward: bool):

@@ -1,8 +1,8 @@
 """Compile the kernels of an op for GPUs that this machine need not have, and print one JSON line for each.
 
-Usage: `python worker.py FILE.py`. FILE.py has `CASES`: name -> (op in the table, width, function that runs the op). The
-functions use meta tensors of real shapes; each launch is intercepted with its arguments, specialised as the JIT would
-do it, and compiled with Triton's own ptxas.
+Usage: `python worker.py FILE.py 80 90 ...`, with the architectures. FILE.py has `CASES`: name -> (op in the table,
+width, function that runs the op). The functions use meta tensors of real shapes; each launch is intercepted with its
+arguments, specialised as the JIT would do it, and compiled with Triton's own ptxas.
 """
 
 import importlib.util
@@ -22,6 +22,7 @@ from triton.compiler import compile as compile_kernel
 from triton.runtime.jit import JITFunction
 
 from vfm_kernels.triton import launch
+from vfm_kernels.triton.attention import forget_settings
 
 TYPES = {
     torch.float32: "*fp32",
@@ -80,7 +81,7 @@ def compiled(function: JITFunction, arguments: dict[str, Any], capability: int) 
     }
 
 
-def main(file: str) -> None:
+def main(file: str, *capabilities: str) -> None:
     spec = importlib.util.spec_from_file_location("cases", file)
     cases = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(cases)
@@ -90,17 +91,19 @@ def main(file: str) -> None:
         launches.append((self, dict(zip(self.arg_names, arguments, strict=False)) | constants))
 
     JITFunction.run = intercept
-    for architecture, capability in (("sm80", 80), ("sm90", 90)):
-        launch.architecture = lambda device, name=architecture: name  # no device of it is needed
+    for capability in map(int, capabilities):
+        table = launch.TABLES[max(first for first in launch.TABLES if first <= divmod(capability, 10))]
+        launch.architecture = lambda device, name=table: name  # no device of it is needed
+        forget_settings()
         for name, (op, width, run) in cases.CASES.items():
             launches.clear()
             run()
             for function, arguments in launches:
-                row = launch.table_row(op, width, architecture)
+                row = launch.table_row(op, width, table)
                 facts = compiled(function, arguments, capability)
-                about = {"case": name, "kernel": function.__name__, "architecture": architecture, "row": row}
+                about = {"case": name, "kernel": function.__name__, "architecture": f"sm_{capability}", "row": row}
                 print(json.dumps(about | facts), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -186,6 +186,12 @@ def _backward(layout: Layout) -> Launch:
     return layout.grid(chosen["BLOCK"]), numbers, constants | chosen
 
 
+def forget_settings() -> None:
+    """Forget what was computed from the tables of settings, after one of them changed."""
+    for launch_of in (_short, _stream, _delta, _backward):
+        launch_of.cache_clear()
+
+
 def short_keys(num_tokens: int) -> tuple[int, bool]:
     """Return the keys in the block of the short kernel, and whether up to 16 more are in its tail."""
     whole = 1 << max(num_tokens.bit_length() - 1, 0)

@@ -1,8 +1,8 @@
 """Launch of kernels with settings that are checked in for each architecture.
 
-The settings are a static table, `tuning/sm80.json` and `tuning/sm90.json`: op -> width -> blocks and warps, with the
-limits of registers and shared memory that the ahead-of-time tests check. Nothing is tuned at run time, so a run's
-results and its time do not depend on what ran before.
+The settings are static tables: op -> width -> blocks and warps, with the limits of registers and shared memory that
+the ahead-of-time tests check. `tuning/sm80.json` has all ops; the tables of Hopper and Blackwell have what
+differs there. Nothing is tuned at run time, so a run's results and its time do not depend on what ran before.
 """
 
 import json
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 LIMITS = ("registers", "shared_bytes")  # entries of a row that are limits, not settings
+# First capability -> table. Ada (8.9) has Ampere's matrix products, as have Blackwell's consumer cards (12.0).
+TABLES = {(8, 0): "sm80", (9, 0): "sm90", (10, 0): "sm100", (12, 0): "sm120"}
 
 MOST_COMPILED = 4096  # launches that are kept; a training has some tens
 
@@ -37,11 +39,11 @@ def table_row(op: str, width: int, architecture: str) -> Row:
     return rows[str(next((each for each in widths if each >= width), widths[-1]))]
 
 
+@cache
 def architecture(device: torch.device) -> str:
-    """Return the name of a device's table: that of its own generation, or the newest."""
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0):
-        return "sm80"
-    return "sm90"
+    """Return the name of a device's table; Hopper's for the interpreter."""
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+    return TABLES[max(first for first in TABLES if first <= capability)]
 
 
 def persistent_programs(num_rows: int, per_multiprocessor: int, device: torch.device) -> int:
@@ -100,6 +102,7 @@ def with_adjacent_columns(rows: Tensor) -> Tensor:
 
 @cache
 def _table(architecture: str) -> dict[str, dict[str, Row]]:
-    text = resources.files("vfm_kernels").joinpath("tuning", f"{architecture}.json").read_text()
-    table: dict[str, dict[str, Row]] = json.loads(text)
+    folder = resources.files("vfm_kernels").joinpath("tuning")
+    of_all, own = (json.loads(folder.joinpath(f"{name}.json").read_text()) for name in ("sm80", architecture))
+    table: dict[str, dict[str, Row]] = of_all | own
     return table
