@@ -16,7 +16,8 @@ from vfm.train.heartbeat import Heartbeat
 def test_a_killed_process_ends_the_other_with_a_message(tmp_path: Path, parallel: str) -> None:
     runtime = {"device": "cpu", "parallel": parallel}
     job = {"folder": "killed", "plan": plan(runtime=runtime).model_dump(mode="json"), "ending": "SIGKILL"}
-    in_processes(2, tmp_path, [job], code=1)
+    errors = in_processes(2, tmp_path, [job], code=1)
+    assert (tmp_path / "killed" / "stopped-0.txt").exists(), errors
     message = (tmp_path / "killed" / "stopped-0.txt").read_text()
     assert message.startswith("process 1 of 2 died (pid ")
     assert message.endswith("the next run resumes from the last checkpoint")

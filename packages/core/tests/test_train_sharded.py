@@ -88,7 +88,8 @@ def assert_same_training(folder: Path, expected: Path) -> None:
     for mine, line in zip(ours, theirs, strict=True):
         assert mine.pop("split") == line.pop("split")
         assert mine.pop("eval", "") == line.pop("eval", "")
-        assert mine.get("train/loss") == pytest.approx(line.get("train/loss"), rel=2e-6, abs=1e-6)
+        if "train/loss" in line:
+            assert mine["train/loss"] == pytest.approx(line["train/loss"], rel=2e-6, abs=1e-6)
         assert mine == pytest.approx(line, rel=1e-5, abs=1e-5)  # means of outputs near 0 vary more than the loss
     torch.testing.assert_close(final(folder), final(expected), rtol=1e-5, atol=1e-5)
 
@@ -132,7 +133,7 @@ def test_each_process_writes_a_part_of_every_weight_and_of_its_state(root):
     first, second = (load_file(file) for file in sorted((folder / "shards").iterdir()))
     assert first["model/net.0.weight"].shape == second["model/net.0.weight"].shape == (8, 4)
     assert first["optimizer/net.0.weight/exp_avg"].shape == first["ema/net.0.weight"].shape == (8, 4)
-    assert ("model/net.2.weight" in first) != ("model/net.2.weight" in second)  # one row
+    assert sum(len(part.get("model/net.2.weight", ())) for part in (first, second)) == 1  # it has one row
     whole = read_shards(folder / "shards", {})
     torch.testing.assert_close(whole["ema"]["net.0.weight"], final(root / "fsdp2-plain")["net.0.weight"])
     assert set(whole["model"]) == set(Deep().state_dict())

@@ -80,7 +80,7 @@ def test_two_processes_tune_as_one(
 
 
 def test_an_anchor_of_weights_cannot_be_sharded() -> None:
-    with pytest.raises(ValueError, match="anchor: l2_sp compares whole weights: set runtime.parallel: ddp"):
+    with pytest.raises(ValueError, match=r"anchor: l2_sp compares whole weights: set runtime.parallel: ddp"):
         tune_config(anchor={"type": "l2_sp"}, runtime={"parallel": "fsdp"})
 
 

@@ -124,7 +124,10 @@ def distributed(runtime: Runtime) -> Iterator[World]:
         backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
         dist.init_process_group(backend, rank=rank, world_size=size, device_id=bound, timeout=TIMEOUT)
     # Each use has keys of its own: torchrun's store outlives the process group.
-    store = dist.PrefixStore(f"use-{next(_uses)}", _get_default_store().clone()) if size > 1 else None
+    store: dist.Store | None = None
+    if size > 1:
+        own = _get_default_store().clone()  # type: ignore[attr-defined]
+        store = dist.PrefixStore(f"use-{next(_uses)}", own)
     try:
         yield World(device, rank, size, store)
     finally:

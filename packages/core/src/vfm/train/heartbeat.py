@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from torch.distributed import Store
@@ -17,8 +17,8 @@ from vfm.config import UserError
 from vfm.train.dist import World
 
 INTERVAL = 2.0  # seconds between signs of life
-SILENCE = 45.0  # seconds without one after which a process is lost; writing a large file holds Python's lock for some
-GRACE = 10.0  # seconds for the main thread to end by itself: a collective often fails when a process dies
+SILENCE = 40.0  # seconds without one after which a process is lost; writing a large file holds Python's lock for some
+GRACE = 15.0  # seconds for the main thread to end by itself: a collective often fails when a process dies
 LOST, DONE = "lost", "done"
 
 
@@ -52,7 +52,8 @@ class Heartbeat:
         self.store, self.rank, self.size, self.on_lost = store, rank, size, on_lost
         self.silence, self.interval, self.grace = silence, interval, grace
         self.message = ""  # what was lost
-        self._last, self._since = "", time.monotonic()  # the sign of the next process, and when it changed
+        # The sign of the next process, and its age, counted in checks: no clock, which runs on while all are stopped.
+        self._sign, self._age = "", 0.0
         self._found, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -67,7 +68,8 @@ class Heartbeat:
         self._ended.set()
         self._thread.join(self.interval)
         if done:
-            self.store.set(f"alive-{self.rank}", DONE)
+            with suppress(RuntimeError):  # the process with the store may be gone by now
+                self.store.set(f"alive-{self.rank}", DONE)
 
     def _run(self) -> None:
         try:
@@ -94,18 +96,17 @@ class Heartbeat:
         return message
 
     def _judge(self, rank: int) -> str:
-        now, key = time.monotonic(), f"alive-{rank}"
+        key = f"alive-{rank}"
         sign = self.store.get(key).decode() if self.store.check([key]) else ""
-        if sign != self._last:
-            self._last, self._since = sign, now
+        self._age = self._age + self.interval if sign == self._sign else 0.0
+        self._sign = sign
         if not sign or sign == DONE:
             return ""
         _, place, host, pid = sign.split()
         if place == _place() and _is_dead(pid):
             return f"process {rank} of {self.size} died (pid {pid} on {host})"
-        if now - self._since > self.silence:
-            seconds = now - self._since
-            return f"process {rank} of {self.size} hangs: no sign of life for {seconds:.0f} s (pid {pid} on {host})"
+        if self._age > self.silence:
+            return f"process {rank} of {self.size} hangs: no sign of life for {self._age:.0f} s (pid {pid} on {host})"
         return ""
 
 
@@ -136,7 +137,7 @@ def watched(world: World, report: Callable[[str], None]) -> Iterator[None]:
         yield
         done = True
     except RuntimeError as error:
-        if message := beat.lost(2 * INTERVAL):
+        if message := beat.lost(GRACE):
             raise UserError(f"{message}; the next run resumes from the last checkpoint") from error
         raise
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 Parts = dict[str, dict[str, Tensor]]
@@ -27,7 +29,9 @@ def write_shards(parts: Mapping[str, Mapping[str, Tensor]], folder: Path, group:
     Raises:
         OSError: a process cannot write, e.g. its disk is full.
     """
-    tensors = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+    tensors: dict[str, Any] = {
+        f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()
+    }
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
         dcp.save(tensors, storage_writer=writer, process_group=group)
@@ -44,8 +48,9 @@ def read_shards(folder: Path, sharded: Mapping[str, DTensor]) -> Parts:
         sharded: parameters by name, which their averages and optimizer state follow.
     """
     reader = HuggingFaceStorageReader(str(folder))
-    found: dict[str, Tensor] = {}
+    found: dict[str, Any] = {}
     for key, entry in reader.read_metadata().state_dict_metadata.items():
+        assert isinstance(entry, TensorStorageMetadata)
         part, _, name = key.partition("/")
         like = owner(part, name, entry.size, sharded)
         dtype = entry.properties.dtype
