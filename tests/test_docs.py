@@ -50,6 +50,10 @@ COMMANDS = {
     "uv run vfm run pairs --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
     " --set 'pool.texts={en: json.en}' --set 'val.texts={en: json.en}' --set runtime.threads=1": SMALL_PAIRS,
     "uv run vfm run metaclip_claim": CLAIM,
+    "uv run vfm run metaclip_claim_pairs --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
+    " --set 'pool.texts={en: txt, all: json.en}' --set 'val.texts={en: txt, all: json.en}' --set nouns.language=all"
+    " --set val_nouns.language=all --set nouns.words=[] --set nouns.wordnet=/usr/share/wordnet"
+    " --set val_nouns.words=[] --set val_nouns.wordnet=/usr/share/wordnet": CLAIM,
     "uv run vfm run eva_tiny --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
     " --set 'pool.texts={en: json.en}' --set 'val.texts={en: json.en}' --set nouns.words=[]"
     " --set nouns.wordnet=/usr/share/wordnet --set val_nouns.words=[]"
