@@ -47,6 +47,28 @@ def test_info_nce_equals_a_loop_over_pairs():
     assert info_nce(image, text, SCALE).item() == pytest.approx(total, abs=1e-5)
 
 
+def tf32(tensor: torch.Tensor) -> torch.Tensor:
+    """Round to the 11 significant bits that a TF32 product takes of its factors; their products are exact in fp32."""
+    bits = tensor.detach().float().view(torch.int32)
+    rounded = ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+    return tensor + (rounded - tensor).detach()
+
+
+@pytest.mark.parametrize("chunk_size", [None, 20])
+@LOSSES
+def test_factors_in_tf32_with_fp32_sums_keep_loss_and_gradients(loss, chunk_size):
+    """A GPU rounds the factors in the product; here they are rounded before. The logits stay fp32."""
+    generator = torch.Generator().manual_seed(0)
+    image, text = F.normalize(torch.randn(2, 64, 512, generator=generator), dim=-1)  # pairs that are not yet told apart
+    exact = gradients(loss, image.double(), text.double(), logit_scale=100.0)
+    ours = gradients(lambda a, b, **options: loss(tf32(a), tf32(b), **options), image, text, logit_scale=100.0,
+                     chunk_size=chunk_size)  # fmt: skip
+    logits, rounded = 100 * image.double() @ text.double().T, 100 * tf32(image).double() @ tf32(text).double().T
+    assert (logits - rounded).abs().max() < 0.01  # 0.0044
+    for value, expected in zip(ours, exact, strict=True):
+        assert ((value.double() - expected).norm() / expected.norm()).item() < 1e-3  # as fp16 is allowed
+
+
 @pytest.mark.parametrize("chunk_size", [None, 4])
 def test_samples_of_one_group_are_left_out_of_each_others_softmax(chunk_size):
     image, text = features(6, 8)

@@ -1,6 +1,7 @@
 """Replacement of layers of timm and open_clip by subclasses that run our ops, and its reversal."""
 
 import importlib.util
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,6 +14,7 @@ from torch import nn
 
 from vfm_kernels.dispatch import SETTINGS, Kernels, kernels_wanted, use_kernels
 from vfm_kernels.measured import is_measured_faster
+from vfm_kernels.next_norm import NextNorm
 
 
 @dataclass
@@ -109,10 +111,21 @@ def accelerate(model: nn.Module) -> Acceleration:
                 done.replace(model, name, new_class, op)
             else:
                 done.kept[name] = reason
+        _join_blocks(library, model, done)
     if SETTINGS.choice == "triton" and not done.replaced:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in done.kept.items())
         raise ValueError(f"{type(model).__name__} has no layer that takes a kernel ({reasons or 'none is known'})")
     return done
+
+
+def _join_blocks(library: ModuleType, model: nn.Module, done: Acceleration) -> None:
+    """Let each block of a sequence compute the first norm of the next one with its own last sum."""
+    for blocks in (module for module in model.modules() if isinstance(module, nn.ModuleList | nn.Sequential)):
+        for block, after in itertools.pairwise(blocks):
+            norm = library.following_norm(after)
+            if norm is not None and library.following_norm(block) is not None:
+                block.__dict__["following"] = NextNorm(norm)
+                done.on_undo(block.__dict__.pop, "following", None)
 
 
 def _reason_against_speed(op: str, width: int, device: torch.device) -> str | None:

@@ -107,6 +107,7 @@ def attention_packed(
     checked = Pattern.of_shape(shape, **pattern)
     name = backends.choose(qkv, shape, checked, backend)
     if not name.startswith("triton"):
-        return backends.attend(*qkv.unbind(2), checked, name)
+        q, k, v = qkv.unbind(2)
+        return backends.attend(q, k, v, checked, name)
     mixed: Tensor = attention_packed_op(qkv, *checked, name == "triton_short")[0]
     return mixed

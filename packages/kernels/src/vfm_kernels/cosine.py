@@ -128,7 +128,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
     factor, *inputs = ctx.saved_tensors
-    return _COSINE_BACKWARD(grad * factor, *inputs), None, None
+    d_prediction: Tensor = _COSINE_BACKWARD(grad * factor, *inputs)
+    return d_prediction, None, None
 
 
 _COSINE = Op("masked_cosine_loss(Tensor prediction, Tensor target, Tensor? masked) -> (Tensor, Tensor)", _run, _fake)

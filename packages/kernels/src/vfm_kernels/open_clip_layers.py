@@ -16,11 +16,16 @@ from torch import Tensor, nn
 from vfm_kernels.add_layer_norm import add_layer_norm
 from vfm_kernels.attention import attention_packed
 from vfm_kernels.backends import WIDEST
+from vfm_kernels.next_norm import NextNorm, first_norm, sum_for_next
 from vfm_kernels.timm_layers import backend_of, is_of_patches
+
+NORMS = (nn.LayerNorm, LayerNorm, LayerNormFp32)
 
 
 class FusedResidualAttentionBlock(ResidualAttentionBlock):  # type: ignore[misc]
-    """The attention's residual sum and the second norm in one pass."""
+    """Each residual sum and the norm that follows it in one pass."""
+
+    following: NextNorm | None = None
 
     def forward(
         self, q_x: Tensor, k_x: Tensor | None = None, v_x: Tensor | None = None, attn_mask: Tensor | None = None
@@ -31,16 +36,18 @@ class FusedResidualAttentionBlock(ResidualAttentionBlock):  # type: ignore[misc]
             v_x = None if v_x is None else self.ln_1_kv(v_x)
         else:
             k_x, v_x = None, None  # as in open_clip, which ignores them without a norm of their own
-        branch = self.attention(q_x=self.ln_1(q_x), k_x=k_x, v_x=v_x, attn_mask=attn_mask)
+        branch = self.attention(q_x=first_norm(self.ln_1, q_x), k_x=k_x, v_x=v_x, attn_mask=attn_mask)
         return _rest(self, q_x, branch)
 
 
 class FusedCustomResidualAttentionBlock(CustomResidualAttentionBlock):  # type: ignore[misc]
-    """The attention's residual sum and the second norm in one pass."""
+    """Each residual sum and the norm that follows it in one pass."""
+
+    following: NextNorm | None = None
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Compute the same as open_clip's layer."""
-        return _rest(self, x, self.ln_attn(self.attn(self.ln_1(x), attn_mask=attn_mask)))
+        return _rest(self, x, self.ln_attn(self.attn(first_norm(self.ln_1, x), attn_mask=attn_mask)))
 
 
 class FusedMultiheadAttention(nn.MultiheadAttention):
@@ -68,17 +75,29 @@ class FusedMultiheadAttention(nn.MultiheadAttention):
 
 def _rest(block: Any, x: Tensor, branch: Tensor) -> Tensor:
     """Apply the rest of a block to its input and the output of its attention."""
-    norm, layer_scale = block.ln_2, getattr(block.ls_1, "gamma", None)
-    x, normed = add_layer_norm(x, branch, norm.weight, norm.bias, norm.eps, layer_scale=layer_scale)
-    result: Tensor = x + block.ls_2(block.mlp(normed))
-    return result
+
+    def sum_and_norm(x: Tensor, branch: Tensor, norm: Any, layer_scale: nn.Module) -> tuple[Tensor, Tensor]:
+        gamma = getattr(layer_scale, "gamma", None)
+        return add_layer_norm(x, branch, norm.weight, norm.bias, norm.eps, layer_scale=gamma)
+
+    x, normed = sum_and_norm(x, branch, block.ln_2, block.ls_1)
+    branch = block.mlp(normed)
+    return sum_for_next(
+        block.following, lambda: x + block.ls_2(branch), lambda norm: sum_and_norm(x, branch, norm, block.ls_2)
+    )
+
+
+def following_norm(block: Any) -> Any:
+    """Return the first norm of a block of ours, for the block before it; None if it is not fused."""
+    fused = type(block) in (FusedResidualAttentionBlock, FusedCustomResidualAttentionBlock)
+    return block.ln_1 if fused and type(block.ln_1) in NORMS else None
 
 
 def reason_against(block: Any, model: nn.Module) -> str | None:
     """Return why a layer of a known class keeps its forward in this model; None if it can be replaced."""
     if isinstance(block, nn.MultiheadAttention):
         return _reason_against_attention(block)
-    if type(block.ln_2) not in (nn.LayerNorm, LayerNorm, LayerNormFp32):
+    if type(block.ln_2) not in NORMS:
         return f"its second norm is {type(block.ln_2).__name__}"
     return None
 

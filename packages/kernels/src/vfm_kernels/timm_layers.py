@@ -16,6 +16,7 @@ from vfm_kernels.add_layer_norm import add_layer_norm
 from vfm_kernels.attention import attention, attention_packed
 from vfm_kernels.backends import HALF, WIDEST
 from vfm_kernels.drop_path import residual_of_subset
+from vfm_kernels.next_norm import NextNorm, first_norm, sum_for_next
 from vfm_kernels.swiglu import swiglu_subln
 
 
@@ -74,28 +75,39 @@ class FusedAttention(Attention):  # type: ignore[misc]
 
 
 class FusedEvaBlock(EvaBlock):  # type: ignore[misc]
-    """The attention's residual sum and the second norm in one pass."""
+    """Each residual sum and the norm that follows it in one pass."""
+
+    following: NextNorm | None = None
 
     def forward(
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
         """Compute the same as timm's layer."""
-        branch = self.attn(self.norm1(x), rope=rope, attn_mask=attn_mask, is_causal=is_causal)
+        branch = self.attn(first_norm(self.norm1, x), rope=rope, attn_mask=attn_mask, is_causal=is_causal)
         x, normed = sum_and_norm(x, branch, self.norm2, self.gamma_1, self.drop_path1)
         branch = self.mlp(normed)
-        summed: Tensor = x + self.drop_path2(branch if self.gamma_2 is None else self.gamma_2 * branch)
-        return summed
+        return sum_for_next(
+            self.following,
+            lambda: x + self.drop_path2(branch if self.gamma_2 is None else self.gamma_2 * branch),
+            lambda norm: sum_and_norm(x, branch, norm, self.gamma_2, self.drop_path2),
+        )
 
 
 class FusedBlock(Block):  # type: ignore[misc]
-    """The attention's residual sum and the second norm in one pass."""
+    """Each residual sum and the norm that follows it in one pass."""
+
+    following: NextNorm | None = None
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Compute the same as timm's layer."""
-        branch = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal)
+        branch = self.attn(first_norm(self.norm1, x), attn_mask=attn_mask, is_causal=is_causal)
         x, normed = sum_and_norm(x, branch, self.norm2, getattr(self.ls1, "gamma", None), self.drop_path1)
-        summed: Tensor = x + self.drop_path2(self.ls2(self.mlp(normed)))
-        return summed
+        branch = self.mlp(normed)
+        return sum_for_next(
+            self.following,
+            lambda: x + self.drop_path2(self.ls2(branch)),
+            lambda norm: sum_and_norm(x, branch, norm, getattr(self.ls2, "gamma", None), self.drop_path2),
+        )
 
 
 class SubsetEvaBlock(EvaBlock):  # type: ignore[misc]
@@ -183,6 +195,11 @@ def is_layer_norm(norm: Any) -> bool:
     """Return whether a norm is a layer norm with weight and bias over the last dimension."""
     is_layer_norm_class = type(norm) in (nn.LayerNorm, LayerNorm, LayerNormFp32)
     return is_layer_norm_class and isinstance(norm.weight, Tensor) and isinstance(norm.bias, Tensor)
+
+
+def following_norm(block: Any) -> Any:
+    """Return the first norm of a block of ours, for the block before it; None if it is not fused."""
+    return block.norm1 if type(block) in (FusedEvaBlock, FusedBlock) and is_layer_norm(block.norm1) else None
 
 
 def known_attentions(model: nn.Module) -> set[nn.Module]:

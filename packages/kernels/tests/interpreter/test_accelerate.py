@@ -10,6 +10,7 @@ from error_rule import assert_as_exact
 from vfm_kernels import accelerate, pad_swiglu
 
 timm = pytest.importorskip("timm")
+timm_layers = pytest.importorskip("vfm_kernels.timm_layers")
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
@@ -95,6 +96,54 @@ def test_it_holds_for_padded_weights_and_a_copy():
     ours = gradients(copy.deepcopy(model), IMAGES)
     cut = {name: grad[tuple(map(slice, theirs[name].shape))] for name, grad in ours.items()}
     assert_as_exact(cut, theirs, exact)
+
+
+def norms_in_passes(monkeypatch, module, model: nn.Module, images: Tensor) -> int:
+    """Return how many sums and norms a forward pass computes together."""
+    count, add = 0, module.add_layer_norm
+
+    def counted(*arguments, **options):
+        nonlocal count
+        count += 1
+        return add(*arguments, **options)
+
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(module, "add_layer_norm", counted)
+        model(images)
+    return count
+
+
+@pytest.mark.parametrize("make", [eva, vit], ids=["EVA-02", "ViT"])
+def test_a_block_computes_the_first_norm_of_the_next_one_with_its_last_sum(monkeypatch, make):
+    model = make().eval()
+    double = copy.deepcopy(model).double()
+    with accelerate(model):
+        assert norms_in_passes(monkeypatch, timm_layers, model, IMAGES) == 3  # of the two blocks, and between them
+        lone = copy.deepcopy(model.blocks[0])  # a copy knows no next block, and its result is the same
+        tokens = torch.randn(2, 5, 16)
+        assert torch.equal(lone(tokens), model.blocks[0](tokens))
+        handed = model.blocks[0](tokens)
+        expected = model.blocks[1](handed.clone())
+        assert_as_exact({"": model.blocks[1](handed)}, {"": expected}, {"": double.blocks[1](handed.double())})
+        changed = model.blocks[0](tokens).mul_(2)  # no longer the sum that was normed
+        assert torch.equal(model.blocks[1](changed), model.blocks[1](changed.clone()))
+        seen: list[Tensor] = []
+        model.blocks[1].norm1.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        assert norms_in_passes(monkeypatch, timm_layers, model, IMAGES) == 2
+        assert len(seen) == 1
+    assert "following" not in model.blocks[0].__dict__
+
+
+def test_open_clips_towers_hand_norms_over(monkeypatch):
+    open_clip = pytest.importorskip("open_clip")
+    from vfm_kernels import open_clip_layers
+
+    model = scrambled(open_clip.transformer.VisionTransformer(16, 8, 32, 2, 2, 2.0, ls_init_value=0.5, output_dim=4))
+    with torch.no_grad():
+        theirs, exact = model(IMAGES), copy.deepcopy(model).double()(IMAGES.double())
+        with accelerate(model):
+            assert_as_exact({"": model(IMAGES)}, {"": theirs}, {"": exact})
+            assert norms_in_passes(monkeypatch, open_clip_layers, model, IMAGES) == 3
 
 
 MODELS = pytest.mark.parametrize(
