@@ -11,7 +11,7 @@ from train_toy import Regression, Samples, plan, train
 from vfm.panels import load_panels
 from vfm.plugin import Context, Runtime, UserError
 from vfm.train.dist import World, resolve_device
-from vfm.train.guard import FiniteGuard
+from vfm.train.guard import REMEMBERED, FiniteGuard, SkippedSamples
 
 
 def test_nan_stops_before_the_step_and_names_the_samples(tmp_path):
@@ -195,3 +195,26 @@ def test_training_reduces_the_loss(tmp_path):
     train(tmp_path, plan(steps=300, log_every=100))
     lines = (tmp_path / "part" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["train/loss"] < 0.02 < json.loads(lines[0])["train/loss"]
+
+
+def test_memory_of_bad_samples_is_bounded_and_their_counts_go_on(tmp_path):
+    def skipped(ctx: Context) -> SkippedSamples:
+        return SkippedSamples(ctx, plan(max_bad_fraction=1.0), World(torch.device("cpu")))
+
+    contexts = [Context("toy", tmp_path, tmp_path, {}) for _ in range(2)]
+    first, second = map(skipped, contexts)
+    first.pending = [("truncated", f"shard.tar:{number}") for number in range(REMEMBERED + 5)]
+    first.report(1)
+    second.restore(json.loads(json.dumps(first.state())))
+    second.pending = [("truncated", "shard.tar:0"), ("truncated", f"shard.tar:{REMEMBERED}")]
+    second.report(2)
+    assert len(second.state()["samples"]) == REMEMBERED
+    assert contexts[0].bad == {"truncated": REMEMBERED + 5}
+    assert contexts[1].bad == {"truncated": REMEMBERED + 6}  # a sample that is not remembered counts at each read
+
+
+def test_checkpoint_of_an_older_version_counts_the_samples_that_it_lists(tmp_path):
+    ctx = Context("toy", tmp_path, tmp_path, {})
+    skipped = SkippedSamples(ctx, plan(), World(torch.device("cpu")))
+    skipped.restore({"reads": 3, "samples": [["truncated", "a"], ["truncated", "b"]]})
+    assert ctx.bad == skipped.state()["counts"] == {"truncated": 2}

@@ -227,7 +227,7 @@ class Checkpoints:
             if not self.group or part == "best":
                 save_state_dict(tensors, folder / TENSOR_FILES[part])
         TrainingState.create(folder, step=snapshot.step)
-        files = hash_folder(folder, without=[SHARDS]) | shards
+        files = hash_folder(folder, without=[SHARDS]) | dict(shards)
         (folder / META_FILE).write_bytes(seal({"step": snapshot.step, **snapshot.facts, FILES: files}, indent=None))
 
     def _delete_old(self) -> None:

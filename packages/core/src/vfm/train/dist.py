@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import _get_default_store
+from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 
 from vfm.config import UserError
 from vfm.interfaces import Training
@@ -31,7 +31,7 @@ class World:
     device: torch.device
     rank: int = 0
     size: int = 1
-    store: dist.Store | None = None  # of the process group, on a connection of its own, with keys of this training
+    store: Store | None = None  # of the process group, on a connection of its own, with keys of this training
 
     @property
     def is_main(self) -> bool:
@@ -124,10 +124,10 @@ def distributed(runtime: Runtime) -> Iterator[World]:
         backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
         dist.init_process_group(backend, rank=rank, world_size=size, device_id=bound, timeout=TIMEOUT)
     # Each use has keys of its own: torchrun's store outlives the process group.
-    store: dist.Store | None = None
+    store: Store | None = None
     if size > 1:
         own = _get_default_store().clone()  # type: ignore[attr-defined]
-        store = dist.PrefixStore(f"use-{next(_uses)}", own)
+        store = PrefixStore(f"use-{next(_uses)}", own)
     try:
         yield World(device, rank, size, store)
     finally:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from torch.distributed import Store
+from torch.distributed.distributed_c10d import Store
 
 from vfm.config import UserError
 from vfm.train.dist import World

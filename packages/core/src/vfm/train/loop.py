@@ -31,7 +31,16 @@ from vfm.train.heartbeat import watched
 from vfm.train.kernels import chosen_kernels
 from vfm.train.optim import build_optimizer, set_lr, step_if_finite
 from vfm.train.parallel import Alone, in_processes
-from vfm.train.state import as_saved, as_stored, as_whole, load_model, load_optimizer, model_tensors, optimizer_tensors
+from vfm.train.state import (
+    as_saved,
+    as_stored,
+    as_whole,
+    is_whole,
+    load_model,
+    load_optimizer,
+    model_tensors,
+    optimizer_tensors,
+)
 from vfm.train.task import Metrics, Task
 from vfm.train.termination import Termination, termination
 
@@ -92,7 +101,7 @@ class _Loop(Generic[Inputs]):
         task.train()
         self.optimizer = build_optimizer(task, plan.optimizer, plan.lr)
         self.lr_at: Callable[[int], float] = plan.schedule.build(plan.lr, plan.num_steps)
-        self.trained = [param for group in self.optimizer.param_groups for param in group["params"]]
+        self.trained = sorted((p for group in self.optimizer.param_groups for p in group["params"]), key=is_whole)
         self.ema = Ema(task, plan.ema_decay) if plan.ema_decay else None
         self.curves = Curves(ctx, plan, world)
         self.evaluations, self.best = Evaluations(plan, ctx), BestWeights(plan, ctx)

@@ -12,6 +12,7 @@ from vfm.config import UserError
 from vfm.interfaces import AdamW, Optimizer, Sgd, TimmOptimizer
 from vfm.interfaces import Lamb as LambConfig
 from vfm.train.lamb import Lamb
+from vfm.train.state import is_whole
 from vfm.train.task import Task
 
 Groups = list[dict[str, Any]]
@@ -80,7 +81,7 @@ def build_optimizer(task: Task[Any], config: Optimizer, lr: float) -> torch.opti
     built: torch.optim.Optimizer = config.build(
         [
             {
-                "params": group.params,
+                "params": sorted(group.params, key=is_whole),
                 "lr_scale": group.lr_scale,
                 "weight_decay": config.weight_decay if group.weight_decay is None else group.weight_decay,
             }

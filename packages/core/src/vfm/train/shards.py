@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.distributed import checkpoint as dcp
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 Parts = dict[str, dict[str, Tensor]]
@@ -34,7 +35,7 @@ def write_shards(parts: Mapping[str, Mapping[str, Tensor]], folder: Path, group:
     }
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
-        dcp.save(tensors, storage_writer=writer, process_group=group)
+        save(tensors, storage_writer=writer, process_group=group)
     except CheckpointException as error:
         causes = [cause for cause, _ in error.failures.values()]
         raise next((cause for cause in causes if isinstance(cause, OSError)), causes[0]) from None
@@ -57,7 +58,7 @@ def read_shards(folder: Path, sharded: Mapping[str, DTensor]) -> Parts:
         found[key] = torch.empty(entry.size, dtype=dtype) if like is None else torch.empty_like(like, dtype=dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as is intended: each reads alone
-        dcp.load(found, storage_reader=reader, no_dist=True)
+        load(found, storage_reader=reader, no_dist=True)
     parts: Parts = {}
     for key, value in found.items():
         part, _, name = key.partition("/")
