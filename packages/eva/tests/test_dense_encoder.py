@@ -18,6 +18,7 @@ from vfm.models import build_clip, build_vision, vision_features
 from vfm.plugin import UserError
 from vfm_eva.dense.encoder import DenseEncoder
 from vfm_eva.dense.pyramid import SimpleFeaturePyramid
+from vfm_eva.dense.relative import RelativePositions
 from vfm_eva.dense.windows import from_windows, to_windows
 
 ROUNDING = 1e-5
@@ -202,3 +203,46 @@ def test_the_pyramid_equals_its_layers_one_by_one() -> None:
     assert [one.shape[-1] for one in found] == [24, 12, 6, 3]
     with pytest.raises(UserError, match="expected strides of 4, 8, 16 or 32 pixels for patches of 16, got 64"):
         SimpleFeaturePyramid(16, 8, (4, 64))
+
+
+@pytest.mark.parametrize("trained_for", [4, 7])
+@pytest.mark.parametrize("name", ["vit_pico_patch8_32", "eva02_pico_patch8_32"])
+def test_relative_positions_equal_transformers(name: str, trained_for: int) -> None:
+    vitdet = pytest.importorskip("transformers.models.vitdet.modeling_vitdet")
+    model = randomised(build_vision({"architecture": name, "num_classes": 0}))
+    block: Any = model.blocks[1]
+    ours = randomised(RelativePositions(block, trained_for))
+    config = vitdet.VitDetConfig(
+        hidden_size=64, num_attention_heads=2, qkv_bias=True, use_relative_position_embeddings=True
+    )
+    theirs = vitdet.VitDetAttention(config, input_size=(trained_for, trained_for))
+    attention = block.attn
+    bias = getattr(attention, "q_bias", None)
+    weights = {
+        "qkv.weight": attention.qkv.weight,
+        "qkv.bias": attention.qkv.bias if bias is None else torch.cat([bias, attention.k_bias, attention.v_bias]),
+        "proj.weight": attention.proj.weight,
+        "proj.bias": attention.proj.bias,
+        "rel_pos_h": ours.rows,
+        "rel_pos_w": ours.columns,
+    }
+    theirs.load_state_dict(weights)
+    tokens = torch.randn(2, 16, 64, generator=torch.Generator().manual_seed(2))
+    normed = block.norm1(tokens)
+    with torch.no_grad():
+        expected = theirs(normed.view(2, 4, 4, 64))[0].view(2, 16, 64)
+        found = attention(normed, attn_mask=ours(block, tokens, (4, 4)))
+        assert relative(found, expected) < ROUNDING
+        assert relative(attention(normed), expected) > 0.01
+
+
+def test_relative_positions_are_zero_at_first_and_need_a_norm_before_the_attention() -> None:
+    model = build_vision("vit_pico_patch8_64", num_classes=0).eval()
+    encoder = DenseEncoder(model, window=4, global_blocks=[1])
+    positions = [RelativePositions(block, side) for block, side in zip(model.blocks, (4, 8), strict=True)]
+    with torch.no_grad():
+        assert relative(encoder(images(64), positions)[0], encoder(images(64))[0]) < ROUNDING
+        positions[0].rows.normal_()
+        assert relative(encoder(images(64), positions)[0], encoder(images(64))[0]) > 1e-4
+    with pytest.raises(UserError, match=r"windows\.relative: expected blocks with a norm before"):
+        RelativePositions(nn.Identity(), 4)

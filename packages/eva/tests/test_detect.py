@@ -323,16 +323,63 @@ def test_released_layout_is_read_with_every_key_accounted_for(tmp_path, scenes):
     assert torch.equal(read_detector(made).head.cascade.stages[2].fc.weight, ours.head.cascade.stages[2].fc.weight)
 
 
+def test_eva_01s_layout_is_read_with_its_relative_positions(tmp_path, scenes):
+    plain = {"architecture": ENCODER, "swiglu_mlp": False, "use_rot_pos_emb": False}
+    layout = {**LAYOUT, "windows": {"window": 2, "global_blocks": [1], "relative": True}}
+    settings = DetectorSettings.model_validate(layout)
+    ours = build_detector(build_vision(plain, num_classes=0, seed=1), len(scenes.class_names), settings, seed=1)
+    for parameter in ours.head.relative.parameters():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(2))
+    left_out = ("cls_token", "norm.", "fc_norm.", "head.")
+    weights = {key: value for key, value in ours.encoder.visual.state_dict().items() if not key.startswith(left_out)}
+    theirs = {f"backbone.net.{key}": value for key, value in weights.items()}
+    theirs |= {official_name(key): value for key, value in ours.head.state_dict().items()}
+    width = ours.head.relative[0].rows.shape[1]
+    assert theirs["backbone.net.blocks.0.attn.rel_pos_h"].shape == (2 * 2 - 1, width)  # a window
+    assert theirs["backbone.net.blocks.1.attn.rel_pos_w"].shape == (2 * 4 - 1, width)  # the whole map
+    assert all(head_name(official_name(key)) == key for key in ours.head.state_dict())
+    other = build_detector(build_vision(plain, num_classes=0, seed=3), len(scenes.class_names), settings, seed=3)
+    report = load_released(theirs, other, "file")
+    assert {key.removeprefix("backbone.net.") if ".rel_pos" not in key else key for key in theirs} == {
+        *report.taken, *report.renamed, *report.resized, *report.dropped
+    }  # fmt: skip
+    pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for one, expected in zip(other.eval()._maps(pixels), ours.eval()._maps(pixels), strict=True):
+            torch.testing.assert_close(one, expected)
+    save_state_dict(theirs, tmp_path / "eva_01.safetensors")
+    config = ImportDetector.model_validate(
+        {
+            "name": "import",
+            "path": str(tmp_path / "eva_01.safetensors"),
+            "model": plain,
+            "data": "scenes",
+            "detector": layout,
+        }
+    )
+    made = read_detector(config.run(context(tmp_path / "run", scenes=scenes)))
+    assert torch.equal(made.head.relative[1].columns, ours.head.relative[1].columns)
+    lacking = {key: value for key, value in theirs.items() if ".rel_pos" not in key}
+    with pytest.raises(UserError, match=r"it has no relative positions, .*relative: false"):
+        load_released(lacking, other, "file")
+
+
+def test_relative_positions_are_trained_with_the_rate_of_their_block(tmp_path, scenes, encoder):
+    settings = {**SMALL, "windows": {"window": 2, "global_blocks": [1], "relative": True}}
+    made = read_detector(stage(detector=settings, steps=2).run(context(tmp_path, scenes=scenes, encoder=encoder)))
+    assert all(parameter.abs().max() > 0 for parameter in made.head.relative.parameters())
+    task = DetectTask(made, scenes.class_names, layer_decay=0.5)
+    rates = {id(one): group.lr_scale for group in task.parameter_groups() for one in group.params}
+    for number, relative in enumerate(made.head.relative):
+        assert rates[id(relative.rows)] == rates[id(made.encoder.visual.blocks[number].mlp.fc2.weight)]
+
+
 def test_wrong_released_files_are_one_line(scenes):
     settings = DetectorSettings.model_validate(LAYOUT)
     model = build_detector(build_vision(SUB_NORM, num_classes=0, seed=1), len(scenes.class_names), settings)
     good = released(model)
-    with pytest.raises(UserError, match="relative positions"):
+    with pytest.raises(UserError, match=r"it has relative positions, .*set detector.windows.relative: true"):
         load_released({**good, "backbone.net.blocks.0.attn.rel_pos_h": torch.zeros(3)}, model, "file")
-    dropped = load_released(
-        {**good, "backbone.net.blocks.0.attn.rel_pos_h": torch.zeros(3)}, model, "file", drop_relative=True
-    )
-    assert any("rel_pos_h" in key for key in dropped.dropped)
     with pytest.raises(UserError, match=r"the file has roi_heads\.extra"):
         load_released({**good, "roi_heads.extra": torch.zeros(3)}, model, "file")
     missing = {key: value for key, value in good.items() if "box_predictor.2.cls_score" not in key}

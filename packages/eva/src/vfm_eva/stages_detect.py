@@ -102,7 +102,7 @@ class EvaDetect(Training):
 
 
 class ImportDetector(Stage):
-    """Import a detection checkpoint that EVA-02 has released (detectron2's format), with every key accounted for."""
+    """Import a detection checkpoint of EVA or EVA-02 (detectron2's format), with every key accounted for."""
 
     makes: ClassVar[type[Artifact]] = DenseCheckpoint
     work: ClassVar[str] = "vfm_eva.detect.released:import_detector"
@@ -116,11 +116,6 @@ class ImportDetector(Stage):
     )
     data: Ref[AnnotatedImages] = Field(description="images with the classes of the checkpoint, in its order")
     detector: DetectorSettings = Field(DetectorSettings(), description="settings that the checkpoint was trained with")
-    relative_positions: Literal["refuse", "drop"] = Field(
-        "refuse",
-        description="what to do with relative positions of EVA-01's detectors, which timm's encoders lack; drop: the"
-        " result is a start for a training, not the released model",
-    )
 
     def sources(self) -> Iterable[str]:
         """Return the file."""

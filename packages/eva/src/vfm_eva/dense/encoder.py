@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vfm.models import ClipModel
 from vfm.plugin import UserError
+from vfm_eva.dense.relative import RelativePositions
 from vfm_eva.dense.trunks import Trunk, unrotated_rows
 from vfm_eva.dense.windows import Grid, check_window, from_windows, to_windows
 
@@ -87,18 +88,19 @@ class DenseEncoder(nn.Module):
         """The parts of the model."""
         return self._trunk[0]
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor, relative: Sequence[RelativePositions] | None = None) -> list[Tensor]:
         """Return the maps of `layers` in their order, (B, D, h, w) each, without the final norm.
 
         Args:
             images: normalised, (B, 3, H, W).
+            relative: relative positions of each block; only without prefix tokens.
 
         Raises:
             UserError: a side is not a multiple of the patch size, or windows do not tile the map.
         """
         tokens, found, done = self.embed(images), {}, 0
         for layer in sorted(set(self.layers)):
-            tokens = self.run(tokens, range(done, layer + 1))
+            tokens = self.run(tokens, range(done, layer + 1), relative=relative)
             found[layer], done = tokens.maps, layer + 1
         return [found[layer] for layer in self.layers]
 
@@ -127,6 +129,7 @@ class DenseEncoder(nn.Module):
         blocks: Sequence[int],
         visible: Tensor | None = None,
         copies: Mapping[int, nn.Module] | None = None,
+        relative: Sequence[RelativePositions] | None = None,
     ) -> Tokens:
         """Apply some blocks in their order.
 
@@ -135,6 +138,7 @@ class DenseEncoder(nn.Module):
             blocks: numbers from 0.
             visible: as in `Trunk.apply_block`, for all of them; only for blocks without windows.
             copies: blocks with weights of their own to apply in place of some.
+            relative: relative positions of each block; only without prefix tokens.
 
         Raises:
             UserError: there are prefix tokens, and windows smaller than the map.
@@ -148,7 +152,8 @@ class DenseEncoder(nn.Module):
                 cut = windowed
             grid = (self.window, self.window) if windowed and self.window else tokens.grid
             rope = self._rope(grid, tokens.num_prefix, values)
-            arguments = (number, values, rope, visible, (copies or {}).get(number))
+            positions = (relative[number], grid) if relative else None
+            arguments = (number, values, rope, visible, (copies or {}).get(number), positions)
             if self.training and self._checkpointing:
                 values = checkpoint(self.trunk.apply_block, *arguments, use_reentrant=False)
             else:
@@ -158,8 +163,12 @@ class DenseEncoder(nn.Module):
             values = from_windows(values, tokens.grid, self.window)
         return replace(tokens, values=values)
 
+    def is_global(self, number: int) -> bool:
+        """Return whether a block attends to the whole map, however large it is."""
+        return self.window is None or number in self.global_blocks
+
     def _has_windows(self, number: int, tokens: Tokens) -> bool:
-        if self.window is None or number in self.global_blocks or tokens.grid == (self.window, self.window):
+        if self.is_global(number) or tokens.grid == (self.window, self.window):
             return False
         if tokens.num_prefix:
             raise UserError(

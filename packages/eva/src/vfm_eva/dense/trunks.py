@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from vfm.models import ClipModel, vision_tower
 from vfm.plugin import UserError
+from vfm_eva.dense.relative import RelativePositions
 from vfm_eva.dense.windows import Grid
 
 PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
@@ -107,6 +108,7 @@ class Trunk:
         rope: Tensor | None,
         visible: Tensor | None = None,
         copy: nn.Module | None = None,
+        relative: tuple[RelativePositions, Grid] | None = None,
     ) -> Tensor:
         """Apply one block.
 
@@ -116,11 +118,14 @@ class Trunk:
             rope: a row for each of the N tokens; rows of sin 0 and cos 1 leave a token as it is.
             visible: True where a token (row) sees another (column), (B, 1, N, N); None: everywhere.
             copy: a copy of the block with weights of its own, to be applied in its place.
+            relative: relative positions and the grid of the tokens, which are patches only; instead of `visible`.
 
         Returns:
             (B, N, D).
         """
         block: Any = self.blocks[number] if copy is None else copy
+        if relative is not None:
+            visible = relative[0](block, tokens, relative[1])
         if self.is_open_clip:
             return block(tokens, attn_mask=_added(visible, block.attn.num_heads))  # type: ignore[no-any-return]
         if rope is None:

@@ -1,6 +1,7 @@
 """Names of a detector's weights in EVA's released detection files (detectron2's), and where they go.
 
     backbone.net.*                       the encoder, in the layouts of `vfm.models`
+    backbone.net.blocks.N.attn.rel_pos_* relative.N: rows and columns
     backbone.simfp_{2..5}.N.*            pyramid.levels.{0..3}: resampling layers, then two convolutions with norms
     proposal_generator.rpn_head.*        proposals.head
     roi_heads.box_head.S.*               cascade.stages.S: convolutions and the linear layer
@@ -22,7 +23,7 @@ DROPPED = {
     "fed_loss_cls_weights": "counted from the training data",
     "cell_anchors": "computed from the settings",
 }
-RELATIVE = "rel_pos_"
+RELATIVE = re.compile(r"backbone\.net\.blocks\.(\d+)\.attn\.rel_pos_([hw])")
 _RESAMPLING = (4, 1, 0, 1)  # layers before the convolutions of each level
 _NAMES = (  # official names and ours; {} is a number
     ("proposal_generator.rpn_head.conv.conv{}.", "proposals.head.conv.{}.0."),
@@ -38,12 +39,16 @@ _SINGLE_CONV = "proposal_generator.rpn_head.conv."  # its name where there is on
 _LEVEL = re.compile(r"backbone\.simfp_([2-5])\.(\d+)\.(norm\.)?(\w+)")
 _BOX_CONV = re.compile(r"roi_heads\.box_head\.(\d+)\.conv(\d+)\.(norm\.)?(\w+)")
 _MASK_CONV = re.compile(r"roi_heads\.mask_head\.mask_fcn(\d+)\.(norm\.)?(\w+)")
+_AXES = {"h": "rows", "w": "columns"}
+_OUR_RELATIVE = re.compile(r"relative\.(\d+)\.(rows|columns)")
 _OUR_LEVEL = re.compile(r"pyramid\.levels\.(\d)\.(\d+)\.(\w+)")
 _OUR_CONV = re.compile(r"cascade\.(?:stages\.(\d+)|mask_head)\.convs\.(\d+)\.([01])\.(\w+)")
 
 
 def head_name(key: str) -> str:
     """Return the name of a head's weight in `DetectorHead`; an unknown name is returned as it is."""
+    if found := RELATIVE.fullmatch(key):
+        return f"relative.{found[1]}.{_AXES[found[2]]}"
     if found := _LEVEL.fullmatch(key):
         level, layer, norm, kind = int(found[1]) - 2, int(found[2]), found[3], found[4]
         first = _RESAMPLING[level]
@@ -61,6 +66,8 @@ def head_name(key: str) -> str:
 
 def official_name(key: str) -> str:
     """Return the name in EVA's files of a weight of `DetectorHead`; the inverse of `head_name`."""
+    if found := _OUR_RELATIVE.fullmatch(key):
+        return f"{ENCODER}blocks.{found[1]}.attn.rel_pos_{'h' if found[2] == 'rows' else 'w'}"
     if found := _OUR_LEVEL.fullmatch(key):
         level, layer, norm = int(found[1]), int(found[2]), 0
         first = _RESAMPLING[level]

@@ -13,19 +13,21 @@ from torchvision.models.detection.image_list import ImageList
 from vfm.plugin import UserError
 from vfm_eva.dense.encoder import DenseEncoder
 from vfm_eva.dense.pyramid import SimpleFeaturePyramid
+from vfm_eva.dense.relative import RelativePositions
 from vfm_eva.detect.cascade import CascadeHeads, Found, Size, Truth
 from vfm_eva.detect.proposals import build_proposals
 from vfm_eva.detect.settings import DetectorSettings
 
 
 class DetectorHead(nn.Module):
-    """What is added to an encoder: the pyramid, the region proposals and the cascade."""
+    """What is added to an encoder: the pyramid, the region proposals, the cascade, relative positions."""
 
     def __init__(self, width: int, patch_size: int, num_classes: int, settings: DetectorSettings) -> None:
         super().__init__()
         strides = tuple(patch_size * step // 4 for step in (1, 2, 4, 8))
         self.pyramid = SimpleFeaturePyramid(width, settings.channels, strides, patch_size=patch_size)
         self.proposals = build_proposals(settings.proposals, settings.channels, (*strides, 2 * strides[-1]))
+        self.relative = nn.ModuleList()
         self.cascade = CascadeHeads(settings.channels, num_classes, settings.cascade, strides, masks=settings.masks)
 
 
@@ -44,9 +46,17 @@ class Detector(nn.Module):
     def __init__(self, encoder: nn.Module, num_classes: int, settings: DetectorSettings) -> None:
         super().__init__()
         windows = settings.windows
-        self.encoder = DenseEncoder(encoder, window=windows.window, global_blocks=windows.global_blocks)
+        prefix = False if windows.relative else None
+        self.encoder = DenseEncoder(encoder, window=windows.window, global_blocks=windows.global_blocks, prefix=prefix)
         check_side(settings, self.encoder.patch_size)
         self.head = DetectorHead(self.encoder.width, self.encoder.patch_size, num_classes, settings)
+        if windows.relative:
+            whole = settings.image_size // self.encoder.patch_size
+            sides = [
+                whole if self.encoder.is_global(number) else windows.window for number in range(self.encoder.depth)
+            ]
+            pairs = zip(self.encoder.trunk.blocks, sides, strict=True)
+            self.head.relative.extend(RelativePositions(block, side or whole) for block, side in pairs)
         self.settings = settings
 
     def losses(
@@ -80,7 +90,7 @@ class Detector(nn.Module):
         They have 32 bits in any precision, since anchors and boxes are computed in the type of the maps, and 8 bits
         would round them to whole pixels.
         """
-        maps = [one.float() for one in self.head.pyramid(self.encoder(pixels)[0])]
+        maps = [one.float() for one in self.head.pyramid(self.encoder(pixels, self.head.relative)[0])]
         return [*maps, F.max_pool2d(maps[-1], kernel_size=1, stride=2)]
 
 

@@ -34,39 +34,36 @@ def import_detector(config: ImportDetector, ctx: Context) -> DenseCheckpoint:
     """
     data = ctx.load(config.data)
     model = _build(config, data)
-    report = load_released(
-        load_state_dict(config.path), model, config.path, drop_relative=config.relative_positions == "drop"
-    )
+    report = load_released(load_state_dict(config.path), model, config.path)
     ctx.log(f"weights: {report.summary}")
     ctx.panel(report.panel("Imported weights"))
     return save_detector(model, ctx.directory, data.class_names)
 
 
-def load_released(tensors: dict[str, Tensor], model: Detector, where: str, *, drop_relative: bool = False) -> KeyReport:
+def load_released(tensors: dict[str, Tensor], model: Detector, where: str) -> KeyReport:
     """Load a state dict in the names of EVA's detection code.
 
     Args:
         tensors: the state dict.
         model: the detector.
         where: the file, for errors.
-        drop_relative: leave out relative positions.
 
     Raises:
-        UserError: a key is missing, unknown or of another shape; or the file has relative positions.
+        UserError: a key is missing, unknown or of another shape; or only one of file and detector has
+            relative positions.
     """
-    relative = [key for key in tensors if RELATIVE in key]
-    if relative and not drop_relative:
+    in_head = {key for key in tensors if not key.startswith(ENCODER) or RELATIVE.fullmatch(key)}
+    if any(RELATIVE.fullmatch(key) for key in tensors) != model.settings.windows.relative:
         raise UserError(
-            f"{where}: it has relative positions ({relative[0]}), as EVA-01's detectors, which timm's encoders lack;"
-            " relative_positions: drop makes a start for a training of it"
+            f"{where}: it has {'no ' if model.settings.windows.relative else ''}relative positions, which EVA-01's"
+            f" detectors have; set detector.windows.relative: {str(not model.settings.windows.relative).lower()}"
         )
     report = KeyReport()
-    dropped = {**DROPPED, **dict.fromkeys(relative, "relative positions, which timm's encoders lack")}
-    head = {key: value for key, value in tensors.items() if not key.startswith(ENCODER)}
-    to_head = TransferRules(dropped, {}, head_name, where=where, source="the file", target="the detector")
+    head = {key: value for key, value in tensors.items() if key in in_head}
+    to_head = TransferRules(DROPPED, {}, head_name, where=where, source="the file", target="the detector")
     transfer_weights(head, model.head, to_head, report)
-    encoder = {key.removeprefix(ENCODER): value for key, value in tensors.items() if key.startswith(ENCODER)}
-    dropped = {"rope": "computed from the grid", **{key.removeprefix(ENCODER): dropped[key] for key in relative}}
+    encoder = {key.removeprefix(ENCODER): value for key, value in tensors.items() if key not in in_head}
+    dropped = {"rope": "computed from the grid"}
     to_encoder = TransferRules(dropped, _UNUSED, to_timm(encoder), where=where, source="the file", target="the encoder")
     transfer_weights(encoder, model.encoder.visual, to_encoder, report)
     return report

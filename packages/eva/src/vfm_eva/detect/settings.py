@@ -17,6 +17,9 @@ class Windows(Config):
 
     window: int | None = Field(None, ge=1, description="side of the windows in patches; null: all blocks are global")
     global_blocks: list[int] = Field([], description="blocks that attend to the whole image all the same")
+    relative: bool = Field(
+        False, description="relative positions in every block, as in EVA-01's detectors; trained with the head"
+    )
 
 
 class Proposals(Config):

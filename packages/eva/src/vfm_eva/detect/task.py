@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -25,6 +26,7 @@ from vfm_eva.detect.samples import DetectionInputs
 from vfm_kernels import Kernels, accelerated, padded
 
 ENCODER = "model.encoder.visual."
+RELATIVE = re.compile(r"model\.head\.relative\.(\d+)\.")
 
 
 class DetectTask(Task[DetectionInputs]):
@@ -86,6 +88,8 @@ class DetectTask(Task[DetectionInputs]):
         depth = self.model.encoder.depth
 
         def layer(name: str) -> int:
+            if found := RELATIVE.match(name):
+                return int(found[1]) + 1
             return layer_of(name.removeprefix(ENCODER), depth) if name.startswith(ENCODER) else depth + 1
 
         return layered_groups(self, depth, self.layer_decay, layer, decay_vectors=self.decay_vectors)

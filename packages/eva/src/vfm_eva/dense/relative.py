@@ -1,0 +1,73 @@
+"""Relative positions of EVA-01's detectors: rows and columns, added to the scores of attention.
+
+A query q at (y, x) scores a key at (v, u) with q . k / sqrt(d) + q . (rows[y - v] + columns[x - u]).
+
+Source: Li et al. 2022, MViTv2 (arXiv:2112.01526), section 4.1; ViTDet (arXiv:2203.16527).
+"""
+
+# B images or windows, H heads, N patches, D width, d width of a head, h and w rows and columns of patches
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.models.eva import EvaBlock
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vfm.plugin import UserError
+from vfm_eva.dense.windows import Grid
+
+
+class RelativePositions(nn.Module):
+    """The relative positions of one block, zero at first.
+
+    Args:
+        block: of a timm encoder.
+        side: of the square of patches among which it attends.
+
+    Raises:
+        UserError: the block is of another kind.
+    """
+
+    def __init__(self, block: nn.Module, side: int) -> None:
+        super().__init__()
+        if not isinstance(block, (EvaBlock, Block)):
+            raise UserError(
+                "windows.relative: expected blocks with a norm before their attention, as EVA's, got"
+                f" {type(block).__name__}"
+            )
+        attention: Any = block.attn
+        self.rows = nn.Parameter(torch.zeros(2 * side - 1, attention.head_dim))
+        self.columns = nn.Parameter(torch.zeros(2 * side - 1, attention.head_dim))
+
+    def forward(self, block: nn.Module, tokens: Tensor, grid: Grid) -> Tensor:
+        """Return what is added to the scores of the block's attention, (B, H, N, N), for its input (B, N, D)."""
+        queries = _queries(block, tokens).unflatten(2, grid)
+        rows = torch.einsum("bnhwd,hkd->bnhwk", queries, _of_pairs(self.rows, grid[0]))
+        columns = torch.einsum("bnhwd,wkd->bnhwk", queries, _of_pairs(self.columns, grid[1]))
+        return (rows[..., :, None] + columns[..., None, :]).flatten(4).flatten(2, 3)
+
+
+def _queries(block: Any, tokens: Tensor) -> Tensor:
+    """Return the queries of a block, (B, H, N, d): its attention computes them too, but does not return them."""
+    attention, normed = block.attn, block.norm1(tokens)
+    if attention.qkv is None:
+        flat = attention.q_proj(normed)
+    else:
+        bias = attention.qkv.bias if attention.qkv.bias is not None else getattr(attention, "q_bias", None)
+        width = attention.qkv.weight.shape[0] // 3
+        flat = F.linear(normed, attention.qkv.weight[:width], None if bias is None else bias[:width])
+    found: Tensor = attention.q_norm(flat.unflatten(2, (attention.num_heads, -1)).transpose(1, 2))
+    return found
+
+
+def _of_pairs(table: Tensor, side: int) -> Tensor:
+    """Return the vector of each pair of a query's and a key's row, (side, side, d); other sides are interpolated."""
+    length = 2 * side - 1
+    if len(table) != length:
+        table = F.interpolate(table.T[None].float(), size=length, mode="linear")[0].T.to(table.dtype)
+    places = torch.arange(side, device=table.device)
+    return table[places[:, None] - places + side - 1]
