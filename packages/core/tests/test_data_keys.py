@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from data_samples import context, encoded, members
 from vfm.data import Source, open_dataset, uid_of, write_tar
 from vfm.data.mixture import Mixture
-from vfm.data.repeated_keys import RepeatedKeys
+from vfm.data.repeated_keys import KeySample, RepeatedKeys
 from vfm.stage import Context
 from vfm.stages.data import Pairs
 
@@ -119,5 +119,5 @@ def test_counters_that_restart_are_found_with_gaps_and_distinct_keys_never(
             for shard in range(num_shards):
                 numbers = [number for number in range(size) if rng.random() >= missing]
                 keys = [f"{number + (0 if restarts else shard * size):06d}" for number in numbers]
-                repeated.add(f"{shard}.tar", keys, all_known=all_known)
+                repeated.add(f"{shard}.tar", KeySample.of(keys, all_known=all_known))
             assert bool(repeated.example) == restarts
