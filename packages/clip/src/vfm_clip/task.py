@@ -7,13 +7,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vfm.models import ClipModel, save_clip
+from vfm.models import ClipModel, encode_text, save_clip, used_length
 from vfm.plugin import ClipCheckpoint, UserError
 from vfm.train import Batch, Call, Frozen, Metrics, ParamGroup, Task
 from vfm_clip.data import ClipInputs
@@ -99,6 +100,19 @@ class ClipTask(Task[ClipInputs]):
             if weights and not any(weight.requires_grad for weight in weights):
                 layer.eval()
         return self
+
+    def prepare(self, inputs: ClipInputs) -> ClipInputs:
+        """Return the inputs with tokens up to the longest caption's end, to a multiple of 8, if only zeros follow.
+
+        Features are equal up to rounding, and so are the hashes of captions, to which zeros add nothing.
+        """
+        tokens = inputs.tokens
+        models = [self.module, *(held.module for held in self.frozen())]
+        length = -8 * (-max(used_length(model, tokens) for model in models) // 8)
+        if length >= tokens.shape[1] or tokens[:, length:].any():
+            return inputs
+        shorter = tokens[:, :length].contiguous()
+        return replace(inputs, tokens=shorter.pin_memory() if tokens.is_pinned() else shorter)
 
     def forward(self, inputs: ClipInputs) -> tuple[Tensor, Metrics]:
         """Return the loss of this process' samples against those of all processes."""
@@ -224,4 +238,4 @@ def _encode(clip: ClipModel, inputs: ClipInputs) -> tuple[Tensor, Tensor]:
     """Return unit features of images and texts, (n, D) each."""
     towers: Any = clip.module
     image: Tensor = towers.encode_image(clip.pixels(inputs.images), normalize=True)
-    return image, towers.encode_text(inputs.tokens, normalize=True)
+    return image, encode_text(clip.module, inputs.tokens, normalize=True)

@@ -14,7 +14,16 @@ from torch import Tensor
 from vfm.artifacts import Artifact, ClipCheckpoint, VisionCheckpoint
 from vfm.eval.finite import check_finite
 from vfm.eval.hashes import checkpoint_hash
-from vfm.models import ClipModel, PooledVision, Preprocess, TextImageEncoder, load_clip, load_vision, vision_preprocess
+from vfm.models import (
+    ClipModel,
+    EncoderPrecision,
+    PooledVision,
+    Preprocess,
+    TextImageEncoder,
+    load_clip,
+    load_vision,
+    vision_preprocess,
+)
 from vfm.stages.evaluation.base import ResizeMode
 
 FEATURES_VERSION = 1  # raise by hand when a checkpoint's features of an image change
@@ -28,7 +37,10 @@ class LoadedClip(ClipModel):
 
 
 def load_encoder(
-    checkpoint: Artifact, device: torch.device, resize_mode: ResizeMode | None = None
+    checkpoint: Artifact,
+    device: torch.device,
+    resize_mode: ResizeMode | None = None,
+    precision: EncoderPrecision = "fp32",
 ) -> LoadedClip | PooledVision:
     """Load the model of a ClipCheckpoint or a VisionCheckpoint, in evaluation mode.
 
@@ -36,25 +48,28 @@ def load_encoder(
         checkpoint: the artifact.
         device: device of the model.
         resize_mode: how images that are not square are resized; default: as the model was trained.
+        precision: of the forward pass.
     """
     if isinstance(checkpoint, ClipCheckpoint):
         clip = load_clip(checkpoint, device)
         preprocess = _with_resize_mode(clip.preprocess, resize_mode)
         parts = {part.name: getattr(clip, part.name) for part in fields(clip)}
-        return LoadedClip(**{**parts, "preprocess": preprocess}, features_key=_features_key(checkpoint, preprocess))
+        changed = {**parts, "preprocess": preprocess, "precision": precision}
+        return LoadedClip(**changed, features_key=_features_key(checkpoint, preprocess, precision))
     assert isinstance(checkpoint, VisionCheckpoint), checkpoint
     module = load_vision(checkpoint, device=device).eval()
     preprocess = _with_resize_mode(vision_preprocess(module), resize_mode)
-    return PooledVision(module, preprocess, _features_key(checkpoint, preprocess))
+    return PooledVision(module, preprocess, _features_key(checkpoint, preprocess, precision), precision)
 
 
 def _with_resize_mode(preprocess: Preprocess, resize_mode: ResizeMode | None) -> Preprocess:
     return preprocess.model_copy(update={"resize_mode": resize_mode}) if resize_mode else preprocess
 
 
-def _features_key(checkpoint: Artifact, preprocess: Preprocess) -> str:
+def _features_key(checkpoint: Artifact, preprocess: Preprocess, precision: EncoderPrecision) -> str:
     """Return a key of everything that an image's features depend on, besides the image."""
     facts = f"{FEATURES_VERSION} {checkpoint_hash(checkpoint)} {preprocess.model_dump_json()}"
+    facts += "" if precision == "fp32" else f" {precision}"
     return hashlib.sha256(facts.encode()).hexdigest()[:32]
 
 

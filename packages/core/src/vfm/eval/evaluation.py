@@ -21,7 +21,7 @@ from vfm.eval.hashes import checkpoint_hash
 from vfm.scored_items import write_items
 from vfm.scores import Evaluated, ModelResult
 from vfm.stage import Context
-from vfm.stages.evaluation.base import ModelEvaluation, short_name
+from vfm.stages.evaluation.base import EncodedEvaluation, ModelEvaluation, short_name
 from vfm.statistics import compare, to_metric
 from vfm.train import prepare_device
 
@@ -49,7 +49,8 @@ def evaluate_models(config: ModelEvaluation, ctx: Context) -> Report:
     """Load the models, evaluate them, and write scores, paired tests, predictions and panels."""
     checkpoints = {short_name(ref): ctx.load(ref) for ref in config.models}
     device = prepare_device(config.runtime)
-    encoders = {name: load_encoder(one, device, config.resize_mode) for name, one in checkpoints.items()}
+    precision = config.precision if isinstance(config, EncodedEvaluation) else "fp32"
+    encoders = {name: load_encoder(one, device, config.resize_mode, precision) for name, one in checkpoints.items()}
     return write_report(config, ctx, config.evaluate(ctx, encoders), checkpoints)
 
 
@@ -126,7 +127,7 @@ def _record(
         "n_by_metric": {m.name: m.n for m in metrics},
         "ci95": {m.name: [m.low, m.high] for m in metrics},
         "name": name,
-        "precision": "fp32",
+        "precision": getattr(config, "precision", "fp32"),
         "resize_mode": config.resize_mode or "model",
         "vfm_version": version("vfm-core"),
         "checkpoint_sha256": checkpoint_hash(checkpoint) if checkpoint else "",

@@ -10,9 +10,10 @@ from pydantic import Field, model_validator
 from vfm.artifacts import Artifact
 from vfm.config import Config
 from vfm.incidental import INCIDENTAL, Incidental
+from vfm.interfaces.acceleration import LayerRuntime
 from vfm.interfaces.evaluation import AnyEvaluation, check_evaluations
 from vfm.parts import Part
-from vfm.stage import Ref, Runtime, Seed, Stage
+from vfm.stage import Ref, Seed, Stage
 
 KEPT_FOLDER = "training"  # of an artifact, with the checkpoints that are kept
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -159,7 +160,7 @@ class EvaluationPolicy(Config):
         return self
 
 
-class TrainingRuntime(Runtime):
+class TrainingRuntime(LayerRuntime):
     """How a training runs."""
 
     kernels: Literal["auto", "reference", "triton"] = Field(
@@ -193,6 +194,8 @@ class TrainingRuntime(Runtime):
             )
         if self.parallel == "fsdp" and self.pad_widths is True:
             raise ValueError("pad_widths: true needs parallel: ddp; fsdp stores weights at their own widths")
+        if self.parallel == "fsdp" and self.compile == "whole":
+            raise ValueError("compile: whole needs parallel: ddp; fsdp gathers block by block, use compile: blocks")
         return self
 
 
@@ -206,7 +209,11 @@ class Training(Stage):
         None, ge=1, description="samples per forward pass of one process; default: no accumulation"
     )
     lr: float = Field(1e-3, ge=0, description="peak learning rate")
-    precision: Literal["fp32", "amp_bf16"] = Field("fp32", description="of the forward pass; weights stay in fp32")
+    precision: Literal["auto", "fp32", "amp_bf16", "amp_fp16", "bf16"] = Field(
+        "auto",
+        description="of the forward pass; weights stay in fp32, with bf16 those that the model computes with are"
+        " rounded too; auto: amp_bf16 on CUDA devices that have it, else fp32",
+    )
     optimizer: Optimizer = Field(AdamW(), description="optimizer and its settings")
     schedule: Schedule = Field(CosineSchedule(), description="learning rate over the steps")
     ema_decay: float | None = Field(
@@ -250,6 +257,10 @@ class Training(Stage):
             raise ValueError(f"optimizer: {name} needs whole weights: set runtime.parallel: ddp")
         if self.runtime.parallel == "fsdp" and self.precision == "bf16":
             raise ValueError("runtime.parallel: fsdp stores weights in fp32: expected another precision, got bf16")
+        if self.runtime.parallel == "fsdp" and self.precision == "amp_fp16":
+            raise ValueError("precision: amp_fp16 needs runtime.parallel: ddp; use amp_bf16 with fsdp")
+        if self.grad_checkpointing and self.runtime.selective_checkpointing:
+            raise ValueError("give either grad_checkpointing or runtime.selective_checkpointing")
         return self
 
     @model_validator(mode="after")

@@ -31,6 +31,7 @@ from vfm.models.clip_config import (
     read_clip_config,
 )
 from vfm.models.clip_module import build_module, load_weights, plain_config, set_image_size
+from vfm.models.encoders import EncoderPrecision, autocast_encoder
 from vfm.models.preprocess import Preprocess
 from vfm.models.text import build_tokenizer, check_tokenizer, encode_unpadded
 from vfm.models.weights import save_state_dict
@@ -48,6 +49,7 @@ class ClipModel:
     preprocess: Preprocess
     name: str = "custom"
     folder: Path | None = None  # folder it was loaded from, which may hold a Hugging Face tokenizer
+    precision: EncoderPrecision = "fp32"  # of encode_images and encode_texts
 
     @property
     def embed_dim(self) -> int:
@@ -114,7 +116,7 @@ class ClipModel:
         # Filled in place, since concatenating chunks would take twice the memory. Allocated outside inference mode, so
         # that the result can be used in a later backward pass.
         embeddings = torch.empty(len(items), self.embed_dim)
-        with eval_mode(self.module), torch.inference_mode():
+        with eval_mode(self.module), torch.inference_mode(), autocast_encoder(self.precision, self.device):
             for start in range(0, len(items), batch_size):
                 chunk = slice(start, start + batch_size)
                 embeddings[chunk] = F.normalize(embed(items[chunk]).float(), dim=-1)

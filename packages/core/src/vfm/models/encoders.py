@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from PIL import Image
@@ -14,6 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfm.models.preprocess import Preprocess
+
+EncoderPrecision = Literal["fp32", "bf16"]
+"""Of an encoder's forward pass in evaluations; weights and features are in fp32."""
+
+
+def autocast_encoder(precision: EncoderPrecision, device: torch.device) -> torch.autocast:
+    """Return the context of an encoder's forward pass."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 class ImageEncoder(Protocol):
@@ -41,11 +49,13 @@ class PooledVision:
     module: the timm model.
     preprocess: resizing and normalisation of its input.
     features_key: identifies its features in the feature cache (`vfm.eval`); empty: they are not cached.
+    precision: of the forward pass.
     """
 
     module: nn.Module
     preprocess: Preprocess
     features_key: str = ""
+    precision: EncoderPrecision = "fp32"
 
     def encode_images(self, images: Sequence[Image.Image], batch_size: int = 256) -> Tensor:
         """Return unit vectors, float32 (N, D) on the CPU."""
@@ -66,7 +76,7 @@ class PooledVision:
     ) -> Tensor:
         device = next(self.module.parameters()).device
         parts = []
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast_encoder(self.precision, device):
             for start in range(0, len(images), batch_size):
                 pixels = self.preprocess.inputs(images[start : start + batch_size], device)  # (B, 3, H, W)
                 parts.append(forward(pixels).cpu())

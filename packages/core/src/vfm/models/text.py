@@ -136,24 +136,43 @@ def check_tokenizer(tokenizer: Callable[..., Tensor], module: nn.Module, model: 
 def encode_unpadded(module: nn.Module, tokens: Tensor, device: torch.device) -> Tensor:
     """Return `module.encode_text(tokens)` computed without the padding, equal up to rounding.
 
-    In towers like CLIP's own, attention is causal and only the position of the end token is read, so the positions
-    after the longest text of the batch do not matter. Any other tower gets all positions.
-
     Args:
         module: the module of an open_clip model.
         tokens: (N, L), on the CPU.
         device: device of the module.
     """
+    return encode_text(module, tokens[:, : used_length(module, tokens)].to(device))
+
+
+def used_length(module: nn.Module, tokens: Tensor) -> int:
+    """Return the number of positions that matter for texts, at most L.
+
+    In towers like CLIP's own, attention is causal and only the position of the end token is read, so the positions
+    after the longest text do not matter. In any other tower all do.
+
+    Args:
+        module: the module of an open_clip model.
+        tokens: (N, L), on the CPU.
+    """
+    ends = _end_positions(getattr(module, "text", module), tokens)
+    return tokens.shape[1] if ends is None else int(ends.max()) + 1
+
+
+def encode_text(module: nn.Module, tokens: Tensor, *, normalize: bool = False) -> Tensor:
+    """Return `module.encode_text(tokens)`, with gradients, of tokens that may be cut to their `used_length`.
+
+    Args:
+        module: the module of an open_clip model.
+        tokens: (N, L) or fewer columns, on the module's device.
+        normalize: scale each embedding to unit length.
+    """
     tower: Any = getattr(module, "text", module)
-    prefix = "" if tower is module else "text."
-    ends, shorter = _end_positions(tower, tokens), dict[str, Tensor]()
-    if ends is not None:
-        tokens = tokens[:, : int(ends.max()) + 1]
-        used = slice(tokens.shape[1])
+    table, used, shorter = getattr(tower, "positional_embedding", None), slice(tokens.shape[1]), dict[str, Tensor]()
+    if table is not None and len(table) > tokens.shape[1]:
+        prefix = "module." if tower is module else "module.text."
         # open_clip's tower adds the whole table of positions, so the shorter one is passed in its place.
-        shorter[f"module.{prefix}positional_embedding"] = tower.positional_embedding[used]
-        shorter[f"module.{prefix}attn_mask"] = tower.attn_mask[used, used]
-    embeddings: Tensor = functional_call(_EncodeText(module), shorter, (tokens.to(device),))
+        shorter = {f"{prefix}positional_embedding": table[used], f"{prefix}attn_mask": tower.attn_mask[used, used]}
+    embeddings: Tensor = functional_call(_EncodeText(module), shorter, (tokens, normalize))
     return embeddings
 
 
@@ -164,8 +183,8 @@ class _EncodeText(nn.Module):
         super().__init__()
         self.module = module
 
-    def forward(self, tokens: Tensor) -> Any:
-        return self.module.encode_text(tokens)  # type: ignore[operator]
+    def forward(self, tokens: Tensor, normalize: bool) -> Any:
+        return self.module.encode_text(tokens, normalize=normalize)  # type: ignore[operator]
 
 
 def _end_positions(tower: Any, tokens: Tensor) -> Tensor | None:

@@ -9,10 +9,11 @@ from vfm.data.transforms import ImageTransform, to_tensor
 from vfm.stage import Preempted
 from vfm.train.alarm import Alarm
 from vfm.train.curves import METRICS_FILE
+from vfm.train.data import Data
 from vfm.train.dist import World, distributed, is_main, prepare_device, resolve_device, seed_everything
 from vfm.train.ema import Ema
 from vfm.train.kernels import check_kernels
-from vfm.train.loop import Data, fit
+from vfm.train.loop import fit
 from vfm.train.optim import build_optimizer, set_lr
 from vfm.train.pictures import show_panels
 from vfm.train.task import Call, Frozen, Metrics, ParamGroup, Task

@@ -25,6 +25,7 @@ from vfm.panels import LinesPanel, Series
 from vfm.stage import Context
 from vfm.store_files import read_json_lines, reading
 from vfm.train.dist import World
+from vfm.train.throughput import Throughput
 
 METRICS_FILE = "metrics.jsonl"
 MAX_POINTS = 2000  # of a drawn curve
@@ -33,8 +34,8 @@ MAX_POINTS = 2000  # of a drawn curve
 class Curves:
     """Metrics as means over the steps since the last log line."""
 
-    def __init__(self, ctx: Context, plan: Training, world: World) -> None:
-        self.ctx, self.plan, self.world = ctx, plan, world
+    def __init__(self, ctx: Context, plan: Training, world: World, throughput: Throughput) -> None:
+        self.ctx, self.plan, self.world, self.throughput = ctx, plan, world, throughput
         self.file = ctx.work / METRICS_FILE
         self.names: list[str] = []
         self.totals: Tensor | None = None
@@ -91,10 +92,13 @@ class Curves:
         seconds, self._since = max(now - self._since, 1e-9), now
         waited, self.waited = self.waited, 0.0
         steps, self._steps = self._steps, 0
+        by_rank = self.world.gather((waited / seconds, round(memory_gib(self.world.device), 3)))
         return {
             "train/samples_per_second": round(steps * self.plan.global_batch_size / seconds, 2),
-            "train/data_wait_pct": round(100 * waited / seconds, 1),
-            "sys/mem_gib": round(memory_gib(self.world.device), 3),
+            "train/data_wait_pct": round(100 * max(share for share, _ in by_rank), 1),
+            **self.throughput.reached(steps, seconds),
+            "sys/mem_gib": max(size for _, size in by_rank),
+            **({f"sys/mem_gib/{rank}": size for rank, (_, size) in enumerate(by_rank)} if len(by_rank) > 1 else {}),
         }
 
     def state(self) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from functools import partial
-from typing import Any, Generic, Protocol
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
@@ -23,14 +24,19 @@ from vfm.train.best import BestWeights
 from vfm.train.checkpoint import Checkpoints, Snapshot
 from vfm.train.continuation import earlier_snapshot, keep_checkpoints
 from vfm.train.curves import Curves
+from vfm.train.data import Data
 from vfm.train.dist import distributed, micro_batch_size, reproducible, seed_everything
 from vfm.train.ema import Ema
 from vfm.train.evaluations import Evaluations
 from vfm.train.guard import FiniteGuard, SkippedSamples, check_weights
 from vfm.train.heartbeat import watched
 from vfm.train.kernels import chosen_kernels
+from vfm.train.memory import memory_explained
 from vfm.train.optim import build_optimizer, set_lr, step_if_finite
 from vfm.train.parallel import Alone, in_processes
+from vfm.train.precision import Numerics
+from vfm.train.preparation import Compile, prepared, uncompiled
+from vfm.train.profiling import StepProfiler
 from vfm.train.state import (
     as_saved,
     as_stored,
@@ -43,21 +49,9 @@ from vfm.train.state import (
 )
 from vfm.train.task import Metrics, Task
 from vfm.train.termination import Termination, termination
+from vfm.train.throughput import Throughput
 
 PATIENCE = 60.0  # seconds, after an error, for the checkpoint that is being written
-
-
-class Data(Protocol[Inputs]):
-    """A source of batches."""
-
-    def steps(
-        self, start_step: int, num_steps: int, *, rank: int, world_size: int, micro_batch_size: int
-    ) -> Iterator[list[Batch[Inputs]]]:
-        """Yield the steps `start_step` to `num_steps - 1`, each as this process' micro-batches.
-
-        The content of a step depends only on its number, so it is the same wherever the iteration starts.
-        """
-        ...
 
 
 def fit(task: Task[Inputs], data: Data[Inputs], config: Training, ctx: Context) -> None:
@@ -75,9 +69,14 @@ def fit(task: Task[Inputs], data: Data[Inputs], config: Training, ctx: Context) 
     """
     with distributed(config.runtime) as world, reproducible(world.device), termination() as stop:
         placed = in_processes(task, config.runtime, world)
-        with chosen_kernels(placed.task, config.runtime, ctx, world), watched(world, partial(_end, ctx)):
+        with (
+            chosen_kernels(placed.task, config.runtime, ctx, world),
+            prepared(placed.task, config.runtime, ctx, world) as compiled,
+            watched(world, partial(_end, ctx)),
+        ):
+            numerics = Numerics(config.precision, placed.task, world.device)
             placed.wrap()
-            _Loop(placed, data, config, ctx, stop).run()
+            _Loop(placed, data, config, ctx, stop, numerics, compiled).run()
 
 
 def _end(ctx: Context, message: str) -> None:
@@ -93,7 +92,10 @@ class _Loop(Generic[Inputs]):
         plan: Training,
         ctx: Context,
         stop: Termination,
+        numerics: Numerics,
+        compiled: Compile,
     ) -> None:
+        self.numerics, self.compiled = numerics, compiled
         self.placed, self.data, self.plan, self.ctx, self.stop = placed, data, plan, ctx, stop
         self.task, self.world = task, world = placed.task, placed.world
         self.micro_batch_size = micro_batch_size(plan, world)
@@ -102,14 +104,18 @@ class _Loop(Generic[Inputs]):
         self.optimizer = build_optimizer(task, plan.optimizer, plan.lr)
         self.lr_at: Callable[[int], float] = plan.schedule.build(plan.lr, plan.num_steps)
         self.trained = sorted((p for group in self.optimizer.param_groups for p in group["params"]), key=is_whole)
-        self.ema = Ema(task, plan.ema_decay) if plan.ema_decay else None
-        self.curves = Curves(ctx, plan, world)
+        with numerics.full_weights():
+            self.ema = Ema(task, plan.ema_decay) if plan.ema_decay else None
+        self.throughput = Throughput(world.device, plan.runtime, half=numerics.is_half)
+        self.profiler = StepProfiler(plan.runtime.profile, ctx, world)
+        self.curves = Curves(ctx, plan, world, self.throughput)
         self.evaluations, self.best = Evaluations(plan, ctx), BestWeights(plan, ctx)
         self.guard = FiniteGuard(ctx, world)
         self.skipped = SkippedSamples(ctx, plan, world)
         sharded = {name: value for name, value in model_tensors(task).items() if isinstance(value, DTensor)}
         self.checkpoints = Checkpoints(ctx.work, plan.checkpoint, ctx.warn, world, sharded)
-        self.done = self._resume()
+        with numerics.full_weights():
+            self.done = self._resume()
         ctx.emit("settings", step=self.done, settings=incidental_settings(plan))
 
     def run(self) -> None:
@@ -127,16 +133,21 @@ class _Loop(Generic[Inputs]):
             )
         )
         try:
-            while self.done < self.plan.num_steps:
-                self._advance(self._next(steps))
+            with memory_explained(self, self.plan, self.ctx, self.world):
+                while self.done < self.plan.num_steps:
+                    self.profiler.before(self.done + 1)
+                    self._advance(self._next(steps))
+                    self.profiler.after(self.done)
             self.checkpoints.wait()
         except BaseException:
             with suppress(BaseException):  # the first error is the one to report
                 self.checkpoints.wait(PATIENCE)
             raise
         finally:
+            self.profiler.close()
             if close := getattr(steps, "close", None):
                 close()
+        self.numerics.end()
         if self.ema:
             self.ema.copy_to_weights()
         task = self.placed.finish()
@@ -154,7 +165,8 @@ class _Loop(Generic[Inputs]):
         if micro_batches is None:
             raise UserError(f"{self.ctx.stage}: the data ends after step {self.done} of {self.plan.num_steps}")
         self.skipped.take(micro_batches)
-        return [batch.to(self.world.device) for batch in micro_batches]
+        ready = [replace(batch, inputs=self.task.prepare(batch.inputs)) for batch in micro_batches]
+        return [batch.to(self.world.device) for batch in ready]
 
     def _advance(self, micro_batches: Sequence[Batch[Inputs]]) -> None:
         """Take one optimizer step; log, evaluate, save and stop where that is due.
@@ -178,9 +190,10 @@ class _Loop(Generic[Inputs]):
             agreed = self._optimize(step, micro_batches, wishes)
         if look:
             self.guard.read()
-        self.task.after_step()
-        if self.ema:
-            self.ema.update(step)
+        with self.numerics.full_weights():
+            self.task.after_step()
+            if self.ema:
+                self.ema.update(step)
         self.done = done
         if log:
             self.curves.write(done, lr)
@@ -191,7 +204,8 @@ class _Loop(Generic[Inputs]):
         if log or save:
             self.skipped.report(done)
         if save:
-            self._save()
+            with self.numerics.full_weights():
+                self._save()
         if stop and done < self.plan.num_steps:
             self.checkpoints.wait()
             self.world.barrier()  # the end of one process ends the others
@@ -201,7 +215,8 @@ class _Loop(Generic[Inputs]):
 
     def _evaluate(self) -> None:
         """Run the evaluations in the first process while the others wait, on the averaged weights if there are any."""
-        with self.ema.as_weights() if self.ema else nullcontext(), self.placed.whole() as task:
+        averaged = self.ema.as_weights() if self.ema else nullcontext()
+        with self.numerics.full_weights(), averaged, self.placed.whole() as task, uncompiled(self.plan.runtime):
             if task:
                 task.eval()
                 found: dict[str, float] = {}
@@ -219,7 +234,15 @@ class _Loop(Generic[Inputs]):
         self.task.before_step(step)
         metrics = self._gradients(step, micro_batches, losses)
         self.placed.average_gradients()
-        grad_norm = as_whole(get_total_norm([p.grad for p in self.trained if p.grad is not None])).float()
+        with self.numerics.full_weights():
+            return self._update(step, metrics, losses, wishes)
+
+    def _update(
+        self, step: int, metrics: Metrics, losses: list[tuple[list[str], Tensor]], wishes: list[float]
+    ) -> Tensor:
+        grads = [param.grad for param in self.trained if param.grad is not None]
+        self.numerics.unscale(grads)
+        grad_norm = as_whole(get_total_norm(grads)).float()
         if self.plan.optimizer.grad_clip_norm:
             clip_grads_with_norm_(self.trained, self.plan.optimizer.grad_clip_norm, grad_norm)
         names = sorted(metrics)
@@ -227,16 +250,14 @@ class _Loop(Generic[Inputs]):
         # `new_full` fills on the device, where `new_tensor` would copy from the host and wait.
         shared = self.world.mean(torch.cat([local, *(local.new_full((1,), wish) for wish in wishes)]))
         values = shared[: len(names)]
-        found_inf = self.guard.check(step, [values[names.index("loss")], grad_norm], losses)
-        step_if_finite(self.optimizer, found_inf)
+        found_inf = self.guard.check(step, [values[names.index("loss")], self.numerics.expected(grad_norm)], losses)
+        step_if_finite(self.optimizer, self.numerics.skips(found_inf, grad_norm))
         self.curves.add([*names, "grad_norm"], torch.cat([values, grad_norm[None]]))
         return shared[len(names) :]
 
     def _gradients(
         self, step: int, micro_batches: Sequence[Batch[Inputs]], losses: list[tuple[list[str], Tensor]]
     ) -> Metrics:
-        bf16 = self.plan.precision == "amp_bf16"
-
         def reseed(index: int) -> None:
             self.placed.begin_micro_batch(is_last=index == len(micro_batches) - 1)
             seed_everything(self.plan.seed, step, index, self.world.rank)
@@ -244,12 +265,13 @@ class _Loop(Generic[Inputs]):
         def call(
             batch: Batch[Inputs], method: Callable[..., tuple[Tensor, Metrics]] | None = None, /, *args: Any
         ) -> tuple[Tensor, Metrics]:
-            with torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=bf16):
-                loss, metrics = self.placed.run(method or self.task, batch.inputs, *args)
+            with self.numerics.autocast():
+                loss, metrics = self.placed.run(self.compiled(method or self.task), batch.inputs, *args)
             losses.append((batch.keys, loss.detach()))
             return loss, metrics
 
-        return self.task.accumulate(call, micro_batches, torch.autograd.backward, reseed)
+        with self.throughput.counting():
+            return self.task.accumulate(call, micro_batches, self.numerics.backward, reseed)
 
     def _save(self) -> None:
         tensors = {
@@ -263,6 +285,7 @@ class _Loop(Generic[Inputs]):
             "skipped": self.skipped.state(),
             "best": self.best.state(),
             "optimizer": self.plan.optimizer.type,
+            **self.numerics.state(),
         }
         self.checkpoints.save(Snapshot(self.done, tensors, facts))
 
@@ -277,6 +300,7 @@ class _Loop(Generic[Inputs]):
         load_optimizer(self.optimizer, self.task, snapshot.tensors["optimizer"])
         if self.ema:
             self.ema.load(as_stored(self.task, snapshot.tensors["ema"]))
+        self.numerics.restore(snapshot.facts)
         self.curves.restore(snapshot.facts["curves"])
         self.skipped.restore(snapshot.facts["skipped"])
         self.best.restore(snapshot.facts["best"], snapshot.tensors.get("best", {}))

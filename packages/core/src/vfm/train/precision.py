@@ -36,7 +36,7 @@ class LossScale:
 
     def unscale(self, gradients: Sequence[Tensor]) -> None:
         """Divide gradients by the factor, in place."""
-        torch._foreach_mul_(list(gradients), 1 / self.factor)  # type: ignore[no-untyped-call]
+        torch._foreach_mul_(list(gradients), 1 / self.factor)
 
     def overflow(self, grad_norm: Tensor) -> Tensor:
         """Return whether gradients are infinite because the factor is too large; at 1 or less it is not the reason."""
@@ -112,6 +112,11 @@ class Numerics:
         self.precision, self.device = resolve_precision(precision, device), device
         self.scale = LossScale(device) if self.precision == "amp_fp16" else None
         self.full = FullWeights(task) if self.precision == "bf16" else None
+
+    @property
+    def is_half(self) -> bool:
+        """Whether matrix products are in bf16 or fp16."""
+        return self.precision in AUTOCAST
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of a forward pass."""

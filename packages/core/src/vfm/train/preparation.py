@@ -105,7 +105,7 @@ def compiled(modules: list[nn.Module]) -> Iterator[None]:
 
 
 def uncompiled(runtime: TrainingRuntime) -> AbstractContextManager[Any]:
-    """Return the context of evaluations, which run layers as they are written: compiled ones would be compiled again."""
+    """Return the context of evaluations: layers run as written, since compiled ones would be compiled again."""
     return torch.compiler.set_stance("force_eager") if runtime.compile else nullcontext()
 
 

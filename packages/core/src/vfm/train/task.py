@@ -122,6 +122,10 @@ class Task(nn.Module, Generic[Inputs]):
         """Return a factor for each micro-batch's loss, where the mean is not one over samples; None: no factors."""
         return None
 
+    def prepare(self, inputs: Inputs) -> Inputs:
+        """Return a micro-batch's inputs, on the CPU, as they move to the device: without padding, for example."""
+        return inputs
+
     def before_step(self, step: int) -> None:
         """Prepare an optimizer step (the first is 0), e.g. end patch dropout for the last steps."""
         return

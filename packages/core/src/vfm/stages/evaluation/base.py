@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
@@ -49,7 +49,7 @@ class ReadSettings:
 
 
 class ModelEvaluation(Evaluation):
-    """Evaluate models on one dataset: encode it with each model in fp32, score all on the same items, and report.
+    """Evaluate models on one dataset: encode it with each model, score all on the same items, and report.
 
     A subclass names its function in `evaluator`, or overrides `evaluate`. Scores, paired tests, predictions and result
     files are written for it, and it can evaluate a model in training too (`evaluation.tasks` of a training).
@@ -96,7 +96,19 @@ class ModelEvaluation(Evaluation):
         return {score.metric: score.value for score in evaluated.results["model"].scores}
 
 
-class FeatureEvaluation(ModelEvaluation):
+class EncodedEvaluation(ModelEvaluation):
+    """Evaluate what a model's `encode_images` and `encode_texts` return, in fp32 or in bf16."""
+
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of the models' forward pass; bf16 is quicker on devices that have it, and rounds features"
+    )
+
+    def scores(self, ctx: Context, encoder: Any) -> dict[str, float]:
+        """Return the value of each metric, without intervals, of a model in training."""
+        return super().scores(ctx, encoder if self.precision == "fp32" else replace(encoder, precision=self.precision))
+
+
+class FeatureEvaluation(EncodedEvaluation):
     """Evaluate image features, with training images of the same classes; any vision encoder fits."""
 
     version: ClassVar[int] = 4  # since LARS adapts its rates, and average precision has an unbiased chance and interval

@@ -75,6 +75,8 @@ class AttentiveProbe(FeatureEvaluation):
     evaluator: ClassVar[str] = "vfm.eval.trained_probes:evaluate_attentive_probe"
     task: ClassVar[str] = "attentive_probe"
 
+    precision: Literal["fp32"] = Field("fp32", description="of the models' forward pass")
+
     validation_fraction: float = Field(
         0.2, gt=0, lt=1, description="fraction of each class held out to choose the learning rate"
     )

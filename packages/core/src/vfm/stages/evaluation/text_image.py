@@ -8,10 +8,10 @@ from pydantic import Field, field_validator
 
 from vfm.artifacts import ChoiceDataset, LabeledDataset, PairDataset, TaggedImages
 from vfm.stage import Ref
-from vfm.stages.evaluation.base import ModelEvaluation, Templates
+from vfm.stages.evaluation.base import EncodedEvaluation, Templates
 
 
-class ZeroShot(ModelEvaluation):
+class ZeroShot(EncodedEvaluation):
     """Classify images zero-shot: top-1, top-5 and mean per class recall, or mean average precision of several labels.
 
     The classifier is the ensemble of the prompt templates, each filled with the class name.
@@ -35,7 +35,7 @@ class ZeroShot(ModelEvaluation):
     )
 
 
-class Retrieval(ModelEvaluation):
+class Retrieval(EncodedEvaluation):
     """Measure recall at k, images to captions and captions to images; any of an image's captions counts."""
 
     kind: Literal["eval.retrieval"] = "eval.retrieval"
@@ -55,7 +55,7 @@ class Retrieval(ModelEvaluation):
         return sorted(set(recall_k))
 
 
-class MmvpVlm(ModelEvaluation):
+class MmvpVlm(EncodedEvaluation):
     """Evaluate MMVP-VLM by its official rule: each statement picks one of two images, a pair counts if both are right.
 
     `aligned_pairs` also counts the pairs whose right logits have the larger sum.
@@ -75,7 +75,7 @@ class MmvpVlm(ModelEvaluation):
     )
 
 
-class Choices(ModelEvaluation):
+class Choices(EncodedEvaluation):
     """Evaluate caption choice of any shape by Winoground's rule, for one image SugarCrepe's; a tie is an error."""
 
     kind: Literal["eval.choices"] = "eval.choices"

@@ -1,0 +1,96 @@
+"""What is measured of a training: operations, a trace of some steps, and what took the memory when none is left."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from train_toy import Plan, Regression, Samples, plan, train
+from vfm.config import UserError
+from vfm.interfaces import TrainingRuntime
+from vfm.train.memory import remedy
+from vfm.train.throughput import Throughput, peak_tflops
+
+CPU = torch.device("cpu")
+
+
+def test_operations_of_a_step_are_those_of_its_matrix_products(tmp_path):
+    counted = Throughput(CPU, TrainingRuntime(), half=False)
+    task = Regression()
+    for _ in range(2):  # counted once
+        with counted.counting():
+            task(Samples().batch(0, range(8)).inputs)[0].backward()
+    forward = 2 * 8 * (4 * 16 + 16 * 1)
+    assert counted.flops == 2 * forward + 2 * 8 * 16  # weights' gradients; the first layer's inputs need none
+    assert counted.reached(10, 2.0) == {"train/tflops": round(counted.flops * 5 / 1e12, 4)}
+    _, _, events = train(tmp_path, plan())
+    assert all("train/tflops" in event.data["values"] for event in events if event.type == "metrics")
+
+
+def test_peaks_are_those_of_the_data_sheets():
+    assert peak_tflops("NVIDIA H100 80GB HBM3", half=True) == 989.0
+    assert peak_tflops("NVIDIA H100 PCIe", half=True) == 756.0
+    assert peak_tflops("NVIDIA A100-SXM4-80GB", half=False) == 156.0
+    assert peak_tflops("NVIDIA L40S", half=True) == 362.0
+    assert peak_tflops("Some other device", half=True) is None
+
+
+def test_counting_and_profiling_change_no_bit_and_the_trace_has_the_steps(tmp_path, monkeypatch):
+    watched, *_ = train(tmp_path / "watched", plan(runtime={"device": "cpu", "profile": [3, 4]}), task=Regression(0.2))
+    monkeypatch.setattr(Throughput, "counting", lambda self: nullcontext())
+    plain, *_ = train(tmp_path / "plain", plan(), task=Regression(0.2))
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, watched.state_dict()[name])
+    (file,) = (tmp_path / "watched" / "part" / "profile").iterdir()
+    assert file.name == "steps-3-4.json.gz"
+    names = [event.get("name") for event in json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]]
+    assert names.count("aten::mse_loss") == 2
+
+
+class Shardable(Plan):
+    can_shard = True
+
+
+class Exhausted(Regression):
+    """Runs out of memory in its fourth step."""
+
+    def before_step(self, step: int) -> None:
+        if step == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def test_after_no_memory_is_left_a_line_says_what_took_it_and_what_frees_how_much(tmp_path):
+    with pytest.raises(UserError) as caught:
+        train(tmp_path, plan(ema_decay=0.9, checkpoint={"every_steps": 2}), task=Exhausted())
+    message = str(caught.value)
+    assert message.startswith(
+        "toy: out of memory on cpu at step 4, in GiB: weights 0.00, gradients 0.00, optimizer 0.00,"
+    )
+    assert "--set toy.micro_batch_size=4 frees about " in message
+    facts = json.loads((tmp_path / "work" / "out-of-memory-0.json").read_text())
+    assert facts["step"] == 4
+    params = sum(param.numel() for param in Regression().parameters())
+    assert facts["gib"]["weights"] * 2**30 == pytest.approx(4 * params)
+    assert facts["gib"]["averages"] * 2**30 == pytest.approx(4 * params)
+    assert facts["gib"]["optimizer"] * 2**30 == pytest.approx(8 * params, rel=0.1)  # two moments, and counts of steps
+    resumed, *_ = train(tmp_path, plan(ema_decay=0.9, micro_batch_size=4))  # goes on from step 2
+    whole, *_ = train(tmp_path / "whole", plan(ema_decay=0.9))
+    for a, b in zip(resumed.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_remedies_are_ordered_by_what_they_free():
+    parts = {"weights": 4.0, "gradients": 4.0, "optimizer": 8.0, "averages": 0.0, "activations": 6.0}
+    settings = plan(micro_batch_size=8)
+    line = remedy(settings, parts, 8, 1)
+    assert line.startswith(
+        "--set toy.micro_batch_size=4 frees about 3.00 GiB, --set toy.grad_checkpointing=true frees most"
+    )
+    sharded = remedy(Shardable(**settings.model_dump()), parts, 8, 4)
+    assert sharded.startswith("--set toy.runtime.parallel=fsdp frees about 12.00 GiB, --set toy.micro_batch_size=4")
+    one = remedy(plan(micro_batch_size=1, grad_checkpointing=True), parts, 1, 1)
+    assert one.startswith("a model or an image size that is smaller is needed")
