@@ -115,6 +115,10 @@ COMMANDS = {
     "torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint FIRST:29500 --rdzv-id 1"
     " -m vfm step FOLDER": TORCHRUN,
     "vfm run quickstart --set clip.runtime.parallel=fsdp --set clip.runtime.shard_degree=8": PLANNED_STAGE,
+    # packages/core/tests/test_flow_jobs.py submits jobs.
+    "vfm run my.yaml --on slurm --job nodes=4 --job gpus_per_node=8 --job timeout_min=1440"
+    " --job slurm_partition=gpu": NOT_HERE,
+    "vfm run my.yaml --on local --job timeout_min=60": NOT_HERE,
 }
 
 

@@ -58,11 +58,16 @@ def prepared(task: Task[Any], runtime: TrainingRuntime, ctx: Context, world: Wor
             stack.enter_context(recomputed(_blocks(task, ctx, "selective_checkpointing: true")))
         if runtime.compile == "blocks":
             stack.enter_context(compiled(_blocks(task, ctx, "compile: blocks", *models[1:])))
-        yield cache(torch.compile) if runtime.compile == "whole" else _unchanged
+        yield cache(_compiled_method) if runtime.compile == "whole" else _unchanged
 
 
 def _unchanged(method: Method) -> Method:
     return method
+
+
+def _compiled_method(method: Method) -> Method:
+    made: Method = torch.compile(method.forward if isinstance(method, nn.Module) else method)
+    return made
 
 
 def _blocks(task: Task[Any], ctx: Context, setting: str, *frozen: nn.Module) -> list[nn.Module]:
