@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import pickle
 import tracemalloc
 from collections.abc import Callable
@@ -108,6 +109,12 @@ def test_broken_annotations_are_skipped_and_counted_by_reason(tmp_path: Path, re
 def test_too_many_broken_annotations_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1 annotations cannot be used \(max_bad_fraction is 0.05\): 1 bad_box"):
         read(tmp_path, coco(tmp_path / "coco", [BOX, BROKEN["bad_box"]]), max_bad_fraction=0.05)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_numbers_that_json_does_not_have_are_one_line(tmp_path: Path, number: float) -> None:
+    with pytest.raises(UserError, match=r"instances_train\.json: not readable as JSON: .*(NaN|Infinity)"):
+        read(tmp_path, coco(tmp_path / "coco", [BOX, {"bbox": [2, 1, number, 4]}]))
 
 
 def test_two_pictures_with_one_id_are_an_error(tmp_path: Path) -> None:

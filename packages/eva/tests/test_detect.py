@@ -415,6 +415,12 @@ def test_patches_of_14_pixels_are_refused_with_a_hint(tmp_path, scenes):
     assert load_vision(made.path / "encoder").patch_embed.patch_size == (16, 16)
 
 
+def test_an_encoder_without_patch_tokens_is_refused(tmp_path, scenes):
+    encoder = save_vision(build_vision("resnet10t", num_classes=0), tmp_path / "encoder")
+    with pytest.raises(UserError, match="no patch tokens"):
+        stage().preflight(Preflight({}, {"scenes": scenes.path, "encoder": encoder.path}))
+
+
 @pytest.mark.parametrize(
     ("facts", "line"),
     [

@@ -169,6 +169,9 @@ def test_what_a_training_cannot_do_is_one_line(
     with pytest.raises(UserError, match="scenes: task panoptic needs panoptic, the dataset has boxes, masks"):
         stage(task="panoptic").preflight(known)
     stage(task="instance").preflight(known)
+    resnet = save_vision(build_vision("resnet10t", num_classes=0), tmp_path / "resnet")
+    with pytest.raises(UserError, match="no patch tokens"):
+        stage().preflight(Preflight({}, {"encoder": resnet.path, "scenes": scenes.path}))
     plain = save_clip(build_clip("ViT-Pico-8-32", seed=0), tmp_path / "plain")
     with pytest.raises(UserError, match="ViT-Pico-8-32 is open_clip's own, which timm's layout does not hold"):
         stage().preflight(Preflight({}, {"encoder": plain.path}))

@@ -45,7 +45,8 @@ class RelativePositions(nn.Module):
 
     def forward(self, block: nn.Module, tokens: Tensor, grid: Grid) -> Tensor:
         """Return what is added to the scores of the block's attention, (B, H, N, N), for its input (B, N, D)."""
-        queries = _queries(block, tokens).unflatten(2, grid)
+        queries = _queries(block, tokens)
+        queries = queries.reshape(*queries.shape[:2], *grid, -1)
         rows = torch.einsum("bnhwd,hkd->bnhwk", queries, _of_pairs(self.rows, grid[0]))
         columns = torch.einsum("bnhwd,wkd->bnhwk", queries, _of_pairs(self.columns, grid[1]))
         return (rows[..., :, None] + columns[..., None, :]).flatten(4).flatten(2, 3)

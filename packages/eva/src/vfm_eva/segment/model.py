@@ -23,6 +23,7 @@ from vfm.models import (
     save_state_dict,
     save_vision,
     transfer_weights,
+    vision_tower,
 )
 from vfm.plugin import ClipCheckpoint, DenseCheckpoint, UserError, VisionCheckpoint
 from vfm_eva.dense.encoder import DenseEncoder
@@ -129,8 +130,10 @@ def build_encoder(config: EvaSegment, checkpoint: VisionCheckpoint | ClipCheckpo
     if config.patch_size:
         arguments["patch_size"] = config.patch_size
     if isinstance(checkpoint, VisionCheckpoint):
-        size = config.image_size or checkpoint.image_size
-        return build_vision(f"local-dir:{checkpoint.path}", image_size=size, **arguments)
+        size, name = config.image_size or checkpoint.image_size, f"local-dir:{checkpoint.path}"
+        with torch.device("meta"):
+            vision_tower(build_vision(name))  # encoders without patch tokens do not know the arguments below
+        return build_vision(name, image_size=size, **arguments)
     clip_config = json.loads((checkpoint.path / "open_clip_config.json").read_text(encoding="utf-8"))
     vision = clip_config["model_cfg"]["vision_cfg"]
     if not vision.get("timm_model_name"):
