@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -41,8 +41,11 @@ class FiniteGuard:
         self.unread[step] = losses
         return self.found_inf
 
-    def read(self) -> None:
+    def read(self, settle: Callable[[], None] = lambda: None) -> None:
         """Read the flag, which synchronises with the device.
+
+        Args:
+            settle: called before the error names the newest checkpoint, to wait until it is written.
 
         Raises:
             UserError: a step since the last call was not finite; it and later ones were not taken.
@@ -51,6 +54,7 @@ class FiniteGuard:
         if step < 0:
             self.unread.clear()
             return
+        settle()
         losses: dict[tuple[str, ...], Tensor] = {}
         for names, loss in self.unread[step]:  # a replayed micro-batch comes twice; only its first loss is its own
             losses.setdefault(tuple(names), loss)

@@ -189,7 +189,7 @@ class _Loop(Generic[Inputs]):
         else:
             agreed = self._optimize(step, micro_batches, wishes)
         if look:
-            self.guard.read()
+            self.guard.read(self.checkpoints.wait)
         with self.numerics.full_weights():
             self.task.after_step()
             if self.ema:
