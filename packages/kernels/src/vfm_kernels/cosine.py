@@ -110,7 +110,7 @@ def _run_backward(factor: Tensor, prediction: Tensor, target: Tensor, masked: Te
     length = torch.linalg.vector_norm(p, dim=-1, keepdim=True)
     inverse = 1 / length.clamp(min=EPS)
     along = (p * t).sum(dim=-1, keepdim=True) * inverse  # (R, 1)
-    d_prediction = (t - torch.where(length > EPS, along * inverse, 0.0) * p) * (inverse * factor)
+    d_prediction: Tensor = (t - torch.where(length > EPS, along * inverse, 0.0) * p) * (inverse * factor)
     if masked is not None:
         d_prediction = d_prediction.masked_fill(~masked[:, None], 0.0)
     return d_prediction.to(prediction.dtype)

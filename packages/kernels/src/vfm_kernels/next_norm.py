@@ -17,10 +17,15 @@ HANDED = "_vfm_handed"  # attribute of a block's result
 
 
 class NextNorm:
-    """The norm that follows a block; it is neither copied nor saved with the block."""
+    """The norm that follows a block; it is neither copied nor saved with the block.
+
+    Attributes:
+        wanted: whether the last norm that was handed over was taken. Windows, for one, reorder tokens between blocks.
+    """
 
     def __init__(self, norm: nn.Module | None = None) -> None:
         self._norm = None if norm is None else weakref.ref(norm)
+        self.wanted = True
 
     def __reduce__(self) -> tuple[type["NextNorm"], tuple[()]]:
         return NextNorm, ()
@@ -30,10 +35,11 @@ class NextNorm:
 
         Not under hooks of saved tensors: with activation checkpointing the next block would not find the norm when it
         is computed again. Nor where the norm's parameters are not plain tensors (FSDP gathers them when the next block
-        begins), where the norm has hooks and must be called, or where tensors do not know whether they were changed.
+        begins), where the norm has hooks and must be called, where tensors do not know whether they were changed, or
+        where the last one was not taken.
         """
         norm: Any = None if self._norm is None else self._norm()
-        if norm is None or type(norm.weight) is not nn.Parameter:
+        if norm is None or not self.wanted or type(norm.weight) is not nn.Parameter:
             return None
         if norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks:
             return None
@@ -43,6 +49,7 @@ class NextNorm:
 
 
 class _Handed(NamedTuple):
+    following: NextNorm
     norm: nn.Module
     normed: Tensor
     version: int  # of the sum when it was normed
@@ -62,10 +69,11 @@ def sum_for_next(
     """
     # The compiler is asked first, because it cannot trace a weak reference.
     norm = None if following is None or torch.compiler.is_compiling() else following.get()
-    if norm is None:
+    if following is None or norm is None:
         return plain()
     summed, normed = sum_and_norm(norm)
-    setattr(summed, HANDED, _Handed(norm, normed, summed._version))
+    following.wanted = False
+    setattr(summed, HANDED, _Handed(following, norm, normed, summed._version))
     return summed
 
 
@@ -73,6 +81,7 @@ def first_norm(norm: nn.Module, x: Tensor) -> Tensor:
     """Return a block's first norm of its input: what the block before handed over, or computed here."""
     handed: _Handed | None = None if torch.compiler.is_compiling() else x.__dict__.pop(HANDED, None)
     if handed is not None and handed.norm is norm and handed.version == x._version:
+        handed.following.wanted = True
         return handed.normed
     result: Tensor = norm(x)
     return result

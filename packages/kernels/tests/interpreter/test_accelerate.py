@@ -122,11 +122,15 @@ def test_a_block_computes_the_first_norm_of_the_next_one_with_its_last_sum(monke
         lone = copy.deepcopy(model.blocks[0])  # a copy knows no next block, and its result is the same
         tokens = torch.randn(2, 5, 16)
         assert torch.equal(lone(tokens), model.blocks[0](tokens))
+        model.blocks[0].following.wanted = True
         handed = model.blocks[0](tokens)
         expected = model.blocks[1](handed.clone())
         assert_as_exact({"": model.blocks[1](handed)}, {"": expected}, {"": double.blocks[1](handed.double())})
         changed = model.blocks[0](tokens).mul_(2)  # no longer the sum that was normed
         assert torch.equal(model.blocks[1](changed), model.blocks[1](changed.clone()))
+        assert norms_in_passes(monkeypatch, timm_layers, model, IMAGES) == 2  # not again where none was taken
+        model.blocks[0].following.wanted = True
+        assert norms_in_passes(monkeypatch, timm_layers, model, IMAGES) == 3
         seen: list[Tensor] = []
         model.blocks[1].norm1.register_forward_hook(lambda module, inputs, output: seen.append(output))
         assert norms_in_passes(monkeypatch, timm_layers, model, IMAGES) == 2
