@@ -64,7 +64,7 @@ class Heartbeat:
         return self.message
 
     def end(self, *, done: bool) -> None:
-        """Stop the thread; `done` tells the others that this process needs no watching any more."""
+        """Stop the thread; `done` marks this process as one that needs no watching any more."""
         self._ended.set()
         self._thread.join(self.interval)
         if done:
