@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from vfm.train.state import is_whole
-
 
 class Ema:
     """The exponential moving average of the trained weights: `average = decay * average + (1 - decay) * weights`.
@@ -20,8 +18,7 @@ class Ema:
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        trained = {name: param for name, param in module.named_parameters() if param.requires_grad}
-        self.weights = dict(sorted(trained.items(), key=lambda named: is_whole(named[1])))
+        self.weights: dict[str, nn.Parameter] = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self.average: dict[str, Tensor] = {name: param.detach().clone() for name, param in self.weights.items()}
         self.decay = decay
 

@@ -41,7 +41,6 @@ from vfm.train.state import (
     as_saved,
     as_stored,
     as_whole,
-    is_whole,
     load_model,
     load_optimizer,
     model_tensors,
@@ -103,7 +102,7 @@ class _Loop(Generic[Inputs]):
         task.train()
         self.optimizer = build_optimizer(task, plan.optimizer, plan.lr)
         self.lr_at: Callable[[int], float] = plan.schedule.build(plan.lr, plan.num_steps)
-        self.trained = sorted((p for group in self.optimizer.param_groups for p in group["params"]), key=is_whole)
+        self.trained = [param for group in self.optimizer.param_groups for param in group["params"]]
         with numerics.full_weights():
             self.ema = Ema(task, plan.ema_decay) if plan.ema_decay else None
         self.throughput = Throughput(world.device, plan.runtime, half=numerics.is_half)

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from timm.optim import create_optimizer_v2
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from vfm.config import UserError
 from vfm.interfaces import AdamW, Optimizer, Sgd, TimmOptimizer
 from vfm.interfaces import Lamb as LambConfig
 from vfm.train.lamb import Lamb
-from vfm.train.state import is_whole
 from vfm.train.task import Task
 
 Groups = list[dict[str, Any]]
@@ -35,7 +35,8 @@ def build_lamb(config: LambConfig, groups: Groups, lr: float) -> torch.optim.Opt
 
 def build_sgd(config: Sgd, groups: Groups, lr: float) -> torch.optim.Optimizer:
     """Return SGD with momentum over the groups."""
-    return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, fused=True)
+    sharded = any(isinstance(param, DTensor) for group in groups for param in group["params"])
+    return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, fused=not sharded)  # torch has none of shards
 
 
 def build_timm(config: TimmOptimizer, groups: Groups, lr: float) -> torch.optim.Optimizer:
@@ -81,7 +82,7 @@ def build_optimizer(task: Task[Any], config: Optimizer, lr: float) -> torch.opti
     built: torch.optim.Optimizer = config.build(
         [
             {
-                "params": sorted(group.params, key=is_whole),
+                "params": group.params,
                 "lr_scale": group.lr_scale,
                 "weight_decay": config.weight_decay if group.weight_decay is None else group.weight_decay,
             }

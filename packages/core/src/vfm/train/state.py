@@ -35,14 +35,6 @@ def as_whole(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def is_whole(value: Tensor) -> bool:
-    """Return whether a tensor is not sharded.
-
-    It sorts parameters: torch takes lists of both kinds only if the first one is sharded.
-    """
-    return not isinstance(value, DTensor)
-
-
 def as_saved(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return values that belong to parameters, by name, in the shapes of the module's state dict.
 
