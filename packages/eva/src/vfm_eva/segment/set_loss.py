@@ -74,7 +74,7 @@ def set_loss(
         scores, settings.num_points, oversample=settings.oversample, importance=settings.importance, draw=draw
     )
     # An object is sampled once, for all depths.
-    by_depth = chosen.unflatten(0, queries.shape)
+    by_depth = chosen.view(*queries.shape, -1)
     true = at_points(torch.cat(list(masks)), sample).expand(len(queries), -1, -1).gather(2, by_depth)
     found = at_points(scores, sample[0, chosen]).view(true.shape)
     entropy = F.binary_cross_entropy_with_logits(found, true, reduction="none").mean(dim=-1).sum()
