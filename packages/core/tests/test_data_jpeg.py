@@ -38,13 +38,12 @@ JPEGS = [
 ]
 
 
-@pytest.mark.parametrize("reduction", [1, *jpeg.REDUCTIONS])
 @pytest.mark.parametrize("data", JPEGS)
-def test_simplejpeg_gives_the_pixels_of_pillow(monkeypatch, data, reduction):
-    found = jpeg.jpeg_pixels(data, open_image(data, ""), reduction)
+def test_simplejpeg_gives_the_pixels_of_pillow(monkeypatch, data):
+    found = jpeg.jpeg_pixels(data, open_image(data, ""))
     assert found is not None
     monkeypatch.setattr(jpeg, "decode_jpeg", None)
-    assert (found == decode_pixels(data, open_image(data, ""), "", reduction)).all()
+    assert (found == decode_pixels(data, open_image(data, ""), "")).all()
 
 
 def test_what_simplejpeg_does_not_decode_is_left_to_pillow(monkeypatch):
@@ -86,7 +85,7 @@ def test_fast_pixels_are_close_to_exact_ones(monkeypatch, transform, simd):
     for seed, data in enumerate([*JPEGS[:2], encoded(smooth(900, 700, 9)), encoded(smooth(300, 200), "PNG")]):
         made, exact = fast(data, seed), transform(data, seed)
         assert (made.shape, made.dtype, made.is_contiguous()) == (exact.shape, torch.uint8, True)
-        assert (made.float() - exact.float()).abs().mean() < 2.5, "of 255 levels; another crop would be 40 apart"
+        assert (made.float() - exact.float()).abs().mean() < 0.5, "of 255 levels; another crop would be 40 apart"
         assert made.equal(fast(data, seed))
 
 

@@ -199,8 +199,8 @@ class Augmentation(Config):
     )
     pixels: Literal["exact", "fast"] = Field(
         "exact",
-        description="exact: as Pillow, and so open_clip, decodes and resizes; fast: torch resizes, and large JPEGs are"
-        " decoded at a quarter or an eighth of their size",
+        description="exact: as Pillow, and so open_clip, resizes; fast: as torch does, whose values differ by one level"
+        " of 255 in 0.4 %",
     )
 
     @model_validator(mode="after")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import glob
-import hashlib
 import itertools
 import math
 import os
@@ -106,10 +105,7 @@ def missing(paths: Sequence[str]) -> list[str]:
         UserError: a server does not say.
     """
     addresses = [path for path in paths if is_remote(path)]
-    try:
-        there = dict(zip(addresses, remote.exist(addresses), strict=True))
-    except remote.RemoteError as error:
-        raise UserError(str(error)) from None
+    there = dict(zip(addresses, remote.exist(addresses), strict=True))
     return [path for path in paths if not (there[path] if path in there else os.path.exists(path))]
 
 
@@ -145,19 +141,14 @@ def size_and_time(path: str) -> tuple[int, int]:
             if not stat.S_ISREG(status.st_mode):
                 raise UserError(f"{path}: expected a regular file, got {_type_name(status.st_mode)}")
             return status.st_size, status.st_mtime_ns
-        return size_and_mark(remote.facts(path))
+        facts = remote.facts(path)
+        return facts.size, facts.version
     except remote.RemoteError as error:
         raise UserError("no such file".join(str(error).rsplit(remote.NOT_FOUND, 1))) from None
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such file") from None
     except PermissionError:
         raise UserError(f"{path}: no permission to read") from None
-
-
-def size_and_mark(facts: remote.RemoteFacts) -> tuple[int, int]:
-    """Return what `size_and_time` returns of a remote file with these facts."""
-    digest = hashlib.blake2b(facts.mark.encode(), digest_size=8).digest()
-    return facts.size, int.from_bytes(digest) >> 1 if facts.mark else 0
 
 
 def open_regular(path: str, flags: int = os.O_RDONLY) -> int:

@@ -7,6 +7,7 @@ cannot be read after the last try is a `RemoteError` with one of few reasons; it
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -65,6 +66,11 @@ class RemoteFacts:
 
     size: int
     mark: str
+
+    @property
+    def version(self) -> int:
+        """A number that stands for the mark, 0 without one."""
+        return int.from_bytes(hashlib.blake2b(self.mark.encode(), digest_size=8).digest()) >> 1 if self.mark else 0
 
 
 def is_remote(path: str) -> bool:
@@ -149,7 +155,7 @@ def exist(paths: Sequence[str]) -> list[bool]:
     """Return for each address whether there is a file or a folder.
 
     Raises:
-        RemoteError: a server does not say.
+        UserError: a server does not say.
     """
 
     async def read(store: Any, inside: str) -> bool:
@@ -165,7 +171,7 @@ def exist(paths: Sequence[str]) -> list[bool]:
     found = _all([(path, partial(read, *filesystem(path))) for path in paths], absent_is_answer=True)
     for one in found:
         if isinstance(one, RemoteError) and one.reason != NOT_FOUND:
-            raise one
+            raise UserError(str(one))
     return [one is True for one in found]
 
 

@@ -68,7 +68,7 @@ class Runtime(Config):
         "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: CUDA if available, else CPU"
     )
     processes: int = Field(1, ge=1, description="number of training processes on this machine, started by torchrun")
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+    workers: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
         0,
         description="processes that read and decode samples, per training process; 0: one thread; auto: by the number"
         " of cores",

@@ -65,14 +65,14 @@ class ReadAhead:
 
 def read_together(spans: Iterable[Span], cache: ShardCache | None = None) -> Held:
     """Return the bytes of spans: from copies in a cache, the rest at once, close ones of a file in one request."""
-    wanted = merged(spans)
-    found: list[bytes | RemoteError | None] = [cache.read(span) if cache else None for span in wanted]
-    missing = [place for place, data in enumerate(found) if data is None]
-    for place, data in zip(missing, read_spans([wanted[place] for place in missing]), strict=True):
-        found[place] = data
     held: Held = {}
-    for span, data in zip(wanted, found, strict=True):
-        assert data is not None
+    missing = []
+    for span in merged(spans):
+        if cache and (copied := cache.read(span)) is not None:
+            held.setdefault(span.path, []).append((span, copied))
+        else:
+            missing.append(span)
+    for span, data in zip(missing, read_spans(missing), strict=True):
         held.setdefault(span.path, []).append((span, data))
     return held
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -82,7 +82,7 @@ class Examination:
         return Examined(shard, bad, KeySample.of(keys_of(shard, self.spec, reader), all_known=True), offsets)
 
 
-def examine_all(examine: Examination, shards: Iterable[Found], workers: int) -> Iterator[Examined]:
+def examine_all(examine: Examination, shards: Iterable[Found], workers: int) -> Generator[Examined, None, None]:
     """Examine shards, and yield the results in their order.
 
     Args:

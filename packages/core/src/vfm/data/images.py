@@ -59,23 +59,19 @@ def decode_image(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> Im
     return _decoded(image, where) if pixels is None else Image.fromarray(pixels)
 
 
-def decode_pixels(data: bytes, opened: Image.Image, where: str, reduction: int = 1) -> NDArray[np.uint8]:
+def decode_pixels(data: bytes, opened: Image.Image, where: str) -> NDArray[np.uint8]:
     """Decode an opened image to the pixels of `decode_image`, (H, W, 3).
 
     Args:
         data: the file's bytes.
         opened: the same, opened by `open_image`.
         where: address for errors.
-        reduction: decode a JPEG of three colours at 1, 1/4 or 1/8 of its size.
 
     Raises:
         BadSample: the image is broken.
     """
-    if (pixels := jpeg_pixels(data, opened, reduction)) is not None:
-        return pixels
-    if reduction > 1:
-        opened.draft("RGB", (opened.width // reduction, opened.height // reduction))
-    return np.asarray(_decoded(opened, where))
+    pixels = jpeg_pixels(data, opened)
+    return np.asarray(_decoded(opened, where)) if pixels is None else pixels
 
 
 def _decoded(image: Image.Image, where: str) -> Image.Image:
@@ -105,11 +101,15 @@ def resize(image: Image.Image, size: int, mode: ResizeMode, interpolation: Inter
     """
     if mode == "squash":
         return image.resize((size, size), FILTERS[interpolation])
-    width, height = image.size
+    width, height, left, top = centred(*image.size, size)
+    return image.resize((width, height), FILTERS[interpolation]).crop((left, top, left + size, top + size))
+
+
+def centred(width: int, height: int, size: int) -> tuple[int, int, int, int]:
+    """Return width and height of an image whose shorter side is `size`, and left and top of its central square."""
     short = min(width, height)
     width, height = int(size * width / short), int(size * height / short)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.resize((width, height), FILTERS[interpolation]).crop((left, top, left + size, top + size))
+    return width, height, round((width - size) / 2), round((height - size) / 2)
 
 
 def random_box(

@@ -93,7 +93,8 @@ class Index:
         """Return the offsets of a tar: those of the index, or saved by another process, else of a new scan."""
         slots = slots_of(self.spec)
         file = self.directory / OFFSETS_FOLDER / f"{shard:06d}.offsets"
-        if (segment := self._packed and self._packed.segment(shard)) is not None:
+        segment = self._packed.segment(shard) if self._packed else None
+        if segment is not None:
             with suppress(ValueError):
                 return PackedScan(segment, slots)
         with suppress(OSError, ValueError):

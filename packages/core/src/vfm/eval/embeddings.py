@@ -28,7 +28,7 @@ from torch import Tensor
 
 from vfm.config import UserError
 from vfm.data import BadSample, Sample, Source
-from vfm.eval.features import bad_place, decoded_batches
+from vfm.eval.features import bad_place, decoded_batches, preprocesses
 from vfm.eval.finite import check_finite
 from vfm.models import ImageEncoder
 from vfm.publishing import publish_file
@@ -86,7 +86,7 @@ def embed_dataset(
     bad: Counter[str] = Counter()
     first = ""
     seen = 0
-    for batch in decoded_batches(source, reading, lambda sample: None):
+    for batch in decoded_batches(source, reading, lambda sample: None, fits=preprocesses([encoder])):
         good = [item for _, item in batch if not isinstance(item, BadSample)]
         for number, item in ((number, item) for number, item in batch if isinstance(item, BadSample)):
             first = first or bad_place(source, number, item)

@@ -5,14 +5,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from vfm.artifacts import LabeledDataset
@@ -21,11 +21,13 @@ from vfm.data.images import decode_image
 from vfm.eval.feature_cache import FeatureCache
 from vfm.eval.finite import check_finite
 from vfm.eval.hashes import item_digest
-from vfm.models import ImageEncoder
+from vfm.models import ClipModel, ImageEncoder, PooledVision, Preprocess
+from vfm.models.preprocess import FittedImage
 from vfm.stage import Context
 from vfm.stages.evaluation.base import ReadSettings
 
-Decoded = tuple[Sample, Image.Image, bytes] | BadSample
+Decoded = tuple[Sample, Any, bytes] | BadSample
+"""A sample, its image (PIL, or resized for models that have a `Preprocess`), and its digest; or why it is bad."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def encode_dataset(
     new: dict[str, list[tuple[list[int], Tensor]]] = {name: [] for name in encoders}
     missing = [number for number in range(len(source)) if number not in cached_by_all]
     seen = len(cached_by_all)
-    for batch in decoded_batches(source, reading, check, missing):
+    for batch in decoded_batches(source, reading, check, missing, fits=preprocesses(encoders.values())):
         good = [(number, *item) for number, item in batch if not isinstance(item, BadSample)]
         for number, item in batch:
             if isinstance(item, BadSample):
@@ -142,12 +144,25 @@ def encode_labeled(
     return encode_dataset(ctx, open_dataset(data), encoders, reading, check=check)
 
 
+def preprocesses(encoders: Iterable[ImageEncoder]) -> frozenset[Preprocess]:
+    """Return how images are resized for models, none if one of them wants the images themselves."""
+    models = list(encoders)
+    if all(isinstance(model, ClipModel | PooledVision) for model in models):
+        return frozenset(model.preprocess for model in models if isinstance(model, ClipModel | PooledVision))
+    return frozenset()
+
+
 def decoded_batches(
-    source: Source, reading: ReadSettings, check: Callable[[Sample], None], numbers: Sequence[int] | None = None
+    source: Source,
+    reading: ReadSettings,
+    check: Callable[[Sample], None],
+    numbers: Sequence[int] | None = None,
+    *,
+    fits: frozenset[Preprocess] = frozenset(),
 ) -> Iterator[list[tuple[int, Decoded]]]:
     """Yield batches of (number, (sample, image, digest)) of all samples, or of `numbers`.
 
-    The next batch is decoded while the caller works on the current one.
+    The next batch is decoded while the caller works on the current one, and resized where `fits` says how.
     """
 
     def submit(number: int) -> Future[Decoded] | BadSample:
@@ -156,7 +171,7 @@ def decoded_batches(
             check(sample)
         except BadSample as bad:
             return bad
-        return pool.submit(_decode, sample)
+        return pool.submit(_decode, sample, fits)
 
     def results(pending: Sequence[tuple[int, Future[Decoded] | BadSample]]) -> list[tuple[int, Decoded]]:
         return [(number, item.result() if isinstance(item, Future) else item) for number, item in pending]
@@ -165,6 +180,7 @@ def decoded_batches(
         waiting: list[tuple[int, Future[Decoded] | BadSample]] = []
         chosen = range(len(source)) if numbers is None else numbers
         for start in range(0, len(chosen), reading.batch_size):
+            source.read_ahead(chosen[start : start + reading.batch_size])
             submitted = [(number, submit(number)) for number in chosen[start : start + reading.batch_size]]
             if waiting:
                 yield results(waiting)
@@ -173,9 +189,11 @@ def decoded_batches(
             yield results(waiting)
 
 
-def _decode(sample: Sample) -> Decoded:
+def _decode(sample: Sample, fits: frozenset[Preprocess]) -> Decoded:
     try:
-        image = decode_image(sample.image, sample.key)
+        image: Any = decode_image(sample.image, sample.key)
+        if fits:
+            image = FittedImage({preprocess: preprocess.fit(image) for preprocess in fits})
         return sample, image, item_digest([sample.key, sample.texts, sample.label], [sample.image])
     except BadSample as bad:
         return bad

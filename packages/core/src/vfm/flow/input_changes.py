@@ -13,7 +13,8 @@ from typing import Any
 from vfm import files
 from vfm.artifacts import MANIFEST_FILE
 from vfm.config import UserError
-from vfm.flow.fingerprints import DIGITS, WHOLE_FILE, Memory, contents, fingerprint
+from vfm.flow.fingerprints import WHOLE_FILE, Memory, contents, fingerprint
+from vfm.flow.remote_fingerprints import DIGITS
 from vfm.flow.store import SLOT_NAME
 from vfm.integrity import hash_file, read_sealed, seal
 from vfm.publishing import write_file

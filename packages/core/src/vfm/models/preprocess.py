@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,16 @@ from vfm.config import Config
 from vfm.data.images import FILTERS, Interpolation
 
 Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class FittedImage:
+    """An image that threads which decode have resized before the model runs: uint8 (S, S, 3) by preprocessing."""
+
+    pixels: Mapping[Preprocess, NDArray[np.uint8]]
+
+
+AnyImage = Image.Image | NDArray[np.uint8] | FittedImage
 
 
 class Preprocess(Config):
@@ -34,15 +45,17 @@ class Preprocess(Config):
     pad_color: tuple[int, int, int] = (0, 0, 0)
     crop_pct: float = Field(1.0, gt=0, le=1, description="fraction of the resized side that the centre crop keeps")
 
-    def fit(self, image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def fit(self, image: AnyImage) -> NDArray[np.uint8]:
         """Resize and crop or pad an image to the model's size, as open_clip's and timm's evaluation transforms do.
 
         Args:
-            image: a PIL image, or uint8 (H, W, 3).
+            image: a PIL image, uint8 (H, W, 3), or one that was fitted for this preprocessing before.
 
         Returns:
             uint8 (S, S, 3).
         """
+        if isinstance(image, FittedImage):
+            return image.pixels[self]
         source = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
         side = self.image_size
         if source.size == (side, side) and self.crop_pct == 1.0:
@@ -74,7 +87,7 @@ class Preprocess(Config):
         mean, std = torch.tensor((self.mean, self.std)).to(images.device, non_blocking=True).view(2, 3, 1, 1)
         return images.float().div_(255.0).sub_(mean).div_(std).contiguous()
 
-    def inputs(self, images: Sequence[Image.Image | NDArray[np.uint8]], device: torch.device) -> Tensor:
+    def inputs(self, images: Sequence[AnyImage], device: torch.device) -> Tensor:
         """Return images of any size as the model's input, float32 (B, 3, S, S) on the device."""
         return self.pixels(torch.from_numpy(np.stack([self.fit(image) for image in images])).to(device))
 
