@@ -40,7 +40,7 @@ VFM = (sys.executable, "-m", "vfm")
 # The tree may be worked on meanwhile.
 TIMES = {"finished", "seconds", "sha256", "bad_examples", "commit"}
 PANELS_OF_TIMES = "*-seconds.json"
-SPEED = {"train/samples_per_second", "train/data_wait_pct", "sys/mem_gib"}
+SPEED = ("train/samples_per_second", "train/data_wait_pct", "train/tflops", "sys/")  # beginnings of names
 
 # The exit codes after a signal: SIGTERM is handled in a training only, and a run may just have ended by itself.
 ENDS = {
@@ -259,7 +259,7 @@ def _name(path: Path) -> str:
 
 def _manifest(path: Path) -> dict[str, Any]:
     record = json.loads(path.read_text())
-    record["numbers"] = {name: value for name, value in record["numbers"].items() if name not in SPEED}
+    record["numbers"] = {name: value for name, value in record["numbers"].items() if not name.startswith(SPEED)}
     record["files"] = {name: facts for name, facts in record["files"].items() if not Path(name).match(PANELS_OF_TIMES)}
     return {key: value for key, value in record.items() if key not in TIMES}
 
