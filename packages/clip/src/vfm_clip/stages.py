@@ -199,8 +199,8 @@ class Augmentation(Config):
     )
     pixels: Literal["exact", "fast"] = Field(
         "exact",
-        description="exact: as Pillow, and so open_clip, resizes; fast: as torch does, whose values differ by one level"
-        " of 255 in 0.4 %",
+        description="exact: as Pillow, and so open_clip, resizes; fast: as torch does, of whose values 0.4 % differ, by"
+        " at most 2 of 255",
     )
 
     @model_validator(mode="after")

@@ -38,8 +38,8 @@ class ImageTransform:
         flip: probability of a left-right flip; use 0 if captions mention left and right.
         interpolation: filter that the model expects (`Preprocess.interpolation`).
         max_pixels: larger images are bad samples.
-        pixels: `exact`: as Pillow resizes; `fast`: as torch does, several times as fast; 0.4 % of the values differ by
-            one level (`benchmarks/decoding.py`).
+        pixels: `exact`: as Pillow resizes; `fast`: as torch does, several times as fast; 0.4 % of the values differ,
+            by at most 2 of 255 (`benchmarks/decoding.py`).
     """
 
     size: int
