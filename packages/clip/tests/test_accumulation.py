@@ -133,7 +133,7 @@ def test_two_processes_that_shard_the_model_train_as_one(tmp_path: Path, two: Pa
         for folder in (two / f"fsdp-{loss}", tmp_path)
     )
     for line, one in zip(ours, expected, strict=True):
-        assert line.pop("split") == one.pop("split")
-        assert line == pytest.approx(one, rel=1e-5, abs=1e-6)
+        for name in ("train/loss", "train/grad_norm"):  # others, such as the rank of features, are of a process' share
+            assert line[name] == pytest.approx(one[name], rel=1e-5, abs=1e-6)
     weights = load_file(two / f"fsdp-{loss}" / "weights.safetensors")
     torch.testing.assert_close(weights, dict(task.module.state_dict()), rtol=1e-4, atol=1e-6)
