@@ -51,7 +51,7 @@ def _restored(text: str, reason: str, final: bool) -> RemoteError:
 
 @dataclass(frozen=True, order=True)
 class Span:
-    """Bytes `start` to `stop` of a file; for caches, its `size` and `version` tell its content from later ones."""
+    """Bytes `start` to `stop` of a file; for caches, `size` and `version` identify its content."""
 
     path: str
     start: int

@@ -63,7 +63,7 @@ class TarShard:
             spec: parts to read of each sample.
             scan: its offsets for the spec; default: the tar is scanned.
             ahead: reads the bytes of a remote tar; several may share it.
-            version: tells the content of a remote tar from others of its path, for caches.
+            version: identifies the content of a remote tar, for caches.
             limit: end the scan after this many samples.
             name: unique name of the tar within its dataset, for keys that repeat; default: its file name.
         """

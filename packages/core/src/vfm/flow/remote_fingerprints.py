@@ -1,6 +1,6 @@
 """Fingerprints of remote files: their size and the mark that the store keeps of their content, such as an ETag.
 
-A store without marks is asked for 16 blocks of the file, evenly spaced from the first byte to the last. A folder's
+Without a mark, 16 blocks of the file are read, evenly spaced from the first byte to the last. A folder's
 fingerprint is that of its files' names and fingerprints. No path and no host is part of it, so a mirror that keeps the
 marks has the same.
 """
