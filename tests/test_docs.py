@@ -50,6 +50,11 @@ COMMANDS = {
     "uv run vfm run pairs --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
     " --set 'pool.texts={en: json.en}' --set 'val.texts={en: json.en}' --set runtime.threads=1": SMALL_PAIRS,
     "uv run vfm run metaclip_claim": CLAIM,
+    "uv run vfm run dense_claim": CLAIM,
+    "uv run vfm run encoders.yaml": PLANNED_ENCODERS,
+    "uv run vfm eval store/runs/encoders/artifacts/eva store/runs/encoders/artifacts/teacher"
+    " random=store/runs/encoders/artifacts/untrained --data store/runs/encoders/artifacts/coco --tasks dense_probe"
+    " --set coco-dense_probe.steps=500": NOT_HERE,  # needs the photographs; core's test_eval_dense_probe runs another
     "uv run vfm run metaclip_claim_pairs --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
     " --set 'pool.texts={en: txt, all: json.en}' --set 'val.texts={en: txt, all: json.en}' --set nouns.language=all"
     " --set val_nouns.language=all --set nouns.words=[] --set nouns.wordnet=/usr/share/wordnet"
