@@ -37,7 +37,7 @@ PLANNED = (  # the recipe of docs/scaling.md, over files that the reader has: no
     """ && set -- {} && shift 2 && vfm plan "$@" """
 )
 PLANNED_ENCODERS = (  # the recipe of docs/results.md, over files that the reader has
-    f"grep -A7 '^runtime: {{{{threads: 1}}}}' {ROOT}/docs/results.md | sed '/^```/,$d' > encoders.yaml"
+    f"grep -A7 '^runtime: {{threads: 1}}' {ROOT}/docs/results.md | sed '/^```/,$d' > encoders.yaml"
     " && touch flickr8k-train.tar && mkdir -p coco128/images coco128/panoptic"
     " && touch coco128/panoptic/panoptic_train2017.json && set -- {} && shift 2 && vfm plan \"$@\""
 )
