@@ -39,7 +39,7 @@ PLANNED = (  # the recipe of docs/scaling.md, over files that the reader has: no
 PLANNED_ENCODERS = (  # the recipe of docs/results.md, over files that the reader has
     f"grep -A7 '^runtime: {{threads: 1}}' {ROOT}/docs/results.md | sed '/^```/,$d' > encoders.yaml"
     " && touch flickr8k-train.tar && mkdir -p coco128/images coco128/panoptic"
-    " && touch coco128/panoptic/panoptic_train2017.json && set -- {} && shift 2 && vfm plan \"$@\""
+    ' && touch coco128/panoptic/panoptic_train2017.json && set -- {} && shift 4 && vfm plan "$@"'
 )
 NOT_HERE = ": {}"  # starts or stops a cluster, or needs data that are not here
 PLANNED_STAGE = 'set -- {} && shift 2 && vfm plan "$1" $(printf "%s\\n" "$@" | grep -x -A1 -e --set)'
