@@ -1,5 +1,6 @@
 """Remote tars: the same samples as from the disk, in few requests, with all faults retried or counted."""
 
+import fcntl
 import itertools
 import os
 import pickle
@@ -249,6 +250,30 @@ def test_a_fault_that_stays_is_counted_and_named(tmp_path, monkeypatch, fault):
             index(tmp_path / "again", f"{server.url}/{{000..001}}.tar")
 
 
+def test_asking_for_a_file_does_not_read_it(tmp_path):
+    (tmp_path / "x.tar").write_bytes(bytes(3_000_000))
+    (tmp_path / "empty.tar").write_bytes(b"")
+    with serving(tmp_path, fault=lambda path, count: "no ranges") as server:
+        addresses = [f"{server.url}/{name}.tar" for name in ("x", "empty", "none")]
+        assert remote.exist(addresses) == [True, True, False]
+        assert server.bytes_sent < 1000
+        server.fault = lambda path, count: "status 503"
+        with pytest.raises(UserError, match=r"x\.tar: status 503"):
+            remote.exist(addresses)
+
+
+@pytest.mark.parametrize("path", ["folder", "{000..001}*.tar"])
+def test_a_server_that_is_away_is_named_for_folders_and_patterns(tmp_path, path):
+    with pytest.raises(UserError, match=r"http://me:\*\*\*@127\.0\.0\.1:9/.*: no connection"):
+        index(tmp_path, f"http://me:hunter2@127.0.0.1:9/{path}", format="webdataset")
+
+
+@pytest.mark.parametrize("address", ["http:///x.tar", "http://127.0.0.1:port/x.tar"])
+def test_an_address_that_is_none_is_refused_at_once(tmp_path, address):
+    with pytest.raises(UserError, match="not a valid address"):
+        index(tmp_path, address)
+
+
 def test_a_missing_shard_is_one_line(tmp_path):
     make_pool(tmp_path / "t", [3])
     with serving(tmp_path / "t") as server, pytest.raises(UserError, match=r"/001\.tar: no such file"):
@@ -334,6 +359,55 @@ def test_many_writers_of_one_copy_make_one(tmp_path):
         assert copy.read_bytes() == (tmp_path / "t/000.tar").read_bytes()
         assert sorted(one.name for one in copy.parent.iterdir()) == [copy.name, "lock"]
         assert server.requests["GET"] == 1
+
+
+def test_a_part_that_another_process_removed_is_not_written(tmp_path, monkeypatch):
+    """Written without a name, it would put the unfinished part of a third process in the copy's place."""
+    make_pool(tmp_path / "t", [12])
+    size, real = (tmp_path / "t/000.tar").stat().st_size, fcntl.flock
+    with serving(tmp_path / "t") as server:
+        cache = ShardCache(CacheSettings(str(tmp_path / "copies"), 10 * size))
+        span = Span(f"{server.url}/000.tar", 0, size, size)
+        copy = cache.place(span)
+
+        def removed_before(file, how):
+            part = copy.with_suffix(".part")
+            part.unlink()
+            part.write_bytes(b"of a third process")
+            monkeypatch.setattr(fcntl, "flock", real)
+            real(file, how)
+
+        monkeypatch.setattr(fcntl, "flock", removed_before)
+        assert not cache.download(span.path, size, copy)
+        assert not copy.exists()
+        assert copy.with_suffix(".part").read_bytes() == b"of a third process"
+        assert cache.download(span.path, size, copy), "that one has ended"
+        assert copy.read_bytes() == (tmp_path / "t/000.tar").read_bytes()
+
+
+@pytest.mark.parametrize("written", [0, 5])
+def test_a_full_disk_leaves_no_copy(tmp_path, monkeypatch, written):
+    make_pool(tmp_path / "t", [12])
+    size = (tmp_path / "t/000.tar").stat().st_size
+    with serving(tmp_path / "t") as server:
+        cache = ShardCache(CacheSettings(str(tmp_path / "copies"), 10 * size))
+        span = Span(f"{server.url}/000.tar", 0, size, size)
+        monkeypatch.setattr(os, "pwrite", lambda file, data, place: written)
+        assert not cache.download(span.path, size, cache.place(span))
+    assert [one.name for one in (tmp_path / "copies").iterdir()] == ["lock"]
+
+
+def test_parts_that_end_while_room_is_made_are_no_error(tmp_path, monkeypatch):
+    make_pool(tmp_path / "t", [12])
+    size = (tmp_path / "t/000.tar").stat().st_size
+    (tmp_path / "copies").mkdir()
+    other = tmp_path / "copies/other.part"
+    monkeypatch.setattr(Path, "iterdir", lambda folder: [other])  # listed, and renamed since
+    with serving(tmp_path / "t") as server:
+        cache = ShardCache(CacheSettings(str(tmp_path / "copies"), 10 * size))
+        span = Span(f"{server.url}/000.tar", 0, size, size)
+        assert cache.download(span.path, size, cache.place(span))
+    assert not other.exists()
 
 
 def test_a_copy_that_fails_leaves_nothing(tmp_path):

@@ -79,8 +79,8 @@ def expand_paths(path: str | Sequence[str]) -> list[str]:
 def _wildcards(name: str) -> list[str]:
     if not is_remote(name):
         return sorted(glob.glob(name))
-    store, inside = filesystem(name)
-    return sorted(store.unstrip_protocol(hit) for hit in store.glob(inside))
+    store, _ = filesystem(name)
+    return sorted(store.unstrip_protocol(hit) for hit in remote.ask(name, "glob"))
 
 
 def is_directory(path: str) -> bool:
@@ -89,8 +89,7 @@ def is_directory(path: str) -> bool:
         return os.path.isdir(path)
     if path.endswith(FILE_ENDINGS):
         return False
-    store, inside = filesystem(path)
-    return bool(store.isdir(inside))
+    return bool(remote.ask(path, "isdir"))
 
 
 def exists(path: str) -> bool:
@@ -222,8 +221,8 @@ def walk(folder: str) -> Iterator[str]:
         UserError: the folder is the root of the file system, has too many files, or may not be read.
     """
     if is_remote(folder):
-        store, inside = filesystem(folder)
-        yield from sorted(str(PurePosixPath(name).relative_to(inside)) for name in store.find(inside))
+        _, inside = filesystem(folder)
+        yield from sorted(str(PurePosixPath(name).relative_to(inside)) for name in remote.ask(folder, "find"))
         return
     if os.path.realpath(folder) == os.path.sep:
         raise UserError(f"{folder}: expected a folder of data, got the root of the file system")

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 from urllib.parse import urlsplit
 
 import fsspec
@@ -137,13 +137,7 @@ def facts_of(paths: Sequence[str]) -> list[RemoteFacts | RemoteError]:
     """Return the facts of each file, or why they cannot be had."""
 
     async def read(path: str, store: Any, inside: str) -> RemoteFacts:
-        try:
-            info = await (store._info(inside) if store.async_impl else _in_thread(store.info, inside))
-        except FileNotFoundError:
-            if not _hides_errors(store):
-                raise
-            await store._cat_file(inside, start=0, end=1)  # raises what was wrong
-            raise
+        info = await _info(store, inside)
         if info.get("size") is None:
             raise RemoteError(path, "the server gives no size", final=True)
         return RemoteFacts(int(info["size"]), next((str(info[name]) for name in MARKS if info.get(name)), ""))
@@ -161,18 +155,38 @@ def exist(paths: Sequence[str]) -> list[bool]:
     async def read(store: Any, inside: str) -> bool:
         if not _hides_errors(store):
             return bool(await (store._exists(inside) if store.async_impl else _in_thread(store.exists, inside)))
-        try:
-            await store._cat_file(inside, start=0, end=1)
-        except Exception as error:
-            if getattr(error, "status", None) != 416:  # an empty file has no first byte
-                raise
-        return True
+        return bool(await _info(store, inside))
 
     found = _all([(path, partial(read, *filesystem(path))) for path in paths], absent_is_answer=True)
     for one in found:
         if isinstance(one, RemoteError) and one.reason != NOT_FOUND:
             raise UserError(str(one))
     return [one is True for one in found]
+
+
+def ask(path: str, question: Literal["isdir", "glob", "find"]) -> Any:
+    """Return what a file system says: if an address is a folder, the files of a pattern, or all files below a folder.
+
+    Raises:
+        UserError: its server does not answer.
+    """
+    store, inside = filesystem(path)
+    try:
+        return getattr(store, question)(inside)
+    except Exception as error:  # file systems raise errors of many types
+        raise UserError(str(_named(path, error))) from None
+
+
+async def _info(store: Any, inside: str) -> dict[str, Any]:
+    try:
+        return cast(
+            "dict[str, Any]", await (store._info(inside) if store.async_impl else _in_thread(store.info, inside))
+        )
+    except FileNotFoundError:
+        if not _hides_errors(store):
+            raise
+        await store._cat_file(inside, start=0, end=1)  # raises what was wrong
+        raise
 
 
 def _hides_errors(store: Any) -> bool:
@@ -246,6 +260,8 @@ def _named(path: str, error: Exception) -> RemoteError:
         return RemoteError(path, "timeout")
     if isinstance(status, int):
         return RemoteError(path, f"status {status}")
+    if isinstance(error, ValueError):  # aiohttp's errors about addresses are among them
+        return RemoteError(path, "not a valid address", final=True)
     return RemoteError(path, f"no connection ({type(error).__name__})")
 
 

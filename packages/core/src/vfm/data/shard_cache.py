@@ -8,6 +8,7 @@ shards in use that do not fit, the rest stays remote, and nothing is downloaded 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -85,7 +86,9 @@ class ShardCache:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
-            # The process that held the lock before may have finished the copy, whose file this then is.
+            # The process that held the lock before may have finished the copy, whose file this then is, or removed it.
+            if not _is_at(part, file.fileno()):
+                return copy.exists()
             if copy.exists() or not self._reserve(file.fileno(), size, part):
                 part.unlink(missing_ok=True)
                 return copy.exists()
@@ -93,7 +96,8 @@ class ShardCache:
                 for start in range(0, size, PART * PARTS_AT_A_TIME):
                     stop = min(size, start + PART * PARTS_AT_A_TIME)
                     for span, data in _parts(path, start, stop):
-                        os.pwrite(file.fileno(), data, span.start)
+                        if os.pwrite(file.fileno(), data, span.start) < len(data):
+                            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part))
                 os.fsync(file.fileno())
                 os.replace(part, copy)
             except OSError:  # RemoteError too
@@ -126,7 +130,7 @@ class ShardCache:
     def _reserve(self, file: int, size: int, part: Path) -> bool:
         """Give a part its whole size, after removing others' copies if needed; False if there is no room."""
         with self._locked():
-            found = [(one, one.stat()) for one in self._files() if one != part and not _is_left(one)]
+            found = list(self._others(part))
             total = size + sum(status.st_size for _, status in found)
             oldest = sorted(found, key=lambda pair: pair[1].st_mtime)
             for one, status in oldest:
@@ -140,8 +144,12 @@ class ShardCache:
             os.ftruncate(file, size)
             return True
 
-    def _files(self) -> Iterator[Path]:
-        yield from (one for one in self.folder.iterdir() if one.suffix in (SUFFIX, PART_SUFFIX))
+    def _others(self, part: Path) -> Iterator[tuple[Path, os.stat_result]]:
+        """Yield the copies and the parts that other processes write, and remove parts that none writes."""
+        for one in self.folder.iterdir():
+            if one.suffix in (SUFFIX, PART_SUFFIX) and one != part and not _is_left(one):
+                with contextlib.suppress(FileNotFoundError):  # another process finished or removed it meanwhile
+                    yield one, one.stat()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -154,13 +162,24 @@ def _is_left(file: Path) -> bool:
     """Return whether a part has no process that writes it, and remove it then."""
     if file.suffix != PART_SUFFIX:
         return False
-    with file.open("ab") as opened:
-        try:
+    try:
+        with file.open("rb") as opened:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        file.unlink(missing_ok=True)
+            if _is_at(file, opened.fileno()):
+                file.unlink()
+    except BlockingIOError:
+        return False
+    except FileNotFoundError:  # finished or removed meanwhile
+        pass
     return True
+
+
+def _is_at(path: Path, file: int) -> bool:
+    """Return whether an open file still has this path."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file))
+    except FileNotFoundError:
+        return False
 
 
 def _parts(path: str, start: int, stop: int) -> Iterator[tuple[Span, bytes]]:

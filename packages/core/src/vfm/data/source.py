@@ -129,7 +129,6 @@ class Source:
         self.epochs: Epochs = BalancedEpochs(self.view) if self.view and draw else SameEpochs(self.shard_sizes)
         self._ends = np.cumsum(self.shard_sizes)
         self._ahead = ReadAhead()
-        self._ahead = ReadAhead()
         self._open = lru_cache(OPEN_SHARDS)(partial(self.index.open, ahead=self._ahead))
         self._rows_shown = lru_cache(OPEN_SHARDS)(self.view.rows) if self.view else None
 
