@@ -181,6 +181,12 @@ def test_labels_without_maps_are_found_before_the_run(tmp_path: Path) -> None:
         probe(train="train").preflight(Preflight({}, {"test": sets[0].path, "train": sets[1].path}))
 
 
+def test_another_way_to_resize_is_refused() -> None:
+    assert probe(resize_mode="squash").resize_mode == "squash"
+    with pytest.raises(ValueError, match="resize_mode: expected squash, since images are squashed here, got shortest"):
+        probe(resize_mode="shortest")
+
+
 def test_it_joins_vfm_eval_beside_zero_shot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scenes(tmp_path / "made", 6, 0)
     encoder(tmp_path / "vit")

@@ -373,8 +373,6 @@ def test_no_passing_text_is_an_error_in_one_line(make_pool: Any, run_stage: Any)
     total = len(texts_of(samples))
     with pytest.raises(UserError, match=rf"no text of 'p' passes all filters: {total} caption_length"):
         run(run_stage, pool, [{"type": "caption_length", "min_words": 99}])
-    with pytest.raises(UserError, match="duplicates of url: no sample has a URL"):
-        run(run_stage, pool, [{"type": "duplicates", "of": "url"}], "urls")
 
 
 @pytest.mark.parametrize(

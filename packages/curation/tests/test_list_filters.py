@@ -120,15 +120,20 @@ def test_lists_filter_a_table_of_links_before_any_download(run_stage: Any, tmp_p
 
 
 @pytest.mark.parametrize("with_url", [True, False])
-def test_blocked_urls_on_a_pool_without_urls_are_a_warning(run_stage: Any, tmp_path: Path, with_url: bool) -> None:
+def test_filters_of_urls_on_a_pool_without_urls_are_a_warning(run_stage: Any, tmp_path: Path, with_url: bool) -> None:
     url = '"url": "http://h.org/1.jpg", ' if with_url else ""
     lines = [f'{{"uid": "u{i}", {url if i == 2 else ""}"text": "a dog"}}' for i in range(4)]
     (tmp_path / "captions.jsonl").write_text("\n".join(lines))
     pool, events = run_stage(Pairs(name="pool", path=str(tmp_path / "captions.jsonl"), images=False)), list[Event]()
-    blocked = [{"type": "blocked_urls", "path": listed(tmp_path, "other.org")}]
-    run_stage(FilterPool(name="filtered", pool="p", filters=blocked), send=events.append, p=pool)
+    filters = [
+        {"type": "blocked_urls", "path": listed(tmp_path, "other.org")},
+        {"type": "duplicates", "of": "url"},
+    ]
+    subset = run_stage(FilterPool(name="filtered", pool="p", filters=filters), send=events.append, p=pool)
+    assert len(read_subset(subset.path)) == 4
     warnings = [event.data["message"].partition(";")[0] for event in events if event.type == "warning"]
-    assert warnings == ([] if with_url else ["no image of 'p' has a URL, so blocked_urls drops nothing"])
+    expected = [f"no image of 'p' has a URL, so {name} drops nothing" for name in ("blocked_urls", "duplicate_url")]
+    assert warnings == ([] if with_url else expected)
 
 
 WORDS = [f"word{i}" for i in range(300)]

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vfm.plugin import UserError
 from vfm_curation.filters.buckets import Buckets, Dropped, num_buckets
 from vfm_curation.filters.run import FilterRun
 from vfm_curation.stages import Duplicates
@@ -39,7 +38,7 @@ def first_copies(config: Duplicates, run: FilterRun) -> Iterator[Bools]:
         buckets.add(known, known[high].to_numpy() % number)
         num_hashed += len(known)
     if config.of == "url" and not num_hashed and run.num_units("image"):
-        raise UserError("duplicates of url: no sample has a URL (a field `url` of its json, or a column `url`)")
+        run.warn_of_no_urls([config.reason])
     for table in buckets:
         dropped.add(first_of_each(table, [high, low])[1])
     yield from dropped.passing(units())

@@ -188,10 +188,14 @@ class FilterRun:
         files = (shard_file(folder, shard) for shard in range(self.num_shards if reading else 0))
         tables = (pq.read_table(file, columns=["address"], page_checksum_verification=True) for file in files)
         if reading and not any(table["address"].null_count < len(table) for table in tables):
-            self.ctx.warn(
-                f"no image of '{self.pool}' has a URL, so {', '.join(reading)} drops nothing; expected a column `url`,"
-                " or a field `url` in the samples' json"
-            )
+            self.warn_of_no_urls(reading)
+
+    def warn_of_no_urls(self, reading: Sequence[str]) -> None:
+        """Warn that filters, `reading`, drop nothing, since no image has the URL that they read."""
+        self.ctx.warn(
+            f"no image of '{self.pool}' has a URL, so {', '.join(reading)} drops nothing; expected a column `url`,"
+            " or a field `url` in the samples' json"
+        )
 
     def _rows(self, one: RowFilter, code: int, folder: Path) -> Iterator[CodesSummary]:
         """Give codes by a filter that needs only the row of a unit: one task for each shard."""

@@ -148,3 +148,9 @@ class DenseProbe(ModelEvaluation):
     weight_decay: float = Field(1e-3, ge=0, description="of AdamW")
     num_resamples: int = Field(500, ge=100, description="resamples of the images for intervals and comparisons")
     seed: Seed = Field(0, description="of the folds, the order and the initial weights")
+
+    @model_validator(mode="after")
+    def _squashes(self) -> DenseProbe:
+        if self.resize_mode not in (None, "squash"):
+            raise ValueError(f"resize_mode: expected squash, since images are squashed here, got {self.resize_mode}")
+        return self
