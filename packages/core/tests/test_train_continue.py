@@ -112,6 +112,13 @@ def test_a_state_that_does_not_fit_is_one_line(tmp_path: Path, changes: dict[str
         train(tmp_path / "rest", settings, {"first": tmp_path / "first" / "part"})
 
 
+def test_a_state_of_another_of_timms_optimizers_does_not_fit(tmp_path: Path) -> None:
+    train(tmp_path / "first", plan(steps=8, optimizer="timm", algorithm="lars", checkpoint={"keep_state": True}))
+    settings = plan(steps=20, optimizer="timm", algorithm="lion", continue_from={"training": "first"})
+    with pytest.raises(UserError, match="is that of lars: expected the same optimizer, got lion"):
+        train(tmp_path / "rest", settings, {"first": tmp_path / "first" / "part"})
+
+
 def test_what_cannot_continue_is_known_before_the_run(tmp_path: Path) -> None:
     def check(earlier: Any, artifacts: dict[str, Path] | None = None, step: int | None = None, steps: int = 20) -> None:
         stage = plan(steps=steps, continue_from={"training": "first", "step": step})
@@ -125,6 +132,8 @@ def test_what_cannot_continue_is_known_before_the_run(tmp_path: Path) -> None:
         check(kept, steps=10)
     with pytest.raises(UserError, match="first keeps no checkpoint of step 7"):
         check(plan(name="first", checkpoint={"keep_every": 5}), step=7)
+    with pytest.raises(UserError, match="first trains with sgd: expected the same optimizer, got adamw"):
+        check(plan(name="first", optimizer="sgd", checkpoint={"keep_state": True}))
     with pytest.raises(UserError, match=r"expected a toy\.train, got first, a eval\.probe"):
         check(Probe(name="first"))
     with pytest.raises(UserError, match="first kept no checkpoint"):

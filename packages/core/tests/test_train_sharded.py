@@ -157,15 +157,10 @@ def test_what_cannot_be_sharded_is_refused_in_a_line(runtime, message):
         TrainingRuntime.model_validate(runtime)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"optimizer": "timm", "algorithm": "muon"}, "optimizer: muon needs whole weights: set runtime.parallel: ddp"),
-    ],
-)
-def test_settings_that_need_whole_weights_are_refused(settings, message):
-    with pytest.raises(ValidationError, match=message):
-        plan(**settings, runtime=FSDP)
+@pytest.mark.parametrize("algorithm", ["muon", "adafactorbv"])
+def test_optimizers_that_need_whole_weights_are_refused(algorithm):
+    with pytest.raises(ValidationError, match=f"optimizer: {algorithm} needs whole weights: set runtime.parallel: ddp"):
+        plan(optimizer="timm", algorithm=algorithm, runtime=FSDP)
 
 
 def test_a_training_that_was_not_shown_to_shard_is_refused():

@@ -1,4 +1,4 @@
-"""What can be known of `continue_from` before a run: whether the earlier training keeps the state, and its steps."""
+"""What can be known of `continue_from` before a run: whether the earlier training keeps a state that fits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ def check_continuation(stage: Training, known: Preflight) -> None:
     """Check that the training that another one continues from keeps the state, and that steps are left.
 
     Raises:
-        UserError: it is no training of the same kind, does not keep the state, or has as many steps as this one.
+        UserError: it is no training of the same kind, has another optimizer, does not keep the state, or has as many
+            steps as this one.
     """
     if stage.continue_from is None:
         return
@@ -27,6 +28,9 @@ def check_continuation(stage: Training, known: Preflight) -> None:
         return
     if not isinstance(earlier, Training) or earlier.kind != stage.kind:
         raise UserError(f"continue_from: expected a {stage.kind}, got {name}, a {earlier.kind}")
+    before, now = earlier.optimizer.algorithm_name, stage.optimizer.algorithm_name
+    if before != now:
+        raise UserError(f"continue_from: {name} trains with {before}: expected the same optimizer, got {now}")
     policy = earlier.checkpoint
     kept = {*range(0, earlier.num_steps + 1, policy.keep_every)} if policy.keep_every else set()
     kept |= {earlier.num_steps} if policy.keep_state else set()

@@ -13,8 +13,9 @@ from vfm.interfaces.training import Optimizer
 Algorithm = Literal[
     "adafactorbv", "adamuon", "adopt", "cadamw", "clion", "lars", "lion", "muon", "nadamuon", "nadamw", "radam"
 ]  # fmt: skip
-# Those whose step torch can take on sharded weights; the others change a sharded tensor in place in a way it cannot.
-SHARDED = {"adafactorbv", "adopt", "lars", "lion", "nadamw", "radam"}
+# Those whose step torch can take on sharded weights. Of the others adafactorbv has state in other shapes than weights,
+# which no checkpoint shards, and the rest change a sharded tensor in place in a way that torch cannot.
+SHARDED = {"adopt", "lars", "lion", "nadamw", "radam"}
 
 
 class TimmOptimizer(Optimizer):
@@ -30,6 +31,11 @@ class TimmOptimizer(Optimizer):
     options: dict[str, float | bool | str | list[float]] = Field(
         {}, description="further arguments of its class in timm, such as {momentum: 0.95}"
     )
+
+    @property
+    def algorithm_name(self) -> str:
+        """Its name in timm, which no other type of optimizer has."""
+        return self.algorithm
 
     @property
     def can_shard(self) -> bool:

@@ -26,6 +26,11 @@ class Optimizer(Part):
     grad_clip_norm: float | None = Field(None, gt=0, description="maximum gradient norm; null: no clipping")
 
     @property
+    def algorithm_name(self) -> str:
+        """Name of the algorithm; a training continues from the state of the same one only."""
+        return self.type
+
+    @property
     def can_shard(self) -> bool:
         """Whether its step is the same where each process stores a part of every weight (`runtime.parallel: fsdp`)."""
         return True
@@ -253,8 +258,9 @@ class Training(Stage):
         if self.runtime.parallel == "fsdp" and not self.can_shard:
             raise ValueError(f"runtime.parallel: expected ddp, got fsdp, which {self.kind} does not support")
         if self.runtime.parallel == "fsdp" and not self.optimizer.can_shard:
-            name = getattr(self.optimizer, "algorithm", self.optimizer.type)
-            raise ValueError(f"optimizer: {name} needs whole weights: set runtime.parallel: ddp")
+            raise ValueError(
+                f"optimizer: {self.optimizer.algorithm_name} needs whole weights: set runtime.parallel: ddp"
+            )
         if self.runtime.parallel == "fsdp" and self.precision == "bf16":
             raise ValueError("runtime.parallel: fsdp stores weights in fp32: expected another precision, got bf16")
         if self.runtime.parallel == "fsdp" and self.precision == "amp_fp16":

@@ -2,7 +2,7 @@
 
     step-00000120/
         model.safetensors             the task's weights and buffers, without frozen models
-        state/optimizer.safetensors   `name.key` of each parameter's optimizer state
+        state/optimizer.safetensors   `name/key` of each parameter's optimizer state
         state/ema.safetensors         averaged weights, with `ema_decay`
         state/best.safetensors        the weights with the highest score, with `keep_best`
         shards/*.safetensors          with FSDP in place of the first three: one file a process (`vfm.train.shards`)

@@ -59,10 +59,11 @@ def earlier_snapshot(config: Training, ctx: Context, checkpoints: Checkpoints) -
             f"{ctx.stage}: continue_from: the state in {folder} has {snapshot.step} steps: expected more steps in all,"
             f" got steps: {config.num_steps}"
         )
-    if snapshot.facts.get("optimizer") != config.optimizer.type:
+    before, now = snapshot.facts.get("optimizer"), config.optimizer.algorithm_name
+    if before != now:
         raise UserError(
-            f"{ctx.stage}: continue_from: the state in {folder} is that of {snapshot.facts.get('optimizer')}: expected"
-            f" the same optimizer, got {config.optimizer.type}"
+            f"{ctx.stage}: continue_from: the state in {folder} is that of {before}: expected the same optimizer,"
+            f" got {now}"
         )
     if config.ema_decay and "ema" not in snapshot.tensors:
         raise UserError(

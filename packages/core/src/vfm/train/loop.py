@@ -283,7 +283,7 @@ class _Loop(Generic[Inputs]):
             "curves": self.curves.state(),
             "skipped": self.skipped.state(),
             "best": self.best.state(),
-            "optimizer": self.plan.optimizer.type,
+            "optimizer": self.plan.optimizer.algorithm_name,
             **self.numerics.state(),
         }
         self.checkpoints.save(Snapshot(self.done, tensors, facts))
