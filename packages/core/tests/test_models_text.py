@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vfm.config import UserError
 from vfm.models import WordTokenizer, build_clip
 from vfm.models import text as text_module
-from vfm.models.text import encode_unpadded
+from vfm.models.text import check_tokenizer, encode_text, encode_unpadded
 
 PEER = open_clip.SimpleTokenizer(context_length=16)
 OURS = WordTokenizer(PEER)
@@ -92,6 +93,36 @@ def test_other_towers_compute_all_positions(text_cfg):
     unpadded, padded, lengths = encode_both_ways(text_cfg, custom=True)
     assert lengths == [16 + bool(text_cfg.get("embed_cls"))] * 2
     assert torch.equal(unpadded, padded)
+
+
+@pytest.mark.parametrize("text_cfg", [{"pool_type": "last"}, {"no_causal_mask": True}, {"embed_cls": True}])
+def test_other_towers_take_texts_that_are_shorter_than_their_context(text_cfg):
+    long, short = (
+        build_clip(
+            {
+                "embed_dim": 24,
+                "vision_cfg": VISION,
+                "text_cfg": {**TEXT, **text_cfg, "context_length": length},
+                "custom_text": True,
+            },
+            seed=0,
+        ).module.eval()
+        for length in (16, 9)
+    )
+    weights = long.state_dict()
+    weights["text.positional_embedding"] = weights["text.positional_embedding"][: 9 + bool(text_cfg.get("embed_cls"))]
+    short.load_state_dict(weights)
+    tokens = torch.randint(1, 100, (2, 9))
+    with torch.inference_mode():
+        assert torch.equal(encode_text(long, tokens), short.encode_text(tokens))
+
+
+def test_a_class_token_takes_a_position_of_the_text_tower():
+    config = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT | {"embed_cls": True}, "custom_text": True}
+    model = build_clip(config, seed=0)
+    check_tokenizer(open_clip.SimpleTokenizer(context_length=16), model.module, "coca")
+    with pytest.raises(UserError, match="coca: the tokenizer returns 17 tokens per text, the text tower has 16 pos"):
+        check_tokenizer(open_clip.SimpleTokenizer(context_length=17), model.module, "coca")
 
 
 def test_encode_texts_equals_encoding_with_padding():

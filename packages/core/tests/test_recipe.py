@@ -318,17 +318,17 @@ STAGES_OVER_BASE = {
     "metaclip_l14": "03b595d70473",
     "eva_02_ti": "47662636506b",
     "eva_02_s": "29254f57f60e",
-    "eva_02_l": "409f510e5087",
+    "eva_02_l": "fd47628d96a4",
     "eva_02_l_ade20k": "f3299a6aca66",
     "eva_02_l_coco_stuff": "9bcb13e8980b",
-    "eva_02_b_448": "0ad0d4a04b12",
+    "eva_02_b_448": "be4e855656c7",
     "eva_02_b_coco_1536": "ca9171b72c65",
     "eva_02_b_lvis": "f3064766defc",
     "eva_02_l_coco": "9db992e55957",
     "eva_02_l_coco_1536": "42888b43d88c",
     "eva_02_l_lvis": "ceb6ebfd45a5",
     "eva_02_l_lvis_1536": "5cc2a252c4b9",
-    "eva_g_lvis": "e1e5124d5566",
+    "eva_g_lvis": "dd4319dcdd20",
 }
 
 

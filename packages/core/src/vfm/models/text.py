@@ -122,15 +122,20 @@ def check_tokenizer(tokenizer: Callable[..., Tensor], module: nn.Module, model: 
             f"{model}: the tokenizer returns token {int(tokens.max())}, the text tower has {len(table.weight)}"
             " embeddings: the tokenizer is another model's (text_cfg: hf_tokenizer_name, vocab_size)"
         )
-    positions = getattr(tower, "positional_embedding", None)
-    if positions is None:
+    if getattr(tower, "positional_embedding", None) is None:
         return
     # open_clip.CLIP itself adds all positions; its other towers add as many as there are tokens.
-    if tokens.shape[1] > len(positions) or (tower is module and tokens.shape[1] != len(positions)):
+    places = _num_places(tower)
+    if tokens.shape[1] > places or (tower is module and tokens.shape[1] != places):
         raise UserError(
-            f"{model}: the tokenizer returns {tokens.shape[1]} tokens per text, the text tower has {len(positions)}"
-            " positions (text_cfg: context_length, tokenizer_kwargs)"
+            f"{model}: the tokenizer returns {tokens.shape[1]} tokens per text, the text tower has {places} positions"
+            " (text_cfg: context_length, tokenizer_kwargs)"
         )
+
+
+def _num_places(tower: Any) -> int:
+    """Return the number of tokens that an open_clip text tower has positions for; a class token takes one."""
+    return len(tower.positional_embedding) - (getattr(tower, "cls_emb", None) is not None)
 
 
 def encode_unpadded(module: nn.Module, tokens: Tensor, device: torch.device) -> Tensor:
@@ -167,11 +172,14 @@ def encode_text(module: nn.Module, tokens: Tensor, *, normalize: bool = False) -
         normalize: scale each embedding to unit length.
     """
     tower: Any = getattr(module, "text", module)
-    table, used, shorter = getattr(tower, "positional_embedding", None), slice(tokens.shape[1]), dict[str, Tensor]()
-    if table is not None and len(table) > tokens.shape[1]:
+    table, shorter = getattr(tower, "positional_embedding", None), dict[str, Tensor]()
+    if table is not None and _num_places(tower) > tokens.shape[1]:
         prefix = "module." if tower is module else "module.text."
+        used = slice(len(table) - _num_places(tower) + tokens.shape[1])
         # open_clip's tower adds the whole table of positions, so the shorter one is passed in its place.
-        shorter = {f"{prefix}positional_embedding": table[used], f"{prefix}attn_mask": tower.attn_mask[used, used]}
+        shorter[f"{prefix}positional_embedding"] = table[used]
+        if tower.attn_mask is not None:
+            shorter[f"{prefix}attn_mask"] = tower.attn_mask[used, used]
     embeddings: Tensor = functional_call(_EncodeText(module), shorter, (tokens, normalize))
     return embeddings
 
