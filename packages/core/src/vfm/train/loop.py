@@ -285,6 +285,7 @@ class _Loop(Generic[Inputs]):
             "best": self.best.state(),
             "optimizer": self.plan.optimizer.algorithm_name,
             **self.numerics.state(),
+            "flops": self.throughput.flops * self.world.size,
         }
         self.checkpoints.save(Snapshot(self.done, tensors, facts))
 
@@ -303,6 +304,8 @@ class _Loop(Generic[Inputs]):
         self.curves.restore(snapshot.facts["curves"])
         self.skipped.restore(snapshot.facts["skipped"])
         self.best.restore(snapshot.facts["best"], snapshot.tensors.get("best", {}))
+        if verb == "resumes":  # another training may have other batches
+            self.throughput.flops = snapshot.facts.get("flops", 0) // self.world.size
         if self.world.is_main:
             self.ctx.log(f"{verb} after step {snapshot.step} of {self.plan.num_steps}")
         return snapshot.step

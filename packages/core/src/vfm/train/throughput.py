@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from vfm.interfaces import TrainingRuntime
 
@@ -58,14 +60,17 @@ class Throughput:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Count the operations within the context, once; compiled layers, which hide them, run eagerly."""
+        """Count the operations within the context, once; compiled layers, which hide them, run eagerly.
+
+        A training that resumes takes `flops` from its checkpoint, so that its first step is compiled as well.
+        """
         if self.flops or self.runtime.parallel == "fsdp":
             yield
             return
         eager = torch.compiler.set_stance("force_eager") if self.runtime.compile else nullcontext()
-        with eager, FlopCounterMode(display=False) as counter:
+        with eager, _Counter() as counter:
             yield
-        self.flops = max(1, counter.get_total_flops())
+        self.flops = max(1, counter.flops)
 
     def reached(self, steps: int, seconds: float) -> dict[str, float]:
         """Return the rate of the last steps, and its share of the peak where that is known."""
@@ -75,3 +80,17 @@ class Throughput:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
         peak = peak_tflops(name, half=self.half)
         return {"train/tflops": round(rate, 4), **({"train/mfu_pct": round(100 * rate / peak, 2)} if peak else {})}
+
+
+class _Counter(TorchDispatchMode):
+    """Counts operations and leaves them as they are; torch's own counter decomposes some, which changes bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func._overloadpacket):
+            self.flops += count(*args, **(kwargs or {}), out_val=found)
+        return found
