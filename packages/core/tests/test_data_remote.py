@@ -250,6 +250,18 @@ def test_a_fault_that_stays_is_counted_and_named(tmp_path, monkeypatch, fault):
             index(tmp_path / "again", f"{server.url}/{{000..001}}.tar")
 
 
+def test_a_file_whose_last_try_failed_is_tried_once_until_it_is_read_again(tmp_path):
+    (tmp_path / "x.tar").write_bytes(bytes(1000))
+    with serving(tmp_path, fault=lambda path, count: "status 500") as server:
+        span, asked = Span(f"{server.url}/x.tar", 0, 10), []
+        for fault in ("status 500", "status 500", None, "status 500"):
+            server.asked.clear()
+            server.fault = lambda path, count, fault=fault: fault
+            read_spans([span])
+            asked.append(server.asked["x.tar"])
+    assert asked == [4, 1, 1, 4]
+
+
 def test_asking_for_a_file_does_not_read_it(tmp_path):
     (tmp_path / "x.tar").write_bytes(bytes(3_000_000))
     (tmp_path / "empty.tar").write_bytes(b"")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ T = TypeVar("T")
 CONNECTIONS = 128  # requests at a time in one process
 TIMEOUT = 60.0  # seconds of one request
 PAUSES = (0.25, 0.5, 1.0, 2.0)  # seconds before each further try
+AFTER_FAILURE = 30.0  # seconds in which a file whose last try failed is tried once, so that many samples cost one wait
 NOT_FOUND = "not found"
 MARKS = (
     "ETag", "etag", "md5Hash", "Content-MD5", "blob_id", "LastModified", "Last-Modified", "last_modified",
@@ -71,6 +73,9 @@ class RemoteFacts:
     def version(self) -> int:
         """A number that stands for the mark, 0 without one."""
         return int.from_bytes(hashlib.blake2b(self.mark.encode(), digest_size=8).digest()) >> 1 if self.mark else 0
+
+
+_failed: dict[str, float] = {}  # when the last try of a file failed
 
 
 def is_remote(path: str) -> bool:
@@ -236,15 +241,21 @@ async def _tried(
     path: str, read: Callable[[], Awaitable[T]], limit: asyncio.Semaphore, absent_is_answer: bool
 ) -> T | RemoteError:
     """Make one request until it succeeds; pause after each failure, longer each time, without a connection."""
-    for pause in (*PAUSES, None):
+    failed_lately = time.monotonic() - _failed.get(path, float("-inf")) < AFTER_FAILURE
+    for pause in (None,) if failed_lately else (*PAUSES, None):
         try:
             async with limit:
-                return await asyncio.wait_for(read(), TIMEOUT)
+                data = await asyncio.wait_for(read(), TIMEOUT)
+            _failed.pop(path, None)
+            return data
         except Exception as error:  # file systems raise errors of many types
             found = _named(path, error)
-        if pause is None or found.final or (absent_is_answer and found.reason == NOT_FOUND):
+        if absent_is_answer and found.reason == NOT_FOUND:
+            return found
+        if pause is None or found.final:
             break
         await asyncio.sleep(pause)
+    _failed[path] = time.monotonic()
     return found
 
 
