@@ -23,12 +23,12 @@ from vfm.models import (
     build_vision,
     check_activation,
     check_normalization,
-    get_clip_config,
     init_vision_tower,
-    read_clip_config,
+    planned_clip,
+    planned_clip_config,
     vision_preprocess,
 )
-from vfm.plugin import ClipCheckpoint, Preflight, Ref, Stage, UserError, VisionCheckpoint
+from vfm.plugin import Preflight, Ref, UserError, VisionCheckpoint
 from vfm_clip.dataset_checks import check_datasets, check_makers
 from vfm_clip.stages import ClipTrain
 from vfm_clip.task import ClipTask
@@ -60,7 +60,7 @@ def check_clip_train(config: ClipTrain, ctx: Preflight) -> None:
     if clip := check_towers(config, ctx):
         clip.tokenize(PROBES)  # refuses a tokenizer that does not fit the text tower
         ClipTask(clip, loss=config.loss)  # refuses models that are more than two towers
-        if (ref := config.loss.teacher_ref) and (teacher := find_clip(ctx, ref)):
+        if (ref := config.loss.teacher_ref) and (teacher := planned_clip(ctx, ref)):
             check_teacher(clip, teacher)
 
 
@@ -73,7 +73,7 @@ def check_towers(config: ClipTrain, ctx: Preflight) -> ClipModel | None:
         UserError: a name is not known, or a tower does not fit.
     """
     if config.init:
-        clip = find_clip(ctx, config.init, config.image_size, config.vision.noise)
+        clip = planned_clip(ctx, config.init, config.image_size, config.vision.noise)
     else:
         clip = blueprint(config.model, config.image_size, noise=config.vision.noise)
     if not clip:
@@ -82,51 +82,10 @@ def check_towers(config: ClipTrain, ctx: Preflight) -> ClipModel | None:
         check_vision(clip, encoder, str(config.init_vision))
         if config.vision.normalization == "model":
             check_normalization(encoder.architecture, encoder.preprocess, clip)
-    if config.init_text and (text := find_config(ctx, config.init_text)):
+    if config.init_text and (text := planned_clip_config(ctx, config.init_text)):
         check_text(text, clip, str(config.init_text))
     lock_towers(clip, vision=config.vision, text=config.text)
     return clip
-
-
-def find_clip(
-    ctx: Preflight,
-    ref: Ref[ClipCheckpoint],
-    image_size: int | None = None,
-    noise: Mapping[str, float] | None = None,
-) -> ClipModel | None:
-    """Return the model of an input as a `blueprint`; None if it is only known after its stage has run."""
-    checkpoint = ctx.artifact(ref)
-    found = checkpoint or find_config(ctx, ref)
-    if not found:
-        return None
-    clip = blueprint(found, image_size, noise=noise)
-    clip.name = clip.name if checkpoint else str(ref)
-    return clip
-
-
-def find_config(ctx: Preflight, ref: Ref[ClipCheckpoint]) -> Mapping[str, Any] | None:
-    """Return open_clip's configuration of an input; None if it is only known after its stage has run.
-
-    It is the artifact's; else that of the field `model` or `source` of the stage that makes it, or of the model that
-    the stage starts from (`init`), at the stage's `image_size`.
-    """
-    if checkpoint := ctx.artifact(ref):
-        config: Mapping[str, Any] = read_clip_config(checkpoint.path)["model_cfg"]
-        return config
-    stage = ctx.stage(ref)
-    start, size = getattr(stage, "init", None), getattr(stage, "image_size", None)
-    found = find_config(ctx, start) if start else _named_config(stage)
-    return {**found, "vision_cfg": {**found["vision_cfg"], "image_size": size}} if found and size else found
-
-
-def _named_config(stage: Stage | None) -> Mapping[str, Any] | None:
-    model: Any = getattr(stage, "model", None) or getattr(stage, "source", None)
-    if isinstance(model, Mapping) or not isinstance(model, str) or ":" in model:  # a hub or folder is read at run time
-        return model if isinstance(model, Mapping) else None
-    try:
-        return get_clip_config(model)
-    except UserError:  # a folder or file, or a mistake that the other stage's preflight reports
-        return None
 
 
 def find_encoder(ctx: Preflight, ref: Ref[VisionCheckpoint]) -> Encoder | None:

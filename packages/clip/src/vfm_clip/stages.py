@@ -232,6 +232,7 @@ class ClipTrain(ClipTraining):
     version: ClassVar[int] = 4  # since patch dropout draws on the device
     work: ClassVar[str] = "vfm_clip.train:train_clip"
     checks: ClassVar[str] = "vfm_clip.preflight:check_clip_train"
+    costs: ClassVar[str] = "vfm_clip.estimate:clip_train_cost"
     can_shard: ClassVar[bool] = True
 
     kind: Literal["clip.train"] = "clip.train"

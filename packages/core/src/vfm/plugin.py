@@ -28,6 +28,7 @@ from vfm.artifacts import (
     VisionCheckpoint,
 )
 from vfm.config import Config, UserError, did_you_mean, load_function, merge_settings
+from vfm.costs import Cost
 from vfm.events import Event
 from vfm.hookspecs import hookimpl
 from vfm.incidental import INCIDENTAL
@@ -68,8 +69,9 @@ from vfm.stages.evaluation.checks import check_class_names
 __all__ = [
     "INCIDENTAL", "AdamW", "AnnotatedImages", "AnyEvaluation", "Artifact", "BarsPanel", "CheckpointPolicy",
     "ChoiceDataset", "ClipCheckpoint", "ClipPostTraining", "ClipTraining", "Comparison", "Config", "ConstantSchedule",
-    "Context", "ContinueFrom", "CosineSchedule", "CropScale", "CuratedSubset", "Curation", "Decay", "DenseCheckpoint",
-    "Difference", "Evaluated", "Evaluation", "EvaluationPolicy", "Event", "FeatureEvaluation", "GeneratorCheckpoint",
+    "Context", "ContinueFrom", "CosineSchedule", "Cost", "CropScale", "CuratedSubset", "Curation", "Decay",
+    "DenseCheckpoint", "Difference", "Evaluated", "Evaluation", "EvaluationPolicy", "Event", "FeatureEvaluation",
+    "GeneratorCheckpoint",
     "ImageDataset", "ImagesPanel", "LabeledDataset", "Lamb", "LinesPanel", "LinkTable", "Loading", "Matches",
     "Metadata", "Metric", "ModelEvaluation", "ModelResult", "Optimizer", "PairDataset", "Panel", "Part", "Picture",
     "Pool", "Portion", "Preempted", "Preflight", "QuestionDataset", "Ref", "Report", "Runtime", "SampleCache",

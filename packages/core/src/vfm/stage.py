@@ -116,6 +116,7 @@ class Stage(Config):
     makes: ClassVar[type[Artifact]] = Artifact
     work: ClassVar[str] = ""  # (config, Context) -> artifact
     checks: ClassVar[str] = ""  # (config, Preflight) -> None
+    costs: ClassVar[str] = ""  # (config, Preflight) -> vfm.costs.Cost, for `vfm plan --estimate`
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

@@ -78,6 +78,7 @@ class EvaPretrain(VisionPretraining):
     version: ClassVar[int] = 2  # since masks are drawn in lock-step and every masked patch of a step weighs the same
     work: ClassVar[str] = "vfm_eva.pretrain:pretrain_eva"
     checks: ClassVar[str] = "vfm_eva.preflight:check_eva_pretrain"
+    costs: ClassVar[str] = "vfm_eva.estimate:eva_pretrain_cost"
     can_shard: ClassVar[bool] = True
 
     kind: Literal["eva.pretrain"] = "eva.pretrain"

@@ -63,9 +63,14 @@ class Teacher(Frozen[nn.Module]):
         self.model, self.preprocess = model, preprocess
         self.layer, self.projected, self.normalize, self.bf16 = layer, projected, normalize, bf16
         if bf16:
-            for module in self.module.modules():
-                if isinstance(module, MATRICES):
-                    module.bfloat16()
+            self.use_bf16()
+
+    def use_bf16(self) -> None:
+        """Store and multiply matrices in bf16 from now on."""
+        self.bf16 = True
+        for module in self.module.modules():
+            if isinstance(module, MATRICES):
+                module.bfloat16()
 
     @property
     def width(self) -> int:

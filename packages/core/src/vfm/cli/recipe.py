@@ -31,8 +31,10 @@ from vfm.cli.command import (
     show,
     show_results,
 )
+from vfm.cli.estimate import cost_table, notes
 from vfm.config import UserError
 from vfm.events import Event
+from vfm.flow.estimate import ABSENT, estimate_costs, known_artifacts
 from vfm.flow.execution import read_step, run_step, torchrun_lines, write_step
 from vfm.flow.listeners import ConsoleListener, JsonLinesListener, PipeListener, sender
 from vfm.flow.plan import Step, make_plan
@@ -189,9 +191,24 @@ def plan(
     recipe: RecipeArgument,
     set: SetOption = None,  # noqa: A002
     store: StoreOption = DEFAULT_STORE,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Show parameters, memory, operations, time and disk instead.")
+    ] = False,
+    peak_tflops: Annotated[
+        float, typer.Option(min=1e-3, help="With --estimate: peak of a device in TFLOP/s; 312 is an A100's in bf16.")
+    ] = 312.0,
+    mfu: Annotated[
+        float, typer.Option(min=1e-3, max=1, help="With --estimate: share of the peak that is reached.")
+    ] = 0.4,
     debug: DebugOption = False,
 ) -> None:
-    """Check a recipe and show what `run` would do, without running it."""
+    """Check a recipe and show what `run` would do, without running it.
+
+    With --estimate the data need not be there: the cost of every stage is computed on tensors without contents.
+    """
+    if estimate:
+        _show_costs(recipe, store, set, peak_tflops * 1e12, mfu)
+        return
     _, loaded, steps = _plan(recipe, store, set)
     table = Table("stage", "kind", "artifact", "status", "inputs", title=loaded.name, title_justify="left")
     for step in steps:
@@ -202,6 +219,18 @@ def plan(
         show(f"{name} is new: {reason}")
     if loaded.bases:
         show(loaded.text.rstrip("\n"))
+
+
+def _show_costs(recipe: str, store: Path, overrides: list[str] | None, peak_flops: float, mfu: float) -> None:
+    known = stage_types(load_plugins())
+    loaded = load_recipe(recipe, known, overrides or (), absent_path=ABSENT)
+    artifacts, missing = known_artifacts(loaded, Store(store))
+    costs = estimate_costs(loaded, artifacts)
+    console.print(cost_table(loaded, costs, peak_flops, mfu))
+    for line in notes(loaded, costs, peak_flops, mfu):
+        show(line)
+    if missing:
+        show(f"not looked for in the store: {missing}")
 
 
 @command

@@ -67,19 +67,23 @@ class RecipeKeys(Config):
         return seeds
 
 
-def load_recipe(source: str, known: Mapping[str, type[Stage]], overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    source: str, known: Mapping[str, type[Stage]], overrides: Sequence[str] = (), *, absent_path: str = ""
+) -> Recipe:
     """Read and validate a recipe.
 
     Args:
         source: path of a YAML file, or the name of a shipped recipe.
         known: stage types by kind.
         overrides: `NAME.FIELD=VALUE` each, the value in YAML.
+        absent_path: stands for each `path` of data that the recipe leaves open; empty: that is a mistake.
 
     Raises:
         UserError: one line for each mistake: file and line, dotted key, what is allowed.
     """
     path = find_recipe(source)
-    return parse_recipe(read_text(path), known, overrides, name=run_name(path.stem), where=path.name, file=path)
+    name, text = run_name(path.stem), read_text(path)
+    return parse_recipe(text, known, overrides, name=name, where=path.name, file=path, absent_path=absent_path)
 
 
 def parse_recipe(
@@ -90,6 +94,7 @@ def parse_recipe(
     name: str,
     where: str,
     file: Path | None = None,
+    absent_path: str = "",
 ) -> Recipe:
     """Validate the text of a recipe, as `load_recipe` does.
 
@@ -100,6 +105,7 @@ def parse_recipe(
         name: name of the recipe.
         where: name of its file in error messages.
         file: the file; a relative path in `base` starts from its folder.
+        absent_path: as in `load_recipe`.
 
     Raises:
         UserError: one line for each mistake.
@@ -118,7 +124,8 @@ def parse_recipe(
         mistakes.raise_if_any()
         raise
     _check_runtime_keys(keys.runtime, known, mistakes)
-    stages = [stage for index, item in enumerate(keys.stages) if (stage := _stage(item, index, keys, known, mistakes))]
+    items = [_with_path(item, known, absent_path) if absent_path else item for item in keys.stages]
+    stages = [stage for index, item in enumerate(items) if (stage := _stage(item, index, keys, known, mistakes))]
     mistakes.raise_if_any()
     _check_inputs(stages, mistakes)
     mistakes.raise_if_any()
@@ -181,6 +188,12 @@ def _stage(
             else:
                 mistakes.add((*place, *location), _dotted(label, location), message)
         return None
+
+
+def _with_path(item: dict[str, Any], known: Mapping[str, type[Stage]], absent_path: str) -> dict[str, Any]:
+    """Return a stage's settings, with a path if it needs one and has none."""
+    field = known[item["kind"]].model_fields.get("path") if item.get("kind") in known else None
+    return {"path": absent_path, **item} if field and field.is_required() else item
 
 
 def _with_folders(value: Any, folders: Mapping[str, str]) -> Any:

@@ -53,6 +53,7 @@ class ImportClip(_ImportFile):
     makes: ClassVar[type[Artifact]] = ClipCheckpoint
     work: ClassVar[str] = "vfm.models.clip_import:import_clip_checkpoint"
     checks: ClassVar[str] = "vfm.models.clip_import:check_import_clip"
+    costs: ClassVar[str] = "vfm.models.planned:import_cost"
 
     @model_validator(mode="after")
     def _one_text_tower(self) -> ImportClip:
@@ -78,6 +79,7 @@ class ImportVision(_ImportFile):
     makes: ClassVar[type[Artifact]] = VisionCheckpoint
     work: ClassVar[str] = "vfm.models.vision_import:import_vision_checkpoint"
     checks: ClassVar[str] = "vfm.models.vision_import:check_import_vision"
+    costs: ClassVar[str] = "vfm.models.planned:import_cost"
 
     def sources(self) -> Iterable[str]:
         """Return the local folder and file that the names refer to."""

@@ -12,15 +12,18 @@ from vfm.train.curves import METRICS_FILE
 from vfm.train.data import Data
 from vfm.train.dist import World, distributed, is_main, prepare_device, resolve_device, seed_everything
 from vfm.train.ema import Ema
+from vfm.train.estimate import estimate_training
 from vfm.train.kernels import check_kernels
+from vfm.train.live_bytes import LiveBytes
 from vfm.train.loop import fit
 from vfm.train.optim import build_optimizer, set_lr
 from vfm.train.pictures import show_panels
 from vfm.train.task import Call, Frozen, Metrics, ParamGroup, Task
 
 __all__ = [
-    "METRICS_FILE", "Alarm", "Batch", "Call", "Crops", "Data", "Ema", "Frozen", "ImageTransform", "Make", "MakeCrops",
-    "Metrics", "ParamGroup", "Preempted", "Ragged", "SampleDraw", "Task", "TrainingData", "World", "build_optimizer",
-    "check_kernels", "distributed", "eval_batches", "fill_cache", "fit", "is_main", "map_tensors", "ordered_batches",
-    "prefetch", "prepare_device", "resolve_device", "seed_everything", "set_lr", "show_panels", "to_tensor",
+    "METRICS_FILE", "Alarm", "Batch", "Call", "Crops", "Data", "Ema", "Frozen", "ImageTransform", "LiveBytes", "Make",
+    "MakeCrops", "Metrics", "ParamGroup", "Preempted", "Ragged", "SampleDraw", "Task", "TrainingData", "World",
+    "build_optimizer", "check_kernels", "distributed", "estimate_training", "eval_batches", "fill_cache", "fit",
+    "is_main", "map_tensors", "ordered_batches", "prefetch", "prepare_device", "resolve_device", "seed_everything",
+    "set_lr", "show_panels", "to_tensor",
 ]  # fmt: skip

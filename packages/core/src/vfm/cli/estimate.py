@@ -1,0 +1,105 @@
+"""The table of `vfm plan --estimate`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from rich import box
+from rich.table import Table
+
+from vfm.costs import Cost, seconds
+from vfm.flow.recipe import Recipe
+from vfm.interfaces import Evaluation, Training
+from vfm.stage import Stage
+
+COLUMNS = ("params", "weights", "grads", "optim", "EMA", "activ.", "sum", "FLOP", "time", "disk")
+GIB = 2**30
+
+
+def cost_table(recipe: Recipe, costs: Mapping[str, Cost], peak_flops: float, utilisation: float) -> Table:
+    """Return the costs of the stages, one a row, and the totals; at most 80 columns wide.
+
+    Memory is in GiB of one process at the peak, disk with the checkpoints of a training while it runs.
+    """
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
+    table.title = f"{recipe.name}: GiB of memory a process, GiB of disk"
+    table.add_column("stage", max_width=14, overflow="ellipsis", no_wrap=True)
+    for name in COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
+    for stage in recipe.stages:
+        table.add_row(
+            stage.name, *_cells(stage, costs.get(stage.name), _seconds(stage, costs, peak_flops, utilisation))
+        )
+    table.add_section()
+    table.add_row("total", *_totals(recipe, costs, peak_flops, utilisation))
+    return table
+
+
+def notes(recipe: Recipe, costs: Mapping[str, Cost], peak_flops: float, utilisation: float) -> Iterator[str]:
+    """Yield what the numbers assume, and what is not in them."""
+    yield (
+        f"time: {peak_flops / 1e12:g} TFLOP/s a device, of which {100 * utilisation:g} % are reached; data are always"
+        " ready (--peak-tflops, --mfu)"
+    )
+    yield "memory: without CUDA's own, the allocator's gaps and what other processes send"
+    for name, cost in costs.items():
+        if cost.unknown:
+            yield f"{name}: unknown: {', '.join(cost.unknown)}"
+    rest = [stage for stage in recipe.stages if stage.name not in costs]
+    for label, kind in (("evaluations", Evaluation), ("trainings", Training)):
+        if names := [stage.name for stage in rest if isinstance(stage, kind)]:
+            yield f"not estimated, {label}: {', '.join(names)}"
+    if names := [stage.name for stage in rest if not isinstance(stage, (Evaluation, Training))]:
+        yield f"not estimated: {', '.join(names)}"
+
+
+def _seconds(stage: Stage, costs: Mapping[str, Cost], peak_flops: float, utilisation: float) -> float | None:
+    cost = costs.get(stage.name)
+    return seconds(cost, stage.runtime.processes, peak_flops, utilisation) if cost else None
+
+
+def _cells(stage: Stage, cost: Cost | None, time: float | None) -> list[str]:
+    if cost is None or cost == Cost(unknown=cost.unknown):
+        return ["unknown" if cost or isinstance(stage, Training) else "-", *["-"] * (len(COLUMNS) - 1)]
+    parts: Sequence[int | None] = [None] * 6
+    if memory := cost.memory:
+        parts = [memory.weights, memory.gradients, memory.optimizer, memory.average, memory.activations, memory.total]
+    return [_count(cost.parameters), *map(_gib, parts), _flops(cost.flops), _duration(time), _gib(cost.disk)]
+
+
+def _totals(recipe: Recipe, costs: Mapping[str, Cost], peak_flops: float, utilisation: float) -> list[str]:
+    """Return the cells of all stages together: the largest memory, and sums of operations, time and disk."""
+    times = [time for stage in recipe.stages if (time := _seconds(stage, costs, peak_flops, utilisation))]
+    memories = [cost.memory.total for cost in costs.values() if cost.memory]
+    flops = [cost.flops for cost in costs.values() if cost.flops]
+    disk = [cost.disk for cost in costs.values() if cost.disk]
+    return [
+        *[""] * 6,
+        _gib(max(memories, default=None)),
+        _flops(sum(flops) if flops else None),
+        _duration(sum(times) if times else None),
+        _gib(sum(disk) if disk else None),
+    ]
+
+
+def _count(number: int | None) -> str:
+    if number is None:
+        return "-"
+    return f"{number / 1e9:.2f}B" if number >= 1e9 else f"{number / 1e6:.3g}M"
+
+
+def _flops(number: float | None) -> str:
+    return "-" if number is None else f"{number:.1e}".replace("e+", "e")
+
+
+def _gib(size: int | None) -> str:
+    return "-" if size is None else f"{size / GIB:.1f}" if size >= GIB / 20 or not size else f"{size / GIB:.2g}"
+
+
+def _duration(time: float | None) -> str:
+    if time is None:
+        return "-"
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if time >= 2 * length:
+            return f"{time / length:.3g} {unit}"
+    return f"{time:.2g} s"
