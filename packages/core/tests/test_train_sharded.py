@@ -54,6 +54,8 @@ def root(tmp_path_factory) -> Path:
             job("cut", fsdp),
             job("differing", fsdp, terminated_rank=1),
             job("differing", fsdp, damaged_for_rank=1),
+            job("full", fsdp, full_for_rank=1),
+            job("full", fsdp),
             job("resharded", fsdp, terminated_rank=1),
             job("to-ddp", fsdp, terminated_rank=0),
             job("to-ddp", {}),
@@ -119,9 +121,15 @@ def test_resuming_is_exact_also_past_a_checkpoint_that_one_process_finds_damaged
     assert first == second
     assert "stopped by SIGTERM after step 6" in first
     expected = root / "fsdp2-plain"
-    for folder in ("cut", "differing"):
+    for folder in ("cut", "differing", "full"):
         for file in ("part/metrics.jsonl", "final.safetensors"):
             assert (root / folder / file).read_bytes() == (expected / file).read_bytes()
+
+
+def test_a_disk_that_is_full_for_one_process_ends_all_with_the_folder_in_the_message(root):
+    for rank in range(2):
+        message = (root / "full" / f"stopped-{rank}.txt").read_text()
+        assert message == f"[Errno 27] File too large: '{root}/full/work/unfinished-step-00000006/shards'"
 
 
 def test_each_process_writes_a_part_of_every_weight_and_of_its_state(root):

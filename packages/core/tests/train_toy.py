@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -134,6 +135,7 @@ class Samples:
     stop: step at which to raise KeyboardInterrupt.
     terminate: step at which to send SIGTERM.
     ending: step at which to send a signal that the process cannot catch, and that signal.
+    full: step from which this process can write no file of more than 300 bytes, as on a full disk.
     pause: seconds before each step.
     """
 
@@ -143,6 +145,7 @@ class Samples:
     stop: int | None = None
     terminate: int | None = None
     ending: tuple[int, signal.Signals] | None = None
+    full: int | None = None
     pause: float = 0.0
     closed: bool = False
 
@@ -158,6 +161,8 @@ class Samples:
                     os.kill(os.getpid(), signal.SIGTERM)
                 if self.ending and step == self.ending[0]:
                     os.kill(os.getpid(), self.ending[1])
+                if step == self.full:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (300, resource.RLIM_INFINITY))
                 time.sleep(self.pause)
                 batch = self.batch(step, range(rank * share, (rank + 1) * share))
                 cuts = range(0, share, micro_batch_size)
@@ -257,6 +262,8 @@ def child(jobs: list[dict[str, Any]]) -> None:
                 data.ending = (5, signal.Signals[job["ending"]])
             if job.get("terminated_rank") == world.rank:
                 data.terminate = 5
+            if job.get("full_for_rank") == world.rank:
+                data.full = 5
             work = "work"
             if job.get("damaged_for_rank") == world.rank:
                 newest = max((folder / "work").glob("step-*"))
@@ -273,7 +280,8 @@ def child(jobs: list[dict[str, Any]]) -> None:
                 task, *_ = train(folder, plan, task=toy(job.get("dropout", 0.0)), data=data, work=work)
                 if world.is_main:
                     save_file(task.state_dict(), folder / "final.safetensors")
-            except (UserError, SystemExit) as error:
+            except (UserError, OSError, SystemExit) as error:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
                 (folder / f"stopped-{world.rank}.txt").write_text(str(error))
 
 

@@ -28,7 +28,7 @@ def write_shards(parts: Mapping[str, Mapping[str, Tensor]], folder: Path, group:
     """Write this process' part of the tensors into a new folder; a collective of the group.
 
     Raises:
-        OSError: a process cannot write, e.g. its disk is full.
+        OSError: a process cannot write, e.g. its disk is full; it names the folder.
     """
     tensors: dict[str, Any] = {
         f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()
@@ -38,7 +38,10 @@ def write_shards(parts: Mapping[str, Mapping[str, Tensor]], folder: Path, group:
         save(tensors, storage_writer=writer, process_group=group)
     except CheckpointException as error:
         causes = [cause for cause, _ in error.failures.values()]
-        raise next((cause for cause in causes if isinstance(cause, OSError)), causes[0]) from None
+        for cause in causes:
+            if isinstance(cause, OSError) and cause.errno:
+                raise OSError(cause.errno, cause.strerror, str(folder)) from None
+        raise causes[0] from None
 
 
 def read_shards(folder: Path, sharded: Mapping[str, DTensor]) -> Parts:
