@@ -286,6 +286,15 @@ def test_an_address_that_is_none_is_refused_at_once(tmp_path, address):
         index(tmp_path, address)
 
 
+def test_a_signed_address_of_a_tar_is_read_with_its_format(tmp_path):
+    make_pool(tmp_path / "t", [12])
+    with serving(tmp_path / "t") as server:
+        far = index(tmp_path / "far", f"{server.url}/000.tar?X-Amz-Signature=hunter2", format="webdataset")
+        assert far[3].image == encoded(3)
+        assert server.bytes_sent < 3 * (tmp_path / "t/000.tar").stat().st_size, "it is no list of a folder, nor a json"
+        assert set(server.asked) <= {"000.tar", "dataset_type.txt"}
+
+
 def test_a_missing_shard_is_one_line(tmp_path):
     make_pool(tmp_path / "t", [3])
     with serving(tmp_path / "t") as server, pytest.raises(UserError, match=r"/001\.tar: no such file"):

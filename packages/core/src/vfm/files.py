@@ -67,7 +67,8 @@ def expand_paths(path: str | Sequence[str]) -> list[str]:
     found: list[str] = []
     for pattern in (one for part in parts for one in part.split("::")):
         for name in expand_braces(os.path.expanduser(pattern)):
-            hits = _wildcards(name) if any(wildcard in name for wildcard in "*?") else [name]
+            wildcards = "*" if name.startswith(("http://", "https://")) else "*?"  # `?` begins a query there
+            hits = _wildcards(name) if any(wildcard in name for wildcard in wildcards) else [name]
             if not hits:
                 raise UserError(f"{name}: no such file")
             found += hits
@@ -87,7 +88,7 @@ def is_directory(path: str) -> bool:
     """Return True if the path is a folder; a remote one that is named like a file is none, which asks nobody."""
     if not is_remote(path):
         return os.path.isdir(path)
-    if path.endswith(FILE_ENDINGS):
+    if path.partition("?")[0].endswith(FILE_ENDINGS):  # behind it is a signature
         return False
     return bool(remote.ask(path, "isdir"))
 

@@ -269,6 +269,8 @@ def sidecar_count(path: str) -> int | None:
     None if there is no such file, or it is not readable.
     """
     stem = path.removesuffix(".tar")
+    if "?" in stem and files.is_remote(stem):  # a signature is that of one file
+        return None
     if files.exists(f"{stem}_stats.json"):
         try:
             count = json.loads(files.read_bytes(f"{stem}_stats.json"))["successes"]
