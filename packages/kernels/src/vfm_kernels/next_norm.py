@@ -67,7 +67,7 @@ def sum_for_next(
         plain: computes the sum alone.
         sum_and_norm: computes the sum and its norm.
     """
-    # The compiler is asked first, because it cannot trace a weak reference.
+    # The compiler comes first, because it cannot trace a weak reference.
     norm = None if following is None or torch.compiler.is_compiling() else following.get()
     if following is None or norm is None:
         return plain()

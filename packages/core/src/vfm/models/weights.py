@@ -23,12 +23,13 @@ from vfm.config import UserError
 
 # What trainers save beside tensors: their `args`, and learning rates that are numpy's numbers. Files of numpy 1 have an
 # older name of the same function.
+_SCALAR: Any = np.float64(0).__reduce__()[0]
 _BESIDE_TENSORS: list[Any] = [
     argparse.Namespace,
     np.dtype,
     type(np.dtype(np.float64)),
-    np._core.multiarray.scalar,
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    _SCALAR,
+    (_SCALAR, "numpy.core.multiarray.scalar"),
 ]
 
 

@@ -47,7 +47,7 @@ def grouped_interval(correct: ArrayLike, groups: ArrayLike, *, confidence: float
     """
     hits, group_of = np.asarray(correct, dtype=bool), np.unique(np.asarray(groups), return_inverse=True)[1]
     right, sizes = np.bincount(group_of, weights=hits), np.bincount(group_of)
-    num_telling = max(1, min(np.count_nonzero(right), np.count_nonzero(right < sizes)))
+    num_telling = max(1, min(int(np.count_nonzero(right)), int(np.count_nonzero(right < sizes))))
     design_effect, largest = hits.size / effective_size(hits, group_of), hits.size / len(sizes)
     design_effect += max(0.0, largest - design_effect) / num_telling
     n = hits.size / design_effect
