@@ -240,6 +240,7 @@ class DivaTune(Feedback, ClipPostTraining):
 
     work: ClassVar[str] = "vfm_diva.tune:tune_clip"
     checks: ClassVar[str] = "vfm_diva.tune:check_tune"
+    costs: ClassVar[str] = "vfm_diva.estimate:diva_tune_cost"
     can_shard: ClassVar[bool] = True
 
     @model_validator(mode="before")
