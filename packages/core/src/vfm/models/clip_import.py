@@ -50,7 +50,7 @@ def import_clip_checkpoint(config: ImportClip, ctx: Context) -> ClipCheckpoint:
 
 
 def check_import_clip(config: ImportClip, ctx: Preflight) -> None:
-    """Check the names and tags of `models.clip`, and where its configuration is available that the tokenizer fits it."""
+    """Check names and tags of `models.clip`, and that the tokenizer fits the configuration where one is available."""
     check_clip_source(config.source, config.pretrained, _options(config))
     folder = local_folder(config.source) if isinstance(config.source, str) else None
     if config.text_from or not (
