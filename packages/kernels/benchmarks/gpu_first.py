@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,13 +87,17 @@ def main() -> None:
     """Parse the command line and run the parts."""
     names = [part.name for part in PARTS]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the results; default: results/, in a dry run a new temporary one"
+    )
     parser.add_argument("--dry-run", action="store_true", help="meaningless sizes on a CPU, to test this script")
     parser.add_argument("--only", nargs="+", choices=names, metavar="PART", help=f"of {', '.join(names)}")
     parser.add_argument("--from", dest="first", choices=names, metavar="PART", help="this part and those after it")
     options = parser.parse_args()
     if missing := missing_requirements(options.dry_run):
         parser.error(f"missing: {'; '.join(missing)}")
+    if not options.out:
+        options.out = Path(tempfile.mkdtemp(prefix="gpu-first-")) if options.dry_run else HERE / "results"
     options.out.mkdir(parents=True, exist_ok=True)
     record = options.out / "gpu_first.json"
     done = json.loads(record.read_text()) if record.exists() else {}
