@@ -31,7 +31,7 @@ from vfm.models import (
     save_state_dict,
     save_vision,
 )
-from vfm.models.clip_import import check_clip_source
+from vfm.models.clip_import import check_clip_source, check_import_clip
 from vfm.models.hugging_face import save_hugging_face
 from vfm.models.vision_import import check_vision_source
 from vfm.stage import Context, Preflight
@@ -290,6 +290,13 @@ def test_invalid_clip_source_is_reported_before_any_download(source: str, pretra
 def test_folder_without_a_clip_model_is_reported_before_the_stage_runs(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no CLIP model "):
         check_clip_source(f"local-dir:{tmp_path}", None)
+
+
+def test_a_folder_whose_configuration_is_damaged_is_named_before_the_stage_runs(tmp_path: Path) -> None:
+    model_cfg = {"embed_dim": 8, "vision_cfg": {}, "text_cfg": {"laqers": 2}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg}))
+    with pytest.raises(UserError, match=f"^{tmp_path}: .*text_cfg.laqers: unknown key; did you mean 'layers'"):
+        check_import_clip(ImportClip(name="clip", source=str(tmp_path)), Preflight({}, {}))
 
 
 @pytest.mark.parametrize(

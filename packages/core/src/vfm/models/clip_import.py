@@ -53,11 +53,12 @@ def check_import_clip(config: ImportClip, ctx: Preflight) -> None:
     """Check names and tags of `models.clip`, and that the tokenizer fits the configuration where one is available."""
     check_clip_source(config.source, config.pretrained, _options(config))
     folder = local_folder(config.source) if isinstance(config.source, str) else None
-    if config.text_from or not (
-        folder or isinstance(config.source, dict)
-    ):  # open_clip's own names have their tokenizer
-        return
-    clip = blueprint(_folder_config(folder) if folder else config.source)
+    if config.text_from or not (folder or isinstance(config.source, dict)):
+        return  # open_clip's own names have their tokenizer
+    try:
+        clip = blueprint(_folder_config(folder) if folder else config.source)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}" if folder else str(error)) from None
     clip.name, clip.folder = folder.name if folder else clip.name, folder
     clip.tokenize(PROBES)
 
