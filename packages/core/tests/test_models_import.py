@@ -292,6 +292,18 @@ def test_folder_without_a_clip_model_is_reported_before_the_stage_runs(tmp_path:
         check_clip_source(f"local-dir:{tmp_path}", None)
 
 
+def test_tensors_that_share_memory_or_are_not_contiguous_are_saved_whole(tmp_path: Path) -> None:
+    whole = torch.arange(24.0).reshape(2, 3, 2, 2)
+    saved = {
+        "whole": whole, "tied": whole, "part": whole[1], "turned": whole.mT, "empty": whole[:0],
+        "last": whole.contiguous(memory_format=torch.channels_last),
+    }  # fmt: skip
+    save_state_dict(saved, tmp_path / "weights.safetensors")
+    found = load_state_dict(tmp_path / "weights.safetensors")
+    assert found.keys() == saved.keys()
+    assert all(torch.equal(found[name], value) for name, value in saved.items())
+
+
 def test_a_folder_whose_configuration_is_damaged_is_named_before_the_stage_runs(tmp_path: Path) -> None:
     model_cfg = {"embed_dim": 8, "vision_cfg": {}, "text_cfg": {"laqers": 2}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg}))

@@ -51,10 +51,16 @@ def save_state_dict(state_dict: Mapping[str, Tensor], file: Path) -> None:
     Raises:
         OSError: the file cannot be written, e.g. on a full disk.
     """
-    # safetensors refuses shared and non-contiguous tensors, so each is copied.
-    tensors = {
-        key: value.detach().to("cpu").clone(memory_format=torch.contiguous_format) for key, value in state_dict.items()
-    }
+    tensors: dict[str, Tensor] = {}
+    storages: set[int] = set()  # addresses
+    for key, value in state_dict.items():
+        tensor = value.detach().to("cpu").contiguous()
+        storage = tensor.untyped_storage()
+        # safetensors refuses tensors that share memory; a copy of all others would double a checkpoint's memory.
+        if storage.data_ptr() in storages or storage.nbytes() != tensor.nbytes:
+            tensor = tensor.clone()
+        storages.add(storage.data_ptr())
+        tensors[key] = tensor
     file.parent.mkdir(parents=True, exist_ok=True)
     file.touch()
     permissions = file.stat().st_mode  # as the umask says; safetensors' own file may only be read by its owner
