@@ -7,13 +7,25 @@ from typing import Annotated
 
 import typer
 
-from vfm.cli.command import DEFAULT_STORE, DebugOption, SetOption, StoreOption, command, note, show, show_results
-from vfm.cli.recipe import run_recipe, show_outcome
+from vfm.cli.command import (
+    DEFAULT_STORE,
+    DebugOption,
+    SetOption,
+    StoreOption,
+    command,
+    console,
+    note,
+    show,
+    show_results,
+)
+from vfm.cli.recipe import show_outcome
 from vfm.config import UserError
 from vfm.flow.distillation import Distillation, distillation_recipe
 from vfm.flow.evaluation.inputs import Input, model_input, saved_artifact, split_name
+from vfm.flow.listeners import ConsoleListener
 from vfm.flow.plan import make_plan
 from vfm.flow.recipe import load_recipe
+from vfm.flow.recipe_run import run_recipe
 from vfm.flow.run import preflight
 from vfm.flow.store import Store
 from vfm.plugins import load_plugins, stage_types
@@ -69,8 +81,8 @@ def distill(
         if written:  # the corrected command shall not be refused because of the wrong one's recipe
             recipe.unlink()
         raise
-    outcome = run_recipe(manager, loaded, plan, Store(store), quiet=quiet)
-    if outcome and not quiet:
+    outcome = run_recipe(manager, loaded, plan, Store(store), ConsoleListener(console, quiet=quiet))
+    if not quiet:
         show_results(outcome.directory)
         show_outcome(outcome)
 

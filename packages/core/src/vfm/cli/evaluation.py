@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from vfm import files
 from vfm.cli.command import DEFAULT_STORE, DebugOption, SetOption, StoreOption, command, console, note, show
-from vfm.cli.recipe import run_recipe, show_outcome
-from vfm.config import UserError, did_you_mean
+from vfm.cli.recipe import show_outcome
+from vfm.flow.listeners import ConsoleListener
 from vfm.flow.plan import make_plan
 from vfm.flow.recipe import parse_recipe
+from vfm.flow.recipe_run import run_recipe
 from vfm.flow.result_files import write_results
+from vfm.flow.results import panel_tables
 from vfm.flow.run_names import run_name
 from vfm.flow.runs import through_link
 from vfm.flow.store import LINKS, Store
-from vfm.panels import TablePanel, load_panels
 from vfm.plugins import load_plugins, stage_types
-
-if TYPE_CHECKING:  # `vfm.flow.evaluation` imports `vfm.data`, and --help stays quick
-    from vfm.flow.evaluation.datasets import EvaluationDataset
-    from vfm.flow.evaluation.recipe import EvaluationPlan
-
-RESIZE_MODES = ("model", "shortest", "longest", "squash")
 
 
 @command
@@ -81,82 +72,29 @@ def eval(  # noqa: A001
     debug: DebugOption = False,
 ) -> None:
     """Evaluate models on datasets. Finished evaluations are cached, and an interrupted run resumes."""
-    from vfm.flow.evaluation.inputs import model_input
-    from vfm.flow.evaluation.recipe import EvaluationPlan, evaluation_recipe
+    from vfm.flow.evaluation.request import SUMMARY, EvaluationRequest, requested_recipe  # imports `vfm.data`
 
     manager = load_plugins()
     known = stage_types(manager)
-    modes = _words(resize)
-    if wrong := [mode for mode in modes if mode not in RESIZE_MODES]:
-        raise UserError(f"--resize: {wrong[0]!r} is not a valid mode{did_you_mean(wrong[0], RESIZE_MODES)}")
-    plan = EvaluationPlan(
-        [model_input(word) for word in models],
-        known,
-        list(dict.fromkeys(language or ())),
-        [None if mode == "model" else mode for mode in modes],
+    request = EvaluationRequest(
+        models, data or (), suite or "", root, _words(tasks or ""), train or "", language or (), _words(resize)
     )
-    datasets = _datasets(plan, data or [], suite, root, train)
-    about = f"Evaluation of {', '.join(model.name for model in plan.models)}{f' on {suite}' if suite else ''}"
-    text = evaluation_recipe(plan, datasets, _words(tasks or ""), about)
+    text = requested_recipe(request, known)
     if dry_run:
         typer.echo(text, nl=False)
         return
     recipe = parse_recipe(text, known, set or (), name=run_name(name), where="the recipe of vfm eval")
-    outcome = run_recipe(manager, recipe, make_plan(recipe, Store(store), note), Store(store), quiet=quiet, jobs=jobs)
-    assert outcome
+    listener = ConsoleListener(console, quiet=quiet)
+    outcome = run_recipe(manager, recipe, make_plan(recipe, Store(store), note), Store(store), listener, jobs=jobs)
     results = out or through_link(outcome.directory / "results")
     count = write_results(outcome.directory, results)
     if not quiet:
-        _show_summary(outcome.directory)
+        for table in panel_tables(outcome.directory / LINKS / SUMMARY):
+            console.print(table)
         show_outcome(outcome)
         show(f"{count} results: {results}")
 
 
 def _words(listed: str) -> list[str]:
-    """Return comma-separated words, without duplicates."""
-    return list(dict.fromkeys(word.strip() for word in listed.split(",") if word.strip()))
-
-
-def _datasets(
-    plan: EvaluationPlan, data: list[str], suite: str | None, root: str, train: str | None
-) -> list[EvaluationDataset]:
-    """Return the datasets of --data and of the suite; those that the suite lacks are noted in the plan."""
-    from vfm.flow.evaluation.datasets import dataset_at
-    from vfm.flow.evaluation.inputs import split_name
-    from vfm.flow.evaluation.suites import find_datasets, load_suite, shipped_dataset, shipped_names
-
-    if not data and not suite:
-        raise UserError("no datasets: give --data PATH, or --suite NAME --root DIR")
-    if train and (len(data) != 1 or suite):
-        raise UserError("--train needs exactly one --data and no --suite; other data have a folder `train` each")
-    datasets = []
-    for word in data:
-        name, place = split_name(word)
-        exists = files.exists(place)
-        shipped = None if exists or "{" in place else shipped_dataset(place, root, plan.known)
-        if shipped is None and "/" not in place and not exists:
-            raise UserError(
-                f"--data {place}: no such path, and no suite has such a dataset{did_you_mean(place, shipped_names())}"
-            )
-        datasets.append(
-            replace(shipped, title=name or shipped.title) if shipped else dataset_at(word, plan.known, train)
-        )
-    if suite:
-        found, left_out = find_datasets(load_suite(suite, plan.known), root, plan.known)
-        plan.left_out += left_out
-        datasets += found
-    return datasets
-
-
-def _show_summary(directory: Path) -> None:
-    """Print the tables of the summary."""
-    from vfm.flow.evaluation.recipe import SUMMARY
-
-    for panel in load_panels(directory / LINKS / SUMMARY):
-        if isinstance(panel, TablePanel):
-            table = Table(title=panel.title, caption=panel.note, title_justify="left", caption_justify="left", box=None)
-            for column in panel.columns:
-                table.add_column(column, overflow="fold")
-            for row in panel.rows:
-                table.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
-            console.print(table)
+    """Return comma-separated words."""
+    return [word.strip() for word in listed.split(",") if word.strip()]

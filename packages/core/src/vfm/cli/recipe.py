@@ -8,11 +8,10 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import replace
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Annotated
 
 import pluggy
 import typer
@@ -36,16 +35,15 @@ from vfm.config import UserError
 from vfm.events import Event
 from vfm.flow.estimate import ABSENT, estimate_costs, known_artifacts
 from vfm.flow.execution import read_step, run_step, torchrun_lines, write_step
-from vfm.flow.listeners import ConsoleListener, JsonLinesListener, PipeListener, sender
+from vfm.flow.listeners import ConsoleListener, PipeListener, sender
 from vfm.flow.plan import Step, make_plan
 from vfm.flow.reasons import reasons
 from vfm.flow.recipe import Recipe, load_recipe
+from vfm.flow.recipe_run import reporting, run_recipe
 from vfm.flow.recipe_source import SHIPPED, find_recipe
-from vfm.flow.report import current_report
 from vfm.flow.run import Outcome, preflight, run_plan
-from vfm.flow.runs import EVENTS_FILE, open_run, through_link
+from vfm.flow.runs import open_run
 from vfm.flow.store import Store
-from vfm.flow.trackers import Tracker, open_tracker
 from vfm.plugins import load_plugins, stage_types
 
 STATUS_COLOURS = {"cached": "green", "resume": "yellow", "new": "cyan"}
@@ -85,62 +83,14 @@ def run(
         preflight(steps)
         submit_run(on, job or (), store)
         return
-    outcome = run_recipe(
-        manager, loaded, steps, Store(store), fresh=fresh, prepare=prepare, track=track or (), quiet=quiet
-    )
-    if outcome and not quiet:
+    if prepare:
+        _prepare(manager, loaded, steps, Store(store), prepare, fresh=fresh, track=track or (), quiet=quiet)
+        return
+    listener = ConsoleListener(console, quiet=quiet)
+    outcome = run_recipe(manager, loaded, steps, Store(store), listener, fresh=fresh, track=track or ())
+    if not quiet:
         show_results(outcome.directory)
         show_outcome(outcome)
-
-
-def run_recipe(
-    manager: pluggy.PluginManager,
-    recipe: Recipe,
-    steps: list[Step],
-    store: Store,
-    *,
-    fresh: bool = False,
-    prepare: str | None = None,
-    track: Sequence[str] = (),
-    quiet: bool = False,
-    jobs: int = 1,
-) -> Outcome | None:
-    """Run a planned recipe with its listeners, and draw its report; return None if a stage was only prepared."""
-    directory = open_run(recipe, steps, store)
-    with ExitStack() as opened:
-        send = sender(manager, _listeners(directory, opened, quiet=quiet))
-        for name in track:
-            tracker = open_tracker(name, directory, recipe.name)
-            manager.register(tracker, f"--track {name}")  # like a plugin's: if it fails, the run goes on without it
-            opened.callback(_close, tracker, name, send)
-        if note := _unusual_place(directory, recipe, store):
-            send(Event("log", None, {"message": note}))
-        go = partial(run_plan, recipe, steps, store, send, directory=directory, fresh=fresh)
-        try:
-            if prepare:
-                _prepare(go, steps, prepare, send, fresh=fresh)
-                return None
-            outcome = go(jobs=jobs)
-        except BaseException as error:
-            with suppress(OSError):  # on a full disk this event cannot be written either; raise the first error
-                send(Event("run_failed", None, {"message": str(error) or type(error).__name__}))
-            raise
-        try:
-            page = str(through_link(current_report(outcome.directory)))
-        except UserError as error:  # the results exist: a report that cannot be drawn is no failure of the run
-            page = f"not drawn ({error})"
-        send(Event("run_finished", None, {"seconds": round(outcome.seconds, 2), "report": page}))
-    return replace(outcome, page=page)
-
-
-def _unusual_place(directory: Path, recipe: Recipe, store: Store) -> str:
-    """Return why a run is not where its recipe's name says; empty if it is there."""
-    name = directory.name.rpartition("@")[0]
-    if directory.parent != store.runs:
-        return f"{store.root} may not be written, and all artifacts exist: this run is kept in {directory} only"
-    return (
-        f"{store.runs / recipe.name} belongs to another recipe; see {store.runs / name}" if name != recipe.name else ""
-    )
 
 
 def show_outcome(outcome: Outcome) -> None:
@@ -148,39 +98,28 @@ def show_outcome(outcome: Outcome) -> None:
     show(f"{outcome.seconds:.0f} s   report: {outcome.page}")
 
 
-def _listeners(directory: Path, opened: ExitStack, *, quiet: bool) -> list[Any]:
-    """Return the listeners of a run; they are closed with `opened`."""
-    listeners: list[Any] = [ConsoleListener(console, quiet=quiet), JsonLinesListener(directory / EVENTS_FILE)]
-    for listener in listeners:
-        opened.callback(listener.close)
-    return listeners
-
-
-def _close(tracker: Tracker, name: str, send: Callable[[Event], None]) -> None:
-    try:
-        tracker.close()
-    except Exception as error:
-        send(
-            Event(
-                "warning",
-                None,
-                {"message": f"--track {name}: its last metrics may be lost: {type(error).__name__}: {error}"},
-            )
-        )
-
-
 def _prepare(
-    go: Callable[..., Outcome], steps: list[Step], name: str, send: Callable[[Event], None], *, fresh: bool
+    manager: pluggy.PluginManager,
+    recipe: Recipe,
+    steps: list[Step],
+    store: Store,
+    name: str,
+    *,
+    fresh: bool,
+    track: Sequence[str],
+    quiet: bool,
 ) -> None:
-    """Run the stages before one, with `go`, and prepare that one."""
+    """Run the stages before one, and prepare that one."""
     chosen = next((step for step in steps if step.stage.name == name), None)
     if chosen is None:
         raise UserError(f"--prepare {name}: no stage has this name; stages: {', '.join(s.stage.name for s in steps)}")
     if chosen.status == "cached" and not fresh:
         raise UserError(f"--prepare {name}: {chosen.slot.name} is already finished")
-    go(before=chosen)
-    with chosen.slot.lock(partial(_log, send, name)):  # another process that is running it must not lose its files
-        work = write_step(chosen)
+    directory = open_run(recipe, steps, store)
+    with reporting(manager, recipe, store, directory, ConsoleListener(console, quiet=quiet), track) as send:
+        run_plan(recipe, steps, store, send, directory=directory, fresh=fresh, before=chosen)
+        with chosen.slot.lock(partial(_log, send, name)):  # another process that is running it must not lose its files
+            work = write_step(chosen)
     show("prepared; start it on one machine, or the second line on each of several:")
     for line in torchrun_lines(chosen, work):
         show(f"  {line}")

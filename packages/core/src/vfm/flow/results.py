@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from vfm.artifacts import Artifact, Comparison, Metric, Report
@@ -15,6 +16,7 @@ from vfm.flow.listeners import number
 from vfm.flow.runs import RUN_FILE
 from vfm.flow.store import LINKS
 from vfm.integrity import read_sealed
+from vfm.panels import TablePanel, load_panels
 
 
 def reports(directory: Path) -> dict[str, Report]:
@@ -106,6 +108,18 @@ def result_tables(directory: Path) -> Iterator[Table]:
             mean = (number(summary.mean), _interval(summary))
             table.add_row(summary.report, summary.model, summary.metric, *mean, difference, values)
         yield table
+
+
+def panel_tables(artifact: Path) -> Iterator[Table]:
+    """Yield the tables among the panels of an artifact."""
+    for panel in load_panels(artifact):
+        if isinstance(panel, TablePanel):
+            table = Table(title=panel.title, caption=panel.note, title_justify="left", caption_justify="left", box=None)
+            for column in panel.columns:
+                table.add_column(column, overflow="fold")
+            for row in panel.rows:
+                table.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
+            yield table
 
 
 def _metrics_table(name: str, report: Report) -> Table:
