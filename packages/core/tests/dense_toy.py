@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vfm.artifacts import AnnotatedImages, DenseCheckpoint
-from vfm.interfaces.dense import Instances, PanopticMap
+from vfm.interfaces.dense import DenseTask, Instances, PanopticMap
 
 BRIGHT = 128
 
@@ -23,6 +23,7 @@ class BrightParts:
     """Finds one object of class 0 where a picture is bright; everything else is class 1."""
 
     image_size: int
+    tasks: list[DenseTask]
 
     def detect(self, images: Sequence[Image.Image]) -> list[Instances]:
         return [self._instance(np.asarray(image.convert("L")) > BRIGHT) for image in images]
@@ -47,7 +48,7 @@ class BrightParts:
 
 
 def load(checkpoint: DenseCheckpoint, device: torch.device) -> Any:
-    return BrightParts(checkpoint.image_size)
+    return BrightParts(checkpoint.image_size, checkpoint.tasks)
 
 
 def checkpoint(directory: Path, data: AnnotatedImages, **facts: Any) -> DenseCheckpoint:

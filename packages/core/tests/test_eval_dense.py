@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from pydantic import ValidationError
 
 from annotated_world import read, write, write_map
 from cli_world import run_here
@@ -155,8 +154,14 @@ def test_what_cannot_be_evaluated_is_found_before_the_run(world: Path, data: Ann
         Detection(kind="eval.detection", name="d", models=["a/x", "b/x"], data="data"),
         "models: 'x' is named more than once",
     )
-    with pytest.raises(ValidationError, match="expected models or predictions, got neither"):
-        Detection(kind="eval.detection", name="d", data="data")
+
+
+def test_a_recipe_needs_something_to_evaluate(data: AnnotatedImages, tmp_path: Path) -> None:
+    stage = {"kind": "eval.detection", "name": "detect", "data": str(data.path)}
+    recipe = write(tmp_path / "recipe.yaml", json.dumps({"stages": [stage]}))
+    done = run_here("plan", str(recipe), "--store", str(tmp_path / "store"))
+    assert done.code == 2
+    assert "detect.models: is required (the models to evaluate)" in done.err
 
 
 def test_a_recipe_evaluates_files_of_predictions_alone(data: AnnotatedImages, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ class Overflowing(BrightParts):
 
 
 def load(checkpoint: DenseCheckpoint, device: torch.device) -> DensePredictor:
-    return Overflowing(checkpoint.image_size)
+    return Overflowing(checkpoint.image_size, checkpoint.tasks)
 
 
 @pytest.mark.parametrize("stage", [Detection, Segmentation])

@@ -64,7 +64,7 @@ from vfm.parts import Part
 from vfm.scores import Difference, Evaluated, ModelResult, Score
 from vfm.stage import Context, Preempted, Preflight, Ref, Runtime, Seed, Stage
 from vfm.stages.evaluation import FeatureEvaluation, ModelEvaluation
-from vfm.stages.evaluation.checks import check_class_names
+from vfm.stages.evaluation.checks import check_class_names, check_dense_evaluations
 
 __all__ = [
     "INCIDENTAL", "AdamW", "AnnotatedImages", "AnyEvaluation", "Artifact", "BarsPanel", "CheckpointPolicy",
@@ -78,6 +78,6 @@ __all__ = [
     "Schedule", "Score", "Seed", "Series", "Sgd", "Stage", "TablePanel", "TaggedImages", "TextPanel", "TimmOptimizer",
     "Training", "TrainingRuntime", "TrainingState", "UserError", "VideoClassifier", "VideoDataset", "VisionCheckpoint",
     "VisionPretraining", "WarmupStableDecay",
-    "check_class_names", "check_evaluations", "did_you_mean", "files", "hookimpl", "load_function", "merge_settings",
-    "store_files",
+    "check_class_names", "check_dense_evaluations", "check_evaluations", "did_you_mean", "files", "hookimpl",
+    "load_function", "merge_settings", "store_files",
 ]  # fmt: skip

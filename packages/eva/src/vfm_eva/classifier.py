@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -172,6 +172,7 @@ def layered_groups(
     layer: Callable[[str], int],
     *,
     decay_vectors: bool = False,
+    rates: Mapping[str, Callable[[int], float]] | None = None,
 ) -> list[ParamGroup]:
     """Return the trained parameters of a task in one group per layer and per weight decay.
 
@@ -181,16 +182,18 @@ def layered_groups(
         layer_decay: learning rate of a layer as a factor of that of the layer after it.
         layer: returns the layer of a parameter by its name, 0 to depth + 1, as `layer_of` does.
         decay_vectors: decay all parameters.
+        rates: schedules of the parameters whose names begin with a key, instead of the training's.
     """
     exempt = task.no_weight_decay()
-    groups: dict[tuple[int, bool], ParamGroup] = {}
+    groups: dict[tuple[int, bool, str], ParamGroup] = {}
     for name, parameter in task.named_parameters():
         if parameter.requires_grad:
             number = layer(name)
             decayed = decay_vectors or (parameter.ndim > 1 and name not in exempt)
             scale = layer_decay ** (depth + 1 - number)
-            group = groups.setdefault((number, decayed), ParamGroup([], scale, None if decayed else 0.0))
-            group.params.append(parameter)
+            part = next((prefix for prefix in rates or () if name.startswith(prefix)), "")
+            new = ParamGroup([], scale, None if decayed else 0.0, (rates or {}).get(part))
+            groups.setdefault((number, decayed, part), new).params.append(parameter)
     return list(groups.values())
 
 

@@ -141,7 +141,27 @@ class EvaSegment(Training):
     lr: float = Field(1e-4, ge=0, description="peak learning rate, that of the head")
     optimizer: Optimizer = Field(AdamW(betas=(0.9, 0.999), eps=1e-8), description="optimizer and its settings")
     schedule: Schedule = Field(PolySchedule(), description="learning rate over the steps")
+    encoder_warmup_steps: int | None = Field(
+        None,
+        ge=0,
+        description="steps over which the encoder's rates rise; before, during the schedule's warmup_steps, they are 0,"
+        " so that the new head learns first (EoMT: 1000 after 500); default: encoder and head rise together",
+    )
     global_batch_size: int = Field(16, ge=1, description="samples per optimizer step, over all processes")
+
+    @model_validator(mode="after")
+    def _encoder_is_trained(self) -> EvaSegment:
+        if self.encoder_warmup_steps is None:
+            return self
+        if self.frozen:
+            raise ValueError("encoder_warmup_steps: a frozen encoder has no rate; leave it out")
+        warm = self.schedule.warmup_steps + self.encoder_warmup_steps
+        if warm >= self.num_steps:
+            raise ValueError(
+                f"schedule.warmup_steps and encoder_warmup_steps: expected a sum below the {self.num_steps} steps, got"
+                f" {warm}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _possible(self) -> EvaSegment:

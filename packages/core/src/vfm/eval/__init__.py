@@ -27,7 +27,7 @@ from vfm.eval.patch_maps import (
 from vfm.eval.ranking import best_ranks, hits_at, label_ranks
 from vfm.eval.retrieval_ranks import nearest, retrieval_ranks
 from vfm.eval.zero_shot import ensemble_templates, fill_templates, zero_shot_classifier
-from vfm.interfaces.dense import DensePredictor, Instances, PanopticMap
+from vfm.interfaces.dense import DensePredictor, DenseTask, Instances, PanopticMap
 from vfm.interfaces.video import VideoPredictor
 from vfm.scores import Evaluated, ModelResult, Score
 from vfm.stages.evaluation.base import ReadSettings
@@ -35,9 +35,9 @@ from vfm.statistics import Accuracy, MeanAveragePrecision, bootstrap_interval
 from vfm.statistics.resampling import ResampledScore, image_weights
 
 __all__ = [
-    "MAP_GAP", "MAP_SIDE", "NUM_PICTURES", "Accuracy", "AttentiveHead", "CaptionedImage", "DensePredictor", "Encoded",
-    "Evaluated", "Instances", "MeanAveragePrecision", "ModelResult", "PanopticMap", "ReadSettings", "ResampledScore",
-    "Score", "VideoPredictor",
+    "MAP_GAP", "MAP_SIDE", "NUM_PICTURES", "Accuracy", "AttentiveHead", "CaptionedImage", "DensePredictor", "DenseTask",
+    "Encoded", "Evaluated", "Instances", "MeanAveragePrecision", "ModelResult", "PanopticMap", "ReadSettings",
+    "ResampledScore", "Score", "VideoPredictor",
     "best_ranks", "bootstrap_interval", "check_finite", "checkpoint_hash", "compute_patch_maps", "data_hash",
     "embed_dataset", "encode_dataset", "encode_labeled", "encode_texts", "encode_with_targets", "enlarge",
     "ensemble_templates", "fill_templates", "hardest_panel", "hits_at", "image_weights", "images_panel", "item_digest",

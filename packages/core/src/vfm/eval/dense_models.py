@@ -24,18 +24,36 @@ Predictors = Mapping[str, DensePredictor]
 
 def evaluate_dense(config: DenseEvaluation, ctx: Context) -> Report:
     """Load the models, evaluate them and the files of predictions on the same images, and write the report."""
-    data: AnnotatedImages = ctx.load(config.data)
-    check_dense_data(config, data)
+    data = _load_data(config, ctx)
     checkpoints = {short_name(ref): ctx.load(ref) for ref in config.models}
     for name, checkpoint in checkpoints.items():
-        check_dense_model(config, checkpoint, data, name)
+        check_dense_model(config, checkpoint.tasks, checkpoint.class_names, data, name)
     device = prepare_device(config.runtime)
     models = {name: load_predictor(checkpoint, device) for name, checkpoint in checkpoints.items()}
-    evaluate: Callable[..., Evaluated] = load_function(config.evaluator)
-    return write_report(config, ctx, evaluate(config, ctx, AnnotatedSource(data), models), checkpoints)
+    return write_report(config, ctx, _evaluate(config, ctx, data, models), checkpoints)
+
+
+def evaluate_predictors(config: DenseEvaluation, ctx: Context, models: Predictors) -> Evaluated:
+    """Evaluate models that are loaded, such as one in training.
+
+    Raises:
+        UserError: the data have not the labels that are compared, or too many images cannot be read.
+    """
+    return _evaluate(config, ctx, _load_data(config, ctx), models)
 
 
 def load_predictor(checkpoint: DenseCheckpoint, device: torch.device) -> DensePredictor:
     """Load a model by the function that its artifact names."""
     predictor: Any = load_function(checkpoint.predictor)(checkpoint, device)
     return predictor  # type: ignore[no-any-return]
+
+
+def _load_data(config: DenseEvaluation, ctx: Context) -> AnnotatedImages:
+    data = ctx.load(config.data)
+    check_dense_data(config, data)
+    return data
+
+
+def _evaluate(config: DenseEvaluation, ctx: Context, data: AnnotatedImages, models: Predictors) -> Evaluated:
+    evaluate: Callable[..., Evaluated] = load_function(config.evaluator)
+    return evaluate(config, ctx, AnnotatedSource(data), models)

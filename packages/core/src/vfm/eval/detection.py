@@ -27,7 +27,6 @@ from vfm.panels import TablePanel
 from vfm.scores import Evaluated, ModelResult
 from vfm.stage import Context
 from vfm.stages.evaluation.dense import Detection
-from vfm.statistics.resampling import ResampledScore
 
 SHAPES: tuple[Shape, ...] = ("boxes", "masks")
 CLASSES_SHOWN = 60
@@ -44,39 +43,43 @@ def evaluate_detection(config: Detection, ctx: Context, source: AnnotatedSource,
     if config.soft_nms:
         found = {name: soften(one) for name, one in found.items()}
     rule = choose_rule(config, source.dataset)
-    shapes = choose_shapes(config, source.dataset, found)
+    shapes = choose_shapes(config, source.dataset, found, models)
     max_dets = config.max_dets or MAX_DETS[rule]
     truth = Truth.of(source, rule, agnostic=config.class_agnostic)
     frequency = _frequency(config, ctx, source.dataset, rule)
-    results: dict[str, ModelResult] = {}
-    scored: dict[tuple[str, Shape], DetectionScores] = {}
-    for name, detections in found.items():
-        scores: list[ResampledScore] = []
-        for shape in shapes:
-            rows = list(match_all(_scored(config, detections, shape), truth, shape, max_dets))
-            one = DetectionScores(shape, rows, len(source), frequency, config.num_resamples)
-            scored[name, shape] = one
-            scores += one.scores()
-        details = {
-            "rule": rule,
-            "max_dets": max_dets,
-            "soft_nms": config.soft_nms,
-            "maskness": config.maskness,
-            "class_agnostic": config.class_agnostic,
-            "num_images": len(source),
-        }
-        results[name] = ModelResult(scores, {}, details)
-        if name in models:
+    scored = {
+        name: [
+            DetectionScores(
+                shape,
+                list(match_all(_scored(config, detections, shape), truth, shape, max_dets)),
+                len(source),
+                frequency,
+                config.num_resamples,
+            )
+            for shape in shapes
+        ]
+        for name, detections in found.items()
+    }
+    details = {
+        "rule": rule,
+        "max_dets": max_dets,
+        "soft_nms": config.soft_nms,
+        "maskness": config.maskness,
+        "class_agnostic": config.class_agnostic,
+        "num_images": len(source),
+    }
+    results = {
+        name: ModelResult([score for one in parts for score in one.scores()], {}, details)
+        for name, parts in scored.items()
+    }
+    if config.has_something_to_evaluate:
+        for name in models:
             (ctx.directory / "predictions").mkdir(exist_ok=True)
-            write_results_file(ctx.directory / "predictions" / f"{name}.json", detections, source)
-        ctx.log(f"{name}: {scores[0].metric} {100 * scores[0].value:.1f} by {rule}'s rule, max_dets {max_dets}")
-    ctx.panel(_rule_panel(rule, max_dets, source, scored))
-    for shape in shapes if not config.class_agnostic else ():
-        ctx.panel(_class_panel(source.dataset, shape, {name: scored[name, shape] for name in found}))
-    errors = {name: errors_by_image(one, Truth.of(source, "coco"), shapes[0]) for name, one in found.items()}
-    ctx.panel(error_panel(errors))
-    if source.dataset.has_images:
-        add_detection_panels(ctx, source, found, next(iter(errors.values())))
+            write_results_file(ctx.directory / "predictions" / f"{name}.json", found[name], source)
+        for name, result in results.items():
+            first = result.scores[0]
+            ctx.log(f"{name}: {first.metric} {100 * first.value:.1f} by {rule}'s rule, max_dets {max_dets}")
+        _add_panels(config, ctx, source, found, scored, rule, max_dets)
     return Evaluated(truth_hash(source), results)
 
 
@@ -93,6 +96,25 @@ def predict(config: Detection, ctx: Context, source: AnnotatedSource, models: Pr
     return {name: Detections.of(one) for name, one in rows.items()}
 
 
+def _add_panels(
+    config: Detection,
+    ctx: Context,
+    source: AnnotatedSource,
+    found: Mapping[str, Detections],
+    scored: Mapping[str, Sequence[DetectionScores]],
+    rule: Rule,
+    max_dets: int,
+) -> None:
+    ctx.panel(_rule_panel(rule, max_dets, source, scored))
+    shapes = [one.shape for one in next(iter(scored.values()))]
+    for place in range(len(shapes)) if not config.class_agnostic else ():
+        ctx.panel(_class_panel(source.dataset, {name: parts[place] for name, parts in scored.items()}))
+    errors = {name: errors_by_image(one, Truth.of(source, "coco"), shapes[0]) for name, one in found.items()}
+    ctx.panel(error_panel(errors))
+    if source.dataset.has_images:
+        add_detection_panels(ctx, source, found, next(iter(errors.values())))
+
+
 def choose_rule(config: Detection, data: AnnotatedImages) -> Rule:
     """Return the rule: LVIS' for federated labels unless another is set."""
     if config.rule == "auto":
@@ -100,13 +122,16 @@ def choose_rule(config: Detection, data: AnnotatedImages) -> Rule:
     return config.rule
 
 
-def choose_shapes(config: Detection, data: AnnotatedImages, found: Mapping[str, Detections]) -> list[Shape]:
-    """Return what is compared: boxes, and masks where the dataset and every model have them.
+def choose_shapes(
+    config: Detection, data: AnnotatedImages, found: Mapping[str, Detections], models: Predictors
+) -> list[Shape]:
+    """Return what is compared: boxes, and masks where the dataset and every model and file have them.
 
     Raises:
         UserError: masks are wanted, and a model has none.
     """
-    lacking = [name for name, one in found.items() if None in one.counts or not len(one)]
+    lacking = [name for name, model in models.items() if "masks" not in model.tasks]
+    lacking += [name for name in config.predictions if None in found[name].counts or not len(found[name])]
     if config.shapes:
         if "masks" in config.shapes and lacking:
             raise UserError(f"{lacking[0]}: shapes has masks, its predictions have boxes only")
@@ -153,14 +178,14 @@ def _frequency(config: Detection, ctx: Context, data: AnnotatedImages, rule: Rul
 
 
 def _rule_panel(
-    rule: Rule, max_dets: int, source: AnnotatedSource, scored: Mapping[tuple[str, Shape], DetectionScores]
+    rule: Rule, max_dets: int, source: AnnotatedSource, scored: Mapping[str, Sequence[DetectionScores]]
 ) -> TablePanel:
     rows: list[list[str | float | int | None]] = []
-    for (name, shape), one in scored.items():
+    for name, one in [(name, one) for name, parts in scored.items() for one in parts]:
         values = {score.metric: score for score in one.scores()}
-        ar = values[f"{PREFIX[shape]}_ar"]
+        ar = values[f"{PREFIX[one.shape]}_ar"]
         recalls = one.recalls()
-        rows.append([name, shape, *(round(100 * value, 1) for value in (recalls[1], recalls[10], ar.value))])
+        rows.append([name, one.shape, *(round(100 * value, 1) for value in (recalls[1], recalls[10], ar.value))])
     unit = {"coco": "image and class", "lvis": "image", "lvis_fixed": "class"}[rule]
     note = (
         f"{rule}'s rule, at most {max_dets} detections of each {unit}, on {len(source)} images. Average precision on"
@@ -170,7 +195,7 @@ def _rule_panel(
     return TablePanel(title="Rule and recall", note=note, order=20, columns=columns, rows=rows)
 
 
-def _class_panel(data: AnnotatedImages, shape: Shape, scored: Mapping[str, DetectionScores]) -> TablePanel:
+def _class_panel(data: AnnotatedImages, scored: Mapping[str, DetectionScores]) -> TablePanel:
     tables = {name: 100 * one.by_class() for name, one in scored.items()}
     first: NDArray[np.float64] = next(iter(tables.values()))
     known = np.flatnonzero(np.isfinite(first[:, 0]))
@@ -180,5 +205,5 @@ def _class_panel(data: AnnotatedImages, shape: Shape, scored: Mapping[str, Detec
         [data.class_names[label], *(round(float(value), 1) for table in tables.values() for value in table[label])]
         for label in order
     ]
-    title = f"Classes by {PREFIX[shape]} AP"
+    title = f"Classes by {PREFIX[next(iter(scored.values())).shape]} AP"
     return TablePanel(title=title, note="The worst classes first.", order=30, columns=columns, rows=rows)

@@ -20,6 +20,7 @@ from vfm.eval.annotated_images import check_size, each_image
 from vfm.eval.dense_models import Predictors
 from vfm.eval.dense_panels import NUM_PICTURES, add_map_panels
 from vfm.eval.detection import truth_hash
+from vfm.interfaces.dense import DensePredictor
 from vfm.panels import TablePanel
 from vfm.scores import Evaluated, ModelResult
 from vfm.stage import Context
@@ -59,7 +60,7 @@ def evaluate_panoptic(config: Panoptic, ctx: Context, source: AnnotatedSource, m
         for name, one in scored.items()
     }
     ctx.panel(_class_panel(source, scored))
-    if source.dataset.has_images:
+    if source.dataset.has_images and config.has_something_to_evaluate:
         _add_worst(ctx, source, numbers, next(iter(scored.values())), predict)
     return Evaluated(truth_hash(source), results)
 
@@ -74,8 +75,9 @@ def true_segments(source: AnnotatedSource, number: int) -> Segments:
     return Segments(numbers, labels, crowd)
 
 
-def _by_model(model: Any) -> Predict:
+def _by_model(model: DensePredictor) -> Predict:
     def predict(number: int, picture: Image.Image | None) -> Segments:
+        assert picture is not None
         (found,) = model.segment_all([picture])
         return Segments(found.segments, found.labels)
 

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vfm.artifacts import Artifact, DenseCheckpoint
 from vfm.config import UserError
 from vfm.data import BadSample
 from vfm.data.annotated import AnnotatedSource
@@ -22,10 +21,10 @@ from vfm.eval.dense_panels import NUM_PICTURES, add_map_panels
 from vfm.eval.finite import check_finite
 from vfm.eval.hashes import data_hash, item_digest
 from vfm.eval.sliding_windows import predict_labels
+from vfm.interfaces.dense import DensePredictor
 from vfm.panels import TablePanel
 from vfm.scores import Evaluated, ModelResult
 from vfm.stage import Context
-from vfm.stages.evaluation.base import short_name
 from vfm.stages.evaluation.dense import Segmentation
 from vfm.statistics.mean_iou import MeanIou, PixelCounts, count_pixels
 
@@ -40,7 +39,7 @@ def evaluate_segmentation(config: Segmentation, ctx: Context, source: AnnotatedS
     Raises:
         UserError: a map is missing, or does not fit its image.
     """
-    predict = {name: _by_model(config, ctx, name, models, source) for name in models}
+    predict = {name: _by_model(config, name, model, source) for name, model in models.items()}
     predict |= {name: _by_files(path, source) for name, path in config.predictions.items()}
     classes, with_pictures = len(source.dataset.class_names), bool(models)
     counts: dict[str, list[PixelCounts]] = {name: [] for name in predict}
@@ -62,7 +61,7 @@ def evaluate_segmentation(config: Segmentation, ctx: Context, source: AnnotatedS
         for name, one in scored.items()
     }
     ctx.panel(iou_panel(source.dataset.class_names, scored))
-    if source.dataset.has_images:
+    if source.dataset.has_images and config.has_something_to_evaluate:
         _add_worst(ctx, source, numbers, next(iter(counts.values())), predict)
     return Evaluated(data_hash(source.dataset, digests), results)
 
@@ -86,22 +85,19 @@ def iou_panel(class_names: Sequence[str], scored: Mapping[str, MeanIou]) -> Tabl
     return TablePanel(title="Classes by IoU", note=note, order=30, columns=["class", *tables], rows=rows)
 
 
-def _by_model(config: Segmentation, ctx: Context, name: str, models: Predictors, source: AnnotatedSource) -> Predict:
-    side = Artifact.load(ctx.inputs[next(ref for ref in config.models if short_name(ref) == name)])
-    assert isinstance(side, DenseCheckpoint)
-
+def _by_model(config: Segmentation, name: str, model: DensePredictor, source: AnnotatedSource) -> Predict:
     def predict(number: int, picture: Image.Image | None) -> NDArray[np.integer]:
         assert picture is not None
 
         def finite_logits(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-            scores = models[name].crop_logits(crops)
+            scores = model.crop_logits(crops)
             check_finite(scores, name, [source.keys[number]] * len(crops))
             return scores
 
         return predict_labels(
             picture,
             finite_logits,
-            side.image_size,
+            model.image_size,
             stride=config.stride,
             scales=config.scales,
             flip=config.flip,

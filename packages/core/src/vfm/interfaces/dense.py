@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+DenseTask = Literal["boxes", "masks", "semantic", "panoptic"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,17 @@ class PanopticMap:
 
 
 class DensePredictor(Protocol):
-    """A loaded model with a dense head."""
+    """A model with a dense head: loaded from its checkpoint, or in training."""
+
+    @property
+    def tasks(self) -> list[DenseTask]:
+        """What it predicts."""
+        ...
+
+    @property
+    def image_size(self) -> int:
+        """Side of the input in pixels, S."""
+        ...
 
     def detect(self, images: Sequence[Image.Image]) -> list[Instances]:
         """Return the objects of each image (tasks `boxes` and `masks`)."""

@@ -78,8 +78,8 @@ def check_evaluations(evaluations: Sequence[Evaluation], stage: Stage) -> None:
     for number, evaluation in enumerate(evaluations):
         (expected,) = get_args(type(evaluation).model_fields["models"].annotation)
         model = TypeAdapter(expected).validate_python(stage.kind)
-        if evaluation.models or evaluation.runtime != Runtime():
-            message = "leave models and runtime out: it evaluates the model in training, on the training's device"
+        if evaluation.has_something_to_evaluate or evaluation.runtime != Runtime():
+            message = "leave models, predictions and runtime out: it evaluates the model in training, on its device"
         elif type(evaluation).scores is Evaluation.scores:
             message = f"{evaluation.kind} does not evaluate models in training"
         elif not model.accepts(stage.makes):

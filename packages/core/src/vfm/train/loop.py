@@ -182,7 +182,7 @@ class _Loop(Generic[Inputs]):
         evaluate = self.evaluations.due(done)
         look = log or save or evaluate or self.world.device.type == "cpu" or (alone and any(wishes))
         lr = self.lr_at(step)
-        set_lr(self.optimizer, lr)
+        set_lr(self.optimizer, lr, step)
         if done in self.plan.skip_steps:
             agreed = self.world.mean(torch.tensor(wishes, device=self.world.device))
         else:

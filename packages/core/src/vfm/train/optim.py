@@ -16,7 +16,7 @@ from vfm.train.lamb import Lamb
 from vfm.train.task import Task
 
 Groups = list[dict[str, Any]]
-"""torch's parameter groups, with `lr_scale` and `weight_decay`."""
+"""torch's parameter groups, with `lr_scale`, `rate` and `weight_decay`."""
 
 # Adam and SGD are torch's fused kernels on every device: they take a `found_inf` flag and leave weights and state
 # unchanged where it is set, which keeps a NaN out without a synchronisation with the device. `Lamb` does the same; for
@@ -84,6 +84,7 @@ def build_optimizer(task: Task[Any], config: Optimizer, lr: float) -> torch.opti
             {
                 "params": group.params,
                 "lr_scale": group.lr_scale,
+                "rate": group.rate,
                 "weight_decay": config.weight_decay if group.weight_decay is None else group.weight_decay,
             }
             for group in groups
@@ -102,7 +103,8 @@ def _check_groups(task: Task[Any], grouped: set[int]) -> None:
         raise ValueError(f"{type(task).__name__}.parameter_groups() has parameters that the task does not own")
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the scheduled learning rate, times each group's scale."""
+def set_lr(optimizer: torch.optim.Optimizer, lr: float, step: int = 0) -> None:
+    """Set the scheduled learning rate, or a group's own one at this step (from 0), times each group's scale."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
+        own = group["rate"]
+        group["lr"] = (lr if own is None else own(step)) * group["lr_scale"]

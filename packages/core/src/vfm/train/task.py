@@ -37,6 +37,7 @@ class ParamGroup:
     params: list[nn.Parameter]
     lr_scale: float = 1.0  # times the scheduled rate
     weight_decay: float | None = None  # None: the optimizer's
+    rate: Callable[[int], float] | None = None  # from the step (from 0) to its own rate; None: the training's schedule
 
 
 class Frozen(Generic[M]):

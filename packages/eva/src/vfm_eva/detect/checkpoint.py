@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from vfm.eval import DenseTask
 from vfm.models import (
     KeyReport,
     TransferRules,
@@ -46,11 +47,16 @@ def save_detector(model: Detector, directory: Path, class_names: Sequence[str]) 
     return DenseCheckpoint.create(
         directory,
         encoder=ENCODER_FOLDER,
-        tasks=["boxes", "masks"] if model.settings.masks else ["boxes"],
+        tasks=predicted(model.settings),
         class_names=list(class_names),
         image_size=model.settings.image_size,
         predictor=PREDICTOR,
     )
+
+
+def predicted(settings: DetectorSettings) -> list[DenseTask]:
+    """Return what a detector predicts."""
+    return ["boxes", "masks"] if settings.masks else ["boxes"]
 
 
 def read_settings(checkpoint: DenseCheckpoint) -> DetectorSettings:

@@ -13,30 +13,40 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from vfm.eval import Instances, PanopticMap
+from vfm.eval import DenseTask, Instances, PanopticMap
 from vfm.models import vision_preprocess
 from vfm.plugin import DenseCheckpoint
 from vfm_eva.dense.augment import Placement, place_picture, whole
 from vfm_eva.detect.cascade import Found
-from vfm_eva.detect.checkpoint import read_detector
+from vfm_eva.detect.checkpoint import predicted, read_detector
 from vfm_eva.detect.model import Detector
 
 INSIDE = 0.5  # probability from which a pixel belongs to a mask
 
 
 class DetectPredictor:
-    """A `DensePredictor` of a detector."""
+    """A `DensePredictor` of a detector in evaluation mode."""
 
-    def __init__(self, model: Detector, device: torch.device) -> None:
-        self.model, self.device = model.to(device).eval(), device
-        self.preprocess = vision_preprocess(model.encoder.visual)
+    def __init__(self, model: Detector) -> None:
+        self.model, self.preprocess = model, vision_preprocess(model.encoder.visual)
 
-    @torch.inference_mode()
+    @property
+    def tasks(self) -> list[DenseTask]:
+        """What it predicts."""
+        return predicted(self.model.settings)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the input in pixels."""
+        return self.model.settings.image_size
+
+    @torch.no_grad()  # in inference mode a model in training would keep tensors that its next step cannot use
     def detect(self, images: Sequence[Image.Image]) -> list[Instances]:
         """Return the objects of each image, best first."""
-        placements = [whole(image.size, self.model.settings.image_size) for image in images]
+        placements = [whole(image.size, self.image_size) for image in images]
         crops = [place_picture(image, at) for image, at in zip(images, placements, strict=True)]
-        pixels = self.preprocess.pixels(torch.stack(crops).to(self.device))
+        device = next(self.model.parameters()).device
+        pixels = self.preprocess.pixels(torch.stack(crops).to(device))
         sizes = [(at.covered[1], at.covered[0]) for at in placements]
         for one, (height, width) in zip(pixels, sizes, strict=True):
             one[:, height:], one[:, :, width:] = 0.0, 0.0  # padding has the mean colour
@@ -53,7 +63,7 @@ class DetectPredictor:
 
 def load_detector(checkpoint: DenseCheckpoint, device: torch.device) -> DetectPredictor:
     """Load a detector from its folder."""
-    return DetectPredictor(read_detector(checkpoint), device)
+    return DetectPredictor(read_detector(checkpoint).to(device))
 
 
 def _instances(found: Found, placement: Placement) -> Instances:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vfm.models import PooledVision, vision_preprocess
+from vfm.models import vision_preprocess
 from vfm.plugin import DenseCheckpoint
 from vfm.train import Metrics, ParamGroup, Task
 from vfm_eva.classifier import layer_of, layered_groups
@@ -22,6 +22,7 @@ from vfm_eva.dense.encoder import DenseEncoder
 from vfm_eva.detect.checkpoint import save_detector
 from vfm_eva.detect.federated import draw_order
 from vfm_eva.detect.model import Detector
+from vfm_eva.detect.predict import DetectPredictor
 from vfm_eva.detect.samples import DetectionInputs
 from vfm_kernels import Kernels, accelerated, padded
 
@@ -102,9 +103,9 @@ class DetectTask(Task[DetectionInputs]):
         """Pad the widths of the encoder."""
         return padded(self)
 
-    def encoder(self) -> PooledVision:
-        """Return the encoder, for evaluations of its features."""
-        return PooledVision(self.model.encoder.visual, self.preprocess)
+    def encoder(self) -> DetectPredictor:
+        """Return the detector, for evaluations."""
+        return DetectPredictor(self.model)
 
     def export(self, directory: Path) -> DenseCheckpoint:
         """Write encoder and head."""

@@ -12,9 +12,9 @@ from torch import nn
 
 from vfm.data.annotated import AnnotatedSource, Objects
 from vfm.models import KeyReport, TransferRules, build_vision, load_vision, transfer_weights, vision_tower
-from vfm.plugin import AnnotatedImages, Context, DenseCheckpoint, Preflight, UserError
+from vfm.plugin import AnnotatedImages, Context, DenseCheckpoint, Preflight, UserError, check_dense_evaluations
 from vfm.train import TrainingData, fit, is_main
-from vfm_eva.detect.checkpoint import build_detector, load_head, read_settings
+from vfm_eva.detect.checkpoint import build_detector, load_head, predicted, read_settings
 from vfm_eva.detect.model import Detector
 from vfm_eva.detect.panels import first_samples_panel
 from vfm_eva.detect.repeat import RepeatedEpochs, repeat_factors
@@ -31,6 +31,7 @@ def check_eva_detect(config: EvaDetect, ctx: Preflight) -> None:
     """
     if data := ctx.artifact(config.data):
         check_data(config, data)
+        check_dense_evaluations(config, predicted(config.detector), data.class_names, ctx.artifact)
     start = ctx.artifact(config.start) if config.start else None
     if start:
         read_settings(start)
@@ -63,6 +64,7 @@ def detect_eva(config: EvaDetect, ctx: Context) -> DenseCheckpoint:
     """Train the detector."""
     data = ctx.load(config.data)
     check_data(config, data)
+    check_dense_evaluations(config, predicted(config.detector), data.class_names, ctx.load)
     model = _model(config, ctx, data)
     source = AnnotatedSource(data)
     class_images = count_images(source)

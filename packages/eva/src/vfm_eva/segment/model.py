@@ -12,6 +12,7 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
+from vfm.eval import DenseTask
 from vfm.models import (
     VISION_WEIGHTS_FILE,
     KeyReport,
@@ -41,6 +42,11 @@ HEAD_WEIGHTS_FILE, HEAD_CONFIG_FILE = "head.safetensors", "head.json"
 ENCODER_FOLDER = "encoder"
 PREDICTOR = "vfm_eva.segment.predict:load_segmenter"
 NOT_READ = ("head.", "attn_pool.")  # of an encoder
+PREDICTED: dict[str, list[DenseTask]] = {
+    "semantic": ["semantic"],
+    "instance": ["boxes", "masks"],
+    "panoptic": ["panoptic", "semantic", "boxes", "masks"],
+}
 Segmenter = QuerySegmenter | MapSegmenter
 
 
@@ -171,15 +177,10 @@ def save_segmenter(
     weights = {key: value for key, value in model.state_dict().items() if not key.startswith("encoder.")}
     save_state_dict(weights, directory / HEAD_WEIGHTS_FILE)
     (directory / HEAD_CONFIG_FILE).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
-    tasks = {
-        "semantic": ["semantic"],
-        "instance": ["boxes", "masks"],
-        "panoptic": ["panoptic", "semantic", "boxes", "masks"],
-    }
     return DenseCheckpoint.create(
         directory,
         encoder=ENCODER_FOLDER,
-        tasks=tasks[record.task],
+        tasks=PREDICTED[record.task],
         class_names=list(class_names),
         image_size=encoder.image_size,
         predictor=PREDICTOR,

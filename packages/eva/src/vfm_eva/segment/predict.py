@@ -13,28 +13,41 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from vfm.eval import Instances, PanopticMap
+from vfm.eval import DenseTask, Instances, PanopticMap
 from vfm.models import vision_preprocess
 from vfm.plugin import DenseCheckpoint
 from vfm_eva.dense.augment import Placement, boxes_of, place_picture, whole
 from vfm_eva.segment.maps import MapSegmenter
-from vfm_eva.segment.model import HeadRecord, Segmenter, read_segmenter
+from vfm_eva.segment.model import PREDICTED, HeadRecord, Segmenter, read_segmenter
 from vfm_eva.segment.post import best_objects, maskness, panoptic_map, semantic_scores
 from vfm_eva.segment.queries import Predictions
 from vfm_eva.stages_segment import QueriesSegmentation
 
 
 class SegmentPredictor:
-    """A `DensePredictor` of a segmenter."""
+    """A `DensePredictor` of a segmenter in evaluation mode.
 
-    def __init__(self, model: Segmenter, record: HeadRecord, side: int, device: torch.device) -> None:
-        self.model, self.record, self.side, self.device = model.to(device).eval(), record, side, device
+    It computes without inference mode, in which a model in training would keep tensors that its next step cannot use.
+    """
+
+    def __init__(self, model: Segmenter, record: HeadRecord) -> None:
+        self.model, self.record = model, record
         self.preprocess = vision_preprocess(model.encoder.visual)
 
-    @torch.inference_mode()
+    @property
+    def tasks(self) -> list[DenseTask]:
+        """What it predicts."""
+        return PREDICTED[self.record.task]
+
+    @property
+    def image_size(self) -> int:
+        """Side of the input in pixels."""
+        return self.preprocess.image_size
+
+    @torch.no_grad()
     def crop_logits(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return scores of the classes for square crops, (B, S, S, 3) to (B, K, h, w)."""
-        pixels = self.preprocess.pixels(torch.tensor(crops).to(self.device))
+        pixels = self._pixels(torch.tensor(crops))
         if isinstance(self.model, MapSegmenter):
             scores = self.model(pixels)[0]
         else:
@@ -43,7 +56,7 @@ class SegmentPredictor:
         found: NDArray[np.float32] = scores.float().cpu().numpy()
         return found
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def detect(self, images: Sequence[Image.Image]) -> list[Instances]:
         """Return the objects of each image; the score is the class' probability times the mean inside the mask."""
         found = []
@@ -63,7 +76,7 @@ class SegmentPredictor:
             )
         return found
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def segment_all(self, images: Sequence[Image.Image]) -> list[PanopticMap]:
         """Return the panoptic map of each image."""
         settings = self.record.settings
@@ -82,19 +95,22 @@ class SegmentPredictor:
 
     def _whole(self, images: Sequence[Image.Image]) -> list[tuple[Image.Image, Placement, Predictions]]:
         """Return each image with its place in the model's square, and the predictions for it."""
-        placements = [whole(image.size, self.side) for image in images]
+        placements = [whole(image.size, self.image_size) for image in images]
         crops = torch.stack([place_picture(image, at) for image, at in zip(images, placements, strict=True)])
-        last = self.model(self.preprocess.pixels(crops.to(self.device)))[-1]
+        last = self.model(self._pixels(crops))[-1]
         parts = [
             Predictions(last.classes[n : n + 1].float(), last.masks[n : n + 1].float()) for n in range(len(images))
         ]
         return list(zip(images, placements, parts, strict=True))
 
+    def _pixels(self, crops: Tensor) -> Tensor:
+        return self.preprocess.pixels(crops.to(next(self.model.parameters()).device))
+
 
 def load_segmenter(checkpoint: DenseCheckpoint, device: torch.device) -> SegmentPredictor:
     """Load a segmenter from its folder."""
     model, record = read_segmenter(checkpoint)
-    return SegmentPredictor(model, record, checkpoint.image_size, device)
+    return SegmentPredictor(model.to(device), record)
 
 
 def _full_size(masks: Tensor, placement: Placement, image: Image.Image) -> Tensor:

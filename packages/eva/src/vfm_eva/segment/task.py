@@ -13,19 +13,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vfm.models import PooledVision, vision_preprocess
+from vfm.models import vision_preprocess
 from vfm.plugin import DenseCheckpoint
 from vfm.train import Batch, Call, Metrics, ParamGroup, Task
 from vfm_eva.classifier import layer_of, layered_groups
 from vfm_eva.segment.maps import MapSegmenter, pixel_loss
 from vfm_eva.segment.matching import LossWeights
 from vfm_eva.segment.model import HeadRecord, Segmenter, save_segmenter
+from vfm_eva.segment.predict import SegmentPredictor
 from vfm_eva.segment.queries import Predictions, QuerySegmenter, annealed
 from vfm_eva.segment.samples import SegmentInputs, unpack_masks
 from vfm_eva.segment.set_loss import PointSettings, Totals, set_loss
 from vfm_eva.stages_segment import QueriesSegmentation, UperNetSegmentation
 from vfm_kernels import Kernels, accelerated, padded
 
+ENCODER = "model.encoder."
 IN_BLOCK = re.compile(r"copies\.(\d+)\.")
 
 
@@ -41,14 +43,23 @@ class SegmentTask(Task[SegmentInputs]):
         class_names: of the data.
         num_steps: of the training, over which attention masks are annealed away.
         layer_decay: learning rate of a layer as a factor of that of the layer after it.
+        encoder_rate: learning rate of the encoder by step; None: that of the training.
     """
 
     def __init__(
-        self, model: Segmenter, record: HeadRecord, class_names: Sequence[str], *, num_steps: int, layer_decay: float
+        self,
+        model: Segmenter,
+        record: HeadRecord,
+        class_names: Sequence[str],
+        *,
+        num_steps: int,
+        layer_decay: float,
+        encoder_rate: Callable[[int], float] | None = None,
     ) -> None:
         super().__init__()
         self.model, self.record, self.class_names = model, record, list(class_names)
         self.num_steps, self.layer_decay = num_steps, layer_decay
+        self.rates = {ENCODER: encoder_rate} if encoder_rate else {}
         self.settings = record.settings
         self.preprocess = vision_preprocess(model.encoder.visual)
         self.keep: list[float] | None = None
@@ -106,7 +117,11 @@ class SegmentTask(Task[SegmentInputs]):
     def parameter_groups(self) -> list[ParamGroup]:
         """Return one group per layer and per weight decay."""
         depth = self.model.encoder.depth
-        return layered_groups(self, depth, self.layer_decay, lambda name: _layer(name.removeprefix("model."), depth))
+
+        def layer(name: str) -> int:
+            return _layer(name.removeprefix("model."), depth)
+
+        return layered_groups(self, depth, self.layer_decay, layer, rates=self.rates)
 
     def kernels(self, choice: Kernels) -> AbstractContextManager[str]:
         """Use fused kernels in the encoder."""
@@ -116,9 +131,9 @@ class SegmentTask(Task[SegmentInputs]):
         """Pad the widths of the encoder."""
         return padded(self)
 
-    def encoder(self) -> PooledVision:
-        """Return the encoder, for evaluations of its features."""
-        return PooledVision(self.model.encoder.visual, self.preprocess)
+    def encoder(self) -> SegmentPredictor:
+        """Return the segmenter, for evaluations."""
+        return SegmentPredictor(self.model, self.record)
 
     def export(self, directory: Path) -> DenseCheckpoint:
         """Write encoder and head."""

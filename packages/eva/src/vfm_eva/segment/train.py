@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from vfm.data.annotated import AnnotatedSource
-from vfm.plugin import AnnotatedImages, Context, DenseCheckpoint, Preflight, UserError
+from vfm.plugin import AnnotatedImages, Context, DenseCheckpoint, Preflight, UserError, check_dense_evaluations
 from vfm.train import TrainingData, fit, is_main
-from vfm_eva.segment.model import HeadRecord, build_encoder, build_segmenter, load_encoder
+from vfm_eva.segment.model import PREDICTED, HeadRecord, build_encoder, build_segmenter, load_encoder
 from vfm_eva.segment.samples import MakeSegments, count_crowded, most_segments
+from vfm_eva.segment.schedule import encoder_rate
 from vfm_eva.segment.task import SegmentTask
 from vfm_eva.stages_segment import EvaSegment, QueriesSegmentation
 
@@ -24,6 +25,7 @@ def check_eva_segment(config: EvaSegment, ctx: Preflight) -> None:
     data, checkpoint = ctx.artifact(config.data), ctx.artifact(config.encoder)
     if data:
         check_data(config, data)
+        check_dense_evaluations(config, PREDICTED[config.task], data.class_names, ctx.artifact)
     if checkpoint:
         with torch.device("meta"):
             build_segmenter(config, build_encoder(config, checkpoint), len(data.class_names) if data else 2)
@@ -47,6 +49,7 @@ def segment_eva(config: EvaSegment, ctx: Context) -> DenseCheckpoint:
     """Train the segmenter."""
     data = ctx.load(config.data)
     check_data(config, data)
+    check_dense_evaluations(config, PREDICTED[config.task], data.class_names, ctx.load)
     encoder, report = load_encoder(config, ctx.load(config.encoder))
     if is_main():
         ctx.log(f"weights of the encoder: {report.summary}")
@@ -55,7 +58,14 @@ def segment_eva(config: EvaSegment, ctx: Context) -> DenseCheckpoint:
         encoder.set_grad_checkpointing()  # type: ignore[operator]
     model = build_segmenter(config, encoder, len(data.class_names))
     record = HeadRecord(config.head.model_dump(mode="json"), config.task, config.frozen, data.things)
-    task = SegmentTask(model, record, data.class_names, num_steps=config.num_steps, layer_decay=config.layer_decay)
+    task = SegmentTask(
+        model,
+        record,
+        data.class_names,
+        num_steps=config.num_steps,
+        layer_decay=config.layer_decay,
+        encoder_rate=encoder_rate(config),
+    )
     source = AnnotatedSource(data)
     make = make_segments(config, source, task.preprocess.image_size)
     if isinstance(config.head, QueriesSegmentation) and is_main():

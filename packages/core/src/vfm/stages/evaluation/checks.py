@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from vfm.artifacts import AnnotatedImages, Artifact, DenseCheckpoint, LabeledDataset, TaggedImages
+from vfm.artifacts import AnnotatedImages, Artifact, LabeledDataset, TaggedImages
 from vfm.config import UserError, did_you_mean
+from vfm.interfaces import Training
 from vfm.stage import Preflight, Ref
 from vfm.stages.evaluation.base import FeatureEvaluation, ModelEvaluation, short_name
 from vfm.stages.evaluation.dense import DenseEvaluation, DenseProbe
@@ -60,7 +61,7 @@ def check_dense_evaluation(config: DenseEvaluation, ctx: Preflight) -> None:
         check_dense_data(config, data)
         for ref in config.models:
             if model := ctx.artifact(ref):
-                check_dense_model(config, model, data, ref)
+                check_dense_model(config, model.tasks, model.class_names, data, ref)
 
 
 def check_dense_data(config: DenseEvaluation, data: AnnotatedImages) -> None:
@@ -72,25 +73,46 @@ def check_dense_data(config: DenseEvaluation, data: AnnotatedImages) -> None:
     if not set(config.tasks) & set(data.labels):
         needed, found = " or ".join(config.tasks), ", ".join(data.labels)
         raise UserError(f"{config.data}: {config.kind} needs {needed}, the dataset has {found}")
-    if config.models and not data.has_images:
+    if (config.models or not config.predictions) and not data.has_images:
         raise UserError(f"{config.data}: made with images: false, so only predictions can be evaluated on it")
     wanted = set(getattr(config, "shapes", None) or ())
     if missing := sorted(wanted - set(data.labels)):
         raise UserError(f"{config.data}: shapes has {missing[0]}, the dataset has {', '.join(data.labels)}")
 
 
-def check_dense_model(config: DenseEvaluation, model: DenseCheckpoint, data: AnnotatedImages, name: str) -> None:
+def check_dense_model(
+    config: DenseEvaluation, tasks: Sequence[str], class_names: list[str], data: AnnotatedImages | None, name: str
+) -> None:
     """Check that a model predicts what is evaluated, with the dataset's classes.
 
     Raises:
         UserError: it does not.
     """
-    if not set(config.tasks) & set(model.tasks):
-        needed, found = " or ".join(config.tasks), ", ".join(model.tasks)
+    if not set(config.tasks) & set(tasks):
+        needed, found = " or ".join(config.tasks), ", ".join(tasks)
         raise UserError(f"{name}: {config.kind} needs {needed}, the model predicts {found}")
-    if model.class_names != data.class_names:
-        one, other = _first_difference(model.class_names, data.class_names)
+    if data and class_names != data.class_names:
+        one, other = _first_difference(class_names, data.class_names)
         raise UserError(f"expected the same classes in {name} and {config.data}, got {one!r} where {other!r} is")
+
+
+def check_dense_evaluations(
+    config: Training, tasks: Sequence[str], class_names: list[str], known: Callable[[Ref[Any]], Any]
+) -> None:
+    """Check that a model in training predicts what its evaluations need, with the classes of their data.
+
+    Args:
+        config: the training.
+        tasks: what its model predicts.
+        class_names: of the training's data.
+        known: returns an input, None if it does not exist yet: `Preflight.artifact` or `Context.load`.
+
+    Raises:
+        UserError: it does not.
+    """
+    for evaluation in config.evaluation.tasks:
+        if isinstance(evaluation, DenseEvaluation):
+            check_dense_model(evaluation, tasks, class_names, known(evaluation.data), config.name)
 
 
 def check_dense_probe(config: DenseProbe, ctx: Preflight) -> None:

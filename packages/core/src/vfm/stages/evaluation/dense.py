@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from vfm.artifacts import AnnotatedImages, ClipCheckpoint, DenseCheckpoint, VisionCheckpoint
+from vfm.config import load_function
 from vfm.incidental import INCIDENTAL
 from vfm.interfaces import Evaluation
-from vfm.stage import Ref, Seed
+from vfm.stage import Context, Ref, Seed
 from vfm.stages.evaluation.base import ModelEvaluation, ReadSettings, ResizeMode
 
 Positive = Annotated[float, Field(gt=0)]
 
 
 class DenseEvaluation(Evaluation):
-    """Base of the evaluations of models with a dense head, and of files with their predictions.
+    """Base of the evaluations of models with a dense head, of one in training, and of files with predictions.
 
-    A subclass names its function in `evaluator`: (config, Context, models by name) -> Evaluated.
+    A subclass names its function in `evaluator`: (config, Context, source, predictors by name) -> Evaluated.
     """
 
     work: ClassVar[str] = "vfm.eval.dense_models:evaluate_dense"
@@ -29,7 +30,9 @@ class DenseEvaluation(Evaluation):
     tasks: ClassVar[tuple[str, ...]] = ()  # a model needs one of them, and the data the labels of the same name
     resize_mode: ClassVar[ResizeMode | None] = None  # a dense model resizes images by itself
 
-    models: list[Ref[DenseCheckpoint]] = Field([], description="models to evaluate")  # type: ignore[assignment]
+    models: list[Ref[DenseCheckpoint]] = Field(  # type: ignore[assignment]
+        [], description="models to evaluate; omitted in `evaluation.tasks`"
+    )
     predictions: dict[str, str] = Field({}, description="NAME: predictions of a model that was run elsewhere")
     data: Ref[AnnotatedImages] = Field(description="images with labels to evaluate on")
     micro_batch_size: Annotated[int, INCIDENTAL] = Field(8, ge=1, description="images or crops per forward pass")
@@ -50,11 +53,10 @@ class DenseEvaluation(Evaluation):
         """Return the files of predictions."""
         return self.predictions.values()
 
-    @model_validator(mode="after")
-    def _something(self) -> DenseEvaluation:
-        if not self.models and not self.predictions:
-            raise ValueError("expected models or predictions, got neither")
-        return self
+    def scores(self, ctx: Context, encoder: Any) -> dict[str, float]:
+        """Return the value of each metric of a model in training."""
+        evaluated = load_function("vfm.eval.dense_models:evaluate_predictors")(self, ctx, {"model": encoder})
+        return {score.metric: score.value for score in evaluated.results["model"].scores}
 
 
 class Detection(DenseEvaluation):
