@@ -34,7 +34,7 @@ TRAININGS = {
         "teacher", "eva", *(f"{start}_12" for start in ("eva", "random")),
         *(f"{start}_120{ablation}" for start in ("eva", "random") for ablation in ("", "_all_classes", "_no_repeats")),
     ],
-    "video_claim": ["teacher", "eva", "joint_eva", "bag_eva", "joint_teacher", "joint_random"],
+    "video_claim": ["teacher", "eva", "joint_eva", "bag_eva", "tubelets_eva", "joint_teacher", "joint_random"],
     "diva_tiny": ["taught", "clip", "prior", "feedback", "shuffled", "random_prior"],
     "diva_tiny_varied": [
         "taught", "clip", "prior", "feedback", "no_anchor", "prior_of_texts", "by_texts", "prior_of_taught",

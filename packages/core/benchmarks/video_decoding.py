@@ -1,9 +1,10 @@
-"""Decoding and sampling of clips, beside decord on the same files, one core each.
+"""Decoding and sampling of clips, beside decord and torchcodec on the same files, one core each.
 
-    uv run --with decord python packages/core/benchmarks/video_decoding.py [--out FILE.json]
+    uv run --with decord --with "torchcodec<0.11" python packages/core/benchmarks/video_decoding.py [--out FILE.json]
 
-Videos are made at run time: blocks that move, H.264. Both readers take frames at equal distances over the whole video,
-resize its shorter side to 224 pixels and keep the centre, in one thread. They take turns; times are of the processor.
+torchcodec loads FFmpeg's libraries from the system; a reader that does not load is left out. Videos are made at run
+time: blocks that move, H.264. All readers take frames at equal distances over the whole video, resize its shorter side
+to 224 pixels and keep the centre, in one thread. They take turns; times are of the processor.
 """
 
 from __future__ import annotations
@@ -76,9 +77,34 @@ def decords(path: str) -> Callable[[], Any] | None:
     return read
 
 
+def torchcodecs(path: str) -> Callable[[], Any] | None:
+    try:
+        from torchcodec.decoders import VideoDecoder
+        from torchcodec.transforms import Resize
+    except (ImportError, RuntimeError):  # RuntimeError: no FFmpeg of a version that it knows
+        return None
+    facts = probe(Media(path))
+    scale = SIDE / min(facts.width, facts.height)
+    width, height = round(facts.width * scale), round(facts.height * scale)
+    left, top = (width - SIDE) // 2, (height - SIDE) // 2
+
+    def read() -> Any:
+        decoder = VideoDecoder(
+            path,
+            dimension_order="NHWC",
+            num_ffmpeg_threads=1,
+            seek_mode="approximate",
+            transforms=[Resize((height, width))],
+        )
+        clip = decoder.get_frames_at(list(SAMPLING.fixed(len(decoder), 0, 1))).data.numpy()
+        return np.ascontiguousarray(clip[:, top : top + SIDE, left : left + SIDE])
+
+    return read
+
+
 def measure(path: str, rounds: int) -> dict[str, float]:
     """Return milliseconds of the processor for a clip, and the median of the ratios of neighbouring turns."""
-    readers = {"vfm": ours(path), "decord": decords(path)}
+    readers = {"vfm": ours(path), "decord": decords(path), "torchcodec": torchcodecs(path)}
     found = {name: reader for name, reader in readers.items() if reader}
     seconds: dict[str, list[float]] = {name: [] for name in found}
     for turn in range(rounds + 2):
@@ -88,10 +114,10 @@ def measure(path: str, rounds: int) -> dict[str, float]:
             if turn >= 2:  # the first ones warm up
                 seconds[name].append(time.process_time() - start)
     row = {f"{name}, ms": 1e3 * statistics.median(values) for name, values in seconds.items()}
-    if "decord" in seconds:
-        pairs = zip(seconds["decord"], seconds["vfm"], strict=True)
-        row["decord / vfm"] = statistics.median(theirs / own for theirs, own in pairs)
-        row["mean difference of pixels"] = float(np.abs(found["vfm"]().astype(int) - found["decord"]()).mean())
+    for peer in list(found)[1:]:
+        pairs = zip(seconds[peer], seconds["vfm"], strict=True)
+        row[f"{peer} / vfm"] = statistics.median(theirs / own for theirs, own in pairs)
+        row[f"mean difference of pixels, {peer}"] = float(np.abs(found["vfm"]().astype(int) - found[peer]()).mean())
     return row
 
 
@@ -110,8 +136,9 @@ def main() -> None:
             print(name, ", ".join(f"{key}: {value:.2f}" for key, value in rows[name].items()), flush=True)
     if given.out:
         facts = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "av": version("av")}
-        with suppress(PackageNotFoundError):
-            facts["decord"] = version("decord")
+        for peer in ("decord", "torchcodec"):
+            with suppress(PackageNotFoundError):
+                facts[peer] = version(peer)
         given.out.write_text(json.dumps({"facts": facts, "cases": rows}, indent=1) + "\n")
 
 

@@ -71,6 +71,10 @@ def add_strips(
             if len(strips) == NUM_STRIPS:
                 break
         if strips:
-            note = f"Videos that {model} gets {name}, one of a class, the surest first; frames from left to right."
+            seen = result.details["order"]
+            shown_as = (
+                "frames from left to right" if seen == "forward" else f"their true order; the model saw them {seen}"
+            )
+            note = f"Videos that {model} gets {name}, one of a class, the surest first; {shown_as}."
             title = "Recognised" if name == "right" else "Not recognised"
             ctx.panel(strips_panel(ctx, name, title, strips, order=50 + number, note=note))
