@@ -8,7 +8,7 @@ from typing import Any
 import diffusers
 import torch
 
-import vfm.cli.inputs  # with what commands import late: paid for once, before a process is forked
+import vfm.api.prediction  # with what commands import late: paid for once, before a process is forked
 import vfm.flow.report.charts  # noqa: F401
 from fuzz.data import NAMES, caption, encoded, images, tar
 from fuzz.targets import RUN, Target, recipe

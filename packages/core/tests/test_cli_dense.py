@@ -74,7 +74,7 @@ def test_maps_are_drawn_with_the_share_of_each_class(world, tmp_path, model):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["{}/detector", "{}/other.png", "--classes", "a,b"], "it has a dense head; leave out --classes"),
+        (["{}/detector", "{}/other.png", "--classes", "a,b"], "it has a dense head: no classes, no index"),
         (["{}/data", "{}/other.png", "--draw"], "--draw expects a model with a dense head"),
         (["{}/detector", "{}/none.png", "--draw"], "none.png: no such image"),
         (["{}/detector", "{}/other.png", "--draw", "--out", "{}/other.png"], "expected a folder, got a file"),

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from data_samples import context, draw_sample, encoded
+from vfm.api.inputs import open_images
 from vfm.artifacts import ImageDataset, PairDataset
-from vfm.cli.inputs import open_images
 from vfm.config import UserError
 from vfm.data import Sample, open_dataset, write_tar
 from vfm.stages.data import Images

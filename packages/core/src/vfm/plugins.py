@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import entry_points, requires
 from typing import cast
 
@@ -80,6 +81,17 @@ def extra_of(module: str) -> str | None:
             if found:
                 return f"{package}[{found[1]}]"
     return None
+
+
+@contextmanager
+def naming_extras(what: str) -> Iterator[None]:
+    """Turn the absence of a module into a UserError with the extra that installs it; `what` needs the module."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if extra := extra_of(error.name or ""):
+            raise UserError(f"{what} needs {error.name}: pip install '{extra}'") from None
+        raise
 
 
 def unknown_kind(kind: str, known: dict[str, type[Stage]]) -> str:

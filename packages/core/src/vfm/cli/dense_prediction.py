@@ -1,4 +1,4 @@
-"""The work of `vfm predict` for models with a dense head: lists, pictures and COCO's results. Imports torch."""
+"""The output of `vfm predict` for models with a dense head: lists, pictures and COCO's results. Imports torch."""
 
 from __future__ import annotations
 
@@ -7,71 +7,53 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
-
+from vfm.api.dense import find
+from vfm.api.inputs import open_device, read_images
 from vfm.artifacts import DenseCheckpoint
 from vfm.cli.command import show
 from vfm.config import UserError
 from vfm.data.annotated import as_rle, encode_mask
-from vfm.data.annotated.panels import overlay, palette
-from vfm.eval.dense_models import load_predictor
-from vfm.eval.detection_panels import draw_objects
-from vfm.eval.sliding_windows import predict_labels
-from vfm.interfaces.dense import DensePredictor, Instances
+from vfm.interfaces.dense import Instances
 
 RESULTS_FILE = "results.json"
 
 
 def predict_dense(
-    checkpoint: DenseCheckpoint,
-    files: Sequence[Path],
-    images: Sequence[Image.Image],
-    device: torch.device,
-    *,
-    out: Path | None,
-    min_score: float,
+    checkpoint: DenseCheckpoint, files: Sequence[Path], device: str, *, out: Path | None, min_score: float
 ) -> None:
     """List what a model finds in images, one after another, and draw it.
 
     Args:
         checkpoint: the model.
         files: of the images.
-        images: the images.
         device: that the model runs on.
         out: folder for a picture of each image and the objects' json; None: only list.
         min_score: smallest score of an object that is listed and drawn; the json has all of them.
 
     Raises:
-        UserError: `out` is a file, or the model fails to load.
+        UserError: `out` is a file, an image cannot be read, or the model fails to load.
     """
+    images = read_images(files)
     if out and out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: expected a folder, got a file")
-    predictor, names = load_predictor(checkpoint, device), checkpoint.class_names
     records: list[dict[str, Any]] = []
-    for place, (file, image) in enumerate(zip(files, images, strict=True)):
+    for place, (file, image, found) in enumerate(
+        zip(files, images, find(checkpoint, images, open_device(device)), strict=True)
+    ):
         show(str(file))
-        if "boxes" in checkpoint.tasks:
-            (found,) = predictor.detect([image])
-            kept = np.flatnonzero(found.scores >= min_score)
-            for row in kept.tolist():
-                box = " ".join(f"{value:.0f}" for value in found.boxes[row])
-                show(f"  {found.scores[row]:6.3f}  {names[found.labels[row]]}  {box}")
-            records += coco_results(found, _image_id(file, place), str(file), names)
-            masks = None if found.masks is None else found.masks[kept]
-            counts = [None] * len(kept) if masks is None else [encode_mask(mask) for mask in masks]
-            drawn = draw_objects(image, found.labels[kept], found.boxes[kept], counts, names, found.scores[kept])
-        else:
-            drawn, shares = _draw_segments(checkpoint, predictor, image)
-            for label in np.argsort(-shares, kind="stable").tolist():
-                if shares[label]:
-                    show(f"  {100 * shares[label]:5.1f} %  {names[label]}")
+        for row in found.rows(min_score):
+            if found.objects:
+                box = " ".join(f"{row[side]:.0f}" for side in ("left", "top", "right", "bottom"))
+                show(f"  {row['score']:6.3f}  {row['label']}  {box}")
+            else:
+                show(f"  {100 * row['share']:5.1f} %  {row['label']}")
+        if found.objects:
+            records += coco_results(found.objects, _image_id(file, place), str(file), checkpoint.class_names)
         if out:
             out.mkdir(parents=True, exist_ok=True)
             repeated = [other.stem for other in files].count(file.stem) > 1
             target = out / f"{file.stem}{f'-{place}' if repeated else ''}.png"
-            drawn.save(target)
+            found.drawn(image, min_score).save(target)
             show(f"  {target}")
     if out and records:
         (out / RESULTS_FILE).write_text(json.dumps(records) + "\n", encoding="utf-8")
@@ -99,20 +81,6 @@ def coco_results(found: Instances, image_id: int, file: str, names: Sequence[str
             record["maskness"] = float(found.maskness[row])
         records.append(record)
     return records
-
-
-def _draw_segments(
-    checkpoint: DenseCheckpoint, predictor: DensePredictor, image: Image.Image
-) -> tuple[Image.Image, np.ndarray[Any, np.dtype[np.float64]]]:
-    """Return the picture tinted by class, and the share of the pixels of each class."""
-    if "semantic" in checkpoint.tasks:
-        labels = predict_labels(image, predictor.crop_logits, checkpoint.image_size)
-    else:
-        (found,) = predictor.segment_all([image])
-        labels = np.append(found.labels, -1)[found.segments]
-    count = len(checkpoint.class_names)
-    shares = np.bincount(labels[labels >= 0], minlength=count) / labels.size
-    return overlay(image, labels, palette(max(2, count))), shares
 
 
 def _image_id(file: Path, place: int) -> int:

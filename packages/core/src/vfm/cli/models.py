@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
-from vfm.artifacts import FACTS_FILE, Artifact, DenseCheckpoint, VideoClassifier
-from vfm.cli.command import DebugOption, command, console, show
+from vfm.artifacts import DenseCheckpoint
+from vfm.cli.command import DebugOption, command, console, note, show
 from vfm.config import UserError, load_function
 from vfm.flow.listeners import ConsoleListener
 from vfm.publishing import publish_folder
-from vfm.stage import Context
 
-A = TypeVar("A", bound=Artifact)
 ModelArgument = Annotated[
     str, typer.Argument(help="Folder of a checkpoint, or a model by name, file or hf-hub:org/model.")
 ]
@@ -49,43 +45,14 @@ def embed(
 
     The file, Parquet or npy, holds unit vectors in the order of the dataset. Videos need a classifier of videos.
     """
-    if _artifact(model, VideoClassifier):
-        embed_videos = load_function("vfm.cli.videos:embed")  # needs vfm-core[video]
-        with TemporaryDirectory() as folder, _on_console("embed", Path(folder)) as ctx:
-            show(embed_videos(ctx, model, data, out, device, batch_size, max_bad_fraction))
-        return
-    from vfm.cli.inputs import full_name, open_device, open_encoder, open_images
-    from vfm.eval import ReadSettings, embed_dataset, open_writer
+    from vfm.api.embedding import write_embeddings
+    from vfm.api.inputs import full_name
+    from vfm.eval import ReadSettings, open_writer
 
-    writer = open_writer(out, full_name(model, pretrained))
-    with TemporaryDirectory() as folder:
-        source = open_images(data, Path(folder))
-        encoder = open_encoder(model, pretrained, open_device(device))
-        with _on_console("embed", Path(folder)) as ctx, writer:
-            bad = embed_dataset(ctx, source, encoder, writer, ReadSettings(batch_size, max_bad_fraction), model)
-    skipped = f"; skipped: {', '.join(f'{count} {reason}' for reason, count in bad.items())}" if bad else ""
-    show(f"{out}: {len(source) - bad.total():,} embeddings{skipped}")
-
-
-def _artifact(model: str, kind: type[A]) -> A | None:
-    """Return the artifact of a folder if it is of a kind, after comparing its files' hashes; else None."""
-    path = Path(model)
-    found = Artifact.load(path, verify=False) if (path / FACTS_FILE).is_file() else None
-    if not isinstance(found, kind):
-        return None
-    found.verify()
-    return found
-
-
-@contextmanager
-def _on_console(name: str, folder: Path) -> Iterator[Context]:
-    """Yield a context that shows its progress as a bar on the console."""
-    listener = ConsoleListener(console)
-    listener.on_stage_started(name, {"kind": "", "status": "new"})
-    try:
-        yield Context(name, folder, folder, {}, listener.vfm_event)
-    finally:
-        listener.close()
+    writer, reading = open_writer(out, full_name(model, pretrained)), ReadSettings(batch_size, max_bad_fraction)
+    count, bad = write_embeddings(model, data, writer, ConsoleListener(console), pretrained, device, reading)
+    skipped = f"; skipped: {', '.join(f'{number} {reason}' for reason, number in bad.items())}" if bad else ""
+    show(f"{out}: {count:,} embeddings{skipped}")
 
 
 @command
@@ -116,39 +83,25 @@ def predict(
     picture of each image and, for a detector, `results.json` in COCO's format; its image_id is the number that a file's
     name is, else the image's place in the command.
     """
-    from vfm.cli.inputs import full_name, open_device, open_encoder, read_classes, read_images
-    from vfm.cli.prediction import class_probabilities, similarities
-    from vfm.eval import check_finite
+    from vfm.api.inputs import artifact_of
+    from vfm.api.prediction import Predictions
+    from vfm.api.prediction import predict as predict_images
 
-    if classes and index:
-        raise UserError("give either --classes (names to choose from) or --index (embeddings to search), not both")
-    if _artifact(model, VideoClassifier):
-        if classes or index:
-            raise UserError(f"{model}: a classifier of videos has its own classes; leave out --classes and --index")
-        load_function("vfm.cli.videos:predict")(model, images, device, top)  # needs vfm-core[video]
-        return
-    dense = _artifact(model, DenseCheckpoint)
-    if dense and (classes or index or pretrained):
-        raise UserError(f"{model}: it has a dense head; leave out --classes, --index and --pretrained")
+    dense = artifact_of(model, DenseCheckpoint)
     if draw and not dense:
         raise UserError(f"{model}: --draw expects a model with a dense head, such as one of eva.detect")
-    names = read_classes(classes) if classes else []
-    opened = read_images(images)
-    if dense:
+    if dense and not (classes or index or pretrained):
         predict_dense = load_function("vfm.cli.dense_prediction:predict_dense")  # needs vfm-core[dense]
-        predict_dense(dense, images, opened, open_device(device), out=out if draw else None, min_score=min_score)
+        predict_dense(dense, images, device, out=out if draw else None, min_score=min_score)
         return
-    encoder = open_encoder(model, pretrained, open_device(device))
-    if index:
-        words, scores = similarities(encoder, full_name(model, pretrained), opened, index)
-    else:
-        words, scores = class_probabilities(encoder, model, opened, names, template)
-    check_finite(scores, model, [str(file) for file in images])
-    for file, row in zip(images, scores, strict=True):
-        show(str(file))
-        best = row.topk(min(top, len(words)))
-        for value, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            show(f"  {value:6.3f}  {words[place]}")
+    found = predict_images(
+        model, images, classes, index=index, template=template, top=top, pretrained=pretrained, device=device, warn=note
+    )
+    assert isinstance(found, Predictions)
+    for file, best in zip(found.images, found.best(), strict=True):
+        show(file)
+        for label, score in best:
+            show(f"  {score:6.3f}  {label}")
 
 
 @command
@@ -167,7 +120,7 @@ def view(
     """
     from PIL import Image
 
-    from vfm.cli.inputs import open_device, open_encoder, read_images
+    from vfm.api.inputs import open_device, open_encoder, read_images
     from vfm.eval import compute_patch_maps
 
     opened = read_images(images)

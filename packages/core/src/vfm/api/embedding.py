@@ -1,0 +1,207 @@
+"""Embeddings of images, videos and texts by any model: in memory, or written to a file. Imports torch."""
+
+# N items, D width
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vfm.api.inputs import (
+    AnyImage,
+    AnyModel,
+    artifact_of,
+    full_name,
+    image_names,
+    open_device,
+    open_encoder,
+    open_images,
+    read_images,
+)
+from vfm.api.paths import PATHS, AnyPath
+from vfm.api.progress import Listener, listener, shown_by
+from vfm.api.results import Results
+from vfm.artifacts import Artifact, VideoClassifier
+from vfm.config import UserError, load_function
+from vfm.eval import ReadSettings, check_finite, embed_dataset, open_writer
+from vfm.eval.embeddings import Writer
+from vfm.models import PooledVision
+from vfm.plugins import naming_extras
+
+
+@dataclass(frozen=True, repr=False)
+class Embeddings(Results):
+    """Unit vectors of images, videos or texts.
+
+    Attributes:
+        keys: names of the N items: keys of a dataset, paths of images, or the texts themselves.
+        texts: the first caption or the class name of each item, if it has one.
+        vectors: float32 (N, D).
+        model: full name of the model.
+        skipped: number of items that cannot be read, by reason.
+    """
+
+    keys: list[str]
+    texts: list[str | None]
+    vectors: NDArray[np.float32]
+    model: str
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def title(self) -> str:
+        """What the table shows."""
+        lost = (
+            f"; skipped: {', '.join(f'{count} {why}' for why, count in self.skipped.items())}" if self.skipped else ""
+        )
+        return f"{len(self.keys):,} embeddings of width {self.vectors.shape[1]}{lost}"
+
+    def table(self) -> Any:
+        """Return an Arrow table with the columns key, text, embedding."""
+        flat = pa.array(self.vectors.ravel())
+        vectors = pa.FixedSizeListArray.from_arrays(flat, self.vectors.shape[1])
+        columns = {"key": pa.array(self.keys, pa.string()), "text": pa.array(self.texts, pa.string())}
+        return pa.table({**columns, "embedding": vectors})
+
+    def save(self, file: AnyPath) -> Path:
+        """Write the embeddings to a .parquet or .npy file, as `vfm embed` does, and return its path.
+
+        Raises:
+            UserError: the file has another suffix.
+        """
+        with open_writer(Path(file), self.model) as writer:
+            writer.write(self.keys, self.texts, self.vectors)
+        return Path(file)
+
+
+def embed(
+    model: AnyModel,
+    data: AnyPath | Artifact | Sequence[AnyImage] | None = None,
+    *,
+    texts: Sequence[str] | None = None,
+    pretrained: str | None = None,
+    device: str = "auto",
+    batch_size: int = 64,
+    max_bad_fraction: float = 0.05,
+    progress: bool = True,
+) -> Embeddings:
+    """Embed images, videos or texts; give either `data` or `texts`.
+
+    Everything is kept in memory; the command `vfm embed` writes a dataset of any size to a file.
+
+    Args:
+        model: folder or artifact of a checkpoint, an open_clip or timm name, `hf-hub:org/model`, or a loaded model
+            (`vfm.models.load_clip`, ...). Videos need a classifier of videos.
+        data: dataset artifact, its folder, a path as `data.pairs` takes it, or a list of images (paths, or PIL).
+        texts: texts, for a CLIP model.
+        pretrained: tag of an open_clip name, or a file of weights.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        batch_size: images per forward pass.
+        max_bad_fraction: tolerated fraction of a dataset's images that cannot be read.
+        progress: show a progress bar.
+
+    Returns:
+        Unit vectors, float32 (N, D), with their keys.
+
+    Raises:
+        UserError: there is no such model or data, too many images cannot be read, or an embedding is not finite.
+    """
+    if (data is None) == (texts is None):
+        raise UserError("embed: give either data (images) or texts")
+    memory = _Memory()
+    if texts is not None:
+        skipped = _embed_texts(model, texts, memory, pretrained, device, batch_size)
+    elif isinstance(data, (*PATHS, Artifact)):
+        reading = ReadSettings(batch_size, max_bad_fraction)
+        _, skipped = write_embeddings(model, data, memory, listener(progress), pretrained, device, reading)
+    else:
+        skipped = _embed_images(model, data or (), memory, pretrained, device, batch_size)
+    return Embeddings(memory.keys, memory.texts, np.concatenate(memory.parts), full_name(model, pretrained), skipped)
+
+
+def write_embeddings(
+    model: AnyModel,
+    data: AnyPath | Artifact,
+    writer: Writer,
+    shown: Listener,
+    pretrained: str | None,
+    device: str,
+    reading: ReadSettings,
+) -> tuple[int, Counter[str]]:
+    """Write the embeddings of a dataset's images or videos in its order.
+
+    Returns:
+        The number of embeddings, and the number of bad samples by reason.
+
+    Raises:
+        UserError: there is no such model or data, too many samples cannot be read, or an embedding is not finite.
+    """
+    with TemporaryDirectory() as folder:
+        if classifier := artifact_of(model, VideoClassifier):
+            with naming_extras("a classifier of videos"):
+                embed_videos = load_function("vfm.api.videos:embed")
+            with shown_by(shown, "embed", Path(folder)) as ctx:
+                found: tuple[int, Counter[str]] = embed_videos(ctx, classifier, data, writer, device, reading)
+                return found
+        source = open_images(data, Path(folder))
+        encoder = open_encoder(model, pretrained, open_device(device))
+        with shown_by(shown, "embed", Path(folder)) as ctx, writer:
+            bad = embed_dataset(ctx, source, encoder, writer, reading, full_name(model, pretrained))
+        return len(source) - bad.total(), bad
+
+
+def _embed_images(
+    model: AnyModel, images: Sequence[AnyImage], writer: Writer, pretrained: str | None, device: str, batch_size: int
+) -> Counter[str]:
+    if not images:
+        raise UserError("embed: expected at least one image, got none")
+    opened, names = read_images(images), image_names(images)
+    vectors = open_encoder(model, pretrained, open_device(device)).encode_images(opened, batch_size).numpy()
+    check_finite(vectors, full_name(model, pretrained), names)
+    writer.write(names, [None] * len(names), vectors)
+    return Counter()
+
+
+def _embed_texts(
+    model: AnyModel, texts: Sequence[str], writer: Writer, pretrained: str | None, device: str, batch_size: int
+) -> Counter[str]:
+    if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"embed: expected a list of texts, got {texts!r:.60}")
+    encoder = open_encoder(model, pretrained, open_device(device))
+    if isinstance(encoder, PooledVision):
+        raise UserError(f"{full_name(model, pretrained)}: it has no text tower; texts need a CLIP model")
+    vectors = encoder.encode_texts(texts, batch_size).numpy()
+    check_finite(vectors, full_name(model, pretrained), list(texts))
+    writer.write(list(texts), list(texts), vectors)
+    return Counter()
+
+
+@dataclass
+class _Memory:
+    """Keeps what is written."""
+
+    keys: list[str] = field(default_factory=list)
+    texts: list[str | None] = field(default_factory=list)
+    parts: list[NDArray[np.float32]] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return
+
+    def write(self, keys: list[str], texts: list[str | None], vectors: NDArray[np.float32]) -> None:
+        """Append a batch."""
+        self.keys += keys
+        self.texts += texts
+        self.parts.append(vectors)

@@ -1,0 +1,153 @@
+"""Models, datasets, images and class names that a user gives to `embed`, `predict` and `view`. Imports torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from PIL import Image
+from pydantic import ValidationError
+
+from vfm import files
+from vfm.api.paths import PATHS, AnyPath, as_place
+from vfm.artifacts import FACTS_FILE, Artifact, ClipCheckpoint, ImageDataset, VisionCheckpoint
+from vfm.config import UserError
+from vfm.data import BadSample, DatasetSpec, Source, decode_image, open_dataset
+from vfm.data.indexing import Indexing
+from vfm.data.layout import find_layout
+from vfm.eval import load_encoder
+from vfm.models import ClipModel, PooledVision, import_clip, import_vision, is_vision_source, vision_preprocess
+from vfm.stage import Context, Runtime
+from vfm.train import prepare_device
+
+A = TypeVar("A", bound=Artifact)
+AnyEncoder = ClipModel | PooledVision
+AnyModel = AnyPath | Artifact | AnyEncoder
+AnyImage = AnyPath | Image.Image
+ENCODERS = (ClipModel, PooledVision)  # for `isinstance`
+
+
+def open_device(name: str) -> torch.device:
+    """Return the device of a name, as in a stage's `runtime.device`.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    try:
+        return prepare_device(Runtime(device=name))
+    except ValidationError:
+        raise UserError(f"device {name}: choose from auto, cpu, cuda, cuda:0, mps") from None
+
+
+def artifact_of(model: AnyModel, kind: type[A]) -> A | None:
+    """Return the artifact that a user gives if it is of a kind, after comparing its files' hashes; else None."""
+    if isinstance(model, ENCODERS):
+        return None
+    path = Path(as_place(model))
+    found = Artifact.load(path, verify=False) if (path / FACTS_FILE).is_file() else None
+    if not isinstance(found, kind):
+        return None
+    found.verify()
+    return found
+
+
+def open_encoder(model: AnyModel, pretrained: str | None, device: torch.device) -> AnyEncoder:
+    """Return the model of an artifact, or of a source as `models.clip` and `models.vision` take it.
+
+    A model that is already loaded is returned as it is.
+
+    Raises:
+        UserError: there is no such model, or its weights are missing.
+    """
+    if isinstance(model, ENCODERS):
+        return model
+    source = as_place(model)
+    if (Path(source) / FACTS_FILE).is_file():
+        artifact = Artifact.load(source)
+        if not isinstance(artifact, ClipCheckpoint | VisionCheckpoint):
+            raise UserError(f"{source}: expected a model, got a {type(artifact).__name__}")
+        encoder: AnyEncoder = load_encoder(artifact, device)
+        return encoder
+    if is_vision_source(source, pretrained):
+        module = import_vision(source, pretrained).to(device)
+        return PooledVision(module, vision_preprocess(module))
+    return import_clip(source, pretrained).to(device)
+
+
+def full_name(model: AnyModel, pretrained: str | None) -> str:
+    """Return a name that identifies a model from any working directory: name and tag, with absolute paths."""
+    if isinstance(model, ENCODERS):
+        return f"a loaded {type(model.module).__name__}"
+    given = (part for part in (as_place(model), pretrained) if part)
+    return " ".join(str(Path(part).resolve()) if Path(part).exists() else part for part in given)
+
+
+def open_images(data: AnyPath | Artifact, folder: Path) -> Source:
+    """Return the images of an artifact, or of a path as `data.pairs` takes it, with or without captions.
+
+    Args:
+        data: the artifact, its folder, or the path.
+        folder: an index of the path's images is written here.
+
+    Raises:
+        UserError: the path does not exist, or has no supported format.
+    """
+    place = as_place(data)
+    if (Path(place) / FACTS_FILE).is_file():
+        return open_dataset(ImageDataset.load(place))
+    layout, spec = find_layout(place, "auto", None), DatasetSpec()
+    Indexing(Context("embed", folder, folder, {}), spec, 1.0, verify=False).run(folder, layout.shards(folder, spec))
+    return Source(folder)
+
+
+def read_images(images: Sequence[AnyImage]) -> list[Image.Image]:
+    """Return image files, and images that are already open, as RGB images.
+
+    Raises:
+        UserError: a file does not exist, or is not an image.
+    """
+    found = []
+    for given in images:
+        if isinstance(given, Image.Image):
+            found.append(given.convert("RGB"))
+            continue
+        if not isinstance(given, PATHS):
+            raise UserError(f"expected an image or the path of one, got a {type(given).__name__}")
+        file = Path(given)
+        if not file.is_file():
+            raise UserError(f"{file}: no such image")
+        try:
+            found.append(decode_image(file.read_bytes(), str(file)))
+        except BadSample as bad:
+            raise UserError(f"{file}: {bad.reason.replace('_', ' ')}") from None
+    return found
+
+
+def image_names(images: Sequence[AnyImage]) -> list[str]:
+    """Return a name for each image: its path, or its place among the images."""
+    return [f"image {at}" if isinstance(one, Image.Image) else os.fspath(one) for at, one in enumerate(images)]
+
+
+def read_classes(classes: AnyPath | Sequence[str]) -> list[str]:
+    """Return class names from a list, from a file, one per line, or from comma-separated words.
+
+    Raises:
+        UserError: there are fewer than two, or the file does not exist.
+    """
+    if not isinstance(classes, PATHS):
+        names = list(classes)
+        if len(names) < 2 or not all(isinstance(name, str) for name in names):
+            raise UserError(f"classes: expected at least two names, got {names!r:.60}")
+        return names
+    given = os.fspath(classes)
+    is_file = os.path.isfile(given)  # False, not an error, for a list that is too long for a file name
+    if not is_file and given.endswith(".txt"):
+        raise UserError(f"classes {given}: no such file")
+    parts = files.read_text(given).splitlines() if is_file else given.split(",")
+    names = [part.strip() for part in parts if part.strip()]
+    if len(names) < 2:
+        raise UserError(f"classes {given}: expected at least two names, in a file (one per line) or with commas")
+    return names

@@ -1,0 +1,225 @@
+"""Predictions of any model: classes of images or videos, objects and regions, or the nearest entries of an index.
+
+Imports torch.
+"""
+
+# B images, K classes or entries of an index
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from vfm.api.inputs import (
+    AnyEncoder,
+    AnyImage,
+    AnyModel,
+    artifact_of,
+    full_name,
+    image_names,
+    open_device,
+    open_encoder,
+    read_classes,
+    read_images,
+)
+from vfm.api.paths import PATHS, AnyPath, as_place
+from vfm.api.results import Results, as_table
+from vfm.artifacts import DenseCheckpoint, VideoClassifier
+from vfm.config import UserError, load_function
+from vfm.eval import check_finite, ensemble_templates, fill_templates, logit_scale, read_embeddings
+from vfm.eval.classify import columns_of
+from vfm.models import PooledVision, class_names_of
+from vfm.plugins import naming_extras
+
+TEMPLATE = "a photo of a {}."
+
+
+@dataclass(frozen=True, repr=False)
+class Predictions(Results):
+    """The best classes of each image or video, or the nearest entries of an index.
+
+    Attributes:
+        images: names of the B images.
+        labels: names of the K classes or entries.
+        scores: probabilities, or with an index cosine similarities, float32 (B, K) on the CPU.
+        top: number of classes that the table has for each image.
+        kind: name of the scores' column, `probability` or `similarity`.
+    """
+
+    images: list[str]
+    labels: list[str]
+    scores: Tensor
+    top: int = 5
+    kind: str = "probability"
+
+    @property
+    def title(self) -> str:
+        """What the table shows."""
+        return f"the best {min(self.top, len(self.labels))} of {len(self.labels):,} for {len(self.images):,} images"
+
+    def best(self) -> list[list[tuple[str, float]]]:
+        """Return the (label, score) of the `top` best for each image, the best first."""
+        found = self.scores.topk(min(self.top, len(self.labels)))
+        rows = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+        return [[(self.labels[at], score) for at, score in zip(*row, strict=True)] for row in rows]
+
+    def table(self) -> Any:
+        """Return an Arrow table with the columns image, rank (from 1), label, and probability or similarity."""
+        rows = [
+            {"image": image, "rank": rank, "label": label, self.kind: score}
+            for image, best in zip(self.images, self.best(), strict=True)
+            for rank, (label, score) in enumerate(best, start=1)
+        ]
+        return as_table(rows)
+
+
+@dataclass(frozen=True, repr=False)
+class Regions(Results):
+    """What a model with a dense head finds.
+
+    Attributes:
+        images: names of the B images.
+        rows: one for each object (image, label, score, left, top, right, bottom) or region (image, label, share).
+        found: what the model returned for each image: `Instances`, or the label map (H, W).
+    """
+
+    images: list[str]
+    rows: list[dict[str, Any]]
+    found: list[Any]
+
+    @property
+    def title(self) -> str:
+        """What the table shows."""
+        return f"{len(self.rows):,} objects or regions in {len(self.images):,} images"
+
+    def table(self) -> Any:
+        """Return an Arrow table of the objects with their boxes in pixels, or of the regions' shares of the pixels."""
+        return as_table(self.rows)
+
+
+def predict(
+    model: AnyModel,
+    images: AnyImage | Sequence[AnyImage],
+    classes: AnyPath | Sequence[str] | None = None,
+    *,
+    index: AnyPath | None = None,
+    template: str = TEMPLATE,
+    top: int = 5,
+    min_score: float = 0.3,
+    pretrained: str | None = None,
+    device: str = "auto",
+    warn: Callable[[str], None] = warnings.warn,
+) -> Predictions | Regions:
+    """Classify, detect or segment images or videos, or find the nearest entries of an index.
+
+    Args:
+        model: folder or artifact of a checkpoint, an open_clip or timm name, `hf-hub:org/model`, or a loaded model.
+        images: an image or a list of images, each a path or a PIL image; with a classifier of videos, videos.
+        classes: names to choose from: a list, a file with one per line, or words with commas; default: the head's own.
+        index: a file of embeddings (`vfm.Embeddings.save`, `vfm embed`): return the nearest ones instead.
+        template: prompt of a CLIP model, with `{}` for the class.
+        top: number of results per image in the table.
+        min_score: smallest score of a detected object.
+        pretrained: tag of an open_clip name, or a file of weights.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        warn: called with a line if the index was made with another model.
+
+    Returns:
+        `Predictions`, or of a model with a dense head `Regions`.
+
+    Raises:
+        UserError: there is no such model, image or class, or an output is not finite.
+    """
+    if classes is not None and index is not None:
+        raise UserError("give either classes (names to choose from) or an index (embeddings to search), not both")
+    given = [images] if isinstance(images, (*PATHS, Image.Image)) else list(images)
+    if classifier := artifact_of(model, VideoClassifier):
+        if classes is not None or index is not None:
+            raise UserError(f"{as_place(classifier)}: a classifier of videos has its own classes: no classes, no index")
+        with naming_extras("a classifier of videos"):
+            predict_videos = load_function("vfm.api.videos:predict")
+        names, scores = predict_videos(classifier, given, device)
+        return Predictions(image_names(given), names, scores, top)
+    if dense := artifact_of(model, DenseCheckpoint):
+        if classes is not None or index is not None or pretrained:
+            raise UserError(f"{as_place(dense)}: it has a dense head: no classes, no index, no pretrained tag")
+        with naming_extras("a model with a dense head"):
+            find_regions = load_function("vfm.api.dense:find_regions")
+        regions: Regions = find_regions(dense, image_names(given), read_images(given), open_device(device), min_score)
+        return regions
+    chosen = read_classes(classes) if classes is not None else []
+    opened = read_images(given)
+    encoder, name = open_encoder(model, pretrained, open_device(device)), full_name(model, pretrained)
+    if index is not None:
+        labels, scores = similarities(encoder, name, opened, Path(index), warn)
+    else:
+        labels, scores = class_probabilities(encoder, name, opened, chosen, template)
+    check_finite(scores, name, image_names(given))
+    return Predictions(image_names(given), labels, scores, top, "probability" if index is None else "similarity")
+
+
+def class_probabilities(
+    encoder: AnyEncoder, model: str, images: Sequence[Image.Image], names: list[str], template: str
+) -> tuple[list[str], Tensor]:
+    """Return class names and their probabilities for each image, (B, K).
+
+    Args:
+        encoder: a CLIP model, or a vision model with a classification head.
+        model: its name, for error messages.
+        images: B images.
+        names: the classes; empty: those of the head.
+        template: prompt of a CLIP model, with `{}` for the class.
+
+    Raises:
+        UserError: a CLIP model without names, an encoder without a head, or a wrong number of names.
+    """
+    if isinstance(encoder, PooledVision):
+        num_classes = int(encoder.module.num_classes)  # type: ignore[arg-type]
+        if not num_classes:
+            raise UserError(f"{model}: it has no classification head; give an index, a file from `vfm embed`")
+        known = names or class_names_of(encoder.module) or [f"class {number}" for number in range(num_classes)]
+        columns_of(known, num_classes, known, model)
+        return known, encoder.logits(list(images)).softmax(dim=-1)
+    if not names:
+        raise UserError(f"{model}: a CLIP model needs classes to choose from; give classes or an index")
+    prompts = encoder.encode_texts(fill_templates(names, [template]))
+    classifier = ensemble_templates(prompts.view(len(names), 1, -1))
+    logits = logit_scale(encoder) * encoder.encode_images(list(images)) @ classifier.T
+    return names, logits.softmax(dim=-1)
+
+
+def similarities(
+    encoder: AnyEncoder, model: str, images: Sequence[Image.Image], index: Path, warn: Callable[[str], None]
+) -> tuple[list[str], Tensor]:
+    """Return the entries of an index and their cosine similarity to each image, (B, K).
+
+    Args:
+        encoder: the model.
+        model: its full name, which is compared with that of the model that made the index.
+        images: B images.
+        index: embeddings, as `vfm embed` writes them.
+        warn: called with a line if another model made the index.
+
+    Raises:
+        UserError: the index does not exist, is damaged, or has embeddings of another width.
+    """
+    known = read_embeddings(index)
+    found = encoder.encode_images(list(images))
+    if found.shape[1] != known.vectors.shape[1]:
+        made = f" of {known.model}" if known.model else ""
+        raise UserError(
+            f"{index}: expected embeddings with {found.shape[1]} channels, as {model} makes them, got embeddings{made}"
+            f" with {known.vectors.shape[1]}; use the same model for both"
+        )
+    if known.model and known.model != model:
+        warn(f"{index}: made with {known.model}, not with {model}; similarities of different models mean nothing")
+    entries = [f"{key}  {text}".rstrip() for key, text in zip(known.keys, known.texts, strict=True)]
+    check_finite(known.vectors, str(index), known.keys)
+    return entries, found @ normalize(known.vectors, dim=-1).T

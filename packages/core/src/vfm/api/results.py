@@ -1,0 +1,122 @@
+"""What the functions of `vfm` return: an Arrow table with a title, as text, in a notebook, and in pandas."""
+
+from __future__ import annotations
+
+import html
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vfm.config import UserError
+from vfm.flow.listeners import number
+from vfm.visible import visible
+
+MAX_ROWS = 20  # that are shown; the table has all
+MAX_CELL = 80  # characters of a cell that are shown
+STYLE = "border-collapse:collapse;font-variant-numeric:tabular-nums"
+
+
+class Results(ABC):
+    """Rows with named columns.
+
+    `table()` returns them as an Arrow table, `to_pandas()` as a data frame, `show()` prints them; a notebook draws
+    them.
+    """
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """One line about the results."""
+
+    @abstractmethod
+    def table(self) -> Any:
+        """Return the rows as a `pyarrow.Table`."""
+
+    def to_pandas(self) -> Any:
+        """Return the rows as a `pandas.DataFrame`.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        try:
+            return self.table().to_pandas()
+        except ModuleNotFoundError as error:
+            raise UserError(f"to_pandas needs {error.name}: pip install {error.name}; table() works without") from None
+
+    def show(self) -> None:
+        """Print the results."""
+        console = Console()
+        for table in self.shown():
+            console.print(table)
+
+    def shown(self) -> Iterable[Table]:
+        """Return the tables that `show` prints: by default the first rows."""
+        data = self.table()
+        table = Table(title=visible(escape(self.title)), title_justify="left", caption_justify="left")
+        for name, kind in zip(data.column_names, data.schema.types, strict=True):
+            table.add_column(escape(visible(name)), justify="right" if _is_number(kind) else "left", overflow="fold")
+        for row in data.slice(0, MAX_ROWS).to_pylist():
+            table.add_row(*(escape(_cell(value)) for value in row.values()))
+        table.caption = _rest(len(data))
+        return [table]
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {visible(self.title)}>"
+
+    def __str__(self) -> str:
+        console = Console(file=io.StringIO(), width=120, color_system=None)
+        for table in self.shown():
+            console.print(table)
+        assert isinstance(console.file, io.StringIO)
+        return console.file.getvalue().rstrip("\n")
+
+    def _repr_html_(self) -> str:
+        data = self.table()
+        sides = ["right" if _is_number(kind) else "left" for kind in data.schema.types]
+        heads = _html_row("th", data.column_names, sides)
+        rows = "".join(
+            _html_row("td", [_cell(value) for value in row.values()], sides)
+            for row in data.slice(0, MAX_ROWS).to_pylist()
+        )
+        rest = _rest(len(data))
+        return (
+            f"<p><b>{html.escape(visible(self.title))}</b></p>"
+            f'<table style="{STYLE}"><thead>{heads}</thead><tbody>{rows}</tbody></table>'
+            f"{f'<p>{rest}</p>' if rest else ''}"
+        )
+
+
+def as_table(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Return rows as an Arrow table with the columns of all of them."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return pa.table({name: [row.get(name) for row in rows] for name in names})
+
+
+def _html_row(tag: str, texts: Sequence[str], sides: Sequence[str]) -> str:
+    cells = (
+        f'<{tag} style="text-align:{side}">{html.escape(visible(text))}</{tag}>'
+        for text, side in zip(texts, sides, strict=True)
+    )
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    text = visible(number(value)) if not isinstance(value, list) else ", ".join(map(number, value[:4]))
+    text += ", ..." if isinstance(value, list) and len(value) > 4 else ""
+    return text if len(text) <= MAX_CELL else f"{text[: MAX_CELL - 3]}..."
+
+
+def _is_number(kind: object) -> bool:
+    return str(kind) in ("int64", "float", "double", "int32")
+
+
+def _rest(count: int) -> str:
+    return f"{MAX_ROWS} of {count:,} rows" if count > MAX_ROWS else ""

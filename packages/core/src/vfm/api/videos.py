@@ -1,0 +1,81 @@
+"""Classes and embeddings of videos, by a classifier of videos. Imports torch and PyAV."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vfm.api.inputs import open_device
+from vfm.api.paths import PATHS, AnyPath, as_place
+from vfm.artifacts import FACTS_FILE, Artifact, VideoClassifier, VideoDataset
+from vfm.config import UserError
+from vfm.data import BadSample
+from vfm.data.videos import Media, VideoSample, VideoSource
+from vfm.data.videos.indexing import index_videos
+from vfm.data.videos.media import frame_folder
+from vfm.data.videos.probing import probe
+from vfm.eval import ReadSettings, check_finite
+from vfm.eval.embeddings import Writer
+from vfm.eval.video_views import TestViews
+from vfm.eval.videos import embed_videos, load_video_predictor, predict_videos
+from vfm.stage import Context
+from vfm.stages.videos import Videos
+
+
+def predict(model: VideoClassifier, paths: Sequence[AnyPath], device: str) -> tuple[list[str], Tensor]:
+    """Return class names and their probabilities for video files, or for folders of frames, (B, K).
+
+    Raises:
+        UserError: a file does not exist, or is no video.
+    """
+    samples = [_read_video(path) for path in paths]
+    classifier = load_video_predictor(model, open_device(device))
+    scores = predict_videos(classifier, samples, TestViews())
+    check_finite(scores, str(model.path), list(map(str, paths)))
+    return list(classifier.class_names), torch.as_tensor(scores)
+
+
+def embed(
+    ctx: Context,
+    model: VideoClassifier,
+    data: AnyPath | Artifact,
+    writer: Writer,
+    device: str,
+    reading: ReadSettings,
+) -> tuple[int, Counter[str]]:
+    """Write the embedding of each video, the mean over its clips; return their number, and the bad ones by reason.
+
+    Raises:
+        UserError: the videos cannot be found, or too many of them cannot be read.
+    """
+    source, names = _open_videos(ctx, as_place(data))
+    classifier = load_video_predictor(model, open_device(device))
+    with writer:
+        bad = embed_videos(ctx, source, names, classifier, writer, reading, TestViews(num_crops=1))
+    return len(source) - bad.total(), bad
+
+
+def _read_video(given: AnyPath) -> VideoSample:
+    if not isinstance(given, PATHS):
+        raise UserError(f"expected the path of a video, got a {type(given).__name__}")
+    path = Path(given)
+    if not path.exists():
+        raise UserError(f"{path}: no such video")
+    media = frame_folder(str(path)) if path.is_dir() else Media(str(path))
+    try:
+        return VideoSample(path.stem, path.stem, b"", media=media, facts=probe(media))
+    except BadSample as bad:
+        raise UserError(f"{path}: {bad.reason.replace('_', ' ')}") from None
+
+
+def _open_videos(ctx: Context, data: str) -> tuple[VideoSource, list[str]]:
+    """Return the videos of an artifact, or of a path as `data.videos` takes it, and their class names."""
+    if (Path(data) / FACTS_FILE).is_file():
+        dataset = VideoDataset.load(data)
+    else:
+        dataset = index_videos(Videos(kind="data.videos", name="videos", path=data, max_bad_fraction=1.0), ctx)
+    return VideoSource.of(dataset), dataset.class_names
