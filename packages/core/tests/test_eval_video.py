@@ -114,7 +114,7 @@ def test_threads_read_the_same_views_in_order(videos: VideoDataset) -> None:
     source, model = VideoSource.of(videos), Greys(CLASSES, ClipSampling(4))
     found = []
     for threads, at_once in ((1, 1), (3, 4)):
-        batches = list(read_ahead(source, [model], TestViews(), threads, at_once))
+        batches = list(read_ahead(source, range(len(source)), [model], TestViews(), threads, at_once))
         found.append([(number, clips[0].tobytes()) for batch in batches for number, clips in batch])  # type: ignore[index]
     assert found[0] == found[1]
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from train_toy import BAD, Probe, Samples, in_processes, plan, train
+from train_toy import BAD, MainProbe, Probe, Regression, Samples, in_processes, plan, train
 from vfm.train import seed_everything
 
 COMMON = {"log_every": 1, "grad_clip_norm": 0.5, "ema_decay": 0.9, "max_bad_fraction": 0.5}
 EVERY_3 = {"checkpoint": {"every_steps": 3}}
+PROBES = [Probe(name="probe"), MainProbe(name="alone")]
 
 
 def settings(**changes: Any) -> dict[str, Any]:
@@ -31,6 +32,8 @@ def two(tmp_path_factory) -> Path:
         {"folder": "nan", "plan": settings(), "nan": [7, 6]},
         {"folder": "unbroken", "plan": settings(), "dropout": 0.3},
         {"folder": "evaluated", "plan": settings(tasks=[Probe(name="probe")], every_steps=5), "dropout": 0.3},
+        {"folder": "norm", "plan": settings(), "norm": True},
+        {"folder": "norm-evaluated", "plan": settings(tasks=PROBES, every_steps=5), "norm": True},
         {"folder": "cut", "plan": settings(), "dropout": 0.3, "terminated_rank": 1},
         {"folder": "cut", "plan": settings(), "dropout": 0.3},
         {"folder": "differing", "plan": settings(**EVERY_3), "dropout": 0.3, "terminated_rank": 1},
@@ -76,6 +79,31 @@ def test_processes_resume_from_one_checkpoint_although_one_of_them_finds_the_new
     assert (two / "differing" / "damaged-work" / "step-00000006").is_dir()
     for file in ("part/metrics.jsonl", "work/step-00000012/model.safetensors", "work/step-00000012/meta.json"):
         assert (two / "differing" / file).read_bytes() == (two / "unbroken" / file).read_bytes()
+
+
+@pytest.mark.parametrize(("name", "norm"), [("evaluated", False), ("norm-evaluated", True)])
+def test_processes_share_an_evaluation_of_the_averaged_weights_and_the_first_process_buffers(two, name, norm):
+    saved = two / name / "work" / "step-00000012"
+    task = Regression(norm=norm)
+    weights = {**load_file(saved / "model.safetensors"), **load_file(saved / "state" / "ema.safetensors")}
+    task.load_state_dict(weights)
+    task.eval()
+    with torch.no_grad():
+        at, second, third = (float(task.net(torch.full((1, 4), point))) for point in (1.0, 0.25, -2.0))
+    scores = {"answer": at, "answer/half": at / 2, "answer/others": second - third}
+    expected = {"probe": "val/", **({"alone": "val/alone/"} if norm else {})}
+    assert [line for line in lines(two / name) if line["split"] == "val" and line["step"] == 12] == [
+        {"step": 12, "samples": 96, "split": "val", "eval": name}
+        | {f"{prefix}{metric}": value for metric, value in scores.items()}
+        for name, prefix in expected.items()
+    ]
+
+
+def test_evaluations_change_no_process_that_has_batch_norms(two):
+    evaluated = lines(two / "norm-evaluated")
+    assert [line for line in evaluated if line["split"] == "train"] == lines(two / "norm")
+    file = "work/step-00000012/model.safetensors"
+    assert (two / "norm-evaluated" / file).read_bytes() == (two / "norm" / file).read_bytes()
 
 
 def test_evaluations_run_once_and_change_neither_process(two):

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from vfm.plugin import Artifact, Context, Evaluation, Event, Ref, Report, Runtime, Training, UserError
 from vfm.train import Batch, Frozen, Task, distributed, fit, heartbeat, map_tensors
+from vfm.train.sharing import of_all, own_share
 
 
 class Plan(Training):
@@ -36,9 +37,10 @@ class Plan(Training):
 
 
 class Probe(Evaluation):
-    """Report the output of a toy network."""
+    """Report the outputs of a toy network; several processes compute some each."""
 
     kind: Literal["eval.probe"] = "eval.probe"
+    in_processes: ClassVar[bool] = True
     models: list[Ref[Artifact]] = []
     at: float = 1.0
 
@@ -51,8 +53,16 @@ class Probe(Evaluation):
         ctx.warn(f"at {self.at}")
         assert not encoder.training
         with torch.no_grad():
-            answer = float(encoder(torch.full((1, 4), self.at)))
-        return {"answer": answer, "answer/half": answer / 2}
+            points = own_share([self.at, 0.25, -2.0])
+            answers = list(of_all(float(encoder(torch.full((1, 4), point))) for point in points))
+        return {"answer": answers[0], "answer/half": answers[0] / 2, "answer/others": answers[1] - answers[2]}
+
+
+class MainProbe(Probe):
+    """The same in the first process only."""
+
+    kind: Literal["eval.main_probe"] = "eval.main_probe"  # type: ignore[assignment]
+    in_processes: ClassVar[bool] = False
 
 
 GROUPS = {
@@ -275,9 +285,10 @@ def child(jobs: list[dict[str, Any]]) -> None:
                     damage(folder / work / newest.name / "model.safetensors")
             world.barrier()
             try:
-                plan = Plan.model_validate(job["plan"], context={"eval.probe": Probe})
+                plan = Plan.model_validate(job["plan"], context={"eval.probe": Probe, "eval.main_probe": MainProbe})
                 toy = Deep if job.get("deep") else Regression
-                task, *_ = train(folder, plan, task=toy(job.get("dropout", 0.0)), data=data, work=work)
+                norm = {"norm": True} if job.get("norm") else {}
+                task, *_ = train(folder, plan, task=toy(job.get("dropout", 0.0), **norm), data=data, work=work)
                 if world.is_main:
                     save_file(task.state_dict(), folder / "final.safetensors")
             except (UserError, OSError, SystemExit) as error:

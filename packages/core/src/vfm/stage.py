@@ -67,11 +67,15 @@ class Runtime(Config):
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: CUDA if available, else CPU"
     )
-    processes: int = Field(1, ge=1, description="number of training processes on this machine, started by torchrun")
+    processes: int = Field(
+        1,
+        ge=1,
+        description="processes on this machine that train or evaluate, started by torchrun; other stages run in one",
+    )
     workers: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
         0,
-        description="processes that read and decode samples, per training process; 0: one thread; auto: by the number"
-        " of cores",
+        description="processes that read and decode samples, for each of `processes`; 0: one thread; auto: by the"
+        " number of cores",
     )
     threads: int | None = Field(
         None,
@@ -117,6 +121,7 @@ class Stage(Config):
     work: ClassVar[str] = ""  # (config, Context) -> artifact
     checks: ClassVar[str] = ""  # (config, Preflight) -> None
     costs: ClassVar[str] = ""  # (config, Preflight) -> vfm.costs.Cost, for `vfm plan --estimate`
+    in_processes: ClassVar[bool] = False  # whether all of `runtime.processes` run it; else one
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

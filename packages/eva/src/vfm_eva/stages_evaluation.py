@@ -18,6 +18,7 @@ class MaskedPatches(ModelEvaluation):
     """
 
     kind: Literal["eval.masked_patches"] = "eval.masked_patches"
+    in_processes: ClassVar[bool] = True
     version: ClassVar[int] = 1
     evaluator: ClassVar[str] = "vfm_eva.held_out:evaluate_masked_patches"
     checks: ClassVar[str] = "vfm_eva.held_out:check_masked_patches"

@@ -27,6 +27,7 @@ from vfm.eval.hashes import item_digest
 from vfm.models import ClipModel, TextImageEncoder, eval_mode, image_tokens
 from vfm.stage import Context
 from vfm.stages.evaluation import ReadSettings
+from vfm.train.sharing import in_batches, leave_to_first, of_all, own_share
 
 
 @dataclass(frozen=True)
@@ -76,24 +77,44 @@ def choice_logits(
     bad: Counter[str] = Counter()
     first_bad = ""
     logits: dict[str, list[NDArray[np.float32]]] = {name: [] for name in encoders}
-    chunk: list[tuple[Choice, list[Image.Image]]] = []
-    for seen, item in enumerate(load_choices(data), start=1):
-        check(item)
-        try:
-            chunk.append((item, [decode_image(image, item.key) for image in item.images]))
-        except BadSample as problem:
-            first_bad = first_bad or f"{problem.where} ({problem.reason})"
-            bad[problem.reason] += 1
-            ctx.skip(problem.reason, problem.where)
-        if len(chunk) == reading.batch_size or seen == data.num_pairs:
-            items += [item for item, _ in chunk]
-            digests += [_digest(item) for item, _ in chunk]
-            for name, model in encoders.items():
-                logits[name] += _chunk_logits(name, model, chunk, prompt, reading.batch_size)
-            chunk = []
-            ctx.progress(seen, data.num_pairs, "items")
+
+    def compute(chunk: list[Choice]) -> tuple[list[BadSample | None], dict[str, list[NDArray[np.float32]]]]:
+        for item in chunk:
+            check(item)
+        found = [_decode(item) for item in chunk]
+        good = [(item, one) for item, one in zip(chunk, found, strict=True) if not isinstance(one, BadSample)]
+        scores = {
+            name: _chunk_logits(name, model, good, prompt, reading.batch_size) for name, model in encoders.items()
+        }
+        return [one if isinstance(one, BadSample) else None for one in found], scores
+
+    def chunks() -> Iterator[list[Choice]]:
+        return in_batches(load_choices(data), reading.batch_size)
+
+    seen = 0
+    for chunk, (problems, scores) in zip(chunks(), of_all(map(compute, own_share(chunks()))), strict=True):
+        for item, problem in zip(chunk, problems, strict=True):
+            if problem:
+                first_bad = first_bad or f"{problem.where} ({problem.reason})"
+                bad[problem.reason] += 1
+                ctx.skip(problem.reason, problem.where)
+            else:
+                items.append(item)
+                digests.append(_digest(item))
+        for name in encoders:
+            logits[name] += scores[name]
+        seen += len(chunk)
+        ctx.progress(seen, data.num_pairs, "items")
     reading.check_bad(bad, data.num_pairs, "items", first_bad)
+    leave_to_first()
     return ChoiceLogits(items, digests, logits)
+
+
+def _decode(item: Choice) -> list[Image.Image] | BadSample:
+    try:
+        return [decode_image(image, item.key) for image in item.images]
+    except BadSample as problem:
+        return problem
 
 
 def _digest(item: Choice) -> bytes:

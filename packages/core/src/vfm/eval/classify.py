@@ -19,6 +19,7 @@ from vfm.scores import Evaluated
 from vfm.stage import Context
 from vfm.stages.evaluation import Classify
 from vfm.stages.evaluation.checks import check_class_names
+from vfm.train.sharing import leave_to_first
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def evaluate_classify(config: Classify, ctx: Context, encoders: Mapping[str, Any
     check_class_names(data.class_names, str(config.data))
     heads = {name: _outputs(name, model, data.class_names, config.class_names) for name, model in encoders.items()}
     images, targets = encode_with_targets(ctx, heads, data, config.reading)
+    leave_to_first()
     results = {}
     for name, head in heads.items():
         scores, details = images.features[name].numpy(), {"head": head.columns}

@@ -25,6 +25,7 @@ from vfm.models import (
     vision_preprocess,
 )
 from vfm.stages.evaluation.base import ResizeMode
+from vfm.train.sharing import in_batches, of_all, own_share
 
 FEATURES_VERSION = 1  # raise by hand when a checkpoint's features of an image change
 
@@ -82,6 +83,8 @@ def logit_scale(model: TextImageEncoder) -> float:
 def encode_texts(model: TextImageEncoder, texts: Sequence[str], batch_size: int, name: str = "the model") -> Tensor:
     """Return unit vectors, (M, D); repeated texts, which are common among web captions, are encoded once.
 
+    Several processes that share an evaluation encode a part each, and all get all of them.
+
     Args:
         model: the encoder.
         texts: M texts.
@@ -92,6 +95,19 @@ def encode_texts(model: TextImageEncoder, texts: Sequence[str], batch_size: int,
         UserError: a feature is not finite.
     """
     rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-    features = model.encode_texts(list(rows), batch_size)
-    check_finite(features, name, list(rows))
+    encoded = (
+        _encode_finite(model, batch, batch_size, name) for batch in own_share(in_batches(list(rows), batch_size))
+    )
+    features, done = torch.empty(0, 0), 0
+    for part in of_all(encoded):
+        if not done:  # filled in place, since concatenating the parts would take twice the memory
+            features = torch.empty(len(rows), part.shape[1])
+        features[done : done + len(part)] = part
+        done += len(part)
     return features if len(rows) == len(texts) else features[torch.tensor([rows[text] for text in texts])]
+
+
+def _encode_finite(model: TextImageEncoder, texts: Sequence[str], batch_size: int, name: str) -> Tensor:
+    features = model.encode_texts(texts, batch_size)
+    check_finite(features, name, texts)
+    return features

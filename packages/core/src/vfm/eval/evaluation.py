@@ -23,7 +23,8 @@ from vfm.scores import Evaluated, ModelResult
 from vfm.stage import Context
 from vfm.stages.evaluation.base import EncodedEvaluation, ModelEvaluation, short_name
 from vfm.statistics import compare, to_metric
-from vfm.train import prepare_device
+from vfm.train import distributed
+from vfm.train.sharing import leave_to_first, sharing
 
 
 class ReportSettings(Protocol):
@@ -45,13 +46,21 @@ class ReportSettings(Protocol):
         ...
 
 
-def evaluate_models(config: ModelEvaluation, ctx: Context) -> Report:
-    """Load the models, evaluate them, and write scores, paired tests, predictions and panels."""
+def evaluate_models(config: ModelEvaluation, ctx: Context) -> Report | None:
+    """Load the models, evaluate them, and write scores, paired tests, predictions and panels.
+
+    Several processes share the batches (`Stage.in_processes`); only the first one returns a report.
+    """
     checkpoints = {short_name(ref): ctx.load(ref) for ref in config.models}
-    device = prepare_device(config.runtime)
     precision = config.precision if isinstance(config, EncodedEvaluation) else "fp32"
-    encoders = {name: load_encoder(one, device, config.resize_mode, precision) for name, one in checkpoints.items()}
-    return write_report(config, ctx, config.evaluate(ctx, encoders), checkpoints)
+    with distributed(config.runtime) as world, sharing(world):
+        encoders = {
+            name: load_encoder(one, world.device, config.resize_mode, precision) for name, one in checkpoints.items()
+        }
+        evaluated = config.evaluate(ctx, encoders)
+        leave_to_first()
+        return write_report(config, ctx, evaluated, checkpoints)
+    return None  # in the others
 
 
 def write_report(

@@ -25,6 +25,7 @@ from vfm.models import ClipModel, ImageEncoder, PooledVision, Preprocess
 from vfm.models.preprocess import FittedImage
 from vfm.stage import Context
 from vfm.stages.evaluation.base import ReadSettings
+from vfm.train.sharing import agree, in_batches, of_all, own_share, writes_files
 
 Decoded = tuple[Sample, Any, bytes] | BadSample
 """A sample, its image (PIL, or resized for models that have a `Preprocess`), and its digest; or why it is bad."""
@@ -66,7 +67,8 @@ def encode_dataset(
 ) -> Encoded:
     """Encode all images of a dataset; bad samples are skipped, counted and reported.
 
-    Features that an earlier evaluation has cached for all models are read from the cache (`FeatureCache`).
+    Several processes that share an evaluation encode a part each, and all get all of it. Features that an earlier
+    evaluation has cached for all models are read from the cache (`FeatureCache`).
 
     Args:
         ctx: takes progress and bad samples.
@@ -78,7 +80,7 @@ def encode_dataset(
     Raises:
         UserError: too many bad samples, or no good one; or a feature is not finite.
     """
-    caches = {name: FeatureCache.of(source, getattr(encoder, "features_key", "")) for name, encoder in encoders.items()}
+    caches = _caches(source, encoders)
     cached = {name: set(cache.numbers.tolist()) for name, cache in caches.items()}
     cached_by_all = set.intersection(*cached.values()) if cached else set()
     first = next(iter(caches.values()), FeatureCache())
@@ -100,20 +102,19 @@ def encode_dataset(
             skip(number, problem)
     new: dict[str, list[tuple[list[int], Tensor]]] = {name: [] for name in encoders}
     missing = [number for number in range(len(source)) if number not in cached_by_all]
+    own = [number for batch in own_share(in_batches(missing, reading.batch_size)) for number in batch]
+    decoded = decoded_batches(source, reading, check, own, fits=preprocesses(encoders.values()))
+    encoded = (_encode(batch, encoders, cached, reading.batch_size) for batch in decoded)
     seen = len(cached_by_all)
-    for batch in decoded_batches(source, reading, check, missing, fits=preprocesses(encoders.values())):
-        good = [(number, *item) for number, item in batch if not isinstance(item, BadSample)]
-        for number, item in batch:
+    for items, features_of_batch in of_all(encoded):
+        for number, item in items:
             if isinstance(item, BadSample):
                 skip(number, item)
-        # Without the image files, which would hold the whole dataset in memory.
-        found |= {number: (replace(sample, image=b""), digest) for number, sample, _, digest in good}
-        for name, encoder in encoders.items():
-            if images := {number: image for number, _, image, _ in good if number not in cached[name]}:
-                features_of_batch = encoder.encode_images(list(images.values()), reading.batch_size)
-                check_finite(features_of_batch, name, [found[number][0].key for number in images])
-                new[name].append((list(images), features_of_batch))
-        seen += len(batch)
+            else:
+                found[number] = item
+        for name, part in features_of_batch.items():
+            new[name].append(part)
+        seen += len(items)
         ctx.progress(seen, len(source), "images")
     reading.check_bad(bad, len(source), first=first_bad)
     for name, parts in new.items():
@@ -125,6 +126,41 @@ def encode_dataset(
     for name, rows in features.items():  # cached ones too, which an older version may have stored unchecked
         check_finite(rows, name, [found[n][0].key for n in numbers])
     return Encoded(numbers, [found[n][0] for n in numbers], [found[n][1] for n in numbers], features)
+
+
+def _caches(source: Source, encoders: Mapping[str, ImageEncoder]) -> dict[str, FeatureCache]:
+    """Return the cached features of each model; none if several processes find different ones."""
+    caches = {name: FeatureCache.of(source, getattr(encoder, "features_key", "")) for name, encoder in encoders.items()}
+    seen = agree({name: item_digest(name, [cache.numbers.tobytes()]) for name, cache in caches.items()})
+    if any(other != seen[0] for other in seen):
+        caches = {name: FeatureCache(cache.file) for name, cache in caches.items()}
+    return caches if writes_files() else {name: replace(cache, file=None) for name, cache in caches.items()}
+
+
+def _encode(
+    batch: Sequence[tuple[int, Decoded]],
+    encoders: Mapping[str, ImageEncoder],
+    cached: Mapping[str, set[int]],
+    batch_size: int,
+) -> tuple[list[tuple[int, tuple[Sample, bytes] | BadSample]], dict[str, tuple[list[int], Tensor]]]:
+    """Return a batch's samples, without their images, and by model the features that are not cached yet.
+
+    Raises:
+        UserError: a feature is not finite.
+    """
+    good = {number: item for number, item in batch if not isinstance(item, BadSample)}
+    features = {}
+    for name, encoder in encoders.items():
+        if images := {number: image for number, (_, image, _) in good.items() if number not in cached[name]}:
+            part = encoder.encode_images(list(images.values()), batch_size)
+            check_finite(part, name, [good[number][0].key for number in images])
+            features[name] = (list(images), part)
+    # The image files of all batches would not fit in memory.
+    items = [
+        (number, item if isinstance(item, BadSample) else (replace(item[0], image=b""), item[2]))
+        for number, item in batch
+    ]
+    return items, features
 
 
 def bad_place(source: Source, number: int, problem: BadSample) -> str:

@@ -34,6 +34,7 @@ from vfm.stage import Context
 from vfm.stages.evaluation import FewShot, ReadSettings
 from vfm.stages.evaluation.checks import check_same_classes
 from vfm.statistics import Accuracy
+from vfm.train.sharing import leave_to_first
 
 Floats = NDArray[np.float64]
 
@@ -91,9 +92,13 @@ def score_few_shot(
     known, test = encode_labeled(ctx, encoders, train, reading), encode_labeled(ctx, encoders, data, reading)
     if missing := sorted(set(range(len(data.class_names))) - set(known.labels.tolist())):
         raise UserError(f"class {data.class_names[missing[0]]!r} has no training image")
+    starts = {
+        name: _start(name, model, data, settings, known.features[name].shape[1], reading.batch_size)
+        for name, model in encoders.items()
+    }
+    leave_to_first()
     results, curves = {}, []
-    for name, model in encoders.items():
-        start = _start(name, model, data, settings, known.features[name].shape[1], reading.batch_size)
+    for name, start in starts.items():
         features = known.features[name].numpy(), test.features[name].numpy()
         trials = {
             shots: _trials(features[0], known.labels, features[1], test.labels, start, shots, settings)

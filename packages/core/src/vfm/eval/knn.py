@@ -22,6 +22,7 @@ from vfm.scores import Evaluated
 from vfm.stage import Context
 from vfm.stages.evaluation import Knn, ReadSettings
 from vfm.stages.evaluation.checks import check_same_classes
+from vfm.train.sharing import leave_to_first
 
 
 def evaluate_knn(config: Knn, ctx: Context, encoders: Mapping[str, ImageEncoder]) -> Evaluated:
@@ -44,6 +45,7 @@ def score_knn(
     """Score features by the nearest training images, which vote for their class or for each of their labels."""
     known, known_targets = encode_with_targets(ctx, encoders, train, reading)
     test, targets = encode_with_targets(ctx, encoders, data, reading)
+    leave_to_first()
     details = {"k": k, "temperature": temperature, "train_sha256": data_hash(train, known.digests)}
     results = {}
     for name in encoders:

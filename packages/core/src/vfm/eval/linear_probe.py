@@ -31,6 +31,7 @@ from vfm.stage import Context
 from vfm.stages.evaluation import LinearProbe, ReadSettings
 from vfm.stages.evaluation.checks import check_same_classes
 from vfm.train import resolve_device
+from vfm.train.sharing import leave_to_first
 
 Features = NDArray[np.floating]
 Labels = NDArray[np.integer]
@@ -91,6 +92,7 @@ def score_linear_probe(
     # Split before the test images are encoded: a set that cannot be split is refused without that work.
     fitted, held_out = split_validation(known_labels, validation_fraction, seed)
     test, targets = encode_with_targets(ctx, encoders, data, reading)
+    leave_to_first()
     train_hash = data_hash(train, known.digests)
     results, curves = {}, []
     for name in encoders:

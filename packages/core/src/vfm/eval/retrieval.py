@@ -30,6 +30,7 @@ from vfm.scores import Evaluated, ModelResult
 from vfm.stage import Context
 from vfm.stages.evaluation import ReadSettings, Retrieval
 from vfm.statistics import Accuracy
+from vfm.train.sharing import leave_to_first
 
 SHOWN = 6  # queries per sheet
 
@@ -66,10 +67,13 @@ def score_retrieval(
     captions = Captions.of(images, language)
     if len(images.samples) > 1 and len(set(captions.texts)) == 1:
         raise UserError(f"expected different captions, got {captions.texts[0]!r} for all images")
+    texts_by_model = {
+        name: encode_texts(model, captions.texts, reading.batch_size, name) for name, model in encoders.items()
+    }
+    leave_to_first()
     last = list(encoders)[-1]  # the model that the others lead to: its images are shown
     results = {}
-    for name, model in encoders.items():
-        texts = encode_texts(model, captions.texts, reading.batch_size, name)
+    for name, texts in texts_by_model.items():
         ranks = retrieval_ranks(images.features[name], texts, torch.from_numpy(captions.image))
         scores = recall_scores(ranks, captions.image, recall_k)
         results[name] = ModelResult(scores, _predictions(images, captions, ranks), _rank_facts(ranks))

@@ -26,6 +26,7 @@ from vfm.stage import Context
 from vfm.stages.evaluation import AttentiveProbe, ReadSettings
 from vfm.stages.evaluation.checks import check_same_classes
 from vfm.train import resolve_device
+from vfm.train.sharing import leave_to_first
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def score_trained_probe(
     try:
         known, known_targets, features = _encode(ctx, encoders, train, settings, "train", reading)
         test, targets, test_features = _encode(ctx, encoders, data, settings, "test", reading)
+        leave_to_first()
         split = _split(known_targets, settings)
         results, curves = {}, []
         for name in encoders:

@@ -70,12 +70,18 @@ def softmax(scores: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def read_ahead(
-    source: VideoSource, models: Sequence[VideoPredictor], views: TestViews, threads: int, at_once: int
+    source: VideoSource,
+    numbers: Sequence[int],
+    models: Sequence[VideoPredictor],
+    views: TestViews,
+    threads: int,
+    at_once: int,
 ) -> Iterator[list[tuple[int, list[NDArray[np.uint8]] | BadSample]]]:
     """Yield lists of videos with their views for each model, or the reason why they have none.
 
     Args:
         source: the videos.
+        numbers: of those that are read.
         models: M models.
         views: what is read.
         threads: that decode, since PyAV decodes without Python's lock.
@@ -90,9 +96,8 @@ def read_ahead(
             return number, bad
 
     with ThreadPoolExecutor(threads) as pool:
-        pending = [pool.submit(read, number) for number in range(min(at_once, len(source)))]
-        for start in range(0, len(source), at_once):
-            following = range(start + at_once, min(start + 2 * at_once, len(source)))
-            coming = [pool.submit(read, number) for number in following]
+        pending = [pool.submit(read, number) for number in numbers[:at_once]]
+        for start in range(0, len(numbers), at_once):
+            coming = [pool.submit(read, number) for number in numbers[start + at_once : start + 2 * at_once]]
             yield [one.result() for one in pending]
             pending = coming

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,8 @@ from vfm.stage import Context
 from vfm.stages.evaluation.base import ReadSettings, short_name
 from vfm.stages.evaluation.video import VideoEvaluation
 from vfm.statistics import Accuracy
-from vfm.train import prepare_device
+from vfm.train import distributed
+from vfm.train.sharing import leave_to_first, of_all, own_share, sharing
 
 
 @dataclass
@@ -42,12 +44,16 @@ class _Scored:
     views: list[NDArray[np.float64]] = field(default_factory=list)
 
 
-def evaluate_videos(config: VideoEvaluation, ctx: Context) -> Report:
-    """Load the models, evaluate them on the same views of the same videos, and write the report."""
+def evaluate_videos(config: VideoEvaluation, ctx: Context) -> Report | None:
+    """Load the models, evaluate them on the same views of the same videos, and write the report.
+
+    Several processes share the videos; only the first one returns a report.
+    """
     checkpoints = {short_name(ref): ctx.load(ref) for ref in config.models}
-    device = prepare_device(config.runtime)
-    models = {name: load_video_predictor(one, device) for name, one in checkpoints.items()}
-    return write_report(config, ctx, evaluate_predictors(config, ctx, models), checkpoints)
+    with distributed(config.runtime) as world, sharing(world):
+        models = {name: load_video_predictor(one, world.device) for name, one in checkpoints.items()}
+        return write_report(config, ctx, evaluate_predictors(config, ctx, models), checkpoints)
+    return None  # in the others
 
 
 def load_video_predictor(checkpoint: VideoClassifier, device: torch.device) -> VideoPredictor:
@@ -72,20 +78,30 @@ def evaluate_predictors(config: VideoEvaluation, ctx: Context, models: Mapping[s
     numbers: list[int] = []
     bad: Counter[str] = Counter()
     at_once = max(1, config.micro_batch_size // (views.num_clips * views.num_crops))
-    for batch in read_ahead(source, list(models.values()), views, config.reading.threads, at_once):
-        good = [(number, clips) for number, clips in batch if not isinstance(clips, BadSample)]
-        for _, problem in batch:
-            if isinstance(problem, BadSample):
-                bad[problem.reason] += 1
-                ctx.skip(problem.reason, problem.where)
-        for place, (name, model) in enumerate(models.items()):
-            for number, clips in good:
-                logits = _in_micro_batches(model, clips[place], config.micro_batch_size)
-                check_finite(logits, name, [source.where(number)] * len(logits))
-                scored[name].views.append(softmax(logits[:, scored[name].columns]))
-        numbers += [number for number, _ in good]
+    own = list(own_share(range(len(source))))
+
+    def classify(name: str, number: int, clips: NDArray[np.uint8]) -> NDArray[np.float64]:
+        logits = _in_micro_batches(models[name], clips, config.micro_batch_size)
+        check_finite(logits, name, [source.where(number)] * len(logits))
+        return softmax(logits[:, scored[name].columns])
+
+    read = read_ahead(source, own, list(models.values()), views, config.reading.threads, at_once)
+    classified = (
+        (number, clips if isinstance(clips, BadSample) else list(map(classify, models, repeat(number), clips)))
+        for batch in read
+        for number, clips in batch
+    )
+    for number, found in of_all(classified):  # a video is a batch of its own
+        if isinstance(found, BadSample):
+            bad[found.reason] += 1
+            ctx.skip(found.reason, found.where)
+        else:
+            for one, probabilities in zip(scored.values(), found, strict=True):
+                one.views.append(probabilities)
+            numbers.append(number)
         ctx.progress(len(numbers) + bad.total(), len(source), "videos")
     config.reading.check_bad(bad, len(source), "videos")
+    leave_to_first()
     labels = np.array(source.labels)[numbers]
     keys = [source.keys[number] for number in numbers]
     results = {name: _result(one, labels, keys, data, views) for name, one in scored.items()}
@@ -149,7 +165,7 @@ def embed_videos(
     """
     bad: Counter[str] = Counter()
     done = 0
-    for batch in read_ahead(source, [model], views, reading.threads, reading.batch_size):
+    for batch in read_ahead(source, range(len(source)), [model], views, reading.threads, reading.batch_size):
         keys, texts, vectors = [], [], []
         for number, clips in batch:
             if isinstance(clips, BadSample):

@@ -27,7 +27,7 @@ from vfm.eval.classification import (
     result_from_ranks,
     result_from_scores,
 )
-from vfm.eval.finite import check_finite
+from vfm.eval.encoders import encode_texts
 from vfm.eval.hashes import data_hash
 from vfm.eval.ranking import MAX_SCORES, best_ranks, row_blocks
 from vfm.models import TextImageEncoder
@@ -36,6 +36,7 @@ from vfm.stage import Context
 from vfm.stages.evaluation import ReadSettings, ZeroShot
 from vfm.stages.evaluation.checks import check_zero_shot_classes
 from vfm.templates import check_templates
+from vfm.train.sharing import leave_to_first
 
 # Numbers in place of names, as ImageNet's folders have (n01440764), mean nothing to a text tower. Up to ten classes may
 # be digits, which are words.
@@ -89,11 +90,15 @@ def score_zero_shot(
     candidates = torch.unique(targets) if only_present else torch.arange(len(names))
     if len(candidates) < 2:
         raise UserError("expected images of two or more classes, got one class")
+    classes = [names[label] for label in candidates]
+    classifiers = {
+        name: zero_shot_classifier(model, classes, templates, reading.batch_size, name)
+        for name, model in encoders.items()
+    }
+    leave_to_first()
     results = {}
-    for name, model in encoders.items():
+    for name, classifier in classifiers.items():
         features = images.features[name]
-        classes = [names[label] for label in candidates]
-        classifier = zero_shot_classifier(model, classes, templates, reading.batch_size, name)
         details = {"templates": templates, **({"class_names": names} if prompts.class_names else {})}
         if isinstance(data, TaggedImages):
             scores = (features @ classifier.T).numpy()
@@ -122,8 +127,7 @@ def zero_shot_classifier(
         UserError: a feature is not finite; the line has the model's `name`.
     """
     prompts = fill_templates(class_names, templates)
-    features = model.encode_texts(prompts, batch_size)
-    check_finite(features, name, prompts)
+    features = encode_texts(model, prompts, batch_size, name)
     return ensemble_templates(features.view(len(class_names), len(templates), -1))
 
 

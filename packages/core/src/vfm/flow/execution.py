@@ -23,7 +23,6 @@ from vfm.flow.plan import Step, check_identity
 from vfm.flow.store import Slot
 from vfm.flow.subprocesses import Send, run_subprocess
 from vfm.integrity import read_sealed, seal
-from vfm.interfaces import Training
 from vfm.plugins import unknown_kind
 from vfm.publishing import write_file
 from vfm.stage import Context, Stage
@@ -98,11 +97,11 @@ def execute(step: Step, send: Send, lock_descriptor: int, environment: Mapping[s
         send: receives the events of the stage.
         lock_descriptor: file descriptor of the lock, which subprocesses inherit.
         environment: run in a subprocess with these additional environment variables; None: run in this process,
-            except a training with several processes, which always runs under torchrun.
+            except a stage in several processes, which always runs under torchrun.
     """
     work = write_step(step)
     processes = step.stage.runtime.processes
-    if processes * machines_of_job() > 1 and isinstance(step.stage, Training):
+    if processes * machines_of_job() > 1 and step.stage.in_processes:
         # torchrun sets OMP_NUM_THREADS to 1 unless it is set; use all cores instead, shared among the processes.
         threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
         run_subprocess(

@@ -244,6 +244,7 @@ class Training(Stage):
     runtime: TrainingRuntime = Field(TrainingRuntime(), description="device, processes, workers, threads, kernels")
     seed: Seed = Field(0, description="of all random draws")
 
+    in_processes: ClassVar[bool] = True
     can_shard: ClassVar[bool] = False  # whether `runtime.parallel: fsdp` is known to train it as ddp does
     moved: ClassVar[Mapping[str, str]] = {"evals": "evaluation.tasks", "eval_every": "evaluation.every_steps"}
 

@@ -19,7 +19,7 @@ from vfm.models.clip import ClipModel, blueprint, load_clip, save_clip
 from vfm.panels import LinesPanel, Series
 from vfm.stage import Context, Preflight
 from vfm.stages.models import Interpolate
-from vfm.train.dist import prepare_device
+from vfm.train.dist import World, prepare_device
 from vfm.train.evaluations import run_evaluations
 
 # Keys of a configuration that a training may set without changing the trained function.
@@ -120,7 +120,7 @@ def _evaluate_line(config: Interpolate, ctx: Context, start: ClipModel, end: Cli
     with (ctx.directory / "line.jsonl").open("w", encoding="utf-8") as file:
         for place, alpha in enumerate(alphas):
             mixed = interpolate(start, end, alpha)
-            for evaluation, scores in run_evaluations(ctx, config.evaluation.tasks, mixed.to(device)):
+            for evaluation, scores in run_evaluations(ctx, config.evaluation.tasks, mixed.to(device), World(device)):
                 scores_of[evaluation.name].append(scores)
                 file.write(json.dumps({"alpha": alpha, "eval": evaluation.name, **scores}) + "\n")
             ctx.progress(place + 1, len(alphas), "models")

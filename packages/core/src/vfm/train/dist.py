@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,7 +21,7 @@ from vfm.interfaces import Training
 from vfm.stage import Runtime
 
 _uses = count()
-TIMEOUT = timedelta(hours=2)  # for the first process, which the others wait for while it evaluates the model
+TIMEOUT = timedelta(hours=2)  # for the first process, which the others wait for while it scores an evaluation
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,13 @@ class World:
         if self.size > 1:
             dist.all_gather_object(values, value)
         return values
+
+    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Replace tensors by those of the first process, bit for bit."""
+        for tensor in tensors if self.size > 1 else ():
+            value = tensor.detach().contiguous()
+            dist.broadcast(value, src=0)
+            tensor.detach().copy_(value)
 
     def barrier(self) -> None:
         """Wait for the other processes."""

@@ -11,6 +11,8 @@ from typing import Any
 from vfm.events import Event
 from vfm.interfaces import Evaluation, Training
 from vfm.stage import Context
+from vfm.train.dist import World
+from vfm.train.sharing import sharing
 
 
 class Evaluations:
@@ -27,27 +29,35 @@ class Evaluations:
         every = self.policy.every_steps or self.num_steps
         return bool(self.policy.tasks) and (step % every == 0 or step == self.num_steps)
 
-    def run(self, encoder: Any) -> Iterator[tuple[Evaluation, dict[str, float]]]:
+    def run(self, encoder: Any, world: World) -> Iterator[tuple[Evaluation, dict[str, float]]]:
         """Yield each evaluation with its scores for `encoder`."""
-        return run_evaluations(self.ctx, self.policy.tasks, encoder)
+        return run_evaluations(self.ctx, self.policy.tasks, encoder, world)
 
 
 def run_evaluations(
-    ctx: Context, evaluations: Sequence[Evaluation], encoder: Any
+    ctx: Context, evaluations: Sequence[Evaluation], encoder: Any, world: World
 ) -> Iterator[tuple[Evaluation, dict[str, float]]]:
-    """Yield each evaluation with a model's scores.
+    """Yield each evaluation with a model's scores, in the first process.
 
-    Their panels are discarded, and of their events only warnings are sent: progress and counts of bad samples belong to
-    the stage that trains.
+    The others compute their share of the batches, or wait where an evaluation shares none (`Stage.in_processes`), and
+    yield nothing. Panels are discarded, and of the events only warnings are sent: progress and counts of bad samples
+    belong to the stage that trains.
     """
 
     def send(event: Event) -> None:
         if event.type == "warning":
             ctx.send(event)
 
-    quiet = replace(ctx, directory=ctx.work / "evals", send=send, bad=Counter())
+    quiet = replace(ctx, directory=ctx.work / f"evals-{world.rank}", send=send, bad=Counter())
     for evaluation in evaluations:
         shutil.rmtree(quiet.directory, ignore_errors=True)
         quiet.directory.mkdir(parents=True)
-        yield evaluation, evaluation.scores(quiet, encoder)
+        scores: dict[str, float] = {}
+        if evaluation.in_processes:
+            with sharing(world):
+                scores = evaluation.scores(quiet, encoder)
+        elif world.is_main:
+            scores = evaluation.scores(quiet, encoder)
+        if world.is_main:
+            yield evaluation, scores
     shutil.rmtree(quiet.directory)

@@ -213,16 +213,16 @@ class _Loop(Generic[Inputs]):
             raise Preempted(message, self.stop.number)
 
     def _evaluate(self) -> None:
-        """Run the evaluations in the first process while the others wait, on the averaged weights if there are any."""
+        """Run the evaluations in all processes, on the averaged weights if there are any; the first one has scores."""
         averaged = self.ema.as_weights() if self.ema else nullcontext()
         with self.numerics.full_weights(), averaged, self.placed.whole() as task, uncompiled(self.plan.runtime):
-            if task:
-                task.eval()
-                found: dict[str, float] = {}
-                for evaluation, scores in self.evaluations.run(task.encoder()):
-                    found |= self.curves.write_scores(self.done, evaluation, scores)
+            task.eval()
+            found: dict[str, float] = {}
+            for evaluation, scores in self.evaluations.run(task.encoder(), self.world):
+                found |= self.curves.write_scores(self.done, evaluation, scores)
+            if self.world.is_main:
                 self.best.offer(self.done, found, task)
-                task.train()
+            task.train()
         self.world.barrier()
         self.curves.restart_clock()
 

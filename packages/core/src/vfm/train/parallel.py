@@ -48,9 +48,9 @@ class Alone(Generic[Inputs]):
         """Average the gradients that the backward passes have not averaged over the processes."""
 
     @contextmanager
-    def whole(self) -> Iterator[Task[Inputs] | None]:
-        """Yield a task with the present weights, all of them, in the first process; None in the others."""
-        yield self.task if self.world.is_main else None
+    def whole(self) -> Iterator[Task[Inputs]]:
+        """Yield a task with the present weights, all of them, and the buffers of the first process."""
+        yield self.task
 
     def finish(self) -> Task[Inputs]:
         """Return the task that the caller of `fit` has, with the present weights."""
@@ -74,6 +74,12 @@ class Replicated(Alone[Inputs]):
     def begin_micro_batch(self, *, is_last: bool) -> None:
         """Average gradients with the last micro-batch only, as DDP's `no_sync` does."""
         self.ddp.require_backward_grad_sync = is_last
+
+    @contextmanager
+    def whole(self) -> Iterator[Task[Inputs]]:
+        """Yield the task; DDP, too, takes the first process' buffers before the next step."""
+        self.world.copy_from_first(self.task.buffers())
+        yield self.task
 
 
 class Sharded(Alone[Inputs]):
@@ -124,30 +130,26 @@ class Sharded(Alone[Inputs]):
                 param.grad = self.world.mean(param.grad)
 
     @contextmanager
-    def whole(self) -> Iterator[Task[Inputs] | None]:
-        """Gather the weights into the caller's task in the first process, on the device within the context."""
-        self._gather(everywhere=False)
-        if not self.world.is_main:
-            yield None
-            return
+    def whole(self) -> Iterator[Task[Inputs]]:
+        """Gather the weights into the caller's task, on the device within the context."""
+        self._gather()
         _move(self.original, self.world.device)
+        self.world.copy_from_first(self.original.buffers())
         try:
             yield self.original
         finally:
             _move(self.original, torch.device("cpu"))
 
     def finish(self) -> Task[Inputs]:
-        """Return the caller's task, with the weights gathered in every process."""
-        self._gather(everywhere=True)
+        """Return the caller's task, with the weights gathered."""
+        self._gather()
         return self.original.to(self.world.device)
 
     @torch.no_grad()
-    def _gather(self, *, everywhere: bool) -> None:
+    def _gather(self) -> None:
         targets = self.original.state_dict(keep_vars=True)
         for name, value in model_tensors(self.task).items():
-            gathered = as_whole(value)
-            if everywhere or self.world.is_main:
-                targets[name].copy_(gathered)
+            targets[name].copy_(as_whole(value))
 
 
 def in_processes(task: Task[Inputs], runtime: TrainingRuntime, world: World) -> Alone[Inputs]:

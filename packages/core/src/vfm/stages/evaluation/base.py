@@ -52,7 +52,8 @@ class ModelEvaluation(Evaluation):
     """Evaluate models on one dataset: encode it with each model, score all on the same items, and report.
 
     A subclass names its function in `evaluator`, or overrides `evaluate`. Scores, paired tests, predictions and result
-    files are written for it, and it can evaluate a model in training too (`evaluation.tasks` of a training).
+    files are written for it, and it can evaluate a model in training too (`evaluation.tasks` of a training). With
+    `in_processes` several processes share what `encode_dataset` and `encode_texts` encode, and each runs the rest.
     """
 
     version: ClassVar[int] = 3  # since checkpoint_sha256 covers the configuration too

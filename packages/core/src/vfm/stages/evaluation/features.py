@@ -41,6 +41,7 @@ class LinearProbe(FeatureEvaluation):
     version: ClassVar[int] = 5  # since features are not scaled to unit length
 
     kind: Literal["eval.linear_probe"] = "eval.linear_probe"
+    in_processes: ClassVar[bool] = True
     evaluator: ClassVar[str] = "vfm.eval.linear_probe:evaluate_linear_probe"
     task: ClassVar[str] = "linear_probe"
 
@@ -95,6 +96,7 @@ class Knn(FeatureEvaluation):
     """Classify by weighted nearest neighbours of frozen features, as DINO does; takes several labels per image."""
 
     kind: Literal["eval.knn"] = "eval.knn"
+    in_processes: ClassVar[bool] = True
     evaluator: ClassVar[str] = "vfm.eval.knn:evaluate_knn"
     task: ClassVar[str] = "knn"
 
@@ -106,6 +108,7 @@ class FewShot(FeatureEvaluation):
     """Fit a softmax classifier to k training images per class, drawn several times, from zero or zero-shot weights."""
 
     kind: Literal["eval.few_shot"] = "eval.few_shot"
+    in_processes: ClassVar[bool] = True
     evaluator: ClassVar[str] = "vfm.eval.few_shot:evaluate_few_shot"
     task: ClassVar[str] = "few_shot"
 
@@ -139,6 +142,7 @@ class Classify(ModelEvaluation):
     """Evaluate a classifier's own head: top-1, top-5 and mean per class recall, also on a subset of its classes."""
 
     kind: Literal["eval.classify"] = "eval.classify"
+    in_processes: ClassVar[bool] = True
     evaluator: ClassVar[str] = "vfm.eval.classify:evaluate_classify"
     checks: ClassVar[str] = "vfm.stages.evaluation.checks:check_classify"
     task: ClassVar[str] = "classification"

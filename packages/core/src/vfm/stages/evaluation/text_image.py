@@ -18,6 +18,7 @@ class ZeroShot(EncodedEvaluation):
     """
 
     kind: Literal["eval.zero_shot"] = "eval.zero_shot"
+    in_processes: ClassVar[bool] = True
     evaluator: ClassVar[str] = "vfm.eval.zero_shot:evaluate_zero_shot"
     checks: ClassVar[str] = "vfm.stages.evaluation.checks:check_zero_shot"
     task: ClassVar[str] = "zeroshot_classification"
@@ -39,6 +40,7 @@ class Retrieval(EncodedEvaluation):
     """Measure recall at k, images to captions and captions to images; any of an image's captions counts."""
 
     kind: Literal["eval.retrieval"] = "eval.retrieval"
+    in_processes: ClassVar[bool] = True
     evaluator: ClassVar[str] = "vfm.eval.retrieval:evaluate_retrieval"
     checks: ClassVar[str] = "vfm.stages.evaluation.checks:check_retrieval"
     task: ClassVar[str] = "zeroshot_retrieval"
@@ -63,6 +65,7 @@ class MmvpVlm(EncodedEvaluation):
 
     version: ClassVar[int] = 4  # since aligned_pairs is reported
     kind: Literal["eval.mmvp_vlm"] = "eval.mmvp_vlm"
+    in_processes: ClassVar[bool] = True
     evaluator: ClassVar[str] = "vfm.eval.choices:evaluate_mmvp_vlm"
     task: ClassVar[str] = "mmvp_vlm"
 
@@ -79,6 +82,7 @@ class Choices(EncodedEvaluation):
     """Evaluate caption choice of any shape by Winoground's rule, for one image SugarCrepe's; a tie is an error."""
 
     kind: Literal["eval.choices"] = "eval.choices"
+    in_processes: ClassVar[bool] = True
     evaluator: ClassVar[str] = "vfm.eval.choices:evaluate_choices"
     task: ClassVar[str] = "image_caption_selection"
 

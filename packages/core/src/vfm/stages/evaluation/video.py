@@ -20,6 +20,7 @@ class VideoEvaluation(Evaluation):
     """
 
     kind: Literal["eval.video"] = "eval.video"
+    in_processes: ClassVar[bool] = True
     work: ClassVar[str] = "vfm.eval.videos:evaluate_videos"
     checks: ClassVar[str] = "vfm.stages.evaluation.checks:check_video_evaluation"
     task_name: ClassVar[str] = "video_classification"

@@ -1,0 +1,122 @@
+"""Several processes share an evaluation: the files are those of one process, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from eval_processes import evaluate, evaluate_in
+from eval_world import NAMES, labeled, png, pool, tiny_clip
+from vfm.data.choices import Choice, write_choices
+from vfm.stage import Context
+from vfm.stages.videos import Videos
+from vfm.train import World
+from vfm.train.sharing import in_batches, leave_to_first, of_all, own_share, sharing
+from video_files import encode, grey_frames, write
+from video_predictor import make_classifier
+
+READING = {"micro_batch_size": 3, "max_bad_fraction": 0.4}
+FEATURES = {"models": ["one", "other"], "data": "photos", **READING}
+STAGES: list[dict[str, Any]] = [
+    {"kind": "eval.zero_shot", "name": "zero_shot", **FEATURES},
+    {"kind": "eval.knn", "name": "knn", "train": "known", **FEATURES},
+    {"kind": "eval.linear_probe", "name": "probe", "train": "known", "penalties": [0.01], "max_iter": 20, **FEATURES},
+    {"kind": "eval.linear_probe", "name": "sgd", "solver": "sgd", "epochs": 2, "train": "known", **FEATURES},
+    {"kind": "eval.few_shot", "name": "few", "train": "known", "shots": [1], "start": "zero_shot", **FEATURES},
+    {"kind": "eval.retrieval", "name": "retrieval", **FEATURES, "data": "pool", "micro_batch_size": 2},
+    {"kind": "eval.mmvp_vlm", "name": "pairs", **FEATURES, "data": "pairs", "diva_scoring": True},
+    {"kind": "eval.choices", "name": "choices", **FEATURES, "data": "pairs"},
+    {"kind": "eval.video", "name": "videos", "models": ["greys"], "data": "clips", "num_crops": 1},
+]  # fmt: skip
+REFUSED: list[dict[str, Any]] = [
+    {"kind": "eval.zero_shot", "name": "bad", **FEATURES, "max_bad_fraction": 0.0},
+    {"kind": "eval.zero_shot", "name": "nan", **FEATURES, "models": ["one", "damaged"]},
+    {"kind": "eval.knn", "name": "knn-after", "train": "known", **FEATURES},  # the processes still go together
+]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Evaluate in one process, in two and in three."""
+    root = tmp_path_factory.mktemp("shared")
+    data = root / "data"
+    for name, seed in {"one": 0, "other": 1}.items():
+        tiny_clip(data / name, seed)
+    damaged = tiny_clip(data / "damaged", 2)
+    _damage(damaged.path / "open_clip_model.safetensors")
+    labeled(data / "photos", 22, broken=[4, 5, 13], classes=4)
+    labeled(data / "known", 32, broken=[7], classes=4)
+    pool(data / "pool")
+    pairs = [
+        Choice(
+            f"pair{n}", "ab"[n % 2], [png(NAMES[n % 7]), b"" if n == 4 else png(NAMES[(n + 1) % 7])], ["a", "b"], [0, 1]
+        )
+        for n in range(8)
+    ]
+    write_choices(data / "pairs", pairs)
+    for n in range(5):
+        frames = grey_frames(8 + n) if n % 2 else grey_frames(9)[::-1]
+        write(data / "mp4" / ("darker", "brighter")[n % 2] / f"{n}.mp4", encode(np.ascontiguousarray(frames)))
+    (data / "clips").mkdir()
+    Videos(kind="data.videos", name="v", path=str(data / "mp4")).run(Context("v", data / "clips", data, {}))
+    make_classifier(data / "greys")
+    inputs = {path.name: str(path) for path in data.iterdir()}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    evaluate(root, "1", [*STAGES, *REFUSED], inputs)
+    torch.set_num_threads(threads)
+    for number in (2, 3):
+        evaluate_in(number, root, str(number), [*STAGES, *REFUSED], inputs)
+    return root
+
+
+def _damage(weights: Path) -> None:
+    tensors = load_file(weights)
+    tensors["text_projection"][:] = float("nan")
+    save_file(tensors, weights)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("stage", [stage["name"] for stage in STAGES])
+def test_the_files_of_an_evaluation_are_those_of_one_process(root: Path, stage: str, number: int) -> None:
+    expected, found = files(root / "1" / stage), files(root / str(number) / stage)
+    assert expected.keys() == found.keys()
+    assert any(name.startswith("results/") for name in expected)
+    assert [name for name in expected if expected[name] != found[name]] == []
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_bad_samples_of_any_process_are_counted_once(root: Path, number: int) -> None:
+    def bad(stage: str) -> Any:
+        return json.loads((root / str(number) / stage / "bad.json").read_text())
+
+    assert bad("zero_shot") == {"unreadable_image": 3}
+    assert bad("knn") == {"unreadable_image": 4}
+    assert bad("pairs") == bad("choices") == {"unreadable_image": 1}
+    assert bad("retrieval") == {}
+
+
+@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("stage", ["bad", "nan"])
+def test_all_processes_end_with_the_message_of_one(root: Path, stage: str, number: int) -> None:
+    expected = (root / "1" / f"{stage}-0.txt").read_text()
+    assert [(root / str(number) / f"{stage}-{rank}.txt").read_text() for rank in range(number)] == [expected] * number
+    assert files(root / str(number) / "knn-after") == files(root / "1" / "knn-after")
+
+
+def test_one_process_computes_every_batch_and_leaves_nothing() -> None:
+    with sharing(World(torch.device("cpu"))):
+        batches = list(in_batches(range(7), 3))
+        assert batches == [[0, 1, 2], [3, 4, 5], [6]]
+        assert list(of_all(map(sum, own_share(batches)))) == [3, 12, 6]
+        leave_to_first()
