@@ -62,7 +62,8 @@ class Predictions(Results):
     @property
     def title(self) -> str:
         """What the table shows."""
-        return f"the best {min(self.top, len(self.labels))} of {len(self.labels):,} for {len(self.images):,} images"
+        shown = min(self.top, len(self.labels))
+        return f"best {shown} of {len(self.labels):,}, for {len(self.images):,} image{'s' * (len(self.images) != 1)}"
 
     def best(self) -> list[list[tuple[str, float]]]:
         """Return the (label, score) of the `top` best for each image, the best first."""

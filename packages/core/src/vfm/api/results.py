@@ -6,6 +6,7 @@ import html
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import pyarrow as pa
@@ -38,16 +39,19 @@ class Results(ABC):
     def table(self) -> Any:
         """Return the rows as a `pyarrow.Table`."""
 
+    def preview(self) -> Any:
+        """Return the part of the table that is shown, whose first rows are."""
+        return self.table()
+
     def to_pandas(self) -> Any:
         """Return the rows as a `pandas.DataFrame`.
 
         Raises:
             UserError: pandas is not installed.
         """
-        try:
-            return self.table().to_pandas()
-        except ModuleNotFoundError as error:
-            raise UserError(f"to_pandas needs {error.name}: pip install {error.name}; table() works without") from None
+        if not find_spec("pandas"):
+            raise UserError("to_pandas needs pandas: pip install pandas; table() returns an Arrow table without it")
+        return self.table().to_pandas()
 
     def show(self) -> None:
         """Print the results."""
@@ -57,7 +61,7 @@ class Results(ABC):
 
     def shown(self) -> Iterable[Table]:
         """Return the tables that `show` prints: by default the first rows."""
-        data = self.table()
+        data = self.preview()
         table = Table(title=visible(escape(self.title)), title_justify="left", caption_justify="left")
         for name, kind in zip(data.column_names, data.schema.types, strict=True):
             table.add_column(escape(visible(name)), justify="right" if _is_number(kind) else "left", overflow="fold")
@@ -77,7 +81,7 @@ class Results(ABC):
         return console.file.getvalue().rstrip("\n")
 
     def _repr_html_(self) -> str:
-        data = self.table()
+        data = self.preview()
         sides = ["right" if _is_number(kind) else "left" for kind in data.schema.types]
         heads = _html_row("th", data.column_names, sides)
         rows = "".join(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from vfm.data.sample import Sample
 
 Inputs = TypeVar("Inputs")
-"""The tensors of a sample or of a batch: a frozen dataclass of tensors, None, such dataclasses, and tuples of them."""
+"""The tensors of a sample or of a batch: a frozen dataclass, a tuple or a mapping of tensors, None, texts, or these."""
 MadeInputs = TypeVar("MadeInputs", covariant=True)
 
 
@@ -98,6 +98,10 @@ def _stacked(rows: Sequence[Inputs]) -> Inputs:
         return cast("Inputs", Ragged(tuple(part for row in cast("list[Ragged]", rows) for part in row.parts)))
     if isinstance(rows[0], tuple):
         return cast("Inputs", tuple(_stacked(parts) for parts in zip(*cast("Any", rows), strict=True)))
+    if isinstance(rows[0], Mapping):
+        return cast("Inputs", {key: _stacked([row[key] for row in cast("Any", rows)]) for key in rows[0]})
+    if isinstance(rows[0], str | list):  # a text, or several
+        return cast("Inputs", list(rows))
     return _rebuilt(rows[0], lambda name: _stacked([getattr(row, name) for row in rows]))
 
 
@@ -109,6 +113,10 @@ def map_tensors(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
         return cast("Inputs", function(inputs))
     if isinstance(inputs, tuple):
         return cast("Inputs", tuple(map_tensors(part, function) for part in inputs))
+    if isinstance(inputs, Mapping):
+        return cast("Inputs", {key: map_tensors(part, function) for key, part in inputs.items()})
+    if isinstance(inputs, str | list):  # texts
+        return inputs
     return _rebuilt(inputs, lambda name: map_tensors(getattr(inputs, name), function))
 
 

@@ -98,11 +98,14 @@ class TrainingData(Generic[Inputs]):
         per_step = math.ceil(share / micro)
         plan = _Plan(self, range(start_step, num_steps), rank * share, share, micro)
         pending: list[Batch[Inputs]] = []
-        for batch in read_batches(_TrainingReader(self), plan, self.workers):
+        for batch in self._read(_TrainingReader(self), plan):
             pending.append(batch)
             if len(pending) == per_step:
                 yield pending
                 pending = []
+
+    def _read(self, reader: Reader[Inputs], plan: Iterable[Any]) -> Iterator[Batch[Inputs]]:
+        return read_batches(reader, plan, self.workers)
 
 
 Planned = tuple[int, list[tuple[int, int]]]
@@ -205,8 +208,17 @@ def _tries(max_bad_fraction: float) -> int:
     return MAX_TRIES if max_bad_fraction >= 0.97 else math.ceil(math.log(1e-9) / math.log(max_bad_fraction))
 
 
-def read_batches(reader: Reader[Inputs], plan: Iterable[Any], workers: int) -> Iterator[Batch[Inputs]]:
+def read_batches(
+    reader: Reader[Inputs], plan: Iterable[Any], workers: int, *, ahead: int = READ_AHEAD, start: str | None = "spawn"
+) -> Iterator[Batch[Inputs]]:
     """Yield the planned batches in order, read by this process or by workers.
+
+    Args:
+        reader: reads a batch.
+        plan: what it reads, one after another.
+        workers: number of processes that read; 0: a thread of this one.
+        ahead: batches that the thread is ahead; 0: no thread.
+        start: how workers are started; None: as the platform does.
 
     Raises:
         UserError: from the reader.
@@ -217,11 +229,11 @@ def read_batches(reader: Reader[Inputs], plan: Iterable[Any], workers: int) -> I
         sampler=plan,
         num_workers=workers,
         collate_fn=_unchanged,
-        multiprocessing_context="spawn" if workers else None,
+        multiprocessing_context=start if workers else None,
         pin_memory=workers > 0 and torch.cuda.is_available(),
         generator=torch.Generator(),  # otherwise the loader would draw from, and so shift, the global generator
     )
-    for batch in loader if workers else prefetch(loader, READ_AHEAD, "loader"):
+    for batch in prefetch(loader, ahead, "loader") if ahead and not workers else loader:
         if isinstance(batch, UserError):
             raise batch
         yield batch

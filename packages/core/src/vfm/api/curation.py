@@ -1,0 +1,134 @@
+"""Curate captions from Python."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vfm.api.paths import PATHS, AnyPath, as_place
+from vfm.api.results import Results
+from vfm.api.runs import Run, run
+from vfm.artifacts import Artifact
+from vfm.config import UserError
+from vfm.publishing import publish_file
+
+RECIPE = "curate"
+SUBSET, EXPORT = "curated", "exported"  # stages of the recipe
+PAIRS = "pairs.parquet"  # of the exported files
+CAPTIONS = "captions"  # folder of a store with captions that were given as a list
+
+
+@dataclass(frozen=True, repr=False)
+class Curation(Results):
+    """Curated captions.
+
+    Attributes:
+        run: the run of the recipe `curate`, with its report; `run["curated"]` is the subset, as data of a training.
+    """
+
+    run: Run
+
+    @property
+    def subset(self) -> Artifact:
+        """The curated subset: a view of the data, with the probability of each text."""
+        return self.run[SUBSET]
+
+    @property
+    def kept(self) -> list[str]:
+        """The kept texts, in the order of the data."""
+        texts: list[str] = self._pairs.filter(self._pairs["kept"])["text"].to_pylist()
+        return texts
+
+    @property
+    def title(self) -> str:
+        """What the table shows."""
+        return f"{len(self.kept):,} of {len(self._pairs):,} matched texts kept; report: {self.run.page}"
+
+    def table(self) -> Any:
+        """Return an Arrow table with a row for each text that has a matching entry.
+
+        Columns: text, entries, probability, kept, reason, language, and uid, key, url, shard, row, text_index, which
+        join it to the data.
+        """
+        first = ["text", "entries", "probability", "kept", "reason", "language"]
+        return self._pairs.select([*first, *(name for name in self._pairs.column_names if name not in first)])
+
+    def preview(self) -> Any:
+        """Return the columns that are shown."""
+        return self._pairs.select(["text", "entries", "probability", "kept"])
+
+    @cached_property
+    def _pairs(self) -> Any:
+        return pq.read_table(self.run[EXPORT].path / PAIRS, page_checksum_verification=True)
+
+
+def curate(
+    captions: AnyPath | Iterable[str],
+    *,
+    tail_share: float | None = None,
+    t: float | None = None,
+    target_size: int | None = None,
+    texts: Mapping[str, str] | None = None,
+    set: Mapping[str, Any] | None = None,  # noqa: A002  (as the option of `vfm run`)
+    store: AnyPath = "store",
+    progress: bool = True,
+) -> Curation:
+    """Curate captions as MetaCLIP does: match them with entries, and balance the entries' long tail.
+
+    It runs the shipped recipe `curate`; finished stages are cached.
+
+    Args:
+        captions: a list of captions, which is kept in the folder `captions` of the store; or a path as `data.pairs`
+            takes it: tars, a folder, or a table, with images or without.
+        tail_share: share of all matches that the rarest entries have, which keep all their texts; the default is 0.06.
+        t: number of texts of an entry from which on it is cut; instead of `tail_share`.
+        target_size: number of texts to keep; instead of `tail_share`.
+        texts: place of the captions in the data by language: `{"en": "json.en"}`.
+        set: values by `NAME.FIELD` that are laid over the recipe: `{"entries.min_count": 2}`.
+        store: folder of artifacts and runs.
+        progress: show progress bars and messages.
+
+    Returns:
+        The kept captions, and a table of all matched ones with their entries and probabilities.
+
+    Raises:
+        UserError: the captions cannot be read, nothing matches, or vfm-curation is not installed.
+    """
+    place = as_place(captions) if isinstance(captions, PATHS) else str(_stored(captions, Path(store)))
+    settings: dict[str, Any] = {"pool.path": place, **({"pool.texts": dict(texts)} if texts else {})}
+    sizes = {"tail_share": tail_share, "t": t, "target_size": target_size}
+    if any(value is not None for value in sizes.values()):
+        settings |= {f"{SUBSET}.{name}": value for name, value in sizes.items()}
+    settings |= set or {}
+    return Curation(run(RECIPE, set=settings, store=store, progress=progress))
+
+
+def _stored(captions: Iterable[str], store: Path) -> Path:
+    """Write captions into the store under a name that is a hash of them, and return the file.
+
+    Raises:
+        UserError: there are none, or one of them is no text.
+    """
+    if hasattr(captions, "columns"):
+        raise UserError("captions: expected one column of texts, got a table; give table['caption'], for example")
+    listed = list(captions)
+    wrong = next((place for place, text in enumerate(listed) if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise UserError(f"captions[{wrong}]: expected a text, got a {type(listed[wrong]).__name__}")
+    if not listed:
+        raise UserError("captions: expected at least one text, got none")
+    digest = hashlib.sha256("\0".join(listed).encode("utf-8", "surrogatepass")).hexdigest()
+    file = store / CAPTIONS / f"{digest[:16]}.parquet"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(".part")
+        pq.write_table(pa.table({"caption": pa.array(listed, pa.string())}), part, write_page_checksum=True)
+        publish_file(part, file)
+    return file

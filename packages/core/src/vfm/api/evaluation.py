@@ -1,0 +1,110 @@
+"""Evaluate models from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from vfm.api.paths import PATHS, AnyPath, as_place
+from vfm.api.progress import listener
+from vfm.api.runs import Run, run_loaded, text_recipe
+from vfm.artifacts import Artifact
+from vfm.config import UserError
+from vfm.flow.evaluation.request import SUMMARY, EvaluationRequest, requested_recipe
+from vfm.flow.result_files import write_results
+from vfm.flow.results import panel_tables
+from vfm.flow.runs import through_link
+from vfm.flow.store import LINKS
+from vfm.plugins import load_plugins, stage_types
+
+Named = AnyPath | Artifact | Sequence[AnyPath | Artifact] | Mapping[str, AnyPath | Artifact]
+
+
+@dataclass(frozen=True, repr=False)
+class EvaluationRun(Run):
+    """A finished evaluation of models; `show()` prints one table of all datasets and models."""
+
+    def shown(self) -> Iterable[Table]:
+        """Return the tables that `vfm eval` prints."""
+        return panel_tables(self.directory / LINKS / SUMMARY)
+
+
+def evaluate(
+    models: Named,
+    data: Named = (),
+    tasks: str | Sequence[str] = (),
+    *,
+    suite: str = "",
+    root: AnyPath = ".",
+    train: AnyPath | Artifact = "",
+    languages: Sequence[str] = (),
+    resize: Sequence[str] = ("model",),
+    set: Mapping[str, Any] | None = None,  # noqa: A002  (as the option of `vfm eval`)
+    store: AnyPath = "store",
+    name: str = "eval",
+    jobs: int = 1,
+    progress: bool = True,
+) -> EvaluationRun:
+    """Evaluate models on datasets, all on the same items. Finished evaluations are cached.
+
+    Args:
+        models: one or several models, the first of which is the baseline of the comparisons: the artifact or folder of
+            a checkpoint, open_clip name and tag (`ViT-B-32,openai`), timm name, `hf-hub:org/model`, or file. A mapping
+            gives them names.
+        data: one or several datasets: artifacts, paths, or names of a suite's datasets below `root`; a mapping names
+            them.
+        tasks: kinds of `eval.*`: zero_shot, retrieval, linear_probe, knn, ...; default: those that fit the data.
+        suite: diva29, datacomp38, small, or a YAML file like them.
+        root: folder of a suite's datasets.
+        train: training images for probes and kNN; default: `train` beside the data.
+        languages: languages of the captions.
+        resize: how images are resized to the model's size: model, shortest, longest, squash.
+        set: values by `NAME.FIELD` that are laid over the evaluation's recipe.
+        store: folder of artifacts and runs.
+        name: name of the run in the store.
+        jobs: evaluations at a time, each in a process.
+        progress: show progress bars and messages.
+
+    Returns:
+        The run, whose table has a row for each metric of each model, with intervals and paired tests.
+
+    Raises:
+        UserError: there is no such model, dataset or task, or nothing fits.
+    """
+    manager = load_plugins()
+    known = stage_types(manager)
+    request = EvaluationRequest(
+        models=_words("models", models),
+        data=_words("data", data),
+        suite=suite,
+        root=as_place(root),
+        tasks=[tasks] if isinstance(tasks, str) else list(tasks),
+        train=as_place(train),
+        languages=languages,
+        resize=[resize] if isinstance(resize, str) else list(resize),
+    )
+    if not request.models:
+        raise UserError("evaluate: expected at least one model, got none")
+    recipe = text_recipe(requested_recipe(request, known), known, set, name, "the recipe of vfm.evaluate")
+    done = run_loaded(manager, recipe, Path(store), listener(progress), jobs=jobs)
+    write_results(done.directory, through_link(done.directory / "results"))
+    return EvaluationRun(done.directory, done.seconds, done.page)
+
+
+def _words(what: str, given: Named) -> list[str]:
+    """Return what a user gives as words of `vfm eval`: `[NAME=]PLACE`.
+
+    Raises:
+        UserError: it is neither a path, an artifact, nor several.
+    """
+    if isinstance(given, (*PATHS, Artifact)):
+        return [as_place(given)]
+    if isinstance(given, Mapping):
+        return [f"{name}={as_place(one)}" for name, one in given.items()]
+    if wrong := [one for one in given if not isinstance(one, (*PATHS, Artifact))]:
+        raise UserError(f"{what}: expected paths or artifacts, got a {type(wrong[0]).__name__}")
+    return [as_place(one) for one in given]

@@ -1,0 +1,187 @@
+"""Run a recipe from Python."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pluggy
+import yaml
+from rich.table import Table
+
+from vfm.api.paths import AnyPath
+from vfm.api.progress import Listener, listener
+from vfm.api.results import Results, as_table
+from vfm.artifacts import Artifact, Comparison, Metric, Report
+from vfm.config import UserError, did_you_mean
+from vfm.events import Event
+from vfm.flow.plan import make_plan
+from vfm.flow.recipe import Recipe, load_recipe, parse_recipe
+from vfm.flow.recipe_run import run_recipe
+from vfm.flow.results import reports, result_tables
+from vfm.flow.run_names import run_name
+from vfm.flow.runs import RUN_FILE
+from vfm.flow.store import LINKS, Store
+from vfm.integrity import read_sealed
+from vfm.plugins import load_plugins, naming_extras, stage_types
+from vfm.stage import Stage
+
+Known = Mapping[str, type[Stage]]
+
+
+@dataclass(frozen=True, repr=False)
+class Run(Results):
+    """A finished run of a recipe: `run["clip"]` is the artifact of the stage `clip`.
+
+    Attributes:
+        directory: folder of the run, with its resolved recipe, events and links to the artifacts.
+        seconds: how long it took; cached stages take no time.
+        page: path of the report, or why it was not drawn.
+    """
+
+    directory: Path
+    seconds: float
+    page: str
+
+    @property
+    def title(self) -> str:
+        """What the table shows."""
+        return f"{self.directory.name} in {self.seconds:.0f} s; report: {self.page}"
+
+    @property
+    def stages(self) -> list[str]:
+        """Names of the stages in order."""
+        names: list[str] = read_sealed(self.directory / RUN_FILE, "stages")["stages"]
+        return names
+
+    def __getitem__(self, stage: str) -> Artifact:
+        """Return the artifact of a stage; its `path` is the folder.
+
+        Raises:
+            UserError: there is no such stage, or a file of its artifact is missing or damaged.
+        """
+        if stage not in self.stages:
+            raise UserError(f"{self.directory.name}: no stage is named {stage!r}{did_you_mean(stage, self.stages)}")
+        return Artifact.load(self.directory / LINKS / stage)  # by the link, whose name tables show
+
+    @cached_property
+    def reports(self) -> dict[str, Report]:
+        """The reports of the evaluations by stage name."""
+        return reports(self.directory)
+
+    def table(self) -> Any:
+        """Return an Arrow table with a row for each metric of each model.
+
+        Columns: report, task, dataset, metric, model, value, low and high (95 % interval), n, chance, unit, baseline,
+        difference, p_value.
+        """
+        return as_table([row for name, report in self.reports.items() for row in _rows(name, report)])
+
+    def shown(self) -> Iterable[Table]:
+        """Return the tables that `vfm run` prints."""
+        return result_tables(self.directory)
+
+
+def _rows(name: str, report: Report) -> Iterable[dict[str, Any]]:
+    tests = {(test.metric, test.model): test for test in report.comparisons}
+    for metric in report.metrics:
+        about = {"report": name, "task": report.task, "dataset": report.dataset}
+        yield {**about, **_numbers(metric, tests.get((metric.name, metric.model)))}
+
+
+def _numbers(metric: Metric, test: Comparison | None) -> dict[str, Any]:
+    return {
+        "metric": metric.name,
+        "model": metric.model,
+        "value": metric.value,
+        "low": metric.low,
+        "high": metric.high,
+        "n": metric.n,
+        "chance": metric.chance,
+        "unit": metric.unit,
+        "baseline": test.baseline if test else None,
+        "difference": test.difference if test else None,
+        "p_value": test.p_value if test else None,
+    }
+
+
+def run(
+    recipe: AnyPath | Mapping[str, Any],
+    *,
+    set: Mapping[str, Any] | None = None,  # noqa: A002  (as the option of `vfm run`)
+    store: AnyPath = "store",
+    fresh: bool = False,
+    track: Sequence[str] = (),
+    progress: bool = True,
+) -> Run:
+    """Run a recipe. Finished stages are cached, interrupted ones resume.
+
+    Args:
+        recipe: path of a YAML file, name of a shipped recipe, or the recipe itself, `{"stages": [...]}`.
+        set: values by `NAME.FIELD` that are laid over the recipe: `{"clip.steps": 400, "runtime.threads": 1}`.
+        store: folder of artifacts and runs.
+        fresh: run every stage again, cached or not.
+        track: also send metrics to tensorboard, wandb, trackio or mlflow.
+        progress: show progress bars and messages.
+
+    Returns:
+        The run: its artifacts by stage, and the metrics of its evaluations.
+
+    Raises:
+        UserError: one line for each mistake in the recipe; or a stage reported one.
+    """
+    manager = load_plugins()
+    known = stage_types(manager)
+    if isinstance(recipe, Mapping):
+        text = yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True, width=120)
+        loaded = parse_recipe(text, known, overrides(set), name="recipe", where="the recipe")
+    else:
+        loaded = load_recipe(str(recipe), known, overrides(set))
+    return run_loaded(manager, loaded, Path(store), listener(progress), fresh=fresh, track=track)
+
+
+def run_loaded(manager: pluggy.PluginManager, recipe: Recipe, store: Path, shown: Listener, **options: Any) -> Run:
+    """Plan and run a checked recipe; the options are those of `run_recipe`."""
+    kept = Store(store)
+    with naming_extras("this run"):
+        steps = make_plan(recipe, kept, lambda line: shown.vfm_event(Event("log", None, {"message": line})))
+        outcome = run_recipe(manager, recipe, steps, kept, shown, **options)
+    return Run(outcome.directory, outcome.seconds, outcome.page)
+
+
+def text_recipe(text: str, known: Known, settings: Mapping[str, Any] | None, name: str, where: str) -> Recipe:
+    """Return the checked recipe of a text with values laid over it."""
+    return parse_recipe(text, known, overrides(settings), name=run_name(name), where=where)
+
+
+def overrides(settings: Mapping[str, Any] | None) -> list[str]:
+    """Return values by `NAME.FIELD` as the words of `--set`.
+
+    Raises:
+        UserError: a value is not plain data.
+    """
+    return [f"{key}={json.dumps(_plain(value), ensure_ascii=False)}" for key, value in (settings or {}).items()]
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as YAML has it: paths as texts, tuples as lists.
+
+    Raises:
+        UserError: it is not plain data.
+    """
+    try:
+        return json.loads(json.dumps(value, default=_as_plain))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"expected plain values in a recipe: {error}") from None
+
+
+def _as_plain(value: Any) -> Any:
+    if isinstance(value, Artifact):
+        return str(value.path)
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{value!r:.60} is a {type(value).__name__}")

@@ -1,0 +1,351 @@
+"""`vfm.fit` on a user's model, loss and data: equal to a loop by hand, resumed exactly, wrong inputs in a line."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+import vfm
+from vfm.data import BadSample, SameEpochs, SampleOrder
+from vfm.train import Task
+
+QUIET: dict[str, Any] = {"progress": False, "device": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Compute with one thread: the tests compare bits, and fork."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Labelled(Dataset):
+    """Images (3, 4, 4) whose brightest colour is their label, augmented by draws from all three global generators."""
+
+    def __init__(self, size: int = 40, *, kill_at: int | None = None, stop_at: int | None = None) -> None:
+        self.size, self.reads, self.kill_at, self.stop_at = size, 0, kill_at, stop_at
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        self.reads += 1
+        if self.reads == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.reads == self.stop_at:
+            raise KeyboardInterrupt
+        image = torch.rand(3, 4, 4) * random.uniform(0.4, 0.5) + float(np.random.uniform(0, 0.1))
+        image[index % 3] += 0.5
+        return image, index % 3
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3))
+
+
+def loss(net: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    images, labels = batch
+    logits = net(images)
+    return cross_entropy(logits, labels), {"accuracy": (logits.argmax(1) == labels).float().mean()}
+
+
+def fitted(data: Any, folder: Path | None = None, **settings: Any) -> vfm.Fit:
+    given = {"steps": 20, "lr": 0.01, "log_every": 5, "checkpoint": {"every_steps": 4}, **QUIET, **settings}
+    if not isinstance(data, DataLoader):
+        given.setdefault("global_batch_size", 8)
+    return vfm.fit(model(), data, loss=loss, folder=folder, **given)
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    return all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+
+
+def test_a_dataset_of_image_and_label_is_learned(tmp_path: Path) -> None:
+    done = fitted(Labelled(), tmp_path / "mine", steps=60, lr=0.03)
+    assert done.table().column_names[:3] == ["step", "samples", "train/accuracy"]
+    assert done.table()["step"].to_pylist() == list(range(5, 61, 5))
+    assert done.metrics[-1]["train/accuracy"] > 0.9 > done.metrics[0]["train/accuracy"]
+    assert done.loss == done.metrics[-1]["train/loss"]
+    assert not done.model.training
+    weights = load_file(tmp_path / "mine/model.safetensors")
+    assert all(torch.equal(weights[name], value) for name, value in done.model.state_dict().items())
+
+
+def test_it_equals_a_loop_by_hand_over_the_same_order() -> None:
+    data = TensorDataset(torch.randn(30, 5, generator=torch.Generator().manual_seed(1)), torch.arange(30.0))
+
+    def error(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return mse_loss(net(batch[0])[:, 0], batch[1])
+
+    torch.manual_seed(3)
+    ours, theirs = nn.Linear(5, 1), nn.Linear(5, 1)
+    theirs.load_state_dict(ours.state_dict())
+    plain = {"optimizer": {"type": "sgd", "momentum": 0.9, "weight_decay": 0}, "schedule": {"type": "constant"}}
+    vfm.fit(
+        ours, data, loss=error, steps=12, global_batch_size=7, micro_batch_size=3, lr=1e-3, seed=5, **plain, **QUIET
+    )
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=1e-3, momentum=0.9)
+    order = SampleOrder(SameEpochs([30]), seed=5, shuffle_shards=1000)
+    for step in range(12):
+        picked = order(7 * step, 7 * step + 7).tolist()
+        optimizer.zero_grad()
+        error(theirs, (data.tensors[0][picked], data.tensors[1][picked])).backward()
+        optimizer.step()
+    torch.testing.assert_close(ours.weight, theirs.weight)
+    torch.testing.assert_close(ours.bias, theirs.bias)
+
+
+def test_killed_trainings_end_as_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole = fitted(Labelled(), tmp_path / "whole")
+    for _ in range(2):  # each takes 11 steps, so that the checkpoint before the last one is on the disk
+        if not (child := os.fork()):
+            fitted(Labelled(kill_at=90), tmp_path / "killed")
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    data = Labelled()
+    resumed = fitted(data, tmp_path / "killed")
+    assert data.reads <= 1 + 8 * 12
+    assert same(whole.model, resumed.model)
+    assert whole.metrics == resumed.metrics
+
+
+def test_the_callers_generators_are_left_alone() -> None:
+    random.seed(1)
+    np.random.seed(2)
+    expected = random.Random(1).random(), np.random.RandomState(2).random()
+    fitted(Labelled(), steps=2)
+    assert (random.random(), np.random.random()) == expected
+
+
+def test_workers_change_no_bit() -> None:
+    assert same(fitted(Labelled(), steps=6).model, fitted(Labelled(), steps=6, workers=2).model)
+
+
+def test_a_finished_folder_is_loaded_without_reading_the_data(tmp_path: Path) -> None:
+    first, data = fitted(Labelled(), tmp_path), Labelled()
+    again = fitted(data, tmp_path, log_every=3, micro_batch_size=4)  # which change no result
+    assert same(first.model, again.model)
+    assert data.reads == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"lr": 0.02}, "settings.lr was 0.01, is 0.02"),
+        ({"steps": 30}, "settings.steps was 20, is 30"),
+        ({"optimizer": {"type": "sgd"}}, "settings.optimizer.type was adamw, is sgd"),
+    ],
+)
+def test_a_folder_of_another_training_is_refused(tmp_path: Path, changes: dict[str, Any], line: str) -> None:
+    fitted(Labelled(), tmp_path)
+    with pytest.raises(vfm.UserError, match=line):
+        fitted(Labelled(), tmp_path, **changes)
+    with pytest.raises(vfm.UserError, match=r"data.length was 40, is 41; choose another folder, or delete this one"):
+        fitted(Labelled(41), tmp_path)
+    with pytest.raises(vfm.UserError, match=r"weights.model.1.weight was \[16, 48\], is None"):
+        vfm.fit(
+            nn.Linear(48, 3), Labelled(), loss=loss, steps=20, lr=0.01, global_batch_size=8, folder=tmp_path, **QUIET
+        )
+
+
+def test_a_dataloader_resumes_by_skipping_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def loader(data: Labelled) -> DataLoader:
+        return DataLoader(data, batch_size=16, shuffle=True)
+
+    whole = fitted(loader(Labelled()), tmp_path / "whole")
+    assert whole.metrics[-1]["samples"] == 20 * 16
+    with pytest.raises(KeyboardInterrupt):
+        fitted(loader(Labelled(stop_at=150)), tmp_path / "stopped")
+    resumed = fitted(loader(Labelled()), tmp_path / "stopped", progress=True)
+    assert same(whole.model, resumed.model)
+    assert "reads 8 batches of the DataLoader again to skip them" in capsys.readouterr().err
+
+
+def test_a_dataloader_shorter_than_the_training_is_read_again() -> None:
+    seen: list[int] = []
+
+    class Short(IterableDataset):
+        def __iter__(self):
+            seen.append(len(seen))
+            return iter([(torch.ones(3, 4, 4), 0), (torch.zeros(3, 4, 4), 1)])
+
+    fitted(DataLoader(Short(), batch_size=2), steps=5)
+    assert seen == [0, 1, 2, 3, 4]
+
+
+def test_dicts_with_texts_arrays_and_pictures_reach_the_loss() -> None:
+    grey = Image.new("L", (4, 4), 255)
+    rows = [{"image": grey, "text": f"text {n}", "box": np.ones(4, np.float32), "weight": 0.5} for n in range(6)]
+
+    def check(net: nn.Module, batch: dict[str, Any]) -> Tensor:
+        assert {name: tuple(batch[name].shape) for name in ("image", "box", "weight")} == {
+            "image": (4, 3, 4, 4), "box": (4, 4), "weight": (4,),
+        }  # fmt: skip
+        assert batch["image"].eq(1).all()
+        assert len(batch["text"]) == 4
+        assert all(text.startswith("text ") for text in batch["text"])
+        return net(batch["image"]).square().mean() + 0 * batch["weight"].sum()
+
+    done = vfm.fit(model(), rows, loss=check, steps=2, global_batch_size=4, log_every=1, **QUIET)
+    assert len(done.metrics) == 2
+
+
+@dataclass(frozen=True)
+class Inputs:
+    images: Tensor
+    labels: Tensor
+
+
+class Classify(Task[Inputs]):
+    """A task of one's own, over a Dataset of its dataclass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = model()
+
+    def forward(self, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
+        return loss(self.net, (inputs.images, inputs.labels))
+
+
+def test_a_task_takes_a_dataset_of_its_dataclass() -> None:
+    rows = [Inputs(*map(torch.as_tensor, Labelled()[n])) for n in range(9)]
+    done = vfm.fit(Classify(), rows, steps=3, global_batch_size=4, **QUIET)
+    assert isinstance(done.model, Classify)
+
+
+def test_bad_samples_are_skipped_and_counted(recwarn: pytest.WarningsRecorder) -> None:
+    class Flawed(Labelled):
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            if index == 7:
+                raise BadSample("unreadable_image", "photo.jpg")
+            return super().__getitem__(index)
+
+    fitted(Flawed())
+    with pytest.raises(vfm.UserError, match=r"reads failed.*Flawed\[7\] \(unreadable_image\)"):
+        fitted(Flawed(), loading={"max_bad_fraction": 0.001})
+
+
+class Yields(Dataset):
+    def __init__(self, *items: Any) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
+
+
+GOOD = (torch.zeros(3, 4, 4), 0)
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        (Yields(), r"Yields: expected at least one sample, got an empty dataset"),
+        (Yields(None), r"Yields\[0\]: expected tensors, .*; got None"),
+        (Yields("a text"), r"Yields\[0\]: expected tensors, .* at least one tensor among them; got 'a text'"),
+        (Yields((object(), 0)), r"Yields\[0\]\[0\]: expected tensors, .*; got a object"),
+        (Yields(GOOD, None), r"Yields\[1\]: expected tensors, .*; got None"),
+        (
+            Yields(GOOD, (torch.zeros(3, 5, 4), 0)),
+            r"Yields\[1\]\[0\]: expected float32 \(3, 4, 4\), as Yields\[0\] has, got float32 \(3, 5, 4\); resize",
+        ),
+        (Yields(GOOD, GOOD[:1]), r"Yields\[1\]\[1\]: expected int64 \(\), as Yields\[0\] has, got nothing"),
+        (DataLoader(Yields(*[GOOD] * 3), batch_size=4, drop_last=True), "DataLoader: it yields no batch"),
+        (iter([GOOD]), "expected a Dataset, a list or a DataLoader, got a list_iterator"),
+        (5, "expected a Dataset, a list or a DataLoader, got a int"),
+        ("photos/", "expected a Dataset, a list or a DataLoader, got a str"),
+        ({"images": GOOD}, "expected a Dataset, a list or a DataLoader, got a dict"),
+    ],
+)
+def test_wrong_data_are_one_line(data: Any, line: str) -> None:
+    with pytest.raises(vfm.UserError, match=line) as caught:
+        fitted(data, steps=4)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"lr": -1}, "fit: lr: must be at least 0, got -1"),
+        ({"steps": 0}, "fit: steps: must be at least 1, got 0"),
+        ({"optimzer": {"type": "sgd"}}, "fit: optimzer: unknown key; did you mean 'optimizer'?"),
+        ({"batch_size": 4}, "fit: batch_size: unknown key; did you mean 'global_batch_size'?"),
+        ({"device": "gpu"}, "fit: runtime.device: expected a string that matches"),
+        ({"evaluation": {}}, "fit: evaluation: only a training in a recipe has this setting"),
+        ({"loss": None}, "fit: Sequential is no vfm.train.Task: give loss, a function of"),
+        ({"loss": lambda net, batch: net(batch[0])}, "loss: expected a scalar tensor, .* got a tensor of shape"),
+        (
+            {"loss": lambda net, batch: 0.5},
+            "loss: expected a scalar tensor, or one with a dict of metrics, got a float",
+        ),
+        ({"loss": lambda net, batch: net(batch[0]).mean().detach()}, "loss: it has no gradient"),
+        ({"loss": lambda net, batch: net(batch[0]).mean() * torch.inf}, "the loss is not finite at step 1; .*Labelled"),
+    ],
+)
+def test_wrong_settings_are_one_line(given: dict[str, Any], line: str) -> None:
+    settings: dict[str, Any] = {"steps": 2, "global_batch_size": 4, "loss": loss, **QUIET, **given}
+    with pytest.raises(vfm.UserError, match=line) as caught:
+        vfm.fit(model(), Labelled(), **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_wrong_calls_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    pairs = DataLoader(Labelled(), batch_size=4)
+    for call, line in {
+        lambda: vfm.fit(Classify(), Labelled(), loss=loss, steps=1): "Classify is a Task, which has its own loss",
+        lambda: vfm.fit(loss, Labelled(), loss=loss, steps=1): "expected a module or a vfm.train.Task, got a function",
+        lambda: fitted(Labelled(), tmp_path / "file"): "file: expected a folder, got a file",
+        lambda: fitted(pairs, global_batch_size=8): "the DataLoader's batches have 4 samples, got 8",
+        lambda: fitted(pairs, micro_batch_size=2): "batches are taken whole; give its Dataset instead",
+    }.items():
+        with pytest.raises(vfm.UserError, match=line):
+            call()
+
+
+def test_results_are_shown_as_text_and_in_a_notebook() -> None:
+    done = fitted(Labelled(), steps=10)
+    assert repr(done).startswith("<Fit: trained 10 steps; loss ")
+    assert "train/accuracy" in str(done)
+    page = done._repr_html_()
+    assert page.count("<tr>") == 3
+    assert '<th style="text-align:right">train/loss</th>' in page
+
+
+def test_nothing_is_printed_without_progress(capfd: pytest.CaptureFixture[str]) -> None:
+    fitted(Labelled(), steps=2)
+    assert capfd.readouterr() == ("", "")
+    fitted(Labelled(), steps=2, progress=True)
+    out, err = capfd.readouterr()
+    assert not out
+    assert "fit" in err
+
+
+def test_settings_reach_the_record(tmp_path: Path) -> None:
+    fitted(Labelled(), tmp_path, seed=3, ema_decay=0.9)
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert (record["settings"]["seed"], record["settings"]["ema_decay"]) == (3, 0.9)
+    assert record["data"] == {
+        "type": "Labelled", "length": 40, "sample": {"[0]": "float32 (3, 4, 4)", "[1]": "int64 ()"},
+    }  # fmt: skip
