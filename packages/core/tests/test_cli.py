@@ -88,20 +88,6 @@ def test_plan_writes_nothing(toys):
     assert [path.name for path in toys.iterdir()] == ["r.yaml"]
 
 
-@pytest.mark.parametrize(
-    "words", [("plan", "r.yaml"), ("stages",), ("plugins",), ("schema",), ("--help",)], ids=lambda w: w[0]
-)
-def test_light_commands_do_not_import_heavy_libraries(words, tmp_path):
-    (tmp_path / "r.yaml").write_text("stages:\n  - {kind: shapes.pool, name: pool}\n")
-    script = (
-        "import sys\nfrom vfm.cli import app\n"
-        f"try: app({list(words)!r})\nexcept SystemExit as stop: assert stop.code == 0, stop.code\n"
-        "print([name for name in ('torch', 'timm', 'open_clip') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
-
-
 def test_every_mistake_of_a_recipe_is_a_line_with_exit_code_2(toys):
     broken = RECIPE.replace("count", "cuont").replace("squared", "cubed").replace("toy.add", "toy.ad")
     (toys / "r.yaml").write_text(broken)

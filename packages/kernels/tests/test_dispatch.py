@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vfm_kernels import not_supported_reasons, swiglu_subln, use_kernels
+from vfm_kernels.dispatch import constant_when_compiled
 
 WITHOUT_TRITON = """
 import sys
@@ -39,6 +40,19 @@ def test_an_unknown_choice_raises():
         use_kernels("fast"),
     ):
         pass
+
+
+def test_the_mark_of_a_constant_is_torchs_own():
+    peer = torch.compiler.assume_constant_result(lambda: 1)
+    assert vars(constant_when_compiled(lambda: 1)) == vars(peer)
+
+
+def test_importing_the_package_imports_no_compiler_and_no_models():
+    script = (
+        "import sys, vfm_kernels; print({'torch._dynamo', 'timm', 'open_clip', 'triton'}.intersection(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_on_a_cpu_auto_is_a_plain_graph_that_compiles_whole():

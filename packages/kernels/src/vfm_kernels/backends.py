@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vfm_kernels import libraries
-from vfm_kernels.dispatch import SETTINGS, Kernels
+from vfm_kernels.dispatch import SETTINGS, Kernels, constant_when_compiled
 from vfm_kernels.measured import architecture_of, fastest_attention
 from vfm_kernels.pattern import Pattern
 from vfm_kernels.problem import Problem, problem_on
@@ -185,7 +185,7 @@ def choose(heads: Tensor, shape: Sequence[int], pattern: Pattern, name: str | No
 
 
 # A constant for `torch.compile`, which specialises on shapes here and cannot trace the reasons.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_compiled
 def _chosen(*facts: Any) -> str:
     return _cached_choice(*facts)
 

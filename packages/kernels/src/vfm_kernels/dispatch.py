@@ -6,18 +6,19 @@ why it cannot run.
 """
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
 from vfm_kernels.measured import is_measured_faster
 
+F = TypeVar("F", bound=Callable[..., Any])
 Kernels = Literal["auto", "reference", "triton"]
 
 OLDEST_CAPABILITY = (8, 0)  # Ampere: the oldest architecture that the tests compile the kernels for
@@ -110,14 +111,23 @@ def launchers() -> ModuleType:
     return triton
 
 
-# A constant for `torch.compile`, which could not trace the look for an installed package.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def constant_when_compiled(function: F) -> F:
+    """Mark a function whose result `torch.compile` takes as a constant.
+
+    The mark is that of `torch.compiler.assume_constant_result`, which imports the compiler: as long again as torch.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+# `torch.compile` could not trace the look for an installed package.
+@constant_when_compiled
 def _device_reasons(device: torch.device) -> tuple[str, ...]:
     return _cached_device_reasons(device)
 
 
-# A constant for `torch.compile`, which could not trace the table.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+# `torch.compile` could not trace the table.
+@constant_when_compiled
 def _measured_faster(op: str, device: torch.device, width: int, compiled: bool) -> bool:
     return is_measured_faster(op, device, width, compiled)
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -137,6 +136,8 @@ def compute_patch_maps(
         check_finite(output, model_name, names or [f"image {number}" for number in range(len(images))])
     colours = component_colours(features)
     heats = [similarity_maps(whole.float().cpu(), patches.float().cpu()), *attention]
+    from matplotlib import colormaps  # an extra, which no other function of `vfm.eval` needs
+
     magma = colormaps["magma"]
     views = []
     for number, picture in enumerate(fitted):

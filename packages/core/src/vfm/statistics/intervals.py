@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # imports `scipy.special` when it is used, which most commands do not do
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 10_000
@@ -27,7 +27,7 @@ def wilson_interval(successes: float, n: float, *, confidence: float = CONFIDENC
     """
     if n <= 0 or not 0 <= successes <= n:
         raise ValueError(f"expected 0 <= successes <= n and n > 0, got {successes} of {n}")
-    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    z = float(scipy.special.ndtri(0.5 + confidence / 2))
     p = successes / n
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
@@ -112,7 +112,9 @@ def t_interval(values: ArrayLike, *, confidence: float = CONFIDENCE) -> Interval
     if sample.size < 2:
         raise ValueError(f"expected two or more seeds, got {sample.size}")
     mean = float(sample.mean())
-    half = float(stats.t.ppf(0.5 + confidence / 2, sample.size - 1) * sample.std(ddof=1) / np.sqrt(sample.size))
+    half = float(
+        scipy.special.stdtrit(sample.size - 1, 0.5 + confidence / 2) * sample.std(ddof=1) / np.sqrt(sample.size)
+    )
     return mean - half, mean + half
 
 

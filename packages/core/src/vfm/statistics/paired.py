@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # imports `scipy.stats` when it is used, which takes half of torch's time
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from vfm.statistics.intervals import (
     CONFIDENCE,
@@ -41,7 +41,7 @@ def mcnemar_exact(first: ArrayLike, second: ArrayLike) -> McNemar:
     """
     a, b = _paired(first, second)
     wins, losses = int(np.sum(~(a > 0) & (b > 0))), int(np.sum((a > 0) & ~(b > 0)))
-    p_value = 2.0 * float(stats.binom.cdf(min(wins, losses), wins + losses, 0.5))
+    p_value = 2.0 * float(scipy.stats.binom.cdf(min(wins, losses), wins + losses, 0.5))
     return McNemar(wins, losses, min(1.0, p_value))
 
 
@@ -88,7 +88,7 @@ def _all_flips(
     for size, count in zip(sizes, counts, strict=True):
         flipped = np.arange(count + 1)
         totals = np.add.outer(totals, size * (count - 2 * flipped)).ravel()
-        chances = np.outer(chances, stats.binom.pmf(flipped, count, 0.5)).ravel()
+        chances = np.outer(chances, scipy.stats.binom.pmf(flipped, count, 0.5)).ravel()
     return totals, chances
 
 
@@ -142,7 +142,7 @@ def paired_t(first: ArrayLike, second: ArrayLike) -> tuple[Interval, float]:
     if np.ptp(gaps) <= 1e-9 * np.abs(gaps).max():
         gap = float(gaps.mean())
         return (min(gap, 0.0), max(gap, 0.0)), 2.0 ** (1 - gaps.size) if gap else 1.0
-    return t_interval(gaps), float(stats.ttest_1samp(gaps, 0.0).pvalue)
+    return t_interval(gaps), float(scipy.stats.ttest_1samp(gaps, 0.0).pvalue)
 
 
 def _paired(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -14,6 +14,7 @@ from vfm.config import UserError
 from vfm.data.batch import Batch
 from vfm.interfaces import Training
 from vfm.stage import Context
+from vfm.statistics import wilson_interval
 from vfm.train.dist import World
 
 NAMED = 8  # samples that a message names; the others are in a file
@@ -144,8 +145,6 @@ class SkippedSamples:
         self.reads += len(found)
         if not found:
             return
-        from vfm.statistics import wilson_interval  # scipy takes two seconds, which most trainings never need
-
         reads = self.reads + step * self.plan.global_batch_size
         last = step >= self.plan.num_steps
         share = self.reads / reads if last else wilson_interval(self.reads, reads)[0]

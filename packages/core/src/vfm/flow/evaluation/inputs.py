@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from vfm.artifacts import FACTS_FILE, Artifact, ClipCheckpoint, VideoClassifier, VisionCheckpoint
-from vfm.config import UserError
+from vfm.config import UserError, load_function
 from vfm.stage import Stage
 
 Fields = dict[str, Any]  # fields of a stage, as in a recipe
@@ -64,8 +65,6 @@ def model_input(word: str) -> Input:
     Raises:
         UserError: there is no such model, or the folder holds another artifact.
     """
-    from vfm.models import is_vision_source  # imports torch; `vfm eval --dry-run` of artifacts does not need it
-
     name, rest = split_name(word)
     artifact = saved_artifact(rest)
     if artifact is not None and not isinstance(artifact, ClipCheckpoint | VisionCheckpoint | VideoClassifier):
@@ -75,13 +74,28 @@ def model_input(word: str) -> Input:
     if artifact is not None and name is None:
         return Input(rest, type(artifact))
     source, _, tag = (rest, "", "") if Path(rest).exists() else rest.partition(",")
-    encoder = isinstance(artifact, VisionCheckpoint) if artifact else is_vision_source(source, tag or None)
+    encoder = isinstance(artifact, VisionCheckpoint) if artifact else _is_encoder(source, tag)
     kind, makes = ("models.vision", VisionCheckpoint) if encoder else ("models.clip", ClipCheckpoint)
     # A folder is named by its last part, a model of the hub by its whole name.
     short = source.rstrip("/").rpartition("/")[2] if Path(source).exists() else source.partition(":")[2] or source
     name = name or stage_name(f"{short}-{tag}" if tag and not Path(tag).exists() else short)
     fields = {"kind": kind, "name": name, "source": source, **({"pretrained": tag} if tag else {})}
     return Input(name, makes, fields)
+
+
+def _is_encoder(source: str, tag: str) -> bool:
+    """Return whether a source names an encoder of timm's; only open_clip names with a tag are known without torch."""
+    if tag and not Path(tag).exists() and _is_open_clip_name(source):
+        return False
+    found: bool = load_function("vfm.models:is_vision_source")(source, tag or None)
+    return found
+
+
+def _is_open_clip_name(name: str) -> bool:
+    """Return whether open_clip has a model of this name, by its file of the configuration."""
+    package = find_spec("open_clip")
+    folders = package.submodule_search_locations if package else None
+    return any((Path(folder) / f"model_configs/{name.replace('/', '-')}.json").is_file() for folder in folders or ())
 
 
 def dataset_input(name: str, fields: Mapping[str, Any], known: Mapping[str, type[Stage]]) -> Input:
