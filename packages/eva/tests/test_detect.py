@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
+from timm.data.constants import IMAGENET_DEFAULT_MEAN
 
 from eva_toy import context
 from vfm.data.annotated import AnnotatedSource, Objects
-from vfm.models import build_vision, load_vision, save_state_dict, save_vision
+from vfm.models import build_vision, load_vision, save_state_dict, save_vision, vision_preprocess
 from vfm.plugin import AnnotatedImages, DenseCheckpoint, Event, Preflight, UserError, VisionCheckpoint
 from vfm.stages.annotated import ShapesScenes
 from vfm.stages.evaluation import Detection
@@ -320,7 +321,9 @@ def test_released_layout_is_read_with_every_key_accounted_for(tmp_path, scenes):
         {"name": "import", "path": str(file), "model": SUB_NORM, "data": "scenes", "detector": LAYOUT}
     )
     made = config.run(context(tmp_path / "run", scenes=scenes))
-    assert torch.equal(read_detector(made).head.cascade.stages[2].fc.weight, ours.head.cascade.stages[2].fc.weight)
+    read = read_detector(made)
+    assert torch.equal(read.head.cascade.stages[2].fc.weight, ours.head.cascade.stages[2].fc.weight)
+    assert vision_preprocess(read.encoder.visual).mean == IMAGENET_DEFAULT_MEAN  # timm's EVA-02 has CLIP's
 
 
 def test_eva_01s_layout_is_read_with_its_relative_positions(tmp_path, scenes):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vfm.models import KeyReport, TransferRules, build_vision, load_state_dict, to_timm, transfer_weights
+from vfm.models import KeyReport, TransferRules, load_state_dict, to_timm, transfer_weights
 from vfm.plugin import AnnotatedImages, Context, DenseCheckpoint, Preflight, UserError
+from vfm_eva.dense.released import build_released
 from vfm_eva.detect.checkpoint import build_detector, save_detector
 from vfm_eva.detect.eva_layout import DROPPED, ENCODER, RELATIVE, head_name
 from vfm_eva.detect.model import Detector
@@ -70,5 +71,4 @@ def load_released(tensors: dict[str, Tensor], model: Detector, where: str) -> Ke
 
 
 def _build(config: ImportDetector, data: AnnotatedImages | None) -> Detector:
-    encoder = build_vision(config.model, num_classes=0)
-    return build_detector(encoder, len(data.class_names) if data else 2, config.detector)
+    return build_detector(build_released(config.model), len(data.class_names) if data else 2, config.detector)
