@@ -87,6 +87,26 @@ class UperNetSegmentation(SegmentationHead):
     auxiliary: float = Field(0.4, ge=0, description="weight of the loss of a second head on the third map; 0: none")
 
 
+class Mask2FormerSegmentation(SegmentationHead):
+    """Mask2Former on a ViT-Adapter, as in EVA-01's released files, which are read; needs vfm-eva[upernet]."""
+
+    work: ClassVar[str] = "vfm_eva.segment.mask2former:build_mask2former"
+
+    type: Literal["mask2former"] = Field("mask2former", description="ViT-Adapter and Mask2Former, of released files")
+    channels: int = Field(1024, ge=1, description="channels of both decoders")
+    num_heads: int = Field(32, ge=1, description="heads of both decoders")
+    num_queries: int = Field(200, ge=1, description="most segments that a crop can have")
+    pixel_layers: int = Field(6, ge=1, description="layers of the pixel decoder")
+    num_layers: int = Field(
+        8, ge=1, description="layers of the queries' decoder; 9 in the files with relative positions"
+    )
+    adapter_heads: int = Field(16, ge=1, description="heads of the adapter's attention")
+    adapter_channels: int = Field(64, ge=1, description="channels of the adapter's first convolutions")
+    relative: bool = Field(
+        False, description="the encoder's blocks have relative positions (the files that say relpos in their names)"
+    )
+
+
 class SegmentAugmentation(Config):
     """Random crops, flips and colours."""
 
@@ -165,6 +185,11 @@ class EvaSegment(Training):
 
     @model_validator(mode="after")
     def _possible(self) -> EvaSegment:
+        if isinstance(self.head, Mask2FormerSegmentation):
+            raise ValueError(
+                "head: mask2former is read from released files (eva.import_segmenter) and not trained here; expected"
+                " queries, linear or upernet"
+            )
         if self.task not in self.head.tasks:
             raise ValueError(
                 f"task: a {self.head.type} head predicts {', '.join(self.head.tasks)}, got {self.task}; queries predict"
@@ -174,7 +199,7 @@ class EvaSegment(Training):
 
 
 class ImportSegmenter(Stage):
-    """Import a segmentation checkpoint that EVA-02 has released (mmsegmentation's format), every key accounted for."""
+    """Import a segmentation checkpoint that EVA has released (mmsegmentation's format), every key accounted for."""
 
     makes: ClassVar[type[Artifact]] = DenseCheckpoint
     work: ClassVar[str] = "vfm_eva.segment.released:import_segmenter"
@@ -187,7 +212,15 @@ class ImportSegmenter(Stage):
         " {architecture: eva02_large_patch14_224, patch_size: 16, img_size: 512}"
     )
     data: Ref[AnnotatedImages] = Field(description="images with the classes of the checkpoint, in its order")
-    head: UperNetSegmentation = Field(UperNetSegmentation(), description="settings of the checkpoint's head")
+    head: SegmentationHead = Field(
+        UperNetSegmentation(), description="settings of the checkpoint's head: upernet (EVA-02) or mask2former (EVA-01)"
+    )
+
+    @model_validator(mode="after")
+    def _released(self) -> ImportSegmenter:
+        if not isinstance(self.head, (UperNetSegmentation, Mask2FormerSegmentation)):
+            raise ValueError(f"head: released files have upernet or mask2former, got {self.head.type}")
+        return self
 
     def sources(self) -> Iterable[str]:
         """Return the file."""

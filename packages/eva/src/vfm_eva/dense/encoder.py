@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vfm.models import ClipModel
 from vfm.plugin import UserError
-from vfm_eva.dense.relative import RelativePositions
+from vfm_eva.dense.relative import RelativeScores
 from vfm_eva.dense.trunks import Trunk, unrotated_rows
 from vfm_eva.dense.windows import Grid, check_window, from_windows, to_windows
 
@@ -88,12 +88,12 @@ class DenseEncoder(nn.Module):
         """The parts of the model."""
         return self._trunk[0]
 
-    def forward(self, images: Tensor, relative: Sequence[RelativePositions] | None = None) -> list[Tensor]:
+    def forward(self, images: Tensor, relative: Sequence[RelativeScores] | None = None) -> list[Tensor]:
         """Return the maps of `layers` in their order, (B, D, h, w) each, without the final norm.
 
         Args:
             images: normalised, (B, 3, H, W).
-            relative: relative positions of each block; only without prefix tokens.
+            relative: relative positions of each block; `RelativePositions` know no prefix tokens.
 
         Raises:
             UserError: a side is not a multiple of the patch size, or windows do not tile the map.
@@ -129,7 +129,7 @@ class DenseEncoder(nn.Module):
         blocks: Sequence[int],
         visible: Tensor | None = None,
         copies: Mapping[int, nn.Module] | None = None,
-        relative: Sequence[RelativePositions] | None = None,
+        relative: Sequence[RelativeScores] | None = None,
     ) -> Tokens:
         """Apply some blocks in their order.
 
@@ -138,7 +138,7 @@ class DenseEncoder(nn.Module):
             blocks: numbers from 0.
             visible: as in `Trunk.apply_block`, for all of them; only for blocks without windows.
             copies: blocks with weights of their own to apply in place of some.
-            relative: relative positions of each block; only without prefix tokens.
+            relative: relative positions of each block; `RelativePositions` know no prefix tokens.
 
         Raises:
             UserError: there are prefix tokens, and windows smaller than the map.

@@ -9,7 +9,8 @@ Source: Li et al. 2022, MViTv2 (arXiv:2112.01526), section 4.1; ViTDet (arXiv:22
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from timm.models.eva import EvaBlock
@@ -19,6 +20,9 @@ from torch.nn import functional as F
 
 from vfm.plugin import UserError
 from vfm_eva.dense.windows import Grid
+
+RelativeScores: TypeAlias = Callable[[nn.Module, Tensor, Grid], Tensor]
+"""What is added to the scores of attention: of a block, its input (B, N, D) and the grid of the patches in it."""
 
 
 class RelativePositions(nn.Module):

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from vfm.models import ClipModel, vision_tower
 from vfm.plugin import UserError
-from vfm_eva.dense.relative import RelativePositions
+from vfm_eva.dense.relative import RelativeScores
 from vfm_eva.dense.windows import Grid
 
 PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
@@ -108,7 +108,7 @@ class Trunk:
         rope: Tensor | None,
         visible: Tensor | None = None,
         copy: nn.Module | None = None,
-        relative: tuple[RelativePositions, Grid] | None = None,
+        relative: tuple[RelativeScores, Grid] | None = None,
     ) -> Tensor:
         """Apply one block.
 
@@ -118,7 +118,7 @@ class Trunk:
             rope: a row for each of the N tokens; rows of sin 0 and cos 1 leave a token as it is.
             visible: True where a token (row) sees another (column), (B, 1, N, N); None: everywhere.
             copy: a copy of the block with weights of its own, to be applied in its place.
-            relative: relative positions and the grid of the tokens, which are patches only; instead of `visible`.
+            relative: relative positions and the grid of the patches among the tokens; instead of `visible`.
 
         Returns:
             (B, N, D).

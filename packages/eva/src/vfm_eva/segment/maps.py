@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfm.plugin import UserError
 from vfm_eva.dense.encoder import DenseEncoder
+from vfm_eva.dense.transformers_parts import modeling
 
 
 class LinearHead(nn.Module):
@@ -45,8 +45,8 @@ class UperNet(nn.Module):
 
     def __init__(self, width: int, num_classes: int, channels: int, *, auxiliary: bool = True) -> None:
         super().__init__()
-        config_class, head_class, auxiliary_class = _transformers_classes()
-        config = config_class(
+        parts = modeling("upernet")
+        config = parts.UperNetConfig(
             hidden_size=channels,
             num_labels=num_classes,
             auxiliary_in_channels=width,
@@ -67,8 +67,8 @@ class UperNet(nn.Module):
                 nn.MaxPool2d(kernel_size=2, stride=2),
             ]
         )
-        self.decode: nn.Module = head_class(config, [width] * 4)
-        self.auxiliary: nn.Module | None = auxiliary_class(config, [width] * 4) if auxiliary else None
+        self.decode: nn.Module = parts.UperNetHead(config, [width] * 4)
+        self.auxiliary: nn.Module | None = parts.UperNetFCNHead(config, [width] * 4) if auxiliary else None
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Return the scores of the classes with stride `patch_size` / 4, in training those of the second head too."""
@@ -119,12 +119,3 @@ def pixel_loss(scores: Tensor, labels: Tensor) -> Tensor:
     """
     full = F.interpolate(scores.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
     return F.cross_entropy(full, labels.long(), ignore_index=-1, reduction="sum")
-
-
-def _transformers_classes() -> tuple[type, type, type]:
-    try:  # optional, and slow to import
-        from transformers import UperNetConfig
-        from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
-    except ImportError:
-        raise UserError("head: an upernet head needs transformers; install vfm-eva[upernet]") from None
-    return UperNetConfig, UperNetHead, UperNetFCNHead

@@ -29,6 +29,7 @@ from vfm.models import (
 from vfm.plugin import ClipCheckpoint, DenseCheckpoint, UserError, VisionCheckpoint
 from vfm_eva.dense.encoder import DenseEncoder
 from vfm_eva.segment.maps import LinearHead, MapSegmenter, UperNet
+from vfm_eva.segment.mask2former import Mask2FormerSegmenter
 from vfm_eva.segment.queries import QueriesHead, QuerySegmenter
 from vfm_eva.stages_segment import (
     EvaSegment,
@@ -47,7 +48,7 @@ PREDICTED: dict[str, list[DenseTask]] = {
     "instance": ["boxes", "masks"],
     "panoptic": ["panoptic", "semantic", "boxes", "masks"],
 }
-Segmenter = QuerySegmenter | MapSegmenter
+Segmenter = QuerySegmenter | MapSegmenter | Mask2FormerSegmenter
 
 
 @dataclass(frozen=True)

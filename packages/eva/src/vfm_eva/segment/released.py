@@ -1,4 +1,6 @@
-"""The work of `eva.import_segmenter`: EVA-02's released segmentation checkpoints, with every key accounted for.
+"""The work of `eva.import_segmenter`: EVA's released segmentation checkpoints, with every key accounted for.
+
+EVA-01's files, a Mask2Former on a ViT-Adapter, have the names of `mask2former_layout`; EVA-02's, UperNet, these:
 
     backbone.fpn{1..4}.*      head.resample.{0..3}
     backbone.*                the encoder, in the layouts of `vfm.models`
@@ -11,6 +13,8 @@ Source: the public EVA repository and mmsegmentation.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,27 +22,53 @@ from torch import Tensor
 from vfm.models import (
     KeyReport,
     TransferRules,
-    build_vision,
     load_state_dict,
     to_timm,
     transfer_weights,
     vision_preprocess,
 )
 from vfm.plugin import Context, DenseCheckpoint, Preflight, UserError
+from vfm_eva.dense.released import build_released
+from vfm_eva.segment import mask2former_layout
 from vfm_eva.segment.maps import MapSegmenter
-from vfm_eva.segment.model import HeadRecord, build_upernet, check_side, save_segmenter
+from vfm_eva.segment.mask2former import Mask2FormerSegmenter
+from vfm_eva.segment.model import HeadRecord, check_side, save_segmenter
 from vfm_eva.stages_segment import ImportSegmenter
 
 ENCODER = "backbone."
-EVA_01 = ("backbone.spm.", "decode_head.pixel_decoder.")  # a ViT-Adapter, and a Mask2Former
-_LEVEL = re.compile(r"backbone\.fpn([1-4])\.")
-_UNUSED = dict.fromkeys(("norm.", "fc_norm.", "head."), "not read by UperNet")
+_LEVEL = re.compile(r"backbone\.fpn([1-4])\..*")
+_UNUSED = dict.fromkeys(("norm.", "fc_norm.", "head."), "not read by the head")
+_COUNTS = {"num_batches_tracked": "counts the batches of the training"}
 _RENAMED = (
     (r"^backbone\.fpn(\d)", lambda found: f"resample.{int(found[1]) - 1}"),
     (r"^decode_head\.", "decode."),
     (r"^auxiliary_head\.", "auxiliary."),
     (r"\.conv_seg\.", ".classifier."),
     (r"\.bn\.", ".batch_norm."),
+)
+
+
+def head_name(key: str) -> str:
+    """Return the name of a head's weight in `UperNet`; an unknown name is returned as it is."""
+    for pattern, name in _RENAMED:
+        key = re.sub(pattern, name, key)
+    return key
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The names of a kind of file: keys of the backbone that are the head's, their new names, keys to leave out."""
+
+    in_head: re.Pattern[str]
+    name: Callable[[str], str]
+    dropped: Mapping[str, str]
+
+
+UPERNET = Layout(_LEVEL, head_name, _COUNTS)
+MASK2FORMER = Layout(
+    mask2former_layout.ADAPTER,
+    mask2former_layout.head_name,
+    {**_COUNTS, "relative_position_index": "computed from the grid"},
 )
 
 
@@ -68,27 +98,23 @@ def import_segmenter(config: ImportSegmenter, ctx: Context) -> DenseCheckpoint:
     return save_segmenter(model, record, ctx.directory, data.class_names)
 
 
-def load_released(tensors: dict[str, Tensor], model: MapSegmenter, where: str) -> KeyReport:
-    """Load a state dict in the names of EVA-02's segmentation code.
+def load_released(tensors: dict[str, Tensor], model: MapSegmenter | Mask2FormerSegmenter, where: str) -> KeyReport:
+    """Load a state dict in the names of EVA's segmentation code.
 
     Args:
         tensors: the state dict.
-        model: an encoder with UperNet.
+        model: an encoder with UperNet or with Mask2Former.
         where: the file, for errors.
 
     Raises:
-        UserError: a key is missing, unknown or of another shape, or the file is of EVA-01.
+        UserError: a key is missing, unknown or of another shape, or the file is of another kind than the model.
     """
-    if other := next((key for key in tensors if key.startswith(EVA_01)), None):
-        raise UserError(
-            f"{where}: it has {other}, as EVA-01's Mask2Former with a ViT-Adapter, which is not built here; expected"
-            " EVA-02's UperNet"
-        )
+    _check_kind(tensors, model, where)
+    layout = MASK2FORMER if isinstance(model, Mask2FormerSegmenter) else UPERNET
     report = KeyReport()
-    in_head = {key for key in tensors if not key.startswith(ENCODER) or _LEVEL.match(key)}
-    head = {key: value for key, value in tensors.items() if key in in_head}
-    counts = {"num_batches_tracked": "counts the batches of the training"}
-    to_head = TransferRules(counts, counts, head_name, where=where, source="the file", target="the head")
+    in_head = {key for key in tensors if not key.startswith(ENCODER) or layout.in_head.fullmatch(key)}
+    head = mask2former_layout.split_attention({key: value for key, value in tensors.items() if key in in_head})
+    to_head = TransferRules(layout.dropped, _COUNTS, layout.name, where=where, source="the file", target="the head")
     transfer_weights(head, model.head, to_head, report)
     encoder = {key.removeprefix(ENCODER): value for key, value in tensors.items() if key not in in_head}
     dropped = {"rope": "computed from the grid"}
@@ -97,15 +123,24 @@ def load_released(tensors: dict[str, Tensor], model: MapSegmenter, where: str) -
     return report
 
 
-def head_name(key: str) -> str:
-    """Return the name of a head's weight in `UperNet`; an unknown name is returned as it is."""
-    for pattern, name in _RENAMED:
-        key = re.sub(pattern, name, key)
-    return key
+def _check_kind(tensors: dict[str, Tensor], model: MapSegmenter | Mask2FormerSegmenter, where: str) -> None:
+    adapted = any(key.startswith("backbone.spm.") for key in tensors)
+    if adapted != isinstance(model, Mask2FormerSegmenter):
+        raise UserError(
+            f"{where}: it has {'a' if adapted else 'no'} ViT-Adapter (backbone.spm), which EVA-01's files have and"
+            f" EVA-02's have not; set head.type: {'mask2former' if adapted else 'upernet'}"
+        )
+    if isinstance(model, Mask2FormerSegmenter):
+        relative = any(key.endswith(mask2former_layout.RELATIVE) for key in tensors)
+        if relative != (model.head.adapter.bias is not None):
+            raise UserError(
+                f"{where}: it has {'' if relative else 'no '}relative positions; set head.relative:"
+                f" {str(relative).lower()}"
+            )
 
 
-def _build(config: ImportSegmenter, num_classes: int) -> MapSegmenter:
-    encoder = build_vision(config.model, num_classes=0)
-    model = build_upernet(config.head, encoder, num_classes, frozen=False)
+def _build(config: ImportSegmenter, num_classes: int) -> MapSegmenter | Mask2FormerSegmenter:
+    encoder = build_released(config.model)
+    model: MapSegmenter | Mask2FormerSegmenter = config.head.build(encoder, num_classes, frozen=False)
     check_side(vision_preprocess(encoder).image_size, model.encoder)
     return model
