@@ -1,0 +1,40 @@
+"""The script that does everything from Python: it is short, is the one of the documents, and runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from outside import ROOT, checked
+
+SCRIPT = ROOT / "examples/from_python.py"
+
+
+def test_it_has_at_most_forty_lines_and_is_the_documented_one() -> None:
+    text = SCRIPT.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 40
+    assert f"```python\n{text}```" in (ROOT / "docs/python.md").read_text(encoding="utf-8")
+
+
+def test_it_curates_trains_embeds_predicts_and_evaluates_and_caches_the_second_time(tmp_path: Path) -> None:
+    small = tmp_path / "small.py"
+    text = SCRIPT.read_text(encoding="utf-8")
+    for whole, few in {
+        '"steps": 60': '"steps": 4',
+        '"num_samples": 600': '"num_samples": 64',
+        "steps=100": "steps=30",
+    }.items():
+        assert whole in text
+        text = text.replace(whole, few)
+    small.write_text(text.replace('"clip.schedule.warmup_steps": 10', '"clip.schedule.warmup_steps": 1'))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+    run = [sys.executable, small]
+    first, second = (
+        checked(subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True)) for _ in range(2)
+    )
+    for expected in ("144 embeddings of width 64", "a red square", "of 100 matched texts kept", "trained 30 steps"):
+        assert expected in first.stdout
+    assert "resumes after step 30 of 30" in second.stderr
+    assert second.stderr.count("✓") == second.stderr.count("cached") > 8
