@@ -105,6 +105,10 @@ COMMANDS = {
     "uv run vfm export store/runs/quickstart/artifacts/clip --format onnx --out clip-onnx": AS_IT_STANDS,
     "uv run vfm eval store/runs/quickstart/artifacts/clip store/runs/quickstart/artifacts/teacher"
     " --data TRAIN.tar --tasks retrieval": AS_IT_STANDS,
+    "uv run vfm data TRAIN.tar": AS_IT_STANDS,
+    "uv run vfm recipes": AS_IT_STANDS,
+    "uv run vfm models": AS_IT_STANDS,
+    "uv run vfm models ViT-B-32": AS_IT_STANDS,
     "uv run vfm init my.yaml": AS_IT_STANDS,
     "uv run vfm stages clip.train": AS_IT_STANDS,
     "uv run vfm plan quickstart": AS_IT_STANDS,

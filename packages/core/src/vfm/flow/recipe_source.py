@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,16 @@ def find_recipe(source: str) -> Path:
     if source in shipped:
         return shipped[source]
     raise UserError(f"no recipe {source!r}: neither a file nor a shipped recipe{did_you_mean(source, shipped)}")
+
+
+def shipped_recipes() -> dict[str, str]:
+    """Return the shipped recipes by name, each with the first sentence of the comment that it begins with."""
+    about = {}
+    for file in sorted(SHIPPED.glob("*.yaml")):
+        lines = takewhile(lambda line: line.strip(" #"), file.read_text(encoding="utf-8").splitlines())
+        text = " ".join(line.lstrip("# ").rstrip() for line in lines)
+        about[file.stem] = re.split(r"(?<!et al)\. ", text)[0].rstrip(".")  # "et al." ends no sentence
+    return about
 
 
 def read_text(file: Path) -> str:

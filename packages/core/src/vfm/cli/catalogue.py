@@ -1,0 +1,75 @@
+"""Commands for what one can choose from: models, recipes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from vfm.artifacts import (
+    Artifact,
+    ClipCheckpoint,
+    DenseCheckpoint,
+    GeneratorCheckpoint,
+    VideoClassifier,
+    VisionCheckpoint,
+)
+from vfm.cli.command import DEFAULT_STORE, DebugOption, StoreOption, command, console, show
+from vfm.config import UserError, load_function
+from vfm.flow.recipe_source import shipped_recipes
+from vfm.flow.runs import kept_runs
+from vfm.flow.store import LINKS, Store
+from vfm.plugins import load_plugins, stage_types
+
+MODELS = ClipCheckpoint | VisionCheckpoint | DenseCheckpoint | VideoClassifier | GeneratorCheckpoint
+
+
+@command
+def models(
+    name: Annotated[
+        str | None, typer.Argument(help="Part of a name: list the models of open_clip and timm that have it.")
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    debug: DebugOption = False,
+) -> None:
+    """List the models of a store, or those of open_clip and timm with a name like yours."""
+    if name is not None:
+        found: list[tuple[str, str, str]] = load_function("vfm.models.catalogue:named_models")(name)  # imports timm
+        if not found:
+            raise UserError(f"no model of open_clip or timm has {name!r} in its name")
+        _print_table(("name", "library", "pretrained"), found)
+        return
+    stage_types(load_plugins())  # imports the artifact types of plugins
+    places = [run.directory / LINKS / stage for run in kept_runs(Store(store)) for stage in sorted(run.links)]
+    artifacts = {place: Artifact.load(place, verify=False) for place in places if place.is_dir()}
+    rows = [(str(place), *_facts(found)) for place, found in artifacts.items() if isinstance(found, MODELS)]
+    if rows:
+        _print_table(("folder", "kind", "model"), rows)
+    else:
+        show(f"no models in {store}")
+    show("models of open_clip and timm by a part of their name: vfm models ViT-B-32")
+
+
+def _facts(model: Artifact) -> tuple[str, str]:
+    """Return the kind of a model, and its name, tasks and image size, as far as its artifact has them."""
+    record = model.model_dump()
+    words = [record.get("architecture"), record.get("model"), *record.get("tasks", ())]
+    size = record.get("image_size")
+    shown = [*(word for word in words if isinstance(word, str)), *([f"{size} px"] if size else [])]
+    return type(model).__name__, ", ".join(shown)
+
+
+@command
+def recipes(debug: DebugOption = False) -> None:
+    """List the shipped recipes; copy one by `vfm init --like NAME`."""
+    _print_table(("recipe", "about"), list(shipped_recipes().items()))
+
+
+def _print_table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    table = Table(*heads, box=None)
+    table.columns[0].overflow = "fold"
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)

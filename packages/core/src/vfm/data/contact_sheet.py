@@ -1,0 +1,39 @@
+"""Many pictures in one: a grid of small copies with their captions, to look at and to send."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+SIDE = 192  # pixels of the longer side of a picture, at most
+GAP = 8
+LINES, LINE_HEIGHT, LETTERS = 3, 15, 30  # of a caption
+FONT_SIZE = 12
+
+
+def contact_sheet(pictures: Sequence[tuple[Image.Image, str]], *, columns: int = 5) -> Image.Image:
+    """Draw pictures in rows, each above its caption, which is cut after three lines.
+
+    Args:
+        pictures: images of any size and mode, with their captions; at least one.
+        columns: pictures in a row.
+
+    Raises:
+        ValueError: there are no pictures.
+    """
+    if not pictures:
+        raise ValueError("expected at least one picture, got none")
+    columns = min(columns, len(pictures))
+    width, height = SIDE + GAP, SIDE + LINES * LINE_HEIGHT + 2 * GAP
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * width + GAP, rows * height + GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_SIZE)
+    for number, (image, caption) in enumerate(pictures):
+        left, top = GAP + number % columns * width, GAP + number // columns * height
+        small = ImageOps.contain(image.convert("RGB"), (SIDE, SIDE))
+        sheet.paste(small, (left + (SIDE - small.width) // 2, top + (SIDE - small.height) // 2))
+        lines = textwrap.wrap(caption, LETTERS, max_lines=LINES, placeholder=" ...")
+        draw.multiline_text((left, top + SIDE + GAP // 2), "\n".join(lines), fill="black", font=font, spacing=3)
+    return sheet

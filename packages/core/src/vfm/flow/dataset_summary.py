@@ -1,0 +1,111 @@
+"""What a path holds, as the stage that would import it finds: format, samples, what it leaves out, first pictures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from vfm.artifacts import FACTS_FILE, Artifact
+from vfm.config import UserError, did_you_mean
+from vfm.data.contact_sheet import contact_sheet
+from vfm.data.layout import find_layout
+from vfm.events import Event
+from vfm.flow.evaluation.datasets import import_fields
+from vfm.flow.evaluation.inputs import Fields
+from vfm.panels import ImagesPanel, load_panels
+from vfm.stage import Context, Stage
+
+FALLBACK = "data.images"  # pictures that have neither captions nor labels
+
+
+@dataclass
+class DatasetSummary:
+    """A dataset as a stage imports it.
+
+    Attributes:
+        fields: fields of the stage; empty for a saved artifact.
+        dataset: the artifact, in the folder that was given.
+        skipped: number of samples that are left out, by reason.
+        first: address of the first sample of each reason; empty for a saved artifact.
+    """
+
+    fields: Fields
+    dataset: Artifact
+    skipped: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def sheet(self, count: int) -> Image.Image | None:
+        """Return the first pictures with their captions as one; None if the stage shows none."""
+        panels = [panel for panel in load_panels(self.dataset.path) if isinstance(panel, ImagesPanel)]
+        pictures = [picture for panel in panels for picture in panel.pictures][:count]
+        opened = [(Image.open(self.dataset.path / picture.file), picture.caption) for picture in pictures]
+        return contact_sheet(opened) if opened else None
+
+
+def summarize_dataset(
+    path: str,
+    known: Mapping[str, type[Stage]],
+    folder: Path,
+    send: Callable[[Event], None],
+    *,
+    kind: str = "",
+    num_samples: int | None = None,
+) -> DatasetSummary:
+    """Import a dataset into a folder, however many of its samples are bad, and return what it has.
+
+    Args:
+        path: the user's files, or the folder of a saved artifact, which is not imported again.
+        known: stage types by kind.
+        folder: an empty folder for the index and the pictures.
+        send: takes progress.
+        kind: of the stage that imports it; empty: the one that fits the files.
+        num_samples: read the first samples only; None: all.
+
+    Raises:
+        UserError: the path does not exist, its format is not supported, or none of its samples can be used.
+    """
+    if (Path(path) / FACTS_FILE).is_file():
+        saved = Artifact.load(path)
+        return DatasetSummary({}, saved, Counter(getattr(saved, "bad_samples", {})))
+    if kind and not (kind in known and kind.startswith("data.")):
+        kinds = [name for name in known if name.startswith("data.")]
+        raise UserError(f"--kind: {kind!r} is not a kind of dataset{did_you_mean(kind, kinds)}")
+    fields = {"kind": kind, "path": path} if kind else _fields(path)
+    try:
+        return _imported(fields, known, folder, send, num_samples)
+    except UserError:
+        if kind or fields["kind"] == FALLBACK:
+            raise
+        # None of the samples fits the stage, such as a folder without captions: what is left is the pictures.
+        return _imported({"kind": FALLBACK, "path": path}, known, folder, send, num_samples)
+
+
+def _fields(path: str) -> Fields:
+    try:
+        return import_fields(path)[0]
+    except UserError:
+        find_layout(path, "auto", None)  # raises if there are no pictures
+        return {"kind": FALLBACK, "path": path}
+
+
+def _imported(
+    fields: Fields, known: Mapping[str, type[Stage]], folder: Path, send: Callable[[Event], None], limit: int | None
+) -> DatasetSummary:
+    allowed = known[fields["kind"]].model_fields
+    settings = {"max_bad_fraction": 1.0, "num_samples": limit}
+    stage = known[fields["kind"]].model_validate(
+        {**fields, "name": "data", **{key: value for key, value in settings.items() if key in allowed}}
+    )
+    first: dict[str, str] = {}
+
+    def remember(event: Event) -> None:
+        if event.type == "bad_sample":
+            first.setdefault(event.data["reason"], event.data["where"])
+        send(event)
+
+    context = Context("data", folder, folder, {}, remember)
+    return DatasetSummary(fields, stage.run(context), context.bad, first)
