@@ -59,12 +59,26 @@ def root(tmp_path_factory) -> Path:
             job("resharded", fsdp, terminated_rank=1),
             job("to-ddp", fsdp, terminated_rank=0),
             job("to-ddp", {}),
+            job("to-fsdp", {}, terminated_rank=0),
+            job("to-fsdp", fsdp),
+            job("ddp-resharded", {}, terminated_rank=1),
+            job("to-ddp4", fsdp, terminated_rank=1),
         ],
     )
     for name, settings in RUNS.items():
         alone(root / f"one-{name}", **settings)
-    alone(root / "resharded", data=Samples(bad=BAD_OF_CHILD, stop=10))
-    in_processes(4, root, [job("hsdp4-lamb", {**RUNS["lamb"], **hybrid}), job("resharded", fsdp)])
+    for name in ("resharded", "ddp-resharded"):
+        alone(root / name, data=Samples(bad=BAD_OF_CHILD, stop=10))
+    in_processes(
+        4,
+        root,
+        [
+            job("hsdp4-lamb", {**RUNS["lamb"], **hybrid}),
+            job("resharded", fsdp),
+            job("ddp-resharded", fsdp),
+            job("to-ddp4", {}),
+        ],
+    )
     return root
 
 
@@ -110,6 +124,9 @@ def final(folder: Path) -> dict[str, Tensor]:
         ("hsdp4-lamb", "one-lamb"),
         ("resharded", "one-plain"),
         ("to-ddp", "one-plain"),
+        ("to-fsdp", "one-plain"),
+        ("ddp-resharded", "one-plain"),
+        ("to-ddp4", "one-plain"),
     ],
 )
 def test_sharded_processes_give_the_losses_scores_and_weights_of_one(root, name, expected):
