@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -40,13 +39,6 @@ def each_image(
             yield number, found
         ctx.progress(number + 1, len(source), "images")
     reading.check_bad(bad, len(source), first=first_bad)
-
-
-def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield the items in lists of `size`, the last one of the rest."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
 
 
 def check_size(file: object, found: NDArray[np.integer], size: tuple[int, int]) -> None:

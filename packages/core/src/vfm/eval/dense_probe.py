@@ -25,7 +25,7 @@ from torch import Tensor
 from vfm.artifacts import AnnotatedImages
 from vfm.config import UserError
 from vfm.data.annotated import AnnotatedSource
-from vfm.eval.annotated_images import each_image, in_batches
+from vfm.eval.annotated_images import each_image
 from vfm.eval.dense_panels import NUM_PICTURES, add_map_panels
 from vfm.eval.finite import check_finite
 from vfm.eval.hashes import data_hash, item_digest
@@ -38,6 +38,7 @@ from vfm.stages.evaluation import DenseProbe
 from vfm.stages.evaluation.checks import check_semantic
 from vfm.statistics.mean_iou import MeanIou, count_pixels
 from vfm.train import resolve_device
+from vfm.train.sharing import in_batches
 
 LABELS_IN_MEMORY = 500
 VALIDATION = 5  # one in so many training images chooses the learning rate

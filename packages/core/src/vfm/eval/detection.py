@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vfm.artifacts import AnnotatedImages
 from vfm.config import UserError
 from vfm.data.annotated import AnnotatedSource, encode_mask
-from vfm.eval.annotated_images import each_image, in_batches
+from vfm.eval.annotated_images import each_image
 from vfm.eval.dense_models import Predictors
 from vfm.eval.detection_errors import error_panel, errors_by_image
 from vfm.eval.detection_panels import add_detection_panels
@@ -27,6 +27,7 @@ from vfm.panels import TablePanel
 from vfm.scores import Evaluated, ModelResult
 from vfm.stage import Context
 from vfm.stages.evaluation.dense import Detection
+from vfm.train.sharing import in_batches
 
 SHAPES: tuple[Shape, ...] = ("boxes", "masks")
 CLASSES_SHOWN = 60
