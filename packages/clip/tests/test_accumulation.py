@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
+import vfm_clip.task
 from clip_world import (
     EVA,
     VIT,
@@ -24,6 +26,8 @@ from clip_world import (
     twin_gradients,
 )
 from vfm.plugin import UserError
+from vfm.train import Metrics
+from vfm_clip.feature_metrics import feature_spread
 from vfm_clip.task import ClipTask
 
 # SGD: Adam divides by the root of squared gradients, which for weights without a gradient are rounding errors.
@@ -50,6 +54,33 @@ def test_micro_batches_have_the_gradient_of_one_graph_over_all(
 ) -> None:
     ours = one_step(tmp_path, MODELS[name], micro_batch_size=micro_batch_size)
     assert_twins(gradients(ours), MODELS[name], micro_batch_size)
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 5])
+def test_the_spread_of_features_is_that_of_the_log_step_and_is_not_computed_in_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro_batch_size: int | None
+) -> None:
+    calls: list[int] = []
+
+    def counting(*features: Tensor) -> Metrics:
+        calls.append(len(features[0]))
+        return feature_spread(*features)
+
+    def logged(log_every: int) -> list[dict[str, float]]:
+        settings = plan(steps=4, log_every=log_every, micro_batch_size=micro_batch_size)
+        events = train(tmp_path / str(log_every), settings, tiny_task(VIT))
+        return [event.data["values"] for event in events if event.type == "metrics"]
+
+    each = logged(1)
+    monkeypatch.setattr(vfm_clip.task, "feature_spread", counting)
+    for line, pair in zip(logged(2), (each[:2], each[2:]), strict=True):
+        for name, value in line.items():
+            if name.startswith(("train/mutual_cosine", "train/effective_rank")):
+                assert value == pair[1][name]
+            elif name.startswith(("train/loss", "train/repeated", "train/logit_scale")):
+                assert value == pytest.approx((pair[0][name] + pair[1][name]) / 2)
+    assert calls == [12, 12]
+    assert {"train/effective_rank/text", "train/mutual_cosine/image", "train/repeated/captions"} <= set(each[0])
 
 
 @pytest.mark.parametrize("name", ["vit", "eva"])

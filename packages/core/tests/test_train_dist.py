@@ -19,7 +19,7 @@ PROBES = [Probe(name="probe"), MainProbe(name="alone")]
 
 
 def settings(**changes: Any) -> dict[str, Any]:
-    return plan(**COMMON, **changes).model_dump(mode="json")
+    return plan(**{**COMMON, **changes}).model_dump(mode="json")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def two(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("two")
     jobs = [
         {"folder": "whole", "plan": settings()},
-        {"folder": "micro", "plan": settings(micro_batch_size=2)},
+        {"folder": "micro", "plan": settings(micro_batch_size=2, log_every=4)},
         {"folder": "nan", "plan": settings(), "nan": [7, 6]},
         {"folder": "unbroken", "plan": settings(), "dropout": 0.3},
         {"folder": "evaluated", "plan": settings(tasks=[Probe(name="probe")], every_steps=5), "dropout": 0.3},
@@ -47,9 +47,9 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "part" / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("name", "micro_batch_size"), [("whole", None), ("micro", 2)])
-def test_two_processes_give_the_losses_and_weights_of_one(tmp_path, two, name, micro_batch_size):
-    single = plan(**COMMON, micro_batch_size=micro_batch_size)
+@pytest.mark.parametrize(("name", "changes"), [("whole", {}), ("micro", {"micro_batch_size": 2, "log_every": 4})])
+def test_two_processes_give_the_losses_and_weights_of_one(tmp_path, two, name, changes):
+    single = plan(**{**COMMON, **changes})
     train(tmp_path, single, data=Samples(bad={2: BAD[5]}))
     for expected, line in zip(lines(tmp_path), lines(two / name), strict=True):
         assert expected.pop("split") == line.pop("split") == "train"

@@ -156,19 +156,20 @@ def test_logged_loss_is_the_mean_since_the_last_line(tmp_path):
 def test_metric_lines_hold_no_times_and_panels_show_the_curves(tmp_path):
     train(tmp_path, plan())
     line = json.loads((tmp_path / "part" / "metrics.jsonl").read_text().splitlines()[0])
-    assert set(line) == {"step", "samples", "split", "train/loss", "train/guess", "train/grad_norm", "train/lr"}
+    values = ("loss", "guess", "power", "grad_norm", "lr")
+    assert set(line) == {"step", "samples", "split", *(f"train/{name}" for name in values)}
     panels = load_panels(tmp_path / "part")
-    assert [panel.title for panel in panels] == ["Training loss", "Gradient norm", "Learning rate", "Guess"]
+    assert [panel.title for panel in panels] == ["Training loss", "Gradient norm", "Learning rate", "Guess", "Power"]
     assert panels[0].series[0].x == [4, 8, 12]
 
 
-def test_metrics_must_be_the_same_in_every_step(tmp_path):
+def test_metrics_must_be_the_same_in_every_line(tmp_path):
     class Inconsistent(Regression):
         def forward(self, inputs):
             loss, metrics = super().forward(inputs)
             return loss, metrics if self.clamped < 2 else {}
 
-    with pytest.raises(ValueError, match="expected the same metrics in every step"):
+    with pytest.raises(ValueError, match="expected the same metrics in every line"):
         train(tmp_path, plan(), task=Inconsistent())
 
 

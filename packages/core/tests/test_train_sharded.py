@@ -28,7 +28,7 @@ EVALUATED = {"tasks": [Probe(name="probe", at=-1.0)], "every_steps": 2, "keep_be
 FSDP = {"device": "cpu", "parallel": "fsdp"}
 RUNS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "best": {**EVALUATED, "micro_batch_size": 2},
+    "best": {**EVALUATED, "micro_batch_size": 2, "log_every": 4},
     "lamb": {"optimizer": "lamb", "micro_batch_size": 1},
     "lars": {"optimizer": "timm", "algorithm": "lars"},
 }

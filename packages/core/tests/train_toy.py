@@ -101,7 +101,7 @@ class Pairs:
 
 
 class Regression(Task[Pairs]):
-    """Learn the sum of the inputs, optionally with dropout and batch norm."""
+    """Learn the sum of the inputs, optionally with dropout and batch norm; `power` is given at log steps only."""
 
     def __init__(self, dropout: float = 0.0, norm: bool = False) -> None:
         super().__init__()
@@ -112,7 +112,10 @@ class Regression(Task[Pairs]):
 
     def forward(self, inputs: Pairs) -> tuple[Tensor, dict[str, Tensor]]:
         guess = self.net(inputs.x)
-        return F.mse_loss(guess, inputs.y), {"guess": guess.mean()}
+        return F.mse_loss(guess, inputs.y), self.metrics(guess)
+
+    def metrics(self, guess: Tensor) -> dict[str, Tensor]:
+        return {"guess": guess.mean(), **({"power": guess.square().mean()} if self.is_log_step else {})}
 
     def after_step(self) -> None:
         self.clamped += 1
@@ -133,7 +136,7 @@ class Deep(Regression):
 
     def forward(self, inputs: Pairs) -> tuple[Tensor, dict[str, Tensor]]:
         guess = self.net(inputs.x) * self.scale
-        return F.mse_loss(guess, inputs.y) + F.mse_loss(guess, self.teacher(inputs.x)), {"guess": guess.mean()}
+        return F.mse_loss(guess, inputs.y) + F.mse_loss(guess, self.teacher(inputs.x)), self.metrics(guess)
 
 
 @dataclass

@@ -80,6 +80,11 @@ def test_a_falling_curve_raises_no_warning(tmp_path):
     assert raised(tmp_path, [HEALTHY, *falling]) == []
 
 
+def test_a_loss_is_compared_with_the_mean_constant_of_the_lines_each_of_which_has_that_of_one_batch(tmp_path):
+    noisy = [(-0.68, -0.6 + 0.07 * (-1) ** line, 0.5) for line in range(15)]
+    assert raised(tmp_path, noisy) == []
+
+
 def test_a_loss_that_is_not_finite_is_left_to_the_loop(tmp_path):
     assert raised(tmp_path, [(None, -0.6, 0.99)]) == []
 

@@ -167,8 +167,9 @@ def test_objective_with_standardised_targets_runs_on_shapes_alone() -> None:
     prediction, target = (torch.zeros(2, 3, 4, device="meta") for _ in range(2))
     counted = torch.ones(2, 3, dtype=torch.bool, device="meta")
     phi_s = PhiS.identity(4).to("meta")
-    loss, _ = Objective(None, phi_s=phi_s).patch_loss(prediction, target, counted)  # type: ignore[arg-type]
-    assert loss.shape == ()
+    objective = Objective(None, phi_s=phi_s)  # type: ignore[arg-type]
+    compared = (prediction, objective.standardised(target), counted)
+    assert objective.patch_loss(*compared).shape == objective.metrics(*compared)["constant_loss"].shape == ()
 
 
 def test_two_teachers_are_trained_kept_and_evaluated(tmp_path, pool, teacher, dense):

@@ -227,11 +227,10 @@ class ClipTask(Task[ClipInputs]):
             scale: Any = self.teacher.module.logit_scale
             teacher = ClipFeatures(targets["teacher_image"], targets["teacher_text"], scale.detach().exp().reshape(()))
         loss, metrics = self.loss(ClipFeatures(**values, teacher=teacher, caption_hash=targets["caption_hash"]))
-        return loss, {
-            **metrics,
-            "logit_scale": values["logit_scale"].detach(),
-            **feature_spread(values["image"], values["text"]),
-        }
+        metrics = {**metrics, "logit_scale": values["logit_scale"].detach()}
+        if self.is_log_step:
+            metrics |= feature_spread(values["image"], values["text"])
+        return loss, metrics
 
 
 def _encode(clip: ClipModel, inputs: ClipInputs) -> tuple[Tensor, Tensor]:

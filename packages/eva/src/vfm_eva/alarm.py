@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ class PretrainAlarm(Alarm):
     The best constant prediction has the loss `-R`, where R is the length of the targets' mean direction. EVA-01's
     published curve is below -0.65 after the first of 150 epochs and falls to -0.75 without ever rising. So after a
     grace period a loss must be below that of the constant prediction and must not rise, and predictions must differ.
+    A line has R of one batch, but the targets' distribution does not change: R is the mean of the lines so far.
 
     Args:
         ctx: the stage's context.
@@ -34,16 +36,22 @@ class PretrainAlarm(Alarm):
         self.teacher = teacher
         fewest, most = GRACE
         self.grace = warmup_steps + max(fewest, min(most, round(GRACE_FRACTION * num_steps)))
-        self.best_gain = 0.0
+        self.mean_constant, self.lines = 0.0, 0
+        self.best_loss = math.inf
 
     def check(self, step: int, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """Yield at most one problem."""
         end = f"_{self.teacher}" if self.teacher else ""
         loss, constant, mutual = (values[f"train/{name}{end}"] for name in ("loss", "constant_loss", "mutual_cosine"))
+        if constant is not None:
+            self.lines += 1
+            self.mean_constant += (constant - self.mean_constant) / self.lines
         if step <= self.grace or loss is None or constant is None or mutual is None:
             return
+        constant = self.mean_constant
+        self.best_loss = min(self.best_loss, loss)
         variety, target_variety = 1 - mutual, 1 - constant**2
-        gain = (constant - loss) / max(1 + constant, 1e-6)
+        gain, best_gain = ((constant - value) / max(1 + constant, 1e-6) for value in (loss, self.best_loss))
         of = f"teacher {self.teacher}, " if self.teacher else ""
         if target_variety < 1e-3:
             yield (
@@ -63,10 +71,9 @@ class PretrainAlarm(Alarm):
                 f" {constant:.3f}: nothing is learned from the images; try another lr, or check mask.ratio and"
                 " augmentation",
             )
-        elif gain < KEPT_GAIN * self.best_gain:
+        elif gain < KEPT_GAIN * best_gain:
             yield (
                 "rising",
                 f"{of}step {step}: the loss rises: it is {loss:.3f}, that of a constant prediction {constant:.3f}, and"
                 " half of the best gain is lost; EVA's curves only fall. Try a lower lr or optimizer.grad_clip_norm",
             )
-        self.best_gain = max(self.best_gain, gain)

@@ -53,26 +53,36 @@ class Objective:
             return Targets(gather_tokens(patches, index), image)
         return Targets(gather_tokens(self.teacher.targets(inputs, grid), index))
 
-    def patch_loss(self, prediction: Tensor, target: Tensor, counted: Tensor) -> tuple[Tensor, Metrics]:
-        """Return the mean loss over the counted patches, and metrics.
+    def standardised(self, target: Tensor) -> Tensor:
+        """Return targets, (..., T), as the loss compares them."""
+        if self.phi_s is None:
+            return target
+        device = "cpu" if target.is_meta else target.device.type  # torch has no autocast of shapes alone
+        with torch.autocast(device, enabled=False):  # a matrix product, which autocast would round to bf16
+            standardised: Tensor = self.phi_s(target)
+        return standardised
 
-        `constant_loss` is the loss of the best constant prediction, `mutual_cosine` the mean cosine of two predictions.
+    def patch_loss(self, prediction: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+        """Return the mean loss over the counted patches.
 
         Args:
             prediction: (B, K, T).
-            target: (B, K, T).
+            target: (B, K, T), `standardised`.
             counted: (B, K) booleans.
+        """
+        compare = masked_cosine_loss if self.phi_s is None else squared_error
+        return compare(prediction, target, counted)
+
+    def metrics(self, prediction: Tensor, target: Tensor, counted: Tensor) -> Metrics:
+        """Return what a loss is judged by, for the arguments of `patch_loss`; it takes as long as the loss or longer.
+
+        `constant_loss` is the loss of the best constant prediction, `mutual_cosine` the mean cosine of two predictions.
         """
         mutual = resultant_length(prediction.detach(), counted) ** 2
         if self.phi_s is None:
-            loss = masked_cosine_loss(prediction, target, counted)
-            return loss, {"constant_loss": -resultant_length(target, counted), "mutual_cosine": mutual}
-        device = "cpu" if target.is_meta else target.device.type  # torch has no autocast of shapes alone
-        with torch.autocast(device, enabled=False):  # a matrix product, which autocast would round to bf16
-            target = self.phi_s(target)
+            return {"constant_loss": -resultant_length(target, counted), "mutual_cosine": mutual}
         mean = (target * counted[..., None]).sum(dim=(0, 1)) / counted.sum().clamp(min=1)  # (T,)
-        constant = squared_error(mean.expand_as(target), target, counted)
-        return squared_error(prediction, target, counted), {"constant_loss": constant, "mutual_cosine": mutual}
+        return {"constant_loss": squared_error(mean.expand_as(target), target, counted), "mutual_cosine": mutual}
 
 
 def squared_error(prediction: Tensor, target: Tensor, counted: Tensor) -> Tensor:

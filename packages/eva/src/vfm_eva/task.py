@@ -123,9 +123,9 @@ class EvaTask(Task[EvaInputs]):
     def forward(self, inputs: EvaInputs) -> tuple[Tensor, Metrics]:
         """Return the loss of a batch and metrics.
 
-        `masked_share` is the fraction of masked patches, `constant_loss` the loss of the best constant prediction,
-        `mutual_cosine` the mean cosine of two predictions. If there are several losses, these two and the losses are
-        given for each teacher, ending in its name, and `class_loss` for its class token.
+        `masked_share` is the fraction of masked patches; at log steps only, `constant_loss` is the loss of the best
+        constant prediction and `mutual_cosine` the mean cosine of two predictions. If there are several losses, these
+        two and the losses are given for each teacher, ending in its name, and `class_loss` for its class token.
         """
         bool_mask = inputs.bool_mask
         index = masked_index(bool_mask, self.num_masked)  # (B, K)
@@ -140,7 +140,9 @@ class EvaTask(Task[EvaInputs]):
         metrics: Metrics = {"masked_share": bool_mask.float().mean()}
         losses = []
         for number, (objective, head, target) in enumerate(zip(self.objectives, self.heads(), targets, strict=True)):
-            loss, own = objective.patch_loss(head(tokens), target.patches, counted)
+            compared = (head(tokens), objective.standardised(target.patches), counted)
+            loss = objective.patch_loss(*compared)
+            own = objective.metrics(*compared) if self.is_log_step else {}
             if target.image is not None:
                 own["class_loss"] = image_loss(self.class_heads[str(number)](class_token), target.image, counted)
             if self.has_one_loss:

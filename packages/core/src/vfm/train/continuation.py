@@ -75,7 +75,7 @@ def earlier_snapshot(config: Training, ctx: Context, checkpoints: Checkpoints) -
     if checkpoints.world.is_main:
         (ctx.work / METRICS_FILE).write_bytes(lines)
     snapshot.facts |= {
-        "curves": {"names": [], "totals": None, "count": 0, "file_bytes": len(lines)},
+        "curves": {"names": [], "sums": [], "file_bytes": len(lines)},
         "skipped": {"reads": 0, "counts": {}, "samples": []},
         "best": {"step": 0, "scores": []},
     }

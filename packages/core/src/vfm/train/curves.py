@@ -13,6 +13,7 @@ import resource
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,44 +33,68 @@ MAX_POINTS = 2000  # of a drawn curve
 
 
 class Curves:
-    """Metrics as means over the steps since the last log line."""
+    """Metrics as means over the steps since the last log line; each over those steps that gave it.
+
+    So a metric that is computed at log steps only (`Task.is_log_step`) has the value of the last step.
+    """
 
     def __init__(self, ctx: Context, plan: Training, world: World, throughput: Throughput) -> None:
         self.ctx, self.plan, self.world, self.throughput = ctx, plan, world, throughput
         self.file = ctx.work / METRICS_FILE
-        self.names: list[str] = []
-        self.totals: Tensor | None = None
-        self.count = 0
+        self.names: list[str] = []  # in the last line
+        self.sums: dict[tuple[str, ...], tuple[Tensor, int]] = {}  # by what a step gave: the sum, and of how many steps
         self.waited = 0.0  # seconds without data since the last log line
         self.restart_clock()
 
+    def due(self, step: int) -> bool:
+        """Return whether a line is due after this step, counted from 1."""
+        return step % self.plan.log_every == 0 or step == self.plan.num_steps
+
+    def is_last_before_line(self, step: int) -> bool:
+        """Return whether no later step is taken before the next line: all of them are in `skip_steps`."""
+        while not self.due(step):
+            step += 1
+            if step not in self.plan.skip_steps:
+                return False
+        return True
+
     def add(self, names: list[str], values: Tensor) -> None:
         """Add one step's metrics, without a synchronisation with the device."""
-        if self.names and self.names != names:
-            raise ValueError(f"expected the same metrics in every step: {self.names}, got {names}")
-        self.names = names
-        self.totals = values.clone() if self.totals is None else self.totals + values
-        self.count += 1
+        total, count = self.sums.get(tuple(names), (torch.zeros_like(values), 0))
+        self.sums[tuple(names)] = (total + values, count + 1)
         self._steps += 1
 
     def write(self, step: int, lr: float) -> None:
-        """Read the means, append a line, and send them to the listeners."""
-        if self.totals is None:  # all steps since the last line were skipped (`skip_steps`)
+        """Read the means, append a line, and send them to the listeners.
+
+        Raises:
+            ValueError: the metrics are not those of the last line.
+        """
+        if not self.sums:  # all steps since the last line were skipped (`skip_steps`)
             return
-        means = (self.totals / self.count).tolist()
-        values = {
-            _key(name): value if math.isfinite(value) else None for name, value in zip(self.names, means, strict=True)
-        }
+        means = self._means()
+        if self.names and sorted(self.names) != list(means):
+            raise ValueError(f"expected the same metrics in every line: {self.names}, got {list(means)}")
+        self.names, self.sums = list(means), {}
+        values = {_key(name): mean if math.isfinite(mean) else None for name, mean in means.items()}
         values["train/lr"] = lr
         samples = step * self.plan.global_batch_size
         speed = self._speed()
-        self.totals, self.count = None, 0
         if not self.world.is_main:
             return
         self._append({"step": step, "samples": samples, "split": "train", **values})
         self.ctx.emit("metrics", step=step, samples=samples, values={**values, **speed})
         shown = {"loss": values["train/loss"], "lr": lr, "samples_per_second": speed["train/samples_per_second"]}
         self.ctx.progress(step, self.plan.num_steps, **shown)
+
+    def _means(self) -> dict[str, float]:
+        """Return the mean of each metric, ordered by name."""
+        totals, counts = Counter[str](), Counter[str]()
+        for names, (total, count) in self.sums.items():
+            for name, value in zip(names, total.tolist(), strict=True):
+                totals[name] += value
+                counts[name] += count
+        return {name: totals[name] / counts[name] for name in sorted(totals)}
 
     def write_scores(self, step: int, evaluation: Evaluation, scores: Mapping[str, float]) -> dict[str, float]:
         """Append an evaluation's scores, send them to the listeners, and return them by the log's names."""
@@ -103,9 +128,9 @@ class Curves:
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs: the sums since the last line, and the length of the file."""
-        totals = None if self.totals is None else self.totals.tolist()
+        sums = [[names, total.tolist(), count] for names, (total, count) in self.sums.items()]
         size = self.file.stat().st_size if self.file.exists() else 0
-        return {"names": self.names, "totals": totals, "count": self.count, "file_bytes": size}
+        return {"names": self.names, "sums": sums, "file_bytes": size}
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Restore a checkpoint's state (None: the initial one); later lines are cut off."""
@@ -113,9 +138,9 @@ class Curves:
             self.file.touch()
             os.truncate(self.file, state["file_bytes"] if state else 0)
         if state:
-            totals = state["totals"]
-            self.names, self.count = state["names"], state["count"]
-            self.totals = None if totals is None else torch.tensor(totals, device=self.world.device)
+            self.names = state["names"]
+            for names, total, count in state.get("sums", []):  # a checkpoint of an older version has other sums
+                self.sums[tuple(names)] = (torch.tensor(total, device=self.world.device), count)
         self.restart_clock()
 
     def finish(self) -> None:
@@ -143,11 +168,12 @@ def _panels(lines: list[dict[str, Any]]) -> list[LinesPanel]:
     names = _values(rows)
     losses = [name for name in names if name.rpartition("/")[2].endswith("loss")]
     rest = [name for name in names if name not in (*losses, "train/grad_norm", "train/lr")]
+    note = "Mean over the steps between two points, or the value at a point, of what is computed for the log only."
     charts = [
-        ("Training loss", 10, losses, "Mean over the steps between two points."),
+        ("Training loss", 10, losses, note),
         ("Gradient norm", 11, ["train/grad_norm"], "Before clipping. A steady climb or spikes precede divergence."),
         ("Learning rate", 12, ["train/lr"], ""),
-        *((family.replace("_", " ").capitalize(), 13, parts, "") for family, parts in _families(rest).items()),
+        *((family.replace("_", " ").capitalize(), 13, parts, note) for family, parts in _families(rest).items()),
     ]
     return [*(_chart(rows, *chart) for chart in charts), *_score_charts(lines)]
 

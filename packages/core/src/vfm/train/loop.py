@@ -177,7 +177,7 @@ class _Loop(Generic[Inputs]):
         alone = self.world.size == 1
         wishes = [float(self.stop.is_set()), float(self.checkpoints.due_by_time() and self.world.is_main)]
         step, done = self.done, self.done + 1
-        log = done % self.plan.log_every == 0 or done == self.plan.num_steps
+        log = self.curves.due(done)
         save = done == self.plan.num_steps or self.checkpoints.due_by_step(done)
         evaluate = self.evaluations.due(done)
         look = log or save or evaluate or self.world.device.type == "cpu" or (alone and any(wishes))
@@ -230,6 +230,7 @@ class _Loop(Generic[Inputs]):
         """Compute gradients, clip them and step the optimizer; return the mean wishes of all processes."""
         losses: list[tuple[list[str], Tensor]] = []
         self.optimizer.zero_grad(set_to_none=True)
+        self.task.is_log_step = self.curves.is_last_before_line(step + 1)
         self.task.before_step(step)
         metrics = self._gradients(step, micro_batches, losses)
         self.placed.average_gradients()

@@ -76,7 +76,14 @@ class Task(nn.Module, Generic[Inputs]):
                 logits = self.head(self.backbone(inputs.images))
                 accuracy = (logits.argmax(-1) == inputs.labels).float().mean()
                 return F.cross_entropy(logits, inputs.labels), {"accuracy": accuracy}
+
+    Attributes:
+        is_log_step: whether this is the last step before a line of the log; `fit` sets it. A metric that costs time may
+            be left out of the other steps: the log then has its value at this step. Losses, and metrics of every step,
+            are logged as means over the steps.
     """
+
+    is_log_step: bool = True
 
     @abstractmethod
     def forward(self, inputs: Inputs) -> tuple[Tensor, Metrics]:
@@ -103,7 +110,8 @@ class Task(nn.Module, Generic[Inputs]):
             reseed: must be called with the micro-batch's number before each forward pass.
 
         Returns:
-            `loss` and the other metrics, detached; the same names in every step.
+            `loss` and the other metrics, detached; the same names in all processes, and in every step but for those of
+            log steps only (`is_log_step`).
         """
         num_samples, weights = sum(map(len, micro_batches)), self.micro_batch_weights(micro_batches)
         totals: Metrics = {}
