@@ -8,6 +8,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from train_toy import Plan, Regression, Samples, plan, train
 from vfm.config import UserError
@@ -49,6 +50,17 @@ def test_counting_and_profiling_change_no_bit_and_the_trace_has_the_steps(tmp_pa
     assert file.name == "steps-3-4.json.gz"
     names = [event.get("name") for event in json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]]
     assert names.count("aten::mse_loss") == 2
+
+
+def test_profiled_steps_that_are_not_taken_are_a_line(tmp_path):
+    with pytest.raises(ValidationError, match=r"runtime.profile: expected two of the steps 1 to 12, got \[11, 13\]"):
+        plan(runtime={"device": "cpu", "profile": [11, 13]})
+    settings = plan(runtime={"device": "cpu", "profile": [4, 5]}, checkpoint={"every_steps": 2})
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, settings, data=Samples(stop=4))
+    _, _, events = train(tmp_path, settings)
+    (line,) = [event.data["message"] for event in events if event.type == "warning"]
+    assert line == "runtime.profile: steps 4 to 5 have no trace: this run starts after step 4"
 
 
 class Shardable(Plan):

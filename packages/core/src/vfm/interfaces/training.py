@@ -271,6 +271,12 @@ class Training(Stage):
         return self
 
     @model_validator(mode="after")
+    def _profiled_steps_are_taken(self) -> Training:
+        if (steps := self.runtime.profile) and steps[1] > self.num_steps:
+            raise ValueError(f"runtime.profile: expected two of the steps 1 to {self.num_steps}, got {list(steps)}")
+        return self
+
+    @model_validator(mode="after")
     def _falling_rate(self) -> Training:
         if isinstance(self.schedule, (CosineSchedule, WarmupStableDecay)) and self.schedule.min_lr > self.lr:
             raise ValueError(f"schedule.min_lr must be at most lr, {self.lr:g}; got {self.schedule.min_lr:g}")

@@ -106,7 +106,6 @@ class _Loop(Generic[Inputs]):
         with numerics.full_weights():
             self.ema = Ema(task, plan.ema_decay) if plan.ema_decay else None
         self.throughput = Throughput(world.device, plan.runtime, half=numerics.is_half)
-        self.profiler = StepProfiler(plan.runtime.profile, ctx, world)
         self.curves = Curves(ctx, plan, world, self.throughput)
         self.evaluations, self.best = Evaluations(plan, ctx), BestWeights(plan, ctx)
         self.guard = FiniteGuard(ctx, world)
@@ -115,6 +114,7 @@ class _Loop(Generic[Inputs]):
         self.checkpoints = Checkpoints(ctx.work, plan.checkpoint, ctx.warn, world, sharded)
         with numerics.full_weights():
             self.done = self._resume()
+        self.profiler = StepProfiler(plan.runtime.profile, ctx, world, self.done)
         ctx.emit("settings", step=self.done, settings=incidental_settings(plan))
 
     def run(self) -> None:

@@ -11,10 +11,19 @@ from vfm.train.dist import World
 class StepProfiler:
     """Records the steps `first` to `last` in the first process, and writes their trace beside the artifact.
 
-    The trace is `profile/steps-FIRST-LAST.json.gz`, which chrome://tracing and Perfetto show.
+    The trace is `profile/steps-FIRST-LAST.json.gz`, which chrome://tracing and Perfetto show. If the first of the steps
+    was taken before the run, there is none, and a warning says so.
+
+    Args:
+        steps: first and last step, counted from 1; None: no trace.
+        ctx: the training's context.
+        world: this process.
+        done: steps that were taken before the run.
     """
 
-    def __init__(self, steps: tuple[int, int] | None, ctx: Context, world: World) -> None:
+    def __init__(self, steps: tuple[int, int] | None, ctx: Context, world: World, done: int) -> None:
+        if steps and steps[0] <= done and world.is_main:
+            ctx.warn(f"runtime.profile: steps {steps[0]} to {steps[1]} have no trace: this run starts after step {done}")
         self.steps = steps if world.is_main else None
         self.ctx, self.device = ctx, world.device.type
         self.recording: profile | None = None
