@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -105,3 +106,26 @@ def test_checkpoint_of_another_training_must_be_readable(stopped):
     assert found.read(stopped / "work" / "step-00000006").step == 6
     with pytest.raises(UserError, match=r"step-00000003: the checkpoint cannot be read .*no such file"):
         found.read(stopped / "work" / "step-00000003")
+
+
+def test_the_lines_that_a_checkpoint_counts_are_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    synced: dict[int, int] = {}  # bytes by inode
+    missing: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def noted_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        facts = os.fstat(descriptor)
+        synced[facts.st_ino] = facts.st_size
+
+    def checked_rename(source: Path, target: Path) -> None:
+        counted = json.loads((Path(source) / "meta.json").read_text())["curves"]["file_bytes"]
+        if synced.get((tmp_path / "work" / "metrics.jsonl").stat().st_ino, 0) < counted:
+            missing.append(Path(target).name)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "rename", checked_rename)
+    train(tmp_path, plan(log_every=2, checkpoint={"every_steps": 3}))
+    assert synced
+    assert missing == []

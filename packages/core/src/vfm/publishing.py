@@ -15,9 +15,9 @@ from vfm.permissions import share_as_umask_says
 
 def publish_file(part: Path, target: Path) -> None:
     """Rename a complete file to its final name, replacing any earlier one."""
-    _sync(part)
+    sync(part)
     os.replace(part, target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def publish_folder(part: Path, target: Path) -> None:
@@ -25,10 +25,10 @@ def publish_folder(part: Path, target: Path) -> None:
     share_as_umask_says(part)
     for folder, _, files in os.walk(part, topdown=False):
         for name in files:
-            _sync(Path(folder, name))
-        _sync(Path(folder))
+            sync(Path(folder, name))
+        sync(Path(folder))
     os.rename(part, target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def write_file(target: Path, data: bytes) -> None:
@@ -41,7 +41,7 @@ def write_file(target: Path, data: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Write a file's bytes, or a folder's names, to the disk."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

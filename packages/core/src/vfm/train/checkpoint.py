@@ -19,7 +19,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from vfm.config import UserError
 from vfm.integrity import FILES, Known, damage, hash_file, hash_folder, known_files, read_sealed, seal, wrong_sizes
 from vfm.interfaces import CheckpointPolicy
 from vfm.models import save_state_dict
-from vfm.publishing import publish_folder
+from vfm.publishing import publish_folder, sync
 from vfm.train.dist import World
 from vfm.train.shards import Parts, cut, read_shards, write_shards
 
@@ -54,6 +54,7 @@ class Snapshot:
     step: int
     tensors: Parts  # by the names in TENSOR_FILES; `best` in the first process only
     facts: dict[str, Any]  # JSON
+    log: Path | None = None  # the file whose length is one of the facts
 
 
 class Checkpoints:
@@ -118,7 +119,7 @@ class Checkpoints:
                 part: {name: value.detach().to("cpu", copy=True) for name, value in values.items()}
                 for part, values in snapshot.tensors.items()
             }
-            self._thread = threading.Thread(target=self._run, args=(Snapshot(snapshot.step, tensors, snapshot.facts),))
+            self._thread = threading.Thread(target=self._run, args=(replace(snapshot, tensors=tensors),))
             self._thread.daemon = True  # after an error elsewhere, the process must not wait for other processes
             self._thread.start()
 
@@ -227,6 +228,8 @@ class Checkpoints:
             if not self.group or part == "best":
                 save_state_dict(tensors, folder / TENSOR_FILES[part])
         TrainingState.create(folder, step=snapshot.step)
+        if snapshot.log:  # a power cut must not leave a checkpoint that knows of more lines than the disk
+            sync(snapshot.log)
         files = hash_folder(folder, without=[SHARDS]) | dict(shards)
         (folder / META_FILE).write_bytes(seal({"step": snapshot.step, **snapshot.facts, FILES: files}, indent=None))
 

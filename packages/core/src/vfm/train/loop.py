@@ -288,7 +288,7 @@ class _Loop(Generic[Inputs]):
             **self.numerics.state(),
             "flops": self.throughput.flops * self.world.size,
         }
-        self.checkpoints.save(Snapshot(self.done, tensors, facts))
+        self.checkpoints.save(Snapshot(self.done, tensors, facts, self.curves.file))
 
     def _resume(self) -> int:
         snapshot, verb = self.checkpoints.latest(), "resumes"
