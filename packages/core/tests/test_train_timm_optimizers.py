@@ -10,6 +10,10 @@ from timm.optim import create_optimizer_v2
 
 from train_toy import Regression, Samples, plan, train
 from vfm.config import UserError
+from vfm.flow.plan import Step
+from vfm.flow.run import preflight
+from vfm.flow.store import Slot
+from vfm.interfaces import AdamW, Lamb, Sgd
 from vfm.interfaces.timm_optimizer import Algorithm
 from vfm.plugin import TimmOptimizer
 from vfm.train import build_optimizer
@@ -64,7 +68,22 @@ def test_a_step_that_is_not_finite_stops_the_training_before_it_is_taken(tmp_pat
         train(tmp_path, timm_plan("muon"), data=Samples(nan=(3, 2)))
 
 
-def test_an_option_that_timm_does_not_have_is_one_line():
-    check_optimizer(TimmOptimizer(algorithm="muon", options={"momentum": 0.9}))
-    with pytest.raises(UserError, match=r"optimizer.options: timm's lion: .*momentums"):
-        check_optimizer(TimmOptimizer(algorithm="lion", options={"momentums": 0.9}))
+@pytest.mark.parametrize(
+    ("algorithm", "options", "line"),
+    [
+        ("lion", {"momentums": 0.9}, r"optimizer\.options: timm's lion: .*momentums"),
+        ("lion", {"betas": [0.9]}, r"optimizer\.options: timm's lion: list index out of range"),
+        ("muon", {"betas": 0.9}, r"optimizer: muon cannot take a step: cannot unpack non-iterable float"),
+        ("lars", {"eps": "small"}, r"optimizer: lars cannot take a step: unsupported operand"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_one_line_before_anything_runs(tmp_path, algorithm, options, line):
+    stage = timm_plan(algorithm, options=options)
+    slot = Slot(tmp_path, "toy-00000000")
+    with pytest.raises(UserError, match=f"^toy: {line}"):
+        preflight([Step(stage, identity="0" * 64, inputs={}, folders={}, fingerprints={}, slot=slot)])
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(), Lamb(), Sgd(), *(TimmOptimizer(algorithm=name) for name in ALGORITHMS)])
+def test_optimizers_pass_their_check(optimizer):
+    check_optimizer(optimizer)

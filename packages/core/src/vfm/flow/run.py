@@ -101,7 +101,7 @@ def preflight(steps: Sequence[Step]) -> None:
             try:
                 before = Preflight(stages, known)
                 if isinstance(stage, Training):
-                    _check_kernels(stage)
+                    _check_training(stage)
                     check_continuation(stage, before)
                 stage.preflight(before)
             except UserError as error:
@@ -110,10 +110,12 @@ def preflight(steps: Sequence[Step]) -> None:
         raise UserError("\n".join(failures))
 
 
-def _check_kernels(stage: Training) -> None:
+def _check_training(stage: Training) -> None:
     from vfm.train.kernels import check_kernels  # imports torch, which a machine for curation lacks
+    from vfm.train.optim import check_optimizer
 
     check_kernels(stage.runtime)
+    check_optimizer(stage.optimizer)
 
 
 def run_one(step: Step, send: Send, environment: Mapping[str, str] | None = None) -> bool:

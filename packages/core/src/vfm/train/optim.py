@@ -47,19 +47,26 @@ def build_timm(config: TimmOptimizer, groups: Groups, lr: float) -> torch.optim.
     """
     try:
         made: torch.optim.Optimizer = create_optimizer_v2(groups, config.algorithm, lr=lr, **config.options)
-    except (TypeError, ValueError) as error:
+    except (IndexError, TypeError, ValueError) as error:
         raise UserError(f"optimizer.options: timm's {config.algorithm}: {error}") from None
     return made
 
 
 def check_optimizer(config: Optimizer) -> None:
-    """Check that the optimizer can be built.
+    """Check that the optimizer can be built and takes a step, where timm's read most of their options.
 
     Raises:
         UserError: it cannot.
     """
-    matrix, vector = torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(2))
-    config.build([{"params": [matrix], "weight_decay": 0.1}, {"params": [vector], "weight_decay": 0.0}], 0.1)
+    params = [torch.nn.Parameter(torch.ones(shape)) for shape in ((2, 2), (2,))]
+    groups = [{"params": [param], "lr_scale": 1.0, "weight_decay": 0.1} for param in params]
+    optimizer: torch.optim.Optimizer = config.build(groups, 0.1)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    try:
+        step_if_finite(optimizer, torch.zeros(()))
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"optimizer: {config.algorithm_name} cannot take a step: {error}") from None
 
 
 def step_if_finite(optimizer: torch.optim.Optimizer, found_inf: Tensor) -> None:
