@@ -85,7 +85,10 @@ def signals_forwarded(process: subprocess.Popen[str]) -> Iterator[list[int]]:
 
 
 def _forward_events(process: subprocess.Popen[str], send: Send) -> str | None:
-    """Send the process's events on until it ends; return the message of its failure, if any."""
+    """Send the process's events on until it ends; return the message of its first failure, if any.
+
+    Of several processes one fails first, with a full disk for example; the others report afterwards that it is gone.
+    """
     assert process.stdout
     failure = None
     for line in process.stdout:
@@ -95,7 +98,7 @@ def _forward_events(process: subprocess.Popen[str], send: Send) -> str | None:
         except ValueError:
             continue
         if event.type == "run_failed":
-            failure = str(event.data["message"])
+            failure = failure or str(event.data["message"])
         else:
             send(event)
     return failure
