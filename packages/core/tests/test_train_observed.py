@@ -9,10 +9,12 @@ from contextlib import nullcontext
 import pytest
 import torch
 from pydantic import ValidationError
+from torch.nn import functional as F
 
 from train_toy import Plan, Regression, Samples, plan, train
 from vfm.config import UserError
 from vfm.interfaces import TrainingRuntime
+from vfm.train.live_bytes import LiveBytes
 from vfm.train.memory import remedy
 from vfm.train.throughput import Throughput, peak_tflops
 
@@ -30,6 +32,15 @@ def test_operations_of_a_step_are_those_of_its_matrix_products(tmp_path):
     assert counted.reached(10, 2.0) == {"train/tflops": round(counted.flops * 5 / 1e12, 4)}
     _, _, events = train(tmp_path, plan())
     assert all("train/tflops" in event.data["values"] for event in events if event.type == "metrics")
+
+
+def test_attention_on_a_cpu_counts_and_its_backward_pass_computes_the_weights_again():
+    counted, bytes_too = Throughput(CPU, TrainingRuntime(), half=False), LiveBytes()
+    query, key, value = (torch.ones(2, 3, 8, 16, requires_grad=True) for _ in range(3))
+    with counted.counting(), bytes_too:
+        F.scaled_dot_product_attention(query, key, value).sum().backward()
+    products = 2 * (2 * 3) * 8 * 8 * 16  # operations of one matrix product
+    assert counted.flops == bytes_too.flops == (2 + 5) * products
 
 
 def test_peaks_are_those_of_the_data_sheets():

@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-aten = torch.ops.aten
-
-
-def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    return int(sdpa_flop_count(query.shape, key.shape, value.shape))  # type: ignore[no-untyped-call]
-
-
-def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    shapes = (grad.shape, query.shape, key.shape, value.shape)
-    return int(sdpa_backward_flop_count(*shapes))  # type: ignore[no-untyped-call]
-
-
-# torch's table has the attention of CUDA devices only.
-CPU_ATTENTION: dict[Any, Callable[..., int]] = {
-    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
+from vfm.train.operations import COUNTS
 
 
 class LiveBytes(TorchDispatchMode):
@@ -56,18 +39,15 @@ class LiveBytes(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "prim":  # questions such as a tensor's device
             return NotImplemented
-        packet = func._overloadpacket
-        count = CPU_ATTENTION.get(packet)
-        if torch.is_inference_mode_enabled() and count is None and packet not in flop_registry:
+        count = COUNTS.get(func._overloadpacket)
+        if torch.is_inference_mode_enabled() and count is None:
             with self:  # composite operations arrive whole there
                 found = func.decompose(*args, **kwargs)
             if found is not NotImplemented:
                 return found
         made = func(*args, **kwargs)
-        if count is not None:
-            self.flops += count(*args, **kwargs)
-        elif packet in flop_registry:
-            self.flops += flop_registry[packet](*args, **kwargs, out_val=made)
+        if count:
+            self.flops += count(*args, **kwargs, out_val=made)
         for leaf in tree_leaves(made):
             if isinstance(leaf, Tensor):
                 self._add(leaf)

@@ -23,7 +23,9 @@ class StepProfiler:
 
     def __init__(self, steps: tuple[int, int] | None, ctx: Context, world: World, done: int) -> None:
         if steps and steps[0] <= done and world.is_main:
-            ctx.warn(f"runtime.profile: steps {steps[0]} to {steps[1]} have no trace: this run starts after step {done}")
+            ctx.warn(
+                f"runtime.profile: steps {steps[0]} to {steps[1]} have no trace: this run starts after step {done}"
+            )
         self.steps = steps if world.is_main else None
         self.ctx, self.device = ctx, world.device.type
         self.recording: profile | None = None

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from vfm.interfaces import TrainingRuntime
+from vfm.train.operations import Operations
 
 # Dense operations a second in 1e12: of bf16 or fp16, and of fp32 (as TF32 where the device has it). From NVIDIA's data
 # sheets; the first name that is a part of the device's counts.
@@ -56,7 +54,7 @@ class Throughput:
 
     def __init__(self, device: torch.device, runtime: TrainingRuntime, *, half: bool) -> None:
         self.device, self.runtime, self.half = device, runtime, half
-        self.flops = 0  # of a step, as torch counts them: also what is computed twice; 0: not counted
+        self.flops = 0  # of a step, also what is computed twice; 0: not counted
 
     @contextmanager
     def counting(self) -> Iterator[None]:
@@ -68,7 +66,7 @@ class Throughput:
             yield
             return
         eager = torch.compiler.set_stance("force_eager") if self.runtime.compile else nullcontext()
-        with eager, _Counter() as counter:
+        with eager, Operations() as counter:
             yield
         self.flops = max(1, counter.flops)
 
@@ -80,17 +78,3 @@ class Throughput:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
         peak = peak_tflops(name, half=self.half)
         return {"train/tflops": round(rate, 4), **({"train/mfu_pct": round(100 * rate / peak, 2)} if peak else {})}
-
-
-class _Counter(TorchDispatchMode):
-    """Counts operations and leaves them as they are; torch's own counter decomposes some, which changes bits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        if count := flop_registry.get(func._overloadpacket):
-            self.flops += count(*args, **(kwargs or {}), out_val=found)
-        return found
