@@ -228,7 +228,8 @@ def test_pandas_is_optional(world: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         found.to_pandas()
 
 
-def test_unknown_names_are_attribute_errors() -> None:
+def test_every_public_name_exists_and_others_are_attribute_errors() -> None:
+    assert all(getattr(vfm, name) for name in vfm.__all__)
     with pytest.raises(AttributeError, match="module 'vfm' has no attribute 'fitt'"):
         vfm.fitt  # noqa: B018
     assert not hasattr(vfm, "nothing")

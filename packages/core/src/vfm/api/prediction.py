@@ -35,6 +35,7 @@ from vfm.artifacts import DenseCheckpoint, VideoClassifier
 from vfm.config import UserError, load_function
 from vfm.eval import check_finite, ensemble_templates, fill_templates, logit_scale, read_embeddings
 from vfm.eval.classify import columns_of
+from vfm.eval.embeddings import Embeddings
 from vfm.models import PooledVision, class_names_of
 from vfm.plugins import naming_extras
 
@@ -159,7 +160,9 @@ def predict(
     opened = read_images(given)
     encoder, name = open_encoder(model, pretrained, open_device(device)), full_name(model, pretrained)
     if index is not None:
-        labels, scores = similarities(encoder, name, opened, Path(index), warn)
+        known = read_embeddings(Path(index))
+        labels = [f"{key}  {text}".rstrip() for key, text in zip(known.keys, known.texts, strict=True)]
+        scores = similarities(encoder.encode_images(opened), name, known, Path(index), warn)
     else:
         labels, scores = class_probabilities(encoder, name, opened, chosen, template)
     check_finite(scores, name, image_names(given))
@@ -196,23 +199,19 @@ def class_probabilities(
     return names, logits.softmax(dim=-1)
 
 
-def similarities(
-    encoder: AnyEncoder, model: str, images: Sequence[Image.Image], index: Path, warn: Callable[[str], None]
-) -> tuple[list[str], Tensor]:
-    """Return the entries of an index and their cosine similarity to each image, (B, K).
+def similarities(found: Tensor, model: str, known: Embeddings, index: Path, warn: Callable[[str], None]) -> Tensor:
+    """Return the cosine similarity of images or texts to each entry of an index, (B, K).
 
     Args:
-        encoder: the model.
-        model: its full name, which is compared with that of the model that made the index.
-        images: B images.
-        index: embeddings, as `vfm embed` writes them.
+        found: unit vectors of the images or texts, (B, D).
+        model: full name of their model, which is compared with that of the model that made the index.
+        known: the index.
+        index: its file, for messages.
         warn: called with a line if another model made the index.
 
     Raises:
-        UserError: the index does not exist, is damaged, or has embeddings of another width.
+        UserError: the index has embeddings of another width, or one that is not finite.
     """
-    known = read_embeddings(index)
-    found = encoder.encode_images(list(images))
     if found.shape[1] != known.vectors.shape[1]:
         made = f" of {known.model}" if known.model else ""
         raise UserError(
@@ -221,6 +220,5 @@ def similarities(
         )
     if known.model and known.model != model:
         warn(f"{index}: made with {known.model}, not with {model}; similarities of different models mean nothing")
-    entries = [f"{key}  {text}".rstrip() for key, text in zip(known.keys, known.texts, strict=True)]
     check_finite(known.vectors, str(index), known.keys)
-    return entries, found @ normalize(known.vectors, dim=-1).T
+    return found @ normalize(known.vectors, dim=-1).T

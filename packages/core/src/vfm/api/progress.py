@@ -8,12 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from rich.console import Console
-
 from vfm.events import Event
 from vfm.flow.listeners import ConsoleListener
 from vfm.hookspecs import hookimpl
 from vfm.stage import Context
+from vfm.terminal import TerminalConsole
 
 
 class Listener(Protocol):
@@ -43,7 +42,7 @@ class WarningListener:
 
 def listener(progress: bool) -> Listener:
     """Return a listener for a call from Python: bars and messages on the standard error, or warnings only."""
-    return ConsoleListener(Console(stderr=True)) if progress else WarningListener()
+    return ConsoleListener(TerminalConsole(stderr=True)) if progress else WarningListener()
 
 
 @contextmanager

@@ -10,12 +10,12 @@ from importlib.util import find_spec
 from typing import Any
 
 import pyarrow as pa
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from vfm.config import UserError
 from vfm.flow.listeners import number
+from vfm.terminal import TerminalConsole
 from vfm.visible import visible
 
 MAX_ROWS = 20  # that are shown; the table has all
@@ -55,7 +55,7 @@ class Results(ABC):
 
     def show(self) -> None:
         """Print the results."""
-        console = Console()
+        console = TerminalConsole()
         for table in self.shown():
             console.print(table)
 
@@ -74,7 +74,7 @@ class Results(ABC):
         return f"<{type(self).__name__}: {visible(self.title)}>"
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=120, color_system=None)
+        console = TerminalConsole(file=io.StringIO(), width=120, color_system=None)
         for table in self.shown():
             console.print(table)
         assert isinstance(console.file, io.StringIO)

@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from vfm.cli.console import TerminalConsole
 from vfm.config import UserError
 from vfm.flow.results import result_tables
 from vfm.plugins import extra_of
 from vfm.redaction import redacted
+from vfm.terminal import TerminalConsole
 
 app = typer.Typer(
     no_args_is_help=True,

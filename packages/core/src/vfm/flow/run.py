@@ -177,6 +177,12 @@ def _record(recipe: Recipe, outcome: Outcome, store: Store, started: float, *, m
         "artifacts": [step.slot.name for step in outcome.steps],
     }
     if made or before.get("seconds") is None or any(before.get(key) != value for key, value in what.items()):
-        command = shlex.join(["vfm", *redacted_words(sys.argv[1:])])
-        how = {"command": command, "started": started, "seconds": round(outcome.seconds, 2)}
+        how = {"command": _command(), "started": started, "seconds": round(outcome.seconds, 2)}
         write_run_file(outcome.directory, {**what, **how})
+
+
+def _command() -> str:
+    """Return the command line of this process, without credentials."""
+    program = Path(sys.argv[0]).name
+    words = ["vfm"] if program in ("vfm", "__main__.py") else ["python", program]
+    return shlex.join([*words, *redacted_words(sys.argv[1:])])

@@ -5,6 +5,7 @@ store/
   .clip.train-3f2a91c0.part/      the same while it is being written; renamed when complete
   .clip.train-3f2a91c0.work/      checkpoints and partial results; they survive a crash and are removed after publishing
   .clip.train-3f2a91c0.lock       the process that is making it
+  captions/                       captions that `vfm.curate` was given as a list, one file each
   .fingerprints.json              cached fingerprints of outside files
   runs/quickstart/                the last run: links from stage names to artifacts, run.json, events.jsonl, report.html
 """
