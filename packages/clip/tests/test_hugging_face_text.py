@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clip_world import VIT, make_pool, plan, run_stage
+from clip_world import VIT, make_pool, plan, run_stage, tiny_task
 from vfm.models import blueprint, build_clip, load_clip, save_clip
 from vfm.plugin import UserError
 from vfm_clip import Tower
 from vfm_clip.towers import lock_towers, tower_groups
+from weight_decay_rule import assert_decays
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -70,6 +71,15 @@ def test_a_lock_leaves_the_same_weights_free_as_open_clips(kind: str, unlocked: 
     assert len(tower_groups(ours, "text")) == 4  # embeddings and three blocks
     lock_towers(ours, text=Tower(lock=True))
     assert not any(weight.requires_grad for weight in ours.module.text.parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "table"), [("xlm-roberta", "position_embeddings"), ("mt5", "relative_attention_bias")]
+)
+def test_its_tables_of_positions_are_not_decayed_as_in_open_clips_main_branch(
+    kind: str, table: str, tmp_path: Path
+) -> None:
+    assert table in " ".join(assert_decays(tiny_task(configuration(tmp_path, kind))))
 
 
 def test_it_is_trained_in_micro_batches_with_layer_decay_and_initialised_only_from_its_own_architecture(

@@ -11,6 +11,9 @@ from vfm_clip.towers import TowerName, tower_groups
 
 __all__ = ["TowerRates", "parameter_groups"]
 
+# Learned tables of positions and kinds of tokens in Hugging Face's text towers, which declare no exemptions themselves.
+TABLES = ("position_embeddings", "token_type_embeddings", "relative_attention_bias", "embed_positions")
+
 
 @dataclass(frozen=True)
 class TowerRates:
@@ -29,16 +32,17 @@ class TowerRates:
 def parameter_groups(
     clip: ClipModel, exempt: Collection[str], vision: TowerRates, text: TowerRates
 ) -> list[ParamGroup]:
-    """Return the trained parameters of a model; vectors, scalars and `exempt` ones are not decayed.
+    """Return the trained parameters of a model; vectors, scalars, tables of positions and `exempt` are not decayed.
 
     Args:
         clip: the model.
-        exempt: names in `clip.module` of further weights without decay, such as positions.
+        exempt: names in `clip.module` of further weights without decay, as its parts declare them.
         vision: the vision tower's rates.
         text: the text tower's rates.
 
-    Source: Sun et al. 2023, EVA-CLIP (arXiv:2303.15389). EVA's code gives the final norm the rate of the projection;
-    here, as in timm, it has that of the last block.
+    Sources: Sun et al. 2023, EVA-CLIP (arXiv:2303.15389). EVA's code gives the final norm the rate of the projection;
+    here, as in timm, it has that of the last block. What is not decayed is open_clip's rule since 4.0; up to 3.3 it
+    decayed all matrices.
     """
     rates: dict[str, tuple[float, float | None]] = {}
     towers: dict[TowerName, TowerRates] = {"image": vision, "text": text}
@@ -49,7 +53,8 @@ def parameter_groups(
     for name, parameter in clip.module.named_parameters():
         if parameter.requires_grad:
             lr_scale, decay = rates.get(name, (1.0, None))  # the temperature and the bias have no rates of their own
-            key = (lr_scale, decay if parameter.ndim > 1 and name not in exempt else 0.0)
+            plain = parameter.ndim < 2 or name in exempt or any(table in name for table in TABLES)
+            key = (lr_scale, 0.0 if plain else decay)
             groups.setdefault(key, ParamGroup([], *key)).params.append(parameter)
     # Decayed groups first, as in `Task.parameter_groups`: checkpoints store the optimizer's state in this order.
     return sorted(groups.values(), key=lambda group: group.weight_decay == 0.0)
