@@ -41,8 +41,8 @@ def parameter_groups(
         text: the text tower's rates.
 
     Sources: Sun et al. 2023, EVA-CLIP (arXiv:2303.15389). EVA's code gives the final norm the rate of the projection;
-    here, as in timm, it has that of the last block. What is not decayed is open_clip's rule since 4.0; up to 3.3 it
-    decayed all matrices.
+    here, as in timm, it has that of the last block. What is not decayed is the rule of open_clip's main branch
+    (4.2.0.dev0, `make_wd_exclude`); its release 3.3 decays all matrices.
     """
     rates: dict[str, tuple[float, float | None]] = {}
     towers: dict[TowerName, TowerRates] = {"image": vision, "text": text}
