@@ -1,4 +1,4 @@
-"""Semantic segmentation by a linear layer on frozen patch tokens: what an encoder's patches say about their content.
+"""Semantic segmentation from frozen patch tokens, by a linear layer or by neighbours: what patches say about pixels.
 
 Each picture is squashed to the encoder's square, so that any encoder and any CLIP model's vision tower is read in the
 same way, and its labels are compared at their full resolution. Without training images the pictures are evaluated by
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from vfm.artifacts import AnnotatedImages
 from vfm.config import UserError
@@ -29,7 +29,8 @@ from vfm.eval.annotated_images import each_image
 from vfm.eval.dense_panels import NUM_PICTURES, add_map_panels
 from vfm.eval.finite import check_finite
 from vfm.eval.hashes import data_hash, item_digest
-from vfm.eval.patch_head import HeadTraining, PatchHead, predict_map, train_head
+from vfm.eval.patch_head import HeadTraining, predict_map, train_head
+from vfm.eval.patch_neighbours import remember_patches
 from vfm.eval.segmentation import iou_panel, pixel_table
 from vfm.models import ClipModel, eval_mode, vision_features
 from vfm.scores import Evaluated, ModelResult
@@ -78,7 +79,7 @@ class LabelReader(Sequence[NDArray[np.integer]]):
 class TrainedProbe:
     """The heads of one model: one, or one for each fold, with the images that each predicts."""
 
-    heads: list[tuple[PatchHead, NDArray[np.int64]]]
+    heads: list[tuple[nn.Module, NDArray[np.int64]]]
     lrs: list[float]
 
     def predict(self, name: str, images: DenseImages, device: torch.device, row: int) -> NDArray[np.int64]:
@@ -89,7 +90,7 @@ class TrainedProbe:
 
 
 def evaluate_dense_probe(config: DenseProbe, ctx: Context, encoders: Mapping[str, Any]) -> Evaluated:
-    """Evaluate encoders by `train_head` and mean IoU, all on the same images.
+    """Evaluate encoders by `train_head` or `remember_patches`, and mean IoU, all on the same images.
 
     Raises:
         UserError: an encoder has no patch tokens, the classes of `train` differ, or there are too few images.
@@ -109,8 +110,9 @@ def evaluate_dense_probe(config: DenseProbe, ctx: Context, encoders: Mapping[str
             predict[name] = partial(probe.predict, name, test, device)
             rows = range(len(test.numbers))
             scored[name] = MeanIou.of([count_pixels(test.labels[n], predict[name](n), num_classes) for n in rows])
-            scores = scored[name].scores("dense_", config.num_resamples)
-            details = {"resize_mode": "squash", "lrs": probe.lrs, "steps": config.steps, "layers": config.layers}
+            scores = scored[name].scores("dense_knn_" if config.neighbours else "dense_", config.num_resamples)
+            method = config.neighbours.model_dump() if config.neighbours else {"lrs": probe.lrs, "steps": config.steps}
+            details = {"resize_mode": "squash", "layers": config.layers, **method}
             results[name] = ModelResult(scores, {"images": pixel_table(test.keys, scored[name])}, details)
         ctx.panel(iou_panel(data.class_names, scored))
         _add_worst(ctx, test, next(iter(scored.values())), predict)
@@ -135,6 +137,11 @@ def _train(
 ) -> TrainedProbe:
     probe = TrainedProbe([], [])
     for rows, tested, images in _splits(config, test, known):
+        if config.neighbours:
+            maps, labels, settings = images.maps[name], images.labels, config.neighbours
+            memory = remember_patches(maps, labels, rows, num_classes, settings, config.seed, device)
+            probe.heads.append((memory, tested))
+            continue
         lr = _best_rate(config, images, name, rows, num_classes, device)
         head = train_head(images.maps[name], images.labels, rows, num_classes, lr, _training(config), device)
         check_finite(head.classify.weight.detach(), f"{name}: the probe's weights", test.source.dataset.class_names)

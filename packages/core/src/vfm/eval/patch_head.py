@@ -110,7 +110,7 @@ def point_loss(scores: Tensor, labels: Sequence[NDArray[np.integer]], points: ND
 
 @torch.inference_mode()
 def predict_map(
-    head: PatchHead, maps: Tensor, row: int, size: tuple[int, int], device: torch.device
+    head: nn.Module, maps: Tensor, row: int, size: tuple[int, int], device: torch.device
 ) -> NDArray[np.int64]:
     """Return the class of each pixel of one image of `size` (H, W)."""
     scores = head(_rows(maps, np.array([row]), device))

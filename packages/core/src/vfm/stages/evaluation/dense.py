@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from vfm.artifacts import AnnotatedImages, ClipCheckpoint, DenseCheckpoint, VisionCheckpoint
-from vfm.config import load_function
+from vfm.config import Config, load_function
 from vfm.incidental import INCIDENTAL
 from vfm.interfaces import Evaluation
 from vfm.stage import Context, Ref, Seed
@@ -120,14 +120,23 @@ class Panoptic(DenseEvaluation):
     )
 
 
+class PatchNeighbours(Config):
+    """Pixels take the classes of the nearest training patches."""
+
+    k: int = Field(30, ge=1, description="nearest patches whose classes are averaged")
+    temperature: float = Field(0.02, gt=0, description="a patch weighs exp(cosine / temperature)")
+    memory: int = Field(100_000, ge=1, description="most training patches that are kept, equally many of each image")
+
+
 class DenseProbe(ModelEvaluation):
-    """Train a linear layer on the frozen patch tokens of an encoder to predict the class of each pixel."""
+    """Predict the class of each pixel from an encoder's frozen patch tokens: by a linear layer, or by neighbours."""
 
     kind: Literal["eval.dense_probe"] = "eval.dense_probe"
     version: ClassVar[int] = 1
     evaluator: ClassVar[str] = "vfm.eval.dense_probe:evaluate_dense_probe"
     checks: ClassVar[str] = "vfm.stages.evaluation.checks:check_dense_probe"
     task: ClassVar[str] = "dense_probe"
+    of_training: ClassVar[tuple[str, ...]] = ("steps", "train_batch_size", "lrs", "weight_decay")
 
     models: list[Ref[ClipCheckpoint | VisionCheckpoint]] = Field(  # type: ignore[assignment]
         [], description="encoders with patch tokens; omitted in `evaluation.tasks`"
@@ -148,8 +157,19 @@ class DenseProbe(ModelEvaluation):
     lrs: list[Positive] = Field([1e-3], min_length=1, description="learning rates of AdamW; the best is chosen on a"
                                 " fifth of the training images if there are several")  # fmt: skip
     weight_decay: float = Field(1e-3, ge=0, description="of AdamW")
+    neighbours: PatchNeighbours | None = Field(
+        None, description="take classes from the nearest training patches instead of training a layer; {}: the defaults"
+    )
     num_resamples: int = Field(500, ge=100, description="resamples of the images for intervals and comparisons")
-    seed: Seed = Field(0, description="of the folds, the order and the initial weights")
+    seed: Seed = Field(0, description="of the folds, the order, the initial weights and the patches that are kept")
+
+    @model_validator(mode="after")
+    def _trains_or_not(self) -> DenseProbe:
+        fields = type(self).model_fields
+        unused = [name for name in self.of_training if getattr(self, name) != fields[name].default]
+        if self.neighbours and unused:
+            raise ValueError(f"{unused[0]} has no effect with neighbours, which train nothing; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _squashes(self) -> DenseProbe:
