@@ -6,7 +6,7 @@ import json
 import os
 import random
 import signal
-from dataclasses import dataclass
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, mse_loss
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.nn.functional import mse_loss
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import vfm
+from fit_world import QUIET, Classify, Inputs, Labelled, fitted, loss, model
 from vfm.data import BadSample, SameEpochs, SampleOrder
-from vfm.train import Task
-
-QUIET: dict[str, Any] = {"progress": False, "device": "cpu"}
 
 
 @pytest.fixture(autouse=True)
@@ -33,44 +31,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-class Labelled(Dataset):
-    """Images (3, 4, 4) whose brightest colour is their label, augmented by draws from all three global generators."""
-
-    def __init__(self, size: int = 40, *, kill_at: int | None = None, stop_at: int | None = None) -> None:
-        self.size, self.reads, self.kill_at, self.stop_at = size, 0, kill_at, stop_at
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        self.reads += 1
-        if self.reads == self.kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.reads == self.stop_at:
-            raise KeyboardInterrupt
-        image = torch.rand(3, 4, 4) * random.uniform(0.4, 0.5) + float(np.random.uniform(0, 0.1))
-        image[index % 3] += 0.5
-        return image, index % 3
-
-
-def model() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3))
-
-
-def loss(net: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    images, labels = batch
-    logits = net(images)
-    return cross_entropy(logits, labels), {"accuracy": (logits.argmax(1) == labels).float().mean()}
-
-
-def fitted(data: Any, folder: Path | None = None, **settings: Any) -> vfm.Fit:
-    given = {"steps": 20, "lr": 0.01, "log_every": 5, "checkpoint": {"every_steps": 4}, **QUIET, **settings}
-    if not isinstance(data, DataLoader):
-        given.setdefault("global_batch_size", 8)
-    return vfm.fit(model(), data, loss=loss, folder=folder, **given)
 
 
 def same(first: nn.Module, second: nn.Module) -> bool:
@@ -134,6 +94,24 @@ def test_the_callers_generators_are_left_alone() -> None:
     expected = random.Random(1).random(), np.random.RandomState(2).random()
     fitted(Labelled(), steps=2)
     assert (random.random(), np.random.random()) == expected
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
+    children = []
+    for rank in ("0", "1"):
+        if not (child := os.fork()):
+            os.environ |= {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            vfm.fit(plain, Labelled(), loss=loss, steps=4, global_batch_size=8, folder=tmp_path, **QUIET)
+            os._exit(0)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    vfm.fit(plain, Labelled(), loss=loss, steps=4, global_batch_size=8, **QUIET)
+    found = load_file(tmp_path / "model.safetensors")
+    torch.testing.assert_close(found, dict(plain.state_dict()))
 
 
 def test_workers_change_no_bit() -> None:
@@ -209,23 +187,6 @@ def test_dicts_with_texts_arrays_and_pictures_reach_the_loss() -> None:
     assert len(done.metrics) == 2
 
 
-@dataclass(frozen=True)
-class Inputs:
-    images: Tensor
-    labels: Tensor
-
-
-class Classify(Task[Inputs]):
-    """A task of one's own, over a Dataset of its dataclass."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = model()
-
-    def forward(self, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
-        return loss(self.net, (inputs.images, inputs.labels))
-
-
 def test_a_task_takes_a_dataset_of_its_dataclass() -> None:
     rows = [Inputs(*map(torch.as_tensor, Labelled()[n])) for n in range(9)]
     done = vfm.fit(Classify(), rows, steps=3, global_batch_size=4, **QUIET)
@@ -242,86 +203,6 @@ def test_bad_samples_are_skipped_and_counted(recwarn: pytest.WarningsRecorder) -
     fitted(Flawed())
     with pytest.raises(vfm.UserError, match=r"reads failed.*Flawed\[7\] \(unreadable_image\)"):
         fitted(Flawed(), loading={"max_bad_fraction": 0.001})
-
-
-class Yields(Dataset):
-    def __init__(self, *items: Any) -> None:
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.items[index]
-
-
-GOOD = (torch.zeros(3, 4, 4), 0)
-
-
-@pytest.mark.parametrize(
-    ("data", "line"),
-    [
-        (Yields(), r"Yields: expected at least one sample, got an empty dataset"),
-        (Yields(None), r"Yields\[0\]: expected tensors, .*; got None"),
-        (Yields("a text"), r"Yields\[0\]: expected tensors, .* at least one tensor among them; got 'a text'"),
-        (Yields((object(), 0)), r"Yields\[0\]\[0\]: expected tensors, .*; got a object"),
-        (Yields(GOOD, None), r"Yields\[1\]: expected tensors, .*; got None"),
-        (
-            Yields(GOOD, (torch.zeros(3, 5, 4), 0)),
-            r"Yields\[1\]\[0\]: expected float32 \(3, 4, 4\), as Yields\[0\] has, got float32 \(3, 5, 4\); resize",
-        ),
-        (Yields(GOOD, GOOD[:1]), r"Yields\[1\]\[1\]: expected int64 \(\), as Yields\[0\] has, got nothing"),
-        (DataLoader(Yields(*[GOOD] * 3), batch_size=4, drop_last=True), "DataLoader: it yields no batch"),
-        (iter([GOOD]), "expected a Dataset, a list or a DataLoader, got a list_iterator"),
-        (5, "expected a Dataset, a list or a DataLoader, got a int"),
-        ("photos/", "expected a Dataset, a list or a DataLoader, got a str"),
-        ({"images": GOOD}, "expected a Dataset, a list or a DataLoader, got a dict"),
-    ],
-)
-def test_wrong_data_are_one_line(data: Any, line: str) -> None:
-    with pytest.raises(vfm.UserError, match=line) as caught:
-        fitted(data, steps=4)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("given", "line"),
-    [
-        ({"lr": -1}, "fit: lr: must be at least 0, got -1"),
-        ({"steps": 0}, "fit: steps: must be at least 1, got 0"),
-        ({"optimzer": {"type": "sgd"}}, "fit: optimzer: unknown key; did you mean 'optimizer'?"),
-        ({"batch_size": 4}, "fit: batch_size: unknown key; did you mean 'global_batch_size'?"),
-        ({"device": "gpu"}, "fit: runtime.device: expected a string that matches"),
-        ({"evaluation": {}}, "fit: evaluation: only a training in a recipe has this setting"),
-        ({"loss": None}, "fit: Sequential is no vfm.train.Task: give loss, a function of"),
-        ({"loss": lambda net, batch: net(batch[0])}, "loss: expected a scalar tensor, .* got a tensor of shape"),
-        (
-            {"loss": lambda net, batch: 0.5},
-            "loss: expected a scalar tensor, or one with a dict of metrics, got a float",
-        ),
-        ({"loss": lambda net, batch: net(batch[0]).mean().detach()}, "loss: it has no gradient"),
-        ({"loss": lambda net, batch: net(batch[0]).mean() * torch.inf}, "the loss is not finite at step 1; .*Labelled"),
-    ],
-)
-def test_wrong_settings_are_one_line(given: dict[str, Any], line: str) -> None:
-    settings: dict[str, Any] = {"steps": 2, "global_batch_size": 4, "loss": loss, **QUIET, **given}
-    with pytest.raises(vfm.UserError, match=line) as caught:
-        vfm.fit(model(), Labelled(), **settings)
-    assert "\n" not in str(caught.value)
-
-
-def test_other_wrong_calls_are_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    pairs = DataLoader(Labelled(), batch_size=4)
-    for call, line in {
-        lambda: vfm.fit(Classify(), Labelled(), loss=loss, steps=1): "Classify is a Task, which has its own loss",
-        lambda: vfm.fit(loss, Labelled(), loss=loss, steps=1): "expected a module or a vfm.train.Task, got a function",
-        lambda: fitted(Labelled(), tmp_path / "file"): "file: expected a folder, got a file",
-        lambda: fitted(pairs, global_batch_size=8): "the DataLoader's batches have 4 samples, got 8",
-        lambda: fitted(pairs, micro_batch_size=2): "batches are taken whole; give its Dataset instead",
-    }.items():
-        with pytest.raises(vfm.UserError, match=line):
-            call()
 
 
 def test_results_are_shown_as_text_and_in_a_notebook() -> None:

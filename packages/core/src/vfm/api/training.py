@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 from pydantic import ValidationError
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
 
 from vfm.api.paths import AnyPath
 from vfm.api.progress import listener, shown_by
 from vfm.api.results import Results, as_table
+from vfm.api.training_data import batch_size, training_data
+from vfm.api.training_folder import open_folder, recorded
 from vfm.config import UserError, error_lines
-from vfm.data.torch_dataset import dataset_data
-from vfm.data.torch_loader import LoaderData
 from vfm.flow.listeners import number
-from vfm.flow.locks import locked
 from vfm.incidental import decisive_settings
-from vfm.integrity import read_sealed, seal
 from vfm.interfaces import Training
 from vfm.models import save_state_dict
-from vfm.stage import Context, refs
+from vfm.stage import refs
 from vfm.store_files import read_json_lines
-from vfm.train import METRICS_FILE, Data, Task, is_main
+from vfm.train import METRICS_FILE, Task, is_main
 from vfm.train import fit as run_loop
 from vfm.train.module_task import LossFunction, ModuleTask
 
-RECORD, CHECKPOINTS, WEIGHTS = "training.json", "checkpoints", "model.safetensors"
+CHECKPOINTS, WEIGHTS = "checkpoints", "model.safetensors"
 NO_SETTINGS = ("kind", "name", "evaluation", "samples_seen")  # fields of a training that a call does not have
 
 
@@ -64,6 +59,8 @@ class Fit(Results):
     @property
     def title(self) -> str:
         """What the table shows."""
+        if not self.metrics:  # in another process than the first one
+            return "trained"
         return f"trained {self.metrics[-1]['step']:,} steps; loss {number(self.loss)}"
 
     def table(self) -> Any:
@@ -117,38 +114,23 @@ def fit(
         UserError: a setting is wrong; a sample or the loss is not as expected or not finite; or the folder holds
             another training.
     """
-    task = _task(task, loss)
-    from_loader = _is_loader(data)
-    batch_size = _batch_size(data, global_batch_size, settings) if from_loader else global_batch_size
-    config = _config(
-        {
-            **settings,
-            "steps": steps,
-            "lr": lr,
-            "seed": seed,
-            **({} if batch_size is None else {"global_batch_size": batch_size}),
-            "runtime": {"device": device, "workers": workers, **settings.get("runtime", {})},
-        }
-    )
+    trained = _task(task, loss)
+    size = batch_size(data, global_batch_size, settings.get("micro_batch_size"))
+    given = {"steps": steps, "lr": lr, "seed": seed, **({} if size is None else {"global_batch_size": size})}
+    config = _config({**settings, **given}, {"device": device, "workers": workers})
     inputs = {str(ref): Path(ref) for _, ref in refs(config)}
-    with _opened(folder) as place, shown_by(listener(progress), "fit", place, place / CHECKPOINTS, inputs) as ctx:
-        batches: Data[Any] = LoaderData(data, config.seed, ctx.log)
-        layout: dict[str, str] = {}
-        if not from_loader:
-            batches, layout = dataset_data(
-                data, seed=config.seed, global_batch_size=config.global_batch_size, workers=config.runtime.num_workers
-            )
-        with _claimed(place, ctx) if folder is not None and is_main() else nullcontext():
-            if is_main():
-                _check_record(
-                    place, config, task, {"type": type(data).__name__, "length": _length(data), "sample": layout}
-                )
-            run_loop(task, batches, config, ctx)
-            model = (task.model if isinstance(task, ModuleTask) else task).eval()
+    shown = listener(progress and is_main())
+    with open_folder(folder) as place, shown_by(shown, "fit", place, place / CHECKPOINTS, inputs) as ctx:
+        batches, facts = training_data(data, config, ctx.log)
+        weights = {name: list(value.shape) for name, value in trained.state_dict().items()}
+        record = {"settings": decisive_settings(config), "weights": weights, "data": facts}
+        with recorded(place, record, ctx.log) if is_main() else nullcontext():
+            run_loop(trained, batches, config, ctx)
+            model = (trained.model if isinstance(trained, ModuleTask) else trained).eval()
             if is_main():
                 save_state_dict(model.state_dict(), place / WEIGHTS)
         metrics = read_json_lines(place / METRICS_FILE) if is_main() else []
-    return Fit(model, metrics, None if folder is None else place)
+    return Fit(model, metrics, None if folder is None else Path(folder))
 
 
 def _task(task: Task[Any] | nn.Module, loss: LossFunction | None) -> Task[Any]:
@@ -163,95 +145,26 @@ def _task(task: Task[Any] | nn.Module, loss: LossFunction | None) -> Task[Any]:
     return ModuleTask(task, loss)
 
 
-def _is_loader(data: Any) -> bool:
-    if isinstance(data, DataLoader):
-        return True
-    if isinstance(data, IterableDataset):
-        raise UserError(f"fit: {type(data).__name__} is an IterableDataset: give a DataLoader over it")
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str | Mapping):
-        return False
-    if isinstance(data, Iterable) and not isinstance(data, Iterator | str | Mapping):
-        return True
-    raise UserError(f"fit: expected a Dataset, a list or a DataLoader, got a {type(data).__name__}")
-
-
-def _length(data: Any) -> int | None:
-    try:
-        return len(data)
-    except TypeError:  # a DataLoader over an IterableDataset
-        return None
-
-
-def _batch_size(loader: Any, given: int | None, settings: Mapping[str, Any]) -> int | None:
-    """Return the batch size of a DataLoader, or the given one where it has none."""
-    own = getattr(loader, "batch_size", None)
-    if given is not None and isinstance(own, int) and own != given:
-        raise UserError(f"fit: global_batch_size: the DataLoader's batches have {own} samples, got {given}")
-    if settings.get("micro_batch_size"):
-        raise UserError("fit: micro_batch_size: a DataLoader's batches are taken whole; give its Dataset instead")
-    return own if isinstance(own, int) else given
-
-
-def _config(settings: Mapping[str, Any]) -> Settings:
+def _config(settings: Mapping[str, Any], runtime: Mapping[str, Any]) -> Settings:
     """Return the configuration of the training.
+
+    Args:
+        settings: its fields.
+        runtime: fields of `runtime` that those of the settings are laid over.
 
     Raises:
         UserError: a setting is unknown or wrong, one line each.
     """
     if wrong := [name for name in NO_SETTINGS if name in settings]:
         raise UserError(f"fit: {wrong[0]}: only a training in a recipe has this setting")
+    own = settings.get("runtime", {})
+    merged = {**runtime, **own} if isinstance(own, Mapping) else own
     try:
-        return Settings.model_validate({**settings, "kind": "vfm.fit", "name": "fit"})
+        return Settings.model_validate({**settings, "kind": "vfm.fit", "name": "fit", "runtime": merged})
     except ValidationError as error:
-        lines = [f"fit: {'.'.join(map(str, place))}: {line}" for place, line in error_lines(error, Settings)]
-        raise UserError("\n".join(lines).replace("fit: : ", "fit: ")) from None
+        lines = [": ".join(("fit", *_key(place), line)) for place, line in error_lines(error, Settings)]
+        raise UserError("\n".join(lines)) from None
 
 
-@contextmanager
-def _opened(folder: AnyPath | None) -> Iterator[Path]:
-    """Yield the user's folder, or a temporary one."""
-    if folder is None:
-        with TemporaryDirectory(prefix="vfm-fit-") as temporary:
-            yield Path(temporary)
-        return
-    place = Path(folder)
-    if place.exists() and not place.is_dir():
-        raise UserError(f"{place}: expected a folder, got a file")
-    place.mkdir(parents=True, exist_ok=True)
-    yield place
-
-
-@contextmanager
-def _claimed(place: Path, ctx: Context) -> Iterator[None]:
-    """Hold the folder's lock: two trainings must not write the same checkpoints."""
-    with locked(place / ".lock", str(place), ctx.log):
-        yield
-
-
-def _check_record(place: Path, config: Training, task: Task[Any], data: Mapping[str, Any]) -> None:
-    """Write what decides the result into the folder, or compare it with what is there.
-
-    Raises:
-        UserError: the folder holds a training with another setting, model or data.
-    """
-    weights = {name: list(value.shape) for name, value in task.state_dict().items()}
-    record = json.loads(json.dumps({"settings": decisive_settings(config), "weights": weights, "data": data}))
-    file = place / RECORD
-    if not file.is_file():
-        file.write_bytes(seal(record))
-        return
-    before, now = dict(_flat(read_sealed(file))), dict(_flat(record))
-    changed = next((key for key in (*before, *now) if before.get(key) != now.get(key)), None)
-    if changed:
-        raise UserError(
-            f"{place}: holds another training: {changed} was {before.get(changed)}, is {now.get(changed)};"
-            " choose another folder, or delete this one"
-        )
-
-
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for name, part in value.items():
-            yield from _flat(part, f"{key}.{name}" if key else name)
-    else:
-        yield key, value
+def _key(place: tuple[str | int, ...]) -> list[str]:
+    return [".".join(map(str, place))] if place else []

@@ -18,6 +18,7 @@ from vfm.data.loader import Reader, TrainingData, read_batches
 from vfm.data.order import SameEpochs, SampleOrder
 from vfm.data.plain_values import as_tensors, check_layout, layout_of
 from vfm.data.sample import Sample
+from vfm.interfaces import Training
 
 
 @contextmanager
@@ -100,17 +101,13 @@ class DatasetData(TrainingData[Any]):
         return read_batches(reader, plan, self.workers, ahead=0, start=None)
 
 
-def dataset_data(
-    dataset: Any, *, seed: int, global_batch_size: int, workers: int
-) -> tuple[DatasetData, dict[str, str]]:
+def dataset_data(dataset: Any, config: Training) -> tuple[TrainingData[Any], dict[str, str]]:
     """Return the data of a training, and the layout of its samples.
 
     Args:
         dataset: a map-style Dataset, or a list; an item is a dict, a tuple or a dataclass of tensors, arrays, numbers,
             PIL images and texts. Bad samples raise `vfm.data.BadSample`.
-        seed: seed of the order and of all random draws.
-        global_batch_size: samples per step.
-        workers: processes that read; 0: this thread.
+        config: the training.
 
     Raises:
         UserError: it is empty, or its first item holds something else.
@@ -118,7 +115,6 @@ def dataset_data(
     name = type(dataset).__name__
     if not len(dataset):
         raise UserError(f"{name}: expected at least one sample, got an empty dataset")
-    with seeded(SampleDraw.of(seed, 0, 0).seed):
+    with seeded(SampleDraw.of(config.seed, 0, 0).seed):
         layout = layout_of(as_tensors(dataset[0], f"{name}[0]"))
-    samples, read = DatasetSamples(name, len(dataset)), ReadItem(dataset, name, layout)
-    return DatasetData(samples, read, seed=seed, global_batch_size=global_batch_size, workers=workers), layout
+    return DatasetData.of(config, DatasetSamples(name, len(dataset)), ReadItem(dataset, name, layout)), layout

@@ -1,0 +1,79 @@
+"""The folder of a training by `fit`, and the record in it of all that decides the result. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from vfm.api.paths import AnyPath
+from vfm.config import UserError
+from vfm.flow.locks import locked
+from vfm.integrity import read_sealed, seal
+from vfm.publishing import publish_file
+
+RECORD, LOCK = "training.json", ".lock"
+
+
+@contextmanager
+def open_folder(folder: AnyPath | None) -> Iterator[Path]:
+    """Yield the user's folder, or a temporary one.
+
+    Raises:
+        UserError: it is a file.
+    """
+    if folder is None:
+        with TemporaryDirectory(prefix="vfm-fit-") as temporary:
+            yield Path(temporary)
+        return
+    place = Path(folder)
+    if place.exists() and not place.is_dir():
+        raise UserError(f"{place}: expected a folder, got a file")
+    place.mkdir(parents=True, exist_ok=True)
+    yield place
+
+
+@contextmanager
+def recorded(place: Path, record: Mapping[str, Any], log: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of a folder whose record is this one; it is written if the folder has none.
+
+    Args:
+        place: the folder.
+        record: `settings`, `weights` and `data` of the training.
+        log: called with a line while another training holds the folder.
+
+    Raises:
+        UserError: the folder holds another training.
+    """
+    with locked(place / LOCK, str(place), log):
+        given = json.loads(json.dumps(record))
+        if (place / RECORD).is_file():
+            _compare(place, read_sealed(place / RECORD), given)
+        else:
+            part = place / f".{RECORD}.part"
+            part.write_bytes(seal(given))
+            publish_file(part, place / RECORD)
+        yield
+
+
+def _compare(place: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    was, new = dict(_flat(before)), dict(_flat(now))
+    # A setting that the record lacks is one that an older version did not have.
+    keys = [*was, *(key for key in new if not key.startswith("settings."))]
+    changed = next((key for key in keys if was.get(key) != new.get(key)), None)
+    if changed:
+        raise UserError(
+            f"{place}: holds another training: {changed} was {was.get(changed)}, is {new.get(changed)};"
+            " choose another folder, or delete this one"
+        )
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield from _flat(part, f"{key}.{name}" if key else name)
+    else:
+        yield key, value

@@ -1,0 +1,93 @@
+"""Wrong data, settings and calls of `vfm.fit`: one line that says what was expected, where, and what was found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+import vfm
+from fit_world import QUIET, Classify, Labelled, fitted, loss, model
+
+
+class Yields(Dataset):
+    def __init__(self, *items: Any) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
+
+
+GOOD = (torch.zeros(3, 4, 4), 0)
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        (Yields(), r"Yields: expected at least one sample, got an empty dataset"),
+        (Yields(None), r"Yields\[0\]: expected tensors, .*; got None"),
+        (Yields("a text"), r"Yields\[0\]: expected tensors, .* at least one tensor among them; got 'a text'"),
+        (Yields((object(), 0)), r"Yields\[0\]\[0\]: expected tensors, .*; got a object"),
+        (Yields(GOOD, None), r"Yields\[1\]: expected tensors, .*; got None"),
+        (
+            Yields(GOOD, (torch.zeros(3, 5, 4), 0)),
+            r"Yields\[1\]\[0\]: expected float32 \(3, 4, 4\), as Yields\[0\] has, got float32 \(3, 5, 4\); resize",
+        ),
+        (Yields(GOOD, GOOD[:1]), r"Yields\[1\]\[1\]: expected int64 \(\), as Yields\[0\] has, got nothing"),
+        (DataLoader(Yields(*[GOOD] * 3), batch_size=4, drop_last=True), "DataLoader: it yields no batch"),
+        (iter([GOOD]), "expected a Dataset, a list or a DataLoader, got a list_iterator"),
+        (5, "expected a Dataset, a list or a DataLoader, got a int"),
+        ("photos/", "expected a Dataset, a list or a DataLoader, got a str"),
+        ({"images": GOOD}, "expected a Dataset, a list or a DataLoader, got a dict"),
+    ],
+)
+def test_wrong_data_are_one_line(data: Any, line: str) -> None:
+    with pytest.raises(vfm.UserError, match=line) as caught:
+        fitted(data, steps=4)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"lr": -1}, "fit: lr: must be at least 0, got -1"),
+        ({"steps": 0}, "fit: steps: must be at least 1, got 0"),
+        ({"optimzer": {"type": "sgd"}}, "fit: optimzer: unknown key; did you mean 'optimizer'?"),
+        ({"batch_size": 4}, "fit: batch_size: unknown key; did you mean 'global_batch_size'?"),
+        ({"device": "gpu"}, "fit: runtime.device: expected a string that matches"),
+        ({"evaluation": {}}, "fit: evaluation: only a training in a recipe has this setting"),
+        ({"loss": None}, "fit: Sequential is no vfm.train.Task: give loss, a function of"),
+        ({"loss": lambda net, batch: net(batch[0])}, "loss: expected a scalar tensor, .* got a tensor of shape"),
+        (
+            {"loss": lambda net, batch: 0.5},
+            "loss: expected a scalar tensor, or one with a dict of metrics, got a float",
+        ),
+        ({"loss": lambda net, batch: net(batch[0]).mean().detach()}, "loss: it has no gradient"),
+        ({"loss": lambda net, batch: net(batch[0]).mean() * torch.inf}, "the loss is not finite at step 1; .*Labelled"),
+    ],
+)
+def test_wrong_settings_are_one_line(given: dict[str, Any], line: str) -> None:
+    settings: dict[str, Any] = {"steps": 2, "global_batch_size": 4, "loss": loss, **QUIET, **given}
+    with pytest.raises(vfm.UserError, match=line) as caught:
+        vfm.fit(model(), Labelled(), **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_wrong_calls_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    pairs = DataLoader(Labelled(), batch_size=4)
+    for call, line in {
+        lambda: vfm.fit(Classify(), Labelled(), loss=loss, steps=1): "Classify is a Task, which has its own loss",
+        lambda: vfm.fit(loss, Labelled(), loss=loss, steps=1): "expected a module or a vfm.train.Task, got a function",
+        lambda: fitted(Labelled(), tmp_path / "file"): "file: expected a folder, got a file",
+        lambda: fitted(pairs, global_batch_size=8): "the DataLoader's batches have 4 samples, got 8",
+        lambda: fitted(pairs, micro_batch_size=2): "batches are taken whole; give its Dataset instead",
+    }.items():
+        with pytest.raises(vfm.UserError, match=line):
+            call()
