@@ -1,4 +1,4 @@
-"""What the loss is judged by is computed at log steps only; other steps run what a plain twin does, and no more."""
+"""Metrics beside the loss are computed at log steps only; other steps run what a plain twin does, and no more."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vfm_eva.task import EvaTask
 from vfm_eva.teacher import load_teacher
 from vfm_kernels import gather_tokens, masked_cosine_loss, masked_index
 
-JUDGED_BY = {"constant_loss", "mutual_cosine"}
+AT_LOG_STEPS = {"constant_loss", "mutual_cosine"}
 
 
 class Operations(TorchDispatchMode):
@@ -78,7 +78,7 @@ def test_losses_of_several_teachers_are_given_in_every_step(teacher: ClipCheckpo
     for task.is_log_step in (True, False):
         found[task.is_log_step] = task(inputs)[1]
     assert found[False].keys() == every
-    assert found[True].keys() == every | {f"{name}_{teacher}" for name in JUDGED_BY for teacher in "ab"}
+    assert found[True].keys() == every | {f"{name}_{teacher}" for name in AT_LOG_STEPS for teacher in "ab"}
     assert all(torch.equal(found[True][name], found[False][name]) for name in every)
 
 
@@ -94,8 +94,8 @@ def test_lines_have_the_values_of_a_training_that_logs_each_step(tmp_path, pool,
     assert [line["step"] for line in every_third] == [3, 6]
     for line in every_third:
         step = int(line["step"])
-        assert {name: line[f"train/{name}"] for name in JUDGED_BY} == {
-            name: each[step - 1][f"train/{name}"] for name in JUDGED_BY
+        assert {name: line[f"train/{name}"] for name in AT_LOG_STEPS} == {
+            name: each[step - 1][f"train/{name}"] for name in AT_LOG_STEPS
         }
         for name in ("loss", "masked_share", "grad_norm"):
             mean = sum(one[f"train/{name}"] for one in each[step - 3 : step]) / 3

@@ -74,7 +74,7 @@ class Objective:
         return compare(prediction, target, counted)
 
     def metrics(self, prediction: Tensor, target: Tensor, counted: Tensor) -> Metrics:
-        """Return what a loss is judged by, for the arguments of `patch_loss`; it takes as long as the loss or longer.
+        """Return metrics beside the loss, for the arguments of `patch_loss`; each is a pass over all features.
 
         `constant_loss` is the loss of the best constant prediction, `mutual_cosine` the mean cosine of two predictions.
         """
