@@ -73,8 +73,12 @@ def test_a_step_that_is_not_finite_stops_the_training_before_it_is_taken(tmp_pat
     [
         ("lion", {"momentums": 0.9}, r"optimizer\.options: timm's lion: .*momentums"),
         ("lion", {"betas": [0.9]}, r"optimizer\.options: timm's lion: list index out of range"),
-        ("muon", {"betas": 0.9}, r"optimizer: muon cannot take a step: cannot unpack non-iterable float"),
-        ("lars", {"eps": "small"}, r"optimizer: lars cannot take a step: unsupported operand"),
+        (
+            "muon",
+            {"betas": 0.9},
+            r"optimizer: muon cannot take a step with these settings: cannot unpack non-iterable float",
+        ),
+        ("lars", {"eps": "small"}, r"optimizer: lars cannot take a step with these settings: unsupported operand"),
     ],
 )
 def test_an_option_that_does_not_fit_is_one_line_before_anything_runs(tmp_path, algorithm, options, line):

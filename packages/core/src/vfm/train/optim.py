@@ -66,7 +66,7 @@ def check_optimizer(config: Optimizer) -> None:
     try:
         step_if_finite(optimizer, torch.zeros(()))
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"optimizer: {config.algorithm_name} cannot take a step: {error}") from None
+        raise UserError(f"optimizer: {config.algorithm_name} cannot take a step with these settings: {error}") from None
 
 
 def step_if_finite(optimizer: torch.optim.Optimizer, found_inf: Tensor) -> None:
