@@ -68,6 +68,11 @@ def test_wrong_data_are_one_line(data: Any, line: str) -> None:
             {"loss": lambda net, batch: 0.5},
             "loss: expected a scalar tensor, or one with a dict of metrics, got a float",
         ),
+        (
+            {"loss": lambda net, batch: (net(batch[0]).mean(), {"all": batch[1]})},
+            r"loss: metric 'all': expected a number, got a tensor of shape \(4,\)",
+        ),
+        ({"loss": lambda net, batch: (net(batch[0]).mean(), {"a": "b"})}, "metric 'a': expected a number, got a str"),
         ({"loss": lambda net, batch: net(batch[0]).mean().detach()}, "loss: it has no gradient"),
         ({"loss": lambda net, batch: net(batch[0]).mean() * torch.inf}, "the loss is not finite at step 1; .*Labelled"),
     ],
@@ -85,6 +90,7 @@ def test_other_wrong_calls_are_one_line(tmp_path: Path) -> None:
     for call, line in {
         lambda: vfm.fit(Classify(), Labelled(), loss=loss, steps=1): "Classify is a Task, which has its own loss",
         lambda: vfm.fit(loss, Labelled(), loss=loss, steps=1): "expected a module or a vfm.train.Task, got a function",
+        lambda: vfm.fit(model().requires_grad_(False), Labelled(), loss=loss, steps=1): "has no parameter to train",
         lambda: fitted(Labelled(), tmp_path / "file"): "file: expected a folder, got a file",
         lambda: fitted(pairs, global_batch_size=8): "the DataLoader's batches have 4 samples, got 8",
         lambda: fitted(pairs, micro_batch_size=2): "batches are taken whole; give its Dataset instead",

@@ -85,6 +85,8 @@ def test_a_recipe_may_be_a_mapping_with_paths(toys: Path) -> None:  # noqa: F811
         (lambda: vfm.run("r.yaml", set={"a.count": object()}), "expected plain values in a recipe: <object object at"),
         (lambda: vfm.run({"stages": [{"kind": "toy.draw"}]}), "the recipe:2: stages"),
         (lambda: vfm.run({}), "the recipe:1: "),
+        (lambda: vfm.run(None), "expected a path, a name or an artifact, got a NoneType"),
+        (lambda: vfm.run("r.yaml", set=["a.count=3"]), "set: expected a mapping of NAME.FIELD to values, got a list"),
     ],
 )
 def test_a_wrong_recipe_is_one_line(toys: Path, call: Callable[[], Any], line: str) -> None:  # noqa: F811
@@ -205,6 +207,13 @@ def test_objects_and_regions_of_models_with_a_dense_head(world: Path) -> None:
         (lambda w: vfm.predict(w / "clip", w / "flat/red.png", ["one"]), "classes: expected at least two names"),
         (lambda w: vfm.predict(w / "clip", w / "flat/red.png", NAMES, index="i"), "give either classes"),
         (lambda w: vfm.predict(w / "detector", w / "other.png", NAMES), "it has a dense head: no classes"),
+        (lambda w: vfm.predict(w / "clip", w / "flat/red.png", 5), "classes: expected at least two names, got 5"),
+        (lambda w: vfm.predict(w / "clip", [], NAMES), "images: expected at least one, got none"),
+        (lambda w: vfm.predict(w / "clip", w / "flat/red.png", NAMES, top=0), "top: must be at least 1, got 0"),
+        (
+            lambda w: vfm.predict(torch.nn.Linear(1, 1), w / "flat/red.png"),
+            "a path, a name or an artifact, got a Linear",
+        ),
         (lambda w: vfm.embed(w / "clip"), "embed: give either data (images) or texts"),
         (lambda w: vfm.embed(w / "clip", []), "embed: expected at least one image, got none"),
         (lambda w: vfm.embed(w / "clip", texts="a text"), "embed: expected a list of texts, got 'a text'"),

@@ -50,6 +50,7 @@ def test_the_same_captions_again_are_cached_and_a_path_gives_the_same(
 @pytest.mark.parametrize(
     ("captions", "settings", "line"),
     [
+        (5, {}, "captions: expected a list of texts or a path, got a int"),
         ([], {}, "captions: expected at least one text, got none"),
         (["a dog", None], {}, "captions[1]: expected a text, got a NoneType"),
         ("no/where.csv", {}, "no/where.csv: no such file or folder"),

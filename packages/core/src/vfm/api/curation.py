@@ -118,6 +118,8 @@ def _stored(captions: Iterable[str], store: Path) -> Path:
     """
     if hasattr(captions, "columns"):
         raise UserError("captions: expected one column of texts, got a table; give table['caption'], for example")
+    if not isinstance(captions, Iterable):
+        raise UserError(f"captions: expected a list of texts or a path, got a {type(captions).__name__}")
     listed = list(captions)
     wrong = next((place for place, text in enumerate(listed) if not isinstance(text, str)), None)
     if wrong is not None:

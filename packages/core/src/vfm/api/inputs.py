@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -138,9 +138,9 @@ def read_classes(classes: AnyPath | Sequence[str]) -> list[str]:
         UserError: there are fewer than two, or the file does not exist.
     """
     if not isinstance(classes, PATHS):
-        names = list(classes)
+        names = list(classes) if isinstance(classes, Iterable) else []
         if len(names) < 2 or not all(isinstance(name, str) for name in names):
-            raise UserError(f"classes: expected at least two names, got {names!r:.60}")
+            raise UserError(f"classes: expected at least two names, got {classes!r:.60}")
         return names
     given = os.fspath(classes)
     is_file = os.path.isfile(given)  # False, not an error, for a list that is too long for a file name

@@ -5,11 +5,20 @@ from __future__ import annotations
 import os
 
 from vfm.artifacts import Artifact
+from vfm.config import UserError
 
 AnyPath = str | os.PathLike[str]
 PATHS = (str, os.PathLike)  # for `isinstance`
 
 
 def as_place(given: AnyPath | Artifact) -> str:
-    """Return a path or a name as text; of an artifact its folder."""
-    return str(given.path) if isinstance(given, Artifact) else os.fspath(given)
+    """Return a path or a name as text; of an artifact its folder.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if isinstance(given, Artifact):
+        return str(given.path)
+    if not isinstance(given, PATHS):
+        raise UserError(f"expected a path, a name or an artifact, got a {type(given).__name__}")
+    return os.fspath(given)

@@ -141,7 +141,11 @@ def predict(
     """
     if classes is not None and index is not None:
         raise UserError("give either classes (names to choose from) or an index (embeddings to search), not both")
+    if top < 1:
+        raise UserError(f"top: must be at least 1, got {top}")
     given = [images] if isinstance(images, (*PATHS, Image.Image)) else list(images)
+    if not given:
+        raise UserError("images: expected at least one, got none")
     if classifier := artifact_of(model, VideoClassifier):
         if classes is not None or index is not None:
             raise UserError(f"{as_place(classifier)}: a classifier of videos has its own classes: no classes, no index")

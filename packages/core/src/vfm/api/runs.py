@@ -13,7 +13,7 @@ import pluggy
 import yaml
 from rich.table import Table
 
-from vfm.api.paths import AnyPath
+from vfm.api.paths import AnyPath, as_place
 from vfm.api.progress import Listener, listener
 from vfm.api.results import Results, as_table
 from vfm.artifacts import Artifact, Comparison, Metric, Report
@@ -140,7 +140,7 @@ def run(
         text = yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True, width=120)
         loaded = parse_recipe(text, known, overrides(set), name="recipe", where="the recipe")
     else:
-        loaded = load_recipe(str(recipe), known, overrides(set))
+        loaded = load_recipe(as_place(recipe), known, overrides(set))
     return run_loaded(manager, loaded, Path(store), listener(progress), fresh=fresh, track=track)
 
 
@@ -162,8 +162,10 @@ def overrides(settings: Mapping[str, Any] | None) -> list[str]:
     """Return values by `NAME.FIELD` as the words of `--set`.
 
     Raises:
-        UserError: a value is not plain data.
+        UserError: they are no mapping, or a value is not plain data.
     """
+    if settings is not None and not isinstance(settings, Mapping):
+        raise UserError(f"set: expected a mapping of NAME.FIELD to values, got a {type(settings).__name__}")
     return [f"{key}={json.dumps(_plain(value), ensure_ascii=False)}" for key, value in (settings or {}).items()]
 
 

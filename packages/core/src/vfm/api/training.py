@@ -134,6 +134,8 @@ def fit(
 
 
 def _task(task: Task[Any] | nn.Module, loss: LossFunction | None) -> Task[Any]:
+    if isinstance(task, nn.Module) and not any(param.requires_grad for param in task.parameters()):
+        raise UserError(f"fit: {type(task).__name__} has no parameter to train: none has requires_grad")
     if isinstance(task, Task):
         if loss is not None:
             raise UserError(f"fit: {type(task).__name__} is a Task, which has its own loss: leave out loss")

@@ -40,8 +40,17 @@ class ModuleTask(Task[Any]):
             raise UserError(f"loss: expected a scalar tensor, or one with a dict of metrics, got {got}")
         if torch.is_grad_enabled() and not loss.requires_grad:
             raise UserError("loss: it has no gradient; compute it from the model's outputs, without detach or no_grad")
-        return loss, {name: torch.as_tensor(value, device=loss.device) for name, value in metrics.items()}
+        return loss, {str(name): _scalar(name, value, loss.device) for name, value in metrics.items()}
 
     def encoder(self) -> Any:
         """Return the module."""
         return self.model
+
+
+def _scalar(name: str, value: Tensor | float, device: torch.device) -> Tensor:
+    if isinstance(value, Tensor) and not value.ndim:
+        return value.detach()
+    if isinstance(value, int | float):
+        return torch.tensor(float(value), device=device)
+    got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    raise UserError(f"loss: metric {name!r}: expected a number, got {got}")
