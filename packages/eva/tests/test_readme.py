@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import yaml
+
 from vfm import stages
 from vfm.flow.recipe import load_recipe
 from vfm_eva.plugin import vfm_stages
@@ -39,3 +41,13 @@ def test_recipes_of_the_readme_are_valid(tmp_path):
     for file, names in expected.items():
         recipe = load_recipe(str(tmp_path / f"{file}.yaml"), known)
         assert [stage.name for stage in recipe.stages] == names
+
+
+def test_stages_of_the_readme_are_well_formed():
+    known = {stage.kind_name(): stage for stage in [*stages.vfm_stages(), *vfm_stages()]}
+    found = [
+        known[stage["kind"]].model_validate(stage).name
+        for block in re.findall(r"```yaml\nstages:\n(.*?)```", README, re.DOTALL)
+        for stage in yaml.safe_load(block)
+    ]
+    assert {"eva", "detector", "segmenter", "eva_g"} <= set(found)
