@@ -101,6 +101,7 @@ COMMANDS = {
     "uv run vfm embed store/runs/quickstart/artifacts/clip TRAIN.tar --out embeddings.parquet": AS_IT_STANDS,
     'uv run vfm predict store/runs/quickstart/artifacts/clip photo.jpg --classes "red star,blue circle"': AS_IT_STANDS,
     "uv run vfm predict store/runs/quickstart/artifacts/clip photo.jpg --index embeddings.parquet": AS_IT_STANDS,
+    'uv run vfm search "a red star" photo.jpg --index embeddings.parquet': AS_IT_STANDS,
     "uv run vfm view store/runs/quickstart/artifacts/eva photo.jpg --out maps": AS_IT_STANDS,
     "uv run vfm export store/runs/quickstart/artifacts/clip --format onnx --out clip-onnx": AS_IT_STANDS,
     "uv run vfm eval store/runs/quickstart/artifacts/clip store/runs/quickstart/artifacts/teacher"

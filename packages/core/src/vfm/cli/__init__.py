@@ -11,7 +11,8 @@ from vfm.cli.command import app
 from vfm.cli.console import prepare_streams
 
 # isort: off
-from vfm.cli import recipe, distill, evaluation, models, data, catalogue, installation, store, verification  # noqa: F401  (the order of `vfm --help`)
+from vfm.cli import recipe, distill, evaluation, models, search, data  # noqa: F401  (the order of `vfm --help`)
+from vfm.cli import catalogue, installation, store, verification  # noqa: F401
 # isort: on
 
 __all__ = ["app", "main"]

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from vfm import files
 from vfm.artifacts import DenseCheckpoint
 from vfm.cli.command import DebugOption, command, console, note, show
 from vfm.config import UserError, load_function
@@ -31,8 +32,11 @@ BatchOption = Annotated[int, typer.Option(min=1, help="Images per forward pass."
 @command
 def embed(
     model: ModelArgument,
-    data: Annotated[str, typer.Argument(help="Folder of a dataset, or a path as data.pairs takes it.")],
     out: Annotated[Path, typer.Option(readable=False, help="File to write: .parquet or .npy.")],
+    data: Annotated[str | None, typer.Argument(help="Folder of a dataset, or a path as data.pairs takes it.")] = None,
+    texts: Annotated[
+        Path | None, typer.Option(readable=False, help="Embed the lines of this file instead, with a CLIP model.")
+    ] = None,
     pretrained: PretrainedOption = None,
     device: DeviceOption = "auto",
     batch_size: BatchOption = 64,
@@ -41,15 +45,27 @@ def embed(
     ] = 0.05,
     debug: DebugOption = False,
 ) -> None:
-    """Write the embeddings of a dataset's images or videos to a file.
+    """Write the embeddings of a dataset's images or videos, or of texts, to a file.
 
-    The file, Parquet or npy, holds unit vectors in the order of the dataset. Videos need a classifier of videos.
+    The file, Parquet or npy, holds unit vectors in the order of the dataset or the lines. Videos need a classifier of
+    videos. `vfm search` and `vfm predict --index` search in it.
     """
+    if (data is None) == (texts is None):
+        raise UserError("give either DATA (a dataset of images or videos) or --texts (a file with a text per line)")
+    from vfm.api.embedding import embed as embed_all
     from vfm.api.embedding import write_embeddings
     from vfm.api.inputs import full_name
+    from vfm.api.search import kept_place
     from vfm.eval import ReadSettings, open_writer
 
-    writer, reading = open_writer(out, full_name(model, pretrained)), ReadSettings(batch_size, max_bad_fraction)
+    writer = open_writer(out, full_name(model, pretrained), kept_place(data or ""))
+    if texts is not None:
+        lines = [line for line in files.read_text(str(texts)).splitlines() if line.strip()]
+        made = embed_all(model, texts=lines, pretrained=pretrained, device=device, batch_size=batch_size)
+        show(f"{made.save(out)}: {len(lines):,} embeddings")
+        return
+    assert data is not None
+    reading = ReadSettings(batch_size, max_bad_fraction)
     count, bad = write_embeddings(model, data, writer, ConsoleListener(console), pretrained, device, reading)
     skipped = f"; skipped: {', '.join(f'{number} {reason}' for reason, number in bad.items())}" if bad else ""
     show(f"{out}: {count:,} embeddings{skipped}")
