@@ -1,7 +1,7 @@
 """ViT-Adapter: maps of strides 4 to 32 from a plain vision transformer, by convolutions that run beside its blocks.
 
-Before a group of blocks the patches look at the convolutions' maps (the injector), after it these look at the patches
-(the extractor), both by multi-scale deformable attention.
+Before a group of blocks the patches attend to the convolutions' maps (the injector), after it the maps attend to the
+patches (the extractor), both by multi-scale deformable attention.
 
 Source: Chen et al. 2023, ViT-Adapter (arXiv:2205.08534), section 3; layers, norms and the order of operations as in the
 code of EVA-01's segmenters, which keep the class token in the blocks.
@@ -30,7 +30,7 @@ VALUE_SHARE, HIDDEN_SHARE = 0.5, 0.25  # of D: width of attention's values and o
 
 
 class DeformableAttention(nn.Module):
-    """Each query reads the values at a few places near its own, which it chooses, on maps of several sizes.
+    """Attention to a few places on maps of several sizes; their offsets and weights are linear in the query.
 
     Source: Zhu et al. 2021, Deformable DETR (arXiv:2010.04159), section 4.1; the sampling is transformers' function.
     """
@@ -46,7 +46,7 @@ class DeformableAttention(nn.Module):
         self._sample = modeling("mask2former").multi_scale_deformable_attention
 
     def forward(self, queries: Tensor, places: Tensor, values: Tensor, grids: Sequence[Grid]) -> Tensor:
-        """Return what the queries read, (B, N, D).
+        """Return the attended values, (B, N, D).
 
         Args:
             queries: (B, N, D).
@@ -63,7 +63,7 @@ class DeformableAttention(nn.Module):
 
 
 class Injector(nn.Module):
-    """Adds to the patches what they read from the convolutions' maps."""
+    """Adds to the patches their attention to the convolutions' maps."""
 
     def __init__(self, width: int, num_heads: int, num_levels: int) -> None:
         super().__init__()
@@ -73,12 +73,12 @@ class Injector(nn.Module):
 
     def forward(self, queries: Tensor, places: Tensor, values: Tensor, grids: Sequence[Grid]) -> Tensor:
         """Return the patches, (B, N, D); the arguments are those of `DeformableAttention`."""
-        read = self.attn(self.query_norm(queries), places, self.feat_norm(values), grids)
-        return queries + self.gamma * read  # type: ignore[no-any-return]
+        attended = self.attn(self.query_norm(queries), places, self.feat_norm(values), grids)
+        return queries + self.gamma * attended  # type: ignore[no-any-return]
 
 
 class Extractor(nn.Module):
-    """Adds to the convolutions' maps what they read from the patches, then mixes neighbours within each map."""
+    """Adds to the convolutions' maps their attention to the patches, then a depth-wise convolution of each map."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -98,8 +98,8 @@ class Extractor(nn.Module):
             patches: (B, M, D).
             grid: their rows and columns.
         """
-        read = self.attn(self.query_norm(details), centres(grids, details), self.feat_norm(patches), [grid])
-        details = details + read
+        places = centres(grids, details)
+        details = details + self.attn(self.query_norm(details), places, self.feat_norm(patches), [grid])
         hidden = as_maps(self.fc1(self.ffn_norm(details)), grids)
         mixed: Tensor = self.fc2(F.gelu(as_tokens([self.mix(maps) for maps in hidden])))
         return details + mixed
