@@ -12,33 +12,13 @@ from typing import IO, Any
 import pluggy
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+from rich.progress import Progress, TaskID
 
 from vfm.config import UserError
 from vfm.events import Event, stamped
+from vfm.flow.progress_bar import Pace, clock_time, progress_display
 from vfm.hookspecs import hookimpl
 from vfm.redaction import redacted
-
-
-class RateColumn(ProgressColumn):
-    """A column with units per second."""
-
-    def render(self, task: Task) -> Text:
-        """Return the rate over the last seconds, or over the whole task once it has ended."""
-        speed = task.finished_speed or task.speed
-        return Text(f"{number(speed)} {task.fields['unit']}/s" if speed else "", style="cyan")
 
 
 def number(value: Any) -> str:
@@ -58,6 +38,7 @@ class ConsoleListener:
         self.quiet = quiet
         self.bars: Progress | None = None
         self.bar: dict[str, TaskID] = {}
+        self.pace: dict[str, Pace] = {}
         self.running: set[str] = set()  # with `jobs` there are several, whose bars are shown together
         self.last_line = -math.inf
 
@@ -74,43 +55,30 @@ class ConsoleListener:
         resumed = " (resumes)" if data["status"] == "resume" else ""
         self.say(f"[bold]{stage}[/] [dim]{data['kind']}{resumed}[/]")
         if self.console.is_terminal and not self.quiet and not self.bars:
-            columns = (
-                SpinnerColumn(),
-                TextColumn("  {task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                RateColumn(),
-            )
-            times = (
-                TimeElapsedColumn(),
-                TextColumn("ETA"),
-                TimeRemainingColumn(),
-                TextColumn("[dim]{task.fields[shown]}[/]"),
-            )
-            self.bars = Progress(*columns, *times, console=self.console, transient=True, speed_estimate_period=10)
+            self.bars = progress_display(self.console)
             self.bars.start()
 
     def on_progress(self, stage: str, data: dict[str, Any]) -> None:
         """Move the bar, or print a line."""
-        shown = escape("  ".join(f"{key} {number(value)}" for key, value in data["shown"].items()))
+        words = [f"{key} {number(value)}" for key, value in data["shown"].items()]
+        pace = self.pace.setdefault(stage, Pace())
+        pace.update(data["done"])
         if self.bars:
+            facts = {"total": data["total"], "unit": data["unit"], "shown": words}
             if stage not in self.bar:
-                self.bar[stage] = self.bars.add_task(stage, total=data["total"], unit=data["unit"], shown=shown)
-            self.bars.update(
-                self.bar[stage],
-                completed=data["done"],
-                total=data["total"],
-                unit=data["unit"],
-                shown=shown,
-                refresh=True,
-            )
+                self.bar[stage] = self.bars.add_task(stage, pace=pace, **facts)
+            self.bars.update(self.bar[stage], completed=data["done"], refresh=True, **facts)
         elif time.monotonic() - self.last_line > 10:
             self.last_line = time.monotonic()
-            self.say(f"  {stage} {data['done']:,}/{data['total']:,} {data['unit']}  {shown}")
+            left = pace.remaining(data["total"])
+            eta = f"  ETA {clock_time(left)}" if left else ""
+            shown = escape("  ".join(words))
+            self.say(f"  {stage} {data['done']:,}/{data['total']:,} {data['unit']}{eta}  {shown}".rstrip())
 
     def on_stage_finished(self, stage: str, data: dict[str, Any]) -> None:
         """Remove the bar, and print the stage's time and first numbers."""
         self.running.discard(stage)
+        self.pace.pop(stage, None)
         if self.bars and stage in self.bar:
             self.bars.remove_task(self.bar.pop(stage))
         if not self.running:

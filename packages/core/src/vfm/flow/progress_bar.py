@@ -1,0 +1,113 @@
+"""A line of progress: what is done, the rate, the time that is left, and numbers beside it, in any width."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import Progress, ProgressColumn, Task
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+WINDOW = 30.0  # seconds that a rate is taken over, or the last two updates if these are further apart
+BAR = 30  # columns of the bar, at most
+SHORTEST_BAR = 6
+
+
+@dataclass
+class Pace:
+    """Measures the rate of some work from the moments of its updates, however far apart they are."""
+
+    clock: Callable[[], float] = time.monotonic
+    updates: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def update(self, done: int) -> None:
+        """Note how much is done now; a smaller number than before is the start of other work."""
+        now = self.clock()
+        if self.updates and done < self.updates[-1][1]:
+            self.updates.clear()
+        self.updates.append((now, done))
+        while len(self.updates) > 2 and self.updates[1][0] < now - WINDOW:
+            self.updates.popleft()
+
+    @property
+    def rate(self) -> float | None:
+        """Units per second; None until something has been done between two updates."""
+        (start, before), (end, after) = (self.updates[0], self.updates[-1]) if self.updates else ((0.0, 0), (0.0, 0))
+        return (after - before) / (end - start) if after > before and end > start else None
+
+    def remaining(self, total: int) -> float | None:
+        """Return the seconds until all is done, which go down between two updates; None if the rate is not known."""
+        if not self.rate:
+            return None
+        moment, done = self.updates[-1]
+        return max(0.0, (total - done) / self.rate - (self.clock() - moment))
+
+
+def clock_time(seconds: float) -> str:
+    """Format seconds as `0:05`, `12:34` or `1:02:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def fitting(words: Sequence[str], width: int) -> list[str]:
+    """Return the words from the first on that fit into a width with a space before each; none is cut."""
+    kept: list[str] = []
+    for word in words:
+        width -= len(word) + 1
+        if width < 0:
+            break
+        kept.append(word)
+    return kept
+
+
+class ProgressLine(ProgressColumn):
+    """The whole line of a task. Where it is too narrow, the numbers beside go first, then times, never digits.
+
+    A task's fields: `pace`, a `Pace`; `unit`; `shown`, words to print beside the progress.
+    """
+
+    max_refresh = None
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def render(self, task: Task) -> Table:
+        """Return the line, at most as wide as the console."""
+        pace: Pace = task.fields["pace"]
+        width = self.console.width - 1  # some terminals wrap a line that is full
+        total = int(task.total or 0)
+        count = f"{int(task.completed):,}/{total:,}"
+        remaining, rate = pace.remaining(total), pace.rate
+        times = [
+            f"ETA {clock_time(remaining)}" if remaining is not None else "ETA -:--",
+            *([f"{short(rate)} {task.fields['unit']}/s"] if rate else []),
+            f"{clock_time(task.elapsed or 0)} so far",
+        ]
+        name = task.description[: max(1, width - len(count) - 2)]
+        words = fitting([*times, *task.fields["shown"]], width - len(name) - len(count) - 2)
+        left = width - len(name) - len(count) - 2 - sum(len(word) + 1 for word in words) - 1
+        line = Table.grid(padding=(0, 1, 0, 0))
+        cells = [Text(name, style="bold"), Text(count), Text(" ".join(words), style="cyan")]
+        if left >= SHORTEST_BAR:
+            cells.insert(1, ProgressBar(max(1, total), task.completed, width=min(BAR, left)))  # type: ignore[arg-type]
+        for _ in cells:
+            line.add_column(no_wrap=True)
+        line.add_row(*cells)
+        return line
+
+
+def short(value: float) -> str:
+    """Format a rate with three digits: `0.0123`, `4.56`, `1,234`."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def progress_display(console: Console) -> Progress:
+    """Return a display with a `ProgressLine` for each task."""
+    return Progress(ProgressLine(console), console=console, transient=True)

@@ -1,0 +1,114 @@
+"""The bar of a run: rates from updates that are far apart, and lines that fit any width without losing digits."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from rich.progress import Task
+
+from vfm.events import Event
+from vfm.flow.listeners import ConsoleListener
+from vfm.flow.progress_bar import Pace, ProgressLine, clock_time
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_updates_a_minute_apart_have_a_rate_and_a_time_that_goes_down() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    for step in range(3):
+        clock.now = 60.0 * step
+        pace.update(10 * step)
+    assert pace.rate == pytest.approx(1 / 6)
+    assert pace.remaining(100) == pytest.approx(480)
+    clock.now += 45
+    assert pace.remaining(100) == pytest.approx(435)
+    clock.now += 10_000
+    assert pace.remaining(100) == 0
+
+
+def test_the_rate_is_that_of_the_last_half_minute_and_not_of_the_steps_before_a_resume() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    pace.update(5_000)  # where the training resumes
+    assert pace.rate is None
+    assert pace.remaining(6_000) is None
+    for second in range(1, 101):
+        clock.now = second
+        pace.update(5_000 + (second if second <= 50 else 50 + 3 * (second - 50)))
+    assert pace.rate == pytest.approx(3)
+    pace.update(0)  # other work under the same name
+    assert pace.rate is None
+
+
+def line(width: int, done: int, total: int, seconds: float, name: str = "clip", **shown: float) -> str:
+    console = Console(width=width, color_system=None, force_terminal=True)
+    clock = Clock()
+    pace = Pace(clock)
+    pace.update(0)
+    clock.now = seconds
+    pace.update(done)
+    fields = {"pace": pace, "unit": "samples", "shown": [f"{key} {value}" for key, value in shown.items()]}
+    task = Task(0, name, total, done, _get_time=clock, fields=fields)
+    task.start_time = 0.0
+    with console.capture() as captured:
+        console.print(ProgressLine(console).render(task))
+    return captured.get().rstrip("\n")
+
+
+def test_sixty_columns_show_all_of_the_progress() -> None:
+    shown = line(60, 12_800_000, 128_000_000, 3600, loss=2.345)
+    assert "12,800,000/128,000,000" in shown
+    assert "ETA 9:00:00" in shown
+    assert "loss" not in shown
+    assert "3,556 samples/s" in line(80, 12_800_000, 128_000_000, 3600)
+    assert "loss 2.345" in line(120, 12_800_000, 128_000_000, 3600, loss=2.345)
+
+
+@settings(deadline=None)
+@given(
+    st.integers(32, 130),
+    st.integers(1, 10**9),
+    st.integers(1, 10**9),
+    st.floats(0.1, 10**6),
+    st.text("abc", min_size=1),
+)
+def test_at_any_width_the_line_fits_and_no_number_is_cut(
+    width: int, done: int, more: int, seconds: float, name: str
+) -> None:
+    total = done + more
+    wide = line(400, done, total, seconds, name, loss=1.25)
+    shown = line(width, done, total, seconds, name, loss=1.25)
+    assert len(shown.rstrip()) < width
+    assert "\n" not in shown
+    numbers = set(re.findall(r"[\d.,:/]*\d[\d.,:/]*", wide))
+    assert set(re.findall(r"[\d.,:/]*\d[\d.,:/]*", shown)) <= numbers
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(5, "0:05"), (754, "12:34"), (3723, "1:02:03"), (360_000, "100:00:00")])
+def test_times_are_written_as_clocks_do(seconds: float, text: str) -> None:
+    assert clock_time(seconds) == text
+
+
+def test_a_log_file_has_the_time_that_is_left() -> None:
+    console = Console(width=120, force_terminal=False)
+    listener = ConsoleListener(console)
+    with console.capture() as captured:
+        listener.vfm_event(Event("stage_started", "clip", {"kind": "clip.train", "status": "new"}))
+        for done in (1, 2):
+            listener.last_line = float("-inf")
+            listener.vfm_event(Event("progress", "clip", {"done": done, "total": 2000, "unit": "steps", "shown": {}}))
+        listener.close()
+    assert re.search(r"clip 2/2,000 steps  ETA \d+:\d\d$", captured.get(), re.MULTILINE)
