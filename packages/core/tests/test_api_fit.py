@@ -193,14 +193,16 @@ def test_a_task_takes_a_dataset_of_its_dataclass() -> None:
     assert isinstance(done.model, Classify)
 
 
-def test_bad_samples_are_skipped_and_counted(recwarn: pytest.WarningsRecorder) -> None:
+def test_bad_samples_are_skipped_and_counted() -> None:
     class Flawed(Labelled):
         def __getitem__(self, index: int) -> tuple[Tensor, int]:
             if index == 7:
                 raise BadSample("unreadable_image", "photo.jpg")
             return super().__getitem__(index)
 
-    fitted(Flawed())
+    done = fitted(Flawed())
+    assert done.skipped == {"unreadable_image": 1}
+    assert done.title.endswith("; skipped: 1 unreadable_image")
     with pytest.raises(vfm.UserError, match=r"reads failed.*Flawed\[7\] \(unreadable_image\)"):
         fitted(Flawed(), loading={"max_bad_fraction": 0.001})
 
@@ -211,7 +213,15 @@ def test_results_are_shown_as_text_and_in_a_notebook() -> None:
     assert "train/accuracy" in str(done)
     page = done._repr_html_()
     assert page.count("<tr>") == 3
-    assert '<th style="text-align:right">train/loss</th>' in page
+    assert page.count("<svg ") == 1
+    assert ">train/loss</th>" in page
+
+
+def test_long_trainings_are_shown_up_to_their_end() -> None:
+    done = fitted(Labelled(), steps=50, log_every=1)
+    shown = done.preview()["step"].to_pylist()
+    assert shown == [*range(2, 51, 3)]
+    assert len(done.table()) == 50
 
 
 def test_nothing_is_printed_without_progress(capfd: pytest.CaptureFixture[str]) -> None:

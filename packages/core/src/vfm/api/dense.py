@@ -18,7 +18,7 @@ from vfm.artifacts import DenseCheckpoint
 from vfm.data.annotated import encode_mask
 from vfm.data.annotated.panels import overlay, palette
 from vfm.eval.dense_models import load_predictor
-from vfm.eval.detection_panels import draw_objects
+from vfm.eval.object_drawing import draw_objects
 from vfm.eval.sliding_windows import predict_labels
 from vfm.interfaces.dense import DensePredictor, Instances
 

@@ -29,7 +29,7 @@ from vfm.api.inputs import (
 )
 from vfm.api.paths import PATHS, AnyPath
 from vfm.api.progress import Listener, listener, shown_by
-from vfm.api.results import Results
+from vfm.api.results import Results, skipped_note
 from vfm.artifacts import Artifact, VideoClassifier
 from vfm.config import UserError, load_function
 from vfm.eval import ReadSettings, check_finite, embed_dataset, open_writer
@@ -59,10 +59,7 @@ class Embeddings(Results):
     @property
     def title(self) -> str:
         """What the table shows."""
-        lost = (
-            f"; skipped: {', '.join(f'{count} {why}' for why, count in self.skipped.items())}" if self.skipped else ""
-        )
-        return f"{len(self.keys):,} embeddings of width {self.vectors.shape[1]}{lost}"
+        return f"{len(self.keys):,} embeddings of width {self.vectors.shape[1]}{skipped_note(self.skipped)}"
 
     def table(self) -> Any:
         """Return an Arrow table with the columns key, text, embedding."""

@@ -43,6 +43,10 @@ class Results(ABC):
         """Return the part of the table that is shown, whose first rows are."""
         return self.table()
 
+    def drawing(self) -> str:
+        """Return an SVG element that a notebook shows above the table; empty: none."""
+        return ""
+
     def to_pandas(self) -> Any:
         """Return the rows as a `pandas.DataFrame`.
 
@@ -90,10 +94,15 @@ class Results(ABC):
         )
         rest = _rest(len(data))
         return (
-            f"<p><b>{html.escape(visible(self.title))}</b></p>"
+            f"<p><b>{html.escape(visible(self.title))}</b></p>{self.drawing()}"
             f'<table style="{STYLE}"><thead>{heads}</thead><tbody>{rows}</tbody></table>'
             f"{f'<p>{rest}</p>' if rest else ''}"
         )
+
+
+def skipped_note(skipped: Mapping[str, int]) -> str:
+    """Return what follows a title where samples were skipped: their number by reason."""
+    return f"; skipped: {', '.join(f'{count} {reason}' for reason, count in skipped.items())}" if skipped else ""
 
 
 def as_table(rows: Sequence[Mapping[str, Any]]) -> Any:
@@ -104,7 +113,7 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 def _html_row(tag: str, texts: Sequence[str], sides: Sequence[str]) -> str:
     cells = (
-        f'<{tag} style="text-align:{side}">{html.escape(visible(text))}</{tag}>'
+        f'<{tag} style="text-align:{side};padding:0 0.6em">{html.escape(visible(text))}</{tag}>'
         for text, side in zip(texts, sides, strict=True)
     )
     return f"<tr>{''.join(cells)}</tr>"

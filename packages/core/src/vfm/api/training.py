@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,14 +15,15 @@ from torch import nn
 
 from vfm.api.paths import AnyPath
 from vfm.api.progress import listener, shown_by
-from vfm.api.results import Results, as_table
+from vfm.api.results import MAX_ROWS, Results, as_table, skipped_note
 from vfm.api.training_data import batch_size, training_data
 from vfm.api.training_folder import open_folder, recorded
-from vfm.config import UserError, error_lines
+from vfm.config import UserError, error_lines, load_function
 from vfm.flow.listeners import number
 from vfm.incidental import decisive_settings
 from vfm.interfaces import Training
 from vfm.models import save_state_dict
+from vfm.panels import LinesPanel, Series
 from vfm.stage import refs
 from vfm.store_files import read_json_lines
 from vfm.train import METRICS_FILE, Task, is_main
@@ -45,11 +48,13 @@ class Fit(Results):
         model: the trained module, the one that was given, in evaluation mode.
         metrics: what was logged every `log_every` steps, as in `metrics.jsonl`.
         folder: with checkpoints, metrics and `model.safetensors`; None if none was named.
+        skipped: number of bad samples by reason.
     """
 
     model: nn.Module
     metrics: list[dict[str, Any]]
     folder: Path | None
+    skipped: Counter[str]
 
     @property
     def loss(self) -> float:
@@ -61,11 +66,27 @@ class Fit(Results):
         """What the table shows."""
         if not self.metrics:  # in another process than the first one
             return "trained"
-        return f"trained {self.metrics[-1]['step']:,} steps; loss {number(self.loss)}"
+        return f"trained {self.metrics[-1]['step']:,} steps; loss {number(self.loss)}{skipped_note(self.skipped)}"
 
     def table(self) -> Any:
         """Return an Arrow table with the columns step, samples, train/loss, train/lr and the other metrics."""
         return as_table([{key: value for key, value in row.items() if key != "split"} for row in self.metrics])
+
+    def preview(self) -> Any:
+        """Return at most 20 rows, at equal distances up to the last."""
+        table = self.table()
+        distance = -(-len(table) // MAX_ROWS)
+        return table.take(list(range(len(table) - 1, -1, -distance))[::-1]) if distance else table
+
+    def drawing(self) -> str:
+        """Return the curve of the loss as SVG; empty without vfm-core[report]."""
+        if not find_spec("matplotlib") or not self.metrics:
+            return ""
+        steps, losses = ([row[name] for row in self.metrics] for name in ("step", "train/loss"))
+        curve = Series(name="loss", x=steps, y=losses)
+        panel = LinesPanel(title="Training loss", series=[curve], x_label="step", y_label="loss")
+        svg = load_function("vfm.flow.report.charts:lines_svg")(panel, "fit")
+        return f'<div style="max-width:460px">{svg}</div>'
 
 
 def fit(
@@ -130,7 +151,7 @@ def fit(
             if is_main():
                 save_state_dict(model.state_dict(), place / WEIGHTS)
         metrics = read_json_lines(place / METRICS_FILE) if is_main() else []
-    return Fit(model, metrics, None if folder is None else Path(folder))
+    return Fit(model, metrics, None if folder is None else Path(folder), ctx.bad)
 
 
 def _task(task: Task[Any] | nn.Module, loss: LossFunction | None) -> Task[Any]:

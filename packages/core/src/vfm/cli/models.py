@@ -55,6 +55,7 @@ def embed(
     from vfm.api.embedding import embed as embed_all
     from vfm.api.embedding import write_embeddings
     from vfm.api.inputs import full_name
+    from vfm.api.results import skipped_note
     from vfm.api.search import kept_place
     from vfm.eval import ReadSettings, open_writer
 
@@ -67,8 +68,7 @@ def embed(
     assert data is not None
     reading = ReadSettings(batch_size, max_bad_fraction)
     count, bad = write_embeddings(model, data, writer, ConsoleListener(console), pretrained, device, reading)
-    skipped = f"; skipped: {', '.join(f'{number} {reason}' for reason, number in bad.items())}" if bad else ""
-    show(f"{out}: {count:,} embeddings{skipped}")
+    show(f"{out}: {count:,} embeddings{skipped_note(bad)}")
 
 
 @command
