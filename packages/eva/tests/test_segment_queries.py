@@ -15,7 +15,7 @@ from vfm.models import build_vision
 from vfm.plugin import UserError
 from vfm_eva.dense.encoder import DenseEncoder
 from vfm_eva.segment.matching import LossWeights, match
-from vfm_eva.segment.points import at_points
+from vfm_eva.segment.points import at_points, many_at_points
 from vfm_eva.segment.queries import Predictions, QueriesHead, QuerySegmenter, annealed
 from vfm_eva.segment.set_loss import PointSettings, Totals, set_loss
 
@@ -149,9 +149,12 @@ def test_masks_are_matched_to_the_queries_that_have_them() -> None:
 def test_points_are_sampled_as_one_mask_at_a_time() -> None:
     generator = torch.Generator().manual_seed(6)
     masks, points = torch.randn(3, 5, 6, generator=generator), torch.rand(1, 9, 2, generator=generator)
-    assert torch.equal(at_points(masks, points), at_points(masks, points.expand(3, -1, -1)))
+    assert difference(at_points(masks, points), at_points(masks, points.expand(3, -1, -1))) < ROUNDING
+    assert difference(many_at_points(masks, points[0]), at_points(masks, points)) < ROUNDING
     middle = torch.tensor([[[2.5 / 6, 1.5 / 5]]])  # the centre of the pixel in row 1 and column 2
     assert torch.allclose(at_points(masks, middle)[:, 0], masks[:, 1, 2])
+    rim = torch.tensor([[[0.0, 0.0], [1.0, 1.0]]])  # three of the four pixels are outside, and 0
+    assert torch.allclose(many_at_points(masks, rim[0]), torch.stack([masks[:, 0, 0], masks[:, -1, -1]], dim=1) / 4)
 
 
 def test_a_frozen_encoder_keeps_its_weights_and_starts_as_the_tuned_one() -> None:
@@ -161,7 +164,7 @@ def test_a_frozen_encoder_keeps_its_weights_and_starts_as_the_tuned_one() -> Non
     frozen = QuerySegmenter(DenseEncoder(build_vision("eva02_pico_patch8_32", seed=0)), head, 1, frozen=True)
     found, expected = frozen(pictures(), [0.0]), tuned(pictures(), [0.0])
     assert torch.equal(found[-1].masks, expected[-1].masks)
-    found[-1].masks.square().mean().backward()
+    found[-1].masks_of(torch.arange(QUERIES).repeat(3), [QUERIES] * 3).square().mean().backward()
     assert not any(parameter.requires_grad for parameter in frozen.encoder.parameters())
     assert all(p.grad is not None for name, p in frozen.copies.named_parameters() if "k_bias" not in name)
 

@@ -20,7 +20,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from vfm_eva.segment.points import at_points
+from vfm_eva.segment.points import at_points, many_at_points
 from vfm_eva.segment.queries import Predictions
 
 
@@ -63,9 +63,9 @@ def match(
     costs: list[Tensor] = []
     for image, (known, mask) in enumerate(zip(labels, masks, strict=True)):
         one = points[image : image + 1]
-        found = torch.stack([depth.masks[image] for depth in predictions])  # (L, Q, H, W)
-        sampled = at_points(found.flatten(0, 1), one).view(*found.shape[:2], -1)
-        chances = torch.stack([depth.classes[image] for depth in predictions]).softmax(dim=-1)
+        found = torch.stack([depth.masks[image] for depth in predictions]).float()  # (L, Q, H, W)
+        sampled = many_at_points(found.flatten(0, 1), one[0]).unflatten(0, found.shape[:2])
+        chances = torch.stack([depth.classes[image] for depth in predictions]).float().softmax(dim=-1)
         paired = mask_costs(sampled, at_points(mask, one), weights)
         costs.append(paired - weights.classes * chances[:, :, known])
     queries = [np.stack([_assign(cost) for cost in one]) for one in _on_cpu(costs)]
@@ -92,11 +92,16 @@ def mask_costs(scores: Tensor, true: Tensor, weights: LossWeights) -> Tensor:
         (..., Q, M).
     """
     # -t log s(x) - (1 - t) log(1 - s(x)) = softplus(x) - t x: one product of matrices for the cross-entropy.
-    entropy = (F.softplus(scores).sum(dim=-1, keepdim=True) - scores @ true.T) / scores.shape[-1]
+    entropy = (F.softplus(scores).sum(dim=-1, keepdim=True) - _products(scores, true)) / scores.shape[-1]
     chances = scores.sigmoid()
     both = chances.sum(dim=-1, keepdim=True) + true.sum(dim=-1)
-    dice = 1 - (2 * chances @ true.T + 1) / (both + 1)
+    dice = 1 - (2 * _products(chances, true) + 1) / (both + 1)
     return weights.mask * entropy + weights.dice * dice
+
+
+def _products(scores: Tensor, true: Tensor) -> Tensor:
+    """Return `scores @ true.T`; in this order `many_at_points`' layout is not copied."""
+    return (true @ scores.mT).mT
 
 
 def _on_cpu(costs: Sequence[Tensor]) -> list[NDArray[np.float32]]:

@@ -18,7 +18,6 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import torch
-from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,10 +30,40 @@ MASK_STRIDE = 4
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the queries predict at one depth: scores of the classes and of none, (B, Q, K + 1); masks, (B, Q, H, W)."""
+    """What the queries predict at one depth.
+
+    Attributes:
+        classes: scores of the classes and of none, (B, Q, K + 1).
+        masks: scores of the pixels, (B, Q, H, W); without gradient if `embeddings` and `maps` are there.
+        embeddings: of the queries, (B, Q, D).
+        maps: of the pixels, (B, H, W, D).
+    """
 
     classes: Tensor
     masks: Tensor
+    embeddings: Tensor | None = None
+    maps: Tensor | None = None
+
+    def masks_of(self, queries: Tensor, counts: Sequence[int]) -> Tensor:
+        """Return the masks of some queries with their gradient, (N, H, W).
+
+        A loss reads the masks of few queries. They are multiplied once more, and the others need no backward pass.
+
+        Args:
+            queries: of all images, one image after another, (N,).
+            counts: number of them in each image.
+        """
+        rows = queries.split(list(counts))
+        if self.embeddings is None or self.maps is None:
+            return torch.cat([masks[row] for masks, row in zip(self.masks, rows, strict=True)])
+        images = zip(self.embeddings.unbind(), self.maps.unbind(), rows, strict=True)
+        return torch.cat([mask_scores(embeddings[row], maps) for embeddings, maps, row in images])
+
+
+def mask_scores(embeddings: Tensor, maps: Tensor) -> Tensor:
+    """Return the dot products of queries (..., Q, D) with the pixels of maps (..., H, W, D), (..., Q, H, W)."""
+    pixels = maps.flatten(-3, -2).to(embeddings.dtype)
+    return (embeddings @ pixels.mT).unflatten(-1, maps.shape[-3:-1])
 
 
 class Upscale(nn.Module):
@@ -44,12 +73,22 @@ class Upscale(nn.Module):
         super().__init__()
         self.enlarge = nn.ConvTranspose2d(width, width, kernel_size=2, stride=2)
         self.smooth = nn.Conv2d(width, width, kernel_size=3, padding=1, groups=width, bias=False)
-        self.norm = LayerNorm2d(width, eps=1e-6)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Return (B, D, 2 h, 2 w)."""
-        larger: Tensor = self.norm(self.smooth(F.gelu(self.enlarge(maps))))
-        return larger
+        """Return (B, 2 h, 2 w, D) for (B, h, w, D).
+
+        `enlarge` has no overlap: it makes four pixels of each by one product of matrices, which is quicker than torch's
+        transposed convolution on a CPU (the backward pass by a quarter).
+        """
+        assert self.enlarge.bias is not None
+        width = maps.shape[-1]
+        weight = self.enlarge.weight.permute(2, 3, 1, 0).reshape(4 * width, width)
+        four = F.linear(maps, weight, self.enlarge.bias.repeat(4)).unflatten(-1, (2, 2, width))
+        larger = four.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2)
+        smooth = self.smooth(F.gelu(larger).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        normed: Tensor = self.norm(smooth)
+        return normed
 
 
 class QueriesHead(nn.Module):
@@ -76,9 +115,11 @@ class QueriesHead(nn.Module):
         nn.init.normal_(self.queries)
 
     def forward(self, queries: Tensor, maps: Tensor) -> Predictions:
-        """Return the predictions of queries (B, Q, D) in maps of patches (B, D, h, w), both after the final norm."""
-        masks = torch.einsum("bqd,bdhw->bqhw", self.embed(queries), self.upscale(maps))
-        return Predictions(self.classify(queries), masks)
+        """Return the predictions of queries (B, Q, D) in maps of patches (B, h, w, D), both after the final norm."""
+        embeddings, larger = self.embed(queries), self.upscale(maps)
+        with torch.no_grad():
+            masks = mask_scores(embeddings, larger)
+        return Predictions(self.classify(queries), masks, embeddings, larger)
 
 
 class QuerySegmenter(nn.Module):
@@ -133,7 +174,7 @@ class QuerySegmenter(nn.Module):
         """Return the predictions of the queries among the tokens."""
         norm = self.copies["norm"] if self.frozen else self.encoder.trunk.final_norm
         normed = replace(tokens, values=norm(tokens.values))
-        predicted: Predictions = self.head(normed.values[:, : len(self.head.queries)], normed.maps)
+        predicted: Predictions = self.head(normed.values[:, : len(self.head.queries)], normed.maps.permute(0, 2, 3, 1))
         return predicted
 
     def _before_queries(self, images: Tensor) -> Tokens:

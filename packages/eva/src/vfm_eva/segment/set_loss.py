@@ -66,9 +66,10 @@ def set_loss(
     queries = match(predictions, labels, masks, points, weights)  # (L, N)
     image = torch.cat([torch.full_like(one, number) for number, one in enumerate(labels)])
     classes = _class_loss(predictions, torch.cat(list(labels)), image, queries, totals, weights)
-    scores = torch.cat([one.masks[image, query] for one, query in zip(predictions, queries, strict=True)])
+    counts = [len(one) for one in labels]
+    scores = torch.cat([one.masks_of(query, counts) for one, query in zip(predictions, queries, strict=True)]).float()
     if not len(scores):  # the graph keeps all parameters, which a training in several processes needs
-        nothing = torch.stack([one.masks.sum() for one in predictions]).sum() * 0
+        nothing = scores.sum()
         return {"class_loss": classes, "mask_loss": nothing, "dice_loss": nothing}
     sample, chosen = uncertain_points(
         scores, settings.num_points, oversample=settings.oversample, importance=settings.importance, draw=draw

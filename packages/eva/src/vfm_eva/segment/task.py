@@ -21,7 +21,7 @@ from vfm_eva.segment.maps import MapSegmenter, pixel_loss
 from vfm_eva.segment.matching import LossWeights
 from vfm_eva.segment.model import HeadRecord, Segmenter, save_segmenter
 from vfm_eva.segment.predict import SegmentPredictor
-from vfm_eva.segment.queries import Predictions, QuerySegmenter, annealed
+from vfm_eva.segment.queries import QuerySegmenter, annealed
 from vfm_eva.segment.samples import SegmentInputs, unpack_masks
 from vfm_eva.segment.set_loss import PointSettings, Totals, set_loss
 from vfm_eva.stages_segment import QueriesSegmentation, UperNetSegmentation
@@ -148,14 +148,13 @@ class SegmentTask(Task[SegmentInputs]):
         assert isinstance(self.settings, QueriesSegmentation)
         found = self.model(pixels, self.keep or [0.0] * self.settings.num_blocks)
         with torch.autocast(pixels.device.type, enabled=False):
-            predictions = [Predictions(one.classes.float(), one.masks.float()) for one in found]
             known = inputs.labels >= 0
             labels = [row[kept] for row, kept in zip(inputs.labels, known, strict=True)]
             masks = [unpack_masks(row[kept], pixels.shape[-1]) for row, kept in zip(inputs.masks, known, strict=True)]
             loss = self.settings.loss
             weights = LossWeights(loss.classes, loss.mask, loss.dice, loss.none)
             points = PointSettings(loss.num_points, loss.oversample, loss.importance)
-            return set_loss(predictions, labels, masks, totals, weights, points)
+            return set_loss(found, labels, masks, totals, weights, points)
 
     def _of_pixels(self, pixels: Tensor, inputs: SegmentInputs, totals: Totals) -> Metrics:
         assert isinstance(self.model, MapSegmenter)
