@@ -24,8 +24,8 @@ from vfm.config import UserError
 from vfm.data.annotated import AnnotatedSource
 from vfm.eval import DensePredictor, Instances
 from vfm.eval.dense_panels import SIDE, join
-from vfm.eval.detection_panels import SHOWN_SIDE, draw_objects
 from vfm.eval.detections import read_results
+from vfm.eval.object_drawing import SHOWN_SIDE, draw_objects
 from vfm.eval.panoptic import _by_file
 from vfm.stages.evaluation import Detection, Segmentation
 

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from collections.abc import Mapping
 
 from vfm.data import BadSample
-from vfm.data.annotated import AnnotatedSource, decode_mask
-from vfm.data.annotated.panels import overlay, palette
-from vfm.eval.dense_panels import GAP, NUM_PICTURES, join, whole_factor
+from vfm.data.annotated import AnnotatedSource
+from vfm.eval.dense_panels import GAP, NUM_PICTURES, join
 from vfm.eval.detection_errors import MIN_SCORE
 from vfm.eval.detections import Detections
+from vfm.eval.object_drawing import SHOWN_SIDE, draw_objects
 from vfm.panels import ImagesPanel, Picture
 from vfm.stage import Context
-
-SHOWN_SIDE = 320
 
 
 def add_detection_panels(
@@ -50,34 +44,3 @@ def add_detection_panels(
 def worst_images(errors: Mapping[int, Counter[str]]) -> list[int]:
     """Return the images by the number of wrong detections and missed objects in them, most first."""
     return sorted(errors, key=lambda image: errors[image]["right"] - sum(errors[image].values()))
-
-
-def draw_objects(
-    picture: Image.Image,
-    labels: NDArray[np.int64],
-    boxes: NDArray[np.float64],
-    counts: Sequence[bytes | None],
-    class_names: Sequence[str],
-    scores: NDArray[np.float64] | None = None,
-) -> Image.Image:
-    """Return a picture with masks tinted by class, boxes, and the names of the classes with their scores.
-
-    Small pictures are enlarged first, so that the names can be read.
-    """
-    colours = palette(max(2, len(class_names)))
-    segments = np.full(picture.size[::-1], -1, dtype=np.int64)
-    for label, mask in zip(labels.tolist(), counts, strict=True):
-        if mask is not None:
-            segments[decode_mask(mask, picture.height, picture.width)] = label
-    factor = whole_factor(picture.size, SHOWN_SIDE)
-    drawn = overlay(picture, segments, colours)
-    drawn = drawn.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
-    corners = np.clip(factor * boxes, 0, (drawn.size * 2)) if len(boxes) else boxes
-    corners[:, 2:] = np.maximum(corners[:, :2], corners[:, 2:])
-    pen = ImageDraw.Draw(drawn)
-    for place, (label, box) in enumerate(zip(labels.tolist(), corners.tolist(), strict=True)):
-        colour = tuple(colours[label].tolist())
-        pen.rectangle(box, outline=colour, width=max(1, max(drawn.size) // 300))
-        score = "" if scores is None else f" {scores[place]:.2f}"
-        pen.text((box[0] + 2, box[1] + 1), class_names[label] + score, fill=colour)
-    return drawn
