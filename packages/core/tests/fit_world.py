@@ -24,8 +24,8 @@ QUIET: dict[str, Any] = {"progress": False, "device": "cpu"}
 class Labelled(Dataset):
     """Images (3, 4, 4) whose brightest colour is their label, augmented by draws from all three global generators."""
 
-    def __init__(self, size: int = 40, *, kill_at: int | None = None, stop_at: int | None = None) -> None:
-        self.size, self.reads, self.kill_at, self.stop_at = size, 0, kill_at, stop_at
+    def __init__(self, size: int = 40, *, kill_at: int | None = None) -> None:
+        self.size, self.reads, self.kill_at = size, 0, kill_at
 
     def __len__(self) -> int:
         return self.size
@@ -34,8 +34,6 @@ class Labelled(Dataset):
         self.reads += 1
         if self.reads == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
-        if self.reads == self.stop_at:
-            raise KeyboardInterrupt
         image = torch.rand(3, 4, 4) * random.uniform(0.4, 0.5) + float(np.random.uniform(0, 0.1))
         image[index % 3] += 0.5
         return image, index % 3
@@ -53,10 +51,18 @@ def loss(net: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def fitted(data: Any, folder: Path | None = None, **settings: Any) -> vfm.Fit:
-    given = {"steps": 20, "lr": 0.01, "log_every": 5, "checkpoint": {"every_steps": 4}, **QUIET, **settings}
+    given: dict[str, Any] = {
+        "loss": loss,
+        "steps": 20,
+        "lr": 0.01,
+        "log_every": 5,
+        "checkpoint": {"every_steps": 4},
+        **QUIET,
+        **settings,
+    }
     if not isinstance(data, DataLoader):
         given.setdefault("global_batch_size", 8)
-    return vfm.fit(model(), data, loss=loss, folder=folder, **given)
+    return vfm.fit(model(), data, folder=folder, **given)
 
 
 @dataclass(frozen=True)

@@ -145,15 +145,26 @@ def test_a_folder_of_another_training_is_refused(tmp_path: Path, changes: dict[s
         )
 
 
-def test_a_dataloader_resumes_by_skipping_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def loader(data: Labelled) -> DataLoader:
-        return DataLoader(data, batch_size=16, shuffle=True)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_dataloader_resumes_by_skipping_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
+) -> None:
+    def loader() -> DataLoader:
+        return DataLoader(Labelled(), batch_size=16, shuffle=True, num_workers=workers)
 
-    whole = fitted(loader(Labelled()), tmp_path / "whole")
+    calls: list[int] = []
+
+    def interrupted(net: nn.Module, batch: Any) -> Any:
+        calls.append(len(calls))
+        if len(calls) == 11:
+            raise KeyboardInterrupt
+        return loss(net, batch)
+
+    whole = fitted(loader(), tmp_path / "whole")
     assert whole.metrics[-1]["samples"] == 20 * 16
     with pytest.raises(KeyboardInterrupt):
-        fitted(loader(Labelled(stop_at=150)), tmp_path / "stopped")
-    resumed = fitted(loader(Labelled()), tmp_path / "stopped", progress=True)
+        fitted(loader(), tmp_path / "stopped", loss=interrupted)
+    resumed = fitted(loader(), tmp_path / "stopped", progress=True)
     assert same(whole.model, resumed.model)
     assert "reads 8 batches of the DataLoader again to skip them" in capsys.readouterr().err
 

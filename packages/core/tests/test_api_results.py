@@ -71,7 +71,9 @@ def test_a_run_gives_artifacts_and_metrics(toys: Path) -> None:  # noqa: F811
 
 
 def test_a_recipe_may_be_a_mapping_with_paths(toys: Path) -> None:  # noqa: F811
-    first = vfm.run({"stages": [{"kind": "toy.draw", "name": "a", "count": 3}]}, store=toys / "s", progress=False)
+    draw = {"stages": [{"kind": "toy.draw", "name": "a", "count": 3}]}
+    first = vfm.run(draw, store=toys / "s", name="mine", progress=False)
+    assert first.directory.name == "mine@1"
     sums = {"stages": [{"kind": "toy.add", "name": "sum", "inputs": [first["a"]]}]}
     assert vfm.run(sums, store=toys / "s", progress=False)["sum"].path.exists()
 

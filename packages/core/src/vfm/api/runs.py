@@ -114,6 +114,7 @@ def run(
     *,
     set: Mapping[str, Any] | None = None,  # noqa: A002  (as the option of `vfm run`)
     store: AnyPath = "store",
+    name: str = "recipe",
     fresh: bool = False,
     track: Sequence[str] = (),
     progress: bool = True,
@@ -124,6 +125,7 @@ def run(
         recipe: path of a YAML file, name of a shipped recipe, or the recipe itself, `{"stages": [...]}`.
         set: values by `NAME.FIELD` that are laid over the recipe: `{"clip.steps": 400, "runtime.threads": 1}`.
         store: folder of artifacts and runs.
+        name: name of the run in the store, for a recipe without a file.
         fresh: run every stage again, cached or not.
         track: also send metrics to tensorboard, wandb, trackio or mlflow.
         progress: show progress bars and messages.
@@ -138,7 +140,7 @@ def run(
     known = stage_types(manager)
     if isinstance(recipe, Mapping):
         text = yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True, width=120)
-        loaded = parse_recipe(text, known, overrides(set), name="recipe", where="the recipe")
+        loaded = text_recipe(text, known, set, name, "the recipe")
     else:
         loaded = load_recipe(as_place(recipe), known, overrides(set))
     return run_loaded(manager, loaded, Path(store), listener(progress), fresh=fresh, track=track)
