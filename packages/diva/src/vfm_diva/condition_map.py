@@ -96,8 +96,9 @@ class ConditionMap(nn.Module):
         return conditioning
 
     def record_space(self, clip: ClipModel) -> None:
-        """Store the probe's embedding, which identifies the CLIP model's joint space."""
-        self.probe.copy_(clip.encode_texts([PROBE])[0])
+        """Store the probe's embedding, which identifies the CLIP model's joint space; nothing on `meta`."""
+        if not self.probe.is_meta:
+            self.probe.copy_(clip.encode_texts([PROBE])[0])
 
     def check_width(self, clip: ClipModel) -> None:
         """Check that a CLIP model's joint space has the map's width; no weights are read.

@@ -1,4 +1,4 @@
-"""The cost of `diva.tune` before it runs, for `vfm plan --estimate`."""
+"""The costs of `diva.tune` and `diva.prior` before they run, for `vfm plan --estimate`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from vfm_diva.conditioner import needs_prompt
 from vfm_diva.conditioning import Conditioning
 from vfm_diva.denoiser import Denoiser
 from vfm_diva.generator import BETAS, Generator, load_generator
-from vfm_diva.inputs import TuneInputs
+from vfm_diva.inputs import PriorInputs, TuneInputs
+from vfm_diva.prior import build_prior
+from vfm_diva.prior_task import PriorTask
 from vfm_diva.space import LatentSpace
-from vfm_diva.stages import DivaTune
+from vfm_diva.stages import DivaPrior, DivaTune
 from vfm_diva.tune_task import TuneTask
 
 PROMPT_LENGTH = 77
@@ -72,12 +74,49 @@ def diva_tune_cost(config: DivaTune, ctx: Preflight) -> Cost:
     return estimate_training(task, inputs, config)
 
 
+def diva_prior_cost(config: DivaPrior, ctx: Preflight) -> Cost:
+    """Return the cost of a prior's training; unknown if its CLIP model or its VAE is not known yet.
+
+    All conditions are images, which take more than captions.
+    """
+    clip, vae = planned_clip(ctx, config.clip), ctx.artifact(config.vae) if config.vae else None
+    if clip is None or (config.vae and vae is None):
+        return Cost(unknown=(f"the model of {config.clip if clip is None else config.vae}",))
+    with torch.device("meta"):
+        generator = build_prior(config, clip, vae, weights=False)
+        task = PriorTask(clip, generator, condition_noise=config.condition.noise)
+    if config.grad_checkpointing:
+        generator.denoiser.network.enable_gradient_checkpointing()
+    side, size, shape = clip.preprocess.image_size, generator.image_size, generator.noise_shape
+
+    def inputs(number: int) -> PriorInputs:
+        images, target = (torch.zeros(number, 3, size, size, dtype=torch.uint8) for size in (side, size))
+        chosen = torch.zeros(number, dtype=torch.bool)
+        return PriorInputs(
+            images=images,
+            target_images=None if config.latents else target,
+            target_latents=torch.zeros(number, *shape) if config.latents else None,
+            noise=torch.zeros(number, 1, *shape),
+            times=torch.zeros(number, 1),
+            tokens=torch.zeros(number, clip.context_length, dtype=torch.int64),
+            is_text=chosen,
+            is_empty=chosen,
+            condition_noise=torch.zeros(number, clip.embed_dim),
+        )
+
+    return estimate_training(task, inputs, config)
+
+
 def _generator(ref: Ref[GeneratorCheckpoint], ctx: Preflight) -> Generator | None:
-    """Return a generator without weights: that of the artifact, or Stable Diffusion 2.1-base by its name."""
+    """Return a generator without weights: an artifact's, Stable Diffusion 2.1-base by name, or a prior's in pixels."""
     if checkpoint := ctx.artifact(ref):
         return load_generator(checkpoint, weights=False)
-    if "stable-diffusion-2-1-base" in str(getattr(ctx.stage(ref), "source", "")):
+    stage = ctx.stage(ref)
+    if "stable-diffusion-2-1-base" in str(getattr(stage, "source", "")):
         return stable_diffusion()
+    if isinstance(stage, DivaPrior) and not stage.vae and (clip := planned_clip(ctx, stage.clip)):
+        with torch.device("meta"):
+            return build_prior(stage, clip, None, weights=False)
     return None
 
 

@@ -114,6 +114,8 @@ class DivaPrior(Training):
     does not change the prior's loss.
     """
 
+    costs: ClassVar[str] = "vfm_diva.estimate:diva_prior_cost"
+
     kind: Literal["diva.prior"] = "diva.prior"
     version: ClassVar[int] = 3
     clip: Ref[ClipCheckpoint] = Field(description="CLIP model whose joint space conditions the prior")

@@ -87,6 +87,11 @@ def _task(config: EvaFinetune, ctx: Context, data: LabeledDataset | TaggedImages
     if is_main():
         ctx.log(f"weights of the encoder: {report.summary}")
         ctx.panel(report.panel("Weights of the encoder"))
+    return classifier_task(config, model)
+
+
+def classifier_task(config: EvaFinetune, model: nn.Module) -> Classifier:
+    """Return the training of a classifier that `build_classifier` built."""
     if config.grad_checkpointing:
         model.set_grad_checkpointing()  # type: ignore[operator]
     return Classifier(

@@ -195,6 +195,7 @@ class EvaFinetune(Training):
     makes: ClassVar[type[Artifact]] = VisionCheckpoint
     work: ClassVar[str] = "vfm_eva.finetune:finetune_eva"
     checks: ClassVar[str] = "vfm_eva.finetune:check_eva_finetune"
+    costs: ClassVar[str] = "vfm_eva.estimate_labeled:eva_finetune_cost"
 
     kind: Literal["eva.finetune"] = "eva.finetune"
     encoder: Ref[VisionCheckpoint] = Field(description="initial encoder, with or without a head")

@@ -55,6 +55,7 @@ class EvaDetect(Training):
     makes: ClassVar[type[Artifact]] = DenseCheckpoint
     work: ClassVar[str] = "vfm_eva.detect.train:detect_eva"
     checks: ClassVar[str] = "vfm_eva.detect.train:check_eva_detect"
+    costs: ClassVar[str] = "vfm_eva.estimate_dense:eva_detect_cost"
 
     kind: Literal["eva.detect"] = "eva.detect"
     encoder: Ref[VisionCheckpoint] | None = Field(None, description="initial encoder; give either this or start")

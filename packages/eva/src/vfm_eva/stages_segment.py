@@ -134,6 +134,7 @@ class EvaSegment(Training):
     makes: ClassVar[type[Artifact]] = DenseCheckpoint
     work: ClassVar[str] = "vfm_eva.segment.train:segment_eva"
     checks: ClassVar[str] = "vfm_eva.segment.train:check_eva_segment"
+    costs: ClassVar[str] = "vfm_eva.estimate_dense:eva_segment_cost"
 
     kind: Literal["eva.segment"] = "eva.segment"
     encoder: Ref[VisionCheckpoint | ClipCheckpoint] = Field(

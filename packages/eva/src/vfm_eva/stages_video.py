@@ -94,6 +94,7 @@ class EvaVideo(Training):
     makes: ClassVar[type[Artifact]] = VideoClassifier
     work: ClassVar[str] = "vfm_eva.video.stage:train_video"
     checks: ClassVar[str] = "vfm_eva.video.stage:check_eva_video"
+    costs: ClassVar[str] = "vfm_eva.estimate_video:eva_video_cost"
 
     kind: Literal["eva.video"] = "eva.video"
     encoder: Ref[VisionCheckpoint | ClipCheckpoint | VideoClassifier] = Field(

@@ -21,7 +21,7 @@ from vfm.models.eva_layouts import to_timm
 from vfm.models.export_formats import find_format, open_model
 from vfm.models.generator_import import denoiser_folder, import_generator
 from vfm.models.model_sources import is_vision_source
-from vfm.models.planned import planned_clip, planned_clip_config, planned_encoder
+from vfm.models.planned import planned_checkpoint, planned_clip, planned_clip_config, planned_encoder
 from vfm.models.preprocess import Preprocess
 from vfm.models.text import PROBES, WordTokenizer, encode_text, used_length
 from vfm.models.vision import (
@@ -56,8 +56,8 @@ __all__ = [
     "check_normalization", "class_names_of", "clip_weights_file", "cls_and_patch_tokens", "denoiser_folder",
     "encode_text", "eval_mode", "feature_width", "find_format", "get_clip_config", "grid_size", "image_tokens",
     "import_clip", "import_generator", "import_vision", "init_vision_tower", "is_vision_source", "load_clip",
-    "load_state_dict", "load_vision", "open_clip_incompatibility", "open_model", "patch_features", "planned_clip",
-    "planned_clip_config", "planned_encoder", "read_clip_config", "read_masked_modelling", "save_clip",
+    "load_state_dict", "load_vision", "open_clip_incompatibility", "open_model", "patch_features", "planned_checkpoint",
+    "planned_clip", "planned_clip_config", "planned_encoder", "read_clip_config", "read_masked_modelling", "save_clip",
     "save_state_dict", "save_vision", "set_class_names", "to_timm", "transfer_weights", "used_length",
     "vision_features", "vision_preprocess", "vision_tower",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from vfm.config import UserError
 from vfm.costs import Cost
 from vfm.models.clip import ClipModel, blueprint
 from vfm.models.clip_config import get_clip_config, read_clip_config
-from vfm.models.vision import build_vision
+from vfm.models.vision import build_vision, save_vision_config
 from vfm.stage import Preflight, Ref, Stage
 
 STARTS = ("init", "clip", "start")  # fields of the model that a stage starts from
@@ -57,18 +58,25 @@ def planned_encoder(ctx: Preflight, ref: Ref[ClipCheckpoint | VisionCheckpoint])
     made = type(checkpoint) if checkpoint else stage.makes if stage else None
     if made and issubclass(made, ClipCheckpoint):
         return planned_clip(ctx, ref)  # type: ignore[arg-type]
-    source: Any = f"local-dir:{checkpoint.path}" if checkpoint else None
-    if stage and not checkpoint and not getattr(stage, "start", None):
-        source = getattr(stage, "model", None) or getattr(stage, "source", None)
-        if isinstance(source, str) and ":" in source:  # a hub or folder is read at run time
-            return None
+    source, size = _encoder_source(ctx, ref)
     if source is None:
         return None
     try:
         with torch.device("meta"):
-            return build_vision(source, image_size=None if checkpoint else getattr(stage, "image_size", None))
+            return build_vision(source, image_size=size)
     except UserError:  # a folder, or a mistake that the other stage's preflight reports
         return None
+
+
+def planned_checkpoint(ctx: Preflight, ref: Ref[Any], folder: Path) -> VisionCheckpoint | None:
+    """Return the encoder of an input; where it is not made yet, its configuration without weights, in a folder.
+
+    None if it is no vision encoder, or not known yet.
+    """
+    if checkpoint := ctx.artifact(ref):
+        return checkpoint if isinstance(checkpoint, VisionCheckpoint) else None
+    model = planned_encoder(ctx, ref)
+    return save_vision_config(model, folder) if isinstance(model, nn.Module) else None
 
 
 def import_cost(config: Stage, ctx: Preflight) -> Cost:
@@ -89,3 +97,16 @@ def _named_config(stage: Stage | None) -> Mapping[str, Any] | None:
         return get_clip_config(model)
     except UserError:  # a folder or file, or a mistake that the other stage's preflight reports
         return None
+
+
+def _encoder_source(ctx: Preflight, ref: Ref[Any]) -> tuple[str | Mapping[str, Any] | None, int | None]:
+    """Return what `build_vision` builds an input's encoder of, and its image size; None for what is not known yet."""
+    if checkpoint := ctx.artifact(ref):
+        return f"local-dir:{checkpoint.path}", None
+    stage = ctx.stage(ref)
+    size, start = getattr(stage, "image_size", None), getattr(stage, "start", None) or getattr(stage, "encoder", None)
+    if start:  # its model is that of the stage which it starts from
+        model, own = _encoder_source(ctx, start)
+        return model, size or own
+    model = getattr(stage, "model", None) or getattr(stage, "source", None)
+    return (None if isinstance(model, str) and ":" in model else model), size  # a hub or folder is read at run time

@@ -104,10 +104,15 @@ def save_vision(model: nn.Module, directory: Path) -> VisionCheckpoint:
     `decoder.*`), is saved in a file of its own, so that a training can go on.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    save_config_for_hf(model, directory / VISION_CONFIG_FILE)
     save_state_dict(model.state_dict(), directory / VISION_WEIGHTS_FILE)
     if added := masked_modelling(model):
         save_state_dict(added, directory / MASKED_MODELLING_FILE)
+    return save_vision_config(model, directory)
+
+
+def save_vision_config(model: nn.Module, directory: Path) -> VisionCheckpoint:
+    """Save an encoder's configuration alone; `build_vision` reads it by `local-dir:`."""
+    save_config_for_hf(model, directory / VISION_CONFIG_FILE)
     config = json.loads((directory / VISION_CONFIG_FILE).read_text(encoding="utf-8"))
     return VisionCheckpoint.create(
         directory,

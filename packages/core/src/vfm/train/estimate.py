@@ -13,33 +13,37 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vfm.costs import Cost, Memory
 from vfm.data.batch import Batch
 from vfm.interfaces import Training
+from vfm.train.contentless import contentless
 from vfm.train.ema import Ema
 from vfm.train.live_bytes import LiveBytes
 from vfm.train.optim import build_optimizer
 from vfm.train.precision import AUTOCAST
 from vfm.train.task import Metrics, Task
 
+DEVICE = "cpu"  # contentless there too; the optimizer's kernels need another one than meta
 
-def estimate_training(task: Task[Any], make_inputs: Callable[[int], Any], config: Training) -> Cost:
+
+def estimate_training(
+    task: Task[Any], make_inputs: Callable[[int], Any], config: Training, *, selected: float = 1.0
+) -> Cost:
     """Return the cost of a training.
 
     Args:
         task: on the meta device; it cannot be used afterwards.
         make_inputs: returns inputs for a number of samples, as the task gets them; their contents do not matter.
         config: of the training.
+        selected: share of the elements that a mask as an index selects.
     """
     share = max(1, config.global_batch_size // config.runtime.processes)
     micro = min(config.micro_batch_size or share, share)
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            # The optimizer's kernels need a device; that of fake tensors on "cpu" has no memory.
-            return _Step(task.to_empty(device="cpu").train(), config).cost(
+        with contentless(selected):
+            return _Step(task.to_empty(device=DEVICE).train(), config).cost(
                 make_inputs(micro), micro, -(-share // micro)
             )
     finally:

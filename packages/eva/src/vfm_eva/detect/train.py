@@ -39,7 +39,7 @@ def check_eva_detect(config: EvaDetect, ctx: Preflight) -> None:
     folder = encoder.path if encoder else start.path / start.encoder if start else None
     if folder:
         with torch.device("meta"):
-            visual = _build_encoder(config, folder)
+            visual = build_visual(config, folder)
             build_detector(visual, len(data.class_names) if data else 2, config.detector)
 
 
@@ -114,7 +114,7 @@ def _model(config: EvaDetect, ctx: Context, data: AnnotatedImages) -> Detector:
     start = ctx.load(config.start) if config.start else None
     encoder = ctx.load(config.encoder) if config.encoder else None
     folder = encoder.path if encoder else start.path / start.encoder  # type: ignore[union-attr]
-    visual = _build_encoder(config, folder, load=True)
+    visual = build_visual(config, folder, load=True)
     if config.grad_checkpointing:
         visual.set_grad_checkpointing()  # type: ignore[operator]
     model = build_detector(visual, len(data.class_names), config.detector, seed=config.seed)
@@ -126,7 +126,7 @@ def _model(config: EvaDetect, ctx: Context, data: AnnotatedImages) -> Detector:
     return model
 
 
-def _build_encoder(config: EvaDetect, folder: Path, *, load: bool = False) -> nn.Module:
+def build_visual(config: EvaDetect, folder: Path, *, load: bool = False) -> nn.Module:
     """Build an encoder, with its patches resampled if other ones are wanted; its grid stays the same."""
     own = vision_tower(build_vision(f"local-dir:{folder}"))
     size = config.patch_size or own.patch_size[0]

@@ -60,11 +60,19 @@ def train_video(config: EvaVideo, ctx: Context) -> VideoClassifier:
     if is_main():
         ctx.log(f"weights of the encoder: {report.summary}")
         ctx.panel(report.panel("Weights of the encoder"))
+    task = video_task(config, model, data.class_names)
+    make = MakeClips(config.clip, task.preprocess.image_size, config.augmentation)
+    fit(task, TrainingData.of(config, VideoSource.of(data), make), config, ctx)
+    return task.export(ctx.directory)
+
+
+def video_task(config: EvaVideo, model: VideoTransformer, class_names: list[str]) -> VideoTask:
+    """Return the training of a classifier that `build_model` built."""
     model.set_grad_checkpointing(config.grad_checkpointing)
-    task = VideoTask(
+    return VideoTask(
         model,
         config.clip,
-        data.class_names,
+        class_names,
         layer_decay=config.layer_decay,
         label_smoothing=config.label_smoothing,
         mixup=config.augmentation.mixup,
@@ -72,9 +80,6 @@ def train_video(config: EvaVideo, ctx: Context) -> VideoClassifier:
         frozen=config.frozen,
         freeze_patch_embed=config.freeze_patch_embed,
     )
-    make = MakeClips(config.clip, task.preprocess.image_size, config.augmentation)
-    fit(task, TrainingData.of(config, VideoSource.of(data), make), config, ctx)
-    return task.export(ctx.directory)
 
 
 def build_model(config: EvaVideo, checkpoint: VisionCheckpoint, class_names: Sequence[str]) -> VideoTransformer:
