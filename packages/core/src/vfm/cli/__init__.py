@@ -11,7 +11,7 @@ from vfm.cli.command import app
 from vfm.cli.console import prepare_streams
 
 # isort: off
-from vfm.cli import recipe, distill, evaluation, models, search, data  # noqa: F401  (the order of `vfm --help`)
+from vfm.cli import recipe, finetune, distill, evaluation, models, search, data  # noqa: F401  (the order of `vfm --help`)
 from vfm.cli import catalogue, installation, store, verification  # noqa: F401
 # isort: on
 

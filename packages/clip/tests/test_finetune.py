@@ -1,0 +1,82 @@
+"""`vfm finetune`: a CLIP model and a folder of pairs become a recipe, a tuned model, and the scores of both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from vfm.artifacts import Report
+from vfm.cli import app
+from vfm.models import build_clip, build_vision, load_clip, save_clip, save_vision
+
+SMALL = ["--steps", "2", "--batch", "4", "--lr", "1e-3"]
+
+
+def finetune(*words: str) -> Result:
+    return CliRunner().invoke(app, ["finetune", *words])
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write sixteen pictures with captions, the same in class folders, a CLIP model and an encoder."""
+    generator = np.random.default_rng(0)
+    for number in range(16):
+        name = ("dark", "light")[number % 2]
+        pixels = generator.integers(0, 128, (40, 48, 3), np.uint8) + 127 * (number % 2)
+        for folder in (Path("pairs"), Path("classes") / name):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / folder / f"{number}.png")
+        (tmp_path / f"pairs/{number}.txt").write_text(f"a {name} picture, number {number}")
+    save_clip(build_clip("ViT-Pico-8-32", seed=0), tmp_path / "model")
+    save_vision(build_vision("vit_pico_patch8_32", seed=0), tmp_path / "encoder")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def stages_of(file: Path) -> dict[str, dict[str, object]]:
+    return {stage["name"]: stage for stage in yaml.safe_load(file.read_text())["stages"]}
+
+
+def test_pairs_become_a_tuned_model_and_one_half_way_with_their_scores(here: Path) -> None:
+    done = finetune("model", "pairs", "--val", "pairs", "--general", "classes", *SMALL)
+    assert done.exit_code == 0, done.output
+    made = here / "store/runs/finetune/artifacts"
+    folders = here / "model", made / "tuned", made / "wise"
+    states = [load_clip(folder).module.state_dict() for folder in folders]
+    (key,) = [key for key in states[0] if key.endswith("visual.conv1.weight")]
+    start, tuned, wise = (state[key] for state in states)
+    assert not torch.equal(start, tuned)
+    torch.testing.assert_close(wise, (start + tuned) / 2)
+    for name in ("own", "kept"):
+        assert stages_of(here / "finetune.yaml")[name]["models"] == ["model", "tuned", "wise"]
+        assert {metric.model for metric in Report.load(made / name).metrics} == {"model", "tuned", "wise"}
+    assert finetune("model", "pairs", *SMALL).exit_code == 2, "another recipe under the same name"
+
+
+def test_without_other_data_nothing_is_evaluated_and_the_vision_tower_can_be_locked(here: Path) -> None:
+    done = finetune("model", "pairs", "--lock", "--dry-run", "--recipe", "mine.yaml")
+    assert done.exit_code == 0, done.output
+    stages = stages_of(here / "mine.yaml")
+    assert list(stages) == ["pool", "tuned", "wise"]
+    assert stages["tuned"]["vision"] == {"lock": True}
+    assert not (here / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["encoder", "pairs"], "encoder: expected a CLIP model, got an encoder without texts"),
+        (["model", "nowhere"], "nowhere: no such file or folder"),
+    ],
+)
+def test_mistakes_are_one_line(here: Path, words: list[str], line: str) -> None:
+    done = finetune(*words, *SMALL)
+    assert done.exit_code == 2
+    assert line in done.output.replace("\n", " ")
+    assert not (here / "finetune.yaml").exists()  # else the corrected command would be refused

@@ -1,0 +1,73 @@
+"""Commands that write a recipe and run it: the file's name is the run's, and the file can be changed afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import pluggy
+import typer
+
+from vfm.cli.command import console, note, show, show_results
+from vfm.cli.recipe import show_outcome
+from vfm.config import UserError
+from vfm.flow.listeners import ConsoleListener
+from vfm.flow.plan import make_plan
+from vfm.flow.recipe import load_recipe
+from vfm.flow.recipe_run import run_recipe
+from vfm.flow.run import preflight
+from vfm.flow.store import Store
+from vfm.plugins import stage_types
+
+RecipeOption = Annotated[
+    Path,
+    typer.Option("--recipe", readable=False, help="File of the recipe that is written; its name is the run's."),
+]
+WriteOnlyOption = Annotated[bool, typer.Option("--dry-run", help="Write the recipe, and run nothing.")]
+
+
+def run_written(
+    manager: pluggy.PluginManager,
+    recipe: Path,
+    text: str,
+    overrides: Sequence[str],
+    store: Path,
+    *,
+    dry_run: bool,
+    quiet: bool,
+) -> None:
+    """Write a recipe, run it, and print its results.
+
+    Args:
+        manager: the plugins.
+        recipe: the file; an existing one must hold the same text.
+        text: the recipe.
+        overrides: `NAME.FIELD=VALUE` each.
+        store: folder of artifacts and runs.
+        dry_run: only write the recipe.
+        quiet: print errors only.
+
+    Raises:
+        UserError: the file holds another recipe, or the recipe has a mistake.
+    """
+    if recipe.exists() and recipe.read_text(encoding="utf-8") != text:
+        raise UserError(f"{recipe}: holds another recipe; give another file by --recipe, or delete it")
+    written = not recipe.exists()
+    recipe.write_text(text, encoding="utf-8")
+    if not quiet:
+        show(f"recipe: {recipe}")
+    if dry_run:
+        return
+    try:
+        loaded = load_recipe(str(recipe), stage_types(manager), overrides)
+        plan = make_plan(loaded, Store(store), note)
+        preflight(plan)
+    except UserError:
+        if written:  # the corrected command shall not be refused because of the wrong one's recipe
+            recipe.unlink()
+        raise
+    outcome = run_recipe(manager, loaded, plan, Store(store), ConsoleListener(console, quiet=quiet))
+    if not quiet:
+        show_results(outcome.directory)
+        show_outcome(outcome)

@@ -1,0 +1,87 @@
+"""The recipe of `vfm finetune`: a CLIP model trained on the user's pairs, interpolated with itself, and evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import yaml
+
+from vfm.artifacts import ClipCheckpoint
+from vfm.config import UserError
+from vfm.flow.evaluation.inputs import Fields, Input, saved_artifact
+from vfm.stage import Stage
+
+METHOD = "clip.train"
+WARMUP = 0.1  # of the steps
+MICRO_BATCH = 64  # bounds the memory of activations; the gradient is that of the whole batch
+WEIGHT_DECAY = 0.1
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """What a user gives.
+
+    Attributes:
+        model: the CLIP model to start from.
+        data: pairs to train on: a path as `data.pairs` takes it, or a saved dataset.
+        val: pairs to evaluate on; empty: no retrieval.
+        general: labelled images of another kind, to measure what the model keeps; empty: not measured.
+        steps: steps of the training.
+        batch: pairs per step.
+        lr: peak learning rate.
+        lock: train the text tower only.
+    """
+
+    model: Input
+    data: str
+    val: str = ""
+    general: str = ""
+    steps: int = 300
+    batch: int = 256
+    lr: float = 1e-5
+    lock: bool = False
+
+
+def finetuning_recipe(given: Finetuning, known: Mapping[str, type[Stage]]) -> str:
+    """Return the recipe as YAML: the shipped `clip_finetune` with one training, and the evaluations that are possible.
+
+    Raises:
+        UserError: the package with the method is not installed, or the model is no CLIP model.
+    """
+    if METHOD not in known:
+        raise UserError(f"vfm finetune needs the stage {METHOD}: pip install vfm-clip")
+    if not issubclass(given.model.makes, ClipCheckpoint):
+        raise UserError(f"{given.model.name}: expected a CLIP model, got an encoder without texts")
+    stages: list[Fields] = [given.model.stage] if given.model.stage else []
+    kinds = {"pool": "data.pairs", "val": "data.pairs", "general": "data.labeled"}
+    paths = {"pool": given.data, "val": given.val, "general": given.general}
+    refs = {name: path if saved_artifact(path) else name for name, path in paths.items() if path}
+    stages += [{"kind": kinds[name], "name": name, "path": paths[name]} for name in refs if refs[name] == name]
+    tasks = [("own", "eval.retrieval", refs.get("val")), ("kept", "eval.zero_shot", refs.get("general"))]
+    evaluations = [(name, kind, ref) for name, kind, ref in tasks if ref]
+    start = given.model.ref
+    stages.append(
+        {
+            "kind": METHOD,
+            "name": "tuned",
+            "init": start,
+            "data": refs["pool"],
+            **({"vision": {"lock": True}} if given.lock else {}),
+            "global_batch_size": given.batch,
+            "micro_batch_size": min(MICRO_BATCH, given.batch),
+            "steps": given.steps,
+            "schedule": {"warmup_steps": max(1, round(WARMUP * given.steps))},
+            "lr": given.lr,
+            "optimizer": {"weight_decay": WEIGHT_DECAY},
+        }
+    )
+    line: Fields = {"kind": "models.interpolate", "name": "wise", "start": start, "end": "tuned", "alpha": 0.5}
+    if evaluations:
+        line["evaluation"] = {"tasks": [{"kind": kind, "data": ref} for _, kind, ref in evaluations]}
+    stages.append(line)
+    models = [start, "tuned", "wise"]
+    stages += [{"kind": kind, "name": name, "models": models, "data": ref} for name, kind, ref in evaluations]
+    about = f"{given.model.name} fine-tuned on {given.data}, and interpolated with its first weights (WiSE-FT)."
+    record = {"description": about, "stages": stages}
+    return yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
