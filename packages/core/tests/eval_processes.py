@@ -15,7 +15,7 @@ import torch
 from train_toy import fork
 from vfm.config import UserError
 from vfm.plugins import load_plugins, stage_types
-from vfm.stage import Context, Runtime
+from vfm.stage import Context, LeftToFirst, Runtime
 from vfm.train import distributed
 
 
@@ -32,8 +32,10 @@ def evaluate(root: Path, folder: str, stages: list[dict[str, Any]], inputs: dict
             out.mkdir(parents=True)
             ctx = Context(config.name, out, root / folder / "work", {name: Path(path) for name, path in inputs.items()})
             try:
-                made = config.run(ctx)
-                assert (made is None) == bool(rank)
+                config.run(ctx)
+                assert not rank, "the others leave the rest to the first process"
+            except LeftToFirst:
+                assert rank
             except UserError as error:
                 (root / folder / f"{config.name}-{rank}.txt").write_text(str(error))
             if not rank:

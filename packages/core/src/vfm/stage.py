@@ -192,6 +192,10 @@ class Preempted(SystemExit):
         return self.message
 
 
+class LeftToFirst(Exception):  # noqa: N818 (no error)
+    """Raised in a process of several that leaves the rest of a stage to the first one."""
+
+
 @dataclass
 class Preflight:
     """What is known before a run: the configurations of earlier stages and the artifacts that already exist."""

@@ -46,10 +46,13 @@ class ReportSettings(Protocol):
         ...
 
 
-def evaluate_models(config: ModelEvaluation, ctx: Context) -> Report | None:
+def evaluate_models(config: ModelEvaluation, ctx: Context) -> Report:
     """Load the models, evaluate them, and write scores, paired tests, predictions and panels.
 
-    Several processes share the batches (`Stage.in_processes`); only the first one returns a report.
+    Several processes share the batches (`Stage.in_processes`); only the first one writes.
+
+    Raises:
+        LeftToFirst: in the others.
     """
     checkpoints = {short_name(ref): ctx.load(ref) for ref in config.models}
     precision = config.precision if isinstance(config, EncodedEvaluation) else "fp32"
@@ -60,7 +63,6 @@ def evaluate_models(config: ModelEvaluation, ctx: Context) -> Report | None:
         evaluated = config.evaluate(ctx, encoders)
         leave_to_first()
         return write_report(config, ctx, evaluated, checkpoints)
-    return None  # in the others
 
 
 def write_report(

@@ -44,16 +44,18 @@ class _Scored:
     views: list[NDArray[np.float64]] = field(default_factory=list)
 
 
-def evaluate_videos(config: VideoEvaluation, ctx: Context) -> Report | None:
+def evaluate_videos(config: VideoEvaluation, ctx: Context) -> Report:
     """Load the models, evaluate them on the same views of the same videos, and write the report.
 
-    Several processes share the videos; only the first one returns a report.
+    Several processes share the videos; only the first one writes.
+
+    Raises:
+        LeftToFirst: in the others.
     """
     checkpoints = {short_name(ref): ctx.load(ref) for ref in config.models}
     with distributed(config.runtime) as world, sharing(world):
         models = {name: load_video_predictor(one, world.device) for name, one in checkpoints.items()}
         return write_report(config, ctx, evaluate_predictors(config, ctx, models), checkpoints)
-    return None  # in the others
 
 
 def load_video_predictor(checkpoint: VideoClassifier, device: torch.device) -> VideoPredictor:

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from vfm.config import UserError
@@ -25,7 +26,7 @@ from vfm.flow.subprocesses import Send, run_subprocess
 from vfm.integrity import read_sealed, seal
 from vfm.plugins import unknown_kind
 from vfm.publishing import write_file
-from vfm.stage import Context, Stage
+from vfm.stage import Context, LeftToFirst, Stage
 from vfm.store_files import reading
 
 STEP_FILE = "step.json"
@@ -155,7 +156,7 @@ def run_step(step: Step, send: Send) -> None:
     if rank := int(
         os.environ.get("RANK", "0")
     ):  # only the first process publishes; the others write to a scratch folder
-        with tempfile.TemporaryDirectory(prefix=f"vfm-rank-{rank}-") as scratch:
+        with tempfile.TemporaryDirectory(prefix=f"vfm-rank-{rank}-") as scratch, suppress(LeftToFirst):
             stage.run(Context(stage.name, Path(scratch), slot.work, step.folders))
         return
     shutil.rmtree(slot.part, ignore_errors=True)  # left by an attempt that was killed

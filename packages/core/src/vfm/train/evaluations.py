@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from vfm.events import Event
 from vfm.interfaces import Evaluation, Training
-from vfm.stage import Context
+from vfm.stage import Context, LeftToFirst
 from vfm.train.dist import World
 from vfm.train.sharing import sharing
 
@@ -54,7 +55,7 @@ def run_evaluations(
         quiet.directory.mkdir(parents=True)
         scores: dict[str, float] = {}
         if evaluation.in_processes:
-            with sharing(world):
+            with suppress(LeftToFirst), sharing(world):
                 scores = evaluation.scores(quiet, encoder)
         elif world.is_main:
             scores = evaluation.scores(quiet, encoder)

@@ -6,12 +6,13 @@ The batches are those of one process, so the results are the same bits, wherever
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import islice, zip_longest
 from typing import TypeVar
 
 from vfm.config import UserError
+from vfm.stage import LeftToFirst
 from vfm.train.dist import World
 
 R = TypeVar("R")
@@ -20,27 +21,31 @@ AT_ONCE = 8  # results of each process that are sent together
 _sharing: ContextVar[World | None] = ContextVar("sharing", default=None)
 
 
-class LeftToFirst(Exception):  # noqa: N818 (no error)
-    """Raised by `leave_to_first` in all processes but the first; `sharing` catches it."""
-
-
 @contextmanager
 def sharing(world: World) -> Iterator[None]:
     """Share batches among all processes within the context, which all of them enter with equal models and data.
 
-    It ends early in processes that have left the rest to the first, and in all of them at the same time.
+    All leave it at the same time, also those that have left the rest to the first.
     """
+    left: LeftToFirst | None = None
     token = _sharing.set(world if world.size > 1 else None)
     try:
-        with suppress(LeftToFirst):
-            yield
+        yield
+    except LeftToFirst as leaving:
+        left = leaving
     finally:
         _sharing.reset(token)
     world.barrier()
+    if left:
+        raise left
 
 
 def leave_to_first() -> None:
-    """Go on in the first process only, once all batches are computed; it alone scores and writes."""
+    """Go on in the first process only, once all batches are computed; it alone scores and writes.
+
+    Raises:
+        LeftToFirst: in the others.
+    """
     world = _sharing.get()
     if world and not world.is_main:
         raise LeftToFirst
