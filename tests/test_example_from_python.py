@@ -29,7 +29,7 @@ def test_it_curates_trains_embeds_predicts_and_evaluates_and_caches_the_second_t
         assert whole in text
         text = text.replace(whole, few)
     small.write_text(text.replace('"clip.schedule.warmup_steps": 10', '"clip.schedule.warmup_steps": 1'))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = [sys.executable, small]
     first, second = (
         checked(subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True)) for _ in range(2)

@@ -66,6 +66,8 @@ def test_a_run_gives_artifacts_and_metrics(toys: Path) -> None:  # noqa: F811
     assert Path(done.page).is_file()
     again = vfm.run("r.yaml", set={"a.count": 5}, progress=False)
     assert (again.directory, again.table().num_rows) == (done.directory, 0)
+    assert f"│ a     │ {done['a'].path.resolve().name}" in str(done)
+    assert "<td " in done._repr_html_()
     with pytest.raises(vfm.UserError, match="r@1: no stage is named 'smu'; did you mean 'sum'"):
         done["smu"]
 

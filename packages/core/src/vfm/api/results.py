@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
@@ -19,6 +20,7 @@ from vfm.terminal import TerminalConsole
 from vfm.visible import visible
 
 MAX_ROWS = 20  # that are shown; the table has all
+WIDTH = 120  # of a table that is not printed on a terminal
 MAX_CELL = 80  # characters of a cell that are shown
 STYLE = "border-collapse:collapse;font-variant-numeric:tabular-nums"
 
@@ -59,7 +61,7 @@ class Results(ABC):
 
     def show(self) -> None:
         """Print the results."""
-        console = TerminalConsole()
+        console = TerminalConsole(width=None if sys.stdout.isatty() else WIDTH)
         for table in self.shown():
             console.print(table)
 
@@ -78,7 +80,7 @@ class Results(ABC):
         return f"<{type(self).__name__}: {visible(self.title)}>"
 
     def __str__(self) -> str:
-        console = TerminalConsole(file=io.StringIO(), width=120, color_system=None)
+        console = TerminalConsole(file=io.StringIO(), width=WIDTH, color_system=None)
         for table in self.shown():
             console.print(table)
         assert isinstance(console.file, io.StringIO)

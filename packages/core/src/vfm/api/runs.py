@@ -81,9 +81,16 @@ class Run(Results):
         """
         return as_table([row for name, report in self.reports.items() for row in _rows(name, report)])
 
+    def preview(self) -> Any:
+        """Return the metrics, or the artifact of each stage where nothing was evaluated."""
+        if self.reports:
+            return self.table()
+        links = {stage: (self.directory / LINKS / stage).resolve() for stage in self.stages}
+        return as_table([{"stage": stage, "artifact": path.name} for stage, path in links.items()])
+
     def shown(self) -> Iterable[Table]:
-        """Return the tables that `vfm run` prints."""
-        return result_tables(self.directory)
+        """Return the tables that `vfm run` prints, or the artifacts where nothing was evaluated."""
+        return list(result_tables(self.directory)) or super().shown()
 
 
 def _rows(name: str, report: Report) -> Iterable[dict[str, Any]]:
