@@ -56,6 +56,7 @@ COMMANDS = {
     " --set 'pool.texts={en: json.en}' --set 'val.texts={en: json.en}' --set runtime.threads=1": SMALL_PAIRS,
     "uv run vfm run metaclip_claim": CLAIM,
     "uv run vfm run dense_claim": CLAIM,
+    "uv run vfm run video_claim": CLAIM,
     "uv run vfm run encoders.yaml": PLANNED_ENCODERS,
     "uv run vfm eval store/runs/encoders/artifacts/eva store/runs/encoders/artifacts/teacher"
     " random=store/runs/encoders/artifacts/untrained --data store/runs/encoders/artifacts/coco --tasks dense_probe"
