@@ -307,7 +307,9 @@ def test_init_writes_the_shipped_recipe_with_its_comments(like, toys):
     said = run_here("init", "mine.yaml", "--like", like)
     assert said.code == 0
     assert "run it with: vfm run mine.yaml" in said.out
-    written = Path("mine.yaml").read_text()
+    first, _, written = Path("mine.yaml").read_text().partition("\n")
+    assert first == "# yaml-language-server: $schema=vfm.schema.json"
+    assert json.loads(Path("vfm.schema.json").read_text()) == json.loads(run_here("schema").out)
     assert written == (SHIPPED / f"{like}.yaml").read_text()
     assert "#" in written
 

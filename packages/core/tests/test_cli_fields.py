@@ -89,6 +89,22 @@ def test_fields_come_before_groups_and_runtime_is_last() -> None:
     assert [row.cells[0] for row in rows if row.heading] == ["loss", "data", "one", "group", "losses", "runtime"]
 
 
+class Base(Settings):
+    """Defines all fields."""
+
+
+class Derived(Base):
+    own: int = Field(1, description="its own")
+    names: tuple[str, ...] = Field(("y",), description="other names")
+
+
+def test_plain_fields_are_grouped_by_the_class_that_defines_them_its_own_first() -> None:
+    rows = [(row.cells[0], row.heading) for row in field_rows(Derived)]
+    assert rows[:6] == [
+        ("names", False), ("own", False), ("(Settings)", True), ("scale", False), ("chances", False), ("loss", True),
+    ]  # fmt: skip
+
+
 def test_a_type_lists_its_own_fields_and_defaults_that_differ() -> None:
     names = [row.cells[0] for row in field_rows(Settings)]
     begin = names.index("loss")

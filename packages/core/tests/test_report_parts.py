@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from vfm.config import error_lines
-from vfm.flow.report import number_format
+from vfm.flow import number_format
 from vfm.flow.report.scale import Scale
 from vfm.panels import BarsPanel, LinesPanel, Series, TablePanel
 

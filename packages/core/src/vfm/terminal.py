@@ -12,7 +12,9 @@ from rich.text import Text
 
 from vfm.visible import visible
 
-PLAIN = str.maketrans({"✓": "+", "✗": "x", "…": "~"})  # of the characters that vfm itself prints
+PLAIN = str.maketrans(
+    {"✓": "+", "✗": "x", "…": "~", "\N{MINUS SIGN}": "-", "\N{EN DASH}": "-", "\N{NO-BREAK SPACE}": " "}
+)  # of the characters that vfm itself prints
 
 
 class TerminalConsole(Console):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
@@ -27,7 +28,8 @@ class Row:
     Attributes:
         cells: name, type, default and description of a field. Names are dotted as in `--set`; `[]` stands for an item
             of a list, which `--set` cannot address.
-        heading: whether the row begins a group of fields.
+        heading: whether the row begins a group of fields: a mapping or a slot, or the fields that a base class
+            defines, whose name is in brackets.
     """
 
     cells: tuple[str, str, str, str]
@@ -35,16 +37,26 @@ class Row:
 
 
 def field_rows(model: type[BaseModel]) -> Iterator[Row]:
-    """Yield the fields of a stage: first those without fields of their own, then each group and slot, runtime last."""
+    """Yield the fields of a stage: plain ones by the class that defines them, its own first; then each group and slot.
+
+    `runtime` is last.
+    """
     fields = {name: field for name, field in model.model_fields.items() if name not in ("kind", "type")}
     groups = {name: field for name, field in fields.items() if list(_models(field.annotation))}
-    for name, field in fields.items():
-        if name not in groups:
-            yield _row(name, field, _default(field))
+    for base in model.__mro__:
+        names = [name for name in fields if name not in groups and _defined_in(model, name) is base]
+        if names and base is not model:
+            yield Row((f"({base.__name__})", "", "", (base.__doc__ or "").strip().partition("\n")[0]), heading=True)
+        yield from (_row(name, fields[name], _default(fields[name])) for name in names)
     for name, field in sorted(groups.items(), key=lambda item: item[0] == "runtime"):
         first, *rest = _field(name, field, _default(field))
         yield Row(first.cells, heading=True)
         yield from rest
+
+
+def _defined_in(model: type[BaseModel], name: str) -> type:
+    """Return the class that defines a field, or defines it again."""
+    return next(base for base in model.__mro__ if name in inspect.get_annotations(base))
 
 
 def _rows(model: type[BaseModel], prefix: str, defaults: object) -> Iterator[Row]:

@@ -35,7 +35,7 @@ def stages(
     table = Table("field", "type", "default", "description", box=None)
     for row in field_rows(known[kind]):
         if row.heading:
-            table.add_section()
+            table.add_row()
         table.add_row(*map(escape, row.cells), style="bold" if row.heading else None)
     console.print(f"{kind}: {(known[kind].__doc__ or '').strip()}\n", highlight=False, markup=False)
     console.print(table)

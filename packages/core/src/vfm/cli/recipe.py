@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -40,12 +40,15 @@ from vfm.flow.plan import Step, make_plan
 from vfm.flow.reasons import reasons
 from vfm.flow.recipe import Recipe, load_recipe
 from vfm.flow.recipe_run import reporting, run_recipe
-from vfm.flow.recipe_source import SHIPPED, find_recipe
+from vfm.flow.recipe_source import find_recipe
 from vfm.flow.run import Outcome, preflight, run_plan
 from vfm.flow.runs import open_run
+from vfm.flow.schema import json_schema
 from vfm.flow.store import Store
 from vfm.plugins import load_plugins, stage_types
 
+SCHEMA_FILE = "vfm.schema.json"
+SCHEMA_LINE = "# yaml-language-server: $schema="  # read by the YAML extension of VS Code and by other editors
 STATUS_COLOURS = {"cached": "green", "resume": "yellow", "new": "cyan"}
 
 
@@ -165,7 +168,8 @@ def _show_costs(recipe: str, store: Path, overrides: list[str] | None, peak_flop
     loaded = load_recipe(recipe, known, overrides or (), absent_path=ABSENT)
     artifacts, missing = known_artifacts(loaded, Store(store))
     costs = estimate_costs(loaded, artifacts)
-    console.print(cost_table(loaded, costs, peak_flops, mfu))
+    # A narrower terminal wraps the lines: cutting the columns would cut digits.
+    console.print(cost_table(loaded, costs, peak_flops, mfu), width=max(console.width, 80), crop=False)
     for line in notes(loaded, costs, peak_flops, mfu):
         show(line)
     if missing:
@@ -223,9 +227,16 @@ def init(
     like: Annotated[str, typer.Option(help="Shipped recipe to copy.")] = "pairs",
     debug: DebugOption = False,
 ) -> None:
-    """Copy a shipped recipe as a start for your own."""
+    """Copy a shipped recipe as a start for your own.
+
+    Its first line names the schema that is written beside it, by which editors complete and check fields.
+    """
     if path.exists():
         raise UserError(f"{path} already exists; choose another name, or remove it first")
-    shutil.copyfile(find_recipe(like), path)
-    shipped = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
-    show(f"wrote {path} (from '{like}'; shipped recipes: {shipped}); run it with: vfm run {shlex.quote(str(path))}")
+    text = find_recipe(like).read_text(encoding="utf-8")
+    schema = json.dumps(json_schema(stage_types(load_plugins())), indent=1)
+    path.write_text(f"{SCHEMA_LINE}{SCHEMA_FILE}\n{text}", encoding="utf-8")
+    schema_file = path.with_name(SCHEMA_FILE)
+    schema_file.write_text(schema + "\n", encoding="utf-8")
+    show(f"wrote {schema_file}, by which editors complete and check fields; `vfm schema` prints it again")
+    show(f"wrote {path} (from '{like}'; vfm recipes: the others); run it with: vfm run {shlex.quote(str(path))}")

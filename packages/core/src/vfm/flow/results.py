@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from rich.console import Console, ConsoleOptions
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from vfm.artifacts import Artifact, Comparison, Metric, Report
-from vfm.flow.listeners import number
+from vfm.flow import number_format
 from vfm.flow.runs import RUN_FILE
 from vfm.flow.store import LINKS
 from vfm.integrity import read_sealed
@@ -45,16 +50,19 @@ class SeedSummary:
     low: float
     high: float
     comparison: Comparison | None = None
+    unit: str = "share"
 
 
 def over_seeds(found: dict[str, Report]) -> list[SeedSummary]:
     """Summarise the metrics of reports that differ in their seed only (`zero_shot@0`, `zero_shot@1`, ...)."""
     values: dict[tuple[str, str], dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    units: dict[tuple[str, str], str] = {}
     for name, report in found.items():
         stage, at, seed = name.partition("@")
         if not at:
             continue
         for metric in report.metrics:
+            units[stage, metric.name] = metric.unit
             values[stage, metric.name][metric.model.partition("@")[0]][seed] = metric.value
     summaries = []
     for (report_name, metric_name), by_model in values.items():
@@ -67,7 +75,10 @@ def over_seeds(found: dict[str, Report]) -> list[SeedSummary]:
                 low, high = t_interval(numbers)
                 mean = statistics.fmean(numbers)
                 difference = _difference(metric_name, model, by_seed, first, by_model[first])
-                summaries.append(SeedSummary(report_name, model, metric_name, numbers, mean, low, high, difference))
+                unit = units[report_name, metric_name]
+                summaries.append(
+                    SeedSummary(report_name, model, metric_name, numbers, mean, low, high, difference, unit)
+                )
     return summaries
 
 
@@ -93,6 +104,30 @@ def _difference(
     )
 
 
+@dataclass(frozen=True)
+class MetricName:
+    """A metric's name in a cell, which breaks after `_` where it is narrow, so that its number stays whole."""
+
+    name: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        """Yield the lines."""
+        line = ""
+        for part in self._parts():
+            if line and len(line + part) > options.max_width:
+                yield Text(line)
+                line = ""
+            line += part
+        yield Text(line)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        """Return the smallest and the largest width."""
+        return Measurement(max(map(len, self._parts())), len(self.name))
+
+    def _parts(self) -> list[str]:
+        return re.findall("[^_]*_|[^_]+$", self.name) or [self.name]
+
+
 def result_tables(directory: Path) -> Iterator[Table]:
     """Yield the tables that `vfm run` prints: one per report, with intervals and paired tests, and one over seeds."""
     found = reports(directory)
@@ -101,11 +136,13 @@ def result_tables(directory: Path) -> Iterator[Table]:
     summaries = over_seeds(found)
     if summaries:
         heads = ("report", "model", "metric", "mean", "95 % interval", "difference from the first", "values")
-        table = Table(*heads, title="over seeds", title_justify="left")
+        table = Table(title="over seeds", title_justify="left")
+        for head in heads:
+            table.add_column(head, overflow="fold")
         for summary in summaries:
-            values = ", ".join(number(value) for value in summary.values)
-            difference = _test(summary.comparison) if summary.comparison else ""
-            mean = (number(summary.mean), _interval(summary))
+            values = number_format.quantities(summary.values, summary.unit)
+            difference = _test(summary.comparison, summary.unit) if summary.comparison else ""
+            mean = (number_format.quantity(summary.mean, summary.unit), _interval(summary))
             table.add_row(summary.report, summary.model, summary.metric, *mean, difference, values)
         yield table
 
@@ -118,7 +155,7 @@ def panel_tables(artifact: Path) -> Iterator[Table]:
             for column in panel.columns:
                 table.add_column(column, overflow="fold")
             for row in panel.rows:
-                table.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
+                table.add_row(*("" if cell is None else escape(number_format.number(cell)) for cell in row))
             yield table
 
 
@@ -127,7 +164,8 @@ def _metrics_table(name: str, report: Report) -> Table:
     table = Table(title=f"{name}: {report.task} on {report.dataset}", title_justify="left")
     models = list(dict.fromkeys(metric.model for metric in report.metrics))
     for column in ("metric", "n", "chance", *models):
-        table.add_column(column, no_wrap=True, justify="right" if column in ("n", "chance") else "left")
+        justify: Literal["left", "right"] = "right" if column in ("n", "chance") else "left"
+        table.add_column(column, overflow="fold", justify=justify)
     rows: dict[str, dict[str, Metric]] = defaultdict(dict)
     for metric in report.metrics:
         if "/" not in metric.name:
@@ -138,18 +176,19 @@ def _metrics_table(name: str, report: Report) -> Table:
         cells = [
             _cell(by_model[model], tests.get((metric_name, model))) if model in by_model else "" for model in models
         ]
-        table.add_row(metric_name, f"{first.n:,}", "" if first.chance is None else number(first.chance), *cells)
+        chance = "" if first.chance is None else number_format.quantity(first.chance, first.unit)
+        table.add_row(MetricName(metric_name), f"{first.n:,}", chance, *cells)
     return table
 
 
 def _cell(metric: Metric, test: Comparison | None) -> str:
-    value = f"[bold]{number(metric.value)}[/] ({_interval(metric)})"
-    return f"{value}\n[dim]{_test(test)}[/]" if test else value
+    value = f"[bold]{number_format.quantity(metric.value, metric.unit)}[/] ({_interval(metric)})"
+    return f"{value}\n[dim]{_test(test, metric.unit)}[/]" if test else value
 
 
 def _interval(scored: Metric | SeedSummary) -> str:
-    return f"{number(scored.low)} to {number(scored.high)}"
+    return number_format.interval(scored.low, scored.high, scored.unit)
 
 
-def _test(test: Comparison) -> str:
-    return f"{test.difference:+.3f}, p = {number(test.p_value)}"
+def _test(test: Comparison, unit: str) -> str:
+    return f"{number_format.change(test.difference, unit)}, p {number_format.p_value(test.p_value)}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from vfm.config import UserError
-from vfm.flow.report import number_format
+from vfm.flow import number_format
 from vfm.flow.report.result_table import ResultTable, report_table, seed_tables
 from vfm.flow.report.run_summary import RunSummary, StageEntry, hash_of_record, summary_of_run
 from vfm.flow.report.text import shown

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from vfm.artifacts import Artifact, Comparison, Report
 from vfm.config import UserError
-from vfm.flow.report import number_format
+from vfm.flow import number_format
 from vfm.flow.report.run_summary import RunSummary, StageEntry
 from vfm.flow.report.scale import Scale
 

@@ -1,4 +1,4 @@
-"""Formats of the report's numbers: units, intervals, differences, p-values and durations."""
+"""Formats of numbers in reports and tables of the terminal: units, intervals, differences, p-values and durations."""
 
 from __future__ import annotations
 

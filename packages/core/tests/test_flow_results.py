@@ -1,0 +1,51 @@
+"""Tables of results on a terminal: shares in per cent as in the report, and no digit lost where it is narrow."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from vfm.artifacts import Comparison, Metric, Report
+from vfm.flow import number_format
+from vfm.flow.results import _metrics_table
+from vfm.terminal import TerminalConsole
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Report:
+    """Two models, a share and a distance, and a test of each."""
+    metrics = [
+        Metric(name=name, value=value, unit=unit, n=12_345, low=0.9 * value, high=1.1 * value, model=model, chance=0.25)
+        for model, factor in (("clip", 1.0), ("tuned", 1.08))
+        for name, value, unit in (("image_retrieval_recall@10", 0.6453 * factor, "share"), ("fid", 1234.5, "points"))
+    ]
+    test = Comparison(
+        metric="image_retrieval_recall@10", model="tuned", baseline="clip", difference=-0.0516, low=-0.06, high=-0.04,
+        p_value=0.0312, test="sign flips",
+    )  # fmt: skip
+    return Report.create(tmp_path / "report", task="retrieval", dataset="val", metrics=metrics, comparisons=[test])
+
+
+def shown(report: Report, width: int, encoding: str = "utf-8") -> str:
+    console = TerminalConsole(width=width, color_system=None)
+    with console.capture() as captured:
+        console.print(_metrics_table("own", report))
+    return captured.get()
+
+
+def test_shares_are_per_cent_as_in_the_report_and_other_units_stay(report: Report) -> None:
+    table = shown(report, 200)
+    for metric in report.metrics:
+        assert number_format.quantity(metric.value, metric.unit) in table
+        assert number_format.interval(metric.low, metric.high, metric.unit) in table
+    assert f"{number_format.change(-0.0516, 'share')}, p {number_format.p_value(0.0312)}" in table
+    assert "25.0\N{NO-BREAK SPACE}%" in table
+
+
+@pytest.mark.parametrize("width", [60, 72, 80, 100])
+def test_no_number_loses_digits_where_it_is_narrow(report: Report, width: int) -> None:
+    numbers = [re.findall(r"\d[\d.,]*", shown(report, columns)) for columns in (width, 200)]
+    assert sorted(numbers[0]) == sorted(numbers[1])
+    assert max(map(len, shown(report, width).splitlines())) <= width
