@@ -54,6 +54,11 @@ def test_colour_blind_readers_tell_the_first_curves_apart(vision: str) -> None:
     assert len(set(charts.DASHES)) == len(charts.PALETTE)  # the dashes carry the rest
 
 
+def test_no_two_of_many_curves_look_alike() -> None:
+    count = len(charts.PALETTE) * len(charts.DASHES)
+    assert len({(charts.color(index), charts.dash(index)) for index in range(count)}) == count
+
+
 def chart(*series: Series, **more: bool) -> str:
     return str(
         charts.lines_svg(LinesPanel(title="t", series=[*series], x_label="step", y_label="loss", **more), "salt")

@@ -14,7 +14,7 @@ from vfm.config import UserError
 from vfm.models import build_vision, load_state_dict, save_vision
 from vfm.plugin import AnnotatedImages, DenseCheckpoint, Preflight, Report, Training, VisionCheckpoint
 from vfm.stages.annotated import ShapesScenes
-from vfm.stages.evaluation.dense import DenseEvaluation, Detection, Panoptic, Segmentation
+from vfm.stages.evaluation.dense import Detection, Panoptic, Segmentation
 from vfm_eva.stages_detect import EvaDetect
 from vfm_eva.stages_segment import EvaSegment
 
@@ -24,7 +24,7 @@ DETECTOR: dict[str, Any] = {
     "proposals": {"num_convs": 1, "num_samples": 32, "before_nms": 60, "num_proposals": 20},
 }  # fmt: skip
 QUERIES = {"type": "queries", "num_queries": 8, "num_blocks": 1, "loss": {"num_points": 64}}
-KINDS: dict[str, type[DenseEvaluation]] = {
+KINDS: dict[str, Any] = {
     "eval.detection": Detection, "eval.segmentation": Segmentation, "eval.panoptic": Panoptic,
 }  # fmt: skip
 MODELS: list[tuple[type[Training], dict[str, Any], str, str]] = [
@@ -39,7 +39,8 @@ MODELS: list[tuple[type[Training], dict[str, Any], str, str]] = [
 def scenes_of(folder: Path, seed: int, **changes: Any) -> AnnotatedImages:
     world = {"image_size": 32, "shapes": ["circle", "square", "star"]}
     settings = {"name": "scenes", "num_samples": 10, "max_objects": 3, "scale": (0.15, 0.3), "world": world}
-    return ShapesScenes.model_validate({**settings, "seed": seed, **changes}).run(context(folder))  # type: ignore[no-any-return]
+    made: Any = ShapesScenes.model_validate({**settings, "seed": seed, **changes}).run(context(folder))
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,8 @@ def train(kind: type[Training], folder: Path, inputs: dict[str, Any], **changes:
         "name": "model", "encoder": "encoder", "data": "scenes", "steps": 4, "global_batch_size": 4, "lr": 1e-3,
         "log_every": 1, "runtime": {"device": "cpu"},
     }  # fmt: skip
-    return kind.model_validate({**settings, **changes}).run(context(folder, **inputs))  # type: ignore[no-any-return]
+    made: Any = kind.model_validate({**settings, **changes}).run(context(folder, **inputs))
+    return made
 
 
 @pytest.mark.parametrize(("kind", "settings", "evaluation", "metric"), MODELS)

@@ -77,7 +77,7 @@ def test_rates_are_those_of_two_plain_schedules_times_layer_decay() -> None:
 def test_the_encoder_waits_while_the_head_warms_up(inputs: dict[str, Any], tmp_path: Path) -> None:
     def trained(steps: int, **changes: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         config = stage(steps=steps, lr=1e-3, schedule={"type": "poly", "warmup_steps": 3}, **changes)
-        made = config.run(context(tmp_path / f"{steps}{changes}", **inputs))
+        made: Any = config.run(context(tmp_path / f"{steps}{changes}", **inputs))
         return (
             load_state_dict(made.path / made.encoder / "model.safetensors"),
             load_state_dict(made.path / "head.safetensors"),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from vfm.data import BadSample
 from vfm.data.annotated import AnnotatedSource
 from vfm.eval.dense_panels import GAP, NUM_PICTURES, join
-from vfm.eval.detection_errors import MIN_SCORE
+from vfm.eval.detection_errors import KINDS, MIN_SCORE
 from vfm.eval.detections import Detections
 from vfm.eval.object_drawing import SHOWN_SIDE, draw_objects
 from vfm.panels import ImagesPanel, Picture
@@ -35,9 +35,13 @@ def add_detection_panels(
         file = f"panels/objects-{len(pictures)}.jpg"
         (ctx.directory / "panels").mkdir(parents=True, exist_ok=True)
         join(shown, SHOWN_SIDE).save(ctx.directory / file, quality=90)
-        pictures.append(Picture(file=file, caption=source.keys[number]))
-    note = f"True objects, then those of {', '.join(found)} with a score of {MIN_SCORE} or more."
-    width = (1 + len(found)) * (SHOWN_SIDE + GAP) // 2
+        kinds = ", ".join(f"{errors[number][kind]} {kind}" for kind in KINDS if errors[number][kind])
+        pictures.append(Picture(file=file, caption=f"{source.keys[number]}: {kinds}"))
+    note = (
+        f"True objects, then those of {', '.join(found)} with a score of {MIN_SCORE} or more; the numbers are those of"
+        f" {next(iter(found))}."
+    )
+    width = (1 + len(found)) * (SHOWN_SIDE + GAP) - GAP
     ctx.panel(ImagesPanel(title="Worst pictures", note=note, order=40, pictures=pictures, width=width))
 
 

@@ -60,7 +60,7 @@ def draw_objects(
 def _tint(
     picture: Image.Image, labels: NDArray[np.int64], counts: Sequence[bytes | None], colours: NDArray[np.uint8]
 ) -> Image.Image:
-    """Return a picture with masks in the colours of their classes; an outline tells two objects of a class apart."""
+    """Return a picture with masks in the colours of their classes, outlined, so that two objects of a class differ."""
     decoded = [(label, decode_mask(mask, picture.height, picture.width))
                for label, mask in zip(labels.tolist(), counts, strict=True) if mask is not None]  # fmt: skip
     segments = np.full(picture.size[::-1], -1, dtype=np.int64)

@@ -37,17 +37,17 @@ class PatchMemory(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Return the shares of the classes that the neighbours of each patch have, (B, D, h, w) to (B, K, h, w)."""
-        tokens = maps.permute(0, 2, 3, 1)
+        batch, _, height, width = maps.shape
         votes = knn_votes(
             self.features,
             self.shares,
-            tokens.flatten(0, 2),
+            maps.permute(0, 2, 3, 1).flatten(0, 2),
             num_classes=self.shares.shape[1],
             k=self.k,
             temperature=self.temperature,
         )
         found = votes / votes.sum(dim=1, keepdim=True)
-        return found.unflatten(0, tokens.shape[:3]).permute(0, 3, 1, 2)
+        return found.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
 def remember_patches(
@@ -66,7 +66,7 @@ def remember_patches(
         labels: class of each pixel of each image, (H, W) of any size; negative ones are ignored.
         rows: images to remember.
         num_classes: K.
-        settings: size of the memory, and how it is asked.
+        settings: size of the memory, number and weights of neighbours.
         seed: of the draws, if there are more patches than the memory holds.
         device: where the memory is.
     """

@@ -64,7 +64,7 @@ def match(
     for image, (known, mask) in enumerate(zip(labels, masks, strict=True)):
         one = points[image : image + 1]
         found = torch.stack([depth.masks[image] for depth in predictions]).float()  # (L, Q, H, W)
-        sampled = many_at_points(found.flatten(0, 1), one[0]).unflatten(0, found.shape[:2])
+        sampled = many_at_points(found.flatten(0, 1), one[0]).view(*found.shape[:2], -1)
         chances = torch.stack([depth.classes[image] for depth in predictions]).float().softmax(dim=-1)
         paired = mask_costs(sampled, at_points(mask, one), weights)
         costs.append(paired - weights.classes * chances[:, :, known])

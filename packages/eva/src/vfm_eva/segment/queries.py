@@ -53,7 +53,7 @@ class Predictions:
             queries: of all images, one image after another, (N,).
             counts: number of them in each image.
         """
-        rows = queries.split(list(counts))
+        rows = torch.split(queries, list(counts))
         if self.embeddings is None or self.maps is None:
             return torch.cat([masks[row] for masks, row in zip(self.masks, rows, strict=True)])
         images = zip(self.embeddings.unbind(), self.maps.unbind(), rows, strict=True)
@@ -63,7 +63,7 @@ class Predictions:
 def mask_scores(embeddings: Tensor, maps: Tensor) -> Tensor:
     """Return the dot products of queries (..., Q, D) with the pixels of maps (..., H, W, D), (..., Q, H, W)."""
     pixels = maps.flatten(-3, -2).to(embeddings.dtype)
-    return (embeddings @ pixels.mT).unflatten(-1, maps.shape[-3:-1])
+    return (embeddings @ pixels.mT).view(*embeddings.shape[:-1], *maps.shape[-3:-1])
 
 
 class Upscale(nn.Module):
@@ -84,7 +84,7 @@ class Upscale(nn.Module):
         assert self.enlarge.bias is not None
         width = maps.shape[-1]
         weight = self.enlarge.weight.permute(2, 3, 1, 0).reshape(4 * width, width)
-        four = F.linear(maps, weight, self.enlarge.bias.repeat(4)).unflatten(-1, (2, 2, width))
+        four = F.linear(maps, weight, self.enlarge.bias.repeat(4)).view(*maps.shape[:-1], 2, 2, width)
         larger = four.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2)
         smooth = self.smooth(F.gelu(larger).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         normed: Tensor = self.norm(smooth)

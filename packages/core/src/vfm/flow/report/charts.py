@@ -44,8 +44,11 @@ def color(index: int) -> str:
 
 
 def dash(index: int) -> str:
-    """Return the `stroke-dasharray` of the series at `index`; empty for a solid line."""
-    return DASHES[index % len(DASHES)]
+    """Return the `stroke-dasharray` of the series at `index`; empty for a solid line.
+
+    Where the colours begin anew, the dashes are shifted by one, so that no two of 36 series look alike.
+    """
+    return DASHES[(index + index // len(PALETTE)) % len(DASHES)]
 
 
 def labels_fit(panel: LinesPanel) -> bool:
