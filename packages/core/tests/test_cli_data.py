@@ -11,6 +11,7 @@ from PIL import Image
 from cli_world import run_here
 from eval_world import COLOURS, NAMES, labeled, png, pool
 from vfm.data.contact_sheet import GAP, SIDE, contact_sheet
+from vfm.models import build_vision, save_vision
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +24,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for folder in (here / "classes" / name, here / "flat"):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{name}.png").write_bytes(png(name))
+    save_vision(build_vision("vit_pico_patch8_32", seed=0), here / "encoder")
     (here / "captions.csv").write_text("caption\na red boat\na blue boat\n")
     return here
 
@@ -71,6 +73,7 @@ def test_a_saved_dataset_is_not_imported_again(world: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
+        (["encoder"], "encoder: expected a dataset, got a VisionCheckpoint"),
         (["nowhere"], "nowhere: no such file or folder"),
         (["captions.csv", "--kind", "data.pear"], "--kind: 'data.pear' is not a kind of dataset; did you mean"),
         (["captions.csv", "--out", "a.jpg"], "--out a.jpg: expected a .png file, got .jpg"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -67,7 +68,7 @@ def recipes(debug: DebugOption = False) -> None:
     _print_table(("recipe", "about"), list(shipped_recipes().items()))
 
 
-def _print_table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _print_table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     table = Table(*heads, box=None)
     table.columns[0].overflow = "fold"
     for row in rows:

@@ -9,7 +9,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from vfm.artifacts import FACTS_FILE, Artifact
+from vfm.artifacts import (
+    FACTS_FILE,
+    Artifact,
+    ChoiceDataset,
+    ImageDataset,
+    QuestionDataset,
+    TaggedImages,
+    VideoDataset,
+)
 from vfm.config import UserError, did_you_mean
 from vfm.data.contact_sheet import contact_sheet
 from vfm.data.layout import find_layout
@@ -19,6 +27,7 @@ from vfm.flow.evaluation.inputs import Fields
 from vfm.panels import ImagesPanel, load_panels
 from vfm.stage import Context, Stage
 
+DATASETS = ImageDataset | TaggedImages | ChoiceDataset | QuestionDataset | VideoDataset
 FALLBACK = "data.images"  # pictures that have neither captions nor labels
 
 
@@ -70,6 +79,8 @@ def summarize_dataset(
     """
     if (Path(path) / FACTS_FILE).is_file():
         saved = Artifact.load(path)
+        if not isinstance(saved, DATASETS):
+            raise UserError(f"{path}: expected a dataset, got a {type(saved).__name__}")
         return DatasetSummary({}, saved, Counter(getattr(saved, "bad_samples", {})))
     if kind and not (kind in known and kind.startswith("data.")):
         kinds = [name for name in known if name.startswith("data.")]
