@@ -88,12 +88,12 @@ def test_scores_in_training_are_those_of_the_stage_and_leave_the_weights_alone(
 @pytest.mark.parametrize(
     ("kind", "settings", "evaluation", "line"),
     [
-        (EvaDetect, {"detector": DETECTOR}, "eval.panoptic", "model: eval.panoptic needs panoptic, the model predicts"
-         " boxes, masks"),
-        (EvaSegment, {"task": "semantic"}, "eval.detection", "model: eval.detection needs boxes or masks, the model"
-         " predicts semantic"),
-        (EvaSegment, {"task": "instance"}, "eval.detection", "expected the same classes in model and val, got 'circle'"
-         " where 'square' is"),
+        (EvaDetect, {"detector": DETECTOR}, "eval.panoptic",
+         "in training: eval.panoptic needs panoptic, the model predicts boxes, masks"),
+        (EvaSegment, {"task": "semantic"}, "eval.detection",
+         "in training: eval.detection needs boxes or masks, the model predicts semantic"),
+        (EvaSegment, {"task": "instance"}, "eval.detection",
+         "expected the same classes in the model in training and val, got 'circle' where 'square' is"),
     ],
 )  # fmt: skip
 def test_what_a_training_cannot_evaluate_is_one_line_before_the_run(
@@ -108,6 +108,9 @@ def test_what_a_training_cannot_evaluate_is_one_line_before_the_run(
     folders = {name: one.path for name, one in {**inputs, "val": other}.items()}
     with pytest.raises(UserError, match=line):
         config.preflight(Preflight({}, folders))
+    if "predicts" in line:  # which is known before there are data
+        with pytest.raises(UserError, match=line):
+            config.preflight(Preflight({}, {}))
     with pytest.raises(UserError, match=line):  # data that did not exist before the run
         config.run(context(tmp_path / "run", **{**inputs, "val": other}))
 

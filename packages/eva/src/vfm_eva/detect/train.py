@@ -31,7 +31,8 @@ def check_eva_detect(config: EvaDetect, ctx: Preflight) -> None:
     """
     if data := ctx.artifact(config.data):
         check_data(config, data)
-        check_dense_evaluations(config, predicted(config.detector), data.class_names, ctx.artifact)
+    names = data.class_names if data else None
+    check_dense_evaluations(config, predicted(config.detector), names, ctx.artifact)
     start = ctx.artifact(config.start) if config.start else None
     if start:
         read_settings(start)

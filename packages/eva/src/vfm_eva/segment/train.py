@@ -25,7 +25,8 @@ def check_eva_segment(config: EvaSegment, ctx: Preflight) -> None:
     data, checkpoint = ctx.artifact(config.data), ctx.artifact(config.encoder)
     if data:
         check_data(config, data)
-        check_dense_evaluations(config, PREDICTED[config.task], data.class_names, ctx.artifact)
+    names = data.class_names if data else None
+    check_dense_evaluations(config, PREDICTED[config.task], names, ctx.artifact)
     if checkpoint:
         with torch.device("meta"):
             build_segmenter(config, build_encoder(config, checkpoint), len(data.class_names) if data else 2)

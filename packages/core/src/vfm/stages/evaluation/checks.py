@@ -81,9 +81,13 @@ def check_dense_data(config: DenseEvaluation, data: AnnotatedImages) -> None:
 
 
 def check_dense_model(
-    config: DenseEvaluation, tasks: Sequence[str], class_names: list[str], data: AnnotatedImages | None, name: str
+    config: DenseEvaluation,
+    tasks: Sequence[str],
+    class_names: list[str] | None,
+    data: AnnotatedImages | None,
+    name: str,
 ) -> None:
-    """Check that a model predicts what is evaluated, with the dataset's classes.
+    """Check that a model predicts what is evaluated, with the dataset's classes if both are known.
 
     Raises:
         UserError: it does not.
@@ -91,20 +95,20 @@ def check_dense_model(
     if not set(config.tasks) & set(tasks):
         needed, found = " or ".join(config.tasks), ", ".join(tasks)
         raise UserError(f"{name}: {config.kind} needs {needed}, the model predicts {found}")
-    if data and class_names != data.class_names:
+    if data and class_names is not None and class_names != data.class_names:
         one, other = _first_difference(class_names, data.class_names)
         raise UserError(f"expected the same classes in {name} and {config.data}, got {one!r} where {other!r} is")
 
 
 def check_dense_evaluations(
-    config: Training, tasks: Sequence[str], class_names: list[str], known: Callable[[Ref[Any]], Any]
+    config: Training, tasks: Sequence[str], class_names: list[str] | None, known: Callable[[Ref[Any]], Any]
 ) -> None:
     """Check that a model in training predicts what its evaluations need, with the classes of their data.
 
     Args:
         config: the training.
         tasks: what its model predicts.
-        class_names: of the training's data.
+        class_names: of the training's data; None if they are not known yet.
         known: returns an input, None if it does not exist yet: `Preflight.artifact` or `Context.load`.
 
     Raises:
@@ -112,7 +116,7 @@ def check_dense_evaluations(
     """
     for evaluation in config.evaluation.tasks:
         if isinstance(evaluation, DenseEvaluation):
-            check_dense_model(evaluation, tasks, class_names, known(evaluation.data), config.name)
+            check_dense_model(evaluation, tasks, class_names, known(evaluation.data), "the model in training")
 
 
 def check_dense_probe(config: DenseProbe, ctx: Preflight) -> None:
