@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 import vfm
@@ -34,6 +35,7 @@ GOOD = (torch.zeros(3, 4, 4), 0)
         (Yields(None), r"Yields\[0\]: expected tensors, .*; got None"),
         (Yields("a text"), r"Yields\[0\]: expected tensors, .* at least one tensor among them; got 'a text'"),
         (Yields((object(), 0)), r"Yields\[0\]\[0\]: expected tensors, .*; got a object"),
+        (Yields(Image.new("F", (4, 4))), r"Yields\[0\]: expected an image of 8 or 16 bits, got one of mode F; give an"),
         (Yields(GOOD, None), r"Yields\[1\]: expected tensors, .*; got None"),
         (
             Yields(GOOD, (torch.zeros(3, 5, 4), 0)),

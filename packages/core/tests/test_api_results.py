@@ -21,7 +21,7 @@ from test_cli_dense import FACTS
 from vfm.artifacts import AnnotatedImages
 from vfm.data import write_tar
 from vfm.eval import read_embeddings
-from vfm.models import build_vision, load_clip, save_vision, set_class_names
+from vfm.models import PooledVision, build_vision, load_clip, save_vision, set_class_names, vision_preprocess
 
 WORLD = {"stages": [{"kind": "shapes.classes", "name": "val", "num_samples": 12}]}
 
@@ -167,6 +167,37 @@ def test_images_texts_and_loaded_models_are_embedded(world: Path) -> None:
     assert "<b>blue" not in texts._repr_html_()
 
 
+def test_arrays_generators_and_a_single_image_are_embedded_in_order(world: Path) -> None:
+    files = sorted((world / "flat").glob("*.png"))
+    expected = vfm.embed(world / "clip", files)
+    for given in ((world / "flat" / file.name for file in files), np.array([str(file) for file in files])):
+        found = vfm.embed(world / "clip", given, batch_size=3)
+        assert found.keys == expected.keys
+        assert np.allclose(found.vectors, expected.vectors, atol=1e-6)
+    assert vfm.embed(world / "clip", Image.open(files[1]), device="cpu").keys == ["image 0"]
+    assert vfm.embed(world / "clip", map(Image.open, files), batch_size=3).keys[-1] == f"image {len(files) - 1}"
+    words = ["a red one", "a blue one"]
+    by_words = vfm.embed(world / "clip", texts=words).vectors
+    for given in (iter(words), np.array(words)):
+        assert np.array_equal(vfm.embed(world / "clip", texts=given).vectors, by_words)
+
+
+def test_an_open_image_is_seen_as_its_file(world: Path, tmp_path: Path) -> None:
+    Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(tmp_path / "transparent.png")
+    Image.fromarray(np.full((32, 32), 9000, np.uint16)).save(tmp_path / "grey16.png")
+    for file in tmp_path.iterdir():
+        by_path, by_image = (vfm.embed(world / "clip", [one]).vectors for one in (file, Image.open(file)))
+        assert np.array_equal(by_path, by_image)
+
+
+def test_a_loaded_model_in_training_mode_is_evaluated(world: Path) -> None:
+    module = build_vision("vit_pico_patch8_32", num_classes=7, seed=0, drop_rate=0.5)
+    encoder, image = PooledVision(module.train(), vision_preprocess(module)), world / "flat" / "red.png"
+    first, second = (vfm.predict(encoder, image).scores for _ in range(2))
+    assert torch.equal(first, second)
+    assert module.training
+
+
 def test_predictions_are_those_of_the_command(world: Path) -> None:
     image = world / "flat" / "red.png"
     found = vfm.predict(world / "clip", image, NAMES, top=2)
@@ -220,7 +251,9 @@ def test_objects_and_regions_of_models_with_a_dense_head(world: Path) -> None:
         ),
         (lambda w: vfm.embed(w / "clip"), "embed: give either data (images) or texts"),
         (lambda w: vfm.embed(w / "clip", []), "embed: expected at least one image, got none"),
-        (lambda w: vfm.embed(w / "clip", texts="a text"), "embed: expected a list of texts, got 'a text'"),
+        (lambda w: vfm.embed(w / "clip", texts="a text"), "embed: texts: expected a list, got 'a text'"),
+        (lambda w: vfm.embed(w / "clip", 5), "embed: data: expected a list, got 5"),
+        (lambda w: vfm.embed(w / "clip", ["a"], batch_size=0), "embed: batch_size: must be at least 1, got 0"),
         (lambda w: vfm.embed(w / "classifier", texts=["a"]), "it has no text tower; texts need a CLIP model"),
         (lambda w: vfm.embed(w / "clip", w / "nothing", progress=False), "nothing: no such file or folder"),
         (lambda w: vfm.embed(w / "labeled", w / "flat", progress=False), "expected a model, got a LabeledDataset"),

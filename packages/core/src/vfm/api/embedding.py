@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from PIL import Image
 
 from vfm.api.inputs import (
     AnyImage,
@@ -81,9 +82,9 @@ class Embeddings(Results):
 
 def embed(
     model: AnyModel,
-    data: AnyPath | Artifact | Sequence[AnyImage] | None = None,
+    data: AnyPath | Artifact | AnyImage | Iterable[AnyImage] | None = None,
     *,
-    texts: Sequence[str] | None = None,
+    texts: Iterable[str] | None = None,
     pretrained: str | None = None,
     device: str = "auto",
     batch_size: int = 64,
@@ -97,7 +98,8 @@ def embed(
     Args:
         model: folder or artifact of a checkpoint, an open_clip or timm name, `hf-hub:org/model`, or a loaded model
             (`vfm.models.load_clip`, ...). Videos need a classifier of videos.
-        data: dataset artifact, its folder, a path as `data.pairs` takes it, or a list of images (paths, or PIL).
+        data: dataset artifact, its folder, a path as `data.pairs` takes it, a PIL image, or several images (paths, or
+            PIL).
         texts: texts, for a CLIP model.
         pretrained: tag of an open_clip name, or a file of weights.
         device: auto, cpu, cuda, cuda:1 or mps.
@@ -113,14 +115,17 @@ def embed(
     """
     if (data is None) == (texts is None):
         raise UserError("embed: give either data (images) or texts")
+    if batch_size < 1:
+        raise UserError(f"embed: batch_size: must be at least 1, got {batch_size}")
     memory = _Memory()
     if texts is not None:
-        skipped = _embed_texts(model, texts, memory, pretrained, device, batch_size)
+        skipped = _embed_texts(model, _listed("texts", texts), memory, pretrained, device, batch_size)
     elif isinstance(data, (*PATHS, Artifact)):
         reading = ReadSettings(batch_size, max_bad_fraction)
         _, skipped = write_embeddings(model, data, memory, listener(progress), pretrained, device, reading)
     else:
-        skipped = _embed_images(model, data or (), memory, pretrained, device, batch_size)
+        given = [data] if isinstance(data, Image.Image) else _listed("data", data)
+        skipped = _embed_images(model, given, memory, pretrained, device, batch_size)
     return Embeddings(memory.keys, memory.texts, np.concatenate(memory.parts), full_name(model, pretrained), skipped)
 
 
@@ -160,17 +165,20 @@ def _embed_images(
 ) -> Counter[str]:
     if not images:
         raise UserError("embed: expected at least one image, got none")
-    opened, names = read_images(images), image_names(images)
-    vectors = open_encoder(model, pretrained, open_device(device)).encode_images(opened, batch_size).numpy()
-    check_finite(vectors, full_name(model, pretrained), names)
-    writer.write(names, [None] * len(names), vectors)
+    encoder = open_encoder(model, pretrained, open_device(device))
+    for start in range(0, len(images), batch_size):  # of all files, the pixels of one batch are in memory
+        batch = images[start : start + batch_size]
+        vectors = encoder.encode_images(read_images(batch), batch_size).numpy()
+        names = image_names(batch, start)
+        check_finite(vectors, full_name(model, pretrained), names)
+        writer.write(names, [None] * len(names), vectors)
     return Counter()
 
 
 def _embed_texts(
     model: AnyModel, texts: Sequence[str], writer: Writer, pretrained: str | None, device: str, batch_size: int
 ) -> Counter[str]:
-    if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
+    if not texts or not all(isinstance(text, str) for text in texts):
         raise UserError(f"embed: expected a list of texts, got {texts!r:.60}")
     encoder = open_encoder(model, pretrained, open_device(device))
     if isinstance(encoder, PooledVision):
@@ -179,6 +187,13 @@ def _embed_texts(
     check_finite(vectors, full_name(model, pretrained), list(texts))
     writer.write(list(texts), list(texts), vectors)
     return Counter()
+
+
+def _listed(what: str, given: Any) -> list[Any]:
+    """Return what a user gives as a list: also an array, a column of a data frame, or a generator."""
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise UserError(f"embed: {what}: expected a list, got {given!r:.60}")
+    return list(given)
 
 
 @dataclass

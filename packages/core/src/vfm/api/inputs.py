@@ -16,6 +16,7 @@ from vfm.api.paths import PATHS, AnyPath, as_place
 from vfm.artifacts import FACTS_FILE, Artifact, ClipCheckpoint, ImageDataset, VisionCheckpoint
 from vfm.config import UserError
 from vfm.data import BadSample, DatasetSpec, Source, decode_image, open_dataset
+from vfm.data.images import to_rgb
 from vfm.data.indexing import Indexing
 from vfm.data.layout import find_layout
 from vfm.eval import load_encoder
@@ -112,7 +113,7 @@ def read_images(images: Sequence[AnyImage]) -> list[Image.Image]:
     found = []
     for given in images:
         if isinstance(given, Image.Image):
-            found.append(given.convert("RGB"))
+            found.append(to_rgb(given))
             continue
         if not isinstance(given, PATHS):
             raise UserError(f"expected an image or the path of one, got a {type(given).__name__}")
@@ -126,9 +127,9 @@ def read_images(images: Sequence[AnyImage]) -> list[Image.Image]:
     return found
 
 
-def image_names(images: Sequence[AnyImage]) -> list[str]:
-    """Return a name for each image: its path, or its place among the images."""
-    return [f"image {at}" if isinstance(one, Image.Image) else os.fspath(one) for at, one in enumerate(images)]
+def image_names(images: Sequence[AnyImage], start: int = 0) -> list[str]:
+    """Return a name for each image: its path, or its place among the images, the first of which is at `start`."""
+    return [f"image {at}" if isinstance(one, Image.Image) else os.fspath(one) for at, one in enumerate(images, start)]
 
 
 def read_classes(classes: AnyPath | Sequence[str]) -> list[str]:

@@ -74,18 +74,23 @@ def decode_pixels(data: bytes, opened: Image.Image, where: str) -> NDArray[np.ui
     return np.asarray(_decoded(opened, where)) if pixels is None else pixels
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return an image as RGB; transparent pixels become white, 16-bit greys become 8-bit."""
+    image.load()
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
 def _decoded(image: Image.Image, where: str) -> Image.Image:
     """Decode an opened image by Pillow."""
     try:
-        image.load()
-        if image.mode == "RGB" and "transparency" not in image.info:
-            return image
-        if image.mode.startswith("I;16"):
-            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-        if image.has_transparency_data:
-            rgba = image.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-        return image.convert("RGB")
+        return to_rgb(image)
     except Exception:  # a truncated or damaged image may fail in any way
         raise BadSample("unreadable_image", where) from None
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from vfm.config import UserError
+from vfm.data.images import to_rgb
 from vfm.data.transforms import to_tensor
 
 EXPECTED = "expected tensors, arrays, numbers, images or texts, in a dict, a tuple or a dataclass"
@@ -35,9 +36,11 @@ def _converted(value: Any, where: str) -> Any:
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         return torch.from_numpy(value.copy())  # a copy: torch warns of arrays that cannot be written
     if isinstance(value, bool | int | float | np.bool_ | np.integer | np.floating):
-        return torch.tensor(value if isinstance(value, bool | int | float) else value.item())
+        return torch.tensor(value.item() if isinstance(value, np.generic) else value)
     if isinstance(value, Image.Image):
-        return to_tensor(value.convert("RGB")).float() / 255
+        if value.mode in ("I", "F"):  # depths or counts, which the conversion to RGB would cut off at 255
+            raise UserError(f"{where}: expected an image of 8 or 16 bits, got one of mode {value.mode}; give an array")
+        return to_tensor(to_rgb(value)).float() / 255
     if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
         return value  # texts: the captions of a sample, or a text of each sample of a batch
     if isinstance(value, Mapping):

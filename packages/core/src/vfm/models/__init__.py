@@ -9,14 +9,13 @@ from vfm.models.clip import (
     ClipModel,
     blueprint,
     build_clip,
-    eval_mode,
     load_clip,
     open_clip_incompatibility,
     save_clip,
 )
 from vfm.models.clip_config import clip_weights_file, get_clip_config, read_clip_config
 from vfm.models.clip_import import import_clip
-from vfm.models.encoders import EncoderPrecision, ImageEncoder, PooledVision, TextImageEncoder
+from vfm.models.encoders import EncoderPrecision, ImageEncoder, PooledVision, TextImageEncoder, eval_mode
 from vfm.models.eva_layouts import to_timm
 from vfm.models.export_formats import find_format, open_model
 from vfm.models.generator_import import denoiser_folder, import_generator

@@ -5,8 +5,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +30,7 @@ from vfm.models.clip_config import (
     read_clip_config,
 )
 from vfm.models.clip_module import build_module, load_weights, plain_config, set_image_size
-from vfm.models.encoders import EncoderPrecision, autocast_encoder
+from vfm.models.encoders import EncoderPrecision, autocast_encoder, eval_mode
 from vfm.models.preprocess import Preprocess
 from vfm.models.text import build_tokenizer, check_tokenizer, encode_unpadded
 from vfm.models.weights import save_state_dict
@@ -255,15 +254,3 @@ def open_clip_incompatibility(model: ClipModel) -> str:
         f"{model.name}: vfm can load this checkpoint, open_clip itself cannot: it builds {encoder} only at the size in"
         f" its name, and timm has no equal encoder for {size} pixels"
     )
-
-
-@contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Set evaluation mode inside the block, and restore the mode of every submodule after it."""
-    training = [submodule for submodule in module.modules() if submodule.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for submodule in training:
-            submodule.training = True

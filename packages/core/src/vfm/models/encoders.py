@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -42,6 +43,18 @@ class TextImageEncoder(ImageEncoder, Protocol):
         ...
 
 
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Set evaluation mode inside the block, and restore the mode of every submodule after it."""
+    training = [submodule for submodule in module.modules() if submodule.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for submodule in training:
+            submodule.training = True
+
+
 @dataclass(frozen=True)
 class PooledVision:
     """A timm model as an encoder: its pooled features before the head, and the logits of its head.
@@ -76,7 +89,7 @@ class PooledVision:
     ) -> Tensor:
         device = next(self.module.parameters()).device
         parts = []
-        with torch.inference_mode(), autocast_encoder(self.precision, device):
+        with eval_mode(self.module), torch.inference_mode(), autocast_encoder(self.precision, device):
             for start in range(0, len(images), batch_size):
                 pixels = self.preprocess.inputs(images[start : start + batch_size], device)  # (B, 3, H, W)
                 parts.append(forward(pixels).cpu())

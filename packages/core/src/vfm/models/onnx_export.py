@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfm.config import UserError
-from vfm.models.clip import ClipModel, eval_mode
+from vfm.models.clip import ClipModel
+from vfm.models.encoders import eval_mode
 from vfm.models.model_sources import first_line
 from vfm.models.vision import vision_preprocess
 
