@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 from PIL import Image
 
 from vfm.data.annotated import encode_mask
 from vfm.data.annotated.panels import palette
+from vfm.eval.dense_panels import with_legend
 from vfm.eval.object_drawing import SHOWN_SIDE, draw_objects
 
 NAMES = ["person", "a class with a very long name"]
@@ -50,3 +53,16 @@ def test_names_are_whole_at_every_edge() -> None:
         widths.add(int(coloured.sum(axis=1).max()))
     assert len(widths) == 1
     assert 150 < widths.pop() < SHOWN_SIDE
+
+
+def test_a_legend_has_the_colour_of_each_class_and_breaks_lines() -> None:
+    names = [f"class number {number}" for number in range(12)]
+    source = SimpleNamespace(dataset=SimpleNamespace(class_names=names))
+    sheet = Image.new("RGB", (300, 40), (1, 2, 3))
+    labels = np.array([-1, 0, 3, 4, 7, 11])
+    shown = np.asarray(with_legend(sheet, labels, source, palette(12)))  # type: ignore[arg-type]
+    assert shown.shape[1] == 300
+    assert (shown[:40] == (1, 2, 3)).all()
+    found = {tuple(colour) for colour in shown[40:].reshape(-1, 3).tolist()}
+    expected = {label: tuple(palette(12)[label].tolist()) in found for label in range(12)}
+    assert [label for label, there in expected.items() if there] == [0, 3, 4, 7, 11]

@@ -8,16 +8,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from vfm.data.annotated import AnnotatedSource
 from vfm.data.annotated.panels import overlay, palette
+from vfm.eval.picture_text import text_size, write_name
 from vfm.panels import ImagesPanel, Picture
 from vfm.stage import Context
 
 NUM_PICTURES = 8
 SIDE = 224
 GAP = 6
+LEGEND_TEXT = 14  # pixels
 
 
 def add_map_panels(
@@ -35,7 +37,8 @@ def add_map_panels(
     for place in np.argsort(shares, kind="stable")[:NUM_PICTURES].tolist():
         picture = source.picture(numbers[place])
         maps = [truth[place], *(found[place] for found in predicted.values())]
-        shown = join([picture, *(overlay(picture, one, colours) for one in maps)])
+        sheet = join([picture, *(overlay(picture, one, colours) for one in maps)])
+        shown = with_legend(sheet, np.unique(np.concatenate([one.ravel() for one in maps])), source, colours)
         file = f"panels/map-{len(pictures)}.jpg"
         (ctx.directory / "panels").mkdir(parents=True, exist_ok=True)
         shown.save(ctx.directory / file, quality=90)
@@ -44,12 +47,34 @@ def add_map_panels(
     ctx.panel(
         ImagesPanel(
             title="Worst pictures",
-            note=f"Each picture, its labels, and the maps of {names}; by the share of right pixels of the first model.",
+            note=f"Each picture, its labels, and the maps of {names}, with the classes in them; by the share of right"
+            " pixels of the first model.",
             order=40,
             pictures=pictures,
             width=(2 + len(predicted)) * 160,
         )
     )
+
+
+def with_legend(
+    sheet: Image.Image, labels: NDArray[np.integer], source: AnnotatedSource, colours: NDArray[np.uint8]
+) -> Image.Image:
+    """Return a picture with the names of some classes below it, on their colours; negative labels have none."""
+    font, pen = ImageFont.load_default(size=LEGEND_TEXT), ImageDraw.Draw(sheet)
+    places: list[tuple[int, int, int]] = []
+    x, y, line = 0, sheet.height + GAP, 0
+    for label in labels[labels >= 0].tolist():
+        width, height = text_size(pen, source.dataset.class_names[label], font)
+        if x and x + width > sheet.width:
+            x, y = 0, y + line + GAP
+        places.append((label, x, y))
+        x, line = x + width + GAP, max(line, height)
+    whole = Image.new("RGB", (sheet.width, y + line + 1), "white")
+    whole.paste(sheet)
+    pen = ImageDraw.Draw(whole)
+    for label, x, y in places:
+        write_name(pen, (x, y), source.dataset.class_names[label], colours[label], font)
+    return whole
 
 
 def share_right(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> float:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vfm.data.annotated import decode_mask
 from vfm.data.annotated.panels import overlay, palette
 from vfm.eval.dense_panels import whole_factor
+from vfm.eval.picture_text import Font, text_size, write_name
 
 SHOWN_SIDE = 320
 SMALLEST_TEXT = 10  # pixels
@@ -86,13 +86,10 @@ def _write(
     box: NDArray[np.float64],
     text: str,
     colour: NDArray[np.uint8],
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    font: Font,
 ) -> None:
-    """Write a name on a ground of the box' colour: above the box where there is room, else in it, and never cut off."""
-    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
-    width, height = math.ceil(right) + 2, math.ceil(bottom - top) + 4
+    """Write a name above a box where there is room, else in it, and never cut off."""
+    width, height = text_size(pen, text, font)
     x = max(0, min(int(box[0]), size[0] - width - 1))
     y = int(box[1]) - height if box[1] >= height else 0
-    pen.rectangle((x, y, x + width, y + height), fill=tuple(colour.tolist()))
-    bright = float(colour @ np.array([0.299, 0.587, 0.114])) > 128
-    pen.text((x + 1 - left, y + 2 - top), text, fill="black" if bright else "white", font=font)
+    write_name(pen, (x, y), text, colour, font)
