@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from train_toy import Regression, Samples, plan, train
+from vfm.panels import load_panels
 from vfm.stage import Context
 from vfm.train.curves import Curves
 from vfm.train.dist import World
@@ -96,6 +97,19 @@ def test_before_a_skipped_log_step_the_last_step_that_is_taken_has_the_metric(tm
     train(tmp_path / "cut", settings)
     logs = [(tmp_path / name / "part" / "metrics.jsonl").read_bytes() for name in ("whole", "cut")]
     assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize("skipped", [4, 8])
+def test_a_line_without_the_step_that_was_to_give_a_metric_has_none(tmp_path, skipped):
+    settings = {"steps": 12, "log_every": 4, "checkpoint": {"every_steps": 1}}
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, plan(**settings), data=Samples(stop=skipped - 1))
+    train(tmp_path, plan(**settings, skip_steps=[skipped]))
+    power = {line["step"]: line.get("train/power") for line in lines(tmp_path)}
+    assert [step for step, value in power.items() if value is None] == [skipped]
+    assert None not in column(tmp_path, "loss")
+    (chart,) = (panel for panel in load_panels(tmp_path / "part") if panel.title == "Power")
+    assert dict(zip(chart.series[0].x, chart.series[0].y, strict=True)) == power
 
 
 def test_sums_of_a_checkpoint_of_an_older_version_are_left_out(tmp_path):

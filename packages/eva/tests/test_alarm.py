@@ -124,3 +124,10 @@ def test_a_training_that_learns_raises_no_warning(tmp_path, pool, teacher):
 def test_a_training_that_learns_nothing_raises_a_warning(tmp_path, pool, teacher, fault, line):
     (message,) = run_and_listen(tmp_path, pool, teacher, **fault)
     assert line in message
+
+
+def test_a_line_without_the_metrics_of_log_steps_is_not_judged(tmp_path):
+    events: list[Event] = []
+    alarm = alarm_of(stage(steps=500), context(tmp_path, events.append))
+    alarm(Event("metrics", "eva", {"step": 200, "values": {"train/loss": 0.0}}))
+    assert [event.type for event in events] == ["metrics"]

@@ -42,7 +42,9 @@ class PretrainAlarm(Alarm):
     def check(self, step: int, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """Yield at most one problem."""
         end = f"_{self.teacher}" if self.teacher else ""
-        loss, constant, mutual = (values[f"train/{name}{end}"] for name in ("loss", "constant_loss", "mutual_cosine"))
+        loss, constant, mutual = (
+            values.get(f"train/{name}{end}") for name in ("loss", "constant_loss", "mutual_cosine")
+        )
         if constant is not None:
             self.lines += 1
             self.mean_constant += (constant - self.mean_constant) / self.lines

@@ -35,13 +35,15 @@ MAX_POINTS = 2000  # of a drawn curve
 class Curves:
     """Metrics as means over the steps since the last log line; each over those steps that gave it.
 
-    So a metric that is computed at log steps only (`Task.is_log_step`) has the value of the last step.
+    So a metric that is computed at log steps only (`Task.is_log_step`) has the value of the last step. A line has all
+    names of earlier ones, with None for a metric that no step has given: a resumed training may have another
+    `log_every`, or skip the step at which the metric was due.
     """
 
     def __init__(self, ctx: Context, plan: Training, world: World, throughput: Throughput) -> None:
         self.ctx, self.plan, self.world, self.throughput = ctx, plan, world, throughput
         self.file = ctx.work / METRICS_FILE
-        self.names: list[str] = []  # in the last line
+        self.names: list[str] = []  # in the lines so far
         self.sums: dict[tuple[str, ...], tuple[Tensor, int]] = {}  # by what a step gave: the sum, and of how many steps
         self.waited = 0.0  # seconds without data since the last log line
         self.restart_clock()
@@ -65,18 +67,12 @@ class Curves:
         self._steps += 1
 
     def write(self, step: int, lr: float) -> None:
-        """Read the means, append a line, and send them to the listeners.
-
-        Raises:
-            ValueError: the metrics are not those of the last line.
-        """
+        """Read the means, append a line, and send them to the listeners."""
         if not self.sums:  # all steps since the last line were skipped (`skip_steps`)
             return
         means = self._means()
-        if self.names and sorted(self.names) != list(means):
-            raise ValueError(f"expected the same metrics in every line: {self.names}, got {list(means)}")
-        self.names, self.sums = list(means), {}
-        values = {_key(name): mean if math.isfinite(mean) else None for name, mean in means.items()}
+        self.names, self.sums = sorted({*self.names, *means}), {}
+        values = {_key(name): _finite(means.get(name)) for name in self.names}
         values["train/lr"] = lr
         samples = step * self.plan.global_batch_size
         speed = self._speed()
@@ -88,13 +84,13 @@ class Curves:
         self.ctx.progress(step, self.plan.num_steps, **shown)
 
     def _means(self) -> dict[str, float]:
-        """Return the mean of each metric, ordered by name."""
+        """Return the mean of each metric."""
         totals, counts = Counter[str](), Counter[str]()
         for names, (total, count) in self.sums.items():
             for name, value in zip(names, total.tolist(), strict=True):
                 totals[name] += value
                 counts[name] += count
-        return {name: totals[name] / counts[name] for name in sorted(totals)}
+        return {name: totals[name] / counts[name] for name in totals}
 
     def write_scores(self, step: int, evaluation: Evaluation, scores: Mapping[str, float]) -> dict[str, float]:
         """Append an evaluation's scores, send them to the listeners, and return them by the log's names."""
@@ -192,7 +188,7 @@ def _score_charts(lines: list[dict[str, Any]]) -> list[LinesPanel]:
 
 
 def _values(rows: list[dict[str, Any]]) -> list[str]:
-    return [name for name in (rows[0] if rows else {}) if "/" in name]
+    return [name for name in dict.fromkeys(name for row in rows for name in row) if "/" in name]
 
 
 def _families(names: list[str]) -> dict[str, list[str]]:
@@ -205,7 +201,7 @@ def _families(names: list[str]) -> dict[str, list[str]]:
 
 
 def _chart(rows: list[dict[str, Any]], title: str, order: int, names: list[str], note: str) -> LinesPanel:
-    curves = {name: [row[name] for row in rows] for name in names}
+    curves = {name: [row.get(name) for row in rows] for name in names}
     # A loss with one part is logged twice, as the whole and as the part: one curve is enough.
     distinct = {
         name: y for name, y in curves.items() if y not in [curves[other] for other in names[: names.index(name)]]
@@ -223,6 +219,10 @@ def memory_gib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _key(name: str) -> str:
