@@ -78,6 +78,7 @@ def test_a_step_that_is_not_finite_stops_the_training_before_it_is_taken(tmp_pat
             {"betas": 0.9},
             r"optimizer: muon cannot take a step with these settings: cannot unpack non-iterable float",
         ),
+        ("adafactorbv", {"momentum_dtype": "half"}, "optimizer.options: timm's adafactorbv: half dtype not supported"),
         ("lars", {"eps": "small"}, r"optimizer: lars cannot take a step with these settings: unsupported operand"),
     ],
 )

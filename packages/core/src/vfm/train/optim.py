@@ -47,7 +47,7 @@ def build_timm(config: TimmOptimizer, groups: Groups, lr: float) -> torch.optim.
     """
     try:
         made: torch.optim.Optimizer = create_optimizer_v2(groups, config.algorithm, lr=lr, **config.options)
-    except (IndexError, TypeError, ValueError) as error:
+    except (AssertionError, IndexError, TypeError, ValueError) as error:
         raise UserError(f"optimizer.options: timm's {config.algorithm}: {error}") from None
     return made
 
@@ -65,7 +65,7 @@ def check_optimizer(config: Optimizer) -> None:
         param.grad = torch.ones_like(param)
     try:
         step_if_finite(optimizer, torch.zeros(()))
-    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"optimizer: {config.algorithm_name} cannot take a step with these settings: {error}") from None
 
 
