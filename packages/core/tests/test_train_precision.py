@@ -10,6 +10,8 @@ from torch import nn
 
 from train_toy import Regression, Samples, plan, train
 from vfm.config import UserError
+from vfm.stage import Runtime
+from vfm.train.dist import distributed, tf32
 from vfm.train.precision import FullWeights, LossScale, Numerics, resolve_precision
 
 CPU = torch.device("cpu")
@@ -97,3 +99,14 @@ def test_fp16_halves_its_factor_instead_of_stopping_and_still_stops_at_a_nan(tmp
     assert float(numerics.skips(torch.zeros(()), torch.tensor(1.0))) == 0.0
     with pytest.raises(UserError, match="the loss is not finite at step 3"):
         train(tmp_path, plan(precision="amp_fp16"), data=Samples(nan=(2, 1)))
+
+
+def test_only_trainings_round_fp32_products_to_tf32(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    with distributed(Runtime(device="cuda")) as world:  # as evaluations do
+        assert torch.get_float32_matmul_precision() == "highest"
+        with tf32(world.device):
+            assert torch.get_float32_matmul_precision() == "high"
+        assert torch.get_float32_matmul_precision() == "highest"

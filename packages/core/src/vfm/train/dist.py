@@ -125,7 +125,6 @@ def distributed(runtime: Runtime) -> Iterator[World]:
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")  # TF32: what stays in fp32 under bf16 (losses) runs on tensor cores
     opened = size > 1 and not dist.is_initialized()
     if opened:
         backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
@@ -150,6 +149,21 @@ def seed_everything(seed: int, step: int, micro_batch: int, rank: int) -> None:
     """
     state = np.random.SeedSequence([seed % 2**64, step, micro_batch, rank]).generate_state(1, np.uint64)
     torch.manual_seed(int(state[0]))
+
+
+@contextmanager
+def tf32(device: torch.device) -> Iterator[None]:
+    """Multiply fp32 matrices in TF32 on CUDA devices: what stays in fp32 under bf16 (losses) runs on tensor cores.
+
+    Evaluations of fp32 models keep all bits.
+    """
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager
