@@ -25,23 +25,17 @@ _sharing: ContextVar[World | None] = ContextVar("sharing", default=None)
 def sharing(world: World) -> Iterator[None]:
     """Share batches among all processes within the context, which all of them enter with equal models and data.
 
-    All leave it at the same time, also those that have left the rest to the first.
+    No process waits at its end: the first one may score for hours, longer than a collective operation may take.
     """
-    left: LeftToFirst | None = None
     token = _sharing.set(world if world.size > 1 else None)
     try:
         yield
-    except LeftToFirst as leaving:
-        left = leaving
     finally:
         _sharing.reset(token)
-    world.barrier()
-    if left:
-        raise left
 
 
 def leave_to_first() -> None:
-    """Go on in the first process only, once all batches are computed; it alone scores and writes.
+    """Go on in the first process only, once all batches are computed; it alone scores and writes, and shares no more.
 
     Raises:
         LeftToFirst: in the others.
@@ -49,6 +43,7 @@ def leave_to_first() -> None:
     world = _sharing.get()
     if world and not world.is_main:
         raise LeftToFirst
+    _sharing.set(None)
 
 
 def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

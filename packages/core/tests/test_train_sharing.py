@@ -1,0 +1,53 @@
+"""The first process goes on alone with an evaluation that the others have left to it, and they do not wait for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from train_toy import fork
+from vfm.stage import LeftToFirst, Runtime
+from vfm.train import distributed
+from vfm.train.sharing import leave_to_first, of_all, own_share, sharing
+
+
+def evaluate(folder: Path) -> None:
+    """Square six numbers together, then in the first process alone, until the other one has gone on."""
+    with distributed(Runtime(device="cpu")) as world:
+        with suppress(LeftToFirst), sharing(world):
+            together = list(of_all(n * n for n in own_share(range(6))))
+            leave_to_first()
+            alone = list(of_all(n * n for n in own_share(range(6))))
+            end = time.monotonic() + 30
+            while not (folder / "gone").exists() and time.monotonic() < end:
+                time.sleep(0.01)
+            waited = not (folder / "gone").exists()
+            (folder / "found.json").write_text(json.dumps([together, alone, waited]))
+        if not world.is_main:
+            (folder / "gone").touch()
+
+
+def test_the_first_process_computes_alone_what_follows_and_the_other_goes_on(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, __file__, str(tmp_path)],
+        env={**os.environ, **group}, stderr=subprocess.PIPE, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    squares = [n * n for n in range(6)]
+    assert json.loads((tmp_path / "found.json").read_text()) == [squares, squares, False]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    fork(2, lambda: evaluate(Path(sys.argv[1])))
