@@ -80,7 +80,8 @@ class Results(ABC):
         return f"<{type(self).__name__}: {visible(self.title)}>"
 
     def __str__(self) -> str:
-        console = TerminalConsole(file=io.StringIO(), width=WIDTH, color_system=None)
+        # A console in a notebook would draw there, and leave the text empty.
+        console = TerminalConsole(file=io.StringIO(), width=WIDTH, color_system=None, force_jupyter=False)
         for table in self.shown():
             console.print(table)
         assert isinstance(console.file, io.StringIO)

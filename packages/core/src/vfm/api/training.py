@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from pydantic import ValidationError
 from torch import nn
 
@@ -19,6 +20,7 @@ from vfm.api.results import MAX_ROWS, Results, as_table, skipped_note
 from vfm.api.training_data import batch_size, training_data
 from vfm.api.training_folder import open_folder, recorded
 from vfm.config import UserError, error_lines, load_function
+from vfm.data.torch_dataset import seeded
 from vfm.flow.listeners import number
 from vfm.incidental import decisive_settings
 from vfm.interfaces import Training
@@ -111,7 +113,8 @@ def fit(
     reads the batches so far again.
 
     Args:
-        task: a module together with `loss`, or a `vfm.train.Task`, which has its own. It is trained in place.
+        task: a module together with `loss`, or a `vfm.train.Task`, which has its own. It is trained in place. Parts
+            without a trained parameter that are in evaluation mode stay in it.
         data: a map-style Dataset (or list) of dicts, tuples such as (image, label), or dataclasses; their tensors,
             arrays, numbers and PIL images are stacked, (B, ...), and texts are lists. Or a DataLoader, or another
             iterable of such batches that can be iterated again.
@@ -135,7 +138,7 @@ def fit(
         UserError: a setting is wrong; a sample or the loss is not as expected or not finite; or the folder holds
             another training.
     """
-    trained = _task(task, loss)
+    trained = _task(task, loss, seed)
     size = batch_size(data, global_batch_size, settings.get("micro_batch_size"))
     given = {"steps": steps, "lr": lr, "seed": seed, **({} if size is None else {"global_batch_size": size})}
     config = _config({**settings, **given}, {"device": device, "workers": workers})
@@ -144,9 +147,11 @@ def fit(
     with open_folder(folder) as place, shown_by(shown, "fit", place, place / CHECKPOINTS, inputs) as ctx:
         batches, facts = training_data(data, config, ctx.log)
         weights = {name: list(value.shape) for name, value in trained.state_dict().items()}
-        record = {"settings": decisive_settings(config), "weights": weights, "data": facts}
+        frozen = {name: True for name, param in trained.named_parameters() if not param.requires_grad}
+        record = {"settings": decisive_settings(config), "weights": weights, "frozen": frozen, "data": facts}
         with recorded(place, record, ctx.log) if is_main() else nullcontext():
-            run_loop(trained, batches, config, ctx)
+            with _restored_generators(seed):
+                run_loop(trained, batches, config, ctx)
             model = (trained.model if isinstance(trained, ModuleTask) else trained).eval()
             if is_main():
                 save_state_dict(model.state_dict(), place / WEIGHTS)
@@ -154,7 +159,15 @@ def fit(
     return Fit(model, metrics, None if folder is None else Path(folder), ctx.bad)
 
 
-def _task(task: Task[Any] | nn.Module, loss: LossFunction | None) -> Task[Any]:
+@contextmanager
+def _restored_generators(seed: int) -> Iterator[None]:
+    """Restore the caller's generators, which the loop seeds: models made after two trainings would be equal."""
+    gpus = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with seeded(seed), torch.random.fork_rng(gpus):
+        yield
+
+
+def _task(task: Task[Any] | nn.Module, loss: LossFunction | None, seed: int) -> Task[Any]:
     if isinstance(task, nn.Module) and not any(param.requires_grad for param in task.parameters()):
         raise UserError(f"fit: {type(task).__name__} has no parameter to train: none has requires_grad")
     if isinstance(task, Task):
@@ -165,7 +178,7 @@ def _task(task: Task[Any] | nn.Module, loss: LossFunction | None) -> Task[Any]:
         raise UserError(f"fit: expected a module or a vfm.train.Task, got a {type(task).__name__}")
     if not callable(loss):
         raise UserError(f"fit: {type(task).__name__} is no vfm.train.Task: give loss, a function of (model, batch)")
-    return ModuleTask(task, loss)
+    return ModuleTask(task, loss, seed)
 
 
 def _config(settings: Mapping[str, Any], runtime: Mapping[str, Any]) -> Settings:

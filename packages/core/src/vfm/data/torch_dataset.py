@@ -14,10 +14,10 @@ import torch
 
 from vfm.config import UserError
 from vfm.data.batch import Batch, SampleDraw
-from vfm.data.loader import Reader, TrainingData, read_batches
+from vfm.data.loader import MAX_TRIES, Reader, TrainingData, read_batches
 from vfm.data.order import SameEpochs, SampleOrder
 from vfm.data.plain_values import as_tensors, check_layout, layout_of
-from vfm.data.sample import Sample
+from vfm.data.sample import BadSample, Sample
 from vfm.interfaces import Training
 
 
@@ -75,7 +75,7 @@ class ReadItem:
     """Reads an item with all global generators seeded by its draw, and checks that it is like the first one."""
 
     dataset: Any
-    name: str
+    first: str
     layout: dict[str, str]
 
     def __call__(self, sample: Sample, draw: SampleDraw, /) -> Any:
@@ -86,7 +86,7 @@ class ReadItem:
         """
         with seeded(draw.seed):
             made = as_tensors(self.dataset[draw.index], sample.key)
-        check_layout(made, self.layout, sample.key, f"{self.name}[0]")
+        check_layout(made, self.layout, sample.key, self.first)
         return made
 
 
@@ -115,6 +115,13 @@ def dataset_data(dataset: Any, config: Training) -> tuple[TrainingData[Any], dic
     name = type(dataset).__name__
     if not len(dataset):
         raise UserError(f"{name}: expected at least one sample, got an empty dataset")
-    with seeded(SampleDraw.of(config.seed, 0, 0).seed):
-        layout = layout_of(as_tensors(dataset[0], f"{name}[0]"))
-    return DatasetData.of(config, DatasetSamples(name, len(dataset)), ReadItem(dataset, name, layout)), layout
+    for index in range(min(len(dataset), MAX_TRIES)):  # the first that can be read
+        try:
+            with seeded(SampleDraw.of(config.seed, 0, index).seed):
+                layout = layout_of(as_tensors(dataset[index], f"{name}[{index}]"))
+        except BadSample as error:
+            bad = error
+            continue
+        read = ReadItem(dataset, f"{name}[{index}]", layout)
+        return DatasetData.of(config, DatasetSamples(name, len(dataset)), read), layout
+    raise UserError(f"{name}: no sample can be read; the last is {bad}")

@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vfm.config import UserError
+from vfm.data.batch import SampleDraw
 from vfm.train.task import Metrics, Task
 
 LossFunction = Callable[[Any, Any], Tensor | tuple[Tensor, Mapping[str, Tensor | float]]]
 """`loss(model, batch)` returns a scalar, or a scalar and other metrics by name."""
+RESERVED = ("grad_norm", "lr")  # metrics that every training has
 
 
 class ModuleTask(Task[Any]):
     """A module that is trained by a loss function.
 
+    Parts without a trained parameter that are in evaluation mode stay in it: a frozen backbone keeps its batch
+    statistics, and has no dropout.
+
     Attributes:
         model: the module.
         loss: `loss(model, batch)`; a module's own parameters are trained too.
+        seed: of what the loss draws from the generators of Python and NumPy, as Mixup does.
     """
 
-    def __init__(self, model: nn.Module, loss: LossFunction) -> None:
+    def __init__(self, model: nn.Module, loss: LossFunction, seed: int = 0) -> None:
         super().__init__()
-        self.model, self.loss = model, loss
+        self.model, self.loss, self.seed = model, loss, seed
+        self.fixed = [part for part in model.modules() if _is_fixed(part)]
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all parts but the fixed ones."""
+        super().train(mode)
+        for part in self.fixed:
+            part.eval()
+        return self
+
+    def before_step(self, step: int) -> None:
+        """Seed the generators of Python and NumPy, as the loop seeds torch's."""
+        seed = SampleDraw.of(self.seed, step, -1).seed
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
 
     def forward(self, inputs: Any) -> tuple[Tensor, Metrics]:
         """Return the loss of one micro-batch, and its metrics.
@@ -47,10 +69,17 @@ class ModuleTask(Task[Any]):
         return self.model
 
 
+def _is_fixed(part: nn.Module) -> bool:
+    params = list(part.parameters())
+    return bool(params) and not part.training and not any(param.requires_grad for param in params)
+
+
 def _scalar(name: str, value: Tensor | float, device: torch.device) -> Tensor:
+    if name in RESERVED:
+        raise UserError(f"loss: metric {name!r}: the training logs its own; give another name")
     if isinstance(value, Tensor) and not value.ndim:
-        return value.detach()
-    if isinstance(value, int | float):
+        return value.detach().to(device)
+    if isinstance(value, int | float | np.number):
         return torch.tensor(float(value), device=device)
     got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
     raise UserError(f"loss: metric {name!r}: expected a number, got {got}")
