@@ -100,6 +100,19 @@ def test_a_wrong_recipe_is_one_line(toys: Path, call: Callable[[], Any], line: s
     assert "\n" not in str(caught.value)
 
 
+def test_a_call_that_a_worker_repeats_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        "import multiprocessing, vfm\n"
+        "if __name__ == '__main__':\n"
+        "    child = multiprocessing.get_context('spawn').Process(target=print)\n"
+        "    child.start(), child.join()\n"
+        "else:\n"
+        "    vfm.run('nothing.yaml')\n"
+    )
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert "vfm.run: workers import the script: put its calls below `if __name__ == '__main__':`" in done.stderr
+
+
 def test_nothing_is_printed_without_progress(toys: Path, capfd: pytest.CaptureFixture[str]) -> None:  # noqa: F811
     vfm.run("r.yaml", progress=False)
     assert capfd.readouterr() == ("", "")

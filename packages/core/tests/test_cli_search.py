@@ -91,6 +91,7 @@ def test_an_index_keeps_where_its_pictures_are_without_credentials(
 @pytest.mark.parametrize(
     ("words", "line"),
     [
+        (["search", "red " * 100, "--index", "encoder.parquet"], "has no text tower to search by words"),
         (["search", "red", "--index", "none.parquet"], "none.parquet: no such file; make one with vfm embed"),
         (["search", "red", "--index", "encoder.parquet"], "has no text tower to search by words"),
         (["search", "red", "--index", "clip.parquet", "--out", "a.gif"], "--out a.gif: expected a .png file, got .gif"),

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from vfm.api.paths import PATHS, AnyPath, as_place
 from vfm.api.progress import listener
-from vfm.api.runs import Run, run_loaded, text_recipe
+from vfm.api.runs import Run, check_not_a_worker, run_loaded, text_recipe
 from vfm.artifacts import Artifact
 from vfm.config import UserError
 from vfm.flow.evaluation.request import SUMMARY, EvaluationRequest, requested_recipe
@@ -75,6 +75,7 @@ def evaluate(
     Raises:
         UserError: there is no such model, dataset or task, or nothing fits.
     """
+    check_not_a_worker("vfm.evaluate")
     manager = load_plugins()
     known = stage_types(manager)
     request = EvaluationRequest(

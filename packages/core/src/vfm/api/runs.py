@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -143,6 +144,7 @@ def run(
     Raises:
         UserError: one line for each mistake in the recipe; or a stage reported one.
     """
+    check_not_a_worker("vfm.run")
     manager = load_plugins()
     known = stage_types(manager)
     if isinstance(recipe, Mapping):
@@ -151,6 +153,17 @@ def run(
     else:
         loaded = load_recipe(as_place(recipe), known, overrides(set))
     return run_loaded(manager, loaded, Path(store), listener(progress), fresh=fresh, track=track)
+
+
+def check_not_a_worker(call: str) -> None:
+    """Check that no worker process is importing the script: the call would run again there, and wait for itself.
+
+    Raises:
+        UserError: one is.
+    """
+    imported = sys.modules.get("__mp_main__")  # the script, which multiprocessing makes `__main__` once it is imported
+    if imported is not None and imported is not sys.modules["__main__"]:
+        raise UserError(f"{call}: workers import the script: put its calls below `if __name__ == '__main__':`")
 
 
 def run_loaded(manager: pluggy.PluginManager, recipe: Recipe, store: Path, shown: Listener, **options: Any) -> Run:

@@ -120,7 +120,7 @@ def kept_place(data: str) -> str:
 
 def _model_of(known: Embeddings, index: Path) -> tuple[str, str | None]:
     """Return the name and the tag of the model that made an index."""
-    if not known.model:
+    if not known.model or known.model.startswith("a loaded "):
         raise UserError(f"{index}: the file does not have the name of its model; give --model")
     name, _, tag = known.model.partition(" ")
     return (known.model, None) if Path(known.model).exists() or not tag else (name, tag)
@@ -130,7 +130,7 @@ def _encode(encoder: AnyEncoder, name: str, queries: Sequence[str]) -> Tensor:
     """Return the unit vectors of texts and pictures, (Q, D)."""
     vectors = []
     for query in queries:
-        if Path(query).is_file():
+        if os.path.isfile(query):
             vectors.append(encoder.encode_images(read_images([query])))
         elif isinstance(encoder, PooledVision):
             raise UserError(f"{query!r}: no such picture, and {name} has no text tower to search by words")
@@ -140,7 +140,7 @@ def _encode(encoder: AnyEncoder, name: str, queries: Sequence[str]) -> Tensor:
 
 
 def _shown_query(query: str) -> Shown:
-    if Path(query).is_file():
+    if os.path.isfile(query):
         return read_images([query])[0], Path(query).name
     return Image.new("RGB", (SIDE, SIDE), "gainsboro"), query
 
