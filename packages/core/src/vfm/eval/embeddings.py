@@ -1,7 +1,7 @@
 """Embeddings of a dataset in a file, written batch by batch for any number of images, and read back for search.
 
     FILE.parquet   key, text (the first caption or the class name, if any), embedding (list of D floats); the model's
-                   full name in the schema's metadata
+                   full name and the dataset's path in the schema's metadata
     FILE.npy       (N, D) float32, and beside it FILE.keys.txt with one key per line
 
 A file appears when it is complete.
@@ -36,18 +36,27 @@ from vfm.stage import Context
 from vfm.stages.evaluation.base import ReadSettings
 from vfm.store_files import read_npy, read_parquet, reading
 
-MODEL = b"vfm.model"  # in the schema's metadata
+MODEL, DATA = b"vfm.model", b"vfm.data"  # in the schema's metadata
 SUFFIXES = (".parquet", ".npy")
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings that were read back: `keys`, `texts` (empty strings if there are none), unit `vectors` (N, D)."""
+    """Embeddings that were read back, in the order of their dataset, without its bad samples.
+
+    Attributes:
+        keys: of the samples.
+        texts: their captions or classes; empty strings if there are none.
+        vectors: of unit length, (N, D).
+        model: full name of the model; empty if the file does not have it.
+        data: path of the dataset; empty if the file does not have it.
+    """
 
     keys: list[str]
     texts: list[str]
     vectors: Tensor
     model: str = ""
+    data: str = ""
 
 
 class Writer(Protocol):
@@ -109,14 +118,19 @@ def _text(sample: Sample, class_names: Sequence[str]) -> str | None:
     return class_names[sample.label] if sample.label is not None and class_names else None
 
 
-def open_writer(file: Path, model: str) -> Writer:
+def open_writer(file: Path, model: str, data: str = "") -> Writer:
     """Return the writer for a file's suffix.
+
+    Args:
+        file: the file.
+        model: full name of the model, which only a Parquet file keeps, as the next.
+        data: path of the dataset.
 
     Raises:
         UserError: the suffix is neither .parquet nor .npy.
     """
     if file.suffix == ".parquet":
-        return ParquetWriter(file, model)
+        return ParquetWriter(file, model, data)
     if file.suffix == ".npy":
         return NpyWriter(file)
     raise UserError(f"{file}: expected {' or '.join(SUFFIXES)}, got {file.suffix or 'no suffix'}")
@@ -125,8 +139,9 @@ def open_writer(file: Path, model: str) -> Writer:
 class ParquetWriter:
     """Writes one row group per batch."""
 
-    def __init__(self, file: Path, model: str) -> None:
-        self.file, self.part, self.model = file, file.with_name(file.name + ".part"), model
+    def __init__(self, file: Path, model: str, data: str = "") -> None:
+        self.file, self.part = file, file.with_name(file.name + ".part")
+        self.facts = {MODEL: model.encode(), **({DATA: data.encode()} if data else {})}
         self.writer: Any = None
 
     def __enter__(self) -> Self:
@@ -141,7 +156,7 @@ class ParquetWriter:
             "text": pa.array(texts, pa.string()),
             "embedding": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
         }
-        table = pa.table(columns).replace_schema_metadata({MODEL: self.model.encode()})
+        table = pa.table(columns).replace_schema_metadata(self.facts)
         if self.writer is None:
             self.writer = pq.ParquetWriter(self.part, table.schema, write_page_checksum=True)
         self.writer.write_table(table)
@@ -207,8 +222,9 @@ def read_embeddings(file: Path) -> Embeddings:
             flat = table["embedding"].combine_chunks().flatten().to_numpy()
             texts = [text or "" for text in table["text"].to_pylist()]
             vectors = torch.from_numpy(flat.reshape(len(table), -1).copy())
-            model = (table.schema.metadata or {}).get(MODEL, b"").decode()
-            return Embeddings(table["key"].to_pylist(), texts, vectors, model)
+            facts = table.schema.metadata or {}
+            model, data = facts.get(MODEL, b"").decode(), facts.get(DATA, b"").decode()
+            return Embeddings(table["key"].to_pylist(), texts, vectors, model, data)
         vectors = torch.from_numpy(read_npy(file))
         keys = file.with_suffix(".keys.txt").read_text(encoding="utf-8").splitlines()
         if vectors.ndim != 2 or len(keys) != len(vectors):
