@@ -38,3 +38,17 @@ def test_it_curates_trains_embeds_predicts_and_evaluates_and_caches_the_second_t
         assert expected in first.stdout
     assert "resumes after step 30 of 30" in second.stderr
     assert second.stderr.count("✓") == second.stderr.count("cached") > 8
+
+
+def test_a_script_needs_no_main_guard_for_workers(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        "import vfm\n"
+        "print('once')\n"
+        "pool = {'kind': 'shapes.pool', 'name': 'pool', 'num_samples': 40}\n"
+        "clip = {'kind': 'clip.train', 'name': 'clip', 'model': 'ViT-Pico-8-32', 'data': 'pool', 'steps': 2,\n"
+        "        'global_batch_size': 8, 'schedule': {'warmup_steps': 0}, 'runtime': {'workers': 1, 'threads': 1}}\n"
+        "vfm.run({'stages': [pool, clip]}, progress=False)\n"
+        "print(__file__.rpartition('/')[2])\n"
+    )
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=1800)
+    assert done.stdout == "once\nscript.py\n", done.stderr

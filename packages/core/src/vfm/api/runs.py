@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -169,10 +170,28 @@ def check_not_a_worker(call: str) -> None:
 def run_loaded(manager: pluggy.PluginManager, recipe: Recipe, store: Path, shown: Listener, **options: Any) -> Run:
     """Plan and run a checked recipe; the options are those of `run_recipe`."""
     kept = Store(store)
-    with naming_extras("this run"):
+    with naming_extras("this run"), _without_script():
         steps = make_plan(recipe, kept, lambda line: shown.vfm_event(Event("log", None, {"message": line})))
         outcome = run_recipe(manager, recipe, steps, kept, shown, **options)
     return Run(outcome.directory, outcome.seconds, outcome.page)
+
+
+@contextmanager
+def _without_script() -> Iterator[None]:
+    """Keep worker processes from importing the script: its calls would run again there, and wait for this run.
+
+    Workers find the script by `__main__`. They need nothing of it, since stages come from plugins, so a script needs no
+    `if __name__ == "__main__":`.
+    """
+    main = sys.modules["__main__"]
+    spec, file = main.__spec__, main.__dict__.pop("__file__", None)
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__spec__ = spec
+        if file is not None:
+            main.__file__ = file
 
 
 def text_recipe(text: str, known: Known, settings: Mapping[str, Any] | None, name: str, where: str) -> Recipe:

@@ -17,6 +17,7 @@ from torch import nn
 from vfm.api.paths import AnyPath
 from vfm.api.progress import listener, shown_by
 from vfm.api.results import MAX_ROWS, Results, as_table, skipped_note
+from vfm.api.runs import check_not_a_worker
 from vfm.api.training_data import batch_size, training_data
 from vfm.api.training_folder import open_folder, recorded
 from vfm.config import UserError, error_lines, load_function
@@ -138,6 +139,7 @@ def fit(
         UserError: a setting is wrong; a sample or the loss is not as expected or not finite; or the folder holds
             another training.
     """
+    check_not_a_worker("vfm.fit")
     trained = _task(task, loss, seed)
     size = batch_size(data, global_batch_size, settings.get("micro_batch_size"))
     given = {"steps": steps, "lr": lr, "seed": seed, **({} if size is None else {"global_batch_size": size})}
