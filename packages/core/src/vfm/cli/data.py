@@ -30,7 +30,7 @@ def data(
     limit: Annotated[int | None, typer.Option(min=1, help="Read the first samples only.")] = None,
     debug: DebugOption = False,
 ) -> None:
-    """Show what a dataset has: its format, its samples, and which ones are skipped and why."""
+    """Show the format of data, the samples, and which are skipped."""
     if out.suffix != ".png":
         raise UserError(f"--out {out}: expected a .png file, got {out.suffix or 'no suffix'}")
     summarize = load_function("vfm.flow.dataset_summary:summarize_dataset")  # imports `vfm.data`

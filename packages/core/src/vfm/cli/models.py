@@ -45,7 +45,7 @@ def embed(
     ] = 0.05,
     debug: DebugOption = False,
 ) -> None:
-    """Write the embeddings of a dataset's images or videos, or of texts, to a file.
+    """Write embeddings of images, videos or texts to a file.
 
     The file, Parquet or npy, holds unit vectors in the order of the dataset or the lines. Videos need a classifier of
     videos. `vfm search` and `vfm predict --index` search in it.
@@ -93,7 +93,7 @@ def predict(
     device: DeviceOption = "auto",
     debug: DebugOption = False,
 ) -> None:
-    """Classify, detect or segment images or videos, or find neighbours.
+    """Classify, detect or segment images or videos; find neighbours.
 
     With an index, the nearest neighbours of the images are found. With a model that has a dense head, --draw writes a
     picture of each image and, for a detector, `results.json` in COCO's format; its image_id is the number that a file's
