@@ -185,7 +185,8 @@ def test_checkpoint_holds_plain_safetensors_and_json(tmp_path):
     assert json.loads((folder / "meta.json").read_text())["step"] == 12
 
 
-def test_full_disk_is_an_os_error_and_earlier_checkpoints_stay_intact(tmp_path, uninterrupted):
+def test_full_disk_is_an_os_error_and_earlier_checkpoints_stay_intact(tmp_path, uninterrupted, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # it would be cut off at the limit too, in silence
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)  # simulates a full disk: no file may grow beyond 300 bytes
 
     class Filling(Samples):

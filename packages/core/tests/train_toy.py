@@ -175,6 +175,7 @@ class Samples:
                 if self.ending and step == self.ending[0]:
                     os.kill(os.getpid(), self.ending[1])
                 if step == self.full:
+                    sys.dont_write_bytecode = True  # it would be cut off at the limit too, in silence
                     resource.setrlimit(resource.RLIMIT_FSIZE, (300, resource.RLIM_INFINITY))
                 time.sleep(self.pause)
                 batch = self.batch(step, range(rank * share, (rank + 1) * share))

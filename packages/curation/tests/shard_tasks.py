@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def faulty(folder: Path, shard: int) -> int:
 
 def full_disk(folder: Path, shard: int) -> int:
     """Write a shard's file that does not fit: files of this process may have 4 kB. An even shard's is of numpy."""
+    sys.dont_write_bytecode = True  # it would be cut off at the limit too, in silence
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:

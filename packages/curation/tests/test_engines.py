@@ -138,7 +138,8 @@ def test_a_full_disk_in_matching_ends_the_command_with_one_line_and_exit_code_2(
         "- {kind: curation.metadata, name: entries, path: entries.txt}\n"
         "- {kind: curation.match, name: matches, pool: pool, metadata: entries}\n"
     )
-    command = [sys.executable, "-m", "vfm", "run", "recipe.yaml", "--quiet"]
+    # -B: bytecode would be cut off at the limit too, in silence.
+    command = [sys.executable, "-B", "-m", "vfm", "run", "recipe.yaml", "--quiet"]
     full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100_000, 100_000))
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, preexec_fn=full)
     assert (done.returncode, done.stdout) == (2, "")
