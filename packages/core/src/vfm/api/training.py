@@ -164,7 +164,8 @@ def fit(
 @contextmanager
 def _restored_generators(seed: int) -> Iterator[None]:
     """Restore the caller's generators, which the loop seeds: models made after two trainings would be equal."""
-    gpus = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    is_used: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    gpus = [torch.cuda.current_device()] if is_used else []
     with seeded(seed), torch.random.fork_rng(gpus):
         yield
 
