@@ -59,15 +59,20 @@ def ours(path: str) -> Callable[[], Any]:
     return lambda: read_clips(media, facts, [view])[0]
 
 
+def resized(path: str) -> tuple[int, int, int, int]:
+    """Return width and height with the shorter side resized, and the left and upper edge of the central square."""
+    facts = probe(Media(path))
+    scale = SIDE / min(facts.width, facts.height)
+    width, height = round(facts.width * scale), round(facts.height * scale)
+    return width, height, (width - SIDE) // 2, (height - SIDE) // 2
+
+
 def decords(path: str) -> Callable[[], Any] | None:
     try:
         import decord
     except ImportError:
         return None
-    facts = probe(Media(path))
-    scale = SIDE / min(facts.width, facts.height)
-    width, height = round(facts.width * scale), round(facts.height * scale)
-    left, top = (width - SIDE) // 2, (height - SIDE) // 2
+    width, height, left, top = resized(path)
 
     def read() -> Any:
         reader = decord.VideoReader(path, width=width, height=height, num_threads=1)
@@ -83,10 +88,7 @@ def torchcodecs(path: str) -> Callable[[], Any] | None:
         from torchcodec.transforms import Resize
     except (ImportError, RuntimeError):  # RuntimeError: no FFmpeg of a version that it knows
         return None
-    facts = probe(Media(path))
-    scale = SIDE / min(facts.width, facts.height)
-    width, height = round(facts.width * scale), round(facts.height * scale)
-    left, top = (width - SIDE) // 2, (height - SIDE) // 2
+    width, height, left, top = resized(path)
 
     def read() -> Any:
         decoder = VideoDecoder(

@@ -37,18 +37,18 @@ class Curation(Results):
 
     @property
     def subset(self) -> Artifact:
-        """The curated subset: a view of the data, with the probability of each text."""
+        """Return the curated subset: a view of the data, with the probability of each text."""
         return self.run[SUBSET]
 
     @property
     def kept(self) -> list[str]:
-        """The kept texts, in the order of the data."""
+        """Return the kept texts, in the order of the data."""
         texts: list[str] = self._pairs.filter(self._pairs["kept"])["text"].to_pylist()
         return texts
 
     @property
     def title(self) -> str:
-        """What the table shows."""
+        """Return one line about the results."""
         return f"{len(self.kept):,} of {len(self._pairs):,} matched texts kept; report: {self.run.page}"
 
     def table(self) -> Any:

@@ -59,7 +59,7 @@ class Embeddings(Results):
 
     @property
     def title(self) -> str:
-        """What the table shows."""
+        """Return one line about the results."""
         return f"{len(self.keys):,} embeddings of width {self.vectors.shape[1]}{skipped_note(self.skipped)}"
 
     def table(self) -> Any:

@@ -62,7 +62,7 @@ class Predictions(Results):
 
     @property
     def title(self) -> str:
-        """What the table shows."""
+        """Return one line about the results."""
         shown = min(self.top, len(self.labels))
         return f"best {shown} of {len(self.labels):,}, for {len(self.images):,} image{'s' * (len(self.images) != 1)}"
 
@@ -98,7 +98,7 @@ class Regions(Results):
 
     @property
     def title(self) -> str:
-        """What the table shows."""
+        """Return one line about the results."""
         return f"{len(self.rows):,} objects or regions in {len(self.images):,} images"
 
     def table(self) -> Any:

@@ -51,7 +51,7 @@ class Run(Results):
 
     @property
     def title(self) -> str:
-        """What the table shows."""
+        """Return one line about the results."""
         return f"{self.directory.name} in {self.seconds:.0f} s; report: {self.page}"
 
     @property

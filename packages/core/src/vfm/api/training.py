@@ -66,7 +66,7 @@ class Fit(Results):
 
     @property
     def title(self) -> str:
-        """What the table shows."""
+        """Return one line about the results."""
         if not self.metrics:  # in another process than the first one
             return "trained"
         return f"trained {self.metrics[-1]['step']:,} steps; loss {number(self.loss)}{skipped_note(self.skipped)}"
