@@ -31,8 +31,8 @@ TRAININGS = {
     ],
     "dense_claim": ["teacher", "eva", "tuned_eva", "tuned_teacher", "tuned_untrained"],
     "vocabulary_claim": [
-        "teacher", "eva", *(f"{start}_12" for start in ("eva", "random")),
-        *(f"{start}_120{ablation}" for start in ("eva", "random") for ablation in ("", "_all_classes", "_no_repeats")),
+        "teacher", "eva", *(f"{start}_{count}" for start in ("eva", "random") for count in (12, 120)),
+        "eva_120_all_classes", "eva_120_no_repeats",
     ],
     "video_claim": ["teacher", "eva", "joint_eva", "bag_eva", "tubelets_eva", "joint_teacher", "joint_random"],
     "diva_tiny": ["taught", "clip", "prior", "feedback", "shuffled", "random_prior"],
