@@ -42,9 +42,8 @@ def main() -> None:
     for gap in found["eva"][0]:
         values = {start: [one[gap] for one in found[start]] for start in STARTS}
         for start in STARTS:
-            print(
-                f"| {gap} | {start} | {' | '.join(f'{value:.1f}' for value in [*values[start], _mean(values[start])])} |"
-            )
+            cells = (f"{value:.1f}" for value in [*values[start], _mean(values[start])])
+            print(f"| {gap} | {start} | {' | '.join(cells)} |")
         (low, high), p = paired_t(values["random"], values["eva"])
         difference = _mean(values["eva"]) - _mean(values["random"])
         print(f"\n{gap}: EVA minus random {difference:+.1f} ({low:.1f} to {high:.1f}), p = {p:.2g}\n")
