@@ -13,10 +13,11 @@ from vfm.statistics.intervals import (
     t_interval,
     wilson_interval,
 )
+from vfm.statistics.multiple import holm
 from vfm.statistics.paired import mcnemar_exact, newcombe_interval, paired_t, sign_flip_p
 
 __all__ = [
     "Accuracy", "MeanAveragePrecision", "average_precisions", "bootstrap_interval", "compare", "effective_size",
-    "mcnemar_exact", "mean_per_class_interval", "newcombe_interval", "paired_t", "sign_flip_p", "stratified_mean",
-    "t_interval", "to_metric", "wilson_interval",
+    "holm", "mcnemar_exact", "mean_per_class_interval", "newcombe_interval", "paired_t", "sign_flip_p",
+    "stratified_mean", "t_interval", "to_metric", "wilson_interval",
 ]  # fmt: skip
