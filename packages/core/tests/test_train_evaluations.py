@@ -76,7 +76,7 @@ def test_curves_have_a_chart_for_each_evaluation(tmp_path):
     train(tmp_path, evaluated_plan(), task=Regression())
     charts = [json.loads(file.read_text()) for file in (tmp_path / "part" / "panels").glob("*.json")]
     (far,) = [chart for chart in charts if chart["title"] == "During training: far"]
-    assert [series["name"] for series in far["series"]] == ["far/answer"], "scores with a slash are only in the file"
+    assert [series["name"] for series in far["series"]] == ["answer"], "scores with a slash are only in the file"
     assert far["series"][0]["x"] == [5, 10, 12]
 
 

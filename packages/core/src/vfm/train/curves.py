@@ -1,4 +1,4 @@
-"""Metrics of a training: summed on the device, read every `log_every` steps, stored as lines and drawn as curves.
+"""Metrics of a training: summed on the device, read every `log_every` steps, and stored as lines.
 
 `metrics.jsonl` contains only what the configuration determines, so a resumed training writes the same bytes as an
 uninterrupted one. Speed, data wait and memory are only in the `metrics` event.
@@ -15,21 +15,18 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vfm.interfaces import Evaluation, Training
-from vfm.panels import LinesPanel, Series
 from vfm.stage import Context
-from vfm.store_files import read_json_lines, reading
 from vfm.train.dist import World
 from vfm.train.throughput import Throughput
+from vfm.training_charts import training_charts
 
 METRICS_FILE = "metrics.jsonl"
-MAX_POINTS = 2000  # of a drawn curve
 
 
 class Curves:
@@ -143,74 +140,8 @@ class Curves:
         """Copy the lines into the artifact and draw the curves as panels."""
         self.ctx.directory.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.file, self.ctx.directory / METRICS_FILE)
-        for panel in training_panels(self.file):
+        for panel in training_charts(self.file):
             self.ctx.panel(panel)
-
-
-def training_panels(file: Path) -> list[LinesPanel]:
-    """Return charts of loss, gradient norm, learning rate, other metrics and evaluations from a `metrics.jsonl`.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    lines = read_json_lines(file)
-    with reading(file, "metrics"):
-        return _panels(lines)
-
-
-def _panels(lines: list[dict[str, Any]]) -> list[LinesPanel]:
-    rows = [line for line in lines if line["split"] == "train"]
-    rows = rows[:: -(-len(rows) // MAX_POINTS) or 1]
-    names = _values(rows)
-    losses = [name for name in names if name.rpartition("/")[2].endswith("loss")]
-    rest = [name for name in names if name not in (*losses, "train/grad_norm", "train/lr")]
-    note = "Mean over the steps between two points, or the value at a point, of what is computed for the log only."
-    charts = [
-        ("Training loss", 10, losses, note),
-        ("Gradient norm", 11, ["train/grad_norm"], "Before clipping. A steady climb or spikes precede divergence."),
-        ("Learning rate", 12, ["train/lr"], ""),
-        *((family.replace("_", " ").capitalize(), 13, parts, note) for family, parts in _families(rest).items()),
-    ]
-    return [*(_chart(rows, *chart) for chart in charts), *_score_charts(lines)]
-
-
-def _score_charts(lines: list[dict[str, Any]]) -> list[LinesPanel]:
-    """Return one chart per evaluation; scores of parts (a pattern, a class) are only in the file."""
-    by_eval: dict[str, list[dict[str, Any]]] = {}
-    for line in lines:
-        if line["split"] == "val":
-            by_eval.setdefault(line["eval"], []).append(line)
-    charts = []
-    for name, rows in by_eval.items():
-        scores = [score for score in _values(rows) if score.rpartition("/")[0] not in rows[0]]
-        charts.append(_chart(rows, f"During training: {name.replace('_', ' ')}", 14, scores, ""))
-    return charts
-
-
-def _values(rows: list[dict[str, Any]]) -> list[str]:
-    return [name for name in dict.fromkeys(name for row in rows for name in row) if "/" in name]
-
-
-def _families(names: list[str]) -> dict[str, list[str]]:
-    """Group metrics that are drawn together: those with the same name between `train/` and the last `/`."""
-    families: dict[str, list[str]] = {}
-    for name in names:
-        above, _, last = name.removeprefix("train/").rpartition("/")
-        families.setdefault(above or last, []).append(name)
-    return families
-
-
-def _chart(rows: list[dict[str, Any]], title: str, order: int, names: list[str], note: str) -> LinesPanel:
-    curves = {name: [row.get(name) for row in rows] for name in names}
-    # A loss with one part is logged twice, as the whole and as the part: one curve is enough.
-    distinct = {
-        name: y for name, y in curves.items() if y not in [curves[other] for other in names[: names.index(name)]]
-    }
-    steps = [row["step"] for row in rows]
-    series = [
-        Series(name=name.removeprefix("train/").removeprefix("val/"), x=steps, y=y) for name, y in distinct.items()
-    ]
-    return LinesPanel(title=title, order=order, note=note, x_label="step", y_label=title.lower(), series=series)
 
 
 def memory_gib(device: torch.device) -> float:
