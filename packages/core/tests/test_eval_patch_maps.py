@@ -54,7 +54,14 @@ def test_maps_match_the_positions_of_their_patches(tmp_path: Path) -> None:
     (view,) = compute_patch_maps(encoder, [Image.fromarray(pixels)])
     assert view.image.shape == view.components.shape == view.similarity.shape == (96, 96, 3)
     assert view.attention is not None
-    assert view.sheet().shape == (96, 4 * 96 + 24, 3)
+    sheet = view.sheet()
+    assert sheet.shape == (20 + 96, 4 * 96 + 24, 3)
+    assert np.array_equal(sheet[20:, :96], view.image)
+    strips = [sheet[:20, place * 104 : place * 104 + 96] for place in range(4)]
+    for strip in strips:  # its name is written in it, and does not reach the edge
+        assert strip.min() < 100
+        assert np.all(strip[:, [0, -1]] == 255)
+    assert len({strip.tobytes() for strip in strips}) == 4, "four different names"
     left, right = view.components[:48, :48], view.components[:48, 48:]
     assert (left == left[0, 0]).all()
     assert (right == right[0, 0]).all()
@@ -70,7 +77,7 @@ def test_sheet_has_readable_images_with_their_keys(name: str, tmp_path: Path) ->
     assert [picture.caption for picture in panel.pictures] == ["0001", "0002", "0004", "0005"]
     for picture in panel.pictures:
         with Image.open(tmp_path / "out" / picture.file) as image:
-            assert image.size == (4 * 96 + 24, 96)
+            assert image.size == (4 * 96 + 24, 20 + 96)
     assert model.training, "a model in training mode stays in it"
 
 

@@ -100,6 +100,7 @@ class Picture(Config):
 
     file: str = Field(description="path relative to the artifact's folder; PNG or JPEG")
     caption: str = ""
+    right: bool | None = Field(None, description="whether the model is right on it, by which readers filter; or None")
 
 
 class ImagesPanel(_Titled):

@@ -132,7 +132,7 @@ def view(
     """Draw a model's patch features and attention.
 
     One PNG file per image shows it beside the features' principal components, their similarity to the image feature,
-    and the attention.
+    and the attention, each under its name.
     """
     from PIL import Image
 

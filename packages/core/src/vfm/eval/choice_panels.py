@@ -55,7 +55,7 @@ def _flipped(item: Choice, before: NDArray[np.bool_], after: NDArray[np.bool_]) 
         words = " / ".join(f"“{item.statements[s]}”" for s in own) or "no statement"
         which = own[0] if own and len(before) == len(item.statements) else 0
         caption = f"{item.pattern}: {words} · {_word(before[which])} → {_word(after[which])}"
-        shown.append(CaptionedImage(Image.open(BytesIO(data)), caption))
+        shown.append(CaptionedImage(Image.open(BytesIO(data)), caption, bool(after[which])))
     return shown
 
 

@@ -16,10 +16,11 @@ WIDTH = 128  # CSS pixels on the page: six in a row
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """An image and the text under it."""
+    """An image, the text under it, and whether the model is right on it, if it is an answer."""
 
     image: Image.Image
     caption: str
+    right: bool | None = None
 
 
 def images_panel(
@@ -34,5 +35,5 @@ def images_panel(
         small.thumbnail((SIDE, SIDE))
         file = folder / f"{slug}-{number:02d}.jpg"
         small.save(file, quality=88)
-        pictures.append(Picture(file=str(file.relative_to(directory)), caption=item.caption))
+        pictures.append(Picture(file=str(file.relative_to(directory)), caption=item.caption, right=item.right))
     return ImagesPanel(title=title, note=note, order=order, pictures=pictures, width=WIDTH)

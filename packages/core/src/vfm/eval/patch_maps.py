@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -37,6 +37,7 @@ from vfm.panels import ImagesPanel, Picture
 
 MAP_SIDE = 96  # pixels of one map at least
 MAP_GAP = 8  # pixels between maps
+LABEL_TEXT, LABEL_HEIGHT = 13, 20  # pixels, of the names above the maps
 NUM_PICTURES = 9
 CUT = (0.02, 0.98)  # quantiles that become the ends of the colour scale, so that outliers do not flatten the rest
 
@@ -51,9 +52,14 @@ class PatchMaps:
     attention: NDArray[np.uint8] | None  # None: the model's layers expose none
 
     def sheet(self) -> NDArray[np.uint8]:
-        """Return all side by side."""
-        parts = (self.image, self.components, self.similarity, self.attention)
-        return side_by_side(*(part for part in parts if part is not None))
+        """Return all side by side, each under its name."""
+        parts = {
+            "image": self.image,
+            "components": self.components,
+            "similarity": self.similarity,
+            "attention": self.attention,
+        }
+        return side_by_side(*(labelled(part, name) for name, part in parts.items() if part is not None))
 
 
 def enlarge(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -62,8 +68,16 @@ def enlarge(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
+def labelled(picture: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
+    """Return an image (S, S, 3) under a white strip with its name, (S + LABEL_HEIGHT, S, 3)."""
+    strip = Image.new("RGB", (picture.shape[1], LABEL_HEIGHT), "white")
+    font = ImageFont.load_default(size=LABEL_TEXT)
+    ImageDraw.Draw(strip).text((picture.shape[1] / 2, LABEL_HEIGHT / 2), name, fill="black", font=font, anchor="mm")
+    return np.concatenate([np.asarray(strip), picture])
+
+
 def side_by_side(*parts: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Join images, (S', S', 3) each, with a white gap between them."""
+    """Join images of one height, (H, S', 3) each, with a white gap between them."""
     gap = np.full((len(parts[0]), MAP_GAP, 3), 255, np.uint8)
     return np.concatenate([piece for part in parts for piece in (gap, part)][1:], axis=1)
 

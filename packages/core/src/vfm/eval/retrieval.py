@@ -167,18 +167,18 @@ class _Examples:
 
     def _own_image(self, text: int) -> CaptionedImage:
         rank, image = int(self.ranks.image_retrieval[text]) + 1, int(self.captions.image[text])
-        return CaptionedImage(self._image(image), f"“{self.captions.texts[text]}” · rank {rank}")
+        return CaptionedImage(self._image(image), f"“{self.captions.texts[text]}” · rank {rank}", rank == 1)
 
     def _first_image(self, text: int) -> CaptionedImage:
         first = int(nearest(self.text_features[text : text + 1], self.image_features, 1)[0, 0])
-        return CaptionedImage(self._image(first), "came first")
+        return CaptionedImage(self._image(first), "came first", bool(self.ranks.image_retrieval[text] == 0))
 
     def _with_first_caption(self, image: int) -> CaptionedImage:
         first = int(nearest(self.image_features[image : image + 1], self.text_features, 1)[0, 0])
         own = self.captions.texts[int(np.argmax(self.captions.image == image))]
         rank = int(self.ranks.text_retrieval[image]) + 1
         caption = f"“{self.captions.texts[first]}” · its own: “{own}”, best rank {rank}"
-        return CaptionedImage(self._image(image), caption)
+        return CaptionedImage(self._image(image), caption, rank == 1)
 
 
 def _one_per_image(texts: NDArray[np.int64], image_of_text: NDArray[np.int64]) -> list[int]:
