@@ -119,3 +119,7 @@ def test_kind_and_type_are_not_listed_as_fields() -> None:
 
 def test_defaults_without_a_yaml_word_are_written_as_in_a_recipe() -> None:
     assert value_words((Path("own/data"), float("inf"))) == "[own/data, .inf]"
+
+
+def test_a_default_of_several_lines_is_written_on_one() -> None:
+    assert value_words("USER: <image>\n{question}") == r'"USER: <image>\n{question}"'

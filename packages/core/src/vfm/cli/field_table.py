@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
@@ -155,7 +156,8 @@ def value_words(value: Any) -> str:
     """Return a value as a recipe writes it, on one line."""
     plain = to_jsonable_python(value)
     text: str = yaml.safe_dump(plain, default_flow_style=True, width=float("inf"), sort_keys=False)
-    return text.removesuffix("\n").removesuffix("\n...")
+    text = text.removesuffix("\n").removesuffix("\n...")
+    return text if "\n" not in text else json.dumps(plain)  # YAML in quotes breaks the line where a value does
 
 
 def _models(annotation: Any, in_list: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:

@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 from vfm.config import UserError
 from vfm.store_files import open_parquet_file, read_parquet, reading
 
-SUBSET_FOLDER, SUBSET_INDEX = "subset", "subset_index.parquet"
+SUBSET_FOLDER = "subset"
+SUBSET_INDEX = "subset_index.parquet"
 FEW_VALUES = ["language", "text_index"]  # columns with few distinct values
 _UID_BYTES = 16
 

@@ -22,7 +22,8 @@ from vfm.models.preprocess import Preprocess
 from vfm.models.weights import load_state_dict, save_state_dict
 from vfm.store_files import reading
 
-VISION_CONFIG_FILE, VISION_WEIGHTS_FILE = "config.json", "model.safetensors"
+VISION_CONFIG_FILE = "config.json"
+VISION_WEIGHTS_FILE = "model.safetensors"
 MASKED_MODELLING_FILE = "masked_modelling.safetensors"  # what predicts masked patches; no other library reads it
 
 
