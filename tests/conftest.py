@@ -1,4 +1,4 @@
-"""The wheels that tests of installing share, and the order of tests. Modules of this folder can be imported by name."""
+"""The wheels and sdists that tests of installing share, and the order of tests. Modules here are imported by name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheels of all six packages, built by the first worker that needs it."""
+    """A folder with the wheels of all six packages and the sdists that they were built from.
+
+    It is built by the first worker that needs it; `make release` names one that is to be checked.
+    """
+    if release := os.environ.get("VFM_RELEASE"):
+        return (ROOT / release).absolute()
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     folder, part = shared / "wheels", base / "wheels.part"
@@ -37,7 +42,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.is_dir():
             for package in PACKAGES:
-                built = call("uv", "build", "--wheel", "--quiet", "--out-dir", part, f"packages/{package}", cwd=ROOT)
+                built = call("uv", "build", "--quiet", "--out-dir", part, f"packages/{package}", cwd=ROOT)
                 checked(built)
             part.rename(folder)
     return folder

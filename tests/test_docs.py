@@ -24,9 +24,13 @@ EXAMPLE = ROOT / "examples/plugin"
 AS_IT_STANDS = "{}"
 SMALL_QUICKSTART = "{} " + " ".join(f"--set '{setting}'" for setting in small.QUICKSTART)
 SMALL_PAIRS = "{} " + " ".join(f"--set '{setting}'" for setting in small.PAIRS)
-COLLECT = (
-    f"cd {ROOT} && uv run pytest --collect-only -q"  # the command is what runs this test: only that it finds tests
+COLLECT = f"cd {ROOT} && pytest --collect-only -q"  # the command is what runs this test: only that it finds tests
+LOCAL = "-e packages/curation -e packages/eva -e packages/clip -e packages/diva"
+CPU_ONLY = (  # without PyTorch's own index, and nothing is installed
+    f"command uv pip install --help | grep -A3 -e --torch-backend | grep -q cpu && cd {ROOT}"
+    f" && command uv pip install --dry-run -p {sys.executable} {LOCAL}"
 )
+EXTRA = 'set -- {} && shift 4 && "$@"'  # an extra that is here already
 CLAIM = 'set -- {} && shift 4 && vfm plan "$@"'  # tests/test_claims.py runs them
 SMALL_EVA_TINY = "{} --set probe_train.num_samples=72 --set probe.num_samples=72" + "".join(
     f" --set {name}.steps=2 --set {name}.schedule.warmup_steps=0" for name in ("teacher", "eva")
@@ -50,7 +54,10 @@ TORCHRUN = 'set -- {} && shift && python -c "import sys, torch.distributed.run a
 COMMANDS = {
     "pip install uv && uv run vfm run quickstart": SMALL_QUICKSTART,
     "uv run vfm run quickstart": SMALL_QUICKSTART,
-    "uv run pytest -n 2": COLLECT,
+    "uv run --dev pytest -n 2": COLLECT,
+    f"uv venv && uv pip install --torch-backend cpu {LOCAL}": CPU_ONLY,
+    "uv sync --all-extras": f"cd {ROOT} && command uv lock --check",  # all extras are one resolution
+    "uv run --extra onnx vfm doctor": EXTRA,
     "uv run vfm run pairs --set pool.path=TRAIN.tar --set val.path=VAL.tar": SMALL_PAIRS,
     "uv run vfm run pairs --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
     " --set 'pool.texts={en: json.en}' --set 'val.texts={en: json.en}' --set runtime.threads=1": SMALL_PAIRS,
@@ -213,6 +220,15 @@ def _made_pairs(folder: Path, seeds: dict[str, int]) -> None:
         command = [sys.executable, "-m", "vfm", "run", "made.yaml", "--store", "made", "--quiet"]
         checked(subprocess.run(command, cwd=folder, capture_output=True, text=True))
         shutil.copy(folder / "made/runs/made/artifacts/pool/00000.tar", folder / name)
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("packages/*/README.md")), ids=lambda page: page.parent.name)
+def test_a_package_is_installed_by_the_line_on_its_page(page: Path, tmp_path: Path) -> None:
+    """Only what the line names may come from this clone: the packages are on no index."""
+    (words,) = re.findall(r"^    pip install (.*?)(?:  #.*)?$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    command = f"uv pip install --no-sources --dry-run --target {tmp_path} {words}"
+    done = checked(subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True))
+    assert f"vfm-{page.parent.name}" in done.stderr
 
 
 EXAMPLES = {file.read_text(encoding="utf-8") for file in ROOT.glob("examples/**/*.py")}  # each has its own test

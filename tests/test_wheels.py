@@ -1,14 +1,16 @@
-"""The wheels as a user gets them: whole, installed outside the workspace, and no heavier than what they are for."""
+"""The wheels and sdists as a user gets them: whole, installed outside the workspace, and no heavier than needed."""
 
 from __future__ import annotations
 
+import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
 import small
-from outside import PACKAGES, ROOT, Installed, checked, install
+from outside import PACKAGES, ROOT, Installed, call, checked, install
 
 CURATION = """\
 description: Curation alone, on a box without torch.
@@ -45,6 +47,25 @@ def test_wheel_holds_all_of_the_source_and_nothing_else(package: str, wheels: Pa
 def test_shipped_recipes_are_in_the_wheel(wheels: Path) -> None:
     with zipfile.ZipFile(wheel_of("core", wheels)) as wheel:
         assert {"vfm/recipes/quickstart.yaml", "vfm/recipes/pairs.yaml"} <= set(wheel.namelist())
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_sdist_holds_sources_and_tests_and_nothing_that_git_ignores(package: str, wheels: Path) -> None:
+    (sdist,) = wheels.glob(f"vfm_{package}-*.tar.gz")
+    with tarfile.open(sdist) as tar:
+        packed = {name.partition("/")[2] for name in tar.getnames()}
+    folder = ROOT / "packages" / package
+    listed = checked(call("git", "ls-files", "--cached", "--others", "--exclude-standard", ".", cwd=folder)).stdout
+    files = {name for name in listed.splitlines() if (folder / name).is_file()}
+    assert packed - {"PKG-INFO", ".gitignore", "LICENSE"} == files - {"LICENSE"}
+    assert "LICENSE" in packed
+
+
+def test_twine_finds_nothing_that_an_index_would_refuse(wheels: Path) -> None:
+    files = [*wheels.glob("*.whl"), *wheels.glob("*.tar.gz")]
+    assert len(files) == 2 * len(PACKAGES)
+    done = checked(call(sys.executable, "-m", "twine", "check", "--strict", *files, cwd=wheels))
+    assert done.stdout.count("PASSED") == len(files)
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +110,21 @@ def test_stage_of_core_that_needs_torch_says_what_to_install(curation_box: Insta
     assert "pip install 'vfm-core[torch]'" in line
 
 
+def test_sdists_install_as_the_wheels_do(wheels: Path, tmp_path: Path) -> None:
+    """Two of the six, since the wheels themselves are built from sdists: those that need no torch."""
+    sdists = [next(wheels.glob(f"vfm_{package}-*.tar.gz")) for package in ("core", "curation")]
+    box = install(tmp_path, tmp_path, *sdists)
+    assert "curate " in checked(box.vfm("recipes")).stdout
+    assert "curation.balance" in checked(box.vfm("stages")).stdout
+
+
 def test_all_six_run_the_whole_chain_outside_the_workspace(
     wheels: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     box = install(tmp_path_factory.mktemp("all"), wheels, *(f"vfm-{package}" for package in PACKAGES))
+    listed = checked(box.vfm("stages")).stdout
+    for kind in ("data.pairs", "curation.balance", "eva.pretrain", "clip.train", "diva.tune"):
+        assert kind in listed
     done = checked(box.vfm("run", "quickstart", *small.words(small.QUICKSTART)))
     assert "zero_shot" in done.stdout
     page = box.folder / "store/runs/quickstart/report.html"

@@ -32,6 +32,9 @@ def test_captions_are_matched_balanced_and_listed(curated: tuple[vfm.Curation, P
     assert done.subset.num_samples == len(done.kept)
     assert "matched texts kept" in str(done)
     assert done._repr_html_().count("<th ") == 4
+    frame = done.to_pandas()
+    assert list(frame["text"][frame["kept"]]) == done.kept
+    assert list(frame.columns) == done.table().column_names
 
 
 def test_the_same_captions_again_are_cached_and_a_path_gives_the_same(

@@ -97,7 +97,7 @@ def run_sdpa_efficient(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, visibl
 
 def run_xformers(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
     """Run xformers' memory-efficient attention."""
-    from xformers import ops  # type: ignore[import-not-found]
+    from xformers import ops
 
     bias = ops.LowerTriangularMask() if pattern.causal else None
     q, k = _rotated(q, pattern), _rotated(k, pattern)
