@@ -24,7 +24,7 @@ from vfm.data import DatasetSpec, Shard, write_index, write_tar
 from vfm.models import ClipModel, build_clip
 from vfm.plugin import Artifact, ClipCheckpoint, Context, Event, Pool, Runtime
 from vfm.train import Batch, distributed, fit, map_tensors, seed_everything
-from vfm_clip import ClipTrain, Distillation, DistinctInfoNce, InfoNce, Siglip
+from vfm_clip import ClipTrain, Distillation, DistinctInfoNce, InfoNce, Lora, Siglip, Tower
 from vfm_clip.task import ClipInputs, ClipTask
 
 SIDE = 16
@@ -95,15 +95,23 @@ LOSSES: dict[str, Any] = {
 
 
 def tiny_task(
-    config: dict[str, Any], loss: str = "info_nce", *, chunk_size: int | None = None, **options: Any
+    config: dict[str, Any],
+    loss: str = "info_nce",
+    *,
+    chunk_size: int | None = None,
+    rank: int | None = None,
+    **options: Any,
 ) -> ClipTask:
-    """Return a task over a model with random weights, with a teacher if its loss is distillation."""
+    """Return a task over a model with random weights, with a teacher if its loss is distillation; LoRA with `rank`."""
     if loss == "siglip":
         config = {**config, "init_logit_bias": -5.0}
     if loss == "distillation":
         options["teacher"] = tiny_teacher(config)
     configured = LOSSES[loss].model_copy(update={"chunk_size": chunk_size})
-    return ClipTask(build_clip(config, seed=0), loss=configured, **options)
+    clip = build_clip(config, seed=0)
+    if rank:
+        Lora(rank=rank).build(clip, vision=Tower(), text=Tower())
+    return ClipTask(clip, loss=configured, **options)
 
 
 def tiny_teacher(config: dict[str, Any]) -> ClipModel:
@@ -264,7 +272,8 @@ def main(jobs: list[dict[str, Any]]) -> None:
     """Run one step of each job in a process; the first process saves the gradients."""
     with distributed(Runtime(device="cpu")) as world:
         for job in jobs:
-            task = tiny_task(job["config"], job.get("loss", "info_nce"), chunk_size=job.get("chunk_size"))
+            options = {name: job.get(name) for name in ("chunk_size", "rank")}
+            task = tiny_task(job["config"], job.get("loss", "info_nce"), **options)
             folder = Path(job["folder"])
             train(folder, plan(micro_batch_size=job["micro_batch_size"], **job.get("settings", {})), task)
             if world.is_main:

@@ -68,9 +68,26 @@ def test_without_other_data_nothing_is_evaluated_and_the_vision_tower_can_be_loc
     assert not (here / "store").exists()
 
 
+def test_low_rank_changes_are_trained_and_merged(here: Path) -> None:
+    done = finetune("model", "pairs", "--lora", "--rank", "2", "--lock", *SMALL)
+    assert done.exit_code == 0, done.output
+    assert stages_of(here / "finetune.yaml")["tuned"]["update"] == {"type": "lora", "rank": 2}
+    start, tuned = (
+        load_clip(f).module.state_dict() for f in (here / "model", here / "store/runs/finetune/artifacts/tuned")
+    )
+    moved = {name for name in start if not torch.equal(start[name], tuned[name])}
+    assert moved
+    assert not [name for name in moved if "resblocks" not in name and name != "logit_scale"]
+    assert not [name for name in moved if name.startswith("visual.")]
+    assert finetune("model", "pairs", "--lora", "--dry-run", "--recipe", "default.yaml").exit_code == 0
+    assert stages_of(here / "default.yaml")["tuned"]["lr"] == 1e-4
+    assert stages_of(here / "default.yaml")["tuned"]["update"] == {"type": "lora", "rank": 16}
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
+        (["model", "pairs", "--rank", "4"], "--rank 4 is the rank of --lora: give both"),
         (["encoder", "pairs"], "encoder: expected a CLIP model, got an encoder without texts"),
         (["model", "nowhere"], "nowhere: no such file or folder"),
     ],

@@ -122,7 +122,7 @@ def test_an_initialised_tower_has_the_encoders_features_and_locked_only_its_proj
     pool = make_pool(tmp_path / "pool")
     images = torch.randn(4, 3, 32, 32)
     events: list[Event] = []
-    start = initial_model(
+    start, _ = initial_model(
         stage, Context("clip", tmp_path / "part", tmp_path / "work", {"eva": vision.path}, events.append)
     )
     start.module.eval()

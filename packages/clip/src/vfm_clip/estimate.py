@@ -10,7 +10,6 @@ from vfm.train import estimate_training
 from vfm_clip.data import ClipInputs
 from vfm_clip.stages import ClipTrain
 from vfm_clip.task import ClipTask
-from vfm_clip.towers import lock_towers
 from vfm_clip.train import init_logit_bias
 
 
@@ -29,7 +28,7 @@ def clip_train_cost(config: ClipTrain, ctx: Preflight) -> Cost:
     with torch.device("meta"):
         if config.grad_checkpointing:
             clip.module.set_grad_checkpointing()  # type: ignore[operator]
-        lock_towers(clip, vision=config.vision, text=config.text)
+        config.update.build(clip, vision=config.vision, text=config.text)
         if bias := config.loss.logit_bias:
             init_logit_bias(clip, bias)
         task = ClipTask(clip, loss=config.loss, teacher=teacher, train_logit_scale=not config.logit_scale.lock)

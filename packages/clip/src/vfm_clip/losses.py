@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from vfm.train import Metrics
-from vfm_clip.stages import Distillation, DistinctInfoNce, InfoNce, Siglip
+from vfm_clip.loss_parts import Distillation, DistinctInfoNce, InfoNce, Siglip
 from vfm_kernels import gather_with_grad, info_nce, siglip_loss, similarity_distillation
 
 __all__ = ["ClipFeatures", "DistillationLoss", "DistinctInfoNceLoss", "InfoNceLoss", "SiglipLoss"]

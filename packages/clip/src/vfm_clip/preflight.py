@@ -34,7 +34,6 @@ from vfm_clip.stages import ClipTrain
 from vfm_clip.task import ClipTask
 from vfm_clip.teacher_check import check_teacher
 from vfm_clip.text_tower_init import check_text
-from vfm_clip.towers import lock_towers
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def check_towers(config: ClipTrain, ctx: Preflight) -> ClipModel | None:
             check_normalization(encoder.architecture, encoder.preprocess, clip)
     if config.init_text and (text := planned_clip_config(ctx, config.init_text)):
         check_text(text, clip, str(config.init_text))
-    lock_towers(clip, vision=config.vision, text=config.text)
+    config.update.build(clip, vision=config.vision, text=config.text)
     return clip
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -17,122 +15,16 @@ from vfm.plugin import (
     CosineSchedule,
     CropScale,
     Loading,
+    LowRankSettings,
     Optimizer,
     Part,
     Ref,
     Schedule,
     VisionCheckpoint,
 )
+from vfm_clip.loss_parts import ClipLoss, InfoNce
 
 LanguageWeights = Annotated[dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=1)]
-
-
-@dataclass(frozen=True)
-class LogitBias:
-    """How a loss initialises the bias of the logits.
-
-    init: initial bias; None: the model's own, or `new` if the model has none.
-    new: bias of a model that has none.
-    new_scale: inverse temperature that comes with a new bias.
-    """
-
-    init: float | None = None
-    new: float = -10.0
-    new_scale: float = 10.0
-
-
-class ClipLoss(Part):
-    """A slot: the loss of `clip.train`. `build()` returns an `nn.Module` from `ClipFeatures` to (loss, metrics).
-
-    The module has no parameters. The learned temperature and bias belong to the model.
-    """
-
-    @property
-    def logit_bias(self) -> LogitBias | None:
-        """The bias that the logits need; None: the loss has no bias."""
-        return None
-
-    @property
-    def teacher_ref(self) -> Ref[ClipCheckpoint] | None:
-        """The model whose features the loss needs as `ClipFeatures.teacher`."""
-        return None
-
-    def chance_level(self, batch_size: int) -> tuple[float, str] | None:
-        """Return the value of the metric `contrastive_loss` for random guesses, and its formula; None: unknown."""
-        return None
-
-
-class _ChunkedLoss(ClipLoss):
-    chunk_size: int | None = Field(
-        None, ge=1, description="rows of logits in memory at once, if all of them do not fit; the result is the same"
-    )
-
-
-class InfoNce(_ChunkedLoss):
-    """CLIP's softmax over all pairs."""
-
-    type: Literal["info_nce"] = Field("info_nce", description="CLIP's softmax over all pairs")
-    work: ClassVar[str] = "vfm_clip.losses:InfoNceLoss"
-
-    def chance_level(self, batch_size: int) -> tuple[float, str]:
-        """Return the loss of uniform logits."""
-        return math.log(batch_size), f"ln {batch_size}"
-
-
-class DistinctInfoNce(_ChunkedLoss):
-    """CLIP's softmax without the other pairs of the batch that have the same caption."""
-
-    type: Literal["distinct_info_nce"] = Field(
-        "distinct_info_nce", description="CLIP's, but pairs with equal captions are no wrong answers to each other"
-    )
-    work: ClassVar[str] = "vfm_clip.losses:DistinctInfoNceLoss"
-
-    def chance_level(self, batch_size: int) -> tuple[float, str]:
-        """Return the loss of uniform logits where no caption is repeated; repeated ones lower it."""
-        return math.log(batch_size), f"ln {batch_size}"
-
-
-class Distillation(_ChunkedLoss):
-    """CLIP's softmax over all pairs, plus the cross-entropy with a teacher's softmax."""
-
-    type: Literal["distillation"] = Field("distillation", description="CLIP's, plus the distance to a teacher's logits")
-    work: ClassVar[str] = "vfm_clip.losses:DistillationLoss"
-    teacher: Ref[ClipCheckpoint] = Field(
-        description="model to learn from; its image size and tokenizer must be the student's"
-    )
-    weight: float = Field(1.0, gt=0, description="weight of the teacher's part; the contrastive part has 1")
-
-    @property
-    def teacher_ref(self) -> Ref[ClipCheckpoint]:
-        """The model to learn from."""
-        return self.teacher
-
-    def chance_level(self, batch_size: int) -> tuple[float, str]:
-        """Return the contrastive part's loss of uniform logits."""
-        return math.log(batch_size), f"ln {batch_size}"
-
-
-class Siglip(_ChunkedLoss):
-    """SigLIP's sigmoid for every image with every text."""
-
-    type: Literal["siglip"] = Field("siglip", description="SigLIP's sigmoid for every image with every text")
-    work: ClassVar[str] = "vfm_clip.losses:SiglipLoss"
-    logit_bias_init: float | None = Field(
-        None,
-        description="initial bias of the logits; default: the model's own. A model without one gets"
-        f" {LogitBias.new:g}, and an inverse temperature of {LogitBias.new_scale:g}",
-    )
-
-    @property
-    def logit_bias(self) -> LogitBias:
-        """The paper's initial values."""
-        return LogitBias(self.logit_bias_init)
-
-    def chance_level(self, batch_size: int) -> tuple[float, str]:
-        """Return the loss of the best constant logit, that of a probability of 1/N."""
-        size = batch_size
-        rest = (size - 1) * math.log1p(1 / (size - 1)) if size > 1 else 0.0
-        return math.log(size) + rest, f"ln {size} + 1"
 
 
 class Tower(Config):
@@ -175,6 +67,36 @@ class VisionTower(Tower):
         """Patch dropout and drop path by open_clip's names, where they are not the model's own."""
         given = {"patch_dropout": self.patch_dropout, "timm_drop_path": self.drop_path}
         return {key: value for key, value in given.items() if value is not None}
+
+
+class ClipUpdate(Part):
+    """A slot: which weights are trained of the towers that are not locked.
+
+    `build(clip, vision=..., text=..., new=..., seed=...)` prepares the model in place, the locks included, and returns
+    a function that makes it an ordinary model again, after the training (`vfm_clip.update`).
+    """
+
+    keeps_weights: ClassVar[bool] = False  # the initial weights are trained
+
+
+class WholeTowers(ClipUpdate):
+    """All weights."""
+
+    type: Literal["tower"] = Field("tower", description="all weights")
+    work: ClassVar[str] = "vfm_clip.update:train_towers"
+
+
+class Lora(LowRankSettings, ClipUpdate):
+    """Low-rank changes to the linear layers in the blocks, merged into the weights at the end.
+
+    Beside them are trained: the temperature, weights that init_* leaves new, and the last groups of a locked tower.
+    """
+
+    type: Literal["lora"] = Field(
+        "lora", description="low-rank changes to the blocks' linear layers, merged at the end; needs vfm-clip[lora]"
+    )
+    work: ClassVar[str] = "vfm_clip.update:train_low_rank"
+    keeps_weights: ClassVar[bool] = True
 
 
 class LogitScale(Config):
@@ -256,6 +178,7 @@ class ClipTrain(ClipTraining):
     )
     vision: VisionTower = Field(VisionTower(), description="how the vision tower is trained")
     text: Tower = Field(Tower(), description="how the text tower is trained")
+    update: ClipUpdate = Field(WholeTowers(), description="weights that are trained of the towers that are not locked")
     logit_scale: LogitScale = Field(LogitScale(), description="the inverse temperature")
     loss: ClipLoss = Field(InfoNce(), description="loss over the batch of all processes")
     augmentation: Augmentation = Field(Augmentation(), description="random crops")
@@ -297,8 +220,11 @@ class ClipTrain(ClipTraining):
         if self.vision.is_locked and self.text.is_locked:
             raise ValueError("vision.lock and text.lock leave nothing to train")
         # A locked tower whose weights are handed over may still have a new projection that is trained.
-        _check_lock("vision", self.vision, bool(self.init), bool(self.init_vision))
-        _check_lock("text", self.text, bool(self.init), bool(self.init_text))
+        for name, tower, start in (("vision", self.vision, self.init_vision), ("text", self.text, self.init_text)):
+            _check_lock(name, tower, bool(self.init), bool(start))
+            if self.update.keeps_weights and not (tower.lock or self.init or start):
+                kept = f"update: {self.update.type} would keep random weights of the {name} tower"
+                raise ValueError(f"{kept}: give init or init_{name}")
         if self.init and "model" in self.model_fields_set:
             raise ValueError("init has its own architecture: omit model")
         unmasked = self.vision.unmasked_steps

@@ -19,9 +19,9 @@ from vfm.plugin import ClipCheckpoint, UserError
 from vfm.train import Batch, Call, Frozen, Metrics, ParamGroup, Task
 from vfm_clip.data import ClipInputs
 from vfm_clip.feature_metrics import feature_spread, repeated_fractions, token_hash
+from vfm_clip.loss_parts import ClipLoss, InfoNce
 from vfm_clip.losses import ClipFeatures
 from vfm_clip.parameter_groups import TowerRates, parameter_groups
-from vfm_clip.stages import ClipLoss, InfoNce
 from vfm_clip.towers import patch_dropouts
 from vfm_kernels import Kernels, accelerated, padded
 
@@ -31,7 +31,7 @@ __all__ = ["ClipInputs", "ClipTask"]
 class ClipTask(Task[ClipInputs]):
     """A contrastive loss over the batch of all processes.
 
-    The weights that take a gradient when the task is created are trained (`vfm_clip.towers.lock_towers`).
+    The weights that take a gradient when the task is created are trained (`vfm_clip.update`).
 
     Args:
         clip: the model; its `logit_scale` parameter is the logarithm of the inverse temperature.

@@ -20,7 +20,7 @@ from vfm.models import ClipModel, KeyReport
 from vfm.plugin import UserError
 from vfm_clip.stages import Tower
 
-__all__ = ["TowerName", "lock_towers", "new_weights", "patch_dropouts", "tower_groups", "tower_of"]
+__all__ = ["TowerName", "lock_towers", "new_weights", "patch_dropouts", "text_blocks", "tower_groups", "tower_of"]
 
 TowerName = Literal["image", "text"]
 
@@ -107,6 +107,13 @@ def _group(name: str, last: int, end: int) -> int:
 def new_weights(report: KeyReport) -> set[str]:
     """Return the names in the CLIP model of weights left at random: the projection, EVA-CLIP's attention norms."""
     return {key if key.startswith("visual.") else f"visual.trunk.{key}" for key in report.new}
+
+
+def text_blocks(clip: ClipModel) -> list[nn.Module]:
+    """Return the blocks of a model's text tower, open_clip's own or one of Hugging Face."""
+    text: Any = getattr(clip.module, "text", clip.module)
+    lists = (part for part in text.transformer.modules() if isinstance(part, nn.ModuleList))
+    return list(next(lists))
 
 
 def patch_dropouts(module: nn.Module) -> Iterator[PatchDropout | PatchDropoutWithIndices]:

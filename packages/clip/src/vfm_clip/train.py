@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -22,12 +23,13 @@ from vfm.train import fit, is_main
 from vfm_clip.data import first_samples_panel, language_weights, training_data
 from vfm_clip.dataset_checks import check_datasets
 from vfm_clip.diagnosis import Diagnosis
+from vfm_clip.loss_parts import LogitBias
 from vfm_clip.parameter_groups import TowerRates
-from vfm_clip.stages import ClipTrain, LogitBias, Tower
+from vfm_clip.stages import ClipTrain, Tower
 from vfm_clip.task import ClipTask
 from vfm_clip.teacher_check import check_teacher
 from vfm_clip.text_tower_init import init_text_tower, names_in_model, uses_quick_gelu
-from vfm_clip.towers import lock_towers, new_weights
+from vfm_clip.towers import new_weights
 
 
 def train_clip(config: ClipTrain, ctx: Context) -> ClipCheckpoint:
@@ -35,7 +37,7 @@ def train_clip(config: ClipTrain, ctx: Context) -> ClipCheckpoint:
     datasets = {str(each.data): ctx.load(each.data) for each in config.portions}
     balanced = config.loading.sampler == "balanced"
     check_datasets(datasets, config.portions, config.language, config.global_batch_size, balanced=balanced)
-    clip = initial_model(config, ctx)
+    clip, merge = initial_model(config, ctx)
     task = ClipTask(
         clip,
         loss=config.loss,
@@ -51,18 +53,19 @@ def train_clip(config: ClipTrain, ctx: Context) -> ClipCheckpoint:
     if is_main():
         ctx.panel(first_samples_panel(data, make, ctx.directory))
     fit(task, data, config, replace(ctx, send=_diagnosis(config, ctx)))
+    merge()
     if is_main() and (why := open_clip_incompatibility(clip)):
         ctx.warn(why)
     return task.export(ctx.directory)
 
 
-def initial_model(config: ClipTrain, ctx: Context) -> ClipModel:
-    """Return the model before its first step, with what is locked.
+def initial_model(config: ClipTrain, ctx: Context) -> tuple[ClipModel, Callable[[], None]]:
+    """Return the model before its first step, with what is trained of it, and what makes it ordinary after the last.
 
     Raises:
         UserError: a model or tower that it starts from does not fit.
     """
-    # The order matters: weights first, then locks (which exempt new weights), then what makes logits.
+    # The order matters: weights first, then what is trained of them (new ones always), then what makes logits.
     clip = _loaded(config, ctx) if config.init else _built(config, ctx)
     towers: Any = clip.module
     if config.grad_checkpointing:
@@ -79,14 +82,14 @@ def initial_model(config: ClipTrain, ctx: Context) -> ClipModel:
         ctx.log(f"text tower from '{config.init_text}': {report.summary}")
         ctx.panel(report.panel("Weights of the text tower"))
         new |= names_in_model(clip, report.new)
-    lock_towers(clip, vision=config.vision, text=config.text, new=new)
+    merge = config.update.build(clip, vision=config.vision, text=config.text, new=new, seed=config.seed)
     if bias := config.loss.logit_bias:
         init_logit_bias(clip, bias)
     elif getattr(towers, "logit_bias", None) is not None:
         ctx.warn(f"{clip.name} was trained with SigLIP's sigmoid loss; loss {config.loss.type} does not use its bias")
     if config.logit_scale.init:
         towers.logit_scale.data.fill_(math.log(config.logit_scale.init))
-    return clip
+    return clip, merge
 
 
 def init_logit_bias(clip: ClipModel, bias: LogitBias) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from vfm.plugin import Part
+from vfm.plugin import LowRankSettings, Part
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -206,14 +206,12 @@ class LastBlocks(Update):
     work: ClassVar[str] = "vfm_diva.update:update_last_blocks"
 
 
-class Lora(Update):
+class Lora(LowRankSettings, Update):
     """Low-rank changes to the linear layers in the blocks, merged into the weights at the end (GenHancer)."""
 
     type: Literal["lora"] = Field(
         "lora", description="low-rank changes to the blocks' linear layers, merged at the end (GenHancer)"
     )
-    rank: int = Field(16, ge=1, description="rank of each change")
-    alpha: int = Field(16, ge=1, description="a change is alpha / rank times the product of its two factors")
     work: ClassVar[str] = "vfm_diva.update:update_lora"
     in_place: ClassVar[bool] = False
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib.util import find_spec
 
 from vfm.data import BadSample, decode_image, open_dataset
-from vfm.models import blueprint, load_clip, open_clip_incompatibility
+from vfm.models import blueprint, check_low_rank, load_clip, open_clip_incompatibility
 from vfm.plugin import ClipCheckpoint, Context, EvaluationPolicy, ImageDataset, Preflight, UserError
 from vfm.train import ImageTransform, TrainingData, fit, is_main
 from vfm_diva.conditioner import check_feedback, needs_prompt
@@ -38,8 +37,8 @@ def check_tune(config: DivaTune, ctx: Preflight) -> None:
     if clip and generator:
         model, loaded = blueprint(clip), load_generator(generator, weights=False)
         check_feedback(model, loaded, config)
-        if isinstance(config.update, Lora) and not find_spec("peft"):
-            raise UserError("update: {type: lora} needs peft: pip install 'vfm-diva[lora]'")
+        if isinstance(config.update, Lora):
+            check_low_rank()
         if latents := ctx.artifact(config.latents) if config.latents else None:
             shape = loaded.noise_shape_at(config.image_size or loaded.image_size)
             check_latents(latents, data, shape)
@@ -82,9 +81,10 @@ def tune_clip(config: DivaTune, ctx: Context) -> ClipCheckpoint:
         batch_size = max(2, config.micro_batch_size or config.global_batch_size)
         ctx.panel(before_after_panel(task, data, batch_size=batch_size))
         ctx.panel(image_samples_panel(task, data, ctx.directory))
-        if why := open_clip_incompatibility(task.clip):
-            ctx.warn(why)
-    return task.export(ctx.directory)
+    made = task.export(ctx.directory)
+    if is_main() and (why := open_clip_incompatibility(task.clip)):  # of the merged tower
+        ctx.warn(why)
+    return made
 
 
 def build_task(config: DivaTune, ctx: Context) -> TuneTask:

@@ -9,9 +9,13 @@ import typer
 
 from vfm.cli.command import DEFAULT_STORE, DebugOption, SetOption, StoreOption, command
 from vfm.cli.written_recipe import RecipeOption, WriteOnlyOption, run_written
+from vfm.config import UserError
 from vfm.flow.evaluation.inputs import model_input
-from vfm.flow.finetuning import Finetuning, finetuning_recipe
+from vfm.flow.finetuning import LOW_RANK_LR, LR, Finetuning, finetuning_recipe
+from vfm.interfaces import LowRankSettings
 from vfm.plugins import load_plugins, stage_types
+
+RANK: int = LowRankSettings.model_fields["rank"].default
 
 
 @command
@@ -27,10 +31,20 @@ def finetune(
     ] = "",
     steps: Annotated[int, typer.Option(min=1, help="Steps of the training.")] = 300,
     batch: Annotated[int, typer.Option(min=1, help="Pairs per step.")] = 256,
-    lr: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = 1e-5,
+    lr: Annotated[
+        float | None,
+        typer.Option(min=0, show_default=False, help=f"Peak learning rate: {LR:g}, with --lora {LOW_RANK_LR:g}."),
+    ] = None,
     lock: Annotated[
         bool, typer.Option("--lock", help="Train the text tower only (LiT): for fewer than a thousand pairs.")
     ] = False,
+    lora: Annotated[
+        bool,
+        typer.Option("--lora", help="Train low-rank changes (LoRA) of both towers, or with --lock of the texts'."),
+    ] = False,
+    rank: Annotated[
+        int | None, typer.Option(min=1, show_default=False, help=f"Rank of the changes of --lora: {RANK}.")
+    ] = None,
     recipe: RecipeOption = Path("finetune.yaml"),
     set: SetOption = None,  # noqa: A002
     store: StoreOption = DEFAULT_STORE,
@@ -44,6 +58,8 @@ def finetune(
     knew. Captions that are not in `txt`: --set 'pool.texts={en: json.en}'.
     """
     manager = load_plugins()
-    given = Finetuning(model_input(model), data, val, general, steps, batch, lr, lock)
+    if rank and not lora:
+        raise UserError(f"--rank {rank} is the rank of --lora: give both")
+    given = Finetuning(model_input(model), data, val, general, steps, batch, lr, lock, (rank or RANK) if lora else None)
     text = finetuning_recipe(given, stage_types(manager))
     run_written(manager, recipe, text, set or (), store, dry_run=dry_run, quiet=quiet)

@@ -16,6 +16,7 @@ METHOD = "clip.train"
 WARMUP = 0.1  # of the steps
 MICRO_BATCH = 64  # bounds the memory of activations; the gradient is that of the whole batch
 WEIGHT_DECAY = 0.1
+LR, LOW_RANK_LR = 1e-5, 1e-4  # of weights; of low-rank changes: ten times that (arXiv:2405.09673, section 6)
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,9 @@ class Finetuning:
         general: labelled images of another kind, to measure what the model keeps; empty: not measured.
         steps: steps of the training.
         batch: pairs per step.
-        lr: peak learning rate.
+        lr: peak learning rate; None: 1e-5, and 1e-4 for low-rank changes.
         lock: train the text tower only.
+        rank: of low-rank changes (LoRA) that are trained in place of the weights; None: the weights.
     """
 
     model: Input
@@ -39,8 +41,9 @@ class Finetuning:
     general: str = ""
     steps: int = 300
     batch: int = 256
-    lr: float = 1e-5
+    lr: float | None = None
     lock: bool = False
+    rank: int | None = None
 
 
 def finetuning_recipe(given: Finetuning, known: Mapping[str, type[Stage]]) -> str:
@@ -68,11 +71,12 @@ def finetuning_recipe(given: Finetuning, known: Mapping[str, type[Stage]]) -> st
             "init": start,
             "data": refs["pool"],
             **({"vision": {"lock": True}} if given.lock else {}),
+            **({"update": {"type": "lora", "rank": given.rank}} if given.rank else {}),
             "global_batch_size": given.batch,
             "micro_batch_size": min(MICRO_BATCH, given.batch),
             "steps": given.steps,
             "schedule": {"warmup_steps": max(1, round(WARMUP * given.steps))},
-            "lr": given.lr,
+            "lr": (LOW_RANK_LR if given.rank else LR) if given.lr is None else given.lr,
             "optimizer": {"weight_decay": WEIGHT_DECAY},
         }
     )

@@ -1,6 +1,7 @@
 """The interfaces: abstract stages that fix inputs and output, so that one method can replace another in a recipe."""
 
 from vfm.interfaces.evaluation import AnyEvaluation, Evaluation, check_evaluations
+from vfm.interfaces.low_rank import LowRankSettings
 from vfm.interfaces.methods import (
     ClipPostTraining,
     ClipTraining,
@@ -31,6 +32,6 @@ from vfm.interfaces.training import (
 __all__ = [
     "AdamW", "AnyEvaluation", "CheckpointPolicy", "ClipPostTraining", "ClipTraining", "ConstantSchedule",
     "ContinueFrom", "CosineSchedule", "CropScale", "Curation", "Decay", "Evaluation", "EvaluationPolicy", "Lamb",
-    "Loading", "Optimizer", "Portion", "Schedule", "Sgd", "TimmOptimizer", "Training", "TrainingRuntime",
-    "VisionPretraining", "WarmupStableDecay", "check_evaluations",
+    "Loading", "LowRankSettings", "Optimizer", "Portion", "Schedule", "Sgd", "TimmOptimizer", "Training",
+    "TrainingRuntime", "VisionPretraining", "WarmupStableDecay", "check_evaluations",
 ]  # fmt: skip

@@ -17,8 +17,9 @@ from vfm.models.clip_config import clip_weights_file, get_clip_config, read_clip
 from vfm.models.clip_import import import_clip
 from vfm.models.encoders import EncoderPrecision, ImageEncoder, PooledVision, TextImageEncoder, eval_mode
 from vfm.models.eva_layouts import to_timm
-from vfm.models.export_formats import find_format, open_model
+from vfm.models.export_formats import find_format, open_model, transformers_config
 from vfm.models.generator_import import denoiser_folder, import_generator
+from vfm.models.low_rank import LowRank, check_low_rank, linear_layers
 from vfm.models.model_sources import is_vision_source
 from vfm.models.planned import planned_checkpoint, planned_clip, planned_clip_config, planned_encoder
 from vfm.models.preprocess import Preprocess
@@ -30,6 +31,7 @@ from vfm.models.vision import (
     load_vision,
     read_masked_modelling,
     save_vision,
+    save_vision_config,
     set_class_names,
     vision_preprocess,
 )
@@ -50,13 +52,14 @@ from vfm.models.weights import load_state_dict, save_state_dict
 
 __all__ = [
     "PROBES", "VISION_WEIGHTS_FILE", "BlockTokens", "ClipModel", "EncoderPrecision", "ImageEncoder", "ImageTokens",
-    "KeyReport", "PooledVision", "Preprocess", "TextImageEncoder", "TransferRules", "VisionTower", "WordTokenizer",
-    "attention_map", "attention_weights", "blueprint", "build_clip", "build_vision", "check_activation",
-    "check_normalization", "class_names_of", "clip_weights_file", "cls_and_patch_tokens", "denoiser_folder",
-    "encode_text", "eval_mode", "feature_width", "find_format", "get_clip_config", "grid_size", "image_tokens",
-    "import_clip", "import_generator", "import_vision", "init_vision_tower", "is_vision_source", "load_clip",
-    "load_state_dict", "load_vision", "open_clip_incompatibility", "open_model", "patch_features", "planned_checkpoint",
-    "planned_clip", "planned_clip_config", "planned_encoder", "read_clip_config", "read_masked_modelling", "save_clip",
-    "save_state_dict", "save_vision", "set_class_names", "to_timm", "transfer_weights", "used_length",
-    "vision_features", "vision_preprocess", "vision_tower",
+    "KeyReport", "LowRank", "PooledVision", "Preprocess", "TextImageEncoder", "TransferRules", "VisionTower",
+    "WordTokenizer", "attention_map", "attention_weights", "blueprint", "build_clip", "build_vision",
+    "check_activation", "check_low_rank", "check_normalization", "class_names_of", "clip_weights_file",
+    "cls_and_patch_tokens", "denoiser_folder", "encode_text", "eval_mode", "feature_width", "find_format",
+    "get_clip_config", "grid_size", "image_tokens", "import_clip", "import_generator", "import_vision",
+    "init_vision_tower", "is_vision_source", "linear_layers", "load_clip", "load_state_dict", "load_vision",
+    "open_clip_incompatibility", "open_model", "patch_features", "planned_checkpoint", "planned_clip",
+    "planned_clip_config", "planned_encoder", "read_clip_config", "read_masked_modelling", "save_clip",
+    "save_state_dict", "save_vision", "save_vision_config", "set_class_names", "to_timm", "transfer_weights",
+    "transformers_config", "used_length", "vision_features", "vision_preprocess", "vision_tower",
 ]  # fmt: skip

@@ -1,0 +1,121 @@
+"""LoRA: low-rank changes of the linear layers in a model's blocks, trained in place of its weights, then merged.
+
+LoRA comes from peft: added before training, merged after it. peft changes linear layers that are called. Two
+attentions do not call theirs: torch's own, in open_clip's towers, and timm's EVA. Both are made to call them during
+training. (peft 0.21's own wrapper of torch's attention adds the output projection's change twice and counts it once in
+the gradient.)
+
+Source: Hu et al. 2021, LoRA (arXiv:2106.09685).
+"""
+
+# B batch, N tokens, D width, H heads
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vfm.config import UserError
+
+M = TypeVar("M", bound=nn.Module)
+SEPARATE_BIAS = "qkv_bias_separate"  # with it, timm's EVA calls its fused projection and adds the bias afterwards
+
+
+class CalledAttention(nn.Module):
+    """torch's self-attention with projections that are called as linear layers; it shares `attention`'s weights."""
+
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
+        super().__init__()
+        width, self.num_heads = attention.embed_dim, attention.num_heads
+        with torch.device("meta"):  # the weights are replaced below
+            self.in_proj, self.out_proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.in_proj.weight, self.in_proj.bias = attention.in_proj_weight, attention.in_proj_bias
+        self.out_proj.weight, self.out_proj.bias = attention.out_proj.weight, attention.out_proj.bias
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
+    ) -> tuple[Tensor, None]:
+        """Return tokens (B, N, D) after self-attention, and no weights: open_clip's blocks need none.
+
+        The order of the tokens in memory is that of torch's own layer, so that the result is the same to the bit.
+        """
+        packed = self.in_proj(query.transpose(0, 1)).unflatten(-1, (3, self.num_heads, -1))  # (N, B, 3, H, D / H)
+        q, k, v = packed.permute(2, 1, 3, 0, 4)
+        if attn_mask is not None and attn_mask.ndim == 3:  # (B * H, N, N), a mask of each text
+            attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+        return self.out_proj(mixed.permute(2, 0, 1, 3).flatten(2)).transpose(0, 1), None
+
+
+class LowRank:
+    """Low-rank changes of every linear layer in blocks of a model; nothing else of the model is trained.
+
+    Args:
+        model: changed in place.
+        blocks: the parts of the model whose linear layers are changed.
+        rank: of each change.
+        alpha: a change is alpha / rank times the product of its factors.
+        seed: of the first factors; the second ones are 0, so that the model is unchanged at first (timm's EVA, whose
+            bias is added separately, but for rounding).
+
+    Raises:
+        UserError: peft is not installed.
+    """
+
+    def __init__(self, model: nn.Module, blocks: Iterable[nn.Module], *, rank: int, alpha: int, seed: int = 0) -> None:
+        check_low_rank()
+        from peft import LoraConfig
+        from peft.tuners.lora import LoraModel
+
+        self.model, blocks = model, list(blocks)
+        self.fused = [part for _, part in _in(blocks, model, nn.Module) if getattr(part, SEPARATE_BIAS, None) is False]
+        self.attentions = dict(_in(blocks, model, nn.MultiheadAttention))
+        # peft sees only layers that are called, so both kinds of attention are changed before it looks for layers.
+        for part in self.fused:
+            setattr(part, SEPARATE_BIAS, True)
+        for name, attention in self.attentions.items():
+            self._replace(name, CalledAttention(attention))
+        # As one pattern of whole names: peft takes the names of a list for endings of names.
+        pattern = "|".join(re.escape(name) for name in linear_layers(model, blocks))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.changed = LoraModel(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=pattern), "default")
+        self.changed.eval()
+
+    def merge(self) -> None:
+        """Add the changes to the model's weights, and restore its modules."""
+        self.changed.merge_and_unload()
+        for part in self.fused:
+            setattr(part, SEPARATE_BIAS, False)
+        for name, attention in self.attentions.items():  # it shares the merged weights
+            self._replace(name, attention)
+
+    def _replace(self, name: str, part: nn.Module) -> None:
+        parent, _, own = name.rpartition(".")
+        setattr(self.model.get_submodule(parent), own, part)
+
+
+def check_low_rank() -> None:
+    """Check that LoRA's library is installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not find_spec("peft"):
+        raise UserError("update: {type: lora} needs peft: pip install 'vfm-core[lora]'")
+
+
+def linear_layers(model: nn.Module, blocks: Iterable[nn.Module]) -> list[str]:
+    """Return the names of the linear layers in blocks of a model."""
+    return [name for name, _ in _in(blocks, model, nn.Linear)]
+
+
+def _in(blocks: Iterable[nn.Module], model: nn.Module, kind: type[M]) -> Iterator[tuple[str, M]]:
+    inside = {id(part) for block in blocks for part in block.modules()}
+    yield from ((name, part) for name, part in model.named_modules() if id(part) in inside and isinstance(part, kind))
