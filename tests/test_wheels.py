@@ -44,9 +44,11 @@ def test_wheel_holds_all_of_the_source_and_nothing_else(package: str, wheels: Pa
     assert licence
 
 
-def test_shipped_recipes_are_in_the_wheel(wheels: Path) -> None:
+def test_shipped_recipes_and_the_files_of_the_page_are_in_the_wheel(wheels: Path) -> None:
     with zipfile.ZipFile(wheel_of("core", wheels)) as wheel:
-        assert {"vfm/recipes/quickstart.yaml", "vfm/recipes/pairs.yaml"} <= set(wheel.namelist())
+        names = set(wheel.namelist())
+    assert {"vfm/recipes/quickstart.yaml", "vfm/recipes/pairs.yaml"} <= names
+    assert {f"vfm/flow/report/page.{ending}" for ending in ("js", "css", "html.j2")} <= names
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -89,6 +91,7 @@ def test_curation_box_lists_plans_and_runs_a_recipe_up_to_its_report(curation_bo
     checked(curation_box.vfm("run", "curation.yaml"))
     page = (curation_box.folder / "store/runs/curation/report.html").read_text()
     assert "Curation alone, on a box without torch." in page
+    assert page.count("<script>") == page.count("<style>") == 1
     assert checked(curation_box.vfm("run", "curation.yaml")).stdout.count("cached") == 4
     checked(curation_box.vfm("doctor"))
 

@@ -9,7 +9,8 @@ import pytest
 
 from vfm.artifacts import Comparison, Metric, Report
 from vfm.flow import number_format
-from vfm.flow.results import _metrics_table
+from vfm.flow.conclusions import corrected, findings_of
+from vfm.flow.result_tables import _metrics_table
 from vfm.terminal import TerminalConsole
 
 
@@ -31,7 +32,10 @@ def report(tmp_path: Path) -> Report:
 def shown(report: Report, width: int, encoding: str = "utf-8") -> str:
     console = TerminalConsole(width=width, color_system=None)
     with console.capture() as captured:
-        console.print(_metrics_table("own", report))
+        tests = {
+            (one.report, one.test.metric, one.test.model): one.test for one in corrected(findings_of({"own": report}))
+        }
+        console.print(_metrics_table("own", report, tests))
     return captured.get()
 
 

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from vfm.config import error_lines
 from vfm.flow import number_format
-from vfm.flow.report.scale import Scale
+from vfm.flow.report import theme
+from vfm.flow.report.scale import Scale, calm_limits
 from vfm.panels import BarsPanel, LinesPanel, Series, TablePanel
 
 charts = pytest.importorskip("vfm.flow.report.charts", exc_type=ImportError)
@@ -41,22 +42,24 @@ def lab(rgb: np.ndarray) -> np.ndarray:
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
-@pytest.mark.parametrize("color", [*charts.PALETTE, charts.INK, charts.MUTED])
-def test_text_in_every_colour_reads_on_white(color: str) -> None:
-    luminance = linear(color) @ [0.2126, 0.7152, 0.0722]
-    assert 1.05 / (luminance + 0.05) >= 4.5  # WCAG 2.2, level AA
+@pytest.mark.parametrize("screen", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize("name", ["ink", "muted", "right", *(f"series-{index}" for index in range(len(theme.SERIES)))])
+def test_text_in_every_colour_reads_on_its_ground(name: str, screen: int) -> None:
+    lights = [linear(theme.THEME[part][screen]) @ [0.2126, 0.7152, 0.0722] + 0.05 for part in (name, "paper")]
+    assert max(lights) / min(lights) >= 4.5  # WCAG 2.2, level AA
 
 
+@pytest.mark.parametrize("screen", [0, 1], ids=["light", "dark"])
 @pytest.mark.parametrize("vision", VISIONS)
-def test_colour_blind_readers_tell_the_first_curves_apart(vision: str) -> None:
-    seen = [lab(np.clip(VISIONS[vision] @ linear(color), 0, 1)) for color in charts.PALETTE[: charts.MAX_DIRECT_LABELS]]
+def test_colour_blind_readers_distinguish_the_first_curves(vision: str, screen: int) -> None:
+    seen = [lab(np.clip(VISIONS[vision] @ linear(pair[screen]), 0, 1)) for pair in theme.SERIES[:4]]
     assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 10
-    assert len(set(charts.DASHES)) == len(charts.PALETTE)  # the dashes carry the rest
+    assert len(set(theme.DASHES)) == len(theme.SERIES)  # the dashes carry the rest
 
 
 def test_no_two_of_many_curves_look_alike() -> None:
-    count = len(charts.PALETTE) * len(charts.DASHES)
-    assert len({(charts.color(index), charts.dash(index)) for index in range(count)}) == count
+    count = len(theme.SERIES) * len(theme.DASHES)
+    assert len({(theme.color(index), theme.dash(index)) for index in range(count)}) == count
 
 
 def chart(*series: Series, **more: bool) -> str:
@@ -67,15 +70,15 @@ def chart(*series: Series, **more: bool) -> str:
 
 def curve(svg: str, color: str) -> str:
     """The path data of the curve in a colour."""
-    (data,) = re.findall(rf'<path d="([^"]*)" clip-path="[^"]*" style="fill: none; stroke: {color}', svg)
+    (data,) = re.findall(rf'<path d="([^"]*)" clip-path="[^"]*" style="fill: none; stroke: {re.escape(color)}', svg)
     return str(data)
 
 
 def test_a_gap_in_the_values_breaks_the_curve() -> None:
     whole, gap = [1.0, 2.0, 3.0, 2.0, 1.0] * 4, [1.0, None, 3.0, 2.0, 1.0] * 4
     x = [float(i) for i in range(20)]
-    assert curve(chart(Series(name="a", x=x, y=whole)), charts.color(0)).count("M") == 1
-    assert curve(chart(Series(name="a", x=x, y=gap)), charts.color(0)).count("M") > 1
+    assert curve(chart(Series(name="a", x=x, y=whole)), theme.color(0)).count("M") == 1
+    assert curve(chart(Series(name="a", x=x, y=gap)), theme.color(0)).count("M") > 1
 
 
 def test_a_long_training_stays_a_small_drawing() -> None:
@@ -84,9 +87,11 @@ def test_a_long_training_stays_a_small_drawing() -> None:
     assert len(chart(Series(name="a", x=range(steps), y=noise.tolist()))) < 100_000
 
 
-def test_words_in_a_chart_stay_words() -> None:
-    svg = chart(*(Series(name=name, x=[1, 2], y=[1, 2]) for name in ("$x_1$", "_a", "<b>&")))
-    assert re.findall(r">(\$x_1\$|_a|&lt;b&gt;&amp;)</text>", svg) == ["$x_1$", "_a", "&lt;b&gt;&amp;"]
+@pytest.mark.parametrize(("word", "text"), [("$x_1$", "$x_1$"), ("_a", "_a"), ("<b>&", "&lt;b&gt;&amp;")])
+def test_words_in_a_chart_stay_words(word: str, text: str) -> None:
+    curves = [Series(name="a", x=[1, 2], y=[1, 2])]
+    svg = charts.lines_svg(LinesPanel(title="t", series=curves, x_label=word, y_label="loss"), "salt")
+    assert f">{text}</text>" in svg
     assert "http" not in svg
 
 
@@ -96,11 +101,30 @@ def test_a_log_axis_counts_in_decades_and_needs_a_positive_value() -> None:
     assert "</svg>" in chart(Series(name="a", x=[0, 1], y=[-1.0, 0.0]), y_log=True)
 
 
-@given(st.lists(st.floats(0, 1), max_size=charts.MAX_DIRECT_LABELS))
-def test_names_at_the_ends_of_curves_never_overlap(places: list[float]) -> None:
-    moved = charts.spread_labels(sorted(places))
-    assert all(b - a >= charts.LABEL_GAP - 1e-9 for a, b in itertools.pairwise(moved))
-    assert all(place <= 1 + 1e-9 for place in moved)
+def test_a_script_finds_each_curve_and_the_theme_its_colours() -> None:
+    band = Series(name="a", x=[1, 2], y=[1, 2], low=[0, 1], high=[2, 3])
+    svg = chart(band, Series(name="#0072b2", x=[1, 2], y=[2, 1]))
+    assert re.findall(r'data-curve="(\d)"', svg) == ["0", "0", "1"]  # a band, and two curves
+    assert not re.search(r"(stroke|fill): #", svg), "a colour that does not follow the theme"
+
+
+def test_a_small_change_makes_no_drama() -> None:
+    low, high = calm_limits(0.4374, 0.4375)
+    assert high - low == pytest.approx(0.05 * 0.4375)
+    assert (low + high) / 2 == pytest.approx((0.4374 + 0.4375) / 2)
+    assert calm_limits(0.4, 2.3) == (0.4, 2.3)
+    assert calm_limits(0.0, 0.0) == (0.0, 1.0)
+    ticks = re.findall(r">(0\.4\d*)</text>", chart(Series(name="a", x=[1, 2], y=[0.4374, 0.4375])))
+    assert float(ticks[-1]) - float(ticks[0]) >= 0.01
+
+
+@given(finite, finite)
+def test_calm_limits_hold_the_values_in_their_middle(a: float, b: float) -> None:
+    low, high = calm_limits(min(a, b), max(a, b))
+    assert low <= min(a, b)
+    assert high >= max(a, b)
+    assert high - low >= 0.05 * max(abs(a), abs(b)) * (1 - 1e-9)
+    assert calm_limits(low, high)[1] - calm_limits(low, high)[0] <= 1.06 * (high - low)
 
 
 @given(st.lists(finite, min_size=1), finite, finite)

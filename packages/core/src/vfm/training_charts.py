@@ -11,6 +11,7 @@ from typing import Any
 from vfm.panels import LinesPanel, Series
 from vfm.store_files import read_json_lines, reading
 
+METRICS_FILE = "metrics.jsonl"  # in the folder of a training, running or finished
 MAX_POINTS = 2000  # of a drawn curve
 LOSS, GRADIENT_NORM, LEARNING_RATE = "train/loss", "train/grad_norm", "train/lr"
 WORDS = {"lr": "learning rate", "grad_norm": "gradient norm"}

@@ -16,7 +16,7 @@ from vfm.artifacts import Artifact
 from vfm.config import UserError
 from vfm.flow.evaluation.request import SUMMARY, EvaluationRequest, requested_recipe
 from vfm.flow.result_files import write_results
-from vfm.flow.results import panel_tables
+from vfm.flow.result_tables import panel_tables
 from vfm.flow.runs import through_link
 from vfm.flow.store import LINKS
 from vfm.plugins import load_plugins, stage_types

@@ -24,7 +24,8 @@ from vfm.events import Event
 from vfm.flow.plan import make_plan
 from vfm.flow.recipe import Recipe, load_recipe, parse_recipe
 from vfm.flow.recipe_run import run_recipe
-from vfm.flow.results import reports, result_tables
+from vfm.flow.result_tables import result_tables
+from vfm.flow.results import reports
 from vfm.flow.run_names import run_name
 from vfm.flow.runs import RUN_FILE
 from vfm.flow.store import LINKS, Store
@@ -79,20 +80,31 @@ class Run(Results):
         """Return an Arrow table with a row for each metric of each model.
 
         Columns: report, task, dataset, metric, model, value, low and high (95 % interval), n, chance, unit, baseline,
-        difference, p_value.
+        difference, p_value (of this comparison alone; `shown` and the report correct it for the number of comparisons).
         """
-        return as_table([row for name, report in self.reports.items() for row in _rows(name, report)])
+        return as_table([row for name, report in self.reports.items() for row in _rows(name, report)], COLUMNS)
 
     def preview(self) -> Any:
         """Return the metrics, or the artifact of each stage where nothing was evaluated."""
         if self.reports:
             return self.table()
         links = {stage: (self.directory / LINKS / stage).resolve() for stage in self.stages}
-        return as_table([{"stage": stage, "artifact": path.name} for stage, path in links.items()])
+        rows = [{"stage": stage, "artifact": path.name} for stage, path in links.items()]
+        return as_table(rows, {"stage": pa.string(), "artifact": pa.string()})
 
     def shown(self) -> Iterable[Table]:
         """Return the tables that `vfm run` prints, or the artifacts where nothing was evaluated."""
-        return list(result_tables(self.directory)) or super().shown()
+        return result_tables(self.directory) or super().shown()
+
+
+COLUMNS = {
+    **dict.fromkeys(("report", "task", "dataset", "metric", "model"), pa.string()),
+    **dict.fromkeys(("value", "low", "high"), pa.float64()),
+    "n": pa.int64(),
+    "chance": pa.float64(),
+    **dict.fromkeys(("unit", "baseline"), pa.string()),
+    **dict.fromkeys(("difference", "p_value"), pa.float64()),
+}
 
 
 def _rows(name: str, report: Report) -> Iterable[dict[str, Any]]:

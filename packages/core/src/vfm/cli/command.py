@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from vfm.config import UserError
-from vfm.flow.results import result_tables
+from vfm.flow.result_tables import result_tables
 from vfm.plugins import extra_of
 from vfm.redaction import redacted
 from vfm.terminal import TerminalConsole

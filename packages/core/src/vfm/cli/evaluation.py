@@ -14,7 +14,7 @@ from vfm.flow.plan import make_plan
 from vfm.flow.recipe import parse_recipe
 from vfm.flow.recipe_run import run_recipe
 from vfm.flow.result_files import write_results
-from vfm.flow.results import panel_tables
+from vfm.flow.result_tables import panel_tables
 from vfm.flow.run_names import run_name
 from vfm.flow.runs import through_link
 from vfm.flow.store import LINKS, Store

@@ -68,10 +68,16 @@ def report(
         Path | None,
         typer.Option(help="File to write; default: report.html in the run's folder, or comparison.html here."),
     ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Draw the page of a run that goes on; it reloads itself until the run ends.")
+    ] = False,
     debug: DebugOption = False,
 ) -> None:
     """Draw the report of a finished run again, and show its results. Of several runs, draw their comparison."""
     stage_types(load_plugins())
+    if watch:
+        watch_run(run, store, out)
+        return
     directories = [_finished_run(word, store) for word in run]
     directory, *others = directories
     page = out or (Path("comparison.html") if others else directory / REPORT_FILE)
@@ -85,6 +91,26 @@ def report(
         write_report(summary_of_run(directory), page)
     elif out or not is_current(directory):
         raise UserError(f"{page}: no permission to write; give another file with --out")
+    show_results(directory)
+    show_line(f"report: {page}")
+
+
+def watch_run(words: list[str], store: Path, out: Path | None) -> None:
+    """Draw the page of a run until it ends, then show its results.
+
+    Raises:
+        UserError: there is no such run, several were given, or the run failed or was killed.
+    """
+    if len(words) > 1:
+        raise UserError(f"--watch: expected one run, got {len(words)}")
+    directory = find_run(words[0], Store(store))
+    if directory is None:
+        raise UserError(f"no run {words[0]!r} in {store}; start it in another terminal, then watch it")
+    from vfm.flow.report.live import watch
+
+    page = out or directory / REPORT_FILE
+    show_line(f"watching {directory.name}: open {page.absolute().as_uri()}; Ctrl-C ends")
+    watch(directory.resolve(), page)
     show_results(directory)
     show_line(f"report: {page}")
 

@@ -24,9 +24,8 @@ from vfm.interfaces import Evaluation, Training
 from vfm.stage import Context
 from vfm.train.dist import World
 from vfm.train.throughput import Throughput
+from vfm.training_charts import METRICS_FILE as METRICS_FILE  # public in `vfm.train`
 from vfm.training_charts import training_charts
-
-METRICS_FILE = "metrics.jsonl"
 
 
 class Curves:

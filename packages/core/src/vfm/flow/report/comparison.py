@@ -16,17 +16,14 @@ from vfm.config import UserError
 from vfm.flow.reasons import differences
 from vfm.flow.report.drawing import Drawing, draw
 from vfm.flow.report.page import Section, render
-from vfm.flow.report.result_table import Result, ResultTable, Row
+from vfm.flow.report.result_table import Result, ResultTable, Row, corrected_tables
 from vfm.flow.report.run_summary import RunSummary, StageEntry
 from vfm.panels import LinesPanel, TablePanel, load_panels
 from vfm.scored_items import read_items
 from vfm.statistics import Accuracy, compare
 from vfm.store_files import read_json
 
-NOTE = (
-    "Tests are paired on the same items, and say whether these two models differ on them. Whether a setting makes the"
-    " difference needs several seeds."
-)
+NOTE = "Tests are paired on the same items. Stages of one artifact in all runs are left out."
 Entries = Mapping[str, StageEntry]  # by the name of the run
 
 
@@ -43,7 +40,9 @@ def write_comparison(runs: Mapping[str, RunSummary], path: Path) -> None:
         for name in names
     }
     changed = {name: found for name, found in stages.items() if len({entry.id for entry in found.values()}) > 1}
-    tables = [table for name, found in changed.items() if (table := result_table(name, found))]
+    tables, findings = corrected_tables(
+        [table for name, found in changed.items() if (table := result_table(name, found))]
+    )
     settings = settings_table(stages, list(runs))
     sections = [
         Section(next(iter(found.values())), None, drawings, repeats=False)
@@ -55,14 +54,14 @@ def write_comparison(runs: Mapping[str, RunSummary], path: Path) -> None:
     summary = replace(
         first,
         recipe=" and ".join(runs),
-        description=f"{NOTE} Stages of one artifact in all runs are left out.",
+        description=NOTE,
         command=f"vfm report {' '.join(runs)}",
         seconds=sum(run.seconds for run in runs.values()),
         stages=everything,
         seeds=(),
         recipe_text="",
     )
-    render(summary, tables, [draw(settings, path.parent, "settings")], sections, path)
+    render(summary, tables, [draw(settings, path.parent, "settings")], sections, findings, path)
 
 
 def result_table(name: str, entries: Entries) -> ResultTable | None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from vfm.flow.report import charts
 from vfm.flow.report.scale import Scale
+from vfm.flow.report.theme import color, dash
 from vfm.panels import BarsPanel, ImagesPanel, LinesPanel, Panel, Picture, TablePanel, load_panel, panel_files
 
 MAX_IMAGE_BYTES = 40_000  # larger files are re-encoded at twice the size at which they are shown
@@ -22,7 +23,7 @@ MAX_ROWS = 200
 
 @dataclass(frozen=True)
 class Curves:
-    """An `<svg>`, and the legend above it: (name, colour, dash) of each curve that has no label of its own."""
+    """An `<svg>`, and the legend above it: (name, colour, dash) of each curve; empty if the title is its name."""
 
     svg: str
     legend: list[tuple[str, str, str]]
@@ -46,10 +47,27 @@ class Table:
 
 
 @dataclass(frozen=True)
-class ImageGrid:
-    """Images as (data URL or an empty string, caption, title, whether to enlarge them without smoothing)."""
+class GridImage:
+    """An image of a grid.
 
-    images: list[tuple[str, str, str, bool]]
+    url: data URL; empty if the file cannot be shown, which `title` then explains.
+    title: the file, or why it cannot be shown.
+    sharp: whether to enlarge it without smoothing.
+    right: as in `Picture`.
+    """
+
+    url: str
+    caption: str
+    title: str
+    sharp: bool
+    right: bool | None
+
+
+@dataclass(frozen=True)
+class ImageGrid:
+    """A grid of images."""
+
+    images: list[GridImage]
 
 
 @dataclass(frozen=True)
@@ -98,9 +116,9 @@ def _content(panel: Panel, directory: Path, salt: str) -> Curves | Bars | Table 
     """Return the content of a panel; None for a text, and for an empty panel."""
     match panel:
         case LinesPanel() if any(value is not None for series in panel.series for value in series.y):
-            legend = [(series.name, charts.color(i), charts.dash(i)) for i, series in enumerate(panel.series)]
-            labelled = len(legend) == 1 or charts.labels_fit(panel)
-            return Curves(charts.lines_svg(panel, salt), [] if labelled else legend)
+            legend = [(series.name, color(i), dash(i)) for i, series in enumerate(panel.series)]
+            named = [name.lower() for name, _, _ in legend] == [panel.title.lower()]
+            return Curves(charts.lines_svg(panel, salt), [] if named else legend)
         case BarsPanel() if panel.values:
             return _bars(panel)
         case TablePanel() if panel.rows:
@@ -127,24 +145,36 @@ def _table(panel: TablePanel) -> Table:
     return Table(columns, rows[:MAX_ROWS], max(0, len(rows) - MAX_ROWS))
 
 
-def _image(picture: Picture, directory: Path, width: int) -> tuple[str, str, str, bool]:
+def _image(picture: Picture, directory: Path, width: int) -> GridImage:
     caption = picture.caption if len(picture.caption) <= MAX_CAPTION else picture.caption[:MAX_CAPTION] + "\u2026"
-    file = (directory / picture.file).resolve()
-    if not file.is_relative_to(directory.resolve()):
-        return "", caption, f"{picture.file} is outside the artifact's folder", False
+    try:
+        url, sharp = _embedded((directory / picture.file).resolve(), directory.resolve(), width)
+    except ValueError as error:
+        return GridImage("", caption, f"{picture.file} {error}", sharp=False, right=picture.right)
+    return GridImage(url, caption, picture.file, sharp, picture.right)
+
+
+def _embedded(file: Path, directory: Path, width: int) -> tuple[str, bool]:
+    """Return a picture as a data URL, and whether it is so small that its pixels should be seen, not a blur.
+
+    Raises:
+        ValueError: it cannot be shown; the message says why.
+    """
+    if not file.is_relative_to(directory):
+        raise ValueError("is outside the artifact's folder")
     try:
         with Image.open(file, formats=["PNG", "JPEG"]) as image:
-            sharp = 2 * image.width <= width  # synthetic images and masks: show their pixels, not a blur
+            sharp = 2 * image.width <= width  # synthetic images and masks
             data, kind = file.read_bytes(), str(image.format).lower()
             if len(data) > MAX_IMAGE_BYTES and image.width > 2 * width:
                 data, kind = _smaller(image, 2 * width), "jpeg"
             else:
                 image.load()
     except FileNotFoundError:
-        return "", caption, f"{picture.file} is missing", False
+        raise ValueError("is missing") from None
     except (OSError, SyntaxError, Image.DecompressionBombError):
-        return "", caption, f"{picture.file} is not a readable PNG or JPEG", False
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}", caption, picture.file, sharp
+        raise ValueError("is not a readable PNG or JPEG") from None
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}", sharp
 
 
 def _smaller(image: Image.Image, width: int) -> bytes:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from vfm.artifacts import Artifact, Comparison, Report
 from vfm.config import UserError
 from vfm.flow import number_format
+from vfm.flow.conclusions import ALPHA, Finding, corrected
 from vfm.flow.report.run_summary import RunSummary, StageEntry
 from vfm.flow.report.scale import Scale
 
@@ -22,6 +23,19 @@ class Row:
     high: float
     values: Sequence[float] = ()
     comparison: Comparison | None = None
+
+    @property
+    def sign(self) -> str:
+        """The mark of a clear difference, by its corrected p-value: of two models, or over seeds its direction."""
+        if self.comparison is None or self.comparison.p_value > ALPHA:
+            return ""
+        return ("▲" if self.comparison.difference > 0 else "▼") if self.values else "≠"
+
+    @property
+    def meaning(self) -> str:
+        """The mark in words."""
+        of_method = {"▲": "the method raises it", "▼": "the method lowers it"}
+        return {"≠": "these two models differ on these items", **of_method}.get(self.sign, "no clear difference")
 
 
 @dataclass(frozen=True)
@@ -104,6 +118,29 @@ def report_table(entry: StageEntry, seeded: set[str]) -> ResultTable | None:
     num_headline = 0 if entry.base_name in seeded else ResultTable.num_headline
     subtitle = f"{report.task} on {report.dataset}"
     return ResultTable(entry.name, subtitle, entry.anchor, list(results.values()), num_headline)
+
+
+def corrected_tables(tables: Sequence[ResultTable]) -> tuple[list[ResultTable], list[Finding]]:
+    """Return the tables of a page with p-values corrected for the number of its comparisons, and these."""
+    findings = corrected(
+        [
+            Finding(table.title, row.comparison, result.unit, len(row.values))
+            for table in tables
+            for result in table.results
+            for row in result.rows
+            if row.comparison
+        ]
+    )
+    tests = (one.test for one in findings)
+    fixed = [
+        replace(table, results=[replace(result, rows=_with_tests(result.rows, tests)) for result in table.results])
+        for table in tables
+    ]
+    return fixed, findings
+
+
+def _with_tests(rows: Sequence[Row], tests: Iterator[Comparison]) -> list[Row]:
+    return [replace(row, comparison=next(tests)) if row.comparison else row for row in rows]
 
 
 def seed_tables(run: RunSummary) -> dict[str, ResultTable]:

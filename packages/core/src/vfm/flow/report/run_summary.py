@@ -18,6 +18,7 @@ from vfm.flow.results import SeedSummary, over_seeds, reports
 from vfm.flow.runs import EVENTS_FILE, RUN_FILE
 from vfm.flow.store import LINKS
 from vfm.integrity import check_folder, read_sealed
+from vfm.panels import Panel
 from vfm.store_files import reading
 
 SHOWN_ELSEWHERE = {
@@ -40,11 +41,13 @@ class StageEntry:
     name: str
     kind: str
     id: str
-    status: Literal["cached", "resume", "new"]  # before the run
+    status: Literal["cached", "resume", "new", "running", "stopped", "waiting"]  # the first three: before the run
     seconds: float  # in this run; about zero if the artifact was cached
     directory: Path
     inputs: Mapping[str, str]  # name of a stage, or path of an artifact -> id
     manifest: Mapping[str, Any]
+    progress: str = ""  # of a running stage
+    charts: Sequence[Panel] = ()  # of a running stage, which has no panels yet
 
     @property
     def bad_examples(self) -> Mapping[str, Sequence[str]]:
@@ -82,6 +85,7 @@ class RunSummary:
     description: str = ""
     recipe_text: str = ""
     record_hash: str = ""  # of the file of the run, by which a page is known to be current
+    reload: int = 0  # seconds after which the page of a run that goes on reloads itself; 0: the run has ended
 
 
 def summary_of_run(directory: Path) -> RunSummary:

@@ -1,10 +1,12 @@
-"""The horizontal scale of the report's bars, intervals and time line."""
+"""The scales of the report's bars, intervals, time line and curves."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+SMALLEST_RANGE = 0.05  # of an axis of curves, relative to the largest value on it
 
 
 @dataclass(frozen=True)
@@ -25,3 +27,16 @@ class Scale:
         """Return the place of a value, in percent of the width."""
         share = (value - self.low) / (self.high - self.low)
         return round(1 + 98 * min(1.0, max(0.0, share)), 2) if math.isfinite(value) else 1.0
+
+
+def calm_limits(low: float, high: float, smallest: float = SMALLEST_RANGE) -> tuple[float, float]:
+    """Return the limits of an axis for values from `low` to `high`, with a range that makes no drama of small changes.
+
+    The range is at least `smallest` times the largest absolute value: 0.4374 to 0.4375 is a flat line in the middle of
+    0.4265 to 0.4484, while 2.3 to 0.4 keeps its own limits. Zeros alone are drawn from 0 to 1.
+    """
+    largest = max(abs(low), abs(high))
+    if largest == 0:
+        return 0.0, 1.0
+    missing = max(0.0, smallest * largest - (high - low)) / 2
+    return low - missing, high + missing

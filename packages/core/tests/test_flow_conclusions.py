@@ -1,0 +1,66 @@
+"""What comparisons say: corrected for their number, and with one seed never a gain of a method."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vfm.artifacts import Comparison
+from vfm.flow.conclusions import Finding, conclusions, corrected, corrections
+from vfm.statistics import holm
+
+shares = st.floats(0, 1)
+
+
+def finding(p_value: float, metric: str = "acc1", report: str = "zero_shot", num_seeds: int = 0) -> Finding:
+    test = Comparison(
+        metric=metric, model="diva", baseline="clip", difference=0.021, low=0.0, high=0.04, p_value=p_value, test="t"
+    )
+    return Finding(report, test, num_seeds=num_seeds)
+
+
+@given(st.lists(st.tuples(shares, st.booleans()), max_size=10))
+def test_comparisons_on_items_and_over_seeds_are_corrected_apart(drawn: list[tuple[float, bool]]) -> None:
+    found = corrected([finding(p, num_seeds=3 * seeds) for p, seeds in drawn])
+    for kind in (False, True):
+        expected = holm([p for p, seeds in drawn if seeds == kind]).tolist()
+        assert [one.test.p_value for one in found if bool(one.num_seeds) == kind] == expected
+    assert [one.num_seeds for one in found] == [3 * seeds for _, seeds in drawn], "their order stays"
+
+
+def test_one_seed_says_which_models_differ_on_these_items() -> None:
+    found = corrected([finding(0.001), finding(0.012, "acc5"), finding(0.04, "recall")])
+    assert conclusions(found) == [
+        "zero_shot: diva and clip differ on these items: acc1 +2.1, acc5 +2.1, recall +2.1.",
+        "Whether a method makes the difference needs several seeds.",
+    ]
+    found = corrected([finding(0.02), finding(0.03, "acc5"), finding(0.04, "recall")])  # each alone is below 0.05
+    assert conclusions(found) == [
+        "Of 3 comparisons on the same items none is clear (corrected p at most 0.05): these items do not separate the"
+        " models."
+    ]
+    assert corrections(found) == [
+        "p-values are corrected for 3 comparisons on the same items (Holm); the intervals of differences are not."
+    ]
+
+
+def test_several_seeds_say_what_the_method_does() -> None:
+    found = corrected([finding(0.01, num_seeds=5), finding(1e-9, report="zero_shot@0")])
+    assert conclusions(found) == ["zero_shot: over 5 seeds, diva changes acc1 +2.1 against clip."]
+    assert "1 comparison on the same items and for 1 comparison over seeds" in corrections(found)[0]
+    lines = conclusions(corrected([finding(0.2, num_seeds=5)]))
+    assert lines == [
+        "The only comparison over the seeds is not clear (corrected p at most 0.05): these seeds do not separate the"
+        " methods."
+    ]
+
+
+@pytest.mark.parametrize("count", [5, 9])
+def test_a_long_list_of_metrics_is_cut(count: int) -> None:
+    (line, _) = conclusions([finding(0.0, f"metric{number}") for number in range(count)])
+    assert line.endswith(f"metric3 +2.1, {count - 4} more.")
+
+
+def test_nothing_compared_says_nothing() -> None:
+    assert corrected([]) == conclusions([]) == corrections([]) == []
