@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / f"{name}.png").write_bytes(png(name))
     save_vision(build_vision("vit_pico_patch8_32", seed=0), here / "encoder")
     (here / "captions.csv").write_text("caption\na red boat\na blue boat\n")
+    (here / "captions.txt").write_text("a red boat\na blue boat\n")
+    images = [{"id": n, "file_name": f"{name}.png"} for n, name in enumerate(NAMES)]
+    captions = [{"image_id": n, "caption": name} for n, name in enumerate(NAMES[1:], start=1)]
+    (here / "captions_flat.json").write_text(json.dumps({"images": images, "annotations": captions}))
     return here
 
 
@@ -53,8 +58,20 @@ def test_what_is_skipped_is_counted_by_reason_with_the_first_place(world: Path) 
     assert skipped.endswith("0003")
 
 
+def test_cocos_captions_are_shown_with_what_is_skipped(world: Path) -> None:
+    lines = shown(world, "captions_flat.json")
+    assert f"num_samples: {len(NAMES) - 1}" in lines
+    assert f"skipped: 1 missing_caption; the first is {world / 'flat' / NAMES[0]}.png" in lines
+
+
 @pytest.mark.parametrize(
-    ("path", "kind"), [("classes", "data.labeled"), ("flat", "data.images"), ("captions.csv", "data.pairs")]
+    ("path", "kind"),
+    [
+        ("classes", "data.labeled"),
+        ("flat", "data.images"),
+        ("captions.csv", "data.pairs"),
+        ("captions.txt", "data.pairs"),
+    ],
 )
 def test_folders_and_tables_are_recognised(world: Path, path: str, kind: str) -> None:
     assert any(line.startswith(f"in a recipe: {{kind: {kind}, ") for line in shown(world, path))

@@ -8,12 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from vfm.data import read_subset
+from vfm.data import read_subset, uid_of
 from vfm.plugin import Event, Preflight, UserError
 from vfm.stages.data import Pairs
-from vfm_curation.filters.lists import url_passes, word_passes
+from vfm_curation.filters.lists import uid_passes, url_passes, word_passes
 from vfm_curation.filters.synsets import synset_passes
-from vfm_curation.stages import BlockedUrls, BlockedWords, FilterPool, NearDuplicateTexts, Synsets
+from vfm_curation.stages import BlockedUrls, BlockedWords, FilterPool, NearDuplicateTexts, Synsets, Uids
+from vfm_curation.uids import uid_halves
 
 
 def listed(folder: Path, text: str, name: str = "list.txt") -> str:
@@ -60,6 +61,38 @@ def test_words_are_blocked_whole_in_any_case_and_anywhere_in_scripts_without_spa
     assert word_passes(BlockedWords(path=path), table).tolist() == list(cases.values())
     several = word_passes(BlockedWords(path=path, max_count=1), pa.table({"caption": ["bad", "a very bad idea"]}))
     assert several.tolist() == [True, False]  # two items in the second
+
+
+HIGH, LOW = "00000000000000ff", "fedcba9876543210"
+
+
+@pytest.mark.parametrize("order", ["ascending", "other"])
+def test_uids_are_kept_if_both_of_their_halves_are_listed(tmp_path: Path, order: str) -> None:
+    uids = [HIGH + LOW, HIGH + HIGH, LOW + HIGH, "0" * 32, "f" * 32]
+    pairs = [(int(uid[:16], 16), int(uid[16:], 16)) for uid in uids[:3]]
+    own = "an uid of another form"
+    pairs.append((int(uid_of(own)[:16], 16), int(uid_of(own)[16:], 16)))
+    pairs = sorted(pairs) if order == "ascending" else sorted(pairs)[::-1]
+    np.save(tmp_path / "uids.npy", np.array(pairs, "u8,u8"))
+    table = pa.table({"uid": [*uids, LOW + LOW, own, "another one"]})
+    expected = [True, True, True, False, False, False, True, False]
+    assert uid_passes(Uids(path=str(tmp_path / "uids.npy")), table).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("array", "line"),
+    [
+        (np.arange(4), r"expected uids as pairs of 64-bit halves \(u8, u8\), got int64 \(4,\)"),
+        (np.empty(0, "u8,u8"), "expected uids, got an empty list"),
+        (None, "it does not begin as an npy file"),
+    ],
+)
+def test_a_file_that_is_no_list_of_uids_is_one_line(tmp_path: Path, array: Any, line: str) -> None:
+    file = tmp_path / "uids.npy"
+    file.write_text("uids") if array is None else np.save(file, array)
+    with pytest.raises(UserError, match=line) as caught:
+        uid_passes(Uids(path=str(file)), pa.table({"uid": ["0" * 32]}))
+    assert "\n" not in str(caught.value)
 
 
 INDEX = """  1 a licence
@@ -111,11 +144,13 @@ def test_lists_filter_a_table_of_links_before_any_download(run_stage: Any, tmp_p
     filters = [
         {"type": "blocked_urls", "path": listed(tmp_path, "h1.org", "urls")},
         {"type": "blocked_words", "path": listed(tmp_path, "bad", "words")},
+        {"type": "uids", "path": str(tmp_path / "uids.npy")},
     ]
+    np.save(tmp_path / "uids.npy", np.sort(uid_halves(pa.chunked_array([[f"u{i:04d}" for i in range(5, 50)]]))))
     stage = FilterPool(name="filtered", pool="p", filters=filters)
     stage.preflight(Preflight({}, {"p": pool.path}))
     subset = run_stage(stage, p=pool)
-    expected = {f"u{i:04d}" for i in range(60) if i % 3 != 1 and i % 2 == 0}
+    expected = {f"u{i:04d}" for i in range(5, 50) if i % 3 != 1 and i % 2 == 0}
     assert set(read_subset(subset.path)["uid"].to_pylist()) == expected
 
 

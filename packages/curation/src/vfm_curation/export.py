@@ -2,8 +2,8 @@
 
 A table of pairs, DataComp's uids, links for img2dataset, and tars (`export_tars`).
 
-Sources: DataComp's subset files and resharder, github.com/mlfoundations/datacomp (a sorted npy of uids as two 64-bit
-halves); img2dataset's input, github.com/rom1504/img2dataset (parquet with `url` and `caption`).
+Sources: DataComp's subset files (`vfm_curation.uids`); img2dataset's input, github.com/rom1504/img2dataset (parquet
+with `url` and `caption`).
 """
 
 from __future__ import annotations
@@ -16,18 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.lib.format import open_memmap
-from numpy.typing import NDArray
 
 from vfm.data import (
     DatasetSpec,
     Shard,
     Source,
     open_dataset,
-    packed_uids,
     read_index,
     read_subset_index,
     read_subset_shard,
-    uid_of,
     write_index,
 )
 from vfm.plugin import Context, CuratedSubset, Pool, Preflight, TablePanel, UserError
@@ -40,9 +37,9 @@ from vfm_curation.pool_texts import texts_of
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 from vfm_curation.stages import ExportSubset
 from vfm_curation.summaries import Summary, with_progress
+from vfm_curation.uids import UID_DTYPE, uid_halves
 
 UIDS_FILE = "uids.npy"
-UID_DTYPE = np.dtype("u8,u8")
 
 
 def check_export(config: ExportSubset, ctx: Preflight) -> None:
@@ -131,18 +128,6 @@ def write_uids(subset: CuratedSubset, directory: Path) -> None:
         place += len(halves)
     found.sort()
     found.flush()
-
-
-def uid_halves(uids: pa.ChunkedArray) -> NDArray[np.void]:
-    """Return 128-bit uids as (high, low) halves, (num_uids,): 32 hexadecimal digits unchanged, other uids hashed."""
-    packed = packed_uids(uids)
-    if not pa.types.is_fixed_size_binary(packed.type):
-        hexadecimal = pc.match_substring_regex(uids, r"^[0-9a-fA-F]{32}$").to_pylist()
-        names = (uid if fits else uid_of(uid) for uid, fits in zip(uids.to_pylist(), hexadecimal, strict=True))
-        packed = pa.array([bytes.fromhex(name) for name in names], pa.binary(16))
-    halves = np.empty(len(packed), dtype=UID_DTYPE)
-    halves["f0"], halves["f1"] = np.frombuffer(packed.buffers()[1], dtype=">u8", count=2 * len(packed)).reshape(-1, 2).T
-    return halves
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Captions without images: tables to curate before the images are downloaded, or for their texts only.
 
-A csv, tsv or jsonl table, optionally gzipped, is converted once to parquet shards; parquet files are used unchanged.
+A csv, tsv or jsonl table, or a text file with a caption in each line, optionally gzipped, is converted once to parquet
+shards; parquet and Arrow files are used unchanged.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vfm.data.captions import field_of
+from vfm.data.image_list import Row
 from vfm.data.parquet import open_parquet
 from vfm.data.sample import given_uid
 from vfm.data.shards import Found, Shard
 from vfm.data.spec import DatasetSpec
-from vfm.data.table import CAPTION_COLUMNS, Row, find_column, table_columns, table_kind, table_rows
+from vfm.data.table import CAPTION_COLUMNS, find_column, table_columns, table_kind, table_rows
 
 ROWS_PER_SHARD = 100_000
 ID_COLUMNS = ("uid", "url")  # copied if the table has them

@@ -83,6 +83,11 @@ def captions_in(data: bytes, part: str, where: str) -> list[str]:
     return clean_captions(lines, where)
 
 
+def is_unicode(text: str) -> bool:
+    """Return False if bytes of the text were not UTF-8, which are read as half surrogates."""
+    return not any("\udc80" <= char <= "\udcff" for char in text)
+
+
 def field_of(record: Mapping[str, Any], dotted: str) -> object:
     """Return the value at a dotted key of a JSON record (`meta.caption.en`), None if there is none."""
     value: Any = record

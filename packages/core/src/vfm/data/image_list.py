@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vfm import files
-from vfm.data.captions import require_captions
+from vfm.data.captions import clean_captions, field_of, is_unicode, require_captions
 from vfm.data.sample import BadSample, Sample, uid_of
 from vfm.data.shards import Shard
 from vfm.data.spec import DatasetSpec
@@ -24,6 +25,8 @@ from vfm.data.texts import OnBad, Rows, texts_by_column, texts_by_sample, uids_o
 from vfm.store_files import read_parquet
 
 ROWS_PER_SHARD = 10_000
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,41 @@ class ImageEntry:
         texts = require_captions(self.texts, self.image) if spec.texts else {}
         if spec.label_key and self.label is None:
             raise BadSample("missing_label", self.image)
-        image = _read_image(self.image) if with_image else b""
+        image = read_image_file(self.image) if with_image else b""
         return Sample(self.key, uid_of(self.key), image, texts, self.label, self.image)
+
+
+def entry_of_rows(
+    name: object, found: list[Row | BadSample], image_root: str, spec: DatasetSpec, path: str
+) -> ImageEntry:
+    """Return the entry of an image from the rows of a table that are about it; a row that is bad stands alone."""
+    if isinstance(problem := found[0], BadSample):
+        return ImageEntry("", problem.where, problem=problem)
+    rows = cast("list[Row]", found)
+    if not isinstance(name, str) or not name:
+        return ImageEntry("", path, problem=BadSample("missing_image", path))
+    image = files.join_inside(image_root, name)
+    if image is None:
+        return ImageEntry(name, name, problem=BadSample("unsafe_path", name))
+    try:
+        texts: dict[str, list[str]] = {
+            language: [text for row in rows for text in clean_captions(_checked(field_of(row, source), image), image)]
+            for language, source in spec.texts.items()
+        }
+        if spec.texts:
+            texts = require_captions(texts, image)
+        label = spec.label_of(field_of(rows[0], spec.label_key), image) if spec.label_key else None
+    except BadSample as bad:
+        return ImageEntry(name, image, problem=bad)
+    return ImageEntry(name, image, texts, label)
+
+
+def _checked(value: object, where: str) -> object:
+    """Return the value of a cell; raises BadSample if its bytes were not UTF-8, which were read as half surrogates."""
+    values = value if isinstance(value, list) else [value]
+    if not all(is_unicode(item) for item in values if isinstance(item, str)):
+        raise BadSample("wrong_encoding", where)
+    return value
 
 
 def write_image_lists(directory: Path, entries: Iterable[ImageEntry], spec: DatasetSpec) -> Iterator[Shard]:
@@ -135,7 +171,8 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode() if not name.isascii() else name
 
 
-def _read_image(path: str) -> bytes:
+def read_image_file(path: str) -> bytes:
+    """Return an image file's bytes; raises BadSample if it cannot be read."""
     try:
         return files.read_bytes(path)
     except (OSError, ValueError):  # ValueError: a character that no path can have

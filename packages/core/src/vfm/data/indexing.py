@@ -174,7 +174,7 @@ def first_sample(layout: Layout, spec: DatasetSpec) -> Sample:
 
 
 def _first_reads(layout: Layout, spec: DatasetSpec) -> Iterator[Callable[[], Sample]]:
-    if layout.kind in ("folder", "table"):
+    if layout.kind in ("folder", "table", "coco"):
         yield from (partial(entry.read, spec) for entry in islice(layout.entries(spec), PEEK))
         return
     path = layout.paths[0]

@@ -12,7 +12,7 @@ from PIL import Image
 from vfm.artifacts import ImageDataset, LabeledDataset, TaggedImages
 from vfm.clip_benchmark import CLASS_NAMES_FILE, TEMPLATES_FILE, lines_beside, names_and_templates
 from vfm.config import UserError
-from vfm.data.captions import field_of
+from vfm.data.captions import field_of, is_unicode
 from vfm.data.dataset_panels import add_dataset_panels
 from vfm.data.folder import class_folders
 from vfm.data.index import write_index
@@ -22,7 +22,7 @@ from vfm.data.parquet import open_parquet
 from vfm.data.shards import Found
 from vfm.data.source import Source
 from vfm.data.spec import DatasetSpec
-from vfm.data.table import is_unicode, table_values
+from vfm.data.table import table_kind, table_values
 from vfm.data.tags import TAGS_FILE, write_tags
 from vfm.data.torchvision_sets import (
     PACKED,
@@ -190,7 +190,7 @@ def _find_class_names(layout: Layout, label_key: str | None) -> list[str]:
             raise UserError(f"{CLASS_NAMES_FILE} beside {path}: the name of class {names.index('')} is empty")
         return names
     if layout.kind in ("table", "parquet") and label_key:
-        names = _from_schema(path, label_key) if path.endswith(".parquet") else []
+        names = _from_schema(path, label_key) if table_kind(path) == "parquet" else []
         return names or _from_values(layout, label_key)
     raise UserError(f"{path}: no {CLASS_NAMES_FILE} beside it; give class_names, in the order of the labels")
 

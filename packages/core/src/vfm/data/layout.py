@@ -1,4 +1,4 @@
-"""The layout of a user's files: tars, a folder of images, a table of paths, or parquet with image bytes."""
+"""The layout of a user's files: tars, a folder of images, a table of paths, COCO's captions, or parquet with images."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pyarrow as pa
 from vfm import files
 from vfm.clip_benchmark import benchmark_shards, type_beside
 from vfm.config import UserError
+from vfm.data.arrow_files import saved_dataset
+from vfm.data.coco_captions import CAPTION, captions_in_folder, coco_entries, is_coco_captions
 from vfm.data.folder import caption_folder, class_folders, image_folder, image_names
 from vfm.data.image_list import ImageEntry, write_image_lists
 from vfm.data.parquet import IMAGE_COLUMNS, open_parquet
@@ -23,12 +25,13 @@ from vfm.data.table import (
     PATH_COLUMNS,
     TABLE_EXTENSIONS,
     find_column,
+    lists_captions,
     table_columns,
     table_entries,
     table_kind,
 )
 
-Kind = Literal["webdataset", "folder", "table", "parquet"]
+Kind = Literal["webdataset", "folder", "table", "parquet", "coco"]
 METADATA_STEMS = ("metadata", "captions", "annotations", "labels")
 LABEL_COLUMNS = ("label", "cls", "class", "category", "target")
 
@@ -56,7 +59,9 @@ class Layout:
         if self.kind not in ("table", "parquet") or image_key or self.image_root:
             return False
         path = self.paths[0]
-        columns = set(table_columns(path)) if table_kind(path) != LIST_EXTENSION else set()
+        if table_kind(path) == LIST_EXTENSION:
+            return lists_captions(path)
+        columns = set(table_columns(path))
         named = {source.partition(".")[0] for source in texts.values()}
         captions = named <= columns if named else bool(columns.intersection(CAPTION_COLUMNS))
         if not captions or not columns.isdisjoint({*PATH_COLUMNS, *IMAGE_COLUMNS}):
@@ -67,9 +72,15 @@ class Layout:
 
     def with_defaults(self, spec: DatasetSpec, *, labels: bool) -> DatasetSpec:
         """Return the spec with the default location of the captions (or the labels), if the user gave none."""
+        if self.kind == "parquet" and self.image_root:
+            spec = spec.model_copy(update={"image_root": _absolute(self.image_root)})
         if (spec.label_key if labels else spec.texts) or (labels and self.kind == "folder"):
             return spec
         path = self.paths[0]
+        if self.kind == "coco":
+            if labels:
+                raise UserError(f"{path}: has captions and no labels: import it as data.pairs")
+            return spec.model_copy(update={"texts": {"en": CAPTION}})
         if self.kind in ("webdataset", "folder"):
             captions = "txt.lines" if self.kind == "webdataset" and type_beside(path) == "retrieval" else "txt"
             return spec.model_copy(update={"label_key": "cls"} if labels else {"texts": {"en": captions}})
@@ -92,9 +103,11 @@ class Layout:
             yield from ((shard, False) for shard in write_image_lists(directory, self.entries(spec), spec))
 
     def entries(self, spec: DatasetSpec) -> Iterator[ImageEntry]:
-        """Yield the images that a folder or a table lists."""
+        """Yield the images that a folder, a table or COCO's captions list."""
         for path in self.paths:
-            if self.kind == "table":
+            if self.kind == "coco":
+                yield from coco_entries(path, self.image_root, spec)
+            elif self.kind == "table":
                 yield from table_entries(path, self.image_root or path.rpartition("/")[0] or ".", spec)
             elif spec.texts:
                 yield from caption_folder(path, spec)
@@ -113,7 +126,7 @@ def find_layout(
         path: as the user gave it.
         kind: kind of the files; auto: by their names.
         image_root: folder that a table's image paths are relative to.
-        split: split of a CLIP_benchmark folder.
+        split: split of a CLIP_benchmark folder, or of a saved dataset of Hugging Face.
 
     Raises:
         UserError: the path does not exist, is no regular file or folder, or its files cannot be read.
@@ -133,7 +146,7 @@ def find_layout(
 
 
 def _inside(folder: str, kind: Kind | Literal["auto"], split: str) -> list[str]:
-    """Return the tars, the table or the parquet files in a folder, else the folder itself."""
+    """Return the tars, the table, the captions, the parquet or Arrow files in a folder, else the folder itself."""
     # The order matters: img2dataset writes a parquet table beside each tar, and image folders may have a table.
     root = folder.rstrip("/")
     if kind in ("auto", "webdataset") and (shards := benchmark_shards(root, split)):
@@ -145,6 +158,10 @@ def _inside(folder: str, kind: Kind | Literal["auto"], split: str) -> list[str]:
     tables = [f"{root}/{stem}.{end}" for stem in METADATA_STEMS for end in TABLE_EXTENSIONS if f"{stem}.{end}" in names]
     if tables and kind in ("auto", "table"):
         return tables[:1]
+    if kind in ("auto", "coco") and (captions := captions_in_folder(folder, names)):
+        return captions
+    if kind in ("auto", "parquet") and (arrows := saved_dataset(folder, names, split)):
+        return arrows
     parquets = [f"{root}/{name}" for name in names if name.endswith(".parquet")]
     return parquets if parquets and kind in ("auto", "parquet") else [folder]
 
@@ -161,9 +178,11 @@ def _guess(paths: Sequence[str]) -> Kind:
         return "table"
     if extension in ("tar", "tgz"):
         return "webdataset"
+    if is_coco_captions(first):
+        return "coco"
     raise UserError(
-        f"{first}: unknown format; expected .tar, a folder of images, or .{', .'.join(TABLE_EXTENSIONS)} (or .gz), or"
-        f" .{LIST_EXTENSION} (a list of images)"
+        f"{first}: unknown format; expected .tar, a folder of images, or .{', .'.join(TABLE_EXTENSIONS)} (or .gz),"
+        f" .arrow, COCO's captions in .json, or .{LIST_EXTENSION} (images or captions, one a line)"
     )
 
 
@@ -176,6 +195,10 @@ def _holds_bytes(path: str) -> bool:
         if name in schema.names
         for kind in [schema.field(name).type]
     )
+
+
+def _absolute(folder: str) -> str:
+    return folder if files.is_remote(folder) else str(Path(folder).resolve())
 
 
 def _is_binary(kind: pa.DataType) -> bool:

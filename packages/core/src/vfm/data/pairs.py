@@ -9,6 +9,7 @@ from vfm.data.dataset_panels import add_dataset_panels
 from vfm.data.indexing import Indexing, first_sample
 from vfm.data.layout import Layout, find_layout
 from vfm.data.spec import DatasetSpec
+from vfm.data.table import CAPTION_COLUMNS, LIST_EXTENSION, table_kind
 from vfm.stage import Context, Preflight
 from vfm.stages.data import Pairs
 
@@ -20,10 +21,10 @@ def index_pairs(config: Pairs, ctx: Context) -> Pool:
         layout, spec = _layout(config)
         shards, num_shards = layout.shards(ctx.directory, spec), layout.num_shards
     else:
-        paths, spec = tables
+        paths, spec, columns = tables
         if config.images == "auto":
             ctx.log(f"{paths[0]}: no column of images, so only its captions are read; no model can be trained on them")
-        spec, shards = caption_shards(ctx.directory, paths, spec, config.columns)
+        spec, shards = caption_shards(ctx.directory, paths, spec, columns)
     indexing = Indexing(
         ctx, spec, config.max_bad_fraction, config.num_samples, config.verify, config.runtime.num_workers
     )
@@ -44,8 +45,11 @@ def _layout(config: Pairs) -> tuple[Layout, DatasetSpec]:
     return layout, layout.with_defaults(DatasetSpec(image_key=config.image_key, texts=config.texts), labels=False)
 
 
-def _caption_tables(config: Pairs) -> tuple[list[str], DatasetSpec] | None:
-    """Return tables of captions without images, and the columns of their texts; None if there are images."""
+def _caption_tables(config: Pairs) -> tuple[list[str], DatasetSpec, list[str] | None] | None:
+    """Return tables of captions without images, the spec of their texts, and column names for tables without a header.
+
+    Return None if there are images.
+    """
     paths = files.expand_paths(config.path)
     if config.images == "auto" and not config.columns:
         layout = find_layout(config.path, config.format, config.image_root)
@@ -56,4 +60,7 @@ def _caption_tables(config: Pairs) -> tuple[list[str], DatasetSpec] | None:
         return None
     for path in paths:
         files.size_and_time(path)  # raises if the file is missing
-    return paths, caption_spec(paths, config.texts, config.columns)
+    columns = config.columns
+    if not columns and table_kind(paths[0]) == LIST_EXTENSION:
+        columns = [CAPTION_COLUMNS[0]]
+    return paths, caption_spec(paths, config.texts, columns), columns

@@ -1,4 +1,4 @@
-"""Parquet with the image's bytes in a column: img2dataset's output, Hugging Face datasets, CLIP tables.
+"""Parquet or Arrow with the image's bytes in a column: img2dataset's output, Hugging Face datasets, CLIP tables.
 
 A parquet file is read one row group at a time, so a sample costs a whole row group unless the group is in memory: small
 row groups (about a hundred images) are fast at random access, large ones are not.
@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from vfm import files
 from vfm.config import UserError
+from vfm.data.arrow_files import ArrowFile
 from vfm.data.captions import clean_captions, field_of, require_captions
+from vfm.data.image_list import read_image_file
 from vfm.data.sample import BadSample, Sample, given_uid, uid_of
 from vfm.data.spec import DatasetSpec
 from vfm.data.texts import OnBad, Rows, is_plain, is_text, texts_by_column, texts_by_sample, texts_schema, uids_of
@@ -44,7 +46,8 @@ class ParquetShard:
             UserError: the file is not parquet, or lacks a column that the spec names.
         """
         self.path, self.spec = path, spec
-        self.name = (name or path.rpartition("/")[2]).removesuffix(".parquet")
+        self.name = (name or path.rpartition("/")[2]).removesuffix(".parquet").removesuffix(".arrow")
+        self.root = spec.image_root or path.rpartition("/")[0] or "."
         self.file = open_parquet(path)
         names = self.file.schema_arrow.names
         self.image = image_column(names, spec.image_key, path) if spec.images else None
@@ -93,7 +96,7 @@ class ParquetShard:
             texts = require_captions(texts, where)
         label = self.spec.label_of(field_of(values, self.spec.label_key), where) if self.spec.label_key else None
         key, url = self.key(row), values.get("url")
-        image = _image_bytes(values[self.image] if self.image else None, where) if with_image else b""
+        image = _image_bytes(values[self.image] if self.image else None, self.root, where) if with_image else b""
         uid = given_uid(values.get("uid")) or uid_of(key)
         return Sample(key, uid, image, texts, label, url if isinstance(url, str) and url else None)
 
@@ -163,11 +166,13 @@ class ParquetShard:
 
 
 def open_parquet(path: str) -> Any:
-    """Open the parquet file at a path.
+    """Open the parquet file at a path, or the Arrow file in the same form.
 
     Raises:
-        UserError: the file is not parquet.
+        UserError: the file is neither.
     """
+    if path.lower().endswith(".arrow"):
+        return ArrowFile(path)
     try:
         if not files.is_remote(path):
             return pq.ParquetFile(path)
@@ -201,10 +206,14 @@ def _value(scalar: Any, where: str) -> object:
         raise BadSample("wrong_encoding", where) from None
 
 
-def _image_bytes(value: object, where: str) -> bytes:
-    """Return the bytes of a binary column, or of Hugging Face's `{bytes, path}`."""
+def _image_bytes(value: object, root: str, where: str) -> bytes:
+    """Return the bytes of a binary column, or of Hugging Face's `{bytes, path}`, whose path is in the folder `root`."""
     if isinstance(value, dict):
-        value = value.get("bytes")
+        value, name = value.get("bytes"), value.get("path")
+        if value is None and isinstance(name, str) and name:
+            if (path := files.join_inside(root, name)) is None:
+                raise BadSample("unsafe_path", f"{where} ({name})")
+            value = read_image_file(path)
     if not isinstance(value, bytes) or not value:
         raise BadSample("missing_image", where)
     return value

@@ -23,6 +23,9 @@ class DatasetSpec(Config):
         None, description="tars: location of several labels, `npy` (one flag per class) or `json.FIELD` (a list)"
     )
     class_names: list[str] = Field(default=[], description="in the order of the labels")
+    image_root: str = Field(
+        "", description="folder of images that a column names by path; empty: that of the file with the column"
+    )
     keys_repeat: bool = Field(
         False, description="several shards have a sample of one key, so the name of its shard is part of each key"
     )

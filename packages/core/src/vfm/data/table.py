@@ -15,8 +15,7 @@ from typing import IO, Any, cast
 
 from vfm import files
 from vfm.config import UserError
-from vfm.data.captions import clean_captions, field_of, require_captions
-from vfm.data.image_list import ImageEntry
+from vfm.data.image_list import ImageEntry, Row, entry_of_rows
 from vfm.data.parquet import DAMAGE, open_parquet
 from vfm.data.sample import BadSample
 from vfm.data.spec import DatasetSpec
@@ -32,12 +31,19 @@ MAX_LINES = 1000  # lines of one row; more are swallowed by a quotation mark tha
 DELIMITERS = (",", ";", "\t")  # of a csv file; spreadsheets write semicolons where the comma is the decimal mark
 _EXTENSION = re.compile(rf"\.(?:{'|'.join(sorted(IMAGE_EXTENSIONS, key=len, reverse=True))})", re.IGNORECASE)
 
-Row = dict[str, Any]
-
 
 def table_kind(path: str) -> str:
-    """Return the extension of a table's format, without the `.gz` of a gzipped one."""
-    return path.lower().removesuffix(".gz").rpartition(".")[2]
+    """Return the extension of a table's format, without the `.gz` of a gzipped one; Arrow is read as parquet."""
+    kind = path.lower().removesuffix(".gz").rpartition(".")[2]
+    return "parquet" if kind == "arrow" else kind
+
+
+def lists_captions(path: str) -> bool:
+    """Return whether a text file has a caption in each line: none of its first lines is the path of an image."""
+    if table_kind(path) != LIST_EXTENSION:
+        return False
+    rows = islice(table_rows(path), ROWS_FOR_COLUMNS)
+    return not any(isinstance(row, dict) and _is_image(row[PATH_COLUMNS[0]].strip()) for row in rows)
 
 
 def table_columns(path: str) -> list[str]:
@@ -113,7 +119,7 @@ def table_entries(path: str, image_root: str, spec: DatasetSpec) -> Iterator[Ima
 
     found = table_rows(path, columns if headless else None, image_column=image_column)
     for name, rows in groupby(found, key=image_of):
-        entry = _entry(name, list(rows), image_root, spec, path)
+        entry = entry_of_rows(name, list(rows), image_root, spec, path)
         yield entry
         if table_kind(path) == LIST_EXTENSION and not entry.problem:
             yield from _merged_with(entry, path)
@@ -127,41 +133,6 @@ def _merged_with(entry: ImageEntry, path: str) -> Iterator[ImageEntry]:
             yield ImageEntry("", path, problem=BadSample("unreadable_row", entry.key))
 
 
-def _entry(name: object, found: list[Row | BadSample], image_root: str, spec: DatasetSpec, path: str) -> ImageEntry:
-    if isinstance(problem := found[0], BadSample):
-        return ImageEntry("", problem.where, problem=problem)
-    rows = cast("list[Row]", found)
-    if not isinstance(name, str) or not name:
-        return ImageEntry("", path, problem=BadSample("missing_image", path))
-    image = files.join_inside(image_root, name)
-    if image is None:
-        return ImageEntry(name, name, problem=BadSample("unsafe_path", name))
-    try:
-        texts: dict[str, list[str]] = {
-            language: [text for row in rows for text in clean_captions(_checked(field_of(row, source), image), image)]
-            for language, source in spec.texts.items()
-        }
-        if spec.texts:
-            texts = require_captions(texts, image)
-        label = spec.label_of(field_of(rows[0], spec.label_key), image) if spec.label_key else None
-    except BadSample as bad:
-        return ImageEntry(name, image, problem=bad)
-    return ImageEntry(name, image, texts, label)
-
-
-def _checked(value: object, where: str) -> object:
-    """Return the value of a cell; raises BadSample if its bytes were not UTF-8, which were read as half surrogates."""
-    values = value if isinstance(value, list) else [value]
-    if not all(is_unicode(item) for item in values if isinstance(item, str)):
-        raise BadSample("wrong_encoding", where)
-    return value
-
-
-def is_unicode(text: str) -> bool:
-    """Return False if bytes of the text were not UTF-8, which are read as half surrogates."""
-    return not any("\udc80" <= char <= "\udcff" for char in text)
-
-
 def table_rows(
     path: str, columns: list[str] | None = None, *, image_column: str | None = None, only: Sequence[str] | None = None
 ) -> Iterator[Row | BadSample]:
@@ -169,7 +140,7 @@ def table_rows(
 
     Args:
         path: the table.
-        columns: column names of a csv or tsv without a header.
+        columns: column names of a csv or tsv without a header, or the name of the lines of a text file.
         image_column: column of image paths, by which rows are found that a damaged byte has merged.
         only: columns to read, if the format allows it.
 
@@ -183,7 +154,8 @@ def table_rows(
     with _open(path) as text:
         lines = _lines(text, path)
         if kind == LIST_EXTENSION:
-            yield from ({PATH_COLUMNS[0]: line.strip("\r\n")} for line in lines if line.strip())
+            column = columns[0] if columns else PATH_COLUMNS[0]
+            yield from ({column: line.strip("\r\n")} for line in lines if line.strip())
             return
         yield from _json_rows(lines, path) if kind == "jsonl" else _delimited_rows(lines, path, columns, image_column)
 

@@ -17,17 +17,19 @@ class ImageFiles(Stage):
 
     path: str | list[str] = Field(
         description="your data, local or remote: tars as `{000..009}.tar`, a list or a folder of tars, a folder of"
-        " images, a CLIP_benchmark folder, a table (csv, tsv, jsonl, parquet), a list of image paths (txt); set it with"
-        " --set 'NAME.path=...'"
+        " images, a CLIP_benchmark folder, a table (csv, tsv, jsonl, parquet), COCO's captions (json), a dataset that"
+        " Hugging Face's datasets saved (folder), a list of image paths (txt); set it with --set 'NAME.path=...'"
     )
-    format: Literal["auto", "webdataset", "folder", "table", "parquet"] = Field(
+    format: Literal["auto", "webdataset", "folder", "table", "parquet", "coco"] = Field(
         "auto", description="format of the path; auto: by the file names"
     )
     image_key: str | None = Field(
         None, description="tars: extensions of the image, `jpg,png`; tables: column of the image or its path"
     )
     image_root: str | None = Field(
-        None, description="folder that a table's image paths are relative to and may not leave; default: the table's"
+        None,
+        description="folder that a table's image paths are relative to and may not leave; default: the table's; of"
+        " COCO's captions: the folder beside them that has the images",
     )
     num_samples: int | None = Field(None, ge=1, description="use only the first N samples; default: all")
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="tolerated fraction of bad samples")
@@ -63,8 +65,8 @@ class Pairs(ImageFiles):
     )
     images: bool | Literal["auto"] = Field(
         "auto",
-        description="false: a table of captions only (csv, tsv, jsonl, also .gz, parquet), to be curated; columns `uid`"
-        " and `url` are kept; no model can be trained on it; auto: false for a table with captions but no images",
+        description="false: captions only (csv, tsv, jsonl or txt with one a line, also .gz, parquet), to be curated;"
+        " columns `uid` and `url` are kept; no model can be trained on it; auto: false for captions without images",
     )
     columns: list[str] | None = Field(
         None, min_length=1, description="column names of a csv or tsv file of captions without a header"

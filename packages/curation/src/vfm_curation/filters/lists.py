@@ -1,4 +1,4 @@
-"""Filters by lists of the user: hosts and words. Each process reads a list once."""
+"""Filters by lists of the user: hosts, words and uids. Each process reads a list once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vfm.plugin import UserError
-from vfm_curation.stages import BlockedUrls, BlockedWords
+from vfm_curation.stages import BlockedUrls, BlockedWords, Uids
+from vfm_curation.uids import are_listed, read_uids
 
 Bools = NDArray[np.bool_]
 # Scripts that are written without spaces between words: CJK and kana, Thai, Lao, Tibetan, Burmese, Khmer.
@@ -95,6 +96,11 @@ def _blocked_words(path: str) -> tuple[frozenset[str], tuple[str, ...], int]:
     phrases = {" ".join(words_of(item)) for item in items if not NO_SPACES.search(item)} - {""}
     longest = max((phrase.count(" ") + 1 for phrase in phrases), default=0)
     return frozenset(phrases), tuple(item for item in items if NO_SPACES.search(item)), longest
+
+
+def uid_passes(config: Uids, table: pa.Table) -> Bools:
+    """Check the column `uid`."""
+    return are_listed(table["uid"], read_uids(config.path))
 
 
 def words_of(text: str) -> list[str]:

@@ -15,7 +15,7 @@ from vfm_curation.stages.filters import (
     RowFilter,
 )
 from vfm_curation.stages.head_filters import ImageClusters, MlpScore
-from vfm_curation.stages.list_filters import BlockedUrls, BlockedWords, NearDuplicateTexts, Synsets
+from vfm_curation.stages.list_filters import BlockedUrls, BlockedWords, NearDuplicateTexts, Synsets, Uids
 from vfm_curation.stages.metadata import (
     BuildMetadata,
     Captions,
@@ -37,5 +37,5 @@ __all__ = [
     "Decontaminate", "Duplicates", "EntrySource", "ExportSubset", "ExtractLinks", "Filter", "FilterPool",
     "ImageClusters", "ImageSize", "Language", "LinearScore", "Lists", "MatchTexts", "MetaclipBalance", "MlpScore",
     "NearDuplicateTexts", "NearDuplicates", "Numbers", "Pageviews", "RandomSubset", "RetryLinks", "RowFilter",
-    "ScoreFilter", "SemanticDuplicates", "Synsets", "Tokenizer", "Wikipedia", "WordNet", "Words",
+    "ScoreFilter", "SemanticDuplicates", "Synsets", "Tokenizer", "Uids", "Wikipedia", "WordNet", "Words",
 ]  # fmt: skip

@@ -63,6 +63,18 @@ class BlockedWords(ListFilter):
     work: ClassVar[str] = "vfm_curation.filters.lists:word_passes"
 
 
+class Uids(ListFilter):
+    """Keep the samples whose uid is in a list, such as one of DataComp's subsets, or that of `curation.export`.
+
+    Source: Gadre et al. 2023, DataComp (arXiv:2304.14108).
+    """
+
+    type: Literal["uids"] = Field("uids", description="a uid that is not in the list")
+    path: str = Field(min_length=1, description="npy file of uids as pairs of 64-bit halves (u8, u8), as DataComp's")
+
+    work: ClassVar[str] = "vfm_curation.filters.lists:uid_passes"
+
+
 class Synsets(ListFilter):
     """Keep texts with a noun whose first sense in WordNet is among given synsets, such as ImageNet-21k's.
 

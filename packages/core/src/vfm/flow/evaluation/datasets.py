@@ -13,6 +13,7 @@ from vfm.clip_benchmark import benchmark_shards, splits_of, type_beside
 from vfm.config import UserError
 from vfm.data.choice_benchmarks import WINOGROUND
 from vfm.data.choices import load_choices
+from vfm.data.coco_captions import is_coco_captions
 from vfm.data.folder import image_names
 from vfm.data.layout import LABEL_COLUMNS, find_layout
 from vfm.data.table import CAPTION_COLUMNS, table_columns
@@ -131,6 +132,8 @@ def _fields(path: str) -> Fields:
         kind = "data.labeled" if _in_class_folders(first) else "data.pairs"
     elif layout.kind == "webdataset":
         kind = _kind_of_tar(first)
+    elif layout.kind == "coco":
+        kind = "data.pairs"
     else:
         columns = table_columns(first)
         captions = any(name in columns for name in CAPTION_COLUMNS)
@@ -157,7 +160,7 @@ def _holds_choices(path: str) -> bool:
     if files.is_directory(path):
         names = list(islice(files.walk(path), 8))
         return bool(names) and all(name.endswith(".json") for name in names)
-    return path.endswith(".json")
+    return path.endswith(".json") and not is_coco_captions(path)
 
 
 def _in_class_folders(folder: str) -> bool:

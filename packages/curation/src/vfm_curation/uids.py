@@ -1,0 +1,64 @@
+"""Lists of uids as DataComp's tools write and read them: a sorted npy of 128-bit uids, as two 64-bit halves each.
+
+Source: DataComp's subset files and resharder, github.com/mlfoundations/datacomp.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from vfm.data import packed_uids, uid_of
+from vfm.plugin import UserError, store_files
+
+UID_DTYPE = np.dtype("u8,u8")
+
+Halves = NDArray[np.void]
+
+
+def uid_halves(uids: pa.ChunkedArray) -> Halves:
+    """Return 128-bit uids as (high, low) halves, (num_uids,): 32 hexadecimal digits unchanged, other uids hashed."""
+    packed = packed_uids(uids)
+    if not pa.types.is_fixed_size_binary(packed.type):
+        hexadecimal = pc.match_substring_regex(uids, r"^[0-9a-fA-F]{32}$").to_pylist()
+        names = (uid if fits else uid_of(uid) for uid, fits in zip(uids.to_pylist(), hexadecimal, strict=True))
+        packed = pa.array([bytes.fromhex(name) for name in names], pa.binary(16))
+    halves = np.empty(len(packed), dtype=UID_DTYPE)
+    halves["f0"], halves["f1"] = np.frombuffer(packed.buffers()[1], dtype=">u8", count=2 * len(packed)).reshape(-1, 2).T
+    return halves
+
+
+@functools.lru_cache(maxsize=2)
+def read_uids(path: str) -> Halves:
+    """Return a list of uids, ascending, as it is mapped into memory if it is sorted.
+
+    Raises:
+        UserError: the file is missing or damaged, has other numbers, or none.
+    """
+    listed = store_files.read_npy(path, mapped=True)
+    if listed.ndim != 1 or [listed.dtype[n].str[1:] for n in range(len(listed.dtype))] != ["u8", "u8"]:
+        raise UserError(f"{path}: expected uids as pairs of 64-bit halves (u8, u8), got {listed.dtype} {listed.shape}")
+    if not len(listed):
+        raise UserError(f"{path}: expected uids, got an empty list")
+    high = listed[listed.dtype.names[0]]
+    if listed.dtype == UID_DTYPE and bool((high[1:] >= high[:-1]).all()):
+        found: Halves = listed
+        return found
+    return np.sort(listed.astype(UID_DTYPE))
+
+
+def are_listed(uids: pa.ChunkedArray, listed: Halves) -> NDArray[np.bool_]:
+    """Return whether each uid is in a list whose high halves ascend, (num_uids,)."""
+    wanted, high, low = uid_halves(uids), listed["f0"], listed["f1"]
+    found = np.zeros(len(wanted), np.bool_)
+    place, end = (np.searchsorted(high, wanted["f0"], side=side) for side in ("left", "right"))
+    # Uids with one high half stand together: nearly always one or none.
+    while (left := np.flatnonzero(place < end)).size:
+        equal = low[place[left]] == wanted["f1"][left]
+        found[left[equal]] = True
+        place[left] = np.where(equal, end[left], place[left] + 1)
+    return found
