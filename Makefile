@@ -1,5 +1,5 @@
 # Shortcuts for people who work on vfm. The README's two commands need no make.
-.PHONY: test check format packages kill-test flip-test fuzz kernels-wide gpu-tests gpu-first test-portable test-torch-latest release
+.PHONY: test check format docs docs-serve packages kill-test flip-test fuzz kernels-wide gpu-tests gpu-first test-portable test-torch-latest release
 
 # `uv run` alone installs what vfm needs; its tests and tools are in the development group.
 RUN := uv run --dev
@@ -12,6 +12,12 @@ check: ## style, types, architecture
 
 format:
 	$(RUN) ruff format . && $(RUN) ruff check --fix .
+
+docs: ## the documentation site, build/site/html/index.html; warnings are errors
+	uv run --group docs python docs/site/build.py
+
+docs-serve: ## the same at localhost:8000, where its search works
+	uv run --group docs python docs/site/build.py --serve
 
 packages: ## every package's own tests, alone in an environment of its own
 	for package in core kernels curation eva clip diva; do \

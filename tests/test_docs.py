@@ -45,6 +45,9 @@ PLANNED_ENCODERS = (  # the recipe of docs/results.md, over files that the reade
     " && touch flickr8k-train.tar && mkdir -p coco128/images coco128/panoptic"
     ' && touch coco128/panoptic/panoptic_train2017.json && set -- {} && shift 4 && vfm plan "$@"'
 )
+WRITTEN = f"sed -n '/^# NAME.yaml$/,/^```/{{/^```/d;p}}' {ROOT}/docs/coming_from.md > NAME.yaml && "  # a recipe there
+PLAN = 'set -- {} && shift 2 && vfm plan "$@"'
+PHOTOS = "for a in imagenet/train imagenet/val cifar10; do mkdir -p $a/one && cp photo.jpg $a/one; done && "
 NOT_HERE = ": {}"  # starts or stops a cluster, or needs data that are not here
 PLANNED_STAGE = 'set -- {} && shift 2 && vfm plan "$1" $(printf "%s\\n" "$@" | grep -x -A1 -e --set)'
 TORCHRUN = 'set -- {} && shift && python -c "import sys, torch.distributed.run as t; t.parse_args(sys.argv[1:])" "$@"'
@@ -142,6 +145,24 @@ COMMANDS = {
     "torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint FIRST:29500 --rdzv-id 1"
     " -m vfm step FOLDER": TORCHRUN,
     "vfm run quickstart --set clip.runtime.parallel=fsdp --set clip.runtime.shard_degree=8": PLANNED_STAGE,
+    "vfm plan clip.yaml": "mkdir pairs && touch pairs/{0000..0099}.tar && "
+    + PHOTOS
+    + WRITTEN.replace("NAME", "clip")
+    + PLAN,
+    "vfm run clip.yaml": PLAN,
+    "vfm finetune ViT-B-32-quickgelu,openai TRAIN.csv --val VAL.csv": "printf 'filepath,title\nphoto.jpg,red\n'"
+    " | tee TRAIN.csv > VAL.csv && {} --dry-run",
+    "vfm eval ViT-B-32-quickgelu,openai --data cifar10 --tasks zero_shot": "{} --dry-run",
+    "vfm eval vit_base_patch16_224 --data imagenet/val --tasks classify": "{} --dry-run",
+    "vfm plan finetune_vit.yaml": WRITTEN.replace("NAME", "finetune_vit") + PLAN,
+    "vfm run metaclip.yaml": "touch CRAWL.warc.gz && echo '[\"dog\"]' > metadata.json && "
+    + WRITTEN.replace("NAME", "metaclip")
+    + PLAN,
+    "vfm plan eva_02_b --set data.path=IMAGES.tar": "touch IMAGES.tar && {}",
+    "vfm run diva_openai_l14 --set pool.path=IMAGES --set mmvp_vlm.path=MMVP_VLM --set imagenet.path=IMAGENET"
+    " --set coco.path=COCO --set sd.source=SD": "mkdir IMAGES MMVP_VLM IMAGENET COCO SD && cp photo.jpg IMAGES && "
+    + PLAN,
+    "vfm run diva_published --set paths.released=RELEASED": "mkdir -p RELEASED/MMVP_VLM && " + PLAN,
     # packages/core/tests/test_flow_jobs.py submits jobs.
     "vfm run my.yaml --on slurm --job nodes=4 --job gpus_per_node=8 --job timeout_min=1440"
     " --job slurm_partition=gpu": NOT_HERE,

@@ -1,0 +1,113 @@
+"""The documentation site: built with warnings as errors, every link followed, and a place for all that can be used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from html import unescape
+from html.parser import HTMLParser
+from importlib import import_module
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+
+import pytest
+
+from outside import ROOT, checked
+from test_architecture import PUBLIC, STAGES
+from vfm.flow.recipe_source import shipped_recipes
+
+FETCHED = {"script": "src", "img": "src", "link": "href", "source": "src", "iframe": "src"}
+NOT_FETCHED = {"canonical", "next", "prev"}  # kinds of <link> that no browser loads
+
+
+@dataclass
+class Page(HTMLParser):
+    """What a page links to, what it loads, and the places in it."""
+
+    links: list[str] = field(default_factory=list)
+    loaded: list[str] = field(default_factory=list)
+    anchors: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        self.anchors |= {values[name] for name in ("id", "name") if name in values}
+        if tag == "a" and "href" in values:
+            self.links.append(values["href"])
+        if FETCHED.get(tag, "") in values and values.get("rel") not in NOT_FETCHED:
+            self.loaded.append(values[FETCHED[tag]])
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, ROOT / "docs/site/build.py", "--out", out]
+    checked(subprocess.run(command, cwd=out, capture_output=True, text=True))
+    return out / "html"
+
+
+@pytest.fixture(scope="module")
+def pages(html: Path) -> dict[Path, Page]:
+    found = {}
+    for file in html.rglob("*.html"):
+        found[file] = Page()
+        found[file].feed(file.read_text(encoding="utf-8"))
+    return found
+
+
+def is_outside(link: str) -> bool:
+    return link.startswith(("http://", "https://", "mailto:", "data:"))
+
+
+def test_every_link_leads_to_a_file_and_a_place_in_it(html: Path, pages: dict[Path, Page]) -> None:
+    broken = []
+    for file, page in pages.items():
+        for link in page.links + page.loaded:
+            path, anchor = urldefrag(unquote(link))
+            if is_outside(link):
+                continue
+            target = (html / path[1:] if path.startswith("/") else file.parent / path) if path else file
+            target = target.resolve() / "index.html" if target.is_dir() else target.resolve()
+            if not target.is_file() or (anchor and anchor not in pages[target].anchors):
+                broken.append(f"{file.relative_to(html)}: {link}")
+    assert sum(len(page.links) for page in pages.values()) > 10_000
+    assert broken == []
+
+
+def test_nothing_is_loaded_from_elsewhere(html: Path, pages: dict[Path, Page]) -> None:
+    assert {link for page in pages.values() for link in page.loaded if is_outside(link)} == set()
+    assert "@import" not in (html / "extra.css").read_text()
+
+
+def test_every_recipe_has_its_page_with_all_of_its_lines(html: Path, pages: dict[Path, Page]) -> None:
+    for name in shipped_recipes():
+        page = html / f"recipes/{name}.html"
+        assert f"{name}.html" in pages[html / "recipes/index.html"].links
+        last = (ROOT / f"packages/core/src/vfm/recipes/{name}.yaml").read_text().splitlines()[-1]
+        assert last.split()[-1] in text_of(page), name
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_every_stage_has_its_page_with_all_of_its_fields(kind: str, html: Path) -> None:
+    text = text_of(html / f"stages/{kind}.html")
+    fields = set(STAGES[kind].model_fields) - {"kind"}
+    assert {name for name in fields if name not in text} == set()
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_every_public_name_is_described(module: str, html: Path, pages: dict[Path, Page]) -> None:
+    """On the page of its module, or by a link to the page of another one that exports it too."""
+    places = {link.rpartition(".")[2] for link in pages[html / f"reference/{module}.html"].links if "#vfm" in link}
+    assert set(import_module(module).__all__) - places == set()
+
+
+def text_of(page: Path) -> str:
+    """The words of a page, those of its code included."""
+    words: list[str] = []
+    parser = HTMLParser()
+    parser.handle_data = words.append  # type: ignore[method-assign]
+    parser.feed(page.read_text(encoding="utf-8"))
+    return unescape("".join(words))
