@@ -14,7 +14,7 @@ from vfm.config import UserError
 from vfm.eval.summary import Estimate, mean_over, score_of
 from vfm.panels import TablePanel, load_panels
 from vfm.stages.evaluation import LeftOut, SummarisedReport, Summary
-from vfm.statistics import Accuracy, compare, to_metric
+from vfm.statistics import Accuracy, compare, holm, to_metric
 
 
 def report(directory: Path, seed: int, n: int, **rates: float) -> Report:
@@ -99,6 +99,11 @@ def test_means_state_their_number_of_sets_and_list_missing_ones(tmp_path: Path) 
     assert table.front
     assert left_out.front
     assert all(isinstance(test, Comparison) and test.baseline == "a" for test in made.comparisons)
+    raw = [score_of(report(tmp_path / f"{k} again", k, 200, a=0.5, b=0.6), []).p_values["b"] for k in range(3)]
+    fixed = holm([*raw, *(test.p_value for test in made.comparisons)])
+    written = [str(line[-1]).rpartition("\N{NO-BREAK SPACE}")[2] for line in table.rows if line[-1] != "–"]
+    assert written == [f"{p_value:.2g}" for p_value in fixed]
+    assert "corrected for the 6 comparisons of this table (Holm)" in table.note
 
 
 def test_each_way_has_its_own_mean_and_missing_sets(tmp_path: Path) -> None:

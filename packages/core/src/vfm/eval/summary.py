@@ -16,13 +16,14 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vfm.artifacts import Comparison, Metric, Report
 from vfm.config import UserError, did_you_mean
 from vfm.panels import TablePanel
 from vfm.stage import Context
 from vfm.stages.evaluation import SummarisedReport, Summary
+from vfm.statistics import holm
 
 Cells = list[str | float | int | None]
 Z = 1.959964  # half the width of a 95 % interval, in standard errors
@@ -188,6 +189,7 @@ def _table(
     models = list(dict.fromkeys(model for scored in by_size for model in scored.values))
     first = models[0]
     others = [model for model in models if any(model in scored.gains for _, _, scored in rows)]
+    rows, tests, num_tests = _corrected(rows, tests)
     cells: list[Cells] = []
     for title, task, scored in rows:
         values = [_value(scored.values[model]) if model in scored.values else "–" for model in models]
@@ -208,9 +210,29 @@ def _table(
         )
     note = "Per cent, with 95 % interval. A mean is over the models that were evaluated on all its data sets."
     if others:
-        note += f" Gains over {first} in percentage points, with the p-value of the paired test on the same items."
+        note += (
+            f" Differences from {first} on the same items in percentage points; their p-values are corrected for the"
+            f" {num_tests} comparisons of this table (Holm), and say whether two models differ, not what a method does."
+        )
     columns = ["data set", "task", "metric", "n", "chance", *models, *(f"{model} over {first}" for model in others)]
     return TablePanel(title="All data sets", note=note, order=10, front=True, columns=columns, rows=cells)
+
+
+def _corrected(
+    rows: Sequence[tuple[str, str, ReportScore]], tests: Sequence[Comparison]
+) -> tuple[list[tuple[str, str, ReportScore]], list[Comparison], int]:
+    """Return the rows and the tests of the means with p-values corrected for their number, and this number."""
+    raw = [p_value for _, _, scored in rows for p_value in scored.p_values.values()]
+    raw += [test.p_value for test in tests]
+    fixed = iter(holm(raw).tolist())
+    return (
+        [
+            (title, task, replace(scored, p_values={model: next(fixed) for model in scored.p_values}))
+            for title, task, scored in rows
+        ],
+        [test.model_copy(update={"p_value": next(fixed)}) for test in tests],
+        len(raw),
+    )
 
 
 def _value(one: Estimate) -> str:

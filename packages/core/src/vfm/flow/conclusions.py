@@ -81,7 +81,7 @@ def conclusions(findings: Sequence[Finding]) -> list[str]:
     """
     seeds = [one for one in findings if one.num_seeds]
     items = [one for one in findings if not one.num_seeds and not (seeds and "@" in one.report)]
-    lines = []
+    lines: list[str] = []
     if seeds:
         lines += _of_family(seeds, "over the seeds", "these seeds do not separate the methods")
     if items:

@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -29,6 +29,8 @@ from vfm.panels import LinesPanel
 from vfm.training_charts import METRICS_FILE, charts_of
 
 SECONDS = 5  # between two pages
+RUNNING: Literal["running"] = "running"
+STOPPED: Literal["stopped"] = "stopped"
 
 
 class RunLog:
@@ -173,7 +175,7 @@ def _entry(directory: Path, name: str, log: RunLog, now: float, alive: bool) -> 
         return StageEntry(name, about["kind"], slot.name, about["status"], taken, slot.artifact, {}, manifest)
     if name not in log.begun:
         return StageEntry(name, about["kind"], slot.name, "waiting", 0.0, slot.artifact, {}, {})
-    taken, status = max(0.0, now - log.begun[name].time), "running" if alive else "stopped"
+    taken, status = max(0.0, now - log.begun[name].time), RUNNING if alive else STOPPED
     progress, charts = log.progress.get(name, ""), _charts(slot.work / METRICS_FILE)
     return StageEntry(name, about["kind"], slot.name, status, taken, slot.artifact, {}, {}, progress, charts)
 

@@ -58,7 +58,7 @@ class LeftOut(Config):
 class Summary(Stage):
     """Collect reports in one table, with means over groups that state how many of their datasets they include."""
 
-    version: ClassVar[int] = 2  # since rows of one dataset have means of their own, or count as one dataset
+    version: ClassVar[int] = 3  # since the p-values of the table are corrected for their number
     kind: Literal["eval.summary"] = "eval.summary"
     makes: ClassVar[type[Artifact]] = Report
     work: ClassVar[str] = "vfm.eval.summary:summarise"
