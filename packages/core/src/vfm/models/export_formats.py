@@ -19,6 +19,7 @@ from vfm.config import UserError, did_you_mean
 from vfm.models import clip_config, hugging_face, hugging_face_siglip
 from vfm.models.clip import ClipModel, load_clip, open_clip_incompatibility, save_clip
 from vfm.models.eva_layouts import official_masked_modelling, to_official
+from vfm.models.hugging_face_config import hugging_face_config
 from vfm.models.hugging_face_siglip_import import load_transformers_model
 from vfm.models.hugging_face_timm import save_timm_wrapper, timm_wrapper_mismatch
 from vfm.models.llava_export import llava_mismatch, write_llava
@@ -174,6 +175,17 @@ def _write_hugging_face(model: Model, directory: Path) -> list[str]:
         return ["a SiglipModel"]
     hugging_face.save_hugging_face(model, directory)
     return ["a CLIPModel"]
+
+
+def transformers_config(model: ClipModel, where: str) -> dict[str, Any]:
+    """Return the content of `config.json` of a CLIP model in Hugging Face's layout; it needs no weights.
+
+    Raises:
+        UserError: that layout cannot hold the model, whose place is `where`.
+    """
+    find_format("hf", model, where)
+    is_siglip = bool(hugging_face.hugging_face_mismatches(model))
+    return hugging_face_siglip.siglip_config(model) if is_siglip else hugging_face_config(model)
 
 
 def _write_safetensors(model: Model, directory: Path) -> list[str]:
