@@ -9,7 +9,7 @@ import pytest
 
 from eva_toy import context, make_teacher, stage
 from vfm.models import build_vision, get_clip_config, save_vision
-from vfm.plugin import Event, Pool, Preflight, Training, VisionCheckpoint, load_function
+from vfm.plugin import ClipCheckpoint, Event, Pool, Preflight, Training, VisionCheckpoint, load_function
 from vfm.stages.annotated import ShapesScenes
 from vfm.stages.shapes import ShapesClasses
 from vfm.train import LiveBytes
@@ -112,6 +112,16 @@ def test_memory_of_trainings_with_labels_is_within_15_percent_of_what_they_take(
     cost = load_function(config.costs)(config, Preflight({}, {name: made.path for name, made in inputs.items()}))
     assert cost.memory
     assert not cost.unknown
+    assert cost.memory.total == pytest.approx(measured(config, tmp_path / "run", **inputs), rel=0.15)
+
+
+def test_memory_of_a_video_training_on_a_clip_models_tower_is_within_15_percent_of_what_it_takes(
+    tmp_path: Path, teacher: ClipCheckpoint, data: dict[type[Training], Any]
+) -> None:
+    kind, settings = CASES["video"]
+    config, inputs = kind.model_validate(COMMON | settings), {"encoder": teacher, "data": data[kind]}
+    cost = load_function(config.costs)(config, Preflight({}, {name: made.path for name, made in inputs.items()}))
+    assert cost.memory
     assert cost.memory.total == pytest.approx(measured(config, tmp_path / "run", **inputs), rel=0.15)
 
 

@@ -117,7 +117,7 @@ def test_batches_do_not_depend_on_workers_and_repeats_are_clips_of_one_video(vid
 def test_the_tower_of_a_clip_model_gives_the_same_features_in_timms_layout(name: str, tmp_path: Path) -> None:
     checkpoint = make_clip(tmp_path, name)
     clip = load_clip(checkpoint, CPU)
-    tower: Any = clip_tower(checkpoint).eval()
+    tower: Any = clip_tower(load_clip(checkpoint)).eval()
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     visual: Any = clip.module.visual.eval()
     with torch.no_grad():

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from vfm.models import ClipModel, planned_encoder, save_vision_config
 from vfm.plugin import Cost, Preflight, VideoClassifier, VisionCheckpoint
 from vfm_eva.estimate_labeled import Planned, estimate_with_encoder, images, known_classes, zeros
 from vfm_eva.stages_video import EvaVideo
 from vfm_eva.video.clips import VideoClips
-from vfm_eva.video.encoders import image_checkpoint
+from vfm_eva.video.encoders import clip_tower, image_checkpoint
 from vfm_eva.video.stage import build_model, video_task
 
 
 def eva_video_cost(config: EvaVideo, ctx: Preflight) -> Cost:
-    """Return the cost of a training; unknown if its encoder is not known yet, or is a CLIP model."""
-    names, source = known_classes(ctx, config.data), ctx.artifact(config.encoder)
+    """Return the cost of a training; unknown if its encoder is not known yet."""
+    names = known_classes(ctx, config.data)
 
     def plan(encoder: VisionCheckpoint) -> Planned:
         task = video_task(config, build_model(config, encoder, names), names)
@@ -24,5 +30,17 @@ def eva_video_cost(config: EvaVideo, ctx: Preflight) -> Cost:
 
         return task, inputs
 
-    of_videos = image_checkpoint(source, source.path) if isinstance(source, VideoClassifier) else None
-    return estimate_with_encoder(config, ctx, plan, of_videos)
+    with TemporaryDirectory() as folder:
+        return estimate_with_encoder(config, ctx, plan, _image_encoder(config, ctx, Path(folder)))
+
+
+def _image_encoder(config: EvaVideo, ctx: Preflight, folder: Path) -> VisionCheckpoint | None:
+    """Return the encoder of a video model, or of a CLIP model without weights in a folder; None of others."""
+    source = ctx.artifact(config.encoder)
+    if isinstance(source, VideoClassifier):
+        return image_checkpoint(source, folder)
+    model = planned_encoder(ctx, config.encoder)  # type: ignore[arg-type]
+    if not isinstance(model, ClipModel):
+        return None
+    with torch.device("meta"):
+        return save_vision_config(clip_tower(model), folder)

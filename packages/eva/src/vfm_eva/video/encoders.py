@@ -11,7 +11,7 @@ from open_clip.transformer import VisionTransformer as OpenClipViT
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
-from vfm.models import build_vision, load_clip, save_vision
+from vfm.models import ClipModel, build_vision, load_clip, save_vision
 from vfm.plugin import ClipCheckpoint, UserError, VideoClassifier, VisionCheckpoint
 
 CLIP_ARCHITECTURES = {"GELU": "vit_base_patch16_clip_224", "QuickGELU": "vit_base_patch16_clip_quickgelu_224"}
@@ -27,16 +27,15 @@ def image_checkpoint(source: VisionCheckpoint | ClipCheckpoint | VideoClassifier
         return source
     if isinstance(source, VideoClassifier):
         return VisionCheckpoint.load(source.path / source.encoder, verify=False)
-    return save_vision(clip_tower(source), folder)
+    return save_vision(clip_tower(load_clip(source, torch.device("cpu"))), folder)
 
 
-def clip_tower(checkpoint: ClipCheckpoint) -> nn.Module:
-    """Return the vision tower of a CLIP model as a timm encoder without a head.
+def clip_tower(clip: ClipModel) -> nn.Module:
+    """Return the vision tower of a CLIP model as a timm encoder without a head, on torch's default device.
 
     Raises:
         UserError: it is no vision transformer of timm or of open_clip's plain kind.
     """
-    clip = load_clip(checkpoint, torch.device("cpu"))
     visual: Any = clip.module.visual
     if isinstance(visual, TimmModel):
         trunk: Any = visual.trunk
