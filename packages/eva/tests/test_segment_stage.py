@@ -213,9 +213,9 @@ def test_samples_are_the_labels_of_their_pixels(task: str, scenes: AnnotatedImag
     source = AnnotatedSource(scenes)
     for number in range(4):
         made = make(source, task)(source.source[number], SampleDraw(5, 0, number))
-        masks = unpack_masks(made.masks, SIDE).bool()
+        masks = unpack_masks(made.masks.parts[0], SIDE).bool()
         semantic = np.full((SIDE, SIDE), -1)
-        for label, mask in zip(made.labels.tolist(), masks.numpy(), strict=True):
+        for label, mask in zip(made.labels.parts[0].tolist(), masks.numpy(), strict=True):
             if label >= 0:
                 assert (semantic[mask] == -1).all()  # these do not overlap
                 semantic[mask] = label
@@ -230,8 +230,8 @@ def test_crowds_and_ignored_objects_are_no_background(scenes: AnnotatedImages, m
     flags = np.arange(len(objects)) == 0
     monkeypatch.setattr(source, "objects", lambda number: replace(objects, crowd=flags))
     made = make(source, "panoptic")(source.source[0], SampleDraw(5, 0, 0))
-    assert (made.labels >= 0).sum() == len(objects)  # the others and the ground
-    assert not unpack_masks(made.masks, SIDE).bool().any(dim=0).numpy()[mask].any()
+    assert len(made.labels.parts[0]) == len(objects)  # the others and the ground
+    assert not unpack_masks(made.masks.parts[0], SIDE).bool().any(dim=0).numpy()[mask].any()
 
 
 def test_a_flip_turns_picture_and_labels(scenes: AnnotatedImages) -> None:

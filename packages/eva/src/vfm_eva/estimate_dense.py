@@ -19,14 +19,14 @@ from vfm_eva.segment.task import SegmentTask
 from vfm_eva.stages_detect import EvaDetect
 from vfm_eva.stages_segment import EvaSegment, QueriesSegmentation
 
-OBJECTS = 8  # of an image of data that are not known yet
-POSITIVE = 0.25  # share of a detector's regions that are trained as objects, at most
+OBJECTS = 8  # in an image, as long as the data are not known
+POSITIVE = 0.25  # largest share of a detector's regions that are trained as objects
 
 
 def eva_segment_cost(config: EvaSegment, ctx: Preflight) -> Cost:
-    """Return the cost of a training, with as many segments in each crop as one can have.
+    """Return the cost of a training with the largest possible number of segments in each crop.
 
-    It is unknown if the encoder is not known yet.
+    It is unknown until the encoder is known.
     """
     data, names, encoder = ctx.artifact(config.data), known_classes(ctx, config.data), ctx.artifact(config.encoder)
     queries = 0
@@ -44,9 +44,10 @@ def eva_segment_cost(config: EvaSegment, ctx: Preflight) -> Cost:
         side = task.preprocess.image_size
 
         def inputs(number: int) -> SegmentInputs:
-            masks = torch.zeros(number, queries, side, side // 8, dtype=torch.uint8)
+            labels = _ragged(number, queries, dtype=torch.int64)
+            masks = _ragged(number, queries, side, side // 8, dtype=torch.uint8)
             semantic = torch.zeros(number, side, side, dtype=torch.int16) if config.task == "semantic" else None
-            return SegmentInputs(images(number, side), zeros(number, queries), masks, semantic)
+            return SegmentInputs(images(number, side), labels, masks, semantic)
 
         return task, inputs
 
@@ -54,9 +55,9 @@ def eva_segment_cost(config: EvaSegment, ctx: Preflight) -> Cost:
 
 
 def eva_detect_cost(config: EvaDetect, ctx: Preflight) -> Cost:
-    """Return the cost of a training, with the mean number of objects in each crop.
+    """Return the cost of a training with the mean number of objects in each crop.
 
-    It is unknown if the encoder, or the detector to start from, is not known yet.
+    It is unknown until the encoder, or the detector to start from, is known.
     """
     data, names = ctx.artifact(config.data), known_classes(ctx, config.data)
     objects = -(-data.num_objects // data.num_samples) if data else OBJECTS
@@ -79,15 +80,18 @@ def eva_detect_cost(config: EvaDetect, ctx: Preflight) -> Cost:
         )
         side = detector.image_size
 
-        def each(number: int, *shape: int, dtype: torch.dtype) -> Ragged:
-            return Ragged(tuple(torch.zeros(objects, *shape, dtype=dtype) for _ in range(number)))
-
         def inputs(number: int) -> DetectionInputs:
-            masks = each(number, side, side, dtype=torch.bool) if detector.masks else None
-            labels, boxes = each(number, dtype=torch.int64), each(number, 4, dtype=torch.float32)
+            labels = _ragged(number, objects, dtype=torch.int64)
+            boxes = _ragged(number, objects, 4, dtype=torch.float32)
+            masks = _ragged(number, objects, side, side, dtype=torch.bool) if detector.masks else None
             return DetectionInputs(images(number, side), zeros(number, 2), labels, boxes, masks)
 
         return task, inputs
 
     own = VisionCheckpoint.load(start.path / start.encoder, verify=False) if start else None
     return estimate_with_encoder(config, ctx, plan, own, selected=POSITIVE)
+
+
+def _ragged(number: int, *shape: int, dtype: torch.dtype) -> Ragged:
+    """Return tensors of one shape, one for each of `number` samples."""
+    return Ragged(tuple(torch.zeros(*shape, dtype=dtype) for _ in range(number)))

@@ -69,7 +69,7 @@ def match(
         paired = mask_costs(sampled, at_points(mask, one), weights)
         costs.append(paired - weights.classes * chances[:, :, known])
     queries = [np.stack([_assign(cost) for cost in one]) for one in _on_cpu(costs)]
-    return torch.from_numpy(np.concatenate(queries, axis=1)).to(points.device)
+    return torch.from_numpy(np.concatenate(queries, axis=1)).to(points.device, non_blocking=True)
 
 
 def _assign(cost: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -47,7 +47,7 @@ def many_at_points(masks: Tensor, points: Tensor) -> Tensor:
         (N, P), the points of a mask N values apart in memory.
     """
     height, width = masks.shape[1:]
-    place = points * points.new_tensor([width, height]) - 0.5
+    place = torch.stack([points[:, 0] * width, points[:, 1] * height], dim=1) - 0.5
     corner = place.floor()
     part, (left, top) = place - corner, corner.long().unbind(dim=1)
     x, y = torch.stack([left, left + 1], dim=1)[:, None], torch.stack([top, top + 1], dim=1)[:, :, None]  # (P, 2, 2)

@@ -14,13 +14,12 @@ from torch import Tensor
 
 from vfm.data import BadSample, Sample
 from vfm.data.annotated import IGNORED, AnnotatedSource, Objects
-from vfm.train import SampleDraw
+from vfm.train import Ragged, SampleDraw
 from vfm_eva.dense.augment import Placement, distort, draw_distortion, draw_placement, place_objects, place_picture
 from vfm_eva.dense.crops import draw_crop, place_labels
 from vfm_eva.stages_segment import SegmentAugmentation
 
 NUM_TRIES = 10  # crops of an image until one has a segment
-NONE = -1  # class of a place for a segment that is not there
 
 
 @dataclass(frozen=True)
@@ -29,14 +28,14 @@ class SegmentInputs:
 
     Attributes:
         images: uint8, (B, 3, S, S).
-        labels: class of each segment, -1 after the last, (B, M).
-        masks: of the segments, eight pixels of a row in a byte, uint8 (B, M, S, S / 8).
+        labels: class of each segment, (M,) for each crop.
+        masks: of the segments, eight pixels of a row in a byte, uint8 (M, S, S / 8) for each crop.
         semantic: class of each pixel, -1 where it is unlabelled, int16 (B, S, S); None unless the task is semantic.
     """
 
     images: Tensor
-    labels: Tensor
-    masks: Tensor
+    labels: Ragged
+    masks: Ragged
     semantic: Tensor | None = None
 
 
@@ -49,7 +48,7 @@ class MakeSegments:
         task: semantic, instance or panoptic.
         side: S.
         augmentation: ranges of the draws.
-        max_segments: M; of more segments the largest are kept.
+        max_segments: largest M; of more segments the largest are kept.
         with_masks: whether masks are made; otherwise only the semantic map.
     """
 
@@ -80,8 +79,8 @@ class MakeSegments:
         rows = largest(masks, self.max_segments)
         return SegmentInputs(
             image,
-            torch.from_numpy(_padded(labels[rows], self.max_segments, NONE)),
-            torch.from_numpy(_padded(np.packbits(masks[rows], axis=-1), self.max_segments, 0)),
+            Ragged((torch.from_numpy(labels[rows]),)),
+            Ragged((torch.from_numpy(np.packbits(masks[rows], axis=-1)),)),
             None if semantic is None else torch.from_numpy(semantic.astype(np.int16)),
         )
 
@@ -160,12 +159,6 @@ def most_segments(source: AnnotatedSource, task: str) -> int:
 
 def _no_segments(side: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     return np.zeros(0, dtype=np.int64), np.zeros((0, side, side), dtype=bool)
-
-
-def _padded(rows: NDArray[np.generic], length: int, value: int) -> NDArray[np.generic]:
-    filled = np.full((length, *rows.shape[1:]), value, dtype=rows.dtype)
-    filled[: len(rows)] = rows
-    return filled
 
 
 def _check_size(picture: Image.Image, size: tuple[int, ...], key: str) -> None:

@@ -79,12 +79,13 @@ class SegmentTask(Task[SegmentInputs]):
     def totals(self, parts: Sequence[SegmentInputs]) -> Totals:
         """Return by what sums are divided: the numbers of a step, per process."""
         if isinstance(self.settings, QueriesSegmentation):
-            counts = torch.cat([(part.labels >= 0).sum(dim=1) for part in parts])
+            counts = torch.tensor([len(one) for part in parts for one in part.labels.parts])
             totals = Totals.of(counts, self.settings.num_queries, self.settings.loss.none)
         else:
             known = torch.stack([(part.semantic >= 0).sum() for part in parts if part.semantic is not None])
             totals = Totals(known.sum(), known.sum())
         values = torch.stack([totals.objects.float(), totals.weights.float()])
+        values = values.to(parts[0].images.device, non_blocking=True)
         if dist.is_initialized():
             dist.all_reduce(values)
             values /= dist.get_world_size()
@@ -148,13 +149,11 @@ class SegmentTask(Task[SegmentInputs]):
         assert isinstance(self.settings, QueriesSegmentation)
         found = self.model(pixels, self.keep or [0.0] * self.settings.num_blocks)
         with torch.autocast(pixels.device.type, enabled=False):
-            known = inputs.labels >= 0
-            labels = [row[kept] for row, kept in zip(inputs.labels, known, strict=True)]
-            masks = [unpack_masks(row[kept], pixels.shape[-1]) for row, kept in zip(inputs.masks, known, strict=True)]
+            masks = [unpack_masks(one, pixels.shape[-1]) for one in inputs.masks.parts]
             loss = self.settings.loss
             weights = LossWeights(loss.classes, loss.mask, loss.dice, loss.none)
             points = PointSettings(loss.num_points, loss.oversample, loss.importance)
-            return set_loss(found, labels, masks, totals, weights, points)
+            return set_loss(found, inputs.labels.parts, masks, totals, weights, points)
 
     def _of_pixels(self, pixels: Tensor, inputs: SegmentInputs, totals: Totals) -> Metrics:
         assert isinstance(self.model, MapSegmenter)
