@@ -75,12 +75,13 @@ def test_the_spread_of_features_is_that_of_the_log_step_and_is_not_computed_in_o
     monkeypatch.setattr(vfm_clip.task, "feature_spread", counting)
     for line, pair in zip(logged(2), (each[:2], each[2:]), strict=True):
         for name, value in line.items():
-            if name.startswith(("train/mutual_cosine", "train/effective_rank")):
+            if name.startswith(("train/mutual_cosine", "train/effective_rank", "train/similarity")):
                 assert value == pair[1][name]
             elif name.startswith(("train/loss", "train/repeated", "train/logit_scale")):
                 assert value == pytest.approx((pair[0][name] + pair[1][name]) / 2)
     assert calls == [12, 12]
-    assert {"train/effective_rank/text", "train/mutual_cosine/image", "train/repeated/captions"} <= set(each[0])
+    expected = {"train/effective_rank/text", "train/mutual_cosine/image", "train/repeated/captions"}
+    assert expected | {f"train/similarity/{which}_pairs" for which in ("right", "wrong")} <= set(each[0])
 
 
 @pytest.mark.parametrize("name", ["vit", "eva"])

@@ -12,7 +12,7 @@ import torch
 import vfm_clip.diagnosis
 from clip_world import COLOURS, make_pool, plan, run_stage
 from vfm.plugin import Context, Event
-from vfm_clip.feature_metrics import effective_rank, mutual_cosine, repeated, token_hash
+from vfm_clip.feature_metrics import effective_rank, mutual_cosine, pair_similarity, repeated, token_hash
 from vfm_clip.train import _diagnosis
 
 
@@ -148,3 +148,15 @@ def test_metrics_equal_their_definitions() -> None:
     assert (hashes[:, None] == hashes).sum() == 6
     assert repeated(hashes, hashes) == 0.5
     assert repeated(hashes[3:], torch.cat([hashes, hashes[3:]])) == 1
+
+
+@pytest.mark.parametrize("num", [1, 7])
+def test_the_similarity_of_pairs_is_that_of_the_whole_matrix(num: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    image, text = (torch.nn.functional.normalize(torch.randn(num, 5, generator=draw), dim=-1) for _ in range(2))
+    cosines = image @ text.T
+    found = pair_similarity(image, text)
+    wrong = [cosines[i, j] for i in range(num) for j in range(num) if i != j]
+    torch.testing.assert_close(found["train/similarity/right_pairs"], cosines.diagonal().mean())
+    expected = torch.stack(wrong).mean() if wrong else torch.zeros(())
+    torch.testing.assert_close(found["train/similarity/wrong_pairs"], expected, rtol=1e-5, atol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 
 import pytest
@@ -112,3 +113,14 @@ def test_a_log_file_has_the_time_that_is_left() -> None:
             listener.vfm_event(Event("progress", "clip", {"done": done, "total": 2000, "unit": "steps", "shown": {}}))
         listener.close()
     assert re.search(r"clip 2/2,000 steps  ETA \d+:\d\d$", captured.get(), re.MULTILINE)
+
+
+def test_the_end_of_a_stage_shows_shares_in_per_cent_as_tables_do() -> None:
+    out = io.StringIO()
+    listener = ConsoleListener(Console(file=out, width=120))
+    numbers = {"clip acc1": 0.6428, "clip recall": 0.5, "clip seconds": 12.25, "train/loss": 0.6428}
+    units = {"clip acc1": "share", "clip recall": "share", "clip seconds": "s"}
+    about = {"kind": "eval.zero_shot", "id": "ab12", "seconds": 1.25, "cached": False}
+    listener.vfm_event(Event("stage_finished", "zero", {**about, "numbers": numbers, "units": units}))
+    line = out.getvalue().replace("\N{NO-BREAK SPACE}", " ")
+    assert line == "✓ zero 1.2 s ab12  clip acc1 64.3 %  clip recall 50.0 %  clip seconds 12.25 s  train/loss 0.643\n"

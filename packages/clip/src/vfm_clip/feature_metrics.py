@@ -1,4 +1,4 @@
-"""Metrics of a step for the diagnosis: how much features differ, and how many pairs of the batch are repeated."""
+"""Metrics of a step: how much features differ, how similar pairs are, and how many pairs of the batch are repeated."""
 
 # n samples of this process, N of all processes, D width, L context length
 
@@ -19,6 +19,20 @@ def feature_spread(image: Tensor, text: Tensor) -> Metrics:
     towers = {"image": image, "text": text}
     cosines = {f"train/mutual_cosine/{tower}": mutual_cosine(features) for tower, features in towers.items()}
     return cosines | {f"train/effective_rank/{tower}": effective_rank(features) for tower, features in towers.items()}
+
+
+def pair_similarity(image: Tensor, text: Tensor) -> Metrics:
+    """Return the mean cosine of right pairs and of wrong ones: an image with its own text, and with every other text.
+
+    Both are unit vectors (n, D) of this process' samples. A text that is repeated is a wrong one, too.
+    """
+    images, texts, num = image.detach().float(), text.detach().float(), len(image)
+    right = (images * texts).sum()
+    wrong = (images.sum(dim=0) * texts.sum(dim=0)).sum() - right  # of all pairs, without their matrix
+    return {
+        "train/similarity/right_pairs": right / num,
+        "train/similarity/wrong_pairs": wrong / max(1, num * (num - 1)),
+    }
 
 
 def repeated_fractions(micro_batches: Sequence[ClipInputs]) -> Metrics:

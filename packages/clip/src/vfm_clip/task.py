@@ -18,7 +18,7 @@ from vfm.models import ClipModel, encode_text, save_clip, used_length
 from vfm.plugin import ClipCheckpoint, UserError
 from vfm.train import Batch, Call, Frozen, Metrics, ParamGroup, Task
 from vfm_clip.data import ClipInputs
-from vfm_clip.feature_metrics import feature_spread, repeated_fractions, token_hash
+from vfm_clip.feature_metrics import feature_spread, pair_similarity, repeated_fractions, token_hash
 from vfm_clip.loss_parts import ClipLoss, InfoNce
 from vfm_clip.losses import ClipFeatures
 from vfm_clip.parameter_groups import TowerRates, parameter_groups
@@ -230,6 +230,7 @@ class ClipTask(Task[ClipInputs]):
         metrics = {**metrics, "logit_scale": values["logit_scale"].detach()}
         if self.is_log_step:
             metrics |= feature_spread(values["image"], values["text"])
+            metrics |= pair_similarity(values["image"], values["text"])
         return loss, metrics
 
 

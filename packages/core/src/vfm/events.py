@@ -10,7 +10,7 @@ Types, and the keys of `data`:
     log, warning    message
     settings        step (from which on), settings (incidental ones of a training, by dotted key)
     kernels         running (description of the kernels that a training's layers use)
-    stage_finished  kind, id, seconds, cached, numbers (last or main values)
+    stage_finished  kind, id, seconds, cached, numbers (last or main values), units (of the main ones)
     run_finished    seconds, report
     run_failed      message
 """

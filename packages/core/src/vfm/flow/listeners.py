@@ -16,6 +16,7 @@ from rich.progress import Progress, TaskID
 
 from vfm.config import UserError
 from vfm.events import Event, stamped
+from vfm.flow.number_format import PERCENT_UNITS, quantity
 from vfm.flow.progress_bar import Pace, clock_time, progress_display
 from vfm.hookspecs import hookimpl
 from vfm.redaction import redacted
@@ -28,6 +29,11 @@ def number(value: Any) -> str:
     if isinstance(value, int) or abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.2g}" if abs(value) < 0.001 else f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def _with_unit(value: Any, unit: str) -> str:
+    """Format a measured value as tables do: shares as per cent."""
+    return quantity(value, unit) if unit in PERCENT_UNITS else f"{number(value)} {unit}".rstrip()
 
 
 class ConsoleListener:
@@ -87,7 +93,9 @@ class ConsoleListener:
             self.say(f"[green]✓[/] [bold]{stage}[/] [dim]{data['id']}, cached[/]")
             return
         shown = [(key, value) for key, value in data["numbers"].items() if not key.startswith("sys/")][:4]
-        numbers = escape("  ".join(f"{key} {number(value)}" for key, value in shown))
+        units = data.get("units", {})
+        words = (f"{key} {_with_unit(value, units.get(key, ''))}" for key, value in shown)
+        numbers = escape("  ".join(words))
         self.say(f"[green]✓[/] [bold]{stage}[/] {data['seconds']:.1f} s [dim]{data['id']}[/]  {numbers}")
 
     def on_log(self, stage: str, data: dict[str, Any]) -> None:

@@ -82,8 +82,11 @@ def build_manifest(
     step: Step, artifact: Artifact, context: Context, notes: EventNotes, seconds: float
 ) -> dict[str, Any]:
     """Return the manifest of an artifact that a step has just made in `seconds`."""
+    units: dict[str, str] = {}
     if isinstance(artifact, Report):
-        notes.numbers = {f"{metric.model} {metric.name}".strip(): metric.value for metric in artifact.metrics}
+        named = {f"{metric.model} {metric.name}".strip(): metric for metric in artifact.metrics}
+        notes.numbers = {name: metric.value for name, metric in named.items()}
+        units = {name: metric.unit for name, metric in named.items()}
     names = {ref for _, ref in refs(step.stage)}
     return {
         "kind": step.stage.kind,
@@ -100,6 +103,7 @@ def build_manifest(
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "seconds": round(seconds, 2),
         "numbers": notes.numbers,
+        "units": units,
         "bad_samples": dict(sorted(context.bad.items())),
         "bad_examples": dict(sorted(notes.bad_examples.items())),
         "warnings": notes.warnings,

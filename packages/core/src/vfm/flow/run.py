@@ -156,7 +156,8 @@ def _log_waiting(step: Step, send: Send) -> Callable[[str], None]:
 
 def _finished(step: Step, **data: Any) -> Event:
     manifest = read_manifest(step.slot.artifact)
-    about = {"kind": step.stage.kind, "id": step.slot.name, "numbers": manifest["numbers"]}
+    numbers = {"numbers": manifest["numbers"], "units": manifest.get("units", {})}
+    about = {"kind": step.stage.kind, "id": step.slot.name, **numbers}
     return Event("stage_finished", step.stage.name, {**about, **data})
 
 

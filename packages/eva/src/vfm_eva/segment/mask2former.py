@@ -1,10 +1,10 @@
-"""EVA-01's segmenter: a ViT-Adapter around the encoder and Mask2Former's decoders on its maps, to read released files.
+"""EVA-01's segmenter, for its released weights: an encoder with a ViT-Adapter and Mask2Former's decoders.
 
-Sources: Cheng et al. 2022, Mask2Former (arXiv:2112.01527), by transformers' classes; the sizes are those of EVA-01
-(arXiv:2211.07636). Here a segmenter is trained with queries in the last blocks instead, as EoMT (arXiv:2503.19108).
+The decoders are transformers' classes. New segmenters are trained with queries in the last blocks (`queries.py`).
+Sources: Cheng et al. 2022, Mask2Former (arXiv:2112.01527); sizes of EVA-01 (arXiv:2211.07636).
 """
 
-# B images, Q queries, K classes, D width of the encoder, H and W sides of an image
+# B images, H and W sides of an image
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ NORM_GROUPS = 32  # of transformers' pixel decoder
 
 
 class Mask2FormerHead(nn.Module):
-    """All but the encoder: the adapter, the pixel decoder, the transformer of the queries and the classifier."""
+    """The adapter, the pixel decoder, the transformer decoder of the queries and the classifier.
+
+    Args:
+        encoder: whose features it reads; it is no submodule.
+        settings: sizes.
+        num_classes: without the class `none`.
+    """
 
     def __init__(self, encoder: DenseEncoder, settings: Mask2FormerSegmentation, num_classes: int) -> None:
         super().__init__()
@@ -32,7 +38,7 @@ class Mask2FormerHead(nn.Module):
             hidden_dim=width,
             encoder_layers=settings.pixel_layers,
             encoder_feedforward_dim=4 * width,
-            decoder_layers=settings.num_layers + 1,  # transformers counts the predictions
+            decoder_layers=settings.num_layers + 1,  # transformers counts predictions, and there is one before them
             dim_feedforward=4 * width,
             num_attention_heads=settings.num_heads,
             num_queries=settings.num_queries,
@@ -46,7 +52,7 @@ class Mask2FormerHead(nn.Module):
         self.classify = nn.Linear(width, num_classes + 1)
 
     def forward(self, encoder: DenseEncoder, images: Tensor) -> Predictions:
-        """Return the predictions of the last layer for normalised images, masks of stride 4."""
+        """Return the last layer's predictions for normalised images, (B, 3, H, W); masks have stride 4."""
         pixels = self.pixel_decoder(self.adapter(encoder, images), return_dict=True)
         found = self.transformer(list(pixels.multi_scale_features), pixels.mask_features)
         classes = self.classify(found.intermediate_hidden_states[-1].transpose(0, 1))
@@ -54,11 +60,11 @@ class Mask2FormerHead(nn.Module):
 
 
 class Mask2FormerSegmenter(nn.Module):
-    """An encoder with a Mask2Former.
+    """An encoder with a Mask2Former head.
 
     Args:
-        encoder: without prefix tokens, since the adapter puts the class token before the patches.
-        head: all else.
+        encoder: without prefix tokens, since the adapter adds the class token.
+        head: for this encoder.
     """
 
     def __init__(self, encoder: DenseEncoder, head: Mask2FormerHead) -> None:
@@ -66,17 +72,24 @@ class Mask2FormerSegmenter(nn.Module):
         self.encoder, self.head = encoder, head
 
     def forward(self, images: Tensor) -> list[Predictions]:
-        """Return the predictions for normalised images, (B, 3, H, W), whose sides divide by 32."""
+        """Return the predictions for normalised images, (B, 3, H, W), with sides that are multiples of 32."""
         return [self.head(self.encoder, images)]
 
 
 def build_mask2former(
     settings: Mask2FormerSegmentation, encoder: nn.Module, num_classes: int, *, frozen: bool
 ) -> Mask2FormerSegmenter:
-    """Return an encoder with a Mask2Former.
+    """Build a segmenter around a timm encoder.
+
+    Args:
+        settings: sizes of the head.
+        encoder: the timm model.
+        num_classes: without the class `none`.
+        frozen: freeze all weights.
 
     Raises:
-        UserError: the encoder takes no adapter, the widths do not divide, or transformers is not installed.
+        UserError: the encoder does not suit the adapter, the channels are not divisible among heads or groups of the
+            norms, or transformers is not installed.
     """
     for field, divisor in (("num_heads", settings.num_heads), ("channels", NORM_GROUPS)):
         if settings.channels % divisor:

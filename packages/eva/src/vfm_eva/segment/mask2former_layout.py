@@ -1,4 +1,4 @@
-"""Names of the weights of EVA-01's released segmenters (mmsegmentation's), and where they go.
+"""Names of the weights of EVA-01's released segmenters (in mmsegmentation's layout), and ours.
 
     backbone.blocks.N.attn.relative_position_bias_table   adapter.bias.tables.N
     backbone.{spm,interactions,level_embed,up,norm1..4}   adapter
@@ -27,7 +27,7 @@ _JOINED = re.compile(r"(.*\.attentions\.1\.attn)\.in_proj_(weight|bias)")
 
 
 def _numbered(name: str, shift: int) -> Callable[[re.Match[str]], str]:
-    """Return what replaces a match with a number in it: the name with the number plus `shift`."""
+    """Return a replacement for `re.sub`: `name` with the number of the match, plus `shift`, in its {}."""
     return lambda found: name.format(int(found[1]) + shift)
 
 
@@ -72,7 +72,7 @@ _TRANSFORMER: Renames = (
     (r"^query_feat\.", "queries_features."),
     (r"^mask_embed\.(\d)", lambda found: f"decoder.mask_predictor.mask_embedder.{int(found[1]) // 2}.0"),
 )
-_PARTS: Sequence[tuple[str, str, Renames]] = (  # official prefix, ours, names after it
+_PARTS: Sequence[tuple[str, str, Renames]] = (  # official prefix, our prefix, renames of the rest; the first one fits
     ("backbone.", "adapter.", _ADAPTER),
     ("decode_head.cls_embed.", "classify.", ()),
     ("decode_head.pixel_decoder.", "pixel_decoder.", _PIXEL_DECODER),
@@ -92,7 +92,7 @@ def head_name(key: str) -> str:
 
 
 def split_attention(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict in which self-attention has separate weights for queries, keys and values."""
+    """Return the tensors with the joined query, key and value weights of self-attention split in three."""
     found: dict[str, Tensor] = {}
     for key, value in tensors.items():
         if joined := _JOINED.fullmatch(key):
