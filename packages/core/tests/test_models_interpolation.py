@@ -11,8 +11,9 @@ import torch
 
 from vfm import ClipCheckpoint, Context, UserError
 from vfm.models import build_clip, load_clip, save_clip
-from vfm.models.interpolation import _trade_off_panel, interpolate
-from vfm.panels import load_panels
+from vfm.models.interpolation import interpolate
+from vfm.models.interpolation_line import Point, trade_off_panel
+from vfm.panels import LinesPanel, load_panels
 from vfm.shapes.world import World
 from vfm.stages.evaluation import ZeroShot
 from vfm.stages.models import Interpolate, LineEvaluation
@@ -84,25 +85,45 @@ def test_stage_evaluates_along_the_line_and_saves_the_model_at_alpha(tmp_path: P
     weights = load_clip(checkpoint).module.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in models[0.4].module.state_dict().items())
     rows = [json.loads(line) for line in (directory / "line.jsonl").read_text().splitlines()]
+    first: Any = None
     for row, (alpha, model) in zip(rows, models.items(), strict=True):
         (tmp_path / "scratch").mkdir(exist_ok=True)
-        scores = evaluation.scores(Context("s", tmp_path / "scratch", tmp_path / "work", inputs), model)
-        assert row == {"alpha": alpha, "eval": "zero_shot", **scores}
+        scores = evaluation.scored(Context("s", tmp_path / "scratch", tmp_path / "work", inputs), model)
+        first = scores if not alpha else first
+        gaps = [(score, score.difference(start)) for score, start in zip(scores, first, strict=True)]
+        gains = {one.metric: [one.value - first[n].value, gap.low, gap.high] for n, (one, gap) in enumerate(gaps)}
+        values = {score.metric: score.value for score in scores}
+        assert row == {"alpha": alpha, "eval": "zero_shot", **values, "gains": gains}
     (chart,) = load_panels(directory)
+    assert isinstance(chart, LinesPanel)
     assert [series.x for series in chart.series] == [[0.0, 0.4, 1.0]] * len(chart.series)
     assert {"acc1", "acc5"} >= {series.name for series in chart.series} - {"mean_per_class_recall"}
+    for series in chart.series:
+        expected = [row[series.name] for row in rows]
+        assert series.y == expected
+        assert series.low == [expected[0] + row["gains"][series.name][1] for row in rows]
+        assert series.high == [expected[0] + row["gains"][series.name][2] for row in rows]
     assert not (tmp_path / "work" / "evals").exists()
+
+
+def points(**values: list[float]) -> list[dict[str, Point]]:
+    rows = zip(*values.values(), strict=True)
+    return [{name: Point(value) for name, value in zip(values, row, strict=True)} for row in rows]
 
 
 def test_trade_off_panel_plots_each_evaluation_over_the_first() -> None:
     found = {
-        "mmvp": [{"pair_acc": 0.2, "x": 1.0}, {"pair_acc": 0.3, "x": 1.0}],
-        "zero_shot": [{"acc1": 0.9}, {"acc1": 0.7}],
-        "retrieval": [{"recall": 0.5}, {"recall": 0.6}],
+        "mmvp": points(pair_acc=[0.2, 0.3], x=[1.0, 1.0]),
+        "zero_shot": points(acc1=[0.9, 0.7]),
+        "retrieval": points(recall=[0.5, 0.6]),
     }
-    panel = _trade_off_panel(found)
-    assert panel.x_label == "mmvp pair acc"
-    assert [(series.name, series.x, series.y) for series in panel.series] == [
-        ("zero shot acc1", [0.2, 0.3], [0.9, 0.7]),
-        ("retrieval recall", [0.2, 0.3], [0.5, 0.6]),
+    panel = trade_off_panel(found, "tuned", "Bands.")
+    assert (panel.x_label, panel.curve) == ("mmvp pair acc", "tuned")
+    assert [(series.name, series.x, series.y, series.low) for series in panel.series] == [
+        ("zero shot acc1", [0.2, 0.3], [0.9, 0.7], None),
+        ("retrieval recall", [0.2, 0.3], [0.5, 0.6], None),
     ]
+    paired = [{"acc1": Point(0.9, (0.0, 0.0, 0.0))}, {"acc1": Point(0.7, (-0.2, -0.3, -0.1))}]
+    (series,) = trade_off_panel({"mmvp": found["mmvp"], "zero_shot": paired}, "tuned", "Bands.").series
+    assert series.low == [0.9, pytest.approx(0.6)]
+    assert series.high == [0.9, pytest.approx(0.8)]

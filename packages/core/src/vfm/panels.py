@@ -74,6 +74,11 @@ class LinesPanel(_Titled):
     series: list[Series]
     x_label: str
     y_label: str
+    curve: str = Field(
+        "",
+        description="name of the first curve in one chart of all panels of this title, at the top of the page, where it"
+        " is the mean over the seeds",
+    )
     x_log: bool = False
     y_log: bool = False
 

@@ -5,8 +5,7 @@ Source: Wortsman et al. 2022, Robust fine-tuning of zero-shot models (arXiv:2109
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -16,11 +15,9 @@ from torch import Tensor
 from vfm.artifacts import ClipCheckpoint
 from vfm.config import UserError
 from vfm.models.clip import ClipModel, blueprint, load_clip, save_clip
-from vfm.panels import LinesPanel, Series
+from vfm.models.interpolation_line import evaluate_line
 from vfm.stage import Context, Preflight
 from vfm.stages.models import Interpolate
-from vfm.train.dist import World, prepare_device
-from vfm.train.evaluations import run_evaluations
 
 # Keys of a configuration that a training may set without changing the trained function.
 _TRAINING_KEYS = {
@@ -36,8 +33,8 @@ _TRAINING_KEYS = {
 def interpolate_checkpoints(config: Interpolate, ctx: Context) -> ClipCheckpoint:
     """Run `models.interpolate`: evaluate models along the line if there are tasks, and save the one at `alpha`."""
     start, end = load_clip(ctx.load(config.start)), load_clip(ctx.load(config.end))
-    for panel in _evaluate_line(config, ctx, start, end) if config.evaluation.tasks else ():
-        ctx.panel(panel)
+    if config.evaluation.tasks:
+        evaluate_line(config, ctx, lambda alpha: interpolate(start, end, alpha))
     mixed = interpolate(start, end, config.alpha)
     mixed.name = f"{start.name} to {end.name}, {config.alpha:g}" if end.name != start.name else start.name
     return save_clip(mixed, ctx.directory)
@@ -111,44 +108,3 @@ def _flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         elif key not in _TRAINING_KEYS and value is not None:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _evaluate_line(config: Interpolate, ctx: Context, start: ClipModel, end: ClipModel) -> Iterator[LinesPanel]:
-    """Yield a panel of each evaluation's scores along the line; the scores are also written to `line.jsonl`."""
-    device, alphas = prepare_device(config.runtime), sorted({*config.evaluation.alphas, config.alpha})
-    scores_of: dict[str, list[dict[str, float]]] = {evaluation.name: [] for evaluation in config.evaluation.tasks}
-    with (ctx.directory / "line.jsonl").open("w", encoding="utf-8") as file:
-        for place, alpha in enumerate(alphas):
-            mixed = interpolate(start, end, alpha)
-            for evaluation, scores in run_evaluations(ctx, config.evaluation.tasks, mixed.to(device), World(device)):
-                scores_of[evaluation.name].append(scores)
-                file.write(json.dumps({"alpha": alpha, "eval": evaluation.name, **scores}) + "\n")
-            ctx.progress(place + 1, len(alphas), "models")
-    note = f"From '{config.start}' (0) to '{config.end}' (1). This stage saves the model at {config.alpha:g}."
-    for order, (name, line) in enumerate(scores_of.items(), start=10):
-        shown = [score for score in line[0] if "/" not in score]
-        series = [Series(name=score, x=alphas, y=[scores[score] for scores in line]) for score in shown]
-        title = f"Interpolated models: {name.replace('_', ' ')}"
-        yield LinesPanel(title=title, note=note, order=order, series=series, x_label="alpha", y_label="score")
-    if len(scores_of) > 1:
-        yield _trade_off_panel(scores_of)
-
-
-def _trade_off_panel(scores_of: Mapping[str, Sequence[Mapping[str, float]]]) -> LinesPanel:
-    """Plot the first score of each further evaluation over that of the first one, a point for each model."""
-
-    def first_score(name: str) -> tuple[str, list[float]]:
-        score = next(iter(scores_of[name][0]))
-        return f"{name} {score}".replace("_", " "), [scores[score] for scores in scores_of[name]]
-
-    base, *others = scores_of
-    x_label, x = first_score(base)
-    shown = [first_score(name) for name in others]
-    return LinesPanel(
-        title="Trade-off between evaluations",
-        note="Each point is one of the interpolated models, in the order of alpha.",
-        order=9,
-        series=[Series(name=name, x=x, y=[*y]) for name, y in shown],
-        x_label=x_label,
-        y_label="score",
-    )

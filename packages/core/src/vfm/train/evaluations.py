@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from vfm.events import Event
 from vfm.interfaces import Evaluation, Training
 from vfm.stage import Context, LeftToFirst
 from vfm.train.dist import World
 from vfm.train.sharing import sharing
+
+S = TypeVar("S")
 
 
 class Evaluations:
@@ -30,15 +32,24 @@ class Evaluations:
         every = self.policy.every_steps or self.num_steps
         return bool(self.policy.tasks) and (step % every == 0 or step == self.num_steps)
 
-    def run(self, encoder: Any, world: World) -> Iterator[tuple[Evaluation, dict[str, float]]]:
+    def run(self, encoder: Any, world: World) -> Iterator[tuple[Evaluation, Mapping[str, float]]]:
         """Yield each evaluation with its scores for `encoder`."""
-        return run_evaluations(self.ctx, self.policy.tasks, encoder, world)
+        return run_evaluations(self.ctx, self.policy.tasks, encoder, world, values_of)
+
+
+def values_of(evaluation: Evaluation, ctx: Context, encoder: Any) -> Mapping[str, float]:
+    """Return the value of each metric."""
+    return evaluation.scores(ctx, encoder)
 
 
 def run_evaluations(
-    ctx: Context, evaluations: Sequence[Evaluation], encoder: Any, world: World
-) -> Iterator[tuple[Evaluation, dict[str, float]]]:
-    """Yield each evaluation with a model's scores, in the first process.
+    ctx: Context,
+    evaluations: Sequence[Evaluation],
+    encoder: Any,
+    world: World,
+    evaluate: Callable[[Evaluation, Context, Any], Mapping[str, S]],
+) -> Iterator[tuple[Evaluation, Mapping[str, S]]]:
+    """Yield each evaluation with what `evaluate` returns for a model, in the first process.
 
     The others compute their share of the batches, or wait where an evaluation shares none (`Stage.in_processes`), and
     yield nothing. Panels are discarded, and of the events only warnings are sent: progress and counts of bad samples
@@ -53,12 +64,12 @@ def run_evaluations(
     for evaluation in evaluations:
         shutil.rmtree(quiet.directory, ignore_errors=True)
         quiet.directory.mkdir(parents=True)
-        scores: dict[str, float] = {}
+        scores: Mapping[str, S] = {}
         if evaluation.in_processes:
             with suppress(LeftToFirst), sharing(world):
-                scores = evaluation.scores(quiet, encoder)
+                scores = evaluate(evaluation, quiet, encoder)
         elif world.is_main:
-            scores = evaluation.scores(quiet, encoder)
+            scores = evaluate(evaluation, quiet, encoder)
         if world.is_main:
             yield evaluation, scores
     shutil.rmtree(quiet.directory)

@@ -20,11 +20,12 @@ import yaml
 from vfm.config import UserError
 from vfm.flow import number_format
 from vfm.flow.conclusions import Finding, conclusions, corrections
+from vfm.flow.report.joint import joint_panels
 from vfm.flow.report.result_table import ResultTable, corrected_tables, report_table, seed_tables
 from vfm.flow.report.run_summary import RunSummary, StageEntry, hash_of_record, summary_of_run
 from vfm.flow.report.text import shown
 from vfm.flow.report.theme import THEME, color
-from vfm.panels import ImagesPanel
+from vfm.panels import ImagesPanel, LinesPanel
 from vfm.redaction import redacted
 
 if TYPE_CHECKING:  # `drawing` imports matplotlib, an optional extra
@@ -122,6 +123,9 @@ def write_report(run: RunSummary, path: Path, known: Drawn | None = None) -> Non
         for entry in run.stages
     }
     front = [drawing for drawings in drawn.values() for drawing in drawings if drawing.front]
+    panels = [drawing.panel for drawings in drawn.values() for drawing in drawings]
+    joint = joint_panels(panel for panel in panels if isinstance(panel, LinesPanel))
+    front += [draw(panel, path.parent, f"joint-{i}") for i, panel in enumerate(joint)]
     sections = [
         Section(entry, tables.get(entry.name), [d for d in drawn[entry.name] if not d.front], base in bases[:index])
         for index, (entry, base) in enumerate(zip(run.stages, bases, strict=True))

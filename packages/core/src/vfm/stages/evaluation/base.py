@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,7 +13,7 @@ from vfm.artifacts import ClipCheckpoint, LabeledDataset, TaggedImages, VisionCh
 from vfm.config import UserError, load_function
 from vfm.incidental import INCIDENTAL
 from vfm.interfaces import Evaluation
-from vfm.scores import Evaluated
+from vfm.scores import Evaluated, Score
 from vfm.stage import Context, Ref
 from vfm.templates import check_templates
 
@@ -53,7 +53,8 @@ class ModelEvaluation(Evaluation):
 
     A subclass names its function in `evaluator`, or overrides `evaluate`. Scores, paired tests, predictions and result
     files are written for it, and it can evaluate a model in training too (`evaluation.tasks` of a training). With
-    `in_processes` several processes share what `encode_dataset` and `encode_texts` encode, and each runs the rest.
+    `in_processes` several processes share what `encode_dataset` and `encode_texts` encode, after which
+    `vfm.train.leave_to_first` leaves the scoring to the first one, which alone has the features of all images.
     """
 
     version: ClassVar[int] = 3  # since checkpoint_sha256 covers the configuration too
@@ -93,8 +94,11 @@ class ModelEvaluation(Evaluation):
 
     def scores(self, ctx: Context, encoder: Any) -> dict[str, float]:
         """Return the value of each metric, without intervals, of a model in training."""
-        evaluated = self.evaluate(ctx, {"model": encoder})
-        return {score.metric: score.value for score in evaluated.results["model"].scores}
+        return {score.metric: score.value for score in self.scored(ctx, encoder)}
+
+    def scored(self, ctx: Context, encoder: Any) -> Sequence[Score]:
+        """Return the scores of a model in training, which can be compared with those of another on the same items."""
+        return self.evaluate(ctx, {"model": encoder}).results["model"].scores
 
 
 class EncodedEvaluation(ModelEvaluation):
@@ -104,9 +108,9 @@ class EncodedEvaluation(ModelEvaluation):
         "fp32", description="of the models' forward pass; bf16 is quicker on devices that have it, and rounds features"
     )
 
-    def scores(self, ctx: Context, encoder: Any) -> dict[str, float]:
-        """Return the value of each metric, without intervals, of a model in training."""
-        return super().scores(ctx, encoder if self.precision == "fp32" else replace(encoder, precision=self.precision))
+    def scored(self, ctx: Context, encoder: Any) -> Sequence[Score]:
+        """Return the scores of a model in training."""
+        return super().scored(ctx, encoder if self.precision == "fp32" else replace(encoder, precision=self.precision))
 
 
 class FeatureEvaluation(EncodedEvaluation):
