@@ -33,6 +33,7 @@ scores = vfm.evaluate([run["clip"]], run["val"], "zero_shot")
 vectors = vfm.embed(run["clip"], run["val"])
 guess = vfm.predict(run["clip"], Image.new("RGB", (32, 32), "red"), ["a red square", "a blue circle"])
 curated = vfm.curate([f"a {colour} boat" for colour in ("red", "blue")] * 50, set={"entries.min_count": 2})
+torch.manual_seed(0)  # the same call again needs the same initial weights
 model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3))
 fitted = vfm.fit(model, Brightest(), loss=loss, steps=100, lr=0.01, folder="store/brightest")
 for results in (run, scores, vectors, guess, curated, fitted):

@@ -8,6 +8,7 @@ import random
 import signal
 import socket
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,21 @@ def test_a_finished_folder_is_loaded_without_reading_the_data(tmp_path: Path) ->
     again = fitted(data, tmp_path, log_every=3, micro_batch_size=4)  # which change no result
     assert same(first.model, again.model)
     assert data.reads == 1
+
+
+def test_a_finished_folder_of_other_initial_weights_is_refused_and_an_interrupted_one_says_so(tmp_path: Path) -> None:
+    first = fitted(Labelled(), tmp_path / "done")
+    given: dict[str, Any] = {"loss": loss, "steps": 20, "lr": 0.01, "global_batch_size": 8, **QUIET}
+    other = model()
+    nn.init.ones_(other[1].bias)
+    with pytest.raises(vfm.UserError, match=r"holds a finished training of other initial weights: expected the same"):
+        vfm.fit(other, Labelled(), folder=tmp_path / "done", **given)
+    # The result itself, as in a notebook's cell that runs again, is returned as it is.
+    assert same(vfm.fit(first.model, Labelled(), folder=tmp_path / "done", **given).model, first.model)
+    copytree(tmp_path / "done", tmp_path / "cut")
+    (tmp_path / "cut/model.safetensors").unlink()
+    with pytest.warns(UserWarning, match="began with other initial weights; it goes on from its checkpoint"):
+        assert same(vfm.fit(other, Labelled(), folder=tmp_path / "cut", **given).model, first.model)
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,7 @@ def test_other_wrong_calls_are_one_line(tmp_path: Path) -> None:
         lambda: fitted(Labelled(), tmp_path / "file"): "file: expected a folder, got a file",
         lambda: fitted(pairs, global_batch_size=8): "the DataLoader's batches have 4 samples, got 8",
         lambda: fitted(pairs, micro_batch_size=2): "batches are taken whole; give its Dataset instead",
+        lambda: fitted(pairs, workers=2): "workers: a DataLoader reads by its own num_workers: expected 0, got 2",
     }.items():
         with pytest.raises(vfm.UserError, match=line):
             call()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -211,7 +212,7 @@ def test_a_loaded_model_in_training_mode_is_evaluated(world: Path) -> None:
     assert module.training
 
 
-def test_predictions_are_those_of_the_command(world: Path) -> None:
+def test_predictions_are_those_of_the_command(world: Path, tmp_path: Path) -> None:
     image = world / "flat" / "red.png"
     found = vfm.predict(world / "clip", image, NAMES, top=2)
     command = run_here("predict", world / "clip", image, "--classes", ",".join(NAMES), "--top", "2")
@@ -221,6 +222,18 @@ def test_predictions_are_those_of_the_command(world: Path) -> None:
     ]
     assert found.scores.shape == (1, len(NAMES))
     assert torch.allclose(found.scores.sum(1), torch.ones(1))
+    prompts = tmp_path / "cupl.json"
+    prompts.write_text(json.dumps({name: [f"a photo of a {name}"] for name in NAMES}))
+    by_sentences = vfm.predict(world / "clip", image, prompts=prompts)
+    assert by_sentences.labels == list(NAMES)
+    torch.testing.assert_close(by_sentences.scores, found.scores)
+    few = run_here("predict", world / "clip", image, "--prompts", prompts, "--classes", "red,grey")
+    assert (few.code, few.err.splitlines()) == (
+        2,
+        [f"error: {prompts}: no sentences for 'grey'; did you mean 'green'?"],
+    )
+    with pytest.raises(vfm.UserError, match="prompts are for CLIP models; it is an encoder without texts"):
+        vfm.predict(world / "classifier", image, prompts=prompts)
     own = vfm.predict(world / "classifier", [image, Image.open(image)])
     assert own.images == [str(image), "image 1"]
     assert torch.equal(own.scores[0], own.scores[1])
@@ -243,7 +256,10 @@ def test_objects_and_regions_of_models_with_a_dense_head(world: Path) -> None:
     regions = vfm.predict(world / "segmenter", world / "other.png")
     assert sum(row["share"] for row in regions.rows) == pytest.approx(1)
     assert regions.found[0].shape == (12, 20)
-    assert vfm.predict(world / "detector", world / "other.png", min_score=0.95).table().num_rows == 0
+    none = vfm.predict(world / "detector", world / "other.png", min_score=0.95)
+    assert none.table().column_names == ["image", "label", "score", "left", "top", "right", "bottom"]
+    assert none.table().num_rows == 0
+    assert none.title == "0 objects or regions in 1 images; none in 1 of them"
 
 
 @pytest.mark.parametrize(
@@ -251,6 +267,7 @@ def test_objects_and_regions_of_models_with_a_dense_head(world: Path) -> None:
     [
         (lambda w: vfm.predict(w / "clip", w / "flat/red.png"), "a CLIP model needs classes to choose from; give"),
         (lambda w: vfm.predict(w / "clip", w / "flat/rd.png", NAMES), "rd.png: no such image"),
+        (lambda w: vfm.predict(w / "clip", w / "flat", NAMES), "flat: expected an image, got a folder"),
         (lambda w: vfm.predict(w / "clip", [5], NAMES), "expected an image or the path of one, got a int"),
         (lambda w: vfm.predict(w / "clip", w / "flat/red.png", ["one"]), "classes: expected at least two names"),
         (lambda w: vfm.predict(w / "clip", w / "flat/red.png", NAMES, index="i"), "give either classes"),

@@ -58,7 +58,8 @@ def test_without_draw_nothing_is_written_and_low_scores_are_left_out(world, tmp_
     done = run_here("predict", world / "detector", world / "other.png")
     assert "bright" in done.out
     assert not list(tmp_path.iterdir())
-    assert "bright" not in run_here("predict", world / "detector", world / "other.png", "--min-score", "0.95").out
+    none = run_here("predict", world / "detector", world / "other.png", "--min-score", "0.95").out
+    assert none.splitlines() == [str(world / "other.png"), "  no object with a score of at least 0.95"]
 
 
 @pytest.mark.parametrize("model", ["segmenter", "panoptic"])
@@ -74,8 +75,13 @@ def test_maps_are_drawn_with_the_share_of_each_class(world, tmp_path, model):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["{}/detector", "{}/other.png", "--classes", "a,b"], "it has a dense head: no classes, no index"),
-        (["{}/data", "{}/other.png", "--draw"], "--draw expects a model with a dense head"),
+        (["{}/detector", "{}/other.png", "--classes", "a,b"], "it has a dense head: no classes, prompts, index"),
+        (
+            ["{}/data", "{}/other.png", "--draw"],
+            "expects the folder of a model with a dense head, as eva.detect's, got an",
+        ),
+        (["{}/none", "{}/other.png", "--draw"], "of a model with a dense head, as eva.detect's, got no folder"),
+        (["{}/detector", "{}/data", "--draw"], "data: expected an image, got a folder; give the files in it"),
         (["{}/detector", "{}/none.png", "--draw"], "none.png: no such image"),
         (["{}/detector", "{}/other.png", "--draw", "--out", "{}/other.png"], "expected a folder, got a file"),
     ],

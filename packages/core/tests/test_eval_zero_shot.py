@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from pydantic import ValidationError
 
 from eval_world import NAMES, ColourModel, labeled, run_in, tiny_clip
-from vfm.artifacts import TaggedImages
+from vfm.artifacts import LabeledDataset, TaggedImages
 from vfm.config import UserError
 from vfm.data.tags import TAGS_FILE, write_tags
 from vfm.eval import ReadSettings
-from vfm.eval.zero_shot import Prompts, score_zero_shot
+from vfm.eval.zero_shot import Prompts, score_zero_shot, sentence_classifier
 from vfm.models import load_clip
+from vfm.stage import Preflight
 from vfm.stages.evaluation import ZeroShot
-from vfm.stages.evaluation.checks import check_zero_shot_classes
+from vfm.stages.evaluation.checks import check_zero_shot, check_zero_shot_classes
+from vfm.templates import sentences_of
 
 ORACLE = {"right": ColourModel()}
 
@@ -106,3 +111,53 @@ def test_each_label_ranks_the_images(tmp_path: Path) -> None:
     assert values["right"] == {"mean_average_precision": 1.0}
     assert values["wrong"]["mean_average_precision"] < 0.3
     assert np.stack(found["right"].predictions["images"]["scores"]).shape == (14, 7)
+
+
+def test_sentences_of_a_class_are_averaged_as_plain_unit_vectors(tmp_path: Path) -> None:
+    model = load_clip(tiny_clip(tmp_path / "clip", 0).path)
+    sentences = {
+        name: [f"a {name} square", f"{name} light", f"the colour {name}"][: 1 + n % 3] for n, name in enumerate(NAMES)
+    }
+    (tmp_path / "cupl.json").write_text(json.dumps(dict(reversed(sentences.items()))))
+    rows = []
+    for name in NAMES:
+        each = [model.encode_texts([one])[0] for one in sentences[name]]
+        mean = sum(vector / vector.norm() for vector in each) / len(each)
+        rows.append(mean / mean.norm())
+    found = sentence_classifier(model, sentences_of(str(tmp_path / "cupl.json"), NAMES), 4)
+    torch.testing.assert_close(found, torch.stack(rows), rtol=0, atol=1e-6)
+    same = {name: [f"a photo of {name}.", f"{name}!"] for name in NAMES}
+    (tmp_path / "same.json").write_text(json.dumps(same))
+    data = labeled(tmp_path / "data", 7)
+
+    def scored(out: str, prompts: Prompts) -> list[int]:
+        result = score_zero_shot(run_in(tmp_path / out).ctx, {"clip": model}, data, prompts=prompts).results["clip"]
+        return result.predictions["images"]["predicted"].tolist()
+
+    by_templates = scored("templates", Prompts(templates=["a photo of {}.", "{}!"]))
+    assert scored("sentences", Prompts(sentences=str(tmp_path / "same.json"))) == by_templates
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('{"red": ["a"', "not readable as JSON: "),
+        ("[]", r"expected {class: \[sentences\]}, got \[\]"),
+        ('{"red": "a"}', "class 'red': expected a list of sentences, got a"),
+        ('{"red": [" "]}', r"class 'red': expected a list of sentences, got \[' '\]"),
+        ('{"red": ["a"], "gren": ["a"]}', "no sentences for 'green' and 1 others; did you mean 'gren'?"),
+        (
+            '{"red": ["a"], "green": ["a"], "blue": ["a"], "sky": ["a"]}',
+            "sentences for 'sky', which is no class of the",
+        ),
+    ],
+)
+def test_sentences_that_do_not_fit_are_one_line_before_anything_runs(tmp_path: Path, text: str, line: str) -> None:
+    (tmp_path / "cupl.json").write_text(text)
+    data = LabeledDataset.create(tmp_path / "data", num_samples=3, class_names=["red", "green", "blue"])
+    stage = ZeroShot(name="zero", models=["clip"], data="photos", prompts=str(tmp_path / "cupl.json"))
+    with pytest.raises(UserError, match=line) as caught:
+        check_zero_shot(stage, Preflight({}, {"photos": data.path}))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValidationError, match="prompts has the sentences of each class: omit templates"):
+        ZeroShot(name="zero", models=["clip"], data="photos", prompts="x.json", templates=["{}"])

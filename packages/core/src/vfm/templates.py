@@ -1,10 +1,12 @@
-"""Prompt templates: the words around a class name."""
+"""Prompts of classes: templates with a place for the class name, or sentences of each class."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
-from vfm.config import UserError
+from vfm import files
+from vfm.config import UserError, did_you_mean
 
 
 def check_templates(templates: Sequence[str], where: str = "") -> list[str]:
@@ -22,3 +24,51 @@ def check_templates(templates: Sequence[str], where: str = "") -> list[str]:
         if "{}" not in template:
             raise UserError(f"{where and where + ': '}template {template!r} has no {{}} for the class name")
     return checked
+
+
+def read_sentences(path: str) -> dict[str, list[str]]:
+    """Return the sentences of each class, from a JSON file of the form {class: [sentences]}.
+
+    Raises:
+        UserError: the file is missing or damaged, or a class has no sentence.
+
+    Source: Pratt et al. 2023, What does a platypus look like? (CuPL, arXiv:2209.03320), whose files have this form.
+    """
+    if not files.exists(path):
+        raise UserError(f"{path}: no such file")
+    try:
+        record = json.loads(files.read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as JSON: {' '.join(str(error).split())}") from None
+    if not isinstance(record, dict) or not record:
+        raise UserError(f"{path}: expected {{class: [sentences]}}, got {record!s:.60}")
+    for name, sentences in record.items():
+        listed = sentences if isinstance(sentences, list) else []
+        if not listed or not all(isinstance(one, str) and one.strip() for one in listed):
+            raise UserError(f"{path}: class {name!r}: expected a list of sentences, got {sentences!s:.60}")
+    return record
+
+
+def sentences_of(path: str, class_names: Sequence[str], *, others: bool = False) -> list[list[str]]:
+    """Return the sentences of each class in the order of the names.
+
+    Args:
+        path: as in `read_sentences`.
+        class_names: the classes.
+        others: the file may have more classes.
+
+    Raises:
+        UserError: a class has no sentences, or sentences belong to no class; the line names the first of them.
+    """
+    found = read_sentences(path)
+    missing = [name for name in class_names if name not in found]
+    if missing:
+        raise UserError(f"{path}: no sentences for {_listed(missing)}{did_you_mean(missing[0], found)}")
+    unknown = [name for name in found if name not in set(class_names)]
+    if unknown and not others:
+        raise UserError(f"{path}: sentences for {_listed(unknown)}, which is no class of the dataset")
+    return [found[name] for name in class_names]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{names[0]!r}" + (f" and {len(names) - 1} others" if len(names) > 1 else "")

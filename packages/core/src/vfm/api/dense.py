@@ -80,12 +80,12 @@ def find(checkpoint: DenseCheckpoint, images: Sequence[Image.Image], device: tor
 
 def find_regions(
     checkpoint: DenseCheckpoint,
-    names: list[str],
     images: Sequence[Image.Image],
+    names: list[str],
     device: torch.device,
     min_score: float,
 ) -> Regions:
-    """Return what a model finds in images with these names."""
+    """Return what a model finds in images, which have these names."""
     found = list(find(checkpoint, images, device))
     rows = [{"image": name, **row} for name, one in zip(names, found, strict=True) for row in one.rows(min_score)]
     return Regions(names, rows, [one.objects or one.labels for one in found])

@@ -118,6 +118,8 @@ def read_images(images: Sequence[AnyImage]) -> list[Image.Image]:
         if not isinstance(given, PATHS):
             raise UserError(f"expected an image or the path of one, got a {type(given).__name__}")
         file = Path(given)
+        if file.is_dir():
+            raise UserError(f"{file}: expected an image, got a folder; give the files in it")
         if not file.is_file():
             raise UserError(f"{file}: no such image")
         try:

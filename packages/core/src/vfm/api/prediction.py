@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -33,13 +34,24 @@ from vfm.api.paths import PATHS, AnyPath, as_place
 from vfm.api.results import Results, as_table
 from vfm.artifacts import DenseCheckpoint, VideoClassifier
 from vfm.config import UserError, load_function
-from vfm.eval import check_finite, ensemble_templates, fill_templates, logit_scale, read_embeddings
+from vfm.eval import check_finite, logit_scale, read_embeddings, zero_shot_classifier
 from vfm.eval.classify import columns_of
 from vfm.eval.embeddings import Embeddings
+from vfm.eval.zero_shot import sentence_classifier
+from vfm.interfaces.dense import Instances
 from vfm.models import PooledVision, class_names_of
 from vfm.plugins import naming_extras
+from vfm.templates import read_sentences, sentences_of
 
 TEMPLATE = "a photo of a {}."
+TEXTS_AT_A_TIME = 256
+PREDICTION_COLUMNS = {"image": pa.string(), "rank": pa.int64(), "label": pa.string()}
+REGION_COLUMNS = {"image": pa.string(), "label": pa.string(), "share": pa.float64()}
+OBJECT_COLUMNS = {
+    "image": pa.string(),
+    "label": pa.string(),
+    **dict.fromkeys(("score", "left", "top", "right", "bottom"), pa.float64()),
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,7 +91,7 @@ class Predictions(Results):
             for image, best in zip(self.images, self.best(), strict=True)
             for rank, (label, score) in enumerate(best, start=1)
         ]
-        return as_table(rows)
+        return as_table(rows, PREDICTION_COLUMNS | {self.kind: pa.float64()})
 
 
 @dataclass(frozen=True, repr=False)
@@ -99,11 +111,14 @@ class Regions(Results):
     @property
     def title(self) -> str:
         """Return one line about the results."""
-        return f"{len(self.rows):,} objects or regions in {len(self.images):,} images"
+        empty = len(self.images) - len({row["image"] for row in self.rows})
+        none = f"; none in {empty:,} of them" if empty else ""
+        return f"{len(self.rows):,} objects or regions in {len(self.images):,} images{none}"
 
     def table(self) -> Any:
         """Return an Arrow table of the objects with their boxes in pixels, or of the regions' shares of the pixels."""
-        return as_table(self.rows)
+        of_objects = any(isinstance(one, Instances) for one in self.found)
+        return as_table(self.rows, OBJECT_COLUMNS if of_objects else REGION_COLUMNS)
 
 
 def predict(
@@ -113,6 +128,7 @@ def predict(
     *,
     index: AnyPath | None = None,
     template: str = TEMPLATE,
+    prompts: AnyPath | None = None,
     top: int = 5,
     min_score: float = 0.3,
     pretrained: str | None = None,
@@ -127,6 +143,8 @@ def predict(
         classes: names to choose from: a list, a file with one per line, or words with commas; default: the head's own.
         index: a file of embeddings (`vfm.Embeddings.save`, `vfm embed`): return the nearest ones instead.
         template: prompt of a CLIP model, with `{}` for the class.
+        prompts: JSON file with sentences of each class, {class: [sentences]}, in place of a template and, without
+            classes, of their names (CuPL, arXiv:2209.03320).
         top: number of results per image in the table.
         min_score: smallest score of a detected object.
         pretrained: tag of an open_clip name, or a file of weights.
@@ -141,40 +159,54 @@ def predict(
     """
     if classes is not None and index is not None:
         raise UserError("give either classes (names to choose from) or an index (embeddings to search), not both")
+    if prompts is not None and (index is not None or template != TEMPLATE):
+        raise UserError("prompts has the sentences of each class: give no template and no index beside it")
     if top < 1:
         raise UserError(f"top: must be at least 1, got {top}")
     given = [images] if isinstance(images, (*PATHS, Image.Image)) else list(images)
     if not given:
         raise UserError("images: expected at least one, got none")
     if classifier := artifact_of(model, VideoClassifier):
-        if classes is not None or index is not None:
-            raise UserError(f"{as_place(classifier)}: a classifier of videos has its own classes: no classes, no index")
+        if classes is not None or index is not None or prompts is not None:
+            raise UserError(
+                f"{as_place(classifier)}: a classifier of videos has its own classes: no classes, prompts or index"
+            )
         with naming_extras("a classifier of videos"):
             predict_videos = load_function("vfm.api.videos:predict")
-        names, scores = predict_videos(classifier, given, device)
-        return Predictions(image_names(given), names, scores, top)
+        labels, scores = predict_videos(classifier, given, device)
+        return Predictions(image_names(given), labels, scores, top)
     if dense := artifact_of(model, DenseCheckpoint):
-        if classes is not None or index is not None or pretrained:
-            raise UserError(f"{as_place(dense)}: it has a dense head: no classes, no index, no pretrained tag")
+        if classes is not None or index is not None or prompts is not None or pretrained:
+            raise UserError(f"{as_place(dense)}: it has a dense head: no classes, prompts, index or pretrained tag")
         with naming_extras("a model with a dense head"):
             find_regions = load_function("vfm.api.dense:find_regions")
-        regions: Regions = find_regions(dense, image_names(given), read_images(given), open_device(device), min_score)
+        regions: Regions = find_regions(dense, read_images(given), image_names(given), open_device(device), min_score)
         return regions
     chosen = read_classes(classes) if classes is not None else []
+    sentences: list[list[str]] = []
+    if prompts is not None:
+        chosen = chosen or list(read_sentences(as_place(prompts)))
+        sentences = sentences_of(as_place(prompts), chosen, others=True)
     opened = read_images(given)
+    names = image_names(given)
     encoder, name = open_encoder(model, pretrained, open_device(device)), full_name(model, pretrained)
     if index is not None:
         known = read_embeddings(Path(index))
         labels = [f"{key}  {text}".rstrip() for key, text in zip(known.keys, known.texts, strict=True)]
         scores = similarities(encoder.encode_images(opened), name, known, Path(index), warn)
     else:
-        labels, scores = class_probabilities(encoder, name, opened, chosen, template)
-    check_finite(scores, name, image_names(given))
-    return Predictions(image_names(given), labels, scores, top, "probability" if index is None else "similarity")
+        labels, scores = class_probabilities(encoder, name, opened, chosen, template, sentences)
+    check_finite(scores, name, names)
+    return Predictions(names, labels, scores, top, "probability" if index is None else "similarity")
 
 
 def class_probabilities(
-    encoder: AnyEncoder, model: str, images: Sequence[Image.Image], names: list[str], template: str
+    encoder: AnyEncoder,
+    model: str,
+    images: Sequence[Image.Image],
+    names: list[str],
+    template: str,
+    sentences: list[list[str]],
 ) -> tuple[list[str], Tensor]:
     """Return class names and their probabilities for each image, (B, K).
 
@@ -184,11 +216,14 @@ def class_probabilities(
         images: B images.
         names: the classes; empty: those of the head.
         template: prompt of a CLIP model, with `{}` for the class.
+        sentences: of each class, in place of the template; empty: none.
 
     Raises:
-        UserError: a CLIP model without names, an encoder without a head, or a wrong number of names.
+        UserError: a CLIP model without names, an encoder without a head or with sentences, or a wrong number of names.
     """
     if isinstance(encoder, PooledVision):
+        if sentences:
+            raise UserError(f"{model}: prompts are for CLIP models; it is an encoder without texts")
         num_classes = int(encoder.module.num_classes)  # type: ignore[arg-type]
         if not num_classes:
             raise UserError(f"{model}: it has no classification head; give an index, a file from `vfm embed`")
@@ -197,8 +232,10 @@ def class_probabilities(
         return known, encoder.logits(list(images)).softmax(dim=-1)
     if not names:
         raise UserError(f"{model}: a CLIP model needs classes to choose from; give classes or an index")
-    prompts = encoder.encode_texts(fill_templates(names, [template]))
-    classifier = ensemble_templates(prompts.view(len(names), 1, -1))
+    if sentences:
+        classifier = sentence_classifier(encoder, sentences, TEXTS_AT_A_TIME, model)
+    else:
+        classifier = zero_shot_classifier(encoder, names, [template], TEXTS_AT_A_TIME, model)
     logits = logit_scale(encoder) * encoder.encode_images(list(images)) @ classifier.T
     return names, logits.softmax(dim=-1)
 

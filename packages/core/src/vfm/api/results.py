@@ -108,10 +108,10 @@ def skipped_note(skipped: Mapping[str, int]) -> str:
     return f"; skipped: {', '.join(f'{count} {reason}' for reason, count in skipped.items())}" if skipped else ""
 
 
-def as_table(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """Return rows as an Arrow table with the columns of all of them."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return pa.table({name: [row.get(name) for row in rows] for name in names})
+def as_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, pa.DataType]) -> Any:
+    """Return rows as an Arrow table with the columns of all of them, or with the given columns where there are none."""
+    names = list(dict.fromkeys(name for row in rows for name in row) or columns)
+    return pa.table({name: pa.array([row.get(name) for row in rows], columns.get(name)) for name in names})
 
 
 def _html_row(tag: str, texts: Sequence[str], sides: Sequence[str]) -> str:

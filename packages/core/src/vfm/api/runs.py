@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pluggy
+import pyarrow as pa
 import yaml
 from rich.table import Table
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pyarrow as pa
 import torch
 from pydantic import ValidationError
 from torch import nn
@@ -19,13 +20,14 @@ from vfm.api.progress import listener, shown_by
 from vfm.api.results import MAX_ROWS, Results, as_table, skipped_note
 from vfm.api.runs import check_not_a_worker
 from vfm.api.training_data import batch_size, training_data
-from vfm.api.training_folder import open_folder, recorded
+from vfm.api.training_folder import START, open_folder, recorded
 from vfm.config import UserError, error_lines, load_function
 from vfm.data.torch_dataset import seeded
 from vfm.flow.listeners import number
 from vfm.incidental import decisive_settings
 from vfm.interfaces import Training
-from vfm.models import save_state_dict
+from vfm.models import load_state_dict, save_state_dict
+from vfm.models.weights import weights_hash
 from vfm.panels import LinesPanel, Series
 from vfm.stage import refs
 from vfm.store_files import read_json_lines
@@ -34,6 +36,7 @@ from vfm.train import fit as run_loop
 from vfm.train.module_task import LossFunction, ModuleTask
 
 CHECKPOINTS, WEIGHTS = "checkpoints", "model.safetensors"
+COLUMNS = {"step": pa.int64(), "samples": pa.int64(), "train/loss": pa.float64(), "train/lr": pa.float64()}
 NO_SETTINGS = ("kind", "name", "evaluation", "samples_seen")  # fields of a training that a call does not have
 
 
@@ -73,7 +76,7 @@ class Fit(Results):
 
     def table(self) -> Any:
         """Return an Arrow table with the columns step, samples, train/loss, train/lr and the other metrics."""
-        return as_table([{key: value for key, value in row.items() if key != "split"} for row in self.metrics])
+        return as_table([{key: value for key, value in row.items() if key != "split"} for row in self.metrics], COLUMNS)
 
     def preview(self) -> Any:
         """Return at most 20 rows, at equal distances up to the last."""
@@ -126,7 +129,7 @@ def fit(
         lr: peak learning rate.
         seed: seed of the order and of all random draws.
         device: auto, cpu, cuda, cuda:1 or mps.
-        workers: processes that read a Dataset; 0: this thread.
+        workers: processes that read a Dataset; 0: this thread. A DataLoader has its own.
         progress: show a progress bar and messages.
         settings: other fields of a training as in a recipe: `optimizer={"type": "sgd"}`, `schedule`, `ema_decay`,
             `precision`, `micro_batch_size`, `log_every`, `checkpoint={"every_steps": 100}`, ... (`vfm stages
@@ -150,11 +153,19 @@ def fit(
         batches, facts = training_data(data, config, ctx.log)
         weights = {name: list(value.shape) for name, value in trained.state_dict().items()}
         frozen = {name: True for name, param in trained.named_parameters() if not param.requires_grad}
-        record = {"settings": decisive_settings(config), "weights": weights, "frozen": frozen, "data": facts}
-        with recorded(place, record, ctx.log) if is_main() else nullcontext():
+        record: dict[str, Any] = {
+            "settings": decisive_settings(config),
+            "weights": weights,
+            "frozen": frozen,
+            "data": facts,
+            START: weights_hash(trained.state_dict()),
+        }
+        with recorded(place, record, ctx.log) if is_main() else nullcontext(record) as before:
+            if is_main():
+                _check_start(place, before[START], record[START], _module(trained), ctx.warn)
             with _restored_generators(seed):
                 run_loop(trained, batches, config, ctx)
-            model = (trained.model if isinstance(trained, ModuleTask) else trained).eval()
+            model = _module(trained).eval()
             if is_main():
                 save_state_dict(model.state_dict(), place / WEIGHTS)
         metrics = read_json_lines(place / METRICS_FILE) if is_main() else []
@@ -168,6 +179,29 @@ def _restored_generators(seed: int) -> Iterator[None]:
     gpus = [torch.cuda.current_device()] if is_used else []
     with seeded(seed), torch.random.fork_rng(gpus):
         yield
+
+
+def _module(trained: Task[Any]) -> nn.Module:
+    return trained.model if isinstance(trained, ModuleTask) else trained
+
+
+def _check_start(place: Path, before: str, start: str, model: nn.Module, warn: Callable[[str], None]) -> None:
+    """Check that a training began with the weights that the model has, or that these are its result.
+
+    A training that is not finished goes on, since a module is often made without a seed; a warning says so.
+
+    Raises:
+        UserError: it is finished, so other weights than expected would be returned.
+    """
+    if before == start:
+        return
+    if not (place / WEIGHTS).is_file():
+        warn(f"{place}: this training began with other initial weights; it goes on from its checkpoint")
+    elif weights_hash(model.state_dict()) != weights_hash(load_state_dict(place / WEIGHTS)):
+        raise UserError(
+            f"{place}: holds a finished training of other initial weights: expected the same ones (torch.manual_seed"
+            " before the module is made), got others; choose another folder, or delete this one"
+        )
 
 
 def _task(task: Task[Any] | nn.Module, loss: LossFunction | None, seed: int) -> Task[Any]:

@@ -54,10 +54,13 @@ def training_data(data: Any, config: Training, log: Callable[[str], None]) -> tu
         log: called with a line where a resume skips batches.
 
     Raises:
-        UserError: a Dataset is empty, or its first sample holds something that is no tensor.
+        UserError: a Dataset is empty, its first sample holds something that is no tensor, or workers are set beside a
+            DataLoader.
     """
     facts: dict[str, Any] = {"type": type(data).__name__, "length": _length(data)}
     if is_loader(data):
+        if workers := config.runtime.workers:
+            raise UserError(f"fit: workers: a DataLoader reads by its own num_workers: expected 0, got {workers}")
         return LoaderData(data, config.seed, log), facts
     found, layout = dataset_data(data, config)
     return found, {**facts, "sample": layout}

@@ -16,6 +16,7 @@ from vfm.integrity import read_sealed, seal
 from vfm.publishing import publish_file
 
 RECORD, LOCK = "training.json", ".lock"
+START = "initial_weights"  # key of their hash, which is compared with care: a module may be made without a seed
 
 
 @contextmanager
@@ -37,30 +38,31 @@ def open_folder(folder: AnyPath | None) -> Iterator[Path]:
 
 
 @contextmanager
-def recorded(place: Path, record: Mapping[str, Any], log: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of a folder whose record is this one; it is written if the folder has none.
+def recorded(place: Path, record: Mapping[str, Any], log: Callable[[str], None]) -> Iterator[Mapping[str, Any]]:
+    """Hold the lock of a folder whose record is this one, and yield it; it is written if the folder has none.
 
     Args:
         place: the folder.
-        record: `settings`, `weights` and `data` of the training.
+        record: `settings`, `weights` and `data` of the training, and the hash `START` of its initial weights.
         log: called with a line while another training holds the folder.
 
     Raises:
         UserError: the folder holds another training.
     """
     with locked(place / LOCK, str(place), log):
-        given = json.loads(json.dumps(record))
+        given = found = json.loads(json.dumps(record))
         if (place / RECORD).is_file():
-            _compare(place, read_sealed(place / RECORD), given)
+            found = {START: given[START], **read_sealed(place / RECORD)}  # an older version did not have it
+            _compare(place, found, given)
         else:
             part = place / f".{RECORD}.part"
             part.write_bytes(seal(given))
             publish_file(part, place / RECORD)
-        yield
+        yield found
 
 
 def _compare(place: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    was, new = dict(_flat(before)), dict(_flat(now))
+    was, new = (dict(_flat({key: value for key, value in one.items() if key != START})) for one in (before, now))
     # A setting that the record lacks is one that an older version did not have.
     keys = [*was, *(key for key in new if not key.startswith("settings."))]
     changed = next((key for key in keys if was.get(key) != new.get(key)), None)

@@ -41,7 +41,10 @@ def predict_dense(
         zip(files, images, find(checkpoint, images, open_device(device)), strict=True)
     ):
         show(str(file))
-        for row in found.rows(min_score):
+        rows = found.rows(min_score)
+        if not rows:
+            show(f"  no object with a score of at least {min_score:g}" if found.objects else "  no region")
+        for row in rows:
             if found.objects:
                 box = " ".join(f"{row[side]:.0f}" for side in ("left", "top", "right", "bottom"))
                 show(f"  {row['score']:6.3f}  {row['label']}  {box}")
@@ -55,7 +58,7 @@ def predict_dense(
             target = out / f"{file.stem}{f'-{place}' if repeated else ''}.png"
             found.drawn(image, min_score).save(target)
             show(f"  {target}")
-    if out and records:
+    if out and "boxes" in checkpoint.tasks:
         (out / RESULTS_FILE).write_text(json.dumps(records) + "\n", encoding="utf-8")
         show(f"{out / RESULTS_FILE}: {len(records):,} objects")
 

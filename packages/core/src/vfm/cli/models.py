@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vfm import files
-from vfm.artifacts import DenseCheckpoint
+from vfm.artifacts import FACTS_FILE, DenseCheckpoint
 from vfm.cli.command import DebugOption, command, console, note, show
 from vfm.config import UserError, load_function
 from vfm.flow.listeners import ConsoleListener
@@ -80,6 +80,10 @@ def predict(
         typer.Option(help="Class names: a file, one per line, or a comma-separated list. Default: the head's own."),
     ] = None,
     template: Annotated[str, typer.Option(help="Prompt of a CLIP model, with {} for the class.")] = "a photo of a {}.",
+    prompts: Annotated[
+        Path | None,
+        typer.Option(readable=False, help="JSON of {class: [sentences]} for a CLIP model, in place of a template."),
+    ] = None,
     index: Annotated[
         Path | None, typer.Option(readable=False, help="Embeddings from `vfm embed`: show the nearest ones instead.")
     ] = None,
@@ -105,13 +109,24 @@ def predict(
 
     dense = artifact_of(model, DenseCheckpoint)
     if draw and not dense:
-        raise UserError(f"{model}: --draw expects a model with a dense head, such as one of eva.detect")
-    if dense and not (classes or index or pretrained):
+        known = (Path(model) / FACTS_FILE).is_file()
+        what = "another model" if known else "a folder without a model" if Path(model).is_dir() else "no folder"
+        raise UserError(f"{model}: --draw expects the folder of a model with a dense head, as eva.detect's, got {what}")
+    if dense and not (classes or prompts or index or pretrained):
         predict_dense = load_function("vfm.cli.dense_prediction:predict_dense")  # needs vfm-core[dense]
         predict_dense(dense, images, device, out=out if draw else None, min_score=min_score)
         return
     found = predict_images(
-        model, images, classes, index=index, template=template, top=top, pretrained=pretrained, device=device, warn=note
+        model,
+        images,
+        classes,
+        index=index,
+        template=template,
+        prompts=prompts,
+        top=top,
+        pretrained=pretrained,
+        device=device,
+        warn=note,
     )
     assert isinstance(found, Predictions)
     for file, best in zip(found.images, found.best(), strict=True):

@@ -4,7 +4,7 @@ Source: Radford et al. 2021, Learning Transferable Visual Models From Natural La
 (arXiv:2103.00020); the ensemble is that of open_clip and CLIP_benchmark.
 """
 
-# C classes, T templates, N images, D width
+# C classes, T templates, P sentences of all classes, N images, D width
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from vfm.scores import Evaluated
 from vfm.stage import Context
 from vfm.stages.evaluation import ReadSettings, ZeroShot
 from vfm.stages.evaluation.checks import check_zero_shot_classes
-from vfm.templates import check_templates
+from vfm.templates import check_templates, sentences_of
 from vfm.train.sharing import leave_to_first
 
 # Numbers in place of names, as ImageNet's folders have (n01440764), mean nothing to a text tower. Up to ten classes may
@@ -48,11 +48,13 @@ class Prompts:
     """How class names become texts.
 
     templates: prompts with a {} for the class name; None: the dataset's own.
+    sentences: file with the sentences of each class, in place of templates (`vfm.templates.read_sentences`).
     class_names: by label, in place of the dataset's own, for example in another language.
     only_present: only classes with images can be predicted. Of several labels those without images never count.
     """
 
     templates: Sequence[str] | None = None
+    sentences: str | None = None
     class_names: Sequence[str] | None = None
     only_present: bool = False
 
@@ -61,7 +63,7 @@ def evaluate_zero_shot(config: ZeroShot, ctx: Context, encoders: Mapping[str, Te
     """Evaluate models by `score_zero_shot` with the configured prompts."""
     data = ctx.load(config.data)
     check_zero_shot_classes(config, data)
-    prompts = Prompts(config.templates, config.class_names, config.answers == "present")
+    prompts = Prompts(config.templates, config.prompts, config.class_names, config.answers == "present")
     evaluated = score_zero_shot(ctx, encoders, data, prompts=prompts, reading=config.reading)
     return replace(evaluated, language=config.language)
 
@@ -77,7 +79,8 @@ def score_zero_shot(
     """Score models by class names in prompts: the class of each image, or the ranking of the images by each label.
 
     Raises:
-        UserError: there is not one class name per label, or all images that can be predicted have one class.
+        UserError: there is not one class name per label, sentences do not fit the names, or all images that can be
+            predicted have one class.
     """
     names, templates = list(prompts.class_names or data.class_names), list(prompts.templates or data.templates)
     if len(names) != len(data.class_names):
@@ -91,15 +94,19 @@ def score_zero_shot(
     if len(candidates) < 2:
         raise UserError("expected images of two or more classes, got one class")
     classes = [names[label] for label in candidates]
+    own = sentences_of(prompts.sentences, names) if prompts.sentences else None
     classifiers = {
-        name: zero_shot_classifier(model, classes, templates, reading.batch_size, name)
+        name: sentence_classifier(model, [own[label] for label in candidates], reading.batch_size, name)
+        if own
+        else zero_shot_classifier(model, classes, templates, reading.batch_size, name)
         for name, model in encoders.items()
     }
+    said = {"prompts": prompts.sentences} if prompts.sentences else {"templates": templates}
     leave_to_first()
     results = {}
     for name, classifier in classifiers.items():
         features = images.features[name]
-        details = {"templates": templates, **({"class_names": names} if prompts.class_names else {})}
+        details = {**said, **({"class_names": names} if prompts.class_names else {})}
         if isinstance(data, TaggedImages):
             scores = (features @ classifier.T).numpy()
             results[name] = result_from_scores(scores, targets, images.keys, data, "", details)
@@ -129,6 +136,19 @@ def zero_shot_classifier(
     prompts = fill_templates(class_names, templates)
     features = encode_texts(model, prompts, batch_size, name)
     return ensemble_templates(features.view(len(class_names), len(templates), -1))
+
+
+def sentence_classifier(
+    model: TextImageEncoder, sentences: Sequence[Sequence[str]], batch_size: int, name: str = "the model"
+) -> Tensor:
+    """Return one unit vector per class, (C, D): the ensemble of its own sentences, any number of them.
+
+    Raises:
+        UserError: a feature is not finite; the line has the model's `name`.
+    """
+    features = encode_texts(model, [one for own in sentences for one in own], batch_size, name)
+    parts = features.split([len(own) for own in sentences])  # of (P, D)
+    return torch.cat([ensemble_templates(part[None]) for part in parts])
 
 
 def fill_templates(class_names: Sequence[str], templates: Sequence[str]) -> list[str]:

@@ -45,6 +45,16 @@ def find_weights(folder: Path, names: Sequence[str]) -> Path:
     raise UserError(f"{folder}: no weights (looked for {', '.join(names)})")
 
 
+def weights_hash(state_dict: Mapping[str, Tensor]) -> str:
+    """Return the sha256 of tensors with their names, types and shapes, on whatever device they are."""
+    digest = hashlib.sha256()
+    for name in sorted(state_dict):
+        value = state_dict[name].detach().to("cpu").contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def save_state_dict(state_dict: Mapping[str, Tensor], file: Path) -> None:
     """Save tensors as safetensors.
 

@@ -16,6 +16,7 @@ from vfm.stages.evaluation.open_segmentation import OpenSegmentation
 from vfm.stages.evaluation.reports import Curves
 from vfm.stages.evaluation.text_image import Retrieval, ZeroShot
 from vfm.stages.evaluation.video import VideoEvaluation
+from vfm.templates import read_sentences, sentences_of
 
 
 def check_evaluation(config: ModelEvaluation | Curves, ctx: Preflight) -> None:
@@ -26,6 +27,8 @@ def check_evaluation(config: ModelEvaluation | Curves, ctx: Preflight) -> None:
 def check_zero_shot(config: ZeroShot, ctx: Preflight) -> None:
     """Check the models' names, and the class names where the dataset exists."""
     check_named_once(config.models)
+    if config.prompts:
+        read_sentences(config.prompts)
     if data := ctx.artifact(config.data):
         check_zero_shot_classes(config, data)
 
@@ -200,15 +203,17 @@ def check_class_names(names: Sequence[str], where: str) -> None:
 
 
 def check_zero_shot_classes(config: ZeroShot, data: LabeledDataset | TaggedImages) -> None:
-    """Check the class names, and that there is one per label.
+    """Check the class names, that there is one per label, and that each has sentences.
 
     Raises:
-        UserError: a name is missing, empty or used twice.
+        UserError: a name is missing, empty or used twice, or sentences do not fit the names.
     """
     check_class_names(config.class_names or data.class_names, str(config.data))
     if config.class_names and len(config.class_names) != len(data.class_names):
         expected = f"expected one per class of {config.data}, {len(data.class_names)}"
         raise UserError(f"class_names: {expected}, got {len(config.class_names)}")
+    if config.prompts:
+        sentences_of(config.prompts, config.class_names or data.class_names)
 
 
 def check_same_types(config: FeatureEvaluation, train: type[Artifact], data: type[Artifact]) -> None:

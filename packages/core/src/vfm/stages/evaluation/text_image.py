@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from vfm.artifacts import ChoiceDataset, LabeledDataset, PairDataset, TaggedImages
 from vfm.stage import Ref
@@ -14,7 +15,7 @@ from vfm.stages.evaluation.base import EncodedEvaluation, Templates
 class ZeroShot(EncodedEvaluation):
     """Classify images zero-shot: top-1, top-5 and mean per class recall, or mean average precision of several labels.
 
-    The classifier is the ensemble of the prompt templates, each filled with the class name.
+    The classifier is the ensemble of the prompt templates, each filled with the class name, or of sentences of a class.
     """
 
     kind: Literal["eval.zero_shot"] = "eval.zero_shot"
@@ -27,6 +28,10 @@ class ZeroShot(EncodedEvaluation):
     templates: Templates | None = Field(
         None, min_length=1, description="prompts with a {} for the class name; default: the dataset's"
     )
+    prompts: str | None = Field(
+        None,
+        description="JSON file with sentences of each class, {class: [sentences]}, as CuPL's, in place of templates",
+    )
     class_names: list[str] | None = Field(
         None, description="class names by label, for example in another language; default: the dataset's"
     )
@@ -34,6 +39,16 @@ class ZeroShot(EncodedEvaluation):
     answers: Literal["all", "present"] = Field(
         "all", description="present: only classes with images can be predicted, as for ImageNet-A and -R"
     )
+
+    @model_validator(mode="after")
+    def _one_kind_of_prompts(self) -> ZeroShot:
+        if self.prompts and self.templates:
+            raise ValueError("prompts has the sentences of each class: omit templates")
+        return self
+
+    def sources(self) -> Iterable[str]:
+        """Return the file of sentences."""
+        return [self.prompts] if self.prompts else []
 
 
 class Retrieval(EncodedEvaluation):
