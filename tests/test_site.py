@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from base64 import b64encode
 from dataclasses import dataclass, field
 from html import unescape
 from html.parser import HTMLParser
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import unquote, urldefrag
 
+import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
 
 from outside import ROOT, checked
 from test_architecture import PUBLIC, STAGES
@@ -102,6 +107,53 @@ def test_every_public_name_is_described(module: str, html: Path, pages: dict[Pat
     """On the page of its module, or by a link to the page of another one that exports it too."""
     places = {link.rpartition(".")[2] for link in pages[html / f"reference/{module}.html"].links if "#vfm" in link}
     assert set(import_module(module).__all__) - places == set()
+
+
+@pytest.fixture
+def documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module that collects documents, for a repository with a few of each kind."""
+    monkeypatch.syspath_prepend(ROOT / "docs/site")
+    module = import_module("documents")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "plugin").mkdir()
+    (tmp_path / "plugin/loss.py").write_text("LOSS = 1\n")
+    (tmp_path / "table.json").write_text("{}")
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "red.png")
+    outputs = [new_output("display_data", {"image/png": b64encode((tmp_path / "red.png").read_bytes()).decode()})]
+    cells = [new_markdown_cell("# Red\n\n[Back](docs/a.md)"), new_code_cell("show()", outputs=outputs)]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "red.ipynb")
+    (tmp_path / "README.md").write_text("# All\n\n```sh\n# [no](link)\n```\n")
+    links = "[1](../plugin) [2](../plugin/loss.py) [3](../table.json) [4](../red.ipynb#x) [5](..) [6](https://a.b/c.md)"
+    (tmp_path / "docs/a.md").write_text(f"# A\n\n{links}\n")
+    return module
+
+
+def test_documents_bring_what_they_link_to_and_lead_to_its_pages(documents: ModuleType, tmp_path: Path) -> None:
+    pages = documents.Pages()
+    pages.add_documents([tmp_path / "docs/a.md"])
+    assert set(pages.texts) == {"docs/a.md", "plugin/index.md", "plugin/loss.py.md", "red.md", "README.md"}
+    assert set(pages.files) == {"table.json", "red.ipynb", "red_files/red_1_0.png"}
+    assert pages.texts["docs/a.md"].split("\n\n")[1].split() == [
+        "[1](../plugin/index.md)", "[2](../plugin/loss.py.md)", "[3](../table.json)", "[4](../red.md#x)",
+        "[5](../README.md)", "[6](https://a.b/c.md)",
+    ]  # fmt: skip
+    assert "](red_files/red_1_0.png)" in pages.texts["red.md"]
+    assert pages.texts["README.md"] == (tmp_path / "README.md").read_text()
+
+
+def test_a_link_to_nothing_is_named(documents: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "docs/a.md").write_text("[1](b.md)")
+    with pytest.raises(ValueError, match=r"docs/a.md: a link leads to docs/b.md, which does not exist"):
+        documents.Pages().add_documents([tmp_path / "docs/a.md"])
+
+
+def test_results_that_are_not_there_cannot_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs/site")
+    results = import_module("results")
+    assert results.block("metaclip_claim", "| matched - raw").count("\n") == 6
+    with pytest.raises(ValueError, match=r"one block of 'metaclip_claim' .* begins with 'Better than', got 0"):
+        results.block("metaclip_claim", "Better than")
 
 
 def text_of(page: Path) -> str:

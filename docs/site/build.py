@@ -40,7 +40,11 @@ def main() -> int:
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     shutil.rmtree(out, ignore_errors=True)
-    pages = collect()
+    try:
+        pages = collect()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     for path, text in pages.texts.items():
         _place(out / "pages" / path).write_text(text, encoding="utf-8")
     for path, content in pages.files.items():
@@ -51,7 +55,11 @@ def main() -> int:
 
 
 def collect() -> Pages:
-    """Return all pages of the site."""
+    """Return all pages of the site.
+
+    Raises:
+        ValueError: a link leads nowhere, or a page on a paper names results that do not exist.
+    """
     pages = Pages(files={"extra.css": (HERE / "extra.css").read_bytes()})
     pages.add_documents(ROOT / path for path in (START, CHANGES, *PACKAGES))
     pages.add_documents(sorted((ROOT / "docs").glob("*.md")))

@@ -34,7 +34,11 @@ class Pages:
         return next(line for line in lines if line.startswith("# ")).removeprefix("# ")
 
     def add_documents(self, documents: Iterable[Path]) -> None:
-        """Add Markdown files and notebooks, and the files that they link to."""
+        """Add Markdown files and notebooks, and the files that they link to.
+
+        Raises:
+            ValueError: a link leads nowhere.
+        """
         queue = list(documents)
         while queue:
             document = queue.pop()
@@ -82,7 +86,7 @@ class Pages:
             self.texts[f"{path}/index.md"] = f"# {path}\n\n" + "\n".join(f"## {f.name}\n\n{_fenced(f)}" for f in files)
             return target / "index.md"
         if not target.is_file():
-            raise ValueError(f"{document}: a link leads to {path}, which does not exist")
+            raise ValueError(f"{document.relative_to(ROOT)}: a link leads to {path}, which does not exist")
         if target.suffix in (".md", ".ipynb"):
             queue.append(target)
             return target.with_suffix(".md")
