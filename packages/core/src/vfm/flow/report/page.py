@@ -86,8 +86,8 @@ def report_of_run(directory: Path) -> Path:
     return page
 
 
-class Drawn(dict[Path, "list[Drawing]"]):
-    """The drawings of finished stages by folder, for a page that is drawn again and again."""
+class Drawn(dict[str, "list[Drawing]"]):
+    """The drawings of finished stages by name, for a page that is drawn again and again."""
 
 
 def write_report(run: RunSummary, path: Path, known: Drawn | None = None) -> None:
@@ -115,10 +115,10 @@ def write_report(run: RunSummary, path: Path, known: Drawn | None = None) -> Non
     bases = [entry.base_name for entry in run.stages]
     known = Drawn() if known is None else known
     for entry in run.stages:
-        if entry.manifest and entry.directory not in known:
-            known[entry.directory] = list(draw_panels(entry.directory, entry.anchor))
+        if entry.manifest and entry.name not in known:
+            known[entry.name] = list(draw_panels(entry.directory, entry.anchor))
     drawn = {
-        entry.name: known.get(entry.directory)
+        entry.name: known.get(entry.name)
         or [draw(chart, entry.directory, f"{entry.anchor}-{index}") for index, chart in enumerate(entry.charts)]
         for entry in run.stages
     }

@@ -85,11 +85,6 @@ class ResultTable:
             return tests
         return f"{tests}; each seed" if tests else "Each seed"
 
-    @property
-    def tests(self) -> set[str]:
-        """Names of the paired tests."""
-        return {row.comparison.test for result in self.results for row in result.rows if row.comparison}
-
     def scale(self, unit: str) -> Scale:
         """Return one scale for all values of a unit, so that bars are comparable throughout the table."""
         rows = [row for result in self.results if result.unit == unit for row in result.rows]
