@@ -71,3 +71,25 @@ def coco(
     record = {"images": listed if images is None else images, "annotations": filled, "categories": categories}
     write(folder / "annotations/instances_train.json", json.dumps(record))
     return folder
+
+
+def bright_parts(folder: Path) -> None:
+    """Write six pictures of 20 x 12 pixels with a bright rectangle each, as panoptic segments and as label maps."""
+    images, annotations = [], []
+    for number in range(1, 7):
+        mask = np.zeros((12, 20), dtype=bool)
+        mask[2 : 4 + number, 3 : 8 + number] = True
+        pixels = np.repeat(np.where(mask, 220, 20).astype(np.uint8)[..., None], 3, axis=-1)
+        (folder / "set/train").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"set/train/{number}.png")
+        ids = np.zeros((12, 20, 3), dtype=np.uint8)
+        ids[..., 0] = np.where(mask, 1, 2)
+        (folder / "set/annotations/panoptic_train").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(ids).save(folder / f"set/annotations/panoptic_train/{number}.png")
+        write_map(folder / f"maps/{number}.png", np.where(mask, 0, 1))
+        images.append({"id": number, "file_name": f"{number}.png", "width": 20, "height": 12})
+        segments = [{"id": 1, "category_id": 10}, {"id": 2, "category_id": 20}]
+        annotations.append({"image_id": number, "file_name": f"{number}.png", "segments_info": segments})
+    categories = [{"id": 10, "name": "bright", "isthing": 1}, {"id": 20, "name": "dark", "isthing": 0}]
+    record = {"images": images, "annotations": annotations, "categories": categories}
+    write(folder / "set/annotations/panoptic_train.json", json.dumps(record))

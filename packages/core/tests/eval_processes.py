@@ -49,7 +49,7 @@ def evaluate_in(number: int, root: Path, folder: str, stages: list[dict[str, Any
     group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(number), "OMP_NUM_THREADS": "1"}
     words = json.dumps([str(root), folder, stages, inputs])
     done = subprocess.run(
-        [sys.executable, __file__, words], env={**os.environ, **group}, stderr=subprocess.PIPE, text=True, timeout=600
+        [sys.executable, __file__, words], env={**os.environ, **group}, stderr=subprocess.PIPE, text=True, timeout=1800
     )
     assert done.returncode == 0, done.stderr
 

@@ -23,9 +23,10 @@ from vfm.data.caption_labels import Nouns, WordList
 from vfm.data.images import decode_image
 from vfm.data.tags import read_tags
 from vfm.eval import load_encoder
-from vfm.eval.attentive_probe import AttentiveHead, TokenFile, patch_tokens
+from vfm.eval.attentive_probe import AttentiveHead, PatchTokens, patch_tokens
 from vfm.eval.classify import columns_of
 from vfm.eval.knn import knn_votes
+from vfm.eval.row_files import row_files
 from vfm.eval.sweep import LinearHead, Schedule, head_scores, sweep, train_heads
 from vfm.models import (
     PooledVision,
@@ -197,15 +198,20 @@ def test_the_number_of_heads_divides_the_width() -> None:
     assert AttentiveHead(100, 2, torch.Generator(), num_heads=8).num_heads == 5
 
 
-def test_token_file_holds_the_models_tokens_up_to_its_limit(tmp_path: Path) -> None:
+def test_patch_tokens_are_the_models_up_to_a_limit(tmp_path: Path) -> None:
     encoder = load_encoder(tiny_clip(tmp_path / "clip", 0), CPU)
     images = [data.image for data in map(_picture, range(5))]
-    file = TokenFile(encoder, tmp_path / "tokens", 10_000)
-    assert file.encode_images(images[:3], 2).shape == (3, 0)
-    file.encode_images(images[3:], 2)
-    assert torch.equal(file.tokens(), patch_tokens(encoder, images).half())
-    with pytest.raises(UserError, match="raise max_cache_gib"):
-        TokenFile(encoder, tmp_path / "small", 100).encode_images(images)
+    expected = patch_tokens(encoder, images).half()
+    assert torch.equal(PatchTokens(encoder, 5, 1.0).encode_images(images, 2), expected)
+    with row_files(tmp_path / "tokens", ["one"]) as files:
+        for part in (expected[:3], expected[3:]):
+            files["one"].append(part)
+        assert torch.equal(files["one"].rows(), expected)
+    assert not (tmp_path / "tokens").exists()
+    size = expected.numel() * 2 / 2**30
+    PatchTokens(encoder, 5, size).encode_images(images)
+    with pytest.raises(UserError, match="raise it, or evaluate on fewer images"):
+        PatchTokens(encoder, 6, size).encode_images(images)
 
 
 class _picture:  # noqa: N801

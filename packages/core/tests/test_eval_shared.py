@@ -11,8 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from annotated_world import bright_parts, read
+from dense_toy import checkpoint
 from eval_processes import evaluate, evaluate_in
 from eval_world import NAMES, labeled, png, pool, tiny_clip
+from vfm.artifacts import AnnotatedImages
 from vfm.data.choices import Choice, write_choices
 from vfm.stage import Context
 from vfm.stages.videos import Videos
@@ -23,6 +26,7 @@ from video_predictor import make_classifier
 
 READING = {"micro_batch_size": 3, "max_bad_fraction": 0.4}
 FEATURES = {"models": ["one", "other"], "data": "photos", **READING}
+SCENES = {"data": "scenes", "num_resamples": 100, "micro_batch_size": 2, "max_bad_fraction": 0.4}
 STAGES: list[dict[str, Any]] = [
     {"kind": "eval.zero_shot", "name": "zero_shot", **FEATURES},
     {"kind": "eval.knn", "name": "knn", "train": "known", **FEATURES},
@@ -33,10 +37,19 @@ STAGES: list[dict[str, Any]] = [
     {"kind": "eval.mmvp_vlm", "name": "pairs", **FEATURES, "data": "pairs", "diva_scoring": True},
     {"kind": "eval.choices", "name": "choices", **FEATURES, "data": "pairs"},
     {"kind": "eval.video", "name": "videos", "models": ["greys"], "data": "clips", "num_crops": 1},
+    {"kind": "eval.attentive_probe", "name": "attentive", "train": "known", "lrs": [0.01], "epochs": 1, **FEATURES},
+    {"kind": "eval.detection", "name": "detection", "models": ["bright"], **SCENES},
+    {"kind": "eval.segmentation", "name": "segmentation", "models": ["bright"], **SCENES},
+    {"kind": "eval.panoptic", "name": "panoptic", "models": ["bright"], **SCENES},
+    {"kind": "eval.dense_probe", "name": "dense", "models": ["one", "other"], "steps": 4, "folds": 2, **SCENES},
+    {"kind": "eval.dense_probe", "name": "patches", "models": ["one"], "neighbours": {}, "train": "scenes", **SCENES},
+    {"kind": "eval.open_segmentation", "name": "open", "models": ["one", "other"], "templates": ["a {}"], **SCENES},
 ]  # fmt: skip
 REFUSED: list[dict[str, Any]] = [
     {"kind": "eval.zero_shot", "name": "bad", **FEATURES, "max_bad_fraction": 0.0},
     {"kind": "eval.zero_shot", "name": "nan", **FEATURES, "models": ["one", "damaged"]},
+    {"kind": "eval.attentive_probe", "name": "large", "train": "known", "max_cache_gib": 1e-9, **FEATURES},
+    {"kind": "eval.panoptic", "name": "broken", "models": ["bright"], **SCENES, "max_bad_fraction": 0.0},
     {"kind": "eval.knn", "name": "knn-after", "train": "known", **FEATURES},  # the processes still go together
 ]
 
@@ -66,6 +79,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (data / "clips").mkdir()
     Videos(kind="data.videos", name="v", path=str(data / "mp4")).run(Context("v", data / "clips", data, {}))
     make_classifier(data / "greys")
+    bright_parts(root)
+    (read(root / "scenes", root / "set").path).rename(data / "scenes")
+    checkpoint(data / "bright", AnnotatedImages.load(data / "scenes"))
+    (root / "set/train/3.png").write_bytes(b"damaged")
     inputs = {path.name: str(path) for path in data.iterdir()}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -104,10 +121,12 @@ def test_bad_samples_of_any_process_are_counted_once(root: Path, number: int) ->
     assert bad("knn") == {"unreadable_image": 4}
     assert bad("pairs") == bad("choices") == {"unreadable_image": 1}
     assert bad("retrieval") == {}
+    for stage in ("detection", "segmentation", "panoptic", "dense", "open"):
+        assert bad(stage) == {"unreadable_image": 1}, stage
 
 
 @pytest.mark.parametrize("number", [2, 3])
-@pytest.mark.parametrize("stage", ["bad", "nan"])
+@pytest.mark.parametrize("stage", ["bad", "nan", "large", "broken"])
 def test_all_processes_end_with_the_message_of_one(root: Path, stage: str, number: int) -> None:
     expected = (root / "1" / f"{stage}-0.txt").read_text()
     assert [(root / str(number) / f"{stage}-{rank}.txt").read_text() for rank in range(number)] == [expected] * number

@@ -13,9 +13,11 @@ import pytest
 
 submitit = pytest.importorskip("submitit")
 
+from train_toy import plan  # noqa: E402
 from vfm.config import UserError  # noqa: E402
-from vfm.flow.execution import torchrun_command, torchrun_lines  # noqa: E402
+from vfm.flow.execution import runs_in_several, torchrun_command, torchrun_lines  # noqa: E402
 from vfm.flow.jobs import Command, submit  # noqa: E402
+from vfm.stages.evaluation import ZeroShot  # noqa: E402
 
 RESUMES = """
 import os, signal, sys, time
@@ -118,6 +120,18 @@ def test_torchrun_spans_the_machines_of_a_slurm_job(tmp_path, monkeypatch):
     assert spread.startswith("srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --overlap env --ignore-signal=USR1")
     assert "--nnodes=4 --rdzv-id=4711 --rdzv-backend=c10d --rdzv-endpoint=" in spread
     assert spread.endswith(f":24711 --nproc-per-node=8 -m vfm step {tmp_path} --events json")
+
+
+def test_an_evaluation_in_one_process_stays_on_one_machine(monkeypatch):
+    def evaluation(processes: int) -> ZeroShot:
+        return ZeroShot(name="scores", data="photos", runtime={"processes": processes})
+
+    assert not runs_in_several(plan())
+    assert [runs_in_several(evaluation(number)) for number in (1, 2)] == [False, True]
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "4")
+    assert runs_in_several(plan())
+    assert [runs_in_several(evaluation(number)) for number in (1, 2)] == [False, True]
 
 
 def test_printed_commands_can_be_pasted(tmp_path):

@@ -11,18 +11,23 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
 import torch
 
 from train_toy import fork
 from vfm.stage import LeftToFirst, Runtime
-from vfm.train import distributed
-from vfm.train.sharing import leave_to_first, of_all, own_share, sharing
+from vfm.train import World, distributed
+from vfm.train.sharing import leave_to_first, of_all, of_first, own_share, sharing, without_values
 
 
 def evaluate(folder: Path) -> None:
     """Square six numbers together, then in the first process alone, until the other one has gone on."""
     with distributed(Runtime(device="cpu")) as world:
         with suppress(LeftToFirst), sharing(world):
+            features = list(of_all((torch.ones(n) for n in own_share(range(3))), for_others=without_values))
+            features.append(of_first(lambda: torch.ones(3), for_others=without_values))
+            facts = [(one.is_meta, list(one.shape)) for one in features]
+            (folder / f"features-{world.rank}.json").write_text(json.dumps(facts))
             together = list(of_all(n * n for n in own_share(range(6))))
             leave_to_first()
             alone = list(of_all(n * n for n in own_share(range(6))))
@@ -41,11 +46,23 @@ def test_the_first_process_computes_alone_what_follows_and_the_other_goes_on(tmp
     group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, __file__, str(tmp_path)],
-        env={**os.environ, **group}, stderr=subprocess.PIPE, text=True, timeout=100,
+        env={**os.environ, **group}, stderr=subprocess.PIPE, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    for rank in (0, 1):  # the other process knows the shapes
+        facts = json.loads((tmp_path / f"features-{rank}.json").read_text())
+        assert facts == [[bool(rank), [size]] for size in (0, 1, 2, 3)]
     squares = [n * n for n in range(6)]
     assert json.loads((tmp_path / "found.json").read_text()) == [squares, squares, False]
+
+
+def test_the_first_process_scores_with_the_threads_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    threads = torch.get_num_threads()
+    with sharing(World(torch.device("cpu"), rank=0, size=2)):
+        leave_to_first()
+        assert torch.get_num_threads() == 2 * threads
+    assert torch.get_num_threads() == threads
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from vfm.data import open_dataset
 from vfm.eval import data_hash, encode_dataset
 from vfm.models import PooledVision, Preprocess, read_masked_modelling
 from vfm.plugin import Context, Evaluated, ModelResult, Preflight, UserError
+from vfm.train import leave_to_first
 from vfm_eva.images import EvaInputs
 from vfm_eva.mean_score import MeanScore
 from vfm_eva.preflight import check_projection
@@ -67,6 +68,7 @@ def evaluate_masked_patches(config: MaskedPatches, ctx: Context, encoders: Mappi
         predictors[name] = Predictor(task, teacher)
     data = ctx.load(config.data)
     images = encode_dataset(ctx, open_dataset(data), predictors, config.reading)
+    leave_to_first()
     keys = [sample.key for sample in images.samples]
     results = {}
     for name, predictor in predictors.items():

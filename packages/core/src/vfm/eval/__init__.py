@@ -10,7 +10,7 @@ from vfm.eval.attentive_probe import AttentiveHead
 from vfm.eval.classification import encode_with_targets, hardest_panel, result_from_ranks, result_from_scores
 from vfm.eval.embeddings import embed_dataset, open_writer, read_embeddings
 from vfm.eval.encoders import encode_texts, load_encoder, logit_scale
-from vfm.eval.evaluation import write_report
+from vfm.eval.evaluation import report_models, write_report
 from vfm.eval.features import Encoded, encode_dataset, encode_labeled
 from vfm.eval.finite import check_finite
 from vfm.eval.hashes import checkpoint_hash, data_hash, item_digest
@@ -42,6 +42,6 @@ __all__ = [
     "embed_dataset", "encode_dataset", "encode_labeled", "encode_texts", "encode_with_targets", "enlarge",
     "ensemble_templates", "fill_templates", "hardest_panel", "hits_at", "image_weights", "images_panel", "item_digest",
     "label_ranks", "load_encoder", "logit_scale", "nearest", "open_writer", "pca_sheet", "read_embeddings",
-    "result_from_ranks", "result_from_scores", "retrieval_ranks", "side_by_side", "write_report",
+    "report_models", "result_from_ranks", "result_from_scores", "retrieval_ranks", "side_by_side", "write_report",
     "zero_shot_classifier",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Read annotated images one by one, skip and count what cannot be used, and check the size of predicted maps."""
+"""Results of annotated images, without those that cannot be used, and a check of the size of predicted maps."""
 
 from __future__ import annotations
 
@@ -14,31 +14,82 @@ from vfm.data import BadSample
 from vfm.data.annotated import AnnotatedSource
 from vfm.stage import Context
 from vfm.stages.evaluation.base import ReadSettings
+from vfm.train.sharing import AT_ONCE, in_batches, of_all, own_share
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def each_image(
-    source: AnnotatedSource, reading: ReadSettings, ctx: Context, read: Callable[[int], T]
+    source: AnnotatedSource, reading: ReadSettings, ctx: Context, compute: Callable[[int], T]
 ) -> Iterator[tuple[int, T]]:
-    """Yield the number of each usable image and what `read` returns for it.
+    """Yield the number of each usable image and what `compute`, which may raise BadSample, returns for it.
+
+    Several processes that share an evaluation compute every N-th image each.
 
     Raises:
         UserError: too many images are bad, or all.
     """
+    return each_result(source, reading, ctx, compute, lambda batch: [one for _, one in batch])
+
+
+def each_result(
+    source: AnnotatedSource,
+    reading: ReadSettings,
+    ctx: Context,
+    read: Callable[[int], T],
+    compute: Callable[[list[tuple[int, T]]], list[R]],
+    *,
+    batch_size: int = 1,
+    for_others: Callable[[R], R] | None = None,
+    at_once: int = AT_ONCE,
+) -> Iterator[tuple[int, R]]:
+    """Yield the number of each usable image and its result; the images are computed in batches, as `each_image` does.
+
+    Args:
+        source: the images.
+        reading: tolerated bad images.
+        ctx: takes progress and bad images.
+        read: returns an image by its number, or raises BadSample.
+        compute: returns the results of a batch of (number, image).
+        batch_size: images in a batch.
+        for_others: what all processes but the first get of a result; default: all of it.
+        at_once: batches of each process that are sent together.
+
+    Raises:
+        UserError: too many images are bad, or all.
+    """
+
+    def of_batch(numbers: list[int]) -> list[tuple[int, R | BadSample]]:
+        found = {number: _read(read, number) for number in numbers}
+        usable = [(number, one) for number, one in found.items() if not isinstance(one, BadSample)]
+        results = dict(zip([number for number, _ in usable], compute(usable), strict=True)) if usable else {}
+        return [(number, one if isinstance(one, BadSample) else results[number]) for number, one in found.items()]
+
+    def reduced(batch: list[tuple[int, R | BadSample]]) -> list[tuple[int, R | BadSample]]:
+        assert for_others
+        return [(number, one if isinstance(one, BadSample) else for_others(one)) for number, one in batch]
+
     bad: Counter[str] = Counter()
     first_bad = ""
-    for number in range(len(source)):
-        try:
-            found = read(number)
-        except BadSample as problem:
-            first_bad = first_bad or f"{problem.where} ({problem.reason})"
-            bad[problem.reason] += 1
-            ctx.skip(problem.reason, problem.where)
-        else:
-            yield number, found
-        ctx.progress(number + 1, len(source), "images")
+    own = map(of_batch, own_share(in_batches(range(len(source)), batch_size)))
+    for batch in of_all(own, for_others=reduced if for_others else None, at_once=at_once):
+        for number, result in batch:
+            if isinstance(result, BadSample):
+                first_bad = first_bad or f"{result.where} ({result.reason})"
+                bad[result.reason] += 1
+                ctx.skip(result.reason, result.where)
+            else:
+                yield number, result
+            ctx.progress(number + 1, len(source), "images")
     reading.check_bad(bad, len(source), first=first_bad)
+
+
+def _read(read: Callable[[int], T], number: int) -> T | BadSample:
+    try:
+        return read(number)
+    except BadSample as problem:
+        return problem
 
 
 def check_size(file: object, found: NDArray[np.integer], size: tuple[int, int]) -> None:

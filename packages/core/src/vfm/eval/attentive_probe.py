@@ -9,17 +9,14 @@ probe misses it. Source: Chen et al. 2022, Context autoencoder (arXiv:2202.03026
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfm.config import UserError
-from vfm.eval.finite import check_finite
 from vfm.models import ClipModel, patch_features
 
 GIB = 1 << 30
@@ -64,48 +61,34 @@ class AttentiveHead(nn.Module):
         return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)  # (B, H, T, D / H)
 
 
-class TokenFile:
-    """An encoder that writes the patch tokens of all images to a file, fp16, in the order of the images.
-
-    The tokens are read back as a memory map, so memory does not grow with the data.
+class PatchTokens:
+    """An encoder of images whose features are all patch tokens, in half precision.
 
     Args:
         encoder: a `ClipModel` or `PooledVision`.
-        file: is overwritten.
-        max_bytes: its largest size.
+        num_images: of the dataset.
+        max_gib: largest size of all their tokens, in GiB.
     """
 
-    def __init__(self, encoder: Any, file: Path, max_bytes: int) -> None:
-        self.encoder, self.file, self.max_bytes = encoder, file, max_bytes
-        self.shape: tuple[int, ...] = ()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(b"")
+    def __init__(self, encoder: Any, num_images: int, max_gib: float) -> None:
+        self.encoder, self.num_images, self.max_gib = encoder, num_images, max_gib
 
     def encode_images(self, images: Sequence[Image.Image], batch_size: int = 256) -> Tensor:
-        """Append the tokens of images to the file, and return empty features, (N, 0).
+        """Return the tokens of images, fp16 (N, T, D) on the CPU.
 
         Raises:
-            UserError: the file would exceed `max_bytes`.
+            UserError: those of the whole dataset would need more than `max_gib`.
         """
-        with self.file.open("ab") as stream:
-            for start in range(0, len(images), batch_size):
-                tokens = patch_tokens(self.encoder, images[start : start + batch_size])
-                self.shape = tuple(tokens.shape[1:])
-                if stream.tell() + tokens.numel() * 2 > self.max_bytes:
-                    raise UserError(
-                        f"patch tokens of {self.shape[0]} x {self.shape[1]} per image need more than"
-                        f" {self.max_bytes / GIB:g} GiB; raise max_cache_gib, or evaluate on fewer images"
-                    )
-                stored = tokens.half().cpu()
-                check_finite(
-                    stored, "patch tokens in half precision", [f"image {start + i}" for i in range(len(stored))]
-                )
-                stream.write(stored.numpy().tobytes())
-        return torch.zeros(len(images), 0)
-
-    def tokens(self) -> Tensor:
-        """Return the tokens of all images, (N, T, D) fp16, mapped from the file."""
-        return torch.from_numpy(np.memmap(self.file, np.float16, mode="r+").reshape(-1, *self.shape))
+        starts = range(0, len(images), batch_size)
+        tokens = torch.cat([patch_tokens(self.encoder, images[start : start + batch_size]).half() for start in starts])
+        needed = tokens[0].numel() * tokens.element_size() * self.num_images / GIB
+        if needed > self.max_gib:
+            count, width = tokens.shape[1:]
+            raise UserError(
+                f"patch tokens of {self.num_images} images, {count} x {width} each, need {needed:.3g} GiB, more than"
+                f" max_cache_gib {self.max_gib:g}; raise it, or evaluate on fewer images"
+            )
+        return tokens.cpu()
 
 
 @torch.inference_mode()

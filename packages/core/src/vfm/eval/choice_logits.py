@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
@@ -78,36 +78,51 @@ def choice_logits(
     first_bad = ""
     logits: dict[str, list[NDArray[np.float32]]] = {name: [] for name in encoders}
 
-    def compute(chunk: list[Choice]) -> tuple[list[BadSample | None], dict[str, list[NDArray[np.float32]]]]:
+    def compute(chunk: list[Choice]) -> _Chunk:
         for item in chunk:
             check(item)
-        found = [_decode(item) for item in chunk]
-        good = [(item, one) for item, one in zip(chunk, found, strict=True) if not isinstance(one, BadSample)]
+        decoded = [_decode(item) for item in chunk]
+        good = [(item, one) for item, one in zip(chunk, decoded, strict=True) if not isinstance(one, BadSample)]
         scores = {
             name: _chunk_logits(name, model, good, prompt, reading.batch_size) for name, model in encoders.items()
         }
-        return [one if isinstance(one, BadSample) else None for one in found], scores
+        found = [one if isinstance(one, BadSample) else item for item, one in zip(chunk, decoded, strict=True)]
+        return _Chunk(found, scores)
 
-    def chunks() -> Iterator[list[Choice]]:
-        return in_batches(load_choices(data), reading.batch_size)
-
+    chunks = in_batches(load_choices(data), reading.batch_size)
     seen = 0
-    for chunk, (problems, scores) in zip(chunks(), of_all(map(compute, own_share(chunks()))), strict=True):
-        for item, problem in zip(chunk, problems, strict=True):
-            if problem:
-                first_bad = first_bad or f"{problem.where} ({problem.reason})"
-                bad[problem.reason] += 1
-                ctx.skip(problem.reason, problem.where)
+    for chunk in of_all(map(compute, own_share(chunks)), for_others=_Chunk.without_images):
+        for item in chunk.items:
+            if isinstance(item, BadSample):
+                first_bad = first_bad or f"{item.where} ({item.reason})"
+                bad[item.reason] += 1
+                ctx.skip(item.reason, item.where)
             else:
                 items.append(item)
                 digests.append(_digest(item))
         for name in encoders:
-            logits[name] += scores[name]
-        seen += len(chunk)
+            logits[name] += chunk.logits[name]
+        seen += len(chunk.items)
         ctx.progress(seen, data.num_pairs, "items")
     reading.check_bad(bad, data.num_pairs, "items", first_bad)
     leave_to_first()
     return ChoiceLogits(items, digests, logits)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Items, or why they are bad, and by model the logits of the good ones."""
+
+    items: list[Choice | BadSample]
+    logits: dict[str, list[NDArray[np.float32]]]
+
+    def without_images(self) -> _Chunk:
+        """Return what counts and progress need."""
+        return _Chunk([one if isinstance(one, BadSample) else _without_images(one) for one in self.items], self.logits)
+
+
+def _without_images(item: Choice) -> Choice:
+    return replace(item, images=[b""] * len(item.images))
 
 
 def _decode(item: Choice) -> list[Image.Image] | BadSample:

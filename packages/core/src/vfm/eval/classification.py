@@ -16,6 +16,7 @@ from vfm.data import open_dataset
 from vfm.data.tags import read_tags
 from vfm.eval.features import Encoded, encode_dataset, encode_labeled
 from vfm.eval.ranking import hits_at, label_ranks
+from vfm.eval.row_files import RowFile
 from vfm.models import ImageEncoder
 from vfm.panels import TablePanel
 from vfm.scores import ModelResult
@@ -29,18 +30,23 @@ EMPTY_NAMED = 5  # classes without an image that a warning names
 
 
 def encode_with_targets(
-    ctx: Context, encoders: Mapping[str, ImageEncoder], data: ClassDataset, reading: ReadSettings
+    ctx: Context,
+    encoders: Mapping[str, ImageEncoder],
+    data: ClassDataset,
+    reading: ReadSettings,
+    files: Mapping[str, RowFile] | None = None,
 ) -> tuple[Encoded, Tensor]:
     """Encode a dataset, and return the target of each image: its class, (N,), or its labels, (N, C) bool.
 
     Logs a warning for classes without any image.
     """
     if isinstance(data, LabeledDataset):
-        images = encode_labeled(ctx, encoders, data, reading)
+        images = encode_labeled(ctx, encoders, data, reading, files)
         targets = torch.from_numpy(images.labels)
         present = torch.bincount(targets, minlength=len(data.class_names)) > 0
     else:
-        images = encode_dataset(ctx, open_dataset(ImageDataset.load(data.linked(data.data))), encoders, reading)
+        source = open_dataset(ImageDataset.load(data.linked(data.data)))
+        images = encode_dataset(ctx, source, encoders, reading, files=files)
         targets = torch.from_numpy(read_tags(data)[images.numbers])
         present = targets.any(dim=0)
     empty = [repr(name) for name, found in zip(data.class_names, present.tolist(), strict=True) if not found]

@@ -10,14 +10,12 @@ import torch
 from vfm.artifacts import AnnotatedImages, DenseCheckpoint, Report
 from vfm.config import load_function
 from vfm.data.annotated import AnnotatedSource
-from vfm.eval.evaluation import write_report
+from vfm.eval.evaluation import report_models
 from vfm.interfaces.dense import DensePredictor
 from vfm.scores import Evaluated
 from vfm.stage import Context
-from vfm.stages.evaluation.base import short_name
 from vfm.stages.evaluation.checks import check_dense_data, check_dense_model
 from vfm.stages.evaluation.dense import DenseEvaluation
-from vfm.train import prepare_device
 
 Predictors = Mapping[str, DensePredictor]
 
@@ -25,12 +23,12 @@ Predictors = Mapping[str, DensePredictor]
 def evaluate_dense(config: DenseEvaluation, ctx: Context) -> Report:
     """Load the models, evaluate them and the files of predictions on the same images, and write the report."""
     data = _load_data(config, ctx)
-    checkpoints = {short_name(ref): ctx.load(ref) for ref in config.models}
-    for name, checkpoint in checkpoints.items():
+
+    def load(name: str, checkpoint: DenseCheckpoint, device: torch.device) -> DensePredictor:
         check_dense_model(config, checkpoint.tasks, checkpoint.class_names, data, name)
-    device = prepare_device(config.runtime)
-    models = {name: load_predictor(checkpoint, device) for name, checkpoint in checkpoints.items()}
-    return write_report(config, ctx, _evaluate(config, ctx, data, models), checkpoints)
+        return load_predictor(checkpoint, device)
+
+    return report_models(config, ctx, load, lambda models: _evaluate(config, ctx, data, models))
 
 
 def evaluate_predictors(config: DenseEvaluation, ctx: Context, models: Predictors) -> Evaluated:

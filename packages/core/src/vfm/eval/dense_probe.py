@@ -9,11 +9,10 @@ folds, each by a head that was not trained on it.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
-from pathlib import Path
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -25,12 +24,13 @@ from torch import Tensor, nn
 from vfm.artifacts import AnnotatedImages
 from vfm.config import UserError
 from vfm.data.annotated import AnnotatedSource
-from vfm.eval.annotated_images import each_image
+from vfm.eval.annotated_images import each_result
 from vfm.eval.dense_panels import NUM_PICTURES, add_map_panels
 from vfm.eval.finite import check_finite
 from vfm.eval.hashes import data_hash, item_digest
 from vfm.eval.patch_head import HeadTraining, predict_map, train_head
 from vfm.eval.patch_neighbours import remember_patches
+from vfm.eval.row_files import RowFile, row_files
 from vfm.eval.segmentation import iou_panel, pixel_table
 from vfm.models import ClipModel, eval_mode, vision_features
 from vfm.scores import Evaluated, ModelResult
@@ -39,7 +39,7 @@ from vfm.stages.evaluation import DenseProbe
 from vfm.stages.evaluation.checks import check_semantic
 from vfm.statistics.mean_iou import MeanIou, count_pixels
 from vfm.train import resolve_device
-from vfm.train.sharing import in_batches
+from vfm.train.sharing import leave_to_first, without_values
 
 LABELS_IN_MEMORY = 500
 VALIDATION = 5  # one in so many training images chooses the learning rate
@@ -52,13 +52,18 @@ class DenseImages:
     source: AnnotatedSource
     numbers: list[int]  # in the dataset
     digests: list[bytes]
-    maps: dict[str, Tensor]  # by model, (N, D, h, w), fp16
+    files: dict[str, RowFile]  # by model
     labels: LabelReader
 
     @property
     def keys(self) -> list[str]:
         """Keys of the images."""
         return [self.source.keys[number] for number in self.numbers]
+
+    @cached_property
+    def maps(self) -> dict[str, Tensor]:
+        """Features by model, fp16 (N, D, h, w)."""
+        return {name: file.rows() for name, file in self.files.items()}
 
 
 class LabelReader(Sequence[NDArray[np.integer]]):
@@ -99,9 +104,10 @@ def evaluate_dense_probe(config: DenseProbe, ctx: Context, encoders: Mapping[str
     train = ctx.load(config.train) if config.train else None
     check_semantic(config, data, train)
     device, num_classes = resolve_device(config.runtime), len(data.class_names)
-    try:
-        test = _read(config, ctx, encoders, data, "test", device)
-        known = _read(config, ctx, encoders, train, "train", device) if train else None
+    with ExitStack() as opened:
+        test = _read(config, ctx, encoders, data, "test", device, opened)
+        known = _read(config, ctx, encoders, train, "train", device, opened) if train else None
+        leave_to_first()
         results: dict[str, ModelResult] = {}
         scored: dict[str, MeanIou] = {}
         predict: dict[str, Callable[[int], NDArray[np.int64]]] = {}
@@ -117,8 +123,6 @@ def evaluate_dense_probe(config: DenseProbe, ctx: Context, encoders: Mapping[str
         ctx.panel(iou_panel(data.class_names, scored))
         _add_worst(ctx, test, next(iter(scored.values())), predict)
         return Evaluated(data_hash(data, test.digests), results)
-    finally:
-        shutil.rmtree(ctx.work / "maps", ignore_errors=True)
 
 
 def folds_of(count: int, folds: int, seed: int) -> NDArray[np.int64]:
@@ -207,25 +211,51 @@ def _read(
     data: AnnotatedImages,
     part: str,
     device: torch.device,
+    opened: ExitStack,
 ) -> DenseImages:
-    """Read all images once, and write each model's features of them to a file."""
+    """Read all images once, and write each model's features of them to a file, which `opened` removes."""
     source = AnnotatedSource(data)
     numbers: list[int] = []
     digests: list[bytes] = []
-    files = {name: _MapFile(ctx.work / "maps" / f"{part}-{name}.fp16") for name in encoders}
+    files = opened.enter_context(row_files(ctx.work / f"maps-{part}", encoders))
 
     def read(number: int) -> tuple[Image.Image, bytes]:
         picture = source.picture(number)
         return picture, item_digest(source.keys[number], [picture.tobytes(), source.semantic(number).tobytes()])
 
-    for batch in in_batches(each_image(source, config.reading, ctx, read), config.micro_batch_size):
-        numbers += [number for number, _ in batch]
-        digests += [digest for _, (_, digest) in batch]
+    def encode(batch: list[tuple[int, tuple[Image.Image, bytes]]]) -> list[_EncodedImage]:
         pictures, keys = [picture for _, (picture, _) in batch], [source.keys[number] for number, _ in batch]
+        maps = {}
         for name, encoder in encoders.items():
-            files[name].append(encode_maps(encoder, pictures, config.layers, config.image_size, device), name, keys)
-    maps = {name: file.maps() for name, file in files.items()}
-    return DenseImages(source, numbers, digests, maps, LabelReader(source, numbers))
+            maps[name] = encode_maps(encoder, pictures, config.layers, config.image_size, device).half().cpu()
+            check_finite(maps[name], f"{name}: features in half precision", keys)
+        return [
+            _EncodedImage(digest, {name: rows[place : place + 1].clone() for name, rows in maps.items()})
+            for place, (_, (_, digest)) in enumerate(batch)
+        ]
+
+    encoded = each_result(
+        source, config.reading, ctx, read, encode, batch_size=config.micro_batch_size,
+        for_others=_EncodedImage.without_values, at_once=1,
+    )  # fmt: skip
+    for number, one in encoded:
+        numbers.append(number)
+        digests.append(one.digest)
+        for name, row in one.maps.items():
+            files[name].append(row)
+    return DenseImages(source, numbers, digests, files, LabelReader(source, numbers))
+
+
+@dataclass(frozen=True)
+class _EncodedImage:
+    """An image's hash, and its features by model, fp16 (1, D, h, w)."""
+
+    digest: bytes
+    maps: dict[str, Tensor]
+
+    def without_values(self) -> _EncodedImage:
+        """Return what the processes get that do not write."""
+        return replace(self, maps={name: without_values(row) for name, row in self.maps.items()})
 
 
 @torch.inference_mode()
@@ -250,25 +280,3 @@ def encode_maps(
     model = encoder if isinstance(encoder, ClipModel) else encoder.module
     with eval_mode(encoder.module):
         return torch.cat([tokens.maps for tokens in vision_features(model, pixels, layers=layers)], dim=1)
-
-
-class _MapFile:
-    """Features of all images in a file, so that memory does not grow with the data."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.shape: tuple[int, ...] = ()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(b"")
-
-    def append(self, maps: Tensor, name: str, keys: list[str]) -> None:
-        stored = maps.half().cpu()
-        check_finite(stored, f"{name}: features in half precision", keys)
-        self.shape = tuple(stored.shape[1:])
-        with self.file.open("ab") as stream:
-            stream.write(stored.numpy().tobytes())
-
-    def maps(self) -> Tensor:
-        if not self.shape:
-            raise UserError("no image can be used")
-        return torch.from_numpy(np.memmap(self.file, np.float16, mode="r+").reshape(-1, *self.shape))

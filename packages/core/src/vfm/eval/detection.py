@@ -8,17 +8,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from vfm.artifacts import AnnotatedImages
 from vfm.config import UserError
 from vfm.data.annotated import AnnotatedSource, encode_mask
-from vfm.eval.annotated_images import each_image
+from vfm.eval.annotated_images import each_result
 from vfm.eval.dense_models import Predictors
 from vfm.eval.detection_errors import error_panel, errors_by_image
 from vfm.eval.detection_panels import add_detection_panels
 from vfm.eval.detection_rules import MAX_DETS, Rule, Shape, Truth, match_all
 from vfm.eval.detection_scores import PREFIX, DetectionScores
-from vfm.eval.detections import Detections, read_results, write_results_file
+from vfm.eval.detections import Detections, Row, read_results, write_results_file
 from vfm.eval.finite import check_finite
 from vfm.eval.hashes import data_hash
 from vfm.eval.soft_nms import soften
@@ -27,7 +28,7 @@ from vfm.panels import TablePanel
 from vfm.scores import Evaluated, ModelResult
 from vfm.stage import Context
 from vfm.stages.evaluation.dense import Detection
-from vfm.train.sharing import in_batches
+from vfm.train.sharing import leave_to_first
 
 SHAPES: tuple[Shape, ...] = ("boxes", "masks")
 CLASSES_SHOWN = 60
@@ -39,7 +40,8 @@ def evaluate_detection(config: Detection, ctx: Context, source: AnnotatedSource,
     Raises:
         UserError: a file does not fit the dataset, or something to compare is missing.
     """
-    found = {**predict(config, ctx, source, models)}
+    found = predict(config, ctx, source, models)
+    leave_to_first()
     found |= {name: read_results(path, source) for name, path in config.predictions.items()}
     if config.soft_nms:
         found = {name: soften(one) for name, one in found.items()}
@@ -86,15 +88,23 @@ def evaluate_detection(config: Detection, ctx: Context, source: AnnotatedSource,
 
 def predict(config: Detection, ctx: Context, source: AnnotatedSource, models: Predictors) -> dict[str, Detections]:
     """Return the detections of each model in all images; each image is decoded once."""
-    rows: dict[str, list[tuple[int, int, float, Sequence[float], bytes | None, float]]] = {name: [] for name in models}
-    pictures = each_image(source, config.reading, ctx, source.picture) if models else ()
-    for batch in in_batches(pictures, config.micro_batch_size):
+
+    def detect(batch: list[tuple[int, Image.Image]]) -> list[dict[str, list[Row]]]:
+        found: list[dict[str, list[Row]]] = [{} for _ in batch]
         for name, model in models.items():
             instances = model.detect([picture for _, picture in batch])
-            for (number, _), one in zip(batch, instances, strict=True):
+            for (number, _), rows, one in zip(batch, found, instances, strict=True):
                 check_finite(_numbers(one)[None], name, [source.keys[number]])
-                rows[name] += _rows(number, one)
-    return {name: Detections.of(one) for name, one in rows.items()}
+                rows[name] = _rows(number, one)
+        return found
+
+    of_images = (
+        each_result(source, config.reading, ctx, source.picture, detect, batch_size=config.micro_batch_size)
+        if models
+        else ()
+    )
+    by_image = [rows for _, rows in of_images]
+    return {name: Detections.of(row for rows in by_image for row in rows[name]) for name in models}
 
 
 def _add_panels(
@@ -152,7 +162,7 @@ def _numbers(found: Instances) -> NDArray[np.float64]:
     return np.concatenate([found.scores, found.boxes.ravel(), maskness])
 
 
-def _rows(number: int, found: Instances) -> list[tuple[int, int, float, Sequence[float], bytes | None, float]]:
+def _rows(number: int, found: Instances) -> list[Row]:
     count = len(found.labels)
     masks = [None] * count if found.masks is None else [encode_mask(mask) for mask in found.masks]
     maskness = np.ones(count) if found.maskness is None else found.maskness

@@ -28,6 +28,10 @@ LARGEST = 1e9  # of a number in a file of results: the area of a larger box over
 SHOWN = 80  # characters of a wrong value in a message
 
 
+Row = tuple[int, int, float, Sequence[float], bytes | None, float]
+"""Image, label, score, box, counts and maskness of one object."""
+
+
 @dataclass(frozen=True)
 class Detections:
     """Objects that a model found.
@@ -61,8 +65,8 @@ class Detections:
         return replace(self, scores=scores)
 
     @classmethod
-    def of(cls, rows: Iterable[tuple[int, int, float, Sequence[float], bytes | None, float]]) -> Detections:
-        """Collect rows of (image, label, score, box, counts, maskness)."""
+    def of(cls, rows: Iterable[Row]) -> Detections:
+        """Collect rows."""
         columns = list(zip(*rows, strict=True)) or [()] * 6
         image, labels, scores, boxes, counts, maskness = columns
         return cls(
@@ -118,7 +122,7 @@ def _row(
     labels: Mapping[int, int],
     source: AnnotatedSource,
     path: str | Path,
-) -> tuple[int, int, float, Sequence[float], bytes | None, float]:
+) -> Row:
     where = f"{path}: result {place}"
     if not isinstance(one, dict) or not _is_number(one.get("score")):
         raise UserError(f"{where}: expected an object with a finite `score`")

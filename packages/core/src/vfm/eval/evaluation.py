@@ -7,24 +7,29 @@ CLIP_benchmark's JSON, and panels.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from vfm.artifacts import Artifact, Comparison, Metric, Report
 from vfm.eval.encoders import load_encoder
 from vfm.eval.hashes import checkpoint_hash
+from vfm.models import ImageEncoder
 from vfm.scored_items import write_items
 from vfm.scores import Evaluated, ModelResult
-from vfm.stage import Context
+from vfm.stage import Context, Ref, Runtime
 from vfm.stages.evaluation.base import EncodedEvaluation, ModelEvaluation, short_name
 from vfm.statistics import compare, to_metric
 from vfm.train import distributed
 from vfm.train.sharing import leave_to_first, sharing
+
+M = TypeVar("M")
 
 
 class ReportSettings(Protocol):
@@ -46,6 +51,20 @@ class ReportSettings(Protocol):
         ...
 
 
+class ReportedEvaluation(ReportSettings, Protocol):
+    """What loading and sharing take from it, besides."""
+
+    @property
+    def models(self) -> Sequence[Ref[Any]]:
+        """Artifacts of the models."""
+        ...
+
+    @property
+    def runtime(self) -> Runtime:
+        """Device, processes and threads."""
+        ...
+
+
 def evaluate_models(config: ModelEvaluation, ctx: Context) -> Report:
     """Load the models, evaluate them, and write scores, paired tests, predictions and panels.
 
@@ -54,13 +73,34 @@ def evaluate_models(config: ModelEvaluation, ctx: Context) -> Report:
     Raises:
         LeftToFirst: in the others.
     """
-    checkpoints = {short_name(ref): ctx.load(ref) for ref in config.models}
     precision = config.precision if isinstance(config, EncodedEvaluation) else "fp32"
+
+    def load(name: str, checkpoint: Artifact, device: torch.device) -> ImageEncoder:
+        return load_encoder(checkpoint, device, config.resize_mode, precision)
+
+    return report_models(config, ctx, load, partial(config.evaluate, ctx))
+
+
+def report_models(
+    config: ReportedEvaluation,
+    ctx: Context,
+    load: Callable[[str, Any, torch.device], M],
+    evaluate: Callable[[Mapping[str, M]], Evaluated],
+) -> Report:
+    """Load the models of an evaluation, evaluate them, and write the report.
+
+    Args:
+        config: the evaluation.
+        ctx: of the running stage.
+        load: returns the model of a name and an artifact on a device.
+        evaluate: evaluates models by name; several processes share what it computes.
+
+    Raises:
+        LeftToFirst: in all processes but the first.
+    """
+    checkpoints = {short_name(ref): ctx.load(ref) for ref in config.models}
     with distributed(config.runtime) as world, sharing(world):
-        encoders = {
-            name: load_encoder(one, world.device, config.resize_mode, precision) for name, one in checkpoints.items()
-        }
-        evaluated = config.evaluate(ctx, encoders)
+        evaluated = evaluate({name: load(name, one, world.device) for name, one in checkpoints.items()})
         leave_to_first()
         return write_report(config, ctx, evaluated, checkpoints)
 

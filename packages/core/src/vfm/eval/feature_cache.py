@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vfm.data import Source
+from vfm.train.sharing import without_values
 
 FOLDER = "features"
 PUBLISHED = "manifest.json"  # every dataset in the store has one; a dataset without it may still change
@@ -39,7 +40,7 @@ class FeatureCache:
     file: Path | None = None
     numbers: NDArray[np.int64] = field(default_factory=_no_numbers)
     digests: NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 32), np.uint8))
-    vectors: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    vectors: Tensor = field(default_factory=lambda: torch.empty(0, 0))
 
     @classmethod
     def of(cls, source: Source, key: str) -> FeatureCache:
@@ -51,17 +52,20 @@ class FeatureCache:
         # A missing file, or one torn by a full disk, is an empty cache; zip and numpy raise errors of many types on it.
         with suppress(Exception), file.open("rb") as stream:
             found = np.load(stream, allow_pickle=False)
-            return cls(file, found["numbers"], found["digests"], found["vectors"])
+            return cls(file, found["numbers"], found["digests"], torch.from_numpy(found["vectors"]))
         return cls(file)
+
+    def without_values(self) -> FeatureCache:
+        """Return the same cache for a process that only has to know what is cached."""
+        return FeatureCache(None, self.numbers, self.digests, without_values(self.vectors))
 
     def update(self, numbers: Sequence[int], digests: Sequence[bytes], vectors: Tensor) -> None:
         """Add samples that are not cached yet, and write the file."""
         rows = np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), -1)
         everything = np.concatenate([self.numbers, np.array(numbers, np.int64)])
         order = np.argsort(everything)
-        # The width is 0 for an encoder that writes its features elsewhere (`TokenFile`).
-        before = self.vectors.reshape(len(self.numbers), vectors.shape[1])
-        self.vectors = np.concatenate([before, vectors.numpy()])[order]
+        both = torch.cat([self.vectors, vectors]) if len(self.numbers) else vectors
+        self.vectors = both[torch.from_numpy(order)]
         self.numbers, self.digests = everything[order], np.concatenate([self.digests, rows])[order]
         if self.file:
             with suppress(OSError):
@@ -69,7 +73,7 @@ class FeatureCache:
 
     def rows(self, numbers: Sequence[int]) -> Tensor:
         """Return the vectors of cached samples, (N, D)."""
-        return torch.from_numpy(self.vectors[np.searchsorted(self.numbers, numbers)])
+        return self.vectors[torch.from_numpy(np.searchsorted(self.numbers, numbers))]
 
     def digest(self, number: int) -> bytes:
         """Return the hash of a cached sample's image and texts (`item_digest`)."""
@@ -80,7 +84,7 @@ class FeatureCache:
         part = file.with_name(f".{file.stem}.{os.getpid()}.part")
         try:
             with part.open("wb") as stream:
-                np.savez(stream, numbers=self.numbers, digests=self.digests, vectors=self.vectors)
+                np.savez(stream, numbers=self.numbers, digests=self.digests, vectors=self.vectors.numpy())
             part.replace(file)  # at once, so that no reader meets half a file
         finally:
             part.unlink(missing_ok=True)

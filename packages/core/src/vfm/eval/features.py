@@ -21,12 +21,17 @@ from vfm.data.images import decode_image
 from vfm.eval.feature_cache import FeatureCache
 from vfm.eval.finite import check_finite
 from vfm.eval.hashes import item_digest
+from vfm.eval.row_files import RowFile
 from vfm.models import ClipModel, ImageEncoder, PooledVision, Preprocess
 from vfm.models.preprocess import FittedImage
 from vfm.stage import Context
 from vfm.stages.evaluation.base import ReadSettings
-from vfm.train.sharing import agree, in_batches, of_all, own_share, writes_files
+from vfm.train.sharing import AT_ONCE, in_batches, of_all, of_first, own_share, without_values
 
+Place = tuple[int, tuple[Sample, bytes] | BadSample]
+"""The number of a sample with the sample, without its image, and its digest; or why it is bad."""
+Features = dict[str, tuple[list[int], Tensor]]
+"""By model, the numbers of samples and their features."""
 Decoded = tuple[Sample, Any, bytes] | BadSample
 """A sample, its image (PIL, or resized for models that have a `Preprocess`), and its digest; or why it is bad."""
 
@@ -64,11 +69,13 @@ def encode_dataset(
     reading: ReadSettings,
     *,
     check: Callable[[Sample], None] = lambda sample: None,
+    files: Mapping[str, RowFile] | None = None,
 ) -> Encoded:
     """Encode all images of a dataset; bad samples are skipped, counted and reported.
 
-    Several processes that share an evaluation encode a part each, and all get all of it. Features that an earlier
-    evaluation has cached for all models are read from the cache (`FeatureCache`).
+    Several processes that share an evaluation encode a part each; the first one gets all features, the others tensors
+    of their shape without values (`leave_to_first`). Features that an earlier evaluation has cached for all models are
+    read from the cache (`FeatureCache`).
 
     Args:
         ctx: takes progress and bad samples.
@@ -76,6 +83,8 @@ def encode_dataset(
         encoders: models by name; all get the same images.
         reading: how to read.
         check: raises BadSample for a sample that this evaluation cannot use (no caption in its language).
+        files: by the model's name, where features in half precision are written, in the order of the dataset; those
+            that are returned have no columns.
 
     Raises:
         UserError: too many bad samples, or no good one; or a feature is not finite.
@@ -106,14 +115,14 @@ def encode_dataset(
     decoded = decoded_batches(source, reading, check, own, fits=preprocesses(encoders.values()))
     encoded = (_encode(batch, encoders, cached, reading.batch_size) for batch in decoded)
     seen = len(cached_by_all)
-    for items, features_of_batch in of_all(encoded):
+    for items, features_of_batch in of_all(encoded, for_others=_for_others, at_once=1 if files else AT_ONCE):
         for number, item in items:
             if isinstance(item, BadSample):
                 skip(number, item)
             else:
                 found[number] = item
         for name, part in features_of_batch.items():
-            new[name].append(part)
+            new[name].append(_write(files[name], *part) if files else part)
         seen += len(items)
         ctx.progress(seen, len(source), "images")
     reading.check_bad(bad, len(source), first=first_bad)
@@ -123,18 +132,22 @@ def encode_dataset(
             caches[name].update(new_numbers, [found[n][1] for n in new_numbers], torch.cat([part for _, part in parts]))
     numbers = sorted(found)
     features = {name: cache.rows(numbers) for name, cache in caches.items()}
-    for name, rows in features.items():  # cached ones too, which an older version may have stored unchecked
-        check_finite(rows, name, [found[n][0].key for n in numbers])
+
+    def check_rows() -> None:  # cached ones too, which an older version may have stored unchecked
+        for name, rows in features.items():
+            check_finite(rows, name, [found[n][0].key for n in numbers])
+
+    of_first(check_rows)
     return Encoded(numbers, [found[n][0] for n in numbers], [found[n][1] for n in numbers], features)
 
 
 def _caches(source: Source, encoders: Mapping[str, ImageEncoder]) -> dict[str, FeatureCache]:
-    """Return the cached features of each model; none if several processes find different ones."""
-    caches = {name: FeatureCache.of(source, getattr(encoder, "features_key", "")) for name, encoder in encoders.items()}
-    seen = agree({name: item_digest(name, [cache.numbers.tobytes()]) for name, cache in caches.items()})
-    if any(other != seen[0] for other in seen):
-        caches = {name: FeatureCache(cache.file) for name, cache in caches.items()}
-    return caches if writes_files() else {name: replace(cache, file=None) for name, cache in caches.items()}
+    """Return the cached features of each model, as the first process finds them."""
+
+    def read() -> dict[str, FeatureCache]:
+        return {name: FeatureCache.of(source, getattr(one, "features_key", "")) for name, one in encoders.items()}
+
+    return of_first(read, for_others=lambda found: {name: cache.without_values() for name, cache in found.items()})
 
 
 def _encode(
@@ -142,7 +155,7 @@ def _encode(
     encoders: Mapping[str, ImageEncoder],
     cached: Mapping[str, set[int]],
     batch_size: int,
-) -> tuple[list[tuple[int, tuple[Sample, bytes] | BadSample]], dict[str, tuple[list[int], Tensor]]]:
+) -> tuple[list[Place], Features]:
     """Return a batch's samples, without their images, and by model the features that are not cached yet.
 
     Raises:
@@ -163,21 +176,36 @@ def _encode(
     return items, features
 
 
+def _for_others(encoded: tuple[list[Place], Features]) -> tuple[list[Place], Features]:
+    items, features = encoded
+    return items, {name: (numbers, without_values(part)) for name, (numbers, part) in features.items()}
+
+
+def _write(file: RowFile, numbers: list[int], part: Tensor) -> tuple[list[int], Tensor]:
+    """Write features to a file, and return them without columns."""
+    file.append(part)
+    return numbers, part.new_empty(len(part), 0)
+
+
 def bad_place(source: Source, number: int, problem: BadSample) -> str:
     """Return the address of a bad sample, with its shard, and the reason."""
     return f"{source.where(number)} ({problem.reason})"
 
 
 def encode_labeled(
-    ctx: Context, encoders: Mapping[str, ImageEncoder], data: LabeledDataset, reading: ReadSettings
+    ctx: Context,
+    encoders: Mapping[str, ImageEncoder],
+    data: LabeledDataset,
+    reading: ReadSettings,
+    files: Mapping[str, RowFile] | None = None,
 ) -> Encoded:
-    """Encode all images of a labelled dataset; a sample without a label is a bad one."""
+    """Encode all images of a labelled dataset, as `encode_dataset`; a sample without a label is a bad one."""
 
     def check(sample: Sample) -> None:
         if sample.label is None:
             raise BadSample("missing_label", sample.key)
 
-    return encode_dataset(ctx, open_dataset(data), encoders, reading, check=check)
+    return encode_dataset(ctx, open_dataset(data), encoders, reading, check=check, files=files)
 
 
 def preprocesses(encoders: Iterable[ImageEncoder]) -> frozenset[Preprocess]:

@@ -27,6 +27,7 @@ from vfm.stage import Context
 from vfm.stages.evaluation.dense import Panoptic
 from vfm.statistics.panoptic_quality import PanopticQuality, SegmentCounts, Segments, count_segments
 from vfm.store_files import naming
+from vfm.train.sharing import leave_to_first
 
 CLASSES_SHOWN = 60
 Predict = Callable[[int, Image.Image | None], Segments]
@@ -44,13 +45,15 @@ def evaluate_panoptic(config: Panoptic, ctx: Context, source: AnnotatedSource, m
     counts: dict[str, list[SegmentCounts]] = {name: [] for name in predict}
     numbers = []
 
-    def read(number: int) -> tuple[Image.Image | None, Segments]:
-        return source.picture(number) if with_pictures else None, true_segments(source, number)
+    def count(number: int) -> dict[str, SegmentCounts]:
+        picture, truth = source.picture(number) if with_pictures else None, true_segments(source, number)
+        return {name: count_segments(truth, segments(number, picture), classes) for name, segments in predict.items()}
 
-    for number, (picture, truth) in each_image(source, config.reading, ctx, read):
+    for number, found in each_image(source, config.reading, ctx, count):
         numbers.append(number)
-        for name, function in predict.items():
-            counts[name].append(count_segments(truth, function(number, picture), classes))
+        for name, one in found.items():
+            counts[name].append(one)
+    leave_to_first()
     scored = {name: PanopticQuality.of(one) for name, one in counts.items()}
     things = np.array(source.dataset.things, dtype=bool)
     details = {"num_images": len(numbers)}

@@ -27,6 +27,7 @@ from vfm.scores import Evaluated, ModelResult
 from vfm.stage import Context
 from vfm.stages.evaluation.dense import Segmentation
 from vfm.statistics.mean_iou import MeanIou, PixelCounts, count_pixels
+from vfm.train.sharing import leave_to_first
 
 CLASSES_SHOWN = 60
 Predict = Callable[[int, Image.Image | None], NDArray[np.integer]]
@@ -45,14 +46,17 @@ def evaluate_segmentation(config: Segmentation, ctx: Context, source: AnnotatedS
     counts: dict[str, list[PixelCounts]] = {name: [] for name in predict}
     numbers, digests = [], []
 
-    def read(number: int) -> tuple[Image.Image | None, NDArray[np.int16]]:
-        return source.picture(number) if with_pictures else None, source.semantic(number)
+    def count(number: int) -> tuple[bytes, dict[str, PixelCounts]]:
+        picture, truth = source.picture(number) if with_pictures else None, source.semantic(number)
+        found = {name: count_pixels(truth, labels(number, picture), classes) for name, labels in predict.items()}
+        return item_digest(source.keys[number], [truth.tobytes()]), found
 
-    for number, (picture, truth) in each_image(source, config.reading, ctx, read):
+    for number, (digest, found) in each_image(source, config.reading, ctx, count):
         numbers.append(number)
-        digests.append(item_digest(source.keys[number], [truth.tobytes()]))
-        for name, function in predict.items():
-            counts[name].append(count_pixels(truth, function(number, picture), classes))
+        digests.append(digest)
+        for name, one in found.items():
+            counts[name].append(one)
+    leave_to_first()
     scored = {name: MeanIou.of(one) for name, one in counts.items()}
     details = {"stride": config.stride, "scales": config.scales, "flip": config.flip, "num_images": len(numbers)}
     keys = [source.keys[number] for number in numbers]

@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Literal
@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vfm.eval.attentive_probe import GIB, AttentiveHead, TokenFile
+from vfm.eval.attentive_probe import AttentiveHead, PatchTokens
 from vfm.eval.classification import ClassDataset, encode_with_targets, hardest_panel, result_from_scores
 from vfm.eval.features import Encoded
 from vfm.eval.hashes import data_hash
+from vfm.eval.row_files import row_files
 from vfm.eval.sweep import LRS, LinearHead, Rows, Schedule, head_scores, split_validation, sweep
 from vfm.models import ImageEncoder
 from vfm.panels import LinesPanel, Series
@@ -26,7 +27,7 @@ from vfm.stage import Context
 from vfm.stages.evaluation import AttentiveProbe, ReadSettings
 from vfm.stages.evaluation.checks import check_same_classes
 from vfm.train import resolve_device
-from vfm.train.sharing import leave_to_first
+from vfm.train.sharing import leave_to_first, writes_files
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,9 @@ def score_trained_probe(
     Raises:
         UserError: no image can be held out, or the tokens need more disk than `max_cache_gib`.
     """
-    folder = ctx.work / "tokens"
-    try:
-        known, known_targets, features = _encode(ctx, encoders, train, settings, "train", reading)
-        test, targets, test_features = _encode(ctx, encoders, data, settings, "test", reading)
+    with ExitStack() as opened:
+        known, known_targets, features = _encode(ctx, encoders, train, settings, "train", reading, opened)
+        test, targets, test_features = _encode(ctx, encoders, data, settings, "test", reading, opened)
         leave_to_first()
         split = _split(known_targets, settings)
         results, curves = {}, []
@@ -96,8 +96,6 @@ def score_trained_probe(
         ctx.panel(hardest_panel(data, targets, results))
         ctx.panel(_chosen_panel(curves, several=targets.ndim > 1))
         return Evaluated(data_hash(data, test.digests), results)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _encode(
@@ -107,15 +105,16 @@ def _encode(
     settings: ProbeSettings,
     part: str,
     reading: ReadSettings,
+    opened: ExitStack,
 ) -> tuple[Encoded, Tensor, dict[str, Tensor]]:
-    """Return the input of the probe: pooled features, or patch tokens mapped from a file."""
+    """Return the input of the probe: pooled features, or patch tokens mapped from a file that `opened` removes."""
     if settings.probe == "linear":
         images, targets = encode_with_targets(ctx, encoders, data, reading)
         return images, targets, images.features
-    folder, max_bytes = ctx.work / "tokens", round(settings.max_cache_gib * GIB)
-    files = {name: TokenFile(model, folder / f"{part}-{name}.fp16", max_bytes) for name, model in encoders.items()}
-    images, targets = encode_with_targets(ctx, files, data, reading)
-    return images, targets, {name: file.tokens() for name, file in files.items()}
+    tokens = {name: PatchTokens(model, data.num_samples, settings.max_cache_gib) for name, model in encoders.items()}
+    files = opened.enter_context(row_files(ctx.work / f"tokens-{part}", encoders))
+    images, targets = encode_with_targets(ctx, tokens, data, reading, files)
+    return images, targets, {name: file.rows() for name, file in files.items()} if writes_files() else {}
 
 
 def _split(targets: Tensor, settings: ProbeSettings) -> tuple[Rows, Rows]:

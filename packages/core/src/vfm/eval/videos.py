@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import repeat
 from typing import Any
 
@@ -20,7 +21,7 @@ from vfm.data import BadSample
 from vfm.data.videos import VideoSource
 from vfm.eval.classify import columns_of
 from vfm.eval.embeddings import Writer
-from vfm.eval.evaluation import write_report
+from vfm.eval.evaluation import report_models
 from vfm.eval.finite import check_finite
 from vfm.eval.hashes import data_hash, item_digest
 from vfm.eval.ranking import hits_at, label_ranks
@@ -29,11 +30,10 @@ from vfm.eval.video_views import TestViews, read_ahead, softmax
 from vfm.interfaces.video import VideoPredictor
 from vfm.scores import Evaluated, ModelResult
 from vfm.stage import Context
-from vfm.stages.evaluation.base import ReadSettings, short_name
+from vfm.stages.evaluation.base import ReadSettings
 from vfm.stages.evaluation.video import VideoEvaluation
 from vfm.statistics import Accuracy
-from vfm.train import distributed
-from vfm.train.sharing import leave_to_first, of_all, own_share, sharing
+from vfm.train.sharing import leave_to_first, of_all, own_share
 
 
 @dataclass
@@ -52,10 +52,11 @@ def evaluate_videos(config: VideoEvaluation, ctx: Context) -> Report:
     Raises:
         LeftToFirst: in the others.
     """
-    checkpoints = {short_name(ref): ctx.load(ref) for ref in config.models}
-    with distributed(config.runtime) as world, sharing(world):
-        models = {name: load_video_predictor(one, world.device) for name, one in checkpoints.items()}
-        return write_report(config, ctx, evaluate_predictors(config, ctx, models), checkpoints)
+
+    def load(name: str, checkpoint: VideoClassifier, device: torch.device) -> VideoPredictor:
+        return load_video_predictor(checkpoint, device)
+
+    return report_models(config, ctx, load, partial(evaluate_predictors, config, ctx))
 
 
 def load_video_predictor(checkpoint: VideoClassifier, device: torch.device) -> VideoPredictor:

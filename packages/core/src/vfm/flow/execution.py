@@ -24,6 +24,7 @@ from vfm.flow.plan import Step, check_identity
 from vfm.flow.store import Slot
 from vfm.flow.subprocesses import Send, run_subprocess
 from vfm.integrity import read_sealed, seal
+from vfm.interfaces import Evaluation
 from vfm.plugins import unknown_kind
 from vfm.publishing import write_file
 from vfm.stage import Context, LeftToFirst, Stage
@@ -101,8 +102,8 @@ def execute(step: Step, send: Send, lock_descriptor: int, environment: Mapping[s
             except a stage in several processes, which always runs under torchrun.
     """
     work = write_step(step)
-    processes = step.stage.runtime.processes
-    if processes * machines_of_job() > 1 and step.stage.in_processes:
+    if runs_in_several(step.stage):
+        processes = step.stage.runtime.processes
         # torchrun sets OMP_NUM_THREADS to 1 unless it is set; use all cores instead, shared among the processes.
         threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
         run_subprocess(
@@ -113,6 +114,15 @@ def execute(step: Step, send: Send, lock_descriptor: int, environment: Mapping[s
         run_subprocess(command, {**os.environ, **environment}, step, send, lock_descriptor)
     else:
         run_step(step, send)
+
+
+def runs_in_several(stage: Stage) -> bool:
+    """Return whether a stage runs in several processes, of all machines of a Slurm job.
+
+    An evaluation in one process runs on the first machine alone: it may take less time than torchrun's start.
+    """
+    several = stage.runtime.processes > 1 or (machines_of_job() > 1 and not isinstance(stage, Evaluation))
+    return stage.in_processes and several
 
 
 def torchrun_command(step: Step, work: Path) -> list[str]:

@@ -18,12 +18,13 @@ from vfm.train.live_bytes import LiveBytes
 from vfm.train.loop import fit
 from vfm.train.optim import build_optimizer, set_lr
 from vfm.train.pictures import show_panels
+from vfm.train.sharing import in_batches, leave_to_first, of_all, own_share
 from vfm.train.task import Call, Frozen, Metrics, ParamGroup, Task
 
 __all__ = [
     "METRICS_FILE", "Alarm", "Batch", "Call", "Crops", "Data", "Ema", "Frozen", "ImageTransform", "LiveBytes", "Make",
     "MakeCrops", "Metrics", "ParamGroup", "Preempted", "Ragged", "SampleDraw", "Task", "TrainingData", "World",
     "build_optimizer", "check_kernels", "distributed", "estimate_training", "eval_batches", "fill_cache", "fit",
-    "is_main", "map_tensors", "ordered_batches", "prefetch", "prepare_device", "resolve_device", "seed_everything",
-    "set_lr", "show_panels", "to_tensor",
+    "in_batches", "is_main", "leave_to_first", "map_tensors", "of_all", "ordered_batches", "own_share", "prefetch",
+    "prepare_device", "resolve_device", "seed_everything", "set_lr", "show_panels", "to_tensor",
 ]  # fmt: skip

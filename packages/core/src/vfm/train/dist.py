@@ -52,6 +52,13 @@ class World:
             dist.all_gather_object(values, value)
         return values
 
+    def gather_to_first(self, value: Any) -> list[Any]:
+        """Return the values of all processes in the first one, in the order of their ranks; none in the others."""
+        values: list[Any] = [value] * self.size if self.is_main else []
+        if self.size > 1:
+            dist.gather_object(value, values if self.is_main else None)
+        return values
+
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
         """Replace tensors by those of the first process, bit for bit."""
         for tensor in tensors if self.size > 1 else ():

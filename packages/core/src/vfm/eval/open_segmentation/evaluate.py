@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,7 @@ from vfm.stages.evaluation.open_segmentation import OpenSegmentation
 from vfm.statistics.mean_iou import MeanIou, PixelCounts
 from vfm.statistics.resampling import ResampledScore
 from vfm.train import resolve_device
+from vfm.train.sharing import leave_to_first
 
 IMAGENET_TEMPLATES = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
 RESAMPLE = {"exact": resample_positions, "papers": papers_positions}
@@ -102,17 +104,14 @@ def evaluate_open_segmentation(config: OpenSegmentation, ctx: Context, encoders:
     counts: dict[Pair, list[ThresholdCounts]] = {(name, rule.name): [] for name in encoders for rule in config.rules}
     ceilings: dict[str, list[PixelCounts]] = {name: [] for name in encoders}
 
-    def read(number: int) -> tuple[Image.Image, NDArray[np.int16]]:
-        return source.picture(number), classes.truth(source.semantic(number))
-
-    for number, (picture, truth) in each_image(source, config.reading, ctx, read):
+    for number, found in each_image(source, config.reading, ctx, partial(_count, method, source)):
         numbers.append(number)
-        digests.append(item_digest(source.keys[number], [picture.tobytes(), truth.tobytes()]))
-        for name, segmenter in method.segmenters.items():
-            ceilings[name].append(ceiling_counts(truth, segmenter.grid(picture), len(classes.names)))
-            for rule, guess in method.guesses(name, picture, source.keys[number]):
-                of_image = counts_by_threshold(truth, guess, method.thresholds, classes.background, len(classes.names))
-                counts[name, rule].append(of_image)
+        digests.append(found.digest)
+        for name, ceiling in found.ceilings.items():
+            ceilings[name].append(ceiling)
+        for pair, of_image in found.counts.items():
+            counts[pair].append(of_image)
+    leave_to_first()
     half = halves(len(numbers), config.seed)
     scored = {pair: _scored(one, half) for pair, one in counts.items()}
     _warn_at_the_ends(method, ctx, scored)
@@ -120,6 +119,29 @@ def evaluate_open_segmentation(config: OpenSegmentation, ctx: Context, encoders:
     results = {name: _result(method, scored, name, keys, half) for name in encoders}
     _add_panels(method, ctx, source, numbers, scored, {name: MeanIou.of(one) for name, one in ceilings.items()})
     return Evaluated(data_hash(data, digests), results)
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """One image: its hash, the counts of the best map of each model's patches, and those of each model and rule."""
+
+    digest: bytes
+    ceilings: dict[str, PixelCounts]
+    counts: dict[Pair, ThresholdCounts]
+
+
+def _count(method: Method, source: AnnotatedSource, number: int) -> _Counted:
+    """Count the pixels of an image; raises BadSample."""
+    picture, key, classes = source.picture(number), source.keys[number], method.classes
+    truth = classes.truth(source.semantic(number))
+    found = _Counted(item_digest(key, [picture.tobytes(), truth.tobytes()]), {}, {})
+    for name, segmenter in method.segmenters.items():
+        found.ceilings[name] = ceiling_counts(truth, segmenter.grid(picture), len(classes.names))
+        for rule, guess in method.guesses(name, picture, key):
+            found.counts[name, rule] = counts_by_threshold(
+                truth, guess, method.thresholds, classes.background, len(classes.names)
+            )
+    return found
 
 
 def _segmenters(

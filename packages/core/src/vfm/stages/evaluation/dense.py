@@ -63,6 +63,7 @@ class Detection(DenseEvaluation):
     """Evaluate boxes and masks by average precision: COCO's or LVIS' rule, by class, size and frequency."""
 
     kind: Literal["eval.detection"] = "eval.detection"
+    in_processes: ClassVar[bool] = True
     evaluator: ClassVar[str] = "vfm.eval.detection:evaluate_detection"
     task_name: ClassVar[str] = "detection"
     tasks: ClassVar[tuple[str, ...]] = ("boxes", "masks")
@@ -94,6 +95,7 @@ class Segmentation(DenseEvaluation):
     """Evaluate semantic segmentation by mean IoU, with sliding windows at one scale or several."""
 
     kind: Literal["eval.segmentation"] = "eval.segmentation"
+    in_processes: ClassVar[bool] = True
     evaluator: ClassVar[str] = "vfm.eval.segmentation:evaluate_segmentation"
     task_name: ClassVar[str] = "segmentation"
     tasks: ClassVar[tuple[str, ...]] = ("semantic",)
@@ -111,6 +113,7 @@ class Panoptic(DenseEvaluation):
     """Evaluate panoptic segmentation by panoptic quality."""
 
     kind: Literal["eval.panoptic"] = "eval.panoptic"
+    in_processes: ClassVar[bool] = True
     evaluator: ClassVar[str] = "vfm.eval.panoptic:evaluate_panoptic"
     task_name: ClassVar[str] = "panoptic"
     tasks: ClassVar[tuple[str, ...]] = ("panoptic",)
@@ -132,6 +135,7 @@ class DenseProbe(ModelEvaluation):
     """Predict the class of each pixel from an encoder's frozen patch tokens: by a linear layer, or by neighbours."""
 
     kind: Literal["eval.dense_probe"] = "eval.dense_probe"
+    in_processes: ClassVar[bool] = True
     version: ClassVar[int] = 1
     evaluator: ClassVar[str] = "vfm.eval.dense_probe:evaluate_dense_probe"
     checks: ClassVar[str] = "vfm.stages.evaluation.checks:check_dense_probe"

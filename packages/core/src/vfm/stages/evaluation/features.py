@@ -73,6 +73,7 @@ class AttentiveProbe(FeatureEvaluation):
     """Train one query's cross-attention over frozen patch tokens and a linear layer; takes several labels per image."""
 
     kind: Literal["eval.attentive_probe"] = "eval.attentive_probe"
+    in_processes: ClassVar[bool] = True
     evaluator: ClassVar[str] = "vfm.eval.trained_probes:evaluate_attentive_probe"
     task: ClassVar[str] = "attentive_probe"
 

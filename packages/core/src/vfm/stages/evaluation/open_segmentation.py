@@ -31,6 +31,7 @@ class OpenSegmentation(ModelEvaluation):
     """
 
     kind: Literal["eval.open_segmentation"] = "eval.open_segmentation"
+    in_processes: ClassVar[bool] = True
     version: ClassVar[int] = 1
     evaluator: ClassVar[str] = "vfm.eval.open_segmentation.evaluate:evaluate_open_segmentation"
     checks: ClassVar[str] = "vfm.stages.evaluation.checks:check_open_segmentation"
