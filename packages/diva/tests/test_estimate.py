@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+import mllm_toy
 from diva_toy import prior_config, tune_config
 from vfm.models import load_clip
 from vfm.plugin import ClipCheckpoint, Context, Event, GeneratorCheckpoint, Pool, Preflight, Training
 from vfm.train import LiveBytes
 from vfm_diva.estimate import diva_prior_cost, diva_tune_cost, stable_diffusion
+from vfm_diva.mllm.estimate import mllm_train_cost
 
 
 def measured(config: Training, folder: Path, inputs: Mapping[str, Path]) -> int:
@@ -25,7 +27,7 @@ def measured(config: Training, folder: Path, inputs: Mapping[str, Path]) -> int:
         if event.type == "metrics" and event.data["step"] == 2:  # before a checkpoint is written
             peaks.append(counter.peak)
 
-    (folder / "part").mkdir()
+    (folder / "part").mkdir(parents=True)
     with counter:
         config.run(Context(config.name, folder / "part", folder / "work", inputs, listen))
     return peaks[-1]
@@ -54,6 +56,33 @@ def test_memory_is_within_15_percent_of_what_a_prior_takes(
     cost = diva_prior_cost(config, Preflight({}, folders))
     assert cost.memory
     assert cost.memory.total == pytest.approx(measured(config, tmp_path, folders), rel=0.15)
+
+
+@pytest.mark.parametrize("trains", ["projector", "language_model"])
+def test_memory_is_within_15_percent_of_what_a_multimodal_training_takes(
+    trains: str, tmp_path: Path, clip: ClipCheckpoint
+) -> None:
+    asked = mllm_toy.make_questions(tmp_path / "asked")
+    config = mllm_toy.train_config(trains=trains, global_batch_size=32, steps=3, log_every=1)
+    folders = {"asked": asked.path, "clip": clip.path}
+    cost = mllm_train_cost(config, Preflight({}, folders))
+    assert cost.memory
+    assert cost.memory.total == pytest.approx(measured(config, tmp_path / "run", folders), rel=0.15)
+    second = mllm_toy.train_config(init="mllm", trains=trains, global_batch_size=32, steps=3)
+    follows = mllm_train_cost(second, Preflight({"mllm": config}, folders))
+    made = mllm_train_cost(second, Preflight({}, {**folders, "mllm": tmp_path / "run/part"}))
+    assert follows.memory == made.memory == cost.memory
+
+
+def test_what_is_not_known_of_a_multimodal_training_is_assumed_or_named(clip: ClipCheckpoint) -> None:
+    config, folders = mllm_toy.train_config(), {"clip": clip.path}
+    cost = mllm_train_cost(config, Preflight({}, folders))
+    assert cost.memory
+    assert cost.unknown == ("the questions asked, for which 32 of 1000 words are assumed",)
+    assert mllm_train_cost(config, Preflight({}, {})).unknown == ("the model clip",)
+    assert mllm_train_cost(mllm_toy.train_config(init="first"), Preflight({}, {})).unknown == ("the model first",)
+    hub = mllm_toy.train_config(language_model={"type": "pretrained", "source": "org/name"})
+    assert mllm_train_cost(hub, Preflight({}, folders)).unknown == ("the language model org/name",)
 
 
 def test_stable_diffusion_has_its_published_size() -> None:

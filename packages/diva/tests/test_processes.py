@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diva_toy import context, tune_config, weights
+from two_processes import two_processes
 from vfm.plugin import Artifact, ClipCheckpoint, GeneratorCheckpoint, Pool, TrainingRuntime
 from vfm.train import distributed, fit
 from vfm_diva.tune import build_data, build_task
@@ -54,19 +53,8 @@ def test_two_processes_tune_as_one(
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders:
         folder.mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, str(folders[1]), json.dumps(inputs), parallel]
-    children = [
-        subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    tune(folders[0], inputs, 0, 1)
-    for child in children:
-        _, stderr = child.communicate(timeout=1800)
-        assert child.returncode == 0, stderr
+    with two_processes(__file__, str(folders[1]), json.dumps(inputs), parallel):
+        tune(folders[0], inputs, 0, 1)
     one, first, second = (load_file(file) for file in (folders[0] / "0.safetensors", *sorted(folders[1].glob("*.s*"))))
     assert all(torch.equal(first[name], second[name]) for name in first)
     torch.testing.assert_close(first, one, atol=1e-5, rtol=1e-4)

@@ -103,6 +103,7 @@ class MllmTrain(Training):
     makes: ClassVar[type[Artifact]] = MllmCheckpoint
     work: ClassVar[str] = "vfm_diva.mllm.train:train_mllm"
     checks: ClassVar[str] = "vfm_diva.mllm.checks:check_train"
+    costs: ClassVar[str] = "vfm_diva.mllm.estimate:mllm_train_cost"
 
     @model_validator(mode="after")
     def _one_start(self) -> MllmTrain:
@@ -165,6 +166,7 @@ class EvalMllm(ModelEvaluation):
     """
 
     kind: Literal["eval.mllm"] = "eval.mllm"
+    in_processes: ClassVar[bool] = True
     version: ClassVar[int] = 1
     work: ClassVar[str] = "vfm_diva.mllm.evaluation:evaluate_checkpoints"
     checks: ClassVar[str] = "vfm_diva.mllm.checks:check_evaluation"

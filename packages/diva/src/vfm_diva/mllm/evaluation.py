@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,16 +24,16 @@ from vfm.eval import (
     data_hash,
     images_panel,
     item_digest,
-    write_report,
+    report_models,
 )
 from vfm.models import eval_mode
 from vfm.plugin import Context, Report, UserError
-from vfm.train import prepare_device
+from vfm.train import in_batches, leave_to_first, of_all, own_share
 from vfm_diva.mllm.batches import image_of
 from vfm_diva.mllm.model import Mllm, load_mllm
 from vfm_diva.mllm.scores import chosen, pair_scores, question_scores, yes_no_scores
 from vfm_diva.mllm.task import row_sums
-from vfm_diva.stages_mllm import EvalMllm
+from vfm_diva.stages_mllm import EvalMllm, MllmCheckpoint
 
 GREY = 128
 PICTURES_SHOWN = 12
@@ -40,10 +42,11 @@ YES_NO = {"yes", "no"}
 
 def evaluate_checkpoints(config: EvalMllm, ctx: Context) -> Report:
     """Load the models, evaluate them on the same questions, and write the report."""
-    checkpoints = {ref.rstrip("/").rpartition("/")[2]: ctx.load(ref) for ref in config.models}
-    device = prepare_device(config.runtime)
-    models = {name: load_mllm(one).to(device) for name, one in checkpoints.items()}
-    return write_report(config, ctx, config.evaluate(ctx, models), checkpoints)
+
+    def load(name: str, checkpoint: MllmCheckpoint, device: torch.device) -> Mllm:
+        return load_mllm(checkpoint).to(device)
+
+    return report_models(config, ctx, load, partial(config.evaluate, ctx))
 
 
 def evaluate_mllm(config: EvalMllm, ctx: Context, models: Mapping[str, Mllm]) -> Evaluated:
@@ -56,13 +59,18 @@ def evaluate_mllm(config: EvalMllm, ctx: Context, models: Mapping[str, Mllm]) ->
     items = _usable(questions, config, ctx)
     if alone := next((item for item in items if len(item.options) < 2), None):
         raise UserError(f"{config.data}: {alone.key} has one option; an evaluation needs two or more")
-    found = {
-        name: [
-            _read_and_compare(config, model, questions, part, name) for part in _parts(items, config.micro_batch_size)
-        ]
-        for name, model in models.items()
-    }
-    likelihoods = {name: [row for part in parts for row in part] for name, parts in found.items()}
+
+    def compare(part: Sequence[Question]) -> dict[str, list[list[float]]]:
+        return {name: _read_and_compare(config, model, questions, part, name) for name, model in models.items()}
+
+    likelihoods: dict[str, list[list[float]]] = {name: [] for name in models}
+    done = 0
+    for found in of_all(map(compare, own_share(in_batches(items, config.micro_batch_size)))):
+        for name, rows in found.items():
+            likelihoods[name] += rows
+        done += len(rows)
+        ctx.progress(done, len(items), "questions")
+    leave_to_first()
     correct = {
         name: np.array([chosen(row, item.answer) for row, item in zip(rows, items, strict=True)])
         for name, rows in likelihoods.items()
@@ -120,21 +128,22 @@ def _read_and_compare(
 
 def _usable(questions: Questions, config: EvalMllm, ctx: Context) -> list[Question]:
     """Return the questions whose image can be read; of a pair, both or none."""
-    bad: dict[int, BadSample] = {}
-    for number in sorted({item.image for item in questions.items}):
+
+    def problem(number: int) -> BadSample | None:
         try:
             decode_image(questions.image(number), f"{config.data}: image {number}")
         except BadSample as error:
-            bad[number] = error
-            ctx.skip(error.reason, error.where)
-    config.reading.check_bad(ctx.bad, questions.dataset.num_images, "images")
+            return error
+        return None
+
+    numbers = sorted({item.image for item in questions.items})
+    found = dict(zip(numbers, of_all(map(problem, own_share(numbers))), strict=True))
+    bad = {number: error for number, error in found.items() if error}
+    for error in bad.values():
+        ctx.skip(error.reason, error.where)
+    config.reading.check_bad(Counter(error.reason for error in bad.values()), questions.dataset.num_images, "images")
     broken = {item.pair for item in questions.items if item.image in bad and item.pair >= 0}
     return [item for item in questions.items if item.image not in bad and item.pair not in broken]
-
-
-def _parts(items: Sequence[Question], size: int) -> Iterator[Sequence[Question]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 def _scores(

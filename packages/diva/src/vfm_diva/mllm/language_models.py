@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
@@ -18,7 +20,7 @@ from transformers import (
 
 from vfm.plugin import UserError
 from vfm_diva.mllm.prompts import IMAGE_TOKEN
-from vfm_diva.stages_mllm import PretrainedLanguageModel, SmallLlama
+from vfm_diva.stages_mllm import LanguageModel, PretrainedLanguageModel, SmallLlama
 
 PAD, UNKNOWN, END = "<pad>", "<unk>", "</s>"
 
@@ -69,12 +71,32 @@ def pretrained(config: PretrainedLanguageModel, texts: Iterable[str], seed: int)
         model = AutoModelForCausalLM.from_pretrained(source, revision=revision or None, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise UserError(f"{config.source}: no language model: {' '.join(str(error).split())[:300]}") from None
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"{config.source}: its tokenizer has no end token")
-    if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) in (None, tokenizer.unk_token_id):
-        tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
+    _add_image_token(tokenizer, config.source)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model.resize_token_embeddings(len(tokenizer))
     return model, tokenizer
+
+
+def planned_language_model(part: LanguageModel, texts: Iterable[str]) -> tuple[PreTrainedModel, Any] | None:
+    """Return a language model to be estimated, on torch's default device, and its tokenizer; None for one of the hub.
+
+    Raises:
+        UserError: its tokenizer has no end token.
+    """
+    if not isinstance(part, PretrainedLanguageModel):
+        return part.build(texts, 0)  # type: ignore[no-any-return]
+    if not Path(part.source).is_dir():
+        return None
+    tokenizer = AutoTokenizer.from_pretrained(part.source)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(part.source), dtype=torch.float32)
+    _add_image_token(tokenizer, part.source)
+    return model, tokenizer
+
+
+def _add_image_token(tokenizer: Any, source: str) -> None:
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{source}: its tokenizer has no end token")
+    if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) in (None, tokenizer.unk_token_id):
+        tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)

@@ -8,7 +8,8 @@ Source: Liu et al. 2023, LLaVA-1.5 (arXiv:2310.03744).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoTokenizer,
     LlavaConfig,
@@ -27,7 +29,7 @@ from transformers import (
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.utils import logging
 
-from vfm.models import ClipModel, Preprocess, find_format
+from vfm.models import ClipModel, Preprocess, find_format, transformers_config
 from vfm.plugin import UserError
 from vfm_diva.mllm.prompts import PromptEncoder
 from vfm_diva.stages_mllm import LanguageModel, MllmCheckpoint, Tokens
@@ -50,6 +52,11 @@ class Reading:
     tokens: Tokens = "patches"
     prompt: str = "USER: <image>\n{question} ASSISTANT:"
     pad: bool = True
+
+    @property
+    def prompt_words(self) -> str:
+        """The prompt without a question."""
+        return self.prompt.replace("{question}", " ")
 
 
 class Mllm(nn.Module):
@@ -138,7 +145,20 @@ def build_mllm(clip: ClipModel, part: LanguageModel, texts: Iterable[str], readi
         UserError: transformers has no such tower, or it has no such layer or token.
     """
     tower, processor = _vision_tower(clip)
-    language_model, tokenizer = part.build([*texts, reading.prompt.replace("{question}", " ")], seed)
+    language_model, tokenizer = part.build([*texts, reading.prompt_words], seed)
+    return join_parts(clip, tower, language_model, tokenizer, reading, seed, processor)
+
+
+def join_parts(
+    clip: ClipModel,
+    tower: PreTrainedModel,
+    language_model: PreTrainedModel,
+    tokenizer: Any,
+    reading: Reading,
+    seed: int = 0,
+    processor: str = "",
+) -> Mllm:
+    """Return the model of a vision tower and a language model, with a new projector; arguments as in `build_mllm`."""
     vision = tower.config
     _check_reading(reading, vision, clip.name)
     side = vision.image_size // vision.patch_size
@@ -176,14 +196,31 @@ def load_mllm(checkpoint: MllmCheckpoint) -> Mllm:
     Raises:
         UserError: the weights or the tokenizer cannot be read.
     """
-    try:
+    with _reading_llava(checkpoint):
         llava = LlavaForConditionalGeneration.from_pretrained(checkpoint.path, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
-    except Exception as error:  # the libraries raise errors of many types on damaged files
-        raise UserError(f"{checkpoint.path}: no LLaVA model: {' '.join(str(error).split())[:300]}") from None
     file = checkpoint.path / PROCESSOR_FILE
     processor = file.read_text(encoding="utf-8") if file.is_file() else ""
     return Mllm(llava, tokenizer, checkpoint, processor).eval()
+
+
+def empty_mllm(checkpoint: MllmCheckpoint) -> Mllm:
+    """Return a model with random weights, on torch's default device, to be estimated.
+
+    Raises:
+        UserError: the configuration or the tokenizer cannot be read.
+    """
+    with _reading_llava(checkpoint):
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+        return Mllm(LlavaForConditionalGeneration(LlavaConfig.from_pretrained(checkpoint.path)), tokenizer, checkpoint)
+
+
+@contextmanager
+def _reading_llava(checkpoint: MllmCheckpoint) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the libraries raise errors of many types on damaged files
+        raise UserError(f"{checkpoint.path}: no LLaVA model: {' '.join(str(error).split())[:300]}") from None
 
 
 def _vision_tower(clip: ClipModel) -> tuple[PreTrainedModel, str]:
@@ -192,9 +229,20 @@ def _vision_tower(clip: ClipModel) -> tuple[PreTrainedModel, str]:
         find_format("hf", clip, clip.name).write(clip, Path(folder))
         whole = AutoModel.from_pretrained(folder)
         processor = (Path(folder) / PROCESSOR_FILE).read_text(encoding="utf-8")
-    tower = AutoModel.from_config(whole.config.vision_config)  # as LLaVA makes its own
+    tower = empty_tower(clip)
     getattr(tower, "vision_model", tower).load_state_dict(whole.vision_model.state_dict())  # transformers 4 and 5
     return tower, processor
+
+
+def empty_tower(clip: ClipModel) -> PreTrainedModel:
+    """Return transformers' vision tower of a CLIP model with random weights, as LLaVA makes its own.
+
+    Raises:
+        UserError: transformers has no such tower.
+    """
+    config = AutoConfig.for_model(**transformers_config(clip, clip.name))
+    tower: PreTrainedModel = AutoModel.from_config(config.vision_config)
+    return tower
 
 
 def _check_reading(reading: Reading, vision: Any, name: str) -> None:

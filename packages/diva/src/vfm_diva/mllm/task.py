@@ -28,16 +28,17 @@ class MllmTask(Task[MllmInputs]):
 
     def __init__(self, model: Mllm, trains: Literal["projector", "language_model"]) -> None:
         super().__init__()
-        self.held = Frozen(model)
-        trained: dict[str, nn.Module] = {"projector": model.projector}
-        if trains == "language_model":
-            trained |= {"language_model": model.llava.model.language_model, "head": model.llava.lm_head}
+        self._model = [model]  # in a list, so that it is not registered
+        parts = {"language_model": model.llava.model.language_model, "head": model.llava.lm_head}
+        frozen = [model.llava.model.vision_tower, *(parts.values() if trains == "projector" else ())]
+        self.held = Frozen(nn.ModuleList(frozen))
+        trained = {"projector": model.projector, **(parts if trains == "language_model" else {})}
         self.trained = nn.ModuleDict(trained).requires_grad_(True)
 
     @property
     def model(self) -> Mllm:
         """The model in training."""
-        return self.held.module
+        return self._model[0]
 
     def forward(self, inputs: MllmInputs) -> tuple[Tensor, Metrics]:
         """Return the mean loss of the answers' tokens, and the share of questions whose answer is likelier than not."""
@@ -74,5 +75,6 @@ def row_sums(values: Tensor, answers: Tensor) -> Tensor:
         values: one per True of `answers`, row by row.
         answers: the tokens that count, bool (B, T); the first column is never one.
     """
-    rows = answers[:, 1:].nonzero()[:, 0]
+    counted = answers[:, 1:]
+    rows = torch.arange(len(answers), device=answers.device)[:, None].expand_as(counted)[counted]
     return torch.zeros(len(answers), device=values.device).index_add(0, rows, values.detach())

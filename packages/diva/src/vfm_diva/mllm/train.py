@@ -18,8 +18,7 @@ def train_mllm(config: MllmTrain, ctx: Context) -> MllmCheckpoint:
     if not len(questions):
         raise UserError(f"{config.data}: the dataset has no questions to train on")
     model = build(config, ctx, questions)
-    if config.grad_checkpointing:
-        model.llava.model.language_model.gradient_checkpointing_enable()
+    checkpoint_blocks(model, config)
     task = MllmTask(model, config.trains)
     data = QuestionBatches(questions, model.encoder, model.preprocess, config.seed, config.global_batch_size)
     fit(task, data, config, ctx)
@@ -34,6 +33,21 @@ def build(config: MllmTrain, ctx: Context, questions: Questions) -> Mllm:
     if config.init:
         return load_mllm(ctx.load(config.init))
     assert config.vision
-    texts = {text for item in questions.items for text in (item.text, *item.options)}
-    reading = Reading(config.layer, config.tokens, config.prompt, config.pad)
-    return build_mllm(load_clip(ctx.load(config.vision)), config.language_model, sorted(texts), reading, config.seed)
+    clip = load_clip(ctx.load(config.vision))
+    return build_mllm(clip, config.language_model, vocabulary(questions), reading_of(config), config.seed)
+
+
+def checkpoint_blocks(model: Mllm, config: MllmTrain) -> None:
+    """Recompute the blocks of the language model in the backward pass, if the training does so."""
+    if config.grad_checkpointing:
+        model.llava.model.language_model.gradient_checkpointing_enable()
+
+
+def vocabulary(questions: Questions) -> list[str]:
+    """Return the texts of which a vocabulary of words is made."""
+    return sorted({text for item in questions.items for text in (item.text, *item.options)})
+
+
+def reading_of(config: MllmTrain) -> Reading:
+    """Return how the model reads an image and a question."""
+    return Reading(config.layer, config.tokens, config.prompt, config.pad)

@@ -1,0 +1,84 @@
+"""The cost of `mllm.train` before it runs, for `vfm plan --estimate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from vfm.data import Questions
+from vfm.models import planned_clip
+from vfm.plugin import Cost, Preflight, QuestionDataset, Ref
+from vfm.train import estimate_training
+from vfm_diva.mllm.batches import MllmInputs
+from vfm_diva.mllm.language_models import planned_language_model
+from vfm_diva.mllm.model import Mllm, empty_mllm, empty_tower, join_parts
+from vfm_diva.mllm.task import MllmTask
+from vfm_diva.mllm.train import checkpoint_blocks, reading_of, vocabulary
+from vfm_diva.stages_mllm import MllmTrain
+
+LOOKED_AT = 1000  # questions whose length is measured
+WORDS, QUESTION, ANSWER = 1000, 24, 8  # of questions that are not known yet: different words, and those of each
+
+
+def mllm_train_cost(config: MllmTrain, ctx: Preflight) -> Cost:
+    """Return the cost of a training whose sequences are all as long as the longest one of a sample of the questions.
+
+    It is unknown if the CLIP model or the model to start from is not known yet, or if the language model is on the hub.
+    """
+    texts, known = _Texts.of(config.data, ctx), ctx.artifact(config.data) is not None
+    with torch.device("meta"):
+        model = _planned(config, ctx)
+        if isinstance(model, str):
+            return Cost(unknown=(model,))
+        checkpoint_blocks(model, config)
+        task = MllmTask(model, config.trains)
+    sequences = [model.encoder.sequence(*one) for one in texts.pairs]
+    side, longest = model.preprocess.image_size, max(len(ids) for ids, _ in sequences)
+
+    def inputs(number: int) -> MllmInputs:
+        images = torch.zeros(number, 3, side, side, dtype=torch.uint8)
+        ids = torch.zeros(number, longest, dtype=torch.int64)
+        return MllmInputs(images, ids, torch.zeros(number, longest, dtype=torch.bool))
+
+    answered = sum(len(ids) - start for ids, start in sequences) / len(sequences)
+    cost = estimate_training(task, inputs, config, selected=answered / (longest - 1))
+    assumed = f"the questions {config.data}, for which {QUESTION + ANSWER} of {WORDS} words are assumed"
+    return cost if known else replace(cost, unknown=(assumed,))
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Texts that a vocabulary is made from, and some pairs of a question and its answer."""
+
+    words: Sequence[str]
+    pairs: Sequence[tuple[str, str]]
+
+    @classmethod
+    def of(cls, ref: Ref[QuestionDataset], ctx: Preflight) -> _Texts:
+        """Return those of a dataset, or as many as are assumed."""
+        if data := ctx.artifact(ref):
+            questions = Questions(data)
+            some = questions.items[:: -(-len(questions) // LOOKED_AT)]
+            return cls(vocabulary(questions), [(item.text, item.options[item.answer]) for item in some])
+        words = [f"word{number}" for number in range(WORDS)]
+        return cls(words, [(" ".join(words[:QUESTION]), " ".join(words[-ANSWER:]))])
+
+
+def _planned(config: MllmTrain, ctx: Preflight) -> Mllm | str:
+    """Return the model that a training begins with, on torch's default device; or what is not known of it."""
+    if config.init:
+        if checkpoint := ctx.artifact(config.init):
+            return empty_mllm(checkpoint)
+        stage = ctx.stage(config.init)
+        return _planned(stage, ctx) if isinstance(stage, MllmTrain) else f"the model {config.init}"
+    assert config.vision
+    clip, reading = planned_clip(ctx, config.vision), reading_of(config)
+    if clip is None:
+        return f"the model {config.vision}"
+    texts = [*_Texts.of(config.data, ctx).words, reading.prompt_words]
+    found = planned_language_model(config.language_model, texts)
+    if found is None:
+        return f"the language model {config.language_model.source}"  # type: ignore[attr-defined]
+    return join_parts(clip, empty_tower(clip), *found, reading)
