@@ -1,13 +1,14 @@
-"""ViT-Adapter: maps of strides 4 to 32 from a plain vision transformer, by convolutions that run beside its blocks.
+"""ViT-Adapter: feature maps of strides 4 to 32 from a plain vision transformer and convolutions beside its blocks.
 
-Before a group of blocks the patches attend to the convolutions' maps (the injector), after it the maps attend to the
-patches (the extractor), both by multi-scale deformable attention.
+The blocks are divided into four groups. Before each group the patch tokens attend to the feature maps of the
+convolutions (injector); after it these attend to the patch tokens (extractor). Both use multi-scale deformable
+attention.
 
 Source: Chen et al. 2023, ViT-Adapter (arXiv:2205.08534), section 3; layers, norms and the order of operations as in the
 code of EVA-01's segmenters, which keep the class token in the blocks.
 """
 
-# B images, N queries, M values, D width, L levels, P points, h and w rows and columns of patches
+# B images, N queries, M values, D width, L levels (feature maps), H and W sides of an image
 
 from __future__ import annotations
 
@@ -30,17 +31,23 @@ VALUE_SHARE, HIDDEN_SHARE = 0.5, 0.25  # of D: width of attention's values and o
 
 
 class DeformableAttention(nn.Module):
-    """Attention to a few places on maps of several sizes; their offsets and weights are linear in the query.
+    """Multi-scale deformable attention: each query attends to a few points of each feature map around its own place.
 
-    Source: Zhu et al. 2021, Deformable DETR (arXiv:2010.04159), section 4.1; the sampling is transformers' function.
+    Offsets and weights of the points are linear in the query. Source: Zhu et al. 2021, Deformable DETR
+    (arXiv:2010.04159), section 4.1; the sampling is transformers' function.
+
+    Args:
+        width: D, of queries and values.
+        num_heads: each attends to points of its own.
+        num_levels: L.
     """
 
     def __init__(self, width: int, num_heads: int, num_levels: int) -> None:
         super().__init__()
-        self.shape = (num_heads, num_levels, POINTS)
-        places, inner = num_heads * num_levels * POINTS, int(width * VALUE_SHARE)
-        self.sampling_offsets = nn.Linear(width, places * 2)
-        self.attention_weights = nn.Linear(width, places)
+        self.num_heads, self.num_levels = num_heads, num_levels
+        num_points, inner = num_heads * num_levels * POINTS, int(width * VALUE_SHARE)
+        self.sampling_offsets = nn.Linear(width, num_points * 2)
+        self.attention_weights = nn.Linear(width, num_points)
         self.value_proj = nn.Linear(width, inner)
         self.output_proj = nn.Linear(inner, width)
         self._sample = modeling("mask2former").multi_scale_deformable_attention
@@ -50,20 +57,23 @@ class DeformableAttention(nn.Module):
 
         Args:
             queries: (B, N, D).
-            places: column and row of each query, from 0 to 1, (N, 2).
-            values: of the L maps one after another, (B, M, D).
-            grids: rows and columns of each map.
+            places: x and y of each query as fractions of the sides, (N, 2).
+            values: the L feature maps as tokens, one map after another, (B, M, D).
+            grids: rows and columns of each feature map.
         """
-        heads = self.value_proj(values).unflatten(2, (self.shape[0], -1))
-        offsets = self.sampling_offsets(queries).unflatten(2, (*self.shape, 2))
+        per_level = (self.num_levels, POINTS)
+        offsets = self.sampling_offsets(queries).unflatten(2, (self.num_heads, *per_level, 2))  # in cells of a map
         sizes = torch.tensor([(columns, rows) for rows, columns in grids], device=offsets.device)
-        where = places[None, :, None, None, None] + offsets / sizes[:, None]
-        weights = self.attention_weights(queries).unflatten(2, (self.shape[0], -1)).softmax(dim=-1)
-        return self.output_proj(self._sample(heads, list(grids), where, weights.unflatten(3, self.shape[1:])))  # type: ignore[no-any-return]
+        points = places[None, :, None, None, None] + offsets / sizes[:, None]
+        weights = self.attention_weights(queries).unflatten(2, (self.num_heads, -1)).softmax(dim=-1)
+        heads = self.value_proj(values).unflatten(2, (self.num_heads, -1))
+        sampled = self._sample(heads, list(grids), points, weights.unflatten(3, per_level))
+        attended: Tensor = self.output_proj(sampled)
+        return attended
 
 
 class Injector(nn.Module):
-    """Adds to the patches their attention to the convolutions' maps."""
+    """Adds what the patch tokens attend to in the feature maps, scaled by a learned vector that starts at zero."""
 
     def __init__(self, width: int, num_heads: int, num_levels: int) -> None:
         super().__init__()
@@ -72,13 +82,13 @@ class Injector(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(width))
 
     def forward(self, queries: Tensor, places: Tensor, values: Tensor, grids: Sequence[Grid]) -> Tensor:
-        """Return the patches, (B, N, D); the arguments are those of `DeformableAttention`."""
+        """Return the patch tokens, (B, N, D); arguments as in `DeformableAttention.forward`."""
         attended = self.attn(self.query_norm(queries), places, self.feat_norm(values), grids)
         return queries + self.gamma * attended  # type: ignore[no-any-return]
 
 
 class Extractor(nn.Module):
-    """Adds to the convolutions' maps their attention to the patches, then a depth-wise convolution of each map."""
+    """Adds what the feature maps attend to in the patch tokens, then a feed-forward layer with a 3 x 3 convolution."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -90,13 +100,13 @@ class Extractor(nn.Module):
         self.mix = nn.Conv2d(hidden, hidden, kernel_size=3, padding=1, groups=hidden)
 
     def forward(self, details: Tensor, grids: Sequence[Grid], patches: Tensor, grid: Grid) -> Tensor:
-        """Return the maps one after another, (B, N, D).
+        """Return the feature maps as tokens, one map after another, (B, N, D).
 
         Args:
-            details: the maps, (B, N, D).
-            grids: their rows and columns.
-            patches: (B, M, D).
-            grid: their rows and columns.
+            details: the feature maps as tokens, (B, N, D).
+            grids: rows and columns of each feature map.
+            patches: patch tokens, (B, M, D).
+            grid: rows and columns of the patches.
         """
         places = centres(grids, details)
         details = details + self.attn(self.query_norm(details), places, self.feat_norm(patches), [grid])
@@ -106,7 +116,7 @@ class Extractor(nn.Module):
 
 
 class SpatialPrior(nn.Module):
-    """Convolutions on the image: maps of strides 4, 8, 16 and 32, each brought to the encoder's width."""
+    """Convolutions on the image: feature maps of strides 4, 8, 16 and 32, each projected to the encoder's width."""
 
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()
@@ -123,7 +133,7 @@ class SpatialPrior(nn.Module):
         self.projections = nn.ModuleList(nn.Conv2d(size, width, kernel_size=1) for size in sizes)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the four maps, (B, D, H / stride, W / stride)."""
+        """Return the four feature maps, (B, D, H / stride, W / stride)."""
         maps = [self.stem(images)]
         for stage in self.stages:
             maps.append(stage(maps[-1]))
@@ -131,16 +141,17 @@ class SpatialPrior(nn.Module):
 
 
 class ViTAdapter(nn.Module):
-    """Turns the blocks of an encoder into maps of strides 4, 8, 16 and 32.
+    """Computes feature maps of strides 4, 8, 16 and 32 from an encoder, which is no submodule of it.
 
     Args:
-        encoder: a timm encoder with a class token and patches of 16 pixels; it is used, not kept.
+        encoder: a timm encoder with a class token and patches of 16 pixels.
         num_heads: of the deformable attention.
         channels: of the first convolutions.
-        relative: the blocks have relative positions, which are then for one image size.
+        relative: add a relative position bias to the attention of the blocks; images then have one size.
 
     Raises:
-        UserError: the encoder is of another kind, or its blocks or its image size do not divide.
+        UserError: the encoder has no class token, other patches, an image side that is no multiple of 32, or a number
+            of blocks that is no multiple of four; or its width is not divisible among the heads.
     """
 
     def __init__(self, encoder: DenseEncoder, num_heads: int, channels: int, *, relative: bool) -> None:
@@ -159,33 +170,46 @@ class ViTAdapter(nn.Module):
         self.bias = PositionBias(encoder.trunk.grid, encoder.trunk.blocks) if relative else None
 
     def forward(self, encoder: DenseEncoder, images: Tensor) -> list[Tensor]:
-        """Return the maps, (B, D, H / stride, W / stride) each, for normalised images whose sides divide by 32."""
+        """Return the four feature maps, (B, D, H / stride, W / stride).
+
+        Args:
+            encoder: that of the constructor.
+            images: normalised, (B, 3, H, W), with sides that are multiples of 32.
+        """
         finest, *coarse = self.prior(images)
         grids: list[Grid] = [(maps.shape[2], maps.shape[3]) for maps in coarse]
         details = as_tokens([maps + level[:, None, None] for maps, level in zip(coarse, self.levels, strict=True)])
+        details, of_groups = self._run_groups(encoder, images, details, grids)
+        stride_8, *others = as_maps(details, grids)
+        found = []
+        pyramid = (finest + self.upsample(stride_8), stride_8, *others)
+        for maps, of_group, norm in zip(pyramid, of_groups, self.norms, strict=True):
+            resized = F.interpolate(of_group, size=maps.shape[2:], mode="bilinear", align_corners=False)
+            found.append(norm(maps + resized))
+        return found
+
+    def _run_groups(
+        self, encoder: DenseEncoder, images: Tensor, details: Tensor, grids: Sequence[Grid]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the feature maps as tokens, and the maps of the patch tokens after each group of blocks."""
         visual: Any = encoder.visual
-        first = visual.cls_token.expand(len(images), -1, -1)  # which has no position in EVA-01's code
-        tokens = encoder.embed(images)
-        patches, grid, seen = tokens.values, tokens.grid, []
+        class_token = visual.cls_token.expand(len(images), -1, -1)  # without a position, as in EVA-01's code
+        embedded = encoder.embed(images)
+        patches, grid, of_groups = embedded.values, embedded.grid, []
         size, relative = encoder.depth // NUM_GROUPS, self.bias.of_blocks if self.bias else None
         for group, (inject, extractors) in enumerate(zip(self.injectors, self.extractors, strict=True)):
             patches = inject(patches, centres([grid], patches), details, grids)
-            tokens = Tokens(torch.cat([first, patches], dim=1), 1, grid)
+            tokens = Tokens(torch.cat([class_token, patches], dim=1), 1, grid)
             tokens = encoder.run(tokens, range(group * size, (group + 1) * size), relative=relative)
-            first, patches = tokens.values[:, :1], tokens.values[:, 1:]
+            class_token, patches = tokens.values[:, :1], tokens.values[:, 1:]
             for extract in extractors.children():
                 details = extract(details, grids, patches, grid)
-            seen.append(tokens.maps)
-        own, *others = as_maps(details, grids)
-        found = []
-        for maps, of_blocks, norm in zip((finest + self.upsample(own), own, *others), seen, self.norms, strict=True):
-            of_blocks = F.interpolate(of_blocks, size=maps.shape[2:], mode="bilinear", align_corners=False)
-            found.append(norm(maps + of_blocks))
-        return found
+            of_groups.append(tokens.maps)
+        return details, of_groups
 
 
 def centres(grids: Sequence[Grid], like: Tensor) -> Tensor:
-    """Return column and row of the centre of each cell of some maps, from 0 to 1, (N, 2)."""
+    """Return x and y of the centre of each cell of some maps, as fractions of the sides, (N, 2)."""
     found = []
     for rows, columns in grids:
         y, x = (torch.arange(size, device=like.device, dtype=like.dtype) for size in (rows, columns))
@@ -195,12 +219,12 @@ def centres(grids: Sequence[Grid], like: Tensor) -> Tensor:
 
 
 def as_tokens(maps: Sequence[Tensor]) -> Tensor:
-    """Return the cells of maps (B, D, h, w) one after another, row by row, (B, N, D)."""
+    """Return the cells of all maps (B, D, rows, columns) as tokens, map by map and row by row, (B, N, D)."""
     return torch.cat([one.flatten(2).transpose(1, 2) for one in maps], dim=1)
 
 
 def as_maps(tokens: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
-    """Return the maps of which `as_tokens` has made tokens."""
+    """Return the maps (B, D, rows, columns) of tokens, the inverse of `as_tokens`."""
     parts = torch.split(tokens.transpose(1, 2), [rows * columns for rows, columns in grids], dim=2)
     return [part.reshape(*part.shape[:2], *grid) for part, grid in zip(parts, grids, strict=True)]
 
