@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from base64 import b64encode
@@ -116,8 +117,9 @@ def documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = import_module("documents")
     monkeypatch.setattr(module, "ROOT", tmp_path)
     (tmp_path / "docs").mkdir()
-    (tmp_path / "plugin").mkdir()
+    (tmp_path / "plugin/src").mkdir(parents=True)
     (tmp_path / "plugin/loss.py").write_text("LOSS = 1\n")
+    (tmp_path / "plugin/src/work.py.jinja").write_text("WORK = {{ name }}\n")
     (tmp_path / "table.json").write_text("{}")
     Image.new("RGB", (4, 4), "red").save(tmp_path / "red.png")
     outputs = [new_output("display_data", {"image/png": b64encode((tmp_path / "red.png").read_bytes()).decode()})]
@@ -138,6 +140,7 @@ def test_documents_bring_what_they_link_to_and_lead_to_its_pages(documents: Modu
         "[1](../plugin/index.md)", "[2](../plugin/loss.py.md)", "[3](../table.json)", "[4](../red.md#x)",
         "[5](../README.md)", "[6](https://a.b/c.md)",
     ]  # fmt: skip
+    assert re.findall("^## `(.+)`$", pages.texts["plugin/index.md"], re.M) == ["loss.py", "src/work.py.jinja"]
     assert "](red_files/red_1_0.png)" in pages.texts["red.md"]
     assert pages.texts["README.md"] == (tmp_path / "README.md").read_text()
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import griffe
 from documents import ROOT
+from escaping import escaped
 
 PUBLIC = (
     "vfm", "vfm.plugin", "vfm.data", "vfm.data.annotated", "vfm.data.videos", "vfm.models", "vfm.train", "vfm.eval",
@@ -53,7 +54,7 @@ def _page(name: str, module: griffe.Module, described: dict[str, str]) -> str:
 
 
 def _first_line(item: griffe.Object | griffe.Alias) -> str:
-    return item.docstring.value.partition("\n")[0].replace("|", r"\|") if item.docstring else ""
+    return escaped(item.docstring.value.partition("\n")[0]) if item.docstring else ""
 
 
 _INDEX = """# API

@@ -39,7 +39,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "build/site", help="Folder of the pages and of the site.")
     arguments = parser.parse_args()
     out = arguments.out.resolve()
-    shutil.rmtree(out, ignore_errors=True)
+    for made in ("pages", "html", ".cache"):
+        shutil.rmtree(out / made, ignore_errors=True)
     try:
         pages = collect()
     except ValueError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).parents[2]
-SHOWN = {".py": "python", ".toml": "toml", ".yaml": "yaml"}  # files that become pages of their text
+SHOWN = {".py": "python", ".toml": "toml", ".yaml": "yaml", ".yml": "yaml"}  # files that become pages of their text
 FENCE = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#\s]+)")
 
@@ -82,20 +82,26 @@ class Pages:
         if (target / "README.md").is_file():
             return self._page_of(target / "README.md", document, queue)
         if target.is_dir():
-            files = [file for file in sorted(target.iterdir()) if file.suffix in SHOWN]
-            self.texts[f"{path}/index.md"] = f"# {path}\n\n" + "\n".join(f"## {f.name}\n\n{_fenced(f)}" for f in files)
+            files = [file for file in sorted(target.rglob("*")) if _suffix(file) in SHOWN]
+            parts = [f"## `{file.relative_to(target)}`\n\n{_fenced(file)}" for file in files]
+            self.texts[f"{path}/index.md"] = "\n".join([f"# {path}\n", *parts])
             return target / "index.md"
         if not target.is_file():
             raise ValueError(f"{document.relative_to(ROOT)}: a link leads to {path}, which does not exist")
         if target.suffix in (".md", ".ipynb"):
             queue.append(target)
             return target.with_suffix(".md")
-        if target.suffix in SHOWN:
+        if _suffix(target) in SHOWN:
             self.texts[f"{path}.md"] = f"# {path}\n\n{_fenced(target)}"
             return target.with_name(f"{target.name}.md")
         self.files[path] = target.read_bytes()
         return target
 
 
+def _suffix(file: Path) -> str:
+    """Return the end of a file's name, that of what a template makes."""
+    return Path(file.name.removesuffix(".jinja")).suffix
+
+
 def _fenced(file: Path) -> str:
-    return f"```{SHOWN[file.suffix]}\n{file.read_text(encoding='utf-8')}```\n"
+    return f"```{SHOWN[_suffix(file)]}\n{file.read_text(encoding='utf-8')}```\n"

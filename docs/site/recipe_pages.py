@@ -10,6 +10,7 @@ from typing import Any
 
 import results
 import yaml
+from escaping import escaped
 
 from vfm.flow.recipe_source import SHIPPED, shipped_recipes
 
@@ -69,9 +70,7 @@ def _prose(lines: list[str]) -> Iterator[str]:
         if indented:
             yield from ("", "```text", *(line.strip() for line in group), "```", "")
         else:
-            yield from (
-                re.sub(r"`(\w+)`", _recipe_link, line.replace("*", r"\*").replace("<", "&lt;")) for line in group
-            )
+            yield re.sub(r"`(\w+)`", _recipe_link, escaped("\n".join(group)))
 
 
 def _recipe_link(code: re.Match[str]) -> str:

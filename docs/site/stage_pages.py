@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import groupby
 
 import recipe_pages
+from escaping import escaped
 
 from vfm import plugin
 from vfm.cli.field_table import Row, field_rows
@@ -31,7 +32,7 @@ def _index(kinds: dict[str, type[plugin.Stage]]) -> str:
         parts += [f"\n## {family}\n", "| kind | makes | description |\n|---|---|---|"]
         for kind, stage in members:
             about = inspect.cleandoc(stage.__doc__ or "").partition("\n")[0]
-            parts.append(f"| [{kind}]({kind}.md) | `{stage.makes.__name__}` | {about} |")
+            parts.append(f"| [{kind}]({kind}.md) | `{stage.makes.__name__}` | {escaped(about)} |")
     return "\n".join(parts) + "\n"
 
 
@@ -65,14 +66,14 @@ def _group(row: Row) -> str:
     """
     name, _, _, about = row.cells
     if name.startswith("("):
-        return f"\n### {name.strip('()')}\n\n{about}\n\n{HEADS}"
+        return f"\n### {name.strip('()')}\n\n{escaped(about)}\n\n{HEADS}"
     return f"\n### {name}\n\n{HEADS}\n{_line(row)}"
 
 
 def _line(row: Row) -> str:
     name, kind, default, about = row.cells
     cells = [f"`{cell}`" if cell else "" for cell in (name, kind, default)]
-    return "| " + " | ".join([*cells, about.replace("|", r"\|").replace("<", "&lt;").replace("*", r"\*")]) + " |"
+    return "| " + " | ".join([*cells, escaped(about)]) + " |"
 
 
 _INDEX = """# Stages
