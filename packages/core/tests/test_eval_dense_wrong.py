@@ -127,6 +127,13 @@ def test_scores_that_are_not_finite_are_refused(data: AnnotatedImages, tmp_path:
         evaluate(stage(kind=kind, name="e", models=["model"], data="data"), tmp_path, model=model, data=data)
 
 
+def test_the_rule_of_lvis_needs_the_classes_that_are_absent(data: AnnotatedImages, tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "model", data)
+    stage = Detection(kind="eval.detection", name="e", models=["model"], data="data", rule="lvis")
+    with pytest.raises(UserError, match="rule lvis: expected federated labels"):
+        evaluate(stage, tmp_path, model=model, data=data)
+
+
 def test_small_pictures_are_drawn_enlarged(data: AnnotatedImages) -> None:
     source, picture = AnnotatedSource(data), Image.new("RGB", (20, 12))
     boxes = np.array([[2.0, 2.0, 10.0, 10.0], [-5.0, -5.0, -1.0, -1.0]])
