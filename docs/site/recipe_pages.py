@@ -6,13 +6,11 @@ import re
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import results
-import yaml
 from escaping import escaped
 
-from vfm.flow.recipe_source import SHIPPED, shipped_recipes
+from vfm.flow.recipe_source import SHIPPED, RecipeSource, read_source, read_text, shipped_recipes
 
 INDEX = "recipes/index.md"
 
@@ -23,45 +21,39 @@ def pages() -> Iterator[tuple[str, str]]:
     rows = [f"| [{name}]({name}.md) | {about} |" for name, about in recipes.items()]
     yield INDEX, _INDEX.format(rows="\n".join(rows))
     for name in recipes:
-        yield f"recipes/{name}.md", _page(SHIPPED / f"{name}.yaml")
+        yield f"recipes/{name}.md", _page(name)
 
 
 def recipes_by_kind() -> dict[str, list[str]]:
     """Return the names of the recipes that have a stage of a kind, by kind."""
     found: dict[str, list[str]] = {}
     for name in shipped_recipes():
-        for kind in dict.fromkeys(stage["kind"] for stage in _stages(_keys(SHIPPED / f"{name}.yaml"))):
+        for kind in dict.fromkeys(stage["kind"] for stage in _source(name).value["stages"]):
             found.setdefault(kind, []).append(name)
     return found
 
 
-def _page(file: Path) -> str:
-    lines = file.read_text(encoding="utf-8").splitlines()
+def _page(name: str) -> str:
+    source = _source(name)
+    lines = (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     length = next(number for number, line in enumerate(lines) if not line.startswith("#"))
-    keys = _keys(file)
-    rows = [
-        f"| `{stage.get('name', '')}` | [{stage['kind']}](../stages/{stage['kind']}.md) |" for stage in _stages(keys)
-    ]
-    measured = results.section_link(file.stem)
-    base = f"It begins with the stages of [{keys['base']}]({keys['base']}.md).\n\n" if "base" in keys else ""
+    stages = [(stage["name"], stage["kind"]) for stage in source.value["stages"]]
+    base = Path(source.bases[0]).stem if source.bases else ""
+    measured = results.section_link(name)
     return _PAGE.format(
-        name=file.stem,
+        name=name,
         about="\n".join(_prose([line.removeprefix("#").removeprefix(" ") for line in lines[:length]])),
         measured=f"\nMeasured: {measured}.\n" if measured else "",
+        base=f"Those of [{base}]({base}.md) are among them.\n\n" if base else "",
+        rows="\n".join(f"| `{stage}` | [{kind}](../stages/{kind}.md) |" for stage, kind in stages),
         yaml="\n".join(lines[length:]).strip(),
-        base=base,
-        rows="\n".join(rows),
     )
 
 
-def _keys(file: Path) -> dict[str, Any]:
-    keys: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return keys
-
-
-def _stages(keys: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the stages that a recipe adds; those that only change one of its base have no kind."""
-    return [stage for stage in keys.get("stages", ()) if "kind" in stage]
+def _source(name: str) -> RecipeSource:
+    """Return the keys of a recipe, with those of its base."""
+    file = SHIPPED / f"{name}.yaml"
+    return read_source(read_text(file), file.name, SHIPPED)
 
 
 def _prose(lines: list[str]) -> Iterator[str]:
