@@ -243,3 +243,13 @@ def test_what_cannot_be_changed_is_refused_before_anything_runs(
     )
     monkeypatch.setattr("vfm.models.low_rank.find_spec", lambda name: None)
     assert line(vision={"lock": True}) == "update: {type: lora} needs peft: pip install 'vfm-core[lora]'"
+
+
+def test_a_state_of_all_weights_is_not_continued_by_changes_of_them(tmp_path: Path, start: ClipCheckpoint) -> None:
+    inputs = {"pool": make_pool(tmp_path / "pool"), "start": start}
+    settings: dict[str, Any] = {"model": None, "init": "start"}
+    before, _ = run_stage(plan(**settings, checkpoint={"keep_state": True}), tmp_path / "before", **inputs)
+    stage = plan(**settings, update={"type": "lora"}, steps=2, continue_from={"training": "before"})
+    with pytest.raises(UserError, match="the state is of another model, or of another update of it: ") as caught:
+        run_stage(stage, tmp_path / "after", **inputs, before=before)
+    assert "\n" not in str(caught.value)

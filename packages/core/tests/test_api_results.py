@@ -223,7 +223,7 @@ def test_predictions_are_those_of_the_command(world: Path, tmp_path: Path) -> No
     assert found.scores.shape == (1, len(NAMES))
     assert torch.allclose(found.scores.sum(1), torch.ones(1))
     prompts = tmp_path / "cupl.json"
-    prompts.write_text(json.dumps({name: [f"a photo of a {name}"] for name in NAMES}))
+    prompts.write_text(json.dumps({name: [f"a photo of a {name}."] for name in NAMES}))
     by_sentences = vfm.predict(world / "clip", image, prompts=prompts)
     assert by_sentences.labels == list(NAMES)
     torch.testing.assert_close(by_sentences.scores, found.scores)

@@ -22,6 +22,7 @@ from vfm.models import (
     blueprint,
     build_vision,
     check_activation,
+    check_low_rank,
     check_normalization,
     init_vision_tower,
     planned_clip,
@@ -30,7 +31,7 @@ from vfm.models import (
 )
 from vfm.plugin import Preflight, Ref, UserError, VisionCheckpoint
 from vfm_clip.dataset_checks import check_datasets, check_makers
-from vfm_clip.stages import ClipTrain
+from vfm_clip.stages import ClipTrain, Lora
 from vfm_clip.task import ClipTask
 from vfm_clip.teacher_check import check_teacher
 from vfm_clip.text_tower_init import check_text
@@ -51,6 +52,8 @@ def check_clip_train(config: ClipTrain, ctx: Preflight) -> None:
     Raises:
         UserError: the first mistake.
     """
+    if isinstance(config.update, Lora):
+        check_low_rank()
     balanced = config.loading.sampler == "balanced"
     check_makers(config.portions, ctx, balanced=balanced)
     found = {str(each.data): ctx.artifact(each.data) for each in config.portions}

@@ -32,13 +32,13 @@ def check_tune(config: DivaTune, ctx: Preflight) -> None:
         UserError: one of these does not hold.
     """
     clip, generator, data = ctx.artifact(config.clip), ctx.artifact(config.generator), ctx.artifact(config.data)
+    if isinstance(config.update, Lora):
+        check_low_rank()
     if data:
         check_readable(data)
     if clip and generator:
         model, loaded = blueprint(clip), load_generator(generator, weights=False)
         check_feedback(model, loaded, config)
-        if isinstance(config.update, Lora):
-            check_low_rank()
         if latents := ctx.artifact(config.latents) if config.latents else None:
             shape = loaded.noise_shape_at(config.image_size or loaded.image_size)
             check_latents(latents, data, shape)

@@ -40,7 +40,7 @@ class ArrowFile:
             self.schema_arrow = reader.schema
             batches = map(reader.get_batch, range(reader.num_record_batches)) if with_footer else reader
             self.batches: list[pa.RecordBatch] = [_checked(batch) for batch in batches]
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a name that is not UTF-8
             if getattr(error, "errno", None) is not None:  # an error of the system, not of the file's content
                 raise
             raise UserError(f"{path}: not readable as Arrow: {' '.join(str(error).split())}") from None

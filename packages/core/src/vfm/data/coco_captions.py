@@ -68,6 +68,7 @@ def coco_entries(path: str, image_root: str, spec: DatasetSpec) -> Iterator[Imag
             yield entry_of_rows(name, rows.pop(key, [{}]), root, spec, path)
     for key in rows:
         yield ImageEntry("", path, problem=BadSample("missing_image", f"{path}: image_id {key}"))
+    _read.cache_clear()  # the records of train2017 take half a gigabyte, which no later stage needs
 
 
 def _image_folder(path: str, images: list[Any]) -> str:

@@ -180,6 +180,8 @@ def _guess(paths: Sequence[str]) -> Kind:
         return "webdataset"
     if is_coco_captions(first):
         return "coco"
+    if extension == "npy":
+        raise UserError(f"{first}: expected data, got npy; a list of uids is for curation.filter: {{type: uids}}")
     raise UserError(
         f"{first}: unknown format; expected .tar, a folder of images, or .{', .'.join(TABLE_EXTENSIONS)} (or .gz),"
         f" .arrow, COCO's captions in .json, or .{LIST_EXTENSION} (images or captions, one a line)"

@@ -209,7 +209,7 @@ def _value(scalar: Any, where: str) -> object:
 def _image_bytes(value: object, root: str, where: str) -> bytes:
     """Return the bytes of a binary column, or of Hugging Face's `{bytes, path}`, whose path is in the folder `root`."""
     if isinstance(value, dict):
-        value, name = value.get("bytes"), value.get("path")
+        name, value = value.get("path"), value.get("bytes")
         if value is None and isinstance(name, str) and name:
             if (path := files.join_inside(root, name)) is None:
                 raise BadSample("unsafe_path", f"{where} ({name})")

@@ -45,10 +45,11 @@ class CalledAttention(nn.Module):
 
         The order of the tokens in memory is that of torch's own layer, so that the result is the same to the bit.
         """
-        packed = self.in_proj(query.transpose(0, 1)).unflatten(-1, (3, self.num_heads, -1))  # (N, B, 3, H, D / H)
+        packed = self.in_proj(query.transpose(0, 1))  # (N, B, 3 * D)
+        packed = packed.unflatten(-1, (3, self.num_heads, -1))  # (N, B, 3, H, D / H)
         q, k, v = packed.permute(2, 1, 3, 0, 4)
         if attn_mask is not None and attn_mask.ndim == 3:  # (B * H, N, N), a mask of each text
-            attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))
+            attn_mask = attn_mask.view(-1, self.num_heads, *attn_mask.shape[1:])
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
         return self.out_proj(mixed.permute(2, 0, 1, 3).flatten(2)).transpose(0, 1), None
 

@@ -51,7 +51,8 @@ def weights_hash(state_dict: Mapping[str, Tensor]) -> str:
     for name in sorted(state_dict):
         value = state_dict[name].detach().to("cpu").contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        content: Any = value.reshape(-1).view(torch.uint8).numpy()
+        digest.update(content)
     return digest.hexdigest()
 
 

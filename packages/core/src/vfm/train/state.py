@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from vfm.config import UserError
+
 
 def model_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Return weights and buffers by name; tied ones (one tensor under several names) by their first name only."""
@@ -23,11 +25,19 @@ def model_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_model(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Load what `model_tensors` returned, into all names of tied weights; every key must match."""
+    """Load what `model_tensors` returned, into all names of tied weights; every key must match.
+
+    Raises:
+        UserError: it is the state of another model, as `continue_from` may name it.
+    """
     first: dict[int, str] = {}
     state = module.state_dict(keep_vars=True)
     names = {name: first.setdefault(id(value), name) for name, value in state.items()}
-    module.load_state_dict({name: tensors[key] for name, key in names.items() if key in tensors}, strict=True)
+    try:
+        module.load_state_dict({name: tensors[key] for name, key in names.items() if key in tensors}, strict=True)
+    except RuntimeError as error:
+        what = " ".join(str(error).split())
+        raise UserError(f"the state is of another model, or of another update of it: {what:.200}") from None
 
 
 def as_whole(value: Tensor) -> Tensor:
