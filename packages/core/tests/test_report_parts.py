@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from vfm.artifacts import Comparison
 from vfm.config import error_lines
 from vfm.flow import number_format
 from vfm.flow.report import theme
+from vfm.flow.report.result_table import Row
 from vfm.flow.report.scale import Scale, calm_limits
 from vfm.panels import BarsPanel, LinesPanel, Series, TablePanel
 
@@ -132,6 +134,23 @@ def test_a_strip_keeps_order_and_stays_on_the_page(values: list[float], a: float
     scale = Scale.of(values)
     assert 0 <= scale(min(a, b)) <= scale(max(a, b)) <= 100
     assert scale(min(values)) <= scale(0.0) or min(values) > 0
+
+
+@pytest.mark.parametrize(
+    ("values", "p_value", "difference", "sign"),
+    [
+        ((), 0.01, 0.1, "≠"),
+        ((), 0.06, 0.1, ""),
+        ((1, 2), 0.01, 0.1, "▲"),
+        ((1, 2), 0.05, -0.1, "▼"),
+        ((1, 2), 1, 0, ""),
+    ],
+)
+def test_only_several_seeds_have_a_direction(values, p_value, difference, sign) -> None:
+    test = Comparison(
+        metric="m", model="b", baseline="a", difference=difference, low=0, high=0, p_value=p_value, test="t"
+    )
+    assert Row("b", 0.5, 0.4, 0.6, values, test).sign == sign
 
 
 def test_a_strip_survives_what_is_not_finite() -> None:
