@@ -160,7 +160,9 @@
     const opener = figure.querySelector("svg, img");
     if (!opener) continue;
     opener.classList.add("enlarges");
+    opener.setAttribute("tabindex", "0");
     opener.addEventListener("click", () => enlarge(figure));
+    opener.addEventListener("keydown", (event) => { if (event.key === "Enter") enlarge(figure); });
   }
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
   addEventListener("keydown", (event) => {
