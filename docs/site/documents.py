@@ -29,9 +29,9 @@ class Pages:
     files: dict[str, bytes] = field(default_factory=dict)
 
     def title(self, path: str) -> str:
-        """Return the first heading of a page."""
+        """Return the first heading of a page, or the name of its file."""
         lines = FENCE.sub("", self.texts[path]).splitlines()
-        return next(line for line in lines if line.startswith("# ")).removeprefix("# ")
+        return next((line for line in lines if line.startswith("# ")), Path(path).stem).removeprefix("# ")
 
     def add_documents(self, documents: Iterable[Path]) -> None:
         """Add Markdown files and notebooks, and the files that they link to.
