@@ -188,6 +188,8 @@ def test_figures_are_enlarged_and_escape_closes_them(page: Path, browser: Any) -
     assert browser.find_element("css selector", caption).text.endswith("one 1")
     body.send_keys("\ue00c")  # escape
     assert not browser.execute_script(opened)
+    panel.find_element("css selector", "img").send_keys("\ue007")  # the return key
+    assert browser.execute_script(opened)
 
 
 def test_curves_are_switched_off_and_on(page: Path, browser: Any) -> None:
