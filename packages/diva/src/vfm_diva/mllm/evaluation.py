@@ -190,7 +190,7 @@ def _add_differing(
         if picks[0] != picks[1]:
             image = decode_image(questions.image(item.image), item.key)
             says = f"{item.text} {first}: {picks[0]}; {second}: {picks[1]}; right: {item.options[item.answer]}"
-            shown.append((item.family, CaptionedImage(image, says)))
+            shown.append((item.family, CaptionedImage(image, says, picks[1] == item.options[item.answer])))
     families = list(dict.fromkeys(family for family, _ in shown))
     each = max(1, PICTURES_SHOWN // max(1, len(families)))
     chosen_ones = [image for name in families for image in [one for family, one in shown if family == name][:each]]
