@@ -134,8 +134,11 @@ def test_the_page_follows_a_run_to_its_end(world: World) -> None:
     assert followed.out.splitlines()[0].startswith(f"watching r: open file://{world.here}/store/runs/r/report.html")
     assert is_current(world.run)
     assert "data-reload" not in world.page.partition("<body>")[0]
-    again = run_here("report", "r", "--watch")
+    again = run_here("report", "r", "--watch", "--out", "mine.html")
     assert again.code == 0, "a run that has ended is drawn, and that is all"
+    assert Path("mine.html").is_file()
+    line = "error: .: expected a file to write the report to, got a folder"
+    assert run_here("report", "r", "--watch", "--out", ".").errors == [line]
 
 
 def test_a_failed_run_ends_the_watch_with_its_reason(world: World) -> None:

@@ -80,9 +80,7 @@ def report(
         return
     directories = [_finished_run(word, store) for word in run]
     directory, *others = directories
-    page = out or (Path("comparison.html") if others else directory / REPORT_FILE)
-    if page.is_dir():
-        raise UserError(f"{page}: expected a file to write the report to, got a folder")
+    page = _page(out, Path("comparison.html") if others else directory / REPORT_FILE)
     if others:
         compare_runs([folder.resolve() for folder in directories], page)
         show_line(f"comparison: {page}")
@@ -93,6 +91,18 @@ def report(
         raise UserError(f"{page}: no permission to write; give another file with --out")
     show_results(directory)
     show_line(f"report: {page}")
+
+
+def _page(out: Path | None, default: Path) -> Path:
+    """Return the file that a page is written to.
+
+    Raises:
+        UserError: it is a folder.
+    """
+    page = out or default
+    if page.is_dir():
+        raise UserError(f"{page}: expected a file to write the report to, got a folder")
+    return page
 
 
 def watch_run(words: list[str], store: Path, out: Path | None) -> None:
@@ -108,7 +118,7 @@ def watch_run(words: list[str], store: Path, out: Path | None) -> None:
         raise UserError(f"no run {words[0]!r} in {store}; start it in another terminal, then watch it")
     from vfm.flow.report.live import watch
 
-    page = out or directory / REPORT_FILE
+    page = _page(out, directory / REPORT_FILE)
     show_line(f"watching {directory.name}: open {page.absolute().as_uri()}; Ctrl-C ends")
     watch(directory.resolve(), page)
     show_results(directory)
