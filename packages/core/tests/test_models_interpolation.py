@@ -92,6 +92,7 @@ def test_stage_evaluates_along_the_line_and_saves_the_model_at_alpha(tmp_path: P
         first = scores if not alpha else first
         gaps = [(score, score.difference(start)) for score, start in zip(scores, first, strict=True)]
         gains = {one.metric: [one.value - first[n].value, gap.low, gap.high] for n, (one, gap) in enumerate(gaps)}
+        gains = gains if alpha else {name: [0.0, 0.0, 0.0] for name in gains}
         values = {score.metric: score.value for score in scores}
         assert row == {"alpha": alpha, "eval": "zero_shot", **values, "gains": gains}
     (chart,) = load_panels(directory)
