@@ -21,6 +21,9 @@ def pages() -> Iterator[tuple[str, str]]:
     """Yield the path and the text of each page, the list first.
 
     An object that several modules export is described on the page of the first, to which the others link.
+
+    Raises:
+        ValueError: a name of `__all__` is not found in the source.
     """
     loader = griffe.GriffeLoader(search_paths=SOURCES)
     for package in ("vfm", "vfm_kernels"):
@@ -36,7 +39,7 @@ def pages() -> Iterator[tuple[str, str]]:
 
 def _page(name: str, module: griffe.Module, described: dict[str, str]) -> str:
     """Return the page of a module; `described` has the page and anchor of each object so far, and gets its own."""
-    members = {str(export): module[str(export)] for export in module.exports or ()}
+    members = {str(export): _member(name, module, str(export)) for export in module.exports or ()}
     parts = [f"# {name}\n", module.docstring.value if module.docstring else ""]
     for kind, title in KINDS.items():
         chosen = {member: found for member, found in members.items() if found.kind.value == kind}
@@ -51,6 +54,20 @@ def _page(name: str, module: griffe.Module, described: dict[str, str]) -> str:
         ]
         parts += [f"\n::: {name}.{member}" for member in new]
     return "\n".join(parts) + "\n"
+
+
+def _member(name: str, module: griffe.Module, export: str) -> griffe.Object | griffe.Alias:
+    """Return what a module exports under a name.
+
+    Raises:
+        ValueError: griffe does not find it in the source.
+    """
+    try:
+        found = module[export]
+        found.kind  # noqa: B018  (follows an alias to its end)
+    except (KeyError, griffe.AliasResolutionError):
+        raise ValueError(f"{name}.{export}: not found; a constant needs an assignment of its own") from None
+    return found
 
 
 def _first_line(item: griffe.Object | griffe.Alias) -> str:

@@ -59,7 +59,7 @@ def collect() -> Pages:
     """Return all pages of the site.
 
     Raises:
-        ValueError: a link leads nowhere, or a page on a paper names results that do not exist.
+        ValueError: a link, a name of `__all__` or the results that a page on a paper names do not exist.
     """
     pages = Pages(files={"extra.css": (HERE / "extra.css").read_bytes()})
     pages.add_documents(ROOT / path for path in (START, CHANGES, *PACKAGES))
