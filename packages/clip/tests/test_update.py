@@ -17,6 +17,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from clip_world import EVA, VIT, Random, in_processes, make_pool, plan, run_stage, tiny_task, train
+from vfm.cli.estimate import notes
+from vfm.flow.recipe import Recipe
 from vfm.models import build_clip, build_vision, load_clip, save_clip, save_vision
 from vfm.plugin import ClipCheckpoint, Event, Preflight, UserError
 from vfm_clip import ClipTrain, Lora, Tower
@@ -212,6 +214,8 @@ def test_the_estimate_knows_what_is_trained() -> None:
     assert cost.memory
     assert whole.memory
     assert cost.memory.optimizer < whole.memory.optimizer / 5
+    shown = list(notes(Recipe("r", "", (start,)), {"clip": cost, "whole": whole}, 1e12, 0.5))
+    assert "parameters that are trained: clip 0.00307M of 1.63M" in shown
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,10 @@ def notes(recipe: Recipe, costs: Mapping[str, Cost], peak_flops: float, utilisat
         " ready (--peak-tflops, --mfu)"
     )
     yield "memory: without CUDA's own, the allocator's gaps and what other processes send"
+    partly = {name: cost for name, cost in costs.items() if 0 < cost.trained < (cost.parameters or 0)}
+    if partly:
+        numbers = (f"{name} {_count(cost.trained)} of {_count(cost.parameters)}" for name, cost in partly.items())
+        yield f"parameters that are trained: {', '.join(numbers)}"
     for name, cost in costs.items():
         if cost.unknown:
             yield f"{name}: unknown: {', '.join(cost.unknown)}"

@@ -209,7 +209,8 @@ def _value(scalar: Any, where: str) -> object:
 def _image_bytes(value: object, root: str, where: str) -> bytes:
     """Return the bytes of a binary column, or of Hugging Face's `{bytes, path}`, whose path is in the folder `root`."""
     if isinstance(value, dict):
-        name, value = value.get("path"), value.get("bytes")
+        name = value.get("path")
+        value = value.get("bytes")
         if value is None and isinstance(name, str) and name:
             if (path := files.join_inside(root, name)) is None:
                 raise BadSample("unsafe_path", f"{where} ({name})")

@@ -147,7 +147,7 @@ def sentence_classifier(
         UserError: a feature is not finite; the line has the model's `name`.
     """
     features = encode_texts(model, [one for own in sentences for one in own], batch_size, name)
-    parts = torch.split(features, [len(own) for own in sentences])  # of (P, D)
+    parts = features.split([len(own) for own in sentences])  # type: ignore[no-untyped-call]  # of (P, D)
     return torch.cat([ensemble_templates(part[None]) for part in parts])
 
 
