@@ -43,10 +43,11 @@ class RunLog:
         seconds: of the stages that have ended, by name.
         progress: words on how far a stage is, by name.
         end: the event that ended the run.
+        has_news: whether there were events since somebody set this to False.
     """
 
     def __init__(self, file: Path) -> None:
-        self.file, self.place = file, 0
+        self.file, self.place, self.has_news = file, 0, False
         self.started: float | None = None
         self._forget()
 
@@ -57,16 +58,16 @@ class RunLog:
         self.progress: dict[str, str] = {}
         self.end: Event | None = None
 
-    def update(self) -> bool:
-        """Read the lines that were written since the last time, and return whether there were any."""
+    def update(self) -> None:
+        """Read the lines that were written since the last time."""
         with self.file.open("rb") as stream:
             stream.seek(self.place)
             lines = stream.read().rpartition(b"\n")[0]
         self.place += len(lines) + bool(lines)
+        self.has_news |= bool(lines)
         for line in lines.splitlines():
             with suppress(ValueError, KeyError, TypeError):  # a line that a kill has cut off
                 self._apply(Event.from_json(line.decode(errors="replace")))
-        return bool(lines)
 
     def _apply(self, event: Event) -> None:
         stage = event.stage or ""
@@ -104,12 +105,13 @@ def watch(directory: Path, page: Path, *, seconds: float = SECONDS) -> None:
     log, drawn = RunLog(directory / EVENTS_FILE), Drawn()
     if not log.file.is_file():
         raise UserError(f"{directory}: the run has written no events")
-    news = log.update()
+    log.update()
     while not log.end and not _is_killed(directory, log):
-        if news and log.started and (summary := _if_readable(directory, log, max(1, round(seconds)))):
+        if log.has_news and log.started and (summary := _if_readable(directory, log, max(1, round(seconds)))):
+            log.has_news = False
             write_report(summary, page, drawn)
         time.sleep(seconds)
-        news = log.update()
+        log.update()
     if log.end and log.end.type == "run_finished":
         if not is_current(directory) or page.parent.resolve() != directory.resolve():
             write_report(summary_of_run(directory), page, drawn)
@@ -127,7 +129,10 @@ def _if_readable(directory: Path, log: RunLog, reload: int) -> RunSummary | None
 
 
 def _is_killed(directory: Path, log: RunLog) -> bool:
-    """Return whether a stage has begun whose lock nobody holds; a run that lives holds it until the stage has ended."""
+    """Return whether a stage has begun whose lock nobody holds; a run that lives holds it until the stage has ended.
+
+    A run that was killed between two stages is not recognised.
+    """
     if not log.running or any(is_locked(_slot(directory, name, log).lock_file) for name in log.running):
         return False
     before = log.running
@@ -152,7 +157,7 @@ def summary_so_far(directory: Path, log: RunLog, *, reload: int = 0) -> RunSumma
     """
     recipe: dict[str, Any] = {}
     with suppress(OSError, yaml.YAMLError):
-        recipe = yaml.safe_load((directory / RECIPE_FILE).read_text(encoding="utf-8"))
+        recipe = yaml.safe_load((directory / RECIPE_FILE).read_text(encoding="utf-8")) or {}
     now, started = time.time(), log.started or time.time()
     return RunSummary(
         recipe=read_sealed(directory / RUN_FILE, "recipe")["recipe"],
