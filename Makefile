@@ -1,5 +1,5 @@
 # Shortcuts for people who work on vfm. The README's two commands need no make.
-.PHONY: test check format docs docs-serve packages kill-test flip-test fuzz kernels-wide gpu-tests gpu-first test-portable test-torch-latest release
+.PHONY: test check format docs docs-serve packages kill-test flip-test fuzz kernels-wide gpu-tests gpu-first test-portable test-oldest test-newest test-torch-latest release
 
 # `uv run` alone installs what vfm needs; its tests and tools are in the development group.
 RUN := uv run --dev
@@ -68,6 +68,21 @@ test-portable: ## numerical tests as on other processors: three vector widths, 1
 			echo "ATEN_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=$$threads"; \
 			ATEN_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=$$threads $(RUN) pytest $$tests || failed=1; \
 	done; done; done; exit $$failed
+
+# Another resolution would rewrite uv.lock, so these work in a copy, in an environment of its own (some GB in uv's cache).
+PACKAGE ?= core
+TESTS ?= packages/$(PACKAGE)
+build/%: FORCE
+	rm -rf $@ && mkdir -p $@
+	git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t $@
+FORCE:
+
+test-oldest: build/oldest ## tests of a package with the oldest dependencies that it allows: PACKAGE=clip, TESTS=packages/clip/tests/test_losses.py
+	cd $< && uv run --isolated --resolution lowest-direct --package vfm-$(PACKAGE) pytest $(TESTS)
+
+test-newest: build/newest ## the same with the newest; but for torch and NumPy, whose pins [tool.uv] in pyproject.toml explains
+	sed -i '/^exclude-newer/d' $</pyproject.toml
+	cd $< && uv run --isolated --package vfm-$(PACKAGE) pytest $(TESTS)
 
 test-torch-latest: ## the kernels' tests on the newest torch and Triton, in an environment of their own (some GB)
 	uv run --isolated --no-project --no-config --with torch --with triton --with pytest --with pytest-xdist --with hypothesis \
