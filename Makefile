@@ -1,5 +1,5 @@
 # Shortcuts for people who work on vfm. The README's two commands need no make.
-.PHONY: test check format docs docs-serve packages kill-test flip-test fuzz kernels-wide gpu-tests gpu-first test-portable test-oldest test-newest test-torch-latest release
+.PHONY: test check format docs docs-serve packages kill-test flip-test fuzz kernels-wide gpu-tests gpu-first notebooks test-portable test-oldest test-newest test-torch-latest release
 
 # `uv run` alone installs what vfm needs; its tests and tools are in the development group.
 RUN := uv run --dev
@@ -68,6 +68,9 @@ test-portable: ## numerical tests as on other processors: three vector widths, 1
 			echo "ATEN_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=$$threads"; \
 			ATEN_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=$$threads $(RUN) pytest $$tests || failed=1; \
 	done; done; done; exit $$failed
+
+notebooks: ## run the notebooks and save what they show
+	VFM_SAVE_NOTEBOOKS=1 $(RUN) pytest tests/test_notebooks.py
 
 # Another resolution would rewrite uv.lock, so these work in a copy, in an environment of its own (some GB in uv's cache).
 PACKAGE ?= core
