@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vfm.statistics import holm
@@ -31,6 +31,7 @@ def test_published_example() -> None:
     assert holm([0.022, 0.041, 0.001, 0.8, 0.009]) == pytest.approx([0.066, 0.082, 0.005, 0.8, 0.036])  # by hand
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(families, st.sampled_from([0.01, 0.05, 0.1, 0.5]))
 def test_rejects_what_the_procedure_rejects(p_values: list[float], alpha: float) -> None:
     at_the_edge = [abs(p * left - alpha) < 1e-12 for p in p_values for left in range(1, len(p_values) + 1)]
@@ -38,6 +39,7 @@ def test_rejects_what_the_procedure_rejects(p_values: list[float], alpha: float)
         assert (holm(p_values) <= alpha).tolist() == rejected_step_by_step(p_values, alpha)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(families, st.randoms())
 def test_lies_between_no_correction_and_bonferroni_and_knows_no_order(p_values: list[float], random) -> None:
     corrected = holm(p_values)
