@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
+import threading
 from base64 import b64encode
 from dataclasses import dataclass, field
+from functools import partial
 from html import unescape
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +23,9 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
+from selenium import webdriver
+from selenium.common import WebDriverException
+from selenium.webdriver.support.ui import WebDriverWait
 
 from outside import ROOT, checked
 from test_architecture import PUBLIC, STAGES
@@ -108,6 +116,46 @@ def test_every_public_name_is_described(module: str, html: Path, pages: dict[Pat
     """On the page of its module, or by a link to the page of another one that exports it too."""
     places = {link.rpartition(".")[2] for link in pages[html / f"reference/{module}.html"].links if "#vfm" in link}
     assert set(import_module(module).__all__) - places == set()
+
+
+def test_the_search_finds_a_field_without_a_network(html: Path, tmp_path: Path) -> None:
+    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (binary and driver):
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("no chromium with chromedriver here")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for flag in (
+        "headless", "no-sandbox", "disable-gpu", "no-first-run", "window-size=1280,900", f"user-data-dir={tmp_path}",
+        "host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    ):  # fmt: skip
+        options.add_argument(f"--{flag}")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(html)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    chromium = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    try:
+        chromium.get(f"http://127.0.0.1:{server.server_port}/index.html")
+        found = "return document.activeElement.shadowRoot?.textContent ?? null"  # the search has a root of its own
+        wait = WebDriverWait(chromium, 60, ignored_exceptions=[WebDriverException])
+
+        def is_open(_: object) -> bool:
+            if chromium.execute_script(found) is None:  # not yet, or clicked before the script was ready
+                chromium.find_element("class name", "md-search__button").click()
+            return chromium.execute_script(found) is not None
+
+        wait.until(is_open)
+        chromium.switch_to.active_element.send_keys("reference_language")
+        wait.until(lambda _: "curation.balance" in chromium.execute_script(found))
+    finally:
+        chromium.quit()
+        server.shutdown()
+        server.server_close()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """A server of files that prints nothing."""
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
 
 
 @pytest.fixture
