@@ -24,6 +24,7 @@ from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
 
 from vfm.data import write_tar
 from vfm.eval import load_encoder
+from vfm.integrity import seal
 from vfm.models import build_clip, save_clip
 from vfm.plugin import Artifact, ClipCheckpoint
 from vfm.stages.data import Pairs
@@ -95,7 +96,7 @@ class Ours:
     def index(self, stage: Any) -> Artifact:
         """Return an indexed dataset as in a store, which may cache features."""
         made = stage.run(context(self.root / f"data{next(self.rounds)}"))
-        (made.path / "manifest.json").write_text("{}")
+        (made.path / "manifest.json").write_bytes(seal({"files": {}}))
         return made
 
     def evaluate(self, data: Artifact, *stages: Any) -> list[dict[str, float]]:
