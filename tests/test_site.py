@@ -104,6 +104,13 @@ def test_every_recipe_has_its_page_with_all_of_its_lines(html: Path, pages: dict
         assert last.split()[-1] in text_of(page), name
 
 
+def test_every_notebook_has_its_page(html: Path, pages: dict[Path, Page]) -> None:
+    for file in (ROOT / "examples/notebooks").glob("*.ipynb"):
+        page = html / f"examples/notebooks/{file.stem}.html"
+        assert file.name in pages[page].links
+        assert f"examples/notebooks/{file.stem}.html" in pages[html / "index.html"].links
+
+
 @pytest.mark.parametrize("kind", STAGES)
 def test_every_stage_has_its_page_with_all_of_its_fields(kind: str, html: Path) -> None:
     text = text_of(html / f"stages/{kind}.html")
