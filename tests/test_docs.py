@@ -30,6 +30,7 @@ CPU_ONLY = (  # without PyTorch's own index, and nothing is installed
     f"command uv pip install --help | grep -A3 -e --torch-backend | grep -q cpu && cd {ROOT}"
     f" && command uv pip install --dry-run -p {sys.executable} {LOCAL}"
 )
+MADE = f'set -- {{}} && shift && {sys.executable} -m "$@" --defaults'  # by the copier of this environment
 EXTRA = 'set -- {} && shift 4 && "$@"'  # an extra that is here already
 CLAIM = 'set -- {} && shift 4 && vfm plan "$@"'  # tests/test_claims.py runs them
 SMALL_EVA_TINY = "{} --set probe_train.num_samples=72 --set probe.num_samples=72" + "".join(
@@ -131,7 +132,7 @@ COMMANDS = {
     "uv run vfm run quickstart --prepare clip": f"{SMALL_QUICKSTART} --set clip.steps=3",
     "pip install ./examples/plugin": AS_IT_STANDS,
     "vfm plugins": AS_IT_STANDS,
-    "uvx copier copy examples/plugin_template my-plugin": f'set -- {{}} && shift && {sys.executable} -m "$@" --defaults',
+    "uvx copier copy examples/plugin_template my-plugin": MADE,
     "pip install ./my-plugin": AS_IT_STANDS,
     "vfm run my-plugin/recipe.yaml": AS_IT_STANDS,
     "vfm run examples/plugin/recipe.yaml": AS_IT_STANDS,
