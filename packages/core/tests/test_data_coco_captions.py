@@ -65,6 +65,12 @@ def test_a_folder_with_its_captions_and_another_language_are_read(tmp_path):
     assert open_dataset(pool)[1].texts == {"en": ["a red boat", "a boat at sea"], "de": ["deutsch 1", "deutsch 3"]}
 
 
+def test_numbers_of_images_may_be_texts_in_one_of_the_lists(tmp_path):
+    path = coco(tmp_path, annotations=[{**one, "image_id": str(one["image_id"])} for one in ANNOTATIONS])
+    source = open_dataset(pool_of(tmp_path, path)[0])
+    assert [len(source[n].texts["en"]) for n in range(3)] == [1, 2, 1]
+
+
 def test_bad_rows_are_counted_by_reason(tmp_path):
     images = [*IMAGES, {"id": 90}, "none", {"id": 91, "file_name": "../up.jpg"}, {"id": 92, "file_name": "gone.jpg"}]
     images += [{"id": 93, "file_name": "000000000000.jpg"}]

@@ -67,7 +67,10 @@ def test_class_labels_have_the_names_of_the_feature_and_splits_are_folders(tmp_p
     fields, train = import_fields(str(tmp_path / "saved"))
     assert fields == {"kind": "data.labeled", "path": f"{tmp_path}/saved/test"}
     assert train == {"kind": "data.labeled", "path": f"{tmp_path}/saved/train"}
-    with pytest.raises(UserError, match=r"no split 'val'; give the folder of one, .*/saved/train or .*/saved/test$"):
+    with pytest.raises(
+        UserError,
+        match=r"a saved dataset without a split 'val'; give the folder of one, .*/saved/train or .*/saved/test$",
+    ):
         Labeled(name="data", path=str(tmp_path / "saved"), split="val").preflight(None)
 
 
@@ -97,6 +100,48 @@ def test_pictures_by_path_several_captions_and_bad_rows(tmp_path):
         reasons.append(caught.value.reason)
     # Parquet and Arrow files say how many rows they have, so bad ones are met when they are read.
     assert reasons == ["missing_image", "unsafe_path", "missing_image", "missing_caption"]
+
+
+def test_splits_are_not_mixed_up_and_a_choice_of_rows_is_not_lost(tmp_path):
+    saved(tmp_path / "saved/train", pictures(0, 1, 2))
+    (tmp_path / "saved/dataset_dict.json").write_text(json.dumps({"splits": ["train"]}))
+    pool, _ = run(Pairs(name="pool", path=str(tmp_path / "saved")), tmp_path)
+    assert len(open_dataset(pool)) == 3
+    saved(tmp_path / "saved/test", pictures(3, 4))
+    (tmp_path / "saved/dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
+    with pytest.raises(UserError, match=r"of 2 splits; give the folder of one, .*/saved/train or .*/saved/test$"):
+        Pairs(name="pool", path=str(tmp_path / "saved")).preflight(None)
+    state = tmp_path / "saved/test/state.json"
+    chosen = {**json.loads(state.read_text()), "_indices_data_files": [{"filename": "indices.arrow"}]}
+    state.write_text(json.dumps(chosen))
+    with pytest.raises(UserError, match=r"saved with a choice of its rows .*: expected `flatten_indices` before"):
+        Pairs(name="pool", path=str(tmp_path / "saved/test")).preflight(None)
+
+
+def test_pictures_of_another_name_or_in_lists_are_not_taken_for_captions_only(tmp_path):
+    table = pictures(0, 1)
+    photo = saved(tmp_path / "photo", table.rename_columns(["photo", "caption", "label"]))
+    with pytest.raises(
+        UserError, match=r"no image column 'image' \(image_key\); the columns are photo, caption, label"
+    ):
+        Pairs(name="pool", path=str(photo)).preflight(None)
+    pool, _ = run(Pairs(name="pool", path=str(photo), image_key="photo"), tmp_path)
+    assert open_dataset(pool)[1].image == encoded(1)
+    several = pa.array([[one] for one in table["image"].to_pylist()], pa.list_(IMAGE))
+    folder = saved(tmp_path / "several", table.set_column(0, "image", several))
+    with pytest.raises(
+        UserError, match=r"column 'image': expected the bytes of one image, or {bytes, path}, got list<"
+    ):
+        Pairs(name="pool", path=str(folder)).preflight(None)
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
+def test_captions_of_every_type_of_text_are_read(tmp_path, kind):
+    table = pictures(0, 1, 2)
+    folder = saved(tmp_path / "saved", table.set_column(1, "caption", table["caption"].combine_chunks().cast(kind)))
+    source = open_dataset(run(Pairs(name="pool", path=str(folder)), tmp_path)[0])
+    assert source[2].texts == {"en": ["caption 2"]}
+    assert source.texts_of_shard(0)["text"].to_pylist() == ["caption 0", "caption 1", "caption 2"]
 
 
 def test_a_saved_dataset_of_texts_is_a_table_of_captions(tmp_path):

@@ -16,6 +16,7 @@ from vfm import files
 from vfm.config import UserError
 
 STATE_FILE, INFO_FILE, SPLITS_FILE = "state.json", "dataset_info.json", "dataset_dict.json"
+ROWS_KEY = "_indices_data_files"  # of early versions, which saved a choice of rows beside all of them
 FILE_MAGIC = b"ARROW1"  # of the format with a footer; `datasets` writes the stream format
 
 
@@ -77,30 +78,34 @@ class ArrowFile:
             yield from self.read_row_group(number, columns).to_batches(max_chunksize=size)
 
 
-def saved_dataset(folder: str, names: Sequence[str], split: str) -> list[str] | None:
+def saved_dataset(folder: str, names: Sequence[str], split: str | None = None) -> list[str] | None:
     """Return the Arrow files of a saved dataset in their order; None if the folder has none.
 
     Args:
         folder: of a dataset, or of several splits.
         names: names of the folder's files.
-        split: the one of several splits.
+        split: the one of several splits; None: the only one.
 
     Raises:
-        UserError: a file that lists them is damaged, or there are other splits.
+        UserError: a file that lists them is damaged, there are other splits, or a choice of rows beside them.
     """
     root = folder.rstrip("/")
     if SPLITS_FILE in names:
         splits = [str(name) for name in _listed(f"{root}/{SPLITS_FILE}", "splits")]
-        if split not in splits:
+        chosen = splits[0] if split is None and len(splits) == 1 else split
+        if chosen not in splits:
+            what = f"of {len(splits)} splits" if split is None else f"without a split {split!r}"
             own = " or ".join(f"{root}/{name}" for name in splits)
-            raise UserError(f"{folder}: a saved dataset has no split {split!r}; give the folder of one, {own}")
-        root = f"{root}/{split}"
+            raise UserError(f"{folder}: a saved dataset {what}; give the folder of one, {own}")
+        root = f"{root}/{chosen}"
         names = files.names_in(root) if files.is_directory(root) else []
         if STATE_FILE not in names:
             raise UserError(f"{root}: {STATE_FILE} is missing; expected a saved dataset")
     if STATE_FILE not in names or INFO_FILE not in names:
         return None
     listed = _listed(f"{root}/{STATE_FILE}", "_data_files")
+    if _listed(f"{root}/{STATE_FILE}", ROWS_KEY, default=[]):
+        raise UserError(f"{root}: saved with a choice of its rows ({ROWS_KEY}): expected `flatten_indices` before")
     found = [one.get("filename") if isinstance(one, dict) else None for one in listed]
     inside = [files.join_inside(root, name) if isinstance(name, str) and name else None for name in found]
     if not inside or None in inside:
@@ -111,11 +116,11 @@ def saved_dataset(folder: str, names: Sequence[str], split: str) -> list[str] | 
     return paths
 
 
-def _listed(path: str, key: str) -> list[Any]:
+def _listed(path: str, key: str, default: list[Any] | None = None) -> list[Any]:
     try:
         record = json.loads(files.read_bytes(path))
-        listed = record[key]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        listed = record.get(key, default)
+    except (ValueError, AttributeError, RecursionError):
         raise UserError(f"{path}: expected JSON with a list {key!r}") from None
     if not isinstance(listed, list):
         raise UserError(f"{path}: expected JSON with a list {key!r}")

@@ -53,10 +53,10 @@ def coco_entries(path: str, image_root: str, spec: DatasetSpec) -> Iterator[Imag
         UserError: the file is damaged, or the images are not found.
     """
     images, annotations = _record(path)
-    rows: defaultdict[Any, list[Row | BadSample]] = defaultdict(list)
+    rows: defaultdict[str, list[Row | BadSample]] = defaultdict(list)
     for number, one in enumerate(annotations):
         if isinstance(one, dict) and isinstance(key := one.get("image_id"), int | str):
-            rows[key].append(one)
+            rows[str(key)].append(one)  # some files write the numbers of one list as texts
         else:
             yield ImageEntry("", path, problem=BadSample("unreadable_row", f"{path}: annotations[{number}]"))
     root = image_root or _image_folder(path, images)
@@ -65,7 +65,7 @@ def coco_entries(path: str, image_root: str, spec: DatasetSpec) -> Iterator[Imag
         if not isinstance(name, str) or not isinstance(key, int | str):
             yield ImageEntry("", path, problem=BadSample("unreadable_row", f"{path}: images[{number}]"))
         else:
-            yield entry_of_rows(name, rows.pop(key, [{}]), root, spec, path)
+            yield entry_of_rows(name, rows.pop(str(key), [{}]), root, spec, path)
     for key in rows:
         yield ImageEntry("", path, problem=BadSample("missing_image", f"{path}: image_id {key}"))
     _read.cache_clear()  # the records of train2017 take half a gigabyte, which no later stage needs

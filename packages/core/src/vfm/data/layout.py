@@ -16,7 +16,7 @@ from vfm.data.arrow_files import saved_dataset
 from vfm.data.coco_captions import CAPTION, captions_in_folder, coco_entries, is_coco_captions
 from vfm.data.folder import caption_folder, class_folders, image_folder, image_names
 from vfm.data.image_list import ImageEntry, write_image_lists
-from vfm.data.parquet import IMAGE_COLUMNS, open_parquet
+from vfm.data.parquet import IMAGE_COLUMNS, is_bytes, open_parquet
 from vfm.data.shards import Found, Shard
 from vfm.data.spec import DatasetSpec
 from vfm.data.table import (
@@ -67,7 +67,9 @@ class Layout:
         if not captions or not columns.isdisjoint({*PATH_COLUMNS, *IMAGE_COLUMNS}):
             return False
         return table_kind(path) != "parquet" or not any(
-            _is_binary(field.type) for field in open_parquet(path).schema_arrow if field.name not in ("uid", "key")
+            is_bytes(field.type) or _has_images(field)
+            for field in open_parquet(path).schema_arrow
+            if field.name not in ("uid", "key")
         )
 
     def with_defaults(self, spec: DatasetSpec, *, labels: bool) -> DatasetSpec:
@@ -118,7 +120,7 @@ class Layout:
 
 
 def find_layout(
-    path: str | Sequence[str], kind: Kind | Literal["auto"], image_root: str | None, split: str = "test"
+    path: str | Sequence[str], kind: Kind | Literal["auto"], image_root: str | None, split: str | None = None
 ) -> Layout:
     """Return the layout of a path, by the given kind or by the file names.
 
@@ -126,7 +128,8 @@ def find_layout(
         path: as the user gave it.
         kind: kind of the files; auto: by their names.
         image_root: folder that a table's image paths are relative to.
-        split: split of a CLIP_benchmark folder, or of a saved dataset of Hugging Face.
+        split: split of a CLIP_benchmark folder, or of a saved dataset of Hugging Face; None: `test` of the first, the
+            only one of the second.
 
     Raises:
         UserError: the path does not exist, is no regular file or folder, or its files cannot be read.
@@ -145,11 +148,11 @@ def find_layout(
     return Layout(kind, paths, image_root or "")
 
 
-def _inside(folder: str, kind: Kind | Literal["auto"], split: str) -> list[str]:
+def _inside(folder: str, kind: Kind | Literal["auto"], split: str | None) -> list[str]:
     """Return the tars, the table, the captions, the parquet or Arrow files in a folder, else the folder itself."""
     # The order matters: img2dataset writes a parquet table beside each tar, and image folders may have a table.
     root = folder.rstrip("/")
-    if kind in ("auto", "webdataset") and (shards := benchmark_shards(root, split)):
+    if kind in ("auto", "webdataset") and (shards := benchmark_shards(root, split or "test")):
         return shards
     names = files.names_in(folder)
     tars = [f"{root}/{name}" for name in names if name.endswith(".tar")]
@@ -190,18 +193,19 @@ def _guess(paths: Sequence[str]) -> Kind:
 
 def _holds_bytes(path: str) -> bool:
     """Return True if a parquet file has image bytes in a column, not paths."""
-    schema = open_parquet(path).schema_arrow
     return any(
-        _is_binary(kind) or pa.types.is_struct(kind)
-        for name in IMAGE_COLUMNS
-        if name in schema.names
-        for kind in [schema.field(name).type]
+        _has_images(field) or (field.name in IMAGE_COLUMNS and (is_bytes(field.type) or pa.types.is_struct(field.type)))
+        for field in open_parquet(path).schema_arrow
     )
+
+
+def _has_images(field: pa.Field) -> bool:
+    """Return whether a column has Hugging Face's `{bytes, path}`, or lists of them, whatever its name."""
+    kind = field.type
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_struct(kind)) and kind.get_field_index("bytes") >= 0
 
 
 def _absolute(folder: str) -> str:
     return folder if files.is_remote(folder) else str(Path(folder).resolve())
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

@@ -51,6 +51,10 @@ class ParquetShard:
         self.file = open_parquet(path)
         names = self.file.schema_arrow.names
         self.image = image_column(names, spec.image_key, path) if spec.images else None
+        if self.image and not holds_image(kind := self.file.schema_arrow.field(self.image).type):
+            raise UserError(
+                f"{path}: column '{self.image}': expected the bytes of one image, or {{bytes, path}}, got {kind!s:.60}"
+            )
         self.sources = [*spec.texts.values(), *([spec.label_key] if spec.label_key else [])]
         roots = {source.partition(".")[0] for source in self.sources}
         if missing := sorted(roots - set(names)):
@@ -197,6 +201,18 @@ def image_column(names: list[str], image_key: str | None, path: str) -> str:
             f"{path}: no image column '{image_key or 'image'}' (image_key); the columns are {', '.join(names)}"
         )
     return found
+
+
+def holds_image(kind: pa.DataType) -> bool:
+    """Return whether a column of a type may have images: bytes, or Hugging Face's `{bytes, path}`."""
+    if pa.types.is_dictionary(kind):
+        return holds_image(kind.value_type)
+    return bool(is_bytes(kind) or pa.types.is_struct(kind) or pa.types.is_null(kind))
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Return whether a column of a type has bytes."""
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def _value(scalar: Any, where: str) -> object:

@@ -15,6 +15,7 @@ from typing import IO, Any, cast
 
 from vfm import files
 from vfm.config import UserError
+from vfm.data.delimited import MAX_LINE, delimited_rows, header_of, is_image
 from vfm.data.image_list import ImageEntry, Row, entry_of_rows
 from vfm.data.parquet import DAMAGE, open_parquet
 from vfm.data.sample import BadSample
@@ -22,13 +23,10 @@ from vfm.data.spec import DatasetSpec
 from vfm.data.webdataset import IMAGE_EXTENSIONS
 
 TABLE_EXTENSIONS = ("csv", "tsv", "jsonl", "parquet")
-LIST_EXTENSION = "txt"  # one image path per line
+LIST_EXTENSION = "txt"  # the path of an image in each line, or a caption
 PATH_COLUMNS = ("image", "filepath", "file_name", "filename", "image_path", "path", "file", "img")
 CAPTION_COLUMNS = ("caption", "text", "title", "captions", "texts", "txt", "TEXT", "alt")
-MAX_LINE = 16 << 20  # characters; a longer line is not a row of a table, and would fill the memory
 ROWS_FOR_COLUMNS = 20  # JSON lines whose keys are the columns
-MAX_LINES = 1000  # lines of one row; more are swallowed by a quotation mark that is never closed
-DELIMITERS = (",", ";", "\t")  # of a csv file; spreadsheets write semicolons where the comma is the decimal mark
 _EXTENSION = re.compile(rf"\.(?:{'|'.join(sorted(IMAGE_EXTENSIONS, key=len, reverse=True))})", re.IGNORECASE)
 
 
@@ -43,7 +41,7 @@ def lists_captions(path: str) -> bool:
     if table_kind(path) != LIST_EXTENSION:
         return False
     rows = islice(table_rows(path), ROWS_FOR_COLUMNS)
-    return not any(isinstance(row, dict) and _is_image(row[PATH_COLUMNS[0]].strip()) for row in rows)
+    return not any(isinstance(row, dict) and is_image(row[PATH_COLUMNS[0]].strip()) for row in rows)
 
 
 def table_columns(path: str) -> list[str]:
@@ -64,7 +62,7 @@ def table_columns(path: str) -> list[str]:
         columns = list(dict.fromkeys(name for row in islice(readable, ROWS_FOR_COLUMNS) for name in row))
     else:
         with _open(path) as text:
-            _, columns = _header(_lines(text, path), path)
+            _, columns = header_of(_lines(text, path), tabs=kind == "tsv")
     if not any(columns):
         raise UserError(f"{path}: the table is empty")
     return columns
@@ -104,7 +102,7 @@ def table_entries(path: str, image_root: str, spec: DatasetSpec) -> Iterator[Ima
         UserError: a column that the spec names is missing.
     """
     columns = table_columns(path)
-    first_image = next((place for place, value in enumerate(columns) if _is_image(value)), None)
+    first_image = next((place for place, value in enumerate(columns) if is_image(value)), None)
     headless = first_image is not None and not (spec.image_key or spec.texts or spec.label_key)
     if headless:  # a list of images without a header
         columns = [f"column {place}" for place in range(len(columns))]
@@ -157,7 +155,10 @@ def table_rows(
             column = columns[0] if columns else PATH_COLUMNS[0]
             yield from ({column: line.strip("\r\n")} for line in lines if line.strip())
             return
-        yield from _json_rows(lines, path) if kind == "jsonl" else _delimited_rows(lines, path, columns, image_column)
+        if kind == "jsonl":
+            yield from _json_rows(lines, path)
+        else:
+            yield from delimited_rows(lines, path, columns, image_column, tabs=kind == "tsv")
 
 
 @contextmanager
@@ -231,93 +232,3 @@ def _json_rows(lines: Iterator[str], path: str) -> Iterator[Row | BadSample]:
         # A line holds several rows if the line break between them is damaged.
         for _ in range(max(1, len(start.findall(line))) if start else 1):
             yield BadSample("broken_json", f"{path}: line {number}")
-
-
-class _RawTabs(csv.excel_tab):
-    """Tab-separated without quoting: such tables are mostly raw, and a caption may begin with a quotation mark."""
-
-    quoting = csv.QUOTE_NONE
-
-
-class _Semicolons(csv.excel):
-    delimiter = ";"
-
-
-def _header(lines: Iterator[str], path: str) -> tuple[type[csv.Dialect], list[str]]:
-    """Read the first line, and return the table's dialect and its values."""
-    first = next(lines, "")
-    if table_kind(path) == "tsv":
-        return _RawTabs, next(csv.reader([first], _RawTabs), [])
-    dialects: list[type[csv.Dialect]] = [csv.excel, _Semicolons, csv.excel_tab]
-    split = [(dialect, next(csv.reader([first], dialect), [])) for dialect in dialects]
-    return next((one for one in split if len(one[1]) > 1), split[0])
-
-
-def _delimited_rows(
-    lines: Iterator[str], path: str, columns: list[str] | None, image_column: str | None
-) -> Iterator[Row | BadSample]:
-    csv.field_size_limit(MAX_LINE)  # so that an overlong caption is one bad sample, and not an error of the table
-    supply = _Lines(lines)
-    dialect, header = _header(supply, path)
-    if columns:
-        supply.unread(0)
-        dialect = csv.excel if len(columns) == 1 and table_kind(path) == "csv" else dialect
-    names = columns or header
-    image = names.index(image_column) if image_column in names else None
-    reader = csv.reader(supply, dialect)
-    while True:
-        supply.taken.clear()
-        values = next(reader, None)
-        if values is None:
-            return
-        if len(supply.taken) > 1 and _swallowed(supply.taken, dialect, len(names), image):
-            supply.unread(1)  # only the first line is lost, the others are rows
-            yield BadSample("unreadable_row", f"{path}: line {supply.number}")
-        elif not columns and any(values[len(names) :]):
-            # More values than columns: a line break or a quotation mark is damaged, and several rows may have merged.
-            merged = sum(map(_is_image, values)) if image is not None else 1
-            for _ in range(max(1, merged)):
-                yield BadSample("unreadable_row", f"{path}: line {supply.number}")
-        elif values:
-            yield dict(zip(names, values + [None] * (len(names) - len(values)), strict=False))
-
-
-class _Lines:
-    """Iterates over lines, remembers those of the current row, and can yield them again."""
-
-    def __init__(self, lines: Iterator[str]) -> None:
-        self.lines = lines
-        self.taken: list[str] = []
-        self.again: list[str] = []  # in reverse order
-        self.number = 0  # of the last line
-
-    def __iter__(self) -> _Lines:
-        return self
-
-    def __next__(self) -> str:
-        if len(self.taken) >= MAX_LINES:
-            raise StopIteration
-        line = self.again.pop() if self.again else next(self.lines)
-        self.taken.append(line)
-        self.number += 1
-        return line
-
-    def unread(self, first: int) -> None:
-        """Yield the lines of the current row again, beginning with the one of the number `first`."""
-        self.again += reversed(self.taken[first:])
-        self.number -= len(self.taken) - first
-        del self.taken[first:]
-
-
-def _swallowed(lines: list[str], dialect: type[csv.Dialect], num_columns: int, image: int | None) -> bool:
-    """Return whether lines after the first are rows of their own, which a stray quotation mark has merged."""
-    if len(lines) >= MAX_LINES:
-        return True
-    if image is None:
-        return False
-    parsed = (next(csv.reader([line], dialect), []) for line in lines[1:])
-    return any(len(values) == num_columns and _is_image(values[image]) for values in parsed)
-
-
-def _is_image(value: str) -> bool:
-    return value.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
