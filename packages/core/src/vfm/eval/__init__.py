@@ -7,7 +7,8 @@ imports torch; configurations are in `vfm.stages.evaluation`, statistics in `vfm
 """
 
 from vfm.eval.attentive_probe import AttentiveHead
-from vfm.eval.classification import encode_with_targets, hardest_panel, result_from_ranks, result_from_scores
+from vfm.eval.classification import encode_with_targets, result_from_ranks, result_from_scores
+from vfm.eval.classification_panels import hardest_panel
 from vfm.eval.embeddings import embed_dataset, open_writer, read_embeddings
 from vfm.eval.encoders import encode_texts, load_encoder, logit_scale
 from vfm.eval.evaluation import report_models, write_report

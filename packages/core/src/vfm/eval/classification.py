@@ -18,14 +18,12 @@ from vfm.eval.features import Encoded, encode_dataset, encode_labeled
 from vfm.eval.ranking import hits_at, label_ranks
 from vfm.eval.row_files import RowFile
 from vfm.models import ImageEncoder
-from vfm.panels import TablePanel
 from vfm.scores import ModelResult
 from vfm.stage import Context
 from vfm.stages.evaluation.base import ReadSettings
-from vfm.statistics import Accuracy, MeanAveragePrecision, average_precisions
+from vfm.statistics import Accuracy, MeanAveragePrecision
 
 ClassDataset = LabeledDataset | TaggedImages  # one class, or several labels per image
-HARDEST = 12  # classes shown
 EMPTY_NAMED = 5  # classes without an image that a warning names
 
 
@@ -132,34 +130,3 @@ def _group_scores(
     return [
         Accuracy(f"{prefix}acc1/{group}", top1[those], chance=1 / num_classes) for group, those in groups if those.any()
     ]
-
-
-def hardest_panel(data: ClassDataset, targets: Tensor, results: Mapping[str, ModelResult]) -> TablePanel:
-    """Return a table of the classes with the lowest recall by the last model, or of every label's precision."""
-    if isinstance(data, LabeledDataset):
-        return _hardest_classes(data.class_names, targets.numpy(), results)
-    positives = targets.numpy()
-    by_model = {
-        model: average_precisions(np.stack(result.predictions["images"]["scores"]), positives)
-        for model, result in results.items()
-    }
-    rows: list[list[str | float | int | None]] = [
-        [name, int(positives[:, c].sum()), *(round(100 * float(found[c]), 1) for found in by_model.values())]
-        for c, name in enumerate(data.class_names)
-        if positives[:, c].any()
-    ]
-    columns = ["label", "images", *(f"{model}, average precision, %" for model in by_model)]
-    return TablePanel(title="Average precision by label", order=40, columns=columns, rows=rows)
-
-
-def _hardest_classes(names: Sequence[str], labels: NDArray[np.int64], results: Mapping[str, ModelResult]) -> TablePanel:
-    present = np.unique(labels)
-    hits = {model: hits_at(np.asarray(result.predictions["images"]["rank"]), 1) for model, result in results.items()}
-    recall = {model: np.array([100 * hit[labels == c].mean() for c in present]) for model, hit in hits.items()}
-    worst = np.argsort(list(recall.values())[-1], kind="stable")[:HARDEST]
-    rows: list[list[str | float | int | None]] = []
-    for i in worst:
-        shares = [round(float(values[i]), 1) for values in recall.values()]
-        rows.append([names[present[i]], int((labels == present[i]).sum()), *shares])
-    columns = ["class", "images", *(f"{model}, % right" for model in recall)]
-    return TablePanel(title="Hardest classes", order=40, columns=columns, rows=rows)

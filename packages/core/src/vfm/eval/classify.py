@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from vfm.config import UserError, did_you_mean
-from vfm.eval.classification import encode_with_targets, hardest_panel, result_from_scores
+from vfm.eval.classification import encode_with_targets, result_from_scores
+from vfm.eval.classification_panels import add_class_panels
 from vfm.eval.hashes import data_hash
 from vfm.models import PooledVision, class_names_of
 from vfm.scores import Evaluated
@@ -51,7 +52,7 @@ def evaluate_classify(config: Classify, ctx: Context, encoders: Mapping[str, Any
     for name, head in heads.items():
         scores, details = images.features[name].numpy(), {"head": head.columns}
         results[name] = result_from_scores(scores, targets, images.keys, data, "", details)
-    ctx.panel(hardest_panel(data, targets, results))
+    add_class_panels(ctx, data, images, targets, results)
     return Evaluated(data_hash(data, images.digests), results)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from vfm.panels import ImagesPanel, Picture
@@ -37,3 +39,15 @@ def images_panel(
         small.save(file, quality=88)
         pictures.append(Picture(file=str(file.relative_to(directory)), caption=item.caption, right=item.right))
     return ImagesPanel(title=title, note=note, order=order, pictures=pictures, width=WIDTH)
+
+
+def first_of_each(places: NDArray[np.int64], groups: NDArray[np.int64], count: int) -> list[int]:
+    """Return the first places whose items are of different groups, such as one image of each class.
+
+    Args:
+        places: indices of items, in the order of interest.
+        groups: group of each item, (N,).
+        count: number of places to return, at most.
+    """
+    _, first = np.unique(groups[places], return_index=True)
+    return [int(place) for place in places[np.sort(first)[:count]]]

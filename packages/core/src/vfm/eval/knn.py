@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vfm.eval.classification import ClassDataset, encode_with_targets, hardest_panel, result_from_scores
+from vfm.eval.classification import ClassDataset, encode_with_targets, result_from_scores
+from vfm.eval.classification_panels import add_class_panels
 from vfm.eval.hashes import data_hash
 from vfm.eval.ranking import MAX_SCORES, row_blocks
 from vfm.models import ImageEncoder
@@ -58,7 +59,7 @@ def score_knn(
             temperature=temperature,
         )
         results[name] = result_from_scores(votes.numpy(), targets, test.keys, data, "knn_", details)
-    ctx.panel(hardest_panel(data, targets, results))
+    add_class_panels(ctx, data, test, targets, results)
     return Evaluated(data_hash(data, test.digests), results)
 
 

@@ -19,7 +19,8 @@ from sklearn.linear_model import LogisticRegression
 
 from vfm.artifacts import LabeledDataset
 from vfm.config import UserError
-from vfm.eval.classification import encode_with_targets, hardest_panel, result_from_scores
+from vfm.eval.classification import encode_with_targets, result_from_scores
+from vfm.eval.classification_panels import add_class_panels
 from vfm.eval.hashes import data_hash
 from vfm.eval.probe_features import with_probe_features
 from vfm.eval.sweep import LRS, Schedule, split_validation
@@ -114,7 +115,7 @@ def score_linear_probe(
         }
         results[name] = result_from_scores(scores, targets, test.keys, data, "lp_", details)
         curves.append(Series(name=name, x=[p for p, _ in tried], y=[100 * a for _, a in tried]))
-    ctx.panel(hardest_panel(data, targets, results))
+    add_class_panels(ctx, data, test, targets, results)
     ctx.panel(
         LinesPanel(
             title="Penalty chosen on validation",

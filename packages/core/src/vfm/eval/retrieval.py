@@ -21,7 +21,7 @@ from vfm.data.images import decode_image
 from vfm.eval.encoders import encode_texts
 from vfm.eval.features import Encoded, encode_dataset
 from vfm.eval.hashes import data_hash
-from vfm.eval.image_panels import CaptionedImage, images_panel
+from vfm.eval.image_panels import CaptionedImage, first_of_each, images_panel
 from vfm.eval.ranking import hits_at
 from vfm.eval.retrieval_ranks import RetrievalRanks, nearest, own_cosines, retrieval_ranks
 from vfm.models import TextImageEncoder
@@ -149,7 +149,7 @@ class _Examples:
         image_of_text = torch.from_numpy(self.captions.image)
         cosine = own_cosines(self.image_features, self.text_features, image_of_text).numpy()
         by_rank = np.lexsort((-cosine, self.ranks.image_retrieval))  # best first
-        best, worst = _one_per_image(by_rank, self.captions.image), _one_per_image(by_rank[::-1], self.captions.image)
+        best, worst = (first_of_each(texts, self.captions.image, SHOWN) for texts in (by_rank, by_rank[::-1]))
         lost = np.argsort(-self.ranks.text_retrieval, kind="stable")[:SHOWN]
         found = [self._own_image(text) for text in best]
         missed = [shown for text in worst for shown in (self._own_image(text), self._first_image(text))]
@@ -179,9 +179,3 @@ class _Examples:
         rank = int(self.ranks.text_retrieval[image]) + 1
         caption = f"“{self.captions.texts[first]}” · its own: “{own}”, best rank {rank}"
         return CaptionedImage(self._image(image), caption, rank == 1)
-
-
-def _one_per_image(texts: NDArray[np.int64], image_of_text: NDArray[np.int64]) -> list[int]:
-    """Return the first `SHOWN` texts that belong to different images."""
-    _, first = np.unique(image_of_text[texts], return_index=True)
-    return [int(texts[place]) for place in np.sort(first)[:SHOWN]]

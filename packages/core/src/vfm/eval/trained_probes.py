@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from vfm.eval.attentive_probe import AttentiveHead, PatchTokens
-from vfm.eval.classification import ClassDataset, encode_with_targets, hardest_panel, result_from_scores
+from vfm.eval.classification import ClassDataset, encode_with_targets, result_from_scores
+from vfm.eval.classification_panels import add_class_panels
 from vfm.eval.features import Encoded
 from vfm.eval.hashes import data_hash
 from vfm.eval.row_files import row_files
@@ -93,7 +94,7 @@ def score_trained_probe(
             results[name] = result_from_scores(scores, targets, test.keys, data, prefix, details)
             tried = sorted(swept.validation.items())
             curves.append(Series(name=name, x=[lr for lr, _ in tried], y=[100 * found for _, found in tried]))
-        ctx.panel(hardest_panel(data, targets, results))
+        add_class_panels(ctx, data, test, targets, results)
         ctx.panel(_chosen_panel(curves, several=targets.ndim > 1))
         return Evaluated(data_hash(data, test.digests), results)
 

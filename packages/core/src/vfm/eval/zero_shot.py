@@ -23,10 +23,10 @@ from vfm.config import UserError
 from vfm.eval.classification import (
     ClassDataset,
     encode_with_targets,
-    hardest_panel,
     result_from_ranks,
     result_from_scores,
 )
+from vfm.eval.classification_panels import add_class_panels
 from vfm.eval.encoders import encode_texts
 from vfm.eval.hashes import data_hash
 from vfm.eval.ranking import MAX_SCORES, best_ranks, row_blocks
@@ -117,7 +117,7 @@ def score_zero_shot(
         results[name] = result_from_ranks(
             ranks, predicted, targets.numpy(), images.keys, data, "", details, num_answers=len(candidates)
         )
-    ctx.panel(hardest_panel(data, targets, results))
+    add_class_panels(ctx, data, images, targets, results)
     return Evaluated(data_hash(data, images.digests), results)
 
 
