@@ -182,3 +182,20 @@ def test_identity_depends_on_the_version_of_an_evaluation_but_not_on_when_checkp
     assert identity(f"{evals}\n    checkpoint: {{every_steps: 3}}") == before
     monkeypatch.setattr(ZeroShot, "version", 99)
     assert identity(evals) != before
+
+
+def test_identity_depends_on_what_the_file_of_an_evaluation_says_and_not_on_its_folder(tmp_path):
+    def identity(folder: str, text: str | None) -> str:
+        file = tmp_path / folder / "cupl.json"
+        file.parent.mkdir(exist_ok=True)
+        file.unlink(missing_ok=True)
+        if text is not None:
+            file.write_text(text)
+        task = f"{{kind: eval.zero_shot, data: val, prompts: {file}}}"
+        return make_plan(parsed(f"evaluation: {{tasks: [{task}]}}"), Store(tmp_path / "store"))[-1].identity
+
+    before = identity("a", '{"red": ["one"]}')
+    assert identity("b", '{"red": ["one"]}') == before
+    assert identity("a", '{"red": ["two"]}') != before
+    with pytest.raises(UserError, match=r"cupl\.json: no such file"):
+        identity("a", None)

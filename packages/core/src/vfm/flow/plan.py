@@ -67,7 +67,7 @@ def make_plan(recipe: Recipe, store: Store, announce: Callable[[str], None] = la
                 if not earlier:
                     problems |= dict.fromkeys(_wrong_files(Path(ref)))
             try:
-                sources = list(stage.sources())
+                sources = _sources(stage)
                 remote = remote_fingerprints([path for path in sources if files.is_remote(path)])
                 fingerprints = {path: remote.get(path) or fingerprint(path) for path in sources}
             except UserError as error:
@@ -132,6 +132,12 @@ def _moved(step: Step, before: Mapping[str, str]) -> list[str]:
         f"{step.slot.artifact}: it refers to {gone[0]}, which was moved: remove the folder to index the images again"
         " (results made from them stay)"
     ]
+
+
+def _sources(stage: Stage) -> list[str]:
+    """Return the outside files of a stage, and of evaluations in it."""
+    tasks: list[Stage] = getattr(getattr(stage, "evaluation", None), "tasks", [])
+    return [path for one in (stage, *tasks) for path in one.sources()]
 
 
 def _identity(stage: Stage, inputs: Mapping[str, str], fingerprints: Mapping[str, str]) -> str:
