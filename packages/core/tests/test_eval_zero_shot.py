@@ -141,19 +141,24 @@ def test_sentences_of_a_class_are_averaged_as_plain_unit_vectors(tmp_path: Path)
 @pytest.mark.parametrize(
     ("text", "line"),
     [
+        (None, r"cupl\.json: no such file"),
         ('{"red": ["a"', "not readable as JSON: "),
         ("[]", r"expected {class: \[sentences\]}, got \[\]"),
         ('{"red": "a"}', "class 'red': expected a list of sentences, got a"),
+        ('{"red": ["a"], "red": ["b"]}', "not readable as JSON: 'red' is there twice"),
         ('{"red": [" "]}', r"class 'red': expected a list of sentences, got \[' '\]"),
-        ('{"red": ["a"], "gren": ["a"]}', "no sentences for 'green' and 1 others; did you mean 'gren'?"),
+        ('{"red": ["a"], "gren": ["a"]}', "no sentences for 'green' and 1 other; did you mean 'gren'?"),
         (
             '{"red": ["a"], "green": ["a"], "blue": ["a"], "sky": ["a"]}',
-            "sentences for 'sky', which is no class of the",
+            "the dataset has no class 'sky'",
         ),
     ],
 )
-def test_sentences_that_do_not_fit_are_one_line_before_anything_runs(tmp_path: Path, text: str, line: str) -> None:
-    (tmp_path / "cupl.json").write_text(text)
+def test_sentences_that_do_not_fit_are_one_line_before_anything_runs(
+    tmp_path: Path, text: str | None, line: str
+) -> None:
+    if text is not None:
+        (tmp_path / "cupl.json").write_text(text)
     data = LabeledDataset.create(tmp_path / "data", num_samples=3, class_names=["red", "green", "blue"])
     stage = ZeroShot(name="zero", models=["clip"], data="photos", prompts=str(tmp_path / "cupl.json"))
     with pytest.raises(UserError, match=line) as caught:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from vfm import files
 from vfm.config import UserError, did_you_mean
@@ -30,14 +32,13 @@ def read_sentences(path: str) -> dict[str, list[str]]:
     """Return the sentences of each class, from a JSON file of the form {class: [sentences]}.
 
     Raises:
-        UserError: the file is missing or damaged, or a class has no sentence.
+        UserError: the file is missing or damaged, or a class has no sentence or is there twice.
 
     Source: Pratt et al. 2023, What does a platypus look like? (CuPL, arXiv:2209.03320), whose files have this form.
     """
-    if not files.exists(path):
-        raise UserError(f"{path}: no such file")
+    text = files.read_text(path)
     try:
-        record = json.loads(files.read_text(path))
+        record = json.loads(text, object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON: {' '.join(str(error).split())}") from None
     if not isinstance(record, dict) or not record:
@@ -60,15 +61,24 @@ def sentences_of(path: str, class_names: Sequence[str], *, others: bool = False)
     Raises:
         UserError: a class has no sentences, or sentences belong to no class; the line names the first of them.
     """
-    found = read_sentences(path)
+    found, known = read_sentences(path), set(class_names)
     missing = [name for name in class_names if name not in found]
     if missing:
         raise UserError(f"{path}: no sentences for {_listed(missing)}{did_you_mean(missing[0], found)}")
-    unknown = [name for name in found if name not in set(class_names)]
+    unknown = [name for name in found if name not in known]
     if unknown and not others:
-        raise UserError(f"{path}: sentences for {_listed(unknown)}, which is no class of the dataset")
+        raise UserError(f"{path}: the dataset has no class {_listed(unknown)}{did_you_mean(unknown[0], known)}")
     return [found[name] for name in class_names]
 
 
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; json itself would keep the last of several values."""
+    name, count = Counter(name for name, _ in pairs).most_common(1)[0] if pairs else ("", 0)
+    if count > 1:
+        raise ValueError(f"{name!r} is there twice")
+    return dict(pairs)
+
+
 def _listed(names: Sequence[str]) -> str:
-    return f"{names[0]!r}" + (f" and {len(names) - 1} others" if len(names) > 1 else "")
+    more = len(names) - 1
+    return f"{names[0]!r}" + (f" and {more} other{'s' * (more > 1)}" if more else "")
