@@ -223,9 +223,13 @@ def test_the_estimate_knows_what_is_trained() -> None:
     [
         ({}, "update: lora would keep random weights of the vision tower: give init or init_vision"),
         ({"init_vision": "x"}, "update: lora would keep random weights of the text tower: give init or init_text"),
+        (
+            {"init": "x", "vision": {"lock": True, "unlocked": 1}, "text": {"lock": True}},
+            "update: lora changes towers that are not locked: both are",
+        ),
     ],
 )
-def test_random_weights_are_not_kept(changes: dict[str, Any], line: str) -> None:
+def test_random_weights_are_not_kept_and_some_tower_is_changed(changes: dict[str, Any], line: str) -> None:
     with pytest.raises(ValidationError, match=line):
         ClipTrain(name="clip", data="pool", steps=1, update={"type": "lora"}, **changes)
 

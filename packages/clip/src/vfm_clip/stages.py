@@ -225,6 +225,8 @@ class ClipTrain(ClipTraining):
             if self.update.keeps_weights and not (tower.lock or self.init or start):
                 kept = f"update: {self.update.type} would keep random weights of the {name} tower"
                 raise ValueError(f"{kept}: give init or init_{name}")
+        if self.update.keeps_weights and self.vision.lock and self.text.lock:
+            raise ValueError(f"update: {self.update.type} changes towers that are not locked: both are")
         if self.init and "model" in self.model_fields_set:
             raise ValueError("init has its own architecture: omit model")
         unmasked = self.vision.unmasked_steps
