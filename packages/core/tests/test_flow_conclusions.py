@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -61,6 +63,13 @@ def test_several_seeds_say_what_the_method_does() -> None:
 def test_a_long_list_of_metrics_is_cut(count: int) -> None:
     (line, _) = conclusions([finding(0.0, f"metric{number}") for number in range(count)])
     assert line.endswith(f"metric3 +2.1, {count - 4} more.")
+
+
+def test_a_comparison_of_scores_that_are_nan_says_nothing_and_spoils_nothing() -> None:
+    found = corrected([finding(math.nan), finding(0.04, "acc5"), finding(math.nan, num_seeds=3)])
+    assert found[1].test.p_value == 0.04, "it is the only one"
+    assert conclusions(found)[0] == "zero_shot: diva and clip differ on these items: acc5 +2.1."
+    assert corrections(found)[0].startswith("p-values are corrected for 1 comparison on the same items (Holm)")
 
 
 def test_nothing_compared_says_nothing() -> None:

@@ -141,6 +141,7 @@ def test_a_strip_keeps_order_and_stays_on_the_page(values: list[float], a: float
     [
         ((), 0.01, 0.1, "≠"),
         ((), 0.06, 0.1, ""),
+        ((), math.nan, 0.1, ""),
         ((1, 2), 0.01, 0.1, "▲"),
         ((1, 2), 0.05, -0.1, "▼"),
         ((1, 2), 1, 0, ""),
@@ -167,6 +168,11 @@ def test_a_strip_survives_what_is_not_finite() -> None:
 )  # fmt: skip
 def test_cells_are_written_as_people_read_them(value: object, text: str) -> None:
     assert number_format.number(value) == text
+
+
+def test_a_p_value_that_is_unknown_is_not_small() -> None:
+    texts = [number_format.p_value(value).replace(number_format.NO_BREAK, " ") for value in (0.0004, 0.032, math.nan)]
+    assert texts == ["< 0.001", "= 0.032", "= nan"]
 
 
 def test_shares_and_percentages_say_the_same() -> None:

@@ -51,7 +51,16 @@ def test_lies_between_no_correction_and_bonferroni_and_knows_no_order(p_values: 
     assert holm([p_values[place] for place in places]).tolist() == corrected[places].tolist()
 
 
-@pytest.mark.parametrize("wrong", [[-0.1], [1.5], [float("nan")], [[0.5]]])
+@pytest.mark.parametrize("wrong", [[-0.1], [1.5], [float("inf")], [[0.5]]])
 def test_what_is_no_p_value_is_refused(wrong: list[float]) -> None:
     with pytest.raises(ValueError, match=r"expected p-values \(N,\) within 0\.\.1"):
         holm(wrong)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(families, st.lists(st.integers(0, 12), max_size=3))
+def test_tests_that_could_not_be_made_are_not_in_the_family(p_values: list[float], places: list[int]) -> None:
+    mixed = np.insert(p_values, [min(place, len(p_values)) for place in places], np.nan)
+    corrected = holm(mixed)
+    assert np.isnan(corrected).tolist() == np.isnan(mixed).tolist()
+    assert corrected[~np.isnan(mixed)].tolist() == holm(p_values).tolist()

@@ -6,6 +6,7 @@ questions differ, so each kind is corrected for its own number.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -65,12 +66,18 @@ def corrected(findings: Sequence[Finding]) -> list[Finding]:
 
 def corrections(findings: Sequence[Finding]) -> list[str]:
     """Return the sentence on the correction, if there are comparisons."""
-    over_seeds = sum(bool(one.num_seeds) for one in findings)
-    counts = [(len(findings) - over_seeds, "on the same items"), (over_seeds, "over seeds")]
+    made = _made(findings)
+    over_seeds = sum(bool(one.num_seeds) for one in made)
+    counts = [(len(made) - over_seeds, "on the same items"), (over_seeds, "over seeds")]
     named = [f"{number_format.number(count)} {_comparisons(count)} {kind}" for count, kind in counts if count]
     if not named:
         return []
     return [f"p-values are corrected for {' and for '.join(named)} (Holm); the intervals of differences are not."]
+
+
+def _made(findings: Sequence[Finding]) -> list[Finding]:
+    """Return the comparisons that could be made: of scores that are NaN the p-value is NaN too."""
+    return [one for one in findings if not math.isnan(one.test.p_value)]
 
 
 def conclusions(findings: Sequence[Finding]) -> list[str]:
@@ -79,8 +86,8 @@ def conclusions(findings: Sequence[Finding]) -> list[str]:
     With several seeds that is what a method does, and the comparisons of single seeds are left out. With one seed it is
     on which items two models differ, which is no gain of a method.
     """
-    seeds = [one for one in findings if one.num_seeds]
-    items = [one for one in findings if not one.num_seeds and not (seeds and "@" in one.report)]
+    seeds = [one for one in _made(findings) if one.num_seeds]
+    items = [one for one in _made(findings) if not one.num_seeds and not (seeds and "@" in one.report)]
     lines: list[str] = []
     if seeds:
         lines += _of_family(seeds, "over the seeds", "these seeds do not separate the methods")

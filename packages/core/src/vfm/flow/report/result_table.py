@@ -27,7 +27,7 @@ class Row:
     @property
     def sign(self) -> str:
         """The mark of a clear difference, by its corrected p-value: of two models, or over seeds its direction."""
-        if self.comparison is None or self.comparison.p_value > ALPHA:
+        if self.comparison is None or not self.comparison.p_value <= ALPHA:  # NaN is not clear
             return ""
         return ("▲" if self.comparison.difference > 0 else "▼") if self.values else "≠"
 
