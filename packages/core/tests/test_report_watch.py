@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from cli_world import Outcome, install, run_here
+from vfm.events import Event
+from vfm.flow.listeners import JsonLinesListener
+from vfm.flow.locks import is_locked
 from vfm.flow.report import is_current
 
 pytest.importorskip("matplotlib")
@@ -160,7 +163,18 @@ def test_a_watch_is_interrupted_without_harm_and_ends_when_the_run_is_killed(wor
     run.kill()
     run.communicate()
     done = run_here("report", "r", "--watch")
-    assert (done.code, done.errors) == (2, ["error: the run has stopped: its process was killed"])
+    assert (done.code, done.errors) == (2, ["error: the run has stopped: no process is running it"])
+    with (world.run / "events.jsonl").open("a") as events:  # as if it had been killed between two stages
+        events.write(Event("stage_finished", "first", {"seconds": 1.0}).to_json() + "\n")
+    assert run_here("report", "r", "--watch").errors == done.errors
+
+
+def test_a_run_is_alive_while_its_events_may_come(tmp_path: Path) -> None:
+    one, other = (JsonLinesListener(tmp_path / "events.jsonl") for _ in range(2))
+    one.close()
+    assert is_locked(tmp_path / "events.jsonl"), "two processes may run the same plan"
+    other.close()
+    assert not is_locked(tmp_path / "events.jsonl")
 
 
 def test_wrong_words_are_one_line(world: World) -> None:

@@ -16,6 +16,7 @@ from rich.progress import Progress, TaskID
 
 from vfm.config import UserError
 from vfm.events import Event, stamped
+from vfm.flow.locks import share_lock
 from vfm.flow.number_format import PERCENT_UNITS, quantity
 from vfm.flow.progress_bar import Pace, clock_time, progress_display
 from vfm.hookspecs import hookimpl
@@ -128,6 +129,7 @@ class JsonLinesListener:
             raise UserError(f"{path}: expected a regular file for the events, got a link or something else; remove it")
         # Unbuffered: each line is one write, so that several runs can append, and none is lost when the disk is full.
         self.stream = path.open("ab", buffering=0)
+        share_lock(self.stream.fileno())  # by which others know that the run goes on
 
     @hookimpl
     def vfm_event(self, event: Event) -> None:

@@ -42,8 +42,13 @@ def locked(file: Path, name: str, on_wait: Callable[[str], None] = lambda messag
         os.close(descriptor)
 
 
+def share_lock(descriptor: int) -> None:
+    """Hold the lock of an open file together with others who share it, until it is closed."""
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+
+
 def is_locked(file: Path) -> bool:
-    """Return whether a process holds the lock of a file.
+    """Return whether a process holds the lock of a file, alone or shared.
 
     Raises:
         UserError: the file is a link, or no regular file.

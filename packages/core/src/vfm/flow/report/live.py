@@ -100,7 +100,7 @@ def watch(directory: Path, page: Path, *, seconds: float = SECONDS) -> None:
         seconds: time between two looks at the run.
 
     Raises:
-        UserError: the run failed or was killed, has written no events, or jinja2 or matplotlib is missing.
+        UserError: the run failed or has written no events, no process is running it, or jinja2 or matplotlib is missing.
     """
     log, drawn = RunLog(directory / EVENTS_FILE), Drawn()
     if not log.file.is_file():
@@ -117,7 +117,7 @@ def watch(directory: Path, page: Path, *, seconds: float = SECONDS) -> None:
             write_report(summary_of_run(directory), page, drawn)
         return
     write_report(summary_so_far(directory, log), page, drawn)
-    raise UserError(f"the run has stopped: {log.end.data['message'] if log.end else 'its process was killed'}")
+    raise UserError(f"the run has stopped: {log.end.data['message'] if log.end else 'no process is running it'}")
 
 
 def _if_readable(directory: Path, log: RunLog, reload: int) -> RunSummary | None:
@@ -129,15 +129,12 @@ def _if_readable(directory: Path, log: RunLog, reload: int) -> RunSummary | None
 
 
 def _is_killed(directory: Path, log: RunLog) -> bool:
-    """Return whether a stage has begun whose lock nobody holds; a run that lives holds it until the stage has ended.
-
-    A run that was killed between two stages is not recognised.
-    """
-    if not log.running or any(is_locked(_slot(directory, name, log).lock_file) for name in log.running):
+    """Return whether nobody works on the run: not the process that writes the events, nor those of a begun stage."""
+    files = [log.file, *(_slot(directory, name, log).lock_file for name in log.running)]
+    if any(is_locked(file) for file in files):
         return False
-    before = log.running
-    log.update()  # the stage may have ended meanwhile
-    return not log.end and log.running == before
+    log.update()  # the run may have ended meanwhile
+    return not log.end
 
 
 def _slot(directory: Path, stage: str, log: RunLog) -> Slot:
