@@ -100,7 +100,7 @@ def watch(directory: Path, page: Path, *, seconds: float = SECONDS) -> None:
         seconds: time between two looks at the run.
 
     Raises:
-        UserError: the run failed or has written no events, no process is running it, or jinja2 or matplotlib is missing.
+        UserError: the run failed, has stopped or has written no events, or jinja2 or matplotlib is missing.
     """
     log, drawn = RunLog(directory / EVENTS_FILE), Drawn()
     if not log.file.is_file():
