@@ -155,6 +155,33 @@ def test_tables_are_sorted_and_filtered(page: Path, browser: Any) -> None:
     assert seen(panel, "[role=status]") == ["1 of 10"]
 
 
+def test_the_keyboard_sorts_a_table(page: Path, browser: Any) -> None:
+    browser.get(page.as_uri())
+    panel = section(browser, "Ten rows")
+    heading = panel.find_element("css selector", "th:nth-child(2)")
+    for key, order, first in ((" ", "ascending", "row 1"), ("\ue007", "descending", "row 0")):
+        heading.find_element("css selector", "button").send_keys(key)
+        assert heading.get_attribute("aria-sort") == order
+        assert seen(panel, "td:first-child")[0] == first
+
+
+def test_everything_is_unfolded_for_printing_and_folded_again(page: Path, browser: Any) -> None:
+    browser.get(page.as_uri())
+    fold, folded = browser.find_elements("css selector", "nav button")[1], "details:not([open])"
+    before = len(browser.find_elements("css selector", folded))
+    assert before > len(browser.find_elements("css selector", "details.stage"))
+    browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+    assert browser.find_elements("css selector", folded) == []
+    browser.execute_script("dispatchEvent(new Event('afterprint'))")
+    assert len(browser.find_elements("css selector", folded)) == before
+    assert fold.text == "Open all"
+    for summary in browser.find_elements("css selector", "details.stage > summary"):
+        summary.click()
+    assert fold.text == "Fold all", "it says what it does, whoever has opened the stages"
+    fold.click()
+    assert len(browser.find_elements("css selector", folded)) == before
+
+
 def test_results_are_sorted_by_whole_metrics(page: Path, browser: Any) -> None:
     browser.get(page.as_uri())
     table = browser.find_element("css selector", "#results ~ .scroll table.results")
@@ -188,8 +215,12 @@ def test_figures_are_enlarged_and_escape_closes_them(page: Path, browser: Any) -
     assert browser.find_element("css selector", caption).text.endswith("one 1")
     body.send_keys("\ue00c")  # escape
     assert not browser.execute_script(opened)
-    panel.find_element("css selector", "img").send_keys("\ue007")  # the return key
-    assert browser.execute_script(opened)
+    for key in ("\ue007", " "):  # the return key, and the space key
+        panel.find_element("css selector", "img").send_keys(key)
+        assert browser.execute_script(opened)
+        assert browser.find_elements("css selector", "dialog [tabindex]") == [], "the copy opens nothing"
+        browser.find_element("xpath", "//dialog/button[text()='Close']").click()
+        assert not browser.execute_script(opened)
 
 
 def test_curves_are_switched_off_and_on(page: Path, browser: Any) -> None:

@@ -44,15 +44,23 @@
   const foldButton = button("Open all", () => {
     const open = sections.some((section) => !section.open);
     for (const section of sections) section.open = open;
-    foldButton.textContent = open ? "Fold all" : "Open all";
   });
+  const nameFold = () => {
+    foldButton.textContent = sections.every((section) => section.open) ? "Fold all" : "Open all";
+  };
+  for (const section of sections) section.addEventListener("toggle", nameFold); // by whatever opens it
   function unfold() {
     const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
     for (let at = target; at; at = at.parentElement) if (at.tagName === "DETAILS") at.open = true;
     if (target) target.scrollIntoView();
   }
   addEventListener("hashchange", unfold);
-  addEventListener("beforeprint", () => { for (const section of all("details")) section.open = true; });
+  let folded = []; // before printing
+  addEventListener("beforeprint", () => {
+    folded = all("details:not([open])");
+    for (const section of folded) section.open = true;
+  });
+  addEventListener("afterprint", () => { for (const section of folded) section.open = false; });
   document.querySelector("nav").prepend(make("div", { class: "tools" }, themeButton, ...(sections.length ? [foldButton] : [])));
 
   // Filters: a search box, and a count of what it leaves.
@@ -118,9 +126,8 @@
         (grouped ? table : bodies[0]).append(...known, ...units.filter((unit) => keys.get(unit) === null));
       };
       head.setAttribute("aria-sort", "none");
-      head.tabIndex = 0;
+      head.append(make("button", { type: "button" }, ...head.childNodes)); // for the keyboard; its click bubbles
       head.addEventListener("click", sort);
-      head.addEventListener("keydown", (event) => { if (event.key === "Enter") sort(); });
     });
     if (units.length >= FEW) filter(units, "Filter rows", table.closest(".scroll"));
   }
@@ -147,13 +154,18 @@
   });
 
   // Enlarged figures: a click opens one, Escape or a click beside it closes it, arrows lead to the next sample.
-  const dialog = make("dialog", { "aria-label": "Enlarged figure" });
+  const enlarged = make("div");
+  const dialog = make("dialog", { "aria-label": "Enlarged figure" }, button("Close", () => dialog.close()), enlarged);
   let current = null;
   function enlarge(figure) {
     current = figure;
     const panel = figure.closest("section"), title = panel?.querySelector("h4");
     const parts = figure.matches(".chart") ? [...all(".legend, .label", panel), figure] : [figure];
-    dialog.replaceChildren(...[...(title ? [title] : []), ...parts].map((part) => part.cloneNode(true)));
+    enlarged.replaceChildren(...[...(title ? [title] : []), ...parts].map((part) => part.cloneNode(true)));
+    for (const opener of all(".enlarges", enlarged)) { // the copy opens nothing
+      opener.classList.remove("enlarges");
+      for (const name of ["role", "tabindex"]) opener.removeAttribute(name);
+    }
     if (!dialog.open) dialog.showModal();
   }
   for (const figure of all(".chart, .sheet figure")) {
@@ -161,8 +173,14 @@
     if (!opener) continue;
     opener.classList.add("enlarges");
     opener.setAttribute("tabindex", "0");
+    opener.setAttribute("role", "button");
+    if (opener.tagName === "svg") opener.setAttribute("aria-label", "Enlarge the chart"); // a picture has its caption
     opener.addEventListener("click", () => enlarge(figure));
-    opener.addEventListener("keydown", (event) => { if (event.key === "Enter") enlarge(figure); });
+    opener.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault(); // the space key would scroll
+      enlarge(figure);
+    });
   }
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
   addEventListener("keydown", (event) => {
@@ -173,15 +191,15 @@
   });
   document.body.append(dialog);
 
-  // A page of a training that runs reloads itself; what was unfolded stays unfolded.
-  const seconds = Number(root.dataset.reload);
+  // The page of a run that goes on reloads itself; what was unfolded stays unfolded, on the last page too.
+  const seconds = Number(root.dataset.reload), key = `vfm-open ${location.pathname}`;
+  const unfolded = (remembered("sessionStorage", key) ?? "").split(" ");
+  for (const section of sections) section.open ||= unfolded.includes(section.lastElementChild.id);
   if (seconds) {
-    const open = new Set(JSON.parse(remembered("sessionStorage", "vfm-open") ?? "[]"));
-    for (const section of sections) section.open ||= open.has(section.lastElementChild.id);
     setInterval(() => {
-      if (dialog.open) return; // the reader is looking at a figure
-      const unfolded = sections.filter((section) => section.open).map((section) => section.lastElementChild.id);
-      remember("sessionStorage", "vfm-open", JSON.stringify(unfolded));
+      if (dialog.open || all("input").some((box) => box.value)) return; // the reader looks at a figure or some rows
+      const open = sections.filter((section) => section.open).map((section) => section.lastElementChild.id);
+      remember("sessionStorage", key, open.join(" "));
       location.reload();
     }, 1000 * seconds);
   } else {
