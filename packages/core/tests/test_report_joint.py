@@ -50,3 +50,14 @@ def test_charts_of_their_own_stay_alone_and_unequal_seeds_apart() -> None:
     assert joint_panels([panel("cosine", [0.1], [0.9]), panel("none", [0.1], [0.9], "Another")]) == []
     (chart,) = joint_panels([panel("cosine@0", [0.1], [0.9]), panel("cosine@1", [0.1, 0.2], [0.9, None])])
     assert [one.name for one in chart.series] == ["cosine@0", "cosine@1"]
+    assert chart.note == "As is."
+
+
+def test_two_stages_with_one_name_are_no_seeds() -> None:
+    parts = [panel("tuned", [0.1], [0.9]), panel("tuned", [0.2], [0.5])]  # from two starts to one end
+    (chart,) = joint_panels(parts)
+    assert [(one.name, one.x) for one in chart.series] == [("tuned", [0.1]), ("tuned", [0.2])]
+    seeds = [panel("other@0", [0.1], [0.9]), panel("other@1", [0.1], [0.7])]
+    (chart,) = joint_panels([panel("cosine@0", [0.1], [0.9]), panel("cosine@1", [0.1, 0.2], [0.9, None]), *seeds])
+    assert [one.name for one in chart.series] == ["cosine@0", "cosine@1", "other"]
+    assert chart.note == "Each point of other is a mean over 2 seeds; bands are 95 % t-intervals."

@@ -29,26 +29,37 @@ def joint_panels(panels: Iterable[LinesPanel]) -> list[LinesPanel]:
 
 def _joint(key: Key, curves: dict[str, list[LinesPanel]]) -> LinesPanel:
     title, x_label, y_label = key
-    series = [one for name, parts in curves.items() for one in _over_seeds(name, parts)]
-    num_seeds = max(map(len, curves.values()))
     first = next(iter(curves.values()))[0]
-    note = f"Each point is a mean over {num_seeds} seeds; bands are 95 % t-intervals." if num_seeds > 1 else first.note
+    series: list[Series] = []
+    num_seeds: dict[str, int] = {}  # of each mean curve
+    for name, parts in curves.items():
+        if mean := _mean(name, parts):
+            num_seeds[name] = len(parts)
+        series += [mean] if mean else _each(parts)
+    points = "Each point" if len(num_seeds) == len(curves) else f"Each point of {', '.join(num_seeds)}"
+    seeds = " or ".join(map(str, sorted(set(num_seeds.values()))))
+    note = f"{points} is a mean over {seeds} seeds; bands are 95 % t-intervals." if num_seeds else first.note
     return LinesPanel(
         title=f"{title}, all curves", note=note, front=True, order=first.order, series=series,
         x_label=x_label, y_label=y_label, x_log=first.x_log, y_log=first.y_log,
     )  # fmt: skip
 
 
-def _over_seeds(name: str, parts: Sequence[LinesPanel]) -> list[Series]:
-    """Return the mean curve of the seeds; their own curves if these have not the same points."""
+def _each(parts: Sequence[LinesPanel]) -> list[Series]:
+    return [panel.series[0].model_copy(update={"name": panel.curve}) for panel in parts]
+
+
+def _mean(name: str, parts: Sequence[LinesPanel]) -> Series | None:
+    """Return the mean curve of several seeds; none if they have not the same points, or stages share a name."""
     curves = [panel.series[0] for panel in parts]
     y = [[value for value in curve.y if value is not None] for curve in curves]
-    if len(curves) == 1 or len({len(curve.x) for curve in curves} | {len(values) for values in y}) > 1:
-        return [curve.model_copy(update={"name": panel.curve}) for panel, curve in zip(parts, curves, strict=True)]
+    same_points = len({len(curve.x) for curve in curves} | {len(values) for values in y}) == 1
+    if len(parts) == 1 or len({panel.curve for panel in parts}) < len(parts) or not same_points:
+        return None
     from vfm.statistics import t_interval  # needs scipy, an optional extra
 
     points = list(zip(*y, strict=True))  # of S values
     intervals = [t_interval(values) for values in points]
     mean_x = [statistics.fmean(values) for values in zip(*(curve.x for curve in curves), strict=True)]
     low, high = ([interval[end] for interval in intervals] for end in (0, 1))
-    return [Series(name=name, x=mean_x, y=[statistics.fmean(values) for values in points], low=low, high=high)]
+    return Series(name=name, x=mean_x, y=[statistics.fmean(values) for values in points], low=low, high=high)
