@@ -11,7 +11,17 @@ import pytest
 import mllm_toy
 from diva_toy import prior_config, tune_config
 from vfm.models import load_clip
-from vfm.plugin import ClipCheckpoint, Context, Event, GeneratorCheckpoint, Pool, Preflight, Training
+from vfm.plugin import (
+    ClipCheckpoint,
+    Context,
+    Event,
+    GeneratorCheckpoint,
+    Pool,
+    Preflight,
+    QuestionDataset,
+    Training,
+    UserError,
+)
 from vfm.train import LiveBytes
 from vfm_diva.estimate import diva_prior_cost, diva_tune_cost, stable_diffusion
 from vfm_diva.mllm.estimate import mllm_train_cost
@@ -83,6 +93,13 @@ def test_what_is_not_known_of_a_multimodal_training_is_assumed_or_named(clip: Cl
     assert mllm_train_cost(mllm_toy.train_config(init="first"), Preflight({}, {})).unknown == ("the model first",)
     hub = mllm_toy.train_config(language_model={"type": "pretrained", "source": "org/name"})
     assert mllm_train_cost(hub, Preflight({}, folders)).unknown == ("the language model org/name",)
+
+
+def test_a_multimodal_training_without_questions_is_refused(tmp_path: Path, clip: ClipCheckpoint) -> None:
+    (tmp_path / "asked").mkdir()
+    asked = QuestionDataset.create(tmp_path / "asked", num_questions=0, num_images=0)
+    with pytest.raises(UserError, match=r"^asked: the dataset has no questions to train on$"):
+        mllm_train_cost(mllm_toy.train_config(), Preflight({}, {"clip": clip.path, "asked": asked.path}))
 
 
 def test_stable_diffusion_has_its_published_size() -> None:

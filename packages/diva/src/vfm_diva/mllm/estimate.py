@@ -12,6 +12,7 @@ from vfm.models import planned_clip
 from vfm.plugin import Cost, Preflight, QuestionDataset, Ref
 from vfm.train import estimate_training
 from vfm_diva.mllm.batches import MllmInputs
+from vfm_diva.mllm.checks import check_train
 from vfm_diva.mllm.language_models import planned_language_model
 from vfm_diva.mllm.model import Mllm, empty_mllm, empty_tower, join_parts
 from vfm_diva.mllm.task import MllmTask
@@ -26,7 +27,11 @@ def mllm_train_cost(config: MllmTrain, ctx: Preflight) -> Cost:
     """Return the cost of a training whose sequences are all as long as the longest one of a sample of the questions.
 
     It is unknown if the CLIP model or the model to start from is not known yet, or if the language model is on the hub.
+
+    Raises:
+        UserError: `check_train` finds a mistake, such as data without questions.
     """
+    check_train(config, ctx)
     texts, known = _Texts.of(config.data, ctx), ctx.artifact(config.data) is not None
     with torch.device("meta"):
         model = _planned(config, ctx)
