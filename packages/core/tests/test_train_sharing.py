@@ -8,13 +8,17 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from train_toy import fork
+from vfm.config import UserError
 from vfm.stage import LeftToFirst, Runtime
 from vfm.train import World, distributed
 from vfm.train.sharing import leave_to_first, of_all, of_first, own_share, sharing, without_values
@@ -63,6 +67,34 @@ def test_the_first_process_scores_with_the_threads_of_all(monkeypatch: pytest.Mo
         leave_to_first()
         assert torch.get_num_threads() == 2 * threads
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        lambda features: features.numpy(),
+        lambda features: features.tolist(),
+        lambda features: float(features.mean()),
+        lambda features: np.arange(3)[features.argmax(dim=1)],
+        lambda features: features[features > 0],
+        lambda features: torch.cat([features, torch.ones(1, 3)]),
+    ],
+)
+def test_an_evaluation_that_leaves_nothing_to_the_first_process_is_one_line(score: Callable[[Tensor], object]) -> None:
+    features = torch.eye(3)
+    with pytest.raises(UserError, match=r"^[^\n]*must call vfm.train.leave_to_first\(\)[^\n]*$"), sharing(_other()):
+        score(without_values(features))
+    with sharing(_other()):
+        score(features)
+
+
+def test_another_error_stays_as_it_is() -> None:
+    with pytest.raises(RuntimeError, match="wrong metadata"), sharing(_other()):
+        raise RuntimeError("wrong metadata")
+
+
+def _other() -> World:
+    return World(torch.device("cpu"), rank=1, size=2)
 
 
 if __name__ == "__main__":

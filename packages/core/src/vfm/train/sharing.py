@@ -6,6 +6,7 @@ The batches are those of one process, so the results are the same bits, wherever
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,6 +22,7 @@ from vfm.train.dist import World
 
 R = TypeVar("R")
 T = TypeVar("T")
+WITHOUT_VALUES = re.compile("meta(?!data)")  # in every error of torch about a tensor of `without_values`
 AT_ONCE = 8  # results of each process that are sent together
 _NOTHING: Any = object()
 _sharing: ContextVar[World | None] = ContextVar("sharing", default=None)
@@ -31,10 +33,20 @@ def sharing(world: World) -> Iterator[None]:
     """Share batches among all processes within the context, which all of them enter with equal models and data.
 
     No process waits at its end: the first one may score for hours, longer than a collective operation may take.
+
+    Raises:
+        UserError: another process goes on with features whose values only the first one has.
     """
     token, threads = _sharing.set(world if world.size > 1 else None), torch.get_num_threads()
     try:
         yield
+    except (RuntimeError, TypeError) as error:
+        if world.is_main or not WITHOUT_VALUES.search(str(error)):
+            raise
+        raise UserError(
+            "an evaluation in several processes must call vfm.train.leave_to_first() once all is encoded, since only"
+            f" the first process has the features ({str(error).splitlines()[0]})"
+        ) from error
     finally:
         _sharing.reset(token)
         torch.set_num_threads(threads)
