@@ -19,7 +19,7 @@ from vfm.cli import store as store_commands
 from vfm.flow.listeners import JsonLinesListener
 from vfm.flow.plan import make_plan
 from vfm.flow.recipe import parse_recipe
-from vfm.flow.report import summary_of_run
+from vfm.flow.report import is_current, summary_of_run
 from vfm.flow.run import run_plan
 from vfm.flow.runs import EVENTS_FILE, open_run
 from vfm.flow.store import Store
@@ -102,6 +102,9 @@ def test_the_command_compares_and_refuses_a_run_twice(tmp_path: Path, monkeypatc
     done = CliRunner().invoke(vfm.cli.app, ["report", "r@1", "r@2"])
     assert done.exit_code == 0, done.output
     assert (tmp_path / "comparison.html").is_file()
+    own = folders[0] / "report.html"
+    assert CliRunner().invoke(vfm.cli.app, ["report", "r@1", "r@2", "--out", str(own)]).exit_code == 0
+    assert not is_current(folders[0]), "a comparison is not the page of its first run"
 
 
 @settings(max_examples=25, deadline=None)

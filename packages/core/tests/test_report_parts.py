@@ -16,7 +16,7 @@ from vfm.artifacts import Comparison
 from vfm.config import error_lines
 from vfm.flow import number_format
 from vfm.flow.report import theme
-from vfm.flow.report.result_table import Row
+from vfm.flow.report.result_table import Result, ResultTable, Row
 from vfm.flow.report.scale import Scale, calm_limits
 from vfm.panels import BarsPanel, LinesPanel, Series, TablePanel
 
@@ -152,6 +152,12 @@ def test_only_several_seeds_have_a_direction(values, p_value, difference, sign) 
         metric="m", model="b", baseline="a", difference=difference, low=0, high=0, p_value=p_value, test="t"
     )
     assert Row("b", 0.5, 0.4, 0.6, values, test).sign == sign
+
+
+def test_a_value_whose_interval_is_unknown_has_its_place() -> None:
+    rows = [Row("a", 0.5, math.nan, math.nan), Row("b", 0.25, math.nan, math.nan)]
+    scale = ResultTable("t", "", "t", [Result("m", "share", 3, 0.1, rows)]).scale("share")
+    assert scale(0.5) > scale(0.25) > scale(0.1) > scale(0.0)
 
 
 def test_a_strip_survives_what_is_not_finite() -> None:

@@ -60,6 +60,7 @@ def write_comparison(runs: Mapping[str, RunSummary], path: Path) -> None:
         stages=everything,
         seeds=(),
         recipe_text="",
+        record_hash="",  # it is not the page of the first run, wherever it is written
     )
     render(summary, tables, [draw(settings, path.parent, "settings")], sections, findings, path)
 

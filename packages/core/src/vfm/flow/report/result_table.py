@@ -89,7 +89,7 @@ class ResultTable:
         """Return one scale for all values of a unit, so that bars are comparable throughout the table."""
         rows = [row for result in self.results if result.unit == unit for row in result.rows]
         chances = [result.chance for result in self.results if result.unit == unit]
-        return Scale.of([*chances, *(value for row in rows for value in (row.low, row.high, *row.values))])
+        return Scale.of([*chances, *(end for row in rows for end in (row.value, row.low, row.high, *row.values))])
 
 
 def report_table(entry: StageEntry, seeded: set[str]) -> ResultTable | None:
