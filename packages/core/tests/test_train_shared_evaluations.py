@@ -16,12 +16,19 @@ from annotated_world import bright_parts, read
 from dense_toy import BrightParts
 from eval_world import labeled, tiny_clip
 from train_toy import fork
+from vfm.artifacts import AnnotatedImages
+from vfm.data.annotated import AnnotatedSource
 from vfm.eval import load_encoder
+from vfm.eval.annotated_images import each_image
+from vfm.eval.detection import predict
 from vfm.interfaces import Evaluation
 from vfm.plugins import load_plugins, stage_types
 from vfm.stage import Context, Runtime
+from vfm.stages.evaluation.base import ReadSettings
+from vfm.stages.evaluation.dense import Detection
 from vfm.train import distributed
 from vfm.train.evaluations import run_evaluations, values_of
+from vfm.train.sharing import sharing
 
 SCENES = {"data": "scenes", "num_resamples": 100, "max_bad_fraction": 0.4}
 DENSE: list[dict[str, Any]] = [{"kind": f"eval.{name}", **SCENES} for name in ("detection", "segmentation", "panoptic")]
@@ -45,6 +52,11 @@ def evaluate(root: Path, folder: str) -> None:
             evaluations = [config for config in configs if isinstance(config, Evaluation)]
             for evaluation, scores in run_evaluations(ctx, evaluations, model, world, values_of):
                 found[evaluation.kind] = scores
+        scenes = AnnotatedSource(AnnotatedImages.load(inputs["scenes"]))
+        with sharing(world):
+            objects = predict(Detection(name="detection", **SCENES), ctx, scenes, {"model": dense})["model"]
+            keys = list(each_image(scenes, ReadSettings(), ctx, lambda number: scenes.keys[number], lambda key: ""))
+        (root / folder / f"kept-{world.rank}.json").write_text(json.dumps([len(objects), keys]))
         if world.is_main:
             (root / folder / "scores.json").write_text(json.dumps(found))
 
@@ -69,6 +81,13 @@ def test_two_processes_evaluate_a_model_in_training_as_one(tmp_path: Path) -> No
     expected = json.loads((tmp_path / "one/scores.json").read_text())
     assert expected.keys() == {one["kind"] for one in (*DENSE, *CLIP)}
     assert json.loads((tmp_path / "two/scores.json").read_text()) == expected
+    kept = [json.loads((tmp_path / name).read_text()) for name in ("one/kept-0.json", "two/kept-0.json")]
+    assert kept[0] == kept[1]
+    num_objects, keys = kept[0]
+    assert num_objects > 0
+    assert all(key for _, key in keys)
+    without = [[number, ""] for number, _ in keys]
+    assert json.loads((tmp_path / "two/kept-1.json").read_text()) == [0, without]  # results would fill its memory
 
 
 if __name__ == "__main__":

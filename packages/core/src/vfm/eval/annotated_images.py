@@ -21,16 +21,21 @@ R = TypeVar("R")
 
 
 def each_image(
-    source: AnnotatedSource, reading: ReadSettings, ctx: Context, compute: Callable[[int], T]
+    source: AnnotatedSource,
+    reading: ReadSettings,
+    ctx: Context,
+    compute: Callable[[int], T],
+    for_others: Callable[[T], T] | None = None,
 ) -> Iterator[tuple[int, T]]:
     """Yield the number of each usable image and what `compute`, which may raise BadSample, returns for it.
 
-    Several processes that share an evaluation compute every N-th image each.
+    Several processes that share an evaluation compute every N-th image each; all but the first one get `for_others` of
+    the results, where it is given.
 
     Raises:
         UserError: too many images are bad, or all.
     """
-    return each_result(source, reading, ctx, compute, lambda batch: [one for _, one in batch])
+    return each_result(source, reading, ctx, compute, lambda batch: [one for _, one in batch], for_others=for_others)
 
 
 def each_result(

@@ -87,7 +87,10 @@ def evaluate_detection(config: Detection, ctx: Context, source: AnnotatedSource,
 
 
 def predict(config: Detection, ctx: Context, source: AnnotatedSource, models: Predictors) -> dict[str, Detections]:
-    """Return the detections of each model in all images; each image is decoded once."""
+    """Return the detections of each model in all images; each image is decoded once.
+
+    Of several processes that share an evaluation, the first one gets them, the others none.
+    """
 
     def detect(batch: list[tuple[int, Image.Image]]) -> list[dict[str, list[Row]]]:
         found: list[dict[str, list[Row]]] = [{} for _ in batch]
@@ -98,11 +101,12 @@ def predict(config: Detection, ctx: Context, source: AnnotatedSource, models: Pr
                 rows[name] = _rows(number, one)
         return found
 
-    of_images = (
-        each_result(source, config.reading, ctx, source.picture, detect, batch_size=config.micro_batch_size)
-        if models
-        else ()
-    )
+    if not models:
+        return {}
+    of_images = each_result(
+        source, config.reading, ctx, source.picture, detect, batch_size=config.micro_batch_size,
+        for_others=lambda rows: {name: [] for name in rows},
+    )  # fmt: skip
     by_image = [rows for _, rows in of_images]
     return {name: Detections.of(row for rows in by_image for row in rows[name]) for name in models}
 

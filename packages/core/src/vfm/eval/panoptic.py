@@ -49,7 +49,7 @@ def evaluate_panoptic(config: Panoptic, ctx: Context, source: AnnotatedSource, m
         picture, truth = source.picture(number) if with_pictures else None, true_segments(source, number)
         return {name: count_segments(truth, segments(number, picture), classes) for name, segments in predict.items()}
 
-    for number, found in each_image(source, config.reading, ctx, count):
+    for number, found in each_image(source, config.reading, ctx, count, lambda _: {}):
         numbers.append(number)
         for name, one in found.items():
             counts[name].append(one)

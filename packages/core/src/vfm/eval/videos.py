@@ -94,7 +94,7 @@ def evaluate_predictors(config: VideoEvaluation, ctx: Context, models: Mapping[s
         for batch in read
         for number, clips in batch
     )
-    for number, found in of_all(classified):  # a video is a batch of its own
+    for number, found in of_all(classified, for_others=_without_views):  # a video is a batch of its own
         if isinstance(found, BadSample):
             bad[found.reason] += 1
             ctx.skip(found.reason, found.where)
@@ -113,6 +113,14 @@ def evaluate_predictors(config: VideoEvaluation, ctx: Context, models: Mapping[s
         add_strips(ctx, source, numbers, labels, data, *list(results.items())[-1])
     rows = source.table.select(["key", "label", "num_frames"]).to_pylist()
     return Evaluated(data_hash(data, [item_digest(rows[number], []) for number in numbers]), results)
+
+
+def _without_views(
+    classified: tuple[int, BadSample | list[NDArray[np.float64]]],
+) -> tuple[int, BadSample | list[NDArray[np.float64]]]:
+    """Return what counts and progress need."""
+    number, found = classified
+    return number, found if isinstance(found, BadSample) else [views[:0] for views in found]
 
 
 def _in_micro_batches(model: VideoPredictor, clips: NDArray[np.uint8], size: int) -> NDArray[np.float32]:

@@ -104,7 +104,8 @@ def evaluate_open_segmentation(config: OpenSegmentation, ctx: Context, encoders:
     counts: dict[Pair, list[ThresholdCounts]] = {(name, rule.name): [] for name in encoders for rule in config.rules}
     ceilings: dict[str, list[PixelCounts]] = {name: [] for name in encoders}
 
-    for number, found in each_image(source, config.reading, ctx, partial(_count, method, source)):
+    count = partial(_count, method, source)
+    for number, found in each_image(source, config.reading, ctx, count, lambda _: _Counted(b"", {}, {})):
         numbers.append(number)
         digests.append(found.digest)
         for name, ceiling in found.ceilings.items():
