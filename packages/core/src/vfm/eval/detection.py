@@ -101,11 +101,14 @@ def predict(config: Detection, ctx: Context, source: AnnotatedSource, models: Pr
                 rows[name] = _rows(number, one)
         return found
 
+    def without_rows(found: dict[str, list[Row]]) -> dict[str, list[Row]]:
+        return {name: [] for name in found}
+
     if not models:
         return {}
     of_images = each_result(
         source, config.reading, ctx, source.picture, detect, batch_size=config.micro_batch_size,
-        for_others=lambda rows: {name: [] for name in rows},
+        for_others=without_rows,
     )  # fmt: skip
     by_image = [rows for _, rows in of_images]
     return {name: Detections.of(row for rows in by_image for row in rows[name]) for name in models}
