@@ -22,7 +22,7 @@ AP = Mapping[tuple[str, str, str], float]
 def gaps(ap: AP, start: str, seed: str) -> dict[str, float]:
     """Return the two end points of one start and seed."""
     few, many = f"few_classes@{seed}", f"many_classes@{seed}"
-    frequent, rare = (ap[many, f"{start}_120", f"box_ap_{band}"] for band in "fr")
+    frequent, rare = (ap[many, f"{start}_120", f"box_ap_freq_{band}"] for band in "fr")
     return {
         "AP(12) - AP(120)": ap[few, f"{start}_12", "box_ap"] - ap[many, f"{start}_120", "box_ap"],
         "AP(frequent) - AP(rare)": frequent - rare,
