@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -134,6 +135,16 @@ def csv_without_images() -> None:
     recipe({"kind": "data.pairs", "name": "pool", "path": "t.csv", "images": False}, *PASSES[1:])
 
 
+def uid_list() -> None:
+    """Write a table of captions and a list of uids, as DataComp has it, of every second one."""
+    uids = [f"{n:032x}" for n in range(NUM)]
+    table("t.csv", [{"caption": CAPTIONS[n], "uid": uids[n]} for n in range(NUM)])
+    halves = [(int(uid[:16], 16), int(uid[16:], 16)) for uid in uids[::2]]
+    np.save("u.npy", np.array(halves, dtype=[("f0", "<u8"), ("f1", "<u8")]))
+    kept = {"kind": "curation.filter", "name": "kept", "pool": "pool", "filters": [{"type": "uids", "path": "u.npy"}]}
+    recipe({"kind": "data.pairs", "name": "pool", "path": "t.csv", "images": False}, kept)
+
+
 def crawled(name: str, record: Callable[[int], bytes], *, counts: bool = True) -> Target:
     """Return the target of a crawl file with a record for each number."""
     return Target(
@@ -165,6 +176,7 @@ CURATION = [
     crawled("a.warc.gz", warc),
     Target("list of crawl files", path_list, ("wat.paths.gz",)),
     Target("img2dataset's downloads", downloads, ("d.parquet",), read=read_links),
+    Target("list of uids", uid_list, ("u.npy",), names=("uids",)),
     Target("curation of captions alone", csv_without_images, ("t.csv",)),
     Target("results of curation's passes", passes, ("store/*/*.parquet", "store/*/*.json", "store/*/*")),
 ]  # fmt: skip

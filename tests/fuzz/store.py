@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from fuzz.data import NAMES, caption, label, tar
+from fuzz.data import NAMES, caption, tar
+from fuzz.labels import label
 from fuzz.models import clip
 from fuzz.targets import PLAN, RUN, Target, recipe, vfm
 from vfm.flow.store import Slot

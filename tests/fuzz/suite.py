@@ -2,7 +2,8 @@
 
 from fuzz.curation import CURATION
 from fuzz.data import DATA
+from fuzz.labels import LABELS
 from fuzz.models import MODELS
 from fuzz.store import STORE
 
-TARGETS = [*DATA, *CURATION, *MODELS, *STORE]
+TARGETS = [*DATA, *LABELS, *CURATION, *MODELS, *STORE]

@@ -38,6 +38,7 @@ class Indexing:
     num_samples: int | None = None  # upper limit
     verify: bool = True  # read every sample of shards without a known count
     workers: int = 0  # processes that read shards; remote ones are read several at a time in each
+    place: str = ""  # what is indexed, for the message where it has no shards
     shards: list[Shard] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
     good: int = 0
@@ -72,8 +73,8 @@ class Indexing:
         self.check_labels()
         self._check_bad(1)
         if not self.good:
-            paths = ", ".join(shard.path for shard in self.shards[:3])
-            raise UserError(f"{self.ctx.stage}: no samples found{' in ' if paths else ''}{paths}")
+            place = ", ".join(shard.path for shard in self.shards[:3]) or self.place
+            raise UserError(f"{self.ctx.stage}: no samples found{' in ' if place else ''}{place}")
         if self.repeated.example:
             key, one, other = self.repeated.example
             self.ctx.log(f"keys repeat ({key!r} is in {one} and in {other}), so each key begins with its shard's name")

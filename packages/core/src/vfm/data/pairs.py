@@ -19,14 +19,20 @@ def index_pairs(config: Pairs, ctx: Context) -> Pool:
     num_shards = None
     if (tables := _caption_tables(config)) is None:
         layout, spec = _layout(config)
-        shards, num_shards = layout.shards(ctx.directory, spec), layout.num_shards
+        shards, num_shards, paths = layout.shards(ctx.directory, spec), layout.num_shards, layout.paths
     else:
         paths, spec, columns = tables
         if config.images == "auto":
             ctx.log(f"{paths[0]}: no column of images, so only its captions are read; no model can be trained on them")
         spec, shards = caption_shards(ctx.directory, paths, spec, columns)
     indexing = Indexing(
-        ctx, spec, config.max_bad_fraction, config.num_samples, config.verify, config.runtime.num_workers
+        ctx,
+        spec,
+        config.max_bad_fraction,
+        config.num_samples,
+        config.verify,
+        config.runtime.num_workers,
+        place=str(paths[0]),
     )
     count = indexing.run(ctx.directory, shards, num_shards)
     pool = Pool.create(ctx.directory, num_samples=count, bad_samples=dict(indexing.counts), languages=list(spec.texts))
