@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -183,3 +184,14 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, clip: ClipCheckpoint, ask
     alone = write_questions(tmp_path / "again", [image], [Question("q", 0, "", ["a red circle"], 0)])
     with pytest.raises(UserError, match="q has one option"):
         mllm_toy.evaluate(tmp_path / "report2", alone, {"model": model})
+
+
+def test_an_evaluation_without_an_image_that_can_be_read_is_one_line(clip: ClipCheckpoint, tmp_path: Path) -> None:
+    asked = mllm_toy.make_questions(tmp_path / "asked", pairs=2)
+    path = asked.path / "images.arrow"
+    images = pa.ipc.open_file(pa.OSFile(str(path))).read_all()
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, images.schema) as writer:
+        writer.write_table(pa.table([[b"damaged"] * len(images)], schema=images.schema))
+    model = mllm_toy.train(tmp_path / "model", clip, mllm_toy.make_questions(tmp_path / "other", pairs=2), steps=1)
+    with pytest.raises(UserError, match="asked: no question is left"):
+        mllm_toy.evaluate(tmp_path / "report", asked, {"model": model}, max_bad_fraction=1.0)

@@ -53,10 +53,12 @@ def evaluate_mllm(config: EvalMllm, ctx: Context, models: Mapping[str, Mllm]) ->
     """Evaluate models by the likelihood of the options.
 
     Raises:
-        UserError: a question has one option only, or too many images cannot be read.
+        UserError: a question has one option only, or too many images cannot be read, or one of each pair.
     """
     questions = Questions(ctx.load(config.data))
     items = _usable(questions, config, ctx)
+    if not items:
+        raise UserError(f"{config.data}: no question is left without those whose images cannot be read")
     if alone := next((item for item in items if len(item.options) < 2), None):
         raise UserError(f"{config.data}: {alone.key} has one option; an evaluation needs two or more")
 
