@@ -186,12 +186,16 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, clip: ClipCheckpoint, ask
         mllm_toy.evaluate(tmp_path / "report2", alone, {"model": model})
 
 
-def test_an_evaluation_without_an_image_that_can_be_read_is_one_line(clip: ClipCheckpoint, tmp_path: Path) -> None:
+def test_an_evaluation_with_an_image_of_each_pair_that_cannot_be_read_is_one_line(
+    clip: ClipCheckpoint, tmp_path: Path
+) -> None:
     asked = mllm_toy.make_questions(tmp_path / "asked", pairs=2)
+    damaged = {item.pair: item.image for item in Questions(asked).items}.values()  # one of each pair
     path = asked.path / "images.arrow"
     images = pa.ipc.open_file(pa.OSFile(str(path))).read_all()
+    rows = [b"damaged" if number in damaged else one for number, one in enumerate(images["image"].to_pylist())]
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, images.schema) as writer:
-        writer.write_table(pa.table([[b"damaged"] * len(images)], schema=images.schema))
+        writer.write_table(pa.table([rows], schema=images.schema))
     model = mllm_toy.train(tmp_path / "model", clip, mllm_toy.make_questions(tmp_path / "other", pairs=2), steps=1)
     with pytest.raises(UserError, match="asked: no question is left"):
-        mllm_toy.evaluate(tmp_path / "report", asked, {"model": model}, max_bad_fraction=1.0)
+        mllm_toy.evaluate(tmp_path / "report", asked, {"model": model}, max_bad_fraction=0.5)
