@@ -117,9 +117,17 @@ def test_numbers_that_json_does_not_have_are_one_line(tmp_path: Path, number: fl
         read(tmp_path, coco(tmp_path / "coco", [BOX, {"bbox": [2, 1, number, 4]}]))
 
 
+def test_lists_nested_a_hundred_thousand_times_are_one_line(tmp_path: Path) -> None:
+    folder = coco(tmp_path / "coco", [BOX])
+    file = folder / "annotations/instances_train.json"
+    file.write_text('{"categories": ' + 100_000 * "[" + 100_000 * "]" + "}")
+    with pytest.raises(UserError, match=r"instances_train\.json: not readable as JSON: nested more than 1,000 times"):
+        read(tmp_path, folder)
+
+
 def test_two_pictures_with_one_id_are_an_error(tmp_path: Path) -> None:
     one = {"id": 1, "file_name": "1.jpg", "width": 20, "height": 10}
-    with pytest.raises(UserError, match="2 pictures have the id 1"):
+    with pytest.raises(UserError, match=r"instances_train\.json: 2 pictures have the id 1"):
         read(tmp_path, coco(tmp_path / "coco", [BOX], images=[one, {**one, "file_name": "2.jpg"}]))
 
 

@@ -19,12 +19,22 @@ import ijson
 
 from vfm import files
 from vfm.config import UserError
-from vfm.data.annotated.records import Annotation, BadAnnotation, Classes, Label, ListedImages, Picture, box_of
+from vfm.data.annotated.records import (
+    Annotation,
+    BadAnnotation,
+    Classes,
+    Label,
+    ListedImages,
+    Picture,
+    box_of,
+    check_ids,
+)
 
 NUM_TRIED = 50  # pictures that are looked for to find the rule of their paths
 OBJECTS365 = "objects365"
 SHOWN = 80  # characters of a wrong entry in a message
 ID_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
+MAX_OPEN = 1000  # brackets of a part that stay open
 
 
 @dataclass
@@ -63,12 +73,29 @@ def stream(path: str, name: str) -> Iterator[dict[str, Any]]:
     """
     with _open_json(path) as file:
         try:
-            for one in ijson.items(file, f"{name}.item", use_float=True):
+            for one in ijson.items(_Shallow(path, file), f"{name}.item", use_float=True):
                 if not isinstance(one, dict):
                     raise UserError(f"{path}: expected objects in `{name}`, got {str(one)[:SHOWN]}")
                 yield one
         except (ijson.JSONError, OSError, EOFError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not readable as JSON: {' '.join(str(error).split())}") from None
+
+
+class _Shallow:
+    """A JSON file that ijson reads in parts, refused where many brackets open and none close.
+
+    ijson keeps a name for each open bracket, as long as the path to it: lists nested a hundred thousand times take
+    gigabytes.
+    """
+
+    def __init__(self, path: str, file: IO[bytes]) -> None:
+        self.path, self.file = path, file
+
+    def read(self, size: int = -1) -> bytes:
+        part = self.file.read(size)
+        if sum(map(part.count, (b"[", b"{"))) - sum(map(part.count, (b"]", b"}"))) > MAX_OPEN:
+            raise UserError(f"{self.path}: not readable as JSON: nested more than {MAX_OPEN:,} times")
+        return part
 
 
 def classes_of(categories: Sequence[dict[str, Any]], path: str) -> Classes:
@@ -94,7 +121,7 @@ def listed_pictures(
     """Return the pictures of COCO's `images`; their paths follow the rule by which the first ones are found.
 
     Raises:
-        UserError: an image lacks its id or name, or none of the first is below `image_root`.
+        UserError: an image lacks its id or name, an id is repeated, or none of the first is below `image_root`.
     """
     rule = 0
     if has_images:
@@ -126,6 +153,7 @@ def listed_pictures(
                 not_exhaustive=tuple(one.get(ID_LISTS[1], ())),
             )
         )
+    check_ids(pictures, path)
     return pictures
 
 

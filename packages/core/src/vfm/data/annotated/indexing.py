@@ -183,9 +183,6 @@ def _check_pictures(reader: AnnotationReader, ctx: Context, wanted: Wanted) -> t
         indexing.run(ctx.directory, reader.shards(ctx.directory))
         source = Source(ctx.directory.resolve())
     pictures = reader.pictures(source)
-    ids = Counter(one.image_id for one in pictures)
-    if ids and (most := ids.most_common(1)[0])[1] > 1:
-        raise UserError(f"{ctx.stage}: {most[1]} pictures have the id {most[0]}; expected each id once")
     checked = _Checked([], [], indexing, source)
     for number, picture in enumerate(pictures):
         try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from vfm.config import UserError
 from vfm.data.image_list import ImageEntry, write_image_lists
 from vfm.data.shards import Found
 from vfm.data.source import Source
@@ -100,6 +102,17 @@ class Classes:
     def numbered(cls, names: Sequence[str]) -> Classes:
         """Return classes whose ids are 0, 1, ..."""
         return cls(list(names), list(range(len(names))))
+
+
+def check_ids(pictures: Sequence[Picture], place: str) -> None:
+    """Check that each picture of a file has an id of its own.
+
+    Raises:
+        UserError: an id is repeated.
+    """
+    ids = Counter(one.image_id for one in pictures)
+    if ids and (most := ids.most_common(1)[0])[1] > 1:
+        raise UserError(f"{place}: {most[1]} pictures have the id {most[0]}; expected each id once")
 
 
 class AnnotationReader(Protocol):

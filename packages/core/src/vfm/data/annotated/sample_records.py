@@ -16,7 +16,7 @@ from typing import Any
 from vfm import files
 from vfm.config import UserError
 from vfm.data.annotated.object_records import class_names_in, objects_in
-from vfm.data.annotated.records import Annotation, BadAnnotation, Classes, Label, Picture
+from vfm.data.annotated.records import Annotation, BadAnnotation, Classes, Label, Picture, check_ids
 from vfm.data.captions import decode_json
 from vfm.data.layout import Layout
 from vfm.data.parquet import ParquetShard, open_parquet
@@ -71,7 +71,9 @@ class SampleRecords:
             raise UserError(f"{self.layout.paths[0]}: images: false needs annotations in files of their own")
         self._source = source
         keys = source.keys
-        return [self._picture(number, keys[number], record) for number, record in enumerate(self._of_samples())]
+        found = [self._picture(number, keys[number], record) for number, record in enumerate(self._of_samples())]
+        check_ids(found, self.layout.paths[0])
+        return found
 
     def annotations(self, sizes: Sequence[tuple[int, int]]) -> Iterator[Annotation | BadAnnotation]:
         """Yield the objects of all samples."""
