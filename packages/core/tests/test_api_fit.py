@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -16,8 +17,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.functional import mse_loss
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import vfm
@@ -97,6 +99,18 @@ def test_the_callers_generators_are_left_alone() -> None:
     assert (random.random(), np.random.random()) == expected
 
 
+def check_wrappers() -> None:
+    """End this process if DDP's wrapper is left when the process group is destroyed: torch may then hang for ever."""
+    destroy = distributed.destroy_process_group
+
+    def checked() -> None:
+        if any(isinstance(one, DistributedDataParallel) for one in gc.get_objects()):
+            os._exit(1)
+        destroy()
+
+    distributed.destroy_process_group = checked
+
+
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -106,6 +120,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     for rank in ("0", "1"):
         if not (child := os.fork()):
             os.environ |= {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            check_wrappers()
             vfm.fit(plain, Labelled(), loss=loss, steps=4, global_batch_size=8, folder=tmp_path, **QUIET)
             os._exit(0)
         children.append(child)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -145,6 +146,9 @@ def distributed(runtime: Runtime) -> Iterator[World]:
         yield World(device, rank, size, store)
     finally:
         if opened:
+            # DDP's reducer holds the group too. If it were the last to let go, torch 2.10 would wait, with the
+            # interpreter's lock, for a thread of gloo that may wait for this lock: the process hung for ever.
+            gc.collect()
             dist.destroy_process_group()
 
 

@@ -25,7 +25,7 @@ from vfm.train.checkpoint import Checkpoints, Snapshot
 from vfm.train.continuation import earlier_snapshot, keep_checkpoints
 from vfm.train.curves import Curves
 from vfm.train.data import Data
-from vfm.train.dist import distributed, micro_batch_size, reproducible, seed_everything, tf32
+from vfm.train.dist import World, distributed, micro_batch_size, reproducible, seed_everything, tf32
 from vfm.train.ema import Ema
 from vfm.train.evaluations import Evaluations
 from vfm.train.guard import FiniteGuard, SkippedSamples, check_weights
@@ -67,15 +67,21 @@ def fit(task: Task[Inputs], data: Data[Inputs], config: Training, ctx: Context) 
         Preempted: the process received SIGTERM or SIGUSR1; a checkpoint has been saved.
     """
     with distributed(config.runtime) as world, tf32(world.device), reproducible(world.device), termination() as stop:
-        placed = in_processes(task, config.runtime, world)
-        with (
-            chosen_kernels(placed.task, config.runtime, ctx, world),
-            prepared(placed.task, config.runtime, ctx, world) as compiled,
-            watched(world, partial(_end, ctx)),
-        ):
-            numerics = Numerics(config.precision, placed.task, world.device)
-            placed.wrap()
-            _Loop(placed, data, config, ctx, stop, numerics, compiled).run()
+        _fit(task, data, config, ctx, world, stop)
+
+
+def _fit(
+    task: Task[Inputs], data: Data[Inputs], config: Training, ctx: Context, world: World, stop: Termination
+) -> None:
+    placed = in_processes(task, config.runtime, world)
+    with (
+        chosen_kernels(placed.task, config.runtime, ctx, world),
+        prepared(placed.task, config.runtime, ctx, world) as compiled,
+        watched(world, partial(_end, ctx)),
+    ):
+        numerics = Numerics(config.precision, placed.task, world.device)
+        placed.wrap()
+        _Loop(placed, data, config, ctx, stop, numerics, compiled).run()
 
 
 def _end(ctx: Context, message: str) -> None:
