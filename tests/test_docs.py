@@ -67,6 +67,9 @@ COMMANDS = {
     " --set 'pool.texts={en: json.en}' --set 'val.texts={en: json.en}' --set runtime.threads=1": SMALL_PAIRS,
     "uv run vfm run metaclip_claim": CLAIM,
     "uv run vfm run dense_claim": CLAIM,
+    "uv run vfm run vocabulary_claim": CLAIM,
+    "uv run python packages/eva/benchmarks/vocabulary_gap.py": f"python {ROOT}/packages/eva/benchmarks/vocabulary_gap.py"
+    " --help",  # reads the results of the recipe, two hours
     "uv run vfm run video_claim": CLAIM,
     "uv run vfm run encoders.yaml": PLANNED_ENCODERS,
     "uv run vfm eval store/runs/encoders/artifacts/eva store/runs/encoders/artifacts/teacher"

@@ -93,7 +93,7 @@ def test_micro_batches_have_the_gradient_and_the_loss_of_the_big_batch(tmp_path:
         json.loads((tmp_path / folder / "part" / "metrics.jsonl").read_text()) for folder in ("small", "big")
     )
     assert small_line.pop("split") == big_line.pop("split") == "train"
-    assert small_line == pytest.approx(big_line, rel=1e-6)
+    assert small_line == pytest.approx(big_line, rel=1e-6, abs=1e-7)  # of mean cosines near zero
 
 
 def test_noise_differs_between_micro_batches() -> None:
