@@ -32,6 +32,7 @@ CPU_ONLY = (  # without PyTorch's own index, and nothing is installed
 )
 MADE = f'set -- {{}} && shift && {sys.executable} -m "$@" --defaults'  # by the copier of this environment
 EXTRA = 'set -- {} && shift 4 && "$@"'  # an extra that is here already
+BENCHMARKS = ROOT / "packages/eva/benchmarks"
 CLAIM = 'set -- {} && shift 4 && vfm plan "$@"'  # tests/test_claims.py runs them
 SMALL_EVA_TINY = "{} --set probe_train.num_samples=72 --set probe.num_samples=72" + "".join(
     f" --set {name}.steps=2 --set {name}.schedule.warmup_steps=0" for name in ("teacher", "eva")
@@ -68,8 +69,8 @@ COMMANDS = {
     "uv run vfm run metaclip_claim": CLAIM,
     "uv run vfm run dense_claim": CLAIM,
     "uv run vfm run vocabulary_claim": CLAIM,
-    "uv run python packages/eva/benchmarks/vocabulary_gap.py": f"python {ROOT}/packages/eva/benchmarks/vocabulary_gap.py"
-    " --help",  # reads the results of the recipe, two hours
+    # It reads the results of the recipe, two hours.
+    "uv run python packages/eva/benchmarks/vocabulary_gap.py": f"python {BENCHMARKS}/vocabulary_gap.py --help",
     "uv run vfm run video_claim": CLAIM,
     "uv run vfm run encoders.yaml": PLANNED_ENCODERS,
     "uv run vfm eval store/runs/encoders/artifacts/eva store/runs/encoders/artifacts/teacher"
