@@ -201,7 +201,7 @@ def test_the_report_shows_the_first_samples_before_the_curves(tmp_path: Path) ->
     panels = load_panels(checkpoint.path)
     assert [panel.title for panel in panels][:2] == ["First training samples", "Training loss"]
     (cosines,) = [panel for panel in panels if panel.title == "Mutual cosine"]
-    assert [series.name for series in cosines.series] == ["mutual_cosine/image", "mutual_cosine/text"]
+    assert [series.name for series in cosines.series] == ["image", "text"]
     assert len(panels[0].pictures) == 16
     data, _ = training_data(stage, [pool], load_clip(checkpoint), {"en": 1.0})
     (first,) = next(data.steps(0, 1))
