@@ -154,7 +154,7 @@ def test_views_are_png_files_one_a_picture(world: Path, tmp_path: Path) -> None:
         assert done.code == 0, done.err
         for name in ("red", "blue"):
             with Image.open(tmp_path / model / f"{name}.png") as image:
-                assert image.size == (4 * 96 + 24, 96)
+                assert image.size == (4 * 96 + 24, 96 + 20)  # the maps, their names above them
 
 
 @pytest.mark.parametrize(

@@ -49,9 +49,9 @@ def test_caches_of_features_are_kept_apart(monkeypatch):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_model_in_training_is_evaluated_in_the_configured_precision(monkeypatch, precision):
     seen = []
-    monkeypatch.setattr(ModelEvaluation, "scores", lambda self, ctx, encoder: seen.append(encoder) or {})
+    monkeypatch.setattr(ModelEvaluation, "scored", lambda self, ctx, encoder: seen.append(encoder))
     clip = build_clip("ViT-Pico-8-32", seed=0)
-    ZeroShot(name="z", data="val", precision=precision).scores(None, clip)
+    ZeroShot(name="z", data="val", precision=precision).scored(None, clip)
     assert seen[0].precision == precision
     assert clip.precision == "fp32"
     assert seen[0].module is clip.module

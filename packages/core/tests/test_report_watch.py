@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Literal
 import vfm
 
-class Words(vfm.Artifact):
+class Drawn(vfm.Artifact):
     text: str
 
 class Curve(vfm.Stage):
@@ -35,7 +35,7 @@ class Curve(vfm.Stage):
     kind: Literal["live.curve"] = "live.curve"
     fails: bool = False
 
-    def run(self, ctx: vfm.Context) -> Words:
+    def run(self, ctx: vfm.Context) -> Drawn:
         with (ctx.work / "metrics.jsonl").open("w") as lines:
             for step in (1, 2, 3):
                 lines.write(json.dumps({"step": step, "split": "train", "train/loss": 1 / step}) + chr(10))
@@ -45,7 +45,7 @@ class Curve(vfm.Stage):
             time.sleep(0.05)
         if self.fails:
             raise vfm.UserError("the loss is not finite")
-        return Words.create(ctx.directory, text="done")
+        return Drawn.create(ctx.directory, text="done")
 
 @vfm.hookimpl
 def vfm_stages():
