@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from statistics import fmean
 
 import vfm
 from vfm.statistics import paired_t
@@ -42,15 +43,11 @@ def main() -> None:
     for gap in found["eva"][0]:
         values = {start: [one[gap] for one in found[start]] for start in STARTS}
         for start in STARTS:
-            cells = (f"{value:.1f}" for value in [*values[start], _mean(values[start])])
+            cells = (f"{value:.1f}" for value in [*values[start], fmean(values[start])])
             print(f"| {gap} | {start} | {' | '.join(cells)} |")
         (low, high), p = paired_t(values["random"], values["eva"])
-        difference = _mean(values["eva"]) - _mean(values["random"])
+        difference = fmean(values["eva"]) - fmean(values["random"])
         print(f"\n{gap}: EVA minus random {difference:+.1f} ({low:.1f} to {high:.1f}), p = {p:.2g}\n")
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 if __name__ == "__main__":
