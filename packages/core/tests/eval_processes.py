@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from train_toy import fork
+from train_toy import fork, run_group
 from vfm.config import UserError
 from vfm.plugins import load_plugins, stage_types
 from vfm.stage import Context, LeftToFirst, Runtime
@@ -44,14 +42,7 @@ def evaluate(root: Path, folder: str, stages: list[dict[str, Any]], inputs: dict
 
 def evaluate_in(number: int, root: Path, folder: str, stages: list[dict[str, Any]], inputs: dict[str, str]) -> None:
     """Run the evaluations in `number` processes, forked from one that has imported torch."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(number), "OMP_NUM_THREADS": "1"}
-    words = json.dumps([str(root), folder, stages, inputs])
-    done = subprocess.run(
-        [sys.executable, __file__, words], env={**os.environ, **group}, stderr=subprocess.PIPE, text=True, timeout=1800
-    )
-    assert done.returncode == 0, done.stderr
+    run_group(__file__, json.dumps([str(root), folder, stages, inputs]), number=number)
 
 
 if __name__ == "__main__":

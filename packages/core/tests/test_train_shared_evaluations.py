@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import torch
 from annotated_world import bright_parts, read
 from dense_toy import BrightParts
 from eval_world import labeled, tiny_clip
-from train_toy import fork
+from train_toy import fork, run_group
 from vfm.artifacts import AnnotatedImages
 from vfm.data.annotated import AnnotatedSource
 from vfm.eval import load_encoder
@@ -70,14 +68,7 @@ def test_two_processes_evaluate_a_model_in_training_as_one(tmp_path: Path) -> No
     torch.set_num_threads(1)
     evaluate(tmp_path, "one")
     torch.set_num_threads(threads)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)],
-        env={**os.environ, **group}, stderr=subprocess.PIPE, text=True, timeout=1800,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run_group(__file__, str(tmp_path))
     expected = json.loads((tmp_path / "one/scores.json").read_text())
     assert expected.keys() == {one["kind"] for one in (*DENSE, *CLIP)}
     assert json.loads((tmp_path / "two/scores.json").read_text()) == expected

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from train_toy import fork
+from train_toy import fork, run_group
 from vfm.config import UserError
 from vfm.stage import LeftToFirst, Runtime
 from vfm.train import World, distributed
@@ -45,14 +42,7 @@ def evaluate(folder: Path) -> None:
 
 
 def test_the_first_process_computes_alone_what_follows_and_the_other_goes_on(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)],
-        env={**os.environ, **group}, stderr=subprocess.PIPE, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run_group(__file__, str(tmp_path))
     for rank in (0, 1):  # the other process knows the shapes
         facts = json.loads((tmp_path / f"features-{rank}.json").read_text())
         assert facts == [[bool(rank), [size]] for size in (0, 1, 2, 3)]

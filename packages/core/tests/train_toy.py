@@ -232,13 +232,21 @@ def in_processes(number: int, root: Path, jobs: list[dict[str, Any]], *, code: i
 
     They are forked from one process, since importing torch is slow; `code` is the one that it must exit with.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     placed = [{**job, "folder": str(root / job["folder"])} for job in jobs]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(number), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, "jobs", json.dumps(placed)]
-    done = subprocess.run(command, env={**os.environ, **shared}, stderr=subprocess.PIPE, text=True, timeout=1800)
+    return run_group(__file__, "jobs", json.dumps(placed), number=number, code=code)
+
+
+def run_group(file: str, *words: str, number: int = 2, code: int = 0) -> str:
+    """Run a test module that forks a group of processes, and return what they wrote to their standard error.
+
+    `code` is the one that it must exit with.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(number), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, file, *words], env={**os.environ, **group}, stderr=subprocess.PIPE, text=True, timeout=1800
+    )
     assert done.returncode == code, done.stderr
     return done.stderr
 
