@@ -85,6 +85,7 @@ COMMANDS = {
     " --set nouns.wordnet=/usr/share/wordnet --set val_nouns.words=[]"
     " --set val_nouns.wordnet=/usr/share/wordnet": SMALL_EVA_TINY,
     "uv run vfm run eva_claim": CLAIM,
+    "uv run vfm run eva_claim_more": CLAIM,
     "uv run vfm run eva_claim_pairs --set pool.path=pool.tar --set few.path=few.tar --set choose.path=choose.tar"
     " --set val.path=flickr8k-dev.tar --set 'pool.texts={en: json.en}' --set 'few.texts={en: json.en}'"
     " --set 'choose.texts={en: json.en}' --set 'val.texts={en: json.en}'": "for name in pool few choose; do cp"
