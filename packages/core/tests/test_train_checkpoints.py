@@ -7,13 +7,17 @@ import os
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import nn
 
 from train_toy import Regression, Samples, plan, train
 from vfm.integrity import read_sealed
 from vfm.plugin import UserError
+from vfm.train import Task
 from vfm.train.checkpoint import Checkpoints
 from vfm.train.dist import World
 
@@ -106,6 +110,33 @@ def test_checkpoint_of_another_training_must_be_readable(stopped):
     assert found.read(stopped / "work" / "step-00000006").step == 6
     with pytest.raises(UserError, match=r"step-00000003: the checkpoint cannot be read .*no such file"):
         found.read(stopped / "work" / "step-00000003")
+
+
+class Large(Task[Any]):
+    """A step takes less time than a copy of the weights, all of which it changes; a forward pass changes the buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(4_000_000))
+        self.register_buffer("passes", torch.zeros(1_000_000))
+
+    def forward(self, inputs: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        self.passes += 1
+        return self.weight.sum(), {}
+
+
+@pytest.mark.parametrize("skipped", [[], [2]])
+def test_a_checkpoint_has_the_weights_of_its_step_though_the_training_goes_on_while_they_are_copied(tmp_path, skipped):
+    def state(folder: Path, steps: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        settings = {"checkpoint": {"every_steps": 1, "keep_last": 9}, "skip_steps": skipped, "ema_decay": 0.5}
+        train(folder, plan(steps=steps, **settings), task=Large())
+        files = ("model.safetensors", "state/ema.safetensors", "state/optimizer.safetensors")
+        return tuple(load_file(folder / "work/step-00000001" / file) for file in files)
+
+    for expected, found in zip(state(tmp_path / "one", 1), state(tmp_path / "four", 4), strict=True):
+        assert expected.keys() == found.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=0, atol=0)
 
 
 def test_the_lines_that_a_checkpoint_counts_are_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):

@@ -9,8 +9,9 @@
         artifact.json                 type and step, so that `continue_from` can name the folder
         meta.json                     step, the loop's counters, and sizes and hashes of the other files
 
-A folder is written by a thread, from a copy of the tensors, while the training goes on. It has another name until its
-bytes are on the disk. Nothing is pickled. Both forms are read by any number of processes, sharded or not.
+A thread copies the tensors while the next forward and backward passes read them, and writes the copies while the
+training goes on. A folder has another name until its bytes are on the disk. Nothing is pickled. Both forms are read by
+any number of processes, sharded or not.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ class Checkpoints:
         # The thread that writes has collectives of its own, at the same time as the training's.
         self.group = dist.new_group(backend="gloo") if sharded else None
         self._thread: threading.Thread | None = None
+        self._copied = threading.Event()
         self._error: BaseException | None = None
 
     def due_by_step(self, step: int) -> bool:
@@ -105,9 +107,10 @@ class Checkpoints:
         return sorted(self.folder.glob("step-[0-9]*"))
 
     def save(self, snapshot: Snapshot) -> None:
-        """Copy the tensors, and begin to write them; afterwards, the oldest checkpoints are deleted.
+        """Begin to copy the tensors and to write them; afterwards, the oldest checkpoints are deleted.
 
-        All processes call it; without FSDP the first one writes.
+        All processes call it; without FSDP the first one writes. The tensors must not change before `wait_for_copy`
+        returns.
 
         Raises:
             OSError: the checkpoint before this one could not be written.
@@ -115,13 +118,15 @@ class Checkpoints:
         self.wait()
         self.saved_at = time.monotonic()
         if self.group or self.world.is_main:
-            tensors = {
-                part: {name: value.detach().to("cpu", copy=True) for name, value in values.items()}
-                for part, values in snapshot.tensors.items()
-            }
-            self._thread = threading.Thread(target=self._run, args=(replace(snapshot, tensors=tensors),))
+            self._copied.clear()
+            self._thread = threading.Thread(target=self._run, args=(snapshot,))
             self._thread.daemon = True  # after an error elsewhere, the process must not wait for other processes
             self._thread.start()
+
+    def wait_for_copy(self) -> None:
+        """Wait until the tensors of the checkpoint that is being written have been copied."""
+        if self._thread:
+            self._copied.wait()
 
     def wait(self, seconds: float | None = None) -> None:
         """Wait until the checkpoint that is being written is complete, at most some seconds.
@@ -175,9 +180,18 @@ class Checkpoints:
 
     def _run(self, snapshot: Snapshot) -> None:
         try:
-            self._write(snapshot)
+            self._write(replace(snapshot, tensors=self._copy(snapshot.tensors)))
         except BaseException as error:
             self._error = error
+
+    def _copy(self, tensors: Parts) -> Parts:
+        try:
+            return {
+                part: {name: value.detach().to("cpu", copy=True) for name, value in values.items()}
+                for part, values in tensors.items()
+            }
+        finally:
+            self._copied.set()
 
     def _write(self, snapshot: Snapshot) -> None:
         """Write a checkpoint under another name, and rename it; the work of the thread in each process that writes."""

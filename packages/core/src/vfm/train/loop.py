@@ -190,6 +190,7 @@ class _Loop(Generic[Inputs]):
         lr = self.lr_at(step)
         set_lr(self.optimizer, lr, step)
         if done in self.plan.skip_steps:
+            self.checkpoints.wait_for_copy()
             agreed = self.world.mean(torch.tensor(wishes, device=self.world.device))
         else:
             agreed = self._optimize(step, micro_batches, wishes)
@@ -240,6 +241,7 @@ class _Loop(Generic[Inputs]):
         self.task.before_step(step)
         metrics = self._gradients(step, micro_batches, losses)
         self.placed.average_gradients()
+        self.checkpoints.wait_for_copy()
         with self.numerics.full_weights():
             return self._update(step, metrics, losses, wishes)
 
@@ -280,8 +282,10 @@ class _Loop(Generic[Inputs]):
             return self.task.accumulate(call, micro_batches, self.numerics.backward, reseed)
 
     def _save(self) -> None:
+        # The next forward pass may change buffers while the thread still copies.
+        buffers, model = dict(self.task.named_buffers()), model_tensors(self.task)
         tensors = {
-            "model": model_tensors(self.task),
+            "model": {name: value.clone() if name in buffers else value for name, value in model.items()},
             "optimizer": optimizer_tensors(self.optimizer, self.task),
             **({"ema": as_saved(self.task, self.ema.average)} if self.ema else {}),
             **({"best": self.best.tensors} if self.best.tensors else {}),
