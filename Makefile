@@ -38,8 +38,9 @@ flip-test: ## a thousand flipped bits in checkpoints, models and files of a stor
 fuzz: ## 5,000 damaged files of every kind and what became of them, docs/faults.md (half an hour; resumes what was stopped)
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(RUN) python -m fuzz --cases 5000 --jobs 2 --resume .fuzz.jsonl --out docs/faults.md
 
-kernels-wide: ## Triton's interpreter at real shapes (minutes)
+kernels-wide: ## Triton's interpreter at real shapes, five architectures, every op and training step by inductor (minutes)
 	TRITON_INTERPRET=1 $(RUN) pytest packages/kernels/tests/interpreter -m slow -n 2
+	VFM_WIDE=1 $(RUN) pytest packages/kernels/tests/test_aot.py packages/kernels/tests/test_benchmarks.py -n 2
 
 gpu-tests: ## the kernels' tests on a GPU, also under compute-sanitizer (needs the CUDA toolkit; an hour)
 	$(RUN) pytest packages/kernels/tests/gpu
