@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
 import shutil
 import sys
@@ -19,7 +20,7 @@ from vfm.artifacts import Metric, Report
 from vfm.config import UserError
 from vfm.flow.report import RunSummary, write_report
 from vfm.flow.results import over_seeds
-from vfm.panels import ImagesPanel, LinesPanel, Picture, Series
+from vfm.panels import BarsPanel, ImagesPanel, LinesPanel, Picture, Series
 from vfm.visible import visible
 
 __all__ = ["run"]
@@ -94,6 +95,18 @@ def test_bad_samples_are_counted_by_reason_with_their_places(run: RunSummary, tm
     assert "Nothing to show." in text
     clean = replace(run, stages=[run.stages[0]])
     assert "No bad samples." in written(clean, tmp_path / "clean.html")
+
+
+def test_a_value_that_is_not_a_number_loses_no_panel(run: RunSummary, tmp_path: Path) -> None:
+    directory, nan = run.stages[0].directory, math.nan
+    band = Series(name="a", x=[1, 2, 3], y=[1, nan, 1], low=[0, nan, 0], high=[nan, 2, 2])
+    LinesPanel(title="Band", series=[band], x_label="x", y_label="y").save(directory)
+    BarsPanel(title="Bars", labels=["a", "b"], values=[nan, 1.0], low=[nan, 0.5], high=[nan, 1.5]).save(directory)
+    page = Elements(written(replace(run, stages=run.stages[:1]), tmp_path / "report.html"))
+    assert "cannot be drawn" not in page.text
+    assert sum(attributes.get("data-curve") == "0" for tag, attributes in page.tags if tag == "g") == 2, "with its band"
+    assert sum(attributes.get("class") == "interval" for _, attributes in page.tags) == 1
+    assert "a – b 1" in page.words
 
 
 def test_models_that_lack_a_value_of_different_seeds_are_not_paired(tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ from vfm.panels import LinesPanel, Series
 from vfm.statistics import t_interval
 
 
-def panel(curve: str, x: list[float], y: list[float | None], title: str = "Trade-off") -> LinesPanel:
+def panel(
+    curve: str, x: list[float], y: list[float | None], title: str = "Trade-off", stage: str = "line"
+) -> tuple[str, LinesPanel]:
     low, high = ([0.0] * len(x), [1.0] * len(x))
     further = Series(name="further", x=x, y=y)
     series = [Series(name="score", x=x, y=y, low=low, high=high), further]
-    return LinesPanel(title=title, series=series, x_label="pairs", y_label="acc1", note="As is.", curve=curve)
+    return stage, LinesPanel(title=title, series=series, x_label="pairs", y_label="acc1", note="As is.", curve=curve)
 
 
 def test_curves_of_seeds_become_their_mean_with_its_interval() -> None:
@@ -42,7 +44,7 @@ def test_one_seed_keeps_its_points_and_bands() -> None:
     parts = [panel("cosine", [0.1, 0.3], [0.9, 0.6]), panel("none", [0.1], [0.9])]
     (chart,) = joint_panels(parts)
     assert [one.name for one in chart.series] == ["cosine", "none"]
-    assert [one.model_copy(update={"name": "score"}) for one in chart.series] == [part.series[0] for part in parts]
+    assert [one.model_copy(update={"name": "score"}) for one in chart.series] == [part.series[0] for _, part in parts]
     assert chart.note == "As is."
 
 
@@ -54,9 +56,10 @@ def test_charts_of_their_own_stay_alone_and_unequal_seeds_apart() -> None:
 
 
 def test_two_stages_with_one_name_are_no_seeds() -> None:
-    parts = [panel("tuned", [0.1], [0.9]), panel("tuned", [0.2], [0.5])]  # from two starts to one end
-    (chart,) = joint_panels(parts)
-    assert [(one.name, one.x) for one in chart.series] == [("tuned", [0.1]), ("tuned", [0.2])]
+    parts = [panel("tuned", [0.1 * i], [0.9], stage=f"from_{i}") for i in (1, 2)]  # from two starts to one end
+    (chart,) = joint_panels([*parts, panel("none", [0.3], [0.5])])
+    names = [("tuned (from_1)", [0.1]), ("tuned (from_2)", [0.2]), ("none", [0.3])]
+    assert [(one.name, one.x) for one in chart.series] == names, "a legend tells them apart"
     seeds = [panel("other@0", [0.1], [0.9]), panel("other@1", [0.1], [0.7])]
     (chart,) = joint_panels([panel("cosine@0", [0.1], [0.9]), panel("cosine@1", [0.1, 0.2], [0.9, None]), *seeds])
     assert [one.name for one in chart.series] == ["cosine@0", "cosine@1", "other"]

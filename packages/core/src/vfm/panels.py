@@ -53,13 +53,13 @@ class TablePanel(_Titled):
 
 
 class Series(Config):
-    """One line of a chart, with a band if `low` and `high` are given."""
+    """One line of a chart, with a band if `low` and `high` are given. None is a gap; a file has it for NaN."""
 
     name: str
     x: list[float]
     y: list[float | None]
-    low: list[float] | None = None
-    high: list[float] | None = None
+    low: list[float | None] | None = None
+    high: list[float | None] | None = None
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:
@@ -84,13 +84,16 @@ class LinesPanel(_Titled):
 
 
 class BarsPanel(_Titled):
-    """Bars, such as a funnel; `low` and `high` draw an interval, `reference` a line (for example chance level)."""
+    """Bars, such as a funnel; `low` and `high` draw an interval, `reference` a line (for example chance level).
+
+    A value that is None, which a file has for NaN, has a row without a bar.
+    """
 
     type: Literal["bars"] = "bars"
     labels: list[str]
-    values: list[float]
-    low: list[float] | None = None
-    high: list[float] | None = None
+    values: list[float | None]
+    low: list[float | None] | None = None
+    high: list[float | None] | None = None
     reference: float | None = None
     x_label: str = ""
 

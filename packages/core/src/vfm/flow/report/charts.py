@@ -61,13 +61,16 @@ def lines_svg(panel: LinesPanel, salt: str) -> str:
 
 
 def _draw(axes: Axes, series: Series, index: int) -> None:
-    y = [math.nan if value is None else value for value in series.y]
+    y, low, high = (
+        None if part is None else [math.nan if value is None else value for value in part]
+        for part in (series.y, series.low, series.high)
+    )
     style = (0, [float(part) for part in dash(index).split()]) if dash(index) else "-"
     marker = "o" if len(series.x) <= 12 else ""
     hue = light(f"series-{index % len(SERIES)}")
     axes.plot(series.x, y, color=hue, linestyle=style, marker=marker, markersize=3.2, gid=f"curve{index}")
-    if series.low is not None and series.high is not None:
-        axes.fill_between(series.x, series.low, series.high, color=hue, alpha=0.15, linewidth=0, gid=f"curve{index}")
+    if low and high:
+        axes.fill_between(series.x, low, high, color=hue, alpha=0.15, linewidth=0, gid=f"curve{index}")
 
 
 def _axes(axes: Axes, panel: LinesPanel) -> None:

@@ -33,7 +33,7 @@ class Curves:
 class Bars:
     """Rows of (label, value, low, high), and the scale that they share."""
 
-    rows: list[tuple[str, float, float | None, float | None]]
+    rows: list[tuple[str, float | None, float | None, float | None]]
     scale: Scale
 
 

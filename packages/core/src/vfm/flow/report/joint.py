@@ -5,35 +5,41 @@
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from vfm.panels import LinesPanel, Series
 
 Key = tuple[str, str, str]
 """Title and axes of a chart."""
+Parts = list[tuple[str, LinesPanel]]
+"""Panels whose curves have one name but for the seed, each with its stage."""
 
 
-def joint_panels(panels: Iterable[LinesPanel]) -> list[LinesPanel]:
+def joint_panels(panels: Iterable[tuple[str, LinesPanel]]) -> list[LinesPanel]:
     """Return a chart for each title of panels that name their `curve`, if there are two or more of them.
 
     Panels whose curves differ in the seed only (`cosine@0`, `cosine@1`) become one curve: the mean of each point, with
-    the t-interval of y.
+    the t-interval of y. Curves of one name get the name of their stage too.
+
+    Args:
+        panels: (stage, panel).
     """
-    found: defaultdict[Key, defaultdict[str, list[LinesPanel]]] = defaultdict(lambda: defaultdict(list))
-    for panel in panels:
+    found: defaultdict[Key, defaultdict[str, Parts]] = defaultdict(lambda: defaultdict(list))
+    for stage, panel in panels:
         if panel.curve and panel.series:
-            found[panel.title, panel.x_label, panel.y_label][panel.curve.partition("@")[0]].append(panel)
+            parts = found[panel.title, panel.x_label, panel.y_label][panel.curve.partition("@")[0]]
+            parts.append((stage, panel))
     return [_joint(key, curves) for key, curves in found.items() if sum(map(len, curves.values())) > 1]
 
 
-def _joint(key: Key, curves: dict[str, list[LinesPanel]]) -> LinesPanel:
+def _joint(key: Key, curves: dict[str, Parts]) -> LinesPanel:
     title, x_label, y_label = key
-    first = next(iter(curves.values()))[0]
+    _, first = next(iter(curves.values()))[0]
     series: list[Series] = []
     num_seeds: dict[str, int] = {}  # of each mean curve
     for name, parts in curves.items():
-        if mean := _mean(name, parts):
+        if mean := _mean(name, [panel for _, panel in parts]):
             num_seeds[name] = len(parts)
         series += [mean] if mean else _each(parts)
     points = "Each point" if len(num_seeds) == len(curves) else f"Each point of {', '.join(num_seeds)}"
@@ -45,8 +51,10 @@ def _joint(key: Key, curves: dict[str, list[LinesPanel]]) -> LinesPanel:
     )  # fmt: skip
 
 
-def _each(parts: Sequence[LinesPanel]) -> list[Series]:
-    return [panel.series[0].model_copy(update={"name": panel.curve}) for panel in parts]
+def _each(parts: Parts) -> list[Series]:
+    count = Counter(panel.curve for _, panel in parts)
+    names = [panel.curve if count[panel.curve] == 1 else f"{panel.curve} ({stage})" for stage, panel in parts]
+    return [panel.series[0].model_copy(update={"name": name}) for name, (_, panel) in zip(names, parts, strict=True)]
 
 
 def _mean(name: str, parts: Sequence[LinesPanel]) -> Series | None:

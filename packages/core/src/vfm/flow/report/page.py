@@ -123,8 +123,8 @@ def write_report(run: RunSummary, path: Path, known: Drawn | None = None) -> Non
         for entry in run.stages
     }
     front = [drawing for drawings in drawn.values() for drawing in drawings if drawing.front]
-    panels = [drawing.panel for drawings in drawn.values() for drawing in drawings]
-    joint = joint_panels(panel for panel in panels if isinstance(panel, LinesPanel))
+    panels = [(name, drawing.panel) for name, drawings in drawn.items() for drawing in drawings]
+    joint = joint_panels((name, panel) for name, panel in panels if isinstance(panel, LinesPanel))
     front += [draw(panel, path.parent, f"joint-{i}") for i, panel in enumerate(joint)]
     sections = [
         Section(entry, tables.get(entry.name), [d for d in drawn[entry.name] if not d.front], base in bases[:index])
