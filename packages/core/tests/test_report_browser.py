@@ -3,44 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from chromium import browser, click, section, seen
 from report_world import ODD, Elements, photo, run
 from vfm.flow.report import RunSummary, write_report
 from vfm.panels import ImagesPanel, Picture, TablePanel
 
-__all__ = ["run"]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Headless Chromium that logs its console and its requests. Where it is absent: a skip here, a failure in CI."""
-    binary, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-    try:
-        from selenium import webdriver
-    except ImportError:
-        binary = None
-    if not (binary and driver):
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(
-            "no chromium with chromedriver and selenium here"
-        )
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for flag in (
-        "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-        "disable-component-update", "disable-sync", f"user-data-dir={tmp_path_factory.mktemp('profile')}",
-    ):  # fmt: skip
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    chromium = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield chromium
-    chromium.quit()
+__all__ = ["browser", "run"]
 
 
 @pytest.fixture
@@ -122,20 +95,6 @@ def test_links_unfold_the_stage_and_the_artifact_that_they_lead_to(page: Path, b
         browser.find_element("css selector", f"{link} a[href='{target}']").click()
         assert browser.execute_script(is_open, target)
     assert browser.execute_script("return document.querySelector('#made-stage-curated').checkVisibility()")
-
-
-def section(browser: Any, title: str) -> Any:
-    """The panel with a title, in an opened stage."""
-    browser.execute_script("document.querySelectorAll('details.stage').forEach(d => { d.open = true })")
-    return browser.find_element("xpath", f"//section[h4='{title}']")
-
-
-def seen(panel: Any, selector: str) -> list[str]:
-    return [element.text for element in panel.find_elements("css selector", selector) if element.is_displayed()]
-
-
-def click(panel: Any, selector: str) -> None:
-    panel.parent.execute_script("arguments[0].click()", panel.find_element("css selector", selector))
 
 
 def test_tables_are_sorted_and_filtered(page: Path, browser: Any) -> None:

@@ -110,6 +110,15 @@ def test_a_script_finds_each_curve_and_the_theme_its_colours() -> None:
     assert not re.search(r"(stroke|fill): #", svg), "a colour that does not follow the theme"
 
 
+def test_a_script_finds_the_limits_of_both_axes() -> None:
+    svg = chart(Series(name="a", x=[1, 100], y=[0, 10]), x_log=True)
+    (axes,) = re.findall(r'<svg [^>]*data-axes="([^"]*)"', svg)
+    x_scale, left, right, y_scale, bottom, top = axes.split()
+    assert (x_scale, y_scale) == ("log", "linear")
+    assert [float(left), float(right)] == pytest.approx([-0.04, 2.04])  # 2 % of two decades
+    assert [float(bottom), float(top)] == pytest.approx([-0.6, 10.6])
+
+
 def test_a_small_change_makes_no_drama() -> None:
     low, high = calm_limits(0.4374, 0.4375)
     assert high - low == pytest.approx(0.05 * 0.4375)

@@ -57,7 +57,7 @@ def lines_svg(panel: LinesPanel, salt: str) -> str:
         _axes(axes, panel)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return _inline(buffer.getvalue())
+    return _inline(buffer.getvalue(), _described(axes))
 
 
 def _draw(axes: Axes, series: Series, index: int) -> None:
@@ -68,7 +68,9 @@ def _draw(axes: Axes, series: Series, index: int) -> None:
     style = (0, [float(part) for part in dash(index).split()]) if dash(index) else "-"
     marker = "o" if len(series.x) <= 12 else ""
     hue = light(f"series-{index % len(SERIES)}")
-    axes.plot(series.x, y, color=hue, linestyle=style, marker=marker, markersize=3.2, gid=f"curve{index}")
+    axes.plot(
+        series.x, y, color=hue, linestyle=style, marker=marker, markersize=4, markeredgewidth=0, gid=f"curve{index}"
+    )
     if low and high:
         axes.fill_between(series.x, low, high, color=hue, alpha=0.15, linewidth=0, gid=f"curve{index}")
 
@@ -103,12 +105,19 @@ def _axes(axes: Axes, panel: LinesPanel) -> None:
         axes.set_ylim(low - MARGIN * (high - low), high + MARGIN * (high - low))
 
 
-def _inline(document: str) -> str:
+def _described(axes: Axes) -> str:
+    """Return scale and limits of both axes, logarithms on a logarithmic one: a script lays other curves over them."""
+    ends = zip(axes.get_xlim(), axes.get_ylim(), strict=True)
+    (left, bottom), (right, top) = axes.transScale.transform([*ends])
+    return f"{axes.get_xscale()} {left:.9g} {right:.9g} {axes.get_yscale()} {bottom:.9g} {top:.9g}"
+
+
+def _inline(document: str, axes: str) -> str:
     """Return matplotlib's SVG file as an element, without prologue, page-wide styles and unused ids."""
     svg = document[document.index("<svg") :]
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' id="[a-zA-Z0-9_.]+_\d+"', "", svg)
     svg = re.sub(r' id="curve(\d+)"', r' data-curve="\1"', svg)  # by which a script hides it
     opening = re.sub(r' (width|height|xmlns\S*|version)="[^"]*"', "", svg[: svg.index(">")])
-    svg = opening + svg[svg.index(">") :]
+    svg = f'{opening} data-axes="{axes}"' + svg[svg.index(">") :]
     return themed(re.sub(r"\s*\n\s*", "\n", svg).strip())

@@ -1,5 +1,5 @@
-"use strict";
-// Sorts and filters the tables, switches curves on and off, enlarges figures, browses samples, and switches the theme.
+// Sorts and filters the tables, switches curves on and off, enlarges figures, adds curves to them, browses samples, and
+// switches the theme.
 // The page is whole without it: everything that it adds is a `.tool` or an attribute, and texts are only moved.
 {
   const all = (selector, where = document) => [...where.querySelectorAll(selector)];
@@ -166,7 +166,29 @@
       opener.classList.remove("enlarges");
       for (const name of ["role", "tabindex"]) opener.removeAttribute(name);
     }
+    if (figure.matches(".chart")) enlarged.append(...adder(figure));
     if (!dialog.open) dialog.showModal();
+  }
+  // A choice of the curves of other charts with the same x axis, which it adds to the enlarged chart.
+  function adder(chart) {
+    const shown = curvesOf(chart), choices = [];
+    const choice = make("select", { class: "tool", "aria-label": "Add a curve" }, new Option("Add a curve …", ""));
+    for (const other of all("main .chart").filter((one) => one !== chart && sameUnit(axesOf(one).x, shown[0].x))) {
+      const curves = curvesOf(other), options = curves.map((curve) => new Option(curve.name, choices.push(curve) - 1));
+      choice.append(make("optgroup", { label: curves[0].label }, ...options));
+    }
+    choice.addEventListener("change", () => {
+      const off = all('.legend [aria-pressed="false"]', enlarged).map((name) => name.parentElement.dataset.curve);
+      shown.push(choices[choice.value]);
+      choice.selectedOptions[0].disabled = true;
+      choice.value = "";
+      const [legend, drawn] = overlay(shown);
+      enlarged.querySelector(".legend")?.remove();
+      enlarged.querySelector(".label").before(legend);
+      enlarged.querySelector(".chart").replaceWith(drawn);
+      for (const index of off) legend.querySelector(`[data-curve="${index}"] button`).click();
+    });
+    return choices.length ? [choice] : [];
   }
   for (const figure of all(".chart, .sheet figure")) {
     const opener = figure.querySelector("svg, img");

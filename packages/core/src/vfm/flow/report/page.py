@@ -1,7 +1,7 @@
 """The report of a run: one HTML file with the results and their intervals, the stages, and the panels they left.
 
 The page draws panels and evaluation reports of any plugin. It loads nothing, and is whole without its script, which
-sorts, filters, enlarges and folds. No other script can run: the page's policy has the hash of this one.
+sorts, filters, enlarges, overlays and folds. No other script can run: the page's policy has the hash of this one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vfm.flow.report.joint import joint_panels
 from vfm.flow.report.result_table import ResultTable, corrected_tables, report_table, seed_tables
 from vfm.flow.report.run_summary import RunSummary, StageEntry, hash_of_record, summary_of_run
 from vfm.flow.report.text import shown
-from vfm.flow.report.theme import THEME, color
+from vfm.flow.report.theme import DASHES, THEME, color
 from vfm.panels import ImagesPanel, LinesPanel
 from vfm.redaction import redacted
 
@@ -163,7 +163,8 @@ def render(
         loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, finalize=shown,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    style, script = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    style, *scripts = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "overlay.js", "page.js"))
+    script = "".join(scripts)
     environment.globals.update(color=color, format=number_format)
     page = environment.get_template("page.html.j2").render(
         run=run,
@@ -178,6 +179,7 @@ def render(
         warnings=[(entry, message) for entry in run.stages for message in entry.manifest.get("warnings", ())],
         as_yaml=as_yaml,
         theme=THEME,
+        dashes=DASHES,
         style=style,
         script=script,
         script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
