@@ -43,7 +43,10 @@ TRAININGS = {
         "taught", "clip", "prior_0", "feedback_0",
         *(f"{arm}_{number}" for arm in ("direct", "prior", "feedback") for number in (500, 2000, 20000)),
     ],
-    "diva_probes": ["taught", "clip", "full_vision", "full_text", "full_both", "prior", "full_prior"],
+    "diva_probes": [
+        "taught", "clip", "full_vision", "full_text", "full_both", "captioned", "captioned_4px", "prior", "full_prior",
+        "words_prior", "feedback", "feedback_of_words",
+    ],
     "open_segmentation_tiny": ["clip", "lightweight", "genhancer", "dcr", "eva"],
     "diva_retention": [
         "taught", "clip", "prior", "no_anchor", "cosine", "cosine_strong", "relational", "l2_sp", "lora", "last_block",
@@ -107,8 +110,9 @@ DATA = {  # the others': MADE
     "diva_probes": [
         "pool.num_samples=300", "pool.samples_per_shard=100", "plain.num_samples=300", "full_captions.num_samples=300",
         "pairs.pairs_per_pattern=4", "prior_pairs.pairs_per_pattern=2", "taught.global_batch_size=16",
-        "clip.global_batch_size=16",
-        *(f"{name}.{setting}" for name in ("prior", "full_prior") for setting in SMALL_PRIOR),
+        "clip.global_batch_size=16", "captioned.global_batch_size=16", "captioned_4px.global_batch_size=16",
+        "feedback_of_words.adapter.first_steps=2",
+        *(f"{name}.{setting}" for name in ("prior", "full_prior", "words_prior") for setting in SMALL_PRIOR),
         *(one for one in PROBES if one.startswith(("orientation", "position", "size"))),
     ],
     "open_segmentation_tiny": [
