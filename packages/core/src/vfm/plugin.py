@@ -32,6 +32,7 @@ from vfm.costs import Cost
 from vfm.events import Event
 from vfm.hookspecs import hookimpl
 from vfm.incidental import INCIDENTAL
+from vfm.installation import how_to_install
 from vfm.interfaces import (
     AdamW,
     AnyEvaluation,
@@ -79,5 +80,5 @@ __all__ = [
     "TaggedImages", "TextPanel", "TimmOptimizer", "Training", "TrainingRuntime", "TrainingState", "UserError",
     "VideoClassifier", "VideoDataset", "VisionCheckpoint", "VisionPretraining", "WarmupStableDecay",
     "check_class_names", "check_dense_evaluations", "check_evaluations", "did_you_mean", "files", "hookimpl",
-    "load_function", "merge_settings", "store_files",
+    "how_to_install", "load_function", "merge_settings", "store_files",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ import pluggy
 
 from vfm import hookspecs, stages
 from vfm.config import UserError, did_you_mean
+from vfm.installation import how_to_install
 from vfm.stage import Stage
 
 PACKAGE_OF_MODULE = {"open_clip": "open-clip-torch", "sklearn": "scikit-learn"}  # where the names differ
@@ -90,7 +91,7 @@ def naming_extras(what: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         if extra := extra_of(error.name or ""):
-            raise UserError(f"{what} needs {error.name}: pip install '{extra}'") from None
+            raise UserError(f"{what} needs {error.name}: {how_to_install(extra)}") from None
         raise
 
 
@@ -98,5 +99,5 @@ def unknown_kind(kind: str, known: dict[str, type[Stage]]) -> str:
     """Return the error message for a kind that no installed plugin has."""
     package = PACKAGES.get(kind.partition(".")[0])
     if package and not any(other.partition(".")[0] == kind.partition(".")[0] for other in known):
-        return f"stage kind {kind!r} needs a package that is not installed: pip install {package}"
+        return f"stage kind {kind!r} needs a package that is not installed: {how_to_install(package)}"
     return f"unknown stage kind {kind!r}{did_you_mean(kind, known)}"

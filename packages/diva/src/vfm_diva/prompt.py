@@ -10,7 +10,7 @@ import diffusers
 import torch
 from torch import Tensor
 
-from vfm.plugin import UserError, store_files
+from vfm.plugin import UserError, how_to_install, store_files
 from vfm_diva.conditioning import Conditioning
 
 INDEX_FILE = "model_index.json"
@@ -53,7 +53,7 @@ def encode_prompt(folder: Path, text: str) -> Conditioning:
     except (ImportError, OSError, ValueError) as error:  # diffusers has dummy classes if transformers is missing
         line = next(line.strip() for line in str(error).splitlines() if line.strip())
         raise UserError(
-            f"{folder}: its text encoder cannot be loaded: {line[:300]} (pip install 'vfm-diva[prompt]')"
+            f"{folder}: its text encoder cannot be loaded: {line[:300]} ({how_to_install('vfm-diva[prompt]')})"
         ) from None
     known = inspect.signature(pipeline.encode_prompt).parameters
     arguments = {

@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from vfm.config import UserError
 from vfm.flow.result_tables import result_tables
+from vfm.installation import how_to_install
 from vfm.plugins import extra_of
 from vfm.redaction import redacted
 from vfm.terminal import TerminalConsole
@@ -83,7 +84,7 @@ def error_messages(error: UserError | OSError | ModuleNotFoundError) -> list[str
         return str(error).splitlines()
     if isinstance(error, ModuleNotFoundError):
         extra = extra_of(error.name or "")
-        return [f"this command needs {error.name}: pip install '{extra}'"] if extra else []
+        return [f"this command needs {error.name}: {how_to_install(extra)}"] if extra else []
     name = error.filename2 or error.filename  # of a rename the new name, of a link its own
     where = f"{name}: " if name else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

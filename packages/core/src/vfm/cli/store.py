@@ -17,6 +17,7 @@ from vfm.config import UserError
 from vfm.flow.report import REPORT_FILE, is_current, summary_of_run, write_report
 from vfm.flow.runs import RUN_FILE, find_run, kept_runs, older_runs
 from vfm.flow.store import Store
+from vfm.installation import how_to_install
 from vfm.integrity import read_sealed
 from vfm.permissions import is_writable
 from vfm.plugins import load_plugins, stage_types
@@ -150,7 +151,7 @@ def compare_runs(directories: list[Path], page: Path) -> None:
     try:
         from vfm.flow.report.comparison import write_comparison  # needs matplotlib, an optional extra
     except ImportError as error:
-        raise UserError(f"the report needs {error.name}: pip install 'vfm-core[report]'") from None
+        raise UserError(f"the report needs {error.name}: {how_to_install('vfm-core[report]')}") from None
     write_comparison({folder.name: summary_of_run(folder) for folder in directories}, page)
 
 

@@ -10,6 +10,7 @@ import yaml
 from vfm.artifacts import VisionCheckpoint
 from vfm.config import UserError
 from vfm.flow.evaluation.inputs import Fields, Input
+from vfm.installation import how_to_install
 from vfm.stage import Stage
 
 METHOD = "eva.pretrain"
@@ -50,7 +51,7 @@ def distillation_recipe(given: Distillation, known: Mapping[str, type[Stage]]) -
         UserError: the package with the method is not installed, or a probe lacks its training images.
     """
     if METHOD not in known:
-        raise UserError(f"vfm distill needs the stage {METHOD}: pip install vfm-eva")
+        raise UserError(f"vfm distill needs the stage {METHOD}: {how_to_install('vfm-eva')}")
     if bool(given.probe) != bool(given.train):
         raise UserError("a probe needs two sets of labelled images: give both --probe and --train")
     start = given.student if isinstance(given.student, Input) else None

@@ -13,6 +13,7 @@ from pathlib import Path
 from vfm.config import UserError
 from vfm.flow.manifest import library_versions
 from vfm.flow.yaml_lines import one_line
+from vfm.installation import how_to_install
 from vfm.plugins import load_plugins, stage_types
 
 Finding = tuple[bool, str, str]  # whether the check passed, its name, and what was found
@@ -41,7 +42,7 @@ def _device() -> Finding:
         return (
             True,
             "device",
-            "torch is missing: curation works, training does not; pip install 'vfm-core[torch]'",
+            f"torch is missing: curation works, training does not; {how_to_install('vfm-core[torch]')}",
         )
     try:
         import torch  # optional extra
@@ -56,7 +57,7 @@ def _device() -> Finding:
 def _report_parts() -> Finding:
     missing = [name for name in ("matplotlib", "jinja2") if not find_spec(name)]
     if missing:
-        return False, "report", f"the report needs {' and '.join(missing)}: pip install 'vfm-core[report]'"
+        return False, "report", f"the report needs {' and '.join(missing)}: {how_to_install('vfm-core[report]')}"
     return True, "report", "can be drawn"
 
 

@@ -10,6 +10,7 @@ import yaml
 from vfm.artifacts import ClipCheckpoint
 from vfm.config import UserError
 from vfm.flow.evaluation.inputs import Fields, Input, saved_artifact
+from vfm.installation import how_to_install
 from vfm.stage import Stage
 
 METHOD = "clip.train"
@@ -53,7 +54,7 @@ def finetuning_recipe(given: Finetuning, known: Mapping[str, type[Stage]]) -> st
         UserError: the package with the method is not installed, or the model is no CLIP model.
     """
     if METHOD not in known:
-        raise UserError(f"vfm finetune needs the stage {METHOD}: pip install vfm-clip")
+        raise UserError(f"vfm finetune needs the stage {METHOD}: {how_to_install('vfm-clip')}")
     if not issubclass(given.model.makes, ClipCheckpoint):
         raise UserError(f"{given.model.name}: expected a CLIP model, got an encoder without texts")
     stages: list[Fields] = [given.model.stage] if given.model.stage else []

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from vfm.config import UserError, did_you_mean
 from vfm.events import Event
 from vfm.hookspecs import hookimpl
+from vfm.installation import how_to_install
 
 
 class Tracker(ABC):
@@ -39,7 +40,9 @@ class Tracker(ABC):
         try:
             self.library: Any = import_module(self.module)
         except ImportError:
-            raise UserError(f"--track {self.extra} needs a package: pip install 'vfm-core[{self.extra}]'") from None
+            raise UserError(
+                f"--track {self.extra} needs a package: {how_to_install(f'vfm-core[{self.extra}]')}"
+            ) from None
 
     @hookimpl
     def vfm_event(self, event: Event) -> None:

@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from vfm.artifacts import GeneratorCheckpoint
 from vfm.config import UserError
+from vfm.installation import how_to_install
 from vfm.models.model_sources import fetch, local_folder
 from vfm.models.weights import check_finite_weights
 from vfm.stage import Context
@@ -137,7 +138,7 @@ def _check_parts(folder: Path, source: str) -> None:
     try:
         import diffusers
     except ImportError:
-        raise UserError("models.generator needs diffusers: pip install vfm-diva") from None
+        raise UserError(f"models.generator needs diffusers: {how_to_install('vfm-diva')}") from None
     index_file = folder / "model_index.json"
     index = _read_json(index_file) if index_file.is_file() else {}
     named = {name for name, value in index.items() if isinstance(value, list) and None not in value}

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfm.config import UserError
+from vfm.installation import how_to_install
 
 M = TypeVar("M", bound=nn.Module)
 SEPARATE_BIAS = "qkv_bias_separate"  # with it, timm's EVA calls its fused projection and adds the bias afterwards
@@ -109,7 +110,7 @@ def check_low_rank() -> None:
         UserError: it is not.
     """
     if not find_spec("peft"):
-        raise UserError("update: {type: lora} needs peft: pip install 'vfm-core[lora]'")
+        raise UserError(f"update: {{type: lora}} needs peft: {how_to_install('vfm-core[lora]')}")
 
 
 def linear_layers(model: nn.Module, blocks: Iterable[nn.Module]) -> list[str]:

@@ -30,7 +30,7 @@ class NamedImages(ImageFiles):
     names_of: str | None = Field(
         None,
         description="default class names and templates from the clip_benchmark package for this dataset: `mnist`, or in"
-        " another language `imagenet1k/ar`; pip install 'vfm-core[clip-benchmark]'",
+        " another language `imagenet1k/ar`; needs the extra `clip-benchmark` of vfm-core",
     )
 
     @field_validator("templates")

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vfm.models import blueprint, find_format
-from vfm.plugin import AnnotatedImages, Preflight, UserError
+from vfm.plugin import AnnotatedImages, Preflight, UserError, how_to_install
 from vfm_diva.mllm.lmms_logs import find_log
 from vfm_diva.mllm.question_files import read_rows
 from vfm_diva.stages_mllm import EvalLmms, EvalMllm, MllmPope, MllmQuestions, MllmTrain
@@ -91,7 +91,7 @@ def check_transformers(kind: str) -> None:
         UserError: it is not.
     """
     if not find_spec("transformers"):
-        raise UserError(f"{kind} needs transformers: pip install 'vfm-diva[mllm]'")
+        raise UserError(f"{kind} needs transformers: {how_to_install('vfm-diva[mllm]')}")
 
 
 def _check_named_once(names: list[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from vfm.plugin import UserError
+from vfm.plugin import UserError, how_to_install
 
 
 def modeling(name: str) -> Any:
@@ -17,4 +17,4 @@ def modeling(name: str) -> Any:
     try:
         return import_module(f"transformers.models.{name}.modeling_{name}")
     except ImportError:
-        raise UserError(f"head: {name} needs transformers; install vfm-eva[upernet]") from None
+        raise UserError(f"head: {name} needs transformers: {how_to_install('vfm-eva[upernet]')}") from None

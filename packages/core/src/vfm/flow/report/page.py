@@ -25,6 +25,7 @@ from vfm.flow.report.result_table import ResultTable, corrected_tables, report_t
 from vfm.flow.report.run_summary import RunSummary, StageEntry, hash_of_record, summary_of_run
 from vfm.flow.report.text import shown
 from vfm.flow.report.theme import DASHES, THEME, color
+from vfm.installation import how_to_install
 from vfm.panels import ImagesPanel, LinesPanel
 from vfm.redaction import redacted
 
@@ -106,7 +107,7 @@ def write_report(run: RunSummary, path: Path, known: Drawn | None = None) -> Non
     try:
         from vfm.flow.report.drawing import draw, draw_panels  # imports matplotlib, an optional extra
     except ImportError as error:
-        raise UserError(f"the report needs {error.name}: pip install 'vfm-core[report]'") from None
+        raise UserError(f"the report needs {error.name}: {how_to_install('vfm-core[report]')}") from None
     over_seeds = seed_tables(run)
     own = {entry.name: table for entry in run.stages if (table := report_table(entry, set(over_seeds)))}
     fixed, findings = corrected_tables([*over_seeds.values(), *own.values()])
@@ -157,7 +158,7 @@ def render(
     try:
         import jinja2  # optional extra
     except ImportError as error:
-        raise UserError(f"the report needs {error.name}: pip install 'vfm-core[report]'") from None
+        raise UserError(f"the report needs {error.name}: {how_to_install('vfm-core[report]')}") from None
     linked = {section.entry.name: section.entry.anchor for section in sections if section.filled}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, finalize=shown,
