@@ -1,0 +1,12 @@
+"""How to install what is missing: vfm is on no package index yet."""
+
+from __future__ import annotations
+
+
+def how_to_install(requirement: str) -> str:
+    """Return the words of an error that say how to install a requirement such as `vfm-eva` or `vfm-core[torch]`."""
+    quoted = f"'{requirement}'" if "[" in requirement else requirement
+    if not requirement.startswith("vfm-"):
+        return f"pip install {quoted}"
+    folder = quoted.replace("vfm-", "packages/", 1)
+    return f"uv pip install -e {folder} in a clone of vfm, which is on no package index yet"
