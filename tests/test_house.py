@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -44,6 +46,22 @@ def test_every_package_is_typed_and_has_a_readme_and_a_licence() -> None:
         assert list(package.glob("src/*/py.typed")), package
         assert len((package / "README.md").read_text().splitlines()) > 5, package
         assert (package / "LICENSE").is_file(), package
+
+
+def test_what_a_message_or_a_page_wants_installed_exists() -> None:
+    """Of packages that are on no index, `pip install vfm-core[torch]` would find nothing."""
+    extras: dict[str, set[str]] = {}
+    for file in ROOT.glob("packages/*/pyproject.toml"):
+        project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+        extras[project["name"]] = {"", *project.get("optional-dependencies", {})}
+    sources, pages = [*ROOT.glob("packages/*/src/**/*.py")], [*ROOT.glob("**/README.md"), *ROOT.glob("docs/**/*.md")]
+    texts = {file: file.read_text(encoding="utf-8") for file in [*sources, *pages] if ".venv" not in file.parts}
+    assert [file for file, text in texts.items() if re.search(r"install '?vfm-", text)] == []
+    named = {
+        found for text in texts.values() for found in re.findall(r"[`'\"](vfm-[a-z]+)(?:\[([a-z-]+)\])?[`'\"]", text)
+    }
+    assert {("vfm-core", "torch"), ("vfm-eva", "")} <= named
+    assert [(package, extra) for package, extra in named if extra not in extras.get(package, {extra})] == []
 
 
 def parts_of(annotation: Any) -> Iterator[type[BaseModel]]:

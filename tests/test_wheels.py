@@ -100,7 +100,7 @@ def test_recipe_that_needs_more_says_what_to_install(curation_box: Installed) ->
     done = curation_box.vfm("run", "quickstart")
     assert done.returncode == 2
     for package in ("eva", "clip", "diva"):
-        assert f"needs a package that is not installed: pip install vfm-{package}" in done.stderr
+        assert f"needs a package that is not installed: uv pip install -e packages/{package} in" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -110,7 +110,7 @@ def test_stage_of_core_that_needs_torch_says_what_to_install(curation_box: Insta
     done = curation_box.vfm("run", recipe)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert "pip install 'vfm-core[torch]'" in line
+    assert "uv pip install -e 'packages/core[torch]'" in line
 
 
 def test_sdists_install_as_the_wheels_do(wheels: Path, tmp_path: Path) -> None:

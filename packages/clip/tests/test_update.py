@@ -250,7 +250,9 @@ def test_what_cannot_be_changed_is_refused_before_anything_runs(
         Preflight({}, {"start": tmp_path / "resnet"})
     )
     monkeypatch.setattr("vfm.models.low_rank.find_spec", lambda name: None)
-    assert line(vision={"lock": True}) == "update: {type: lora} needs peft: pip install 'vfm-core[lora]'"
+    assert line(vision={"lock": True}).startswith(
+        "update: {type: lora} needs peft: uv pip install -e 'packages/core[lora]'"
+    )
 
 
 def test_a_state_of_all_weights_is_not_continued_by_changes_of_them(tmp_path: Path, start: ClipCheckpoint) -> None:

@@ -335,4 +335,4 @@ def test_recipe_for_packages_that_are_not_installed_names_them(toys):
     done = run_here("plan", "quickstart")
     assert done.code == (2 if missing else 0)
     for name in missing:
-        assert f"needs a package that is not installed: pip install vfm-{name}" in done.err
+        assert f"needs a package that is not installed: uv pip install -e packages/{name} in a clone" in done.err

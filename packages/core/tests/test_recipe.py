@@ -62,7 +62,7 @@ def test_valid_recipe_is_parsed_with_nested_parts_and_yaml_floats():
             "r.yaml:3: b.mode: 'cubed' is not a valid choice; choose from 'plain'",
         ),
         ("toy.add", "toy.ad", "r.yaml:4: sum.kind: unknown stage kind 'toy.ad'; did you mean 'toy.add'?"),
-        ("toy.add", "eva.pretrain", "needs a package that is not installed: pip install vfm-eva"),
+        ("toy.add", "eva.pretrain", "needs a package that is not installed: uv pip install -e packages/eva"),
         (
             "inputs: [a, b]",
             "inputs: [a, c]",

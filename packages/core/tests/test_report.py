@@ -200,7 +200,7 @@ def test_a_missing_extra_is_named(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr("vfm.flow.report.charts", raising=False)  # where `from vfm.flow.report import charts` finds it
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(UserError, match=rf"{missing}: pip install 'vfm-core\[report\]'"):
+    with pytest.raises(UserError, match=rf"{missing}: uv pip install -e 'packages/core\[report\]'"):
         write_report(run, tmp_path / "report.html")
     assert not list(tmp_path.glob("report.html*"))
 
