@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
 from pathlib import Path
@@ -10,9 +9,11 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+# For the processes that tests start: two workers on two cores, with two threads each, take longer than with one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from order import slow_first
-from outside import PACKAGES, ROOT, call, checked
+from outside import PACKAGES, ROOT, call, checked, made_once
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,18 +32,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the wheels of all six packages and the sdists that they were built from.
 
-    It is built by the first worker that needs it; `make release` names one that is to be checked.
+    `make release` names one that is to be checked.
     """
     if release := os.environ.get("VFM_RELEASE"):
         return (ROOT / release).absolute()
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder, part = shared / "wheels", base / "wheels.part"
-    with (shared / "wheels.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.is_dir():
-            for package in PACKAGES:
-                built = call("uv", "build", "--quiet", "--out-dir", part, f"packages/{package}", cwd=ROOT)
-                checked(built)
-            part.rename(folder)
-    return folder
+
+    def build(folder: Path) -> None:
+        for package in PACKAGES:
+            checked(call("uv", "build", "--quiet", "--out-dir", folder, f"packages/{package}", cwd=ROOT))
+
+    return made_once(tmp_path_factory, "wheels", build)

@@ -31,7 +31,7 @@ from vfm.shapes.videos import encode_video
 
 RECIPES = Path(__file__).parent / "recipes"
 HAS_RED = b'{"has": ["red"]}'
-NUM_KILLS = int(os.environ.get("VFM_NUM_KILLS", "4"))
+NUM_KILLS = int(os.environ.get("VFM_NUM_KILLS", "2"))
 LONG = pytest.mark.skipif(NUM_KILLS < 5, reason="long; make kill-test runs it")
 VFM = (sys.executable, "-m", "vfm")
 

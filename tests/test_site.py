@@ -27,7 +27,7 @@ from selenium import webdriver
 from selenium.common import WebDriverException
 from selenium.webdriver.support.ui import WebDriverWait
 
-from outside import ROOT, checked
+from outside import ROOT, checked, made_once
 from test_architecture import PUBLIC, STAGES
 from vfm.flow.recipe_source import shipped_recipes
 
@@ -57,10 +57,11 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("site")
-    command = [sys.executable, ROOT / "docs/site/build.py", "--out", out]
-    checked(subprocess.run(command, cwd=out, capture_output=True, text=True))
-    return out / "html"
+    def build(folder: Path) -> None:
+        command = [sys.executable, ROOT / "docs/site/build.py", "--out", folder]
+        checked(subprocess.run(command, cwd=folder, capture_output=True, text=True))
+
+    return made_once(tmp_path_factory, "site", build) / "html"
 
 
 @pytest.fixture(scope="module")
