@@ -5,7 +5,7 @@
 RUN := uv run --dev
 
 test: ## all that CI runs
-	$(RUN) pytest -n 2
+	$(RUN) pytest -n 3
 
 check: ## style, types, architecture
 	$(RUN) ruff format --check . && $(RUN) ruff check . && $(RUN) mypy && $(RUN) lint-imports

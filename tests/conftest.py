@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-# For the processes that tests start: two workers on two cores, with two threads each, take longer than with one.
+# For the processes that tests start: several workers with two threads each on two cores take longer than with one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from order import slow_first

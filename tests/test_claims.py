@@ -24,6 +24,10 @@ TRAININGS = {
         *(f"from_{name}" for name in ("eva_gentle", "untrained", "pairs")),
         *(f"{arm}_{what}" for arm in ("scratch", "from_eva") for what in (150, 2400, "hot")),
     ],
+    "eva_claim_rates": [
+        "teacher", "eva", "scratch", "from_eva",
+        *(f"{arm}_{rate}" for arm in ("scratch", "eva") for rate in ("1e-3", "2e-3", "4e-3", 900)),
+    ],
     "eva_claim_pairs": ["teacher", "eva", "scratch", "from_eva"],
     "eva_teachers": [
         "clip", "position", "patches", "of_clip_untaught", "of_clip", "of_position", "of_patches", "of_all",
@@ -75,6 +79,7 @@ CLAIM = [*MADE, "pairs.num_samples=150", "choose.num_samples=36"]
 DATA = {  # the others': MADE
     "eva_claim": CLAIM,
     "eva_claim_more": [*CLAIM, "pairs_2400.num_samples=150"],
+    "eva_claim_rates": CLAIM,
     "eva_teachers": [
         "pool.num_samples=150", "dense.steps=4",
         *(f"{name}{part}.num_samples=60" for name in ("classes", "places") for part in ("_train", "")),
@@ -132,6 +137,7 @@ SCORES = {
     "metaclip_claim_pairs": "lp_map/tail",
     "eva_claim": "samples_to_reach",
     "eva_claim_more": "samples_to_reach",
+    "eva_claim_rates": "acc1",
     "eva_claim_pairs": "image_retrieval_recall@10",
     "eva_teachers": "dense_miou",
     "dense_claim": "dense_miou",

@@ -33,7 +33,8 @@ CPU_ONLY = (  # without PyTorch's own index, and nothing is installed
 MADE = f'set -- {{}} && shift && {sys.executable} -m "$@" --defaults'  # by the copier of this environment
 EXTRA = 'set -- {} && shift 4 && "$@"'  # an extra that is here already
 BENCHMARKS = ROOT / "packages/eva/benchmarks"
-CLAIM = 'set -- {} && shift 4 && vfm plan "$@"'  # tests/test_claims.py runs them
+CLAIM = 'set -- {} && shift 4 && vfm plan "$@"'  # tests/test_claims.py or README's test runs them
+RUN_THERE = f'set -- {{}} && grep -q "^    \\"$5\\": " {ROOT}/tests/test_claims.py'  # as it stands
 SMALL_EVA_TINY = "{} --set probe_train.num_samples=72 --set probe.num_samples=72" + "".join(
     f" --set {name}.steps=2 --set {name}.schedule.warmup_steps=0" for name in ("teacher", "eva")
 )
@@ -59,19 +60,19 @@ TORCHRUN = 'set -- {} && shift && python -c "import sys, torch.distributed.run a
 COMMANDS = {
     "pip install uv && uv run vfm run quickstart": SMALL_QUICKSTART,
     "uv run vfm run quickstart": SMALL_QUICKSTART,
-    "uv run --dev pytest -n 2": COLLECT,
+    "uv run --dev pytest -n 3": COLLECT,
     f"uv venv && uv pip install --torch-backend cpu {LOCAL}": CPU_ONLY,
     "uv sync --all-extras": f"cd {ROOT} && command uv lock --check",  # all extras are one resolution
     "uv run --extra onnx vfm doctor": EXTRA,
     "uv run vfm run pairs --set pool.path=TRAIN.tar --set val.path=VAL.tar": SMALL_PAIRS,
     "uv run vfm run pairs --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
-    " --set 'pool.texts={en: json.en}' --set 'val.texts={en: json.en}' --set runtime.threads=1": SMALL_PAIRS,
-    "uv run vfm run metaclip_claim": CLAIM,
-    "uv run vfm run dense_claim": CLAIM,
-    "uv run vfm run vocabulary_claim": CLAIM,
+    " --set 'pool.texts={en: json.en}' --set 'val.texts={en: json.en}' --set runtime.threads=1": CLAIM,
+    "uv run vfm run metaclip_claim": RUN_THERE,
+    "uv run vfm run dense_claim": RUN_THERE,
+    "uv run vfm run vocabulary_claim": RUN_THERE,
     # It reads the results of the recipe, two hours.
     "uv run python packages/eva/benchmarks/vocabulary_gap.py": f"python {BENCHMARKS}/vocabulary_gap.py --help",
-    "uv run vfm run video_claim": CLAIM,
+    "uv run vfm run video_claim": RUN_THERE,
     "uv run vfm run encoders.yaml": PLANNED_ENCODERS,
     "uv run vfm eval store/runs/encoders/artifacts/eva store/runs/encoders/artifacts/teacher"
     " random=store/runs/encoders/artifacts/untrained --data store/runs/encoders/artifacts/coco --tasks dense_probe"
@@ -84,19 +85,19 @@ COMMANDS = {
     " --set 'pool.texts={en: json.en}' --set 'val.texts={en: json.en}' --set nouns.words=[]"
     " --set nouns.wordnet=/usr/share/wordnet --set val_nouns.words=[]"
     " --set val_nouns.wordnet=/usr/share/wordnet": SMALL_EVA_TINY,
-    "uv run vfm run eva_claim": CLAIM,
-    "uv run vfm run eva_claim_more": CLAIM,
+    "uv run vfm run eva_claim": RUN_THERE,
+    "uv run vfm run eva_claim_more": RUN_THERE,
     "uv run vfm run eva_claim_pairs --set pool.path=pool.tar --set few.path=few.tar --set choose.path=choose.tar"
     " --set val.path=flickr8k-dev.tar --set 'pool.texts={en: json.en}' --set 'few.texts={en: json.en}'"
     " --set 'choose.texts={en: json.en}' --set 'val.texts={en: json.en}'": "for name in pool few choose; do cp"
     f" flickr8k-train.tar $name.tar; done && {CLAIM}",
-    "uv run vfm run eva_teachers": CLAIM,
-    "uv run vfm run diva_tiny": CLAIM,
-    "uv run vfm run diva_tiny_varied": CLAIM,
-    "uv run vfm run diva_probes": CLAIM,
-    "uv run vfm run open_segmentation_tiny": CLAIM,
+    "uv run vfm run eva_teachers": RUN_THERE,
+    "uv run vfm run diva_tiny": RUN_THERE,
+    "uv run vfm run diva_tiny_varied": RUN_THERE,
+    "uv run vfm run diva_probes": RUN_THERE,
+    "uv run vfm run open_segmentation_tiny": RUN_THERE,
     "uv run vfm run diva_sweep --set seeds=[10]": CLAIM,
-    "uv run vfm run mllm_tiny": CLAIM,
+    "uv run vfm run mllm_tiny": RUN_THERE,
     "uv run vfm eval clip_flickr=store/runs/clip_flickr/artifacts/clip --suite small --root ."
     " --name eval_small": "{} --dry-run",
     "uv run vfm run clip_flickr --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"

@@ -310,6 +310,7 @@ def test_mistake_with_a_base_is_one_line_that_names_its_file(load, texts, line):
 STAGES_OVER_BASE = {
     "eva_02_l_k400": "8fe42f7fcfa1",
     "eva_claim_more": "74272beea8cc",
+    "eva_claim_rates": "16cd81c06151",
     "open_segmentation_tiny": "85a5dc949087",
     "clip_b32": "ce6db29f38b1",
     "clip_l14": "99620856d696",
