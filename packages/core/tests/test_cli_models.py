@@ -168,7 +168,7 @@ def test_views_are_png_files_one_a_picture(world: Path, tmp_path: Path) -> None:
         (["predict", "{}/clip", "{}/flat/red.png"], "give classes or an index"),
         (["predict", "{}/clip", "{}/flat/rd.png", "--classes", "a,b"], "rd.png: no such image"),
         (["predict", "{}/clip", "{}/clip/artifact.json", "--classes", "a,b"], "artifact.json: unreadable image"),
-        (["predict", "{}/clip", "{}/flat/red.png", "--classes", "a"], "expected at least two names"),
+        (["predict", "{}/clip", "{}/flat/red.png", "--classes", "a"], "expected at least two names, got 'a'"),
         (["predict", "{}/clip", "{}/flat/red.png", "--classes", "no.txt"], "classes no.txt: no such file"),
         (["predict", "{}/encoder", "{}/flat/red.png"], "it has no classification head; give an index"),
         (["predict", "{}/classifier", "{}/flat/red.png", "--classes", "a,b"], "expected class_names for 7 outputs"),
@@ -178,7 +178,7 @@ def test_views_are_png_files_one_a_picture(world: Path, tmp_path: Path) -> None:
         ),
         (
             ["predict", "{}/clip", "{}/flat/red.png", "--index", "{}/clip/artifact.json"],
-            "artifact.json: not readable as npy: it does not begin as an npy file",
+            "artifact.json: expected .parquet or .npy, got .json",
         ),
         (["predict", "{}/clip", "{}/flat/red.png", "--classes", "a,b", "--index", "i"], "not both"),
         (["predict", "vit_picoo_patch8_32", "{}/flat/red.png"], "did you mean 'vit_pico_patch8_32'"),

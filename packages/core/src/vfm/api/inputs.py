@@ -140,17 +140,18 @@ def read_classes(classes: AnyPath | Sequence[str]) -> list[str]:
     Raises:
         UserError: there are fewer than two, or the file does not exist.
     """
-    if not isinstance(classes, PATHS):
+    if isinstance(classes, PATHS):
+        names = _written_classes(os.fspath(classes))
+    else:
         names = list(classes) if isinstance(classes, Iterable) else []
-        if len(names) < 2 or not all(isinstance(name, str) for name in names):
-            raise UserError(f"classes: expected at least two names, got {classes!r:.60}")
-        return names
-    given = os.fspath(classes)
+    if len(names) < 2 or not all(isinstance(name, str) for name in names):
+        raise UserError(f"classes: expected at least two names, got {classes!r:.60}")
+    return names
+
+
+def _written_classes(given: str) -> list[str]:
     is_file = os.path.isfile(given)  # False, not an error, for a list that is too long for a file name
     if not is_file and given.endswith(".txt"):
         raise UserError(f"classes {given}: no such file")
     parts = files.read_text(given).splitlines() if is_file else given.split(",")
-    names = [part.strip() for part in parts if part.strip()]
-    if len(names) < 2:
-        raise UserError(f"classes {given}: expected at least two names, in a file (one per line) or with commas")
-    return names
+    return [part.strip() for part in parts if part.strip()]

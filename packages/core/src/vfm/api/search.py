@@ -20,6 +20,7 @@ from vfm.api.prediction import similarities
 from vfm.config import UserError
 from vfm.data import BadSample, Source, decode_image
 from vfm.data.contact_sheet import SIDE, contact_sheet
+from vfm.data.webdataset import IMAGE_EXTENSIONS
 from vfm.eval import check_finite, read_embeddings
 from vfm.eval.embeddings import Embeddings
 from vfm.models import PooledVision
@@ -94,8 +95,11 @@ def search(
         warn: called with a line if the index was made with another model.
 
     Raises:
-        UserError: the index or the model does not exist, or a text is searched with a model without a text tower.
+        UserError: the index, the model or a picture does not exist, a text is empty, or it is searched with a model
+            without a text tower.
     """
+    for query in queries:
+        _check_query(query)
     known = read_embeddings(index)
     if model is None:
         model, pretrained = _model_of(known, index)
@@ -116,6 +120,13 @@ def kept_place(data: str) -> str:
     return "::".join(
         redacted(one) if files.is_remote(one) else os.path.abspath(os.path.expanduser(one)) for one in parts
     )
+
+
+def _check_query(query: str) -> None:
+    if not query.strip():
+        raise UserError(f"expected words or the file of a picture to search for, got {query!r}")
+    if not os.path.isfile(query) and query.lower().endswith(tuple(f".{ending}" for ending in IMAGE_EXTENSIONS)):
+        raise UserError(f"{query}: no such picture")
 
 
 def _model_of(known: Embeddings, index: Path) -> tuple[str, str | None]:

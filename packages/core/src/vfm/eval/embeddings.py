@@ -133,7 +133,11 @@ def open_writer(file: Path, model: str, data: str = "") -> Writer:
         return ParquetWriter(file, model, data)
     if file.suffix == ".npy":
         return NpyWriter(file)
-    raise UserError(f"{file}: expected {' or '.join(SUFFIXES)}, got {file.suffix or 'no suffix'}")
+    raise _wrong_suffix(file)
+
+
+def _wrong_suffix(file: Path) -> UserError:
+    return UserError(f"{file}: expected {' or '.join(SUFFIXES)}, got {file.suffix or 'no suffix'}")
 
 
 class ParquetWriter:
@@ -216,6 +220,8 @@ def read_embeddings(file: Path) -> Embeddings:
     """
     if not file.is_file():
         raise UserError(f"{file}: no such file; make one with vfm embed")
+    if file.suffix not in SUFFIXES:
+        raise _wrong_suffix(file)
     with reading(file, "embeddings of vfm embed"):
         if file.suffix == ".parquet":
             table = read_parquet(file)
