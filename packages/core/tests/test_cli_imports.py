@@ -56,4 +56,6 @@ def test_a_name_of_open_clip_with_its_tag_is_known_without_importing_it(world: P
 def test_predict_imports_nothing_for_statistics_and_charts(world: Path) -> None:
     found = modules_of(["predict", "clip", "red.png", "--classes", "red,blue"], world)
     assert "open_clip" in found
-    assert not found.intersection(UNUSED)
+    unused = found.intersection(UNUSED)
+    # open_clip imports transformers where it is installed, which imports scikit-learn in its older versions.
+    assert not unused or unused <= modules_after("import open_clip", world)

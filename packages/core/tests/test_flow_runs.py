@@ -34,7 +34,10 @@ def folders() -> list[str]:
     return [run.directory.name for run in kept_runs(STORE)]
 
 
-def test_every_run_is_kept_under_its_number_with_its_resolved_recipe(toys: Path) -> None:
+def test_every_run_is_kept_under_its_number_with_its_resolved_recipe(
+    toys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["/bin/vfm", "run", "r.yaml"])
     ran("r.yaml")
     ran("r.yaml", "--set", "b.seed=6")
     assert folders() == ["r@1", "r@2"]
@@ -47,7 +50,7 @@ def test_every_run_is_kept_under_its_number_with_its_resolved_recipe(toys: Path)
     assert ran("again.yaml").out.count("cached") == 3
     listed = run_here("runs").out
     assert [line.split()[0] for line in listed.splitlines()] == ["again@1", "r@1", "r@2"]
-    assert "vfm" in listed
+    assert listed.splitlines()[1].endswith(" vfm run r.yaml")
 
 
 def test_the_same_plan_is_the_same_run_and_the_name_leads_to_the_one_started_last(toys: Path) -> None:
