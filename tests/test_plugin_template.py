@@ -51,7 +51,9 @@ def test_what_it_makes_passes_this_repositorys_style(tmp_path: Path) -> None:
     ("answers", "line"),
     [
         ({"name": "My Plugin"}, "lower-case words joined by hyphens"),
-        ({"name": "vfm-clip"}, "clip has stages already; choose another word"),
+        ({"name": "vfm"}, "two or more lower-case words joined by hyphens"),
+        ({"name": "vfm-core"}, "vfm-core is a package of vfm; choose another name"),
+        ({"name": "my-clip"}, "clip has stages already; choose another word"),
         ({"domain": "Two words"}, "a lower-case word"),
     ],
 )

@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from typing import Annotated
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from vfm.config import error_lines
+from vfm.config import Config, error_lines
 from vfm.stages.data import ChoiceFiles, Pairs
 from vfm.stages.labeled import Labeled
 
@@ -39,3 +40,21 @@ def test_sources_are_the_files_behind_the_path(tmp_path):
 def test_template_without_braces_is_refused():
     with pytest.raises(ValidationError, match=r"has no \{\} for the class name"):
         Labeled(kind="data.labeled", name="val", path="x", templates=["a photo"])
+
+
+class _Sizes(Config):
+    t: Annotated[int, Field(gt=0)] | dict[str, Annotated[int, Field(gt=0)]] | None = None
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (-1, [(("t",), "must be greater than 0, got -1")]),
+        ("x", [(("t",), "expected a dictionary, got 'x'")]),
+        ({"en": -1}, [(("t", "en"), "must be greater than 0, got -1")]),
+    ],
+)
+def test_a_value_of_one_of_several_types_is_refused_for_what_is_wrong_with_it(given, said):
+    with pytest.raises(ValidationError) as caught:
+        _Sizes(t=given)
+    assert error_lines(caught.value, _Sizes) == said

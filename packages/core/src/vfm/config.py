@@ -93,16 +93,21 @@ KEY_ERRORS = {"extra_forbidden", "missing", SENTENCE}  # errors whose location e
 def error_lines(error: ValidationError, model: type[BaseModel]) -> list[tuple[tuple[str | int, ...], str]]:
     """Return pydantic's errors as (location, line), without the noise of unions.
 
-    A union reports one error per branch. Only the last branch other than `None` is kept, since a value that fits no
-    branch was most likely meant for that one; none is kept if there is an error within the value, which then was
-    meant for the branch that has this part.
+    A union reports one error per branch. The branch is kept whose type the value has, if it is only out of bounds,
+    else the last one other than `None`, since a value that fits no branch was most likely meant for that one. None is
+    kept if there is an error within the value, which then was meant for the branch that has this part.
     """
     lines: dict[tuple[str | int, ...], str] = {}
+    out_of_bounds: set[tuple[str | int, ...]] = set()
     for details in error.errors(include_url=False):
         whole = details["loc"]
         num_keys = 1 if details["type"] in KEY_ERRORS else 0
         above, last = whole[: len(whole) - num_keys], whole[len(whole) - num_keys :]
         location = (*(part for part in above if not _is_branch(part)), *last)
+        if details["type"] in BOUNDS:
+            out_of_bounds.add(location)
+        elif location in out_of_bounds:
+            continue
         lines[location] = _sentence(details, location, model)
     parts = {location[:end] for location in lines for end in range(len(location))}
     return [(location, line) for location, line in lines.items() if location not in parts]

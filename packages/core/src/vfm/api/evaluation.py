@@ -106,6 +106,8 @@ def _words(what: str, given: Named) -> list[str]:
         return [as_place(given)]
     if isinstance(given, Mapping):
         return [f"{name}={as_place(one)}" for name, one in given.items()]
+    if not isinstance(given, Iterable):
+        raise UserError(f"{what}: expected paths or artifacts, got a {type(given).__name__}")
     if wrong := [one for one in given if not isinstance(one, (*PATHS, Artifact))]:
         raise UserError(f"{what}: expected paths or artifacts, got a {type(wrong[0]).__name__}")
     return [as_place(one) for one in given]

@@ -8,7 +8,7 @@ Imports torch.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,7 +163,7 @@ def predict(
         raise UserError("prompts has the sentences of each class: give no template and no index beside it")
     if top < 1:
         raise UserError(f"top: must be at least 1, got {top}")
-    given = [images] if isinstance(images, (*PATHS, Image.Image)) else list(images)
+    given = [images] if isinstance(images, (*PATHS, Image.Image)) or not isinstance(images, Iterable) else list(images)
     if not given:
         raise UserError("images: expected at least one, got none")
     if classifier := artifact_of(model, VideoClassifier):
