@@ -45,7 +45,7 @@ def run_written(
         text: the recipe.
         overrides: `NAME.FIELD=VALUE` each.
         store: folder of artifacts and runs.
-        dry_run: only write the recipe.
+        dry_run: only write the recipe, and check it with the overrides.
         quiet: print errors only.
 
     Raises:
@@ -57,10 +57,10 @@ def run_written(
     recipe.write_text(text, encoding="utf-8")
     if not quiet:
         show(f"recipe: {recipe}")
-    if dry_run:
-        return
     try:
         loaded = load_recipe(str(recipe), stage_types(manager), overrides)
+        if dry_run:
+            return
         plan = make_plan(loaded, Store(store), note)
         preflight(plan)
     except UserError:
