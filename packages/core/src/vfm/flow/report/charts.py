@@ -6,6 +6,7 @@ import io
 import math
 import re
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -61,18 +62,19 @@ def lines_svg(panel: LinesPanel, salt: str) -> str:
 
 
 def _draw(axes: Axes, series: Series, index: int) -> None:
-    y, low, high = (
-        None if part is None else [math.nan if value is None else value for value in part]
-        for part in (series.y, series.low, series.high)
-    )
     style = (0, [float(part) for part in dash(index).split()]) if dash(index) else "-"
     marker = "o" if len(series.x) <= 12 else ""
     hue = light(f"series-{index % len(SERIES)}")
     axes.plot(
         series.x, y, color=hue, linestyle=style, marker=marker, markersize=4, markeredgewidth=0, gid=f"curve{index}"
     )
-    if low and high:
+    if series.low and series.high:
+        low, high = _with_gaps(series.low), _with_gaps(series.high)
         axes.fill_between(series.x, low, high, color=hue, alpha=0.15, linewidth=0, gid=f"curve{index}")
+
+
+def _with_gaps(values: Sequence[float | None]) -> list[float]:
+    return [math.nan if value is None else value for value in values]
 
 
 def _axes(axes: Axes, panel: LinesPanel) -> None:
