@@ -26,7 +26,7 @@ class LogitBias:
 
 
 class ClipLoss(Part):
-    """A slot: the loss of `clip.train`. `build()` returns an `nn.Module` from `ClipFeatures` to (loss, metrics).
+    """The loss of `clip.train`. `build()` returns an `nn.Module` from `ClipFeatures` to (loss, metrics).
 
     The module has no parameters. The learned temperature and bias belong to the model.
     """

@@ -260,5 +260,5 @@ class Context:
         self.emit("bad_sample", reason=reason, where=where)
 
     def panel(self, panel: Panel) -> None:
-        """Leaves something to look at beside the artifact; the report draws it."""
+        """Save something to look at beside the artifact; the report draws it."""
         panel.save(self.directory)

@@ -14,7 +14,7 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class Condition(Part):
-    """A slot: the tokens of an image that condition the generator.
+    """The tokens of an image that condition the generator.
 
     `build(clip)` returns an `ImageCondition` (`vfm_diva.condition`); it reads no weights.
     """
@@ -81,7 +81,7 @@ class RasterPooled(Condition):
 
 
 class Adapter(Part):
-    """A slot: the map from CLIP's tokens to the context of a generator that was not trained on them.
+    """The map from CLIP's tokens to the context of a generator that was not trained on them.
 
     `build(inputs, width=E, embed_dim=D, seed=...)` returns a module from `ImageFeatures` to the `Conditioning` that a
     network with these `NetworkInputs` takes. Subclass `TrainedAdapter`.
@@ -131,7 +131,7 @@ class MlpAdapter(TrainedAdapter):
 
 
 class Timesteps(Part):
-    """A slot: the distribution of diffusion times, from 0 (clean) to 1 (noise only).
+    """The distribution of diffusion times, from 0 (clean) to 1 (noise only).
 
     `build(num_times, generator)` draws the times of one image, (num_times,), from a `torch.Generator`.
     """
@@ -181,7 +181,7 @@ def check_timesteps(timesteps: Timesteps, num_times: int) -> None:
 
 
 class Update(Part):
-    """A slot: the weights of the vision tower that are trained.
+    """The weights of the vision tower that are trained.
 
     `build(visual, seed=...)` prepares the tower in place and returns a `TowerUpdate` (`vfm_diva.update`).
     """
@@ -217,7 +217,7 @@ class Lora(LowRankSettings, Update):
 
 
 class Anchor(Part):
-    """A slot: the loss that keeps the tower near its initial state.
+    """The loss that keeps the tower near its initial state.
 
     `build(clip)` returns a function. With `compares` "embeddings" it takes new and old embeddings of unit length,
     (B, D) each, and returns the loss of each image, (B,); with "weights" it takes the tower and its initial state and

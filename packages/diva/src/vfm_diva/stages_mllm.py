@@ -45,7 +45,7 @@ class MllmCheckpoint(Artifact):
 
 
 class LanguageModel(Part):
-    """A slot: the language model. `build(texts, seed)` returns a causal model of transformers and its tokenizer."""
+    """The language model. `build(texts, seed)` returns a causal model of transformers and its tokenizer."""
 
 
 class SmallLlama(LanguageModel):

@@ -77,7 +77,7 @@ class FinetuneAugmentation(Augmentation):
 
 
 class Mask(Part):
-    """A slot: the masks. `build(seeds, grid, num_masked)` returns (B, N) booleans, True = masked, one row per seed."""
+    """The masks. `build(seeds, grid, num_masked)` returns (B, N) booleans, True = masked, one row per seed."""
 
     equal_counts: ClassVar[bool] = True  # every mask hides exactly `num_masked` patches
 

@@ -33,7 +33,7 @@ class PolySchedule(Schedule):
 
 
 class SegmentationHead(Part):
-    """A slot: what predicts segments from an encoder's tokens. `build` returns the model."""
+    """The head that predicts segments from an encoder's tokens. `build` returns the model."""
 
     tasks: ClassVar[tuple[str, ...]] = ("semantic",)
 

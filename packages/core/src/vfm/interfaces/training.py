@@ -20,7 +20,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Optimizer(Part):
-    """A slot: the rule that turns gradients into steps. `build(groups, lr)` returns a `torch.optim.Optimizer`."""
+    """The rule that turns gradients into steps. `build(groups, lr)` returns a `torch.optim.Optimizer`."""
 
     weight_decay: float = Field(0.05, ge=0, description="decoupled; biases, norms and other vectors are not decayed")
     grad_clip_norm: float | None = Field(None, gt=0, description="maximum gradient norm; null: no clipping")
@@ -63,7 +63,7 @@ class Sgd(Optimizer):
 
 
 class Schedule(Part):
-    """A slot: the learning rate by step. `build(lr, num_steps)` returns a function from the step (from 0) to the rate.
+    """The learning rate by step. `build(lr, num_steps)` returns a function from the step (from 0) to the rate.
 
     The rate rises linearly to `lr` over `warmup_steps` before the schedule proper.
     """

@@ -65,8 +65,10 @@ def _draw(axes: Axes, series: Series, index: int) -> None:
     style = (0, [float(part) for part in dash(index).split()]) if dash(index) else "-"
     marker = "o" if len(series.x) <= 12 else ""
     hue = light(f"series-{index % len(SERIES)}")
-    look = {"color": hue, "linestyle": style, "marker": marker, "markersize": 4, "markeredgewidth": 0}
-    axes.plot(series.x, _with_gaps(series.y), gid=f"curve{index}", **look)
+    y = _with_gaps(series.y)
+    axes.plot(
+        series.x, y, color=hue, linestyle=style, marker=marker, markersize=4, markeredgewidth=0, gid=f"curve{index}"
+    )
     if series.low and series.high:
         low, high = _with_gaps(series.low), _with_gaps(series.high)
         axes.fill_between(series.x, low, high, color=hue, alpha=0.15, linewidth=0, gid=f"curve{index}")
