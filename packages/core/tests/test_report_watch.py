@@ -83,8 +83,16 @@ class World:
         """Start a command."""
         environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(self.site), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "vfm", *words]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        process = subprocess.Popen(command, cwd=self.here, env=environment, text=True, **pipes)  # type: ignore[call-overload]
+        process = subprocess.Popen(
+            command,
+            cwd=self.here,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A job in the background ignores Ctrl-C, and hands that down: this process must not.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         self.processes.append(process)
         return process
 
