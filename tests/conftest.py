@@ -25,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with slow tests on every worker."""
     if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
-        items[:] = slow_first(items, workers, lambda item: item.path.name)
+        items[:] = slow_first(items, workers, lambda item: item.name)
 
 
 @pytest.fixture(scope="session")
