@@ -99,7 +99,7 @@ def test_a_second_model_does_not_evaluate_the_first_again(here: Path) -> None:
 def test_several_jobs_give_the_same_results_as_one(here: Path) -> None:
     words = ("old", "new", "--data", "photos", "--data", "root/wds_imagenetv2", "--tasks", "zero_shot,knn")
     found = []
-    for jobs in (1, 3):
+    for jobs in (1, 2):
         done = run_here("eval", *words, "--store", f"jobs{jobs}", "--jobs", jobs, "--out", f"out{jobs}")
         assert done.code == 0, done.err
         records = {file.name: json.loads(file.read_text()) for file in Path(f"out{jobs}").glob("*.json")}
