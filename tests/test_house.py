@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
+from vfm.flow.recipe_source import SHIPPED, read_source
 from vfm.parts import choices_of
 from vfm.plugin import Stage
 from vfm.plugins import load_plugins, stage_types
@@ -84,3 +86,19 @@ def undescribed(model: type[BaseModel], where: str) -> Iterator[str]:
 @pytest.mark.parametrize("kind", stage_types(load_plugins()).items(), ids=lambda item: item[0])
 def test_every_setting_of_every_stage_says_what_it_is_for(kind: tuple[str, type[Stage]]) -> None:
     assert sorted(set(undescribed(kind[1], kind[0]))) == []
+
+
+RECIPES = [*sorted(SHIPPED.glob("*.yaml")), ROOT / "tests/recipes/every_stage.yaml"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_a_stage_is_read_by_another_process_as_it_was_written(recipe: Path) -> None:
+    """Each process of a stage in several reads it from a file, in which all of its settings are given."""
+    known = stage_types(load_plugins())
+    for settings in read_source(recipe.read_text(encoding="utf-8"), recipe.name, recipe.parent).value["stages"]:
+        kind = known[settings["kind"]]
+        path = kind.model_fields.get("path")
+        required = {"path": "data"} if path and path.is_required() else {}  # the user's
+        stage = kind.model_validate({**required, **settings}, context=known)
+        again = type(stage).model_validate(json.loads(stage.model_dump_json()), context=known)
+        assert again.model_dump() == stage.model_dump()

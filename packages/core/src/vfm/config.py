@@ -32,6 +32,14 @@ class Config(BaseModel):
 
     moved: ClassVar[Mapping[str, str]] = {}  # old keys and where they are now, for the error message
 
+    def changed_fields(self) -> set[str]:
+        """Return the names of the fields whose values are not their defaults.
+
+        Validators use it in place of `model_fields_set`: a process that runs a prepared step reads all values.
+        """
+        fields = type(self).model_fields.items()
+        return {name for name, field in fields if getattr(self, name) != field.get_default(call_default_factory=True)}
+
     @model_validator(mode="before")
     @classmethod
     def _merge_into_defaults(cls, data: Any) -> Any:
