@@ -208,6 +208,12 @@ def test_interrupted_run_resumes(toys):
     assert "(resumes)" in run_here("run", "r.yaml", "--set", "sum.pause=0.2").out
 
 
+def test_interrupt_that_a_library_turns_into_an_error_is_an_interrupt(toys):
+    Path("r.yaml").write_text(RECIPE + "  - {kind: toy.fail, name: f, number: sum, how: interrupted}\n")
+    done = run_here("run", "r.yaml")
+    assert (done.code, done.err.strip()) == (130, "interrupted; run the same command again to resume")
+
+
 def test_output_into_a_closed_pipe_ends_quietly(toys):
     command = f"{sys.executable} -m vfm schema | head -c 10; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -109,11 +110,16 @@ class Fail(vfm.Stage):
 
     kind: Literal["toy.fail"] = "toy.fail"
     number: vfm.Ref[Numbers]
-    how: Literal["bug", "user", "disk"] = "bug"
+    how: Literal["bug", "user", "disk", "interrupted"] = "bug"
 
     def run(self, ctx: vfm.Context) -> Numbers:
         if self.how == "user":
             raise vfm.UserError(f"{self.name}: the numbers do not add up")
+        if self.how == "interrupted":  # as in torch.asarray, which makes a TypeError of a KeyboardInterrupt
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                raise vfm.UserError(f"{self.name}: the numbers cannot be read") from None
         if self.how == "disk":
             raise OSError(28, os.strerror(28), str(ctx.directory / "big.bin"))
         raise RuntimeError("a bug")

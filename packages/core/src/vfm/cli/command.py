@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -47,35 +51,55 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(function)
     def run(*args: Any, **options: Any) -> None:
-        try:
-            function(*args, **options)
-        except KeyboardInterrupt:
-            errors.print("\ninterrupted; run the same command again to resume")
-            raise typer.Exit(130) from None
-        except SystemExit as stop:
-            if str(stop) != str(stop.code):  # `Preempted` has a message that says where the training resumes
-                errors.print(escape(str(stop)), highlight=False, soft_wrap=True)
-            raise
-        except BrokenPipeError:
-            raise  # the reader of the output has ended (`vfm schema | head`): typer exits quietly
-        except (UserError, OSError, ModuleNotFoundError) as error:
-            if options.get("debug") or not (lines := error_messages(error)):
+        with interrupts_noted() as interrupts:
+            try:
+                function(*args, **options)
+            except SystemExit as stop:
+                if str(stop) != str(stop.code):  # `Preempted` has a message that says where the training resumes
+                    errors.print(escape(str(stop)), highlight=False, soft_wrap=True)
                 raise
-            for line in lines:
-                _print_error(line)
-            raise typer.Exit(2) from None
-        except Exception as error:
-            if sys.flags.optimize < 2 or options.get("debug") or isinstance(error, typer.Exit):
-                raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            _print_error(f"python -OO removes docstrings, which some libraries read; run without it ({reason})")
-            raise typer.Exit(2) from None
+            except (BrokenPipeError, typer.Exit):
+                raise  # if the reader of the output has ended (`vfm schema | head`), typer exits quietly
+            except (KeyboardInterrupt, Exception) as error:
+                if interrupts or isinstance(error, KeyboardInterrupt):
+                    errors.print("\ninterrupted; run the same command again to resume")
+                    raise typer.Exit(130) from None
+                if options.get("debug") or not (lines := _explanation(error)):
+                    raise
+                for line in lines:
+                    errors.print(f"[red]error:[/] {escape(redacted(line))}", highlight=False, soft_wrap=True)
+                raise typer.Exit(2) from None
 
     return app.command()(run)
 
 
-def _print_error(line: str) -> None:
-    errors.print(f"[red]error:[/] {escape(redacted(line))}", highlight=False, soft_wrap=True)
+@contextmanager
+def interrupts_noted() -> Iterator[list[int]]:
+    """Yield the list of the SIGINT that have come: some calls of torch turn a KeyboardInterrupt into a TypeError."""
+    noted: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        signal.default_int_handler(number, frame)
+
+    is_main = threading.current_thread() is threading.main_thread()  # only there a handler can be set
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # or it is ignored
+        yield noted
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _explanation(error: BaseException) -> list[str]:
+    if isinstance(error, UserError | OSError | ModuleNotFoundError):
+        return error_messages(error)
+    if sys.flags.optimize < 2:
+        return []
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return [f"python -OO removes docstrings, which some libraries read; run without it ({reason})"]
 
 
 def error_messages(error: UserError | OSError | ModuleNotFoundError) -> list[str]:
