@@ -87,6 +87,7 @@ COMMANDS = {
     " --set val_nouns.wordnet=/usr/share/wordnet": SMALL_EVA_TINY,
     "uv run vfm run eva_claim": RUN_THERE,
     "uv run vfm run eva_claim_more": RUN_THERE,
+    "uv run vfm run eva_claim_rates": RUN_THERE,
     "uv run vfm run eva_claim_pairs --set pool.path=pool.tar --set few.path=few.tar --set choose.path=choose.tar"
     " --set val.path=flickr8k-dev.tar --set 'pool.texts={en: json.en}' --set 'few.texts={en: json.en}'"
     " --set 'choose.texts={en: json.en}' --set 'val.texts={en: json.en}'": "for name in pool few choose; do cp"
