@@ -30,7 +30,7 @@ def stage(**changes: Any) -> ClipTrain:
         ),
         ({"vision": {"lock": True, "layer_decay": 0.9}, "init": "x"}, "vision.layer_decay has no effect"),
         ({"text": {"lock": True, "lr_scale": 0.1}, "init": "x"}, "text.lr_scale has no effect, since text.lock keeps"),
-        ({"init": "x", "model": "ViT-Nano-8-32"}, "init has its own architecture: omit model"),
+        ({"init": "x", "model": "ViT-Nano-4-32"}, "init has its own architecture: omit model"),
         ({"vision": {"unmasked_steps": 1}}, "vision.unmasked_steps ends vision.patch_dropout: give both"),
         ({"vision": {"unmasked_steps": 2, "patch_dropout": 0.5}}, "vision.unmasked_steps must be at most 1"),
         ({"logit_scale": {"init": 200}}, "logit_scale.init must be at most logit_scale.max, 100; got 200"),

@@ -156,7 +156,8 @@ def tensors(folder: Path) -> tuple[list[Path], Read]:
 def step(folder: Path) -> tuple[list[Path], Read]:
     stage = Pairs(kind="data.pairs", name="pool", path="x.tar")
     record = {
-        "stage": stage.model_dump(mode="json"), "identity": "x", "inputs": {"a": "b"}, "folders": {"a": "c"},
+        "stage": stage.model_dump(mode="json"), "given": stage.given_settings(), "identity": "x",
+        "inputs": {"a": "b"}, "folders": {"a": "c"},
         "fingerprints": {"x.tar": "y"}, "slot": {"root": "store", "name": "data.pairs-01234567"},
     }  # fmt: skip
     (folder / "step.json").write_text(json.dumps(record))

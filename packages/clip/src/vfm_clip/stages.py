@@ -131,7 +131,7 @@ class Augmentation(Config):
             raise ValueError(
                 f"crop_ratio: expected two positive ratios, the smaller one first, got {list(self.crop_ratio)}"
             )
-        if self.crop_scale is None and "crop_ratio" in self.changed_fields():
+        if self.crop_scale is None and "crop_ratio" in self.model_fields_set:
             raise ValueError("crop_ratio has no effect with crop_scale: null: omit it")
         if self.crop_scale is None and self.pixels == "fast":
             raise ValueError("pixels: fast has no effect with crop_scale: null: omit it")
@@ -227,7 +227,7 @@ class ClipTrain(ClipTraining):
                 raise ValueError(f"{kept}: give init or init_{name}")
         if self.update.keeps_weights and self.vision.lock and self.text.lock:
             raise ValueError(f"update: {self.update.type} changes towers that are not locked: both are")
-        if self.init and "model" in self.changed_fields():
+        if self.init and "model" in self.model_fields_set:
             raise ValueError("init has its own architecture: omit model")
         unmasked = self.vision.unmasked_steps
         if unmasked and not self.vision.patch_dropout:

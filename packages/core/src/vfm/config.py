@@ -32,13 +32,16 @@ class Config(BaseModel):
 
     moved: ClassVar[Mapping[str, str]] = {}  # old keys and where they are now, for the error message
 
-    def changed_fields(self) -> set[str]:
-        """Return the names of the fields whose values are not their defaults.
+    def model_post_init(self, context: Any, /) -> None:
+        """Count what says which class it is as given, so that what was given is enough to make it again."""
+        self.model_fields_set.update({"kind", "type"} & set(type(self).model_fields))
 
-        Validators use it in place of `model_fields_set`: a process that runs a prepared step reads all values.
+    def given_settings(self) -> dict[str, Any]:
+        """Return the settings that were given, as JSON; the class makes an equal object of them, in any process.
+
+        All settings would not do: a validator may refuse one beside another only where it was given.
         """
-        fields = type(self).model_fields.items()
-        return {name for name, field in fields if getattr(self, name) != field.get_default(call_default_factory=True)}
+        return self.model_dump(mode="json", exclude_unset=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -55,10 +58,7 @@ class Config(BaseModel):
 
 def _merged(default: BaseModel, given: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what `default` sets with `given` laid over it; `given` alone if it is a part of another type."""
-    base = default.model_dump(exclude_unset=True)
-    if "type" in type(default).model_fields:
-        base["type"] = default.type  # type: ignore[attr-defined]
-    return merge_settings(base, given)
+    return merge_settings(default.model_dump(exclude_unset=True), given)
 
 
 def merge_settings(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

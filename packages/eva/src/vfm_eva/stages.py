@@ -155,7 +155,7 @@ class EvaPretrain(VisionPretraining):
 
     @model_validator(mode="after")
     def _one_start(self) -> EvaPretrain:
-        if self.start and "model" in self.changed_fields():
+        if self.start and "model" in self.model_fields_set:
             raise ValueError("model and start exclude each other: the encoder of start has its own architecture")
         if self.start and self.student.init != "timm":
             raise ValueError(f"student.init: {self.student.init} would replace the weights of start; leave it out")

@@ -39,7 +39,8 @@ def write_step(step: Step) -> Path:
     _check_work(step)
     step.slot.begin()
     record = {
-        "stage": step.stage.model_dump(mode="json"),
+        "given": step.stage.given_settings(),  # what the stage is made of again
+        "stage": step.stage.model_dump(mode="json"),  # what `vfm plan` compares
         "identity": step.identity,
         "inputs": step.inputs,
         "folders": {ref: str(path) for ref, path in step.folders.items()},
@@ -76,13 +77,13 @@ def read_step(work: Path, known: Mapping[str, type[Stage]]) -> Step:
     file = work / STEP_FILE
     if not file.is_file():
         raise UserError(f"{work}: not a prepared step ({STEP_FILE} is missing)")
-    record = read_sealed(file, "stage", "identity", "inputs", "folders", "fingerprints", "slot")
+    record = read_sealed(file, "given", "identity", "inputs", "folders", "fingerprints", "slot")
     with reading(file, "a prepared step"):
-        kind = record["stage"]["kind"]
+        kind = record["given"]["kind"]
         if kind not in known:
             raise UserError(f"{work}: {unknown_kind(kind, dict(known))}")
         return Step(
-            stage=known[kind].model_validate(record["stage"], context=known),
+            stage=known[kind].model_validate(record["given"], context=known),
             identity=str(record["identity"]),
             inputs=dict(record["inputs"]),
             folders={ref: Path(path) for ref, path in record["folders"].items()},

@@ -252,7 +252,7 @@ class BuildMetadata(CaptionSettings, CurationStage):
             raise ValueError(
                 "give exactly one of captions (a pool), path (a list of entries) and merge (several sources)"
             )
-        misplaced = sorted(self.changed_fields() & set(CaptionSettings.model_fields)) if not self.captions else []
+        misplaced = sorted(self.model_fields_set & set(CaptionSettings.model_fields)) if not self.captions else []
         if misplaced:
             raise ValueError(f"{', '.join(misplaced)}: only with captions")
         return self

@@ -100,12 +100,12 @@ class OpenSegmentation(ModelEvaluation):
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"rules: two are named {twice!r}; give one a label")
-        chosen = {"background", "as_background", "unlabelled_is_background", "ignore"} & self.changed_fields()
+        chosen = {"background", "as_background", "unlabelled_is_background", "ignore"} & self.model_fields_set
         if self.convention and chosen:
             raise ValueError(f"convention sets {', '.join(sorted(chosen))}; leave one of them out")
         has_background = self.background is not None or self.convention in ("voc21", "pc60", "object")
         wanting = {"as_background", "unlabelled_is_background", "threshold", "thresholds", "min_area"}
-        if not has_background and (wrong := sorted(wanting & self.changed_fields())):
+        if not has_background and (wrong := sorted(wanting & self.model_fields_set)):
             raise ValueError(f"{wrong[0]}: there is no background; name one by `background`")
         if self.resize_mode:
             raise ValueError(f"resize_mode: images keep their aspect ratio here, got {self.resize_mode}")
