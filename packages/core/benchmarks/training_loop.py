@@ -63,7 +63,7 @@ class Reconstruction(Task[Rows]):
 
 @dataclass
 class Fixed:
-    """The same batch in every step; `moments` gets the seconds of the process and of the clock before each."""
+    """Data with the same batch in every step; `moments` records the process and wall-clock seconds before each step."""
 
     batch: Batch[Rows]
     moments: list[tuple[float, float]]

@@ -1,4 +1,4 @@
-"""A headless Chromium for tests of pages, and what a reader does there."""
+"""Headless Chromium for tests of pages, and the actions of a reader."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def section(browser: Any, title: str) -> Any:
-    """The panel with a title, in an opened stage."""
+    """Return the panel with a title, after opening its stage."""
     browser.execute_script("document.querySelectorAll('details.stage').forEach(d => { d.open = true })")
     return browser.find_element("xpath", f"//section[h4='{title}']")
 

@@ -59,7 +59,7 @@ def test_two_stages_with_one_name_are_no_seeds() -> None:
     parts = [panel("tuned", [0.1 * i], [0.9], stage=f"from_{i}") for i in (1, 2)]  # from two starts to one end
     (chart,) = joint_panels([*parts, panel("none", [0.3], [0.5])])
     names = [("tuned (from_1)", [0.1]), ("tuned (from_2)", [0.2]), ("none", [0.3])]
-    assert [(one.name, one.x) for one in chart.series] == names, "a legend tells them apart"
+    assert [(one.name, one.x) for one in chart.series] == names, "the legend distinguishes them"
     seeds = [panel("other@0", [0.1], [0.9]), panel("other@1", [0.1], [0.7])]
     (chart,) = joint_panels([panel("cosine@0", [0.1], [0.9]), panel("cosine@1", [0.1, 0.2], [0.9, None]), *seeds])
     assert [one.name for one in chart.series] == ["cosine@0", "cosine@1", "other"]

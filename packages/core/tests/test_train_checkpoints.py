@@ -113,7 +113,7 @@ def test_checkpoint_of_another_training_must_be_readable(stopped):
 
 
 class Large(Task[Any]):
-    """A step takes less time than a copy of the weights, all of which it changes; a forward pass changes the buffer."""
+    """A task whose steps change all weights in less time than a copy of them takes, and its forward pass a buffer."""
 
     def __init__(self) -> None:
         super().__init__()

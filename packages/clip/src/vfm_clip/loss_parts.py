@@ -26,7 +26,7 @@ class LogitBias:
 
 
 class ClipLoss(Part):
-    """The loss of `clip.train`. `build()` returns an `nn.Module` from `ClipFeatures` to (loss, metrics).
+    """Base class of the losses of `clip.train`. `build()` returns a module from `ClipFeatures` to (loss, metrics).
 
     The module has no parameters. The learned temperature and bias belong to the model.
     """

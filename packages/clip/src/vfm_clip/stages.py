@@ -70,7 +70,7 @@ class VisionTower(Tower):
 
 
 class ClipUpdate(Part):
-    """The weights that are trained of the towers that are not locked.
+    """Base class of the choices of trained weights, in the towers that are not locked.
 
     `build(clip, vision=..., text=..., new=..., seed=...)` prepares the model in place, the locks included, and returns
     a function that makes it an ordinary model again, after the training (`vfm_clip.update`).

@@ -12,7 +12,7 @@ from vfm.plugin import Part
 
 
 class Loss(Part):
-    """The loss of a tuning on the denoised images.
+    """Base class of the losses of a tuning on the denoised images.
 
     `build()` returns a function of a denoiser and of the `Denoised` images of a batch (`vfm_diva.loss`), which returns
     the loss and the denoising error of each image, (B,) each.

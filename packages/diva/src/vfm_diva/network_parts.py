@@ -10,7 +10,7 @@ from vfm.plugin import Part
 
 
 class DenoiserNetwork(Part):
-    """The network that a prior trains.
+    """Base class of the networks that a prior trains.
 
     `build(sample_size=h, channels=C, context_width=W)` returns a model of diffusers with random weights, of a class
     listed in `vfm_diva.networks.NETWORKS`.

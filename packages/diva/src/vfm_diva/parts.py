@@ -14,7 +14,7 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class Condition(Part):
-    """The tokens of an image that condition the generator.
+    """Base class of the choices of image tokens that condition the generator.
 
     `build(clip)` returns an `ImageCondition` (`vfm_diva.condition`); it reads no weights.
     """

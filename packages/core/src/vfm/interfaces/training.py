@@ -20,7 +20,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Optimizer(Part):
-    """The rule that turns gradients into steps. `build(groups, lr)` returns a `torch.optim.Optimizer`."""
+    """Base class of the optimizers. `build(groups, lr)` returns a `torch.optim.Optimizer`."""
 
     weight_decay: float = Field(0.05, ge=0, description="decoupled; biases, norms and other vectors are not decayed")
     grad_clip_norm: float | None = Field(None, gt=0, description="maximum gradient norm; null: no clipping")
@@ -63,9 +63,10 @@ class Sgd(Optimizer):
 
 
 class Schedule(Part):
-    """The learning rate by step. `build(lr, num_steps)` returns a function from the step (from 0) to the rate.
+    """Base class of the learning-rate schedules.
 
-    The rate rises linearly to `lr` over `warmup_steps` before the schedule proper.
+    `build(lr, num_steps)` returns a function from the step (from 0) to the rate. The rate rises linearly to `lr`
+    over `warmup_steps` before the schedule proper.
     """
 
     warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises linearly to lr")
