@@ -136,7 +136,7 @@ COMMANDS = {
     "uv run vfm schema": AS_IT_STANDS,
     "uv run vfm doctor": AS_IT_STANDS,
     # tests/test_kill_and_resume.py and core's test_train_dist.py train in two processes
-    "uv run vfm run quickstart --set runtime.processes=2": PLAN,
+    "uv run vfm run quickstart --set runtime.processes=2": CLAIM,
     "uv run vfm run quickstart --prepare clip": f"{SMALL_QUICKSTART} --set clip.steps=3",
     "pip install ./examples/plugin": AS_IT_STANDS,
     "vfm plugins": AS_IT_STANDS,
