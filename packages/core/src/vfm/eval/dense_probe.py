@@ -114,8 +114,11 @@ def evaluate_dense_probe(config: DenseProbe, ctx: Context, encoders: Mapping[str
         for name in encoders:
             probe = _train(config, name, test, known, num_classes, device)
             predict[name] = partial(probe.predict, name, test, device)
-            rows = range(len(test.numbers))
-            scored[name] = MeanIou.of([count_pixels(test.labels[n], predict[name](n), num_classes) for n in rows])
+            counts = []
+            for row, labels in enumerate(test.labels):
+                counts.append(count_pixels(labels, predict[name](row), num_classes))
+                ctx.progress(len(results) * len(test.labels) + row + 1, len(encoders) * len(test.labels), "predictions")
+            scored[name] = MeanIou.of(counts)
             scores = scored[name].scores("dense_knn_" if config.neighbours else "dense_", config.num_resamples)
             method = config.neighbours.model_dump() if config.neighbours else {"lrs": probe.lrs, "steps": config.steps}
             details = {"resize_mode": "squash", "layers": config.layers, **method}

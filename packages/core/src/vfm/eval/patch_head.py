@@ -113,7 +113,8 @@ def predict_map(
     head: nn.Module, maps: Tensor, row: int, size: tuple[int, int], device: torch.device
 ) -> NDArray[np.int64]:
     """Return the class of each pixel of one image of `size` (H, W)."""
-    scores = head(_rows(maps, np.array([row]), device))
+    # Channels last: with 133 classes both resizing and argmax take less than half of the time.
+    scores = head(_rows(maps, np.array([row]), device)).contiguous(memory_format=torch.channels_last)
     full = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
     predicted: NDArray[np.int64] = full.argmax(dim=1)[0].cpu().numpy()
     return predicted
