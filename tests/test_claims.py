@@ -32,13 +32,16 @@ TRAININGS = {
     "eva_teachers": [
         "clip", "position", "patches", "of_clip_untaught", "of_clip", "of_position", "of_patches", "of_all",
     ],
+    "eva_teachers_pairs": [
+        "clip", "classifier", "patches", "of_clip_untaught", "of_clip", "of_classifier", "of_patches", "of_all",
+    ],
     "dense_claim": ["teacher", "eva", "tuned_eva", "tuned_teacher", "tuned_untrained"],
     "vocabulary_claim": [
         "teacher", "eva", *(f"{start}_{count}" for start in ("eva", "random") for count in (12, 120)),
         "eva_120_all_classes", "eva_120_no_repeats",
     ],
     "video_claim": ["teacher", "eva", "joint_eva", "bag_eva", "tubelets_eva", "joint_teacher", "joint_random"],
-    "diva_tiny": ["taught", "clip", "prior", "feedback", "shuffled", "random_prior"],
+    "diva_tiny": ["taught", "clip", "prior", "feedback", "direct", "shuffled", "random_prior"],
     "diva_tiny_varied": [
         "taught", "clip", "prior", "feedback", "no_anchor", "prior_of_texts", "by_texts", "prior_of_taught",
         "no_forgetting",
@@ -72,7 +75,7 @@ PROBES = [
     for attribute in ("orientation", "count", "position", "size", "colour", "structure")
     for part in ("train", "test")
 ]
-SHORT = [*MADE, "plain.num_samples=300", "pairs.pairs_per_pattern=4"]
+SHORT = [*MADE, "plain.num_samples=300", "pairs.pairs_per_pattern=4", "prior_pairs.pairs_per_pattern=2"]
 SHORT += ["taught.global_batch_size=16", "clip.global_batch_size=16"]
 ENDS = [f"line_{arm}.evaluation.alphas=[0, 1]" for arm in TRAININGS["diva_retention"][3:]]
 CLAIM = [*MADE, "pairs.num_samples=150", "choose.num_samples=36"]
@@ -130,7 +133,10 @@ DATA = {  # the others': MADE
 }  # fmt: skip
 LABELS = [f"{name}.words=[circle, square, triangle, red, green, blue]" for name in ("nouns", "val_nouns")]
 FEW = [f"{arm}.global_batch_size=16" for arm in TRAININGS["metaclip_claim_pairs"]]
-OWN = {"metaclip_claim_pairs": [*LABELS, "curated.target_size=60", *FEW]}  # beside the user's own pairs
+OWN = {  # beside the user's own pairs
+    "metaclip_claim_pairs": [*LABELS, "curated.target_size=60", *FEW],
+    "eva_teachers_pairs": [*LABELS, "scenes.kind=shapes.scenes", "scenes.num_samples=16", "dense.steps=4"],
+}
 TWO_SEEDS = ("eva_claim", "metaclip_claim_pairs")  # whose tables are over seeds; the others have one here
 SCORES = {
     "metaclip_claim": "acc1",
@@ -140,6 +146,7 @@ SCORES = {
     "eva_claim_rates": "acc1",
     "eva_claim_pairs": "image_retrieval_recall@10",
     "eva_teachers": "dense_miou",
+    "eva_teachers_pairs": "image_retrieval_recall@10",
     "dense_claim": "dense_miou",
     "vocabulary_claim": "box_ap",
     "video_claim": "pair_accuracy",

@@ -43,10 +43,10 @@ PLANNED = (  # the recipe of docs/scaling.md, over files that the reader has: no
     """ && echo crawl.warc.wat.gz | gzip > wat.paths.gz && echo '["dog"]' > metadata.json"""
     """ && set -- {} && shift 2 && vfm plan "$@" """
 )
+COCO128 = "mkdir -p coco128/images coco128/panoptic && touch coco128/panoptic/panoptic_train2017.json && "
 PLANNED_ENCODERS = (  # the recipe of docs/results.md, over files that the reader has
     f"grep -A7 '^runtime: {{threads: 1}}' {ROOT}/docs/results.md | sed '/^```/,$d' > encoders.yaml"
-    " && touch flickr8k-train.tar && mkdir -p coco128/images coco128/panoptic"
-    ' && touch coco128/panoptic/panoptic_train2017.json && set -- {} && shift 4 && vfm plan "$@"'
+    f" && touch flickr8k-train.tar && {COCO128}{CLAIM}"
 )
 WRITTEN = f"sed -n '/^# NAME.yaml$/,/^```/{{/^```/d;p}}' {ROOT}/docs/coming_from.md > NAME.yaml && "  # a recipe there
 PLAN = 'set -- {} && shift 2 && vfm plan "$@"'
@@ -93,6 +93,11 @@ COMMANDS = {
     " --set 'choose.texts={en: json.en}' --set 'val.texts={en: json.en}'": "for name in pool few choose; do cp"
     f" flickr8k-train.tar $name.tar; done && {CLAIM}",
     "uv run vfm run eva_teachers": RUN_THERE,
+    "uv run vfm run eva_teachers_pairs --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
+    " --set scenes.path=coco128/images --set scenes.annotations=coco128/panoptic/panoptic_train2017.json"
+    " --set 'pool.texts={en: json.en}' --set 'val.texts={en: json.en}' --set nouns.words=[]"
+    " --set nouns.wordnet=/usr/share/wordnet --set val_nouns.words=[]"
+    " --set val_nouns.wordnet=/usr/share/wordnet": f"{COCO128}{CLAIM}",
     "uv run vfm run diva_tiny": RUN_THERE,
     "uv run vfm run diva_tiny_varied": RUN_THERE,
     "uv run vfm run diva_probes": RUN_THERE,

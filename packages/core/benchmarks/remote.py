@@ -117,7 +117,7 @@ def indexed(folder: Path, path: str, workers: int) -> Source:
     folder.mkdir()
     layout = find_layout(path, "auto", None)
     spec = layout.with_defaults(DatasetSpec(), labels=False)
-    indexing = Indexing(Context("pool", folder, folder, {}), spec, 0.0, verify=False, workers=workers)
+    indexing = Indexing(Context("pool", folder, folder, {}), spec, 0.0, path, verify=False, workers=workers)
     indexing.run(folder, layout.shards(folder, spec), layout.num_shards)
     return Source(folder)
 

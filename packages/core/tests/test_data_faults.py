@@ -14,7 +14,7 @@ from vfm.data import BadSample, Source, open_dataset, write_tar
 from vfm.data.images import decode_image, open_image
 from vfm.data.webdataset import TarShard
 from vfm.panels import load_panels
-from vfm.stages.data import Pairs
+from vfm.stages.data import Images, Pairs
 
 MEGABYTE_CAPTION = b"a very long caption " * 52_429
 
@@ -163,6 +163,13 @@ def test_table_without_rows_has_no_samples(tmp_path):
     (tmp_path / "t.csv").write_text("image,caption\n")
     with pytest.raises(UserError, match=r"no samples found in .*t\.csv$"):
         indexed(tmp_path, f"{tmp_path}/t.csv")
+
+
+def test_list_without_images_has_no_samples(tmp_path):
+    (tmp_path / "list.txt").touch()
+    config = Images(kind="data.images", name="images", path=f"{tmp_path}/list.txt")
+    with pytest.raises(UserError, match=r"no samples found in .*list\.txt$"):
+        config.run(context(tmp_path))
 
 
 def test_faults_of_json_lines(tmp_path):

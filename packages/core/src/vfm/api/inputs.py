@@ -100,7 +100,8 @@ def open_images(data: AnyPath | Artifact, folder: Path) -> Source:
     if (Path(place) / FACTS_FILE).is_file():
         return open_dataset(ImageDataset.load(place))
     layout, spec = find_layout(place, "auto", None), DatasetSpec()
-    Indexing(Context("embed", folder, folder, {}), spec, 1.0, verify=False).run(folder, layout.shards(folder, spec))
+    indexing = Indexing(Context("embed", folder, folder, {}), spec, 1.0, place, verify=False)
+    indexing.run(folder, layout.shards(folder, spec))
     return Source(folder)
 
 

@@ -15,9 +15,7 @@ def index_images(config: Images, ctx: Context) -> ImageDataset:
     """Index the images. Shards without a known count are read, and their bad images are left out."""
     layout = find_layout(config.path, config.format, config.image_root)
     spec = DatasetSpec(image_key=config.image_key)
-    indexing = Indexing(
-        ctx, spec, config.max_bad_fraction, config.num_samples, config.verify, config.runtime.num_workers
-    )
+    indexing = Indexing.of(config, ctx, spec, layout.paths[0])
     count = indexing.run(ctx.directory, layout.shards(ctx.directory, spec), layout.num_shards)
     dataset = ImageDataset.create(ctx.directory, num_samples=count, bad_samples=dict(indexing.counts))
     add_dataset_panels(ctx, dataset, indexing.bad)

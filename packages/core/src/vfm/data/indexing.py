@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Self
 
 from vfm.config import UserError
 from vfm.data.examination import Examination, Examined, examine_all
@@ -23,6 +24,7 @@ from vfm.data.spec import DatasetSpec
 from vfm.data.tar_scan import MAX_ROWS
 from vfm.data.webdataset import TarShard
 from vfm.stage import Context
+from vfm.stages.data import ImageFiles
 
 MIN_SAMPLES_TO_CHECK = 1000  # with fewer samples, the fraction of bad ones is not meaningful yet
 PEEK = 50  # samples to try before a dataset is reported as unreadable
@@ -35,14 +37,20 @@ class Indexing:
     ctx: Context
     spec: DatasetSpec
     max_bad_fraction: float
+    place: str  # what is indexed, for errors
     num_samples: int | None = None  # upper limit
     verify: bool = True  # read every sample of shards without a known count
     workers: int = 0  # processes that read shards; remote ones are read several at a time in each
-    place: str = ""  # what is indexed, for the message where it has no shards
     shards: list[Shard] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
     good: int = 0
     repeated: RepeatedKeys = field(default_factory=RepeatedKeys)
+
+    @classmethod
+    def of(cls, config: ImageFiles, ctx: Context, spec: DatasetSpec, place: str) -> Self:
+        """Return the indexing that a stage describes."""
+        workers = config.runtime.num_workers
+        return cls(ctx, spec, config.max_bad_fraction, place, config.num_samples, config.verify, workers)
 
     def run(self, directory: Path, shards: Iterable[Found], total: int | None = None) -> int:
         """Write the index into `directory`.
@@ -74,7 +82,7 @@ class Indexing:
         self._check_bad(1)
         if not self.good:
             place = ", ".join(shard.path for shard in self.shards[:3]) or self.place
-            raise UserError(f"{self.ctx.stage}: no samples found{' in ' if place else ''}{place}")
+            raise UserError(f"{self.ctx.stage}: no samples found in {place}")
         if self.repeated.example:
             key, one, other = self.repeated.example
             self.ctx.log(f"keys repeat ({key!r} is in {one} and in {other}), so each key begins with its shard's name")

@@ -45,16 +45,14 @@ def index_labeled(config: Labeled, ctx: Context) -> LabeledDataset:
     if config.torchvision:
         dataset, spec = _torchvision(config, config.torchvision)
         shards: Iterator[Found] = ((shard, True) for shard in torchvision_shards(dataset, ctx.directory))
-        num_shards = None  # unknown before the dataset is packed
+        num_shards, place = None, config.torchvision  # the number is unknown before the dataset is packed
         templates = _names_and_templates(config, None)[1]
     else:
         layout = _layout(config)
         spec = _labeled_spec(config, layout)
-        shards, num_shards = layout.shards(ctx.directory, spec), layout.num_shards
+        shards, num_shards, place = layout.shards(ctx.directory, spec), layout.num_shards, layout.paths[0]
         templates = _names_and_templates(config, layout)[1]
-    indexing = Indexing(
-        ctx, spec, config.max_bad_fraction, config.num_samples, config.verify, config.runtime.num_workers
-    )
+    indexing = Indexing.of(config, ctx, spec, place)
     count = indexing.run(ctx.directory, shards, num_shards)
     labeled = LabeledDataset.create(
         ctx.directory,
@@ -80,9 +78,7 @@ def index_tagged(config: Tagged, ctx: Context) -> TaggedImages:
     """Index the images in a subfolder of the artifact, and write the labels of each."""
     layout = _layout(config)
     spec, images = _tagged_spec(config, layout), ctx.directory / "images"
-    indexing = Indexing(
-        ctx, spec, config.max_bad_fraction, config.num_samples, config.verify, config.runtime.num_workers
-    )
+    indexing = Indexing.of(config, ctx, spec, layout.paths[0])
     count = indexing.run(images, layout.shards(images, spec), layout.num_shards)
     dataset = ImageDataset.create(images, num_samples=count, bad_samples=dict(indexing.counts))
     add_dataset_panels(ctx, dataset, indexing.bad)

@@ -25,15 +25,7 @@ def index_pairs(config: Pairs, ctx: Context) -> Pool:
         if config.images == "auto":
             ctx.log(f"{paths[0]}: no column of images, so only its captions are read; no model can be trained on them")
         spec, shards = caption_shards(ctx.directory, paths, spec, columns)
-    indexing = Indexing(
-        ctx,
-        spec,
-        config.max_bad_fraction,
-        config.num_samples,
-        config.verify,
-        config.runtime.num_workers,
-        place=str(paths[0]),
-    )
+    indexing = Indexing.of(config, ctx, spec, str(paths[0]))
     count = indexing.run(ctx.directory, shards, num_shards)
     pool = Pool.create(ctx.directory, num_samples=count, bad_samples=dict(indexing.counts), languages=list(spec.texts))
     add_dataset_panels(ctx, pool, indexing.bad)

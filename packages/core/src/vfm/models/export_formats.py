@@ -97,7 +97,7 @@ def check_format(name: str, base: Path | None) -> None:
     """
     names = [*FORMATS, "llava"]
     if name not in names:
-        raise UserError(f"--format {name}: choose from {', '.join(names)}{did_you_mean(name, names)}")
+        raise UserError(f"--format {name}: no such format{did_you_mean(name, names)}")
     if (name == "llava") != (base is not None):
         raise UserError(f"--base, the folder of a LLaVA checkpoint, belongs to --format llava; got --format {name}")
 

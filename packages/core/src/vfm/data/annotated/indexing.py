@@ -179,7 +179,9 @@ class _Checked:
 def _check_pictures(reader: AnnotationReader, ctx: Context, wanted: Wanted) -> tuple[list[Picture], _Checked]:
     indexing = source = None
     if wanted.images:
-        indexing = Indexing(ctx, reader.spec, wanted.max_bad_fraction, verify=False)
+        indexing = Indexing(
+            ctx, reader.spec, wanted.max_bad_fraction, f"the images of {reader.format} annotations", verify=False
+        )
         indexing.run(ctx.directory, reader.shards(ctx.directory))
         source = Source(ctx.directory.resolve())
     pictures = reader.pictures(source)
