@@ -179,9 +179,12 @@ def test_identity_depends_on_the_version_of_an_evaluation_but_not_on_when_checkp
 
     evals = "evaluation: {tasks: [{kind: eval.zero_shot, data: val}]}"
     before = identity(evals)
+    line = f"\n  - {{kind: models.interpolate, name: line, start: clip, end: clip, {evals}}}"
+    on_line = identity(line)
     assert identity(f"{evals}\n    checkpoint: {{every_steps: 3}}") == before
     monkeypatch.setattr(ZeroShot, "version", 99)
     assert identity(evals) != before
+    assert identity(line) != on_line
 
 
 def test_identity_depends_on_what_the_file_of_an_evaluation_says_and_not_on_its_folder(tmp_path):

@@ -19,7 +19,6 @@ from vfm.flow.remote_fingerprints import remote_fingerprints
 from vfm.flow.store import Slot, Store
 from vfm.incidental import decisive_settings
 from vfm.integrity import known_files, read_sealed, wrong_sizes
-from vfm.interfaces import Training
 from vfm.stage import Ref, Stage, refs
 
 PATTERN_MARKS = ("~", "*", "?", "{", "::")  # of `files.expand_paths`
@@ -136,8 +135,13 @@ def _moved(step: Step, before: Mapping[str, str]) -> list[str]:
 
 def _sources(stage: Stage) -> list[str]:
     """Return the outside files of a stage, and of evaluations in it."""
+    return [path for one in (stage, *_tasks(stage)) for path in one.sources()]
+
+
+def _tasks(stage: Stage) -> list[Stage]:
+    """Return the evaluations in a training or in `models.interpolate`."""
     tasks: list[Stage] = getattr(getattr(stage, "evaluation", None), "tasks", [])
-    return [path for one in (stage, *tasks) for path in one.sources()]
+    return tasks
 
 
 def _identity(stage: Stage, inputs: Mapping[str, str], fingerprints: Mapping[str, str]) -> str:
@@ -148,8 +152,8 @@ def _identity(stage: Stage, inputs: Mapping[str, str], fingerprints: Mapping[str
         "version": stage.version,
         "sources": sorted(map(list, named.values())),
     }
-    if isinstance(stage, Training):
-        record["evaluations"] = [task.version for task in stage.evaluation.tasks]
+    if hasattr(stage, "evaluation"):
+        record["evaluations"] = [task.version for task in _tasks(stage)]
     if issubclass(stage.makes, Report):
         record["names"] = [ref.rstrip("/").rpartition("/")[2] for _, ref in refs(stage)]
     record["config"] = _with_identities(decisive_settings(stage), inputs, named)
