@@ -12,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eval_world import COLOURS, NAMES, ColourModel, labeled, png, pool, run_in, tiny_clip, write_rows
 from vfm.artifacts import LabeledDataset, Pool, Report, TaggedImages, VisionCheckpoint
@@ -27,7 +28,7 @@ from vfm.eval.attentive_probe import AttentiveHead, PatchTokens, patch_tokens
 from vfm.eval.classify import columns_of
 from vfm.eval.knn import knn_votes
 from vfm.eval.row_files import row_files
-from vfm.eval.sweep import LinearHead, Schedule, head_scores, sweep, train_heads
+from vfm.eval.sweep import LinearHead, Schedule, head_scores, quality, sweep, train_heads
 from vfm.models import (
     PooledVision,
     build_vision,
@@ -146,6 +147,20 @@ def test_no_batch_has_a_single_image(num_images: int, batch_size: int) -> None:
     head, rows = LinearHead(4, 2, torch.Generator()), np.arange(num_images)
     train_heads([head], [0.1], torch.randn(9, 4), torch.arange(9) % 2, rows, Schedule("sgd", (0.1,), 1, batch_size))
     assert head.linear.weight.isfinite().all()
+
+
+def test_a_head_that_diverged_is_right_on_no_image() -> None:
+    scores = np.array([[np.nan, np.nan], [0.9, 0.1], [0.1, np.nan], [0.1, 0.9]])
+    assert quality(scores, torch.tensor([0, 0, 1, 1])) == 0.5
+
+
+def test_a_linear_probe_of_two_images_is_refused_in_a_line(tmp_path: Path) -> None:
+    train, data = labeled(tmp_path / "train", 2, classes=1), labeled(tmp_path / "data")
+    train = LabeledDataset.create(train.path, num_samples=2, class_names=data.class_names)
+    ctx = run_in(tmp_path / "run", train=train, data=data).ctx
+    stage = LinearProbe(kind="eval.linear_probe", name="probe", train="train", data="data", solver="sgd", epochs=1)
+    with pytest.raises(UserError, match="train: expected two or more images beside those that are held out, got 1"):
+        stage.evaluate(ctx, ORACLES)
 
 
 def test_heads_trained_together_equal_heads_trained_separately() -> None:
@@ -354,6 +369,30 @@ def test_neighbours_vote_equally_for_a_class_and_for_a_single_label() -> None:
     train, test, labels = torch.randn(30, 4), torch.randn(9, 4), torch.randint(0, 3, (30,))
     votes = knn_votes(train, labels, test, num_classes=3, k=4)
     assert torch.allclose(votes, knn_votes(train, F.one_hot(labels, 3).bool(), test, num_classes=3, k=4))
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the most numbers that one operation has made."""
+
+    numel = 0
+
+    def __torch_dispatch__(
+        self, function: object, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        made = function(*args, **(kwargs or {}))  # type: ignore[operator]
+        self.numel = max([self.numel, *(one.numel() for one in (made if isinstance(made, tuple) else (made,))
+                                        if isinstance(one, Tensor))])  # fmt: skip
+        return made
+
+
+def test_votes_for_many_labels_are_counted_in_bounded_memory() -> None:
+    labels, test = torch.rand(5, 400) < 0.5, torch.randn(200, 4)
+    train, settings = torch.randn(5, 4), {"num_classes": 400, "k": 5}
+    whole = knn_votes(train, labels, test, **settings)
+    with LargestTensor() as largest:
+        found = knn_votes(train, labels, test, **settings, max_scores=4000)
+    assert largest.numel <= found.numel()  # the result itself is larger than what is held at once
+    torch.testing.assert_close(found, whole)
 
 
 def test_attentive_probe_reads_patches_and_removes_its_files(tmp_path: Path, tags: dict) -> None:

@@ -75,7 +75,7 @@ def knn_votes(
 ) -> Tensor:
     """Return the votes of the `k` nearest training images for each class, (Q, num_classes).
 
-    Memory is bounded by `max_scores` similarities, not Q x N.
+    Memory is bounded by `max_scores` similarities, or labels of neighbours, not by Q x N.
 
     Args:
         train_features: (N, D), normalised or not.
@@ -94,7 +94,9 @@ def knn_votes(
     train, test = F.normalize(train_features, dim=-1), F.normalize(test_features, dim=-1)
     k = min(k, len(train))
     votes = torch.zeros(len(test), num_classes, device=test.device)
-    for block in row_blocks(len(test), len(train), max_scores):
+    # Of several labels, those of all neighbours are held too.
+    columns = max(len(train), k * num_classes) if train_targets.ndim == 2 else len(train)
+    for block in row_blocks(len(test), columns, max_scores):
         cosines, neighbours = (test[block] @ train.T).topk(k, dim=1)  # (rows, k)
         # Relative to the nearest, so that exp cannot overflow at a small temperature; votes scale by one factor.
         weights = ((cosines - cosines[:, :1]) / temperature).exp()

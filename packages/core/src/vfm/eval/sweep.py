@@ -177,7 +177,8 @@ def objective(scores: Tensor, targets: Tensor) -> Tensor:
 def quality(scores: NDArray[np.floating], targets: Tensor) -> float:
     """Return the accuracy for one class per image, mean average precision for several labels."""
     if targets.ndim == 1:
-        return float(np.mean(scores.argmax(axis=1) == targets.numpy()))
+        known = ~np.isnan(scores).any(axis=1)  # `argmax` takes NaN for the largest, as if it were an answer
+        return float(np.mean(known & (scores.argmax(axis=1) == targets.numpy())))
     found = average_precisions(scores, targets.numpy())
     return float(np.nanmean(found)) if not np.isnan(found).all() else 0.0
 

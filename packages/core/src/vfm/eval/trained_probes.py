@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vfm.config import UserError
 from vfm.eval.attentive_probe import AttentiveHead, PatchTokens
 from vfm.eval.classification import ClassDataset, encode_with_targets, result_from_scores
 from vfm.eval.classification_panels import add_class_panels
 from vfm.eval.features import Encoded
+from vfm.eval.finite import check_finite
 from vfm.eval.hashes import data_hash
 from vfm.eval.row_files import row_files
 from vfm.eval.sweep import LRS, LinearHead, Rows, Schedule, head_scores, split_validation, sweep
@@ -70,7 +72,8 @@ def score_trained_probe(
     """Score features by a probe; the split into training and validation is the same for all models.
 
     Raises:
-        UserError: no image can be held out, or the tokens need more disk than `max_cache_gib`.
+        UserError: no image can be held out, a linear probe has one image to train on, the tokens need more disk than
+            `max_cache_gib`, or a score is not finite.
     """
     with ExitStack() as opened:
         known, known_targets, features = _encode(ctx, encoders, train, settings, "train", reading, opened)
@@ -84,6 +87,7 @@ def score_trained_probe(
             make = partial(head, width, len(data.class_names))
             swept = sweep(make, features[name], known_targets, split, settings.schedule, device)
             scores = head_scores(swept.head, test_features[name], np.arange(len(targets)))
+            check_finite(scores, f"{name}: the probe's scores", test.keys)
             details = {
                 **asdict(settings.schedule),
                 "lr": swept.lr,
@@ -122,7 +126,10 @@ def _split(targets: Tensor, settings: ProbeSettings) -> tuple[Rows, Rows]:
     fraction, seed = settings.validation_fraction, settings.schedule.seed
     # Several labels cannot all be spread evenly: the split treats all images as one class.
     one = targets if targets.ndim == 1 else torch.zeros(len(targets), dtype=torch.int64)
-    return split_validation(one.numpy(), fraction, seed)
+    rows, held_out = split_validation(one.numpy(), fraction, seed)
+    if settings.probe == "linear" and len(rows) < 2:  # for batch norm
+        raise UserError(f"train: expected two or more images beside those that are held out, got {len(rows)}")
+    return rows, held_out
 
 
 def _chosen_panel(curves: list[Series], *, several: bool) -> LinesPanel:

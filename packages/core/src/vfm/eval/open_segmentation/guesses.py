@@ -11,7 +11,7 @@ from vfm.statistics.mean_iou import MeanIou, PixelCounts, count_pixels
 
 
 def uniform_guess(shares: NDArray[np.float64]) -> float:
-    """Return the expected mean IoU of a class drawn uniformly for each pixel, over the classes of the truth.
+    """Return the expected mean IoU of a class drawn uniformly for each pixel, over all classes.
 
     Args:
         shares: p of each class, (K,).
