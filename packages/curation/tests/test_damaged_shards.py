@@ -8,6 +8,7 @@ import pytest
 from vfm.data import open_dataset, read_subset
 from vfm.plugin import Event, UserError
 from vfm_curation.stages import BuildMetadata, ExportSubset, FilterPool, MatchTexts, MetaclipBalance
+from vfm_curation.summaries import DAMAGED, NUM_BAD_SHOWN, Lost, Summary
 
 NUM_SHARDS, SIZE = 25, 4
 FAULTS = {"missing": Path.unlink, "cut": lambda file: file.write_bytes(file.read_bytes()[:700])}
@@ -60,3 +61,14 @@ def test_more_than_the_allowed_fraction_stops_and_names_the_shard(run_stage: Any
         run_stage(stage, p=pool, **inputs)
     with pytest.raises(UserError, match=line):
         run_stage(filtering("filtered", max_bad_fraction=0.03), p=pool)
+
+
+def test_a_shard_with_many_bad_samples_before_its_damage_is_named() -> None:
+    summary = Summary()
+    for number in range(NUM_BAD_SHOWN + 5):
+        summary.skip("broken_json", f"a.parquet: row {number}")
+    summary.lose(100, "a.parquet: damaged")
+    assert summary.bad == {"broken_json": NUM_BAD_SHOWN + 5, DAMAGED: 1}
+    assert (DAMAGED, "a.parquet: damaged") in summary.bad_shown
+    with pytest.raises(UserError, match=r"^a\.parquet: damaged \(100 of 1000 samples are lost"):
+        Lost(total=1000, max_bad_fraction=0.05).add(summary)

@@ -30,9 +30,10 @@ class Summary:
             self.bad_shown.append((reason, where))
 
     def lose(self, num_samples: int, line: str) -> None:
-        """Count a shard that cannot be read, and its samples."""
+        """Count a shard that cannot be read, and its samples. It is shown first, however many bad samples are."""
         self.num_lost += num_samples
-        self.skip(DAMAGED, line)
+        self.bad[DAMAGED] += 1
+        self.bad_shown.insert(0, (DAMAGED, line))
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Self:
