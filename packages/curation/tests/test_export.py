@@ -190,6 +190,14 @@ def test_tars_are_the_same_bytes_again_and_after_a_kill(run_stage: Any, subset: 
     assert (seeded.path / "tars" / "00000.tar").read_bytes() != (whole.path / "tars" / "00000.tar").read_bytes()
 
 
+def test_a_kill_after_the_tars_were_moved_writes_them_again(run_stage: Any, subset: Any) -> None:
+    whole = export(run_stage, subset, name="late", tars=True, samples_per_shard=20)
+    files = {tar.name: tar.read_bytes() for tar in (whole.path / "tars").iterdir()}
+    again = export(run_stage, subset, name="late", tars=True, samples_per_shard=20)  # what was moved is removed
+    assert {tar.name: tar.read_bytes() for tar in (again.path / "tars").iterdir()} == files
+    assert again.model_dump() == whole.model_dump()
+
+
 def test_pairs_of_a_filtered_subset_have_reasons(make_pool: Any, run_stage: Any) -> None:
     pool = make_pool("pool", samples(), shard_size=25)
     stage = FilterPool(name="filtered", pool="p", filters=[{"type": "caption_length", "min_words": 3}])

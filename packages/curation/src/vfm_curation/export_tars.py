@@ -50,7 +50,7 @@ def _opened(job: TarsJob) -> tuple[Source, SampleOrder]:
 def write_shard(job: TarsJob, shard: int) -> TarSummary:
     """Write the samples of one tar, without images that cannot be read, which are counted."""
     record = job.folder.parent / f"{job.folder.name}.summaries" / f"{shard:05d}.json"
-    if record.is_file():
+    if record.is_file() and job.file(shard).is_file():  # a run that ended later has moved the tars, not the records
         with store_files.reading(record, "the summary of a tar"):
             return TarSummary.of(store_files.read_record(record))
     source, order = _opened(job)
