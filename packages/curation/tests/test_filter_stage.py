@@ -313,6 +313,28 @@ def test_killed_filter_resumes_and_ends_with_the_same_files(make_pool: Any, run_
     assert {path.name for path in work.parent.iterdir()} == {"filtered", "unbroken"}  # no other folder remains
 
 
+def test_a_kill_between_the_last_two_moves_loses_no_verdict(
+    make_pool: Any, run_stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, *_ = world(30)
+    pool, filters = make_pool("pool", samples), [{"type": "caption_length", "min_words": 2}]
+    moved: list[Path] = []
+
+    def kill(path: Path, to: Path, rename: Any = Path.rename) -> Path:
+        if moved:
+            raise KilledError
+        moved.append(rename(path, to))
+        return moved[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", kill)
+        with pytest.raises(KilledError):
+            run(run_stage, pool, filters)
+    again = run(run_stage, pool, filters)
+    assert verdicts(again).keys() == texts_of(samples).keys()
+    assert passed(again) == {place for place, reason in verdicts(again).items() if not reason}
+
+
 def test_several_processes_make_the_same_files(make_pool: Any, run_stage: Any) -> None:
     samples, images, urls = world()
     pool = make_pool("pool", samples, shard_size=20, images=images, urls=urls)

@@ -92,7 +92,7 @@ def _write_outcome(run: FilterRun, ctx: Context) -> Outcome:
         outcome.add(summary)
     if outcome.num_texts:
         write_subset_index(ctx.directory, outcome.index)
-        for folder in (VERDICTS_FOLDER, SUBSET_FOLDER):  # a crash before this loses no shard
+        for folder in (SUBSET_FOLDER, VERDICTS_FOLDER):  # the subset first: its files mark both as whole
             (ctx.work / folder).rename(ctx.directory / folder)
     return outcome
 
