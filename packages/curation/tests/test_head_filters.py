@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from vfm.data import read_subset
 from vfm.models import build_clip, load_clip, save_clip
 from vfm.plugin import ClipCheckpoint, Preflight, UserError
+from vfm_curation.engine import run_shards
 from vfm_curation.filters.head_layers import layers_of
 from vfm_curation.stages import FilterPool, ImageClusters, MlpScore
 
@@ -114,8 +115,27 @@ def test_images_of_clusters_with_an_image_of_the_set_pass(
     np.save(tmp_path / "numbers.npy", np.unique(nearest[2:4]))
     by_number = {**one, "clusters": str(tmp_path / "numbers.npy")}
     assert kept(run_stage, pool, by_number, c=clip) == expected
-    np.save(tmp_path / "numbers.npy", np.array([8]))
-    with pytest.raises(UserError, match="expected numbers of clusters from 0 to 7"):
-        kept(run_stage, pool, {**by_number, "near": None}, c=clip)
+    for wrong in (np.array([8]), np.array([], np.int64)):
+        np.save(tmp_path / "numbers.npy", wrong)
+        with pytest.raises(UserError, match="expected numbers of clusters from 0 to 7"):
+            kept(run_stage, pool, {**by_number, "near": None}, c=clip)
     with pytest.raises(ValidationError, match="exactly one of near and clusters"):
         ImageClusters(clip="c", centroids="x.npy")
+
+
+def test_one_process_holds_the_model_unless_the_user_says_otherwise(
+    run_stage: Any, make_pool: Any, pool: Any, clip: Any, vectors: np.ndarray, tmp_path: Path, monkeypatch: Any
+) -> None:
+    np.save(tmp_path / "centroids.npy", vectors[:8])
+    wanted = make_pool("wanted", [(uid, {"en": ["x"]}) for uid in list(FILES)[2:4]], images=FILES)
+    workers: list[int] = []
+
+    def spied(task: Any, job: Any, shards: Any, runtime: Any) -> Any:
+        if task.__name__ == "embed_images":
+            workers.append(runtime.workers)
+        return run_shards(task, job, shards, runtime)
+
+    monkeypatch.setattr("vfm_curation.filters.run.run_shards", spied)
+    one = {"type": "image_clusters", "clip": "c", "centroids": str(tmp_path / "centroids.npy"), "near": ["w"]}
+    kept(run_stage, pool, one, c=clip, w=wanted)
+    assert workers == [1, 1]  # the pool's images, and the set's

@@ -59,7 +59,8 @@ def _centroids(file: str) -> Tensor:
 
 def _numbers(file: str, num_clusters: int) -> NDArray[np.integer]:
     found = _array(file)
-    if found.dtype.kind not in "iu" or found.ndim != 1 or not (0 <= found.min() <= found.max() < num_clusters):
+    good = found.dtype.kind in "iu" and found.ndim == 1 and len(found) > 0
+    if not good or not 0 <= found.min() <= found.max() < num_clusters:
         raise UserError(f"{file}: expected numbers of clusters from 0 to {num_clusters - 1}, got {found}")
     numbers: NDArray[np.integer] = found.astype(np.int64)
     return numbers

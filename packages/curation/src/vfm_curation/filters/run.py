@@ -135,7 +135,7 @@ class FilterRun:
     def hashes_of(self, dataset: Ref[ImageDataset], columns: frozenset[str]) -> pa.Table:
         """Return the perceptual hashes, some `columns`, of all usable images of another dataset."""
         folder, path = self._folder(f"against-{_slug(dataset)}"), self._path(dataset)
-        count = self._measure_other(dataset, measure_images, ImageJob(path, folder, None, columns))
+        count = self._measure_other(dataset, measure_images, ImageJob(path, folder, None, columns), self.runtime)
         tables = [
             pq.read_table(shard_file(folder, shard), columns=sorted(columns), page_checksum_verification=True)
             for shard in range(count)
@@ -147,9 +147,14 @@ class FilterRun:
         tasks = _clip_tasks()
         folder, path = self._folder(f"against-{_slug(dataset)}-{_slug(clip)}"), self._path(dataset)
         job = tasks.ClipJob(path, folder, None, self._path(clip), runtime=self.runtime)
-        count = self._measure_other(dataset, tasks.embed_images, job)
+        count = self._measure_other(dataset, tasks.embed_images, job, self._alone)
         tasks.loaded.cache_clear()
         return np.concatenate([tasks.read_embeddings(folder, shard)[1] for shard in range(count)])
+
+    @property
+    def _alone(self) -> CurationRuntime:
+        """How tasks with a model run: several processes would each load it, perhaps onto one GPU."""
+        return self.runtime.model_copy(update={"workers": max(1, self.runtime.workers)})
 
     def _measure(self, measure: str, clip: Ref[ClipCheckpoint] | None) -> None:
         """Measure what remains, and drop the images that cannot be used."""
@@ -166,9 +171,7 @@ class FilterRun:
         job = tasks.ClipJob(self.dataset, folder, self.survivors, self._path(clip), embedded, self.runtime)
         task = tasks.embed_images if measure == "embeddings" else tasks.score_texts
         try:
-            # Several processes would each load the model, perhaps onto one GPU: only if the user says so.
-            alone = self.runtime.model_copy(update={"workers": max(1, self.runtime.workers)})
-            self._tasks(task, job, alone)
+            self._tasks(task, job, self._alone)
         finally:
             tasks.loaded.cache_clear()  # the model's memory is free for the next filter
         if measure == "embeddings":
@@ -237,10 +240,12 @@ class FilterRun:
         for _ in with_progress(self.ctx, found, self.num_shards, lost):
             pass
 
-    def _measure_other(self, dataset: Ref[ImageDataset], task: Callable[[Any, int], Summary], job: Any) -> int:
+    def _measure_other(
+        self, dataset: Ref[ImageDataset], task: Callable[[Any, int], Summary], job: Any, runtime: CurationRuntime
+    ) -> int:
         """Run a task over another dataset and return its number of shards; its bad images are not the pool's."""
         count = len(opened(job.dataset).shard_sizes)
-        num_bad = sum(summary.bad.total() for summary in run_shards(task, job, range(count), self.runtime))
+        num_bad = sum(summary.bad.total() for summary in run_shards(task, job, range(count), runtime))
         if num_bad:
             self.ctx.log(f"{num_bad} images of '{dataset}' cannot be read and are ignored")
         return count
