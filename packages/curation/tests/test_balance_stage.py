@@ -220,6 +220,7 @@ def test_a_language_with_huge_counts_has_no_nan_and_keeps_something() -> None:
     ("rule", "message"),
     [
         ({"t": {"en": 0}}, "greater than 0"),
+        ({"t": {}}, r"got \{\}"),
         ({"t": {"en": 5}, "reference_language": "en"}, "reference_language needs target_size or a single t"),
         ({"tail_share": 0.06, "reference_language": "en"}, "reference_language needs"),
         ({"t": 5, "texts": "some"}, "every"),

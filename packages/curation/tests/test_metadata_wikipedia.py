@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import itertools
+import os
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,11 @@ def test_counts_of_other_files_are_not_resumed(tmp_path: Path) -> None:
 
 def test_items_come_back_map_in_order_from_any_number_of_processes() -> None:
     assert list(map_in_order(abs, range(-9, 0), 2)) == list(map_in_order(abs, range(-9, 0), 0)) == list(range(9, 0, -1))
+
+
+def test_a_killed_process_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"^a worker was killed; .*memory"):
+        list(map_in_order(os._exit, [9], 2))
 
 
 def test_hourly_views_are_summed_by_title(tmp_path: Path) -> None:

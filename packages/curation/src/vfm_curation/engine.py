@@ -74,18 +74,24 @@ def map_in_order(function: Callable[[T], S], items: Iterable[T], workers: int) -
         function: a function of a module, or a method of an object that can be pickled.
         items: pickled and sent; at most two for each process are in flight.
         workers: processes; with fewer than two, this process does the work.
+
+    Raises:
+        UserError: a process was killed.
     """
     if workers < 2:
         yield from map(function, items)
         return
     with ProcessPoolExecutor(workers, mp_context=_SPAWN, initializer=_exit_with_parent) as executor:
         waiting = deque[Future[S]]()
-        for item in items:
-            waiting.append(executor.submit(function, item))
-            if len(waiting) > 2 * workers:
+        try:
+            for item in items:
+                waiting.append(executor.submit(function, item))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise UserError(f"a worker was killed; check that the work of {workers} fits into memory") from None
 
 
 def _run_while_short(task: Callable[[int], S], waiting: deque[int]) -> Iterator[S]:

@@ -76,6 +76,8 @@ class MetaclipBalance(Curation):
 
     @model_validator(mode="after")
     def _one_rule(self) -> MetaclipBalance:
+        if self.t == {}:
+            raise ValueError("t: expected one number, or one for each language, got {}")
         if [self.t, self.target_size, self.tail_share].count(None) != 2:
             raise ValueError("give exactly one of t, target_size and tail_share")
         if self.reference_language is not None and (self.tail_share or isinstance(self.t, dict)):
