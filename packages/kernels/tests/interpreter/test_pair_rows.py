@@ -40,3 +40,27 @@ def test_losses_in_chunks_use_the_kernels(agrees, guarded, scale):
     agrees(lambda *x: info_nce(*x, chunk_size=3), lambda *x: reference(lambda: info_nce(*x)), inputs)
     inputs.append(torch.tensor(-10.0))
     agrees(lambda *x: siglip_loss(*x, chunk_size=3), lambda *x: reference(lambda: siglip_loss(*x)), inputs)
+
+
+@pytest.mark.parametrize("hidden", [slice(0, 9), slice(1, 5000)], ids=["some", "all others"])
+def test_rows_without_some_keys(guarded, hidden):
+    logits = torch.randn(2, 5000)
+    logits[:, hidden] = -torch.inf
+    logits.diagonal(9).fill_(1.0)
+    logits = guarded(logits)
+    with use_kernels("reference"):
+        expected_loss, expected = cross_entropy_rows(logits.double(), 9)
+    loss = OPS.cross_entropy_rows_.default(logits, 9)
+    torch.testing.assert_close(loss.double(), expected_loss, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=2e-6)
+
+
+def test_distinct_samples_in_chunks_use_the_kernels(agrees, guarded):
+    groups = torch.tensor([3, 3, 1, 3, 2, 1, 3])
+    inputs = [guarded(unit(7, 24)), guarded(unit(7, 24)), torch.tensor(20.0)]
+
+    def reference(*x):
+        with use_kernels("reference"):
+            return info_nce(*x, all_groups=groups)
+
+    agrees(lambda *x: info_nce(*x, all_groups=groups, chunk_size=3), reference, inputs)

@@ -18,13 +18,12 @@ def cross_entropy_rows_kernel(logits, losses, num_keys, row_stride, first_positi
     """Compute the loss of one row in each program, and overwrite the row's logits with their gradient."""
     row = tl.program_id(0).to(tl.int64)
     at, places = logits + row * row_stride, tl.arange(0, BLOCK)
-    largest = tl.full(
-        (BLOCK,), float("-inf"), tl.float32
-    )  # a running maximum for each place; the places are joined once, after the loop
+    # A running maximum for each place; the places are joined once, after the loop. It begins at -1e30 and not at -inf,
+    # because a place without a key, or with logits of -inf alone, would compute -inf - (-inf) = NaN.
+    largest = tl.full((BLOCK,), -1e30, tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, num_keys, BLOCK):
-        # -1e30 and not -inf, because a place without a key would compute -inf - (-inf) = NaN.
-        x = tl.load(at + start + places, mask=places < num_keys - start, other=-1e30).to(tl.float32)
+        x = tl.load(at + start + places, mask=places < num_keys - start, other=float("-inf")).to(tl.float32)
         before, largest = largest, tl.maximum(largest, x)
         total = total * tl.exp(before - largest) + tl.exp(x - largest)
     row_largest = tl.max(largest, axis=0)
