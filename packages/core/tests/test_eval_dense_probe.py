@@ -166,6 +166,12 @@ def test_without_training_images_each_picture_is_left_out_once(tmp_path: Path) -
         evaluate(probe(models=["vit"], folds=10), tmp_path / "b", test=data, vit=model)
 
 
+def test_rates_cannot_be_chosen_on_the_only_training_image(tmp_path: Path) -> None:
+    data, model = scenes(tmp_path / "data", 2, 0), encoder(tmp_path / "vit")
+    with pytest.raises(UserError, match="test: expected two or more training images to choose among lrs, got 1"):
+        evaluate(probe(models=["vit"], folds=2, lrs=[1e-3, 1e-2]), tmp_path / "a", test=data, vit=model)
+
+
 def test_labels_without_maps_are_found_before_the_run(tmp_path: Path) -> None:
     boxes = read(tmp_path / "boxes", coco(tmp_path / "coco", [{"bbox": [2, 1, 6, 4]}]))
     with pytest.raises(UserError, match="needs images with semantic labels, got boxes"):

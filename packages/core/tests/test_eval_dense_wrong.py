@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from annotated_world import read, write
+from annotated_world import coco, read, write, write_map
 from dense_toy import BrightParts, checkpoint
 from test_eval_dense import evaluate
 from vfm.artifacts import AnnotatedImages, DenseCheckpoint
@@ -27,7 +27,7 @@ from vfm.eval.dense_panels import SIDE, join
 from vfm.eval.detections import read_results
 from vfm.eval.object_drawing import SHOWN_SIDE, draw_objects
 from vfm.eval.panoptic import _by_file
-from vfm.stages.evaluation import Detection, Segmentation
+from vfm.stages.evaluation import Detection, Panoptic, Segmentation
 
 GOOD: dict[str, Any] = {"image_id": 1, "category_id": 10, "bbox": [3, 2, 6, 3], "score": 0.9}
 SEGMENT = {"id": 1, "category_id": 10}
@@ -40,15 +40,18 @@ RECORD: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> AnnotatedImages:
+    return grey_pictures(tmp_path_factory.mktemp("world"), RECORD)
+
+
+def grey_pictures(folder: Path, record: dict[str, Any]) -> AnnotatedImages:
     """Index two grey pictures of 20 x 12 pixels, each of one panoptic segment."""
-    folder = tmp_path_factory.mktemp("world")
     (folder / "set/train").mkdir(parents=True)
     for number in (1, 2):
         Image.new("RGB", (20, 12), (200, 200, 200)).save(folder / f"set/train/{number}.png")
         ids = folder / f"set/annotations/panoptic_train/{number}.png"
         ids.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (20, 12), (1, 0, 0)).save(ids)
-    write(folder / "set/annotations/panoptic_train.json", json.dumps(RECORD))
+    write(folder / "set/annotations/panoptic_train.json", json.dumps(record))
     return read(folder / "data", folder / "set")
 
 
@@ -132,6 +135,48 @@ def test_the_rule_of_lvis_needs_the_classes_that_are_absent(data: AnnotatedImage
     stage = Detection(kind="eval.detection", name="e", models=["model"], data="data", rule="lvis")
     with pytest.raises(UserError, match="rule lvis: expected federated labels"):
         evaluate(stage, tmp_path, model=model, data=data)
+
+
+def test_data_without_anything_to_compare_with_are_refused_in_a_line(tmp_path: Path) -> None:
+    empty = read(tmp_path / "empty", coco(tmp_path / "coco", []))
+    found = str(write(tmp_path / "none.json", "[]"))
+    detect = Detection(kind="eval.detection", name="e", predictions={"a": found}, data="empty")
+    with pytest.raises(UserError, match="empty: expected annotated objects, got none"):
+        evaluate(detect, tmp_path / "a", empty=empty)
+    crowds = _each(lambda one: one.update(segments_info=[{**SEGMENT, "iscrowd": 1}]))
+    crowd, truth = grey_pictures(tmp_path, crowds), str(tmp_path / "set/annotations/panoptic_train.json")
+    panoptic = Panoptic(kind="eval.panoptic", name="e", predictions={"a": truth}, data="crowd")
+    with pytest.raises(UserError, match="crowd: expected segments, got none that counts"):
+        evaluate(panoptic, tmp_path / "b", crowd=crowd)
+    for number in (1, 2):
+        Image.new("RGB", (4, 3)).save(write(tmp_path / f"images/{number}.png", ""))
+        write_map(tmp_path / f"maps/{number}.png", np.full((3, 4), 255))
+    maps = {"annotations": str(tmp_path / "maps"), "names": ["cat", "dog"]}
+    blank = read(tmp_path / "blank", tmp_path / "images", **maps)
+    for name in "ab":
+        for number in (1, 2):
+            write_map(tmp_path / f"{name}/{number}.png", np.zeros((3, 4)))
+    predictions = {name: str(tmp_path / name) for name in "ab"}
+    stage = Segmentation(kind="eval.segmentation", name="e", predictions=predictions, data="blank")
+    with pytest.raises(UserError, match="blank: expected labelled pixels, got none"):
+        evaluate(stage, tmp_path / "c", blank=blank)
+
+
+def test_models_are_compared_where_only_one_predicts_regions_that_no_image_has(
+    data: AnnotatedImages, tmp_path: Path
+) -> None:
+    predictions = {}
+    for name, category in (("thing", 10), ("region", 20)):
+        for number in (1, 2):
+            Image.new("RGB", (20, 12), (1, 0, 0)).save(write(tmp_path / f"{name}/{number}.png", ""))
+        record = _each(lambda one, found=category: one.update(segments_info=[{"id": 1, "category_id": found}]))
+        predictions[name] = str(write(tmp_path / f"{name}.json", json.dumps(record)))
+    stage = Panoptic(kind="eval.panoptic", name="p", predictions=predictions, data="data")
+    report = evaluate(stage, tmp_path, data=data)
+    values = {(one.model, one.name): one.value for one in report.metrics}
+    assert values["thing", "pq"] == 1.0
+    assert values["region", "pq"] == 0.0
+    assert {name for _, name in values} == {"pq", "sq", "rq", "pq_things"}
 
 
 def test_small_pictures_are_drawn_enlarged(data: AnnotatedImages) -> None:

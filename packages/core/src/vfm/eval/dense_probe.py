@@ -31,7 +31,7 @@ from vfm.eval.hashes import data_hash, item_digest
 from vfm.eval.patch_head import HeadTraining, predict_map, train_head
 from vfm.eval.patch_neighbours import remember_patches
 from vfm.eval.row_files import RowFile, row_files
-from vfm.eval.segmentation import iou_panel, pixel_table
+from vfm.eval.segmentation import check_labelled, iou_panel, pixel_table
 from vfm.models import ClipModel, eval_mode, vision_features
 from vfm.scores import Evaluated, ModelResult
 from vfm.stage import Context
@@ -98,7 +98,8 @@ def evaluate_dense_probe(config: DenseProbe, ctx: Context, encoders: Mapping[str
     """Evaluate encoders by `train_head` or `remember_patches`, and mean IoU, all on the same images.
 
     Raises:
-        UserError: an encoder has no patch tokens, the classes of `train` differ, or there are too few images.
+        UserError: an encoder has no patch tokens, the classes of `train` differ, there are too few images, or no pixel
+            is labelled.
     """
     data = ctx.load(config.data)
     train = ctx.load(config.train) if config.train else None
@@ -119,6 +120,7 @@ def evaluate_dense_probe(config: DenseProbe, ctx: Context, encoders: Mapping[str
                 counts.append(count_pixels(labels, predict[name](row), num_classes))
                 ctx.progress(len(results) * len(test.labels) + row + 1, len(encoders) * len(test.labels), "predictions")
             scored[name] = MeanIou.of(counts)
+            check_labelled(config.data, scored[name])
             scores = scored[name].scores("dense_knn_" if config.neighbours else "dense_", config.num_resamples)
             method = config.neighbours.model_dump() if config.neighbours else {"lrs": probe.lrs, "steps": config.steps}
             details = {"resize_mode": "squash", "layers": config.layers, **method}
@@ -191,6 +193,9 @@ def _best_rate(
     if len(config.lrs) == 1:
         return config.lrs[0]
     held_out, rest = rows[::VALIDATION], np.setdiff1d(rows, rows[::VALIDATION])
+    if not len(rest):
+        where = config.train or config.data
+        raise UserError(f"{where}: expected two or more training images to choose among lrs, got {len(rows)}")
     quality = {}
     for lr in sorted(config.lrs):
         head = train_head(images.maps[name], images.labels, rest, num_classes, lr, _training(config), device)

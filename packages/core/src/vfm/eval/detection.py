@@ -49,6 +49,8 @@ def evaluate_detection(config: Detection, ctx: Context, source: AnnotatedSource,
     shapes = choose_shapes(config, source.dataset, found, models)
     max_dets = config.max_dets or MAX_DETS[rule]
     truth = Truth.of(source, rule, agnostic=config.class_agnostic)
+    if (truth.objects.crowd | truth.objects.ignored).all():
+        raise UserError(f"{config.data}: expected annotated objects, got none that counts")
     frequency = _frequency(config, ctx, source.dataset, rule)
     scored = {
         name: [

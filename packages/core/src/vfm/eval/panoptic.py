@@ -58,6 +58,8 @@ def evaluate_panoptic(config: Panoptic, ctx: Context, source: AnnotatedSource, m
     things = np.array(source.dataset.things, dtype=bool)
     details = {"num_images": len(numbers)}
     keys = [source.keys[number] for number in numbers]
+    if not any((one.true + one.missed).any() for one in scored.values()):
+        raise UserError(f"{config.data}: expected segments, got none that counts")
     results = {
         name: ModelResult(one.scores(things, config.num_resamples), {"images": _table(keys, one)}, details)
         for name, one in scored.items()

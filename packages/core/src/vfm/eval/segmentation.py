@@ -38,7 +38,7 @@ def evaluate_segmentation(config: Segmentation, ctx: Context, source: AnnotatedS
     """Evaluate models and folders of label maps on all images of a dataset.
 
     Raises:
-        UserError: a map is missing, or does not fit its image.
+        UserError: a map is missing, or does not fit its image; or no pixel is labelled.
     """
     predict = {name: _by_model(config, name, model, source) for name, model in models.items()}
     predict |= {name: _by_files(path, source) for name, path in config.predictions.items()}
@@ -58,6 +58,7 @@ def evaluate_segmentation(config: Segmentation, ctx: Context, source: AnnotatedS
             counts[name].append(one)
     leave_to_first()
     scored = {name: MeanIou.of(one) for name, one in counts.items()}
+    check_labelled(config.data, next(iter(scored.values())))
     details = {"stride": config.stride, "scales": config.scales, "flip": config.flip, "num_images": len(numbers)}
     keys = [source.keys[number] for number in numbers]
     results = {
@@ -68,6 +69,20 @@ def evaluate_segmentation(config: Segmentation, ctx: Context, source: AnnotatedS
     if source.dataset.has_images and config.has_something_to_evaluate:
         _add_worst(ctx, source, numbers, next(iter(counts.values())), predict)
     return Evaluated(data_hash(source.dataset, digests), results)
+
+
+def check_labelled(data: str, counts: MeanIou) -> None:
+    """Check that a dataset has labelled pixels, without which nothing has a score.
+
+    Args:
+        data: its name, for the message.
+        counts: of its images, by any model.
+
+    Raises:
+        UserError: it has none.
+    """
+    if not counts.true.any():
+        raise UserError(f"{data}: expected labelled pixels, got none")
 
 
 def pixel_table(keys: Sequence[str], counts: MeanIou) -> dict[str, Any]:

@@ -93,26 +93,29 @@ class PanopticQuality:
         return {"pq": quality, "sq": np.where(known, iou / np.maximum(true, 1e-12), np.nan), "rq": recognition}
 
     def scores(self, things: NDArray[np.bool_], num_resamples: int = NUM_RESAMPLES) -> list[ResampledScore]:
-        """Return PQ, SQ, RQ and the PQ of things and of the other classes, (K,), each over resamples of the images."""
-        images = len(self.true)
+        """Return PQ, SQ, RQ and the PQ of things and of the other classes, (K,), each over resamples of the images.
+
+        Those without a true segment are left out, whatever is predicted, so that all models have the same scores.
+        """
+        images, in_truth = len(self.true), (self.true + self.missed).any(axis=0)
         every = np.ones(len(things), dtype=bool)
         wanted = {"pq": every, "sq": every, "rq": every, "pq_things": things, "pq_stuff": ~things}
         found = []
         for name, classes in wanted.items():
+            if not (classes & in_truth).any():
+                continue
 
             def reduced(
                 weights: NDArray[np.integer], kind: str = name[:2], kept: NDArray[np.bool_] = classes
             ) -> NDArray[np.float64]:
                 return mean_of_known(self.by_class(weights)[kind][:, kept])
 
-            value = float(reduced(np.ones((1, images), dtype=np.int64))[0]) if classes.any() else np.nan
-            if np.isfinite(value):
-                found.append(
-                    ResampledScore(
-                        name,
-                        value,
-                        images,
-                        lambda seed, reduced=reduced: reduced(image_weights(images, num_resamples, seed)),  # type: ignore[misc]
-                    )
+            found.append(
+                ResampledScore(
+                    name,
+                    float(reduced(np.ones((1, images), dtype=np.int64))[0]),
+                    images,
+                    lambda seed, reduced=reduced: reduced(image_weights(images, num_resamples, seed)),  # type: ignore[misc]
                 )
+            )
         return found

@@ -37,7 +37,7 @@ from vfm.eval.open_segmentation.decisions import (
 from vfm.eval.open_segmentation.guesses import ceiling_counts, class_shares, uniform_guess
 from vfm.eval.open_segmentation.panels import Pair, add_pictures, class_panel, rules_panel, scale_panel
 from vfm.eval.open_segmentation.segmenter import Segmenter, View
-from vfm.eval.segmentation import pixel_table
+from vfm.eval.segmentation import check_labelled, pixel_table
 from vfm.eval.zero_shot import zero_shot_classifier
 from vfm.models import ClipModel, ImageEncoder
 from vfm.models.last_block import last_block_reader, papers_positions
@@ -93,7 +93,8 @@ def evaluate_open_segmentation(config: OpenSegmentation, ctx: Context, encoders:
     """Evaluate CLIP models on all images of a dataset, by every rule.
 
     Raises:
-        UserError: a model has no patch tokens in the joint space, or classes, words and dataset do not fit.
+        UserError: a model has no patch tokens in the joint space; classes, words and dataset do not fit; or no pixel is
+            labelled.
     """
     data = ctx.load(config.data)
     check_open_segmentation_data(config, data)
@@ -115,6 +116,7 @@ def evaluate_open_segmentation(config: OpenSegmentation, ctx: Context, encoders:
     leave_to_first()
     half = halves(len(numbers), config.seed)
     scored = {pair: _scored(one, half) for pair, one in counts.items()}
+    check_labelled(config.data, next(iter(scored.values())).counts)
     _warn_at_the_ends(method, ctx, scored)
     keys = [source.keys[number] for number in numbers]
     results = {name: _result(method, scored, name, keys, half) for name in encoders}
