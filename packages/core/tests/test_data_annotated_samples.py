@@ -56,6 +56,33 @@ def test_a_broken_record_makes_a_bad_sample(tmp_path: Path) -> None:
     assert (data.num_samples, data.num_objects, data.bad_samples) == (1, 1, {"broken_json": 1})
 
 
+def test_a_tar_with_fewer_samples_than_its_known_count_has_bad_samples(tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar", {"objects": [OBJECT]}, {"objects": [OBJECT]})
+    (tmp_path / "a_stats.json").write_text(json.dumps({"successes": 3}))
+    data = read(tmp_path, path)
+    assert (data.num_samples, data.num_objects, data.bad_samples) == (2, 2, {"truncated_shard": 1})
+
+
+def test_classes_of_negatives_are_a_list(tmp_path: Path) -> None:
+    records = [{"objects": [OBJECT], "neg_category_ids": 1}, {"objects": [OBJECT], "neg_category_ids": [0, [1]]}]
+    data = read(tmp_path, tar(tmp_path / "a.tar", *records))
+    assert AnnotatedSource(data).tables.column("negatives") == [[], [0]]
+
+
+def test_a_damaged_row_group_is_one_line(tmp_path: Path) -> None:
+    rows = [{"image": {"bytes": jpeg(), "path": "a.jpg"}, "objects": {"bbox": [[0, 0, 2, 2]], "category": [1]}}]
+    file = tmp_path / "train.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), file, compression="zstd", use_dictionary=False)
+    column = pq.ParquetFile(file).metadata.row_group(0).column(2)
+    data = bytearray(file.read_bytes())
+    data[column.data_page_offset : column.data_page_offset + column.total_compressed_size] = bytes(
+        column.total_compressed_size
+    )
+    file.write_bytes(data)
+    with pytest.raises(UserError, match=r"train\.parquet: not readable as Parquet"):
+        read(tmp_path, file)
+
+
 def test_a_box_that_is_not_finite_is_counted(tmp_path: Path) -> None:
     records = {"objects": [OBJECT, {**OBJECT, "bbox": [2, 1, float("nan"), 4]}, {**OBJECT, "bbox": [2, 1]}]}
     data = read(tmp_path, tar(tmp_path / "a.tar", records))

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from annotated_world import coco, jpeg, read, write
+from annotated_world import bright_parts, coco, jpeg, read, write
+from data_samples import bomb
 from vfm.config import UserError
 from vfm.data.annotated.object_records import class_names_in
+from vfm.data.annotated.source import AnnotatedSource
 
 GOOD: dict[str, Any] = {"bbox": [1, 1, 5, 5]}
 
@@ -66,3 +69,59 @@ def test_a_label_of_yolo_is_a_whole_number(tmp_path: Path, label: str) -> None:
 def test_a_class_that_is_no_name_and_no_number_gives_no_class() -> None:
     records = [{"objects": {"bbox": [[1, 1, 5, 5]] * 2, "category": [["x"], "cat"]}}]
     assert class_names_in(records) == ["cat"]
+
+
+SEGMENT, DARK = {"id": 1, "category_id": 10}, {"id": 2, "category_id": 20}
+
+
+@pytest.mark.parametrize(
+    ("change", "reasons"),
+    [
+        ({"segments_info": None}, {"bad_mask": 1}),
+        ({"segments_info": ["x", SEGMENT]}, {"bad_mask": 1, "unknown_class": 1}),
+        ({"segments_info": [{**SEGMENT, "id": "1"}, DARK]}, {"bad_mask": 1, "unknown_class": 1}),
+        ({"segments_info": [{"id": 1}, DARK]}, {"unknown_class": 1}),
+        ({"image_id": [1]}, {"unknown_image": 1}),
+    ],
+)
+def test_a_wrong_segment_is_counted(tmp_path: Path, change: dict[str, Any], reasons: dict[str, int]) -> None:
+    bright_parts(tmp_path)
+    file = tmp_path / "set/annotations/panoptic_train.json"
+    record = json.loads(file.read_text())
+    record["annotations"][1].update(change)
+    write(file, json.dumps(record))
+    assert read(tmp_path / "data", tmp_path / "set").bad_annotations == reasons
+
+
+def test_a_map_with_a_huge_size_in_its_header_is_bad(tmp_path: Path) -> None:
+    bright_parts(tmp_path)
+    write(tmp_path / "set/annotations/panoptic_train/1.png", bomb())
+    assert read(tmp_path / "data", tmp_path / "set").bad_annotations == {"broken_file": 1}
+    write(tmp_path / "maps/1.png", bomb())
+    maps = {"annotations": str(tmp_path / "maps"), "names": ["bright", "dark"]}
+    assert read(tmp_path / "maps-data", tmp_path / "set/train", **maps).bad_samples == {"missing_label": 1}
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "no-encoding"])
+def test_xml_in_an_encoding_that_cannot_be_read_is_counted(tmp_path: Path, encoding: str) -> None:
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+    for stem in ("a", "b"):
+        write(tmp_path / f"voc/JPEGImages/{stem}.jpg", jpeg())
+        head = f'<?xml version="1.0" encoding="{encoding}"?>' if stem == "b" else ""
+        write(
+            tmp_path / f"voc/Annotations/{stem}.xml",
+            f"{head}<annotation><object><name>dog</name>{box}</object></annotation>",
+        )
+    made = read(tmp_path / "data", tmp_path / "voc")
+    assert (made.num_objects, made.bad_annotations) == (1, {"broken_file": 1})
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 255])
+def test_an_orientation_that_exif_does_not_have_turns_nothing(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    write(tmp_path / "set/images/train/a.jpg", jpeg(20, 10, exif=exif))
+    write(tmp_path / "set/labels/train/a.txt", "0 .5 .5 1 1\n")
+    write(tmp_path / "set/data.yaml", "names: [a]\n")
+    source = AnnotatedSource(read(tmp_path / "data", tmp_path / "set"))
+    assert source.picture(0).size == source.sizes[0] == (20, 10)

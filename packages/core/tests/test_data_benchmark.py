@@ -102,6 +102,32 @@ def test_label_array_of_another_length_than_the_class_names_is_refused(tmp_path:
         stage.preflight(NOTHING)
 
 
+def npz() -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, np.ones(3))
+    return buffer.getvalue()
+
+
+def words() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array(["red", "green", "blue"]))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("flags", [npz(), words(), b"PK\3\4", b""])
+def test_labels_that_are_no_array_of_flags_are_counted(tmp_path: Path, flags: bytes, verify: bool) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([1, 0, 1]))
+    place = folder(tmp_path / "tags", "npy", [buffer.getvalue(), flags], classnames="red\ngreen\nblue")
+    stage = Tagged(kind="data.tagged", name="tags", path=str(place), verify=verify, max_bad_fraction=0.5)
+    ctx = run_in(tmp_path / "made").ctx
+    made = stage.run(ctx)
+    assert isinstance(made, TaggedImages)
+    assert (ctx.bad, made.num_images) == ({"missing_label": 1}, [1, 0, 1])
+    assert read_tags(made).tolist() == [[True, False, True], *([[False] * 3] if not verify else [])]
+
+
 def test_one_label_out_of_range_stops_the_stage(tmp_path: Path) -> None:
     place = classes(tmp_path / "set", [n % 7 for n in range(99)] + [7])
     with pytest.raises(UserError, match=r"1 labels do not fit the 7 class names; .*1\.tar:s0000099 \(label 7 of"):

@@ -228,7 +228,10 @@ def test_labels_of_tables_and_of_hugging_face_parquet(tmp_path):
     assert samples == [(encoded(0), 1), (encoded(1), 0)]
 
 
-@pytest.mark.parametrize(("value", "number"), [("cat", 0), ("1", 1), (1.0, 1), (1.5, None), (2, None), (None, None)])
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [("cat", 0), ("1", 1), (1.0, 1), (1.5, None), (2, None), (None, None), (float("inf"), None)],
+)
 def test_label_is_a_name_or_an_integer(value, number):
     spec = DatasetSpec(label_key="label", class_names=["cat", "dog"])
     if number is not None:
@@ -236,6 +239,19 @@ def test_label_is_a_name_or_an_integer(value, number):
         return
     with pytest.raises(BadSample, match=r"here.*: (missing|unknown)_label"):
         spec.label_of(value, "here")
+
+
+@pytest.mark.parametrize("labels", [[0.0, 1.0, 10.0], [3, 0, -1]])
+def test_numbers_name_no_classes(tmp_path, labels):
+    pq.write_table(pa.table({"image": [encoded(n) for n in range(3)], "label": labels}), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match="the labels in 'label' are numbers; give class_names"):
+        label(tmp_path / "made", tmp_path / "x.parquet")
+
+
+def test_a_schema_with_broken_notes_names_no_classes(tmp_path):
+    table = pa.table({"image": [encoded(0), encoded(1)], "label": ["dog", "cat"]}, metadata={"huggingface": "{"})
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert label(tmp_path / "made", tmp_path / "x.parquet")[0].class_names == ["cat", "dog"]
 
 
 def test_class_names_in_another_encoding_raise(tmp_path):

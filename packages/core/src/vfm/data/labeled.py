@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -18,7 +17,8 @@ from vfm.data.folder import class_folders
 from vfm.data.index import write_index
 from vfm.data.indexing import Indexing, first_sample
 from vfm.data.layout import Layout, find_layout
-from vfm.data.parquet import open_parquet
+from vfm.data.parquet import features_of
+from vfm.data.sample import BadSample
 from vfm.data.shards import Found
 from vfm.data.source import Source
 from vfm.data.spec import DatasetSpec
@@ -82,8 +82,7 @@ def index_tagged(config: Tagged, ctx: Context) -> TaggedImages:
     count = indexing.run(images, layout.shards(images, spec), layout.num_shards)
     dataset = ImageDataset.create(images, num_samples=count, bad_samples=dict(indexing.counts))
     add_dataset_panels(ctx, dataset, indexing.bad)
-    source = Source(images)
-    tags = [source.facts(number).labels or () for number in range(count)]
+    tags = _tags(Source(images), ctx)
     write_tags(ctx.directory / TAGS_FILE, tags)
     templates = _names_and_templates(config, layout)[1]
     return TaggedImages.create(
@@ -94,6 +93,18 @@ def index_tagged(config: Tagged, ctx: Context) -> TaggedImages:
         num_images=[sum(label in row for row in tags) for label in range(len(spec.class_names))],
         **({"templates": templates} if templates else {}),
     )
+
+
+def _tags(source: Source, ctx: Context) -> list[tuple[int, ...]]:
+    """Return the labels of each sample, none of a bad one, which stays in shards that are not read for the index."""
+    tags: list[tuple[int, ...]] = []
+    for number in range(len(source)):
+        try:
+            tags.append(source.facts(number).labels or ())
+        except BadSample as bad:
+            ctx.skip(bad.reason, bad.where)
+            tags.append(())
+    return tags
 
 
 def check_tagged(config: Tagged, ctx: Preflight) -> None:
@@ -193,17 +204,16 @@ def _find_class_names(layout: Layout, label_key: str | None) -> list[str]:
 
 def _from_schema(path: str, label_key: str) -> list[str]:
     """Return the names that Hugging Face's `datasets` writes into the schema."""
-    metadata = open_parquet(path).schema_arrow.metadata or {}
-    record: Any = json.loads(metadata.get(b"huggingface", b"{}"))
-    names = field_of(record, f"info.features.{label_key}.names")
+    names = field_of(features_of(path), f"{label_key}.names")
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _from_values(layout: Layout, label_key: str) -> list[str]:
     """Return the distinct values of a column, sorted; a value that is no text or number names no class."""
     values = (value for path in layout.paths for value in table_values(path, label_key))
-    words = {str(value) for value in values if isinstance(value, str | int | float) and is_unicode(str(value))}
-    if not words or all(word.isdigit() for word in words):
+    found = {value for value in values if isinstance(value, str | int | float) and is_unicode(str(value))}
+    words = {str(value) for value in found}
+    if all(value.isdigit() if isinstance(value, str) else not isinstance(value, bool) for value in found):
         raise UserError(
             f"{layout.paths[0]}: the labels in '{label_key}' are numbers; give class_names, in the order of the labels"
         )

@@ -6,6 +6,7 @@ row groups (about a hundred images) are fast at random access, large ones are no
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
@@ -186,6 +187,17 @@ def open_parquet(path: str) -> Any:
         if getattr(error, "errno", None) is not None:  # an error of the system, not of the file's content
             raise
         raise UserError(f"{path}: not readable as parquet: {' '.join(str(error).split())}") from None
+
+
+def features_of(path: str) -> dict[str, Any]:
+    """Return the features of a table's columns that Hugging Face's `datasets` stores in its schema; else none."""
+    metadata = open_parquet(path).schema_arrow.metadata or {}
+    try:
+        record: Any = json.loads(metadata.get(b"huggingface", b"{}"))
+    except (ValueError, RecursionError):
+        return {}
+    found = field_of(record, "info.features")
+    return found if isinstance(found, dict) else {}
 
 
 def image_column(names: list[str], image_key: str | None, path: str) -> str:

@@ -40,7 +40,7 @@ class DatasetSpec(Config):
             return self.class_names.index(value)
         try:
             label = int(value)  # type: ignore[call-overload]
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):  # the last: infinity
             raise BadSample("missing_label", where) from None
         if isinstance(value, float) and value != label:
             raise BadSample("missing_label", where)

@@ -28,7 +28,7 @@ from vfm.stage import Context, Preflight
 from vfm.stages.annotated import Annotated
 
 ORIENTATION = 0x0112  # EXIF tag
-SIDEWAYS = 5  # orientations from this one on swap width and height
+TURNED, SIDEWAYS = range(2, 9), range(5, 9)  # orientations; those that swap width and height
 RARE, COMMON = 10, 100  # LVIS' groups: classes in up to so many images
 
 
@@ -221,10 +221,10 @@ def _check_picture(
             raise BadSample("wrong_size", f"{picture.key}: labels alone need the picture's size")
         return declared, False
     image = open_image(source[number].image, source.where(number))
-    orientation = int(image.getexif().get(ORIENTATION, 1))
-    turned = image.size[::-1] if orientation >= SIDEWAYS else image.size
+    orientation = image.getexif().get(ORIENTATION)
+    turned = image.size[::-1] if orientation in SIDEWAYS else image.size
     if declared in (None, turned):
-        return turned, orientation > 1
+        return turned, orientation in TURNED
     if declared == image.size:
         return declared, False
     raise BadSample("wrong_size", f"{source.where(number)}: {image.size} pixels, {declared} in its annotations")

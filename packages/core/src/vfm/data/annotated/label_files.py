@@ -4,16 +4,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from vfm import files
 from vfm.data.annotated.records import NOT_ALLOWED
+from vfm.data.images import open_image
 from vfm.data.sample import BadSample
 
 
@@ -24,9 +23,9 @@ def read_map(path: str) -> NDArray[Any]:
         BadSample: the file is missing, or is no image of one channel.
     """
     try:
-        image = Image.open(io.BytesIO(files.read_bytes(path)))
+        image = open_image(files.read_bytes(path), path)
         values = np.asarray(image)
-    except OSError:
+    except Exception:  # the file is missing or too large, or Pillow's many types of errors on broken bytes
         raise BadSample("missing_label", path) from None
     if values.ndim != 2:
         raise BadSample("missing_label", f"{path}: expected one channel, got {image.mode}")

@@ -7,20 +7,19 @@ Source: Kirillov et al. 2019, Panoptic segmentation (arXiv:1801.00868); the form
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from vfm import files
 from vfm.config import UserError
 from vfm.data.annotated.coco import classes_of, listed_pictures, stream
 from vfm.data.annotated.masks import encode_mask
 from vfm.data.annotated.records import Annotation, BadAnnotation, Label, ListedImages
+from vfm.data.images import open_image
 
 
 @dataclass
@@ -35,8 +34,8 @@ class PanopticJson(ListedImages):
     def __post_init__(self) -> None:
         self.classes = classes_of(list(stream(self.path, "categories")), self.path)
         self.labels: list[Label] = ["boxes", "masks", "semantic", "panoptic"]
-        annotated = {one.get("image_id") for one in stream(self.path, "annotations")}
-        images = [one for one in stream(self.path, "images") if one.get("id") in annotated]
+        annotated = {_number(one, "image_id") for one in stream(self.path, "annotations")} | {None}
+        images = [one for one in stream(self.path, "images") if _number(one, "id") in annotated]
         self.listed = listed_pictures(images, self.image_root, self.path, self.has_images)
         self.maps = map_folder(self.path)
 
@@ -45,7 +44,8 @@ class PanopticJson(ListedImages):
         places = {picture.image_id: place for place, picture in enumerate(self.listed)}
         for one in stream(self.path, "annotations"):
             where = f"{self.maps}/{one.get('file_name')}"
-            if (picture := places.get(one.get("image_id", -1))) is None:
+            image = _number(one, "image_id")
+            if image is None or (picture := places.get(image)) is None:
                 yield BadAnnotation("unknown_image", where)
                 continue
             try:
@@ -56,7 +56,10 @@ class PanopticJson(ListedImages):
             if ids.shape[::-1] != sizes[picture]:
                 yield BadAnnotation("bad_mask", where)
                 continue
-            yield from _segments(one["segments_info"], ids, picture, where)
+            if not isinstance(segments := one.get("segments_info"), list):
+                yield BadAnnotation("bad_mask", where)
+                continue
+            yield from _segments(segments, ids, picture, where)
 
 
 def read_segment_ids(path: str) -> NDArray[np.int32]:
@@ -66,25 +69,34 @@ def read_segment_ids(path: str) -> NDArray[np.int32]:
         BadAnnotation: the file is missing, or is no image.
     """
     try:
-        image = np.asarray(Image.open(io.BytesIO(files.read_bytes(path))).convert("RGB"), dtype=np.int32)
-    except OSError:
+        image = np.asarray(open_image(files.read_bytes(path), path).convert("RGB"), dtype=np.int32)
+    except Exception:  # as in `read_map`
         raise BadAnnotation("broken_file", path) from None
     return np.asarray(image[..., 0] | image[..., 1] << 8 | image[..., 2] << 16)
 
 
+def _number(one: Any, key: str) -> int | None:
+    """Return the whole number at a key of an entry, None if there is none."""
+    value = one.get(key) if isinstance(one, dict) else None
+    return value if isinstance(value, int) else None
+
+
 def _segments(
-    segments: Sequence[dict[str, Any]], ids: NDArray[np.int32], picture: int, where: str
+    segments: Sequence[Any], ids: NDArray[np.int32], picture: int, where: str
 ) -> Iterator[Annotation | BadAnnotation]:
     found = set(np.unique(ids).tolist()) - {0}
     for segment in segments:
-        number = int(segment["id"])
+        number, category = _number(segment, "id"), _number(segment, "category_id")
         place = f"{where}: segment {number}"
         if number not in found:
             yield BadAnnotation("bad_mask", place)
             continue
         found.remove(number)
+        if category is None:
+            yield BadAnnotation("unknown_class", place)
+            continue
         counts, crowd = encode_mask(ids == number), bool(segment.get("iscrowd"))
-        yield Annotation(picture, int(segment["category_id"]), place, segmentation=counts, crowd=crowd)
+        yield Annotation(picture, category, place, segmentation=counts, crowd=crowd)
     for number in sorted(found):  # pixels that no segment describes
         yield BadAnnotation("unknown_class", f"{where}: segment {number}")
 

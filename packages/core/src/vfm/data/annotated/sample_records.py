@@ -6,7 +6,6 @@ they are known.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -19,12 +18,13 @@ from vfm.data.annotated.object_records import class_names_in, objects_in
 from vfm.data.annotated.records import Annotation, BadAnnotation, Classes, Label, Picture, check_ids
 from vfm.data.captions import decode_json
 from vfm.data.layout import Layout
-from vfm.data.parquet import ParquetShard, open_parquet
+from vfm.data.parquet import ParquetShard, features_of, open_parquet
 from vfm.data.sample import BadSample
 from vfm.data.shards import Found, ShardReader
 from vfm.data.source import Source
 from vfm.data.spec import DatasetSpec
 from vfm.data.webdataset import TarShard
+from vfm.store_files import reading
 
 NUM_READ = 200  # samples that are read for the kinds of labels
 OBJECTS = "objects"  # column of Hugging Face's tables
@@ -86,7 +86,7 @@ class SampleRecords:
         width, height = facts.get("width"), facts.get("height")
         size = (width, height) if isinstance(width, int) and isinstance(height, int) else None
         given = facts.get("image_id")
-        negatives, partly = (tuple(facts.get(f"{name}_category_ids") or ()) for name in ("neg", "not_exhaustive"))
+        negatives, partly = (_numbers(facts.get(f"{name}_category_ids")) for name in ("neg", "not_exhaustive"))
         return Picture(key, "", given if isinstance(given, int) else number, size, negatives, partly)
 
     def _of_samples(self) -> Iterator[Record | None]:
@@ -110,6 +110,9 @@ def _records(reader: ShardReader, rows: Sequence[int]) -> Iterator[Record | None
     assert isinstance(reader, TarShard)
     slot = reader.slots.index("json")
     for row in rows:
+        if row >= len(reader):  # the tar is shorter than its known count
+            yield None
+            continue
         offset, size = reader.places(row)[slot]
         try:
             yield (
@@ -119,6 +122,10 @@ def _records(reader: ShardReader, rows: Sequence[int]) -> Iterator[Record | None
             yield None
 
 
+def _numbers(value: Any) -> tuple[int, ...]:
+    return tuple(one for one in value if isinstance(one, int)) if isinstance(value, list) else ()
+
+
 def _table_records(path: str, rows: Sequence[int]) -> Iterator[Record]:
     file = open_parquet(path)
     names = [name for name in file.schema_arrow.names if name in (OBJECTS, "width", "height", "image_id")]
@@ -126,19 +133,15 @@ def _table_records(path: str, rows: Sequence[int]) -> Iterator[Record]:
         raise UserError(f"{path}: no column '{OBJECTS}'; the columns are {', '.join(file.schema_arrow.names)}")
     wanted, start = set(rows), 0
     for group in range(file.metadata.num_row_groups):
-        found = file.read_row_group(group, columns=names).to_pylist()
+        with reading(path, "Parquet"):
+            found = file.read_row_group(group, columns=names).to_pylist()
         yield from (record for row, record in enumerate(found, start) if row in wanted)
         start += len(found)
 
 
 def _names_in_schema(path: str) -> list[str]:
     """Return the class names that Hugging Face's `datasets` stores in a table's metadata, if it has any."""
-    metadata = open_parquet(path).schema_arrow.metadata or {}
-    try:
-        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"][OBJECTS]
-    except (ValueError, LookupError, TypeError):
-        return []
-    return next(_class_labels(features), [])
+    return next(_class_labels(features_of(path).get(OBJECTS)), [])
 
 
 def _class_labels(features: Any) -> Iterator[list[str]]:

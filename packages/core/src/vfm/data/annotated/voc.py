@@ -39,21 +39,17 @@ class VocFolder(ListedImages):
         ids = {name: number for number, name in enumerate(self.classes.names)}
         for number, picture in enumerate(self.listed):
             path = self._xml(picture)
-            try:
-                yield from _objects(ElementTree.fromstring(files.read_bytes(path)), ids, number, path)
-            except (OSError, ElementTree.ParseError):
+            if (tree := _tree(path)) is None:
                 yield BadAnnotation("broken_file", path)
+            else:
+                yield from _objects(tree, ids, number, path)
 
     def _found_names(self) -> list[str]:
         found: set[str] = set()
         for picture in self.listed:
-            try:
-                tree = ElementTree.fromstring(files.read_bytes(self._xml(picture)))
-            except (OSError, ElementTree.ParseError):
-                continue
-            found |= {
-                name.text.strip() for one in tree.iter("object") if (name := one.find("name")) is not None and name.text
-            }
+            tree = _tree(self._xml(picture))
+            objects = () if tree is None else tree.iter("object")
+            found |= {name.text.strip() for one in objects if (name := one.find("name")) is not None and name.text}
         return VOC_CLASSES if found <= set(VOC_CLASSES) else sorted(found)
 
     def _xml(self, picture: Picture) -> str:
@@ -73,6 +69,14 @@ def split_stems(root: str, task: str, split: str) -> list[str]:
         known = sorted(name.removesuffix(".txt") for name in files.names_in(lists) if "_" not in name)
         raise UserError(f"{root}: no split {split!r}; choose from {', '.join(known)}")
     return files.read_text(f"{lists}/{split}.txt").split()
+
+
+def _tree(path: str) -> ElementTree.Element | None:
+    """Return the content of an xml file; None if it is missing or damaged, or has an encoding that is not known."""
+    try:
+        return ElementTree.fromstring(files.read_bytes(path))
+    except (OSError, ElementTree.ParseError, LookupError, ValueError):
+        return None
 
 
 def _objects(
