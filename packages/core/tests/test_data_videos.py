@@ -192,6 +192,24 @@ def test_tars_with_videos_and_classes(classes: str, tmp_path: Path) -> None:
     assert number_of(clip[0]) == 4
 
 
+def test_one_class_with_a_name_makes_names_of_all_numbers(tmp_path: Path) -> None:
+    classes = [b"run", b"1", b"jump", b"10"]
+    write_tar(tmp_path / "a.tar", [(f"{n:03d}", {"mp4": CLIP, "cls": one}) for n, one in enumerate(classes)])
+    dataset = indexed(tmp_path, path=str(tmp_path / "a.tar"))
+    assert labels_of(dataset) == {"000": "run", "001": "1", "002": "jump", "003": "10"}
+
+
+def test_a_clip_whose_frames_are_gone_is_counted(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "root/run" / name).mkdir(parents=True)
+        Image.fromarray(grey_frames(1)[0]).save(tmp_path / "root/run" / name / "1.png")
+    frame = tmp_path / "root/run/b/1.png"
+    frame.unlink()
+    frame.symlink_to("nowhere")
+    dataset = indexed(tmp_path, path=str(tmp_path / "root"), max_bad_fraction=0.5)
+    assert (dataset.num_samples, dataset.bad_samples) == (1, {"missing_video": 1})
+
+
 def test_workers_index_the_same_bytes(tmp_path: Path) -> None:
     for number in range(4):
         write(tmp_path / "root" / "one" / f"{number}.mp4", encode(grey_frames(5 + number)))

@@ -15,10 +15,9 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image
 
-from vfm import files
 from vfm.data.images import decode_image
 from vfm.data.sample import BadSample
-from vfm.data.videos.media import Media, VideoFacts
+from vfm.data.videos.media import Media, VideoFacts, read_frame
 from vfm.data.videos.views import View
 
 # Playlists and scripts can make FFmpeg read other files and addresses, so only these formats are opened.
@@ -185,8 +184,5 @@ class _Picture:
         self.path = path
 
     def resized(self, width: int, height: int) -> Pixels:
-        try:
-            image = decode_image(files.read_bytes(self.path), self.path)
-        except OSError:
-            raise BadSample("missing_video", self.path) from None
+        image = decode_image(read_frame(self.path), self.path)
         return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from vfm import files
@@ -94,7 +95,10 @@ def webdataset(config: Videos) -> Listing:
     names = list(config.class_names) or lines_beside(paths[0], CLASS_NAMES_FILE)
     found = {"label_key": config.label_key} if names else {"texts": {"label": config.label_key}}
     spec = DatasetSpec(image_key=",".join(VIDEO_EXTENSIONS), class_names=names, **found)
-    return Listing("webdataset", [one for path in paths for one in list_tar(path, spec)], names)
+    videos = [one for path in paths for one in list_tar(path, spec)]
+    if not names and all(str(one.label).isdecimal() for one in videos):  # the numbers of classes, and not their names
+        videos = [replace(one, label=int(one.label)) for one in videos]
+    return Listing("webdataset", videos, names)
 
 
 def list_tar(path: str, spec: DatasetSpec) -> Iterator[Listed]:
@@ -119,13 +123,13 @@ def list_tar(path: str, spec: DatasetSpec) -> Iterator[Listed]:
 
 
 def _label(sample: Sample, where: str) -> int | str:
-    """Return the class of a sample, by number, or by name where the names are not known before."""
+    """Return the class of a sample, by number, or as it is written where the names are not known before."""
     if sample.label is not None:
         return sample.label
     text = next((texts[0] for texts in sample.texts.values() if texts), "")
     if not text:
         raise BadSample("missing_label", where)
-    return int(text) if text.isdecimal() else text
+    return text
 
 
 READERS: dict[str, Callable[[Videos], Listing]] = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from vfm import files
-from vfm.data.sample import Sample
+from vfm.data.sample import BadSample, Sample
 from vfm.data.webdataset import IMAGE_EXTENSIONS
 
 
@@ -40,6 +40,14 @@ class Media:
         """Return the paths of the frames of a folder, sorted by name."""
         root = self.path.rstrip("/")
         return [f"{root}/{name}" for name in files.names_in(root) if name.lower().endswith(IMAGE_EXTENSIONS)]
+
+
+def read_frame(path: str) -> bytes:
+    """Return the bytes of a picture in a folder of frames; raises BadSample if it is missing."""
+    try:
+        return files.read_bytes(path)
+    except OSError:
+        raise BadSample("missing_video", path) from None
 
 
 def frame_folder(path: str) -> Media:

@@ -10,11 +10,10 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
-from vfm import files
 from vfm.data.images import open_image
 from vfm.data.sample import BadSample
 from vfm.data.videos.decoding import open_container, video_stream
-from vfm.data.videos.media import Media, VideoFacts
+from vfm.data.videos.media import Media, VideoFacts, read_frame
 
 LOST_SHARE = 0.1  # a file whose streams end so much before its declared end is truncated
 RATE_TOLERANCE = 0.51  # times are rounded to the file's units, so steps may differ by one unit or half a frame
@@ -110,5 +109,5 @@ def _probe_folder(media: Media) -> VideoFacts:
     pictures = media.pictures()
     if not pictures:
         raise BadSample("no_frames", media.path)
-    image = open_image(files.read_bytes(pictures[0]), pictures[0])
+    image = open_image(read_frame(pictures[0]), pictures[0])
     return VideoFacts(len(pictures), 0.0, *image.size)
