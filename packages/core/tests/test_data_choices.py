@@ -246,8 +246,12 @@ def test_bad_records_of_every_benchmark_are_skipped_and_counted(tmp_path):
         {**item, "truth": [5, 5]},
         {**item, "statements": [1, 2]},
         {**item, "truth": ["0", 0]},
+        {**item, "truth": [0.5, -1]},
+        {**item, "truth": [False, -1]},
+        {**item, "statements": "ab"},
+        {**item, "statements": {"right": 0, "wrong": -1}},
         {"images": ["a.png"]},
     ]
     (tmp_path / "items.jsonl").write_text("\n".join([*map(json.dumps, [item, *odd]), "[]", "{"]) + "\n")
-    ctx, choices = load(tmp_path / "d", tmp_path / "items.jsonl", max_bad_fraction=0.9)
-    assert (len(choices), ctx.bad) == (1, {"unreadable_row": 5, "broken_json": 1})
+    ctx, choices = load(tmp_path / "d", tmp_path / "items.jsonl", max_bad_fraction=0.95)
+    assert (len(choices), ctx.bad) == (1, {"unreadable_row": 9, "broken_json": 1})

@@ -2,14 +2,16 @@
 
 import subprocess
 import sys
-from typing import Annotated
+from typing import Annotated as Typed
 
 import pytest
 from pydantic import Field, ValidationError
 
 from vfm.config import Config, error_lines
+from vfm.stages.annotated import Annotated
 from vfm.stages.data import ChoiceFiles, Pairs
 from vfm.stages.labeled import Labeled
+from vfm.stages.videos import Videos
 
 
 def test_data_stages_import_no_torch():
@@ -32,6 +34,13 @@ def test_missing_path_error_explains_set(kind):
     assert "--set 'NAME.path=" in line
 
 
+@pytest.mark.parametrize("kind", [Pairs, Labeled, Annotated, Videos])
+def test_an_empty_list_of_paths_is_refused(kind):
+    with pytest.raises(ValidationError) as caught:
+        kind(kind=kind.kind_name(), name="pool", path=[])
+    assert [where for where, _ in error_lines(caught.value, kind)] == [("path",)]
+
+
 def test_sources_are_the_files_behind_the_path(tmp_path):
     stage = Pairs(kind="data.pairs", name="p", path=[f"{tmp_path}/{{0..1}}.tar", "s3://bucket/x.tar"], image_root="/")
     assert list(stage.sources()) == [f"{tmp_path}/0.tar", f"{tmp_path}/1.tar", "s3://bucket/x.tar"]
@@ -43,7 +52,7 @@ def test_template_without_braces_is_refused():
 
 
 class _Sizes(Config):
-    t: Annotated[int, Field(gt=0)] | dict[str, Annotated[int, Field(gt=0)]] | None = None
+    t: Typed[int, Field(gt=0)] | dict[str, Typed[int, Field(gt=0)]] | None = None
 
 
 @pytest.mark.parametrize(

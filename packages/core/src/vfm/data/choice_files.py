@@ -105,8 +105,10 @@ def _choice(line: str, number: str, where: str, folder: Path) -> Choice:
         raise BadSample("broken_json", where) from None
     try:
         key, pattern, statements = str(item.get("key", number)), item.get("pattern", ""), item["statements"]
-        if not all(isinstance(text, str) for text in (pattern, *statements)):
+        if not isinstance(statements, list) or not all(isinstance(text, str) for text in (pattern, *statements)):
             raise TypeError("expected texts")
+        if not all(type(place) is int for place in item["truth"]):
+            raise TypeError("expected places of images")
         images = [read_choice_image(str(folder), name) for name in item["images"]]
         return Choice(key, pattern, images, statements, item["truth"])
     except (ValueError, KeyError, TypeError, AttributeError):  # not images, statements and a truth that fits them

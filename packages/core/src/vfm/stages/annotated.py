@@ -24,7 +24,7 @@ class Annotated(Stage):
     """Index your own images with boxes, masks or label maps: COCO, LVIS, VOC, YOLO, ADE20K, Cityscapes and others."""
 
     kind: Literal["data.annotated"] = "data.annotated"
-    path: str | list[str] = Field(
+    path: str | Typed[list[str], Field(min_length=1)] = Field(
         description="root of the dataset or folder of its images; tars (`jpg + json`) or Parquet files with `objects`;"
         " set it with --set 'NAME.path=...'"
     )

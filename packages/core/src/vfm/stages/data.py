@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,7 +15,7 @@ from vfm.stage import Ref, Stage
 class ImageFiles(Stage):
     """Base of all stages that index a user's images. The images stay where they are."""
 
-    path: str | list[str] = Field(
+    path: str | Annotated[list[str], Field(min_length=1)] = Field(
         description="your data, local or remote: tars as `{000..009}.tar`, a list or a folder of tars, a folder of"
         " images, a CLIP_benchmark folder, a table (csv, tsv, jsonl, parquet), COCO's captions (json), a dataset that"
         " Hugging Face's datasets saved (folder), a list of image paths (txt); set it with --set 'NAME.path=...'"

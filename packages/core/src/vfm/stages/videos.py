@@ -25,7 +25,7 @@ class Videos(Stage):
     """
 
     kind: Literal["data.videos"] = "data.videos"
-    path: str | list[str] = Field(
+    path: str | Annotated[list[str], Field(min_length=1)] = Field(
         description="folder of the videos, or tars with `mp4` and `cls` or `json`; set it with --set 'NAME.path=...'"
     )
     annotations: str | None = Field(
