@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import vfm_clip.task
 from clip_world import (
@@ -28,6 +28,7 @@ from clip_world import (
 from vfm.plugin import UserError
 from vfm.train import Metrics
 from vfm_clip.feature_metrics import feature_spread
+from vfm_clip.losses import ClipFeatures
 from vfm_clip.task import ClipTask
 
 # SGD: Adam divides by the root of squared gradients, which for weights without a gradient are rounding errors.
@@ -82,6 +83,24 @@ def test_the_spread_of_features_is_that_of_the_log_step_and_is_not_computed_in_o
     assert calls == [12, 12]
     expected = {"train/effective_rank/text", "train/mutual_cosine/image", "train/repeated/captions"}
     assert expected | {f"train/similarity/{which}_pairs" for which in ("right", "wrong")} <= set(each[0])
+
+
+class Distance(nn.Module):
+    """A loss that does not use the temperature."""
+
+    def forward(self, features: ClipFeatures) -> tuple[Tensor, Metrics]:
+        return (features.image - features.text).square().sum(dim=1).mean(), {}
+
+
+def test_a_loss_without_a_temperature_runs_in_micro_batches(tmp_path: Path) -> None:
+    found = []
+    for micro_batch_size in (None, 5):
+        task = tiny_task(VIT)
+        task.loss = Distance()
+        one_step(tmp_path / str(micro_batch_size), VIT, task, micro_batch_size=micro_batch_size)
+        found.append(gradients(task))
+    assert found[0]["logit_scale"] == 0  # not missing: DDP would wait for it
+    torch.testing.assert_close(found[0], found[1])
 
 
 @pytest.mark.parametrize("name", ["vit", "eva"])

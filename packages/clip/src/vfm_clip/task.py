@@ -227,6 +227,8 @@ class ClipTask(Task[ClipInputs]):
             scale: Any = self.teacher.module.logit_scale
             teacher = ClipFeatures(targets["teacher_image"], targets["teacher_text"], scale.detach().exp().reshape(()))
         loss, metrics = self.loss(ClipFeatures(**values, teacher=teacher, caption_hash=targets["caption_hash"]))
+        scalars = [values[name] for name in self._scalars()]
+        loss = loss + 0 * torch.stack(scalars).sum()  # DDP and micro-batches need a gradient of those not used, too
         metrics = {**metrics, "logit_scale": values["logit_scale"].detach()}
         if self.is_log_step:
             metrics |= feature_spread(values["image"], values["text"])
