@@ -14,6 +14,7 @@ from vfm.models import load_clip
 from vfm.plugin import (
     ClipCheckpoint,
     Context,
+    Cost,
     Event,
     GeneratorCheckpoint,
     Pool,
@@ -55,6 +56,21 @@ def test_memory_is_within_15_percent_of_what_a_tuning_takes(
     weights = load_clip(clip).module.named_parameters()  # the text tower is never moved to the device
     text = sum(weight.nbytes for name, weight in weights if not name.startswith("visual."))
     assert cost.memory.total == pytest.approx(peak - text, rel=0.15)
+
+
+def test_the_first_training_of_an_adapter_is_counted(
+    clip: ClipCheckpoint, stable_diffusion: GeneratorCheckpoint
+) -> None:
+    def cost(first_steps: int, **settings: Any) -> Cost:
+        config = tune_config(adapter={"type": "linear", "first_steps": first_steps}, **settings)
+        return diva_tune_cost(config, Preflight({}, {"clip": clip.path, "prior": stable_diffusion.path}))
+
+    none, some, twice = (cost(steps) for steps in (0, 4, 8))
+    assert none.flops
+    assert some.flops
+    assert 0.3 * none.flops < some.flops - none.flops < none.flops  # as many steps, without the tower's gradient
+    assert twice.flops == 2 * some.flops - none.flops
+    assert none.memory == some.memory
 
 
 @pytest.mark.parametrize("source", ["image", "both"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from vfm_diva.prior import build_prior
 from vfm_diva.prior_task import PriorTask
 from vfm_diva.space import LatentSpace
 from vfm_diva.stages import DivaPrior, DivaTune
+from vfm_diva.tune import first_training
 from vfm_diva.tune_task import TuneTask
 
 PROMPT_LENGTH = 77
@@ -71,7 +74,16 @@ def diva_tune_cost(config: DivaTune, ctx: Preflight) -> Cost:
             views=images if config.loss.needs_view else None,
         )
 
-    return estimate_training(task, inputs, config)
+    plan = first_training(config)
+    if plan is None:
+        return estimate_training(task, inputs, config)
+    first = deepcopy(task)  # an estimate uses its task up
+    with first.adapter_only():
+        before = estimate_training(first, inputs, plan)
+    after = estimate_training(task, inputs, config)
+    largest = max(before, after, key=lambda cost: cost.memory.total if cost.memory else 0)
+    disk = (before.disk or 0) + (after.disk or 0)  # the first training's checkpoints remain beside the second's
+    return replace(after, memory=largest.memory, flops=(before.flops or 0) + (after.flops or 0), disk=disk)
 
 
 def diva_prior_cost(config: DivaPrior, ctx: Preflight) -> Cost:

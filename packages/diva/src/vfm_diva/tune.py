@@ -118,10 +118,21 @@ def build_data(config: DivaTune, ctx: Context, task: TuneTask) -> TrainingData[T
 
 def _train_adapter(config: DivaTune, ctx: Context, task: TuneTask, data: TrainingData[TuneInputs]) -> None:
     """Train the adapter with CLIP frozen if `first_steps` is set; its curves are in the folder `adapter`."""
+    plan = first_training(config)
+    if plan is None:
+        return
+    # A folder of its own: otherwise the second training would resume from the checkpoints of the first.
+    own = replace(ctx, directory=ctx.directory / "adapter", work=ctx.work / "adapter")
+    with task.adapter_only():
+        fit(task, data, plan, own)
+
+
+def first_training(config: DivaTune) -> DivaTune | None:
+    """Return the settings of the adapter's own training with CLIP frozen; None if there is none."""
     adapter = config.adapter
     if not isinstance(adapter, TrainedAdapter) or not adapter.first_steps:
-        return
-    plan = config.model_copy(
+        return None
+    return config.model_copy(
         update={
             "steps": adapter.first_steps,
             "samples_seen": None,
@@ -129,7 +140,3 @@ def _train_adapter(config: DivaTune, ctx: Context, task: TuneTask, data: Trainin
             "evaluation": EvaluationPolicy(),
         }
     )
-    # A folder of its own: otherwise the second training would resume from the checkpoints of the first.
-    own = replace(ctx, directory=ctx.directory / "adapter", work=ctx.work / "adapter")
-    with task.adapter_only():
-        fit(task, data, plan, own)
