@@ -83,6 +83,11 @@ def test_a_kind_can_be_chosen_and_the_samples_limited(world: Path) -> None:
     assert "num_samples: 3" in lines
 
 
+def test_a_folder_with_brackets_in_its_name_is_shown_whole(world: Path) -> None:
+    (world / "flat[old]").symlink_to(world / "flat")
+    assert shown(world, "flat[old]")[0] == f"data {world / 'flat[old]'}"
+
+
 def test_a_saved_dataset_is_not_imported_again(world: Path) -> None:
     assert shown(world, "pool") == ["data " + str(world / "pool"), "num_samples: 7", "languages: en, de"]
 
@@ -94,6 +99,8 @@ def test_a_saved_dataset_is_not_imported_again(world: Path) -> None:
         (["nowhere"], "nowhere: no such file or folder"),
         (["captions.csv", "--kind", "data.pear"], "--kind: 'data.pear' is not a kind of dataset; did you mean"),
         (["captions.csv", "--out", "a.jpg"], "--out a.jpg: expected a .png file, got .jpg"),
+        (["captions.csv", "--kind", "data.digits"], "--kind data.digits: path: unknown key"),
+        (["flat", "--kind", "data.choices", "--limit", "3"], "--limit: data.choices reads all samples"),
     ],
 )
 def test_mistakes_are_a_line(world: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], line: str) -> None:

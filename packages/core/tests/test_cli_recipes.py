@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 import toy_plugin
 import vfm
 from cli_world import RECIPE, run_here, toys
+from vfm.cli.written_recipe import run_written
 from vfm.flow.recipe import parse_recipe
 from vfm.flow.schema import json_schema
 from vfm.plugins import load_plugins, stage_types
@@ -22,9 +24,9 @@ __all__ = ["toys"]
 KNOWN = {stage.kind_name(): stage for stage in toy_plugin.vfm_stages()}
 
 
-def error_of(text: str, *overrides: str) -> str:
+def error_of(text: str, *overrides: str, absent_path: str = "") -> str:
     with pytest.raises(vfm.UserError) as caught:
-        parse_recipe(text, KNOWN, overrides, name="r", where="r.yaml")
+        parse_recipe(text, KNOWN, overrides, name="r", where="r.yaml", absent_path=absent_path)
     return str(caught.value)
 
 
@@ -54,9 +56,19 @@ def error_of(text: str, *overrides: str) -> str:
     ],
 )
 def test_odd_recipe_is_rejected_in_one_line(text, said):
-    line = error_of(text)
-    assert said in line
-    assert "\n" not in line
+    for path in ("", "(absent)"):  # the second one is what `vfm plan --estimate` does
+        line = error_of(text, absent_path=path)
+        assert said in line
+        assert "\n" not in line
+
+
+def test_a_file_that_is_no_text_is_one_line_where_a_recipe_is_written_or_copied(tmp_path: Path) -> None:
+    file = tmp_path / "photo.jpg"
+    file.write_bytes(b"\xff\xd8")
+    with pytest.raises(vfm.UserError, match=r"photo\.jpg: holds another recipe"):
+        run_written(load_plugins(), file, "stages: []\n", (), tmp_path / "store", dry_run=True, quiet=True)
+    done = run_here("init", tmp_path / "mine.yaml", "--like", file)
+    assert (done.code, "photo.jpg: not UTF-8 text" in done.err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import pytest
 from vfm.artifacts import Comparison, Metric, Report
 from vfm.flow import number_format
 from vfm.flow.conclusions import corrected, findings_of
-from vfm.flow.result_tables import _metrics_table
+from vfm.flow.result_tables import _metrics_table, panel_tables
+from vfm.panels import TablePanel
 from vfm.terminal import TerminalConsole
 
 
@@ -53,3 +54,16 @@ def test_no_number_loses_digits_where_it_is_narrow(report: Report, width: int) -
     numbers = [re.findall(r"\d[\d.,]*", shown(report, columns)) for columns in (width, 200)]
     assert sorted(numbers[0]) == sorted(numbers[1])
     assert max(map(len, shown(report, width).splitlines())) <= width
+
+
+def test_names_with_brackets_are_no_markup(tmp_path: Path) -> None:
+    metric = Metric(name="acc1", value=0.5, n=4, low=0.4, high=0.6, model="clip[old]")
+    facts = {"task": "t", "dataset": "photos[2]", "metrics": [metric], "comparisons": []}
+    text = shown(Report.create(tmp_path / "report", **facts), 120)
+    assert "clip[old]" in text
+    assert "photos[2]" in text
+    TablePanel(title="All [b]", note="[i]", columns=["clip[old]"], rows=[["[red]"]]).save(tmp_path)
+    console = TerminalConsole(width=80, color_system=None)
+    with console.capture() as captured:
+        console.print(*panel_tables(tmp_path))
+    assert [name for name in ("All [b]", "[i]", "clip[old]", "[red]") if name not in captured.get()] == []

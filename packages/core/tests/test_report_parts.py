@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from vfm.flow import number_format
 from vfm.flow.report import theme
 from vfm.flow.report.result_table import Result, ResultTable, Row
 from vfm.flow.report.scale import Scale, calm_limits
-from vfm.panels import BarsPanel, LinesPanel, Series, TablePanel
+from vfm.panels import BarsPanel, LinesPanel, Series, TablePanel, load_panels
 
 charts = pytest.importorskip("vfm.flow.report.charts", exc_type=ImportError)
 
@@ -236,3 +237,9 @@ def test_panel_whose_parts_do_not_match_is_refused_in_one_line(panel, fields, sa
     ((_, line),) = error_lines(caught.value, panel)
     assert line.startswith(said)
     assert "\n" not in line
+
+
+def test_titles_that_differ_in_signs_are_two_panels_and_one_title_is_one(tmp_path: Path) -> None:
+    for title in ("From a_b to c", "From a-b to c", "表", "图", "From a-b to c"):
+        TablePanel(title=title, columns=["x"], rows=[]).save(tmp_path)
+    assert sorted(panel.title for panel in load_panels(tmp_path)) == ["From a-b to c", "From a_b to c", "图", "表"]

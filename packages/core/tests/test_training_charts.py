@@ -55,6 +55,12 @@ def test_a_loss_of_one_part_is_one_curve_under_the_name_that_says_more() -> None
     assert [(series.name, series.y) for series in chart.series] == [("contrastive loss", [2.0, 1.0])]
 
 
+def test_scores_that_are_equal_throughout_are_two_curves() -> None:
+    values = {"val/zero_shot/acc1": 0.5, "val/zero_shot/mean_per_class_recall": 0.5}
+    lines = [{"step": step, "samples": step, "split": "val", "eval": "zero_shot", **values} for step in (1, 2)]
+    assert names(lines)["During training: zero shot"] == ["acc1", "mean per class recall"]
+
+
 def test_a_long_training_is_thinned_and_a_missing_value_is_a_gap(tmp_path: Path) -> None:
     lines = [line(step, loss=None if step % 2 else 1.0, grad_norm=1.0, lr=0.1) for step in range(1, 2 * MAX_POINTS)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -20,12 +21,23 @@ class _Titled(Config):
     front: bool = Field(False, description="show at the top of the page, before all results")
 
     def save(self, directory: Path) -> None:
-        """Write the panel into the artifact's folder, without credentials in its texts."""
+        """Write the panel into the artifact's folder, without credentials in its texts; one title is one panel."""
         folder = directory / "panels"
         folder.mkdir(parents=True, exist_ok=True)
         slug = re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
         panel = type(self).model_validate(redacted(self.model_dump(mode="python")))
-        (folder / f"{self.order:02d}-{slug}.json").write_text(panel.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        stem = f"{self.order:02d}-{slug}"
+        files = (folder / f"{name}.json" for name in chain([stem], (f"{stem}-{number}" for number in count(2))))
+        file = next(file for file in files if _title_in(file) in (None, panel.title))
+        file.write_text(panel.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def _title_in(file: Path) -> str | None:
+    """Return the title of the panel in a file; None if there is none."""
+    try:
+        return load_panel(file).title
+    except UserError:
+        return None
 
 
 def _check_lengths(what: str, **parts: Sequence[object] | None) -> None:

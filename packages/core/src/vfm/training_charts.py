@@ -35,10 +35,12 @@ def charts_of(lines: list[dict[str, Any]]) -> list[LinesPanel]:
     names = _values(rows)
     losses = [name for name in names if name.endswith("loss")]
     losses.sort(key=lambda name: name != LOSS)  # the loss itself first: it has the main colour
+    # A loss with one part is logged twice, as the whole and as the part: one curve, under the name that says more.
+    distinct = {tuple(row.get(name) for row in rows): name for name in losses}
     rest = [name for name in names if name not in (*losses, GRADIENT_NORM, LEARNING_RATE)]
     note = "Mean over the steps between two points, or the value at a point, of what is computed for the log only."
     charts = [
-        ("Training loss", 10, losses, note),
+        ("Training loss", 10, list(distinct.values()), note),
         ("Gradient norm", 11, [GRADIENT_NORM], "Before clipping. A steady climb or spikes precede divergence."),
         ("Learning rate", 12, [LEARNING_RATE], ""),
         *((in_words(family).capitalize(), 13, parts, note) for family, parts in _families(rest).items()),
@@ -79,9 +81,9 @@ def _families(names: list[str]) -> dict[str, list[str]]:
 
 
 def _chart(rows: list[dict[str, Any]], title: str, order: int, names: list[str], note: str) -> LinesPanel:
-    # A loss with one part is logged twice, as the whole and as the part: one curve, under the name that says more.
-    distinct = {tuple(row.get(name) for row in rows): name for name in names}
     steps = [row["step"] for row in rows]
     family = f"{title.lower().removeprefix('during training: ')}: "  # the title has said it
-    series = [Series(name=in_words(name).removeprefix(family), x=steps, y=list(y)) for y, name in distinct.items()]
+    series = [
+        Series(name=in_words(name).removeprefix(family), x=steps, y=[row.get(name) for row in rows]) for name in names
+    ]
     return LinesPanel(title=title, order=order, note=note, x_label="step", y_label=title.lower(), series=series)

@@ -15,6 +15,7 @@ from typing import IO, Annotated
 
 import pluggy
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from vfm.cli.command import (
@@ -40,7 +41,7 @@ from vfm.flow.plan import Step, make_plan
 from vfm.flow.reasons import reasons
 from vfm.flow.recipe import Recipe, load_recipe
 from vfm.flow.recipe_run import reporting, run_recipe
-from vfm.flow.recipe_source import find_recipe
+from vfm.flow.recipe_source import find_recipe, read_text
 from vfm.flow.run import Outcome, preflight, run_plan
 from vfm.flow.runs import open_run
 from vfm.flow.schema import json_schema
@@ -155,7 +156,7 @@ def plan(
     table = Table("stage", "kind", "artifact", "status", "inputs", title=loaded.name, title_justify="left")
     for step in steps:
         status = f"[{STATUS_COLOURS[step.status]}]{step.status}[/]"
-        table.add_row(step.stage.name, step.stage.kind, step.slot.name, status, ", ".join(step.inputs))
+        table.add_row(step.stage.name, step.stage.kind, step.slot.name, status, escape(", ".join(step.inputs)))
     console.print(table)
     for name, reason in reasons(loaded, steps, Store(store)).items():
         show(f"{name} is new: {reason}")
@@ -233,7 +234,7 @@ def init(
     """
     if path.exists():
         raise UserError(f"{path} already exists; choose another name, or remove it first")
-    text = find_recipe(like).read_text(encoding="utf-8")
+    text = read_text(find_recipe(like))
     schema = json.dumps(json_schema(stage_types(load_plugins())), indent=1)
     path.write_text(f"{SCHEMA_LINE}{SCHEMA_FILE}\n{text}", encoding="utf-8")
     schema_file = path.with_name(SCHEMA_FILE)

@@ -51,7 +51,7 @@ def run_written(
     Raises:
         UserError: the file holds another recipe, or the recipe has a mistake.
     """
-    if recipe.exists() and recipe.read_text(encoding="utf-8") != text:
+    if recipe.exists() and recipe.read_bytes() != text.encode():
         raise UserError(f"{recipe}: holds another recipe; give another file by --recipe, or delete it")
     written = not recipe.exists()
     recipe.write_text(text, encoding="utf-8")

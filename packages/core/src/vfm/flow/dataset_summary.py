@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
+from pydantic import ValidationError
 
 from vfm.artifacts import (
     FACTS_FILE,
@@ -18,7 +19,7 @@ from vfm.artifacts import (
     TaggedImages,
     VideoDataset,
 )
-from vfm.config import UserError, did_you_mean
+from vfm.config import UserError, did_you_mean, error_lines
 from vfm.data.contact_sheet import contact_sheet
 from vfm.data.layout import find_layout
 from vfm.events import Event
@@ -86,6 +87,8 @@ def summarize_dataset(
         kinds = [name for name in known if name.startswith("data.")]
         raise UserError(f"--kind: {kind!r} is not a kind of dataset{did_you_mean(kind, kinds)}")
     fields = {"kind": kind, "path": path} if kind else _fields(path)
+    if num_samples is not None and "num_samples" not in known[fields["kind"]].model_fields:
+        raise UserError(f"--limit: {fields['kind']} reads all samples; leave it out")
     try:
         return _imported(fields, known, folder, send, num_samples)
     except UserError:
@@ -108,9 +111,13 @@ def _imported(
 ) -> DatasetSummary:
     allowed = known[fields["kind"]].model_fields
     settings = {"max_bad_fraction": 1.0, "num_samples": limit}
-    stage = known[fields["kind"]].model_validate(
-        {**fields, "name": "data", **{key: value for key, value in settings.items() if key in allowed}}
-    )
+    given = {**fields, "name": "data", **{key: value for key, value in settings.items() if key in allowed}}
+    try:
+        stage = known[fields["kind"]].model_validate(given)
+    except ValidationError as error:  # a kind without a path, or with other required fields
+        lines = error_lines(error, known[fields["kind"]])
+        where = f"--kind {fields['kind']}"
+        raise UserError("\n".join(f"{where}: {'.'.join(map(str, key))}: {line}" for key, line in lines)) from None
     first: dict[str, str] = {}
 
     def remember(event: Event) -> None:

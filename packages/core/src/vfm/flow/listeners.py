@@ -60,7 +60,7 @@ class ConsoleListener:
         """Print the stage's name, and start the progress display."""
         self.running.add(stage)
         resumed = " (resumes)" if data["status"] == "resume" else ""
-        self.say(f"[bold]{stage}[/] [dim]{data['kind']}{resumed}[/]")
+        self.say(f"[bold]{stage}[/] [dim]{escape(data['kind'])}{resumed}[/]")
         if self.console.is_terminal and not self.quiet and not self.bars:
             self.bars = progress_display(self.console)
             self.bars.start()

@@ -192,7 +192,8 @@ def _stage(
 
 def _with_path(item: dict[str, Any], known: Mapping[str, type[Stage]], absent_path: str) -> dict[str, Any]:
     """Return a stage's settings, with a path if it needs one and has none."""
-    field = known[item["kind"]].model_fields.get("path") if item.get("kind") in known else None
+    kind = item.get("kind")
+    field = known[kind].model_fields.get("path") if isinstance(kind, str) and kind in known else None
     return {"path": absent_path, **item} if field and field.is_required() else item
 
 

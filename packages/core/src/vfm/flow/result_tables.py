@@ -76,7 +76,7 @@ def _seeds_table(summaries: Sequence[SeedSummary], tests: Tests) -> Table:
         test = tests.get((summary.report, summary.metric, summary.model))
         difference = _test(test, summary.unit) if test else ""
         mean = (number_format.quantity(summary.mean, summary.unit), _interval(summary))
-        table.add_row(summary.report, summary.model, summary.metric, *mean, difference, values)
+        table.add_row(summary.report, *map(escape, (summary.model, summary.metric)), *mean, difference, values)
     return table
 
 
@@ -84,9 +84,10 @@ def panel_tables(artifact: Path) -> Iterator[Table]:
     """Yield the tables among the panels of an artifact."""
     for panel in load_panels(artifact):
         if isinstance(panel, TablePanel):
-            table = Table(title=panel.title, caption=panel.note, title_justify="left", caption_justify="left", box=None)
+            texts = {"title": escape(panel.title), "caption": escape(panel.note)}
+            table = Table(**texts, title_justify="left", caption_justify="left", box=None)
             for column in panel.columns:
-                table.add_column(column, overflow="fold")
+                table.add_column(escape(column), overflow="fold")
             for row in panel.rows:
                 table.add_row(*("" if cell is None else escape(number_format.number(cell)) for cell in row))
             yield table
@@ -94,11 +95,11 @@ def panel_tables(artifact: Path) -> Iterator[Table]:
 
 def _metrics_table(name: str, report: Report, tests: Tests) -> Table:
     """Return a table of the main metrics, one column per model; metrics of single patterns (`m/...`) are omitted."""
-    table = Table(title=f"{name}: {report.task} on {report.dataset}", title_justify="left")
+    table = Table(title=escape(f"{name}: {report.task} on {report.dataset}"), title_justify="left")
     models = list(dict.fromkeys(metric.model for metric in report.metrics))
     for column in ("metric", "n", "chance", *models):
         justify: Literal["left", "right"] = "right" if column in ("n", "chance") else "left"
-        table.add_column(column, overflow="fold", justify=justify)
+        table.add_column(escape(column), overflow="fold", justify=justify)
     rows: dict[str, dict[str, Metric]] = defaultdict(dict)
     for metric in report.metrics:
         if "/" not in metric.name:
