@@ -138,6 +138,8 @@ def test_an_evaluation_is_that_of_the_command(world: Path, tmp_path: Path, monke
     assert command.out.count("✓") == command.out.count("cached")  # nothing ran again
     assert str(done).split("\n")[0].strip() in command.out
     assert (done.directory / "results/results.csv").is_file()
+    with pytest.raises(vfm.UserError, match="mine has no captions in 'xx'"):
+        vfm.evaluate(iter(models), {"mine": "pairs.tar"}, "retrieval", languages="xx", progress=False)
 
 
 @pytest.mark.parametrize(

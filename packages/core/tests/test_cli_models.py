@@ -89,8 +89,9 @@ def test_an_npy_of_many_batches_is_numpys(tmp_path: Path) -> None:
     with NpyWriter(tmp_path / "a.npy") as writer:
         for start in range(0, 1234, 100):
             part = rows[start : start + 100]
-            writer.write([str(n) for n in range(len(part))], [None] * len(part), part)
+            writer.write([f"{n}\u2028\x0b" for n in range(len(part))], [None] * len(part), part)
     assert np.array_equal(np.load(tmp_path / "a.npy", mmap_mode="r"), rows)
+    assert read_embeddings(tmp_path / "a.npy").keys[:2] == ["0\u2028\x0b", "1\u2028\x0b"]
 
 
 def shown(out: str) -> list[tuple[float, str]]:

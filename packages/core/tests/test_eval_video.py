@@ -142,8 +142,13 @@ def test_videos_that_vanish_are_counted(videos: VideoDataset, tmp_path: Path) ->
     assert len(evaluated.results["m"].predictions["videos"]["key"]) == 1
     assert ctx.bad == {"unreadable_video": 1}
     strict = VideoEvaluation(kind="eval.video", name="video", data="v")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="1 of 2 videos cannot be used"):
+    line = r"1 of 2 videos cannot be used .*: 1 unreadable_video; the first is .*b\.mp4 \(unreadable_video\)"
+    with pytest.raises(UserError, match=line):
         evaluate_predictors(strict, ctx, {"m": Greys(CLASSES, ClipSampling(4))})
+    model, out = str(make_classifier(tmp_path / "model").path), str(tmp_path / "out.parquet")
+    done = run_here("embed", model, str(folder), "--out", out)
+    assert done.code == 2
+    assert "b.mp4 (unreadable_video)" in done.err
 
 
 def test_predict_and_embed_take_videos(videos: VideoDataset, tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ def test_a_recipe_runs_as_a_local_job(tmp_path):
         (("--on", "local", "--job", "nodes"), "error: --job: expected KEY=VALUE, got nodes"),
         (("--job", "nodes=2"), "error: --job needs --on slurm or --on local"),
         (("--on", "local", "--job", "no_such_key=2"), "error: --on local: "),
+        (("--on", "local", "--job", "timeout_min={a"), "error: --job: expected KEY=VALUE, the value in YAML, got"),
         (("--on", "slurm"), "error: --on slurm: "),
     ],
 )

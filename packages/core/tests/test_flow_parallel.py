@@ -19,7 +19,7 @@ from vfm.stage import Runtime
 @dataclass
 class Named:
     name: str
-    data: str | None = None
+    data: str | list[str] | None = None
     runtime: Runtime = field(default_factory=Runtime)
 
 
@@ -77,6 +77,13 @@ def test_steps_wait_for_their_inputs_and_for_who_reads_their_data() -> None:
     assert sorted(record.begun) == sorted(step.stage.name for step in steps())
     assert frozenset(("photos", "pairs")) in record.beside
     assert frozenset(("zero_shot", "knn")) not in record.beside
+
+
+def test_a_step_that_reads_several_datasets_waits_for_the_readers_of_each() -> None:
+    record = Record()
+    union = Step(Named("union", ["photos", "pairs"]), ["photos", "pairs"])
+    run_in_parallel([*steps()[:2], union, *steps()[2:]], record.run_one, lambda event: None, 3)
+    assert not record.beside & {frozenset(("union", name)) for name in ("zero_shot", "knn", "retrieval")}
 
 
 def test_after_a_mistake_nothing_more_is_begun() -> None:

@@ -21,7 +21,7 @@ from vfm.flow.runs import through_link
 from vfm.flow.store import LINKS
 from vfm.plugins import load_plugins, stage_types
 
-Named = AnyPath | Artifact | Sequence[AnyPath | Artifact] | Mapping[str, AnyPath | Artifact]
+Named = AnyPath | Artifact | Iterable[AnyPath | Artifact] | Mapping[str, AnyPath | Artifact]
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,8 +41,8 @@ def evaluate(
     suite: str = "",
     root: AnyPath = ".",
     train: AnyPath | Artifact = "",
-    languages: Sequence[str] = (),
-    resize: Sequence[str] = ("model",),
+    languages: str | Sequence[str] = (),
+    resize: str | Sequence[str] = ("model",),
     set: Mapping[str, Any] | None = None,  # noqa: A002  (as the option of `vfm eval`)
     store: AnyPath = "store",
     name: str = "eval",
@@ -83,10 +83,10 @@ def evaluate(
         data=_words("data", data),
         suite=suite,
         root=as_place(root),
-        tasks=[tasks] if isinstance(tasks, str) else list(tasks),
+        tasks=_listed(tasks),
         train=as_place(train),
-        languages=languages,
-        resize=[resize] if isinstance(resize, str) else list(resize),
+        languages=_listed(languages),
+        resize=_listed(resize),
     )
     if not request.models:
         raise UserError("evaluate: expected at least one model, got none")
@@ -94,6 +94,10 @@ def evaluate(
     done = run_loaded(manager, recipe, Path(store), listener(progress), jobs=jobs)
     write_results(done.directory, through_link(done.directory / "results"))
     return EvaluationRun(done.directory, done.seconds, done.page)
+
+
+def _listed(words: str | Sequence[str]) -> list[str]:
+    return [words] if isinstance(words, str) else list(words)
 
 
 def _words(what: str, given: Named) -> list[str]:
@@ -108,6 +112,7 @@ def _words(what: str, given: Named) -> list[str]:
         return [f"{name}={as_place(one)}" for name, one in given.items()]
     if not isinstance(given, Iterable):
         raise UserError(f"{what}: expected paths or artifacts, got a {type(given).__name__}")
-    if wrong := [one for one in given if not isinstance(one, (*PATHS, Artifact))]:
+    several = list(given)  # `Path.glob` can be iterated once only
+    if wrong := [one for one in several if not isinstance(one, (*PATHS, Artifact))]:
         raise UserError(f"{what}: expected paths or artifacts, got a {type(wrong[0]).__name__}")
-    return [as_place(one) for one in given]
+    return [as_place(one) for one in several]

@@ -33,7 +33,10 @@ def _parameter(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not (key and equals):
         raise UserError(f"--job: expected KEY=VALUE, got {text}")
-    return key, yaml.safe_load(value)
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"--job: expected KEY=VALUE, the value in YAML, got {text}") from None
 
 
 def _without(words: Sequence[str], options: tuple[str, ...]) -> Iterator[str]:

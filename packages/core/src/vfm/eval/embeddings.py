@@ -232,7 +232,8 @@ def read_embeddings(file: Path) -> Embeddings:
             model, data = facts.get(MODEL, b"").decode(), facts.get(DATA, b"").decode()
             return Embeddings(table["key"].to_pylist(), texts, vectors, model, data)
         vectors = torch.from_numpy(read_npy(file))
-        keys = file.with_suffix(".keys.txt").read_text(encoding="utf-8").splitlines()
+        # `splitlines` would also split a key at a line separator of Unicode.
+        keys = file.with_suffix(".keys.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
         if vectors.ndim != 2 or len(keys) != len(vectors):
             raise ValueError(f"{len(keys)} keys for an array of {tuple(vectors.shape)}")
     return Embeddings(keys, [""] * len(keys), vectors)

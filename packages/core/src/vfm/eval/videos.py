@@ -80,6 +80,7 @@ def evaluate_predictors(config: VideoEvaluation, ctx: Context, models: Mapping[s
     }
     numbers: list[int] = []
     bad: Counter[str] = Counter()
+    first_bad = ""
     at_once = max(1, config.micro_batch_size // (views.num_clips * views.num_crops))
     own = list(own_share(range(len(source))))
 
@@ -96,6 +97,7 @@ def evaluate_predictors(config: VideoEvaluation, ctx: Context, models: Mapping[s
     )
     for number, found in of_all(classified, for_others=_without_views):  # a video is a batch of its own
         if isinstance(found, BadSample):
+            first_bad = first_bad or f"{found.where} ({found.reason})"
             bad[found.reason] += 1
             ctx.skip(found.reason, found.where)
         else:
@@ -103,7 +105,7 @@ def evaluate_predictors(config: VideoEvaluation, ctx: Context, models: Mapping[s
                 one.views.append(probabilities)
             numbers.append(number)
         ctx.progress(len(numbers) + bad.total(), len(source), "videos")
-    config.reading.check_bad(bad, len(source), "videos")
+    config.reading.check_bad(bad, len(source), "videos", first_bad)
     leave_to_first()
     labels = np.array(source.labels)[numbers]
     keys = [source.keys[number] for number in numbers]
@@ -175,11 +177,12 @@ def embed_videos(
         UserError: too many videos cannot be read, or all; or an embedding is not finite.
     """
     bad: Counter[str] = Counter()
-    done = 0
+    first_bad, done = "", 0
     for batch in read_ahead(source, range(len(source)), [model], views, reading.threads, reading.batch_size):
         keys, texts, vectors = [], [], []
         for number, clips in batch:
             if isinstance(clips, BadSample):
+                first_bad = first_bad or f"{clips.where} ({clips.reason})"
                 bad[clips.reason] += 1
                 ctx.skip(clips.reason, clips.where)
                 continue
@@ -193,7 +196,7 @@ def embed_videos(
             writer.write(keys, texts, found)
         done += len(batch)
         ctx.progress(done, len(source), "videos")
-    reading.check_bad(bad, len(source), "videos")
+    reading.check_bad(bad, len(source), "videos", first_bad)
     return bad
 
 

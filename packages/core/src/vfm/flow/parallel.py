@@ -57,14 +57,16 @@ def run_in_parallel(steps: Sequence[Step], run_one: RunOne, send: Send, jobs: in
 
 
 def _next(waiting: Sequence[Step], running: Sequence[Step]) -> Step | None:
-    """Return the first step whose inputs are finished and whose dataset no running step reads."""
+    """Return the first step whose inputs are finished and whose datasets no running step reads."""
     unfinished = {step.stage.name for step in (*waiting, *running)}
-    read = {_data(step) for step in running} - {None}
-    return next((step for step in waiting if not unfinished & set(step.inputs) and _data(step) not in read), None)
+    read = {name for step in running for name in _datasets(step)}
+    return next((step for step in waiting if not unfinished & set(step.inputs) and not read & _datasets(step)), None)
 
 
-def _data(step: Step) -> str | None:
-    return getattr(step.stage, "data", None)
+def _datasets(step: Step) -> set[str]:
+    """Return the datasets that a step reads: its `data`, one or several."""
+    data = getattr(step.stage, "data", None)
+    return {data} if isinstance(data, str) else set(data or ())
 
 
 def _environment(step: Step, place: int, jobs: int) -> dict[str, str]:

@@ -99,8 +99,9 @@ def load_suite(source: str, known: Mapping[str, type[Stage]] | None = None) -> S
     file = Path(source) if Path(source).is_file() else shipped.get(source)
     if file is None:
         raise UserError(f"no suite {source!r}: neither a file nor a shipped suite{did_you_mean(source, shipped)}")
+    text = files.read_text(str(file))
     try:
-        suite = Suite.model_validate(yaml.safe_load(files.read_text(str(file))))
+        suite = Suite.model_validate(yaml.safe_load(text))
     except ValidationError as error:
         lines = [f"{file.name}: {'.'.join(map(str, where))}: {line}" for where, line in error_lines(error, Suite)]
         raise UserError("\n".join(lines)) from None
