@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from diva_toy import run, same, tune_config, weights
+from diva_toy import prior_config, run, same, tune_config, weights
+from vfm.data import DatasetSpec, Shard, write_index, write_tar
 from vfm.models import load_clip
-from vfm.plugin import ClipCheckpoint, GeneratorCheckpoint
+from vfm.plugin import ClipCheckpoint, GeneratorCheckpoint, Pool
 from vfm.stages.data import Images
 
 NUM_PICTURES = 10
@@ -66,3 +68,20 @@ def test_pictures_without_captions_tune_a_vision_tower(
     before, after = load_clip(clip), load_clip(tuned)
     assert not same(weights(before.module.visual), weights(after.module.visual))
     assert same(weights(before.module.transformer), weights(after.module.transformer))
+
+
+@pytest.mark.parametrize("languages", [["en", "de"], []], ids=["another language", "no captions"])
+def test_a_prior_over_images_needs_no_caption_of_a_picture(
+    clip: ClipCheckpoint, tmp_path: Path, languages: list[str]
+) -> None:
+    records = [{languages[number % 2]: ["a caption"]} if languages else {} for number in range(NUM_PICTURES)]
+    members = [
+        (f"{number:04d}", {"png": content, "json": json.dumps(record).encode()})
+        for number, (content, record) in enumerate(zip(pictures().values(), records, strict=True))
+    ]
+    shards = [Shard.of(tmp_path / "pool.tar", write_tar(tmp_path / "pool.tar", members))]
+    (tmp_path / "pool").mkdir()
+    spec = DatasetSpec(texts={language: f"json.{language}" for language in languages})
+    pool = Pool.create(tmp_path / "pool", num_samples=write_index(tmp_path / "pool", shards, spec), languages=languages)
+    config = prior_config(condition={"source": "image"}, steps=2, global_batch_size=4)
+    assert run(config, tmp_path / "prior", clip=clip, pool=pool).path.is_dir()

@@ -77,9 +77,11 @@ def samples_panel(
 ) -> ImagesPanel:
     """Write images into `directory`: each of the dataset beside one that the prior generates.
 
-    They are generated from the image's first caption in a language, or from its embedding if there is none.
+    They are generated from the image's first caption in a language, or from its embedding if `language` is None. An
+    image without a caption in the language is not shown.
     """
-    shown = list(islice(usable_samples(data), NUM_SAMPLES))
+    usable = (one for one in usable_samples(data) if not language or one[0].texts.get(language))
+    shown = list(islice(usable, NUM_SAMPLES))
     images = _target_images(
         task.generator,
         _stacked([inputs.target_images for _, inputs in shown]),

@@ -89,7 +89,8 @@ def _language(config: DivaPrior, data: ImageDataset) -> str | None:
     """
     if isinstance(data, PairDataset):
         data.check_languages([config.language], config.data)
-        return config.language or data.languages[0]
+        if data.languages:
+            return config.language or data.languages[0]
     if config.condition.source != "image":
         raise UserError(
             f"data: {config.data} has no captions, which condition.source: {config.condition.source} needs; set it to"
