@@ -15,7 +15,7 @@ import lmms_look_alike
 from vfm.artifacts import ExportedModel
 from vfm.plugin import Artifact, Context, Preflight, Report, UserError
 from vfm_diva.mllm.lmms import lmms_command
-from vfm_diva.mllm.lmms_logs import letter_of, option_of, pope_says_yes, says
+from vfm_diva.mllm.lmms_logs import letter_of, option_of, pope_says_yes, read_log, says
 from vfm_diva.stages_mllm import LMMS_VERSION, EvalLmms
 
 TASKS = list(lmms_look_alike.TASKS)
@@ -128,6 +128,17 @@ def test_logs_of_other_items_or_damaged_ones_are_one_line(tmp_path: Path) -> Non
     assert "not a log of mmvp: KeyError 'mmvp_pair_accuracy'" in line(
         [json.dumps({k: v for k, v in json.loads(one).items() if "mmvp" not in k}) for one in whole]
     )
+
+
+def test_replies_may_have_any_line_separator_but_must_be_utf8(tmp_path: Path) -> None:
+    file = tmp_path / "x_samples_mmvp.jsonl"
+    reply = "A\u2028because\x85of\x0cthis"
+    row = {"doc_id": 0, "doc_hash": "h", "filtered_resps": [reply]}
+    file.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert [item.reply for item in read_log(file)] == [reply]
+    file.write_bytes(json.dumps(row).encode() + b"\n\xff\n")
+    with pytest.raises(UserError, match=r"x_samples_mmvp\.jsonl: line 2: expected an item with doc_id"):
+        read_log(file)
 
 
 def test_the_newest_log_is_read(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from vfm.plugin import UserError
 transformers = pytest.importorskip("transformers")
 
 from vfm_diva.mllm.evaluation import option_likelihoods  # noqa: E402
+from vfm_diva.mllm.language_models import planned_language_model  # noqa: E402
 from vfm_diva.mllm.model import Mllm, Reading, build_mllm, load_mllm  # noqa: E402
 from vfm_diva.stages_mllm import MllmCheckpoint, PretrainedLanguageModel, SmallLlama  # noqa: E402
 
@@ -148,6 +149,9 @@ def test_a_pretrained_language_model_gets_a_token_for_images(tmp_path: Path) -> 
     assert (sequences.ids == built.encoder.image_token).sum() == 4
     with pytest.raises(UserError, match="no language model"):
         build_mllm(clip, PretrainedLanguageModel(source=str(tmp_path / "none")), [], Reading(), seed=0)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty: no language model: "):
+        planned_language_model(PretrainedLanguageModel(source=str(tmp_path / "empty")), [])
 
 
 def _without_image(tokenizer: Any) -> Any:
@@ -167,6 +171,9 @@ def test_what_does_not_fit_is_one_line() -> None:
         made(layer=-5)
     with pytest.raises(UserError, match="vocabulary lacks a word"):
         made().encoder.sequences([("what colour is it ?", "green")])
+    for question, answer in (("<image> what colour is it ?", "red"), ("what colour is it ?", "red <image>")):
+        with pytest.raises(UserError, match=r"expected no <image> in a question or an answer, got '.*<image>"):
+            made().encoder.sequences([(question, answer)])
     model = made()
     model.encoder.max_length = 8
     with pytest.raises(UserError, match="expected at most 8 tokens"):

@@ -111,6 +111,12 @@ def test_mmvp_is_read_with_both_sets_of_answers(tmp_path: Path) -> None:
     assert [corrected.items[n - 1].answer for n in (99, 100, 279, 280)] == [1, 0, 1, 0]
 
 
+def test_a_table_that_is_not_csv_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "Questions.csv").write_bytes(b"Index,Question,Options,Correct Answer\r1,what?,(a) red,(a)\r")
+    with pytest.raises(UserError, match=r"Questions\.csv: not readable as CSV: "):
+        questions(tmp_path, tmp_path / "out")
+
+
 def test_lines_become_questions_and_a_missing_image_takes_its_pair_along(tmp_path: Path) -> None:
     for number in range(3):
         picture(tmp_path / f"{number}.png", number)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,9 @@ def pretrained(config: PretrainedLanguageModel, texts: Iterable[str], seed: int)
         UserError: there is no such model, or its tokenizer has no end token.
     """
     source, _, revision = config.source.partition("@")
-    try:
+    with _loading(config.source):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or None)
         model = AutoModelForCausalLM.from_pretrained(source, revision=revision or None, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{config.source}: no language model: {' '.join(str(error).split())[:300]}") from None
     _add_image_token(tokenizer, config.source)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         with torch.random.fork_rng(devices=[]):
@@ -83,16 +82,26 @@ def planned_language_model(part: LanguageModel, texts: Iterable[str]) -> tuple[P
     """Return a language model to be estimated, on torch's default device, and its tokenizer; None for one of the hub.
 
     Raises:
-        UserError: its tokenizer has no end token.
+        UserError: a folder has no such model, or its tokenizer has no end token.
     """
     if not isinstance(part, PretrainedLanguageModel):
         return part.build(texts, 0)  # type: ignore[no-any-return]
     if not Path(part.source).is_dir():
         return None
-    tokenizer = AutoTokenizer.from_pretrained(part.source)
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(part.source), dtype=torch.float32)
+    with _loading(part.source):
+        tokenizer = AutoTokenizer.from_pretrained(part.source)
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(part.source), dtype=torch.float32)
     _add_image_token(tokenizer, part.source)
     return model, tokenizer
+
+
+@contextmanager
+def _loading(source: str) -> Iterator[None]:
+    """Turn what transformers raises for a model that it cannot load into one line."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source}: no language model: {' '.join(str(error).split())[:300]}") from None
 
 
 def _add_image_token(tokenizer: Any, source: str) -> None:

@@ -66,9 +66,10 @@ def read_log(file: Path) -> list[Item]:
         UserError: a line is damaged, an item appears twice, or there is none.
     """
     items = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    lines = file.read_bytes().removesuffix(b"\n").split(b"\n")  # a reply may have other separators, such as U+2028
+    for number, line in enumerate(lines if lines != [b""] else [], start=1):
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode())
             items.append(Item(int(row["doc_id"]), str(row["doc_hash"]), _reply(row["filtered_resps"]), row))
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{file}: line {number}: expected an item with doc_id, doc_hash, filtered_resps") from None

@@ -65,8 +65,12 @@ class PromptEncoder:
         The text is cut into tokens as a whole, since a word's tokens may depend on the space before it.
 
         Raises:
-            UserError: the tokenizer lacks a word of the answer, or the sequence is too long.
+            UserError: a text has a token for an image of its own, the tokenizer lacks a word of the answer, or the
+                sequence is too long.
         """
+        for text in (question, answer):
+            if IMAGE_TOKEN in text:
+                raise UserError(f"expected no {IMAGE_TOKEN} in a question or an answer, got {text!r}; `prompt` has it")
         before = self.prompt.replace("{question}", question)
         prompt, whole = self._ids(before), self._ids(f"{before} {answer}")
         start = 0

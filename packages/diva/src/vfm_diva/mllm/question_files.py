@@ -69,7 +69,10 @@ def read_rows(config: MllmQuestions, on_bad: Callable[[str, str], None]) -> Iter
 
 def _read_mmvp(folder: Path, labels: str, on_bad: Callable[[str, str], None]) -> Iterator[Row]:
     file = folder / MMVP_FILE
-    table = list(csv.DictReader(io.StringIO(files.read_text(str(file)))))
+    try:
+        table = list(csv.DictReader(io.StringIO(files.read_text(str(file)))))
+    except csv.Error as error:
+        raise UserError(f"{file}: not readable as CSV: {error}") from None
     if not table or missing(table[0]):
         found = ", ".join(table[0]) if table else "no rows"
         raise UserError(f"{file}: expected the columns {', '.join(MMVP_COLUMNS)}, got {found}")
