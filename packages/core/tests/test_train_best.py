@@ -52,6 +52,23 @@ def test_weights_with_the_highest_score_are_exported_and_reported(tmp_path, ema_
     assert panel.text in message
 
 
+class Sometimes(Probe):
+    """A score that is none at first, and after a rise."""
+
+    def scores(self, ctx: Context, encoder: Any) -> dict[str, float]:
+        calls.append(len(calls))
+        return {"near": [float("nan"), 0.5, float("nan"), 0.25][len(calls) - 1]}
+
+
+calls: list[int] = []
+
+
+def test_a_score_that_is_no_number_is_never_the_best(tmp_path):
+    calls.clear()
+    _, _, events = train(tmp_path, peaked(steps=6, tasks=[Sometimes(name="probe")]))
+    assert any("is highest after step 2 of 6, 0.5" in str(event.data.get("message")) for event in events)
+
+
 def test_last_weights_are_exported_without_keep_best(tmp_path):
     task, _, events = train(tmp_path, peaked(keep_best=None), task=Regression(norm=True))
     assert near(task) == evaluated(tmp_path)[-1]["val/near"]

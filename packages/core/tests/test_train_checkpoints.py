@@ -105,6 +105,37 @@ def test_checkpoint_of_an_older_version_has_no_hashes_and_is_read(tmp_path, stop
     assert all(torch.equal(a, b) for a, b in zip(weights, final, strict=True))
 
 
+def test_a_copy_of_a_checkpoint_beside_it_is_left_alone(tmp_path, stopped, final):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    copy = tmp_path / "work" / f"{NEWEST}-copy"
+    shutil.copytree(tmp_path / "work" / NEWEST, copy)
+    weights, warnings = resume(tmp_path)
+    assert (warnings, copy.is_dir()) == ([], True)
+    assert all(torch.equal(a, b) for a, b in zip(weights, final, strict=True))
+
+
+def test_a_damaged_checkpoint_is_not_one_of_those_that_are_kept(tmp_path, stopped):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "work" / NEWEST / "meta.json").unlink()
+    frequent = plan(**SETTINGS | {"checkpoint": {"every_steps": 1, "keep_last": 1}})
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, frequent, data=Samples(stop=8))
+    _, _, events = train(tmp_path, frequent)
+    assert "resumes after step 8 of 12" in [event.data.get("message") for event in events]
+
+
+@pytest.mark.parametrize("num_bytes", [0, 100])
+def test_lines_that_are_gone_are_reported_and_the_training_ends(tmp_path, stopped, final, num_bytes):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    log = tmp_path / "work" / "metrics.jsonl"
+    log.write_bytes(log.read_bytes()[:num_bytes])
+    weights, (warning,) = resume(tmp_path)
+    assert "metrics.jsonl: expected" in warning
+    assert all(torch.equal(a, b) for a, b in zip(weights, final, strict=True))
+    lines = (tmp_path / "part" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [12]
+
+
 def test_checkpoint_of_another_training_must_be_readable(stopped):
     found = Checkpoints(stopped / "work", plan(**SETTINGS).checkpoint, print, World(torch.device("cpu")), {})
     assert found.read(stopped / "work" / "step-00000006").step == 6

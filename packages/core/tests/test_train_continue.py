@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from vfm.incidental import decisive_settings, incidental_settings
 from vfm.interfaces import WarmupStableDecay
 from vfm.plugin import Context, Preflight, UserError
 from vfm.train import fit
+from vfm.train.continuation import checkpoint_folder
 
 STEADY = {"schedule": "constant", "ema_decay": 0.9, "checkpoint": {"keep_state": True}}
 
@@ -110,6 +112,53 @@ def test_a_state_that_does_not_fit_is_one_line(tmp_path: Path, changes: dict[str
     settings = plan(**{"steps": 20, "continue_from": {"training": "first"}} | changes)
     with pytest.raises(UserError, match=line):
         train(tmp_path / "rest", settings, {"first": tmp_path / "first" / "part"})
+
+
+class Half(Regression):
+    """The same task, which keeps its first layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net[0].requires_grad_(False)
+
+
+def continued(folder: Path, settings: Any, task: Any, **data: Any) -> Any:
+    """Continue the training in `folder / "first"`."""
+    ctx = Context("toy", folder / "rest" / "part", folder / "rest" / "work", {"first": folder / "first" / "part"})
+    fit(task, Samples(settings.global_batch_size, **data), settings, ctx)
+    return task
+
+
+def test_a_layer_that_the_first_training_kept_begins_its_average_with_its_weights(tmp_path: Path) -> None:
+    first, *_ = train_toy.train(tmp_path / "first", plan(steps=8, **STEADY), task=Half())
+    settings = plan(steps=12, continue_from={"training": "first"}, **STEADY | {"lr": 0.0})
+    rest = continued(tmp_path, settings, Regression())
+    torch.testing.assert_close(rest.net[0].weight, first.net[0].weight)
+    torch.testing.assert_close(rest.net[3].weight, first.net[3].weight, atol=0.05, rtol=0)
+
+
+def test_bad_samples_are_a_share_of_those_since_the_start(tmp_path: Path) -> None:
+    bad = {step: [("truncated", f"shard.tar:{step}")] for step in range(40, 44)}
+    train_toy.train(tmp_path / "first", plan(steps=40, checkpoint={"keep_state": True}))
+    settings = plan(steps=44, continue_from={"training": "first"}, checkpoint={"every_steps": 1})
+    with pytest.raises(UserError, match="4 of 36 reads failed"):
+        continued(tmp_path, settings, Regression(), bad=bad)
+
+
+def test_the_state_of_another_model_is_one_line_with_its_place(tmp_path: Path) -> None:
+    train_toy.train(tmp_path / "first", plan(steps=8, checkpoint={"keep_state": True}))
+    settings = plan(steps=12, continue_from={"training": "first"})
+    with pytest.raises(UserError, match=r"^toy: .*first/part/training/step-00000008: the state is of another model"):
+        continued(tmp_path, settings, Regression(norm=True))
+
+
+def test_a_folder_with_a_name_of_its_own_is_no_step(tmp_path: Path) -> None:
+    train_toy.train(tmp_path / "first", plan(steps=8, checkpoint={"keep_state": True}))
+    kept = tmp_path / "first" / "part" / "training"
+    shutil.copytree(kept / "step-00000008", kept / "step-8-copy")
+    continued(tmp_path, plan(steps=12, continue_from={"training": "first"}), Regression())
+    with pytest.raises(UserError, match=r"step-8-copy: expected a folder step-NUMBER"):
+        checkpoint_folder(kept / "step-8-copy", None)
 
 
 def test_a_state_of_another_of_timms_optimizers_does_not_fit(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,7 +41,8 @@ class BestWeights:
             hint = did_you_mean(self.metric, scores)
             raise UserError(f"{self.ctx.stage}: keep_best: no evaluation measures {self.metric}{hint}")
         self.scores[step] = scores[self.metric]
-        if not self.tensors or self.scores[step] > self.scores[self.step]:
+        best = self.scores[self.step] if self.tensors else math.nan
+        if math.isnan(best) or self.scores[step] > best:  # NaN is no score
             self.step = step
             self.tensors = {name: value.to("cpu", copy=True) for name, value in model_tensors(module).items()}
 
@@ -48,7 +50,7 @@ class BestWeights:
         """Load the best weights into the module, and report which they are and what the last ones scored."""
         if not self.tensors:
             return
-        load_model(module, self.tensors)
+        load_model(module, self.tensors, self.ctx.stage)
         text = f"{self.metric} is highest after step {self.step} of {self.num_steps}, {self.scores[self.step]:.4g}: "
         other = f"these weights are exported; the last ones have {self.scores[self.num_steps]:.4g}"
         text += "the last weights are exported" if self.step == self.num_steps else other

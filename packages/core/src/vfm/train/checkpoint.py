@@ -56,6 +56,7 @@ class Snapshot:
     tensors: Parts  # by the names in TENSOR_FILES; `best` in the first process only
     facts: dict[str, Any]  # JSON
     log: Path | None = None  # the file whose length is one of the facts
+    folder: Path | None = None  # from which it was read
 
 
 class Checkpoints:
@@ -102,9 +103,15 @@ class Checkpoints:
         """Return whether the last checkpoint of this run is `every_minutes` old."""
         return time.monotonic() - self.saved_at >= self.policy.every_minutes * 60
 
+    @staticmethod
+    def in_folder(folder: Path) -> list[Path]:
+        """Return the checkpoints in a folder, oldest first; one that a user has renamed is left alone."""
+        numbered = [one for one in folder.glob("step-*") if one.name.removeprefix("step-").isdecimal()]
+        return sorted(numbered, key=Checkpoints.step_of)
+
     def found(self) -> list[Path]:
-        """Return the checkpoints, oldest first."""
-        return sorted(self.folder.glob("step-[0-9]*"))
+        """Return the checkpoints of the training, oldest first."""
+        return self.in_folder(self.folder)
 
     def save(self, snapshot: Snapshot) -> None:
         """Begin to copy the tensors and to write them; afterwards, the oldest checkpoints are deleted.
@@ -206,7 +213,7 @@ class Checkpoints:
                 self._complete(snapshot, unfinished, shards)
                 shutil.rmtree(target, ignore_errors=True)  # a damaged one
                 publish_folder(unfinished, target)
-                self._delete_old()
+                self._delete_old(snapshot.step)
         except OSError as raised:
             error = raised
         errors = self._gather(error)
@@ -247,8 +254,9 @@ class Checkpoints:
         files = hash_folder(folder, without=[SHARDS]) | dict(shards)
         (folder / META_FILE).write_bytes(seal({"step": snapshot.step, **snapshot.facts, FILES: files}, indent=None))
 
-    def _delete_old(self) -> None:
-        for old in self.found()[: -self.policy.keep_last]:
+    def _delete_old(self, step: int) -> None:
+        """Delete what the policy does not keep; checkpoints after this step are damaged, and none of those to keep."""
+        for old in [one for one in self.found() if self.step_of(one) <= step][: -self.policy.keep_last]:
             if not self.is_kept(self.step_of(old)):
                 shutil.rmtree(old)
 
@@ -266,7 +274,7 @@ class Checkpoints:
                 tensors[part] = cut(part, load_file(folder / file), {} if part == "best" else self.sharded)
         if missing := {"model", "optimizer"} - set(tensors):
             raise ValueError(f"{' and '.join(sorted(missing))} missing")
-        return Snapshot(step, tensors, facts)
+        return Snapshot(step, tensors, facts, folder=folder)
 
     def _checked_here(self, known: Known) -> Known:
         """Return the files whose hashes this process compares: its share of the shards, and all others."""

@@ -76,7 +76,7 @@ def earlier_snapshot(config: Training, ctx: Context, checkpoints: Checkpoints) -
         (ctx.work / METRICS_FILE).write_bytes(lines)
     snapshot.facts |= {
         "curves": {"names": [], "sums": [], "file_bytes": len(lines)},
-        "skipped": {"reads": 0, "counts": {}, "samples": []},
+        "skipped": {"since": snapshot.step, "reads": 0, "counts": {}, "samples": []},
         "best": {"step": 0, "scores": []},
     }
     snapshot.tensors.pop("best", None)
@@ -94,9 +94,11 @@ def checkpoint_folder(place: Path, step: int | None) -> Path:
         UserError: there is no such checkpoint.
     """
     if place.name.startswith("step-"):
-        kept = [place]
+        kept = [one for one in Checkpoints.in_folder(place.parent) if one.name == place.name]
+        if not kept:
+            raise UserError(f"{place}: expected a folder step-NUMBER, as the training has named it")
     else:
-        kept = sorted((place / KEPT_FOLDER).glob("step-[0-9]*"))
+        kept = Checkpoints.in_folder(place / KEPT_FOLDER)
     steps = [Checkpoints.step_of(folder) for folder in kept]
     if not kept:
         raise UserError(

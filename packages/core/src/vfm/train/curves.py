@@ -128,7 +128,11 @@ class Curves:
         """Restore a checkpoint's state (None: the initial one); later lines are cut off."""
         if self.world.is_main:
             self.file.touch()
-            os.truncate(self.file, state["file_bytes"] if state else 0)
+            expected = state["file_bytes"] if state else 0
+            size = self.file.read_bytes()[:expected].rfind(b"\n") + 1
+            if size < expected:
+                self.ctx.warn(f"{self.file}: expected {expected} bytes, got {size}: lines of earlier steps are lost")
+            os.truncate(self.file, size)
         if state:
             self.names = state["names"]
             for names, total, count in state.get("sums", []):  # a checkpoint of an older version has other sums

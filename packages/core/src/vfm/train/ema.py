@@ -28,9 +28,9 @@ class Ema:
         update_average(list(self.average.values()), [p.detach() for p in self.weights.values()], 0)
 
     def load(self, average: dict[str, Tensor]) -> None:
-        """Restore the average of a checkpoint."""
+        """Restore the average of a checkpoint; a weight that has none was not trained, and is its own average."""
         for name, value in self.average.items():
-            value.copy_(average[name])
+            value.copy_(average.get(name, self.weights[name].detach()))
 
     @contextmanager
     def as_weights(self) -> Iterator[None]:

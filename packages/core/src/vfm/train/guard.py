@@ -15,6 +15,7 @@ from vfm.data.batch import Batch
 from vfm.interfaces import Training
 from vfm.stage import Context
 from vfm.statistics import wilson_interval
+from vfm.train.checkpoint import Checkpoints
 from vfm.train.dist import World
 
 NAMED = 8  # samples that a message names; the others are in a file
@@ -78,8 +79,8 @@ class FiniteGuard:
     def _advice(self, step: int) -> str:
         """Return what the user can do about a step, counted from 1: the same command would stop there again."""
         skip = f"skip_steps: [{step}] leaves this step out"
-        saved = max(self.ctx.work.glob("step-[0-9]*"), default=None)
-        again = f", and continue_from: {{training: {saved}}} goes on from there" if saved else ""
+        saved = Checkpoints.in_folder(self.ctx.work)
+        again = f", and continue_from: {{training: {saved[-1]}}} goes on from there" if saved else ""
         return f"a lower lr or optimizer.grad_clip_norm may help, {skip}{again}"
 
 
@@ -113,6 +114,7 @@ class SkippedSamples:
 
     def __init__(self, ctx: Context, plan: Training, world: World) -> None:
         self.ctx, self.plan, self.world = ctx, plan, world
+        self.since = 0  # steps of another training, which this one continues
         self.reads = 0  # that failed
         self.counts = Counter[str]()  # samples by reason
         self.samples: dict[tuple[str, str], None] = {}  # (reason, where) in the order they were met
@@ -145,7 +147,7 @@ class SkippedSamples:
         self.reads += len(found)
         if not found:
             return
-        reads = self.reads + step * self.plan.global_batch_size
+        reads = self.reads + (step - self.since) * self.plan.global_batch_size
         last = step >= self.plan.num_steps
         share = self.reads / reads if last else wilson_interval(self.reads, reads)[0]
         if share > self.plan.loading.max_bad_fraction:
@@ -159,10 +161,16 @@ class SkippedSamples:
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs."""
-        return {"reads": self.reads, "counts": dict(self.counts), "samples": list(self.samples)}
+        return {
+            "since": self.since,
+            "reads": self.reads,
+            "counts": dict(self.counts),
+            "samples": list(self.samples),
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restore the state of a checkpoint; one of an older version has all samples and no counts."""
+        """Restore the state of a checkpoint; an older version has all samples, without counts and `since`."""
+        self.since = state.get("since", 0)
         self.reads = state["reads"]
         self.samples = dict.fromkeys((reason, where) for reason, where in state["samples"])
         self.counts = Counter(state.get("counts") or [reason for reason, _ in self.samples])

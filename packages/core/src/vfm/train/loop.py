@@ -307,7 +307,7 @@ class _Loop(Generic[Inputs]):
         if snapshot is None:
             self.curves.restore(None)
             return 0
-        load_model(self.task, snapshot.tensors["model"])
+        load_model(self.task, snapshot.tensors["model"], f"{self.ctx.stage}: {snapshot.folder}")
         load_optimizer(self.optimizer, self.task, snapshot.tensors["optimizer"])
         if self.ema:
             self.ema.load(as_stored(self.task, snapshot.tensors["ema"]))

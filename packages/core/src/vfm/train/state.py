@@ -24,11 +24,11 @@ def model_tensors(module: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def load_model(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+def load_model(module: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
     """Load what `model_tensors` returned, into all names of tied weights; every key must match.
 
     Raises:
-        UserError: it is the state of another model, as `continue_from` may name it.
+        UserError: it is the state of another model, as `continue_from` may name it; `where` is its place.
     """
     first: dict[int, str] = {}
     state = module.state_dict(keep_vars=True)
@@ -37,7 +37,7 @@ def load_model(module: nn.Module, tensors: dict[str, Tensor]) -> None:
         module.load_state_dict({name: tensors[key] for name, key in names.items() if key in tensors}, strict=True)
     except RuntimeError as error:
         what = " ".join(str(error).split())
-        raise UserError(f"the state is of another model, or of another update of it: {what:.200}") from None
+        raise UserError(f"{where}: the state is of another model, or of another update of it: {what:.200}") from None
 
 
 def as_whole(value: Tensor) -> Tensor:
