@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torchvision.ops import nms
 
+from train_toy import Pairs, Probe, Regression, plan
+from vfm.train import estimate_training
 from vfm.train.contentless import contentless
 
 
@@ -41,3 +45,19 @@ def test_a_device_that_is_not_there_refuses_tensors_of_the_host() -> None:
         assert (there.exp() * 2).device.type == "cuda"
         with pytest.raises(RuntimeError, match="different devices"):
             there * torch.ones(4)
+
+
+def test_the_disk_holds_the_checkpoints_that_stay_and_the_best_weights() -> None:
+    def disk(**changes: Any) -> int:
+        with torch.device("meta"):
+            task = Regression()
+        made = plan(steps=40, **changes)
+        found = estimate_training(task, lambda count: Pairs(torch.zeros(count, 4), torch.zeros(count, 1)), made).disk
+        assert found
+        return found
+
+    two = disk(checkpoint={"keep_last": 2})
+    one = disk(checkpoint={"keep_last": 3}) - two
+    assert disk(checkpoint={"keep_last": 2, "keep_every": 10}) == two + 4 * one
+    best = {"tasks": [Probe(name="probe")], "every_steps": 10, "keep_best": "val/probe/answer"}
+    assert disk(checkpoint={"keep_last": 2}, **best) == two + 3 * 4 * sum(map(torch.numel, Regression().parameters()))

@@ -86,13 +86,16 @@ class _Step:
         )
         numbers = {id(parameter): parameter.numel() for parameter in held if isinstance(parameter, torch.nn.Parameter)}
         own = sum(parameter.nbytes for parameter in task.parameters()) + averaged
-        kept = config.checkpoint.keep_last + 1  # while the newest is written, the oldest is still there
+        policy = config.checkpoint
+        # While the newest is written, the oldest is still there.
+        kept = policy.keep_last + 1 + (config.num_steps // policy.keep_every if policy.keep_every else 0)
+        best = weights if config.evaluation.keep_best else 0
         return Cost(
             parameters=sum(numbers.values()),
             trained=sum(parameter.numel() for parameter in trained),
             memory=memory,
             flops=float(flops) * config.num_steps * config.runtime.processes,
-            disk=own + kept * (own + state),
+            disk=own + kept * (own + state + best),
         )
 
 
