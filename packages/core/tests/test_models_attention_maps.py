@@ -96,6 +96,12 @@ def test_weights_times_values_equal_the_attention_of_open_clips_own_tower():
     torch.testing.assert_close(mixed, recorded["output"], atol=1e-5, rtol=1e-4)
 
 
+def test_a_block_that_is_not_there_is_a_user_error():
+    clip = build_clip("ViT-Pico-8-32", seed=0)
+    with pytest.raises(UserError, match="ViT-Pico-8-32: layer 2 is not one of its 2 blocks"):
+        attention_weights(clip, torch.zeros(1, 3, 32, 32), layer=2)
+
+
 def test_unsupported_attention_layer_is_a_user_error():
     model = timm.create_model("vit_little_patch16_reg4_gap_256", num_classes=0, depth=1)
     model.blocks[-1].attn = torch.nn.Identity()

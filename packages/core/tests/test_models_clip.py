@@ -175,6 +175,11 @@ def test_preprocessing_equals_open_clips(size: tuple[int, int], resize_mode: str
     torch.testing.assert_close(ours.pixels(ours.fit(image)[None])[0], peer(image), atol=1e-6, rtol=1e-6)
 
 
+def test_a_very_wide_image_that_is_padded_keeps_a_line() -> None:
+    wide = Preprocess(image_size=32, resize_mode="longest").fit(Image.new("RGB", (3000, 30), "white"))
+    assert (wide.shape, (wide == 255).all(axis=(1, 2)).sum()) == ((32, 32, 3), 1)
+
+
 def test_both_layouts_of_a_batch_give_equal_pixels_and_other_dtypes_are_refused() -> None:
     preprocess = Preprocess(image_size=8)
     batch = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)

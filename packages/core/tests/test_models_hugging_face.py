@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from vfm.config import UserError
 from vfm.models import ClipModel, build_clip
 from vfm.models.hugging_face import from_hugging_face, load_hugging_face, save_hugging_face, to_hugging_face
-from vfm.models.hugging_face_config import mlp_ratio
+from vfm.models.hugging_face_config import mlp_ratio, read_processor
 
 TINY = {
     "embed_dim": 24,
@@ -142,3 +143,15 @@ def test_other_model_types_and_mismatched_weights_are_refused(tmp_path: Path) ->
     (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
     with pytest.raises(UserError, match="'siglip'"):
         load_hugging_face(tmp_path)
+
+
+def test_a_processor_with_height_and_width_resizes_both_sides() -> None:
+    transformers = pytest.importorskip("transformers")
+    size = {"height": 24, "width": 24}
+    facts = {"size": size, "crop_size": size, "do_center_crop": True, "resample": 3}
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 48, 3), dtype=np.uint8))
+    plain = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
+    peer = transformers.CLIPImageProcessor(**facts)(image, **plain)["pixel_values"][0]
+    ours = read_processor(facts, 24)
+    assert ours.resize_mode == "squash"
+    np.testing.assert_allclose(ours.fit(image), peer.transpose(1, 2, 0), atol=1)

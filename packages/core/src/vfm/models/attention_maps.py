@@ -32,10 +32,10 @@ def attention_weights(model: ClipModel | nn.Module, pixels: Tensor, *, layer: in
         (B, H, L, L): weight of each token (column) in the output of each token (row); rows sum to 1.
 
     Raises:
-        UserError: the model has no patch tokens, or an attention layer of an unsupported kind.
+        UserError: the model has no patch tokens or no such block, or an attention layer of an unsupported kind.
     """
     tower = vision_tower(model)
-    attention: Any = getattr(tower.blocks[layer], "attn", None)
+    attention: Any = getattr(tower.blocks[tower.block_index(layer)], "attn", None)
     if isinstance(attention, nn.MultiheadAttention):
         recorded = _record_torch(attention)
     elif hasattr(attention, "fused_attn") and isinstance(getattr(attention, "attn_drop", None), nn.Dropout):

@@ -108,7 +108,7 @@ def processor_config(preprocess: Preprocess) -> dict[str, Any]:
 def read_processor(facts: Mapping[str, Any], image_size: int) -> Preprocess:
     """Return the preprocessing of a `preprocessor_config.json`; missing keys have OpenAI CLIP's values."""
     size = facts.get("size")
-    squash = facts.get("do_center_crop") is False and isinstance(size, dict) and "height" in size
+    squash = isinstance(size, dict) and "height" in size  # both sides are resized; a crop of the same size keeps all
     interpolations = {number: name for name, number in RESAMPLE.items()}
     cfg = {
         "mean": facts.get("image_mean"),

@@ -98,7 +98,7 @@ class Preprocess(Config):
             return side, side
         if self.resize_mode == "longest":
             ratio = max(width, height) / side
-            return round(width / ratio), round(height / ratio)
+            return max(1, round(width / ratio)), max(1, round(height / ratio))
         short = min(width, height)
         return int(side * width / short), int(side * height / short)
 

@@ -60,6 +60,17 @@ class VisionTower:
         """Number of blocks."""
         return len(self.blocks)
 
+    def block_index(self, layer: int) -> int:
+        """Return the index of a block, from 0; a negative one counts from the end.
+
+        Raises:
+            UserError: there is no such block.
+        """
+        index = layer + self.depth if layer < 0 else layer
+        if not 0 <= index < self.depth:
+            raise UserError(f"{self.name}: layer {layer} is not one of its {self.depth} blocks")
+        return index
+
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches at the model's own image size."""
@@ -104,10 +115,7 @@ def read_layers(tower: VisionTower, pixels: Tensor, layers: Sequence[int]) -> li
         UserError: there is no such block, or the encoder cannot take images of this size.
         ValueError: patch dropout removed patches, so the rest cannot be assigned to places.
     """
-    indices = [layer + tower.depth if layer < 0 else layer for layer in layers]
-    for layer, index in zip(layers, indices, strict=True):
-        if not 0 <= index < tower.depth:
-            raise UserError(f"{tower.name}: layer {layer} is not one of its {tower.depth} blocks")
+    indices = [tower.block_index(layer) for layer in layers]
     read = sorted(set(indices))
     grid = (pixels.shape[2] // tower.patch_size[0], pixels.shape[3] // tower.patch_size[1])
     found: dict[int, BlockTokens] = {}
