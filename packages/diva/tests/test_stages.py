@@ -187,7 +187,16 @@ def test_priors_that_cannot_be_built_are_rejected(changes: dict[str, Any], messa
         ({"adapter": {"type": "mlp", "joint": False}}, "leaves the adapter random; set first_steps"),
         ({"augmentation": {"crop_scale": (-1, 5)}}, "crop_scale"),
         ({"augmentation": {"crop_scale": (1.0, 0.5)}}, "crop_scale"),
+        (
+            {"augmentation": {"crop_ratio": (1.2, 0.8)}},
+            r"crop_ratio: expected the smaller ratio first, got \[1.2, 0.8\]",
+        ),
         ({"timesteps": {"type": "stratified"}, "num_timesteps": 1}, "each image has one time here"),
+        ({"control": "shuffled", "micro_batch_size": 1}, "at least 2 images per forward pass, got 1"),
+        (
+            {"control": "shuffled", "global_batch_size": 2, "runtime": {"processes": 4}},
+            "at least 2 images per forward pass, got 0",
+        ),
     ],
 )
 def test_contradictory_settings_are_rejected(changes: dict[str, Any], message: str) -> None:

@@ -192,6 +192,10 @@ def test_every_trained_parameter_gets_a_gradient(encoder: VisionCheckpoint) -> N
         ({"clip": {"num_frames": 5}, "video": {"tubelet": 2}}, "must be a multiple of video.tubelet, 2"),
         ({"video": {"time": "rope", "attention": "frame"}}, "needs attention: joint"),
         ({"augmentation": {"mixup": 0.8}, "global_batch_size": 3}, "expected even micro-batches, got 3"),
+        (
+            {"augmentation": {"mixup": 0.8}, "global_batch_size": 2, "runtime": {"processes": 4}},
+            "expected even micro-batches, got 0",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(fields: dict[str, Any], message: str) -> None:

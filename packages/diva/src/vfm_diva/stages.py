@@ -55,6 +55,12 @@ class Crops(Config):
         (0.95, 1.05), description="smallest and largest aspect ratio of a random crop"
     )
 
+    @model_validator(mode="after")
+    def _ascending(self) -> Crops:
+        if self.crop_ratio[0] > self.crop_ratio[1]:
+            raise ValueError(f"crop_ratio: expected the smaller ratio first, got {list(self.crop_ratio)}")
+        return self
+
 
 class DivaLatents(Stage):
     """Compute a VAE's latents of a dataset once, for later epochs, seeds and models.
@@ -259,11 +265,12 @@ class DivaTune(Feedback, ClipPostTraining):
             raise ValueError(f"the crops are those of {self.latents!r}: set augmentation there")
         share = self.global_batch_size // self.runtime.processes
         micro = min(self.micro_batch_size or share, share)
-        if self.control == "shuffled" and 1 in (micro, share % micro):
-            raise ValueError("control: shuffled needs at least 2 images per forward pass, got 1")
-        if self.loss.compares_images and (self.num_timesteps != 1 or 1 in (micro, share % micro)):
+        fewest = micro and (share % micro or micro)  # images of a forward pass; 0 with more processes than images
+        if self.control == "shuffled" and fewest < 2:
+            raise ValueError(f"control: shuffled needs at least 2 images per forward pass, got {fewest}")
+        if self.loss.compares_images and (self.num_timesteps != 1 or fewest < 2):
             raise ValueError(
                 f"loss: {self.loss.type} needs num_timesteps: 1 and at least 2 images per forward pass, got "
-                f"{self.num_timesteps} and {min(micro, share % micro or micro)}"
+                f"{self.num_timesteps} and {fewest}"
             )
         return self
