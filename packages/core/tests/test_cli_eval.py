@@ -195,6 +195,13 @@ def test_two_saved_datasets_with_one_name_are_distinguished(here: Path) -> None:
     assert [score["title"] for score in scores] == ["first", "second"]  # type: ignore[attr-defined]
 
 
+def test_a_dataset_of_a_seed_has_valid_names_of_stages(here: Path) -> None:
+    pairs(here / "data/val@0")
+    stages = recipe_of("old", "--data", "data/val@0", "--tasks", "choices")
+    assert list(stages) == ["val-0-choices", "summary"]
+    assert stages["val-0-choices"]["data"] == "data/val@0"
+
+
 def test_several_labels_per_image_are_scored_by_mean_average_precision(here: Path) -> None:
     arrays = []
     for number in range(6):

@@ -99,6 +99,16 @@ def test_preflight_speaks_before_anything_runs(tmp_path):
     assert not Store(store).artifacts()
 
 
+def test_a_mistake_that_is_found_before_a_fresh_run_removes_nothing(tmp_path):
+    file = tmp_path / "empty.txt"
+    file.write_text(" ")
+    store = tmp_path / "store"
+    go(TEXT, store)
+    with pytest.raises(vfm.UserError, match="the file is empty"):
+        go(TEXT + f"  - {{kind: toy.read, name: w, path: {file}}}\n", store, fresh=True)
+    assert len(Store(store).artifacts()) == 3
+
+
 def test_bad_samples_and_warnings_reach_the_manifest(tmp_path):
     file = tmp_path / "words.txt"
     file.write_text("hello")

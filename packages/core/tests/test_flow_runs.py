@@ -143,6 +143,15 @@ def test_folder_of_a_version_without_numbers_becomes_the_first_run(toys: Path) -
     assert "nothing to remove" in run_here("clean").out
 
 
+def test_clean_says_nothing_of_artifacts_where_it_removes_a_run_only(toys: Path) -> None:
+    recipe = (toys / "r.yaml").read_text()
+    (toys / "r.yaml").write_text("".join(recipe.splitlines(keepends=True)[:-1]))
+    ran("r.yaml")
+    (toys / "r.yaml").write_text(recipe)
+    ran("r.yaml")
+    assert run_here("clean", "--keep-runs", 1).out == "removed run r@1\n"
+
+
 def test_clean_keeps_what_any_run_links_and_removes_old_runs_when_asked(toys: Path) -> None:
     for seed in (5, 6, 7):
         ran("r.yaml", "--set", f"b.seed={seed}")

@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from vfm.api.progress import WarningListener
 from vfm.config import UserError
 from vfm.events import Event
+from vfm.flow.recipe import Recipe
+from vfm.flow.recipe_run import reporting
+from vfm.flow.store import Store
 from vfm.flow.trackers import TRACKERS, open_tracker
+from vfm.plugins import load_plugins
 
 RUN = "clip-1a2b3c4d"
 
@@ -66,6 +71,13 @@ def test_trackio_in_its_local_database(tmp_path, monkeypatch):
     logs = SQLiteStorage.get_logs("quickstart", RUN)
     assert [line["step"] for line in logs] == [10, 20, 30]
     assert json.dumps(logs[0]["train/loss"]) == "0.1"
+
+
+def test_a_tracker_that_is_named_twice_is_one(tmp_path):
+    where = Recipe("r", "", ()), Store(tmp_path), tmp_path / "runs/r@1"
+    with reporting(load_plugins(), *where, WarningListener(), ["tensorboard", "tensorboard"]) as send:
+        send(Event("metrics", "clip", {"step": 1, "samples": 1, "values": {"train/loss": 1.0}}))
+    assert len(list((tmp_path / "runs/r@1/tensorboard/clip").iterdir())) == 1
 
 
 def test_a_tracker_that_is_unknown_or_not_installed_is_one_line(tmp_path, monkeypatch):

@@ -84,7 +84,7 @@ def run(
     if on or job:
         from vfm.cli.jobs import submit_run  # submitit is an extra
 
-        preflight(steps)
+        preflight(steps, fresh=fresh)
         submit_run(on, job or (), store)
         return
     if prepare:

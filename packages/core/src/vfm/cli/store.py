@@ -179,5 +179,5 @@ def clean(
         if not dry_run:
             slot.discard()
         show_line(f"{verb} {slot.name} ({size / 1e6:,.1f} MB)")
-    if not slots:
+    if not (slots or old):
         show_line("nothing to remove: every artifact belongs to a run")

@@ -75,7 +75,7 @@ def reporting(
         for one in listeners:
             opened.callback(one.close)
         send = sender(manager, listeners)
-        for name in track:
+        for name in dict.fromkeys(track):
             tracker = open_tracker(name, directory, recipe.name)
             manager.register(tracker, f"--track {name}")  # like a plugin's: if it fails, the run goes on without it
             opened.callback(_close, tracker, name, send)

@@ -70,10 +70,9 @@ def run_plan(
     directory = directory or open_run(recipe, steps, store)
     overview = [{"name": s.stage.name, "kind": s.stage.kind, "id": s.slot.name, "status": s.status} for s in steps]
     send(Event("run_started", None, {"recipe": recipe.name, "directory": str(directory), "stages": overview}))
-    if fresh:
-        for step in steps:
-            step.slot.discard(_log_waiting(step, send))
-    preflight(steps)
+    preflight(steps, fresh=fresh)
+    for step in steps if fresh else ():
+        step.slot.discard(_log_waiting(step, send))
     made = run_in_parallel(steps, run_one, send, jobs) if jobs > 1 else False
     for step in steps if jobs == 1 else ():
         if step is before:
@@ -84,8 +83,12 @@ def run_plan(
     return outcome
 
 
-def preflight(steps: Sequence[Step]) -> None:
+def preflight(steps: Sequence[Step], *, fresh: bool = False) -> None:
     """Run the preflight checks of every stage that will run.
+
+    Args:
+        steps: the plan.
+        fresh: all of them will run again, so that none of their artifacts is known.
 
     Raises:
         UserError: one line for each check that failed.
@@ -93,9 +96,10 @@ def preflight(steps: Sequence[Step]) -> None:
     stages = {step.stage.name: step.stage for step in steps}
     failures = []
     for step in steps:
-        if step.status == "cached":
+        if step.status == "cached" and not fresh:
             continue
-        known = {ref: folder for ref, folder in step.folders.items() if folder.is_dir()}
+        gone = stages if fresh else ()
+        known = {ref: folder for ref, folder in step.folders.items() if ref not in gone and folder.is_dir()}
         tasks = step.stage.evaluation.tasks if isinstance(step.stage, Training) else []
         for prefix, stage in [("", step.stage), *((f"evaluation.tasks.{task.name}: ", task) for task in tasks)]:
             try:

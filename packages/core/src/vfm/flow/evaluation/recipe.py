@@ -21,7 +21,7 @@ from vfm.artifacts import (
 )
 from vfm.config import UserError, did_you_mean
 from vfm.flow.evaluation.datasets import EvaluationDataset
-from vfm.flow.evaluation.inputs import Fields, Input
+from vfm.flow.evaluation.inputs import Fields, Input, stage_name
 from vfm.flow.evaluation.suites import LeftOut
 from vfm.interfaces import Evaluation
 from vfm.stage import Ref, Stage
@@ -133,7 +133,7 @@ def _evaluations(plan: EvaluationPlan, one: EvaluationDataset, task: str) -> Ite
         fields["train"] = one.train.ref
     for (language, mode), way in zip(variants, ways, strict=True):
         more = {"language": language, "resize_mode": mode}
-        name = "-".join(str(part) for part in (one.data.name.replace(".", "-"), task, language, mode) if part)
+        name = "-".join(str(part) for part in (stage_name(one.data.name), task, language, mode) if part)
         yield {"kind": f"eval.{task}", "name": name, **fields, **_non_empty(more)}
         title = " ".join(part for part in (one.title or one.data.name, language, mode) if part)
         metrics = one.scores.get(task, [])
