@@ -36,6 +36,7 @@ from vfm.data import DatasetSpec, open_dataset
 from vfm.data.choices import load_choices, write_choices
 from vfm.data.images import decode_image
 from vfm.eval import ReadSettings
+from vfm.eval.choice_logits import choice_logits
 from vfm.eval.choices import score_choices, score_mmvp_vlm
 from vfm.eval.hashes import checkpoint_hash
 from vfm.eval.knn import score_knn
@@ -123,6 +124,12 @@ def test_pairs_are_matched_in_any_order_of_statements(tmp_path: Path) -> None:
     flips = next(panel for panel in load_panels(tmp_path / "out") if isinstance(panel, ImagesPanel))
     assert "0 won and 6 lost" in flips.note
     assert "“it is red” · right → wrong" in flips.pictures[0].caption
+
+
+def test_images_of_choices_do_not_stay_in_memory(tmp_path: Path) -> None:
+    found = choice_logits(run_in(tmp_path / "out").ctx, ORACLES, pairs(tmp_path / "data"), "", ReadSettings(2))
+    assert [item.images for item in found.items] == [[b"", b""]] * 6
+    assert found.numbers == list(range(6))
 
 
 def test_mmvp_refuses_items_that_are_not_pairs(tmp_path: Path) -> None:

@@ -34,9 +34,12 @@ from vfm.train.sharing import in_batches, leave_to_first, of_all, own_share
 class ChoiceLogits:
     """The usable items of a dataset, and by model the logits of each item's statements for its images, (S, I).
 
+    numbers: index of each item in the dataset, to read its images again.
+    items: without the bytes of their images.
     digests: hash of each item, images included (`item_digest`).
     """
 
+    numbers: list[int]
     items: list[Choice]
     digests: list[bytes]
     logits: dict[str, list[NDArray[np.float32]]]
@@ -72,6 +75,7 @@ def choice_logits(
     Raises:
         UserError: too many bad items, a logit is not finite, or an error that `check` raises.
     """
+    numbers: list[int] = []
     items: list[Choice] = []
     digests: list[bytes] = []
     bad: Counter[str] = Counter()
@@ -92,13 +96,14 @@ def choice_logits(
     chunks = in_batches(load_choices(data), reading.batch_size)
     seen = 0
     for chunk in of_all(map(compute, own_share(chunks)), for_others=_Chunk.without_images):
-        for item in chunk.items:
+        for number, item in enumerate(chunk.items, start=seen):
             if isinstance(item, BadSample):
                 first_bad = first_bad or f"{item.where} ({item.reason})"
                 bad[item.reason] += 1
                 ctx.skip(item.reason, item.where)
             else:
-                items.append(item)
+                numbers.append(number)
+                items.append(_without_images(item))
                 digests.append(_digest(item))
         for name in encoders:
             logits[name] += chunk.logits[name]
@@ -106,7 +111,7 @@ def choice_logits(
         ctx.progress(seen, data.num_pairs, "items")
     reading.check_bad(bad, data.num_pairs, "items", first_bad)
     leave_to_first()
-    return ChoiceLogits(items, digests, logits)
+    return ChoiceLogits(numbers, items, digests, logits)
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vfm.data.choices import Choice
+from vfm.artifacts import ChoiceDataset
+from vfm.data.choices import Choice, load_choices
 from vfm.eval.choice_logits import ChoiceLogits
 from vfm.eval.image_panels import CaptionedImage, images_panel
 from vfm.panels import TablePanel
@@ -33,7 +35,9 @@ def pattern_panel(ctx: Context, choices: ChoiceLogits, correct: Mapping[str, NDA
     ctx.panel(TablePanel(title="By pattern, % right", order=30, columns=columns, rows=rows))
 
 
-def flip_panels(ctx: Context, choices: ChoiceLogits, rights: Mapping[str, NDArray[np.bool_]]) -> None:
+def flip_panels(
+    ctx: Context, data: ChoiceDataset, choices: ChoiceLogits, rights: Mapping[str, NDArray[np.bool_]]
+) -> None:
     """Write a sheet for each later model: items that only it, or only the first model, got right."""
     (baseline, before), *others = rights.items()
     for name, after in others:
@@ -41,10 +45,19 @@ def flip_panels(ctx: Context, choices: ChoiceLogits, rights: Mapping[str, NDArra
         lost = np.flatnonzero(before.all(axis=1) & ~after.all(axis=1))
         half = FLIPS_SHOWN // 2
         shown_items = [*gained[: FLIPS_SHOWN - min(len(lost), half)], *lost[: FLIPS_SHOWN - min(len(gained), half)]]
-        shown = [picture for p in shown_items for picture in _flipped(choices.items[p], before[p], after[p])]
+        items = _with_images(data, [choices.numbers[p] for p in shown_items])
+        flipped = zip(items, before[shown_items], after[shown_items], strict=True)
+        shown = [picture for item in flipped for picture in _flipped(*item)]
         note = f"{len(gained)} won and {len(lost)} lost against {baseline}; under each image its statement."
         title = f"Items that flipped from {baseline} to {name}"
         ctx.panel(images_panel(ctx.directory, f"flipped-{name}", title, shown, note=note, order=60))
+
+
+def _with_images(data: ChoiceDataset, numbers: Sequence[int]) -> list[Choice]:
+    """Return some items of a dataset; the images of all of them would not fit in memory."""
+    last = max(numbers, default=-1)
+    found = {number: item for number, item in enumerate(islice(load_choices(data), last + 1)) if number in numbers}
+    return [found[number] for number in numbers]
 
 
 def _flipped(item: Choice, before: NDArray[np.bool_], after: NDArray[np.bool_]) -> list[CaptionedImage]:

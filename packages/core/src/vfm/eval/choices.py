@@ -78,7 +78,7 @@ def score_mmvp_vlm(
         results[name] = ModelResult(scores, {"pairs": columns}, details)
         rights[name] = result.right
     pattern_panel(ctx, choices, {name: one.predictions["pairs"]["correct"] for name, one in results.items()})
-    flip_panels(ctx, choices, rights)
+    flip_panels(ctx, data, choices, rights)
     return Evaluated(data_hash(data, choices.digests), results)
 
 
@@ -125,7 +125,7 @@ def score_choices(
         results[name] = ModelResult(scores, {"items": columns}, {"prompt": prompt})
         group_right[name] = group[:, None]
     pattern_panel(ctx, choices, {name: one.predictions["items"]["correct"] for name, one in results.items()})
-    flip_panels(ctx, choices, group_right)
+    flip_panels(ctx, data, choices, group_right)
     return Evaluated(data_hash(data, choices.digests), results)
 
 
