@@ -56,6 +56,13 @@ def test_a_broken_record_makes_a_bad_sample(tmp_path: Path) -> None:
     assert (data.num_samples, data.num_objects, data.bad_samples) == (1, 1, {"broken_json": 1})
 
 
+def test_numbers_that_no_float_holds_are_counted(tmp_path: Path) -> None:
+    wrong = [{**OBJECT, "bbox": [10**400, 1, 5, 5]}, {**OBJECT, "segmentation": [[0, 0, 10**30, 0, 5, 5]]}]
+    data = read(tmp_path, tar(tmp_path / "a.tar", {"objects": [{**OBJECT, "area": 10**400}, *wrong]}))
+    assert data.bad_annotations == {"bad_box": 1, "bad_polygon": 1}
+    assert AnnotatedSource(data).objects(0).areas.tolist() == [24]
+
+
 def test_a_tar_with_fewer_samples_than_its_known_count_has_bad_samples(tmp_path: Path) -> None:
     path = tar(tmp_path / "a.tar", {"objects": [OBJECT]}, {"objects": [OBJECT]})
     (tmp_path / "a_stats.json").write_text(json.dumps({"successes": 3}))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -23,6 +24,8 @@ GOOD: dict[str, Any] = {"bbox": [1, 1, 5, 5]}
     [
         ({"bbox": 5}, "bad_box"),
         ({"segmentation": {"size": 5, "counts": "a"}}, "bad_mask"),
+        ({"segmentation": {"size": [10, 20], "counts": "\ud800"}}, "bad_mask"),
+        ({"segmentation": [[0, 0, 1e6, 0, 1e6, 1e6]]}, "bad_polygon"),
         ({"image_id": [1]}, "unknown_image"),
         ({"image_id": "1"}, "unknown_image"),
     ],
@@ -100,6 +103,17 @@ def test_a_map_with_a_huge_size_in_its_header_is_bad(tmp_path: Path) -> None:
     write(tmp_path / "maps/1.png", bomb())
     maps = {"annotations": str(tmp_path / "maps"), "names": ["bright", "dark"]}
     assert read(tmp_path / "maps-data", tmp_path / "set/train", **maps).bad_samples == {"missing_label": 1}
+
+
+def test_a_map_of_one_bit_has_two_classes(tmp_path: Path) -> None:
+    write(tmp_path / "set/a.jpg", jpeg())
+    (tmp_path / "maps").mkdir()
+    mask = np.zeros((10, 20), dtype=bool)
+    mask[2:5, 3:9] = True
+    Image.fromarray(mask).save(tmp_path / "maps/a.png")
+    maps = {"annotations": str(tmp_path / "maps"), "names": ["ground", "thing"]}
+    source = AnnotatedSource(read(tmp_path / "data", tmp_path / "set", **maps))
+    assert (source.semantic(0) == mask).all()
 
 
 @pytest.mark.parametrize("encoding", ["gbk", "no-encoding"])

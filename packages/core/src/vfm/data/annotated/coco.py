@@ -28,6 +28,7 @@ from vfm.data.annotated.records import (
     Picture,
     box_of,
     check_ids,
+    is_number,
 )
 
 NUM_TRIED = 50  # pictures that are looked for to find the rule of their paths
@@ -137,7 +138,7 @@ def listed_pictures(
         names = _names(one)
         if not names or not isinstance(one.get("id"), int):
             raise UserError(f"{path}: expected images with `id` and `file_name` or `coco_url`, got {str(one)[:SHOWN]}")
-        if not all(isinstance(one.get(key) or 0, int | float) for key in ("width", "height")):
+        if not all(is_number(one.get(key) or 0) for key in ("width", "height")):
             raise UserError(f"{path}: expected `width` and `height` as numbers, got {str(one)[:SHOWN]}")
         if not all(isinstance(one.get(key, []), list) for key in ID_LISTS):
             raise UserError(f"{path}: expected {' and '.join(ID_LISTS)} as lists, got {str(one)[:SHOWN]}")
@@ -175,7 +176,7 @@ def _annotation(one: dict[str, Any], places: dict[int, int]) -> Annotation | Bad
     if not isinstance(category, int):
         return BadAnnotation("unknown_class", where)
     box, area, identity = one.get("bbox"), one.get("area"), one.get("id")
-    if box is not None and not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
+    if box is not None and not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
         return BadAnnotation("bad_box", where)
     return Annotation(
         picture,
@@ -183,15 +184,11 @@ def _annotation(one: dict[str, Any], places: dict[int, int]) -> Annotation | Bad
         where,
         None if box is None else box_of(*box),
         one.get("segmentation") or None,
-        area if isinstance(area, int | float) else None,
+        area if is_number(area) else None,
         bool(one.get("iscrowd")),
         bool(one.get("ignore")),
         identity if isinstance(identity, int) else None,
     )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def read_map(path: str) -> NDArray[Any]:
         raise BadSample("missing_label", path) from None
     if values.ndim != 2:
         raise BadSample("missing_label", f"{path}: expected one channel, got {image.mode}")
-    return values
+    return values.astype(np.uint8) if values.dtype == bool else values  # of one bit: an index, and not a mask
 
 
 def check_map(path: str, classes: Sequence[int]) -> tuple[int, int]:

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from vfm.data.annotated.records import BadAnnotation
 
 MIN_COORDINATES = 6  # three points; with two, a polygon has no area
+# No picture is as wide; the library walks along each edge, and at 1e7 it takes seconds and a gigabyte.
+MAX_COORDINATE = 100_000
 
 
 def encode_mask(mask: NDArray[np.bool_]) -> bytes:
@@ -68,7 +70,7 @@ def encode_segmentation(value: Any, height: int, width: int, where: str) -> byte
 def _is_polygon(value: Any) -> bool:
     if not isinstance(value, Sequence) or len(value) < MIN_COORDINATES or len(value) % 2:
         return False
-    return all(isinstance(number, int | float) for number in value) and bool(np.isfinite(value).all())
+    return all(isinstance(number, int | float) and abs(number) <= MAX_COORDINATE for number in value)
 
 
 def _encode_runs(value: dict[str, Any], height: int, width: int, where: str) -> bytes:
@@ -77,7 +79,7 @@ def _encode_runs(value: dict[str, Any], height: int, width: int, where: str) -> 
     if not isinstance(size, Sequence) or list(size) != [height, width]:
         raise BadAnnotation("bad_mask", where)
     if isinstance(counts, str | bytes):
-        encoded = counts.encode() if isinstance(counts, str) else counts
+        encoded = counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts
         runs = _runs_of(encoded)
         if runs is None or sum(runs) != height * width or min(runs) < 0:  # the library reads past the image's end
             raise BadAnnotation("bad_mask", where)

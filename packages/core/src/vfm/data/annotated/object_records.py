@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from vfm.data.annotated.records import Annotation, BadAnnotation, Box, Classes, box_of
+from vfm.data.annotated.records import Annotation, BadAnnotation, Box, Classes, box_of, is_number
 
 BoxFormat = Literal["xywh", "xyxy", "cxcywh"]
 CLASS_FIELDS = ("category_id", "category", "categories", "label", "labels", "class")
@@ -49,7 +49,7 @@ def objects_in(
             place,
             box,
             segmentation,
-            float(area) if isinstance(area, int | float) else None,
+            float(area) if is_number(area) else None,
             bool(one.get("iscrowd") or one.get("is_crowd")),
             bool(one.get("ignore")),
         )
@@ -66,9 +66,7 @@ def class_names_in(records: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def read_box(numbers: Any, box_format: str) -> Box | None:
     """Return four numbers as corners, None if they are not four numbers."""
-    if not isinstance(numbers, Sequence) or len(numbers) != 4:
-        return None
-    if not all(isinstance(number, int | float) for number in numbers):
+    if not isinstance(numbers, Sequence) or len(numbers) != 4 or not all(map(is_number, numbers)):
         return None
     a, b, c, d = map(float, numbers)
     if box_format == "xyxy":

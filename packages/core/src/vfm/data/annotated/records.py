@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeGuard
 
 from vfm.config import UserError
 from vfm.data.image_list import ImageEntry, write_image_lists
@@ -157,6 +157,11 @@ class ListedImages:
     def pictures(self, source: Source | None) -> list[Picture]:
         """Return the pictures."""
         return self.listed
+
+
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Return whether a value is a finite number that fits into 64 bits."""
+    return isinstance(value, int | float) and abs(value) < 2**63
 
 
 def box_of(left: float, top: float, width: float, height: float) -> Box:
