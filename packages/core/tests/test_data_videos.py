@@ -20,6 +20,7 @@ from vfm.config import UserError
 from vfm.data import BadSample, write_tar
 from vfm.data.videos import ClipSampling, Media, VideoSource, View, drawn_view, fixed_views, read_clips
 from vfm.data.videos.probing import probe
+from vfm.events import Event
 from vfm.stage import Context, Preflight, Runtime
 from vfm.stages.videos import Videos, VideoUnion
 from video_files import CODECS, encode, grey_frames, number_of, rotated, sound_only, without_frames, write
@@ -241,6 +242,20 @@ def test_a_union_has_all_classes_once_and_no_video_of_the_tests(tmp_path: Path) 
     assert union.left_out == {"held_out": 1, "repeated": 1}
     sample = VideoSource.of(union)[0]
     assert read_clips(sample.media, sample.facts, [whole((64, 48), (4,))])[0].shape == (1, 48, 64, 3)
+
+
+def test_files_of_one_name_in_two_classes_are_named_when_a_union_leaves_them_out(tmp_path: Path) -> None:
+    for name in ("run/001", "run/002", "jump/001"):
+        write(tmp_path / "a" / f"{name}.mp4", CLIP)
+    part = indexed(tmp_path, "made", path=str(tmp_path / "a")).path
+    folder = tmp_path / "union"
+    folder.mkdir()
+    events: list[Event] = []
+    config = VideoUnion(kind="data.video_union", name="u", data=["a"])  # type: ignore[list-item]
+    union = config.run(Context("u", folder, folder, {"a": part}, events.append))
+    assert union.num_samples == 2
+    (warning,) = [event.data["message"] for event in events if event.type == "warning"]
+    assert warning.startswith("u: a: 1 of its videos have the id of another one of it, such as '001'")
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,10 @@ def join_videos(config: VideoUnion, ctx: Context) -> VideoDataset:
     rows: list[dict[str, Any]] = []
     dropped: Counter[str] = Counter()
     seen: set[str] = set()
-    for part in parts:
+    for ref, part in zip(config.data, parts, strict=True):
         source = VideoSource.of(part)
         labels = [names.index(name) for name in part.class_names]
+        _warn_of_repeated(ref, source, ctx)
         for row in source.table.to_pylist():
             identity = row["video_id"] or row["key"]
             reason = "held_out" if identity in held_out else "repeated" if identity in seen else ""
@@ -69,6 +70,17 @@ def check_union(config: VideoUnion, ctx: Preflight) -> None:
 def join_names(lists: list[list[str]]) -> list[str]:
     """Return all class names once, in the order in which they first appear: (A, B), (B, C) is A, B, C."""
     return list(dict.fromkeys(name for names in lists for name in names))
+
+
+def _warn_of_repeated(ref: str, source: VideoSource, ctx: Context) -> None:
+    """Warn of ids that several videos of one dataset have: files of one name in folders of two classes."""
+    identity, most = Counter(_ids(source)).most_common(1)[0]
+    if most > 1:
+        extra = len(source) - len(set(_ids(source)))
+        ctx.warn(
+            f"{ctx.stage}: {ref}: {extra} of its videos have the id of another one of it, such as {identity!r}, and are"
+            " left out; give each file a name of its own"
+        )
 
 
 def _ids(source: VideoSource) -> list[str]:
