@@ -28,6 +28,7 @@ class Shardable(Plan):
         ({"runtime": {"parallel": "fsdp"}, "precision": "amp_fp16"}, "amp_fp16 needs runtime.parallel: ddp"),
         ({"runtime": {"profile": [5, 3]}}, "expected the first step before the last one"),
         ({"optimizer": {"type": "timm", "algorithm": "muonn"}}, "optimizer"),
+        ({"loading": {"cache_gb": float("inf")}}, r"cache_gb\n.*finite number"),
     ],
 )
 def test_what_excludes_each_other_is_refused(settings, message):
