@@ -163,6 +163,14 @@ def test_seeds_repeat_the_stages_that_draw_and_those_that_depend_on_them():
     assert recipe.stages[4].part.extra == "a@4"
 
 
+def test_a_stage_of_a_seed_has_the_settings_that_were_given_and_no_other():
+    """By these another process makes it again, and a default may be refused beside another setting."""
+    a, _, total = parse("seeds: [3]\n" + GOOD).stages
+    assert a.given_settings() == {"kind": "toy.draw", "name": "a@3", "count": 2, "seed": 3}
+    part = {"weight": 0.1, "extra": "a@3"}
+    assert total.given_settings() == {"kind": "toy.add", "name": "sum@3", "inputs": ["a@3", "b@3"], "part": part}
+
+
 def test_a_folder_of_the_recipe_is_named_in_the_stages_and_set_in_one_place():
     text = "paths: {photos: here/}\nstages:\n  - {kind: data.images, name: a, path: [$photos/a.tar, $photos/b.tar]}\n"
 

@@ -41,7 +41,9 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
         return ref
     if isinstance(value, BaseModel):
         fields = {key: getattr(value, key) for key in type(value).model_fields}
-        return value.model_copy(update={key: _renamed(item, names) for key, item in fields.items()})
+        renamed = {key: _renamed(item, names) for key, item in fields.items()}
+        # Only what has changed: `model_copy` marks a setting as given, which a default is not.
+        return value.model_copy(update={key: item for key, item in renamed.items() if item != fields[key]})
     if isinstance(value, (list, tuple)):
         return type(value)(_renamed(item, names) for item in value)
     if isinstance(value, dict):
