@@ -68,6 +68,16 @@ def test_without_other_data_nothing_is_evaluated_and_the_vision_tower_can_be_loc
     assert not (here / "store").exists()
 
 
+def test_an_earlier_result_is_tuned_again_under_a_name_of_its_own(here: Path) -> None:
+    (here / "made").mkdir()
+    (here / "model").rename(here / "made/wise")
+    done = finetune("made/wise", "pairs", "--val", "pairs", "--dry-run", *SMALL)
+    assert done.exit_code == 0, done.output
+    stages = stages_of(here / "finetune.yaml")
+    assert (stages["start"]["source"], stages["tuned"]["init"]) == ("made/wise", "start")
+    assert stages["own"]["models"] == ["start", "tuned", "wise"]
+
+
 def test_low_rank_changes_are_trained_and_merged(here: Path) -> None:
     done = finetune("model", "pairs", "--lora", "--rank", "2", "--lock", *SMALL)
     assert done.exit_code == 0, done.output

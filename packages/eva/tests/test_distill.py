@@ -65,6 +65,17 @@ def test_a_student_with_weights_starts_from_them(here: Path) -> None:
     assert "model" not in stages["student"]
 
 
+def test_an_earlier_student_teaches_under_a_name_of_its_own(here: Path) -> None:
+    (here / "made").mkdir()
+    (here / "teacher").rename(here / "made/student")
+    probe = ["--probe", "labelled/test", "--train", "labelled/train"]
+    done = distill("pictures", "--teacher", "made/student", "--student", STUDENT, *probe, "--dry-run", *SMALL)
+    assert done.exit_code == 0, done.output
+    stages = {stage["name"]: stage for stage in yaml.safe_load((here / "distill.yaml").read_text())["stages"]}
+    assert stages["knn"]["models"] == ["teacher", "student"]
+    assert stages["student"]["target"] == {"projected": False}
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

@@ -9,11 +9,12 @@ import yaml
 
 from vfm.artifacts import VisionCheckpoint
 from vfm.config import UserError
-from vfm.flow.evaluation.inputs import Fields, Input
+from vfm.flow.evaluation.inputs import Fields, Input, named_apart
 from vfm.installation import how_to_install
 from vfm.stage import Stage
 
 METHOD = "eva.pretrain"
+STUDENT = "student"  # name of the model that the recipe makes
 WARMUP = 0.1  # of the steps
 MIN_LR = 1e-5  # at the end of the schedule
 EVALUATIONS = ("eval.linear_probe", "eval.knn")
@@ -55,15 +56,16 @@ def distillation_recipe(given: Distillation, known: Mapping[str, type[Stage]]) -
     if bool(given.probe) != bool(given.train):
         raise UserError("a probe needs two sets of labelled images: give both --probe and --train")
     start = given.student if isinstance(given.student, Input) else None
+    teacher = named_apart(given.teacher, [STUDENT], "teacher")  # an earlier result has this name
     stages: list[Fields] = [{"kind": "data.images", "name": "images", "path": given.images}]
-    stages += [model.stage for model in (given.teacher, start) if model and model.stage]
+    stages += [model.stage for model in (teacher, start) if model and model.stage]
     stages.append(
         {
             "kind": METHOD,
-            "name": "student",
+            "name": STUDENT,
             "data": "images",
-            "teacher": given.teacher.ref,
-            **({"target": {"projected": False}} if issubclass(given.teacher.makes, VisionCheckpoint) else {}),
+            "teacher": teacher.ref,
+            **({"target": {"projected": False}} if issubclass(teacher.makes, VisionCheckpoint) else {}),
             **({"start": start.ref} if start else {"model": given.student}),
             "steps": given.steps,
             "global_batch_size": given.batch,
@@ -74,7 +76,7 @@ def distillation_recipe(given: Distillation, known: Mapping[str, type[Stage]]) -
     if given.probe:
         stages += [{"kind": "data.labeled", "name": "probe_train", "path": given.train}]
         stages += [{"kind": "data.labeled", "name": "probe", "path": given.probe}]
-        models = {"models": [given.teacher.ref, "student"], "train": "probe_train", "data": "probe"}
+        models = {"models": [teacher.ref, STUDENT], "train": "probe_train", "data": "probe"}
         stages += [{"kind": kind, "name": kind.rpartition(".")[2], **models} for kind in EVALUATIONS]
     name = start.name if start else given.student
     record = {"description": f"{name} learns {given.teacher.name}'s features of masked patches.", "stages": stages}

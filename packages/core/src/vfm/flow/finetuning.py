@@ -9,11 +9,12 @@ import yaml
 
 from vfm.artifacts import ClipCheckpoint
 from vfm.config import UserError
-from vfm.flow.evaluation.inputs import Fields, Input, saved_artifact
+from vfm.flow.evaluation.inputs import Fields, Input, named_apart, saved_artifact
 from vfm.installation import how_to_install
 from vfm.stage import Stage
 
 METHOD = "clip.train"
+TUNED, WISE = "tuned", "wise"  # names of the models that the recipe makes
 WARMUP = 0.1  # of the steps
 MICRO_BATCH = 64  # bounds the memory of activations; the gradient is that of the whole batch
 WEIGHT_DECAY = 0.1
@@ -57,18 +58,19 @@ def finetuning_recipe(given: Finetuning, known: Mapping[str, type[Stage]]) -> st
         raise UserError(f"vfm finetune needs the stage {METHOD}: {how_to_install('vfm-clip')}")
     if not issubclass(given.model.makes, ClipCheckpoint):
         raise UserError(f"{given.model.name}: expected a CLIP model, got an encoder without texts")
-    stages: list[Fields] = [given.model.stage] if given.model.stage else []
+    model = named_apart(given.model, (TUNED, WISE), "start")  # an earlier result has one of these names
+    stages: list[Fields] = [model.stage] if model.stage else []
     kinds = {"pool": "data.pairs", "val": "data.pairs", "general": "data.labeled"}
     paths = {"pool": given.data, "val": given.val, "general": given.general}
     refs = {name: path if saved_artifact(path) else name for name, path in paths.items() if path}
     stages += [{"kind": kinds[name], "name": name, "path": paths[name]} for name in refs if refs[name] == name]
     tasks = [("own", "eval.retrieval", refs.get("val")), ("kept", "eval.zero_shot", refs.get("general"))]
     evaluations = [(name, kind, ref) for name, kind, ref in tasks if ref]
-    start = given.model.ref
+    start = model.ref
     stages.append(
         {
             "kind": METHOD,
-            "name": "tuned",
+            "name": TUNED,
             "init": start,
             "data": refs["pool"],
             **({"vision": {"lock": True}} if given.lock else {}),
@@ -81,11 +83,11 @@ def finetuning_recipe(given: Finetuning, known: Mapping[str, type[Stage]]) -> st
             "optimizer": {"weight_decay": WEIGHT_DECAY},
         }
     )
-    line: Fields = {"kind": "models.interpolate", "name": "wise", "start": start, "end": "tuned", "alpha": 0.5}
+    line: Fields = {"kind": "models.interpolate", "name": WISE, "start": start, "end": TUNED, "alpha": 0.5}
     if evaluations:
         line["evaluation"] = {"tasks": [{"kind": kind, "data": ref} for _, kind, ref in evaluations]}
     stages.append(line)
-    models = [start, "tuned", "wise"]
+    models = [start, TUNED, WISE]
     stages += [{"kind": kind, "name": name, "models": models, "data": ref} for name, kind, ref in evaluations]
     about = f"{given.model.name} fine-tuned on {given.data}, and interpolated with its first weights (WiSE-FT)."
     record = {"description": about, "stages": stages}

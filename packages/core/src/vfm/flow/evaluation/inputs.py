@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -81,6 +81,11 @@ def model_input(word: str) -> Input:
     name = name or stage_name(f"{short}-{tag}" if tag and not Path(tag).exists() else short)
     fields = {"kind": kind, "name": name, "source": source, **({"pretrained": tag} if tag else {})}
     return Input(name, makes, fields)
+
+
+def named_apart(model: Input, taken: Collection[str], name: str) -> Input:
+    """Return a model whose name in results is none of the taken ones; a saved one that has it is imported as `name`."""
+    return model_input(f"{name}={model.ref}") if model.stage is None and model.name in taken else model
 
 
 def _is_encoder(source: str, tag: str) -> bool:
