@@ -175,6 +175,12 @@ def test_semantic_duplicates_with_several_clusters_drop_only_images_with_a_near_
     assert len(kept[0]) < NUMBER - 10  # and many are found: each image occurs twice
 
 
+def test_equal_vectors_are_near_at_a_cosine_of_one() -> None:
+    vectors = torch.nn.functional.normalize(torch.randn(300, 512, generator=torch.Generator().manual_seed(0)), dim=1)
+    assert near_earlier(torch.cat([vectors, vectors]), 1.0).tolist() == [False] * 300 + [True] * 300
+    assert near_any(vectors, vectors, 1.0).all()
+
+
 def test_near_pairs_in_blocks_equal_a_comparison_of_all(monkeypatch: Any) -> None:
     monkeypatch.setattr("vfm_curation.filters.clusters.BLOCK", 7)
     vectors = torch.nn.functional.normalize(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)), dim=1)

@@ -16,6 +16,7 @@ from vfm.train import prepare_device
 
 BLOCK = 4096
 ROUNDS = 10
+EQUAL = 1 - 1e-6  # fp32 rounds the cosine of a vector with itself to a little less than 1
 
 
 def spherical_kmeans(vectors: Tensor, num_clusters: int, seed: int) -> Tensor:
@@ -55,7 +56,7 @@ def near_earlier(vectors: Tensor, min_cosine: float) -> NDArray[np.bool_]:
     for start in range(0, len(vectors), BLOCK):
         block = vectors[start : start + BLOCK]
         for before in range(0, start + 1, BLOCK):
-            near = block @ vectors[before : before + BLOCK].T >= min_cosine  # (BLOCK, BLOCK)
+            near = block @ vectors[before : before + BLOCK].T >= min(min_cosine, EQUAL)  # (BLOCK, BLOCK)
             if before == start:
                 near = near.tril(diagonal=-1)
             found[start : start + BLOCK] |= near.any(dim=1)
@@ -66,7 +67,7 @@ def near_any(vectors: Tensor, references: Tensor, min_cosine: float) -> NDArray[
     """Return whether the cosine with any reference is at least `min_cosine`, (N,)."""
     found = torch.zeros(len(vectors), dtype=torch.bool, device=vectors.device)
     for block in torch.split(references, BLOCK):
-        found |= (vectors @ block.T >= min_cosine).any(dim=1)
+        found |= (vectors @ block.T >= min(min_cosine, EQUAL)).any(dim=1)
     return found.cpu().numpy()
 
 
