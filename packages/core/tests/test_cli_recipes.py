@@ -16,6 +16,7 @@ import toy_plugin
 import vfm
 from cli_world import RECIPE, run_here, toys
 from vfm.cli.written_recipe import run_written
+from vfm.flow import yaml_lines
 from vfm.flow.recipe import parse_recipe
 from vfm.flow.schema import json_schema
 from vfm.plugins import load_plugins, stage_types
@@ -111,6 +112,28 @@ def test_override_behind_an_alias_changes_one_stage_only():
     text += "  - {kind: toy.add, name: other, inputs: [a], part: *part}\n"
     stages = parse_recipe(text, KNOWN, ["sum.part.weight=2"], name="r", where="r.yaml").stages
     assert [stage.part.weight for stage in stages[2:]] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("010", 10), ("-08", -8), ("0100", 100), ("2024-01-01", "2024-01-01"), ("1:30", "1:30")]
+)
+def test_scalars_are_those_of_yaml_1_2(text: str, value: object) -> None:
+    assert yaml_lines.parse_value(text, "--set x") == value
+
+
+texts = st.text(max_size=8) | st.sampled_from(["08", "010", "1e3", "2024-01-01", "1:30", "no", "~", "0x10", "=", "<<"])
+
+
+@settings(deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+        max_leaves=8,
+    )
+)
+def test_a_recipe_that_is_written_is_read_back(value: object) -> None:
+    assert yaml_lines.parse(yaml_lines.dump({"stages": [value, value]}), "r.yaml")[0] == {"stages": [value, value]}
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates()

@@ -354,7 +354,10 @@ def test_shipped_recipes_over_a_base_resolve_to_their_papers_values():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("stages: [{kind: data.pairs, name: pool, path: 2020-13-01}]", "not valid YAML: month must be in 1..12"),
+        (
+            "stages: [{kind: data.pairs, name: pool, path: !!timestamp 2020-13-01}]",
+            "not valid YAML: month must be in 1..12",
+        ),
         (f"stages: [{{kind: data.pairs, name: pool, path: {'9' * 5000}}}]", "not valid YAML: Exceeds the limit"),
         (f"base: {'z' * 5000}", "base: no recipe 'zzz"),
         (f"stages: [{{kind: eval.summary, name: s, scores: [{{report: {'z' * 5000}}}]}}]", "no earlier stage"),

@@ -13,7 +13,6 @@ from typing import Any
 
 import pluggy
 import pyarrow as pa
-import yaml
 from rich.table import Table
 
 from vfm.api.paths import AnyPath, as_place
@@ -30,6 +29,7 @@ from vfm.flow.results import reports
 from vfm.flow.run_names import run_name
 from vfm.flow.runs import RUN_FILE
 from vfm.flow.store import LINKS, Store
+from vfm.flow.yaml_lines import dump
 from vfm.integrity import read_sealed
 from vfm.plugins import load_plugins, naming_extras, stage_types
 from vfm.stage import Stage
@@ -162,7 +162,7 @@ def run(
     manager = load_plugins()
     known = stage_types(manager)
     if isinstance(recipe, Mapping):
-        text = yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True, width=120)
+        text = dump(_plain(recipe))
         loaded = text_recipe(text, known, set, name, "the recipe")
     else:
         loaded = load_recipe(as_place(recipe), known, overrides(set))

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import yaml
-
 from vfm.artifacts import VisionCheckpoint
 from vfm.config import UserError
 from vfm.flow.evaluation.inputs import Fields, Input, named_apart
+from vfm.flow.yaml_lines import dump
 from vfm.installation import how_to_install
 from vfm.stage import Stage
 
@@ -80,4 +79,4 @@ def distillation_recipe(given: Distillation, known: Mapping[str, type[Stage]]) -
         stages += [{"kind": kind, "name": kind.rpartition(".")[2], **models} for kind in EVALUATIONS]
     name = start.name if start else given.student
     record = {"description": f"{name} learns {given.teacher.name}'s features of masked patches.", "stages": stages}
-    return yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
+    return dump(record)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import yaml
-
 from vfm.artifacts import ClipCheckpoint
 from vfm.config import UserError
 from vfm.flow.evaluation.inputs import Fields, Input, named_apart, saved_artifact
+from vfm.flow.yaml_lines import dump
 from vfm.installation import how_to_install
 from vfm.stage import Stage
 
@@ -91,4 +90,4 @@ def finetuning_recipe(given: Finetuning, known: Mapping[str, type[Stage]]) -> st
     stages += [{"kind": kind, "name": name, "models": models, "data": ref} for name, kind, ref in evaluations]
     about = f"{given.model.name} fine-tuned on {given.data}, and interpolated with its first weights (WiSE-FT)."
     record = {"description": about, "stages": stages}
-    return yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
+    return dump(record)

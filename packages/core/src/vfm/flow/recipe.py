@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from vfm.artifacts import FACTS_FILE, Artifact
@@ -18,7 +17,7 @@ from vfm.config import Config, UserError, did_you_mean, error_lines
 from vfm.flow.recipe_source import Mistakes, RecipeSource, apply_overrides, find_recipe, read_source, read_text
 from vfm.flow.run_names import run_name
 from vfm.flow.seeds import per_seed
-from vfm.flow.yaml_lines import KeyPath, one_line
+from vfm.flow.yaml_lines import KeyPath, dump, one_line
 from vfm.interfaces import Evaluation
 from vfm.plugins import unknown_kind
 from vfm.redaction import redacted, redacted_words
@@ -137,7 +136,7 @@ def _resolved_text(source: RecipeSource, overrides: Sequence[str]) -> str:
     value = redacted(source.value)
     if isinstance(about := value.get("description"), str):
         value = {**value, "description": about.strip()}
-    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None)
+    text = dump(value)
     bases = f", laid over {', '.join(source.bases)}" if source.bases else ""
     settings = "".join(f" --set {shlex.quote(word)}" for word in redacted_words(overrides))
     return one_line(f"# {source.where}{bases}{settings and f', with{settings}'}") + f"\n{text}"

@@ -1,4 +1,7 @@
-"""Load recipe YAML: safely, with YAML 1.2 scalars (`1e-4` is a number, `no` is a string) and the line of every key."""
+"""Load recipe YAML: safely, with YAML 1.2 scalars (`1e-4` is a number, `no` is a string) and the line of every key.
+
+What is written is read back: what YAML 1.2 alone takes for a number is quoted too.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ TEXT_TAG = "tag:yaml.org,2002:str"
 
 
 class _Loader(yaml.SafeLoader):
-    """A SafeLoader that reads `1e-4` as a number and every key as a string, and rejects duplicate keys."""
+    """A SafeLoader that reads `1e-4` and `010` as numbers and every key as a string, and rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -38,7 +41,7 @@ class _Loader(yaml.SafeLoader):
 _FLOAT = re.compile(r"^[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
 _INTEGER = re.compile(r"^[-+]?\d+$")
 _BOOLEAN = re.compile(r"^(true|True|TRUE|false|False|FALSE)$")
-_REPLACED = {f"tag:yaml.org,2002:{name}" for name in ("float", "int", "bool")}
+_REPLACED = {f"tag:yaml.org,2002:{name}" for name in ("float", "int", "bool", "timestamp")}
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in pairs if tag not in _REPLACED]
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -46,6 +49,17 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INTEGER, list("-+0123456789"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOLEAN, list("tTfF"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))  # not octal
+
+
+class _Dumper(yaml.SafeDumper):
+    """A SafeDumper that quotes what `_Loader` reads as no string, and writes a list that occurs twice in full."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Return True: anchors and aliases are hard to read."""
+        return True
 
 
 def parse(text: str, where: str) -> tuple[Any, dict[KeyPath, int]]:
@@ -72,7 +86,7 @@ def parse(text: str, where: str) -> tuple[Any, dict[KeyPath, int]]:
         raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise UserError(f"{where}: nested too deeply") from None
-    except ValueError as error:  # a date that does not exist, or a number of thousands of digits
+    except ValueError as error:  # a number of thousands of digits, or a date (by its tag) that does not exist
         raise UserError(f"{where}: not valid YAML: {error}") from None
     lines: dict[KeyPath, int] = {}
     _collect(node, (), lines, where)
@@ -95,6 +109,14 @@ def parse_value(text: str, where: str) -> Any:
         return parse(text, where)[0]
     except UserError:
         return text
+
+
+def dump(value: Any) -> str:
+    """Return plain data as YAML that `parse` reads back."""
+    text: str = yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None
+    )
+    return text
 
 
 def one_line(text: str) -> str:

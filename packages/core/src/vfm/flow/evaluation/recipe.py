@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
-import yaml
 from pydantic import TypeAdapter
 
 from vfm.artifacts import (
@@ -23,6 +22,7 @@ from vfm.config import UserError, did_you_mean
 from vfm.flow.evaluation.datasets import EvaluationDataset
 from vfm.flow.evaluation.inputs import Fields, Input, stage_name
 from vfm.flow.evaluation.suites import LeftOut
+from vfm.flow.yaml_lines import dump
 from vfm.interfaces import Evaluation
 from vfm.stage import Ref, Stage
 
@@ -100,7 +100,7 @@ def evaluation_recipe(
         summary["missing"] = [_non_empty(asdict(gap)) for gap in plan.left_out]
     plan.stages.append(summary)
     record = {"description": description, "stages": plan.stages}
-    return yaml.dump(record, Dumper=_NoAliases, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
+    return dump(record)
 
 
 def _evaluations(plan: EvaluationPlan, one: EvaluationDataset, task: str) -> Iterator[Fields]:
@@ -186,10 +186,3 @@ def _check_names(models: Sequence[Input], datasets: Sequence[EvaluationDataset])
         raise UserError(f"two of the models and datasets are named {repeated[0]!r}; rename one: NAME=...")
     if SUMMARY in names:
         raise UserError(f"{SUMMARY!r} is the name of the table of all results; choose another name: NAME=...")
-
-
-class _NoAliases(yaml.SafeDumper):
-    """Writes a list that occurs twice in full: anchors and aliases are hard to read."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
