@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,39 @@ def test_a_label_of_yolo_is_a_whole_number(tmp_path: Path, label: str) -> None:
     assert read(tmp_path / "data", tmp_path / "set").bad_annotations == {"unknown_class": 1}
 
 
+def test_yaml_of_something_else_is_passed_over(tmp_path: Path) -> None:
+    write(tmp_path / "set/images/train/a.jpg", jpeg())
+    write(tmp_path / "set/labels/train/a.txt", "0 .5 .5 .1 .1\n")
+    write(tmp_path / "set/data.yaml", "names: [a]\n")
+    write(tmp_path / "set/compose.yaml", "a: 1\n---\nb: 2\n")
+    write(tmp_path / "list.yaml", "[1, 2]\n")
+    assert read(tmp_path / "data", tmp_path / "set").class_names == ["a"]
+    write(tmp_path / "set/data.yaml", "names: [a\n")
+    with pytest.raises(UserError, match=r"data\.yaml: not readable as YAML"):
+        read(tmp_path / "broken", tmp_path / "set")
+
+
+def test_a_packed_json_with_damage_inside_is_one_line(tmp_path: Path) -> None:
+    folder = coco(tmp_path / "set", [GOOD] * 200)
+    file = folder / "annotations/instances_train.json"
+    data = bytearray(gzip.compress(file.read_bytes()))
+    data[40:60] = b"\xff" * 20
+    packed = write(tmp_path / "packed.json.gz", bytes(data))
+    with pytest.raises(UserError, match=r"packed\.json\.gz: not readable as JSON"):
+        read(tmp_path / "data", folder, annotations=str(packed))
+
+
+def test_numbers_of_classes_have_a_limit() -> None:
+    records = [{"objects": [{"bbox": [1, 1, 5, 5], "category": 1_000_012_345}]}]
+    with pytest.raises(
+        UserError, match=r"a\.tar: expected numbers of classes below 100,000, got 1000012345; set names"
+    ):
+        class_names_in(records, "a.tar")
+
+
 def test_a_class_that_is_no_name_and_no_number_gives_no_class() -> None:
     records = [{"objects": {"bbox": [[1, 1, 5, 5]] * 2, "category": [["x"], "cat"]}}]
-    assert class_names_in(records) == ["cat"]
+    assert class_names_in(records, "a.tar") == ["cat"]
 
 
 SEGMENT, DARK = {"id": 1, "category_id": 10}, {"id": 2, "category_id": 20}

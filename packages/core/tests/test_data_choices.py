@@ -174,6 +174,12 @@ def test_invalid_sugarcrepe_files_raise_one_line(tmp_path, records, root, messag
         load(tmp_path, folder, image_root=root and str(folder / root))
 
 
+def test_json_that_is_nested_too_deep_is_one_line(tmp_path):
+    (tmp_path / "add_att.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"add_att\.json: not readable as JSON"):
+        load(tmp_path, tmp_path / "add_att.json", image_root=str(tmp_path))
+
+
 WINOGROUND = [
     {
         "id": number,

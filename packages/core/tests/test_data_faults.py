@@ -11,6 +11,7 @@ import pytest
 from data_samples import EN, bomb, context, encoded, json_member, make_pool, members
 from vfm.config import UserError
 from vfm.data import BadSample, Source, open_dataset, write_tar
+from vfm.data.byte_ranges import OpenFile
 from vfm.data.images import decode_image, open_image
 from vfm.data.webdataset import TarShard
 from vfm.panels import load_panels
@@ -163,6 +164,19 @@ def test_table_without_rows_has_no_samples(tmp_path):
     (tmp_path / "t.csv").write_text("image,caption\n")
     with pytest.raises(UserError, match=r"no samples found in .*t\.csv$"):
         indexed(tmp_path, f"{tmp_path}/t.csv")
+
+
+def test_a_first_tar_without_samples_is_passed_over_before_a_run(tmp_path):
+    write_tar(tmp_path / "0.tar", [])
+    write_tar(tmp_path / "1.tar", [("a", members(0))])
+    config = Pairs(kind="data.pairs", name="pool", path=f"{tmp_path}/{{0..1}}.tar")
+    config.preflight(None)
+    assert len(open_dataset(config.run(context(tmp_path / "made")))) == 1
+
+
+def test_an_error_of_the_disk_names_its_file(tmp_path):
+    with pytest.raises(OSError, match="/proc/self/mem"):  # a regular file, of which the first bytes cannot be read
+        OpenFile("/proc/self/mem")(0, 8)
 
 
 def test_list_without_images_has_no_samples(tmp_path):

@@ -276,7 +276,14 @@ def test_files_of_one_name_in_two_classes_are_named_when_a_union_leaves_them_out
             {},
             "expected label, time_end",
         ),
+        (
+            {"c/a.mp4": CLIP, "l.csv": b"label,youtube_id,time_start,time_end\nx,y,inf,1\n"},
+            {},
+            "expected label, time_end",
+        ),
+        ({"c/a.mp4": CLIP, "l.txt": b"c/a.mp4 202611280138\n"}, {}, "c/a: expected a label below 100,000"),
         ({"c/a.mp4": CLIP, "l.json": b"{"}, {}, "not readable as JSON"),
+        ({"c/a.mp4": CLIP, "l.json": b"[" * 100_000}, {}, "not readable as JSON"),
         ({"c/a.mp4": CLIP, "l.json": b'[{"id": 1}]'}, {}, "expected videos with `id` and `template`"),
         ({"c/a.mp4": CLIP}, {"format": "kinetics"}, "needs annotations"),
         ({"c/a.mp4": CLIP, "c/a.webm": CLIP}, {}, "2 videos have the key 'c/a'"),
@@ -294,6 +301,18 @@ def test_wrong_data_are_one_line(
     with pytest.raises(UserError, match=message) as caught:
         indexed(tmp_path, path=str(tmp_path / "root"), **fields)
     assert "\n" not in str(caught.value)
+
+
+def test_wrong_names_of_classes_are_one_line(tmp_path: Path) -> None:
+    write(tmp_path / "root/c/a.mp4", CLIP)
+    listed = write(tmp_path / "l.txt", b"c/a.mp4 0\n")
+    names = write(tmp_path / "names.csv", b"id,name\n0,run\njump\n")
+    settings = {"path": str(tmp_path / "root"), "annotations": str(listed), "names": str(names)}
+    with pytest.raises(UserError, match=r"names\.csv: line 3: expected `id,name`, got 'jump'"):
+        indexed(tmp_path, **settings)
+    names.write_text("id,name\n1,run\n2,jump\n")  # label 1 would be named jump
+    with pytest.raises(UserError, match=r"names\.csv: expected the numbers 0 to 1, each once"):
+        indexed(tmp_path, **settings)
 
 
 @given(total=st.integers(1, 400), length=st.integers(1, 32), clips=st.integers(1, 5), stride=st.integers(1, 9))

@@ -25,10 +25,17 @@ class OpenFile:
         self._file = -1
 
     def __call__(self, start: int, stop: int) -> bytes:
-        """Return bytes of the file, fewer if it ends before."""
+        """Return bytes of the file, fewer if it ends before.
+
+        Raises:
+            OSError: they cannot be read; it names the file.
+        """
         if self._file < 0:
             self._file = files.open_regular(self.path)
-        return os.pread(self._file, stop - start, start)
+        try:
+            return os.pread(self._file, stop - start, start)
+        except OSError as error:  # which does not name the file
+            raise OSError(error.errno, error.strerror, self.path) from None
 
     def __del__(self) -> None:
         if self._file >= 0:

@@ -170,7 +170,7 @@ def read_choice_image(root: str, name: str) -> bytes:
 def _records_by_number(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         found = json.loads(files.read_text(str(path)))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected SugarCrepe's records by number, got a {type(found).__name__}")

@@ -27,7 +27,8 @@ from vfm.stage import Context
 from vfm.stages.data import ImageFiles
 
 MIN_SAMPLES_TO_CHECK = 1000  # with fewer samples, the fraction of bad ones is not meaningful yet
-PEEK = 50  # samples to try before a dataset is reported as unreadable
+PEEK = 50  # samples of a shard to try before a dataset is reported as unreadable
+PEEK_SHARDS = 3  # the first may be empty
 
 
 @dataclass
@@ -186,11 +187,13 @@ def _first_reads(layout: Layout, spec: DatasetSpec) -> Iterator[Callable[[], Sam
     if layout.kind in ("folder", "table", "coco"):
         yield from (partial(entry.read, spec) for entry in islice(layout.entries(spec), PEEK))
         return
-    path = layout.paths[0]
-    readers: Iterable[ShardReader]
+    for path in layout.paths[:PEEK_SHARDS]:
+        for reader in _first_readers(path, layout, spec):
+            yield from (partial(reader.read, row) for row in range(min(PEEK, len(reader))))
+
+
+def _first_readers(path: str, layout: Layout, spec: DatasetSpec) -> Iterator[ShardReader]:
     if layout.kind == "webdataset":  # the whole tar only if its beginning is not enough, as in an unsorted tar
-        readers = (TarShard(path, Shard.of(path, 0).size, spec, limit=limit) for limit in (PEEK, MAX_ROWS))
+        yield from (TarShard(path, Shard.of(path, 0).size, spec, limit=limit) for limit in (PEEK, MAX_ROWS))
     else:
-        readers = [open_shard(path, "parquet", spec, size=0)]
-    for reader in readers:
-        yield from (partial(reader.read, row) for row in range(min(PEEK, len(reader))))
+        yield open_shard(path, "parquet", spec, size=0)

@@ -7,6 +7,8 @@ from pydantic import Field
 from vfm.config import Config
 from vfm.data.sample import BadSample
 
+MAX_CLASSES = 100_000  # a larger number is no class, and names of all numbers up to it would fill the memory
+
 
 class DatasetSpec(Config):
     """Parts to read of each sample."""

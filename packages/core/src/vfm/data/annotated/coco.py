@@ -9,6 +9,7 @@ Sources: the format at cocodataset.org; LVIS (arXiv:1908.03195) for the federate
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ def stream(path: str, name: str) -> Iterator[dict[str, Any]]:
                 if not isinstance(one, dict):
                     raise UserError(f"{path}: expected objects in `{name}`, got {str(one)[:SHOWN]}")
                 yield one
-        except (ijson.JSONError, OSError, EOFError, UnicodeDecodeError) as error:
+        except (ijson.JSONError, OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
             raise UserError(f"{path}: not readable as JSON: {' '.join(str(error).split())}") from None
 
 

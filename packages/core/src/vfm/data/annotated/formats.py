@@ -18,6 +18,7 @@ from vfm.data.layout import Kind, find_layout
 from vfm.stages.annotated import Annotated
 
 LAYOUTS: dict[str, Kind] = {"hugging_face": "parquet", "webdataset": "webdataset"}
+DATA_YAML = "data.yaml"  # of a dataset in YOLO's layout
 COCO_FORMATS = ("coco", "lvis", "objects365")
 EXPECTED = (
     "expected COCO's json (instances, panoptic), LVIS, Objects365, VOC, YOLO, ADE20K, COCO-Stuff, Cityscapes, folders"
@@ -69,7 +70,7 @@ MARKS: dict[str, Callable[[str], bool]] = {
     "cityscapes": _has("leftImg8bit", "gtFine"),
     "ade20k": _has("objectInfo150.txt", "images", "annotations"),
     "coco_stuff": _has("stuffthingmaps"),
-    "yolo": lambda root: _has("labels", "images")(root) or _has("data.yaml")(root),
+    "yolo": lambda root: _has("labels", "images")(root) or _has(DATA_YAML)(root),
 }  # fmt: skip
 
 
@@ -176,10 +177,19 @@ def _yolo(config: Annotated) -> YoloFolder:
 
 
 def _yamls(root: str) -> Iterator[str]:
+    """Yield the yaml files with class names in a folder and in the one above; those of other things are passed over."""
     for folder in (root, root.rpartition("/")[0] or "."):
         for name in sorted(files.names_in(folder)):
-            if name.endswith((".yaml", ".yml")) and "names" in read_yaml(f"{folder}/{name}"):
-                yield f"{folder}/{name}"
+            path = f"{folder}/{name}"
+            if name == DATA_YAML or (name.endswith((".yaml", ".yml")) and _has_names(path)):
+                yield path
+
+
+def _has_names(path: str) -> bool:
+    try:
+        return "names" in read_yaml(path)
+    except UserError:
+        return False
 
 
 def _ade20k(config: Annotated) -> AnnotationReader:

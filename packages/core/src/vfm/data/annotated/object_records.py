@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from vfm.config import UserError
 from vfm.data.annotated.records import Annotation, BadAnnotation, Box, Classes, box_of, is_number
+from vfm.data.spec import MAX_CLASSES
 
 BoxFormat = Literal["xywh", "xyxy", "cxcywh"]
 CLASS_FIELDS = ("category_id", "category", "categories", "label", "labels", "class")
@@ -55,12 +57,18 @@ def objects_in(
         )
 
 
-def class_names_in(records: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the names of all classes: the sorted names that occur, or the numbers up to the largest."""
+def class_names_in(records: Iterable[Mapping[str, Any]], where: str) -> list[str]:
+    """Return the names of all classes: the sorted names that occur, or the numbers up to the largest.
+
+    Raises:
+        UserError: the largest number is no class; `where` is the address of the records.
+    """
     given = (_first(one, CLASS_FIELDS) for record in records for one in _listed(record))
     found = {one for one in given if isinstance(one, str | int)}
     names = sorted(one for one in found if isinstance(one, str))
     largest = max((one for one in found if isinstance(one, int)), default=-1)
+    if not names and largest >= MAX_CLASSES:
+        raise UserError(f"{where}: expected numbers of classes below {MAX_CLASSES:,}, got {largest}; set names")
     return names or [str(number) for number in range(largest + 1)]
 
 

@@ -49,7 +49,7 @@ class SampleRecords:
         self.format = "webdataset" if self.layout.kind == "webdataset" else "hugging_face"
         if not self.classes.names:
             names = _names_in_schema(self.layout.paths[0]) if self.format == "hugging_face" else []
-            self.classes = Classes.numbered(names or class_names_in(self._all()))
+            self.classes = Classes.numbered(names or class_names_in(self._all(), self.layout.paths[0]))
         if not self.labels:
             first = [
                 one

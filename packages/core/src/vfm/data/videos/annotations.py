@@ -55,7 +55,7 @@ def kinetics(config: Videos, root: str) -> Listing:
         try:
             start, end = (int(float(row[name])) for name in ("time_start", "time_end"))
             identity, label = row["youtube_id"], row["label"].strip()
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
             raise UserError(
                 f"{config.annotations}: expected {', '.join(sorted(KINETICS_COLUMNS))}, got {row}"
             ) from None
@@ -166,9 +166,18 @@ def _names(config: Videos) -> list[str]:
         return list(config.class_names)
     lines = list(_lines(config.names))
     if lines and re.fullmatch(r"id\s*,\s*name", lines[0]):
-        rows = sorted((int(number), name.strip()) for number, name in (line.split(",", 1) for line in lines[1:]))
+        rows = sorted(_numbered(config.names, *row) for row in enumerate(lines[1:], 2))
+        if [number for number, _ in rows] != list(range(len(rows))):
+            raise UserError(f"{config.names}: expected the numbers 0 to {len(rows) - 1}, each once")
         return [name for _, name in rows]
     return lines
+
+
+def _numbered(path: str, row: int, line: str) -> tuple[int, str]:
+    number, _, name = line.partition(",")
+    if not number.strip().isdecimal() or not name.strip():
+        raise UserError(f"{path}: line {row}: expected `id,name`, got {line[:80]!r}")
+    return int(number), name.strip()
 
 
 def _lines(path: str) -> Iterator[str]:
@@ -178,5 +187,5 @@ def _lines(path: str) -> Iterator[str]:
 def _json(path: str) -> Any:
     try:
         return json.loads(files.read_text(path))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path}: not readable as JSON") from None

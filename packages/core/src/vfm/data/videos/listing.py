@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from vfm.config import UserError
 from vfm.data.sample import BadSample
+from vfm.data.spec import MAX_CLASSES
 from vfm.data.videos.media import Media
 
 
@@ -55,9 +56,7 @@ class Listing:
         known = list(names or self.class_names)
         words = {one.label for one in self.videos if isinstance(one.label, str)}
         if not known:
-            known = sorted(words) or [
-                str(n) for n in range(1 + max((int(one.label) for one in self.videos), default=0))
-            ]
+            known = sorted(words) or self._numbers()
         place = {name: number for number, name in enumerate(known)}
         labels = []
         for one in self.videos:
@@ -66,3 +65,13 @@ class Listing:
                 raise UserError(f"{one.key}: expected a label of the {len(known)} classes, got {one.label!r}")
             labels.append(label)
         return known, labels
+
+    def _numbers(self) -> list[str]:
+        """Return the numbers of the classes up to the largest as their names."""
+        last = max(self.videos, key=lambda one: int(one.label), default=None)
+        largest = int(last.label) if last else 0
+        if last and largest >= MAX_CLASSES:
+            raise UserError(
+                f"{last.key}: expected a label below {MAX_CLASSES:,}, or names of the classes, got {largest}"
+            )
+        return [str(number) for number in range(largest + 1)]
