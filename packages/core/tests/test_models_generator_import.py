@@ -60,6 +60,14 @@ def test_flow_model_is_recognised_by_its_scheduler(tmp_path: Path) -> None:
     assert import_generator(f"local-dir:{source}", tmp_path / "out").prediction == "flow"
 
 
+def test_a_size_that_is_no_number_is_one_line(tmp_path: Path) -> None:
+    source = generator(tmp_path / "source")
+    file = source / "unet/config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "sample_size": [8, 8]}))
+    with pytest.raises(UserError, match=r"unet/config\.json: not readable as the configuration of a denoiser"):
+        import_generator(f"local-dir:{source}", tmp_path / "out")
+
+
 def test_wrong_weights_pickles_and_missing_parts_are_one_line_errors(tmp_path: Path) -> None:
     source = generator(tmp_path / "source")
     weights = source / "unet" / "diffusion_pytorch_model.safetensors"

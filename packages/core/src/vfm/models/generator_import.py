@@ -84,17 +84,16 @@ def read_facts(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: a part is missing, or the denoiser has no cross-attention.
     """
-    config = _read_json(folder / denoiser_folder(folder) / "config.json")
-    width = config.get("cross_attention_dim") or config.get("joint_attention_dim")
-    if isinstance(width, list):
-        width = width[0]
-    if not width:
+    file = folder / denoiser_folder(folder) / "config.json"
+    config = _read_json(file)
+    with naming(file, "the configuration of a denoiser"):
+        size = int(config.get("sample_size") or 64)
+        width = config.get("cross_attention_dim") or config.get("joint_attention_dim")
+        condition = int((width[0] if isinstance(width, list) else width) or 0)
+    if not condition:
         raise UserError(f"{folder}: its denoiser has no cross-attention, so it cannot be conditioned")
-    return {
-        "sample_size": int(config.get("sample_size") or 64),
-        "condition_width": int(width),
-        "prediction": _prediction(_read_json(folder / SCHEDULER_FILE), folder),
-    }
+    prediction = _prediction(_read_json(folder / SCHEDULER_FILE), folder)
+    return {"sample_size": size, "condition_width": condition, "prediction": prediction}
 
 
 def denoiser_folder(folder: Path) -> str:
