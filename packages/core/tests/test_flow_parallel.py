@@ -99,6 +99,9 @@ def test_jobs_take_gpus_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     record = Record()
     run_in_parallel(steps()[:2], record.run_one, lambda event: None, 2)
     assert sorted(one["CUDA_VISIBLE_DEVICES"] for one in record.environments.values()) == ["4", "6"]
+    several = Step(Named("several", runtime=Runtime(processes=2)))
+    run_in_parallel([several], record.run_one, lambda event: None, 2)
+    assert "CUDA_VISIBLE_DEVICES" not in record.environments["several"]  # each of its processes takes one
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr("vfm.flow.parallel.GPUS", tmp_path / "none")
     run_in_parallel(steps()[:1], record.run_one, lambda event: None, 2)

@@ -359,7 +359,7 @@ class Metric(Config):
 
 
 class Comparison(Config):
-    """A paired test of a model against the first one, on the same items or over the same seeds."""
+    """A test of a model against the first one, on the same items or over the same seeds."""
 
     metric: str = Field(description="name of the compared metric")
     model: str = Field(description="name of the compared model")
@@ -368,7 +368,9 @@ class Comparison(Config):
     low: float = Field(description="lower end of the 95 % interval of the difference")
     high: float = Field(description="upper end of the 95 % interval")
     p_value: float = Field(description="two-sided p-value")
-    test: str = Field(description="exact McNemar, sign flips, or paired t over seeds")
+    test: str = Field(
+        description="name of the test: exact McNemar, sign flips, paired bootstrap, paired t over seeds, ..."
+    )
 
 
 class Report(Artifact):

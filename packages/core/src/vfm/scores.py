@@ -25,7 +25,7 @@ class Difference:
 class Score(Protocol):
     """One metric of one model, with what its interval and its paired test need.
 
-    `vfm.eval.Accuracy` (right or wrong items) and `vfm.eval.MeanAveragePrecision` are scores.
+    `vfm.eval.Accuracy` (right or wrong items), `MeanAveragePrecision` and `ResampledScore` are scores.
     """
 
     @property

@@ -1,9 +1,10 @@
 """Evaluation of vision and CLIP models, and what an evaluation of one's own needs.
 
 An evaluation subclasses `vfm.plugin.ModelEvaluation`: it encodes a dataset (`encode_dataset`, `encode_labeled`) and
-returns an `Evaluated` with a `ModelResult` per model, whose scores are `Accuracy` or `MeanAveragePrecision`. A model
-with a dense head is a `DensePredictor`, whose methods return `Instances` and `PanopticMap`. Importing this package
-imports torch; configurations are in `vfm.stages.evaluation`, statistics in `vfm.statistics`, without it.
+returns an `Evaluated` with a `ModelResult` per model, whose scores are `Accuracy`, `MeanAveragePrecision` or
+`ResampledScore`. A model with a dense head is a `DensePredictor`, whose methods return `Instances` and `PanopticMap`.
+Importing this package imports torch; configurations are in `vfm.stages.evaluation`, statistics in `vfm.statistics`,
+without it.
 """
 
 from vfm.eval.attentive_probe import AttentiveHead

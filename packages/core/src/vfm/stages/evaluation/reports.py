@@ -38,7 +38,7 @@ class SummarisedReport(Config):
     """A report, and which of its scores count in means."""
 
     report: Ref[Report] = Field(description="an evaluation's report")
-    title: str = Field("", description="title of its row; default: the report's dataset")
+    title: str = Field("", description="title of its row; default: the name in `report`")
     group: str = Field("", description="rows of one group are averaged; default: this row is not averaged")
     way: str = Field(
         "", description="what distinguishes rows of one dataset (a task, a language, resizing): each has its own means"
