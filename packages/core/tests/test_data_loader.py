@@ -1,5 +1,10 @@
 """Batches depend only on the step: not on workers, processes, micro-batches, restarts or bad samples."""
 
+import multiprocessing
+import os
+import signal
+import time
+
 import pytest
 import torch
 
@@ -108,6 +113,19 @@ def test_replacements_are_the_same_for_all_workers_ranks_and_micro_batches(broke
     whole = flat(training(broken_source).steps(0, 6))
     pieces = [flat(training(broken_source).steps(0, 6, rank=r, world_size=2, micro_batch_size=2)) for r in range(2)]
     assert [pieces[0][step] + pieces[1][step] for step in range(6)] == whole
+
+
+def test_a_signal_to_all_processes_of_a_job_leaves_the_workers_to_the_training(broken_source):
+    alone = flat(training(broken_source).steps(0, 9))
+    steps = training(broken_source, workers=1).steps(0, 9)
+    first = next(steps)
+    (worker,) = multiprocessing.active_children()
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        os.kill(worker.pid, number)
+        time.sleep(0.3)
+    assert flat([first, *steps]) == alone
+    worker.join(20)
+    assert worker.exitcode == 0
 
 
 def test_workers_change_nothing(broken_source):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -230,6 +232,7 @@ def read_batches(
         num_workers=workers,
         collate_fn=_unchanged,
         multiprocessing_context=start if workers else None,
+        worker_init_fn=_outlast_signals if workers else None,
         pin_memory=workers > 0 and torch.cuda.is_available(),
         generator=torch.Generator(),  # otherwise the loader would draw from, and so shift, the global generator
     )
@@ -241,3 +244,12 @@ def read_batches(
 
 def _unchanged(batch: Any) -> Any:
     return batch
+
+
+def _outlast_signals(worker: int) -> None:
+    """Let a worker go on until the training has saved a checkpoint: schedulers signal all processes of a job.
+
+    A second SIGTERM ends it, as torch sends to workers that are left when a process ends.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, lambda *_: os._exit(0)))
