@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from vfm.config import UserError
 from vfm.data import BadSample
 from vfm.data.annotated import AnnotatedSource
+from vfm.eval.bad_samples import BadSamples
 from vfm.stage import Context
 from vfm.stages.evaluation.base import ReadSettings
 from vfm.train.sharing import AT_ONCE, in_batches, of_all, own_share
@@ -75,19 +75,16 @@ def each_result(
         assert for_others
         return [(number, one if isinstance(one, BadSample) else for_others(one)) for number, one in batch]
 
-    bad: Counter[str] = Counter()
-    first_bad = ""
+    bad = BadSamples(ctx)
     own = map(of_batch, own_share(in_batches(range(len(source)), batch_size)))
     for batch in of_all(own, for_others=reduced if for_others else None, at_once=at_once):
         for number, result in batch:
             if isinstance(result, BadSample):
-                first_bad = first_bad or f"{result.where} ({result.reason})"
-                bad[result.reason] += 1
-                ctx.skip(result.reason, result.where)
+                bad.skip(result)
             else:
                 yield number, result
             ctx.progress(number + 1, len(source), "images")
-    reading.check_bad(bad, len(source), first=first_bad)
+    bad.check(reading, len(source))
 
 
 def _read(read: Callable[[int], T], number: int) -> T | BadSample:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -21,6 +20,7 @@ from vfm.config import UserError
 from vfm.data import BadSample
 from vfm.data.choices import Choice, load_choices
 from vfm.data.images import decode_image
+from vfm.eval.bad_samples import BadSamples
 from vfm.eval.encoders import encode_texts, logit_scale
 from vfm.eval.finite import check_finite
 from vfm.eval.hashes import item_digest
@@ -78,8 +78,7 @@ def choice_logits(
     numbers: list[int] = []
     items: list[Choice] = []
     digests: list[bytes] = []
-    bad: Counter[str] = Counter()
-    first_bad = ""
+    bad = BadSamples(ctx)
     logits: dict[str, list[NDArray[np.float32]]] = {name: [] for name in encoders}
 
     def compute(chunk: list[Choice]) -> _Chunk:
@@ -98,9 +97,7 @@ def choice_logits(
     for chunk in of_all(map(compute, own_share(chunks)), for_others=_Chunk.without_images):
         for number, item in enumerate(chunk.items, start=seen):
             if isinstance(item, BadSample):
-                first_bad = first_bad or f"{item.where} ({item.reason})"
-                bad[item.reason] += 1
-                ctx.skip(item.reason, item.where)
+                bad.skip(item)
             else:
                 numbers.append(number)
                 items.append(_without_images(item))
@@ -109,7 +106,7 @@ def choice_logits(
             logits[name] += chunk.logits[name]
         seen += len(chunk.items)
         ctx.progress(seen, data.num_pairs, "items")
-    reading.check_bad(bad, data.num_pairs, "items", first_bad)
+    bad.check(reading, data.num_pairs, "items")
     leave_to_first()
     return ChoiceLogits(numbers, items, digests, logits)
 

@@ -28,7 +28,8 @@ from torch import Tensor
 
 from vfm.config import UserError
 from vfm.data import BadSample, Sample, Source
-from vfm.eval.features import bad_place, decoded_batches, preprocesses
+from vfm.eval.bad_samples import BadSamples
+from vfm.eval.features import decoded_batches, preprocesses
 from vfm.eval.finite import check_finite
 from vfm.models import ImageEncoder
 from vfm.publishing import publish_file
@@ -92,15 +93,11 @@ def embed_dataset(
     Raises:
         UserError: too many images cannot be read, or all; or an embedding is not finite.
     """
-    bad: Counter[str] = Counter()
-    first = ""
-    seen = 0
+    bad, seen = BadSamples(ctx), 0
     for batch in decoded_batches(source, reading, lambda sample: None, fits=preprocesses([encoder])):
         good = [item for _, item in batch if not isinstance(item, BadSample)]
         for number, item in ((number, item) for number, item in batch if isinstance(item, BadSample)):
-            first = first or bad_place(source, number, item)
-            bad[item.reason] += 1
-            ctx.skip(item.reason, item.where)
+            bad.skip(item, source.where(number))
         if good:
             vectors = encoder.encode_images([image for _, image, _ in good], reading.batch_size).numpy()
             samples = [sample for sample, *_ in good]
@@ -108,8 +105,8 @@ def embed_dataset(
             writer.write([s.key for s in samples], [_text(s, source.class_names) for s in samples], vectors)
         seen += len(batch)
         ctx.progress(seen, len(source), "images")
-    reading.check_bad(bad, len(source), first=first)
-    return bad
+    bad.check(reading, len(source))
+    return bad.counts
 
 
 def _text(sample: Sample, class_names: Sequence[str]) -> str | None:

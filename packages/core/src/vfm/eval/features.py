@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from torch import Tensor
 from vfm.artifacts import LabeledDataset
 from vfm.data import BadSample, Sample, Source, open_dataset
 from vfm.data.images import decode_image
+from vfm.eval.bad_samples import BadSamples
 from vfm.eval.feature_cache import FeatureCache
 from vfm.eval.finite import check_finite
 from vfm.eval.hashes import item_digest
@@ -94,21 +94,13 @@ def encode_dataset(
     cached_by_all = set.intersection(*cached.values()) if cached else set()
     first = next(iter(caches.values()), FeatureCache())
     found: dict[int, tuple[Sample, bytes]] = {}
-    bad: Counter[str] = Counter()
-    first_bad = ""
-
-    def skip(number: int, problem: BadSample) -> None:
-        nonlocal first_bad
-        first_bad = first_bad or bad_place(source, number, problem)
-        bad[problem.reason] += 1
-        ctx.skip(problem.reason, problem.where)
-
+    bad = BadSamples(ctx)
     for number in sorted(cached_by_all):
         try:
             check(sample := source.facts(number))
             found[number] = (sample, first.digest(number))
         except BadSample as problem:
-            skip(number, problem)
+            bad.skip(problem, source.where(number))
     new: dict[str, list[tuple[list[int], Tensor]]] = {name: [] for name in encoders}
     missing = [number for number in range(len(source)) if number not in cached_by_all]
     own = [number for batch in own_share(in_batches(missing, reading.batch_size)) for number in batch]
@@ -118,14 +110,14 @@ def encode_dataset(
     for items, features_of_batch in of_all(encoded, for_others=_for_others, at_once=1 if files else AT_ONCE):
         for number, item in items:
             if isinstance(item, BadSample):
-                skip(number, item)
+                bad.skip(item, source.where(number))
             else:
                 found[number] = item
         for name, part in features_of_batch.items():
             new[name].append(_write(files[name], *part) if files else part)
         seen += len(items)
         ctx.progress(seen, len(source), "images")
-    reading.check_bad(bad, len(source), first=first_bad)
+    bad.check(reading, len(source))
     for name, parts in new.items():
         if parts:
             new_numbers = [number for part, _ in parts for number in part]
@@ -185,11 +177,6 @@ def _write(file: RowFile, numbers: list[int], part: Tensor) -> tuple[list[int], 
     """Write features to a file, and return them without columns."""
     file.append(part)
     return numbers, part.new_empty(len(part), 0)
-
-
-def bad_place(source: Source, number: int, problem: BadSample) -> str:
-    """Return the address of a bad sample, with its shard, and the reason."""
-    return f"{source.where(number)} ({problem.reason})"
 
 
 def encode_labeled(

@@ -19,6 +19,7 @@ from vfm.artifacts import Report, VideoClassifier, VideoDataset
 from vfm.config import load_function
 from vfm.data import BadSample
 from vfm.data.videos import VideoSource
+from vfm.eval.bad_samples import BadSamples
 from vfm.eval.classify import columns_of
 from vfm.eval.embeddings import Writer
 from vfm.eval.evaluation import report_models
@@ -79,8 +80,7 @@ def evaluate_predictors(config: VideoEvaluation, ctx: Context, models: Mapping[s
         for name, model in models.items()
     }
     numbers: list[int] = []
-    bad: Counter[str] = Counter()
-    first_bad = ""
+    bad = BadSamples(ctx)
     at_once = max(1, config.micro_batch_size // (views.num_clips * views.num_crops))
     own = list(own_share(range(len(source))))
 
@@ -97,15 +97,13 @@ def evaluate_predictors(config: VideoEvaluation, ctx: Context, models: Mapping[s
     )
     for number, found in of_all(classified, for_others=_without_views):  # a video is a batch of its own
         if isinstance(found, BadSample):
-            first_bad = first_bad or f"{found.where} ({found.reason})"
-            bad[found.reason] += 1
-            ctx.skip(found.reason, found.where)
+            bad.skip(found)
         else:
             for one, probabilities in zip(scored.values(), found, strict=True):
                 one.views.append(probabilities)
             numbers.append(number)
-        ctx.progress(len(numbers) + bad.total(), len(source), "videos")
-    config.reading.check_bad(bad, len(source), "videos", first_bad)
+        ctx.progress(len(numbers) + bad.counts.total(), len(source), "videos")
+    bad.check(config.reading, len(source), "videos")
     leave_to_first()
     labels = np.array(source.labels)[numbers]
     keys = [source.keys[number] for number in numbers]
@@ -176,15 +174,12 @@ def embed_videos(
     Raises:
         UserError: too many videos cannot be read, or all; or an embedding is not finite.
     """
-    bad: Counter[str] = Counter()
-    first_bad, done = "", 0
+    bad, done = BadSamples(ctx), 0
     for batch in read_ahead(source, range(len(source)), [model], views, reading.threads, reading.batch_size):
         keys, texts, vectors = [], [], []
         for number, clips in batch:
             if isinstance(clips, BadSample):
-                first_bad = first_bad or f"{clips.where} ({clips.reason})"
-                bad[clips.reason] += 1
-                ctx.skip(clips.reason, clips.where)
+                bad.skip(clips)
                 continue
             mean = model.features(clips[0]).mean(axis=0)
             keys.append(source[number].key)
@@ -196,8 +191,8 @@ def embed_videos(
             writer.write(keys, texts, found)
         done += len(batch)
         ctx.progress(done, len(source), "videos")
-    reading.check_bad(bad, len(source), "videos", first_bad)
-    return bad
+    bad.check(reading, len(source), "videos")
+    return bad.counts
 
 
 def predict_videos(model: VideoPredictor, samples: list[Any], views: TestViews) -> NDArray[np.float64]:

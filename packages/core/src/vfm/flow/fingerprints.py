@@ -110,10 +110,15 @@ def fingerprint(path: str, memory: Memory) -> str:
 
 
 def contents(folder: str, memory: Memory) -> dict[str, str]:
-    """Return the fingerprints of the files below a folder, without hidden ones and broken links, by relative path."""
-    inside = (name for name in files.walk(folder) if "/." not in f"/{name}")
-    paths = {name: path for name in inside if os.path.isfile(path := os.path.join(folder, name))}
+    """Return the fingerprints of the files below a folder whose content counts, by relative path."""
+    paths = {name: os.path.join(folder, name) for name in contents_names(folder)}
     return _of_files(paths, *memory.entries(folder), memory)
+
+
+def contents_names(folder: str) -> list[str]:
+    """Return the files below a folder whose content counts, without hidden ones and broken links, by relative path."""
+    inside = (name for name in files.walk(folder) if "/." not in f"/{name}")
+    return [name for name in inside if os.path.isfile(os.path.join(folder, name))]
 
 
 def located(path: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from vfm import files
 from vfm.artifacts import MANIFEST_FILE
 from vfm.config import UserError
-from vfm.flow.fingerprints import WHOLE_FILE, Memory, contents, fingerprint
+from vfm.flow.fingerprints import WHOLE_FILE, Memory, contents, contents_names, fingerprint
 from vfm.flow.remote_fingerprints import DIGITS
 from vfm.flow.store import SLOT_NAME
 from vfm.integrity import hash_file, read_sealed, seal
@@ -39,13 +39,6 @@ class Input:
         if os.path.isdir(self.path):
             return [os.path.join(self.path, name) for name in contents_names(self.path)]
         return [self.path] if os.path.isfile(self.path) else []
-
-
-def contents_names(folder: str) -> list[str]:
-    """Return the files below a folder whose content counts, relative to it."""
-    return [
-        name for name in files.walk(folder) if "/." not in f"/{name}" and os.path.isfile(os.path.join(folder, name))
-    ]
 
 
 def inputs_of(store: Path) -> list[Input]:

@@ -54,11 +54,6 @@ class DrawnScene:
     owners: NDArray[np.int8]  # (S, S)
 
 
-def num_classes(world: World, vocabulary: Vocabulary) -> int:
-    """Return the number of classes of a vocabulary: the named number in a world with everything, fewer in others."""
-    return len(class_names(world, vocabulary))
-
-
 def class_names(world: World, vocabulary: Vocabulary) -> list[str]:
     """Return the class names in the order of `label_of`: "star", "red star", "striped outline red star"."""
     if vocabulary == 12:
