@@ -23,7 +23,7 @@ from vfm.data.shard_cache import ShardCache
 from vfm.data.source import Source
 
 BLOCK = 4096  # positions; also the resolution of the weights
-_STREAM = 3  # separates the draws of the mixture from those of shards and windows
+_STREAM = 3  # keeps the draws of the mixture apart from those of shards, and of windows but in epoch 3
 
 
 class Mixture:
