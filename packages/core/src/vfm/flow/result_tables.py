@@ -84,8 +84,8 @@ def panel_tables(artifact: Path) -> Iterator[Table]:
     """Yield the tables among the panels of an artifact."""
     for panel in load_panels(artifact):
         if isinstance(panel, TablePanel):
-            texts = {"title": escape(panel.title), "caption": escape(panel.note)}
-            table = Table(**texts, title_justify="left", caption_justify="left", box=None)
+            table = Table(title=escape(panel.title), title_justify="left", caption_justify="left", box=None)
+            table.caption = escape(panel.note)
             for column in panel.columns:
                 table.add_column(escape(column), overflow="fold")
             for row in panel.rows:

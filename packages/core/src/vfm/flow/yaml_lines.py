@@ -38,6 +38,11 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _decimal(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    """Return an integer; that of YAML 1.1 would be octal with a zero in front."""
+    return int(loader.construct_scalar(node))
+
+
 _FLOAT = re.compile(r"^[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
 _INTEGER = re.compile(r"^[-+]?\d+$")
 _BOOLEAN = re.compile(r"^(true|True|TRUE|false|False|FALSE)$")
@@ -49,7 +54,7 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INTEGER, list("-+0123456789"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOLEAN, list("tTfF"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))  # not octal
+_Loader.add_constructor("tag:yaml.org,2002:int", _decimal)
 
 
 class _Dumper(yaml.SafeDumper):
