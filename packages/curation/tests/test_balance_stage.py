@@ -77,7 +77,7 @@ def thresholds_of(subset: Any) -> dict[str, float]:
     return {row[0]: row[2] for row in table.rows}
 
 
-def test_every_matched_text_is_stored_map_in_order_kept_or_not(run_stage: Any, matches: Any) -> None:
+def test_every_matched_text_is_stored_in_order_kept_or_not(run_stage: Any, matches: Any) -> None:
     subset = curated(run_stage, matches, t=30)
     rows = subset_rows(subset)
     assert len(rows) == matches.num_matched == 4 * 300

@@ -149,7 +149,7 @@ def test_first_of_each_equals_a_dictionary(rows: list[tuple[int, int, int, int]]
     assert len(first) + len(later) == len(rows)
 
 
-def test_buckets_give_back_every_row_in_its_bucket_and_map_in_order(
+def test_buckets_give_back_every_row_in_its_bucket_and_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(buckets, "BYTES_IN_MEMORY", 1000)  # so that files are appended to

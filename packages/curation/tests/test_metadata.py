@@ -244,7 +244,7 @@ def test_lists_by_language_and_with_sources(tmp_path: Path) -> None:
     assert read_lists(folder) == {"cs": {"kočka": "cs.json"}, "fr": {"chat": "fr.json"}}
 
 
-def test_merged_map_in_order_the_first_source_wins_up_to_the_size() -> None:
+def test_merged_in_order_the_first_source_wins_up_to_the_size() -> None:
     entries = EntryList(size=3)
     entries.add({"cat": "one", "!": "one", "x" * 257: "one", "dog": "one"})
     entries.add({"dog": "two", "owl": "two", "fox": "two"})

@@ -40,7 +40,7 @@ def rows(metadata: Any) -> list[tuple[str, str, str]]:
     return [tuple(row.values()) for row in load_entries(metadata).to_pylist()]
 
 
-def test_sources_are_merged_map_in_order_and_each_entry_keeps_its_first(
+def test_sources_are_merged_in_order_and_each_entry_keeps_its_first(
     run_stage: Any, make_pool: Any, wiki: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.txt").write_text("okapi\nthe\nU.S.\n", encoding="utf-8")

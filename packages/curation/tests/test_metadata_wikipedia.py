@@ -151,7 +151,7 @@ def test_counts_of_other_files_are_not_resumed(tmp_path: Path) -> None:
     assert Corpus((file,), wikitext=False).made != before
 
 
-def test_items_come_back_map_in_order_from_any_number_of_processes() -> None:
+def test_items_come_back_in_order_from_any_number_of_processes() -> None:
     assert list(map_in_order(abs, range(-9, 0), 2)) == list(map_in_order(abs, range(-9, 0), 0)) == list(range(9, 0, -1))
 
 

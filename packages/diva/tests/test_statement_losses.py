@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from diva_toy import WORLD, prior_config, prior_task, run, tune_config
+from diva_toy import WORLD, context, prior_config, prior_task, run, tune_config
 from test_stages import known, refusal
-from vfm.data import Choice, decode_image, load_choices
+from vfm.data import Choice, decode_image, load_choices, write_choices
+from vfm.events import Event
 from vfm.panels import load_panels
 from vfm.plugin import ChoiceDataset, ClipCheckpoint, Pool
 from vfm.stages.shapes import ShapesChoices
@@ -89,3 +90,22 @@ def test_a_prior_of_text_states_reports_statement_losses_and_needs_an_adapter(
     run(tune_config(adapter={"type": "linear"}, steps=2), tmp_path / "tuned", clip=clip, pool=pool, prior=prior)
     with pytest.raises(ValueError, match=r"choices needs a prior conditioned on text, got condition.source: image"):
         prior_config(condition={"source": "image"}, choices="pairs")
+
+
+def test_a_table_that_cannot_be_made_is_a_warning_and_the_prior_is_exported(
+    clip: ClipCheckpoint, pool: Pool, choices: ChoiceDataset, tmp_path: Path
+) -> None:
+    alone = (replace(choice, statements=["of no image"], truth=[-1]) for choice in load_choices(choices))
+    pairs = write_choices(tmp_path / "pairs", alone)
+    config, folder = prior_config(choices="pairs", steps=2), tmp_path / "prior"
+    ctx = context(config, folder, clip=clip, pool=pool, pairs=pairs)
+    for made in (ctx.directory, ctx.work):
+        made.mkdir(parents=True)
+    events: list[Event] = []
+    prior = config.run(replace(ctx, send=events.append))
+    assert load_generator(prior).condition_map
+    (warning,) = [event.data["message"] for event in events if event.type == "warning"]
+    assert warning == (
+        "prior: a picture of the report cannot be drawn: ValueError: no image of the choices has both a right and a"
+        " wrong statement"
+    )

@@ -91,7 +91,7 @@ def class_vector(embeds: Tensor) -> Tensor:
     embeddings are used for the noise only, so they are not needed.
     """
     width = embeds.shape[1]
-    level = torch.cat([embeds.new_ones(width - width // 2), embeds.new_zeros(width // 2)])
+    level = torch.cat([embeds.new_ones(width // 2), embeds.new_zeros(width - width // 2)])
     return torch.cat([embeds, level.expand(len(embeds), width)], dim=1)
 
 

@@ -9,7 +9,7 @@ import torch
 from vfm.data import load_choices, open_dataset
 from vfm.models import ClipModel, blueprint, load_clip
 from vfm.plugin import Context, GeneratorCheckpoint, ImageDataset, PairDataset, Preflight, UserError
-from vfm.train import ImageTransform, TrainingData, fit, is_main, prepare_device
+from vfm.train import ImageTransform, TrainingData, fit, prepare_device, show_panels
 from vfm_diva.generator import Generator, build_generator
 from vfm_diva.inputs import MakeImageInputs, MakePriorInputs
 from vfm_diva.latents import check_latents, open_latents
@@ -52,15 +52,18 @@ def train_prior(config: DivaPrior, ctx: Context) -> GeneratorCheckpoint:
     data = TrainingData.of(config, open_dataset(images), _make_inputs(config, ctx, task, images, language))
     measure_data(task, data, with_gap=config.condition.source in ("text", "both"))
     fit(task, data, config, ctx)
-    if is_main():
-        ctx.panel(condition_panel(task, data, with_texts=language is not None))
-        ctx.panel(samples_panel(task, data, language, ctx.directory))
-        if config.choices:
-            transform = ImageTransform(generator.image_size, "crop")
-            sampler = NoiseSampler(generator.noise_shape, NUM_TIMES, config.timesteps)
-            choices = load_choices(ctx.load(config.choices))
-            ctx.panel(statement_panel(task, choices, transform, sampler, seed=config.seed))
-    return task.export(ctx.directory)
+    made = task.export(ctx.directory)
+    show_panels(
+        ctx,
+        lambda: condition_panel(task, data, with_texts=language is not None),
+        lambda: samples_panel(task, data, language, ctx.directory),
+    )
+    if config.choices:
+        choices = load_choices(ctx.load(config.choices))
+        transform = ImageTransform(generator.image_size, "crop")
+        sampler = NoiseSampler(generator.noise_shape, NUM_TIMES, config.timesteps)
+        show_panels(ctx, lambda: statement_panel(task, choices, transform, sampler, seed=config.seed))
+    return made
 
 
 def build_prior(

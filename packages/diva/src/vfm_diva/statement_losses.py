@@ -89,8 +89,13 @@ def statement_panel(
     """Return a table of the share of images whose loss rises with the other statement, by pattern.
 
     The two images of a pair count as one item in the bootstrap interval.
+
+    Raises:
+        ValueError: no image has both a statement of its own and another one.
     """
     pairs = list(statement_pairs(choices))
+    if not pairs:
+        raise ValueError("no image of the choices has both a right and a wrong statement")
     losses = statement_losses(task, pairs, transform, sampler, seed=seed)
     patterns = np.array([pair.pattern for pair in pairs])
     items = np.array([pair.item for pair in pairs])

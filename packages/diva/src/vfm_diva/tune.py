@@ -7,7 +7,7 @@ from dataclasses import replace
 from vfm.data import BadSample, decode_image, open_dataset
 from vfm.models import blueprint, check_low_rank, load_clip, open_clip_incompatibility
 from vfm.plugin import ClipCheckpoint, Context, EvaluationPolicy, ImageDataset, Preflight, UserError
-from vfm.train import ImageTransform, TrainingData, fit, is_main
+from vfm.train import ImageTransform, TrainingData, fit, is_main, show_panels
 from vfm_diva.conditioner import check_feedback, needs_prompt
 from vfm_diva.generator import load_generator, randomize_weights
 from vfm_diva.inputs import MakeImageInputs, MakeTuneInputs, TuneInputs
@@ -74,16 +74,18 @@ def tune_clip(config: DivaTune, ctx: Context) -> ClipCheckpoint:
     data = build_data(config, ctx, task)
     _train_adapter(config, ctx, task, data)
     fit(task, data, config, ctx)
-    if is_main():
-        if config.control:
-            ctx.panel(control_panel(config.control))
-        # At least two images per pass: each is also denoised with the conditioning of another one.
-        batch_size = max(2, config.micro_batch_size or config.global_batch_size)
-        ctx.panel(before_after_panel(task, data, batch_size=batch_size))
-        ctx.panel(image_samples_panel(task, data, ctx.directory))
     made = task.export(ctx.directory)
     if is_main() and (why := open_clip_incompatibility(task.clip)):  # of the merged tower
         ctx.warn(why)
+    if is_main() and config.control:
+        ctx.panel(control_panel(config.control))
+    # At least two images per pass: each is also denoised with the conditioning of another one.
+    batch_size = max(2, config.micro_batch_size or config.global_batch_size)
+    show_panels(
+        ctx,
+        lambda: before_after_panel(task, data, batch_size=batch_size),
+        lambda: image_samples_panel(task, data, ctx.directory),
+    )
     return made
 
 

@@ -225,7 +225,12 @@ class EvaFinetune(Training):
     drop_path: float = Field(
         0.1, ge=0, lt=1, description="probability to skip the last block; falls linearly to 0 at the first"
     )
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target spread evenly over all classes")
+    label_smoothing: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="share of the target spread evenly over all classes; without effect for several labels an image",
+    )
     augmentation: FinetuneAugmentation = Field(FinetuneAugmentation(), description="augmentation of the images")
     crop_pct: float = Field(1.0, gt=0, le=1, description="share of the resized image that the evaluation's crop keeps")
     lr: float = Field(1e-4, ge=0, description="peak learning rate, that of the head")
