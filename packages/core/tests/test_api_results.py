@@ -272,6 +272,10 @@ def test_objects_and_regions_of_models_with_a_dense_head(world: Path) -> None:
         (lambda w: vfm.predict(w / "clip", w / "flat", NAMES), "flat: expected an image, got a folder"),
         (lambda w: vfm.predict(w / "clip", [5], NAMES), "expected an image or the path of one, got a int"),
         (lambda w: vfm.predict(w / "clip", 5, NAMES), "expected an image or the path of one, got a int"),
+        (
+            lambda w: vfm.run({"stages": [{"kind": "data.digits", "name": "d"}]}, store=w / "none", track="wandbb"),
+            "got wandbb",
+        ),
         (lambda w: vfm.evaluate(None, w / "labeled"), "models: expected paths or artifacts, got a NoneType"),
         (lambda w: vfm.predict(w / "clip", w / "flat/red.png", ["one"]), "classes: expected at least two names"),
         (lambda w: vfm.predict(w / "clip", w / "flat/red.png", NAMES, index="i"), "give either classes"),

@@ -127,6 +127,7 @@ def test_unknown_recipe(verb, toys):
         (("stages", "eva.pretrian"), "'eva.pretrian'"),
         (("show", "r.yaml"), "r.yaml"),
         (("show", "."), ".: no artifact found (artifact.json is missing)"),
+        (("step", ".", "--events", "jsn"), "--events: expected text or json, got jsn"),
         (("step", "."), ".: not a prepared step (step.json is missing)"),
         (("init", "r.yaml"), "r.yaml already exists; choose another name, or remove it first"),
         (("init", "nowhere/r.yaml", "--like", "r.yaml"), "nowhere/r.yaml: No such file or directory"),

@@ -110,7 +110,7 @@ def test_stage_reports_each_number_of_shots_and_each_draw(tmp_path: Path) -> Non
 def test_missing_classes_text_towers_and_shots_are_refused(tmp_path: Path) -> None:
     train, test = labeled(tmp_path / "train", 5, classes=7), labeled(tmp_path / "test", 21)
     run = run_in(tmp_path / "out")
-    with pytest.raises(UserError, match="class 'magenta' has no training image"):
+    with pytest.raises(UserError, match="train: class 'magenta' has no training image"):
         score_few_shot(run.ctx, ORACLES, train, test, FewShotSettings([1], 1, False, 0.1))
 
     class Blind:

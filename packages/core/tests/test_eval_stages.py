@@ -133,7 +133,9 @@ def test_images_of_choices_do_not_stay_in_memory(tmp_path: Path) -> None:
 
 
 def test_mmvp_refuses_items_that_are_not_pairs(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="expected two images and two statements, got 1 images and 2 statements"):
+    with pytest.raises(
+        UserError, match="data: item 0: expected two images and two statements, got 1 images and 2 statements"
+    ):
         score_mmvp_vlm(run_in(tmp_path / "out").ctx, ORACLES, sugarcrepe(tmp_path / "data"), prompt="")
 
 
@@ -290,7 +292,7 @@ def test_equal_captions_for_all_images_are_refused(tmp_path: Path) -> None:
     rows = [(str(n), {"png": png(NAMES[n]), "txt": b"a red thing"}) for n in range(4)]
     size = write_rows(tmp_path / "data", rows, DatasetSpec(texts={"en": "txt"}))
     data = Pool.create(tmp_path / "data", num_samples=size)
-    with pytest.raises(UserError, match="expected different captions, got 'a red thing' for all images"):
+    with pytest.raises(UserError, match="data: expected different captions, got 'a red thing' for all images"):
         score_retrieval(run_in(tmp_path / "out").ctx, ORACLES, data)
 
 

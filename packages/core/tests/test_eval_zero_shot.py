@@ -96,7 +96,7 @@ def test_class_names_that_do_not_match_the_labels_are_refused(tmp_path: Path) ->
     with pytest.raises(UserError, match="class_names: expected one per class, 7, got 2"):
         score_zero_shot(run_in(tmp_path / "out").ctx, ORACLE, data, prompts=Prompts(class_names=["one", "two"]))
     one = labeled(tmp_path / "one", 1)
-    with pytest.raises(UserError, match="expected images of two or more classes, got one class"):
+    with pytest.raises(UserError, match="one: expected images of two or more classes, got one class"):
         score_zero_shot(run_in(tmp_path / "more").ctx, ORACLE, one, prompts=Prompts(only_present=True))
 
 

@@ -238,6 +238,10 @@ class Context:
             )
         return typing.cast("A", artifact)
 
+    def name_of(self, artifact: Artifact) -> str:
+        """Return the name of an input in the recipe, for messages; of another artifact that of its folder."""
+        return next((name for name, path in self.inputs.items() if path == artifact.path), artifact.path.name)
+
     def emit(self, type: str, **data: Any) -> None:  # noqa: A002
         """Send an event to the listeners (`vfm.events` lists the types and their data)."""
         self.send(Event(type, self.stage, data))

@@ -138,7 +138,7 @@ def run(
     store: AnyPath = "store",
     name: str = "recipe",
     fresh: bool = False,
-    track: Sequence[str] = (),
+    track: str | Sequence[str] = (),
     progress: bool = True,
 ) -> Run:
     """Run a recipe. Finished stages are cached, interrupted ones resume.
@@ -166,7 +166,8 @@ def run(
         loaded = text_recipe(text, known, set, name, "the recipe")
     else:
         loaded = load_recipe(as_place(recipe), known, overrides(set))
-    return run_loaded(manager, loaded, Path(store), listener(progress), fresh=fresh, track=track)
+    trackers = [track] if isinstance(track, str) else track
+    return run_loaded(manager, loaded, Path(store), listener(progress), fresh=fresh, track=trackers)
 
 
 def check_not_a_worker(call: str) -> None:

@@ -186,6 +186,8 @@ def step(
     debug: DebugOption = False,
 ) -> None:
     """Run one prepared stage, under torchrun or a scheduler."""
+    if events not in ("text", "json"):
+        raise UserError(f"--events: expected text or json, got {events}")
     listener = PipeListener(_pipe_of_events()) if events == "json" else ConsoleListener(console)
     manager = load_plugins()
     send = sender(manager, [listener])

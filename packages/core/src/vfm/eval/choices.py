@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +54,7 @@ def score_mmvp_vlm(
     """
     # DIVA's features are further encoders of the same pass, so that each image is decoded once.
     others = {_diva_name(name): ClassAndPatches(_clip(name, model)) for name, model in encoders.items() if diva_scoring}
-    choices = choice_logits(ctx, {**encoders, **others}, data, prompt, reading, _check_pair)
+    choices = choice_logits(ctx, {**encoders, **others}, data, prompt, reading, partial(_check_pair, ctx.name_of(data)))
     truth = np.array([item.truth for item in choices.items])  # (P, 2)
     results, rights = {}, {}
     for name in encoders:
@@ -82,12 +83,13 @@ def score_mmvp_vlm(
     return Evaluated(data_hash(data, choices.digests), results)
 
 
-def _check_pair(item: Choice) -> None:
+def _check_pair(data: str, item: Choice) -> None:
     if (len(item.images), len(item.statements)) != (2, 2) or min(item.truth) < 0:
         shape = f"{len(item.images)} images and {len(item.statements)} statements"
-        raise UserError(f"item {item.key}: expected two images and two statements, got {shape}; eval.choices takes any")
+        takes_any = "eval.choices takes any"
+        raise UserError(f"{data}: item {item.key}: expected two images and two statements, got {shape}; {takes_any}")
     if item.truth[0] == item.truth[1]:
-        raise UserError(f"item {item.key}: expected one statement for each image, got two for one image")
+        raise UserError(f"{data}: item {item.key}: expected one statement for each image, got two for one image")
 
 
 def score_choices(

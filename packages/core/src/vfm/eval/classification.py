@@ -49,9 +49,8 @@ def encode_with_targets(
         present = targets.any(dim=0)
     empty = [repr(name) for name, found in zip(data.class_names, present.tolist(), strict=True) if not found]
     if empty:
-        where = next((name for name, path in ctx.inputs.items() if path == data.path), data.path.name)
         some = ", ".join(empty[:EMPTY_NAMED]) + (", ..." if len(empty) > EMPTY_NAMED else "")
-        ctx.warn(f"{where}: {len(empty)} of {len(data.class_names)} classes have no image: {some}")
+        ctx.warn(f"{ctx.name_of(data)}: {len(empty)} of {len(data.class_names)} classes have no image: {some}")
     return images, targets
 
 

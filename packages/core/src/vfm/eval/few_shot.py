@@ -91,7 +91,7 @@ def score_few_shot(
                 raise UserError(f"{name}: start: zero_shot needs a text tower, which this model does not have")
     known, test = encode_labeled(ctx, encoders, train, reading), encode_labeled(ctx, encoders, data, reading)
     if missing := sorted(set(range(len(data.class_names))) - set(known.labels.tolist())):
-        raise UserError(f"class {data.class_names[missing[0]]!r} has no training image")
+        raise UserError(f"{ctx.name_of(train)}: class {data.class_names[missing[0]]!r} has no training image")
     starts = {
         name: _start(name, model, data, settings, known.features[name].shape[1], reading.batch_size)
         for name, model in encoders.items()

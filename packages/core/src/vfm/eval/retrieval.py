@@ -66,7 +66,8 @@ def score_retrieval(
     images = encode_dataset(ctx, source, encoders, reading, check=check)
     captions = Captions.of(images, language)
     if len(images.samples) > 1 and len(set(captions.texts)) == 1:
-        raise UserError(f"expected different captions, got {captions.texts[0]!r} for all images")
+        found = f"got {captions.texts[0]!r} for all images"
+        raise UserError(f"{ctx.name_of(data)}: expected different captions, {found}")
     texts_by_model = {
         name: encode_texts(model, captions.texts, reading.batch_size, name) for name, model in encoders.items()
     }

@@ -92,7 +92,7 @@ def score_zero_shot(
     only_present = prompts.only_present and isinstance(data, LabeledDataset)
     candidates = torch.unique(targets) if only_present else torch.arange(len(names))
     if len(candidates) < 2:
-        raise UserError("expected images of two or more classes, got one class")
+        raise UserError(f"{ctx.name_of(data)}: expected images of two or more classes, got one class")
     classes = [names[label] for label in candidates]
     own = sentences_of(prompts.sentences, names) if prompts.sentences else None
     classifiers = {
