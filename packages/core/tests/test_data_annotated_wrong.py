@@ -77,6 +77,9 @@ def test_yaml_of_something_else_is_passed_over(tmp_path: Path) -> None:
     write(tmp_path / "set/compose.yaml", "a: 1\n---\nb: 2\n")
     write(tmp_path / "list.yaml", "[1, 2]\n")
     assert read(tmp_path / "data", tmp_path / "set").class_names == ["a"]
+    write(tmp_path / "set/data.yaml", "names: {0: a, 1000012345: b}\n")
+    with pytest.raises(UserError, match=r"data\.yaml: expected numbers of classes below 100,000, got 1000012345"):
+        read(tmp_path / "large", tmp_path / "set")
     write(tmp_path / "set/data.yaml", "names: [a\n")
     with pytest.raises(UserError, match=r"data\.yaml: not readable as YAML"):
         read(tmp_path / "broken", tmp_path / "set")

@@ -100,6 +100,8 @@ def test_label_array_of_another_length_than_the_class_names_is_refused(tmp_path:
     stage = Tagged(kind="data.tagged", name="tags", path=str(place))
     with pytest.raises(UserError, match=r"an array of \(4,\) for 3 classes"):
         stage.preflight(NOTHING)
+    with pytest.raises(UserError, match=r"4 labels do not fit the 3 class names; the first is .*0\.tar:s0000000"):
+        stage.model_copy(update={"verify": False}).run(run_in(tmp_path / "made").ctx)
 
 
 def npz() -> bytes:
@@ -112,6 +114,13 @@ def words() -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, np.array(["red", "green", "blue"]))
     return buffer.getvalue()
+
+
+def test_samples_that_are_not_read_for_the_index_are_counted_when_their_labels_are(tmp_path: Path) -> None:
+    place = folder(tmp_path / "tags", "npy", [b"", b"", words(), words()], classnames="red\ngreen\nblue")
+    stage = Tagged(kind="data.tagged", name="tags", path=str(place), verify=False, max_bad_fraction=0.5)
+    with pytest.raises(UserError, match=r"4 of 4 samples are bad: missing_label \(4\)"):
+        stage.run(run_in(tmp_path / "made").ctx)
 
 
 @pytest.mark.parametrize("verify", [True, False])

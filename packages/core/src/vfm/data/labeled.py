@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -14,8 +15,8 @@ from vfm.config import UserError
 from vfm.data.captions import field_of, is_unicode
 from vfm.data.dataset_panels import add_dataset_panels
 from vfm.data.folder import class_folders
-from vfm.data.index import write_index
-from vfm.data.indexing import Indexing, first_sample
+from vfm.data.index import BadRow, write_index
+from vfm.data.indexing import Indexing, check_bad, first_sample
 from vfm.data.layout import Layout, find_layout
 from vfm.data.parquet import features_of
 from vfm.data.sample import BadSample
@@ -82,7 +83,7 @@ def index_tagged(config: Tagged, ctx: Context) -> TaggedImages:
     count = indexing.run(images, layout.shards(images, spec), layout.num_shards)
     dataset = ImageDataset.create(images, num_samples=count, bad_samples=dict(indexing.counts))
     add_dataset_panels(ctx, dataset, indexing.bad)
-    tags = _tags(Source(images), ctx)
+    tags = _tags(Source(images), indexing)
     write_tags(ctx.directory / TAGS_FILE, tags)
     templates = _names_and_templates(config, layout)[1]
     return TaggedImages.create(
@@ -95,15 +96,24 @@ def index_tagged(config: Tagged, ctx: Context) -> TaggedImages:
     )
 
 
-def _tags(source: Source, ctx: Context) -> list[tuple[int, ...]]:
-    """Return the labels of each sample, none of a bad one, which stays in shards that are not read for the index."""
+def _tags(source: Source, indexing: Indexing) -> list[tuple[int, ...]]:
+    """Return the labels of each sample, none of a bad one, which stays in shards that are not read for the index.
+
+    Raises:
+        UserError: too many are bad, or a label is not one of the classes.
+    """
     tags: list[tuple[int, ...]] = []
+    bad: list[BadRow] = []
     for number in range(len(source)):
         try:
             tags.append(source.facts(number).labels or ())
-        except BadSample as bad:
-            ctx.skip(bad.reason, bad.where)
+        except BadSample as problem:
+            indexing.ctx.skip(problem.reason, problem.where)
+            bad.append(BadRow(*source.locate(number), problem.reason, problem.where))
             tags.append(())
+    indexing.bad += bad
+    indexing.check_labels()
+    check_bad(indexing.ctx.stage, Counter(row.reason for row in bad), len(source), indexing.max_bad_fraction)
     return tags
 
 

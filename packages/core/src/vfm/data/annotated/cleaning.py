@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from vfm.data.annotated.masks import encode_segmentation, mask_area, mask_box
@@ -75,8 +74,3 @@ def clip_box(box: Box, width: int, height: int, where: str) -> Box:
     if right <= left or bottom <= top:
         raise BadAnnotation("box_outside_image", where)
     return left, top, right, bottom
-
-
-def count_reasons(bad: Iterable[BadAnnotation]) -> Counter[str]:
-    """Return the number of bad annotations by reason."""
-    return Counter(one.reason for one in bad)

@@ -12,7 +12,6 @@ from vfm.data.spec import MAX_CLASSES
 BoxFormat = Literal["xywh", "xyxy", "cxcywh"]
 CLASS_FIELDS = ("category_id", "category", "categories", "label", "labels", "class")
 BOX_FIELDS = ("bbox", "bboxes", "box", "boxes")
-IDENTITY_FIELDS = ("id", "bbox_id")
 
 
 def objects_in(

@@ -12,6 +12,7 @@ from vfm import files
 from vfm.config import UserError
 from vfm.data.annotated.records import Annotation, BadAnnotation, Classes, Label, ListedImages, Picture, box_of
 from vfm.data.folder import image_names
+from vfm.data.spec import MAX_CLASSES
 
 BOX, POLYGON = 5, 7  # numbers of a line with a box, and the fewest of one with a polygon
 
@@ -54,7 +55,7 @@ def read_names(path: str) -> list[str]:
     Numbers without a name get their number as a name.
 
     Raises:
-        UserError: the file has none.
+        UserError: the file has none, or a number that is no class.
     """
     record = read_yaml(path)
     names = record.get("names", record.get("classes"))
@@ -62,7 +63,9 @@ def read_names(path: str) -> list[str]:
         return [str(name) for name in names]
     if not isinstance(names, dict) or not all(isinstance(number, int) and number >= 0 for number in names) or not names:
         raise UserError(f"{path}: expected class names below `names`")
-    return [str(names.get(number, number)) for number in range(max(names) + 1)]
+    if (largest := max(names)) >= MAX_CLASSES:
+        raise UserError(f"{path}: expected numbers of classes below {MAX_CLASSES:,}, got {largest}")
+    return [str(names.get(number, number)) for number in range(largest + 1)]
 
 
 def read_yaml(path: str) -> dict[str, Any]:
