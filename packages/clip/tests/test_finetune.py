@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from vfm.artifacts import Report
+from vfm.artifacts import PairDataset, Report
 from vfm.cli import app
 from vfm.models import build_clip, build_vision, load_clip, save_clip, save_vision
 
@@ -76,6 +76,15 @@ def test_an_earlier_result_is_tuned_again_under_a_name_of_its_own(here: Path) ->
     stages = stages_of(here / "finetune.yaml")
     assert (stages["start"]["source"], stages["tuned"]["init"]) == ("made/wise", "start")
     assert stages["own"]["models"] == ["start", "tuned", "wise"]
+
+
+def test_a_saved_dataset_in_this_folder_is_not_imported_again(here: Path) -> None:
+    PairDataset.create(here / "val", num_samples=16)
+    done = finetune("model", "pairs", "--val", "val", "--dry-run", *SMALL)
+    assert done.exit_code == 0, done.output
+    stages = stages_of(here / "finetune.yaml")
+    assert "val" not in stages
+    assert stages["own"]["data"] == "val"
 
 
 def test_low_rank_changes_are_trained_and_merged(here: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from cli_world import run_here
 from vfm.artifacts import Report, VideoDataset
@@ -163,7 +164,11 @@ def test_predict_and_embed_take_videos(videos: VideoDataset, tmp_path: Path) -> 
     table = pq.read_table(tmp_path / "out.parquet")
     assert table["text"].to_pylist()[0] == "brighter"
     np.testing.assert_allclose(np.linalg.norm(np.stack(table["embedding"].to_pylist()), axis=1), 1, rtol=1e-5)
+    for number, frame in enumerate(grey_frames(8)):
+        Image.fromarray(frame).save(write(tmp_path / f"frames/{number:05d}.png", b""))
+    write(tmp_path / "frames/00005.png", b"no picture")
     for words, message in (
+        (["predict", model, str(tmp_path / "frames")], "00005.png: unreadable"),
         (["predict", model, str(tmp_path / "none.mp4")], "no such video"),
         (["predict", model, str(write(tmp_path / "x.mp4", b"x"))], "unreadable video"),
         (["predict", model, clip, "--classes", "a,b"], "has its own classes"),

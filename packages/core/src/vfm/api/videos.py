@@ -30,11 +30,14 @@ def predict(model: VideoClassifier, paths: Sequence[AnyPath], device: str) -> tu
     """Return class names and their probabilities for video files, or for folders of frames, (B, K).
 
     Raises:
-        UserError: a file does not exist, or is no video.
+        UserError: a file does not exist, is no video, or cannot be decoded.
     """
     samples = [_read_video(path) for path in paths]
     classifier = load_video_predictor(model, open_device(device))
-    scores = predict_videos(classifier, samples, TestViews())
+    try:
+        scores = predict_videos(classifier, samples, TestViews())
+    except BadSample as bad:  # a part that opening it did not read
+        raise UserError(f"{bad.where}: {bad.reason.replace('_', ' ')}") from None
     check_finite(scores, str(model.path), list(map(str, paths)))
     return list(classifier.class_names), torch.as_tensor(scores)
 

@@ -61,8 +61,9 @@ def finetuning_recipe(given: Finetuning, known: Mapping[str, type[Stage]]) -> st
     stages: list[Fields] = [model.stage] if model.stage else []
     kinds = {"pool": "data.pairs", "val": "data.pairs", "general": "data.labeled"}
     paths = {"pool": given.data, "val": given.val, "general": given.general}
-    refs = {name: path if saved_artifact(path) else name for name, path in paths.items() if path}
-    stages += [{"kind": kinds[name], "name": name, "path": paths[name]} for name in refs if refs[name] == name]
+    saved = {name for name, path in paths.items() if path and saved_artifact(path)}
+    refs = {name: path if name in saved else name for name, path in paths.items() if path}
+    stages += [{"kind": kinds[name], "name": name, "path": paths[name]} for name in refs if name not in saved]
     tasks = [("own", "eval.retrieval", refs.get("val")), ("kept", "eval.zero_shot", refs.get("general"))]
     evaluations = [(name, kind, ref) for name, kind, ref in tasks if ref]
     start = model.ref
