@@ -53,6 +53,14 @@ def test_objects_are_listed_drawn_and_written_as_coco_results(world, tmp_path):
     assert (enlarged[3:6, 4:8] != before[3:6, 4:8]).any(axis=-1).all()
 
 
+def test_two_images_never_have_one_id(world, tmp_path):
+    (tmp_path / "0.png").symlink_to(world / "other.png")
+    images = [world / "000139.png", tmp_path / "0.png", world / "other.png"]
+    for files, ids in ((images, [139, 0, 2]), ([images[2], images[1]], [0, 1])):
+        assert run_here("predict", world / "detector", *files, "--draw", "--out", tmp_path / "out").code == 0
+        assert [one["image_id"] for one in json.loads((tmp_path / "out/results.json").read_text())] == ids
+
+
 def test_without_draw_nothing_is_written_and_low_scores_are_left_out(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = run_here("predict", world / "detector", world / "other.png")

@@ -36,6 +36,7 @@ def predict_dense(
     images = read_images(files)
     if out and out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: expected a folder, got a file")
+    ids = image_ids(files)
     records: list[dict[str, Any]] = []
     for place, (file, image, found) in enumerate(
         zip(files, images, find(checkpoint, images, open_device(device)), strict=True)
@@ -51,7 +52,7 @@ def predict_dense(
             else:
                 show(f"  {100 * row['share']:5.1f} %  {row['label']}")
         if found.objects:
-            records += coco_results(found.objects, _image_id(file, place), str(file), checkpoint.class_names)
+            records += coco_results(found.objects, ids[place], str(file), checkpoint.class_names)
         if out:
             out.mkdir(parents=True, exist_ok=True)
             repeated = [other.stem for other in files].count(file.stem) > 1
@@ -86,5 +87,7 @@ def coco_results(found: Instances, image_id: int, file: str, names: Sequence[str
     return records
 
 
-def _image_id(file: Path, place: int) -> int:
-    return int(file.stem) if file.stem.isdecimal() and len(file.stem) < 16 else place
+def image_ids(files: Sequence[Path]) -> list[int]:
+    """Return the number that each file's name is, or else its place; the places of all where two would be equal."""
+    ids = [int(file.stem) if file.stem.isdecimal() and len(file.stem) < 16 else n for n, file in enumerate(files)]
+    return ids if len(set(ids)) == len(ids) else list(range(len(files)))

@@ -101,7 +101,7 @@ def predict(
 
     With an index, the nearest neighbours of the images are found. With a model that has a dense head, --draw writes a
     picture of each image and, for a detector, `results.json` in COCO's format; its image_id is the number that a file's
-    name is, else the image's place in the command.
+    name is, else the image's place in the command, which all images have if two ids would be equal.
     """
     from vfm.api.inputs import artifact_of
     from vfm.api.prediction import Predictions
