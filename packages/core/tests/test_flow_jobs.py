@@ -116,6 +116,8 @@ def test_torchrun_spans_the_machines_of_a_slurm_job(tmp_path, monkeypatch):
     assert alone[1:] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=8", "-m", "vfm", "step",
                          str(tmp_path), "--events", "json"]  # fmt: skip
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    in_job = torchrun_command(Step, tmp_path)  # a job of one machine
+    assert in_job == ["env", "--ignore-signal=USR1", "--ignore-signal=USR2", *alone]
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "4")
     spread = " ".join(torchrun_command(Step, tmp_path))
     assert spread.startswith("srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --overlap env --ignore-signal=USR1")

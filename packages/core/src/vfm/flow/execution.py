@@ -129,18 +129,19 @@ def runs_in_several(stage: Stage) -> bool:
 def torchrun_command(step: Step, work: Path) -> list[str]:
     """Return the command that runs a prepared step in several processes: of this machine or of a Slurm job."""
     words = ["-m", "vfm", "step", str(work), "--events", "json"]
+    if "SLURM_JOB_ID" not in os.environ:
+        return [sys.executable, "-m", *_torchrun(step, "--standalone"), *words]
+    # Slurm sends the job's signal to torchrun too, which would end at once. The run passes it on as SIGTERM, after
+    # which the processes save.
+    python = ["env", "--ignore-signal=USR1", "--ignore-signal=USR2", sys.executable]
     machines = machines_of_job()
     if machines < 2:
-        return [sys.executable, "-m", *_torchrun(step, "--standalone"), *words]
+        return [*python, "-m", *_torchrun(step, "--standalone"), *words]
     job = os.environ["SLURM_JOB_ID"]
     port = 20_000 + int(job) % 10_000  # jobs that share a machine do not share it
     where = [f"--nnodes={machines}", f"--rdzv-id={job}", "--rdzv-backend=c10d"]
     srun = ["srun", f"--nodes={machines}", f"--ntasks={machines}", "--ntasks-per-node=1", "--overlap"]
-    # Slurm sends the job's signal to these processes too; the run passes it on as SIGTERM, after which they save.
-    srun += ["env", "--ignore-signal=USR1", "--ignore-signal=USR2"]
-    return [
-        *srun, sys.executable, "-m", *_torchrun(step, *where, f"--rdzv-endpoint={socket.gethostname()}:{port}"), *words
-    ]  # fmt: skip
+    return [*srun, *python, "-m", *_torchrun(step, *where, f"--rdzv-endpoint={socket.gethostname()}:{port}"), *words]
 
 
 def machines_of_job() -> int:
