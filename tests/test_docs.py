@@ -102,7 +102,8 @@ COMMANDS = {
     "uv run vfm run diva_tiny_varied": RUN_THERE,
     "uv run vfm run diva_probes": RUN_THERE,
     "uv run vfm run open_segmentation_tiny": RUN_THERE,
-    "uv run vfm run diva_sweep --set seeds=[10]": CLAIM,
+    "uv run vfm run diva_sweep": RUN_THERE,
+    "uv run vfm run diva_retention": RUN_THERE,
     "uv run vfm run mllm_tiny": RUN_THERE,
     "uv run vfm eval clip_flickr=store/runs/clip_flickr/artifacts/clip --suite small --root ."
     " --name eval_small": "{} --dry-run",
