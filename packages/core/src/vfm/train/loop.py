@@ -8,12 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, Generic
+from typing import Generic
 
 import torch
-from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from vfm.config import UserError
 from vfm.data.batch import Batch, Inputs
@@ -25,14 +23,15 @@ from vfm.train.checkpoint import Checkpoints, Snapshot
 from vfm.train.continuation import earlier_snapshot, keep_checkpoints
 from vfm.train.curves import Curves
 from vfm.train.data import Data
-from vfm.train.dist import World, distributed, micro_batch_size, reproducible, seed_everything, tf32
+from vfm.train.dist import World, distributed, micro_batch_size, reproducible, tf32
 from vfm.train.ema import Ema
 from vfm.train.evaluations import Evaluations
 from vfm.train.guard import FiniteGuard, SkippedSamples, check_weights
 from vfm.train.heartbeat import watched
 from vfm.train.kernels import chosen_kernels
 from vfm.train.memory import memory_explained
-from vfm.train.optim import build_optimizer, set_lr, step_if_finite
+from vfm.train.optim import build_optimizer, set_lr
+from vfm.train.optimizer_step import OptimizerStep
 from vfm.train.parallel import Alone, in_processes
 from vfm.train.precision import Numerics
 from vfm.train.preparation import Compile, prepared, uncompiled
@@ -40,13 +39,12 @@ from vfm.train.profiling import StepProfiler
 from vfm.train.state import (
     as_saved,
     as_stored,
-    as_whole,
     load_model,
     load_optimizer,
     model_tensors,
     optimizer_tensors,
 )
-from vfm.train.task import Metrics, Task
+from vfm.train.task import Task
 from vfm.train.termination import Termination, termination
 from vfm.train.throughput import Throughput
 
@@ -100,7 +98,7 @@ class _Loop(Generic[Inputs]):
         numerics: Numerics,
         compiled: Compile,
     ) -> None:
-        self.numerics, self.compiled = numerics, compiled
+        self.numerics = numerics
         self.placed, self.data, self.plan, self.ctx, self.stop = placed, data, plan, ctx, stop
         self.task, self.world = task, world = placed.task, placed.world
         self.micro_batch_size = micro_batch_size(plan, world)
@@ -108,7 +106,6 @@ class _Loop(Generic[Inputs]):
         task.train()
         self.optimizer = build_optimizer(task, plan.optimizer, plan.lr)
         self.lr_at: Callable[[int], float] = plan.schedule.build(plan.lr, plan.num_steps)
-        self.trained = [param for group in self.optimizer.param_groups for param in group["params"]]
         with numerics.full_weights():
             self.ema = Ema(task, plan.ema_decay) if plan.ema_decay else None
         self.throughput = Throughput(world.device, plan.runtime, half=numerics.is_half)
@@ -120,6 +117,10 @@ class _Loop(Generic[Inputs]):
         self.checkpoints = Checkpoints(ctx.work, plan.checkpoint, ctx.warn, world, sharded)
         with numerics.full_weights():
             self.done = self._resume()
+        self.optimize = OptimizerStep(
+            placed, plan, numerics, compiled, self.optimizer, self.guard, self.curves, self.throughput,
+            self.checkpoints.wait_for_copy,
+        )  # fmt: skip
         self.profiler = StepProfiler(plan.runtime.profile, ctx, world, self.done)
         ctx.emit("settings", step=self.done, settings=incidental_settings(plan))
 
@@ -193,7 +194,7 @@ class _Loop(Generic[Inputs]):
             self.checkpoints.wait_for_copy()
             agreed = self.world.mean(torch.tensor(wishes, device=self.world.device))
         else:
-            agreed = self._optimize(step, micro_batches, wishes)
+            agreed = self.optimize(step, micro_batches, wishes)
         if look:
             self.guard.read(self.checkpoints.wait)
         with self.numerics.full_weights():
@@ -232,54 +233,6 @@ class _Loop(Generic[Inputs]):
             task.train()
         self.world.barrier()
         self.curves.restart_clock()
-
-    def _optimize(self, step: int, micro_batches: Sequence[Batch[Inputs]], wishes: list[float]) -> Tensor:
-        """Compute gradients, clip them and step the optimizer; return the mean wishes of all processes."""
-        losses: list[tuple[list[str], Tensor]] = []
-        self.optimizer.zero_grad(set_to_none=True)
-        self.task.is_log_step = self.curves.is_last_before_line(step + 1)
-        self.task.before_step(step)
-        metrics = self._gradients(step, micro_batches, losses)
-        self.placed.average_gradients()
-        self.checkpoints.wait_for_copy()
-        with self.numerics.full_weights():
-            return self._update(step, metrics, losses, wishes)
-
-    def _update(
-        self, step: int, metrics: Metrics, losses: list[tuple[list[str], Tensor]], wishes: list[float]
-    ) -> Tensor:
-        grads = [param.grad for param in self.trained if param.grad is not None]
-        self.numerics.unscale(grads)
-        grad_norm = as_whole(get_total_norm(grads)).float()
-        if self.plan.optimizer.grad_clip_norm:
-            clip_grads_with_norm_(self.trained, self.plan.optimizer.grad_clip_norm, grad_norm)
-        names = sorted(metrics)
-        local = torch.stack([metrics[name].detach().float() for name in names])
-        # `new_full` fills on the device, where `new_tensor` would copy from the host and wait.
-        shared = self.world.mean(torch.cat([local, *(local.new_full((1,), wish) for wish in wishes)]))
-        values = shared[: len(names)]
-        found_inf = self.guard.check(step, [values[names.index("loss")], self.numerics.expected(grad_norm)], losses)
-        step_if_finite(self.optimizer, self.numerics.skips(found_inf, grad_norm))
-        self.curves.add([*names, "grad_norm"], torch.cat([values, grad_norm[None]]))
-        return shared[len(names) :]
-
-    def _gradients(
-        self, step: int, micro_batches: Sequence[Batch[Inputs]], losses: list[tuple[list[str], Tensor]]
-    ) -> Metrics:
-        def reseed(index: int) -> None:
-            self.placed.begin_micro_batch(is_last=index == len(micro_batches) - 1)
-            seed_everything(self.plan.seed, step, index, self.world.rank)
-
-        def call(
-            batch: Batch[Inputs], method: Callable[..., tuple[Tensor, Metrics]] | None = None, /, *args: Any
-        ) -> tuple[Tensor, Metrics]:
-            with self.numerics.autocast():
-                loss, metrics = self.placed.run(self.compiled(method or self.task), batch.inputs, *args)
-            losses.append((batch.keys, loss.detach()))
-            return loss, metrics
-
-        with self.throughput.counting():
-            return self.task.accumulate(call, micro_batches, self.numerics.backward, reseed)
 
     def _save(self) -> None:
         # The next forward pass may change buffers while the thread still copies.
