@@ -25,7 +25,8 @@ from vfm.cli import main
 from vfm.flow.recipe import Recipe, parse_recipe
 from vfm.plugin import Cost, Preflight, Training, load_function
 from vfm.plugins import load_plugins, stage_types
-from vfm.train import Batch, Task, estimate, loop
+from vfm.train import Batch, Task, estimate
+from vfm.train.optimizer_step import OptimizerStep
 from vfm_kernels import use_kernels
 
 READS = {"item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "equal", "allclose"}
@@ -160,14 +161,14 @@ def test_a_forward_pass_has_all_tensors_on_the_device_and_does_not_wait_for_it(
 
 
 def test_no_step_of_eva_clip_and_diva_waits_for_the_device(tmp_path, monkeypatch):
-    waits, steps, optimize = Waits(), Counter[str](), loop._Loop._optimize
+    waits, steps, optimize = Waits(), Counter[str](), OptimizerStep.__call__
 
     def counted(self: Any, *args: Any) -> Tensor:
-        steps[type(self.task).__name__] += 1
+        steps[type(self.placed.task).__name__] += 1
         with waits:
             return optimize(self, *args)
 
-    monkeypatch.setattr(loop._Loop, "_optimize", counted)
+    monkeypatch.setattr(OptimizerStep, "__call__", counted)
     arguments = ["vfm", "run", "quickstart", "--store", str(tmp_path / "store"), "--quiet", *words(QUICKSTART)]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as ended:

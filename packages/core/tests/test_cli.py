@@ -209,7 +209,15 @@ def test_interrupted_run_resumes(toys):
     assert "(resumes)" in run_here("run", "r.yaml", "--set", "sum.pause=0.2").out
 
 
-def test_interrupt_that_a_library_turns_into_an_error_is_an_interrupt(toys):
+@pytest.fixture
+def interruptible():
+    """Let SIGINT raise KeyboardInterrupt here: a job in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_interrupt_that_a_library_turns_into_an_error_is_an_interrupt(toys, interruptible):
     Path("r.yaml").write_text(RECIPE + "  - {kind: toy.fail, name: f, number: sum, how: interrupted}\n")
     done = run_here("run", "r.yaml")
     assert (done.code, done.err.strip()) == (130, "interrupted; run the same command again to resume")

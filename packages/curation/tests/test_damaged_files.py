@@ -24,7 +24,10 @@ def _codes(folder: Path) -> Any:
 
 
 def _tar(folder: Path) -> Any:
-    return write_shard(TarsJob(folder, folder / "tars", 10, 1, 0), 0)
+    job = TarsJob(folder, folder / "tars", 10, 1, 0)
+    job.folder.mkdir()
+    job.file(0).touch()  # its record is read only beside it
+    return write_shard(job, 0)
 
 
 READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {

@@ -66,6 +66,13 @@ class _Dumper(yaml.SafeDumper):
         """Return True: anchors and aliases are hard to read."""
         return True
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Return a text as a node: one with control characters or line breaks has escapes, in double quotes."""
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
 
 def parse(text: str, where: str) -> tuple[Any, dict[KeyPath, int]]:
     """Return the value of a YAML text, and the line (from 1) of each key path in it.
