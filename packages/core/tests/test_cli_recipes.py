@@ -121,7 +121,9 @@ def test_scalars_are_those_of_yaml_1_2(text: str, value: object) -> None:
     assert yaml_lines.parse_value(text, "--set x") == value
 
 
-texts = st.text(max_size=8) | st.sampled_from(["08", "010", "1e3", "2024-01-01", "1:30", "no", "~", "0x10", "=", "<<"])
+texts = st.text(max_size=8) | st.sampled_from(
+    ["08", "010", "1e3", "2024-01-01", "1:30", "no", "~", "0x10", "=", "<<", "\x85"]
+)
 
 
 @settings(deadline=None)
