@@ -86,7 +86,7 @@ def test_the_spread_of_features_is_that_of_the_log_step_and_is_not_computed_in_o
 
 
 class Distance(nn.Module):
-    """A loss that does not use the temperature."""
+    """Compute a loss without the temperature."""
 
     def forward(self, features: ClipFeatures) -> tuple[Tensor, Metrics]:
         return (features.image - features.text).square().sum(dim=1).mean(), {}

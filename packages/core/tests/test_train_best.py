@@ -53,7 +53,7 @@ def test_weights_with_the_highest_score_are_exported_and_reported(tmp_path, ema_
 
 
 class Sometimes(Probe):
-    """A score that is none at first, and after a rise."""
+    """Return NaN for the first and the third evaluation."""
 
     def scores(self, ctx: Context, encoder: Any) -> dict[str, float]:
         calls.append(len(calls))

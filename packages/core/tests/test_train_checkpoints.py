@@ -144,7 +144,7 @@ def test_checkpoint_of_another_training_must_be_readable(stopped):
 
 
 class Large(Task[Any]):
-    """A task whose steps change all weights in less time than a copy of them takes, and its forward pass a buffer."""
+    """Change a buffer in each forward pass, and all weights in each step, faster than they can be copied."""
 
     def __init__(self) -> None:
         super().__init__()

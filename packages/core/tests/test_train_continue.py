@@ -115,7 +115,7 @@ def test_a_state_that_does_not_fit_is_one_line(tmp_path: Path, changes: dict[str
 
 
 class Half(Regression):
-    """The same task, which keeps its first layer."""
+    """Train all layers but the first."""
 
     def __init__(self) -> None:
         super().__init__()

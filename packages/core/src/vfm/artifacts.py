@@ -359,7 +359,7 @@ class Metric(Config):
 
 
 class Comparison(Config):
-    """A test of a model against the first one, on the same items or over the same seeds."""
+    """Compare a model with the first one, on the same items or over the same seeds."""
 
     metric: str = Field(description="name of the compared metric")
     model: str = Field(description="name of the compared model")

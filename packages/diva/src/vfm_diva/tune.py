@@ -75,10 +75,11 @@ def tune_clip(config: DivaTune, ctx: Context) -> ClipCheckpoint:
     _train_adapter(config, ctx, task, data)
     fit(task, data, config, ctx)
     made = task.export(ctx.directory)
-    if is_main() and (why := open_clip_incompatibility(task.clip)):  # of the merged tower
-        ctx.warn(why)
-    if is_main() and config.control:
-        ctx.panel(control_panel(config.control))
+    if is_main():
+        if why := open_clip_incompatibility(task.clip):  # of the merged tower
+            ctx.warn(why)
+        if config.control:
+            ctx.panel(control_panel(config.control))
     # At least two images per pass: each is also denoised with the conditioning of another one.
     batch_size = max(2, config.micro_batch_size or config.global_batch_size)
     show_panels(

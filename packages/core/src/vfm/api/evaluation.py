@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from vfm.api.paths import PATHS, AnyPath, as_place
+from vfm.api.paths import PATHS, AnyPath, as_place, as_words
 from vfm.api.progress import listener
 from vfm.api.runs import Run, check_not_a_worker, run_loaded, text_recipe
 from vfm.artifacts import Artifact
@@ -83,10 +83,10 @@ def evaluate(
         data=_words("data", data),
         suite=suite,
         root=as_place(root),
-        tasks=_listed(tasks),
+        tasks=as_words(tasks),
         train=as_place(train),
-        languages=_listed(languages),
-        resize=_listed(resize),
+        languages=as_words(languages),
+        resize=as_words(resize),
     )
     if not request.models:
         raise UserError("evaluate: expected at least one model, got none")
@@ -94,10 +94,6 @@ def evaluate(
     done = run_loaded(manager, recipe, Path(store), listener(progress), jobs=jobs)
     write_results(done.directory, through_link(done.directory / "results"))
     return EvaluationRun(done.directory, done.seconds, done.page)
-
-
-def _listed(words: str | Sequence[str]) -> list[str]:
-    return [words] if isinstance(words, str) else list(words)
 
 
 def _words(what: str, given: Named) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from vfm.artifacts import Artifact
 from vfm.config import UserError
@@ -22,3 +23,8 @@ def as_place(given: AnyPath | Artifact) -> str:
     if not isinstance(given, PATHS):
         raise UserError(f"expected a path, a name or an artifact, got a {type(given).__name__}")
     return os.fspath(given)
+
+
+def as_words(given: str | Sequence[str]) -> list[str]:
+    """Return one word or several as a list."""
+    return [given] if isinstance(given, str) else list(given)

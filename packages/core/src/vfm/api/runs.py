@@ -15,7 +15,7 @@ import pluggy
 import pyarrow as pa
 from rich.table import Table
 
-from vfm.api.paths import AnyPath, as_place
+from vfm.api.paths import AnyPath, as_place, as_words
 from vfm.api.progress import Listener, listener
 from vfm.api.results import Results, as_table
 from vfm.artifacts import Artifact, Comparison, Metric, Report
@@ -166,8 +166,7 @@ def run(
         loaded = text_recipe(text, known, set, name, "the recipe")
     else:
         loaded = load_recipe(as_place(recipe), known, overrides(set))
-    trackers = [track] if isinstance(track, str) else track
-    return run_loaded(manager, loaded, Path(store), listener(progress), fresh=fresh, track=trackers)
+    return run_loaded(manager, loaded, Path(store), listener(progress), fresh=fresh, track=as_words(track))
 
 
 def check_not_a_worker(call: str) -> None:

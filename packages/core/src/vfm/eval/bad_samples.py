@@ -1,4 +1,4 @@
-"""The samples that an evaluation skips: reported, counted by reason, and too many refused."""
+"""Report and count the samples that an evaluation skips, and refuse a dataset with too many."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vfm.stages.evaluation.base import ReadSettings
 
 @dataclass
 class BadSamples:
-    """The bad samples of one dataset.
+    """Count the bad samples of one dataset.
 
     Attributes:
         ctx: takes each of them.

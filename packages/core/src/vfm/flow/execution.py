@@ -129,12 +129,11 @@ def runs_in_several(stage: Stage) -> bool:
 def torchrun_command(step: Step, work: Path) -> list[str]:
     """Return the command that runs a prepared step in several processes: of this machine or of a Slurm job."""
     words = ["-m", "vfm", "step", str(work), "--events", "json"]
-    if "SLURM_JOB_ID" not in os.environ:
-        return [sys.executable, "-m", *_torchrun(step, "--standalone"), *words]
-    # Slurm sends the job's signal to torchrun too, which would end at once. The run passes it on as SIGTERM, after
-    # which the processes save.
-    python = ["env", "--ignore-signal=USR1", "--ignore-signal=USR2", sys.executable]
-    machines = machines_of_job()
+    python, machines = [sys.executable], machines_of_job()
+    if "SLURM_JOB_ID" in os.environ:
+        # Slurm sends the job's signal to torchrun too, which would end at once. The run passes it on as SIGTERM, after
+        # which the processes save.
+        python = ["env", "--ignore-signal=USR1", "--ignore-signal=USR2", *python]
     if machines < 2:
         return [*python, "-m", *_torchrun(step, "--standalone"), *words]
     job = os.environ["SLURM_JOB_ID"]

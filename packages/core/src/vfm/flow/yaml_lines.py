@@ -20,7 +20,7 @@ TEXT_TAG = "tag:yaml.org,2002:str"
 
 
 class _Loader(yaml.SafeLoader):
-    """A SafeLoader that reads `1e-4` and `010` as numbers and every key as a string, and rejects duplicate keys."""
+    """Load `1e-4` and `010` as numbers and every key as a string, and reject duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -58,7 +58,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _decimal)
 
 
 class _Dumper(yaml.SafeDumper):
-    """A SafeDumper that quotes what `_Loader` reads as no string, and writes a list that occurs twice in full."""
+    """Quote every string that `_Loader` would read as another type, and write repeated lists in full."""
 
     yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
