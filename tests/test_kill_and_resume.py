@@ -285,7 +285,8 @@ def stop_at_random(folder: Path, processes: int, count: int, chance: random.Rand
     most, number = len(events(folder / f"unbroken-{processes}")) // 3, 0
     while count:
         store = folder / f"stopped-{processes}-{number}"
-        wanted, delay = len(events(store)) + chance.randrange(most), chance.uniform(0, 0.5)
+        # After one event at least: while Python starts, nobody handles a signal.
+        wanted, delay = len(events(store)) + chance.randrange(1, most), chance.uniform(0, 0.5)
         process = run(folder, store.name, processes=processes)
         while process.poll() is None and len(events(store)) < wanted:
             time.sleep(0.02)

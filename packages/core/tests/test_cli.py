@@ -187,18 +187,7 @@ def test_store_without_permission_is_one_line(toys):
 
 
 def test_interrupted_run_resumes(toys):
-    site = _site(toys)
-    words = [sys.executable, "-m", "vfm", "run", "r.yaml", "--set", "sum.pause=0.2"]
-    environment = {**os.environ, "PYTHONPATH": str(site)}
-    process = subprocess.Popen(
-        words,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A job in the background ignores Ctrl-C, and hands that down: this process must not.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = _started(toys, "--set", "sum.pause=0.2")
     for line in process.stdout:
         if line.startswith("  sum 1/6"):
             break
@@ -207,6 +196,26 @@ def test_interrupted_run_resumes(toys):
     assert process.returncode == 130
     assert err.strip() == "interrupted; run the same command again to resume"
     assert "(resumes)" in run_here("run", "r.yaml", "--set", "sum.pause=0.2").out
+
+
+def test_interrupt_while_a_string_is_executed_ends_with_the_same_exit_code(toys):
+    Path("r.yaml").write_text(RECIPE + "  - {kind: toy.fail, name: f, number: sum, how: interrupted in exec}\n")
+    process = _started(toys)
+    _, err = process.communicate(timeout=1800)
+    assert (process.returncode, err.strip()) == (130, "interrupted; run the same command again to resume")
+
+
+def _started(toys: Path, *words: str) -> subprocess.Popen[str]:
+    """Return a running `python -m vfm run r.yaml`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "vfm", "run", "r.yaml", *words],
+        env={**os.environ, "PYTHONPATH": str(_site(toys))},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A job in the background ignores Ctrl-C, and hands that down: this process must not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 @pytest.fixture

@@ -110,7 +110,7 @@ class Fail(vfm.Stage):
 
     kind: Literal["toy.fail"] = "toy.fail"
     number: vfm.Ref[Numbers]
-    how: Literal["bug", "user", "disk", "interrupted"] = "bug"
+    how: Literal["bug", "user", "disk", "interrupted", "interrupted in exec"] = "bug"
 
     def run(self, ctx: vfm.Context) -> Numbers:
         if self.how == "user":
@@ -120,6 +120,8 @@ class Fail(vfm.Stage):
                 signal.raise_signal(signal.SIGINT)
             except KeyboardInterrupt:
                 raise vfm.UserError(f"{self.name}: the numbers cannot be read") from None
+        if self.how == "interrupted in exec":  # as where a dataclass is made
+            exec("signal.raise_signal(signal.SIGINT)")
         if self.how == "disk":
             raise OSError(28, os.strerror(28), str(ctx.directory / "big.bin"))
         raise RuntimeError("a bug")

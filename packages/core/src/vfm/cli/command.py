@@ -63,6 +63,9 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             except (KeyboardInterrupt, Exception) as error:
                 if interrupts or isinstance(error, KeyboardInterrupt):
                     errors.print("\ninterrupted; run the same command again to resume")
+                    # If the signal came while a string was executed (a dataclass is made so), `python -m` would later
+                    # end by SIGINT, not with 130: CPython keeps a mark, which the next string removes.
+                    exec("")
                     raise typer.Exit(130) from None
                 if options.get("debug") or not (lines := _explanation(error)):
                     raise
