@@ -234,8 +234,9 @@ def test_predictions_are_those_of_the_command(world: Path, tmp_path: Path) -> No
         2,
         [f"error: {prompts}: no sentences for 'grey'; did you mean 'green'?"],
     )
-    with pytest.raises(vfm.UserError, match="prompts are for CLIP models; it is an encoder without texts"):
-        vfm.predict(world / "classifier", image, prompts=prompts)
+    for texts in ({"prompts": prompts}, {"template": "a {}"}):
+        with pytest.raises(vfm.UserError, match="prompts and templates are for CLIP models; it is an encoder without"):
+            vfm.predict(world / "classifier", image, **texts)
     own = vfm.predict(world / "classifier", [image, Image.open(image)])
     assert own.images == [str(image), "image 1"]
     assert torch.equal(own.scores[0], own.scores[1])
@@ -248,6 +249,8 @@ def test_the_nearest_of_an_index_and_a_warning_of_another_model(world: Path, tmp
     assert best == [{"image": str(image), "rank": 1, "label": "green.png", "similarity": pytest.approx(1)}]
     with pytest.warns(UserWarning, match=r"i.parquet: made with .*clip, not with .*other"):
         vfm.predict(world / "other", image, index=index)
+    with pytest.raises(vfm.UserError, match=r"give either a template .* or an index"):
+        vfm.predict(world / "clip", image, index=index, template="a {}")
 
 
 def test_objects_and_regions_of_models_with_a_dense_head(world: Path) -> None:

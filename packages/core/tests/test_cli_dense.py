@@ -83,7 +83,8 @@ def test_maps_are_drawn_with_the_share_of_each_class(world, tmp_path, model):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["{}/detector", "{}/other.png", "--classes", "a,b"], "it has a dense head: no classes, prompts, index"),
+        (["{}/detector", "{}/other.png", "--classes", "a,b"], "it has a dense head: no classes, template, prompts"),
+        (["{}/detector", "{}/other.png", "--template", "a {}"], "it has a dense head: no classes, template, prompts"),
         (
             ["{}/data", "{}/other.png", "--draw"],
             "expects the folder of a model with a dense head, as eva.detect's, got an",

@@ -106,3 +106,13 @@ def test_jobs_take_gpus_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setattr("vfm.flow.parallel.GPUS", tmp_path / "none")
     run_in_parallel(steps()[:1], record.run_one, lambda event: None, 2)
     assert "CUDA_VISIBLE_DEVICES" not in record.environments["photos"]
+
+
+def test_the_cores_are_shared_by_the_jobs_and_the_processes_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("vfm.flow.parallel.os.cpu_count", lambda: 16)
+    record = Record()
+    several = Step(Named("several", runtime=Runtime(processes=4)))
+    run_in_parallel([*steps()[:1], several], record.run_one, lambda event: None, 2)
+    shares = {name: environment["OMP_NUM_THREADS"] for name, environment in record.environments.items()}
+    assert shares == {"photos": "8", "several": "2"}

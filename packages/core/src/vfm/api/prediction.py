@@ -161,23 +161,26 @@ def predict(
         raise UserError("give either classes (names to choose from) or an index (embeddings to search), not both")
     if prompts is not None and (index is not None or template != TEMPLATE):
         raise UserError("prompts has the sentences of each class: give no template and no index beside it")
+    if index is not None and template != TEMPLATE:
+        raise UserError("give either a template (the prompt of classes) or an index (embeddings to search), not both")
     if top < 1:
         raise UserError(f"top: must be at least 1, got {top}")
     given = [images] if isinstance(images, (*PATHS, Image.Image)) or not isinstance(images, Iterable) else list(images)
     if not given:
         raise UserError("images: expected at least one, got none")
+    has_choices = classes is not None or index is not None or prompts is not None or template != TEMPLATE
     if classifier := artifact_of(model, VideoClassifier):
-        if classes is not None or index is not None or prompts is not None:
-            raise UserError(
-                f"{as_place(classifier)}: a classifier of videos has its own classes: no classes, prompts or index"
-            )
+        if has_choices:
+            where = as_place(classifier)
+            raise UserError(f"{where}: a video classifier has its own classes: no classes, template, prompts or index")
         with naming_extras("a classifier of videos"):
             predict_videos = load_function("vfm.api.videos:predict")
         labels, scores = predict_videos(classifier, given, device)
         return Predictions(image_names(given), labels, scores, top)
     if dense := artifact_of(model, DenseCheckpoint):
-        if classes is not None or index is not None or prompts is not None or pretrained:
-            raise UserError(f"{as_place(dense)}: it has a dense head: no classes, prompts, index or pretrained tag")
+        if has_choices or pretrained:
+            where = as_place(dense)
+            raise UserError(f"{where}: it has a dense head: no classes, template, prompts, index or pretrained tag")
         with naming_extras("a model with a dense head"):
             find_regions = load_function("vfm.api.dense:find_regions")
         regions: Regions = find_regions(dense, read_images(given), image_names(given), open_device(device), min_score)
@@ -222,8 +225,8 @@ def class_probabilities(
         UserError: a CLIP model without names, an encoder without a head or with sentences, or a wrong number of names.
     """
     if isinstance(encoder, PooledVision):
-        if sentences:
-            raise UserError(f"{model}: prompts are for CLIP models; it is an encoder without texts")
+        if sentences or template != TEMPLATE:
+            raise UserError(f"{model}: prompts and templates are for CLIP models; it is an encoder without texts")
         num_classes = int(encoder.module.num_classes)  # type: ignore[arg-type]
         if not num_classes:
             raise UserError(f"{model}: it has no classification head; give an index, a file from `vfm embed`")

@@ -104,7 +104,7 @@ def predict(
     name is, else the image's place in the command, which all images have if two ids would be equal.
     """
     from vfm.api.inputs import artifact_of
-    from vfm.api.prediction import Predictions
+    from vfm.api.prediction import TEMPLATE, Predictions
     from vfm.api.prediction import predict as predict_images
 
     dense = artifact_of(model, DenseCheckpoint)
@@ -112,7 +112,7 @@ def predict(
         known = (Path(model) / FACTS_FILE).is_file()
         what = "another model" if known else "a folder without a model" if Path(model).is_dir() else "no folder"
         raise UserError(f"{model}: --draw expects the folder of a model with a dense head, as eva.detect's, got {what}")
-    if dense and not (classes or prompts or index or pretrained):
+    if dense and not (classes or prompts or index or pretrained or template != TEMPLATE):
         predict_dense = load_function("vfm.cli.dense_prediction:predict_dense")  # needs vfm-core[dense]
         predict_dense(dense, images, device, out=out if draw else None, min_score=min_score)
         return

@@ -70,12 +70,13 @@ def _datasets(step: Step) -> set[str]:
 
 
 def _environment(step: Step, place: int, jobs: int) -> dict[str, str]:
-    """Return variables that give a step its share of the cores, and one of the GPUs.
+    """Return variables that give each process of a step its share of the cores, and the step one of the GPUs.
 
     A step that names a device, or takes one for each of several processes, chooses among all of them.
     """
-    threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
     runtime = step.stage.runtime
+    share = max(1, (os.cpu_count() or 1) // (jobs * runtime.processes))
+    threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(share)}
     gpus = _gpus() if runtime.device in ("auto", "cuda") and runtime.processes == 1 else []
     return threads | ({"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {})
 
