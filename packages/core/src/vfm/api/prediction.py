@@ -157,12 +157,7 @@ def predict(
     Raises:
         UserError: there is no such model, image or class, or an output is not finite.
     """
-    if classes is not None and index is not None:
-        raise UserError("give either classes (names to choose from) or an index (embeddings to search), not both")
-    if prompts is not None and (index is not None or template != TEMPLATE):
-        raise UserError("prompts has the sentences of each class: give no template and no index beside it")
-    if index is not None and template != TEMPLATE:
-        raise UserError("give either a template (the prompt of classes) or an index (embeddings to search), not both")
+    _check_choices(classes is not None, index is not None, prompts is not None, template != TEMPLATE)
     if top < 1:
         raise UserError(f"top: must be at least 1, got {top}")
     given = [images] if isinstance(images, (*PATHS, Image.Image)) or not isinstance(images, Iterable) else list(images)
@@ -201,6 +196,16 @@ def predict(
         labels, scores = class_probabilities(encoder, name, opened, chosen, template, sentences)
     check_finite(scores, name, names)
     return Predictions(names, labels, scores, top, "probability" if index is None else "similarity")
+
+
+def _check_choices(classes: bool, index: bool, prompts: bool, template: bool) -> None:
+    """Check which of the arguments are given together."""
+    if classes and index:
+        raise UserError("give either classes (names to choose from) or an index (embeddings to search), not both")
+    if prompts and (index or template):
+        raise UserError("prompts has the sentences of each class: give no template and no index beside it")
+    if index and template:
+        raise UserError("give either a template (the prompt of classes) or an index (embeddings to search), not both")
 
 
 def class_probabilities(
